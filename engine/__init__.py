@@ -1,0 +1,5 @@
+"""Everything behind the HTTP face: the worker processes and what they compute.
+
+The server uses `engine.client`, `types`, `config`, `errors` and `text` only. Text generation is in
+`engine/llm` (start at `engine/llm/engine.py`), the process border in `engine/client.py` and `loop.py`.
+"""

@@ -1,0 +1,199 @@
+"""What the operator asked for (`EngineConfig`) and what it comes to on this machine (`ResolvedConfig`).
+
+`resolve()` joins them and is a pure function: the machine's facts come in as arguments. Nothing here
+reads the environment; `server/settings.py` does, and builds an `EngineConfig`.
+"""
+
+import hashlib
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from engine.errors import InsufficientMemory, InvalidParameter
+
+Device = Literal["auto", "cpu", "cuda"]
+DType = Literal["auto", "bfloat16", "float16", "float32"]
+Policy = Literal["fcfs", "priority"]
+
+GIB = 1 << 30
+
+
+def knob(default: Any, help: str, *, ge: float | None = None, le: float | None = None) -> Any:
+    """A documented, bounded dataclass field. The text feeds `--help` and the docs' table."""
+    return field(default=default, metadata={"help": help, "ge": ge, "le": le})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """The operator's intent for one engine; `auto` and None mean «decide from model and machine»."""
+
+    device: Device = knob("auto", "Where the model runs: auto takes an NVIDIA GPU if there is one.")
+    dtype: DType = knob("auto", "Weights and activations; auto is bfloat16.")
+    max_model_len: int | None = knob(
+        None,
+        "Longest prompt plus output, in tokens; by default what the model was trained for.",
+        ge=1,
+    )
+    max_num_seqs: int = knob(64, "Most requests in one step.", ge=1)
+    max_num_batched_tokens: int = knob(
+        512, "Token budget of one step: prompt chunks and decodes together.", ge=1
+    )
+    block_size: int = knob(16, "Tokens in a KV block.", ge=1, le=256)
+    num_kv_blocks: int | None = knob(
+        None, "Size of the KV pool in blocks; by default from the memory budget.", ge=1
+    )
+    kv_cache_memory_gib: float | None = knob(
+        None, "Limit of the KV pool; by default a share of the free memory.", ge=0.001
+    )
+    gpu_memory_utilization: float = knob(
+        0.9, "Share of the GPU's memory for weights, activations and KV together.", ge=0.05, le=1.0
+    )
+    enable_prefix_caching: bool = knob(True, "Reuse the KV blocks of equal prompt prefixes.")
+    prefix_cache_memory_gib: float | None = knob(
+        None,
+        "Most memory for cached blocks that no request holds; by default an eighth of the pool's "
+        "limit on a CPU, no bound on a GPU.",
+        ge=0.0,
+    )
+    scheduling_policy: Policy = knob("fcfs", "Who runs next: first come first served, or priority.")
+    max_num_queued: int = knob(1024, "Requests that may wait for a place in the batch.", ge=1)
+    num_threads: int | None = knob(
+        None, "CPU threads of the worker; by default one per core.", ge=1
+    )
+    seed: int | None = knob(None, "Seeds the requests that bring no seed of their own.")
+    load_format: Literal["auto", "dummy"] = knob(
+        "auto", "dummy fills the weights with small random numbers: for speed tests without files."
+    )
+    debug_invariants: bool = knob(
+        False, "Check the scheduler's invariants after every step (slow)."
+    )
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if value is None or isinstance(value, bool | str):
+                continue
+            low, high = f.metadata["ge"], f.metadata["le"]
+            if (low is not None and value < low) or (high is not None and value > high):
+                bound = " and ".join(
+                    [f"at least {low}"] * (low is not None)
+                    + [f"at most {high}"] * (high is not None)
+                )
+                raise InvalidParameter(f"{f.name} is {value}; it must be {bound}", param=f.name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What sizing needs to know of a checkpoint, before its weights are read."""
+
+    max_position_embeddings: int
+    kv_bytes_per_token: int
+    """Keys and values of all layers, in the cache's dtype."""
+    weight_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineFacts:
+    """What sizing needs to know of the machine."""
+
+    device: Literal["cpu", "cuda"]
+    num_cores: int
+    free_memory_bytes: int
+    """Of the device that holds the KV pool, weights not yet loaded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedConfig:
+    """Facts the engine runs by; no `auto`, no None."""
+
+    device: Literal["cpu", "cuda"]
+    dtype: Literal["bfloat16", "float16", "float32"]
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    block_size: int
+    num_kv_blocks: int
+    enable_prefix_caching: bool
+    max_idle_cached_blocks: int
+    """Cached blocks without an owner beyond this number are dropped, oldest first."""
+    scheduling_policy: Policy
+    max_num_queued: int
+    num_threads: int
+    seed: int | None
+    debug_invariants: bool
+
+    def fingerprint(self) -> str:
+        """Short stable hash: two servers with the same one behave the same."""
+        text = repr(sorted(asdict(self).items()))
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> ResolvedConfig:
+    """Turn intent into facts.
+
+    Raises:
+        InvalidParameter: `max_model_len` is more than the model was trained for.
+        InsufficientMemory: the pool would not hold one request of `max_model_len`.
+    """
+    trained = model.max_position_embeddings
+    max_model_len = intent.max_model_len or trained
+    if max_model_len > trained:
+        raise InvalidParameter(
+            f"max_model_len is {max_model_len}; the model was trained for {trained} tokens; "
+            f"lower max_model_len",
+            param="max_model_len",
+        )
+    block_bytes = model.kv_bytes_per_token * intent.block_size
+    num_kv_blocks = intent.num_kv_blocks or _pool_bytes(intent, model, machine) // block_bytes
+    blocks_per_request = -(-max_model_len // intent.block_size)
+    if num_kv_blocks < blocks_per_request:
+        if intent.max_model_len is not None:
+            raise InsufficientMemory(
+                f"the KV pool has {num_kv_blocks} blocks of {intent.block_size} tokens; one request of "
+                f"max_model_len {max_model_len} needs {blocks_per_request}; lower max_model_len to "
+                f"{num_kv_blocks * intent.block_size} or raise kv_cache_memory_gib to "
+                f"{blocks_per_request * block_bytes / GIB:.2f}"
+            )
+        max_model_len = num_kv_blocks * intent.block_size
+        if max_model_len == 0:
+            raise InsufficientMemory(
+                f"weights take {model.weight_bytes / GIB:.2f} GiB of "
+                f"{machine.free_memory_bytes / GIB:.2f} GiB free; nothing is left for the KV cache; "
+                f"use a smaller model or free memory"
+            )
+    return ResolvedConfig(
+        device=machine.device,
+        dtype="bfloat16" if intent.dtype == "auto" else intent.dtype,
+        max_model_len=max_model_len,
+        max_num_seqs=intent.max_num_seqs,
+        max_num_batched_tokens=intent.max_num_batched_tokens,
+        block_size=intent.block_size,
+        num_kv_blocks=num_kv_blocks,
+        enable_prefix_caching=intent.enable_prefix_caching,
+        max_idle_cached_blocks=_max_idle_cached_blocks(intent, machine, num_kv_blocks, block_bytes),
+        scheduling_policy=intent.scheduling_policy,
+        max_num_queued=intent.max_num_queued,
+        num_threads=intent.num_threads or machine.num_cores,
+        seed=intent.seed,
+        debug_invariants=intent.debug_invariants,
+    )
+
+
+def _pool_bytes(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> int:
+    """The pool's limit. On a CPU at most 4 GiB unless asked for: memory is shared with others."""
+    if intent.kv_cache_memory_gib is not None:
+        return int(intent.kv_cache_memory_gib * GIB)
+    if machine.device == "cuda":
+        return max(
+            0, int(machine.free_memory_bytes * intent.gpu_memory_utilization) - model.weight_bytes
+        )
+    return max(0, min(4 * GIB, (machine.free_memory_bytes - model.weight_bytes) // 2))
+
+
+def _max_idle_cached_blocks(
+    intent: EngineConfig, machine: MachineFacts, num_kv_blocks: int, block_bytes: int
+) -> int:
+    if not intent.enable_prefix_caching:
+        return 0
+    if intent.prefix_cache_memory_gib is not None:
+        return min(num_kv_blocks, int(intent.prefix_cache_memory_gib * GIB) // block_bytes)
+    return num_kv_blocks if machine.device == "cuda" else max(1, num_kv_blocks // 8)

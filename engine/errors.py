@@ -1,0 +1,148 @@
+"""Every failure that the engine tells its callers about.
+
+    EngineError                     code, retryable
+    ├─ RequestError                 the caller's fault; never retry unchanged
+    │  ├─ InvalidParameter          a field has a bad value (names the field)
+    │  ├─ ContextLengthExceeded     prompt plus requested tokens do not fit
+    │  ├─ UnknownModel              no such model is served
+    │  ├─ UnknownAdapter            no such LoRA adapter is loaded
+    │  └─ UnsupportedFeature        a known field that this server does not support
+    ├─ CapacityError                try later
+    │  ├─ QueueFull                 as many requests wait as are allowed to
+    │  ├─ Draining                  the server is shutting down
+    │  ├─ ModelNotReady             the model is still loading, or failed to load
+    │  └─ OutOfBlocks               one request needs more KV blocks than the pool has
+    ├─ RequestAborted               the client left, or asked for the abort
+    ├─ ModelLoadError               start-up
+    │  ├─ ModelNotFound             the hub id, folder or file does not exist
+    │  ├─ UnsupportedArchitecture   names the nearest supported ones
+    │  ├─ MissingWeight             the checkpoint lacks a tensor
+    │  ├─ ShapeMismatch             a tensor has another shape than the config says
+    │  ├─ CorruptFile               truncated, wrong checksum, not the claimed format
+    │  └─ InsufficientMemory        weights and KV cache do not fit the budget
+    └─ InternalError                our fault
+       ├─ EngineDead                the worker process ended with the request in it
+       └─ InvariantViolation        a check of our own failed
+
+Messages say what was asked, the limit, and the fix; they never hold prompts or file paths of the
+serving machine, because they reach the client. HTTP status codes live in `server/errors.py` alone.
+"""
+
+
+class EngineError(Exception):
+    """Base of the tree. `code` is stable and machine-readable; `str(error)` is for people."""
+
+    code: str = "engine_error"
+    retryable: bool = False
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class RequestError(EngineError):
+    code = "invalid_request"
+
+
+class InvalidParameter(RequestError):
+    code = "invalid_value"
+
+
+class ContextLengthExceeded(RequestError):
+    code = "context_length_exceeded"
+
+
+class UnknownModel(RequestError):
+    code = "model_not_found"
+
+
+class UnknownAdapter(RequestError):
+    code = "adapter_not_found"
+
+
+class UnsupportedFeature(RequestError):
+    code = "unsupported_feature"
+
+
+class CapacityError(EngineError):
+    code = "over_capacity"
+    retryable = True
+
+
+class QueueFull(CapacityError):
+    code = "queue_full"
+
+
+class Draining(CapacityError):
+    code = "draining"
+
+
+class ModelNotReady(CapacityError):
+    code = "model_not_ready"
+
+
+class OutOfBlocks(CapacityError):
+    code = "out_of_kv_blocks"
+    retryable = False
+
+
+class RequestAborted(EngineError):
+    code = "request_aborted"
+
+
+class ModelLoadError(EngineError):
+    code = "model_load_failed"
+
+
+class ModelNotFound(ModelLoadError):
+    code = "model_source_not_found"
+
+
+class UnsupportedArchitecture(ModelLoadError):
+    code = "unsupported_architecture"
+
+
+class MissingWeight(ModelLoadError):
+    code = "missing_weight"
+
+
+class ShapeMismatch(ModelLoadError):
+    code = "shape_mismatch"
+
+
+class CorruptFile(ModelLoadError):
+    code = "corrupt_file"
+
+
+class InsufficientMemory(ModelLoadError):
+    code = "insufficient_memory"
+
+
+class InternalError(EngineError):
+    code = "internal_error"
+
+
+class EngineDead(InternalError):
+    code = "engine_dead"
+    retryable = True
+
+
+class InvariantViolation(InternalError):
+    code = "invariant_violation"
+
+
+def error_from_code(code: str, message: str, param: str | None = None) -> EngineError:
+    """Rebuild an error that crossed the process border as (code, message, param)."""
+    return _BY_CODE.get(code, InternalError)(message, param=param)
+
+
+def all_error_types(root: type[EngineError] = EngineError) -> list[type[EngineError]]:
+    """The whole tree, parents before children."""
+    types = [root]
+    for child in root.__subclasses__():
+        types += all_error_types(child)
+    return types
+
+
+_BY_CODE = {error.code: error for error in all_error_types()}

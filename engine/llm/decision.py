@@ -1,0 +1,92 @@
+"""What the scheduler decides and what the executor answers: plain data without tensors.
+
+A decision holds everything that an executor in another process would need, so that executors can be
+local, tensor-parallel or remote without the scheduler knowing.
+"""
+
+from dataclasses import dataclass, field
+
+from engine.types import SamplingParams, TokenLogprob
+
+
+@dataclass(slots=True)
+class NewSequence:
+    """First sight of a completion: sent once, before or with its first scheduled tokens.
+
+    The executor keeps its sampling state under `seq_id` until the id appears in
+    `ScheduleDecision.finished`. Preemption does not end that state.
+    """
+
+    seq_id: int
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    seed: int
+    """Already drawn when the request brought none."""
+    index: int
+    """Which of the request's `n` completions; part of the random key."""
+    suppressed_token_ids: tuple[int, ...]
+    """End-of-sequence and stop tokens: not to be drawn before `sampling.min_tokens` tokens."""
+    adapter: str | None = None
+
+
+@dataclass(slots=True)
+class ScheduledSequence:
+    """One completion's share of this step: tokens `start .. start + len(token_ids)` of its text.
+
+        prompt and output   [ computed already | token_ids of this step | later ]
+                            0 ............. start ....... start + len
+
+    When `samples` is set, the step reaches the last known token and a new one is drawn from the
+    logits of the last position.
+    """
+
+    seq_id: int
+    token_ids: list[int]
+    start: int
+    block_ids: list[int]
+    """The whole block table, long enough for `start + len(token_ids)` tokens. Read only."""
+    samples: bool
+    num_output_tokens: int
+    """Tokens generated so far; the position of the random number that a draw would use."""
+    prompt_logprobs: bool = False
+    """Score this chunk's tokens against the next prompt tokens."""
+
+
+@dataclass(slots=True)
+class ScheduleDecision:
+    """One step. Executors apply it in this order: finished, new, copies, forward, sampling."""
+
+    new: list[NewSequence] = field(default_factory=list)
+    scheduled: list[ScheduledSequence] = field(default_factory=list)
+    copies: list[tuple[int, int]] = field(default_factory=list)
+    """Copy-on-write: (source block, destination block), to be copied in all layers first."""
+    finished: list[int] = field(default_factory=list)
+    """Sequences that ended since the last decision; their state can be dropped."""
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(s.token_ids) for s in self.scheduled)
+
+
+@dataclass(slots=True)
+class SequenceOutput:
+    """What a step brought one scheduled sequence."""
+
+    seq_id: int
+    token_ids: list[int] = field(default_factory=list)
+    """Empty unless it sampled; several under speculation."""
+    logprobs: list[TokenLogprob] | None = None
+    """One per token id, when its request asks for them."""
+    prompt_logprobs: list[TokenLogprob] | None = None
+    """Scores of prompt tokens `start + 1 ..` that this chunk could judge."""
+    error: str | None = None
+    """This row alone failed (for example non-finite logits); the others are fine."""
+
+
+@dataclass(slots=True)
+class StepOutput:
+    """The executor's answer, one entry per scheduled sequence, in the decision's order."""
+
+    outputs: list[SequenceOutput]
+    forward_time_s: float = 0.0
+    sample_time_s: float = 0.0

@@ -1,0 +1,40 @@
+"""What a decoder family must know to build itself, read from config.json or from GGUF metadata."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """A decoder-only transformer's shape. Field names are those of Hugging Face's config.json."""
+
+    architecture: str
+    """As in `architectures[0]`, e.g. `LlamaForCausalLM`."""
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    max_position_embeddings: int
+    rope_theta: float = 10000.0
+    rope_scaling: dict[str, Any] | None = None
+    """Hugging Face's dictionary (`rope_type`: linear, dynamic, llama3, yarn ...); None is plain RoPE."""
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    hidden_act: str = "silu"
+    sliding_window: int | None = None
+    """Tokens each position may look back at; None is all."""
+    layer_types: tuple[str, ...] | None = None
+    """`full_attention` or `sliding_attention` per layer, for mixed stacks."""
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    generation: dict[str, float] = field(default_factory=dict)
+    """Sampling defaults of generation_config.json."""
+
+    def kv_bytes_per_token(self, dtype_bytes: int) -> int:
+        """Keys and values of one token in all layers."""
+        return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * dtype_bytes

@@ -1,0 +1,1 @@
+"""The parts that decoder families share: linear methods, attention, norms, embeddings, RoPE."""

@@ -1,0 +1,1 @@
+"""Between text and token ids, without torch: tokenizers, chat templates, detokenising, stop strings."""

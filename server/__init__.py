@@ -1,0 +1,4 @@
+"""The HTTP face: validates, admits, tokenises and streams. Never blocks its loop, never imports torch.
+
+Start reading at `server/app.py`; a request enters through `server/routes/`.
+"""
