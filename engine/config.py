@@ -1,7 +1,7 @@
-"""What the operator asked for (`EngineConfig`) and what it comes to on this machine (`ResolvedConfig`).
+"""What the operator asked for (`EngineConfig`) and what that comes to here (`ResolvedConfig`).
 
-`resolve()` joins them and is a pure function: the machine's facts come in as arguments. Nothing here
-reads the environment; `server/settings.py` does, and builds an `EngineConfig`.
+`resolve()` joins them and is a pure function: the machine's facts come in as arguments. Nothing
+here reads the environment; `server/settings.py` does, and builds an `EngineConfig`.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ def knob(default: Any, help: str, *, ge: float | None = None, le: float | None =
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """The operator's intent for one engine; `auto` and None mean «decide from model and machine»."""
+    """The operator's intent for one engine; `auto` and None leave it to model and machine."""
 
     device: Device = knob("auto", "Where the model runs: auto takes an NVIDIA GPU if there is one.")
     dtype: DType = knob("auto", "Weights and activations; auto is bfloat16.")
@@ -148,8 +148,8 @@ def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> R
     if num_kv_blocks < blocks_per_request:
         if intent.max_model_len is not None:
             raise InsufficientMemory(
-                f"the KV pool has {num_kv_blocks} blocks of {intent.block_size} tokens; one request of "
-                f"max_model_len {max_model_len} needs {blocks_per_request}; lower max_model_len to "
+                f"the KV pool has {num_kv_blocks} blocks of {intent.block_size} tokens; one request "
+                f"of max_model_len {max_model_len} needs {blocks_per_request}; lower max_model_len to "
                 f"{num_kv_blocks * intent.block_size} or raise kv_cache_memory_gib to "
                 f"{blocks_per_request * block_bytes / GIB:.2f}"
             )
@@ -157,8 +157,8 @@ def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> R
         if max_model_len == 0:
             raise InsufficientMemory(
                 f"weights take {model.weight_bytes / GIB:.2f} GiB of "
-                f"{machine.free_memory_bytes / GIB:.2f} GiB free; nothing is left for the KV cache; "
-                f"use a smaller model or free memory"
+                f"{machine.free_memory_bytes / GIB:.2f} GiB free; nothing is left for the KV "
+                f"cache; use a smaller model or free memory"
             )
     return ResolvedConfig(
         device=machine.device,

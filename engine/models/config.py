@@ -21,7 +21,7 @@ class ModelConfig:
     max_position_embeddings: int
     rope_theta: float = 10000.0
     rope_scaling: dict[str, Any] | None = None
-    """Hugging Face's dictionary (`rope_type`: linear, dynamic, llama3, yarn ...); None is plain RoPE."""
+    """Hugging Face's dictionary (`rope_type`: linear, llama3, yarn ...); None is plain RoPE."""
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False

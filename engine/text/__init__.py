@@ -1,1 +1,1 @@
-"""Between text and token ids, without torch: tokenizers, chat templates, detokenising, stop strings."""
+"""Between text and token ids, without torch: tokenizers, chat templates, text streams, stops."""

@@ -1,1 +1,1 @@
-"""Where checkpoints come from and how their tensors are read. Start at `engine/weights/source.py`."""
+"""Where checkpoints come from and how their tensors are read. Start at `source.py`."""
