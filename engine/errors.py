@@ -68,6 +68,8 @@ class UnsupportedFeature(RequestError):
 class CapacityError(EngineError):
     code = "over_capacity"
     retryable = True
+    retry_after_s: int | None = None
+    """When to try again, where whoever raised it can tell."""
 
 
 class QueueFull(CapacityError):

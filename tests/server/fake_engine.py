@@ -1,0 +1,337 @@
+"""An `EngineClient` without an engine: scripted tokens, delays, failures, death.
+
+Deterministic: without a script, token `i` of completion `index` is a pure function of the prompt,
+so that a streamed and a whole answer can be compared. It behaves as the real client does: errors of
+`submit` are raised at once, later ones arrive as events, a dead worker raises from the iterator.
+"""
+
+import asyncio
+import time
+import zlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from engine.errors import Draining, EngineDead, ModelNotReady, UnknownModel
+from engine.types import (
+    EngineStats,
+    FinishReason,
+    GenerateRequest,
+    ModelInfo,
+    ModelStatus,
+    Phase,
+    TokenEvent,
+    TokenLogprob,
+)
+
+Reply = Callable[[GenerateRequest, int], Sequence[int]]
+"""(request, completion index) → the tokens that the model would write, end-of-sequence excluded."""
+
+
+def model_info(model: str = "fake", **changes: object) -> ModelInfo:
+    """What a small ready model says of itself; `changes` replaces fields."""
+    info = ModelInfo(
+        model=model,
+        path="/nonexistent",
+        architecture="LlamaForCausalLM",
+        max_model_len=256,
+        vocab_size=1000,
+        dtype="bfloat16",
+        created=1_700_000_000,
+        num_kv_blocks=64,
+        kv_block_size=16,
+        eos_token_ids=(2,),
+        config_hash="0badcafe",
+    )
+    return replace(info, **changes)  # type: ignore[arg-type]
+
+
+def pure_reply(request: GenerateRequest, index: int) -> list[int]:
+    """Endless in practice: as many tokens as may be asked for, none of them special."""
+    seed = request.sampling.seed or 0
+    key = zlib.crc32(repr((request.prompt_token_ids, index, seed)).encode())
+    return [3 + (key + 7919 * i) % 900 for i in range(request.sampling.max_tokens)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """End a completion with finish reason `error` after so many tokens."""
+
+    after: int = 0
+    code: str = "out_of_kv_blocks"
+    message: str = "the request needs 9 blocks; the pool has 8; raise kv_cache_memory_gib"
+
+
+@dataclass(eq=False)
+class _Stream:
+    """One submitted request. Iterates over the events of all its completions, interleaved."""
+
+    engine: "FakeEngineClient"
+    request: GenerateRequest
+    queue: "asyncio.Queue[TokenEvent | EngineDead]" = field(default_factory=asyncio.Queue)
+    num_open: int = 0
+    task: "asyncio.Task[None] | None" = None
+
+    def __aiter__(self) -> AsyncIterator[TokenEvent]:
+        return self
+
+    async def __anext__(self) -> TokenEvent:
+        if self.num_open == 0:
+            raise StopAsyncIteration
+        item = await self.queue.get()
+        if isinstance(item, EngineDead):
+            self.num_open = 0
+            raise item
+        if item.finish_reason is not None:
+            self.num_open -= 1
+        return item
+
+    async def aclose(self) -> None:
+        if self.task is not None and not self.task.done():
+            self.task.cancel()
+            self.engine.aborted.append(self.request.request_id)
+        self.engine.live.pop(self.request.request_id, None)
+        self.num_open = 0
+
+
+class FakeEngineClient:
+    """Implements `engine.client.EngineClient`. Every attribute may be changed while it runs.
+
+    Attributes:
+        reply: writes the tokens; shorter than `max_tokens` ends in end-of-sequence (reason stop).
+        delay_s: pause before every event; `first_delay_s` before the first.
+        tokens_per_event: how many tokens one event carries.
+        num_cached_tokens: reported by every event.
+        failure: fails the requests submitted while it is set.
+        submit_error: raised by `submit`.
+        requests, aborted: what was asked for, and request ids closed before their end.
+        live: streams not yet ended, by request id.
+        stop_timeouts: the arguments of `stop`.
+    """
+
+    def __init__(
+        self,
+        *models: str | ModelInfo,
+        reply: Reply | Sequence[int] | None = None,
+        delay_s: float = 0.0,
+        first_delay_s: float = 0.0,
+        tokens_per_event: int = 1,
+        num_cached_tokens: int = 0,
+        ready: bool = True,
+    ) -> None:
+        infos = [m if isinstance(m, ModelInfo) else model_info(m) for m in models or ("fake",)]
+        self.infos = {info.model: info for info in infos}
+        self.reply = self._as_reply(reply)
+        self.delay_s = delay_s
+        self.first_delay_s = first_delay_s
+        self.tokens_per_event = tokens_per_event
+        self.num_cached_tokens = num_cached_tokens
+        self.failure: Failure | None = None
+        self.submit_error: Exception | None = None
+        self.requests: list[GenerateRequest] = []
+        self.aborted: list[str] = []
+        self.live: dict[str, _Stream] = {}
+        self.on_stats: list[Callable[[str, EngineStats], None]] = []
+        self.started = False
+        self.stopped = False
+        self.stop_timeouts: list[float] = []
+        self._may_write = asyncio.Event()
+        self._may_write.set()
+        self._stats: dict[str, EngineStats] = {}
+        phase = Phase.READY if ready else Phase.STARTING
+        self._statuses = {name: ModelStatus(model=name, phase=phase) for name in self.infos}
+
+    # The EngineClient protocol.
+
+    def submit(self, request: GenerateRequest) -> _Stream:
+        if self.submit_error is not None:
+            raise self.submit_error
+        if request.model not in self.infos:
+            raise UnknownModel(f"the model {request.model!r} is not served here", param="model")
+        status = self._statuses[request.model]
+        if self.stopped:
+            raise Draining("the server is shutting down; send the request elsewhere")
+        if status.phase is not Phase.READY:
+            raise ModelNotReady(f"{request.model} is {status.phase}; try again later")
+        self.requests.append(request)
+        stream = _Stream(self, request, num_open=request.sampling.n)
+        self.live[request.request_id] = stream
+        stream.task = asyncio.get_running_loop().create_task(self._write(stream, self.failure))
+        return stream
+
+    def models(self) -> list[ModelInfo]:
+        return [i for i in self.infos.values() if self._statuses[i.model].phase is Phase.READY]
+
+    def statuses(self) -> list[ModelStatus]:
+        return list(self._statuses.values())
+
+    def stats(self, model: str) -> EngineStats | None:
+        return self._stats.get(model)
+
+    async def start(self) -> None:
+        self.started = True
+
+    async def stop(self, drain_timeout_s: float) -> None:
+        self.stopped = True
+        self.stop_timeouts.append(drain_timeout_s)
+        tasks = [stream.task for stream in self.live.values() if stream.task is not None]
+        if tasks and drain_timeout_s > 0:
+            await asyncio.wait(tasks, timeout=drain_timeout_s)
+        self._end_all("the engine was stopped with the request in it")
+        for name in self._statuses:
+            self.set_status(name, Phase.STOPPED)
+
+    # What a test does to it.
+
+    def set_status(self, model: str, phase: Phase, **changes: object) -> None:
+        """Move one model to a phase; `changes` are further fields of `ModelStatus`."""
+        fresh = ModelStatus(model=model, phase=phase, restarts=self._statuses[model].restarts)
+        self._statuses[model] = replace(fresh, **changes)  # type: ignore[arg-type]
+
+    def hold(self) -> None:
+        """Write no more events until `release`."""
+        self._may_write.clear()
+
+    def release(self) -> None:
+        self._may_write.set()
+
+    def die(self, model: str | None = None) -> None:
+        """The worker process ends: live streams raise EngineDead, the model restarts."""
+        self._end_all("the engine process ended unexpectedly", model)
+        for name, status in list(self._statuses.items()):
+            if model in (None, name):
+                self.set_status(name, Phase.RESTARTING, restarts=status.restarts + 1)
+
+    def revive(self) -> None:
+        for name in self._statuses:
+            self.set_status(name, Phase.READY)
+
+    def publish(self, model: str, stats: EngineStats) -> None:
+        """Report a step."""
+        self._stats[model] = stats
+        for callback in self.on_stats:
+            callback(model, stats)
+
+    # How it writes.
+
+    @staticmethod
+    def _as_reply(reply: Reply | Sequence[int] | None) -> Reply:
+        if reply is None:
+            return pure_reply
+        if callable(reply):
+            return reply
+        tokens = list(reply)
+        return lambda request, index: tokens
+
+    async def _write(self, stream: _Stream, failure: Failure | None) -> None:
+        request = stream.request
+        streams = [_EventWriter(self, request, i, failure) for i in range(request.sampling.n)]
+        await asyncio.sleep(self.first_delay_s)
+        while streams:
+            for events in list(streams):
+                await asyncio.sleep(self.delay_s)
+                await self._may_write.wait()
+                event = next(events)
+                stream.queue.put_nowait(event)
+                if event.finish_reason is not None:
+                    streams.remove(events)
+                self._account(request.model, len(event.token_ids))
+        self.live.pop(request.request_id, None)
+
+    def _account(self, model: str, num_tokens: int) -> None:
+        before = self._stats.get(model, EngineStats(kv_blocks_total=64, kv_block_size=16))
+        num_running = sum(s.request.sampling.n for s in self.live.values())
+        self.publish(
+            model,
+            replace(
+                before,
+                num_running=num_running,
+                num_steps=before.num_steps + 1,
+                step_tokens=num_tokens,
+            ),
+        )
+
+    def _end_all(self, message: str, model: str | None = None) -> None:
+        for request_id, stream in list(self.live.items()):
+            if model in (None, stream.request.model):
+                if stream.task is not None:
+                    stream.task.cancel()
+                stream.queue.put_nowait(EngineDead(message))
+                del self.live[request_id]
+
+
+class _EventWriter:
+    """Cuts one completion's reply into events, the way the scheduler would end it."""
+
+    def __init__(
+        self,
+        engine: FakeEngineClient,
+        request: GenerateRequest,
+        index: int,
+        failure: Failure | None,
+    ) -> None:
+        self.engine = engine
+        self.request = request
+        self.index = index
+        self.failure = failure
+        self.eos = engine.infos[request.model].eos_token_ids
+        self.tokens, self.reason, self.stop_token_id = self._decide()
+        self.num_written = 0
+
+    def _decide(self) -> tuple[list[int], FinishReason, int | None]:
+        sampling = self.request.sampling
+        tokens: list[int] = []
+        for token in [*self.engine.reply(self.request, self.index), *self.eos[:1]]:
+            if len(tokens) == sampling.max_tokens:
+                break
+            tokens.append(token)
+            if token in sampling.stop_token_ids:
+                return tokens, FinishReason.STOP, token
+            if token in self.eos and not sampling.ignore_eos:
+                return tokens, FinishReason.STOP, None
+        full = len(tokens) == sampling.max_tokens
+        return tokens, FinishReason.LENGTH if full else FinishReason.STOP, None
+
+    def __next__(self) -> TokenEvent:
+        first = self.num_written == 0
+        failed = self.failure is not None and self.num_written >= self.failure.after
+        tokens = [] if failed else self.tokens[self.num_written :][: self.engine.tokens_per_event]
+        self.num_written += len(tokens)
+        event = TokenEvent(
+            request_id=self.request.request_id,
+            index=self.index,
+            token_ids=tokens,
+            logprobs=self._logprobs(tokens, self.request.sampling.logprobs),
+            prompt_logprobs=self._prompt_logprobs() if first and self.index == 0 else None,
+            num_cached_tokens=self.engine.num_cached_tokens,
+            queue_time_s=max(0.0, time.time() - self.request.arrival_time_s) if first else None,
+        )
+        if failed:
+            assert self.failure is not None
+            return replace(
+                event,
+                finish_reason=FinishReason.ERROR,
+                error_code=self.failure.code,
+                error_message=self.failure.message,
+            )
+        if self.num_written < len(self.tokens):
+            return event
+        return replace(event, finish_reason=self.reason, stop_token_id=self.stop_token_id)
+
+    def _logprobs(self, tokens: Sequence[int], num_top: int | None) -> list[TokenLogprob] | None:
+        if num_top is None:
+            return None
+        return [self._logprob(token, num_top) for token in tokens]
+
+    def _prompt_logprobs(self) -> list[TokenLogprob | None] | None:
+        num_top = self.request.sampling.prompt_logprobs
+        if num_top is None:
+            return None
+        rest = self.request.prompt_token_ids[1:]
+        return [None, *(self._logprob(token, num_top) for token in rest)]
+
+    def _logprob(self, token: int, num_top: int) -> TokenLogprob:
+        """The token is the most likely one; the next ids are the alternatives."""
+        vocab_size = self.engine.infos[self.request.model].vocab_size
+        top_ids = [(token + i) % vocab_size for i in range(num_top)]
+        top_logprobs = [-0.5 - i for i in range(num_top)]
+        return TokenLogprob(token, -0.5, 1, top_ids, top_logprobs)
