@@ -1,0 +1,217 @@
+"""What every failure looks like over HTTP: `{"error": {message, type, param, code}}`.
+
+`STATUS_TABLE` is the only place that knows which `EngineError` becomes which HTTP status. Routes
+raise; `install` registers the handlers that answer. Nothing here shows a stack trace, a path or a
+prompt: the text of our own faults stays in the log.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import structlog
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from engine import errors
+
+INVALID_REQUEST = "invalid_request_error"
+RATE_LIMIT = "rate_limit_error"
+SERVER_ERROR = "server_error"
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StatusRow:
+    """How one error type is answered.
+
+    Attributes:
+        status: HTTP status code.
+        type: OpenAI's `error.type`.
+        retry_after_s: value of the `Retry-After` header; None sends none.
+        show_message: whether the client may read `str(error)`.
+    """
+
+    status: int
+    type: str
+    retry_after_s: int | None = None
+    show_message: bool = True
+
+
+_CALLER = StatusRow(400, INVALID_REQUEST)
+_UNKNOWN = StatusRow(404, INVALID_REQUEST)
+_UNAVAILABLE = StatusRow(503, SERVER_ERROR, retry_after_s=5)
+_LOAD = StatusRow(503, SERVER_ERROR, retry_after_s=60)
+_FAULT = StatusRow(500, SERVER_ERROR, show_message=False)
+
+STATUS_TABLE: Mapping[type[errors.EngineError], StatusRow] = {
+    errors.EngineError: _FAULT,
+    errors.RequestError: _CALLER,
+    errors.InvalidParameter: _CALLER,
+    errors.ContextLengthExceeded: _CALLER,
+    errors.UnknownModel: _UNKNOWN,
+    errors.UnknownAdapter: _UNKNOWN,
+    errors.UnsupportedFeature: _CALLER,
+    errors.CapacityError: _UNAVAILABLE,
+    errors.QueueFull: StatusRow(429, RATE_LIMIT, retry_after_s=1),
+    errors.Draining: _UNAVAILABLE,
+    errors.ModelNotReady: _UNAVAILABLE,
+    # Not retryable: the same request never fits this pool, so it is the request that must change.
+    errors.OutOfBlocks: _CALLER,
+    # Nobody reads this answer; 499 is what proxies log for a client that left.
+    errors.RequestAborted: StatusRow(499, INVALID_REQUEST),
+    errors.ModelLoadError: _LOAD,
+    errors.ModelNotFound: _LOAD,
+    errors.UnsupportedArchitecture: _LOAD,
+    errors.MissingWeight: _LOAD,
+    errors.ShapeMismatch: _LOAD,
+    errors.CorruptFile: _LOAD,
+    errors.InsufficientMemory: _LOAD,
+    errors.InternalError: _FAULT,
+    errors.EngineDead: _UNAVAILABLE,
+    errors.InvariantViolation: _FAULT,
+}
+
+_HIDDEN_MESSAGE = "internal error; the server's log has the details under this request's id"
+
+_HTTP_CODES = {
+    401: "invalid_api_key",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "request_too_large",
+    415: "unsupported_media_type",
+    429: "rate_limit_exceeded",
+}
+
+
+def status_row(error: errors.EngineError) -> StatusRow:
+    """The table's row for an error: its own type's, or that of the nearest ancestor."""
+    return next(STATUS_TABLE[t] for t in type(error).__mro__ if t in STATUS_TABLE)
+
+
+def error_body(
+    message: str, type: str, *, param: str | None = None, code: str | None = None
+) -> bytes:
+    """The JSON that every failed request gets, also as an event within a stream."""
+    content = {"message": message, "type": type, "param": param, "code": code}
+    return msgspec.json.encode({"error": content})
+
+
+def error_response(
+    status: int,
+    message: str,
+    type: str,
+    *,
+    param: str | None = None,
+    code: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """An error answer; middleware uses it for what it refuses itself."""
+    body = error_body(message, type, param=param, code=code)
+    return Response(body, status, headers, media_type="application/json")
+
+
+def engine_error_body(error: BaseException) -> bytes:
+    """The body for any exception; one that is not an `EngineError` shows nothing of itself."""
+    if not isinstance(error, errors.EngineError):
+        return error_body(_HIDDEN_MESSAGE, SERVER_ERROR, code=errors.InternalError.code)
+    row = status_row(error)
+    message = error.message if row.show_message else _HIDDEN_MESSAGE
+    return error_body(message, row.type, param=error.param, code=error.code)
+
+
+def engine_error_response(error: BaseException) -> Response:
+    """The HTTP answer for any exception, with `Retry-After` where the table has one."""
+    row = status_row(error) if isinstance(error, errors.EngineError) else _FAULT
+    headers = {} if row.retry_after_s is None else {"Retry-After": str(row.retry_after_s)}
+    return Response(engine_error_body(error), row.status, headers, media_type="application/json")
+
+
+def log_unexpected(error: BaseException) -> None:
+    """Record a fault of ours; called exactly once, where it is turned into an answer."""
+    if not isinstance(error, errors.EngineError):
+        log.error("request failed", error=type(error).__name__, exc_info=error)
+    elif not status_row(error).show_message:
+        log.error("request failed", error=error.code, exc_info=error)
+
+
+def field_path(location: Sequence[int | str]) -> str:
+    """pydantic's location as OpenAI writes it: `("messages", 0, "role")` → `messages[0].role`."""
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    return path
+
+
+def install(app: FastAPI) -> None:
+    """Register the handlers on an app."""
+    app.add_exception_handler(errors.EngineError, _on_engine_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_unexpected)
+
+
+async def _on_engine_error(request: Request, error: Exception) -> Response:
+    log_unexpected(error)
+    return engine_error_response(error)
+
+
+async def _on_unexpected(request: Request, error: Exception) -> Response:
+    log_unexpected(error)
+    return engine_error_response(error)
+
+
+async def _on_validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    location = first["loc"][1:] if first["loc"] else ()
+    param = _sanitised(field_path([p for p in location if p != "[key]"])) or None
+    message = f"{param or 'the body'}: {_explain(first)}"
+    return error_response(400, message, INVALID_REQUEST, param=param, code="invalid_value")
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    status = error.status_code
+    fallback = SERVER_ERROR if status >= 500 else INVALID_REQUEST
+    message = {
+        404: "there is no such route; see /docs",
+        405: f"this route does not answer {request.method}",
+    }.get(status, str(error.detail))
+    code = _HTTP_CODES.get(status)
+    return error_response(status, message, fallback, code=code, headers=error.headers)
+
+
+_JSON_TYPES = {
+    "NoneType": "null",
+    "bool": "a boolean",
+    "int": "an integer",
+    "float": "a number",
+    "str": "a string",
+    "list": "an array",
+    "dict": "an object",
+}
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    """What is allowed and what kind of thing was given; never the given value itself."""
+    if error["type"] == "missing":
+        return "this field is required"
+    allowed = str(error["msg"]).removeprefix("Value error, ")
+    # pydantic's words are Python's; the client speaks JSON and knows no model names.
+    allowed = re.sub(r"a valid dictionary( or instance of \w+)?", "an object", allowed)
+    allowed = allowed.replace("a valid list", "an array").replace("Input should be", "must be")
+    given = _JSON_TYPES.get(type(error["input"]).__name__)
+    return f"{allowed}; got {given}" if given else allowed
+
+
+def _sanitised(path: str) -> str:
+    """Keys come from the client: only plain characters and a sane length go back."""
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "_.-[]") else "?" for c in path)
+    return kept[:128]
