@@ -148,9 +148,9 @@ def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> R
     if num_kv_blocks < blocks_per_request:
         if intent.max_model_len is not None:
             raise InsufficientMemory(
-                f"the KV pool has {num_kv_blocks} blocks of {intent.block_size} tokens; one request "
-                f"of max_model_len {max_model_len} needs {blocks_per_request}; lower max_model_len to "
-                f"{num_kv_blocks * intent.block_size} or raise kv_cache_memory_gib to "
+                f"the KV pool has {num_kv_blocks} blocks of {intent.block_size} tokens; one "
+                f"request of max_model_len {max_model_len} needs {blocks_per_request}; lower "
+                f"max_model_len to {num_kv_blocks * intent.block_size} or raise kv_cache_memory_gib to "
                 f"{blocks_per_request * block_bytes / GIB:.2f}"
             )
         max_model_len = num_kv_blocks * intent.block_size

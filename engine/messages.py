@@ -1,0 +1,90 @@
+"""What crosses the border between the server process and a worker process.
+
+msgspec structs with a tag each, in MessagePack, around the plain types of `engine.types`. A worker
+first reads one `WorkerSpec` from its standard input; everything else goes over one zmq PAIR socket.
+"""
+
+import msgspec
+
+from engine.config import EngineConfig
+from engine.types import EngineStats, GenerateRequest, ModelInfo, Phase, TokenEvent
+
+
+class WorkerSpec(msgspec.Struct, frozen=True):
+    """All a worker needs to start. Sent once, before the socket exists."""
+
+    address: str
+    ref: str
+    model: str
+    config: EngineConfig
+    cache_dir: str
+    offline: bool
+    log_format: str
+    log_level: str
+
+
+class Submit(msgspec.Struct, tag="submit", frozen=True):
+    request: GenerateRequest
+
+
+class Abort(msgspec.Struct, tag="abort", frozen=True):
+    request_id: str
+
+
+class Granted(msgspec.Struct, tag="granted", frozen=True):
+    """Answer to `Reserve`: what is still free on the device after it."""
+
+    free_bytes: int
+
+
+class Denied(msgspec.Struct, tag="denied", frozen=True):
+    """Answer to `Reserve`: who holds the memory, in one line."""
+
+    message: str
+
+
+class Shutdown(msgspec.Struct, tag="shutdown", frozen=True):
+    pass
+
+
+class Progress(msgspec.Struct, tag="progress", frozen=True):
+    phase: Phase
+    progress: float | None = None
+    detail: str | None = None
+
+
+class Reserve(msgspec.Struct, tag="reserve", frozen=True):
+    """Ask the arbiter for memory; the worker waits for `Granted` or `Denied`."""
+
+    device: str
+    purpose: str
+    num_bytes: int
+    capacity_bytes: int
+    """What the device had free when the worker looked: the budget, if it is not known yet."""
+
+
+class Ready(msgspec.Struct, tag="ready", frozen=True):
+    info: ModelInfo
+
+
+class Failed(msgspec.Struct, tag="failed", frozen=True):
+    """The worker gives up; its log has the details."""
+
+    code: str
+    message: str
+
+
+class Step(msgspec.Struct, tag="step", frozen=True):
+    """One step's events, and the account of it."""
+
+    events: list[TokenEvent]
+    stats: EngineStats
+
+
+ToWorker = Submit | Abort | Granted | Denied | Shutdown
+FromWorker = Progress | Reserve | Ready | Failed | Step
+
+encode = msgspec.msgpack.Encoder().encode
+decode_to_worker = msgspec.msgpack.Decoder(ToWorker).decode
+decode_from_worker = msgspec.msgpack.Decoder(FromWorker).decode
+decode_worker_spec = msgspec.msgpack.Decoder(WorkerSpec).decode
