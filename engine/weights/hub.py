@@ -1,0 +1,274 @@
+"""Models of the Hugging Face hub, fetched with `huggingface_hub`.
+
+Files land in the library's own cache, so a model that another tool fetched is not fetched again,
+and its settings hold (`HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`). Beside it, under `cache_dir/hub`, a
+record says which downloads were completed: the next start uses them without asking the network.
+Called by `source.py`.
+"""
+
+import contextlib
+import errno
+import glob
+import hashlib
+import json
+import logging
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.errors import ModelLoadError, ModelNotFound
+from engine.weights import verified_file
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.25
+_SMALL_FILES = (".json", ".jinja", ".txt", ".model")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def fetch_hub_model(
+    repo: str,
+    *,
+    revision: str | None,
+    filename: str | None,
+    cache_dir: Path,
+    on_progress: Callable[[float | None, str], None],
+    offline: bool = False,
+) -> Path:
+    """Folder of the repository's files, or the path of its GGUF file `filename`.
+
+    Only what serving needs is fetched: safetensors if there are any, else the one GGUF file, and
+    the small files beside them. A completed download is used as it is: a branch that has moved on
+    is not noticed; name another `revision`, or delete the record, to fetch it again. Whole files
+    survive an interruption; a broken connection is resumed; the file in progress when the process
+    is killed starts over.
+
+    Raises:
+        ModelNotFound: no such repository, revision or file, no access to it, or no network.
+        ModelLoadError: it holds no weights that we read, or the disk is full.
+    """
+    record = _record_path(cache_dir, repo, revision, filename)
+    found = _recorded(record)
+    if found is None and not offline:
+        try:
+            with _clear_errors(repo, revision):
+                found = _download(repo, revision, filename, record, on_progress)
+        except ModelNotFound:
+            found = _in_library_cache(repo, revision, filename)
+            if found is None:
+                raise
+            logger.warning("the hub did not give %s; using the copy in its cache", repo)
+    elif found is None:
+        found = _in_library_cache(repo, revision, filename)
+    if found is None:
+        raise ModelNotFound(
+            f"{repo} is not in the cache and offline mode is on; start once with network access"
+        )
+    return found if filename is None else found / filename
+
+
+def _download(
+    repo: str,
+    revision: str | None,
+    filename: str | None,
+    record: Path,
+    on_progress: Callable[[float | None, str], None],
+) -> Path:
+    import huggingface_hub
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    # Its bars would fill the log; progress goes to `on_progress`.
+    disable_progress_bars()
+    on_progress(None, f"asking the hub for {repo}")
+    info = huggingface_hub.HfApi().model_info(repo, revision=revision, files_metadata=True)
+    siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
+    names = select_files(repo, list(siblings), filename)
+    with _reported(repo, [siblings[name] for name in names], on_progress):
+        snapshot = Path(
+            huggingface_hub.snapshot_download(
+                repo, revision=revision, allow_patterns=[glob.escape(name) for name in names]
+            )
+        )
+    sizes = {name: (snapshot / name).stat().st_size for name in names}
+    record.parent.mkdir(parents=True, exist_ok=True)
+    verified_file.write_whole(
+        record, [json.dumps({"snapshot": str(snapshot), "files": sizes}).encode()]
+    )
+    return snapshot
+
+
+def select_files(repo: str, names: Sequence[str], filename: str | None) -> list[str]:
+    """What to fetch of a repository that holds `names`.
+
+    Raises:
+        ModelNotFound: `filename` is not among them, or several GGUF files and none was named.
+        ModelLoadError: pickles only, or no weights at all.
+    """
+    top = [name for name in names if "/" not in name]
+    ggufs = [name for name in names if name.endswith(".gguf")]
+    if filename is not None:
+        if filename not in names:
+            raise ModelNotFound(
+                f"{repo} has no file {filename!r}; its GGUF files: {', '.join(ggufs) or 'none'}"
+            )
+        return [filename]
+    weights = _safetensors(top)
+    if not weights and len(ggufs) == 1:
+        return ggufs
+    if not weights and ggufs:
+        raise ModelNotFound(
+            f"{repo} holds several GGUF files; name one, as in {repo}:{ggufs[0]} (there are "
+            f"{', '.join(ggufs[:20])})"
+        )
+    if not weights and any(name.endswith(_PICKLES) for name in top):
+        raise ModelLoadError(
+            f"{repo} has its weights as pickles only ({'/'.join(_PICKLES)}), which can run code "
+            f"when read; look for a repository with safetensors or GGUF files"
+        )
+    if not weights:
+        raise ModelLoadError(f"{repo} holds neither .safetensors nor .gguf files; is it a model?")
+    return [name for name in top if name in weights or name.endswith(_SMALL_FILES)]
+
+
+def _safetensors(top: Sequence[str]) -> set[str]:
+    """One set of the weights; some repositories also hold a second copy in another layout."""
+    weights = {name for name in top if name.endswith(".safetensors")}
+    if "model.safetensors.index.json" in top:
+        shards = {name for name in weights if re.search(r"-\d+-of-\d+\.safetensors$", name)}
+        return {name for name in shards if name.startswith("model")} or shards
+    return {"model.safetensors"} & weights or weights
+
+
+def _record_path(cache_dir: Path, repo: str, revision: str | None, filename: str | None) -> Path:
+    asked = json.dumps([repo, revision, filename])
+    return cache_dir / "hub" / f"{hashlib.sha256(asked.encode()).hexdigest()[:24]}.json"
+
+
+def _recorded(record: Path) -> Path | None:
+    """The snapshot folder of a completed download, if it is still all there."""
+    try:
+        entry = json.loads(record.read_text())
+        snapshot = Path(entry["snapshot"])
+        whole = all(
+            (snapshot / name).stat().st_size == size for name, size in entry["files"].items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return snapshot if whole else None
+
+
+def _in_library_cache(repo: str, revision: str | None, filename: str | None) -> Path | None:
+    """A snapshot that another tool fetched, if its weights are complete."""
+    import huggingface_hub
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        snapshot = Path(
+            huggingface_hub.snapshot_download(
+                repo,
+                revision=revision,
+                local_files_only=True,
+                allow_patterns=filename or ["config.json", "tokenizer.json", "*.safetensors"],
+            )
+        )
+        names = sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*"))
+        if filename is not None:
+            return snapshot if filename in names else None
+        index = snapshot / "model.safetensors.index.json"
+        needed = {"config.json", "tokenizer.json"} | (_safetensors(names) or {"no weights"})
+        if index.exists():
+            needed |= set(json.loads(index.read_text())["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError, HFValidationError):
+        return None
+    return snapshot if needed <= set(names) else None
+
+
+@contextlib.contextmanager
+def _clear_errors(repo: str, revision: str | None) -> Iterator[None]:
+    """Say what was asked and what to do, whatever HTTP library the hub's library is built on."""
+    from huggingface_hub import errors
+
+    asked = repo if revision is None else f"{repo}@{revision}"
+    try:
+        yield
+    except ModelLoadError:
+        raise
+    except errors.GatedRepoError as error:
+        raise ModelNotFound(
+            f"{asked} is gated: accept its licence on its hub page, and set HF_TOKEN to a token "
+            f"of the account that did"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise ModelNotFound(
+            f"{repo} has no revision {revision!r}; give an existing branch, tag or commit"
+        ) from error
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+        raise ModelNotFound(
+            f"the hub has no model {asked} that you may see; check the spelling, and set HF_TOKEN "
+            f"if it is private"
+        ) from error
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else "no status"
+        raise ModelNotFound(_HTTP_STATUS.get(status, _HTTP_OTHER).format(asked, status)) from error
+    except Exception as error:
+        logger.warning("download of %s failed", asked, exc_info=error)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ModelLoadError(
+                f"the disk is full: {asked} does not fit; free some or set HF_HOME to another disk"
+            ) from error
+        raise ModelNotFound(
+            f"{asked} could not be fetched ({type(error).__name__}); check the network and proxy "
+            f"settings and try again: what was fetched whole is kept"
+        ) from error
+
+
+_HTTP_OTHER = "the hub answered {1} for {0}; try again later: what was fetched whole is kept"
+_HTTP_STATUS = {
+    401: "the hub does not let you read {0} ({1}); check HF_TOKEN",
+    403: "the hub does not let you read {0} ({1}); accept its licence, and check HF_TOKEN",
+    404: "the hub has no {0} ({1}); check the spelling",
+    429: "the hub limits requests from here ({1} for {0}); set HF_TOKEN or try again later",
+}
+
+
+@contextlib.contextmanager
+def _reported(
+    repo: str, siblings: "Sequence[RepoSibling]", on_progress: Callable[[float | None, str], None]
+) -> Iterator[None]:
+    """Report the bytes on disk while the block runs: every version of the library shows those."""
+    from huggingface_hub import constants
+
+    blobs = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "blobs"
+    etags = [s.lfs.sha256 if s.lfs is not None else s.blob_id or "" for s in siblings]
+    total = sum(s.size or 0 for s in siblings) or 1
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(_POLL_S):
+            num_bytes = min(total, sum(_size(blobs, etag) for etag in etags if etag))
+            on_progress(
+                num_bytes / total,
+                f"fetching {repo}: {num_bytes / 1e6:.0f} of {total / 1e6:.0f} MB",
+            )
+
+    watcher = threading.Thread(target=watch, name="hub-progress", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _size(blobs: Path, etag: str) -> int:
+    """Bytes of one file so far: `<etag>` when whole, `<etag>*.incomplete` until then."""
+    sizes = [0]
+    for path in blobs.glob(f"{glob.escape(etag)}*"):
+        with contextlib.suppress(FileNotFoundError):
+            sizes.append(path.stat().st_size)
+    return max(sizes)

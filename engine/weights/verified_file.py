@@ -1,0 +1,66 @@
+"""A file known by its SHA-256: written whole or not at all, hashed once.
+
+Beside the file lies `<name>.verified.json` with the hash, size and modification time it had when
+it was hashed. While size and time agree the hash is taken as proven, so a start does not read
+100 MB again. An edit that restores both goes unnoticed; deleting the record forces a new hash.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def is_verified(path: Path, sha256: str) -> bool:
+    """Whether `path` was found to have this hash before and has not been touched since."""
+    try:
+        record = json.loads(_record_path(path).read_text())
+        return bool(record == _record(path, sha256))
+    except (OSError, ValueError):
+        return False
+
+
+def has_sha256(path: Path, sha256: str) -> bool:
+    """Hash `path` now. False if it differs or is not there."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    except FileNotFoundError:
+        return False
+
+
+def verify(path: Path, sha256: str) -> bool:
+    """`has_sha256`, and write the record that `is_verified` reads if so."""
+    if not has_sha256(path, sha256):
+        return False
+    write_whole(_record_path(path), [json.dumps(_record(path, sha256)).encode()])
+    return True
+
+
+def write_whole(path: Path, chunks: Iterable[bytes]) -> None:
+    """Put `chunks` at `path` so that even a crash or power cut leaves all or nothing.
+
+    Not for two writers at once: hold a lock.
+    """
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        for chunk in chunks:
+            file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _record_path(path: Path) -> Path:
+    return path.with_name(path.name + ".verified.json")
+
+
+def _record(path: Path, sha256: str) -> dict[str, str | int]:
+    stat = path.stat()
+    return {"sha256": sha256, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}

