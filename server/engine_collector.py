@@ -1,0 +1,70 @@
+"""Metrics read from the engine client when Prometheus asks, not at every step."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from engine.types import EngineStats, ModelStatus, Phase
+from engine.version import __version__
+
+if TYPE_CHECKING:
+    from engine.client import EngineClient
+
+_LIVE_PHASES = (Phase.READY, Phase.DRAINING)
+
+
+class EngineCollector(Collector):
+    """Gauges of each model's newest step report; a model that is not running reads as idle."""
+
+    def __init__(self, engine: "EngineClient") -> None:
+        self._engine = engine
+
+    def describe(self) -> Iterator[Metric]:
+        """The families without samples, so that registering does not read the engine."""
+        return iter(_Families().all())
+
+    def collect(self) -> Iterator[Metric]:
+        families = _Families()
+        for status in self._engine.statuses():
+            stats = self._engine.stats(status.model) if status.phase in _LIVE_PHASES else None
+            families.add(status, stats or EngineStats())
+        return iter(families.all())
+
+
+class _Families:
+    def __init__(self) -> None:
+        self.running = _gauge("num_requests_running", "Sequences in the running batch.")
+        self.waiting = _gauge("num_requests_waiting", "Sequences waiting for a place in it.")
+        self.kv_usage = _gauge("kv_cache_usage_ratio", "Blocks held by requests over all blocks.")
+        self.kv_waste = _gauge("kv_cache_waste_ratio", "Unused slots over slots in held blocks.")
+        self.kv_committed = _gauge("kv_bytes_committed", "Memory that the KV pool has touched.")
+        self.ready = _gauge("model_ready", "1 while the model takes requests.")
+        self.restarts = CounterMetricFamily(
+            "tandem_engine_restarts", "Worker processes started anew.", labels=["model_name"]
+        )
+        self.build = GaugeMetricFamily("tandem_build_info", "Always 1.", labels=["version"])
+        self.build.add_metric([__version__], 1)
+
+    def all(self) -> list[Metric]:
+        return list(vars(self).values())
+
+    def add(self, status: ModelStatus, stats: EngineStats) -> None:
+        labels = [status.model]
+        slots_used = stats.kv_blocks_used * stats.kv_block_size
+        self.running.add_metric(labels, stats.num_running)
+        self.waiting.add_metric(labels, stats.num_waiting)
+        self.kv_usage.add_metric(labels, _ratio(stats.kv_blocks_used, stats.kv_blocks_total))
+        self.kv_waste.add_metric(labels, _ratio(stats.kv_slots_unused, slots_used))
+        self.kv_committed.add_metric(labels, stats.kv_bytes_committed)
+        self.ready.add_metric(labels, status.phase is Phase.READY)
+        self.restarts.add_metric(labels, status.restarts)
+
+
+def _gauge(name: str, text: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"tandem_{name}", text, labels=["model_name"])
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0

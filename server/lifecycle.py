@@ -1,0 +1,70 @@
+"""Whether this server takes requests: one answer for `/ready`, admission and shutdown.
+
+The engine knows what each model is doing; this adds whether the server as a whole is draining.
+A drain starts once and never ends: a draining process is on its way out.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from engine.types import ModelStatus, Phase
+
+_WORST_FIRST = (
+    Phase.FAILED,
+    Phase.STOPPED,
+    Phase.DRAINING,
+    Phase.RESTARTING,
+    Phase.STARTING,
+    Phase.DOWNLOADING,
+    Phase.LOADING,
+    Phase.WARMING_UP,
+    Phase.READY,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """The server's phase, and the progress within it where it is known."""
+
+    phase: Phase
+    progress: float | None = None
+
+    @property
+    def serving(self) -> bool:
+        return self.phase is Phase.READY
+
+
+class Lifecycle:
+    """Drain state. Event loop only, except `begin_drain`, which a signal handler may call."""
+
+    def __init__(
+        self, drain_timeout_s: float, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.drain_timeout_s = drain_timeout_s
+        self._clock = clock
+        self._drain_deadline: float | None = None
+
+    @property
+    def draining(self) -> bool:
+        return self._drain_deadline is not None
+
+    def begin_drain(self) -> None:
+        """Refuse new requests from now on; running ones have `drain_timeout_s`. Idempotent."""
+        if self._drain_deadline is None:
+            self._drain_deadline = self._clock() + self.drain_timeout_s
+
+    def remaining_drain_s(self) -> float:
+        """How much longer running requests may take; the whole time-out before a drain."""
+        if self._drain_deadline is None:
+            return self.drain_timeout_s
+        return max(0.0, self._drain_deadline - self._clock())
+
+    def readiness(self, statuses: Sequence[ModelStatus]) -> Readiness:
+        """One phase for all models: that of the one furthest from serving."""
+        if self.draining:
+            return Readiness(Phase.DRAINING)
+        if not statuses:
+            return Readiness(Phase.STARTING)
+        worst = min(statuses, key=lambda status: _WORST_FIRST.index(status.phase))
+        return Readiness(worst.phase, worst.progress)

@@ -1,0 +1,305 @@
+"""What the operator can set, and the only reader of environment variables and YAML.
+
+Precedence: command line → environment (`TANDEM_PORT`, nested `TANDEM_ENGINE__MAX_NUM_SEQS`) → YAML
+(`--config file`) → defaults. Nothing is read at import; `load_settings` does it once, and a bad
+value becomes one line (`SettingsProblem`) that names where it came from.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from engine.config import EngineConfig
+from engine.errors import InvalidParameter
+from engine.model_spec import DEFAULT_MODEL, ModelSpec
+from server.settings_problem import ENV_PREFIX, Origins, SettingsProblem, did_you_mean, one_line
+
+DERIVED_ENGINE_FIELDS = {"max_num_queued": "max_queued_requests"}
+"""Engine fields that follow from a setting of ours and cannot be set themselves."""
+
+
+def engine_knobs() -> list[str]:
+    """Names of the engine's fields that an operator sets, in their order."""
+    return [f.name for f in fields(EngineConfig) if f.name not in DERIVED_ENGINE_FIELDS]
+
+
+def _split_commas(value: object) -> object:
+    """Environment variables hold lists as `a,b` or in JSON; other sources bring real ones."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return json.loads(value)
+    return [part.strip() for part in value.split(",")]
+
+
+def _check_engine_keys(value: object) -> object:
+    """A dataclass would drop keys that it does not know."""
+    if isinstance(value, Mapping):
+        for key in value:
+            if key in DERIVED_ENGINE_FIELDS:
+                raise ValueError(f"{key} follows from {DERIVED_ENGINE_FIELDS[key]}; set that")
+            if key not in engine_knobs():
+                raise ValueError(
+                    f"there is no setting {key}{did_you_mean(str(key), engine_knobs())}"
+                )
+    return {} if value is None else value  # `engine:` with every line below commented out
+
+
+def _check_key(key: SecretStr) -> SecretStr:
+    text = key.get_secret_value()
+    if not text or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("a key must be one or more visible ASCII characters, without spaces")
+    return key
+
+
+def _check_model(text: str) -> str:
+    ModelSpec.parse(text)
+    return text
+
+
+def _check_is_file(path: Path) -> Path:
+    if not path.is_file():
+        raise ValueError("there is no such file")
+    return path
+
+
+CommaList = (NoDecode, BeforeValidator(_split_commas))
+ApiKey = Annotated[SecretStr, AfterValidator(_check_key)]
+ModelText = Annotated[str, AfterValidator(_check_model)]
+Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s]+)$")]
+ExistingFile = Annotated[Path, AfterValidator(_check_is_file)]
+
+
+class _EnvSource(EnvSettingsSource):
+    def __call__(self) -> dict[str, Any]:
+        data = super().__call__()
+        # Kubernetes sets TANDEM_PORT=tcp://… in every pod beside a service named tandem.
+        if str(data.get("port", "")).startswith(("tcp://", "udp://")):
+            del data["port"]
+        return data
+
+
+class Settings(BaseSettings):
+    """Frozen; unknown names are refused. The descriptions are the text of `tandem serve --help`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+    )
+
+    config: Path | None = Field(None, description="YAML file with settings, by the same names.")
+    models: Annotated[tuple[ModelText, ...], *CommaList] = Field(
+        (DEFAULT_MODEL,),
+        min_length=1,
+        description="What to serve: a hub id, folder, .gguf file or built-in name, or NAME=any of "
+        "them to serve it under NAME. May be given several times.",
+    )
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    uds: Path | None = Field(
+        None, description="Unix domain socket to listen on, in place of host and port."
+    )
+    root_path: str = Field(
+        "",
+        pattern=r"^(/[^/?#\s]+)*$",
+        description="Path under which a proxy in front publishes this server, such as /llm.",
+    )
+    ssl_certfile: ExistingFile | None = Field(
+        None, description="PEM file with the TLS certificate chain; serves HTTPS."
+    )
+    ssl_keyfile: ExistingFile | None = Field(
+        None, description="PEM file with its private key, if that is not in ssl_certfile."
+    )
+    api_keys: Annotated[tuple[ApiKey, ...], *CommaList] = Field(
+        (),
+        description="Accepted API keys; with one or more, every route but /health and /ready asks "
+        "for one. May be given several times.",
+    )
+    api_key_file: ExistingFile | None = Field(
+        None, description="File with further API keys, one a line; # begins a comment line."
+    )
+    cors_allow_origins: Annotated[tuple[Origin, ...], *CommaList] = Field(
+        (),
+        description="Origins whose web pages may call this server, * for any; CORS is off without. "
+        "May be given several times.",
+    )
+    max_body_bytes: int = Field(
+        32 << 20, ge=1024, le=1 << 32, description="Largest request body, in bytes."
+    )
+    max_queued_requests: int = Field(
+        1024,
+        ge=0,
+        le=1_000_000,
+        description="Sequences per model that may wait beside the max_num_seqs that run; more are "
+        "refused with 429.",
+    )
+    drain_timeout_s: float = Field(
+        30.0,
+        ge=0,
+        le=86_400,
+        description="How long running requests may take to finish after SIGTERM, in seconds.",
+    )
+    heartbeat_interval_s: float = Field(
+        15.0,
+        ge=0.01,
+        le=3600,
+        description="A comment is sent in a stream after so many seconds of silence.",
+    )
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="Log lines; auto is console on a terminal and json elsewhere."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least important lines to log; debug has one per request."
+    )
+    log_prompts: bool = Field(
+        False, description="Show prompts and answers in the debug lines of requests."
+    )
+    cache_dir: Path | None = Field(
+        None, description="Where downloads are kept; by default tandem in the user's cache folder."
+    )
+    offline: bool = Field(False, description="Never use the network; serve what is in the cache.")
+    engine: Annotated[EngineConfig, BeforeValidator(_check_engine_keys)] = Field(
+        default_factory=EngineConfig, description="The engine's knobs."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        environment = _EnvSource(settings_cls)
+        config = init_settings().get("config") or environment().get("config")
+        from_file = InitSettingsSource(settings_cls, _read_yaml(Path(config)) if config else {})
+        return init_settings, environment, from_file
+
+    @field_validator("models")
+    @classmethod
+    def _check_names_differ(cls, models: tuple[str, ...]) -> tuple[str, ...]:
+        names = [ModelSpec.parse(text).name for text in models]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(
+                    f"two models would be served as {name}; name one of them with NAME=REF"
+                )
+        return models
+
+    @field_validator("api_key_file")
+    @classmethod
+    def _check_file_has_keys(cls, path: Path | None) -> Path | None:
+        # An empty file must not open the server to everybody.
+        if path is not None and not _read_keys(path):
+            raise ValueError("the file holds no key")
+        return path
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        if self.ssl_keyfile is not None and self.ssl_certfile is None:
+            raise ValueError("ssl_keyfile is given without ssl_certfile; give both")
+        return self
+
+    @property
+    def model_specs(self) -> list[ModelSpec]:
+        return [ModelSpec.parse(text) for text in self.models]
+
+    @property
+    def engine_config(self) -> EngineConfig:
+        """The engine's knobs, with those that follow from the server's: admission is the one gate,
+        so the engine's own queue must be able to hold whatever it lets in."""
+        places = self.engine.max_num_seqs + self.max_queued_requests
+        return replace(self.engine, max_num_queued=places)
+
+    @property
+    def cache_path(self) -> Path:
+        if self.cache_dir is not None:
+            return self.cache_dir.expanduser()
+        base = os.environ.get("XDG_CACHE_HOME")
+        return (Path(base) if base else Path.home() / ".cache") / "tandem"
+
+    def read_api_keys(self) -> tuple[str, ...]:
+        """All keys: the given ones and those of the file."""
+        given = tuple(key.get_secret_value() for key in self.api_keys)
+        return given + (_read_keys(self.api_key_file) if self.api_key_file else ())
+
+
+class ClientSettings(BaseSettings):
+    """Defaults of the commands that talk to a running server."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True)
+
+    url: str = Field("http://127.0.0.1:8000", description="Address of the server.")
+    api_key: SecretStr | None = Field(None, description="Key to send, if the server asks for one.")
+
+
+def load_settings(given: Mapping[str, Any]) -> Settings:
+    """Join what the command line gave with environment, YAML and defaults.
+
+    Raises:
+        SettingsProblem: the first thing wrong, in one line.
+    """
+    origins = Origins(given, {key.upper() for key in os.environ}, [*Settings.model_fields])
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        raise origins.problem(error.errors()[0]) from None
+    except InvalidParameter as error:
+        is_engine = error.param in engine_knobs()
+        location = ("engine", error.param or "") if is_engine else (error.param or "",)
+        raise origins.engine_problem(location, error.message) from None
+    except SettingsError:
+        raise SettingsProblem(f"{ENV_PREFIX}ENGINE is not valid JSON") from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise SettingsProblem(f"--config {path}: {reason}") from None
+    except yaml.YAMLError as error:
+        raise SettingsProblem(one_line(f"--config {path}: not valid YAML: {error}")) from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise SettingsProblem(f"--config {path}: expected `name: value` lines at the top level")
+    if "config" in data:
+        raise SettingsProblem(f"--config {path}: a file cannot name a further config file")
+    return {str(key): value for key, value in data.items()}
+
+
+def _read_keys(path: Path) -> tuple[str, ...]:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError):
+        raise ValueError("the file cannot be read as text") from None
+    keys = [line for line in lines if line and not line.startswith("#")]
+    return tuple(_check_key(SecretStr(key)).get_secret_value() for key in keys)
