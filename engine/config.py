@@ -150,8 +150,8 @@ def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> R
             raise InsufficientMemory(
                 f"the KV pool has {num_kv_blocks} blocks of {intent.block_size} tokens; one "
                 f"request of max_model_len {max_model_len} needs {blocks_per_request}; lower "
-                f"max_model_len to {num_kv_blocks * intent.block_size} or raise kv_cache_memory_gib to "
-                f"{blocks_per_request * block_bytes / GIB:.2f}"
+                f"max_model_len to {num_kv_blocks * intent.block_size} or raise "
+                f"kv_cache_memory_gib to {blocks_per_request * block_bytes / GIB:.2f}"
             )
         max_model_len = num_kv_blocks * intent.block_size
         if max_model_len == 0:

@@ -24,14 +24,14 @@ class Reservation:
 
 
 class MemoryArbiter:
-    """Budgets per device, and who holds how much of them. Not thread-safe: one event loop owns it."""
+    """Budgets per device, and who holds how much. Not thread-safe: one event loop owns it."""
 
     def __init__(self) -> None:
         self._budgets: dict[str, int] = {}
         self._held: list[Reservation] = []
 
     def ensure_budget(self, device: str, capacity_bytes: int) -> None:
-        """Set the device's budget unless it has one: the first to look sees the untouched device."""
+        """Set the budget unless there is one: the first to look sees the untouched device."""
         self._budgets.setdefault(device, capacity_bytes)
 
     def free(self, device: str) -> int:
@@ -69,7 +69,7 @@ class MemoryArbiter:
 
 
 def available_host_memory() -> int:
-    """Bytes that this process can still get: the kernel's estimate, capped by the cgroup's limit."""
+    """Bytes this process can still get: the kernel's estimate, capped by the cgroup's limit."""
     available = _meminfo_available()
     root = Path("/sys/fs/cgroup")
     try:

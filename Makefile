@@ -1,0 +1,57 @@
+# Everything a user or a contributor runs. `make` alone lists it.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test test-fast check format bench loadtest size clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+serve: $(VENV)/.serve  ## Install, fetch the default model and serve it (ARGS="--model … --port …")
+	@$(BIN)/tandem serve $(ARGS)
+
+test: $(VENV)/.dev  ## Install what the tests need and run all of them
+	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(VENV)/.dev  ## The tests that need no server and no model, under a minute
+	$(BIN)/python -m pytest -m "not slow and not e2e" $(ARGS)
+
+check: $(VENV)/.dev  ## Format, lint, types and import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev  ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+loadtest: $(VENV)/.dev  ## Drive a running server (ARGS="run --scenario closed --concurrency 16")
+	$(BIN)/python -m loadtest $(or $(ARGS),run --scenario closed)
+
+bench: $(VENV)/.dev  ## Measure Tandem beside its peers, interleaved (needs the peers installed)
+	$(BIN)/python -m loadtest compare $(ARGS)
+
+size: $(VENV)/.dev  ## The longest files
+	@git ls-files '*.py' | xargs wc -l | sort -rn | head -15
+
+clean:  ## Remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Tandem needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp per set of packages: a second start installs nothing and needs no network.
+$(VENV)/.serve: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@ $(VENV)/.serve

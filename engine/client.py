@@ -1,0 +1,234 @@
+"""The server's only door to the engine: submit requests, read events, ask for states.
+
+`ProcessEngineClient` runs a supervised worker process per model. `InProcessEngineClient` steps an
+engine in a thread of this process; tests and offline scripts use it.
+"""
+
+import asyncio
+import contextlib
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Protocol
+
+from engine.errors import Draining, EngineDead, EngineError, UnknownModel
+from engine.model_spec import DEFAULT_MODEL, ModelSpec
+from engine.request_stream import RequestStream, StreamTable, rejection
+from engine.runtime.memory import MemoryArbiter
+from engine.stepping import SteppingEngine
+from engine.supervisor import Supervisor, WorkerOptions
+from engine.types import (
+    EngineStats,
+    GenerateRequest,
+    ModelInfo,
+    ModelStatus,
+    Phase,
+    TokenEvent,
+)
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "EngineClient",
+    "InProcessEngineClient",
+    "ModelSpec",
+    "ProcessEngineClient",
+    "TokenStream",
+    "WorkerOptions",
+]
+
+StatsListener = Callable[[str, EngineStats], None]
+
+
+class TokenStream(Protocol):
+    """Async iterator over a request's events; ends when all its completions have finished."""
+
+    def __aiter__(self) -> AsyncIterator[TokenEvent]: ...
+
+    async def aclose(self) -> None:
+        """Abort in the engine if not finished. Idempotent."""
+        ...
+
+
+class EngineClient(Protocol):
+    """What the server needs of an engine."""
+
+    on_stats: list[StatsListener]
+    """Called with (model, stats) for every step that is reported."""
+
+    def submit(self, request: GenerateRequest) -> TokenStream:
+        """Queue a request.
+
+        The iterator raises `EngineDead` when the worker dies under it; other late failures come as
+        events with finish reason `error`.
+
+        Raises:
+            UnknownModel: no model of that id is configured.
+            ModelNotReady: it is loading, restarting or failed.
+            Draining: the client is being stopped.
+        """
+        ...
+
+    def models(self) -> list[ModelInfo]:
+        """The models that are ready."""
+        ...
+
+    def statuses(self) -> list[ModelStatus]:
+        """All configured models."""
+        ...
+
+    def stats(self, model: str) -> EngineStats | None:
+        """The newest report of that model's engine."""
+        ...
+
+    async def start(self) -> None:
+        """Return at once; models load in the background."""
+        ...
+
+    async def stop(self, drain_timeout_s: float) -> None:
+        """Refuse new requests, let the running ones finish for so long, then end the workers."""
+        ...
+
+
+class ProcessEngineClient:
+    """One supervised worker process per model, routed by model id."""
+
+    def __init__(self, specs: Sequence[ModelSpec], options: WorkerOptions) -> None:
+        self.on_stats: list[StatsListener] = []
+        self._draining = False
+        arbiter = MemoryArbiter()
+        self._supervisors = {
+            spec.name: Supervisor(spec, options, arbiter, self._report) for spec in specs
+        }
+
+    def submit(self, request: GenerateRequest) -> RequestStream:
+        if self._draining:
+            raise Draining("the server is shutting down; send the request to another one")
+        supervisor = self._supervisors.get(request.model)
+        if supervisor is None:
+            raise UnknownModel(
+                f"model {request.model!r} is not served; use one of {', '.join(self._supervisors)}",
+                param="model",
+            )
+        return supervisor.submit(request)
+
+    def models(self) -> list[ModelInfo]:
+        return [
+            s.info
+            for s in self._supervisors.values()
+            if s.info is not None and s.status.phase is Phase.READY
+        ]
+
+    def statuses(self) -> list[ModelStatus]:
+        return [s.status for s in self._supervisors.values()]
+
+    def stats(self, model: str) -> EngineStats | None:
+        return self._supervisors[model].stats if model in self._supervisors else None
+
+    async def start(self) -> None:
+        for supervisor in self._supervisors.values():
+            supervisor.start()
+
+    async def stop(self, drain_timeout_s: float) -> None:
+        self._draining = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(drain_timeout_s):
+                for supervisor in self._supervisors.values():
+                    await supervisor.wait_until_idle()
+        await asyncio.gather(*(s.stop() for s in self._supervisors.values()))
+
+    def _report(self, model: str, stats: EngineStats) -> None:
+        for listener in self.on_stats:
+            listener(model, stats)
+
+
+class InProcessEngineClient:
+    """Steps one engine in a thread of this process."""
+
+    def __init__(self, engine: SteppingEngine, info: ModelInfo) -> None:
+        self.on_stats: list[StatsListener] = []
+        self._engine = engine
+        self._info = info
+        self._stats: EngineStats | None = None
+        self._inbox: queue.SimpleQueue[GenerateRequest | str | None] = queue.SimpleQueue()
+        self._streams = StreamTable(self._inbox.put)
+        self._phase = Phase.STARTING
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def submit(self, request: GenerateRequest) -> RequestStream:
+        if request.model != self._info.model:
+            raise UnknownModel(
+                f"model {request.model!r} is not served; use {self._info.model}", param="model"
+            )
+        if self._phase is not Phase.READY:
+            raise Draining("the server is shutting down; send the request to another one")
+        stream = self._streams.open(request)
+        self._inbox.put(request)
+        return stream
+
+    def models(self) -> list[ModelInfo]:
+        return [self._info]
+
+    def statuses(self) -> list[ModelStatus]:
+        return [ModelStatus(model=self._info.model, phase=self._phase)]
+
+    def stats(self, model: str) -> EngineStats | None:
+        return self._stats
+
+    async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._phase = Phase.READY
+        self._thread.start()
+
+    async def stop(self, drain_timeout_s: float) -> None:
+        self._phase = Phase.DRAINING
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(drain_timeout_s):
+                await self._streams.wait_until_empty()
+        self._inbox.put(None)
+        await asyncio.to_thread(self._thread.join)
+        self._phase = Phase.STOPPED
+
+    def _run(self) -> None:
+        """The engine thread: drain the inbox, step, hand events to the event loop."""
+        assert self._loop is not None
+        try:
+            while self._drain_inbox():
+                if self._engine.has_work():
+                    self._loop.call_soon_threadsafe(self._deliver, *self._engine.step())
+        except Exception as error:
+            self._loop.call_soon_threadsafe(self._die, EngineDead(str(error)))
+        finally:
+            self._engine.shutdown()
+
+    def _drain_inbox(self) -> bool:
+        """Take in what arrived; wait for something when idle. False: time to stop."""
+        while True:
+            try:
+                item = self._inbox.get(block=not self._engine.has_work())
+            except queue.Empty:
+                return True
+            if item is None:
+                return False
+            if isinstance(item, str):
+                self._engine.abort(item)
+            else:
+                self._add(item)
+
+    def _add(self, request: GenerateRequest) -> None:
+        assert self._loop is not None
+        try:
+            self._engine.add(request)
+        except EngineError as error:
+            events = rejection(request, error)
+            self._loop.call_soon_threadsafe(self._deliver, events, EngineStats())
+
+    def _deliver(self, events: list[TokenEvent], stats: EngineStats) -> None:
+        self._stats = stats
+        self._streams.deliver(events)
+        for listener in self.on_stats:
+            listener(self._info.model, stats)
+
+    def _die(self, error: EngineError) -> None:
+        self._phase = Phase.FAILED
+        self._streams.fail_all(error)

@@ -1,0 +1,118 @@
+"""Events of requests in flight, from whoever steps the engine to whoever awaits them."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable
+
+from engine.errors import EngineError
+from engine.types import FinishReason, GenerateRequest, TokenEvent
+
+
+class RequestStream:
+    """Events of one request, in order. Ends after each of its completions has finished."""
+
+    def __init__(self, request: GenerateRequest, on_close: Callable[["RequestStream"], None]):
+        self.request_id = request.request_id
+        self._unfinished = request.sampling.n
+        self._events: deque[TokenEvent | EngineError] = deque()
+        self._arrived = asyncio.Event()
+        self._on_close = on_close
+        self._closed = False
+
+    @property
+    def finished(self) -> bool:
+        """Every completion has had its last event."""
+        return self._unfinished == 0
+
+    def put(self, item: TokenEvent | EngineError) -> None:
+        """Hand over an event, or the error that ends the stream."""
+        if isinstance(item, EngineError):
+            self._unfinished = 0
+        elif item.finish_reason is not None:
+            self._unfinished -= 1
+        self._events.append(item)
+        self._arrived.set()
+
+    async def __aiter__(self) -> AsyncIterator[TokenEvent]:
+        while True:
+            while self._events:
+                item = self._events.popleft()
+                if isinstance(item, EngineError):
+                    raise item
+                yield item
+            if self.finished or self._closed:
+                return
+            self._arrived.clear()
+            await self._arrived.wait()
+
+    async def aclose(self) -> None:
+        """Abort in the engine what has not finished. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._arrived.set()
+            self._on_close(self)
+
+
+class StreamTable:
+    """The open streams of one model, by request id. Event loop only."""
+
+    def __init__(self, abort: Callable[[str], None]) -> None:
+        self._streams: dict[str, RequestStream] = {}
+        self._abort = abort
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def open(self, request: GenerateRequest) -> RequestStream:
+        """A stream for a request that is about to be sent."""
+        stream = RequestStream(request, self._close)
+        self._streams[request.request_id] = stream
+        self._empty.clear()
+        return stream
+
+    async def wait_until_empty(self) -> None:
+        """Return once no stream is open."""
+        await self._empty.wait()
+
+    def deliver(self, events: Iterable[TokenEvent]) -> None:
+        """Hand each event to its stream; those of aborted requests have none any more."""
+        for event in events:
+            stream = self._streams.get(event.request_id)
+            if stream is None:
+                continue
+            stream.put(event)
+            if stream.finished:
+                self._drop(stream)
+
+    def fail_all(self, error: EngineError) -> None:
+        """End every open stream with `error`."""
+        for stream in list(self._streams.values()):
+            stream.put(error)
+            self._drop(stream)
+
+    def _close(self, stream: RequestStream) -> None:
+        if self._drop(stream):
+            self._abort(stream.request_id)
+
+    def _drop(self, stream: RequestStream) -> bool:
+        """Forget the stream; False if it was not open any more."""
+        was_open = self._streams.pop(stream.request_id, None) is not None
+        if not self._streams:
+            self._empty.set()
+        return was_open
+
+
+def rejection(request: GenerateRequest, error: EngineError) -> list[TokenEvent]:
+    """The events that answer a request which the engine did not take: one per completion."""
+    return [
+        TokenEvent(
+            request_id=request.request_id,
+            index=index,
+            finish_reason=FinishReason.ERROR,
+            error_code=error.code,
+            error_message=error.message,
+        )
+        for index in range(request.sampling.n)
+    ]

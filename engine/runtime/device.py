@@ -1,0 +1,47 @@
+"""Which device the model runs on, and what it offers."""
+
+import os
+from typing import Literal
+
+import torch
+
+from engine.config import Device, MachineFacts
+from engine.errors import ModelLoadError
+from engine.runtime.memory import available_host_memory
+
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """`bfloat16`, `float16` or `float32` as torch knows it."""
+    return DTYPES[name]
+
+
+def machine_facts(wanted: Device) -> MachineFacts:
+    """What sizing needs to know of this machine.
+
+    Raises:
+        ModelLoadError: `cuda` is asked for and there is none.
+    """
+    device = _choose(wanted)
+    free = torch.cuda.mem_get_info()[0] if device == "cuda" else available_host_memory()
+    return MachineFacts(device=device, num_cores=num_usable_cores(), free_memory_bytes=free)
+
+
+def num_usable_cores() -> int:
+    """Cores that this process may run on (affinity; containers restrict it)."""
+    return len(os.sched_getaffinity(0))
+
+
+def _choose(wanted: Device) -> Literal["cpu", "cuda"]:
+    has_gpu = torch.cuda.is_available()
+    if wanted == "cuda" and not has_gpu:
+        raise ModelLoadError(
+            "device cuda was asked for and torch sees no NVIDIA GPU; install a CUDA build of torch "
+            "or use --device cpu"
+        )
+    return "cpu" if wanted == "cpu" or not has_gpu else "cuda"

@@ -1,0 +1,273 @@
+"""Keeps one model's worker process alive and carries its requests.
+
+Runs on the server's event loop. A worker that dies ends its requests with `EngineDead` and is
+started again with growing pauses; one that says it cannot load stays down, with the reason.
+"""
+
+import asyncio
+import contextlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import zmq
+import zmq.asyncio
+
+from engine import messages
+from engine.config import EngineConfig
+from engine.errors import (
+    EngineDead,
+    InsufficientMemory,
+    ModelNotReady,
+)
+from engine.model_spec import ModelSpec
+from engine.request_stream import RequestStream, StreamTable
+from engine.runtime.memory import MemoryArbiter
+from engine.types import (
+    EngineStats,
+    GenerateRequest,
+    ModelInfo,
+    ModelStatus,
+    Phase,
+)
+
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 30.0
+HEALTHY_AFTER_S = 60.0
+"""A worker that lived this long restarts without a pause again."""
+STOP_GRACE_S = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """What every worker is told beside its model."""
+
+    config: EngineConfig
+    cache_dir: Path
+    offline: bool = False
+    log_format: str = "console"
+    log_level: str = "info"
+    command: tuple[str, ...] = (sys.executable, "-m", "engine.loop")
+
+
+class Supervisor:
+    """One model's worker: starts it, watches it, restarts it, talks to it."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        options: WorkerOptions,
+        arbiter: MemoryArbiter,
+        on_stats: Callable[[str, EngineStats], None],
+    ) -> None:
+        self.spec = spec
+        self.info: ModelInfo | None = None
+        self.stats: EngineStats | None = None
+        self.status = ModelStatus(model=spec.name, phase=Phase.STARTING)
+        self._options = options
+        self._arbiter = arbiter
+        self._on_stats = on_stats
+        self._streams = StreamTable(lambda request_id: self._send(messages.Abort(request_id)))
+        self._socket: zmq.asyncio.Socket | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._failure: messages.Failed | None = None
+        self._restarts = 0
+
+    def start(self) -> None:
+        """Begin to supervise, in a task of its own."""
+        self._task = asyncio.create_task(self._supervise(), name=f"supervise {self.spec.name}")
+
+    def submit(self, request: GenerateRequest) -> RequestStream:
+        """Send a request to the worker.
+
+        Raises:
+            ModelNotReady: there is no worker that could take it now.
+        """
+        if self.status.phase is not Phase.READY or self._socket is None:
+            raise ModelNotReady(
+                f"model {self.spec.name!r} is not ready: {self.status.phase}"
+                f"{f' ({self.status.detail})' if self.status.detail else ''}; "
+                f"wait until GET /ready answers 200"
+            )
+        stream = self._streams.open(request)
+        self._send(messages.Submit(request))
+        return stream
+
+    async def wait_until_idle(self) -> None:
+        """Return once the worker owes no request an event."""
+        await self._streams.wait_until_empty()
+
+    async def stop(self) -> None:
+        """End the worker: politely, then firmly. Requests still in it end with `EngineDead`."""
+        if self._task is None:
+            return
+        process = self._process
+        if process is not None and process.returncode is None:
+            self._send(messages.Shutdown())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), STOP_GRACE_S)
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        self._set_phase(Phase.STOPPED)
+
+    async def _supervise(self) -> None:
+        """Run workers, one after the other, until told to stop or the model cannot be loaded."""
+        pause_s = FIRST_PAUSE_S
+        loop = asyncio.get_running_loop()
+        while True:
+            started_s = loop.time()
+            try:
+                await self._run_worker()
+            finally:
+                self._lose_worker()
+            was_ready = self._restarts > 0 or self.info is not None
+            if self._failure is not None and not was_ready:
+                self._set_phase(Phase.FAILED, self._failure.message, error_code=self._failure.code)
+                return
+            if loop.time() - started_s > HEALTHY_AFTER_S:
+                pause_s = FIRST_PAUSE_S
+            self._restarts += 1
+            self._set_phase(Phase.RESTARTING, f"the worker ended; next start in {pause_s:g} s")
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    async def _run_worker(self) -> None:
+        """Start one worker and serve it until it ends."""
+        folder = Path(tempfile.mkdtemp(prefix="tandem-"))
+        context = zmq.asyncio.Context()
+        try:
+            self._failure = None
+            self._socket = context.socket(zmq.PAIR)
+            self._socket.set_hwm(0)
+            self._socket.linger = 0
+            address = f"ipc://{folder}/worker.sock"
+            self._socket.bind(address)
+            self._set_phase(Phase.STARTING)
+            self._process = await self._spawn(address)
+            await self._serve(self._process, self._socket)
+        finally:
+            await self._reap()
+            if self._socket is not None:
+                self._socket.close()
+                self._socket = None
+            context.term()
+            shutil.rmtree(folder, ignore_errors=True)
+
+    async def _spawn(self, address: str) -> asyncio.subprocess.Process:
+        # Standard input stays open: its end tells the worker that the server is gone.
+        process = await asyncio.create_subprocess_exec(
+            *self._options.command, stdin=asyncio.subprocess.PIPE
+        )
+        assert process.stdin is not None
+        spec = messages.encode(
+            messages.WorkerSpec(
+                address=address,
+                ref=self.spec.ref,
+                model=self.spec.name,
+                config=self._options.config,
+                cache_dir=str(self._options.cache_dir),
+                offline=self._options.offline,
+                log_format=self._options.log_format,
+                log_level=self._options.log_level,
+            )
+        )
+        process.stdin.write(len(spec).to_bytes(4, "little") + spec)
+        return process
+
+    async def _serve(self, process: asyncio.subprocess.Process, socket: zmq.asyncio.Socket) -> None:
+        """Read the worker's messages until it ends."""
+        ended = asyncio.create_task(process.wait())
+        try:
+            while True:
+                message = asyncio.ensure_future(socket.recv())
+                await asyncio.wait({ended, message}, return_when=asyncio.FIRST_COMPLETED)
+                if not message.done():
+                    message.cancel()
+                    break
+                self._receive(messages.decode_from_worker(message.result()))
+            await self._receive_rest(socket)
+        finally:
+            ended.cancel()
+
+    async def _receive_rest(self, socket: zmq.asyncio.Socket) -> None:
+        """What a worker said just before its end is the reason of it."""
+        with contextlib.suppress(zmq.Again):
+            while True:
+                data = await socket.recv(flags=zmq.NOBLOCK)
+                self._receive(messages.decode_from_worker(data))
+
+    def _receive(self, message: messages.FromWorker) -> None:
+        match message:
+            case messages.Step(events=events, stats=stats):
+                self.stats = stats
+                self._streams.deliver(events)
+                self._on_stats(self.spec.name, stats)
+            case messages.Progress(phase=phase, progress=progress, detail=detail):
+                self._set_phase(phase, detail, progress=progress)
+            case messages.Reserve():
+                self._reserve(message)
+            case messages.Ready(info=info):
+                self.info = info
+                self._set_phase(Phase.READY)
+                log.info("model ready", model=self.spec.name, max_model_len=info.max_model_len)
+            case messages.Failed():
+                self._failure = message
+
+    def _reserve(self, ask: messages.Reserve) -> None:
+        self._arbiter.ensure_budget(ask.device, ask.capacity_bytes)
+        try:
+            self._arbiter.reserve(self.spec.name, ask.device, ask.purpose, ask.num_bytes)
+            self._send(messages.Granted(self._arbiter.free(ask.device)))
+        except InsufficientMemory as error:
+            self._send(messages.Denied(error.message))
+
+    def _send(self, message: messages.ToWorker) -> None:
+        if self._socket is not None:
+            # The high-water mark is off, so the send cannot wait and its future is done at once.
+            self._socket.send(messages.encode(message))
+
+    async def _reap(self) -> None:
+        process = self._process
+        if process is None:
+            return
+        if process.returncode is None:
+            process.kill()
+        code = await process.wait()
+        if code != 0 and self.status.phase is not Phase.STOPPED:
+            cause = f"signal {-code}" if code < 0 else f"exit code {code}"
+            log.error("worker ended", model=self.spec.name, cause=cause)
+
+    def _lose_worker(self) -> None:
+        """The worker is gone: so are its requests and its memory."""
+        self._process = None
+        self._arbiter.release(self.spec.name)
+        self._set_phase(Phase.RESTARTING)
+        reason = f": {self._failure.message}" if self._failure else ""
+        self._streams.fail_all(
+            EngineDead(f"the worker of model {self.spec.name!r} ended{reason}; try again")
+        )
+
+    def _set_phase(
+        self,
+        phase: Phase,
+        detail: str | None = None,
+        *,
+        progress: float | None = None,
+        error_code: str | None = None,
+    ) -> None:
+        self.status = ModelStatus(
+            model=self.spec.name,
+            phase=phase,
+            progress=progress,
+            detail=detail,
+            error_code=error_code,
+            restarts=self._restarts,
+        )

@@ -1,0 +1,78 @@
+"""A worker that needs no model: it speaks the real messages and generates what the tests ask for.
+
+The first prompt token says what happens: 1 echoes the prompt's tokens back, 2 kills the process in
+the middle of the request, 3 never answers, 4 answers slowly. The model reference `broken` fails to
+load; `slow` takes half a second.
+"""
+
+import os
+import signal
+import sys
+import time
+
+from engine import messages
+from engine.loop import Link, end_with_the_server, read_spec
+from engine.types import EngineStats, FinishReason, ModelInfo, Phase, TokenEvent
+
+
+def main() -> int:
+    spec = read_spec()
+    end_with_the_server()
+    link = Link(spec.address)
+    if spec.ref == "broken":
+        link.send(messages.Failed("corrupt_file", "the checkpoint is truncated"))
+        link.close()
+        return 1
+    if spec.ref == "slow":
+        link.report(Phase.LOADING, 0.5, "half way")
+        time.sleep(0.5)
+    link.reserve("cpu", "weights", 100, 1000)
+    link.send(
+        messages.Ready(
+            ModelInfo(
+                model=spec.model,
+                path="",
+                architecture="Fake",
+                max_model_len=100,
+                vocab_size=100,
+                dtype="float32",
+                created=0,
+                num_kv_blocks=10,
+                kv_block_size=16,
+            )
+        )
+    )
+    aborted = 0
+    while True:
+        match link.receive():
+            case messages.Shutdown():
+                return 0
+            case messages.Abort():
+                aborted += 1
+                link.send(messages.Step([], EngineStats(num_steps=aborted)))
+            case messages.Submit(request=request):
+                kind = request.prompt_token_ids[0]
+                if kind == 2:
+                    link.send(messages.Step([event(request, [2])], EngineStats()))
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if kind == 4:
+                    time.sleep(0.3)
+                if kind != 3:
+                    echo(link, request)
+
+
+def event(request, tokens, finish_reason=None, index=0):
+    return TokenEvent(
+        request_id=request.request_id, index=index, token_ids=tokens, finish_reason=finish_reason
+    )
+
+
+def echo(link, request):
+    for token in request.prompt_token_ids:
+        link.send(messages.Step([event(request, [token])], EngineStats(num_running=1)))
+    ends = [event(request, [], FinishReason.STOP, index) for index in range(request.sampling.n)]
+    link.send(messages.Step(ends, EngineStats()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

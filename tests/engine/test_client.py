@@ -1,0 +1,217 @@
+"""The process border: real processes and sockets, a worker without a model."""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.client import InProcessEngineClient, ModelSpec, ProcessEngineClient, WorkerOptions
+from engine.config import EngineConfig
+from engine.errors import Draining, EngineDead, ModelNotReady, QueueFull, UnknownModel
+from engine.types import (
+    EngineStats,
+    FinishReason,
+    GenerateRequest,
+    ModelInfo,
+    Phase,
+    SamplingParams,
+    TokenEvent,
+)
+
+FAKE_WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
+
+
+def request(tokens, request_id="r", model="m", n=1):
+    return GenerateRequest(
+        request_id=request_id, model=model, prompt_token_ids=tokens, sampling=SamplingParams(n=n)
+    )
+
+
+async def until(condition, timeout_s=15.0):
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110  (the state belongs to another task)
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def start(tmp_path):
+    clients = []
+
+    async def start(*models, wait=True):
+        specs = [ModelSpec.parse(model) for model in models]
+        options = WorkerOptions(config=EngineConfig(), cache_dir=tmp_path, command=FAKE_WORKER)
+        client = ProcessEngineClient(specs, options)
+        clients.append(client)
+        await client.start()
+        if wait:
+            await until(lambda: len(client.models()) == len(specs))
+        return client
+
+    yield start
+    for client in clients:
+        await client.stop(0)
+
+
+async def collect(stream):
+    return [event async for event in stream]
+
+
+def tokens_of(events):
+    return [token for event in events for token in event.token_ids]
+
+
+async def test_requests_reach_their_model_and_come_back_in_order(start):
+    client = await start("a=x", "b=y")
+    streams = [
+        client.submit(request([1, i], request_id=str(i), model="ab"[i % 2])) for i in range(10)
+    ]
+    for i, stream in enumerate(streams):
+        assert tokens_of(await collect(stream)) == [1, i]
+
+
+async def test_a_stream_ends_after_every_completion_has_ended(start):
+    client = await start("m=x")
+    events = await collect(client.submit(request([1], n=3)))
+    assert [e.index for e in events if e.finish_reason] == [0, 1, 2]
+
+
+async def test_unknown_model_names_the_served_ones(start):
+    client = await start("m=x", wait=False)
+    with pytest.raises(UnknownModel, match="use one of m"):
+        client.submit(request([1], model="other"))
+
+
+async def test_a_loading_model_reports_progress_and_refuses(start):
+    client = await start("m=slow", wait=False)
+    with pytest.raises(ModelNotReady):
+        client.submit(request([1]))
+    await until(lambda: client.statuses()[0].phase is Phase.LOADING)
+    assert client.statuses()[0].progress == 0.5
+    await until(client.models)
+
+
+async def test_a_model_that_cannot_load_stays_down_with_its_reason(start):
+    client = await start("m=broken", wait=False)
+    await until(lambda: client.statuses()[0].phase is Phase.FAILED)
+    status = client.statuses()[0]
+    assert (status.error_code, status.detail) == ("corrupt_file", "the checkpoint is truncated")
+    assert status.restarts == 0
+
+
+async def test_death_ends_the_requests_in_it_and_the_worker_comes_back(start):
+    client = await start("m=x")
+    waiting = client.submit(request([3], "waits"))
+    dying = client.submit(request([2], "dies"))
+    with pytest.raises(EngineDead):
+        await collect(dying)
+    with pytest.raises(EngineDead):
+        await collect(waiting)
+    assert not client.models()
+    await until(client.models)
+    assert client.statuses()[0].restarts == 1
+    assert tokens_of(await collect(client.submit(request([1, 5], "after")))) == [1, 5]
+
+
+async def test_an_idle_worker_that_is_killed_comes_back(start):
+    client = await start("m=x")
+    process = client._supervisors["m"]._process
+    os.kill(process.pid, signal.SIGKILL)
+    await until(lambda: client.statuses()[0].restarts == 1 and client.models())
+
+
+async def test_closing_a_stream_aborts_once(start):
+    client = await start("m=x")
+    reports = []
+    client.on_stats.append(lambda model, stats: reports.append(stats))
+    stream = client.submit(request([3]))
+    await stream.aclose()
+    await stream.aclose()
+    assert await collect(stream) == []
+    await collect(client.submit(request([1], "other")))
+    assert [r.num_steps for r in reports if r.num_steps] == [1]
+
+
+async def test_stopping_lets_running_requests_finish_and_refuses_new_ones(start):
+    client = await start("m=x")
+    stream = client.submit(request([4, 7]))
+    stopping = asyncio.create_task(client.stop(5))
+    await asyncio.sleep(0.05)
+    with pytest.raises(Draining):
+        client.submit(request([1], "late"))
+    assert tokens_of(await collect(stream)) == [4, 7]
+    await stopping
+    assert client.statuses()[0].phase is Phase.STOPPED
+
+
+async def test_workers_end_when_the_server_is_gone(start):
+    client = await start("m=x")
+    process = client._supervisors["m"]._process
+    process.stdin.close()
+    await until(lambda: process.returncode is not None)
+
+
+class CountingEngine:
+    """Generates 0, 1, 2 … for each request until its max_tokens."""
+
+    def __init__(self):
+        self.requests, self.aborted = {}, []
+
+    def add(self, request):
+        if request.request_id == "refuse":
+            raise QueueFull("too many")
+        if request.request_id == "crash":
+            raise ZeroDivisionError
+        self.requests[request.request_id] = [request, 0]
+
+    def abort(self, request_id):
+        self.aborted.append(request_id)
+        self.requests.pop(request_id, None)
+
+    def has_work(self):
+        return bool(self.requests)
+
+    def step(self):
+        events = []
+        for key, entry in list(self.requests.items()):
+            done = entry[1] + 1 == entry[0].sampling.max_tokens
+            reason = FinishReason.LENGTH if done else None
+            events.append(TokenEvent(request_id=key, token_ids=[entry[1]], finish_reason=reason))
+            entry[1] += 1
+            if done:
+                del self.requests[key]
+        return events, EngineStats(num_running=len(self.requests))
+
+    def shutdown(self):
+        pass
+
+
+@pytest.fixture
+async def in_process():
+    info = ModelInfo(
+        model="m",
+        path="",
+        architecture="Fake",
+        max_model_len=100,
+        vocab_size=100,
+        dtype="float32",
+        created=0,
+        num_kv_blocks=10,
+        kv_block_size=16,
+    )
+    client = InProcessEngineClient(CountingEngine(), info)
+    await client.start()
+    yield client
+    await client.stop(1)
+
+
+async def test_in_process_client_behaves_like_the_other(in_process):
+    streams = [in_process.submit(request([1], str(i))) for i in range(5)]
+    for stream in streams:
+        assert tokens_of(await collect(stream)) == list(range(16))
+    refused = await collect(in_process.submit(request([1], "refuse")))
+    assert (refused[0].finish_reason, refused[0].error_code) == (FinishReason.ERROR, "queue_full")
+    with pytest.raises(EngineDead):
+        await collect(in_process.submit(request([1], "crash")))
