@@ -1,0 +1,40 @@
+# syntax=docker/dockerfile:1
+# Tandem for NVIDIA GPUs. The CPU image: docker build --build-arg BASE=debian:bookworm-slim \
+#   --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu -t tandem:cpu .
+ARG BASE=nvidia/cuda:12.8.1-runtime-ubuntu24.04
+FROM ${BASE}
+
+# The C++ compiler serves Triton's launchers and the native CPU operations.
+# hadolint ignore=DL3008
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends python3 python3-dev python3-venv g++ \
+ && rm -rf /var/lib/apt/lists/*
+
+RUN useradd --create-home --uid 10001 tandem
+WORKDIR /app
+RUN chown tandem:tandem /app
+USER tandem
+ENV PATH=/app/.venv/bin:$PATH PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1
+
+# torch first: it is large and changes rarely. An empty TORCH_INDEX takes it from the usual index.
+ARG TORCH_INDEX=
+RUN python3 -m venv .venv \
+ && pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch>=2.9"
+
+COPY --chown=tandem:tandem pyproject.toml constraints.txt README.md LICENSE ./
+COPY --chown=tandem:tandem server ./server
+COPY --chown=tandem:tandem engine ./engine
+COPY --chown=tandem:tandem kernels ./kernels
+COPY --chown=tandem:tandem loadtest ./loadtest
+COPY --chown=tandem:tandem configs ./configs
+ARG EXTRAS=
+RUN pip install --constraint constraints.txt ".${EXTRAS:+[$EXTRAS]}"
+
+# Downloaded models live in a volume, so that a new container starts without the network.
+VOLUME /home/tandem/.cache/tandem
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=3s --start-period=30s \
+  CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health', timeout=2)"]
+
+# Inside a container the address must be reachable from outside it; set an API key before exposing it.
+ENTRYPOINT ["tandem", "serve", "--host", "0.0.0.0"]
