@@ -1,0 +1,1 @@
+"""The wire format: one module of bodies per route family. No logic beyond validation."""

@@ -1,0 +1,303 @@
+"""Bodies of `POST /v1/chat/completions`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
+
+import msgspec
+from pydantic import ConfigDict, Field, PlainValidator, model_validator
+from pydantic_core import PydanticCustomError
+
+from engine.errors import UnsupportedFeature
+from server.protocol.common import (
+    MAX_LOGPROBS,
+    MAX_TOKEN_COUNT,
+    PromptLogprobs,
+    SamplingRequest,
+    Usage,
+    WireModel,
+    conflict,
+)
+
+_TEXT_PARTS = {"text": "text", "refusal": "refusal"}
+_MAX_MESSAGES = 4096
+
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+
+
+class TextPart(WireModel):
+    """A piece of a message's text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class RefusalPart(WireModel):
+    """An earlier refusal of the assistant, taken as text."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+def _join_parts(value: Any) -> str | None:
+    """A message's text: parts are joined by line breaks, as vLLM does for text-only templates."""
+    if value is None or isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise PydanticCustomError("content", "must be a string or an array of content parts")
+    texts = []
+    for index, part in enumerate(value):
+        kind = part.get("type") if isinstance(part, dict) else None
+        text = part.get(_TEXT_PARTS[kind]) if kind in _TEXT_PARTS else None
+        if not isinstance(text, str):
+            raise PydanticCustomError(
+                "content_part",
+                "part {index} must be {{type: text, text: string}}",
+                {"index": index},
+            )
+        texts.append(text)
+    return "\n".join(texts)
+
+
+Content = Annotated[
+    str | None,
+    PlainValidator(
+        _join_parts,
+        json_schema_input_type=str
+        | Annotated[list[TextPart | RefusalPart], Field(max_length=_MAX_MESSAGES)]
+        | None,
+    ),
+]
+
+
+class FunctionCall(WireModel):
+    """A call that the assistant made."""
+
+    name: str = Field(max_length=256)
+    arguments: str | dict[str, Any] = Field(description="JSON, as text or as it is.")
+
+
+class ToolCall(WireModel):
+    """An earlier call in an assistant message; handed to the chat template."""
+
+    id: str | None = Field(None, max_length=256)
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class ChatMessage(WireModel):
+    """One message. `developer` is treated as `system`; fields not listed reach the template."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"required": ["content"], "properties": {"content": {"type": ["string", "array"]}}},
+                {
+                    "required": ["tool_calls"],
+                    "properties": {
+                        "role": {"const": "assistant"},
+                        "tool_calls": {"type": "array", "minItems": 1},
+                    },
+                },
+            ]
+        }
+    )
+
+    role: Role
+    content: Content = Field(None, description="Text, or parts of text.")
+    name: str | None = Field(None, max_length=256)
+    tool_calls: list[ToolCall] | None = Field(None, max_length=256)
+    tool_call_id: str | None = Field(None, max_length=256)
+    refusal: str | None = Field(None, description="Text of an earlier refusal.")
+
+    @model_validator(mode="after")
+    def _has_content(self) -> Self:
+        from_assistant = self.role == "assistant" and (self.tool_calls or self.refusal)
+        if self.content is None and not from_assistant:
+            raise conflict("content is required; only an assistant's tool calls go without")
+        return self
+
+
+Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=_MAX_MESSAGES)]
+
+
+def check_parts(messages: Any) -> None:
+    """Refuse images, audio and files within messages.
+
+    Raises:
+        UnsupportedFeature: names the part.
+    """
+    for i, message in enumerate(messages if isinstance(messages, list) else ()):
+        content = message.get("content") if isinstance(message, Mapping) else None
+        for j, part in enumerate(content if isinstance(content, list) else ()):
+            kind = part.get("type") if isinstance(part, Mapping) else None
+            if isinstance(kind, str) and kind.startswith(_REFUSED_PART_TYPES):
+                raise UnsupportedFeature(
+                    "only text is supported in messages; leave images, audio and files out",
+                    param=f"messages[{i}].content[{j}]",
+                )
+
+
+_REFUSED_PART_TYPES = ("image", "input_", "audio", "video", "file")
+
+
+class ChatTemplateOptions(WireModel):
+    """How messages become a prompt; shared with `/tokenize`."""
+
+    add_generation_prompt: bool | None = Field(
+        None,
+        description="End the prompt where the assistant begins. Default true, or false with "
+        "continue_final_message.",
+    )
+    continue_final_message: bool | None = Field(
+        None, description="Continue the last message instead of answering it. Default false."
+    )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, max_length=64, description="More variables for the chat template."
+    )
+
+    @model_validator(mode="after")
+    def _check_ending(self) -> Self:
+        if self.add_generation_prompt and self.continue_final_message:
+            raise conflict("add_generation_prompt and continue_final_message cannot both be true")
+        return self
+
+
+class ChatCompletionRequest(SamplingRequest, ChatTemplateOptions):
+    """OpenAI's chat request with vLLM's additions."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "messages": [{"role": "user", "content": "Say hello."}],
+                "max_completion_tokens": 16,
+            }
+        }
+    )
+
+    messages: Messages
+    max_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_TOKEN_COUNT,
+        description="Most tokens to generate. Default: what the context has room for.",
+    )
+    logprobs: bool | None = Field(
+        None, description="Return the log-probability of each token. Default false."
+    )
+    top_logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_LOGPROBS,
+        description="Alternatives per token; only with logprobs.",
+    )
+    echo: bool | None = Field(
+        None, description="Put the last message before the answer, if it is the assistant's."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_media(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            check_parts(data.get("messages"))
+        return data
+
+    @model_validator(mode="after")
+    def _check_logprobs(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise conflict("top_logprobs is only allowed with logprobs: true")
+        return self
+
+
+@dataclass(slots=True)
+class TopLogprob:
+    """One candidate at a position."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+@dataclass(slots=True)
+class TokenLogprobEntry:
+    """A token of the text beside the likeliest candidates."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+@dataclass(slots=True)
+class ChatLogprobs:
+    """One entry per token."""
+
+    content: list[TokenLogprobEntry]
+    refusal: None = None
+
+
+@dataclass(slots=True)
+class AnswerMessage:
+    """What the assistant said."""
+
+    content: str
+    role: Literal["assistant"] = "assistant"
+    refusal: None = None
+
+
+@dataclass(slots=True)
+class ChatChoice:
+    """One of the `n` answers."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: str
+    stop_reason: str | int | None
+    token_ids: list[int] | None = None
+
+
+@dataclass(slots=True)
+class ChatCompletion:
+    """The answer to a request without `stream`."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    system_fingerprint: str
+    object: Literal["chat.completion"] = "chat.completion"
+    prompt_logprobs: PromptLogprobs | None = None
+    prompt_token_ids: list[int] | None = None
+
+
+class Delta(msgspec.Struct, omit_defaults=True):
+    """What a chunk adds to the message."""
+
+    role: str | None = None
+    content: str | None = None
+
+
+class ChatChunkChoice(msgspec.Struct):
+    """A chunk's part of one answer."""
+
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: str | int | msgspec.UnsetType | None = msgspec.UNSET
+    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+
+
+class ChatChunk(msgspec.Struct):
+    """One `data:` line of a stream."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
+    prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    object: str = "chat.completion.chunk"

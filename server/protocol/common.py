@@ -1,0 +1,339 @@
+"""What the request and answer bodies of several routes share, and how unknown fields are treated.
+
+Requests are pydantic models, strict about types: an explicit null means the default, and a field
+that is in no table here is tolerated and reported. Answers are dataclasses, which FastAPI
+documents and msgspec encodes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from engine.errors import UnsupportedFeature
+
+INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
+MAX_TOKEN_COUNT = (1 << 31) - 1
+MAX_COMPLETIONS = 128
+MAX_STOP_STRINGS = 16
+MAX_LOGPROBS = 20
+
+NO_EFFECT_FIELDS: Mapping[str, str] = {
+    "user": "names the end user to OpenAI's abuse monitoring",
+    "safety_identifier": "names the end user to OpenAI's abuse monitoring",
+    "store": "keeps the answer in OpenAI's account",
+    "metadata": "labels a stored answer",
+    "service_tier": "chooses OpenAI's price and latency tier",
+    "prompt_cache_key": "steers OpenAI's cache routing; prefix caching here needs no hint",
+    "prompt_cache_retention": "steers how long OpenAI keeps a cached prefix",
+    "prediction": "a hint that makes OpenAI's decoding faster, without changing its result",
+    "parallel_tool_calls": "says how tools may be called, and tools are refused",
+}
+"""OpenAI fields that are accepted and, by what they mean, change no answer of this server."""
+
+UNSUPPORTED_FIELDS: Mapping[str, tuple[Any, ...]] = {
+    "response_format": ({"type": "text"},),
+    "tools": ([],),
+    "tool_choice": ("none",),
+    "functions": ([],),
+    "function_call": ("none",),
+    "best_of": (1,),
+    "use_beam_search": (False,),
+    "length_penalty": (1,),
+    "early_stopping": (False,),
+    "suffix": ("",),
+    "audio": (),
+    "modalities": (["text"],),
+    "web_search_options": (),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "structured_outputs": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "logits_processors": ([],),
+    "bad_words": ([],),
+    "allowed_token_ids": (),
+    "prompt_embeds": (),
+    "chat_template": (),
+    "documents": ([],),
+    "spaces_between_special_tokens": (True,),
+}
+"""Known fields that are refused, with the values that ask for nothing and pass. Null passes too."""
+
+
+TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_COUNT)]
+StopString = Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+def _stop_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+StopStrings = Annotated[
+    list[StopString],
+    Field(max_length=MAX_STOP_STRINGS),
+    BeforeValidator(
+        _stop_list,
+        json_schema_input_type=StopString
+        | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)],
+    ),
+]
+
+
+class WireModel(BaseModel):
+    """Base of everything a client sends: strict types, unknown fields kept aside."""
+
+    model_config = ConfigDict(
+        strict=True, extra="allow", allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class ModelRequest(WireModel):
+    """A request to one of the served models."""
+
+    model: str | None = Field(
+        None,
+        max_length=256,
+        description="Id of a served model. May be left out where exactly one is served.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        check_supported(data)
+        return {name: _integral(value) for name, value in data.items()}
+
+    def ignored_fields(self) -> list[str]:
+        """Names of the fields that the client sent and nobody knows."""
+        known = NO_EFFECT_FIELDS.keys() | UNSUPPORTED_FIELDS.keys()
+        return [name for name in self.model_extra or {} if name not in known]
+
+
+def _integral(value: Any) -> Any:
+    """JSON has one kind of number: 5.0 is an integer there, though not in Python."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+class StreamOptions(WireModel):
+    """How a stream reports usage."""
+
+    include_usage: bool | None = Field(
+        None, description="Send a last chunk with the usage and no choices."
+    )
+    continuous_usage_stats: bool | None = Field(
+        None, description="With include_usage: give the usage so far in every chunk."
+    )
+
+
+class SamplingRequest(ModelRequest):
+    """What chat and plain completions have in common. Every field may be null: the default."""
+
+    max_completion_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_TOKEN_COUNT,
+        description="Most tokens to generate; wins over max_tokens.",
+    )
+    min_tokens: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_TOKEN_COUNT,
+        description="Neither end-of-sequence, stop_token_ids nor stop end the text before this "
+        "many tokens.",
+    )
+    temperature: float | None = Field(
+        None, ge=0, le=2, description="0 takes the most likely token. Default: the model's, or 1."
+    )
+    top_p: float | None = Field(
+        None, ge=0, le=1, description="Keep the likeliest tokens of this total probability."
+    )
+    top_k: int | None = Field(
+        None, ge=-1, le=MAX_TOKEN_COUNT, description="Keep this many tokens; 0 or -1 keeps all."
+    )
+    min_p: float | None = Field(
+        None, ge=0, le=1, description="Drop tokens below this share of the likeliest one's."
+    )
+    typical_p: float | None = Field(
+        None, gt=0, le=1, description="Locally typical sampling; 1 is off."
+    )
+    seed: int | None = Field(
+        None,
+        ge=INT64_MIN,
+        le=INT64_MAX,
+        description="The same seed gives the same text, whatever else the server does.",
+    )
+    n: int | None = Field(
+        None, ge=1, le=MAX_COMPLETIONS, description="Completions per prompt. Default 1."
+    )
+    stop: StopStrings | None = Field(
+        None, description="Strings that end the text; up to 16, none empty."
+    )
+    stop_token_ids: list[TokenId] | None = Field(
+        None, max_length=256, description="Tokens that end the text."
+    )
+    include_stop_str_in_output: bool | None = Field(
+        None, description="Keep what ended the text. Default false."
+    )
+    ignore_eos: bool | None = Field(
+        None, description="Go on after end-of-sequence, up to max_tokens. Default false."
+    )
+    skip_special_tokens: bool | None = Field(
+        None, description="Leave special tokens out of the text. Default true."
+    )
+    logit_bias: (
+        dict[
+            Annotated[str, Field(pattern=r"^[0-9]{1,10}$")],
+            Annotated[float, Field(ge=-100, le=100)],
+        ]
+        | None
+    ) = Field(None, max_length=1024, description="Added to the logits of these token ids.")
+    presence_penalty: float | None = Field(
+        None, ge=-2, le=2, description="Subtracted once from tokens that were generated before."
+    )
+    frequency_penalty: float | None = Field(
+        None, ge=-2, le=2, description="Subtracted per earlier generation of a token."
+    )
+    repetition_penalty: float | None = Field(
+        None,
+        ge=0.01,
+        le=100,
+        description="Divides the logits of tokens in prompt and text so far; 1 is off.",
+    )
+    prompt_logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_LOGPROBS,
+        description="Log-probabilities of the prompt's tokens with this many alternatives. "
+        "Not with stream.",
+    )
+    stream: bool | None = Field(None, description="Answer with server-sent events.")
+    stream_options: StreamOptions | None = Field(None, description="Only with stream.")
+    priority: int | None = Field(
+        None,
+        ge=-(1 << 31),
+        le=(1 << 31) - 1,
+        description="Lower runs first. Other than 0 needs --scheduling-policy priority.",
+    )
+    cache_salt: str | None = Field(
+        None,
+        min_length=1,
+        max_length=256,
+        description="Share cached prefixes only with requests of the same salt.",
+    )
+    truncate_prompt_tokens: int | None = Field(
+        None,
+        ge=-1,
+        le=MAX_TOKEN_COUNT,
+        description="Keep only the prompt's last tokens; -1 keeps as many as fit beside "
+        "max_tokens.",
+    )
+    add_special_tokens: bool | None = Field(
+        None,
+        description="Let the tokenizer add its own, such as begin-of-sequence. Default: true "
+        "for a plain prompt, false in chat, where the template writes them.",
+    )
+    return_tokens_as_token_ids: bool | None = Field(
+        None, description="Write `token_id:<id>` for each token in log-probabilities."
+    )
+    return_token_ids: bool | None = Field(
+        None, description="Return the token ids of prompt and text."
+    )
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise conflict("stream_options is only allowed with stream: true")
+        if self.stream and self.prompt_logprobs is not None:
+            raise conflict("prompt_logprobs are not available with stream: true")
+        if self.truncate_prompt_tokens == 0:
+            raise conflict("truncate_prompt_tokens must be -1 or at least 1")
+        return self
+
+
+def conflict(message: str) -> PydanticCustomError:
+    """Two fields do not go together; the message names them."""
+    return PydanticCustomError("conflict", message)
+
+
+def check_supported(data: Mapping[str, Any]) -> None:
+    """Refuse known fields that ask for something this server cannot do.
+
+    Raises:
+        UnsupportedFeature: names the field and the values that pass.
+    """
+    for name in data.keys() & UNSUPPORTED_FIELDS.keys():
+        value, neutral = data[name], UNSUPPORTED_FIELDS[name]
+        if value is None or value in neutral or (name == "best_of" and value == data.get("n")):
+            continue
+        raise UnsupportedFeature(
+            f"{name} is not supported by this server; leave it out", param=name
+        )
+
+
+@dataclass(slots=True)
+class PromptTokensDetails:
+    """Where the prompt's tokens came from."""
+
+    cached_tokens: int = 0
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens that a request took."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+@dataclass(slots=True)
+class PromptLogprob:
+    """One candidate for a prompt position, as vLLM writes it."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[int, PromptLogprob] | None]
+
+
+@dataclass(slots=True)
+class ErrorDetail:
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+@dataclass(slots=True)
+class ErrorAnswer:
+    """The body of every answer other than 2xx."""
+
+    error: ErrorDetail
+
+
+_ERRORS = {
+    400: "A field has a bad value, or the prompt does not fit the context.",
+    401: "The API key is missing or wrong.",
+    404: "No such model is served.",
+    413: "The body is too large.",
+    415: "The body is not JSON.",
+    429: "The queue is full; see Retry-After.",
+    500: "The server failed.",
+    503: "The model is loading, failed, or the server is shutting down; see Retry-After.",
+}
+
+
+def error_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """FastAPI's `responses` for the failures of a route; without arguments all of them."""
+    return {s: {"model": ErrorAnswer, "description": _ERRORS[s]} for s in statuses or _ERRORS}
