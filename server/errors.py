@@ -34,7 +34,7 @@ class StatusRow:
     Attributes:
         status: HTTP status code.
         type: OpenAI's `error.type`.
-        retry_after_s: value of the `Retry-After` header; None sends none.
+        retry_after_s: `Retry-After` header where the error itself has none; None sends none.
         show_message: whether the client may read `str(error)`.
     """
 
@@ -129,7 +129,9 @@ def engine_error_body(error: BaseException) -> bytes:
 def engine_error_response(error: BaseException) -> Response:
     """The HTTP answer for any exception, with `Retry-After` where the table has one."""
     row = status_row(error) if isinstance(error, errors.EngineError) else _FAULT
-    headers = {} if row.retry_after_s is None else {"Retry-After": str(row.retry_after_s)}
+    wait_s = error.retry_after_s if isinstance(error, errors.EngineError) else None
+    wait_s = row.retry_after_s if wait_s is None else wait_s
+    headers = {} if wait_s is None else {"Retry-After": str(wait_s)}
     return Response(engine_error_body(error), row.status, headers, media_type="application/json")
 
 
@@ -150,19 +152,13 @@ def field_path(location: Sequence[int | str]) -> str:
 
 
 def install(app: FastAPI) -> None:
-    """Register the handlers on an app."""
+    """Register the handlers on an app. What nobody expected is left to `RecoverMiddleware`."""
     app.add_exception_handler(errors.EngineError, _on_engine_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(Exception, _on_unexpected)
 
 
 async def _on_engine_error(request: Request, error: Exception) -> Response:
-    log_unexpected(error)
-    return engine_error_response(error)
-
-
-async def _on_unexpected(request: Request, error: Exception) -> Response:
     log_unexpected(error)
     return engine_error_response(error)
 

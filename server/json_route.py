@@ -1,4 +1,4 @@
-"""Routes whose body is JSON, read strictly and answered in one place when something breaks.
+"""Routes whose body is JSON, read strictly.
 
 FastAPI's own reading takes NaN, lone surrogates and bodies without a content type (which lets any
 web page post to a server on localhost); this reads with msgspec, which refuses them all.
@@ -8,14 +8,12 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
-from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from engine.errors import EngineError, InvalidParameter
-from server.errors import engine_error_response, log_unexpected
+from engine.errors import InvalidParameter
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -23,24 +21,16 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 class JsonRoute(APIRoute):
     """Use as `APIRouter(route_class=JsonRoute)`.
 
-    Answers 415 to a body that is not declared as JSON and 400 to one that is not JSON. An
-    exception that nobody expected becomes a 500 here already, so that the middleware around the
-    route sees an answer rather than an exception.
+    Answers 415 to a body that is not declared as JSON and 400 to one that is not JSON.
     """
 
     def get_route_handler(self) -> Handler:
         handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
-            try:
-                if request.method == "POST":
-                    request = await _JsonRequest.read(request)
-                return await handler(request)
-            except (EngineError, HTTPException, RequestValidationError):
-                raise
-            except Exception as error:
-                log_unexpected(error)
-                return engine_error_response(error)
+            if request.method == "POST":
+                request = await _JsonRequest.read(request)
+            return await handler(request)
 
         return handle
 
