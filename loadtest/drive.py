@@ -1,0 +1,148 @@
+"""Drives a workload against a client: closed loop or open loop, with partial results on Ctrl-C."""
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from loadtest.client import CompletionClient
+from loadtest.prompts import TokenEstimate, story_prompt
+from loadtest.record import RequestRecord
+from loadtest.workload import PlannedRequest, Workload
+
+_WARMUP_STRIDE = 7_000_000_007  # warm-up prompts never equal measured ones
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Everything that was sent, in the order it was planned; `interrupted` when some was not."""
+
+    records: list[RequestRecord]
+    wall_s: float
+    num_planned: int
+    interrupted: bool
+
+
+async def drive(
+    workload: Workload,
+    client: CompletionClient,
+    on_end: Callable[[RequestRecord], None] | None = None,
+) -> Outcome:
+    """Send the whole workload and wait for every answer.
+
+    SIGINT and SIGTERM end the run early: what is in flight is cancelled and counted as
+    interrupted. The wall time runs from the start to the end of the last request.
+    """
+    jobs = [_Job(planned, client.encode(planned)) for planned in workload.requests]
+    started = time.perf_counter()
+
+    async def send(job: _Job) -> None:
+        job.record = RequestRecord(job.planned.index, job.planned.max_tokens, at_s=job.planned.at_s)
+        await client.send(job.request, job.record, started)
+        if on_end is not None:
+            on_end(job.record)
+
+    if workload.concurrency is not None:
+        run = _closed_loop(jobs, workload.concurrency, send)
+    else:
+        run = _open_loop(jobs, started, send)
+    interrupted = await run_until_signal(run)
+    wall_s = time.perf_counter() - started
+    records = [job.record for job in jobs if job.record is not None]
+    return Outcome(records, wall_s, len(jobs), interrupted)
+
+
+@dataclass(slots=True)
+class _Job:
+    planned: PlannedRequest
+    request: bytes
+    record: RequestRecord | None = None
+
+
+async def _closed_loop(
+    jobs: list[_Job], concurrency: int, send: Callable[[_Job], Coroutine[Any, Any, None]]
+) -> None:
+    """All clients start together; each takes the next request when its last one has ended."""
+
+    async def client_loop(remaining: Iterator[_Job]) -> None:
+        for job in remaining:
+            await send(job)
+
+    remaining = iter(jobs)
+    async with asyncio.TaskGroup() as group:
+        for _ in range(min(concurrency, len(jobs))):
+            group.create_task(client_loop(remaining))
+
+
+async def _open_loop(
+    jobs: list[_Job], started: float, send: Callable[[_Job], Coroutine[Any, Any, None]]
+) -> None:
+    """Every request at its own time, however many are still unanswered."""
+    async with asyncio.TaskGroup() as group:
+        for job in jobs:
+            assert job.planned.at_s is not None
+            await asyncio.sleep(started + job.planned.at_s - time.perf_counter())
+            group.create_task(send(job))
+
+
+async def run_until_signal(run: Coroutine[Any, Any, None]) -> bool:
+    """Await `run`, cancelling it on SIGINT or SIGTERM; says whether it was cancelled."""
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(run)
+    stopped = False
+
+    def stop() -> None:
+        nonlocal stopped
+        stopped = True
+        task.cancel()
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    with contextlib.suppress(ValueError, RuntimeError):  # only the main thread may handle signals
+        for number in signals:
+            loop.add_signal_handler(number, stop)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not stopped:
+            task.cancel()
+            raise
+    finally:
+        with contextlib.suppress(ValueError, RuntimeError):
+            for number in signals:
+                loop.remove_signal_handler(number)
+    return stopped
+
+
+async def warm_up(client: CompletionClient, num_requests: int, concurrency: int, seed: int) -> None:
+    """A few unmeasured requests of the standard workload.
+
+    Raises RuntimeError with the server's own words when one fails: nothing worth measuring follows.
+    """
+    prompts = [story_prompt(seed + _WARMUP_STRIDE * (i + 1)) for i in range(num_requests)]
+    requests = [PlannedRequest(i, prompt, 64) for i, prompt in enumerate(prompts)]
+    outcome = await drive(Workload("warm-up", requests, concurrency), client)
+    if outcome.interrupted:
+        raise KeyboardInterrupt
+    for record in outcome.records:
+        if record.error:
+            raise RuntimeError(f"a warm-up request failed: {record.error}")
+
+
+async def probe_tokens(client: CompletionClient, seed: int) -> TokenEstimate:
+    """Ask the server what prompts of 20 and 120 words cost.
+
+    Raises RuntimeError when a probe fails, ValueError when the server reports no usage.
+    """
+    probes = []
+    for num_words in (20, 120):
+        prompt = story_prompt(seed + _WARMUP_STRIDE * num_words, num_words)
+        record = RequestRecord(0, 1)
+        request = client.encode(PlannedRequest(0, prompt, 1))
+        await client.send(request, record, time.perf_counter())
+        if record.error:
+            raise RuntimeError(f"a probe of the prompt length failed: {record.error}")
+        probes.append((num_words, record.prompt_tokens or 0))
+    return TokenEstimate.fit(probes)

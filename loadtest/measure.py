@@ -1,0 +1,48 @@
+"""One measured run: the workload driven, with memory and CPU watched, as a result document."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from loadtest.client import CompletionClient
+from loadtest.drive import drive
+from loadtest.metrics import Slo, summarise
+from loadtest.noise import CpuTimes, cpu_shares
+from loadtest.processes import MemoryWatch
+from loadtest.record import RequestRecord
+from loadtest.workload import Workload
+
+
+async def measure(
+    workload: Workload,
+    client: CompletionClient,
+    *,
+    pids: Sequence[int] = (),
+    slo: Slo | None = None,
+    on_end: Callable[[RequestRecord], None] | None = None,
+) -> dict[str, Any]:
+    """Drive `workload` and describe what happened: workload, summary, cpu, memory, requests.
+
+    `pids` are the roots of the server's process trees. `partial` is true after an interrupt.
+    """
+    memory = MemoryWatch(tuple(pids))
+    async with memory.watching():
+        before = CpuTimes.read(pids)
+        outcome = await drive(workload, client, on_end)
+        after = CpuTimes.read(pids)
+    return {
+        "workload": {
+            "name": workload.name,
+            "endpoint": client.target.endpoint,
+            "concurrency": workload.concurrency,
+            "keep_alive": client.target.keep_alive,
+            "temperature": client.target.temperature,
+            "ignore_eos": client.target.ignore_eos,
+            "extra_body": client.target.extra_body,
+            **workload.parameters,
+        },
+        "partial": outcome.interrupted,
+        "summary": summarise(outcome.records, outcome.wall_s, outcome.num_planned, slo),
+        "cpu": cpu_shares(before, after),
+        "memory": memory.to_json(),
+        "requests": [record.to_row() for record in outcome.records],
+    }

@@ -1,0 +1,113 @@
+"""Process trees and what they use, read from /proc (Linux)."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PROC = Path("/proc")
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStat:
+    """One line of /proc/PID/stat. CPU seconds include those of children already waited for."""
+
+    pid: int
+    parent: int
+    session: int
+    cpu_s: float
+
+    @classmethod
+    def read(cls, pid: int) -> "ProcessStat | None":
+        """None when the process is gone."""
+        try:
+            text = (PROC / str(pid) / "stat").read_text(errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        fields = text[text.rindex(")") + 2 :].split()  # the name before it may hold spaces
+        cpu_ticks = sum(map(int, fields[11:15]))  # user, system, and both of waited-for children
+        return cls(pid, int(fields[1]), int(fields[3]), cpu_ticks / _TICKS_PER_S)
+
+
+def process_trees(roots: Iterable[int]) -> list[ProcessStat]:
+    """The roots, their descendants, and whatever shares a session that a root leads.
+
+    The session catches children that outlived their parent and were handed to init.
+    """
+    stats = [
+        stat
+        for entry in PROC.iterdir()
+        if entry.name.isdigit() and (stat := ProcessStat.read(int(entry.name))) is not None
+    ]
+    wanted = set(roots)
+    leaders = {stat.pid for stat in stats if stat.pid in wanted and stat.session == stat.pid}
+    leaders |= {pid for pid in wanted if all(stat.pid != pid for stat in stats)}
+    members = {stat.pid: stat for stat in stats if stat.pid in wanted or stat.session in leaders}
+    while found := [s for s in stats if s.parent in members and s.pid not in members]:
+        members |= {stat.pid: stat for stat in found}
+    return list(members.values())
+
+
+def pss_bytes(pid: int) -> int:
+    """Proportional set size: private pages plus a fair share of the shared ones. 0 when gone.
+
+    Raises PermissionError for another user's process.
+    """
+    try:
+        lines = (PROC / str(pid) / "smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+
+
+def tree_pss_bytes(roots: Iterable[int]) -> int:
+    """PSS of the trees together; a page shared between them counts once."""
+    return sum(pss_bytes(stat.pid) for stat in process_trees(roots))
+
+
+@dataclass(slots=True)
+class MemoryWatch:
+    """Largest PSS seen of some process trees, and the last one."""
+
+    roots: tuple[int, ...]
+    peak_bytes: int = 0
+    last_bytes: int = 0
+    num_samples: int = field(default=0)
+
+    def sample(self) -> None:
+        self.last_bytes = tree_pss_bytes(self.roots)
+        self.peak_bytes = max(self.peak_bytes, self.last_bytes)
+        self.num_samples += 1
+
+    @contextlib.asynccontextmanager
+    async def watching(self, interval_s: float = 2.0) -> AsyncIterator[None]:
+        """Sample in the background, and once more at the end.
+
+        In a thread: the kernel walks the page tables of every process, some milliseconds per GiB,
+        which must not delay the time stamps of the event loop.
+        """
+        task = asyncio.create_task(self._repeat(interval_s)) if self.roots else None
+        try:
+            yield
+        finally:
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+                self.sample()
+
+    async def _repeat(self, interval_s: float) -> None:
+        while True:
+            await asyncio.sleep(interval_s)
+            await asyncio.to_thread(self.sample)
+
+    def to_json(self) -> dict[str, float] | None:
+        if not self.num_samples:
+            return None
+        return {
+            "pss_mib": round(self.last_bytes / 2**20, 1),
+            "peak_pss_mib": round(self.peak_bytes / 2**20, 1),
+        }

@@ -1,0 +1,52 @@
+"""Result files: JSON that diffs well, one line per request."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+RUN_FORMAT = "loadtest-run/1"
+COMPARISON_FORMAT = "loadtest-comparison/1"
+
+_LINE_LENGTH = 110
+
+
+def save_result(document: dict[str, Any], path: Path) -> None:
+    """Write atomically, so that an interrupted write never leaves half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(render_json(document) + "\n")
+    part.replace(path)
+
+
+def load_result(path: Path, expected_format: str) -> dict[str, Any]:
+    """Raises ValueError when the file is not a result of that format."""
+    document = json.loads(path.read_text())
+    if not isinstance(document, dict) or document.get("format") != expected_format:
+        raise ValueError(f"{path.name} is no {expected_format} file")
+    return document
+
+
+def render_json(value: Any, indent: str = "", *, one_line: bool = False) -> str:
+    """Indented JSON in which what fits on a line stays on it, and a request always does."""
+    compact = json.dumps(value, ensure_ascii=False)
+    if one_line or not isinstance(value, dict | list) or not value:
+        return compact
+    if len(compact) + len(indent) <= _LINE_LENGTH:
+        return compact
+    inner = indent + " "
+    if isinstance(value, dict):
+        parts = [
+            f"{json.dumps(key)}: {_render_requests(item, inner)}"
+            if key == "requests"
+            else f"{json.dumps(key)}: {render_json(item, inner)}"
+            for key, item in value.items()
+        ]
+        return "{\n" + ",\n".join(inner + part for part in parts) + f"\n{indent}}}"
+    parts = [render_json(item, inner) for item in value]
+    return "[\n" + ",\n".join(inner + part for part in parts) + f"\n{indent}]"
+
+
+def _render_requests(rows: list[Any], indent: str) -> str:
+    inner = indent + " "
+    lines = [inner + render_json(row, one_line=True) for row in rows]
+    return "[\n" + ",\n".join(lines) + f"\n{indent}]"
