@@ -1,0 +1,45 @@
+"""Requests made up from the OpenAPI document: never a 5xx, and enough of them get through."""
+
+import collections
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+NUM_EXAMPLES = 40
+ENOUGH_ACCEPTED = 0.3
+
+
+def operations(server):
+    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+    return [result.ok() for result in schema.get_all_operations()]
+
+
+def test_generated_requests_never_break_the_server(server):
+    outcomes = {}
+    for operation in operations(server):
+        statuses = collections.Counter()
+
+        @settings(
+            max_examples=NUM_EXAMPLES,
+            deadline=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(case=operation.as_strategy())
+        def probe(case, statuses=statuses):
+            response = case.call(base_url=server.url, timeout=60)
+            statuses[response.status_code] += 1
+            assert response.status_code < 500, response.text
+
+        probe()
+        outcomes[operation.label] = statuses
+    shares = {
+        label: sum(n for status, n in statuses.items() if status < 300) / statuses.total()
+        for label, statuses in outcomes.items()
+    }
+    assert httpx.get(f"{server.url}/ready").status_code == 200
+    low = {label: outcomes[label] for label, share in shares.items() if share < ENOUGH_ACCEPTED}
+    assert not low, f"too few generated requests were accepted: {low}"

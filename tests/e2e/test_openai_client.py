@@ -1,0 +1,93 @@
+"""The official client, as its users use it."""
+
+import asyncio
+
+import openai
+import pytest
+
+pytestmark = pytest.mark.e2e
+MODEL = "smollm2-135m-instruct"
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+@pytest.fixture
+def client(server):
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as client:
+        yield client
+
+
+def test_chat_answers(client):
+    answer = client.chat.completions.create(
+        model=MODEL, messages=QUESTION, temperature=0, max_tokens=24
+    )
+    assert "Paris" in answer.choices[0].message.content
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert answer.system_fingerprint.startswith("fp_")
+
+
+def test_a_streamed_chat_is_the_same_text(client):
+    arguments = {"model": MODEL, "messages": QUESTION, "max_tokens": 40, "seed": 7}
+    whole = client.chat.completions.create(**arguments)
+    stream = client.chat.completions.create(
+        **arguments, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = list(stream)
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[0].choices[0].delta.role == "assistant"
+    reasons = [c.choices[0].finish_reason for c in chunks if c.choices]
+    assert [r for r in reasons if r] == [whole.choices[0].finish_reason]
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+
+
+def test_completions_with_log_probabilities_and_several_choices(client):
+    answer = client.completions.create(
+        model=MODEL, prompt=["Once upon", "The sea"], n=2, max_tokens=5, logprobs=3, seed=1
+    )
+    assert [c.index for c in answer.choices] == [0, 1, 2, 3]
+    for choice in answer.choices:
+        assert len(choice.logprobs.token_logprobs) == len(choice.logprobs.tokens) <= 5
+        assert all(value <= 0 for value in choice.logprobs.token_logprobs)
+
+
+def test_a_repeated_prompt_is_found_in_the_cache(client):
+    prompt = "A prompt of more than one block of sixteen tokens that comes twice, " * 3
+    for _ in range(2):
+        answer = client.completions.create(model=MODEL, prompt=prompt, max_tokens=1, temperature=0)
+    assert answer.usage.prompt_tokens_details.cached_tokens >= 32
+
+
+def test_errors_are_the_clients_types(client):
+    with pytest.raises(openai.NotFoundError, match="gpt-9"):
+        client.chat.completions.create(model="gpt-9", messages=QUESTION)
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model=MODEL, prompt="word " * 20000, max_tokens=1)
+    assert caught.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(
+            model=MODEL, messages=QUESTION, response_format={"type": "json_object"}
+        )
+    assert caught.value.param == "response_format"
+
+
+def test_the_models_are_listed(client):
+    assert {model.id for model in client.models.list()} == {MODEL, "tiny"}
+    assert client.models.retrieve(MODEL).id == MODEL
+
+
+async def test_a_seed_gives_the_same_text_whatever_shares_the_batch(server):
+    url = f"{server.url}/v1"
+    async with openai.AsyncOpenAI(base_url=url, api_key="unused", max_retries=0) as client:
+
+        async def generate(seed, prompt="Tell me a story about a fox."):
+            answer = await client.completions.create(
+                model="tiny", prompt=prompt, seed=seed, max_tokens=40
+            )
+            return answer.choices[0].text
+
+        alone = [await generate(seed) for seed in range(4)]
+        others = [generate(100 + i, "x" * (i + 1)) for i in range(24)]
+        together = await asyncio.gather(*(generate(seed) for seed in range(4)), *others)
+        assert together[:4] == alone
+        assert len(set(alone)) > 1
