@@ -34,6 +34,8 @@ class EngineError(Exception):
 
     code: str = "engine_error"
     retryable: bool = False
+    retry_after_s: int | None = None
+    """When to try again, where whoever raised it can tell."""
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -68,8 +70,6 @@ class UnsupportedFeature(RequestError):
 class CapacityError(EngineError):
     code = "over_capacity"
     retryable = True
-    retry_after_s: int | None = None
-    """When to try again, where whoever raised it can tell."""
 
 
 class QueueFull(CapacityError):

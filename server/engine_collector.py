@@ -1,16 +1,13 @@
 """Metrics read from the engine client when Prometheus asks, not at every step."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from engine.client import EngineClient
 from engine.types import EngineStats, ModelStatus, Phase
 from engine.version import __version__
-
-if TYPE_CHECKING:
-    from engine.client import EngineClient
 
 _LIVE_PHASES = (Phase.READY, Phase.DRAINING)
 
@@ -18,7 +15,7 @@ _LIVE_PHASES = (Phase.READY, Phase.DRAINING)
 class EngineCollector(Collector):
     """Gauges of each model's newest step report; a model that is not running reads as idle."""
 
-    def __init__(self, engine: "EngineClient") -> None:
+    def __init__(self, engine: EngineClient) -> None:
         self._engine = engine
 
     def describe(self) -> Iterator[Metric]:

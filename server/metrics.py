@@ -7,15 +7,12 @@ arrive through `on_step`. What can be read at scrape time is in `server/engine_c
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 
+from engine.client import EngineClient
 from engine.types import EngineStats, FinishReason, TokenEvent
 from server.engine_collector import EngineCollector
-
-if TYPE_CHECKING:
-    from engine.client import EngineClient
 
 _TTFT_BUCKETS_S = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
@@ -83,7 +80,7 @@ class ServerMetrics:
     """All metrics of one app. Event loop only; `registry` is what `/metrics` shows."""
 
     def __init__(
-        self, engine: "EngineClient", *, clock: Callable[[], float] = time.perf_counter
+        self, engine: EngineClient, *, clock: Callable[[], float] = time.perf_counter
     ) -> None:
         self.registry = CollectorRegistry()
         self._clock = clock

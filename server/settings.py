@@ -7,6 +7,7 @@ value becomes one line (`SettingsProblem`) that names where it came from.
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -80,6 +81,18 @@ def _check_model(text: str) -> str:
     return text
 
 
+def _check_origin(origin: str) -> str:
+    if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://[^/\s]+", origin):
+        raise ValueError("must be *, or scheme and host without a path: https://app.example")
+    return origin
+
+
+def _check_root_path(path: str) -> str:
+    if not re.fullmatch(r"(/[^/?#\s]+)*", path):
+        raise ValueError("must begin with / and not end with it, such as /llm")
+    return path
+
+
 def _check_is_file(path: Path) -> Path:
     if not path.is_file():
         raise ValueError("there is no such file")
@@ -89,7 +102,7 @@ def _check_is_file(path: Path) -> Path:
 CommaList = (NoDecode, BeforeValidator(_split_commas))
 ApiKey = Annotated[SecretStr, AfterValidator(_check_key)]
 ModelText = Annotated[str, AfterValidator(_check_model)]
-Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s]+)$")]
+Origin = Annotated[str, AfterValidator(_check_origin)]
 ExistingFile = Annotated[Path, AfterValidator(_check_is_file)]
 
 
@@ -125,9 +138,8 @@ class Settings(BaseSettings):
     uds: Path | None = Field(
         None, description="Unix domain socket to listen on, in place of host and port."
     )
-    root_path: str = Field(
+    root_path: Annotated[str, AfterValidator(_check_root_path)] = Field(
         "",
-        pattern=r"^(/[^/?#\s]+)*$",
         description="Path under which a proxy in front publishes this server, such as /llm.",
     )
     ssl_certfile: ExistingFile | None = Field(
@@ -256,8 +268,10 @@ class ClientSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True)
 
-    url: str = Field("http://127.0.0.1:8000", description="Address of the server.")
-    api_key: SecretStr | None = Field(None, description="Key to send, if the server asks for one.")
+    url: str = Field(
+        "http://127.0.0.1:8000", pattern=r"^https?://[^/\s]", description="Address of the server."
+    )
+    api_key: ApiKey | None = Field(None, description="Key to send, if the server asks for one.")
 
 
 def load_settings(given: Mapping[str, Any]) -> Settings:
@@ -266,7 +280,7 @@ def load_settings(given: Mapping[str, Any]) -> Settings:
     Raises:
         SettingsProblem: the first thing wrong, in one line.
     """
-    origins = Origins(given, {key.upper() for key in os.environ}, [*Settings.model_fields])
+    origins = _origins(given, Settings)
     try:
         return Settings(**given)
     except ValidationError as error:
@@ -277,6 +291,19 @@ def load_settings(given: Mapping[str, Any]) -> Settings:
         raise origins.engine_problem(location, error.message) from None
     except SettingsError:
         raise SettingsProblem(f"{ENV_PREFIX}ENGINE is not valid JSON") from None
+
+
+def load_client_settings(given: Mapping[str, Any]) -> ClientSettings:
+    """The same for the commands that talk to a server; None is not given."""
+    given = {name: value for name, value in given.items() if value is not None}
+    try:
+        return ClientSettings(**given)
+    except ValidationError as error:
+        raise _origins(given, ClientSettings).problem(error.errors()[0]) from None
+
+
+def _origins(given: Mapping[str, Any], settings: type[BaseSettings]) -> Origins:
+    return Origins(given, {name.upper() for name in os.environ}, list(settings.model_fields))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 ENV_PREFIX = "TANDEM_"
 
 _SINGULAR = {"models": "model", "api_keys": "api_key", "cors_allow_origins": "cors_allow_origin"}
-_SECRET = {"api_keys", "api_key_file"}
+_SECRET = {"api_keys", "api_key_file", "api_key"}
 
 
 class SettingsProblem(Exception):

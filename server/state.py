@@ -1,16 +1,13 @@
 """What one running app holds. Built by `create_app`, kept at `app.state.tandem`; no globals."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from engine.client import EngineClient
 from server.admission import Admission
 from server.lifecycle import Lifecycle
 from server.metrics import ServerMetrics
 from server.settings import Settings
-
-if TYPE_CHECKING:
-    from engine.client import EngineClient
-    from server.texts import TextRegistry
+from server.texts import TextRegistry
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +15,8 @@ class AppState:
     """Handed to every route by `server.deps.StateDep`."""
 
     settings: Settings
-    engine: "EngineClient"
-    texts: "TextRegistry"
+    engine: EngineClient
+    texts: TextRegistry
     metrics: ServerMetrics
     lifecycle: Lifecycle
     admission: Admission

@@ -1,0 +1,5 @@
+"""`python -m server` is `tandem`."""
+
+from server.cli import main
+
+main()

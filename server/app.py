@@ -1,0 +1,76 @@
+"""`create_app` puts the server together. No globals: each app has its own state.
+
+The engine starts and stops with the app's lifespan; it is handed in, so that tests bring their own.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from engine.client import EngineClient
+from engine.version import __version__
+from server import errors, middleware
+from server.admission import Admission
+from server.lifecycle import Lifecycle
+from server.metrics import ServerMetrics
+from server.routes import chat, completions, health, metrics, models, tokenize
+from server.settings import Settings
+from server.state import AppState
+from server.texts import TextRegistry
+
+_ROUTERS = (
+    chat.router,
+    completions.router,
+    models.router,
+    tokenize.router,
+    health.router,
+    metrics.router,
+)
+
+
+def create_app(settings: Settings, engine: EngineClient) -> FastAPI:
+    """The ASGI app. Startup returns while models still load; `/ready` tells when they serve."""
+    state = _create_state(settings, engine)
+    app = FastAPI(
+        title="Tandem",
+        summary="OpenAI-compatible inference server",
+        version=__version__,
+        lifespan=_lifespan,
+        root_path=settings.root_path,
+        redoc_url=None,
+    )
+    app.state.tandem = state
+    for router in _ROUTERS:
+        app.include_router(router)
+    errors.install(app)
+    middleware.install(app, settings, state.metrics)
+    return app
+
+
+def _create_state(settings: Settings, engine: EngineClient) -> AppState:
+    lifecycle = Lifecycle(settings.drain_timeout_s)
+    admission = Admission(
+        lifecycle,
+        max_num_seqs=settings.engine.max_num_seqs,
+        max_queued_requests=settings.max_queued_requests,
+    )
+    return AppState(
+        settings=settings,
+        engine=engine,
+        texts=TextRegistry(),
+        metrics=ServerMetrics(engine),
+        lifecycle=lifecycle,
+        admission=admission,
+    )
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    state: AppState = app.state.tandem
+    await state.engine.start()
+    try:
+        yield
+    finally:
+        state.lifecycle.begin_drain()
+        await state.engine.stop(state.lifecycle.remaining_drain_s())

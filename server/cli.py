@@ -1,0 +1,105 @@
+"""The installed command: `tandem serve | chat | models | version`.
+
+Imports at the top are the quick ones; each command brings its own. A bad setting ends in one line
+on standard error and exit code 2.
+"""
+
+from typing import Annotated, Any
+
+import typer
+
+from engine.version import __version__
+from server.options import given_settings, serve_signature
+from server.settings import ClientSettings, load_client_settings, load_settings
+from server.settings_problem import SettingsProblem
+
+app = typer.Typer(
+    name="tandem",
+    help="Serves language models behind the OpenAI API.",
+    no_args_is_help=True,
+    rich_markup_mode=None,  # its tables cut long option names off
+    pretty_exceptions_enable=False,  # they would show local values: keys and prompts
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Url = Annotated[str | None, typer.Option(help="Address of the server. [TANDEM_URL]")]
+ApiKey = Annotated[str | None, typer.Option(help="Key to send. [TANDEM_API_KEY]", metavar="KEY")]
+
+
+def main() -> None:
+    """Entry point of the package."""
+    app()
+
+
+def _serve(**values: Any) -> None:
+    """Serve models over HTTP.
+
+    Every option can also be set by the environment variable in brackets or, under its own name,
+    in the YAML file of --config; the engine's in a section `engine`. The command line wins, then
+    the environment, then the file.
+    """
+    try:
+        settings = load_settings(given_settings(values))
+    except SettingsProblem as problem:
+        raise _fail(str(problem)) from None
+    from server.serve import run
+
+    raise typer.Exit(run(settings))
+
+
+_serve.__signature__ = serve_signature()  # type: ignore[attr-defined]
+app.command("serve")(_serve)
+
+
+@app.command()
+def chat(
+    question: Annotated[
+        str | None, typer.Argument(help="Ask only this; without it, a conversation begins.")
+    ] = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+    model: Annotated[str | None, typer.Option(help="Model id; by default the first.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0.0, help="0 is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0)] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes answers repeatable.")] = None,
+) -> None:
+    """Talk to a running server. Ctrl-C stops an answer."""
+    from server.terminal_chat import chat_command
+
+    sampling = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "max_tokens": max_tokens,
+        "seed": seed,
+    }
+    given = {name: value for name, value in sampling.items() if value is not None}
+    client = _client_settings(url, api_key)
+    raise typer.Exit(chat_command(client, question, model=model, system=system, sampling=given))
+
+
+@app.command()
+def models(url: Url = None, api_key: ApiKey = None) -> None:
+    """List what a running server serves, and the names that are built in."""
+    from server.terminal_models import models_command
+
+    raise typer.Exit(models_command(_client_settings(url, api_key)))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def _client_settings(url: str | None, api_key: str | None) -> ClientSettings:
+    try:
+        return load_client_settings({"url": url, "api_key": api_key})
+    except SettingsProblem as problem:
+        raise _fail(str(problem)) from None
+
+
+def _fail(line: str) -> typer.Exit:
+    typer.echo(f"tandem: {line}", err=True)
+    return typer.Exit(2)

@@ -1,0 +1,99 @@
+"""The socket that the server listens on, taken before anything slow, and its address for people."""
+
+import contextlib
+import errno
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from server.settings import Settings
+
+_BACKLOG = 2048
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+class ListenProblem(Exception):
+    """The address cannot be used. `str(problem)` is one line for the operator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A listening socket. Clients that connect before the server runs wait in its backlog."""
+
+    socket: socket.socket
+    url: str
+    """Where a client on this machine finds the server."""
+    uds: Path | None = None
+
+    def close(self) -> None:
+        self.socket.close()
+        if self.uds is not None:
+            self.uds.unlink(missing_ok=True)
+
+
+def open_listener(settings: Settings) -> Listener:
+    """Bind and listen.
+
+    Raises:
+        ListenProblem: in use, not allowed, or no such address.
+    """
+    scheme = "https" if settings.ssl_certfile else "http"
+    if settings.uds is not None:
+        return Listener(_listen_unix(settings.uds), f"{scheme}://localhost", settings.uds)
+    bound = _listen_tcp(settings.host, settings.port)
+    host, port = bound.getsockname()[:2]
+    host = _WILDCARDS.get(host, host)
+    return Listener(bound, f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}")
+
+
+def _listen_tcp(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (socket.gaierror, UnicodeError):
+        raise ListenProblem(f"--host {host} is not an address of this machine") from None
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.bind(address)
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise ListenProblem(_explain(error, host, port)) from None
+    return sock
+
+
+def _explain(error: OSError, host: str, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} is in use on {host}; stop the program that has it or choose --port"
+    if error.errno == errno.EACCES:
+        return f"port {port} needs more rights than this user has; choose --port above 1023"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"--host {host} is not an address of this machine"
+    return f"cannot listen on {host} port {port}: {error.strerror}"
+
+
+def _listen_unix(path: Path) -> socket.socket:
+    if path.is_socket():
+        if _answers(path):
+            raise ListenProblem(f"--uds {path} is in use; stop the program that has it")
+        path.unlink()
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(os.fspath(path))
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise ListenProblem(f"--uds {path} cannot be used: {error.strerror or error}") from None
+    return sock
+
+
+def _answers(path: Path) -> bool:
+    """Whether somebody listens: a socket file outlives a server that was killed."""
+    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex(os.fspath(path)) == 0

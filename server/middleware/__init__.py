@@ -1,0 +1,37 @@
+"""What every request passes on its way to a route and back. Pure ASGI: streams pass untouched.
+
+    request id → access log → CORS → recover → auth → body limit → routes
+
+Refusals of the inner ones carry the request id and CORS headers and are logged.
+"""
+
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+
+from server.metrics import ServerMetrics
+from server.middleware.access_log import AccessLogMiddleware
+from server.middleware.auth import AuthMiddleware
+from server.middleware.body_limit import BodyLimitMiddleware
+from server.middleware.recover import RecoverMiddleware
+from server.middleware.request_id import RequestIdMiddleware
+from server.settings import Settings
+
+_EXPOSED_HEADERS = ("X-Request-Id", "X-Ignored-Fields", "Retry-After")
+
+
+def install(app: FastAPI, settings: Settings, metrics: ServerMetrics) -> None:
+    """Add all of them; Starlette puts what is added last outermost."""
+    app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes)
+    if keys := settings.read_api_keys():
+        app.add_middleware(AuthMiddleware, keys=keys)
+    app.add_middleware(RecoverMiddleware)
+    if settings.cors_allow_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_allow_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=_EXPOSED_HEADERS,
+        )
+    app.add_middleware(AccessLogMiddleware, metrics=metrics)
+    app.add_middleware(RequestIdMiddleware)

@@ -1,0 +1,63 @@
+"""One debug line and one count per request.
+
+Routes add what they know, such as token counts, with `annotate`.
+"""
+
+import time
+from typing import Any
+
+import structlog
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.metrics import ServerMetrics
+
+CLIENT_LEFT = 499
+"""What proxies log when the client closed the connection before an answer."""
+
+_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+
+log = structlog.get_logger(__name__)
+
+
+def annotate(connection: HTTPConnection, **fields: Any) -> None:
+    """Add fields to this request's line. Prompts only if the operator asked for them."""
+    connection.scope["state"].setdefault("log_fields", {}).update(fields)
+
+
+class AccessLogMiddleware:
+    def __init__(self, app: ASGIApp, metrics: ServerMetrics) -> None:
+        self.app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        start_s = time.perf_counter()
+        status = CLIENT_LEFT
+
+        async def send_and_look(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_and_look)
+        finally:
+            self._record(scope, status, time.perf_counter() - start_s)
+
+    def _record(self, scope: Scope, status: int, duration_s: float) -> None:
+        # Methods and paths are the client's to choose; labels must stay few.
+        method = scope["method"] if scope["method"] in _METHODS else "OTHER"
+        route = getattr(scope.get("route"), "path", "unmatched")
+        self._metrics.count_http(method, route, status)
+        log.debug(
+            "request",
+            method=method,
+            route=route,
+            status=status,
+            duration_s=round(duration_s, 4),
+            **scope.get("state", {}).get("log_fields", {}),
+        )

@@ -1,0 +1,56 @@
+"""API keys: `Authorization: Bearer KEY` or `X-Api-Key: KEY`.
+
+Guards every path, also those without a route, so that routes cannot be found by trying; only the
+probes are open.
+"""
+
+import hmac
+from collections.abc import Sequence
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from server.errors import INVALID_REQUEST, error_response
+from server.middleware.scope import get_header, get_path
+
+OPEN_PATHS = frozenset({"/health", "/ready"})
+
+
+class AuthMiddleware:
+    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+        self.app = app
+        self._keys = [key.encode() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or self._may_pass(scope):
+            await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            await self._refuse(scope, receive, send)
+
+    def _may_pass(self, scope: Scope) -> bool:
+        if scope["type"] == "http" and get_path(scope) in OPEN_PATHS:
+            return True
+        given = _given_key(scope)
+        # Every key is compared, in constant time: how long it takes says nothing about them.
+        matches = [hmac.compare_digest(given or b"", key) for key in self._keys]
+        return any(matches)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        problem = "the API key is not valid" if _given_key(scope) else "an API key is required"
+        response = error_response(
+            401,
+            f"{problem}; send it as Authorization: Bearer KEY",
+            INVALID_REQUEST,
+            code="invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+        await response(scope, receive, send)
+
+
+def _given_key(scope: Scope) -> bytes | None:
+    authorization = get_header(scope, b"authorization")
+    if authorization is not None:
+        scheme, _, key = authorization.partition(b" ")
+        return key.strip() if scheme.lower() == b"bearer" else None
+    return get_header(scope, b"x-api-key")

@@ -1,0 +1,139 @@
+"""Runs the app: one process, one socket, an orderly end.
+
+SIGTERM ─→ draining: /ready 503, new requests 503, running ones go on
+        ─→ all have finished, or drain_timeout_s is over: the engine stops
+        ─→ connections close, exit code 0
+a second signal cuts all of that short, exit code 1
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import ssl
+from collections.abc import Callable
+from socket import socket
+from types import FrameType
+
+import structlog
+import typer
+import uvicorn
+
+from engine.client import EngineClient, ProcessEngineClient, WorkerOptions
+from engine.logs import configure_logging
+from engine.version import __version__
+from server.announce import Announcer
+from server.app import create_app
+from server.listen import Listener, ListenProblem, open_listener
+from server.settings import Settings
+from server.state import AppState
+
+_KEEP_ALIVE_S = 75
+"""Longer than clients keep pooled connections: the side that closes first should be theirs."""
+_LAST_WORDS_S = 5
+"""For connections to finish once the engine has stopped."""
+
+log = structlog.get_logger(__name__)
+
+
+def run(settings: Settings, create_engine: Callable[[Settings], EngineClient] | None = None) -> int:
+    """Serve until told to stop. Returns the exit code."""
+    configure_logging(settings.log_format, settings.log_level)
+    try:
+        listener = open_listener(settings)
+    except ListenProblem as problem:
+        typer.echo(f"tandem: {problem}", err=True)
+        return 1
+    with contextlib.closing(listener):
+        app = create_app(settings, (create_engine or create_process_engine)(settings))
+        config = _uvicorn_config(settings, app)
+        try:
+            config.load()
+        except (OSError, ssl.SSLError):
+            typer.echo("tandem: ssl_certfile or ssl_keyfile holds no usable TLS key", err=True)
+            return 2
+        server = DrainingServer(config, app.state.tandem, listener)
+        _log_start(settings)
+        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+            runner.run(server.serve(sockets=[listener.socket]))
+    return 1 if server.force_exit else 0
+
+
+def create_process_engine(settings: Settings) -> EngineClient:
+    """The engine of production: a worker process per model."""
+    options = WorkerOptions(
+        config=settings.engine_config,
+        cache_dir=settings.cache_path,
+        offline=settings.offline,
+        log_format=settings.log_format,
+        log_level=settings.log_level,
+    )
+    return ProcessEngineClient(settings.model_specs, options)
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn, but it keeps listening while it drains, so that refusals reach the clients."""
+
+    def __init__(self, config: uvicorn.Config, state: AppState, listener: Listener) -> None:
+        super().__init__(config)
+        self._state = state
+        self._announcer = Announcer(state.settings, state.engine, listener, typer.echo)
+        self._announcement: asyncio.Task[None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Runs in a signal handler, between any two instructions of the loop: only sets flags."""
+        if self._state.lifecycle.draining:
+            self.force_exit = True
+        else:
+            self._state.lifecycle.begin_drain()
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._announcement = asyncio.create_task(self._announcer.run())
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second; true ends the main loop."""
+        if await super().on_tick(counter) or self.force_exit:
+            return True
+        lifecycle = self._state.lifecycle
+        if not lifecycle.draining:
+            return False
+        return self._state.admission.num_in_flight() == 0 or lifecycle.remaining_drain_s() == 0
+
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        """Stop the engine first: requests still in it end with an error, not with silence."""
+        if self._announcement is not None:
+            self._announcement.cancel()
+        log.info("stopping", num_cut_off=self._state.admission.num_in_flight())
+        stop = asyncio.create_task(self._state.engine.stop(0.0))
+        while not stop.done() and not self.force_exit:
+            await asyncio.wait({stop}, timeout=0.1)
+        await super().shutdown(sockets)
+
+
+def _uvicorn_config(settings: Settings, app: Callable[..., object]) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        lifespan="on",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_LAST_WORDS_S,
+        ssl_certfile=settings.ssl_certfile,
+        ssl_keyfile=settings.ssl_keyfile,
+    )
+
+
+def _log_start(settings: Settings) -> None:
+    log.info("starting", version=__version__, models=[spec.name for spec in settings.model_specs])
+    is_open = not settings.read_api_keys() and settings.uds is None
+    if is_open and not _is_loopback(settings.host):
+        log.warning("anybody who reaches this host can use the server; set api_keys")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,124 @@
+"""`tandem chat`: a conversation with a running server, over HTTP as any client would have it."""
+
+import contextlib
+import sys
+from collections.abc import Generator
+from typing import Any
+
+import httpx
+import typer
+
+from server.settings import ClientSettings
+from server.terminal_client import ServerProblem, fetch_models, open_client, read_events
+
+_HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
+
+
+def chat_command(
+    settings: ClientSettings,
+    question: str | None,
+    *,
+    model: str | None,
+    system: str | None,
+    sampling: dict[str, Any],
+) -> int:
+    """One answer, or a conversation on a terminal. Returns the exit code."""
+    if question is None and not sys.stdin.isatty():
+        question = sys.stdin.read().strip()
+    with open_client(settings) as client:
+        try:
+            conversation = Conversation(client, model or _first_model(client), system, sampling)
+            if question is None:
+                _converse(conversation)
+            else:
+                _answer(conversation, question)
+        except ServerProblem as problem:
+            typer.echo(f"tandem: {problem}", err=True)
+            return 1
+        except KeyboardInterrupt:
+            typer.echo()
+            return 130
+    return 0
+
+
+class Conversation:
+    """The messages so far, and how to ask for the next one."""
+
+    def __init__(
+        self, client: httpx.Client, model: str, system: str | None, sampling: dict[str, Any]
+    ) -> None:
+        self.model = model
+        self._client = client
+        self._system = [{"role": "system", "content": system}] if system else []
+        self._sampling = sampling
+        self.messages: list[dict[str, str]] = []
+        self.reset()
+
+    def reset(self) -> None:
+        self.messages = [*self._system]
+
+    def ask(self, question: str) -> Generator[str, None, None]:
+        """Pieces of the answer as they come. What was said of it stays, also when stopped early;
+        a question that failed does not.
+
+        Raises:
+            ServerProblem: the server refused or broke off.
+        """
+        self.messages.append({"role": "user", "content": question})
+        body = {**self._sampling, "model": self.model, "messages": self.messages, "stream": True}
+        answer = ""
+        try:
+            for event in read_events(self._client, "/v1/chat/completions", body):
+                for choice in event.get("choices", ()):
+                    piece = choice["delta"].get("content") or ""
+                    answer += piece
+                    yield piece
+        finally:
+            if answer:
+                self.messages.append({"role": "assistant", "content": answer})
+            else:
+                self.messages.pop()
+
+
+def _first_model(client: httpx.Client) -> str:
+    models = fetch_models(client)
+    if not models:
+        raise ServerProblem("the server has no model ready yet; try again later")
+    return models[0]
+
+
+def _answer(conversation: Conversation, question: str) -> None:
+    with contextlib.closing(conversation.ask(question)) as pieces:
+        for piece in pieces:
+            typer.echo(piece, nl=False)
+    typer.echo()
+
+
+def _converse(conversation: Conversation) -> None:
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  # gives input() editing and a history
+    typer.echo(f"{conversation.model}. {_HELP}")
+    while True:
+        try:
+            line = input("\n> ").strip()
+        except EOFError:
+            typer.echo()
+            return
+        if line == "/exit":
+            return
+        if line == "/reset":
+            conversation.reset()
+            typer.echo("Forgotten.")
+        elif line.startswith("/"):
+            typer.echo(_HELP)
+        elif line:
+            _answer_or_explain(conversation, line)
+
+
+def _answer_or_explain(conversation: Conversation, question: str) -> None:
+    try:
+        _answer(conversation, question)
+    except KeyboardInterrupt:
+        typer.echo(" [stopped]")
+    except ServerProblem as problem:
+        typer.echo(f"\n{problem}", err=True)

@@ -1,0 +1,84 @@
+"""HTTP for the commands that talk to a running server: one client, errors as one line."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+
+from server.settings import ClientSettings
+
+_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
+"""Silence within an answer; the server's heartbeat is far shorter."""
+
+
+class ServerProblem(Exception):
+    """No answer, or a refusal. `str(problem)` is one line."""
+
+
+def open_client(settings: ClientSettings) -> httpx.Client:
+    headers = {}
+    if settings.api_key is not None:
+        headers["Authorization"] = f"Bearer {settings.api_key.get_secret_value()}"
+    return httpx.Client(base_url=settings.url, headers=headers, timeout=_TIMEOUT)
+
+
+def fetch_models(client: httpx.Client) -> list[str]:
+    """Ids of the models that are ready."""
+    return [model["id"] for model in fetch(client, "/v1/models")["data"]]
+
+
+def fetch(client: httpx.Client, path: str, *, accept: tuple[int, ...] = (200,)) -> Any:
+    """The JSON of a GET.
+
+    Raises:
+        ServerProblem: no server, or another status than those accepted.
+    """
+    try:
+        response = client.get(path)
+    except httpx.HTTPError as error:
+        raise _unreachable(client, error) from None
+    if response.status_code not in accept:
+        raise ServerProblem(_refusal(response))
+    try:
+        return response.json()
+    except ValueError:
+        raise ServerProblem(f"{client.base_url} is not a Tandem server") from None
+
+
+def read_events(client: httpx.Client, path: str, body: dict[str, Any]) -> Iterator[Any]:
+    """POST and yield each server-sent event's JSON until `[DONE]`.
+
+    Raises:
+        ServerProblem: no server, a refusal, or an error event.
+    """
+    try:
+        with client.stream("POST", path, json=body) as response:
+            if response.status_code != 200:
+                response.read()
+                raise ServerProblem(_refusal(response))
+            for line in response.iter_lines():
+                data = line.removeprefix("data: ")
+                if data == line:  # a heartbeat, or the blank line between events
+                    continue
+                if data == "[DONE]":
+                    return
+                event = json.loads(data)
+                if "error" in event:
+                    raise ServerProblem(event["error"]["message"])
+                yield event
+    except httpx.HTTPError as error:
+        raise _unreachable(client, error) from None
+
+
+def _unreachable(client: httpx.Client, error: httpx.HTTPError) -> ServerProblem:
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        return ServerProblem(f"no server answers at {client.base_url}; start it or give --url")
+    return ServerProblem(f"the connection to {client.base_url} broke: {type(error).__name__}")
+
+
+def _refusal(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"the server answered {response.status_code} {response.reason_phrase}"

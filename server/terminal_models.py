@@ -1,0 +1,34 @@
+"""`tandem models`: what a running server serves, and what can be served by a built-in name."""
+
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from engine.model_spec import DEFAULT_MODEL
+from server.settings import ClientSettings
+from server.terminal_client import ServerProblem, fetch, fetch_models, open_client
+
+
+def models_command(settings: ClientSettings) -> int:
+    """Print both lists. Returns the exit code: 1 if no server answers."""
+    console = Console(markup=False, highlight=False)
+    console.print(f"Built-in names: {DEFAULT_MODEL}")
+    try:
+        with open_client(settings) as client:
+            states = fetch(client, "/ready", accept=(200, 503))["models"]
+            fetch_models(client)  # asks for the key, as the state does not
+    except ServerProblem as problem:
+        typer.echo(f"tandem: {problem}", err=True)
+        return 1
+    console.print(_table(settings.url, states))
+    return 0
+
+
+def _table(url: str, states: list[dict[str, Any]]) -> Table:
+    table = Table("model", "phase", "progress", "detail", title=f"Served at {url}")
+    for state in states:
+        progress = "" if state["progress"] is None else f"{state['progress']:.0%}"
+        table.add_row(state["model"], state["phase"], progress, state["detail"] or "")
+    return table
