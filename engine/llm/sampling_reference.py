@@ -1,0 +1,115 @@
+"""The slow twin of `engine.llm.sampling`: one row at a time, by sorting, in double precision.
+
+Written for reading and for tests; shares no code with the fast one. Returns the whole distribution,
+so that a test can compare both the tokens that may be drawn and how often they should be.
+"""
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.types import SamplingParams
+
+Floats = NDArray[np.float64]
+
+
+def distribution(
+    logits: Floats,
+    params: SamplingParams,
+    prompt_ids: Sequence[int] = (),
+    output_ids: Sequence[int] = (),
+    suppressed_ids: Collection[int] = (),
+) -> Floats:
+    """Probabilities of the next token, [V], summing to 1.
+
+    Args:
+        logits: [V], finite or −infinity.
+        params: of the request.
+        prompt_ids: its prompt.
+        output_ids: what it generated so far.
+        suppressed_ids: what must not come before `params.min_tokens`.
+    """
+    logits = penalised(logits, params, prompt_ids, output_ids)
+    if len(output_ids) < params.min_tokens:
+        logits[list(suppressed_ids)] = -np.inf
+    if params.temperature == 0:
+        return _only(np.ones_like(logits), _by_logit(logits)[:1])
+    probabilities = softmax(logits / params.temperature)
+    probabilities = keep_top_k(probabilities, logits, params.top_k)
+    probabilities = keep_top_p(probabilities, logits, params.top_p)
+    probabilities = keep_min_p(probabilities, params.min_p)
+    return keep_typical(probabilities, params.typical_p)
+
+
+def penalised(
+    logits: Floats, params: SamplingParams, prompt_ids: Sequence[int], output_ids: Sequence[int]
+) -> Floats:
+    """A copy with penalties and bias."""
+    logits = logits.copy()
+    for token_id in {*prompt_ids, *output_ids}:
+        above = logits[token_id] > 0
+        factor = 1 / params.repetition_penalty if above else params.repetition_penalty
+        logits[token_id] *= factor
+    for token_id in set(output_ids):
+        logits[token_id] -= params.frequency_penalty * list(output_ids).count(token_id)
+        logits[token_id] -= params.presence_penalty
+    for token_id, bias in params.logit_bias.items():
+        logits[token_id] += bias
+    return logits
+
+
+def softmax(scores: Floats) -> Floats:
+    weights: Floats = np.exp(scores - scores.max())
+    weights /= weights.sum()
+    return weights
+
+
+def keep_top_k(probabilities: Floats, logits: Floats, top_k: int) -> Floats:
+    """Keep the k likeliest; of equally likely ones those with the lowest ids."""
+    if top_k <= 0:
+        return probabilities
+    return _only(probabilities, _by_logit(logits)[:top_k])
+
+
+def keep_top_p(probabilities: Floats, logits: Floats, top_p: float) -> Floats:
+    """Keep the likeliest until they have p of the mass; at least one."""
+    if top_p >= 1:
+        return probabilities
+    order = _by_logit(logits)
+    return _only(probabilities, order[: _num_until(probabilities[order], top_p)])
+
+
+def keep_min_p(probabilities: Floats, min_p: float) -> Floats:
+    """Keep those with at least min_p of the likeliest one's probability."""
+    return _only(probabilities, np.flatnonzero(probabilities >= min_p * probabilities.max()))
+
+
+def keep_typical(probabilities: Floats, typical_p: float) -> Floats:
+    """Keep those whose information is closest to the entropy until they have p of the mass."""
+    if typical_p >= 1:
+        return probabilities
+    possible = np.flatnonzero(probabilities)
+    information = -np.log(probabilities[possible])
+    entropy = (probabilities[possible] * information).sum()
+    distance = np.abs(information - entropy)
+    order = np.argsort(distance, kind="stable")
+    last = _num_until(probabilities[possible][order], typical_p) - 1
+    return _only(probabilities, possible[distance <= distance[order[last]]])
+
+
+def _by_logit(logits: Floats) -> NDArray[np.int64]:
+    """Ids from the highest logit to the lowest, equals by id."""
+    return np.argsort(-logits, kind="stable")
+
+
+def _num_until(probabilities: Floats, mass: float) -> int:
+    """How many of them, from the first on, it takes to reach the mass; at least one."""
+    return min(len(probabilities), int((np.cumsum(probabilities) < mass).sum()) + 1)
+
+
+def _only(probabilities: Floats, kept: NDArray[np.int64]) -> Floats:
+    result = np.zeros_like(probabilities)
+    result[kept] = probabilities[kept]
+    result /= result.sum()
+    return result
