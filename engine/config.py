@@ -60,9 +60,6 @@ class EngineConfig:
         None, "CPU threads of the worker; by default one per core.", ge=1
     )
     seed: int | None = knob(None, "Seeds the requests that bring no seed of their own.")
-    load_format: Literal["auto", "dummy"] = knob(
-        "auto", "dummy fills the weights with small random numbers: for speed tests without files."
-    )
     debug_invariants: bool = knob(
         False, "Check the scheduler's invariants after every step (slow)."
     )

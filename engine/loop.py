@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import structlog
 import zmq
@@ -118,7 +119,8 @@ def load(spec: messages.WorkerSpec, link: Link) -> tuple[SteppingEngine, ModelIn
     # torch takes a second to import: the server hears «starting» before that.
     from engine.llm.loading import load_engine
 
-    return load_engine(spec.ref, spec.model, spec.config, spec.cache_dir, spec.offline, link)
+    cache_dir = Path(spec.cache_dir)
+    return load_engine(spec.ref, spec.model, spec.config, cache_dir, spec.offline, link)
 
 
 def serve(spec: messages.WorkerSpec) -> int:

@@ -1,0 +1,143 @@
+"""From a model reference to an engine that can step: fetch, size, load, warm up."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+import torch
+
+from engine.config import EngineConfig, ModelFacts, ResolvedConfig, resolve
+from engine.llm.engine import LLMEngine
+from engine.llm.executor import LocalExecutor
+from engine.llm.model_runner import ModelRunner
+from engine.llm.scheduler import Scheduler
+from engine.models.config import ModelConfig
+from engine.models.registry import create_model
+from engine.runtime.device import machine_facts, torch_dtype
+from engine.runtime.threads import limit_threads
+from engine.types import ModelInfo, Phase
+from engine.weights.loader import iter_weights, load_model_config, weight_bytes
+from engine.weights.source import Checkpoint, resolve_source
+
+REPORT_EVERY_S = 0.2
+
+log = structlog.get_logger(__name__)
+
+
+class Host(Protocol):
+    """Whom a loading engine reports to and asks for memory."""
+
+    def report(
+        self, phase: Phase, progress: float | None = None, detail: str | None = None
+    ) -> None:
+        """Say what is going on."""
+        ...
+
+    def reserve(self, device: str, purpose: str, num_bytes: int, capacity_bytes: int) -> int:
+        """Ask for memory; returns the bytes still free after it. Raises InsufficientMemory."""
+        ...
+
+
+def load_engine(
+    ref: str, model_id: str, intent: EngineConfig, cache_dir: Path, offline: bool, host: Host
+) -> tuple[LLMEngine, ModelInfo]:
+    """Load the checkpoint behind `ref` and serve it as `model_id`.
+
+    Raises:
+        ModelLoadError: one of its kinds; the message is fit for clients.
+    """
+    started_s = time.monotonic()
+    checkpoint = resolve_source(
+        ref,
+        cache_dir=cache_dir,
+        offline=offline,
+        on_progress=lambda fraction, line: host.report(Phase.DOWNLOADING, fraction, line),
+    )
+    host.report(Phase.LOADING, 0.0)
+    model_config = load_model_config(checkpoint)
+    config = reserve_memory(checkpoint, model_config, intent, host)
+    limit_threads(config.num_threads)
+    runner = load_runner(checkpoint, model_config, config, host)
+    host.report(Phase.WARMING_UP)
+    runner.warm_up()
+    scheduler = Scheduler(
+        config, eos_token_ids=model_config.eos_token_ids, vocab_size=model_config.vocab_size
+    )
+    engine = LLMEngine(scheduler, LocalExecutor(runner), config)
+    log.info(
+        "model loaded",
+        model=model_id,
+        seconds=round(time.monotonic() - started_s, 1),
+        **asdict(config),
+    )
+    return engine, model_info(model_id, checkpoint, model_config, config)
+
+
+def reserve_memory(
+    checkpoint: Checkpoint, model_config: ModelConfig, intent: EngineConfig, host: Host
+) -> ResolvedConfig:
+    """Ask for the weights' memory, size the KV pool by what is left, ask for that too."""
+    machine = machine_facts(intent.device)
+    dtype_bytes = 4 if intent.dtype == "float32" else 2
+    weights = weight_bytes(checkpoint) // 2 * dtype_bytes
+    free = host.reserve(machine.device, "weights", weights, machine.free_memory_bytes)
+    model = ModelFacts(
+        max_position_embeddings=model_config.max_position_embeddings,
+        kv_bytes_per_token=model_config.kv_bytes_per_token(dtype_bytes),
+        weight_bytes=weights,
+    )
+    config = resolve(intent, model, replace(machine, free_memory_bytes=free + weights))
+    pool = config.num_kv_blocks * config.block_size * model.kv_bytes_per_token
+    host.reserve(machine.device, "KV cache", pool, machine.free_memory_bytes)
+    return config
+
+
+def load_runner(
+    checkpoint: Checkpoint,
+    model_config: ModelConfig,
+    config: ResolvedConfig,
+    host: Host,
+) -> ModelRunner:
+    """Build the model and fill its weights, reporting how far it is."""
+    device = torch.device(config.device)
+    model = create_model(model_config, dtype=torch_dtype(config.dtype), device=device)
+    weights = iter_weights(checkpoint, model_config)
+    total = weight_bytes(checkpoint) // 2
+    model.load_weights(counted(weights, total, host))
+    return ModelRunner(model, model_config, config, device)
+
+
+def counted(
+    weights: Iterator[tuple[str, torch.Tensor]], total: int, host: Host
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Pass the weights on and report the share of elements that went by."""
+    seen, reported_s = 0, 0.0
+    for name, tensor in weights:
+        yield name, tensor
+        seen += tensor.numel()
+        if time.monotonic() - reported_s > REPORT_EVERY_S:
+            reported_s = time.monotonic()
+            host.report(Phase.LOADING, min(1.0, seen / max(1, total)))
+
+
+def model_info(
+    model_id: str, checkpoint: Checkpoint, model_config: ModelConfig, config: ResolvedConfig
+) -> ModelInfo:
+    """What the server must know."""
+    return ModelInfo(
+        model=model_id,
+        path=str(checkpoint.path),
+        architecture=model_config.architecture,
+        max_model_len=config.max_model_len,
+        vocab_size=model_config.vocab_size,
+        dtype=config.dtype,
+        created=int(time.time()),
+        num_kv_blocks=config.num_kv_blocks,
+        kv_block_size=config.block_size,
+        eos_token_ids=model_config.eos_token_ids,
+        default_sampling=dict(model_config.generation),
+        config_hash=config.fingerprint(),
+    )
