@@ -1,0 +1,111 @@
+"""Whole engines over small models, stepped by hand."""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from engine.config import EngineConfig
+from engine.llm.loading import load_engine
+from engine.types import FinishReason, GenerateRequest, SamplingParams, TokenLogprob
+
+
+class QuietHost:
+    """Grants all memory, hears no reports."""
+
+    def report(self, phase, progress=None, detail=None):
+        pass
+
+    def reserve(self, device, purpose, num_bytes, capacity_bytes):
+        return capacity_bytes
+
+
+@dataclass
+class Completion:
+    """One finished completion."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+    finish_reason: FinishReason | None = None
+    num_cached_tokens: int = 0
+
+
+def make_engine(ref, *, cache_dir="", **knobs):
+    """An fp32 engine on one thread, its invariants checked after every step, unless told else."""
+    defaults = {
+        "dtype": "float32",
+        "device": "cpu",
+        "num_threads": 1,
+        "num_kv_blocks": 256,
+        "seed": 0,
+        "debug_invariants": True,
+    }
+    config = EngineConfig(**(defaults | knobs))
+    engine, _ = load_engine(str(ref), "m", config, Path(cache_dir), True, QuietHost())
+    return engine
+
+
+def run(engine, requests, *, arrivals=None, aborts=None):
+    """Step until all is done; returns {(request_id, index): Completion}.
+
+    `arrivals[i]` is the step before which request i is added (0 for all by default); `aborts` maps
+    a request id to the step before which it is aborted.
+    """
+    arrivals = arrivals or [0] * len(requests)
+    aborts = aborts or {}
+    done = defaultdict(Completion)
+    step = 0
+    while True:
+        for request, at in zip(requests, arrivals, strict=True):
+            if at == step:
+                engine.add(request)
+        for request_id, at in aborts.items():
+            if at == step:
+                engine.abort(request_id)
+        step += 1
+        if not engine.has_work():
+            if step > max(arrivals):
+                return dict(done)
+            continue
+        events, _ = engine.step()
+        for event in events:
+            completion = done[event.request_id, event.index]
+            completion.token_ids += event.token_ids
+            completion.logprobs += event.logprobs or []
+            completion.prompt_logprobs = event.prompt_logprobs or completion.prompt_logprobs
+            completion.finish_reason = event.finish_reason
+            completion.num_cached_tokens = max(
+                completion.num_cached_tokens, event.num_cached_tokens
+            )
+        assert step < 20_000, "no end in sight"
+
+
+def make_request(request_id, prompt, **sampling):
+    priority = sampling.pop("priority", 0)
+    salt = sampling.pop("cache_salt", None)
+    return GenerateRequest(
+        request_id=request_id,
+        model="m",
+        prompt_token_ids=prompt,
+        sampling=SamplingParams(**({"temperature": 0.0, "max_tokens": 20} | sampling)),
+        priority=priority,
+        cache_salt=salt,
+    )
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def engines():
+    """The functions above, for test modules: `make`, `run`, `request`."""
+    return SimpleNamespace(make=make_engine, run=run, request=make_request)

@@ -1,0 +1,139 @@
+"""The whole engine against transformers: the same tokens, the same log-probabilities.
+
+transformers scores prompt and output in one forward pass. If its best token at every position is
+the one we generated, its own greedy text is ours.
+"""
+
+import random
+
+import pytest
+import torch
+import transformers
+
+NUM_PROMPTS, NUM_TOKENS = 20, 64
+TOLERANCE = 1e-4
+CLEAR_LEAD = 0.5
+"""In bf16, judge only positions where the best logit (in fp32) leads by this much."""
+
+
+def random_prompts(rng, vocab_size, lengths):
+    return [[rng.randrange(vocab_size) for _ in range(length)] for length in lengths]
+
+
+def prompt_lengths(rng):
+    """Around the borders of blocks (16) and chunks (48), and some at random."""
+    return [1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 95, 96, 97] + [
+        rng.randrange(1, 130) for _ in range(NUM_PROMPTS - 17)
+    ]
+
+
+def generate(engines, engine, prompts, num_tokens=NUM_TOKENS):
+    requests = [
+        engines.request(str(i), p, max_tokens=num_tokens, ignore_eos=True, logprobs=0)
+        for i, p in enumerate(prompts)
+    ]
+    done = engines.run(engine, requests)
+    return [done[str(i), 0] for i in range(len(prompts))]
+
+
+@torch.inference_mode()
+def reference_logprobs(model, prompt, output):
+    """transformers' log-probabilities at the positions that predict `output`: [len(output), V]."""
+    logits = model(torch.tensor([prompt + output])).logits[0, len(prompt) - 1 : -1]
+    return logits.float().log_softmax(-1)
+
+
+def assert_equal_to(model, prompts, completions):
+    for prompt, completion in zip(prompts, completions, strict=True):
+        expected = reference_logprobs(model, prompt, completion.token_ids)
+        assert completion.token_ids == expected.argmax(-1).tolist(), f"prompt {prompt}"
+        ours = torch.tensor([entry.logprob for entry in completion.logprobs])
+        theirs = expected.gather(1, torch.tensor([completion.token_ids]).T)[:, 0]
+        torch.testing.assert_close(ours, theirs, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["tiny_llama", "tiny_qwen2", "tiny_qwen3"])
+def test_tiny_models_in_fp32(family, engines, request):
+    seed = random.randrange(1 << 32)
+    rng = random.Random(seed)
+    folder = request.getfixturevalue(family)(seed=seed % 1000)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    engine = engines.make(folder, max_num_batched_tokens=48)
+    prompts = random_prompts(rng, model.config.vocab_size, prompt_lengths(rng))
+    assert_equal_to(model, prompts, generate(engines, engine, prompts))
+
+
+@pytest.fixture(scope="module")
+def smollm2_reference(smollm2_checkpoint):
+    path = smollm2_checkpoint.path
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def text_prompts(smollm2_checkpoint):
+    """Real text: chat questions and pieces of an encyclopedia, cut at the borders' lengths."""
+    from engine.text.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(smollm2_checkpoint.path)
+    text = "The history of the lighthouse begins long before electric light. " * 20
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    rng = random.Random(0)
+    return [ids[i : i + length] for i, length in enumerate(prompt_lengths(rng))]
+
+
+@pytest.mark.slow
+def test_smollm2_in_fp32(engines, smollm2_checkpoint, smollm2_reference, text_prompts):
+    engine = engines.make(smollm2_checkpoint.path, max_num_batched_tokens=48, num_threads=2)
+    assert_equal_to(smollm2_reference, text_prompts, generate(engines, engine, text_prompts))
+
+
+@pytest.mark.slow
+def test_smollm2_in_bf16(
+    engines, smollm2_checkpoint, smollm2_reference, text_prompts, record_property
+):
+    """Where fp32 is sure of the next token, bf16 agrees; the unsure positions are counted."""
+    engine = engines.make(
+        smollm2_checkpoint.path, dtype="bfloat16", max_num_batched_tokens=48, num_threads=2
+    )
+    judged = excluded = 0
+    for prompt, completion in zip(
+        text_prompts, generate(engines, engine, text_prompts), strict=True
+    ):
+        expected = reference_logprobs(smollm2_reference, prompt, completion.token_ids)
+        best = expected.topk(2).values
+        for position, token in enumerate(completion.token_ids):
+            if best[position, 0] - best[position, 1] < CLEAR_LEAD:
+                excluded += 1
+                continue
+            judged += 1
+            assert token == int(expected[position].argmax())
+    record_property("judged", judged)
+    record_property("excluded", excluded)
+    assert judged > excluded, f"{judged} judged, {excluded} too close to call"
+
+
+def test_prompt_log_probabilities(engines, tiny_llama):
+    seed = random.randrange(1 << 32)
+    rng = random.Random(seed)
+    folder = tiny_llama(seed=3)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    engine = engines.make(folder, max_num_batched_tokens=24)
+    prompts = random_prompts(rng, model.config.vocab_size, [1, 2, 16, 17, 24, 25, 70])
+    requests = [
+        engines.request(str(i), p, max_tokens=i % 2, prompt_logprobs=2)
+        for i, p in enumerate(prompts)
+    ]
+    done = engines.run(engine, requests)
+    for i, prompt in enumerate(prompts):
+        scores = done[str(i), 0].prompt_logprobs
+        assert len(scores) == len(prompt), f"seed {seed}"
+        assert scores[0] is None
+        if len(prompt) > 1:
+            expected = reference_logprobs(model, prompt[:1], prompt[1:])
+            theirs = expected.gather(1, torch.tensor([prompt[1:]]).T)[:, 0]
+            ours = torch.tensor([score.logprob for score in scores[1:]])
+            torch.testing.assert_close(ours, theirs, atol=TOLERANCE, rtol=0)
+            tops = torch.tensor([score.top_logprobs for score in scores[1:]])
+            torch.testing.assert_close(tops, expected.topk(2).values, atol=TOLERANCE, rtol=0)
