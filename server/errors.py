@@ -129,7 +129,7 @@ def engine_error_body(error: BaseException) -> bytes:
 def engine_error_response(error: BaseException) -> Response:
     """The HTTP answer for any exception, with `Retry-After` where the table has one."""
     row = status_row(error) if isinstance(error, errors.EngineError) else _FAULT
-    wait_s = error.retry_after_s if isinstance(error, errors.EngineError) else None
+    wait_s = error.retry_after_s if isinstance(error, errors.CapacityError) else None
     wait_s = row.retry_after_s if wait_s is None else wait_s
     headers = {} if wait_s is None else {"Retry-After": str(wait_s)}
     return Response(engine_error_body(error), row.status, headers, media_type="application/json")

@@ -8,7 +8,7 @@ import msgspec
 from pydantic import ConfigDict, Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
-from engine.errors import UnsupportedFeature
+from engine.errors import InvalidParameter, UnsupportedFeature
 from server.protocol.common import (
     MAX_LOGPROBS,
     MAX_TOKEN_COUNT,
@@ -16,7 +16,6 @@ from server.protocol.common import (
     SamplingRequest,
     Usage,
     WireModel,
-    conflict,
 )
 
 _TEXT_PARTS = {"text": "text", "refusal": "refusal"}
@@ -52,7 +51,7 @@ def _join_parts(value: Any) -> str | None:
         if not isinstance(text, str):
             raise PydanticCustomError(
                 "content_part",
-                "part {index} must be {{type: text, text: string}}",
+                "part {index} must have type text and a text that is a string",
                 {"index": index},
             )
         texts.append(text)
@@ -114,7 +113,9 @@ class ChatMessage(WireModel):
     def _has_content(self) -> Self:
         from_assistant = self.role == "assistant" and (self.tool_calls or self.refusal)
         if self.content is None and not from_assistant:
-            raise conflict("content is required; only an assistant's tool calls go without")
+            raise PydanticCustomError(
+                "content", "content is required; only an assistant's tool calls go without"
+            )
         return self
 
 
@@ -159,7 +160,10 @@ class ChatTemplateOptions(WireModel):
     @model_validator(mode="after")
     def _check_ending(self) -> Self:
         if self.add_generation_prompt and self.continue_final_message:
-            raise conflict("add_generation_prompt and continue_final_message cannot both be true")
+            raise InvalidParameter(
+                "add_generation_prompt and continue_final_message cannot both be true",
+                param="continue_final_message",
+            )
         return self
 
 
@@ -205,7 +209,9 @@ class ChatCompletionRequest(SamplingRequest, ChatTemplateOptions):
     @model_validator(mode="after")
     def _check_logprobs(self) -> Self:
         if self.top_logprobs and not self.logprobs:
-            raise conflict("top_logprobs is only allowed with logprobs: true")
+            raise InvalidParameter(
+                "top_logprobs is only allowed with logprobs: true", param="top_logprobs"
+            )
         return self
 
 
@@ -272,7 +278,7 @@ class ChatCompletion:
     prompt_token_ids: list[int] | None = None
 
 
-class Delta(msgspec.Struct, omit_defaults=True):
+class MessageDelta(msgspec.Struct, omit_defaults=True):
     """What a chunk adds to the message."""
 
     role: str | None = None
@@ -283,7 +289,7 @@ class ChatChunkChoice(msgspec.Struct):
     """A chunk's part of one answer."""
 
     index: int
-    delta: Delta
+    delta: MessageDelta
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: str | int | msgspec.UnsetType | None = msgspec.UNSET

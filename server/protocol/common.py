@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
 
-from engine.errors import UnsupportedFeature
+from engine.errors import InvalidParameter, UnsupportedFeature
 
 INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
 MAX_TOKEN_COUNT = (1 << 31) - 1
@@ -248,17 +247,18 @@ class SamplingRequest(ModelRequest):
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if self.stream_options is not None and not self.stream:
-            raise conflict("stream_options is only allowed with stream: true")
+            raise InvalidParameter(
+                "stream_options is only allowed with stream: true", param="stream_options"
+            )
         if self.stream and self.prompt_logprobs is not None:
-            raise conflict("prompt_logprobs are not available with stream: true")
+            raise InvalidParameter(
+                "prompt_logprobs is not available with stream: true", param="prompt_logprobs"
+            )
         if self.truncate_prompt_tokens == 0:
-            raise conflict("truncate_prompt_tokens must be -1 or at least 1")
+            raise InvalidParameter(
+                "truncate_prompt_tokens must be -1 or at least 1", param="truncate_prompt_tokens"
+            )
         return self
-
-
-def conflict(message: str) -> PydanticCustomError:
-    """Two fields do not go together; the message names them."""
-    return PydanticCustomError("conflict", message)
 
 
 def check_supported(data: Mapping[str, Any]) -> None:
@@ -337,3 +337,17 @@ _ERRORS = {
 def error_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """FastAPI's `responses` for the failures of a route; without arguments all of them."""
     return {s: {"model": ErrorAnswer, "description": _ERRORS[s]} for s in statuses or _ERRORS}
+
+
+def stream_answer(whole: type, chunk: str) -> dict[str, Any]:
+    """FastAPI's `responses` entry of a route that answers whole or as a stream of chunks."""
+    events = {
+        "schema": {"type": "string"},
+        "example": 'data: {"object": ...}\n\ndata: [DONE]\n\n',
+    }
+    return {
+        "model": whole,
+        "description": f"The answer; with `stream` server-sent events, each a {chunk}, then "
+        "`[DONE]`. A failure after the first byte is an event with `error`.",
+        "content": {"text/event-stream": events},
+    }

@@ -6,8 +6,9 @@ from typing import Any, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from engine.errors import InvalidParameter
 from server.protocol.chat import ChatTemplateOptions, Messages, check_parts
-from server.protocol.common import ModelRequest, TokenId, conflict
+from server.protocol.common import ModelRequest, TokenId
 
 
 class TokenizeRequest(ModelRequest, ChatTemplateOptions):
@@ -50,7 +51,7 @@ class TokenizeRequest(ModelRequest, ChatTemplateOptions):
     @model_validator(mode="after")
     def _check_source(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
-            raise conflict("give either prompt or messages")
+            raise InvalidParameter("give either prompt or messages", param="prompt")
         return self
 
 

@@ -1,0 +1,129 @@
+"""A generation as OpenAI's chat answer, whole or in chunks."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from server.generation import Generation
+from server.logprobs import chat_logprobs, prompt_logprobs, token_names
+from server.output import Delta
+from server.protocol.chat import (
+    AnswerMessage,
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatCompletionRequest,
+    ChatLogprobs,
+    MessageDelta,
+)
+from server.protocol.common import PromptLogprobs, Usage
+from server.reply import Reply, ReplyHead
+from server.texts import ModelText
+
+
+class ChatReply(Reply):
+    """One prompt, `n` answers."""
+
+    def __init__(
+        self,
+        request: ChatCompletionRequest,
+        head: ReplyHead,
+        text: ModelText,
+        generation: Generation,
+    ) -> None:
+        super().__init__(head, generation, request.stream_options)
+        self._request = request
+        self._run = generation.runs[0]
+        self._text = text
+        self._names = token_names(text, as_ids=request.return_tokens_as_token_ids)
+        self._prefix = _echoed_text(request)
+
+    def _answer(self, parts: list[list[Delta]]) -> ChatCompletion:
+        return ChatCompletion(
+            id=self.head.id,
+            created=self.head.created,
+            model=self.head.model,
+            system_fingerprint=self.head.system_fingerprint,
+            choices=[self._choice(deltas) for deltas in parts],
+            usage=self.generation.usage(),
+            prompt_logprobs=self._prompt_logprobs(),
+            prompt_token_ids=self._run.request.prompt_token_ids
+            if self._request.return_token_ids
+            else None,
+        )
+
+    def _choice(self, deltas: Sequence[Delta]) -> ChatChoice:
+        last = deltas[-1]
+        return ChatChoice(
+            index=last.index,
+            message=AnswerMessage(self._prefix + "".join(delta.text for delta in deltas)),
+            logprobs=self._logprobs(deltas),
+            finish_reason=str(last.finish_reason),
+            stop_reason=last.stop_reason,
+            token_ids=[i for delta in deltas for i in delta.token_ids]
+            if self._request.return_token_ids
+            else None,
+        )
+
+    def _opening(self, index: int) -> list[ChatChunk]:
+        """The role; then the message that is being continued, if asked for."""
+        first = self._chunk(ChatChunkChoice(index, MessageDelta(role="assistant", content="")))
+        if self._request.return_token_ids:
+            first.prompt_token_ids = self._run.request.prompt_token_ids
+        if not self._prefix:
+            return [first]
+        return [first, self._chunk(ChatChunkChoice(index, MessageDelta(content=self._prefix)))]
+
+    def _chunks(self, delta: Delta) -> list[ChatChunk]:
+        chunks = []
+        with_ids = self._request.return_token_ids and delta.token_ids
+        if delta.text or delta.logprobs or with_ids:
+            choice = ChatChunkChoice(
+                delta.index, MessageDelta(content=delta.text), self._logprobs([delta])
+            )
+            if with_ids:
+                choice.token_ids = delta.token_ids
+            chunks.append(self._chunk(choice))
+        if delta.finish_reason is not None:
+            end = ChatChunkChoice(
+                delta.index,
+                MessageDelta(),
+                finish_reason=str(delta.finish_reason),
+                stop_reason=delta.stop_reason,
+            )
+            chunks.append(self._chunk(end))
+        return chunks
+
+    def _usage_chunk(self, usage: Usage) -> ChatChunk:
+        return self._chunk(usage=usage)
+
+    def _chunk(
+        self, *choices: ChatChunkChoice, usage: Usage | msgspec.UnsetType = msgspec.UNSET
+    ) -> ChatChunk:
+        return ChatChunk(
+            id=self.head.id,
+            created=self.head.created,
+            model=self.head.model,
+            system_fingerprint=self.head.system_fingerprint,
+            choices=list(choices),
+            usage=self._usage_so_far() if usage is msgspec.UNSET else usage,
+        )
+
+    def _logprobs(self, deltas: Sequence[Delta]) -> ChatLogprobs | None:
+        if not self._request.logprobs:
+            return None
+        entries = [entry for delta in deltas for entry in delta.logprobs]
+        num_top = self._request.top_logprobs or 0
+        return chat_logprobs(entries, self._names, self._text, num_top)
+
+    def _prompt_logprobs(self) -> PromptLogprobs | None:
+        entries = self._run.prompt_logprobs
+        if self._request.prompt_logprobs is None or entries is None:
+            return None
+        return prompt_logprobs(entries, self._names, self._request.prompt_logprobs)
+
+
+def _echoed_text(request: ChatCompletionRequest) -> str:
+    last = request.messages[-1]
+    return (last.content or "") if request.echo and last.role == "assistant" else ""

@@ -1,0 +1,298 @@
+"""From what a client wrote to what the engine takes: values resolved, bounds that need the model.
+
+Pure functions. What pydantic can check alone is in `server/protocol`; here is what depends on the
+served model: its defaults, its vocabulary, its context length.
+"""
+
+import json
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from engine.config import Policy
+from engine.errors import ContextLengthExceeded, InvalidParameter, UnsupportedFeature
+from engine.types import GenerateRequest, ModelInfo, SamplingParams
+from server.output import TextOptions
+from server.protocol.chat import ChatCompletionRequest, ChatMessage, ChatTemplateOptions
+from server.protocol.common import ModelRequest, SamplingRequest
+from server.protocol.completions import CompletionRequest
+
+DEFAULT_COMPLETION_TOKENS = 16
+MAX_CHOICES = 4096
+
+_GREEDY_BELOW = 1e-5
+_SMALLEST_PROBABILITY = 1e-6
+_RESERVED_TEMPLATE_NAMES = frozenset(
+    ("self", "messages", "tools", "add_generation_prompt", "continue_final_message")
+)
+_UNSAFE_IN_HEADER = re.compile(r"[^A-Za-z0-9_.-]")
+_MAX_NAMED_FIELDS = 32
+
+T = TypeVar("T")
+
+
+def template_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+    """Messages as chat templates expect them."""
+    return [_template_message(message) for message in messages]
+
+
+def template_options(options: ChatTemplateOptions) -> dict[str, Any]:
+    """Keyword arguments of `ChatTemplate.render`.
+
+    Raises:
+        InvalidParameter: `chat_template_kwargs` sets what has a field of its own.
+    """
+    extra = options.chat_template_kwargs or {}
+    if taken := sorted(_RESERVED_TEMPLATE_NAMES & extra.keys()):
+        raise InvalidParameter(
+            f"chat_template_kwargs cannot set {taken[0]}", param="chat_template_kwargs"
+        )
+    continued = _or(options.continue_final_message, False)
+    return {
+        **extra,
+        "add_generation_prompt": _or(options.add_generation_prompt, not continued),
+        "continue_final_message": continued,
+    }
+
+
+def ignored_fields_header(request: ModelRequest) -> dict[str, str]:
+    """`X-Ignored-Fields`: what the client sent and nobody knows. Names are its own words, so only
+    plain characters go into a header, and not too many of them."""
+    names = [_UNSAFE_IN_HEADER.sub("?", name)[:64] for name in request.ignored_fields()]
+    return {"X-Ignored-Fields": ", ".join(names[:_MAX_NAMED_FIELDS])} if names else {}
+
+
+def text_options(
+    request: SamplingRequest, *, offsets: bool = False, keep_text: bool = False
+) -> TextOptions:
+    """The request's wishes about its text."""
+    return TextOptions(
+        stop=tuple(request.stop or ()),
+        include_stop=_or(request.include_stop_str_in_output, False),
+        skip_special_tokens=_or(request.skip_special_tokens, True),
+        min_tokens=_or(request.min_tokens, 0),
+        offsets=offsets,
+        keep_text=keep_text,
+    )
+
+
+def chat_request(
+    request: ChatCompletionRequest,
+    info: ModelInfo,
+    prompt: list[int],
+    *,
+    request_id: str,
+    policy: Policy,
+) -> GenerateRequest:
+    """The engine's request for a chat whose prompt has been tokenised.
+
+    Raises:
+        InvalidParameter, ContextLengthExceeded, UnsupportedFeature: as in `_generate_request`.
+    """
+    return _generate_request(
+        request,
+        info,
+        prompt,
+        request_id=request_id,
+        policy=policy,
+        max_tokens=_first(request.max_completion_tokens, request.max_tokens),
+        default_max_tokens=info.max_model_len,
+        logprobs=_or(request.top_logprobs, 0) if request.logprobs else None,
+        prompt_logprobs=request.prompt_logprobs,
+    )
+
+
+def completion_requests(
+    request: CompletionRequest,
+    info: ModelInfo,
+    prompts: Sequence[list[int]],
+    *,
+    request_id: str,
+    policy: Policy,
+) -> list[GenerateRequest]:
+    """The engine's requests, one per prompt; their ids are `request_id` and the prompt's number.
+
+    Raises:
+        InvalidParameter, ContextLengthExceeded, UnsupportedFeature: as in `_generate_request`.
+    """
+    num_choices = len(prompts) * _or(request.n, 1)
+    if num_choices > MAX_CHOICES:
+        raise InvalidParameter(
+            f"{len(prompts)} prompts with n={request.n} are {num_choices} choices; the limit is "
+            f"{MAX_CHOICES}; send fewer at once",
+            param="prompt",
+        )
+    wanted = [request.prompt_logprobs, request.logprobs if request.echo else None]
+    return [
+        _generate_request(
+            request,
+            info,
+            prompt,
+            request_id=f"{request_id}-{number}",
+            policy=policy,
+            max_tokens=_first(request.max_completion_tokens, request.max_tokens),
+            default_max_tokens=DEFAULT_COMPLETION_TOKENS,
+            logprobs=request.logprobs,
+            prompt_logprobs=max((k for k in wanted if k is not None), default=None),
+        )
+        for number, prompt in enumerate(prompts)
+    ]
+
+
+def check_token_ids(token_ids: Iterable[int], info: ModelInfo, param: str) -> None:
+    """Refuse ids that the model has no row for.
+
+    Raises:
+        InvalidParameter: names the first one.
+    """
+    for token_id in token_ids:
+        if not 0 <= token_id < info.vocab_size:
+            raise InvalidParameter(
+                f"{param} has token id {token_id}; the vocabulary ends at {info.vocab_size - 1}",
+                param=param,
+            )
+
+
+def _generate_request(
+    request: SamplingRequest,
+    info: ModelInfo,
+    prompt: list[int],
+    *,
+    request_id: str,
+    policy: Policy,
+    max_tokens: int | None,
+    default_max_tokens: int,
+    logprobs: int | None,
+    prompt_logprobs: int | None,
+) -> GenerateRequest:
+    """Join the request's fields with the model's defaults and limits.
+
+    Raises:
+        InvalidParameter: an empty prompt, a token id outside the vocabulary, or min_tokens above
+            max_tokens.
+        ContextLengthExceeded: prompt and requested tokens are more than the model takes.
+        UnsupportedFeature: a priority without the priority policy.
+    """
+    param = "messages" if isinstance(request, ChatCompletionRequest) else "prompt"
+    priority = _or(request.priority, 0)
+    if priority and policy != "priority":
+        raise UnsupportedFeature(
+            "priority other than 0 has no effect here; leave it out, or start the server with "
+            "--scheduling-policy priority",
+            param="priority",
+        )
+    prompt = _truncated(prompt, request.truncate_prompt_tokens, info, _or(max_tokens, 1))
+    if not prompt:
+        raise InvalidParameter("the prompt has no tokens", param=param)
+    check_token_ids(prompt, info, param)
+    max_tokens = _fitting_max_tokens(len(prompt), max_tokens, default_max_tokens, info, param)
+    return GenerateRequest(
+        request_id=request_id,
+        model=info.model,
+        prompt_token_ids=prompt,
+        sampling=_sampling_params(request, info, max_tokens, logprobs, prompt_logprobs),
+        priority=priority,
+        arrival_time_s=time.time(),
+        cache_salt=request.cache_salt,
+    )
+
+
+def _truncated(
+    prompt: list[int], keep: int | None, info: ModelInfo, num_reserved: int
+) -> list[int]:
+    if keep is None:
+        return prompt
+    if keep == -1:
+        keep = max(1, info.max_model_len - num_reserved)
+    return prompt[-keep:]
+
+
+def _fitting_max_tokens(
+    num_prompt_tokens: int, asked: int | None, default: int, info: ModelInfo, param: str
+) -> int:
+    room = info.max_model_len - num_prompt_tokens
+    needed = _or(asked, 1)
+    if needed > room:
+        output = "" if asked is None else f" and {asked} more were asked for"
+        raise ContextLengthExceeded(
+            f"the prompt has {num_prompt_tokens} tokens{output}; {info.model} takes "
+            f"{info.max_model_len} tokens in all; shorten the prompt or lower max_tokens",
+            param=param,
+        )
+    return min(default, room) if asked is None else asked
+
+
+def _sampling_params(
+    request: SamplingRequest,
+    info: ModelInfo,
+    max_tokens: int,
+    logprobs: int | None,
+    prompt_logprobs: int | None,
+) -> SamplingParams:
+    min_tokens = _or(request.min_tokens, 0)
+    if min_tokens > max_tokens:
+        raise InvalidParameter(
+            f"min_tokens is {min_tokens}; it must be at most max_tokens, here {max_tokens}",
+            param="min_tokens",
+        )
+    stop_token_ids = tuple(dict.fromkeys(request.stop_token_ids or ()))
+    logit_bias = {int(key): bias for key, bias in (request.logit_bias or {}).items()}
+    check_token_ids(stop_token_ids, info, "stop_token_ids")
+    check_token_ids(logit_bias, info, "logit_bias")
+    model = info.default_sampling
+    temperature = _or(request.temperature, model.get("temperature", 1.0))
+    top_k = _or(request.top_k, int(model.get("top_k", 0)))
+    return SamplingParams(
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
+        n=_or(request.n, 1),
+        # Dividing by less than this overflows; the draw would be greedy anyway, as in vLLM.
+        temperature=0.0 if temperature < _GREEDY_BELOW else temperature,
+        top_k=top_k if 0 < top_k < info.vocab_size else 0,
+        top_p=max(_or(request.top_p, model.get("top_p", 1.0)), _SMALLEST_PROBABILITY),
+        min_p=_or(request.min_p, model.get("min_p", 0.0)),
+        typical_p=max(_or(request.typical_p, 1.0), _SMALLEST_PROBABILITY),
+        seed=request.seed,
+        repetition_penalty=_or(request.repetition_penalty, model.get("repetition_penalty", 1.0)),
+        frequency_penalty=_or(request.frequency_penalty, 0.0),
+        presence_penalty=_or(request.presence_penalty, 0.0),
+        logit_bias=logit_bias,
+        stop_token_ids=stop_token_ids,
+        ignore_eos=_or(request.ignore_eos, False),
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+    )
+
+
+def _template_message(message: ChatMessage) -> dict[str, Any]:
+    fields = message.model_dump(exclude_none=True, exclude={"tool_calls", "refusal"})
+    fields["role"] = "system" if message.role == "developer" else message.role
+    fields["content"] = _first(message.content, message.refusal, "")
+    if message.tool_calls:
+        fields["tool_calls"] = [
+            _template_call(call.model_dump(exclude_none=True)) for call in message.tool_calls
+        ]
+    return fields
+
+
+def _template_call(call: dict[str, Any]) -> dict[str, Any]:
+    """Templates print arguments as JSON themselves, so they want the object, not its text."""
+    arguments = call["function"]["arguments"]
+    if isinstance(arguments, str):
+        try:
+            parsed = json.loads(arguments)
+        except (ValueError, RecursionError):
+            return call
+        if isinstance(parsed, Mapping):
+            call["function"]["arguments"] = parsed
+    return call
+
+
+def _or(value: T | None, default: T) -> T:
+    """Null means the default; 0 and false do not."""
+    return default if value is None else value
+
+
+def _first(*values: T | None) -> T | None:
+    return next((value for value in values if value is not None), None)

@@ -1,0 +1,213 @@
+"""Runs the engine's side of one HTTP request: admit, submit, read, account, close.
+
+A request may hold several prompts, each of which may have several completions. Their deltas come
+out as one stream, as they arrive. Closing aborts whatever the engine is still doing.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+from engine.client import TokenStream
+from engine.errors import Draining, error_from_code
+from engine.text.tokenizer import Tokenizer
+from engine.types import FinishReason, GenerateRequest, TokenEvent, TokenLogprob
+from server.admission import Lease
+from server.metrics import RequestMeter
+from server.output import ChoiceOutput, Delta, TextOptions
+from server.protocol.common import PromptTokensDetails, Usage
+from server.state import AppState
+
+
+class PromptRun:
+    """One prompt in the engine, with its completions.
+
+    Attributes:
+        prompt_logprobs: known from the first delta on, where they were asked for.
+    """
+
+    def __init__(
+        self,
+        request: GenerateRequest,
+        stream: TokenStream,
+        meter: RequestMeter,
+        choices: Sequence[ChoiceOutput],
+    ) -> None:
+        self.request = request
+        self.choices = choices
+        self.num_cached_tokens = 0
+        self.prompt_logprobs: list[TokenLogprob | None] | None = None
+        self._stream = stream
+        self._meter = meter
+        self._num_open = len(choices)
+        self._unfinished = FinishReason.ABORT
+        self._awaits_prompt = request.sampling.prompt_logprobs is not None
+
+    @property
+    def num_tokens(self) -> int:
+        """Generated so far, by all completions."""
+        return sum(choice.num_tokens for choice in self.choices)
+
+    async def deltas(self) -> AsyncGenerator[Delta, None]:
+        """What the engine's events bring, until every completion has ended.
+
+        Raises:
+            EngineError: the engine failed the request, or died.
+        """
+        held: list[TokenEvent] = []
+        events = aiter(self._stream)
+        try:
+            async for event in events:
+                held.append(event)
+                # The prompt's log-probabilities come with completion 0 and open every choice.
+                if self._awaits_prompt and event.index != 0:
+                    continue
+                self._awaits_prompt = False
+                for ready in held:
+                    delta = self._take(ready)
+                    if delta is not None:
+                        yield delta
+                held.clear()
+                if self._num_open == 0:
+                    return
+        except Exception:
+            self._unfinished = FinishReason.ERROR
+            raise
+        finally:
+            await self._stream.aclose()
+            close = getattr(events, "aclose", None)
+            if close is not None:
+                await close()
+
+    def _take(self, event: TokenEvent) -> Delta | None:
+        choice = self.choices[event.index]
+        if choice.finish_reason is not None:
+            return None
+        if event.finish_reason is FinishReason.ERROR:
+            raise error_from_code(event.error_code or "", event.error_message or "")
+        if event.finish_reason is FinishReason.ABORT:
+            raise Draining("the server ended the request before it was complete; send it again")
+        self._meter.on_event(event)
+        self.num_cached_tokens = max(self.num_cached_tokens, event.num_cached_tokens)
+        if event.prompt_logprobs is not None:
+            self.prompt_logprobs = event.prompt_logprobs
+        delta = choice.add(event)
+        if delta.finish_reason is not None:
+            self._num_open -= 1
+            self._meter.complete(delta.finish_reason)
+        return delta
+
+    async def aclose(self) -> None:
+        """Abort what is unfinished and settle the account. Idempotent."""
+        for _ in range(self._num_open):
+            self._meter.complete(self._unfinished)
+        self._num_open = 0
+        self._meter.close(
+            num_prompt_tokens=len(self.request.prompt_token_ids),
+            num_generation_tokens=self.num_tokens,
+        )
+        await self._stream.aclose()
+
+
+class Generation:
+    """All prompts of one HTTP request. Create with `start`, always end with `aclose`."""
+
+    def __init__(self, runs: Sequence[PromptRun], lease: Lease) -> None:
+        self.runs = runs
+        self._lease = lease
+
+    @classmethod
+    async def start(
+        cls,
+        state: AppState,
+        tokenizer: Tokenizer,
+        requests: Sequence[GenerateRequest],
+        options: TextOptions,
+    ) -> "Generation":
+        """Take places and submit everything, or nothing.
+
+        Raises:
+            QueueFull, Draining, UnknownModel, ModelNotReady: nothing has been started.
+        """
+        model = requests[0].model
+        lease = state.admission.admit(model, sum(r.sampling.n for r in requests))
+        runs: list[PromptRun] = []
+        generation = cls(runs, lease)
+        try:
+            for request in requests:
+                first_index = sum(len(run.choices) for run in runs)
+                choices = [
+                    ChoiceOutput(first_index + i, tokenizer, request.prompt_token_ids, options)
+                    for i in range(request.sampling.n)
+                ]
+                stream = state.engine.submit(request)
+                runs.append(PromptRun(request, stream, state.metrics.meter(model), choices))
+        except BaseException:
+            await generation.aclose()
+            raise
+        return generation
+
+    def run_of(self, index: int) -> PromptRun:
+        """The prompt that choice `index` continues."""
+        return self.runs[index // len(self.runs[0].choices)]
+
+    @property
+    def num_choices(self) -> int:
+        return len(self.runs) * len(self.runs[0].choices)
+
+    def usage(self) -> Usage:
+        """Tokens so far. A stop string's last token counts, what came after it does not."""
+        num_prompt = sum(len(run.request.prompt_token_ids) for run in self.runs)
+        num_generated = sum(run.num_tokens for run in self.runs)
+        return Usage(
+            prompt_tokens=num_prompt,
+            completion_tokens=num_generated,
+            total_tokens=num_prompt + num_generated,
+            prompt_tokens_details=PromptTokensDetails(
+                cached_tokens=sum(run.num_cached_tokens for run in self.runs)
+            ),
+        )
+
+    def deltas(self) -> AsyncGenerator[Delta, None]:
+        """The deltas of all prompts, as they come. Close the iterator if you leave it early."""
+        if len(self.runs) == 1:
+            return self.runs[0].deltas()
+        return _merge([run.deltas() for run in self.runs])
+
+    async def aclose(self) -> None:
+        """Abort what is unfinished and give the places back. Idempotent."""
+        try:
+            for run in self.runs:
+                await run.aclose()
+        finally:
+            self._lease.release()
+
+
+async def _merge(streams: Sequence[AsyncGenerator[Delta, None]]) -> AsyncGenerator[Delta, None]:
+    """Several iterators as one, in the order of arrival. The first failure ends them all."""
+    queue: asyncio.Queue[Delta | BaseException | None] = asyncio.Queue()
+
+    async def pump(stream: AsyncGenerator[Delta, None]) -> None:
+        try:
+            async with aclosing(stream):
+                async for delta in stream:
+                    queue.put_nowait(delta)
+            queue.put_nowait(None)
+        except Exception as error:
+            queue.put_nowait(error)
+
+    tasks = [asyncio.create_task(pump(stream)) for stream in streams]
+    try:
+        num_open = len(tasks)
+        while num_open:
+            item = await queue.get()
+            if item is None:
+                num_open -= 1
+            elif isinstance(item, BaseException):
+                raise item
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

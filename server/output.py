@@ -1,0 +1,121 @@
+"""From a completion's tokens to its text: detokenise, find stop strings, count, finish.
+
+One `ChoiceOutput` per completion. It knows nothing of HTTP or of the engine's process, and the
+deltas it returns concatenate to the same text whether they are streamed or not.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from engine.text.detokenizer import IncrementalDetokenizer
+from engine.text.stop import StopMatcher
+from engine.text.tokenizer import Tokenizer
+from engine.types import FinishReason, TokenEvent, TokenLogprob
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextOptions:
+    """What a request says about its text."""
+
+    stop: tuple[str, ...] = ()
+    include_stop: bool = False
+    skip_special_tokens: bool = True
+    min_tokens: int = 0
+    """Stop strings are looked for in the text after so many tokens."""
+    offsets: bool = False
+    """Say where in the text each token begins."""
+    keep_text: bool = False
+    """Keep the whole text in `ChoiceOutput.text`, for the log."""
+
+
+@dataclass(slots=True)
+class Delta:
+    """What one event added to one completion."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    """One per token id, or none at all."""
+    offsets: list[int] = field(default_factory=list)
+    """Characters of text before each token, when asked for."""
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    """The stop string or the token of `stop_token_ids` that ended it, as in vLLM."""
+
+
+class ChoiceOutput:
+    """One completion in the making.
+
+    Args:
+        index: its place among the answer's choices.
+        prompt_token_ids: context for the first tokens' text; not part of the output.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        tokenizer: Tokenizer,
+        prompt_token_ids: Sequence[int],
+        options: TextOptions,
+    ) -> None:
+        self.index = index
+        self.num_tokens = 0
+        self.finish_reason: FinishReason | None = None
+        self.text = ""
+        self._options = options
+        self._detokenizer = IncrementalDetokenizer(
+            tokenizer, prompt_token_ids, skip_special_tokens=options.skip_special_tokens
+        )
+        self._stop = StopMatcher(options.stop, include=options.include_stop)
+        self._token_by_token = bool(options.stop) or options.offsets
+        self._num_chars = 0
+
+    def add(self, event: TokenEvent) -> Delta:
+        """Take an event in; a stop string in its text ends the completion here and now."""
+        delta = Delta(self.index, "", event.token_ids, event.logprobs or [])
+        num_shown = len(event.token_ids)
+        if event.finish_reason is FinishReason.STOP and not self._options.include_stop:
+            # The engine stops at a token only: end-of-sequence or one of stop_token_ids.
+            num_shown -= 1
+        if self._token_by_token:
+            self._add_one_by_one(delta, num_shown)
+        else:
+            self.num_tokens += len(event.token_ids)
+            delta.text = self._detokenizer.add(event.token_ids[:num_shown])
+        if self.finish_reason is None and event.finish_reason is not None:
+            self._finish(delta, event)
+        if self._options.keep_text:
+            self.text += delta.text
+        return delta
+
+    def _add_one_by_one(self, delta: Delta, num_shown: int) -> None:
+        for position, token_id in enumerate(delta.token_ids):
+            self.num_tokens += 1
+            if self._options.offsets:
+                delta.offsets.append(self._num_chars)
+            if position < num_shown:
+                delta.text += self._checked(self._detokenizer.add((token_id,)))
+            if self._stop.matched is not None:
+                delta.token_ids = delta.token_ids[: position + 1]
+                delta.logprobs = delta.logprobs[: position + 1]
+                self._end(delta, FinishReason.STOP, self._stop.matched)
+                return
+
+    def _checked(self, text: str) -> str:
+        """What of new text may go out: none of it that could be part of a stop string."""
+        self._num_chars += len(text)
+        return text if self.num_tokens <= self._options.min_tokens else self._stop.add(text)
+
+    def _finish(self, delta: Delta, event: TokenEvent) -> None:
+        assert event.finish_reason is not None
+        delta.text += self._checked(self._detokenizer.finish())
+        if self._stop.matched is not None:
+            self._end(delta, FinishReason.STOP, self._stop.matched)
+        else:
+            delta.text += self._stop.finish()
+            self._end(delta, event.finish_reason, event.stop_token_id)
+
+    def _end(self, delta: Delta, reason: FinishReason, cause: str | int | None) -> None:
+        self.finish_reason = delta.finish_reason = reason
+        delta.stop_reason = cause

@@ -1,0 +1,57 @@
+"""`POST /v1/chat/completions`."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from server.catalog import find_model
+from server.chat_reply import ChatReply
+from server.convert import (
+    chat_request,
+    ignored_fields_header,
+    template_messages,
+    template_options,
+    text_options,
+)
+from server.deps import StateDep
+from server.generation import Generation
+from server.json_route import JsonRoute
+from server.middleware.access_log import annotate
+from server.protocol.chat import ChatCompletion, ChatCompletionRequest
+from server.protocol.common import error_answers, stream_answer
+from server.reply import ReplyHead, send_reply
+
+router = APIRouter(route_class=JsonRoute, tags=["text"])
+
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: stream_answer(ChatCompletion, "`chat.completion.chunk`"),
+    **error_answers(),
+}
+
+
+@router.post("/v1/chat/completions", summary="Answer a conversation", responses=_RESPONSES)
+async def create_chat_completion(
+    body: ChatCompletionRequest, request: Request, state: StateDep
+) -> Response:
+    """Whole, or as server-sent events with `stream`."""
+    settings = state.settings
+    headers = ignored_fields_header(body)
+    info = find_model(state.engine, body.model)
+    annotate(request, model=info.model, stream=bool(body.stream))
+    text = await state.texts.get(info)
+    messages = template_messages(body.messages)
+    if settings.log_prompts:
+        annotate(request, messages=messages)
+    prompt = await text.encode_chat(
+        messages,
+        add_special_tokens=bool(body.add_special_tokens),
+        **template_options(body),
+    )
+    head = ReplyHead.create("chatcmpl", info)
+    engine_request = chat_request(
+        body, info, prompt, request_id=head.id, policy=settings.engine.scheduling_policy
+    )
+    options = text_options(body, keep_text=settings.log_prompts)
+    generation = await Generation.start(state, text.tokenizer, [engine_request], options)
+    reply = ChatReply(body, head, text, generation)
+    return await send_reply(request, reply, stream=body.stream, settings=settings, headers=headers)

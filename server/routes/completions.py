@@ -1,0 +1,74 @@
+"""`POST /v1/completions`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from engine.types import GenerateRequest
+from server.catalog import find_model
+from server.completion_reply import CompletionReply
+from server.convert import completion_requests, ignored_fields_header, text_options
+from server.deps import StateDep
+from server.generation import Generation
+from server.json_route import JsonRoute
+from server.middleware.access_log import annotate
+from server.protocol.common import error_answers, stream_answer
+from server.protocol.completions import Completion, CompletionRequest
+from server.reply import ReplyHead, send_reply
+from server.texts import ModelText
+
+router = APIRouter(route_class=JsonRoute, tags=["text"])
+
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: stream_answer(Completion, "`text_completion`"),
+    **error_answers(),
+}
+
+
+@router.post("/v1/completions", summary="Continue text", responses=_RESPONSES)
+async def create_completion(body: CompletionRequest, request: Request, state: StateDep) -> Response:
+    """Whole, or as server-sent events with `stream`."""
+    settings = state.settings
+    headers = ignored_fields_header(body)
+    info = find_model(state.engine, body.model)
+    annotate(request, model=info.model, stream=bool(body.stream))
+    if settings.log_prompts:
+        annotate(request, prompts=body.prompt)
+    text = await state.texts.get(info)
+    prompts = await _token_ids(body, text)
+    head = ReplyHead.create("cmpl", info)
+    requests = completion_requests(
+        body, info, prompts, request_id=head.id, policy=settings.engine.scheduling_policy
+    )
+    echoes = await _echoes(body, text, prompts, requests)
+    options = text_options(body, offsets=body.logprobs is not None, keep_text=settings.log_prompts)
+    generation = await Generation.start(state, text.tokenizer, requests, options)
+    reply = CompletionReply(body, head, text, generation, echoes)
+    return await send_reply(request, reply, stream=body.stream, settings=settings, headers=headers)
+
+
+async def _token_ids(body: CompletionRequest, text: ModelText) -> list[list[int]]:
+    texts = [prompt for prompt in body.prompt if isinstance(prompt, str)]
+    if not texts:
+        return [prompt for prompt in body.prompt if isinstance(prompt, list)]
+    return await text.encode_all(texts, add_special_tokens=body.add_special_tokens is not False)
+
+
+async def _echoes(
+    body: CompletionRequest,
+    text: ModelText,
+    prompts: Sequence[list[int]],
+    requests: Sequence[GenerateRequest],
+) -> list[str]:
+    """Each prompt's text: as it was sent, or from the token ids that are left of it."""
+    if not body.echo:
+        return [""] * len(requests)
+    echoes = []
+    for given, ids, request in zip(body.prompt, prompts, requests, strict=True):
+        if isinstance(given, str) and len(ids) == len(request.prompt_token_ids):
+            echoes.append(given)
+        else:
+            skip = body.skip_special_tokens is not False
+            echoes.append(await text.decode(request.prompt_token_ids, skip_special_tokens=skip))
+    return echoes

@@ -1,0 +1,33 @@
+"""`GET /v1/models` and `GET /v1/models/{id}`."""
+
+from fastapi import APIRouter
+
+from engine.types import ModelInfo
+from server.catalog import find_model
+from server.deps import StateDep
+from server.protocol.common import error_answers
+from server.protocol.models import ModelCard, ModelList
+
+router = APIRouter(tags=["models"])
+
+
+@router.get("/v1/models", summary="List the models", responses=error_answers(401))
+async def list_models(state: StateDep) -> ModelList:
+    """Those that can be asked now; `/ready` also shows the ones that load."""
+    return ModelList(data=[_card(info) for info in state.engine.models()])
+
+
+@router.get(
+    "/v1/models/{model_id:path}",
+    summary="Describe a model",
+    responses=error_answers(401, 404, 503),
+)
+async def get_model(model_id: str, state: StateDep) -> ModelCard:
+    """Ids may contain slashes."""
+    return _card(find_model(state.engine, model_id))
+
+
+def _card(info: ModelInfo) -> ModelCard:
+    return ModelCard(
+        id=info.model, created=info.created, max_model_len=info.max_model_len, root=info.model
+    )

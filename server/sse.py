@@ -1,0 +1,138 @@
+"""Answers that outlast a single write: event streams, and work that ends when the client leaves.
+
+`EventStream` owns what feeds it: however the connection ends, the source is closed, which aborts
+the request in the engine.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from typing import Any, TypeVar
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from engine.errors import RequestAborted
+from server.errors import engine_error_body, log_unexpected
+
+DONE = b"data: [DONE]\n\n"
+PING = b": ping\n\n"
+
+_SLOW_CLIENT_WAIT_S = 0.05
+"""How often to look again while a write waits for a client that reads slowly."""
+
+T = TypeVar("T")
+
+
+def event(data: bytes) -> bytes:
+    """One server-sent event; `data` is JSON and so holds no line break."""
+    return b"data: " + data + b"\n\n"
+
+
+class EventStream(Response):
+    """Sends events until they end, fail, or the client leaves.
+
+    A failure becomes an event of its own; `[DONE]` is always the last. A comment goes out after
+    every `heartbeat_s` of silence, so that proxies keep the connection.
+
+    Args:
+        events: framed events. Closed in any case.
+        close: called once at the end, also if nothing could be sent.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        close: Callable[[], Awaitable[None]],
+        *,
+        heartbeat_s: float,
+        headers: Mapping[str, str],
+    ) -> None:
+        self.status_code = 200
+        self.background = None
+        self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
+        self._events = events
+        self._close = close
+        self._heartbeat_s = heartbeat_s
+        self._last_sent_s = 0.0
+        self._sending = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            self._last_sent_s = time.monotonic()
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            sender = asyncio.create_task(self._send_all(send))
+            await _first_to_end(sender, asyncio.create_task(self._watch(receive, send)))
+            if not sender.cancelled():
+                sender.result()
+        finally:
+            await self._events.aclose()
+            await self._close()
+
+    async def _send_all(self, send: Send) -> None:
+        async for data in self._all_events():
+            await self._send(send, data)
+        self._sending = True  # no ping may follow the end
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _all_events(self) -> AsyncGenerator[bytes, None]:
+        try:
+            async for data in self._events:
+                yield data
+        except Exception as error:
+            log_unexpected(error)
+            yield event(engine_error_body(error))
+        yield DONE
+
+    async def _watch(self, receive: Receive, send: Send) -> None:
+        """Ends when the client leaves; pings while there is silence."""
+        leaving = asyncio.create_task(_disconnected(receive))
+        try:
+            while not leaving.done():
+                left_s = self._last_sent_s + self._heartbeat_s - time.monotonic()
+                if left_s <= 0 and not self._sending:
+                    await self._send(send, PING)
+                else:
+                    await asyncio.wait({leaving}, timeout=max(left_s, _SLOW_CLIENT_WAIT_S))
+        finally:
+            await _cancel(leaving)
+
+    async def _send(self, send: Send, data: bytes) -> None:
+        self._sending = True
+        await send({"type": "http.response.body", "body": data, "more_body": True})
+        self._sending = False
+        self._last_sent_s = time.monotonic()
+
+
+async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled if the client leaves before.
+
+    Raises:
+        RequestAborted: the client left.
+    """
+    task = asyncio.create_task(work)
+    await _first_to_end(task, asyncio.create_task(_disconnected(receive)))
+    if task.cancelled():
+        raise RequestAborted("the client closed the connection")
+    return task.result()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _first_to_end(*tasks: asyncio.Task[Any]) -> None:
+    """Wait for one of them and cancel the others; none is running afterwards."""
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await _cancel(*tasks)
+
+
+async def _cancel(*tasks: asyncio.Task[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
