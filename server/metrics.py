@@ -190,19 +190,18 @@ class _ModelMetrics:
         )
         for reason in FinishReason:
             self.request_success.labels(name, reason.value)
-        self._before = EngineStats()
+        self._before = (0, 0, 0, 0)
 
     def on_step(self, stats: EngineStats) -> None:
+        totals = (stats.num_steps, *_worker_totals(stats))
         before = self._before
-        if stats.num_steps < before.num_steps:  # a new worker counts from zero
-            before = EngineStats()
-        self._before = stats
-        for counter, total, known in zip(
-            self.totals, _worker_totals(stats), _worker_totals(before), strict=True
-        ):
-            if total > known:
-                counter.inc(total - known)
-        if stats.num_steps == before.num_steps:
+        if any(now < then for now, then in zip(totals, before, strict=True)):
+            before = (0, 0, 0, 0)  # a new worker counts from zero
+        self._before = totals
+        for counter, now, then in zip(self.totals, totals[1:], before[1:], strict=True):
+            if now > then:
+                counter.inc(now - then)
+        if stats.num_steps == before[0]:
             return
         if stats.step_tokens:
             self.iteration_tokens.observe(stats.step_tokens)

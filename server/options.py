@@ -4,37 +4,20 @@ Values go to `server.settings` as they were typed. It checks them, whichever sou
 """
 
 import inspect
-import types
 from collections.abc import Mapping
-from dataclasses import fields
-from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any
 
 import typer
-from pydantic import SecretStr
 
-from engine.config import EngineConfig
-from server.settings import Settings, engine_knobs
-from server.settings_problem import option_name, variable_name
-
-_METAVARS = {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH", SecretStr: "KEY"}
+from server.settings import engine_knobs
+from server.settings_reference import SettingRow, setting_rows
 
 
 def serve_signature() -> inspect.Signature:
     """Models as arguments, then one option per setting and per engine knob; None is not given."""
     models = typer.Argument(metavar="MODEL", help="The same as --model.", show_default=False)
-    parameters = [_parameter("model_arguments", list[str], models)]
-    for name, field in Settings.model_fields.items():
-        if name != "engine":
-            default = field.get_default(call_default_factory=True)
-            parameters.append(_option(name, field.annotation, default, field.description or ""))
-    hints = get_type_hints(EngineConfig)
-    knobs = {f.name: f for f in fields(EngineConfig)}
-    for name in engine_knobs():
-        knob = knobs[name]
-        help = knob.metadata["help"]
-        parameters.append(_option(name, hints[name], knob.default, help, engine=True))
-    return inspect.Signature(parameters)
+    options = [_option(row) for row in setting_rows()]
+    return inspect.Signature([_parameter("model_arguments", list[str], models), *options])
 
 
 def given_settings(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,22 +32,19 @@ def given_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _option(
-    name: str, annotation: Any, default: Any, help: str, *, engine: bool = False
-) -> inspect.Parameter:
-    kind = _plain_type(annotation)
-    declaration = option_name(name)
-    if kind is bool:
-        declaration += f"/--no-{declaration.removeprefix('--')}"
+def _option(row: SettingRow) -> inspect.Parameter:
+    is_flag = row.kind is bool
+    negative = f"/--no-{row.option.removeprefix('--')}" if is_flag else ""
+    repeatable = " May be given several times." if row.is_list else ""
+    default = f"; default {row.default_text}" if row.default_text else ""
     option = typer.Option(
-        declaration,
-        help=f"{help} [{variable_name(name, engine=engine)}{_shown(default)}]",
-        metavar=None if kind is bool else _metavar(kind),
+        row.option + negative,
+        help=f"{row.help}{repeatable} [{row.variable}{default}]",
+        metavar=None if is_flag else row.kind_name,
         show_default=False,
     )
-    if kind is bool:
-        return _parameter(name, bool, option)
-    return _parameter(name, list[str] if get_origin(kind) is tuple else str, option)
+    kind = bool if is_flag else list[str] if row.is_list else str
+    return _parameter(row.name, kind, option)
 
 
 def _parameter(name: str, kind: Any, info: Any) -> inspect.Parameter:
@@ -74,30 +54,3 @@ def _parameter(name: str, kind: Any, info: Any) -> inspect.Parameter:
         default=None,
         annotation=Annotated[kind | None, info],
     )
-
-
-def _plain_type(annotation: Any) -> Any:
-    """Without `None` and without what `Annotated` adds."""
-    if get_origin(annotation) is Annotated:
-        return _plain_type(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, types.UnionType):
-        return _plain_type(next(a for a in get_args(annotation) if a is not type(None)))
-    return annotation
-
-
-def _metavar(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return "|".join(get_args(kind))
-    if get_origin(kind) is tuple:
-        return _metavar(_plain_type(get_args(kind)[0]))
-    return _METAVARS[kind]
-
-
-def _shown(default: Any) -> str:
-    if isinstance(default, bool):
-        default = "on" if default else "off"
-    if isinstance(default, tuple):
-        default = ", ".join(default)
-    if isinstance(default, float):
-        default = f"{default:g}"
-    return "" if default in (None, "") else f"; default {default}"

@@ -131,7 +131,7 @@ class Settings(BaseSettings):
         (DEFAULT_MODEL,),
         min_length=1,
         description="What to serve: a hub id, folder, .gguf file or built-in name, or NAME=any of "
-        "them to serve it under NAME. May be given several times.",
+        "them to serve it under NAME.",
     )
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
@@ -151,15 +151,14 @@ class Settings(BaseSettings):
     api_keys: Annotated[tuple[ApiKey, ...], *CommaList] = Field(
         (),
         description="Accepted API keys; with one or more, every route but /health and /ready asks "
-        "for one. May be given several times.",
+        "for one.",
     )
     api_key_file: ExistingFile | None = Field(
         None, description="File with further API keys, one a line; # begins a comment line."
     )
     cors_allow_origins: Annotated[tuple[Origin, ...], *CommaList] = Field(
         (),
-        description="Origins whose web pages may call this server, * for any; CORS is off without. "
-        "May be given several times.",
+        description="Origins whose web pages may call this server, * for any; CORS is off without.",
     )
     max_body_bytes: int = Field(
         32 << 20, ge=1024, le=1 << 32, description="Largest request body, in bytes."

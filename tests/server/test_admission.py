@@ -1,0 +1,178 @@
+"""Places are counted exactly, whatever happens to the requests that hold them."""
+
+import asyncio
+import gc
+import random
+
+import pytest
+
+from engine.errors import Draining, QueueFull
+from server.admission import Admission
+from server.lifecycle import Lifecycle
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def lifecycle(clock):
+    return Lifecycle(30.0, clock=clock)
+
+
+def create(lifecycle, clock, *, running=2, queued=1):
+    return Admission(lifecycle, max_num_seqs=running, max_queued_requests=queued, clock=clock)
+
+
+async def test_the_limit_is_what_runs_plus_what_may_wait(lifecycle, clock):
+    admission = create(lifecycle, clock)
+    leases = [admission.admit("m") for _ in range(3)]
+    with pytest.raises(QueueFull) as caught:
+        admission.admit("m")
+    assert caught.value.retry_after_s == 1
+    assert "3" in caught.value.message
+    leases.pop().release()
+    leases.append(admission.admit("m"))
+    assert admission.num_in_flight("m") == 3
+
+
+async def test_models_do_not_share_places(lifecycle, clock):
+    admission = create(lifecycle, clock)
+    first = admission.admit("a", 3)
+    second = admission.admit("b", 3)
+    assert (admission.num_in_flight("a"), admission.num_in_flight()) == (3, 6)
+    first.release()
+    second.release()
+    assert admission.num_in_flight() == 0
+
+
+async def test_a_request_larger_than_the_limit_enters_alone(lifecycle, clock):
+    admission = create(lifecycle, clock)
+    async with admission.admit("m"):
+        with pytest.raises(QueueFull):
+            admission.admit("m", 50)
+    async with admission.admit("m", 50):
+        with pytest.raises(QueueFull):
+            admission.admit("m")
+    assert admission.num_in_flight() == 0
+
+
+async def test_no_queue_at_all(lifecycle, clock):
+    admission = create(lifecycle, clock, running=1, queued=0)
+    async with admission.admit("m"):
+        with pytest.raises(QueueFull):
+            admission.admit("m")
+
+
+async def test_places_come_back_after_errors_and_cancels(lifecycle, clock):
+    admission = create(lifecycle, clock)
+    with pytest.raises(ZeroDivisionError):
+        async with admission.admit("m", 2):
+            raise ZeroDivisionError
+
+    async def hold():
+        async with admission.admit("m", 2):
+            await asyncio.sleep(60)
+
+    task = asyncio.create_task(hold())
+    await asyncio.sleep(0)
+    assert admission.num_in_flight() == 2
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert admission.num_in_flight() == 0
+
+
+async def test_releasing_twice_counts_once(lifecycle, clock):
+    admission = create(lifecycle, clock)
+    other = admission.admit("m")
+    async with admission.admit("m") as lease:
+        lease.release()
+    lease.release()
+    assert admission.num_in_flight("m") == 1
+    other.release()
+
+
+async def test_a_dropped_lease_gives_its_places_back(lifecycle, clock):
+    admission = create(lifecycle, clock)
+
+    async def stream(lease):
+        async with lease:
+            yield b""
+
+    body = stream(admission.admit("m"))  # a response that is never started
+    assert admission.num_in_flight() == 1
+    del body
+    gc.collect()
+    assert admission.num_in_flight() == 0
+
+
+async def test_draining_refuses_with_the_time_that_is_left(lifecycle, clock):
+    admission = create(lifecycle, clock)
+    async with admission.admit("m"):
+        lifecycle.begin_drain()
+        clock.now += 12.5
+        with pytest.raises(Draining) as caught:
+            admission.admit("m")
+        assert caught.value.retry_after_s == 18
+        assert admission.num_in_flight() == 1
+
+
+async def test_retry_after_follows_the_recent_pace(lifecycle, clock):
+    admission = create(lifecycle, clock, running=1, queued=9)
+    for _ in range(4):
+        lease = admission.admit("m", 1)
+        clock.now += 5.0
+        lease.release()
+    blocker = admission.admit("m", 10)
+    with pytest.raises(QueueFull) as caught:
+        admission.admit("m", 4)
+    assert caught.value.retry_after_s == 15  # four ended in the 15 s since the first of them
+    blocker.release()
+
+
+async def test_retry_after_stays_within_a_minute_and_forgets_the_past(lifecycle, clock):
+    admission = create(lifecycle, clock, running=1, queued=0)
+    lease = admission.admit("m")
+    lease.release()
+    clock.now += 59
+    blocker = admission.admit("m")
+    with pytest.raises(QueueFull) as caught:
+        admission.admit("m", 100)
+    assert caught.value.retry_after_s == 60
+    clock.now += 1000
+    with pytest.raises(QueueFull) as caught:
+        admission.admit("m")
+    assert caught.value.retry_after_s == 1
+    blocker.release()
+
+
+async def test_random_traffic_leaves_nothing_behind(lifecycle, clock):
+    seed = random.randrange(1 << 32)
+    rng = random.Random(seed)
+    admission = create(lifecycle, clock, running=8, queued=8)
+    held, num_refused = [], 0
+    for _ in range(2000):
+        clock.now += rng.random()
+        if held and rng.random() < 0.5:
+            held.pop(rng.randrange(len(held)))[1].release()
+        else:
+            num_sequences = rng.randrange(1, 5)
+            try:
+                held.append((num_sequences, admission.admit("m", num_sequences)))
+            except QueueFull as full:
+                num_refused += 1
+                assert 1 <= full.retry_after_s <= 60, f"seed {seed}"
+        assert admission.num_in_flight("m") == sum(n for n, _ in held) <= 16, f"seed {seed}"
+    assert num_refused > 0, f"seed {seed}"
+    for _, lease in held:
+        lease.release()
+    assert admission.num_in_flight() == 0

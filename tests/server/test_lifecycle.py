@@ -1,0 +1,50 @@
+"""One answer to «does this server take requests»."""
+
+import pytest
+
+from engine.types import ModelStatus, Phase
+from server.lifecycle import Lifecycle
+
+
+def status(phase, progress=None, model="m"):
+    return ModelStatus(model=model, phase=phase, progress=progress)
+
+
+def test_serving_only_when_every_model_is_ready():
+    lifecycle = Lifecycle(30.0)
+    assert lifecycle.readiness([status(Phase.READY), status(Phase.READY)]).serving
+    for phase in set(Phase) - {Phase.READY}:
+        readiness = lifecycle.readiness([status(Phase.READY), status(phase, 0.5)])
+        assert not readiness.serving
+        assert (readiness.phase, readiness.progress) == (phase, 0.5)
+
+
+def test_a_server_without_statuses_does_not_serve():
+    assert not Lifecycle(30.0).readiness([]).serving
+
+
+@pytest.mark.parametrize(
+    ("phases", "worst"),
+    [
+        ((Phase.LOADING, Phase.FAILED, Phase.READY), Phase.FAILED),
+        ((Phase.WARMING_UP, Phase.DOWNLOADING), Phase.DOWNLOADING),
+        ((Phase.READY, Phase.RESTARTING), Phase.RESTARTING),
+    ],
+)
+def test_the_phase_is_that_of_the_model_furthest_from_serving(phases, worst):
+    assert Lifecycle(30.0).readiness([status(phase) for phase in phases]).phase is worst
+
+
+def test_draining_starts_once_and_counts_down():
+    now = [100.0]
+    lifecycle = Lifecycle(30.0, clock=lambda: now[0])
+    assert not lifecycle.draining
+    assert lifecycle.remaining_drain_s() == 30.0
+    lifecycle.begin_drain()
+    now[0] += 10
+    lifecycle.begin_drain()
+    assert lifecycle.draining
+    assert lifecycle.remaining_drain_s() == 20.0
+    now[0] += 100
+    assert lifecycle.remaining_drain_s() == 0.0
+    assert lifecycle.readiness([status(Phase.READY)]).phase is Phase.DRAINING

@@ -1,0 +1,212 @@
+"""Names, arithmetic, worker restarts, and what the hot path costs."""
+
+import random
+import time
+from dataclasses import replace
+
+import pytest
+from fake_engine import FakeEngineClient
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from engine.types import EngineStats, FinishReason, Phase, TokenEvent
+from server.metrics import ServerMetrics
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def engine():
+    return FakeEngineClient("m")
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def metrics(engine, clock):
+    return ServerMetrics(engine, clock=clock)
+
+
+def value(metrics, name, **labels):
+    return metrics.registry.get_sample_value(name, {"model_name": "m", **labels})
+
+
+def event(**changes):
+    return TokenEvent(request_id="r", **changes)
+
+
+def step(num_steps, **changes):
+    return EngineStats(num_steps=num_steps, **changes)
+
+
+def test_the_names_that_operators_know(metrics):
+    text = generate_latest(metrics.registry).decode()
+    names = {family.name for family in text_string_to_metric_families(text)}
+    assert names >= {
+        "tandem_num_requests_running",
+        "tandem_num_requests_waiting",
+        "tandem_kv_cache_usage_ratio",
+        "tandem_kv_cache_waste_ratio",
+        "tandem_kv_bytes_committed",
+        "tandem_prefix_cache_queries",
+        "tandem_prefix_cache_hits",
+        "tandem_num_preemptions",
+        "tandem_prompt_tokens",
+        "tandem_generation_tokens",
+        "tandem_request_success",
+        "tandem_time_to_first_token_seconds",
+        "tandem_inter_token_latency_seconds",
+        "tandem_e2e_request_latency_seconds",
+        "tandem_request_queue_time_seconds",
+        "tandem_iteration_tokens",
+        "tandem_step_time_seconds",
+        "tandem_engine_restarts",
+    }
+    for counter in ("prompt_tokens", "generation_tokens", "prefix_cache_hits", "num_preemptions"):
+        assert f'tandem_{counter}_total{{model_name="m"}} 0.0' in text
+
+
+def test_token_counters_are_the_sum_of_the_usages(metrics):
+    seed = random.randrange(1 << 32)
+    rng = random.Random(seed)
+    usages = [(rng.randrange(1000), rng.randrange(1000)) for _ in range(50)]
+    for num_prompt, num_generation in usages:
+        meter = metrics.meter("m")
+        meter.close(num_prompt_tokens=num_prompt, num_generation_tokens=num_generation)
+        meter.close(num_prompt_tokens=7, num_generation_tokens=7)  # only the first call counts
+    assert value(metrics, "tandem_prompt_tokens_total") == sum(p for p, _ in usages), seed
+    assert value(metrics, "tandem_generation_tokens_total") == sum(g for _, g in usages), seed
+
+
+def test_latencies_of_two_interleaved_completions(metrics, clock):
+    meter = metrics.meter("m")
+    clock.now = 0.5
+    meter.on_event(event(index=0, token_ids=[1], queue_time_s=0.2))
+    clock.now = 0.6
+    meter.on_event(event(index=1, token_ids=[1]))
+    clock.now = 0.8
+    meter.on_event(event(index=0, token_ids=[1, 2]))
+    meter.on_event(event(index=1, finish_reason=FinishReason.STOP))
+    meter.complete(FinishReason.STOP)
+    meter.complete(FinishReason.LENGTH)
+    clock.now = 1.0
+    meter.close(num_prompt_tokens=3, num_generation_tokens=4)
+    assert value(metrics, "tandem_time_to_first_token_seconds_sum") == 0.5
+    assert value(metrics, "tandem_time_to_first_token_seconds_count") == 1
+    assert value(metrics, "tandem_inter_token_latency_seconds_count") == 1
+    assert value(metrics, "tandem_inter_token_latency_seconds_sum") == pytest.approx(0.3)
+    assert value(metrics, "tandem_request_queue_time_seconds_sum") == 0.2
+    assert value(metrics, "tandem_e2e_request_latency_seconds_sum") == 1.0
+    assert value(metrics, "tandem_request_success_total", finished_reason="stop") == 1
+    assert value(metrics, "tandem_request_success_total", finished_reason="length") == 1
+    assert value(metrics, "tandem_request_success_total", finished_reason="abort") == 0
+
+
+def test_worker_totals_become_increments_and_survive_a_restart(metrics, engine):
+    def report(num_steps, queries, hits, preemptions):
+        totals = {
+            "prefix_cache_queries": queries,
+            "prefix_cache_hits": hits,
+            "num_preemptions": preemptions,
+        }
+        engine.publish("m", step(num_steps, **totals))
+
+    report(1, 10, 0, 0)
+    report(2, 30, 20, 1)
+    report(2, 30, 20, 1)  # an idle report
+    report(1, 40, 5, 0)  # a new worker
+    report(5, 41, 6, 2)
+    assert value(metrics, "tandem_prefix_cache_queries_total") == 30 + 41
+    assert value(metrics, "tandem_prefix_cache_hits_total") == 20 + 6
+    assert value(metrics, "tandem_num_preemptions_total") == 1 + 2
+
+
+def test_a_new_worker_is_seen_by_any_total_that_fell(metrics, engine):
+    engine.publish("m", step(1, prefix_cache_queries=50))
+    engine.publish("m", step(1, prefix_cache_queries=8))
+    assert value(metrics, "tandem_prefix_cache_queries_total") == 58
+
+
+def test_steps_are_observed_once(metrics, engine):
+    times = {
+        "schedule_time_s": 0.001,
+        "forward_time_s": 0.02,
+        "sample_time_s": 0.003,
+        "publish_time_s": 0.0004,
+    }
+    report = step(1, step_tokens=17, **times)
+    engine.publish("m", report)
+    engine.publish("m", report)  # repeated while idle
+    assert value(metrics, "tandem_iteration_tokens_sum") == 17
+    for part, seconds in zip(
+        ("schedule", "forward", "sample", "publish"), times.values(), strict=True
+    ):
+        assert value(metrics, "tandem_step_time_seconds_count", part=part) == 1
+        assert value(metrics, "tandem_step_time_seconds_sum", part=part) == seconds
+
+
+def test_gauges_read_the_newest_report(metrics, engine):
+    report = EngineStats(
+        num_running=3,
+        num_waiting=2,
+        kv_blocks_total=100,
+        kv_blocks_used=25,
+        kv_slots_unused=20,
+        kv_block_size=16,
+        kv_bytes_committed=1 << 20,
+    )
+    engine.publish("m", report)
+    assert value(metrics, "tandem_num_requests_running") == 3
+    assert value(metrics, "tandem_num_requests_waiting") == 2
+    assert value(metrics, "tandem_kv_cache_usage_ratio") == 0.25
+    assert value(metrics, "tandem_kv_cache_waste_ratio") == 20 / (25 * 16)
+    assert value(metrics, "tandem_kv_bytes_committed") == 1 << 20
+    engine.publish("m", replace(report, kv_blocks_used=0, kv_slots_unused=0))
+    assert value(metrics, "tandem_kv_cache_waste_ratio") == 0
+
+
+def test_a_dead_worker_reads_as_idle_and_restarts_are_counted(metrics, engine):
+    engine.publish("m", EngineStats(num_running=3, num_steps=1))
+    engine.set_status("m", Phase.RESTARTING, restarts=2)
+    assert value(metrics, "tandem_num_requests_running") == 0
+    assert value(metrics, "tandem_model_ready") == 0
+    assert value(metrics, "tandem_engine_restarts_total") == 2
+    engine.revive()
+    assert value(metrics, "tandem_model_ready") == 1
+    assert value(metrics, "tandem_num_requests_running") == 3
+
+
+def test_apps_do_not_share_a_registry(engine):
+    first, second = ServerMetrics(engine), ServerMetrics(FakeEngineClient("m"))
+    first.meter("m").close(num_prompt_tokens=1, num_generation_tokens=1)
+    assert value(second, "tandem_prompt_tokens_total") == 0
+
+
+def test_http_requests(metrics):
+    metrics.count_http("GET", "/v1/models/{model_id}", 200)
+    labels = {"method": "GET", "route": "/v1/models/{model_id}", "status": "200"}
+    assert metrics.registry.get_sample_value("tandem_http_requests_total", labels) == 1
+
+
+def test_the_hot_path_is_cheap(metrics):
+    """A step's report and 64 streams' events must stay far below a step's few milliseconds."""
+    meters = [metrics.meter("m") for _ in range(64)]
+    events = [event(token_ids=[1])] * 64
+    report = step(0, step_tokens=64)
+    best_s = float("inf")
+    for i in range(20):
+        start_s = time.perf_counter()
+        metrics.on_step("m", replace(report, num_steps=i + 1))
+        for meter, one in zip(meters, events, strict=True):
+            meter.on_event(one)
+        best_s = min(best_s, time.perf_counter() - start_s)
+    assert best_s < 0.002, f"{best_s * 1e6:.0f} µs"

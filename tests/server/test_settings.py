@@ -1,0 +1,192 @@
+"""Precedence, refusals and their one line."""
+
+import dataclasses
+import os
+
+import pytest
+
+from engine.config import EngineConfig
+from server.settings import Settings, load_client_settings, load_settings
+from server.settings_problem import SettingsProblem
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch):
+    for name in list(os.environ):
+        if name.upper().startswith("TANDEM_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def yaml_file(tmp_path):
+    def write(text: str) -> str:
+        path = tmp_path / "settings.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def problem(given: dict) -> str:
+    with pytest.raises(SettingsProblem) as caught:
+        load_settings(given)
+    line = str(caught.value)
+    assert line and "\n" not in line
+    return line
+
+
+def test_defaults_need_nothing():
+    settings = load_settings({})
+    assert (settings.host, settings.port) == ("127.0.0.1", 8000)
+    assert settings.engine == EngineConfig()
+    assert [spec.name for spec in settings.model_specs] == ["smollm2-135m-instruct"]
+    assert settings.read_api_keys() == ()
+
+
+def test_command_line_beats_environment_beats_file_beats_defaults(monkeypatch, yaml_file):
+    engine = "engine:\n  seed: 1\n  block_size: 2\n  dtype: float32"
+    given = {"config": yaml_file(f"port: 1\nhost: file\nlog_level: error\n{engine}")}
+    monkeypatch.setenv("TANDEM_PORT", "2")
+    monkeypatch.setenv("TANDEM_HOST", "environment")
+    monkeypatch.setenv("TANDEM_ENGINE__SEED", "2")
+    monkeypatch.setenv("TANDEM_ENGINE__BLOCK_SIZE", "4")
+    settings = load_settings({**given, "port": "3", "engine": {"seed": "3"}})
+    assert (settings.port, settings.host, settings.log_level) == (3, "environment", "error")
+    engine = settings.engine
+    assert (engine.seed, engine.block_size, engine.dtype) == (3, 4, "float32")
+    assert engine.max_num_seqs == EngineConfig().max_num_seqs
+
+
+def test_the_environment_can_name_the_file(monkeypatch, yaml_file):
+    monkeypatch.setenv("TANDEM_CONFIG", yaml_file("port: 77"))
+    assert load_settings({}).port == 77
+
+
+@pytest.mark.parametrize("text", ["a,b", " a , b ", '["a", "b"]'])
+def test_lists_in_the_environment(monkeypatch, text):
+    monkeypatch.setenv("TANDEM_API_KEYS", text)
+    assert load_settings({}).read_api_keys() == ("a", "b")
+
+
+def test_an_empty_key_does_not_open_the_server(monkeypatch, tmp_path):
+    monkeypatch.setenv("TANDEM_API_KEYS", "")
+    assert "TANDEM_API_KEYS" in problem({})
+    monkeypatch.delenv("TANDEM_API_KEYS")
+    empty = tmp_path / "keys"
+    empty.write_text("# none yet\n\n")
+    assert "holds no key" in problem({"api_key_file": str(empty)})
+
+
+def test_key_file_adds_to_the_given_keys(tmp_path):
+    path = tmp_path / "keys"
+    path.write_text("# of the team\nfirst\n\n  second  \n")
+    settings = load_settings({"api_keys": ["given"], "api_key_file": str(path)})
+    assert settings.read_api_keys() == ("given", "first", "second")
+
+
+def test_keys_are_never_shown(monkeypatch):
+    assert "zebra" not in repr(load_settings({"api_keys": ["zebra"]}))
+    assert "zebra" not in problem({"api_keys": ["zebra in the zoo"]})
+    monkeypatch.setenv("TANDEM_API_KEYS", "zebra in the zoo")
+    assert "zebra" not in problem({})
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"port": "x"}, ("--port", "'x'", "integer")),
+        ({"port": "65536"}, ("--port", "65535")),
+        ({"engine": {"max_num_seqs": "0"}}, ("--max-num-seqs", "1")),
+        ({"engine": {"gpu_memory_utilization": "nan"}}, ("--gpu-memory-utilization", "nan")),
+        ({"engine": {"kv_cache_memory_gib": "inf"}}, ("--kv-cache-memory-gib", "inf")),
+        ({"drain_timeout_s": "nan"}, ("--drain-timeout-s", "nan")),
+        ({"engine": {"dtype": "int4"}}, ("--dtype", "int4", "bfloat16")),
+        ({"engine": {"max_num_queued": 3}}, ("max_queued_requests",)),
+        ({"log_level": "loud"}, ("--log-level", "debug")),
+        ({"models": ["=x"]}, ("--model", "NAME=REF")),
+        ({"models": ["a=x", "a=y"]}, ("--model", "a", "NAME=REF")),
+        ({"api_key_file": "/nonexistent/keys"}, ("--api-key-file", "no such file")),
+        ({"ssl_keyfile": __file__}, ("ssl_keyfile", "ssl_certfile")),
+        ({"cors_allow_origins": ["https://app.example/"]}, ("--cors-allow-origin", "scheme")),
+        ({"root_path": "llm/"}, ("--root-path", "/llm")),
+        ({"config": "/nonexistent/settings.yaml"}, ("--config", "No such file")),
+    ],
+)
+def test_a_bad_option_is_one_line_that_names_it(given, words):
+    line = problem(given)
+    assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("prot: 1", ("prot", "did you mean port?")),
+        ("engine: {max_num_seq: 1}", ("max_num_seq", "did you mean max_num_seqs?")),
+        ("engine: 3", ("engine",)),
+        ("engine: {max_num_seqs: 2.5}", ("engine.max_num_seqs in", "2.5")),
+        ("port: null", ("port in", "integer")),
+        ("- port", ("top level",)),
+        ("port: [", ("not valid YAML",)),
+        ("config: other.yaml", ("config",)),
+        ("models: []", ("models in",)),
+    ],
+)
+def test_a_bad_line_of_the_file_is_named(yaml_file, text, words):
+    line = problem({"config": yaml_file(text)})
+    assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize("text", ["", "# nothing", "engine:", "engine:\n  # seed: 3"])
+def test_files_with_everything_commented_out(yaml_file, text):
+    assert load_settings({"config": yaml_file(text)}).engine == EngineConfig()
+
+
+def test_a_bad_variable_is_named(monkeypatch):
+    monkeypatch.setenv("TANDEM_ENGINE__MAX_NUM_SEQS", "many")
+    assert problem({}).startswith("TANDEM_ENGINE__MAX_NUM_SEQS is 'many'")
+    monkeypatch.delenv("TANDEM_ENGINE__MAX_NUM_SEQS")
+    monkeypatch.setenv("TANDEM_ENGINE", "{")
+    assert "TANDEM_ENGINE" in problem({})
+
+
+def test_the_address_that_kubernetes_injects_is_not_a_port(monkeypatch):
+    monkeypatch.setenv("TANDEM_PORT", "tcp://10.0.0.1:80")
+    assert load_settings({}).port == 8000
+
+
+def test_settings_are_frozen():
+    settings = load_settings({})
+    with pytest.raises(ValueError, match="frozen"):
+        settings.port = 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.engine.seed = 1
+
+
+def test_the_engine_can_queue_whatever_admission_lets_in():
+    settings = load_settings({"max_queued_requests": "10", "engine": {"max_num_seqs": "4"}})
+    assert settings.engine_config.max_num_queued == 14
+    settings = load_settings({"max_queued_requests": "0", "engine": {"max_num_seqs": "1"}})
+    assert settings.engine_config.max_num_queued == 1
+
+
+def test_cache_path_follows_the_users_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert load_settings({}).cache_path == tmp_path / "tandem"
+    assert load_settings({"cache_dir": "/elsewhere"}).cache_path.as_posix() == "/elsewhere"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert load_settings({}).cache_path.as_posix() == "/home/someone/.cache/tandem"
+
+
+def test_client_settings(monkeypatch):
+    monkeypatch.setenv("TANDEM_URL", "https://models.example")
+    monkeypatch.setenv("TANDEM_PORT", "tcp://10.0.0.1:80")
+    assert load_client_settings({"url": None, "api_key": None}).url == "https://models.example"
+    assert load_client_settings({"url": "http://other"}).url == "http://other"
+    with pytest.raises(SettingsProblem, match="--url"):
+        load_client_settings({"url": "other:8000"})
+
+
+def test_unknown_names_are_refused_from_code_too():
+    with pytest.raises(ValueError, match="nonsense"):
+        Settings(nonsense=1)
