@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from engine.client import EngineClient
 from engine.version import __version__
-from server import errors, middleware
+from server import errors, middleware, openapi
 from server.admission import Admission
 from server.lifecycle import Lifecycle
 from server.metrics import ServerMetrics
@@ -44,6 +44,7 @@ def create_app(settings: Settings, engine: EngineClient) -> FastAPI:
     for router in _ROUTERS:
         app.include_router(router)
     errors.install(app)
+    openapi.install(app, engine)
     middleware.install(app, settings, state.metrics)
     return app
 

@@ -29,7 +29,7 @@ def find_model(engine: EngineClient, name: str | None) -> ModelInfo:
     for status in statuses:
         if status.model == name:
             raise ModelNotReady(_not_ready(status), param="model")
-    raise UnknownModel(f"the model asked for is not served; {_served(statuses)}", param="model")
+    raise UnknownModel(f"model {name!r} is not served; {_served(statuses)}", param="model")
 
 
 @lru_cache(maxsize=256)

@@ -57,7 +57,7 @@ class ChatReply(Reply):
         last = deltas[-1]
         return ChatChoice(
             index=last.index,
-            message=AnswerMessage(self._prefix + "".join(delta.text for delta in deltas)),
+            message=AnswerMessage(content=self._prefix + "".join(delta.text for delta in deltas)),
             logprobs=self._logprobs(deltas),
             finish_reason=str(last.finish_reason),
             stop_reason=last.stop_reason,

@@ -197,13 +197,17 @@ _JSON_TYPES = {
 
 def _explain(error: Mapping[str, Any]) -> str:
     """What is allowed and what kind of thing was given; never the given value itself."""
-    if error["type"] == "missing":
+    kind, limits = error["type"], error.get("ctx", {})
+    if kind == "missing":
         return "this field is required"
-    allowed = str(error["msg"]).removeprefix("Value error, ")
+    if kind in ("too_short", "too_long"):
+        bound = "at least" if kind == "too_short" else "at most"
+        return f"must have {bound} {limits.get('min_length', limits.get('max_length'))} items"
     # pydantic's words are Python's; the client speaks JSON and knows no model names.
+    allowed = str(error["msg"]).replace("Input should be", "must be")
     allowed = re.sub(r"a valid dictionary( or instance of \w+)?", "an object", allowed)
-    allowed = allowed.replace("a valid list", "an array").replace("Input should be", "must be")
-    given = _JSON_TYPES.get(type(error["input"]).__name__)
+    allowed = allowed.replace("a valid list", "an array").replace("String should", "must")
+    given = _JSON_TYPES.get(type(error["input"]).__name__) if kind.endswith("_type") else None
     return f"{allowed}; got {given}" if given else allowed
 
 

@@ -108,17 +108,17 @@ class CompletionChoice:
     prompt_token_ids: list[int] | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Completion:
     """The answer to a request without `stream`."""
 
     id: str
+    object: Literal["text_completion"] = "text_completion"
     created: int
     model: str
     choices: list[CompletionChoice]
     usage: Usage
     system_fingerprint: str
-    object: Literal["text_completion"] = "text_completion"
 
 
 class CompletionChunkChoice(msgspec.Struct):
@@ -133,13 +133,13 @@ class CompletionChunkChoice(msgspec.Struct):
     prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
 
 
-class CompletionChunk(msgspec.Struct):
+class CompletionChunk(msgspec.Struct, kw_only=True):
     """One `data:` line of a stream."""
 
     id: str
+    object: str = "text_completion"
     created: int
     model: str
     system_fingerprint: str
     choices: list[CompletionChunkChoice]
     usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
-    object: str = "text_completion"

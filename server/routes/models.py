@@ -1,6 +1,8 @@
 """`GET /v1/models` and `GET /v1/models/{id}`."""
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Path
 
 from engine.types import ModelInfo
 from server.catalog import find_model
@@ -9,6 +11,8 @@ from server.protocol.common import error_answers
 from server.protocol.models import ModelCard, ModelList
 
 router = APIRouter(tags=["models"])
+
+ModelId = Annotated[str, Path(min_length=1, max_length=256, description="Id of a served model.")]
 
 
 @router.get("/v1/models", summary="List the models", responses=error_answers(401))
@@ -20,9 +24,9 @@ async def list_models(state: StateDep) -> ModelList:
 @router.get(
     "/v1/models/{model_id:path}",
     summary="Describe a model",
-    responses=error_answers(401, 404, 503),
+    responses=error_answers(400, 401, 404, 503),
 )
-async def get_model(model_id: str, state: StateDep) -> ModelCard:
+async def get_model(model_id: ModelId, state: StateDep) -> ModelCard:
     """Ids may contain slashes."""
     return _card(find_model(state.engine, model_id))
 

@@ -1,0 +1,73 @@
+"""The OpenAPI document, with what only a running server knows: served ids and their limits.
+
+So the document says which models may be named, how many tokens they take, and which token ids
+exist, rather than «some string» and «some integer».
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI
+
+from engine.client import EngineClient
+from engine.types import ModelInfo
+
+_TOKEN_COUNTS = ("max_tokens", "max_completion_tokens", "min_tokens")
+
+
+def install(app: FastAPI, engine: EngineClient) -> None:
+    """Make `/openapi.json` and `/docs` show the served models' facts."""
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = copy.deepcopy(describe())
+        _drop_unused_422(document)
+        served = [status.model for status in engine.statuses()]
+        for schema in document["components"]["schemas"].values():
+            if "model" in schema.get("properties", {}) and "additionalProperties" in schema:
+                _fill_in(schema["properties"], served, engine.models())
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _drop_unused_422(document: dict[str, Any]) -> None:
+    """FastAPI documents its own answer to a bad body; here that is a 400."""
+    for path in document["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
+
+
+def _fill_in(properties: dict[str, Any], served: Sequence[str], infos: Sequence[ModelInfo]) -> None:
+    _variant(properties["model"], "string")["enum"] = list(served)
+    if not infos:
+        return
+    for name in _TOKEN_COUNTS:
+        if name in properties:
+            count = _variant(properties[name], "integer")
+            count["maximum"] = max(info.max_model_len for info in infos) - 1
+    last_token = max(info.vocab_size for info in infos) - 1
+    for name in ("prompt", "tokens", "stop_token_ids"):
+        for items in _integer_items(properties.get(name, {})):
+            items["maximum"] = last_token
+
+
+def _variant(schema: dict[str, Any], type: str) -> dict[str, Any]:
+    """The member of a nullable field's `anyOf` that is not null."""
+    variants: list[dict[str, Any]] = schema["anyOf"]
+    return next(variant for variant in variants if variant.get("type") == type)
+
+
+def _integer_items(schema: Any) -> list[dict[str, Any]]:
+    """Every array's item schema that is an integer, however deep."""
+    if isinstance(schema, list):
+        return [found for member in schema for found in _integer_items(member)]
+    if not isinstance(schema, dict):
+        return []
+    if schema.get("type") == "integer":
+        return [schema]
+    nested = [schema.get("items"), schema.get("anyOf")]
+    return [found for member in nested for found in _integer_items(member)]
