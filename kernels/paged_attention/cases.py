@@ -1,0 +1,92 @@
+"""Inputs for `paged_attention`: decodes, chunks, mixtures, block borders, windows."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels.paged_attention.paged_batch import PagedBatch
+
+TOLERANCE = {
+    torch.float32: 2e-5,
+    # Weights are rounded before they meet the values, and the output (up to 4) once more.
+    torch.bfloat16: 3e-2,
+    torch.float16: 4e-3,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sequences as (query rows, context length), single rows first and longest first."""
+
+    name: str
+    sequences: tuple[tuple[int, int], ...]
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    head_dim: int = 16
+    block_size: int = 16
+    window: int | None = None
+    num_layers: int = 3
+
+
+CASES = (
+    Case("smollm2_decode", ((1, 171),), 9, 3, 64),
+    Case("smollm2_batch", tuple((1, 190 - 3 * i) for i in range(32)), 9, 3, 64),
+    Case("llama_mixed", ((1, 300), (1, 16), (64, 64), (33, 129)), 32, 8, 128),
+    Case("first_token", ((1, 1),)),
+    Case("block_borders", ((1, 33), (1, 32), (1, 31), (1, 17), (1, 16), (1, 15), (1, 1))),
+    Case("very_unequal", ((1, 2000), (1, 900), (1, 40), (1, 7), (1, 7), (1, 2))),
+    Case("whole_prompt", ((47, 47),)),
+    Case("continued_chunk", ((5, 52), (16, 32), (31, 33))),
+    Case("no_grouping", ((1, 20), (9, 20)), 3, 3, 8),
+    Case("one_kv_head", ((1, 20), (9, 20)), 7, 1, 24),
+    Case("block_of_one", ((1, 5), (4, 6)), block_size=1),
+    Case("odd_block", ((1, 50), (20, 50)), block_size=7, num_layers=1),
+    Case("window", ((1, 100), (1, 9), (40, 40), (10, 60)), window=13),
+    Case("window_of_one", ((1, 30), (17, 17)), window=1),
+    Case("window_beyond_context", ((1, 30), (17, 17)), window=4096),
+    Case("no_sequences", ()),
+)
+
+
+def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
+    """Keyword arguments of the op; slots past a context hold numbers that must not count."""
+    num_blocks = [-(-context // case.block_size) for _, context in case.sequences]
+    tables = _block_tables(num_blocks)
+    shape = (case.num_kv_heads, case.block_size, case.head_dim)
+    pool = torch.randn(sum(num_blocks) + 1, case.num_layers, 2, *shape, device=device)
+    for (_, context), table, used in zip(case.sequences, tables, num_blocks, strict=True):
+        pool[table[used - 1], :, :, :, context - (used - 1) * case.block_size :] = 1e4
+    num_queries = [queries for queries, _ in case.sequences]
+    width = case.num_heads * case.head_dim
+    packed = torch.randn(sum(num_queries), width + 8, device=device).to(dtype)
+    batch = PagedBatch.from_host(
+        tables,
+        np.array([context for _, context in case.sequences], dtype=np.int32),
+        np.concatenate(([0], np.cumsum(num_queries))).astype(np.int32),
+        num_queries.count(1),
+        device,
+    )
+    return {
+        "q": packed[:, :width].view(-1, case.num_heads, case.head_dim),
+        "kv_cache": pool.to(dtype)[:, case.num_layers // 2],
+        "batch": batch,
+        "scale": case.head_dim**-0.5,
+        "window": case.window,
+    }
+
+
+def _block_tables(num_blocks: list[int]) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
+    """Shuffled blocks, none shared; unused entries repeat the first one."""
+    ids = torch.randperm(sum(num_blocks) + 1).tolist()
+    tables = np.empty((len(num_blocks), max(num_blocks, default=0)), dtype=np.int32)
+    for row, used in zip(tables, num_blocks, strict=True):
+        row[:used] = [ids.pop() for _ in range(used)]
+        row[used:] = row[0]
+    return tables
+
+
+def outputs(result: Tensor, inputs: dict[str, object]) -> tuple[object, ...]:
+    """Everything the op wrote."""
+    return (result,)

@@ -1,0 +1,184 @@
+"""Gathered blocks and PyTorch's fused attention.
+
+Decodes of similar context length share one call, with a sequence's heads of one key head as its
+query rows; a prompt chunk is one call. What to gather and what to mask is the same in all layers
+and is planned once per step.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.paged_attention.paged_batch import PagedBatch
+
+MAX_WASTED_BLOCKS = 32
+"""Padding blocks that a group of decodes may gather: about what one more call costs on a CPU."""
+MAX_GROUP_BYTES = 64 << 20
+"""Gathered keys and values of a group; a single long sequence may need more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Sequences that one call serves: G decodes of padded length X, or one prompt chunk."""
+
+    rows: slice
+    num_sequences: int
+    num_queries: int
+    """Rows per sequence: 1 for decodes."""
+    length: int
+    """Keys that the call sees: X."""
+    gather_rows: Tensor
+    """[2 · G · K · M] int64: runs of S·D elements from the layer's first one: keys, then values."""
+    mask: Tensor | None
+    """[G, 1, 1, X] or [Q, X], added to the scores; None is causal from position 0."""
+
+
+def supports(
+    q: Tensor, kv_cache: Tensor, batch: PagedBatch, *, scale: float, window: int | None = None
+) -> bool:
+    """All caches whose blocks start at a multiple of a head's run of S·D elements."""
+    num_kv_heads, block_size, head_dim = kv_cache.shape[2:]
+    run = block_size * head_dim
+    return kv_cache.stride()[1:] == (num_kv_heads * run, run, head_dim, 1) and (
+        kv_cache.stride(0) % run == 0
+    )
+
+
+def paged_attention(
+    q: Tensor, kv_cache: Tensor, batch: PagedBatch, *, scale: float, window: int | None = None
+) -> Tensor:
+    """See `kernels.paged_attention`."""
+    num_tokens, num_heads, head_dim = q.shape
+    num_kv_heads = kv_cache.shape[2]
+    runs = _as_runs(kv_cache)
+    result = q.new_empty(num_tokens, num_heads * head_dim)
+    for group in _plan(batch, kv_cache, q.dtype, window):
+        kv = runs.index_select(0, group.gather_rows)
+        k, v = kv.view(2, group.num_sequences, num_kv_heads, -1, head_dim).unbind()
+        queries = q[group.rows]
+        if group.num_queries == 1:
+            # The heads that share a key head stand where a sequence's query rows would.
+            queries = queries.view(-1, num_kv_heads, num_heads // num_kv_heads, head_dim)
+            out = F.scaled_dot_product_attention(queries, k, v, attn_mask=group.mask, scale=scale)
+            result[group.rows] = out.flatten(1)
+            continue
+        out = F.scaled_dot_product_attention(
+            queries.transpose(0, 1).unsqueeze(0),
+            k[:, :, : group.length],
+            v[:, :, : group.length],
+            attn_mask=group.mask,
+            is_causal=group.mask is None,
+            scale=scale,
+            enable_gqa=num_kv_heads != num_heads,
+        )
+        result[group.rows] = out.squeeze(0).transpose(0, 1).flatten(1)
+    return result
+
+
+def _as_runs(kv_cache: Tensor) -> Tensor:
+    """The memory from the layer's first element on, as rows of S·D elements."""
+    num_blocks, _, num_kv_heads, block_size, head_dim = kv_cache.shape
+    run = block_size * head_dim
+    num_runs = (num_blocks - 1) * (kv_cache.stride(0) // run) + 2 * num_kv_heads
+    return kv_cache.as_strided((num_runs, run), (run, 1))
+
+
+def _plan(
+    batch: PagedBatch, kv_cache: Tensor, dtype: torch.dtype, window: int | None
+) -> list[Group]:
+    """The step's groups, made by the first layer that asks."""
+    key = (kv_cache.stride(0), kv_cache.shape[2:], dtype, window)
+    plan: list[Group] | None = batch.plans.get(key)
+    if plan is None:
+        plan = [
+            _group(batch, first, last, kv_cache, dtype, window)
+            for first, last in _ranges(batch, kv_cache)
+        ]
+        batch.plans[key] = plan
+    return plan
+
+
+def _ranges(batch: PagedBatch, kv_cache: Tensor) -> Iterator[tuple[int, int]]:
+    """Cut the sequences into groups: runs of decodes with little padding, then single chunks."""
+    block_bytes = kv_cache[0].numel() * kv_cache.element_size()
+    num_blocks = (-(-batch.host_context_lens // kv_cache.shape[3])).tolist()
+    first, wasted = 0, 0
+    for index in range(1, batch.num_decodes):
+        wasted += num_blocks[first] - num_blocks[index]
+        size = (index - first + 1) * num_blocks[first] * block_bytes
+        if wasted > MAX_WASTED_BLOCKS or size > MAX_GROUP_BYTES:
+            yield first, index
+            first, wasted = index, 0
+    if batch.num_decodes:
+        yield first, batch.num_decodes
+    for index in range(batch.num_decodes, len(num_blocks)):
+        yield index, index + 1
+
+
+def _group(
+    batch: PagedBatch,
+    first: int,
+    last: int,
+    kv_cache: Tensor,
+    dtype: torch.dtype,
+    window: int | None,
+) -> Group:
+    block_size = kv_cache.shape[3]
+    longest = int(batch.host_context_lens[first])
+    num_blocks = -(-longest // block_size)
+    rows = slice(int(batch.host_cu_seqlens_q[first]), int(batch.host_cu_seqlens_q[last]))
+    num_queries = (rows.stop - rows.start) // (last - first)
+    if num_queries == 1:
+        length = num_blocks * block_size
+        hidden: Tensor | None = _decode_mask(batch.context_lens[first:last], length, window)
+    else:
+        length = longest
+        hidden = _chunk_mask(num_queries, length, window, kv_cache.device)
+    return Group(
+        rows=rows,
+        num_sequences=last - first,
+        num_queries=num_queries,
+        length=length,
+        gather_rows=_gather_rows(batch.block_tables[first:last, :num_blocks], kv_cache),
+        mask=_scores_to_add(hidden, dtype),
+    )
+
+
+def _gather_rows(block_tables: Tensor, kv_cache: Tensor) -> Tensor:
+    """Where each sequence, head and block has its run, in the order [2, G, K, M]."""
+    num_kv_heads, block_size, head_dim = kv_cache.shape[2:]
+    runs_per_block = kv_cache.stride(0) // (block_size * head_dim)
+    heads = torch.arange(2 * num_kv_heads, device=block_tables.device)
+    heads = heads.view(2, 1, num_kv_heads, 1)
+    return (block_tables.long()[None, :, None, :] * runs_per_block + heads).flatten()
+
+
+def _decode_mask(context_lens: Tensor, length: int, window: int | None) -> Tensor:
+    """[G, 1, 1, X] bool: each sequence's last token sees its context."""
+    key_at = torch.arange(length, device=context_lens.device)
+    ends = context_lens[:, None, None, None]
+    hidden = key_at >= ends
+    return hidden if window is None else hidden | (key_at < ends - window)
+
+
+def _chunk_mask(
+    num_queries: int, length: int, window: int | None, device: torch.device
+) -> Tensor | None:
+    """[Q, X] bool; None when plain causality from position 0 says the same."""
+    if num_queries == length and (window is None or window >= length):
+        return None
+    key_at = torch.arange(length, device=device)
+    query_at = key_at[length - num_queries :, None]
+    hidden = key_at > query_at
+    return hidden if window is None else hidden | (key_at <= query_at - window)
+
+
+def _scores_to_add(hidden: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A mask in the form that needs no conversion in every layer."""
+    if hidden is None:
+        return None
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+    return mask.masked_fill_(hidden, -torch.inf)

@@ -1,0 +1,57 @@
+"""A step's rows and their block tables, as attention needs them. Built once, read by all layers."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Int32Array = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PagedBatch:
+    """B sequences of packed rows.
+
+    Each fact is there twice: as a tensor on the device for kernels, and as an array on the host
+    for planning without a device sync. On a CPU both share their memory.
+
+    Invariants: the first `num_decodes` sequences have one row each, the longest context first;
+    `context_lens[b] >= cu_seqlens_q[b + 1] - cu_seqlens_q[b] >= 1`; unused entries of a block table
+    repeat its first block, so that reading them is harmless.
+    """
+
+    block_tables: Tensor
+    """[B, M] int32."""
+    context_lens: Tensor
+    """[B] int32: cached tokens, this step's included."""
+    cu_seqlens_q: Tensor
+    """[B + 1] int32: row offsets; sequence b owns rows cu_seqlens_q[b] .. cu_seqlens_q[b + 1]."""
+    num_decodes: int
+    host_block_tables: Int32Array
+    host_context_lens: Int32Array
+    host_cu_seqlens_q: Int32Array
+    plans: dict[Any, Any] = field(default_factory=dict)
+    """What an implementation worked out for the first layer and wants to reuse in the others."""
+
+    @classmethod
+    def from_host(
+        cls,
+        block_tables: Int32Array,
+        context_lens: Int32Array,
+        cu_seqlens_q: Int32Array,
+        num_decodes: int,
+        device: torch.device,
+    ) -> "PagedBatch":
+        """Make the tensors; the arrays must not change afterwards."""
+        return cls(
+            block_tables=torch.from_numpy(block_tables).to(device, non_blocking=True),
+            context_lens=torch.from_numpy(context_lens).to(device, non_blocking=True),
+            cu_seqlens_q=torch.from_numpy(cu_seqlens_q).to(device, non_blocking=True),
+            num_decodes=num_decodes,
+            host_block_tables=block_tables,
+            host_context_lens=context_lens,
+            host_cu_seqlens_q=cu_seqlens_q,
+        )

@@ -1,0 +1,50 @@
+"""The definition: sequence by sequence, the whole score matrix, in fp32."""
+
+import torch
+from torch import Tensor
+
+from kernels.paged_attention.paged_batch import PagedBatch
+
+
+def paged_attention(
+    q: Tensor, kv_cache: Tensor, batch: PagedBatch, *, scale: float, window: int | None = None
+) -> Tensor:
+    """See `kernels.paged_attention`."""
+    num_tokens, num_heads, head_dim = q.shape
+    result = q.new_empty(num_tokens, num_heads, head_dim)
+    for index, context_len in enumerate(batch.host_context_lens.tolist()):
+        first, last = batch.host_cu_seqlens_q[index : index + 2].tolist()
+        k, v = gather_context(kv_cache, batch.block_tables[index], context_len)
+        visible = visible_keys(last - first, context_len, window, q.device)
+        result[first:last] = attend(q[first:last], k, v, visible, scale).to(q.dtype)
+    return result.flatten(1)
+
+
+def gather_context(
+    kv_cache: Tensor, block_table: Tensor, context_len: int
+) -> tuple[Tensor, Tensor]:
+    """Copy one sequence's keys and values out of its blocks, each [K, context_len, D]."""
+    block_size = kv_cache.shape[3]
+    num_blocks = -(-context_len // block_size)
+    blocks = kv_cache[block_table[:num_blocks].long()]  # [M, 2, K, S, D]
+    k, v = blocks.permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, :context_len]
+    return k, v
+
+
+def visible_keys(
+    num_queries: int, context_len: int, window: int | None, device: torch.device
+) -> Tensor:
+    """[Q, context_len] bool: which key each query sees."""
+    query_at = torch.arange(context_len - num_queries, context_len, device=device)[:, None]
+    key_at = torch.arange(context_len, device=device)[None, :]
+    visible = key_at <= query_at
+    return visible if window is None else visible & (key_at > query_at - window)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float) -> Tensor:
+    """Softmax attention: q [Q, H, D], k and v [K, X, D] → [Q, H, D] fp32."""
+    group = q.shape[1] // k.shape[0]
+    k, v = k.float().repeat_interleave(group, 0), v.float().repeat_interleave(group, 0)
+    scores = torch.einsum("qhd,hxd->hqx", q.float(), k) * scale
+    weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
+    return torch.einsum("hqx,hxd->qhd", weights, v)

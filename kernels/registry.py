@@ -1,0 +1,91 @@
+"""How an op finds the implementation that runs.
+
+An op is declared by its reference: a typed function whose docstring is the contract. Faster
+implementations register under a name and say which arguments they support; whoever refuses falls
+through to the next, and the reference never refuses. Nothing here looks at the environment.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Generic, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+ORDER = ("cpu", "triton", "composed")
+"""Implementation names from the first choice to the last; the reference comes after them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Implementation(Generic[P, R]):
+    """One way to compute an op."""
+
+    name: str
+    function: Callable[P, R]
+    supports: Callable[P, bool]
+
+
+class Op(Generic[P, R]):
+    """A callable that runs the first implementation which supports its arguments.
+
+    `cases` is the op's module of inputs: `CASES`, `make_inputs(case, dtype, device)`,
+    `TOLERANCE[dtype]` and `outputs(result, inputs)`; tests and benchmarks read it.
+    """
+
+    def __init__(self, reference: Callable[P, R], cases: ModuleType) -> None:
+        functools.update_wrapper(self, reference)
+        self.name = reference.__name__
+        self.reference = reference
+        self.cases = cases
+        self._implementations: list[Implementation[P, R]] = []
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        for implementation in self._implementations:
+            if implementation.supports(*args, **kwargs):
+                return implementation.function(*args, **kwargs)
+        return self.reference(*args, **kwargs)
+
+    def implementation(
+        self, name: str, supports: Callable[P, bool]
+    ) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Register the decorated function under one of the names in `ORDER`.
+
+        `supports` takes the op's arguments and looks at nothing but them and the hardware.
+        """
+        if name not in ORDER or name in self.implementations():
+            raise ValueError(f"{self.name}: implementation {name!r} is unknown or already there")
+
+        def register(function: Callable[P, R]) -> Callable[P, R]:
+            self._implementations.append(Implementation(name, function, supports))
+            self._implementations.sort(key=lambda one: ORDER.index(one.name))
+            return function
+
+        return register
+
+    def implementations(self) -> dict[str, Implementation[P, R]]:
+        """The registered implementations by name, first choice first; without the reference."""
+        return {one.name: one for one in self._implementations}
+
+    def explain(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        """Which implementation these arguments get, and who refused before it."""
+        refused: list[str] = []
+        for one in self._implementations:
+            if one.supports(*args, **kwargs):
+                return f"{self.name}: {one.name}" + _refusals(refused)
+            refused.append(one.name)
+        return f"{self.name}: reference" + _refusals(refused)
+
+
+def op(cases: ModuleType) -> Callable[[Callable[P, R]], Op[P, R]]:
+    """Declare an op by decorating its reference call."""
+
+    def declare(reference: Callable[P, R]) -> Op[P, R]:
+        return Op(reference, cases)
+
+    return declare
+
+
+def _refusals(names: list[str]) -> str:
+    return f" ({', '.join(names)} refused)" if names else ""

@@ -1,0 +1,59 @@
+"""Inputs for `rms_norm`: model shapes, odd sizes, strided rows, nothing at all."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TOLERANCE = {
+    torch.float32: 1e-5,
+    # One rounding of the output: half a unit in the last place of values up to 4.
+    torch.bfloat16: 1.6e-2,
+    torch.float16: 2e-3,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """`rows` of `size` elements."""
+
+    name: str
+    rows: int
+    size: int
+    strided: bool = False
+    """Rows are views of wider ones."""
+    scale: float = 1.0
+
+
+CASES = (
+    Case("smollm2_decode", 1, 576),
+    Case("smollm2_batch", 33, 576),
+    Case("llama_chunk", 257, 4096),
+    Case("one_element", 5, 1),
+    Case("odd", 63, 257),
+    Case("no_rows", 0, 64),
+    Case("strided", 17, 64, strided=True),
+    Case("tiny_values", 3, 128, scale=1e-4),
+    Case("large_values", 3, 128, scale=1e3),
+)
+
+
+def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
+    """Keyword arguments of the op."""
+    return {
+        "x": rows(case, dtype, device),
+        "weight": torch.rand(case.size, device=device).add_(0.5).to(dtype),
+        "eps": 1e-5,
+    }
+
+
+def rows(case: Case, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[rows, size] normal numbers."""
+    width = case.size * 2 if case.strided else case.size
+    x = torch.randn(case.rows, width, device=device) * case.scale
+    return x.to(dtype)[:, : case.size]
+
+
+def outputs(result: Tensor, inputs: dict[str, object]) -> tuple[object, ...]:
+    """Everything the op wrote."""
+    return (result,)

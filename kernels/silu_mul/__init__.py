@@ -1,0 +1,24 @@
+"""The gate of a gated MLP."""
+
+from torch import Tensor
+
+from kernels.registry import op
+from kernels.silu_mul import cases, composed, reference
+
+
+@op(cases)
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """`silu(gate) * up`, where gate and up are the two halves of the last dimension.
+
+    Args:
+        gate_up: [T, 2·I], any float dtype. Not changed.
+
+    Returns:
+        [T, I], contiguous.
+
+    Paper: GLU variants, Shazeer 2020, arXiv:2002.05202, equation 5 (SwiGLU).
+    """
+    return reference.silu_mul(gate_up)
+
+
+silu_mul.implementation("composed", supports=composed.supports)(composed.silu_mul)
