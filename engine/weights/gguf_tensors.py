@@ -1,0 +1,177 @@
+"""The directory of tensors in a GGUF file: names, shapes, types and where their bytes lie.
+
+Reads the header by itself rather than with `gguf.GGUFReader`, which takes seconds over a large
+vocabulary and believes what a damaged file says. Metadata values are `engine.text`'s business and
+are stepped over here.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+import math
+import mmap
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from engine.errors import CorruptFile, ModelLoadError
+
+_VERSIONS = (2, 3)
+_SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+_STRING, _ARRAY, _UINT32 = 8, 9, 4
+_MAX_DIMS = 4
+_MAX_ENTRIES = 1 << 17
+"""Keys or tensors. A damaged count must not keep us busy."""
+
+
+@dataclass(frozen=True, slots=True)
+class GGUFTensor:
+    """One entry of the directory; its bytes are known to lie within the file."""
+
+    name: str
+    type: GGMLQuantizationType
+    shape: tuple[int, ...]
+    """Rows first, as torch has it; GGUF counts the other way."""
+    offset: int
+    """Of the first byte, from the start of the file."""
+    num_bytes: int
+
+    @property
+    def num_elements(self) -> int:
+        return math.prod(self.shape)
+
+
+def read_tensors(path: Path) -> dict[str, GGUFTensor]:
+    """
+    Raises:
+        CorruptFile: truncated, damaged or not GGUF.
+        ModelLoadError: a tensor type that nobody here knows (named), or one part of a split model.
+    """
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _Header(data, path.name).tensors()
+    except OSError as error:
+        raise ModelLoadError(f"{path.name} cannot be read: {error.strerror}") from error
+    except (struct.error, ValueError, KeyError, OverflowError) as error:
+        raise CorruptFile(
+            f"{path.name} is not a whole GGUF file: its header is damaged; fetch it again"
+        ) from error
+
+
+class _Header:
+    """A cursor over the mapped file. `struct.error` is the sign of running off its end."""
+
+    def __init__(self, data: mmap.mmap, name: str) -> None:
+        self.data = data
+        self.name = name
+        self.position = 0
+        self.alignment = 32
+
+    def tensors(self) -> dict[str, GGUFTensor]:
+        if self.data[:4] != b"GGUF":
+            raise ValueError("magic")
+        _, version, num_tensors, num_keys = self._unpack("<IIQQ")
+        if version not in _VERSIONS:
+            raise ModelLoadError(
+                f"{self.name} has GGUF version {version}; versions 2 and 3 in little-endian order "
+                f"are supported; convert it again with a current llama.cpp"
+            )
+        if max(num_tensors, num_keys) > _MAX_ENTRIES:
+            raise ValueError("count")
+        for _ in range(num_keys):
+            self._skip_key()
+        entries = [self._entry() for _ in range(num_tensors)]
+        start = -(-self.position // self.alignment) * self.alignment
+        tensors = {entry[0]: self._tensor(*entry, start) for entry in entries}
+        if len(tensors) != num_tensors:
+            raise ValueError("duplicate names")
+        return tensors
+
+    def _entry(self) -> tuple[str, tuple[int, ...], int, int]:
+        name = self._string().decode()
+        (num_dims,) = self._unpack("<I")
+        if not 1 <= num_dims <= _MAX_DIMS:
+            raise ValueError("dimensions")
+        *dims, type_id, offset = self._unpack(f"<{num_dims}QIQ")
+        return name, tuple(reversed(dims)), type_id, offset
+
+    def _tensor(
+        self, name: str, shape: tuple[int, ...], type_id: int, offset: int, start: int
+    ) -> GGUFTensor:
+        try:
+            tensor_type = GGMLQuantizationType(type_id)
+        except ValueError:
+            raise ModelLoadError(
+                f"{self.name}: tensor {name[:80]!r} has type number {type_id}, which is unknown "
+                f"here; use a file in another quantisation"
+            ) from None
+        block_size, block_bytes = GGML_QUANT_SIZES[tensor_type]
+        if 0 in shape or shape[-1] % block_size:
+            raise ValueError("shape")
+        num_bytes = math.prod(shape) // block_size * block_bytes
+        if start + offset + num_bytes > len(self.data):
+            raise CorruptFile(
+                f"{self.name} is truncated: tensor {name[:80]!r} ends at byte "
+                f"{start + offset + num_bytes}, the file at {len(self.data)}; fetch it again"
+            )
+        return GGUFTensor(name, tensor_type, shape, start + offset, num_bytes)
+
+    def _skip_key(self) -> None:
+        key = self._string()
+        (value_type,) = self._unpack("<I")
+        if key == b"general.alignment":
+            (self.alignment,) = self._unpack("<I")
+            if value_type != _UINT32 or self.alignment.bit_count() != 1:
+                raise ValueError("alignment")
+        elif key == b"split.count" and value_type == 2:
+            self._check_split()
+        else:
+            self._skip_value(value_type)
+
+    def _check_split(self) -> None:
+        (count,) = self._unpack("<H")
+        if count > 1:
+            raise ModelLoadError(
+                f"{self.name} is one of {count} parts of a split model; join them with "
+                f"`llama-gguf-split --merge`"
+            )
+
+    def _skip_value(self, value_type: int) -> None:
+        if value_type == _STRING:
+            self._string()
+        elif value_type == _ARRAY:
+            item_type, count = self._unpack("<IQ")
+            if item_type == _STRING:
+                self._skip_strings(count)
+            else:
+                self._advance(count * _SCALAR_BYTES[item_type])
+        else:
+            self._advance(_SCALAR_BYTES[value_type])
+
+    def _skip_strings(self, count: int) -> None:
+        """The vocabulary: hundreds of thousands of strings, so a tight loop."""
+        if count * 8 > len(self.data) - self.position:
+            raise ValueError("string count")
+        read_length = struct.Struct("<Q").unpack_from
+        position = self.position
+        for _ in range(count):
+            position += 8 + read_length(self.data, position)[0]
+        self.position = position
+        self._advance(0)
+
+    def _string(self) -> bytes:
+        (length,) = self._unpack("<Q")
+        start = self.position
+        self._advance(length)
+        return self.data[start : self.position]
+
+    def _unpack(self, layout: str) -> tuple[int, ...]:
+        values = struct.unpack_from(layout, self.data, self.position)
+        self.position += struct.calcsize(layout)
+        return values
+
+    def _advance(self, num_bytes: int) -> None:
+        self.position += num_bytes
+        if self.position > len(self.data):
+            raise ValueError("runs off the end")

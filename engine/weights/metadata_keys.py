@@ -1,0 +1,81 @@
+"""Checked reading of a checkpoint's metadata: every complaint names the key."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from engine.errors import ModelLoadError
+
+_MAX_INT = 1 << 31
+_MISSING: Any = object()
+
+
+class MetadataKeys:
+    """A mapping from config.json or GGUF metadata, read with type and range checks.
+
+    A key whose value is null counts as missing. A missing key gives `default`, or ModelLoadError
+    where there is none.
+    """
+
+    def __init__(self, values: Mapping[str, Any], source: str) -> None:
+        self.values = values
+        self.source = source
+
+    def integer(self, key: str, default: Any = _MISSING, *, low: int = 1) -> Any:
+        value = self._value(key, default)
+        if value is default:
+            return default
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value < _MAX_INT:
+            raise self.nonsense(key, f"an integer from {low} to {_MAX_INT - 1}")
+        return value
+
+    def number(self, key: str, default: Any = _MISSING, *, positive: bool = True) -> Any:
+        value = self._value(key, default)
+        if value is default:
+            return default
+        if not _is_number(value) or (positive and value <= 0):
+            raise self.nonsense(key, "a positive number" if positive else "a number")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self._value(key, default)
+        if not isinstance(value, bool):
+            raise self.nonsense(key, "true or false")
+        return value
+
+    def text(self, key: str, default: Any = _MISSING) -> Any:
+        value = self._value(key, default)
+        if value is not default and not isinstance(value, str):
+            raise self.nonsense(key, "a text")
+        return value
+
+    def ids(self, key: str) -> tuple[int, ...]:
+        """A token id or a list of them; empty if missing."""
+        value = self.values.get(key)
+        found = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+        ids = [] if value is None else list(found)
+        for entry in ids:
+            if not isinstance(entry, int) or isinstance(entry, bool) or not 0 <= entry < _MAX_INT:
+                raise self.nonsense(key, "a token id or a list of token ids")
+        return tuple(dict.fromkeys(ids))
+
+    def nonsense(self, key: str, wanted: str) -> ModelLoadError:
+        shown = repr(self.values.get(key))
+        shown = shown if len(shown) <= 80 else shown[:77] + "..."
+        return ModelLoadError(f"{self.source}: {key} is {shown}; it must be {wanted}")
+
+    def _value(self, key: str, default: Any) -> Any:
+        value = self.values.get(key)
+        if value is not None:
+            return value
+        if default is _MISSING:
+            raise ModelLoadError(
+                f"{self.source} has no {key}; the checkpoint is incomplete or of another kind"
+            )
+        return default
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

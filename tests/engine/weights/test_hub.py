@@ -1,0 +1,231 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.errors import ModelLoadError, ModelNotFound
+from engine.weights import hub
+from engine.weights.source import Checkpoint, resolve_source
+
+FILES = {
+    "config.json": b"{}",
+    "generation_config.json": b"{}",
+    "tokenizer.json": b"{}",
+    "chat_template.jinja": b"x",
+    "model.safetensors": bytes(300_000),
+    "pytorch_model.bin": bytes(1000),
+    "onnx/model.safetensors": b"1",
+    "README.md": b"hello",
+}
+
+
+def resolve(ref: str, tmp_path: Path, **options: Any) -> Checkpoint:
+    return resolve_source(
+        ref, cache_dir=tmp_path / "cache", on_progress=lambda fraction, line: None, **options
+    )
+
+
+def test_fetches_what_serving_needs_and_asks_no_second_time(local_hub: Any, tmp_path: Path) -> None:
+    local_hub.repos["org/model"] = FILES
+    checkpoint = resolve("org/model", tmp_path)
+    assert (checkpoint.kind, checkpoint.name) == ("folder", "org/model")
+    assert sorted(p.name for p in checkpoint.path.rglob("*")) == [
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
+    num_requests = len(local_hub.requests)
+    assert num_requests > 0
+    assert resolve("org/model", tmp_path) == checkpoint
+    assert resolve("org/model", tmp_path, offline=True) == checkpoint
+    assert len(local_hub.requests) == num_requests
+
+
+def test_a_file_that_vanished_is_fetched_again(local_hub: Any, tmp_path: Path) -> None:
+    local_hub.repos["org/model"] = FILES
+    checkpoint = resolve("org/model", tmp_path)
+    os.remove(os.path.realpath(checkpoint.path / "model.safetensors"))
+    again = resolve("org/model", tmp_path)
+    assert (again.path / "model.safetensors").stat().st_size == 300_000
+
+
+def test_progress_counts_bytes(
+    local_hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "_POLL_S", 0.001)
+    local_hub.repos["org/model"] = FILES | {"model.safetensors": os.urandom(40_000_000)}
+    seen: list[tuple[float | None, str]] = []
+    resolve_source(
+        "org/model", cache_dir=tmp_path / "cache", on_progress=lambda *args: seen.append(args)
+    )
+    fractions = [fraction for fraction, _ in seen if fraction is not None]
+    assert fractions == sorted(fractions)
+    assert 0 < fractions[-1] <= 1
+    assert "of 40 MB" in seen[-1][1]
+
+
+def test_an_interrupted_download_is_resumed(local_hub: Any, tmp_path: Path) -> None:
+    data = os.urandom(400_000)
+    local_hub.repos["org/model"] = FILES | {"model.safetensors": data}
+    name = f"/org/model/resolve/{'0123456789abcdef' * 2}01234567/model.safetensors"
+    local_hub.break_after[name] = 200_000
+    checkpoint = resolve("org/model", tmp_path)
+    assert (checkpoint.path / "model.safetensors").read_bytes() == data
+    first, second = local_hub.asked("GET", "model.safetensors")
+    assert first is None
+    assert int(second.removeprefix("bytes=").removesuffix("-")) >= 100_000
+
+
+def test_a_revision(local_hub: Any, tmp_path: Path) -> None:
+    local_hub.repos["org/model"] = FILES
+    assert resolve("org/model@v1", tmp_path).name == "org/model"
+    with pytest.raises(ModelNotFound, match="no revision 'v9'"):
+        resolve("org/model@v9", tmp_path)
+
+
+def test_a_gguf_file_of_a_repository(local_hub: Any, tmp_path: Path) -> None:
+    local_hub.repos["org/model"] = {"a.Q4_K_M.gguf": b"GGUF1", "b.gguf": b"GGUF2", "x.json": b"{}"}
+    checkpoint = resolve("org/model:b.gguf", tmp_path)
+    assert (checkpoint.kind, checkpoint.name) == ("gguf", "b")
+    assert checkpoint.path.read_bytes() == b"GGUF2"
+    assert local_hub.asked("GET", "a.Q4_K_M.gguf") == []
+    assert resolve("org/model:b.gguf", tmp_path, offline=True) == checkpoint
+    with pytest.raises(ModelNotFound, match=r"name one, as in org/model:a.Q4_K_M.gguf"):
+        resolve("org/model", tmp_path)
+    with pytest.raises(ModelNotFound, match=r"no file 'c.gguf'; its GGUF files: a.Q4_K_M.gguf, b"):
+        resolve("org/model:c.gguf", tmp_path)
+
+
+def test_a_repository_with_one_gguf_file(local_hub: Any, tmp_path: Path) -> None:
+    local_hub.repos["org/model-GGUF"] = {"a.gguf": b"GGUF1", "README.md": b""}
+    checkpoint = resolve("org/model-GGUF", tmp_path)
+    assert (checkpoint.kind, checkpoint.path.name) == ("gguf", "a.gguf")
+
+
+def test_missing_and_private(local_hub: Any, tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound, match=r"no model org/typo .* spelling.* HF_TOKEN"):
+        resolve("org/typo", tmp_path)
+
+
+def test_gated(local_hub: Any, tmp_path: Path) -> None:
+    local_hub.repos["org/gated"] = FILES
+    local_hub.gated.add("org/gated")
+    with pytest.raises(ModelNotFound, match="accept its licence"):
+        resolve("org/gated", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [(401, "check HF_TOKEN"), (403, "accept its licence"), (418, "418")]
+)
+def test_other_refusals(local_hub: Any, tmp_path: Path, status: int, words: str) -> None:
+    local_hub.status = status
+    with pytest.raises(ModelNotFound, match=words):
+        resolve("org/model", tmp_path)
+
+
+def test_only_pickles_are_refused_before_the_download(local_hub: Any, tmp_path: Path) -> None:
+    local_hub.repos["org/old"] = {"config.json": b"{}", "pytorch_model.bin": bytes(1000)}
+    with pytest.raises(ModelLoadError, match="pickles only"):
+        resolve("org/old", tmp_path)
+    assert local_hub.asked("GET", "pytorch_model.bin") == []
+
+
+def test_offline_and_never_fetched(local_hub: Any, tmp_path: Path) -> None:
+    local_hub.repos["org/model"] = FILES
+    with pytest.raises(ModelNotFound, match="offline mode"):
+        resolve("org/model", tmp_path, offline=True)
+    assert local_hub.requests == []
+
+
+def test_what_another_tool_fetched_serves_offline(local_hub: Any, tmp_path: Path) -> None:
+    import huggingface_hub
+
+    local_hub.repos["org/model"] = FILES
+    huggingface_hub.snapshot_download("org/model")
+    num_requests = len(local_hub.requests)
+    assert resolve("org/model", tmp_path, offline=True).kind == "folder"
+    assert len(local_hub.requests) == num_requests
+
+
+def test_a_partial_snapshot_does_not_serve_offline(local_hub: Any, tmp_path: Path) -> None:
+    import huggingface_hub
+
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-2.safetensors"}}
+    local_hub.repos["org/model"] = {
+        "config.json": b"{}",
+        "tokenizer.json": b"{}",
+        "model.safetensors.index.json": json.dumps(index).encode(),
+        "model-00001-of-00002.safetensors": b"1",
+        "model-00002-of-00002.safetensors": b"2",
+    }
+    huggingface_hub.snapshot_download("org/model", ignore_patterns="*2.safetensors")
+    with pytest.raises(ModelNotFound):
+        resolve("org/model", tmp_path, offline=True)
+
+
+def test_no_network_uses_the_library_cache(
+    local_hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    local_hub.repos["org/model"] = FILES
+    huggingface_hub.snapshot_download("org/model")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert resolve("org/model", tmp_path).kind == "folder"
+    with pytest.raises(ModelNotFound, match="check the network"):
+        resolve("org/other", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        # Mistral's second copy.
+        (["model.safetensors", "consolidated.safetensors"], ["model.safetensors"]),
+        (
+            [
+                "consolidated.safetensors",
+                "model-00001-of-00002.safetensors",
+                "model-00002-of-00002.safetensors",
+                "model.safetensors.index.json",
+                "original/model.safetensors",
+            ],
+            [
+                "model-00001-of-00002.safetensors",
+                "model-00002-of-00002.safetensors",
+                "model.safetensors.index.json",
+            ],
+        ),
+        (["weights.safetensors", "merges.txt"], ["weights.safetensors", "merges.txt"]),
+    ],
+)
+def test_one_copy_of_the_weights(names: list[str], wanted: list[str]) -> None:
+    assert hub.select_files("org/model", names, None) == wanted
+
+
+@pytest.mark.slow
+def test_the_environment_reaches_the_library(local_hub: Any, tmp_path: Path) -> None:
+    """HF_ENDPOINT, HF_HOME and HF_TOKEN, which it reads when it is imported."""
+    local_hub.repos["org/model"] = FILES
+    code = (
+        "import sys; from pathlib import Path; from engine.weights.source import resolve_source\n"
+        "print(resolve_source('org/model', cache_dir=Path(sys.argv[1]), "
+        "on_progress=lambda *a: None).path)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "cache")],
+        env=os.environ | {"HF_ENDPOINT": local_hub.url, "HF_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    path = Path(result.stdout.strip())
+    assert path.is_relative_to(tmp_path / "home")
+    assert (path / "model.safetensors").exists()
+    assert result.stderr == ""

