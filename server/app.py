@@ -37,7 +37,6 @@ def create_app(settings: Settings, engine: EngineClient) -> FastAPI:
         summary="OpenAI-compatible inference server",
         version=__version__,
         lifespan=_lifespan,
-        root_path=settings.root_path,
         redoc_url=None,
     )
     app.state.tandem = state

@@ -1,6 +1,6 @@
 """What every request passes on its way to a route and back. Pure ASGI: streams pass untouched.
 
-    request id → access log → CORS → recover → auth → body limit → routes
+    root path → request id → access log → CORS → recover → auth → body limit → routes
 
 Refusals of the inner ones carry the request id and CORS headers and are logged.
 """
@@ -14,6 +14,7 @@ from server.middleware.auth import AuthMiddleware
 from server.middleware.body_limit import BodyLimitMiddleware
 from server.middleware.recover import RecoverMiddleware
 from server.middleware.request_id import RequestIdMiddleware
+from server.middleware.root_path import RootPathMiddleware
 from server.settings import Settings
 
 _EXPOSED_HEADERS = ("X-Request-Id", "X-Ignored-Fields", "Retry-After")
@@ -35,3 +36,5 @@ def install(app: FastAPI, settings: Settings, metrics: ServerMetrics) -> None:
         )
     app.add_middleware(AccessLogMiddleware, metrics=metrics)
     app.add_middleware(RequestIdMiddleware)
+    if settings.root_path:
+        app.add_middleware(RootPathMiddleware, root_path=settings.root_path)

@@ -1,0 +1,112 @@
+"""Probes, version and metrics over HTTP."""
+
+import httpx
+import pytest
+from fake_engine import FakeEngineClient
+
+from engine.types import Phase
+from engine.version import __version__
+from server.app import create_app
+from server.settings import Settings
+
+
+@pytest.fixture
+def engine():
+    return FakeEngineClient("a", "b")
+
+
+@pytest.fixture
+def app(engine):
+    return create_app(Settings(), engine)
+
+
+@pytest.fixture
+async def client(app):
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
+
+
+async def test_health_is_live_whatever_the_models_do(client, engine, app):
+    for phase in Phase:
+        engine.set_status("a", phase)
+        assert (await client.get("/health")).status_code == 200
+    app.state.tandem.lifecycle.begin_drain()
+    assert (await client.get("/health")).status_code == 200
+    assert (await client.head("/health")).status_code == 200
+
+
+async def test_ready_while_everything_serves(client):
+    response = await client.get("/ready")
+    assert response.status_code == 200
+    body = response.json()
+    assert body["phase"] == "ready"
+    assert [model["model"] for model in body["models"]] == ["a", "b"]
+    assert response.headers["cache-control"] == "no-store"
+    assert (await client.head("/ready")).status_code == 200
+
+
+async def test_ready_tells_phase_and_progress_while_loading(client, engine):
+    engine.set_status("b", Phase.DOWNLOADING, progress=0.25, detail="12 of 48 MiB")
+    response = await client.get("/ready")
+    assert response.status_code == 503
+    body = response.json()
+    assert (body["phase"], body["progress"]) == ("downloading", 0.25)
+    assert body["models"][1] == {
+        "model": "b",
+        "phase": "downloading",
+        "progress": 0.25,
+        "detail": "12 of 48 MiB",
+        "error_code": None,
+        "restarts": 0,
+    }
+    assert (await client.head("/ready")).status_code == 503
+
+
+async def test_ready_tells_why_a_model_failed(client, engine):
+    engine.set_status(
+        "a", Phase.FAILED, error_code="model_source_not_found", detail="there is no such model"
+    )
+    response = await client.get("/ready")
+    assert response.status_code == 503
+    assert response.json()["phase"] == "failed"
+    assert response.json()["models"][0]["error_code"] == "model_source_not_found"
+
+
+async def test_ready_while_a_worker_restarts(client, engine):
+    engine.die("a")
+    response = await client.get("/ready")
+    assert (response.status_code, response.json()["phase"]) == (503, "restarting")
+    assert response.json()["models"][0]["restarts"] == 1
+    engine.revive()
+    assert (await client.get("/ready")).status_code == 200
+
+
+async def test_ready_while_draining(client, app):
+    app.state.tandem.lifecycle.begin_drain()
+    response = await client.get("/ready")
+    assert (response.status_code, response.json()["phase"]) == (503, "draining")
+
+
+async def test_version(client):
+    assert (await client.get("/version")).json() == {"version": __version__}
+
+
+async def test_metrics_in_the_format_that_was_asked_for(client):
+    response = await client.get("/metrics")
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/plain")
+    assert 'tandem_num_requests_running{model_name="a"} 0.0' in response.text
+    response = await client.get("/metrics", headers={"Accept": "application/openmetrics-text"})
+    assert response.headers["content-type"].startswith("application/openmetrics-text")
+    assert response.text.endswith("# EOF\n")
+
+
+async def test_metrics_count_requests_by_route_not_by_path(client):
+    await client.get("/v1/models/a")
+    await client.get("/v1/models/nope")
+    await client.get("/made/up/by/the/client")
+    text = (await client.get("/metrics")).text
+    assert "made" not in text
+    assert 'route="unmatched",status="404"' in text
+    assert 'nope"' not in text
