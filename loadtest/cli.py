@@ -1,30 +1,22 @@
-"""`python -m loadtest`: run a workload, time starts, compare servers, write the benchmark page."""
+"""`python -m loadtest`: run a workload, compare servers, time starts, write the benchmark page."""
 
 import asyncio
-import contextlib
-import json
-import shlex
 import sys
-from collections.abc import Callable, Iterator
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from loadtest.client import CompletionClient, Target
-from loadtest.drive import warm_up
-from loadtest.machine import commit, machine_facts, now
-from loadtest.measure import measure
-from loadtest.metrics import Slo
-from loadtest.plot import plot_run
-from loadtest.record import RequestRecord
-from loadtest.results import RUN_FORMAT, save_result
-from loadtest.scenario import Scenario, ScenarioOptions, create_workload, random_seed
-from loadtest.table import run_table
-from loadtest.workload import TokenRange, TraceScale
+from loadtest.cli_run import EXIT_INTERRUPTED, run
+from loadtest.compare import Comparison, NoiseLimit, time_starts
+from loadtest.interrupt import Interrupt
+from loadtest.launch import version_of
+from loadtest.machine import provenance
+from loadtest.plan import ComparisonPlan, load_plan
+from loadtest.report import comparison_section, render_page, starts_section
+from loadtest.results import COMPARISON_FORMAT, STARTS_FORMAT, save_result
+from loadtest.scenario import random_seed
 
 app = typer.Typer(
     help="Drive any OpenAI-compatible server over HTTP and measure it.",
@@ -32,21 +24,26 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
-errors = Console(stderr=True)
+app.command()(run)
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
 
-EXIT_FAILED_REQUESTS = 1
-EXIT_INTERRUPTED = 130
+EXIT_OUTDATED = 1
 
-_PROMPT_TOKENS = TokenRange(128, 128)
-_OUTPUT_TOKENS = TokenRange(64, 64)
+PlanPath = Annotated[
+    Path, typer.Argument(metavar="PLAN", help="A YAML file like loadtest/scenarios/peers.yaml.")
+]
+Only = Annotated[list[str] | None, typer.Option(help="A server of the plan. Repeatable.")]
+Variables = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A variable of the plan.")
+]
+Output = Annotated[Path | None, typer.Option(help="Write the raw results (JSON) here.")]
+LogDir = Annotated[Path, typer.Option(help="Where the servers' own output goes.")]
 
-T = TypeVar("T")
-
-
-class Endpoint(StrEnum):
-    COMPLETIONS = "completions"
-    CHAT = "chat"
+_PEERS = Path("loadtest/scenarios/peers.yaml")
+_LOGS = Path("build/loadtest")
+_RAW = Path("docs/benchmarks/raw")
+_PAGE = Path("docs/benchmarks.md")
 
 
 def main() -> None:
@@ -54,202 +51,125 @@ def main() -> None:
     try:
         app()
     except (ValueError, RuntimeError, OSError) as error:
-        errors.print(f"[red]error:[/red] {error}", highlight=False)
+        errors.print("[red]error:[/red]", end=" ")
+        errors.print(str(error), markup=False)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         sys.exit(EXIT_INTERRUPTED)
 
 
-def _parsed(parse: Callable[[str], T]) -> Callable[[Any], T]:
-    """A typer parser that turns ValueError into a usage error that names the option."""
+@app.command()
+def compare(
+    plan_path: PlanPath = _PEERS,
+    only: Only = None,
+    variables: Variables = None,
+    repeats: Annotated[int | None, typer.Option(min=1, help="Default: the plan's.")] = None,
+    concurrency: Annotated[
+        list[int] | None, typer.Option("--concurrency", "-c", min=1, help="Repeatable.")
+    ] = None,
+    max_noise: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the CPU that others may take in a run.")
+    ] = 0.04,
+    max_attempts: Annotated[int, typer.Option(min=1, help="Runs per point, at most.")] = 4,
+    seed: Annotated[int | None, typer.Option(min=0, help="Default: random.")] = None,
+    output: Output = None,
+    log_dir: LogDir = _LOGS,
+    label: Annotated[str | None, typer.Option(help="Default: the plan's.")] = None,
+) -> None:
+    """Start several servers in turn and measure each at every concurrency.
 
-    def parser(text: Any) -> T:
-        if not isinstance(text, str):
-            return text  # type: ignore[no-any-return]  # a default, parsed already
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from error
+    Ctrl-C stops the running server and keeps the points that are complete.
+    """
+    plan = _plan(plan_path, only, variables)
+    document: dict[str, Any] = {
+        "format": COMPARISON_FORMAT,
+        **provenance(plan.label if label is None else label),
+    }
 
-    return parser
+    def save(measured: dict[str, Any]) -> None:
+        document.update(measured)
+        if output is not None:
+            save_result(document, output)
 
+    comparison = Comparison(
+        plan.having(repeats=repeats, concurrencies=tuple(concurrency or ())),
+        seed=random_seed() if seed is None else seed,
+        noise=NoiseLimit(max_noise, max_attempts),
+        log_dir=log_dir,
+        say=console.print,
+        save=save,
+    )
 
-def _json_object(text: str) -> dict[str, Any]:
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise ValueError("not a JSON object")
-    return value
+    async def work() -> None:
+        document["servers"] = await _described(plan)
+        async with Interrupt() as interrupt:
+            await comparison.run(interrupt)
+
+    try:
+        asyncio.run(work())
+    finally:
+        if document.get("runs"):
+            console.print(comparison_section(document), markup=False, soft_wrap=True)
 
 
 @app.command()
-def run(
-    model: Annotated[str, typer.Option(help="Model id, as the server lists it.")],
-    url: Annotated[str, typer.Option(help="Base URL of the API.")] = "http://127.0.0.1:8000/v1",
-    scenario: Annotated[
-        Scenario,
-        typer.Option(
-            help="peers: the workload engines are compared on (100 random words in, 64 tokens "
-            "out). closed: N clients. poisson: random arrivals. trace: replay of a recorded file."
-        ),
-    ] = Scenario.PEERS,
-    concurrency: Annotated[int, typer.Option("--concurrency", "-c", min=1)] = 1,
-    num_requests: Annotated[
-        int | None, typer.Option("--num-requests", "-n", min=1, help="Default: by scenario.")
-    ] = None,
-    rate: Annotated[float, typer.Option(min=0.001, help="poisson: requests per second.")] = 1.0,
-    prompt_tokens: Annotated[
-        TokenRange,
-        typer.Option(
-            parser=_parsed(TokenRange.parse), metavar="N|LOW:HIGH", help="closed, poisson"
-        ),
-    ] = _PROMPT_TOKENS,
-    output_tokens: Annotated[
-        TokenRange,
-        typer.Option(
-            parser=_parsed(TokenRange.parse), metavar="N|LOW:HIGH", help="closed, poisson"
-        ),
-    ] = _OUTPUT_TOKENS,
-    trace: Annotated[
-        Path | None,
-        typer.Option(help="CSV: TIMESTAMP,ContextTokens,GeneratedTokens.", exists=True),
-    ] = None,
-    speed: Annotated[float, typer.Option(min=0.001, help="trace: 2 replays twice as fast.")] = 1.0,
-    length_scale: Annotated[
-        float, typer.Option(min=0.001, help="trace: multiplies prompt and output lengths.")
-    ] = 1.0,
-    max_context: Annotated[
-        int, typer.Option(min=2, help="trace: longer requests are cut to this many tokens.")
-    ] = 2048,
-    endpoint: Annotated[Endpoint, typer.Option()] = Endpoint.COMPLETIONS,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Default: random, so every prompt is new.")
-    ] = None,
-    warmup: Annotated[int, typer.Option(min=0, help="Unmeasured requests first.")] = 4,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds per request.")] = 600.0,
-    keep_alive: Annotated[
-        bool,
-        typer.Option("--keep-alive/--new-connections", help="Reuse connections between requests."),
-    ] = False,
-    temperature: Annotated[float, typer.Option(min=0)] = 0.0,
-    ignore_eos: Annotated[
-        bool, typer.Option("--ignore-eos/--stop-at-eos", help="Generate up to max_tokens.")
-    ] = True,
-    extra_body: Annotated[
-        dict[str, Any] | None,
-        typer.Option(parser=_parsed(_json_object), metavar="JSON", help="Added to every request."),
-    ] = None,
-    api_key: Annotated[str | None, typer.Option(envvar="LOADTEST_API_KEY")] = None,
-    slo: Annotated[
-        Slo | None,
-        typer.Option(
-            parser=_parsed(Slo.parse),
-            metavar="ttft=2000,itl=100",
-            help="Limits in ms for goodput: ttft, itl (99 % of a request's gaps), tpot, e2e.",
-        ),
-    ] = None,
-    pid: Annotated[
-        list[int] | None,
-        typer.Option(help="Root of a server process tree, for memory and CPU. Repeatable."),
-    ] = None,
-    label: Annotated[str, typer.Option(help="A name for the results.")] = "",
-    json_path: Annotated[
-        Path | None, typer.Option("--json", help="Write all results here.")
-    ] = None,
-    plot_path: Annotated[Path | None, typer.Option("--plot", help="Write a PNG here.")] = None,
+def starts(
+    plan_path: PlanPath = _PEERS,
+    only: Only = None,
+    variables: Variables = None,
+    repeats: Annotated[int, typer.Option(min=1)] = 5,
+    output: Output = None,
+    log_dir: LogDir = _LOGS,
+    label: Annotated[str, typer.Option()] = "Start-up",
 ) -> None:
-    """Send one workload to one server; print a table, write JSON and a plot.
+    """Time from launch to the first HTTP answer and to the first completed one-token request."""
+    plan = _plan(plan_path, only, variables)
+    document = {"format": STARTS_FORMAT, **provenance(label)}
 
-    Ctrl-C ends the run and reports what there is. Exit status 1: some requests failed.
-    """
-    target = Target(
-        url=url,
-        model=model,
-        endpoint=endpoint.value,
-        api_key=api_key,
-        timeout_s=timeout,
-        keep_alive=keep_alive,
-        temperature=temperature,
-        ignore_eos=ignore_eos,
-        extra_body=extra_body or {},
-    )
-    options = ScenarioOptions(
-        scenario=scenario,
-        seed=random_seed() if seed is None else seed,
-        concurrency=concurrency,
-        num_requests=num_requests,
-        rate=rate,
-        prompt_tokens=prompt_tokens,
-        output_tokens=output_tokens,
-        trace=trace,
-        scale=TraceScale(speed, length_scale, max_context),
-    )
-    document = {"format": RUN_FORMAT, **_provenance(label), "model": model}
-    document |= asyncio.run(_run(target, options, warmup, pid or [], slo))
-    title = f"{label or scenario.value} at concurrency {concurrency}"
-    if scenario in (Scenario.POISSON, Scenario.TRACE):
-        title = label or scenario.value
-    console.print(run_table(document, title))
-    if json_path is not None:
-        save_result(document, json_path)
-    if plot_path is not None:
-        plot_run(document, plot_path, title)
-    if document["partial"]:
-        raise typer.Exit(EXIT_INTERRUPTED)
-    if document["summary"]["num_failed"]:
-        raise typer.Exit(EXIT_FAILED_REQUESTS)
+    async def work() -> None:
+        document["servers"] = await _described(plan)
+        async with Interrupt():
+            document["starts"] = await time_starts(plan.servers, repeats, log_dir, console.print)
+
+    asyncio.run(work())
+    if output is not None:
+        save_result(document, output)
+    console.print(starts_section(document), markup=False, soft_wrap=True)
 
 
-async def _run(
-    target: Target, options: ScenarioOptions, warmup: int, pids: list[int], slo: Slo | None
-) -> dict[str, Any]:
-    client = CompletionClient(target)
-    try:
-        if warmup:
-            await warm_up(client, warmup, min(options.concurrency, warmup), options.seed)
-        workload = await create_workload(options, client)
-        with _progress(len(workload.requests)) as on_end:
-            return await measure(workload, client, pids=pids, slo=slo, on_end=on_end)
-    finally:
-        client.close()
+@app.command()
+def report(
+    raw: Annotated[Path, typer.Option(help="Folder of raw results.", exists=True)] = _RAW,
+    page: Annotated[Path, typer.Option(help="The page to write.")] = _PAGE,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; fail if it differs.")
+    ] = False,
+) -> None:
+    """Write the benchmark page from the raw results."""
+    text = render_page(raw)
+    if not check:
+        page.write_text(text)
+    elif not page.exists() or page.read_text() != text:
+        errors.print(f"{page} is not what the raw results give: run python -m loadtest report")
+        raise typer.Exit(EXIT_OUTDATED)
 
 
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[RequestRecord], None] | None]:
-    """A bar on a terminal; nothing elsewhere. Redrawn twice a second, to stay cheap."""
-    if not errors.is_terminal:
-        yield None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=errors, refresh_per_second=2) as progress:
-        task = progress.add_task("requests", total=total)
-        num_failed = 0
-
-        def on_end(record: RequestRecord) -> None:
-            nonlocal num_failed
-            num_failed += record.error is not None
-            text = f"requests ({num_failed} failed)" if num_failed else "requests"
-            progress.update(task, advance=1, description=text)
-
-        yield on_end
+def _plan(path: Path, only: list[str] | None, variables: list[str] | None) -> ComparisonPlan:
+    pairs = [text.partition("=") for text in variables or ()]
+    if wrong := [name for name, equals, _ in pairs if not (name and equals)]:
+        raise ValueError(f"--set {wrong[0]}: write NAME=VALUE")
+    plan = load_plan(path, {name: value for name, _, value in pairs})
+    return plan.only(only) if only else plan
 
 
-def _provenance(label: str) -> dict[str, Any]:
-    """What a reader needs to repeat the run: command, time, commit, machine."""
-    return {
-        "label": label,
-        "command": _command_line(sys.argv[1:]),
-        "started_at": now(),
-        **commit(),
-        "machine": machine_facts(),
-    }
-
-
-def _command_line(arguments: list[str]) -> str:
-    """The command as typed, without the value of a key."""
-    shown = list(arguments)
-    for i, argument in enumerate(shown):
-        if argument == "--api-key" and i + 1 < len(shown):
-            shown[i + 1] = "***"
-        elif argument.startswith("--api-key="):
-            shown[i] = "--api-key=***"
-    return shlex.join(["python", "-m", "loadtest", *shown])
+async def _described(plan: ComparisonPlan) -> list[dict[str, Any]]:
+    """The plan's servers as results store them: commands with variables, never their values."""
+    return [
+        {
+            "name": server.name,
+            "version": await version_of(server),
+            "model": server.model,
+            "command": server.command,
+        }
+        for server in plan.servers
+    ]

@@ -86,6 +86,7 @@ class CompletionClient:
         try:
             async with asyncio.timeout(self.target.timeout_s):
                 status = await self._connector.send(request, answer.on_body)
+            record.status = status
             record.error = answer.problem(status)
         except TimeoutError:
             record.error = f"timeout after {self.target.timeout_s:g} s"

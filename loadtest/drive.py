@@ -1,14 +1,13 @@
-"""Drives a workload against a client: closed loop or open loop, with partial results on Ctrl-C."""
+"""Drives a workload against a client: closed loop or open loop."""
 
 import asyncio
-import contextlib
-import signal
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from loadtest.client import CompletionClient
+from loadtest.interrupt import Interrupt
 from loadtest.prompts import TokenEstimate, story_prompt
 from loadtest.record import RequestRecord
 from loadtest.workload import PlannedRequest, Workload
@@ -29,12 +28,14 @@ class Outcome:
 async def drive(
     workload: Workload,
     client: CompletionClient,
+    *,
+    interrupt: Interrupt | None = None,
     on_end: Callable[[RequestRecord], None] | None = None,
 ) -> Outcome:
     """Send the whole workload and wait for every answer.
 
-    SIGINT and SIGTERM end the run early: what is in flight is cancelled and counted as
-    interrupted. The wall time runs from the start to the end of the last request.
+    `interrupt` ends the run early: what is in flight is cancelled and counted as interrupted. The
+    wall time runs from the start to the end of the last request.
     """
     jobs = [_Job(planned, client.encode(planned)) for planned in workload.requests]
     started = time.perf_counter()
@@ -49,7 +50,11 @@ async def drive(
         run = _closed_loop(jobs, workload.concurrency, send)
     else:
         run = _open_loop(jobs, started, send)
-    interrupted = await run_until_signal(run)
+    interrupted = False
+    if interrupt is None:
+        await run
+    else:
+        interrupted = await interrupt.run(run)
     wall_s = time.perf_counter() - started
     records = [job.record for job in jobs if job.record is not None]
     return Outcome(records, wall_s, len(jobs), interrupted)
@@ -88,34 +93,6 @@ async def _open_loop(
             group.create_task(send(job))
 
 
-async def run_until_signal(run: Coroutine[Any, Any, None]) -> bool:
-    """Await `run`, cancelling it on SIGINT or SIGTERM; says whether it was cancelled."""
-    loop = asyncio.get_running_loop()
-    task = loop.create_task(run)
-    stopped = False
-
-    def stop() -> None:
-        nonlocal stopped
-        stopped = True
-        task.cancel()
-
-    signals = (signal.SIGINT, signal.SIGTERM)
-    with contextlib.suppress(ValueError, RuntimeError):  # only the main thread may handle signals
-        for number in signals:
-            loop.add_signal_handler(number, stop)
-    try:
-        await task
-    except asyncio.CancelledError:
-        if not stopped:
-            task.cancel()
-            raise
-    finally:
-        with contextlib.suppress(ValueError, RuntimeError):
-            for number in signals:
-                loop.remove_signal_handler(number)
-    return stopped
-
-
 async def warm_up(client: CompletionClient, num_requests: int, concurrency: int, seed: int) -> None:
     """A few unmeasured requests of the standard workload.
 
@@ -124,8 +101,6 @@ async def warm_up(client: CompletionClient, num_requests: int, concurrency: int,
     prompts = [story_prompt(seed + _WARMUP_STRIDE * (i + 1)) for i in range(num_requests)]
     requests = [PlannedRequest(i, prompt, 64) for i, prompt in enumerate(prompts)]
     outcome = await drive(Workload("warm-up", requests, concurrency), client)
-    if outcome.interrupted:
-        raise KeyboardInterrupt
     for record in outcome.records:
         if record.error:
             raise RuntimeError(f"a warm-up request failed: {record.error}")

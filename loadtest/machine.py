@@ -2,7 +2,9 @@
 
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ def _cpu_info() -> dict[str, str]:
     return {key.strip(): value.strip() for key, value in pairs}
 
 
-def commit() -> dict[str, Any]:
+def _commit() -> dict[str, Any]:
     """The checkout's commit, and whether tracked files differ from it; None outside of git."""
     head = _git("rev-parse", "HEAD")
     changed = _git("status", "--porcelain", "--untracked-files=no")
@@ -56,5 +58,27 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def now() -> str:
+def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def provenance(label: str) -> dict[str, Any]:
+    """What a reader needs to repeat the run: command, time, commit, machine."""
+    return {
+        "label": label,
+        "command": command_line(sys.argv[1:]),
+        "started_at": _now(),
+        **_commit(),
+        "machine": machine_facts(),
+    }
+
+
+def command_line(arguments: list[str]) -> str:
+    """The command as typed, without the value of a key."""
+    shown = list(arguments)
+    for i, argument in enumerate(shown):
+        if argument == "--api-key" and i + 1 < len(shown):
+            shown[i + 1] = "***"
+        elif argument.startswith("--api-key="):
+            shown[i] = "--api-key=***"
+    return shlex.join(["python", "-m", "loadtest", *shown])

@@ -5,6 +5,7 @@ from typing import Any
 
 from loadtest.client import CompletionClient
 from loadtest.drive import drive
+from loadtest.interrupt import Interrupt
 from loadtest.metrics import Slo, summarise
 from loadtest.noise import CpuTimes, cpu_shares
 from loadtest.processes import MemoryWatch
@@ -16,6 +17,7 @@ async def measure(
     workload: Workload,
     client: CompletionClient,
     *,
+    interrupt: Interrupt | None = None,
     pids: Sequence[int] = (),
     slo: Slo | None = None,
     on_end: Callable[[RequestRecord], None] | None = None,
@@ -27,7 +29,7 @@ async def measure(
     memory = MemoryWatch(tuple(pids))
     async with memory.watching():
         before = CpuTimes.read(pids)
-        outcome = await drive(workload, client, on_end)
+        outcome = await drive(workload, client, interrupt=interrupt, on_end=on_end)
         after = CpuTimes.read(pids)
     return {
         "workload": {

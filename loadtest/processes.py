@@ -19,6 +19,7 @@ class ProcessStat:
     parent: int
     session: int
     cpu_s: float
+    is_zombie: bool
 
     @classmethod
     def read(cls, pid: int) -> "ProcessStat | None":
@@ -29,7 +30,7 @@ class ProcessStat:
             return None
         fields = text[text.rindex(")") + 2 :].split()  # the name before it may hold spaces
         cpu_ticks = sum(map(int, fields[11:15]))  # user, system, and both of waited-for children
-        return cls(pid, int(fields[1]), int(fields[3]), cpu_ticks / _TICKS_PER_S)
+        return cls(pid, int(fields[1]), int(fields[3]), cpu_ticks / _TICKS_PER_S, fields[0] in "ZX")
 
 
 def process_trees(roots: Iterable[int]) -> list[ProcessStat]:
@@ -84,12 +85,20 @@ class MemoryWatch:
 
     @contextlib.asynccontextmanager
     async def watching(self, interval_s: float = 2.0) -> AsyncIterator[None]:
-        """Sample in the background, and once more at the end.
+        """Sample now, in the background, and at the end.
+
+        Raises ValueError for a root that does not exist, before anything is measured.
 
         In a thread: the kernel walks the page tables of every process, some milliseconds per GiB,
         which must not delay the time stamps of the event loop.
         """
-        task = asyncio.create_task(self._repeat(interval_s)) if self.roots else None
+        for pid in self.roots:
+            if ProcessStat.read(pid) is None:
+                raise ValueError(f"there is no process {pid} to watch")
+        task = None
+        if self.roots:
+            self.sample()
+            task = asyncio.create_task(self._repeat(interval_s))
         try:
             yield
         finally:

@@ -12,7 +12,7 @@ class RequestRecord:
     """Times are seconds: `at_s` and `sent_s` after the start of the run, the others after sending.
 
     `text_s` has one entry per chunk that carried text. Token counts are the server's own usage;
-    None when it sent none. A request without an `error` got its whole answer.
+    None when it sent none. `status` is HTTP's. A request without an `error` got its whole answer.
     """
 
     index: int
@@ -25,6 +25,7 @@ class RequestRecord:
     output_tokens: int | None = None
     cached_tokens: int | None = None
     finish_reason: str | None = None
+    status: int | None = None
     error: str | None = None
 
     @property

@@ -6,7 +6,9 @@ from typing import Any
 
 RUN_FORMAT = "loadtest-run/1"
 COMPARISON_FORMAT = "loadtest-comparison/1"
+STARTS_FORMAT = "loadtest-starts/1"
 
+_FORMATS = (RUN_FORMAT, COMPARISON_FORMAT, STARTS_FORMAT)
 _LINE_LENGTH = 110
 
 
@@ -18,11 +20,14 @@ def save_result(document: dict[str, Any], path: Path) -> None:
     part.replace(path)
 
 
-def load_result(path: Path, expected_format: str) -> dict[str, Any]:
-    """Raises ValueError when the file is not a result of that format."""
-    document = json.loads(path.read_text())
-    if not isinstance(document, dict) or document.get("format") != expected_format:
-        raise ValueError(f"{path.name} is no {expected_format} file")
+def load_any_result(path: Path) -> dict[str, Any]:
+    """Raises ValueError when the file is not a result of one of the formats above."""
+    try:
+        document = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not JSON: {error}") from error
+    if not isinstance(document, dict) or document.get("format") not in _FORMATS:
+        raise ValueError(f"{path.name} is not one of: {', '.join(_FORMATS)}")
     return document
 
 

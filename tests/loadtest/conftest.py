@@ -58,6 +58,7 @@ class FakeOpenAI:
     split: int = 0  # write the answer in segments of so many bytes
     answer: Callable[[dict[str, Any], asyncio.StreamWriter], Awaitable[None]] | None = None
     seen: list[SeenRequest] = field(default_factory=list)
+    arrival: asyncio.Event = field(default_factory=asyncio.Event)
     num_connections: int = 0
     num_disconnected: int = 0
     in_flight: int = 0
@@ -66,6 +67,13 @@ class FakeOpenAI:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
+
+    async def wait_for_requests(self, count: int) -> None:
+        """Return when `count` requests have arrived."""
+        async with asyncio.timeout(20):
+            while len(self.seen) < count:
+                self.arrival.clear()
+                await self.arrival.wait()
 
     async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.num_connections += 1
@@ -91,16 +99,17 @@ class FakeOpenAI:
         body = json.loads(await reader.readexactly(int(headers["content-length"])))
         path = start.split()[1].decode()
         self.seen.append(SeenRequest(path, headers, body, time.perf_counter(), number))
+        self.arrival.set()
         self.in_flight += 1
         self.max_in_flight = max(self.max_in_flight, self.in_flight)
         try:
-            await (self.answer or self._stream)(body, writer)
+            await (self.answer or self.stream)(body, writer)
             await writer.drain()
         finally:
             self.in_flight -= 1
         return self.keep_alive and headers.get("connection") != "close"
 
-    async def _stream(self, body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+    async def stream(self, body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         chat = "messages" in body
         prompt = body["messages"][0]["content"] if chat else body["prompt"]
         num_words = len(prompt.split(": ", 1)[1].split())
@@ -136,14 +145,3 @@ async def fake_openai() -> AsyncIterator[FakeOpenAI]:
     fake.port = server.sockets[0].getsockname()[1]
     yield fake
     server.close()
-
-
-if __name__ == "__main__":  # serve by hand: python tests/loadtest/conftest.py PORT TOKEN_SECONDS
-    import sys
-
-    async def serve() -> None:
-        fake = FakeOpenAI(token_s=float(sys.argv[2]))
-        server = await asyncio.start_server(fake.connection, "127.0.0.1", int(sys.argv[1]))
-        await server.serve_forever()
-
-    asyncio.run(serve())

@@ -1,0 +1,161 @@
+"""Several servers, one machine: started in turn, measured at every concurrency, stopped again.
+
+One server runs at a time: an idle one still holds memory, and some of them poll. The order is
+rotated from repeat to repeat, so that no server always gets the machine's better minutes, and all
+of them get the same prompts in the same repeat.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loadtest.client import CompletionClient, Target
+from loadtest.drive import warm_up
+from loadtest.interrupt import Interrupt
+from loadtest.launch import Launch, ServerCommand, launched
+from loadtest.measure import measure
+from loadtest.noise import CpuTimes, cpu_shares
+from loadtest.plan import ComparisonPlan
+from loadtest.workload import peers_workload
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseLimit:
+    """A run counts when all other processes together used at most this share of the machine.
+
+    Others are repeated with new prompts, up to `max_attempts` in all; the last one is kept, and
+    marked, when none was quiet enough.
+    """
+
+    max_others: float = 0.04
+    max_attempts: int = 4
+
+
+class Comparison:
+    """Runs a plan. `document` holds what has been measured so far, at any moment."""
+
+    def __init__(
+        self,
+        plan: ComparisonPlan,
+        *,
+        seed: int,
+        noise: NoiseLimit,
+        log_dir: Path,
+        say: Callable[[str], None],
+        save: Callable[[dict[str, Any]], None],
+        idle_s: float = 3.0,
+    ) -> None:
+        self._plan = plan
+        self._seed = seed
+        self._noise = noise
+        self._log_dir = log_dir
+        self._say = say
+        self._save = save
+        self._idle_s = idle_s
+        self.document: dict[str, Any] = {
+            "workload": "peers",
+            "concurrencies": list(plan.concurrencies),
+            "repeats": plan.repeats,
+            "warmup": plan.warmup,
+            "seed": seed,
+            "max_others": noise.max_others,
+            "partial": True,
+            "starts": [],
+            "discarded": [],
+            "runs": [],
+        }
+
+    async def run(self, interrupt: Interrupt) -> None:
+        """Measure everything, saving after every server; `partial` stays true when cut short."""
+        servers = self._plan.servers
+        try:
+            for repeat in range(self._plan.repeats):
+                shift = repeat % len(servers)
+                for server in servers[shift:] + servers[:shift]:
+                    await self._visit(server, repeat, interrupt)
+                    self._save(self.document)
+            self.document["partial"] = False
+        finally:
+            self._save(self.document)
+
+    async def _visit(self, server: ServerCommand, repeat: int, interrupt: Interrupt) -> None:
+        self._say(f"repeat {repeat + 1} of {self._plan.repeats}: starting {server.name}")
+        log = self._log_dir / f"{server.name.replace('/', '-').replace(' ', '-')}.log"
+        start: dict[str, Any] = {"server": server.name, "repeat": repeat}
+        async with launched(server, log) as launch:
+            self._say(f"  serving after {launch.ready_s:.1f} s")
+            client = CompletionClient(Target(server.url, server.model))
+            for concurrency in self._plan.concurrencies:
+                run = await self._point(client, launch, repeat, concurrency, server.name, interrupt)
+                self.document["runs"].append(run)
+            start["idle_cpu"] = await _idle_share(launch.pid, self._idle_s)
+        self.document["starts"].append(start | launch.to_json())
+
+    async def _point(
+        self,
+        client: CompletionClient,
+        launch: Launch,
+        repeat: int,
+        concurrency: int,
+        name: str,
+        interrupt: Interrupt,
+    ) -> dict[str, Any]:
+        """One run that counts, after as many discarded ones as the machine's noise asks for."""
+        where = {"server": name, "repeat": repeat, "concurrency": concurrency}
+        for attempt in range(self._noise.max_attempts):
+            seed = self._point_seed(repeat, concurrency, attempt)
+            await warm_up(client, self._plan.warmup, concurrency, seed)
+            workload = peers_workload(concurrency, seed)
+            run = await measure(workload, client, interrupt=interrupt, pids=[launch.pid])
+            if run["partial"] or interrupt.requested:
+                raise asyncio.CancelledError
+            quiet = run["cpu"]["others"] <= self._noise.max_others
+            self._say(_line(run, concurrency, "" if quiet else "  NOISY"))
+            if quiet or attempt + 1 == self._noise.max_attempts:
+                break
+            self.document["discarded"].append(where | {"cpu": run["cpu"]})
+        return where | {"quiet": quiet} | run
+
+    def _point_seed(self, repeat: int, concurrency: int, attempt: int) -> int:
+        """The same for every server; different for every other run of the comparison."""
+        return random.Random(f"{self._seed} {repeat} {concurrency} {attempt}").randrange(2**40)
+
+
+async def time_starts(
+    servers: tuple[ServerCommand, ...],
+    repeats: int,
+    log_dir: Path,
+    say: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Start and stop the servers in turn; one entry per start."""
+    starts = []
+    for repeat in range(repeats):
+        for server in servers:
+            async with launched(server, log_dir / "start.log") as launch:
+                pass
+            starts.append({"server": server.name, "repeat": repeat} | launch.to_json())
+            say(
+                f"{server.name}: answers after {launch.first_answer_s:.2f} s, "
+                f"serves after {launch.ready_s:.2f} s, stopped in {launch.stop_s:.2f} s"
+            )
+    return starts
+
+
+async def _idle_share(pid: int, duration_s: float) -> float:
+    """The share of the machine that a server takes while nobody asks anything of it."""
+    before = CpuTimes.read([pid])
+    await asyncio.sleep(duration_s)
+    return cpu_shares(before, CpuTimes.read([pid]))["watched"]
+
+
+def _line(run: dict[str, Any], concurrency: int, mark: str) -> str:
+    summary, cpu = run["summary"], run["cpu"]
+    ttft, itl = summary["ttft_ms"] or {}, summary["itl_ms"] or {}
+    return (
+        f"  c={concurrency}: {summary['output_tok_s']:.1f} tok/s, "
+        f"TTFT p50 {ttft.get('p50', 0):.0f} ms, ITL p50 {itl.get('p50', 0):.1f} ms, "
+        f"{summary['num_failed']} failed, others {cpu['others']:.1%} of CPU{mark}"
+    )

@@ -1,0 +1,276 @@
+"""Writes `docs/benchmarks.md` from the committed raw results, so that no number is typed by hand.
+
+Everything in a table is computed from the per-request rows again, not read from stored summaries.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from loadtest.metrics import summarise
+from loadtest.record import RequestRecord
+from loadtest.results import COMPARISON_FORMAT, RUN_FORMAT, STARTS_FORMAT, load_any_result
+
+_INTRODUCTION = """\
+# Benchmarks
+
+This page is written by `python -m loadtest report` from the files in `docs/benchmarks/raw`, which
+hold every request of every run; change it there, not here.
+
+**The workload** of a comparison. One request: the text completion prompt "Write a story that uses
+these words: " with 100 words drawn at random from 52 common nouns, about 109 tokens; 64 output
+tokens, greedy, `ignore_eos`, streamed with usage. Every prompt is new in every run, so no prefix
+cache helps. Closed loop: N clients start together, each sends its next request, on a new
+connection, when its last one is answered; 12 requests at 1 client, else two per client. Servers run
+one at a time, in turn, in an order that rotates from repeat to repeat; in one repeat all get the
+same prompts. A few warm-up requests precede every run.
+
+- **out tok/s**: output tokens by the server's own usage / wall time of the whole run, prefill
+  included. **TTFT**: request sent (connecting included) to first text. **ITL**: gap between chunks
+  of text. Cells are medians over the repeats; ranges are the lowest and highest repeat.
+- **start-up**: launch of the command to the first completed request of one token.
+- **memory**: proportional set size (PSS) of all the server's processes, after the load.
+- **others**: the share of the machine's CPU that was taken by processes other than the server and
+  the load generator. Runs above the limit were repeated; a run that never got below it is marked †.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One server at one concurrency: the summaries of its repeats."""
+
+    server: str
+    concurrency: int
+    runs: tuple[dict[str, Any], ...]
+    summaries: tuple[dict[str, Any], ...]
+
+    def median_of(self, value: "Metric") -> float | None:
+        values = self._values(value)
+        return median(values) if values else None
+
+    def range_of(self, value: "Metric") -> tuple[float, float] | None:
+        values = self._values(value)
+        return (min(values), max(values)) if values else None
+
+    def _values(self, value: "Metric") -> list[float]:
+        pairs = zip(self.runs, self.summaries, strict=True)
+        return [v for run, summary in pairs if (v := value(run, summary)) is not None]
+
+
+Metric = Callable[[dict[str, Any], dict[str, Any]], float | None]
+
+
+def latency(name: str, statistic: str) -> Metric:
+    """A metric such as `latency("ttft_ms", "p50")`."""
+
+    def value(run: dict[str, Any], summary: dict[str, Any]) -> float | None:
+        return summary[name][statistic] if summary[name] else None
+
+    return value
+
+
+def throughput(run: dict[str, Any], summary: dict[str, Any]) -> float | None:
+    return float(summary["output_tok_s"])
+
+
+def memory(run: dict[str, Any], summary: dict[str, Any]) -> float | None:
+    return run["memory"]["pss_mib"] if run["memory"] else None
+
+
+def points(comparison: dict[str, Any]) -> list[Point]:
+    """In the order of the servers, then of the concurrencies; without points nobody measured."""
+    found = []
+    for server in comparison["servers"]:
+        for concurrency in comparison["concurrencies"]:
+            runs = tuple(
+                run
+                for run in comparison["runs"]
+                if (run["server"], run["concurrency"]) == (server["name"], concurrency)
+            )
+            if runs:
+                summaries = tuple(_summary(run) for run in runs)
+                found.append(Point(server["name"], concurrency, runs, summaries))
+    return found
+
+
+def _summary(run: dict[str, Any]) -> dict[str, Any]:
+    records = [RequestRecord.from_row(row) for row in run["requests"]]
+    return summarise(records, run["summary"]["wall_s"], run["summary"]["num_planned"])
+
+
+def render_page(raw: Path) -> str:
+    """The page, newest results first. Raises ValueError for a file that is no result."""
+    documents = [load_any_result(path) for path in sorted(raw.glob("*.json"))]
+    documents.sort(key=lambda document: str(document["started_at"]), reverse=True)
+    sections = [_SECTIONS[document["format"]](document) for document in documents]
+    if not sections:
+        sections = ["No results have been committed yet."]
+    return "\n\n".join([_INTRODUCTION.strip(), *sections]) + "\n"
+
+
+def comparison_section(comparison: dict[str, Any]) -> str:
+    measured = points(comparison)
+    parts = [_heading(comparison), _comparison_table(comparison, measured)]
+    if ratios := _ratio_table(comparison, measured):
+        subject = comparison["servers"][0]["name"]
+        parts += [f"{subject} against the others (medians; above 1 is more):", ratios]
+    parts += [_noise_note(comparison, measured), _commands(comparison)]
+    return "\n\n".join(parts)
+
+
+def _heading(document: dict[str, Any]) -> str:
+    machine = document["machine"]
+    state = " with uncommitted changes" if document["uncommitted_changes"] else ""
+    commit = (document["commit"] or "unknown")[:12]
+    notes = " Cut short: not every repeat was measured." if document.get("partial") else ""
+    return (
+        f"## {document['label'] or 'Unnamed'}\n\n"
+        f"{document['started_at'][:10]}, commit {commit}{state}, {machine['cores']} cores of "
+        f"{machine['cpu']} (family/model {machine['cpu_family_model']}; {machine['cpu_flags']}), "
+        f"{machine['memory_gib']} GiB, {machine['system']}, Python {machine['python']}.{notes}\n\n"
+        f"    {document['command']}"
+    )
+
+
+def _comparison_table(comparison: dict[str, Any], measured: list[Point]) -> str:
+    rows, last = [], None
+    for point in measured:
+        starts = [s["ready_s"] for s in comparison["starts"] if s["server"] == point.server]
+        first = point.server != last
+        last = point.server
+        mark = "" if all(run["quiet"] for run in point.runs) else " †"
+        rows.append(
+            [
+                point.server if first else "",
+                f"{median(starts):.1f}" if first and starts else "",
+                str(point.concurrency),
+                _with_range(point, throughput) + mark,
+                _pair(point, "ttft_ms"),
+                _pair(point, "itl_ms"),
+                _number(point.median_of(memory), 0),
+                str(sum(summary["num_failed"] for summary in point.summaries)),
+            ]
+        )
+    heads = "server, start-up s, clients, out tok/s (range), TTFT ms p50 / p99, ITL ms p50 / p99"
+    return _table([*heads.split(", "), "memory MiB", "failed"], rows, num_text_columns=1)
+
+
+def _ratio_table(comparison: dict[str, Any], measured: list[Point]) -> str:
+    """The first server's medians divided by each other server's."""
+    by_key = {(point.server, point.concurrency): point for point in measured}
+    subject, *others = [server["name"] for server in comparison["servers"]]
+    metrics = [throughput, latency("ttft_ms", "p50"), latency("itl_ms", "p50"), memory]
+    rows = []
+    for other in others:
+        for concurrency in comparison["concurrencies"]:
+            ours, theirs = by_key.get((subject, concurrency)), by_key.get((other, concurrency))
+            if ours and theirs:
+                ratios = [_ratio(ours.median_of(m), theirs.median_of(m)) for m in metrics]
+                rows.append([other, str(concurrency), *ratios])
+    heads = ["against", "clients", "out tok/s", "TTFT p50", "ITL p50", "memory"]
+    return _table(heads, rows, num_text_columns=1) if rows else ""
+
+
+def _noise_note(comparison: dict[str, Any], measured: list[Point]) -> str:
+    cpus = [run["cpu"] for point in measured for run in point.runs]
+    if not cpus:
+        return "Nothing was measured."
+    worst = max(cpu["others"] for cpu in cpus)
+    own = max(cpu["loadtest"] for cpu in cpus)
+    steal = max(cpu["steal"] for cpu in cpus)
+    return (
+        f"{comparison['repeats']} repeats; others took at most {worst:.1%} of the CPU in a run "
+        f"shown here (limit {comparison['max_others']:.0%}; {len(comparison['discarded'])} noisier "
+        f"runs were repeated), the load generator at most {own:.1%}, the hypervisor {steal:.1%}."
+    )
+
+
+def _commands(comparison: dict[str, Any]) -> str:
+    parts = []
+    for server in comparison["servers"]:
+        version = f" ({server['version']})" if server.get("version") else ""
+        parts.append(f"{server['name']}{version}:\n\n```sh\n{server['command']}\n```")
+    return "\n\n".join(parts)
+
+
+def starts_section(document: dict[str, Any]) -> str:
+    rows = []
+    for server in document["servers"]:
+        starts = [start for start in document["starts"] if start["server"] == server["name"]]
+        if starts:
+            keys = ("first_answer_s", "ready_s", "stop_s")
+            values = [[start[key] for start in starts] for key in keys]
+            cells = [f"{median(v):.2f} ({min(v):.2f}-{max(v):.2f})" for v in values]
+            rows.append([server["name"], str(len(starts)), *cells])
+    heads = ["server", "starts", "first answer s (range)", "serving s (range)", "stop s (range)"]
+    table = _table(heads, rows, num_text_columns=1)
+    return "\n\n".join([_heading(document), table, _commands(document)])
+
+
+def run_section(run: dict[str, Any]) -> str:
+    summary = _summary(run)
+    rows = [
+        [
+            run["workload"]["name"],
+            str(run["workload"]["concurrency"] or "open loop"),
+            f"{summary['num_ok']} / {summary['num_failed']}",
+            f"{summary['output_tok_s']:.1f}",
+            *(
+                " / ".join(f"{summary[name][q]:.0f}" for q in ("p50", "p90", "p99"))
+                if summary[name]
+                else "-"
+                for name in ("ttft_ms", "itl_ms", "e2e_ms")
+            ),
+            f"{run['memory']['peak_pss_mib']:.0f}" if run["memory"] else "-",
+        ]
+    ]
+    heads = ["workload", "clients", "ok / failed", "out tok/s", "TTFT ms p50 / p90 / p99"]
+    heads += ["ITL ms p50 / p90 / p99", "E2E ms p50 / p90 / p99", "peak memory MiB"]
+    parts = [_heading(run), _table(heads, rows, num_text_columns=1)]
+    if slo := run["summary"].get("slo"):
+        limits = ", ".join(f"{name} at most {ms:g} ms" for name, ms in slo["limits_ms"].items())
+        parts.append(
+            f"Goodput ({limits}): {slo['goodput_request_s']:.2f} requests/s, "
+            f"{slo['ratio']:.1%} of all."
+        )
+    return "\n\n".join(parts)
+
+
+_SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
+    COMPARISON_FORMAT: comparison_section,
+    STARTS_FORMAT: starts_section,
+    RUN_FORMAT: run_section,
+}
+
+
+def _with_range(point: Point, value: Metric) -> str:
+    bounds = point.range_of(value)
+    if bounds is None:
+        return "-"
+    return f"{_number(point.median_of(value), 0)} ({bounds[0]:.0f}-{bounds[1]:.0f})"
+
+
+def _pair(point: Point, name: str) -> str:
+    p50, p99 = (point.median_of(latency(name, q)) for q in ("p50", "p99"))
+    return f"{_number(p50)} / {_number(p99)}"
+
+
+def _number(value: float | None, digits: int | None = None) -> str:
+    """Three digits or so, unless told otherwise."""
+    if value is None:
+        return "-"
+    if digits is None:
+        digits = 0 if value >= 100 else 1
+    return f"{value:.{digits}f}"
+
+
+def _ratio(ours: float | None, theirs: float | None) -> str:
+    return "-" if ours is None or not theirs else f"{ours / theirs:.2f}"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, num_text_columns: int) -> str:
+    """A Markdown table; all columns but the first few are aligned to the right."""
+    rules = ["---"] * num_text_columns + ["---:"] * (len(heads) - num_text_columns)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, rules, *rows))

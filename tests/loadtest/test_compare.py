@@ -1,0 +1,104 @@
+import asyncio
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadtest.compare import Comparison, NoiseLimit
+from loadtest.interrupt import Interrupt
+from loadtest.launch import ServerCommand
+from loadtest.plan import ComparisonPlan
+
+pytestmark = pytest.mark.slow
+
+SERVER = shlex.join([sys.executable, str(Path(__file__).with_name("word_server.py"))])
+
+
+@pytest.fixture
+def plan(unused_tcp_port_factory: Any) -> ComparisonPlan:
+    servers = []
+    for name in ("ours", "theirs"):
+        port = unused_tcp_port_factory()
+        url = f"http://127.0.0.1:{port}/v1"
+        servers.append(ServerCommand(name, f"exec {SERVER} {port}", url, "m"))
+    return ComparisonPlan(tuple(servers), (1, 2), 2, 1, "test", {})
+
+
+def comparison(plan: ComparisonPlan, log_dir: Path, noise: NoiseLimit) -> Comparison:
+    return Comparison(
+        plan,
+        seed=5,
+        noise=noise,
+        log_dir=log_dir,
+        say=lambda line: None,
+        save=lambda document: None,
+        idle_s=0.0,
+    )
+
+
+async def test_servers_take_turns(plan: ComparisonPlan, tmp_path: Path) -> None:
+    measured = comparison(plan, tmp_path, NoiseLimit(max_others=1.0))
+    async with Interrupt() as interrupt:
+        await measured.run(interrupt)
+    document = measured.document
+    assert document["partial"] is False
+    keys = [(run["repeat"], run["server"], run["concurrency"]) for run in document["runs"]]
+    assert keys == [
+        *((0, "ours", 1), (0, "ours", 2), (0, "theirs", 1), (0, "theirs", 2)),
+        *((1, "theirs", 1), (1, "theirs", 2), (1, "ours", 1), (1, "ours", 2)),
+    ]
+    seeds = {key: run["workload"]["seed"] for key, run in zip(keys, document["runs"], strict=True)}
+    for repeat in (0, 1):
+        for clients in (1, 2):
+            assert seeds[repeat, "ours", clients] == seeds[repeat, "theirs", clients]
+    assert len(set(seeds.values())) == 4
+    for run in document["runs"]:
+        assert run["quiet"]
+        assert run["summary"]["num_ok"] == 12
+        assert run["summary"]["output_tokens"] == 12 * 64
+        assert run["memory"]["pss_mib"] > 5
+        assert len(run["requests"]) == 12
+    assert [start["server"] for start in document["starts"]] == ["ours", "theirs", "theirs", "ours"]
+    assert all(start["stop_s"] is not None for start in document["starts"])
+
+
+async def test_noisy_runs_are_repeated_with_new_prompts(
+    plan: ComparisonPlan, tmp_path: Path
+) -> None:
+    one = plan.only(["ours"]).having(repeats=1, concurrencies=(1,))
+    measured = comparison(one, tmp_path, NoiseLimit(max_others=-1.0, max_attempts=3))
+    async with Interrupt() as interrupt:
+        await measured.run(interrupt)
+    assert len(measured.document["discarded"]) == 2
+    (run,) = measured.document["runs"]
+    assert run["quiet"] is False
+    quiet = comparison(one, tmp_path, NoiseLimit(max_others=1.0))
+    async with Interrupt() as interrupt:
+        await quiet.run(interrupt)
+    assert quiet.document["runs"][0]["workload"]["seed"] != run["workload"]["seed"]
+
+
+async def test_an_interrupt_keeps_complete_points(plan: ComparisonPlan, tmp_path: Path) -> None:
+    saved: list[int] = []
+
+    async def work() -> None:
+        async with Interrupt() as interrupt:
+
+            def say(line: str) -> None:
+                if "c=2" in line:
+                    interrupt.fire()
+
+            measured._say = say
+            await measured.run(interrupt)
+
+    measured = comparison(plan, tmp_path, NoiseLimit(max_others=1.0))
+    measured._save = lambda document: saved.append(len(document["runs"]))
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.create_task(work())
+    assert measured.document["partial"] is True
+    assert saved == [2]
+    for server in plan.servers:
+        with pytest.raises(OSError):
+            await asyncio.open_connection("127.0.0.1", int(server.url.split(":")[2].split("/")[0]))

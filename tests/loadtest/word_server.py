@@ -1,0 +1,48 @@
+"""A server to launch in a process of its own: word_server.py PORT [--child] [--load SECONDS].
+
+Streams as many words as asked. `--child` leaves a sleeping process behind it; `--load` answers 503
+for so long first.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+parser = argparse.ArgumentParser()
+parser.add_argument("port", type=int)
+parser.add_argument("--child", action="store_true")
+parser.add_argument("--load", type=float, default=0.0)
+args = parser.parse_args()
+READY_AT = time.monotonic() + args.load
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if time.monotonic() < READY_AT:
+            self.send_response(503)
+            self.end_headers()
+            self.wfile.write(b'{"error": {"message": "loading"}}')
+            return
+        self.send_response(200)
+        self.end_headers()
+        for _ in range(body["max_tokens"]):
+            self.event(json.dumps({"choices": [{"text": " word"}]}))
+        usage = {"prompt_tokens": 109, "completion_tokens": body["max_tokens"]}
+        self.event(json.dumps({"choices": [], "usage": usage}))
+        self.event("[DONE]")
+
+    def event(self, payload: str) -> None:
+        self.wfile.write(f"data: {payload}\n\n".encode())
+
+    def log_message(self, format: str, *values: object) -> None:
+        pass
+
+
+if args.child:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    print("child", child.pid, flush=True)
+ThreadingHTTPServer(("127.0.0.1", args.port), Handler).serve_forever()
