@@ -43,7 +43,7 @@ def create_app(settings: Settings, engine: EngineClient) -> FastAPI:
     for router in _ROUTERS:
         app.include_router(router)
     errors.install(app)
-    openapi.install(app, engine)
+    openapi.install(app, engine, settings.engine.scheduling_policy)
     middleware.install(app, settings, state.metrics)
     return app
 

@@ -11,12 +11,13 @@ from typing import Any
 from fastapi import FastAPI
 
 from engine.client import EngineClient
+from engine.config import Policy
 from engine.types import ModelInfo
 
 _TOKEN_COUNTS = ("max_tokens", "max_completion_tokens", "min_tokens")
 
 
-def install(app: FastAPI, engine: EngineClient) -> None:
+def install(app: FastAPI, engine: EngineClient, policy: Policy) -> None:
     """Make `/openapi.json` and `/docs` show the served models' facts."""
     describe = app.openapi
 
@@ -26,7 +27,9 @@ def install(app: FastAPI, engine: EngineClient) -> None:
         served = [status.model for status in engine.statuses()]
         for schema in document["components"]["schemas"].values():
             if "model" in schema.get("properties", {}) and "additionalProperties" in schema:
-                _fill_in(schema["properties"], served, engine.models())
+                _fill_in(schema["properties"], served, engine.models(), policy)
+        for parameter in document["paths"]["/v1/models/{model_id}"]["get"]["parameters"]:
+            parameter["schema"]["enum"] = served
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]
@@ -41,8 +44,17 @@ def _drop_unused_422(document: dict[str, Any]) -> None:
         document["components"]["schemas"].pop(name, None)
 
 
-def _fill_in(properties: dict[str, Any], served: Sequence[str], infos: Sequence[ModelInfo]) -> None:
-    _variant(properties["model"], "string")["enum"] = list(served)
+def _fill_in(
+    properties: dict[str, Any],
+    served: Sequence[str],
+    infos: Sequence[ModelInfo],
+    policy: Policy,
+) -> None:
+    # An empty id is as good as none where there is no choice.
+    named = [*served, ""] if len(served) == 1 else list(served)
+    _variant(properties["model"], "string")["enum"] = named
+    if "priority" in properties and policy != "priority":
+        _variant(properties["priority"], "integer")["enum"] = [0]
     if not infos:
         return
     for name in _TOKEN_COUNTS:

@@ -65,6 +65,31 @@ UNSUPPORTED_FIELDS: Mapping[str, tuple[Any, ...]] = {
 
 
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_COUNT)]
+
+
+def integral(value: Any) -> Any:
+    """JSON has one kind of number: 5.0 is an integer there, though not in Python."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def integral_items(value: Any) -> Any:
+    """The same for the items of an array."""
+    if isinstance(value, list) and float in map(type, value):
+        return [integral(item) for item in value]
+    return value
+
+
+TokenIds = Annotated[
+    list[TokenId],
+    BeforeValidator(integral_items, json_schema_input_type=list[TokenId]),
+]
+LogitBias = Annotated[
+    dict[
+        Annotated[str, Field(pattern=r"^[0-9]{1,10}$")],
+        Annotated[float, Field(ge=-100, le=100)],
+    ],
+    Field(max_length=1024, json_schema_extra={"additionalProperties": False}),
+]
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
@@ -106,17 +131,12 @@ class ModelRequest(WireModel):
         if not isinstance(data, dict):
             return data
         check_supported(data)
-        return {name: _integral(value) for name, value in data.items()}
+        return {name: integral(value) for name, value in data.items()}
 
     def ignored_fields(self) -> list[str]:
         """Names of the fields that the client sent and nobody knows."""
         known = NO_EFFECT_FIELDS.keys() | UNSUPPORTED_FIELDS.keys()
         return [name for name in self.model_extra or {} if name not in known]
-
-
-def _integral(value: Any) -> Any:
-    """JSON has one kind of number: 5.0 is an integer there, though not in Python."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class StreamOptions(WireModel):
@@ -173,7 +193,7 @@ class SamplingRequest(ModelRequest):
     stop: StopStrings | None = Field(
         None, description="Strings that end the text; up to 16, none empty."
     )
-    stop_token_ids: list[TokenId] | None = Field(
+    stop_token_ids: TokenIds | None = Field(
         None, max_length=256, description="Tokens that end the text."
     )
     include_stop_str_in_output: bool | None = Field(
@@ -185,13 +205,9 @@ class SamplingRequest(ModelRequest):
     skip_special_tokens: bool | None = Field(
         None, description="Leave special tokens out of the text. Default true."
     )
-    logit_bias: (
-        dict[
-            Annotated[str, Field(pattern=r"^[0-9]{1,10}$")],
-            Annotated[float, Field(ge=-100, le=100)],
-        ]
-        | None
-    ) = Field(None, max_length=1024, description="Added to the logits of these token ids.")
+    logit_bias: LogitBias | None = Field(
+        None, description="Added to the logits of these token ids."
+    )
     presence_penalty: float | None = Field(
         None, ge=-2, le=2, description="Subtracted once from tokens that were generated before."
     )
@@ -231,6 +247,7 @@ class SamplingRequest(ModelRequest):
         le=MAX_TOKEN_COUNT,
         description="Keep only the prompt's last tokens; -1 keeps as many as fit beside "
         "max_tokens.",
+        json_schema_extra={"not": {"const": 0}},
     )
     add_special_tokens: bool | None = Field(
         None,

@@ -14,6 +14,7 @@ from server.protocol.common import (
     SamplingRequest,
     TokenId,
     Usage,
+    integral_items,
 )
 
 MAX_PROMPTS = 2048
@@ -33,9 +34,11 @@ _PromptIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_PROMPT_
 
 def _read_prompt(value: Any) -> Prompt:
     """One pass over what can be megabytes; a pydantic union would try each member in turn."""
+    value = integral_items(value)
     prompts = [value] if isinstance(value, str) or _is_ids(value) else value
     if not isinstance(prompts, list) or not 0 < len(prompts) <= MAX_PROMPTS:
         raise PydanticCustomError("prompt", _PROMPT_HELP)
+    prompts = [integral_items(prompt) for prompt in prompts]
     if not all(isinstance(p, str) and p for p in prompts) and not all(map(_is_ids, prompts)):
         raise PydanticCustomError("prompt", _PROMPT_HELP)
     return prompts

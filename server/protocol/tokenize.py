@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from engine.errors import InvalidParameter
 from server.protocol.chat import ChatTemplateOptions, Messages, check_parts
-from server.protocol.common import ModelRequest, TokenId
+from server.protocol.common import ModelRequest, TokenIds
 
 
 class TokenizeRequest(ModelRequest, ChatTemplateOptions):
@@ -60,7 +60,7 @@ class DetokenizeRequest(ModelRequest):
 
     model_config = ConfigDict(json_schema_extra={"example": {"tokens": [1, 2, 3]}})
 
-    tokens: list[TokenId] = Field(max_length=1 << 24, description="Token ids.")
+    tokens: TokenIds = Field(max_length=1 << 24, description="Token ids.")
 
 
 @dataclass(slots=True)

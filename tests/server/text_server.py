@@ -1,0 +1,145 @@
+"""A server over a scripted engine with a real tokenizer, for the tests of the text routes."""
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+from fake_engine import FakeEngineClient, model_info
+from fastapi import FastAPI
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from engine.types import GenerateRequest, ModelInfo
+from server.app import create_app
+from server.settings import Settings
+
+MODEL = "org/tiny"
+MAX_MODEL_LEN = 256
+VOCAB_SIZE = 420
+"""More than the tokenizer has, as in models that pad their output layer."""
+BOS, EOS = 0, 1
+
+_TEMPLATE = (
+    "{% if messages[0].content == 'refuse me' %}{{ raise_exception('refused') }}{% endif %}"
+    "{% for m in messages %}<|s|>{{ m.role }}\n{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}{{ call.function.arguments.city }}{% endfor %}<|e|>\n"
+    "{% endfor %}{% if mood %}[{{ mood }}]{% endif %}"
+    "{% if add_generation_prompt %}<|s|>assistant\n{% endif %}"
+)
+_CORPUS = "the quick brown fox jumps over the lazy dog while seven wizards make toxic brew"
+
+
+def write_tokenizer(folder: Path, *, chat_template: str | None = _TEMPLATE) -> Path:
+    """Byte-level BPE of 400 tokens that puts `<|s|>` before a plain prompt."""
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|s|>", "<|e|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    raw.train_from_iterator([_CORPUS, _CORPUS.title()] * 3, trainer)
+    raw.post_processor = processors.TemplateProcessing(
+        single="<|s|> $A", special_tokens=[("<|s|>", BOS)]
+    )
+    raw.save(str(folder / "tokenizer.json"))
+    config = {"bos_token": "<|s|>", "eos_token": "<|e|>", "chat_template": chat_template}
+    text = json.dumps({k: v for k, v in config.items() if v is not None})
+    (folder / "tokenizer_config.json").write_text(text)
+    return folder
+
+
+class TextServer:
+    """An app, its engine, its tokenizer and a client that talks to it in memory."""
+
+    def __init__(self, folder: Path, *infos: ModelInfo, **settings: Any) -> None:
+        self.folder = folder
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.engine = FakeEngineClient(*(infos or (text_info(folder),)), reply=babble)
+        self.settings = Settings(**settings)
+        self.app: FastAPI = create_app(self.settings, self.engine)
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=True)
+        self.client = httpx.AsyncClient(transport=transport, base_url="http://test")
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def say(self, *texts: str) -> None:
+        """From now on completion i of any prompt is text i (or the last), then it ends."""
+        replies = [self.encode(text) for text in texts]
+        self.engine.reply = lambda request, index: replies[min(index, len(replies) - 1)]
+
+    def say_tokens(self, tokens: Sequence[int]) -> None:
+        self.engine.reply = lambda request, index: tokens
+
+    async def post(self, path: str, **body: Any) -> httpx.Response:
+        return await self.client.post(path, json=body)
+
+    async def chat(self, **body: Any) -> httpx.Response:
+        body.setdefault("messages", [{"role": "user", "content": "hi"}])
+        return await self.post("/v1/chat/completions", **body)
+
+    async def complete(self, **body: Any) -> httpx.Response:
+        body.setdefault("prompt", "the fox")
+        return await self.post("/v1/completions", **body)
+
+    @property
+    def last_request(self) -> GenerateRequest:
+        return self.engine.requests[-1]
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[str]:
+        """Serve on a real port, in this event loop; gives the base URL."""
+        config = uvicorn.Config(self.app, port=0, log_config=None, lifespan="off", ws="none")
+        server = uvicorn.Server(config)
+        task = asyncio.create_task(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.005)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.should_exit = True
+            await task
+
+
+def text_info(folder: Path, model: str = MODEL, **changes: Any) -> ModelInfo:
+    fields = {
+        "path": str(folder),
+        "max_model_len": MAX_MODEL_LEN,
+        "vocab_size": VOCAB_SIZE,
+        "eos_token_ids": (EOS,),
+    }
+    return model_info(model, **(fields | changes))
+
+
+def babble(request: GenerateRequest, index: int) -> list[int]:
+    """Random tokens, multi-byte characters cut anywhere; the same for the same request."""
+    rng = random.Random(repr((request.prompt_token_ids, index, request.sampling.seed)))
+    return [rng.randrange(2, 400) for _ in range(request.sampling.max_tokens)]
+
+
+def events_of(response: httpx.Response) -> list[Any]:
+    """The parsed events of a stream, which must be well-formed and end with [DONE]."""
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith("text/event-stream")
+    blocks = [block for block in response.text.split("\n\n") if block]
+    assert blocks[-1] == "data: [DONE]"
+    assert blocks.count("data: [DONE]") == 1
+    data = [block for block in blocks[:-1] if not block.startswith(":")]
+    assert all(block.startswith("data: ") and "\n" not in block for block in data)
+    return [json.loads(block.removeprefix("data: ")) for block in data]
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 2.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.002)
