@@ -21,8 +21,9 @@ _VERSIONS = (2, 3)
 _SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _STRING, _ARRAY, _UINT32 = 8, 9, 4
 _MAX_DIMS = 4
+_MAX_DEPTH = 4
 _MAX_ENTRIES = 1 << 17
-"""Keys or tensors. A damaged count must not keep us busy."""
+"""Keys, tensors or nested arrays. A damaged count must not keep us busy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,17 +138,25 @@ class _Header:
                 f"`llama-gguf-split --merge`"
             )
 
-    def _skip_value(self, value_type: int) -> None:
+    def _skip_value(self, value_type: int, depth: int = 0) -> None:
         if value_type == _STRING:
             self._string()
         elif value_type == _ARRAY:
-            item_type, count = self._unpack("<IQ")
-            if item_type == _STRING:
-                self._skip_strings(count)
-            else:
-                self._advance(count * _SCALAR_BYTES[item_type])
+            self._skip_array(depth)
         else:
             self._advance(_SCALAR_BYTES[value_type])
+
+    def _skip_array(self, depth: int) -> None:
+        item_type, count = self._unpack("<IQ")
+        if item_type == _STRING:
+            self._skip_strings(count)
+        elif item_type != _ARRAY:
+            self._advance(count * _SCALAR_BYTES[item_type])
+        elif depth == _MAX_DEPTH or count > _MAX_ENTRIES:
+            raise ValueError("arrays of arrays")
+        else:
+            for _ in range(count):
+                self._skip_value(_ARRAY, depth + 1)
 
     def _skip_strings(self, count: int) -> None:
         """The vocabulary: hundreds of thousands of strings, so a tight loop."""

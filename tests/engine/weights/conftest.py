@@ -5,7 +5,7 @@ import json
 import os
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pytest
 
 from engine.weights.pypi import WheelModel
@@ -249,3 +250,92 @@ def local_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         monkeypatch.setenv("HF_TOKEN", "hf_test")
         yield hub
+
+
+GGUFMaker = Callable[..., Path]
+
+
+@pytest.fixture
+def make_gguf(tmp_path: Path) -> GGUFMaker:
+    """`make_gguf(folder, arch, **keys)` → the model of a folder as llama.cpp's converter does it.
+
+    `keys` add or replace metadata; a key set to None is left out. `skip` names tensors to omit,
+    `extra` adds some as {GGUF name: array}.
+    """
+
+    def make(
+        folder: Path,
+        arch: str,
+        *,
+        skip: tuple[str, ...] = (),
+        extra: dict[str, np.ndarray] | None = None,
+        **keys: Any,
+    ) -> Path:
+        import gguf
+        from safetensors.numpy import load_file
+
+        config = json.loads((folder / "config.json").read_text())
+        path = tmp_path / f"{arch}-{len(list(tmp_path.iterdir()))}.gguf"
+        writer = gguf.GGUFWriter(path, arch)
+        metadata = _gguf_metadata(config, arch) | {
+            name.replace("__", "."): value for name, value in keys.items()
+        }
+        for name, value in metadata.items():
+            _add(writer, name, value)
+        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], config["num_hidden_layers"])
+        for hf_name, weight in load_file(folder / "model.safetensors").items():
+            name = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
+            if name not in skip:
+                writer.add_tensor(name, _llama_rows(hf_name, weight, config, arch))
+        for name, weight in (extra or {}).items():
+            writer.add_tensor(name, weight)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+    return make
+
+
+def _gguf_metadata(config: dict[str, Any], arch: str) -> dict[str, Any]:
+    num_heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // num_heads
+    return {
+        f"{arch}.block_count": config["num_hidden_layers"],
+        f"{arch}.context_length": config["max_position_embeddings"],
+        f"{arch}.embedding_length": config["hidden_size"],
+        f"{arch}.feed_forward_length": config["intermediate_size"],
+        f"{arch}.attention.head_count": num_heads,
+        f"{arch}.attention.head_count_kv": config["num_key_value_heads"],
+        f"{arch}.attention.key_length": head_dim,
+        f"{arch}.attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
+        f"{arch}.rope.freq_base": config["rope_parameters"]["rope_theta"],
+        "tokenizer.ggml.tokens": [f"token {i}" for i in range(config["vocab_size"])],
+        "tokenizer.ggml.bos_token_id": 0,
+        "tokenizer.ggml.eos_token_id": 1,
+    }
+
+
+def _add(writer: Any, name: str, value: Any) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(name, value)
+    elif isinstance(value, int):
+        writer.add_uint32(name, value)
+    elif isinstance(value, float):
+        writer.add_float32(name, value)
+    elif isinstance(value, str):
+        writer.add_string(name, value)
+    elif isinstance(value, list):
+        writer.add_array(name, value)
+
+
+def _llama_rows(name: str, weight: np.ndarray, config: dict[str, Any], arch: str) -> np.ndarray:
+    """llama.cpp's `LlamaModel.permute`, which its converter applies to q and k."""
+    heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
+    key = heads.get(name.split(".")[-2])
+    if arch != "llama" or key is None:
+        return weight
+    rows = weight.shape[0]
+    split = weight.reshape(config[key], 2, rows // config[key] // 2, *weight.shape[1:])
+    return np.ascontiguousarray(split.swapaxes(1, 2).reshape(weight.shape))

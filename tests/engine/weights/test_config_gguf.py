@@ -1,0 +1,136 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from engine.errors import MissingWeight, ModelLoadError
+from engine.models.config import ModelConfig
+from engine.weights.loader import load_model_config
+from engine.weights.source import Checkpoint
+
+
+def gguf_config(path: Path) -> ModelConfig:
+    return load_model_config(Checkpoint("gguf", path, "tiny"))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_says_the_same_as_config_json(
+    family: str, make_gguf: Any, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(f"tiny_{family}")(rms_norm_eps=2.0**-17)
+    ours = gguf_config(make_gguf(folder, family))
+    theirs = load_model_config(Checkpoint("folder", folder, "tiny"))
+    assert ours == theirs
+
+
+def test_defaults(make_gguf: Any, tiny_llama: Any) -> None:
+    path = make_gguf(
+        tiny_llama(num_key_value_heads=4),
+        "llama",
+        **{
+            "llama.attention.head_count_kv": None,
+            "llama.attention.key_length": None,
+            "llama.rope.freq_base": None,
+            "tokenizer.ggml.bos_token_id": None,
+            "tokenizer.ggml.eos_token_id": None,
+        },
+    )
+    config = gguf_config(path)
+    assert (config.num_key_value_heads, config.head_dim, config.rope_theta) == (4, 16, 10000.0)
+    assert (config.bos_token_id, config.eos_token_ids) == (None, ())
+
+
+def test_all_tokens_that_end_an_answer(make_gguf: Any, tiny_llama: Any) -> None:
+    keys = {f"tokenizer.ggml.{n}_token_id": i for n, i in (("eos", 5), ("eot", 7), ("eom", 5))}
+    assert gguf_config(make_gguf(tiny_llama(), "llama", **keys)).eos_token_ids == (5, 7)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("general.architecture", "gemma3", "'gemma3' is not supported; supported are llama, qwen2"),
+        ("llama.expert_count", 8, "mixture of experts"),
+        ("llama.block_count", None, "no llama.block_count"),
+        ("llama.block_count", 0, "llama.block_count is 0"),
+        ("llama.embedding_length", "big", "llama.embedding_length is 'big'"),
+        ("llama.attention.head_count", [4, 4, 4], r"llama.attention.head_count is \[4, 4, 4\]"),
+        ("llama.attention.head_count_kv", 3, "llama.attention.head_count_kv is 3"),
+        ("llama.attention.key_length", 15, "needs? it even"),
+        ("llama.attention.value_length", 8, "llama.attention.value_length is 8"),
+        ("llama.rope.dimension_count", 8, "llama.rope.dimension_count is 8"),
+        ("llama.rope.freq_base", float("nan"), "llama.rope.freq_base is nan"),
+        ("llama.attention.layer_norm_rms_epsilon", None, "no llama.attention.layer_norm_rms"),
+        ("llama.rope.scaling.type", "yarn", "no llama.rope.scaling.factor"),
+        ("tokenizer.ggml.eos_token_id", "</s>", "tokenizer.ggml.eos_token_id is '</s>'"),
+    ],
+)
+def test_missing_and_nonsense_keys_are_named(
+    key: str, value: Any, words: str, make_gguf: Any, tiny_llama: Any
+) -> None:
+    with pytest.raises(ModelLoadError, match=words):
+        gguf_config(make_gguf(tiny_llama(), "llama", **{key: value}))
+
+
+def test_no_embedding(make_gguf: Any, tiny_llama: Any) -> None:
+    with pytest.raises(MissingWeight, match="token_embd"):
+        gguf_config(make_gguf(tiny_llama(), "llama", skip=("token_embd.weight",)))
+
+
+def test_scaled_rotary_embeddings(make_gguf: Any, tiny_qwen2: Any) -> None:
+    folder = tiny_qwen2()
+    yarn = {"qwen2.rope.scaling.type": "yarn", "qwen2.rope.scaling.factor": 4.0}
+    config = gguf_config(make_gguf(folder, "qwen2", **yarn))
+    assert config.rope_scaling == {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 512,
+    }
+    assert config.max_position_embeddings == 2048
+    original = {"qwen2.rope.scaling.original_context_length": 256}
+    assert (
+        gguf_config(make_gguf(folder, "qwen2", **yarn, **original)).max_position_embeddings == 1024
+    )
+    linear = {"qwen2.rope.scaling.type": "linear", "qwen2.rope.scaling.factor": 2.0}
+    config = gguf_config(make_gguf(folder, "qwen2", **linear))
+    assert config.rope_scaling == {"rope_type": "linear", "factor": 2.0}
+    none = {"qwen2.rope.scaling.type": "none"}
+    assert gguf_config(make_gguf(folder, "qwen2", **none)).rope_scaling is None
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_llama3_scaling_is_recovered_from_its_divisors(
+    factor: float, make_gguf: Any, tiny_llama: Any
+) -> None:
+    """The divisors come from transformers' own rule."""
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    scaling = {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    theirs = LlamaConfig(
+        head_dim=128,
+        max_position_embeddings=131072,
+        rope_parameters=scaling | {"rope_theta": 500000.0},
+    )
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](theirs, torch.device("cpu"))
+    plain = 500000.0 ** -(torch.arange(0, 128, 2, dtype=torch.float32) / 128)
+    divisors = (plain / scaled).numpy()
+    options: dict[str, Any] = {
+        "extra": {"rope_freqs.weight": divisors},
+        "llama.rope.freq_base": 500000.0,
+        "llama.attention.key_length": 128,
+    }
+    folder = tiny_llama(head_dim=128)
+    config = gguf_config(make_gguf(folder, "llama", **options))
+    assert config.rope_scaling == pytest.approx(scaling, rel=1e-5)
+
+    options["extra"] = {"rope_freqs.weight": np.linspace(1, factor, 64, dtype=np.float32)}
+    with pytest.raises(ModelLoadError, match="unknown way"):
+        gguf_config(make_gguf(folder, "llama", **options))

@@ -1,0 +1,194 @@
+import random
+import threading
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType
+from safetensors.torch import load_file
+
+from engine.errors import ModelLoadError
+from engine.models.config import ModelConfig
+from engine.weights import gguf as reader
+from engine.weights.gguf_tensors import read_tensors
+from engine.weights.loader import iter_weights, load_model_config, weight_bytes
+from engine.weights.source import Checkpoint
+
+CONFIG = ModelConfig(
+    architecture="Qwen2ForCausalLM",
+    vocab_size=8,
+    hidden_size=512,
+    intermediate_size=64,
+    num_hidden_layers=1,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    rms_norm_eps=1e-6,
+    max_position_embeddings=64,
+)
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("llama", {}),
+        ("llama", {"tie_word_embeddings": True}),
+        ("llama", {"num_key_value_heads": 4, "attention_bias": True, "mlp_bias": True}),
+        ("qwen2", {}),
+        ("qwen3", {"dtype": "float16", "attention_bias": True}),
+    ],
+)
+def test_gives_back_what_the_converter_was_given(
+    family: str, options: dict[str, Any], make_gguf: Any, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(f"tiny_{family}")(**options)
+    checkpoint = Checkpoint("gguf", make_gguf(folder, family), "tiny")
+    config = load_model_config(checkpoint)
+    ours = dict(iter_weights(checkpoint, config))
+    theirs = load_file(folder / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert torch.equal(ours[name], tensor), name
+    assert config.tie_word_embeddings == options.get("tie_word_embeddings", False)
+    assert weight_bytes(checkpoint) == 2 * sum(tensor.numel() for tensor in theirs.values())
+
+
+def write(path: Path, tensors: dict[str, tuple[np.ndarray, GGMLQuantizationType | None]]) -> Path:
+    writer = gguf.GGUFWriter(path, "qwen2")
+    for name, (data, raw_type) in tensors.items():
+        writer.add_tensor(name, data, raw_dtype=raw_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def quantised_types() -> list[GGMLQuantizationType]:
+    """All that the library can dequantise, plain floats apart."""
+    found = []
+    for kind in GGMLQuantizationType:
+        if kind in (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16):
+            continue
+        try:
+            gguf.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+        except NotImplementedError:
+            continue
+        found.append(kind)
+    return found
+
+
+@pytest.mark.parametrize("kind", quantised_types(), ids=lambda kind: kind.name)
+def test_every_type_is_dequantised_the_same_in_chunks(
+    kind: GGMLQuantizationType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "_CHUNK_ELEMENTS", 1500)
+    seed = random.randrange(1 << 30)
+    block_size, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    raw = np.random.default_rng(seed).integers(
+        0, 256, (7, 512 // block_size * block_bytes), dtype=np.uint8
+    )
+    path = write(tmp_path / "a.gguf", {"blk.0.ffn_up.weight": (raw, kind)})
+    [(name, tensor)] = reader.iter_gguf_weights(path, CONFIG)
+    assert name == "model.layers.0.mlp.up_proj.weight"
+    with np.errstate(all="ignore"):
+        expected = gguf.dequantize(raw, kind)
+    assert tensor.shape == (7, 512)
+    assert tensor.dtype == torch.float32
+    np.testing.assert_array_equal(tensor.numpy(), expected, err_msg=f"seed {seed}")
+
+
+@pytest.mark.parametrize("kind", ["I8", "Q8_K", "F64"])
+def test_a_type_that_cannot_be_dequantised_is_named(kind: str, tmp_path: Path) -> None:
+    quant = GGMLQuantizationType[kind]
+    row_bytes = 512 // gguf.GGML_QUANT_SIZES[quant][0] * gguf.GGML_QUANT_SIZES[quant][1]
+    raw = np.zeros((2, row_bytes), np.uint8)
+    path = write(tmp_path / "a.gguf", {"blk.0.ffn_up.weight": (raw, quant)})
+    with pytest.raises(ModelLoadError, match=rf"blk\.0\.ffn_up\.weight.*type {kind}"):
+        dict(reader.iter_gguf_weights(path, CONFIG))
+
+
+def test_plain_types_keep_their_precision(tmp_path: Path) -> None:
+    values = np.random.default_rng().standard_normal((3, 32)).astype(np.float32)
+    bf16 = torch.from_numpy(values).bfloat16()
+    path = write(
+        tmp_path / "a.gguf",
+        {
+            "blk.0.ffn_up.weight": (values, None),
+            "blk.0.ffn_gate.weight": (values.astype(np.float16), None),
+            "blk.0.ffn_down.weight": (
+                bf16.view(torch.uint8).numpy(),
+                GGMLQuantizationType.BF16,
+            ),
+        },
+    )
+    weights = {name.split(".")[-2]: w for name, w in reader.iter_gguf_weights(path, CONFIG)}
+    assert torch.equal(weights["up_proj"], torch.from_numpy(values))
+    assert torch.equal(weights["gate_proj"], torch.from_numpy(values.astype(np.float16)))
+    assert torch.equal(weights["down_proj"], bf16)
+    assert all(tensor.is_contiguous() for tensor in weights.values())
+
+
+def test_an_unknown_tensor_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.gguf", {"blk.0.attn_sinks.weight": (np.zeros(32, np.float32), None)})
+    with pytest.raises(ModelLoadError, match=r"blk\.0\.attn_sinks\.weight"):
+        dict(reader.iter_gguf_weights(path, CONFIG))
+
+
+def test_rows_that_do_not_divide_into_heads(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.gguf", {"blk.0.attn_q.weight": (np.zeros((12, 32), "f4"), None)})
+    llama = ModelConfig(
+        **{name: getattr(CONFIG, name) for name in CONFIG.__slots__}
+        | {"architecture": "LlamaForCausalLM", "num_attention_heads": 5}
+    )
+    with pytest.raises(ModelLoadError, match="12 rows"):
+        dict(reader.iter_gguf_weights(path, llama))
+
+
+def test_converts_a_bounded_number_of_bytes_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "_MAX_AHEAD_BYTES", 5000)
+    started: list[str] = []
+    load = reader.load_tensor
+
+    def counted(data: Any, tensor: Any, *args: Any, **options: Any) -> torch.Tensor:
+        started.append(tensor.name)
+        return load(data, tensor, *args, **options)
+
+    monkeypatch.setattr(reader, "load_tensor", counted)
+    tensors = {f"blk.{i}.ffn_up.weight": (np.zeros((16, 32), np.float32), None) for i in range(20)}
+    weights = reader.iter_gguf_weights(write(tmp_path / "a.gguf", dict(tensors)), CONFIG)
+    for num_taken in range(1, 21):
+        next(weights)
+        assert len(started) <= num_taken + 1
+    assert next(weights, None) is None
+    assert len(started) == 20
+
+
+def test_a_consumer_that_stops_early_leaves_no_threads(tmp_path: Path) -> None:
+    tensors = {f"blk.{i}.ffn_up.weight": (np.zeros((16, 32), np.float32), None) for i in range(20)}
+    weights = reader.iter_gguf_weights(write(tmp_path / "a.gguf", dict(tensors)), CONFIG)
+    next(weights)
+    weights.close()  # type: ignore[attr-defined]
+    assert [t.name for t in threading.enumerate() if t.name.startswith("gguf")] == []
+
+
+def test_names() -> None:
+    assert reader.hugging_face_name("blk.12.attn_q.bias") == "model.layers.12.self_attn.q_proj.bias"
+    assert reader.hugging_face_name("output.weight") == "lm_head.weight"
+    for name in ("blk.x.attn_q.weight", "blk.1.attn_q", "blk.1.ffn_up_exps.weight", "weight", ""):
+        assert reader.hugging_face_name(name) is None
+
+
+def test_the_directory_agrees_with_the_library(make_gguf: Any, tiny_llama: Any) -> None:
+    path = make_gguf(tiny_llama(), "llama", general__alignment=64)
+    theirs = {
+        t.name: (tuple(map(int, reversed(t.shape))), t.tensor_type, t.data_offset, t.n_bytes)
+        for t in gguf.GGUFReader(path).tensors
+    }
+    ours = {t.name: (t.shape, t.type, t.offset, t.num_bytes) for t in read_tensors(path).values()}
+    assert ours == theirs
