@@ -1,0 +1,279 @@
+"""What every request passes: ids, the access line, keys, the body limit, CORS."""
+
+import asyncio
+import time
+
+import httpx
+import pytest
+import structlog
+from fake_engine import FakeEngineClient
+from fastapi import Request
+from starlette.responses import StreamingResponse
+
+from server.app import create_app
+from server.middleware.access_log import annotate
+from server.settings import Settings
+
+KEYS = {"api_keys": ("first-key", "second-key")}
+
+
+def create(**settings):
+    app = create_app(Settings(**settings), FakeEngineClient())
+
+    @app.post("/echo")
+    async def echo(request: Request):
+        return {"size": len(await request.body())}
+
+    return app
+
+
+def client_of(app):
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+
+
+# Request ids.
+
+
+async def test_a_sane_request_id_is_echoed():
+    async with client_of(create()) as client:
+        for given in ("abc", "a" * 128, "req_1-2.3:4/5+6="):
+            response = await client.get("/health", headers={"X-Request-Id": given})
+            assert response.headers.get_list("x-request-id") == [given]
+
+
+@pytest.mark.parametrize("given", ["", "a" * 129, "two words", 'quote"', "a\tb", "é".encode()])
+async def test_any_other_is_replaced(given):
+    async with client_of(create()) as client:
+        response = await client.get("/health", headers={"X-Request-Id": given})
+        made = response.headers["x-request-id"]
+        assert len(made) == 32
+        assert made.isalnum()
+
+
+async def test_ids_differ_and_refusals_carry_one():
+    async with client_of(create(**KEYS)) as client:
+        ids = {(await client.get("/nothing")).headers["x-request-id"] for _ in range(10)}
+    assert len(ids) == 10
+
+
+async def test_log_lines_of_a_request_carry_its_id():
+    app = create()
+    log = structlog.get_logger("server.test")
+
+    @app.get("/log")
+    async def write_log():
+        log.info("inside")
+        return {}
+
+    processors = [structlog.contextvars.merge_contextvars]
+    with structlog.testing.capture_logs(processors=processors) as lines:
+        async with client_of(app) as client:
+            await client.get("/log", headers={"X-Request-Id": "mine"})
+    inside = next(line for line in lines if line["event"] == "inside")
+    assert inside["request_id"] == "mine"
+    assert "request_id" not in structlog.contextvars.get_contextvars()
+
+
+# The access line.
+
+
+async def test_one_debug_line_per_request():
+    app = create()
+
+    @app.get("/items/{item}")
+    async def get_item(item: str, request: Request):
+        annotate(request, model="m", num_prompt_tokens=3)
+        annotate(request, num_generation_tokens=4)
+        return {}
+
+    with structlog.testing.capture_logs() as lines:
+        async with client_of(app) as client:
+            await client.get("/items/private?q=private")
+    [line] = [line for line in lines if line["event"] == "request"]
+    assert line.pop("duration_s") >= 0
+    assert line == {
+        "event": "request",
+        "log_level": "debug",
+        "method": "GET",
+        "route": "/items/{item}",
+        "status": 200,
+        "model": "m",
+        "num_prompt_tokens": 3,
+        "num_generation_tokens": 4,
+    }
+
+
+async def test_a_stream_is_logged_when_it_ends():
+    app = create()
+    may_end = asyncio.Event()
+
+    @app.get("/stream")
+    async def stream():
+        async def body():
+            yield b"a"
+            await may_end.wait()
+            yield b"b"
+
+        return StreamingResponse(body())
+
+    with structlog.testing.capture_logs() as lines:
+        async with client_of(app) as client:
+            request = asyncio.create_task(client.get("/stream"))
+            await asyncio.sleep(0.05)
+            assert not lines
+            may_end.set()
+            assert (await request).text == "ab"
+    assert [line["status"] for line in lines] == [200]
+
+
+async def test_methods_made_up_by_clients_do_not_become_labels():
+    app = create()
+    async with client_of(app) as client:
+        await client.request("BREW", "/pot")
+        text = (await client.get("/metrics")).text
+    assert "BREW" not in text
+    assert 'method="OTHER"' in text
+
+
+# Keys.
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Authorization": "Bearer first-key"},
+        {"Authorization": "bearer second-key"},
+        {"Authorization": "Bearer   second-key "},
+        {"X-Api-Key": "second-key"},
+    ],
+)
+async def test_each_key_opens_in_each_way(headers):
+    async with client_of(create(**KEYS)) as client:
+        assert (await client.get("/version", headers=headers)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Bearer"},
+        {"Authorization": "Bearer "},
+        {"Authorization": "Bearer first-ke"},
+        {"Authorization": "Bearer first-key2"},
+        {"Authorization": "Bearer FIRST-KEY"},
+        {"Authorization": "Basic first-key"},
+        {"Authorization": "first-key"},
+        {"Authorization": b"Bearer \xff\xfe"},
+        {"X-Api-Key": ""},
+        {"X-Api-Key": "first-key,second-key"},
+        {"Authorization": "Basic first-key", "X-Api-Key": "first-key"},
+    ],
+)
+async def test_anything_else_is_refused(headers):
+    async with client_of(create(**KEYS)) as client:
+        response = await client.get("/version", headers=headers)
+    assert response.status_code == 401
+    assert response.headers["www-authenticate"] == "Bearer"
+    error = response.json()["error"]
+    assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_api_key")
+    assert "first-key" not in response.text
+
+
+async def test_every_route_but_the_probes_is_guarded():
+    app = create(**KEYS)
+    paths = {path for route in app.routes if (path := getattr(route, "path", None))}
+    paths |= set(app.openapi()["paths"])
+    open_paths = {"/health", "/ready"}
+    assert open_paths <= paths
+    assert {"/docs", "/openapi.json", "/metrics", "/v1/chat/completions"} <= paths
+    odd = {"/no/such/route", "/health/", "/ready/x", "//health", "/HEALTH", "/v1/%2e%2e/health"}
+    async with client_of(app) as client:
+        for path in (paths - open_paths) | odd:
+            for method in ("GET", "POST", "OPTIONS", "DELETE"):
+                response = await client.request(method, path)
+                assert response.status_code == 401, f"{method} {path}"
+        for path in open_paths:
+            assert (await client.get(path)).status_code == 200
+
+
+async def test_without_keys_nothing_is_asked():
+    async with client_of(create()) as client:
+        assert (await client.get("/version")).status_code == 200
+
+
+# CORS.
+
+
+async def test_no_cors_headers_unless_configured():
+    async with client_of(create()) as client:
+        response = await client.get("/health", headers={"Origin": "https://app.example"})
+    assert not [name for name in response.headers if name.startswith("access-control")]
+
+
+async def test_a_preflight_passes_without_a_key_and_refusals_can_be_read():
+    app = create(cors_allow_origins=("https://app.example",), **KEYS)
+    origin = {"Origin": "https://app.example"}
+    async with client_of(app) as client:
+        asked = {
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization,content-type",
+        }
+        preflight = await client.options("/v1/chat/completions", headers={**origin, **asked})
+        assert preflight.status_code == 200
+        assert preflight.headers["access-control-allow-origin"] == "https://app.example"
+        refused = await client.get("/version", headers=origin)
+        assert refused.status_code == 401
+        assert refused.headers["access-control-allow-origin"] == "https://app.example"
+        assert "X-Request-Id" in refused.headers["access-control-expose-headers"]
+        other = await client.get("/health", headers={"Origin": "https://evil.example"})
+        assert "access-control-allow-origin" not in other.headers
+
+
+# The body limit.
+
+LIMIT = 2048
+
+
+async def pieces(*sizes):
+    for size in sizes:
+        yield b"x" * size
+
+
+@pytest.mark.parametrize("sizes", [(LIMIT,), (LIMIT - 1, 1), (1,) * 100, ()])
+async def test_bodies_up_to_the_limit_pass(sizes):
+    async with client_of(create(max_body_bytes=LIMIT)) as client:
+        response = await client.post("/echo", content=pieces(*sizes))
+        assert response.json() == {"size": sum(sizes)}
+        response = await client.post("/echo", content=b"x" * sum(sizes))
+        assert response.json() == {"size": sum(sizes)}
+
+
+@pytest.mark.parametrize("sizes", [(LIMIT + 1,), (LIMIT, 1), (1000, 1000, 1000, 1000)])
+async def test_larger_ones_are_refused_with_and_without_a_length(sizes):
+    async with client_of(create(max_body_bytes=LIMIT)) as client:
+        for content in (pieces(*sizes), b"x" * sum(sizes)):
+            start_s = time.perf_counter()
+            response = await client.post("/echo", content=content)
+            assert response.status_code == 413
+            error = response.json()["error"]
+            assert error["code"] == "request_too_large"
+            assert str(LIMIT) in error["message"]
+            assert response.headers["connection"] == "close"
+            assert response.headers["x-request-id"]
+            assert time.perf_counter() - start_s < 1, "waited for a body that had ended"
+
+
+async def test_the_limit_also_holds_for_the_json_routes():
+    async with client_of(create(max_body_bytes=LIMIT)) as client:
+        headers = {"Content-Type": "application/json"}
+        for content in (pieces(LIMIT, LIMIT), b"x" * 2 * LIMIT):
+            response = await client.post("/v1/completions", content=content, headers=headers)
+            assert response.status_code == 413
+
+
+async def test_a_length_that_lies_does_not_help():
+    async with client_of(create(max_body_bytes=LIMIT)) as client:
+        response = await client.post(
+            "/echo", content=pieces(LIMIT, LIMIT), headers={"Content-Length": "5"}
+        )
+    assert response.status_code == 413
