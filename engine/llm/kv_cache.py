@@ -1,0 +1,269 @@
+"""Who holds which KV block: the pool of block ids and each sequence's table of them.
+
+Ids only; their contents live in the model runner. Physical memory is committed when a block is
+first written, so the pool hands out used blocks before untouched ones.
+
+    table            block_ids  [ 7 | 3 | 9 ]            block_size 4
+    tokens           [ 0 1 2 3 | 4 5 6 7 | 8 . . . ]     num_tokens 9: three slots are unused
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Self
+
+from engine.errors import InvariantViolation, OutOfBlocks
+from engine.llm.prefix_cache import PrefixCache
+
+
+class BlockPool:
+    """Fixed number of blocks with reference counts.
+
+    Each block is in exactly one state; `ref_counts` is 0 in all but the last:
+
+        untouched → free ⇄ held by tables, or as the source of a copy ordered in this step
+                      ↖ idle in the prefix cache ⇄ ↗
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, cache: PrefixCache) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.cache = cache
+        self.ref_counts = [0] * num_blocks
+        self.num_held = 0
+        self.num_slots_written = 0
+        """Slots with a token, over all held blocks; a shared block counts once."""
+        self._num_touched = 0
+        self._free: list[int] = []
+        self._num_written = [0] * num_blocks
+        self._copy_sources: dict[int, int] = {}
+
+    @property
+    def num_free(self) -> int:
+        """Blocks that `allocate` can give, idle cached ones included."""
+        return self.num_blocks - self.num_held
+
+    @property
+    def num_slots_unused(self) -> int:
+        """Slots in held blocks without a token."""
+        return self.num_held * self.block_size - self.num_slots_written
+
+    @property
+    def num_slots(self) -> int:
+        """The most tokens that one sequence can have."""
+        return self.num_blocks * self.block_size
+
+    def blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+    def allocate(self) -> int:
+        """Take a block: the last freed, else the next untouched, else the longest idle.
+
+        Raises:
+            OutOfBlocks: every block is held.
+        """
+        if self._free:
+            block_id = self._free.pop()
+        elif self._num_touched < self.num_blocks:
+            block_id = self._num_touched
+            self._num_touched += 1
+        elif self.num_held == self.num_blocks:
+            raise OutOfBlocks(f"all {self.num_blocks} KV blocks are held by running requests")
+        else:
+            block_id = self.cache.evict()
+        self.ref_counts[block_id] = 1
+        self._num_written[block_id] = 0
+        self.num_held += 1
+        return block_id
+
+    def hold(self, block_id: int) -> None:
+        """One more reference to a held or idle block."""
+        if self.ref_counts[block_id] == 0:
+            self.cache.revive(block_id)
+            self.num_held += 1
+            self.num_slots_written += self._num_written[block_id]
+        self.ref_counts[block_id] += 1
+
+    def release(self, block_id: int) -> None:
+        """One reference less. Without any, the block is idle if it is cached, and free if not."""
+        self.ref_counts[block_id] -= 1
+        if self.ref_counts[block_id] > 0:
+            return
+        self.num_held -= 1
+        self.num_slots_written -= self._num_written[block_id]
+        source = self._copy_sources.pop(block_id, None)
+        if source is not None:
+            self.release(source)
+        if block_id in self.cache:
+            self._free += self.cache.park(block_id)
+        else:
+            self._free.append(block_id)
+
+    def is_shared(self, block_id: int) -> bool:
+        return self.ref_counts[block_id] > 1
+
+    def set_written(self, block_id: int, num_slots: int) -> None:
+        """Of a held block: how many of its slots have a token now."""
+        self.num_slots_written += num_slots - self._num_written[block_id]
+        self._num_written[block_id] = num_slots
+
+    def copy_on_write(self, block_id: int, num_slots: int) -> int:
+        """Swap one reference to a shared block for a private copy of its first `num_slots`.
+
+        The copy holds a reference to its source until `take_copies`, so that no block is both
+        source and destination within a step, and the order of the copies does not matter.
+        """
+        copy_id = self.allocate()
+        source = self._copy_sources.get(block_id, block_id)
+        self.hold(source)
+        self._copy_sources[copy_id] = source
+        self.set_written(copy_id, num_slots)
+        self.release(block_id)
+        return copy_id
+
+    def take_copies(self) -> list[tuple[int, int]]:
+        """(source, destination) of this step's copies, to be made before the next `allocate`."""
+        copies = [(source, copy_id) for copy_id, source in self._copy_sources.items()]
+        self._copy_sources.clear()
+        for source, _ in copies:
+            self.release(source)
+        return copies
+
+    def check_invariants(self, tables: Sequence["BlockTable"]) -> None:
+        """Slow recount from the tables that hold blocks, between two steps.
+
+        Raises:
+            InvariantViolation: a block is lost, owned twice, or miscounted.
+        """
+        self.cache.check_invariants()
+        check(not self._copy_sources, "copies were ordered but not taken")
+        owners = Counter(block_id for table in tables for block_id in table.block_ids)
+        check(owners == Counter(dict(enumerate(self.ref_counts))), "reference counts are wrong")
+        check(self.num_held == len(owners), f"{self.num_held} held, counted {len(owners)}")
+        states = [*self._free, *self.cache.idle, *owners]
+        check(
+            sorted(states) == list(range(self._num_touched)),
+            "free, idle and held blocks are not all touched blocks, each once",
+        )
+        written = dict.fromkeys(owners, 0)
+        for table in tables:
+            for index, block_id in enumerate(table.block_ids):
+                slots = table.num_tokens - index * self.block_size
+                slots = self.block_size if block_id in self.cache else min(slots, self.block_size)
+                written[block_id] = max(written[block_id], slots)
+        check(sum(written.values()) == self.num_slots_written, "written slots are miscounted")
+        in_cache = [b for b in self._free if b in self.cache]
+        check(not in_cache, f"free blocks {in_cache} are in the prefix cache")
+
+
+class BlockTable:
+    """One sequence's blocks in the order of its tokens.
+
+    The first `num_tokens` slots hold the sequence's keys and values. Blocks that are shared or
+    cached are full there or are replaced by `reserve` before they are written.
+    """
+
+    __slots__ = ("_pool", "block_ids", "num_tokens")
+
+    def __init__(self, pool: BlockPool) -> None:
+        self._pool = pool
+        self.block_ids: list[int] = []
+        self.num_tokens = 0
+
+    def adopt(self, block_ids: Sequence[int], num_tokens: int) -> Self:
+        """Share blocks whose first `num_tokens` slots are this sequence's; the table is empty."""
+        for block_id in block_ids:
+            self._pool.hold(block_id)
+        self.block_ids = list(block_ids)
+        self.truncate(num_tokens)
+        return self
+
+    def fork(self, num_tokens: int) -> "BlockTable":
+        """A second table that shares this one's first `num_tokens` tokens."""
+        shared = self.block_ids[: self._pool.blocks_for(num_tokens)]
+        return BlockTable(self._pool).adopt(shared, num_tokens)
+
+    def truncate(self, num_tokens: int) -> None:
+        """Keep the first `num_tokens` tokens and give back the blocks behind them."""
+        num_blocks = self._pool.blocks_for(num_tokens)
+        # The deepest first: it is then evicted before the blocks without which it is useless.
+        while len(self.block_ids) > num_blocks:
+            self._pool.release(self.block_ids.pop())
+        self.num_tokens = num_tokens
+        tail = num_tokens % self._pool.block_size
+        if tail and not self._is_frozen(self.block_ids[-1]):
+            self._pool.set_written(self.block_ids[-1], tail)
+
+    def clear(self) -> None:
+        self.truncate(0)
+
+    def blocks_to_reach(self, num_tokens: int) -> int:
+        """Free blocks that `reserve(num_tokens)` takes, a copy included."""
+        missing = self._pool.blocks_for(num_tokens) - len(self.block_ids)
+        index, tail = divmod(self.num_tokens, self._pool.block_size)
+        copies = 1 if tail and self._pool.is_shared(self.block_ids[index]) else 0
+        return max(missing, 0) + copies
+
+    def reserve(self, num_tokens: int) -> bool:
+        """Make the slots from `self.num_tokens` up to `num_tokens` writable by this table alone.
+
+        Returns:
+            False, with nothing changed, if too few blocks are free.
+        """
+        pool = self._pool
+        index, tail = divmod(self.num_tokens, pool.block_size)
+        if num_tokens <= len(self.block_ids) * pool.block_size and not (
+            tail and self._is_frozen(self.block_ids[index])
+        ):
+            return True
+        if self.blocks_to_reach(num_tokens) > pool.num_free:
+            return False
+        if tail:
+            self._unfreeze(index, tail)
+        for _ in range(pool.blocks_for(num_tokens) - len(self.block_ids)):
+            self.block_ids.append(pool.allocate())
+        return True
+
+    def advance(self, num_tokens: int) -> range:
+        """The slots before `num_tokens` are computed now.
+
+        Returns:
+            Indexes of the blocks that this filled up.
+        """
+        pool, size = self._pool, self._pool.block_size
+        first = self.num_tokens // size
+        for index in range(first, pool.blocks_for(num_tokens)):
+            pool.set_written(self.block_ids[index], min(size, num_tokens - index * size))
+        self.num_tokens = num_tokens
+        return range(first, num_tokens // size)
+
+    def _is_frozen(self, block_id: int) -> bool:
+        return self._pool.ref_counts[block_id] > 1 or block_id in self._pool.cache
+
+    def _unfreeze(self, index: int, tail: int) -> None:
+        """Copy a shared block; a cached one without other owners only leaves the cache."""
+        block_id = self.block_ids[index]
+        if self._pool.is_shared(block_id):
+            self.block_ids[index] = self._pool.copy_on_write(block_id, tail)
+        else:
+            self._pool.cache.forget(block_id)
+            self._pool.set_written(block_id, tail)
+
+
+def reorder(tables: Sequence[BlockTable], parents: Sequence[int]) -> list[BlockTable]:
+    """Beam search's step: table `i` of the result continues `tables[parents[i]]`.
+
+    The old tables are emptied; what no new one continues is freed.
+    """
+    chosen = [tables[parent].fork(tables[parent].num_tokens) for parent in parents]
+    for table in tables:
+        table.clear()
+    return chosen
+
+
+def check(holds: bool, message: str) -> None:
+    """
+    Raises:
+        InvariantViolation: it does not hold.
+    """
+    if not holds:
+        raise InvariantViolation(message)

@@ -1,0 +1,240 @@
+"""A request inside the engine: its `n` sequences, what each has computed, and when it ends.
+
+There are no phases. A sequence has known tokens (prompt and output so far) and computed ones (their
+keys and values are in its blocks); steps let the second number catch up with the first:
+
+    token_ids   [ prompt ............ | output ... ]
+                [ computed ...... | missing ....... ]
+    a new token is drawn by the step that leaves nothing missing
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Any
+
+from engine.config import ResolvedConfig
+from engine.errors import ContextLengthExceeded, InvalidParameter, OutOfBlocks
+from engine.llm.decision import NewSequence, ScheduledSequence, SequenceOutput
+from engine.llm.kv_cache import BlockTable
+from engine.llm.prefix_cache import extend_chain
+from engine.types import FinishReason, GenerateRequest, TokenEvent, TokenLogprob
+
+
+class Status(Enum):
+    HELD_BACK = auto()
+    """A further completion of a request whose prompt is not computed yet."""
+    WAITING = auto()
+    RUNNING = auto()
+    FINISHED = auto()
+
+
+@dataclass(eq=False, slots=True)
+class ActiveRequest:
+    """What the sequences of one request share."""
+
+    request: GenerateRequest
+    arrival: int
+    """Position in the order of arrival."""
+    arrival_time_s: float
+    seed: int
+    eos_token_ids: frozenset[int]
+    """Those that end a sequence: none under `ignore_eos`."""
+    chain_root: bytes
+    sequences: list["Sequence"] = field(default_factory=list)
+    num_unfinished: int = 0
+    was_started: bool = False
+    """One of its sequences has run."""
+
+    @property
+    def prompt_len(self) -> int:
+        return len(self.request.prompt_token_ids)
+
+    def donor(self) -> "Sequence | None":
+        """A running sequence whose table holds the whole prompt, for others to fork."""
+        for sequence in self.sequences:
+            if sequence.status is Status.RUNNING and sequence.table.num_tokens >= self.prompt_len:
+                return sequence
+        return None
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """One completion of a request."""
+
+    seq_id: int
+    owner: ActiveRequest
+    index: int
+    rank: tuple[int, ...]
+    """Who goes first: the smaller. Unique."""
+    table: BlockTable
+    token_ids: list[int]
+    """Prompt and output. Only appended to."""
+    max_num_tokens: int
+    """Length at which it ends whatever it says."""
+    status: Status = Status.HELD_BACK
+    is_announced: bool = False
+    """The executor knows it."""
+    num_cached_tokens: int = 0
+    chain: list[bytes] = field(default_factory=list)
+    """Hashes of the full blocks of `token_ids`, as far as they were needed."""
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+    """Scores so far, the first token's None included; None if not asked for, or once sent."""
+    stop_token_id: int | None = None
+    queue_time_s: float | None = None
+    """Until it is sent with the first event."""
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.owner.prompt_len
+
+    @property
+    def num_missing(self) -> int:
+        """Known tokens that are not computed yet: at least 1 until it ends."""
+        return len(self.token_ids) - self.table.num_tokens
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Its prompt must be run, cached or not, to be scored."""
+        return self.prompt_logprobs is not None
+
+    def extend_chain(self, block_size: int) -> list[bytes]:
+        """Block hashes of all known tokens."""
+        return extend_chain(self.chain, self.owner.chain_root, self.token_ids, block_size)
+
+    def restart(self) -> None:
+        """Forget what was computed, keep what was said."""
+        self.table.clear()
+        if self.prompt_logprobs is not None:
+            self.prompt_logprobs = [None]
+
+    def announce(self) -> NewSequence:
+        """For the executor, once."""
+        self.is_announced = True
+        owner = self.owner
+        sampling = owner.request.sampling
+        return NewSequence(
+            seq_id=self.seq_id,
+            prompt_token_ids=owner.request.prompt_token_ids,
+            sampling=sampling,
+            seed=owner.seed,
+            index=self.index,
+            suppressed_token_ids=(*sorted(owner.eos_token_ids), *sampling.stop_token_ids),
+            adapter=owner.request.adapter,
+        )
+
+    def schedule(self, num_tokens: int) -> ScheduledSequence:
+        """Its share of a step: the next `num_tokens` missing tokens."""
+        start, owner = self.table.num_tokens, self.owner
+        end = start + num_tokens
+        return ScheduledSequence(
+            seq_id=self.seq_id,
+            token_ids=self.token_ids[start:end],
+            start=start,
+            block_ids=self.table.block_ids,
+            samples=end == len(self.token_ids) and owner.request.sampling.max_tokens > 0,
+            num_output_tokens=len(self.token_ids) - owner.prompt_len,
+            prompt_logprobs=self.scores_prompt and start < owner.prompt_len - 1,
+        )
+
+    def take(self, result: SequenceOutput) -> TokenEvent | None:
+        """Note a step's outcome: scores of the prompt, drawn tokens.
+
+        Returns:
+            What the client is to know, if anything: tokens, or the end.
+        """
+        if self.prompt_logprobs is not None and result.prompt_logprobs:
+            self.prompt_logprobs += result.prompt_logprobs
+        num_taken, reason = 0, self._end_without_token()
+        for token_id in result.token_ids:
+            num_taken += 1
+            reason = self._append(token_id)
+            if reason is not None:
+                break
+        if num_taken == 0 and reason is None:
+            return None
+        prompt_logprobs, self.prompt_logprobs = self.prompt_logprobs, None
+        return self._report(
+            token_ids=result.token_ids[:num_taken],
+            logprobs=result.logprobs[:num_taken] if result.logprobs is not None else None,
+            prompt_logprobs=prompt_logprobs,
+            finish_reason=reason,
+            stop_token_id=self.stop_token_id,
+        )
+
+    def fail(self, code: str, message: str) -> TokenEvent:
+        """Its last event, after an error."""
+        return self._report(
+            finish_reason=FinishReason.ERROR, error_code=code, error_message=message
+        )
+
+    def _report(self, **contents: Any) -> TokenEvent:
+        queue_time_s, self.queue_time_s = self.queue_time_s, None
+        return TokenEvent(
+            request_id=self.owner.request.request_id,
+            index=self.index,
+            num_cached_tokens=self.num_cached_tokens,
+            queue_time_s=queue_time_s,
+            **contents,
+        )
+
+    def _end_without_token(self) -> FinishReason | None:
+        """A request that only scores its prompt ends once that is computed."""
+        is_over = self.owner.request.sampling.max_tokens == 0 and self.num_missing == 0
+        return FinishReason.LENGTH if is_over else None
+
+    def _append(self, token_id: int) -> FinishReason | None:
+        self.token_ids.append(token_id)
+        sampling = self.owner.request.sampling
+        if self.num_output_tokens > sampling.min_tokens:
+            if token_id in self.owner.eos_token_ids:
+                return FinishReason.STOP
+            if token_id in sampling.stop_token_ids:
+                self.stop_token_id = token_id
+                return FinishReason.STOP
+        return FinishReason.LENGTH if len(self.token_ids) >= self.max_num_tokens else None
+
+
+def check_request(request: GenerateRequest, config: ResolvedConfig, vocab_size: int) -> None:
+    """Refuse what would fail later. The server checks first, and the engine does not trust it.
+
+    A prompt that leaves room for one token is taken, even if `max_tokens` would go past the
+    context: such a request ends with `length` there.
+
+    Raises:
+        InvalidParameter, ContextLengthExceeded, OutOfBlocks
+    """
+    prompt, sampling = request.prompt_token_ids, request.sampling
+    if not prompt:
+        raise InvalidParameter("the prompt is empty; send at least one token", param="prompt")
+    _check_token_ids(prompt, vocab_size, "prompt")
+    _check_token_ids(sampling.stop_token_ids, vocab_size, "stop_token_ids")
+    _check_token_ids(sampling.logit_bias, vocab_size, "logit_bias")
+    for name, low in (("n", 1), ("max_tokens", 0), ("min_tokens", 0)):
+        if getattr(sampling, name) < low:
+            raise InvalidParameter(
+                f"{name} is {getattr(sampling, name)}; it must be at least {low}", param=name
+            )
+    shortest = len(prompt) + min(sampling.max_tokens, 1)
+    if shortest > config.max_model_len:
+        raise ContextLengthExceeded(
+            f"the prompt has {len(prompt)} tokens and max_tokens is {sampling.max_tokens}; "
+            f"max_model_len is {config.max_model_len}; shorten the prompt or raise max_model_len",
+            param="prompt",
+        )
+    capacity = config.num_kv_blocks * config.block_size
+    if len(prompt) > capacity:
+        raise OutOfBlocks(
+            f"the prompt has {len(prompt)} tokens; the KV pool holds {capacity}; "
+            f"shorten the prompt or raise kv_cache_memory_gib",
+            param="prompt",
+        )
+
+
+def _check_token_ids(
+    token_ids: list[int] | tuple[int, ...] | dict[int, float], vocab_size: int, param: str
+) -> None:
+    if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
+        bad = next(t for t in token_ids if not 0 <= t < vocab_size)
+        raise InvalidParameter(
+            f"{param} has token id {bad}; the model's ids are 0 to {vocab_size - 1}", param=param
+        )

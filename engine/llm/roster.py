@@ -1,0 +1,151 @@
+"""Where every unfinished sequence is: held back, waiting or running. Moves them, counts them.
+
+add ─► waiting ◄──── release ◄─ held back (further completions, until the prompt is computed)
+         │  ▲
+   start ▼  │ preempt
+       running ─► finish (from anywhere)
+"""
+
+from bisect import insort
+from collections import Counter
+
+from engine.llm.kv_cache import BlockPool, BlockTable, check
+from engine.llm.policy import SchedulingPolicy
+from engine.llm.request import ActiveRequest, Sequence, Status
+
+
+class Roster:
+    """Every unfinished sequence is in exactly one place; only running ones hold blocks."""
+
+    def __init__(self, policy: SchedulingPolicy, pool: BlockPool) -> None:
+        self.waiting = policy.create_queue()
+        self.running: list[Sequence] = []
+        """By rank."""
+        self.num_held_back = 0
+        self.num_new_requests = 0
+        """Requests of which no sequence was ever started."""
+        self._policy = policy
+        self._pool = pool
+        self._requests: dict[str, ActiveRequest] = {}
+        self._sequences: dict[int, Sequence] = {}
+        self._num_sequences_ever = 0
+        self._finished: list[int] = []
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._requests
+
+    def find_request(self, request_id: str) -> ActiveRequest | None:
+        return self._requests.get(request_id)
+
+    def find(self, seq_id: int) -> Sequence | None:
+        return self._sequences.get(seq_id)
+
+    def add(self, owner: ActiveRequest, max_model_len: int) -> None:
+        """Create the request's sequences. The first one waits, the others wait for it."""
+        request = owner.request
+        self._requests[request.request_id] = owner
+        self.num_new_requests += 1
+        rank = self._policy.rank(request, owner.arrival)
+        for index in range(request.sampling.n):
+            scores_prompt = index == 0 and request.sampling.prompt_logprobs is not None
+            sequence = Sequence(
+                seq_id=self._num_sequences_ever,
+                owner=owner,
+                index=index,
+                rank=(*rank, index),
+                table=BlockTable(self._pool),
+                token_ids=list(request.prompt_token_ids),
+                max_num_tokens=min(owner.prompt_len + request.sampling.max_tokens, max_model_len),
+                prompt_logprobs=[None] if scores_prompt else None,
+            )
+            self._num_sequences_ever += 1
+            self._sequences[sequence.seq_id] = sequence
+            owner.sequences.append(sequence)
+        owner.num_unfinished = len(owner.sequences)
+        self.num_held_back += len(owner.sequences)
+        self._release(owner.sequences[0])
+
+    def release_siblings(self, owner: ActiveRequest) -> None:
+        """Let further completions start once the first has computed the prompt, or is gone."""
+        first, last = owner.sequences[0], owner.sequences[-1]
+        if last.status is not Status.HELD_BACK:
+            return
+        if first.status is Status.FINISHED or first.table.num_tokens >= owner.prompt_len:
+            for sibling in owner.sequences[1:]:
+                self._release(sibling)
+
+    def start(self, sequence: Sequence, table: BlockTable) -> None:
+        """Move the first of the queue into the batch, with the blocks it starts from."""
+        self.waiting.pop()
+        sequence.table = table
+        sequence.status = Status.RUNNING
+        insort(self.running, sequence, key=_rank)
+        self.num_new_requests -= not sequence.owner.was_started
+        sequence.owner.was_started = True
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Free a running sequence's blocks and put it back in the queue."""
+        self.running.remove(sequence)
+        sequence.restart()
+        sequence.status = Status.WAITING
+        self.waiting.push(sequence)
+
+    def finish(self, sequence: Sequence) -> None:
+        """Free what a sequence holds, wherever it is, and forget it."""
+        match sequence.status:
+            case Status.HELD_BACK:
+                self.num_held_back -= 1
+            case Status.WAITING:
+                self.waiting.remove(sequence)
+            case Status.RUNNING:
+                self.running.remove(sequence)
+        sequence.status = Status.FINISHED
+        sequence.table.clear()
+        del self._sequences[sequence.seq_id]
+        if sequence.is_announced:
+            self._finished.append(sequence.seq_id)
+        owner = sequence.owner
+        owner.num_unfinished -= 1
+        if owner.num_unfinished == 0:
+            del self._requests[owner.request.request_id]
+            self.num_new_requests -= not owner.was_started
+
+    def take_finished(self) -> list[int]:
+        """Sequences that ended since the last call and that the executor knows."""
+        finished, self._finished = self._finished, []
+        return finished
+
+    def check_invariants(self) -> None:
+        """Slow recount, between two steps.
+
+        Raises:
+            InvariantViolation: a sequence is lost or in two places, or a counter is wrong.
+        """
+        waiting = list(self.waiting)
+        for sequences, status in ((self.running, Status.RUNNING), (waiting, Status.WAITING)):
+            check(all(s.status is status for s in sequences), f"a sequence is not {status.name}")
+            ranks = [s.rank for s in sequences]
+            check(ranks == sorted(set(ranks)), f"{status.name} sequences are not in order")
+        counts = Counter(s.status for s in self._sequences.values())
+        expected = {
+            Status.RUNNING: len(self.running),
+            Status.WAITING: len(waiting),
+            Status.HELD_BACK: self.num_held_back,
+        }
+        check(counts == Counter(expected), f"sequences are {counts}, but places hold {expected}")
+        idle = [s for s in self._sequences.values() if s.status is not Status.RUNNING]
+        check(not any(s.table.block_ids for s in idle), "a sequence holds blocks but does not run")
+        check(all(s.num_missing >= 1 for s in self.running), "a running sequence misses nothing")
+        owners = {s.owner.request.request_id: s.owner for s in self._sequences.values()}
+        check(owners == self._requests, "requests and their unfinished sequences disagree")
+        num_new = sum(not owner.was_started for owner in owners.values())
+        check(self.num_new_requests == num_new, f"{num_new} requests are new")
+
+    def _release(self, sequence: Sequence) -> None:
+        self.num_held_back -= 1
+        sequence.status = Status.WAITING
+        self.waiting.push(sequence)
+
+
+def _rank(sequence: Sequence) -> tuple[int, ...]:
+    return sequence.rank

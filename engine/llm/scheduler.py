@@ -1,0 +1,331 @@
+"""Who runs next: turns waiting and running sequences into one step's decision, and its outcome
+into events. Knows no tensors; called by `LLMEngine` alone, from one thread.
+
+One rule instead of phases: each step moves `computed` towards `known` tokens under a token budget
+(`max_num_batched_tokens`) and a number of places (`max_num_seqs`). The budget goes
+
+1. to running sequences that miss one token, so that no prompt ever holds up a decode;
+2. to running sequences that miss more, then to waiting ones, by rank. One that cannot finish its
+   prompt in this step leaves a quarter of what is left to those behind it, so that a long prompt
+   slows short ones down but does not shut them out;
+3. what then remains goes back to the unfinished prompts, by rank.
+
+When blocks run out, the running sequence of the largest rank is preempted: its blocks are freed and
+it is computed again later, output included. The smallest rank is never preempted, so it advances
+in every step, and by induction everything finishes. A waiting sequence is admitted only if its
+whole text fits beside what the running ones still miss, with a block to grow for each of them.
+"""
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from engine.config import ResolvedConfig
+from engine.errors import (
+    InternalError,
+    InvalidParameter,
+    InvariantViolation,
+    OutOfBlocks,
+    QueueFull,
+)
+from engine.llm.decision import ScheduleDecision, ScheduledSequence, SequenceOutput, StepOutput
+from engine.llm.kv_cache import BlockPool, BlockTable, check
+from engine.llm.policy import create_policy
+from engine.llm.prefix_cache import PrefixCache, chain_root
+from engine.llm.request import ActiveRequest, Sequence, Status, check_request
+from engine.llm.roster import Roster
+from engine.types import EngineStats, GenerateRequest, TokenEvent
+
+_PARTS_OF_BUDGET = 4
+"""A long prompt leaves one of this many parts to those behind it."""
+
+
+@dataclass(slots=True)
+class _Step:
+    """A decision in the making."""
+
+    budget: int
+    chunks: dict[Sequence, int] = field(default_factory=dict)
+    """Tokens given to each sequence, in the order in which they will run."""
+
+    def give(self, sequence: Sequence, num_tokens: int) -> None:
+        self.chunks[sequence] = self.chunks.get(sequence, 0) + num_tokens
+        self.budget -= num_tokens
+
+    def drop(self, sequence: Sequence) -> None:
+        self.budget += self.chunks.pop(sequence, 0)
+
+
+class Scheduler:
+    """
+    Args:
+        eos_token_ids: end a sequence unless its request ignores them.
+        vocab_size: token ids at or above it are refused.
+        clock: `time.time`, or a test's own; only queue times depend on it.
+    """
+
+    def __init__(
+        self,
+        config: ResolvedConfig,
+        *,
+        eos_token_ids: tuple[int, ...],
+        vocab_size: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._config = config
+        self._eos_token_ids = frozenset(eos_token_ids)
+        self._vocab_size = vocab_size
+        self._clock = clock
+        self._policy = create_policy(config.scheduling_policy)
+        self._cache = PrefixCache(config.max_idle_cached_blocks)
+        self._pool = BlockPool(config.num_kv_blocks, config.block_size, self._cache)
+        self._roster = Roster(self._policy, self._pool)
+        # Every running sequence is to get a token per step, so no more can run than the budget.
+        self._max_num_running = min(config.max_num_seqs, config.max_num_batched_tokens)
+        self._seeds = random.Random(config.seed)
+        self._num_arrivals = 0
+        self._num_preemptions = 0
+        self._num_steps = 0
+        self._num_step_tokens = 0
+        self._num_prefix_queries = 0
+        self._num_prefix_hits = 0
+
+    def add(self, request: GenerateRequest) -> None:
+        """Put a request in the queue.
+
+        Raises:
+            InvalidParameter, ContextLengthExceeded: it can never run.
+            OutOfBlocks: its prompt is larger than the pool.
+            QueueFull: `max_num_queued` requests wait already, beyond those that find a place.
+        """
+        check_request(request, self._config, self._vocab_size)
+        if request.request_id in self._roster:
+            raise InvalidParameter("a request with this id is running", param="request_id")
+        num_places = self._max_num_running - len(self._roster.running)
+        if self._roster.num_new_requests - num_places >= self._config.max_num_queued:
+            raise QueueFull(
+                f"{self._config.max_num_queued} requests wait already; retry later, or raise "
+                f"max_num_queued"
+            )
+        sampling = request.sampling
+        owner = ActiveRequest(
+            request=request,
+            arrival=self._num_arrivals,
+            arrival_time_s=request.arrival_time_s or self._clock(),
+            seed=self._seeds.getrandbits(63) if sampling.seed is None else sampling.seed,
+            eos_token_ids=frozenset() if sampling.ignore_eos else self._eos_token_ids,
+            chain_root=chain_root(request.cache_salt, request.adapter),
+        )
+        self._num_arrivals += 1
+        self._roster.add(owner, self._config.max_model_len)
+
+    def abort(self, request_id: str) -> None:
+        """End a request at once, whatever it is doing; no event follows. Unknown ids are ignored.
+
+        Between `schedule` and `commit` too: its outcome is then dropped.
+        """
+        owner = self._roster.find_request(request_id)
+        for sequence in owner.sequences if owner else ():
+            if sequence.status is not Status.FINISHED:
+                self._roster.finish(sequence)
+
+    def has_work(self) -> bool:
+        return bool(self._roster.running or self._roster.waiting)
+
+    def schedule(self) -> ScheduleDecision:
+        """Decide the next step. Something is scheduled whenever there is work."""
+        step = _Step(self._config.max_num_batched_tokens)
+        missing = [(s, s.num_missing) for s in self._roster.running]
+        for sequence, num_tokens in missing:
+            if num_tokens == 1:
+                self._continue(sequence, num_tokens, step)
+        for sequence, num_tokens in missing:
+            if num_tokens > 1:
+                self._continue(sequence, num_tokens, step)
+        self._admit_waiting(step)
+        self._hand_out_rest(step)
+        return self._decide(step)
+
+    def commit(self, decision: ScheduleDecision, output: StepOutput) -> list[TokenEvent]:
+        """Take in what the executor made of `decision`.
+
+        Raises:
+            InvariantViolation: the output is not that of the decision.
+        """
+        if [o.seq_id for o in output.outputs] != [s.seq_id for s in decision.scheduled]:
+            raise InvariantViolation("the executor's output does not match the decision")
+        self._num_steps += 1
+        self._num_step_tokens = decision.num_tokens
+        events: list[TokenEvent] = []
+        for scheduled, result in zip(decision.scheduled, output.outputs, strict=True):
+            sequence = self._roster.find(scheduled.seq_id)
+            if sequence is not None:
+                self._commit_sequence(sequence, scheduled, result, events)
+        return events
+
+    def stats(self) -> EngineStats:
+        """The scheduler's and the cache's share of a step's account; constant time."""
+        return EngineStats(
+            num_running=len(self._roster.running),
+            num_waiting=len(self._roster.waiting) + self._roster.num_held_back,
+            kv_blocks_total=self._pool.num_blocks,
+            kv_blocks_used=self._pool.num_held,
+            kv_slots_unused=self._pool.num_slots_unused,
+            kv_block_size=self._pool.block_size,
+            prefix_cache_queries=self._num_prefix_queries,
+            prefix_cache_hits=self._num_prefix_hits,
+            num_preemptions=self._num_preemptions,
+            num_steps=self._num_steps,
+            step_tokens=self._num_step_tokens,
+        )
+
+    def check_invariants(self) -> None:
+        """Slow recount of everything that is kept up to date by increments, between two steps.
+
+        Raises:
+            InvariantViolation: a block leaked or has a false owner, a sequence is in two places,
+                a limit was passed, or a counter is wrong.
+        """
+        self._roster.check_invariants()
+        self._pool.check_invariants([s.table for s in self._roster.running])
+        num_running, budget = len(self._roster.running), self._config.max_num_batched_tokens
+        check(num_running <= self._max_num_running, f"{num_running} sequences run")
+        check(self._num_step_tokens <= budget, f"a step had {self._num_step_tokens} tokens")
+
+    def _continue(self, sequence: Sequence, num_missing: int, step: _Step) -> None:
+        """Give a running sequence its tokens, preempting larger ranks for blocks."""
+        if step.budget == 0 or sequence.status is not Status.RUNNING:
+            return
+        num_tokens = self._share(num_missing, step)
+        while not sequence.table.reserve(sequence.table.num_tokens + num_tokens):
+            victim = self._roster.running[-1]
+            if victim is sequence:
+                return  # keeps what it has and waits for smaller ranks to finish
+            self._preempt(victim, step)
+        step.give(sequence, num_tokens)
+
+    def _share(self, num_missing: int, step: _Step) -> int:
+        """How much of the budget a sequence takes at first."""
+        if num_missing <= step.budget:
+            return num_missing
+        left_to_others = step.budget // _PARTS_OF_BUDGET
+        # Less than a block is not worth a place in the batch.
+        return step.budget - (left_to_others if left_to_others >= self._pool.block_size else 0)
+
+    def _preempt(self, victim: Sequence, step: _Step) -> None:
+        self._roster.preempt(victim)
+        step.drop(victim)
+        self._num_preemptions += 1
+
+    def _admit_waiting(self, step: _Step) -> None:
+        waiting, running = self._roster.waiting, self._roster.running
+        while step.budget and waiting and len(running) < self._max_num_running:
+            sequence = waiting.peek()
+            table = self._find_computed(sequence)
+            if not self._make_room(sequence, table, step):
+                table.clear()
+                return
+            self._note_first_start(sequence, table)
+            self._roster.start(sequence, table)
+            num_tokens = self._share(sequence.num_missing, step)
+            check(table.reserve(table.num_tokens + num_tokens), "an admitted sequence has no room")
+            step.give(sequence, num_tokens)
+
+    def _find_computed(self, sequence: Sequence) -> BlockTable:
+        """A table over what is computed already, short of the last token: its logits are needed."""
+        size = self._pool.block_size
+        cached: list[int] = []
+        if self._config.enable_prefix_caching and not sequence.scores_prompt:
+            cached = self._cache.find(sequence.extend_chain(size))
+        num_cached = min(len(cached) * size, len(sequence.token_ids) - 1)
+        donor, num_forked = sequence.owner.donor(), sequence.owner.prompt_len - 1
+        if donor is not None and num_forked >= num_cached:
+            return donor.table.fork(num_forked)
+        return BlockTable(self._pool).adopt(cached, num_cached)
+
+    def _make_room(self, sequence: Sequence, table: BlockTable, step: _Step) -> bool:
+        """Whether all known tokens of a waiting sequence fit, if need be instead of others'."""
+        victims: list[Sequence] = []
+        lacking = table.blocks_to_reach(len(sequence.token_ids)) - self._num_spare_blocks()
+        for victim in reversed(self._roster.running):
+            if lacking <= 0 or not self._policy.may_displace(sequence, victim):
+                break
+            victims.append(victim)
+            lacking -= len(victim.table.block_ids)
+        if lacking > 0:
+            return False
+        for victim in victims:
+            self._preempt(victim, step)
+        # Victims that share blocks free fewer than they hold.
+        return table.blocks_to_reach(len(sequence.token_ids)) <= self._num_spare_blocks()
+
+    def _num_spare_blocks(self) -> int:
+        """Free blocks beyond what running prompts miss and one per sequence to grow."""
+        num_promised = len(self._roster.running)
+        for sequence in self._roster.running:
+            if sequence.num_missing > 1:
+                num_promised += self._pool.blocks_for(len(sequence.token_ids))
+                num_promised -= len(sequence.table.block_ids)
+        return self._pool.num_free - num_promised
+
+    def _note_first_start(self, sequence: Sequence, table: BlockTable) -> None:
+        owner = sequence.owner
+        if owner.was_started:
+            return
+        sequence.queue_time_s = max(0.0, self._clock() - owner.arrival_time_s)
+        for sibling in owner.sequences:
+            sibling.num_cached_tokens = table.num_tokens
+        if self._config.enable_prefix_caching and not sequence.scores_prompt:
+            self._num_prefix_queries += owner.prompt_len
+            self._num_prefix_hits += table.num_tokens
+
+    def _hand_out_rest(self, step: _Step) -> None:
+        for sequence, num_tokens in list(step.chunks.items()):
+            more = min(step.budget, sequence.num_missing - num_tokens)
+            if more and sequence.table.reserve(sequence.table.num_tokens + num_tokens + more):
+                step.give(sequence, more)
+
+    def _decide(self, step: _Step) -> ScheduleDecision:
+        decision = ScheduleDecision(copies=self._pool.take_copies())
+        for sequence, num_tokens in step.chunks.items():
+            if not sequence.is_announced:
+                decision.new.append(sequence.announce())
+            decision.scheduled.append(sequence.schedule(num_tokens))
+        if decision.scheduled:
+            decision.finished = self._roster.take_finished()
+        return decision
+
+    def _commit_sequence(
+        self,
+        sequence: Sequence,
+        scheduled: ScheduledSequence,
+        result: SequenceOutput,
+        events: list[TokenEvent],
+    ) -> None:
+        if result.error is not None:
+            self._fail(sequence, InternalError.code, result.error, events)
+            return
+        filled = sequence.table.advance(scheduled.start + len(scheduled.token_ids))
+        if filled and self._config.enable_prefix_caching:
+            chain = sequence.extend_chain(self._pool.block_size)
+            for index in filled:
+                self._cache.register(sequence.table.block_ids[index], chain[index])
+        self._roster.release_siblings(sequence.owner)
+        event = sequence.take(result)
+        if event is None:
+            return
+        events.append(event)
+        if event.finish_reason is not None:
+            self._roster.finish(sequence)
+        elif len(sequence.token_ids) > self._pool.num_slots:
+            message = (
+                f"prompt and output have {len(sequence.token_ids)} tokens; the KV pool holds "
+                f"{self._pool.num_slots}; lower max_tokens or raise kv_cache_memory_gib"
+            )
+            self._fail(sequence, OutOfBlocks.code, message, events)
+
+    def _fail(self, sequence: Sequence, code: str, message: str, events: list[TokenEvent]) -> None:
+        events.append(sequence.fail(code, message))
+        self._roster.finish(sequence)
+        self._roster.release_siblings(sequence.owner)

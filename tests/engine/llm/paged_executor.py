@@ -1,0 +1,294 @@
+"""An executor without a model that remembers what every KV slot holds.
+
+Each slot stores a digest of the whole text up to its token, made from the digest that the block
+table shows one position earlier, as attention would. Before a token is drawn, all slots of the
+sequence are read back and compared with its text, so a block that is shared wrongly, written by
+two, copied too late or served stale from the cache is caught where it happens. The drawn token is
+a pure function of seed, index and what was read.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from zlib import crc32
+
+from engine.config import ResolvedConfig
+from engine.llm.decision import (
+    NewSequence,
+    ScheduleDecision,
+    ScheduledSequence,
+    SequenceOutput,
+    StepOutput,
+)
+from engine.llm.scheduler import Scheduler
+from engine.types import FinishReason, GenerateRequest, SamplingParams, TokenEvent, TokenLogprob
+
+VOCAB_SIZE = 50
+EOS = 0
+
+
+def make_config(**changes: object) -> ResolvedConfig:
+    defaults = ResolvedConfig(
+        device="cpu",
+        dtype="float32",
+        max_model_len=256,
+        max_num_seqs=8,
+        max_num_batched_tokens=32,
+        block_size=4,
+        num_kv_blocks=64,
+        enable_prefix_caching=True,
+        max_idle_cached_blocks=64,
+        scheduling_policy="fcfs",
+        max_num_queued=1000,
+        num_threads=1,
+        seed=0,
+        debug_invariants=True,
+    )
+    return replace(defaults, **changes)
+
+
+def make_scheduler(config: ResolvedConfig | None = None, **changes: object) -> Scheduler:
+    config = config or make_config(**changes)
+    return Scheduler(config, eos_token_ids=(EOS,), vocab_size=VOCAB_SIZE, clock=lambda: 100.0)
+
+
+def make_request(
+    request_id: str,
+    prompt: int | Iterable[int],
+    max_tokens: int = 4,
+    *,
+    priority: int = 0,
+    cache_salt: str | None = None,
+    adapter: str | None = None,
+    **sampling: object,
+) -> GenerateRequest:
+    """A prompt given by its length holds tokens that depend on the request's id."""
+    if isinstance(prompt, int):
+        prompt = [(crc32(request_id.encode()) + 7 * i + i * i) % VOCAB_SIZE for i in range(prompt)]
+    return GenerateRequest(
+        request_id=request_id,
+        model="m",
+        prompt_token_ids=list(prompt),
+        sampling=SamplingParams(**{"ignore_eos": True, "max_tokens": max_tokens, **sampling}),
+        priority=priority,
+        arrival_time_s=99.0,
+        cache_salt=cache_salt,
+        adapter=adapter,
+    )
+
+
+def digests(token_ids: list[int], adapter: str | None) -> list[int]:
+    """What the slots of this text must hold."""
+    values, value = [], _root(adapter)
+    for token_id in token_ids:
+        value = hash((value, token_id))
+        values.append(value)
+    return values
+
+
+def draw(new: NewSequence, digest: int, num_output_tokens: int) -> int:
+    """The model: next token after the text with this digest."""
+    token_id = hash((new.seed, new.index, digest)) % VOCAB_SIZE
+    if num_output_tokens < new.sampling.min_tokens:
+        while token_id in new.suppressed_token_ids:
+            token_id = (token_id + 1) % VOCAB_SIZE
+    return token_id
+
+
+def score(digest: int, target: int) -> TokenLogprob:
+    return TokenLogprob(target, -float(hash((digest, target)) % 1000), 1, [target], [0.0])
+
+
+def breaks(digest: int, error_rate: int) -> bool:
+    """Whether the row after this text fails: about one in `error_rate`, none for 0."""
+    return error_rate > 0 and hash((digest, 1)) % error_rate == 0
+
+
+@dataclass
+class _State:
+    new: NewSequence
+    history: list[int]
+
+
+@dataclass
+class PagedExecutor:
+    """Checks each decision against the contract of `engine.llm.decision` and carries it out."""
+
+    config: ResolvedConfig
+    error_rate: int = 0
+    num_steps: int = 0
+    num_copies: int = 0
+    sequences: dict[int, _State] = field(default_factory=dict)
+    slots: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    def execute(self, decision: ScheduleDecision) -> StepOutput:
+        self.num_steps += 1
+        assert decision.num_tokens <= self.config.max_num_batched_tokens
+        assert 0 < len(decision.scheduled) <= self.config.max_num_seqs
+        for seq_id in decision.finished:
+            del self.sequences[seq_id]
+        for new in decision.new:
+            assert new.seq_id not in self.sequences, "announced twice"
+            self.sequences[new.seq_id] = _State(new, list(new.prompt_token_ids))
+        self._copy(decision.copies)
+        self._write(decision.scheduled)
+        return StepOutput([self._attend(s) for s in decision.scheduled], 0.5, 0.25)
+
+    def shutdown(self) -> None:
+        self.sequences.clear()
+
+    def _copy(self, copies: list[tuple[int, int]]) -> None:
+        self.num_copies += len(copies)
+        sources, destinations = [s for s, _ in copies], [d for _, d in copies]
+        assert len(set(destinations)) == len(destinations), "two copies into one block"
+        assert not set(sources) & set(destinations), "a copy of a copy: order would matter"
+        for source, destination in copies:
+            for offset in range(self.config.block_size):
+                self.slots[destination, offset] = self.slots.get((source, offset), -1)
+
+    def _write(self, scheduled: list[ScheduledSequence]) -> None:
+        writer: dict[int, int] = {}
+        for entry in scheduled:
+            state = self.sequences[entry.seq_id]
+            assert entry.token_ids, "nothing to do"
+            end = entry.start + len(entry.token_ids)
+            assert entry.token_ids == state.history[entry.start : end]
+            assert len(entry.block_ids) == -(-end // self.config.block_size)
+            assert all(0 <= b < self.config.num_kv_blocks for b in entry.block_ids)
+            value = self._read(entry, entry.start - 1) if entry.start else None
+            for position, token_id in enumerate(entry.token_ids, entry.start):
+                value = hash((_root(state.new.adapter) if value is None else value, token_id))
+                slot = self._slot(entry, position)
+                assert writer.setdefault(slot[0], entry.seq_id) == entry.seq_id, "two write a block"
+                self.slots[slot] = value
+        for entry in scheduled:
+            for block_id in entry.block_ids:
+                owner = writer.get(block_id, entry.seq_id)
+                assert owner == entry.seq_id, f"block {block_id} is shared and written"
+
+    def _attend(self, entry: ScheduledSequence) -> SequenceOutput:
+        state = self.sequences[entry.seq_id]
+        new, sampling = state.new, state.new.sampling
+        end = entry.start + len(entry.token_ids)
+        read = [self._read(entry, position) for position in range(end)]
+        assert read == digests(state.history[:end], new.adapter), "the slots hold another text"
+        num_output = len(state.history) - len(new.prompt_token_ids)
+        assert entry.num_output_tokens == num_output
+        assert entry.samples == (end == len(state.history) and sampling.max_tokens > 0)
+        # Only where a row is judged alone too: chunks may end anywhere.
+        if end == len(state.history) and breaks(read[-1], self.error_rate):
+            return SequenceOutput(entry.seq_id, error="logits are not finite")
+        output = SequenceOutput(entry.seq_id)
+        if entry.prompt_logprobs:
+            scored = range(entry.start, min(end, len(new.prompt_token_ids) - 1))
+            assert scored, "no prompt token to score in this chunk"
+            output.prompt_logprobs = [score(read[p], state.history[p + 1]) for p in scored]
+        if entry.samples:
+            token_id = draw(new, read[-1], num_output)
+            state.history.append(token_id)
+            output.token_ids = [token_id]
+            if sampling.logprobs is not None:
+                output.logprobs = [score(read[-1], token_id)]
+        return output
+
+    def _slot(self, entry: ScheduledSequence, position: int) -> tuple[int, int]:
+        index, offset = divmod(position, self.config.block_size)
+        return entry.block_ids[index], offset
+
+    def _read(self, entry: ScheduledSequence, position: int) -> int:
+        return self.slots[self._slot(entry, position)]
+
+
+@dataclass
+class Answer:
+    """What one completion's events add up to."""
+
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+    error_code: str | None = None
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    num_cached_tokens: int = 0
+    queue_times_s: list[float] = field(default_factory=list)
+
+    def add(self, event: TokenEvent) -> None:
+        assert self.finish_reason is None, "an event after the last one"
+        assert event.token_ids or event.finish_reason, "an event without news"
+        if event.prompt_logprobs is not None:
+            assert not self.token_ids and event.index == 0, "prompt scores belong to the first"
+            self.prompt_logprobs = event.prompt_logprobs
+        if event.queue_time_s is not None:
+            self.queue_times_s.append(event.queue_time_s)
+        self.token_ids += event.token_ids
+        self.logprobs += event.logprobs or []
+        self.finish_reason = event.finish_reason
+        self.stop_token_id = event.stop_token_id
+        self.error_code = event.error_code
+        self.num_cached_tokens = event.num_cached_tokens
+
+
+Answers = dict[tuple[str, int], Answer]
+
+
+def answer_alone(
+    request: GenerateRequest, index: int, config: ResolvedConfig, error_rate: int = 0
+) -> Answer:
+    """What the request must get whatever shares the batch: the rules, written down once more."""
+    sampling, prompt = request.sampling, request.prompt_token_ids
+    suppressed = (() if sampling.ignore_eos else (EOS,)) + sampling.stop_token_ids
+    assert sampling.seed is not None
+    new = NewSequence(0, prompt, sampling, sampling.seed, index, suppressed, request.adapter)
+    answer, text = Answer(), list(prompt)
+    capacity = config.num_kv_blocks * config.block_size
+    while True:
+        if breaks(digests(text, request.adapter)[-1], error_rate):
+            answer.finish_reason, answer.error_code = FinishReason.ERROR, "internal_error"
+            return answer
+        if sampling.max_tokens == 0:
+            answer.finish_reason = FinishReason.LENGTH
+            return answer
+        digest = digests(text, request.adapter)[-1]
+        token_id = draw(new, digest, len(answer.token_ids))
+        text.append(token_id)
+        answer.token_ids.append(token_id)
+        if len(answer.token_ids) > sampling.min_tokens:
+            if token_id == EOS and not sampling.ignore_eos:
+                answer.finish_reason = FinishReason.STOP
+            elif token_id in sampling.stop_token_ids:
+                answer.finish_reason, answer.stop_token_id = FinishReason.STOP, token_id
+        if answer.finish_reason is None and (
+            len(answer.token_ids) == sampling.max_tokens or len(text) == config.max_model_len
+        ):
+            answer.finish_reason = FinishReason.LENGTH
+        if answer.finish_reason is None and len(text) > capacity:
+            answer.finish_reason, answer.error_code = FinishReason.ERROR, "out_of_kv_blocks"
+        if answer.finish_reason is not None:
+            return answer
+
+
+def run_step(scheduler: Scheduler, executor: PagedExecutor, answers: Answers) -> ScheduleDecision:
+    """One step, its invariants checked and its events added to `answers`."""
+    decision = scheduler.schedule()
+    assert decision.scheduled, "there was work, but no progress"
+    for event in scheduler.commit(decision, executor.execute(decision)):
+        answers.setdefault((event.request_id, event.index), Answer()).add(event)
+    scheduler.check_invariants()
+    return decision
+
+
+def run_all(
+    scheduler: Scheduler, executor: PagedExecutor, requests: Iterable[GenerateRequest] = ()
+) -> Answers:
+    """Add the requests and step until everything has ended."""
+    answers: Answers = {}
+    for request in requests:
+        scheduler.add(request)
+    for _ in range(100_000):
+        if not scheduler.has_work():
+            return answers
+        run_step(scheduler, executor, answers)
+    raise AssertionError("the scheduler never finished")
+
+
+def _root(adapter: str | None) -> int:
+    return crc32((adapter or "").encode())

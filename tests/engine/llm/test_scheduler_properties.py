@@ -1,0 +1,243 @@
+"""Random arrivals, cancels, forks, preemptions, shared prefixes, budgets: nobody notices.
+
+Whatever the load, every completion gets exactly the tokens and scores it would get alone, no step
+breaks an invariant, and at the end every block is free or idle in the cache.
+"""
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+from paged_executor import (
+    VOCAB_SIZE,
+    Answer,
+    Answers,
+    PagedExecutor,
+    answer_alone,
+    digests,
+    make_config,
+    make_request,
+    make_scheduler,
+    score,
+)
+
+from engine.config import ResolvedConfig
+from engine.llm.scheduler import Scheduler
+from engine.types import GenerateRequest
+
+
+def random_config(rng: random.Random) -> ResolvedConfig:
+    block_size = rng.choice([1, 2, 3, 4, 8, 16])
+    num_blocks = max(3, rng.choice([24, 48, 90, 400]) // block_size)
+    return make_config(
+        block_size=block_size,
+        num_kv_blocks=num_blocks,
+        # Sometimes more than the pool holds, so that a sequence outgrows it.
+        max_model_len=max(2, int(num_blocks * block_size * rng.choice([0.5, 0.8, 1.0, 1.3]))),
+        max_num_seqs=rng.choice([1, 2, 3, 5, 8]),
+        max_num_batched_tokens=rng.choice([1, 2, 5, 16, 64, 300]),
+        enable_prefix_caching=rng.random() < 0.8,
+        max_idle_cached_blocks=rng.choice([0, 1, 4, num_blocks]),
+        scheduling_policy=rng.choice(["fcfs", "priority"]),
+    )
+
+
+def random_request(
+    rng: random.Random, name: str, stems: list[list[int]], config: ResolvedConfig
+) -> GenerateRequest:
+    longest = min(config.max_model_len, config.num_kv_blocks * config.block_size) - 1
+    stem = rng.choice(stems)
+    # Few lengths, so that whole prompts repeat.
+    prompt = stem[: rng.choice([0, 4, 8, 16, 48])] + [
+        rng.randrange(VOCAB_SIZE) for _ in range(rng.choice([0, 0, 1, 2, 9, 30]))
+    ]
+    prompt = prompt[:longest] or [rng.randrange(VOCAB_SIZE)]
+    max_tokens = rng.choice([0, 1, 2, 5, 12, 40, 60, 1000])
+    return make_request(
+        name,
+        prompt,
+        max_tokens,
+        n=rng.choice([1, 1, 1, 2, 3, 5]),
+        min_tokens=rng.choice([0, 0, 3]),
+        ignore_eos=rng.random() < 0.6,
+        stop_token_ids=tuple(rng.sample(range(VOCAB_SIZE), rng.choice([0, 0, 0, 1, 8]))),
+        seed=rng.getrandbits(64) - 2**63,
+        logprobs=rng.choice([None, 0]),
+        prompt_logprobs=rng.choice([None, None, None, 0]),
+        priority=rng.randint(-2, 2),
+        cache_salt=rng.choice([None, None, None, None, "pepper"]),
+        adapter=rng.choice([None, None, None, None, None, "lora"]),
+    )
+
+
+@dataclass
+class Session:
+    """One random run."""
+
+    seed: int
+    config: ResolvedConfig = field(init=False)
+    scheduler: Scheduler = field(init=False)
+    executor: PagedExecutor = field(init=False)
+    added: dict[str, GenerateRequest] = field(default_factory=dict)
+    aborted: set[str] = field(default_factory=set)
+    answers: Answers = field(default_factory=dict)
+    seen: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.seed)
+        self.config = random_config(self.rng)
+        self.scheduler = make_scheduler(self.config)
+        self.executor = PagedExecutor(self.config, error_rate=self.rng.choice([0, 0, 40]))
+
+    def run(self) -> None:
+        rng = self.rng
+        stems = [[rng.randrange(VOCAB_SIZE) for _ in range(60)] for _ in range(2)]
+        pressure = rng.choice([0.2, 0.6, 1.0])
+        abort_rate = rng.choice([0.0, 0.0, 0.05, 0.3])
+        to_come = [random_request(rng, f"r{i}", stems, self.config) for i in range(14)]
+        while to_come or self.scheduler.has_work():
+            while to_come and rng.random() < pressure:
+                request = to_come.pop()
+                self.added[request.request_id] = request
+                self.scheduler.add(request)
+            self.maybe_abort(abort_rate)
+            if self.scheduler.has_work():
+                self.step(abort_rate)
+        self.check_end()
+
+    def step(self, abort_rate: float) -> None:
+        num_preemptions = self.scheduler.stats().num_preemptions
+        decision = self.scheduler.schedule()
+        scheduled = {s.seq_id for s in decision.scheduled}
+        running = self.scheduler._roster.running
+        assert running[0].seq_id in scheduled, "the first in rank made no progress"
+        if (
+            self.scheduler.stats().num_preemptions == num_preemptions
+            and self.scheduler._pool.num_free
+        ):
+            held_up = [s.seq_id for s in running if s.num_missing == 1]
+            assert scheduled.issuperset(held_up), "a decode was held up with blocks to spare"
+        output = self.executor.execute(decision)
+        aborted = self.maybe_abort(abort_rate)
+        for event in self.scheduler.commit(decision, output):
+            assert event.request_id not in aborted, "an event after the abort"
+            self.answers.setdefault((event.request_id, event.index), Answer()).add(event)
+        self.scheduler.check_invariants()
+        assert self.executor.num_steps < 20_000, "it does not end"
+
+    def maybe_abort(self, rate: float) -> set[str]:
+        """Cancel some request, unfinished or not; twice is as good as once."""
+        if self.added and self.rng.random() < rate:
+            request_id = self.rng.choice(list(self.added))
+            self.aborted.add(request_id)
+            self.scheduler.abort(request_id)
+            self.scheduler.abort(request_id)
+            self.scheduler.abort("never heard of")
+        return self.aborted
+
+    def check_end(self) -> None:
+        for request in self.added.values():
+            for index in range(request.sampling.n):
+                self.check_answer(request, index)
+        stats = self.scheduler.stats()
+        assert (stats.num_running, stats.num_waiting) == (0, 0)
+        assert (stats.kv_blocks_used, stats.kv_slots_unused) == (0, 0)
+        finished = self.scheduler._roster.take_finished()
+        assert sorted(finished) == sorted(self.executor.sequences), "the executor was not told"
+        self.seen["preemptions"] += stats.num_preemptions
+        self.seen["copies"] += self.executor.num_copies
+        self.seen["cached tokens"] += stats.prefix_cache_hits
+        self.seen["aborted"] += len(self.aborted)
+
+    def check_answer(self, request: GenerateRequest, index: int) -> None:
+        expected = answer_alone(request, index, self.config, self.executor.error_rate)
+        answer = self.answers.get((request.request_id, index), Answer())
+        if request.request_id in self.aborted and answer.finish_reason is None:
+            assert answer.token_ids == expected.token_ids[: len(answer.token_ids)]
+            return
+        assert answer.token_ids == expected.token_ids
+        assert answer.finish_reason == expected.finish_reason
+        assert (answer.stop_token_id, answer.error_code) == (
+            expected.stop_token_id,
+            expected.error_code,
+        )
+        self.seen[f"{answer.finish_reason} {answer.error_code or ''}".strip()] += 1
+        self.check_scores(request, index, answer)
+        self.check_sharing(request, answer)
+        assert len(answer.queue_times_s) == (index == 0)
+
+    def check_scores(self, request: GenerateRequest, index: int, answer: Answer) -> None:
+        prompt, sampling = request.prompt_token_ids, request.sampling
+        values = digests(prompt + answer.token_ids, request.adapter)
+        if sampling.logprobs is not None:
+            first = len(prompt) - 1
+            assert answer.logprobs == [
+                score(values[first + i], token_id) for i, token_id in enumerate(answer.token_ids)
+            ]
+        if answer.prompt_logprobs is not None:
+            scores = [score(v, t) for v, t in zip(values, prompt[1:], strict=False)]
+            assert answer.prompt_logprobs == [None, *scores]
+            self.seen["scored prompts"] += 1
+        came = answer.prompt_logprobs is not None
+        has_tokens = bool(answer.token_ids) or answer.error_code is None
+        assert came == (index == 0 and sampling.prompt_logprobs is not None and has_tokens)
+
+    def check_sharing(self, request: GenerateRequest, answer: Answer) -> None:
+        """What came from the cache was the text of a request with the same salt and adapter."""
+        texts = [[]]
+        for other in self.added.values():
+            if other is request or (other.cache_salt, other.adapter) != (
+                request.cache_salt,
+                request.adapter,
+            ):
+                continue
+            for index in range(other.sampling.n):
+                said = self.answers.get((other.request_id, index), Answer()).token_ids
+                texts.append(other.prompt_token_ids + said)
+        prompt = request.prompt_token_ids
+        assert answer.num_cached_tokens < len(prompt)
+        shared = max(common_prefix(prompt, text) for text in texts)
+        assert answer.num_cached_tokens <= shared
+
+
+def common_prefix(left: list[int], right: list[int]) -> int:
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(left), len(right)))
+
+
+def run_sessions(first_seed: int, count: int) -> Counter[str]:
+    seen: Counter[str] = Counter()
+    for seed in range(first_seed, first_seed + count):
+        session = Session(seed)
+        try:
+            session.run()
+        except Exception as error:
+            error.add_note(f"reproduce with Session({seed}).run(); {session.config}")
+            raise
+        seen += session.seen
+    return seen
+
+
+EVERYTHING = {
+    "preemptions",
+    "copies",
+    "cached tokens",
+    "aborted",
+    "scored prompts",
+    "stop",
+    "length",
+    "error internal_error",
+    "error out_of_kv_blocks",
+}
+
+
+def test_any_load_gives_every_request_its_own_answer() -> None:
+    seen = run_sessions(random.SystemRandom().getrandbits(32), 60)
+    assert (+seen).keys() >= EVERYTHING, "the sessions did not reach everything they are to test"
+
+
+@pytest.mark.slow
+def test_any_load_for_longer() -> None:
+    seen = run_sessions(random.SystemRandom().getrandbits(32), 1000)
+    assert (+seen).keys() >= EVERYTHING
