@@ -1,0 +1,95 @@
+"""What the operator sees while models load, and the first question."""
+
+import asyncio
+import json
+import shlex
+import socket
+
+import pytest
+import structlog
+from fake_engine import FakeEngineClient
+
+from engine.types import Phase
+from server.announce import Announcer, curl_line
+from server.listen import Listener
+from server.settings import Settings
+
+
+@pytest.fixture
+def listener():
+    with socket.socket() as unused:
+        yield Listener(unused, "http://127.0.0.1:8000")
+
+
+async def announce(engine, listener, *phases, **settings):
+    """Run an announcer while the model goes through phases; gives log lines and what was told."""
+    told = []
+    announcer = Announcer(Settings(**settings), engine, listener, told.append)
+    with structlog.testing.capture_logs() as lines:
+        task = asyncio.create_task(announcer.run())
+        for change in phases:
+            await asyncio.sleep(0.12)
+            engine.set_status("fake", **change)
+        async with asyncio.timeout(2):
+            await task
+    return lines, told
+
+
+async def test_phases_and_progress_then_the_curl_line(listener):
+    engine = FakeEngineClient(ready=False)
+    lines, told = await announce(
+        engine,
+        listener,
+        {"phase": Phase.DOWNLOADING, "progress": 0.01},
+        {"phase": Phase.DOWNLOADING, "progress": 0.02},  # not worth a line
+        {"phase": Phase.DOWNLOADING, "progress": 0.51, "detail": "50 of 98 MiB"},
+        {"phase": Phase.LOADING},
+        {"phase": Phase.READY},
+    )
+    seen = [(line["phase"], line.get("progress")) for line in lines if "phase" in line]
+    assert seen == [
+        ("starting", None),
+        ("downloading", "1%"),
+        ("downloading", "51%"),
+        ("loading", None),
+    ]
+    assert lines[0]["url"] == "http://127.0.0.1:8000"
+    assert len(told) == 1
+    assert "curl http://127.0.0.1:8000/v1/chat/completions" in told[0]
+    assert "Authorization" not in told[0]
+
+
+async def test_a_failure_says_why_and_offers_nothing(listener):
+    engine = FakeEngineClient(ready=False)
+    failed = {"phase": Phase.FAILED, "error_code": "corrupt_file", "detail": "the file is cut off"}
+    lines, told = await announce(engine, listener, failed)
+    assert lines[-1]["log_level"] == "error"
+    assert (lines[-1]["code"], lines[-1]["cause"]) == ("corrupt_file", "the file is cut off")
+    assert told == []
+
+
+async def test_keys_are_asked_for_but_not_shown(listener):
+    engine = FakeEngineClient()
+    _, told = await announce(engine, listener, api_keys=("zebra",))
+    assert "Authorization: Bearer $API_KEY" in told[0]
+    assert "zebra" not in told[0]
+
+
+async def test_json_logs_stay_json(listener):
+    lines, told = await announce(FakeEngineClient(), listener, log_format="json")
+    assert told == []
+    assert lines[-1]["try_with"].startswith("curl ")
+
+
+@pytest.mark.parametrize("model", ["plain", "o'brien", 'quo"te $(rm)', "org/name"])
+def test_the_line_survives_the_shell(listener, model):
+    words = shlex.split(curl_line(listener, model, with_key=False))
+    body = json.loads(words[words.index("-d") + 1])
+    assert body["model"] == model
+    assert body["messages"]
+
+
+def test_unix_sockets_have_their_own_line(listener, tmp_path):
+    unix = Listener(listener.socket, "http://localhost", tmp_path / "a b.sock")
+    words = shlex.split(curl_line(unix, "m", with_key=False))
+    assert words[1:3] == ["--unix-socket", str(tmp_path / "a b.sock")]

@@ -1,0 +1,136 @@
+"""The command line: every setting is an option, and a bad one is one line."""
+
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+import server.serve
+from engine.version import __version__
+from server.cli import app
+from server.settings_reference import setting_rows
+
+
+@pytest.fixture
+def invoke(monkeypatch):
+    """`invoke(*args)` → (exit code, output, the settings that would have been served)."""
+    monkeypatch.setenv("COLUMNS", "200")
+    served = []
+
+    def run(settings):
+        served.append(settings)
+        return 0
+
+    monkeypatch.setattr(server.serve, "run", run)
+
+    def call(*args):
+        result = CliRunner().invoke(app, list(args))
+        assert result.exception is None or isinstance(result.exception, SystemExit)
+        return result.exit_code, result.output, served[-1] if served else None
+
+    return call
+
+
+def test_version(invoke):
+    assert invoke("version")[:2] == (0, f"{__version__}\n")
+
+
+@pytest.mark.parametrize("command", ["serve", "chat", "models", "version"])
+def test_every_command_explains_itself(invoke, command):
+    code, output, _ = invoke(command, "--help")
+    assert code == 0
+    assert "Usage" in output
+
+
+def test_serve_help_shows_every_setting_in_full_even_on_a_narrow_terminal(invoke, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    _, output, _ = invoke("serve", "--help")
+    words = " ".join(output.split())
+    for row in setting_rows():
+        assert f"{row.option} " in words, row.option
+        assert row.variable in words, row.variable
+        assert row.help in words, row.option
+
+
+def test_options_reach_the_settings(invoke):
+    code, _, settings = invoke(
+        *("serve", "a/model", "--model", "b=other/model", "--port", "0", "--api-key", "x"),
+        *("--api-key", "y", "--max-num-seqs", "7", "--no-enable-prefix-caching", "--offline"),
+        *("--seed", "-5", "--cors-allow-origin", "*"),
+    )
+    assert code == 0
+    assert [(spec.name, spec.ref) for spec in settings.model_specs] == [
+        ("a/model", "a/model"),
+        ("b", "other/model"),
+    ]
+    assert settings.read_api_keys() == ("x", "y")
+    assert (settings.port, settings.offline, settings.cors_allow_origins) == (0, True, ("*",))
+    engine = settings.engine
+    assert (engine.max_num_seqs, engine.enable_prefix_caching, engine.seed) == (7, False, -5)
+
+
+def test_flags_that_are_not_given_leave_the_file_alone(invoke, tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("offline: true\nengine: {enable_prefix_caching: false}")
+    _, _, settings = invoke("serve", "--config", str(path))
+    assert settings.offline
+    assert not settings.engine.enable_prefix_caching
+    _, _, settings = invoke("serve", "--config", str(path), "--no-offline")
+    assert not settings.offline
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--port", "x"), ("--port", "'x'")),
+        (("--max-num-seqs", "0"), ("--max-num-seqs", "0")),
+        (("--api-key", ""), ("--api-key", "visible")),
+        (("=x",), ("--model",)),
+        (("--config", "/nonexistent"), ("--config",)),
+    ],
+)
+def test_a_bad_setting_is_one_line_and_exit_code_2(invoke, args, words):
+    code, output, settings = invoke("serve", *args)
+    assert code == 2
+    assert settings is None
+    assert len(output.splitlines()) == 1
+    assert output.startswith("tandem: ")
+    assert all(word in output for word in words), output
+
+
+def test_an_unknown_option_is_exit_code_2(invoke):
+    code, output, _ = invoke("serve", "--max-num-seq", "3")
+    assert code == 2
+    assert "--max-num-seqs" in output
+
+
+def test_a_bad_url_is_one_line(invoke):
+    for command in ("chat", "models"):
+        code, output, _ = invoke(command, "--url", "localhost:8000")
+        assert code == 2
+        assert "--url" in output
+
+
+SLOW_IMPORTS = (
+    "torch",
+    "transformers",
+    "huggingface_hub",
+    "gguf",
+    "scipy",
+    "matplotlib",
+    "IPython",
+)
+
+
+@pytest.mark.parametrize("module", ["server.cli", "server.serve"])
+def test_starting_imports_nothing_slow(module):
+    code = f"import sys, {module}; print([m for m in {SLOW_IMPORTS} if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
+def test_the_command_line_alone_needs_no_web_framework():
+    code = "import sys, server.cli; print([m for m in ('fastapi', 'zmq') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr

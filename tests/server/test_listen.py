@@ -1,0 +1,93 @@
+"""The socket: where it listens, what is said when it cannot."""
+
+import os
+import socket
+
+import pytest
+
+from server.listen import ListenProblem, open_listener
+from server.settings import Settings
+
+
+@pytest.fixture
+def listen():
+    listeners = []
+
+    def start(**settings):
+        listener = open_listener(Settings(**settings))
+        listeners.append(listener)
+        return listener
+
+    yield start
+    for listener in listeners:
+        listener.close()
+
+
+def test_a_free_port_and_its_address(listen):
+    listener = listen(port=0)
+    host, port = listener.socket.getsockname()
+    assert host == "127.0.0.1"
+    assert listener.url == f"http://127.0.0.1:{port}"
+    with socket.create_connection((host, port), timeout=1):
+        pass  # waits in the backlog before anybody accepts
+
+
+@pytest.mark.parametrize(
+    ("host", "prefix"),
+    [
+        ("0.0.0.0", "http://127.0.0.1:"),
+        ("::", "http://[::1]:"),
+        ("::1", "http://[::1]:"),
+        ("localhost", "http://"),
+    ],
+)
+def test_the_address_is_one_that_a_client_can_use(listen, host, prefix):
+    if ":" in host and not socket.has_dualstack_ipv6():
+        prefix = "http://"
+        host = "127.0.0.1"
+    assert listen(host=host, port=0).url.startswith(prefix)
+
+
+def test_https(listen):
+    assert listen(port=0, ssl_certfile=__file__).url.startswith("https://")
+
+
+def test_a_port_in_use_is_one_line(listen):
+    port = listen(port=0).socket.getsockname()[1]
+    with pytest.raises(ListenProblem, match=rf"port {port} is in use.*--port"):
+        listen(port=port)
+
+
+@pytest.mark.parametrize("host", ["203.0.113.7", "..", "a" * 300])
+def test_a_host_that_is_not_ours_is_one_line(listen, host):
+    with pytest.raises(ListenProblem, match="not an address of this machine"):
+        listen(host=host, port=0)
+
+
+def test_unix_socket(listen, tmp_path):
+    path = tmp_path / "server.sock"
+    listener = listen(uds=path)
+    with pytest.raises(ListenProblem, match="in use"):
+        listen(uds=path)
+    listener.close()
+    assert not path.exists()
+
+
+def test_a_socket_file_left_behind_is_replaced(listen, tmp_path):
+    path = tmp_path / "server.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(os.fspath(path))
+    assert path.is_socket()
+    listen(uds=path)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(os.fspath(path))
+
+
+def test_a_file_that_is_not_a_socket_is_left_alone(listen, tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("mine")
+    with pytest.raises(ListenProblem, match="--uds"):
+        listen(uds=path)
+    assert path.read_text() == "mine"
+    with pytest.raises(ListenProblem, match="--uds"):
+        listen(uds=tmp_path / ("long" * 50))

@@ -1,0 +1,254 @@
+"""The real process with a scripted engine: signals, draining, sockets."""
+
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+CHILD = """
+import sys
+sys.path.insert(0, {here!r})
+from fake_engine import FakeEngineClient
+from text_server import babble, text_info
+from server.serve import run
+from server.settings import load_settings
+engine = FakeEngineClient(text_info({folder!r}), reply=babble, delay_s={delay_s})
+sys.exit(run(load_settings({given!r}), lambda settings: engine))
+"""
+
+
+class Child:
+    """A server process of its own."""
+
+    def __init__(self, folder, log_path, delay_s, given):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self.port = port
+        self.log_path = log_path
+        here = str(Path(__file__).parent)
+        settings = {"port": str(port), "log_format": "json", **given}
+        code = CHILD.format(here=here, folder=str(folder), delay_s=delay_s, given=settings)
+        with log_path.open("wb") as log:
+            self.process = subprocess.Popen([sys.executable, "-c", code], stdout=log, stderr=log)
+
+    def log(self):
+        return self.log_path.read_text()
+
+    def wait_for_ready(self):
+        deadline_s = time.monotonic() + 30
+        while True:
+            assert self.process.poll() is None, self.log()
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{self.url}/ready").status_code == 200:
+                    return
+            assert time.monotonic() < deadline_s, self.log()
+            time.sleep(0.05)
+
+    def kill(self, number):
+        self.process.send_signal(number)
+
+    def wait(self, timeout_s=15):
+        return self.process.wait(timeout_s)
+
+
+@pytest.fixture
+def start(tokenizer_folder, tmp_path):
+    children = []
+
+    def start(delay_s=0.0, wait=True, **given):
+        log_path = tmp_path / f"server-{len(children)}.log"
+        child = Child(tokenizer_folder, log_path, delay_s, given)
+        children.append(child)
+        if wait:
+            child.wait_for_ready()
+        return child
+
+    yield start
+    for child in children:
+        if child.process.poll() is None:
+            child.process.kill()
+        child.process.wait()
+
+
+class Reader(threading.Thread):
+    """Reads one streamed completion in the background."""
+
+    def __init__(self, child, max_tokens):
+        super().__init__()
+        self.started_reading = threading.Event()
+        self.lines = []
+        self.error = None
+        self.url = f"{child.url}/v1/completions"
+        self.body = {"prompt": "the fox", "max_tokens": max_tokens, "stream": True}
+        self.start()
+        assert self.started_reading.wait(10), child.log()
+
+    def run(self):
+        try:
+            with httpx.stream("POST", self.url, json=self.body, timeout=30) as response:
+                for line in response.iter_lines():
+                    if line.startswith("data: "):
+                        self.lines.append(line.removeprefix("data: "))
+                        self.started_reading.set()
+        except httpx.HTTPError as error:
+            self.error = error
+
+
+def ask(child):
+    return httpx.post(f"{child.url}/v1/completions", json={"prompt": "the fox", "max_tokens": 2})
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains(start, number):
+    child = start(delay_s=0.05)
+    reader = Reader(child, max_tokens=40)
+    idle = httpx.Client()  # a kept connection must not hold the server up
+    assert idle.get(f"{child.url}/health").status_code == 200
+    child.kill(number)
+    time.sleep(0.3)
+    assert httpx.get(f"{child.url}/health").status_code == 200
+    ready = httpx.get(f"{child.url}/ready")
+    assert (ready.status_code, ready.json()["phase"]) == (503, "draining")
+    refused = ask(child)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+    assert 1 <= int(refused.headers["retry-after"]) <= 30
+    reader.join(20)
+    assert reader.error is None
+    assert reader.lines[-1] == "[DONE]"
+    finish = [json.loads(line)["choices"][0]["finish_reason"] for line in reader.lines[:-1]]
+    assert finish[-1] == "length"
+    assert child.wait() == 0
+    assert "Traceback" not in child.log()
+    idle.close()
+
+
+def test_without_work_it_stops_at_once(start):
+    child = start()
+    start_s = time.monotonic()
+    child.kill(signal.SIGTERM)
+    assert child.wait() == 0
+    assert time.monotonic() - start_s < 3
+
+
+def test_what_does_not_finish_in_time_ends_with_an_error(start):
+    child = start(delay_s=0.05, drain_timeout_s="0.5")
+    reader = Reader(child, max_tokens=200)
+    start_s = time.monotonic()
+    child.kill(signal.SIGTERM)
+    assert child.wait() == 0
+    assert 0.4 < time.monotonic() - start_s < 5
+    reader.join(5)
+    assert reader.error is None
+    assert reader.lines[-1] == "[DONE]"
+    assert "error" in json.loads(reader.lines[-2])
+    assert "Traceback" not in child.log()
+
+
+def test_a_second_signal_ends_it_at_once(start):
+    child = start(delay_s=0.05)
+    reader = Reader(child, max_tokens=200)
+    child.kill(signal.SIGTERM)
+    time.sleep(0.5)
+    assert child.process.poll() is None
+    start_s = time.monotonic()
+    child.kill(signal.SIGINT)
+    assert child.wait() == 1
+    assert time.monotonic() - start_s < 2
+    reader.join(5)
+
+
+def test_a_port_in_use_is_one_line(start):
+    first = start()
+    second = start(wait=False, port=str(first.port))
+    assert second.wait() == 1
+    assert second.log().startswith(f"tandem: port {first.port} is in use")
+    assert len(second.log().splitlines()) == 1
+
+
+def test_a_certificate_that_is_none_is_one_line(start, tmp_path):
+    path = tmp_path / "cert.pem"
+    path.write_text("not a certificate")
+    child = start(wait=False, ssl_certfile=str(path))
+    assert child.wait() == 2
+    assert "ssl_certfile" in child.log()
+    assert "Traceback" not in child.log()
+
+
+def test_a_unix_socket(start, tmp_path):
+    path = tmp_path / "server.sock"
+    child = start(wait=False, uds=str(path))
+    transport = httpx.HTTPTransport(uds=str(path))
+    with httpx.Client(transport=transport, base_url="http://localhost") as client:
+        deadline_s = time.monotonic() + 20
+        while True:
+            assert child.process.poll() is None and time.monotonic() < deadline_s, child.log()
+            with contextlib.suppress(httpx.HTTPError):
+                if client.get("/ready").status_code == 200:
+                    break
+            time.sleep(0.05)
+    child.kill(signal.SIGTERM)
+    assert child.wait() == 0
+    assert not path.exists()
+
+
+def test_a_client_that_is_still_sending_reads_the_413(start):
+    child = start(max_body_bytes="65536")
+    for head in (
+        b"Content-Length: 200000\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n",
+    ):
+        chunked = b"chunked" in head
+        with socket.create_connection(("127.0.0.1", child.port), timeout=10) as connection:
+            connection.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
+                b"Content-Type: application/json\r\n" + head
+            )
+            for _ in range(20):
+                connection.sendall(b"2710\r\n" * chunked + b"x" * 10_000 + b"\r\n" * chunked)
+                time.sleep(0.005)
+            if chunked:
+                connection.sendall(b"0\r\n\r\n")
+            answer = b""
+            while piece := connection.recv(65536):
+                answer += piece
+        assert answer.startswith(b"HTTP/1.1 413"), answer[:200]
+        assert b"request_too_large" in answer
+        assert b"100 Continue" not in answer
+
+
+def test_a_client_that_asks_first_is_refused_before_it_sends(start):
+    child = start(max_body_bytes="65536")
+    with socket.create_connection(("127.0.0.1", child.port), timeout=10) as connection:
+        connection.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n"
+            b"Content-Type: application/json\r\nContent-Length: 200000\r\n\r\n"
+        )
+        answer = connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"100 Continue" not in answer
+
+
+def test_its_log_is_json_throughout(start):
+    child = start(log_level="debug")
+    ask(child)
+    child.kill(signal.SIGTERM)
+    assert child.wait() == 0
+    lines = [json.loads(line) for line in child.log().splitlines()]
+    ready = next(line for line in lines if line["message"] == "ready")
+    assert ready["try_with"].startswith(f"curl {child.url}")
+    request = next(line for line in lines if line.get("route") == "/v1/completions")
+    assert request["status"] == 200
+    assert request["request_id"]
+    assert "the fox" not in child.log(), "prompts are not logged unless asked for"
