@@ -119,8 +119,10 @@ class ResolvedConfig:
     debug_invariants: bool
 
     def fingerprint(self) -> str:
-        """Short stable hash: two servers with the same one behave the same."""
-        text = repr(sorted(asdict(self).items()))
+        """Short hash of what shapes the answers; sizes that follow from free memory are left out."""
+        facts = asdict(self)
+        del facts["num_kv_blocks"], facts["max_idle_cached_blocks"]
+        text = repr(sorted(facts.items()))
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
