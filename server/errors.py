@@ -205,7 +205,7 @@ def _explain(error: Mapping[str, Any]) -> str:
         return f"must have {bound} {limits.get('min_length', limits.get('max_length'))} items"
     # pydantic's words are Python's; the client speaks JSON and knows no model names.
     allowed = str(error["msg"]).replace("Input should be", "must be")
-    allowed = re.sub(r"a valid dictionary( or instance of \w+)?", "an object", allowed)
+    allowed = re.sub(r"a valid dictionary( or (instance of|object to) .*)?$", "an object", allowed)
     allowed = allowed.replace("a valid list", "an array").replace("String should", "must")
     given = _JSON_TYPES.get(type(error["input"]).__name__) if kind.endswith("_type") else None
     return f"{allowed}; got {given}" if given else allowed

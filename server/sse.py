@@ -95,7 +95,8 @@ class EventStream(Response):
                 if left_s <= 0 and not self._sending:
                     await self._send(send, PING)
                 else:
-                    await asyncio.wait({leaving}, timeout=max(left_s, _SLOW_CLIENT_WAIT_S))
+                    wait_s = left_s if left_s > 0 else _SLOW_CLIENT_WAIT_S
+                    await asyncio.wait({leaving}, timeout=wait_s)
         finally:
             await _cancel(leaving)
 

@@ -18,7 +18,7 @@ from server.protocol.common import (
     WireModel,
 )
 
-_TEXT_PARTS = {"text": "text", "refusal": "refusal"}
+_TEXT_PART_TYPES = ("text", "refusal")  # each also names the key that holds the text
 _MAX_MESSAGES = 4096
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
@@ -47,7 +47,7 @@ def _join_parts(value: Any) -> str | None:
     texts = []
     for index, part in enumerate(value):
         kind = part.get("type") if isinstance(part, dict) else None
-        text = part.get(_TEXT_PARTS[kind]) if kind in _TEXT_PARTS else None
+        text = part.get(kind) if kind in _TEXT_PART_TYPES else None
         if not isinstance(text, str):
             raise PydanticCustomError(
                 "content_part",

@@ -15,6 +15,7 @@ from engine.errors import InvalidParameter, UnsupportedFeature
 
 INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
 MAX_TOKEN_COUNT = (1 << 31) - 1
+MAX_PROMPT_TOKENS = 1 << 24
 MAX_COMPLETIONS = 128
 MAX_STOP_STRINGS = 16
 MAX_LOGPROBS = 20
@@ -79,10 +80,8 @@ def integral_items(value: Any) -> Any:
     return value
 
 
-TokenIds = Annotated[
-    list[TokenId],
-    BeforeValidator(integral_items, json_schema_input_type=list[TokenId]),
-]
+_TokenIds = Annotated[list[TokenId], Field(max_length=MAX_PROMPT_TOKENS)]
+TokenIds = Annotated[_TokenIds, BeforeValidator(integral_items, json_schema_input_type=_TokenIds)]
 LogitBias = Annotated[
     dict[
         Annotated[str, Field(pattern=r"^[0-9]{1,10}$")],

@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from server.protocol.common import (
     MAX_LOGPROBS,
+    MAX_PROMPT_TOKENS,
     MAX_TOKEN_COUNT,
     PromptLogprobs,
     SamplingRequest,
@@ -18,7 +19,6 @@ from server.protocol.common import (
 )
 
 MAX_PROMPTS = 2048
-MAX_PROMPT_TOKENS = 1 << 24
 
 _PROMPT_HELP = (
     "must be a string, an array of strings, an array of token ids, or an array of such arrays, "

@@ -60,7 +60,7 @@ class DetokenizeRequest(ModelRequest):
 
     model_config = ConfigDict(json_schema_extra={"example": {"tokens": [1, 2, 3]}})
 
-    tokens: TokenIds = Field(max_length=1 << 24, description="Token ids.")
+    tokens: TokenIds = Field(description="Token ids.")
 
 
 @dataclass(slots=True)

@@ -1,0 +1,266 @@
+"""How a client's fields become the engine's, with the model's defaults and limits."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from fake_engine import model_info
+
+from engine.errors import ContextLengthExceeded, InvalidParameter, UnsupportedFeature
+from engine.types import GenerateRequest, ModelInfo, SamplingParams
+from server import convert
+from server.protocol.chat import ChatCompletionRequest
+from server.protocol.completions import CompletionRequest
+
+INFO = model_info(max_model_len=100, vocab_size=50)
+USER = {"role": "user", "content": "hi"}
+
+
+def chat(
+    prompt: list[int] | None = None, info: ModelInfo = INFO, policy: Any = "fcfs", **fields: Any
+) -> GenerateRequest:
+    request = ChatCompletionRequest.model_validate({"messages": [USER], **fields})
+    ids = [1, 2, 3] if prompt is None else prompt
+    return convert.chat_request(request, info, ids, request_id="r", policy=policy)
+
+
+def complete(*prompts: list[int], info: ModelInfo = INFO, **fields: Any) -> list[GenerateRequest]:
+    request = CompletionRequest.model_validate({"prompt": "x", **fields})
+    ids = prompts or ([1, 2, 3],)
+    return convert.completion_requests(request, info, ids, request_id="r", policy="fcfs")
+
+
+def test_defaults_are_openais() -> None:
+    assert chat().sampling == SamplingParams(max_tokens=97)
+    assert complete()[0].sampling == SamplingParams(max_tokens=16)
+
+
+def test_the_models_own_defaults_come_before_openais_and_after_the_requests() -> None:
+    own = {"temperature": 0.6, "top_p": 0.9, "top_k": 20.0, "min_p": 0.1, "repetition_penalty": 1.1}
+    info = replace(INFO, default_sampling=own)
+    sampling = chat(info=info).sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.6, 0.9, 20)
+    assert (sampling.min_p, sampling.repetition_penalty) == (0.1, 1.1)
+    asked = {"temperature": 0, "top_p": 1, "top_k": 0, "min_p": 0, "repetition_penalty": 1}
+    assert chat(info=info, **asked).sampling == SamplingParams(max_tokens=97, temperature=0)
+
+
+def test_every_field_reaches_the_engine() -> None:
+    fields = {
+        "max_completion_tokens": 9,
+        "min_tokens": 2,
+        "n": 3,
+        "temperature": 0.5,
+        "top_k": 7,
+        "top_p": 0.8,
+        "min_p": 0.05,
+        "typical_p": 0.7,
+        "seed": -5,
+        "repetition_penalty": 1.2,
+        "frequency_penalty": 0.3,
+        "presence_penalty": -0.4,
+        "logit_bias": {"4": 1.5},
+        "stop_token_ids": [6, 6, 7],
+        "ignore_eos": True,
+        "prompt_logprobs": 1,
+        "cache_salt": "s",
+    }
+    request = chat(logprobs=True, top_logprobs=2, **fields)
+    assert request.cache_salt == "s"
+    assert request.sampling == SamplingParams(
+        max_tokens=9,
+        min_tokens=2,
+        n=3,
+        temperature=0.5,
+        top_k=7,
+        top_p=0.8,
+        min_p=0.05,
+        typical_p=0.7,
+        seed=-5,
+        repetition_penalty=1.2,
+        frequency_penalty=0.3,
+        presence_penalty=-0.4,
+        logit_bias={4: 1.5},
+        stop_token_ids=(6, 7),
+        ignore_eos=True,
+        logprobs=2,
+        prompt_logprobs=1,
+    )
+
+
+def test_extreme_values_become_safe_ones() -> None:
+    assert chat(temperature=5e-324).sampling.temperature == 0.0
+    assert chat(temperature=1e-4).sampling.temperature == 1e-4
+    assert chat(top_p=0).sampling.top_p > 0
+    assert chat(typical_p=5e-324).sampling.typical_p > 1e-7
+    assert chat(top_k=-1).sampling.top_k == 0
+    assert chat(top_k=10**9).sampling.top_k == 0
+    assert chat(top_k=49).sampling.top_k == 49
+
+
+def test_max_tokens() -> None:
+    assert chat(max_tokens=5).sampling.max_tokens == 5
+    assert chat(max_tokens=5, max_completion_tokens=6).sampling.max_tokens == 6
+    assert chat([1] * 99).sampling.max_tokens == 1
+    assert complete([1] * 90)[0].sampling.max_tokens == 10
+    assert complete(max_tokens=0)[0].sampling.max_tokens == 0
+    assert complete([1] * 100, max_tokens=0)[0].sampling.max_tokens == 0
+    assert complete(max_tokens=97)[0].sampling.max_tokens == 97
+
+
+@pytest.mark.parametrize(
+    ("length", "fields"),
+    [(100, {}), (150, {}), (3, {"max_tokens": 98}), (99, {"max_completion_tokens": 2})],
+)
+def test_what_does_not_fit_is_refused_with_the_numbers(length: int, fields: dict[str, Any]) -> None:
+    for build in (chat, complete):
+        with pytest.raises(ContextLengthExceeded, match=f"{length} tokens.*100 tokens"):
+            build([1] * length, **fields)
+    with pytest.raises(ContextLengthExceeded):
+        complete([1] * 101, max_tokens=0)
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+def test_min_tokens_above_max_tokens_is_refused(field: str) -> None:
+    with pytest.raises(InvalidParameter, match="min_tokens is 6.*here 5") as caught:
+        chat(min_tokens=6, **{field: 5})
+    assert caught.value.param == "min_tokens"
+    assert chat(min_tokens=5, **{field: 5}).sampling.min_tokens == 5
+    with pytest.raises(InvalidParameter):
+        complete(min_tokens=17)
+
+
+def test_token_ids_outside_the_vocabulary_are_refused() -> None:
+    for fields in ({"stop_token_ids": [50]}, {"logit_bias": {"50": 1}}):
+        [name] = fields
+        with pytest.raises(InvalidParameter, match=r"50.*49") as caught:
+            chat(**fields)
+        assert caught.value.param == name
+    with pytest.raises(InvalidParameter, match="prompt"):
+        complete([1, 50])
+    assert chat([49], stop_token_ids=[49], logit_bias={"49": 1}).prompt_token_ids == [49]
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    with pytest.raises(InvalidParameter):
+        chat([])
+    with pytest.raises(InvalidParameter):
+        complete([1], [])
+
+
+def test_truncation_keeps_the_last_tokens() -> None:
+    ids = [i % 50 for i in range(300)]
+    assert chat(ids, truncate_prompt_tokens=7).prompt_token_ids == ids[-7:]
+    assert chat(ids[:5], truncate_prompt_tokens=7).prompt_token_ids == ids[:5]
+    assert chat(ids, truncate_prompt_tokens=-1).prompt_token_ids == ids[-99:]
+    request = chat(ids, truncate_prompt_tokens=-1, max_tokens=40)
+    assert request.prompt_token_ids == ids[-60:]
+    with pytest.raises(ContextLengthExceeded):
+        chat(ids, truncate_prompt_tokens=-1, max_tokens=100)
+    with pytest.raises(ContextLengthExceeded):
+        chat(ids, truncate_prompt_tokens=10**6)
+
+
+def test_priority_needs_its_policy() -> None:
+    assert chat(priority=0).priority == 0
+    assert chat(priority=-3, policy="priority").priority == -3
+    with pytest.raises(UnsupportedFeature, match="--scheduling-policy") as caught:
+        chat(priority=1)
+    assert caught.value.param == "priority"
+
+
+def test_each_prompt_is_a_request() -> None:
+    requests = complete([1], [2, 3], n=2, logprobs=3)
+    assert [r.request_id for r in requests] == ["r-0", "r-1"]
+    assert [r.prompt_token_ids for r in requests] == [[1], [2, 3]]
+    assert {r.sampling.n for r in requests} == {2}
+    with pytest.raises(InvalidParameter, match="4128 choices"):
+        complete(*[[1]] * 129, n=32)
+
+
+def test_echo_asks_for_the_prompts_logprobs() -> None:
+    def asked(**fields: Any) -> tuple[int | None, int | None]:
+        sampling = complete(**fields)[0].sampling
+        return sampling.logprobs, sampling.prompt_logprobs
+
+    assert asked() == (None, None)
+    assert asked(logprobs=0) == (0, None)
+    assert asked(echo=True) == (None, None)
+    assert asked(echo=True, logprobs=0) == (0, 0)
+    assert asked(echo=True, logprobs=2, prompt_logprobs=5) == (2, 5)
+    assert asked(echo=True, logprobs=5, prompt_logprobs=2) == (5, 5)
+    assert asked(prompt_logprobs=4) == (None, 4)
+    assert chat(logprobs=True).sampling.logprobs == 0
+    assert chat(logprobs=False).sampling.logprobs is None
+
+
+def test_template_messages() -> None:
+    call = {"id": "c", "function": {"name": "f", "arguments": '{"city": "Rome"}'}}
+    broken = {"function": {"name": "f", "arguments": "{not json"}}
+    request = ChatCompletionRequest.model_validate(
+        {
+            "messages": [
+                {"role": "developer", "content": "d", "name": "n"},
+                {"role": "assistant", "tool_calls": [call, broken]},
+                {"role": "tool", "content": "t", "tool_call_id": "c", "extra": 1},
+                {"role": "assistant", "refusal": "no"},
+            ]
+        }
+    )
+    assert convert.template_messages(request.messages) == [
+        {"role": "system", "content": "d", "name": "n"},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [
+                {
+                    "id": "c",
+                    "type": "function",
+                    "function": {"name": "f", "arguments": {"city": "Rome"}},
+                },
+                {"type": "function", "function": {"name": "f", "arguments": "{not json"}},
+            ],
+        },
+        {"role": "tool", "content": "t", "tool_call_id": "c", "extra": 1},
+        {"role": "assistant", "content": "no"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, (True, False)),
+        ({"add_generation_prompt": False}, (False, False)),
+        ({"continue_final_message": True}, (False, True)),
+        ({"continue_final_message": True, "add_generation_prompt": False}, (False, True)),
+    ],
+)
+def test_template_options(fields: dict[str, Any], expected: tuple[bool, bool]) -> None:
+    request = ChatCompletionRequest.model_validate(
+        {"messages": [USER], "chat_template_kwargs": {"mood": "glad"}, **fields}
+    )
+    options = convert.template_options(request)
+    assert options.pop("mood") == "glad"
+    assert (options["add_generation_prompt"], options["continue_final_message"]) == expected
+
+
+@pytest.mark.parametrize("name", ["messages", "tools", "self", "add_generation_prompt"])
+def test_template_kwargs_cannot_replace_fields(name: str) -> None:
+    request = ChatCompletionRequest.model_validate(
+        {"messages": [USER], "chat_template_kwargs": {name: 1}}
+    )
+    with pytest.raises(InvalidParameter, match=name):
+        convert.template_options(request)
+
+
+def test_ignored_fields_cannot_break_a_header() -> None:
+    names = ["a-b.c_1", "x\r\nSet-Cookie: y", "é", "", "z" * 500]
+    request = ChatCompletionRequest.model_validate({"messages": [USER], **dict.fromkeys(names, 1)})
+    header = convert.ignored_fields_header(request)["X-Ignored-Fields"]
+    assert header == f"a-b.c_1, x??Set-Cookie??y, ?, , {'z' * 64}"
+    many = ChatCompletionRequest.model_validate(
+        {"messages": [USER], **{f"f{i}": 1 for i in range(1000)}}
+    )
+    assert len(convert.ignored_fields_header(many)["X-Ignored-Fields"]) < 4096
+    plain = ChatCompletionRequest.model_validate({"messages": [USER]})
+    assert convert.ignored_fields_header(plain) == {}

@@ -1,0 +1,189 @@
+"""Every failure has one shape and one status, and tells nothing it should not."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+import httpx
+import pytest
+from fastapi import APIRouter, FastAPI
+from pydantic import BaseModel, ConfigDict, Field
+
+from engine import errors as engine_errors
+from engine.errors import all_error_types
+from server import errors
+from server.json_route import JsonRoute
+
+SECRET = "/srv/models/secret"
+
+router = APIRouter(route_class=JsonRoute)
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(strict=True)
+    number: Annotated[int, Field(ge=1, le=9)]
+    words: list[str] = Field([], max_length=2)
+
+
+@router.post("/echo")
+async def echo(body: Body) -> dict[str, int]:
+    return {"number": body.number}
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[httpx.AsyncClient]:
+    app = FastAPI()
+    app.include_router(router)
+    errors.install(app)
+
+    @app.get("/raise/{name}")
+    async def fail(name: str) -> None:
+        raise getattr(engine_errors, name)(f"about {SECRET}", param="p")
+
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://test"
+    ) as client:
+        yield client
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    body = response.json()
+    assert body.keys() == {"error"}
+    assert body["error"].keys() == {"message", "type", "param", "code"}
+    error: dict[str, Any] = body["error"]
+    return error
+
+
+def test_every_error_type_has_its_own_row() -> None:
+    assert set(errors.STATUS_TABLE) == set(all_error_types())
+
+
+def test_statuses_say_whose_fault_it_is() -> None:
+    for kind, row in errors.STATUS_TABLE.items():
+        if issubclass(kind, engine_errors.RequestError):
+            assert row.status in (400, 404), kind
+        if kind.retryable:
+            assert row.status in (429, 503), kind
+            assert row.retry_after_s, kind
+        if row.status in (429, 503):
+            assert row.retry_after_s, kind
+
+
+@pytest.mark.parametrize("kind", all_error_types(), ids=lambda kind: kind.__name__)
+async def test_every_error_is_answered(
+    client: httpx.AsyncClient, kind: type[engine_errors.EngineError]
+) -> None:
+    response = await client.get(f"/raise/{kind.__name__}")
+    row = errors.STATUS_TABLE[kind]
+    assert response.status_code == row.status
+    error = error_of(response)
+    assert (error["type"], error["code"], error["param"]) == (row.type, kind.code, "p")
+    assert (SECRET in error["message"]) == row.show_message
+    assert (response.headers.get("retry-after") is not None) == (row.retry_after_s is not None)
+
+
+def test_an_error_type_from_outside_the_table_takes_its_ancestors_row() -> None:
+    class Fresh(engine_errors.QueueFull):
+        code = "fresh"
+
+    assert errors.status_row(Fresh("x")).status == 429
+
+
+def test_whoever_raised_it_may_know_better_when_to_come_back() -> None:
+    error = engine_errors.QueueFull("full")
+    error.retry_after_s = 17
+    assert errors.engine_error_response(error).headers["retry-after"] == "17"
+
+
+def test_unexpected_exceptions_show_nothing() -> None:
+    response = errors.engine_error_response(RuntimeError(SECRET))
+    assert response.status_code == 500
+    assert SECRET.encode() not in response.body
+    assert json.loads(response.body)["error"]["code"] == "internal_error"
+
+
+async def test_unknown_routes_and_methods(client: httpx.AsyncClient) -> None:
+    response = await client.get("/nowhere")
+    assert response.status_code == 404
+    assert error_of(response)["code"] == "not_found"
+    response = await client.get("/echo")
+    assert response.status_code == 405
+    assert response.headers["allow"] == "POST"
+    assert error_of(response)["code"] == "method_not_allowed"
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "says"),
+    [
+        ({}, "number", "required"),
+        ({"number": 0}, "number", "greater than or equal to 1"),
+        ({"number": "secret-7"}, "number", "must be a valid integer; got a string"),
+        ({"number": None}, "number", "got null"),
+        ({"number": 1, "words": ["a", "b", "c"]}, "words", "at most 2 items"),
+        ({"number": 1, "words": ["a", 5]}, "words[1]", "must be a valid string; got an integer"),
+        ({"number": 1, "words": "secret-7"}, "words", "must be an array; got a string"),
+        ([], None, "must be an object; got an array"),
+        ("secret-7", None, "must be an object; got a string"),
+        (None, None, "must be an object; got null"),
+    ],
+    ids=str,
+)
+async def test_bad_values_name_field_kind_and_bound(
+    client: httpx.AsyncClient, body: Any, param: str | None, says: str
+) -> None:
+    response = await client.post(
+        "/echo", content=json.dumps(body), headers={"Content-Type": "application/json"}
+    )
+    assert response.status_code == 400
+    error = error_of(response)
+    assert error["param"] == param
+    assert error["message"].startswith(param or "the body")
+    assert says in error["message"]
+    assert "secret-7" not in response.text
+    assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{", b"nope", b'{"number": 1} x', b'{"number": NaN}', b'{"number": 1e999}'),
+        *(b'{"number": Infinity}', b'"\xff"', b'{"x": "\\ud800"}', b"[" * 100_000, b"\x00"),
+        *(b"\xef\xbb\xbf{}", b"{'number': 1}"),
+    ],
+    ids=lambda content: repr(content[:20]),
+)
+async def test_what_is_not_json_is_refused(client: httpx.AsyncClient, content: bytes) -> None:
+    response = await client.post(
+        "/echo", content=content, headers={"Content-Type": "application/json"}
+    )
+    assert response.status_code == 400
+    assert "the body" in error_of(response)["message"]
+
+
+@pytest.mark.parametrize(
+    ("content_type", "status"),
+    [
+        ("application/json", 200),
+        ("Application/JSON; charset=utf-8", 200),
+        ("application/vnd.x+json", 200),
+        ("text/plain", 415),
+        ("application/x-www-form-urlencoded", 415),
+        ("application/jsonp", 415),
+        ("", 415),
+        (None, 415),
+    ],
+)
+async def test_only_json_is_read(
+    client: httpx.AsyncClient, content_type: str | None, status: int
+) -> None:
+    headers = {} if content_type is None else {"Content-Type": content_type}
+    response = await client.post("/echo", content=b'{"number": 5}', headers=headers)
+    assert response.status_code == status
+    if status == 415:
+        assert error_of(response)["code"] == "unsupported_media_type"
+
+
+async def test_keys_of_the_client_come_back_only_in_plain_characters() -> None:
+    path = errors.field_path(("logit_bias", 'x"\r\n<é>', 3))
+    assert errors._sanitised(path) == "logit_bias.x??????[3]"
+    assert len(errors._sanitised("y" * 10_000)) == 128

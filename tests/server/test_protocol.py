@@ -1,0 +1,317 @@
+"""Which request bodies are taken, and what is said of those that are not."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from engine.errors import InvalidParameter, UnsupportedFeature
+from server.protocol.chat import ChatCompletionRequest
+from server.protocol.common import NO_EFFECT_FIELDS, UNSUPPORTED_FIELDS, ModelRequest
+from server.protocol.completions import MAX_PROMPTS, CompletionRequest
+from server.protocol.tokenize import DetokenizeRequest, TokenizeRequest
+
+USER = {"role": "user", "content": "hi"}
+
+
+def chat(**fields: Any) -> ChatCompletionRequest:
+    return ChatCompletionRequest.model_validate({"messages": [USER], **fields})
+
+
+def complete(**fields: Any) -> CompletionRequest:
+    return CompletionRequest.model_validate({"prompt": "hi", **fields})
+
+
+SHARED_GOOD: list[dict[str, Any]] = [
+    {"model": ""},
+    {"max_completion_tokens": 1},
+    {"max_completion_tokens": 5.0},
+    {"min_tokens": 0},
+    {"temperature": 0},
+    {"temperature": 2},
+    {"top_p": 0},
+    {"top_p": 1.0},
+    {"top_k": -1},
+    {"top_k": 0},
+    {"top_k": 10**9},
+    {"min_p": 1},
+    {"typical_p": 1},
+    {"seed": -(2**63)},
+    {"seed": 2**63 - 1},
+    {"n": 128},
+    {"stop": "x"},
+    {"stop": []},
+    {"stop": ["x"] * 16},
+    {"stop_token_ids": [0, 5.0]},
+    {"logit_bias": {"5": -100, "0": 100.0}},
+    {"presence_penalty": -2},
+    {"frequency_penalty": 2},
+    {"repetition_penalty": 0.01},
+    {"prompt_logprobs": 20},
+    {"stream": True, "stream_options": {}},
+    {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": True}},
+    {"stream_options": None},
+    {"priority": -5},
+    {"cache_salt": "x"},
+    {"truncate_prompt_tokens": -1},
+    {"truncate_prompt_tokens": 1},
+]
+SHARED_BAD: list[tuple[str, Any]] = [
+    ("model", 5),
+    ("max_completion_tokens", 0),
+    ("max_completion_tokens", -1),
+    ("max_completion_tokens", 1.5),
+    ("max_completion_tokens", "5"),
+    ("max_completion_tokens", True),
+    ("max_tokens", -1),
+    ("min_tokens", -1),
+    ("temperature", -0.1),
+    ("temperature", 2.1),
+    ("temperature", "1"),
+    ("temperature", True),
+    ("temperature", float("nan")),
+    ("temperature", float("inf")),
+    ("top_p", -0.1),
+    ("top_p", 1.1),
+    ("top_k", -2),
+    ("top_k", 0.5),
+    ("min_p", 1.1),
+    ("typical_p", 0),
+    ("seed", 2**63),
+    ("seed", -(2**63) - 1),
+    ("seed", 1e300),
+    ("n", 0),
+    ("n", 129),
+    ("stop", ""),
+    ("stop", ["x", ""]),
+    ("stop", ["x"] * 17),
+    ("stop", [1]),
+    ("stop_token_ids", [-1]),
+    ("stop_token_ids", [True]),
+    ("stop_token_ids", ["1"]),
+    ("stop_token_ids", 1),
+    ("logit_bias", {"x": 1}),
+    ("logit_bias", {"-1": 1}),
+    ("logit_bias", {"1": 101}),
+    ("logit_bias", {"1": float("nan")}),
+    ("logit_bias", {"1": "1"}),
+    ("logit_bias", [1]),
+    ("presence_penalty", -2.1),
+    ("frequency_penalty", 2.1),
+    ("repetition_penalty", 0),
+    ("repetition_penalty", -1),
+    ("prompt_logprobs", 21),
+    ("prompt_logprobs", -1),
+    ("stream", "yes"),
+    ("stream", 1),
+    ("stream_options", {}),
+    ("stream_options", 5),
+    ("priority", 2**31),
+    ("priority", "high"),
+    ("cache_salt", ""),
+    ("cache_salt", 5),
+    ("truncate_prompt_tokens", 0),
+    ("truncate_prompt_tokens", -2),
+    ("ignore_eos", "no"),
+    ("echo", 1),
+]
+
+
+def bad_field(error: ValidationError | InvalidParameter) -> str | None:
+    if isinstance(error, InvalidParameter):
+        return error.param
+    return str(error.errors()[0]["loc"][0])
+
+
+@pytest.mark.parametrize("fields", SHARED_GOOD, ids=str)
+def test_good_values_pass_in_both_routes(fields: dict[str, Any]) -> None:
+    chat(**fields)
+    complete(**fields)
+
+
+@pytest.mark.parametrize(("name", "value"), SHARED_BAD, ids=str)
+def test_bad_values_are_refused_in_both_routes(name: str, value: Any) -> None:
+    for build in (chat, complete):
+        with pytest.raises((ValidationError, InvalidParameter)) as caught:
+            build(**{name: value})
+        assert bad_field(caught.value) == name
+
+
+@pytest.mark.parametrize("build", [chat, complete])
+def test_null_means_the_default(build: Any) -> None:
+    required = {"messages", "prompt"}
+    nulls = dict.fromkeys(set(build().__class__.model_fields) - required)
+    assert build(**nulls).model_dump() == build().model_dump()
+
+
+@pytest.mark.parametrize("build", [chat, complete])
+def test_every_unsupported_field_is_refused_by_name(build: Any) -> None:
+    for name in UNSUPPORTED_FIELDS:
+        with pytest.raises(UnsupportedFeature, match=name) as caught:
+            build(**{name: {"a": 1}})
+        assert caught.value.param == name
+
+
+@pytest.mark.parametrize("build", [chat, complete])
+def test_neutral_and_no_effect_values_pass_and_are_not_reported(build: Any) -> None:
+    for name, neutral in UNSUPPORTED_FIELDS.items():
+        for value in (None, *neutral):
+            assert build(**{name: value}).ignored_fields() == []
+    assert build(**dict.fromkeys(NO_EFFECT_FIELDS, "x")).ignored_fields() == []
+    assert build(best_of=3, n=3).ignored_fields() == []
+    with pytest.raises(UnsupportedFeature):
+        build(best_of=3, n=2)
+
+
+def test_a_supported_field_is_in_no_table() -> None:
+    for model in (ChatCompletionRequest, CompletionRequest, TokenizeRequest):
+        names = set(model.model_fields)
+        assert not names & NO_EFFECT_FIELDS.keys()
+        assert not names & UNSUPPORTED_FIELDS.keys()
+
+
+def test_unknown_fields_are_kept_aside_by_name() -> None:
+    request = chat(top_z=1, user="u", mirostat=None)
+    assert sorted(request.ignored_fields()) == ["mirostat", "top_z"]
+    assert ModelRequest.model_validate({}).ignored_fields() == []
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [],
+        None,
+        "hi",
+        {},
+        [5],
+        [{"role": "user"}],
+        [{"role": "user", "content": None}],
+        [{"content": "hi"}],
+        [{"role": "assistant"}],
+        [{"role": "assistant", "content": None, "tool_calls": []}],
+        [{"role": "function", "content": "x"}],
+        [{"role": "User", "content": "x"}],
+        [{"role": "user", "content": 5}],
+        [{"role": "user", "content": {"type": "text", "text": "x"}}],
+        [{"role": "user", "content": ["x"]}],
+        [{"role": "user", "content": [{"type": "text"}]}],
+        [{"role": "user", "content": [{"type": "text", "text": 5}]}],
+        [{"role": "user", "content": [{"type": "poem", "text": "x"}]}],
+        [{"role": "user", "content": [{"type": ["text"], "text": "x"}]}],
+        [{"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}],
+        [{"role": "assistant", "tool_calls": [{"type": "x", "function": {}}]}],
+    ],
+    ids=str,
+)
+def test_bad_messages_are_refused(messages: Any) -> None:
+    with pytest.raises(ValidationError) as caught:
+        chat(messages=messages)
+    assert caught.value.errors()[0]["loc"][0] == "messages"
+
+
+@pytest.mark.parametrize("kind", ["image_url", "input_image", "input_audio", "file", "video_url"])
+def test_media_parts_are_refused_by_place(kind: str) -> None:
+    parts = [{"type": "text", "text": "x"}, {"type": kind, kind: {"url": "http://x"}}]
+    for build in (chat, TokenizeRequest.model_validate):
+        body = {"messages": [USER, {"role": "user", "content": parts}]}
+        with pytest.raises(UnsupportedFeature) as caught:
+            build(**body) if build is chat else build(body)  # type: ignore[operator]
+        assert caught.value.param == "messages[1].content[1]"
+
+
+def test_content_parts_become_text() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "refusal", "refusal": "b"}]
+    [message] = chat(messages=[{"role": "user", "content": parts}]).messages
+    assert message.content == "a\nb"
+    [message] = chat(messages=[{"role": "user", "content": []}]).messages
+    assert message.content == ""
+
+
+def test_chat_only_rules() -> None:
+    with pytest.raises(ValidationError):
+        chat(max_tokens=0)
+    with pytest.raises(ValidationError):
+        chat(logprobs=1)
+    with pytest.raises(ValidationError):
+        chat(logprobs=True, top_logprobs=21)
+    with pytest.raises(InvalidParameter, match="top_logprobs"):
+        chat(top_logprobs=1)
+    with pytest.raises(InvalidParameter, match="top_logprobs"):
+        chat(top_logprobs=1, logprobs=False)
+    with pytest.raises(InvalidParameter, match="continue_final_message"):
+        chat(add_generation_prompt=True, continue_final_message=True)
+    chat(top_logprobs=0)
+    chat(continue_final_message=True)
+    with pytest.raises(InvalidParameter, match="prompt_logprobs"):
+        chat(prompt_logprobs=0, stream=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("a", ["a"]),
+        (["a", "b"], ["a", "b"]),
+        ([1, 2], [[1, 2]]),
+        ([1.0, 2], [[1, 2]]),
+        ([[1], [2, 3]], [[1], [2, 3]]),
+        ([[1.0]], [[1]]),
+    ],
+    ids=str,
+)
+def test_prompts_are_read_as_lists(given: Any, read: Any) -> None:
+    assert complete(prompt=given).prompt == read
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        *(None, "", 5, {}, [], [""], ["a", ""], [[]], [[1], []], ["a", 1], [1, "a"], [[1], 2]),
+        *([True], [[False]], [-1], [[-1]], [1.5], [2**31], [1e300], [None], [[["a"]]]),
+        ["a"] * (MAX_PROMPTS + 1),
+    ],
+    ids=lambda prompt: str(prompt)[:20],
+)
+def test_bad_prompts_are_refused(prompt: Any) -> None:
+    with pytest.raises(ValidationError) as caught:
+        complete(prompt=prompt)
+    assert caught.value.errors()[0]["loc"] == ("prompt",)
+
+
+def test_completion_only_rules() -> None:
+    complete(max_tokens=0)
+    complete(logprobs=0)
+    for bad in (True, 21, -1, "1"):
+        with pytest.raises(ValidationError):
+            complete(logprobs=bad)
+    with pytest.raises(ValidationError):
+        CompletionRequest.model_validate({})
+
+
+def test_tokenize_takes_one_source() -> None:
+    TokenizeRequest.model_validate({"prompt": ""})
+    TokenizeRequest.model_validate({"messages": [USER], "prompt": None})
+    for body in ({}, {"prompt": "x", "messages": [USER]}, {"prompt": None}):
+        with pytest.raises(InvalidParameter):
+            TokenizeRequest.model_validate(body)
+    for bad in ([-1], ["a"], "a", None, [True]):
+        with pytest.raises(ValidationError):
+            DetokenizeRequest.model_validate({"tokens": bad})
+    assert DetokenizeRequest.model_validate({"tokens": [1.0]}).tokens == [1]
+
+
+def test_every_request_property_is_described_and_bounded() -> None:
+    """What the document leaves open, clients and fuzzers must guess."""
+    for model in (ChatCompletionRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest):
+        for name, schema in model.model_json_schema()["properties"].items():
+            if name in ("prompt", "messages", "stream_options"):
+                continue
+            assert "description" in schema, name
+            for variant in schema.get("anyOf", [schema]):
+                bounds = {
+                    "integer": {"minimum", "maximum"},
+                    "number": {"maximum"},
+                    "string": {"maxLength"},
+                    "array": {"maxItems"},
+                    "object": {"maxProperties"},
+                }.get(variant["type"], set())
+                assert bounds <= variant.keys(), (model.__name__, name, variant)

@@ -1,0 +1,230 @@
+"""Event streams and what ends them, against the bare ASGI interface."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import pytest
+from starlette.types import Message
+
+from engine.errors import EngineDead, RequestAborted
+from server import sse
+from server.sse import DONE, PING, EventStream, event, until_disconnect
+
+
+class Connection:
+    """An ASGI connection whose client reads everything until it leaves."""
+
+    def __init__(self) -> None:
+        self.sent: list[Message] = []
+        self.gone = asyncio.Event()
+        self.send_error: Exception | None = None
+        self.closed = 0
+        self.slow = asyncio.Event()
+        self.slow.set()
+
+    async def receive(self) -> Message:
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        if self.send_error is not None and message["type"] == "http.response.body":
+            raise self.send_error
+        await self.slow.wait()
+        self.sent.append(message)
+
+    async def close(self) -> None:
+        self.closed += 1
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(m["body"] for m in self.sent if m["type"] == "http.response.body")
+
+    async def run(self, events: AsyncGenerator[bytes, None], heartbeat_s: float = 15) -> None:
+        response = EventStream(
+            events, self.close, heartbeat_s=heartbeat_s, headers={"X-Test": "yes"}
+        )
+        await response({"type": "http"}, self.receive, self.send)
+
+
+async def items(*data: bytes, then: Any = None) -> AsyncGenerator[bytes, None]:
+    for item in data:
+        yield event(item)
+    if isinstance(then, Exception):
+        raise then
+    if then is not None:
+        await then.wait()
+
+
+async def test_events_then_done() -> None:
+    connection = Connection()
+    await connection.run(items(b"1", b"2"))
+    assert connection.body == b"data: 1\n\ndata: 2\n\n" + DONE
+    start, *_, last = connection.sent
+    headers = dict(start["headers"])
+    assert headers[b"content-type"] == b"text/event-stream; charset=utf-8"
+    assert headers[b"cache-control"] == b"no-cache"
+    assert headers[b"x-test"] == b"yes"
+    assert b"content-length" not in headers
+    assert last["more_body"] is False
+    assert all(m["more_body"] for m in connection.sent[1:-1])
+    assert connection.closed == 1
+
+
+@pytest.mark.parametrize("num_before", [0, 2])
+async def test_a_failure_is_an_event_and_done_still_comes(num_before: int) -> None:
+    connection = Connection()
+    await connection.run(items(*[b"1"] * num_before, then=EngineDead("the engine died")))
+    *before, error, done = connection.body.split(b"\n\n")[:-1]
+    assert len(before) == num_before
+    assert done + b"\n\n" == DONE
+    body = json.loads(error.removeprefix(b"data: "))
+    assert body["error"]["code"] == "engine_dead"
+    assert body["error"]["message"] == "the engine died"
+    assert connection.closed == 1
+
+
+async def test_an_unexpected_failure_shows_nothing() -> None:
+    connection = Connection()
+    await connection.run(items(then=RuntimeError("secret")))
+    assert b"secret" not in connection.body
+    assert b"internal_error" in connection.body
+    assert connection.body.endswith(DONE)
+
+
+async def test_the_client_leaving_closes_the_source_at_once() -> None:
+    connection = Connection()
+    ended = asyncio.Event()
+
+    async def endless() -> AsyncGenerator[bytes, None]:
+        try:
+            yield event(b"1")
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    task = asyncio.create_task(connection.run(endless()))
+    await asyncio.sleep(0.01)
+    connection.gone.set()
+    async with asyncio.timeout(1):
+        await task
+    assert ended.is_set()
+    assert connection.closed == 1
+    assert connection.body == b"data: 1\n\n"
+
+
+async def test_a_client_that_left_before_the_start_still_closes_the_source() -> None:
+    connection = Connection()
+    connection.gone.set()
+    await connection.run(items(then=asyncio.Event()))
+    assert connection.closed == 1
+
+
+async def test_cancelling_the_server_closes_the_source() -> None:
+    connection = Connection()
+    task = asyncio.create_task(connection.run(items(b"1", then=asyncio.Event())))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert connection.closed == 1
+
+
+async def test_a_broken_connection_closes_the_source() -> None:
+    connection = Connection()
+    connection.send_error = OSError("broken pipe")
+    with pytest.raises(OSError, match="broken"):
+        await connection.run(items(b"1"))
+    assert connection.closed == 1
+
+
+async def test_silence_is_filled_with_comments() -> None:
+    connection = Connection()
+    finish = asyncio.Event()
+    task = asyncio.create_task(connection.run(items(b"1", then=finish), heartbeat_s=0.02))
+    await asyncio.sleep(0.09)
+    finish.set()
+    await task
+    parts = connection.body.split(b"data: 1\n\n")[1]
+    assert 2 <= parts.count(PING) <= 5
+    assert connection.body.endswith(PING + DONE)
+
+
+async def test_no_comment_while_events_flow() -> None:
+    connection = Connection()
+
+    async def steady() -> AsyncGenerator[bytes, None]:
+        for _ in range(20):
+            await asyncio.sleep(0.005)
+            yield event(b"1")
+
+    await connection.run(steady(), heartbeat_s=0.06)
+    assert PING not in connection.body
+
+
+async def test_a_slow_reader_gets_no_comment_in_the_middle_of_a_write() -> None:
+    connection = Connection()
+    connection.slow.clear()
+    task = asyncio.create_task(connection.run(items(b"1"), heartbeat_s=0.01))
+    await asyncio.sleep(0.08)
+    connection.slow.set()
+    await task
+    assert connection.body == b"data: 1\n\n" + DONE
+
+
+async def test_no_task_is_left_behind() -> None:
+    before = asyncio.all_tasks()
+    connection = Connection()
+    await connection.run(items(b"1"))
+    connection.gone.set()
+    await connection.run(items(then=asyncio.Event()))
+    assert asyncio.all_tasks() == before
+
+
+async def test_work_ends_when_the_client_leaves() -> None:
+    connection = Connection()
+    cancelled = asyncio.Event()
+
+    async def work() -> str:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        return "never"
+
+    asyncio.get_running_loop().call_later(0.01, connection.gone.set)
+    with pytest.raises(RequestAborted):
+        await until_disconnect(connection.receive, work())
+    assert cancelled.is_set()
+
+
+async def test_work_that_ends_or_fails_is_passed_on() -> None:
+    async def result(value: Callable[[], str]) -> str:
+        await asyncio.sleep(0)
+        return value()
+
+    def fail() -> str:
+        raise KeyError("x")
+
+    receive = Connection().receive
+    assert await until_disconnect(receive, result(lambda: "fine")) == "fine"
+    with pytest.raises(KeyError):
+        await until_disconnect(receive, result(fail))
+
+
+async def test_tens_of_thousands_of_events_a_second() -> None:
+    num_events = 20_000
+
+    async def burst() -> AsyncGenerator[bytes, None]:
+        for _ in range(num_events):
+            yield event(b"{}")
+
+    connection = Connection()
+    loop = asyncio.get_running_loop()
+    start_s = loop.time()
+    await connection.run(burst())
+    assert loop.time() - start_s < 2
+    assert connection.body.count(b"data: {}") == num_events
+    assert sse.DONE in connection.body
