@@ -59,11 +59,20 @@ class LLMEngine:
             self._scheduler.check_invariants()
         stats = replace(
             self._scheduler.stats(),
+            kv_bytes_committed=self._executor.kv_bytes_committed,
             schedule_time_s=scheduled - started + perf_counter() - executed,
             forward_time_s=output.forward_time_s,
             sample_time_s=output.sample_time_s,
         )
         return events, stats
+
+    def stats(self) -> EngineStats:
+        """The account as of now, between two steps: no tokens, no times."""
+        return replace(
+            self._scheduler.stats(),
+            kv_bytes_committed=self._executor.kv_bytes_committed,
+            step_tokens=0,
+        )
 
     def shutdown(self) -> None:
         """Release the executor's resources."""

@@ -99,7 +99,11 @@ class BlockPool:
             self._free.append(block_id)
 
     def is_shared(self, block_id: int) -> bool:
-        return self.ref_counts[block_id] > 1
+        """More than one table has it. A copy that is yet to be made reads it before any write."""
+        num_references = self.ref_counts[block_id]
+        if num_references > 1 and self._copy_sources:
+            num_references -= list(self._copy_sources.values()).count(block_id)
+        return num_references > 1
 
     def set_written(self, block_id: int, num_slots: int) -> None:
         """Of a held block: how many of its slots have a token now."""
@@ -237,7 +241,7 @@ class BlockTable:
         return range(first, num_tokens // size)
 
     def _is_frozen(self, block_id: int) -> bool:
-        return self._pool.ref_counts[block_id] > 1 or block_id in self._pool.cache
+        return self._pool.is_shared(block_id) or block_id in self._pool.cache
 
     def _unfreeze(self, index: int, tail: int) -> None:
         """Copy a shared block; a cached one without other owners only leaves the cache."""
