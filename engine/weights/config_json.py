@@ -10,6 +10,7 @@ from typing import Any
 
 from engine.errors import CorruptFile, ModelLoadError
 from engine.models.config import ModelConfig
+from engine.models.registry import family_of
 from engine.weights.metadata_keys import MetadataKeys
 
 # What transformers assumes for a missing `architectures`.
@@ -27,12 +28,15 @@ def read_config_json(folder: Path) -> ModelConfig:
     """
     Raises:
         CorruptFile: a file is not JSON.
+        UnsupportedArchitecture: no family here covers it; names the nearest.
         ModelLoadError: a key is missing or nonsense (named), or the weights are quantised.
     """
     keys = MetadataKeys(read_json(folder / "config.json"), "config.json")
     path = folder / "generation_config.json"
     generation = MetadataKeys(read_json(path) if path.exists() else {}, "generation_config.json")
     architecture = _architecture(keys)
+    # Before other families' missing keys are complained of.
+    family_of(architecture)
     _refuse_quantised(keys)
     num_layers = keys.integer("num_hidden_layers")
     num_heads = keys.integer("num_attention_heads")

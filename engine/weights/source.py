@@ -81,7 +81,7 @@ def resolve_source(
 
 def _nothing_there(ref: str) -> ModelNotFound:
     """The message shows the last part only: a path of this machine is nobody else's business."""
-    last = os.path.basename(ref.rstrip("/")) or ref
+    last = (os.path.basename(ref.rstrip("/")) or ref)[:80]
     return ModelNotFound(
         f"there is no folder or file {last!r} and it is no hub id; give an existing folder or "
         f".gguf file, a hub id (org/name, org/name@revision, org/name:file.gguf) or one of the "
@@ -130,7 +130,7 @@ def _folder(path: Path, name: str) -> Checkpoint:
         raise ModelLoadError(f"{name!r} is a LoRA adapter; give the base model it was made for")
     if any(n.endswith(_PICKLES) for n in names):
         raise _pickles(name)
-    missing = "config.json" if "config.json" not in names else "a .safetensors file"
+    missing = "config.json" if "config.json" not in names else ".safetensors file"
     raise ModelNotFound(
         f"{name!r} has no {missing}; a model folder holds config.json, *.safetensors and "
         f"tokenizer.json"

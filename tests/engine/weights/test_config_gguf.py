@@ -129,7 +129,9 @@ def test_llama3_scaling_is_recovered_from_its_divisors(
     }
     folder = tiny_llama(head_dim=128)
     config = gguf_config(make_gguf(folder, "llama", **options))
-    assert config.rope_scaling == pytest.approx(scaling, rel=1e-5)
+    assert config.rope_scaling is not None
+    assert config.rope_scaling | {"factor": factor} == scaling
+    assert config.rope_scaling["factor"] == pytest.approx(factor, rel=1e-5)
 
     options["extra"] = {"rope_freqs.weight": np.linspace(1, factor, 64, dtype=np.float32)}
     with pytest.raises(ModelLoadError, match="unknown way"):

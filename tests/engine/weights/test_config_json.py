@@ -1,0 +1,205 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.errors import CorruptFile, ModelLoadError, UnsupportedArchitecture
+from engine.models.config import ModelConfig
+from engine.weights.config_json import read_config_json
+
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 1000,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 2048,
+}
+
+
+def read(folder: Path, generation: dict[str, Any] | None = None, **changes: Any) -> ModelConfig:
+    """Read `LLAMA` with changes; a key changed to `...` is left out."""
+    config = {name: value for name, value in (LLAMA | changes).items() if value is not ...}
+    (folder / "config.json").write_text(json.dumps(config))
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    return read_config_json(folder)
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 512,
+}
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"head_dim": 32, "tie_word_embeddings": True, "rope_parameters": {"rope_theta": 5e5}},
+        {"rope_parameters": LLAMA3 | {"rope_theta": 5e5}},
+        {"sliding_window": 128, "use_sliding_window": True, "max_window_layers": 2},
+        {"sliding_window": 128, "use_sliding_window": False},
+    ],
+)
+def test_reads_what_transformers_5_writes(
+    model_type: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    from transformers import AutoConfig
+
+    changes = {**LLAMA, **options, "eos_token_id": [3, 5], "bos_token_id": 1}
+    for name in ("architectures", "model_type"):
+        changes.pop(name)
+    theirs = AutoConfig.for_model(model_type, **changes)
+    theirs.save_pretrained(tmp_path)
+    ours = read_config_json(tmp_path)
+    for name in (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "rms_norm_eps",
+        "max_position_embeddings",
+        "tie_word_embeddings",
+        "hidden_act",
+        "bos_token_id",
+    ):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert ours.head_dim == (theirs.head_dim if getattr(theirs, "head_dim", None) else 16)
+    assert ours.eos_token_ids == (3, 5)
+    assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
+    expected = {k: v for k, v in theirs.rope_parameters.items() if k != "rope_theta"}
+    assert ours.rope_scaling == (None if expected["rope_type"] == "default" else expected)
+    window = None if model_type == "llama" else theirs.sliding_window
+    assert ours.sliding_window == window
+    if window is not None and model_type.startswith("qwen"):
+        assert ours.layer_types == tuple(theirs.layer_types)
+
+
+def test_reads_what_transformers_4_wrote(tmp_path: Path) -> None:
+    config = read(
+        tmp_path,
+        rope_theta=500000.0,
+        rope_scaling={"type": "linear", "factor": 2.0},
+        eos_token_id=7,
+        torch_dtype="bfloat16",
+    )
+    assert config.rope_theta == 500000.0
+    assert config.rope_scaling == {"rope_type": "linear", "factor": 2.0}
+    assert config.eos_token_ids == (7,)
+    assert config.head_dim == 16
+    assert read(tmp_path, rope_scaling=None).rope_scaling is None
+    assert read(tmp_path, rope_scaling={"rope_type": "default"}).rope_scaling is None
+
+
+def test_old_files_without_grouped_heads_or_architectures(tmp_path: Path) -> None:
+    config = read(tmp_path, num_key_value_heads=..., architectures=..., model_type="mistral")
+    assert config.num_key_value_heads == 4
+    assert config.architecture == "MistralForCausalLM"
+    assert config.rope_theta == 10000.0
+
+
+def test_yarn_extends_the_length(tmp_path: Path) -> None:
+    config = read(tmp_path, rope_scaling=YARN)
+    assert config.max_position_embeddings == 8192
+    assert config.rope_scaling == YARN | {"original_max_position_embeddings": 2048}
+    original = {"original_max_position_embeddings": 512}
+    assert read(tmp_path, rope_scaling=YARN | original).max_position_embeddings == 2048
+    assert read(tmp_path, rope_scaling=LLAMA3).max_position_embeddings == 2048
+
+
+def test_qwens_old_sliding_layers(tmp_path: Path) -> None:
+    options = {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 64, "max_window_layers": 3}
+    config = read(tmp_path, use_sliding_window=True, **options)
+    assert config.layer_types == ("full_attention",) * 3 + ("sliding_attention",)
+    assert read(tmp_path, **options).sliding_window is None
+
+
+def test_generation_defaults_and_the_tokens_that_end(tmp_path: Path) -> None:
+    config = read(
+        tmp_path,
+        {"temperature": 0.6, "top_k": 20, "top_p": None, "do_sample": True, "eos_token_id": [5, 2]},
+        eos_token_id=2,
+    )
+    assert config.generation == {"temperature": 0.6, "top_k": 20.0}
+    assert config.eos_token_ids == (5, 2)
+    assert read(tmp_path, {}, eos_token_id=2).eos_token_ids == (2,)
+    assert read(tmp_path, {}, eos_token_id=None).eos_token_ids == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hidden_size": ...}, "no hidden_size"),
+        ({"hidden_size": None}, "no hidden_size"),
+        ({"hidden_size": 66}, "hidden_size is 66"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+        ({"num_hidden_layers": True}, "num_hidden_layers is True"),
+        ({"num_hidden_layers": 2.5}, "num_hidden_layers is 2.5"),
+        ({"vocab_size": 2**40}, "vocab_size is"),
+        ({"vocab_size": "x" * 1000}, r"vocab_size is 'x{70,80}\.\.\."),
+        ({"num_key_value_heads": 3}, "num_key_value_heads is 3"),
+        ({"head_dim": 15}, "head_dim is 15"),
+        ({"rms_norm_eps": -1.0}, "rms_norm_eps is -1.0"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+        ({"rms_norm_eps": float("inf")}, "rms_norm_eps is inf"),
+        ({"rope_theta": "big"}, "rope_theta is 'big'"),
+        ({"rope_scaling": "linear"}, "rope_scaling is 'linear'"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "no factor"),
+        ({"rope_scaling": {"rope_type": 7}}, "rope_type is 7"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.25}}, "partial_rotary_factor is 0.25"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes'"),
+        ({"eos_token_id": "</s>"}, "eos_token_id is '</s>'"),
+        ({"eos_token_id": [1, -1]}, "eos_token_id is"),
+        ({"eos_token_id": [[1]]}, "eos_token_id is"),
+        ({"architectures": []}, "architectures is"),
+        ({"architectures": "LlamaForCausalLM"}, "architectures is"),
+        ({"architectures": ..., "model_type": ...}, "no architectures"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantised .gptq."),
+        (
+            {"architectures": ["MistralForCausalLM"], "sliding_window": 4, "layer_types": ["x"]},
+            "layer_types is",
+        ),
+    ],
+)
+def test_missing_and_nonsense_keys_are_named(
+    changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelLoadError, match=words):
+        read(tmp_path, **changes)
+
+
+def test_nonsense_sampling_defaults_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match=r"generation_config\.json: temperature is 'hot'"):
+        read(tmp_path, {"temperature": "hot"})
+
+
+def test_another_architecture_is_named_before_its_missing_keys(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedArchitecture, match="GPT2LMHeadModel"):
+        read(tmp_path, architectures=["GPT2LMHeadModel"], hidden_size=..., rms_norm_eps=...)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{", '{"a": ', "\x00", "[" * 100_000])
+def test_not_json(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CorruptFile, match=r"config\.json"):
+        read_config_json(tmp_path)
+
+
+def test_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(CorruptFile):
+        read_config_json(tmp_path)

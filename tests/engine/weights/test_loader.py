@@ -1,0 +1,60 @@
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from engine.weights.loader import iter_weights, load_model_config, weight_bytes
+from engine.weights.source import Checkpoint
+
+
+@pytest.mark.slow
+def test_smollm2_equals_transformers_tensor_by_tensor(smollm2_checkpoint: Checkpoint) -> None:
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    started_s = time.monotonic()
+    config = load_model_config(smollm2_checkpoint)
+    ours = dict(iter_weights(smollm2_checkpoint, config))
+    # About 1 s on two free cores; the limit is for a busy machine.
+    assert time.monotonic() - started_s < 10
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        smollm2_checkpoint.path.parent,
+        gguf_file=smollm2_checkpoint.path.name,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    theirs = model.state_dict()
+    del theirs["lm_head.weight"]
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert torch.equal(ours[name], tensor), name
+    for name in (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "rms_norm_eps",
+        "max_position_embeddings",
+        "tie_word_embeddings",
+    ):
+        assert getattr(config, name) == getattr(model.config, name), name
+    assert config.rope_theta == model.config.rope_parameters["rope_theta"]
+    assert config.eos_token_ids == (model.config.eos_token_id,)
+    assert weight_bytes(smollm2_checkpoint) == 2 * sum(t.numel() for t in theirs.values())
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_folder_and_gguf_give_the_same_model(
+    family: str, make_gguf: Any, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(f"tiny_{family}")()
+    in_folder = Checkpoint("folder", folder, "tiny")
+    in_gguf = Checkpoint("gguf", make_gguf(folder, family), "tiny")
+    config = load_model_config(in_folder)
+    left, right = dict(iter_weights(in_folder, config)), dict(iter_weights(in_gguf, config))
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert weight_bytes(in_folder) == weight_bytes(in_gguf)

