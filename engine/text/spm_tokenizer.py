@@ -1,0 +1,81 @@
+"""SentencePiece BPE, rebuilt from tokens and scores for the `tokenizers` library.
+
+SentencePiece joins the neighbours whose union has the best score; `tokenizers` wants a ranked list
+of merges. The list is derived as transformers does it when it converts a checkpoint. Used for GGUF
+files of model `llama` and for folders that hold a `tokenizer.model` only.
+"""
+
+from typing import Literal
+
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as RawTokenizer
+
+from engine.text.vocabulary import TokenType, Vocabulary
+
+SpacePrefix = Literal["none", "first", "every"]
+"""Where encoding puts a space: nowhere, before the text, or also after every special token."""
+
+_SPACE = "▁"
+_MERGED = (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED)
+
+
+def build_spm_tokenizer(
+    vocabulary: Vocabulary,
+    *,
+    prefix: SpacePrefix,
+    charsmap: bytes = b"",
+    squeezes_spaces: bool = False,
+) -> RawTokenizer:
+    """
+    Args:
+        charsmap: SentencePiece's compiled text normalisation; empty is none.
+        squeezes_spaces: remove spaces around the text and all but one within.
+    """
+    unknown = vocabulary.of_type((TokenType.UNKNOWN,))
+    model = models.BPE(
+        vocab={token: i for i, token in enumerate(vocabulary.tokens)},
+        merges=_derive_merges(vocabulary),
+        unk_token=unknown[0] if unknown else None,
+        fuse_unk=True,
+        byte_fallback=TokenType.BYTE in vocabulary.types,
+    )
+    raw = RawTokenizer(model)
+    steps: list[normalizers.Normalizer] = []
+    if charsmap:
+        steps.append(normalizers.Precompiled(charsmap))
+    if squeezes_spaces:
+        steps += [
+            normalizers.Replace(Regex("^ +| +$"), ""),
+            normalizers.Replace(Regex(" {2,}"), " "),
+        ]
+    if prefix == "first":
+        raw.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme="first", split=False)
+    else:
+        steps += [normalizers.Prepend(_SPACE)] * (prefix == "every")
+        steps.append(normalizers.Replace(" ", _SPACE))
+    if steps:
+        raw.normalizer = normalizers.Sequence(steps)
+    raw.decoder = decoders.Sequence(
+        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+        + [decoders.Strip(" ", 1, 0)] * (prefix != "none")
+    )
+    return raw
+
+
+def _derive_merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
+    """Every way to make a token of two others, best score first, longer left part first."""
+    usable = {
+        token: score
+        for token, kind, score in zip(
+            vocabulary.tokens, vocabulary.types, vocabulary.scores, strict=True
+        )
+        if kind in _MERGED
+    }
+    merges = [
+        (score, cut, token)
+        for token, score in usable.items()
+        for cut in range(1, len(token))
+        if token[:cut] in usable and token[cut:] in usable
+    ]
+    merges.sort(key=lambda merge: merge[:2], reverse=True)
+    return [(token[:cut], token[cut:]) for _, cut, token in merges]

@@ -1,0 +1,147 @@
+"""A tokenizer from a checkpoint folder in Hugging Face's layout.
+
+`tokenizer.json` holds the tokenizer itself; what surrounds it is spread over
+`tokenizer_config.json`, `special_tokens_map.json`, `generation_config.json`, `config.json` and
+`chat_template.jinja`, and not every folder has all of them.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as RawTokenizer
+
+from engine.errors import CorruptFile, ModelNotFound
+from engine.text.sentencepiece_model import read_sentencepiece_model
+from engine.text.tokenizer_parts import TokenizerParts, mark_special, set_boundary_tokens
+
+_SPECIAL_NAMES = (
+    "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
+)  # fmt: skip
+_FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
+
+
+def read_tokenizer_folder(folder: Path) -> TokenizerParts:
+    """
+    Raises:
+        ModelNotFound: the folder has no tokenizer that can be read.
+        CorruptFile: a file is damaged.
+    """
+    config = _read_json(folder / "tokenizer_config.json")
+    raw, special_tokens = _read_raw(folder, config)
+    named = _read_json(folder / "special_tokens_map.json") | config
+    for name in _SPECIAL_NAMES:
+        content = _content(named.get(name))
+        if content is not None:
+            special_tokens[name] = content
+    _add_configured_tokens(raw, config)
+    mark_special(raw, _not_yet_special(raw, list(special_tokens.values())))
+    _apply_boundary_flags(raw, config, special_tokens)
+    return TokenizerParts(
+        raw=raw,
+        special_tokens=special_tokens,
+        eos_token_ids=_eos_token_ids(folder, raw, special_tokens),
+        chat_template=_chat_template(folder, config),
+    )
+
+
+def _read_raw(folder: Path, config: dict[str, Any]) -> tuple[RawTokenizer, dict[str, str]]:
+    fast, sentencepiece = folder / "tokenizer.json", folder / "tokenizer.model"
+    if fast.is_file():
+        try:
+            return RawTokenizer.from_file(str(fast)), {}
+        except Exception as error:  # the library raises this very class
+            raise CorruptFile(f"tokenizer.json cannot be read: {error}") from error
+    if sentencepiece.is_file():
+        return read_sentencepiece_model(sentencepiece, legacy=config.get("legacy") is not False)
+    raise ModelNotFound(
+        "the model's folder has no tokenizer.json; create it with transformers: "
+        "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+    )
+
+
+def _add_configured_tokens(raw: RawTokenizer, config: dict[str, Any]) -> None:
+    """`added_tokens_decoder` repeats tokenizer.json, but for a tokenizer.model it adds to it."""
+    entries = config.get("added_tokens_decoder") or {}
+    known = raw.get_added_tokens_decoder()
+    for token_id, entry in sorted((int(i), e) for i, e in entries.items()):
+        content = _content(entry)
+        if content is not None and token_id not in known and _has_place(raw, token_id, content):
+            flags = {name: bool(entry[name]) for name in _FLAGS if name in entry}
+            raw.add_tokens([AddedToken(content, **flags)])
+
+
+def _has_place(raw: RawTokenizer, token_id: int, content: str) -> bool:
+    """It is in the vocabulary under this id, or would get it as the next one."""
+    known_id = raw.token_to_id(content)
+    return token_id == (raw.get_vocab_size() if known_id is None else known_id)
+
+
+def _not_yet_special(raw: RawTokenizer, tokens: list[str]) -> list[str]:
+    special = {t.content for t in raw.get_added_tokens_decoder().values() if t.special}
+    return [t for t in dict.fromkeys(tokens) if t not in special and raw.token_to_id(t) is not None]
+
+
+def _apply_boundary_flags(
+    raw: RawTokenizer, config: dict[str, Any], special_tokens: dict[str, str]
+) -> None:
+    """`add_bos_token` and `add_eos_token`, where stated, overrule tokenizer.json."""
+    around = raw.encode("").ids
+    tokens = {}
+    for name in ("bos", "eos"):
+        token = special_tokens.get(f"{name}_token")
+        is_added = token is not None and raw.token_to_id(token) in around
+        wanted = config.get(f"add_{name}_token")
+        tokens[name] = (token, is_added, is_added if wanted is None else bool(wanted))
+    if any(token is not None and is_added != wanted for token, is_added, wanted in tokens.values()):
+        bos, eos = (token if wanted else None for token, _, wanted in tokens.values())
+        set_boundary_tokens(raw, bos, eos)
+
+
+def _eos_token_ids(
+    folder: Path, raw: RawTokenizer, special_tokens: dict[str, str]
+) -> tuple[int, ...]:
+    """Those of generation_config.json (else config.json), and the tokenizer's own."""
+    stated: Any = None
+    for name in ("generation_config.json", "config.json"):
+        stated = _read_json(folder / name).get("eos_token_id") if stated is None else stated
+    ids = list(stated) if isinstance(stated, list) else [stated]
+    eos = special_tokens.get("eos_token")
+    ids.append(raw.token_to_id(eos) if eos is not None else None)
+    return tuple(dict.fromkeys(i for i in ids if type(i) is int and i >= 0))
+
+
+def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
+    """A file of its own wins; of several named templates the one called `default`."""
+    try:
+        return (folder / "chat_template.jinja").read_text("utf-8")
+    except FileNotFoundError:
+        pass
+    except (OSError, UnicodeDecodeError) as error:
+        raise CorruptFile("chat_template.jinja cannot be read; fetch it again") from error
+    template = _read_json(folder / "chat_template.json").get("chat_template")
+    template = config.get("chat_template") if template is None else template
+    if isinstance(template, list):
+        named = {t["name"]: t["template"] for t in template if {"name", "template"} <= set(t)}
+        template = named.get("default", next(iter(named.values())) if len(named) == 1 else None)
+    return template if isinstance(template, str) else None
+
+
+def _content(value: Any) -> str | None:
+    """A token is written as its text, or as an object with flags around it."""
+    value = value.get("content") if isinstance(value, dict) else value
+    return value if isinstance(value, str) and value else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Empty if there is no such file."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise CorruptFile(f"{path.name} cannot be read; fetch it again") from error
+    if not isinstance(value, dict):
+        raise CorruptFile(f"{path.name} does not hold a JSON object; fetch it again")
+    return value

@@ -1,0 +1,37 @@
+"""What a loader finds out about a tokenizer, and how it puts a begin-of-text token in place.
+
+Made by `tokenizer_folder` and `gguf_tokenizer`; `Tokenizer` is built from it.
+"""
+
+from dataclasses import dataclass
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as RawTokenizer
+from tokenizers.processors import TemplateProcessing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerParts:
+    """A tokenizer and the facts that the `tokenizers` library does not keep."""
+
+    raw: RawTokenizer
+    special_tokens: dict[str, str]
+    """`bos_token`, `eos_token` ... as chat templates name them; those that exist."""
+    eos_token_ids: tuple[int, ...] = ()
+    """Tokens that end an answer; several where turns and texts end differently."""
+    chat_template: str | None = None
+
+
+def set_boundary_tokens(raw: RawTokenizer, bos: str | None, eos: str | None) -> None:
+    """Let `encode` put `bos` before and `eos` behind the text; None puts nothing there."""
+    tokens = [token for token in (bos, eos) if token is not None]
+    raw.post_processor = TemplateProcessing(
+        single=[*([bos] if bos else []), "$A", *([eos] if eos else [])],
+        pair=["$A", "$B:1"],
+        special_tokens=[(token, raw.token_to_id(token)) for token in dict.fromkeys(tokens)],
+    )
+
+
+def mark_special(raw: RawTokenizer, tokens: list[str]) -> None:
+    """Match these whole in any text, and leave them out of the decoded text."""
+    raw.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in tokens])
