@@ -73,4 +73,5 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         state.lifecycle.begin_drain()
-        await state.engine.stop(state.lifecycle.remaining_drain_s())
+        if not state.lifecycle.cut_short:
+            await state.engine.stop(state.lifecycle.remaining_drain_s())

@@ -36,7 +36,8 @@ class Readiness:
 
 
 class Lifecycle:
-    """Drain state. Event loop only, except `begin_drain`, which a signal handler may call."""
+    """Drain state. Event loop only, except what signal handlers call: `begin_drain`,
+    `cut_drain_short`."""
 
     def __init__(
         self, drain_timeout_s: float, *, clock: Callable[[], float] = time.monotonic
@@ -44,6 +45,8 @@ class Lifecycle:
         self.drain_timeout_s = drain_timeout_s
         self._clock = clock
         self._drain_deadline: float | None = None
+        self.cut_short = False
+        """Somebody is tired of waiting: nothing is ended politely any more."""
 
     @property
     def draining(self) -> bool:
@@ -54,11 +57,16 @@ class Lifecycle:
         if self._drain_deadline is None:
             self._drain_deadline = self._clock() + self.drain_timeout_s
 
+    def cut_drain_short(self) -> None:
+        """End the drain now; running requests break off."""
+        self.begin_drain()
+        self.cut_short = True
+
     def remaining_drain_s(self) -> float:
         """How much longer running requests may take; the whole time-out before a drain."""
         if self._drain_deadline is None:
             return self.drain_timeout_s
-        return max(0.0, self._drain_deadline - self._clock())
+        return 0.0 if self.cut_short else max(0.0, self._drain_deadline - self._clock())
 
     def readiness(self, statuses: Sequence[ModelStatus]) -> Readiness:
         """One phase for all models: that of the one furthest from serving."""

@@ -24,7 +24,7 @@ from engine.version import __version__
 from server.announce import Announcer
 from server.app import create_app
 from server.listen import Listener, ListenProblem, open_listener
-from server.settings import Settings
+from server.settings import Settings, unknown_variables
 from server.state import AppState
 
 _KEEP_ALIVE_S = 75
@@ -82,6 +82,7 @@ class DrainingServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Runs in a signal handler, between any two instructions of the loop: only sets flags."""
         if self._state.lifecycle.draining:
+            self._state.lifecycle.cut_drain_short()
             self.force_exit = True
         else:
             self._state.lifecycle.begin_drain()
@@ -108,6 +109,8 @@ class DrainingServer(uvicorn.Server):
         while not stop.done() and not self.force_exit:
             await asyncio.wait({stop}, timeout=0.1)
         await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn leaves the lifespan hanging then
+            await self.lifespan.shutdown()
 
 
 def _uvicorn_config(settings: Settings, app: Callable[..., object]) -> uvicorn.Config:
@@ -127,6 +130,8 @@ def _uvicorn_config(settings: Settings, app: Callable[..., object]) -> uvicorn.C
 
 def _log_start(settings: Settings) -> None:
     log.info("starting", version=__version__, models=[spec.name for spec in settings.model_specs])
+    for name in unknown_variables():
+        log.warning("this environment variable is not a setting", name=name)
     is_open = not settings.read_api_keys() and settings.uds is None
     if is_open and not _is_loopback(settings.host):
         log.warning("anybody who reaches this host can use the server; set api_keys")

@@ -36,7 +36,14 @@ from pydantic_settings import (
 from engine.config import EngineConfig
 from engine.errors import InvalidParameter
 from engine.model_spec import DEFAULT_MODEL, ModelSpec
-from server.settings_problem import ENV_PREFIX, Origins, SettingsProblem, did_you_mean, one_line
+from server.settings_problem import (
+    ENV_PREFIX,
+    Origins,
+    SettingsProblem,
+    did_you_mean,
+    one_line,
+    variable_name,
+)
 
 DERIVED_ENGINE_FIELDS = {"max_num_queued": "max_queued_requests"}
 """Engine fields that follow from a setting of ours and cannot be set themselves."""
@@ -112,6 +119,10 @@ class _EnvSource(EnvSettingsSource):
         # Kubernetes sets TANDEM_PORT=tcp://… in every pod beside a service named tandem.
         if str(data.get("port", "")).startswith(("tcp://", "udp://")):
             del data["port"]
+        # The clients' variable; whoever sets it for the server does not mean an open one.
+        key = os.environ.get(variable_name("api_key"))
+        if key is not None:
+            data.setdefault("api_keys", [key])
         return data
 
 
@@ -290,6 +301,21 @@ def load_settings(given: Mapping[str, Any]) -> Settings:
         raise origins.engine_problem(location, error.message) from None
     except SettingsError:
         raise SettingsProblem(f"{ENV_PREFIX}ENGINE is not valid JSON") from None
+
+
+def unknown_variables() -> list[str]:
+    """Environment variables with our prefix that are no setting: most likely typing mistakes."""
+    known = {variable_name(name) for name in (*Settings.model_fields, *ClientSettings.model_fields)}
+    known |= {variable_name(name, engine=True) for name in engine_knobs()}
+    # What Kubernetes sets in every pod beside a service named tandem.
+    injected = (f"{ENV_PREFIX}SERVICE_", f"{ENV_PREFIX}PORT_")
+    return sorted(
+        name
+        for name in os.environ
+        if name.upper().startswith(ENV_PREFIX)
+        and name.upper() not in known
+        and not name.upper().startswith(injected)
+    )
 
 
 def load_client_settings(given: Mapping[str, Any]) -> ClientSettings:

@@ -48,3 +48,12 @@ def test_draining_starts_once_and_counts_down():
     now[0] += 100
     assert lifecycle.remaining_drain_s() == 0.0
     assert lifecycle.readiness([status(Phase.READY)]).phase is Phase.DRAINING
+
+
+def test_a_drain_can_be_cut_short():
+    lifecycle = Lifecycle(30.0)
+    assert not lifecycle.cut_short
+    lifecycle.cut_drain_short()
+    assert lifecycle.draining
+    assert lifecycle.cut_short
+    assert lifecycle.remaining_drain_s() == 0.0

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from engine.config import EngineConfig
-from server.settings import Settings, load_client_settings, load_settings
+from server.settings import Settings, load_client_settings, load_settings, unknown_variables
 from server.settings_problem import SettingsProblem
 
 
@@ -75,6 +75,26 @@ def test_an_empty_key_does_not_open_the_server(monkeypatch, tmp_path):
     empty = tmp_path / "keys"
     empty.write_text("# none yet\n\n")
     assert "holds no key" in problem({"api_key_file": str(empty)})
+
+
+def test_the_clients_key_variable_does_not_leave_the_server_open(monkeypatch):
+    monkeypatch.setenv("TANDEM_API_KEY", "zebra")
+    assert load_settings({}).read_api_keys() == ("zebra",)
+    monkeypatch.setenv("TANDEM_API_KEYS", "a,b")
+    assert load_settings({}).read_api_keys() == ("a", "b")
+    monkeypatch.delenv("TANDEM_API_KEYS")
+    monkeypatch.setenv("TANDEM_API_KEY", "")
+    assert "api_keys" in problem({})
+
+
+def test_variables_that_are_no_setting_are_found(monkeypatch):
+    assert unknown_variables() == []
+    for name in ("PORT", "URL", "ENGINE", "ENGINE__SEED", "SERVICE_HOST", "PORT_80_TCP"):
+        monkeypatch.setenv(f"TANDEM_{name}", "1")
+    assert unknown_variables() == []
+    for name in ("PROT", "ENGINE__SED", "SEED"):
+        monkeypatch.setenv(f"TANDEM_{name}", "1")
+    assert unknown_variables() == ["TANDEM_ENGINE__SED", "TANDEM_PROT", "TANDEM_SEED"]
 
 
 def test_key_file_adds_to_the_given_keys(tmp_path):
