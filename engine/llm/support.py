@@ -80,7 +80,7 @@ class SupportFinder:
         self._device = device
         self._unit = weight_unit(vocab_size)
         elements = _CHUNK_ELEMENTS.get(device.type, _CHUNK_ELEMENTS["cpu"])
-        self._chunk_rows = max(1, elements // vocab_size)
+        self._chunk_rows = max(1, elements // _padded(vocab_size))
         self._scratch: _Scratch | None = None
         """Made at first use; greedy and short rows need none."""
 
@@ -202,11 +202,15 @@ class _Scratch:
 
     @classmethod
     def create(cls, num_rows: int, vocab_size: int, device: torch.device) -> "_Scratch":
-        width = vocab_size + -vocab_size % DRAW_BLOCK
         return cls(
             floats=torch.empty(num_rows, vocab_size, dtype=torch.float32, device=device),
-            weights=torch.zeros(num_rows, width, dtype=torch.int64, device=device),
+            weights=torch.zeros(num_rows, _padded(vocab_size), dtype=torch.int64, device=device),
         )
+
+
+def _padded(vocab_size: int) -> int:
+    """Columns of a table of weights: whole draw blocks."""
+    return vocab_size + -vocab_size % DRAW_BLOCK
 
 
 def _places(rows: list[int], device: torch.device) -> slice | Tensor:

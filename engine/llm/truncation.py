@@ -231,8 +231,8 @@ def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
     sums = blocks.sum(-1) if block > 1 else weights
     cumulative = sums.cumsum(-1)
     totals = cumulative[:, -1:]
-    # The product may round up to the total itself; the last unit of mass is the limit.
-    targets = torch.minimum((uniforms.unsqueeze(1) * totals).to(torch.int64), totals - 1)
+    # A uniform is at most 1 - 2**-53, so the product rounds to less than the total.
+    targets = (uniforms.unsqueeze(1) * totals).to(torch.int64)
     hit = torch.searchsorted(cumulative, targets, right=True)
     if block == 1:
         return hit.squeeze(1)

@@ -30,9 +30,10 @@ def test_weight_zero_is_never_drawn(width: int, uniform: float) -> None:
 def test_draw_is_the_inverse_of_the_running_sum() -> None:
     seed = int(np.random.default_rng().integers(2**32))
     rng = np.random.default_rng(seed)
-    for width in (5, 3 * DRAW_BLOCK):
-        weights = rng.integers(0, 1 << 44, (50, width))
-        numbers = rng.random(50)
+    for width in (5, 3 * DRAW_BLOCK) * 20:
+        weights = rng.integers(0, 1 << int(rng.integers(1, 62 - width.bit_length())), (50, width))
+        weights[:, width // 2] += 1
+        numbers = np.where(rng.random(50) < 0.5, rng.random(50), ALMOST_ONE)
         columns = draw(torch.from_numpy(weights), torch.from_numpy(numbers)).tolist()
         for row, number, column in zip(weights.tolist(), numbers.tolist(), columns, strict=True):
             target = int(number * sum(row))
@@ -58,6 +59,12 @@ def test_nucleus_is_the_shortest_prefix(top_p: float, kept: int) -> None:
     assert int((weights > 0).sum()) == kept
 
 
+def test_nucleus_rounds_its_need_up() -> None:
+    weights = torch.tensor([[4, 2, 1, 1]])
+    keep_nucleus(weights, torch.tensor([[8]]), torch.tensor([[0.51]]).double())
+    assert weights.tolist() == [[4, 2, 0, 0]]
+
+
 def test_nucleus_says_when_it_is_cut_off() -> None:
     weights = torch.tensor([[4, 2, 1]])
     reached = keep_nucleus(weights, torch.tensor([[100]]), torch.tensor([[0.5]]).double())
@@ -65,13 +72,13 @@ def test_nucleus_says_when_it_is_cut_off() -> None:
     assert weights.tolist() == [[4, 2, 1]]
 
 
-@pytest.mark.parametrize("spread", [0.0, 1e-30, 1.0, 1e38])
+@pytest.mark.parametrize("spread", [0.0, 1e-30, 1.0, 6e38])
 def test_last_key_is_where_a_sort_finds_it(spread: float) -> None:
     seed = int(np.random.default_rng().integers(2**32))
     rng = np.random.default_rng(seed)
     for _ in range(30):
         num = int(rng.integers(1, 3000))
-        costs = (rng.random(num) * spread).astype(np.float32)
+        costs = ((rng.random(num) - 0.5) * spread).astype(np.float32)
         # Keys fall as costs rise; equal costs get different keys in random order.
         order = np.lexsort((rng.random(num), costs))
         keys = np.empty(num, dtype=np.int64)
