@@ -86,10 +86,10 @@ class _Stream:
         return item
 
     async def aclose(self) -> None:
-        if self.task is not None and not self.task.done():
-            self.task.cancel()
+        if self.engine.live.pop(self.request.request_id, None) is not None:
+            if self.task is not None:
+                self.task.cancel()
             self.engine.aborted.append(self.request.request_id)
-        self.engine.live.pop(self.request.request_id, None)
         self.num_open = 0
 
 
