@@ -21,6 +21,13 @@ _ARCHITECTURES = {
 }
 _STOP_TOKENS = ("eos", "eot", "eom")
 _ROPE_FACTORS = "rope_freqs.weight"
+_SAMPLING = {
+    "temperature": "temp",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "repetition_penalty": "penalty_repeat",
+}
 
 
 def read_gguf_config(path: Path) -> ModelConfig:
@@ -68,6 +75,7 @@ def read_gguf_config(path: Path) -> ModelConfig:
         sliding_window=keys.integer(f"{arch}.attention.sliding_window", None),
         bos_token_id=next(iter(keys.ids("tokenizer.ggml.bos_token_id")), None),
         eos_token_ids=_stop_tokens(keys),
+        generation=_sampling_defaults(keys),
     )
 
 
@@ -83,6 +91,15 @@ def _stop_tokens(keys: MetadataKeys) -> tuple[int, ...]:
     """End of sequence, of turn and of message: Llama 3 ends an answer with the second."""
     ids = [i for name in _STOP_TOKENS for i in keys.ids(f"tokenizer.ggml.{name}_token_id")]
     return tuple(dict.fromkeys(ids))
+
+
+def _sampling_defaults(keys: MetadataKeys) -> dict[str, float]:
+    present = {
+        name: f"general.sampling.{key}"
+        for name, key in _SAMPLING.items()
+        if f"general.sampling.{key}" in keys.values
+    }
+    return {name: keys.number(key, positive=False) for name, key in present.items()}
 
 
 def _num_kv_heads(keys: MetadataKeys, arch: str, num_heads: int) -> int:

@@ -41,8 +41,8 @@ _PLAIN = {
 _ROPE_FACTORS = "rope_freqs.weight"
 """Not a weight: `config_gguf.py` reads it."""
 
-_MAX_AHEAD_BYTES = 256 << 20
-_CHUNK_ELEMENTS = 1 << 20
+_MAX_AHEAD_BYTES = 128 << 20
+_CHUNK_ELEMENTS = 1 << 18
 
 
 def hugging_face_name(name: str) -> str | None:

