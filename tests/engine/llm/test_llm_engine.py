@@ -1,0 +1,112 @@
+"""The step that ties scheduler and executor together."""
+
+import subprocess
+import sys
+
+import pytest
+from paged_executor import PagedExecutor, make_config, make_request, make_scheduler
+
+from engine.errors import InvalidParameter, InvariantViolation
+from engine.llm.decision import ScheduleDecision, StepOutput
+from engine.llm.engine import LLMEngine
+from engine.types import EngineStats, TokenEvent
+
+
+class Executor(PagedExecutor):
+    """As if each block took 100 bytes."""
+
+    kv_bytes_committed = 500
+    is_down = False
+
+    def shutdown(self) -> None:
+        self.is_down = True
+
+
+def make_engine(**changes: object) -> tuple[LLMEngine, Executor]:
+    config = make_config(**changes)
+    executor = Executor(config)
+    return LLMEngine(make_scheduler(config), executor, config), executor
+
+
+def run(engine: LLMEngine) -> tuple[list[TokenEvent], list[EngineStats]]:
+    events, stats = [], []
+    while engine.has_work():
+        new_events, account = engine.step()
+        events += new_events
+        stats.append(account)
+    return events, stats
+
+
+def test_requests_become_events_and_accounts() -> None:
+    engine, executor = make_engine()
+    engine.add(make_request("a", 6, 3, seed=1))
+    engine.add(make_request("b", 40, 2, seed=1))
+    events, stats = run(engine)
+    assert [e.request_id for e in events if e.finish_reason] == ["a", "b"]
+    assert sum(len(e.token_ids) for e in events) == 5
+    assert [s.step_tokens for s in stats] == [32, 15, 2]
+    assert [s.num_steps for s in stats] == [1, 2, 3]
+    for account in stats:
+        assert (account.forward_time_s, account.sample_time_s) == (0.5, 0.25)
+        assert 0 < account.schedule_time_s < 1
+        assert account.kv_bytes_committed == 500
+    assert (stats[0].num_running, stats[-1].num_running) == (2, 0)
+    engine.shutdown()
+    assert executor.is_down
+
+
+def test_between_steps_the_account_has_no_tokens_and_no_times() -> None:
+    engine, _ = make_engine()
+    engine.add(make_request("a", 6))
+    engine.step()
+    account = engine.stats()
+    assert (account.step_tokens, account.forward_time_s, account.schedule_time_s) == (0, 0, 0)
+    assert (account.num_running, account.kv_bytes_committed, account.num_steps) == (1, 500, 1)
+
+
+def test_without_work_the_executor_is_left_alone() -> None:
+    engine, executor = make_engine()
+    engine.add(make_request("a", 6))
+    engine.abort("a")
+    assert not engine.has_work()
+    events, account = engine.step()
+    assert (events, account.step_tokens, executor.num_steps) == ([], 0, 0)
+
+
+def test_a_refused_request_changes_nothing() -> None:
+    engine, _ = make_engine()
+    with pytest.raises(InvalidParameter):
+        engine.add(make_request("a", []))
+    assert not engine.has_work()
+    assert engine.stats() == make_engine()[0].stats()
+
+
+def test_a_failing_executor_is_not_hidden() -> None:
+    engine, executor = make_engine()
+    engine.add(make_request("a", 6))
+    executor.execute = fail
+    with pytest.raises(RuntimeError, match="out of memory"):
+        engine.step()
+
+
+def fail(decision: ScheduleDecision) -> StepOutput:
+    raise RuntimeError("out of memory")
+
+
+@pytest.mark.parametrize("checks", [True, False])
+def test_invariants_are_checked_on_demand(checks: bool) -> None:
+    config = make_config(debug_invariants=checks)
+    scheduler = make_scheduler(config)
+    engine = LLMEngine(scheduler, Executor(config), config)
+    engine.add(make_request("a", 6))
+    scheduler._pool.allocate()
+    if checks:
+        with pytest.raises(InvariantViolation):
+            engine.step()
+    else:
+        engine.step()
+
+
+def test_decisions_are_made_without_torch() -> None:
+    code = "import engine.llm.engine, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

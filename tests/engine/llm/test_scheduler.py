@@ -1,0 +1,797 @@
+"""The scheduler's rules as tables.
+
+A step is written as `a 0:4, b 6:7* | 3→5 | +c`: tokens 0 to 4 of request a, the seventh token of b,
+after which (*) a new one is drawn; block 3 is copied to 5; completion `c.1` is index 1 of c.
+"""
+
+import pytest
+from paged_executor import (
+    EOS,
+    VOCAB_SIZE,
+    Answer,
+    Answers,
+    PagedExecutor,
+    answer_alone,
+    make_config,
+    make_request,
+    make_scheduler,
+    run_all,
+    run_step,
+    score,
+)
+
+from engine.errors import (
+    ContextLengthExceeded,
+    EngineError,
+    InvalidParameter,
+    InvariantViolation,
+    OutOfBlocks,
+    QueueFull,
+)
+from engine.llm.decision import ScheduleDecision, SequenceOutput, StepOutput
+from engine.llm.scheduler import Scheduler
+from engine.types import EngineStats, FinishReason, TokenEvent
+
+
+class Bench:
+    """A scheduler, the checking executor and what the clients got."""
+
+    def __init__(self, **changes: object) -> None:
+        self.config = make_config(**changes)
+        self.scheduler = make_scheduler(self.config)
+        self.executor = PagedExecutor(self.config)
+        self.answers: Answers = {}
+
+    def add(self, request_id: str, prompt: object, max_tokens: int = 4, **more: object) -> None:
+        self.scheduler.add(make_request(request_id, prompt, max_tokens, seed=0, **more))
+
+    def step(self) -> str:
+        names = {}
+        for sequence in self.scheduler._roster._sequences.values():
+            suffix = f".{sequence.index}" if sequence.index else ""
+            names[sequence.seq_id] = sequence.owner.request.request_id + suffix
+        return show(run_step(self.scheduler, self.executor, self.answers), names)
+
+    def steps(self, count: int) -> list[str]:
+        return [self.step() for _ in range(count)]
+
+    def finish(self) -> Answers:
+        while self.scheduler.has_work():
+            self.step()
+        return self.answers
+
+    def cached(self, request_id: str) -> int:
+        return self.answers[request_id, 0].num_cached_tokens
+
+    @property
+    def stats(self) -> EngineStats:
+        return self.scheduler.stats()
+
+
+def show(decision: ScheduleDecision, names: dict[int, str]) -> str:
+    rows = [
+        f"{names[s.seq_id]} {s.start}:{s.start + len(s.token_ids)}{'*' * s.samples}"
+        for s in decision.scheduled
+    ]
+    copies = [f"{source}→{destination}" for source, destination in decision.copies]
+    return " | ".join([", ".join(rows), *copies])
+
+
+def commit(scheduler: Scheduler, decision: ScheduleDecision, drawn: list[int]) -> list[TokenEvent]:
+    """Every sequence that samples draws the same tokens."""
+    outputs = [
+        SequenceOutput(
+            entry.seq_id, list(drawn) * entry.samples, [score(0, t) for t in drawn * entry.samples]
+        )
+        for entry in decision.scheduled
+    ]
+    return scheduler.commit(decision, StepOutput(outputs))
+
+
+class TestBudget:
+    def test_a_prompt_is_computed_in_chunks_and_then_decodes(self) -> None:
+        bench = Bench(max_num_batched_tokens=8)
+        bench.add("a", 20, max_tokens=3)
+        assert bench.steps(5) == ["a 0:8", "a 8:16", "a 16:20*", "a 20:21*", "a 21:22*"]
+        assert not bench.scheduler.has_work()
+        assert bench.answers["a", 0].finish_reason == "length"
+
+    def test_decodes_go_before_older_prompts(self) -> None:
+        bench = Bench(max_num_batched_tokens=16)
+        bench.add("long", 60)
+        bench.step()
+        bench.add("b", 2)
+        assert bench.step() == "long 16:30, b 0:2*"
+        assert bench.step() == "b 2:3*, long 30:45"
+        assert bench.step() == "b 3:4*, long 45:60*"
+        assert bench.step() == "long 60:61*, b 4:5*", "now both miss one token: by rank"
+
+    def test_a_long_prompt_leaves_a_quarter_to_shorter_ones(self) -> None:
+        bench = Bench(max_num_batched_tokens=32, max_model_len=256, num_kv_blocks=200)
+        bench.add("long", 200)
+        assert bench.step() == "long 0:32", "nobody else wants it"
+        for name, length in (("b", 5), ("c", 3), ("d", 100)):
+            bench.add(name, length)
+        assert bench.step() == "long 32:56, b 0:5*, c 0:3*"
+        assert bench.step() == "b 5:6*, c 3:4*, long 56:79, d 0:7"
+        assert bench.step() == "b 6:7*, c 4:5*, long 79:102, d 7:14"
+
+    def test_a_share_is_at_least_a_block(self) -> None:
+        bench = Bench(max_num_batched_tokens=8, block_size=4)
+        bench.add("a", 30)
+        bench.add("b", 30)
+        assert bench.steps(4) == ["a 0:8", "a 8:16", "a 16:24", "a 24:30*, b 0:2"]
+
+    def test_each_long_prompt_leaves_a_quarter_of_what_is_left(self) -> None:
+        bench = Bench(max_num_batched_tokens=64, num_kv_blocks=800, max_model_len=300)
+        for name in ("a", "b", "c", "d"):
+            bench.add(name, 290)
+        assert bench.step() == "a 0:48, b 0:12, c 0:4"
+        bench.scheduler.abort("c")
+        bench.add("short", 2, max_tokens=1)
+        bench.scheduler.abort("d")
+        assert bench.step() == "a 48:98, b 12:24, short 0:2*", "the rest goes to the first"
+
+    def test_every_running_sequence_decodes_in_every_step(self) -> None:
+        bench = Bench(max_num_batched_tokens=3, max_num_seqs=8)
+        for name in "abcde":
+            bench.add(name, 1, max_tokens=3)
+        assert bench.steps(4) == [
+            "a 0:1*, b 0:1*, c 0:1*",
+            "a 1:2*, b 1:2*, c 1:2*",
+            "a 2:3*, b 2:3*, c 2:3*",
+            "d 0:1*, e 0:1*",
+        ]
+
+    def test_places_are_limited(self) -> None:
+        bench = Bench(max_num_seqs=2)
+        for name in "abc":
+            bench.add(name, 3, max_tokens=2)
+        assert bench.steps(3) == ["a 0:3*, b 0:3*", "a 3:4*, b 3:4*", "c 0:3*"]
+
+    def test_nothing_to_do(self) -> None:
+        scheduler = make_scheduler()
+        assert not scheduler.has_work()
+        decision = scheduler.schedule()
+        assert decision == ScheduleDecision()
+        assert scheduler.commit(decision, StepOutput([])) == []
+        scheduler.check_invariants()
+
+
+class TestOrder:
+    def test_first_come_first_served(self) -> None:
+        bench = Bench(max_num_seqs=1)
+        for name, priority in (("a", 9), ("b", 0)):
+            bench.add(name, 2, max_tokens=1, priority=priority)
+        assert bench.steps(2) == ["a 0:2*", "b 0:2*"]
+
+    def test_priority(self) -> None:
+        bench = Bench(max_num_seqs=1, scheduling_policy="priority")
+        for name, priority in (("a", 0), ("b", 3), ("c", -1), ("d", 0)):
+            bench.add(name, 2, max_tokens=1, priority=priority)
+        assert bench.steps(4) == ["c 0:2*", "a 0:2*", "d 0:2*", "b 0:2*"]
+
+    def test_a_request_that_does_not_fit_yet_is_not_passed_by(self) -> None:
+        bench = Bench(num_kv_blocks=6, max_model_len=24)
+        bench.add("a", 11, max_tokens=5)
+        bench.step()
+        bench.add("big", 16)
+        bench.add("small", 1)
+        assert bench.step() == "a 11:12*"
+        assert bench.stats.num_waiting == 2
+        bench.finish()
+        assert list(bench.answers) == [("a", 0), ("big", 0), ("small", 0)]
+
+
+class TestPrefixCache:
+    def test_a_repeated_beginning_is_not_computed_again(self) -> None:
+        bench = Bench()
+        bench.add("a", range(10), max_tokens=1)
+        bench.step()
+        bench.add("b", [*range(8), 30, 31, 32], max_tokens=1)
+        assert bench.step() == "b 8:11*"
+        assert bench.cached("b") == 8
+        stats = bench.stats
+        assert (stats.prefix_cache_queries, stats.prefix_cache_hits) == (21, 8)
+
+    def test_a_whole_cached_prompt_still_computes_its_last_token(self) -> None:
+        bench = Bench()
+        bench.add("a", range(8), max_tokens=1)
+        bench.step()
+        bench.add("b", range(8), max_tokens=3)
+        assert bench.step() == "b 7:8*", "in place: nobody else holds the block"
+        bench.add("c", range(8), max_tokens=1)
+        assert bench.step() == "b 8:9*, c 7:8* | 1→3", "copied: b holds the block"
+        assert (bench.cached("b"), bench.cached("c")) == (7, 7)
+
+    def test_two_equal_prompts_in_one_step_share_only_what_is_computed(self) -> None:
+        bench = Bench()
+        bench.add("a", range(8), max_tokens=1)
+        bench.add("b", range(8), max_tokens=1)
+        assert bench.step() == "a 0:8*, b 0:8*"
+        bench.add("c", range(8), max_tokens=1)
+        bench.add("d", range(8), max_tokens=1)
+        # c writes the last block, so d does not find it.
+        assert bench.step() == "c 7:8*, d 4:8*"
+
+    def test_answers_are_cached_for_the_next_turn(self) -> None:
+        bench = Bench()
+        bench.add("a", range(6), max_tokens=6)
+        bench.finish()
+        said = bench.answers["a", 0].token_ids
+        bench.add("b", [*range(6), *said, 1, 2, 3])
+        # Eleven tokens were computed, the last one drawn only.
+        assert bench.step() == "b 8:15*"
+
+    @pytest.mark.parametrize(
+        ("first", "second"),
+        [
+            ({}, {"cache_salt": "x"}),
+            ({"cache_salt": "x"}, {"cache_salt": "y"}),
+            ({}, {"adapter": "x"}),
+            ({"cache_salt": "x"}, {"adapter": "x"}),
+        ],
+    )
+    def test_salts_and_adapters_share_nothing(self, first: dict, second: dict) -> None:
+        bench = Bench()
+        bench.add("a", range(8), max_tokens=1, **first)
+        bench.add("b", range(8), max_tokens=1, **second)
+        bench.step()
+        for name, key in (("c", first), ("d", second)):
+            bench.add(name, range(8), max_tokens=1, **key)
+        bench.finish()
+        assert [bench.cached(name) for name in "abcd"] == [0, 0, 7, 7]
+
+        bench.add("e", range(8), max_tokens=1, cache_salt="z", adapter="z")
+        bench.finish()
+        assert bench.cached("e") == 0
+
+    def test_off_switch(self) -> None:
+        bench = Bench(enable_prefix_caching=False, max_idle_cached_blocks=0)
+        for name in "ab":
+            bench.add(name, range(9), max_tokens=1)
+            bench.finish()
+        assert bench.cached("b") == 0
+        assert bench.stats.prefix_cache_queries == 0
+
+    def test_no_idle_blocks_allowed_still_shares_between_running_ones(self) -> None:
+        bench = Bench(max_idle_cached_blocks=0)
+        bench.add("a", range(9), max_tokens=3)
+        bench.step()
+        bench.add("b", range(9), max_tokens=1)
+        bench.finish()
+        bench.add("c", range(9), max_tokens=1)
+        bench.finish()
+        assert [bench.cached(name) for name in "abc"] == [0, 8, 0]
+
+    def test_evicted_blocks_are_computed_again(self) -> None:
+        bench = Bench(num_kv_blocks=4, max_model_len=16)
+        bench.add("a", range(9), max_tokens=1)
+        bench.finish()
+        bench.add("b", range(20, 35), max_tokens=1)
+        bench.finish()
+        bench.add("c", range(9), max_tokens=1)
+        bench.finish()
+        assert bench.cached("c") == 0
+        assert bench.answers["a", 0].token_ids == bench.answers["c", 0].token_ids
+
+
+class TestSeveralCompletions:
+    def test_they_share_the_prompt_and_draw_their_own_first_token(self) -> None:
+        bench = Bench()
+        bench.add("a", 6, max_tokens=2, n=3)
+        assert bench.step() == "a 0:6*"
+        assert bench.stats.num_waiting == 2
+        assert bench.step() == "a 6:7*, a.1 5:6*, a.2 5:6* | 1→2 | 1→3"
+        assert bench.stats.kv_blocks_used == 3, "the full block counts once; a has ended"
+        assert bench.step() == "a.1 6:7*, a.2 6:7*"
+        for index in range(3):
+            request = make_request("a", 6, 2, n=3, seed=0)
+            assert bench.answers["a", index].token_ids == (
+                answer_alone(request, index, bench.config).token_ids
+            )
+            assert bench.answers["a", index].num_cached_tokens == 0, "counted once per request"
+        assert bench.stats.prefix_cache_queries == 6
+
+    @pytest.mark.parametrize(
+        ("length", "second"),
+        [
+            (8, "a 8:9*, a.1 7:8* | 1→3"),
+            (9, "a 9:10*, a.1 8:9* | 2→3"),
+            (1, "a 1:2*, a.1 0:1*"),
+            (4, "a 4:5*, a.1 3:4* | 0→2"),
+            (5, "a 5:6*, a.1 4:5* | 1→2"),
+        ],
+    )
+    def test_block_borders(self, length: int, second: str) -> None:
+        bench = Bench()
+        bench.add("a", length, max_tokens=3, n=2)
+        bench.step()
+        step = bench.step()
+        if length % 4 == 1:  # the last prompt token begins a block: nothing shared is written
+            step, second = step.split(" | ")[0], second.split(" | ")[0]
+        assert step == second
+        bench.finish()
+
+    def test_they_wait_while_the_prompt_is_computed(self) -> None:
+        bench = Bench(max_num_batched_tokens=8)
+        bench.add("a", 10, n=2)
+        assert bench.step() == "a 0:8"
+        assert bench.stats.num_waiting == 1
+        assert bench.step() == "a 8:10*"
+
+    def test_they_go_before_later_requests(self) -> None:
+        bench = Bench(max_num_seqs=2)
+        bench.add("a", 3, max_tokens=3, n=3)
+        bench.add("b", 3, max_tokens=1)
+        assert bench.steps(5) == [
+            "a 0:3*, b 0:3*",
+            "a 3:4*, a.1 2:3* | 0→1",
+            "a 4:5*, a.1 3:4*",
+            "a.1 4:5*, a.2 2:3* | 1→3",
+            "a.2 3:4*",
+        ]
+
+    @pytest.mark.parametrize(("caching", "start"), [(True, 4), (False, 0)])
+    def test_if_the_first_has_ended_they_use_the_cache(self, caching: bool, start: int) -> None:
+        bench = Bench(enable_prefix_caching=caching)
+        bench.add("a", 6, max_tokens=1, n=2)
+        assert bench.steps(2) == ["a 0:6*", f"a.1 {start}:6*"]
+
+    def test_prompt_scores_come_once(self) -> None:
+        bench = Bench()
+        bench.add("a", 6, max_tokens=0, n=2, prompt_logprobs=0)
+        bench.finish()
+        assert len(bench.answers["a", 0].prompt_logprobs) == 6
+        assert bench.answers["a", 1].prompt_logprobs is None
+        assert bench.answers["a", 1].finish_reason == "length"
+
+
+class TestPreemption:
+    def test_the_latest_gives_way_and_keeps_what_it_said(self) -> None:
+        bench = Bench(num_kv_blocks=5, max_model_len=20, enable_prefix_caching=False)
+        bench.add("a", 7, max_tokens=10)
+        bench.add("b", 6, max_tokens=8)
+        steps = bench.steps(3)
+        assert steps == ["a 0:7*, b 0:6*", "a 7:8*, b 6:7*", "a 8:9*, b 7:8*"]
+        assert bench.step() == "a 9:10*", "one block is left for two: b has to wait for it"
+        assert bench.stats.num_preemptions == 0
+        bench.steps(2)
+        assert bench.step() == "a 12:13*"
+        stats = bench.stats
+        assert (stats.num_preemptions, stats.num_running, stats.num_waiting) == (1, 1, 1)
+        answers = bench.finish()
+        for name, length, max_tokens in (("a", 7, 10), ("b", 6, 8)):
+            request = make_request(name, length, max_tokens, seed=0)
+            assert answers[name, 0].token_ids == answer_alone(request, 0, bench.config).token_ids
+
+    def test_the_preempted_go_before_the_waiting(self) -> None:
+        bench = Bench(num_kv_blocks=5, max_model_len=20, max_num_seqs=2)
+        bench.add("a", 7, max_tokens=10)
+        bench.add("b", 6, max_tokens=8)
+        bench.add("c", 1, max_tokens=1)
+        bench.finish()
+        assert bench.stats.num_preemptions == 1
+        assert list(bench.answers) == [("a", 0), ("b", 0), ("c", 0)]
+
+    def test_its_own_blocks_may_still_be_cached(self) -> None:
+        bench = Bench(num_kv_blocks=5, max_model_len=20)
+        bench.add("a", 7, max_tokens=10)
+        bench.add("b", 6, max_tokens=8)
+        bench.steps(7)
+        while "b" not in (step := bench.step()):
+            pass
+        assert step.startswith("b 4:"), "the first block survived, the second was needed"
+        bench.finish()
+        assert bench.cached("b") == 0, "usage counts what was found at first"
+
+    def test_a_sequence_that_outgrows_the_pool_fails_alone(self) -> None:
+        bench = Bench(num_kv_blocks=3, max_model_len=100)
+        bench.add("a", 6, max_tokens=50)
+        bench.add("b", 2, max_tokens=5)
+        bench.finish()
+        a, b = bench.answers["a", 0], bench.answers["b", 0]
+        assert (a.finish_reason, a.error_code, len(a.token_ids)) == ("error", "out_of_kv_blocks", 7)
+        assert (b.finish_reason, len(b.token_ids)) == ("length", 5)
+
+    def test_a_request_that_fits_the_pool_exactly_finishes(self) -> None:
+        bench = Bench(num_kv_blocks=3, max_model_len=12)
+        bench.add("a", 8, max_tokens=4)
+        bench.finish()
+        bench.add("b", make_request("a", 8).prompt_token_ids, max_tokens=4)
+        bench.finish()
+        assert [a.finish_reason for a in bench.answers.values()] == ["length", "length"]
+
+    def test_a_priority_request_takes_the_blocks_of_less_important_ones(self) -> None:
+        bench = Bench(num_kv_blocks=6, max_model_len=24, scheduling_policy="priority")
+        bench.add("low", 9, max_tokens=4, priority=5)
+        bench.add("mid", 5, max_tokens=4, priority=1)
+        assert bench.step() == "mid 0:5*, low 0:9*"
+        bench.add("high", 8, priority=0, max_tokens=1)
+        assert bench.step() == "mid 5:6*, high 0:8*", "low's token is withdrawn"
+        assert bench.stats.num_preemptions == 1
+        bench.finish()
+
+    def test_nobody_is_displaced_in_vain(self) -> None:
+        bench = Bench(num_kv_blocks=6, max_model_len=24, scheduling_policy="priority")
+        bench.add("peer", 9, max_tokens=9, priority=0)
+        bench.add("low", 5, max_tokens=9, priority=5)
+        bench.step()
+        bench.add("high", 15, priority=0)
+        assert bench.step() == "peer 9:10*, low 5:6*", "low's two blocks would not do"
+        assert bench.stats.num_preemptions == 0
+        bench.finish()
+
+    def test_shared_blocks_are_not_counted_on(self) -> None:
+        bench = Bench(num_kv_blocks=8, max_model_len=32, scheduling_policy="priority")
+        bench.add("peer", range(16), max_tokens=9, priority=0)
+        bench.step()
+        bench.add("low", [*range(16), 1], max_tokens=9, priority=5)
+        bench.step()
+        bench.add("high", range(20, 36), priority=0, max_tokens=1)
+        # low holds five blocks, but four of them are peer's too.
+        assert bench.step().startswith("peer 17:18*")
+        bench.finish()
+        assert bench.answers["high", 0].finish_reason == "length"
+
+    def test_running_prompts_are_promised_their_blocks(self) -> None:
+        bench = Bench(num_kv_blocks=10, max_model_len=40, max_num_batched_tokens=16)
+        bench.add("a", 28, max_tokens=1)
+        assert bench.step() == "a 0:16"
+        bench.add("b", 16, max_tokens=1)
+        assert bench.step() == "a 16:28*", "six blocks are free, but three are a's"
+        assert bench.step() == "b 0:16*"
+        assert bench.stats.num_preemptions == 0
+
+
+class TestEnding:
+    @pytest.mark.parametrize(
+        ("sampling", "drawn", "kept", "reason", "stop_token_id"),
+        [
+            ({"ignore_eos": False}, [5, EOS, 7], [5, EOS], "stop", None),
+            ({"ignore_eos": True}, [5, EOS, 7], [5, EOS, 7], None, None),
+            ({"stop_token_ids": (7, 8)}, [5, 7, 6], [5, 7], "stop", 7),
+            ({"stop_token_ids": (EOS,), "ignore_eos": False}, [EOS, 1], [EOS], "stop", None),
+            ({"stop_token_ids": (EOS,), "ignore_eos": True}, [EOS, 1], [EOS], "stop", EOS),
+            ({"min_tokens": 2, "ignore_eos": False}, [EOS, EOS, 1], [EOS, EOS, 1], None, None),
+            ({"min_tokens": 2, "ignore_eos": False}, [1, 2, EOS, 3], [1, 2, EOS], "stop", None),
+            ({"max_tokens": 2}, [1, 2, 3], [1, 2], "length", None),
+            ({"max_tokens": 2, "stop_token_ids": (2,)}, [1, 2, 3], [1, 2], "stop", 2),
+            ({"max_tokens": 1000}, list(range(1, 10)), list(range(1, 7)), "length", None),
+        ],
+    )
+    def test_when_and_with_what(
+        self,
+        sampling: dict,
+        drawn: list[int],
+        kept: list[int],
+        reason: str | None,
+        stop_token_id: int | None,
+    ) -> None:
+        """Tokens drawn at once, as under speculation, and one by one."""
+        for chunks in ([drawn], [[token] for token in drawn]):
+            scheduler = make_scheduler(max_model_len=10)
+            scheduler.add(make_request("a", 4, **{"max_tokens": 20, "logprobs": 0} | sampling))
+            answer = Answer()
+            for chunk in chunks:
+                if scheduler.has_work():
+                    for event in commit(scheduler, scheduler.schedule(), chunk):
+                        assert len(event.logprobs) == len(event.token_ids)
+                        answer.add(event)
+                    scheduler.check_invariants()
+            assert (answer.token_ids, answer.finish_reason) == (kept, reason)
+            assert answer.stop_token_id == stop_token_id
+            assert scheduler.has_work() == (reason is None)
+
+    def test_no_tokens_wanted(self) -> None:
+        bench = Bench(max_num_batched_tokens=4)
+        bench.add("a", 6, max_tokens=0)
+        assert bench.steps(2) == ["a 0:4", "a 4:6"]
+        assert bench.answers["a", 0] == Answer(
+            finish_reason=FinishReason.LENGTH, queue_times_s=[1.0]
+        )
+
+    def test_a_broken_row_ends_its_sequence_only(self) -> None:
+        scheduler = make_scheduler()
+        for name in "ab":
+            scheduler.add(make_request(name, 3, n=2))
+        decision = scheduler.schedule()
+        outputs = [SequenceOutput(0, error="NaN"), SequenceOutput(2, token_ids=[5])]
+        first, second = scheduler.commit(decision, StepOutput(outputs))
+        scheduler.check_invariants()
+        assert (first.request_id, first.finish_reason) == ("a", "error")
+        assert (first.error_code, first.error_message) == ("internal_error", "NaN")
+        assert (second.request_id, second.finish_reason) == ("b", None)
+        decision = scheduler.schedule()
+        assert [s.seq_id for s in decision.scheduled] == [2, 1, 3], "the others go on"
+        assert decision.finished == [0]
+
+    def test_the_executor_hears_of_the_end_once(self) -> None:
+        bench = Bench()
+        bench.add("a", 3, max_tokens=1)
+        bench.finish()
+        scheduler = bench.scheduler
+        assert scheduler.schedule().finished == [], "kept until something runs"
+        scheduler.add(make_request("b", 3))
+        assert scheduler.schedule().finished == [0]
+        assert scheduler.schedule().finished == []
+
+    def test_a_foreign_output_is_refused(self) -> None:
+        scheduler = make_scheduler()
+        scheduler.add(make_request("a", 3))
+        decision = scheduler.schedule()
+        for outputs in ([], [SequenceOutput(1)], [SequenceOutput(0), SequenceOutput(0)]):
+            with pytest.raises(InvariantViolation):
+                scheduler.commit(decision, StepOutput(outputs))
+
+
+class TestPromptScores:
+    @pytest.mark.parametrize("budget", [1, 3, 4, 32])
+    def test_they_add_up_over_chunks(self, budget: int) -> None:
+        bench = Bench(max_num_batched_tokens=budget)
+        request = make_request("a", 10, 3, prompt_logprobs=0, seed=0)
+        bench.scheduler.add(request)
+        bench.finish()
+        scores = bench.answers["a", 0].prompt_logprobs
+        assert scores[0] is None
+        assert [s.token_id for s in scores[1:]] == request.prompt_token_ids[1:]
+
+    def test_they_are_made_again_after_preemption_and_never_read_from_the_cache(self) -> None:
+        bench = Bench(max_num_batched_tokens=8, num_kv_blocks=8, max_model_len=32)
+        bench.add("b", 20, max_tokens=1)
+        bench.finish()
+        bench.add("a", 2, max_tokens=20)
+        bench.step()
+        prompt = make_request("b", 20).prompt_token_ids
+        bench.add("c", prompt, max_tokens=2, prompt_logprobs=0)
+        assert bench.step() == "a 2:3*, c 0:7"
+        victim = bench.scheduler._roster.running[-1]
+        bench.scheduler._roster.preempt(victim)
+        assert bench.step() == "a 3:4*, c 0:7"
+        bench.finish()
+        scores = bench.answers["c", 0].prompt_logprobs
+        assert [s.token_id for s in scores[1:]] == prompt[1:]
+        assert bench.cached("c") == 0
+        assert bench.stats.prefix_cache_queries == 22, "a and b"
+
+    def test_once_sent_they_are_not_made_again(self) -> None:
+        bench = Bench()
+        bench.add("a", 9, max_tokens=5, prompt_logprobs=0)
+        bench.steps(2)
+        bench.scheduler._roster.preempt(bench.scheduler._roster.running[0])
+        assert bench.step() == "a 8:11*", "from the cache"
+
+    def test_a_prompt_of_one_token(self) -> None:
+        bench = Bench()
+        bench.add("a", 1, max_tokens=0, prompt_logprobs=0)
+        bench.finish()
+        assert bench.answers["a", 0].prompt_logprobs == [None]
+
+
+class TestAbort:
+    def test_unknown_and_repeated(self) -> None:
+        bench = Bench()
+        bench.scheduler.abort("nobody")
+        bench.add("a", 3)
+        for _ in range(2):
+            bench.scheduler.abort("a")
+        assert not bench.scheduler.has_work()
+        bench.scheduler.check_invariants()
+        assert bench.scheduler.schedule().finished == [], "the executor never saw it"
+
+    def test_everywhere_at_once(self) -> None:
+        """Held back, waiting, preempted and running; the blocks are free at once."""
+        bench = Bench(max_num_batched_tokens=8, num_kv_blocks=8, max_model_len=32)
+        bench.add("runs", 3, n=2)
+        bench.add("partly", 12, n=3)
+        bench.add("waits", 5, n=2)
+        bench.step()
+        bench.scheduler._roster.preempt(bench.scheduler._roster.running[-1])
+        assert bench.stats.num_waiting == 6
+        for name in ("waits", "partly", "runs"):
+            bench.scheduler.abort(name)
+            bench.scheduler.check_invariants()
+        assert not bench.scheduler.has_work()
+        assert (bench.stats.kv_blocks_used, bench.stats.num_waiting) == (0, 0)
+
+    def test_while_the_step_is_executed(self) -> None:
+        bench = Bench()
+        for name in "ab":
+            bench.add(name, 6, max_tokens=2, n=2)
+        bench.step()
+        decision = bench.scheduler.schedule()
+        assert len(decision.copies) == 2
+        output = bench.executor.execute(decision)
+        bench.scheduler.abort("a")
+        assert bench.stats.num_running == 2
+        events = bench.scheduler.commit(decision, output)
+        assert {event.request_id for event in events} == {"b"}
+        bench.scheduler.check_invariants()
+        bench.finish()
+        assert ("a", 1) not in bench.answers
+        assert bench.answers["b", 1].finish_reason == "length"
+
+    def test_its_name_can_be_used_again(self) -> None:
+        bench = Bench()
+        bench.add("a", 6)
+        decision = bench.scheduler.schedule()
+        output = bench.executor.execute(decision)
+        bench.scheduler.abort("a")
+        bench.add("a", 5, max_tokens=1)
+        assert bench.scheduler.commit(decision, output) == []
+        assert bench.step() == "a 0:5*"
+
+    def test_a_hundred_at_once_and_then_a_new_one(self) -> None:
+        bench = Bench()
+        for i in range(100):
+            bench.add(f"r{i}", 20, max_tokens=50, n=1 + i % 3)
+        bench.steps(5)
+        for i in range(100):
+            bench.scheduler.abort(f"r{i}")
+        assert bench.stats.kv_blocks_used == 0
+        bench.add("new", 5, max_tokens=1)
+        assert bench.step() == "new 0:5*"
+
+
+class TestAdmission:
+    @pytest.mark.parametrize(
+        ("prompt", "sampling", "error", "message"),
+        [
+            ([], {}, InvalidParameter, "prompt is empty"),
+            ([VOCAB_SIZE], {}, InvalidParameter, "token id 50; the model's ids are 0 to 49"),
+            ([1, -1], {}, InvalidParameter, "token id -1"),
+            ([1], {"stop_token_ids": (99,)}, InvalidParameter, "stop_token_ids"),
+            ([1], {"logit_bias": {-5: 1.0}}, InvalidParameter, "logit_bias"),
+            ([1], {"n": 0}, InvalidParameter, "n is 0"),
+            ([1], {"max_tokens": -1}, InvalidParameter, "max_tokens is -1"),
+            ([1], {"min_tokens": -1}, InvalidParameter, "min_tokens is -1"),
+            ([1] * 16, {}, ContextLengthExceeded, "16 tokens .* max_model_len is 16"),
+            ([1] * 17, {"max_tokens": 0}, ContextLengthExceeded, "17 tokens"),
+            ([1] * 13, {}, OutOfBlocks, "13 tokens; the KV pool holds 12"),
+        ],
+    )
+    def test_what_can_never_run_is_refused(
+        self, prompt: list[int], sampling: dict, error: type[EngineError], message: str
+    ) -> None:
+        scheduler = make_scheduler(max_model_len=16, num_kv_blocks=3)
+        with pytest.raises(error, match=message):
+            scheduler.add(make_request("a", prompt, **sampling))
+        assert not scheduler.has_work()
+        scheduler.check_invariants()
+
+    def test_the_context_may_be_filled_to_the_last_token(self) -> None:
+        bench = Bench(max_model_len=16)
+        bench.add("a", 15, max_tokens=100)
+        bench.add("b", 16, max_tokens=0)
+        bench.finish()
+        assert len(bench.answers["a", 0].token_ids) == 1
+        assert bench.answers["b", 0].finish_reason == "length"
+
+    def test_the_same_id_twice(self) -> None:
+        bench = Bench()
+        bench.add("a", 3)
+        with pytest.raises(InvalidParameter, match="id"):
+            bench.add("a", 3)
+
+    def test_queue_limit(self) -> None:
+        """Two find a place, three may wait."""
+        bench = Bench(max_num_seqs=2, max_num_queued=3)
+        for name in "abcde":
+            bench.add(name, 3, max_tokens=2, n=2)
+        with pytest.raises(QueueFull, match="3 requests wait"):
+            bench.add("f", 3)
+        bench.step()
+        with pytest.raises(QueueFull):
+            bench.add("f", 3)
+        bench.scheduler.abort("c")
+        bench.add("f", 3, max_tokens=1)
+        with pytest.raises(QueueFull):
+            bench.add("g", 3)
+        assert ("f", 0) in bench.finish()
+
+    def test_a_new_sequence_tells_the_executor_all_it_needs(self) -> None:
+        scheduler = make_scheduler()
+        request = make_request("a", 5, n=2, seed=-3, stop_token_ids=(9, 4), ignore_eos=False)
+        scheduler.add(request)
+        scheduler.add(make_request("b", 5, stop_token_ids=(9,), seed=0, adapter="x"))
+        decision = scheduler.schedule()
+        first, other = decision.new
+        assert (first.seed, first.index, first.suppressed_token_ids) == (-3, 0, (EOS, 9, 4))
+        assert first.prompt_token_ids == request.prompt_token_ids
+        assert first.sampling is request.sampling
+        assert (other.suppressed_token_ids, other.adapter) == ((9,), "x")
+        commit(scheduler, decision, [1])
+        [second] = scheduler.schedule().new
+        assert (second.seq_id, second.seed, second.index) == (1, -3, 1)
+
+    def test_seeds_are_drawn_from_the_configured_one(self) -> None:
+        def seeds(config_seed: int | None) -> list[int]:
+            scheduler = make_scheduler(seed=config_seed)
+            for name in "abc":
+                scheduler.add(make_request(name, 2))
+            return [new.seed for new in scheduler.schedule().new]
+
+        assert seeds(1) == seeds(1) != seeds(2)
+        assert seeds(None) != seeds(None)
+        assert len(set(seeds(1))) == 3
+        assert all(0 <= seed < 1 << 63 for seed in seeds(None))
+
+    def test_queue_time_is_told_once_per_request(self) -> None:
+        bench = Bench()
+        bench.add("a", 3, n=2)
+        bench.finish()
+        assert bench.answers["a", 0].queue_times_s == [1.0]
+        assert bench.answers["a", 1].queue_times_s == []
+
+
+def test_stats_count_slots_and_blocks() -> None:
+    bench = Bench()
+    bench.add("a", 6, max_tokens=3)
+    bench.add("b", 8, max_tokens=3)
+    bench.step()
+    stats = bench.stats
+    assert (stats.num_running, stats.num_waiting, stats.step_tokens) == (2, 0, 14)
+    assert (stats.kv_blocks_total, stats.kv_blocks_used, stats.kv_block_size) == (64, 4, 4)
+    assert stats.kv_slots_unused == 2, "two of a's second block"
+    bench.step()
+    assert bench.stats.kv_slots_unused == 1 + 3, "b began a block"
+    assert bench.stats.num_steps == 2
+
+
+def test_idle_blocks_are_bounded() -> None:
+    bench = Bench(max_idle_cached_blocks=2)
+    for name in "abc":
+        bench.add(name, 17, max_tokens=1)
+        bench.finish()
+    assert len(list(bench.scheduler._cache.idle)) == 2
+
+
+def test_memory_is_reused_before_it_is_grown() -> None:
+    """One request after the other stays within the blocks of the largest, cache aside."""
+    bench = Bench(enable_prefix_caching=False)
+    for i in range(20):
+        bench.add(f"r{i}", 12, max_tokens=4)
+        bench.finish()
+    assert bench.scheduler._pool._num_touched == 4
+
+
+def test_many_requests_one_after_the_other_leave_nothing_behind() -> None:
+    scheduler = make_scheduler()
+    executor = PagedExecutor(make_config())
+    for i in range(50):
+        run_all(scheduler, executor, [make_request(f"r{i}", 9, n=2, seed=i)])
+    roster = scheduler._roster
+    assert not roster._requests and not roster._sequences
+    assert len(executor.sequences) <= 2, "those that ended last"
+
+
+def test_invariants_are_checked() -> None:
+    """The check fails when what it guards is broken."""
+    for corrupt in (
+        lambda s: s._roster.running.clear(),
+        lambda s: s._roster.running.reverse(),
+        lambda s: s._roster.running.append(s._roster.running[0]),
+        lambda s: setattr(s._roster, "num_held_back", 5),
+        lambda s: setattr(s._roster, "num_new_requests", 5),
+        lambda s: s._roster._requests.clear(),
+        lambda s: s._roster.waiting.push(s._roster.running[0]),
+        lambda s: s._pool.release(0),
+        lambda s: setattr(s, "_num_step_tokens", 10_000),
+        lambda s: setattr(s, "_max_num_running", 1),
+    ):
+        scheduler = make_scheduler()
+        for name in "ab":
+            scheduler.add(make_request(name, 6))
+        commit(scheduler, scheduler.schedule(), [1])
+        scheduler.check_invariants()
+        corrupt(scheduler)
+        with pytest.raises(InvariantViolation):
+            scheduler.check_invariants()
+
+
+def test_the_callers_request_is_not_changed() -> None:
+    scheduler, executor = make_scheduler(), PagedExecutor(make_config())
+    asked = make_request("a", 7, n=2, seed=1)
+    prompt = list(asked.prompt_token_ids)
+    run_all(scheduler, executor, [asked])
+    assert asked.prompt_token_ids == prompt
