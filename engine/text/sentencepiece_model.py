@@ -1,6 +1,7 @@
 """Reads SentencePiece's `tokenizer.model`, a protobuf message, for folders without tokenizer.json.
 
-Only what BPE models need is taken from it. Unigram models have no place in the families served.
+Only what Llama's kind needs is taken from it: BPE, and text as it is. The families served use
+neither Unigram models nor SentencePiece's text normalisation.
 
 Format: https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto
 """
@@ -12,7 +13,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as RawTokenizer
 
-from engine.errors import CorruptFile, UnsupportedArchitecture
+from engine.errors import CorruptFile, EngineError, UnsupportedArchitecture
 from engine.text.spm_tokenizer import SpacePrefix, build_spm_tokenizer
 from engine.text.vocabulary import TokenType, Vocabulary
 
@@ -37,22 +38,27 @@ def read_sentencepiece_model(path: Path, *, legacy: bool) -> tuple[RawTokenizer,
 
     Raises:
         CorruptFile: the file is damaged.
-        UnsupportedArchitecture: a Unigram model.
+        UnsupportedArchitecture: a Unigram model, or one that normalises text.
     """
     try:
-        vocabulary, trainer, normalizer = _read(path.read_bytes())
-    except (OSError, IndexError, ValueError, TypeError, struct.error) as error:
+        return _create(*_read(path.read_bytes()), legacy)
+    except EngineError:
+        raise
+    except Exception as error:
+        # Whatever the damage leads to, here or in the library, which raises plain Exception.
         raise CorruptFile("tokenizer.model is damaged; fetch it again") from error
+
+
+def _create(
+    vocabulary: Vocabulary, trainer: dict[int, Any], normalizer: dict[int, Any], legacy: bool
+) -> tuple[RawTokenizer, dict[str, str]]:
     if trainer.get(_MODEL_TYPE, 1) != _BPE:
-        raise UnsupportedArchitecture(
-            "tokenizer.model is not of type BPE; create a tokenizer.json from it with transformers"
-        )
+        raise _unsupported("is not of type BPE")
+    if normalizer.get(_CHARSMAP) or normalizer.get(_SQUEEZES_SPACES, 1):
+        raise _unsupported("normalises text")
     prefix: SpacePrefix = "every" if legacy else "first"
     raw = build_spm_tokenizer(
-        vocabulary,
-        prefix=prefix if normalizer.get(_ADDS_PREFIX, 1) else "none",
-        charsmap=normalizer.get(_CHARSMAP, b""),
-        squeezes_spaces=bool(normalizer.get(_SQUEEZES_SPACES, 1)),
+        vocabulary, prefix=prefix if normalizer.get(_ADDS_PREFIX, 1) else "none"
     )
     vocabulary.add_whole_tokens(raw)
     tokens = {
@@ -60,6 +66,13 @@ def read_sentencepiece_model(path: Path, *, legacy: bool) -> tuple[RawTokenizer,
         for name, (field, default) in _NAMED_IDS.items()
     }
     return raw, {name: token for name, token in tokens.items() if token is not None}
+
+
+def _unsupported(what: str) -> UnsupportedArchitecture:
+    return UnsupportedArchitecture(
+        f"tokenizer.model {what}, which is not supported; create a tokenizer.json from it with "
+        f"transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+    )
 
 
 def _read(data: bytes) -> tuple[Vocabulary, dict[int, Any], dict[int, Any]]:

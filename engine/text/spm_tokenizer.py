@@ -7,8 +7,8 @@ files of model `llama` and for folders that hold a `tokenizer.model` only.
 
 from typing import Literal
 
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as RawTokenizer
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from engine.text.vocabulary import TokenType, Vocabulary
 
@@ -19,18 +19,8 @@ _SPACE = "▁"
 _MERGED = (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED)
 
 
-def build_spm_tokenizer(
-    vocabulary: Vocabulary,
-    *,
-    prefix: SpacePrefix,
-    charsmap: bytes = b"",
-    squeezes_spaces: bool = False,
-) -> RawTokenizer:
-    """
-    Args:
-        charsmap: SentencePiece's compiled text normalisation; empty is none.
-        squeezes_spaces: remove spaces around the text and all but one within.
-    """
+def build_spm_tokenizer(vocabulary: Vocabulary, *, prefix: SpacePrefix) -> RawTokenizer:
+    """A tokenizer without special tokens; the caller adds them."""
     unknown = vocabulary.of_type((TokenType.UNKNOWN,))
     model = models.BPE(
         vocab={token: i for i, token in enumerate(vocabulary.tokens)},
@@ -40,21 +30,11 @@ def build_spm_tokenizer(
         byte_fallback=TokenType.BYTE in vocabulary.types,
     )
     raw = RawTokenizer(model)
-    steps: list[normalizers.Normalizer] = []
-    if charsmap:
-        steps.append(normalizers.Precompiled(charsmap))
-    if squeezes_spaces:
-        steps += [
-            normalizers.Replace(Regex("^ +| +$"), ""),
-            normalizers.Replace(Regex(" {2,}"), " "),
-        ]
     if prefix == "first":
         raw.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme="first", split=False)
     else:
-        steps += [normalizers.Prepend(_SPACE)] * (prefix == "every")
-        steps.append(normalizers.Replace(" ", _SPACE))
-    if steps:
-        raw.normalizer = normalizers.Sequence(steps)
+        prepend = [normalizers.Prepend(_SPACE)] * (prefix == "every")
+        raw.normalizer = normalizers.Sequence([*prepend, normalizers.Replace(" ", _SPACE)])
     raw.decoder = decoders.Sequence(
         [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
         + [decoders.Strip(" ", 1, 0)] * (prefix != "none")
