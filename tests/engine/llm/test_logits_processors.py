@@ -190,6 +190,16 @@ def test_a_position_beyond_the_history_is_a_bug() -> None:
         chain.apply(torch.zeros(1, VOCAB), [SampleRow(0, 1)])
 
 
+def test_advancing_an_earlier_position_forgets_what_followed() -> None:
+    chain = _chain()
+    chain.add(_sequence(0, frequency_penalty=1.0))
+    for position, token_id in [(0, 4), (1, 5), (2, 6), (1, 7)]:
+        chain.advance(SampleRow(0, position), token_id)
+    logits = torch.zeros(1, VOCAB)
+    chain.apply(logits, [SampleRow(0, 2)])
+    assert logits[0].nonzero().flatten().tolist() == [4, 7]
+
+
 def test_ids_outside_the_vocabulary_are_harmless() -> None:
     chain = _chain()
     chain.add(

@@ -471,6 +471,12 @@ def test_removing_ends_the_state_and_adding_starts_afresh() -> None:
     assert sampler.sample(logits, _rows(1))[0].token_id == 0
 
 
+def test_adding_again_replaces_the_state() -> None:
+    sampler = _sampler(10, SamplingParams(temperature=0, logit_bias={4: 9.0}))
+    sampler.add(_sequence(0, SamplingParams(temperature=0)))
+    assert sampler.sample(torch.zeros(1, 10), _rows(1))[0].token_id == 0
+
+
 @pytest.mark.gpu
 def test_cuda_draws_what_it_draws_alone() -> None:
     seed = int(np.random.default_rng().integers(2**32))
