@@ -96,7 +96,7 @@ def compare(
         seed=random_seed() if seed is None else seed,
         noise=NoiseLimit(max_noise, max_attempts),
         log_dir=log_dir,
-        say=console.print,
+        say=_say,
         save=save,
     )
 
@@ -129,7 +129,7 @@ def starts(
     async def work() -> None:
         document["servers"] = await _described(plan)
         async with Interrupt():
-            document["starts"] = await time_starts(plan.servers, repeats, log_dir, console.print)
+            document["starts"] = await time_starts(plan.servers, repeats, log_dir, _say)
 
     asyncio.run(work())
     if output is not None:
@@ -152,6 +152,10 @@ def report(
     elif not page.exists() or page.read_text() != text:
         errors.print(f"{page} is not what the raw results give: run python -m loadtest report")
         raise typer.Exit(EXIT_OUTDATED)
+
+
+def _say(line: str) -> None:
+    console.print(line, markup=False, soft_wrap=True)
 
 
 def _plan(path: Path, only: list[str] | None, variables: list[str] | None) -> ComparisonPlan:
