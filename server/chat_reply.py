@@ -126,4 +126,4 @@ class ChatReply(Reply):
 
 def _echoed_text(request: ChatCompletionRequest) -> str:
     last = request.messages[-1]
-    return (last.content or "") if request.echo and last.role == "assistant" else ""
+    return last.text() if request.echo and last.role == "assistant" else ""

@@ -7,7 +7,7 @@ served model: its defaults, its vocabulary, its context length.
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from engine.config import Policy
@@ -140,18 +140,17 @@ def completion_requests(
     ]
 
 
-def check_token_ids(token_ids: Iterable[int], info: ModelInfo, param: str) -> None:
+def check_token_ids(token_ids: Collection[int], info: ModelInfo, param: str) -> None:
     """Refuse ids that the model has no row for.
 
     Raises:
-        InvalidParameter: names the first one.
+        InvalidParameter: names the largest one.
     """
-    for token_id in token_ids:
-        if not 0 <= token_id < info.vocab_size:
-            raise InvalidParameter(
-                f"{param} has token id {token_id}; the vocabulary ends at {info.vocab_size - 1}",
-                param=param,
-            )
+    if token_ids and max(token_ids) >= info.vocab_size:
+        raise InvalidParameter(
+            f"{param} has token id {max(token_ids)}; the vocabulary ends at {info.vocab_size - 1}",
+            param=param,
+        )
 
 
 def _generate_request(
@@ -267,7 +266,6 @@ def _sampling_params(
 
 def _template_message(message: ChatMessage) -> dict[str, Any]:
     fields = message.model_dump(exclude_none=True, exclude={"tool_calls", "refusal"})
-    fields["role"] = "system" if message.role == "developer" else message.role
     fields["content"] = _first(message.content, message.refusal, "")
     if message.tool_calls:
         fields["tool_calls"] = [

@@ -7,6 +7,7 @@ out as one stream, as they arrive. Closing aborts whatever the engine is still d
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 
 from engine.client import TokenStream
 from engine.errors import Draining, error_from_code
@@ -17,6 +18,15 @@ from server.metrics import RequestMeter
 from server.output import ChoiceOutput, Delta, TextOptions
 from server.protocol.common import PromptTokensDetails, Usage
 from server.state import AppState
+
+
+@dataclass(slots=True)
+class Tally:
+    """Tokens of all prompts of a request so far; kept up as they come, as streams may ask often."""
+
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_generated_tokens: int = 0
 
 
 class PromptRun:
@@ -32,21 +42,19 @@ class PromptRun:
         stream: TokenStream,
         meter: RequestMeter,
         choices: Sequence[ChoiceOutput],
+        tally: Tally,
     ) -> None:
         self.request = request
         self.choices = choices
-        self.num_cached_tokens = 0
         self.prompt_logprobs: list[TokenLogprob | None] | None = None
         self._stream = stream
         self._meter = meter
         self._num_open = len(choices)
         self._unfinished = FinishReason.ABORT
         self._awaits_prompt = request.sampling.prompt_logprobs is not None
-
-    @property
-    def num_tokens(self) -> int:
-        """Generated so far, by all completions."""
-        return sum(choice.num_tokens for choice in self.choices)
+        self._tally = tally
+        self._num_cached_tokens = 0
+        tally.num_prompt_tokens += len(request.prompt_token_ids)
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
         """What the engine's events bring, until every completion has ended.
@@ -88,10 +96,13 @@ class PromptRun:
         if event.finish_reason is FinishReason.ABORT:
             raise Draining("the server ended the request before it was complete; send it again")
         self._meter.on_event(event)
-        self.num_cached_tokens = max(self.num_cached_tokens, event.num_cached_tokens)
+        if event.num_cached_tokens > self._num_cached_tokens:
+            self._tally.num_cached_tokens += event.num_cached_tokens - self._num_cached_tokens
+            self._num_cached_tokens = event.num_cached_tokens
         if event.prompt_logprobs is not None:
             self.prompt_logprobs = event.prompt_logprobs
         delta = choice.add(event)
+        self._tally.num_generated_tokens += len(delta.token_ids)
         if delta.finish_reason is not None:
             self._num_open -= 1
             self._meter.complete(delta.finish_reason)
@@ -104,7 +115,7 @@ class PromptRun:
         self._num_open = 0
         self._meter.close(
             num_prompt_tokens=len(self.request.prompt_token_ids),
-            num_generation_tokens=self.num_tokens,
+            num_generation_tokens=sum(choice.num_tokens for choice in self.choices),
         )
         await self._stream.aclose()
 
@@ -112,8 +123,10 @@ class PromptRun:
 class Generation:
     """All prompts of one HTTP request. Create with `start`, always end with `aclose`."""
 
-    def __init__(self, runs: Sequence[PromptRun], lease: Lease) -> None:
-        self.runs = runs
+    def __init__(self, lease: Lease, num_choices: int) -> None:
+        self.runs: list[PromptRun] = []
+        self.num_choices = num_choices
+        self._tally = Tally()
         self._lease = lease
 
     @classmethod
@@ -129,43 +142,34 @@ class Generation:
         Raises:
             QueueFull, Draining, UnknownModel, ModelNotReady: nothing has been started.
         """
-        model = requests[0].model
-        lease = state.admission.admit(model, sum(r.sampling.n for r in requests))
-        runs: list[PromptRun] = []
-        generation = cls(runs, lease)
+        num_choices = sum(request.sampling.n for request in requests)
+        lease = state.admission.admit(requests[0].model, num_choices)
+        generation = cls(lease, num_choices)
         try:
+            first_index = 0
             for request in requests:
-                first_index = sum(len(run.choices) for run in runs)
                 choices = [
                     ChoiceOutput(first_index + i, tokenizer, request.prompt_token_ids, options)
                     for i in range(request.sampling.n)
                 ]
+                first_index += len(choices)
                 stream = state.engine.submit(request)
-                runs.append(PromptRun(request, stream, state.metrics.meter(model), choices))
+                meter = state.metrics.meter(request.model)
+                run = PromptRun(request, stream, meter, choices, generation._tally)
+                generation.runs.append(run)
         except BaseException:
             await generation.aclose()
             raise
         return generation
 
-    def run_of(self, index: int) -> PromptRun:
-        """The prompt that choice `index` continues."""
-        return self.runs[index // len(self.runs[0].choices)]
-
-    @property
-    def num_choices(self) -> int:
-        return len(self.runs) * len(self.runs[0].choices)
-
     def usage(self) -> Usage:
         """Tokens so far. A stop string's last token counts, what came after it does not."""
-        num_prompt = sum(len(run.request.prompt_token_ids) for run in self.runs)
-        num_generated = sum(run.num_tokens for run in self.runs)
+        tally = self._tally
         return Usage(
-            prompt_tokens=num_prompt,
-            completion_tokens=num_generated,
-            total_tokens=num_prompt + num_generated,
-            prompt_tokens_details=PromptTokensDetails(
-                cached_tokens=sum(run.num_cached_tokens for run in self.runs)
-            ),
+            prompt_tokens=tally.num_prompt_tokens,
+            completion_tokens=tally.num_generated_tokens,
+            total_tokens=tally.num_prompt_tokens + tally.num_generated_tokens,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=tally.num_cached_tokens),
         )
 
     def deltas(self) -> AsyncGenerator[Delta, None]:

@@ -5,7 +5,7 @@ up every other stream of the process.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,9 +44,13 @@ class ModelText:
         return await _run(encode, sum(map(len, texts)))
 
     async def encode_chat(
-        self, messages: list[dict[str, Any]], *, add_special_tokens: bool, **options: Any
+        self,
+        messages: list[dict[str, Any]],
+        options: Mapping[str, Any],
+        *,
+        add_special_tokens: bool,
     ) -> list[int]:
-        """Token ids of a conversation; `options` are the template's.
+        """Token ids of a conversation; `options` are those of `ChatTemplate.render`.
 
         Raises:
             InvalidParameter: the model has no chat template, or it refuses these messages.
@@ -58,13 +62,10 @@ class ModelText:
             )
 
         def encode() -> list[int]:
-            try:
-                text = template.render(messages, **options)
-            except RecursionError:
-                raise InvalidParameter("the messages are nested too deeply") from None
+            text = template.render(messages, **options)
             return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
-        size = sum(_CHARS_PER_MESSAGE + len(m["content"] or "") for m in messages)
+        size = sum(_CHARS_PER_MESSAGE + _num_chars(m["content"]) for m in messages)
         return await _run(encode, size)
 
     async def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
@@ -122,6 +123,10 @@ class TextRegistry:
 
 def _load(path: str) -> ModelText:
     return ModelText(load_tokenizer(Path(path)))
+
+
+def _num_chars(content: str | list[dict[str, str]]) -> int:
+    return len(content) if isinstance(content, str) else sum(len(p["text"]) for p in content)
 
 
 async def _run(work: Callable[[], T], size: int) -> T:

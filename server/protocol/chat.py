@@ -38,13 +38,13 @@ class RefusalPart(WireModel):
     refusal: str
 
 
-def _join_parts(value: Any) -> str | None:
-    """A message's text: parts are joined by line breaks, as vLLM does for text-only templates."""
+def _read_content(value: Any) -> str | list[dict[str, str]] | None:
+    """Text, or parts of text; one pass, with one message for all that can be wrong."""
     if value is None or isinstance(value, str):
         return value
     if not isinstance(value, list):
         raise PydanticCustomError("content", "must be a string or an array of content parts")
-    texts = []
+    parts = []
     for index, part in enumerate(value):
         kind = part.get("type") if isinstance(part, dict) else None
         text = part.get(kind) if kind in _TEXT_PART_TYPES else None
@@ -54,14 +54,14 @@ def _join_parts(value: Any) -> str | None:
                 "part {index} must have type text and a text that is a string",
                 {"index": index},
             )
-        texts.append(text)
-    return "\n".join(texts)
+        parts.append({"type": "text", "text": text})
+    return parts
 
 
 Content = Annotated[
-    str | None,
+    str | list[dict[str, str]] | None,
     PlainValidator(
-        _join_parts,
+        _read_content,
         json_schema_input_type=str
         | Annotated[list[TextPart | RefusalPart], Field(max_length=_MAX_MESSAGES)]
         | None,
@@ -85,7 +85,7 @@ class ToolCall(WireModel):
 
 
 class ChatMessage(WireModel):
-    """One message. `developer` is treated as `system`; fields not listed reach the template."""
+    """One message. Fields that are not listed reach the template."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -117,6 +117,12 @@ class ChatMessage(WireModel):
                 "content", "content is required; only an assistant's tool calls go without"
             )
         return self
+
+    def text(self) -> str:
+        """The message's text; parts are joined by line breaks, as templates for text get them."""
+        if isinstance(self.content, list):
+            return "\n".join(part["text"] for part in self.content)
+        return self.content or self.refusal or ""
 
 
 Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=_MAX_MESSAGES)]

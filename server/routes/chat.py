@@ -44,8 +44,8 @@ async def create_chat_completion(
         annotate(request, messages=messages)
     prompt = await text.encode_chat(
         messages,
+        template_options(body),
         add_special_tokens=bool(body.add_special_tokens),
-        **template_options(body),
     )
     head = ReplyHead.create("chatcmpl", info)
     engine_request = chat_request(

@@ -41,12 +41,18 @@ def test_the_models_own_defaults_come_before_openais_and_after_the_requests() ->
     sampling = chat(info=info).sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.6, 0.9, 20)
     assert (sampling.min_p, sampling.repetition_penalty) == (0.1, 1.1)
-    asked = {"temperature": 0, "top_p": 1, "top_k": 0, "min_p": 0, "repetition_penalty": 1}
+    asked: dict[str, Any] = {
+        "temperature": 0,
+        "top_p": 1,
+        "top_k": 0,
+        "min_p": 0,
+        "repetition_penalty": 1,
+    }
     assert chat(info=info, **asked).sampling == SamplingParams(max_tokens=97, temperature=0)
 
 
 def test_every_field_reaches_the_engine() -> None:
-    fields = {
+    fields: dict[str, Any] = {
         "max_completion_tokens": 9,
         "min_tokens": 2,
         "n": 3,
@@ -122,19 +128,19 @@ def test_what_does_not_fit_is_refused_with_the_numbers(length: int, fields: dict
 
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
 def test_min_tokens_above_max_tokens_is_refused(field: str) -> None:
-    with pytest.raises(InvalidParameter, match="min_tokens is 6.*here 5") as caught:
-        chat(min_tokens=6, **{field: 5})
+    with pytest.raises(InvalidParameter, match=r"min_tokens is 6.*here 5") as caught:
+        chat(None, INFO, min_tokens=6, **{field: 5})
     assert caught.value.param == "min_tokens"
-    assert chat(min_tokens=5, **{field: 5}).sampling.min_tokens == 5
+    assert chat(None, INFO, min_tokens=5, **{field: 5}).sampling.min_tokens == 5
     with pytest.raises(InvalidParameter):
         complete(min_tokens=17)
 
 
 def test_token_ids_outside_the_vocabulary_are_refused() -> None:
-    for fields in ({"stop_token_ids": [50]}, {"logit_bias": {"50": 1}}):
-        [name] = fields
+    bad: dict[str, Any] = {"stop_token_ids": [50], "logit_bias": {"50": 1}}
+    for name, value in bad.items():
         with pytest.raises(InvalidParameter, match=r"50.*49") as caught:
-            chat(**fields)
+            chat(None, **{name: value})
         assert caught.value.param == name
     with pytest.raises(InvalidParameter, match="prompt"):
         complete([1, 50])
@@ -208,7 +214,7 @@ def test_template_messages() -> None:
         }
     )
     assert convert.template_messages(request.messages) == [
-        {"role": "system", "content": "d", "name": "n"},
+        {"role": "developer", "content": "d", "name": "n"},
         {
             "role": "assistant",
             "content": "",

@@ -99,7 +99,7 @@ def test_unexpected_exceptions_show_nothing() -> None:
     response = errors.engine_error_response(RuntimeError(SECRET))
     assert response.status_code == 500
     assert SECRET.encode() not in response.body
-    assert json.loads(response.body)["error"]["code"] == "internal_error"
+    assert json.loads(bytes(response.body))["error"]["code"] == "internal_error"
 
 
 async def test_unknown_routes_and_methods(client: httpx.AsyncClient) -> None:

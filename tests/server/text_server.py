@@ -101,8 +101,7 @@ class TextServer:
         config = uvicorn.Config(self.app, port=0, log_config=None, lifespan="off", ws="none")
         server = uvicorn.Server(config)
         task = asyncio.create_task(server.serve())
-        while not server.started:
-            await asyncio.sleep(0.005)
+        await until(lambda: server.started)
         port = server.servers[0].sockets[0].getsockname()[1]
         try:
             yield f"http://127.0.0.1:{port}"
@@ -141,5 +140,5 @@ def events_of(response: httpx.Response) -> list[Any]:
 
 async def until(condition: Callable[[], bool], timeout_s: float = 2.0) -> None:
     async with asyncio.timeout(timeout_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 (the condition is anybody's state)
             await asyncio.sleep(0.002)

@@ -1,0 +1,352 @@
+"""`POST /v1/completions`: batches, echo, older log-probabilities, streams."""
+
+import asyncio
+import random
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from fake_engine import Failure
+from text_server import BOS, MODEL, TextServer, events_of, until
+
+PATH = "/v1/completions"
+
+
+def choices_of(response: httpx.Response) -> list[Any]:
+    assert response.status_code == 200, response.text
+    choices: list[Any] = response.json()["choices"]
+    return choices
+
+
+def joined(events: list[Any], key: str) -> dict[int, Any]:
+    """`text`, or a list within `logprobs`, of each choice's chunks put together."""
+    found: dict[int, Any] = {}
+    for event in events:
+        for choice in event["choices"]:
+            part = choice["text"] if key == "text" else (choice["logprobs"] or {key: []})[key]
+            index = choice["index"]
+            found[index] = found[index] + part if index in found else part
+    return found
+
+
+async def test_whole_answer(server: TextServer) -> None:
+    server.say(" jumps")
+    response = await server.complete(prompt="the fox", model=MODEL)
+    answer = response.json()
+    num_prompt = len(server.encode("the fox")) + 1
+    assert server.last_request.prompt_token_ids == [BOS, *server.encode("the fox")]
+    assert answer.pop("id").startswith("cmpl-")
+    assert isinstance(answer.pop("created"), int)
+    assert answer.pop("system_fingerprint").startswith("fp_")
+    assert answer == {
+        "object": "text_completion",
+        "model": MODEL,
+        "choices": [
+            {
+                "index": 0,
+                "text": " jumps",
+                "logprobs": None,
+                "finish_reason": "stop",
+                "stop_reason": None,
+                "prompt_logprobs": None,
+                "token_ids": None,
+                "prompt_token_ids": None,
+            }
+        ],
+        "usage": {
+            "prompt_tokens": num_prompt,
+            "completion_tokens": len(server.encode(" jumps")) + 1,
+            "total_tokens": num_prompt + len(server.encode(" jumps")) + 1,
+            "prompt_tokens_details": {"cached_tokens": 0},
+        },
+    }
+
+
+async def test_sixteen_tokens_by_default(server: TextServer) -> None:
+    response = await server.complete()
+    assert response.json()["usage"]["completion_tokens"] == 16
+    assert choices_of(response)[0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("ab", [[BOS, "ab"]]),
+        (["ab", "c"], [[BOS, "ab"], [BOS, "c"]]),
+        ([5, 6, 7], [[5, 6, 7]]),
+        ([[5, 6], [7]], [[5, 6], [7]]),
+    ],
+    ids=str,
+)
+async def test_prompt_shapes(server: TextServer, prompt: Any, expected: list[Any]) -> None:
+    await server.complete(prompt=prompt)
+    ids = [
+        [i for part in row for i in (server.encode(part) if isinstance(part, str) else [part])]
+        for row in expected
+    ]
+    assert [r.prompt_token_ids for r in server.engine.requests] == ids
+    if isinstance(prompt, str):
+        await server.complete(prompt=prompt, add_special_tokens=False)
+        assert server.last_request.prompt_token_ids == server.encode(prompt)
+
+
+async def test_choices_of_a_batch_are_prompt_major(server: TextServer) -> None:
+    letters = {(1 + i): letter for i, letter in enumerate("pqr")}
+
+    def reply(request: Any, index: int) -> list[int]:
+        return server.encode(letters[request.prompt_token_ids[0] - 4] * (index + 1))
+
+    server.engine.reply = reply
+    for stream in (False, True):
+        response = await server.complete(prompt=[[5], [6], [7]], n=2, stream=stream)
+        if stream:
+            texts = joined(events_of(response), "text")
+        else:
+            texts = {c["index"]: c["text"] for c in choices_of(response)}
+        assert texts == dict(enumerate(["p", "pp", "q", "qq", "r", "rr"]))
+    usage = (await server.complete(prompt=[[5], [6], [7]], n=2)).json()["usage"]
+    assert usage["prompt_tokens"] == 3
+    assert usage["completion_tokens"] == 9 + 6
+
+
+async def test_stream_equals_whole(server: TextServer) -> None:
+    seed = random.randrange(1 << 30)
+    rng = random.Random(seed)
+    for _ in range(20):
+        server.engine.tokens_per_event = rng.randrange(1, 4)
+        fields: dict[str, Any] = {
+            "prompt": [[rng.randrange(2, 400) for _ in range(rng.randrange(1, 9))] for _ in "ab"],
+            "n": rng.randrange(1, 3),
+            "seed": rng.randrange(1 << 40),
+            "max_tokens": rng.randrange(0, 25),
+            "stop": rng.choice([None, ["e"], ["o", "the"]]),
+            "echo": rng.random() < 0.5,
+            "logprobs": rng.choice([None, 0, 2]),
+            "skip_special_tokens": rng.random() < 0.5,
+        }
+        whole = choices_of(await server.complete(**fields))
+        events = events_of(await server.complete(**fields, stream=True))
+        texts = joined(events, "text")
+        ends = {
+            c["index"]: (c["finish_reason"], c["stop_reason"])
+            for e in events
+            for c in e["choices"]
+            if c["finish_reason"] is not None
+        }
+        for choice in whole:
+            index = choice["index"]
+            assert choice["text"] == texts[index], f"seed {seed}"
+            assert (choice["finish_reason"], choice["stop_reason"]) == ends[index], f"seed {seed}"
+            for key, values in (choice["logprobs"] or {}).items():
+                assert values == joined(events, key)[index], f"seed {seed}"
+
+
+async def test_logprobs_in_the_older_shape(server: TextServer) -> None:
+    server.say("ab 🦊")
+    ids = server.encode("ab 🦊")
+    logprobs = choices_of(await server.complete(logprobs=2, max_tokens=len(ids)))[0]["logprobs"]
+    assert logprobs.keys() == {"tokens", "token_logprobs", "top_logprobs", "text_offset"}
+    assert logprobs["tokens"][:2] == ["a", "b"]
+    assert logprobs["token_logprobs"] == [-0.5] * len(ids)
+    assert logprobs["text_offset"][:3] == [0, 1, 2]
+    assert logprobs["text_offset"][-1] == 3  # every piece of the fox begins where the fox does
+    assert logprobs["top_logprobs"][0]["a"] == -0.5
+    assert len(logprobs["top_logprobs"][0]) == 2
+    none = choices_of(await server.complete(logprobs=0, max_tokens=1))[0]["logprobs"]
+    assert none["top_logprobs"] == [{"a": -0.5}]
+    named = await server.complete(logprobs=1, max_tokens=1, return_tokens_as_token_ids=True)
+    assert choices_of(named)[0]["logprobs"]["tokens"] == [f"token_id:{ids[0]}"]
+
+
+async def test_echo_gives_the_prompt_with_its_logprobs(server: TextServer) -> None:
+    server.say(" jumps over")
+    prompt = "the fox"
+    [choice] = choices_of(await server.complete(prompt=prompt, echo=True, logprobs=1, max_tokens=2))
+    assert choice["text"].startswith(prompt)
+    logprobs = choice["logprobs"]
+    num_prompt = len(server.last_request.prompt_token_ids)
+    assert len(logprobs["tokens"]) == num_prompt + 2
+    assert logprobs["token_logprobs"][0] is None
+    assert logprobs["top_logprobs"][0] is None
+    assert all(value == -0.5 for value in logprobs["token_logprobs"][1:])
+    for token, offset in list(zip(logprobs["tokens"], logprobs["text_offset"], strict=True))[1:]:
+        assert choice["text"][offset:].startswith(token)
+
+
+async def test_scoring_as_lm_eval_does_it(server: TextServer) -> None:
+    """Token ids, echo and no new tokens: the sum of a continuation's log-probabilities."""
+    prompts = [server.encode("the lazy dog"), server.encode("the quick fox")]
+    for max_tokens in (0, 1):
+        response = await server.complete(
+            prompt=prompts, echo=True, logprobs=1, max_tokens=max_tokens, temperature=0, seed=1234
+        )
+        for ids, choice in zip(prompts, choices_of(response), strict=True):
+            logprobs = choice["logprobs"]
+            scores = logprobs["token_logprobs"][: len(ids)]
+            assert scores == [None] + [-0.5] * (len(ids) - 1)
+            assert len(logprobs["tokens"]) == len(ids) + max_tokens
+            for scored, top in list(zip(logprobs["tokens"], logprobs["top_logprobs"], strict=True))[
+                1:
+            ]:
+                assert max(top, key=top.get) == scored
+        assert response.json()["usage"]["completion_tokens"] == 2 * max_tokens
+    [choice] = choices_of(await server.complete(prompt="the dog", echo=True, max_tokens=0, n=1))
+    assert choice["text"] == "the dog"
+    assert choice["finish_reason"] == "length"
+    [silent] = choices_of(await server.complete(prompt="the dog", max_tokens=0))
+    assert silent["text"] == ""
+
+
+async def test_echo_with_several_completions_and_streams(server: TextServer) -> None:
+    fields = {"prompt": "the fox", "echo": True, "logprobs": 1, "n": 3, "max_tokens": 0}
+    whole = choices_of(await server.complete(**fields))
+    assert [c["text"] for c in whole] == ["the fox"] * 3
+    assert whole[0]["logprobs"] == whole[2]["logprobs"]
+    events = events_of(await server.complete(**fields, stream=True))
+    assert joined(events, "text") == dict.fromkeys(range(3), "the fox")
+    assert joined(events, "tokens")[2] == whole[0]["logprobs"]["tokens"]
+
+
+async def test_echo_of_token_ids_and_of_a_truncated_prompt(server: TextServer) -> None:
+    ids = server.encode("the lazy dog")
+    [choice] = choices_of(await server.complete(prompt=ids, echo=True, max_tokens=0))
+    assert choice["text"] == "the lazy dog"
+    response = await server.complete(
+        prompt="the lazy dog", echo=True, max_tokens=0, truncate_prompt_tokens=1
+    )
+    assert choices_of(response)[0]["text"] == server.tokenizer.decode(ids[-1:])
+    marked = await server.complete(
+        prompt=[BOS, *ids], echo=True, max_tokens=0, skip_special_tokens=False
+    )
+    assert choices_of(marked)[0]["text"] == "<|s|>the lazy dog"
+
+
+async def test_prompt_logprobs_in_vllms_shape(server: TextServer) -> None:
+    ids = server.encode("the fox")
+    [choice] = choices_of(
+        await server.complete(prompt=ids, prompt_logprobs=2, max_tokens=1, return_token_ids=True)
+    )
+    assert choice["prompt_token_ids"] == ids
+    first, second, *_ = choice["prompt_logprobs"]
+    assert first is None
+    assert second[str(ids[1])] == {"logprob": -0.5, "rank": 1, "decoded_token": " fox"}
+    assert len(second) == 2
+    assert choice["logprobs"] is None
+
+
+async def test_tokens_beyond_the_tokenizer_are_harmless(server: TextServer) -> None:
+    server.say_tokens([419, 410, *server.encode("a"), 419])
+    [choice] = choices_of(await server.complete(logprobs=3, max_tokens=4, prompt=[419]))
+    assert choice["text"] == "a"
+    response = await server.complete(prompt=[1, 420])
+    assert response.status_code == 400
+    assert "420" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": ""},
+        {"prompt": []},
+        {"prompt": None},
+        {"prompt": ["a", ""]},
+        {"max_tokens": 1000},
+        {"prompt": "x " * 500},
+        {"logprobs": True},
+        {"suffix": "z"},
+        {"best_of": 2},
+        {"stream": True, "prompt_logprobs": 1},
+    ],
+    ids=lambda fields: str(fields)[:30],
+)
+async def test_bad_requests(server: TextServer, fields: dict[str, Any]) -> None:
+    for stream in (False, True):
+        response = await server.complete(**{"stream": stream, **fields})
+        assert response.status_code == 400
+        assert response.json()["error"]["type"] == "invalid_request_error"
+    assert not server.engine.requests
+
+
+async def test_one_bad_prompt_refuses_the_whole_batch(server: TextServer) -> None:
+    response = await server.complete(prompt=[[5], [6] * 300])
+    assert response.json()["error"]["code"] == "context_length_exceeded"
+    assert not server.engine.requests
+
+
+async def test_one_failing_prompt_ends_the_whole_batch(server: TextServer) -> None:
+    server.engine.delay_s = 0.001
+    server.engine.failure = Failure(after=2)
+    response = await server.complete(prompt=[[5], [6], [7]], max_tokens=50)
+    assert response.json()["error"]["code"] == "out_of_kv_blocks"
+    *_, error = events_of(await server.complete(prompt=[[5], [6], [7]], stream=True))
+    assert error["error"]["code"] == "out_of_kv_blocks"
+    await until(lambda: not server.engine.live)
+    assert server.app.state.tandem.admission.num_in_flight() == 0
+
+
+async def test_a_refusal_within_a_batch_takes_back_what_was_submitted(server: TextServer) -> None:
+    submit = server.engine.submit
+    server.engine.hold()
+
+    def refuse_third(request: Any) -> Any:
+        if request.request_id.endswith("-2"):
+            raise RuntimeError("bug")
+        return submit(request)
+
+    server.engine.submit = refuse_third  # type: ignore[method-assign]
+    response = await server.complete(prompt=[[5], [6], [7]])
+    assert response.status_code == 500
+    assert "bug" not in response.text
+    assert len(server.engine.aborted) == 2
+    assert server.app.state.tandem.admission.num_in_flight() == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_leaving_aborts_every_prompt(server: TextServer, stream: bool) -> None:
+    server.engine.delay_s = 0.01
+    async with server.listening() as url, httpx.AsyncClient(base_url=url) as client:
+        body = {"prompt": [[5], [6], [7]], "max_tokens": 200, "stream": stream}
+        task = asyncio.create_task(client.post(PATH, json=body))
+        await until(lambda: len(server.engine.live) == 3)
+        await asyncio.sleep(0.03)
+        task.cancel()
+        await until(lambda: not server.engine.live, timeout_s=1)
+        assert len(server.engine.aborted) == 3
+        await until(lambda: server.app.state.tandem.admission.num_in_flight() == 0)
+
+
+async def test_heartbeats_while_waiting(tokenizer_folder: Any) -> None:
+    server = TextServer(tokenizer_folder, heartbeat_interval_s=0.02)
+    server.engine.first_delay_s = 0.1
+    response = await server.complete(stream=True, max_tokens=2)
+    assert response.text.startswith(": ping\n\n")
+    assert events_of(response)
+    await server.client.aclose()
+
+
+async def test_a_continued_usage_chunk(server: TextServer) -> None:
+    options = {"include_usage": True}
+    *chunks, last = events_of(
+        await server.complete(stream=True, stream_options=options, prompt=["a", "b"], max_tokens=3)
+    )
+    assert all(chunk["usage"] is None for chunk in chunks)
+    assert last["choices"] == []
+    assert last["usage"]["completion_tokens"] == 6
+    assert last["object"] == "text_completion"
+
+
+async def test_the_official_client(server: TextServer) -> None:
+    server.say(" jumps over")
+    async with server.listening() as url:
+        client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        async with client:
+            answer = await client.completions.create(
+                model=MODEL, prompt="the fox", echo=True, logprobs=1
+            )
+            assert answer.choices[0].text == "the fox jumps over"
+            stream = await client.completions.create(model=MODEL, prompt="the fox", stream=True)
+            texts = [chunk.choices[0].text async for chunk in stream]
+            assert "".join(texts) == " jumps over"
+            assert [model.id async for model in client.models.list()] == [MODEL]
+            assert (await client.models.retrieve(MODEL)).id == MODEL

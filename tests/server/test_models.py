@@ -1,0 +1,60 @@
+"""`GET /v1/models` and `GET /v1/models/{id}`."""
+
+from pathlib import Path
+
+from text_server import MAX_MODEL_LEN, MODEL, TextServer, text_info
+
+from engine.types import Phase
+from server.catalog import system_fingerprint
+
+CARD = {
+    "id": MODEL,
+    "object": "model",
+    "created": 1_700_000_000,
+    "max_model_len": MAX_MODEL_LEN,
+    "root": MODEL,
+    "owned_by": "tandem",
+    "parent": None,
+}
+
+
+async def test_list(server: TextServer) -> None:
+    answer = (await server.client.get("/v1/models")).json()
+    assert answer == {"object": "list", "data": [CARD]}
+
+
+async def test_ids_may_hold_slashes(server: TextServer) -> None:
+    assert (await server.client.get(f"/v1/models/{MODEL}")).json() == CARD
+    assert (await server.client.get("/v1/models/org%2Ftiny")).json() == CARD
+
+
+async def test_unknown_models_name_the_known_ones(server: TextServer) -> None:
+    for model in ("nope", "org", "org/tiny/x", "ORG/TINY"):
+        response = await server.client.get(f"/v1/models/{model}")
+        assert response.status_code == 404
+        error = response.json()["error"]
+        assert error["code"] == "model_not_found"
+        assert MODEL in error["message"]
+    assert (await server.client.get("/v1/models/")).status_code == 400
+
+
+async def test_only_what_can_be_asked_is_listed(tokenizer_folder: Path) -> None:
+    infos = [text_info(tokenizer_folder, name) for name in ("a", "b")]
+    server = TextServer(tokenizer_folder, *infos)
+    server.engine.set_status("b", Phase.LOADING)
+    listed = (await server.client.get("/v1/models")).json()["data"]
+    assert [card["id"] for card in listed] == ["a"]
+    response = await server.client.get("/v1/models/b")
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "model_not_ready"
+    await server.client.aclose()
+
+
+async def test_nothing_tells_where_a_model_lies(server: TextServer) -> None:
+    assert str(server.folder) not in (await server.client.get("/v1/models")).text
+
+
+def test_fingerprints_tell_models_and_configurations_apart() -> None:
+    prints = {system_fingerprint(*pair) for pair in [("a", "1"), ("a", "2"), ("b", "1")]}
+    assert len(prints) == 3
+    assert system_fingerprint("a", "1") in prints

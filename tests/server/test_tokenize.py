@@ -1,0 +1,124 @@
+"""`POST /tokenize` and `POST /detokenize`."""
+
+import asyncio
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from text_server import BOS, MAX_MODEL_LEN, TextServer, text_info, write_tokenizer
+
+from server.texts import TextRegistry
+
+
+@pytest.mark.parametrize("prefix", ["", "/v1"])
+async def test_text_there_and_back(server: TextServer, prefix: str) -> None:
+    seed = random.randrange(1 << 30)
+    rng = random.Random(seed)
+    text = "".join(rng.choice("ab é🦊\n<|s|>") for _ in range(50))
+    plain = await server.post(f"{prefix}/tokenize", prompt=text, add_special_tokens=False)
+    tokens = plain.json()["tokens"]
+    assert plain.json() == {
+        "count": len(tokens),
+        "max_model_len": MAX_MODEL_LEN,
+        "tokens": tokens,
+        "token_strs": None,
+    }
+    back = await server.post(f"{prefix}/detokenize", tokens=tokens)
+    assert back.json() == {"prompt": text}, f"seed {seed}"
+
+
+async def test_special_tokens_are_added_unless_refused(server: TextServer) -> None:
+    with_bos = (await server.post("/tokenize", prompt="ab")).json()["tokens"]
+    without = (await server.post("/tokenize", prompt="ab", add_special_tokens=False)).json()
+    assert with_bos == [BOS, *without["tokens"]]
+    assert (await server.post("/detokenize", tokens=with_bos)).json()["prompt"] == "<|s|>ab"
+
+
+async def test_token_strings_are_the_vocabularys(server: TextServer) -> None:
+    answer = (await server.post("/tokenize", prompt="the fox", return_token_strs=True)).json()
+    assert answer["token_strs"] == ["<|s|>", "the", "Ġfox"]
+
+
+async def test_messages_give_what_a_chat_would(server: TextServer) -> None:
+    for fields in ({}, {"add_generation_prompt": False}, {"chat_template_kwargs": {"mood": "x"}}):
+        body: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], **fields}
+        tokens = (await server.post("/tokenize", **body)).json()["tokens"]
+        await server.chat(**body, max_tokens=1)
+        assert tokens == server.last_request.prompt_token_ids
+
+
+async def test_empty_input(server: TextServer) -> None:
+    answer = await server.post("/tokenize", prompt="", add_special_tokens=False)
+    assert answer.json()["tokens"] == []
+    assert (await server.post("/detokenize", tokens=[])).json() == {"prompt": ""}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/tokenize", {}, 400),
+        ("/tokenize", {"prompt": ["a"]}, 400),
+        ("/tokenize", {"prompt": "a", "messages": [{"role": "user", "content": "a"}]}, 400),
+        ("/tokenize", {"messages": []}, 400),
+        ("/tokenize", {"prompt": "a", "model": "nope"}, 404),
+        ("/tokenize", {"messages": [{"role": "user", "content": "a"}], "tools": [{}]}, 400),
+        ("/detokenize", {}, 400),
+        ("/detokenize", {"tokens": "a"}, 400),
+        ("/detokenize", {"tokens": [420]}, 400),
+        ("/detokenize", {"tokens": [-1]}, 400),
+        ("/detokenize", {"tokens": [1], "model": "nope"}, 404),
+    ],
+    ids=str,
+)
+async def test_bad_requests(
+    server: TextServer, path: str, body: dict[str, Any], status: int
+) -> None:
+    response = await server.post(path, **body)
+    assert response.status_code == status
+    assert response.json()["error"]["message"]
+
+
+async def test_unknown_fields_are_named(server: TextServer) -> None:
+    response = await server.post("/tokenize", prompt="a", colour=1)
+    assert response.headers["x-ignored-fields"] == "colour"
+    response = await server.post("/detokenize", tokens=[5], colour=1)
+    assert response.headers["x-ignored-fields"] == "colour"
+
+
+async def test_a_large_input_leaves_the_loop_free(server: TextServer) -> None:
+    text = "the quick brown fox " * 20_000
+    task = asyncio.create_task(server.post("/tokenize", prompt=text))
+    longest_s, loop = 0.0, asyncio.get_running_loop()
+    while not task.done():
+        before_s = loop.time()
+        await asyncio.sleep(0.001)
+        longest_s = max(longest_s, loop.time() - before_s)
+    tokens = (await task).json()["tokens"]
+    assert longest_s < 0.25
+    assert (await server.post("/detokenize", tokens=tokens[1:])).json()["prompt"] == text
+
+
+async def test_a_model_is_loaded_once_whoever_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import server.texts as texts
+
+    write_tokenizer(tmp_path)
+    loads: list[str] = []
+    load = texts._load
+
+    def load_and_count(path: str) -> texts.ModelText:
+        loads.append(path)
+        return load(path)
+
+    monkeypatch.setattr(texts, "_load", load_and_count)
+    registry, info = TextRegistry(), text_info(tmp_path)
+    waiting = [asyncio.create_task(registry.get(info)) for _ in range(5)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert isinstance(results[0], asyncio.CancelledError)
+    assert all(result is results[1] for result in results[2:])
+    assert await registry.get(info) is results[1]
+    assert len(loads) == 1
