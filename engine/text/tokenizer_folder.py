@@ -26,18 +26,18 @@ def read_tokenizer_folder(folder: Path) -> TokenizerParts:
     """
     Raises:
         ModelNotFound: the folder has no tokenizer that can be read.
+        UnsupportedArchitecture: it has one of a kind that is not supported (named).
         CorruptFile: a file is damaged.
     """
     config = _read_json(folder / "tokenizer_config.json")
-    raw, special_tokens = _read_raw(folder, config)
     named = _read_json(folder / "special_tokens_map.json") | config
-    for name in _SPECIAL_NAMES:
-        content = _content(named.get(name))
-        if content is not None:
-            special_tokens[name] = content
+    stated = {name: _content(named.get(name)) for name in _SPECIAL_NAMES}
+    raw, special_tokens = _read_raw(folder, config)
+    special_tokens |= {name: token for name, token in stated.items() if token is not None}
     _add_configured_tokens(raw, config)
     mark_special(raw, _not_yet_special(raw, list(special_tokens.values())))
-    _apply_boundary_flags(raw, config, special_tokens)
+    if not (folder / "tokenizer.json").is_file():
+        _set_boundary_tokens(raw, config, special_tokens)
     return TokenizerParts(
         raw=raw,
         special_tokens=special_tokens,
@@ -47,6 +47,7 @@ def read_tokenizer_folder(folder: Path) -> TokenizerParts:
 
 
 def _read_raw(folder: Path, config: dict[str, Any]) -> tuple[RawTokenizer, dict[str, str]]:
+    """The tokenizer, and the special tokens that it names itself."""
     fast, sentencepiece = folder / "tokenizer.json", folder / "tokenizer.model"
     if fast.is_file():
         try:
@@ -61,11 +62,28 @@ def _read_raw(folder: Path, config: dict[str, Any]) -> tuple[RawTokenizer, dict[
     )
 
 
+def _set_boundary_tokens(
+    raw: RawTokenizer, config: dict[str, Any], special_tokens: dict[str, str]
+) -> None:
+    """For a tokenizer.model. A tokenizer.json is right about them, whatever the flags say."""
+    adds_bos = config.get("add_bos_token", True)
+    adds_eos = config.get("add_eos_token", False)
+    set_boundary_tokens(
+        raw,
+        special_tokens.get("bos_token") if adds_bos else None,
+        special_tokens.get("eos_token") if adds_eos else None,
+    )
+
+
 def _add_configured_tokens(raw: RawTokenizer, config: dict[str, Any]) -> None:
     """`added_tokens_decoder` repeats tokenizer.json, but for a tokenizer.model it adds to it."""
     entries = config.get("added_tokens_decoder") or {}
     known = raw.get_added_tokens_decoder()
-    for token_id, entry in sorted((int(i), e) for i, e in entries.items()):
+    try:
+        ordered = sorted(((int(i), entry) for i, entry in entries.items()), key=lambda e: e[0])
+    except (AttributeError, ValueError) as error:
+        raise CorruptFile("tokenizer_config.json: added_tokens_decoder is damaged") from error
+    for token_id, entry in ordered:
         content = _content(entry)
         if content is not None and token_id not in known and _has_place(raw, token_id, content):
             flags = {name: bool(entry[name]) for name in _FLAGS if name in entry}
@@ -81,22 +99,6 @@ def _has_place(raw: RawTokenizer, token_id: int, content: str) -> bool:
 def _not_yet_special(raw: RawTokenizer, tokens: list[str]) -> list[str]:
     special = {t.content for t in raw.get_added_tokens_decoder().values() if t.special}
     return [t for t in dict.fromkeys(tokens) if t not in special and raw.token_to_id(t) is not None]
-
-
-def _apply_boundary_flags(
-    raw: RawTokenizer, config: dict[str, Any], special_tokens: dict[str, str]
-) -> None:
-    """`add_bos_token` and `add_eos_token`, where stated, overrule tokenizer.json."""
-    around = raw.encode("").ids
-    tokens = {}
-    for name in ("bos", "eos"):
-        token = special_tokens.get(f"{name}_token")
-        is_added = token is not None and raw.token_to_id(token) in around
-        wanted = config.get(f"add_{name}_token")
-        tokens[name] = (token, is_added, is_added if wanted is None else bool(wanted))
-    if any(token is not None and is_added != wanted for token, is_added, wanted in tokens.values()):
-        bos, eos = (token if wanted else None for token, _, wanted in tokens.values())
-        set_boundary_tokens(raw, bos, eos)
 
 
 def _eos_token_ids(
@@ -123,9 +125,16 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     template = _read_json(folder / "chat_template.json").get("chat_template")
     template = config.get("chat_template") if template is None else template
     if isinstance(template, list):
-        named = {t["name"]: t["template"] for t in template if {"name", "template"} <= set(t)}
-        template = named.get("default", next(iter(named.values())) if len(named) == 1 else None)
+        template = _default_template(template)
     return template if isinstance(template, str) else None
+
+
+def _default_template(templates: list[Any]) -> str | None:
+    try:
+        named = {entry["name"]: entry["template"] for entry in templates}
+    except (TypeError, KeyError) as error:
+        raise CorruptFile("tokenizer_config.json: chat_template is damaged") from error
+    return named.get("default", next(iter(named.values())) if len(named) == 1 else None)
 
 
 def _content(value: Any) -> str | None:
