@@ -130,7 +130,7 @@ class Sequence:
             seq_id=self.seq_id,
             token_ids=self.token_ids[start:end],
             start=start,
-            block_ids=self.table.block_ids,
+            block_ids=self.table.block_ids.copy(),  # an abort may empty the table meanwhile
             samples=end == len(self.token_ids) and owner.request.sampling.max_tokens > 0,
             num_output_tokens=len(self.token_ids) - owner.prompt_len,
             prompt_logprobs=self.scores_prompt and start < owner.prompt_len - 1,

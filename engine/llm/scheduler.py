@@ -155,7 +155,7 @@ class Scheduler:
         """
         if [o.seq_id for o in output.outputs] != [s.seq_id for s in decision.scheduled]:
             raise InvariantViolation("the executor's output does not match the decision")
-        self._num_steps += 1
+        self._num_steps += bool(decision.scheduled)
         self._num_step_tokens = decision.num_tokens
         events: list[TokenEvent] = []
         for scheduled, result in zip(decision.scheduled, output.outputs, strict=True):
@@ -306,6 +306,7 @@ class Scheduler:
         if result.error is not None:
             self._fail(sequence, InternalError.code, result.error, events)
             return
+        check(bool(result.token_ids) or not scheduled.samples, "no token was drawn")
         filled = sequence.table.advance(scheduled.start + len(scheduled.token_ids))
         if filled and self._config.enable_prefix_caching:
             chain = sequence.extend_chain(self._pool.block_size)

@@ -524,6 +524,12 @@ class TestEnding:
             with pytest.raises(InvariantViolation):
                 scheduler.commit(decision, StepOutput(outputs))
 
+    def test_a_missing_token_is_noticed(self) -> None:
+        scheduler = make_scheduler()
+        scheduler.add(make_request("a", 3))
+        with pytest.raises(InvariantViolation, match="no token"):
+            scheduler.commit(scheduler.schedule(), StepOutput([SequenceOutput(0)]))
+
 
 class TestPromptScores:
     @pytest.mark.parametrize("budget", [1, 3, 4, 32])
@@ -594,13 +600,16 @@ class TestAbort:
         assert not bench.scheduler.has_work()
         assert (bench.stats.kv_blocks_used, bench.stats.num_waiting) == (0, 0)
 
-    def test_while_the_step_is_executed(self) -> None:
+    @pytest.mark.parametrize("before_execution", [True, False])
+    def test_in_the_middle_of_a_step(self, before_execution: bool) -> None:
         bench = Bench()
         for name in "ab":
             bench.add(name, 6, max_tokens=2, n=2)
         bench.step()
         decision = bench.scheduler.schedule()
         assert len(decision.copies) == 2
+        if before_execution:
+            bench.scheduler.abort("a")
         output = bench.executor.execute(decision)
         bench.scheduler.abort("a")
         assert bench.stats.num_running == 2

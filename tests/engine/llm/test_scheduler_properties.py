@@ -118,6 +118,7 @@ class Session:
         ):
             held_up = [s.seq_id for s in running if s.num_missing == 1]
             assert scheduled.issuperset(held_up), "a decode was held up with blocks to spare"
+        self.maybe_abort(abort_rate)
         output = self.executor.execute(decision)
         aborted = self.maybe_abort(abort_rate)
         for event in self.scheduler.commit(decision, output):
