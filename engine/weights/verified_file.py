@@ -8,6 +8,7 @@ it was hashed. While size and time agree the hash is taken as proven, so a start
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -41,15 +42,18 @@ def verify(path: Path, sha256: str) -> bool:
 def write_whole(path: Path, chunks: Iterable[bytes]) -> None:
     """Put `chunks` at `path` so that even a crash or power cut leaves all or nothing.
 
-    Not for two writers at once: hold a lock.
+    Of several writers the last one wins. A crash may leave `<name>.*.part` behind.
     """
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        for chunk in chunks:
-            file.write(chunk)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    part = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        with part.open("xb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

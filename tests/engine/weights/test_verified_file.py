@@ -1,5 +1,6 @@
 import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,16 @@ def test_writes_all_or_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no more"):
         write_whole(path, (chunk for half in (lambda: [b"new"], broken) for chunk in half()))
     assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
     write_whole(path, iter([b"n", b"ew"]))
     assert path.read_bytes() == b"new"
     assert has_sha256(path, hashlib.sha256(b"new").hexdigest())
+
+
+def test_many_writers_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: write_whole(path, [bytes([i]) * 1000]), range(40)))
+    content = path.read_bytes()
+    assert content == content[:1] * 1000
+    assert list(tmp_path.iterdir()) == [path]
