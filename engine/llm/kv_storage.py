@@ -1,0 +1,73 @@
+"""The memory behind KV blocks. Which block belongs to whom is the scheduler's business."""
+
+import math
+import mmap
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class KvStorage:
+    """All layers' keys and values: one tensor [N, L, 2, K, S, D], a block's bytes side by side.
+
+    A block is thus one run of memory: copying it (or moving it elsewhere) is one copy, and on a CPU
+    memory is committed block by block as blocks are first written, whatever their order. Within a
+    block each head's keys are one run of S·D elements, which is what a core reads at a time.
+
+    Invariant: slots that nobody wrote since their block got its owner hold finite numbers, because
+    attention multiplies them by zero; `clear` sees to it.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_blocks: int,
+        num_layers: int,
+        num_kv_heads: int,
+        block_size: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        shape = (num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim)
+        self._pool = _allocate(shape, dtype, device)
+        self._block_bytes = math.prod(shape[1:]) * dtype.itemsize
+        self._written = np.zeros(num_blocks, dtype=np.bool_)
+        self._always_committed = device.type != "cpu"
+        self.layers: list[Tensor] = list(self._pool.unbind(1))
+        """Per layer [N, 2, K, S, D]: what the kernels take as `kv_cache`."""
+
+    @property
+    def bytes_committed(self) -> int:
+        """Physical memory of the blocks that were ever written (on a GPU: all)."""
+        num = len(self._written) if self._always_committed else np.count_nonzero(self._written)
+        return int(num) * self._block_bytes
+
+    def will_write(self, block_ids: NDArray[np.int64]) -> None:
+        """Account for blocks that this step writes to."""
+        self._written[block_ids] = True
+
+    def clear(self, block_ids: Sequence[int]) -> None:
+        """Make blocks that get a new owner free of what the last one left. Untouched ones are."""
+        for block_id in block_ids:
+            if self._written[block_id]:
+                self._pool[block_id].zero_()
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy blocks of all layers, (source, destination), in this order."""
+        for source, destination in pairs:
+            self._pool[destination].copy_(self._pool[source])
+            self._written[destination] = True
+
+
+def _allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros. On a CPU fresh anonymous pages, which are zero without being touched; an allocator
+    might hand out used memory, and zeroing would commit all of it."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_bytes = max(1, math.prod(shape) * dtype.itemsize)
+    pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=dtype, count=math.prod(shape)).view(shape)

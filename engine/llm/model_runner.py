@@ -1,0 +1,200 @@
+"""Carries decisions out on one device: rows → forward pass → logits where needed → tokens.
+
+Owns the model, the KV pool's memory and the sampling state; knows no queues. Loop thread only.
+"""
+
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from engine.config import ResolvedConfig
+from engine.errors import EngineError
+from engine.llm.batch import Batch, build_batch
+from engine.llm.decision import (
+    NewSequence,
+    ScheduleDecision,
+    ScheduledSequence,
+    SequenceOutput,
+    StepOutput,
+)
+from engine.llm.kv_storage import KvStorage
+from engine.llm.sampling import Sampler, SampleRow
+from engine.models.causal_lm import CausalLM
+from engine.models.config import ModelConfig
+from engine.models.forward_context import ForwardContext
+from engine.types import SamplingParams, TokenLogprob
+
+SCORED_ROWS = 128
+"""Prompt rows whose logits exist at one time."""
+WARM_UP_TOKENS = (1, 2, 4, 8, 16, 24, 32)
+"""Decode batch sizes to run once; oneDNN compiles a kernel for each number of rows it meets."""
+OUT_OF_MEMORY = "the step needs more memory than the device has free; use a smaller batch"
+
+
+class ModelRunner:
+    """Executes decisions one after the other."""
+
+    def __init__(
+        self,
+        model: CausalLM,
+        model_config: ModelConfig,
+        config: ResolvedConfig,
+        device: torch.device,
+    ) -> None:
+        parallel = model.options.parallel
+        self._model = model
+        self._config = config
+        self._device = device
+        self._vocab_size = model_config.vocab_size
+        self._kv = KvStorage(
+            num_blocks=config.num_kv_blocks,
+            num_layers=model_config.num_hidden_layers,
+            num_kv_heads=parallel.share(model_config.num_key_value_heads, "key/value heads"),
+            block_size=config.block_size,
+            head_dim=model_config.head_dim,
+            dtype=model.options.dtype,
+            device=device,
+        )
+        self._sampler = Sampler(model_config.vocab_size, device)
+        self._scored: dict[int, NewSequence] = {}
+        """Sequences whose prompt is to be scored: the targets come from it."""
+
+    @property
+    def kv_bytes_committed(self) -> int:
+        """Physical memory that the KV pool takes so far."""
+        return self._kv.bytes_committed
+
+    @torch.inference_mode()
+    def execute(self, decision: ScheduleDecision) -> StepOutput:
+        """Run one step.
+
+        A sequence whose logits are not finite gets an error, the others are unaffected. When memory
+        runs out all sequences of the step get one. Other exceptions pass through; the sampling
+        state is then as after the step before, plus and minus the decision's sequences.
+        """
+        self._apply_changes(decision)
+        if not decision.scheduled:
+            return StepOutput([])
+        started = perf_counter()
+        try:
+            batch = build_batch(decision.scheduled, self._config.block_size, self._device)
+            hidden = self._forward(batch)
+            logits = self._logits_to_sample(batch, hidden)
+            computed = perf_counter()
+            outputs = {s.seq_id: SequenceOutput(s.seq_id) for s in decision.scheduled}
+            self._score_prompts(batch, hidden, outputs)
+            self._sample(batch, logits, outputs)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            return StepOutput(
+                [SequenceOutput(s.seq_id, error=OUT_OF_MEMORY) for s in decision.scheduled]
+            )
+        return StepOutput(
+            [outputs[s.seq_id] for s in decision.scheduled],
+            forward_time_s=computed - started,
+            sample_time_s=perf_counter() - computed,
+        )
+
+    def warm_up(self) -> None:
+        """Run typical shapes once, so that the first requests are not slow. Changes no state.
+
+        Writes to block 0, which has no owner yet.
+        """
+        most = min(self._config.max_num_seqs, self._config.max_num_batched_tokens)
+        sizes = {min(size, most) for size in WARM_UP_TOKENS}
+        for size in sorted(sizes):
+            self._warm_up_step([1] * size)
+        longest = min(self._config.block_size, self._config.max_num_batched_tokens)
+        self._warm_up_step([longest])
+
+    def _warm_up_step(self, lengths: list[int]) -> None:
+        greedy = SamplingParams(temperature=0.0, max_tokens=1)
+        ids = [-1 - index for index in range(len(lengths))]
+        self.execute(
+            ScheduleDecision(
+                new=[
+                    NewSequence(seq_id, [0] * length, greedy, 0, 0, ())
+                    for seq_id, length in zip(ids, lengths, strict=True)
+                ],
+                scheduled=[
+                    ScheduledSequence(
+                        seq_id, [0] * length, 0, [0], samples=True, num_output_tokens=0
+                    )
+                    for seq_id, length in zip(ids, lengths, strict=True)
+                ],
+            )
+        )
+        self.execute(ScheduleDecision(finished=ids))
+
+    def _apply_changes(self, decision: ScheduleDecision) -> None:
+        for seq_id in decision.finished:
+            self._sampler.remove(seq_id)
+            self._scored.pop(seq_id, None)
+        for sequence in decision.new:
+            self._sampler.add(sequence)
+            if sequence.sampling.prompt_logprobs is not None:
+                self._scored[sequence.seq_id] = sequence
+        self._kv.copy(decision.copies)
+
+    def _forward(self, batch: Batch) -> Tensor:
+        """Run the model over the step's rows: [T, C]."""
+        self._kv.clear(batch.entered_block_ids)
+        self._kv.will_write(batch.written_block_ids)
+        ctx = ForwardContext(
+            batch=batch.paged, slot_mapping=batch.slot_mapping, kv_caches=self._kv.layers
+        )
+        return self._model.forward(batch.token_ids, batch.positions, ctx)
+
+    def _logits_to_sample(self, batch: Batch, hidden: Tensor) -> Tensor:
+        """Logits of the last row of each sequence that samples, in row order."""
+        ends = batch.paged.host_cu_seqlens_q[1:].tolist()
+        rows = [end - 1 for s, end in zip(batch.sequences, ends, strict=True) if s.samples]
+        if len(rows) < len(hidden):
+            hidden = hidden[torch.tensor(rows, device=self._device, dtype=torch.int64)]
+        return self._model.compute_logits(hidden)
+
+    def _sample(self, batch: Batch, logits: Tensor, outputs: dict[int, SequenceOutput]) -> None:
+        sampling = [s for s in batch.sequences if s.samples]
+        rows = [SampleRow(s.seq_id, s.num_output_tokens) for s in sampling]
+        for row, token in zip(rows, self._sampler.sample(logits, rows), strict=True):
+            output = outputs[row.seq_id]
+            if token.error is not None:
+                output.error = output.error or token.error
+                continue
+            output.token_ids = [token.token_id]
+            output.logprobs = None if token.logprob is None else [token.logprob]
+
+    def _score_prompts(
+        self, batch: Batch, hidden: Tensor, outputs: dict[int, SequenceOutput]
+    ) -> None:
+        for sequence, first_row in zip(batch.sequences, batch.first_rows, strict=True):
+            if not sequence.prompt_logprobs:
+                continue
+            output = outputs[sequence.seq_id]
+            try:
+                rows = hidden[first_row : first_row + len(sequence.token_ids)]
+                output.prompt_logprobs = self._score(sequence, rows)
+            except EngineError as error:
+                output.error = error.message
+
+    def _score(self, sequence: ScheduledSequence, rows: Tensor) -> list[TokenLogprob]:
+        """Judge the prompt tokens that follow this chunk's, in pieces that bound the memory."""
+        new = self._scored[sequence.seq_id]
+        next_at = sequence.start + 1
+        targets = new.prompt_token_ids[next_at : next_at + len(rows)]
+        num_top = new.sampling.prompt_logprobs or 0
+        scores: list[TokenLogprob] = []
+        for start in range(0, len(targets), SCORED_ROWS):
+            piece = targets[start : start + SCORED_ROWS]
+            logits = self._model.compute_logits(rows[start : start + len(piece)])
+            scores += self._sampler.score(logits, piece, num_top)
+        return scores
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed; torch has no type of its own for that on a CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(
+        error
+    )

@@ -1,0 +1,52 @@
+"""What every decoder family offers to the engine."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from engine.models.config import ModelConfig
+from engine.models.forward_context import ForwardContext
+from engine.models.layers.embedding import LmHead
+from engine.models.layers.weight_slots import WeightOptions
+from engine.models.loading import load_dummy_weights, load_weights
+
+
+class CausalLM(nn.Module, ABC):
+    """A decoder with its output layer. Built without memory; weights come with `load_weights`."""
+
+    lm_head: LmHead
+
+    def __init__(self, config: ModelConfig, options: WeightOptions) -> None:
+        super().__init__()
+        self.config = config
+        self.options = options
+
+    @abstractmethod
+    def forward(self, token_ids: Tensor, positions: Tensor, ctx: ForwardContext) -> Tensor:
+        """One step.
+
+        Args:
+            token_ids, positions: [T] int64.
+            ctx: its caches are mutated: the rows' keys and values are stored.
+
+        Returns:
+            [T, C], normalised hidden states.
+        """
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """[R, C] → [R, V], for the rows that need them only."""
+        return self.lm_head.forward(hidden)
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> list[str]:
+        """Fill the model from (checkpoint name, tensor) pairs; returns the names it ignored.
+
+        Raises:
+            MissingWeight: the checkpoint lacks a tensor.
+            ShapeMismatch: a tensor has another shape than the configuration says.
+        """
+        return load_weights(self, weights, self.options)
+
+    def load_dummy_weights(self, seed: int = 0) -> None:
+        """Fill the model with small random numbers."""
+        load_dummy_weights(self, self.options, seed)

@@ -1,0 +1,73 @@
+"""Token ids in, logits out: the two ends of a decoder, which often share one matrix."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.models.layers.linear_method import LinearPart, UnquantizedMethod
+from engine.models.layers.weight_slots import WeightOptions, WeightOwner, WeightSlot
+
+
+class TokenEmbedding(nn.Module, WeightOwner):
+    """[V, C]; on every rank whole."""
+
+    weight: Tensor
+
+    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.shape = (vocab_size, hidden_size)
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """[T] int64 → [T, C], new memory."""
+        return F.embedding(token_ids, self.weight)
+
+    __call__ = forward
+
+    def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
+        def load(tensor: Tensor) -> None:
+            self.weight = torch.empty(self.shape, dtype=options.dtype, device=options.device)
+            self.weight.copy_(tensor)
+
+        return {f"{path}.weight": WeightSlot(self.shape, load)}
+
+
+class LmHead(nn.Module, WeightOwner):
+    """The output layer. A tied one uses the embedding's matrix.
+
+    On a CPU that packs weights, a tied head keeps its own packed copy beside the embedding: a
+    lookup needs plain rows, and plain rows multiply at two thirds of the speed.
+    """
+
+    def __init__(self, embedding: TokenEmbedding, *, tied: bool) -> None:
+        super().__init__()
+        self.shape = embedding.shape
+        # In a tuple so that the embedding does not become a submodule twice.
+        self._tied = (embedding,) if tied else ()
+        self._method = UnquantizedMethod()
+        self._part: LinearPart
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[R, C] → [R, V], logits in hidden's dtype."""
+        return self._method.apply(self._part, hidden)
+
+    __call__ = forward
+
+    def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
+        vocab_size, hidden_size = self.shape
+        self._part = LinearPart(
+            in_features=hidden_size,
+            out_features=(vocab_size,),
+            has_bias=False,
+            dtype=options.dtype,
+            device=options.device,
+        )
+        if self._tied:
+            return {}
+        load = lambda tensor: self._part.take(0, "weight", tensor)  # noqa: E731
+        return {f"{path}.weight": WeightSlot(self.shape, load)}
+
+    def process_weights_after_loading(self) -> None:
+        if self._tied:
+            self._part.tensors |= self._method.arrange(self._tied[0].weight)
+        else:
+            self._method.process_weights_after_loading(self._part)

@@ -1,0 +1,38 @@
+"""This process's place among the tensor-parallel ranks of a model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from engine.errors import ModelLoadError
+
+
+@dataclass(frozen=True, slots=True)
+class TensorParallel:
+    """Heads and MLP columns are divided between `size` ranks; the rest is on every rank."""
+
+    rank: int = 0
+    size: int = 1
+    all_reduce: Callable[[Tensor], Tensor] | None = None
+    """Sums a tensor over the ranks; needed when there are several."""
+
+    def share(self, total: int, what: str) -> int:
+        """This rank's part of `total` equal things.
+
+        Raises:
+            ModelLoadError: they cannot be divided evenly.
+        """
+        if total % self.size:
+            raise ModelLoadError(
+                f"{total} {what} cannot be divided between {self.size} ranks; "
+                f"use a tensor_parallel_size that divides {total}"
+            )
+        return total // self.size
+
+    def sum(self, partial: Tensor) -> Tensor:
+        """Add up the ranks' partial results."""
+        return partial if self.all_reduce is None else self.all_reduce(partial)
+
+
+SINGLE = TensorParallel()

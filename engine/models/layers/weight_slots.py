@@ -1,0 +1,52 @@
+"""Where a checkpoint's tensors go.
+
+A layer with weights is a `WeightOwner`: it names the tensors it needs, takes each as it arrives and
+brings them into their final form once it has them all. Nothing is allocated before its tensor is
+there, and at no time exist two copies of more than one layer.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from engine.models.layers.linear_method import LinearMethod, UnquantizedMethod
+from engine.models.layers.parallel import SINGLE, TensorParallel
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSlot:
+    """One tensor that a layer waits for."""
+
+    shape: tuple[int, ...]
+    """As it is in the checkpoint, not divided between ranks."""
+    load: Callable[[Tensor], None]
+    """Takes the tensor. Its memory may be a mapped file: whoever keeps it makes a copy."""
+
+
+def _unquantized(name: str) -> LinearMethod:
+    return UnquantizedMethod()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightOptions:
+    """How weights are kept."""
+
+    dtype: torch.dtype
+    device: torch.device
+    parallel: TensorParallel = SINGLE
+    linear_method: Callable[[str], LinearMethod] = field(default=_unquantized)
+    """Checkpoint name of a linear layer, such as `model.layers.0.mlp.up_proj` → its method."""
+
+
+class WeightOwner(ABC):
+    """A module that has weights of its own."""
+
+    @abstractmethod
+    def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
+        """Name what the module at `path` needs, by checkpoint name."""
+
+    def process_weights_after_loading(self) -> None:  # noqa: B027 - most owners have nothing to do
+        """Called once all slots are filled."""

@@ -1,0 +1,104 @@
+"""Qwen2 and Qwen2.5: Llama with biases on q, k and v.
+
+Paper: Yang et al. 2024, arXiv:2407.10671.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from engine.models.causal_lm import CausalLM
+from engine.models.config import ModelConfig
+from engine.models.forward_context import ForwardContext
+from engine.models.layers.attention import PagedAttention
+from engine.models.layers.embedding import LmHead, TokenEmbedding
+from engine.models.layers.linear import Linear, Shard
+from engine.models.layers.mlp import GatedMlp
+from engine.models.layers.norm import RmsNorm
+from engine.models.layers.rotary import RotaryEmbedding
+from engine.models.layers.weight_slots import WeightOptions
+from kernels import rope_inplace
+
+
+class Qwen2Attention(nn.Module):
+    def __init__(self, config: ModelConfig, options: WeightOptions, layer: int) -> None:
+        super().__init__()
+        hidden, dim = config.hidden_size, config.head_dim
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.num_heads = options.parallel.share(heads, "attention heads")
+        self.num_kv_heads = options.parallel.share(kv_heads, "key/value heads")
+        self.head_dim = dim
+        self.qkv_proj = Linear(
+            hidden,
+            (
+                Shard("q_proj", heads * dim),
+                Shard("k_proj", kv_heads * dim),
+                Shard("v_proj", kv_heads * dim),
+            ),
+            bias=True,
+            partition="outputs",
+        )
+        self.o_proj = Linear(heads * dim, (Shard("o_proj", hidden),), partition="inputs")
+        self.attention = PagedAttention(config, layer)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, ctx: ForwardContext) -> Tensor:
+        qkv = self.qkv_proj(x, ctx)
+        heads = qkv.view(len(qkv), -1, self.head_dim)
+        num_rotated = self.num_heads + self.num_kv_heads
+        rope_inplace(heads[:, :num_rotated], cos, sin)
+        q, k, v = heads.tensor_split((self.num_heads, num_rotated), 1)
+        return self.o_proj(self.attention(q, k, v, ctx), ctx)
+
+    __call__ = forward
+
+
+class Qwen2DecoderLayer(nn.Module):
+    def __init__(self, config: ModelConfig, options: WeightOptions, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RmsNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Qwen2Attention(config, options, layer)
+        self.post_attention_layernorm = RmsNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = GatedMlp(config)
+
+    def forward(
+        self, x: Tensor, residual: Tensor, cos: Tensor, sin: Tensor, ctx: ForwardContext
+    ) -> Tensor:
+        """`x` is what the layer before adds to the residual stream, which is mutated."""
+        x = self.input_layernorm.add(x, residual)
+        x = self.self_attn(x, cos, sin, ctx)
+        return self.mlp(self.post_attention_layernorm.add(x, residual), ctx)
+
+    __call__ = forward
+
+
+class Qwen2Model(nn.Module):
+    def __init__(self, config: ModelConfig, options: WeightOptions) -> None:
+        super().__init__()
+        self.embed_tokens = TokenEmbedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(
+            Qwen2DecoderLayer(config, options, layer) for layer in range(config.num_hidden_layers)
+        )
+        self.norm = RmsNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary = RotaryEmbedding(config, options.device)
+
+    def forward(self, token_ids: Tensor, positions: Tensor, ctx: ForwardContext) -> Tensor:
+        residual = self.embed_tokens(token_ids)
+        cos, sin = self.rotary(positions)
+        x = torch.zeros_like(residual)
+        for layer in self.layers:
+            x = layer(x, residual, cos, sin, ctx)
+        return self.norm.add(x, residual)
+
+    __call__ = forward
+
+
+class Qwen2ForCausalLM(CausalLM):
+    """See the module."""
+
+    def __init__(self, config: ModelConfig, options: WeightOptions) -> None:
+        super().__init__(config, options)
+        self.model = Qwen2Model(config, options)
+        self.lm_head = LmHead(self.model.embed_tokens, tied=config.tie_word_embeddings)
+
+    def forward(self, token_ids: Tensor, positions: Tensor, ctx: ForwardContext) -> Tensor:
+        """See `CausalLM.forward`."""
+        return self.model(token_ids, positions, ctx)

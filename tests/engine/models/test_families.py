@@ -1,0 +1,176 @@
+"""Each family against transformers: whole prompts, odd chunks, single tokens, mixed batches."""
+
+import random
+
+import pytest
+import torch
+from tiny_pairs import PagedTexts, create_pair, their_logits
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+MODELS = {
+    "llama": ("Llama", {}),
+    "llama_biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama_tied": ("Llama", {"tie_word_embeddings": True}),
+    "llama_one_kv_head": ("Llama", {"num_key_value_heads": 1}),
+    "llama_no_grouping": ("Llama", {"num_key_value_heads": 6}),
+    "llama_wide_heads": ("Llama", {"head_dim": 24, "num_attention_heads": 4}),
+    "llama_llama3_rope": ("Llama", {"rope_parameters": LLAMA3}),
+    "llama_linear_rope": ("Llama", {"rope_parameters": LINEAR}),
+    "llama_dynamic_rope": ("Llama", {"rope_parameters": DYNAMIC}),
+    "llama_yarn_rope": ("Llama", {"rope_parameters": YARN}),
+    "mistral_window": ("Mistral", {"sliding_window": 7}),
+    "mistral_no_window": ("Mistral", {"sliding_window": None}),
+    "qwen2": ("Qwen2", {}),
+    "qwen2_yarn_rope": ("Qwen2", {"rope_parameters": YARN}),
+    "qwen2_mixed_windows": (
+        "Qwen2",
+        {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
+    ),
+    "qwen3": ("Qwen3", {}),
+    "qwen3_yarn_rope": ("Qwen3", {"rope_parameters": YARN}),
+    "qwen3_tied_window": (
+        "Qwen3",
+        {
+            "tie_word_embeddings": True,
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "max_window_layers": 0,
+        },
+    ),
+}
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(params=MODELS)
+def pair(request):
+    family, overrides = MODELS[request.param]
+    seed = random.randrange(1 << 31)
+    return seed, *create_pair(family, seed, **overrides)
+
+
+def random_text(length):
+    return [random.randrange(131) for _ in range(length)]
+
+
+def assert_same(found, expected, seed):
+    assert found.shape == expected.shape
+    error = (found - expected).abs().max().item()
+    assert error < TOLERANCE, f"logits differ by {error}, seed {seed}"
+
+
+def test_whole_prompts_chunks_and_decodes_equal_transformers(pair):
+    seed, ours, theirs, config = pair
+    random.seed(seed)
+    text = random_text(90)
+    expected = their_logits(theirs, text)
+    texts = PagedTexts(ours, config)
+    ways = {
+        "at once": [90],
+        "odd chunks": [1, 3, 17, 4, 31, 34],
+        "chunks that end at block borders": [4, 16, 70],
+        "one by one": [1] * 90,
+        "a prompt, then decodes": [61] + [1] * 29,
+    }
+    for number, (way, sizes) in enumerate(ways.items()):
+        texts.add(number, text)
+        error = (texts.run(number, sizes) - expected).abs().max().item()
+        assert error < TOLERANCE, f"{way}: logits differ by {error}, seed {seed}"
+
+
+def test_neighbours_in_a_batch_change_nothing(pair):
+    seed, ours, theirs, config = pair
+    random.seed(seed)
+    lengths = {0: 70, 1: 5, 2: 33, 3: 1, 4: 48, 5: 16, 6: 17}
+    texts = PagedTexts(ours, config)
+    found = {}
+    for text_id, length in lengths.items():
+        texts.add(text_id, random_text(length))
+        found[text_id] = []
+    while left := [i for i, n in lengths.items() if texts.computed[i] < n]:
+        chosen = random.sample(left, random.randint(1, len(left)))
+        pieces = {
+            i: min(random.choice([1, 1, 2, 7, 19]), lengths[i] - texts.computed[i]) for i in chosen
+        }
+        for text_id, logits in texts.step(pieces).items():
+            found[text_id].append(logits)
+    for text_id, logits in found.items():
+        assert_same(torch.cat(logits), their_logits(theirs, texts.texts[text_id]), seed)
+
+
+def test_a_shared_prefix_is_read_from_another_texts_blocks(pair):
+    seed, ours, theirs, config = pair
+    random.seed(seed)
+    prefix = random_text(24)
+    texts = PagedTexts(ours, config)
+    texts.add(0, prefix + random_text(8))
+    texts.run(0, [32])
+    texts.add(1, prefix + random_text(21))
+    texts.blocks[1][:6] = texts.blocks[0][:6]
+    texts.computed[1] = 24
+    found = texts.run(1, [8, 13])
+    assert_same(found, their_logits(theirs, texts.texts[1])[24:], seed)
+
+
+@pytest.mark.parametrize("block_size", [1, 16, 64])
+def test_any_block_size(block_size):
+    seed = random.randrange(1 << 31)
+    ours, theirs, config = create_pair("Llama", seed)
+    random.seed(seed)
+    text = random_text(66)
+    texts = PagedTexts(ours, config, block_size=block_size)
+    texts.add(0, text)
+    assert_same(texts.run(0, [32, 1, 31, 1, 1]), their_logits(theirs, text), seed)
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3"])
+def test_bf16_on_packed_weights_stays_near_fp32(family):
+    seed = random.randrange(1 << 31)
+    ours, theirs, config = create_pair(family, seed, initializer_range=0.1)
+    random.seed(seed)
+    text = random_text(40)
+    expected = their_logits(theirs, text)
+    from tiny_pairs import named_weights
+
+    from engine.models.registry import create_model
+
+    half = create_model(config, dtype=torch.bfloat16)
+    half.load_weights(named_weights(theirs))
+    texts = PagedTexts(half, config)
+    texts.add(0, text)
+    found = texts.run(0, [33] + [1] * 7).float()
+    error = (found - expected).abs().max() / expected.abs().max()
+    # Two layers of bf16 roundings, 2^-9 each, add up to about a percent.
+    assert error < 0.05, f"relative error {error}, seed {seed}"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3"])
+def test_cuda_equals_transformers(family):
+    from tiny_pairs import named_weights
+
+    from engine.models.registry import create_model
+
+    seed = random.randrange(1 << 31)
+    _, theirs, config = create_pair(family, seed)
+    random.seed(seed)
+    text = random_text(60)
+    ours = create_model(config, dtype=torch.float32, device="cuda")
+    ours.load_weights(named_weights(theirs))
+    texts = PagedTexts(ours, config, device=torch.device("cuda"))
+    texts.add(0, text)
+    assert_same(texts.run(0, [33] + [1] * 27).cpu(), their_logits(theirs, text), seed)

@@ -1,0 +1,156 @@
+"""Tiny random models and their Hugging Face twins, and a paged cache to run ours over."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from engine.llm.batch import build_batch
+from engine.llm.decision import ScheduledSequence
+from engine.llm.kv_storage import KvStorage
+from engine.models.causal_lm import CausalLM
+from engine.models.config import ModelConfig
+from engine.models.forward_context import ForwardContext
+from engine.models.registry import create_model
+
+CPU = torch.device("cpu")
+SIZES: dict[str, Any] = {
+    "vocab_size": 131,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.3,
+    "rms_norm_eps": 1e-5,
+    "attn_implementation": "eager",
+}
+
+
+def config_of(family: str, hf: Any) -> ModelConfig:
+    """The fields that our families read, from a Hugging Face configuration."""
+    rope = dict(hf.rope_parameters or {})
+    theta = rope.pop("rope_theta", 10000.0)
+    is_sliding = getattr(hf, "use_sliding_window", True)
+    return ModelConfig(
+        architecture=f"{family}ForCausalLM",
+        vocab_size=hf.vocab_size,
+        hidden_size=hf.hidden_size,
+        intermediate_size=hf.intermediate_size,
+        num_hidden_layers=hf.num_hidden_layers,
+        num_attention_heads=hf.num_attention_heads,
+        num_key_value_heads=hf.num_key_value_heads,
+        head_dim=hf.head_dim,
+        rms_norm_eps=hf.rms_norm_eps,
+        max_position_embeddings=hf.max_position_embeddings,
+        rope_theta=theta,
+        rope_scaling=rope if rope.get("rope_type", "default") != "default" else None,
+        tie_word_embeddings=hf.tie_word_embeddings,
+        attention_bias=getattr(hf, "attention_bias", False),
+        mlp_bias=getattr(hf, "mlp_bias", False),
+        sliding_window=getattr(hf, "sliding_window", None) if is_sliding else None,
+        layer_types=tuple(types) if (types := getattr(hf, "layer_types", None)) else None,
+    )
+
+
+def create_pair(family: str, seed: int, **overrides: Any) -> tuple[CausalLM, Any, ModelConfig]:
+    """Our model and Hugging Face's with the same random weights, in fp32."""
+    torch.manual_seed(seed)
+    hf_config = getattr(transformers, f"{family}Config")(**(SIZES | overrides))
+    hf_config.head_dim = (SIZES | overrides)["head_dim"]
+    theirs = getattr(transformers, f"{family}ForCausalLM")(hf_config).eval()
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if parameter.ndim == 1:
+                # Norms start at 1 and biases at 0, which would hide that they are ignored.
+                parameter.normal_(0.0 if name.endswith("bias") else 1.0, 0.3)
+    config = config_of(family, hf_config)
+    ours = create_model(config, dtype=torch.float32)
+    assert ours.load_weights(named_weights(theirs)) == []
+    return ours, theirs, config
+
+
+def named_weights(theirs: Any) -> list[tuple[str, torch.Tensor]]:
+    """What a checkpoint would hold: a tied output layer is left out."""
+    weights = theirs.state_dict()
+    if theirs.config.tie_word_embeddings:
+        weights.pop("lm_head.weight")
+    return list(weights.items())
+
+
+@torch.no_grad()
+def their_logits(theirs: Any, token_ids: list[int]) -> torch.Tensor:
+    """[T, V] of the whole text at once."""
+    return theirs(torch.tensor([token_ids])).logits[0]
+
+
+@dataclass
+class PagedTexts:
+    """Runs texts through our model piece by piece, several of them in one batch."""
+
+    model: CausalLM
+    config: ModelConfig
+    block_size: int = 4
+    num_blocks: int = 256
+    device: torch.device = CPU
+    storage: KvStorage = field(init=False)
+    texts: dict[int, list[int]] = field(default_factory=dict)
+    blocks: dict[int, list[int]] = field(default_factory=dict)
+    computed: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.storage = KvStorage(
+            num_blocks=self.num_blocks,
+            num_layers=self.config.num_hidden_layers,
+            num_kv_heads=self.config.num_key_value_heads,
+            block_size=self.block_size,
+            head_dim=self.config.head_dim,
+            dtype=self.model.options.dtype,
+            device=self.device,
+        )
+        # What earlier owners may have left.
+        self.storage._pool.normal_()
+        self.storage._written[:] = True
+        self._free = np.random.permutation(self.num_blocks).tolist()
+
+    def add(self, text_id: int, token_ids: list[int]) -> None:
+        self.texts[text_id] = token_ids
+        num_blocks = -(-len(token_ids) // self.block_size)
+        self.blocks[text_id] = [self._free.pop() for _ in range(num_blocks)]
+        self.computed[text_id] = 0
+
+    @torch.inference_mode()
+    def step(self, pieces: dict[int, int]) -> dict[int, torch.Tensor]:
+        """Compute the next `pieces[text_id]` tokens of some texts; their logits [n, V]."""
+        scheduled = [
+            ScheduledSequence(
+                text_id,
+                self.texts[text_id][self.computed[text_id] :][:size],
+                self.computed[text_id],
+                self.blocks[text_id],
+                samples=False,
+                num_output_tokens=0,
+            )
+            for text_id, size in pieces.items()
+        ]
+        batch = build_batch(scheduled, self.block_size, self.device)
+        self.storage.clear(batch.entered_block_ids)
+        ctx = ForwardContext(
+            batch=batch.paged, slot_mapping=batch.slot_mapping, kv_caches=self.storage.layers
+        )
+        hidden = self.model.forward(batch.token_ids, batch.positions, ctx)
+        logits = self.model.compute_logits(hidden)
+        result = {}
+        for sequence, first in zip(batch.sequences, batch.first_rows, strict=True):
+            size = len(sequence.token_ids)
+            result[sequence.seq_id] = logits[first : first + size]
+            self.computed[sequence.seq_id] += size
+        return result
+
+    def run(self, text_id: int, sizes: list[int]) -> torch.Tensor:
+        """One text alone in pieces of these sizes, [T, V]."""
+        return torch.cat([self.step({text_id: size})[text_id] for size in sizes])
