@@ -12,6 +12,7 @@ from starlette.responses import StreamingResponse
 
 from server.app import create_app
 from server.middleware.access_log import annotate
+from server.middleware.body_limit import BodyLimitMiddleware
 from server.settings import Settings
 
 KEYS = {"api_keys": ("first-key", "second-key")}
@@ -277,3 +278,29 @@ async def test_a_length_that_lies_does_not_help():
             "/echo", content=pieces(LIMIT, LIMIT), headers={"Content-Length": "5"}
         )
     assert response.status_code == 413
+
+
+@pytest.mark.parametrize(("more_body", "num_receives"), [(False, 1), (True, 2)])
+async def test_the_rest_of_a_body_is_awaited_only_if_there_is_one(more_body, num_receives):
+    received, sent = [], []
+
+    async def receive():
+        received.append(1)
+        if len(received) > num_receives:
+            await asyncio.sleep(60)  # as a web server does once the body has ended
+        has_more = more_body and len(received) == 1
+        return {"type": "http.request", "body": b"x" * 20, "more_body": has_more}
+
+    async def send(message):
+        sent.append(message)
+
+    async def read_body(scope, receive, send):
+        while (await receive())["more_body"]:
+            pass
+
+    scope = {"type": "http", "headers": [], "method": "POST"}
+    async with asyncio.timeout(2):
+        await BodyLimitMiddleware(read_body, max_body_bytes=10)(scope, receive, send)
+    assert sent[0]["status"] == 413
+    assert len(received) == num_receives
+    assert not sent[-1].get("more_body")
