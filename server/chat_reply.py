@@ -7,6 +7,7 @@ import msgspec
 from server.generation import Generation
 from server.logprobs import chat_logprobs, prompt_logprobs, token_names
 from server.output import Delta
+from server.protocol.answers import PromptLogprobs, Usage
 from server.protocol.chat import (
     AnswerMessage,
     ChatChoice,
@@ -17,7 +18,6 @@ from server.protocol.chat import (
     ChatLogprobs,
     MessageDelta,
 )
-from server.protocol.common import PromptLogprobs, Usage
 from server.reply import Reply, ReplyHead
 from server.texts import ModelText
 

@@ -15,7 +15,7 @@ from server.logprobs import (
     token_names,
 )
 from server.output import Delta
-from server.protocol.common import PromptLogprobs, Usage
+from server.protocol.answers import PromptLogprobs, Usage
 from server.protocol.completions import (
     Completion,
     CompletionChoice,

@@ -16,7 +16,7 @@ from engine.types import FinishReason, GenerateRequest, TokenEvent, TokenLogprob
 from server.admission import Lease
 from server.metrics import RequestMeter
 from server.output import ChoiceOutput, Delta, TextOptions
-from server.protocol.common import PromptTokensDetails, Usage
+from server.protocol.answers import PromptTokensDetails, Usage
 from server.state import AppState
 
 

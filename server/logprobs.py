@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 from engine.text.detokenizer import IncrementalDetokenizer
 from engine.types import TokenLogprob
+from server.protocol.answers import PromptLogprob, PromptLogprobs
 from server.protocol.chat import ChatLogprobs, TokenLogprobEntry, TopLogprob
-from server.protocol.common import PromptLogprob, PromptLogprobs
 from server.protocol.completions import CompletionLogprobs
 from server.texts import ModelText
 

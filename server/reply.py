@@ -17,7 +17,8 @@ from server.catalog import system_fingerprint
 from server.generation import Generation
 from server.middleware.access_log import annotate
 from server.output import Delta
-from server.protocol.common import StreamOptions, Usage
+from server.protocol.answers import Usage
+from server.protocol.common import StreamOptions
 from server.settings import Settings
 from server.sse import EventStream, event, until_disconnect
 

@@ -9,14 +9,8 @@ from pydantic import ConfigDict, Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
 from engine.errors import InvalidParameter, UnsupportedFeature
-from server.protocol.common import (
-    MAX_LOGPROBS,
-    MAX_TOKEN_COUNT,
-    PromptLogprobs,
-    SamplingRequest,
-    Usage,
-    WireModel,
-)
+from server.protocol.answers import PromptLogprobs, Usage
+from server.protocol.common import MAX_LOGPROBS, MAX_TOKEN_COUNT, SamplingRequest, WireModel
 
 _TEXT_PART_TYPES = ("text", "refusal")  # each also names the key that holds the text
 _MAX_MESSAGES = 4096

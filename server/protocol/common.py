@@ -1,12 +1,10 @@
-"""What the request and answer bodies of several routes share, and how unknown fields are treated.
+"""What the request bodies of several routes share, and how unknown fields are treated.
 
-Requests are pydantic models, strict about types: an explicit null means the default, and a field
-that is in no table here is tolerated and reported. Answers are dataclasses, which FastAPI
-documents and msgspec encodes.
+Pydantic models, strict about types: an explicit null means the default, and a field that is in no
+table here is tolerated and reported.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -290,80 +288,3 @@ def check_supported(data: Mapping[str, Any]) -> None:
         raise UnsupportedFeature(
             f"{name} is not supported by this server; leave it out", param=name
         )
-
-
-@dataclass(slots=True)
-class PromptTokensDetails:
-    """Where the prompt's tokens came from."""
-
-    cached_tokens: int = 0
-
-
-@dataclass(slots=True)
-class Usage:
-    """Tokens that a request took."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptTokensDetails
-
-
-@dataclass(slots=True)
-class PromptLogprob:
-    """One candidate for a prompt position, as vLLM writes it."""
-
-    logprob: float
-    rank: int
-    decoded_token: str
-
-
-PromptLogprobs = list[dict[int, PromptLogprob] | None]
-
-
-@dataclass(slots=True)
-class ErrorDetail:
-    """What went wrong."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-@dataclass(slots=True)
-class ErrorAnswer:
-    """The body of every answer other than 2xx."""
-
-    error: ErrorDetail
-
-
-_ERRORS = {
-    400: "A field has a bad value, or the prompt does not fit the context.",
-    401: "The API key is missing or wrong.",
-    404: "No such model is served.",
-    413: "The body is too large.",
-    415: "The body is not JSON.",
-    429: "The queue is full; see Retry-After.",
-    500: "The server failed.",
-    503: "The model is loading, failed, or the server is shutting down; see Retry-After.",
-}
-
-
-def error_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """FastAPI's `responses` for the failures of a route; without arguments all of them."""
-    return {s: {"model": ErrorAnswer, "description": _ERRORS[s]} for s in statuses or _ERRORS}
-
-
-def stream_answer(whole: type, chunk: str) -> dict[str, Any]:
-    """FastAPI's `responses` entry of a route that answers whole or as a stream of chunks."""
-    events = {
-        "schema": {"type": "string"},
-        "example": 'data: {"object": ...}\n\ndata: [DONE]\n\n',
-    }
-    return {
-        "model": whole,
-        "description": f"The answer; with `stream` server-sent events, each a {chunk}, then "
-        "`[DONE]`. A failure after the first byte is an event with `error`.",
-        "content": {"text/event-stream": events},
-    }

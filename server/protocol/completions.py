@@ -7,14 +7,13 @@ import msgspec
 from pydantic import ConfigDict, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
+from server.protocol.answers import PromptLogprobs, Usage
 from server.protocol.common import (
     MAX_LOGPROBS,
     MAX_PROMPT_TOKENS,
     MAX_TOKEN_COUNT,
-    PromptLogprobs,
     SamplingRequest,
     TokenId,
-    Usage,
     integral_items,
 )
 

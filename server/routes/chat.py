@@ -17,8 +17,8 @@ from server.deps import StateDep
 from server.generation import Generation
 from server.json_route import JsonRoute
 from server.middleware.access_log import annotate
+from server.protocol.answers import error_answers, stream_answer
 from server.protocol.chat import ChatCompletion, ChatCompletionRequest
-from server.protocol.common import error_answers, stream_answer
 from server.reply import ReplyHead, send_reply
 
 router = APIRouter(route_class=JsonRoute, tags=["text"])

@@ -13,7 +13,7 @@ from server.deps import StateDep
 from server.generation import Generation
 from server.json_route import JsonRoute
 from server.middleware.access_log import annotate
-from server.protocol.common import error_answers, stream_answer
+from server.protocol.answers import error_answers, stream_answer
 from server.protocol.completions import Completion, CompletionRequest
 from server.reply import ReplyHead, send_reply
 from server.texts import ModelText

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path
 from engine.types import ModelInfo
 from server.catalog import find_model
 from server.deps import StateDep
-from server.protocol.common import error_answers
+from server.protocol.answers import error_answers
 from server.protocol.models import ModelCard, ModelList
 
 router = APIRouter(tags=["models"])

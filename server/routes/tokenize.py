@@ -14,7 +14,8 @@ from server.convert import (
 )
 from server.deps import StateDep
 from server.json_route import JsonRoute
-from server.protocol.common import ModelRequest, error_answers
+from server.protocol.answers import error_answers
+from server.protocol.common import ModelRequest
 from server.protocol.tokenize import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
 
 router = APIRouter(route_class=JsonRoute, tags=["text"])

@@ -1,0 +1,84 @@
+"""What the answers of several routes share.
+
+Dataclasses, which FastAPI documents and msgspec encodes.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(slots=True)
+class PromptTokensDetails:
+    """Where the prompt's tokens came from."""
+
+    cached_tokens: int = 0
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens that a request took."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+@dataclass(slots=True)
+class PromptLogprob:
+    """One candidate for a prompt position, as vLLM writes it."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[int, PromptLogprob] | None]
+
+
+@dataclass(slots=True)
+class ErrorDetail:
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+@dataclass(slots=True)
+class ErrorAnswer:
+    """The body of every answer other than 2xx."""
+
+    error: ErrorDetail
+
+
+_ERRORS = {
+    400: "A field has a bad value, or the prompt does not fit the context.",
+    401: "The API key is missing or wrong.",
+    404: "No such model is served.",
+    413: "The body is too large.",
+    415: "The body is not JSON.",
+    429: "The queue is full; see Retry-After.",
+    500: "The server failed.",
+    503: "The model is loading, failed, or the server is shutting down; see Retry-After.",
+}
+
+
+def error_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """FastAPI's `responses` for the failures of a route; without arguments all of them."""
+    return {s: {"model": ErrorAnswer, "description": _ERRORS[s]} for s in statuses or _ERRORS}
+
+
+def stream_answer(whole: type, chunk: str) -> dict[str, Any]:
+    """FastAPI's `responses` entry of a route that answers whole or as a stream of chunks."""
+    events = {
+        "schema": {"type": "string"},
+        "example": 'data: {"object": ...}\n\ndata: [DONE]\n\n',
+    }
+    return {
+        "model": whole,
+        "description": f"The answer; with `stream` server-sent events, each a {chunk}, then "
+        "`[DONE]`. A failure after the first byte is an event with `error`.",
+        "content": {"text/event-stream": events},
+    }

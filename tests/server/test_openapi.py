@@ -1,0 +1,107 @@
+"""The OpenAPI document tells the truth: what it allows is mostly answered, nothing breaks."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+import schemathesis
+from schemathesis import GenerationMode
+from text_server import MAX_MODEL_LEN, MODEL, VOCAB_SIZE, TextServer, text_info
+
+from engine.types import Phase
+
+TEXT_ROUTES = ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize")
+
+
+async def document(server: TextServer) -> dict[str, Any]:
+    answer: dict[str, Any] = (await server.client.get("/openapi.json")).json()
+    return answer
+
+
+async def test_it_names_the_served_models_and_their_limits(server: TextServer) -> None:
+    schemas = (await document(server))["components"]["schemas"]
+    chat = schemas["ChatCompletionRequest"]["properties"]
+    assert chat["model"]["anyOf"][0]["enum"] == [MODEL, ""]
+    assert chat["max_tokens"]["anyOf"][0]["maximum"] == MAX_MODEL_LEN - 1
+    assert chat["stop_token_ids"]["anyOf"][0]["items"]["maximum"] == VOCAB_SIZE - 1
+    assert chat["priority"]["anyOf"][0]["enum"] == [0]
+    prompt = schemas["CompletionRequest"]["properties"]["prompt"]["anyOf"]
+    assert prompt[2]["items"]["maximum"] == VOCAB_SIZE - 1
+    assert prompt[3]["items"]["items"]["maximum"] == VOCAB_SIZE - 1
+    assert schemas["DetokenizeRequest"]["properties"]["tokens"]["items"]["maximum"] == (
+        VOCAB_SIZE - 1
+    )
+
+
+async def test_it_follows_what_becomes_ready(tokenizer_folder: Path) -> None:
+    infos = [text_info(tokenizer_folder, "a"), text_info(tokenizer_folder, "b", max_model_len=512)]
+    server = TextServer(tokenizer_folder, *infos, engine={"scheduling_policy": "priority"})
+
+    async def chat() -> Any:
+        schemas = (await document(server))["components"]["schemas"]
+        return schemas["ChatCompletionRequest"]["properties"]
+
+    assert (await chat())["model"]["anyOf"][0]["enum"] == ["a", "b"]
+    assert (await chat())["max_tokens"]["anyOf"][0]["maximum"] == 511
+    assert "enum" not in (await chat())["priority"]["anyOf"][0]
+    server.engine.set_status("b", Phase.LOADING)
+    assert (await chat())["max_tokens"]["anyOf"][0]["maximum"] == MAX_MODEL_LEN - 1
+    server.engine.set_status("a", Phase.LOADING)
+    assert (await chat())["max_tokens"]["anyOf"][0]["maximum"] == 2**31 - 1
+    await server.client.aclose()
+
+
+async def test_every_failure_is_documented_in_one_shape(server: TextServer) -> None:
+    paths = (await document(server))["paths"]
+    for path in TEXT_ROUTES:
+        responses = paths[path]["post"]["responses"]
+        assert {"200", "400", "401", "404", "413", "415", "503"} <= responses.keys()
+        assert "422" not in responses
+        for status, response in responses.items():
+            schema = response["content"]["application/json"]["schema"]
+            assert status == "200" or schema["$ref"].endswith("/ErrorAnswer")
+    for path in TEXT_ROUTES[:2]:
+        responses = paths[path]["post"]["responses"]
+        assert "text/event-stream" in responses["200"]["content"]
+        assert "429" in responses
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+@pytest.mark.parametrize("path", [*TEXT_ROUTES, "/v1/models", "/v1/models/{model_id}"])
+def test_generated_requests(tokenizer_folder: Path, path: str, mode: GenerationMode) -> None:
+    """At least a third of what the document allows is answered, and nothing is a 5xx. What is
+    answered has the documented status, type and schema."""
+    server = TextServer(tokenizer_folder)
+    schema = schemathesis.openapi.from_asgi("/openapi.json", server.app)
+    method = "POST" if path in TEXT_ROUTES else "GET"
+    strategy = schema[path][method].as_strategy(generation_mode=mode)
+    statuses: Counter[int] = Counter()
+    checks = [
+        schemathesis.checks.not_a_server_error,
+        *schemathesis.checks.CHECKS.get_by_names(
+            ["status_code_conformance", "content_type_conformance", "response_schema_conformance"]
+        ),
+    ]
+
+    @hypothesis.settings(
+        max_examples=40,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(case=strategy)
+    def run(case: Any) -> None:
+        response = case.call()
+        statuses[response.status_code] += 1
+        case.validate_response(response, checks=checks)
+
+    if path == "/v1/models" and mode is GenerationMode.NEGATIVE:
+        return  # nothing about this request can be wrong
+    run()
+    if mode is GenerationMode.POSITIVE:
+        assert statuses[200] >= 0.34 * statuses.total(), statuses
+    else:
+        assert statuses[200] == 0, statuses
