@@ -19,7 +19,8 @@ from engine.text.tokenizer_parts import TokenizerParts, mark_special, set_bounda
 _SPECIAL_NAMES = (
     "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
 )  # fmt: skip
-_FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
+_FLAGS = ("lstrip", "rstrip", "single_word", "special")
+"""Not `normalized`: SentencePiece's normaliser would put a space before the token's own text."""
 
 
 def read_tokenizer_folder(folder: Path) -> TokenizerParts:
@@ -34,7 +35,9 @@ def read_tokenizer_folder(folder: Path) -> TokenizerParts:
     stated = {name: _content(named.get(name)) for name in _SPECIAL_NAMES}
     raw, special_tokens = _read_raw(folder, config)
     special_tokens |= {name: token for name, token in stated.items() if token is not None}
-    _add_configured_tokens(raw, config)
+    _add_configured_tokens(raw, config.get("added_tokens_decoder") or {})
+    older = _read_json(folder / "added_tokens.json")
+    _add_configured_tokens(raw, {i: token for token, i in older.items()})
     mark_special(raw, _not_yet_special(raw, list(special_tokens.values())))
     if not (folder / "tokenizer.json").is_file():
         _set_boundary_tokens(raw, config, special_tokens)
@@ -75,19 +78,19 @@ def _set_boundary_tokens(
     )
 
 
-def _add_configured_tokens(raw: RawTokenizer, config: dict[str, Any]) -> None:
-    """`added_tokens_decoder` repeats tokenizer.json, but for a tokenizer.model it adds to it."""
-    entries = config.get("added_tokens_decoder") or {}
+def _add_configured_tokens(raw: RawTokenizer, entries: dict[Any, Any]) -> None:
+    """Id → token. They repeat those of a tokenizer.json, but to a tokenizer.model they add some."""
     known = raw.get_added_tokens_decoder()
     try:
         ordered = sorted(((int(i), entry) for i, entry in entries.items()), key=lambda e: e[0])
-    except (AttributeError, ValueError) as error:
-        raise CorruptFile("tokenizer_config.json: added_tokens_decoder is damaged") from error
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CorruptFile("the folder's list of added tokens is damaged") from error
     for token_id, entry in ordered:
         content = _content(entry)
         if content is not None and token_id not in known and _has_place(raw, token_id, content):
-            flags = {name: bool(entry[name]) for name in _FLAGS if name in entry}
-            raw.add_tokens([AddedToken(content, **flags)])
+            has_flags = isinstance(entry, dict)
+            flags = {name: bool(entry[name]) for name in _FLAGS if has_flags and name in entry}
+            raw.add_tokens([AddedToken(content, normalized=False, **flags)])
 
 
 def _has_place(raw: RawTokenizer, token_id: int, content: str) -> bool:

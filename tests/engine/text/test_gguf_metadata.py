@@ -1,5 +1,6 @@
 """Our reader against the `gguf` library's writer and reader, and against damaged files."""
 
+import os
 import random
 import struct
 from pathlib import Path
@@ -53,9 +54,8 @@ def test_reads_what_the_library_wrote(written: Path) -> None:
 
 
 def test_every_truncation_is_reported(written: Path) -> None:
-    data = written.read_bytes()
-    for size in range(len(data)):
-        written.write_bytes(data[:size])
+    for size in reversed(range(written.stat().st_size)):
+        os.truncate(written, size)
         with pytest.raises(CorruptFile):
             read_metadata(written)
 
@@ -65,7 +65,7 @@ def test_damaged_bytes_never_escape_as_another_error(written: Path) -> None:
     data = written.read_bytes()
     seed = random.randrange(2**32)
     rng = random.Random(seed)
-    for _ in range(3000):
+    for _ in range(600):
         damaged = bytearray(data)
         for _ in range(rng.randint(1, 4)):
             damaged[rng.randrange(len(data))] = rng.choice((0, 1, 9, 127, 255, rng.randrange(256)))

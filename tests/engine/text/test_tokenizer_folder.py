@@ -129,8 +129,9 @@ def test_chat_template(
         ("tokenizer_config.json", "{", CorruptFile, "tokenizer_config.json cannot be read"),
         ("tokenizer_config.json", "[]", CorruptFile, "does not hold a JSON object"),
         ("generation_config.json", "3", CorruptFile, "generation_config.json"),
-        ("tokenizer_config.json", '{"added_tokens_decoder": [1]}', CorruptFile, "added_tokens"),
-        ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {}}}', CorruptFile, "added_tok"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": [1]}', CorruptFile, "added tokens"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {}}}', CorruptFile, "added tok"),
+        ("added_tokens.json", '{"x": null}', CorruptFile, "added tokens"),
         ("tokenizer_config.json", '{"chat_template": [3]}', CorruptFile, "chat_template"),
         ("chat_template.jinja", b"\xff", CorruptFile, "chat_template.jinja"),
     ],
@@ -162,8 +163,10 @@ def test_added_tokens_of_a_sentencepiece_folder(sentencepiece_folder: Path, tmp_
         '{"added_tokens_decoder": {"900": {"content": "<new>", "special": true},'
         ' "950": {"content": "<no place>"}}, "add_bos_token": true, "pad_token": "<new>"}'
     )
+    (tmp_path / "added_tokens.json").write_text('{"<newer>": 901, "<new>": 900}')
     tokenizer = load_tokenizer(tmp_path)
-    assert tokenizer.encode("<new>") == [1, 900]
-    assert tokenizer.vocab_size == 901
+    assert tokenizer.encode("<new>a<newer>")[:2] == [1, 900]
+    assert tokenizer.encode("<new>a<newer>")[-1] == 901
+    assert tokenizer.vocab_size == 902
     assert tokenizer.decode([1, 900]) == ""
     assert tokenizer.eos_token_ids == (2,)
