@@ -1,7 +1,6 @@
 """How a linear layer keeps its weights and multiplies by them. Quantised formats plug in here."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -94,11 +93,6 @@ class UnquantizedMethod(LinearMethod):
             return F.linear(x, tensors["weight"], tensors.get("bias"))
         result: Tensor = _LINEAR(x, packed, tensors.get("bias"), "none", [], "")
         return result
-
-
-def same_method(methods: Sequence[LinearMethod]) -> bool:
-    """Whether shards with these methods can be one part."""
-    return all(method == methods[0] for method in methods)
 
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:

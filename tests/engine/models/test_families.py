@@ -4,7 +4,9 @@ import random
 
 import pytest
 import torch
-from tiny_pairs import PagedTexts, create_pair, their_logits
+from tiny_pairs import PagedTexts, create_pair, named_weights, their_logits
+
+from engine.models.registry import create_model
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -140,14 +142,10 @@ def test_any_block_size(block_size):
 @pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3"])
 def test_bf16_on_packed_weights_stays_near_fp32(family):
     seed = random.randrange(1 << 31)
-    ours, theirs, config = create_pair(family, seed, initializer_range=0.1)
+    _, theirs, config = create_pair(family, seed, initializer_range=0.1)
     random.seed(seed)
     text = random_text(40)
     expected = their_logits(theirs, text)
-    from tiny_pairs import named_weights
-
-    from engine.models.registry import create_model
-
     half = create_model(config, dtype=torch.bfloat16)
     half.load_weights(named_weights(theirs))
     texts = PagedTexts(half, config)
@@ -161,10 +159,6 @@ def test_bf16_on_packed_weights_stays_near_fp32(family):
 @pytest.mark.gpu
 @pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3"])
 def test_cuda_equals_transformers(family):
-    from tiny_pairs import named_weights
-
-    from engine.models.registry import create_model
-
     seed = random.randrange(1 << 31)
     _, theirs, config = create_pair(family, seed)
     random.seed(seed)

@@ -1,0 +1,187 @@
+"""Names, shapes, memory and ranks: what happens between a checkpoint and a model."""
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_pairs import PagedTexts, create_pair, named_weights, their_logits
+
+from engine.errors import MissingWeight, ModelLoadError, ShapeMismatch
+from engine.models.layers.linear import Linear, Shard
+from engine.models.layers.linear_method import LinearMethod, UnquantizedMethod, can_pack
+from engine.models.layers.parallel import TensorParallel
+from engine.models.layers.weight_slots import WeightOptions
+from engine.models.loading import Loader
+from engine.models.registry import create_model
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return create_pair("Qwen2", 7)
+
+
+def fresh(pair, **options):
+    return create_model(pair[2], **({"dtype": torch.float32} | options))
+
+
+def test_a_missing_tensor_is_named(pair):
+    weights = dict(named_weights(pair[1]))
+    del weights["model.layers.1.self_attn.k_proj.bias"]
+    with pytest.raises(MissingWeight, match=r"lacks model\.layers\.1\.self_attn\.k_proj\.bias;"):
+        fresh(pair).load_weights(weights.items())
+
+
+def test_of_many_missing_tensors_some_are_named():
+    pair = create_pair("Llama", 1)
+    with pytest.raises(MissingWeight, match=r"lacks lm_head\.weight, .* and 16 more"):
+        fresh(pair).load_weights([])
+
+
+@pytest.mark.parametrize(
+    "name", ["model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "model.norm.weight"]
+)
+def test_a_wrong_shape_is_told_with_both_shapes(pair, name):
+    weights = dict(named_weights(pair[1]))
+    shape = tuple(weights[name].shape)
+    weights[name] = torch.zeros(3, 5)
+    with pytest.raises(ShapeMismatch) as caught:
+        fresh(pair).load_weights(weights.items())
+    assert name in str(caught.value)
+    assert "(3, 5)" in str(caught.value)
+    assert str(shape) in str(caught.value)
+
+
+def test_unexpected_tensors_are_listed_and_ignored(pair):
+    weights = dict(named_weights(pair[1]))
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(8)
+    weights["model.layers.9.mlp.up_proj.weight"] = torch.zeros(8)
+    unexpected = fresh(pair).load_weights(weights.items())
+    assert unexpected == [
+        "model.layers.0.self_attn.rotary_emb.inv_freq",
+        "model.layers.9.mlp.up_proj.weight",
+    ]
+
+
+def test_order_of_tensors_does_not_matter(pair):
+    _, theirs, config = pair
+    weights = named_weights(theirs)
+    random.shuffle(weights)
+    model = fresh(pair)
+    model.load_weights(weights)
+    text = [random.randrange(131) for _ in range(9)]
+    texts = PagedTexts(model, config)
+    texts.add(0, text)
+    torch.testing.assert_close(texts.run(0, [9]), their_logits(theirs, text), atol=1e-4, rtol=0)
+
+
+def test_weights_are_copies_of_the_checkpoints_memory(pair):
+    _, theirs, config = pair
+    weights = [(name, tensor.clone()) for name, tensor in named_weights(theirs)]
+    model = fresh(pair)
+    model.load_weights(weights)
+    for _, tensor in weights:
+        tensor.fill_(torch.nan)
+    texts = PagedTexts(model, config)
+    texts.add(0, [1, 2, 3])
+    assert texts.run(0, [3]).isfinite().all()
+
+
+def test_a_layer_is_finished_as_soon_as_its_tensors_are_there(pair):
+    """So that plain and packed weights of the whole model never exist at one time."""
+    model = fresh(pair, dtype=torch.bfloat16)
+    finished = []
+    for path, module in model.named_modules():
+        if isinstance(module, Linear):
+            original = module.process_weights_after_loading
+            module.process_weights_after_loading = lambda p=path, o=original: (
+                finished.append(p),
+                o(),
+            )
+    seen = []
+
+    def weights():
+        for name, tensor in named_weights(pair[1]):
+            if name == "model.layers.1.self_attn.q_proj.weight":
+                seen.extend(finished)
+            yield name, tensor
+
+    model.load_weights(weights())
+    assert "model.layers.0.mlp.down_proj" in seen
+    assert "model.layers.1.mlp.down_proj" not in seen
+    if can_pack(torch.bfloat16, CPU):
+        part = model.model.layers[0].mlp.down_proj._parts[0][1]
+        assert set(part.tensors) == {"packed"}
+
+
+class DoublingMethod(UnquantizedMethod):
+    """Stands for another weight format."""
+
+    def apply(self, part, x):
+        return super().apply(part, x) * 2
+
+
+def test_shards_of_different_methods_keep_their_order():
+    torch.manual_seed(0)
+    weights = {name: torch.randn(size, 8) for name, size in (("q", 6), ("k", 4), ("v", 2))}
+    methods: dict[str, LinearMethod] = {"a.q": UnquantizedMethod(), "a.k": DoublingMethod()}
+    methods["a.v"] = methods["a.k"]
+    layer = Linear(8, [Shard(name, len(w)) for name, w in weights.items()])
+    options = WeightOptions(dtype=torch.float32, device=CPU, linear_method=methods.__getitem__)
+    parent = torch.nn.Module()
+    parent.a = torch.nn.Module()
+    parent.a.qkv_proj = layer
+    Loader(parent, options).load([(f"a.{name}.weight", w) for name, w in weights.items()])
+    assert len(layer._parts) == 2
+    x = torch.randn(3, 8)
+    expected = torch.cat((x @ weights["q"].T, 2 * x @ weights["k"].T, 2 * x @ weights["v"].T), 1)
+    torch.testing.assert_close(layer(x, None), expected)
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3"])
+def test_ranks_together_equal_the_whole_model(family):
+    """Runs both ranks' layers in lockstep: each all-reduce adds up what the ranks brought."""
+    overrides = {"attention_bias": True, "mlp_bias": True} if family == "Llama" else {}
+    _, theirs, config = create_pair(family, 3, num_hidden_layers=1, **overrides)
+    partials: list[list[torch.Tensor]] = [[], []]
+
+    def run(rank, sums):
+        """One rank, given the sums of the all-reduces before; stops at the first unknown one."""
+        calls = iter(sums)
+
+        def all_reduce(partial):
+            partials[rank].append(partial)
+            return next(calls, partial)
+
+        parallel = TensorParallel(rank, 2, all_reduce)
+        model = create_model(config, dtype=torch.float32, parallel=parallel)
+        model.load_weights(named_weights(theirs))
+        share = replace(config, num_key_value_heads=config.num_key_value_heads // 2)
+        texts = PagedTexts(model, share)
+        texts.add(0, list(range(20)))
+        partials[rank].clear()
+        return texts.run(0, [20])
+
+    sums: list[torch.Tensor] = []
+    for call in range(2):  # the attention's output, then the MLP's
+        for rank in range(2):
+            run(rank, sums)
+        sums.append(partials[0][call] + partials[1][call])
+    expected = their_logits(theirs, list(range(20)))
+    for rank in range(2):
+        torch.testing.assert_close(run(rank, sums), expected, atol=1e-4, rtol=0)
+
+
+def test_heads_that_cannot_be_divided_are_refused(pair):
+    with pytest.raises(ModelLoadError, match=r"2 key/value heads cannot be divided between 3"):
+        fresh(pair, parallel=TensorParallel(0, 3, lambda t: t))
+
+
+def test_dummy_weights_fill_the_model(pair):
+    model = fresh(pair)
+    model.load_dummy_weights(seed=1)
+    texts = PagedTexts(model, pair[2])
+    texts.add(0, [5, 6, 7])
+    assert texts.run(0, [3]).isfinite().all()

@@ -1,0 +1,63 @@
+import pytest
+import torch
+from tiny_pairs import SIZES
+
+from engine.errors import ModelLoadError, UnsupportedArchitecture
+from engine.models.causal_lm import CausalLM
+from engine.models.config import ModelConfig
+from engine.models.registry import FAMILIES, create_model, family_of
+
+FIELDS = {k: v for k, v in SIZES.items() if k not in ("initializer_range", "attn_implementation")}
+
+
+def make_config(**overrides):
+    return ModelConfig(**({"architecture": "LlamaForCausalLM"} | FIELDS | overrides))
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_every_family_imports(architecture):
+    assert issubclass(family_of(architecture), CausalLM)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "nearest"),
+    [
+        ("Qwen3MoeForCausalLM", "Qwen3ForCausalLM"),
+        ("Llama4ForCausalLM", "LlamaForCausalLM"),
+        ("llamaforcausallm", "LlamaForCausalLM"),
+        ("MistralForSequenceClassification", "MistralForCausalLM"),
+    ],
+)
+def test_unknown_architecture_names_the_nearest(architecture, nearest):
+    with pytest.raises(UnsupportedArchitecture, match=rf"'{architecture}'.*nearest.*{nearest}"):
+        create_model(make_config(architecture=architecture), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("architecture", ["", "T5", "?" * 500])
+def test_unlike_anything_lists_all(architecture):
+    with pytest.raises(UnsupportedArchitecture) as caught:
+        family_of(architecture)
+    assert all(name in caught.value.message for name in FAMILIES)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"num_key_value_heads": 4}, "6 attention heads cannot share 4"),
+        ({"head_dim": 15}, "head_dim 15 is odd"),
+        ({"layer_types": ("full_attention",)}, "names 1 layers; num_hidden_layers is 2"),
+    ],
+)
+def test_contradicting_sizes_are_refused(overrides, message):
+    with pytest.raises(ModelLoadError, match=message):
+        create_model(make_config(**overrides), dtype=torch.float32)
+
+
+def test_another_activation_is_refused():
+    with pytest.raises(UnsupportedArchitecture, match="hidden_act 'gelu'"):
+        create_model(make_config(hidden_act="gelu"), dtype=torch.float32)
+
+
+def test_a_model_without_weights_takes_no_memory():
+    model = create_model(make_config(vocab_size=10**9, hidden_size=10**6), dtype=torch.bfloat16)
+    assert list(model.parameters()) == []

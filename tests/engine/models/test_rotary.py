@@ -1,0 +1,130 @@
+"""Rotary angles against transformers', scheme by scheme."""
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+import transformers
+from tiny_pairs import PagedTexts, config_of, create_pair
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from engine.errors import ModelLoadError, UnsupportedArchitecture
+from engine.models.layers.rotary import RotaryEmbedding
+
+SCALINGS = {
+    "default": {"rope_type": "default"},
+    "high_theta": {"rope_type": "default", "rope_theta": 1e6},
+    "linear": {"rope_type": "linear", "factor": 2.5},
+    "dynamic": {"rope_type": "dynamic", "factor": 2.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 128,
+        "rope_theta": 5e5,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256},
+    "yarn_mscale": {
+        "rope_type": "yarn",
+        "factor": 40.0,
+        "original_max_position_embeddings": 128,
+        "beta_fast": 16,
+        "beta_slow": 2,
+        "mscale": 1.0,
+        "mscale_all_dim": 0.707,
+    },
+    "yarn_not_truncated": {
+        "rope_type": "yarn",
+        "factor": 8.0,
+        "original_max_position_embeddings": 128,
+        "truncate": False,
+    },
+    "yarn_given_factor": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 256,
+        "attention_factor": 0.8,
+    },
+    "yarn_shrinking": {
+        "rope_type": "yarn",
+        "factor": 0.5,
+        "original_max_position_embeddings": 256,
+    },
+}
+
+
+def make_config(scaling, head_dim=64, length=1024):
+    return transformers.LlamaConfig(
+        hidden_size=2 * head_dim,
+        num_attention_heads=2,
+        head_dim=head_dim,
+        max_position_embeddings=length,
+        rope_parameters={"rope_theta": 10000.0} | scaling,
+    )
+
+
+@pytest.mark.parametrize("scaling", SCALINGS.values(), ids=SCALINGS)
+@pytest.mark.parametrize("head_dim", [16, 64, 80, 128])
+def test_angles_equal_transformers(scaling, head_dim):
+    hf_config = make_config(scaling, head_dim)
+    positions = torch.tensor([0, 1, 2, 77, 500, 1023])
+    their_cos, their_sin = LlamaRotaryEmbedding(hf_config)(torch.zeros(1), positions[None])
+    ours = RotaryEmbedding(config_of("Llama", hf_config), torch.device("cpu"))
+    cos, sin = ours(positions)
+    sin[..., : head_dim // 2] *= -1
+    torch.testing.assert_close(cos[:, 0], their_cos[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sin[:, 0], their_sin[0], rtol=1e-4, atol=1e-4)
+
+
+# Newer transformers call the argument `cache`; both are within the range we test with.
+@pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated:FutureWarning")
+def test_dynamic_scaling_past_the_trained_length_decodes_as_transformers_does():
+    seed = random.randrange(1 << 31)
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 3.0}
+    ours, theirs, config = create_pair(
+        "Llama", seed, rope_parameters=rope, max_position_embeddings=24
+    )
+    random.seed(seed)
+    text = [random.randrange(131) for _ in range(60)]
+    cache = transformers.DynamicCache()
+    with torch.no_grad():
+        pieces = [text[:20], *([t] for t in text[20:])]
+        expected = torch.cat(
+            [theirs(torch.tensor([p]), past_key_values=cache).logits[0] for p in pieces]
+        )
+    texts = PagedTexts(ours, config)
+    for number, sizes in enumerate([[20] + [1] * 40, [60], [7, 20, 33]]):
+        texts.add(number, text)
+        error = (texts.run(number, sizes) - expected).abs().max().item()
+        assert error < 1e-4, f"pieces {sizes}: {error}, seed {seed}"
+
+
+def test_unknown_scheme_is_named_with_the_known_ones():
+    config = config_of("Llama", make_config({"rope_type": "default"}))
+    with pytest.raises(UnsupportedArchitecture, match=r"'longrope'.*default, linear.*yarn"):
+        RotaryEmbedding(with_scaling(config, {"rope_type": "longrope"}), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("factor", [None, "8", True])
+def test_scheme_without_its_numbers_is_refused(factor):
+    config = config_of("Llama", make_config({"rope_type": "default"}))
+    scaling = {"rope_type": "linear", "factor": factor}
+    with pytest.raises(ModelLoadError, match="needs a number 'factor'"):
+        RotaryEmbedding(with_scaling(config, scaling), torch.device("cpu"))
+
+
+def test_old_configurations_say_type():
+    config = config_of("Llama", make_config({"rope_type": "default"}))
+    old = with_scaling(config, {"type": "linear", "factor": 2.0})
+    new = with_scaling(config, {"rope_type": "linear", "factor": 2.0})
+    positions = torch.arange(9)
+    device = torch.device("cpu")
+    torch.testing.assert_close(
+        RotaryEmbedding(old, device)(positions), RotaryEmbedding(new, device)(positions)
+    )
+
+
+def with_scaling(config, scaling):
+    return replace(config, rope_scaling=scaling)

@@ -1,0 +1,86 @@
+"""Our package `kernels` beside Hugging Face's distribution of the same import name.
+
+transformers, diffusers and bitsandbytes look for theirs by importing `kernels`. They must see that
+ours is not it, and go on.
+"""
+
+import importlib.metadata
+import importlib.util
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+USES = {
+    "transformers": """
+        import transformers
+        from transformers.integrations import hub_kernels
+        from transformers.utils import is_kernels_available
+        assert not is_kernels_available()
+        config = transformers.LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8,
+            num_hidden_layers=1, num_attention_heads=1)
+        transformers.LlamaForCausalLM(config)
+    """,
+    "diffusers": """
+        import diffusers
+        diffusers.UNet2DModel
+    """,
+    "bitsandbytes": """
+        import bitsandbytes
+        bitsandbytes.nn.Linear4bit
+    """,
+}
+INSTALLED = [name for name in USES if importlib.util.find_spec(name)]
+
+
+def run(source):
+    lines = [line.strip() for line in source.splitlines() if line.strip()]
+    # Brackets may span lines; indentation means nothing in these sources.
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", "\n".join(lines)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", INSTALLED)
+@pytest.mark.parametrize("ours_first", [True, False], ids=["ours_first", "theirs_first"])
+def test_library_works_beside_our_kernels(name, ours_first):
+    ours = "import kernels\nkernels.rms_norm"
+    parts = [ours, USES[name]] if ours_first else [USES[name], ours]
+    done = run("\n".join(parts))
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_transformers_is_among_the_installed_ones():
+    assert "transformers" in INSTALLED
+
+
+def test_the_name_is_ours():
+    import kernels
+
+    assert Path(kernels.__file__).is_relative_to(ROOT)
+
+
+def test_the_foreign_distribution_is_not_installed():
+    with pytest.raises(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.distribution("kernels")
+
+
+def test_the_foreign_distribution_is_not_a_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"].values()
+    required = [*project["dependencies"], *(line for lines in extras for line in lines)]
+    names = {re.split(r"[^A-Za-z0-9_.-]", line)[0].lower() for line in required}
+    assert "torch" in names
+    assert not names & {"kernels", "kernels-data"}
+    asked_for = {line.split(";")[0].strip().lower() for line in required}
+    assert not any("[kernels" in line for line in asked_for), "an extra would bring it"
