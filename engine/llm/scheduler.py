@@ -58,7 +58,8 @@ class _Step:
 
 
 class Scheduler:
-    """
+    """Queues, budget and cache of one model. `schedule` and `commit` alternate.
+
     Args:
         eos_token_ids: end a sequence unless its request ignores them.
         vocab_size: token ids at or above it are refused.

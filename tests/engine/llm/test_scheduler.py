@@ -313,6 +313,15 @@ class TestSeveralCompletions:
         assert step == second
         bench.finish()
 
+    def test_what_the_request_found_in_the_cache_is_told_with_each(self) -> None:
+        bench = Bench()
+        for name in "ab":
+            bench.add(name, range(9), max_tokens=2, n=2)
+            bench.finish()
+        assert [bench.answers["b", index].num_cached_tokens for index in range(2)] == [8, 8]
+        stats = bench.stats
+        assert (stats.prefix_cache_queries, stats.prefix_cache_hits) == (18, 8)
+
     def test_they_wait_while_the_prompt_is_computed(self) -> None:
         bench = Bench(max_num_batched_tokens=8)
         bench.add("a", 10, n=2)
@@ -437,10 +446,17 @@ class TestPreemption:
     def test_running_prompts_are_promised_their_blocks(self) -> None:
         bench = Bench(num_kv_blocks=10, max_model_len=40, max_num_batched_tokens=16)
         bench.add("a", 28, max_tokens=1)
-        assert bench.step() == "a 0:16"
         bench.add("b", 16, max_tokens=1)
-        assert bench.step() == "a 16:28*", "six blocks are free, but three are a's"
-        assert bench.step() == "b 0:16*"
+        assert bench.step() == "a 0:16", "seven of ten blocks are a's in the end, b needs four"
+        assert bench.steps(2) == ["a 16:28*", "b 0:16*"]
+        assert bench.stats.num_preemptions == 0
+
+    def test_running_sequences_are_left_a_block_to_grow(self) -> None:
+        bench = Bench(num_kv_blocks=6, max_model_len=24)
+        bench.add("a", 8, max_tokens=9)
+        bench.add("b", 15, max_tokens=1)
+        assert bench.step() == "a 0:8*", "the four free blocks would do for b, but not for long"
+        bench.finish()
         assert bench.stats.num_preemptions == 0
 
 
@@ -697,6 +713,13 @@ class TestAdmission:
         with pytest.raises(QueueFull):
             bench.add("g", 3)
         assert ("f", 0) in bench.finish()
+
+    def test_there_are_no_more_places_than_tokens_in_a_step(self) -> None:
+        scheduler = make_scheduler(max_num_seqs=8, max_num_batched_tokens=2, max_num_queued=1)
+        for name in "abc":
+            scheduler.add(make_request(name, 3))
+        with pytest.raises(QueueFull):
+            scheduler.add(make_request("d", 3))
 
     def test_a_new_sequence_tells_the_executor_all_it_needs(self) -> None:
         scheduler = make_scheduler()
