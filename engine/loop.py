@@ -21,6 +21,7 @@ from engine import messages
 from engine.errors import EngineError, InsufficientMemory, InternalError
 from engine.logs import configure_logging
 from engine.request_stream import rejection
+from engine.runtime.threads import prepare_process
 from engine.stepping import SteppingEngine
 from engine.types import EngineStats, GenerateRequest, ModelInfo, Phase, TokenEvent
 
@@ -136,11 +137,11 @@ def serve(spec: messages.WorkerSpec) -> int:
         Loop(engine, link).run()
         engine.shutdown()
     except EngineError as error:
-        log.error("worker failed", model=spec.model, code=error.code, reason=error.message)
+        log.error("worker failed", code=error.code, reason=error.message)
         link.send(messages.Failed(error.code, error.message))
         return 1
     except Exception as error:
-        log.exception("worker failed", model=spec.model)
+        log.exception("worker failed")
         link.send(messages.Failed(InternalError.code, f"{type(error).__name__} in the engine"))
         return 1
     finally:
@@ -150,16 +151,27 @@ def serve(spec: messages.WorkerSpec) -> int:
 
 def read_spec() -> messages.WorkerSpec:
     """The length-prefixed specification on standard input."""
-    stream = sys.stdin.buffer
-    size = int.from_bytes(stream.read(4), "little")
-    return messages.decode_worker_spec(stream.read(size))
+    size = int.from_bytes(_read_exactly(4), "little")
+    return messages.decode_worker_spec(_read_exactly(size))
+
+
+def _read_exactly(size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        piece = os.read(0, size - len(data))
+        if not piece:
+            raise InternalError("standard input ended before the worker knew what to do")
+        data += piece
+    return data
 
 
 def end_with_the_server() -> None:
     """Exit at once when standard input closes: the server is gone, nobody waits for answers."""
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        # Not through sys.stdin: a thread inside its lock would abort the interpreter's shutdown.
+        while os.read(0, 4096):
+            pass
         os._exit(0)
 
     threading.Thread(target=watch, name="watch-server", daemon=True).start()
@@ -173,7 +185,8 @@ def main() -> int:
         signal.signal(ignored, signal.SIG_IGN)
     spec = read_spec()
     end_with_the_server()
-    configure_logging(spec.log_format, spec.log_level)
+    configure_logging(spec.log_format, spec.log_level, fields={"model": spec.model})
+    prepare_process()
     return serve(spec)
 
 

@@ -69,7 +69,6 @@ def load_engine(
     engine = LLMEngine(scheduler, LocalExecutor(runner), config)
     log.info(
         "model loaded",
-        model=model_id,
         seconds=round(time.monotonic() - started_s, 1),
         **asdict(config),
     )
@@ -106,7 +105,9 @@ def load_runner(
     model = create_model(model_config, dtype=torch_dtype(config.dtype), device=device)
     weights = iter_weights(checkpoint, model_config)
     total = weight_bytes(checkpoint) // 2
-    model.load_weights(counted(weights, total, host))
+    unexpected = model.load_weights(counted(weights, total, host))
+    if unexpected:
+        log.warning("the checkpoint has tensors that the model does not use", names=unexpected)
     return ModelRunner(model, model_config, config, device)
 
 
