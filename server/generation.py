@@ -8,12 +8,13 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
 
 from engine.client import TokenStream
 from engine.errors import Draining, error_from_code
 from engine.text.tokenizer import Tokenizer
 from engine.types import FinishReason, GenerateRequest, TokenEvent, TokenLogprob
-from server.admission import Lease
 from server.metrics import RequestMeter
 from server.output import ChoiceOutput, Delta, TextOptions
 from server.protocol.answers import PromptTokensDetails, Usage
@@ -121,46 +122,55 @@ class PromptRun:
 
 
 class Generation:
-    """All prompts of one HTTP request. Create with `start`, always end with `aclose`."""
+    """All prompts of one HTTP request, from its admission on.
 
-    def __init__(self, lease: Lease, num_choices: int) -> None:
+    Enter it for the time until a reply owns it: an error within the block closes it, else whoever
+    sends the reply calls `aclose`.
+
+    Raises:
+        QueueFull, Draining: by the constructor, before anything expensive has been done.
+    """
+
+    def __init__(self, state: AppState, model: str, num_choices: int) -> None:
         self.runs: list[PromptRun] = []
         self.num_choices = num_choices
+        self._state = state
         self._tally = Tally()
-        self._lease = lease
+        self._lease = state.admission.admit(model, num_choices)
 
-    @classmethod
-    async def start(
-        cls,
-        state: AppState,
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc is not None:
+            await self.aclose()
+
+    def submit(
+        self,
         tokenizer: Tokenizer,
         requests: Sequence[GenerateRequest],
         options: TextOptions,
-    ) -> "Generation":
-        """Take places and submit everything, or nothing.
+    ) -> None:
+        """Send the prompts to the engine; together they have `num_choices` completions.
 
         Raises:
-            QueueFull, Draining, UnknownModel, ModelNotReady: nothing has been started.
+            Draining, UnknownModel, ModelNotReady: some may have been sent before; close this.
         """
-        num_choices = sum(request.sampling.n for request in requests)
-        lease = state.admission.admit(requests[0].model, num_choices)
-        generation = cls(lease, num_choices)
-        try:
-            first_index = 0
-            for request in requests:
-                choices = [
-                    ChoiceOutput(first_index + i, tokenizer, request.prompt_token_ids, options)
-                    for i in range(request.sampling.n)
-                ]
-                first_index += len(choices)
-                stream = state.engine.submit(request)
-                meter = state.metrics.meter(request.model)
-                run = PromptRun(request, stream, meter, choices, generation._tally)
-                generation.runs.append(run)
-        except BaseException:
-            await generation.aclose()
-            raise
-        return generation
+        first_index = 0
+        for request in requests:
+            choices = [
+                ChoiceOutput(first_index + i, tokenizer, request.prompt_token_ids, options)
+                for i in range(request.sampling.n)
+            ]
+            first_index += len(choices)
+            stream = self._state.engine.submit(request)
+            meter = self._state.metrics.meter(request.model)
+            self.runs.append(PromptRun(request, stream, meter, choices, self._tally))
 
     def usage(self) -> Usage:
         """Tokens so far. A stop string's last token counts, what came after it does not."""

@@ -107,9 +107,15 @@ async def send_reply(
 ) -> Response:
     """Answer whole or as a stream. Either way the generation is closed when the client leaves.
 
+    Args:
+        headers: those of `ignored_fields_header`.
+
     Raises:
         EngineError: the engine failed before the first byte.
     """
+
+    if headers:
+        annotate(request, ignored_fields=headers["X-Ignored-Fields"])
 
     async def close() -> None:
         await reply.generation.aclose()

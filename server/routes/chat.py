@@ -38,20 +38,21 @@ async def create_chat_completion(
     headers = ignored_fields_header(body)
     info = find_model(state.engine, body.model)
     annotate(request, model=info.model, stream=bool(body.stream))
-    text = await state.texts.get(info)
     messages = template_messages(body.messages)
     if settings.log_prompts:
         annotate(request, messages=messages)
-    prompt = await text.encode_chat(
-        messages,
-        template_options(body),
-        add_special_tokens=bool(body.add_special_tokens),
-    )
-    head = ReplyHead.create("chatcmpl", info)
-    engine_request = chat_request(
-        body, info, prompt, request_id=head.id, policy=settings.engine.scheduling_policy
-    )
-    options = text_options(body, keep_text=settings.log_prompts)
-    generation = await Generation.start(state, text.tokenizer, [engine_request], options)
-    reply = ChatReply(body, head, text, generation)
-    return await send_reply(request, reply, stream=body.stream, settings=settings, headers=headers)
+    async with Generation(state, info.model, body.n or 1) as generation:
+        text = await state.texts.get(info)
+        prompt = await text.encode_chat(
+            messages, template_options(body), add_special_tokens=bool(body.add_special_tokens)
+        )
+        head = ReplyHead.create("chatcmpl", info)
+        engine_request = chat_request(
+            body, info, prompt, request_id=head.id, policy=settings.engine.scheduling_policy
+        )
+        options = text_options(body, keep_text=settings.log_prompts)
+        generation.submit(text.tokenizer, [engine_request], options)
+        reply = ChatReply(body, head, text, generation)
+        return await send_reply(
+            request, reply, stream=body.stream, settings=settings, headers=headers
+        )

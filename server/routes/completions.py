@@ -35,17 +35,22 @@ async def create_completion(body: CompletionRequest, request: Request, state: St
     annotate(request, model=info.model, stream=bool(body.stream))
     if settings.log_prompts:
         annotate(request, prompts=body.prompt)
-    text = await state.texts.get(info)
-    prompts = await _token_ids(body, text)
-    head = ReplyHead.create("cmpl", info)
-    requests = completion_requests(
-        body, info, prompts, request_id=head.id, policy=settings.engine.scheduling_policy
-    )
-    echoes = await _echoes(body, text, prompts, requests)
-    options = text_options(body, offsets=body.logprobs is not None, keep_text=settings.log_prompts)
-    generation = await Generation.start(state, text.tokenizer, requests, options)
-    reply = CompletionReply(body, head, text, generation, echoes)
-    return await send_reply(request, reply, stream=body.stream, settings=settings, headers=headers)
+    async with Generation(state, info.model, len(body.prompt) * (body.n or 1)) as generation:
+        text = await state.texts.get(info)
+        prompts = await _token_ids(body, text)
+        head = ReplyHead.create("cmpl", info)
+        requests = completion_requests(
+            body, info, prompts, request_id=head.id, policy=settings.engine.scheduling_policy
+        )
+        echoes = await _echoes(body, text, prompts, requests)
+        options = text_options(
+            body, offsets=body.logprobs is not None, keep_text=settings.log_prompts
+        )
+        generation.submit(text.tokenizer, requests, options)
+        reply = CompletionReply(body, head, text, generation, echoes)
+        return await send_reply(
+            request, reply, stream=body.stream, settings=settings, headers=headers
+        )
 
 
 async def _token_ids(body: CompletionRequest, text: ModelText) -> list[list[int]]:

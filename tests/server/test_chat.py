@@ -236,11 +236,14 @@ async def test_echo_puts_the_continued_message_first(server: TextServer) -> None
     assert texts_of(events_of(await server.chat(**fields, stream=True))) == {0: "I think so"}
 
 
-async def test_unknown_fields_are_named_in_a_header(server: TextServer) -> None:
+async def test_unknown_fields_are_named_in_a_header_and_the_log(
+    server: TextServer, logs: list[Any]
+) -> None:
     for stream in (False, True):
         response = await server.chat(mirostat=2, user="u", tools=[], stream=stream, max_tokens=1)
         assert response.status_code == 200
         assert response.headers["x-ignored-fields"] == "mirostat"
+        assert logs[-1]["ignored_fields"] == "mirostat"
 
 
 async def test_the_model_may_be_left_out_if_there_is_one(
@@ -313,6 +316,9 @@ async def test_a_full_queue_is_a_429(tokenizer_folder: Path) -> None:
         response = await server.chat(max_tokens=1, stream=stream)
         assert error_of(response, 429)["code"] == "queue_full"
         assert int(response.headers["retry-after"]) >= 1
+    # Refused before any work: this text would fail later, for its length.
+    long = [{"role": "user", "content": "x " * 1000}]
+    assert error_of(await server.chat(messages=long), 429)["code"] == "queue_full"
     server.engine.release()
     assert [r.status_code for r in await asyncio.gather(*waiting)] == [200, 200]
     assert (await server.chat(max_tokens=1)).status_code == 200
