@@ -43,10 +43,11 @@ class Link:
 
     def receive(self) -> messages.ToWorker:
         """Wait for the next message."""
-        return messages.decode_to_worker(self._socket.recv())
+        data: bytes = self._socket.recv()
+        return messages.decode_to_worker(data)
 
     def has_message(self) -> bool:
-        return bool(self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN)
+        return self._socket.poll(timeout=0, flags=zmq.POLLIN) != 0
 
     def close(self) -> None:
         """Deliver what was sent, for a second at most, and close."""

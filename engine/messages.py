@@ -85,6 +85,8 @@ ToWorker = Submit | Abort | Granted | Denied | Shutdown
 FromWorker = Progress | Reserve | Ready | Failed | Step
 
 encode = msgspec.msgpack.Encoder().encode
-decode_to_worker = msgspec.msgpack.Decoder(ToWorker).decode
-decode_from_worker = msgspec.msgpack.Decoder(FromWorker).decode
+_to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
+_from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
+decode_to_worker = _to_worker.decode
+decode_from_worker = _from_worker.decode
 decode_worker_spec = msgspec.msgpack.Decoder(WorkerSpec).decode

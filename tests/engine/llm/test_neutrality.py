@@ -24,12 +24,12 @@ def rng(request):
     return random.Random(seed)
 
 
-def make_requests(engines, rng, count=12, shared_prefix=0):
+def make_requests(engines, rng, count=12, shared_prefix=0, output_tokens=(1, 50)):
     prefix = [rng.randrange(VOCAB) for _ in range(shared_prefix)]
     requests = []
     for i in range(count):
         prompt = prefix + [rng.randrange(VOCAB) for _ in range(rng.randrange(1, 70))]
-        sampling = {"max_tokens": rng.randrange(1, 50), "ignore_eos": True}
+        sampling = {"max_tokens": rng.randrange(*output_tokens), "ignore_eos": True}
         if i % 2:
             sampling |= {
                 "temperature": rng.choice([0.7, 1.0, 1.5]),
@@ -71,7 +71,8 @@ def test_any_token_budget(engines, folder, rng, budget):
 
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
 def test_preemption(engines, folder, rng, policy):
-    requests = make_requests(engines, rng)
+    # Long answers: admission sees only what is known of a text, so growth must run into the limit.
+    requests = make_requests(engines, rng, output_tokens=(50, 100))
     engine = engines.make(folder, num_kv_blocks=14, max_model_len=14 * 16, scheduling_policy=policy)
     assert texts(engines.run(engine, requests)) == alone(engines, folder, requests)
     assert engine.stats().num_preemptions > 0
