@@ -14,7 +14,7 @@ _MAX_CHAR_BYTES = 4
 _WINDOW = 8
 """Tokens of the prompt that can have a say in how the first new ones are written."""
 _MAX_UNFINISHED = 16
-"""Tokens without a whole character after which one is not waited for any longer."""
+"""Tokens without text or a whole character that are kept to see what becomes of them."""
 
 
 class IncrementalDetokenizer:
@@ -117,7 +117,7 @@ class _WindowText:
     def _show(self) -> str:
         before = self._decode(self._window[: self._num_shown])
         text = self._decode(self._window)[len(before) :]
-        if text:
+        if text or len(self._window) > _MAX_UNFINISHED:
             self._window = self._window[self._num_shown :]
         self._num_shown = len(self._window)
         return text
