@@ -73,7 +73,12 @@ def error_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def stream_answer(whole: type, chunk: str) -> dict[str, Any]:
     """FastAPI's `responses` entry of a route that answers whole or as a stream of chunks."""
     events = {
-        "schema": {"type": "string"},
+        # One event, as FastAPI documents its own streams; `schema` would be read as the whole body.
+        "itemSchema": {
+            "type": "object",
+            "properties": {"data": {"type": "string"}},
+            "required": ["data"],
+        },
         "example": 'data: {"object": ...}\n\ndata: [DONE]\n\n',
     }
     return {

@@ -64,7 +64,9 @@ async def test_every_failure_is_documented_in_one_shape(server: TextServer) -> N
             assert status == "200" or schema["$ref"].endswith("/ErrorAnswer")
     for path in TEXT_ROUTES[:2]:
         responses = paths[path]["post"]["responses"]
-        assert "text/event-stream" in responses["200"]["content"]
+        assert responses["200"]["content"]["text/event-stream"]["itemSchema"]["required"] == [
+            "data"
+        ]
         assert "429" in responses
 
 
