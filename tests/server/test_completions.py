@@ -311,7 +311,7 @@ async def test_leaving_aborts_every_prompt(server: TextServer, stream: bool) -> 
         await until(lambda: len(server.engine.live) == 3)
         await asyncio.sleep(0.03)
         task.cancel()
-        await until(lambda: not server.engine.live, timeout_s=1)
+        await until(lambda: not server.engine.live, timeout_s=3)
         assert len(server.engine.aborted) == 3
         await until(lambda: server.app.state.tandem.admission.num_in_flight() == 0)
 

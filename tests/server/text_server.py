@@ -3,17 +3,20 @@
 import asyncio
 import json
 import random
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 import uvicorn
 from fake_engine import FakeEngineClient, model_info
 from fastapi import FastAPI
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from engine.text.tokenizer import Tokenizer as ModelTokenizer
 from engine.types import GenerateRequest, ModelInfo
 from server.app import create_app
 from server.settings import Settings
@@ -138,7 +141,21 @@ def events_of(response: httpx.Response) -> list[Any]:
     return [json.loads(block.removeprefix("data: ")) for block in data]
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 2.0) -> None:
+def encoding_threads(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Filled as texts are tokenised: whether that happened outside of this thread."""
+    outside: list[bool] = []
+    encode = ModelTokenizer.encode
+    here = threading.get_ident()
+
+    def encode_and_note(self: ModelTokenizer, text: str, **options: Any) -> list[int]:
+        outside.append(threading.get_ident() != here)
+        return encode(self, text, **options)
+
+    monkeypatch.setattr(ModelTokenizer, "encode", encode_and_note)
+    return outside
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 (the condition is anybody's state)
             await asyncio.sleep(0.002)
