@@ -17,7 +17,8 @@ _INTRODUCTION = """\
 # Benchmarks
 
 This page is written by `python -m loadtest report` from the files in `docs/benchmarks/raw`, which
-hold every request of every run; change it there, not here.
+hold every request of every run; change it there, not here. `python -m loadtest compare --help`
+says how to make such a file; everything else should be quiet while it runs.
 
 **The workload** of a comparison. One request: the text completion prompt "Write a story that uses
 these words: " with 100 words drawn at random from 52 common nouns, about 109 tokens; 64 output
@@ -180,10 +181,12 @@ def _noise_note(comparison: dict[str, Any], measured: list[Point]) -> str:
     worst = max(cpu["others"] for cpu in cpus)
     own = max(cpu["loadtest"] for cpu in cpus)
     steal = max(cpu["steal"] for cpu in cpus)
+    idle = [start.get("idle_cpu", 0.0) for start in comparison["starts"]]
     return (
         f"{comparison['repeats']} repeats; others took at most {worst:.1%} of the CPU in a run "
         f"shown here (limit {comparison['max_others']:.0%}; {len(comparison['discarded'])} noisier "
-        f"runs were repeated), the load generator at most {own:.1%}, the hypervisor {steal:.1%}."
+        f"runs were repeated), the load generator at most {own:.1%}, the hypervisor {steal:.1%}. "
+        f"Idle, no server took more than {max(idle, default=0.0):.1%}."
     )
 
 
