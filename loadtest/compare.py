@@ -46,7 +46,7 @@ class Comparison:
         log_dir: Path,
         say: Callable[[str], None],
         save: Callable[[dict[str, Any]], None],
-        idle_s: float = 3.0,
+        idle_s: float = 4.0,
     ) -> None:
         self._plan = plan
         self._seed = seed
@@ -145,7 +145,11 @@ async def time_starts(
 
 
 async def _idle_share(pid: int, duration_s: float) -> float:
-    """The share of the machine that a server takes while nobody asks anything of it."""
+    """The share of the machine that a server takes while nobody asks anything of it.
+
+    After a pause of the same length: threads spin for a while after their last work.
+    """
+    await asyncio.sleep(duration_s)
     before = CpuTimes.read([pid])
     await asyncio.sleep(duration_s)
     return cpu_shares(before, CpuTimes.read([pid]))["watched"]
