@@ -24,9 +24,6 @@ class Qwen2Attention(nn.Module):
         super().__init__()
         hidden, dim = config.hidden_size, config.head_dim
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.num_heads = options.parallel.share(heads, "attention heads")
-        self.num_kv_heads = options.parallel.share(kv_heads, "key/value heads")
-        self.head_dim = dim
         self.qkv_proj = Linear(
             hidden,
             (
@@ -38,15 +35,13 @@ class Qwen2Attention(nn.Module):
             partition="outputs",
         )
         self.o_proj = Linear(heads * dim, (Shard("o_proj", hidden),), partition="inputs")
-        self.attention = PagedAttention(config, layer)
+        self.attention = PagedAttention(config, layer, options.parallel)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, ctx: ForwardContext) -> Tensor:
-        qkv = self.qkv_proj(x, ctx)
-        heads = qkv.view(len(qkv), -1, self.head_dim)
-        num_rotated = self.num_heads + self.num_kv_heads
-        rope_inplace(heads[:, :num_rotated], cos, sin)
-        q, k, v = heads.tensor_split((self.num_heads, num_rotated), 1)
-        return self.o_proj(self.attention(q, k, v, ctx), ctx)
+        attention = self.attention
+        heads = self.qkv_proj(x, ctx).view(len(x), -1, attention.head_dim)
+        rope_inplace(heads.narrow(1, 0, attention.num_heads + attention.num_kv_heads), cos, sin)
+        return self.o_proj(attention(heads, ctx), ctx)
 
     __call__ = forward
 

@@ -24,9 +24,6 @@ class Qwen3Attention(nn.Module):
         super().__init__()
         hidden, dim = config.hidden_size, config.head_dim
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.num_heads = options.parallel.share(heads, "attention heads")
-        self.num_kv_heads = options.parallel.share(kv_heads, "key/value heads")
-        self.head_dim = dim
         self.qkv_proj = Linear(
             hidden,
             (
@@ -42,16 +39,17 @@ class Qwen3Attention(nn.Module):
         )
         self.q_norm = RmsNorm(dim, config.rms_norm_eps)
         self.k_norm = RmsNorm(dim, config.rms_norm_eps)
-        self.attention = PagedAttention(config, layer)
+        self.attention = PagedAttention(config, layer, options.parallel)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, ctx: ForwardContext) -> Tensor:
-        qkv = self.qkv_proj(x, ctx)
-        heads = qkv.view(len(qkv), -1, self.head_dim)
-        q, k, v = heads.tensor_split((self.num_heads, self.num_heads + self.num_kv_heads), 1)
-        q, k = self.q_norm(q), self.k_norm(k)
-        rope_inplace(q, cos, sin)
-        rope_inplace(k, cos, sin)
-        return self.o_proj(self.attention(q, k, v, ctx), ctx)
+        attention = self.attention
+        heads = self.qkv_proj(x, ctx).view(len(x), -1, attention.head_dim)
+        q = heads.narrow(1, 0, attention.num_heads)
+        k = heads.narrow(1, attention.num_heads, attention.num_kv_heads)
+        q.copy_(self.q_norm(q))
+        k.copy_(self.k_norm(k))
+        rope_inplace(heads.narrow(1, 0, attention.num_heads + attention.num_kv_heads), cos, sin)
+        return self.o_proj(attention(heads, ctx), ctx)
 
     __call__ = forward
 

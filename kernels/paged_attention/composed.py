@@ -51,31 +51,53 @@ def paged_attention(
     q: Tensor, kv_cache: Tensor, batch: PagedBatch, *, scale: float, window: int | None = None
 ) -> Tensor:
     """See `kernels.paged_attention`."""
-    num_tokens, num_heads, head_dim = q.shape
-    num_kv_heads = kv_cache.shape[2]
     runs = _as_runs(kv_cache)
-    result = q.new_empty(num_tokens, num_heads * head_dim)
-    for group in _plan(batch, kv_cache, q.dtype, window):
-        kv = runs.index_select(0, group.gather_rows)
-        k, v = kv.view(2, group.num_sequences, num_kv_heads, -1, head_dim).unbind()
-        queries = q[group.rows]
-        if group.num_queries == 1:
-            # The heads that share a key head stand where a sequence's query rows would.
-            queries = queries.view(-1, num_kv_heads, num_heads // num_kv_heads, head_dim)
-            out = F.scaled_dot_product_attention(queries, k, v, attn_mask=group.mask, scale=scale)
-            result[group.rows] = out.flatten(1)
-            continue
-        out = F.scaled_dot_product_attention(
-            queries.transpose(0, 1).unsqueeze(0),
-            k[:, :, : group.length],
-            v[:, :, : group.length],
-            attn_mask=group.mask,
-            is_causal=group.mask is None,
-            scale=scale,
-            enable_gqa=num_kv_heads != num_heads,
-        )
-        result[group.rows] = out.squeeze(0).transpose(0, 1).flatten(1)
+    groups = _plan(batch, kv_cache, q.dtype, window, 0)
+    if len(groups) == 1:
+        return _attend(q, runs, kv_cache, groups[0], scale)
+    result = q.new_empty(len(q), q.shape[1] * q.shape[2])
+    for group in groups:
+        result[group.rows] = _attend(q[group.rows], runs, kv_cache, group, scale)
     return result
+
+
+def attend_chunks(
+    q: Tensor,
+    kv_cache: Tensor,
+    batch: PagedBatch,
+    result: Tensor,
+    *,
+    scale: float,
+    window: int | None,
+) -> None:
+    """Only the sequences after the decodes; writes their rows of `result`, [T, H·D]."""
+    runs = _as_runs(kv_cache)
+    for group in _plan(batch, kv_cache, q.dtype, window, batch.num_decodes):
+        result[group.rows] = _attend(q[group.rows], runs, kv_cache, group, scale)
+
+
+def _attend(q: Tensor, runs: Tensor, kv_cache: Tensor, group: Group, scale: float) -> Tensor:
+    """One group's queries [T, H, D] → [T, H·D]."""
+    num_rows, num_heads, head_dim = q.shape
+    num_kv_heads = kv_cache.shape[2]
+    kv = runs.index_select(0, group.gather_rows)
+    kv = kv.view(2, group.num_sequences, num_kv_heads, -1, head_dim)
+    k, v = kv.select(0, 0), kv.select(0, 1)
+    if group.num_queries == 1:
+        # The heads that share a key head stand where a sequence's query rows would.
+        q = q.view(num_rows, num_kv_heads, num_heads // num_kv_heads, head_dim)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask, scale=scale)
+        return out.reshape(num_rows, -1)
+    out = F.scaled_dot_product_attention(
+        q.transpose(0, 1).unsqueeze(0),
+        k[:, :, : group.length],
+        v[:, :, : group.length],
+        attn_mask=group.mask,
+        is_causal=group.mask is None,
+        scale=scale,
+        enable_gqa=num_kv_heads != num_heads,
+    )
+    return out.squeeze(0).transpose(0, 1).reshape(num_rows, -1)
 
 
 def _as_runs(kv_cache: Tensor) -> Tensor:
@@ -87,15 +109,16 @@ def _as_runs(kv_cache: Tensor) -> Tensor:
 
 
 def _plan(
-    batch: PagedBatch, kv_cache: Tensor, dtype: torch.dtype, window: int | None
+    batch: PagedBatch, kv_cache: Tensor, dtype: torch.dtype, window: int | None, skip: int
 ) -> list[Group]:
-    """The step's groups, made by the first layer that asks."""
-    key = (kv_cache.stride(0), kv_cache.shape[2:], dtype, window)
+    """The step's groups without the first `skip` sequences, made by the first layer that asks."""
+    key = (kv_cache.stride(0), kv_cache.shape[2:], dtype, window, skip)
     plan: list[Group] | None = batch.plans.get(key)
     if plan is None:
         plan = [
             _group(batch, first, last, kv_cache, dtype, window)
             for first, last in _ranges(batch, kv_cache)
+            if first >= skip
         ]
         batch.plans[key] = plan
     return plan

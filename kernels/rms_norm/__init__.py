@@ -12,7 +12,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     Args:
         x: [..., C], any float dtype, any strides. Not changed.
-        weight: [C], same dtype.
+        weight: [C]; fp32 or x's dtype.
         eps: added to the mean square.
 
     Returns:
@@ -30,7 +30,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
     Args:
         x: [T, C], what the layer brought. Not changed.
         residual: [T, C], same dtype. Mutated: becomes `residual + x`, rounded to its dtype.
-        weight: [C].
+        weight: [C]; fp32 or x's dtype.
         eps: added to the mean square.
 
     Returns:

@@ -23,6 +23,7 @@ class Case:
     strided: bool = False
     """Rows are views of wider ones."""
     scale: float = 1.0
+    fp32_weight: bool = False
 
 
 CASES = (
@@ -31,6 +32,7 @@ CASES = (
     Case("llama_chunk", 257, 4096),
     Case("one_element", 5, 1),
     Case("odd", 63, 257),
+    Case("fp32_weight", 9, 96, fp32_weight=True),
     Case("no_rows", 0, 64),
     Case("strided", 17, 64, strided=True),
     Case("tiny_values", 3, 128, scale=1e-4),
@@ -40,9 +42,10 @@ CASES = (
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
     """Keyword arguments of the op."""
+    weight = torch.rand(case.size, device=device).add_(0.5)
     return {
         "x": rows(case, dtype, device),
-        "weight": torch.rand(case.size, device=device).add_(0.5).to(dtype),
+        "weight": weight if case.fp32_weight else weight.to(dtype),
         "eps": 1e-5,
     }
 

@@ -21,7 +21,7 @@ def supports_add(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> boo
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See `kernels.rms_norm`."""
     if x.is_cuda:
-        return F.rms_norm(x, weight.shape, weight, eps)
+        return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
     y = x.float()
     scale = torch.linalg.vector_norm(y, dim=-1, keepdim=True)
     scale = scale.square_().mul_(1 / x.shape[-1]).add_(eps).rsqrt_()

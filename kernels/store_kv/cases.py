@@ -38,10 +38,9 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
     width = case.num_kv_heads * case.head_dim
     packed = torch.randn(case.num_tokens, 4 * width, device=device).to(dtype)
     slots = torch.randperm(case.num_blocks * case.block_size, device=device)[: case.num_tokens]
-    heads = (case.num_tokens, case.num_kv_heads, case.head_dim)
+    heads = (case.num_tokens, 2, case.num_kv_heads, case.head_dim)
     return {
-        "k": packed[:, 2 * width : 3 * width].view(heads),
-        "v": packed[:, 3 * width :].view(heads),
+        "kv": packed[:, 2 * width :].view(heads),
         "kv_cache": pool[:, case.num_layers // 2],
         "slot_mapping": (slots // case.block_size, slots % case.block_size),
     }

@@ -4,22 +4,28 @@ from torch import Tensor, nn
 
 from engine.models.config import ModelConfig
 from engine.models.forward_context import ForwardContext
+from engine.models.layers.parallel import TensorParallel
 from kernels import paged_attention, store_kv
 
 
 class PagedAttention(nn.Module):
     """Stores the new keys and values, then attends to everything cached. Has no weights."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int, parallel: TensorParallel) -> None:
         super().__init__()
         self.layer = layer
+        self.num_heads = parallel.share(config.num_attention_heads, "attention heads")
+        self.num_kv_heads = parallel.share(config.num_key_value_heads, "key/value heads")
+        self.head_dim = config.head_dim
         self.scale = config.head_dim**-0.5
         self.window = layer_window(config, layer)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, ctx: ForwardContext) -> Tensor:
-        """q [T, H, D], k and v [T, K, D] → [T, H·D]."""
+    def forward(self, heads: Tensor, ctx: ForwardContext) -> Tensor:
+        """[T, H + 2·K, D], each row's query, key and value heads → [T, H·D]."""
         cache = ctx.kv_caches[self.layer]
-        store_kv(k, v, cache, ctx.slot_mapping)
+        q = heads.narrow(1, 0, self.num_heads)
+        kv = heads.narrow(1, self.num_heads, 2 * self.num_kv_heads)
+        store_kv(kv.view(-1, 2, self.num_kv_heads, self.head_dim), cache, ctx.slot_mapping)
         return paged_attention(q, cache, ctx.batch, scale=self.scale, window=self.window)
 
     __call__ = forward

@@ -28,7 +28,9 @@ class RmsNorm(nn.Module, WeightOwner):
         return add_rms_norm(x, residual, self.weight, self.eps)
 
     def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
-        self.weight = torch.empty(self.size, dtype=options.dtype, device=options.device)
+        # On a CPU in fp32, as the kernel computes: other dtypes would be converted in every call.
+        dtype = torch.float32 if options.device.type == "cpu" else options.dtype
+        self.weight = torch.empty(self.size, dtype=dtype, device=options.device)
         return {f"{path}.weight": WeightSlot((self.size,), lambda t: _fill(self.weight, t))}
 
 

@@ -1,0 +1,120 @@
+"""Builds and loads the C++ operations (`<op>/cpu.cpp`).
+
+They have a plain C interface, so no PyTorch header is compiled: all of them take a few seconds,
+once per machine. The library is cached under a hash of the sources, the compiler and the processor.
+Without a compiler the composed PyTorch implementations run instead, and one warning says so.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+Function = Callable[..., None]
+
+KERNELS = Path(__file__).parent
+CACHE = Path("~/.cache/tandem/kernels")
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-std=c++17", "-shared", "-fPIC")
+COMPILERS = ("c++", "g++", "clang++")
+BUILD_TIMEOUT_S = 300
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""Storage types and their codes in `native.h`."""
+
+_CTYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
+
+log = logging.getLogger(__name__)
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The loaded operations, built if need be; None where they cannot be built."""
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None:
+        log.warning("no C++ compiler found: CPU operations run on PyTorch, slower; install g++")
+        return None
+    try:
+        return ctypes.CDLL(str(_built(compiler)))
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = getattr(error, "stderr", None) or str(error)
+        log.warning("the C++ operations cannot be built, PyTorch runs instead: %s", reason[-2000:])
+        return None
+
+
+def is_built() -> bool:
+    """Whether `library()` would return at once."""
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    return compiler is not None and _target(compiler).exists()
+
+
+def _built(compiler: str) -> Path:
+    """Path of the library. Two processes may build at once; the last one to finish wins."""
+    target = _target(compiler)
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            unfinished = Path(folder) / target.name
+            command = [compiler, *FLAGS, f"-I{KERNELS}", *map(str, _sources())]
+            subprocess.run(
+                [*command, "-o", str(unfinished)],
+                check=True,
+                capture_output=True,
+                text=True,
+                timeout=BUILD_TIMEOUT_S,
+            )
+            os.replace(unfinished, target)
+    return target
+
+
+def _sources() -> list[Path]:
+    return sorted(KERNELS.glob("*/cpu.cpp"))
+
+
+def _target(compiler: str) -> Path:
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
+    facts = [version.stdout, " ".join(FLAGS), platform.machine(), _processor()]
+    texts = [path.read_text() for path in [KERNELS / "native.h", *_sources()]]
+    key = hashlib.sha256("\0".join(facts + texts).encode()).hexdigest()[:16]
+    return CACHE.expanduser() / f"cpu-{key}.so"
+
+
+def _processor() -> str:
+    """What `-march=native` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def function(name: str, signature: str) -> Function:
+    """The C function `name` with its argument types set: `p` pointer, `i` integer, `f` float.
+
+    Raises:
+        RuntimeError: there is no library; `supports` functions ask `library()` first.
+    """
+    loaded = library()
+    if loaded is None:
+        raise RuntimeError(f"{name}: the C++ operations are not available")
+    found = loaded[name]
+    found.argtypes = [_CTYPES[letter] for letter in signature]  # type: ignore[misc]
+    found.restype = None
+    return found
+
+
+def runs_on(*tensors: torch.Tensor) -> bool:
+    """Whether the C++ operations take these tensors: on the CPU, one dtype that they know."""
+    first = tensors[0].dtype
+    return (
+        first in DTYPES
+        and all(t.device.type == "cpu" and t.dtype is first for t in tensors)
+        and library() is not None
+    )

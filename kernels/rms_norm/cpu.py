@@ -1,0 +1,63 @@
+"""One pass over each row, in C++."""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from kernels import native
+
+
+def supports(x: Tensor, weight: Tensor, eps: float) -> bool:
+    """CPU tensors of two dimensions whose last one is contiguous."""
+    return x.dim() == 2 and x.stride(1) == 1 and native.runs_on(x) and weight.is_contiguous()
+
+
+def supports_add(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> bool:
+    """The same, for both."""
+    return supports(x, weight, eps) and residual.stride(1) == 1 and native.runs_on(x, residual)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """See `kernels.rms_norm`."""
+    rows, size = x.shape
+    out = torch.empty((rows, size), dtype=x.dtype)
+    _function()(
+        native.DTYPES[x.dtype],
+        x.data_ptr(),
+        x.stride(0),
+        None,
+        0,
+        native.DTYPES[weight.dtype],
+        weight.data_ptr(),
+        out.data_ptr(),
+        rows,
+        size,
+        eps,
+    )
+    return out
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """See `kernels.rms_norm`."""
+    rows, size = x.shape
+    out = torch.empty((rows, size), dtype=x.dtype)
+    _function()(
+        native.DTYPES[x.dtype],
+        x.data_ptr(),
+        x.stride(0),
+        residual.data_ptr(),
+        residual.stride(0),
+        native.DTYPES[weight.dtype],
+        weight.data_ptr(),
+        out.data_ptr(),
+        rows,
+        size,
+        eps,
+    )
+    return out
+
+
+@functools.cache
+def _function() -> native.Function:
+    return native.function("tandem_rms_norm", "ipipiippiif")

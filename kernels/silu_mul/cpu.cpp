@@ -1,0 +1,22 @@
+// silu(gate) * up, row by row.
+#include "native.h"
+
+extern "C" void tandem_silu_mul(int64_t dtype, const void* gate_up, int64_t stride, void* out,
+                                int64_t rows, int64_t size) {
+  native::with_type(dtype, [&](auto* tag) {
+    using T = std::remove_pointer_t<decltype(tag)>;
+#pragma omp parallel for if (native::worth_threads(rows * size))
+    for (int64_t row = 0; row < rows; ++row) {
+      const T* gate = (const T*)gate_up + row * stride;
+      const T* up = gate + size;
+      T* y = (T*)out + row * size;
+      for (int64_t i = 0; i < size; ++i) {
+        float g = native::to_float(gate[i]);
+        // exp(-|g|) never overflows; for negative g the quotient is written with it, too.
+        float e = native::exp_nonpositive(g < 0 ? g : -g);
+        float sigmoid = (g < 0 ? e : 1.0f) / (1.0f + e);
+        y[i] = native::from_float<T>(g * sigmoid * native::to_float(up[i]));
+      }
+    }
+  });
+}
