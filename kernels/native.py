@@ -23,7 +23,16 @@ Function = Callable[..., None]
 
 KERNELS = Path(__file__).parent
 CACHE = Path("~/.cache/tandem/kernels")
-FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-std=c++17", "-shared", "-fPIC")
+FLAGS = (
+    "-O3",
+    "-march=native",
+    "-fopenmp",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-std=c++17",
+    "-shared",
+    "-fPIC",
+)
 COMPILERS = ("c++", "g++", "clang++")
 BUILD_TIMEOUT_S = 300
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}

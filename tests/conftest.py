@@ -9,6 +9,20 @@ import pytest
 
 from engine.weights.source import Checkpoint, resolve_source
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """GPU tests are left out where there is none; everything else always runs."""
+    if not any(item.get_closest_marker("gpu") for item in items):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason="needs an NVIDIA GPU")
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(skip)
+
+
 TinyModel = Callable[..., Path]
 
 _CHAT_TEMPLATE = (

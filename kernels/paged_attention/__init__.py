@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from kernels.paged_attention import cases, composed, reference
+from kernels.paged_attention import cases, composed, cpu, reference
 from kernels.paged_attention.paged_batch import PagedBatch
 from kernels.registry import op
 
@@ -38,3 +38,4 @@ def paged_attention(
 
 
 paged_attention.implementation("composed", supports=composed.supports)(composed.paged_attention)
+paged_attention.implementation("cpu", supports=cpu.supports)(cpu.paged_attention)

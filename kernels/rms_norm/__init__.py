@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from kernels.registry import op
-from kernels.rms_norm import add_cases, cases, composed, reference
+from kernels.rms_norm import add_cases, cases, composed, cpu, reference
 
 
 @op(cases)
@@ -41,3 +41,5 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
 
 rms_norm.implementation("composed", supports=composed.supports)(composed.rms_norm)
 add_rms_norm.implementation("composed", supports=composed.supports_add)(composed.add_rms_norm)
+rms_norm.implementation("cpu", supports=cpu.supports)(cpu.rms_norm)
+add_rms_norm.implementation("cpu", supports=cpu.supports_add)(cpu.add_rms_norm)

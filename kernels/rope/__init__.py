@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from kernels.registry import op
-from kernels.rope import cases, composed, reference
+from kernels.rope import cases, composed, cpu, reference
 
 
 @op(cases)
@@ -28,3 +28,4 @@ def rope_inplace(x: Tensor, cos: Tensor, sin: Tensor) -> None:
 
 
 rope_inplace.implementation("composed", supports=composed.supports)(composed.rope_inplace)
+rope_inplace.implementation("cpu", supports=cpu.supports)(cpu.rope_inplace)

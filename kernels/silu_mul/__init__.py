@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from kernels.registry import op
-from kernels.silu_mul import cases, composed, reference
+from kernels.silu_mul import cases, composed, cpu, reference
 
 
 @op(cases)
@@ -22,3 +22,4 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
 
 silu_mul.implementation("composed", supports=composed.supports)(composed.silu_mul)
+silu_mul.implementation("cpu", supports=cpu.supports)(cpu.silu_mul)

@@ -10,6 +10,7 @@ extern "C" void tandem_silu_mul(int64_t dtype, const void* gate_up, int64_t stri
       const T* gate = (const T*)gate_up + row * stride;
       const T* up = gate + size;
       T* y = (T*)out + row * size;
+#pragma omp simd
       for (int64_t i = 0; i < size; ++i) {
         float g = native::to_float(gate[i]);
         // exp(-|g|) never overflows; for negative g the quotient is written with it, too.

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from kernels.registry import op
-from kernels.store_kv import cases, composed, reference
+from kernels.store_kv import cases, composed, cpu, reference
 
 
 @op(cases)
@@ -24,3 +24,4 @@ def store_kv(kv: Tensor, kv_cache: Tensor, slot_mapping: tuple[Tensor, Tensor]) 
 
 
 store_kv.implementation("composed", supports=composed.supports)(composed.store_kv)
+store_kv.implementation("cpu", supports=cpu.supports)(cpu.store_kv)

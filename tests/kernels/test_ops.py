@@ -8,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
+from kernels import native
 from kernels.paged_attention import PagedBatch
 
 CPU = torch.device("cpu")
@@ -89,9 +90,11 @@ def test_implementation_equals_the_reference(op, name, case, dtype, device):
 
 
 @pytest.mark.parametrize("op", kernels.OPS, ids=lambda op: op.name)
-def test_explain_names_the_implementation_that_runs(op):
+def test_explain_names_the_implementation_that_runs(op, monkeypatch):
     inputs = op.cases.make_inputs(op.cases.CASES[0], torch.float32, CPU)
-    assert op.explain(**inputs) == f"{op.name}: composed"
+    assert op.explain(**inputs) == f"{op.name}: cpu"
+    monkeypatch.setattr(native, "library", lambda: None)
+    assert op.explain(**inputs) == f"{op.name}: composed (cpu refused)"
 
 
 @pytest.mark.parametrize("op", kernels.OPS, ids=lambda op: op.name)

@@ -1,0 +1,53 @@
+"""Building the C++ operations: cached, atomic, and never in the way when it fails."""
+
+import concurrent.futures
+import logging
+
+import pytest
+import torch
+
+from kernels import native, silu_mul
+
+
+@pytest.fixture
+def fresh_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(native, "CACHE", tmp_path / "cache")
+    native.library.cache_clear()
+    yield tmp_path / "cache"
+    native.library.cache_clear()
+
+
+def test_a_machine_without_a_compiler_runs_pytorch_and_is_told_once(
+    fresh_cache, monkeypatch, caplog
+):
+    monkeypatch.setattr(native, "COMPILERS", ("no-such-compiler",))
+    x = torch.randn(3, 8)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            torch.testing.assert_close(silu_mul(x), silu_mul.reference(x))
+    assert [record.message for record in caplog.records] == [
+        "no C++ compiler found: CPU operations run on PyTorch, slower; install g++"
+    ]
+
+
+def test_a_failing_build_says_what_the_compiler_said(fresh_cache, monkeypatch, caplog):
+    monkeypatch.setattr(native, "FLAGS", ("-no-such-flag",))
+    with caplog.at_level(logging.WARNING):
+        assert native.library() is None
+    assert "no-such-flag" in caplog.text
+
+
+def test_an_unwritable_cache_is_no_failure(monkeypatch, caplog):
+    native.library.cache_clear()
+    monkeypatch.setattr(native, "CACHE", native.Path("/proc/nowhere"))
+    assert native.library() is None
+    native.library.cache_clear()
+
+
+@pytest.mark.slow
+def test_builds_at_the_same_time_leave_one_good_library(fresh_cache):
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        built = list(pool.map(native._built, ["g++", "g++"]))
+    assert built[0] == built[1]
+    assert [path.name for path in fresh_cache.iterdir()] == [built[0].name]
+    assert native.library() is not None
