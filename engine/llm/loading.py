@@ -21,6 +21,7 @@ from engine.runtime.threads import limit_threads
 from engine.types import ModelInfo, Phase
 from engine.weights.loader import iter_weights, load_model_config, weight_bytes
 from engine.weights.source import Checkpoint, resolve_source
+from kernels import native
 
 REPORT_EVERY_S = 0.2
 
@@ -102,6 +103,8 @@ def load_runner(
 ) -> ModelRunner:
     """Build the model and fill its weights, reporting how far it is."""
     device = torch.device(config.device)
+    if config.device == "cpu" and not native.is_built():
+        host.report(Phase.LOADING, 0.0, "compiling the CPU operations, once on this machine")
     model = create_model(model_config, dtype=torch_dtype(config.dtype), device=device)
     weights = iter_weights(checkpoint, model_config)
     total = weight_bytes(checkpoint) // 2

@@ -35,7 +35,7 @@ class CausalLM(nn.Module, ABC):
         """
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        """[R, C] → [R, V], for the rows that need them only."""
+        """[R, C] → [R, V] in fp32, for the rows that need them only."""
         return self.lm_head.forward(hidden)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> list[str]:

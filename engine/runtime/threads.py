@@ -5,7 +5,7 @@ import os
 
 import structlog
 
-SPIN_COUNT = 2000
+SPIN_COUNT = 20_000
 """Iterations that an OpenMP thread spins at a barrier before it sleeps."""
 MMAP_THRESHOLD_BYTES = 64 << 20
 TRIM_THRESHOLD_BYTES = 256 << 20

@@ -47,8 +47,8 @@ class LmHead(nn.Module, WeightOwner):
         self._part: LinearPart
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[R, C] → [R, V], logits in hidden's dtype."""
-        return self._method.apply(self._part, hidden)
+        """[R, C] → [R, V], logits in fp32."""
+        return self._method.apply_in_fp32(self._part, hidden)
 
     __call__ = forward
 

@@ -58,6 +58,10 @@ class LinearMethod(ABC):
     def apply(self, part: LinearPart, x: Tensor) -> Tensor:
         """[T, in] → [T, sum of the part's out_features]."""
 
+    def apply_in_fp32(self, part: LinearPart, x: Tensor) -> Tensor:
+        """The same in fp32, as precisely as the method can: logits need more than bf16 gives."""
+        return self.apply(part, x).float()
+
 
 @dataclass(frozen=True, slots=True)
 class UnquantizedMethod(LinearMethod):
@@ -94,6 +98,18 @@ class UnquantizedMethod(LinearMethod):
         result: Tensor = _LINEAR(x, packed, tensors.get("bias"), "none", [], "")
         return result
 
+    def apply_in_fp32(self, part: LinearPart, x: Tensor) -> Tensor:
+        """oneDNN sums in fp32 but rounds what it returns, and bf16 logits between 16 and 32 are an
+        eighth apart: the best tokens tie. A second pass with the first result subtracted before
+        the rounding returns what was lost; the sum of both is good to 16 bits.
+        """
+        packed = part.tensors.get("packed")
+        if packed is None or part.has_bias:
+            return self.apply(part, x).float()
+        negative = _LINEAR(x, packed, None, "none", [], "").neg_()
+        lost: Tensor = _LINEAR_ADD(x, negative, packed, None, "add")
+        return lost.float().sub_(negative)
+
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether oneDNN multiplies by packed weights of this dtype here."""
@@ -107,3 +123,4 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 _LINEAR = torch.ops.mkldnn._linear_pointwise.default
+_LINEAR_ADD = torch.ops.mkldnn._linear_pointwise.binary
