@@ -119,7 +119,7 @@ class ResolvedConfig:
     debug_invariants: bool
 
     def fingerprint(self) -> str:
-        """Short hash of what shapes the answers; sizes that follow from free memory are left out."""
+        """Short hash of what shapes the answers, without what follows from free memory."""
         facts = asdict(self)
         del facts["num_kv_blocks"], facts["max_idle_cached_blocks"]
         text = repr(sorted(facts.items()))

@@ -27,7 +27,8 @@ def install(app: FastAPI, engine: EngineClient, policy: Policy) -> None:
         served = [status.model for status in engine.statuses()]
         for schema in document["components"]["schemas"].values():
             if "model" in schema.get("properties", {}) and "additionalProperties" in schema:
-                _fill_in(schema["properties"], served, engine.models(), policy)
+                _name_models(schema, served)
+                _fill_in(schema["properties"], engine.models(), policy)
         for parameter in document["paths"]["/v1/models/{model_id}"]["get"]["parameters"]:
             parameter["schema"]["enum"] = served
         return document
@@ -44,15 +45,20 @@ def _drop_unused_422(document: dict[str, Any]) -> None:
         document["components"]["schemas"].pop(name, None)
 
 
-def _fill_in(
-    properties: dict[str, Any],
-    served: Sequence[str],
-    infos: Sequence[ModelInfo],
-    policy: Policy,
-) -> None:
-    # An empty id is as good as none where there is no choice.
-    named = [*served, ""] if len(served) == 1 else list(served)
-    _variant(properties["model"], "string")["enum"] = named
+def _name_models(schema: dict[str, Any], served: Sequence[str]) -> None:
+    """Required where there is a choice; where there is none it may be left out or empty."""
+    model = schema["properties"]["model"]
+    named = _variant(model, "string")
+    if len(served) == 1:
+        named["enum"] = [*served, ""]
+        return
+    del model["anyOf"]
+    model.pop("default", None)
+    model |= named | {"enum": list(served)}
+    schema["required"] = ["model", *schema.get("required", [])]
+
+
+def _fill_in(properties: dict[str, Any], infos: Sequence[ModelInfo], policy: Policy) -> None:
     if "priority" in properties and policy != "priority":
         _variant(properties["priority"], "integer")["enum"] = [0]
     if not infos:
