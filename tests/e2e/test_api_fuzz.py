@@ -8,7 +8,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
-NUM_EXAMPLES = 40
+NUM_EXAMPLES = 25
 ENOUGH_ACCEPTED = 0.3
 
 
@@ -38,7 +38,8 @@ def probed(operation, url):
 
 
 def test_generated_requests_never_break_the_server(start_server):
-    server = start_server()
+    # A short context: a chat without max_tokens goes on to its end.
+    server = start_server("--max-model-len", "64")
     outcomes = {op.label: probed(op, server.url) for op in operations(server)}
     low = {
         label: statuses
