@@ -13,11 +13,13 @@ RUN apt-get update \
 RUN useradd --create-home --uid 10001 tandem
 WORKDIR /app
 RUN chown tandem:tandem /app
-USER tandem
+USER 10001
 ENV PATH=/app/.venv/bin:$PATH PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1
 
 # torch first: it is large and changes rarely. An empty TORCH_INDEX takes it from the usual index.
+# It is a range as in pyproject.toml: which build fits depends on the index and the driver.
 ARG TORCH_INDEX=
+# hadolint ignore=DL3013
 RUN python3 -m venv .venv \
  && pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch>=2.9"
 

@@ -28,7 +28,7 @@ _SPECIAL_IDS = {
     "mask_token": "mask_token_id",
 }
 _END_IDS = ("eos_token_id", "eot_token_id", "eom_token_id")
-_END_TOKENS = frozenset(
+END_TOKENS = frozenset(
     (
         "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>", "<|end_of_text|>", "</s>",
         "<end_of_turn>", "<end_of_utterance>", "<EOT>", "<\uff5cend▁of▁sentence\uff5c>",
@@ -68,7 +68,7 @@ def gguf_tokenizer_parts(metadata: Mapping[str, Any]) -> TokenizerParts:
 def _parts(
     keys: "_Keys", vocabulary: Vocabulary, raw: RawTokenizer, adds_bos: bool
 ) -> TokenizerParts:
-    vocabulary.add_whole_tokens(raw, special=_END_TOKENS)
+    vocabulary.add_whole_tokens(raw, special=END_TOKENS)
     tokens = {name: vocabulary.token(keys.token_id(key)) for name, key in _SPECIAL_IDS.items()}
     special_tokens = {name: token for name, token in tokens.items() if token is not None}
     adds_bos = keys.get("ggml.add_bos_token", bool, adds_bos)
@@ -130,7 +130,7 @@ def _end_token_ids(keys: "_Keys", vocabulary: Vocabulary) -> tuple[int, ...]:
     named = [
         i
         for i, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True))
-        if token in _END_TOKENS and kind in whole
+        if token in END_TOKENS and kind in whole
     ]
     return tuple(i for i in dict.fromkeys(stated + named) if i < len(vocabulary.tokens))
 

@@ -9,6 +9,8 @@ import numpy as np
 from engine.errors import MissingWeight, ModelLoadError, UnsupportedArchitecture
 from engine.models.config import ModelConfig
 from engine.text.gguf_metadata import read_metadata
+from engine.text.gguf_tokenizer import END_TOKENS
+from engine.text.vocabulary import TokenType
 from engine.weights.config_json import extended_length, normalise_rope_scaling
 from engine.weights.gguf import load_tensor
 from engine.weights.gguf_tensors import GGUFTensor, read_tensors
@@ -88,9 +90,17 @@ def _vocab_size(tensors: Mapping[str, GGUFTensor]) -> int:
 
 
 def _stop_tokens(keys: MetadataKeys) -> tuple[int, ...]:
-    """End of sequence, of turn and of message: Llama 3 ends an answer with the second."""
+    """End of sequence, of turn and of message, stated or known by name: many files state one."""
     ids = [i for name in _STOP_TOKENS for i in keys.ids(f"tokenizer.ggml.{name}_token_id")]
-    return tuple(dict.fromkeys(ids))
+    tokens = keys.values.get("tokenizer.ggml.tokens", ())
+    types = keys.values.get("tokenizer.ggml.token_type", ())
+    whole = (TokenType.CONTROL, TokenType.USER_DEFINED)
+    named = [
+        i
+        for i, (token, kind) in enumerate(zip(tokens, types, strict=False))
+        if kind in whole and token in END_TOKENS
+    ]
+    return tuple(dict.fromkeys(ids + named))
 
 
 def _sampling_defaults(keys: MetadataKeys) -> dict[str, float]:

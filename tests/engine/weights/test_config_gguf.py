@@ -142,3 +142,8 @@ def test_llama3_scaling_is_recovered_from_its_divisors(
     options["extra"] = {"rope_freqs.weight": np.linspace(1, factor, 64, dtype=np.float32)}
     with pytest.raises(ModelLoadError, match="unknown way"):
         gguf_config(make_gguf(folder, "llama", **options))
+
+
+def test_ends_that_are_known_by_name_only(smollm2_checkpoint: Any) -> None:
+    """SmolLM2 states <|im_end|> (2); <|endoftext|> (0) ends a text, too."""
+    assert gguf_config(smollm2_checkpoint.path).eos_token_ids == (2, 0)
