@@ -17,6 +17,7 @@ from engine.llm.scheduler import Scheduler
 from engine.models.config import ModelConfig
 from engine.models.registry import create_model
 from engine.runtime.device import machine_facts, torch_dtype
+from engine.runtime.huge_pages import use_huge_pages
 from engine.runtime.threads import limit_threads
 from engine.types import ModelInfo, Phase
 from engine.weights.loader import iter_weights, load_model_config, weight_bytes
@@ -111,6 +112,8 @@ def load_runner(
     unexpected = model.load_weights(counted(weights, total, host))
     if unexpected:
         log.warning("the checkpoint has tensors that the model does not use", names=unexpected)
+    if config.device == "cpu":
+        use_huge_pages()
     return ModelRunner(model, model_config, config, device)
 
 

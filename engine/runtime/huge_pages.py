@@ -1,0 +1,51 @@
+"""Large pages for the weights of a CPU model.
+
+A step reads all weights once. With 4 KiB pages the processor walks the page table for each of them,
+and its prefetchers stop at every page's end: a decode step of a 135M model took 22.8 ms, with 2 MiB
+pages 17.5 ms (2 cores of a Sapphire Rapids class Xeon, virtual machine).
+"""
+
+import contextlib
+import ctypes
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+
+HUGE_PAGE_BYTES = 2 << 20
+MADV_COLLAPSE = 25
+"""Linux 6.1: move what is there to huge pages now. Python has no name for it yet."""
+
+
+def use_huge_pages() -> int:
+    """Ask the kernel to hold this process's large private memory in huge pages.
+
+    Call it when the weights are loaded and before memory is mapped that should stay untouched.
+    Where the kernel cannot, nothing changes.
+
+    Returns:
+        Bytes that were moved.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        madvise = ctypes.CDLL(None).madvise
+        madvise.argtypes = [ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int]
+        return sum(
+            size
+            for start, size in _large_private_ranges()
+            if madvise(start, size, mmap.MADV_HUGEPAGE) == 0
+            and madvise(start, size, MADV_COLLAPSE) == 0
+        )
+    return 0
+
+
+def _large_private_ranges() -> Iterator[tuple[int, int]]:
+    """(start, size) of whole huge pages inside anonymous writable mappings."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        place, permissions, *rest = line.split(maxsplit=5)
+        name = rest[3] if len(rest) > 3 else ""
+        if permissions != "rw-p" or name not in ("", "[heap]"):
+            continue
+        first, last = (int(address, 16) for address in place.split("-"))
+        start = -(-first // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+        size = last // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES - start
+        if size > 0:
+            yield start, size
