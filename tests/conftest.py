@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 
-from engine.weights.source import Checkpoint, resolve_source
+from engine.runtime.threads import prepare_process
+
+# Before torch is imported, as in a worker: else two busy cores make every test crawl.
+prepare_process()
+
+from engine.weights.source import Checkpoint, resolve_source  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
