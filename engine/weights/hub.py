@@ -250,8 +250,11 @@ def _reported(
     done = threading.Event()
 
     def watch() -> None:
+        num_bytes = 0
         while not done.wait(_POLL_S):
-            num_bytes = min(total, sum(_size(blobs, etag) for etag in etags if etag))
+            # A file that is just being renamed is seen under neither name.
+            seen = sum(_size(blobs, etag) for etag in etags if etag)
+            num_bytes = max(num_bytes, min(total, seen))
             on_progress(
                 num_bytes / total,
                 f"fetching {repo}: {num_bytes / 1e6:.0f} of {total / 1e6:.0f} MB",
