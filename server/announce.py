@@ -87,7 +87,8 @@ def _is_news(before: ModelStatus, after: ModelStatus, silence_s: float) -> bool:
 def curl_line(listener: Listener, model: str, *, with_key: bool) -> str:
     """A first question that can be pasted into a shell."""
     message = {"role": "user", "content": "Say hello in one sentence."}
-    body = json.dumps({"model": model, "messages": [message], "max_tokens": 64})
+    fields = {"model": model, "messages": [message], "max_tokens": 64, "temperature": 0}
+    body = json.dumps(fields)
     words = ["curl"]
     if listener.uds is not None:
         words += ["--unix-socket", shlex.quote(str(listener.uds))]
