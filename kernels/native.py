@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The loaded operations, built if need be; None where they cannot be built."""
-    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    compiler = _compiler()
     if compiler is None:
         log.warning("no C++ compiler found: CPU operations run on PyTorch, slower; install g++")
         return None
@@ -60,8 +60,12 @@ def library() -> ctypes.CDLL | None:
 
 def is_built() -> bool:
     """Whether `library()` would return at once."""
-    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
-    return compiler is not None and _target(compiler).exists()
+    compiler = _compiler()
+    return compiler is None or _target(compiler).exists()
+
+
+def _compiler() -> str | None:
+    return next(filter(None, map(shutil.which, COMPILERS)), None)
 
 
 def _built(compiler: str) -> Path:

@@ -60,9 +60,10 @@ def load_engine(
     )
     host.report(Phase.LOADING, 0.0)
     model_config = load_model_config(checkpoint)
-    config = reserve_memory(checkpoint, model_config, intent, host)
+    num_weights = weight_bytes(checkpoint) // torch.bfloat16.itemsize
+    config = reserve_memory(num_weights, model_config, intent, host)
     limit_threads(config.num_threads)
-    runner = load_runner(checkpoint, model_config, config, host)
+    runner = load_runner(checkpoint, num_weights, model_config, config, host)
     host.report(Phase.WARMING_UP)
     runner.warm_up()
     scheduler = Scheduler(
@@ -78,12 +79,12 @@ def load_engine(
 
 
 def reserve_memory(
-    checkpoint: Checkpoint, model_config: ModelConfig, intent: EngineConfig, host: Host
+    num_weights: int, model_config: ModelConfig, intent: EngineConfig, host: Host
 ) -> ResolvedConfig:
     """Ask for the weights' memory, size the KV pool by what is left, ask for that too."""
     machine = machine_facts(intent.device)
     dtype_bytes = 4 if intent.dtype == "float32" else 2
-    weights = weight_bytes(checkpoint) // 2 * dtype_bytes
+    weights = num_weights * dtype_bytes
     free = host.reserve(machine.device, "weights", weights, machine.free_memory_bytes)
     model = ModelFacts(
         max_position_embeddings=model_config.max_position_embeddings,
@@ -98,18 +99,20 @@ def reserve_memory(
 
 def load_runner(
     checkpoint: Checkpoint,
+    num_weights: int,
     model_config: ModelConfig,
     config: ResolvedConfig,
     host: Host,
 ) -> ModelRunner:
     """Build the model and fill its weights, reporting how far it is."""
     device = torch.device(config.device)
-    if config.device == "cpu" and not native.is_built():
-        host.report(Phase.LOADING, 0.0, "compiling the CPU operations, once on this machine")
+    if config.device == "cpu":
+        if not native.is_built():
+            host.report(Phase.LOADING, 0.0, "compiling the CPU operations, once on this machine")
+        native.library()
     model = create_model(model_config, dtype=torch_dtype(config.dtype), device=device)
     weights = iter_weights(checkpoint, model_config)
-    total = weight_bytes(checkpoint) // 2
-    unexpected = model.load_weights(counted(weights, total, host))
+    unexpected = model.load_weights(counted(weights, num_weights, host))
     if unexpected:
         log.warning("the checkpoint has tensors that the model does not use", names=unexpected)
     if config.device == "cpu":

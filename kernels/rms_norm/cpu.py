@@ -20,34 +20,23 @@ def supports_add(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> boo
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See `kernels.rms_norm`."""
-    rows, size = x.shape
-    out = torch.empty((rows, size), dtype=x.dtype)
-    _function()(
-        native.DTYPES[x.dtype],
-        x.data_ptr(),
-        x.stride(0),
-        None,
-        0,
-        native.DTYPES[weight.dtype],
-        weight.data_ptr(),
-        out.data_ptr(),
-        rows,
-        size,
-        eps,
-    )
-    return out
+    return _run(x, None, weight, eps)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See `kernels.rms_norm`."""
+    return _run(x, residual, weight, eps)
+
+
+def _run(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> Tensor:
     rows, size = x.shape
     out = torch.empty((rows, size), dtype=x.dtype)
     _function()(
         native.DTYPES[x.dtype],
         x.data_ptr(),
         x.stride(0),
-        residual.data_ptr(),
-        residual.stride(0),
+        None if residual is None else residual.data_ptr(),
+        0 if residual is None else residual.stride(0),
         native.DTYPES[weight.dtype],
         weight.data_ptr(),
         out.data_ptr(),

@@ -1,10 +1,11 @@
 """A completion is what it would be alone, whatever the scheduler does around it.
 
 Every test compares with the same requests run one at a time through a roomy engine without prefix
-cache: greedy and seeded, in fp32, where a neighbour's rounding cannot flip a token in practice.
+cache: greedy and seeded, in fp32, where a neighbour's rounding hardly ever flips a token.
 """
 
 import random
+import zlib
 
 import pytest
 
@@ -18,7 +19,9 @@ def folder(tiny_llama):
 
 @pytest.fixture
 def rng(request):
-    seed = random.randrange(1 << 32)
+    # Fixed per test: in fp32 another batch size rounds differently, and about one run in 150 has a
+    # draw so close to a border that this moves it. Bitwise equality will allow fresh seeds.
+    seed = zlib.crc32(request.node.name.encode())
     request.node.user_properties.append(("seed", seed))
     print("seed", seed)
     return random.Random(seed)
