@@ -5,6 +5,7 @@ the one we generated, its own greedy text is ours.
 """
 
 import random
+import zlib
 
 import pytest
 import torch
@@ -54,7 +55,8 @@ def assert_equal_to(model, prompts, completions):
 
 @pytest.mark.parametrize("family", ["tiny_llama", "tiny_qwen2", "tiny_qwen3"])
 def test_tiny_models_in_fp32(family, engines, request):
-    seed = random.randrange(1 << 32)
+    # Fixed per family: of 1280 best tokens a fresh model now and then has two within fp32 rounding.
+    seed = zlib.crc32(family.encode())
     rng = random.Random(seed)
     folder = request.getfixturevalue(family)(seed=seed % 1000)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
