@@ -1,0 +1,1 @@
+"""How the built-in image model is made: data, training, evaluation. See docs/image_model.md."""

@@ -1,0 +1,58 @@
+"""The words of the built-in model's world: colours, backgrounds, shapes, sizes, places.
+
+Changing a word or a colour value means training again.
+"""
+
+import json
+from pathlib import Path
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (220, 40, 40),
+    "orange": (250, 140, 20),
+    "yellow": (250, 220, 40),
+    "green": (40, 160, 70),
+    "cyan": (60, 210, 220),
+    "blue": (40, 80, 220),
+    "purple": (130, 50, 170),
+    "pink": (250, 130, 190),
+}
+"""Of objects, sRGB."""
+
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "white": (245, 245, 245),
+    "black": (20, 20, 20),
+    "gray": (128, 128, 128),
+    "brown": (110, 75, 50),
+}
+
+SHAPES = ("circle", "square", "triangle", "star", "cross")
+
+SIZES: dict[str, tuple[float, float]] = {"small": (0.115, 0.135), "large": (0.185, 0.215)}
+"""Range of the circumscribed radius, in image widths."""
+
+PLACES: dict[str, tuple[float, float]] = {
+    "in the center": (0.5, 0.5),
+    "on the left": (0.25, 0.5),
+    "on the right": (0.75, 0.5),
+    "at the top": (0.5, 0.25),
+    "at the bottom": (0.5, 0.75),
+    "in the top left corner": (0.25, 0.25),
+    "in the top right corner": (0.75, 0.25),
+    "in the bottom left corner": (0.25, 0.75),
+    "in the bottom right corner": (0.75, 0.75),
+}
+"""Centre of a single object, x to the right and y down, in image widths."""
+
+RELATIONS: dict[str, tuple[str, ...]] = {
+    "left": ("left of", "to the left of"),
+    "right": ("right of", "to the right of"),
+    "above": ("above",),
+    "below": ("below", "under"),
+}
+"""How the first object lies to the second, and the ways to say it."""
+
+HELD_OUT: frozenset[tuple[str, str]] = frozenset(
+    (colour, shape)
+    for colour, shape in json.loads((Path(__file__).parent / "held_out.json").read_text())
+)
+"""(colour, shape) pairs that no training picture holds; evaluation asks for them."""

@@ -1,0 +1,111 @@
+"""Scenes: one or two coloured shapes on a plain background, drawn at random by index.
+
+The same (seed, index) is always the same scene. A scene never holds a held-out pair of colour and
+shape, unless it is asked for by name.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tools.demo_image_model.palette import (
+    BACKGROUNDS,
+    COLOURS,
+    HELD_OUT,
+    PLACES,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+)
+
+SINGLE_SHARE = 0.45
+MARGIN = 0.02
+"""Free space between an object and the border, in image widths."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One object. `x`, `y` (down) and `radius` are in image widths."""
+
+    shape: str
+    colour: str
+    size: str
+    x: float
+    y: float
+    radius: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """`place` is set for one object, `relation` (of the first to the second) for two."""
+
+    background: str
+    items: tuple[Item, ...]
+    place: str | None = None
+    relation: str | None = None
+
+
+def scene_rng(seed: int, index: int) -> np.random.Generator:
+    """The stream that everything about scene `index` is drawn from."""
+    return np.random.default_rng([seed, index])
+
+
+def draw_scene(rng: np.random.Generator) -> Scene:
+    """A scene of the training distribution."""
+    background = pick(rng, BACKGROUNDS)
+    if rng.random() < SINGLE_SHARE:
+        return single_scene(rng, background, *draw_pair(rng))
+    first = draw_pair(rng)
+    second = draw_pair(rng)
+    while second == first:
+        second = draw_pair(rng)
+    return double_scene(rng, background, first, second, pick(rng, RELATIONS))
+
+
+def draw_pair(rng: np.random.Generator) -> tuple[str, str]:
+    """A (colour, shape) pair that is not held out."""
+    while True:
+        pair = pick(rng, COLOURS), pick(rng, SHAPES)
+        if pair not in HELD_OUT:
+            return pair
+
+
+def single_scene(rng: np.random.Generator, background: str, colour: str, shape: str) -> Scene:
+    """One object of this colour and shape at a random place."""
+    place = pick(rng, PLACES)
+    x, y = (c + rng.uniform(-0.04, 0.04) for c in PLACES[place])
+    return Scene(background, (_item(rng, colour, shape, x, y),), place=place)
+
+
+def double_scene(
+    rng: np.random.Generator,
+    background: str,
+    first: tuple[str, str],
+    second: tuple[str, str],
+    relation: str,
+) -> Scene:
+    """Two objects, (colour, shape) each, the first lying `relation` of the second."""
+    near, far = 0.27 + rng.uniform(-0.03, 0.03), 0.73 + rng.uniform(-0.03, 0.03)
+    side_first, side_second = 0.5 + rng.uniform(-0.14, 0.14, size=2)
+    along_first, along_second = (near, far) if relation in ("left", "above") else (far, near)
+    if relation in ("left", "right"):
+        at_first, at_second = (along_first, side_first), (along_second, side_second)
+    else:
+        at_first, at_second = (side_first, along_first), (side_second, along_second)
+    items = _item(rng, *first, *at_first), _item(rng, *second, *at_second)
+    return Scene(background, items, relation=relation)
+
+
+def pick(rng: np.random.Generator, options: object) -> str:
+    """One of the options (any iterable of strings), all equally likely."""
+    names = list(options)  # type: ignore[call-overload]
+    return str(names[rng.integers(len(names))])
+
+
+def _item(rng: np.random.Generator, colour: str, shape: str, x: float, y: float) -> Item:
+    size = pick(rng, SIZES)
+    radius = float(rng.uniform(*SIZES[size]))
+    low, high = radius + MARGIN, 1 - radius - MARGIN
+    return Item(
+        shape, colour, size, float(np.clip(x, low, high)), float(np.clip(y, low, high)), radius
+    )

@@ -1,0 +1,218 @@
+"""Train text encoder and UNet together on scenes and their captions.
+
+    python -m tools.demo_image_model.train --run runs/base --vae runs/vae/vae --steps 60000
+
+Deterministic by seed and step, resumable: the run goes on where its last save stopped, or, with
+`--init`, from the fp16 weights of an earlier one (the optimiser then starts anew). The learning rate
+is constant after the warm-up and falls over the last `--decay` steps. Each save also writes the
+averaged weights as a diffusers folder, `RUN/pipeline`.
+"""
+
+import argparse
+import copy
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from transformers import CLIPTextModel
+
+from tools.demo_image_model.captions import caption
+from tools.demo_image_model.checkpoint import Ema, load_state, save_state
+from tools.demo_image_model.latent_pool import LatentPool
+from tools.demo_image_model.model import (
+    build_noise_schedule,
+    build_text_encoder,
+    build_unet,
+    load_vae,
+    ready_for_training,
+    save_folder,
+)
+from tools.demo_image_model.render import render
+from tools.demo_image_model.scenes import Scene, draw_scene, scene_rng
+from tools.demo_image_model.tokenizer import write_tokenizer
+
+SEED = 3
+UNET_RATE, TEXT_RATE = 6e-4, 2e-4
+WARM_UP = 500
+REFRESH = 8
+EMA_DECAY = 0.9992
+SAVE_EVERY = 1000
+
+
+class Model(torch.nn.Module):
+    """Both trained parts, so that one optimiser, one average and one save serve them."""
+
+    def __init__(self, text_encoder: CLIPTextModel, unet: UNet2DConditionModel) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+        self.unet = unet
+
+
+def noised(
+    latents: torch.Tensor, noise: torch.Tensor, alphas: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The noised latents and the v that the model should predict (Salimans & Ho 2022).
+
+    Args:
+        latents, noise: `[N, C, H, W]`.
+        alphas: cumulative alpha of each row's timestep, `[N]`.
+    """
+    signal, sigma = alphas.sqrt()[:, None, None, None], (1 - alphas).sqrt()[:, None, None, None]
+    return signal * latents + sigma * noise, signal * noise - sigma * latents
+
+
+def rate_factor(step: int, steps: int, decay: int) -> float:
+    """Warm up, stay, fall linearly to a fiftieth."""
+    if step < WARM_UP:
+        return (step + 1) / WARM_UP
+    left = (steps - step) / max(1, decay)
+    return min(1.0, max(0.02, left))
+
+
+class Trainer:
+    """One run: its model, data and place in the course of training."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.run: Path = args.run
+        self.tokenizer = write_tokenizer(self.run / "tokenizer")
+        self.vae = load_vae(args.vae)
+        torch.manual_seed(SEED)
+        self.model = Model(build_text_encoder(self.tokenizer), build_unet())
+        if args.init is not None:
+            load_weights(self.model, args.init)
+        ready_for_training(self.model.unet)
+        self.model.train()
+        self.ema = Ema(self.model, EMA_DECAY)
+        self.optimiser = torch.optim.AdamW(
+            [
+                {"params": self.model.unet.parameters(), "base": UNET_RATE * args.rate},
+                {"params": self.model.text_encoder.parameters(), "base": TEXT_RATE * args.rate},
+            ],
+            betas=(0.9, 0.99),
+            weight_decay=0.01,
+            foreach=True,
+        )
+        self.step = 0
+        self._resume()
+        self.alphas = build_noise_schedule().alphas_cumprod
+        self.pool = LatentPool(
+            lambda i: draw_scene(scene_rng(SEED + args.size, i)),
+            self._encode,
+            size=args.pool,
+            num_drawn=args.pool + self.step * REFRESH,
+        )
+
+    def _resume(self) -> None:
+        state = load_state(self.run / "state.pt")
+        if state is not None:
+            self.model.load_state_dict(state["model"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.ema.shadow, self.ema.num_updates = state["ema"], state["num_updates"]
+            self.step = state["step"]
+
+    @torch.no_grad()
+    def _encode(self, scenes: Sequence[Scene]) -> torch.Tensor:
+        images = render(scenes, self.args.size).to(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            latents = self.vae.encode(images).latent_dist.mode()
+        return latents.float() * self.vae.config.scaling_factor
+
+    def train(self) -> None:
+        """Up to `--steps`."""
+        args = self.args
+        started_s, first, running = time.monotonic(), self.step, 0.0
+        while self.step < args.steps:
+            factor = rate_factor(self.step, args.steps, args.decay)
+            for group in self.optimiser.param_groups:
+                group["lr"] = group["base"] * factor
+            loss = self._loss()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimiser.step()
+            self.optimiser.zero_grad()
+            self.ema.update(self.model)
+            self.pool.refresh(REFRESH)
+            self.step += 1
+            running += (loss.item() - running) / min(self.step - first, 200)
+            if self.step % 200 == 0:
+                speed = (self.step - first) * args.batch / (time.monotonic() - started_s)
+                print(f"step {self.step} loss {running:.4f} {speed:.0f} samples/s", flush=True)
+            if self.step % SAVE_EVERY == 0 or self.step == args.steps:
+                self._save()
+
+    def _loss(self) -> torch.Tensor:
+        args = self.args
+        generator = torch.Generator().manual_seed(SEED * 1_000_003 + self.step)
+        scenes, latents = self.pool.sample(args.batch, generator)
+        words = scene_rng(SEED + 1, self.step)
+        tokens = self.tokenizer(
+            [caption(scene, words) for scene in scenes],
+            padding="max_length",
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        # One draw in each of `batch` equal parts of the schedule: less variance than plain draws.
+        spread = (
+            torch.arange(args.batch) + torch.rand(args.batch, generator=generator)
+        ) / args.batch
+        steps = (spread * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
+        noise = torch.randn(latents.shape, generator=generator)
+        inputs, target = noised(latents, noise, self.alphas[steps])
+        with torch.autocast("cpu", torch.bfloat16):
+            states = self.model.text_encoder(tokens).last_hidden_state
+            inputs = inputs.to(memory_format=torch.channels_last)
+            output = self.model.unet(inputs, steps, states).sample
+        return F.mse_loss(output.float(), target)
+
+    def _save(self) -> None:
+        save_state(
+            self.run / "state.pt",
+            {
+                "model": self.model.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "ema": self.ema.shadow,
+                "num_updates": self.ema.num_updates,
+                "step": self.step,
+            },
+        )
+        averaged = copy.deepcopy(self.model)
+        self.ema.copy_to(averaged)
+        save_folder(
+            self.run / "pipeline",
+            text_encoder=averaged.text_encoder,
+            unet=averaged.unet,
+            vae=copy.deepcopy(self.vae),
+        )
+
+
+def load_weights(model: Model, folder: Path) -> None:
+    """Take both parts from a saved diffusers folder."""
+    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch.float32)
+    text = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=torch.float32)
+    model.unet.load_state_dict(unet.state_dict())
+    model.text_encoder.load_state_dict(text.state_dict())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, required=True, help="folder for state and result")
+    parser.add_argument("--vae", type=Path, required=True, help="folder of the trained VAE")
+    parser.add_argument("--init", type=Path, help="diffusers folder to start from")
+    parser.add_argument("--size", type=int, default=64, help="pixels of the training pictures")
+    parser.add_argument("--steps", type=int, default=60_000)
+    parser.add_argument("--decay", type=int, default=6_000, help="last steps, with a falling rate")
+    parser.add_argument("--rate", type=float, default=1.0, help="factor on the learning rates")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--pool", type=int, default=32_768, help="encoded scenes kept in memory")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    Trainer(args).train()
+
+
+if __name__ == "__main__":
+    main()
