@@ -1,0 +1,1 @@
+"""Images: requests join and leave the running batch between two denoising steps."""

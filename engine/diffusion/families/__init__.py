@@ -1,0 +1,1 @@
+"""One file per model family, each an implementation of `engine.diffusion.families.family.Family`."""

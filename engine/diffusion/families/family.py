@@ -1,0 +1,141 @@
+"""What a model family must offer so that the engine can draw with it.
+
+A family owns weights and nothing of a request: prompt states, latents, noise and the place in the
+noise schedule belong to `engine.diffusion.sample.Sample`. All latents outside a family are unpacked,
+`[N, C, H, W]`, fp32, scaled to the space the denoiser works in.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from engine.diffusion.noise_schedule import NoiseSchedule
+from engine.image_types import GuidanceKind, ImageTask, PromptSyntax
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FamilyFacts:
+    """What requests are checked against; becomes the model's `ImageModelInfo`."""
+
+    architecture: str
+    tasks: tuple[ImageTask, ...]
+    guidance: GuidanceKind
+    schedulers: tuple[str, ...]
+    """Offered names, the model's own first."""
+    latent_channels: int
+    vae_factor: int
+    """Pixels per latent cell, on a side."""
+    size_multiple: int
+    default_width: int
+    default_height: int
+    default_steps: int
+    default_guidance_scale: float
+    min_side: int
+    max_pixels: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptText:
+    """One prompt as it is to be read. Hashable: the key of the cache of prompt states."""
+
+    text: str
+    syntax: PromptSyntax = PromptSyntax.PLAIN
+    clip_skip: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PromptStates:
+    """What the denoiser is told about one prompt.
+
+    Attributes:
+        key: equal for equal states; keys the cross-attention cache.
+        states: `[1, L, D]` of the text encoder.
+        pooled: `[1, P]` where the family has one.
+        num_tokens: of the prompt itself, without begin, end and padding.
+    """
+
+    key: Hashable
+    states: torch.Tensor
+    pooled: torch.Tensor | None = None
+    num_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Row:
+    """One row of a denoiser call: an image in one of its guidance branches.
+
+    Attributes:
+        latents: `[1, C, h, w]`, already scaled for the model by the noise schedule.
+        timestep: scalar tensor, as the noise schedule gives it.
+        prompt: of this branch.
+        image_latents: `[1, K, h, w]` beside the latents: InstructPix2Pix's image (zeros in the
+            unconditional branch), mask and masked image of an inpainting model, Kontext's reference.
+        guidance_scale: for models that take it as an input.
+        width, height: of the picture in pixels, for families with size conditioning.
+    """
+
+    latents: torch.Tensor
+    timestep: torch.Tensor
+    prompt: PromptStates
+    image_latents: torch.Tensor | None = None
+    guidance_scale: float = 1.0
+    width: int = 0
+    height: int = 0
+
+
+class Family(Protocol):
+    """All methods run without gradients on the engine's thread, `decode` on any thread."""
+
+    facts: FamilyFacts
+    device: torch.device
+
+    def encode_prompts(self, prompts: Sequence[PromptText]) -> list[PromptStates]:
+        """States of each prompt, in order. They do not depend on which prompts come together."""
+        ...
+
+    def encode_image(self, image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Pixels `[1, 3, H, W]` in [-1, 1] to scaled latents `[1, C, H/f, W/f]`.
+
+        Samples the posterior with `generator` (on the CPU), as diffusers' pipelines do.
+        """
+        ...
+
+    def image_condition(
+        self,
+        task: ImageTask,
+        image: torch.Tensor,
+        mask: torch.Tensor | None,
+        generator: torch.Generator,
+    ) -> torch.Tensor | None:
+        """The `image_latents` of conditional rows, or None where the denoiser takes none.
+
+        Args:
+            image: `[1, 3, H, W]` in [-1, 1].
+            mask: `[1, 1, H, W]` in {0, 1}, 1 where to redraw.
+        """
+        ...
+
+    def denoiser_key(self, task: ImageTask) -> Hashable:
+        """Which weights a task runs on: rows of equal key and shape may share a call."""
+        ...
+
+    def new_noise_schedule(
+        self, name: str | None, num_steps: int, width: int, height: int
+    ) -> NoiseSchedule:
+        """A schedule of its own for one image, its timesteps set."""
+        ...
+
+    def denoise(self, key: Hashable, rows: Sequence[Row]) -> torch.Tensor:
+        """One call over rows of one `denoiser_key` and latent shape: raw predictions `[R, C, h, w]`,
+        fp32. Prompts may differ in length."""
+        ...
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Scaled latents `[N, C, h, w]` to pixels `[N, 3, H, W]`, fp32 in [-1, 1], clipped."""
+        ...
+
+    def preview(self, latents: torch.Tensor) -> torch.Tensor:
+        """The same, cheap and rough, of any resolution: for pictures of unfinished latents."""
+        ...

@@ -1,0 +1,272 @@
+"""Noise schedules: the field's named samplers over diffusers' scheduler classes, one object an image.
+
+The word *scheduler* means two things: what a client picks by name here (`euler`, `ddim` ...), and who
+runs next (`engine.diffusion.scheduler`). In code the first is a noise schedule.
+"""
+
+import copy
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import diffusers
+import torch
+
+from engine.errors import InvalidParameter
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A name that clients use: diffusers' class, and what differs from the model's own config."""
+
+    class_name: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+_KARRAS = {"use_karras_sigmas": True}
+_EXPONENTIAL = {"use_exponential_sigmas": True}
+
+DIFFUSION_SCHEDULES: Mapping[str, Named] = {
+    "ddim": Named("DDIMScheduler"),
+    "ddpm": Named("DDPMScheduler"),
+    "pndm": Named("PNDMScheduler", {"skip_prk_steps": True}),
+    "lms": Named("LMSDiscreteScheduler"),
+    "euler": Named("EulerDiscreteScheduler"),
+    "euler_karras": Named("EulerDiscreteScheduler", _KARRAS),
+    "euler_ancestral": Named("EulerAncestralDiscreteScheduler"),
+    "heun": Named("HeunDiscreteScheduler"),
+    "dpmpp_2m": Named("DPMSolverMultistepScheduler"),
+    "dpmpp_2m_karras": Named("DPMSolverMultistepScheduler", _KARRAS),
+    "dpmpp_2m_exponential": Named("DPMSolverMultistepScheduler", _EXPONENTIAL),
+    "dpmpp_2m_sde": Named("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "dpmpp_2m_sde_karras": Named(
+        "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", **_KARRAS}
+    ),
+    "dpmpp_2s": Named("DPMSolverSinglestepScheduler"),
+    "deis": Named("DEISMultistepScheduler"),
+    "unipc": Named("UniPCMultistepScheduler"),
+    "lcm": Named("LCMScheduler"),
+    "tcd": Named("TCDScheduler"),
+}
+"""For models that predict noise, v or the sample."""
+
+FLOW_SCHEDULES: Mapping[str, Named] = {
+    "euler": Named("FlowMatchEulerDiscreteScheduler"),
+    "heun": Named("FlowMatchHeunDiscreteScheduler"),
+}
+"""For rectified-flow models."""
+
+_VARIANCE_EXPLODING = frozenset(
+    (
+        "LMSDiscreteScheduler",
+        "EulerDiscreteScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "HeunDiscreteScheduler",
+    )
+)
+"""Their samples are x0 + sigma·noise; the others keep unit variance."""
+
+
+class NoiseSchedule:
+    """One image's way from noise to picture.
+
+    Position `i` counts entries of `timesteps`; second-order samplers have about two per step. A
+    sample at position i is `signal·x0 + sigma·noise`, see `scales`.
+
+    Attributes:
+        timesteps: `[num_positions]`.
+        init_noise_sigma: what unit noise is multiplied with to start at position 0.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+        self._kind = type(scheduler).__name__
+        self._is_flow = self._kind.startswith("FlowMatch")
+        self._prediction = (
+            "flow" if self._is_flow else scheduler.config.get("prediction_type", "epsilon")
+        )
+        self._step_options = _options(scheduler)
+        self.timesteps: torch.Tensor = scheduler.timesteps
+        self.init_noise_sigma = float(getattr(scheduler, "init_noise_sigma", 1.0))
+        self._set_begin(0)
+
+    @property
+    def num_positions(self) -> int:
+        return len(self.timesteps)
+
+    def start_of(self, strength: float, num_steps: int) -> int:
+        """First position that a strength runs, as diffusers counts; tells the schedule so."""
+        run = min(int(num_steps * strength), num_steps)
+        begin = (num_steps - run) * int(getattr(self._scheduler, "order", 1))
+        self._set_begin(begin)
+        return begin
+
+    def scale(self, sample: torch.Tensor, position: int) -> torch.Tensor:
+        """The sample as the denoiser wants it at this position."""
+        if not hasattr(self._scheduler, "scale_model_input"):
+            return sample
+        scaled: torch.Tensor = self._scheduler.scale_model_input(sample, self.timesteps[position])
+        return scaled
+
+    def step(
+        self,
+        prediction: torch.Tensor,
+        position: int,
+        sample: torch.Tensor,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        """The sample at the next position. Fresh noise, if any, comes from `generator`."""
+        options = {"generator": generator} if "generator" in self._step_options else {}
+        timestep = self.timesteps[position]
+        advanced: torch.Tensor = self._scheduler.step(
+            prediction, timestep, sample, return_dict=False, **options
+        )[0]
+        return advanced
+
+    def scales(self, position: int) -> tuple[float, float]:
+        """(signal, sigma): a sample at this position is `signal·x0 + sigma·noise`."""
+        if position >= self.num_positions:
+            return 1.0, 0.0
+        scheduler = self._scheduler
+        if self._is_flow:
+            sigma = float(scheduler.sigmas[position])
+            return 1.0 - sigma, sigma
+        if self._kind in _VARIANCE_EXPLODING:
+            return 1.0, float(scheduler.sigmas[position])
+        if hasattr(scheduler, "sigmas"):
+            sigma = float(scheduler.sigmas[position])
+            signal = 1.0 / math.sqrt(1.0 + sigma * sigma)
+            return signal, sigma * signal
+        alpha = float(scheduler.alphas_cumprod[int(self.timesteps[position])])
+        return math.sqrt(alpha), math.sqrt(1.0 - alpha)
+
+    def noised(self, x0: torch.Tensor, noise: torch.Tensor, position: int) -> torch.Tensor:
+        """`x0` with as much of `noise` as a sample has at this position."""
+        signal, sigma = self.scales(position)
+        return signal * x0 + sigma * noise
+
+    def to_x0(self, prediction: torch.Tensor, sample: torch.Tensor, position: int) -> torch.Tensor:
+        """The finished picture that a prediction implies."""
+        signal, sigma = self.scales(position)
+        if self._prediction == "sample":
+            return prediction
+        if self._prediction == "flow":
+            return sample - sigma * prediction
+        if self._prediction == "epsilon":
+            # Schedules that end in pure noise have no signal to divide by: the last position alone.
+            return (sample - sigma * prediction) / max(signal, 1e-6)
+        if self._kind in _VARIANCE_EXPLODING:
+            total = sigma * sigma + 1.0
+            return sample / total - prediction * (sigma / math.sqrt(total))
+        return signal * sample - sigma * prediction
+
+    def from_x0(self, x0: torch.Tensor, sample: torch.Tensor, position: int) -> torch.Tensor:
+        """The prediction that implies this finished picture: the inverse of `to_x0`."""
+        signal, sigma = self.scales(position)
+        if self._prediction == "sample":
+            return x0
+        if self._prediction == "flow":
+            return (sample - x0) / sigma
+        if self._prediction == "epsilon":
+            return (sample - signal * x0) / sigma
+        if self._kind in _VARIANCE_EXPLODING:
+            total = sigma * sigma + 1.0
+            return (sample / total - x0) * (math.sqrt(total) / sigma)
+        return (signal * sample - x0) / sigma
+
+    def _set_begin(self, position: int) -> None:
+        if hasattr(self._scheduler, "set_begin_index"):
+            self._scheduler.set_begin_index(position)
+
+
+class NoiseSchedules:
+    """Makes schedules for one model, from its own scheduler config.
+
+    Args:
+        config: of the model's `scheduler/scheduler_config.json`, with `_class_name`.
+        named: the table of names for its kind of model.
+    """
+
+    def __init__(self, config: Mapping[str, Any], named: Mapping[str, Named]) -> None:
+        self._config = dict(config)
+        self._named = named
+        self._prototypes: dict[str, Any] = {}
+        self.default = self._default_name()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Offered names, the model's own first."""
+        return (self.default, *(n for n in self._named if n != self.default))
+
+    def create(
+        self,
+        name: str | None,
+        num_steps: int,
+        *,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
+    ) -> NoiseSchedule:
+        """A fresh schedule with its timesteps set.
+
+        Args:
+            name: one of `names`; None is the model's own.
+            sigmas: of flow schedules that take them, before shifting.
+            mu: resolution-dependent shift of flow schedules.
+
+        Raises:
+            InvalidParameter: no such name.
+        """
+        # A copy costs a fifth of building one: betas and alphas are already there.
+        scheduler = copy.deepcopy(self._prototype(name or self.default))
+        options: dict[str, Any] = {}
+        accepted = inspect.signature(scheduler.set_timesteps).parameters
+        if sigmas is not None and "sigmas" in accepted:
+            options["sigmas"] = list(sigmas)
+        if mu is not None and "mu" in accepted:
+            options["mu"] = mu
+        if "sigmas" not in options:
+            options["num_inference_steps"] = num_steps
+        scheduler.set_timesteps(**options)
+        return NoiseSchedule(scheduler)
+
+    def _prototype(self, name: str) -> Any:
+        if name not in self._prototypes:
+            self._prototypes[name] = self._build(name)
+        return self._prototypes[name]
+
+    def _build(self, name: str) -> Any:
+        entry = self._named.get(name)
+        if entry is None and name == self.default:
+            return getattr(diffusers, self._config["_class_name"]).from_config(self._config)
+        if entry is None:
+            raise InvalidParameter(
+                f"scheduler {name!r} is not offered by this model; use one of "
+                f"{', '.join(self.names)}",
+                param="scheduler",
+            )
+        config = {k: v for k, v in self._config.items() if not k.startswith("use_")}
+        if name == self.default:
+            config = self._config
+        return getattr(diffusers, entry.class_name).from_config(config, **entry.overrides)
+
+    def _default_name(self) -> str:
+        """The name whose class, and whose overrides as far as set, are the model's own."""
+        same_class = [
+            name
+            for name, entry in self._named.items()
+            if entry.class_name == self._config["_class_name"]
+        ]
+        fits = [
+            name
+            for name in same_class
+            if all(self._config.get(k) == v for k, v in self._named[name].overrides.items())
+        ]
+        if not fits:
+            return same_class[0] if same_class else "default"
+        return max(fits, key=lambda name: len(self._named[name].overrides))
+
+
+def _options(scheduler: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(scheduler.step).parameters)

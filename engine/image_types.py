@@ -1,0 +1,213 @@
+"""The vocabulary of image requests: what is asked for and what comes back.
+
+Plain frozen dataclasses like those of `engine.types`, free of torch and of wire libraries.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from engine.types import FinishReason
+
+
+class ImageTask(StrEnum):
+    """What a request does with its input image, if it has one."""
+
+    TEXT_TO_IMAGE = "text_to_image"
+    IMAGE_TO_IMAGE = "image_to_image"
+    """Noise the image part of the way (`strength`) and denoise it towards the prompt."""
+    INPAINT = "inpaint"
+    """Redraw under the mask; also outpainting, where the mask is the new part of the canvas."""
+    EDIT = "edit"
+    """Follow an instruction: InstructPix2Pix, Kontext."""
+
+
+class PromptSyntax(StrEnum):
+    """How weights are written in a prompt; see `engine.diffusion.prompt`."""
+
+    PLAIN = "plain"
+    A1111 = "a1111"
+    COMFY = "comfy"
+    COMPEL = "compel"
+
+
+class GuidanceKind(StrEnum):
+    """How a model is guided, which decides whether a negative prompt can act."""
+
+    CLASSIFIER_FREE = "classifier_free"
+    DISTILLED = "distilled"
+    """The scale is an input of the denoiser (FLUX dev): one row, no negative prompt."""
+    NONE = "none"
+    """Few-step models without any guidance (FLUX schnell)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pixels:
+    """An 8-bit image: rows from the top, channels interleaved, no padding.
+
+    `channels` is 1 (mask or luminance), 3 (RGB) or 4 (RGB and straight alpha), all sRGB.
+    """
+
+    width: int
+    height: int
+    channels: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outpaint:
+    """Pixels by which the canvas grows on each side."""
+
+    left: int = 0
+    right: int = 0
+    top: int = 0
+    bottom: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageParams:
+    """How an image is made. Values are checked and defaults filled in by the server."""
+
+    task: ImageTask
+    width: int
+    """Of the result, in pixels; a multiple of the model's `size_multiple` for TEXT_TO_IMAGE. With
+    an input image any size: the engine pads to the multiple and cuts back."""
+    height: int
+    num_inference_steps: int
+    seed: int
+    """Image i of the request uses seed + i."""
+    n: int = 1
+    negative_prompt: str = ""
+    guidance_scale: float = 7.5
+    """1 is off: the unconditional row is not computed."""
+    image_guidance_scale: float = 1.5
+    """Of InstructPix2Pix-like editing."""
+    guidance_rescale: float = 0.0
+    """phi of Lin et al. 2023 (arXiv 2305.08891), section 3.4."""
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
+    """Guidance acts on the steps within this share of the schedule, as diffusers' guiders count."""
+    scheduler: str | None = None
+    """One of the model's `schedulers`; None is its own."""
+    strength: float = 0.8
+    """Of IMAGE_TO_IMAGE and INPAINT: share of the schedule that is run; 1 starts from noise."""
+    clip_skip: int = 0
+    """Layers of the CLIP text encoder to leave out at its end."""
+    prompt_syntax: PromptSyntax = PromptSyntax.PLAIN
+    feather: int = 4
+    """Pixels over which the mask's edge is blended, outwards never beyond the mask."""
+    soft_mask: bool = False
+    """Differential diffusion: a mask's grey levels say how much may change (arXiv 2306.00950)."""
+    crop_to_mask: bool = False
+    """Work on the mask's surroundings only, at the model's full size, and paste the result."""
+    crop_padding: int = 32
+    outpaint: Outpaint | None = None
+    num_previews: int = 0
+    """Previews per image, at equally spaced steps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRequest:
+    """One prompt to draw, `params.n` times."""
+
+    request_id: str
+    model: str
+    prompt: str
+    params: ImageParams
+    images: list[Pixels] = field(default_factory=list)
+    """Input images, RGB or RGBA; the first is the one that a mask applies to."""
+    mask: Pixels | None = None
+    """One channel, 255 where to edit, of the first image's size."""
+    priority: int = 0
+    """Lower runs first."""
+    arrival_time_s: float = 0.0
+    """`time.time()` when the server accepted it."""
+
+    @property
+    def num_completions(self) -> int:
+        """Images that will end with an event each."""
+        return self.params.n
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageEvent:
+    """What a step brought one image. The last event of an image has a finish reason."""
+
+    request_id: str
+    index: int = 0
+    """Which of the `n` images."""
+    step: int = 0
+    """Denoising steps done."""
+    num_steps: int = 0
+    preview: Pixels | None = None
+    preview_index: int = 0
+    image: Pixels | None = None
+    """The result, with finish reason `stop`."""
+    seed: int | None = None
+    num_prompt_tokens: int = 0
+    warnings: tuple[str, ...] = ()
+    """What was asked for and cannot act, with the result."""
+    queue_time_s: float | None = None
+    """From arrival to its first step; in the first event only."""
+    encode_time_s: float = 0.0
+    denoise_time_s: float = 0.0
+    decode_time_s: float = 0.0
+    """Spent on this image so far; a step's time counts for every image in it."""
+    finish_reason: FinishReason | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageStats:
+    """An image engine's account. Counters are totals since the worker started."""
+
+    num_running: int = 0
+    """Images that are being denoised or decoded."""
+    num_waiting: int = 0
+    num_steps: int = 0
+    """Denoiser calls."""
+    step_rows: int = 0
+    """Rows (image × guidance branch) of the newest step."""
+    step_time_s: float = 0.0
+    num_rows: int = 0
+    num_image_steps: int = 0
+    """Steps summed over images."""
+    megapixel_steps: float = 0.0
+    num_images: int = 0
+    """Images finished."""
+    num_cancelled_steps: int = 0
+    """Steps that cancelled images did not take any more."""
+    encode_time_s: float = 0.0
+    denoise_time_s: float = 0.0
+    decode_time_s: float = 0.0
+    throttle_time_s: float = 0.0
+    """Slept to leave the device to text (`image_share`)."""
+    prompt_cache_queries: int = 0
+    prompt_cache_hits: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageModelInfo:
+    """What the server must know of a loaded image model. Sent once it can serve."""
+
+    model: str
+    path: str
+    """Local folder or file. Never shown to clients."""
+    architecture: str
+    """Name of its family: `stable-diffusion`, `stable-diffusion-xl`, `flux` ..."""
+    dtype: str
+    created: int
+    tasks: tuple[ImageTask, ...]
+    guidance: GuidanceKind
+    schedulers: tuple[str, ...]
+    default_scheduler: str
+    default_width: int
+    default_height: int
+    default_steps: int
+    default_guidance_scale: float
+    size_multiple: int
+    """Width and height of a text-to-image result are multiples of it."""
+    min_side: int
+    max_pixels: int
+    """Width × height at most."""
+    config_hash: str = ""
