@@ -167,7 +167,7 @@ class ImageStats:
     num_steps: int = 0
     """Denoiser calls."""
     step_rows: int = 0
-    """Rows (image × guidance branch) of the newest step."""
+    """Rows (images times guidance branches) of the newest step."""
     step_time_s: float = 0.0
     num_rows: int = 0
     num_image_steps: int = 0
@@ -209,5 +209,5 @@ class ImageModelInfo:
     """Width and height of a text-to-image result are multiples of it."""
     min_side: int
     max_pixels: int
-    """Width × height at most."""
+    """Width times height at most."""
     config_hash: str = ""

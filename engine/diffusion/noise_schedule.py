@@ -1,7 +1,7 @@
-"""Noise schedules: the field's named samplers over diffusers' scheduler classes, one object an image.
+"""Noise schedules: the field's named samplers over diffusers' schedulers, one object per image.
 
-The word *scheduler* means two things: what a client picks by name here (`euler`, `ddim` ...), and who
-runs next (`engine.diffusion.scheduler`). In code the first is a noise schedule.
+The word *scheduler* means two things: what a client picks by name here (`euler`, `ddim` ...), and
+who runs next (`engine.diffusion.scheduler`). In code the first is a noise schedule.
 """
 
 import copy

@@ -1,1 +1,1 @@
-"""One file per model family, each an implementation of `engine.diffusion.families.family.Family`."""
+"""One file per model family, each an implementation of `family.Family`."""

@@ -1,12 +1,12 @@
 """What a model family must offer so that the engine can draw with it.
 
-A family owns weights and nothing of a request: prompt states, latents, noise and the place in the
-noise schedule belong to `engine.diffusion.sample.Sample`. All latents outside a family are unpacked,
-`[N, C, H, W]`, fp32, scaled to the space the denoiser works in.
+A family owns weights and nothing of a request: prompt states, latents, noise and the place in
+the noise schedule belong to `engine.diffusion.sample.Sample`. All latents outside a family are
+unpacked, `[N, C, H, W]`, fp32, scaled to the space the denoiser works in.
 """
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -71,7 +71,8 @@ class Row:
         timestep: scalar tensor, as the noise schedule gives it.
         prompt: of this branch.
         image_latents: `[1, K, h, w]` beside the latents: InstructPix2Pix's image (zeros in the
-            unconditional branch), mask and masked image of an inpainting model, Kontext's reference.
+            unconditional branch), mask and masked image of an inpainting model, the reference of
+            Kontext.
         guidance_scale: for models that take it as an input.
         width, height: of the picture in pixels, for families with size conditioning.
     """
@@ -128,8 +129,10 @@ class Family(Protocol):
         ...
 
     def denoise(self, key: Hashable, rows: Sequence[Row]) -> torch.Tensor:
-        """One call over rows of one `denoiser_key` and latent shape: raw predictions `[R, C, h, w]`,
-        fp32. Prompts may differ in length."""
+        """One call over rows of one `denoiser_key` and latent shape.
+
+        Returns raw predictions `[R, C, h, w]`, fp32. Prompts may differ in length.
+        """
         ...
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
