@@ -1,0 +1,76 @@
+"""Working on the surroundings of a mask alone, at the size the model draws best."""
+
+import math
+from dataclasses import dataclass
+
+from engine.diffusion.families.family import FamilyFacts
+from engine.diffusion.tasks.mask import Bits, bounding_box
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A rectangle of an image, right and bottom exclusive."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @property
+    def width(self) -> int:
+        return self.right - self.left
+
+    @property
+    def height(self) -> int:
+        return self.bottom - self.top
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Index of an array `[H, W, ...]`."""
+        return slice(self.top, self.bottom), slice(self.left, self.right)
+
+
+def region_of_mask(mask: Bits, padding: int, ratio: float) -> Region:
+    """The mask's bounding box with `padding` px around it, widened to `ratio` (width by height).
+
+    It stays within the image: where the image is too small for the ratio, as near as possible.
+    """
+    height, width = mask.shape
+    left, top, right, bottom = bounding_box(mask)
+    left, right = max(0, left - padding), min(width, right + padding)
+    top, bottom = max(0, top - padding), min(height, bottom + padding)
+    wanted_width = max(right - left, round((bottom - top) * ratio))
+    wanted_height = max(bottom - top, round((right - left) / ratio))
+    left, right = _widened(left, right, wanted_width, width)
+    top, bottom = _widened(top, bottom, wanted_height, height)
+    return Region(left, top, right, bottom)
+
+
+def working_size(region: Region, facts: FamilyFacts) -> tuple[int, int]:
+    """(width, height) at which a region is drawn: the model's own size where the ratio fits.
+
+    Otherwise as many pixels in the region's ratio, in multiples of the model's.
+    """
+    default = (facts.default_width, facts.default_height)
+    area = default[0] * default[1]
+    scale = math.sqrt(area / (region.width * region.height))
+    exact = (region.width * scale, region.height * scale)
+    multiple = facts.size_multiple
+    if all(abs(a - b) < multiple for a, b in zip(exact, default, strict=True)):
+        return default
+    smallest = math.ceil(facts.min_side / multiple) * multiple
+    width, height = (max(smallest, round(side / multiple) * multiple) for side in exact)
+    # Rounded up, or held at the smallest side, a long strip would exceed the area.
+    if width >= height:
+        width = max(smallest, min(width, area // height // multiple * multiple))
+    else:
+        height = max(smallest, min(height, area // width // multiple * multiple))
+    return width, height
+
+
+def _widened(start: int, end: int, wanted: int, limit: int) -> tuple[int, int]:
+    """A span of `wanted` length around this one, shifted to lie within [0, limit)."""
+    wanted = min(wanted, limit)
+    start = start - (wanted - (end - start)) // 2
+    start = min(max(0, start), limit - wanted)
+    return start, start + wanted

@@ -1,0 +1,118 @@
+"""Masks: levels of 0 to 255 that say what is redrawn, and the weights of pasting it back."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from engine.diffusion.tasks.pixels import Bytes, to_array
+from engine.errors import InvalidParameter
+from engine.image_types import Pixels
+
+MAX_FEATHER = 256
+_HALF = 128
+
+Bits = npt.NDArray[np.bool_]
+
+
+def mask_levels(mask: Pixels, image: Pixels, *, soft: bool) -> Bytes:
+    """`[H, W]`; 0 keeps, 255 redraws, and in between for soft masks only.
+
+    Raises:
+        InvalidParameter: another size than the image's, more than one channel, or nothing to
+            redraw.
+    """
+    if (mask.width, mask.height) != (image.width, image.height):
+        raise InvalidParameter(
+            f"mask is {mask.width}x{mask.height} px and the image {image.width}x{image.height}; "
+            "they must be of one size",
+            param="mask",
+        )
+    if mask.channels != 1:
+        raise InvalidParameter(f"mask has {mask.channels} channels instead of 1", param="mask")
+    levels = to_array(mask, param="mask")[..., 0]
+    if not soft:
+        levels = np.where(levels >= _HALF, 255, 0).astype(np.uint8)
+    if not levels.any():
+        hint = "" if soft else "; levels below one half count only with soft_mask"
+        raise InvalidParameter(f"mask is empty: it marks no pixel to redraw{hint}", param="mask")
+    return levels
+
+
+def latent_mask(mask: torch.Tensor, vae_factor: int) -> torch.Tensor:
+    """`[1, 1, H, W]` to `[1, 1, H/f, W/f]`: a cell is redrawn as much as any of its pixels."""
+    return F.max_pool2d(mask, vae_factor)
+
+
+def paste_weights(redrawn: Bits, feather: int) -> Bytes:
+    """Weights `[H, W]` of the new picture: 0 outside `redrawn`, 255 from `feather` px inside it.
+
+    Between the two a half cosine of the Euclidean distance to the nearest kept pixel. Where the
+    mask is thinner than twice the feather, the cosine is compressed so that the middle still gets
+    full weight; otherwise thin strokes would hardly change anything. The image's border is no edge.
+    """
+    weights = np.where(redrawn, 255, 0).astype(np.uint8)
+    if feather == 0 or redrawn.all() or not redrawn.any():
+        return weights
+    width = feather + 1
+    window = _grown_box(redrawn, width)
+    distance = _distance_inside(redrawn[window], width)
+    thickness = _largest_nearby(distance, width)
+    share = distance / np.maximum(thickness, 1.0)
+    ramp = np.rint(255 * (0.5 - 0.5 * np.cos(np.pi * share))).astype(np.uint8)
+    weights[window] = np.where(redrawn[window], ramp, 0)
+    return weights
+
+
+def dilate(mask: Bits, radius: int) -> Bits:
+    """The mask and everything within `radius` px (Euclidean) of it."""
+    if radius == 0 or not mask.any():
+        return mask
+    return _distance_inside(~mask, radius + 1) <= radius
+
+
+def bounding_box(mask: Bits) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of what is set, right and bottom exclusive."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    columns = np.flatnonzero(mask.any(axis=0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _grown_box(mask: Bits, margin: int) -> tuple[slice, slice]:
+    left, top, right, bottom = bounding_box(mask)
+    return (
+        slice(max(0, top - margin), bottom + margin),
+        slice(max(0, left - margin), right + margin),
+    )
+
+
+def _distance_inside(mask: Bits, limit: int) -> npt.NDArray[np.float32]:
+    """Distance of every set pixel to the nearest unset one, at most `limit`; 0 where unset.
+
+    Exact, in two passes (Felzenszwalb and Huttenlocher 2012, with the window bounded by `limit`).
+    """
+    vertical = _distance_in_columns(mask, limit)
+    squared = vertical**2
+    nearest = squared.copy()
+    for shift in range(1, min(limit, mask.shape[1])):
+        np.minimum(nearest[:, shift:], squared[:, :-shift] + shift**2, out=nearest[:, shift:])
+        np.minimum(nearest[:, :-shift], squared[:, shift:] + shift**2, out=nearest[:, :-shift])
+    return np.minimum(np.sqrt(nearest.astype(np.float32)), np.float32(limit))
+
+
+def _distance_in_columns(mask: Bits, limit: int) -> npt.NDArray[np.int32]:
+    height = mask.shape[0]
+    rows = np.arange(height, dtype=np.int32)[:, None]
+    above = np.maximum.accumulate(np.where(mask, -limit, rows), axis=0)
+    flipped = np.where(mask, height + limit, rows)[::-1]
+    below = np.minimum.accumulate(flipped, axis=0)[::-1]
+    return np.minimum(np.minimum(rows - above, below - rows), limit).astype(np.int32)
+
+
+def _largest_nearby(distance: npt.NDArray[np.float32], radius: int) -> npt.NDArray[np.float32]:
+    planes = torch.from_numpy(distance)[None, None]
+    size = 2 * radius + 1
+    planes = F.max_pool2d(planes, (size, 1), stride=1, padding=(radius, 0))
+    planes = F.max_pool2d(planes, (1, size), stride=1, padding=(0, radius))
+    nearby: npt.NDArray[np.float32] = planes[0, 0].numpy()
+    return nearby

@@ -1,0 +1,74 @@
+"""`Pixels` as numpy arrays and as tensors."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from engine.errors import InvalidParameter
+from engine.image_types import Pixels
+
+Bytes = npt.NDArray[np.uint8]
+"""`[H, W, C]`, or `[H, W]` for masks and weights."""
+
+_WHITE = 255
+
+
+def to_array(pixels: Pixels, *, param: str = "image") -> Bytes:
+    """A read-only view `[H, W, C]` of the bytes.
+
+    Raises:
+        InvalidParameter: there are no pixels, or not as many bytes as the size says.
+    """
+    shape = (pixels.height, pixels.width, pixels.channels)
+    if min(shape) < 1:
+        raise InvalidParameter(f"{param} has no pixels ({_size(pixels)})", param=param)
+    expected = pixels.height * pixels.width * pixels.channels
+    if len(pixels.data) != expected:
+        raise InvalidParameter(
+            f"{param} of {_size(pixels)} px and {pixels.channels} channels has "
+            f"{len(pixels.data)} bytes instead of {expected}",
+            param=param,
+        )
+    return np.frombuffer(pixels.data, dtype=np.uint8).reshape(shape)
+
+
+def from_array(array: Bytes) -> Pixels:
+    """The inverse of `to_array`."""
+    height, width, channels = array.shape
+    return Pixels(width=width, height=height, channels=channels, data=array.tobytes())
+
+
+def to_tensor(pixels: Pixels) -> torch.Tensor:
+    """`[1, 3, H, W]` fp32 in [-1, 1]; RGBA is seen on white, grey as RGB."""
+    return array_to_tensor(flatten(to_array(pixels)))
+
+
+def array_to_tensor(rgb: Bytes) -> torch.Tensor:
+    """RGB bytes `[H, W, 3]` to `[1, 3, H, W]` fp32 in [-1, 1], as diffusers normalises."""
+    planes = torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))
+    return (planes.float() / 255.0 * 2.0 - 1.0)[None]
+
+
+def from_tensor(image: torch.Tensor) -> Pixels:
+    """`[3, H, W]` in [-1, 1] to RGB; rounds to the nearest level and clips."""
+    levels = ((image.detach().float() / 2 + 0.5).clamp(0, 1) * 255).round()
+    interleaved = levels.to(torch.uint8).permute(1, 2, 0).contiguous()
+    return from_array(interleaved.cpu().numpy())
+
+
+def flatten(array: Bytes, background: int = _WHITE) -> Bytes:
+    """`[H, W, C]` of any channels as RGB, RGBA over a grey level; opaque pixels keep their bytes.
+
+    What lies under full transparency is undefined in most files, so the model must not see it.
+    """
+    if array.shape[2] == 1:
+        return np.repeat(array, 3, axis=2)
+    if array.shape[2] == 3:
+        return array
+    alpha = array[..., 3:].astype(np.uint32)
+    mixed = array[..., :3] * alpha + background * (255 - alpha)
+    return ((mixed + 127) // 255).astype(np.uint8)
+
+
+def _size(pixels: Pixels) -> str:
+    return f"{pixels.width}x{pixels.height}"

@@ -1,0 +1,281 @@
+"""From a request's image and mask to what is denoised, and back to the answer.
+
+The order: outpainting's canvas → the size asked for → the crop around the mask, if any → the
+model's grid. `Preparation.finish` goes the same way back.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from engine.diffusion.families.family import FamilyFacts
+from engine.diffusion.tasks import canvas
+from engine.diffusion.tasks.composite import composite
+from engine.diffusion.tasks.crop import Region, region_of_mask, working_size
+from engine.diffusion.tasks.mask import MAX_FEATHER, Bits, latent_mask, mask_levels, paste_weights
+from engine.diffusion.tasks.pixels import (
+    Bytes,
+    array_to_tensor,
+    flatten,
+    from_array,
+    to_array,
+)
+from engine.diffusion.tasks.resize import resize_image, resize_mask
+from engine.errors import InvalidParameter
+from engine.image_types import ImageParams, ImageRequest, ImageTask, Outpaint, Pixels
+
+MAX_CANVAS_PIXELS = 1 << 26
+"""Of an image that is drawn in part only (`crop_to_mask`), or before it is resized."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Preparation:
+    """What the engine denoises for a request, and what becomes of the picture.
+
+    Attributes:
+        image: `[1, 3, H, W]` fp32 in [-1, 1], RGBA seen on white; None without an input image.
+        mask: `[1, 1, H, W]` in [0, 1], 1 where to redraw; in {0, 1} unless the mask is soft.
+        latent_mask: the mask over latent cells, `[1, 1, h, w]`.
+        width, height: at which the image is drawn, multiples of the model's `size_multiple`.
+        finish: takes the drawn picture (RGB, of this size) and returns the answer. With a mask,
+            every pixel that it does not mark has the bytes of the input. Pure, so any thread may
+            call it.
+    """
+
+    image: torch.Tensor | None
+    mask: torch.Tensor | None
+    latent_mask: torch.Tensor | None
+    width: int
+    height: int
+    finish: Callable[[Pixels], Pixels]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Picture:
+    """The input at the size of the answer.
+
+    Attributes:
+        base: `[H, W, C]`, what the answer keeps outside the mask.
+        seen: `[H, W, 3]`, what the model sees.
+        levels: `[H, W]` of the mask, None without one.
+        new: set in the part that outpainting added.
+    """
+
+    base: Bytes
+    seen: Bytes
+    levels: Bytes | None
+    new: Bits | None
+
+    @property
+    def height(self) -> int:
+        return int(self.base.shape[0])
+
+    @property
+    def width(self) -> int:
+        return int(self.base.shape[1])
+
+    @property
+    def whole(self) -> Region:
+        return Region(0, 0, self.width, self.height)
+
+
+def prepare(request: ImageRequest, facts: FamilyFacts) -> Preparation:
+    """Images, masks and sizes of a request, ready to denoise.
+
+    RGBA input is seen on white. With a mask the answer keeps the input's alpha outside it, and
+    what is redrawn is opaque; without one the answer is RGB.
+
+    Raises:
+        InvalidParameter: image, mask or sizes do not fit the task, the model or each other.
+    """
+    params = request.params
+    if params.task is ImageTask.TEXT_TO_IMAGE:
+        return _from_text(params, facts)
+    _check(request)
+    picture = _picture(request)
+    region, (width, height) = _working_area(picture, params, facts)
+    _check_area(width, height, facts)
+    seen = picture.seen[region.window]
+    is_cropped = region != picture.whole or params.crop_to_mask
+    fit_image = resize_image if is_cropped else canvas.pad_to
+    image = array_to_tensor(fit_image(seen, width, height))
+    if picture.levels is None:
+        finish = _cut(picture.width, picture.height)
+        return _preparation(image, None, facts, finish)
+    fit_mask = resize_mask if is_cropped else canvas.pad_to
+    mask = _mask_tensor(fit_mask(picture.levels[region.window], width, height))
+    weights = paste_weights(picture.levels > 0, params.feather)
+    if picture.new is not None:
+        weights[picture.new] = 255
+    return _preparation(image, mask, facts, _paste(picture.base, weights, region, is_cropped))
+
+
+def _from_text(params: ImageParams, facts: FamilyFacts) -> Preparation:
+    multiple = facts.size_multiple
+    if params.width % multiple or params.height % multiple or min(params.width, params.height) < 1:
+        raise InvalidParameter(
+            f"size {params.width}x{params.height} is not a multiple of {multiple}", param="size"
+        )
+    _check_area(params.width, params.height, facts)
+    return Preparation(
+        image=None,
+        mask=None,
+        latent_mask=None,
+        width=params.width,
+        height=params.height,
+        finish=lambda drawn: drawn,
+    )
+
+
+def _preparation(
+    image: torch.Tensor,
+    mask: torch.Tensor | None,
+    facts: FamilyFacts,
+    finish: Callable[[Pixels], Pixels],
+) -> Preparation:
+    return Preparation(
+        image=image,
+        mask=mask,
+        latent_mask=None if mask is None else latent_mask(mask, facts.vae_factor),
+        width=image.shape[3],
+        height=image.shape[2],
+        finish=finish,
+    )
+
+
+def _picture(request: ImageRequest) -> _Picture:
+    params, image = request.params, request.images[0]
+    base = to_array(image)
+    levels = None
+    if request.mask is not None:
+        levels = mask_levels(request.mask, image, soft=params.soft_mask)
+    if params.outpaint is None:
+        return _resized(base, flatten(base), levels, None, params)
+    new = canvas.new_area(image.width, image.height, params.outpaint)
+    base = canvas.extend_image(base, params.outpaint)
+    seen = canvas.fill_new(base, new)
+    if levels is not None:
+        levels = canvas.extend_mask(levels, params.outpaint)
+    return _resized(base, seen, levels, new, params)
+
+
+def _resized(
+    base: Bytes, seen: Bytes, levels: Bytes | None, new: Bits | None, params: ImageParams
+) -> _Picture:
+    """Everything at the size of the answer; the feather of a canvas is in pixels of it."""
+    size = (params.width, params.height)
+    base, seen = resize_image(base, *size), resize_image(seen, *size)
+    levels = None if levels is None else resize_mask(levels, *size)
+    if new is None:
+        return _Picture(base=base, seen=seen, levels=levels, new=None)
+    new = resize_mask(new.astype(np.uint8), *size).astype(np.bool_)
+    band = np.where(canvas.overlap_band(new, params.feather), 255, 0).astype(np.uint8)
+    levels = band if levels is None else np.maximum(levels, band)
+    return _Picture(base=base, seen=seen, levels=levels, new=new)
+
+
+def _working_area(
+    picture: _Picture, params: ImageParams, facts: FamilyFacts
+) -> tuple[Region, tuple[int, int]]:
+    """The part that is drawn, and the size at which it is."""
+    if params.crop_to_mask:
+        assert picture.levels is not None
+        ratio = facts.default_width / facts.default_height
+        region = region_of_mask(picture.levels > 0, params.crop_padding, ratio)
+        return region, working_size(region, facts)
+    multiple = facts.size_multiple
+    width, height = (
+        math.ceil(max(side, facts.min_side) / multiple) * multiple
+        for side in (picture.width, picture.height)
+    )
+    return picture.whole, (width, height)
+
+
+def _mask_tensor(levels: Bytes) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(levels))[None, None].float() / 255
+
+
+def _cut(width: int, height: int) -> Callable[[Pixels], Pixels]:
+    return lambda drawn: from_array(to_array(drawn)[:height, :width])
+
+
+def _paste(
+    base: Bytes, weights: Bytes, region: Region, is_cropped: bool
+) -> Callable[[Pixels], Pixels]:
+    window = region.window
+
+    def finish(drawn: Pixels) -> Pixels:
+        part = to_array(drawn)
+        if is_cropped:
+            part = resize_image(part, region.width, region.height)
+        part = part[: region.height, : region.width]
+        answer = base.copy()
+        answer[window] = composite(base[window], part, weights[window])
+        return from_array(answer)
+
+    return finish
+
+
+def _check(request: ImageRequest) -> None:
+    params = request.params
+    if len(request.images) != 1:
+        raise InvalidParameter(
+            f"{len(request.images)} input images given; {params.task} takes one", param="image"
+        )
+    image = request.images[0]
+    if image.channels not in (3, 4):
+        raise InvalidParameter(
+            f"image has {image.channels} channels; it must be RGB or RGBA", param="image"
+        )
+    if not 0 <= params.feather <= MAX_FEATHER:
+        raise InvalidParameter(
+            f"feather is {params.feather} px; it must be 0 to {MAX_FEATHER}", param="feather"
+        )
+    if params.crop_padding < 0:
+        raise InvalidParameter("crop_padding must not be negative", param="crop_padding")
+    has_area = request.mask is not None or params.outpaint is not None
+    if params.task is ImageTask.INPAINT and not has_area:
+        raise InvalidParameter("inpainting needs a mask or outpaint", param="mask")
+    if params.crop_to_mask and not has_area:
+        raise InvalidParameter("crop_to_mask needs a mask or outpaint", param="crop_to_mask")
+    if params.outpaint is not None:
+        _check_outpaint(params.outpaint, params.task)
+    _check_canvas(image, params)
+
+
+def _check_outpaint(outpaint: Outpaint, task: ImageTask) -> None:
+    sides = (outpaint.left, outpaint.right, outpaint.top, outpaint.bottom)
+    if task is not ImageTask.INPAINT:
+        raise InvalidParameter(f"outpaint cannot be combined with {task}", param="outpaint")
+    if min(sides) < 0 or max(sides) == 0:
+        raise InvalidParameter(
+            f"outpaint grows the image by {sides} px (left, right, top, bottom); "
+            "each must be 0 or more and at least one above 0",
+            param="outpaint",
+        )
+
+
+def _check_canvas(image: Pixels, params: ImageParams) -> None:
+    """Before anything of that size is allocated."""
+    grow = params.outpaint or Outpaint()
+    canvas_pixels = (image.width + grow.left + grow.right) * (image.height + grow.top + grow.bottom)
+    if min(params.width, params.height) < 1:
+        raise InvalidParameter(f"size {params.width}x{params.height} is empty", param="size")
+    for pixels, what in ((canvas_pixels, "canvas"), (params.width * params.height, "result")):
+        if pixels > MAX_CANVAS_PIXELS:
+            raise InvalidParameter(
+                f"the {what} has {pixels} pixels; at most {MAX_CANVAS_PIXELS} are allowed",
+                param="outpaint" if what == "canvas" else "size",
+            )
+
+
+def _check_area(width: int, height: int, facts: FamilyFacts) -> None:
+    if width * height > facts.max_pixels:
+        raise InvalidParameter(
+            f"{width}x{height} px is {width * height} pixels; this model draws at most "
+            f"{facts.max_pixels}: ask for a smaller size, or redraw a part with crop_to_mask",
+            param="size",
+        )
