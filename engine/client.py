@@ -9,13 +9,16 @@ import contextlib
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol, overload
 
 from engine.errors import Draining, EngineDead, EngineError, UnknownModel
+from engine.image_share import ImageShare
+from engine.image_types import ImageEvent, ImageModelInfo, ImageRequest, ImageStats
 from engine.model_spec import DEFAULT_MODEL, ModelSpec
-from engine.request_stream import RequestStream, StreamTable, rejection
+from engine.rejection import rejection
+from engine.request_stream import RequestStream, StreamTable
 from engine.runtime.memory import MemoryArbiter
-from engine.stepping import SteppingEngine
+from engine.stepping import AnyEngine
 from engine.supervisor import Supervisor, WorkerOptions
 from engine.types import (
     EngineStats,
@@ -37,6 +40,7 @@ __all__ = [
 ]
 
 StatsListener = Callable[[str, EngineStats], None]
+ImageStatsListener = Callable[[str, ImageStats], None]
 
 
 class TokenStream(Protocol):
@@ -49,13 +53,29 @@ class TokenStream(Protocol):
         ...
 
 
+class ImageStream(Protocol):
+    """Async iterator over a request's events; ends after the last event of each image."""
+
+    def __aiter__(self) -> AsyncIterator[ImageEvent]: ...
+
+    async def aclose(self) -> None:
+        """Abort in the engine if not finished. Idempotent."""
+        ...
+
+
 class EngineClient(Protocol):
     """What the server needs of an engine."""
 
     on_stats: list[StatsListener]
-    """Called with (model, stats) for every step that is reported."""
+    """Called with (model, stats) for every step that a text model reports."""
+    on_image_stats: list[ImageStatsListener]
+    """The same for image models."""
 
-    def submit(self, request: GenerateRequest) -> TokenStream:
+    @overload
+    def submit(self, request: GenerateRequest) -> TokenStream: ...
+    @overload
+    def submit(self, request: ImageRequest) -> ImageStream: ...
+    def submit(self, request: Any) -> Any:
         """Queue a request.
 
         The iterator raises `EngineDead` when the worker dies under it; other late failures come as
@@ -63,13 +83,18 @@ class EngineClient(Protocol):
 
         Raises:
             UnknownModel: no model of that id is configured.
+            InvalidParameter: the model makes the other kind of thing.
             ModelNotReady: it is loading, restarting or failed.
             Draining: the client is being stopped.
         """
         ...
 
     def models(self) -> list[ModelInfo]:
-        """The models that are ready."""
+        """The text models that are ready."""
+        ...
+
+    def image_models(self) -> list[ImageModelInfo]:
+        """The image models that are ready."""
         ...
 
     def statuses(self) -> list[ModelStatus]:
@@ -77,7 +102,11 @@ class EngineClient(Protocol):
         ...
 
     def stats(self, model: str) -> EngineStats | None:
-        """The newest report of that model's engine."""
+        """The newest report of that text model's engine."""
+        ...
+
+    def image_stats(self, model: str) -> ImageStats | None:
+        """The newest report of that image model's engine."""
         ...
 
     async def start(self) -> None:
@@ -94,13 +123,15 @@ class ProcessEngineClient:
 
     def __init__(self, specs: Sequence[ModelSpec], options: WorkerOptions) -> None:
         self.on_stats: list[StatsListener] = []
+        self.on_image_stats: list[ImageStatsListener] = []
         self._draining = False
         arbiter = MemoryArbiter()
         self._supervisors = {
             spec.name: Supervisor(spec, options, arbiter, self._report) for spec in specs
         }
+        self._image_share = ImageShare(options.config.image_share, self._throttle)
 
-    def submit(self, request: GenerateRequest) -> RequestStream:
+    def submit(self, request: GenerateRequest | ImageRequest) -> RequestStream[Any]:
         if self._draining:
             raise Draining("the server is shutting down; send the request to another one")
         supervisor = self._supervisors.get(request.model)
@@ -109,20 +140,27 @@ class ProcessEngineClient:
                 f"model {request.model!r} is not served; use one of {', '.join(self._supervisors)}",
                 param="model",
             )
-        return supervisor.submit(request)
+        stream = supervisor.submit(request)
+        if isinstance(request, GenerateRequest):
+            self._image_share.on_text(request.model, busy=True)
+        return stream
 
     def models(self) -> list[ModelInfo]:
-        return [
-            s.info
-            for s in self._supervisors.values()
-            if s.info is not None and s.status.phase is Phase.READY
-        ]
+        return [info for info in self._ready() if isinstance(info, ModelInfo)]
+
+    def image_models(self) -> list[ImageModelInfo]:
+        return [info for info in self._ready() if isinstance(info, ImageModelInfo)]
 
     def statuses(self) -> list[ModelStatus]:
         return [s.status for s in self._supervisors.values()]
 
     def stats(self, model: str) -> EngineStats | None:
-        return self._supervisors[model].stats if model in self._supervisors else None
+        stats = self._supervisors[model].stats if model in self._supervisors else None
+        return stats if isinstance(stats, EngineStats) else None
+
+    def image_stats(self, model: str) -> ImageStats | None:
+        stats = self._supervisors[model].stats if model in self._supervisors else None
+        return stats if isinstance(stats, ImageStats) else None
 
     async def start(self) -> None:
         for supervisor in self._supervisors.values():
@@ -136,26 +174,46 @@ class ProcessEngineClient:
                     await supervisor.wait_until_idle()
         await asyncio.gather(*(s.stop() for s in self._supervisors.values()))
 
-    def _report(self, model: str, stats: EngineStats) -> None:
+    def _ready(self) -> list[ModelInfo | ImageModelInfo]:
+        return [
+            s.info
+            for s in self._supervisors.values()
+            if s.info is not None and s.status.phase is Phase.READY
+        ]
+
+    def _report(self, model: str, stats: EngineStats | ImageStats) -> None:
+        if isinstance(stats, ImageStats):
+            for image_listener in self.on_image_stats:
+                image_listener(model, stats)
+            return
+        self._image_share.on_text(model, busy=stats.num_running + stats.num_waiting > 0)
         for listener in self.on_stats:
             listener(model, stats)
+
+    def _throttle(self, share: float | None) -> None:
+        for supervisor in self._supervisors.values():
+            if not isinstance(supervisor.info, ModelInfo):
+                supervisor.throttle(share)
 
 
 class InProcessEngineClient:
     """Steps one engine in a thread of this process."""
 
-    def __init__(self, engine: SteppingEngine, info: ModelInfo) -> None:
+    def __init__(self, engine: AnyEngine, info: ModelInfo | ImageModelInfo) -> None:
         self.on_stats: list[StatsListener] = []
+        self.on_image_stats: list[ImageStatsListener] = []
         self._engine = engine
         self._info = info
-        self._stats: EngineStats | None = None
-        self._inbox: queue.SimpleQueue[GenerateRequest | str | None] = queue.SimpleQueue()
+        self._stats: EngineStats | ImageStats | None = None
+        self._inbox: queue.SimpleQueue[GenerateRequest | ImageRequest | str | None] = (
+            queue.SimpleQueue()
+        )
         self._streams = StreamTable(self._inbox.put)
         self._phase = Phase.STARTING
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def submit(self, request: GenerateRequest) -> RequestStream:
+    def submit(self, request: GenerateRequest | ImageRequest) -> RequestStream[Any]:
         if request.model != self._info.model:
             raise UnknownModel(
                 f"model {request.model!r} is not served; use {self._info.model}", param="model"
@@ -167,13 +225,19 @@ class InProcessEngineClient:
         return stream
 
     def models(self) -> list[ModelInfo]:
-        return [self._info]
+        return [self._info] if isinstance(self._info, ModelInfo) else []
+
+    def image_models(self) -> list[ImageModelInfo]:
+        return [self._info] if isinstance(self._info, ImageModelInfo) else []
 
     def statuses(self) -> list[ModelStatus]:
         return [ModelStatus(model=self._info.model, phase=self._phase)]
 
     def stats(self, model: str) -> EngineStats | None:
-        return self._stats
+        return self._stats if isinstance(self._stats, EngineStats) else None
+
+    def image_stats(self, model: str) -> ImageStats | None:
+        return self._stats if isinstance(self._stats, ImageStats) else None
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -215,17 +279,23 @@ class InProcessEngineClient:
             else:
                 self._add(item)
 
-    def _add(self, request: GenerateRequest) -> None:
+    def _add(self, request: GenerateRequest | ImageRequest) -> None:
         assert self._loop is not None
         try:
-            self._engine.add(request)
+            self._engine.add(request)  # type: ignore[arg-type]  # the caller knows the model's kind
         except EngineError as error:
             events = rejection(request, error)
-            self._loop.call_soon_threadsafe(self._deliver, events, EngineStats())
+            self._loop.call_soon_threadsafe(self._deliver, events, self._engine.stats())
 
-    def _deliver(self, events: list[TokenEvent], stats: EngineStats) -> None:
+    def _deliver(
+        self, events: list[TokenEvent] | list[ImageEvent], stats: EngineStats | ImageStats
+    ) -> None:
         self._stats = stats
         self._streams.deliver(events)
+        if isinstance(stats, ImageStats):
+            for image_listener in self.on_image_stats:
+                image_listener(self._info.model, stats)
+            return
         for listener in self.on_stats:
             listener(self._info.model, stats)
 

@@ -13,6 +13,7 @@ from engine.errors import InsufficientMemory, InvalidParameter
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 Policy = Literal["fcfs", "priority"]
+ImageQuantization = Literal["none", "bnb-nf4", "bnb-int8"]
 
 GIB = 1 << 30
 
@@ -62,6 +63,27 @@ class EngineConfig:
     seed: int | None = knob(None, "Seeds the requests that bring no seed of their own.")
     debug_invariants: bool = knob(
         False, "Check the scheduler's invariants after every step (slow)."
+    )
+    image_dtype: DType = knob(
+        "auto", "Of image models: auto is bfloat16 on a GPU and float32 on a CPU."
+    )
+    image_share: float = knob(
+        0.5,
+        "Most of the time that image steps take while text has work; 1 is no bound.",
+        ge=0.05,
+        le=1.0,
+    )
+    image_quantization: ImageQuantization = knob(
+        "none", "Quantise an image model's denoiser at load, with bitsandbytes."
+    )
+    max_num_rows: int = knob(
+        16, "Most rows (images times guidance branches) in one denoiser call.", ge=1, le=1024
+    )
+    max_num_images: int = knob(
+        32, "Most images in work at once in one image model; more wait.", ge=1, le=4096
+    )
+    deterministic: bool = knob(
+        False, "Bit-equal images whatever runs beside them, at the price of batching."
     )
 
     def __post_init__(self) -> None:

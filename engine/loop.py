@@ -19,11 +19,12 @@ import zmq
 
 from engine import messages
 from engine.errors import EngineError, InsufficientMemory, InternalError
+from engine.image_types import ImageEvent, ImageModelInfo, ImageRequest, ImageStats
 from engine.logs import configure_logging
-from engine.request_stream import rejection
+from engine.rejection import rejection
 from engine.runtime.threads import prepare_process
-from engine.stepping import SteppingEngine
-from engine.types import EngineStats, GenerateRequest, ModelInfo, Phase, TokenEvent
+from engine.stepping import AnyEngine
+from engine.types import EngineStats, GenerateRequest, ModelInfo, ModelKind, Phase, TokenEvent
 
 log = structlog.get_logger(__name__)
 
@@ -46,8 +47,9 @@ class Link:
         data: bytes = self._socket.recv()
         return messages.decode_to_worker(data)
 
-    def has_message(self) -> bool:
-        return self._socket.poll(timeout=0, flags=zmq.POLLIN) != 0
+    def has_message(self, wait_s: float = 0.0) -> bool:
+        """Whether there is a message, waiting so long for one."""
+        return self._socket.poll(timeout=round(1000 * wait_s), flags=zmq.POLLIN) != 0
 
     def close(self) -> None:
         """Deliver what was sent, for a second at most, and close."""
@@ -55,10 +57,14 @@ class Link:
         self._context.term()
 
     def report(
-        self, phase: Phase, progress: float | None = None, detail: str | None = None
+        self,
+        phase: Phase,
+        progress: float | None = None,
+        detail: str | None = None,
+        kind: ModelKind | None = None,
     ) -> None:
-        """Tell the server what the worker is doing."""
-        self.send(messages.Progress(phase, progress, detail))
+        """Tell the server what the worker is doing, and what its model makes once that is known."""
+        self.send(messages.Progress(phase, progress, detail, kind))
 
     def reserve(self, device: str, purpose: str, num_bytes: int, capacity_bytes: int) -> int:
         """Ask the arbiter for memory; returns what is free on the device after it.
@@ -76,19 +82,43 @@ class Link:
 
 
 class Loop:
-    """Steps the engine while there is work, sleeps on the socket while there is none."""
+    """Steps the engine while there is work, sleeps on the socket while there is none.
 
-    def __init__(self, engine: SteppingEngine, link: Link) -> None:
+    While throttled to a share of the time it sleeps after each step, listening for messages.
+    """
+
+    def __init__(self, engine: AnyEngine, link: Link) -> None:
         self._engine = engine
         self._link = link
         self._publish_time_s = 0.0
+        self._share: float | None = None
+        self._throttle_time_s = 0.0
+        self._resume_s = 0.0
 
     def run(self) -> None:
         """Serve until told to shut down."""
         while self._drain_inbox():
-            if self._engine.has_work():
+            if self._engine.has_work() and not self._yielding():
+                started_s = time.monotonic()
                 events, stats = self._engine.step()
                 self._publish(events, stats)
+                self._plan_pause(started_s)
+
+    def _plan_pause(self, started_s: float) -> None:
+        if self._share is not None and self._share < 1.0:
+            now_s = time.monotonic()
+            self._resume_s = now_s + (now_s - started_s) * (1.0 - self._share) / self._share
+
+    def _yielding(self) -> bool:
+        """Sleep out the pause, unless a message comes; whether there is some of it left."""
+        left_s = self._resume_s - time.monotonic()
+        if self._share is None or left_s <= 0:
+            return False
+        started_s = time.monotonic()
+        # Not below a millisecond: the poll's resolution.
+        interrupted = self._link.has_message(max(left_s, 0.001))
+        self._throttle_time_s += time.monotonic() - started_s
+        return interrupted
 
     def _drain_inbox(self) -> bool:
         """Take in what has arrived; wait when there is nothing to do. False: shut down."""
@@ -96,6 +126,10 @@ class Loop:
             match self._link.receive():
                 case messages.Submit(request=request):
                     self._add(request)
+                case messages.SubmitImage(request=image_request):
+                    self._add(image_request)
+                case messages.Throttle(share=share):
+                    self._share = share
                 case messages.Abort(request_id=request_id):
                     self._engine.abort(request_id)
                     if not self._engine.has_work():
@@ -104,25 +138,46 @@ class Loop:
                     return False
         return True
 
-    def _add(self, request: GenerateRequest) -> None:
+    def _add(self, request: GenerateRequest | ImageRequest) -> None:
         try:
-            self._engine.add(request)
+            # The supervisor sends each worker requests of its own kind only.
+            self._engine.add(request)  # type: ignore[arg-type]
         except EngineError as error:
             self._publish(rejection(request, error), self._engine.stats())
 
-    def _publish(self, events: list[TokenEvent], stats: EngineStats) -> None:
+    def _publish(
+        self, events: list[TokenEvent] | list[ImageEvent], stats: EngineStats | ImageStats
+    ) -> None:
         start_s = time.perf_counter()
-        self._link.send(messages.Step(events, replace(stats, publish_time_s=self._publish_time_s)))
+        if isinstance(stats, ImageStats):
+            account = replace(stats, throttle_time_s=self._throttle_time_s)
+            self._link.send(messages.ImageStep(events, account))  # type: ignore[arg-type]
+        else:
+            timed = replace(stats, publish_time_s=self._publish_time_s)
+            self._link.send(messages.Step(events, timed))  # type: ignore[arg-type]
         self._publish_time_s = time.perf_counter() - start_s
 
 
-def load(spec: messages.WorkerSpec, link: Link) -> tuple[SteppingEngine, ModelInfo]:
+def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, ModelInfo | ImageModelInfo]:
     """Fetch and load the model, reporting each phase."""
     # torch takes a second to import: the server hears «starting» before that.
+    from engine.weights.source import resolve_source
+
+    checkpoint = resolve_source(
+        spec.ref,
+        cache_dir=Path(spec.cache_dir),
+        offline=spec.offline,
+        on_progress=lambda fraction, line: link.report(Phase.DOWNLOADING, fraction, line),
+    )
+    if checkpoint.kind in ("diffusers", "single_file"):
+        from engine.diffusion.loading import load_engine as load_image_engine
+
+        link.report(Phase.LOADING, 0.0, kind=ModelKind.IMAGE)
+        return load_image_engine(checkpoint, spec.model, spec.config, link)
     from engine.llm.loading import load_engine
 
-    cache_dir = Path(spec.cache_dir)
-    return load_engine(spec.ref, spec.model, spec.config, cache_dir, spec.offline, link)
+    link.report(Phase.LOADING, 0.0, kind=ModelKind.TEXT)
+    return load_engine(checkpoint, spec.model, spec.config, link)
 
 
 def serve(spec: messages.WorkerSpec) -> int:
@@ -131,7 +186,10 @@ def serve(spec: messages.WorkerSpec) -> int:
     try:
         link.report(Phase.STARTING)
         engine, info = load(spec, link)
-        link.send(messages.Ready(info))
+        if isinstance(info, ImageModelInfo):
+            link.send(messages.ImageReady(info))
+        else:
+            link.send(messages.Ready(info))
         # What is loaded stays: without this every full collection would walk all of it.
         gc.collect()
         gc.freeze()

@@ -7,7 +7,8 @@ first reads one `WorkerSpec` from its standard input; everything else goes over 
 import msgspec
 
 from engine.config import EngineConfig
-from engine.types import EngineStats, GenerateRequest, ModelInfo, Phase, TokenEvent
+from engine.image_types import ImageEvent, ImageModelInfo, ImageRequest, ImageStats
+from engine.types import EngineStats, GenerateRequest, ModelInfo, ModelKind, Phase, TokenEvent
 
 
 class WorkerSpec(msgspec.Struct, frozen=True):
@@ -27,6 +28,10 @@ class Submit(msgspec.Struct, tag="submit", frozen=True):
     request: GenerateRequest
 
 
+class SubmitImage(msgspec.Struct, tag="submit_image", frozen=True):
+    request: ImageRequest
+
+
 class Abort(msgspec.Struct, tag="abort", frozen=True):
     request_id: str
 
@@ -43,6 +48,12 @@ class Denied(msgspec.Struct, tag="denied", frozen=True):
     message: str
 
 
+class Throttle(msgspec.Struct, tag="throttle", frozen=True):
+    """Leave time to others: sleep so that steps take at most this share. None: no longer."""
+
+    share: float | None
+
+
 class Shutdown(msgspec.Struct, tag="shutdown", frozen=True):
     pass
 
@@ -51,6 +62,7 @@ class Progress(msgspec.Struct, tag="progress", frozen=True):
     phase: Phase
     progress: float | None = None
     detail: str | None = None
+    kind: ModelKind | None = None
 
 
 class Reserve(msgspec.Struct, tag="reserve", frozen=True):
@@ -67,6 +79,10 @@ class Ready(msgspec.Struct, tag="ready", frozen=True):
     info: ModelInfo
 
 
+class ImageReady(msgspec.Struct, tag="image_ready", frozen=True):
+    info: ImageModelInfo
+
+
 class Failed(msgspec.Struct, tag="failed", frozen=True):
     """The worker gives up; its log has the details."""
 
@@ -81,8 +97,15 @@ class Step(msgspec.Struct, tag="step", frozen=True):
     stats: EngineStats
 
 
-ToWorker = Submit | Abort | Granted | Denied | Shutdown
-FromWorker = Progress | Reserve | Ready | Failed | Step
+class ImageStep(msgspec.Struct, tag="image_step", frozen=True):
+    """The same of an image engine."""
+
+    events: list[ImageEvent]
+    stats: ImageStats
+
+
+ToWorker = Submit | SubmitImage | Abort | Granted | Denied | Throttle | Shutdown
+FromWorker = Progress | Reserve | Ready | ImageReady | Failed | Step | ImageStep
 
 encode = msgspec.msgpack.Encoder().encode
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

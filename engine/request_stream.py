@@ -3,18 +3,26 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any, Generic, TypeVar
 
 from engine.errors import EngineError
-from engine.types import FinishReason, GenerateRequest, TokenEvent
+from engine.image_types import ImageEvent, ImageRequest
+from engine.types import GenerateRequest, TokenEvent
+
+Event = TypeVar("Event", TokenEvent, ImageEvent)
 
 
-class RequestStream:
+class RequestStream(Generic[Event]):
     """Events of one request, in order. Ends after each of its completions has finished."""
 
-    def __init__(self, request: GenerateRequest, on_close: Callable[["RequestStream"], None]):
+    def __init__(
+        self,
+        request: GenerateRequest | ImageRequest,
+        on_close: Callable[["RequestStream[Any]"], None],
+    ) -> None:
         self.request_id = request.request_id
-        self._unfinished = request.sampling.n
-        self._events: deque[TokenEvent | EngineError] = deque()
+        self._unfinished = request.num_completions
+        self._events: deque[Event | EngineError] = deque()
         self._arrived = asyncio.Event()
         self._on_close = on_close
         self._closed = False
@@ -24,7 +32,7 @@ class RequestStream:
         """Every completion has had its last event."""
         return self._unfinished == 0
 
-    def put(self, item: TokenEvent | EngineError) -> None:
+    def put(self, item: Event | EngineError) -> None:
         """Hand over an event, or the error that ends the stream."""
         if isinstance(item, EngineError):
             self._unfinished = 0
@@ -33,7 +41,7 @@ class RequestStream:
         self._events.append(item)
         self._arrived.set()
 
-    async def __aiter__(self) -> AsyncIterator[TokenEvent]:
+    async def __aiter__(self) -> AsyncIterator[Event]:
         while True:
             while self._events:
                 item = self._events.popleft()
@@ -57,7 +65,7 @@ class StreamTable:
     """The open streams of one model, by request id. Event loop only."""
 
     def __init__(self, abort: Callable[[str], None]) -> None:
-        self._streams: dict[str, RequestStream] = {}
+        self._streams: dict[str, RequestStream[Any]] = {}
         self._abort = abort
         self._empty = asyncio.Event()
         self._empty.set()
@@ -65,9 +73,9 @@ class StreamTable:
     def __len__(self) -> int:
         return len(self._streams)
 
-    def open(self, request: GenerateRequest) -> RequestStream:
+    def open(self, request: GenerateRequest | ImageRequest) -> RequestStream[Any]:
         """A stream for a request that is about to be sent."""
-        stream = RequestStream(request, self._close)
+        stream: RequestStream[Any] = RequestStream(request, self._close)
         self._streams[request.request_id] = stream
         self._empty.clear()
         return stream
@@ -76,7 +84,7 @@ class StreamTable:
         """Return once no stream is open."""
         await self._empty.wait()
 
-    def deliver(self, events: Iterable[TokenEvent]) -> None:
+    def deliver(self, events: Iterable[TokenEvent | ImageEvent]) -> None:
         """Hand each event to its stream; those of aborted requests have none any more."""
         for event in events:
             stream = self._streams.get(event.request_id)
@@ -92,27 +100,13 @@ class StreamTable:
             stream.put(error)
             self._drop(stream)
 
-    def _close(self, stream: RequestStream) -> None:
+    def _close(self, stream: RequestStream[Any]) -> None:
         if self._drop(stream):
             self._abort(stream.request_id)
 
-    def _drop(self, stream: RequestStream) -> bool:
+    def _drop(self, stream: RequestStream[Any]) -> bool:
         """Forget the stream; False if it was not open any more."""
         was_open = self._streams.pop(stream.request_id, None) is not None
         if not self._streams:
             self._empty.set()
         return was_open
-
-
-def rejection(request: GenerateRequest, error: EngineError) -> list[TokenEvent]:
-    """The events that answer a request which the engine did not take: one per completion."""
-    return [
-        TokenEvent(
-            request_id=request.request_id,
-            index=index,
-            finish_reason=FinishReason.ERROR,
-            error_code=error.code,
-            error_message=error.message,
-        )
-        for index in range(request.sampling.n)
-    ]

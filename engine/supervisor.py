@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 import zmq
@@ -22,8 +23,10 @@ from engine.config import EngineConfig
 from engine.errors import (
     EngineDead,
     InsufficientMemory,
+    InvalidParameter,
     ModelNotReady,
 )
+from engine.image_types import ImageModelInfo, ImageRequest, ImageStats
 from engine.model_spec import ModelSpec
 from engine.request_stream import RequestStream, StreamTable
 from engine.runtime.memory import MemoryArbiter
@@ -31,6 +34,7 @@ from engine.types import (
     EngineStats,
     GenerateRequest,
     ModelInfo,
+    ModelKind,
     ModelStatus,
     Phase,
 )
@@ -64,11 +68,11 @@ class Supervisor:
         spec: ModelSpec,
         options: WorkerOptions,
         arbiter: MemoryArbiter,
-        on_stats: Callable[[str, EngineStats], None],
+        on_stats: Callable[[str, EngineStats | ImageStats], None],
     ) -> None:
         self.spec = spec
-        self.info: ModelInfo | None = None
-        self.stats: EngineStats | None = None
+        self.info: ModelInfo | ImageModelInfo | None = None
+        self.stats: EngineStats | ImageStats | None = None
         self.status = ModelStatus(model=spec.name, phase=Phase.STARTING)
         self._options = options
         self._arbiter = arbiter
@@ -79,15 +83,18 @@ class Supervisor:
         self._task: asyncio.Task[None] | None = None
         self._failure: messages.Failed | None = None
         self._restarts = 0
+        self._kind: ModelKind | None = None
+        self._share: float | None = None
 
     def start(self) -> None:
         """Begin to supervise, in a task of its own."""
         self._task = asyncio.create_task(self._supervise(), name=f"supervise {self.spec.name}")
 
-    def submit(self, request: GenerateRequest) -> RequestStream:
-        """Send a request to the worker.
+    def submit(self, request: GenerateRequest | ImageRequest) -> RequestStream[Any]:
+        """Send a request to the worker, which must be of the request's kind.
 
         Raises:
+            InvalidParameter: the model makes something else.
             ModelNotReady: there is no worker that could take it now.
         """
         if self.status.phase is not Phase.READY or self._socket is None:
@@ -96,9 +103,21 @@ class Supervisor:
                 f"{f' ({self.status.detail})' if self.status.detail else ''}; "
                 f"wait until GET /ready answers 200"
             )
+        if isinstance(request, GenerateRequest) is not isinstance(self.info, ModelInfo):
+            makes = "text" if isinstance(self.info, ModelInfo) else "images"
+            raise InvalidParameter(f"model {self.spec.name!r} makes {makes}", param="model")
         stream = self._streams.open(request)
-        self._send(messages.Submit(request))
+        if isinstance(request, GenerateRequest):
+            self._send(messages.Submit(request))
+        else:
+            self._send(messages.SubmitImage(request))
         return stream
+
+    def throttle(self, share: float | None) -> None:
+        """Bound the share of time that the worker's steps take; None lifts the bound."""
+        self._share = share
+        if self.status.phase is Phase.READY:
+            self._send(messages.Throttle(share))
 
     async def wait_until_idle(self) -> None:
         """Return once the worker owes no request an event."""
@@ -210,7 +229,12 @@ class Supervisor:
                 self.stats = stats
                 self._streams.deliver(events)
                 self._on_stats(self.spec.name, stats)
-            case messages.Progress(phase=phase, progress=progress, detail=detail):
+            case messages.ImageStep(events=image_events, stats=image_stats):
+                self.stats = image_stats
+                self._streams.deliver(image_events)
+                self._on_stats(self.spec.name, image_stats)
+            case messages.Progress(phase=phase, progress=progress, detail=detail, kind=kind):
+                self._kind = kind or self._kind
                 self._set_phase(phase, detail, progress=progress)
             case messages.Reserve():
                 self._reserve(message)
@@ -218,6 +242,11 @@ class Supervisor:
                 self.info = info
                 self._set_phase(Phase.READY)
                 log.info("model ready", model=self.spec.name, max_model_len=info.max_model_len)
+            case messages.ImageReady(info=image_info):
+                self.info = image_info
+                self._set_phase(Phase.READY)
+                self.throttle(self._share)
+                log.info("model ready", model=self.spec.name, family=image_info.architecture)
             case messages.Failed():
                 self._failure = message
 
@@ -270,4 +299,5 @@ class Supervisor:
             detail=detail,
             error_code=error_code,
             restarts=self._restarts,
+            kind=self._kind,
         )

@@ -17,6 +17,13 @@ class FinishReason(StrEnum):
     ERROR = "error"
 
 
+class ModelKind(StrEnum):
+    """What a model makes, which decides the routes that serve it."""
+
+    TEXT = "text"
+    IMAGE = "image"
+
+
 class Phase(StrEnum):
     """What a served model is doing."""
 
@@ -83,6 +90,11 @@ class GenerateRequest:
     """Requests share cached prefixes only with requests of the same salt."""
     adapter: str | None = None
     """LoRA adapter name; None is the base model."""
+
+    @property
+    def num_completions(self) -> int:
+        """Completions that will end with an event each."""
+        return self.sampling.n
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,3 +201,5 @@ class ModelStatus:
     """One sanitised line: what is going on, or what failed."""
     error_code: str | None = None
     restarts: int = 0
+    kind: ModelKind | None = None
+    """None until the checkpoint has been found."""

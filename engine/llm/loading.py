@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Protocol
 
 import structlog
@@ -21,7 +20,7 @@ from engine.runtime.huge_pages import use_huge_pages
 from engine.runtime.threads import limit_threads
 from engine.types import ModelInfo, Phase
 from engine.weights.loader import iter_weights, load_model_config, weight_bytes
-from engine.weights.source import Checkpoint, resolve_source
+from engine.weights.source import Checkpoint
 from kernels import native
 
 REPORT_EVERY_S = 0.2
@@ -44,21 +43,14 @@ class Host(Protocol):
 
 
 def load_engine(
-    ref: str, model_id: str, intent: EngineConfig, cache_dir: Path, offline: bool, host: Host
+    checkpoint: Checkpoint, model_id: str, intent: EngineConfig, host: Host
 ) -> tuple[LLMEngine, ModelInfo]:
-    """Load the checkpoint behind `ref` and serve it as `model_id`.
+    """Load a checkpoint and serve it as `model_id`.
 
     Raises:
         ModelLoadError: one of its kinds; the message is fit for clients.
     """
     started_s = time.monotonic()
-    checkpoint = resolve_source(
-        ref,
-        cache_dir=cache_dir,
-        offline=offline,
-        on_progress=lambda fraction, line: host.report(Phase.DOWNLOADING, fraction, line),
-    )
-    host.report(Phase.LOADING, 0.0)
     model_config = load_model_config(checkpoint)
     num_weights = weight_bytes(checkpoint) // torch.bfloat16.itemsize
     config = reserve_memory(num_weights, model_config, intent, host)

@@ -182,7 +182,10 @@ class CountingEngine:
             entry[1] += 1
             if done:
                 del self.requests[key]
-        return events, EngineStats(num_running=len(self.requests))
+        return events, self.stats()
+
+    def stats(self):
+        return EngineStats(num_running=len(self.requests))
 
     def shutdown(self):
         pass

@@ -11,6 +11,7 @@ import torch
 from engine.config import EngineConfig
 from engine.llm.loading import load_engine
 from engine.types import FinishReason, GenerateRequest, SamplingParams, TokenLogprob
+from engine.weights.source import resolve_source
 
 
 class QuietHost:
@@ -45,7 +46,10 @@ def make_engine(ref, *, cache_dir="", **knobs):
         "debug_invariants": True,
     }
     config = EngineConfig(**(defaults | knobs))
-    engine, _ = load_engine(str(ref), "m", config, Path(cache_dir), True, QuietHost())
+    checkpoint = resolve_source(
+        str(ref), cache_dir=Path(cache_dir), offline=True, on_progress=lambda fraction, line: None
+    )
+    engine, _ = load_engine(checkpoint, "m", config, QuietHost())
     return engine
 
 

@@ -1,0 +1,78 @@
+"""From latents to pictures, in a thread beside the denoising loop."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from engine.image_types import Pixels
+
+Work = Callable[[], Pixels]
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What came of a piece of work: a picture, or the exception that it ended with."""
+
+    key: tuple[int, int]
+    pixels: Pixels | None
+    error: Exception | None
+    elapsed_s: float
+
+
+class DecodeThread:
+    """Runs pieces of work one after the other; results are collected by the engine's thread.
+
+    A key is (sample id, preview index or -1 for the result). On a CPU the thread works with one
+    core, so that the denoiser keeps the others.
+    """
+
+    def __init__(self) -> None:
+        self._inbox: queue.SimpleQueue[tuple[tuple[int, int], Work] | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Decoded] = queue.SimpleQueue()
+        self._pending = 0
+        self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
+        self._thread.start()
+
+    @property
+    def num_pending(self) -> int:
+        """Pieces submitted and not collected yet."""
+        return self._pending
+
+    def submit(self, key: tuple[int, int], work: Work) -> None:
+        self._pending += 1
+        self._inbox.put((key, work))
+
+    def collect(self, wait_s: float = 0.0) -> list[Decoded]:
+        """What is finished; waits up to `wait_s` for the first."""
+        results: list[Decoded] = []
+        try:
+            results.append(self._done.get(block=wait_s > 0, timeout=wait_s or None))
+            while True:
+                results.append(self._done.get_nowait())
+        except queue.Empty:
+            pass
+        self._pending -= len(results)
+        return results
+
+    def close(self) -> None:
+        """Finish what is queued and end the thread."""
+        self._inbox.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        torch.set_num_threads(1)
+        while (item := self._inbox.get()) is not None:
+            key, work = item
+            started_s = time.perf_counter()
+            pixels: Pixels | None = None
+            error: Exception | None = None
+            try:
+                with torch.inference_mode():
+                    pixels = work()
+            except Exception as failure:
+                error = failure
+            self._done.put(Decoded(key, pixels, error, time.perf_counter() - started_s))

@@ -1,0 +1,311 @@
+"""The image engine: admit, denoise one step, hand finished latents to the decode thread, publish.
+
+One iteration is one denoiser call over the rows of the samples that the scheduler picked. Between
+two iterations requests join, leave and are cancelled.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+import torch
+
+from engine.diffusion.decoding import Decoded, DecodeThread
+from engine.diffusion.families.family import Family
+from engine.diffusion.prompt_cache import PromptCache
+from engine.diffusion.sample import Sample
+from engine.diffusion.sample_factory import SampleFactory
+from engine.diffusion.scheduler import Entry, StepDecision, StepScheduler
+from engine.diffusion.tasks.pixels import from_tensor
+from engine.errors import CapacityError, EngineError, InternalError, QueueFull
+from engine.image_types import ImageEvent, ImageRequest, ImageStats, Pixels
+from engine.rejection import rejection
+from engine.types import FinishReason
+
+_RESULT = -1
+"""In a decode key: the finished picture, not a preview."""
+_DECODE_WAIT_S = 0.02
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiffusionLimits:
+    """What an image engine runs by."""
+
+    max_num_rows: int
+    max_num_images: int
+    """Images being denoised or decoded at once; further requests wait."""
+    max_num_queued: int
+    deterministic: bool = False
+    """Each sample in calls of its own: bit-equal to running alone, without the gain of batching."""
+
+
+@dataclass(slots=True)
+class _Totals:
+    num_steps: int = 0
+    num_rows: int = 0
+    num_image_steps: int = 0
+    megapixel_steps: float = 0.0
+    num_images: int = 0
+    num_cancelled_steps: int = 0
+    encode_time_s: float = 0.0
+    denoise_time_s: float = 0.0
+    decode_time_s: float = 0.0
+
+
+class DiffusionEngine:
+    """A `SteppingEngine` for images. All calls come from one thread."""
+
+    def __init__(self, family: Family, limits: DiffusionLimits) -> None:
+        self._family = family
+        self._limits = limits
+        self._prompts = PromptCache(family)
+        self._factory = SampleFactory(family, self._prompts)
+        self._scheduler = StepScheduler(limits.max_num_rows)
+        self._decoder = DecodeThread()
+        self._waiting: deque[ImageRequest] = deque()
+        self._samples: dict[int, Sample] = {}
+        """Being denoised or decoded."""
+        self._totals = _Totals()
+        self._step_rows = 0
+        self._step_time_s = 0.0
+
+    def add(self, request: ImageRequest) -> None:
+        """Queue a request.
+
+        Raises:
+            QueueFull: too many wait already.
+        """
+        if len(self._waiting) >= self._limits.max_num_queued:
+            raise QueueFull(
+                f"{len(self._waiting)} image requests wait; the limit is "
+                f"{self._limits.max_num_queued}; try again later"
+            )
+        self._waiting.append(request)
+
+    def abort(self, request_id: str) -> None:
+        """Drop a request at once; unknown ids are ignored."""
+        self._waiting = deque(r for r in self._waiting if r.request_id != request_id)
+        for sample in list(self._samples.values()):
+            if sample.request.request_id == request_id:
+                left = sample.schedule.num_positions - sample.position
+                self._totals.num_cancelled_steps += left
+                self._drop(sample)
+
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._waiting or self._samples or self._decoder.num_pending)
+
+    @torch.inference_mode()
+    def step(self) -> tuple[list[ImageEvent], ImageStats]:
+        """Admit a request, run one denoiser call, collect what was decoded."""
+        events = self._admit()
+        decision = self._scheduler.schedule()
+        if decision is not None:
+            events += self._run(decision)
+        # With nothing to denoise this waits for the decoder rather than spin.
+        events += self._collect(0.0 if decision is not None or events else _DECODE_WAIT_S)
+        return events, self.stats()
+
+    def stats(self) -> ImageStats:
+        """The account as of now."""
+        return ImageStats(
+            num_running=len(self._samples),
+            num_waiting=sum(request.params.n for request in self._waiting),
+            step_rows=self._step_rows,
+            step_time_s=self._step_time_s,
+            num_steps=self._totals.num_steps,
+            num_rows=self._totals.num_rows,
+            num_image_steps=self._totals.num_image_steps,
+            megapixel_steps=self._totals.megapixel_steps,
+            num_images=self._totals.num_images,
+            num_cancelled_steps=self._totals.num_cancelled_steps,
+            encode_time_s=self._totals.encode_time_s,
+            denoise_time_s=self._totals.denoise_time_s,
+            decode_time_s=self._totals.decode_time_s,
+            prompt_cache_queries=self._prompts.num_queries,
+            prompt_cache_hits=self._prompts.num_hits,
+        )
+
+    def reset_totals(self) -> None:
+        """Forget what was done so far: a warm-up is nobody's request."""
+        self._totals = _Totals()
+        self._prompts.num_queries = self._prompts.num_hits = 0
+
+    def shutdown(self) -> None:
+        """End the decode thread."""
+        self._decoder.close()
+
+    def _admit(self) -> list[ImageEvent]:
+        """Prepare the most urgent waiting request, if there is room: one a step, so that those
+        which run do not stand still for long."""
+        if not self._waiting:
+            return []
+        request = min(self._waiting, key=lambda r: r.priority)
+        room = self._limits.max_num_images - len(self._samples)
+        if self._samples and request.params.n > room:
+            return []
+        self._waiting.remove(request)
+        try:
+            samples = self._factory.create(request)
+        except EngineError as error:
+            return rejection(request, error)
+        queue_time_s = max(0.0, time.time() - request.arrival_time_s)
+        for sample in samples:
+            self._totals.encode_time_s += sample.encode_time_s
+            self._samples[sample.sample_id] = sample
+            self._scheduler.add(_entry(sample))
+        return [self._event(sample, queue_time_s=queue_time_s) for sample in samples]
+
+    def _run(self, decision: StepDecision) -> list[ImageEvent]:
+        """One denoiser call and what follows from it for each sample."""
+        samples = [self._samples[sample_id] for sample_id in decision.sample_ids]
+        started_s = time.perf_counter()
+        num_rows = sum(sample.num_rows for sample in samples)
+        try:
+            self._denoise(samples)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            log.error("out of memory in a denoising step", num_rows=num_rows, reason=str(error))
+            return self._fail(samples, CapacityError("the device ran out of memory; try less"))
+        elapsed_s = time.perf_counter() - started_s
+        self._scheduler.commit(decision, elapsed_s)
+        self._account(samples, num_rows, elapsed_s)
+        events: list[ImageEvent] = []
+        for sample in samples:
+            sample.denoise_time_s += elapsed_s
+            self._after_step(sample)
+            events.append(self._event(sample))
+        return events
+
+    def _denoise(self, samples: Sequence[Sample]) -> None:
+        if self._limits.deterministic:
+            for sample in samples:
+                self._call([sample])
+        else:
+            self._call(samples)
+
+    def _call(self, samples: Sequence[Sample]) -> None:
+        rows = [sample.rows() for sample in samples]
+        flat = [row for each in rows for row in each]
+        predictions = list(torch.split(self._family.denoise(samples[0].denoiser_key, flat), 1))
+        for sample, each in zip(samples, rows, strict=True):
+            sample.advance(predictions[: len(each)])
+            del predictions[: len(each)]
+
+    def _after_step(self, sample: Sample) -> None:
+        if sample.finished:
+            self._scheduler.remove(sample.sample_id)
+            latents, finish = sample.result(), sample.preparation.finish
+            self._decode(sample, _RESULT, self._family.decode, latents, finish)
+            return
+        self._scheduler.update(
+            sample.sample_id,
+            steps_left=sample.num_steps - sample.step,
+            num_rows=sample.num_rows,
+        )
+        if sample.preview_due():
+            assert sample.x0 is not None
+            index = sample.num_previews_sent
+            sample.num_previews_sent += 1
+            self._decode(sample, index, self._family.preview, sample.x0, lambda pixels: pixels)
+
+    def _decode(
+        self,
+        sample: Sample,
+        index: int,
+        decode: Callable[[torch.Tensor], torch.Tensor],
+        latents: torch.Tensor,
+        finish: Callable[[Pixels], Pixels],
+    ) -> None:
+        self._decoder.submit(
+            (sample.sample_id, index), lambda: finish(from_tensor(decode(latents)[0]))
+        )
+
+    def _collect(self, wait_s: float) -> list[ImageEvent]:
+        events: list[ImageEvent] = []
+        if self._decoder.num_pending:
+            for decoded in self._decoder.collect(wait_s):
+                events += self._take(decoded)
+        return events
+
+    def _take(self, decoded: Decoded) -> list[ImageEvent]:
+        """The events of one decoded picture; those of cancelled samples have none."""
+        self._totals.decode_time_s += decoded.elapsed_s
+        sample_id, index = decoded.key
+        sample = self._samples.get(sample_id)
+        if sample is None:
+            return []
+        if decoded.error is not None:
+            log.error("decoding failed", exc_info=decoded.error)
+            error = decoded.error
+            known = error if isinstance(error, EngineError) else InternalError("decoding failed")
+            return self._fail([sample], known)
+        if index != _RESULT:
+            return [self._event(sample, preview=decoded.pixels, preview_index=index)]
+        self._drop(sample)
+        self._totals.num_images += 1
+        return [
+            self._event(
+                sample,
+                image=decoded.pixels,
+                finish_reason=FinishReason.STOP,
+                warnings=sample.warnings,
+                decode_time_s=decoded.elapsed_s,
+            )
+        ]
+
+    def _fail(self, samples: Sequence[Sample], error: EngineError) -> list[ImageEvent]:
+        for sample in samples:
+            self._drop(sample)
+        return [
+            self._event(
+                sample,
+                finish_reason=FinishReason.ERROR,
+                error_code=error.code,
+                error_message=error.message,
+            )
+            for sample in samples
+        ]
+
+    def _drop(self, sample: Sample) -> None:
+        self._scheduler.remove(sample.sample_id)
+        self._samples.pop(sample.sample_id, None)
+
+    def _account(self, samples: Sequence[Sample], num_rows: int, elapsed_s: float) -> None:
+        totals = self._totals
+        totals.num_steps += 1
+        totals.num_rows += num_rows
+        totals.num_image_steps += len(samples)
+        totals.megapixel_steps += sum(
+            s.preparation.width * s.preparation.height / 1e6 for s in samples
+        )
+        totals.denoise_time_s += elapsed_s
+        self._step_rows, self._step_time_s = num_rows, elapsed_s
+
+    def _event(self, sample: Sample, **fields: object) -> ImageEvent:
+        return ImageEvent(
+            request_id=sample.request.request_id,
+            index=sample.index,
+            step=sample.step,
+            num_steps=sample.num_steps,
+            seed=sample.seed,
+            num_prompt_tokens=sample.num_prompt_tokens,
+            encode_time_s=sample.encode_time_s,
+            denoise_time_s=sample.denoise_time_s,
+            **fields,  # type: ignore[arg-type]
+        )
+
+
+def _entry(sample: Sample) -> Entry:
+    _, _, height, width = sample.latents.shape
+    return Entry(
+        sample_id=sample.sample_id,
+        group=sample.group,
+        num_rows=sample.num_rows,
+        area=height * width,
+        steps_left=sample.num_steps - sample.step,
+        priority=sample.request.priority,
+    )

@@ -1,0 +1,61 @@
+"""How the predictions of a sample's branches become one.
+
+Predictions may be of noise, v, flow or x0: at a fixed sample these are affine in each other with
+equal coefficients for all branches, so the linear combinations below mean the same in each space.
+All tensors are `[1, C, h, w]` fp32.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guidance:
+    """A request's guidance. `start` and `end` are shares of the steps."""
+
+    scale: float = 1.0
+    image_scale: float = 1.0
+    rescale: float = 0.0
+    start: float = 0.0
+    end: float = 1.0
+
+    def acts_at(self, step: int, num_steps: int) -> bool:
+        """Whether guidance acts on this step (diffusers' guiders count the interval alike)."""
+        return int(self.start * num_steps) <= step < max(1, int(self.end * num_steps))
+
+
+def is_off(scale: float) -> bool:
+    """At scale 1 the unconditional branch has no effect and is not computed."""
+    return math.isclose(scale, 1.0)
+
+
+def combine_cfg(
+    conditional: torch.Tensor, unconditional: torch.Tensor, scale: float, rescale: float = 0.0
+) -> torch.Tensor:
+    """Classifier-free guidance (Ho & Salimans 2022, in Imagen's form), then guidance rescale."""
+    guided = unconditional + scale * (conditional - unconditional)
+    return rescaled(guided, conditional, rescale) if rescale else guided
+
+
+def combine_dual(
+    full: torch.Tensor,
+    image_only: torch.Tensor,
+    unconditional: torch.Tensor,
+    scale: float,
+    image_scale: float,
+    rescale: float = 0.0,
+) -> torch.Tensor:
+    """InstructPix2Pix's guidance by text and image (Brooks et al. 2023, equation 3)."""
+    guided = (
+        unconditional + image_scale * (image_only - unconditional) + scale * (full - image_only)
+    )
+    return rescaled(guided, full, rescale) if rescale else guided
+
+
+def rescaled(guided: torch.Tensor, conditional: torch.Tensor, phi: float) -> torch.Tensor:
+    """Bring back the conditional prediction's standard deviation (Lin et al. 2023, section 3.4)."""
+    dims = tuple(range(1, guided.ndim))
+    ratio = conditional.std(dim=dims, keepdim=True) / guided.std(dim=dims, keepdim=True)
+    return phi * guided * ratio + (1 - phi) * guided

@@ -1,0 +1,131 @@
+"""From an image checkpoint to an engine that can step: size, load, warm up."""
+
+import hashlib
+import time
+from dataclasses import asdict
+from typing import Protocol
+
+import structlog
+import torch
+
+from engine.config import EngineConfig
+from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
+from engine.diffusion.families.family import FamilyFacts
+from engine.diffusion.families.registry import load_family, weight_bytes
+from engine.image_types import ImageModelInfo, ImageParams, ImageRequest, ImageTask
+from engine.runtime.device import machine_facts, torch_dtype
+from engine.runtime.threads import limit_threads
+from engine.types import Phase
+from engine.weights.source import Checkpoint
+
+_ACTIVATION_BYTES_PER_PIXEL = 1024
+"""Rough bound of one row's activations, the VAE's largest layer included; for the arbiter."""
+
+log = structlog.get_logger(__name__)
+
+
+class Host(Protocol):
+    """Whom a loading engine reports to and asks for memory."""
+
+    def report(
+        self, phase: Phase, progress: float | None = None, detail: str | None = None
+    ) -> None:
+        """Say what is going on."""
+        ...
+
+    def reserve(self, device: str, purpose: str, num_bytes: int, capacity_bytes: int) -> int:
+        """Ask for memory; returns the bytes still free after it. Raises InsufficientMemory."""
+        ...
+
+
+def load_engine(
+    checkpoint: Checkpoint, model_id: str, intent: EngineConfig, host: Host
+) -> tuple[DiffusionEngine, ImageModelInfo]:
+    """Load a checkpoint and serve it as `model_id`.
+
+    Raises:
+        ModelLoadError: one of its kinds; the message is fit for clients.
+    """
+    started_s = time.monotonic()
+    machine = machine_facts(intent.device)
+    limit_threads(intent.num_threads or machine.num_cores)
+    dtype_name = intent.image_dtype
+    if dtype_name == "auto":
+        dtype_name = "float32" if machine.device == "cpu" else "bfloat16"
+    dtype = torch_dtype(dtype_name)
+    weights = weight_bytes(checkpoint) * dtype.itemsize // 2
+    host.reserve(machine.device, "weights", weights, machine.free_memory_bytes)
+    family = load_family(
+        checkpoint,
+        dtype=dtype,
+        device=torch.device(machine.device),
+        quantization=intent.image_quantization,
+    )
+    facts = family.facts
+    activations = _ACTIVATION_BYTES_PER_PIXEL * facts.default_width * facts.default_height
+    host.reserve(machine.device, "activations", activations, machine.free_memory_bytes)
+    limits = DiffusionLimits(
+        max_num_rows=intent.max_num_rows,
+        max_num_images=intent.max_num_images,
+        max_num_queued=intent.max_num_queued,
+        deterministic=intent.deterministic,
+    )
+    engine = DiffusionEngine(family, limits)
+    host.report(Phase.WARMING_UP)
+    warm_up(engine, facts)
+    log.info(
+        "image model loaded",
+        seconds=round(time.monotonic() - started_s, 1),
+        family=facts.architecture,
+        dtype=dtype_name,
+        **asdict(limits),
+    )
+    return engine, model_info(model_id, checkpoint, facts, dtype_name, limits)
+
+
+def warm_up(engine: DiffusionEngine, facts: FamilyFacts) -> None:
+    """One step at the default size, so that the first request does not pay for lazy set-up."""
+    params = ImageParams(
+        task=ImageTask.TEXT_TO_IMAGE,
+        width=facts.default_width,
+        height=facts.default_height,
+        num_inference_steps=1,
+        seed=0,
+        guidance_scale=facts.default_guidance_scale,
+    )
+    if params.task not in facts.tasks:
+        return
+    engine.add(ImageRequest(request_id="warm-up", model="", prompt="", params=params))
+    while engine.has_work():
+        engine.step()
+    engine.reset_totals()
+
+
+def model_info(
+    model_id: str,
+    checkpoint: Checkpoint,
+    facts: FamilyFacts,
+    dtype: str,
+    limits: DiffusionLimits,
+) -> ImageModelInfo:
+    """What the server must know."""
+    text = repr((facts, dtype, limits.deterministic))
+    return ImageModelInfo(
+        model=model_id,
+        path=str(checkpoint.path),
+        architecture=facts.architecture,
+        dtype=dtype,
+        created=int(time.time()),
+        tasks=facts.tasks,
+        guidance=facts.guidance,
+        schedulers=facts.schedulers,
+        default_scheduler=facts.schedulers[0],
+        default_width=facts.default_width,
+        default_height=facts.default_height,
+        default_steps=facts.default_steps,
+        default_guidance_scale=facts.default_guidance_scale,
+        size_multiple=facts.size_multiple,
+        min_side=facts.min_side,
+        max_pixels=facts.max_pixels,
+        config_hash=hashlib.sha256(text.encode()).hexdigest()[:8],
+    )

@@ -1,0 +1,179 @@
+"""From a request to its samples: prompts encoded, input image in latent space, first noise drawn.
+
+Each image has one CPU generator seeded seed + index, and draws from it in diffusers' order: the
+posterior of the input image, the first latents, then whatever the noise schedule needs.
+"""
+
+import itertools
+import time
+
+import torch
+
+from engine.diffusion.blending import LatentBlend
+from engine.diffusion.families.family import Family, PromptStates, PromptText
+from engine.diffusion.guidance import Guidance, is_off
+from engine.diffusion.prompt_cache import PromptCache
+from engine.diffusion.sample import Branches, Sample, needs_unconditional
+from engine.diffusion.tasks.prepare import Preparation, prepare
+from engine.image_types import GuidanceKind, ImageParams, ImageRequest, ImageTask
+
+UNUSED_NEGATIVE = "negative_prompt has no effect: {reason}"
+
+
+class SampleFactory:
+    """Makes the samples of one model's requests."""
+
+    def __init__(self, family: Family, prompts: PromptCache) -> None:
+        self._family = family
+        self._prompts = prompts
+        self._ids = itertools.count()
+
+    def create(self, request: ImageRequest) -> list[Sample]:
+        """One sample per image of the request.
+
+        Raises:
+            InvalidParameter: the request does not fit the model or itself.
+        """
+        started_s = time.perf_counter()
+        preparation = prepare(request, self._family.facts)
+        guidance = self._guidance(request.params)
+        states = self._encode(request.prompt, request.params, guidance)
+        samples = [
+            self._create(request, index, preparation, guidance, states)
+            for index in range(request.params.n)
+        ]
+        each_s = (time.perf_counter() - started_s) / len(samples)
+        for sample in samples:
+            sample.encode_time_s = each_s
+        return samples
+
+    def _guidance(self, params: ImageParams) -> Guidance:
+        return Guidance(
+            scale=params.guidance_scale,
+            image_scale=params.image_guidance_scale,
+            rescale=params.guidance_rescale,
+            start=params.guidance_start,
+            end=params.guidance_end,
+        )
+
+    def _encode(
+        self, prompt: str, params: ImageParams, guidance: Guidance
+    ) -> tuple[PromptStates, PromptStates | None]:
+        """States of the prompt and, where it has an effect, of the negative prompt."""
+        texts = [
+            PromptText(text=text, syntax=params.prompt_syntax, clip_skip=params.clip_skip)
+            for text in (prompt, params.negative_prompt)
+        ]
+        if not self._is_guided(params, guidance):
+            return self._prompts.encode(texts[:1])[0], None
+        positive, negative = self._prompts.encode(texts)
+        return positive, negative
+
+    def _is_guided(self, params: ImageParams, guidance: Guidance) -> bool:
+        if self._family.facts.guidance is not GuidanceKind.CLASSIFIER_FREE:
+            return False
+        return needs_unconditional(guidance, dual=params.task is ImageTask.EDIT)
+
+    def _create(
+        self,
+        request: ImageRequest,
+        index: int,
+        preparation: Preparation,
+        guidance: Guidance,
+        states: tuple[PromptStates, PromptStates | None],
+    ) -> Sample:
+        params, family = request.params, self._family
+        generator = torch.Generator("cpu").manual_seed(_wrapped(params.seed + index))
+        schedule = family.new_noise_schedule(
+            params.scheduler, params.num_inference_steps, preparation.width, preparation.height
+        )
+        clean = None
+        if params.task in (ImageTask.IMAGE_TO_IMAGE, ImageTask.INPAINT):
+            assert preparation.image is not None
+            clean = family.encode_image(preparation.image.to(family.device), generator)
+        noise = self._draw(preparation, generator)
+        first = 0
+        latents = noise * schedule.init_noise_sigma
+        if clean is not None and params.strength < 1.0:
+            first = schedule.start_of(params.strength, params.num_inference_steps)
+            latents = schedule.noised(clean, noise, first)
+        condition = self._condition(params.task, preparation, generator)
+        sample = Sample(
+            sample_id=next(self._ids),
+            request=request,
+            index=index,
+            seed=params.seed + index,
+            generator=generator,
+            schedule=schedule,
+            latents=latents,
+            branches=_branches(params.task, states, condition),
+            guidance=guidance,
+            denoiser_key=family.denoiser_key(params.task),
+            preparation=preparation,
+            first_position=first,
+            position=first,
+            num_prompt_tokens=states[0].num_tokens,
+            warnings=self._warnings(params),
+        )
+        if params.task is ImageTask.INPAINT and condition is None:
+            assert clean is not None and preparation.latent_mask is not None
+            mask = preparation.latent_mask.to(family.device)
+            sample.blend = LatentBlend(mask, clean, noise, soft=params.soft_mask)
+        return sample
+
+    def _draw(self, preparation: Preparation, generator: torch.Generator) -> torch.Tensor:
+        facts = self._family.facts
+        shape = (
+            1,
+            facts.latent_channels,
+            preparation.height // facts.vae_factor,
+            preparation.width // facts.vae_factor,
+        )
+        return torch.randn(shape, generator=generator).to(self._family.device)
+
+    def _condition(
+        self, task: ImageTask, preparation: Preparation, generator: torch.Generator
+    ) -> torch.Tensor | None:
+        if preparation.image is None:
+            return None
+        device, mask = self._family.device, preparation.mask
+        return self._family.image_condition(
+            task,
+            preparation.image.to(device),
+            None if mask is None else (mask > 0.5).float().to(device),
+            generator,
+        )
+
+    def _warnings(self, params: ImageParams) -> tuple[str, ...]:
+        if not params.negative_prompt:
+            return ()
+        if self._family.facts.guidance is not GuidanceKind.CLASSIFIER_FREE:
+            reason = "this model works without classifier-free guidance"
+        elif is_off(params.guidance_scale):
+            reason = "guidance_scale is 1; raise it"
+        else:
+            return ()
+        return (UNUSED_NEGATIVE.format(reason=reason),)
+
+
+def _branches(
+    task: ImageTask,
+    states: tuple[PromptStates, PromptStates | None],
+    condition: torch.Tensor | None,
+) -> Branches:
+    positive, negative = states
+    full = (positive, condition)
+    if negative is None:
+        return Branches(full=full)
+    if task is ImageTask.EDIT and condition is not None:
+        return Branches(
+            full=full,
+            image_only=(negative, condition),
+            unconditional=(negative, torch.zeros_like(condition)),
+        )
+    return Branches(full=full, unconditional=(negative, condition))
+
+
+def _wrapped(seed: int) -> int:
+    """torch takes seeds below 2**64."""
+    return seed % (1 << 64)

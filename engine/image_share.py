@@ -1,0 +1,31 @@
+"""Keeps image work from starving text: while text has work, image steps take a share of the time.
+
+The server process knows from the step reports whether a text model has work, and tells the image
+workers when that changes; a throttled worker sleeps between its steps (`engine.loop`).
+"""
+
+from collections.abc import Callable
+
+
+class ImageShare:
+    """Watches the text models. Event loop only.
+
+    Args:
+        share: of the time that image steps may take while text has work.
+        tell: called with the share, or None, whenever the bound changes.
+    """
+
+    def __init__(self, share: float, tell: Callable[[float | None], None]) -> None:
+        self._share = share
+        self._tell = tell
+        self._busy: set[str] = set()
+
+    def on_text(self, model: str, *, busy: bool) -> None:
+        """Note whether a text model has work."""
+        was_busy = bool(self._busy)
+        if busy:
+            self._busy.add(model)
+        else:
+            self._busy.discard(model)
+        if bool(self._busy) is not was_busy:
+            self._tell(self._share if self._busy else None)

@@ -1,0 +1,145 @@
+"""Named noise schedules: conversions between predictions and x0, noising, starts, defaults."""
+
+import pytest
+import torch
+
+from engine.diffusion.noise_schedule import (
+    DIFFUSION_SCHEDULES,
+    FLOW_SCHEDULES,
+    NoiseSchedules,
+)
+from engine.errors import InvalidParameter
+
+DIFFUSION = {
+    "_class_name": "DDIMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+FLOW = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "num_train_timesteps": 1000,
+    "shift": 3.0,
+}
+CASES = [
+    *((DIFFUSION, DIFFUSION_SCHEDULES, kind, name)
+      for name in DIFFUSION_SCHEDULES for kind in ("epsilon", "v_prediction", "sample")),
+    *((FLOW, FLOW_SCHEDULES, None, name) for name in FLOW_SCHEDULES),
+]  # fmt: skip
+IDS = [f"{name}-{kind or 'flow'}" for _, _, kind, name in CASES]
+
+
+def schedules(config, named, kind=None):
+    return NoiseSchedules(config if kind is None else {**config, "prediction_type": kind}, named)
+
+
+def can_do(name, kind):
+    return not (kind == "sample" and name in ("pndm", "deis", "unipc", "heun", "lms", "euler_ancestral"))
+
+
+@pytest.mark.parametrize(("config", "named", "kind", "name"), CASES, ids=IDS)
+def test_x0_and_back(config, named, kind, name):
+    schedule = schedules(config, named, kind).create(name, 7)
+    seed = torch.seed()
+    for position in range(schedule.num_positions):
+        prediction, sample = torch.randn(2, 1, 4, 5, 6)
+        x0 = schedule.to_x0(prediction, sample, position)
+        back = schedule.from_x0(x0, sample, position)
+        torch.testing.assert_close(back, prediction, atol=2e-3, rtol=1e-3, msg=f"seed {seed}")
+
+
+@pytest.mark.parametrize(("config", "named", "kind", "name"), CASES, ids=IDS)
+def test_a_perfect_denoiser_is_recognised_at_every_position(config, named, kind, name):
+    """The prediction that belongs to (x0, noise) leads back to x0, by its definition."""
+    schedule = schedules(config, named, kind).create(name, 7)
+    x0, noise = torch.randn(2, 1, 4, 5, 6)
+    for position in range(schedule.num_positions):
+        signal, sigma = schedule.scales(position)
+        sample = schedule.noised(x0, noise, position)
+        norm = (signal**2 + sigma**2) ** 0.5
+        prediction = {
+            "epsilon": noise,
+            "v_prediction": (signal / norm) * noise - (sigma / norm) * x0,
+            "sample": x0,
+            None: noise - x0,
+        }[kind]
+        implied = schedule.to_x0(prediction, sample, position)
+        torch.testing.assert_close(implied, x0, atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("config", "named", "kind", "name"), CASES, ids=IDS)
+def test_a_perfect_denoiser_reaches_x0(config, named, kind, name):
+    if not can_do(name, kind):
+        pytest.skip("diffusers' class does not predict samples")
+    schedule = schedules(config, named, kind).create(name, 12)
+    x0, noise = torch.randn(2, 1, 4, 8, 8)
+    generator = torch.Generator().manual_seed(1)
+    sample = noise * schedule.init_noise_sigma
+    for position in range(schedule.num_positions):
+        schedule.scale(sample, position)
+        prediction = schedule.from_x0(x0, sample, position)
+        sample = schedule.step(prediction, position, sample, generator)
+    # The last step of some samplers stops at the first training timestep, not at zero noise.
+    torch.testing.assert_close(sample, x0, atol=0.15, rtol=0.05)
+
+
+@pytest.mark.parametrize("strength", [0.01, 0.3, 0.75, 1.0])
+@pytest.mark.parametrize("name", sorted(DIFFUSION_SCHEDULES))
+def test_noising_at_a_strength_equals_diffusers(name, strength):
+    ours = schedules(DIFFUSION, DIFFUSION_SCHEDULES).create(name, 20)
+    theirs = schedules(DIFFUSION, DIFFUSION_SCHEDULES).create(name, 20)._scheduler
+    begin = ours.start_of(strength, 20)
+    if begin >= ours.num_positions:
+        assert int(20 * strength) == 0
+        return
+    theirs.set_begin_index(begin) if hasattr(theirs, "set_begin_index") else None
+    x0, noise = torch.randn(2, 1, 4, 5, 6)
+    expected = theirs.add_noise(x0, noise, ours.timesteps[begin : begin + 1])
+    torch.testing.assert_close(ours.noised(x0, noise, begin), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_schedules_of_two_images_share_nothing():
+    factory = schedules(DIFFUSION, DIFFUSION_SCHEDULES)
+    first, second = factory.create("dpmpp_2m", 6), factory.create("dpmpp_2m", 6)
+    generator = torch.Generator()
+    samples = torch.randn(2, 1, 4, 4, 4)
+    predictions = torch.randn(6, 1, 4, 4, 4)
+    alone = factory.create("dpmpp_2m", 6)
+    expected = samples[0]
+    for position in range(6):
+        expected = alone.step(predictions[position], position, expected, generator)
+    mixed, other = samples
+    for position in range(6):
+        mixed = first.step(predictions[position], position, mixed, generator)
+        other = second.step(-predictions[position], position, other, generator)
+    assert torch.equal(mixed, expected)
+
+
+@pytest.mark.parametrize("name", ["euler_ancestral", "dpmpp_2m_sde", "ddpm", "lcm"])
+def test_ancestral_noise_comes_from_the_images_own_stream(name):
+    factory = schedules(DIFFUSION, DIFFUSION_SCHEDULES)
+    results = []
+    for _ in range(2):
+        torch.randn(100)  # the global stream moves on
+        schedule, generator = factory.create(name, 5), torch.Generator().manual_seed(7)
+        sample = torch.ones(1, 4, 4, 4)
+        for position in range(5):
+            schedule.scale(sample, position)
+            sample = schedule.step(torch.zeros(1, 4, 4, 4), position, sample, generator)
+        results.append(sample)
+    assert torch.equal(*results)
+
+
+def test_the_models_own_schedule_comes_first():
+    karras = {**DIFFUSION, "_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True}
+    assert schedules(karras, DIFFUSION_SCHEDULES).names[0] == "dpmpp_2m_karras"
+    assert schedules(DIFFUSION, DIFFUSION_SCHEDULES).names[0] == "ddim"
+    assert set(schedules(DIFFUSION, DIFFUSION_SCHEDULES).names) == set(DIFFUSION_SCHEDULES)
+
+
+def test_an_unknown_name_lists_the_offered_ones():
+    with pytest.raises(InvalidParameter, match="use one of ddim, ddpm"):
+        schedules(DIFFUSION, DIFFUSION_SCHEDULES).create("k_euler", 5)

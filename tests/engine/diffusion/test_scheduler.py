@@ -1,0 +1,188 @@
+"""The step scheduler against a simulated device: no tensors, exact clocks."""
+
+import random
+
+import pytest
+
+from engine.diffusion.scheduler import Entry, StepScheduler
+
+
+def entry(sample_id, *, steps=10, group="64", rows=2, area=64, priority=0):
+    return Entry(
+        sample_id=sample_id,
+        group=group,
+        num_rows=rows,
+        area=area,
+        steps_left=steps,
+        priority=priority,
+    )
+
+
+class Device:
+    """Runs what the scheduler decides; a call costs a fixed part and a part per row and cell."""
+
+    def __init__(self, scheduler, *, fixed_s=1.0, per_row_s=0.125):
+        self.scheduler = scheduler
+        self.fixed_s, self.per_row_s = fixed_s, per_row_s
+        self.now_s = 0.0
+        self.entries = {}
+        self.finished_s = {}
+        self.served_s = {}
+
+    def add(self, item):
+        self.entries[item.sample_id] = item
+        self.scheduler.add(item)
+
+    def call(self):
+        decision = self.scheduler.schedule()
+        if decision is None:
+            return None
+        members = [self.entries[i] for i in decision.sample_ids]
+        rows = sum(m.num_rows for m in members)
+        cost_s = self.fixed_s + self.per_row_s * rows * members[0].area / 64
+        self.now_s += cost_s
+        self.scheduler.commit(decision, cost_s)
+        self.served_s[decision.group] = self.served_s.get(decision.group, 0.0) + cost_s
+        for member in members:
+            left = member.steps_left - 1
+            if left:
+                self.scheduler.update(member.sample_id, steps_left=left, num_rows=member.num_rows)
+            else:
+                self.scheduler.remove(member.sample_id)
+                self.finished_s[member.sample_id] = self.now_s
+        return decision
+
+    def run(self, until=lambda device: False):
+        while not until(self) and self.call() is not None:
+            pass
+
+
+def solo_s(steps, **device):
+    alone = Device(StepScheduler(64), **device)
+    alone.add(entry(0, steps=steps))
+    alone.run()
+    return alone.now_s
+
+
+def test_nothing_waits_when_nothing_is_there():
+    assert StepScheduler(16).schedule() is None
+
+
+def test_equal_shapes_share_calls_whatever_their_steps():
+    device = Device(StepScheduler(16))
+    for i, steps in enumerate((10, 12, 20)):
+        device.add(entry(i, steps=steps))
+    assert device.call().sample_ids == (0, 1, 2)
+    device.run()
+    assert set(device.finished_s) == {0, 1, 2}
+
+
+def test_rows_are_bounded_and_the_first_come_first():
+    device = Device(StepScheduler(5))
+    for i in range(4):
+        device.add(entry(i))
+    assert device.call().sample_ids == (0, 1)
+
+
+def test_a_sample_wider_than_the_bound_still_runs():
+    device = Device(StepScheduler(2))
+    device.add(entry(0, rows=3))
+    assert device.call().sample_ids == (0,)
+
+
+@pytest.mark.parametrize("num_long", [1, 4, 8, 31])
+@pytest.mark.parametrize("per_row_s", [0.01, 0.125, 1.0])
+def test_a_short_job_behind_a_long_batch_ends_within_twice_its_solo_time(num_long, per_row_s):
+    device = Device(StepScheduler(64), per_row_s=per_row_s)
+    for i in range(num_long):
+        device.add(entry(i, steps=50))
+    device.call()
+    arrived_s = device.now_s
+    device.add(entry(99, steps=10))
+    device.run(until=lambda d: 99 in d.finished_s)
+    longest_step_s = 1.0 + per_row_s * 2 * (num_long + 1)
+    latency_s = device.finished_s[99] - arrived_s
+    assert latency_s < 2 * solo_s(10, per_row_s=per_row_s) + longest_step_s
+
+
+def test_a_stream_of_short_jobs_leaves_half_of_the_time_to_the_long_one():
+    device = Device(StepScheduler(64))
+    device.add(entry(0, steps=400))
+    for i in range(1, 2000):
+        device.add(entry(i, steps=5))
+        device.run(until=lambda d, i=i: i in d.finished_s or 0 in d.finished_s)
+        if 0 in device.finished_s:
+            break
+    assert device.finished_s[0] < 2.5 * solo_s(400)
+
+
+def test_shapes_share_the_time_not_the_calls():
+    device = Device(StepScheduler(64))
+    device.add(entry(0, steps=10_000, group="64", area=64))
+    device.add(entry(1, steps=10_000, group="512", area=4096))
+    for _ in range(2000):
+        device.call()
+    small, large = device.served_s["64"], device.served_s["512"]
+    assert 0.9 < small / large < 1.1
+
+
+def test_a_new_shape_gets_no_credit_for_having_been_away():
+    device = Device(StepScheduler(64))
+    device.add(entry(0, steps=1000, group="a"))
+    for _ in range(100):
+        device.call()
+    device.add(entry(1, steps=1000, group="b"))
+    groups = [device.call().group for _ in range(10)]
+    assert 4 <= groups.count("a") <= 6
+
+
+def test_priority_doubles_a_shapes_share_and_goes_first_within_it():
+    device = Device(StepScheduler(4))
+    device.add(entry(0, steps=5000, group="a", priority=0))
+    device.add(entry(1, steps=5000, group="b", priority=-1))
+    for _ in range(300):
+        device.call()
+    assert 1.8 < device.served_s["b"] / device.served_s["a"] < 2.2
+    device.add(entry(2, steps=4000, group="a", rows=2, priority=1))
+    device.add(entry(3, steps=4000, group="a", rows=2, priority=-1))
+    while (decision := device.call()).group != "a":
+        pass
+    assert decision.sample_ids[0] == 3
+
+
+def test_removed_samples_are_never_scheduled():
+    scheduler = StepScheduler(16)
+    scheduler.add(entry(0))
+    scheduler.add(entry(1))
+    scheduler.remove(0)
+    scheduler.remove(0)
+    decision = scheduler.schedule()
+    assert decision is not None and decision.sample_ids == (1,)
+
+
+def test_everything_ends_and_no_call_mixes_shapes():
+    seed = random.randrange(1 << 30)
+    rng = random.Random(seed)
+    device = Device(StepScheduler(rng.randint(1, 20)))
+    coming = [
+        entry(
+            i,
+            steps=rng.randint(1, 30),
+            group=rng.choice("abc"),
+            rows=rng.randint(1, 3),
+            area=rng.choice((16, 64, 256)),
+            priority=rng.randint(-3, 3),
+        )
+        for i in range(60)
+    ]
+    sizes = {}
+    for item in coming:
+        item.area = sizes.setdefault(item.group, item.area)
+    total = len(coming)
+    while len(device.finished_s) < total:
+        if coming and rng.random() < 0.3:
+            device.add(coming.pop())
+        decision = device.call()
+        if decision is not None:
+            groups = {device.entries[i].group for i in decision.sample_ids}
+            assert groups == {decision.group}, f"seed {seed}"
