@@ -1,4 +1,4 @@
-"""Who may enter: bounds the sequences in flight per model and refuses while draining.
+"""Who may enter: bounds the sequences or images in flight per model, refuses while draining.
 
 Called by routes before anything expensive. A refused request gets `QueueFull` (429) or `Draining`
 (503) with a time to come back. The engine's own limits stay behind this one.
@@ -52,10 +52,11 @@ class Lease:
 
 
 class Admission:
-    """Counts sequences in flight, waiting or running. Event loop only.
+    """Counts sequences of text models and images of image models in flight, waiting or running.
+    Event loop only.
 
     Invariant: `num_in_flight(model)` is the sum of `num_sequences` over the model's live leases,
-    and at most `limit`, unless a single request asks for more than that.
+    and at most its kind's limit, unless a single request asks for more than that.
     """
 
     def __init__(
@@ -64,10 +65,12 @@ class Admission:
         *,
         max_num_seqs: int,
         max_queued_requests: int,
+        max_queued_images: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limit = max_num_seqs + max_queued_requests
         self._max_queued_requests = max_queued_requests
+        self._max_queued_images = max_queued_images
         self._lifecycle = lifecycle
         self._clock = clock
         self._in_flight: dict[str, int] = {}
@@ -86,21 +89,29 @@ class Admission:
             Draining: the server is shutting down.
             QueueFull: too many sequences are in flight. Both carry `retry_after_s`.
         """
+        limit = f"{self.limit} ({self._max_queued_requests} waiting)"
+        return self._admit(model, num_sequences, self.limit, "sequences", limit)
+
+    def admit_images(self, model: str, num_images: int) -> Lease:
+        """The same for the images of a request to an image model."""
+        limit = self._max_queued_images
+        return self._admit(model, num_images, limit, "images", str(limit))
+
+    def _admit(self, model: str, num_more: int, limit: int, what: str, limit_text: str) -> Lease:
         if self._lifecycle.draining:
             draining = Draining("the server is shutting down; send the request to another one")
             draining.retry_after_s = max(1, math.ceil(self._lifecycle.remaining_drain_s()))
             raise draining
         in_flight = self.num_in_flight(model)
-        if in_flight and in_flight + num_sequences > self.limit:
+        if in_flight and in_flight + num_more > limit:
             full = QueueFull(
-                f"{in_flight} sequences are running or waiting and {num_sequences} more were asked "
-                f"for; the limit is {self.limit} ({self._max_queued_requests} waiting); try again "
-                f"later"
+                f"{in_flight} {what} are running or waiting and {num_more} more were asked for; "
+                f"the limit is {limit_text}; try again later"
             )
-            full.retry_after_s = self._retry_after_s(model, in_flight + num_sequences - self.limit)
+            full.retry_after_s = self._retry_after_s(model, in_flight + num_more - limit)
             raise full
-        self._in_flight[model] = in_flight + num_sequences
-        return Lease(self, model, num_sequences)
+        self._in_flight[model] = in_flight + num_more
+        return Lease(self, model, num_more)
 
     def _leave(self, model: str, num_sequences: int) -> None:
         left = self._in_flight[model] - num_sequences

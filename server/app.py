@@ -12,9 +12,11 @@ from engine.client import EngineClient
 from engine.version import __version__
 from server import errors, middleware, openapi
 from server.admission import Admission
+from server.image_jobs import ImageJobs
+from server.image_store import ImageStore
 from server.lifecycle import Lifecycle
 from server.metrics import ServerMetrics
-from server.routes import chat, completions, health, metrics, models, tokenize
+from server.routes import chat, completions, health, images, metrics, models, tokenize
 from server.settings import Settings
 from server.state import AppState
 from server.texts import TextRegistry
@@ -22,6 +24,8 @@ from server.texts import TextRegistry
 _ROUTERS = (
     chat.router,
     completions.router,
+    images.router,
+    images.files_router,
     models.router,
     tokenize.router,
     health.router,
@@ -54,6 +58,7 @@ def _create_state(settings: Settings, engine: EngineClient) -> AppState:
         lifecycle,
         max_num_seqs=settings.engine.max_num_seqs,
         max_queued_requests=settings.max_queued_requests,
+        max_queued_images=settings.max_queued_images,
     )
     return AppState(
         settings=settings,
@@ -62,6 +67,10 @@ def _create_state(settings: Settings, engine: EngineClient) -> AppState:
         metrics=ServerMetrics(engine),
         lifecycle=lifecycle,
         admission=admission,
+        image_jobs=ImageJobs(),
+        image_store=ImageStore(
+            max_bytes=settings.image_store_bytes, ttl_s=settings.image_url_ttl_s
+        ),
     )
 
 

@@ -3,33 +3,81 @@
 import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TypeVar
 
 from engine.client import EngineClient
 from engine.errors import InvalidParameter, ModelNotReady, UnknownModel
-from engine.types import ModelInfo, ModelStatus, Phase
+from engine.image_types import ImageModelInfo
+from engine.types import ModelInfo, ModelKind, ModelStatus, Phase
 from engine.version import __version__
+
+_OTHER_ROUTES = {
+    ModelKind.TEXT: "draws images; ask it with /v1/images/generations or /v1/images/edits",
+    ModelKind.IMAGE: "writes text; ask it with /v1/chat/completions or /v1/completions",
+}
+_NOTHING_SERVED = {
+    ModelKind.TEXT: "no text model is served here",
+    ModelKind.IMAGE: "no image model is served here; start the server with one, such as "
+    "--model HUB_ID_OR_FOLDER",
+}
+
+Info = TypeVar("Info", ModelInfo, ImageModelInfo)
 
 
 def find_model(engine: EngineClient, name: str | None) -> ModelInfo:
-    """The ready model of that id. Without an id it is the one model, if only one is served.
+    """The ready text model of that id. Without an id it is the one text model, if only one is
+    served.
 
     Raises:
-        InvalidParameter: no id was given and several models are served.
+        InvalidParameter: no id was given and several models are served, or it is an image model.
         UnknownModel: no such model is served; names those that are.
         ModelNotReady: it is loading, restarting or failed.
     """
-    statuses = engine.statuses()
-    if not name:
-        if len(statuses) != 1:
-            raise InvalidParameter(f"model is required; {_served(statuses)}", param="model")
-        name = statuses[0].model
-    for info in engine.models():
+    return _find(engine, engine.models(), name, ModelKind.TEXT)
+
+
+def find_image_model(engine: EngineClient, name: str | None) -> ImageModelInfo:
+    """The ready image model of that id, as `find_model` finds a text model."""
+    return _find(engine, engine.image_models(), name, ModelKind.IMAGE)
+
+
+def find_any_model(engine: EngineClient, name: str) -> ModelInfo | ImageModelInfo:
+    """The ready model of that id, whatever its kind.
+
+    Raises:
+        UnknownModel, ModelNotReady: as in `find_model`.
+    """
+    for info in engine.image_models():
         if info.model == name:
             return info
-    for status in statuses:
-        if status.model == name:
-            raise ModelNotReady(_not_ready(status), param="model")
-    raise UnknownModel(f"model {name!r} is not served; {_served(statuses)}", param="model")
+    return find_model(engine, name)
+
+
+def served_names(engine: EngineClient, kind: ModelKind) -> list[str]:
+    """Ids of the models of that kind, and of those whose kind is not known yet."""
+    return [status.model for status in engine.statuses() if status.kind in (kind, None)]
+
+
+def _find(
+    engine: EngineClient, ready: Sequence[Info], name: str | None, kind: ModelKind
+) -> Info:
+    served = served_names(engine, kind)
+    if not name:
+        if len(served) != 1:
+            raise InvalidParameter(f"model is required; {_use(served, kind)}", param="model")
+        name = served[0]
+    for info in ready:
+        if info.model == name:
+            return info
+    for status in engine.statuses():
+        if status.model != name:
+            continue
+        if status.kind not in (kind, None):
+            raise InvalidParameter(
+                f"model {name} {_OTHER_ROUTES[kind]}; here {_use(served, kind)}", param="model"
+            )
+        raise ModelNotReady(_not_ready(status), param="model")
+    raise UnknownModel(f"model {name!r} is not served; {_use(served, kind)}", param="model")
 
 
 @lru_cache(maxsize=256)
@@ -39,8 +87,8 @@ def system_fingerprint(info_model: str, config_hash: str) -> str:
     return f"fp_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def _served(statuses: Sequence[ModelStatus]) -> str:
-    return f"use one of: {', '.join(status.model for status in statuses)}"
+def _use(names: Sequence[str], kind: ModelKind) -> str:
+    return f"use one of: {', '.join(names)}" if names else _NOTHING_SERVED[kind]
 
 
 def _not_ready(status: ModelStatus) -> str:

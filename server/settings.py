@@ -181,6 +181,39 @@ class Settings(BaseSettings):
         description="Sequences per model that may wait beside the max_num_seqs that run; more are "
         "refused with 429.",
     )
+    max_queued_images: int = Field(
+        64,
+        ge=1,
+        le=100_000,
+        description="Images per model that may be running or waiting; more are refused with 429.",
+    )
+    max_image_megapixel_steps: float = Field(
+        1000.0,
+        gt=0,
+        le=1e9,
+        description="Largest image request: its pixels times steps times n, in millions.",
+    )
+    max_image_input_pixels: int = Field(
+        1 << 25,
+        ge=1,
+        le=1 << 30,
+        description="Pixels that the input images of a request may have together, once decoded.",
+    )
+    image_store_bytes: int = Field(
+        256 << 20,
+        ge=0,
+        le=1 << 40,
+        description="Memory for images that were asked for by url; the oldest make room. 0 keeps "
+        "none and refuses such requests.",
+    )
+    image_url_ttl_s: float = Field(
+        3600.0, ge=1, le=604_800, description="How long an image's url works, in seconds."
+    )
+    image_metadata: bool = Field(
+        True,
+        description="Write prompt, seed and parameters into the image files, so that they can be "
+        "made again.",
+    )
     drain_timeout_s: float = Field(
         30.0,
         ge=0,

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from engine.client import EngineClient
 from server.admission import Admission
+from server.image_jobs import ImageJobs
+from server.image_store import ImageStore
 from server.lifecycle import Lifecycle
 from server.metrics import ServerMetrics
 from server.settings import Settings
@@ -20,3 +22,5 @@ class AppState:
     metrics: ServerMetrics
     lifecycle: Lifecycle
     admission: Admission
+    image_jobs: ImageJobs
+    image_store: ImageStore

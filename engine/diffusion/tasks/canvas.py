@@ -91,16 +91,18 @@ def _blurred(planes: torch.Tensor, radius: int) -> torch.Tensor:
 
     Wide ones run on fewer pixels, since they leave no detail.
     """
-    size = planes.shape[2:]
+    height, width = planes.shape[2:]
     factor = max(1, radius // _FINEST_RADIUS)
     reach = radius // factor
     if factor > 1:
-        planes = F.adaptive_avg_pool2d(planes, [math.ceil(side / factor) for side in size])
+        planes = F.adaptive_avg_pool2d(
+            planes, (math.ceil(height / factor), math.ceil(width / factor))
+        )
     for _ in range(_BOX_PASSES):
         planes = F.pad(planes, (0, 0, reach, reach), mode="replicate")
         planes = F.avg_pool2d(planes, (2 * reach + 1, 1), stride=1)
         planes = F.pad(planes, (reach, reach, 0, 0), mode="replicate")
         planes = F.avg_pool2d(planes, (1, 2 * reach + 1), stride=1)
     if factor > 1:
-        planes = F.interpolate(planes, size=size, mode="bilinear", align_corners=False)
+        planes = F.interpolate(planes, size=(height, width), mode="bilinear", align_corners=False)
     return planes
