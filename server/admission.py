@@ -65,11 +65,13 @@ class Admission:
         *,
         max_num_seqs: int,
         max_queued_requests: int,
+        max_num_images: int = 1,
         max_queued_images: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limit = max_num_seqs + max_queued_requests
         self._max_queued_requests = max_queued_requests
+        self._max_num_images = max_num_images
         self._max_queued_images = max_queued_images
         self._lifecycle = lifecycle
         self._clock = clock
@@ -89,15 +91,18 @@ class Admission:
             Draining: the server is shutting down.
             QueueFull: too many sequences are in flight. Both carry `retry_after_s`.
         """
-        limit = f"{self.limit} ({self._max_queued_requests} waiting)"
-        return self._admit(model, num_sequences, self.limit, "sequences", limit)
+        return self._admit(
+            model, num_sequences, self.limit, self._max_queued_requests, "sequences"
+        )
 
     def admit_images(self, model: str, num_images: int) -> Lease:
         """The same for the images of a request to an image model."""
-        limit = self._max_queued_images
-        return self._admit(model, num_images, limit, "images", str(limit))
+        limit = self._max_num_images + self._max_queued_images
+        return self._admit(model, num_images, limit, self._max_queued_images, "images")
 
-    def _admit(self, model: str, num_more: int, limit: int, what: str, limit_text: str) -> Lease:
+    def _admit(
+        self, model: str, num_more: int, limit: int, max_waiting: int, what: str
+    ) -> Lease:
         if self._lifecycle.draining:
             draining = Draining("the server is shutting down; send the request to another one")
             draining.retry_after_s = max(1, math.ceil(self._lifecycle.remaining_drain_s()))
@@ -106,7 +111,7 @@ class Admission:
         if in_flight and in_flight + num_more > limit:
             full = QueueFull(
                 f"{in_flight} {what} are running or waiting and {num_more} more were asked for; "
-                f"the limit is {limit_text}; try again later"
+                f"the limit is {limit} ({max_waiting} waiting); try again later"
             )
             full.retry_after_s = self._retry_after_s(model, in_flight + num_more - limit)
             raise full

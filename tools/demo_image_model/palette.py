@@ -27,7 +27,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 
-SIZES: dict[str, tuple[float, float]] = {"small": (0.115, 0.135), "large": (0.185, 0.215)}
+SIZES: dict[str, tuple[float, float]] = {"small": (0.14, 0.155), "large": (0.20, 0.22)}
 """Range of the circumscribed radius, in image widths."""
 
 PLACES: dict[str, tuple[float, float]] = {

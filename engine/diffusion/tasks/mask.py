@@ -19,8 +19,7 @@ def mask_levels(mask: Pixels, image: Pixels, *, soft: bool) -> Bytes:
     """`[H, W]`; 0 keeps, 255 redraws, and in between for soft masks only.
 
     Raises:
-        InvalidParameter: another size than the image's, more than one channel, or nothing to
-            redraw.
+        InvalidParameter: another size than the image's, or more than one channel.
     """
     if (mask.width, mask.height) != (image.width, image.height):
         raise InvalidParameter(
@@ -33,9 +32,6 @@ def mask_levels(mask: Pixels, image: Pixels, *, soft: bool) -> Bytes:
     levels = to_array(mask, param="mask")[..., 0]
     if not soft:
         levels = np.where(levels >= _HALF, 255, 0).astype(np.uint8)
-    if not levels.any():
-        hint = "" if soft else "; levels below one half count only with soft_mask"
-        raise InvalidParameter(f"mask is empty: it marks no pixel to redraw{hint}", param="mask")
     return levels
 
 

@@ -152,6 +152,8 @@ def _picture(request: ImageRequest) -> _Picture:
     levels = None
     if request.mask is not None:
         levels = mask_levels(request.mask, image, soft=params.soft_mask)
+        if not levels.any() and params.outpaint is None:
+            raise _empty_mask(params.soft_mask)
     if params.outpaint is None:
         return _resized(base, flatten(base), levels, None, params)
     new = canvas.new_area(image.width, image.height, params.outpaint)
@@ -217,6 +219,11 @@ def _paste(
         return from_array(answer)
 
     return finish
+
+
+def _empty_mask(soft: bool) -> InvalidParameter:
+    hint = "" if soft else "; levels below one half count only with soft_mask"
+    return InvalidParameter(f"mask is empty: it marks no pixel to redraw{hint}", param="mask")
 
 
 def _check(request: ImageRequest) -> None:
