@@ -1,0 +1,120 @@
+"""Pipeline class name → family, imported when it is first asked for.
+
+Importing this module imports no diffusers; loading a checkpoint does.
+"""
+
+import difflib
+import importlib
+import math
+from pathlib import Path
+from typing import Protocol, cast
+
+import torch
+
+from engine.diffusion.families.family import Family
+from engine.diffusion.families.options import LoadOptions
+from engine.errors import CorruptFile, UnsupportedArchitecture
+from engine.weights.config_json import read_json
+from engine.weights.safetensors import read_header
+from engine.weights.source import Checkpoint
+
+_SD = "engine.diffusion.families.stable_diffusion:StableDiffusionFamily"
+_SDXL = "engine.diffusion.families.stable_diffusion_xl:StableDiffusionXLFamily"
+_SD3 = "engine.diffusion.families.stable_diffusion_3:StableDiffusion3Family"
+_FLUX = "engine.diffusion.families.flux:FluxFamily"
+
+FAMILIES = {
+    "StableDiffusionPipeline": _SD,
+    "StableDiffusionImg2ImgPipeline": _SD,
+    "StableDiffusionInpaintPipeline": _SD,
+    "StableDiffusionInstructPix2PixPipeline": _SD,
+    "StableDiffusionXLPipeline": _SDXL,
+    "StableDiffusionXLImg2ImgPipeline": _SDXL,
+    "StableDiffusionXLInpaintPipeline": _SDXL,
+    "StableDiffusion3Pipeline": _SD3,
+    "StableDiffusion3Img2ImgPipeline": _SD3,
+    "StableDiffusion3InpaintPipeline": _SD3,
+    "FluxPipeline": _FLUX,
+    "FluxImg2ImgPipeline": _FLUX,
+    "FluxInpaintPipeline": _FLUX,
+    "FluxKontextPipeline": _FLUX,
+}
+"""By `_class_name` of model_index.json."""
+
+INDEX = "model_index.json"
+
+
+class LoadableFamily(Protocol):
+    """What a class named in `FAMILIES` offers."""
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, options: LoadOptions) -> Family:
+        """Read the checkpoint's components; kinds it cannot read raise ModelLoadError."""
+        ...
+
+
+def load_family(
+    checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, quantization: str = "none"
+) -> Family:
+    """Load an image model of kind `diffusers` or `single_file`.
+
+    Args:
+        dtype: of weights and activations; latents stay fp32.
+        quantization: of the denoiser, as `EngineConfig.image_quantization`.
+
+    Raises:
+        UnsupportedArchitecture: no family covers it; the message names the nearest ones.
+        ModelLoadError: one of its kinds.
+    """
+    options = LoadOptions(dtype=dtype, device=device, quantization=quantization)
+    return family_of(pipeline_name(checkpoint)).load(checkpoint, options)
+
+
+def family_of(name: str) -> type[LoadableFamily]:
+    """The class that serves checkpoints of a diffusers pipeline class.
+
+    Raises:
+        UnsupportedArchitecture: none does.
+    """
+    target = FAMILIES.get(name)
+    if target is None:
+        nearest = difflib.get_close_matches(name, FAMILIES, n=3, cutoff=0.4)
+        raise UnsupportedArchitecture(
+            f"image model of class {name!r} is not supported; "
+            f"{'the nearest supported ones are' if nearest else 'supported are'} "
+            f"{', '.join(nearest or FAMILIES)}"
+        )
+    module, _, attribute = target.partition(":")
+    return cast(type[LoadableFamily], getattr(importlib.import_module(module), attribute))
+
+
+def pipeline_name(checkpoint: Checkpoint) -> str:
+    """`_class_name` of a folder's model_index.json, or what a single file amounts to."""
+    if checkpoint.kind == "diffusers":
+        name = read_json(checkpoint.path / INDEX).get("_class_name")
+        if not isinstance(name, str):
+            raise CorruptFile(f"{INDEX} has no _class_name")
+        return name
+    if checkpoint.kind == "single_file":
+        from engine.diffusion.families.single_file import layout_of
+
+        return layout_of(checkpoint.path).pipeline
+    raise UnsupportedArchitecture(
+        f"{checkpoint.name!r} is no image model; give a diffusers folder (with model_index.json) "
+        f"or a single .safetensors file of Stable Diffusion"
+    )
+
+
+def weight_bytes(checkpoint: Checkpoint) -> int:
+    """Size of all weights in bf16, from the headers of the files that would be loaded."""
+    if checkpoint.kind == "single_file":
+        return _bytes_of(checkpoint.path)
+    from engine.diffusion.families.components import weight_files
+
+    index = read_json(checkpoint.path / INDEX)
+    folders = [name for name, entry in index.items() if isinstance(entry, list)]
+    return sum(_bytes_of(file) for name in folders for file in weight_files(checkpoint.path / name))
+
+
+def _bytes_of(file: Path) -> int:
+    return sum(2 * math.prod(entry["shape"]) for entry in read_header(file).values())
