@@ -85,7 +85,8 @@ def double_scene(
     relation: str,
 ) -> Scene:
     """Two objects, (colour, shape) each, the first lying `relation` of the second."""
-    near, far = 0.27 + rng.uniform(-0.03, 0.03), 0.73 + rng.uniform(-0.03, 0.03)
+    # Far enough apart that two large objects do not touch.
+    near, far = 0.255 + rng.uniform(-0.02, 0.02), 0.745 + rng.uniform(-0.02, 0.02)
     side_first, side_second = 0.5 + rng.uniform(-0.14, 0.14, size=2)
     along_first, along_second = (near, far) if relation in ("left", "above") else (far, near)
     if relation in ("left", "right"):

@@ -4,7 +4,8 @@
 
 Half of the pictures are 64-pixel crops of scenes drawn at 128 pixels, so that the decoder knows
 edges at both sizes. The loss is L1 of pixels and of their gradients, objects weighted up against
-the plain background, and a very small KL term. At the end the latents' standard deviation becomes `scaling_factor`.
+the plain background, and a very small KL term. At the end the latents' standard deviation becomes
+`scaling_factor`.
 """
 
 import argparse
@@ -65,7 +66,7 @@ def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Ten
 
 
 def object_weight(target: torch.Tensor) -> torch.Tensor:
-    """`[N, 1, H, W]`: `OBJECT_WEIGHT` within three pixels of an object's edge and inside, else 1."""
+    """`[N, 1, H, W]`: `OBJECT_WEIGHT` in objects and three pixels around them, else 1."""
     # The background is the picture's median colour: objects never cover half of it.
     background = target.flatten(2).median(dim=2).values[:, :, None, None]
     differs = ((target - background).abs().amax(dim=1, keepdim=True) > 0.05).float()
