@@ -1,0 +1,115 @@
+r"""The prompt syntax of AUTOMATIC1111's web UI.
+
+`(x)` multiplies the weight by 1.1, `[x]` divides by it, `(x:1.3)` multiplies by 1.3; nesting
+multiplies, brackets left open run to the end, `\( \) \[ \] \\` are the characters themselves
+(a backslash before anything else vanishes), and `BREAK` ends a chunk, inside brackets too.
+
+Refused, because as plain text they would be silently wrong: composition with `AND`, prompt editing
+`[a:b:0.4]`, alternation `[a|b]`, and `<lora:name:1>`.
+"""
+
+import re
+
+from engine.diffusion.prompt.fragments import Break, Fragment, Piece, check_nesting, merge_equal
+from engine.errors import InvalidParameter
+
+_ROUND = 1.1
+_SQUARE = 1 / 1.1
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
+
+_TOKEN = re.compile(
+    rf"""
+    \\(?P<literal>[()\[\]\\|]?)
+    | :\s*(?P<weight>{_NUMBER})\s*\)
+    | (?P<editing>:\s*{_NUMBER}\s*\])
+    | [()\[\]|:]
+    | [^\\()\[\]:|]+
+    """,
+    re.VERBOSE,
+)
+_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+_AND = re.compile(r"\bAND\b")
+_NETWORK = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>", re.IGNORECASE)
+
+
+def parse_a1111(text: str) -> list[Piece]:
+    """Fragments and breaks in order, neighbours of equal weight merged."""
+    _refuse_unsupported(text)
+    reader = _Reader()
+    for match in _TOKEN.finditer(text):
+        reader.read(match)
+    return merge_equal(reader.finish())
+
+
+class _Reader:
+    """Fragments so far, and where the brackets still open began."""
+
+    def __init__(self) -> None:
+        self._texts: list[str | None] = []  # None is a break
+        self._weights: list[float] = []
+        self._open: list[tuple[str, int]] = []
+
+    def read(self, match: re.Match[str]) -> None:
+        token = match.group()
+        if token.startswith("\\"):
+            self._add(match["literal"])
+        elif token in ("(", "["):
+            self._open.append((token, len(self._texts)))
+            check_nesting(len(self._open))
+        elif match["weight"] and self._is_open("("):
+            self._close("(", float(match["weight"]))
+        elif token == ")" and self._is_open("("):
+            self._close("(", _ROUND)
+        elif match["editing"] and self._is_open("["):
+            raise _unsupported("prompt editing like [a:b:0.4]", "name one of the two")
+        elif token == "|" and self._open and self._open[-1][0] == "[":
+            raise _unsupported("alternation like [a|b]", "name one of them")
+        elif token == "]" and self._is_open("["):
+            self._close("[", _SQUARE)
+        else:
+            self._add_text(token)
+
+    def finish(self) -> list[Piece]:
+        for bracket, factor in (("(", _ROUND), ("[", _SQUARE)):
+            for start in [start for kind, start in self._open if kind == bracket]:
+                self._multiply(start, factor)
+        return [
+            Break() if text is None else Fragment(text, weight)
+            for text, weight in zip(self._texts, self._weights, strict=True)
+        ]
+
+    def _is_open(self, bracket: str) -> bool:
+        return any(kind == bracket for kind, _ in self._open)
+
+    def _close(self, bracket: str, factor: float) -> None:
+        """The two kinds of brackets are paired independently: `(a [b) c]` is legal."""
+        at = max(i for i, (kind, _) in enumerate(self._open) if kind == bracket)
+        self._multiply(self._open.pop(at)[1], factor)
+
+    def _multiply(self, start: int, factor: float) -> None:
+        for i in range(start, len(self._weights)):
+            self._weights[i] *= factor
+
+    def _add_text(self, text: str) -> None:
+        for i, part in enumerate(_BREAK.split(text)):
+            if i:
+                self._add(None)
+            self._add(part)
+
+    def _add(self, text: str | None) -> None:
+        self._texts.append(text)
+        self._weights.append(1.0)
+
+
+def _refuse_unsupported(text: str) -> None:
+    if _AND.search(text):
+        raise _unsupported("composition with AND", 'write "and", or BREAK to separate parts')
+    if _NETWORK.search(text):
+        raise _unsupported("<lora:name:weight>", "name adapters in their own field")
+
+
+def _unsupported(what: str, instead: str) -> InvalidParameter:
+    return InvalidParameter(
+        f"prompt_syntax a1111: {what} is not supported; {instead}, or use prompt_syntax plain",
+        param="prompt",
+    )

@@ -1,0 +1,201 @@
+r"""The prompt syntax of the library compel.
+
+`word+` is 1.1, `word--` 0.9², `(some words)1.3` and `(some words)++` weigh a phrase, also
+`"some words"+` and `.attend(1.3)`; nesting multiplies. Brackets and double quotes without a weight
+vanish, those that do not balance are text, and `\` makes any of `( ) " + - . , =` a character.
+
+A whole prompt may be `("a", "b").and()`: parts encoded one by one that stand behind each other; or
+`("a", "b").blend(0.7, 0.3)`: their weighted sum, normalised unless `no_normalize` stands last.
+
+Refused: `.swap()`, `withLora()`, and weights of `.and()`.
+"""
+
+import re
+from dataclasses import dataclass, field
+
+from engine.diffusion.prompt.fragments import (
+    Blend,
+    Break,
+    Fragment,
+    Piece,
+    check_nesting,
+    join_words,
+)
+from engine.errors import InvalidParameter
+
+_PLUS = 1.1
+_MINUS = 0.9
+_NUMBER = r"(?:\d+\.\d*|\.?\d+)"
+_SIGNS = r"\++|-+"
+_WORD = r"(?:\\.|[^\s()\",.=+\-\\]|[+\-](?=[^\s()\",.=+\-]))+"
+_ATTEND = rf"\.attend\(\s*(?P<attend>{_SIGNS}|{_NUMBER})\s*\)"
+
+_TOKEN = re.compile(
+    rf"(?P<weighted>{_WORD})(?:(?P<signs>{_SIGNS})(?=[\s()\",.=]|$)|{_ATTEND})"
+    rf"|(?P<word>{_WORD})|[()\"]|\s+|.",
+    re.DOTALL,
+)
+_GROUP_SUFFIX = re.compile(rf"(?P<weight>{_SIGNS}|{_NUMBER})|{_ATTEND}")
+_ESCAPE = re.compile(r"\\([()\"+\-.,=])")
+_COMBINED = re.compile(
+    r"\s*\((?P<parts>.*)\)\s*\.(?P<how>and|add|blend)\((?P<options>[^()]*)\)\s*\Z", re.DOTALL
+)
+_QUOTED = re.compile(r'\s*"((?:\\.|[^"\\])*)"\s*\Z', re.DOTALL)
+_UNSUPPORTED = re.compile(r"(?<!\\)\.(?:swap|and|add|blend)\(|\b(?:with|use)Lora\(")
+
+
+def parse_compel(text: str) -> list[Piece]:
+    """Fragments in order, neighbours of equal weight merged; or one `Blend`."""
+    combined = _COMBINED.match(text)
+    if combined is None:
+        return [*_parse_part(text)]
+    parts = [_parse_part(part) for part in _split_parts(combined["parts"])]
+    options = [option.strip() for option in combined["options"].split(",") if option.strip()]
+    if combined["how"] == "blend":
+        return [_blend(parts, options)]
+    if any(_number(option) != 1.0 for option in options):
+        raise _unsupported("weights of .and()", "give its phrases weights of their own")
+    joined: list[Piece] = []
+    for part in parts:
+        joined += [Break(), *part] if joined else part
+    return joined
+
+
+def _blend(parts: list[list[Fragment]], options: list[str]) -> Blend:
+    normalise = not options or options[-1] != "no_normalize"
+    weights = [_number(option) for option in (options if normalise else options[:-1])]
+    weights = weights or [1.0] * len(parts)
+    if len(weights) != len(parts):
+        raise InvalidParameter(
+            f".blend() has {len(parts)} prompts and {len(weights)} weights; give as many of each",
+            param="prompt",
+        )
+    total = sum(weights) if normalise else 1.0
+    if abs(total) < 1e-6:
+        raise InvalidParameter(
+            "the weights of .blend() sum to zero; change one or add no_normalize", param="prompt"
+        )
+    return Blend(tuple(map(tuple, parts)), tuple(weight / total for weight in weights))
+
+
+def _split_parts(text: str) -> list[str]:
+    """At commas outside quotes and brackets; a part that is one quoted string loses the quotes."""
+    parts, depth, quoted = [""], 0, False
+    for token in re.findall(r"\\.|[^\\]|\\", text, re.DOTALL):
+        quoted ^= token == '"'
+        if not quoted:
+            depth += (token == "(") - (token == ")")
+        if token == "," and not quoted and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += token
+    unquoted = [_QUOTED.match(part) for part in parts]
+    return [m[1].replace('\\"', '"') if m else p for m, p in zip(unquoted, parts, strict=True)]
+
+
+@dataclass
+class _Frame:
+    """A bracket or quote that is still open, and what stands in it."""
+
+    opener: str
+    fragments: list[Fragment] = field(default_factory=list)
+    is_group: list[bool] = field(default_factory=list)
+
+    def add(self, text: str, weight: float = 1.0, *, is_group: bool = False) -> None:
+        """Running text grows the fragment before it; a group is parted from its neighbours."""
+        if not is_group and self.fragments and not self.is_group[-1]:
+            self.fragments[-1] = Fragment(self.fragments[-1].text + text)
+        else:
+            self.fragments.append(Fragment(text, weight))
+            self.is_group.append(is_group)
+
+    def extend(self, inner: "_Frame", factor: float) -> None:
+        for fragment in inner.fragments:
+            self.add(fragment.text, fragment.weight * factor, is_group=True)
+
+
+def _parse_part(text: str) -> list[Fragment]:
+    if _UNSUPPORTED.search(text):
+        raise _unsupported(
+            ".swap(), withLora() or .and() and .blend() within a prompt",
+            "write .and() and .blend() around the whole prompt",
+        )
+    frames = [_Frame("")]
+    position = 0
+    while match := _TOKEN.match(text, position):
+        position = match.end()
+        token = match.group()
+        if match["weighted"]:
+            weight = _weight(match["signs"] or match["attend"])
+            frames[-1].add(_unescape(match["weighted"]), weight, is_group=True)
+        elif token == "(" or (token == '"' and all(frame.opener != '"' for frame in frames)):
+            frames.append(_Frame(token))
+            check_nesting(len(frames))
+        elif token in (")", '"'):
+            position = _close(frames, token, text, position)
+        else:
+            frames[-1].add(_unescape(token))
+    while len(frames) > 1:
+        _flatten_last(frames)
+    return _merge(frames[0].fragments)
+
+
+def _close(frames: list[_Frame], token: str, text: str, position: int) -> int:
+    """Close the newest bracket or quote that fits; those opened since were text. New position."""
+    opener = "(" if token == ")" else token
+    if all(frame.opener != opener for frame in frames):
+        frames[-1].add(token)
+        return position
+    while frames[-1].opener != opener:
+        _flatten_last(frames)
+    inner = frames.pop()
+    suffix = _GROUP_SUFFIX.match(text, position)
+    frames[-1].extend(inner, _weight(suffix["weight"] or suffix["attend"]) if suffix else 1.0)
+    return suffix.end() if suffix else position
+
+
+def _flatten_last(frames: list[_Frame]) -> None:
+    inner = frames.pop()
+    frames[-1].add(inner.opener)
+    for fragment, is_group in zip(inner.fragments, inner.is_group, strict=True):
+        frames[-1].add(fragment.text, fragment.weight, is_group=is_group)
+
+
+def _merge(fragments: list[Fragment]) -> list[Fragment]:
+    """Join neighbours of equal weight; groups part words, so `(ba)dly` is two."""
+    merged: list[Fragment] = []
+    for fragment in fragments:
+        last = merged[-1] if merged else None
+        if last and (fragment.weight == last.weight or not fragment.text.strip()):
+            merged[-1] = Fragment(join_words(last.text, fragment.text), last.weight)
+        elif fragment.text:
+            merged.append(fragment)
+    return merged
+
+
+def _weight(written: str) -> float:
+    if written[0] in "+-":
+        return float((_PLUS if written[0] == "+" else _MINUS) ** min(len(written), 1000))
+    return float(written)
+
+
+def _number(written: str) -> float:
+    try:
+        return float(written)
+    except ValueError:
+        raise InvalidParameter(
+            "the weights of .and() and .blend() are numbers; "
+            "only .blend() takes no_normalize as well, at the end",
+            param="prompt",
+        ) from None
+
+
+def _unescape(text: str) -> str:
+    return _ESCAPE.sub(r"\1", text)
+
+
+def _unsupported(what: str, instead: str) -> InvalidParameter:
+    return InvalidParameter(
+        f"prompt_syntax compel: {what} is not supported; {instead}, or use prompt_syntax plain",
+        param="prompt",
+    )

@@ -1,0 +1,68 @@
+"""Reads a prompt in one of the syntaxes that a request may choose.
+
+The rules of each are in its own module; `plain` has none. Weights are numbers here: what they do
+to the encoder's states is in `emphasis`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from engine.diffusion.prompt.a1111 import parse_a1111
+from engine.diffusion.prompt.comfy import parse_comfy
+from engine.diffusion.prompt.compel import parse_compel
+from engine.diffusion.prompt.fragments import (
+    Blend,
+    Break,
+    Fragment,
+    Piece,
+    check_weight,
+    join_words,
+)
+from engine.image_types import PromptSyntax
+
+__all__ = ["Blend", "Break", "Fragment", "Piece", "parse_prompt", "plain_text"]
+
+
+def parse_prompt(text: str, syntax: PromptSyntax) -> list[Piece]:
+    """The prompt's fragments and breaks in order, at least one; or a single `Blend`.
+
+    Unbalanced brackets and other odd input are text, as each syntax has it. Lone surrogates, which
+    JSON can carry and UTF-8 cannot, become U+FFFD.
+
+    Raises:
+        InvalidParameter: a construct of the syntax that is not supported here, a weight beyond
+            `MAX_WEIGHT`, or more than `MAX_NESTING` brackets open.
+    """
+    text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    pieces = list(_PARSERS[syntax](text)) or [Fragment("")]
+    for piece in pieces:
+        for weight in _weights(piece):
+            check_weight(weight)
+    return pieces
+
+
+def plain_text(pieces: Sequence[Fragment | Break]) -> str:
+    """What is said, without weights: for encoders that cannot take them."""
+    said = ""
+    for piece in pieces:
+        said = join_words(said, piece.text) if isinstance(piece, Fragment) else f"{said} "
+    return said
+
+
+def _weights(piece: Piece) -> Iterator[float]:
+    if isinstance(piece, Fragment):
+        yield piece.weight
+    elif isinstance(piece, Blend):
+        yield from piece.weights
+        yield from (fragment.weight for part in piece.parts for fragment in part)
+
+
+def _parse_plain(text: str) -> list[Fragment]:
+    return [Fragment(text)]
+
+
+_PARSERS: Mapping[PromptSyntax, Callable[[str], Sequence[Piece]]] = {
+    PromptSyntax.PLAIN: _parse_plain,
+    PromptSyntax.A1111: parse_a1111,
+    PromptSyntax.COMFY: parse_comfy,
+    PromptSyntax.COMPEL: parse_compel,
+}

@@ -1,0 +1,89 @@
+"""Prompts to the states of a T5 encoder (SD 3, FLUX)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import T5EncoderModel, T5Tokenizer
+
+from engine.diffusion.families.family import PromptText
+from engine.diffusion.prompt.fragments import Blend, Break, Fragment
+from engine.diffusion.prompt.syntax import parse_prompt, plain_text
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class T5States:
+    """One prompt's states.
+
+    Attributes:
+        states: `[1, L, D]` in the encoder's dtype, L the maximum length.
+        num_tokens: of the prompt itself, as far as it was read.
+        weights_ignored: the prompt has weights, which did nothing here.
+        truncated: the prompt is longer than the maximum length, and its end was not read.
+    """
+
+    states: torch.Tensor
+    num_tokens: int
+    weights_ignored: bool = False
+    truncated: bool = False
+
+
+class T5PromptEncoder:
+    """A T5 encoder with its tokenizer.
+
+    Weights do not act on it: no syntax defines what they would do to T5. Syntax other than plain is
+    read and the text without its weights encoded; compel's `.blend()` is done, being a sum of whole
+    prompts.
+
+    Args:
+        max_sequence_length: tokens that a prompt is padded and cut to (256 in SD 3, 512 in FLUX).
+    """
+
+    def __init__(
+        self, tokenizer: T5Tokenizer, text_encoder: T5EncoderModel, *, max_sequence_length: int
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._encoder = text_encoder
+        self._length = max_sequence_length
+
+    def encode(self, prompt: PromptText) -> T5States:
+        """States of one prompt, those of diffusers' `_get_t5_prompt_embeds`.
+
+        Raises:
+            InvalidParameter: the prompt cannot be read, see `parse_prompt`.
+        """
+        pieces = parse_prompt(prompt.text, prompt.syntax)
+        with torch.no_grad():
+            if isinstance(pieces[0], Blend):
+                return self._encode_blend(pieces[0])
+            return self._encode_pieces([p for p in pieces if not isinstance(p, Blend)])
+
+    def _encode_blend(self, blend: Blend) -> T5States:
+        parts = [self._encode_pieces(part) for part in blend.parts]
+        states = torch.cat([part.states.float() for part in parts])
+        weights = torch.tensor(blend.weights, device=states.device)[:, None, None]
+        return T5States(
+            (states * weights).sum(dim=0, keepdim=True).to(self._encoder.dtype),
+            sum(part.num_tokens for part in parts),
+            weights_ignored=any(part.weights_ignored for part in parts),
+            truncated=any(part.truncated for part in parts),
+        )
+
+    def _encode_pieces(self, pieces: Sequence[Fragment | Break]) -> T5States:
+        token_ids: list[int] = self._tokenizer(
+            plain_text(pieces), truncation=False, padding=False, verbose=False
+        )["input_ids"]
+        truncated = len(token_ids) > self._length
+        if truncated:
+            # The end token stays, as the tokenizer's own truncation has it.
+            token_ids = [*token_ids[: self._length - 1], token_ids[-1]]
+        padding = [self._tokenizer.pad_token_id] * (self._length - len(token_ids))
+        states = self._encoder(torch.tensor([[*token_ids, *padding]], device=self._encoder.device))[
+            0
+        ]
+        return T5States(
+            states.to(self._encoder.dtype),
+            len(token_ids) - 1,
+            weights_ignored=any(isinstance(p, Fragment) and p.weight != 1.0 for p in pieces),
+            truncated=truncated,
+        )
