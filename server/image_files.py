@@ -56,7 +56,7 @@ _REFUSED_FORMATS = (
 
 @dataclass(frozen=True, slots=True)
 class _Planes:
-    """A decoded file: colours `[H, W, 3]` in sRGB and alpha `[H, W]`, as the file stores them."""
+    """A decoded file, upright: colours `[H, W, 3]` in sRGB and alpha `[H, W]`."""
 
     rgb: _Array
     alpha: _Array | None
@@ -76,12 +76,10 @@ def decode_image(data: bytes, *, param: str, max_pixels: int, max_side: int) -> 
         InvalidParameter: not such a file, truncated or broken, animated, or too large.
     """
     image = _opened(data, param, max_pixels, max_side)
-    orientation = _orientation(image)
     planes = _decoded(image, param, use_profile=True)
-    array = planes.rgb
-    if planes.alpha is not None:
-        array = np.dstack([planes.rgb, planes.alpha])
-    return _pixels(_turned(array, orientation))
+    if planes.alpha is None:
+        return _pixels(planes.rgb)
+    return _pixels(np.dstack([planes.rgb, planes.alpha]))
 
 
 def decode_mask(
@@ -99,7 +97,6 @@ def decode_mask(
             marks nothing.
     """
     image = _opened(data, param, max_pixels, max_side)
-    orientation = _orientation(image)
     planes = _decoded(image, param, use_profile=False)
     is_transparent = planes.alpha is not None and bool((planes.alpha < 255).any())
     if mode == "alpha" and planes.alpha is None:
@@ -116,7 +113,7 @@ def decode_mask(
         raise InvalidParameter(
             f"{param} is empty: it has no {meaning} pixels, which mark what to edit", param=param
         )
-    return _pixels(_turned(levels[..., None], orientation))
+    return _pixels(levels[..., None])
 
 
 def encode_image(
@@ -213,8 +210,12 @@ def _decoded(image: Image.Image, param: str, *, use_profile: bool) -> _Planes:
         image.load()
         colour, alpha = _separated(image, raw_mode)
         profile = image.info.get("icc_profile") if use_profile else None
-        rgb = _in_srgb(colour, profile)
-        return _Planes(np.asarray(rgb), alpha)
+        rgb = np.asarray(_in_srgb(colour, profile))
+        # Only now: of a PNG file EXIF may come last, so asking for it reads the whole file.
+        orientation = _orientation(image)
+        return _Planes(
+            _upright(rgb, orientation), None if alpha is None else _upright(alpha, orientation)
+        )
     except Exception as error:  # As above; the header was fine, the rest is not.
         raise _broken(param, format) from error
 
@@ -271,7 +272,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _turned(array: _Array, orientation: int) -> _Array:
+def _upright(array: _Array, orientation: int) -> _Array:
     turn = _UPRIGHT.get(orientation)
     return array if turn is None else turn(array)
 
