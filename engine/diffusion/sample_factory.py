@@ -118,7 +118,9 @@ class SampleFactory:
         if params.task is ImageTask.INPAINT and condition is None:
             assert clean is not None and preparation.latent_mask is not None
             mask = preparation.latent_mask.to(family.device)
-            sample.blend = LatentBlend(mask, clean, noise, soft=params.soft_mask)
+            sample.blend = LatentBlend(
+                mask, clean, noise, soft=params.soft_mask, first_position=first
+            )
         return sample
 
     def _draw(self, preparation: Preparation, generator: torch.Generator) -> torch.Tensor:
