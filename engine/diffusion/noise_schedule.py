@@ -98,8 +98,10 @@ class NoiseSchedule:
 
     def start_of(self, strength: float, num_steps: int) -> int:
         """First position that a strength runs, as diffusers counts; tells the schedule so."""
-        run = min(int(num_steps * strength), num_steps)
-        begin = (num_steps - run) * int(getattr(self._scheduler, "order", 1))
+        run = min(num_steps * strength, num_steps)
+        # Flow pipelines round the steps left out down, the others the steps run.
+        skipped = int(num_steps - run) if self._is_flow else num_steps - int(run)
+        begin = skipped * int(getattr(self._scheduler, "order", 1))
         self._set_begin(begin)
         return begin
 

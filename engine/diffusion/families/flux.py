@@ -1,0 +1,274 @@
+"""FLUX.1: schnell (few steps, no guidance), dev (guidance is an input), Kontext (edits a reference
+image), Fill (a denoiser that sees mask and masked image).
+
+One sequence of text tokens and packed image tokens runs through the transformer; positions are
+rotary, `(image, row, column)` each. Latents are packed, two by two cells to a token, in here alone.
+
+Papers: Labs et al. 2025, arXiv:2506.15742 (Kontext); rectified flow, arXiv:2403.03206.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers import FluxTransformer2DModel
+
+from engine.diffusion.families.autoencoder import Autoencoder
+from engine.diffusion.families.components import ComponentFolder
+from engine.diffusion.families.family import FamilyFacts, PromptStates, PromptText, Row
+from engine.diffusion.families.flow_schedules import FlowSchedules
+from engine.diffusion.families.options import LoadOptions
+from engine.diffusion.families.quantized import load_t5, load_transformer
+from engine.diffusion.families.row_layouts import denoise_by_layout, stack_timesteps
+from engine.diffusion.noise_schedule import NoiseSchedule
+from engine.diffusion.prompt.clip import ClipPromptEncoder
+from engine.diffusion.prompt.t5 import T5PromptEncoder
+from engine.errors import InvalidParameter, UnsupportedArchitecture
+from engine.image_types import GuidanceKind, ImageTask
+from engine.weights.source import Checkpoint
+
+_PATCH = 2
+"""Latent cells of a token, on a side."""
+_MAX_SHIFT = 1.15
+_GENERAL_TASKS = (ImageTask.TEXT_TO_IMAGE, ImageTask.IMAGE_TO_IMAGE, ImageTask.INPAINT)
+_PROMPT_TOKENS = 512
+_SCHNELL_PROMPT_TOKENS = 256
+"""Lengths that prompts are padded to, those the models were trained with."""
+
+
+class FluxFamily:
+    """FLUX.1 in all variants, see the module.
+
+    Args:
+        scheduler_config: of the model's own scheduler.
+        edits: the transformer was trained with reference images (Kontext).
+
+    Raises:
+        UnsupportedArchitecture: the transformer's input has channels for something else.
+    """
+
+    def __init__(
+        self,
+        *,
+        transformer: FluxTransformer2DModel,
+        autoencoder: Autoencoder,
+        clip: ClipPromptEncoder,
+        t5: T5PromptEncoder,
+        scheduler_config: Mapping[str, Any],
+        edits: bool,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.device = device
+        self._dtype = dtype
+        self._transformer = transformer.eval()
+        self._autoencoder = autoencoder
+        self._clip, self._t5 = clip, t5
+        self._schedules = FlowSchedules(
+            scheduler_config, max_shift=_MAX_SHIFT, spans_unit_interval=True
+        )
+        self._takes_guidance = bool(transformer.config.guidance_embeds)
+        self._fills = _fills(transformer.config.in_channels, autoencoder)
+        self.facts = _facts(autoencoder, self._schedules, self._takes_guidance, self._fills, edits)
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, options: LoadOptions) -> "FluxFamily":
+        """From a diffusers folder; its transformer may be a GGUF file.
+
+        Quantisation covers the T5 encoder, too, which is nearly as large as the transformer.
+
+        Raises:
+            ModelLoadError: one of its kinds.
+        """
+        folder = ComponentFolder(checkpoint.path, options)
+        transformer = load_transformer(FluxTransformer2DModel, folder, checkpoint.path, options)
+        guided = transformer.config.guidance_embeds
+        clip = ClipPromptEncoder(
+            folder.tokenizer("tokenizer"), folder.text_encoder("text_encoder"), final_norm=True
+        )
+        return cls(
+            transformer=transformer,
+            autoencoder=folder.autoencoder(),
+            clip=clip,
+            t5=load_t5(
+                folder, "_2", options, length=_PROMPT_TOKENS if guided else _SCHNELL_PROMPT_TOKENS
+            ),
+            scheduler_config=folder.scheduler_config(),
+            edits=folder.index.get("_class_name") == "FluxKontextPipeline",
+            dtype=options.dtype,
+            device=options.device,
+        )
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[PromptText]) -> list[PromptStates]:
+        """T5's states, padded to one length, and CLIP's pooled state of each prompt."""
+        return [self._encode(prompt) for prompt in prompts]
+
+    def encode_image(self, image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Pixels `[1, 3, H, W]` in [-1, 1] to scaled latents."""
+        return self._autoencoder.encode(image, generator)
+
+    def image_condition(
+        self,
+        task: ImageTask,
+        image: torch.Tensor,
+        mask: torch.Tensor | None,
+        generator: torch.Generator,
+    ) -> torch.Tensor | None:
+        """Kontext: latents of the reference. Fill: those of the masked image, and the mask."""
+        if task is ImageTask.EDIT:
+            return self._autoencoder.encode(image, None)
+        if not self._fills:
+            return None
+        if mask is None:
+            raise InvalidParameter("this model fills masks; give one", param="mask")
+        masked = self._autoencoder.encode(image * (1.0 - mask), generator)
+        # Each latent cell gets its pixels of the mask as channels.
+        cells = torch.nn.functional.pixel_unshuffle(mask, self._autoencoder.factor)
+        return torch.cat([masked, cells.to(masked)], dim=1)
+
+    def denoiser_key(self, task: ImageTask) -> Hashable:
+        """Edits apart: their sequences are twice as long, which no other row can share."""
+        return "edit" if task is ImageTask.EDIT else "image"
+
+    def new_noise_schedule(
+        self, name: str | None, num_steps: int, width: int, height: int
+    ) -> NoiseSchedule:
+        """A schedule of its own for one image, shifted by its size if the config says so."""
+        side = self._autoencoder.factor * _PATCH
+        return self._schedules.create(name, num_steps, (width // side) * (height // side))
+
+    @torch.no_grad()
+    def denoise(self, key: Hashable, rows: Sequence[Row]) -> torch.Tensor:
+        """Velocities `[R, C, h, w]`, fp32. Timesteps, guidance and prompts may differ."""
+        return denoise_by_layout(rows, _layout, self._forward)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Scaled latents `[N, C, h, w]` to pixels `[N, 3, H, W]`, fp32 in [-1, 1]."""
+        return self._autoencoder.decode(latents)
+
+    def preview(self, latents: torch.Tensor) -> torch.Tensor:
+        """One pixel per latent cell."""
+        return self._autoencoder.preview(latents)
+
+    def _encode(self, prompt: PromptText) -> PromptStates:
+        text = self._t5.encode(prompt)
+        return PromptStates(
+            key=prompt,
+            states=text.states,
+            pooled=self._clip.encode(prompt).pooled,
+            num_tokens=text.num_tokens,
+        )
+
+    def _forward(self, rows: Sequence[Row]) -> torch.Tensor:
+        latents = torch.cat([row.latents for row in rows])
+        height, width = latents.shape[-2:]
+        tokens, ids = self._sequence(latents, rows)
+        states = torch.cat([row.prompt.states for row in rows])
+        pooled = torch.cat([_pooled(row) for row in rows])
+        guidance = None
+        if self._takes_guidance:
+            scales = [row.guidance_scale for row in rows]
+            guidance = torch.tensor(scales, dtype=torch.float32, device=self.device)
+        predictions = self._transformer(
+            hidden_states=tokens.to(self._dtype),
+            timestep=stack_timesteps(rows, self.device) / 1000,
+            guidance=guidance,
+            pooled_projections=pooled.to(self._dtype),
+            encoder_hidden_states=states.to(self._dtype),
+            txt_ids=torch.zeros((states.shape[1], 3), device=self.device),
+            img_ids=ids.to(self.device),
+            return_dict=False,
+        )[0]
+        num_tokens = (height // _PATCH) * (width // _PATCH)
+        return unpack(predictions[:, :num_tokens].float(), height, width)
+
+    def _sequence(
+        self, latents: torch.Tensor, rows: Sequence[Row]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image tokens `[R, T, D]` and their positions `[T, 3]`."""
+        ids = position_ids(*latents.shape[-2:], image=0)
+        if rows[0].image_latents is None:
+            return pack(latents), ids
+        beside = torch.cat([_image_latents(row) for row in rows])
+        if self._fills:
+            return pack(torch.cat([latents, beside.to(latents)], dim=1)), ids
+        tokens = torch.cat([pack(latents), pack(beside.to(latents))], dim=1)
+        return tokens, torch.cat([ids, position_ids(*beside.shape[-2:], image=1)])
+
+
+def pack(latents: torch.Tensor) -> torch.Tensor:
+    """`[N, C, h, w]` to tokens `[N, h/2 * w/2, 4C]`, a channel's four cells side by side."""
+    return torch.nn.functional.pixel_unshuffle(latents, _PATCH).flatten(2).transpose(1, 2)
+
+
+def unpack(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The inverse of `pack`, for latents of this size."""
+    size = (height // _PATCH, width // _PATCH)
+    return torch.nn.functional.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, size), _PATCH)
+
+
+def position_ids(height: int, width: int, *, image: int) -> torch.Tensor:
+    """`[h/2 * w/2, 3]`: which image, row, column."""
+    rows, columns = torch.arange(height // _PATCH), torch.arange(width // _PATCH)
+    grid = torch.cartesian_prod(torch.tensor([image]), rows, columns)
+    return grid.float()
+
+
+def _layout(row: Row) -> Hashable:
+    beside = None if row.image_latents is None else tuple(row.image_latents.shape)
+    return tuple(row.prompt.states.shape), beside
+
+
+def _pooled(row: Row) -> torch.Tensor:
+    assert row.prompt.pooled is not None
+    return row.prompt.pooled
+
+
+def _image_latents(row: Row) -> torch.Tensor:
+    assert row.image_latents is not None
+    return row.image_latents
+
+
+def _fills(in_channels: int, autoencoder: Autoencoder) -> bool:
+    """Whether the transformer takes a mask and a masked image beside the latents."""
+    cell = _PATCH * _PATCH
+    plain = cell * autoencoder.channels
+    fill = 2 * plain + cell * autoencoder.factor**2
+    if in_channels not in (plain, fill):
+        raise UnsupportedArchitecture(
+            f"FLUX transformers with {plain} (text to image, Kontext) or {fill} (Fill) input "
+            f"channels are supported; this one has {in_channels}, as control models have"
+        )
+    return bool(in_channels == fill)
+
+
+def _facts(
+    autoencoder: Autoencoder,
+    schedules: FlowSchedules,
+    takes_guidance: bool,
+    fills: bool,
+    edits: bool,
+) -> FamilyFacts:
+    """Defaults are those of the model cards."""
+    steps, scale = (28, 3.5) if takes_guidance else (4, 1.0)
+    tasks = _GENERAL_TASKS
+    if fills:
+        tasks, steps, scale = (ImageTask.INPAINT,), 50, 30.0
+    elif edits:
+        tasks, scale = (*_GENERAL_TASKS, ImageTask.EDIT), 2.5
+    return FamilyFacts(
+        architecture="flux",
+        tasks=tasks,
+        guidance=GuidanceKind.DISTILLED if takes_guidance else GuidanceKind.NONE,
+        schedulers=schedules.names,
+        latent_channels=autoencoder.channels,
+        vae_factor=autoencoder.factor,
+        size_multiple=autoencoder.factor * _PATCH,
+        default_width=1024,
+        default_height=1024,
+        default_steps=steps,
+        default_guidance_scale=scale,
+        min_side=autoencoder.factor * _PATCH,
+        max_pixels=2048 * 2048,
+    )

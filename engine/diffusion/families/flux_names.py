@@ -1,0 +1,97 @@
+"""Names of FLUX's tensors: from those of the original release to diffusers'.
+
+The original fuses projections that diffusers keeps apart; rows are split, so packed rows of a
+quantised matrix split the same way.
+"""
+
+from collections.abc import Mapping
+
+import torch
+
+_SINGLE = {
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
+    "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
+    "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
+    "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
+    "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
+    "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
+    "final_layer.linear": "proj_out",
+}
+_DOUBLE_BLOCK = {
+    "img_mod.lin": "norm1.linear",
+    "txt_mod.lin": "norm1_context.linear",
+    "img_attn.norm.query_norm": "attn.norm_q",
+    "img_attn.norm.key_norm": "attn.norm_k",
+    "txt_attn.norm.query_norm": "attn.norm_added_q",
+    "txt_attn.norm.key_norm": "attn.norm_added_k",
+    "img_attn.proj": "attn.to_out.0",
+    "txt_attn.proj": "attn.to_add_out",
+    "img_mlp.0": "ff.net.0.proj",
+    "img_mlp.2": "ff.net.2",
+    "txt_mlp.0": "ff_context.net.0.proj",
+    "txt_mlp.2": "ff_context.net.2",
+}
+_SINGLE_BLOCK = {
+    "modulation.lin": "norm.linear",
+    "norm.query_norm": "attn.norm_q",
+    "norm.key_norm": "attn.norm_k",
+    "linear2": "proj_out",
+}
+_FUSED = {
+    "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
+}
+_SHIFT_SCALE = "final_layer.adaLN_modulation.1"
+
+
+def to_diffusers_names(
+    state: Mapping[str, torch.Tensor], *, inner_dim: int
+) -> dict[str, torch.Tensor]:
+    """Rename and split. A state that has diffusers' names already comes back as it is.
+
+    Args:
+        inner_dim: attention heads times their width.
+
+    Raises:
+        KeyError: a tensor that belongs to no FLUX transformer.
+    """
+    if any(name.startswith("transformer_blocks.") for name in state):
+        return dict(state)
+    converted: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        converted.update(_convert(name, tensor, inner_dim))
+    return converted
+
+
+def _convert(name: str, tensor: torch.Tensor, inner_dim: int) -> dict[str, torch.Tensor]:
+    module, _, suffix = name.rpartition(".")
+    suffix = "weight" if suffix == "scale" else suffix
+    if module == _SHIFT_SCALE:
+        shift, scale = tensor.chunk(2, dim=0)
+        return {f"norm_out.linear.{suffix}": torch.cat([scale, shift])}
+    if module in _SINGLE:
+        return {f"{_SINGLE[module]}.{suffix}": tensor}
+    block, prefix, rest = _block_of(module)
+    if rest in _FUSED:
+        parts = _FUSED[rest]
+        sizes = [inner_dim] * 3 + [len(tensor) - 3 * inner_dim] * (len(parts) - 3)
+        pieces = tensor.split(sizes, dim=0)
+        return {
+            f"{prefix}.{part}.{suffix}": torch.cat([piece])
+            for part, piece in zip(parts, pieces, strict=True)
+        }
+    return {f"{prefix}.{block[rest]}.{suffix}": tensor}
+
+
+def _block_of(module: str) -> tuple[Mapping[str, str], str, str]:
+    """Table of names, prefix of the block in diffusers, module within the block."""
+    kind, _, rest = module.partition(".")
+    number, _, rest = rest.partition(".")
+    if kind == "double_blocks" and number.isdigit():
+        return _DOUBLE_BLOCK, f"transformer_blocks.{number}", rest
+    if kind == "single_blocks" and number.isdigit():
+        return _SINGLE_BLOCK, f"single_transformer_blocks.{number}", rest
+    raise KeyError(module)

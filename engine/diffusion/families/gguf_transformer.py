@@ -1,0 +1,143 @@
+"""FLUX and SD3 transformers from GGUF files: weights stay packed and are expanded layer by layer.
+
+Such a file holds the transformer alone, under the names of the original release or of diffusers.
+It lies in the `transformer` folder of a diffusers checkpoint in place of the safetensors files,
+beside `config.json`, which says the model's shape.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from diffusers import FluxTransformer2DModel, GGUFQuantizationConfig, SD3Transformer2DModel
+from diffusers.quantizers.gguf.utils import SUPPORTED_GGUF_QUANT_TYPES, GGUFParameter
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize
+
+from engine.diffusion.families.flux_names import to_diffusers_names
+from engine.errors import CorruptFile, MissingWeight, ModelLoadError, ShapeMismatch
+from engine.weights.gguf_tensors import GGUFTensor, read_tensors
+
+Transformer = TypeVar("Transformer", FluxTransformer2DModel, SD3Transformer2DModel)
+
+_PREFIX = "model.diffusion_model."
+_PLAIN = {GGMLQuantizationType.F32: np.float32, GGMLQuantizationType.F16: np.float16}
+
+
+def find_gguf(folder: Path) -> Path | None:
+    """The GGUF file of a component's folder, if its weights come as one.
+
+    Raises:
+        ModelLoadError: there are several.
+    """
+    files = sorted(folder.glob("*.gguf"))
+    if len(files) > 1:
+        raise ModelLoadError(
+            f"component {folder.name!r} has {len(files)} GGUF files ("
+            f"{', '.join(file.name for file in files)}); leave one"
+        )
+    return files[0] if files else None
+
+
+def load_gguf_transformer(
+    model: type[Transformer], path: Path, *, dtype: torch.dtype, device: torch.device
+) -> Transformer:
+    """Build a transformer of the shape in `config.json` beside the file, on `device`.
+
+    Args:
+        dtype: of activations and of what is not quantised.
+
+    Raises:
+        CorruptFile: truncated, damaged or not GGUF.
+        MissingWeight: the file lacks a tensor, or is of another architecture.
+        ShapeMismatch: a tensor has another shape than the config says.
+        ModelLoadError: a tensor type without support, or no config.
+    """
+    config = _config(model, path)
+    state = _read_state(path)
+    if model is FluxTransformer2DModel:
+        heads, width = config["num_attention_heads"], config["attention_head_dim"]
+        state = _named(lambda: to_diffusers_names(state, inner_dim=heads * width), path)
+    loaded: Transformer = _named(lambda: _build(model, state, path, dtype, device), path)
+    missing = [name for name, parameter in loaded.named_parameters() if parameter.is_meta]
+    if missing:
+        raise MissingWeight(f"{path.name} lacks {len(missing)} tensors, {missing[0]!r} among them")
+    return loaded.eval()
+
+
+def _build(
+    model: type[Transformer],
+    state: dict[str, torch.Tensor],
+    path: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Transformer:
+    try:
+        loaded: Transformer = model.from_single_file(
+            state,
+            config=str(path.parent),
+            quantization_config=GGUFQuantizationConfig(compute_dtype=dtype),
+            torch_dtype=dtype,
+            device=device,
+            local_files_only=True,
+        )
+    except ValueError as error:
+        raise ShapeMismatch(f"{path.name} does not fit its config.json: {error}") from error
+    return loaded
+
+
+def _named(convert: Callable[[], Any], path: Path) -> Any:
+    """Converters take tensors by name and stumble over the first that is not there."""
+    try:
+        return convert()
+    except (KeyError, IndexError) as error:
+        raise MissingWeight(
+            f"{path.name} lacks tensors of the architecture that its config.json names "
+            f"({error}); is it of another model?"
+        ) from error
+
+
+def _config(model: type[Transformer], path: Path) -> Mapping[str, Any]:
+    try:
+        config: Mapping[str, Any] = model.load_config(str(path.parent), local_files_only=True)
+    except OSError as error:
+        raise ModelLoadError(
+            f"{path.name} needs the transformer's config.json beside it; take it from the "
+            f"original model's transformer folder"
+        ) from error
+    return config
+
+
+def _read_state(path: Path) -> dict[str, torch.Tensor]:
+    """Every tensor; matrices packed as they are stored, everything else expanded."""
+    tensors = read_tensors(path)
+    data = np.memmap(path, dtype=np.uint8, mode="r")
+    return {name.removeprefix(_PREFIX): _tensor(data, entry) for name, entry in tensors.items()}
+
+
+def _tensor(data: np.ndarray, entry: GGUFTensor) -> torch.Tensor:
+    packed = data[entry.offset : entry.offset + entry.num_bytes]
+    if entry.type in _PLAIN:
+        plain = np.array(packed).view(_PLAIN[entry.type])
+        return _shaped(torch.from_numpy(plain).reshape(entry.shape), entry.name)
+    if entry.type not in SUPPORTED_GGUF_QUANT_TYPES:
+        raise ModelLoadError(
+            f"tensor {entry.name!r} has type {entry.type.name}, which is not supported for image "
+            f"models; use a file in Q8_0, Q4_0 or a K-quantisation"
+        )
+    if len(entry.shape) == 2:
+        rows = np.array(packed).reshape(entry.shape[0], -1)
+        return GGUFParameter(torch.from_numpy(rows), quant_type=entry.type)
+    expanded = dequantize(np.array(packed), entry.type).reshape(entry.shape)
+    return _shaped(torch.from_numpy(expanded), entry.name)
+
+
+def _shaped(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    """SD3's table of positions has a leading 1 that ggml drops."""
+    if name.endswith("pos_embed") and tensor.ndim == 2:
+        return tensor[None]
+    if not torch.isfinite(tensor).all():
+        raise CorruptFile(f"tensor {name!r} has values that are not numbers; fetch the file again")
+    return tensor

@@ -1,0 +1,223 @@
+"""Stable Diffusion 3 and 3.5: two CLIP encoders and, where shipped, T5; a joint transformer.
+
+The states of the CLIPs stand side by side in the channels, padded to T5's width, and T5's follow in
+the sequence.
+
+Paper: Esser et al. 2024, arXiv:2403.03206.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers import SD3Transformer2DModel
+
+from engine.diffusion.families.autoencoder import Autoencoder
+from engine.diffusion.families.components import ComponentFolder
+from engine.diffusion.families.family import FamilyFacts, PromptStates, PromptText, Row
+from engine.diffusion.families.flow_schedules import FlowSchedules
+from engine.diffusion.families.options import LoadOptions
+from engine.diffusion.families.quantized import load_t5, load_transformer
+from engine.diffusion.families.row_layouts import denoise_by_layout, stack_timesteps
+from engine.diffusion.noise_schedule import NoiseSchedule
+from engine.diffusion.prompt.clip import ClipPromptEncoder
+from engine.diffusion.prompt.t5 import T5PromptEncoder
+from engine.errors import InvalidParameter, UnsupportedArchitecture
+from engine.image_types import GuidanceKind, ImageTask
+from engine.weights.source import Checkpoint
+
+_MAX_SHIFT = 1.16
+_PROMPT_TOKENS = 256
+"""Length that T5's states are padded to, also where there is no T5 and they are zeros."""
+
+
+class StableDiffusion3Family:
+    """SD3 medium, 3.5 medium and large, see the module.
+
+    Args:
+        clips: with projections; the second's states lie behind the first's.
+        t5: None where the checkpoint has none.
+        scheduler_config: of the model's own scheduler.
+
+    Raises:
+        UnsupportedArchitecture: transformer and VAE disagree about the latents' channels.
+    """
+
+    def __init__(
+        self,
+        *,
+        transformer: SD3Transformer2DModel,
+        autoencoder: Autoencoder,
+        clips: tuple[ClipPromptEncoder, ClipPromptEncoder],
+        t5: T5PromptEncoder | None,
+        scheduler_config: Mapping[str, Any],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        config = transformer.config
+        if config.in_channels != autoencoder.channels:
+            raise UnsupportedArchitecture(
+                f"the transformer takes {config.in_channels} channels and the VAE makes "
+                f"{autoencoder.channels}; plain Stable Diffusion 3 checkpoints are supported"
+            )
+        self.device = device
+        self._dtype = dtype
+        self._transformer = transformer.eval()
+        self._autoencoder = autoencoder
+        self._clips, self._t5 = clips, t5
+        self._schedules = FlowSchedules(
+            scheduler_config, max_shift=_MAX_SHIFT, spans_unit_interval=False
+        )
+        self._text_width = int(config.joint_attention_dim)
+        self._token_side = autoencoder.factor * int(config.patch_size)
+        self._max_side = self._token_side * int(config.pos_embed_max_size)
+        self.facts = self._facts(autoencoder.factor * int(config.sample_size))
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, options: LoadOptions) -> "StableDiffusion3Family":
+        """From a diffusers folder; its transformer may be a GGUF file, T5 may be left out.
+
+        Raises:
+            ModelLoadError: one of its kinds.
+        """
+        folder = ComponentFolder(checkpoint.path, options)
+        transformer = load_transformer(SD3Transformer2DModel, folder, checkpoint.path, options)
+        first, second = (
+            ClipPromptEncoder(
+                folder.tokenizer(f"tokenizer{suffix}"),
+                folder.text_encoder(f"text_encoder{suffix}"),
+                final_norm=False,
+                default_skip=1,
+            )
+            for suffix in ("", "_2")
+        )
+        t5 = None
+        if folder.has("text_encoder_3"):
+            t5 = load_t5(folder, "_3", options, length=_PROMPT_TOKENS)
+        return cls(
+            transformer=transformer,
+            autoencoder=folder.autoencoder(),
+            clips=(first, second),
+            t5=t5,
+            scheduler_config=folder.scheduler_config(),
+            dtype=options.dtype,
+            device=options.device,
+        )
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[PromptText]) -> list[PromptStates]:
+        """States `[1, 77k + 256, D]` and pooled states of both CLIPs, of each prompt."""
+        return [self._encode(prompt) for prompt in prompts]
+
+    def encode_image(self, image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Pixels `[1, 3, H, W]` in [-1, 1] to scaled latents."""
+        return self._autoencoder.encode(image, generator)
+
+    def image_condition(
+        self,
+        task: ImageTask,
+        image: torch.Tensor,
+        mask: torch.Tensor | None,
+        generator: torch.Generator,
+    ) -> torch.Tensor | None:
+        """None: the transformer sees nothing but latents."""
+        return None
+
+    def denoiser_key(self, task: ImageTask) -> Hashable:
+        """One transformer for all tasks."""
+        return "image"
+
+    def new_noise_schedule(
+        self, name: str | None, num_steps: int, width: int, height: int
+    ) -> NoiseSchedule:
+        """A schedule of its own for one image, shifted by its size if the config says so.
+
+        Raises:
+            InvalidParameter: no such name, or a side beyond the learned positions.
+        """
+        if max(width, height) > self._max_side:
+            raise InvalidParameter(
+                f"{width}x{height} has a side of more than {self._max_side} pixels, which this "
+                f"model has no positions for",
+                param="size",
+            )
+        side = self._token_side
+        return self._schedules.create(name, num_steps, (width // side) * (height // side))
+
+    @torch.no_grad()
+    def denoise(self, key: Hashable, rows: Sequence[Row]) -> torch.Tensor:
+        """Velocities `[R, C, h, w]`, fp32. Timesteps and prompts may differ."""
+        return denoise_by_layout(rows, _layout, self._forward)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Scaled latents `[N, C, h, w]` to pixels `[N, 3, H, W]`, fp32 in [-1, 1]."""
+        return self._autoencoder.decode(latents)
+
+    def preview(self, latents: torch.Tensor) -> torch.Tensor:
+        """One pixel per latent cell."""
+        return self._autoencoder.preview(latents)
+
+    def _encode(self, prompt: PromptText) -> PromptStates:
+        first, second = (clip.encode(prompt) for clip in self._clips)
+        assert first.pooled is not None and second.pooled is not None
+        # Tokenizers may differ, and with them the number of chunks.
+        length = max(first.states.shape[1], second.states.shape[1])
+        sides = [_padded(each.states, length) for each in (first, second)]
+        clip = torch.cat(sides, dim=-1)
+        text = self._text_states(prompt, clip)
+        wide = torch.nn.functional.pad(clip, (0, text.shape[-1] - clip.shape[-1]))
+        return PromptStates(
+            key=prompt,
+            states=torch.cat([wide, text], dim=1),
+            pooled=torch.cat([first.pooled, second.pooled], dim=-1),
+            num_tokens=first.num_tokens,
+        )
+
+    def _text_states(self, prompt: PromptText, like: torch.Tensor) -> torch.Tensor:
+        if self._t5 is None:
+            return like.new_zeros((1, _PROMPT_TOKENS, self._text_width))
+        return self._t5.encode(prompt).states.to(like)
+
+    def _forward(self, rows: Sequence[Row]) -> torch.Tensor:
+        latents = torch.cat([row.latents for row in rows])
+        states = torch.cat([row.prompt.states for row in rows])
+        pooled = torch.cat([_pooled(row) for row in rows])
+        predictions: torch.Tensor = self._transformer(
+            hidden_states=latents.to(self._dtype),
+            timestep=stack_timesteps(rows, self.device),
+            encoder_hidden_states=states.to(self._dtype),
+            pooled_projections=pooled.to(self._dtype),
+            return_dict=False,
+        )[0]
+        return predictions.float()
+
+    def _facts(self, default_side: int) -> FamilyFacts:
+        autoencoder = self._autoencoder
+        return FamilyFacts(
+            architecture="stable-diffusion-3",
+            tasks=(ImageTask.TEXT_TO_IMAGE, ImageTask.IMAGE_TO_IMAGE, ImageTask.INPAINT),
+            guidance=GuidanceKind.CLASSIFIER_FREE,
+            schedulers=self._schedules.names,
+            latent_channels=autoencoder.channels,
+            vae_factor=autoencoder.factor,
+            size_multiple=self._token_side,
+            default_width=default_side,
+            default_height=default_side,
+            default_steps=28,
+            default_guidance_scale=7.0,
+            min_side=self._token_side,
+            max_pixels=min(2048, self._max_side) ** 2,
+        )
+
+
+def _layout(row: Row) -> Hashable:
+    return tuple(row.prompt.states.shape)
+
+
+def _padded(states: torch.Tensor, length: int) -> torch.Tensor:
+    return torch.nn.functional.pad(states, (0, 0, 0, length - states.shape[1]))
+
+
+def _pooled(row: Row) -> torch.Tensor:
+    assert row.prompt.pooled is not None
+    return row.prompt.pooled
