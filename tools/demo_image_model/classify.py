@@ -1,0 +1,112 @@
+"""Objects to words: the shape, size and place of each, and how two of them lie to each other.
+
+A shape is found by drawing: each shape of the palette is rendered with the object's centre and
+area, sharp and blurred, and the one that overlaps it best gives the name.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage  # type: ignore[import-untyped]
+
+from tools.demo_image_model.palette import PLACES, SHAPES, SIZES
+from tools.demo_image_model.render import coverage
+from tools.demo_image_model.segment import Blob, segment
+
+MIN_OVERLAP = 0.70
+"""Intersection over union below which an object has no shape's name."""
+BLURS = (0.0, 0.01, 0.02)
+"""Standard deviations, in image widths, with which a shape is tried: decoders soften edges."""
+UNIT_RADIUS, UNIT_PIXELS = 0.4, 256
+MAX_PLACE_DISTANCE = 0.12
+"""Farther from every named place, in image widths, an object is at none; places lie 0.25 apart."""
+
+
+def _unit_areas() -> dict[str, float]:
+    """Area of each shape with radius 1."""
+    covered = coverage([(shape, 0.5, 0.5, UNIT_RADIUS) for shape in SHAPES], UNIT_PIXELS)
+    areas = covered.sum(dim=(1, 2)) / (UNIT_PIXELS * UNIT_RADIUS) ** 2
+    return dict(zip(SHAPES, areas.tolist(), strict=True))
+
+
+AREAS = _unit_areas()
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One object as it was found. `x`, `y` (down) and `radius` are in image widths.
+
+    `shape` and `colour` are None when no name fits; `overlap` is that of the best shape.
+    """
+
+    shape: str | None
+    colour: str | None
+    x: float
+    y: float
+    radius: float
+    overlap: float
+
+    @property
+    def size(self) -> str:
+        """`small` or `large`, whichever is nearer."""
+        middle = (SIZES["small"][1] + SIZES["large"][0]) / 2
+        return "small" if self.radius < middle else "large"
+
+    @property
+    def place(self) -> str | None:
+        """The named place it is at, or None."""
+        distances = {
+            place: float(np.hypot(self.x - x, self.y - y)) for place, (x, y) in PLACES.items()
+        }
+        place = min(distances, key=lambda name: distances[name])
+        return place if distances[place] <= MAX_PLACE_DISTANCE else None
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """All that is known of a picture."""
+
+    background: str | None
+    objects: tuple[Seen, ...]
+
+
+def read(pixels: np.ndarray) -> Reading:
+    """Read a picture, `[H, W, 3]` uint8."""
+    found = segment(pixels)
+    return Reading(found.background, tuple(look(blob) for blob in found.blobs))
+
+
+def look(blob: Blob) -> Seen:
+    """Name one object of a square picture."""
+    size = blob.alpha.shape[0]
+    area = float(blob.alpha.sum())
+    grid = (np.arange(size) + 0.5) / size
+    x = float(blob.alpha.sum(axis=0) @ grid) / area
+    y = float(blob.alpha.sum(axis=1) @ grid) / area
+    radii = {shape: float(np.sqrt(area / AREAS[shape])) / size for shape in SHAPES}
+    sharp = coverage([(shape, x, y, radii[shape]) for shape in SHAPES], size).numpy()
+    overlaps = np.max([_overlaps(_blur(sharp, s * size), blob.alpha) for s in BLURS], axis=0)
+    best = int(overlaps.argmax())
+    shape = SHAPES[best] if overlaps[best] >= MIN_OVERLAP else None
+    return Seen(shape, blob.colour, x, y, radii[SHAPES[best]], float(overlaps[best]))
+
+
+def _blur(pictures: np.ndarray, sigma: float) -> np.ndarray:
+    blurred: np.ndarray = (
+        ndimage.gaussian_filter(pictures, (0, sigma, sigma)) if sigma else pictures
+    )
+    return blurred
+
+
+def _overlaps(drawn: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    shared = np.minimum(drawn, alpha).sum(axis=(1, 2))
+    overlaps: np.ndarray = shared / np.maximum(drawn, alpha).sum(axis=(1, 2))
+    return overlaps
+
+
+def relation(first: Seen, second: Seen) -> str:
+    """How the first lies to the second: the direction of the larger distance."""
+    across, down = first.x - second.x, first.y - second.y
+    if abs(across) >= abs(down):
+        return "left" if across < 0 else "right"
+    return "above" if down < 0 else "below"

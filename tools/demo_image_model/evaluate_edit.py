@@ -1,0 +1,165 @@
+"""Give the editing UNet fresh pictures and instructions, and see whether just that was done.
+
+    python -m tools.demo_image_model.evaluate_edit MODEL --num 500 --json docs/image_model.json
+
+`MODEL` holds `unet_edit` beside the base model's parts, or `--unet` names it. An edit succeeds when
+the picture has everything of the target scene and nothing else: each object's pair of colour and
+shape, objects that were not to change at their place and of their size, and the background.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tools.demo_image_model.classify import Reading, Seen, read, relation
+from tools.demo_image_model.edits import Edit, draw_edit
+from tools.demo_image_model.evaluate import Counts, Report, tally
+from tools.demo_image_model.questions import SEED, Ask, match
+from tools.demo_image_model.render import render
+from tools.demo_image_model.sampling import EditSampler, to_uint8
+from tools.demo_image_model.scenes import Item
+
+GUIDANCE, IMAGE_GUIDANCE, STEPS = 4.0, 1.5, 20
+GUIDANCE_GRID = (2.0, 3.0, 4.0, 5.0, 7.0)
+IMAGE_GUIDANCE_GRID = (1.0, 1.2, 1.5, 2.0)
+MAX_SHIFT = 0.06
+"""Farther from where it should be, in image widths, an object has moved."""
+MAX_GROWTH = 1.25
+"""Ratio of radii above which an object has changed its size; large to small is 1.4 at least."""
+EDIT_SEED = SEED + 100
+
+
+def judge_edit(edit: Edit, reading: Reading) -> dict[str, bool]:
+    """Which parts of the edit came true.
+
+    `edited`: what the instruction says is there. `kept`: all else is as it was. `success`: both.
+    A picture with more or fewer objects than the target, or with other pairs, has neither edited
+    nor kept them.
+    """
+    target = edit.target
+    asks = tuple(Ask(item.colour, item.shape) for item in target.items)
+    matched = match(asks, reading.objects)
+    background = reading.background == target.background
+    edited = matched is not None and (edit.kind != "background" or background)
+    kept = matched is not None and (edit.kind == "background" or background)
+    for index, item in enumerate(target.items if matched else ()):
+        assert matched is not None
+        if index != edit.changed:
+            kept = kept and _as_drawn(item, matched[index])
+        elif edit.kind == "add":
+            edited = edited and _as_said(edit, matched)
+        else:
+            edited = edited and _as_drawn(item, matched[index])
+    return {"edited": edited, "kept": kept, "success": edited and kept}
+
+
+def _as_drawn(item: Item, seen: Seen) -> bool:
+    shift = np.hypot(item.x - seen.x, item.y - seen.y)
+    growth = max(item.radius / seen.radius, seen.radius / item.radius)
+    return bool(shift <= MAX_SHIFT and growth <= MAX_GROWTH)
+
+
+def _as_said(edit: Edit, matched: list[Seen]) -> bool:
+    added = matched[0]
+    if edit.size_said and added.size != edit.target.items[0].size:
+        return False
+    if edit.target.place is not None and added.place != edit.target.place:
+        return False
+    return edit.target.relation is None or relation(*matched) == edit.target.relation
+
+
+def pictures(edits: Sequence[Edit], size: int) -> np.ndarray:
+    """The edits' source scenes, `[N, size, size, 3]` uint8."""
+    images = render([edit.source for edit in edits], size)
+    return to_uint8((images.permute(0, 2, 3, 1).numpy() + 1) / 2)
+
+
+def evaluate_edits(
+    sampler: EditSampler,
+    num: int,
+    *,
+    size: int,
+    guidance: float,
+    image_guidance: float,
+    steps: int,
+) -> dict[str, Counts]:
+    """(right, asked) of all edits together, `all`, and of each kind."""
+    edits = [draw_edit(EDIT_SEED, i) for i in range(num)]
+    drawn = sampler.draw(
+        pictures(edits, size),
+        [edit.instruction for edit in edits],
+        [EDIT_SEED + i for i in range(num)],
+        guidance=guidance,
+        image_guidance=image_guidance,
+        steps=steps,
+    )
+    verdicts = [judge_edit(e, read(picture)) for e, picture in zip(edits, drawn, strict=True)]
+    counts = {"all": tally(verdicts)}
+    for kind in sorted({edit.kind for edit in edits}):
+        rows = [v for e, v in zip(edits, verdicts, strict=True) if e.kind == kind]
+        counts[kind] = tally(rows)
+    return counts
+
+
+def run(args: argparse.Namespace) -> None:
+    """Everything the arguments ask for."""
+    started_s = time.monotonic()
+    sampler = EditSampler(args.model, unet=args.unet)
+    facts = {
+        "guidance": args.guidance,
+        "image_guidance": args.image_guidance,
+        "steps": args.steps,
+        "size": args.size,
+    }
+    report = Report(args.json, f"edits {args.size}", facts)
+    counts = evaluate_edits(
+        sampler,
+        args.num,
+        size=args.size,
+        guidance=args.guidance,
+        image_guidance=args.image_guidance,
+        steps=args.steps,
+    )
+    report.add("kinds", counts)
+    if args.grid_num:
+        grid = {
+            f"{guidance:g}": {
+                f"{image_guidance:g}": evaluate_edits(
+                    sampler,
+                    args.grid_num,
+                    size=args.size,
+                    guidance=guidance,
+                    image_guidance=image_guidance,
+                    steps=args.steps,
+                )["all"]
+                for image_guidance in IMAGE_GUIDANCE_GRID
+            }
+            for guidance in GUIDANCE_GRID
+        }
+        report.add("guidance_grid", grid)
+    print(f"{time.monotonic() - started_s:.0f} s", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path, help="diffusers folder")
+    parser.add_argument("--unet", type=Path, help="editing UNet, if not MODEL/unet_edit")
+    parser.add_argument("--size", type=int, default=64, help="pixels")
+    parser.add_argument("--num", type=int, default=500, help="edits")
+    parser.add_argument("--grid-num", type=int, default=0, help="edits of each pair of guidances")
+    parser.add_argument("--guidance", type=float, default=GUIDANCE)
+    parser.add_argument("--image-guidance", type=float, default=IMAGE_GUIDANCE)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="file to keep the results in")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    run(args)
+
+
+if __name__ == "__main__":
+    main()

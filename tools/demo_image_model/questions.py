@@ -1,0 +1,164 @@
+"""What the evaluation asks for, and whether a picture answers it.
+
+A question is a prompt and a seed, drawn by index from streams that no training run uses; what the
+prompt says is kept beside it, and only that is judged.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tools.demo_image_model.captions import OPENINGS, SIZE_WORDS, with_article
+from tools.demo_image_model.classify import Reading, Seen, relation
+from tools.demo_image_model.palette import (
+    BACKGROUNDS,
+    HELD_OUT,
+    PLACES,
+    RELATIONS,
+    SIZES,
+)
+from tools.demo_image_model.scenes import draw_pair, pick, scene_rng
+
+SEED = 900_001
+"""Of the evaluation's streams; training uses small ones."""
+
+SIZE_SHARE, PLACE_SHARE, BACKGROUND_SHARE, OPENING_SHARE = 0.4, 0.5, 0.4, 0.15
+RELATION_SHARE = 0.75
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One object of a prompt; `size` is None when nothing is said of it."""
+
+    colour: str
+    shape: str
+    size: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A prompt, the seed to draw it with, and what it says. None: not said."""
+
+    prompt: str
+    seed: int
+    asks: tuple[Ask, ...]
+    background: str | None = None
+    place: str | None = None
+    relation: str | None = None
+    negative_prompt: str = ""
+
+
+def single(index: int) -> Question:
+    """One object whose pair of colour and shape training has shown."""
+    rng = scene_rng(SEED, index)
+    return _phrase(rng, [draw_pair(rng)])
+
+
+def double(index: int) -> Question:
+    """Two objects, of pairs that training has shown."""
+    rng = scene_rng(SEED + 1, index)
+    first = second = draw_pair(rng)
+    while second == first:
+        second = draw_pair(rng)
+    return _phrase(rng, [first, second])
+
+
+def held_out(index: int) -> Question:
+    """One object of a pair that training has not shown."""
+    rng = scene_rng(SEED + 2, index)
+    pairs = sorted(HELD_OUT)
+    return _phrase(rng, [pairs[rng.integers(len(pairs))]])
+
+
+def held_out_double(index: int) -> Question:
+    """Two objects; training has not shown the pair of one of them."""
+    rng = scene_rng(SEED + 3, index)
+    pairs = [sorted(HELD_OUT)[rng.integers(len(HELD_OUT))], draw_pair(rng)]
+    return _phrase(rng, [pairs[i] for i in rng.permutation(2)])
+
+
+def negated(index: int) -> tuple[Question, str]:
+    """A shape with a colour as the negative prompt, and that colour. Asks for nothing else."""
+    rng = scene_rng(SEED + 4, index)
+    colour, shape = draw_pair(rng)
+    question = Question(f"a {shape}", _seed(rng), (), negative_prompt=colour)
+    return question, colour
+
+
+SUITES = {
+    "single": single,
+    "double": double,
+    "held_out": held_out,
+    "held_out_double": held_out_double,
+}
+
+
+def judge(question: Question, reading: Reading) -> dict[str, bool]:
+    """Which parts of what was said came true; parts that were not said are left out.
+
+    `objects`: exactly the objects asked for, each with its own colour and shape. `place`, `size`
+    and `relation` can only be right together with it. `all`: everything that was said.
+    """
+    asks, seen = question.asks, reading.objects
+    verdict = {
+        "count": len(asks) == len(seen),
+        "colours": _same([a.colour for a in asks], [s.colour for s in seen]),
+        "shapes": _same([a.shape for a in asks], [s.shape for s in seen]),
+    }
+    matched = match(asks, seen)
+    verdict["objects"] = matched is not None
+    if any(ask.size for ask in asks):
+        verdict["size"] = matched is not None and all(
+            ask.size in (None, found.size) for ask, found in zip(asks, matched, strict=True)
+        )
+    if question.place:
+        verdict["place"] = matched is not None and matched[0].place == question.place
+    if question.relation:
+        verdict["relation"] = matched is not None and relation(*matched) == question.relation
+    if question.background:
+        verdict["background"] = reading.background == question.background
+    verdict["all"] = all(verdict.values())
+    return verdict
+
+
+def match(asks: tuple[Ask, ...], seen: tuple[Seen, ...]) -> list[Seen] | None:
+    """The objects in the order of `asks`, or None unless each is there and nothing else."""
+    by_pair = {(found.colour, found.shape): found for found in seen}
+    matched = [by_pair.get((ask.colour, ask.shape)) for ask in asks]
+    if len(seen) != len(asks) or len(by_pair) != len(asks):
+        return None
+    found = [one for one in matched if one is not None]
+    return found if len(found) == len(asks) else None
+
+
+def _same(wanted: list[str], found: list[str | None]) -> bool:
+    return sorted(wanted) == sorted(str(name) for name in found)
+
+
+def _phrase(rng: np.random.Generator, pairs: list[tuple[str, str]]) -> Question:
+    asks, phrases = [], []
+    for colour, shape in pairs:
+        size = pick(rng, SIZES) if rng.random() < SIZE_SHARE else None
+        asks.append(Ask(colour, shape, size))
+        words = f"{colour} {shape}"
+        phrases.append(with_article(f"{pick(rng, SIZE_WORDS[size])} {words}" if size else words))
+    place = side = background = None
+    text = phrases[0]
+    if len(pairs) == 1 and rng.random() < PLACE_SHARE:
+        place = pick(rng, PLACES)
+        text = f"{text} {place}"
+    elif len(pairs) == 2 and rng.random() < RELATION_SHARE:
+        side = pick(rng, RELATIONS)
+        text = f"{text} {pick(rng, RELATIONS[side])} {phrases[1]}"
+    elif len(pairs) == 2:
+        text = f"{text} and {phrases[1]}"
+    if rng.random() < BACKGROUND_SHARE:
+        background = pick(rng, BACKGROUNDS)
+        text = f"{text} on a {background} background"
+    if rng.random() < OPENING_SHARE:
+        text = f"{pick(rng, OPENINGS)} {text}"
+    return Question(text, _seed(rng), tuple(asks), background, place, side)
+
+
+def _seed(rng: np.random.Generator) -> int:
+    return int(rng.integers(2**31))

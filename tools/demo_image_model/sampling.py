@@ -1,0 +1,117 @@
+"""Pictures from a saved folder, by diffusers' own pipelines: what the evaluation looks at.
+
+Nothing but the model makes the pixels. One generator per picture, so a batch changes no picture's
+noise.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import (
+    StableDiffusionInstructPix2PixPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+
+BATCH = 32
+EDIT_UNET = "unet_edit"
+"""Subfolder of the editing UNet, beside `unet`."""
+
+
+class Sampler:
+    """Text to pictures, in fp32."""
+
+    def __init__(self, folder: Path, *, size: int) -> None:
+        self.size = size
+        self._pipeline = _load(StableDiffusionPipeline, folder)
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        guidance: float,
+        steps: int,
+        negatives: Sequence[str] | None = None,
+    ) -> np.ndarray:
+        """`[N, size, size, 3]` uint8, one picture per prompt and seed; at least one."""
+        pictures = []
+        for rows in _batches(len(prompts)):
+            output = self._pipeline(
+                list(prompts[rows]),
+                negative_prompt=None if negatives is None else list(negatives[rows]),
+                height=self.size,
+                width=self.size,
+                guidance_scale=guidance,
+                num_inference_steps=steps,
+                generator=_generators(seeds[rows]),
+                output_type="np",
+            )
+            pictures.append(to_uint8(output.images))
+        return np.concatenate(pictures)
+
+
+class EditSampler:
+    """Picture and instruction to picture, in fp32, with the folder's `unet_edit`."""
+
+    def __init__(self, folder: Path, *, unet: Path | None = None) -> None:
+        """`unet`: another folder to take the editing UNet from."""
+        weights = unet if unet is not None else folder / EDIT_UNET
+        load: Any = UNet2DConditionModel.from_pretrained
+        self._pipeline = _load(
+            StableDiffusionInstructPix2PixPipeline,
+            folder,
+            unet=load(weights, torch_dtype=torch.float32),
+        )
+
+    def draw(
+        self,
+        sources: np.ndarray,
+        instructions: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        guidance: float,
+        image_guidance: float,
+        steps: int,
+    ) -> np.ndarray:
+        """Edited `sources`, both `[N, size, size, 3]` uint8; at least one."""
+        pictures = []
+        for rows in _batches(len(instructions)):
+            output = self._pipeline(
+                list(instructions[rows]),
+                image=torch.from_numpy(sources[rows]).permute(0, 3, 1, 2) / 255,
+                guidance_scale=guidance,
+                image_guidance_scale=image_guidance,
+                num_inference_steps=steps,
+                generator=_generators(seeds[rows]),
+                output_type="np",
+            )
+            pictures.append(to_uint8(output.images))
+        return np.concatenate(pictures)
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """From [0, 1]; same shape."""
+    return (images * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def _load(pipeline: Any, folder: Path, **parts: Any) -> Any:
+    loaded = pipeline.from_pretrained(
+        folder, torch_dtype=torch.float32, safety_checker=None, **parts
+    )
+    loaded.set_progress_bar_config(disable=True)
+    loaded.unet.to(memory_format=torch.channels_last)
+    loaded.vae.to(memory_format=torch.channels_last)
+    return loaded
+
+
+def _batches(count: int) -> Iterator[slice]:
+    for start in range(0, count, BATCH):
+        yield slice(start, min(start + BATCH, count))
+
+
+def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
