@@ -38,6 +38,7 @@ FAMILIES = {
     "FluxImg2ImgPipeline": _FLUX,
     "FluxInpaintPipeline": _FLUX,
     "FluxKontextPipeline": _FLUX,
+    "FluxFillPipeline": _FLUX,
 }
 """By `_class_name` of model_index.json."""
 
