@@ -91,18 +91,14 @@ class Admission:
             Draining: the server is shutting down.
             QueueFull: too many sequences are in flight. Both carry `retry_after_s`.
         """
-        return self._admit(
-            model, num_sequences, self.limit, self._max_queued_requests, "sequences"
-        )
+        return self._admit(model, num_sequences, self.limit, self._max_queued_requests, "sequences")
 
     def admit_images(self, model: str, num_images: int) -> Lease:
         """The same for the images of a request to an image model."""
         limit = self._max_num_images + self._max_queued_images
         return self._admit(model, num_images, limit, self._max_queued_images, "images")
 
-    def _admit(
-        self, model: str, num_more: int, limit: int, max_waiting: int, what: str
-    ) -> Lease:
+    def _admit(self, model: str, num_more: int, limit: int, max_waiting: int, what: str) -> Lease:
         if self._lifecycle.draining:
             draining = Draining("the server is shutting down; send the request to another one")
             draining.retry_after_s = max(1, math.ceil(self._lifecycle.remaining_drain_s()))

@@ -25,7 +25,7 @@ _ROUTERS = (
     chat.router,
     completions.router,
     images.router,
-    images.files_router,
+    images.form_router,
     models.router,
     tokenize.router,
     health.router,

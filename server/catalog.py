@@ -58,9 +58,7 @@ def served_names(engine: EngineClient, kind: ModelKind) -> list[str]:
     return [s.model for s in engine.statuses() if _kind(engine, s) in (kind, None)]
 
 
-def _find(
-    engine: EngineClient, ready: Sequence[Info], name: str | None, kind: ModelKind
-) -> Info:
+def _find(engine: EngineClient, ready: Sequence[Info], name: str | None, kind: ModelKind) -> Info:
     served = served_names(engine, kind)
     if not name:
         if len(served) != 1:
@@ -74,7 +72,7 @@ def _find(
             continue
         if _kind(engine, status) not in (kind, None):
             raise InvalidParameter(
-                f"model {name} {_OTHER_ROUTES[kind]}; here {_use(served, kind)}", param="model"
+                f"model {name} {_OTHER_ROUTES[kind]}; {_use(served, kind)}", param="model"
             )
         raise ModelNotReady(_not_ready(status), param="model")
     raise UnknownModel(f"model {name!r} is not served; {_use(served, kind)}", param="model")

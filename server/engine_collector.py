@@ -6,7 +6,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from engine.client import EngineClient
-from engine.types import EngineStats, ModelStatus, Phase
+from engine.types import EngineStats, ModelKind, ModelStatus, Phase
 from engine.version import __version__
 
 _LIVE_PHASES = (Phase.READY, Phase.DRAINING)
@@ -49,14 +49,16 @@ class _Families:
 
     def add(self, status: ModelStatus, stats: EngineStats) -> None:
         labels = [status.model]
+        self.ready.add_metric(labels, status.phase is Phase.READY)
+        self.restarts.add_metric(labels, status.restarts)
+        if status.kind is ModelKind.IMAGE:  # see `server/image_metrics.py`
+            return
         slots_used = stats.kv_blocks_used * stats.kv_block_size
         self.running.add_metric(labels, stats.num_running)
         self.waiting.add_metric(labels, stats.num_waiting)
         self.kv_usage.add_metric(labels, _ratio(stats.kv_blocks_used, stats.kv_blocks_total))
         self.kv_waste.add_metric(labels, _ratio(stats.kv_slots_unused, slots_used))
         self.kv_committed.add_metric(labels, stats.kv_bytes_committed)
-        self.ready.add_metric(labels, status.phase is Phase.READY)
-        self.restarts.add_metric(labels, status.restarts)
 
 
 def _gauge(name: str, text: str) -> GaugeMetricFamily:

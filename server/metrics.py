@@ -11,8 +11,9 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 
 from engine.client import EngineClient
-from engine.types import EngineStats, FinishReason, TokenEvent
+from engine.types import EngineStats, FinishReason, ModelKind, TokenEvent
 from server.engine_collector import EngineCollector
+from server.image_metrics import ImageMetrics
 
 _TTFT_BUCKETS_S = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
@@ -77,7 +78,11 @@ class RequestMeter:
 
 
 class ServerMetrics:
-    """All metrics of one app. Event loop only; `registry` is what `/metrics` shows."""
+    """All metrics of one app. Event loop only; `registry` is what `/metrics` shows.
+
+    Attributes:
+        images: those of image models.
+    """
 
     def __init__(
         self, engine: EngineClient, *, clock: Callable[[], float] = time.perf_counter
@@ -88,8 +93,10 @@ class ServerMetrics:
         self._models: dict[str, _ModelMetrics] = {}
         ProcessCollector(registry=self.registry)
         self.registry.register(EngineCollector(engine))
+        self.images = ImageMetrics(self.registry, engine, clock=clock)
         for status in engine.statuses():
-            self._of(status.model)
+            if status.kind is not ModelKind.IMAGE:
+                self._of(status.model)
         engine.on_stats.append(self.on_step)
 
     def meter(self, model: str) -> RequestMeter:

@@ -17,7 +17,7 @@ from server.middleware.request_id import RequestIdMiddleware
 from server.middleware.root_path import RootPathMiddleware
 from server.settings import Settings
 
-_EXPOSED_HEADERS = ("X-Request-Id", "X-Ignored-Fields", "Retry-After")
+_EXPOSED_HEADERS = ("X-Request-Id", "X-Ignored-Fields", "X-Image-Id", "Retry-After")
 
 
 def install(app: FastAPI, settings: Settings, metrics: ServerMetrics) -> None:

@@ -1,7 +1,7 @@
 """API keys: `Authorization: Bearer KEY` or `X-Api-Key: KEY`.
 
 Guards every path, also those without a route, so that routes cannot be found by trying; only the
-probes are open.
+probes are open, and stored images, whose names are secrets themselves.
 """
 
 import hmac
@@ -13,6 +13,7 @@ from server.errors import INVALID_REQUEST, error_response
 from server.middleware.scope import get_header, get_path
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
+OPEN_FOLDER = "/v1/images/files"
 
 
 class AuthMiddleware:
@@ -29,7 +30,7 @@ class AuthMiddleware:
             await self._refuse(scope, receive, send)
 
     def _may_pass(self, scope: Scope) -> bool:
-        if scope["type"] == "http" and get_path(scope) in OPEN_PATHS:
+        if scope["type"] == "http" and _is_open(scope):
             return True
         given = _given_key(scope)
         # Every key is compared, in constant time: how long it takes says nothing about them.
@@ -46,6 +47,12 @@ class AuthMiddleware:
             headers={"WWW-Authenticate": "Bearer"},
         )
         await response(scope, receive, send)
+
+
+def _is_open(scope: Scope) -> bool:
+    path = get_path(scope)
+    reads = scope["method"] in ("GET", "HEAD")
+    return path in OPEN_PATHS or (reads and path.rpartition("/")[0] == OPEN_FOLDER)
 
 
 def _given_key(scope: Scope) -> bytes | None:

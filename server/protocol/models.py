@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from engine.image_types import GuidanceKind, ImageTask
+
 
 @dataclass(slots=True, kw_only=True)
 class ModelCard:
@@ -18,8 +20,31 @@ class ModelCard:
 
 
 @dataclass(slots=True, kw_only=True)
+class ImageModelCard:
+    """A served image model; what comes after `parent` says what its routes take."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    root: str
+    owned_by: str = "tandem"
+    parent: str | None = None
+    architecture: str
+    tasks: list[ImageTask]
+    guidance: GuidanceKind
+    schedulers: list[str]
+    default_scheduler: str
+    default_size: str
+    default_steps: int
+    default_guidance_scale: float
+    size_multiple: int
+    min_side: int
+    max_pixels: int
+
+
+@dataclass(slots=True, kw_only=True)
 class ModelList:
     """The models that can be asked now."""
 
     object: Literal["list"] = "list"
-    data: list[ModelCard]
+    data: list[ModelCard | ImageModelCard]

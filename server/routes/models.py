@@ -4,11 +4,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
+from engine.image_types import ImageModelInfo
 from engine.types import ModelInfo
-from server.catalog import find_model
+from server.catalog import find_any_model
 from server.deps import StateDep
 from server.protocol.answers import error_answers
-from server.protocol.models import ModelCard, ModelList
+from server.protocol.models import ImageModelCard, ModelCard, ModelList
 
 router = APIRouter(tags=["models"])
 
@@ -18,7 +19,8 @@ ModelId = Annotated[str, Path(min_length=1, max_length=256, description="Id of a
 @router.get("/v1/models", summary="List the models", responses=error_answers(401))
 async def list_models(state: StateDep) -> ModelList:
     """Those that can be asked now; `/ready` also shows the ones that load."""
-    return ModelList(data=[_card(info) for info in state.engine.models()])
+    infos: list[ModelInfo | ImageModelInfo] = [*state.engine.models(), *state.engine.image_models()]
+    return ModelList(data=[_card(info) for info in infos])
 
 
 @router.get(
@@ -26,12 +28,33 @@ async def list_models(state: StateDep) -> ModelList:
     summary="Describe a model",
     responses=error_answers(400, 401, 404, 503),
 )
-async def get_model(model_id: ModelId, state: StateDep) -> ModelCard:
+async def get_model(model_id: ModelId, state: StateDep) -> ModelCard | ImageModelCard:
     """Ids may contain slashes."""
-    return _card(find_model(state.engine, model_id))
+    return _card(find_any_model(state.engine, model_id))
 
 
-def _card(info: ModelInfo) -> ModelCard:
+def _card(info: ModelInfo | ImageModelInfo) -> ModelCard | ImageModelCard:
+    if isinstance(info, ImageModelInfo):
+        return _image_card(info)
     return ModelCard(
         id=info.model, created=info.created, max_model_len=info.max_model_len, root=info.model
+    )
+
+
+def _image_card(info: ImageModelInfo) -> ImageModelCard:
+    return ImageModelCard(
+        id=info.model,
+        created=info.created,
+        root=info.model,
+        architecture=info.architecture,
+        tasks=list(info.tasks),
+        guidance=info.guidance,
+        schedulers=list(info.schedulers),
+        default_scheduler=info.default_scheduler,
+        default_size=f"{info.default_width}x{info.default_height}",
+        default_steps=info.default_steps,
+        default_guidance_scale=info.default_guidance_scale,
+        size_multiple=info.size_multiple,
+        min_side=info.min_side,
+        max_pixels=info.max_pixels,
     )

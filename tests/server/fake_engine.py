@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from engine.errors import Draining, EngineDead, ModelNotReady, UnknownModel
+from engine.image_types import ImageModelInfo, ImageStats
 from engine.types import (
     EngineStats,
     FinishReason,
@@ -131,6 +132,7 @@ class FakeEngineClient:
         self.aborted: list[str] = []
         self.live: dict[str, _Stream] = {}
         self.on_stats: list[Callable[[str, EngineStats], None]] = []
+        self.on_image_stats: list[Callable[[str, ImageStats], None]] = []
         self.started = False
         self.stopped = False
         self.stop_timeouts: list[float] = []
@@ -160,6 +162,12 @@ class FakeEngineClient:
 
     def models(self) -> list[ModelInfo]:
         return [i for i in self.infos.values() if self._statuses[i.model].phase is Phase.READY]
+
+    def image_models(self) -> list[ImageModelInfo]:
+        return []
+
+    def image_stats(self, model: str) -> ImageStats | None:
+        return None
 
     def statuses(self) -> list[ModelStatus]:
         return list(self._statuses.values())

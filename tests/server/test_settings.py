@@ -183,10 +183,14 @@ def test_settings_are_frozen():
 
 
 def test_the_engine_can_queue_whatever_admission_lets_in():
-    settings = load_settings({"max_queued_requests": "10", "engine": {"max_num_seqs": "4"}})
-    assert settings.engine_config.max_num_queued == 14
-    settings = load_settings({"max_queued_requests": "0", "engine": {"max_num_seqs": "1"}})
-    assert settings.engine_config.max_num_queued == 1
+    def queue(requests: int, images: int) -> int:
+        engine = {"max_num_seqs": "4", "max_num_images": "3"}
+        given = {"max_queued_requests": str(requests), "max_queued_images": str(images)}
+        return load_settings({**given, "engine": engine}).engine_config.max_num_queued
+
+    assert queue(10, 0) == 14
+    assert queue(0, 0) == 4
+    assert queue(0, 10) == 13
 
 
 def test_cache_path_follows_the_users_cache_folder(monkeypatch, tmp_path):

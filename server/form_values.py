@@ -1,0 +1,118 @@
+"""Form fields are text; this reads them as the types that a request model declares.
+
+Strict: what JSON would not take as the field's type is refused here too. An empty value of a field
+that is not free text means null, as clients write it.
+"""
+
+import json
+import re
+import types
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+from engine.errors import InvalidParameter
+from server.multipart import Form, Part
+
+_INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
+_NUMBER = re.compile(r"[+-]?([0-9]{1,40}(\.[0-9]{0,40})?|\.[0-9]{1,40})([eE][+-]?[0-9]{1,3})?")
+_BRACKETS = re.compile(r"([^\[\]]+)\[([^\[\]]+)\]")
+_BOOLEANS = {"true": True, "false": False}
+
+
+def read_fields(form: Form, model: type[BaseModel], skip: Sequence[str]) -> dict[str, Any]:
+    """The form as the object that a JSON body would be.
+
+    `outpaint[left]=8` is a field of an object, as the OpenAI client writes it; an object's field
+    may also hold JSON. Fields that the model does not know stay text.
+
+    Args:
+        skip: names that the caller reads itself.
+
+    Raises:
+        InvalidParameter: a value is not of its field's type, or a field is given twice.
+    """
+    values: dict[str, Any] = {}
+    for name, parts in form.items():
+        if name in skip:
+            continue
+        text = _single(parts).text()
+        if bracketed := _BRACKETS.fullmatch(name):
+            _set_nested(values, bracketed[1], bracketed[2], text, model)
+        elif name in values:
+            raise _given_twice(name)
+        else:
+            values[name] = read_value(name, text, _kind(model, name))
+    return values
+
+
+def read_value(name: str, text: str, kind: Any) -> Any:
+    """A text as `kind`: bool, int, float, str, a model, or a `Literal` of strings."""
+    if kind is str:
+        return text
+    if not text:
+        return None
+    if kind is bool:
+        if text.lower() not in _BOOLEANS:
+            raise InvalidParameter(f"{name} must be true or false", param=name)
+        return _BOOLEANS[text.lower()]
+    if kind is int:
+        if not _INTEGER.fullmatch(text):
+            raise InvalidParameter(f"{name} must be an integer", param=name)
+        return int(text)
+    if kind is float:
+        if not _NUMBER.fullmatch(text):
+            raise InvalidParameter(f"{name} must be a number", param=name)
+        return float(text)
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return _read_object(name, text)
+    return text
+
+
+def _single(parts: Sequence[Part]) -> Part:
+    if len(parts) > 1:
+        raise _given_twice(parts[0].name)
+    return parts[0]
+
+
+def _given_twice(name: str) -> InvalidParameter:
+    return InvalidParameter(f"{name} is given more than once", param=name)
+
+
+def _set_nested(
+    values: dict[str, Any], name: str, key: str, text: str, model: type[BaseModel]
+) -> None:
+    kind = _kind(model, name)
+    inner = _kind(kind, key) if isinstance(kind, type) and issubclass(kind, BaseModel) else str
+    nested = values.setdefault(name, {})
+    if not isinstance(nested, dict) or key in nested:
+        raise _given_twice(name)
+    nested[key] = read_value(f"{name}.{key}", text, inner)
+
+
+def _read_object(name: str, text: str) -> Mapping[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise InvalidParameter(
+            f"{name} must be a JSON object, or one field for each value: {name}[...]", param=name
+        )
+    return value
+
+
+def _kind(model: type[BaseModel], name: str) -> Any:
+    """A field's type without its being optional; text for an unknown field."""
+    field = model.model_fields.get(name)
+    return str if field is None else _plain(field.annotation)
+
+
+def _plain(annotation: Any) -> Any:
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _plain(get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        return _plain(next(arg for arg in get_args(annotation) if arg is not type(None)))
+    return annotation if origin is not Literal else Literal

@@ -1,0 +1,346 @@
+"""From an image request's body to what the engine takes: defaults, limits, the choice of task.
+
+Pure functions. What pydantic can check alone is in `server/protocol/images.py`; here is what
+depends on the served model and on the input images.
+"""
+
+import math
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from engine.errors import InvalidParameter, UnsupportedFeature
+from engine.image_types import (
+    GuidanceKind,
+    ImageModelInfo,
+    ImageParams,
+    ImageRequest,
+    ImageTask,
+    Outpaint,
+    PromptSyntax,
+)
+from server.image_inputs import ImageInputs
+from server.image_limits import (
+    Size,
+    check_budget,
+    drawing_size,
+    edited_size,
+    painted_size,
+    parse_size,
+    steps_to_run,
+    worked_pixels,
+)
+from server.protocol.common import INT64_MAX
+from server.protocol.images import (
+    ImageEditRequest,
+    ImageFields,
+    ImageGenerationRequest,
+    ImageInputFields,
+    ImageVariationRequest,
+    OutpaintFields,
+)
+
+VARIATION_STRENGTH = 0.7
+DEFAULT_STRENGTH = 0.8
+
+_QUALITY_STEPS: Mapping[str, float] = {
+    "auto": 1.0,
+    "low": 0.5,
+    "standard": 1.0,
+    "medium": 1.0,
+    "hd": 1.5,
+    "high": 1.5,
+    "xhigh": 2.0,
+    "max": 3.0,
+}
+_QUALITY_NAMES = {"auto": "medium", "standard": "medium", "hd": "high"}
+_TAKES_NO_PROMPT = (ImageTask.IMAGE_TO_IMAGE, ImageTask.INPAINT)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """What the operator allows one request."""
+
+    max_megapixel_steps: float
+    max_input_pixels: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImageOrder:
+    """A request for the engine, and what its answer says besides."""
+
+    request: ImageRequest
+    quality: str
+    scheduler: str
+    warnings: tuple[str, ...]
+
+
+def image_order(
+    body: ImageFields,
+    task: ImageTask,
+    inputs: ImageInputs,
+    info: ImageModelInfo,
+    limits: ImageLimits,
+    *,
+    request_id: str,
+) -> ImageOrder:
+    """Join the body's fields with the model's defaults and limits.
+
+    Args:
+        task: from `choose_task`, which is called before anything is decoded.
+
+    Raises:
+        InvalidParameter: a value does not fit the model, the inputs or the limits.
+        UnsupportedFeature: the model cannot do the task.
+    """
+    params = _params(body, task, inputs, info, limits)
+    prompt = _prompt(body, params.task)
+    params_guided = _without_idle_guidance(body, params, prompt, info)
+    request = ImageRequest(
+        request_id=request_id,
+        model=info.model,
+        prompt=prompt,
+        params=params_guided,
+        images=list(inputs.images),
+        mask=inputs.mask,
+        priority=_or(body.priority, 0),
+        arrival_time_s=time.time(),
+    )
+    quality = _or(body.quality, "auto")
+    return ImageOrder(
+        request=request,
+        quality=_QUALITY_NAMES.get(quality, quality),
+        scheduler=_or(params.scheduler, info.default_scheduler),
+        warnings=tuple(_warnings(body, request, info)),
+    )
+
+
+def choose_task(body: ImageFields, info: ImageModelInfo) -> ImageTask:
+    """What to do with the input image, if there is one.
+
+    Raises:
+        InvalidParameter: the fields contradict the task that was asked for.
+        UnsupportedFeature: the model cannot do it.
+    """
+    if isinstance(body, ImageEditRequest):
+        task = _edit_task(body, info)
+        param = "task" if body.task else "mask" if task is ImageTask.INPAINT else "image"
+    elif isinstance(body, ImageVariationRequest):
+        task, param = ImageTask.IMAGE_TO_IMAGE, "image"
+    else:
+        task, param = ImageTask.TEXT_TO_IMAGE, "model"
+    if task not in info.tasks:
+        raise UnsupportedFeature(
+            f"{info.model} cannot do {task.value}; it does "
+            f"{', '.join(known.value for known in info.tasks)}",
+            param=param,
+        )
+    if isinstance(body, ImageInputFields) and len(body.images) > 1:
+        raise InvalidParameter(
+            f"{len(body.images)} images were sent; {task.value} takes one", param="image"
+        )
+    return task
+
+
+def _edit_task(body: ImageEditRequest, info: ImageModelInfo) -> ImageTask:
+    paints = body.mask is not None or _outpaint(body.outpaint) is not None
+    if body.task is None:
+        if paints:
+            return ImageTask.INPAINT
+        if body.strength is not None or ImageTask.EDIT not in info.tasks:
+            return ImageTask.IMAGE_TO_IMAGE
+        return ImageTask.EDIT
+    if body.task == "inpaint" and not paints:
+        raise InvalidParameter("task inpaint needs a mask or outpaint", param="task")
+    if body.task != "inpaint" and paints:
+        raise InvalidParameter(
+            f"mask and outpaint cannot act with task {body.task}; leave them out, or the task",
+            param="task",
+        )
+    return ImageTask(body.task)
+
+
+def _params(
+    body: ImageFields,
+    task: ImageTask,
+    inputs: ImageInputs,
+    info: ImageModelInfo,
+    limits: ImageLimits,
+) -> ImageParams:
+    n = _or(body.n, 1)
+    width, height = _size(body, task, inputs, info, limits)
+    edit = body if isinstance(body, ImageEditRequest) else None
+    params = ImageParams(
+        task=task,
+        width=width,
+        height=height,
+        num_inference_steps=_num_steps(body, info),
+        seed=_seed(body, n),
+        n=n,
+        negative_prompt=_or(body.negative_prompt, ""),
+        guidance_scale=_or(body.guidance_scale, info.default_guidance_scale),
+        image_guidance_scale=_or(edit.image_guidance_scale, 1.5) if edit else 1.5,
+        guidance_rescale=_or(body.guidance_rescale, 0.0),
+        guidance_start=_or(body.guidance_start, 0.0),
+        guidance_end=_or(body.guidance_end, 1.0),
+        scheduler=_scheduler(body.scheduler, info),
+        strength=_strength(body, task),
+        clip_skip=_or(body.clip_skip, 0),
+        prompt_syntax=PromptSyntax(_or(body.prompt_syntax, "plain")),
+        feather=_or(edit.feather, 4) if edit else 4,
+        soft_mask=bool(edit and edit.soft_mask),
+        crop_to_mask=bool(edit and edit.crop_to_mask),
+        crop_padding=_or(edit.crop_padding, 32) if edit else 32,
+        outpaint=_outpaint(edit.outpaint) if edit else None,
+        num_previews=_or(body.partial_images, 0),
+    )
+    steps = steps_to_run(params)
+    if steps == 0:
+        raise InvalidParameter(
+            f"strength {params.strength:g} of {params.num_inference_steps} steps runs none of "
+            f"them; raise strength to at least {_rounded_up(1 / params.num_inference_steps)}",
+            param="strength",
+        )
+    num_pixels = _worked_pixels(params, info)
+    check_budget(num_pixels, steps, n, limits.max_megapixel_steps)
+    return params
+
+
+def _size(
+    body: ImageFields,
+    task: ImageTask,
+    inputs: ImageInputs,
+    info: ImageModelInfo,
+    limits: ImageLimits,
+) -> Size:
+    asked = parse_size(body.size)
+    if task is ImageTask.TEXT_TO_IMAGE:
+        return drawing_size(asked, info)
+    if not isinstance(body, ImageEditRequest) or task is not ImageTask.INPAINT:
+        return edited_size(asked, inputs.images[0], info)
+    outpaint = _outpaint(body.outpaint)
+    if inputs.mask is not None and inputs.mask_is_empty and outpaint is None:
+        raise InvalidParameter(
+            "the mask marks nothing: levels below one half count only with soft_mask",
+            param="mask",
+        )
+    return painted_size(
+        asked,
+        inputs.images[0],
+        outpaint,
+        info,
+        crop=bool(body.crop_to_mask),
+        max_pixels=limits.max_input_pixels,
+    )
+
+
+def _worked_pixels(params: ImageParams, info: ImageModelInfo) -> int:
+    if params.crop_to_mask:
+        return info.default_width * info.default_height
+    return worked_pixels(params.width, params.height, info)
+
+
+def _num_steps(body: ImageFields, info: ImageModelInfo) -> int:
+    if body.num_inference_steps is not None:
+        return body.num_inference_steps
+    return max(1, math.ceil(info.default_steps * _QUALITY_STEPS[_or(body.quality, "auto")]))
+
+
+def _seed(body: ImageFields, n: int) -> int:
+    if body.seed is None:
+        return secrets.randbelow(1 << 32)
+    if body.seed + n - 1 > INT64_MAX:
+        raise InvalidParameter(
+            f"image i uses seed + i, and seed + {n - 1} is above {INT64_MAX}; use a smaller seed",
+            param="seed",
+        )
+    return body.seed
+
+
+def _scheduler(name: str | None, info: ImageModelInfo) -> str | None:
+    if not name or name in info.schedulers:
+        return name or None
+    raise InvalidParameter(
+        f"there is no such scheduler for {info.model}; use one of {', '.join(info.schedulers)}",
+        param="scheduler",
+    )
+
+
+def _strength(body: ImageFields, task: ImageTask) -> float:
+    if isinstance(body, ImageVariationRequest):
+        return VARIATION_STRENGTH
+    if isinstance(body, ImageEditRequest) and body.strength is not None:
+        return body.strength
+    return 1.0 if task is ImageTask.INPAINT else DEFAULT_STRENGTH
+
+
+def _outpaint(fields: OutpaintFields | None) -> Outpaint | None:
+    if fields is None:
+        return None
+    outpaint = Outpaint(
+        left=_or(fields.left, 0),
+        right=_or(fields.right, 0),
+        top=_or(fields.top, 0),
+        bottom=_or(fields.bottom, 0),
+    )
+    return None if outpaint == Outpaint() else outpaint
+
+
+def _prompt(body: ImageFields, task: ImageTask) -> str:
+    prompt = _prompt_text(body)
+    if not prompt.strip() and task not in _TAKES_NO_PROMPT:
+        raise InvalidParameter("the prompt is empty; say what to draw", param="prompt")
+    return prompt
+
+
+def _prompt_text(body: ImageFields) -> str:
+    if isinstance(body, ImageGenerationRequest | ImageEditRequest):
+        return body.prompt
+    return _or(body.prompt, "") if isinstance(body, ImageVariationRequest) else ""
+
+
+def _without_idle_guidance(
+    body: ImageFields, params: ImageParams, prompt: str, info: ImageModelInfo
+) -> ImageParams:
+    """Two empty prompts are one: guidance between them changes nothing and costs a second row."""
+    idle = not prompt and not params.negative_prompt and body.guidance_scale is None
+    if not idle or info.guidance is not GuidanceKind.CLASSIFIER_FREE:
+        return params
+    return replace(params, guidance_scale=1.0)
+
+
+def _warnings(body: ImageFields, request: ImageRequest, info: ImageModelInfo) -> list[str]:
+    """What was asked for and cannot act; the engine adds what it finds, as a negative prompt."""
+    warnings = []
+    if info.guidance is GuidanceKind.NONE and body.guidance_scale not in (None, 1):
+        warnings.append(f"guidance_scale has no effect: {info.model} is not guided")
+    if isinstance(body, ImageEditRequest):
+        warnings += _edit_warnings(body, request.params.task)
+    return warnings
+
+
+def _edit_warnings(body: ImageEditRequest, task: ImageTask) -> list[str]:
+    idle = []
+    if task is ImageTask.EDIT and body.strength is not None:
+        idle.append("strength")
+    if task is not ImageTask.EDIT and body.image_guidance_scale is not None:
+        idle.append("image_guidance_scale")
+    if task is not ImageTask.INPAINT and body.feather is not None:
+        idle.append("feather")
+    if not body.crop_to_mask and body.crop_padding is not None:
+        idle.append("crop_padding")
+    return [f"{name} has no effect on {task.value} as asked for" for name in idle]
+
+
+def _rounded_up(value: float) -> float:
+    """To two digits that one can type."""
+    return math.ceil(value * 1000) / 1000
+
+
+def _or(value: T | None, default: T) -> T:
+    """Null means the default; 0 and false do not."""
+    return default if value is None else value

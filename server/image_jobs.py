@@ -1,0 +1,145 @@
+"""What is known of each image request by its id: progress while it runs, the outcome afterwards.
+
+The reply that runs a job feeds it; `GET` and `DELETE /v1/images/{id}` read and cancel it. Ids are
+unguessable: whoever knows one may ask. Event loop only.
+"""
+
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+
+from engine.errors import EngineError, RequestAborted
+from engine.image_types import ImageEvent, ImageRequest
+from server.image_limits import steps_to_run
+from server.protocol.image_answers import ImageJobAnswer, JobStatus
+
+MAX_ENDED_JOBS = 1024
+ENDED_JOB_TTL_S = 3600.0
+
+_LIVE = (JobStatus.QUEUED, JobStatus.RUNNING)
+
+
+def new_image_id() -> str:
+    return f"img-{secrets.token_hex(16)}"
+
+
+class ImageJob:
+    """One request's account. `abort` ends it in the engine."""
+
+    def __init__(self, request: ImageRequest, abort: Callable[[], Awaitable[None]]) -> None:
+        self.id = request.request_id
+        self.model = request.model
+        self.priority = request.priority
+        self.status = JobStatus.QUEUED
+        self.ended_s = 0.0
+        self._abort = abort
+        self._created = int(time.time())
+        self._seed = request.params.seed
+        self._steps = [0] * request.params.n
+        self._steps_per_image = steps_to_run(request.params)
+        self._num_finished = 0
+        self._error: str | None = None
+
+    @property
+    def is_live(self) -> bool:
+        return self.status in _LIVE
+
+    def on_event(self, event: ImageEvent) -> None:
+        """Take over how far an image is."""
+        if not self.is_live:
+            return
+        self.status = JobStatus.RUNNING
+        if event.num_steps:
+            self._steps_per_image = event.num_steps
+        self._steps[event.index] = max(self._steps[event.index], event.step)
+        if event.image is not None:
+            self._steps[event.index] = self._steps_per_image
+            self._num_finished += 1
+
+    def end(self, error: BaseException | None) -> None:
+        """The request is over: with its answer, or for that reason. The first end counts."""
+        if not self.is_live:
+            return
+        self.ended_s = time.monotonic()
+        if error is None:
+            self.status = JobStatus.COMPLETED
+        elif isinstance(error, RequestAborted):
+            self.status = JobStatus.CANCELLED
+        else:
+            self.status = JobStatus.FAILED
+            shown = isinstance(error, EngineError) and error.code != "internal_error"
+            self._error = str(error) if shown else "internal error"
+
+    async def cancel(self) -> None:
+        """End it in the engine; its reply ends with `RequestAborted`."""
+        if self.is_live:
+            self.end(RequestAborted("the request was cancelled"))
+            await self._abort()
+
+    def answer(self, queue_position: int | None) -> ImageJobAnswer:
+        """What a client reads."""
+        step, num_steps = sum(self._steps), len(self._steps) * self._steps_per_image
+        done = self.status is JobStatus.COMPLETED
+        return ImageJobAnswer(
+            id=self.id,
+            model=self.model,
+            created=self._created,
+            status=self.status,
+            n=len(self._steps),
+            num_finished=self._num_finished,
+            step=step,
+            num_steps=num_steps,
+            progress=1.0 if done else min(1.0, round(step / num_steps, 4)),
+            queue_position=queue_position,
+            seed=self._seed,
+            error=self._error,
+        )
+
+
+class ImageJobs:
+    """All live jobs, and the ended ones for a while."""
+
+    def __init__(self) -> None:
+        self._live: OrderedDict[str, ImageJob] = OrderedDict()
+        self._ended: OrderedDict[str, ImageJob] = OrderedDict()
+
+    def add(self, job: ImageJob) -> None:
+        self._live[job.id] = job
+
+    def end(self, job: ImageJob, error: BaseException | None) -> None:
+        """Settle a job's outcome. Idempotent."""
+        job.end(error)
+        if self._live.pop(job.id, None) is not None:
+            self._ended[job.id] = job
+        self._forget()
+
+    def answer(self, image_id: str) -> ImageJobAnswer | None:
+        """The state of a job; None if there is none of that id, or none any more."""
+        job = self.get(image_id)
+        return None if job is None else job.answer(self._queue_position(job))
+
+    def get(self, image_id: str) -> ImageJob | None:
+        self._forget()
+        return self._live.get(image_id) or self._ended.get(image_id)
+
+    def _queue_position(self, job: ImageJob) -> int | None:
+        if job.status is not JobStatus.QUEUED:
+            return None
+        position = 1
+        before = True
+        for other in self._live.values():
+            if other is job:
+                before = False
+            elif other.model == job.model and other.status is JobStatus.QUEUED:
+                limit = job.priority if before else job.priority - 1
+                position += other.priority <= limit
+        return position
+
+    def _forget(self) -> None:
+        oldest_s = time.monotonic() - ENDED_JOB_TTL_S
+        while self._ended:
+            job = next(iter(self._ended.values()))
+            if len(self._ended) <= MAX_ENDED_JOBS and job.ended_s > oldest_s:
+                return
+            del self._ended[job.id]

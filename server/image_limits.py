@@ -1,0 +1,169 @@
+"""Sizes and budgets of image requests: which result size is meant, and what is too much.
+
+Pure functions; messages carry the computed numbers.
+"""
+
+import math
+import re
+
+from engine.errors import InvalidParameter
+from engine.image_types import ImageModelInfo, ImageParams, ImageTask, Outpaint, Pixels
+
+_SIZE = re.compile(r"([0-9]{1,6})[xX]([0-9]{1,6})")
+_PARTIAL_TASKS = (ImageTask.IMAGE_TO_IMAGE, ImageTask.INPAINT)
+
+Size = tuple[int, int]
+"""Width and height in pixels."""
+
+
+def parse_size(text: str | None) -> Size | None:
+    """`WIDTHxHEIGHT`; None for auto.
+
+    Raises:
+        InvalidParameter: it is neither.
+    """
+    if not text or text == "auto":
+        return None
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise InvalidParameter(
+            "size must be WIDTHxHEIGHT in pixels, such as 512x512, or auto", param="size"
+        )
+    return int(match[1]), int(match[2])
+
+
+def drawing_size(asked: Size | None, info: ImageModelInfo) -> Size:
+    """The size of an image that is drawn from nothing.
+
+    Raises:
+        InvalidParameter: outside the model's limits or off its grid.
+    """
+    width, height = asked or (info.default_width, info.default_height)
+    _check_limits(width, height, info)
+    multiple = info.size_multiple
+    if width % multiple or height % multiple:
+        near = [max(multiple, side // multiple * multiple) for side in (width, height)]
+        raise InvalidParameter(
+            f"size {width}x{height} is off the grid of {info.model}: both sides must be multiples "
+            f"of {multiple}, such as {near[0]}x{near[1]}",
+            param="size",
+        )
+    return width, height
+
+
+def edited_size(asked: Size | None, image: Pixels, info: ImageModelInfo) -> Size:
+    """The size of a result that follows an input image: the asked one, or the image's own, scaled
+    into the model's limits with its aspect ratio.
+
+    Raises:
+        InvalidParameter: outside the model's limits, or no scale brings it inside.
+    """
+    if asked is not None:
+        _check_limits(*asked, info)
+        return asked
+    width, height = image.width, image.height
+    if min(width, height) >= info.min_side and worked_pixels(width, height, info) <= (
+        info.max_pixels
+    ):
+        return width, height
+    scale = max(1.0, info.min_side / min(width, height))
+    scale = min(scale, math.sqrt(info.max_pixels / (width * height)))
+    multiple = info.size_multiple
+    width, height = (max(1, int(s * scale / multiple)) * multiple for s in (width, height))
+    if min(width, height) < info.min_side or width * height > info.max_pixels:
+        raise InvalidParameter(
+            f"the image has {image.width}x{image.height} pixels; no scale brings it to sides of at "
+            f"least {info.min_side} and at most {info.max_pixels} pixels in all, as {info.model} "
+            "takes; cut it to a less extreme shape",
+            param="image",
+        )
+    return width, height
+
+
+def painted_size(
+    asked: Size | None,
+    image: Pixels,
+    outpaint: Outpaint | None,
+    info: ImageModelInfo,
+    *,
+    crop: bool,
+    max_pixels: int,
+) -> Size:
+    """The size of an inpainted result: the asked one, or the image's, grown by `outpaint`. Nothing
+    is scaled unasked, as what is outside the mask shall come back unchanged.
+
+    Args:
+        crop: only the mask's surroundings go through the model, so its limits do not apply.
+        max_pixels: what the server takes at all.
+
+    Raises:
+        InvalidParameter: outside the limits.
+    """
+    grow = outpaint or Outpaint()
+    canvas = (image.width + grow.left + grow.right, image.height + grow.top + grow.bottom)
+    width, height = asked or canvas
+    for side_x, side_y in {canvas, (width, height)}:
+        if side_x * side_y > max_pixels:
+            raise InvalidParameter(
+                f"the canvas of {side_x}x{side_y} is {side_x * side_y} pixels; the limit is "
+                f"{max_pixels}",
+                param="outpaint" if outpaint else "size",
+            )
+    if min(width, height) < 1:
+        raise InvalidParameter(f"size {width}x{height} is empty", param="size")
+    if not crop and worked_pixels(width, height, info) > info.max_pixels:
+        raise InvalidParameter(
+            f"the canvas of {width}x{height} is {worked_pixels(width, height, info)} pixels to "
+            f"{info.model}, which takes at most {info.max_pixels}; scale the image, give a "
+            "size, or use crop_to_mask",
+            param="image" if asked is None else "size",
+        )
+    return width, height
+
+
+def worked_pixels(width: int, height: int, info: ImageModelInfo) -> int:
+    """Pixels that the model works on: with an input image the engine pads to the model's grid."""
+    multiple = info.size_multiple
+    width, height = (
+        math.ceil(max(side, info.min_side) / multiple) * multiple for side in (width, height)
+    )
+    return width * height
+
+
+def check_budget(num_pixels: int, steps: int, n: int, max_megapixel_steps: float) -> None:
+    """Refuse a request that would hold the device for too long.
+
+    Raises:
+        InvalidParameter: pixels × steps × n is above the limit.
+    """
+    cost = num_pixels * steps * n / 1e6
+    if cost > max_megapixel_steps:
+        raise InvalidParameter(
+            f"{num_pixels} pixels x {steps} steps x {n} images are {cost:.1f} megapixel-steps; "
+            f"this server takes {max_megapixel_steps:g} per request; lower size, "
+            "num_inference_steps or n",
+            param="size",
+        )
+
+
+def steps_to_run(params: ImageParams) -> int:
+    """Denoising steps that one image takes, as diffusers counts them."""
+    if params.task not in _PARTIAL_TASKS:
+        return params.num_inference_steps
+    return min(int(params.num_inference_steps * params.strength), params.num_inference_steps)
+
+
+def _check_limits(width: int, height: int, info: ImageModelInfo) -> None:
+    if min(width, height) < info.min_side:
+        raise InvalidParameter(
+            f"size {width}x{height} is too small: sides of at least {info.min_side} are needed for "
+            f"{info.model}",
+            param="size",
+        )
+    num_pixels = worked_pixels(width, height, info)
+    if num_pixels > info.max_pixels:
+        raise InvalidParameter(
+            f"size {width}x{height} is {num_pixels} pixels to {info.model}, which takes at most "
+            f"{info.max_pixels}",
+            param="size",
+        )

@@ -1,0 +1,219 @@
+"""Prometheus metrics of image models: `tandem_image_*`, in the app's registry.
+
+Fed from two sides, as the text metrics are: replies measure each image with an `ImageMeter`; the
+engine's step reports arrive through `on_step`. Rates are for Prometheus to make: steps/s and
+megapixel-steps/s are `rate()` of the counters.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from engine.client import EngineClient
+from engine.image_types import ImageEvent, ImageStats
+
+_STEP_BUCKETS_S = (
+    *(1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 25.0, 60.0),
+)
+_REQUEST_BUCKETS_S = (
+    *(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0),
+    *(160.0, 320.0, 640.0, 1280.0),
+)
+_ROW_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128)
+
+PHASES = ("queue", "encode", "denoise", "decode", "file")
+"""`file` is the encoding of the picture as PNG, JPEG or WebP."""
+
+
+class ImageOutcome(StrEnum):
+    """How an image ended."""
+
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+class ImageMeter:
+    """Measures one request from its arrival; made by `ImageMetrics.meter`."""
+
+    def __init__(self, model: "_ModelMetrics", clock: Callable[[], float]) -> None:
+        self._model = model
+        self._clock = clock
+        self._started_s = clock()
+        self._closed = False
+
+    def on_event(self, event: ImageEvent) -> None:
+        """Time in the queue, previews, and the phases of a finished image."""
+        phases = self._model.phases
+        if event.queue_time_s is not None:
+            phases["queue"].observe(event.queue_time_s)
+        if event.preview is not None:
+            self._model.previews.inc()
+        if event.image is not None:
+            phases["encode"].observe(event.encode_time_s)
+            phases["denoise"].observe(event.denoise_time_s)
+            phases["decode"].observe(event.decode_time_s)
+
+    def on_file(self, seconds: float) -> None:
+        """A picture was encoded."""
+        self._model.phases["file"].observe(seconds)
+
+    def complete(self, outcome: ImageOutcome, num_images: int = 1) -> None:
+        """So many images ended."""
+        self._model.images[outcome].inc(num_images)
+
+    def close(self) -> None:
+        """The request is over. Only the first call counts."""
+        if not self._closed:
+            self._closed = True
+            self._model.latency.observe(self._clock() - self._started_s)
+
+
+class ImageMetrics:
+    """The image metrics of one app. Event loop only."""
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        engine: EngineClient,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._clock = clock
+        self._families = _Families(registry)
+        self._models: dict[str, _ModelMetrics] = {}
+        registry.register(_QueueCollector(engine))
+        engine.on_image_stats.append(self.on_step)
+
+    def meter(self, model: str) -> ImageMeter:
+        """Start measuring a request. `model` is a served model's id, never a client's word."""
+        return ImageMeter(self._of(model), self._clock)
+
+    def on_step(self, model: str, stats: ImageStats) -> None:
+        """Take a step's report."""
+        self._of(model).on_step(stats)
+
+    def _of(self, model: str) -> "_ModelMetrics":
+        metrics = self._models.get(model)
+        if metrics is None:
+            metrics = self._models[model] = _ModelMetrics(model, self._families)
+        return metrics
+
+
+class _QueueCollector(Collector):
+    """Gauges read from the engine when Prometheus asks."""
+
+    def __init__(self, engine: EngineClient) -> None:
+        self._engine = engine
+
+    def describe(self) -> Iterator[Metric]:
+        return iter(_gauges())
+
+    def collect(self) -> Iterator[Metric]:
+        gauges = running, waiting = _gauges()
+        for info in self._engine.image_models():
+            stats = self._engine.image_stats(info.model) or ImageStats()
+            running.add_metric([info.model], stats.num_running)
+            waiting.add_metric([info.model], stats.num_waiting)
+        return iter(gauges)
+
+
+def _gauges() -> tuple[GaugeMetricFamily, GaugeMetricFamily]:
+    return (
+        _gauge("num_running", "Images being denoised or decoded."),
+        _gauge("num_waiting", "Images waiting for their first step."),
+    )
+
+
+def _gauge(name: str, text: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"tandem_image_{name}", text, labels=["model_name"])
+
+
+class _Families:
+    """The metric families; `model_name` is their first label."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(
+                name, text, ("model_name", *labels), "tandem", "image", registry=registry
+            )
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(
+                name,
+                text,
+                ("model_name", *labels),
+                "tandem",
+                "image",
+                registry=registry,
+                buckets=buckets,
+            )
+
+        self.images = counter("images", "Images ended, by outcome.", "outcome")
+        self.previews = counter("previews", "Previews sent to clients.")
+        self.latency = histogram(
+            "request_latency_seconds", "Arrival to end of a request.", _REQUEST_BUCKETS_S
+        )
+        self.phase = histogram(
+            "phase_seconds", "Time of an image, by phase.", _REQUEST_BUCKETS_S, "phase"
+        )
+        self.step_rows = histogram(
+            "step_rows", "Rows (images times guidance branches) of a step.", _ROW_BUCKETS
+        )
+        self.step_time = histogram("step_seconds", "Time of a step.", _STEP_BUCKETS_S)
+        self.totals = (
+            counter("steps", "Denoiser calls."),
+            counter("rows", "Rows of all denoiser calls."),
+            counter("image_steps", "Steps summed over images."),
+            counter("megapixel_steps", "Steps times megapixels, summed over images."),
+            counter("cancelled_steps", "Steps that cancelled images did not take any more."),
+            counter("throttle_seconds", "Slept to leave the device to text."),
+            counter("prompt_cache_queries", "Prompts looked up in the prompt cache."),
+            counter("prompt_cache_hits", "Prompts found in the prompt cache."),
+        )
+
+
+class _ModelMetrics:
+    """One model's children of the families."""
+
+    def __init__(self, name: str, families: _Families) -> None:
+        self.images = {outcome: families.images.labels(name, outcome) for outcome in ImageOutcome}
+        self.phases = {phase: families.phase.labels(name, phase) for phase in PHASES}
+        self.previews = families.previews.labels(name)
+        self.latency = families.latency.labels(name)
+        self._step_rows = families.step_rows.labels(name)
+        self._step_time = families.step_time.labels(name)
+        self._totals = [counter.labels(name) for counter in families.totals]
+        self._before = _totals(ImageStats())
+
+    def on_step(self, stats: ImageStats) -> None:
+        totals = _totals(stats)
+        before = self._before
+        if any(now < then for now, then in zip(totals, before, strict=True)):
+            before = _totals(ImageStats())  # a new worker counts from zero
+        self._before = totals
+        for counter, now, then in zip(self._totals, totals, before, strict=True):
+            if now > then:
+                counter.inc(now - then)
+        if totals[0] > before[0]:
+            self._step_rows.observe(stats.step_rows)
+            self._step_time.observe(stats.step_time_s)
+
+
+def _totals(stats: ImageStats) -> tuple[float, ...]:
+    """In the order of `_Families.totals`."""
+    return (
+        stats.num_steps,
+        stats.num_rows,
+        stats.num_image_steps,
+        stats.megapixel_steps,
+        stats.num_cancelled_steps,
+        stats.throttle_time_s,
+        stats.prompt_cache_queries,
+        stats.prompt_cache_hits,
+    )

@@ -1,0 +1,55 @@
+"""The request that makes one image again, by the names of the HTTP API; written into its file."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from engine.image_types import ImageParams, ImageTask, PromptSyntax
+from server.image_convert import ImageOrder
+
+_ALWAYS = ("num_inference_steps", "guidance_scale")
+_WHERE_USED: Mapping[str, tuple[ImageTask, ...]] = {
+    "strength": (ImageTask.IMAGE_TO_IMAGE, ImageTask.INPAINT),
+    "image_guidance_scale": (ImageTask.EDIT,),
+    "feather": (ImageTask.INPAINT,),
+    "soft_mask": (ImageTask.INPAINT,),
+    "crop_to_mask": (ImageTask.INPAINT,),
+    "crop_padding": (ImageTask.INPAINT,),
+}
+_UNLESS_DEFAULT: Mapping[str, Any] = {
+    "negative_prompt": "",
+    "guidance_rescale": 0.0,
+    "guidance_start": 0.0,
+    "guidance_end": 1.0,
+    "clip_skip": 0,
+}
+
+
+def replay_fields(order: ImageOrder, seed: int) -> dict[str, Any]:
+    """A body for the same route and the same input images, for this image alone."""
+    request, params = order.request, order.request.params
+    fields: dict[str, Any] = {
+        "model": request.model,
+        "prompt": request.prompt,
+        "size": f"{params.width}x{params.height}",
+        "seed": seed,
+        "scheduler": order.scheduler,
+    }
+    if params.task is not ImageTask.TEXT_TO_IMAGE:
+        fields["task"] = params.task.value
+    if params.prompt_syntax is not PromptSyntax.PLAIN:
+        fields["prompt_syntax"] = params.prompt_syntax.value
+    return fields | _params(params)
+
+
+def _params(params: ImageParams) -> dict[str, Any]:
+    fields = {name: getattr(params, name) for name in _ALWAYS}
+    for name, tasks in _WHERE_USED.items():
+        if params.task in tasks:
+            fields[name] = getattr(params, name)
+    for name, default in _UNLESS_DEFAULT.items():
+        if getattr(params, name) != default:
+            fields[name] = getattr(params, name)
+    if params.outpaint is not None:
+        fields["outpaint"] = asdict(params.outpaint)
+    return fields

@@ -1,0 +1,196 @@
+"""The images of a request in OpenAI's shapes, whole or as server-sent events."""
+
+import asyncio
+import base64
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+
+from engine.image_types import ImageEvent, Pixels
+from server.image_run import FileOptions, ImageRun
+from server.image_store import ImageStore
+from server.protocol.image_answers import (
+    CompletedImageEvent,
+    ImageData,
+    ImagesAnswer,
+    ImageTokens,
+    ImageUsage,
+    PartialImageEvent,
+)
+
+_encode_json = msgspec.json.Encoder().encode
+
+
+class ImageReply:
+    """A run's answer. Either `whole` or `events` is called, once.
+
+    Args:
+        event_prefix: `image_generation` or `image_edit`.
+        block: side in pixels of what counts as one image token.
+    """
+
+    def __init__(
+        self, run: ImageRun, options: FileOptions, *, event_prefix: str, block: int
+    ) -> None:
+        self._run = run
+        self._options = options
+        self._prefix = event_prefix
+        self._block = block
+        self._created = int(time.time())
+        self._input_counted = False
+
+    async def whole(self, store: ImageStore, url_of: Callable[[str], str] | None) -> bytes:
+        """The JSON of everything at once.
+
+        Args:
+            url_of: makes the URL of a stored file; None answers with the data itself.
+        """
+        params = self._run.order.request.params
+        data: list[ImageData | None] = [None] * params.n
+        files: list[bytes] = [b""] * params.n
+        usages: list[ImageUsage] = []
+        warnings: dict[str, None] = dict.fromkeys(self._run.order.warnings)
+        sizes: set[str] = set()
+        async with aclosing(self._run.events()) as events:
+            async for event in events:
+                if event.image is None:
+                    continue
+                seed = self._seed(event)
+                files[event.index] = await self._run.encode(event.image, self._options, seed)
+                data[event.index] = ImageData(seed=seed)
+                usages.append(self._usage(event))
+                sizes.add(_size(event.image))
+                warnings |= dict.fromkeys(event.warnings)
+        found = [image for image in data if image is not None]
+        if url_of is not None:
+            for image, file in zip(found, files, strict=True):
+                image.url = url_of(store.put(file, self._options.output_format))
+        answer = self._answer(found, usages, list(warnings), sizes.pop())
+        return await asyncio.to_thread(_with_files, answer, [] if url_of else files)
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """Server-sent events: previews and each finished image, without the final `[DONE]`."""
+        async with aclosing(self._run.events()) as events:
+            async for event in events:
+                if event.preview is not None:
+                    yield await self._partial(event, event.preview)
+                if event.image is not None:
+                    yield await self._completed(event, event.image)
+
+    async def _partial(self, event: ImageEvent, pixels: Pixels) -> bytes:
+        file = await self._run.encode(pixels, self._options, None)
+        name = f"{self._prefix}.partial_image"
+        params = self._run.order.request.params
+        body = PartialImageEvent(
+            type=name,
+            b64_json=await asyncio.to_thread(_base64, file),
+            created_at=int(time.time()),
+            output_format=self._options.output_format,
+            partial_image_index=event.preview_index,
+            quality=self._run.order.quality,
+            size=f"{params.width}x{params.height}",
+            id=self._run.id,
+            index=event.index,
+            step=event.step,
+            num_steps=event.num_steps,
+        )
+        return named_event(name, body)
+
+    async def _completed(self, event: ImageEvent, pixels: Pixels) -> bytes:
+        seed = self._seed(event)
+        file = await self._run.encode(pixels, self._options, seed)
+        name = f"{self._prefix}.completed"
+        body = CompletedImageEvent(
+            type=name,
+            b64_json=await asyncio.to_thread(_base64, file),
+            created_at=int(time.time()),
+            output_format=self._options.output_format,
+            quality=self._run.order.quality,
+            size=_size(pixels),
+            usage=self._usage(event),
+            id=self._run.id,
+            index=event.index,
+            seed=seed,
+            warnings=list(dict.fromkeys([*self._run.order.warnings, *event.warnings])),
+        )
+        return named_event(name, body)
+
+    def _answer(
+        self, data: list[ImageData], usages: list[ImageUsage], warnings: list[str], size: str
+    ) -> ImagesAnswer:
+        order = self._run.order
+        params = order.request.params
+        return ImagesAnswer(
+            created=self._created,
+            data=data,
+            output_format=self._options.output_format,
+            quality=order.quality,
+            size=size,
+            usage=_sum(usages),
+            id=self._run.id,
+            model=order.request.model,
+            seed=params.seed,
+            task=params.task.value,
+            num_inference_steps=params.num_inference_steps,
+            guidance_scale=params.guidance_scale,
+            scheduler=order.scheduler,
+            warnings=warnings,
+        )
+
+    def _seed(self, event: ImageEvent) -> int:
+        if event.seed is not None:
+            return event.seed
+        return self._run.order.request.params.seed + event.index
+
+    def _usage(self, event: ImageEvent) -> ImageUsage:
+        """One image's share. The input counts once, with the image that ends first."""
+        assert event.image is not None
+        text = image = 0
+        if not self._input_counted:
+            self._input_counted = True
+            text = event.num_prompt_tokens
+            image = sum(self._tokens(pixels) for pixels in self._run.order.request.images)
+        output = self._tokens(event.image)
+        return _usage(text, image, output)
+
+    def _tokens(self, pixels: Pixels) -> int:
+        return -(-pixels.width // self._block) * -(-pixels.height // self._block)
+
+
+def named_event(name: str, body: Any) -> bytes:
+    """One server-sent event with a name."""
+    return b"event: " + name.encode() + b"\ndata: " + _encode_json(body) + b"\n\n"
+
+
+def _with_files(answer: ImagesAnswer, files: list[bytes]) -> bytes:
+    for image, file in zip(answer.data, files, strict=False):
+        image.b64_json = _base64(file)
+    return _encode_json(answer)
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _size(pixels: Pixels) -> str:
+    return f"{pixels.width}x{pixels.height}"
+
+
+def _sum(usages: list[ImageUsage]) -> ImageUsage:
+    return _usage(
+        sum(usage.input_tokens_details.text_tokens for usage in usages),
+        sum(usage.input_tokens_details.image_tokens for usage in usages),
+        sum(usage.output_tokens for usage in usages),
+    )
+
+
+def _usage(text_tokens: int, image_tokens: int, output_tokens: int) -> ImageUsage:
+    return ImageUsage(
+        input_tokens=text_tokens + image_tokens,
+        input_tokens_details=ImageTokens(text_tokens, image_tokens),
+        output_tokens=output_tokens,
+        total_tokens=text_tokens + image_tokens + output_tokens,
+    )

@@ -1,0 +1,337 @@
+"""Bodies of `POST /v1/images/generations`, `/edits` and `/variations`.
+
+An explicit null is the default. What needs the model, as the size does, is checked in
+`server/image_convert.py`.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from engine.errors import InvalidParameter, UnsupportedFeature
+from server.form_values import read_fields
+from server.multipart import Form
+from server.protocol.common import INT64_MAX, ModelRequest, WireModel, integral
+
+MAX_PROMPT_CHARS = 4000
+MAX_IMAGES = 10
+MAX_INPUT_IMAGES = 16
+MAX_STEPS = 1000
+MAX_OUTPAINT_PIXELS = 4096
+
+NO_EFFECT_FIELDS: Mapping[str, str] = {
+    "user": "names the end user to OpenAI's abuse monitoring",
+    "safety_identifier": "names the end user to OpenAI's abuse monitoring",
+    "moderation": "how strictly OpenAI filters; nothing is filtered here",
+    "style": "a hint to DALL-E 3's prompt writer",
+    "input_fidelity": "how closely OpenAI's models keep to the input; see strength",
+    "complexity": "how long OpenAI's models plan an image",
+    "metadata": "labels a stored answer",
+    "store": "keeps the answer in OpenAI's account",
+}
+"""OpenAI fields that are accepted and, by what they mean, change no picture of this server."""
+
+UNSUPPORTED_FIELDS: Mapping[str, tuple[Any, ...]] = {
+    "svg": (),
+    "markup": (),
+    "frame_count": (),
+    "frame_duration_ms": (),
+    "prompt_rewriter": (),
+    "lora": ([],),
+    "loras": ([],),
+    "controlnet": (),
+}
+"""Known fields that are refused, with the values that ask for nothing and pass. Null passes too."""
+
+_FILE_FIELD = re.compile(r"images?(\[[0-9]{0,2}\])?")
+_INPUT_FIELDS = ("image", "images", "image[]", "mask")
+
+Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
+OutputFormat = Literal["png", "jpeg", "webp"]
+MaskMode = Literal["auto", "alpha", "luminance"]
+Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
+OutpaintPixels = Annotated[int, Field(ge=0, le=MAX_OUTPAINT_PIXELS)]
+
+
+class ImageReference(WireModel):
+    """An input image in a JSON body."""
+
+    image_url: str | None = Field(
+        None, description="A data URL: `data:image/png;base64,...`. Links are not fetched."
+    )
+    file_id: str | None = Field(
+        None, max_length=256, description="Not supported: there is no file store here."
+    )
+
+
+class UploadedImage(ImageReference):
+    """An input image that came as a part of a form. Never made from JSON."""
+
+    data: bytes = Field(exclude=True)
+
+
+def _uploaded(data: bytes) -> UploadedImage:
+    return UploadedImage(image_url=None, file_id=None, data=data)
+
+
+class OutpaintFields(WireModel):
+    """Pixels by which the canvas grows on each side."""
+
+    left: OutpaintPixels | None = None
+    right: OutpaintPixels | None = None
+    top: OutpaintPixels | None = None
+    bottom: OutpaintPixels | None = None
+
+
+class ImageFields(ModelRequest):
+    """What all image routes share."""
+
+    n: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_IMAGES,
+        description="Images to make; image i uses seed + i. Default 1.",
+    )
+    size: str | None = Field(
+        None,
+        max_length=32,
+        description="`WIDTHxHEIGHT` in pixels. auto is the model's size, or the input image's.",
+    )
+    quality: Quality | None = Field(
+        None,
+        description="Sets the number of steps where num_inference_steps does not: auto and medium "
+        "are the model's, low half as many, high 1.5 times, xhigh twice, max three times.",
+    )
+    background: Literal["auto", "opaque", "transparent"] | None = Field(
+        None, description="transparent is not supported."
+    )
+    output_format: OutputFormat | None = Field(None, description="Default png.")
+    output_compression: int | None = Field(
+        None, ge=0, le=100, description="Quality of jpeg and webp, in percent. Default 100."
+    )
+    response_format: Literal["b64_json", "url"] | None = Field(
+        None,
+        description="url keeps the image on this server for a while. Default b64_json.",
+    )
+    stream: bool | None = Field(None, description="Answer with server-sent events.")
+    partial_images: int | None = Field(
+        None, ge=0, le=3, description="Previews per image. Only with stream."
+    )
+    negative_prompt: Prompt | None = Field(
+        None, description="What to steer away from. Acts only with guidance_scale above 1."
+    )
+    num_inference_steps: int | None = Field(
+        None, ge=1, le=MAX_STEPS, description="Denoising steps. Default: the model's."
+    )
+    guidance_scale: float | None = Field(
+        None, ge=0, le=100, description="1 is off. Default: the model's."
+    )
+    guidance_rescale: float | None = Field(
+        None, ge=0, le=1, description="Against overexposure at high scales; 0 is off."
+    )
+    guidance_start: float | None = Field(
+        None, ge=0, le=1, description="Guidance acts from this share of the steps on. Default 0."
+    )
+    guidance_end: float | None = Field(
+        None, ge=0, le=1, description="Guidance acts up to this share of the steps. Default 1."
+    )
+    seed: int | None = Field(
+        None,
+        ge=0,
+        le=INT64_MAX,
+        description="The same seed gives the same image, whatever else the server does. Default: "
+        "a random one, which the answer names.",
+    )
+    scheduler: str | None = Field(
+        None, max_length=64, description="Noise schedule; `/v1/models` lists the model's."
+    )
+    prompt_syntax: Literal["plain", "a1111", "comfy", "compel"] | None = Field(
+        None, description="How weights are written in the prompt. Default plain: not at all."
+    )
+    clip_skip: int | None = Field(
+        None, ge=0, le=11, description="Layers of the CLIP text encoder to leave out at its end."
+    )
+    priority: int | None = Field(
+        None, ge=-(1 << 31), le=(1 << 31) - 1, description="Lower runs first. Default 0."
+    )
+
+    _accepts_inputs: ClassVar[bool] = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, data: Any) -> Any:
+        if isinstance(data, Form):
+            data = cls._read_form(data)
+        if not isinstance(data, dict):
+            return data
+        _check_supported(data)
+        if not cls._accepts_inputs:
+            _check_no_inputs(data)
+        return {name: integral(value) for name, value in data.items()}
+
+    @classmethod
+    def _read_form(cls, form: Form) -> dict[str, Any]:
+        files = [name for name in form if _FILE_FIELD.fullmatch(name)]
+        uploads = [bytes(part.data) for name in files for part in form[name]]
+        values = read_fields(form, cls, skip=[*files, "mask"])
+        if uploads:
+            values["images"] = [_uploaded(data) for data in uploads]
+        masks = form.get("mask", [])
+        if len(masks) > 1:
+            raise InvalidParameter("mask is given more than once", param="mask")
+        if masks and masks[0].data:
+            values["mask"] = _uploaded(bytes(masks[0].data))
+        return values
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.partial_images and not self.stream:
+            raise InvalidParameter(
+                "partial_images is only allowed with stream: true", param="partial_images"
+            )
+        if self.stream and self.response_format == "url":
+            raise InvalidParameter(
+                "a stream carries b64_json; leave response_format out, or stream",
+                param="response_format",
+            )
+        if self.background == "transparent":
+            raise UnsupportedFeature(
+                "background transparent is not supported by the models here; use opaque",
+                param="background",
+            )
+        if self.output_compression not in (None, 100) and self.output_format in (None, "png"):
+            raise InvalidParameter(
+                "png is compressed without loss; output_compression below 100 needs output_format "
+                "jpeg or webp",
+                param="output_compression",
+            )
+        if _or(self.guidance_start, 0.0) > _or(self.guidance_end, 1.0):
+            raise InvalidParameter(
+                f"guidance_start is {self.guidance_start}; it must be at most guidance_end, here "
+                f"{_or(self.guidance_end, 1.0)}",
+                param="guidance_start",
+            )
+        return self
+
+    def ignored_fields(self) -> list[str]:
+        """Names of the fields that the client sent and nobody knows."""
+        known = NO_EFFECT_FIELDS.keys() | UNSUPPORTED_FIELDS.keys()
+        return [name for name in self.model_extra or {} if name not in known]
+
+
+class ImageGenerationRequest(ImageFields):
+    """Draw from a prompt."""
+
+    prompt: Prompt = Field(description="What to draw.")
+
+
+class ImageInputFields(ImageFields):
+    """What the routes with input images share."""
+
+    _accepts_inputs: ClassVar[bool] = True
+
+    images: list[ImageReference] = Field(
+        min_length=1,
+        max_length=MAX_INPUT_IMAGES,
+        description="Input images; a mask applies to the first. In a form they are files named "
+        "`image` or `image[]`.",
+    )
+
+
+class ImageEditRequest(ImageInputFields):
+    """Change an image: follow an instruction, redraw under a mask, extend, or redraw in part."""
+
+    prompt: Prompt = Field(description="What to draw, or the instruction.")
+    mask: ImageReference | None = Field(
+        None,
+        description="Where to edit: an image of the first image's size. In a form it is a file.",
+    )
+    task: Literal["image_to_image", "inpaint", "edit"] | None = Field(
+        None,
+        description="Default: inpaint with a mask or outpaint; image_to_image with strength, or "
+        "where the model follows no instructions; edit otherwise.",
+    )
+    strength: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Share of the steps that is run on the image; 1 keeps nothing of it. Default "
+        "0.8; 1 for inpaint.",
+    )
+    image_guidance_scale: float | None = Field(
+        None, ge=0, le=100, description="How closely edit keeps to the image. Default 1.5."
+    )
+    mask_mode: MaskMode | None = Field(
+        None,
+        description="alpha: edit where the mask is transparent, as OpenAI does. luminance: where "
+        "it is white. Default auto: alpha where the file has any transparency, else luminance.",
+    )
+    feather: int | None = Field(
+        None, ge=0, le=256, description="Pixels over which the mask's edge is blended. Default 4."
+    )
+    soft_mask: bool | None = Field(
+        None, description="The mask's grey levels say how much may change. Default false."
+    )
+    crop_to_mask: bool | None = Field(
+        None,
+        description="Work on the mask's surroundings at the model's full size. Default false.",
+    )
+    crop_padding: int | None = Field(
+        None, ge=0, le=4096, description="Surroundings to keep with crop_to_mask. Default 32."
+    )
+    outpaint: OutpaintFields | None = Field(
+        None, description="Extend the canvas by so many pixels on each side."
+    )
+
+    @model_validator(mode="after")
+    def _check_mask_fields(self) -> Self:
+        for name in ("mask_mode", "soft_mask"):
+            if getattr(self, name) and self.mask is None:
+                raise InvalidParameter(f"{name} needs a mask", param=name)
+        if self.crop_to_mask and self.mask is None and self.outpaint is None:
+            raise InvalidParameter("crop_to_mask needs a mask or outpaint", param="crop_to_mask")
+        return self
+
+
+class ImageVariationRequest(ImageInputFields):
+    """Draw an image like the given one."""
+
+    prompt: Prompt | None = Field(None, description="What to draw; may be left out.")
+
+
+def form_body(model: type[ImageFields]) -> dict[str, Any]:
+    """OpenAPI's description of the body as a form: the files, and the model's fields as text."""
+    properties: dict[str, Any] = {}
+    for name in model.model_fields:
+        if name not in ("images", "mask"):
+            properties[name] = {"type": "string"}
+    file = {"type": "string", "format": "binary"}
+    properties["image"] = file
+    if "mask" in model.model_fields:
+        properties["mask"] = file
+    required = ["image", *(["prompt"] if model.model_fields["prompt"].is_required() else [])]
+    schema = {"type": "object", "properties": properties, "required": required}
+    return {"requestBody": {"content": {"multipart/form-data": {"schema": schema}}}}
+
+
+def _check_supported(data: Mapping[str, Any]) -> None:
+    for name in data.keys() & UNSUPPORTED_FIELDS.keys():
+        if data[name] is not None and data[name] not in UNSUPPORTED_FIELDS[name]:
+            raise UnsupportedFeature(
+                f"{name} is not supported by this server; leave it out", param=name
+            )
+
+
+def _check_no_inputs(data: Mapping[str, Any]) -> None:
+    for name in _INPUT_FIELDS:
+        if data.get(name) not in (None, []):
+            raise InvalidParameter(
+                f"{name} is not a field of this route; send input images to /v1/images/edits",
+                param=name,
+            )
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value

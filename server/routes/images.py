@@ -1,0 +1,196 @@
+"""`/v1/images`: draw, edit, vary; ask for and cancel a request by its id; stored results."""
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Request, Response
+
+from server.catalog import find_image_model
+from server.convert import ignored_fields_header
+from server.deps import StateDep
+from server.errors import INVALID_REQUEST, error_response
+from server.form_route import FormRoute
+from server.image_convert import ImageLimits, choose_task, image_order
+from server.image_inputs import ImageInputs, read_inputs
+from server.image_reply import ImageReply
+from server.image_run import FileOptions, ImageRun
+from server.json_route import JsonRoute
+from server.middleware.access_log import annotate
+from server.protocol.answers import error_answers, stream_answer
+from server.protocol.image_answers import ImageJobAnswer, ImagesAnswer
+from server.protocol.images import (
+    ImageEditRequest,
+    ImageFields,
+    ImageGenerationRequest,
+    ImageInputFields,
+    ImageVariationRequest,
+    form_body,
+)
+from server.sse import EventStream, until_disconnect
+from server.state import AppState
+
+router = APIRouter(route_class=JsonRoute, tags=["images"])
+form_router = APIRouter(route_class=FormRoute, tags=["images"])
+
+ImageId = Annotated[str, Path(max_length=256, description="The answer's `X-Image-Id`.")]
+FileName = Annotated[str, Path(max_length=256, description="As in the `url` of an answer.")]
+
+
+def _responses(prefix: str) -> dict[int | str, dict[str, Any]]:
+    chunk = f"`{prefix}.partial_image` or `{prefix}.completed`"
+    return {200: stream_answer(ImagesAnswer, chunk), **error_answers()}
+
+
+@router.post(
+    "/v1/images/generations",
+    summary="Draw images",
+    responses=_responses("image_generation"),
+)
+async def create_image(body: ImageGenerationRequest, request: Request, state: StateDep) -> Response:
+    """Whole, or as server-sent events with `stream`."""
+    return await _answer(body, request, state, "image_generation")
+
+
+@form_router.post(
+    "/v1/images/edits",
+    summary="Change an image",
+    responses=_responses("image_edit"),
+    openapi_extra=form_body(ImageEditRequest),
+)
+async def edit_image(body: ImageEditRequest, request: Request, state: StateDep) -> Response:
+    """As a form with the files `image` and `mask`, or as JSON with data URLs."""
+    return await _answer(body, request, state, "image_edit")
+
+
+@form_router.post(
+    "/v1/images/variations",
+    summary="Draw images like the given one",
+    responses=_responses("image_edit"),
+    openapi_extra=form_body(ImageVariationRequest),
+)
+async def vary_image(body: ImageVariationRequest, request: Request, state: StateDep) -> Response:
+    """As a form with the file `image`, or as JSON with a data URL."""
+    return await _answer(body, request, state, "image_edit")
+
+
+@router.get(
+    "/v1/images/{image_id}",
+    summary="Progress of a request",
+    responses=error_answers(401, 404),
+    response_model=ImageJobAnswer,
+)
+async def get_image_job(image_id: ImageId, state: StateDep) -> ImageJobAnswer | Response:
+    """Known while it runs and for an hour after its end."""
+    return state.image_jobs.answer(image_id) or _no_such_image()
+
+
+@router.delete(
+    "/v1/images/{image_id}",
+    summary="Cancel a request",
+    responses=error_answers(401, 404),
+    response_model=ImageJobAnswer,
+)
+async def cancel_image_job(image_id: ImageId, state: StateDep) -> ImageJobAnswer | Response:
+    """It ends before its next step. A request that is over already stays as it is."""
+    job = state.image_jobs.get(image_id)
+    if job is None:
+        return _no_such_image()
+    await job.cancel()
+    return job.answer(None)
+
+
+@router.head("/v1/images/files/{name}", include_in_schema=False)
+@router.get(
+    "/v1/images/files/{name}",
+    summary="A stored image",
+    response_class=Response,
+    responses={200: {"content": {"image/*": {}}}, **error_answers(404)},
+)
+async def get_image_file(name: FileName, state: StateDep) -> Response:
+    """Needs no API key: the name is the secret."""
+    stored = state.image_store.get(name)
+    if stored is None:
+        return error_response(
+            404,
+            "there is no such image, or it has expired",
+            INVALID_REQUEST,
+            code="image_not_found",
+        )
+    headers = {
+        "Cache-Control": f"private, max-age={state.image_store.seconds_left(stored)}, immutable",
+        "X-Content-Type-Options": "nosniff",
+    }
+    return Response(stored.data, media_type=stored.media_type, headers=headers)
+
+
+async def _answer(
+    body: ImageFields, request: Request, state: AppState, event_prefix: str
+) -> Response:
+    """Admit, decode, convert, submit, reply. The run is closed when the client leaves."""
+    settings = state.settings
+    headers = ignored_fields_header(body)
+    info = find_image_model(state.engine, body.model)
+    annotate(request, model=info.model, stream=bool(body.stream))
+    if headers:
+        annotate(request, ignored_fields=headers["X-Ignored-Fields"])
+    task = choose_task(body, info)
+    async with ImageRun(state, info.model, body.n or 1) as run:
+        limits = ImageLimits(
+            max_megapixel_steps=settings.max_image_megapixel_steps,
+            max_input_pixels=settings.max_image_input_pixels,
+        )
+        inputs = await _read_inputs(body, limits)
+        order = image_order(body, task, inputs, info, limits, request_id=run.id)
+        if settings.log_prompts:
+            annotate(request, prompt=order.request.prompt)
+        if body.response_format == "url":
+            params = order.request.params
+            state.image_store.check_room(params.n, params.width * params.height)
+        run.submit(order)
+        options = FileOptions(
+            output_format=body.output_format or "png",
+            compression=100 if body.output_compression is None else body.output_compression,
+            with_metadata=settings.image_metadata,
+        )
+        reply = ImageReply(run, options, event_prefix=event_prefix, block=info.size_multiple)
+        headers = {**headers, "X-Image-Id": run.id}
+        return await _send(body, request, state, run, reply, headers)
+
+
+async def _read_inputs(body: ImageFields, limits: ImageLimits) -> ImageInputs:
+    if not isinstance(body, ImageInputFields):
+        return ImageInputs()
+    return await asyncio.to_thread(read_inputs, body, max_pixels=limits.max_input_pixels)
+
+
+async def _send(
+    body: ImageFields,
+    request: Request,
+    state: AppState,
+    run: ImageRun,
+    reply: ImageReply,
+    headers: dict[str, str],
+) -> Response:
+    if body.stream:
+        heartbeat_s = state.settings.heartbeat_interval_s
+        return EventStream(reply.events(), run.aclose, heartbeat_s=heartbeat_s, headers=headers)
+
+    def url_of(name: str) -> str:
+        return str(request.url_for("get_image_file", name=name))
+
+    with_urls = url_of if body.response_format == "url" else None
+    try:
+        content = await until_disconnect(request.receive, reply.whole(state.image_store, with_urls))
+    finally:
+        await run.aclose()
+    return Response(content, media_type="application/json", headers=headers)
+
+
+def _no_such_image() -> Response:
+    return error_response(
+        404,
+        "there is no request of that id here, or it ended too long ago",
+        INVALID_REQUEST,
+        param="image_id",
+        code="image_not_found",
+    )
