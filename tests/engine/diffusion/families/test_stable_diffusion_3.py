@@ -95,10 +95,15 @@ def test_text_to_image_equals_diffusers(name: str, with_t5: bool, guided: bool) 
     states = family.encode_prompts([PromptText(text=text) for text in texts])
     schedule = family.new_noise_schedule(name, STEPS, WIDTH, HEIGHT)
     ours = denoise(family, schedule, noise(seed), states if guided else states[1:])
-    arguments = dict(
-        prompt=texts[1], negative_prompt=texts[0], num_inference_steps=STEPS, latents=noise(seed),
-        guidance_scale=SCALE if guided else 1.0, height=HEIGHT, width=WIDTH,
-    )  # fmt: skip
+    arguments = {
+        "prompt": texts[1],
+        "negative_prompt": texts[0],
+        "num_inference_steps": STEPS,
+        "latents": noise(seed),
+        "guidance_scale": SCALE if guided else 1.0,
+        "height": HEIGHT,
+        "width": WIDTH,
+    }
     theirs = oracle(parts, name)(**arguments, output_type="latent").images
     picture = oracle(parts, name)(**arguments, output_type="pt").images
     assert (ours - theirs).abs().max() < TOLERANCE, f"{seed=}"
@@ -132,7 +137,7 @@ def test_image_to_image_equals_diffusers(name: str, strength: float) -> None:
 
 def test_dynamic_shift_equals_diffusers() -> None:
     seed = torch.seed() % 2**31
-    dynamic = dict(use_dynamic_shifting=True, base_image_seq_len=4, max_image_seq_len=60)
+    dynamic = {"use_dynamic_shifting": True, "base_image_seq_len": 4, "max_image_seq_len": 60}
     parts = sd3_parts(seed, **dynamic)
     family = family_of(parts)
     states = family.encode_prompts([PromptText(text="a cat")])
@@ -194,7 +199,7 @@ def test_facts_and_limits() -> None:
     assert (
         family.image_condition(ImageTask.INPAINT, *[torch.zeros(1)] * 2, torch.Generator()) is None
     )
-    with pytest.raises(InvalidParameter, match="136x8 .* 128 pixels"):
+    with pytest.raises(InvalidParameter, match=r"136x8 .* 128 pixels"):
         family.new_noise_schedule(None, 2, 136, 8)
     with pytest.raises(InvalidParameter, match="ddim"):
         family.new_noise_schedule("ddim", 2, 16, 16)

@@ -84,20 +84,35 @@ def vae() -> AutoencoderKL:
 
 
 def sd3_transformer(**overrides: Any) -> SD3Transformer2DModel:
-    config = dict(
-        sample_size=8, patch_size=2, in_channels=CHANNELS, out_channels=CHANNELS, num_layers=2,
-        attention_head_dim=16, num_attention_heads=2, joint_attention_dim=WIDTH,
-        caption_projection_dim=32, pooled_projection_dim=20, pos_embed_max_size=16,
-    )  # fmt: skip
+    config = {
+        "sample_size": 8,
+        "patch_size": 2,
+        "in_channels": CHANNELS,
+        "out_channels": CHANNELS,
+        "num_layers": 2,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": WIDTH,
+        "caption_projection_dim": 32,
+        "pooled_projection_dim": 20,
+        "pos_embed_max_size": 16,
+    }
     return SD3Transformer2DModel(**{**config, **overrides}).eval()
 
 
 def flux_transformer(**overrides: Any) -> FluxTransformer2DModel:
-    config = dict(
-        patch_size=1, in_channels=4 * CHANNELS, out_channels=4 * CHANNELS, num_layers=1,
-        num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=WIDTH, pooled_projection_dim=12, axes_dims_rope=(4, 4, 8),
-    )  # fmt: skip
+    config = {
+        "patch_size": 1,
+        "in_channels": 4 * CHANNELS,
+        "out_channels": 4 * CHANNELS,
+        "num_layers": 1,
+        "num_single_layers": 2,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": WIDTH,
+        "pooled_projection_dim": 12,
+        "axes_dims_rope": (4, 4, 8),
+    }
     return FluxTransformer2DModel(**{**config, **overrides}).eval()
 
 
