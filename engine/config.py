@@ -77,7 +77,10 @@ class EngineConfig:
         "none", "Quantise an image model's denoiser at load, with bitsandbytes."
     )
     max_num_rows: int = knob(
-        16, "Most rows (images times guidance branches) in one denoiser call.", ge=1, le=1024
+        32, "Most rows (images times guidance branches) in one denoiser call.", ge=1, le=1024
+    )
+    max_batch_megapixels: float = knob(
+        4.2, "Most megapixels of all rows of a denoiser call; bounds activations.", ge=0.001
     )
     max_num_images: int = knob(
         32, "Most images in work at once in one image model; more wait.", ge=1, le=4096

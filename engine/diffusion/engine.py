@@ -36,6 +36,8 @@ class DiffusionLimits:
     """What an image engine runs by."""
 
     max_num_rows: int
+    max_batch_pixels: int
+    """Rows times pixels of a denoiser call."""
     max_num_images: int
     """Images being denoised or decoded at once; further requests wait."""
     max_num_queued: int
@@ -64,7 +66,7 @@ class DiffusionEngine:
         self._limits = limits
         self._prompts = PromptCache(family)
         self._factory = SampleFactory(family, self._prompts)
-        self._scheduler = StepScheduler(limits.max_num_rows)
+        self._scheduler = StepScheduler(limits.max_num_rows, limits.max_batch_pixels)
         self._decoder = DecodeThread()
         self._waiting: deque[ImageRequest] = deque()
         self._samples: dict[int, Sample] = {}
@@ -300,12 +302,11 @@ class DiffusionEngine:
 
 
 def _entry(sample: Sample) -> Entry:
-    _, _, height, width = sample.latents.shape
     return Entry(
         sample_id=sample.sample_id,
         group=sample.group,
         num_rows=sample.num_rows,
-        area=height * width,
+        num_pixels=sample.preparation.width * sample.preparation.height,
         steps_left=sample.num_steps - sample.step,
         priority=sample.request.priority,
     )

@@ -66,6 +66,7 @@ def load_engine(
     host.reserve(machine.device, "activations", activations, machine.free_memory_bytes)
     limits = DiffusionLimits(
         max_num_rows=intent.max_num_rows,
+        max_batch_pixels=int(intent.max_batch_megapixels * 1e6),
         max_num_images=intent.max_num_images,
         max_num_queued=intent.max_num_queued,
         deterministic=intent.deterministic,

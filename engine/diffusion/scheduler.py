@@ -32,15 +32,17 @@ class Entry:
     group: Hashable
     num_rows: int
     """Rows of its next step."""
-    area: int
-    """Latent cells of a row: what a row's cost grows with."""
+    num_pixels: int
+    """Of a row: what its cost and its activations grow with."""
     steps_left: int
     priority: int = 0
     """Lower runs first within a group, and gives its group a greater share."""
+    last_call: int = -1
+    """Number of the newest call that it took part in."""
 
     @property
     def work_left(self) -> int:
-        return self.steps_left * self.num_rows * self.area
+        return self.steps_left * self.num_rows * self.num_pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +64,17 @@ class _Account:
 
 
 class StepScheduler:
-    """Decides, one denoiser call at a time. `max_num_rows` bounds the rows of a call."""
+    """Decides, one denoiser call at a time.
 
-    def __init__(self, max_num_rows: int) -> None:
+    Args:
+        max_num_rows: bounds the rows of a call.
+        max_pixels: bounds the pixels of all its rows together.
+    """
+
+    def __init__(self, max_num_rows: int, max_pixels: int) -> None:
         self._max_num_rows = max_num_rows
+        self._max_pixels = max_pixels
+        self._num_calls = 0
         self._entries: dict[int, Entry] = {}
         self._accounts: dict[Hashable, _Account] = {}
 
@@ -99,6 +108,10 @@ class StepScheduler:
 
     def commit(self, decision: StepDecision, elapsed_s: float) -> None:
         """Charge a call's time to its group."""
+        self._num_calls += 1
+        for sample_id in decision.sample_ids:
+            if sample_id in self._entries:
+                self._entries[sample_id].last_call = self._num_calls
         account = self._accounts.get(decision.group)
         if account is None:
             return
@@ -124,14 +137,15 @@ class StepScheduler:
         self._accounts = {name: self._accounts.get(name) or _Account(now_s) for name in groups}
 
     def _fill(self, entries: Iterable[Entry]) -> list[Entry]:
-        """As many as fit, by priority and then by arrival; at least one."""
+        """As many as fit; at least one. By priority, then who has waited longest."""
         chosen: list[Entry] = []
         num_rows = 0
-        for entry in sorted(entries, key=lambda entry: entry.priority):
-            if chosen and num_rows + entry.num_rows > self._max_num_rows:
+        for entry in sorted(entries, key=lambda entry: (entry.priority, entry.last_call)):
+            num_rows += entry.num_rows
+            too_many = num_rows > self._max_num_rows
+            if chosen and (too_many or num_rows * entry.num_pixels > self._max_pixels):
                 break
             chosen.append(entry)
-            num_rows += entry.num_rows
         return chosen
 
 

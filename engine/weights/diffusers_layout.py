@@ -37,16 +37,6 @@ def choose_weights(names: Iterable[str], variants: Sequence[str]) -> tuple[str, 
     return "", []
 
 
-def weights_index(base_file: str, variant: str) -> str:
-    """The index that belongs to shards such as `base_file`."""
-    base = re.split(r"[.-]", base_file, maxsplit=1)[0]
-    return (
-        f"{base}.safetensors.index.{variant}.json"
-        if variant
-        else (f"{base}.safetensors.index.json")
-    )
-
-
 def has_pickles(names: Iterable[str]) -> bool:
     """Whether weights are there in a form that is not read."""
     return any(name.endswith(_PICKLES) for name in names)

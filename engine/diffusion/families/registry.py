@@ -15,6 +15,7 @@ from engine.diffusion.families.family import Family
 from engine.diffusion.families.options import LoadOptions
 from engine.errors import CorruptFile, UnsupportedArchitecture
 from engine.weights.config_json import read_json
+from engine.weights.diffusers_layout import FULL_FIRST, UNUSED, choose_weights
 from engine.weights.safetensors import read_header
 from engine.weights.source import Checkpoint
 
@@ -110,11 +111,19 @@ def weight_bytes(checkpoint: Checkpoint) -> int:
     """Size of all weights in bf16, from the headers of the files that would be loaded."""
     if checkpoint.kind == "single_file":
         return _bytes_of(checkpoint.path)
-    from engine.diffusion.families.components import weight_files
-
     index = read_json(checkpoint.path / INDEX)
-    folders = [name for name, entry in index.items() if isinstance(entry, list)]
-    return sum(_bytes_of(file) for name in folders for file in weight_files(checkpoint.path / name))
+    folders = [
+        checkpoint.path / name
+        for name, entry in index.items()
+        if isinstance(entry, list) and name not in UNUSED
+    ]
+    files = [
+        folder / name
+        for folder in folders
+        if folder.is_dir()
+        for name in choose_weights([file.name for file in folder.iterdir()], FULL_FIRST)[1]
+    ]
+    return sum(map(_bytes_of, files))
 
 
 def _bytes_of(file: Path) -> int:

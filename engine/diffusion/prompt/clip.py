@@ -143,6 +143,7 @@ class ClipPromptEncoder:
             torch.tensor([token_ids], device=self._encoder.device),
             attention_mask=self._attention_mask(chunk, padding, without),
             output_hidden_states=wants_layers,
+            return_dict=True,
         )
         states = output.hidden_states[-(skip + 1)] if wants_layers else output.last_hidden_state
         if wants_layers and self._final_norm:

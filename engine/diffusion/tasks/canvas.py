@@ -70,7 +70,7 @@ def fill_new(canvas: Bytes, new: Bits) -> Bytes:
     """
     rgb = flatten(canvas)
     known = torch.from_numpy(~new).float()[None, None]
-    colours = torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))[None].float()
+    colours = torch.from_numpy(rgb.transpose(2, 0, 1).copy())[None].float()
     filled = _blurred(colours, _BASE_RADIUS)
     for radius in _BLUR_RADII:
         cover = _blurred(known, radius)

@@ -45,7 +45,7 @@ def to_tensor(pixels: Pixels) -> torch.Tensor:
 
 def array_to_tensor(rgb: Bytes) -> torch.Tensor:
     """RGB bytes `[H, W, 3]` to `[1, 3, H, W]` fp32 in [-1, 1], as diffusers normalises."""
-    planes = torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))
+    planes = torch.from_numpy(rgb.transpose(2, 0, 1).copy())
     return (planes.float() / 255.0 * 2.0 - 1.0)[None]
 
 

@@ -197,7 +197,7 @@ def _working_area(
 
 
 def _mask_tensor(levels: Bytes) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(levels))[None, None].float() / 255
+    return torch.from_numpy(levels.copy())[None, None].float() / 255
 
 
 def _cut(width: int, height: int) -> Callable[[Pixels], Pixels]:

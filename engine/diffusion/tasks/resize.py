@@ -16,7 +16,7 @@ def resize_image(array: Bytes, width: int, height: int) -> Bytes:
     """
     if array.shape[:2] == (height, width):
         return array
-    planes = torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))[None].float() / 255
+    planes = torch.from_numpy(array.transpose(2, 0, 1).copy())[None].float() / 255
     if array.shape[2] == 4:
         resized = _resize_premultiplied(planes, (height, width))
     else:
@@ -33,7 +33,7 @@ def resize_mask(mask: Bytes, width: int, height: int) -> Bytes:
     """
     if mask.shape == (height, width):
         return mask
-    levels = torch.from_numpy(np.ascontiguousarray(mask))[None, None].float()
+    levels = torch.from_numpy(mask.copy())[None, None].float()
     pooled = F.adaptive_max_pool2d(levels, (height, width))
     return pooled[0, 0].to(torch.uint8).numpy()
 

@@ -17,7 +17,13 @@ def make_engine():
     engines = []
 
     def make(family=None, **changes):
-        limits = {"max_num_rows": 16, "max_num_images": 32, "max_num_queued": 64, **changes}
+        limits = {
+            "max_num_rows": 16,
+            "max_batch_pixels": 1 << 20,
+            "max_num_images": 32,
+            "max_num_queued": 64,
+            **changes,
+        }
         engines.append(DiffusionEngine(family or ToyFamily(), DiffusionLimits(**limits)))
         return engines[-1]
 
@@ -115,12 +121,12 @@ def test_tasks_guidance_and_step_positions_share_one_call(make_engine):
     engine = make_engine(family)
     image = picture()
     requests = [
-        request("t2i", num_inference_steps=9),
-        request("t2i without guidance", guidance_scale=1.0, num_inference_steps=5),
-        request("i2i", task=ImageTask.IMAGE_TO_IMAGE, image=image, num_inference_steps=8),
-        request("inpaint", task=ImageTask.INPAINT, image=image, mask=mask()),
+        request("t2i", num_inference_steps=12),
+        request("t2i without guidance", guidance_scale=1.0, num_inference_steps=11),
+        request("i2i", task=ImageTask.IMAGE_TO_IMAGE, image=image, num_inference_steps=13),
+        request("inpaint", task=ImageTask.INPAINT, image=image, mask=mask(), num_inference_steps=9),
     ]
-    run(engine, requests, arrivals=[0, 0, 0, 0])
+    run(engine, requests)
     assert max(rows for _, rows, _ in family.calls) == 2 + 1 + 2 + 2
 
 

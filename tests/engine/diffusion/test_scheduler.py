@@ -7,12 +7,16 @@ import pytest
 from engine.diffusion.scheduler import Entry, StepScheduler
 
 
-def entry(sample_id, *, steps=10, group="64", rows=2, area=64, priority=0):
+def make_scheduler(max_num_rows, max_pixels=1 << 40):
+    return StepScheduler(max_num_rows, max_pixels)
+
+
+def entry(sample_id, *, steps=10, group="64", rows=2, num_pixels=64, priority=0):
     return Entry(
         sample_id=sample_id,
         group=group,
         num_rows=rows,
-        area=area,
+        num_pixels=num_pixels,
         steps_left=steps,
         priority=priority,
     )
@@ -39,7 +43,7 @@ class Device:
             return None
         members = [self.entries[i] for i in decision.sample_ids]
         rows = sum(m.num_rows for m in members)
-        cost_s = self.fixed_s + self.per_row_s * rows * members[0].area / 64
+        cost_s = self.fixed_s + self.per_row_s * rows * members[0].num_pixels / 64
         self.now_s += cost_s
         self.scheduler.commit(decision, cost_s)
         self.served_s[decision.group] = self.served_s.get(decision.group, 0.0) + cost_s
@@ -58,18 +62,18 @@ class Device:
 
 
 def solo_s(steps, **device):
-    alone = Device(StepScheduler(64), **device)
+    alone = Device(make_scheduler(64), **device)
     alone.add(entry(0, steps=steps))
     alone.run()
     return alone.now_s
 
 
 def test_nothing_waits_when_nothing_is_there():
-    assert StepScheduler(16).schedule() is None
+    assert make_scheduler(16).schedule() is None
 
 
 def test_equal_shapes_share_calls_whatever_their_steps():
-    device = Device(StepScheduler(16))
+    device = Device(make_scheduler(16))
     for i, steps in enumerate((10, 12, 20)):
         device.add(entry(i, steps=steps))
     assert device.call().sample_ids == (0, 1, 2)
@@ -78,14 +82,29 @@ def test_equal_shapes_share_calls_whatever_their_steps():
 
 
 def test_rows_are_bounded_and_the_first_come_first():
-    device = Device(StepScheduler(5))
+    device = Device(make_scheduler(5))
     for i in range(4):
         device.add(entry(i))
     assert device.call().sample_ids == (0, 1)
 
 
+def test_pixels_are_bounded_too():
+    device = Device(make_scheduler(100, max_pixels=4 * 64))
+    for i in range(4):
+        device.add(entry(i))
+    assert device.call().sample_ids == (0, 1)
+
+
+def test_who_did_not_fit_goes_next():
+    device = Device(make_scheduler(4))
+    for i in range(3):
+        device.add(entry(i, steps=1000))
+    calls = [device.call().sample_ids for _ in range(3)]
+    assert calls == [(0, 1), (2, 0), (1, 0)]
+
+
 def test_a_sample_wider_than_the_bound_still_runs():
-    device = Device(StepScheduler(2))
+    device = Device(make_scheduler(2))
     device.add(entry(0, rows=3))
     assert device.call().sample_ids == (0,)
 
@@ -93,7 +112,7 @@ def test_a_sample_wider_than_the_bound_still_runs():
 @pytest.mark.parametrize("num_long", [1, 4, 8, 31])
 @pytest.mark.parametrize("per_row_s", [0.01, 0.125, 1.0])
 def test_a_short_job_behind_a_long_batch_ends_within_twice_its_solo_time(num_long, per_row_s):
-    device = Device(StepScheduler(64), per_row_s=per_row_s)
+    device = Device(make_scheduler(64), per_row_s=per_row_s)
     for i in range(num_long):
         device.add(entry(i, steps=50))
     device.call()
@@ -106,7 +125,7 @@ def test_a_short_job_behind_a_long_batch_ends_within_twice_its_solo_time(num_lon
 
 
 def test_a_stream_of_short_jobs_leaves_half_of_the_time_to_the_long_one():
-    device = Device(StepScheduler(64))
+    device = Device(make_scheduler(64))
     device.add(entry(0, steps=400))
     for i in range(1, 2000):
         device.add(entry(i, steps=5))
@@ -117,9 +136,9 @@ def test_a_stream_of_short_jobs_leaves_half_of_the_time_to_the_long_one():
 
 
 def test_shapes_share_the_time_not_the_calls():
-    device = Device(StepScheduler(64))
-    device.add(entry(0, steps=10_000, group="64", area=64))
-    device.add(entry(1, steps=10_000, group="512", area=4096))
+    device = Device(make_scheduler(64))
+    device.add(entry(0, steps=10_000, group="64", num_pixels=64))
+    device.add(entry(1, steps=10_000, group="512", num_pixels=4096))
     for _ in range(2000):
         device.call()
     small, large = device.served_s["64"], device.served_s["512"]
@@ -127,7 +146,7 @@ def test_shapes_share_the_time_not_the_calls():
 
 
 def test_a_new_shape_gets_no_credit_for_having_been_away():
-    device = Device(StepScheduler(64))
+    device = Device(make_scheduler(64))
     device.add(entry(0, steps=1000, group="a"))
     for _ in range(100):
         device.call()
@@ -137,7 +156,7 @@ def test_a_new_shape_gets_no_credit_for_having_been_away():
 
 
 def test_priority_doubles_a_shapes_share_and_goes_first_within_it():
-    device = Device(StepScheduler(4))
+    device = Device(make_scheduler(4))
     device.add(entry(0, steps=5000, group="a", priority=0))
     device.add(entry(1, steps=5000, group="b", priority=-1))
     for _ in range(300):
@@ -151,7 +170,7 @@ def test_priority_doubles_a_shapes_share_and_goes_first_within_it():
 
 
 def test_removed_samples_are_never_scheduled():
-    scheduler = StepScheduler(16)
+    scheduler = make_scheduler(16)
     scheduler.add(entry(0))
     scheduler.add(entry(1))
     scheduler.remove(0)
@@ -163,21 +182,21 @@ def test_removed_samples_are_never_scheduled():
 def test_everything_ends_and_no_call_mixes_shapes():
     seed = random.randrange(1 << 30)
     rng = random.Random(seed)
-    device = Device(StepScheduler(rng.randint(1, 20)))
+    device = Device(make_scheduler(rng.randint(1, 20)))
     coming = [
         entry(
             i,
             steps=rng.randint(1, 30),
             group=rng.choice("abc"),
             rows=rng.randint(1, 3),
-            area=rng.choice((16, 64, 256)),
+            num_pixels=rng.choice((16, 64, 256)),
             priority=rng.randint(-3, 3),
         )
         for i in range(60)
     ]
     sizes = {}
     for item in coming:
-        item.area = sizes.setdefault(item.group, item.area)
+        item.num_pixels = sizes.setdefault(item.group, item.num_pixels)
     total = len(coming)
     while len(device.finished_s) < total:
         if coming and rng.random() < 0.3:
