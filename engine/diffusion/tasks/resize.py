@@ -1,6 +1,5 @@
 """Resampling of images and masks to another size."""
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage  # type: ignore[import-untyped]
+from scipy import ndimage
 
 from engine.diffusion.tasks.mask import (
     bounding_box,

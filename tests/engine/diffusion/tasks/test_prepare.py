@@ -1,0 +1,381 @@
+"""From a request to what is denoised and back: sizes, masks, and the bytes that must not change."""
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from engine.diffusion.families.family import FamilyFacts
+from engine.diffusion.tasks.pixels import from_array, to_array
+from engine.diffusion.tasks.prepare import MAX_CANVAS_PIXELS, Preparation, prepare
+from engine.diffusion.tasks.resize import resize_image
+from engine.errors import InvalidParameter
+from engine.image_types import (
+    GuidanceKind,
+    ImageParams,
+    ImageRequest,
+    ImageTask,
+    Outpaint,
+    Pixels,
+)
+
+SEED = random.randrange(1 << 30)
+FACTS = FamilyFacts(
+    architecture="fake",
+    tasks=tuple(ImageTask),
+    guidance=GuidanceKind.CLASSIFIER_FREE,
+    schedulers=("ddim",),
+    latent_channels=4,
+    vae_factor=8,
+    size_multiple=16,
+    default_width=64,
+    default_height=48,
+    default_steps=20,
+    default_guidance_scale=7.5,
+    min_side=32,
+    max_pixels=40_000,
+)
+Array = npt.NDArray[np.uint8]
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(SEED)
+
+
+def noise(*shape: int, random: np.random.Generator | None = None) -> Array:
+    return (random or rng()).integers(0, 256, shape, dtype=np.uint8)
+
+
+def request(
+    image: Array | None = None,
+    mask: Array | None = None,
+    task: ImageTask = ImageTask.INPAINT,
+    size: tuple[int, int] | None = None,
+    **params: Any,
+) -> ImageRequest:
+    """`size` is (width, height); by default the image's, with what outpainting adds."""
+    if size is None and image is not None:
+        grow = params.get("outpaint") or Outpaint()
+        size = (
+            image.shape[1] + grow.left + grow.right,
+            image.shape[0] + grow.top + grow.bottom,
+        )
+    width, height = size or (64, 64)
+    return ImageRequest(
+        request_id="r",
+        model="m",
+        prompt="p",
+        params=ImageParams(
+            task=task, width=width, height=height, num_inference_steps=4, seed=0, **params
+        ),
+        images=[] if image is None else [from_array(image)],
+        mask=None if mask is None else from_array(mask[..., None]),
+    )
+
+
+def drawn(preparation: Preparation, random: np.random.Generator | None = None) -> Pixels:
+    """What a model might have drawn."""
+    return from_array(noise(preparation.height, preparation.width, 3, random=random))
+
+
+def finished(preparation: Preparation, random: np.random.Generator | None = None) -> Array:
+    return to_array(preparation.finish(drawn(preparation, random)))
+
+
+def random_mask(random: np.random.Generator, height: int, width: int) -> Array:
+    mask = np.zeros((height, width), np.uint8)
+    for _ in range(random.integers(1, 4)):
+        top, left = random.integers(height), random.integers(width)
+        level = random.integers(1, 256)
+        mask[top : top + random.integers(1, 40), left : left + random.integers(1, 40)] = level
+    mask[random.integers(height), random.integers(width)] = 255
+    return mask
+
+
+def check_shapes(preparation: Preparation) -> None:
+    width, height = preparation.width, preparation.height
+    assert width % FACTS.size_multiple == 0 and height % FACTS.size_multiple == 0
+    assert preparation.image is not None
+    assert preparation.image.shape == (1, 3, height, width)
+    assert preparation.image.dtype == torch.float32
+    assert preparation.image.abs().max() <= 1
+    if preparation.mask is not None:
+        assert preparation.latent_mask is not None
+        assert preparation.mask.shape == (1, 1, height, width)
+        assert preparation.mask.amin() >= 0 and preparation.mask.amax() <= 1
+        assert preparation.latent_mask.shape == (1, 1, height // 8, width // 8)
+
+
+def test_every_byte_outside_the_mask_comes_back() -> None:
+    random = rng()
+    for turn in range(120):
+        height, width = (int(side) for side in random.integers(1, 150, 2))
+        image = noise(height, width, int(random.choice([3, 4])), random=random)
+        mask = random_mask(random, height, width)
+        soft = bool(random.integers(2))
+        preparation = prepare(
+            request(
+                image,
+                mask,
+                task=ImageTask(random.choice(["inpaint", "image_to_image", "edit"])),
+                feather=int(random.choice([0, 1, 4, 30])),
+                soft_mask=soft,
+                crop_to_mask=bool(random.integers(2)),
+                crop_padding=int(random.integers(0, 20)),
+            ),
+            FACTS,
+        )
+        check_shapes(preparation)
+        answer = finished(preparation, random)
+        kept = mask < (1 if soft else 128)
+        assert answer.shape == image.shape, (SEED, turn)
+        assert np.array_equal(answer[kept], image[kept]), (SEED, turn)
+
+
+def test_what_is_under_the_mask_is_the_models_and_opaque() -> None:
+    random = rng()
+    for channels in (3, 4):
+        image, mask = noise(37, 51, channels, random=random), random_mask(random, 37, 51)
+        preparation = prepare(request(image, mask, feather=0), FACTS)
+        picture = drawn(preparation)
+        answer = to_array(preparation.finish(picture))
+        marked = mask >= 128
+        expected = to_array(picture)[:37, :51]
+        assert np.array_equal(answer[marked][:, :3], expected[marked]), SEED
+        if channels == 4:
+            assert (answer[marked][:, 3] == 255).all()
+
+
+def test_another_size_is_met_by_resizing_and_kept_outside_the_mask() -> None:
+    random = rng()
+    for _ in range(40):
+        height, width = (int(side) for side in random.integers(1, 120, 2))
+        size = tuple(int(side) for side in random.integers(1, 150, 2))
+        image = noise(height, width, int(random.choice([3, 4])), random=random)
+        mask = random_mask(random, height, width)
+        crop = bool(random.integers(2))
+        preparation = prepare(
+            request(image, mask, size=(size[0], size[1]), crop_to_mask=crop), FACTS
+        )
+        check_shapes(preparation)
+        answer = finished(preparation, random)
+        resized = resize_image(image, *size)
+        assert answer.shape == resized.shape
+        far = np.ones(size[::-1], np.bool_)
+        for y, x in zip(*np.nonzero(mask >= 128), strict=True):
+            top, bottom = y * size[1] // height, -(-(y + 1) * size[1] // height)
+            left, right = x * size[0] // width, -(-(x + 1) * size[0] // width)
+            far[top:bottom, left:right] = False
+        assert np.array_equal(answer[far], resized[far]), SEED
+
+
+def test_an_image_off_the_grid_is_padded_by_its_edge_and_cut_back() -> None:
+    image = noise(33, 50, 3)
+    preparation = prepare(request(image, task=ImageTask.IMAGE_TO_IMAGE), FACTS)
+    check_shapes(preparation)
+    assert (preparation.width, preparation.height) == (64, 48)
+    assert preparation.image is not None
+    seen = ((preparation.image[0] + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    assert np.array_equal(seen[:33, :50], image), SEED
+    assert (seen[33:, :50] == image[-1]).all() and (seen[:33, 50:] == image[:, -1:]).all()
+    assert preparation.mask is None and preparation.latent_mask is None
+    picture = drawn(preparation)
+    assert np.array_equal(to_array(preparation.finish(picture)), to_array(picture)[:33, :50])
+
+
+def test_small_images_are_padded_to_the_models_smallest_side() -> None:
+    image = noise(1, 3, 4)
+    preparation = prepare(request(image, task=ImageTask.EDIT), FACTS)
+    assert (preparation.width, preparation.height) == (32, 32)
+    assert finished(preparation).shape == (1, 3, 3)
+
+
+def test_without_a_mask_the_answer_is_rgb_of_the_size_asked_for() -> None:
+    image = noise(40, 20, 4)
+    preparation = prepare(request(image, task=ImageTask.IMAGE_TO_IMAGE, size=(70, 45)), FACTS)
+    check_shapes(preparation)
+    assert finished(preparation).shape == (45, 70, 3)
+
+
+def test_hard_masks_are_ones_and_zeros_and_soft_ones_keep_their_levels() -> None:
+    image, mask = noise(48, 64, 3), noise(48, 64)
+    hard = prepare(request(image, mask), FACTS).mask
+    soft = prepare(request(image, mask, soft_mask=True), FACTS).mask
+    assert hard is not None and soft is not None
+    assert np.array_equal(hard[0, 0].numpy(), (mask >= 128).astype(np.float32)), SEED
+    assert np.array_equal((soft[0, 0] * 255).round().numpy(), mask), SEED
+
+
+def test_the_thinnest_mask_reaches_the_latents() -> None:
+    image, mask = noise(48, 64, 3), np.zeros((48, 64), np.uint8)
+    mask[17, 42] = 255
+    latent = prepare(request(image, mask), FACTS).latent_mask
+    assert latent is not None
+    assert latent.sum() == 1 and latent[0, 0, 17 // 8, 42 // 8] == 1
+
+
+def test_a_crop_is_drawn_at_the_models_size_and_only_there_pasted() -> None:
+    image, mask = noise(500, 700, 3), np.zeros((500, 700), np.uint8)
+    mask[300:310, 400:412] = 255
+    preparation = prepare(request(image, mask, crop_to_mask=True, crop_padding=10), FACTS)
+    assert (preparation.width, preparation.height) == (64, 48)
+    assert preparation.mask is not None and 0.05 < preparation.mask.mean() < 0.6
+    red = np.full((48, 64, 3), (255, 0, 0), np.uint8)
+    answer = to_array(preparation.finish(from_array(red)))
+    assert (answer[304:306, 404:408] == (255, 0, 0)).all()
+    assert np.array_equal(answer[mask == 0], image[mask == 0])
+
+
+def test_a_crop_puts_things_back_where_they_were() -> None:
+    y, x = np.mgrid[0:200, 0:300]
+    image = np.stack([x * 255 // 300, y * 255 // 200, (x + y) // 2], axis=-1).astype(np.uint8)
+    mask = np.zeros((200, 300), np.uint8)
+    mask[120:170, 30:90] = 255
+    preparation = prepare(request(image, mask, crop_to_mask=True), FACTS)
+    assert preparation.image is not None
+    same = ((preparation.image[0] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    answer = to_array(preparation.finish(from_array(same.permute(1, 2, 0).contiguous().numpy())))
+    assert np.abs(answer.astype(int) - image).max() <= 3
+
+
+def test_outpainting_keeps_the_original_but_for_the_feathered_band() -> None:
+    random = rng()
+    for turn in range(60):
+        height, width = (int(side) for side in random.integers(1, 90, 2))
+        sides = [int(n) for n in random.integers(0, 60, 4) * random.integers(0, 2, 4)]
+        if not any(sides):
+            sides[0] = 5
+        left, right, top, bottom = sides
+        outpaint = Outpaint(left=left, right=right, top=top, bottom=bottom)
+        feather = int(random.choice([0, 1, 4, 16]))
+        image = noise(height, width, int(random.choice([3, 4])), random=random)
+        facts = replace(FACTS, max_pixels=1 << 20)
+        preparation = prepare(request(image, outpaint=outpaint, feather=feather), facts)
+        check_shapes(preparation)
+        picture = drawn(preparation, random)
+        answer = to_array(preparation.finish(picture))
+        assert answer.shape == (height + top + bottom, width + left + right, image.shape[2])
+        inside = answer[top : top + height, left : left + width]
+        kept = np.s_[
+            feather * (top > 0) : max(0, height - feather * (bottom > 0)),
+            feather * (left > 0) : max(0, width - feather * (right > 0)),
+        ]
+        assert np.array_equal(inside[kept], image[kept]), (SEED, turn)
+        assert (inside == image).all(axis=2).any(), "something of the original is always kept"
+        new = np.ones(answer.shape[:2], np.bool_)
+        new[top : top + height, left : left + width] = False
+        expected = to_array(picture)[: new.shape[0], : new.shape[1]]
+        assert np.array_equal(answer[new][:, :3], expected[new]), (SEED, turn)
+        if image.shape[2] == 4:
+            assert (answer[new][:, 3] == 255).all()
+
+
+def test_the_band_of_outpainting_fades_monotonically() -> None:
+    image = np.zeros((64, 64, 3), np.uint8)
+    preparation = prepare(request(image, outpaint=Outpaint(right=32), feather=12), FACTS)
+    white = np.full((preparation.height, preparation.width, 3), 255, np.uint8)
+    answer = to_array(preparation.finish(from_array(white))).astype(int)
+    assert (answer == answer[:1]).all()
+    row = answer[0, :, 0]
+    assert (row[:52] == 0).all() and (row[64:] == 255).all()
+    assert (np.diff(row[51:65]) > 0).all()
+    assert preparation.mask is not None
+    assert preparation.mask[0, 0, 0].nonzero().min() == 52
+
+
+def test_a_mask_and_outpainting_add_up() -> None:
+    image, mask = noise(32, 32, 3), np.zeros((32, 32), np.uint8)
+    mask[10:20, 5:9] = 255
+    sides = Outpaint(left=16, top=16)
+    preparation = prepare(request(image, mask, outpaint=sides, feather=0), FACTS)
+    assert preparation.mask is not None
+    expected = np.ones((48, 48), np.float32)
+    expected[16:, 16:] = mask / 255
+    assert np.array_equal(preparation.mask[0, 0].numpy(), expected)
+    empty = prepare(request(image, mask * 0, outpaint=sides, feather=0), FACTS)
+    alone = prepare(request(image, outpaint=sides, feather=0), FACTS)
+    assert empty.mask is not None and alone.mask is not None
+    assert torch.equal(empty.mask, alone.mask)
+
+
+def test_outpainting_with_a_crop_or_another_size() -> None:
+    image, sides = noise(40, 60, 4), Outpaint(right=200, top=3)
+    for extra in ({"crop_to_mask": True}, {"size": (130, 47)}):
+        answer = finished(prepare(request(image, outpaint=sides, **extra), FACTS))
+        assert answer.shape == ((43, 260, 4) if "size" not in extra else (47, 130, 4))
+        assert (answer[:, -1, 3] == 255).all()
+
+
+def test_transparent_input_is_seen_on_white() -> None:
+    image = np.zeros((48, 64, 4), np.uint8)
+    preparation = prepare(request(image, task=ImageTask.IMAGE_TO_IMAGE), FACTS)
+    assert preparation.image is not None and (preparation.image == 1).all()
+
+
+def test_text_to_image_only_checks_the_size() -> None:
+    preparation = prepare(request(task=ImageTask.TEXT_TO_IMAGE, size=(64, 32)), FACTS)
+    assert (preparation.width, preparation.height) == (64, 32)
+    assert preparation.image is None and preparation.mask is None
+    picture = drawn(preparation)
+    assert preparation.finish(picture) == picture
+
+
+IMAGE = noise(48, 64, 3)
+EMPTY = np.zeros((48, 64), np.uint8)
+FULL = EMPTY + 255
+T2I, I2I = ImageTask.TEXT_TO_IMAGE, ImageTask.IMAGE_TO_IMAGE
+
+
+@pytest.mark.parametrize(
+    ("bad", "param", "word"),
+    [
+        (request(task=T2I, size=(64, 40)), "size", "multiple of 16"),
+        (request(task=T2I, size=(0, 64)), "size", "multiple"),
+        (request(task=T2I, size=(6400, 6400)), "size", "40000"),
+        (request(task=I2I), "image", "0 input images"),
+        (request(IMAGE, EMPTY), "mask", "empty"),
+        (request(IMAGE, EMPTY, soft_mask=True), "mask", "empty"),
+        (request(IMAGE, EMPTY + 127), "mask", "soft_mask"),
+        (request(IMAGE, FULL[:47]), "mask", "64x47"),
+        (request(IMAGE, FULL[:, :63]), "mask", "64x48"),
+        (request(IMAGE), "mask", "mask or outpaint"),
+        (request(IMAGE, task=I2I, crop_to_mask=True), "crop_to_mask", "mask"),
+        (request(IMAGE, task=I2I, size=(400, 400)), "size", "160000"),
+        (request(IMAGE, FULL, size=(64, 0)), "size", "empty"),
+        (request(IMAGE, FULL, size=(10**6, 10**6)), "size", str(MAX_CANVAS_PIXELS)),
+        (request(IMAGE, FULL, feather=-1), "feather", "0 to"),
+        (request(IMAGE, FULL, feather=10**6), "feather", "0 to"),
+        (request(IMAGE, FULL, crop_padding=-1), "crop_padding", "negative"),
+        (request(IMAGE, outpaint=Outpaint()), "outpaint", "above 0"),
+        (request(IMAGE, outpaint=Outpaint(left=-4, right=9)), "outpaint", "0 or more"),
+        (request(IMAGE, outpaint=Outpaint(left=10**9), size=(64, 64)), "outpaint", "canvas"),
+        (request(IMAGE, task=I2I, outpaint=Outpaint(left=9)), "outpaint", "image_to_image"),
+        (request(noise(48, 64, 1), FULL), "image", "1 channels"),
+        (request(noise(0, 64, 3), size=(64, 64), task=I2I), "image", "no pixels"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_limit(
+    bad: ImageRequest, param: str, word: str
+) -> None:
+    with pytest.raises(InvalidParameter) as caught:
+        prepare(bad, FACTS)
+    assert caught.value.param == param
+    assert word in caught.value.message
+
+
+def test_two_images_are_refused() -> None:
+    bad = replace(request(IMAGE, task=I2I), images=[from_array(IMAGE)] * 2)
+    with pytest.raises(InvalidParameter, match="2 input images"):
+        prepare(bad, FACTS)
+
+
+def test_images_of_a_request_can_be_finished_more_than_once() -> None:
+    preparation = prepare(request(IMAGE, FULL), FACTS)
+    picture = drawn(preparation)
+    first, other = preparation.finish(picture), drawn(preparation, np.random.default_rng(1))
+    preparation.finish(other)
+    assert preparation.finish(picture) == first
