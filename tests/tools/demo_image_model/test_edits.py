@@ -1,0 +1,123 @@
+"""Editing pairs: determinism, honesty of the instruction, no held-out pair, known words only."""
+
+import numpy as np
+import pytest
+
+from tools.demo_image_model.captions import SIZE_WORDS, vocabulary
+from tools.demo_image_model.edits import KINDS, MOVES, Edit, draw_edit
+from tools.demo_image_model.palette import BACKGROUNDS, COLOURS, HELD_OUT, SHAPES
+
+NUM = 3000
+
+
+@pytest.fixture(scope="module")
+def seed() -> int:
+    return int(np.random.default_rng().integers(2**31))
+
+
+@pytest.fixture(scope="module")
+def edits(seed) -> list[Edit]:
+    return [draw_edit(seed, i) for i in range(NUM)]
+
+
+def pairs(scene):
+    return [(item.colour, item.shape) for item in scene.items]
+
+
+def test_same_index_same_edit(seed, edits):
+    assert [draw_edit(seed, i) for i in reversed(range(50))] == edits[:50][::-1]
+    assert draw_edit(seed + 1, 0) != edits[0]
+
+
+def test_no_held_out_pair(seed, edits):
+    for edit in edits:
+        assert not HELD_OUT & {*pairs(edit.source), *pairs(edit.target)}, f"seed {seed}: {edit}"
+
+
+def test_instructions_name_no_held_out_pair(seed, edits):
+    for edit in edits:
+        words = edit.instruction.split()
+        neighbours = set(zip(words, words[1:], strict=False))
+        assert not HELD_OUT & neighbours, f"seed {seed}: {edit.instruction}"
+
+
+def test_only_known_words(seed, edits):
+    known = set(vocabulary())
+    for edit in edits:
+        assert set(edit.instruction.split()) <= known, f"seed {seed}: {edit.instruction}"
+
+
+def test_every_kind_is_drawn_often(seed, edits):
+    for kind in KINDS:
+        share = sum(edit.kind == kind for edit in edits) / NUM
+        assert share > 0.6 / len(KINDS), f"seed {seed}: {kind}"
+
+
+def test_only_what_is_said_changes(seed, edits):
+    for edit in edits:
+        message = f"seed {seed}: {edit}"
+        assert edit.source != edit.target, message
+        if edit.kind == "background":
+            assert edit.target.background in edit.instruction.split(), message
+            assert edit.source.items == edit.target.items, message
+            continue
+        assert edit.source.background == edit.target.background, message
+        kept = [i for n, i in enumerate(edit.target.items) if n != edit.changed]
+        assert all(item in edit.source.items for item in kept), message
+        lost = len(edit.source.items) - len(edit.target.items)
+        assert lost == {"remove": 1, "add": -1}.get(edit.kind, 0), message
+
+
+def test_the_new_attribute_is_named(seed, edits):
+    for edit in edits:
+        if edit.changed is None:
+            continue
+        message = f"seed {seed}: {edit}"
+        words, item = edit.instruction.split(), edit.target.items[edit.changed]
+        if edit.kind in ("recolour", "replace", "add"):
+            assert item.colour in words, message
+        if edit.kind in ("reshape", "replace", "add"):
+            assert item.shape in words, message
+        if edit.kind == "resize" or (edit.kind == "add" and edit.size_said):
+            assert set(SIZE_WORDS[item.size]) & set(words), message
+        if edit.kind == "move":
+            assert any(edit.instruction.endswith(way) for way in MOVES), message
+
+
+def test_exactly_one_object_is_meant(seed, edits):
+    """Words after `the` and before the change fit one object of the source only."""
+    for edit in edits:
+        if edit.kind in ("add", "background") or len(edit.source.items) < 2:
+            continue
+        words = edit.instruction.split()
+        start = words.index("the")
+        while words[start + 1] == "color":
+            start = words.index("the", start + 1)
+        named = words[start + 1 : start + 3]
+        colour = next((w for w in named if w in COLOURS), None)
+        shape = next((w for w in named if w in SHAPES), None)
+        if named[0] in SHAPES:  # `the circle blue`: the colour is the new one
+            colour = None
+        fits = [
+            item
+            for item in edit.source.items
+            if colour in (None, item.colour) and shape in (None, item.shape)
+        ]
+        assert len(fits) == 1 and (colour or shape), f"seed {seed}: {edit}"
+        if edit.kind == "remove":
+            assert fits[0] not in edit.target.items, f"seed {seed}: {edit}"
+
+
+def test_objects_stay_inside_and_apart(seed, edits):
+    for edit in edits:
+        for item in edit.target.items:
+            inside = item.radius < min(item.x, item.y, 1 - item.x, 1 - item.y)
+            assert inside, f"seed {seed}: {edit}"
+        if len(edit.target.items) == 2 and edit.kind not in ("background", "remove"):
+            a, b = edit.target.items
+            distance = np.hypot(a.x - b.x, a.y - b.y)
+            assert distance > a.radius + b.radius, f"seed {seed}: {edit}"
+
+
+def test_backgrounds_are_known(seed, edits):
+    assert {edit.target.background for edit in edits} == set(BACKGROUNDS), f"seed {seed}"

@@ -1,0 +1,119 @@
+"""What the evaluation asks: held-out pairs only where they belong; scenes and captions never."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tools.demo_image_model.captions import caption, vocabulary
+from tools.demo_image_model.classify import Reading, Seen
+from tools.demo_image_model.palette import HELD_OUT, PLACES
+from tools.demo_image_model.questions import SUITES, Ask, Question, judge, negated
+from tools.demo_image_model.scenes import draw_scene, scene_rng
+from tools.demo_image_model.tokenizer import write_tokenizer
+
+NUM = 2000
+
+
+@pytest.fixture
+def seed() -> int:
+    return int(np.random.default_rng().integers(2**31))
+
+
+def neighbours(text: str) -> set[tuple[str, str]]:
+    words = text.split()
+    return set(zip(words, words[1:], strict=False))
+
+
+def test_scenes_and_captions_hold_no_held_out_pair(seed):
+    for index in range(NUM):
+        rng = scene_rng(seed, index)
+        scene = draw_scene(rng)
+        assert not HELD_OUT & {(i.colour, i.shape) for i in scene.items}, f"{seed} {index}"
+        assert not HELD_OUT & neighbours(caption(scene, rng)), f"{seed} {index}"
+
+
+def test_scenes_follow_from_their_index(seed):
+    first = [draw_scene(scene_rng(seed, i)) for i in range(50)]
+    again = [draw_scene(scene_rng(seed, i)) for i in reversed(range(50))][::-1]
+    assert first == again
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_held_out_pairs_are_asked_for_where_they_belong(name):
+    for index in range(500):
+        question = SUITES[name](index)
+        pairs = {(ask.colour, ask.shape) for ask in question.asks}
+        assert bool(pairs & HELD_OUT) == name.startswith("held_out")
+        assert len(pairs) == (2 if "double" in name else 1)
+        assert all(f"{colour} {shape}" in question.prompt for colour, shape in pairs)
+
+
+def test_negated_colours_are_possible():
+    for index in range(500):
+        question, colour = negated(index)
+        assert (colour, question.prompt.split()[-1]) not in HELD_OUT
+        assert question.negative_prompt == colour
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_questions_are_fresh_and_repeatable(name):
+    questions = [SUITES[name](i) for i in range(500)]
+    assert questions == [SUITES[name](i) for i in range(500)]
+    assert len({(q.prompt, q.seed) for q in questions}) == 500
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_every_word_is_one_token(seed, tmp_path):
+    tokenizer = write_tokenizer(tmp_path)
+    for word in vocabulary():
+        assert len(tokenizer(word).input_ids) == 3, word
+    texts = [SUITES[name](i).prompt for name in SUITES for i in range(100)]
+    for index in range(300):
+        rng = scene_rng(seed, index)
+        texts.append(caption(draw_scene(rng), rng))
+    for text in texts:
+        num_tokens = len(tokenizer(text).input_ids)
+        assert num_tokens == len(text.split()) + 2, text
+        assert num_tokens <= tokenizer.model_max_length, text
+
+
+RED = Seen("circle", "red", 0.25, 0.5, 0.12, 1.0)
+BLUE = Seen("square", "blue", 0.75, 0.5, 0.2, 1.0)
+BOTH = Question("", 0, (Ask("red", "circle"), Ask("blue", "square")), relation="left")
+
+
+def test_judge_wants_exactly_the_objects():
+    assert judge(BOTH, Reading("white", (BLUE, RED)))["all"]
+    for seen in ((RED,), (RED, BLUE, BLUE), (), (RED, RED), (RED, replace(BLUE, colour="red"))):
+        verdict = judge(BOTH, Reading("white", seen))
+        assert not verdict["objects"] and not verdict["relation"] and not verdict["all"]
+
+
+def test_judge_tells_swapped_attributes_from_right_ones():
+    swapped = (replace(RED, colour="blue"), replace(BLUE, colour="red"))
+    verdict = judge(BOTH, Reading("white", swapped))
+    assert verdict["colours"] and verdict["shapes"] and not verdict["objects"]
+
+
+def test_judge_reads_the_relation():
+    swapped = replace(RED, x=0.75), replace(BLUE, x=0.25)
+    verdict = judge(BOTH, Reading("white", swapped))
+    assert verdict["objects"] and not verdict["relation"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_judge_reads_the_place(place):
+    question = Question("", 0, (Ask("red", "circle", "small"),), "white", place)
+    x, y = PLACES[place]
+    assert judge(question, Reading("white", (replace(RED, x=x, y=y),)))["all"]
+    away = replace(RED, x=(x + 0.25) % 1, y=y)
+    assert not judge(question, Reading("white", (away,)))["place"]
+    large = replace(RED, x=x, y=y, radius=0.2)
+    assert not judge(question, Reading("white", (large,)))["size"]
+    assert not judge(question, Reading("black", (replace(RED, x=x, y=y),)))["background"]
+
+
+def test_judge_skips_what_was_not_said():
+    verdict = judge(Question("", 0, (Ask("red", "circle"),)), Reading("white", (RED,)))
+    assert set(verdict) == {"count", "colours", "shapes", "objects", "all"}
