@@ -10,12 +10,12 @@ Refused, because as plain text they would be silently wrong: composition with `A
 
 import re
 
-from engine.diffusion.prompt.fragments import Break, Fragment, Piece, check_nesting, merge_equal
+from engine.diffusion.prompt.fragments import Break, Fragment, check_nesting, merge_equal
 from engine.errors import InvalidParameter
 
 _ROUND = 1.1
 _SQUARE = 1 / 1.1
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
+_NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)"
 
 _TOKEN = re.compile(
     rf"""
@@ -27,12 +27,12 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
-_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+_BREAK = re.compile(r"\bBREAK\b")
 _AND = re.compile(r"\bAND\b")
 _NETWORK = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>", re.IGNORECASE)
 
 
-def parse_a1111(text: str) -> list[Piece]:
+def parse_a1111(text: str) -> list[Fragment | Break]:
     """Fragments and breaks in order, neighbours of equal weight merged."""
     _refuse_unsupported(text)
     reader = _Reader()
@@ -69,7 +69,7 @@ class _Reader:
         else:
             self._add_text(token)
 
-    def finish(self) -> list[Piece]:
+    def finish(self) -> list[Fragment | Break]:
         for bracket, factor in (("(", _ROUND), ("[", _SQUARE)):
             for start in [start for kind, start in self._open if kind == bracket]:
                 self._multiply(start, factor)
@@ -91,10 +91,12 @@ class _Reader:
             self._weights[i] *= factor
 
     def _add_text(self, text: str) -> None:
-        for i, part in enumerate(_BREAK.split(text)):
+        parts = _BREAK.split(text)
+        for i, part in enumerate(parts):
             if i:
                 self._add(None)
-            self._add(part)
+                part = part.lstrip()
+            self._add(part.rstrip() if i < len(parts) - 1 else part)
 
     def _add(self, text: str | None) -> None:
         self._texts.append(text)

@@ -80,38 +80,47 @@ def _blend(parts: list[list[Fragment]], options: list[str]) -> Blend:
 
 def _split_parts(text: str) -> list[str]:
     """At commas outside quotes and brackets; a part that is one quoted string loses the quotes."""
-    parts, depth, quoted = [""], 0, False
-    for token in re.findall(r"\\.|[^\\]|\\", text, re.DOTALL):
+    starts, depth, quoted = [0], 0, False
+    for match in re.finditer(r"\\.|[(),\"]", text, re.DOTALL):
+        token = match.group()
         quoted ^= token == '"'
         if not quoted:
             depth += (token == "(") - (token == ")")
         if token == "," and not quoted and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += token
+            starts.append(match.end())
+    ends = [start - 1 for start in starts[1:]] + [len(text)]
+    parts = [text[start:end] for start, end in zip(starts, ends, strict=True)]
     unquoted = [_QUOTED.match(part) for part in parts]
     return [m[1].replace('\\"', '"') if m else p for m, p in zip(unquoted, parts, strict=True)]
 
 
-@dataclass
+@dataclass(slots=True)
+class _Run:
+    """Text of one weight. A group is parted from its neighbours, running text grows."""
+
+    texts: list[str]
+    weight: float = 1.0
+    is_group: bool = False
+
+
+@dataclass(slots=True)
 class _Frame:
     """A bracket or quote that is still open, and what stands in it."""
 
     opener: str
-    fragments: list[Fragment] = field(default_factory=list)
-    is_group: list[bool] = field(default_factory=list)
+    runs: list[_Run] = field(default_factory=list)
 
-    def add(self, text: str, weight: float = 1.0, *, is_group: bool = False) -> None:
-        """Running text grows the fragment before it; a group is parted from its neighbours."""
-        if not is_group and self.fragments and not self.is_group[-1]:
-            self.fragments[-1] = Fragment(self.fragments[-1].text + text)
+    def add_text(self, text: str) -> None:
+        if self.runs and not self.runs[-1].is_group:
+            self.runs[-1].texts.append(text)
         else:
-            self.fragments.append(Fragment(text, weight))
-            self.is_group.append(is_group)
+            self.runs.append(_Run([text]))
 
-    def extend(self, inner: "_Frame", factor: float) -> None:
-        for fragment in inner.fragments:
-            self.add(fragment.text, fragment.weight * factor, is_group=True)
+    def add_group(self, runs: list[_Run], factor: float) -> None:
+        for run in runs:
+            run.weight *= factor
+            run.is_group = True
+        self.runs += runs
 
 
 def _parse_part(text: str) -> list[Fragment]:
@@ -126,51 +135,56 @@ def _parse_part(text: str) -> list[Fragment]:
         position = match.end()
         token = match.group()
         if match["weighted"]:
-            weight = _weight(match["signs"] or match["attend"])
-            frames[-1].add(_unescape(match["weighted"]), weight, is_group=True)
+            word = _Run([_unescape(match["weighted"])])
+            frames[-1].add_group([word], _weight(match["signs"] or match["attend"]))
         elif token == "(" or (token == '"' and all(frame.opener != '"' for frame in frames)):
             frames.append(_Frame(token))
             check_nesting(len(frames))
         elif token in (")", '"'):
             position = _close(frames, token, text, position)
         else:
-            frames[-1].add(_unescape(token))
+            frames[-1].add_text(_unescape(token))
     while len(frames) > 1:
         _flatten_last(frames)
-    return _merge(frames[0].fragments)
+    return _merge(frames[0].runs)
 
 
 def _close(frames: list[_Frame], token: str, text: str, position: int) -> int:
     """Close the newest bracket or quote that fits; those opened since were text. New position."""
     opener = "(" if token == ")" else token
     if all(frame.opener != opener for frame in frames):
-        frames[-1].add(token)
+        frames[-1].add_text(token)
         return position
     while frames[-1].opener != opener:
         _flatten_last(frames)
     inner = frames.pop()
     suffix = _GROUP_SUFFIX.match(text, position)
-    frames[-1].extend(inner, _weight(suffix["weight"] or suffix["attend"]) if suffix else 1.0)
+    factor = _weight(suffix["weight"] or suffix["attend"]) if suffix else 1.0
+    frames[-1].add_group(inner.runs, factor)
     return suffix.end() if suffix else position
 
 
 def _flatten_last(frames: list[_Frame]) -> None:
     inner = frames.pop()
-    frames[-1].add(inner.opener)
-    for fragment, is_group in zip(inner.fragments, inner.is_group, strict=True):
-        frames[-1].add(fragment.text, fragment.weight, is_group=is_group)
+    frames[-1].add_text(inner.opener)
+    for run in inner.runs:
+        if run.is_group:
+            frames[-1].runs.append(run)
+        else:
+            for text in run.texts:
+                frames[-1].add_text(text)
 
 
-def _merge(fragments: list[Fragment]) -> list[Fragment]:
+def _merge(runs: list[_Run]) -> list[Fragment]:
     """Join neighbours of equal weight; groups part words, so `(ba)dly` is two."""
-    merged: list[Fragment] = []
-    for fragment in fragments:
-        last = merged[-1] if merged else None
-        if last and (fragment.weight == last.weight or not fragment.text.strip()):
-            merged[-1] = Fragment(join_words(last.text, fragment.text), last.weight)
-        elif fragment.text:
-            merged.append(fragment)
-    return merged
+    merged: list[tuple[float, list[str]]] = []
+    for run in runs:
+        text = "".join(run.texts)
+        if merged and (run.weight == merged[-1][0] or not text.strip()):
+            merged[-1][1].append(text)
+        elif text:
+            merged.append((run.weight, [text]))
+    return [Fragment(join_words(texts), weight) for weight, texts in merged]
 
 
 def _weight(written: str) -> float:

@@ -1,8 +1,9 @@
 """What a prompt is made of once its syntax is read."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 
 from engine.errors import InvalidParameter
 
@@ -38,27 +39,27 @@ class Blend:
 Piece = Fragment | Break | Blend
 
 
-def merge_equal(fragments: Sequence[Piece]) -> list[Piece]:
+def merge_equal(pieces: Iterable[Fragment | Break]) -> list[Fragment | Break]:
     """Join neighbours of equal weight; drop empty fragments."""
-    merged: list[Piece] = []
-    for piece in fragments:
-        if isinstance(piece, Fragment) and not piece.text:
-            continue
-        last = merged[-1] if merged else None
-        if (
-            isinstance(piece, Fragment)
-            and isinstance(last, Fragment)
-            and last.weight == piece.weight
-        ):
-            merged[-1] = Fragment(last.text + piece.text, last.weight)
+    kept = [piece for piece in pieces if isinstance(piece, Break) or piece.text]
+    merged: list[Fragment | Break] = []
+    for weight, run in groupby(kept, lambda p: p.weight if isinstance(p, Fragment) else None):
+        if weight is None:
+            merged += run
         else:
-            merged.append(piece)
+            merged.append(Fragment("".join(p.text for p in run if isinstance(p, Fragment)), weight))
     return merged
 
 
-def join_words(before: str, after: str) -> str:
-    """Two texts that are tokenized apart, as one: with a space where they would become one word."""
-    return f"{before} {after}" if before[-1:].isalnum() and after[:1].isalnum() else before + after
+def join_words(texts: Iterable[str]) -> str:
+    """Texts that are tokenized apart, as one: with a space where they would become one word."""
+    parts = [""]
+    for text in texts:
+        if parts[-1][-1:].isalnum() and text[:1].isalnum():
+            parts.append(" ")
+        if text:
+            parts.append(text)
+    return "".join(parts)
 
 
 def check_weight(weight: float) -> float:

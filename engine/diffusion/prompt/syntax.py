@@ -42,10 +42,7 @@ def parse_prompt(text: str, syntax: PromptSyntax) -> list[Piece]:
 
 def plain_text(pieces: Sequence[Fragment | Break]) -> str:
     """What is said, without weights: for encoders that cannot take them."""
-    said = ""
-    for piece in pieces:
-        said = join_words(said, piece.text) if isinstance(piece, Fragment) else f"{said} "
-    return said
+    return join_words(piece.text if isinstance(piece, Fragment) else " " for piece in pieces)
 
 
 def _weights(piece: Piece) -> Iterator[float]:

@@ -78,9 +78,8 @@ class T5PromptEncoder:
             # The end token stays, as the tokenizer's own truncation has it.
             token_ids = [*token_ids[: self._length - 1], token_ids[-1]]
         padding = [self._tokenizer.pad_token_id] * (self._length - len(token_ids))
-        states = self._encoder(torch.tensor([[*token_ids, *padding]], device=self._encoder.device))[
-            0
-        ]
+        padded = torch.tensor([[*token_ids, *padding]], device=self._encoder.device)
+        states = self._encoder(padded, return_dict=True).last_hidden_state
         return T5States(
             states.to(self._encoder.dtype),
             len(token_ids) - 1,

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from engine.diffusion.families.family import PromptText
 from engine.diffusion.prompt.clip import ClipPromptEncoder
@@ -242,6 +244,23 @@ def test_order_and_neighbours_do_not_matter(clip_tokenizer, make_clip):
     again = [ours.encode(prompt).states for prompt in reversed(prompts)][::-1]
     for prompt, one, other in zip(prompts, first, again, strict=True):
         assert torch.equal(one, other), prompt
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    text=st.lists(st.sampled_from([*'()[]:,+-"', "red ", "circle", "1.3)", "犬"]) | st.text()),
+    syntax=st.sampled_from(list(PromptSyntax)),
+)
+def test_any_prompt_has_finite_states_of_whole_chunks(clip_tokenizer, make_clip, text, syntax):
+    ours = ClipPromptEncoder(clip_tokenizer, make_clip(20), final_norm=True)
+    try:
+        found = ours.encode(read_as("".join(text), syntax))
+    except InvalidParameter:
+        return
+    assert found.states.shape[1] % clip_tokenizer.model_max_length == 0
+    assert found.states.isfinite().all()
 
 
 def test_other_padding_than_the_end_token(clip_tokenizer, make_clip):
