@@ -1,0 +1,229 @@
+"""Components of a diffusers folder: checked, then read by the class that they belong to.
+
+`from_pretrained` fills what a file lacks with random numbers and a warning; here that is an error.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import diffusers
+import torch
+import transformers
+from diffusers import AutoencoderKL
+from safetensors import SafetensorError
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from engine.diffusion.families.autoencoder import Autoencoder
+from engine.diffusion.families.options import LoadOptions
+from engine.errors import (
+    CorruptFile,
+    MissingWeight,
+    ModelLoadError,
+    ShapeMismatch,
+    UnsupportedArchitecture,
+)
+from engine.weights.config_json import read_json
+from engine.weights.diffusers_layout import (
+    FULL_FIRST,
+    HALF_FIRST,
+    choose_weights,
+    has_pickles,
+)
+from engine.weights.safetensors import read_header
+
+Component = TypeVar("Component")
+
+_CLIP_CLASSES = {
+    "CLIPTextModel": CLIPTextModel,
+    "CLIPTextModelWithProjection": CLIPTextModelWithProjection,
+}
+
+
+class ComponentFolder:
+    """A folder with model_index.json.
+
+    Attributes:
+        index: what model_index.json says.
+    """
+
+    def __init__(self, folder: Path, options: LoadOptions) -> None:
+        self.index = read_json(folder / "model_index.json")
+        self._folder = folder
+        self._options = options
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
+
+    def has(self, name: str) -> bool:
+        """Whether the index lists this component and does not say that it is absent."""
+        return self.class_name(name) is not None
+
+    def class_name(self, name: str) -> str | None:
+        """Class of a component, None where there is none."""
+        entry = self.index.get(name)
+        if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str):
+            return entry[1]
+        return None
+
+    def load(
+        self,
+        name: str,
+        component_class: type[Component],
+        *,
+        dtype: torch.dtype | None = None,
+        **extra: Any,
+    ) -> Component:
+        """A component with its weights, on the CPU unless `extra` says otherwise.
+
+        Args:
+            component_class: of diffusers or transformers.
+            dtype: the model's own (`LoadOptions.dtype`) by default.
+            extra: handed to `from_pretrained`, such as a quantization config.
+
+        Raises:
+            UnsupportedArchitecture: the index names another class.
+            MissingWeight, ShapeMismatch, CorruptFile: as they say.
+            ModelLoadError: it cannot be read.
+        """
+        self._check_class(name, component_class.__name__)
+        variant = self._check_weights(name)
+        with _reading(name):
+            component, report = component_class.from_pretrained(  # type: ignore[attr-defined]
+                str(self._folder / name),
+                dtype=dtype or self._options.dtype,
+                variant=variant or None,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                **extra,
+            )
+        _check_report(name, report)
+        component.requires_grad_(False)
+        loaded: Component = component.eval()
+        return loaded
+
+    def text_encoder(self, name: str) -> CLIPTextModel | CLIPTextModelWithProjection:
+        """A CLIP text encoder on the device.
+
+        Raises:
+            ModelLoadError: one of its kinds.
+        """
+        component_class = _CLIP_CLASSES.get(self.class_name(name) or "", CLIPTextModel)
+        return self.load(name, component_class).to(self._options.device)
+
+    def tokenizer(self, name: str, tokenizer_class: type[Component] = CLIPTokenizer) -> Component:
+        """
+        Raises:
+            UnsupportedArchitecture: the index names another class.
+            ModelLoadError: its files are missing or damaged.
+        """
+        self._check_class(name, tokenizer_class.__name__, f"{tokenizer_class.__name__}Fast")
+        with _reading(name):
+            tokenizer: Component = tokenizer_class.from_pretrained(  # type: ignore[attr-defined]
+                str(self._folder / name), local_files_only=True
+            )
+        return tokenizer
+
+    def autoencoder(self, name: str = "vae") -> Autoencoder:
+        """The VAE on the device.
+
+        Raises:
+            ModelLoadError: one of its kinds.
+        """
+        config = self.config(name)
+        return place_autoencoder(
+            self.load(name, AutoencoderKL, dtype=autoencoder_dtype(config, self._options.dtype)),
+            self._options,
+        )
+
+    def config(self, name: str, file: str = "config.json") -> dict[str, Any]:
+        """A component's configuration."""
+        return read_json(self._folder / name / file)
+
+    def scheduler_config(self) -> dict[str, Any]:
+        """Of the model's own noise schedule, with `_class_name`."""
+        config = self.config("scheduler", "scheduler_config.json")
+        config.setdefault("_class_name", self.class_name("scheduler"))
+        if not hasattr(diffusers, str(config["_class_name"])):
+            raise UnsupportedArchitecture(
+                f"scheduler class {config['_class_name']!r} is not one of diffusers"
+            )
+        return config
+
+    def _check_class(self, name: str, *expected: str) -> None:
+        found = self.class_name(name)
+        if found is None:
+            raise ModelLoadError(f"model_index.json names no {name}; this model needs one")
+        if found not in expected:
+            raise UnsupportedArchitecture(
+                f"{name} is of class {found!r}; {' or '.join(expected)} is supported"
+            )
+
+    def _check_weights(self, name: str) -> str:
+        """The variant to load, its files whole."""
+        variant, files = weight_files(self._folder / name, self._options.dtype)
+        if not files and has_pickles(_names(self._folder / name)):
+            raise ModelLoadError(
+                f"{name} has its weights as pickles only, which can run code when read; convert "
+                f"the model to safetensors with save_pretrained()"
+            )
+        if not files:
+            raise MissingWeight(f"{name} has no complete set of .safetensors files; fetch it")
+        for file in files:
+            read_header(file)
+        return variant
+
+
+def weight_files(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[str, list[Path]]:
+    """Variant and files that a component in `folder` is loaded from; none: ("", [])."""
+    variants = FULL_FIRST if dtype == torch.float32 else HALF_FIRST
+    variant, names = choose_weights(_names(folder), variants)
+    return variant, [folder / name for name in names]
+
+
+def autoencoder_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> torch.dtype:
+    """Some VAEs overflow in fp16 and say so."""
+    overflows = dtype == torch.float16 and bool(config.get("force_upcast", True))
+    return torch.float32 if overflows else dtype
+
+
+def place_autoencoder(vae: AutoencoderKL, options: LoadOptions) -> Autoencoder:
+    """Convolutions are fastest with channels last."""
+    vae.to(memory_format=torch.channels_last)
+    return Autoencoder(vae, dtype=vae.dtype, device=options.device)
+
+
+def _names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+
+
+def _check_report(name: str, report: Mapping[str, Any]) -> None:
+    missing = sorted(str(key) for key in report.get("missing_keys", ()))
+    if missing:
+        raise MissingWeight(
+            f"{name} lacks {len(missing)} tensors ({', '.join(missing[:3])}); fetch it again"
+        )
+    mismatched = sorted(str(entry) for entry in report.get("mismatched_keys", ()))
+    if mismatched:
+        raise ShapeMismatch(f"{name}: {mismatched[0]} has another shape than its config says")
+
+
+@contextlib.contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Turns what the libraries raise into load errors, whose text names no path."""
+    try:
+        yield
+    except ModelLoadError:
+        raise
+    except SafetensorError as error:
+        raise CorruptFile(f"{name} is damaged; fetch it again") from error
+    except Exception as error:
+        text = str(error)
+        if "shape" in text or "size mismatch" in text or "mismatched" in text:
+            raise ShapeMismatch(
+                f"{name} has tensors of other shapes than its config says"
+            ) from error
+        raise ModelLoadError(
+            f"{name} cannot be loaded ({type(error).__name__}); fetch the model again"
+        ) from error

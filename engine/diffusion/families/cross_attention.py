@@ -1,0 +1,140 @@
+"""Cross-attention that remembers the keys and values of the prompts.
+
+Prompts do not change from step to step, so their projections need computing only when the batch is
+put together anew: for SD 1 and one image at 64 px that is a fifth of a step's arithmetic.
+"""
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+
+MAX_BYTES = 512 << 20
+"""Of all kept keys and values. One SD 1 row takes 8 MB in fp32, one SDXL row 25 MB in bf16."""
+
+_Layers = dict[int, tuple[torch.Tensor, torch.Tensor]]
+
+
+class CrossAttentionCache:
+    """Keys and values of one UNet's layers, per batch composition, least recently used out.
+
+    A composition that alone exceeds `max_bytes` is computed at every step. One thread only.
+
+    Invariant: `num_bytes` is the size of all tensors kept, and at most `max_bytes` between calls.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, *, max_bytes: int = MAX_BYTES) -> None:
+        self._compositions: OrderedDict[Hashable, _Layers] = OrderedDict()
+        self._current: Hashable = None
+        self._max_bytes = max_bytes
+        self.num_bytes = 0
+        self.num_hits = 0
+        processors = dict(unet.attn_processors)
+        for layer, name in enumerate(processors):
+            # Layers of other kinds keep the processor that diffusers chose.
+            if ".attn2." in name and type(processors[name]) is AttnProcessor2_0:
+                processors[name] = CachedCrossAttention(self, layer)
+        unet.set_attn_processor(processors)
+
+    def select(self, composition: Hashable) -> None:
+        """Say whose prompts the next call attends to, in the order of its rows."""
+        self._current = composition
+        if composition in self._compositions:
+            self._compositions.move_to_end(composition)
+
+    def clear(self) -> None:
+        """Forget everything, as after a change of weights."""
+        self._compositions.clear()
+        self.num_bytes = 0
+
+    def get(self, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Keys and values `[R, H, L, D]` of the selected composition."""
+        found = self._compositions.get(self._current, {}).get(layer)
+        self.num_hits += found is not None
+        return found
+
+    def put(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Keep them, if there is room once older compositions have gone."""
+        needed = key.nbytes + value.nbytes
+        while self.num_bytes + needed > self._max_bytes and self._evict():
+            pass
+        if self.num_bytes + needed > self._max_bytes:
+            return
+        self._compositions.setdefault(self._current, {})[layer] = (key, value)
+        self.num_bytes += needed
+
+    def _evict(self) -> bool:
+        """Drop the oldest composition that is not the selected one."""
+        oldest = next((key for key in self._compositions if key != self._current), None)
+        if oldest is None:
+            return False
+        for key, value in self._compositions.pop(oldest).values():
+            self.num_bytes -= key.nbytes + value.nbytes
+        return True
+
+
+class CachedCrossAttention:
+    """`AttnProcessor2_0` for transformer blocks, keys and values from a cache."""
+
+    def __init__(self, cache: CrossAttentionCache, layer: int) -> None:
+        self._cache = cache
+        self._layer = layer
+        self._plain = AttnProcessor2_0()
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        temb: torch.Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """As `AttnProcessor2_0`: `[R, Q, C]` and `[R, L, D]` to `[R, Q, C]`."""
+        if encoder_hidden_states is None or hidden_states.ndim == 4 or not _is_simple(attn):
+            plain: torch.Tensor = self._plain(
+                attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs
+            )
+            return plain
+        key, value = self._keys_and_values(attn, encoder_hidden_states)
+        query = _split_heads(attn, attn.to_q(hidden_states))
+        bias = _bias(attn, attention_mask, encoder_hidden_states)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        out: torch.Tensor = attn.to_out[0](mixed.transpose(1, 2).flatten(2))
+        if attn.residual_connection:
+            out = out + hidden_states
+        scaled: torch.Tensor = out / attn.rescale_output_factor
+        return scaled
+
+    def _keys_and_values(
+        self, attn: Attention, states: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        found = self._cache.get(self._layer)
+        if found is None:
+            found = _split_heads(attn, attn.to_k(states)), _split_heads(attn, attn.to_v(states))
+            self._cache.put(self._layer, *found)
+        return found
+
+
+def _is_simple(attn: Attention) -> bool:
+    extras = (attn.spatial_norm, attn.group_norm, attn.norm_cross, attn.norm_q, attn.norm_k)
+    return all(extra is None for extra in extras)
+
+
+def _split_heads(attn: Attention, states: torch.Tensor) -> torch.Tensor:
+    """`[R, L, H·D]` to `[R, H, L, D]`."""
+    rows, length, _ = states.shape
+    return states.view(rows, length, int(attn.heads), -1).transpose(1, 2)
+
+
+def _bias(attn: Attention, mask: torch.Tensor | None, states: torch.Tensor) -> torch.Tensor | None:
+    if mask is None:
+        return None
+    rows, length, _ = states.shape
+    prepared: torch.Tensor = attn.prepare_attention_mask(mask, length, rows)
+    return prepared.view(rows, attn.heads, -1, prepared.shape[-1])

@@ -1,0 +1,273 @@
+"""All of a Stable Diffusion model in one .safetensors file, under the names of the original code.
+
+The file holds weights only. Configurations and the CLIP vocabulary, which are the same for all
+models of a kind, come from `single_file_data`, so that nothing is asked of the network. The names
+are mapped by diffusers.
+"""
+
+import gzip
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import (
+    convert_ldm_clip_checkpoint,
+    convert_ldm_unet_checkpoint,
+    convert_ldm_vae_checkpoint,
+    convert_open_clip_checkpoint,
+)
+from safetensors import SafetensorError, safe_open
+from tokenizers.pre_tokenizers import ByteLevel
+from torch import nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
+
+from engine.diffusion.families.autoencoder import Autoencoder
+from engine.diffusion.families.components import autoencoder_dtype, place_autoencoder
+from engine.diffusion.families.options import LoadOptions
+from engine.errors import (
+    CorruptFile,
+    MissingWeight,
+    ModelLoadError,
+    ShapeMismatch,
+    UnsupportedArchitecture,
+)
+from engine.weights.config_json import read_json
+from engine.weights.safetensors import read_header
+
+DATA = Path(__file__).parent / "single_file_data"
+
+_UNET = "model.diffusion_model."
+_CLIP = "cond_stage_model.transformer."
+_OPEN_CLIP = "cond_stage_model.model."
+_XL_CLIP = "conditioner.embedders.0.transformer."
+_XL_OPEN_CLIP = "conditioner.embedders.1.model."
+_XL_REFINER = "conditioner.embedders.0.model."
+_MAX_HEADER_BYTES = 100 << 20
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What kind of model a file holds.
+
+    Attributes:
+        kind: a folder of `DATA`.
+        pipeline: the diffusers class it amounts to.
+        in_channels: of the UNet.
+        is_v: predicts v, not noise, as far as the file tells.
+    """
+
+    kind: str
+    pipeline: str
+    in_channels: int
+    is_v: bool
+    is_zero_snr: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SingleFileParts:
+    """A file's components; the VAE and the text encoders are on the device."""
+
+    unet: UNet2DConditionModel
+    autoencoder: Autoencoder
+    encoders: list[tuple[CLIPTokenizer, CLIPTextModel | CLIPTextModelWithProjection]]
+    scheduler_config: dict[str, Any]
+
+
+def layout_of(path: Path) -> Layout:
+    """Tell the model from the names and shapes in the file's header.
+
+    Raises:
+        UnsupportedArchitecture: it is none of the models that can be read from one file.
+        CorruptFile: truncated or damaged.
+    """
+    header = read_header(path)
+    stem = header.get(f"{_UNET}input_blocks.0.0.weight")
+    if stem is None or len(stem["shape"]) != 4:
+        raise _unsupported(header)
+    in_channels = int(stem["shape"][1])
+    prefix = "StableDiffusionXL" if _has(header, _XL_OPEN_CLIP) else "StableDiffusion"
+    role = {8: "InstructPix2Pix", 9: "Inpaint"}.get(in_channels, "")
+    pipeline = f"{prefix}{role}Pipeline"
+    metadata = _metadata(path)
+    told = metadata.get("modelspec.predict_key", metadata.get("modelspec.prediction_type", ""))
+    is_v = "v_pred" in header or told in ("v", "v_prediction")
+    if _has(header, _XL_OPEN_CLIP):
+        return Layout("sdxl", pipeline, in_channels, is_v, "ztsnr" in header)
+    if _has(header, _OPEN_CLIP):
+        # Only the 768 px models were published with v; inpainting and base models predict noise.
+        is_v = is_v or (told == "" and in_channels == 4 and "512" not in path.stem)
+        return Layout("sd2", pipeline, in_channels, is_v)
+    if _has(header, _CLIP):
+        return Layout("sd1", pipeline, in_channels, is_v, "ztsnr" in header)
+    raise _unsupported(header)
+
+
+def load(path: Path, options: LoadOptions, *, data: Path = DATA) -> SingleFileParts:
+    """Read all components.
+
+    Args:
+        data: configurations and vocabulary.
+
+    Raises:
+        ModelLoadError: one of its kinds.
+    """
+    layout = layout_of(path)
+    configs = data / layout.kind
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CorruptFile(f"{path.name} is damaged; fetch it again") from error
+    return SingleFileParts(
+        unet=_unet(configs, layout, tensors, options),
+        autoencoder=_autoencoder(configs, tensors, options),
+        encoders=_encoders(configs, layout, tensors, options, data),
+        scheduler_config=_scheduler_config(configs, layout),
+    )
+
+
+def clip_tokenizer(data: Path, pad_token: str) -> CLIPTokenizer:
+    """CLIP's own vocabulary: bytes, bytes that end a word, then one token per merge."""
+    text = gzip.decompress((data / "clip_merges.txt.gz").read_bytes()).decode()
+    merges = [tuple(line.split(" ")) for line in text.splitlines()]
+    # CLIP counts printable bytes first, by code point; the others follow as stand-ins above 255.
+    symbols = sorted(ByteLevel.alphabet())
+    tokens = [*symbols, *(f"{s}</w>" for s in symbols), *("".join(pair) for pair in merges)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocab, merges=merges, pad_token=pad_token, model_max_length=77)
+
+
+def _unet(
+    configs: Path, layout: Layout, tensors: Tensors, options: LoadOptions
+) -> UNet2DConditionModel:
+    config = {**read_json(configs / "unet" / "config.json"), "in_channels": layout.in_channels}
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config)
+    return _filled(unet, "unet", convert_ldm_unet_checkpoint(tensors, unet.config), options.dtype)
+
+
+def _autoencoder(configs: Path, tensors: Tensors, options: LoadOptions) -> Autoencoder:
+    config = read_json(configs / "vae" / "config.json")
+    with torch.device("meta"):
+        vae = AutoencoderKL.from_config(config)
+    dtype = autoencoder_dtype(config, options.dtype)
+    converted = convert_ldm_vae_checkpoint(tensors, vae.config)
+    return place_autoencoder(_filled(vae, "VAE", converted, dtype), options)
+
+
+def _encoders(
+    configs: Path, layout: Layout, tensors: Tensors, options: LoadOptions, data: Path
+) -> list[tuple[CLIPTokenizer, CLIPTextModel | CLIPTextModelWithProjection]]:
+    prefixes = {
+        "sd1": (_CLIP,),
+        "sd2": (_OPEN_CLIP,),
+        "sdxl": (_XL_CLIP, _XL_OPEN_CLIP),
+    }[layout.kind]
+    encoders = []
+    for prefix, name in zip(prefixes, ("text_encoder", "text_encoder_2"), strict=False):
+        config = read_json(configs / name / "config.json")
+        encoder = _encoder(config, prefix, tensors, options)
+        is_open_clip = prefix in (_OPEN_CLIP, _XL_OPEN_CLIP)
+        tokenizer = clip_tokenizer(data, "!" if is_open_clip else "<|endoftext|>")
+        encoders.append((tokenizer, encoder))
+    return encoders
+
+
+def _encoder(
+    config: Mapping[str, Any], prefix: str, tensors: Tensors, options: LoadOptions
+) -> CLIPTextModel | CLIPTextModelWithProjection:
+    with_projection = "CLIPTextModelWithProjection" in config["architectures"]
+    model_class = CLIPTextModelWithProjection if with_projection else CLIPTextModel
+    with torch.device("meta"):
+        model = model_class(CLIPTextConfig(**config))
+    if prefix in (_OPEN_CLIP, _XL_OPEN_CLIP):
+        converted = convert_open_clip_checkpoint(model, tensors, prefix=prefix)
+    else:
+        converted = convert_ldm_clip_checkpoint(tensors, prefix)
+    if not hasattr(model, "text_model"):
+        converted = {name.removeprefix("text_model."): t for name, t in converted.items()}
+    return _filled(model, "text encoder", converted, options.dtype).to(options.device)
+
+
+def _filled(model: Any, what: str, tensors: Tensors, dtype: torch.dtype) -> Any:
+    """The meta model with these weights; what it has no place for is left out."""
+    wanted = model.state_dict()
+    missing = sorted(set(wanted) - set(tensors))
+    if missing:
+        raise MissingWeight(
+            f"the file's {what} lacks {len(missing)} tensors ({', '.join(missing[:3])})"
+        )
+    state = {}
+    for name, place in wanted.items():
+        tensor = tensors[name]
+        if tensor.shape != place.shape:
+            raise ShapeMismatch(
+                f"the file's {what} has {name} of shape {list(tensor.shape)}; "
+                f"{list(place.shape)} is expected"
+            )
+        state[name] = nn.Parameter(tensor.to(dtype).contiguous(), requires_grad=False)
+    _materialise_buffers(model)
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def _materialise_buffers(model: nn.Module) -> None:
+    """Position numbers are in no file: they just count."""
+    for module in model.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if name != "position_ids":
+                raise ModelLoadError(f"buffer {name} is in no file")
+            counted = torch.arange(buffer.shape[-1]).expand(buffer.shape).clone()
+            module.register_buffer(name, counted, persistent=False)
+
+
+def _scheduler_config(configs: Path, layout: Layout) -> dict[str, Any]:
+    config = read_json(configs / "scheduler" / "scheduler_config.json")
+    config["prediction_type"] = "v_prediction" if layout.is_v else "epsilon"
+    if layout.is_zero_snr:
+        config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return config
+
+
+def _has(header: Mapping[str, Any], prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in header)
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """What the file says of itself; its header was checked before."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(min(length, _MAX_HEADER_BYTES)))
+    metadata = header.get("__metadata__")
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _unsupported(header: Mapping[str, Any]) -> UnsupportedArchitecture:
+    """Say what the file seems to be."""
+    if any(".lora_" in name or "lora_down" in name or "lora_A" in name for name in header):
+        found = "it is a LoRA; give the base model it was made for"
+    elif _has(header, _XL_REFINER):
+        found = "it is an SDXL refiner, which only finishes another model's pictures"
+    elif any("double_blocks." in name or "joint_blocks." in name for name in header):
+        found = "it is a FLUX or Stable Diffusion 3 file; give the model's diffusers folder"
+    elif _has(header, _UNET) or any(name.startswith("down_blocks.") for name in header):
+        found = "it is a UNet without text encoder or VAE; give the whole model"
+    else:
+        found = "its tensors are named otherwise"
+    return UnsupportedArchitecture(
+        f"a single .safetensors file can be Stable Diffusion 1.x, 2.x or XL, text encoders and VAE "
+        f"included; {found}"
+    )

@@ -1,0 +1,71 @@
+"""Which UNet of a model serves which task, told by the number of its input channels.
+
+    4  latents alone: text and image to image, inpainting by blending
+    8  latents and the image to edit (InstructPix2Pix, Brooks et al. 2023, arXiv:2211.09800)
+    9  latents, mask and masked image: inpainting
+
+The base UNet is `unet`; a folder may add `unet_edit` and `unet_inpaint` to its model_index.json.
+"""
+
+from collections.abc import Mapping
+
+from diffusers import UNet2DConditionModel
+
+from engine.errors import UnsupportedArchitecture
+from engine.image_types import ImageTask
+
+BASE = "unet"
+EXTRA = {"unet_edit": ImageTask.EDIT, "unet_inpaint": ImageTask.INPAINT}
+
+_EDIT_CHANNELS = 8
+_INPAINT_CHANNELS = 9
+_TASKS = {
+    4: (ImageTask.TEXT_TO_IMAGE, ImageTask.IMAGE_TO_IMAGE, ImageTask.INPAINT),
+    _EDIT_CHANNELS: (ImageTask.EDIT,),
+    _INPAINT_CHANNELS: (ImageTask.INPAINT,),
+}
+
+
+def unets_by_task(unets: Mapping[str, UNet2DConditionModel]) -> dict[ImageTask, str]:
+    """Name of the UNet for each task that the model offers.
+
+    Raises:
+        UnsupportedArchitecture: a UNet of some other kind.
+    """
+    by_task = dict.fromkeys(_tasks_of(BASE, unets[BASE]), BASE)
+    for name, task in EXTRA.items():
+        if name not in unets:
+            continue
+        if task not in _tasks_of(name, unets[name]):
+            raise UnsupportedArchitecture(
+                f"{name} has {unets[name].config.in_channels} input channels; it needs "
+                f"{_EDIT_CHANNELS if task is ImageTask.EDIT else _INPAINT_CHANNELS}"
+            )
+        by_task[task] = name
+    return {task: by_task[task] for task in ImageTask if task in by_task}
+
+
+def takes_mask(unet: UNet2DConditionModel) -> bool:
+    """Whether it is an inpainting UNet."""
+    return int(unet.config.in_channels) == _INPAINT_CHANNELS
+
+
+def takes_image(unet: UNet2DConditionModel) -> bool:
+    """Whether it is an editing UNet."""
+    return int(unet.config.in_channels) == _EDIT_CHANNELS
+
+
+def _tasks_of(name: str, unet: UNet2DConditionModel) -> tuple[ImageTask, ...]:
+    config = unet.config
+    tasks = _TASKS.get(int(config.in_channels))
+    if tasks is None or int(config.out_channels) != 4:
+        raise UnsupportedArchitecture(
+            f"{name} maps {config.in_channels} to {config.out_channels} channels; 4, 8 or 9 to 4 "
+            f"are supported"
+        )
+    if config.class_embed_type or config.num_class_embeds or config.time_cond_proj_dim:
+        raise UnsupportedArchitecture(
+            f"{name} is conditioned on more than text and time (an upscaler, or a latent "
+            f"consistency model); use such a model's plain base model, or its LoRA"
+        )
+    return tasks

@@ -1,0 +1,116 @@
+"""The smallest loop that draws with a family: what the engine does, for samples of one step each.
+
+Steps are taken position by position; `draw_together` puts the rows of several jobs, each at a
+position of its own, into shared calls.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from engine.diffusion.families.family import PromptStates, PromptText, Row
+from engine.diffusion.guidance import combine_cfg, combine_dual, is_off
+from engine.image_types import ImageTask
+
+
+@dataclass
+class Job:
+    """One image to draw.
+
+    Attributes:
+        image_latents: of the conditional rows.
+        start: first position.
+    """
+
+    prompt: str
+    latents: torch.Tensor
+    negative: str = ""
+    task: ImageTask = ImageTask.TEXT_TO_IMAGE
+    scheduler: str | None = None
+    num_steps: int = 3
+    guidance: float = 7.5
+    image_guidance: float = 1.5
+    rescale: float = 0.0
+    clip_skip: int = 0
+    image_latents: torch.Tensor | None = None
+    start: int = 0
+    generator: torch.Generator | None = None
+    schedule: Any = None
+
+
+def draw(family: Any, job: Job) -> torch.Tensor:
+    """Final latents."""
+    return draw_together(family, [job], [0])[0]
+
+
+def draw_together(family: Any, jobs: Sequence[Job], joins: Sequence[int]) -> list[torch.Tensor]:
+    """Final latents of jobs that join at some step and leave when they are done."""
+    states = [_Running(family, job) for job in jobs]
+    step = 0
+    while not all(state.done for state in states):
+        active = [
+            state
+            for state, join in zip(states, joins, strict=True)
+            if join <= step and not state.done
+        ]
+        step += 1
+        rows = [row for state in active for row in state.rows()]
+        if not rows:
+            continue
+        predictions = list(family.denoise(active[0].key, rows).split(1))
+        for state in active:
+            own, predictions = predictions[: state.num_rows], predictions[state.num_rows :]
+            state.advance(own)
+    return [state.latents for state in states]
+
+
+class _Running:
+    def __init__(self, family: Any, job: Job) -> None:
+        self.job = job
+        self.key = family.denoiser_key(job.task)
+        height, width = (side * family.facts.vae_factor for side in job.latents.shape[2:])
+        self._size = {"height": height, "width": width}
+        self.schedule = job.schedule or family.new_noise_schedule(
+            job.scheduler, job.num_steps, width, height
+        )
+        self.position = job.start
+        self.latents = job.latents
+        if job.schedule is None:
+            self.latents = job.latents * self.schedule.init_noise_sigma
+        texts = [PromptText(text=t, clip_skip=job.clip_skip) for t in (job.prompt, job.negative)]
+        self._positive, self._negative = family.encode_prompts(texts)
+        self.num_rows = len(self._branches())
+
+    @property
+    def done(self) -> bool:
+        return self.position >= self.schedule.num_positions
+
+    def rows(self) -> list[Row]:
+        scaled = self.schedule.scale(self.latents, self.position)
+        timestep = self.schedule.timesteps[self.position]
+        return [
+            Row(latents=scaled, timestep=timestep, prompt=p, image_latents=image, **self._size)
+            for p, image in self._branches()
+        ]
+
+    def advance(self, predictions: Sequence[torch.Tensor]) -> None:
+        prediction = predictions[0]
+        if len(predictions) == 2:
+            prediction = combine_cfg(*predictions, self.job.guidance, self.job.rescale)
+        elif len(predictions) == 3:
+            prediction = combine_dual(*predictions, self.job.guidance, self.job.image_guidance)
+        generator = self.job.generator or torch.Generator()
+        self.latents = self.schedule.step(prediction, self.position, self.latents, generator)
+        self.position += 1
+
+    def _branches(self) -> list[tuple[PromptStates, torch.Tensor | None]]:
+        image = self.job.image_latents
+        full = (self._positive, image)
+        if self.job.task is ImageTask.EDIT:
+            assert image is not None
+            return [full, (self._negative, image), (self._negative, torch.zeros_like(image))]
+        if is_off(self.job.guidance):
+            return [full]
+        return [full, (self._negative, image)]
