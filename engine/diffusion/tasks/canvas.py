@@ -7,8 +7,8 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from engine.diffusion.tasks.mask import Bits, dilate
-from engine.diffusion.tasks.pixels import Bytes, flatten
+from engine.diffusion.tasks.mask import Bits
+from engine.diffusion.tasks.pixels import Bytes
 from engine.image_types import Outpaint
 
 _BLUR_RADII = (256, 64, 16, 4, 2)
@@ -29,11 +29,10 @@ def pad_to(array: Bytes, width: int, height: int) -> Bytes:
 
 
 def extend_image(array: Bytes, outpaint: Outpaint) -> Bytes:
-    """`[H, W, C]` on its larger canvas. New pixels are a guess from the edges; in RGBA transparent.
-
-    What the model starts from there is `fill_new` of it.
-    """
+    """`[H, W, C]` on its larger canvas; new pixels repeat the edges, transparent in RGBA."""
     grow = [(outpaint.top, outpaint.bottom), (outpaint.left, outpaint.right)]
+    if not np.any(grow):
+        return array
     canvas = np.pad(array, [*grow, (0, 0)], mode="edge")
     if array.shape[2] == 4:
         canvas[..., 3] = np.pad(array[..., 3], grow)
@@ -53,37 +52,47 @@ def new_area(width: int, height: int, outpaint: Outpaint) -> Bits:
 
 
 def overlap_band(new: Bits, feather: int) -> Bits:
-    """The new area grown by `feather` px into the original, which it never covers altogether."""
-    height, width = new.shape
-    old_rows, old_columns = np.flatnonzero(~new.all(axis=1)), np.flatnonzero(~new.all(axis=0))
-    if not len(old_rows):
+    """The new area grown by `feather` px into the original, which it never covers altogether.
+
+    Args:
+        new: unset in a rectangle, the original.
+    """
+    rows, columns = np.flatnonzero(~new.all(axis=1)), np.flatnonzero(~new.all(axis=0))
+    if not len(rows):
         return new
-    radius = min(feather, _room(old_rows, height), _room(old_columns, width))
-    return dilate(new, radius)
+    radius = min(feather, _room(rows, new.shape[0]), _room(columns, new.shape[1]))
+    band = np.ones_like(new)
+    band[_kept(rows, new.shape[0], radius), _kept(columns, new.shape[1], radius)] = False
+    return band
 
 
 def fill_new(canvas: Bytes, new: Bits) -> Bytes:
-    """RGB `[H, W, 3]` of the canvas, its new area filled smoothly from the original's colours.
+    """`[H, W, 3]` of a canvas whose new area repeats the edges, smoothly filled instead.
 
     Blurs of the known pixels over the repeated edges, from wide to narrow: far away the colours
     are those of the whole image, at the edge those of the edge.
     """
-    rgb = flatten(canvas)
     known = torch.from_numpy(~new).float()[None, None]
-    colours = torch.from_numpy(rgb.transpose(2, 0, 1).copy())[None].float()
+    colours = torch.from_numpy(canvas.transpose(2, 0, 1).copy())[None].float()
     filled = _blurred(colours, _BASE_RADIUS)
     for radius in _BLUR_RADII:
         cover = _blurred(known, radius)
         blurred = _blurred(colours * known, radius) / cover.clamp(min=1e-6)
         filled += (blurred - filled) * (cover / _OPAQUE_COVER).clamp(max=1.0)
     levels = filled.clamp(0, 255).round().to(torch.uint8)[0].permute(1, 2, 0).numpy()
-    return np.where(new[..., None], levels, rgb)
+    return np.where(new[..., None], levels, canvas)
 
 
 def _room(old: npt.NDArray[np.intp], size: int) -> int:
     """How far a band may reach into an original that takes these rows (or columns) of `size`."""
     num_sides = int(old[0] > 0) + int(old[-1] < size - 1)
     return size if num_sides == 0 else (len(old) - 1) // num_sides
+
+
+def _kept(old: npt.NDArray[np.intp], size: int, radius: int) -> slice:
+    """Those rows (or columns) that the band does not reach; it comes from grown sides only."""
+    start, end = int(old[0]), int(old[-1]) + 1
+    return slice(start + radius * (start > 0), end - radius * (end < size))
 
 
 def _blurred(planes: torch.Tensor, radius: int) -> torch.Tensor:

@@ -60,13 +60,6 @@ def paste_weights(redrawn: Bits, feather: int) -> Bytes:
     return weights
 
 
-def dilate(mask: Bits, radius: int) -> Bits:
-    """The mask and everything within `radius` px (Euclidean) of it."""
-    if radius == 0 or not mask.any():
-        return mask
-    return _distance_inside(~mask, radius + 1) <= radius
-
-
 def bounding_box(mask: Bits) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) of what is set, right and bottom exclusive."""
     rows = np.flatnonzero(mask.any(axis=1))

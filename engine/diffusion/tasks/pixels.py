@@ -65,7 +65,7 @@ def flatten(array: Bytes, background: int = _WHITE) -> Bytes:
         return np.repeat(array, 3, axis=2)
     if array.shape[2] == 3:
         return array
-    alpha = array[..., 3:].astype(np.uint32)
+    alpha = array[..., 3:].astype(np.uint16)
     mixed = array[..., :3] * alpha + background * (255 - alpha)
     return ((mixed + 127) // 255).astype(np.uint8)
 

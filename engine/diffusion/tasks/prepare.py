@@ -59,7 +59,7 @@ class _Picture:
 
     Attributes:
         base: `[H, W, C]`, what the answer keeps outside the mask.
-        seen: `[H, W, 3]`, what the model sees.
+        seen: `[H, W, 3]`, the same on white, new parts repeating the edges.
         levels: `[H, W]` of the mask, None without one.
         new: set in the part that outpainting added.
     """
@@ -98,19 +98,16 @@ def prepare(request: ImageRequest, facts: FamilyFacts) -> Preparation:
     picture = _picture(request)
     region, (width, height) = _working_area(picture, params, facts)
     _check_area(width, height, facts)
-    seen = picture.seen[region.window]
-    is_cropped = region != picture.whole or params.crop_to_mask
-    fit_image = resize_image if is_cropped else canvas.pad_to
-    image = array_to_tensor(fit_image(seen, width, height))
+    image = array_to_tensor(_seen(picture, region, width, height, is_cropped=params.crop_to_mask))
     if picture.levels is None:
-        finish = _cut(picture.width, picture.height)
-        return _preparation(image, None, facts, finish)
-    fit_mask = resize_mask if is_cropped else canvas.pad_to
+        return _preparation(image, None, facts, _cut(picture.width, picture.height))
+    fit_mask = resize_mask if params.crop_to_mask else canvas.pad_to
     mask = _mask_tensor(fit_mask(picture.levels[region.window], width, height))
     weights = paste_weights(picture.levels > 0, params.feather)
     if picture.new is not None:
         weights[picture.new] = 255
-    return _preparation(image, mask, facts, _paste(picture.base, weights, region, is_cropped))
+    finish = _paste(picture.base, weights, region, is_cropped=params.crop_to_mask)
+    return _preparation(image, mask, facts, finish)
 
 
 def _from_text(params: ImageParams, facts: FamilyFacts) -> Preparation:
@@ -147,36 +144,47 @@ def _preparation(
 
 
 def _picture(request: ImageRequest) -> _Picture:
+    """Everything on its canvas and at the size of the answer; so the feather is in its pixels."""
     params, image = request.params, request.images[0]
-    base = to_array(image)
-    levels = None
-    if request.mask is not None:
-        levels = mask_levels(request.mask, image, soft=params.soft_mask)
-        if not levels.any() and params.outpaint is None:
-            raise _empty_mask(params.soft_mask)
-    if params.outpaint is None:
-        return _resized(base, flatten(base), levels, None, params)
-    new = canvas.new_area(image.width, image.height, params.outpaint)
-    base = canvas.extend_image(base, params.outpaint)
-    seen = canvas.fill_new(base, new)
-    if levels is not None:
-        levels = canvas.extend_mask(levels, params.outpaint)
-    return _resized(base, seen, levels, new, params)
-
-
-def _resized(
-    base: Bytes, seen: Bytes, levels: Bytes | None, new: Bits | None, params: ImageParams
-) -> _Picture:
-    """Everything at the size of the answer; the feather of a canvas is in pixels of it."""
     size = (params.width, params.height)
-    base, seen = resize_image(base, *size), resize_image(seen, *size)
-    levels = None if levels is None else resize_mask(levels, *size)
-    if new is None:
+    grow = params.outpaint or Outpaint()
+    array = to_array(image)
+    base = resize_image(canvas.extend_image(array, grow), *size)
+    seen = base
+    if image.channels == 4:
+        seen = resize_image(canvas.extend_image(flatten(array), grow), *size)
+    levels = _levels(request)
+    if levels is not None:
+        levels = resize_mask(canvas.extend_mask(levels, grow), *size)
+    if params.outpaint is None:
         return _Picture(base=base, seen=seen, levels=levels, new=None)
-    new = resize_mask(new.astype(np.uint8), *size).astype(np.bool_)
+    added = canvas.new_area(image.width, image.height, grow).astype(np.uint8)
+    new = resize_mask(added, *size).astype(np.bool_)
     band = np.where(canvas.overlap_band(new, params.feather), 255, 0).astype(np.uint8)
     levels = band if levels is None else np.maximum(levels, band)
     return _Picture(base=base, seen=seen, levels=levels, new=new)
+
+
+def _levels(request: ImageRequest) -> Bytes | None:
+    if request.mask is None:
+        return None
+    params = request.params
+    levels = mask_levels(request.mask, request.images[0], soft=params.soft_mask)
+    if levels.any() or params.outpaint is not None:
+        return levels
+    hint = "" if params.soft_mask else "; levels below one half count only with soft_mask"
+    raise InvalidParameter(f"mask is empty: it marks no pixel to redraw{hint}", param="mask")
+
+
+def _seen(picture: _Picture, region: Region, width: int, height: int, *, is_cropped: bool) -> Bytes:
+    """What the model sees, at the size it works at."""
+    fit_image = resize_image if is_cropped else canvas.pad_to
+    seen = fit_image(picture.seen[region.window], width, height)
+    if picture.new is None:
+        return seen
+    fit_mask = resize_mask if is_cropped else canvas.pad_to
+    new = fit_mask(picture.new[region.window].astype(np.uint8), width, height)
+    return canvas.fill_new(seen, new.astype(np.bool_))
 
 
 def _working_area(
@@ -205,7 +213,7 @@ def _cut(width: int, height: int) -> Callable[[Pixels], Pixels]:
 
 
 def _paste(
-    base: Bytes, weights: Bytes, region: Region, is_cropped: bool
+    base: Bytes, weights: Bytes, region: Region, *, is_cropped: bool
 ) -> Callable[[Pixels], Pixels]:
     window = region.window
 
@@ -219,11 +227,6 @@ def _paste(
         return from_array(answer)
 
     return finish
-
-
-def _empty_mask(soft: bool) -> InvalidParameter:
-    hint = "" if soft else "; levels below one half count only with soft_mask"
-    return InvalidParameter(f"mask is empty: it marks no pixel to redraw{hint}", param="mask")
 
 
 def _check(request: ImageRequest) -> None:

@@ -10,7 +10,6 @@ from scipy import ndimage
 
 from engine.diffusion.tasks.mask import (
     bounding_box,
-    dilate,
     latent_mask,
     mask_levels,
     paste_weights,
@@ -109,17 +108,6 @@ def test_thin_strokes_still_get_full_weight(thickness: int) -> None:
     mask = np.zeros((40, 40), np.bool_)
     mask[20, 20] = True
     assert paste_weights(mask, 6)[20, 20] == 255
-
-
-def test_dilation_is_euclidean() -> None:
-    rng = np.random.default_rng(SEED)
-    for _ in range(40):
-        mask = blobs(rng, int(rng.integers(1, 50)), int(rng.integers(1, 50)))
-        radius = int(rng.integers(0, 9))
-        expected = mask if mask.all() else ndimage.distance_transform_edt(~mask) <= radius
-        assert np.array_equal(dilate(mask, radius), expected), SEED
-    nothing = np.zeros((4, 4), np.bool_)
-    assert not dilate(nothing, 3).any()
 
 
 def test_the_bounding_box() -> None:

@@ -316,6 +316,19 @@ def test_transparent_input_is_seen_on_white() -> None:
     assert preparation.image is not None and (preparation.image == 1).all()
 
 
+def test_hidden_colours_do_not_enter_the_fill() -> None:
+    image = np.full((48, 32, 4), (255, 0, 255, 0), np.uint8)
+    image[:, 16:] = (0, 80, 0, 255)
+    for crop in (False, True):
+        sides = Outpaint(left=16, right=16)
+        preparation = prepare(request(image, outpaint=sides, crop_to_mask=crop), FACTS)
+        assert preparation.image is not None
+        seen = (preparation.image[0, :, :48, :64] + 1) * 127.5
+        assert (seen[:, :, 17:30] > 254).all(), "transparency is white to the model"
+        assert (seen[1] > 79).all() and ((seen[0] - seen[2]).abs() < 1).all()
+        assert (seen[:, :, 49:] < 130).any()
+
+
 def test_text_to_image_only_checks_the_size() -> None:
     preparation = prepare(request(task=ImageTask.TEXT_TO_IMAGE, size=(64, 32)), FACTS)
     assert (preparation.width, preparation.height) == (64, 32)
