@@ -7,12 +7,15 @@ unpacked, `[N, C, H, W]`, fp32, scaled to the space the denoiser works in.
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from engine.diffusion.noise_schedule import NoiseSchedule
 from engine.image_types import GuidanceKind, ImageTask, PromptSyntax
+
+if TYPE_CHECKING:
+    # It imports diffusers, which takes seconds and is not needed to name a family.
+    from engine.diffusion.noise_schedule import NoiseSchedule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +127,7 @@ class Family(Protocol):
 
     def new_noise_schedule(
         self, name: str | None, num_steps: int, width: int, height: int
-    ) -> NoiseSchedule:
+    ) -> "NoiseSchedule":
         """A schedule of its own for one image, its timesteps set."""
         ...
 

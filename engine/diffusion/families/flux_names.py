@@ -50,7 +50,7 @@ _SHIFT_SCALE = "final_layer.adaLN_modulation.1"
 def to_diffusers_names(
     state: Mapping[str, torch.Tensor], *, inner_dim: int
 ) -> dict[str, torch.Tensor]:
-    """Rename and split. A state that has diffusers' names already comes back as it is.
+    """Rename and split.
 
     Args:
         inner_dim: attention heads times their width.
@@ -58,8 +58,6 @@ def to_diffusers_names(
     Raises:
         KeyError: a tensor that belongs to no FLUX transformer.
     """
-    if any(name.startswith("transformer_blocks.") for name in state):
-        return dict(state)
     converted: dict[str, torch.Tensor] = {}
     for name, tensor in state.items():
         converted.update(_convert(name, tensor, inner_dim))

@@ -5,13 +5,14 @@ It lies in the `transformer` folder of a diffusers checkpoint in place of the sa
 beside `config.json`, which says the model's shape.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from diffusers import FluxTransformer2DModel, GGUFQuantizationConfig, SD3Transformer2DModel
+from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
 from diffusers.quantizers.gguf.utils import SUPPORTED_GGUF_QUANT_TYPES, GGUFParameter
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
@@ -22,6 +23,7 @@ from engine.weights.gguf_tensors import GGUFTensor, read_tensors
 
 Transformer = TypeVar("Transformer", FluxTransformer2DModel, SD3Transformer2DModel)
 
+_POSITIONS = "pos_embed"
 _PREFIX = "model.diffusion_model."
 _PLAIN = {GGMLQuantizationType.F32: np.float32, GGMLQuantizationType.F16: np.float16}
 
@@ -56,15 +58,17 @@ def load_gguf_transformer(
         ModelLoadError: a tensor type without support, or no config.
     """
     config = _config(model, path)
-    state = _read_state(path)
-    if model is FluxTransformer2DModel:
-        heads, width = config["num_attention_heads"], config["attention_head_dim"]
-        state = _named(lambda: to_diffusers_names(state, inner_dim=heads * width), path)
-    loaded: Transformer = _named(lambda: _build(model, state, path, dtype, device), path)
-    missing = [name for name, parameter in loaded.named_parameters() if parameter.is_meta]
-    if missing:
-        raise MissingWeight(f"{path.name} lacks {len(missing)} tensors, {missing[0]!r} among them")
-    return loaded.eval()
+    state = _renamed(_read_state(path), config, path)
+    with torch.device("meta"):
+        expected = model.from_config(config).state_dict().keys()
+    if expected - state.keys():
+        raise _lacks(path, min(expected - state.keys()))
+    if state.keys() - expected:
+        raise ShapeMismatch(
+            f"{path.name} has a tensor {min(state.keys() - expected)!r} that its config.json has "
+            f"no place for; take the config.json of the same model"
+        )
+    return _build(model, state, path, dtype, device).eval()
 
 
 def _build(
@@ -88,15 +92,27 @@ def _build(
     return loaded
 
 
-def _named(convert: Callable[[], Any], path: Path) -> Any:
-    """Converters take tensors by name and stumble over the first that is not there."""
+def _renamed(
+    state: dict[str, torch.Tensor], config: Mapping[str, Any], path: Path
+) -> dict[str, torch.Tensor]:
+    """Under diffusers' names."""
+    if any(name.startswith("transformer_blocks.") for name in state):
+        return state
     try:
-        return convert()
+        if config["_class_name"] == FluxTransformer2DModel.__name__:
+            inner_dim = config["num_attention_heads"] * config["attention_head_dim"]
+            return to_diffusers_names(state, inner_dim=inner_dim)
+        converted: dict[str, torch.Tensor] = convert_sd3_transformer_checkpoint_to_diffusers(state)
     except (KeyError, IndexError) as error:
-        raise MissingWeight(
-            f"{path.name} lacks tensors of the architecture that its config.json names "
-            f"({error}); is it of another model?"
-        ) from error
+        raise _lacks(path, str(error)) from error
+    return converted
+
+
+def _lacks(path: Path, name: str) -> MissingWeight:
+    return MissingWeight(
+        f"{path.name} lacks tensors of the model that its config.json names, {name} among them; is "
+        f"it of another model?"
+    )
 
 
 def _config(model: type[Transformer], path: Path) -> Mapping[str, Any]:
@@ -127,7 +143,7 @@ def _tensor(data: np.ndarray, entry: GGUFTensor) -> torch.Tensor:
             f"tensor {entry.name!r} has type {entry.type.name}, which is not supported for image "
             f"models; use a file in Q8_0, Q4_0 or a K-quantisation"
         )
-    if len(entry.shape) == 2:
+    if len(entry.shape) == 2 and not entry.name.endswith(_POSITIONS):
         rows = np.array(packed).reshape(entry.shape[0], -1)
         return GGUFParameter(torch.from_numpy(rows), quant_type=entry.type)
     expanded = dequantize(np.array(packed), entry.type).reshape(entry.shape)
@@ -136,7 +152,7 @@ def _tensor(data: np.ndarray, entry: GGUFTensor) -> torch.Tensor:
 
 def _shaped(tensor: torch.Tensor, name: str) -> torch.Tensor:
     """SD3's table of positions has a leading 1 that ggml drops."""
-    if name.endswith("pos_embed") and tensor.ndim == 2:
+    if name.endswith(_POSITIONS) and tensor.ndim == 2:
         return tensor[None]
     if not torch.isfinite(tensor).all():
         raise CorruptFile(f"tensor {name!r} has values that are not numbers; fetch the file again")

@@ -8,10 +8,10 @@ arXiv:2305.14314.
 """
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -32,6 +32,9 @@ QUANTIZATIONS: tuple[Quantization, ...] = ("none", "bnb-nf4", "bnb-int8")
 
 _KEPT = ("wo",)
 """T5 reads this layer's dtype to cast its input, so it must stay a plain one."""
+_NF4_IN, _NF4_OUT = 64, 32
+"""A layer's sizes must be multiples of these, or it stays as it is: bitsandbytes' kernels for the
+CPU pack whole blocks."""
 _INT8_OUTLIERS = 6.0
 """Activations beyond it are multiplied in full precision; the paper's value."""
 
@@ -75,7 +78,7 @@ def quantize(module: nn.Module, name: str, *, dtype: torch.dtype, device: torch.
             f"image_quantization {kind!r} was asked for, but these weights are quantised already; "
             f"set it to none"
         )
-    layers = list(_block_layers(module))
+    layers = [entry for entry in _block_layers(module) if _fits(entry[2], kind)]
     if not layers:
         raise ModelLoadError(f"{type(module).__name__} has no layers that {kind} can quantise")
     library = _bitsandbytes(kind)
@@ -101,9 +104,20 @@ def load_transformer(
     if gguf_file is not None:
         loaded = load_gguf_transformer(model, gguf_file, dtype=options.dtype, device=options.device)
     else:
+        _check_stored(folder.config("transformer"), options)
         loaded = folder.load("transformer", model)
     quantize(loaded, options.quantization, dtype=options.dtype, device=options.device)
     return loaded if gguf_file is not None else loaded.to(options.device)
+
+
+def _check_stored(config: Mapping[str, Any], options: LoadOptions) -> None:
+    """Weights that were saved quantised are diffusers' to load; it does not on a CPU."""
+    method = config.get("quantization_config", {}).get("quant_method")
+    if method is not None and options.device.type == "cpu":
+        raise ModelLoadError(
+            f"these weights were saved quantised ({method}), which needs a GPU; take the plain "
+            f"weights and set image_quantization, or a GGUF transformer"
+        )
 
 
 def load_t5(
@@ -131,6 +145,11 @@ def _block_layers(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear
         in_block = any(part.isdigit() for part in path)
         if type(child) is nn.Linear and in_block and attribute not in _KEPT:
             yield module.get_submodule(".".join(path)), attribute, child
+
+
+def _fits(layer: nn.Linear, kind: Quantization) -> bool:
+    whole = layer.in_features % _NF4_IN == 0 and layer.out_features % _NF4_OUT == 0
+    return whole or kind != "bnb-nf4"
 
 
 def _quantized(

@@ -21,8 +21,8 @@ from transformers import (
     T5Tokenizer,
 )
 
-WIDTH = 32
-"""Of T5 and of the joint attention."""
+WIDTH = 64
+"""Of T5 and of the transformers: the least that four-bit weights need."""
 CHANNELS = 16
 FACTOR = 4
 """Pixels per latent cell of `vae`."""
@@ -61,7 +61,7 @@ def _clip_config(width: int) -> CLIPTextConfig:
 def t5_encoder() -> T5EncoderModel:
     return T5EncoderModel(
         T5Config(
-            vocab_size=64, d_model=WIDTH, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
+            vocab_size=64, d_model=WIDTH, d_kv=8, d_ff=128, num_layers=2, num_heads=4,
             feed_forward_proj="gated-gelu",
         )
     ).eval()  # fmt: skip
@@ -90,10 +90,10 @@ def sd3_transformer(**overrides: Any) -> SD3Transformer2DModel:
         "in_channels": CHANNELS,
         "out_channels": CHANNELS,
         "num_layers": 2,
-        "attention_head_dim": 16,
+        "attention_head_dim": 32,
         "num_attention_heads": 2,
         "joint_attention_dim": WIDTH,
-        "caption_projection_dim": 32,
+        "caption_projection_dim": WIDTH,
         "pooled_projection_dim": 20,
         "pos_embed_max_size": 16,
     }
@@ -107,11 +107,11 @@ def flux_transformer(**overrides: Any) -> FluxTransformer2DModel:
         "out_channels": 4 * CHANNELS,
         "num_layers": 1,
         "num_single_layers": 2,
-        "attention_head_dim": 16,
+        "attention_head_dim": 32,
         "num_attention_heads": 2,
         "joint_attention_dim": WIDTH,
         "pooled_projection_dim": 12,
-        "axes_dims_rope": (4, 4, 8),
+        "axes_dims_rope": (8, 12, 12),
     }
     return FluxTransformer2DModel(**{**config, **overrides}).eval()
 

@@ -1,0 +1,196 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
+from gguf import GGMLQuantizationType
+from gguf_transformers import original_flux, original_sd3, write_gguf
+from tiny_transformers import CHANNELS, WIDTH, flux_transformer, sd3_transformer, stirred
+
+from engine.diffusion.families.flux_names import to_diffusers_names
+from engine.diffusion.families.gguf_transformer import find_gguf, load_gguf_transformer
+from engine.errors import CorruptFile, MissingWeight, ModelLoadError, ShapeMismatch
+
+CPU = torch.device("cpu")
+TYPES = (GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0, GGMLQuantizationType.BF16)
+ROUNDING = 5e-3
+"""Relative to the output's size: scales are fp16, and so is their product with the integers."""
+
+
+def flux_output(model: Any) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        return model(
+            hidden_states=torch.randn((2, 6, 4 * CHANNELS), generator=generator),
+            encoder_hidden_states=torch.randn((2, 5, WIDTH), generator=generator),
+            pooled_projections=torch.randn((2, 12), generator=generator),
+            timestep=torch.tensor([0.3, 0.9]),
+            guidance=torch.tensor([3.5, 1.0]),
+            txt_ids=torch.zeros((5, 3)),
+            img_ids=torch.zeros((6, 3)),
+            return_dict=False,
+        )[0]
+
+
+def sd3_output(model: Any) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        return model(
+            hidden_states=torch.randn((2, CHANNELS, 8, 4), generator=generator),
+            encoder_hidden_states=torch.randn((2, 5, WIDTH), generator=generator),
+            pooled_projections=torch.randn((2, 20), generator=generator),
+            timestep=torch.tensor([300.0, 900.0]),
+            return_dict=False,
+        )[0]
+
+
+def load(model: Any, path: Path) -> Any:
+    return load_gguf_transformer(type(model), path, dtype=torch.float32, device=CPU)
+
+
+@pytest.fixture
+def flux(tmp_path: Path) -> tuple[Any, Path]:
+    torch.manual_seed(5)
+    model = stirred(flux_transformer(guidance_embeds=True))
+    model.save_config(tmp_path)
+    return model, tmp_path / "flux.gguf"
+
+
+@pytest.fixture
+def sd3(tmp_path: Path) -> tuple[Any, Path]:
+    torch.manual_seed(6)
+    model = stirred(sd3_transformer())
+    model.save_config(tmp_path)
+    return model, tmp_path / "sd3.gguf"
+
+
+@pytest.mark.parametrize("type_", TYPES)
+def test_flux_equals_its_expanded_weights(flux: Any, type_: GGMLQuantizationType) -> None:
+    model, path = flux
+    read_back = write_gguf(path, original_flux(model.state_dict()), type_)
+    loaded = load(model, path)
+    twin = flux_transformer(guidance_embeds=True)
+    twin.load_state_dict(to_diffusers_names(read_back, inner_dim=WIDTH))
+    expected, unquantised = flux_output(twin), flux_output(model)
+    assert (flux_output(loaded) - expected).abs().max() < ROUNDING * expected.abs().max()
+    assert (flux_output(loaded) - unquantised).abs().max() > 1e-6, "weights are quantised"
+    packed = loaded.transformer_blocks[0].ff.net[2].weight
+    assert packed.dtype == torch.uint8, "and stay so"
+
+
+@pytest.mark.parametrize("type_", TYPES)
+def test_sd3_equals_its_expanded_weights(sd3: Any, type_: GGMLQuantizationType) -> None:
+    model, path = sd3
+    original = original_sd3(model.state_dict())
+    # ggml drops leading ones.
+    position = "model.diffusion_model.pos_embed"
+    read_back = write_gguf(path, {**original, position: original[position][0]}, type_)
+    loaded = load(model, path)
+    by_diffusers = write_gguf(path.with_name("plain.bin"), model.state_dict(), type_)
+    twin = sd3_transformer()
+    twin.load_state_dict({**by_diffusers, "pos_embed.pos_embed": read_back[position][None]})
+    expected = sd3_output(twin)
+    assert (sd3_output(loaded) - expected).abs().max() < ROUNDING * expected.abs().max()
+    assert (sd3_output(loaded) - sd3_output(model)).abs().max() > 1e-6
+
+
+def test_names_of_diffusers_are_read_too(flux: Any, sd3: Any) -> None:
+    for (model, path), output in ((flux, flux_output), (sd3, sd3_output)):
+        write_gguf(path, model.state_dict(), GGMLQuantizationType.Q8_0)
+        model.save_config(path.parent)
+        found, plain = output(load(model, path)), output(model)
+        assert (found - plain).abs().max() < 0.05 * plain.abs().max()
+
+
+def test_names_equal_diffusers_converter() -> None:
+    """It takes FLUX's real width only; a column is enough to follow every row."""
+    wide = 3072
+    model = flux_transformer(guidance_embeds=True)
+    shapes = {}
+    for name, tensor in model.state_dict().items():
+        rows = (
+            len(tensor) * wide // WIDTH
+            if "blocks" in name and len(tensor) >= WIDTH
+            else len(tensor)
+        )
+        shapes[name] = (rows, 1) if tensor.ndim == 2 else (rows,)
+    state = original_flux({name: torch.randn(shape) for name, shape in shapes.items()})
+    theirs = convert_flux_transformer_checkpoint_to_diffusers(dict(state))
+    ours = to_diffusers_names(state, inner_dim=wide)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_missing_tensor_is_named(flux: Any, sd3: Any) -> None:
+    model, path = flux
+    state = original_flux(model.state_dict())
+    del state["double_blocks.0.img_mlp.0.weight"]
+    write_gguf(path, state, GGMLQuantizationType.Q8_0)
+    model.save_config(path.parent)
+    with pytest.raises(MissingWeight, match=r"transformer_blocks\.0\.ff\.net\.0\.proj\.weight"):
+        load(model, path)
+    model, path = sd3
+    state = original_sd3(model.state_dict())
+    del state["model.diffusion_model.joint_blocks.1.x_block.mlp.fc1.weight"]
+    write_gguf(path, state, GGMLQuantizationType.Q8_0)
+    model.save_config(path.parent)
+    with pytest.raises(MissingWeight, match=r"joint_blocks\.1\.x_block\.mlp\.fc1\.weight"):
+        load(model, path)
+
+
+def test_another_architecture_is_refused(flux: Any) -> None:
+    model, path = flux
+    write_gguf(path, {"token_embd.weight": torch.zeros(4, 32)}, GGMLQuantizationType.Q8_0)
+    with pytest.raises(MissingWeight, match="another model"):
+        load(model, path)
+
+
+def test_a_tensor_too_many_is_refused(flux: Any) -> None:
+    model, path = flux
+    write_gguf(path, original_flux(model.state_dict()), GGMLQuantizationType.Q8_0)
+    flux_transformer(guidance_embeds=False).save_config(path.parent)
+    with pytest.raises(ShapeMismatch, match="guidance_embedder"):
+        load(model, path)
+
+
+def test_another_size_is_refused(flux: Any) -> None:
+    model, path = flux
+    write_gguf(path, original_flux(model.state_dict()), GGMLQuantizationType.Q8_0)
+    flux_transformer(guidance_embeds=True, joint_attention_dim=96).save_config(path.parent)
+    with pytest.raises(ShapeMismatch, match="context_embedder"):
+        load(model, path)
+
+
+def test_damage_is_reported(flux: Any) -> None:
+    model, path = flux
+    write_gguf(path, original_flux(model.state_dict()), GGMLQuantizationType.Q4_0)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CorruptFile, match="truncated"):
+        load(model, path)
+    path.write_bytes(b"not a model")
+    with pytest.raises(CorruptFile, match="GGUF"):
+        load(model, path)
+    state = original_flux(model.state_dict())
+    state["img_in.bias"] = torch.full_like(state["img_in.bias"], float("nan"))
+    write_gguf(path, state, GGMLQuantizationType.Q4_0)
+    with pytest.raises(CorruptFile, match=r"img_in\.bias"):
+        load(model, path)
+
+
+def test_a_config_is_needed(flux: Any) -> None:
+    model, path = flux
+    write_gguf(path, original_flux(model.state_dict()), GGMLQuantizationType.Q8_0)
+    (path.parent / "config.json").unlink()
+    with pytest.raises(ModelLoadError, match=r"config\.json"):
+        load(model, path)
+
+
+def test_one_file_is_found(tmp_path: Path) -> None:
+    assert find_gguf(tmp_path) is None
+    (tmp_path / "a.gguf").touch()
+    assert find_gguf(tmp_path) == tmp_path / "a.gguf"
+    (tmp_path / "b.gguf").touch()
+    with pytest.raises(ModelLoadError, match=r"a\.gguf, b\.gguf"):
+        find_gguf(tmp_path)
