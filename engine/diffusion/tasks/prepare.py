@@ -13,9 +13,10 @@ import torch
 
 from engine.diffusion.families.family import FamilyFacts
 from engine.diffusion.tasks import canvas
+from engine.diffusion.tasks.checks import check_request
 from engine.diffusion.tasks.composite import composite
 from engine.diffusion.tasks.crop import Region, region_of_mask, working_size
-from engine.diffusion.tasks.mask import MAX_FEATHER, Bits, latent_mask, mask_levels, paste_weights
+from engine.diffusion.tasks.mask import Bits, latent_mask, mask_levels, paste_weights
 from engine.diffusion.tasks.pixels import (
     Bytes,
     array_to_tensor,
@@ -26,9 +27,6 @@ from engine.diffusion.tasks.pixels import (
 from engine.diffusion.tasks.resize import resize_image, resize_mask
 from engine.errors import InvalidParameter
 from engine.image_types import ImageParams, ImageRequest, ImageTask, Outpaint, Pixels
-
-MAX_CANVAS_PIXELS = 1 << 26
-"""Of an image that is drawn in part only (`crop_to_mask`), or before it is resized."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -94,7 +92,7 @@ def prepare(request: ImageRequest, facts: FamilyFacts) -> Preparation:
     params = request.params
     if params.task is ImageTask.TEXT_TO_IMAGE:
         return _from_text(params, facts)
-    _check(request)
+    check_request(request)
     picture = _picture(request)
     region, (width, height) = _working_area(picture, params, facts)
     _check_area(width, height, facts)
@@ -227,59 +225,6 @@ def _paste(
         return from_array(answer)
 
     return finish
-
-
-def _check(request: ImageRequest) -> None:
-    params = request.params
-    if len(request.images) != 1:
-        raise InvalidParameter(
-            f"{len(request.images)} input images given; {params.task} takes one", param="image"
-        )
-    image = request.images[0]
-    if image.channels not in (3, 4):
-        raise InvalidParameter(
-            f"image has {image.channels} channels; it must be RGB or RGBA", param="image"
-        )
-    if not 0 <= params.feather <= MAX_FEATHER:
-        raise InvalidParameter(
-            f"feather is {params.feather} px; it must be 0 to {MAX_FEATHER}", param="feather"
-        )
-    if params.crop_padding < 0:
-        raise InvalidParameter("crop_padding must not be negative", param="crop_padding")
-    has_area = request.mask is not None or params.outpaint is not None
-    if params.task is ImageTask.INPAINT and not has_area:
-        raise InvalidParameter("inpainting needs a mask or outpaint", param="mask")
-    if params.crop_to_mask and not has_area:
-        raise InvalidParameter("crop_to_mask needs a mask or outpaint", param="crop_to_mask")
-    if params.outpaint is not None:
-        _check_outpaint(params.outpaint, params.task)
-    _check_canvas(image, params)
-
-
-def _check_outpaint(outpaint: Outpaint, task: ImageTask) -> None:
-    sides = (outpaint.left, outpaint.right, outpaint.top, outpaint.bottom)
-    if task is not ImageTask.INPAINT:
-        raise InvalidParameter(f"outpaint cannot be combined with {task}", param="outpaint")
-    if min(sides) < 0 or max(sides) == 0:
-        raise InvalidParameter(
-            f"outpaint grows the image by {sides} px (left, right, top, bottom); "
-            "each must be 0 or more and at least one above 0",
-            param="outpaint",
-        )
-
-
-def _check_canvas(image: Pixels, params: ImageParams) -> None:
-    """Before anything of that size is allocated."""
-    grow = params.outpaint or Outpaint()
-    canvas_pixels = (image.width + grow.left + grow.right) * (image.height + grow.top + grow.bottom)
-    if min(params.width, params.height) < 1:
-        raise InvalidParameter(f"size {params.width}x{params.height} is empty", param="size")
-    for pixels, what in ((canvas_pixels, "canvas"), (params.width * params.height, "result")):
-        if pixels > MAX_CANVAS_PIXELS:
-            raise InvalidParameter(
-                f"the {what} has {pixels} pixels; at most {MAX_CANVAS_PIXELS} are allowed",
-                param="outpaint" if what == "canvas" else "size",
-            )
 
 
 def _check_area(width: int, height: int, facts: FamilyFacts) -> None:

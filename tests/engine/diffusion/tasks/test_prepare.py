@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from engine.diffusion.families.family import FamilyFacts
+from engine.diffusion.tasks.checks import MAX_CANVAS_PIXELS
 from engine.diffusion.tasks.pixels import from_array, to_array
-from engine.diffusion.tasks.prepare import MAX_CANVAS_PIXELS, Preparation, prepare
+from engine.diffusion.tasks.prepare import Preparation, prepare
 from engine.diffusion.tasks.resize import resize_image
 from engine.errors import InvalidParameter
 from engine.image_types import (
