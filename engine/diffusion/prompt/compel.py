@@ -86,6 +86,8 @@ def _split_parts(text: str) -> list[str]:
         quoted ^= token == '"'
         if not quoted:
             depth += (token == "(") - (token == ")")
+        if depth < 0:  # the brackets around the whole are two pairs: `(a) b (c).and()`
+            raise _partial()
         if token == "," and not quoted and depth == 0:
             starts.append(match.end())
     ends = [start - 1 for start in starts[1:]] + [len(text)]
@@ -125,10 +127,7 @@ class _Frame:
 
 def _parse_part(text: str) -> list[Fragment]:
     if _UNSUPPORTED.search(text):
-        raise _unsupported(
-            ".swap(), withLora() or .and() and .blend() within a prompt",
-            "write .and() and .blend() around the whole prompt",
-        )
+        raise _partial()
     frames = [_Frame("")]
     position = 0
     while match := _TOKEN.match(text, position):
@@ -206,6 +205,13 @@ def _number(written: str) -> float:
 
 def _unescape(text: str) -> str:
     return _ESCAPE.sub(r"\1", text)
+
+
+def _partial() -> InvalidParameter:
+    return _unsupported(
+        ".swap(), withLora() or .and() and .blend() within a prompt",
+        "write .and() and .blend() around the whole prompt",
+    )
 
 
 def _unsupported(what: str, instead: str) -> InvalidParameter:

@@ -9,12 +9,20 @@ from collections.abc import Sequence
 
 import torch
 
+MAX_RESTORE = 8.0
+"""Beyond it the mean after scaling is a remainder of cancelling terms, and no measure."""
+
 
 def scale_keeping_mean(states: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """The a1111 syntax: multiply, then restore the mean over the whole tensor ("Original")."""
+    """The a1111 syntax: multiply, then restore the mean over the whole tensor ("Original").
+
+    The mean is left as it comes where its ratio says nothing about the weights: encoders whose
+    states average to almost zero would be blown up, extinguished or turned over by it.
+    """
     scaled = states * weights[None, :, None]
-    mean = scaled.mean()
-    return scaled * (states.mean() / mean) if mean != 0 else scaled
+    ratio = float(states.mean() / scaled.mean())
+    smallest = 0.5 / max(1.0, float(weights.abs().max()))
+    return scaled * ratio if smallest <= ratio <= MAX_RESTORE else scaled
 
 
 def move_from_empty(

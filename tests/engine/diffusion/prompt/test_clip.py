@@ -6,7 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    FluxPipeline,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -92,6 +97,32 @@ def test_sdxl_takes_earlier_states_without_norm(clip_tokenizer, make_clip, clip_
         found = [e.encode(read_as(prompt, clip_skip=clip_skip)) for e in encoders]
         assert torch.equal(torch.cat([f.states for f in found], dim=-1), states), prompt
         assert torch.equal(found[1].pooled, pooled), prompt
+
+
+def test_pooled_is_what_sd3_and_flux_take(clip_tokenizer, make_clip):
+    """The projection where the encoder has one; of a long prompt what truncation leaves."""
+    plain, projecting = make_clip(21), make_clip(22, projection=True)
+    pipeline = SimpleNamespace(
+        tokenizer=clip_tokenizer,
+        tokenizer_2=None,
+        text_encoder=plain,
+        text_encoder_2=None,
+        tokenizer_max_length=clip_tokenizer.model_max_length,
+        _execution_device=torch.device("cpu"),
+    )
+    for prompt in [*PROMPTS, LONG]:
+        pipeline.text_encoder = plain
+        with torch.no_grad():
+            expected = FluxPipeline._get_clip_prompt_embeds(pipeline, prompt)
+        encoder = ClipPromptEncoder(clip_tokenizer, plain, final_norm=True)
+        assert torch.equal(encoder.encode(read_as(prompt)).pooled, expected), prompt
+        pipeline.text_encoder = projecting
+        with torch.no_grad():
+            states, expected = StableDiffusion3Pipeline._get_clip_prompt_embeds(pipeline, prompt)
+        encoder = ClipPromptEncoder(clip_tokenizer, projecting, final_norm=False, default_skip=1)
+        found = encoder.encode(read_as(prompt))
+        assert torch.equal(found.pooled, expected), prompt
+        assert torch.equal(found.states[:, : states.shape[1]], states), prompt
 
 
 def test_half_precision_stays_half(clip_tokenizer, make_clip):
