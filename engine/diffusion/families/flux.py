@@ -205,7 +205,9 @@ def pack(latents: torch.Tensor) -> torch.Tensor:
 def unpack(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """The inverse of `pack`, for latents of this size."""
     size = (height // _PATCH, width // _PATCH)
-    return torch.nn.functional.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, size), _PATCH)
+    return torch.nn.functional.pixel_shuffle(
+        torch.unflatten(tokens.transpose(1, 2), 2, size), _PATCH
+    )
 
 
 def position_ids(height: int, width: int, *, image: int) -> torch.Tensor:
@@ -252,7 +254,7 @@ def _facts(
 ) -> FamilyFacts:
     """Defaults are those of the model cards."""
     steps, scale = (28, 3.5) if takes_guidance else (4, 1.0)
-    tasks = _GENERAL_TASKS
+    tasks: tuple[ImageTask, ...] = _GENERAL_TASKS
     if fills:
         tasks, steps, scale = (ImageTask.INPAINT,), 50, 30.0
     elif edits:

@@ -76,7 +76,7 @@ def _convert(name: str, tensor: torch.Tensor, inner_dim: int) -> dict[str, torch
     if rest in _FUSED:
         parts = _FUSED[rest]
         sizes = [inner_dim] * 3 + [len(tensor) - 3 * inner_dim] * (len(parts) - 3)
-        pieces = tensor.split(sizes, dim=0)
+        pieces = torch.split(tensor, sizes, dim=0)
         return {
             f"{prefix}.{part}.{suffix}": torch.cat([piece])
             for part, piece in zip(parts, pieces, strict=True)

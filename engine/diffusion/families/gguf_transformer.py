@@ -145,7 +145,8 @@ def _tensor(data: np.ndarray, entry: GGUFTensor) -> torch.Tensor:
         )
     if len(entry.shape) == 2 and not entry.name.endswith(_POSITIONS):
         rows = np.array(packed).reshape(entry.shape[0], -1)
-        return GGUFParameter(torch.from_numpy(rows), quant_type=entry.type)
+        matrix: torch.Tensor = GGUFParameter(torch.from_numpy(rows), quant_type=entry.type)
+        return matrix
     expanded = dequantize(np.array(packed), entry.type).reshape(entry.shape)
     return _shaped(torch.from_numpy(expanded), entry.name)
 

@@ -123,7 +123,9 @@ def weight_bytes(checkpoint: Checkpoint) -> int:
         if folder.is_dir()
         for name in choose_weights([file.name for file in folder.iterdir()], FULL_FIRST)[1]
     ]
-    return sum(map(_bytes_of, files))
+    # A GGUF file stays packed in memory.
+    packed = [file for folder in folders for file in folder.glob("*.gguf")]
+    return sum(map(_bytes_of, files)) + sum(file.stat().st_size for file in packed)
 
 
 def _bytes_of(file: Path) -> int:

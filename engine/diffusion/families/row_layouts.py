@@ -25,7 +25,7 @@ def denoise_by_layout(
         return forward(rows)
     predictions: dict[int, torch.Tensor] = {}
     for members in places.values():
-        parts = forward([rows[place] for place in members]).split(1)
+        parts = torch.split(forward([rows[place] for place in members]), 1)
         predictions.update(zip(members, parts, strict=True))
     return torch.cat([predictions[place] for place in range(len(rows))])
 
