@@ -34,17 +34,20 @@ def read_fields(form: Form, model: type[BaseModel], skip: Sequence[str]) -> dict
         InvalidParameter: a value is not of its field's type, or a field is given twice.
     """
     values: dict[str, Any] = {}
+    objects: dict[str, dict[str, Any]] = {}
     for name, parts in form.items():
         if name in skip:
             continue
         text = _single(parts).text()
         if bracketed := _BRACKETS.fullmatch(name):
-            _set_nested(values, bracketed[1], bracketed[2], text, model)
-        elif name in values:
-            raise _given_twice(name)
+            outer, key = bracketed.groups()
+            inner = read_value(f"{outer}.{key}", text, _inner_kind(model, outer, key))
+            objects.setdefault(outer, {})[key] = inner
         else:
             values[name] = read_value(name, text, _kind(model, name))
-    return values
+    for name in values.keys() & objects.keys():
+        raise _given_twice(name)
+    return values | objects
 
 
 def read_value(name: str, text: str, kind: Any) -> Any:
@@ -80,17 +83,6 @@ def _given_twice(name: str) -> InvalidParameter:
     return InvalidParameter(f"{name} is given more than once", param=name)
 
 
-def _set_nested(
-    values: dict[str, Any], name: str, key: str, text: str, model: type[BaseModel]
-) -> None:
-    kind = _kind(model, name)
-    inner = _kind(kind, key) if isinstance(kind, type) and issubclass(kind, BaseModel) else str
-    nested = values.setdefault(name, {})
-    if not isinstance(nested, dict) or key in nested:
-        raise _given_twice(name)
-    nested[key] = read_value(f"{name}.{key}", text, inner)
-
-
 def _read_object(name: str, text: str) -> Mapping[str, Any]:
     try:
         value = json.loads(text)
@@ -107,6 +99,11 @@ def _kind(model: type[BaseModel], name: str) -> Any:
     """A field's type without its being optional; text for an unknown field."""
     field = model.model_fields.get(name)
     return str if field is None else _plain(field.annotation)
+
+
+def _inner_kind(model: type[BaseModel], name: str, key: str) -> Any:
+    kind = _kind(model, name)
+    return _kind(kind, key) if isinstance(kind, type) and issubclass(kind, BaseModel) else str
 
 
 def _plain(annotation: Any) -> Any:

@@ -12,9 +12,6 @@ _WHERE_USED: Mapping[str, tuple[ImageTask, ...]] = {
     "strength": (ImageTask.IMAGE_TO_IMAGE, ImageTask.INPAINT),
     "image_guidance_scale": (ImageTask.EDIT,),
     "feather": (ImageTask.INPAINT,),
-    "soft_mask": (ImageTask.INPAINT,),
-    "crop_to_mask": (ImageTask.INPAINT,),
-    "crop_padding": (ImageTask.INPAINT,),
 }
 _UNLESS_DEFAULT: Mapping[str, Any] = {
     "negative_prompt": "",
@@ -22,6 +19,8 @@ _UNLESS_DEFAULT: Mapping[str, Any] = {
     "guidance_start": 0.0,
     "guidance_end": 1.0,
     "clip_skip": 0,
+    "soft_mask": False,
+    "crop_to_mask": False,
 }
 
 
@@ -50,6 +49,8 @@ def _params(params: ImageParams) -> dict[str, Any]:
     for name, default in _UNLESS_DEFAULT.items():
         if getattr(params, name) != default:
             fields[name] = getattr(params, name)
+    if params.crop_to_mask:
+        fields["crop_padding"] = params.crop_padding
     if params.outpaint is not None:
         fields["outpaint"] = asdict(params.outpaint)
     return fields

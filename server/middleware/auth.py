@@ -51,8 +51,9 @@ class AuthMiddleware:
 
 def _is_open(scope: Scope) -> bool:
     path = get_path(scope)
-    reads = scope["method"] in ("GET", "HEAD")
-    return path in OPEN_PATHS or (reads and path.rpartition("/")[0] == OPEN_FOLDER)
+    folder, _, name = path.rpartition("/")
+    is_file = folder == OPEN_FOLDER and name and scope["method"] in ("GET", "HEAD")
+    return path in OPEN_PATHS or bool(is_file)
 
 
 def _given_key(scope: Scope) -> bytes | None:

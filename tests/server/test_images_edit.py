@@ -1,0 +1,327 @@
+"""`POST /v1/images/edits` and `/variations`: forms and JSON, the choice of task, input images."""
+
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_image_engine import image_info
+from image_server import (
+    EDITS,
+    VARIATIONS,
+    ImageServer,
+    data_url,
+    error_of,
+    mask_png,
+    named_events,
+    opened,
+    png,
+    saved,
+)
+from PIL import Image
+
+from engine.image_types import ImageTask, Outpaint
+
+NO_EDIT = (ImageTask.TEXT_TO_IMAGE, ImageTask.IMAGE_TO_IMAGE, ImageTask.INPAINT)
+
+
+async def test_a_form_reaches_the_engine() -> None:
+    server = ImageServer()
+    response = await server.edit(
+        png(40, 56),
+        mask_png(40, 56),
+        n="2",
+        seed="7",
+        strength="0.5",
+        num_inference_steps="10",
+        guidance_scale="3.25",
+        soft_mask="true",
+        feather="9",
+        negative_prompt="",
+        scheduler="",
+        user="",
+    )
+    assert response.status_code == 200, response.text
+    request = server.last
+    params = request.params
+    assert request.prompt == "make it blue"
+    assert (params.task, params.n, params.seed) == (ImageTask.INPAINT, 2, 7)
+    assert (params.width, params.height) == (40, 56)
+    assert (params.strength, params.num_inference_steps) == (0.5, 10)
+    assert (params.guidance_scale, params.soft_mask, params.feather) == (3.25, True, 9)
+    assert params.scheduler is None
+    (image,) = request.images
+    expected = np.asarray(Image.open(io.BytesIO(png(40, 56)))).tobytes()
+    assert (image.width, image.height, image.channels) == (40, 56, 3)
+    assert image.data == expected
+    assert request.mask is not None
+    mask = np.frombuffer(request.mask.data, np.uint8).reshape(56, 40)
+    assert (mask[:, :20] == 255).all() and (mask[:, 20:] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["image", "image[]", "image[0]", "images"])
+async def test_names_of_the_file(name: str) -> None:
+    server = ImageServer()
+    files = [(name, ("x.png", png(), "image/png"))]
+    response = await server.client.post(EDITS, files=files, data={"prompt": "x"})
+    assert response.status_code == 200, response.text
+
+
+async def test_json_with_data_urls() -> None:
+    server = ImageServer()
+    body = {
+        "prompt": "x",
+        "images": [{"image_url": data_url(png(40, 56))}],
+        "mask": {"image_url": data_url(mask_png(40, 56))},
+        "outpaint": {"left": 8, "bottom": 16},
+    }
+    response = await server.client.post(EDITS, json=body)
+    assert response.status_code == 200, response.text
+    assert server.last.params.outpaint == Outpaint(left=8, bottom=16)
+    assert response.json()["size"] == "48x72"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"outpaint[left]": "8", "outpaint[top]": "16"},
+        {"outpaint": '{"left": 8, "top": 16}'},
+    ],
+)
+async def test_outpaint_in_a_form(fields: dict[str, str]) -> None:
+    server = ImageServer()
+    response = await server.edit(**fields)
+    assert response.status_code == 200, response.text
+    assert server.last.params.task is ImageTask.INPAINT
+    assert server.last.params.outpaint == Outpaint(left=8, top=16)
+    assert server.last.params.strength == 1.0
+
+
+TASKS: list[tuple[dict[str, str], bool, tuple[ImageTask, ...], ImageTask]] = [
+    ({}, False, tuple(ImageTask), ImageTask.EDIT),
+    ({}, False, NO_EDIT, ImageTask.IMAGE_TO_IMAGE),
+    ({"strength": "0.5"}, False, tuple(ImageTask), ImageTask.IMAGE_TO_IMAGE),
+    ({}, True, tuple(ImageTask), ImageTask.INPAINT),
+    ({"strength": "0.5"}, True, tuple(ImageTask), ImageTask.INPAINT),
+    ({"outpaint[left]": "0"}, False, tuple(ImageTask), ImageTask.EDIT),
+    ({"task": "image_to_image"}, False, tuple(ImageTask), ImageTask.IMAGE_TO_IMAGE),
+    ({"task": "edit", "strength": "0.5"}, False, tuple(ImageTask), ImageTask.EDIT),
+    ({"task": "inpaint"}, True, tuple(ImageTask), ImageTask.INPAINT),
+]
+
+
+@pytest.mark.parametrize(("fields", "with_mask", "tasks", "expected"), TASKS)
+async def test_choice_of_task(
+    fields: dict[str, str], with_mask: bool, tasks: tuple[ImageTask, ...], expected: ImageTask
+) -> None:
+    server = ImageServer(image_info(tasks=tasks))
+    response = await server.edit(mask=mask_png() if with_mask else None, **fields)
+    assert response.status_code == 200, response.text
+    assert server.last.params.task is expected
+    assert response.json()["task"] == expected.value
+
+
+async def test_fields_without_effect_are_warned_about() -> None:
+    server = ImageServer()
+    answer = (await server.edit(task="edit", strength="0.5", feather="3")).json()
+    assert [line.split()[0] for line in answer["warnings"]] == ["strength", "feather"]
+
+
+REFUSED: list[tuple[dict[str, str], str, str]] = [
+    ({"n": "two"}, "n", "integer"),
+    ({"n": "2.0"}, "n", "integer"),
+    ({"n": "99999999999999999999999"}, "n", "integer"),
+    ({"guidance_scale": "nan"}, "guidance_scale", "number"),
+    ({"guidance_scale": "inf"}, "guidance_scale", "number"),
+    ({"stream": "yes"}, "stream", "true or false"),
+    ({"strength": "0"}, "strength", "greater than 0"),
+    ({"strength": "0.01", "num_inference_steps": "4"}, "strength", "at least 0.25"),
+    ({"outpaint": "left"}, "outpaint", "JSON object"),
+    ({"outpaint[left]": "-1"}, "outpaint.left", "greater than or equal to 0"),
+    ({"outpaint[left]": "x"}, "outpaint.left", "integer"),
+    ({"mask_mode": "alpha"}, "mask_mode", "needs a mask"),
+    ({"crop_to_mask": "true"}, "crop_to_mask", "needs a mask"),
+    ({"task": "inpaint"}, "task", "mask or outpaint"),
+    ({"task": "text_to_image"}, "task", "image_to_image"),
+    ({"outpaint[left]": "4096"}, "image", "crop_to_mask"),
+    ({"prompt": ""}, "prompt", "empty"),
+    ({"size": "8x8"}, "size", "at least 32"),
+]
+
+
+@pytest.mark.parametrize(("fields", "param", "words"), REFUSED)
+async def test_refusals(fields: dict[str, str], param: str, words: str) -> None:
+    server = ImageServer()
+    error = error_of(await server.edit(**fields))
+    assert error["param"] == param
+    assert words in error["message"]
+    assert server.engine.image_requests == []
+
+
+async def test_masks_that_cannot_be_used() -> None:
+    server = ImageServer()
+    error = error_of(await server.edit(mask=mask_png(32, 48)))
+    assert (error["param"], "32x48" in error["message"]) == ("mask", True)
+    error = error_of(await server.edit(mask=mask_png(marked=False), mask_mode="alpha"))
+    assert error["param"] == "mask"
+    dim = saved(Image.new("L", (64, 48), 90))
+    error = error_of(await server.edit(mask=dim, mask_mode="luminance"))
+    assert "soft_mask" in error["message"]
+    response = await server.edit(mask=dim, mask_mode="luminance", soft_mask="true")
+    assert response.status_code == 200
+    error = error_of(await server.edit(mask=mask_png(), task="edit"))
+    assert error["param"] == "task"
+
+
+BAD_FILES = {
+    "nothing": b"",
+    "text": b"hello",
+    "truncated": png()[:60],
+    "gif": saved(Image.new("L", (64, 64)), "GIF"),
+    "bomb": saved(Image.new("1", (12000, 12000))),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+async def test_bad_files_are_the_clients_fault(name: str) -> None:
+    server = ImageServer()
+    files = [("image", ("a.png", BAD_FILES[name], "image/png"))]
+    error = error_of(await server.client.post(EDITS, files=files, data={"prompt": "x"}))
+    assert error["param"] in ("image", "images")
+    body = {"prompt": "x", "images": [{"image_url": data_url(BAD_FILES[name])}]}
+    error = error_of(await server.client.post(EDITS, json=body))
+    assert error["param"] == "image"
+
+
+REFERENCES: list[tuple[Any, str, str]] = [
+    ({"image_url": "https://example.com/a.png"}, "image", "not fetched"),
+    ({"image_url": "HTTP://169.254.169.254/"}, "image", "not fetched"),
+    ({"image_url": "file:///etc/passwd"}, "image", "data URL"),
+    ({"image_url": "data:image/png,abc"}, "image", "data URL"),
+    ({"image_url": "data:image/png;base64,###"}, "image", "base64"),
+    ({"image_url": "data:image/png;base64,é"}, "image", "base64"),
+    ({"file_id": "file-1"}, "image", "file_id"),
+    ({}, "image", "image_url"),
+    ({"image_url": 5}, "images[0].image_url", "string"),
+    ("data:", "images[0]", "object"),
+]
+
+
+@pytest.mark.parametrize(("reference", "param", "words"), REFERENCES)
+async def test_bad_references(reference: Any, param: str, words: str) -> None:
+    server = ImageServer()
+    body = {"prompt": "x", "images": [reference]}
+    error = error_of(await server.client.post(EDITS, json=body))
+    assert error["param"] == param
+    assert words in error["message"]
+
+
+async def test_uploads_cannot_be_smuggled_through_json() -> None:
+    server = ImageServer()
+    body = {"prompt": "x", "images": [{"data": "aGk="}]}
+    assert error_of(await server.client.post(EDITS, json=body))["param"] == "image"
+
+
+async def test_the_number_of_images_is_bounded() -> None:
+    server = ImageServer()
+    files = [("image[]", ("a.png", png(), "image/png"))] * 2
+    response = await server.client.post(EDITS, files=files, data={"prompt": "x"})
+    assert "takes one" in error_of(response)["message"]
+    response = await server.client.post(EDITS, files=files * 9, data={"prompt": "x"})
+    assert "16" in error_of(response)["message"]
+    response = await server.client.post(EDITS, json={"prompt": "x", "images": []})
+    assert error_of(response)["param"] == "images"
+    response = await server.client.post(EDITS, data={"prompt": "x"}, files={"other": b"x"})
+    assert response.status_code == 400
+
+
+async def test_input_pixels_are_bounded_before_decoding() -> None:
+    server = ImageServer(max_image_input_pixels=64 * 48)
+    assert (await server.edit()).status_code == 200
+    assert error_of(await server.edit(png(65, 48)))["param"] == "image"
+
+
+SIZES = [
+    ((64, 48), None, (64, 48)),
+    ((50, 50), None, (50, 50)),
+    ((1000, 500), None, (176, 88)),
+    ((16, 16), None, (32, 32)),
+    ((64, 48), "96x80", (96, 80)),
+    ((64, 48), "auto", (64, 48)),
+]
+
+
+@pytest.mark.parametrize(("given", "asked", "expected"), SIZES)
+async def test_sizes_of_edits(
+    given: tuple[int, int], asked: str | None, expected: tuple[int, int]
+) -> None:
+    server = ImageServer()
+    response = await server.edit(png(*given), **({} if asked is None else {"size": asked}))
+    assert response.status_code == 200, response.text
+    assert (server.last.params.width, server.last.params.height) == expected
+    assert opened(response.json()["data"][0]["b64_json"]).size == expected
+
+
+async def test_an_extreme_shape_is_refused() -> None:
+    error = error_of(await ImageServer().edit(png(2000, 2)))
+    assert "less extreme" in error["message"]
+
+
+async def test_a_mask_on_a_large_image_needs_cropping() -> None:
+    server = ImageServer()
+    large, mask = png(400, 300), mask_png(400, 300)
+    assert "crop_to_mask" in error_of(await server.edit(large, mask))["message"]
+    response = await server.edit(large, mask, crop_to_mask="true")
+    assert response.json()["size"] == "400x300"
+    assert (await server.edit(large, mask, size="96x72")).json()["size"] == "96x72"
+
+
+async def test_streams_of_edits() -> None:
+    server = ImageServer()
+    events = named_events((await server.edit(stream="true", partial_images="1")).text)
+    assert [name for name, _ in events] == ["image_edit.partial_image", "image_edit.completed"]
+
+
+async def test_variations() -> None:
+    server = ImageServer()
+    response = await server.vary(n="2", size="64x64", user="u")
+    assert response.status_code == 200, response.text
+    params = server.last.params
+    assert (params.task, params.strength, params.n) == (ImageTask.IMAGE_TO_IMAGE, 0.7, 2)
+    assert server.last.prompt == ""
+    # Two empty prompts would be two equal rows.
+    assert params.guidance_scale == 1.0
+    await server.vary(prompt="a circle")
+    assert (server.last.prompt, server.last.params.guidance_scale) == ("a circle", 4.0)
+    body = {"images": [{"image_url": data_url(png())}], "guidance_scale": 3}
+    assert (await server.client.post(VARIATIONS, json=body)).status_code == 200
+    assert server.last.params.guidance_scale == 3
+    server = ImageServer(image_info(tasks=(ImageTask.EDIT,)))
+    assert "image_to_image" in error_of(await server.vary())["message"]
+
+
+async def test_metadata_of_an_edit_replays_it() -> None:
+    server = ImageServer()
+    answer = (await server.edit(mask=mask_png(), seed="3", n="2", strength="0.75")).json()
+    image = answer["data"][1]["b64_json"]
+    fields = json.loads(opened(image).info["tandem"])
+    body = {
+        **fields,
+        "images": [{"image_url": data_url(png())}],
+        "mask": {"image_url": data_url(mask_png())},
+    }
+    replayed = await server.client.post(EDITS, json=body)
+    assert replayed.json()["data"][0]["b64_json"] == image
+    assert replayed.json()["warnings"] == []
+
+
+async def test_other_content_types_are_a_415() -> None:
+    server = ImageServer()
+    for content_type in ("text/plain", "application/x-www-form-urlencoded", "image/png"):
+        headers = {"Content-Type": content_type}
+        response = await server.client.post(EDITS, content=b"x", headers=headers)
+        assert error_of(response, 415)
+    files = [("image", ("a.png", png(), "image/png"))]
+    response = await server.client.post("/v1/images/generations", files=files)
+    assert error_of(response, 415)

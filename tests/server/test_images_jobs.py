@@ -1,0 +1,227 @@
+"""Progress and cancelling by id, clients that leave, limits of the queue, shutdown."""
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+import pytest
+from fake_engine import Failure
+from fake_image_engine import image_info
+from image_server import GENERATIONS, ImageServer, error_of, named_events
+from text_server import until
+
+
+async def started(server: ImageServer, **body: Any) -> tuple["asyncio.Task[Any]", str]:
+    """A request that the engine has, and its id."""
+    count = len(server.engine.image_requests)
+    task = asyncio.create_task(server.generate(**body))
+    await until(lambda: len(server.engine.image_requests) > count)
+    return task, server.last.request_id
+
+
+async def job(server: ImageServer, image_id: str) -> Any:
+    response = await server.client.get(f"/v1/images/{image_id}")
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+async def test_progress_from_the_queue_to_the_end() -> None:
+    server = ImageServer()
+    server.engine.hold()
+    task, image_id = await started(server, n=2, num_inference_steps=5, seed=3)
+    state = await job(server, image_id)
+    assert (state["status"], state["progress"], state["queue_position"]) == ("queued", 0, 1)
+    assert (state["step"], state["num_steps"], state["n"]) == (0, 10, 2)
+    assert (state["model"], state["seed"], state["object"]) == ("painter", 3, "image.job")
+    server.engine.step_s = 0.02
+    server.engine.release()
+    seen = []
+    while not task.done():
+        seen.append(await job(server, image_id))
+        await asyncio.sleep(0.005)
+    steps = [state["step"] for state in seen]
+    assert steps == sorted(steps) and len(set(steps)) >= 3
+    assert {state["status"] for state in seen} <= {"queued", "running", "completed"}
+    state = await job(server, image_id)
+    assert (state["status"], state["progress"], state["num_finished"]) == ("completed", 1, 2)
+    assert state["queue_position"] is None
+    assert (await task).status_code == 200
+
+
+async def test_positions_follow_priority_then_arrival() -> None:
+    server = ImageServer()
+    server.engine.hold()
+    jobs = [await started(server, priority=priority) for priority in (0, 0, -1, 5, 0)]
+    positions = [(await job(server, image_id))["queue_position"] for _, image_id in jobs]
+    assert positions == [2, 3, 1, 5, 4]
+    server.engine.release()
+    assert {(await task).status_code for task, _ in jobs} == {200}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_delete_cancels(stream: bool) -> None:
+    server = ImageServer()
+    server.engine.hold()
+    task, image_id = await started(server, stream=stream)
+    response = await server.client.delete(f"/v1/images/{image_id}")
+    assert response.json()["status"] == "cancelled"
+    assert server.engine.aborted == [image_id]
+    answer = await asyncio.wait_for(task, 5)
+    if stream:
+        ((_, data),) = named_events(answer.text)
+        assert data["error"]["code"] == "request_aborted"
+    else:
+        assert error_of(answer, 499)["code"] == "request_aborted"
+    assert (await job(server, image_id))["status"] == "cancelled"
+    assert server.app.state.tandem.admission.num_in_flight() == 0
+    text = (await server.client.get("/metrics")).text
+    assert 'tandem_image_images_total{model_name="painter",outcome="cancelled"} 1.0' in text
+
+
+async def test_delete_after_the_end_changes_nothing() -> None:
+    server = ImageServer()
+    image_id = (await server.generate()).headers["X-Image-Id"]
+    for _ in range(2):
+        response = await server.client.delete(f"/v1/images/{image_id}")
+        assert response.json()["status"] == "completed"
+    assert server.engine.aborted == []
+
+
+async def test_failed_jobs_say_why() -> None:
+    server = ImageServer()
+    server.engine.failure = Failure(after=1, code="over_capacity", message="out of memory")
+    await server.generate()
+    state = await job(server, server.last.request_id)
+    assert (state["status"], state["error"]) == ("failed", "out of memory")
+    server.engine.failure = Failure(after=1, code="internal_error", message="secret")
+    await server.generate()
+    state = await job(server, server.last.request_id)
+    assert (state["status"], state["error"]) == ("failed", "internal error")
+
+
+async def test_unknown_ids_are_a_404() -> None:
+    server = ImageServer()
+    for image_id in ("nope", "img-" + "0" * 32, "x" * 300, "%00", "é"):
+        for method in ("GET", "DELETE"):
+            response = await server.client.request(method, f"/v1/images/{image_id}")
+            assert response.status_code in (400, 404)
+
+
+async def test_ids_cannot_be_guessed() -> None:
+    server = ImageServer()
+    ids = {(await server.generate()).headers["X-Image-Id"] for _ in range(8)}
+    assert len(ids) == 8
+    assert all(len(image_id) == len("img-") + 32 for image_id in ids)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_ends_the_work(stream: bool) -> None:
+    server = ImageServer()
+    server.engine.hold()
+    async with server.listening() as url, httpx.AsyncClient() as client:
+        body = {"prompt": "x", "stream": stream}
+        task = asyncio.create_task(client.post(url + GENERATIONS, json=body))
+        await until(lambda: len(server.engine.live_images) == 1)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await until(lambda: server.engine.aborted == [server.last.request_id])
+        await until(lambda: server.app.state.tandem.admission.num_in_flight() == 0)
+    assert (await job(server, server.last.request_id))["status"] == "cancelled"
+
+
+async def test_a_streams_id_comes_before_the_work() -> None:
+    server = ImageServer()
+    server.engine.hold()
+    body = {"prompt": "x", "stream": True}
+    async with (
+        server.listening() as url,
+        httpx.AsyncClient() as client,
+        client.stream("POST", url + GENERATIONS, json=body) as response,
+    ):
+        image_id = response.headers["X-Image-Id"]
+        assert (await client.get(f"{url}/v1/images/{image_id}")).json()["status"] == "queued"
+        server.engine.release()
+        lines = [line async for line in response.aiter_lines() if line.startswith("event:")]
+    assert lines == ["event: image_generation.completed"]
+
+
+async def test_a_dead_worker_is_a_503() -> None:
+    server = ImageServer()
+    server.engine.hold()
+    task, image_id = await started(server)
+    server.engine.kill_image_worker()
+    assert error_of(await task, 503)["code"] == "engine_dead"
+    assert (await job(server, image_id))["status"] == "failed"
+
+
+async def test_the_queue_counts_images() -> None:
+    server = ImageServer(max_queued_images=2, engine={"max_num_images": 3})
+    server.engine.hold()
+    first, _ = await started(server, n=4)
+    refused = await server.generate(n=2)
+    error = error_of(refused, 429)
+    assert error["message"].startswith(
+        "4 images are running or waiting and 2 more were asked for; the limit is 5 (2 waiting)"
+    )
+    assert int(refused.headers["Retry-After"]) >= 1
+    second, _ = await started(server, n=1)
+    server.engine.release()
+    assert (await first).status_code == (await second).status_code == 200
+    server.engine.hold()
+    alone, _ = await started(server, n=10)  # more than there are places, but alone
+    server.engine.release()
+    assert (await alone).status_code == 200
+
+
+async def test_a_refused_request_is_refused_before_its_files_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = ImageServer(max_queued_images=0, engine={"max_num_images": 1})
+    server.engine.hold()
+    task, _ = await started(server)
+    monkeypatch.setattr("server.routes.images.read_inputs", None)
+    error_of(await server.edit(), 429)
+    server.engine.release()
+    await task
+
+
+async def test_draining_refuses() -> None:
+    server = ImageServer()
+    server.app.state.tandem.lifecycle.begin_drain()
+    assert error_of(await server.generate(), 503)["code"] == "draining"
+
+
+async def test_limits_are_per_model() -> None:
+    server = ImageServer(
+        image_info("a"), image_info("b"), max_queued_images=0, engine={"max_num_images": 1}
+    )
+    server.engine.hold()
+    first, _ = await started(server, model="a")
+    second, _ = await started(server, model="b")
+    error_of(await server.generate(model="a"), 429)
+    server.engine.release()
+    assert (await first).status_code == (await second).status_code == 200
+
+
+async def test_nothing_is_left_behind() -> None:
+    server = ImageServer()
+    server.engine.failure = Failure(after=1)
+    await server.generate(n=2)
+    server.engine.failure = None
+    await server.generate(size="bad")
+    await server.generate(n=3, stream=True)
+    await server.edit(mask=b"broken")
+    state = server.app.state.tandem
+    assert state.admission.num_in_flight() == 0
+    assert server.engine.live_images == {}
+    assert state.image_jobs._live == {}
+
+
+async def test_prompts_stay_out_of_the_log(logs: list[Any]) -> None:
+    server = ImageServer()
+    await server.generate(prompt="my secret")
+    assert "my secret" not in json.dumps(logs, default=str)
+    server = ImageServer(log_prompts=True)
+    await server.generate(prompt="my secret")
+    assert "my secret" in json.dumps(logs, default=str)

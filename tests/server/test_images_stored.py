@@ -1,0 +1,115 @@
+"""Results by `url`: served to whoever has the name, for a while, within a bound."""
+
+import pytest
+from image_server import ImageServer, error_of, opened
+
+from engine.errors import InvalidParameter
+from server.image_store import ImageStore
+
+KEY = {"Authorization": "Bearer secret"}
+
+
+async def test_a_url_serves_the_image_without_a_key() -> None:
+    server = ImageServer(api_keys=["secret"])
+    body = {"prompt": "x", "response_format": "url", "output_format": "webp", "n": 2}
+    answer = (await server.client.post("/v1/images/generations", json=body, headers=KEY)).json()
+    urls = [image["url"] for image in answer["data"]]
+    assert len(set(urls)) == 2 and all(image["b64_json"] is None for image in answer["data"])
+    for url in urls:
+        assert url.startswith("http://test/v1/images/files/") and url.endswith(".webp")
+        response = await server.client.get(url)
+        assert response.status_code == 200
+        assert response.headers["content-type"] == "image/webp"
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.content[8:12] == b"WEBP"
+        assert (await server.client.head(url)).headers["content-length"] == str(
+            len(response.content)
+        )
+
+
+async def test_only_files_are_open() -> None:
+    server = ImageServer(api_keys=["secret"])
+    for method, path, status in (
+        ("GET", "/v1/images/files/nope.png", 404),
+        ("POST", "/v1/images/files/nope.png", 401),
+        ("DELETE", "/v1/images/files/nope.png", 401),
+        ("GET", "/v1/images/files", 401),
+        ("GET", "/v1/images/files/", 401),
+        ("GET", "/v1/images/files/../models", 401),
+        ("GET", "/v1/images/files/%2e%2e%2fmodels", 401),
+        ("GET", "/v1/images/files/a/b", 401),
+        ("GET", "/v1/images/img-1", 401),
+        ("DELETE", "/v1/images/img-1", 401),
+        ("POST", "/v1/images/generations", 401),
+        ("POST", "/v1/images/edits", 401),
+    ):
+        response = await server.client.request(method, path)
+        assert response.status_code == status, f"{method} {path}"
+
+
+async def test_urls_carry_the_prefix_of_the_proxy() -> None:
+    server = ImageServer(root_path="/llm")
+    body = {"prompt": "x", "response_format": "url"}
+    answer = (await server.client.post("/llm/v1/images/generations", json=body)).json()
+    url = answer["data"][0]["url"]
+    assert url.startswith("http://test/llm/v1/images/files/")
+    assert (await server.client.get(url)).status_code == 200
+
+
+async def test_edits_by_url() -> None:
+    server = ImageServer()
+    answer = (await server.edit(response_format="url")).json()
+    assert (await server.client.get(answer["data"][0]["url"])).status_code == 200
+
+
+async def test_what_cannot_be_kept_is_refused_before_it_is_drawn() -> None:
+    for settings, words in (
+        ({"image_store_bytes": 0}, "keeps no images"),
+        ({"image_store_bytes": 3 * 64 * 64 * 4 - 1}, "49152 bytes"),
+    ):
+        server = ImageServer(**settings)
+        error = error_of(await server.generate(n=3, response_format="url"))
+        assert error["param"] == "response_format" and words in error["message"]
+        assert server.engine.image_requests == []
+        answer = (await server.generate(n=3, response_format="b64_json")).json()
+        assert opened(answer["data"][2]["b64_json"]).size == (64, 64)
+
+
+class Clock:
+    now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_files_expire() -> None:
+    clock = Clock()
+    store = ImageStore(max_bytes=100, ttl_s=60, clock=clock)
+    name = store.put(b"abc", "png")
+    clock.now_s += 59
+    stored = store.get(name)
+    assert stored is not None and stored.data == b"abc"
+    assert store.seconds_left(stored) == 1
+    clock.now_s += 1
+    assert store.get(name) is None
+    assert (len(store), store.num_bytes) == (0, 0)
+
+
+def test_the_oldest_make_room() -> None:
+    store = ImageStore(max_bytes=10, ttl_s=60)
+    names = [store.put(bytes(4), "png") for _ in range(3)]
+    assert [store.get(name) is not None for name in names] == [False, True, True]
+    assert store.num_bytes == 8
+
+
+def test_names_are_long_and_random() -> None:
+    store = ImageStore(max_bytes=1000, ttl_s=60)
+    names = {store.put(b"x", "png") for _ in range(20)}
+    assert len(names) == 20 and all(len(name) == 48 + 4 for name in names)
+
+
+def test_room_is_checked_for_all_images_of_a_request() -> None:
+    store = ImageStore(max_bytes=800, ttl_s=60)
+    store.check_room(2, 100)
+    with pytest.raises(InvalidParameter, match="1200 bytes"):
+        store.check_room(3, 100)
