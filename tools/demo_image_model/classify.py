@@ -84,11 +84,22 @@ def look(blob: Blob) -> Seen:
     x = float(blob.alpha.sum(axis=0) @ grid) / area
     y = float(blob.alpha.sum(axis=1) @ grid) / area
     radii = {shape: float(np.sqrt(area / AREAS[shape])) / size for shape in SHAPES}
-    sharp = coverage([(shape, x, y, radii[shape]) for shape in SHAPES], size).numpy()
-    overlaps = np.max([_overlaps(_blur(sharp, s * size), blob.alpha) for s in BLURS], axis=0)
+    window, left, top = _window(blob.alpha, x, y, 1.1 * max(radii.values()))
+    scale = size / window.shape[0]
+    at = (x - left / size) * scale, (y - top / size) * scale
+    sharp = coverage([(s, *at, radii[s] * scale) for s in SHAPES], window.shape[0]).numpy()
+    overlaps = np.max([_overlaps(_blur(sharp, s * size), window) for s in BLURS], axis=0)
     best = int(overlaps.argmax())
     shape = SHAPES[best] if overlaps[best] >= MIN_OVERLAP else None
     return Seen(shape, blob.colour, x, y, radii[SHAPES[best]], float(overlaps[best]))
+
+
+def _window(alpha: np.ndarray, x: float, y: float, reach: float) -> tuple[np.ndarray, int, int]:
+    """A square part of `alpha` around (x, y), and its left and top: less to draw and compare."""
+    size = alpha.shape[0]
+    side = min(size, 2 * int(np.ceil((reach + 2 * BLURS[-1]) * size)))
+    left, top = (int(np.clip(round(c * size - side / 2), 0, size - side)) for c in (x, y))
+    return alpha[top : top + side, left : left + side], left, top
 
 
 def _blur(pictures: np.ndarray, sigma: float) -> np.ndarray:

@@ -10,7 +10,7 @@ from tools.demo_image_model.render import render
 from tools.demo_image_model.sampling import to_uint8
 from tools.demo_image_model.scenes import Scene, draw_scene, scene_rng, single_scene
 
-NUM = 400
+NUM = 150
 
 
 def draw(scenes: list[Scene], size: int) -> np.ndarray:
@@ -54,7 +54,7 @@ def test_reads_held_out_pairs(seed, size):
         single_scene(rng, background, colour, shape)
         for colour, shape in sorted(HELD_OUT)
         for background in BACKGROUNDS
-        for _ in range(6)
+        for _ in range(4)
     ]
     assert share_right(scenes, draw(scenes, size)) >= 0.98, f"seed {seed}"
 
@@ -66,9 +66,11 @@ def test_chance_on_noise(seed, size, smoothness):
     rng = np.random.default_rng(seed)
     scenes = [
         single_scene(rng, "white", colour, shape)
-        for colour, shape in zip(rng.choice(list(COLOURS), 200), rng.choice(SHAPES, 200))
+        for colour, shape in zip(
+            rng.choice(list(COLOURS), 100), rng.choice(SHAPES, 100), strict=True
+        )
     ]
-    noise = rng.standard_normal((200, size, size, 3))
+    noise = rng.standard_normal((100, size, size, 3))
     noise = ndimage.gaussian_filter(noise, (0, smoothness * size, smoothness * size, 0))
     pictures = (128 + 90 * noise / noise.std()).clip(0, 255).astype(np.uint8)
     hits = sum(
@@ -76,7 +78,7 @@ def test_chance_on_noise(seed, size, smoothness):
         == [(scene.items[0].colour, scene.items[0].shape)]
         for scene, picture in zip(scenes, pictures, strict=True)
     )
-    assert hits <= 12, f"seed {seed}"  # 5 expected of pure luck, 12 is 3 standard deviations more
+    assert hits <= 8, f"seed {seed}"  # 2.5 by pure luck, and 3.5 standard deviations more
 
 
 def test_chance_on_other_scenes(seed):

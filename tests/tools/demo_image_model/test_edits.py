@@ -1,5 +1,7 @@
 """Editing pairs: determinism, honesty of the instruction, no held-out pair, known words only."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -37,7 +39,7 @@ def test_no_held_out_pair(seed, edits):
 def test_instructions_name_no_held_out_pair(seed, edits):
     for edit in edits:
         words = edit.instruction.split()
-        neighbours = set(zip(words, words[1:], strict=False))
+        neighbours = set(pairwise(words))
         assert not HELD_OUT & neighbours, f"seed {seed}: {edit.instruction}"
 
 

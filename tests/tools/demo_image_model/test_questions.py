@@ -1,6 +1,7 @@
 """What the evaluation asks: held-out pairs only where they belong; scenes and captions never."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ def seed() -> int:
 
 def neighbours(text: str) -> set[tuple[str, str]]:
     words = text.split()
-    return set(zip(words, words[1:], strict=False))
+    return set(pairwise(words))
 
 
 def test_scenes_and_captions_hold_no_held_out_pair(seed):

@@ -1,0 +1,137 @@
+"""Measured results as Markdown: fills the part of the page between two marks.
+
+    python -m tools.demo_image_model.tables docs/image_model.json docs/image_model.md
+
+Numbers come from the JSON file that `evaluate` and `evaluate_edit` write, and from nowhere else.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+SUITE_TITLES = {
+    "single": "one object",
+    "double": "two objects",
+    "held_out": "one object, held-out pair",
+    "held_out_double": "two objects, one of a held-out pair",
+}
+PARTS = ("objects", "colours", "shapes", "size", "place", "relation", "background", "all")
+
+
+def share(counts: Iterable[int]) -> str:
+    """`96.4 % (94.3-97.7)`: the share and its 95 % Wilson interval; `-` of nothing asked."""
+    right, asked = counts
+    if not asked:
+        return "-"
+    z = 1.96
+    middle = (right + z * z / 2) / (asked + z * z)
+    spread = z / (asked + z * z) * np.sqrt(right * (asked - right) / asked + z * z / 4)
+    low, high = max(0.0, middle - spread), min(1.0, middle + spread)
+    return f"{100 * right / asked:.1f} % ({100 * low:.1f}-{100 * high:.1f})"
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    header = list(header)
+    lines = [header, ["---"] * len(header), *map(list, rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def images_section(results: Mapping[str, Any]) -> str:
+    """Text-to-image results at one size."""
+    guidance, steps, size = results["guidance"], results["steps"], results["size"]
+    parts = [f"### Pictures of {size} pixels, guidance {guidance:g}, {steps} steps"]
+    suites = {name: results[name] for name in SUITE_TITLES if name in results}
+    rows = [
+        [SUITE_TITLES[name], str(counts["all"][1])]
+        + [share(counts[part]) if part in counts else "-" for part in PARTS]
+        for name, counts in suites.items()
+    ]
+    parts.append(table(["prompt", "asked", *PARTS], rows))
+    if "negative" in results:
+        negative = results["negative"]
+        parts.append(
+            "The negated colour is seen in "
+            f"{share(negative['with'])} of the pictures with the negative prompt and in "
+            f"{share(negative['without'])} without it, same prompts and seeds."
+        )
+    if "diversity" in results:
+        diversity = results["diversity"]
+        rows = [[f"{value:.2f}" for value in diversity.values()]]
+        parts.append("Spread over seeds (1 is even; pixels of 255):")
+        parts.append(table(diversity, rows))
+    for name, axis in (("guidance_curve", "guidance"), ("steps_curve", "steps")):
+        if name in results:
+            parts.append(f"Objects right against {axis}:")
+            parts.append(_curve(results[name], axis))
+    return "\n\n".join(parts)
+
+
+def _curve(curve: Mapping[str, Any], axis: str) -> str:
+    points = sorted(curve, key=float)
+    names = [name for name in SUITE_TITLES if name in curve[points[0]]]
+    rows = [[point, *(share(curve[point][name]["objects"]) for name in names)] for point in points]
+    return table([axis, *(SUITE_TITLES[name] for name in names)], rows)
+
+
+def edits_section(results: Mapping[str, Any]) -> str:
+    """Editing results at one size."""
+    parts = [
+        f"### Edits at {results['size']} pixels, guidance {results['guidance']:g}, "
+        f"image guidance {results['image_guidance']:g}, {results['steps']} steps"
+    ]
+    if "kinds" in results:
+        verdicts = ("edited", "kept", "success")
+        rows = [
+            [kind, str(counts["success"][1]), *(share(counts[verdict]) for verdict in verdicts)]
+            for kind, counts in sorted(results["kinds"].items(), key=lambda one: one[0] != "all")
+        ]
+        parts.append(table(["edit", "asked", *verdicts], rows))
+    if "guidance_grid" in results:
+        grid = results["guidance_grid"]
+        columns = sorted(next(iter(grid.values())), key=float)
+        rows = [
+            [guidance, *(share(grid[guidance][column]["success"]) for column in columns)]
+            for guidance in sorted(grid, key=float)
+        ]
+        parts.append("Success against guidance (down) and image guidance (across):")
+        parts.append(table(["", *columns], rows))
+    return "\n\n".join(parts)
+
+
+def render_results(results: Mapping[str, Any]) -> str:
+    """All sections, pictures before edits, small before large."""
+    keys = sorted(results, key=lambda key: (key.split()[0] != "images", int(key.split()[1])))
+    sections = {"images": images_section, "edits": edits_section}
+    return "\n\n".join(sections[key.split()[0]](results[key]) for key in keys)
+
+
+def fill(page: str, text: str) -> str:
+    """The page with `text` between its marks.
+
+    Raises:
+        ValueError: the page does not have each mark once, in order.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end) or BEGIN in after or END in after or END in before:
+        raise ValueError(f"the page needs one {BEGIN} and, after it, one {END}")
+    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path, help="JSON file")
+    parser.add_argument("page", type=Path, help="Markdown page, changed in place")
+    args = parser.parse_args()
+    results = json.loads(args.results.read_text())
+    args.page.write_text(fill(args.page.read_text(), render_results(results)))
+
+
+if __name__ == "__main__":
+    main()
