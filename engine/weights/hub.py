@@ -21,6 +21,7 @@ import structlog
 
 from engine.errors import ModelLoadError, ModelNotFound
 from engine.weights import verified_file
+from engine.weights.diffusers_layout import HALF_FIRST, UNUSED, choose_weights, has_pickles
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
@@ -30,6 +31,7 @@ log = structlog.get_logger(__name__)
 _POLL_S = 0.25
 _SMALL_FILES = (".json", ".jinja", ".txt", ".model")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_IMAGE_INDEX = "model_index.json"
 
 
 def fetch_hub_model(
@@ -44,10 +46,11 @@ def fetch_hub_model(
     """Folder of the repository's files, or the path of its GGUF file `filename`.
 
     Only what serving needs is fetched: safetensors if there are any, else the one GGUF file, and
-    the small files beside them. A completed download is used as it is: a branch that has moved on
-    is not noticed; name another `revision`, or delete the record, to fetch it again. Whole files
-    survive an interruption; a broken connection is resumed; the file in progress when the process
-    is killed starts over.
+    the small files beside them; of an image model each component once, in half precision if there
+    is a choice. A completed download is used as it is: a branch that has moved on is not noticed;
+    name another `revision`, or delete the record, to fetch it again. Whole files survive an
+    interruption; a broken connection is resumed; the file in progress when the process is killed
+    starts over.
 
     Raises:
         ModelNotFound: no such repository, revision or file, no access to it, or no network.
@@ -118,6 +121,8 @@ def select_files(repo: str, names: Sequence[str], filename: str | None) -> list[
                 f"{repo} has no file {filename!r}; its GGUF files: {', '.join(ggufs) or 'none'}"
             )
         return [filename]
+    if _IMAGE_INDEX in top:
+        return [_IMAGE_INDEX, *_component_files(repo, names)]
     weights = _safetensors(top)
     if not weights and len(ggufs) == 1:
         return ggufs
@@ -134,6 +139,35 @@ def select_files(repo: str, names: Sequence[str], filename: str | None) -> list[
     if not weights:
         raise ModelLoadError(f"{repo} holds neither .safetensors nor .gguf files; is it a model?")
     return [name for name in top if name in weights or name.endswith(_SMALL_FILES)]
+
+
+def _component_files(repo: str, names: Sequence[str]) -> list[str]:
+    """Of an image model: the small files and one set of the weights of each component."""
+    chosen: list[str] = []
+    for folder, files in _components(names).items():
+        _, weights = choose_weights(files, HALF_FIRST)
+        if not weights and has_pickles(files):
+            raise ModelLoadError(
+                f"{repo} has the weights of its {folder} as pickles only, which can run code when "
+                f"read; look for a repository, or a revision, with safetensors"
+            )
+        small = [name for name in files if name.endswith(_SMALL_FILES)]
+        chosen += [f"{folder}/{name}" for name in (*small, *weights)]
+    return chosen
+
+
+def _components(names: Sequence[str]) -> dict[str, list[str]]:
+    """Files of each folder that has a configuration, by folder."""
+    folders: dict[str, list[str]] = {}
+    for name in names:
+        folder, _, file = name.partition("/")
+        if file and "/" not in file and folder not in UNUSED:
+            folders.setdefault(folder, []).append(file)
+    return {
+        folder: files
+        for folder, files in folders.items()
+        if any(file.endswith("config.json") for file in files)
+    }
 
 
 def _safetensors(top: Sequence[str]) -> set[str]:
@@ -174,12 +208,15 @@ def _in_library_cache(repo: str, revision: str | None, filename: str | None) -> 
                 repo,
                 revision=revision,
                 local_files_only=True,
-                allow_patterns=filename or ["config.json", "tokenizer.json", "*.safetensors"],
+                allow_patterns=filename
+                or ["config.json", "tokenizer.json", "*.safetensors", _IMAGE_INDEX],
             )
         )
         names = sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*"))
         if filename is not None:
             return snapshot if filename in names else None
+        if _IMAGE_INDEX in names:
+            return snapshot if _is_whole(snapshot, names) else None
         index = snapshot / "model.safetensors.index.json"
         needed = {"config.json", "tokenizer.json"} | (_safetensors(names) or {"no weights"})
         if index.exists():
@@ -187,6 +224,22 @@ def _in_library_cache(repo: str, revision: str | None, filename: str | None) -> 
     except (OSError, ValueError, KeyError, AttributeError, HFValidationError):
         return None
     return snapshot if needed <= set(names) else None
+
+
+def _is_whole(snapshot: Path, names: Sequence[str]) -> bool:
+    """Whether each component of an image model has its configuration and all of its weights."""
+    index = json.loads((snapshot / _IMAGE_INDEX).read_text())
+    components = _components(names)
+    for name, entry in index.items():
+        if not isinstance(entry, list) or None in entry or name in UNUSED:
+            continue
+        files = components.get(name)
+        if files is None:
+            return False
+        # Tokenizers and schedulers have no weights, and no file of this name.
+        if "config.json" in files and not choose_weights(files, HALF_FIRST)[1]:
+            return False
+    return True
 
 
 @contextlib.contextmanager

@@ -237,3 +237,91 @@ def test_two_at_once(local_hub: Any, tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: resolve("org/model", tmp_path), range(4)))
     assert len(set(found)) == 1
+
+
+IMAGE_INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "_diffusers_version": "0.30.0",
+    "feature_extractor": ["transformers", "CLIPImageProcessor"],
+    "image_encoder": [None, None],
+    "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+    "scheduler": ["diffusers", "PNDMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+}
+IMAGE_FILES = {
+    "model_index.json": json.dumps(IMAGE_INDEX).encode(),
+    "README.md": b"hello",
+    "v1-5-pruned.safetensors": bytes(1000),
+    "v1-5-pruned.ckpt": bytes(1000),
+    "feature_extractor/preprocessor_config.json": b"{}",
+    "safety_checker/config.json": b"{}",
+    "safety_checker/model.safetensors": bytes(1000),
+    "scheduler/scheduler_config.json": b"{}",
+    "text_encoder/config.json": b"{}",
+    "text_encoder/model.safetensors": bytes(1000),
+    "text_encoder/pytorch_model.bin": bytes(1000),
+    "tokenizer/tokenizer_config.json": b"{}",
+    "tokenizer/vocab.json": b"{}",
+    "tokenizer/merges.txt": b"",
+    "unet/config.json": b"{}",
+    "unet/diffusion_pytorch_model.bin": bytes(1000),
+    "unet/diffusion_pytorch_model.fp16.safetensors": bytes(1000),
+    "unet/diffusion_pytorch_model.non_ema.safetensors": bytes(1000),
+    "unet/diffusion_pytorch_model.safetensors": bytes(1000),
+    "unet/openvino/config.json": b"{}",
+}
+
+
+def test_an_image_model_comes_once_and_without_pickles(local_hub: Any, tmp_path: Path) -> None:
+    local_hub.repos["org/draw"] = IMAGE_FILES
+    checkpoint = resolve("org/draw", tmp_path)
+    assert (checkpoint.kind, checkpoint.name) == ("diffusers", "org/draw")
+    files = [p for p in checkpoint.path.rglob("*") if p.is_file()]
+    assert sorted(p.relative_to(checkpoint.path).as_posix() for p in files) == [
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "text_encoder/config.json",
+        "text_encoder/model.safetensors",
+        "tokenizer/merges.txt",
+        "tokenizer/tokenizer_config.json",
+        "tokenizer/vocab.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+    ]
+    num_requests = len(local_hub.requests)
+    assert resolve("org/draw", tmp_path, offline=True) == checkpoint
+    assert len(local_hub.requests) == num_requests
+
+
+def test_one_file_of_an_image_model(local_hub: Any, tmp_path: Path) -> None:
+    content = b"\x02" + bytes(7) + b"{}"
+    local_hub.repos["org/draw"] = IMAGE_FILES | {"v1-5-pruned.safetensors": content}
+    checkpoint = resolve("org/draw:v1-5-pruned.safetensors", tmp_path)
+    assert (checkpoint.kind, checkpoint.name) == ("single_file", "v1-5-pruned")
+    assert checkpoint.path.read_bytes() == content
+    assert local_hub.asked("GET", "diffusion_pytorch_model.safetensors") == []
+
+
+def test_an_image_model_with_pickles_is_refused(local_hub: Any, tmp_path: Path) -> None:
+    local_hub.repos["org/draw"] = {
+        name: data for name, data in IMAGE_FILES.items() if not name.startswith("unet/diff")
+    } | {"unet/diffusion_pytorch_model.bin": b"1"}
+    with pytest.raises(ModelLoadError, match="weights of its unet as pickles only"):
+        resolve("org/draw", tmp_path)
+
+
+@pytest.mark.parametrize("missing", [None, "unet/diff*", "tokenizer/*"])
+def test_an_image_model_that_another_tool_fetched(
+    local_hub: Any, tmp_path: Path, missing: str | None
+) -> None:
+    import huggingface_hub
+
+    local_hub.repos["org/draw"] = IMAGE_FILES
+    huggingface_hub.snapshot_download("org/draw", ignore_patterns=missing)
+    if missing is None:
+        assert resolve("org/draw", tmp_path, offline=True).kind == "diffusers"
+        return
+    with pytest.raises(ModelNotFound):
+        resolve("org/draw", tmp_path, offline=True)

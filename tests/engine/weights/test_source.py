@@ -70,6 +70,14 @@ def test_a_gguf_file(tmp_path: Path) -> None:
     assert resolve(tmp_path / "blob").kind == "gguf"
 
 
+def test_image_models(tmp_path: Path) -> None:
+    path = folder(tmp_path / "draw", "model_index.json", "config.json", "x.safetensors")
+    assert resolve(path) == Checkpoint("diffusers", path, "draw")
+    file = tmp_path / "Fine.Tune.safetensors"
+    file.write_bytes(b"\x02" + bytes(7) + b"{}")
+    assert resolve(file) == Checkpoint("single_file", file, "Fine.Tune")
+
+
 @pytest.mark.parametrize(
     ("names", "error", "words"),
     [
@@ -95,7 +103,8 @@ def test_files_that_cannot_be_served(tmp_path: Path) -> None:
         ("a.gguf", b"nope", CorruptFile, "does not begin like a GGUF file"),
         ("a.gguf", b"", CorruptFile, "does not begin like a GGUF file"),
         ("model.bin", b"PK", ModelLoadError, "pickles"),
-        ("model.safetensors", b"{}", CorruptFile, "folder with config.json"),
+        ("model.safetensors", b"{}", CorruptFile, "begin like a safetensors file"),
+        ("model.bin.x", b"{}", CorruptFile, "folder with config.json"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(error, match=words):

@@ -112,16 +112,15 @@ def test_clip_skip_counts_from_the_layer_before_the_last() -> None:
     parts, seed = parts_of(), fresh_seed()
     theirs = parts.pipeline(diffusers.StableDiffusionXLPipeline)(
         prompt="a boat",
-        negative_prompt="sea",
         latents=noise(seed),
         height=16,
         width=16,
         num_inference_steps=3,
-        guidance_scale=6.0,
+        guidance_scale=1.0,
         clip_skip=1,
         output_type="latent",
     ).images
-    job = Job("a boat", noise(seed), negative="sea", guidance=6.0, clip_skip=1)
+    job = Job("a boat", noise(seed), guidance=1.0, clip_skip=1)
     assert_same(draw(parts.family(), job), theirs, seed)
 
 

@@ -178,6 +178,6 @@ def _clip_config(tokenizer: CLIPTokenizer, width: int) -> CLIPTextConfig:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         # Larger than CLIP's, or prompts would hardly differ.
-        initializer_range=0.3,
-        initializer_factor=5.0,
+        initializer_range=0.1,
+        initializer_factor=2.0,
     )
