@@ -1,7 +1,7 @@
 """The OpenAPI document, with what only a running server knows: served ids and their limits.
 
-So the document says which models may be named, how many tokens they take, and which token ids
-exist, rather than «some string» and «some integer».
+So the document says which models may be named, how many tokens they take, which token ids and
+which schedulers exist, rather than «some string» and «some integer».
 """
 
 import copy
@@ -12,7 +12,9 @@ from fastapi import FastAPI
 
 from engine.client import EngineClient
 from engine.config import Policy
-from engine.types import ModelInfo
+from engine.image_types import ImageModelInfo
+from engine.types import ModelInfo, ModelKind
+from server.catalog import served_names
 
 _TOKEN_COUNTS = ("max_tokens", "max_completion_tokens", "min_tokens")
 
@@ -24,11 +26,16 @@ def install(app: FastAPI, engine: EngineClient, policy: Policy) -> None:
     def openapi() -> dict[str, Any]:
         document = copy.deepcopy(describe())
         _drop_unused_422(document)
-        served = [status.model for status in engine.statuses()]
-        for schema in document["components"]["schemas"].values():
-            if "model" in schema.get("properties", {}) and "additionalProperties" in schema:
-                _name_models(schema, served)
+        for name, schema in document["components"]["schemas"].items():
+            if "model" not in schema.get("properties", {}) or "additionalProperties" not in schema:
+                continue
+            if name.startswith("Image"):
+                _name_models(schema, served_names(engine, ModelKind.IMAGE))
+                _fill_in_images(schema["properties"], engine.image_models())
+            else:
+                _name_models(schema, served_names(engine, ModelKind.TEXT))
                 _fill_in(schema["properties"], engine.models(), policy)
+        served = [status.model for status in engine.statuses()]
         for parameter in document["paths"]["/v1/models/{model_id}"]["get"]["parameters"]:
             parameter["schema"]["enum"] = served
         return document
@@ -47,6 +54,8 @@ def _drop_unused_422(document: dict[str, Any]) -> None:
 
 def _name_models(schema: dict[str, Any], served: Sequence[str]) -> None:
     """Required where there is a choice; where there is none it may be left out or empty."""
+    if not served:
+        return
     model = schema["properties"]["model"]
     named = _variant(model, "string")
     if len(served) == 1:
@@ -71,6 +80,12 @@ def _fill_in(properties: dict[str, Any], infos: Sequence[ModelInfo], policy: Pol
     for name in ("prompt", "tokens", "stop_token_ids"):
         for items in _integer_items(properties.get(name, {})):
             items["maximum"] = last_token
+
+
+def _fill_in_images(properties: dict[str, Any], infos: Sequence[ImageModelInfo]) -> None:
+    names = {name: None for info in infos for name in info.schedulers}
+    if names:
+        _variant(properties["scheduler"], "string")["enum"] = [*names, ""]
 
 
 def _variant(schema: dict[str, Any], type: str) -> dict[str, Any]:

@@ -98,6 +98,7 @@ class ImageFields(ModelRequest):
         None,
         max_length=32,
         description="`WIDTHxHEIGHT` in pixels. auto is the model's size, or the input image's.",
+        json_schema_extra={"pattern": "^(auto|[0-9]{1,6}[xX][0-9]{1,6})?$"},
     )
     quality: Quality | None = Field(
         None,
