@@ -16,7 +16,7 @@ from server.image_reply import ImageReply
 from server.image_run import FileOptions, ImageRun
 from server.json_route import JsonRoute
 from server.middleware.access_log import annotate
-from server.protocol.answers import error_answers, stream_answer
+from server.protocol.answers import ErrorAnswer, error_answers, stream_answer
 from server.protocol.image_answers import ImageJobAnswer, ImagesAnswer
 from server.protocol.images import (
     ImageEditRequest,
@@ -38,7 +38,8 @@ FileName = Annotated[str, Path(max_length=256, description="As in the `url` of a
 
 def _responses(prefix: str) -> dict[int | str, dict[str, Any]]:
     chunk = f"`{prefix}.partial_image` or `{prefix}.completed`"
-    return {200: stream_answer(ImagesAnswer, chunk), **error_answers()}
+    cancelled = {"model": ErrorAnswer, "description": "Cancelled by its id."}
+    return {200: stream_answer(ImagesAnswer, chunk), **error_answers(), 499: cancelled}
 
 
 @router.post(
