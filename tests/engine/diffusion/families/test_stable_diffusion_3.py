@@ -11,7 +11,7 @@ from diffusers import (
     StableDiffusion3Img2ImgPipeline,
     StableDiffusion3Pipeline,
 )
-from tiny_transformers import CHANNELS, FACTOR, Sd3Parts, sd3_parts
+from tiny_transformers import CHANNELS, FACTOR, Sd3Parts, draw, sd3_parts
 
 from engine.diffusion.families.autoencoder import Autoencoder
 from engine.diffusion.families.family import PromptStates, PromptText, Row
@@ -80,11 +80,6 @@ def noise(seed: int) -> torch.Tensor:
     return torch.randn((1, CHANNELS, HEIGHT // FACTOR, WIDTH // FACTOR), generator=generator)
 
 
-def pixels(latents: Any) -> torch.Tensor:
-    """What `output_type="pt"` gives, back in [-1, 1]."""
-    return latents * 2 - 1
-
-
 @pytest.mark.parametrize("name", FLOW_SCHEDULES)
 @pytest.mark.parametrize("with_t5", [True, False])
 @pytest.mark.parametrize("guided", [True, False])
@@ -104,10 +99,9 @@ def test_text_to_image_equals_diffusers(name: str, with_t5: bool, guided: bool) 
         "height": HEIGHT,
         "width": WIDTH,
     }
-    theirs = oracle(parts, name)(**arguments, output_type="latent").images
-    picture = oracle(parts, name)(**arguments, output_type="pt").images
+    theirs, picture = draw(oracle(parts, name), **arguments)
     assert (ours - theirs).abs().max() < TOLERANCE, f"{seed=}"
-    assert (family.decode(ours) - pixels(picture)).abs().max() < TOLERANCE, f"{seed=}"
+    assert (family.decode(ours) - picture).abs().max() < TOLERANCE, f"{seed=}"
     assert (ours - noise(seed)).abs().max() > 0.1, "denoising did something"
 
 
@@ -127,12 +121,19 @@ def test_image_to_image_equals_diffusers(name: str, strength: float) -> None:
     begin = schedule.start_of(strength, steps)
     start = schedule.noised(clean, first_noise, begin)
     ours = denoise(family, schedule, start, states, begin)
-    theirs = oracle(parts, name, StableDiffusion3Img2ImgPipeline)(
-        prompt=prompt, image=(image + 1) / 2, strength=strength, num_inference_steps=steps,
-        guidance_scale=SCALE, generator=torch.Generator().manual_seed(seed),
-        height=HEIGHT, width=WIDTH, output_type="latent",
-    ).images  # fmt: skip
+    theirs, picture = draw(
+        oracle(parts, name, StableDiffusion3Img2ImgPipeline),
+        prompt=prompt,
+        image=(image + 1) / 2,
+        strength=strength,
+        num_inference_steps=steps,
+        guidance_scale=SCALE,
+        generator=torch.Generator().manual_seed(seed),
+        height=HEIGHT,
+        width=WIDTH,
+    )
     assert (ours - theirs).abs().max() < TOLERANCE, f"{seed=}"
+    assert (family.decode(ours) - picture).abs().max() < TOLERANCE, f"{seed=}"
 
 
 def test_dynamic_shift_equals_diffusers() -> None:

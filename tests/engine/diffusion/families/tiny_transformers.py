@@ -172,6 +172,18 @@ def flux_parts(seed: int, transformer: dict[str, Any] | None = None, **scheduler
     )
 
 
+def draw(pipeline: Any, **arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Final latents and picture, in [-1, 1], of one run of a diffusers pipeline."""
+    steps: list[torch.Tensor] = []
+
+    def keep(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        steps.append(tensors["latents"])
+        return {}
+
+    images = pipeline(**arguments, callback_on_step_end=keep, output_type="pt").images
+    return steps[-1], images * 2 - 1
+
+
 def stirred(model: Any) -> Any:
     """Zero-initialised weights made random, so that every part of the input has an effect."""
     with torch.no_grad():
