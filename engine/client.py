@@ -14,7 +14,7 @@ from typing import Any, Protocol, overload
 from engine.errors import Draining, EngineDead, EngineError, UnknownModel
 from engine.image_share import ImageShare
 from engine.image_types import ImageEvent, ImageModelInfo, ImageRequest, ImageStats
-from engine.model_spec import DEFAULT_MODEL, ModelSpec
+from engine.model_spec import DEFAULT_MODELS, ModelSpec
 from engine.rejection import rejection
 from engine.request_stream import RequestStream, StreamTable
 from engine.runtime.memory import MemoryArbiter
@@ -30,7 +30,7 @@ from engine.types import (
 )
 
 __all__ = [
-    "DEFAULT_MODEL",
+    "DEFAULT_MODELS",
     "EngineClient",
     "InProcessEngineClient",
     "ModelSpec",

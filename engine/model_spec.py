@@ -5,7 +5,8 @@ from pathlib import PurePath
 
 from engine.errors import InvalidParameter
 
-DEFAULT_MODEL = "smollm2-135m-instruct"
+DEFAULT_MODELS = ("smollm2-135m-instruct", "tandem-shapes")
+"""What a fresh machine serves: text from a wheel, images from a model that we ship."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,11 @@
-"""Tells the operator how loading goes and, once it is over, how to ask the first question."""
+"""Tells the operator how loading goes and, once it is over, how to ask the first questions."""
 
 import asyncio
 import json
 import shlex
 import time
 from collections.abc import Callable
+from typing import Any
 
 import structlog
 
@@ -49,11 +50,22 @@ class Announcer:
         ready = [status.model for status in statuses if status.phase is Phase.READY]
         if not ready:
             return
-        curl = curl_line(self._listener, ready[0], with_key=bool(self._settings.read_api_keys()))
+        lines = self._first_questions()
         if self._settings.log_format == "json":
-            log.info("ready", models=ready, try_with=curl)
+            log.info("ready", models=ready, try_with=lines)
         else:
-            self._tell(f"\nReady. Try:\n\n  {curl}\n")
+            self._tell("\nReady. Try:\n\n" + "".join(f"  {line}\n\n" for line in lines))
+
+    def _first_questions(self) -> list[str]:
+        """One for the first text model and one for the first image model, as far as there are."""
+        with_key = bool(self._settings.read_api_keys())
+        lines = [
+            curl_line(self._listener, info.model, with_key=with_key)
+            for info in self._engine.models()[:1]
+        ]
+        for info in self._engine.image_models()[:1]:
+            lines.append(image_curl_line(self._listener, info.model, with_key=with_key))
+        return lines
 
     def _report(self, status: ModelStatus) -> None:
         """One line per phase, per tenth of its progress, and per news after some silence."""
@@ -88,11 +100,23 @@ def curl_line(listener: Listener, model: str, *, with_key: bool) -> str:
     """A first question that can be pasted into a shell."""
     message = {"role": "user", "content": "Say hello in one sentence."}
     fields = {"model": model, "messages": [message], "max_tokens": 64, "temperature": 0}
-    body = json.dumps(fields)
+    return _curl(listener, "/v1/chat/completions", fields, with_key=with_key)
+
+
+def image_curl_line(listener: Listener, model: str, *, with_key: bool) -> str:
+    """A first picture, written to image.png."""
+    fields = {"model": model, "prompt": "a large red circle left of a small blue star", "seed": 1}
+    curl = _curl(listener, "/v1/images/generations", fields, with_key=with_key)
+    decode = "import base64, json, sys; b = json.load(sys.stdin)['data'][0]['b64_json']; "
+    decode += "open('image.png', 'wb').write(base64.b64decode(b))"
+    return f"{curl.replace('curl', 'curl -s', 1)} | python3 -c {shlex.quote(decode)}"
+
+
+def _curl(listener: Listener, path: str, fields: dict[str, Any], *, with_key: bool) -> str:
     words = ["curl"]
     if listener.uds is not None:
         words += ["--unix-socket", shlex.quote(str(listener.uds))]
-    words += [f"{listener.url}/v1/chat/completions", "-H", "'Content-Type: application/json'"]
+    words += [f"{listener.url}{path}", "-H", "'Content-Type: application/json'"]
     if with_key:
         words += ["-H", '"Authorization: Bearer $API_KEY"']
-    return " ".join([*words, "-d", shlex.quote(body)])
+    return " ".join([*words, "-d", shlex.quote(json.dumps(fields))])

@@ -35,7 +35,7 @@ from pydantic_settings import (
 
 from engine.config import EngineConfig
 from engine.errors import InvalidParameter
-from engine.model_spec import DEFAULT_MODEL, ModelSpec
+from engine.model_spec import DEFAULT_MODELS, ModelSpec
 from server.settings_problem import (
     ENV_PREFIX,
     Origins,
@@ -139,7 +139,7 @@ class Settings(BaseSettings):
 
     config: Path | None = Field(None, description="YAML file with settings, by the same names.")
     models: Annotated[tuple[ModelText, ...], *CommaList] = Field(
-        (DEFAULT_MODEL,),
+        DEFAULT_MODELS,
         min_length=1,
         description="What to serve: a hub id, folder, .gguf file or built-in name, or NAME=any of "
         "them to serve it under NAME.",
@@ -195,7 +195,7 @@ class Settings(BaseSettings):
         description="Largest image request: its pixels times steps times n, in millions.",
     )
     max_image_input_pixels: int = Field(
-        1 << 25,
+        1 << 24,
         ge=1,
         le=1 << 30,
         description="Pixels that the input images of a request may have together, once decoded.",

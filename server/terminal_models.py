@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from engine.model_spec import DEFAULT_MODEL
+from engine.model_spec import DEFAULT_MODELS
 from server.settings import ClientSettings
 from server.terminal_client import ServerProblem, fetch, fetch_models, open_client
 
@@ -14,7 +14,7 @@ from server.terminal_client import ServerProblem, fetch, fetch_models, open_clie
 def models_command(settings: ClientSettings) -> int:
     """Print both lists. Returns the exit code: 1 if no server answers."""
     console = Console(markup=False, highlight=False)
-    console.print(f"Built-in names: {DEFAULT_MODEL}")
+    console.print(f"Built-in names: {', '.join(DEFAULT_MODELS)}")
     try:
         with open_client(settings) as client:
             states = fetch(client, "/ready", accept=(200, 503))["models"]

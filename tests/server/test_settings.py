@@ -6,6 +6,7 @@ import os
 import pytest
 
 from engine.config import EngineConfig
+from engine.model_spec import DEFAULT_MODELS
 from server.settings import Settings, load_client_settings, load_settings, unknown_variables
 from server.settings_problem import SettingsProblem
 
@@ -39,7 +40,7 @@ def test_defaults_need_nothing():
     settings = load_settings({})
     assert (settings.host, settings.port) == ("127.0.0.1", 8000)
     assert settings.engine == EngineConfig()
-    assert [spec.name for spec in settings.model_specs] == ["smollm2-135m-instruct"]
+    assert [spec.name for spec in settings.model_specs] == list(DEFAULT_MODELS)
     assert settings.read_api_keys() == ()
 
 
