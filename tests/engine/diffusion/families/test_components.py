@@ -1,0 +1,188 @@
+"""Diffusers folders: what is loaded, and what is said about those that cannot be."""
+
+import copy
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from denoise_loop import Job, draw
+from safetensors.torch import load_file, save_file
+from tiny_pipelines import CPU, Parts, tiny_parts, tiny_unet
+
+from engine.diffusion.families.registry import load_family, pipeline_name, weight_bytes
+from engine.diffusion.families.stable_diffusion import StableDiffusionFamily
+from engine.diffusion.families.stable_diffusion_xl import StableDiffusionXLFamily
+from engine.errors import (
+    CorruptFile,
+    MissingWeight,
+    ModelLoadError,
+    ShapeMismatch,
+    UnsupportedArchitecture,
+)
+from engine.image_types import ImageTask
+from engine.weights.source import Checkpoint
+
+
+def save(parts: Parts, folder: Path, **index: object) -> Path:
+    """As `save_pretrained` of the pipeline would."""
+    components = {
+        "unet": ("diffusers", parts.unet),
+        "vae": ("diffusers", parts.vae),
+        "scheduler": ("diffusers", parts.scheduler),
+        "text_encoder": ("transformers", parts.text_encoder),
+        "tokenizer": ("transformers", parts.tokenizer),
+        "text_encoder_2": ("transformers", parts.text_encoder_2),
+        "tokenizer_2": ("transformers", parts.tokenizer_2),
+    } | {name: ("diffusers", unet) for name, unet in parts.extra_unets.items()}
+    name = "StableDiffusionXLPipeline" if parts.is_xl else "StableDiffusionPipeline"
+    listing: dict[str, object] = {"_class_name": name, "safety_checker": [None, None]}
+    for key, (library, component) in components.items():
+        if component is not None:
+            component.save_pretrained(folder / key)
+            listing[key] = [library, type(component).__name__]
+    (folder / "model_index.json").write_text(json.dumps(listing | index))
+    return folder
+
+
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> StableDiffusionFamily:
+    family = load_family(Checkpoint("diffusers", folder, "m"), dtype=dtype, device=CPU)
+    assert isinstance(family, StableDiffusionFamily)
+    return family
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Parts, Path]:
+    torch.set_num_threads(1)
+    parts = tiny_parts(7)
+    parts.extra_unets = {"unet_edit": tiny_unet(8)}
+    defaults = {"num_inference_steps": 11, "guidance_scale": 4.0, "size": 32}
+    return parts, save(parts, tmp_path_factory.mktemp("models") / "sd", _defaults=defaults)
+
+
+@pytest.fixture
+def folder(saved: tuple[Parts, Path], tmp_path: Path) -> Path:
+    """One to damage."""
+    return Path(shutil.copytree(saved[1], tmp_path / "damaged"))
+
+
+def job() -> Job:
+    return Job("a cat", torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(2)))
+
+
+def test_a_folder(saved: tuple[Parts, Path]) -> None:
+    parts, path = saved
+    family = load(path)
+    assert family.facts.tasks == tuple(ImageTask)
+    assert (family.facts.default_steps, family.facts.default_guidance_scale) == (11, 4.0)
+    torch.testing.assert_close(draw(family, job()), draw(parts.family(), job()))
+    num_weights = sum(
+        weight.numel()
+        for module in (parts.unet, parts.extra_unets["unet_edit"], parts.vae, parts.text_encoder)
+        for weight in module.parameters()
+    )
+    assert weight_bytes(Checkpoint("diffusers", path, "m")) == 2 * num_weights
+
+
+def test_an_xl_folder(tmp_path: Path) -> None:
+    parts = tiny_parts(8, xl=True)
+    family = load(save(parts, tmp_path, force_zeros_for_empty_prompt=False))
+    assert isinstance(family, StableDiffusionXLFamily)
+    expected = parts.family(zeros_for_empty=False)
+    torch.testing.assert_close(draw(family, job()), draw(expected, job()))
+
+
+def test_half_precision_weights_of_another_file_name(
+    saved: tuple[Parts, Path], folder: Path
+) -> None:
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    halves = {name: t.half() for name, t in load_file(weights).items()}
+    save_file(halves, weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    exact = draw(load(saved[1]), job())
+    # Both are there: full precision for fp32.
+    assert torch.equal(draw(load(folder), job()), exact)
+    weights.unlink()
+    rounded = draw(load(folder), job())
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_dtypes(saved: tuple[Parts, Path], dtype: torch.dtype) -> None:
+    drawn = draw(load(saved[1], dtype), job())
+    torch.testing.assert_close(drawn, draw(load(saved[1]), job()), atol=0.3, rtol=0)
+
+
+def test_damage_is_named(folder: Path) -> None:
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    content = weights.read_bytes()
+    tensors = {name: t.clone() for name, t in load_file(weights).items()}
+    short = {name: t for name, t in tensors.items() if name != "conv_in.bias"}
+    other = tensors | {"conv_in.bias": torch.zeros(3)}
+    cases = [
+        (lambda: weights.write_bytes(content[:-5]), CorruptFile, "fetch it again"),
+        (lambda: weights.write_bytes(b"x"), CorruptFile, "damaged"),
+        (lambda: save_file(short, weights), MissingWeight, r"unet lacks 1 .*conv_in\.bias"),
+        (lambda: save_file(other, weights), ShapeMismatch, "unet"),
+        (weights.unlink, MissingWeight, "unet has no complete set"),
+        (weights.with_suffix(".bin").touch, ModelLoadError, "pickles only"),
+        ((folder / "vae" / "config.json").unlink, ModelLoadError, "config.json cannot be read"),
+    ]
+    for damage, error, words in cases:
+        if error is ModelLoadError and words.startswith("config"):
+            weights.write_bytes(content)
+        damage()
+        with pytest.raises(error, match=words) as caught:
+            load(folder)
+        assert str(folder) not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"_class_name": "StableDiffusionPipelin"}, UnsupportedArchitecture, "StableDiffusionPipe"),
+        ({"_class_name": "Zzz"}, UnsupportedArchitecture, "supported are .*FluxPipeline"),
+        ({"_class_name": None}, CorruptFile, "no _class_name"),
+        ({"vae": ["diffusers", "AutoencoderTiny"]}, UnsupportedArchitecture, "AutoencoderKL is"),
+        ({"unet": [None, None]}, ModelLoadError, "names no unet"),
+        ({"tokenizer": ["transformers", "T5Tokenizer"]}, UnsupportedArchitecture, "CLIPTokenizer"),
+        ({"unet_edit": ["diffusers", "FluxTransformer2DModel"]}, UnsupportedArchitecture, "unet_e"),
+    ],
+)
+def test_indexes_that_cannot_be_served(
+    change: dict[str, object], error: type[Exception], words: str, folder: Path
+) -> None:
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | change))
+    with pytest.raises(error, match=words):
+        load(folder)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "null"])
+def test_broken_indexes(content: str, folder: Path) -> None:
+    (folder / "model_index.json").write_text(content)
+    with pytest.raises(CorruptFile, match=r"model_index\.json"):
+        load(folder)
+
+
+def test_language_models_are_not_drawn_with(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedArchitecture, match="is no image model"):
+        pipeline_name(Checkpoint("gguf", tmp_path / "x.gguf", "x"))
+
+
+def test_editing_unets_that_do_not_edit(saved: tuple[Parts, Path], tmp_path: Path) -> None:
+    parts = copy.copy(saved[0])
+    parts.extra_unets = {"unet_edit": parts.unet}
+    with pytest.raises(UnsupportedArchitecture, match="unet_edit has 4"):
+        load(save(parts, tmp_path))
+
+
+def test_importing_the_registry_imports_no_diffusers() -> None:
+    code = (
+        "import sys, engine.diffusion.families.registry; "
+        "sys.exit('diffusers' in sys.modules or 'transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
