@@ -9,7 +9,7 @@ import httpx
 import typer
 
 from server.settings import ClientSettings
-from server.terminal_client import ServerProblem, fetch_models, open_client, read_events
+from server.terminal_client import ServerProblem, fetch_text_models, open_client, read_events
 
 _HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
 
@@ -81,9 +81,9 @@ class Conversation:
 
 
 def _first_model(client: httpx.Client) -> str:
-    models = fetch_models(client)
+    models = fetch_text_models(client)
     if not models:
-        raise ServerProblem("the server has no model ready yet; try again later")
+        raise ServerProblem("the server has no text model ready; try again later")
     return models[0]
 
 

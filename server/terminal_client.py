@@ -23,9 +23,9 @@ def open_client(settings: ClientSettings) -> httpx.Client:
     return httpx.Client(base_url=settings.url, headers=headers, timeout=_TIMEOUT)
 
 
-def fetch_models(client: httpx.Client) -> list[str]:
-    """Ids of the models that are ready."""
-    return [model["id"] for model in fetch(client, "/v1/models")["data"]]
+def fetch_text_models(client: httpx.Client) -> list[str]:
+    """Ids of the text models that are ready; those that draw have `tasks`."""
+    return [model["id"] for model in fetch(client, "/v1/models")["data"] if "tasks" not in model]
 
 
 def fetch(client: httpx.Client, path: str, *, accept: tuple[int, ...] = (200,)) -> Any:

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from engine.model_spec import DEFAULT_MODELS
 from server.settings import ClientSettings
-from server.terminal_client import ServerProblem, fetch, fetch_models, open_client
+from server.terminal_client import ServerProblem, fetch, fetch_text_models, open_client
 
 
 def models_command(settings: ClientSettings) -> int:
@@ -18,7 +18,7 @@ def models_command(settings: ClientSettings) -> int:
     try:
         with open_client(settings) as client:
             states = fetch(client, "/ready", accept=(200, 503))["models"]
-            fetch_models(client)  # asks for the key, as the state does not
+            fetch_text_models(client)  # asks for the key, as the state does not
     except ServerProblem as problem:
         typer.echo(f"tandem: {problem}", err=True)
         return 1
