@@ -64,7 +64,7 @@ STATUS_TABLE: Mapping[type[errors.EngineError], StatusRow] = {
     errors.ModelNotReady: _UNAVAILABLE,
     # Not retryable: the same request never fits this pool, so it is the request that must change.
     errors.OutOfBlocks: _CALLER,
-    # What proxies log for a client that left. Read only by one whose request was cancelled by its id.
+    # What proxies log for a client that left; an image request cancelled by its id reads it.
     errors.RequestAborted: StatusRow(499, INVALID_REQUEST),
     errors.ModelLoadError: _LOAD,
     errors.ModelNotFound: _LOAD,

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 
 from engine.errors import EngineError, RequestAborted
 from engine.image_types import ImageEvent, ImageRequest
+from server.errors import status_row
 from server.image_limits import steps_to_run
 from server.protocol.image_answers import ImageJobAnswer, JobStatus
 
@@ -68,7 +69,7 @@ class ImageJob:
             self.status = JobStatus.CANCELLED
         else:
             self.status = JobStatus.FAILED
-            shown = isinstance(error, EngineError) and error.code != "internal_error"
+            shown = isinstance(error, EngineError) and status_row(error).show_message
             self._error = str(error) if shown else "internal error"
 
     async def cancel(self) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -30,16 +30,24 @@ class ImageReply:
     Args:
         event_prefix: `image_generation` or `image_edit`.
         block: side in pixels of what counts as one image token.
+        inputs: the input images.
     """
 
     def __init__(
-        self, run: ImageRun, options: FileOptions, *, event_prefix: str, block: int
+        self,
+        run: ImageRun,
+        options: FileOptions,
+        *,
+        event_prefix: str,
+        block: int,
+        inputs: Sequence[Pixels],
     ) -> None:
         self._run = run
         self._options = options
         self._prefix = event_prefix
         self._block = block
         self._created = int(time.time())
+        self._num_input_tokens = sum(self._tokens(pixels) for pixels in inputs)
         self._input_counted = False
 
     async def whole(self, store: ImageStore, url_of: Callable[[str], str] | None) -> bytes:
@@ -152,7 +160,7 @@ class ImageReply:
         if not self._input_counted:
             self._input_counted = True
             text = event.num_prompt_tokens
-            image = sum(self._tokens(pixels) for pixels in self._run.order.request.images)
+            image = self._num_input_tokens
         output = self._tokens(event.image)
         return _usage(text, image, output)
 

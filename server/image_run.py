@@ -7,7 +7,7 @@ cancelled by its id.
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
@@ -72,8 +72,10 @@ class ImageRun:
         Raises:
             Draining, UnknownModel, ModelNotReady: close this.
         """
-        self.order = order
         self._stream = self._state.engine.submit(order.request)
+        # The engine has the pictures; here they would wait in memory as long as the request does.
+        without_inputs = replace(order.request, images=[], mask=None)
+        self.order = replace(order, request=without_inputs)
         self._job = ImageJob(order.request, self._stream.aclose)
         self._state.image_jobs.add(self._job)
 

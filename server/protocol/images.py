@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from engine.errors import InvalidParameter, UnsupportedFeature
 from server.form_values import read_fields
-from server.multipart import Form
+from server.multipart import Form, Part
 from server.protocol.common import INT64_MAX, ModelRequest, WireModel, integral
 
 MAX_PROMPT_CHARS = 4000
@@ -72,7 +72,9 @@ class UploadedImage(ImageReference):
     data: bytes = Field(exclude=True)
 
 
-def _uploaded(data: bytes) -> UploadedImage:
+def _uploaded(part: Part) -> UploadedImage:
+    """The file moves over: its request may wait for long, and once is enough in memory."""
+    data, part.data = bytes(part.data), bytearray()
     return UploadedImage(image_url=None, file_id=None, data=data)
 
 
@@ -175,15 +177,14 @@ class ImageFields(ModelRequest):
     @classmethod
     def _read_form(cls, form: Form) -> dict[str, Any]:
         files = [name for name in form if _FILE_FIELD.fullmatch(name)]
-        uploads = [bytes(part.data) for name in files for part in form[name]]
         values = read_fields(form, cls, skip=[*files, "mask"])
-        if uploads:
-            values["images"] = [_uploaded(data) for data in uploads]
+        if files:
+            values["images"] = [_uploaded(part) for name in files for part in form[name]]
         masks = form.get("mask", [])
         if len(masks) > 1:
             raise InvalidParameter("mask is given more than once", param="mask")
         if masks and masks[0].data:
-            values["mask"] = _uploaded(bytes(masks[0].data))
+            values["mask"] = _uploaded(masks[0])
         return values
 
     @model_validator(mode="after")

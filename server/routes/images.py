@@ -153,7 +153,13 @@ async def _answer(
             compression=100 if body.output_compression is None else body.output_compression,
             with_metadata=settings.image_metadata,
         )
-        reply = ImageReply(run, options, event_prefix=event_prefix, block=info.size_multiple)
+        reply = ImageReply(
+            run,
+            options,
+            event_prefix=event_prefix,
+            block=info.size_multiple,
+            inputs=inputs.images,
+        )
         headers = {**headers, "X-Image-Id": run.id}
         return await _send(body, request, state, run, reply, headers)
 
@@ -161,7 +167,9 @@ async def _answer(
 async def _read_inputs(body: ImageFields, limits: ImageLimits) -> ImageInputs:
     if not isinstance(body, ImageInputFields):
         return ImageInputs()
-    return await asyncio.to_thread(read_inputs, body, max_pixels=limits.max_input_pixels)
+    inputs = await asyncio.to_thread(read_inputs, body, max_pixels=limits.max_input_pixels)
+    body.images.clear()  # decoded; the files would wait in memory as long as the request does
+    return inputs
 
 
 async def _send(

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
@@ -325,3 +326,19 @@ async def test_other_content_types_are_a_415() -> None:
     files = [("image", ("a.png", png(), "image/png"))]
     response = await server.client.post("/v1/images/generations", files=files)
     assert error_of(response, 415)
+
+
+@pytest.mark.parametrize("with_length", [True, False])
+async def test_a_form_above_the_body_limit_is_a_413(with_length: bool) -> None:
+    server = ImageServer(max_body_bytes=2048)
+    head = b'--B\r\nContent-Disposition: form-data; name="image"; filename="x"\r\n\r\n'
+    body = head + bytes(5000) + b"\r\n--B--\r\n"
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), 512):
+            yield body[start : start + 512]
+
+    content = body if with_length else chunks()
+    headers = {"Content-Type": "multipart/form-data; boundary=B"}
+    response = await server.client.post(EDITS, content=content, headers=headers)
+    assert error_of(response, 413)["code"] == "request_too_large"

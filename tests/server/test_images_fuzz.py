@@ -35,7 +35,12 @@ texts = st.one_of(
 )
 values = st.recursive(
     st.one_of(
-        st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), texts, st.just(png())
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(allow_nan=False, allow_infinity=False),
+        texts,
+        st.just(png()),
     ).map(lambda value: data_url(value) if isinstance(value, bytes) else value),
     lambda inner: st.one_of(
         st.lists(inner, max_size=3),
