@@ -18,8 +18,18 @@ import torch
 
 from tools.demo_image_model.classify import Reading, read
 from tools.demo_image_model.palette import BACKGROUNDS, COLOURS, HELD_OUT, PLACES, SHAPES
-from tools.demo_image_model.questions import SEED, SUITES, Question, judge, negated
+from tools.demo_image_model.questions import (
+    SEED,
+    SUITES,
+    Ask,
+    Question,
+    judge,
+    match,
+    negated,
+)
+from tools.demo_image_model.render import render
 from tools.demo_image_model.sampling import Sampler
+from tools.demo_image_model.scenes import draw_scene, scene_rng
 
 GUIDANCE, STEPS = 4.0, 20
 GUIDANCE_CURVE = (1.0, 2.0, 3.0, 4.0, 5.0, 7.0)
@@ -53,6 +63,22 @@ class Evaluation:
         return {
             name: self.suite(name, num, guidance=guidance, steps=steps) for name in CURVE_SUITES
         }
+
+    def autoencoder(self, num: int) -> Counts:
+        """Scenes that are still read rightly after encoding and decoding; no prompt can do better.
+
+        `small` and `large`: those with one object of that size.
+        """
+        scenes = [draw_scene(scene_rng(SEED + 5, i)) for i in range(num)]
+        pictures = self.sampler.reconstruct(render(scenes, self.sampler.size))
+        verdicts = []
+        for scene, picture in zip(scenes, pictures, strict=True):
+            asks = tuple(Ask(item.colour, item.shape) for item in scene.items)
+            right = match(asks, read(picture).objects) is not None
+            verdicts.append({"scenes": right})
+            if len(scene.items) == 1:
+                verdicts[-1][scene.items[0].size] = right
+        return tally(verdicts)
 
     def negative(self, num: int) -> Counts:
         """How often the negated colour is seen, with and without the negative prompt."""
@@ -165,6 +191,7 @@ def evaluate(args: argparse.Namespace) -> None:
     evaluation = Evaluation(sampler, guidance=args.guidance, steps=args.steps)
     facts = {"guidance": args.guidance, "steps": args.steps, "size": args.size}
     report = Report(args.json, f"images {args.size}", facts)
+    report.add("autoencoder", evaluation.autoencoder(args.num))
     for name in SUITES:
         report.add(name, evaluation.suite(name, args.num))
     report.add("negative", evaluation.negative(args.num))

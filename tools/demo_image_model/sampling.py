@@ -53,6 +53,20 @@ class Sampler:
             pictures.append(to_uint8(output.images))
         return np.concatenate(pictures)
 
+    @torch.no_grad()
+    def reconstruct(self, images: torch.Tensor) -> np.ndarray:
+        """Through the autoencoder and back: what is lost without any denoising.
+
+        Args:
+            images: `[N, 3, H, W]` fp32 in [-1, 1], at least one. Returns `[N, H, W, 3]` uint8.
+        """
+        vae = self._pipeline.vae
+        pictures = []
+        for rows in _batches(len(images)):
+            decoded = vae.decode(vae.encode(images[rows]).latent_dist.mode()).sample
+            pictures.append(to_uint8((decoded.permute(0, 2, 3, 1).numpy() + 1) / 2))
+        return np.concatenate(pictures)
+
 
 class EditSampler:
     """Picture and instruction to picture, in fp32, with the folder's `unet_edit`."""

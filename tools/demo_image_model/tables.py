@@ -53,6 +53,14 @@ def images_section(results: Mapping[str, Any]) -> str:
         for name, counts in suites.items()
     ]
     parts.append(table(["prompt", "asked", *PARTS], rows))
+    if "autoencoder" in results:
+        limits = ", ".join(
+            f"{name} {share(counts)}" for name, counts in results["autoencoder"].items()
+        )
+        parts.append(
+            "Renders whose objects are read rightly after encoding and decoding alone, a ceiling "
+            f"for all of the above (small and large: one object of that size): {limits}."
+        )
     if "negative" in results:
         negative = results["negative"]
         parts.append(

@@ -1,20 +1,15 @@
 """The editing UNet's start, its dropout, and a short run that stops and goes on."""
 
 import argparse
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
 from tools.demo_image_model.model import (
-    build_text_encoder,
     build_unet,
-    save_folder,
-    write_tokenizer,
 )
 from tools.demo_image_model.train_edit import DROP, EditTrainer, build_edit_unet, drop_conditions
-from tools.demo_image_model.train_vae import build_vae
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of third parties, when models load
 
@@ -40,18 +35,6 @@ def test_drops_five_per_cent_each_way():
         (~no_text & no_picture).float().mean(),
     ]
     assert [float(s) for s in shares] == pytest.approx([DROP] * 3, abs=1e-4)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    torch.manual_seed(0)
-    with warnings.catch_warnings(action="ignore"):
-        tokenizer = write_tokenizer(folder / "tokenizer")
-        save_folder(
-            folder, text_encoder=build_text_encoder(tokenizer), unet=build_unet(), vae=build_vae()
-        )
-    return folder
 
 
 def trainer(base: Path, run: Path, steps: int) -> EditTrainer:
