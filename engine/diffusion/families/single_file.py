@@ -124,12 +124,23 @@ def load(path: Path, options: LoadOptions, *, data: Path = DATA) -> SingleFilePa
         ModelLoadError: one of its kinds.
     """
     layout = layout_of(path)
-    configs = data / layout.kind
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise CorruptFile(f"{path.name} is damaged; fetch it again") from error
+    return assemble(layout, tensors, options, data=data)
+
+
+def assemble(
+    layout: Layout, tensors: Tensors, options: LoadOptions, *, data: Path = DATA
+) -> SingleFileParts:
+    """The components that a file's tensors make up; those that none needs are left out.
+
+    Raises:
+        MissingWeight, ShapeMismatch: named.
+    """
+    configs = data / layout.kind
     return SingleFileParts(
         unet=_unet(configs, layout, tensors, options),
         autoencoder=_autoencoder(configs, tensors, options),
