@@ -158,6 +158,7 @@ class FluxFamily:
             states=text.states,
             pooled=self._clip.encode(prompt).pooled,
             num_tokens=text.num_tokens,
+            warnings=text.warnings,
         )
 
     def _forward(self, rows: Sequence[Row]) -> torch.Tensor:

@@ -164,19 +164,24 @@ class StableDiffusion3Family:
         length = max(first.states.shape[1], second.states.shape[1])
         sides = [_padded(each.states, length) for each in (first, second)]
         clip = torch.cat(sides, dim=-1)
-        text = self._text_states(prompt, clip)
+        text, warnings = self._text_states(prompt, clip)
         wide = torch.nn.functional.pad(clip, (0, text.shape[-1] - clip.shape[-1]))
         return PromptStates(
             key=prompt,
             states=torch.cat([wide, text], dim=1),
             pooled=torch.cat([first.pooled, second.pooled], dim=-1),
             num_tokens=first.num_tokens,
+            warnings=warnings,
         )
 
-    def _text_states(self, prompt: PromptText, like: torch.Tensor) -> torch.Tensor:
+    def _text_states(
+        self, prompt: PromptText, like: torch.Tensor
+    ) -> tuple[torch.Tensor, tuple[str, ...]]:
+        """T5's states, zeros where the model is served without it, and its warnings."""
         if self._t5 is None:
-            return like.new_zeros((1, _PROMPT_TOKENS, self._text_width))
-        return self._t5.encode(prompt).states.to(like)
+            return like.new_zeros((1, _PROMPT_TOKENS, self._text_width)), ()
+        encoded = self._t5.encode(prompt)
+        return encoded.states.to(like), encoded.warnings
 
     def _forward(self, rows: Sequence[Row]) -> torch.Tensor:
         latents = torch.cat([row.latents for row in rows])

@@ -27,6 +27,19 @@ class T5States:
     weights_ignored: bool = False
     truncated: bool = False
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The two, in sentences for the client."""
+        said = []
+        if self.weights_ignored:
+            said.append("prompt weights have no effect on this model's T5 text encoder")
+        if self.truncated:
+            said.append(
+                f"the prompt is longer than the {self.states.shape[1]} tokens that this model's T5 "
+                f"text encoder reads; its end was not read"
+            )
+        return tuple(said)
+
 
 class T5PromptEncoder:
     """A T5 encoder with its tokenizer.

@@ -56,7 +56,7 @@ def test_plain_prompts_have_the_bits_of_diffusers(tokenizer, encoder, ours, text
             expected = family._get_t5_prompt_embeds(pipeline, text, max_sequence_length=LENGTH)
         assert torch.equal(found.states, expected), family
     total = len(tokenizer(text).input_ids)
-    assert found.truncated == (total > LENGTH)
+    assert found.truncated == (total > LENGTH) == bool(found.warnings)
     assert found.num_tokens == min(total, LENGTH) - 1
     assert not found.weights_ignored
 
@@ -73,7 +73,7 @@ def test_weights_do_nothing_and_say_so(ours, syntax, text):
     plain = ours.encode(read_as("a red circle"))
     found = ours.encode(read_as(text, syntax))
     assert torch.equal(found.states, plain.states)
-    assert found.weights_ignored
+    assert found.weights_ignored and "no effect" in found.warnings[0]
     unweighted = ours.encode(read_as("a red circle", syntax))
     assert not unweighted.weights_ignored
     assert torch.equal(unweighted.states, plain.states)
