@@ -50,9 +50,8 @@ class Autoencoder:
         pixels = image.to(device=self._device, dtype=self._dtype)
         posterior = self._vae.encode(pixels).latent_dist
         latents = posterior.mode() if generator is None else posterior.sample(generator)
-        if not scaled:
-            return latents.float()
-        return (latents.float() - self._shift) * self._scale
+        plain: torch.Tensor = latents.float()
+        return (plain - self._shift) * self._scale if scaled else plain
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
