@@ -66,6 +66,17 @@ class ComponentFolder:
             return entry[1]
         return None
 
+    def defaults(self) -> dict[str, float]:
+        """What requests get that do not say, from `_defaults` of the index; empty without.
+
+        Raises:
+            CorruptFile: a value is no positive number.
+        """
+        defaults = self.index.get("_defaults", {})
+        if not isinstance(defaults, dict) or not all(map(_is_positive, defaults.values())):
+            raise CorruptFile("_defaults of model_index.json must map names to positive numbers")
+        return defaults
+
     def load(
         self,
         name: str,
@@ -192,6 +203,10 @@ def place_autoencoder(vae: AutoencoderKL, options: LoadOptions) -> Autoencoder:
     """Convolutions are fastest with channels last."""
     vae.to(memory_format=torch.channels_last)
     return Autoencoder(vae, dtype=vae.dtype, device=options.device)
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def _names(folder: Path) -> list[str]:

@@ -34,6 +34,8 @@ from engine.errors import InvalidParameter, UnsupportedArchitecture
 from engine.image_types import GuidanceKind, ImageTask
 from engine.weights.source import Checkpoint
 
+_Stacked = tuple[torch.Tensor, torch.Tensor | None]
+
 _AREA_FACTOR = 4
 """Largest picture, in areas of the one that the model was trained on."""
 _CHEAP_DECODER = 2_000_000
@@ -73,6 +75,7 @@ class StableDiffusionFamily:
         self._by_task = unets_by_task(unets)
         self._unets = {name: _placed(unet, device) for name, unet in unets.items()}
         self._caches = {name: CrossAttentionCache(unet) for name, unet in self._unets.items()}
+        self._stacked: tuple[Hashable, _Stacked] | None = None
         self._autoencoder = autoencoder
         self._encoders = tuple(encoders)
         self._schedules = NoiseSchedules(self.corrected(scheduler_config), DIFFUSION_SCHEDULES)
@@ -109,7 +112,7 @@ class StableDiffusionFamily:
             encoders=encoders,
             scheduler_config=folder.scheduler_config(),
             device=options.device,
-            defaults=folder.index.get("_defaults"),
+            defaults=folder.defaults(),
             **cls.index_options(folder.index),
         )
 
@@ -199,14 +202,15 @@ class StableDiffusionFamily:
     def denoise(self, key: Hashable, rows: Sequence[Row]) -> torch.Tensor:
         """One UNet call, see `family.Family`."""
         unet, cache = self._unets[str(key)], self._caches[str(key)]
+        composition = tuple(row.prompt.key for row in rows)
         with torch.inference_mode():
-            states, mask = stack_states([row.prompt.states for row in rows])
-            cache.select(tuple(row.prompt.key for row in rows))
+            states, mask = self._states_of(composition, rows, unet.dtype)
+            cache.select(composition)
             prediction = unet(
                 self._stack_latents(rows).to(dtype=unet.dtype, memory_format=torch.channels_last),
                 stack_timesteps(rows, self.device),
-                states.to(device=self.device, dtype=unet.dtype),
-                encoder_attention_mask=None if mask is None else mask.to(self.device),
+                states,
+                encoder_attention_mask=mask,
                 return_dict=False,
                 **self._conditions(rows, unet.dtype),
             )[0]
@@ -230,6 +234,17 @@ class StableDiffusionFamily:
         encoded = self._encoders[0].encode(prompt)
         return PromptStates(key=prompt, states=encoded.states, num_tokens=encoded.num_tokens)
 
+    def _states_of(
+        self, composition: Hashable, rows: Sequence[Row], dtype: torch.dtype
+    ) -> _Stacked:
+        """States and mask of a call; those of the last one are kept, since steps repeat them."""
+        if self._stacked is None or self._stacked[0] != (composition, dtype):
+            states, mask = stack_states([row.prompt.states for row in rows])
+            on_device = None if mask is None else mask.to(self.device)
+            placed = states.to(device=self.device, dtype=dtype)
+            self._stacked = (composition, dtype), (placed, on_device)
+        return self._stacked[1]
+
     def _conditions(self, rows: Sequence[Row], dtype: torch.dtype) -> dict[str, Any]:
         """What the UNet is told beside latents, time and prompt."""
         return {}
@@ -241,7 +256,7 @@ class StableDiffusionFamily:
 
     def _facts(self, defaults: dict[str, Any]) -> FamilyFacts:
         unet, autoencoder = self._unets[BASE], self._autoencoder
-        trained = int(unet.config.sample_size or 64) * autoencoder.factor
+        trained = _side(unet.config.sample_size) * autoencoder.factor
         size = int(defaults.get("size", trained))
         return FamilyFacts(
             architecture=self.architecture,
@@ -304,6 +319,13 @@ def stack_states(states: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Te
     positions = torch.arange(longest, device=states[0].device)
     ends = torch.tensor(lengths, device=states[0].device)
     return torch.cat(padded), positions[None, :] < ends[:, None]
+
+
+def _side(sample_size: int | Sequence[int] | None) -> int:
+    """Latent cells on a side: configs hold one number, or height and width, or none."""
+    if sample_size is None:
+        return 64
+    return sample_size if isinstance(sample_size, int) else max(sample_size)
 
 
 def _placed(unet: UNet2DConditionModel, device: torch.device) -> UNet2DConditionModel:

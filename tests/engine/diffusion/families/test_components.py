@@ -147,6 +147,8 @@ def test_damage_is_named(folder: Path) -> None:
         ({"_class_name": "Zzz"}, UnsupportedArchitecture, "supported are .*FluxPipeline"),
         ({"_class_name": None}, CorruptFile, "no _class_name"),
         ({"vae": ["diffusers", "AutoencoderTiny"]}, UnsupportedArchitecture, "AutoencoderKL is"),
+        ({"_defaults": [1]}, CorruptFile, "_defaults"),
+        ({"_defaults": {"size": "64"}}, CorruptFile, "_defaults"),
         ({"unet": [None, None]}, ModelLoadError, "names no unet"),
         ({"tokenizer": ["transformers", "T5Tokenizer"]}, UnsupportedArchitecture, "CLIPTokenizer"),
         ({"unet_edit": ["diffusers", "FluxTransformer2DModel"]}, UnsupportedArchitecture, "unet_e"),

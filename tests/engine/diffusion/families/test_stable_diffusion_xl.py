@@ -51,7 +51,9 @@ def assert_same(ours: torch.Tensor, theirs: torch.Tensor, case: object) -> None:
     assert worst < TOLERANCE, f"{case}: {worst}"
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize(
+    "prediction_type", ["epsilon", pytest.param("v_prediction", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", DIFFUSION_SCHEDULES)
 def test_text_to_image(name: str, prediction_type: str) -> None:
     parts, seed = parts_of(prediction_type), fresh_seed()
