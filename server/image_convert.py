@@ -1,4 +1,4 @@
-"""From an image request's body to what the engine takes: defaults, limits, the choice of task.
+"""From an image request's body to what the engine takes: defaults and limits.
 
 Pure functions. What pydantic can check alone is in `server/protocol/images.py`; here is what
 depends on the served model and on the input images.
@@ -11,14 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from engine.errors import InvalidParameter, UnsupportedFeature
+from engine.errors import InvalidParameter
 from engine.image_types import (
     GuidanceKind,
     ImageModelInfo,
     ImageParams,
     ImageRequest,
     ImageTask,
-    Outpaint,
     PromptSyntax,
 )
 from server.image_inputs import ImageInputs
@@ -32,14 +31,13 @@ from server.image_limits import (
     steps_to_run,
     worked_pixels,
 )
+from server.image_task import outpaint_of
 from server.protocol.common import INT64_MAX
 from server.protocol.images import (
     ImageEditRequest,
     ImageFields,
     ImageGenerationRequest,
-    ImageInputFields,
     ImageVariationRequest,
-    OutpaintFields,
 )
 
 VARIATION_STRENGTH = 0.7
@@ -119,51 +117,6 @@ def image_order(
     )
 
 
-def choose_task(body: ImageFields, info: ImageModelInfo) -> ImageTask:
-    """What to do with the input image, if there is one.
-
-    Raises:
-        InvalidParameter: the fields contradict the task that was asked for.
-        UnsupportedFeature: the model cannot do it.
-    """
-    if isinstance(body, ImageEditRequest):
-        task = _edit_task(body, info)
-        param = "task" if body.task else "mask" if task is ImageTask.INPAINT else "image"
-    elif isinstance(body, ImageVariationRequest):
-        task, param = ImageTask.IMAGE_TO_IMAGE, "image"
-    else:
-        task, param = ImageTask.TEXT_TO_IMAGE, "model"
-    if task not in info.tasks:
-        raise UnsupportedFeature(
-            f"{info.model} cannot do {task.value}; it does "
-            f"{', '.join(known.value for known in info.tasks)}",
-            param=param,
-        )
-    if isinstance(body, ImageInputFields) and len(body.images) > 1:
-        raise InvalidParameter(
-            f"{len(body.images)} images were sent; {task.value} takes one", param="image"
-        )
-    return task
-
-
-def _edit_task(body: ImageEditRequest, info: ImageModelInfo) -> ImageTask:
-    paints = body.mask is not None or _outpaint(body.outpaint) is not None
-    if body.task is None:
-        if paints:
-            return ImageTask.INPAINT
-        if body.strength is not None or ImageTask.EDIT not in info.tasks:
-            return ImageTask.IMAGE_TO_IMAGE
-        return ImageTask.EDIT
-    if body.task == "inpaint" and not paints:
-        raise InvalidParameter("task inpaint needs a mask or outpaint", param="task")
-    if body.task != "inpaint" and paints:
-        raise InvalidParameter(
-            f"mask and outpaint cannot act with task {body.task}; leave them out, or the task",
-            param="task",
-        )
-    return ImageTask(body.task)
-
-
 def _params(
     body: ImageFields,
     task: ImageTask,
@@ -195,7 +148,7 @@ def _params(
         soft_mask=bool(edit and edit.soft_mask),
         crop_to_mask=bool(edit and edit.crop_to_mask),
         crop_padding=_or(edit.crop_padding, 32) if edit else 32,
-        outpaint=_outpaint(edit.outpaint) if edit else None,
+        outpaint=outpaint_of(edit.outpaint) if edit else None,
         num_previews=_or(body.partial_images, 0),
     )
     steps = steps_to_run(params)
@@ -222,7 +175,7 @@ def _size(
         return drawing_size(asked, info)
     if not isinstance(body, ImageEditRequest) or task is not ImageTask.INPAINT:
         return edited_size(asked, inputs.images[0], info)
-    outpaint = _outpaint(body.outpaint)
+    outpaint = outpaint_of(body.outpaint)
     if inputs.mask is not None and inputs.mask_is_empty and outpaint is None:
         raise InvalidParameter(
             "the mask marks nothing: levels below one half count only with soft_mask",
@@ -276,18 +229,6 @@ def _strength(body: ImageFields, task: ImageTask) -> float:
     if isinstance(body, ImageEditRequest) and body.strength is not None:
         return body.strength
     return 1.0 if task is ImageTask.INPAINT else DEFAULT_STRENGTH
-
-
-def _outpaint(fields: OutpaintFields | None) -> Outpaint | None:
-    if fields is None:
-        return None
-    outpaint = Outpaint(
-        left=_or(fields.left, 0),
-        right=_or(fields.right, 0),
-        top=_or(fields.top, 0),
-        bottom=_or(fields.bottom, 0),
-    )
-    return None if outpaint == Outpaint() else outpaint
 
 
 def _prompt(body: ImageFields, task: ImageTask) -> str:

@@ -12,12 +12,8 @@ import numpy as np
 from engine.errors import InvalidParameter, UnsupportedFeature
 from engine.image_types import Pixels
 from server.image_files import decode_image, decode_mask
-from server.protocol.images import (
-    ImageEditRequest,
-    ImageInputFields,
-    ImageReference,
-    UploadedImage,
-)
+from server.protocol.image_inputs import ImageReference, UploadedImage
+from server.protocol.images import ImageEditRequest, ImageInputFields
 
 MAX_INPUT_SIDE = 16_384
 

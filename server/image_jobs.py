@@ -8,6 +8,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from weakref import WeakValueDictionary
 
 from engine.errors import EngineError, RequestAborted
 from engine.image_types import ImageEvent, ImageRequest
@@ -99,10 +100,12 @@ class ImageJob:
 
 
 class ImageJobs:
-    """All live jobs, and the ended ones for a while."""
+    """All live jobs, and the ended ones for a while. A live one is held by the reply that runs it:
+    if that is dropped without an end, as when a client leaves before its response starts, the job
+    is forgotten with it."""
 
     def __init__(self) -> None:
-        self._live: OrderedDict[str, ImageJob] = OrderedDict()
+        self._live: WeakValueDictionary[str, ImageJob] = WeakValueDictionary()
         self._ended: OrderedDict[str, ImageJob] = OrderedDict()
 
     def add(self, job: ImageJob) -> None:

@@ -119,20 +119,23 @@ class ImageRun:
     async def aclose(self) -> None:
         """Abort what is unfinished and settle the account. Idempotent."""
         try:
-            if self._num_open:
-                error = self._error or RequestAborted("the client closed the connection")
-                aborted = isinstance(error, RequestAborted)
-                outcome = ImageOutcome.CANCELLED if aborted else ImageOutcome.FAILED
-                self._meter.complete(outcome, self._num_open)
-                self._num_open = 0
-                self._error = error
-            self._meter.close()
-            if self._job is not None:
-                self._state.image_jobs.end(self._job, self._error)
             if self._stream is not None:
+                self._settle()
                 await self._stream.aclose()
         finally:
             self._lease.release()
+
+    def _settle(self) -> None:
+        """Account for what did not end by itself. A request that was refused is no image."""
+        assert self._job is not None
+        if self._num_open:
+            self._error = self._error or RequestAborted("the client closed the connection")
+            aborted = isinstance(self._error, RequestAborted)
+            outcome = ImageOutcome.CANCELLED if aborted else ImageOutcome.FAILED
+            self._meter.complete(outcome, self._num_open)
+            self._num_open = 0
+        self._meter.close()
+        self._state.image_jobs.end(self._job, self._error)
 
     def _take(self, event: ImageEvent) -> None:
         assert self._job is not None

@@ -12,14 +12,14 @@ from pydantic import Field, model_validator
 
 from engine.errors import InvalidParameter, UnsupportedFeature
 from server.form_values import read_fields
-from server.multipart import Form, Part
-from server.protocol.common import INT64_MAX, ModelRequest, WireModel, integral
+from server.multipart import Form
+from server.protocol.common import INT64_MAX, ModelRequest, integral
+from server.protocol.image_inputs import ImageReference, OutpaintFields, uploaded
 
 MAX_PROMPT_CHARS = 4000
 MAX_IMAGES = 10
 MAX_INPUT_IMAGES = 16
 MAX_STEPS = 1000
-MAX_OUTPAINT_PIXELS = 4096
 
 NO_EFFECT_FIELDS: Mapping[str, str] = {
     "user": "names the end user to OpenAI's abuse monitoring",
@@ -52,39 +52,6 @@ Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "
 OutputFormat = Literal["png", "jpeg", "webp"]
 MaskMode = Literal["auto", "alpha", "luminance"]
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
-OutpaintPixels = Annotated[int, Field(ge=0, le=MAX_OUTPAINT_PIXELS)]
-
-
-class ImageReference(WireModel):
-    """An input image in a JSON body."""
-
-    image_url: str | None = Field(
-        None, description="A data URL: `data:image/png;base64,...`. Links are not fetched."
-    )
-    file_id: str | None = Field(
-        None, max_length=256, description="Not supported: there is no file store here."
-    )
-
-
-class UploadedImage(ImageReference):
-    """An input image that came as a part of a form. Never made from JSON."""
-
-    data: bytes = Field(exclude=True)
-
-
-def _uploaded(part: Part) -> UploadedImage:
-    """The file moves over: its request may wait for long, and once is enough in memory."""
-    data, part.data = bytes(part.data), bytearray()
-    return UploadedImage(image_url=None, file_id=None, data=data)
-
-
-class OutpaintFields(WireModel):
-    """Pixels by which the canvas grows on each side."""
-
-    left: OutpaintPixels | None = None
-    right: OutpaintPixels | None = None
-    top: OutpaintPixels | None = None
-    bottom: OutpaintPixels | None = None
 
 
 class ImageFields(ModelRequest):
@@ -179,12 +146,12 @@ class ImageFields(ModelRequest):
         files = [name for name in form if _FILE_FIELD.fullmatch(name)]
         values = read_fields(form, cls, skip=[*files, "mask"])
         if files:
-            values["images"] = [_uploaded(part) for name in files for part in form[name]]
+            values["images"] = [uploaded(part) for name in files for part in form[name]]
         masks = form.get("mask", [])
         if len(masks) > 1:
             raise InvalidParameter("mask is given more than once", param="mask")
         if masks and masks[0].data:
-            values["mask"] = _uploaded(masks[0])
+            values["mask"] = uploaded(masks[0])
         return values
 
     @model_validator(mode="after")

@@ -10,10 +10,11 @@ from server.convert import ignored_fields_header
 from server.deps import StateDep
 from server.errors import INVALID_REQUEST, error_response
 from server.form_route import FormRoute
-from server.image_convert import ImageLimits, choose_task, image_order
+from server.image_convert import ImageLimits, image_order
 from server.image_inputs import ImageInputs, read_inputs
 from server.image_reply import ImageReply
 from server.image_run import FileOptions, ImageRun
+from server.image_task import choose_task
 from server.json_route import JsonRoute
 from server.middleware.access_log import annotate
 from server.protocol.answers import ErrorAnswer, error_answers, stream_answer
@@ -136,6 +137,7 @@ async def _answer(
         annotate(request, ignored_fields=headers["X-Ignored-Fields"])
     task = choose_task(body, info)
     async with ImageRun(state, info.model, body.n or 1) as run:
+        annotate(request, image_id=run.id, num_images=body.n or 1)
         limits = ImageLimits(
             max_megapixel_steps=settings.max_image_megapixel_steps,
             max_input_pixels=settings.max_image_input_pixels,

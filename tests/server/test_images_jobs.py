@@ -215,7 +215,17 @@ async def test_nothing_is_left_behind() -> None:
     state = server.app.state.tandem
     assert state.admission.num_in_flight() == 0
     assert server.engine.live_images == {}
-    assert state.image_jobs._live == {}
+    assert len(state.image_jobs._live) == 0
+
+
+async def test_refused_requests_are_no_images() -> None:
+    server = ImageServer()
+    await server.generate()
+    await server.generate(size="100000x8")
+    await server.edit(b"broken")
+    text = (await server.client.get("/metrics")).text
+    counts = [line.split()[-1] for line in text.splitlines() if "image_images_total{" in line]
+    assert sorted(counts) == ["0.0", "0.0", "1.0"]
 
 
 async def test_prompts_stay_out_of_the_log(logs: list[Any]) -> None:

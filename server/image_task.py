@@ -1,0 +1,69 @@
+"""What an image request asks the model to do: drawing, redrawing, following an instruction."""
+
+from engine.errors import InvalidParameter, UnsupportedFeature
+from engine.image_types import ImageModelInfo, ImageTask, Outpaint
+from server.protocol.image_inputs import OutpaintFields
+from server.protocol.images import (
+    ImageEditRequest,
+    ImageFields,
+    ImageInputFields,
+    ImageVariationRequest,
+)
+
+
+def choose_task(body: ImageFields, info: ImageModelInfo) -> ImageTask:
+    """What to do with the input image, if there is one.
+
+    Raises:
+        InvalidParameter: the fields contradict the task that was asked for.
+        UnsupportedFeature: the model cannot do it.
+    """
+    if isinstance(body, ImageEditRequest):
+        task = _edit_task(body, info)
+        param = "task" if body.task else "mask" if task is ImageTask.INPAINT else "image"
+    elif isinstance(body, ImageVariationRequest):
+        task, param = ImageTask.IMAGE_TO_IMAGE, "image"
+    else:
+        task, param = ImageTask.TEXT_TO_IMAGE, "model"
+    if task not in info.tasks:
+        raise UnsupportedFeature(
+            f"{info.model} cannot do {task.value}; it does "
+            f"{', '.join(known.value for known in info.tasks)}",
+            param=param,
+        )
+    if isinstance(body, ImageInputFields) and len(body.images) > 1:
+        raise InvalidParameter(
+            f"{len(body.images)} images were sent; {task.value} takes one", param="image"
+        )
+    return task
+
+
+def _edit_task(body: ImageEditRequest, info: ImageModelInfo) -> ImageTask:
+    paints = body.mask is not None or outpaint_of(body.outpaint) is not None
+    if body.task is None:
+        if paints:
+            return ImageTask.INPAINT
+        if body.strength is not None or ImageTask.EDIT not in info.tasks:
+            return ImageTask.IMAGE_TO_IMAGE
+        return ImageTask.EDIT
+    if body.task == "inpaint" and not paints:
+        raise InvalidParameter("task inpaint needs a mask or outpaint", param="task")
+    if body.task != "inpaint" and paints:
+        raise InvalidParameter(
+            f"mask and outpaint cannot act with task {body.task}; leave them out, or the task",
+            param="task",
+        )
+    return ImageTask(body.task)
+
+
+def outpaint_of(fields: OutpaintFields | None) -> Outpaint | None:
+    """By how much the canvas grows; None if it does not."""
+    if fields is None:
+        return None
+    outpaint = Outpaint(
+        left=fields.left or 0,
+        right=fields.right or 0,
+        top=fields.top or 0,
+        bottom=fields.bottom or 0,
+    )
+    return None if outpaint == Outpaint() else outpaint
