@@ -8,12 +8,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from loadtest.cli_images import images
 from loadtest.cli_run import EXIT_INTERRUPTED, run
 from loadtest.compare import Comparison, NoiseLimit, time_starts
 from loadtest.interrupt import Interrupt
 from loadtest.launch import version_of
 from loadtest.machine import provenance
-from loadtest.plan import ComparisonPlan, load_plan
+from loadtest.plan import ComparisonPlan, load_plan, parse_overrides
 from loadtest.report import comparison_section, render_page, starts_section
 from loadtest.results import COMPARISON_FORMAT, STARTS_FORMAT, save_result
 from loadtest.scenario import random_seed
@@ -25,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(run)
+app.command()(images)
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
@@ -159,10 +161,7 @@ def _say(line: str) -> None:
 
 
 def _plan(path: Path, only: list[str] | None, variables: list[str] | None) -> ComparisonPlan:
-    pairs = [text.partition("=") for text in variables or ()]
-    if wrong := [name for name, equals, _ in pairs if not (name and equals)]:
-        raise ValueError(f"--set {wrong[0]}: write NAME=VALUE")
-    plan = load_plan(path, {name: value for name, _, value in pairs})
+    plan = load_plan(path, parse_overrides(variables))
     return plan.only(only) if only else plan
 
 

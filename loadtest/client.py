@@ -1,17 +1,20 @@
-"""A streaming client of `/completions` and `/chat/completions` that times every chunk."""
+"""A streaming client of `/completions` and `/chat/completions` that times every chunk.
+
+Also `send_timed`, one timed exchange, which the client of images shares.
+"""
 
 import asyncio
 import json
 import time
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from loadtest.exchange import Connector, ExchangeError, Origin
 from loadtest.record import INTERRUPTED, RequestRecord
 from loadtest.sse import EventParser
 from loadtest.workload import PlannedRequest
 
-_MAX_ERROR_BYTES = 4096
+MAX_ERROR_BYTES = 4096
 _MAX_ERROR_CHARS = 200
 
 
@@ -75,6 +78,9 @@ class CompletionClient:
         body = json.dumps(self.target.body(planned.prompt, planned.max_tokens)).encode()
         return self._connector.origin.request("POST", self.target.path, self._headers, body)
 
+    def new_record(self, planned: PlannedRequest) -> RequestRecord:
+        return RequestRecord(planned.index, planned.max_tokens, at_s=planned.at_s)
+
     async def send(self, request: bytes, record: RequestRecord, started: float) -> None:
         """Send `request` and fill in `record`, whatever happens; only cancellation is raised.
 
@@ -83,24 +89,58 @@ class CompletionClient:
         sent = time.perf_counter()
         record.sent_s = sent - started
         answer = _Answer(record, sent)
-        try:
-            async with asyncio.timeout(self.target.timeout_s):
-                status = await self._connector.send(request, answer.on_body)
-            record.status = status
-            record.error = answer.problem(status)
-        except TimeoutError:
-            record.error = f"timeout after {self.target.timeout_s:g} s"
-        except ExchangeError as error:
-            # Why the server ended a stream is worth more than that the connection went away.
-            record.error = answer.error or str(error)
-        except asyncio.CancelledError:
-            record.error = INTERRUPTED
-            raise
-        finally:
-            record.end_s = time.perf_counter() - sent
+        await send_timed(self._connector, request, record, answer, sent, self.target.timeout_s)
 
     def close(self) -> None:
         self._connector.close()
+
+
+class TimedRecord(Protocol):
+    """What every exchange leaves behind; see `RequestRecord`."""
+
+    end_s: float | None
+    status: int | None
+    error: str | None
+
+
+class AnswerReader(Protocol):
+    """Reads the body of an answer as it comes. `error`: what the server said went wrong."""
+
+    error: str | None
+
+    def on_body(self, status: int, piece: bytes, at: float) -> None: ...
+
+    def problem(self, status: int) -> str | None:
+        """Why a complete HTTP answer is not what was asked for; None when it is."""
+
+
+async def send_timed(
+    connector: Connector,
+    request: bytes,
+    record: TimedRecord,
+    answer: AnswerReader,
+    sent: float,
+    timeout_s: float,
+) -> None:
+    """One exchange, its end and its failure written into `record`; only cancellation is raised.
+
+    `sent` is now, on `time.perf_counter()`.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            status = await connector.send(request, answer.on_body)
+        record.status = status
+        record.error = answer.problem(status)
+    except TimeoutError:
+        record.error = f"timeout after {timeout_s:g} s"
+    except ExchangeError as error:
+        # Why the server ended a stream is worth more than that the connection went away.
+        record.error = answer.error or str(error)
+    except asyncio.CancelledError:
+        record.error = INTERRUPTED
+        raise
+    finally:
+        record.end_s = time.perf_counter() - sent
 
 
 class _Answer:
@@ -116,19 +156,19 @@ class _Answer:
 
     def on_body(self, status: int, piece: bytes, at: float) -> None:
         if status != 200:
-            self._other = (self._other + piece)[:_MAX_ERROR_BYTES]
+            self._other = (self._other + piece)[:MAX_ERROR_BYTES]
             return
         if not self._other and not self._record.text_s:
-            self._other = piece[:_MAX_ERROR_BYTES]
+            self._other = piece[:MAX_ERROR_BYTES]
         for payload in self._events.feed(piece):
             self._on_event(payload, at)
 
     def problem(self, status: int) -> str | None:
         """Why a complete HTTP answer is not a complete completion; None when it is one."""
         if status != 200:
-            return f"HTTP {status}: {_error_text(self._other)}"
+            return f"HTTP {status}: {error_text(self._other)}"
         if self.error is None and not self._done:
-            return f"stream ended without [DONE]: {_error_text(self._other)}"
+            return f"stream ended without [DONE]: {error_text(self._other)}"
         return self.error
 
     def _on_event(self, payload: bytes, at: float) -> None:
@@ -138,11 +178,11 @@ class _Answer:
         try:
             self._on_chunk(json.loads(payload), at)
         except (ValueError, TypeError, AttributeError, KeyError):
-            self.error = self.error or f"malformed event: {_shortened(payload)}"
+            self.error = self.error or f"malformed event: {shortened(payload)}"
 
     def _on_chunk(self, chunk: dict[str, Any], at: float) -> None:
         if "error" in chunk:
-            self.error = f"error event: {_error_text(json.dumps(chunk).encode())}"
+            self.error = f"error event: {error_text(json.dumps(chunk).encode())}"
             return
         for choice in chunk.get("choices") or ():
             if _choice_text(choice):
@@ -164,16 +204,16 @@ def _choice_text(choice: dict[str, Any]) -> Any:
     return delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning") or ""
 
 
-def _error_text(body: bytes) -> str:
+def error_text(body: bytes) -> str:
     """The message of an OpenAI error body, or the start of whatever was sent instead."""
     try:
         error = json.loads(body)["error"]
         message = error["message"] if isinstance(error, dict) else error
     except (ValueError, TypeError, KeyError):
-        return _shortened(body)
-    return _shortened(str(message).encode())
+        return shortened(body)
+    return shortened(str(message).encode())
 
 
-def _shortened(text: bytes) -> str:
+def shortened(text: bytes) -> str:
     line = " ".join(text.decode(errors="replace").split())
     return line if len(line) <= _MAX_ERROR_CHARS else line[: _MAX_ERROR_CHARS - 1] + "…"

@@ -1,10 +1,10 @@
-"""Drives a workload against a client: closed loop or open loop."""
+"""Drives a workload of texts or images against a client: closed loop or open loop."""
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from loadtest.client import CompletionClient
 from loadtest.interrupt import Interrupt
@@ -15,33 +15,68 @@ from loadtest.workload import PlannedRequest, Workload
 _WARMUP_STRIDE = 7_000_000_007  # warm-up prompts never equal measured ones
 
 
+class Timed(Protocol):
+    """A request that knows when to be sent; see `PlannedRequest`."""
+
+    @property
+    def at_s(self) -> float | None: ...
+
+
+Planned = TypeVar("Planned", bound=Timed)
+PlannedCo = TypeVar("PlannedCo", bound=Timed, covariant=True)
+PlannedContra = TypeVar("PlannedContra", bound=Timed, contravariant=True)
+Record = TypeVar("Record")
+
+
+class Requests(Protocol[PlannedCo]):
+    """A workload, as far as driving it goes; see `Workload`."""
+
+    @property
+    def requests(self) -> Sequence[PlannedCo]: ...
+
+    @property
+    def concurrency(self) -> int | None: ...
+
+
+class Client(Protocol[PlannedContra, Record]):
+    """What is driven; see `CompletionClient`."""
+
+    def encode(self, planned: PlannedContra) -> bytes: ...
+
+    def new_record(self, planned: PlannedContra) -> Record: ...
+
+    async def send(self, request: bytes, record: Record, started: float) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Generic[Record]):
     """Everything that was sent, in the order it was planned; `interrupted` when some was not."""
 
-    records: list[RequestRecord]
+    records: list[Record]
     wall_s: float
     num_planned: int
     interrupted: bool
 
 
 async def drive(
-    workload: Workload,
-    client: CompletionClient,
+    workload: Requests[Planned],
+    client: Client[Planned, Record],
     *,
     interrupt: Interrupt | None = None,
-    on_end: Callable[[RequestRecord], None] | None = None,
-) -> Outcome:
+    on_end: Callable[[Record], None] | None = None,
+) -> Outcome[Record]:
     """Send the whole workload and wait for every answer.
 
     `interrupt` ends the run early: what is in flight is cancelled and counted as interrupted. The
     wall time runs from the start to the end of the last request.
     """
-    jobs = [_Job(planned, client.encode(planned)) for planned in workload.requests]
+    jobs: list[_Job[Planned, Record]] = [
+        _Job(planned, client.encode(planned)) for planned in workload.requests
+    ]
     started = time.perf_counter()
 
-    async def send(job: _Job) -> None:
-        job.record = RequestRecord(job.planned.index, job.planned.max_tokens, at_s=job.planned.at_s)
+    async def send(job: _Job[Planned, Record]) -> None:
+        job.record = client.new_record(job.planned)
         await client.send(job.request, job.record, started)
         if on_end is not None:
             on_end(job.record)
@@ -61,18 +96,20 @@ async def drive(
 
 
 @dataclass(slots=True)
-class _Job:
-    planned: PlannedRequest
+class _Job(Generic[Planned, Record]):
+    planned: Planned
     request: bytes
-    record: RequestRecord | None = None
+    record: Record | None = None
 
 
 async def _closed_loop(
-    jobs: list[_Job], concurrency: int, send: Callable[[_Job], Coroutine[Any, Any, None]]
+    jobs: list[_Job[Planned, Record]],
+    concurrency: int,
+    send: Callable[[_Job[Planned, Record]], Coroutine[Any, Any, None]],
 ) -> None:
     """All clients start together; each takes the next request when its last one has ended."""
 
-    async def client_loop(remaining: Iterator[_Job]) -> None:
+    async def client_loop(remaining: Iterator[_Job[Planned, Record]]) -> None:
         for job in remaining:
             await send(job)
 
@@ -83,7 +120,9 @@ async def _closed_loop(
 
 
 async def _open_loop(
-    jobs: list[_Job], started: float, send: Callable[[_Job], Coroutine[Any, Any, None]]
+    jobs: list[_Job[Planned, Record]],
+    started: float,
+    send: Callable[[_Job[Planned, Record]], Coroutine[Any, Any, None]],
 ) -> None:
     """Every request at its own time, however many are still unanswered."""
     async with asyncio.TaskGroup() as group:

@@ -5,11 +5,12 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
-from loadtest.client import CompletionClient, Target
+from loadtest.client import CompletionClient, Target, TimedRecord
 from loadtest.exchange import Origin
 from loadtest.processes import process_trees
 from loadtest.prompts import story_prompt
@@ -36,11 +37,16 @@ class ServerCommand:
     variables: dict[str, str] = field(default_factory=dict)
 
 
+Probe: TypeAlias = Callable[[], Awaitable[TimedRecord]]
+"""Sends the smallest request there is and returns what became of it."""
+
+
 @dataclass(slots=True)
 class Launch:
     """A running server. Seconds count from the launch of its command.
 
-    `first_answer_s`: any HTTP answer. `ready_s`: the first completed request of one token.
+    `first_answer_s`: any HTTP answer. `ready_s`: every probe has been answered once; by default
+    there is one, a request of one token.
     """
 
     pid: int
@@ -58,9 +64,11 @@ class Launch:
 
 @contextlib.asynccontextmanager
 async def launched(
-    server: ServerCommand, log: Path, timeout_s: float = 600.0
+    server: ServerCommand, log: Path, timeout_s: float = 600.0, probes: Sequence[Probe] = ()
 ) -> AsyncIterator[Launch]:
     """Start `server` in a session of its own and yield once it serves; stop it on the way out.
+
+    It serves when each of `probes` (by default a completion of one token) has succeeded.
 
     Its output goes to `log`. Raises RuntimeError when something already listens at its address,
     when it ends early (with the end of its log), or when it does not serve within `timeout_s`.
@@ -82,7 +90,10 @@ async def launched(
     launch = None
     try:
         async with asyncio.timeout(timeout_s):
-            launch = await _wait_until_serving(server, process, started, log)
+            waiting = _wait_until_serving(
+                server.name, process, started, log, probes or (text_probe(server),)
+            )
+            launch = await waiting
         yield launch
     except TimeoutError as error:
         if launch is not None:
@@ -115,24 +126,42 @@ async def version_of(server: ServerCommand) -> str | None:
     return lines[0]
 
 
-async def _wait_until_serving(
-    server: ServerCommand, process: asyncio.subprocess.Process, started: float, log: Path
-) -> Launch:
-    client = CompletionClient(Target(server.url, server.model))
+def text_probe(server: ServerCommand, model: str | None = None) -> Probe:
+    """A completion of one token by `model`, by default the server's."""
+    client = CompletionClient(Target(server.url, model or server.model))
     request = client.encode(PlannedRequest(0, story_prompt(0, 1), 1))
-    first_answer_s = None
-    while process.returncode is None:
+
+    async def probe() -> RequestRecord:
         record = RequestRecord(0, 1)
-        await client.send(request, record, started)
+        await client.send(request, record, time.perf_counter())
+        return record
+
+    return probe
+
+
+async def _wait_until_serving(
+    name: str,
+    process: asyncio.subprocess.Process,
+    started: float,
+    log: Path,
+    probes: Sequence[Probe],
+) -> Launch:
+    first_answer_s = None
+    waiting = list(probes)
+    while process.returncode is None:
+        record = await waiting[0]()
         now_s = time.perf_counter() - started
         if record.status is not None and first_answer_s is None:
             first_answer_s = now_s
         if record.error is None:
-            return Launch(process.pid, first_answer_s or now_s, now_s)
+            waiting.pop(0)
+            if not waiting:
+                return Launch(process.pid, first_answer_s or now_s, now_s)
+            continue
         if record.status in (400, 401, 403, 404, 422):
-            raise RuntimeError(f"{server.name} refuses the probe: {record.error}")
+            raise RuntimeError(f"{name} refuses the probe: {record.error}")
         await asyncio.sleep(_POLL_S)
-    raise RuntimeError(f"{server.name} ended with status {process.returncode}:\n{_tail(log)}")
+    raise RuntimeError(f"{name} ended with status {process.returncode}:\n{_tail(log)}")
 
 
 def _tail(log: Path) -> str:

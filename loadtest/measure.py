@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from loadtest.client import CompletionClient
-from loadtest.drive import drive
+from loadtest.drive import Client, Outcome, Planned, Record, Requests, drive
 from loadtest.interrupt import Interrupt
 from loadtest.metrics import Slo, summarise
 from loadtest.noise import CpuTimes, cpu_shares
@@ -26,11 +26,9 @@ async def measure(
 
     `pids` are the roots of the server's process trees. `partial` is true after an interrupt.
     """
-    memory = MemoryWatch(tuple(pids))
-    async with memory.watching():
-        before = CpuTimes.read(pids)
-        outcome = await drive(workload, client, interrupt=interrupt, on_end=on_end)
-        after = CpuTimes.read(pids)
+    outcome, load = await drive_watched(
+        workload, client, interrupt=interrupt, pids=pids, on_end=on_end
+    )
     return {
         "workload": {
             "name": workload.name,
@@ -44,7 +42,23 @@ async def measure(
         },
         "partial": outcome.interrupted,
         "summary": summarise(outcome.records, outcome.wall_s, outcome.num_planned, slo),
-        "cpu": cpu_shares(before, after),
-        "memory": memory.to_json(),
+        **load,
         "requests": [record.to_row() for record in outcome.records],
     }
+
+
+async def drive_watched(
+    workload: Requests[Planned],
+    client: Client[Planned, Record],
+    *,
+    interrupt: Interrupt | None = None,
+    pids: Sequence[int] = (),
+    on_end: Callable[[Record], None] | None = None,
+) -> tuple[Outcome[Record], dict[str, Any]]:
+    """Drive `workload`; also `cpu` and `memory` of the machine and the watched trees meanwhile."""
+    memory = MemoryWatch(tuple(pids))
+    async with memory.watching():
+        before = CpuTimes.read(pids)
+        outcome = await drive(workload, client, interrupt=interrupt, on_end=on_end)
+        after = CpuTimes.read(pids)
+    return outcome, {"cpu": cpu_shares(before, after), "memory": memory.to_json()}

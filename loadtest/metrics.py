@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from loadtest.record import RequestRecord
 
@@ -125,7 +125,17 @@ def summarise(
     return summary
 
 
-def max_in_flight(records: Sequence[RequestRecord]) -> int:
+class Sent(Protocol):
+    """When a request was sent, and how long after that it ended."""
+
+    @property
+    def sent_s(self) -> float: ...
+
+    @property
+    def end_s(self) -> float | None: ...
+
+
+def max_in_flight(records: Sequence[Sent]) -> int:
     """The most requests that were unanswered at once."""
     edges = [(record.sent_s, 1) for record in records]
     edges += [(record.sent_s + record.end_s, -1) for record in records if record.end_s is not None]

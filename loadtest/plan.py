@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,14 @@ class ComparisonPlan:
         )
 
 
+def parse_overrides(texts: list[str] | None) -> dict[str, str]:
+    """The variables of `--set NAME=VALUE`. Raises ValueError."""
+    pairs = [text.partition("=") for text in texts or ()]
+    if wrong := [name for name, equals, _ in pairs if not (name and equals)]:
+        raise ValueError(f"--set {wrong[0]}: write NAME=VALUE")
+    return {name: value for name, _, value in pairs}
+
+
 def load_plan(path: Path, overrides: dict[str, str] | None = None) -> ComparisonPlan:
     """Read a plan. `${NAME}` in a URL, a model or a variable means a variable of the plan.
 
@@ -55,14 +65,10 @@ def load_plan(path: Path, overrides: dict[str, str] | None = None) -> Comparison
     Raises ValueError for unknown or missing keys and unknown variables.
     """
     document = yaml.safe_load(path.read_text())
-    _check_keys("the plan", document, _PLAN_KEYS, {"servers"})
-    variables: dict[str, str] = {}
-    for name, default in (document.get("variables") or {}).items():
-        value = (overrides or {}).get(name, os.environ.get(name, str(default)))
-        variables[name] = os.path.expanduser(_expand(value, variables))
+    check_keys("the plan", document, _PLAN_KEYS, {"servers"})
+    variables = plan_variables(document, overrides)
     servers = tuple(_server(entry, variables) for entry in document["servers"])
-    if len({server.name for server in servers}) < len(servers):
-        raise ValueError("two servers of the plan have the same name")
+    check_names(server.name for server in servers)
     return ComparisonPlan(
         servers=servers,
         concurrencies=tuple(document.get("concurrencies", (1, 16, 32))),
@@ -73,8 +79,22 @@ def load_plan(path: Path, overrides: dict[str, str] | None = None) -> Comparison
     )
 
 
+def plan_variables(document: dict[str, Any], overrides: dict[str, str] | None) -> dict[str, str]:
+    """The variables of a plan with their values, see `load_plan`. Raises ValueError."""
+    variables: dict[str, str] = {}
+    for name, default in (document.get("variables") or {}).items():
+        value = (overrides or {}).get(name, os.environ.get(name, str(default)))
+        variables[name] = os.path.expanduser(_expand(value, variables))
+    return variables
+
+
 def _server(entry: Any, variables: dict[str, str]) -> ServerCommand:
-    _check_keys("a server", entry, _SERVER_KEYS, _REQUIRED_SERVER_KEYS)
+    check_keys("a server", entry, _SERVER_KEYS, _REQUIRED_SERVER_KEYS)
+    return server_command(entry, variables)
+
+
+def server_command(entry: dict[str, Any], variables: dict[str, str]) -> ServerCommand:
+    """From an entry whose keys have been checked."""
     return ServerCommand(
         name=entry["name"],
         command=entry["command"].strip(),
@@ -85,7 +105,14 @@ def _server(entry: Any, variables: dict[str, str]) -> ServerCommand:
     )
 
 
-def _check_keys(what: str, entry: Any, known: set[str], required: set[str]) -> None:
+def check_names(names: Iterable[str]) -> None:
+    """Raises ValueError when two are the same."""
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"two in the plan have the same name: {repeated[0]!r}")
+
+
+def check_keys(what: str, entry: Any, known: set[str], required: set[str]) -> None:
+    """Raises ValueError unless `entry` is a mapping with these keys."""
     if not isinstance(entry, dict):
         raise ValueError(f"{what} must be a mapping")
     if unknown := sorted(set(entry) - known):

@@ -3,15 +3,23 @@
 Everything in a table is computed from the per-request rows again, not read from stored summaries.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from loadtest.image_report import images_section
+from loadtest.markdown import commands, heading, number, ratio, table
 from loadtest.metrics import summarise
 from loadtest.record import RequestRecord
-from loadtest.results import COMPARISON_FORMAT, RUN_FORMAT, STARTS_FORMAT, load_any_result
+from loadtest.results import (
+    COMPARISON_FORMAT,
+    IMAGES_FORMAT,
+    RUN_FORMAT,
+    STARTS_FORMAT,
+    load_any_result,
+)
 
 _INTRODUCTION = """\
 # Benchmarks
@@ -35,6 +43,24 @@ same prompts. A few warm-up requests precede every run.
 - **memory**: proportional set size (PSS) of all the server's processes, after the load.
 - **others**: the share of the machine's CPU that was taken by processes other than the server and
   the load generator. Runs above the limit were repeated; a run that never got below it is marked †.
+
+**Images** (`python -m loadtest images`). The other server there is
+`python -m loadtest.diffusers_peer`: diffusers' `StableDiffusionPipeline` with the same weights,
+threads and noise schedule behind the same endpoint, one request at a time, measured by the same
+client. Where a server has variants (element type, memory layout), all are tried shortly and the one
+with the most images/s is compared. Prompts are captions of two coloured shapes, drawn at random and
+new in every run; the answer is a PNG in base64 and is checked for its size. In one repeat all
+servers get the same prompts, seeds and steps, spread evenly over the range.
+
+- **images/s**: pictures / wall time of the whole run; every client sends its next request when its
+  last one is answered. **latency**: request sent to the whole answer. **MP·steps/s**: pixels times
+  steps, in millions, a second.
+- *unbatched* is tandem with `--max-num-rows 2`, one picture in a step: tandem over unbatched is
+  what batching gains; unbatched over diffusers is what everything else does.
+- **solo, behind**: the latency of a short request alone, and with long ones sent shortly before it.
+  **still running**: how many of those, at least, were not done when the short one was.
+- **text beside images**: the comparison's text workload at one client, alone and while image
+  clients keep the server busy, for several values of `--image-share`.
 """
 
 
@@ -113,26 +139,12 @@ def render_page(raw: Path) -> str:
 
 def comparison_section(comparison: dict[str, Any]) -> str:
     measured = points(comparison)
-    parts = [_heading(comparison), _comparison_table(comparison, measured)]
+    parts = [heading(comparison), _comparison_table(comparison, measured)]
     if ratios := _ratio_table(comparison, measured):
         subject = comparison["servers"][0]["name"]
         parts += [f"{subject} against the others (medians; above 1 is more):", ratios]
-    parts += [_noise_note(comparison, measured), _commands(comparison)]
+    parts += [_noise_note(comparison, measured), commands(comparison)]
     return "\n\n".join(parts)
-
-
-def _heading(document: dict[str, Any]) -> str:
-    machine = document["machine"]
-    state = " with uncommitted changes" if document["uncommitted_changes"] else ""
-    commit = (document["commit"] or "unknown")[:12]
-    notes = " Cut short: not every repeat was measured." if document.get("partial") else ""
-    return (
-        f"## {document['label'] or 'Unnamed'}\n\n"
-        f"{document['started_at'][:10]}, commit {commit}{state}, {machine['cores']} cores of "
-        f"{machine['cpu']} (family/model {machine['cpu_family_model']}; {machine['cpu_flags']}), "
-        f"{machine['memory_gib']} GiB, {machine['system']}, Python {machine['python']}.{notes}\n\n"
-        f"    {document['command']}"
-    )
 
 
 def _comparison_table(comparison: dict[str, Any], measured: list[Point]) -> str:
@@ -150,12 +162,12 @@ def _comparison_table(comparison: dict[str, Any], measured: list[Point]) -> str:
                 _with_range(point, throughput) + mark,
                 _pair(point, "ttft_ms"),
                 _pair(point, "itl_ms"),
-                _number(point.median_of(memory), 0),
+                number(point.median_of(memory), 0),
                 str(sum(summary["num_failed"] for summary in point.summaries)),
             ]
         )
     heads = "server, start-up s, clients, out tok/s (range), TTFT ms p50 / p99, ITL ms p50 / p99"
-    return _table([*heads.split(", "), "memory MiB", "failed"], rows, num_text_columns=1)
+    return table([*heads.split(", "), "memory MiB", "failed"], rows, num_text_columns=1)
 
 
 def _ratio_table(comparison: dict[str, Any], measured: list[Point]) -> str:
@@ -168,10 +180,10 @@ def _ratio_table(comparison: dict[str, Any], measured: list[Point]) -> str:
         for concurrency in comparison["concurrencies"]:
             ours, theirs = by_key.get((subject, concurrency)), by_key.get((other, concurrency))
             if ours and theirs:
-                ratios = [_ratio(ours.median_of(m), theirs.median_of(m)) for m in metrics]
+                ratios = [ratio(ours.median_of(m), theirs.median_of(m)) for m in metrics]
                 rows.append([other, str(concurrency), *ratios])
     heads = ["against", "clients", "out tok/s", "TTFT p50", "ITL p50", "memory"]
-    return _table(heads, rows, num_text_columns=1) if rows else ""
+    return table(heads, rows, num_text_columns=1) if rows else ""
 
 
 def _noise_note(comparison: dict[str, Any], measured: list[Point]) -> str:
@@ -190,14 +202,6 @@ def _noise_note(comparison: dict[str, Any], measured: list[Point]) -> str:
     )
 
 
-def _commands(comparison: dict[str, Any]) -> str:
-    parts = []
-    for server in comparison["servers"]:
-        version = f" ({server['version']})" if server.get("version") else ""
-        parts.append(f"{server['name']}{version}:\n\n```sh\n{server['command']}\n```")
-    return "\n\n".join(parts)
-
-
 def starts_section(document: dict[str, Any]) -> str:
     rows = []
     for server in document["servers"]:
@@ -205,11 +209,11 @@ def starts_section(document: dict[str, Any]) -> str:
         if starts:
             keys = ("first_answer_s", "ready_s", "stop_s")
             values = [[start[key] for start in starts] for key in keys]
-            cells = [f"{median(v):.2f} ({min(v):.2f}-{max(v):.2f})" for v in values]
-            rows.append([server["name"], str(len(starts)), *cells])
+            ranges = [f"{median(v):.2f} ({min(v):.2f}-{max(v):.2f})" for v in values]
+            rows.append([server["name"], str(len(starts)), *ranges])
     heads = ["server", "starts", "first answer s (range)", "serving s (range)", "stop s (range)"]
-    table = _table(heads, rows, num_text_columns=1)
-    return "\n\n".join([_heading(document), table, _commands(document)])
+    cells = table(heads, rows, num_text_columns=1)
+    return "\n\n".join([heading(document), cells, commands(document)])
 
 
 def run_section(run: dict[str, Any]) -> str:
@@ -231,7 +235,7 @@ def run_section(run: dict[str, Any]) -> str:
     ]
     heads = ["workload", "clients", "ok / failed", "out tok/s", "TTFT ms p50 / p90 / p99"]
     heads += ["ITL ms p50 / p90 / p99", "E2E ms p50 / p90 / p99", "peak memory MiB"]
-    parts = [_heading(run), _table(heads, rows, num_text_columns=1)]
+    parts = [heading(run), table(heads, rows, num_text_columns=1)]
     if slo := run["summary"].get("slo"):
         limits = ", ".join(f"{name} at most {ms:g} ms" for name, ms in slo["limits_ms"].items())
         parts.append(
@@ -245,6 +249,7 @@ _SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     COMPARISON_FORMAT: comparison_section,
     STARTS_FORMAT: starts_section,
     RUN_FORMAT: run_section,
+    IMAGES_FORMAT: images_section,
 }
 
 
@@ -252,28 +257,9 @@ def _with_range(point: Point, value: Metric) -> str:
     bounds = point.range_of(value)
     if bounds is None:
         return "-"
-    return f"{_number(point.median_of(value), 0)} ({bounds[0]:.0f}-{bounds[1]:.0f})"
+    return f"{number(point.median_of(value), 0)} ({bounds[0]:.0f}-{bounds[1]:.0f})"
 
 
 def _pair(point: Point, name: str) -> str:
     p50, p99 = (point.median_of(latency(name, q)) for q in ("p50", "p99"))
-    return f"{_number(p50)} / {_number(p99)}"
-
-
-def _number(value: float | None, digits: int | None = None) -> str:
-    """Three digits or so, unless told otherwise."""
-    if value is None:
-        return "-"
-    if digits is None:
-        digits = 0 if value >= 100 else 1
-    return f"{value:.{digits}f}"
-
-
-def _ratio(ours: float | None, theirs: float | None) -> str:
-    return "-" if ours is None or not theirs else f"{ours / theirs:.2f}"
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, num_text_columns: int) -> str:
-    """A Markdown table; all columns but the first few are aligned to the right."""
-    rules = ["---"] * num_text_columns + ["---:"] * (len(heads) - num_text_columns)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, rules, *rows))
+    return f"{number(p50)} / {number(p99)}"

@@ -7,8 +7,9 @@ from typing import Any
 RUN_FORMAT = "loadtest-run/1"
 COMPARISON_FORMAT = "loadtest-comparison/1"
 STARTS_FORMAT = "loadtest-starts/1"
+IMAGES_FORMAT = "loadtest-images/1"
 
-_FORMATS = (RUN_FORMAT, COMPARISON_FORMAT, STARTS_FORMAT)
+_FORMATS = (RUN_FORMAT, COMPARISON_FORMAT, STARTS_FORMAT, IMAGES_FORMAT)
 _LINE_LENGTH = 110
 
 

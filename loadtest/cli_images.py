@@ -1,0 +1,107 @@
+"""`python -m loadtest images`: image servers, and text beside images, compared."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from loadtest.compare import NoiseLimit
+from loadtest.image_compare import ImageComparison
+from loadtest.image_plan import ImagePlan, load_image_plan
+from loadtest.image_report import images_section
+from loadtest.interrupt import Interrupt
+from loadtest.launch import version_of
+from loadtest.machine import provenance
+from loadtest.plan import parse_overrides
+from loadtest.results import IMAGES_FORMAT, save_result
+from loadtest.scenario import random_seed
+
+console = Console(highlight=False)
+
+_PLAN = Path("loadtest/scenarios/images.yaml")
+
+
+def images(
+    plan_path: Annotated[
+        Path, typer.Argument(metavar="PLAN", help="A YAML file like loadtest/scenarios/images.yaml")
+    ] = _PLAN,
+    scenario: Annotated[
+        list[str] | None,
+        typer.Option("--scenario", "-s", help="A scenario of the plan. Repeatable."),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="A server of the plan. Repeatable.")
+    ] = None,
+    variables: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A variable of the plan."),
+    ] = None,
+    repeats: Annotated[int | None, typer.Option(min=1, help="Default: the plan's.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Tiny runs that show that all of it works.")
+    ] = False,
+    max_noise: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the CPU that others may take in a run.")
+    ] = 0.04,
+    max_attempts: Annotated[int, typer.Option(min=1, help="Runs per point, at most.")] = 4,
+    seed: Annotated[int | None, typer.Option(min=0, help="Default: random.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the raw results (JSON) here.")] = None,
+    log_dir: Annotated[Path, typer.Option(help="Where the servers' own output goes.")] = Path(
+        "build/loadtest"
+    ),
+    label: Annotated[str | None, typer.Option(help="Default: the plan's.")] = None,
+) -> None:
+    """Start several image servers in turn and measure each in its scenarios.
+
+    Ctrl-C stops the running server and keeps the servers that are complete.
+    """
+    plan = load_image_plan(plan_path, parse_overrides(variables)).only(only or [], scenario or [])
+    if quick:
+        plan, max_attempts = plan.quick(), 1
+    plan = plan.having(repeats=repeats)
+    document: dict[str, Any] = {
+        "format": IMAGES_FORMAT,
+        **provenance(plan.label if label is None else label),
+        "quick": quick,
+    }
+
+    def save(measured: dict[str, Any]) -> None:
+        document.update(measured)
+        if output is not None:
+            save_result(document, output)
+
+    comparison = ImageComparison(
+        plan,
+        seed=random_seed() if seed is None else seed,
+        noise=NoiseLimit(max_noise, max_attempts),
+        log_dir=log_dir,
+        say=lambda line: console.print(line, markup=False, soft_wrap=True),
+        save=save,
+    )
+
+    async def work() -> None:
+        document["servers"] = await _described(plan)
+        async with Interrupt() as interrupt:
+            await comparison.run(interrupt)
+
+    try:
+        asyncio.run(work())
+    finally:
+        if document.get("runs"):
+            console.print(images_section(document), markup=False, soft_wrap=True)
+
+
+async def _described(plan: ImagePlan) -> list[dict[str, Any]]:
+    """The plan's servers as results store them: commands with variables, never their values."""
+    return [
+        {
+            "name": server.name,
+            "version": await version_of(server.command),
+            "model": server.command.model,
+            "command": server.command.command,
+            "variants": list(server.variants),
+        }
+        for server in plan.servers
+    ]

@@ -1,0 +1,227 @@
+"""A comparison of image servers as a YAML file: which servers, in which scenarios, how often."""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from loadtest.image_workload import ImageSettings, StepRange
+from loadtest.launch import ServerCommand
+from loadtest.plan import check_keys, check_names, plan_variables, server_command
+
+_PLAN_KEYS = {"label", "variables", "repeats", "servers", "scenarios"}
+_SERVER_KEYS = {"name", "command", "url", "model", "version_command", "variants"}
+_REQUIRED_SERVER_KEYS = {"name", "command", "url", "model"}
+
+VARIANT = "VARIANT"
+"""The environment variable that tells a server's command which of its variants to run."""
+
+
+class ScenarioKind(StrEnum):
+    IMAGES = "images"
+    BEHIND = "behind"
+    TEXT = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageScenario:
+    """What is measured on each of `servers`; the first one is compared with the others.
+
+    images: `clients` keep one request each in flight until `num_requests` are done.
+    behind: one request alone, `num_requests` times; then as often behind `num_long` requests of
+        `long_steps` that were sent `delay_s` earlier.
+    text: `num_requests` completions by `text_model`, one at a time; then the same beside `clients`
+        that ask for pictures all the while.
+
+    `warmup` pictures come first, unmeasured. `trial_requests` decide between a server's variants.
+    """
+
+    name: str
+    kind: ScenarioKind
+    servers: tuple[str, ...]
+    settings: ImageSettings
+    clients: int = 1
+    num_requests: int = 1
+    warmup: int = 8
+    trial_requests: int = 4
+    num_long: int = 8
+    long_steps: int = 50
+    delay_s: float = 0.3
+    text_model: str = ""
+    lead_s: float = 2.0
+
+    def as_trial(self) -> "ImageScenario":
+        """The short run that tells variants of a server apart."""
+        return replace(self, num_requests=self.trial_requests)
+
+    def to_json(self) -> dict[str, Any]:
+        facts: dict[str, Any] = {
+            "name": self.name,
+            "kind": self.kind.value,
+            "servers": list(self.servers),
+            **self.settings.to_json(),
+            "num_requests": self.num_requests,
+        }
+        if self.kind is ScenarioKind.BEHIND:
+            keys = ("num_long", "long_steps", "delay_s")
+            return facts | {key: getattr(self, key) for key in keys}
+        if self.kind is ScenarioKind.TEXT:
+            facts |= {"text_model": self.text_model, "lead_s": self.lead_s}
+        return facts | {"clients": self.clients}
+
+
+_COMMON_KEYS = {"name", "kind", "servers", "size", "steps", "guidance", "num_requests", "warmup"}
+_KIND_KEYS = {
+    ScenarioKind.IMAGES: {"clients", "trial_requests"},
+    ScenarioKind.BEHIND: {"num_long", "long_steps", "delay_s"},
+    ScenarioKind.TEXT: {"clients", "text_model", "lead_s"},
+}
+_REQUIRED_KEYS = {"name", "kind", "servers", "size", "steps", "num_requests"}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageServer:
+    """A server, and the variants of it (values of `$VARIANT`) of which the fastest is compared."""
+
+    command: ServerCommand
+    variants: tuple[str, ...] = ("",)
+
+    @property
+    def name(self) -> str:
+        return self.command.name
+
+    def variant(self, variant: str) -> ServerCommand:
+        variables = self.command.variables | {VARIANT: variant}
+        return replace(self.command, variables=variables)
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePlan:
+    servers: tuple[ImageServer, ...]
+    scenarios: tuple[ImageScenario, ...]
+    repeats: int
+    label: str
+
+    def scenarios_of(self, server: ImageServer) -> list[ImageScenario]:
+        return [scenario for scenario in self.scenarios if server.name in scenario.servers]
+
+    def only(self, servers: list[str], scenarios: list[str]) -> "ImagePlan":
+        """With some servers and some scenarios (all when empty) and what is left of both.
+
+        Raises ValueError for a name that the plan does not have, and when nothing is left.
+        """
+        _check_known("server", servers, [server.name for server in self.servers])
+        _check_known("scenario", scenarios, [scenario.name for scenario in self.scenarios])
+        kept = [
+            replace(s, servers=tuple(n for n in s.servers if not servers or n in servers))
+            for s in self.scenarios
+            if not scenarios or s.name in scenarios
+        ]
+        kept = [scenario for scenario in kept if scenario.servers]
+        if not kept:
+            raise ValueError("none of these servers is in any of these scenarios")
+        wanted = {name for scenario in kept for name in scenario.servers}
+        return replace(
+            self,
+            servers=tuple(server for server in self.servers if server.name in wanted),
+            scenarios=tuple(kept),
+        )
+
+    def having(self, *, repeats: int | None = None) -> "ImagePlan":
+        """With what is given here in place of the file's."""
+        return replace(self, repeats=repeats or self.repeats)
+
+    def quick(self) -> "ImagePlan":
+        """The same in tiny: it shows that everything works, and its numbers mean nothing."""
+        few = StepRange(4, 4)
+        scenarios = tuple(
+            replace(
+                scenario,
+                settings=replace(scenario.settings, steps=few),
+                clients=min(scenario.clients, 2),
+                num_requests=2,
+                warmup=1,
+                trial_requests=1,
+                num_long=2,
+                long_steps=8,
+                delay_s=0.05,
+                lead_s=0.2,
+            )
+            for scenario in self.scenarios
+        )
+        return replace(self, scenarios=scenarios, repeats=1)
+
+
+def _check_known(what: str, names: list[str], known: list[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise ValueError(f"no {what} is called {name!r}; there are: {', '.join(known)}")
+
+
+def load_image_plan(path: Path, overrides: dict[str, str] | None = None) -> ImagePlan:
+    """Read a plan; variables are those of `loadtest.plan.load_plan`.
+
+    Raises ValueError for unknown or missing keys and names, and for values out of range.
+    """
+    document = yaml.safe_load(path.read_text())
+    check_keys("the plan", document, _PLAN_KEYS, {"servers", "scenarios"})
+    variables = plan_variables(document, overrides)
+    servers = tuple(_server(entry, variables) for entry in document["servers"])
+    scenarios = tuple(_scenario(entry) for entry in document["scenarios"])
+    check_names(server.name for server in servers)
+    check_names(scenario.name for scenario in scenarios)
+    for scenario in scenarios:
+        _check_known("server", list(scenario.servers), [server.name for server in servers])
+    plan = ImagePlan(
+        servers=servers,
+        scenarios=scenarios,
+        repeats=document.get("repeats", 3),
+        label=document.get("label", path.stem),
+    )
+    _check_variants(plan)
+    return plan
+
+
+def _server(entry: Any, variables: dict[str, str]) -> ImageServer:
+    check_keys("a server", entry, _SERVER_KEYS, _REQUIRED_SERVER_KEYS)
+    return ImageServer(server_command(entry, variables), tuple(entry.get("variants", ("",))))
+
+
+def _check_variants(plan: ImagePlan) -> None:
+    """Only the images scenario has one number by which the fastest variant can be told."""
+    for server in plan.servers:
+        kinds = {scenario.kind for scenario in plan.scenarios_of(server)}
+        if len(server.variants) > 1 and kinds - {ScenarioKind.IMAGES}:
+            raise ValueError(f"{server.name} has variants: it can be in images scenarios only")
+
+
+def _scenario(entry: Any) -> ImageScenario:
+    if not isinstance(entry, dict) or entry.get("kind") not in set(ScenarioKind):
+        raise ValueError(f"a scenario needs a kind: one of {', '.join(ScenarioKind)}")
+    kind = ScenarioKind(entry["kind"])
+    what = f"the scenario {entry.get('name', '')!r}"
+    required = _REQUIRED_KEYS | ({"text_model"} if kind is ScenarioKind.TEXT else set())
+    check_keys(what, entry, _COMMON_KEYS | _KIND_KEYS[kind], required)
+    settings = ImageSettings(
+        size=entry["size"],
+        steps=StepRange.parse(str(entry["steps"])),
+        guidance=float(entry.get("guidance", 4.0)),
+    )
+    others = {
+        key: value
+        for key, value in entry.items()
+        if key not in ("name", "kind", "servers", "size", "steps", "guidance")
+    }
+    scenario = ImageScenario(
+        name=entry["name"],
+        kind=kind,
+        servers=tuple(entry["servers"]),
+        settings=settings,
+        **others,
+    )
+    counts = (settings.size, scenario.clients, scenario.num_requests, scenario.num_long)
+    if min(counts) < 1 or scenario.warmup < 0 or scenario.trial_requests < 1:
+        raise ValueError(f"{what}: sizes and counts must be at least 1")
+    return scenario

@@ -1,0 +1,299 @@
+"""The section of an image comparison on the benchmark page, computed from the requests' rows."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from loadtest.image_record import ImageRecord, summarise_images
+from loadtest.markdown import commands, heading, number, ratio, table
+from loadtest.metrics import summarise
+from loadtest.record import RequestRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One server in one scenario: its repeats."""
+
+    server: str
+    runs: tuple[dict[str, Any], ...]
+
+    @property
+    def label(self) -> str:
+        """With a mark when a run never got quiet."""
+        return self.server if all(run["quiet"] for run in self.runs) else f"{self.server} †"
+
+    def values(self, value: "Value") -> list[float]:
+        return [v for run in self.runs if (v := value(run)) is not None]
+
+    def median_of(self, value: "Value") -> float | None:
+        values = self.values(value)
+        return median(values) if values else None
+
+    def with_range(self, value: "Value", digits: int = 2) -> str:
+        values = self.values(value)
+        if not values:
+            return "-"
+        low, high = (number(v, digits) for v in (min(values), max(values)))
+        return f"{number(median(values), digits)} ({low}-{high})"
+
+
+Value = Callable[[dict[str, Any]], float | None]
+
+
+def images_section(document: dict[str, Any]) -> str:
+    """All scenarios of a comparison."""
+    parts = [heading(document)]
+    for scenario in document["scenarios"]:
+        points = _points(document, scenario)
+        if points:
+            parts += [f"### {scenario['name']}", *_KINDS[scenario["kind"]](document, points)]
+    parts += [_noise_note(document), commands(document)]
+    return "\n\n".join(parts)
+
+
+def _points(document: dict[str, Any], scenario: dict[str, Any]) -> list[Point]:
+    """In the order of the scenario's servers; without those that nobody measured."""
+    found = []
+    for server in scenario["servers"]:
+        runs = tuple(
+            run
+            for run in document["runs"]
+            if (run["server"], run["scenario"]) == (server, scenario["name"])
+        )
+        if runs:
+            found.append(Point(server, runs))
+    return found
+
+
+def image_summary(phase: dict[str, Any]) -> dict[str, Any]:
+    records = [ImageRecord.from_row(row) for row in phase["requests"]]
+    return summarise_images(records, phase["summary"]["wall_s"], phase["summary"]["num_planned"])
+
+
+def text_summary(phase: dict[str, Any]) -> dict[str, Any]:
+    records = [RequestRecord.from_row(row) for row in phase["requests"]]
+    return summarise(records, phase["summary"]["wall_s"], phase["summary"]["num_planned"])
+
+
+def images_rate(run: dict[str, Any]) -> float | None:
+    return float(image_summary(run["phases"]["images"])["images_s"])
+
+
+def latency(statistic: str) -> Value:
+    """A value such as `latency("p50")`."""
+
+    def value(run: dict[str, Any]) -> float | None:
+        found = image_summary(run["phases"]["images"])["latency_ms"]
+        return float(found[statistic]) if found else None
+
+    return value
+
+
+def megapixel_steps_rate(run: dict[str, Any]) -> float | None:
+    return float(image_summary(run["phases"]["images"])["megapixel_steps_s"])
+
+
+def _images_parts(document: dict[str, Any], points: list[Point]) -> list[str]:
+    scenario = _scenario(document, points)
+    rows = [
+        [
+            point.label,
+            _variants(point),
+            point.with_range(images_rate),
+            " / ".join(number(point.median_of(latency(q)), 0) for q in ("p50", "p90", "p99")),
+            number(point.median_of(megapixel_steps_rate), 2),
+            number(point.median_of(_peak_memory), 0),
+            _failures(point),
+        ]
+        for point in points
+    ]
+    heads = ["server", "variant", "images/s (range)", "latency ms p50 / p90 / p99"]
+    heads += ["MP·steps/s", "peak memory MiB", "failed"]
+    clients = scenario["clients"]
+    parts = [
+        f"{_settings(scenario)}; {scenario['num_requests']} requests from {clients} "
+        f"client{'s' if clients > 1 else ''}.",
+        table(heads, rows, num_text_columns=2),
+    ]
+    if len(points) > 1:
+        parts += ["Row over column (medians; above 1 is more):", _ratios(points)]
+    return parts + _trials(document, scenario)
+
+
+def _ratios(points: list[Point]) -> str:
+    """Each server over those after it, so that gains which multiply show apart."""
+    rows = []
+    for i, ours in enumerate(points[:-1]):
+        cells = [ours.server]
+        for value in (images_rate, latency("p50")):
+            for j, theirs in enumerate(points[1:], start=1):
+                known = ratio(ours.median_of(value), theirs.median_of(value))
+                cells.append(known if j > i else "")
+        rows.append(cells)
+    names = [point.server for point in points[1:]]
+    heads = [f"{what}: {name}" for what in ("images/s", "latency p50") for name in names]
+    return table(["", *heads], rows, num_text_columns=1)
+
+
+def _trials(document: dict[str, Any], scenario: dict[str, Any]) -> list[str]:
+    rows = [
+        [trial["server"], f"`{trial['variant']}`", number(images_rate(trial), 2)]
+        for trial in document["trials"]
+        if trial["scenario"] == scenario["name"]
+    ]
+    if not rows:
+        return []
+    heads = ["server", "variant", "images/s"]
+    return ["All variants, in one short run each:", table(heads, rows, num_text_columns=2)]
+
+
+def solo_ms(run: dict[str, Any]) -> float | None:
+    """The median latency of the short request when it is alone."""
+    latency = image_summary(run["phases"]["solo"])["latency_ms"]
+    return float(latency["p50"]) if latency else None
+
+
+def _behind_rows(run: dict[str, Any]) -> list[list[ImageRecord]]:
+    phases = [phase for name, phase in run["phases"].items() if name != "solo"]
+    return [[ImageRecord.from_row(row) for row in phase["requests"]] for phase in phases]
+
+
+def behind_ms(run: dict[str, Any]) -> float | None:
+    """The median latency of the short request behind the long ones."""
+    latencies = [
+        record.end_s * 1000
+        for records in _behind_rows(run)
+        for record in records
+        if record.role == "short" and record.error is None and record.end_s is not None
+    ]
+    return median(latencies) if latencies else None
+
+
+def behind_ratio(run: dict[str, Any]) -> float | None:
+    solo, behind = solo_ms(run), behind_ms(run)
+    return None if solo is None or behind is None else behind / solo
+
+
+def least_still_running(run: dict[str, Any]) -> float | None:
+    """How many long requests ended after the short one, in the round with the fewest."""
+    counts = []
+    for records in _behind_rows(run):
+        ends = {True: [0.0], False: [0.0]}
+        for record in records:
+            ends[record.role == "short"].append(record.sent_s + (record.end_s or 0.0))
+        counts.append(sum(end > max(ends[True]) for end in ends[False]))
+    return min(counts, default=None)
+
+
+def _behind_parts(document: dict[str, Any], points: list[Point]) -> list[str]:
+    scenario = _scenario(document, points)
+    rows = [
+        [
+            point.label,
+            point.with_range(solo_ms, 0),
+            point.with_range(behind_ms, 0),
+            point.with_range(behind_ratio),
+            number(min(point.values(least_still_running), default=None), 0),
+            _failures(point),
+        ]
+        for point in points
+    ]
+    heads = ["server", "solo ms (range)", "behind ms (range)", "behind / solo (range)"]
+    heads += ["still running", "failed"]
+    text = (
+        f"{_settings(scenario)}; behind {scenario['num_long']} requests of "
+        f"{scenario['long_steps']} steps, {scenario['delay_s'] * 1000:.0f} ms after them; "
+        f"{scenario['num_requests']} times each."
+    )
+    return [text, table(heads, rows, num_text_columns=1)]
+
+
+def _text_latency(phase: str, name: str, statistic: str) -> Value:
+    def value(run: dict[str, Any]) -> float | None:
+        found = text_summary(run["phases"][phase])[name]
+        return float(found[statistic]) if found else None
+
+    return value
+
+
+def _text_rate(phase: str) -> Value:
+    return lambda run: float(text_summary(run["phases"][phase])["output_tok_s"])
+
+
+def images_beside(run: dict[str, Any]) -> float | None:
+    return float(image_summary(run["phases"]["beside"]["images"])["images_s"])
+
+
+def _text_parts(document: dict[str, Any], points: list[Point]) -> list[str]:
+    scenario = _scenario(document, points)
+    rows = []
+    for point in points:
+        cells = [point.label]
+        for phase in ("alone", "beside"):
+            gaps = (_text_latency(phase, "itl_ms", q) for q in ("p50", "p99"))
+            cells.append(" / ".join(number(point.median_of(gap)) for gap in gaps))
+        for phase in ("alone", "beside"):
+            cells.append(number(point.median_of(_text_latency(phase, "ttft_ms", "p50"))))
+        for phase in ("alone", "beside"):
+            cells.append(number(point.median_of(_text_rate(phase))))
+        cells += [point.with_range(images_beside), _failures(point)]
+        rows.append(cells)
+    heads = ["server", "ITL ms p50 / p99 alone", "beside images", "TTFT ms p50 alone"]
+    heads += ["beside images", "out tok/s alone", "beside images", "images/s (range)", "failed"]
+    text = (
+        f"{scenario['num_requests']} completions of {scenario['text_model']}, one at a time, alone "
+        f"and beside {scenario['clients']} image clients ({_settings(scenario)})."
+    )
+    return [text, table(heads, rows, num_text_columns=1)]
+
+
+_KINDS: dict[str, Callable[[dict[str, Any], list[Point]], list[str]]] = {
+    "images": _images_parts,
+    "behind": _behind_parts,
+    "text": _text_parts,
+}
+
+
+def _scenario(document: dict[str, Any], points: list[Point]) -> dict[str, Any]:
+    name = points[0].runs[0]["scenario"]
+    found: dict[str, Any] = next(s for s in document["scenarios"] if s["name"] == name)
+    return found
+
+
+def _settings(scenario: dict[str, Any]) -> str:
+    size = scenario["size"]
+    steps = scenario["steps"].replace(":", " to ")
+    return f"{size}x{size} px, {steps} steps, guidance {scenario['guidance']:g}"
+
+
+def _variants(point: Point) -> str:
+    names = dict.fromkeys(run["variant"] for run in point.runs)
+    return ", ".join(f"`{name}`" for name in names if name)
+
+
+def _phases(point: Point) -> list[dict[str, Any]]:
+    found = [phase for run in point.runs for phase in run["phases"].values()]
+    return found + [phase["images"] for phase in found if "images" in phase]
+
+
+def _failures(point: Point) -> str:
+    return str(sum("error" in row for phase in _phases(point) for row in phase["requests"]))
+
+
+def _peak_memory(run: dict[str, Any]) -> float | None:
+    peaks = [p["memory"]["peak_pss_mib"] for p in run["phases"].values() if p.get("memory")]
+    return max(peaks, default=None)
+
+
+def _noise_note(document: dict[str, Any]) -> str:
+    cpus = [phase["cpu"] for run in document["runs"] for phase in run["phases"].values()]
+    if not cpus:
+        return "Nothing was measured."
+    worst = {key: max(cpu[key] for cpu in cpus) for key in ("others", "loadtest", "steal")}
+    return (
+        f"{document['repeats']} repeats; others took at most {worst['others']:.1%} of the CPU in a "
+        f"run shown here (limit {document['max_others']:.0%}; {len(document['discarded'])} noisier "
+        f"runs were repeated), the load generator at most {worst['loadtest']:.1%}, the hypervisor "
+        f"{worst['steal']:.1%}."
+    )

@@ -1,0 +1,50 @@
+"""The pieces of Markdown that the sections of the benchmark page share."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def heading(document: dict[str, Any]) -> str:
+    """Title, date, commit, machine and command of a result."""
+    machine = document["machine"]
+    state = " with uncommitted changes" if document["uncommitted_changes"] else ""
+    commit = (document["commit"] or "unknown")[:12]
+    notes = " Cut short: not every repeat was measured." if document.get("partial") else ""
+    if document.get("quick"):
+        notes += " A quick run: these numbers mean nothing."
+    return (
+        f"## {document['label'] or 'Unnamed'}\n\n"
+        f"{document['started_at'][:10]}, commit {commit}{state}, {machine['cores']} cores of "
+        f"{machine['cpu']} (family/model {machine['cpu_family_model']}; {machine['cpu_flags']}), "
+        f"{machine['memory_gib']} GiB, {machine['system']}, Python {machine['python']}.{notes}\n\n"
+        f"    {document['command']}"
+    )
+
+
+def commands(comparison: dict[str, Any]) -> str:
+    """How each server was started."""
+    parts = []
+    for server in comparison["servers"]:
+        version = f" ({server['version']})" if server.get("version") else ""
+        parts.append(f"{server['name']}{version}:\n\n```sh\n{server['command']}\n```")
+    return "\n\n".join(parts)
+
+
+def number(value: float | None, digits: int | None = None) -> str:
+    """Three digits or so, unless told otherwise."""
+    if value is None:
+        return "-"
+    if digits is None:
+        digits = 0 if value >= 100 else 1
+    return f"{value:.{digits}f}"
+
+
+def ratio(ours: float | None, theirs: float | None) -> str:
+    """Two digits; a dash where there is nothing to divide."""
+    return "-" if ours is None or not theirs else f"{ours / theirs:.2f}"
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, num_text_columns: int) -> str:
+    """A Markdown table; all columns but the first few are aligned to the right."""
+    rules = ["---"] * num_text_columns + ["---:"] * (len(heads) - num_text_columns)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, rules, *rows))
