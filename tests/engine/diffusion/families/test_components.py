@@ -116,6 +116,16 @@ def test_dtypes(saved: tuple[Parts, Path], dtype: torch.dtype) -> None:
     torch.testing.assert_close(drawn, draw(load(saved[1]), job()), atol=0.3, rtol=0)
 
 
+def test_quantisation_reaches_the_unet(saved: tuple[Parts, Path]) -> None:
+    checkpoint = Checkpoint("diffusers", saved[1], "m")
+    with pytest.raises(ModelLoadError, match="'zip' is unknown"):
+        load_family(checkpoint, dtype=torch.float32, device=CPU, quantization="zip")
+    pytest.importorskip("bitsandbytes")
+    # Its layers are too small.
+    with pytest.raises(ModelLoadError, match="UNet2DConditionModel has no layers that bnb-nf4"):
+        load_family(checkpoint, dtype=torch.float32, device=CPU, quantization="bnb-nf4")
+
+
 def test_damage_is_named(folder: Path) -> None:
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     content = weights.read_bytes()

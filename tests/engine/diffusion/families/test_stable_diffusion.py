@@ -275,6 +275,23 @@ def test_an_extra_unet_edits() -> None:
         parts.family()
 
 
+def test_an_extra_unet_inpaints() -> None:
+    parts = copy.copy(parts_of())
+    parts.extra_unets = {"unet_inpaint": parts_of(in_channels=9).unet}
+    family = parts.family()
+    assert family.denoiser_key(ImageTask.INPAINT) == "unet_inpaint"
+    assert family.denoiser_key(ImageTask.IMAGE_TO_IMAGE) == "unet"
+    condition = family.image_condition(
+        ImageTask.INPAINT, picture(1), torch.ones((1, 1, 16, 16)), torch.Generator()
+    )
+    assert condition is not None
+    assert (
+        draw(family, Job("x", noise(1), task=ImageTask.INPAINT, image_latents=condition))
+        .isfinite()
+        .all()
+    )
+
+
 def test_a_batch_equals_its_rows_one_by_one() -> None:
     seed = fresh_seed()
     choose = random.Random(seed)
