@@ -33,8 +33,8 @@ from server.state import AppState
 router = APIRouter(route_class=JsonRoute, tags=["images"])
 form_router = APIRouter(route_class=FormRoute, tags=["images"])
 
-ImageId = Annotated[str, Path(max_length=256, description="The answer's `X-Image-Id`.")]
-FileName = Annotated[str, Path(max_length=256, description="As in the `url` of an answer.")]
+ImageId = Annotated[str, Path(description="The answer's `X-Image-Id`.")]
+FileName = Annotated[str, Path(description="As in the `url` of an answer.")]
 
 
 def _responses(prefix: str) -> dict[int | str, dict[str, Any]]:

@@ -105,7 +105,7 @@ async def test_unknown_ids_are_a_404() -> None:
     for image_id in ("nope", "img-" + "0" * 32, "x" * 300, "%00", "é"):
         for method in ("GET", "DELETE"):
             response = await server.client.request(method, f"/v1/images/{image_id}")
-            assert response.status_code in (400, 404)
+            assert error_of(response, 404)["code"] in ("image_not_found", "not_found")
 
 
 async def test_ids_cannot_be_guessed() -> None:
@@ -113,6 +113,16 @@ async def test_ids_cannot_be_guessed() -> None:
     ids = {(await server.generate()).headers["X-Image-Id"] for _ in range(8)}
     assert len(ids) == 8
     assert all(len(image_id) == len("img-") + 32 for image_id in ids)
+
+
+async def test_ended_jobs_are_forgotten_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.image_jobs.MAX_ENDED_JOBS", 2)
+    server = ImageServer()
+    ids = [(await server.generate()).headers["X-Image-Id"] for _ in range(4)]
+    statuses = [(await server.client.get(f"/v1/images/{i}")).status_code for i in ids]
+    assert statuses == [404, 404, 200, 200]
+    monkeypatch.setattr("server.image_jobs.ENDED_JOB_TTL_S", -1.0)
+    assert (await server.client.get(f"/v1/images/{ids[-1]}")).status_code == 404
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -2,9 +2,13 @@
 
 from typing import Any
 
+import hypothesis
+import pytest
+import schemathesis
 from fake_engine import model_info
 from fake_image_engine import image_info
 from image_server import EDITS, GENERATIONS, VARIATIONS, ImageServer
+from schemathesis import GenerationMode
 
 
 async def document(server: ImageServer) -> dict[str, Any]:
@@ -47,3 +51,45 @@ async def test_forms_and_json_are_described() -> None:
 async def test_what_is_uploaded_is_not_described_as_json() -> None:
     schemas = (await document(ImageServer()))["components"]["schemas"]
     assert schemas["ImageReference"]["properties"].keys() == {"image_url", "file_id"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", GENERATIONS),
+        ("POST", EDITS),
+        ("POST", VARIATIONS),
+        ("GET", "/v1/images/{image_id}"),
+        ("DELETE", "/v1/images/{image_id}"),
+        ("GET", "/v1/images/files/{name}"),
+    ],
+)
+def test_generated_requests(method: str, path: str, mode: GenerationMode) -> None:
+    """Nothing is a 5xx, and each answer has a documented status, type and schema."""
+    if method != "POST" and mode is GenerationMode.NEGATIVE:
+        return  # any text may be an id
+    server = ImageServer()
+    schema = schemathesis.openapi.from_asgi("/openapi.json", server.app)
+    strategy = schema[path][method].as_strategy(generation_mode=mode)
+    checks = [
+        schemathesis.checks.not_a_server_error,
+        *schemathesis.checks.CHECKS.get_by_names(
+            ["status_code_conformance", "content_type_conformance", "response_schema_conformance"]
+        ),
+    ]
+
+    @hypothesis.settings(
+        max_examples=40,
+        database=None,
+        deadline=None,
+        phases=[hypothesis.Phase.generate],
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(case=strategy)
+    def run(case: Any) -> None:
+        response = case.call(timeout=60)
+        case.validate_response(response, checks=checks)
+
+    run()
