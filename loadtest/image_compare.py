@@ -68,9 +68,10 @@ class ImageComparison:
     async def _choose(self, server: ImageServer, interrupt: Interrupt) -> None:
         """A short run of every variant in every scenario; the fastest is the one compared."""
         scenarios = self._plan.scenarios_of(server)
-        if len(server.variants) == 1:
-            for scenario in scenarios:
-                self._chosen[server.name, scenario.name] = server.variants[0]
+        for scenario in scenarios:
+            like = (server.same_variant_as or "", scenario.name)
+            self._chosen[server.name, scenario.name] = self._chosen.get(like, server.variants[0])
+        if len(server.variants) == 1 or server.same_variant_as is not None:
             return
         rates: dict[str, dict[str, float]] = {scenario.name: {} for scenario in scenarios}
         for variant in server.variants:

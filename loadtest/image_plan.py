@@ -12,7 +12,7 @@ from loadtest.launch import ServerCommand
 from loadtest.plan import check_keys, check_names, plan_variables, server_command
 
 _PLAN_KEYS = {"label", "variables", "repeats", "servers", "scenarios"}
-_SERVER_KEYS = {"name", "command", "url", "model", "version_command", "variants"}
+_SERVER_KEYS = {"name", "command", "url", "model", "version_command", "variants", "same_variant_as"}
 _REQUIRED_SERVER_KEYS = {"name", "command", "url", "model"}
 
 VARIANT = "VARIANT"
@@ -83,10 +83,14 @@ _REQUIRED_KEYS = {"name", "kind", "servers", "size", "steps", "num_requests"}
 
 @dataclass(frozen=True, slots=True)
 class ImageServer:
-    """A server, and the variants of it (values of `$VARIANT`) of which the fastest is compared."""
+    """A server, and the variants of it (values of `$VARIANT`) of which the fastest is compared.
+
+    With `same_variant_as`, the one that is chosen for that server, which comes before it.
+    """
 
     command: ServerCommand
     variants: tuple[str, ...] = ("",)
+    same_variant_as: str | None = None
 
     @property
     def name(self) -> str:
@@ -110,6 +114,8 @@ class ImagePlan:
     def only(self, servers: list[str], scenarios: list[str]) -> "ImagePlan":
         """With some servers and some scenarios (all when empty) and what is left of both.
 
+        A server whose `same_variant_as` is left out chooses for itself.
+
         Raises ValueError for a name that the plan does not have, and when nothing is left.
         """
         _check_known("server", servers, [server.name for server in self.servers])
@@ -125,7 +131,13 @@ class ImagePlan:
         wanted = {name for scenario in kept for name in scenario.servers}
         return replace(
             self,
-            servers=tuple(server for server in self.servers if server.name in wanted),
+            servers=tuple(
+                server
+                if server.same_variant_as in wanted
+                else replace(server, same_variant_as=None)
+                for server in self.servers
+                if server.name in wanted
+            ),
             scenarios=tuple(kept),
         )
 
@@ -168,7 +180,9 @@ def load_image_plan(path: Path, overrides: dict[str, str] | None = None) -> Imag
     document = yaml.safe_load(path.read_text())
     check_keys("the plan", document, _PLAN_KEYS, {"servers", "scenarios"})
     variables = plan_variables(document, overrides)
-    servers = tuple(_server(entry, variables) for entry in document["servers"])
+    servers: tuple[ImageServer, ...] = ()
+    for entry in document["servers"]:
+        servers += (_server(entry, variables, servers),)
     scenarios = tuple(_scenario(entry) for entry in document["scenarios"])
     check_names(server.name for server in servers)
     check_names(scenario.name for scenario in scenarios)
@@ -184,9 +198,17 @@ def load_image_plan(path: Path, overrides: dict[str, str] | None = None) -> Imag
     return plan
 
 
-def _server(entry: Any, variables: dict[str, str]) -> ImageServer:
+def _server(entry: Any, variables: dict[str, str], earlier: tuple[ImageServer, ...]) -> ImageServer:
     check_keys("a server", entry, _SERVER_KEYS, _REQUIRED_SERVER_KEYS)
-    return ImageServer(server_command(entry, variables), tuple(entry.get("variants", ("",))))
+    command = server_command(entry, variables)
+    model = entry.get("same_variant_as")
+    if model is None:
+        return ImageServer(command, tuple(entry.get("variants", ("",))))
+    _check_known("server", [model], [server.name for server in earlier])
+    if "variants" in entry:
+        raise ValueError(f"{command.name} has variants and those of {model}: keep one of them")
+    variants = next(server.variants for server in earlier if server.name == model)
+    return ImageServer(command, variants, same_variant_as=model)
 
 
 def _check_variants(plan: ImagePlan) -> None:

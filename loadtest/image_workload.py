@@ -1,7 +1,6 @@
 """Image workloads: which pictures are asked for, with how many steps. Made before the run."""
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,7 +131,3 @@ def _planned(
         at_s=at_s,
         role=role,
     )
-
-
-def total_steps(requests: Sequence[PlannedImage]) -> int:
-    return sum(request.steps for request in requests)
