@@ -159,20 +159,30 @@ def _behind_rows(run: dict[str, Any]) -> list[list[ImageRecord]]:
     return [[ImageRecord.from_row(row) for row in phase["requests"]] for phase in phases]
 
 
-def behind_ms(run: dict[str, Any]) -> float | None:
-    """The median latency of the short request behind the long ones."""
-    latencies = [
+def _behind_latencies(run: dict[str, Any]) -> list[float]:
+    return [
         record.end_s * 1000
         for records in _behind_rows(run)
         for record in records
         if record.role == "short" and record.error is None and record.end_s is not None
     ]
+
+
+def behind_ms(run: dict[str, Any]) -> float | None:
+    """The median latency of the short request behind the long ones."""
+    latencies = _behind_latencies(run)
     return median(latencies) if latencies else None
 
 
 def behind_ratio(run: dict[str, Any]) -> float | None:
     solo, behind = solo_ms(run), behind_ms(run)
     return None if solo is None or behind is None else behind / solo
+
+
+def worst_behind_ratio(run: dict[str, Any]) -> float | None:
+    """The longest of the waits over the median time alone."""
+    solo, latencies = solo_ms(run), _behind_latencies(run)
+    return max(latencies) / solo if solo and latencies else None
 
 
 def least_still_running(run: dict[str, Any]) -> float | None:
@@ -194,13 +204,14 @@ def _behind_parts(document: dict[str, Any], points: list[Point]) -> list[str]:
             point.with_range(solo_ms, 0),
             point.with_range(behind_ms, 0),
             point.with_range(behind_ratio),
+            number(max(point.values(worst_behind_ratio), default=None), 2),
             number(min(point.values(least_still_running), default=None), 0),
             _failures(point),
         ]
         for point in points
     ]
     heads = ["server", "solo ms (range)", "behind ms (range)", "behind / solo (range)"]
-    heads += ["still running", "failed"]
+    heads += ["worst", "still running", "failed"]
     text = (
         f"{_settings(scenario)}; behind {scenario['num_long']} requests of "
         f"{scenario['long_steps']} steps, {scenario['delay_s'] * 1000:.0f} ms after them; "

@@ -57,8 +57,9 @@ servers get the same prompts, seeds and steps, spread evenly over the range.
   steps, in millions, a second.
 - *unbatched* is tandem with `--max-num-rows 2`, one picture in a step: tandem over unbatched is
   what batching gains; unbatched over diffusers is what everything else does.
-- **solo, behind**: the latency of a short request alone, and with long ones sent shortly before it.
-  **still running**: how many of those, at least, were not done when the short one was.
+- **solo, behind**: the latency of a short request alone, and with long ones sent shortly before
+  it; medians of a repeat. **worst**: the longest wait over the median alone. **still running**: how
+  many of the long ones, at least, were not done when the short one was.
 - **text beside images**: the comparison's text workload at one client, alone and while image
   clients keep the server busy, for several values of `--image-share`.
 """

@@ -12,8 +12,8 @@ from engine.client import EngineClient
 from engine.version import __version__
 from server import errors, middleware, openapi
 from server.admission import Admission
-from server.image_jobs import ImageJobs
-from server.image_store import ImageStore
+from server.images.jobs import ImageJobs
+from server.images.store import ImageStore
 from server.lifecycle import Lifecycle
 from server.metrics import ServerMetrics
 from server.routes import chat, completions, health, images, metrics, models, tokenize

@@ -51,7 +51,7 @@ class _Families:
         labels = [status.model]
         self.ready.add_metric(labels, status.phase is Phase.READY)
         self.restarts.add_metric(labels, status.restarts)
-        if status.kind is ModelKind.IMAGE:  # see `server/image_metrics.py`
+        if status.kind is ModelKind.IMAGE:  # see `server/images/metrics.py`
             return
         slots_used = stats.kv_blocks_used * stats.kv_block_size
         self.running.add_metric(labels, stats.num_running)

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from engine.client import EngineClient
 from engine.types import EngineStats, FinishReason, ModelKind, TokenEvent
 from server.engine_collector import EngineCollector
-from server.image_metrics import ImageMetrics
+from server.images.metrics import ImageMetrics
 
 _TTFT_BUCKETS_S = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from engine.client import EngineClient
 from server.admission import Admission
-from server.image_jobs import ImageJobs
-from server.image_store import ImageStore
+from server.images.jobs import ImageJobs
+from server.images.store import ImageStore
 from server.lifecycle import Lifecycle
 from server.metrics import ServerMetrics
 from server.settings import Settings

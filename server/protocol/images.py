@@ -1,7 +1,7 @@
 """Bodies of `POST /v1/images/generations`, `/edits` and `/variations`.
 
 An explicit null is the default. What needs the model, as the size does, is checked in
-`server/image_convert.py`.
+`server/images/convert.py`.
 """
 
 import re

@@ -10,11 +10,11 @@ from server.convert import ignored_fields_header
 from server.deps import StateDep
 from server.errors import INVALID_REQUEST, error_response
 from server.form_route import FormRoute
-from server.image_convert import ImageLimits, image_order
-from server.image_inputs import ImageInputs, read_inputs
-from server.image_reply import ImageReply
-from server.image_run import FileOptions, ImageRun
-from server.image_task import choose_task
+from server.images.convert import ImageLimits, image_order
+from server.images.inputs import ImageInputs, read_inputs
+from server.images.reply import ImageReply
+from server.images.run import FileOptions, ImageRun
+from server.images.task import choose_task
 from server.json_route import JsonRoute
 from server.middleware.access_log import annotate
 from server.protocol.answers import ErrorAnswer, error_answers, stream_answer

@@ -24,7 +24,7 @@ from engine.image_types import (
     Pixels,
 )
 from engine.types import FinishReason, ModelInfo, ModelKind, ModelStatus, Phase
-from server.image_limits import steps_to_run
+from server.images.limits import steps_to_run
 
 
 def image_info(model: str = "painter", **changes: object) -> ImageModelInfo:

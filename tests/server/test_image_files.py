@@ -15,7 +15,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from engine.errors import InvalidParameter
 from engine.image_types import Pixels
-from server.image_files import decode_image, decode_mask, encode_image
+from server.images.files import decode_image, decode_mask, encode_image
 
 Array = npt.NDArray[np.uint8]
 

@@ -7,7 +7,7 @@ from fake_image_engine import image_info
 
 from engine.errors import InvalidParameter
 from engine.image_types import ImageParams, ImageTask, Pixels
-from server.image_limits import (
+from server.images.limits import (
     check_budget,
     drawing_size,
     edited_size,

@@ -116,12 +116,12 @@ async def test_ids_cannot_be_guessed() -> None:
 
 
 async def test_ended_jobs_are_forgotten_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.image_jobs.MAX_ENDED_JOBS", 2)
+    monkeypatch.setattr("server.images.jobs.MAX_ENDED_JOBS", 2)
     server = ImageServer()
     ids = [(await server.generate()).headers["X-Image-Id"] for _ in range(4)]
     statuses = [(await server.client.get(f"/v1/images/{i}")).status_code for i in ids]
     assert statuses == [404, 404, 200, 200]
-    monkeypatch.setattr("server.image_jobs.ENDED_JOB_TTL_S", -1.0)
+    monkeypatch.setattr("server.images.jobs.ENDED_JOB_TTL_S", -1.0)
     assert (await server.client.get(f"/v1/images/{ids[-1]}")).status_code == 404
 
 

@@ -4,7 +4,7 @@ import pytest
 from image_server import ImageServer, error_of, opened
 
 from engine.errors import InvalidParameter
-from server.image_store import ImageStore
+from server.images.store import ImageStore
 
 KEY = {"Authorization": "Bearer secret"}
 

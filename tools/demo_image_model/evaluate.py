@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from tools.demo_image_model.classify import Reading, read
-from tools.demo_image_model.palette import BACKGROUNDS, COLOURS, HELD_OUT, PLACES, SHAPES
+from tools.demo_image_model.palette import BACKGROUNDS, COLOURS, PLACES, SHAPES
 from tools.demo_image_model.questions import (
     SEED,
     SUITES,
@@ -93,7 +93,7 @@ class Evaluation:
         """How evenly what a prompt leaves open is spread over seeds; 1 is evenly, 0 always one.
 
         `pixels` is the mean difference, of 255, between pictures of neighbouring seeds of one
-        prompt.
+        prompt. At least two seeds.
         """
         seeds = [SEED + i for i in range(num)]
         spreads: dict[str, list[str | None]] = {"colour": [], "background": [], "place": []}
@@ -110,9 +110,8 @@ class Evaluation:
             if seen.colour == "red"
         ]
         pairs = self._draw(["a red circle"] * num, seeds).astype(np.float32)
-        num_colours = sum((colour, "circle") not in HELD_OUT for colour in COLOURS)
         return {
-            "colour": evenness(spreads["colour"], num_colours),
+            "colour": evenness(spreads["colour"], len(COLOURS)),
             "background": evenness(spreads["background"], len(BACKGROUNDS)),
             "place": evenness(spreads["place"], len(PLACES)),
             "shape": evenness(shapes, len(SHAPES)),
@@ -195,7 +194,7 @@ def evaluate(args: argparse.Namespace) -> None:
     for name in SUITES:
         report.add(name, evaluation.suite(name, args.num))
     report.add("negative", evaluation.negative(args.num))
-    report.add("diversity", evaluation.diversity(min(args.num, 256)))
+    report.add("diversity", evaluation.diversity(min(max(args.num, 2), 256)))
     if args.curve_num:
         report.add(
             "guidance_curve",

@@ -28,8 +28,8 @@ GUIDANCE_GRID = (2.0, 3.0, 4.0, 5.0, 7.0)
 IMAGE_GUIDANCE_GRID = (1.0, 1.2, 1.5, 2.0)
 MAX_SHIFT = 0.06
 """Farther from where it should be, in image widths, an object has moved."""
-MAX_GROWTH = 1.25
-"""Ratio of radii above which an object has changed its size; large to small is 1.4 at least."""
+MAX_GROWTH = 1.2
+"""Ratio of radii above which an object's size is another; large to small is 1.29 at least."""
 EDIT_SEED = SEED + 100
 
 

@@ -15,7 +15,7 @@ FOREGROUND_DISTANCE = 50.0
 """Distance from the background, of the 0-255 cube, above which a pixel belongs to an object: half
 of the least contrast that the palette has (green on gray, 110)."""
 MIN_AREA = 0.005
-"""Smaller specks are not objects, share of the picture; the smallest star covers 0.017."""
+"""Smaller specks are not objects, share of the picture; the smallest star covers 0.026."""
 MAX_COLOUR_DISTANCE = 60.0
 """A colour farther from every colour of the palette has no name."""
 SEED_SHARE = 0.2

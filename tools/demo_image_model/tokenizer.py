@@ -6,6 +6,7 @@ apart into smaller pieces, as in CLIP.
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 from tokenizers.pre_tokenizers import ByteLevel
@@ -22,9 +23,7 @@ def learn_merges(words: list[str]) -> list[tuple[str, str]]:
     split = [[*word[:-1], f"{word[-1]}</w>"] for word in words]
     merges: list[tuple[str, str]] = []
     while any(len(symbols) > 1 for symbols in split):
-        pairs = Counter(
-            pair for symbols in split for pair in zip(symbols, symbols[1:], strict=False)
-        )
+        pairs = Counter(pair for symbols in split for pair in pairwise(symbols))
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
         split = [_merge(symbols, best) for symbols in split]

@@ -3,9 +3,9 @@
     python -m tools.demo_image_model.train --run runs/base --vae runs/vae/vae --steps 60000
 
 Deterministic by seed and step, resumable: the run goes on where its last save stopped, or, with
-`--init`, from the fp16 weights of an earlier one (the optimiser then starts anew). The learning rate
-is constant after the warm-up and falls over the last `--decay` steps. Each save also writes the
-averaged weights as a diffusers folder, `RUN/pipeline`.
+`--init`, from the fp16 weights of an earlier one (the optimiser then starts anew). The learning
+rate is constant after the warm-up and falls over the last `--decay` steps. Each save also writes
+the averaged weights as a diffusers folder, `RUN/pipeline`.
 """
 
 import argparse

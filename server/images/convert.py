@@ -20,8 +20,8 @@ from engine.image_types import (
     ImageTask,
     PromptSyntax,
 )
-from server.image_inputs import ImageInputs
-from server.image_limits import (
+from server.images.inputs import ImageInputs
+from server.images.limits import (
     Size,
     check_budget,
     drawing_size,
@@ -31,7 +31,7 @@ from server.image_limits import (
     steps_to_run,
     worked_pixels,
 )
-from server.image_task import outpaint_of
+from server.images.task import outpaint_of
 from server.protocol.common import INT64_MAX
 from server.protocol.images import (
     ImageEditRequest,

@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 
 from engine.image_types import ImageEvent, Pixels
-from server.image_run import FileOptions, ImageRun
-from server.image_store import ImageStore
+from server.images.run import FileOptions, ImageRun
+from server.images.store import ImageStore
 from server.protocol.image_answers import (
     CompletedImageEvent,
     ImageData,

@@ -15,11 +15,11 @@ from engine.client import ImageStream
 from engine.errors import Draining, RequestAborted, error_from_code
 from engine.image_types import ImageEvent, Pixels
 from engine.types import FinishReason
-from server.image_convert import ImageOrder
-from server.image_files import encode_image
-from server.image_jobs import ImageJob, new_image_id
-from server.image_metrics import ImageOutcome
-from server.image_replay import replay_fields
+from server.images.convert import ImageOrder
+from server.images.files import encode_image
+from server.images.jobs import ImageJob, new_image_id
+from server.images.metrics import ImageOutcome
+from server.images.replay import replay_fields
 from server.protocol.image_answers import OutputFormatName
 from server.state import AppState
 

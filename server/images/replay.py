@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from engine.image_types import ImageParams, ImageTask, PromptSyntax
-from server.image_convert import ImageOrder
+from server.images.convert import ImageOrder
 
 _ALWAYS = ("num_inference_steps", "guidance_scale")
 _WHERE_USED: Mapping[str, tuple[ImageTask, ...]] = {

@@ -15,7 +15,7 @@ from PIL import Image, ImageCms
 
 from engine.errors import InvalidParameter
 from engine.image_types import Pixels
-from server.image_metadata import exif_bytes, png_chunks
+from server.images.metadata import exif_bytes, png_chunks
 
 ImageFormat = Literal["png", "jpeg", "webp"]
 MaskMode = Literal["auto", "alpha", "luminance"]

@@ -11,7 +11,7 @@ import numpy as np
 
 from engine.errors import InvalidParameter, UnsupportedFeature
 from engine.image_types import Pixels
-from server.image_files import decode_image, decode_mask
+from server.images.files import decode_image, decode_mask
 from server.protocol.image_inputs import ImageReference, UploadedImage
 from server.protocol.images import ImageEditRequest, ImageInputFields
 

@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 from engine.errors import EngineError, RequestAborted
 from engine.image_types import ImageEvent, ImageRequest
 from server.errors import status_row
-from server.image_limits import steps_to_run
+from server.images.limits import steps_to_run
 from server.protocol.image_answers import ImageJobAnswer, JobStatus
 
 MAX_ENDED_JOBS = 1024

@@ -1,0 +1,1 @@
+"""One image request on the server's side: read its files, convert it, run it, answer it."""
