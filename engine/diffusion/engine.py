@@ -210,8 +210,8 @@ class DiffusionEngine:
         )
         if sample.preview_due():
             assert sample.x0 is not None
-            index = sample.num_previews_sent
-            sample.num_previews_sent += 1
+            index = len(sample.preview_steps)
+            sample.preview_steps.append(sample.step)
             self._decode(sample, index, self._family.preview, sample.x0, lambda pixels: pixels)
 
     def _decode(
@@ -246,7 +246,9 @@ class DiffusionEngine:
             known = error if isinstance(error, EngineError) else InternalError("decoding failed")
             return self._fail([sample], known)
         if index != _RESULT:
-            return [self._event(sample, preview=decoded.pixels, preview_index=index)]
+            # The sample has gone on since.
+            step = sample.preview_steps[index]
+            return [self._event(sample, step=step, preview=decoded.pixels, preview_index=index)]
         self._drop(sample)
         self._totals.num_images += 1
         return [
@@ -287,11 +289,11 @@ class DiffusionEngine:
         totals.denoise_time_s += elapsed_s
         self._step_rows, self._step_time_s = num_rows, elapsed_s
 
-    def _event(self, sample: Sample, **fields: object) -> ImageEvent:
+    def _event(self, sample: Sample, *, step: int | None = None, **fields: object) -> ImageEvent:
         return ImageEvent(
             request_id=sample.request.request_id,
             index=sample.index,
-            step=sample.step,
+            step=sample.step if step is None else step,
             num_steps=sample.num_steps,
             seed=sample.seed,
             num_prompt_tokens=sample.num_prompt_tokens,

@@ -35,6 +35,7 @@ class Sample:
     Attributes:
         latents: `[1, C, h, w]` fp32 at the schedule's `position`.
         position, first_position: within `schedule.timesteps`.
+        preview_steps: `step` at each preview that was taken; a preview's index is its place here.
         x0: the picture that the newest prediction implies; previews show it.
     """
 
@@ -56,7 +57,7 @@ class Sample:
     warnings: tuple[str, ...] = ()
     encode_time_s: float = 0.0
     denoise_time_s: float = 0.0
-    num_previews_sent: int = 0
+    preview_steps: list[int] = field(default_factory=list)
     x0: torch.Tensor | None = field(default=None, repr=False)
 
     @property
@@ -119,9 +120,10 @@ class Sample:
     def preview_due(self) -> bool:
         """Whether the step just taken is one of the equally spaced ones that are shown."""
         wanted = self.request.params.num_previews
-        if self.num_previews_sent >= wanted or self.finished:
+        num_shown = len(self.preview_steps)
+        if num_shown >= wanted or self.finished:
             return False
-        return self.step * (wanted + 1) >= (self.num_previews_sent + 1) * self.num_steps
+        return self.step * (wanted + 1) >= (num_shown + 1) * self.num_steps
 
     def _input(self) -> torch.Tensor:
         if self.blend is None:

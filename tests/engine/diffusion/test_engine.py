@@ -1,6 +1,7 @@
 """The image engine over a toy family: what shares a batch changes nothing, nothing is lost."""
 
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -202,6 +203,24 @@ def test_previews_come_in_order_and_before_the_result(make_engine):
     previews = [e for e in events if e.preview is not None]
     assert [e.preview_index for e in previews] == [0, 1, 2]
     assert events.index(previews[-1]) < next(i for i, e in enumerate(events) if e.image)
+
+
+def test_a_preview_names_the_step_that_it_was_taken_at(make_engine):
+    class Slow(ToyFamily):
+        """Decodes no preview before the last denoiser call."""
+
+        def denoise(self, key, rows):
+            if len(self.calls) == 7:
+                last_call.set()
+            return super().denoise(key, rows)
+
+        def preview(self, latents):
+            assert last_call.wait(30)
+            return self.decode(latents)
+
+    last_call = threading.Event()
+    events = run(make_engine(Slow()), [request(num_previews=3, num_inference_steps=8)])
+    assert [e.step for e in events if e.preview is not None] == [2, 4, 6]
 
 
 def test_progress_is_told_at_every_step(make_engine):
