@@ -8,8 +8,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
 
 from engine.errors import Draining, QueueFull
 from server.lifecycle import Lifecycle
@@ -21,9 +19,8 @@ _RATE_WINDOW_S = 60.0
 class Lease:
     """Places held by one request. Given back once, however the request ends.
 
-    Use it as an async context manager, or call `release` when a stream ends. A lease that is
-    dropped without either, as when a client leaves before its response starts, gives its places
-    back when it is collected.
+    Whoever holds it calls `release`. A lease that is dropped without it, as when a client leaves
+    before its response starts, gives its places back when it is collected.
     """
 
     def __init__(self, admission: "Admission", model: str, num_sequences: int) -> None:
@@ -32,20 +29,10 @@ class Lease:
         self._num_sequences = num_sequences
 
     def release(self) -> None:
+        """Idempotent."""
         admission, self._admission = self._admission, None
         if admission is not None:
             admission._leave(self._model, self._num_sequences)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.release()
 
     def __del__(self) -> None:
         self.release()
@@ -69,7 +56,7 @@ class Admission:
         max_queued_images: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.limit = max_num_seqs + max_queued_requests
+        self._max_num_seqs = max_num_seqs
         self._max_queued_requests = max_queued_requests
         self._max_num_images = max_num_images
         self._max_queued_images = max_queued_images
@@ -83,7 +70,7 @@ class Admission:
         return sum(self._in_flight.values()) if model is None else self._in_flight.get(model, 0)
 
     def admit(self, model: str, num_sequences: int = 1) -> Lease:
-        """Take places for a request, to be used as `async with admission.admit(model, n):`.
+        """Take places for a request.
 
         A request for more places than exist enters once it is alone.
 
@@ -91,7 +78,8 @@ class Admission:
             Draining: the server is shutting down.
             QueueFull: too many sequences are in flight. Both carry `retry_after_s`.
         """
-        return self._admit(model, num_sequences, self.limit, self._max_queued_requests, "sequences")
+        limit = self._max_num_seqs + self._max_queued_requests
+        return self._admit(model, num_sequences, limit, self._max_queued_requests, "sequences")
 
     def admit_images(self, model: str, num_images: int) -> Lease:
         """The same for the images of a request to an image model."""

@@ -88,9 +88,9 @@ def _kind(engine: EngineClient, status: ModelStatus) -> ModelKind | None:
 
 
 @lru_cache(maxsize=256)
-def system_fingerprint(info_model: str, config_hash: str) -> str:
+def system_fingerprint(model: str, config_hash: str) -> str:
     """Changes with the server's version, the model and the engine's configuration."""
-    text = f"{__version__}|{info_model}|{config_hash}"
+    text = f"{__version__}|{model}|{config_hash}"
     return f"fp_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 

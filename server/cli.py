@@ -15,7 +15,7 @@ from server.settings_problem import SettingsProblem
 
 app = typer.Typer(
     name="tandem",
-    help="Serves language models behind the OpenAI API.",
+    help="Serves language and image models behind the OpenAI API.",
     no_args_is_help=True,
     rich_markup_mode=None,  # its tables cut long option names off
     pretty_exceptions_enable=False,  # they would show local values: keys and prompts

@@ -113,7 +113,6 @@ async def send_reply(
     Raises:
         EngineError: the engine failed before the first byte.
     """
-
     if headers:
         annotate(request, ignored_fields=headers["X-Ignored-Fields"])
 

@@ -1,7 +1,7 @@
 """Gives every request an id: the client's own if it is sane, a fresh one otherwise.
 
 The id is in `request.state.request_id`, in every log line of the request, and in the answer's
-`X-Request-Id`.
+`X-Request-Id`. Clients may repeat one, so it does not serve as the engine's request id.
 """
 
 import re

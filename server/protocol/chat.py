@@ -13,6 +13,7 @@ from server.protocol.answers import PromptLogprobs, Usage
 from server.protocol.common import MAX_LOGPROBS, MAX_TOKEN_COUNT, SamplingRequest, WireModel
 
 _TEXT_PART_TYPES = ("text", "refusal")  # each also names the key that holds the text
+_REFUSED_PART_TYPES = ("image", "input_", "audio", "video", "file")  # how their names begin
 _MAX_MESSAGES = 4096
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
@@ -137,9 +138,6 @@ def check_parts(messages: Any) -> None:
                     "only text is supported in messages; leave images, audio and files out",
                     param=f"messages[{i}].content[{j}]",
                 )
-
-
-_REFUSED_PART_TYPES = ("image", "input_", "audio", "video", "file")
 
 
 class ChatTemplateOptions(WireModel):
