@@ -1,7 +1,8 @@
 """From a request to its samples: prompts encoded, input image in latent space, first noise drawn.
 
 Each image has one CPU generator seeded seed + index, and draws from it in diffusers' order: the
-posterior of the input image, the first latents, then whatever the noise schedule needs.
+posterior of the input image where the latents need it, the first noise, the posterior of the image
+beside the latents, then whatever the noise schedule needs.
 """
 
 import itertools
@@ -88,7 +89,7 @@ class SampleFactory:
             params.scheduler, params.num_inference_steps, preparation.width, preparation.height
         )
         clean = None
-        if params.task in (ImageTask.IMAGE_TO_IMAGE, ImageTask.INPAINT):
+        if self._starts_from_image(params):
             assert preparation.image is not None
             clean = family.encode_image(preparation.image.to(family.device), generator)
         noise = self._draw(preparation, generator)
@@ -122,6 +123,12 @@ class SampleFactory:
                 mask, clean, noise, soft=params.soft_mask, first_position=first
             )
         return sample
+
+    def _starts_from_image(self, params: ImageParams) -> bool:
+        """Whether the input's latents are needed: to start from, or to keep under the mask."""
+        if params.strength >= 1.0 and params.task in self._family.facts.image_free_at_full_strength:
+            return False
+        return params.task in (ImageTask.IMAGE_TO_IMAGE, ImageTask.INPAINT)
 
     def _draw(self, preparation: Preparation, generator: torch.Generator) -> torch.Tensor:
         facts = self._family.facts
