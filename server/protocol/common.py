@@ -5,7 +5,7 @@ table here is tolerated and reported.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -114,7 +114,10 @@ class WireModel(BaseModel):
 
 
 class ModelRequest(WireModel):
-    """A request to one of the served models."""
+    """A request to one of the served models. Routes of another kind have tables of their own."""
+
+    _no_effect: ClassVar[Mapping[str, str]] = NO_EFFECT_FIELDS
+    _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED_FIELDS
 
     model: str | None = Field(
         None,
@@ -127,12 +130,12 @@ class ModelRequest(WireModel):
     def _read(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        check_supported(data)
+        _check_supported(data, cls._unsupported)
         return {name: integral(value) for name, value in data.items()}
 
     def ignored_fields(self) -> list[str]:
         """Names of the fields that the client sent and nobody knows."""
-        known = NO_EFFECT_FIELDS.keys() | UNSUPPORTED_FIELDS.keys()
+        known = self._no_effect.keys() | self._unsupported.keys()
         return [name for name in self.model_extra or {} if name not in known]
 
 
@@ -275,14 +278,14 @@ class SamplingRequest(ModelRequest):
         return self
 
 
-def check_supported(data: Mapping[str, Any]) -> None:
+def _check_supported(data: Mapping[str, Any], table: Mapping[str, tuple[Any, ...]]) -> None:
     """Refuse known fields that ask for something this server cannot do.
 
     Raises:
-        UnsupportedFeature: names the field and the values that pass.
+        UnsupportedFeature: names the field.
     """
-    for name in data.keys() & UNSUPPORTED_FIELDS.keys():
-        value, neutral = data[name], UNSUPPORTED_FIELDS[name]
+    for name in data.keys() & table.keys():
+        value, neutral = data[name], table[name]
         if value is None or value in neutral or (name == "best_of" and value == data.get("n")):
             continue
         raise UnsupportedFeature(

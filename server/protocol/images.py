@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from engine.errors import InvalidParameter, UnsupportedFeature
 from server.form_values import read_fields
 from server.multipart import Form
-from server.protocol.common import INT64_MAX, ModelRequest, integral
+from server.protocol.common import INT64_MAX, ModelRequest
 from server.protocol.image_inputs import ImageReference, OutpaintFields, uploaded
 
 MAX_PROMPT_CHARS = 4000
@@ -127,19 +127,18 @@ class ImageFields(ModelRequest):
         None, ge=-(1 << 31), le=(1 << 31) - 1, description="Lower runs first. Default 0."
     )
 
+    _no_effect: ClassVar[Mapping[str, str]] = NO_EFFECT_FIELDS
+    _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED_FIELDS
     _accepts_inputs: ClassVar[bool] = False
 
     @model_validator(mode="before")
     @classmethod
-    def _read(cls, data: Any) -> Any:
+    def _read_inputs(cls, data: Any) -> Any:
         if isinstance(data, Form):
             data = cls._read_form(data)
-        if not isinstance(data, dict):
-            return data
-        _check_supported(data)
-        if not cls._accepts_inputs:
+        if isinstance(data, dict) and not cls._accepts_inputs:
             _check_no_inputs(data)
-        return {name: integral(value) for name, value in data.items()}
+        return data
 
     @classmethod
     def _read_form(cls, form: Form) -> dict[str, Any]:
@@ -183,11 +182,6 @@ class ImageFields(ModelRequest):
                 param="guidance_start",
             )
         return self
-
-    def ignored_fields(self) -> list[str]:
-        """Names of the fields that the client sent and nobody knows."""
-        known = NO_EFFECT_FIELDS.keys() | UNSUPPORTED_FIELDS.keys()
-        return [name for name in self.model_extra or {} if name not in known]
 
 
 class ImageGenerationRequest(ImageFields):
@@ -283,14 +277,6 @@ def form_body(model: type[ImageFields]) -> dict[str, Any]:
     required = ["image", *(["prompt"] if model.model_fields["prompt"].is_required() else [])]
     schema = {"type": "object", "properties": properties, "required": required}
     return {"requestBody": {"content": {"multipart/form-data": {"schema": schema}}}}
-
-
-def _check_supported(data: Mapping[str, Any]) -> None:
-    for name in data.keys() & UNSUPPORTED_FIELDS.keys():
-        if data[name] is not None and data[name] not in UNSUPPORTED_FIELDS[name]:
-            raise UnsupportedFeature(
-                f"{name} is not supported by this server; leave it out", param=name
-            )
 
 
 def _check_no_inputs(data: Mapping[str, Any]) -> None:
