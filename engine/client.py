@@ -1,7 +1,7 @@
 """The server's only door to the engine: submit requests, read events, ask for states.
 
 `ProcessEngineClient` runs a supervised worker process per model. `InProcessEngineClient` steps an
-engine in a thread of this process; tests and offline scripts use it.
+engine in a thread of this process, which is what tests need.
 """
 
 import asyncio
@@ -9,12 +9,12 @@ import contextlib
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, Protocol, overload
+from typing import Any, Protocol, TypeVar, overload
 
 from engine.errors import Draining, EngineDead, EngineError, UnknownModel
 from engine.image_share import ImageShare
 from engine.image_types import ImageEvent, ImageModelInfo, ImageRequest, ImageStats
-from engine.model_spec import DEFAULT_MODELS, ModelSpec
+from engine.model_spec import ModelSpec
 from engine.rejection import rejection
 from engine.request_stream import RequestStream, StreamTable
 from engine.runtime.memory import MemoryArbiter
@@ -30,37 +30,33 @@ from engine.types import (
 )
 
 __all__ = [
-    "DEFAULT_MODELS",
     "EngineClient",
+    "ImageStream",
     "InProcessEngineClient",
-    "ModelSpec",
     "ProcessEngineClient",
+    "RequestEvents",
     "TokenStream",
     "WorkerOptions",
 ]
 
 StatsListener = Callable[[str, EngineStats], None]
 ImageStatsListener = Callable[[str, ImageStats], None]
+Event = TypeVar("Event", bound=TokenEvent | ImageEvent, covariant=True)
 
 
-class TokenStream(Protocol):
-    """Async iterator over a request's events; ends when all its completions have finished."""
+class RequestEvents(Protocol[Event]):
+    """Async iterator over a request's events; ends after the last one of each completion or
+    image."""
 
-    def __aiter__(self) -> AsyncIterator[TokenEvent]: ...
-
-    async def aclose(self) -> None:
-        """Abort in the engine if not finished. Idempotent."""
-        ...
-
-
-class ImageStream(Protocol):
-    """Async iterator over a request's events; ends after the last event of each image."""
-
-    def __aiter__(self) -> AsyncIterator[ImageEvent]: ...
+    def __aiter__(self) -> AsyncIterator[Event]: ...
 
     async def aclose(self) -> None:
         """Abort in the engine if not finished. Idempotent."""
         ...
+
+
+TokenStream = RequestEvents[TokenEvent]
+ImageStream = RequestEvents[ImageEvent]
 
 
 class EngineClient(Protocol):

@@ -11,7 +11,8 @@ DEFAULT_MODELS = ("smollm2-135m-instruct", "tandem-shapes")
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """One served model: `ref` is a built-in alias, a hub id, a folder or a GGUF file."""
+    """One served model: `ref` is a built-in alias, a hub id, a folder, or a `.gguf` or
+    `.safetensors` file."""
 
     ref: str
     name: str
@@ -31,7 +32,7 @@ class ModelSpec:
             name, ref = _default_name(text), text
         if not name.strip() or not ref.strip():
             raise InvalidParameter(
-                f"model {text!r} is not REF or NAME=REF; give a hub id, a folder or a .gguf file",
+                f"model {text!r} is not REF or NAME=REF; give a hub id, a folder or a file",
                 param="models",
             )
         return cls(ref=ref.strip(), name=name.strip())

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.client import InProcessEngineClient, ModelSpec, ProcessEngineClient, WorkerOptions
+from engine.client import InProcessEngineClient, ProcessEngineClient, WorkerOptions
 from engine.config import EngineConfig
 from engine.errors import Draining, EngineDead, ModelNotReady, QueueFull, UnknownModel
+from engine.model_spec import ModelSpec
 from engine.types import (
     EngineStats,
     FinishReason,
