@@ -87,11 +87,14 @@ class Trainer:
         ready_for_training(self.model.unet)
         self.model.train()
         self.ema = Ema(self.model, EMA_DECAY)
+        groups = [{"params": self.model.unet.parameters(), "base": UNET_RATE * args.rate}]
+        if args.freeze_text:
+            self.model.text_encoder.requires_grad_(False)
+        else:
+            text = self.model.text_encoder.parameters()
+            groups.append({"params": text, "base": TEXT_RATE * args.rate})
         self.optimiser = torch.optim.AdamW(
-            [
-                {"params": self.model.unet.parameters(), "base": UNET_RATE * args.rate},
-                {"params": self.model.text_encoder.parameters(), "base": TEXT_RATE * args.rate},
-            ],
+            groups,
             betas=(0.9, 0.99),
             weight_decay=0.01,
             foreach=True,
@@ -202,6 +205,11 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder for state and result")
     parser.add_argument("--vae", type=Path, required=True, help="folder of the trained VAE")
     parser.add_argument("--init", type=Path, help="diffusers folder to start from")
+    parser.add_argument(
+        "--freeze-text",
+        action="store_true",
+        help="keep the text encoder as it is, so that other UNets can share it",
+    )
     parser.add_argument("--size", type=int, default=64, help="pixels of the training pictures")
     parser.add_argument("--steps", type=int, default=60_000)
     parser.add_argument("--decay", type=int, default=6_000, help="last steps, with a falling rate")
