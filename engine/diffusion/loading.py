@@ -11,7 +11,8 @@ import torch
 from engine.config import EngineConfig
 from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
 from engine.diffusion.families.family import FamilyFacts
-from engine.diffusion.families.registry import load_family, weight_bytes
+from engine.diffusion.families.footprint import weight_bytes
+from engine.diffusion.families.registry import load_family
 from engine.image_types import ImageModelInfo, ImageParams, ImageRequest, ImageTask
 from engine.runtime.device import machine_facts, torch_dtype
 from engine.runtime.threads import limit_threads
@@ -53,7 +54,7 @@ def load_engine(
     if dtype_name == "auto":
         dtype_name = "float32" if machine.device == "cpu" else "bfloat16"
     dtype = torch_dtype(dtype_name)
-    weights = weight_bytes(checkpoint) * dtype.itemsize // 2
+    weights = weight_bytes(checkpoint, dtype=dtype, quantization=intent.image_quantization)
     host.reserve(machine.device, "weights", weights, machine.free_memory_bytes)
     family = load_family(
         checkpoint,

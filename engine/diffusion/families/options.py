@@ -11,7 +11,7 @@ class LoadOptions:
 
     Attributes:
         dtype: of weights and activations.
-        quantization: of the denoiser: `none`, or a name that `quantized.py` knows.
+        quantization: of the denoiser and of T5 encoders, one of `QUANTIZATIONS`.
     """
 
     dtype: torch.dtype

@@ -1,7 +1,6 @@
 """Weights of 4 and 8 bits: bitsandbytes on load, and GGUF transformer files.
 
-Only linear layers inside the repeated blocks are quantised by bitsandbytes: they are nearly all of
-a model, while embedders and output layers are small and the ones that errors show in.
+`quantization_rules` says which layers bitsandbytes quantises.
 
 Papers: LLM.int8(), Dettmers et al. 2022, arXiv:2208.07339; NF4, Dettmers et al. 2023,
 arXiv:2305.14314.
@@ -11,7 +10,7 @@ import importlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,17 +23,14 @@ from engine.diffusion.families.gguf_transformer import (
     load_gguf_transformer,
 )
 from engine.diffusion.families.options import LoadOptions
+from engine.diffusion.families.quantization_rules import (
+    QUANTIZATIONS,
+    Quantization,
+    is_quantized,
+)
 from engine.diffusion.prompt.t5 import T5PromptEncoder
 from engine.errors import ModelLoadError
 
-Quantization = Literal["none", "bnb-nf4", "bnb-int8"]
-QUANTIZATIONS: tuple[Quantization, ...] = ("none", "bnb-nf4", "bnb-int8")
-
-_KEPT = ("wo",)
-"""T5 reads this layer's dtype to cast its input, so it must stay a plain one."""
-_NF4_IN, _NF4_OUT = 64, 32
-"""A layer's sizes must be multiples of these, or it stays as it is: bitsandbytes' kernels for the
-CPU pack whole blocks."""
 _INT8_OUTLIERS = 6.0
 """Activations beyond it are multiplied in full precision; the paper's value."""
 
@@ -78,7 +74,7 @@ def quantize(module: nn.Module, name: str, *, dtype: torch.dtype, device: torch.
             f"image_quantization {kind!r} was asked for, but these weights are quantised already; "
             f"set it to none"
         )
-    layers = [entry for entry in _block_layers(module) if _fits(entry[2], kind)]
+    layers = list(_layers(module, kind))
     if not layers:
         raise ModelLoadError(f"{type(module).__name__} has no layers that {kind} can quantise")
     library = _bitsandbytes(kind)
@@ -138,18 +134,12 @@ def load_t5(
     return T5PromptEncoder(tokenizer, encoder.to(options.device), max_sequence_length=length)
 
 
-def _block_layers(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
-    """Linear layers with a number in their name: those of repeated blocks."""
+def _layers(module: nn.Module, kind: Quantization) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+    """Parent, attribute and layer of what is to be quantised."""
     for name, child in list(module.named_modules()):
-        *path, attribute = name.split(".")
-        in_block = any(part.isdigit() for part in path)
-        if type(child) is nn.Linear and in_block and attribute not in _KEPT:
-            yield module.get_submodule(".".join(path)), attribute, child
-
-
-def _fits(layer: nn.Linear, kind: Quantization) -> bool:
-    whole = layer.in_features % _NF4_IN == 0 and layer.out_features % _NF4_OUT == 0
-    return whole or kind != "bnb-nf4"
+        if type(child) is nn.Linear and is_quantized(name, child.weight.shape, kind):
+            path, _, attribute = name.rpartition(".")
+            yield module.get_submodule(path), attribute, child
 
 
 def _quantized(

@@ -5,8 +5,6 @@ Importing this module imports no diffusers; loading a checkpoint does.
 
 import difflib
 import importlib
-import math
-from pathlib import Path
 from typing import Protocol, cast
 
 import torch
@@ -15,8 +13,6 @@ from engine.diffusion.families.family import Family
 from engine.diffusion.families.options import LoadOptions
 from engine.errors import CorruptFile, UnsupportedArchitecture
 from engine.weights.config_json import read_json
-from engine.weights.diffusers_layout import FULL_FIRST, UNUSED, choose_weights
-from engine.weights.safetensors import read_header
 from engine.weights.source import Checkpoint
 
 _SD = "engine.diffusion.families.stable_diffusion:StableDiffusionFamily"
@@ -62,7 +58,7 @@ def load_family(
 
     Args:
         dtype: of weights and activations; latents stay fp32.
-        quantization: of the denoiser, as `EngineConfig.image_quantization`.
+        quantization: of the denoiser and of T5 encoders, as `EngineConfig.image_quantization`.
 
     Raises:
         UnsupportedArchitecture: no family covers it; the message names the nearest ones.
@@ -105,28 +101,3 @@ def pipeline_name(checkpoint: Checkpoint) -> str:
         f"{checkpoint.name!r} is no image model; give a diffusers folder (with model_index.json) "
         f"or a single .safetensors file of Stable Diffusion"
     )
-
-
-def weight_bytes(checkpoint: Checkpoint) -> int:
-    """Size of all weights in bf16, from the headers of the files that would be loaded."""
-    if checkpoint.kind == "single_file":
-        return _bytes_of(checkpoint.path)
-    index = read_json(checkpoint.path / INDEX)
-    folders = [
-        checkpoint.path / name
-        for name, entry in index.items()
-        if isinstance(entry, list) and name not in UNUSED
-    ]
-    files = [
-        folder / name
-        for folder in folders
-        if folder.is_dir()
-        for name in choose_weights([file.name for file in folder.iterdir()], FULL_FIRST)[1]
-    ]
-    # A GGUF file stays packed in memory.
-    packed = [file for folder in folders for file in folder.glob("*.gguf")]
-    return sum(map(_bytes_of, files)) + sum(file.stat().st_size for file in packed)
-
-
-def _bytes_of(file: Path) -> int:
-    return sum(2 * math.prod(entry["shape"]) for entry in read_header(file).values())

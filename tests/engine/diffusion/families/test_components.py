@@ -13,7 +13,8 @@ from denoise_loop import Job, draw
 from safetensors.torch import load_file, save_file
 from tiny_pipelines import CPU, Parts, tiny_parts, tiny_unet
 
-from engine.diffusion.families.registry import load_family, pipeline_name, weight_bytes
+from engine.diffusion.families.footprint import weight_bytes
+from engine.diffusion.families.registry import load_family, pipeline_name
 from engine.diffusion.families.stable_diffusion import StableDiffusionFamily
 from engine.diffusion.families.stable_diffusion_xl import StableDiffusionXLFamily
 from engine.errors import (
@@ -84,7 +85,7 @@ def test_a_folder(saved: tuple[Parts, Path]) -> None:
         for module in (parts.unet, parts.extra_unets["unet_edit"], parts.vae, parts.text_encoder)
         for weight in module.parameters()
     )
-    assert weight_bytes(Checkpoint("diffusers", path, "m")) == 2 * num_weights
+    assert weight_bytes(Checkpoint("diffusers", path, "m"), dtype=torch.bfloat16) == 2 * num_weights
 
 
 def test_an_xl_folder(tmp_path: Path) -> None:

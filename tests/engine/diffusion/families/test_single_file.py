@@ -15,8 +15,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from engine.diffusion.families import single_file
 from engine.diffusion.families.autoencoder import Autoencoder
+from engine.diffusion.families.footprint import weight_bytes
 from engine.diffusion.families.options import LoadOptions
-from engine.diffusion.families.registry import load_family, pipeline_name, weight_bytes
+from engine.diffusion.families.registry import load_family, pipeline_name
 from engine.diffusion.families.single_file import DATA, Layout, assemble, clip_tokenizer, layout_of
 from engine.diffusion.families.stable_diffusion import StableDiffusionFamily
 from engine.diffusion.families.stable_diffusion_xl import StableDiffusionXLFamily
@@ -237,7 +238,7 @@ def test_layouts(
     assert (layout_of(path).pipeline, layout_of(path).is_v) == (pipeline, is_v)
     checkpoint = Checkpoint("single_file", path, "m")
     assert pipeline_name(checkpoint) == pipeline
-    assert weight_bytes(checkpoint) == 2 * sum(
+    assert weight_bytes(checkpoint, dtype=torch.bfloat16) == 2 * sum(
         torch.Size(shape).numel() for shape in shapes.values()
     )
 

@@ -1,0 +1,117 @@
+"""What is reserved for weights is what they take."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FluxPipeline, StableDiffusion3Pipeline
+from gguf import GGMLQuantizationType
+from gguf_transformers import original_flux, write_gguf
+from safetensors.torch import save_file
+from tiny_transformers import flux_parts, sd3_parts
+from torch import nn
+
+from engine.config import EngineConfig
+from engine.diffusion.families.footprint import weight_bytes
+from engine.diffusion.families.quantization_rules import Quantization, quantized_bytes
+from engine.diffusion.families.quantized import quantize
+from engine.diffusion.loading import load_engine
+from engine.weights.source import Checkpoint
+
+CPU = torch.device("cpu")
+KINDS: tuple[Quantization, ...] = ("bnb-nf4", "bnb-int8")
+TABLES = 2 << 10
+"""Bytes of a quantised layer that do not grow with it, and are not counted."""
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+
+
+def size_of(module: nn.Module) -> int:
+    """Of all weights and buffers, with the scales that bitsandbytes keeps beside them."""
+    state = [value for value in module.state_dict().values() if isinstance(value, torch.Tensor)]
+    # Tied weights are one tensor under two names.
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in state}.values())
+
+
+def num_quantized(parts: Any, kind: str) -> int:
+    return sum(
+        quantize(module, kind, dtype=torch.float32, device=CPU)
+        for name, module in vars(parts).items()
+        if name == "transformer" or type(module).__name__ == "T5EncoderModel"
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("save", ["flux", "sd3"])
+def test_a_quantised_model(save: str, kind: Quantization, tmp_path: Path) -> None:
+    pipeline, parts = {
+        "flux": (FluxPipeline, flux_parts(1)),
+        "sd3": (StableDiffusion3Pipeline, sd3_parts(1, with_t5=True)),
+    }[save]
+    pipeline(**vars(parts)).save_pretrained(tmp_path)
+    checkpoint = Checkpoint("diffusers", tmp_path, "m")
+    modules = [module for module in vars(parts).values() if isinstance(module, nn.Module)]
+    plain = sum(map(size_of, modules))
+    assert weight_bytes(checkpoint, dtype=torch.float32) == pytest.approx(plain, rel=0.01)
+    count = num_quantized(parts, kind)
+    expected = sum(map(size_of, modules))
+    found = weight_bytes(checkpoint, dtype=torch.float32, quantization=kind)
+    assert found < 0.9 * plain
+    assert 0.97 * expected - count * TABLES <= found <= 1.03 * expected
+
+
+def test_the_engine_asks_for_the_quantised_size(tmp_path: Path) -> None:
+    class Host:
+        def report(self, *_: object, **__: object) -> None: ...
+
+        def reserve(self, device: str, purpose: str, num_bytes: int, capacity: int) -> int:
+            asked[purpose] = num_bytes
+            return capacity
+
+    asked: dict[str, int] = {}
+    FluxPipeline(**vars(flux_parts(1))).save_pretrained(tmp_path)
+    checkpoint = Checkpoint("diffusers", tmp_path, "m")
+    intent = EngineConfig(device="cpu", num_threads=1, image_quantization="bnb-int8")
+    engine, _ = load_engine(checkpoint, "m", intent, Host())
+    engine.shutdown()
+    expected = weight_bytes(checkpoint, dtype=torch.float32, quantization="bnb-int8")
+    assert asked["weights"] == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(96, 64), (32, 192), (1024, 512)])
+def test_a_layer(shape: tuple[int, int], kind: Quantization) -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(shape[1], shape[0], bias=False)))
+    assert quantize(model, kind, dtype=torch.float32, device=CPU) == 1
+    assert 0 <= size_of(model) - quantized_bytes(shape, kind) <= TABLES
+
+
+def test_a_single_file_quantises_its_denoiser_alone(tmp_path: Path) -> None:
+    shapes = {
+        "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight": (64, 64),
+        "model.diffusion_model.input_blocks.0.0.weight": (8, 4, 3, 3),
+        "model.diffusion_model.time_embed.0.weight": (64, 64),
+        "cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1.weight": (64, 64),
+    }
+    path = tmp_path / "file.safetensors"
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, path)
+    found = weight_bytes(
+        Checkpoint("single_file", path, "m"), dtype=torch.bfloat16, quantization="bnb-int8"
+    )
+    assert found == quantized_bytes((64, 64), "bnb-int8") + 2 * (8 * 4 * 9 + 2 * 64 * 64)
+
+
+def test_a_gguf_file_stays_packed_whatever_the_dtype(tmp_path: Path) -> None:
+    parts = flux_parts(1)
+    FluxPipeline(**vars(parts)).save_pretrained(tmp_path)
+    checkpoint = Checkpoint("diffusers", tmp_path, "m")
+    folder = tmp_path / "transformer"
+    without = weight_bytes(checkpoint, dtype=torch.float32) - sum(
+        weight.nbytes for weight in parts.transformer.parameters()
+    )
+    (folder / "diffusion_pytorch_model.safetensors").unlink()
+    state = original_flux(parts.transformer.state_dict())
+    write_gguf(folder / "q8.gguf", state, GGMLQuantizationType.Q8_0)
+    packed = (folder / "q8.gguf").stat().st_size
+    assert weight_bytes(checkpoint, dtype=torch.float32) - without == packed
