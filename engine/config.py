@@ -74,7 +74,9 @@ class EngineConfig:
         le=1.0,
     )
     image_quantization: ImageQuantization = knob(
-        "none", "Quantise an image model's denoiser at load, with bitsandbytes."
+        "none",
+        "Quantise an image model's denoiser and its T5 encoder at load, with bitsandbytes; "
+        "CLIP encoders and the autoencoder stay as they are.",
     )
     max_num_rows: int = knob(
         32, "Most rows (images times guidance branches) in one denoiser call.", ge=1, le=1024

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from gguf import GGMLQuantizationType
 from gguf_transformers import original_flux, original_sd3, write_gguf
 from tiny_transformers import CHANNELS, FACTOR, flux_parts, sd3_parts, t5_encoder
 
+from engine.config import EngineConfig
 from engine.diffusion.families.family import PromptText, Row
-from engine.diffusion.families.quantized import QUANTIZATIONS, check_quantization, quantize
+from engine.diffusion.families.quantization_rules import QUANTIZATIONS
+from engine.diffusion.families.quantized import check_quantization, quantize
 from engine.diffusion.families.registry import load_family
 from engine.errors import ModelLoadError
 from engine.image_types import ImageTask
@@ -122,6 +125,19 @@ def test_t5_keeps_the_layer_whose_dtype_it_reads() -> None:
     feed_forward = model.encoder.block[0].layer[1].DenseReluDense
     assert type(feed_forward.wo) is torch.nn.Linear
     assert feed_forward.wi_0.weight.dtype == torch.int8
+
+
+def test_the_setting_says_what_is_quantised(tmp_path: Path) -> None:
+    save_flux(tmp_path)
+    family = load(tmp_path, "bnb-int8")
+    quantised = {
+        type(module).__name__
+        for module in (family._transformer, family._t5._encoder, family._clip._encoder)
+        if any(type(layer).__name__ == "Linear8bitLt" for layer in module.modules())
+    }
+    assert quantised == {"FluxTransformer2DModel", "T5EncoderModel"}
+    (setting,) = [f for f in fields(EngineConfig) if f.name == "image_quantization"]
+    assert "denoiser and its T5 encoder" in setting.metadata["help"]
 
 
 def test_none_changes_nothing() -> None:
