@@ -60,14 +60,16 @@ class SampleFactory:
     def _encode(
         self, prompt: str, params: ImageParams, guidance: Guidance
     ) -> tuple[PromptStates, PromptStates | None]:
-        """States of the prompt and, where it has an effect, of the negative prompt."""
-        texts = [
-            PromptText(text=text, syntax=params.prompt_syntax, clip_skip=params.clip_skip)
-            for text in (prompt, params.negative_prompt)
-        ]
+        """States of the prompt and, where it has an effect, of the negative prompt.
+
+        As in diffusers' pipelines, `clip_skip` is for the prompt alone.
+        """
+        syntax = params.prompt_syntax
+        text = PromptText(text=prompt, syntax=syntax, clip_skip=params.clip_skip)
         if not self._is_guided(params, guidance):
-            return self._prompts.encode(texts[:1])[0], None
-        positive, negative = self._prompts.encode(texts)
+            return self._prompts.encode([text])[0], None
+        unwanted = PromptText(text=params.negative_prompt, syntax=syntax)
+        positive, negative = self._prompts.encode([text, unwanted])
         return positive, negative
 
     def _is_guided(self, params: ImageParams, guidance: Guidance) -> bool:

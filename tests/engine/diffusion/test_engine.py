@@ -177,7 +177,8 @@ def test_prompts_are_encoded_once(make_engine):
     assert len(family.encoded) == 2
     assert engine.stats().prompt_cache_hits == 6
     run(engine, [request("other", clip_skip=1), request("third", prompt_syntax=PromptSyntax.COMFY)])
-    assert len(family.encoded) == 6
+    # The skipped layers are the prompt's alone: the other request's negative prompt is known.
+    assert len(family.encoded) == 5
 
 
 def test_cancelling_takes_effect_at_once_and_leaves_nothing(make_engine):

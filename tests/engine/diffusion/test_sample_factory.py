@@ -1,4 +1,4 @@
-"""Where a sample's randomness comes from: the same seed draws what diffusers' pipelines draw."""
+"""From a request to a sample: the same seed draws what diffusers' pipelines draw."""
 
 import random
 from typing import Any
@@ -33,8 +33,28 @@ def spread_posterior(parts: Parts) -> Parts:
 def create(family: Any, **changes: Any) -> Sample:
     factory = SampleFactory(family, PromptCache(family))
     options = {"width": SIDE, "height": SIDE, "num_inference_steps": 4, **changes}
-    (sample,) = factory.create(request(prompt="a door", image=picture(SIDE, SIDE), **options))
+    options |= {"guidance_scale": 3.0, "negative_prompt": "wood", "scheduler": "euler_ancestral"}
+    (sample,) = factory.create(request(prompt="a door", **options))
     return sample
+
+
+def oracle(parts: Parts, kind: str, sample: Sample, **options: Any) -> torch.Tensor:
+    """Final latents of the diffusers pipeline, from the sample's seed and by its schedule."""
+    pipeline = parts.pipeline(getattr(diffusers, kind))
+    scheduler = sample.schedule._scheduler
+    pipeline.scheduler = type(scheduler).from_config(scheduler.config)
+    latents: torch.Tensor = pipeline(
+        prompt="a door",
+        negative_prompt="wood",
+        height=SIDE,
+        width=SIDE,
+        num_inference_steps=4,
+        guidance_scale=3.0,
+        generator=torch.Generator().manual_seed(sample.seed),
+        output_type="latent",
+        **options,
+    ).images
+    return latents
 
 
 def finish(family: Any, sample: Sample) -> torch.Tensor:
@@ -52,32 +72,31 @@ def test_an_inpainting_unet_draws_in_diffusers_order(xl: bool, strength: float) 
     family = parts.family()
     sample = create(
         family,
+        image=picture(SIDE, SIDE),
         mask=mask(SIDE, SIDE, (4, 4, 12, 14)),
         task=ImageTask.INPAINT,
         seed=seed,
         strength=strength,
-        guidance_scale=3.0,
-        negative_prompt="wood",
-        scheduler="euler_ancestral",
     )
-    kind = "StableDiffusionXLInpaintPipeline" if xl else "StableDiffusionInpaintPipeline"
-    pipeline = parts.pipeline(getattr(diffusers, kind))
-    scheduler = sample.schedule._scheduler
-    pipeline.scheduler = type(scheduler).from_config(scheduler.config)
-    theirs = pipeline(
-        prompt="a door",
-        negative_prompt="wood",
+    theirs = oracle(
+        parts,
+        "StableDiffusionXLInpaintPipeline" if xl else "StableDiffusionInpaintPipeline",
+        sample,
         image=sample.preparation.image,
         mask_image=sample.preparation.mask,
-        height=SIDE,
-        width=SIDE,
         strength=strength,
-        num_inference_steps=4,
-        guidance_scale=3.0,
-        generator=torch.Generator().manual_seed(seed),
-        output_type="latent",
-    ).images
+    )
     worst = (finish(family, sample) - theirs).abs().max().item()
+    assert worst < TOLERANCE, (seed, worst)
+
+
+@pytest.mark.parametrize("xl", [False, True])
+def test_layers_are_skipped_for_the_prompt_alone(xl: bool) -> None:
+    parts, seed = tiny_parts(4, xl=xl), random.randrange(1 << 31)
+    family = parts.family()
+    sample = create(family, seed=seed, clip_skip=1)
+    kind = "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline"
+    worst = (finish(family, sample) - oracle(parts, kind, sample, clip_skip=1)).abs().max().item()
     assert worst < TOLERANCE, (seed, worst)
 
 

@@ -79,7 +79,10 @@ class _Running:
         self.latents = job.latents
         if job.schedule is None:
             self.latents = job.latents * self.schedule.init_noise_sigma
-        texts = [PromptText(text=t, clip_skip=job.clip_skip) for t in (job.prompt, job.negative)]
+        texts = [
+            PromptText(text=job.prompt, clip_skip=job.clip_skip),
+            PromptText(text=job.negative),
+        ]
         self._positive, self._negative = family.encode_prompts(texts)
         self.num_rows = len(self._branches())
 

@@ -107,9 +107,8 @@ def test_text_to_image(name: str, prediction_type: str) -> None:
         {"guidance": 1.0},
         {"guidance": 3.0, "rescale": 0.7},
         {"guidance": 12.0, "rescale": 0.7},
-        # With guidance diffusers skips layers for the prompt only, we for both prompts.
         {"clip_skip": 1, "guidance": 1.0},
-        {"clip_skip": 2, "guidance": 1.0},
+        {"clip_skip": 2, "negative": "rain"},
         {"prompt": ""},
         {"prompt": "x", "num_steps": 1},
     ],
