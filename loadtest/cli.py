@@ -9,10 +9,22 @@ import typer
 from rich.console import Console
 
 from loadtest.cli_images import images
+from loadtest.cli_options import (
+    LOGS,
+    Label,
+    LogDir,
+    MaxAttempts,
+    MaxNoise,
+    Only,
+    Output,
+    Repeats,
+    Seed,
+    Variables,
+)
 from loadtest.cli_run import EXIT_INTERRUPTED, run
 from loadtest.compare import Comparison, NoiseLimit, time_starts
 from loadtest.interrupt import Interrupt
-from loadtest.launch import version_of
+from loadtest.launch import described
 from loadtest.machine import provenance
 from loadtest.plan import ComparisonPlan, load_plan, parse_overrides
 from loadtest.report import comparison_section, render_page, starts_section
@@ -35,15 +47,8 @@ EXIT_OUTDATED = 1
 PlanPath = Annotated[
     Path, typer.Argument(metavar="PLAN", help="A YAML file like loadtest/scenarios/peers.yaml.")
 ]
-Only = Annotated[list[str] | None, typer.Option(help="A server of the plan. Repeatable.")]
-Variables = Annotated[
-    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A variable of the plan.")
-]
-Output = Annotated[Path | None, typer.Option(help="Write the raw results (JSON) here.")]
-LogDir = Annotated[Path, typer.Option(help="Where the servers' own output goes.")]
 
 _PEERS = Path("loadtest/scenarios/peers.yaml")
-_LOGS = Path("build/loadtest")
 _RAW = Path("docs/benchmarks/raw")
 _PAGE = Path("docs/benchmarks.md")
 
@@ -65,18 +70,16 @@ def compare(
     plan_path: PlanPath = _PEERS,
     only: Only = None,
     variables: Variables = None,
-    repeats: Annotated[int | None, typer.Option(min=1, help="Default: the plan's.")] = None,
+    repeats: Repeats = None,
     concurrency: Annotated[
         list[int] | None, typer.Option("--concurrency", "-c", min=1, help="Repeatable.")
     ] = None,
-    max_noise: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the CPU that others may take in a run.")
-    ] = 0.04,
-    max_attempts: Annotated[int, typer.Option(min=1, help="Runs per point, at most.")] = 4,
-    seed: Annotated[int | None, typer.Option(min=0, help="Default: random.")] = None,
+    max_noise: MaxNoise = 0.04,
+    max_attempts: MaxAttempts = 4,
+    seed: Seed = None,
     output: Output = None,
-    log_dir: LogDir = _LOGS,
-    label: Annotated[str | None, typer.Option(help="Default: the plan's.")] = None,
+    log_dir: LogDir = LOGS,
+    label: Label = None,
 ) -> None:
     """Start several servers in turn and measure each at every concurrency.
 
@@ -103,7 +106,7 @@ def compare(
     )
 
     async def work() -> None:
-        document["servers"] = await _described(plan)
+        document["servers"] = [await described(server) for server in plan.servers]
         async with Interrupt() as interrupt:
             await comparison.run(interrupt)
 
@@ -121,7 +124,7 @@ def starts(
     variables: Variables = None,
     repeats: Annotated[int, typer.Option(min=1)] = 5,
     output: Output = None,
-    log_dir: LogDir = _LOGS,
+    log_dir: LogDir = LOGS,
     label: Annotated[str, typer.Option()] = "Start-up",
 ) -> None:
     """Time from launch to the first HTTP answer and to the first completed one-token request."""
@@ -129,7 +132,7 @@ def starts(
     document = {"format": STARTS_FORMAT, **provenance(label)}
 
     async def work() -> None:
-        document["servers"] = await _described(plan)
+        document["servers"] = [await described(server) for server in plan.servers]
         async with Interrupt():
             document["starts"] = await time_starts(plan.servers, repeats, log_dir, _say)
 
@@ -163,16 +166,3 @@ def _say(line: str) -> None:
 def _plan(path: Path, only: list[str] | None, variables: list[str] | None) -> ComparisonPlan:
     plan = load_plan(path, parse_overrides(variables))
     return plan.only(only) if only else plan
-
-
-async def _described(plan: ComparisonPlan) -> list[dict[str, Any]]:
-    """The plan's servers as results store them: commands with variables, never their values."""
-    return [
-        {
-            "name": server.name,
-            "version": await version_of(server),
-            "model": server.model,
-            "command": server.command,
-        }
-        for server in plan.servers
-    ]

@@ -7,12 +7,24 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from loadtest.cli_options import (
+    LOGS,
+    Label,
+    LogDir,
+    MaxAttempts,
+    MaxNoise,
+    Only,
+    Output,
+    Repeats,
+    Seed,
+    Variables,
+)
 from loadtest.compare import NoiseLimit
 from loadtest.image_compare import ImageComparison
-from loadtest.image_plan import ImagePlan, load_image_plan
+from loadtest.image_plan import load_image_plan
 from loadtest.image_report import images_section
 from loadtest.interrupt import Interrupt
-from loadtest.launch import version_of
+from loadtest.launch import described
 from loadtest.machine import provenance
 from loadtest.plan import parse_overrides
 from loadtest.results import IMAGES_FORMAT, save_result
@@ -31,27 +43,18 @@ def images(
         list[str] | None,
         typer.Option("--scenario", "-s", help="A scenario of the plan. Repeatable."),
     ] = None,
-    only: Annotated[
-        list[str] | None, typer.Option(help="A server of the plan. Repeatable.")
-    ] = None,
-    variables: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A variable of the plan."),
-    ] = None,
-    repeats: Annotated[int | None, typer.Option(min=1, help="Default: the plan's.")] = None,
+    only: Only = None,
+    variables: Variables = None,
+    repeats: Repeats = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Tiny runs that show that all of it works.")
     ] = False,
-    max_noise: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the CPU that others may take in a run.")
-    ] = 0.04,
-    max_attempts: Annotated[int, typer.Option(min=1, help="Runs per point, at most.")] = 4,
-    seed: Annotated[int | None, typer.Option(min=0, help="Default: random.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Write the raw results (JSON) here.")] = None,
-    log_dir: Annotated[Path, typer.Option(help="Where the servers' own output goes.")] = Path(
-        "build/loadtest"
-    ),
-    label: Annotated[str | None, typer.Option(help="Default: the plan's.")] = None,
+    max_noise: MaxNoise = 0.04,
+    max_attempts: MaxAttempts = 4,
+    seed: Seed = None,
+    output: Output = None,
+    log_dir: LogDir = LOGS,
+    label: Label = None,
 ) -> None:
     """Start several image servers in turn and measure each in its scenarios.
 
@@ -82,7 +85,10 @@ def images(
     )
 
     async def work() -> None:
-        document["servers"] = await _described(plan)
+        document["servers"] = [
+            await described(server.command) | {"variants": list(server.variants)}
+            for server in plan.servers
+        ]
         async with Interrupt() as interrupt:
             await comparison.run(interrupt)
 
@@ -91,17 +97,3 @@ def images(
     finally:
         if document.get("runs"):
             console.print(images_section(document), markup=False, soft_wrap=True)
-
-
-async def _described(plan: ImagePlan) -> list[dict[str, Any]]:
-    """The plan's servers as results store them: commands with variables, never their values."""
-    return [
-        {
-            "name": server.name,
-            "version": await version_of(server.command),
-            "model": server.command.model,
-            "command": server.command.command,
-            "variants": list(server.variants),
-        }
-        for server in plan.servers
-    ]

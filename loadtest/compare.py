@@ -83,9 +83,8 @@ class Comparison:
 
     async def _visit(self, server: ServerCommand, repeat: int, interrupt: Interrupt) -> None:
         self._say(f"repeat {repeat + 1} of {self._plan.repeats}: starting {server.name}")
-        log = self._log_dir / f"{server.name.replace('/', '-').replace(' ', '-')}.log"
         start: dict[str, Any] = {"server": server.name, "repeat": repeat}
-        async with launched(server, log) as launch:
+        async with launched(server, server.log_path(self._log_dir)) as launch:
             self._say(f"  serving after {launch.ready_s:.1f} s")
             client = CompletionClient(Target(server.url, server.model))
             for concurrency in self._plan.concurrencies:

@@ -10,9 +10,7 @@ from loadtest.client import CompletionClient
 from loadtest.interrupt import Interrupt
 from loadtest.prompts import TokenEstimate, story_prompt
 from loadtest.record import RequestRecord
-from loadtest.workload import PlannedRequest, Workload
-
-_WARMUP_STRIDE = 7_000_000_007  # warm-up prompts never equal measured ones
+from loadtest.workload import WARMUP_STRIDE, PlannedRequest, Workload
 
 
 class Timed(Protocol):
@@ -137,7 +135,7 @@ async def warm_up(client: CompletionClient, num_requests: int, concurrency: int,
 
     Raises RuntimeError with the server's own words when one fails: nothing worth measuring follows.
     """
-    prompts = [story_prompt(seed + _WARMUP_STRIDE * (i + 1)) for i in range(num_requests)]
+    prompts = [story_prompt(seed + WARMUP_STRIDE * (i + 1)) for i in range(num_requests)]
     requests = [PlannedRequest(i, prompt, 64) for i, prompt in enumerate(prompts)]
     outcome = await drive(Workload("warm-up", requests, concurrency), client)
     for record in outcome.records:
@@ -152,7 +150,7 @@ async def probe_tokens(client: CompletionClient, seed: int) -> TokenEstimate:
     """
     probes = []
     for num_words in (20, 120):
-        prompt = story_prompt(seed + _WARMUP_STRIDE * num_words, num_words)
+        prompt = story_prompt(seed + WARMUP_STRIDE * num_words, num_words)
         record = RequestRecord(0, 1)
         request = client.encode(PlannedRequest(0, prompt, 1))
         await client.send(request, record, time.perf_counter())

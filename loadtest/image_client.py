@@ -5,7 +5,7 @@ import binascii
 import json
 import struct
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from loadtest.client import MAX_ERROR_BYTES, error_text, send_timed, shortened
@@ -22,13 +22,11 @@ _PNG_SIZE = struct.Struct(">II")
 
 @dataclass(frozen=True, slots=True)
 class ImageTarget:
-    """The server under test. `extra_body` is merged into every request."""
+    """The server under test."""
 
     url: str
     model: str
-    api_key: str | None = None
     timeout_s: float = 600.0
-    extra_body: dict[str, Any] = field(default_factory=dict)
 
     def body(self, planned: PlannedImage) -> dict[str, Any]:
         return {
@@ -41,7 +39,7 @@ class ImageTarget:
             "guidance_scale": planned.guidance,
             "output_format": "png",
             "response_format": "b64_json",
-        } | self.extra_body
+        }
 
 
 class ImageClient:
@@ -51,8 +49,6 @@ class ImageClient:
         self.target = target
         self._connector = Connector(Origin.parse(target.url))
         self._headers = {"Content-Type": "application/json", "Connection": "close"}
-        if target.api_key:
-            self._headers["Authorization"] = f"Bearer {target.api_key}"
 
     def encode(self, planned: PlannedImage) -> bytes:
         """The bytes that `send` will write; made ahead of a run to keep it cheap."""

@@ -109,13 +109,12 @@ class ImageComparison:
         interrupt: Interrupt,
     ) -> list[tuple[ImageScenario, dict[str, Any]]]:
         command = server.variant(variant)
-        log = self._log_dir / f"{server.name.replace('/', '-').replace(' ', '-')}.log"
         start = {"server": server.name, "variant": variant, "round": round_name}
         probes: list[Probe] = [image_probe(command, scenarios[0].settings)]
         models = {s.text_model for s in scenarios if s.kind is ScenarioKind.TEXT}
         probes += [text_probe(command, model) for model in sorted(models)]
         found = []
-        async with launched(command, log, probes=probes) as launch:
+        async with launched(command, command.log_path(self._log_dir), probes=probes) as launch:
             self._say(f"  serving after {launch.ready_s:.1f} s")
             running = Running(command, launch.pid, interrupt)
             for scenario in scenarios:

@@ -25,9 +25,8 @@ from loadtest.image_workload import (
 from loadtest.interrupt import Interrupt
 from loadtest.launch import Probe, ServerCommand
 from loadtest.measure import drive_watched, measure
-from loadtest.workload import peers_workload
+from loadtest.workload import WARMUP_STRIDE, peers_workload
 
-_WARMUP_STRIDE = 7_000_000_007  # warm-up prompts never equal measured ones
 _WARMUP_STEPS = StepRange(4, 4)
 _PROBE_STEPS = StepRange(2, 2)
 _BACKGROUND_IMAGES = 2000  # more than any server draws while the text is measured
@@ -66,7 +65,7 @@ async def measure_scenario(running: Running, scenario: ImageScenario, seed: int)
 
     Raises RuntimeError when a warm-up request fails and CancelledError after an interrupt.
     """
-    await _warm_up(running, scenario, seed + _WARMUP_STRIDE)
+    await _warm_up(running, scenario, seed + WARMUP_STRIDE)
     if scenario.kind is ScenarioKind.IMAGES:
         phases = await _images(running, scenario, seed)
     elif scenario.kind is ScenarioKind.BEHIND:

@@ -9,7 +9,7 @@ import yaml
 
 from loadtest.image_workload import ImageSettings, StepRange
 from loadtest.launch import ServerCommand
-from loadtest.plan import check_keys, check_names, plan_variables, server_command
+from loadtest.plan import check_keys, check_known, check_names, plan_variables, server_command
 
 _PLAN_KEYS = {"label", "variables", "repeats", "servers", "scenarios"}
 _SERVER_KEYS = {"name", "command", "url", "model", "version_command", "variants", "same_variant_as"}
@@ -118,8 +118,8 @@ class ImagePlan:
 
         Raises ValueError for a name that the plan does not have, and when nothing is left.
         """
-        _check_known("server", servers, [server.name for server in self.servers])
-        _check_known("scenario", scenarios, [scenario.name for scenario in self.scenarios])
+        check_known("server", servers, [server.name for server in self.servers])
+        check_known("scenario", scenarios, [scenario.name for scenario in self.scenarios])
         kept = [
             replace(s, servers=tuple(n for n in s.servers if not servers or n in servers))
             for s in self.scenarios
@@ -166,12 +166,6 @@ class ImagePlan:
         return replace(self, scenarios=scenarios, repeats=1)
 
 
-def _check_known(what: str, names: list[str], known: list[str]) -> None:
-    for name in names:
-        if name not in known:
-            raise ValueError(f"no {what} is called {name!r}; there are: {', '.join(known)}")
-
-
 def load_image_plan(path: Path, overrides: dict[str, str] | None = None) -> ImagePlan:
     """Read a plan; variables are those of `loadtest.plan.load_plan`.
 
@@ -187,7 +181,7 @@ def load_image_plan(path: Path, overrides: dict[str, str] | None = None) -> Imag
     check_names(server.name for server in servers)
     check_names(scenario.name for scenario in scenarios)
     for scenario in scenarios:
-        _check_known("server", list(scenario.servers), [server.name for server in servers])
+        check_known("server", scenario.servers, [server.name for server in servers])
     plan = ImagePlan(
         servers=servers,
         scenarios=scenarios,
@@ -204,7 +198,7 @@ def _server(entry: Any, variables: dict[str, str], earlier: tuple[ImageServer, .
     model = entry.get("same_variant_as")
     if model is None:
         return ImageServer(command, tuple(entry.get("variants", ("",))))
-    _check_known("server", [model], [server.name for server in earlier])
+    check_known("server", [model], [server.name for server in earlier])
     if "variants" in entry:
         raise ValueError(f"{command.name} has variants and those of {model}: keep one of them")
     variants = next(server.variants for server in earlier if server.name == model)

@@ -6,7 +6,7 @@ from statistics import median
 from typing import Any
 
 from loadtest.image_record import ImageRecord, summarise_images
-from loadtest.markdown import commands, heading, number, ratio, table
+from loadtest.markdown import commands, heading, noise_note, number, ratio, table
 from loadtest.metrics import summarise
 from loadtest.record import RequestRecord
 
@@ -48,7 +48,8 @@ def images_section(document: dict[str, Any]) -> str:
         points = _points(document, scenario)
         if points:
             parts += [f"### {scenario['name']}", *_KINDS[scenario["kind"]](document, points)]
-    parts += [_noise_note(document), commands(document)]
+    cpus = [phase["cpu"] for run in document["runs"] for phase in run["phases"].values()]
+    parts += [noise_note(document, cpus), commands(document)]
     return "\n\n".join(parts)
 
 
@@ -295,16 +296,3 @@ def _failures(point: Point) -> str:
 def _peak_memory(run: dict[str, Any]) -> float | None:
     peaks = [p["memory"]["peak_pss_mib"] for p in run["phases"].values() if p.get("memory")]
     return max(peaks, default=None)
-
-
-def _noise_note(document: dict[str, Any]) -> str:
-    cpus = [phase["cpu"] for run in document["runs"] for phase in run["phases"].values()]
-    if not cpus:
-        return "Nothing was measured."
-    worst = {key: max(cpu[key] for cpu in cpus) for key in ("others", "loadtest", "steal")}
-    return (
-        f"{document['repeats']} repeats; others took at most {worst['others']:.1%} of the CPU in a "
-        f"run shown here (limit {document['max_others']:.0%}; {len(document['discarded'])} noisier "
-        f"runs were repeated), the load generator at most {worst['loadtest']:.1%}, the hypervisor "
-        f"{worst['steal']:.1%}."
-    )

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from loadtest.client import CompletionClient, Target, TimedRecord
 from loadtest.exchange import Origin
@@ -35,6 +35,10 @@ class ServerCommand:
     model: str
     version_command: str | None = None
     variables: dict[str, str] = field(default_factory=dict)
+
+    def log_path(self, folder: Path) -> Path:
+        """Where its output goes within `folder`."""
+        return folder / f"{self.name.replace('/', '-').replace(' ', '-')}.log"
 
 
 Probe: TypeAlias = Callable[[], Awaitable[TimedRecord]]
@@ -104,6 +108,19 @@ async def launched(
         await _stop(process)
         if launch is not None:
             launch.stop_s = time.perf_counter() - stopping
+
+
+async def described(server: ServerCommand) -> dict[str, Any]:
+    """A server as results store it: its command with variables, never their values.
+
+    Raises RuntimeError when its version command fails.
+    """
+    return {
+        "name": server.name,
+        "version": await version_of(server),
+        "model": server.model,
+        "command": server.command,
+    }
 
 
 async def version_of(server: ServerCommand) -> str | None:

@@ -30,6 +30,19 @@ def commands(comparison: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def noise_note(document: dict[str, Any], cpus: Sequence[dict[str, float]]) -> str:
+    """How much of the CPU others took meanwhile; `cpus` are the shares of each run shown."""
+    if not cpus:
+        return "Nothing was measured."
+    worst = {key: max(cpu[key] for cpu in cpus) for key in ("others", "loadtest", "steal")}
+    return (
+        f"{document['repeats']} repeats; others took at most {worst['others']:.1%} of the CPU in a "
+        f"run shown here (limit {document['max_others']:.0%}; {len(document['discarded'])} noisier "
+        f"runs were repeated), the load generator at most {worst['loadtest']:.1%}, the hypervisor "
+        f"{worst['steal']:.1%}."
+    )
+
+
 def number(value: float | None, digits: int | None = None) -> str:
     """Three digits or so, unless told otherwise."""
     if value is None:

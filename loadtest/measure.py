@@ -17,8 +17,8 @@ async def measure(
     workload: Workload,
     client: CompletionClient,
     *,
-    interrupt: Interrupt | None = None,
-    pids: Sequence[int] = (),
+    interrupt: Interrupt,
+    pids: Sequence[int],
     slo: Slo | None = None,
     on_end: Callable[[RequestRecord], None] | None = None,
 ) -> dict[str, Any]:
@@ -51,8 +51,8 @@ async def drive_watched(
     workload: Requests[Planned],
     client: Client[Planned, Record],
     *,
-    interrupt: Interrupt | None = None,
-    pids: Sequence[int] = (),
+    interrupt: Interrupt,
+    pids: Sequence[int],
     on_end: Callable[[Record], None] | None = None,
 ) -> tuple[Outcome[Record], dict[str, Any]]:
     """Drive `workload`; also `cpu` and `memory` of the machine and the watched trees meanwhile."""

@@ -27,14 +27,10 @@ class ComparisonPlan:
     repeats: int
     warmup: int
     label: str
-    variables: dict[str, str]
 
     def only(self, names: list[str]) -> "ComparisonPlan":
         """With some of the servers. Raises ValueError for a name that the plan does not have."""
-        known = [server.name for server in self.servers]
-        for name in names:
-            if name not in known:
-                raise ValueError(f"no server is called {name!r}; there are: {', '.join(known)}")
+        check_known("server", names, [server.name for server in self.servers])
         return replace(self, servers=tuple(s for s in self.servers if s.name in names))
 
     def having(
@@ -75,7 +71,6 @@ def load_plan(path: Path, overrides: dict[str, str] | None = None) -> Comparison
         repeats=document.get("repeats", 3),
         warmup=document.get("warmup", 4),
         label=document.get("label", path.stem),
-        variables=variables,
     )
 
 
@@ -109,6 +104,13 @@ def check_names(names: Iterable[str]) -> None:
     """Raises ValueError when two are the same."""
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"two in the plan have the same name: {repeated[0]!r}")
+
+
+def check_known(what: str, names: Iterable[str], known: list[str]) -> None:
+    """Raises ValueError for a name that is not among those known."""
+    for name in names:
+        if name not in known:
+            raise ValueError(f"no {what} is called {name!r}; there are: {', '.join(known)}")
 
 
 def check_keys(what: str, entry: Any, known: set[str], required: set[str]) -> None:

@@ -5,7 +5,7 @@ import contextlib
 import os
 import time
 from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -77,7 +77,7 @@ class MemoryWatch:
     roots: tuple[int, ...]
     peak_bytes: int = 0
     last_bytes: int = 0
-    num_samples: int = field(default=0)
+    num_samples: int = 0
 
     def sample(self) -> None:
         self.last_bytes = tree_pss_bytes(self.roots)

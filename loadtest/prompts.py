@@ -27,8 +27,8 @@ class TokenEstimate:
     chat template included.
     """
 
-    fixed: float = 9.0
-    per_word: float = 1.0
+    fixed: float
+    per_word: float
 
     @classmethod
     def fit(cls, probes: list[tuple[int, int]]) -> "TokenEstimate":

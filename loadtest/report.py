@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from loadtest.image_report import images_section
-from loadtest.markdown import commands, heading, number, ratio, table
+from loadtest.markdown import commands, heading, noise_note, number, ratio, table
 from loadtest.metrics import summarise
 from loadtest.record import RequestRecord
 from loadtest.results import (
@@ -144,7 +144,9 @@ def comparison_section(comparison: dict[str, Any]) -> str:
     if ratios := _ratio_table(comparison, measured):
         subject = comparison["servers"][0]["name"]
         parts += [f"{subject} against the others (medians; above 1 is more):", ratios]
-    parts += [_noise_note(comparison, measured), commands(comparison)]
+    cpus = [run["cpu"] for point in measured for run in point.runs]
+    note = noise_note(comparison, cpus)
+    parts += [f"{note} {_idle_note(comparison)}" if cpus else note, commands(comparison)]
     return "\n\n".join(parts)
 
 
@@ -187,20 +189,9 @@ def _ratio_table(comparison: dict[str, Any], measured: list[Point]) -> str:
     return table(heads, rows, num_text_columns=1) if rows else ""
 
 
-def _noise_note(comparison: dict[str, Any], measured: list[Point]) -> str:
-    cpus = [run["cpu"] for point in measured for run in point.runs]
-    if not cpus:
-        return "Nothing was measured."
-    worst = max(cpu["others"] for cpu in cpus)
-    own = max(cpu["loadtest"] for cpu in cpus)
-    steal = max(cpu["steal"] for cpu in cpus)
+def _idle_note(comparison: dict[str, Any]) -> str:
     idle = [start.get("idle_cpu", 0.0) for start in comparison["starts"]]
-    return (
-        f"{comparison['repeats']} repeats; others took at most {worst:.1%} of the CPU in a run "
-        f"shown here (limit {comparison['max_others']:.0%}; {len(comparison['discarded'])} noisier "
-        f"runs were repeated), the load generator at most {own:.1%}, the hypervisor {steal:.1%}. "
-        f"Idle, no server took more than {max(idle, default=0.0):.1%}."
-    )
+    return f"Idle, no server took more than {max(idle, default=0.0):.1%}."
 
 
 def starts_section(document: dict[str, Any]) -> str:

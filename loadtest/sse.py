@@ -4,13 +4,12 @@
 class EventParser:
     """Incremental parser of one event stream.
 
-    Lines end in LF or CRLF. Comments (heartbeats) are counted, other fields are skipped.
+    Lines end in LF or CRLF. Comments (heartbeats) and other fields are skipped.
     """
 
     def __init__(self) -> None:
         self._rest = b""
         self._data: list[bytes] = []
-        self.num_comments = 0
 
     def feed(self, piece: bytes) -> list[bytes]:
         """The payloads of the events that `piece` completes."""
@@ -25,6 +24,4 @@ class EventParser:
                     self._data.clear()
             elif line.startswith(b"data:"):
                 self._data.append(line[5:].removeprefix(b" "))
-            elif line.startswith(b":"):
-                self.num_comments += 1
         return events

@@ -12,6 +12,8 @@ from loadtest.prompts import TokenEstimate, story_prompt
 
 PEERS_NUM_REQUESTS = {1: 12, 16: 32, 32: 64}
 PEERS_OUTPUT_TOKENS = 64
+WARMUP_STRIDE = 7_000_000_007
+"""Between the seeds of warm-up and measured prompts, so that they are never equal."""
 
 _SEED_STRIDE = 100_003  # more than the requests of any run, so two seeds share no prompt
 

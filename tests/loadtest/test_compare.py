@@ -23,7 +23,7 @@ def plan(unused_tcp_port_factory: Any) -> ComparisonPlan:
         port = unused_tcp_port_factory()
         url = f"http://127.0.0.1:{port}/v1"
         servers.append(ServerCommand(name, f"exec {SERVER} {port}", url, "m"))
-    return ComparisonPlan(tuple(servers), (1, 2), 2, 1, "test", {})
+    return ComparisonPlan(tuple(servers), (1, 2), 2, 1, "test")
 
 
 def comparison(plan: ComparisonPlan, log_dir: Path, noise: NoiseLimit) -> Comparison:

@@ -26,15 +26,15 @@ def plan_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_plan(plan_path: Path) -> None:
     plan = load_plan(plan_path)
-    assert plan.variables == {
+    first, second = plan.servers
+    assert first.variables == {
         "ROOT": "/home/x/peers",
         "MODELS": "/home/x/peers/models",
         "PORT": "8100",
     }
-    first, second = plan.servers
     assert first.command == "exec $ROOT/a --port ${PORT}"
     assert first.url == "http://h:8100/v1"
-    assert first.variables == plan.variables
+    assert first.variables == second.variables
     assert second.model == "/home/x/peers/models/m"
     assert (plan.label, plan.concurrencies, plan.repeats, plan.warmup) == (
         "two servers",
@@ -48,7 +48,7 @@ def test_where_variables_come_from(plan_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("ROOT", "/env")
     monkeypatch.setenv("PORT", "1")
     plan = load_plan(plan_path, {"PORT": "2"})
-    assert plan.variables == {"ROOT": "/env", "MODELS": "/env/models", "PORT": "2"}
+    assert plan.servers[0].variables == {"ROOT": "/env", "MODELS": "/env/models", "PORT": "2"}
 
 
 def test_parts_of_a_plan(plan_path: Path) -> None:
