@@ -1,6 +1,6 @@
-import asyncio
 import contextlib
 import shlex
+import subprocess
 import sys
 import threading
 import time
@@ -66,20 +66,23 @@ async def test_what_it_refuses() -> None:
     assert "HTTP 404" in str(nowhere.records[0].error)
 
 
+@pytest.fixture(scope="module")
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("random") / "model"
+    write = (sys.executable, "-W", "ignore", "-m", "loadtest.random_sd", folder, "--size", "tiny")
+    subprocess.run(write, check=True)
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["--dtype float32", "--dtype bfloat16 --channels-last"])
-async def test_a_random_model_is_written_and_drawn(
-    unused_tcp_port: int, tmp_path: Path, variant: str
+async def test_a_random_model_is_drawn(
+    random_model: Path, unused_tcp_port: int, tmp_path: Path, variant: str
 ) -> None:
-    folder = tmp_path / "model"
     python = shlex.quote(sys.executable)
-    writing = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-W", "ignore", "-m", "loadtest.random_sd", folder, "--size", "tiny")
-    )
-    assert await writing.wait() == 0
     command = ServerCommand(
         "peer",
-        f"exec {python} -m loadtest.diffusers_peer {folder} --port {unused_tcp_port} "
+        f"exec {python} -m loadtest.diffusers_peer {random_model} --port {unused_tcp_port} "
         f"--threads 1 {variant}",
         f"http://127.0.0.1:{unused_tcp_port}/v1",
         "m",
