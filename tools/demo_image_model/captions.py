@@ -17,6 +17,8 @@ from tools.demo_image_model.scenes import Item, Scene, pick
 
 EMPTY_SHARE = 0.10
 KEYWORD_SHARE = 0.12
+SIZE_SHARE, COLOUR_SHARE = 0.4, 0.92
+"""Of the objects in captions, those whose size and whose colour is said."""
 OPENINGS = ("a picture of", "an image of", "a drawing of", "a photo of", "draw")
 SIZE_WORDS = {"small": ("small", "little", "tiny"), "large": ("large", "big")}
 EXTRA_WORDS = (
@@ -40,14 +42,12 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     return text
 
 
-def noun_phrase(
-    item: Item, rng: np.random.Generator, *, size_share: float = 0.4, colour_share: float = 0.92
-) -> str:
+def noun_phrase(item: Item, rng: np.random.Generator) -> str:
     """The object without its article: `large red circle`, or less."""
     words = [item.shape]
-    if rng.random() < colour_share:
+    if rng.random() < COLOUR_SHARE:
         words.insert(0, item.colour)
-    if rng.random() < size_share:
+    if rng.random() < SIZE_SHARE:
         words.insert(0, pick(rng, SIZE_WORDS[item.size]))
     return " ".join(words)
 

@@ -1,4 +1,4 @@
-"""Objects to words: the shape, size and place of each, and how two of them lie to each other.
+"""Objects to words: the shape, size and place of each.
 
 A shape is found by drawing: each shape of the palette is rendered with the object's centre and
 area, sharp and blurred, and the one that overlaps it best gives the name.
@@ -36,7 +36,7 @@ AREAS = _unit_areas()
 class Seen:
     """One object as it was found. `x`, `y` (down) and `radius` are in image widths.
 
-    `shape` and `colour` are None when no name fits; `overlap` is that of the best shape.
+    `shape` and `colour` are None when no name fits.
     """
 
     shape: str | None
@@ -44,7 +44,6 @@ class Seen:
     x: float
     y: float
     radius: float
-    overlap: float
 
     @property
     def size(self) -> str:
@@ -91,7 +90,7 @@ def look(blob: Blob) -> Seen:
     overlaps = np.max([_overlaps(_blur(sharp, s * size), window) for s in BLURS], axis=0)
     best = int(overlaps.argmax())
     shape = SHAPES[best] if overlaps[best] >= MIN_OVERLAP else None
-    return Seen(shape, blob.colour, x, y, radii[SHAPES[best]], float(overlaps[best]))
+    return Seen(shape, blob.colour, x, y, radii[SHAPES[best]])
 
 
 def _window(alpha: np.ndarray, x: float, y: float, reach: float) -> tuple[np.ndarray, int, int]:
@@ -113,11 +112,3 @@ def _overlaps(drawn: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     shared = np.minimum(drawn, alpha).sum(axis=(1, 2))
     overlaps: np.ndarray = shared / np.maximum(drawn, alpha).sum(axis=(1, 2))
     return overlaps
-
-
-def relation(first: Seen, second: Seen) -> str:
-    """How the first lies to the second: the direction of the larger distance."""
-    across, down = first.x - second.x, first.y - second.y
-    if abs(across) >= abs(down):
-        return "left" if across < 0 else "right"
-    return "above" if down < 0 else "below"

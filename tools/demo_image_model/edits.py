@@ -26,6 +26,7 @@ from tools.demo_image_model.scenes import (
     draw_pair,
     draw_scene,
     pick,
+    relation_of,
     scene_rng,
     single_scene,
 )
@@ -156,7 +157,7 @@ def _add(rng: np.random.Generator) -> Edit | None:
     place = relation = None
     luck = rng.random()
     if others and luck < 0.35:
-        relation = _relation(item, others[0])
+        relation = relation_of(item, others[0])
         text += f" {pick(rng, RELATIONS[relation])} {_name(Scene('', others), 0, rng, it=False)}"
     elif luck < 0.65:
         place = _place(item)
@@ -244,10 +245,3 @@ def _name(scene: Scene, index: int, rng: np.random.Generator, *, it: bool = True
 def _place(item: Item) -> str | None:
     near = [name for name, (x, y) in PLACES.items() if np.hypot(item.x - x, item.y - y) <= 0.1]
     return near[0] if near else None
-
-
-def _relation(first: Item, second: Item) -> str:
-    across, down = first.x - second.x, first.y - second.y
-    if abs(across) >= abs(down):
-        return "left" if across < 0 else "right"
-    return "above" if down < 0 else "below"

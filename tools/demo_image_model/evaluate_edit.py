@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tools.demo_image_model.classify import Reading, Seen, read, relation
+from tools.demo_image_model.classify import Reading, Seen, read
 from tools.demo_image_model.edits import Edit, draw_edit
 from tools.demo_image_model.evaluate import Counts, Report, tally
 from tools.demo_image_model.questions import SEED, Ask, match
 from tools.demo_image_model.render import render
 from tools.demo_image_model.sampling import EditSampler, to_uint8
-from tools.demo_image_model.scenes import Item
+from tools.demo_image_model.scenes import Item, relation_of
 
 GUIDANCE, IMAGE_GUIDANCE, STEPS = 4.0, 1.5, 20
 GUIDANCE_GRID = (2.0, 3.0, 4.0, 5.0, 7.0)
@@ -69,7 +69,7 @@ def _as_said(edit: Edit, matched: list[Seen]) -> bool:
         return False
     if edit.target.place is not None and added.place != edit.target.place:
         return False
-    return edit.target.relation is None or relation(*matched) == edit.target.relation
+    return edit.target.relation is None or relation_of(*matched) == edit.target.relation
 
 
 def pictures(edits: Sequence[Edit], size: int) -> np.ndarray:

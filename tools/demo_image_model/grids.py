@@ -7,7 +7,7 @@ The prompts are fixed and the seeds count up from 0; no picture is picked or lef
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +15,14 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from tools.demo_image_model.edits import KINDS, draw_edit
-from tools.demo_image_model.evaluate import GUIDANCE_CURVE, STEPS_CURVE
-from tools.demo_image_model.evaluate_edit import EDIT_SEED, pictures
+from tools.demo_image_model.evaluate import GUIDANCE, GUIDANCE_CURVE, STEPS, STEPS_CURVE
+from tools.demo_image_model.evaluate_edit import EDIT_SEED, IMAGE_GUIDANCE, pictures
 from tools.demo_image_model.sampling import EditSampler, Sampler
 
 TILE = 128
 """Pixels of a picture on the sheet; smaller pictures are enlarged by whole pixels."""
 LABEL_HEIGHT = 30
 LINE_LETTERS = 24
-GUIDANCE, STEPS = 4.0, 20
 
 PROMPTS = (
     "a red circle",
@@ -95,30 +94,17 @@ def prompts_sheet(sampler: Sampler, prompts: Sequence[str], seeds: int) -> Image
     return sheet(rows, [f"seed {seed}" for seed in range(seeds)])
 
 
-def guidance_sheet(sampler: Sampler) -> Image.Image:
-    """The same seeds at each guidance."""
+def settings_sheet(sampler: Sampler, columns: Mapping[str, tuple[float, int]]) -> Image.Image:
+    """The same seeds in every column, each with (guidance, steps) of its own."""
     rows = []
     for prompt in CURVE_PROMPTS:
         for seed in range(2):
-            columns = [
-                sampler.draw([prompt], [seed], guidance=value, steps=STEPS)
-                for value in GUIDANCE_CURVE
+            images = [
+                sampler.draw([prompt], [seed], guidance=guidance, steps=steps)
+                for guidance, steps in columns.values()
             ]
-            rows.append((f"{prompt}, seed {seed}", np.concatenate(columns)))
-    return sheet(rows, [f"guidance {value:g}" for value in GUIDANCE_CURVE])
-
-
-def steps_sheet(sampler: Sampler) -> Image.Image:
-    """The same seeds at each number of steps."""
-    rows = []
-    for prompt in CURVE_PROMPTS:
-        for seed in range(2):
-            columns = [
-                sampler.draw([prompt], [seed], guidance=GUIDANCE, steps=value)
-                for value in STEPS_CURVE
-            ]
-            rows.append((f"{prompt}, seed {seed}", np.concatenate(columns)))
-    return sheet(rows, [f"{value} steps" for value in STEPS_CURVE])
+            rows.append((f"{prompt}, seed {seed}", np.concatenate(images)))
+    return sheet(rows, list(columns))
 
 
 def negatives_sheet(sampler: Sampler, seeds: int) -> Image.Image:
@@ -149,7 +135,7 @@ def edits_sheet(sampler: EditSampler, size: int) -> Image.Image:
                 [edit.instruction for edit in chosen],
                 [seed] * len(chosen),
                 guidance=GUIDANCE,
-                image_guidance=1.5,
+                image_guidance=IMAGE_GUIDANCE,
                 steps=STEPS,
             )
         )
@@ -179,8 +165,12 @@ def main() -> None:
         sheets = {
             "prompts": prompts_sheet(sampler, PROMPTS, args.seeds),
             "held_out": prompts_sheet(sampler, HELD_OUT_PROMPTS, args.seeds),
-            "guidance": guidance_sheet(sampler),
-            "steps": steps_sheet(sampler),
+            "guidance": settings_sheet(
+                sampler, {f"guidance {value:g}": (value, STEPS) for value in GUIDANCE_CURVE}
+            ),
+            "steps": settings_sheet(
+                sampler, {f"{value} steps": (GUIDANCE, value) for value in STEPS_CURVE}
+            ),
             "negatives": negatives_sheet(sampler, args.seeds),
         }
     for name, image in sheets.items():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tools.demo_image_model.captions import OPENINGS, SIZE_WORDS, with_article
-from tools.demo_image_model.classify import Reading, Seen, relation
+from tools.demo_image_model.classify import Reading, Seen
 from tools.demo_image_model.palette import (
     BACKGROUNDS,
     HELD_OUT,
@@ -17,7 +17,7 @@ from tools.demo_image_model.palette import (
     RELATIONS,
     SIZES,
 )
-from tools.demo_image_model.scenes import draw_pair, pick, scene_rng
+from tools.demo_image_model.scenes import draw_pair, pick, relation_of, scene_rng
 
 SEED = 900_001
 """Of the evaluation's streams; training uses small ones."""
@@ -114,7 +114,7 @@ def judge(question: Question, reading: Reading) -> dict[str, bool]:
     if question.place:
         verdict["place"] = matched is not None and matched[0].place == question.place
     if question.relation:
-        verdict["relation"] = matched is not None and relation(*matched) == question.relation
+        verdict["relation"] = matched is not None and relation_of(*matched) == question.relation
     if question.background:
         verdict["background"] = reading.background == question.background
     verdict["all"] = all(verdict.values())

@@ -4,7 +4,9 @@ The same (seed, index) is always the same scene. A scene never holds a held-out 
 shape, unless it is asked for by name.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -97,10 +99,28 @@ def double_scene(
     return Scene(background, items, relation=relation)
 
 
-def pick(rng: np.random.Generator, options: object) -> str:
-    """One of the options (any iterable of strings), all equally likely."""
-    names = list(options)  # type: ignore[call-overload]
-    return str(names[rng.integers(len(names))])
+def pick(rng: np.random.Generator, options: Iterable[str]) -> str:
+    """One of the options, all equally likely."""
+    names = list(options)
+    return names[rng.integers(len(names))]
+
+
+class Placed(Protocol):
+    """Whatever has a centre: `x` to the right and `y` down."""
+
+    @property
+    def x(self) -> float: ...
+
+    @property
+    def y(self) -> float: ...
+
+
+def relation_of(first: Placed, second: Placed) -> str:
+    """How the first lies to the second: the direction of the larger distance."""
+    across, down = first.x - second.x, first.y - second.y
+    if abs(across) >= abs(down):
+        return "left" if across < 0 else "right"
+    return "above" if down < 0 else "below"
 
 
 def _item(rng: np.random.Generator, colour: str, shape: str, x: float, y: float) -> Item:

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from tools.demo_image_model.classify import read, relation
+from tools.demo_image_model.classify import read
 from tools.demo_image_model.palette import BACKGROUNDS, COLOURS, HELD_OUT, SHAPES
 from tools.demo_image_model.render import render
 from tools.demo_image_model.sampling import to_uint8
-from tools.demo_image_model.scenes import Scene, draw_scene, scene_rng, single_scene
+from tools.demo_image_model.scenes import Scene, draw_scene, relation_of, scene_rng, single_scene
 
 NUM = 150
 
@@ -27,7 +27,7 @@ def is_right(scene: Scene, picture: np.ndarray) -> bool:
     if scene.relation is None:
         return reading.objects[0].place == scene.place
     by_pair = {(o.colour, o.shape): o for o in reading.objects}
-    return relation(*(by_pair[i.colour, i.shape] for i in scene.items)) == scene.relation
+    return relation_of(*(by_pair[i.colour, i.shape] for i in scene.items)) == scene.relation
 
 
 def share_right(scenes: list[Scene], pictures: np.ndarray) -> float:

@@ -79,8 +79,8 @@ def test_every_word_is_one_token(seed, tmp_path):
         assert num_tokens <= tokenizer.model_max_length, text
 
 
-RED = Seen("circle", "red", 0.25, 0.5, 0.12, 1.0)
-BLUE = Seen("square", "blue", 0.75, 0.5, 0.2, 1.0)
+RED = Seen("circle", "red", 0.25, 0.5, 0.12)
+BLUE = Seen("square", "blue", 0.75, 0.5, 0.2)
 BOTH = Question("", 0, (Ask("red", "circle"), Ask("blue", "square")), relation="left")
 
 
