@@ -6,7 +6,6 @@ Papers: LLM.int8(), Dettmers et al. 2022, arXiv:2208.07339; NF4, Dettmers et al.
 arXiv:2305.14314.
 """
 
-import importlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 from transformers import T5EncoderModel, T5Tokenizer
 
+from engine.diffusion.families.bitsandbytes_library import import_bitsandbytes
 from engine.diffusion.families.components import ComponentFolder
 from engine.diffusion.families.gguf_transformer import (
     Transformer,
@@ -165,7 +165,7 @@ def _quantized(
 
 def _bitsandbytes(kind: str) -> ModuleType:
     try:
-        return importlib.import_module("bitsandbytes")
+        return import_bitsandbytes()
     except ImportError as error:
         raise ModelLoadError(
             f"image_quantization {kind!r} needs the package bitsandbytes, which cannot be "

@@ -9,6 +9,7 @@ from typing import Protocol, cast
 
 import torch
 
+from engine.diffusion.families.bitsandbytes_library import defer_bitsandbytes
 from engine.diffusion.families.family import Family
 from engine.diffusion.families.options import LoadOptions
 from engine.errors import CorruptFile, UnsupportedArchitecture
@@ -65,6 +66,7 @@ def load_family(
         ModelLoadError: one of its kinds.
     """
     options = LoadOptions(dtype=dtype, device=device, quantization=quantization)
+    defer_bitsandbytes()
     return family_of(pipeline_name(checkpoint)).load(checkpoint, options)
 
 

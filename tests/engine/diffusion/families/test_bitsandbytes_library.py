@@ -1,0 +1,82 @@
+"""bitsandbytes in processes like a worker: not there unless asked for, and quiet."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from diffusers import FluxPipeline
+from tiny_transformers import flux_parts
+
+LOAD = """
+import json, logging, sys
+from pathlib import Path
+import torch
+from engine.diffusion import loading
+from engine.diffusion.families.family import PromptText, Row
+from engine.diffusion.families.registry import load_family
+from engine.image_types import ImageTask
+from engine.weights.source import Checkpoint
+
+logging.basicConfig(level=logging.WARNING)
+folder, quantization = sys.argv[1:]
+family = load_family(Checkpoint("diffusers", Path(folder), "m"), dtype=torch.float32,
+                     device=torch.device("cpu"), quantization=quantization)
+prompt = family.encode_prompts([PromptText(text="a star")])[0]
+side = family.facts.default_width // family.facts.vae_factor
+row = Row(latents=torch.zeros(1, family.facts.latent_channels, side, side),
+          timestep=torch.tensor(600.0), prompt=prompt)
+family.denoise(family.denoiser_key(ImageTask.TEXT_TO_IMAGE), [row])
+print(json.dumps("bitsandbytes.functional" in sys.modules))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "flux"
+    FluxPipeline(**vars(flux_parts(11))).save_pretrained(path)
+    return path
+
+
+def load(folder: Path, quantization: str) -> tuple[bool, str]:
+    """Whether a process has run bitsandbytes once it drew a step, and what it logged."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(folder), quantization],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr
+
+
+@pytest.mark.slow
+def test_plain_weights_do_without(folder: Path) -> None:
+    assert load(folder, "none") == (False, "")
+
+
+@pytest.mark.slow
+def test_quantised_weights_bring_no_notices(folder: Path) -> None:
+    imported, log = load(folder, "bnb-int8")
+    assert imported
+    assert "MatMul8bitLt" not in log
+    assert "gemm_4bit_forward" not in log
+
+
+LAZY = """
+import inspect, sys
+from engine.diffusion.families.bitsandbytes_library import defer_bitsandbytes
+defer_bitsandbytes()
+import bitsandbytes
+inspect.getmodule(inspect.currentframe(), "nowhere")
+assert "bitsandbytes.functional" not in sys.modules
+assert bitsandbytes.nn.Linear4bit.__name__ == "Linear4bit"
+assert sys.modules["bitsandbytes"] is bitsandbytes
+"""
+
+
+@pytest.mark.slow
+def test_it_runs_when_it_is_used() -> None:
+    subprocess.run([sys.executable, "-c", LAZY], check=True, timeout=300)
