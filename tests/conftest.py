@@ -48,6 +48,22 @@ def smollm2_checkpoint() -> Checkpoint:
 
 
 @pytest.fixture(scope="session")
+def smollm2_reference(smollm2_checkpoint: Checkpoint) -> Any:
+    """The same as transformers reads it, dequantised to fp32. Not to be changed."""
+    import torch
+    import transformers
+
+    path = smollm2_checkpoint.path
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent,
+        gguf_file=path.name,
+        dtype=torch.float32,
+        quantization_config=transformers.GgufConfig(dequantize=True),
+    )
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """`tiny_llama(seed=0, dtype="float32", **config)` → a new random model's folder."""
     return _tiny_factory(tmp_path_factory, "Llama")

@@ -66,14 +66,6 @@ def test_tiny_models_in_fp32(family, engines, request):
 
 
 @pytest.fixture(scope="module")
-def smollm2_reference(smollm2_checkpoint):
-    path = smollm2_checkpoint.path
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32
-    ).eval()
-
-
-@pytest.fixture(scope="module")
 def text_prompts(smollm2_checkpoint):
     """Real text: chat questions and pieces of an encyclopedia, cut at the borders' lengths."""
     from engine.text.tokenizer import load_tokenizer

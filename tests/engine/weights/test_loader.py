@@ -9,21 +9,15 @@ from engine.weights.source import Checkpoint
 
 
 @pytest.mark.slow
-def test_smollm2_equals_transformers_tensor_by_tensor(smollm2_checkpoint: Checkpoint) -> None:
-    from transformers import AutoModelForCausalLM, GgufConfig
-
+def test_smollm2_equals_transformers_tensor_by_tensor(
+    smollm2_checkpoint: Checkpoint, smollm2_reference: Any
+) -> None:
     started_s = time.monotonic()
     config = load_model_config(smollm2_checkpoint)
     ours = dict(iter_weights(smollm2_checkpoint, config))
     # About 1 s on two free cores; the limit is for a busy machine.
     assert time.monotonic() - started_s < 10
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        smollm2_checkpoint.path.parent,
-        gguf_file=smollm2_checkpoint.path.name,
-        dtype=torch.float32,
-        quantization_config=GgufConfig(dequantize=True),
-    )
-    theirs = model.state_dict()
+    theirs, their_config = smollm2_reference.state_dict(), smollm2_reference.config
     del theirs["lm_head.weight"]
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
@@ -40,10 +34,10 @@ def test_smollm2_equals_transformers_tensor_by_tensor(smollm2_checkpoint: Checkp
         "max_position_embeddings",
         "tie_word_embeddings",
     ):
-        assert getattr(config, name) == getattr(model.config, name), name
-    assert config.rope_theta == model.config.rope_parameters["rope_theta"]
+        assert getattr(config, name) == getattr(their_config, name), name
+    assert config.rope_theta == their_config.rope_parameters["rope_theta"]
     # The file states one end; its other one is known by name.
-    assert config.eos_token_ids == (model.config.eos_token_id, 0)
+    assert config.eos_token_ids == (their_config.eos_token_id, 0)
     assert weight_bytes(smollm2_checkpoint) == 2 * sum(t.numel() for t in theirs.values())
 
 
