@@ -11,7 +11,19 @@ import torch
 
 S = TypeVar("S")
 
+BASE_SIZE = 64
+
 ENCODE_BATCH = 64
+
+
+def batch_at(batch: int, size: int) -> int:
+    """Pictures of `size` pixels that cost about as much as `batch` of `BASE_SIZE`."""
+    return max(1, batch * BASE_SIZE**2 // size**2)
+
+
+def num_steps_at(index: int, num_sizes: int, steps: int) -> int:
+    """How many of the first `steps` steps are at the size `index`, where sizes take turns."""
+    return (steps + num_sizes - 1 - index) // num_sizes
 
 
 class LatentPool(Generic[S]):
@@ -34,9 +46,10 @@ class LatentPool(Generic[S]):
             scenes = [draw(i) for i in range(start, min(start + ENCODE_BATCH, first + size))]
             self._scenes += scenes
             rows.append(encode(scenes).half())
-        self._latents = torch.cat(rows)
-        # Row r holds scene first + r; make the oldest the next to go.
-        self._oldest = 0
+        # Scene i lies in row i mod size, as it would had the pool rolled until here.
+        self._oldest = first % size
+        self._scenes = self._scenes[-self._oldest :] + self._scenes[: -self._oldest]
+        self._latents = torch.cat(rows).roll(self._oldest, dims=0)
         self._next = first + size
 
     def __len__(self) -> int:

@@ -4,8 +4,9 @@
 
 Deterministic by seed and step, resumable: the run goes on where its last save stopped, or, with
 `--init`, from the fp16 weights of an earlier one (the optimiser then starts anew). The learning
-rate is constant after the warm-up and falls over the last `--decay` steps. Each save also writes
-the averaged weights as a diffusers folder, `RUN/pipeline`.
+rate is constant after the warm-up and falls over the last `--decay` steps. Of several sizes each
+takes every so many-th step. Each save also writes the averaged weights as a diffusers folder,
+`RUN/pipeline`.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from transformers import CLIPTextModel
 
 from tools.demo_image_model.captions import caption
 from tools.demo_image_model.checkpoint import Ema, load_state, save_state
-from tools.demo_image_model.latent_pool import LatentPool
+from tools.demo_image_model.latent_pool import LatentPool, batch_at, num_steps_at
 from tools.demo_image_model.model import (
     build_noise_schedule,
     build_text_encoder,
@@ -102,11 +103,16 @@ class Trainer:
         self.step = 0
         self._resume()
         self.alphas = build_noise_schedule().alphas_cumprod
-        self.pool = LatentPool(
-            lambda i: draw_scene(scene_rng(SEED + args.size, i)),
-            self._encode,
-            size=args.pool,
-            num_drawn=args.pool + self.step * REFRESH,
+        self.sizes: list[int] = args.size
+        self.pools = [self._pool(index, size) for index, size in enumerate(self.sizes)]
+
+    def _pool(self, index: int, size: int) -> LatentPool[Scene]:
+        num_steps = num_steps_at(index, len(self.sizes), self.step)
+        return LatentPool(
+            lambda i: draw_scene(scene_rng(SEED + size, i)),
+            lambda scenes: self._encode(scenes, size),
+            size=self.args.pool,
+            num_drawn=self.args.pool + num_steps * batch_at(REFRESH, size),
         )
 
     def _resume(self) -> None:
@@ -118,8 +124,8 @@ class Trainer:
             self.step = state["step"]
 
     @torch.no_grad()
-    def _encode(self, scenes: Sequence[Scene]) -> torch.Tensor:
-        images = render(scenes, self.args.size).to(memory_format=torch.channels_last)
+    def _encode(self, scenes: Sequence[Scene], size: int) -> torch.Tensor:
+        images = render(scenes, size).to(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             latents = self.vae.encode(images).latent_dist.mode()
         return latents.float() * self.vae.config.scaling_factor
@@ -132,13 +138,14 @@ class Trainer:
             factor = rate_factor(self.step, args.steps, args.decay)
             for group in self.optimiser.param_groups:
                 group["lr"] = group["base"] * factor
-            loss = self._loss()
+            turn = self.step % len(self.sizes)
+            loss = self._loss(self.pools[turn], batch_at(args.batch, self.sizes[turn]))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimiser.step()
             self.optimiser.zero_grad()
             self.ema.update(self.model)
-            self.pool.refresh(REFRESH)
+            self.pools[turn].refresh(batch_at(REFRESH, self.sizes[turn]))
             self.step += 1
             running += (loss.item() - running) / min(self.step - first, 200)
             if self.step % 200 == 0:
@@ -147,10 +154,9 @@ class Trainer:
             if self.step % SAVE_EVERY == 0 or self.step == args.steps:
                 self._save()
 
-    def _loss(self) -> torch.Tensor:
-        args = self.args
+    def _loss(self, pool: LatentPool[Scene], batch: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(SEED * 1_000_003 + self.step)
-        scenes, latents = self.pool.sample(args.batch, generator)
+        scenes, latents = pool.sample(batch, generator)
         words = scene_rng(SEED + 1, self.step)
         tokens = self.tokenizer(
             [caption(scene, words) for scene in scenes],
@@ -159,9 +165,7 @@ class Trainer:
             return_tensors="pt",
         ).input_ids
         # One draw in each of `batch` equal parts of the schedule: less variance than plain draws.
-        spread = (
-            torch.arange(args.batch) + torch.rand(args.batch, generator=generator)
-        ) / args.batch
+        spread = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
         steps = (spread * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
         noise = torch.randn(latents.shape, generator=generator)
         inputs, target = noised(latents, noise, self.alphas[steps])
@@ -210,11 +214,11 @@ def main() -> None:
         action="store_true",
         help="keep the text encoder as it is, so that other UNets can share it",
     )
-    parser.add_argument("--size", type=int, default=64, help="pixels of the training pictures")
+    parser.add_argument("--size", type=int, nargs="+", default=[64], help="pixels of pictures")
     parser.add_argument("--steps", type=int, default=60_000)
     parser.add_argument("--decay", type=int, default=6_000, help="last steps, with a falling rate")
     parser.add_argument("--rate", type=float, default=1.0, help="factor on the learning rates")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=64, help="of 64 pixels; fewer larger ones")
     parser.add_argument("--pool", type=int, default=32_768, help="encoded scenes kept in memory")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()

@@ -23,7 +23,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from tools.demo_image_model.checkpoint import Ema, load_state, save_state
 from tools.demo_image_model.edits import Edit, draw_edit
-from tools.demo_image_model.latent_pool import LatentPool
+from tools.demo_image_model.latent_pool import LatentPool, batch_at, num_steps_at
 from tools.demo_image_model.model import (
     LATENT_CHANNELS,
     build_noise_schedule,
@@ -94,11 +94,16 @@ class EditTrainer:
         schedule: Any = build_noise_schedule()
         self.alphas: torch.Tensor = schedule.alphas_cumprod
         self.nothing = self._states([""])
-        self.pool = LatentPool(
-            lambda i: draw_edit(SEED + args.size, i),
-            self._encode,
-            size=args.pool,
-            num_drawn=args.pool + self.step * REFRESH,
+        self.sizes: list[int] = args.size
+        self.pools = [self._pool(index, size) for index, size in enumerate(self.sizes)]
+
+    def _pool(self, index: int, size: int) -> LatentPool[Edit]:
+        num_steps = num_steps_at(index, len(self.sizes), self.step)
+        return LatentPool(
+            lambda i: draw_edit(SEED + size, i),
+            lambda edits: self._encode(edits, size),
+            size=self.args.pool,
+            num_drawn=self.args.pool + num_steps * batch_at(REFRESH, size),
         )
 
     def _resume(self) -> None:
@@ -110,10 +115,10 @@ class EditTrainer:
             self.step = state["step"]
 
     @torch.no_grad()
-    def _encode(self, edits: Sequence[Edit]) -> torch.Tensor:
+    def _encode(self, edits: Sequence[Edit], size: int) -> torch.Tensor:
         """`[N, 8, h, w]`: the target's scaled latents, then the source's unscaled ones."""
         scenes = [edit.target for edit in edits] + [edit.source for edit in edits]
-        images = render(scenes, self.args.size).to(memory_format=torch.channels_last)
+        images = render(scenes, size).to(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             latents = self.vae.encode(images).latent_dist.mode()
         target, source = latents.float().chunk(2)
@@ -135,13 +140,14 @@ class EditTrainer:
         while self.step < args.steps:
             for group in self.optimiser.param_groups:
                 group["lr"] = RATE * args.rate * rate_factor(self.step, args.steps, args.decay)
-            loss = self._loss()
+            turn = self.step % len(self.sizes)
+            loss = self._loss(self.pools[turn], batch_at(args.batch, self.sizes[turn]))
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
             self.optimiser.step()
             self.optimiser.zero_grad()
             self.ema.update(self.unet)
-            self.pool.refresh(REFRESH)
+            self.pools[turn].refresh(batch_at(REFRESH, self.sizes[turn]))
             self.step += 1
             running += (loss.item() - running) / min(self.step - first, 200)
             passed_s = time.monotonic() - started_s
@@ -154,18 +160,15 @@ class EditTrainer:
             if out_of_time:
                 break
 
-    def _loss(self) -> torch.Tensor:
-        args = self.args
+    def _loss(self, pool: LatentPool[Edit], batch: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(SEED * 1_000_003 + self.step)
-        edits, both = self.pool.sample(args.batch, generator)
+        edits, both = pool.sample(batch, generator)
         latents, pictures = both.chunk(2, dim=1)
         states = self._states([edit.instruction for edit in edits])
-        no_text, no_picture = drop_conditions(torch.rand(args.batch, generator=generator))
+        no_text, no_picture = drop_conditions(torch.rand(batch, generator=generator))
         states = torch.where(no_text[:, None, None], self.nothing, states)
         pictures = torch.where(no_picture[:, None, None, None], 0.0, pictures)
-        spread = (
-            torch.arange(args.batch) + torch.rand(args.batch, generator=generator)
-        ) / args.batch
+        spread = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
         # One draw in each of `batch` equal parts of the schedule, as in the base training.
         steps = (spread * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
         noise = torch.randn(latents.shape, generator=generator)
@@ -196,11 +199,11 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder for state and result")
     parser.add_argument("--base", type=Path, required=True, help="diffusers folder of the base")
     parser.add_argument("--init", type=Path, help="an earlier run's `unet_edit` to start from")
-    parser.add_argument("--size", type=int, default=64, help="pixels of the training pictures")
+    parser.add_argument("--size", type=int, nargs="+", default=[64], help="pixels of pictures")
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--decay", type=int, default=3_000, help="last steps, with a falling rate")
     parser.add_argument("--rate", type=float, default=1.0, help="factor on the learning rate")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=64, help="of 64 pixels; fewer larger ones")
     parser.add_argument("--pool", type=int, default=32_768, help="encoded pairs kept in memory")
     parser.add_argument("--seconds", type=float, help="save and stop after so long")
     parser.add_argument("--threads", type=int, default=2)
