@@ -103,6 +103,7 @@ def make_request(request_id, prompt, **sampling):
 
 @pytest.fixture(autouse=True)
 def one_thread():
+    """Small tensors gain nothing from more threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

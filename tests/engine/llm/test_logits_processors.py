@@ -22,11 +22,6 @@ from engine.types import SamplingParams
 VOCAB = 200
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def _chain() -> ProcessorChain:
     return ProcessorChain((Penalties(VOCAB), LogitBias(VOCAB), MinTokens(VOCAB)))
 

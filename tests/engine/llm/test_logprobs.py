@@ -9,11 +9,6 @@ from engine.llm.logprobs import LEAST_LOGPROB, token_logprobs
 from engine.llm.sampling import Sampler
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("num_rows", [1, 31, 70])
 def test_values_ranks_and_alternatives(num_rows: int, dtype: torch.dtype) -> None:

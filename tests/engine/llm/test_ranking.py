@@ -7,11 +7,6 @@ import torch
 from engine.llm.ranking import key_ids, order_keys, top_ids
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def _values(kind: str, shape: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
     values = torch.randn(shape, generator=generator) * 4
     if kind == "bf16":

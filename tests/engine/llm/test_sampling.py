@@ -16,11 +16,6 @@ from engine.types import SamplingParams
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def _sequence(
     seq_id: int, params: SamplingParams, *, seed: int = 0, index: int = 0, **rest: Any
 ) -> NewSequence:

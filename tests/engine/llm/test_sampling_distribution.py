@@ -4,7 +4,6 @@ Thresholds are set so that a correct sampler fails one run in ten million or les
 """
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,14 +19,6 @@ from engine.types import SamplingParams
 
 LEAST_P_VALUE = 1e-9
 NUM_SEQUENCES = 500
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def _fresh_seed() -> int:

@@ -9,11 +9,6 @@ from engine.llm.truncation import DRAW_BLOCK, draw, keep_nucleus, last_key, weig
 ALMOST_ONE = 1.0 - 2.0**-53
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.mark.parametrize("width", [1, 2, 7, DRAW_BLOCK, 4 * DRAW_BLOCK])
 @pytest.mark.parametrize("uniform", [0.0, 2.0**-53, 0.5, ALMOST_ONE])
 def test_weight_zero_is_never_drawn(width: int, uniform: float) -> None:
