@@ -134,9 +134,9 @@ class InvariantViolation(InternalError):
     code = "invariant_violation"
 
 
-def error_from_code(code: str, message: str) -> EngineError:
+def error_from_code(code: str, message: str, param: str | None = None) -> EngineError:
     """Rebuild an error that crossed the process border in an event; unknown codes are our fault."""
-    return _BY_CODE.get(code, InternalError)(message)
+    return _BY_CODE.get(code, InternalError)(message, param=param)
 
 
 def all_error_types(root: type[EngineError] = EngineError) -> list[type[EngineError]]:

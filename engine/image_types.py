@@ -155,6 +155,8 @@ class ImageEvent:
     finish_reason: FinishReason | None = None
     error_code: str | None = None
     error_message: str | None = None
+    error_param: str | None = None
+    """The field that the error is about."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ def rejection(
             finish_reason=FinishReason.ERROR,
             error_code=error.code,
             error_message=error.message,
+            error_param=error.param,
         )
         for index in range(request.num_completions)
     ]

@@ -134,6 +134,8 @@ class TokenEvent:
     error_code: str | None = None
     """With finish reason `error`: the code of an EngineError."""
     error_message: str | None = None
+    error_param: str | None = None
+    """The field that it is about."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,10 +2,11 @@
 
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.json_route import Handler, JsonRoute
+from server.json_route import Handler, JsonRoute, is_json
 from server.multipart import Form, read_form
 
 
@@ -19,8 +20,12 @@ class FormRoute(JsonRoute):
 
         async def handle(request: Request) -> Response:
             content_type = request.headers.get("content-type", "")
-            if request.method != "POST" or not _is_form(content_type):
+            if request.method != "POST" or is_json(content_type):
                 return await handle_json(request)
+            if not _is_form(content_type):
+                raise HTTPException(
+                    415, "the body must be multipart/form-data or application/json; declare it so"
+                )
             form = await read_form(content_type, request.stream())
             return await handle_form(_FormRequest(request, form))
 

@@ -93,7 +93,9 @@ class PromptRun:
         if choice.finish_reason is not None:
             return None
         if event.finish_reason is FinishReason.ERROR:
-            raise error_from_code(event.error_code or "", event.error_message or "")
+            raise error_from_code(
+                event.error_code or "", event.error_message or "", event.error_param
+            )
         if event.finish_reason is FinishReason.ABORT:
             raise Draining("the server ended the request before it was complete; send it again")
         self._meter.on_event(event)

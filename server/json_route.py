@@ -42,7 +42,8 @@ class _JsonRequest(Request):
 
     @classmethod
     async def read(cls, request: Request) -> "_JsonRequest":
-        _check_content_type(request.headers.get("content-type"))
+        if not is_json(request.headers.get("content-type", "")):
+            raise HTTPException(415, "the body must be JSON; send Content-Type: application/json")
         read = cls(request.scope, request.receive)
         read.content = _decode(await read.body())
         return read
@@ -51,11 +52,10 @@ class _JsonRequest(Request):
         return self.content
 
 
-def _check_content_type(value: str | None) -> None:
-    media_type = (value or "").split(";")[0].strip().lower()
-    main, _, sub = media_type.partition("/")
-    if main != "application" or not (sub == "json" or sub.endswith("+json")):
-        raise HTTPException(415, "the body must be JSON; send Content-Type: application/json")
+def is_json(content_type: str) -> bool:
+    """Whether a request's header declares a body of JSON."""
+    main, _, sub = content_type.split(";")[0].strip().lower().partition("/")
+    return main == "application" and (sub == "json" or sub.endswith("+json"))
 
 
 def _decode(body: bytes) -> Any:

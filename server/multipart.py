@@ -4,6 +4,7 @@ Nothing is written to disk and a part's file name is not even kept. The whole bo
 `BodyLimitMiddleware`; here the number of parts and the size of names, headers and text are.
 """
 
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -15,6 +16,9 @@ from engine.errors import InvalidParameter
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
+
+# Its warnings are about what a client sent, and the client reads them as an error.
+logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 MAX_PARTS = 128
 MAX_NAME_BYTES = 256

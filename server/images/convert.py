@@ -20,6 +20,7 @@ from engine.image_types import (
     ImageTask,
     PromptSyntax,
 )
+from server.images.files import check_sides
 from server.images.inputs import ImageInputs
 from server.images.limits import (
     Size,
@@ -151,6 +152,7 @@ def _params(
         outpaint=outpaint_of(edit.outpaint) if edit else None,
         num_previews=_or(body.partial_images, 0),
     )
+    check_sides(_or(body.output_format, "png"), width, height)
     steps = steps_to_run(params)
     if steps == 0:
         raise InvalidParameter(

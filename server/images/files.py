@@ -108,7 +108,8 @@ def decode_mask(
     if planes.alpha is not None and (mode == "alpha" or (mode == "auto" and is_transparent)):
         levels, meaning = 255 - planes.alpha, "transparent"
     else:
-        levels, meaning = _luminance(planes), "white"
+        levels = _luminance(planes)
+        meaning = "transparent or white" if mode == "auto" else "white"
     if not levels.any():
         raise InvalidParameter(
             f"{param} is empty: it has no {meaning} pixels, which mark what to edit", param=param
@@ -137,13 +138,7 @@ def encode_image(
     Raises:
         InvalidParameter: the format cannot hold a picture of this size.
     """
-    limit = _MAX_SIDE.get(format)
-    if limit is not None and max(pixels.width, pixels.height) > limit:
-        raise InvalidParameter(
-            f"{format} holds at most {limit} pixels a side, and the picture is "
-            f"{pixels.width}x{pixels.height}; use png",
-            param="output_format",
-        )
+    check_sides(format, pixels.width, pixels.height)
     image = _image_of(pixels)
     options: dict[str, Any] = {}
     if format == "png":
@@ -159,6 +154,20 @@ def encode_image(
     file = io.BytesIO()
     image.save(file, format=format, **options)
     return file.getvalue()
+
+
+def check_sides(format: ImageFormat, width: int, height: int) -> None:
+    """
+    Raises:
+        InvalidParameter: the format cannot hold a picture of this size.
+    """
+    limit = _MAX_SIDE.get(format)
+    if limit is not None and max(width, height) > limit:
+        raise InvalidParameter(
+            f"{format} holds at most {limit} pixels a side, and the picture is {width}x{height}; "
+            "use png",
+            param="output_format",
+        )
 
 
 def _opened(data: bytes, param: str, max_pixels: int, max_side: int) -> Image.Image:

@@ -42,10 +42,9 @@ def drawing_size(asked: Size | None, info: ImageModelInfo) -> Size:
     _check_limits(width, height, info)
     multiple = info.size_multiple
     if width % multiple or height % multiple:
-        near = [max(multiple, side // multiple * multiple) for side in (width, height)]
         raise InvalidParameter(
             f"size {width}x{height} is off the grid of {info.model}: both sides must be multiples "
-            f"of {multiple}, such as {near[0]}x{near[1]}",
+            f"of {multiple}, such as {_near(width, height, info)}",
             param="size",
         )
     return width, height
@@ -116,7 +115,7 @@ def painted_size(
             f"the canvas of {width}x{height} is {worked_pixels(width, height, info)} pixels to "
             f"{info.model}, which takes at most {info.max_pixels}; scale the image, give a "
             "size, or use crop_to_mask",
-            param="image" if asked is None else "size",
+            param="size" if asked is not None else "outpaint" if outpaint else "image",
         )
     return width, height
 
@@ -157,13 +156,26 @@ def _check_limits(width: int, height: int, info: ImageModelInfo) -> None:
     if min(width, height) < info.min_side:
         raise InvalidParameter(
             f"size {width}x{height} is too small: sides of at least {info.min_side} are needed for "
-            f"{info.model}",
+            f"{info.model}, such as {_near(width, height, info)}",
             param="size",
         )
     num_pixels = worked_pixels(width, height, info)
     if num_pixels > info.max_pixels:
         raise InvalidParameter(
             f"size {width}x{height} is {num_pixels} pixels to {info.model}, which takes at most "
-            f"{info.max_pixels}",
+            f"{info.max_pixels}, such as {_near(width, height, info)}",
             param="size",
         )
+
+
+def _near(width: int, height: int, info: ImageModelInfo) -> str:
+    """A size that the model takes, as like the given one as its grid and limits allow."""
+    multiple = info.size_multiple
+    least = math.ceil(info.min_side / multiple) * multiple
+    scale = min(1.0, math.sqrt(info.max_pixels / max(1, width * height)))
+    width, height = (max(least, int(s * scale) // multiple * multiple) for s in (width, height))
+    # The shorter side may have grown to the least one.
+    if width * height > info.max_pixels:
+        longest = info.max_pixels // min(width, height) // multiple * multiple
+        width, height = min(width, longest), min(height, longest)
+    return f"{width}x{height}"

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from engine.client import ImageStream
-from engine.errors import Draining, RequestAborted, error_from_code
+from engine.errors import Draining, RequestAborted, RequestError, error_from_code
 from engine.image_types import ImageEvent, Pixels
 from engine.types import FinishReason
 from server.images.convert import ImageOrder
@@ -99,6 +99,8 @@ class ImageRun:
             self._error = error
             raise
         finally:
+            # Here, so that a client that has read the end finds the job ended.
+            self._settle()
             await self._stream.aclose()
             close = getattr(events, "aclose", None)
             if close is not None:
@@ -110,9 +112,13 @@ class ImageRun:
         if options.with_metadata and seed is not None:
             metadata = replay_fields(self.order, seed)
         start_s = time.perf_counter()
-        data = await asyncio.to_thread(
-            encode_image, pixels, options.output_format, options.compression, metadata
-        )
+        try:
+            data = await asyncio.to_thread(
+                encode_image, pixels, options.output_format, options.compression, metadata
+            )
+        except Exception as error:
+            self._error = error
+            raise
         self._meter.on_file(time.perf_counter() - start_s)
         return data
 
@@ -130,9 +136,10 @@ class ImageRun:
         assert self._job is not None
         if self._num_open:
             self._error = self._error or RequestAborted("the client closed the connection")
-            aborted = isinstance(self._error, RequestAborted)
-            outcome = ImageOutcome.CANCELLED if aborted else ImageOutcome.FAILED
-            self._meter.complete(outcome, self._num_open)
+            if not isinstance(self._error, RequestError):
+                aborted = isinstance(self._error, RequestAborted)
+                outcome = ImageOutcome.CANCELLED if aborted else ImageOutcome.FAILED
+                self._meter.complete(outcome, self._num_open)
             self._num_open = 0
         self._meter.close()
         self._state.image_jobs.end(self._job, self._error)
@@ -140,7 +147,9 @@ class ImageRun:
     def _take(self, event: ImageEvent) -> None:
         assert self._job is not None
         if event.finish_reason is FinishReason.ERROR:
-            raise error_from_code(event.error_code or "", event.error_message or "")
+            raise error_from_code(
+                event.error_code or "", event.error_message or "", event.error_param
+            )
         if event.finish_reason is FinishReason.ABORT:
             raise self._cut_short()
         self._meter.on_event(event)

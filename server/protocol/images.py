@@ -136,16 +136,22 @@ class ImageFields(ModelRequest):
     def _read_inputs(cls, data: Any) -> Any:
         if isinstance(data, Form):
             data = cls._read_form(data)
-        if isinstance(data, dict) and not cls._accepts_inputs:
-            _check_no_inputs(data)
+        if isinstance(data, dict):
+            check = _check_inputs if cls._accepts_inputs else _check_no_inputs
+            check(data)
         return data
 
     @classmethod
     def _read_form(cls, form: Form) -> dict[str, Any]:
-        files = [name for name in form if _FILE_FIELD.fullmatch(name)]
-        values = read_fields(form, cls, skip=[*files, "mask"])
-        if files:
-            values["images"] = [uploaded(part) for name in files for part in form[name]]
+        names = [name for name in form if _FILE_FIELD.fullmatch(name)]
+        values = read_fields(form, cls, skip=[*names, "mask"])
+        files = [part for name in names for part in form[name]]
+        if not files:
+            raise InvalidParameter("image is required, as a file of the form", param="image")
+        # Browsers send a part without content for a file that nobody chose.
+        values["images"] = [uploaded(part) for part in files if part.data]
+        if not values["images"]:
+            raise InvalidParameter("image is empty (0 bytes)", param="image")
         masks = form.get("mask", [])
         if len(masks) > 1:
             raise InvalidParameter("mask is given more than once", param="mask")
@@ -277,6 +283,17 @@ def form_body(model: type[ImageFields]) -> dict[str, Any]:
     required = ["image", *(["prompt"] if model.model_fields["prompt"].is_required() else [])]
     schema = {"type": "object", "properties": properties, "required": required}
     return {"requestBody": {"content": {"multipart/form-data": {"schema": schema}}}}
+
+
+def _check_inputs(data: Mapping[str, Any]) -> None:
+    """What forms call `image` is `images` in JSON, and easily mistaken for it."""
+    for name in ("image", "image[]"):
+        if data.get(name) is not None:
+            raise InvalidParameter(
+                f"{name} is a file of a form; a JSON body has "
+                'images: [{"image_url": "data:image/png;base64,..."}]',
+                param=name,
+            )
 
 
 def _check_no_inputs(data: Mapping[str, Any]) -> None:

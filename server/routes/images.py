@@ -3,7 +3,7 @@
 import asyncio
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, HTTPException, Path, Request, Response
 
 from server.catalog import find_image_model
 from server.convert import ignored_fields_header
@@ -32,6 +32,9 @@ from server.state import AppState
 
 router = APIRouter(route_class=JsonRoute, tags=["images"])
 form_router = APIRouter(route_class=FormRoute, tags=["images"])
+
+_POST_ONLY = ("generations", "edits", "variations")
+"""Names under /v1/images that are no ids: who gets them has mistaken the method."""
 
 ImageId = Annotated[str, Path(description="The answer's `X-Image-Id`.")]
 FileName = Annotated[str, Path(description="As in the `url` of an answer.")]
@@ -83,7 +86,7 @@ async def vary_image(body: ImageVariationRequest, request: Request, state: State
 )
 async def get_image_job(image_id: ImageId, state: StateDep) -> ImageJobAnswer | Response:
     """Known while it runs and for an hour after its end."""
-    return state.image_jobs.answer(image_id) or _no_such_image()
+    return state.image_jobs.answer(image_id) or _no_such_image(image_id)
 
 
 @router.delete(
@@ -96,7 +99,7 @@ async def cancel_image_job(image_id: ImageId, state: StateDep) -> ImageJobAnswer
     """It ends before its next step. A request that is over already stays as it is."""
     job = state.image_jobs.get(image_id)
     if job is None:
-        return _no_such_image()
+        return _no_such_image(image_id)
     await job.cancel()
     return job.answer(None)
 
@@ -197,7 +200,9 @@ async def _send(
     return Response(content, media_type="application/json", headers=headers)
 
 
-def _no_such_image() -> Response:
+def _no_such_image(image_id: str) -> Response:
+    if image_id in _POST_ONLY:
+        raise HTTPException(405, headers={"Allow": "POST"})
     return error_response(
         404,
         "there is no request of that id here, or it ended too long ago",

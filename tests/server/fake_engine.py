@@ -60,6 +60,7 @@ class Failure:
     after: int = 0
     code: str = "out_of_kv_blocks"
     message: str = "the request needs 9 blocks; the pool has 8; raise kv_cache_memory_gib"
+    param: str | None = None
 
 
 @dataclass(eq=False)
@@ -320,6 +321,7 @@ class _EventWriter:
                 finish_reason=FinishReason.ERROR,
                 error_code=self.failure.code,
                 error_message=self.failure.message,
+                error_param=self.failure.param,
             )
         if self.num_written < len(self.tokens):
             return event

@@ -240,4 +240,5 @@ def _failed(request: ImageRequest, index: int, failure: Failure) -> ImageEvent:
         finish_reason=FinishReason.ERROR,
         error_code=failure.code,
         error_message=failure.message,
+        error_param=failure.param,
     )

@@ -344,6 +344,12 @@ def test_masks_by_alpha_and_by_luminance() -> None:
     assert np.array_equal(mask_of(file(Image.fromarray(bits))), np.where(bits, 255, 0)), SEED
 
 
+def test_a_mask_that_marks_nothing_either_way_is_told_both() -> None:
+    opaque = Image.new("RGBA", (4, 4), (0, 0, 0, 255))
+    with pytest.raises(InvalidParameter, match="no transparent or white pixels"):
+        mask_of(file(opaque))
+
+
 def test_an_opaque_alpha_channel_means_luminance_only_in_auto() -> None:
     pixels = np.full((4, 4, 4), 255, np.uint8)
     pixels[:2, :, :3] = 0

@@ -37,6 +37,19 @@ def test_an_off_grid_size_comes_with_a_near_one() -> None:
         drawing_size((70, 103), INFO)
 
 
+def test_every_refused_size_comes_with_one_that_is_taken() -> None:
+    seed = random.randrange(1 << 32)
+    rng = random.Random(seed)
+    for _ in range(500):
+        asked = rng.choice((0, 1, 7, 40, 999_999)), rng.randrange(0, 3000)
+        message = f"seed {seed}: {asked}"
+        try:
+            assert drawing_size(asked, INFO) == asked
+        except InvalidParameter as error:
+            near = parse_size(error.message.rpartition(" ")[2])
+            assert drawing_size(near, INFO) == near, message
+
+
 def test_scaled_sizes_keep_to_the_model() -> None:
     """Any image that is not too extreme finds a size with nearly its aspect ratio."""
     seed = random.randrange(1 << 32)

@@ -1,6 +1,7 @@
 """The `tandem_image_*` metrics: fed by step reports and by requests."""
 
-from image_server import ImageServer
+from fake_engine import Failure
+from image_server import ImageServer, error_of
 from prometheus_client import CollectorRegistry
 
 from engine.image_types import ImageStats
@@ -75,3 +76,13 @@ async def test_text_metrics_know_nothing_of_image_models() -> None:
     text = (await server.client.get("/metrics")).text
     assert "tandem_kv_cache_usage_ratio{" not in text
     assert 'tandem_model_ready{model_name="painter"} 1.0' in text
+
+
+async def test_an_image_that_the_engine_refused_has_not_failed() -> None:
+    server = ImageServer()
+    server.engine.failure = Failure(code="invalid_value", message="too long", param="prompt")
+    assert error_of(await server.generate(n=2))["param"] == "prompt"
+    assert value(server, "images_total", outcome="failed") == 0
+    server.engine.failure = Failure(code="over_capacity", message="out of memory")
+    await server.generate(n=2)
+    assert value(server, "images_total", outcome="failed") == 2

@@ -141,13 +141,15 @@ REFUSED: list[tuple[dict[str, str], str, str]] = [
     ({"outpaint": "left"}, "outpaint", "JSON object"),
     ({"outpaint[left]": "-1"}, "outpaint.left", "greater than or equal to 0"),
     ({"outpaint[left]": "x"}, "outpaint.left", "integer"),
+    ({"outpaint[lef]": "8"}, "outpaint", "left, right, top, bottom"),
     ({"mask_mode": "alpha"}, "mask_mode", "needs a mask"),
     ({"crop_to_mask": "true"}, "crop_to_mask", "needs a mask"),
     ({"task": "inpaint"}, "task", "mask or outpaint"),
     ({"task": "text_to_image"}, "task", "image_to_image"),
-    ({"outpaint[left]": "4096"}, "image", "crop_to_mask"),
+    ({"outpaint[left]": "4096"}, "outpaint", "crop_to_mask"),
     ({"prompt": ""}, "prompt", "empty"),
     ({"size": "8x8"}, "size", "at least 32"),
+    ({"size": "1024x1024"}, "size", "such as 128x128"),
 ]
 
 
@@ -317,12 +319,51 @@ async def test_metadata_of_an_edit_replays_it() -> None:
     assert replayed.json()["warnings"] == []
 
 
+async def test_text_in_the_place_of_a_file_is_named() -> None:
+    """As curl sends it where the @ was forgotten."""
+    server = ImageServer()
+    for field in ("image", "mask"):
+        files: list[Any] = [("image", ("a.png", png()))] if field == "mask" else []
+        files.append((field, (None, "in.png")))
+        response = await server.client.post(EDITS, data={"prompt": "x"}, files=files)
+        error = error_of(response)
+        assert (error["param"], f"{field}=@" in error["message"]) == (field, True)
+
+
+async def test_a_form_without_a_file_is_asked_for_one() -> None:
+    server = ImageServer()
+    for content in (None, b""):
+        sent: Any = {"image": ("", content)} if content is not None else {"user": (None, "x")}
+        error = error_of(await server.client.post(EDITS, data={"prompt": "x"}, files=sent))
+        assert (error["param"], "image is" in error["message"]) == ("image", True)
+    files = [("image", ("a.png", png())), ("image[]", ("", b""))]
+    response = await server.client.post(EDITS, data={"prompt": "x"}, files=files)
+    assert response.status_code == 200, response.text
+
+
+async def test_json_says_what_it_has_for_the_forms_image() -> None:
+    server = ImageServer()
+    body = {"prompt": "x", "image": data_url(png())}
+    error = error_of(await server.client.post(EDITS, json=body))
+    assert (error["param"], "image_url" in error["message"]) == ("image", True)
+
+
+async def test_a_format_too_small_for_the_result_is_refused_before_the_work() -> None:
+    server = ImageServer(max_image_input_pixels=1 << 24)
+    image = png(16_384, 2)
+    response = await server.edit(
+        image, saved(Image.new("L", (16_384, 2), 255)), crop_to_mask="true", output_format="webp"
+    )
+    assert error_of(response)["param"] == "output_format"
+    assert server.engine.image_requests == []
+
+
 async def test_other_content_types_are_a_415() -> None:
     server = ImageServer()
     for content_type in ("text/plain", "application/x-www-form-urlencoded", "image/png"):
         headers = {"Content-Type": content_type}
         response = await server.client.post(EDITS, content=b"x", headers=headers)
-        assert error_of(response, 415)
+        assert "multipart/form-data" in error_of(response, 415)["message"]
     files = [("image", ("a.png", png(), "image/png"))]
     response = await server.client.post("/v1/images/generations", files=files)
     assert error_of(response, 415)

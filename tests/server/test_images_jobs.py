@@ -245,3 +245,37 @@ async def test_prompts_stay_out_of_the_log(logs: list[Any]) -> None:
     server = ImageServer(log_prompts=True)
     await server.generate(prompt="my secret")
     assert "my secret" in json.dumps(logs, default=str)
+
+
+@pytest.mark.parametrize("failure", [None, Failure(code="over_capacity", message="out of memory")])
+async def test_a_job_has_ended_when_its_stream_has(failure: Failure | None) -> None:
+    server = ImageServer()
+    server.engine.failure = failure
+    async with server.listening() as url, httpx.AsyncClient(base_url=url) as client:
+        body = {"prompt": "a red circle", "stream": True}
+        async with client.stream("POST", GENERATIONS, json=body) as response:
+            path = f"/v1/images/{response.headers['X-Image-Id']}"
+            statuses = []
+            async for line in response.aiter_lines():
+                if line == "data: [DONE]":
+                    statuses.append((await client.get(path)).json()["status"])
+    assert statuses == ["failed" if failure else "completed"]
+
+
+async def test_a_file_that_cannot_be_written_fails_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    def encode(*args: object) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr("server.images.run.encode_image", encode)
+    server = ImageServer()
+    assert error_of(await server.generate(), 500)["code"] == "internal_error"
+    assert (await job(server, server.last.request_id))["status"] == "failed"
+
+
+@pytest.mark.parametrize("name", ["generations", "edits", "variations"])
+async def test_a_route_asked_with_the_wrong_method_is_no_unknown_id(name: str) -> None:
+    server = ImageServer()
+    for method in ("GET", "DELETE"):
+        response = await server.client.request(method, f"/v1/images/{name}")
+        assert error_of(response, 405)["code"] == "method_not_allowed"
+        assert response.headers["Allow"] == "POST"

@@ -62,9 +62,12 @@ async def test_any_chunking_gives_the_same() -> None:
         (b"".join(part("a", b"") for _ in range(129)) + b"--B--", TYPE, "128 parts"),
     ],
 )
-async def test_bad_bodies(body: bytes, content_type: str, words: str) -> None:
+async def test_bad_bodies(
+    body: bytes, content_type: str, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(InvalidParameter, match=words):
         await parse(body, content_type)
+    assert caplog.records == []
 
 
 async def test_the_rest_is_read_before_the_refusal() -> None:
