@@ -17,7 +17,7 @@ serve: $(VENV)/.serve  ## Install, fetch the default model and serve it (ARGS="-
 test: $(VENV)/.dev  ## Install what the tests need and run all of them
 	$(BIN)/python -m pytest $(ARGS)
 
-test-fast: $(VENV)/.dev  ## The tests that need no server and no model, under a minute
+test-fast: $(VENV)/.dev  ## The tests that need no server and no model, about two minutes
 	$(BIN)/python -m pytest -m "not slow and not e2e" $(ARGS)
 
 check: $(VENV)/.dev  ## Format, lint, types and import rules
