@@ -15,6 +15,9 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
 MAX_BYTES = 512 << 20
 """Of all kept keys and values. One SD 1 row takes 8 MB in fp32, one SDXL row 25 MB in bf16."""
+MAX_COMPOSITIONS = 32
+"""Only batches that take turns from step to step come back. What is left of ended requests would
+fill the memory of a small model many times over."""
 
 _Layers = dict[int, tuple[torch.Tensor, torch.Tensor]]
 
@@ -64,11 +67,13 @@ class CrossAttentionCache:
             pass
         if self.num_bytes + needed > self._max_bytes:
             return
+        if self._current not in self._compositions and len(self._compositions) >= MAX_COMPOSITIONS:
+            self._evict()
         self._compositions.setdefault(self._current, {})[layer] = (key, value)
         self.num_bytes += needed
 
     def _evict(self) -> bool:
-        """Drop the oldest composition that is not the selected one."""
+        """Drop the least recently used composition that is not the selected one."""
         oldest = next((key for key in self._compositions if key != self._current), None)
         if oldest is None:
             return False

@@ -14,6 +14,9 @@ from engine.diffusion.families.family import PromptStates, PromptText, Row
 from engine.diffusion.guidance import combine_cfg, combine_dual, is_off
 from engine.image_types import ImageTask
 
+TOLERANCE = 1e-4
+"""fp32 over a few steps; sums are taken in another order with channels last."""
+
 
 @dataclass
 class Job:
@@ -117,3 +120,10 @@ class _Running:
         if is_off(self.job.guidance):
             return [full]
         return [full, (self._negative, image)]
+
+
+def assert_same(ours: torch.Tensor, theirs: torch.Tensor, case: object) -> None:
+    """Equal up to rounding. Some samplers take random weights to latents far above 1."""
+    worst = (ours - theirs).abs().max().item()
+    scale = max(1.0, theirs.abs().max().item())
+    assert worst < TOLERANCE * scale, f"{case}: {worst} at latents up to {scale}"

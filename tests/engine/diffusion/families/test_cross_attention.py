@@ -8,7 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from tiny_pipelines import tiny_unet
 
-from engine.diffusion.families.cross_attention import CrossAttentionCache
+from engine.diffusion.families.cross_attention import MAX_COMPOSITIONS, CrossAttentionCache
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +80,17 @@ def test_memory_is_bounded(unet: UNet2DConditionModel) -> None:
         call(bounded_unet, torch.full((1, 5, 16), float(key)))
     assert hits == 0
     assert cache.num_hits == 3 * len(_cross(unet))
+
+
+def test_ended_requests_leave_few_compositions(unet: UNet2DConditionModel) -> None:
+    cached_unet = copy.deepcopy(unet)
+    cache = CrossAttentionCache(cached_unet)
+    sizes = []
+    for key in range(MAX_COMPOSITIONS + 5):
+        cache.select(key)
+        call(cached_unet, torch.full((1, 5, 16), float(key)))
+        sizes.append(cache.num_bytes)
+    assert sizes[-6:] == [MAX_COMPOSITIONS * sizes[0]] * 6
 
 
 def test_what_does_not_fit_is_computed(unet: UNet2DConditionModel) -> None:

@@ -8,16 +8,13 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from denoise_loop import Job, draw, draw_together
+from denoise_loop import Job, assert_same, draw, draw_together
 from tiny_pipelines import FACTOR, Parts, tiny_parts, tiny_unet
 
 from engine.diffusion.families.stable_diffusion import stack_states
 from engine.diffusion.noise_schedule import DIFFUSION_SCHEDULES
 from engine.errors import InvalidParameter, UnsupportedArchitecture
 from engine.image_types import ImageTask
-
-TOLERANCE = 1e-4
-"""fp32 over a few steps; sums are taken in another order with channels last."""
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*deprecated.*:FutureWarning"),
@@ -54,11 +51,6 @@ def use(pipeline: Any, family: Any, name: str) -> None:
     """Give the oracle the scheduler that the name stands for."""
     schedule = family.new_noise_schedule(name, 2, 16, 16)
     pipeline.scheduler = type(schedule._scheduler).from_config(schedule._scheduler.config)
-
-
-def assert_same(ours: torch.Tensor, theirs: torch.Tensor, case: object) -> None:
-    worst = (ours - theirs).abs().max().item()
-    assert worst < TOLERANCE, f"{case}: {worst}"
 
 
 def assert_same_picture(family: Any, pipeline: Any, latents: torch.Tensor, case: object) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from denoise_loop import Job, draw, draw_together
+from denoise_loop import Job, assert_same, draw, draw_together
 from tiny_pipelines import CPU, FACTOR, Parts, tiny_parts
 
 from engine.diffusion.families.family import PromptText, Row
@@ -14,9 +14,6 @@ from engine.diffusion.families.stable_diffusion_xl import StableDiffusionXLFamil
 from engine.diffusion.noise_schedule import DIFFUSION_SCHEDULES
 from engine.errors import UnsupportedArchitecture
 from engine.image_types import ImageTask
-
-TOLERANCE = 1e-4
-"""fp32 over a few steps; sums are taken in another order with channels last."""
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated.*:FutureWarning")
 
@@ -44,11 +41,6 @@ def noise(seed: int, height: int = 8, width: int = 8) -> torch.Tensor:
 def use(pipeline: Any, family: Any, name: str) -> None:
     schedule = family.new_noise_schedule(name, 2, 16, 16)
     pipeline.scheduler = type(schedule._scheduler).from_config(schedule._scheduler.config)
-
-
-def assert_same(ours: torch.Tensor, theirs: torch.Tensor, case: object) -> None:
-    worst = (ours - theirs).abs().max().item()
-    assert worst < TOLERANCE, f"{case}: {worst}"
 
 
 @pytest.mark.parametrize(
