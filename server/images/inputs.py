@@ -82,14 +82,16 @@ def _file(reference: ImageReference, param: str) -> bytes:
 
 def _data_of(url: str, param: str) -> bytes:
     head = _DATA_URL.match(url)
-    if head is None:
-        raise InvalidParameter(
-            f"{param}: image_url must be a data URL: data:image/png;base64,...", param=param
-        )
     try:
-        return binascii.a2b_base64(url[head.end() :].encode("ascii"), strict_mode=True)
+        encoded = url[head.end() if head else 0 :].encode("ascii")
+        return binascii.a2b_base64(encoded, strict_mode=True)
     except (binascii.Error, UnicodeEncodeError):
-        raise InvalidParameter(f"{param}: the data URL is not valid base64", param=param) from None
+        raise InvalidParameter(
+            f"{param}: the data URL is not valid base64"
+            if head
+            else f"{param} must be a data URL, data:image/png;base64,..., or its base64 alone",
+            param=param,
+        ) from None
 
 
 def _check_same_size(mask: Pixels, image: Pixels) -> None:

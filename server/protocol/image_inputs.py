@@ -14,14 +14,21 @@ OutpaintPixels = Annotated[int, Field(ge=0, le=MAX_OUTPAINT_PIXELS)]
 
 
 class ImageReference(WireModel):
-    """An input image in a JSON body."""
+    """An input image in a JSON body. A string stands for an object with that `image_url`."""
 
     image_url: str | None = Field(
-        None, description="A data URL: `data:image/png;base64,...`. Links are not fetched."
+        None,
+        description="A data URL, `data:image/png;base64,...`, or its base64 alone. Links are not "
+        "fetched.",
     )
     file_id: str | None = Field(
         None, max_length=256, description="Not supported: there is no file store here."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_string(cls, data: Any) -> Any:
+        return {"image_url": data} if isinstance(data, str) else data
 
 
 class UploadedImage(ImageReference):

@@ -46,7 +46,7 @@ UNSUPPORTED_FIELDS: Mapping[str, tuple[Any, ...]] = {
 """Known fields that are refused, with the values that ask for nothing and pass. Null passes too."""
 
 _FILE_FIELD = re.compile(r"images?(\[[0-9]{0,2}\])?")
-_INPUT_FIELDS = ("image", "images", "image[]", "mask")
+_INPUT_NAMES = ("images", "image", "image[]")
 
 Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
 OutputFormat = Literal["png", "jpeg", "webp"]
@@ -136,10 +136,9 @@ class ImageFields(ModelRequest):
     def _read_inputs(cls, data: Any) -> Any:
         if isinstance(data, Form):
             data = cls._read_form(data)
-        if isinstance(data, dict):
-            check = _check_inputs if cls._accepts_inputs else _check_no_inputs
-            check(data)
-        return data
+        if isinstance(data, dict) and not cls._accepts_inputs:
+            _check_no_inputs(data)
+        return _collect_inputs(data) if isinstance(data, dict) else data
 
     @classmethod
     def _read_form(cls, form: Form) -> dict[str, Any]:
@@ -205,7 +204,7 @@ class ImageInputFields(ImageFields):
         min_length=1,
         max_length=MAX_INPUT_IMAGES,
         description="Input images; a mask applies to the first. In a form they are files named "
-        "`image` or `image[]`.",
+        "`image` or `image[]`; JSON bodies may call them that, too.",
     )
 
 
@@ -285,19 +284,21 @@ def form_body(model: type[ImageFields]) -> dict[str, Any]:
     return {"requestBody": {"content": {"multipart/form-data": {"schema": schema}}}}
 
 
-def _check_inputs(data: Mapping[str, Any]) -> None:
-    """What forms call `image` is `images` in JSON, and easily mistaken for it."""
-    for name in ("image", "image[]"):
-        if data.get(name) is not None:
-            raise InvalidParameter(
-                f"{name} is a file of a form; a JSON body has "
-                'images: [{"image_url": "data:image/png;base64,..."}]',
-                param=name,
-            )
+def _collect_inputs(data: dict[str, Any]) -> dict[str, Any]:
+    """Read what forms call `image`, one or a list, as `images`."""
+    given = {name: data[name] for name in _INPUT_NAMES if data.get(name) is not None}
+    if len(given) > 1:
+        raise InvalidParameter(
+            f"{' and '.join(given)} are the same field; give one of them", param=next(iter(given))
+        )
+    rest = {name: value for name, value in data.items() if name not in _INPUT_NAMES}
+    for value in given.values():
+        rest["images"] = value if isinstance(value, list) else [value]
+    return rest
 
 
 def _check_no_inputs(data: Mapping[str, Any]) -> None:
-    for name in _INPUT_FIELDS:
+    for name in (*_INPUT_NAMES, "mask"):
         if data.get(name) not in (None, []):
             raise InvalidParameter(
                 f"{name} is not a field of this route; send input images to /v1/images/edits",

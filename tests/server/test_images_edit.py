@@ -207,7 +207,10 @@ REFERENCES: list[tuple[Any, str, str]] = [
     ({"file_id": "file-1"}, "image", "file_id"),
     ({}, "image", "image_url"),
     ({"image_url": 5}, "images[0].image_url", "string"),
-    ("data:", "images[0]", "object"),
+    ("data:", "image", "data URL"),
+    ("cat.png", "image", "data URL"),
+    ("", "image", "image_url"),
+    (5, "images[0]", "object"),
 ]
 
 
@@ -341,11 +344,22 @@ async def test_a_form_without_a_file_is_asked_for_one() -> None:
     assert response.status_code == 200, response.text
 
 
-async def test_json_says_what_it_has_for_the_forms_image() -> None:
+@pytest.mark.parametrize("name", ["image", "image[]", "images"])
+async def test_json_takes_strings_under_the_names_of_forms(name: str) -> None:
     server = ImageServer()
-    body = {"prompt": "x", "image": data_url(png())}
+    url = data_url(png(40, 56))
+    for value in (url, [url], url.partition(",")[2], {"image_url": url}):
+        body = {"prompt": "x", name: value, "mask": data_url(mask_png(40, 56))}
+        response = await server.client.post(EDITS, json=body)
+        assert response.status_code == 200, response.text
+        assert response.json()["size"] == "40x56"
+
+
+async def test_images_under_two_names_are_refused() -> None:
+    server = ImageServer()
+    body = {"prompt": "x", "images": [data_url(png())], "image": data_url(png())}
     error = error_of(await server.client.post(EDITS, json=body))
-    assert (error["param"], "image_url" in error["message"]) == ("image", True)
+    assert (error["param"], "one of them" in error["message"]) == ("images", True)
 
 
 async def test_a_format_too_small_for_the_result_is_refused_before_the_work() -> None:
