@@ -32,7 +32,8 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     luck = rng.random()
     if luck < EMPTY_SHARE:
         return ""
-    if luck < EMPTY_SHARE + KEYWORD_SHARE:
+    # Of two objects none is said alone: whoever asks for "red circle" wants no second object.
+    if luck < EMPTY_SHARE + KEYWORD_SHARE and len(scene.items) == 1:
         return _keywords(scene, rng)
     text = _body(scene, rng)
     if rng.random() < 0.4:
@@ -80,7 +81,7 @@ def _body(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def _keywords(scene: Scene, rng: np.random.Generator) -> str:
-    item = scene.items[rng.integers(len(scene.items))]
+    item = scene.items[0]
     options = (
         item.colour,
         item.shape,
