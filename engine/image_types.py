@@ -212,4 +212,6 @@ class ImageModelInfo:
     min_side: int
     max_pixels: int
     """Width times height at most."""
+    default_edit_guidance_scale: float | None = None
+    """Of instructions; None: as for prompts."""
     config_hash: str = ""

@@ -129,5 +129,6 @@ def model_info(
         size_multiple=facts.size_multiple,
         min_side=facts.min_side,
         max_pixels=facts.max_pixels,
+        default_edit_guidance_scale=facts.default_edit_guidance_scale,
         config_hash=hashlib.sha256(text.encode()).hexdigest()[:8],
     )

@@ -136,7 +136,7 @@ def _params(
         seed=_seed(body, n),
         n=n,
         negative_prompt=_or(body.negative_prompt, ""),
-        guidance_scale=_or(body.guidance_scale, info.default_guidance_scale),
+        guidance_scale=_or(body.guidance_scale, _default_guidance(task, info)),
         image_guidance_scale=_or(edit.image_guidance_scale, 1.5) if edit else 1.5,
         guidance_rescale=_or(body.guidance_rescale, 0.0),
         guidance_start=_or(body.guidance_start, 0.0),
@@ -163,6 +163,12 @@ def _params(
     num_pixels = _worked_pixels(params, info)
     check_budget(num_pixels, steps, n, limits.max_megapixel_steps)
     return params
+
+
+def _default_guidance(task: ImageTask, info: ImageModelInfo) -> float:
+    if task is ImageTask.EDIT and info.default_edit_guidance_scale is not None:
+        return info.default_edit_guidance_scale
+    return info.default_guidance_scale
 
 
 def _size(

@@ -37,6 +37,7 @@ class ImageModelCard:
     default_size: str
     default_steps: int
     default_guidance_scale: float
+    default_edit_guidance_scale: float | None
     size_multiple: int
     min_side: int
     max_pixels: int

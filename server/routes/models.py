@@ -54,6 +54,7 @@ def _image_card(info: ImageModelInfo) -> ImageModelCard:
         default_size=f"{info.default_width}x{info.default_height}",
         default_steps=info.default_steps,
         default_guidance_scale=info.default_guidance_scale,
+        default_edit_guidance_scale=info.default_edit_guidance_scale,
         size_multiple=info.size_multiple,
         min_side=info.min_side,
         max_pixels=info.max_pixels,

@@ -123,6 +123,14 @@ async def test_choice_of_task(
     assert response.json()["task"] == expected.value
 
 
+async def test_a_models_guidance_for_instructions() -> None:
+    server = ImageServer(image_info(default_edit_guidance_scale=2.0))
+    for fields, expected in (({}, 2.0), ({"guidance_scale": "3"}, 3.0), ({"strength": "1"}, 4.0)):
+        response = await server.edit(**fields)
+        assert response.status_code == 200, response.text
+        assert server.last.params.guidance_scale == expected
+
+
 async def test_fields_without_effect_are_warned_about() -> None:
     server = ImageServer()
     answer = (await server.edit(task="edit", strength="0.5", feather="3")).json()

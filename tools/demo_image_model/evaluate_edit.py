@@ -23,8 +23,8 @@ from tools.demo_image_model.render import render
 from tools.demo_image_model.sampling import EditSampler, to_uint8
 from tools.demo_image_model.scenes import Item, relation_of
 
-GUIDANCE, IMAGE_GUIDANCE, STEPS = 4.0, 1.5, 20
-GUIDANCE_GRID = (2.0, 3.0, 4.0, 5.0, 7.0)
+GUIDANCE, IMAGE_GUIDANCE, STEPS = 2.0, 1.5, 20
+GUIDANCE_GRID = (1.5, 2.0, 3.0, 4.0, 6.0)
 IMAGE_GUIDANCE_GRID = (1.0, 1.2, 1.5, 2.0)
 MAX_SHIFT = 0.06
 """Farther from where it should be, in image widths, an object has moved."""

@@ -14,7 +14,12 @@ from pathlib import Path
 
 from tools.demo_image_model.sampling import EDIT_UNET
 
-DEFAULTS = {"size": 64, "num_inference_steps": 20, "guidance_scale": 4.0}
+DEFAULTS = {
+    "size": 64,
+    "num_inference_steps": 20,
+    "guidance_scale": 4.0,
+    "edit_guidance_scale": 2.0,
+}
 MAX_BYTES = 30_000_000
 
 

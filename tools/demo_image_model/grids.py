@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tools.demo_image_model.edits import KINDS, draw_edit
 from tools.demo_image_model.evaluate import GUIDANCE, GUIDANCE_CURVE, STEPS, STEPS_CURVE
 from tools.demo_image_model.evaluate_edit import EDIT_SEED, IMAGE_GUIDANCE, pictures
+from tools.demo_image_model.evaluate_edit import GUIDANCE as EDIT_GUIDANCE
 from tools.demo_image_model.sampling import EditSampler, Sampler
 
 TILE = 128
@@ -134,7 +135,7 @@ def edits_sheet(sampler: EditSampler, size: int) -> Image.Image:
                 sources,
                 [edit.instruction for edit in chosen],
                 [seed] * len(chosen),
-                guidance=GUIDANCE,
+                guidance=EDIT_GUIDANCE,
                 image_guidance=IMAGE_GUIDANCE,
                 steps=STEPS,
             )

@@ -37,6 +37,8 @@ class FamilyFacts:
     default_guidance_scale: float
     min_side: int
     max_pixels: int
+    default_edit_guidance_scale: float | None = None
+    """Of instructions; None: as for prompts."""
     image_free_at_full_strength: tuple[ImageTask, ...] = ()
     """Tasks that at strength 1 take nothing of the input image into the latents: the denoiser sees
     it beside them. Nothing is drawn for it then, as in diffusers' pipelines."""

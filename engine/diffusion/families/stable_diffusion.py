@@ -272,6 +272,7 @@ class StableDiffusionFamily:
             default_guidance_scale=float(defaults.get("guidance_scale", self.guidance_scale)),
             min_side=autoencoder.factor * 2**unet.num_upsamplers,
             max_pixels=_AREA_FACTOR * max(trained, size) ** 2,
+            default_edit_guidance_scale=defaults.get("edit_guidance_scale"),
             image_free_at_full_strength=tuple(
                 task for task, name in self._by_task.items() if takes_mask(self._unets[name])
             ),

@@ -61,6 +61,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Parts, Path]:
     parts = tiny_parts(7)
     parts.extra_unets = {"unet_edit": tiny_unet(8)}
     defaults = {"num_inference_steps": 11, "guidance_scale": 4.0, "size": 32}
+    defaults |= {"edit_guidance_scale": 2.5}
     return parts, save(parts, tmp_path_factory.mktemp("models") / "sd", _defaults=defaults)
 
 
@@ -79,6 +80,7 @@ def test_a_folder(saved: tuple[Parts, Path]) -> None:
     family = load(path)
     assert family.facts.tasks == tuple(ImageTask)
     assert (family.facts.default_steps, family.facts.default_guidance_scale) == (11, 4.0)
+    assert family.facts.default_edit_guidance_scale == 2.5
     torch.testing.assert_close(draw(family, job()), draw(parts.family(), job()))
     num_weights = sum(
         weight.numel()
