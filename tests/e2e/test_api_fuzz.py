@@ -29,7 +29,7 @@ def probed(operation, url):
     )
     @given(case=operation.as_strategy())
     def probe(case):
-        response = case.call(base_url=url, timeout=60)
+        response = case.call(base_url=url, timeout=180)
         statuses[response.status_code] += 1
         assert response.status_code < 500, response.text
 
@@ -38,13 +38,15 @@ def probed(operation, url):
 
 
 def test_generated_requests_never_break_the_server(start_server):
-    # A short context: a chat without max_tokens goes on to its end.
-    server = start_server("--max-model-len", "64")
+    # A short context: a chat without max_tokens goes on to its end. Pictures of a few steps.
+    server = start_server("--max-model-len", "64", "--max-image-megapixel-steps", "1")
     outcomes = {op.label: probed(op, server.url) for op in operations(server)}
     low = {
         label: statuses
         for label, statuses in outcomes.items()
-        if sum(n for status, n in statuses.items() if status < 300)
+        # Pictures and ids cannot be guessed; tests/server/test_images_fuzz.py has real ones.
+        if "/v1/images" not in label
+        and sum(n for status, n in statuses.items() if status < 300)
         < ENOUGH_ACCEPTED * statuses.total()
     }
     assert httpx.get(f"{server.url}/ready").status_code == 200

@@ -51,7 +51,7 @@ async def test_a_hundred_requests_cancelled_at_once_leave_room_for_the_next(serv
 
 
 def test_a_killed_worker_ends_its_streams_with_an_error_and_comes_back(start_server):
-    server = start_server()
+    server = start_server("--model", MODEL)
     lines = []
 
     def read():
@@ -82,7 +82,7 @@ def test_a_killed_worker_ends_its_streams_with_an_error_and_comes_back(start_ser
 
 
 def test_sigterm_lets_the_running_request_finish(start_server):
-    server = start_server()
+    server = start_server("--model", MODEL)
     body = {"model": MODEL, "prompt": "Count:", "max_tokens": 120, "ignore_eos": True}
     result = {}
 
@@ -101,7 +101,7 @@ def test_sigterm_lets_the_running_request_finish(start_server):
 
 
 def test_a_killed_server_leaves_no_worker_behind(start_server):
-    server = start_server()
+    server = start_server("--model", MODEL)
     [worker] = server.worker_pids()
     server.process.kill()
     server.process.wait()
