@@ -12,14 +12,16 @@ import json
 import shutil
 from pathlib import Path
 
+from tools.demo_image_model import evaluate, evaluate_edit
 from tools.demo_image_model.sampling import EDIT_UNET
 
 DEFAULTS = {
     "size": 64,
-    "num_inference_steps": 20,
-    "guidance_scale": 4.0,
-    "edit_guidance_scale": 2.0,
+    "num_inference_steps": evaluate.STEPS,
+    "guidance_scale": evaluate.GUIDANCE,
+    "edit_guidance_scale": evaluate_edit.GUIDANCE,
 }
+"""What the model is judged with."""
 MAX_BYTES = 30_000_000
 
 
