@@ -13,12 +13,18 @@ from tools.demo_image_model.palette import (
     SHAPES,
     SIZES,
 )
-from tools.demo_image_model.scenes import Item, Scene, pick
+from tools.demo_image_model.scenes import CENTER, Item, Scene, pick
 
 EMPTY_SHARE = 0.10
 KEYWORD_SHARE = 0.12
 SIZE_SHARE, COLOUR_SHARE = 0.4, 0.92
 """Of the objects in captions, those whose size and whose colour is said."""
+PLACE_SHARE, CENTER_SAID_SHARE = 0.75, 0.2
+"""Of single objects, those whose place is said: the centre needs saying less than the others do.
+
+So an object asked for without a place lies in the centre most of the time. With all places equally
+likely and guidance on top, too many samples put the object in two of them at once.
+"""
 OPENINGS = ("a picture of", "an image of", "a drawing of", "a photo of", "draw")
 SIZE_WORDS = {"small": ("small", "little", "tiny"), "large": ("large", "big")}
 EXTRA_WORDS = (
@@ -69,7 +75,8 @@ def vocabulary() -> list[str]:
 def _body(scene: Scene, rng: np.random.Generator) -> str:
     phrases = [with_article(noun_phrase(item, rng)) for item in scene.items]
     if len(phrases) == 1:
-        return f"{phrases[0]} {scene.place}" if rng.random() < 0.5 else phrases[0]
+        share = CENTER_SAID_SHARE if scene.place == CENTER else PLACE_SHARE
+        return f"{phrases[0]} {scene.place}" if rng.random() < share else phrases[0]
     assert scene.relation is not None
     if rng.random() < 0.25:
         order = rng.permutation(2)

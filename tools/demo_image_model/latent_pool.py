@@ -5,6 +5,7 @@ follows from its seed and the number of scenes drawn, so a resumed run rebuilds 
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 import torch
@@ -24,6 +25,52 @@ def batch_at(batch: int, size: int) -> int:
 def num_steps_at(index: int, num_sizes: int, steps: int) -> int:
     """How many of the first `steps` steps are at the size `index`, where sizes take turns."""
     return (steps + num_sizes - 1 - index) // num_sizes
+
+
+class LatentPools(Generic[S]):
+    """One pool per picture size; of several sizes each takes every so many-th step."""
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        draw: Callable[[int, int], S],
+        encode: Callable[[int, Sequence[S]], torch.Tensor],
+        *,
+        pool_size: int,
+        batch: int,
+        refresh: int,
+        step: int,
+    ) -> None:
+        """
+        Args:
+            draw: scene from (picture size, index).
+            encode: tensors, one row per scene, from (picture size, scenes).
+            batch, refresh: rows of a batch and rows replaced after it, at `BASE_SIZE` pixels;
+                fewer of larger pictures.
+            step: the steps that are done.
+        """
+        self._sizes, self._batch, self._refresh = sizes, batch, refresh
+        self._pools = []
+        for index, size in enumerate(sizes):
+            num_steps = num_steps_at(index, len(sizes), step)
+            self._pools.append(
+                LatentPool(
+                    partial(draw, size),
+                    partial(encode, size),
+                    size=pool_size,
+                    num_drawn=pool_size + num_steps * batch_at(refresh, size),
+                )
+            )
+
+    def sample(self, step: int, generator: torch.Generator) -> tuple[list[S], torch.Tensor]:
+        """The batch of this step: scenes and their tensors."""
+        turn = step % len(self._sizes)
+        return self._pools[turn].sample(batch_at(self._batch, self._sizes[turn]), generator)
+
+    def refresh(self, step: int) -> None:
+        """Replace the oldest scenes of the pool that this step's batch came from."""
+        turn = step % len(self._sizes)
+        self._pools[turn].refresh(batch_at(self._refresh, self._sizes[turn]))
 
 
 class LatentPool(Generic[S]):

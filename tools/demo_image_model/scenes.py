@@ -21,6 +21,9 @@ from tools.demo_image_model.palette import (
 )
 
 SINGLE_SHARE = 0.45
+CENTER = "in the center"
+CENTER_SHARE = 0.25
+"""Of single objects, those put in the centre on purpose; the others lie in any place."""
 MARGIN = 0.02
 """Free space between an object and the border, in image widths."""
 
@@ -74,7 +77,7 @@ def draw_pair(rng: np.random.Generator) -> tuple[str, str]:
 
 def single_scene(rng: np.random.Generator, background: str, colour: str, shape: str) -> Scene:
     """One object of this colour and shape at a random place."""
-    place = pick(rng, PLACES)
+    place = CENTER if rng.random() < CENTER_SHARE else pick(rng, PLACES)
     x, y = (c + rng.uniform(-0.04, 0.04) for c in PLACES[place])
     return Scene(background, (_item(rng, colour, shape, x, y),), place=place)
 

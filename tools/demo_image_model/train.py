@@ -22,7 +22,7 @@ from transformers import CLIPTextModel
 
 from tools.demo_image_model.captions import caption
 from tools.demo_image_model.checkpoint import Ema, load_state, save_state
-from tools.demo_image_model.latent_pool import LatentPool, batch_at, num_steps_at
+from tools.demo_image_model.latent_pool import LatentPools
 from tools.demo_image_model.model import (
     build_noise_schedule,
     build_text_encoder,
@@ -40,6 +40,8 @@ UNET_RATE, TEXT_RATE = 6e-4, 2e-4
 WARM_UP = 500
 REFRESH = 8
 EMA_DECAY = 0.9992
+SHIFT = 2.0
+"""Twice as many of the noisiest timesteps, which settle where objects go and how many there are."""
 SAVE_EVERY = 1000
 
 
@@ -63,6 +65,19 @@ def noised(
     """
     signal, sigma = alphas.sqrt()[:, None, None, None], (1 - alphas).sqrt()[:, None, None, None]
     return signal * latents + sigma * noise, signal * noise - sigma * latents
+
+
+def draw_timesteps(
+    count: int, num_timesteps: int, generator: torch.Generator, *, shift: float = 1.0
+) -> torch.Tensor:
+    """`[count]` int64, one in each of as many parts of the schedule, for less variance.
+
+    The parts are equal at `shift` 1; above it there are `shift` times as many draws at the noisy
+    end and as many times fewer at the other (the timestep shift of Esser et al. 2024).
+    """
+    spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    spread = shift * spread / (1 + (shift - 1) * spread)
+    return (spread * num_timesteps).long().clamp(max=num_timesteps - 1)
 
 
 def rate_factor(step: int, steps: int, decay: int) -> float:
@@ -103,16 +118,14 @@ class Trainer:
         self.step = 0
         self._resume()
         self.alphas = build_noise_schedule().alphas_cumprod
-        self.sizes: list[int] = args.size
-        self.pools = [self._pool(index, size) for index, size in enumerate(self.sizes)]
-
-    def _pool(self, index: int, size: int) -> LatentPool[Scene]:
-        num_steps = num_steps_at(index, len(self.sizes), self.step)
-        return LatentPool(
-            lambda i: draw_scene(scene_rng(SEED + size, i)),
-            lambda scenes: self._encode(scenes, size),
-            size=self.args.pool,
-            num_drawn=self.args.pool + num_steps * batch_at(REFRESH, size),
+        self.pools = LatentPools(
+            args.size,
+            lambda size, index: draw_scene(scene_rng(SEED + size, index)),
+            self._encode,
+            pool_size=args.pool,
+            batch=args.batch,
+            refresh=REFRESH,
+            step=self.step,
         )
 
     def _resume(self) -> None:
@@ -124,7 +137,7 @@ class Trainer:
             self.step = state["step"]
 
     @torch.no_grad()
-    def _encode(self, scenes: Sequence[Scene], size: int) -> torch.Tensor:
+    def _encode(self, size: int, scenes: Sequence[Scene]) -> torch.Tensor:
         images = render(scenes, size).to(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             latents = self.vae.encode(images).latent_dist.mode()
@@ -138,14 +151,13 @@ class Trainer:
             factor = rate_factor(self.step, args.steps, args.decay)
             for group in self.optimiser.param_groups:
                 group["lr"] = group["base"] * factor
-            turn = self.step % len(self.sizes)
-            loss = self._loss(self.pools[turn], batch_at(args.batch, self.sizes[turn]))
+            loss = self._loss()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimiser.step()
             self.optimiser.zero_grad()
             self.ema.update(self.model)
-            self.pools[turn].refresh(batch_at(REFRESH, self.sizes[turn]))
+            self.pools.refresh(self.step)
             self.step += 1
             running += (loss.item() - running) / min(self.step - first, 200)
             if self.step % 200 == 0:
@@ -154,9 +166,9 @@ class Trainer:
             if self.step % SAVE_EVERY == 0 or self.step == args.steps:
                 self._save()
 
-    def _loss(self, pool: LatentPool[Scene], batch: int) -> torch.Tensor:
+    def _loss(self) -> torch.Tensor:
         generator = torch.Generator().manual_seed(SEED * 1_000_003 + self.step)
-        scenes, latents = pool.sample(batch, generator)
+        scenes, latents = self.pools.sample(self.step, generator)
         words = scene_rng(SEED + 1, self.step)
         tokens = self.tokenizer(
             [caption(scene, words) for scene in scenes],
@@ -164,9 +176,7 @@ class Trainer:
             truncation=True,
             return_tensors="pt",
         ).input_ids
-        # One draw in each of `batch` equal parts of the schedule: less variance than plain draws.
-        spread = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
-        steps = (spread * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
+        steps = draw_timesteps(len(scenes), len(self.alphas), generator, shift=SHIFT)
         noise = torch.randn(latents.shape, generator=generator)
         inputs, target = noised(latents, noise, self.alphas[steps])
         with torch.autocast("cpu", torch.bfloat16):

@@ -23,7 +23,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from tools.demo_image_model.checkpoint import Ema, load_state, save_state
 from tools.demo_image_model.edits import Edit, draw_edit
-from tools.demo_image_model.latent_pool import LatentPool, batch_at, num_steps_at
+from tools.demo_image_model.latent_pool import LatentPools
 from tools.demo_image_model.model import (
     LATENT_CHANNELS,
     build_noise_schedule,
@@ -32,7 +32,7 @@ from tools.demo_image_model.model import (
     ready_for_training,
 )
 from tools.demo_image_model.render import render
-from tools.demo_image_model.train import noised, rate_factor
+from tools.demo_image_model.train import draw_timesteps, noised, rate_factor
 
 SEED = 7
 RATE = 3e-4
@@ -94,16 +94,14 @@ class EditTrainer:
         schedule: Any = build_noise_schedule()
         self.alphas: torch.Tensor = schedule.alphas_cumprod
         self.nothing = self._states([""])
-        self.sizes: list[int] = args.size
-        self.pools = [self._pool(index, size) for index, size in enumerate(self.sizes)]
-
-    def _pool(self, index: int, size: int) -> LatentPool[Edit]:
-        num_steps = num_steps_at(index, len(self.sizes), self.step)
-        return LatentPool(
-            lambda i: draw_edit(SEED + size, i),
-            lambda edits: self._encode(edits, size),
-            size=self.args.pool,
-            num_drawn=self.args.pool + num_steps * batch_at(REFRESH, size),
+        self.pools = LatentPools(
+            args.size,
+            lambda size, index: draw_edit(SEED + size, index),
+            self._encode,
+            pool_size=args.pool,
+            batch=args.batch,
+            refresh=REFRESH,
+            step=self.step,
         )
 
     def _resume(self) -> None:
@@ -115,7 +113,7 @@ class EditTrainer:
             self.step = state["step"]
 
     @torch.no_grad()
-    def _encode(self, edits: Sequence[Edit], size: int) -> torch.Tensor:
+    def _encode(self, size: int, edits: Sequence[Edit]) -> torch.Tensor:
         """`[N, 8, h, w]`: the target's scaled latents, then the source's unscaled ones."""
         scenes = [edit.target for edit in edits] + [edit.source for edit in edits]
         images = render(scenes, size).to(memory_format=torch.channels_last)
@@ -140,14 +138,13 @@ class EditTrainer:
         while self.step < args.steps:
             for group in self.optimiser.param_groups:
                 group["lr"] = RATE * args.rate * rate_factor(self.step, args.steps, args.decay)
-            turn = self.step % len(self.sizes)
-            loss = self._loss(self.pools[turn], batch_at(args.batch, self.sizes[turn]))
+            loss = self._loss()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
             self.optimiser.step()
             self.optimiser.zero_grad()
             self.ema.update(self.unet)
-            self.pools[turn].refresh(batch_at(REFRESH, self.sizes[turn]))
+            self.pools.refresh(self.step)
             self.step += 1
             running += (loss.item() - running) / min(self.step - first, 200)
             passed_s = time.monotonic() - started_s
@@ -160,17 +157,15 @@ class EditTrainer:
             if out_of_time:
                 break
 
-    def _loss(self, pool: LatentPool[Edit], batch: int) -> torch.Tensor:
+    def _loss(self) -> torch.Tensor:
         generator = torch.Generator().manual_seed(SEED * 1_000_003 + self.step)
-        edits, both = pool.sample(batch, generator)
+        edits, both = self.pools.sample(self.step, generator)
         latents, pictures = both.chunk(2, dim=1)
         states = self._states([edit.instruction for edit in edits])
-        no_text, no_picture = drop_conditions(torch.rand(batch, generator=generator))
+        no_text, no_picture = drop_conditions(torch.rand(len(edits), generator=generator))
         states = torch.where(no_text[:, None, None], self.nothing, states)
         pictures = torch.where(no_picture[:, None, None, None], 0.0, pictures)
-        spread = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
-        # One draw in each of `batch` equal parts of the schedule, as in the base training.
-        steps = (spread * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
+        steps = draw_timesteps(len(edits), len(self.alphas), generator)
         noise = torch.randn(latents.shape, generator=generator)
         inputs, target = noised(latents, noise, self.alphas[steps])
         inputs = torch.cat([inputs, pictures], dim=1).to(memory_format=torch.channels_last)

@@ -64,9 +64,9 @@ def test_goes_on_where_it_stopped(base, tmp_path):
 @pytest.mark.slow
 def test_encodes_target_scaled_and_source_plain(base, tmp_path):
     editor = trainer(base, tmp_path, 0)
-    edits, rows = editor.pools[0].sample(4, torch.Generator().manual_seed(0))
+    edits, rows = editor.pools.sample(0, torch.Generator().manual_seed(0))
     scale = editor.vae.config.scaling_factor
     for edit, row in zip(edits, rows, strict=True):
-        same = editor._encode([type(edit)("", edit.target, edit.target, "")], 64)[0]
+        same = editor._encode(64, [type(edit)("", edit.target, edit.target, "")])[0]
         assert torch.allclose(same[:4], same[4:] * scale, atol=1e-5)
         assert torch.allclose(row[:4], same[:4], atol=2e-2)
