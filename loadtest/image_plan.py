@@ -5,11 +5,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from loadtest.image_workload import ImageSettings, StepRange
 from loadtest.launch import ServerCommand
 from loadtest.plan import check_keys, check_known, check_names, plan_variables, server_command
+from loadtest.plan_file import load_yaml
 
 _PLAN_KEYS = {"label", "variables", "repeats", "servers", "scenarios"}
 _SERVER_KEYS = {"name", "command", "url", "model", "version_command", "variants", "same_variant_as"}
@@ -171,7 +170,7 @@ def load_image_plan(path: Path, overrides: dict[str, str] | None = None) -> Imag
 
     Raises ValueError for unknown or missing keys and names, and for values out of range.
     """
-    document = yaml.safe_load(path.read_text())
+    document = load_yaml(path)
     check_keys("the plan", document, _PLAN_KEYS, {"servers", "scenarios"})
     variables = plan_variables(document, overrides)
     servers: tuple[ImageServer, ...] = ()

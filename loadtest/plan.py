@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from loadtest.launch import ServerCommand
+from loadtest.plan_file import load_yaml
 
 _PLAN_KEYS = {"label", "variables", "concurrencies", "repeats", "warmup", "servers"}
 _SERVER_KEYS = {"name", "command", "url", "model", "version_command"}
@@ -60,7 +59,7 @@ def load_plan(path: Path, overrides: dict[str, str] | None = None) -> Comparison
 
     Raises ValueError for unknown or missing keys and unknown variables.
     """
-    document = yaml.safe_load(path.read_text())
+    document = load_yaml(path)
     check_keys("the plan", document, _PLAN_KEYS, {"servers"})
     variables = plan_variables(document, overrides)
     servers = tuple(_server(entry, variables) for entry in document["servers"])

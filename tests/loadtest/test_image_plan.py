@@ -12,7 +12,7 @@ servers:
 """
 SCENARIOS = """
 scenarios:
-  - {name: draw, kind: images, servers: [a, a2], size: 64, steps: "10:40", num_requests: 9,
+  - {name: draw, kind: images, servers: [a, a2], size: 64, steps: 10:40, num_requests: 9,
      clients: 8}
   - {name: wait, kind: behind, servers: [b], size: 64, steps: 10, num_requests: 3, num_long: 4}
   - {name: read, kind: text, servers: [b], size: 64, steps: 10, num_requests: 3, text_model: t}
@@ -69,7 +69,7 @@ def test_a_server_chooses_for_itself_when_its_model_is_left_out(tmp_path: Path) 
         (SERVERS + SCENARIOS.replace(", text_model: t", ""), "lacks: text_model"),
         (SERVERS + SCENARIOS.replace("name: read", "name: wait"), "the same name: 'wait'"),
         (SERVERS + SCENARIOS.replace("[a, a2]", "[a, q]"), "no server is called 'q'"),
-        (SERVERS + SCENARIOS.replace('"10:40"', '"40:10"'), "40:10"),
+        (SERVERS + SCENARIOS.replace("10:40", "40:10"), "40:10"),
         (SERVERS + SCENARIOS.replace("clients: 8", "clients: 0"), "at least 1"),
         (SERVERS.replace("same_variant_as: a", "same_variant_as: b") + SCENARIOS, "'b'"),
         (
@@ -93,6 +93,7 @@ def test_variants_need_one_number_to_be_told_apart(tmp_path: Path) -> None:
 def test_the_shipped_plan() -> None:
     plan = load_image_plan(ROOT / "loadtest/scenarios/images.yaml")
     assert {scenario.kind for scenario in plan.scenarios} == set(ScenarioKind)
+    assert [str(scenario.settings.steps) for scenario in plan.scenarios[:2]] == ["10:40"] * 2
     quick = plan.quick()
     assert quick.repeats == 1
     assert all(s.num_requests <= 2 and s.clients <= 2 for s in quick.scenarios)
