@@ -203,11 +203,7 @@ class DiffusionEngine:
             latents, finish = sample.result(), sample.preparation.finish
             self._decode(sample, _RESULT, self._family.decode, latents, finish)
             return
-        self._scheduler.update(
-            sample.sample_id,
-            steps_left=sample.num_steps - sample.step,
-            num_rows=sample.num_rows,
-        )
+        self._scheduler.update(sample.sample_id, num_rows=sample.num_rows)
         if sample.preview_due():
             assert sample.x0 is not None
             index = len(sample.preview_steps)
@@ -309,6 +305,6 @@ def _entry(sample: Sample) -> Entry:
         group=sample.group,
         num_rows=sample.num_rows,
         num_pixels=sample.preparation.width * sample.preparation.height,
-        steps_left=sample.num_steps - sample.step,
+        num_steps=sample.num_steps,
         priority=sample.request.priority,
     )

@@ -6,12 +6,14 @@ virtual time that grows by the seconds it was served over its weight, and the gr
 runs.
 
 **Express.** A batch of nine takes longer per step than one sample alone, so a short sample that
-joins a long-running batch would wait for all of them at each step. While a sample has less than a
-third of the mean work left of the others in its group, it also gets calls of its own, for half of
-the group's time:
+joins a long-running batch would wait for all of them at each step. Samples whose whole work is less
+than a third of the others' mean also get calls without the others, for half of the group's time:
 
     solo step t1, full step t9: in 2·t9 seconds it takes t9/t1 steps alone and one with the others,
     so each costs 2·t9 / (t9/t1 + 1) < 2·t1: it ends within twice its solo time.
+
+The whole work counts, not what is left of it: every sample is nearly done at some time, and calls
+of its own would then cost a batch of mixed lengths half of its throughput.
 
 No tensors here: a sample is an id, a group, its rows and its steps.
 """
@@ -20,7 +22,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 EXPRESS_SHARE_OF_MEAN = 1 / 3
-"""Samples with less than this part of the others' mean work left ride the express lane."""
+"""Samples with less than this part of the others' mean work ride the express lane."""
 _MAX_WEIGHT_EXPONENT = 8
 
 
@@ -34,15 +36,16 @@ class Entry:
     """Rows of its next step."""
     num_pixels: int
     """Of a row: what its cost and its activations grow with."""
-    steps_left: int
+    num_steps: int
+    """From its first step to its last."""
     priority: int = 0
     """Lower runs first within a group, and gives its group a greater share."""
     last_call: int = -1
     """Number of the newest call that it took part in."""
 
     @property
-    def work_left(self) -> int:
-        return self.steps_left * self.num_rows * self.num_pixels
+    def work(self) -> int:
+        return self.num_steps * self.num_rows * self.num_pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +92,9 @@ class StepScheduler:
         """Forget a sample that is finished or cancelled; unknown ids are ignored."""
         self._entries.pop(sample_id, None)
 
-    def update(self, sample_id: int, *, steps_left: int, num_rows: int) -> None:
-        """Note a sample's place after a step."""
-        entry = self._entries[sample_id]
-        entry.steps_left, entry.num_rows = steps_left, num_rows
+    def update(self, sample_id: int, *, num_rows: int) -> None:
+        """Note how wide a sample's next step is."""
+        self._entries[sample_id].num_rows = num_rows
 
     def schedule(self) -> StepDecision | None:
         """The next call, or None when no sample waits."""
@@ -124,11 +126,11 @@ class StepScheduler:
 
     def _decide(self, group: Hashable, members: list[Entry], account: _Account) -> StepDecision:
         express = _express(members)
-        if express is None:
+        if not express:
             account.express_s = account.shared_s = 0.0
-        elif account.express_s <= account.shared_s:
-            return StepDecision(group, (express.sample_id,), is_express=True)
-        return StepDecision(group, tuple(e.sample_id for e in self._fill(members)))
+        is_express = bool(express) and account.express_s <= account.shared_s
+        chosen = self._fill(express if is_express else members)
+        return StepDecision(group, tuple(entry.sample_id for entry in chosen), is_express)
 
     def _keep_accounts(self, groups: Iterable[Hashable]) -> None:
         """Open accounts for newcomers at the present virtual time: idling earns no credit."""
@@ -149,14 +151,13 @@ class StepScheduler:
         return chosen
 
 
-def _express(members: Sequence[Entry]) -> Entry | None:
-    """The shortest sample of a group, if it is short beside the others."""
+def _express(members: Sequence[Entry]) -> list[Entry]:
+    """The samples of a group that are short beside the others."""
     if len(members) < 2:
-        return None
-    shortest = min(members, key=lambda entry: entry.work_left)
-    others = sum(entry.work_left for entry in members) - shortest.work_left
-    mean = others / (len(members) - 1)
-    return shortest if shortest.work_left < EXPRESS_SHARE_OF_MEAN * mean else None
+        return []
+    total = sum(entry.work for entry in members)
+    limit = EXPRESS_SHARE_OF_MEAN / (len(members) - 1)
+    return [entry for entry in members if entry.work < limit * (total - entry.work)]
 
 
 def _weight(entries: Sequence[Entry]) -> float:

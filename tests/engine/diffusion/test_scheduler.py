@@ -17,7 +17,7 @@ def entry(sample_id, *, steps=10, group="64", rows=2, num_pixels=64, priority=0)
         group=group,
         num_rows=rows,
         num_pixels=num_pixels,
-        steps_left=steps,
+        num_steps=steps,
         priority=priority,
     )
 
@@ -30,11 +30,13 @@ class Device:
         self.fixed_s, self.per_row_s = fixed_s, per_row_s
         self.now_s = 0.0
         self.entries = {}
+        self.steps_left = {}
         self.finished_s = {}
         self.served_s = {}
 
     def add(self, item):
         self.entries[item.sample_id] = item
+        self.steps_left[item.sample_id] = item.num_steps
         self.scheduler.add(item)
 
     def call(self):
@@ -48,10 +50,8 @@ class Device:
         self.scheduler.commit(decision, cost_s)
         self.served_s[decision.group] = self.served_s.get(decision.group, 0.0) + cost_s
         for member in members:
-            left = member.steps_left - 1
-            if left:
-                self.scheduler.update(member.sample_id, steps_left=left, num_rows=member.num_rows)
-            else:
+            self.steps_left[member.sample_id] -= 1
+            if not self.steps_left[member.sample_id]:
                 self.scheduler.remove(member.sample_id)
                 self.finished_s[member.sample_id] = self.now_s
         return decision
@@ -122,6 +122,26 @@ def test_a_short_job_behind_a_long_batch_ends_within_twice_its_solo_time(num_lon
     longest_step_s = 1.0 + per_row_s * 2 * (num_long + 1)
     latency_s = device.finished_s[99] - arrived_s
     assert latency_s < 2 * solo_s(10, per_row_s=per_row_s) + longest_step_s
+
+
+def test_several_short_jobs_share_their_express_calls():
+    device = Device(make_scheduler(64))
+    for i in range(8):
+        device.add(entry(i, steps=50))
+    device.call()
+    for i in (97, 98):
+        device.add(entry(i, steps=10))
+    calls = [sorted(device.call().sample_ids) for _ in range(6)]
+    assert calls.count([97, 98]) >= 3
+    assert all(call in ([97, 98], [*range(8), 97, 98]) for call in calls)
+
+
+def test_samples_that_are_nearly_done_stay_in_the_batch():
+    device = Device(make_scheduler(64))
+    for i, steps in enumerate((20, 24, 30, 40)):
+        device.add(entry(i, steps=steps))
+    device.run()
+    assert device.scheduler._num_calls == 40
 
 
 def test_a_stream_of_short_jobs_leaves_half_of_the_time_to_the_long_one():
