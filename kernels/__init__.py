@@ -4,22 +4,39 @@ Owns arithmetic on tensors; knows no models, requests or HTTP. Start at `kernels
 read one folder, for example `kernels/rms_norm/`.
 
 Shape letters: `T` packed tokens, `B` sequences, `H` query heads, `K` key/value heads, `D` head
-dim, `C` hidden size, `I` intermediate size, `N` blocks, `S` block size, `M` blocks per table.
+dim, `C` hidden size, `I` intermediate size, `N` blocks, `S` block size, `M` blocks per table. For
+images: `R` rows (request × guidance branch), `Q` queries, `L` keys.
 """
 
+from kernels.attention import attention
+from kernels.geglu import geglu
+from kernels.group_norm_silu import group_norm_silu
 from kernels.paged_attention import PagedBatch, paged_attention
 from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.rope import rope_inplace
 from kernels.silu_mul import silu_mul
 from kernels.store_kv import store_kv
 
-OPS = (rms_norm, add_rms_norm, rope_inplace, silu_mul, store_kv, paged_attention)
+OPS = (
+    rms_norm,
+    add_rms_norm,
+    rope_inplace,
+    silu_mul,
+    store_kv,
+    paged_attention,
+    group_norm_silu,
+    geglu,
+    attention,
+)
 """Every op, for tests and benchmarks."""
 
 __all__ = [
     "OPS",
     "PagedBatch",
     "add_rms_norm",
+    "attention",
+    "geglu",
+    "group_norm_silu",
     "paged_attention",
     "rms_norm",
     "rope_inplace",

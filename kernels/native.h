@@ -59,6 +59,12 @@ inline float exp_nonpositive(float x) {
   return p * scale;
 }
 
+// exp(-|x|) never overflows; for negative x the quotient is written with it, too.
+inline float sigmoid(float x) {
+  float e = exp_nonpositive(x < 0 ? x : -x);
+  return (x < 0 ? e : 1.0f) / (1.0f + e);
+}
+
 // A parallel region costs a few microseconds, and far more when the cores have other work.
 inline bool worth_threads(int64_t num_elements) { return num_elements >= 1 << 16; }
 

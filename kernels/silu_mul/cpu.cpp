@@ -13,10 +13,7 @@ extern "C" void tandem_silu_mul(int64_t dtype, const void* gate_up, int64_t stri
 #pragma omp simd
       for (int64_t i = 0; i < size; ++i) {
         float g = native::to_float(gate[i]);
-        // exp(-|g|) never overflows; for negative g the quotient is written with it, too.
-        float e = native::exp_nonpositive(g < 0 ? g : -g);
-        float sigmoid = (g < 0 ? e : 1.0f) / (1.0f + e);
-        y[i] = native::from_float<T>(g * sigmoid * native::to_float(up[i]));
+        y[i] = native::from_float<T>(g * native::sigmoid(g) * native::to_float(up[i]));
       }
     }
   });

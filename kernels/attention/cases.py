@@ -1,0 +1,66 @@
+"""Inputs for `attention`: layers of real denoisers, odd sizes, strided views, sharp scores."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TOLERANCE = {
+    torch.float32: 2e-5,
+    # Weights are rounded before they meet the values, and the result once more.
+    torch.bfloat16: 2e-2,
+    torch.float16: 2e-3,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """`rows` of `num_heads` heads."""
+
+    name: str
+    rows: int
+    num_heads: int
+    num_queries: int
+    num_keys: int
+    head_dim: int
+    interleaved: bool = True
+    """Heads are slices of the last dimension, as projections leave them."""
+    scale: float = 1.0
+
+
+CASES = (
+    Case("shapes_self", 3, 2, 256, 256, 32),
+    Case("shapes_cross", 16, 4, 16, 32, 32),
+    Case("sd15_self", 2, 8, 300, 300, 40),
+    Case("sd15_cross", 2, 2, 64, 77, 160),
+    Case("sdxl_cross", 2, 2, 37, 77, 64),
+    Case("wide_head", 1, 1, 5, 9, 256),
+    Case("odd", 2, 3, 7, 5, 33),
+    Case("one_of_each", 1, 1, 1, 1, 1),
+    Case("heads_first", 2, 3, 6, 18, 48, interleaved=False),
+    Case("sharp", 2, 2, 33, 65, 64, scale=30.0),
+    Case("no_rows", 0, 2, 4, 4, 32),
+    Case("no_queries", 2, 2, 0, 4, 32),
+)
+
+
+def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
+    """Keyword arguments of the op."""
+    query = _heads(case, case.num_queries, dtype, device)
+    return {
+        "query": query * case.scale,
+        "key": _heads(case, case.num_keys, dtype, device),
+        "value": _heads(case, case.num_keys, dtype, device),
+    }
+
+
+def outputs(result: Tensor, inputs: dict[str, object]) -> tuple[object, ...]:
+    """Everything the op wrote."""
+    return (result,)
+
+
+def _heads(case: Case, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if case.interleaved:
+        states = torch.randn(case.rows, length, case.num_heads, case.head_dim, device=device)
+        return states.to(dtype).transpose(1, 2)
+    return torch.randn(case.rows, case.num_heads, length, case.head_dim, device=device).to(dtype)

@@ -1,0 +1,240 @@
+// Softmax attention of whole sequences. A task packs the keys and values of one head into tiles and
+// runs a few queries at a time over all of them: scores, softmax and mixture stay in the cache.
+#include "native.h"
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include <omp.h>
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int64_t kLanes = 16;    // Floats in a vector.
+constexpr int64_t kQueries = 4;   // Computed together, so that a packed vector is loaded once.
+constexpr int64_t kMaxVectors = 6;  // Of values per pass: kQueries times as many accumulators.
+constexpr int64_t kMinChunk = 64;   // Queries that make packing worth while.
+
+typedef float Lanes __attribute__((vector_size(64)));
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// How the products of a dot product are taken: singly in fp32 ...
+struct Singles {
+  using Element = float;
+  static constexpr int64_t kDepth = 1;
+  template <class T>
+  static float convert(T x) { return native::to_float(x); }
+  static Lanes multiply_add(Lanes sum, const float* packed, const float* one) {
+    Lanes factors;
+    std::memcpy(&factors, packed, sizeof factors);
+    return sum + factors * *one;
+  }
+};
+
+#if defined(__AVX512BF16__)
+// ... or by two in bf16, summed in fp32.
+struct Pairs {
+  using Element = uint16_t;
+  static constexpr int64_t kDepth = 2;
+  static uint16_t convert(native::BFloat16 x) { return x.bits; }
+  static uint16_t convert(float x) { return native::from_float<native::BFloat16>(x).bits; }
+  static Lanes multiply_add(Lanes sum, const uint16_t* packed, const uint16_t* pair) {
+    int32_t bits;
+    std::memcpy(&bits, pair, 4);
+    return (Lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_loadu_si512(packed),
+                                   (__m512bh)_mm512_set1_epi32(bits));
+  }
+};
+#endif
+
+// Which products a storage type gets.
+template <class T>
+struct ProductsOf {
+  using Type = Singles;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct ProductsOf<native::BFloat16> {
+  using Type = Pairs;
+};
+#endif
+
+// One tensor's start and strides by row, head and token, in elements.
+template <class T>
+struct Heads {
+  const T* data;
+  int64_t row, head, token;
+  const T* at(int64_t r, int64_t h) const { return data + r * row + h * head; }
+};
+
+// Working memory of a thread, and the arithmetic on one head.
+template <class T>
+class Head {
+  using Products = typename ProductsOf<T>::Type;
+  using Element = typename Products::Element;
+  static constexpr int64_t kDepth = Products::kDepth;
+
+ public:
+  Head(int64_t num_keys, int64_t head_dim)
+      : num_keys_(num_keys),
+        head_dim_(head_dim),
+        key_blocks_(divide_up(num_keys, kLanes)),
+        key_groups_(divide_up(num_keys, kDepth)),
+        dim_groups_(divide_up(head_dim, kDepth)),
+        vectors_(divide_up(head_dim, kLanes)),
+        scale_(1.0f / std::sqrt(float(head_dim))),
+        keys_(key_blocks_ * dim_groups_ * kLanes * kDepth),
+        values_(key_groups_ * vectors_ * kLanes * kDepth),
+        queries_(kQueries * dim_groups_ * kDepth),
+        weights_(kQueries * key_groups_ * kDepth),
+        scores_(kQueries * key_blocks_ * kLanes) {}
+
+  // keys_[block][dim group][lane][i]: key block·16 + lane, dimension group·depth + i.
+  // values_[key group][vector][lane][i]: key group·depth + i, dimension vector·16 + lane.
+  void pack(const T* key, int64_t key_stride, const T* value, int64_t value_stride) {
+    for (int64_t k = 0; k < num_keys_; ++k) {
+      const T* from = key + k * key_stride;
+      Element* to = &keys_[(k / kLanes * dim_groups_ * kLanes + k % kLanes) * kDepth];
+      for (int64_t d = 0; d < head_dim_; ++d)
+        to[d / kDepth * kLanes * kDepth + d % kDepth] = Products::convert(from[d]);
+    }
+    for (int64_t k = 0; k < num_keys_; ++k) {
+      const T* from = value + k * value_stride;
+      Element* to = &values_[k / kDepth * vectors_ * kLanes * kDepth + k % kDepth];
+      for (int64_t d = 0; d < head_dim_; ++d) to[d * kDepth] = Products::convert(from[d]);
+    }
+  }
+
+  // Rows of `query` and `out` are strided; at most kQueries of them.
+  void attend(const T* query, int64_t query_stride, T* out, int64_t out_stride, int64_t count) {
+    for (int64_t q = 0; q < kQueries; ++q)
+      for (int64_t d = 0; d < head_dim_; ++d)
+        queries_[q * dim_groups_ * kDepth + d] =
+            q < count ? Products::convert(query[q * query_stride + d]) : Element(0);
+    score();
+    float sums[kQueries];
+    for (int64_t q = 0; q < kQueries; ++q) sums[q] = weigh(q);
+    for (int64_t first = 0; first < vectors_; first += kMaxVectors)
+      mix_some(first, std::min(kMaxVectors, vectors_ - first), sums, out, out_stride, count);
+  }
+
+ private:
+  void score() {
+    for (int64_t block = 0; block < key_blocks_; block += 2) {
+      if (block + 1 < key_blocks_) score_blocks<2>(block);
+      else score_blocks<1>(block);
+    }
+  }
+
+  template <int64_t blocks>
+  void score_blocks(int64_t first) {
+    Lanes sums[kQueries][blocks] = {};
+    for (int64_t d = 0; d < dim_groups_; ++d)
+      for (int64_t b = 0; b < blocks; ++b) {
+        const Element* packed = &keys_[((first + b) * dim_groups_ + d) * kLanes * kDepth];
+        for (int64_t q = 0; q < kQueries; ++q)
+          sums[q][b] = Products::multiply_add(sums[q][b], packed,
+                                              &queries_[(q * dim_groups_ + d) * kDepth]);
+      }
+    for (int64_t q = 0; q < kQueries; ++q)
+      std::memcpy(&scores_[(q * key_blocks_ + first) * kLanes], sums[q], sizeof sums[q]);
+  }
+
+  // Turns a query's scores into weights that are not normalised yet; returns their sum.
+  float weigh(int64_t q) {
+    const float* scores = &scores_[q * key_blocks_ * kLanes];
+    Element* weights = &weights_[q * key_groups_ * kDepth];
+    float top = -std::numeric_limits<float>::infinity(), sum = 0;
+#pragma omp simd reduction(max : top)
+    for (int64_t k = 0; k < num_keys_; ++k) top = std::max(top, scores[k]);
+#pragma omp simd reduction(+ : sum)
+    for (int64_t k = 0; k < num_keys_; ++k) {
+      float weight = native::exp_nonpositive((scores[k] - top) * scale_);
+      weights[k] = Products::convert(weight);
+      sum += weight;
+    }
+    return sum;
+  }
+
+  void mix_some(int64_t first, int64_t vectors, const float* sums, T* out, int64_t out_stride,
+                int64_t count) {
+    switch (vectors) {
+      case 1: return mix<1>(first, sums, out, out_stride, count);
+      case 2: return mix<2>(first, sums, out, out_stride, count);
+      case 3: return mix<3>(first, sums, out, out_stride, count);
+      case 4: return mix<4>(first, sums, out, out_stride, count);
+      case 5: return mix<5>(first, sums, out, out_stride, count);
+      default: return mix<6>(first, sums, out, out_stride, count);
+    }
+  }
+
+  template <int64_t vectors>
+  void mix(int64_t first, const float* sums, T* out, int64_t out_stride, int64_t count) {
+    Lanes mixed[kQueries][vectors] = {};
+    for (int64_t k = 0; k < key_groups_; ++k)
+      for (int64_t v = 0; v < vectors; ++v) {
+        const Element* packed = &values_[(k * vectors_ + first + v) * kLanes * kDepth];
+        for (int64_t q = 0; q < kQueries; ++q)
+          mixed[q][v] = Products::multiply_add(mixed[q][v], packed,
+                                               &weights_[(q * key_groups_ + k) * kDepth]);
+      }
+    int64_t begin = first * kLanes, end = std::min(head_dim_, begin + vectors * kLanes);
+    for (int64_t q = 0; q < count; ++q) {
+      const float* lanes = (const float*)mixed[q];
+      for (int64_t d = begin; d < end; ++d)
+        out[q * out_stride + d] = native::from_float<T>(lanes[d - begin] / sums[q]);
+    }
+  }
+
+  int64_t num_keys_, head_dim_, key_blocks_, key_groups_, dim_groups_, vectors_;
+  float scale_;
+  // Padding stays zero.
+  std::vector<Element> keys_, values_, queries_, weights_;
+  std::vector<float> scores_;
+};
+
+template <class T>
+void attend(Heads<T> query, Heads<T> key, Heads<T> value, T* out, int64_t rows, int64_t heads,
+            int64_t num_queries, int64_t num_keys, int64_t head_dim) {
+  int64_t most = std::max<int64_t>(1, num_queries / kMinChunk);
+  int64_t wanted = divide_up(4 * omp_get_max_threads(), std::max<int64_t>(1, rows * heads));
+  int64_t chunks = std::min(most, wanted);
+  int64_t chunk = divide_up(divide_up(num_queries, chunks), kQueries) * kQueries;
+  int64_t work = rows * heads * num_queries * num_keys * head_dim;
+#pragma omp parallel if (native::worth_threads(work / 8))
+  {
+    Head<T> head(num_keys, head_dim);
+#pragma omp for collapse(3) schedule(dynamic)
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t h = 0; h < heads; ++h)
+        for (int64_t c = 0; c < chunks; ++c) {
+          head.pack(key.at(r, h), key.token, value.at(r, h), value.token);
+          int64_t end = std::min(num_queries, (c + 1) * chunk), stride = heads * head_dim;
+          for (int64_t q = c * chunk; q < end; q += kQueries)
+            head.attend(query.at(r, h) + q * query.token, query.token,
+                        out + (r * num_queries + q) * stride + h * head_dim, stride,
+                        std::min(kQueries, end - q));
+        }
+  }
+}
+
+}  // namespace
+
+extern "C" void tandem_attention(int64_t dtype, const void* query, int64_t query_row,
+                                 int64_t query_head, int64_t query_token, const void* key,
+                                 int64_t key_row, int64_t key_head, int64_t key_token,
+                                 const void* value, int64_t value_row, int64_t value_head,
+                                 int64_t value_token, void* out, int64_t rows, int64_t heads,
+                                 int64_t num_queries, int64_t num_keys, int64_t head_dim) {
+  native::with_type(dtype, [&](auto* tag) {
+    using T = std::remove_pointer_t<decltype(tag)>;
+    attend(Heads<T>{(const T*)query, query_row, query_head, query_token},
+           Heads<T>{(const T*)key, key_row, key_head, key_token},
+           Heads<T>{(const T*)value, value_row, value_head, value_token}, (T*)out, rows, heads,
+           num_queries, num_keys, head_dim);
+  });
+}

@@ -1,0 +1,49 @@
+"""In C++: for the short sequences of small pictures PyTorch's takes up to three times as long."""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from kernels import native
+
+MAX_HEAD_DIM = 256
+MAX_NUM_KEYS = 16_384
+"""Scores of a few queries and the packed keys and values of a head lie in a core's cache."""
+
+
+def supports(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """CPU tensors whose last dimension is contiguous, of moderate lengths."""
+    return (
+        native.runs_on(query, key, value)
+        and query.shape[3] <= MAX_HEAD_DIM
+        and key.shape[2] <= MAX_NUM_KEYS
+        and all(tensor.stride(3) == 1 for tensor in (query, key, value))
+    )
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """See `kernels.attention`."""
+    rows, num_heads, num_queries, head_dim = query.shape
+    out = torch.empty((rows, num_queries, num_heads * head_dim), dtype=query.dtype)
+    _function()(
+        native.DTYPES[query.dtype],
+        query.data_ptr(),
+        *query.stride()[:3],
+        key.data_ptr(),
+        *key.stride()[:3],
+        value.data_ptr(),
+        *value.stride()[:3],
+        out.data_ptr(),
+        rows,
+        num_heads,
+        num_queries,
+        key.shape[2],
+        head_dim,
+    )
+    return out
+
+
+@functools.cache
+def _function() -> native.Function:
+    return native.function("tandem_attention", "i" + "piii" * 3 + "piiiii")

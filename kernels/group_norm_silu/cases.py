@@ -1,0 +1,56 @@
+"""Inputs for `group_norm_silu`: maps of real models, odd sizes, far means."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TOLERANCE = {
+    torch.float32: 2e-5,
+    # The norm may be rounded before the activation: half a unit each in the last place up to 8.
+    torch.bfloat16: 3.2e-2,
+    torch.float16: 4e-3,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """`rows` maps of `size` x `size + 1` cells."""
+
+    name: str
+    rows: int
+    channels: int
+    size: int
+    num_groups: int = 32
+    silu: bool = True
+    mean: float = 0.0
+
+
+CASES = (
+    Case("sd15_first", 2, 320, 32),
+    Case("sd15_no_silu", 2, 640, 16, silu=False),
+    Case("shapes_batch", 16, 64, 8, num_groups=16),
+    Case("shapes_skip", 3, 192, 16, num_groups=16),
+    Case("autoencoder", 1, 32, 100),
+    Case("one_group", 2, 7, 5, num_groups=1),
+    Case("a_group_per_channel", 2, 5, 3, num_groups=5, silu=False),
+    Case("far_mean", 2, 64, 9, num_groups=4, mean=4.0),
+)
+
+
+def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
+    """Keyword arguments of the op."""
+    x = torch.randn(case.rows, case.channels, case.size, case.size + 1, device=device) + case.mean
+    return {
+        "x": x.to(dtype).to(memory_format=torch.channels_last),
+        "num_groups": case.num_groups,
+        "weight": torch.rand(case.channels, device=device).add_(0.5).to(dtype),
+        "bias": torch.randn(case.channels, device=device).to(dtype),
+        "eps": 1e-5,
+        "silu": case.silu,
+    }
+
+
+def outputs(result: Tensor, inputs: dict[str, object]) -> tuple[object, ...]:
+    """Everything the op wrote."""
+    return (result,)
