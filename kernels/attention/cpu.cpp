@@ -150,7 +150,7 @@ class Head {
     Element* weights = &weights_[q * key_groups_ * kDepth];
     float top = -std::numeric_limits<float>::infinity(), sum = 0;
 #pragma omp simd reduction(max : top)
-    for (int64_t k = 0; k < num_keys_; ++k) top = std::max(top, scores[k]);
+    for (int64_t k = 0; k < num_keys_; ++k) top = scores[k] > top ? scores[k] : top;
 #pragma omp simd reduction(+ : sum)
     for (int64_t k = 0; k < num_keys_; ++k) {
       float weight = native::exp_nonpositive((scores[k] - top) * scale_);

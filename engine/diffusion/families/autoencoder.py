@@ -6,6 +6,8 @@ Latents outside are scaled and shifted to about unit variance, as `AutoencoderKL
 import torch
 from diffusers import AutoencoderKL
 
+from engine.diffusion.families.fused_layers import fuse_layers
+
 _FIT_CELLS = 32
 """Side, in latent cells, of the picture that previews are fitted on."""
 _FIT_PATCHES = 9
@@ -25,6 +27,7 @@ class Autoencoder:
 
     def __init__(self, vae: AutoencoderKL, *, dtype: torch.dtype, device: torch.device) -> None:
         self._vae = vae.to(device).eval()
+        fuse_layers(self._vae)
         self._dtype, self._device = dtype, device
         self._scale = float(vae.config.scaling_factor)
         self._shift = float(vae.config.get("shift_factor") or 0.0)

@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
+from engine.diffusion.families.fused_layers import is_simple, project_out, split_heads
+from kernels import attention
+
 MAX_BYTES = 512 << 20
 """Of all kept keys and values. One SD 1 row takes 8 MB in fp32, one SDXL row 25 MB in bf16."""
 MAX_COMPOSITIONS = 32
@@ -101,40 +104,27 @@ class CachedCrossAttention:
         **kwargs: Any,
     ) -> torch.Tensor:
         """As `AttnProcessor2_0`: `[R, Q, C]` and `[R, L, D]` to `[R, Q, C]`."""
-        if encoder_hidden_states is None or hidden_states.ndim == 4 or not _is_simple(attn):
+        if encoder_hidden_states is None or hidden_states.ndim == 4 or not is_simple(attn):
             plain: torch.Tensor = self._plain(
                 attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs
             )
             return plain
         key, value = self._keys_and_values(attn, encoder_hidden_states)
-        query = _split_heads(attn, attn.to_q(hidden_states))
+        query = split_heads(attn, attn.to_q(hidden_states))
         bias = _bias(attn, attention_mask, encoder_hidden_states)
+        if bias is None:
+            return project_out(attn, attention(query, key, value))
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        out: torch.Tensor = attn.to_out[0](mixed.transpose(1, 2).flatten(2))
-        if attn.residual_connection:
-            out = out + hidden_states
-        scaled: torch.Tensor = out / attn.rescale_output_factor
-        return scaled
+        return project_out(attn, mixed.transpose(1, 2).flatten(2))
 
     def _keys_and_values(
         self, attn: Attention, states: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         found = self._cache.get(self._layer)
         if found is None:
-            found = _split_heads(attn, attn.to_k(states)), _split_heads(attn, attn.to_v(states))
+            found = split_heads(attn, attn.to_k(states)), split_heads(attn, attn.to_v(states))
             self._cache.put(self._layer, *found)
         return found
-
-
-def _is_simple(attn: Attention) -> bool:
-    extras = (attn.spatial_norm, attn.group_norm, attn.norm_cross, attn.norm_q, attn.norm_k)
-    return all(extra is None for extra in extras)
-
-
-def _split_heads(attn: Attention, states: torch.Tensor) -> torch.Tensor:
-    """`[R, L, H·D]` to `[R, H, L, D]`."""
-    rows, length, _ = states.shape
-    return states.view(rows, length, int(attn.heads), -1).transpose(1, 2)
 
 
 def _bias(attn: Attention, mask: torch.Tensor | None, states: torch.Tensor) -> torch.Tensor | None:

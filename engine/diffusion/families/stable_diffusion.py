@@ -18,6 +18,7 @@ from engine.diffusion.families.autoencoder import Autoencoder
 from engine.diffusion.families.components import ComponentFolder
 from engine.diffusion.families.cross_attention import CrossAttentionCache
 from engine.diffusion.families.family import FamilyFacts, PromptStates, PromptText, Row
+from engine.diffusion.families.fused_layers import fuse_layers
 from engine.diffusion.families.options import LoadOptions
 from engine.diffusion.families.quantized import quantize
 from engine.diffusion.families.row_layouts import stack_timesteps
@@ -335,4 +336,5 @@ def _side(sample_size: int | Sequence[int] | None) -> int:
 def _placed(unet: UNet2DConditionModel, device: torch.device) -> UNet2DConditionModel:
     """Convolutions are fastest with channels last."""
     unet.requires_grad_(False)
+    fuse_layers(unet)
     return unet.to(device=device, memory_format=torch.channels_last).eval()
