@@ -76,6 +76,8 @@ class StableDiffusionFamily:
         self._by_task = unets_by_task(unets)
         self._unets = {name: _placed(unet, device) for name, unet in unets.items()}
         self._caches = {name: CrossAttentionCache(unet) for name, unet in self._unets.items()}
+        # Asked for here: the property walks through all modules.
+        self._dtype = self._unets[BASE].dtype
         self._stacked: tuple[Hashable, _Stacked] | None = None
         self._autoencoder = autoencoder
         self._encoders = tuple(encoders)
@@ -205,15 +207,15 @@ class StableDiffusionFamily:
         unet, cache = self._unets[str(key)], self._caches[str(key)]
         composition = tuple(row.prompt.key for row in rows)
         with torch.inference_mode():
-            states, mask = self._states_of(composition, rows, unet.dtype)
+            states, mask = self._states_of(composition, rows)
             cache.select(composition)
             prediction = unet(
-                self._stack_latents(rows).to(dtype=unet.dtype, memory_format=torch.channels_last),
+                self._stack_latents(rows).to(dtype=self._dtype, memory_format=torch.channels_last),
                 stack_timesteps(rows, self.device),
                 states,
                 encoder_attention_mask=mask,
                 return_dict=False,
-                **self._conditions(rows, unet.dtype),
+                **self._conditions(rows),
             )[0]
         # A copy made out here is a plain tensor, which schedules may write to.
         plain: torch.Tensor = prediction.to(
@@ -235,18 +237,16 @@ class StableDiffusionFamily:
         encoded = self._encoders[0].encode(prompt)
         return PromptStates(key=prompt, states=encoded.states, num_tokens=encoded.num_tokens)
 
-    def _states_of(
-        self, composition: Hashable, rows: Sequence[Row], dtype: torch.dtype
-    ) -> _Stacked:
+    def _states_of(self, composition: Hashable, rows: Sequence[Row]) -> _Stacked:
         """States and mask of a call; those of the last one are kept, since steps repeat them."""
-        if self._stacked is None or self._stacked[0] != (composition, dtype):
+        if self._stacked is None or self._stacked[0] != composition:
             states, mask = stack_states([row.prompt.states for row in rows])
             on_device = None if mask is None else mask.to(self.device)
-            placed = states.to(device=self.device, dtype=dtype)
-            self._stacked = (composition, dtype), (placed, on_device)
+            placed = states.to(device=self.device, dtype=self._dtype)
+            self._stacked = composition, (placed, on_device)
         return self._stacked[1]
 
-    def _conditions(self, rows: Sequence[Row], dtype: torch.dtype) -> dict[str, Any]:
+    def _conditions(self, rows: Sequence[Row]) -> dict[str, Any]:
         """What the UNet is told beside latents, time and prompt."""
         return {}
 

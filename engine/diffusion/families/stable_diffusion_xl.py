@@ -62,7 +62,7 @@ class StableDiffusionXLFamily(StableDiffusionFamily):
             states, pooled = torch.zeros_like(states), torch.zeros_like(pooled)
         return PromptStates(key=prompt, states=states, pooled=pooled, num_tokens=first.num_tokens)
 
-    def _conditions(self, rows: Sequence[Row], dtype: torch.dtype) -> dict[str, Any]:
+    def _conditions(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Pooled states `[R, P]` and sizes `[R, 6]`: original, crop's corner, target; not cropped.
 
         All as height, width.
@@ -71,7 +71,7 @@ class StableDiffusionXLFamily(StableDiffusionFamily):
         sizes = [[row.height, row.width, 0, 0, row.height, row.width] for row in rows]
         return {
             "added_cond_kwargs": {
-                "text_embeds": pooled.to(device=self.device, dtype=dtype),
+                "text_embeds": pooled.to(device=self.device, dtype=self._dtype),
                 "time_ids": torch.tensor(sizes, device=self.device, dtype=torch.float32),
             }
         }
