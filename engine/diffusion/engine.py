@@ -27,6 +27,9 @@ from engine.types import FinishReason
 _RESULT = -1
 """In a decode key: the finished picture, not a preview."""
 _DECODE_WAIT_S = 0.02
+_ADMIT_S, _ADMIT_SHARE_OF_STEP = 0.02, 0.25
+"""Time for preparing requests between two steps: the larger of the two, and one request in any
+case. Preparing may take a text encoder of billions of weights, or a few milliseconds."""
 
 log = structlog.get_logger(__name__)
 
@@ -142,15 +145,21 @@ class DiffusionEngine:
         self._decoder.close()
 
     def _admit(self) -> list[ImageEvent]:
-        """Prepare the most urgent waiting request, if there is room: one a step, so that those
-        which run do not stand still for long."""
-        if not self._waiting:
-            return []
-        request = min(self._waiting, key=lambda r: r.priority)
-        room = self._limits.max_num_images - len(self._samples)
-        if self._samples and request.params.n > room:
-            return []
-        self._waiting.remove(request)
+        """Prepare waiting requests, the most urgent first, as long as there is room and for so
+        short a time that those which run do not stand still for long."""
+        events: list[ImageEvent] = []
+        started_s = time.perf_counter()
+        until_s = started_s + max(_ADMIT_S, _ADMIT_SHARE_OF_STEP * self._step_time_s)
+        while self._waiting and (not events or time.perf_counter() < until_s):
+            request = min(self._waiting, key=lambda r: r.priority)
+            room = self._limits.max_num_images - len(self._samples)
+            if self._samples and request.params.n > room:
+                break
+            self._waiting.remove(request)
+            events += self._prepare(request)
+        return events
+
+    def _prepare(self, request: ImageRequest) -> list[ImageEvent]:
         try:
             samples = self._factory.create(request)
         except EngineError as error:

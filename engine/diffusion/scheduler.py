@@ -7,10 +7,11 @@ runs.
 
 **Express.** A batch of nine takes longer per step than one sample alone, so a short sample that
 joins a long-running batch would wait for all of them at each step. Samples whose whole work is less
-than a third of the others' mean also get calls without the others, for half of the group's time:
-
-    solo step t1, full step t9: in 2·t9 seconds it takes t9/t1 steps alone and one with the others,
-    so each costs 2·t9 / (t9/t1 + 1) < 2·t1: it ends within twice its solo time.
+than a third of the others' mean also get calls without the others. These take at most half of the
+group's time in the long run, and may run ahead by the time of `EXPRESS_LEAD` steps of the whole
+batch, enough for a short sample to run through at once. With a solo step of t1 and a full one of
+t9, ten steps that arrive while a full step runs are done after at most t9 + 10·t1: within twice
+their solo time if nine samples together take no longer than nine alone.
 
 The whole work counts, not what is left of it: every sample is nearly done at some time, and calls
 of its own would then cost a batch of mixed lengths half of its throughput.
@@ -23,6 +24,8 @@ from dataclasses import dataclass
 
 EXPRESS_SHARE_OF_MEAN = 1 / 3
 """Samples with less than this part of the others' mean work ride the express lane."""
+EXPRESS_LEAD = 4
+"""Steps of the whole batch whose time express calls may take before the batch's next step."""
 _MAX_WEIGHT_EXPONENT = 8
 
 
@@ -59,11 +62,11 @@ class StepDecision:
 
 @dataclass(slots=True)
 class _Account:
-    """What a group was served. The last two are since it last had an express sample."""
+    """What a group was served. `credit_s` is the time that express calls may still take."""
 
     virtual_time_s: float
-    express_s: float = 0.0
-    shared_s: float = 0.0
+    credit_s: float | None = None
+    """None until the first call; a group that begins with a shared one has full credit."""
 
 
 class StepScheduler:
@@ -119,16 +122,17 @@ class StepScheduler:
             return
         members = [e for e in self._entries.values() if e.group == decision.group]
         account.virtual_time_s += elapsed_s / _weight(members)
+        most_s = EXPRESS_LEAD * elapsed_s
         if decision.is_express:
-            account.express_s += elapsed_s
+            account.credit_s = (account.credit_s or 0.0) - elapsed_s
+        elif account.credit_s is None:
+            account.credit_s = most_s
         else:
-            account.shared_s += elapsed_s
+            account.credit_s = min(account.credit_s + elapsed_s, most_s)
 
     def _decide(self, group: Hashable, members: list[Entry], account: _Account) -> StepDecision:
         express = _express(members)
-        if not express:
-            account.express_s = account.shared_s = 0.0
-        is_express = bool(express) and account.express_s <= account.shared_s
+        is_express = bool(express) and (account.credit_s or 0.0) >= 0
         chosen = self._fill(express if is_express else members)
         return StepDecision(group, tuple(entry.sample_id for entry in chosen), is_express)
 

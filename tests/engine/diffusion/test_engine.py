@@ -309,3 +309,25 @@ def test_totals_add_up(make_engine):
     assert stats.num_image_steps == 4 + 4 + 6
     assert stats.num_rows == 2 * stats.num_image_steps
     assert stats.megapixel_steps == pytest.approx(14 * 32 * 32 / 1e6)
+
+
+def test_requests_that_are_quick_to_prepare_start_together(make_engine, monkeypatch):
+    monkeypatch.setattr("engine.diffusion.engine._ADMIT_S", 60.0)
+    engine = make_engine()
+    for i in range(5):
+        engine.add(request(f"r{i}", prompt=f"{i}"))
+    engine.step()
+    assert (engine.stats().num_running, engine.stats().num_waiting) == (5, 0)
+
+
+def test_requests_that_are_slow_to_prepare_start_one_a_step(make_engine, monkeypatch):
+    monkeypatch.setattr("engine.diffusion.engine._ADMIT_S", 0.0)
+    monkeypatch.setattr("engine.diffusion.engine._ADMIT_SHARE_OF_STEP", 0.0)
+    engine = make_engine()
+    for i in range(3):
+        engine.add(request(f"r{i}", prompt=f"{i}"))
+    running = []
+    for _ in range(3):
+        engine.step()
+        running.append(engine.stats().num_running)
+    assert running == [1, 2, 3]

@@ -111,17 +111,28 @@ def test_a_sample_wider_than_the_bound_still_runs():
 
 @pytest.mark.parametrize("num_long", [1, 4, 8, 31])
 @pytest.mark.parametrize("per_row_s", [0.01, 0.125, 1.0])
-def test_a_short_job_behind_a_long_batch_ends_within_twice_its_solo_time(num_long, per_row_s):
+@pytest.mark.parametrize("steps_before", [0, 1, 7])
+def test_a_short_job_behind_a_long_batch_ends_within_twice_its_solo_time(
+    num_long, per_row_s, steps_before
+):
     device = Device(make_scheduler(64), per_row_s=per_row_s)
     for i in range(num_long):
         device.add(entry(i, steps=50))
-    device.call()
+    for _ in range(steps_before):
+        device.call()
+    # It arrives when the step in flight has just begun.
     arrived_s = device.now_s
+    device.call()
     device.add(entry(99, steps=10))
     device.run(until=lambda d: 99 in d.finished_s)
-    longest_step_s = 1.0 + per_row_s * 2 * (num_long + 1)
+    waited_s = 1.0 + per_row_s * 2 * num_long
+    solo = solo_s(10, per_row_s=per_row_s)
     latency_s = device.finished_s[99] - arrived_s
-    assert latency_s < 2 * solo_s(10, per_row_s=per_row_s) + longest_step_s
+    if num_long <= 8:
+        assert latency_s < 2 * solo
+    else:
+        # The step in flight alone may take longer than that.
+        assert latency_s < 2 * solo + waited_s
 
 
 def test_several_short_jobs_share_their_express_calls():
@@ -131,9 +142,9 @@ def test_several_short_jobs_share_their_express_calls():
     device.call()
     for i in (97, 98):
         device.add(entry(i, steps=10))
-    calls = [sorted(device.call().sample_ids) for _ in range(6)]
-    assert calls.count([97, 98]) >= 3
-    assert all(call in ([97, 98], [*range(8), 97, 98]) for call in calls)
+    calls = [sorted(device.call().sample_ids) for _ in range(12)]
+    assert calls.count([97, 98]) >= 6
+    assert all(call in ([97, 98], [*range(8), 97, 98], [*range(8)]) for call in calls)
 
 
 def test_samples_that_are_nearly_done_stay_in_the_batch():
