@@ -86,13 +86,15 @@ def evaluate_edits(
     guidance: float,
     image_guidance: float,
     steps: int,
+    first: int = 0,
 ) -> dict[str, Counts]:
     """(right, asked) of all edits together, `all`, and of each kind."""
-    edits = [draw_edit(EDIT_SEED, i) for i in range(num)]
+    numbers = range(first, first + num)
+    edits = [draw_edit(EDIT_SEED, i) for i in numbers]
     drawn = sampler.draw(
         pictures(edits, size),
         [edit.instruction for edit in edits],
-        [EDIT_SEED + i for i in range(num)],
+        [EDIT_SEED + i for i in numbers],
         guidance=guidance,
         image_guidance=image_guidance,
         steps=steps,
@@ -135,6 +137,8 @@ def run(args: argparse.Namespace) -> None:
                     guidance=guidance,
                     image_guidance=image_guidance,
                     steps=args.steps,
+                    # Other edits: whoever chooses by the grid is not judged by what it shows.
+                    first=args.num,
                 )["all"]
                 for image_guidance in IMAGE_GUIDANCE_GRID
             }
