@@ -22,6 +22,9 @@ from engine.weights.source import Checkpoint
 _ACTIVATION_BYTES_PER_PIXEL = 1024
 """Rough bound of one row's activations, the VAE's largest layer included; for the arbiter."""
 
+_WARM_UP_SIDE = 256
+"""Pixels. A large model's own size would take a CPU most of a minute."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -86,11 +89,11 @@ def load_engine(
 
 
 def warm_up(engine: DiffusionEngine, facts: FamilyFacts) -> None:
-    """One step at the default size, so that the first request does not pay for lazy set-up."""
+    """One step of a small picture, so that the first request does not pay for lazy set-up."""
     params = ImageParams(
         task=ImageTask.TEXT_TO_IMAGE,
-        width=facts.default_width,
-        height=facts.default_height,
+        width=min(facts.default_width, _WARM_UP_SIDE),
+        height=min(facts.default_height, _WARM_UP_SIDE),
         num_inference_steps=1,
         seed=0,
         guidance_scale=facts.default_guidance_scale,
