@@ -40,11 +40,20 @@ def export(base: Path, edit_unet: Path, out: Path) -> None:
     index = json.loads(index_path.read_text())
     index |= {EDIT_UNET: ["diffusers", "UNet2DConditionModel"], "_defaults": DEFAULTS}
     index_path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    for path in partial.glob("*/config.json"):
+        _forget_origin(path)
     size = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
     if size > MAX_BYTES:
         raise ValueError(f"the folder has {size} bytes, at most {MAX_BYTES} are allowed")
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)
+
+
+def _forget_origin(config_path: Path) -> None:
+    """Libraries note the folder that a part was loaded from, which means nothing elsewhere."""
+    config = json.loads(config_path.read_text())
+    config.pop("_name_or_path", None)
+    config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def main() -> None:

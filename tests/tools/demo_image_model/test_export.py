@@ -14,6 +14,7 @@ def trained(tmp_path: Path) -> tuple[Path, Path]:
     for folder, text in ((base / "unet", "base"), (edit, "edit")):
         folder.mkdir(parents=True)
         (folder / "weights").write_text(text)
+        (folder / "config.json").write_text(json.dumps({"_name_or_path": "here", "kind": text}))
     (base / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
     return base, edit
 
@@ -28,6 +29,7 @@ def test_puts_the_editing_unet_beside_the_base_and_names_it(
     assert (out / "unet" / "weights").read_text() == "base"
     assert (out / "unet_edit" / "weights").read_text() == "edit"
     assert not (out / "stale").exists()
+    assert json.loads((out / "unet_edit" / "config.json").read_text()) == {"kind": "edit"}
     index = json.loads((out / "model_index.json").read_text())
     assert index["_class_name"] == "StableDiffusionPipeline"
     assert index["unet_edit"] == ["diffusers", "UNet2DConditionModel"]
