@@ -157,16 +157,17 @@ def test_an_instruction_edits_the_picture(client, scene):
 
 def test_image_to_image_stays_nearer_at_a_low_strength(image_server, scene):
     distance = {}
-    for strength in ("0.2", "0.9"):
+    for strength in ("0.1", "0.9"):
+        # Without guidance, which pulls this small model to the prompt even from little noise.
         form = {"model": MODEL, "prompt": "a blue star", "strength": strength, "seed": "4",
-                "task": "image_to_image"}  # fmt: skip
+                "task": "image_to_image", "guidance_scale": "1"}  # fmt: skip
         files = {"image": ("scene.png", png(scene), "image/png")}
         url = f"{image_server.url}/v1/images/edits"
         response = httpx.post(url, data=form, files=files, timeout=60)
         assert response.status_code == 200, response.text
         picture = pixels(response.json()["data"][0]["b64_json"])
         distance[strength] = np.abs(picture - scene).mean()
-    assert distance["0.2"] < distance["0.9"]
+    assert distance["0.1"] < 0.5 * distance["0.9"]
 
 
 @pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
@@ -230,8 +231,8 @@ def test_bad_requests_name_the_limit(image_server):
 
 def test_a_killed_image_worker_comes_back_and_text_goes_on(image_server, client):
     assert drawn(image_server, seed=1).shape == (64, 64, 3)
-    # The text worker is the one that has mapped the language models' compiled operations.
-    (pid,) = [p for p in image_server.worker_pids() if b"/kernels/" not in maps(p)]
+    # Only the image worker has loaded Pillow, which diffusers needs.
+    (pid,) = [p for p in image_server.worker_pids() if b"/PIL/" in maps(p)]
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         lost = pool.submit(draw, image_server, num_inference_steps=900, size="128x128")
         time.sleep(0.5)
