@@ -148,8 +148,8 @@ class DiffusionEngine:
         """Prepare waiting requests, the most urgent first, as long as there is room and for so
         short a time that those which run do not stand still for long."""
         events: list[ImageEvent] = []
-        started_s = time.perf_counter()
-        until_s = started_s + max(_ADMIT_S, _ADMIT_SHARE_OF_STEP * self._step_time_s)
+        most_s = max(_ADMIT_S, _ADMIT_SHARE_OF_STEP * self._step_time_s)
+        until_s = time.perf_counter() + most_s
         while self._waiting and (not events or time.perf_counter() < until_s):
             request = min(self._waiting, key=lambda r: r.priority)
             room = self._limits.max_num_images - len(self._samples)
