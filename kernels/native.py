@@ -1,10 +1,12 @@
 """Builds and loads the C++ operations (`<op>/cpu.cpp`).
 
-They have a plain C interface, so no PyTorch header is compiled: all of them take a few seconds,
-once per machine. The library is cached under a hash of the sources, the compiler and the processor.
+They have a plain C interface, so no PyTorch header is compiled: all of them take some seconds, once
+per machine. Each source's object file is cached under a hash of the source, the shared headers, the
+compiler and the processor; so is the library that they are linked to.
 Without a compiler the composed PyTorch implementations run instead, and one warning says so.
 """
 
+import concurrent.futures
 import ctypes
 import functools
 import hashlib
@@ -29,8 +31,9 @@ FLAGS = (
     "-fopenmp",
     "-fno-math-errno",
     "-fno-trapping-math",
+    # Loops peeled for alignment would sum in an order that depends on addresses.
+    "--param=vect-max-peeling-for-alignment=0",
     "-std=c++17",
-    "-shared",
     "-fPIC",
 )
 COMPILERS = ("c++", "g++", "clang++")
@@ -72,19 +75,33 @@ def _built(compiler: str) -> Path:
     """Path of the library. Two processes may build at once; the last one to finish wins."""
     target = _target(compiler)
     if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            unfinished = Path(folder) / target.name
-            command = [compiler, *FLAGS, f"-I{KERNELS}", *map(str, _sources())]
-            subprocess.run(
-                [*command, "-o", str(unfinished)],
-                check=True,
-                capture_output=True,
-                text=True,
-                timeout=BUILD_TIMEOUT_S,
-            )
-            os.replace(unfinished, target)
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(functools.partial(_compiled, compiler), _sources()))
+        _run_to(target, [compiler, *FLAGS, "-shared", *map(str, objects)])
     return target
+
+
+def _compiled(compiler: str, source: Path) -> Path:
+    """Path of one source's object file."""
+    target = CACHE.expanduser() / f"{source.parent.name}-{_key(compiler, [source])}.o"
+    if not target.exists():
+        _run_to(target, [compiler, *FLAGS, f"-I{KERNELS}", "-c", str(source)])
+    return target
+
+
+def _run_to(target: Path, command: list[str]) -> None:
+    """Run a compiler so that `target` is either whole or not there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        unfinished = Path(folder) / target.name
+        subprocess.run(
+            [*command, "-o", str(unfinished)],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=BUILD_TIMEOUT_S,
+        )
+        os.replace(unfinished, target)
 
 
 def _sources() -> list[Path]:
@@ -92,13 +109,23 @@ def _sources() -> list[Path]:
 
 
 def _target(compiler: str) -> Path:
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
-    facts = [version.stdout, " ".join(FLAGS), platform.machine(), _processor()]
-    texts = [path.read_text() for path in [KERNELS / "native.h", *_sources()]]
-    key = hashlib.sha256("\0".join(facts + texts).encode()).hexdigest()[:16]
-    return CACHE.expanduser() / f"cpu-{key}.so"
+    return CACHE.expanduser() / f"cpu-{_key(compiler, _sources())}.so"
 
 
+def _key(compiler: str, sources: list[Path]) -> str:
+    """What a compiled file depends on."""
+    facts = [_version(compiler), " ".join(FLAGS), platform.machine(), _processor()]
+    texts = [path.read_text() for path in [*sorted(KERNELS.glob("*.h")), *sources]]
+    return hashlib.sha256("\0".join(facts + texts).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _version(compiler: str) -> str:
+    done = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+@functools.cache
 def _processor() -> str:
     """What `-march=native` depends on."""
     try:

@@ -1,5 +1,6 @@
 """Models that tests share: the real SmolLM2 and tiny random ones made on the spot."""
 
+import contextlib
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,15 @@ from engine.runtime.threads import prepare_process
 # Before torch is imported, as in a worker: else two busy cores make every test crawl.
 prepare_process()
 
+import torch  # noqa: E402
+
+if not torch.cuda.is_available():
+    # Kernels are then interpreted, on CPU tensors; decided when they are defined.
+    with contextlib.suppress(ImportError):
+        import triton
+
+        triton.knobs.runtime.interpret = True
+
 from engine.weights.source import Checkpoint, resolve_source  # noqa: E402
 
 
@@ -19,8 +29,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """GPU tests are left out where there is none; everything else always runs."""
     if not any(item.get_closest_marker("gpu") for item in items):
         return
-    import torch
-
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs an NVIDIA GPU")
         for item in items:
