@@ -31,7 +31,9 @@ class Op(Generic[P, R]):
     """A callable that runs the first implementation which supports its arguments.
 
     `cases` is the op's module of inputs: `CASES`, `make_inputs(case, dtype, device)`,
-    `TOLERANCE[dtype]` and `outputs(result, inputs)`; tests and benchmarks read it.
+    `TOLERANCE[dtype]` and `outputs(result, inputs)`; tests and benchmarks read it. An optional
+    `REFUSED` (implementation name → names of cases) lists exactly what an implementation leaves to
+    others.
     """
 
     def __init__(self, reference: Callable[P, R], cases: ModuleType) -> None:

@@ -1,4 +1,4 @@
-"""Inputs for `paged_attention`: decodes, chunks, mixtures, block borders, windows."""
+"""Inputs for `paged_attention`: decodes, chunks, mixtures, block borders, packed caches."""
 
 from dataclasses import dataclass
 
@@ -27,6 +27,9 @@ class Case:
     head_dim: int = 16
     block_size: int = 16
     window: int | None = None
+    soft_cap: float | None = None
+    kv_dtype: torch.dtype | None = None
+    """What the cache is packed to, with a scale per slot and head; None is q's dtype."""
     num_layers: int = 3
 
 
@@ -47,7 +50,23 @@ CASES = (
     Case("window_of_one", ((1, 30), (17, 17)), window=1),
     Case("window_beyond_context", ((1, 30), (17, 17)), window=4096),
     Case("no_sequences", ()),
+    Case("head_80", ((1, 70), (1, 9), (9, 40)), 8, 2, 80, 32),
+    Case("head_96", ((1, 70), (9, 40)), 3, 3, 96),
+    Case("gemma2_mixed", ((1, 150), (1, 20), (19, 90)), 8, 4, 256, window=64, soft_cap=50.0),
+    Case("qwen2_mixed", ((1, 70), (9, 40), (20, 20)), 14, 2, 64, 32),
+    Case("group_of_eight", ((1, 70), (3, 3)), 16, 2, 64),
+    Case("soft_cap", ((1, 100), (1, 9), (40, 40), (10, 60)), soft_cap=2.0),
+    Case("int8_decode", ((1, 600), (1, 35), (1, 1)), 8, 2, 128, kv_dtype=torch.int8),
+    Case("int8_mixed", ((1, 70), (9, 40), (33, 33)), 9, 3, 64, 32, kv_dtype=torch.int8),
+    Case("fp8_decode", ((1, 600), (1, 35), (1, 1)), 8, 2, 128, kv_dtype=torch.float8_e4m3fn),
+    Case("fp8_mixed", ((1, 70), (9, 40), (33, 33)), 7, 1, 64, kv_dtype=torch.float8_e4m3fn),
+    Case("int8_window_soft_cap", ((1, 70), (9, 40)), window=13, soft_cap=5.0, kv_dtype=torch.int8),
 )
+LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
+"""Where each packed type ends."""
+_BENT_OR_PACKED = {c.name for c in CASES if c.soft_cap is not None or c.kv_dtype is not None}
+REFUSED = {"composed": _BENT_OR_PACKED, "cpu": _BENT_OR_PACKED}
+"""Implementation → cases that it leaves to others, all the rest it takes."""
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
@@ -68,13 +87,28 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
         num_queries.count(1),
         device,
     )
+    scales = None
+    if case.kv_dtype is None:
+        pool = pool.to(dtype)
+    else:
+        pool, scales = quantised(pool, case.kv_dtype)
+    layer = case.num_layers // 2
     return {
         "q": packed[:, :width].view(-1, case.num_heads, case.head_dim),
-        "kv_cache": pool.to(dtype)[:, case.num_layers // 2],
+        "kv_cache": pool[:, layer],
         "batch": batch,
         "scale": case.head_dim**-0.5,
         "window": case.window,
+        "soft_cap": case.soft_cap,
+        "kv_scales": None if scales is None else scales[:, layer],
     }
+
+
+def quantised(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Pack along the last dimension: int8 or float8_e4m3fn numbers, and one fp32 scale for each."""
+    scales = x.abs().amax(-1).float() / LARGEST[dtype]
+    packed = x / scales.unsqueeze(-1)
+    return (packed.round() if dtype is torch.int8 else packed).to(dtype), scales
 
 
 def _block_tables(num_blocks: list[int]) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:

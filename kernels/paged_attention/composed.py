@@ -37,9 +37,21 @@ class Group:
 
 
 def supports(
-    q: Tensor, kv_cache: Tensor, batch: PagedBatch, *, scale: float, window: int | None = None
+    q: Tensor,
+    kv_cache: Tensor,
+    batch: PagedBatch,
+    *,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    kv_scales: Tensor | None = None,
 ) -> bool:
-    """All caches whose blocks start at a multiple of a head's run of S·D elements."""
+    """Caches of q's dtype whose blocks start at a multiple of a head's run of S·D elements.
+
+    PyTorch's fused attention cannot bend scores.
+    """
+    if soft_cap is not None or kv_scales is not None:
+        return False
     num_kv_heads, block_size, head_dim = kv_cache.shape[2:]
     run = block_size * head_dim
     return kv_cache.stride()[1:] == (num_kv_heads * run, run, head_dim, 1) and (
@@ -48,7 +60,14 @@ def supports(
 
 
 def paged_attention(
-    q: Tensor, kv_cache: Tensor, batch: PagedBatch, *, scale: float, window: int | None = None
+    q: Tensor,
+    kv_cache: Tensor,
+    batch: PagedBatch,
+    *,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    kv_scales: Tensor | None = None,
 ) -> Tensor:
     """See `kernels.paged_attention`."""
     runs = _as_runs(kv_cache)

@@ -10,18 +10,40 @@ from kernels.paged_attention.paged_batch import PagedBatch
 
 
 def supports(
-    q: Tensor, kv_cache: Tensor, batch: PagedBatch, *, scale: float, window: int | None = None
+    q: Tensor,
+    kv_cache: Tensor,
+    batch: PagedBatch,
+    *,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    kv_scales: Tensor | None = None,
 ) -> bool:
     """CPU caches of the layout that the composed implementation takes."""
     return (
         q.stride(2) == 1
         and native.runs_on(q, kv_cache)
-        and composed.supports(q, kv_cache, batch, scale=scale, window=window)
+        and composed.supports(
+            q,
+            kv_cache,
+            batch,
+            scale=scale,
+            window=window,
+            soft_cap=soft_cap,
+            kv_scales=kv_scales,
+        )
     )
 
 
 def paged_attention(
-    q: Tensor, kv_cache: Tensor, batch: PagedBatch, *, scale: float, window: int | None = None
+    q: Tensor,
+    kv_cache: Tensor,
+    batch: PagedBatch,
+    *,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    kv_scales: Tensor | None = None,
 ) -> Tensor:
     """See `kernels.paged_attention`."""
     num_tokens, num_heads, head_dim = q.shape

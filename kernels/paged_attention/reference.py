@@ -7,7 +7,14 @@ from kernels.paged_attention.paged_batch import PagedBatch
 
 
 def paged_attention(
-    q: Tensor, kv_cache: Tensor, batch: PagedBatch, *, scale: float, window: int | None = None
+    q: Tensor,
+    kv_cache: Tensor,
+    batch: PagedBatch,
+    *,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    kv_scales: Tensor | None = None,
 ) -> Tensor:
     """See `kernels.paged_attention`."""
     num_tokens, num_heads, head_dim = q.shape
@@ -15,8 +22,12 @@ def paged_attention(
     for index, context_len in enumerate(batch.host_context_lens.tolist()):
         first, last = batch.host_cu_seqlens_q[index : index + 2].tolist()
         k, v = gather_context(kv_cache, batch.block_tables[index], context_len)
+        if kv_scales is not None:
+            scales = kv_scales.unsqueeze(-1)
+            k_scale, v_scale = gather_context(scales, batch.block_tables[index], context_len)
+            k, v = k.float() * k_scale, v.float() * v_scale
         visible = visible_keys(last - first, context_len, window, q.device)
-        result[first:last] = attend(q[first:last], k, v, visible, scale).to(q.dtype)
+        result[first:last] = attend(q[first:last], k, v, visible, scale, soft_cap).to(q.dtype)
     return result.flatten(1)
 
 
@@ -41,10 +52,14 @@ def visible_keys(
     return visible if window is None else visible & (key_at > query_at - window)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float, soft_cap: float | None
+) -> Tensor:
     """Softmax attention: q [Q, H, D], k and v [K, X, D] → [Q, H, D] fp32."""
     group = q.shape[1] // k.shape[0]
     k, v = k.float().repeat_interleave(group, 0), v.float().repeat_interleave(group, 0)
     scores = torch.einsum("qhd,hxd->hqx", q.float(), k) * scale
+    if soft_cap is not None:
+        scores = soft_cap * torch.tanh(scores / soft_cap)
     weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
     return torch.einsum("hqx,hxd->qhd", weights, v)
