@@ -19,6 +19,11 @@ except ImportError:
 
 AVAILABLE = triton is not None
 
+if AVAILABLE and triton.knobs.runtime.interpret:
+    from kernels import _interpreter
+
+    _interpreter.repair()
+
 
 def runs_on(*tensors: torch.Tensor) -> bool:
     """Whether Triton kernels take these tensors: all on an NVIDIA GPU."""

@@ -1,0 +1,61 @@
+"""What Triton's interpreter (3.6 to 3.9) gets wrong, put right where kernels are interpreted.
+
+It keeps bf16 numbers as their bits: it multiplies the bits in `tl.dot`, converts them as if they
+were integers to every type but fp32, and cuts fp32 numbers off instead of rounding them. GPUs do
+not, so kernels need no way around it. Sums and products of bf16 numbers stay wrong: kernels widen
+what they load.
+"""
+
+from typing import Any
+
+import numpy as np
+import triton.language as tl
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+
+def repair() -> None:
+    """Give the interpreter conversions and products that know bf16."""
+    plain_cast, plain_dot = InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot
+    plain_fp_to_fp = InterpreterBuilder.create_fp_to_fp
+
+    def cast(self: Any, src: Any, dst_type: Any) -> Any:
+        if src.dtype.scalar == tl.bfloat16:
+            if dst_type.scalar == tl.bfloat16:
+                return src
+            src = _widened(src)
+        if dst_type.scalar == tl.bfloat16:
+            return _rounded(plain_cast(self, src, _like(dst_type, tl.float32)))
+        return src if src.dtype.scalar == dst_type.scalar else plain_cast(self, src, dst_type)
+
+    def fp_to_fp(self: Any, src: Any, dst_type: Any, rounding_mode: Any) -> Any:
+        if tl.bfloat16 in (src.dtype.scalar, dst_type.scalar):
+            return cast(self, src, dst_type)
+        return plain_fp_to_fp(self, src, dst_type, rounding_mode)
+
+    def dot(self: Any, a: Any, b: Any, *args: Any, **kwargs: Any) -> Any:
+        return plain_dot(self, _widened(a), _widened(b), *args, **kwargs)
+
+    InterpreterBuilder.cast_impl = cast
+    InterpreterBuilder.create_fp_to_fp = fp_to_fp
+    InterpreterBuilder.create_dot = dot
+
+
+def _widened(handle: Any) -> Any:
+    """bf16 to fp32; everything else as it is."""
+    if handle.dtype.scalar != tl.bfloat16:
+        return handle
+    bits = handle.data.astype(np.uint32) << 16
+    return TensorHandle(bits.view(np.float32), tl.float32)
+
+
+def _rounded(handle: Any) -> Any:
+    """fp32 to bf16: to the nearest, ties to even; NaN stays NaN."""
+    bits = np.ascontiguousarray(handle.data).view(np.uint32)
+    nearest = (bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16
+    bits = np.where(np.isnan(handle.data), (bits >> 16) | 0x40, nearest)
+    return TensorHandle(bits.astype(np.uint16), tl.bfloat16)
+
+
+def _like(dst_type: Any, scalar: Any) -> Any:
+    """`dst_type` with another element type."""
+    return tl.block_type(scalar, dst_type.shape) if dst_type.is_block() else scalar

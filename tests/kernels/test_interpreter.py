@@ -1,0 +1,61 @@
+"""Triton's interpreter computes with bf16 as a GPU does, once it is repaired."""
+
+import numpy as np
+import pytest
+import torch
+
+from kernels._triton import tl, triton
+
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="kernels are compiled where there is a GPU"
+)
+
+
+@triton.jit
+def _cast_kernel(x_ptr, y_ptr, BLOCK_SIZE: tl.constexpr):
+    at = tl.arange(0, BLOCK_SIZE)
+    tl.store(y_ptr + at, tl.load(x_ptr + at).to(y_ptr.dtype.element_ty))
+
+
+@triton.jit
+def _dot_kernel(a_ptr, b_ptr, y_ptr, BLOCK_SIZE: tl.constexpr):
+    at = tl.arange(0, BLOCK_SIZE)
+    square = at[:, None] * BLOCK_SIZE + at[None, :]
+    product = tl.dot(tl.load(a_ptr + square), tl.load(b_ptr + square))
+    tl.store(y_ptr + square, product.to(y_ptr.dtype.element_ty))
+
+
+TYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int8, torch.int32]
+
+
+@pytest.mark.parametrize("source", TYPES)
+@pytest.mark.parametrize("target", TYPES)
+def test_conversions_equal_pytorch(source, target):
+    x = (torch.randn(256) * 50).clamp(-120, 120).to(source)
+    y = torch.empty(256, dtype=target)
+    _cast_kernel[(1,)](x, y, BLOCK_SIZE=256)
+    assert torch.equal(y, x.to(target))
+
+
+def test_rounding_keeps_what_is_special():
+    x = torch.tensor([np.inf, -np.inf, np.nan, 0.0, -0.0, 1e-40, 3.4e38, 1.00390625])
+    y = torch.empty(8, dtype=torch.bfloat16)
+    _cast_kernel[(1,)](x, y, BLOCK_SIZE=8)
+    torch.testing.assert_close(y, x.bfloat16(), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_products_equal_pytorch(dtype):
+    a, b = torch.randn(2, 32, 32).to(dtype)
+    y = torch.empty(32, 32)
+    _dot_kernel[(1,)](a, b, y, BLOCK_SIZE=32)
+    torch.testing.assert_close(y, a.float() @ b.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_rows_of_a_product_do_not_depend_on_their_place():
+    a, b = torch.randn(2, 32, 32).to(torch.bfloat16)
+    y, shuffled = torch.empty(2, 32, 32)
+    order = torch.randperm(32)
+    _dot_kernel[(1,)](a, b, y, BLOCK_SIZE=32)
+    _dot_kernel[(1,)](a[order].contiguous(), b, shuffled, BLOCK_SIZE=32)
+    assert torch.equal(shuffled, y[order])
