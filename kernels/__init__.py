@@ -11,6 +11,8 @@ images: `R` rows (request × guidance branch), `Q` queries, `L` keys.
 from kernels.attention import attention
 from kernels.geglu import geglu
 from kernels.group_norm_silu import group_norm_silu
+from kernels.linear_gguf import GGUFType, linear_gguf
+from kernels.linear_w8 import linear_w8
 from kernels.paged_attention import PagedBatch, paged_attention
 from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.rope import rope_inplace
@@ -27,16 +29,21 @@ OPS = (
     group_norm_silu,
     geglu,
     attention,
+    linear_gguf,
+    linear_w8,
 )
 """Every op, for tests and benchmarks."""
 
 __all__ = [
     "OPS",
+    "GGUFType",
     "PagedBatch",
     "add_rms_norm",
     "attention",
     "geglu",
     "group_norm_silu",
+    "linear_gguf",
+    "linear_w8",
     "paged_attention",
     "rms_norm",
     "rope_inplace",

@@ -1,0 +1,44 @@
+"""Multiplication with a matrix that stays as it is in a GGUF file."""
+
+from torch import Tensor
+
+from kernels.linear_gguf import cases, composed, reference
+from kernels.linear_gguf.quant_type import GGUFType
+from kernels.registry import op
+
+
+@op(cases)
+def linear_gguf(
+    x: Tensor,
+    weight: Tensor,
+    quant_type: GGUFType,
+    bias: Tensor | None = None,
+    *,
+    int8_activations: bool = False,
+) -> Tensor:
+    """Multiply rows with a quantised weight: `x @ dequantize(weight).T + bias`.
+
+    Args:
+        x: [M, K], fp32, bf16 or fp16; rows may be strided. K is a multiple of the type's block:
+            32 weights, or 256 for the `_K` types.
+        weight: [N, bytes of a row] uint8, contiguous: each row is K / block blocks, exactly as in
+            the file (`quant_type.row_bytes`). Nothing is aligned to more than a byte.
+        quant_type: how the blocks are packed.
+        bias: [N], fp32 or x's dtype.
+        int8_activations: first round each 32 elements of x to int8 with an fp32 scale, as
+            `kernels.int8_activations` says and as llama.cpp does (which keeps the scale in fp16,
+            and rounds 256 elements together for the `_K` types). Integer products and their sums
+            within a run of weights that share a scale are then exact.
+
+    Returns:
+        [M, N], contiguous, x's dtype; sums in fp32. An implementation on tensor cores may round
+        the dequantised weight to x's dtype first.
+
+    Formats: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h
+    """
+    return reference.linear_gguf(x, weight, quant_type, bias, int8_activations=int8_activations)
+
+
+linear_gguf.implementation("composed", supports=composed.supports)(composed.linear_gguf)
+
+__all__ = ["GGUFType", "linear_gguf"]

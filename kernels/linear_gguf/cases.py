@@ -1,0 +1,96 @@
+"""Inputs for `linear_gguf`: every type; random bytes with scales that keep outputs near one."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels.linear_gguf.dequantize import dequantize
+from kernels.linear_gguf.quant_type import BLOCKS, GGUFType, row_bytes
+
+TOLERANCE = {
+    # Sums of up to 14336 products in another order.
+    torch.float32: 2e-5,
+    # One rounding of outputs up to 8, and the weight's own rounding where tensor cores multiply.
+    torch.bfloat16: 2e-2,
+    torch.float16: 3e-3,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """`rows` times a [`outputs`, `inputs`] weight."""
+
+    name: str
+    quant_type: GGUFType
+    rows: int
+    outputs: int
+    inputs: int
+    bias: bool = False
+    strided: bool = False
+    """Rows of x are views of wider ones."""
+    int8_activations: bool = False
+
+
+CASES = (
+    *(Case(f"{one.name.lower()}_one_row", one, 1, 48, 512) for one in GGUFType),
+    *(Case(f"{one.name.lower()}_rows", one, 19, 37, 768, bias=True) for one in GGUFType),
+    *(
+        Case(f"{one.name.lower()}_int8", one, 5, 37, 512, bias=True, int8_activations=True)
+        for one in GGUFType
+    ),
+    Case("smollm2_o", GGUFType.Q4_1, 2, 576, 576),
+    Case("smollm2_o_int8", GGUFType.Q4_1, 33, 576, 576, int8_activations=True),
+    Case("smollm2_down", GGUFType.Q8_0, 1, 576, 1536),
+    Case("llama3_down", GGUFType.Q4_K, 1, 65, 14336),
+    Case("llama3_down_int8", GGUFType.Q6_K, 1, 65, 14336, int8_activations=True),
+    Case("many_rows", GGUFType.Q4_K, 129, 130, 256),
+    Case("one_block", GGUFType.Q5_1, 3, 1, 32),
+    Case("one_block_int8", GGUFType.Q5_1, 3, 1, 32, int8_activations=True),
+    Case("strided", GGUFType.Q4_0, 17, 33, 96, strided=True),
+    Case("strided_int8", GGUFType.Q4_0, 17, 33, 96, strided=True, int8_activations=True),
+    Case("no_rows", GGUFType.Q8_0, 0, 33, 64),
+    Case("no_rows_int8", GGUFType.Q8_0, 0, 33, 64, int8_activations=True),
+)
+
+
+def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
+    """Keyword arguments of the op."""
+    width = case.inputs * 2 if case.strided else case.inputs
+    x = torch.randn(case.rows, width, device=device).to(dtype)[:, : case.inputs]
+    if case.rows > 1:
+        # A row of zeros has no largest magnitude to round by.
+        x[1] = 0
+    return {
+        "x": x,
+        "weight": random_weight(case.quant_type, case.outputs, case.inputs).to(device),
+        "quant_type": case.quant_type,
+        "bias": torch.randn(case.outputs, device=device).to(dtype) if case.bias else None,
+        "int8_activations": case.int8_activations,
+    }
+
+
+def random_weight(quant_type: GGUFType, outputs: int, inputs: int) -> Tensor:
+    """[outputs, bytes] uint8 on the CPU; weights of all signs, root mean square 1 / sqrt(inputs).
+
+    All bytes are random, then the scales are set: small ones are subnormal, as in real files.
+    """
+    packed = torch.randint(256, (outputs, row_bytes(quant_type, inputs)), dtype=torch.uint8)
+    block = BLOCKS[quant_type]
+    blocks = packed.view(-1, block.num_bytes)
+    _set_scales(blocks, block.scale_offsets, torch.ones(()))
+    size = dequantize(packed, quant_type).square().mean().sqrt()
+    _set_scales(blocks, block.scale_offsets, 1 / (size * inputs**0.5))
+    return packed
+
+
+def _set_scales(blocks: Tensor, offsets: tuple[int, ...], size: Tensor) -> None:
+    for offset in offsets:
+        sign = torch.randint(2, (len(blocks), 1)) * 2 - 1
+        scale = (torch.rand(len(blocks), 1) + 0.5) * sign * size
+        blocks[:, offset : offset + 2] = scale.to(torch.float16).view(torch.uint8)
+
+
+def outputs(result: Tensor, inputs: dict[str, object]) -> tuple[object, ...]:
+    """Everything the op wrote."""
+    return (result,)

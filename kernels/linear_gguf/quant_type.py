@@ -1,0 +1,55 @@
+"""The quantised tensor types of GGUF files that we multiply with, and how their blocks look."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class GGUFType(IntEnum):
+    """The types, with ggml's numbers."""
+
+    Q4_0 = 2
+    Q4_1 = 3
+    Q5_0 = 6
+    Q5_1 = 7
+    Q8_0 = 8
+    Q2_K = 10
+    Q3_K = 11
+    Q4_K = 12
+    Q5_K = 13
+    Q6_K = 14
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Sizes of a block, the unit in which a row of weights is stored."""
+
+    num_weights: int
+    num_bytes: int
+    scale_offsets: tuple[int, ...]
+    """Bytes at which its fp16 factors start: the scale, then the minimum where there is one."""
+
+
+BLOCKS = {
+    GGUFType.Q4_0: Block(32, 18, (0,)),
+    GGUFType.Q4_1: Block(32, 20, (0, 2)),
+    GGUFType.Q5_0: Block(32, 22, (0,)),
+    GGUFType.Q5_1: Block(32, 24, (0, 2)),
+    GGUFType.Q8_0: Block(32, 34, (0,)),
+    GGUFType.Q2_K: Block(256, 84, (80, 82)),
+    GGUFType.Q3_K: Block(256, 110, (108,)),
+    GGUFType.Q4_K: Block(256, 144, (0, 2)),
+    GGUFType.Q5_K: Block(256, 176, (0, 2)),
+    GGUFType.Q6_K: Block(256, 210, (208,)),
+}
+
+
+def row_bytes(quant_type: GGUFType, size: int) -> int:
+    """Bytes of a row of `size` weights.
+
+    Raises:
+        ValueError: `size` is not a multiple of the block.
+    """
+    block = BLOCKS[quant_type]
+    if size % block.num_weights:
+        raise ValueError(f"{size} weights are no whole {quant_type.name} blocks")
+    return size // block.num_weights * block.num_bytes

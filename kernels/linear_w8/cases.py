@@ -1,0 +1,72 @@
+"""Inputs for `linear_w8`: model shapes, odd sizes, strided rows, both kinds of activations."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TOLERANCE = {
+    # Sums of up to 14336 products in another order.
+    torch.float32: 2e-5,
+    # One rounding of outputs up to 8; twice where the product is rounded before the scale.
+    torch.bfloat16: 3.2e-2,
+    torch.float16: 4e-3,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """`rows` times a [`outputs`, `inputs`] weight."""
+
+    name: str
+    rows: int
+    outputs: int
+    inputs: int
+    bias: bool = False
+    strided: bool = False
+    """Rows of x are views of wider ones."""
+    int8_activations: bool = False
+
+
+_CASES = (
+    Case("smollm2_o", 1, 576, 576),
+    Case("smollm2_o_batch", 33, 576, 576),
+    Case("smollm2_down", 3, 576, 1536),
+    Case("llama3_down", 2, 65, 14336),
+    Case("odd", 7, 37, 131, bias=True),
+    Case("many_rows", 129, 130, 320, bias=True),
+    Case("one_of_each", 1, 1, 1),
+    Case("strided", 17, 33, 96, strided=True),
+    Case("no_rows", 0, 33, 64),
+)
+CASES = (
+    *_CASES,
+    *(
+        Case(**{**vars(one), "name": f"{one.name}_int8", "int8_activations": True})
+        for one in _CASES
+    ),
+)
+
+
+def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
+    """Keyword arguments of the op."""
+    width = case.inputs * 2 if case.strided else case.inputs
+    x = torch.randn(case.rows, width, device=device).to(dtype)[:, : case.inputs]
+    if case.rows > 1:
+        # A row of zeros has no largest magnitude to round by.
+        x[1] = 0
+    shape = (case.outputs, case.inputs)
+    # Integers of root mean square 74, so that outputs stay near one.
+    scale = (torch.rand(case.outputs, device=device) + 0.5) / (74 * case.inputs**0.5)
+    return {
+        "x": x,
+        "weight": torch.randint(-128, 128, shape, dtype=torch.int8, device=device),
+        "scale": scale,
+        "bias": torch.randn(case.outputs, device=device).to(dtype) if case.bias else None,
+        "int8_activations": case.int8_activations,
+    }
+
+
+def outputs(result: Tensor, inputs: dict[str, object]) -> tuple[object, ...]:
+    """Everything the op wrote."""
+    return (result,)
