@@ -1,0 +1,62 @@
+"""One implementation of an op against the op's reference in fp32; tests and benchmarks use it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.guarded_memory import GuardedMemory
+from kernels.registry import Op
+
+
+class Mismatch(AssertionError):
+    """An implementation that refuses its case, computes something else, or writes elsewhere."""
+
+
+def check(op: Op[..., Any], name: str, case: Any, dtype: torch.dtype, device: torch.device) -> None:
+    """Run it once on new random inputs, with guards around all memory.
+
+    Raises:
+        Mismatch: op, implementation, case and what is wrong with which output.
+    """
+    inputs = op.cases.make_inputs(case, dtype, device)
+    exact = GuardedMemory().copied(inputs, torch.float32)
+    expected = op.cases.outputs(op.reference(**exact), exact)
+    memory = GuardedMemory()
+    given = memory.copied(inputs)
+    what = f"{op.name} {name} {case.name} {dtype}"
+    run = op.reference
+    if name != "reference":
+        implementation = op.implementations()[name]
+        run = implementation.function
+        refuses = case.name in getattr(op.cases, "REFUSED", {}).get(name, ())
+        if implementation.supports(**given) is refuses:
+            raise Mismatch(f"{what}: " + ("not refused" if refuses else "refused"))
+        if refuses:
+            return
+    with memory.holding_allocations():
+        result = run(**given)
+    found = op.cases.outputs(result, given)
+    for one, (got, want) in enumerate(zip(found, expected, strict=True)):
+        difference = _difference(got, want, op.cases.TOLERANCE[dtype])
+        if difference is not None:
+            raise Mismatch(f"{what}: output {one} {difference}")
+    damage = memory.damage(found)
+    if damage is not None:
+        raise Mismatch(f"{what}: {damage}")
+
+
+def _difference(got: Tensor, want: Tensor, tolerance: float) -> str | None:
+    if got.shape != want.shape:
+        return f"has shape {tuple(got.shape)} instead of {tuple(want.shape)}"
+    if got.numel() == 0:
+        return None
+    got, want = got.float(), want.float()
+    # Relative where values are large: `outputs` of a case may reach thousands.
+    error = (got - want).abs() / want.abs().clamp(min=1.0)
+    # Infinities that agree, such as those of masked log-probabilities, are no error.
+    error = error.masked_fill(got == want, 0.0).nan_to_num(nan=torch.inf).flatten()
+    worst = int(error.argmax())
+    if error[worst] <= tolerance:
+        return None
+    return f"element {worst} is {got.flatten()[worst]} instead of {want.flatten()[worst]}"
