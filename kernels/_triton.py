@@ -49,6 +49,8 @@ class Variant:
     """Pointers and integers that are not divisible by 16, the rest is."""
     num_warps: int = 4
     num_stages: int = 3
+    capabilities: tuple[int, ...] = (80, 90, 100)
+    """The GPUs that run it; the others get another one."""
     uses_tensor_cores: bool = False
     """A GEMM or a prefill attention: compiled code without tensor-core instructions is a fault."""
 
