@@ -1,6 +1,7 @@
 """Models that tests share: the real SmolLM2 and tiny random ones made on the spot."""
 
 import contextlib
+import os
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +17,14 @@ prepare_process()
 import torch  # noqa: E402
 
 if not torch.cuda.is_available():
-    # Kernels are then interpreted, on CPU tensors; decided when they are defined.
+    # Kernels are then interpreted, on CPU tensors. That is decided when a kernel is defined: Triton's
+    # own (`tl.sum`) while it is imported, ours later. Servers that tests start must not inherit it.
+    os.environ["TRITON_INTERPRET"] = "1"
     with contextlib.suppress(ImportError):
         import triton
 
         triton.knobs.runtime.interpret = True
+    del os.environ["TRITON_INTERPRET"]
 
 from engine.weights.source import Checkpoint, resolve_source  # noqa: E402
 

@@ -25,6 +25,13 @@ def _dot_kernel(a_ptr, b_ptr, y_ptr, BLOCK_SIZE: tl.constexpr):
     tl.store(y_ptr + square, product.to(y_ptr.dtype.element_ty))
 
 
+@triton.jit
+def _sum_kernel(x_ptr, y_ptr, BLOCK_SIZE: tl.constexpr):
+    x = tl.load(x_ptr + tl.arange(0, BLOCK_SIZE)).to(tl.float32)
+    tl.store(y_ptr, tl.sum(x, 0))
+    tl.store(y_ptr + 1, tl.max(x, 0))
+
+
 TYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int8, torch.int32]
 
 
@@ -59,3 +66,9 @@ def test_rows_of_a_product_do_not_depend_on_their_place():
     _dot_kernel[(1,)](a, b, y, BLOCK_SIZE=32)
     _dot_kernel[(1,)](a[order].contiguous(), b, shuffled, BLOCK_SIZE=32)
     assert torch.equal(shuffled, y[order])
+
+
+def test_tritons_own_functions_are_interpreted_too():
+    x, y = torch.randn(64).to(torch.bfloat16), torch.empty(2)
+    _sum_kernel[(1,)](x, y, BLOCK_SIZE=64)
+    torch.testing.assert_close(y, torch.stack((x.float().sum(), x.float().max())))
