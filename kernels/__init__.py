@@ -12,7 +12,10 @@ from kernels.attention import attention
 from kernels.geglu import geglu
 from kernels.group_norm_silu import group_norm_silu
 from kernels.linear_gguf import GGUFType, linear_gguf
+from kernels.linear_nf4 import linear_nf4
+from kernels.linear_w4a16 import linear_w4a16
 from kernels.linear_w8 import linear_w8
+from kernels.lora_gather import lora_gather
 from kernels.paged_attention import PagedBatch, paged_attention
 from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.rope import rope_inplace
@@ -31,6 +34,9 @@ OPS = (
     attention,
     linear_gguf,
     linear_w8,
+    linear_w4a16,
+    linear_nf4,
+    lora_gather,
 )
 """Every op, for tests and benchmarks."""
 
@@ -43,7 +49,10 @@ __all__ = [
     "geglu",
     "group_norm_silu",
     "linear_gguf",
+    "linear_nf4",
+    "linear_w4a16",
     "linear_w8",
+    "lora_gather",
     "paged_attention",
     "rms_norm",
     "rope_inplace",

@@ -53,9 +53,11 @@ def linear_w8(
 
 def _integer_product(q: Tensor, weight: Tensor) -> Tensor:
     """Exact `q @ weight.T` of int8 matrices."""
-    if q.device.type == "cpu":
-        return torch._int_mm(q, weight.t())
     # cuBLAS takes only some shapes of integers.
+    return torch._int_mm(q, weight.t()) if q.device.type == "cpu" else _in_floats(q, weight)
+
+
+def _in_floats(q: Tensor, weight: Tensor) -> Tensor:
     sums = torch.zeros(q.shape[0], weight.shape[0], dtype=torch.int32, device=q.device)
     for start in range(0, q.shape[1], EXACT_TERMS):
         terms = slice(start, start + EXACT_TERMS)

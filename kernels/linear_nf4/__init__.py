@@ -1,0 +1,43 @@
+"""Multiplication with a weight in bitsandbytes' 4-bit NormalFloat."""
+
+from torch import Tensor
+
+from kernels.linear_nf4 import cases, composed, reference
+from kernels.linear_nf4.reference import resolve_absmax
+from kernels.registry import op
+
+
+@op(cases)
+def linear_nf4(
+    x: Tensor,
+    weight: Tensor,
+    absmax: Tensor,
+    block_size: int,
+    shape: tuple[int, int],
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Multiply rows with an NF4 weight: `x @ dequantize(weight).T + bias`.
+
+    Args:
+        x: [M, K], fp32, bf16 or fp16; rows may be strided.
+        weight: uint8, contiguous, in whatever shape it is stored: the weight's elements row by
+            row, two to a byte, the first in the high four bits; each an index into
+            `reference.CODE`.
+        absmax: [ceil(N K / block_size)] fp32, which each block's codes are multiplied with. Where
+            the checkpoint has quantised these too, `resolve_absmax` gives them.
+        block_size: consecutive elements that share a magnitude; blocks may reach across rows.
+        shape: (N, K).
+        bias: [N], fp32 or x's dtype.
+
+    Returns:
+        [M, N], contiguous, x's dtype; sums in fp32. An implementation on tensor cores may round
+        the dequantised weight to x's dtype first.
+
+    Paper: Dettmers et al. 2023, arXiv:2305.14314, sections 3 and E.
+    """
+    return reference.linear_nf4(x, weight, absmax, block_size, shape, bias)
+
+
+linear_nf4.implementation("composed", supports=composed.supports)(composed.linear_nf4)
+
+__all__ = ["linear_nf4", "resolve_absmax"]

@@ -1,0 +1,74 @@
+"""Inputs for `linear_nf4`: model shapes, block sizes, blocks across rows, odd sizes."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TOLERANCE = {
+    # Sums of up to 14336 products in another order.
+    torch.float32: 2e-5,
+    # Rounding of outputs up to 8 before and after the bias, and of the weights.
+    torch.bfloat16: 3.2e-2,
+    torch.float16: 4e-3,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """`rows` times a [`outputs`, `inputs`] weight."""
+
+    name: str
+    rows: int
+    outputs: int
+    inputs: int
+    block_size: int = 64
+    bias: bool = False
+    strided: bool = False
+    """Rows of x are views of wider ones."""
+
+
+_ACROSS_ROWS = (
+    Case("blocks_across_rows", 3, 37, 96),
+    Case("odd_rows", 5, 7, 33, bias=True),
+    Case("one_of_each", 1, 1, 1),
+)
+CASES = (
+    Case("llama3_down", 1, 72, 14336),
+    Case("llama3_o_batch", 19, 72, 4096, bias=True),
+    Case("smollm2_o", 2, 576, 576),
+    Case("blocks_of_32", 3, 40, 160, block_size=32),
+    Case("blocks_of_256", 3, 40, 512, block_size=256),
+    Case("odd_outputs", 7, 37, 128, bias=True),
+    Case("many_rows", 129, 130, 256),
+    Case("strided", 17, 40, 128, strided=True),
+    Case("no_rows", 0, 40, 128),
+    *_ACROSS_ROWS,
+)
+REFUSED = {"composed": {case.name for case in _ACROSS_ROWS}}
+"""Cases that an implementation leaves to the reference."""
+
+
+def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
+    """Keyword arguments of the op."""
+    width = case.inputs * 2 if case.strided else case.inputs
+    x = torch.randn(case.rows, width, device=device).to(dtype)[:, : case.inputs]
+    num_weights = case.outputs * case.inputs
+    num_blocks = math.ceil(num_weights / case.block_size)
+    # Random codes have a root mean square of 0.54, so outputs stay near one.
+    absmax = (torch.rand(num_blocks, device=device) + 0.5) / (0.54 * case.inputs**0.5)
+    shape = (math.ceil(num_weights / 2), 1)
+    return {
+        "x": x,
+        "weight": torch.randint(256, shape, dtype=torch.uint8, device=device),
+        "absmax": absmax,
+        "block_size": case.block_size,
+        "shape": (case.outputs, case.inputs),
+        "bias": torch.randn(case.outputs, device=device).to(dtype) if case.bias else None,
+    }
+
+
+def outputs(result: Tensor, inputs: dict[str, object]) -> tuple[object, ...]:
+    """Everything the op wrote."""
+    return (result,)

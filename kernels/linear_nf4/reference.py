@@ -1,0 +1,69 @@
+"""The definition, in fp32."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CODE = (
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
+"""NF4: quantiles of a normal distribution, with an exact zero (QLoRA, appendix E)."""
+
+
+def linear_nf4(
+    x: Tensor,
+    weight: Tensor,
+    absmax: Tensor,
+    block_size: int,
+    shape: tuple[int, int],
+    bias: Tensor | None = None,
+) -> Tensor:
+    """See `kernels.linear_nf4`."""
+    whole = dequantize(weight, absmax, block_size, shape)
+    return F.linear(x.float(), whole, None if bias is None else bias.float()).to(x.dtype)
+
+
+def dequantize(weight: Tensor, absmax: Tensor, block_size: int, shape: tuple[int, int]) -> Tensor:
+    """The weight, [N, K] fp32."""
+    packed = weight.flatten()
+    # A last byte may hold one weight only.
+    index = torch.stack([packed >> 4, packed & 15], dim=1).flatten()[: shape[0] * shape[1]]
+    values = torch.tensor(CODE, device=packed.device)[index.int()]
+    return (values * absmax.repeat_interleave(block_size)[: len(values)]).view(shape)
+
+
+def resolve_absmax(
+    absmax: Tensor,
+    nested_absmax: Tensor,
+    nested_code: Tensor,
+    nested_block_size: int,
+    offset: float,
+) -> Tensor:
+    """Undo double quantisation: a block's fp32 magnitude from its 8-bit code.
+
+    Args:
+        absmax: [blocks] uint8, indices into `nested_code`.
+        nested_absmax: [blocks / nested_block_size, rounded up] fp32.
+        nested_code: [256] fp32.
+        offset: what was subtracted before, the mean of all magnitudes.
+
+    Returns:
+        [blocks] fp32.
+    """
+    scale = nested_absmax.repeat_interleave(nested_block_size)[: len(absmax)]
+    return nested_code[absmax.int()] * scale + offset

@@ -1,0 +1,80 @@
+"""Inputs for `linear_w4a16`: model shapes, group sizes, act-order, symmetric, odd sizes."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TOLERANCE = {
+    # Sums of up to 14336 products in another order.
+    torch.float32: 2e-5,
+    # Rounding of outputs up to 8 before and after the bias, and of the weights.
+    torch.bfloat16: 3.2e-2,
+    torch.float16: 4e-3,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """`rows` times a [`inputs`, `outputs`] weight."""
+
+    name: str
+    rows: int
+    outputs: int
+    inputs: int
+    group_size: int = 128
+    symmetric: bool = False
+    act_order: bool = False
+    bias: bool = False
+    strided: bool = False
+    """Rows of x are views of wider ones."""
+
+
+CASES = (
+    Case("llama3_down", 1, 72, 14336),
+    Case("llama3_o_batch", 19, 72, 4096, bias=True),
+    Case("smollm2_o", 2, 576, 576, group_size=64),
+    Case("symmetric", 5, 136, 384, symmetric=True),
+    Case("symmetric_act_order", 5, 72, 384, symmetric=True, act_order=True),
+    Case("act_order", 3, 72, 512, act_order=True, bias=True),
+    Case("act_order_small_groups", 17, 40, 256, group_size=32, act_order=True),
+    Case("groups_of_32", 3, 72, 320, group_size=32),
+    Case("one_group", 3, 40, 264, group_size=264),
+    Case("last_group_is_short", 3, 40, 328, group_size=128),
+    Case("odd_outputs", 7, 37, 128, bias=True),
+    Case("many_rows", 129, 130, 256),
+    Case("smallest", 1, 1, 8, group_size=8),
+    Case("strided", 17, 40, 128, strided=True),
+    Case("no_rows", 0, 40, 128),
+)
+
+
+def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
+    """Keyword arguments of the op."""
+    width = case.inputs * 2 if case.strided else case.inputs
+    x = torch.randn(case.rows, width, device=device).to(dtype)[:, : case.inputs]
+    num_groups = math.ceil(case.inputs / case.group_size)
+    groups = (num_groups, case.outputs)
+    # q - zero has a root mean square of 6.5, so outputs stay near one.
+    scales = (torch.rand(groups, device=device) + 0.5) / (6.5 * case.inputs**0.5)
+    g_idx = torch.arange(case.inputs, dtype=torch.int32, device=device) // case.group_size
+    shape = (case.inputs // 8, case.outputs)
+    return {
+        "x": x,
+        "qweight": torch.randint(-(1 << 31), 1 << 31, shape, device=device).to(torch.int32),
+        "scales": scales.to(torch.float16 if dtype is torch.float32 else dtype),
+        "zeros": None if case.symmetric else _zeros(groups, device),
+        "group_size": case.group_size,
+        "g_idx": g_idx[torch.randperm(case.inputs, device=device)] if case.act_order else None,
+        "bias": torch.randn(case.outputs, device=device).to(dtype) if case.bias else None,
+    }
+
+
+def _zeros(shape: tuple[int, int], device: torch.device) -> Tensor:
+    return torch.randint(16, shape, dtype=torch.uint8, device=device)
+
+
+def outputs(result: Tensor, inputs: dict[str, object]) -> tuple[object, ...]:
+    """Everything the op wrote."""
+    return (result,)

@@ -1,0 +1,46 @@
+"""Some columns of the weight at a time are dequantised, then multiplied by PyTorch.
+
+The sum's order is that of a PyTorch product, which may depend on the number of rows of x.
+"""
+
+import torch
+from torch import Tensor
+
+from kernels.linear_w4a16.reference import dequantize
+
+CHUNK_WEIGHTS = 1 << 22
+"""Weights dequantised at a time: 16 MB in fp32."""
+
+
+def supports(
+    x: Tensor,
+    qweight: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    group_size: int,
+    g_idx: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> bool:
+    """All inputs."""
+    return True
+
+
+def linear_w4a16(
+    x: Tensor,
+    qweight: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    group_size: int,
+    g_idx: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """See `kernels.linear_w4a16`."""
+    num_outputs = qweight.shape[1]
+    out = torch.empty(x.shape[0], num_outputs, dtype=x.dtype, device=x.device)
+    step = max(1, CHUNK_WEIGHTS // x.shape[1])
+    for start in range(0, num_outputs, step):
+        part = slice(start, start + step)
+        zero = None if zeros is None else zeros[:, part]
+        weight = dequantize(qweight[:, part], scales[:, part], zero, group_size, g_idx)
+        out[:, part] = x @ weight.to(x.dtype)
+    return out if bias is None else out.add_(bias)

@@ -1,0 +1,69 @@
+"""Inputs for `lora_gather`: decode with many adapters, prefill with one, ranks, strided rows."""
+
+from dataclasses import dataclass
+
+import torch
+
+TOLERANCE = {
+    # Sums of up to 4096 products in another order.
+    torch.float32: 2e-5,
+    # One rounding of outputs up to 8.
+    torch.bfloat16: 2e-2,
+    torch.float16: 2e-3,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """`rows` with adapters at random; one more in `adapters` stands for none."""
+
+    name: str
+    rows: int
+    outputs: int
+    inputs: int
+    rank: int = 16
+    adapters: int = 4
+    strided: bool = False
+    """Rows of x and y are views of wider ones."""
+    sorted: bool = False
+    """Rows of a request are together, as in a prefill."""
+
+
+CASES = (
+    Case("llama3_decode", 9, 200, 4096, adapters=8),
+    Case("smollm2_decode", 33, 576, 576),
+    Case("smollm2_prefill", 130, 192, 576, rank=8, sorted=True),
+    Case("one_row", 1, 64, 64),
+    Case("rank_1", 5, 40, 96, rank=1),
+    Case("rank_12", 5, 40, 96, rank=12),
+    Case("rank_64", 19, 72, 128, rank=64),
+    Case("rank_128", 19, 72, 128, rank=128),
+    Case("odd", 7, 37, 131, rank=5, adapters=3),
+    Case("strided", 17, 40, 96, strided=True),
+    Case("only_without", 3, 40, 96, adapters=0),
+    Case("no_rows", 0, 40, 96),
+)
+
+
+def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
+    """Keyword arguments of the op."""
+    factor = 2 if case.strided else 1
+    y = torch.randn(case.rows, case.outputs * factor, device=device).to(dtype)
+    x = torch.randn(case.rows, case.inputs * factor, device=device).to(dtype)
+    num_stored = max(1, case.adapters)
+    a = torch.randn(num_stored, case.rank, case.inputs, device=device) / case.inputs**0.5
+    b = torch.randn(num_stored, case.outputs, case.rank, device=device) / case.rank**0.5
+    ids = torch.randint(-1, case.adapters, (case.rows,), dtype=torch.int32, device=device)
+    return {
+        "y": y[:, : case.outputs],
+        "x": x[:, : case.inputs],
+        "a": a.to(dtype),
+        "b": b.to(dtype),
+        "adapter_ids": ids.sort().values if case.sorted else ids,
+        "scales": torch.rand(num_stored, device=device) + 0.5,
+    }
+
+
+def outputs(result: None, inputs: dict[str, object]) -> tuple[object, ...]:
+    """Everything the op wrote."""
+    return (inputs["y"],)
