@@ -6,10 +6,10 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast check format bench loadtest size clean
+.PHONY: help serve test test-fast check format kernels-compile bench loadtest size clean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 serve: $(VENV)/.serve  ## Install, fetch the default model and serve it (ARGS="--model … --port …")
 	@$(BIN)/tandem serve $(ARGS)
@@ -35,6 +35,9 @@ loadtest: $(VENV)/.dev  ## Drive a running server (ARGS="run --scenario closed -
 
 bench: $(VENV)/.dev  ## Measure Tandem beside its peers, interleaved (needs the peers installed)
 	$(BIN)/python -m loadtest compare $(ARGS)
+
+kernels-compile: $(VENV)/.dev  ## Compile all Triton kernels for sm_80, sm_90 and sm_100; no GPU needed
+	$(BIN)/python -m kernels.compile $(ARGS)
 
 size: $(VENV)/.dev  ## The longest files
 	@git ls-files '*.py' | xargs wc -l | sort -rn | head -15

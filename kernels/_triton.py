@@ -17,7 +17,13 @@ try:
 except ImportError:
     triton = tl = None
 
+__all__ = ["AVAILABLE", "Variant", "Variants", "runs_on", "tl", "triton"]
+
 AVAILABLE = triton is not None
+
+if AVAILABLE:
+    # The default differs between releases, and some warn that they will change it.
+    triton.knobs.language.default_fp_fusion = True
 
 if AVAILABLE and triton.knobs.runtime.interpret:
     from kernels import _interpreter

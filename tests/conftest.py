@@ -17,8 +17,9 @@ prepare_process()
 import torch  # noqa: E402
 
 if not torch.cuda.is_available():
-    # Kernels are then interpreted, on CPU tensors. That is decided when a kernel is defined: Triton's
-    # own (`tl.sum`) while it is imported, ours later. Servers that tests start must not inherit it.
+    # Kernels are then interpreted, on CPU tensors. That is decided when a kernel is defined:
+    # Triton's own (`tl.sum`) while it is imported, ours later. Servers that tests start must not
+    # inherit it.
     os.environ["TRITON_INTERPRET"] = "1"
     with contextlib.suppress(ImportError):
         import triton

@@ -1,0 +1,162 @@
+"""One kernel variant compiled for one chip, and what its machine code needs; no GPU involved."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kernels import _triton
+from kernels._triton import Variant
+from kernels.chip import KIB, Chip
+from kernels.native import CACHE
+
+FORMAT = 1
+"""Of the cached files; goes up when a field changes its meaning."""
+
+_TENSOR_CORES = re.compile(r"\b([HIBDQOF]G?MMA|UTC[A-Z]*MMA)\b")
+"""Machine instructions: `HMMA` (sm_80), `HGMMA` (sm_90), `UTCHMMA` (sm_100) and their kin."""
+_USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompiledKernel:
+    """What a launch needs, read from the cubin."""
+
+    registers: int
+    """Per thread."""
+    spilled_bytes: int
+    """Per thread, in memory because registers did not suffice."""
+    shared_bytes: int
+    """Per block."""
+    num_warps: int
+    """Per block."""
+    tensor_cores: str = ""
+    """Name of the instructions that use them; empty: none does."""
+
+    def faults(self, variant: Variant, chip: Chip) -> list[str]:
+        """What would make it slow or impossible to launch."""
+        found = []
+        if self.spilled_bytes:
+            found.append(f"spills {self.spilled_bytes} bytes of registers per thread")
+        if self.shared_bytes > chip.max_shared_bytes_per_block:
+            found.append(
+                f"needs {self.shared_bytes / KIB:.1f} KiB of shared memory, a block has "
+                f"{chip.max_shared_bytes_per_block // KIB}"
+            )
+        if variant.uses_tensor_cores and not self.tensor_cores:
+            found.append("has no tensor-core instruction")
+        return found
+
+
+def cache_path(variant: Variant, chip: Chip) -> Path:
+    """Where the result is kept; another path as soon as anything it depends on changes."""
+    facts = [
+        FORMAT,
+        _triton.triton.__version__,
+        chip.capability,
+        variant.kernel.cache_key,
+        sorted(variant.signature.items()),
+        sorted((name, _fact(value)) for name, value in variant.constants.items()),
+        sorted(variant.unaligned),
+        variant.num_warps,
+        variant.num_stages,
+    ]
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
+    return CACHE.expanduser() / f"triton-{key}.json"
+
+
+def cached(variant: Variant, chip: Chip) -> CompiledKernel | None:
+    """The result of an earlier run."""
+    try:
+        return CompiledKernel(**json.loads(cache_path(variant, chip).read_text()))
+    except FileNotFoundError:
+        return None
+
+
+def compiled(variant: Variant, chip: Chip) -> CompiledKernel:
+    """Compile it and keep the result.
+
+    Raises:
+        ValueError: the variant does not say what each argument is.
+        Exception: whatever Triton raises for code it cannot compile.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        # Triton keeps six files per kernel; of interest are five numbers.
+        _triton.triton.knobs.cache.dir = folder
+        kernel = _triton.triton.compile(
+            _source(variant),
+            target=_triton.triton.backends.compiler.GPUTarget("cuda", chip.capability, 32),
+            options={
+                "num_warps": variant.num_warps,
+                "num_stages": variant.num_stages,
+                "enable_fp_fusion": True,
+            },
+        )
+        result = _read(kernel, Path(folder))
+    path = cache_path(variant, chip)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    unfinished.write_text(json.dumps(dataclasses.asdict(result)))
+    unfinished.replace(path)
+    return result
+
+
+def _source(variant: Variant) -> Any:
+    names = variant.kernel.arg_names
+    given = [*variant.signature, *variant.constants]
+    if sorted(given) != sorted(names):
+        wrong = sorted(set(given) ^ set(names)) or "an argument that is there twice"
+        raise ValueError(f"arguments without a type or constants that do not exist: {wrong}")
+    unknown = set(variant.unaligned) - set(variant.signature)
+    if unknown:
+        raise ValueError(f"unaligned, but no argument: {sorted(unknown)}")
+    aligned = {
+        (names.index(name),): [["tt.divisibility", 16]]
+        for name, kind in variant.signature.items()
+        if name not in variant.unaligned and kind.startswith(("*", "i", "u"))
+    }
+    return _triton.triton.compiler.ASTSource(
+        variant.kernel,
+        {name: variant.signature.get(name, "constexpr") for name in names},
+        {(names.index(name),): value for name, value in variant.constants.items()},
+        aligned,
+    )
+
+
+def _read(kernel: Any, folder: Path) -> CompiledKernel:
+    cubin = folder / "kernel.cubin"
+    cubin.write_bytes(kernel.asm["cubin"])
+    usage = _USAGE.search(_dump("-res-usage", cubin))
+    if usage is None:
+        raise ValueError("cuobjdump does not say what the kernel uses")
+    registers, stack, local = map(int, usage.groups())
+    # Disassembling takes as long as compiling; code without `mma` in its PTX needs none.
+    instructions: set[str] = set()
+    if "mma" in kernel.asm["ptx"]:
+        instructions.update(_TENSOR_CORES.findall(_dump("-sass", cubin)))
+    return CompiledKernel(
+        registers=registers,
+        spilled_bytes=stack + local,
+        shared_bytes=kernel.metadata.shared,
+        num_warps=kernel.metadata.num_warps,
+        tensor_cores=" ".join(sorted(instructions)),
+    )
+
+
+def _dump(option: str, cubin: Path) -> str:
+    tool = _triton.triton.knobs.nvidia.cuobjdump.path
+    done = subprocess.run(
+        [tool, option, str(cubin)], capture_output=True, text=True, check=True, timeout=120
+    )
+    return done.stdout
+
+
+def _fact(value: object) -> str:
+    """A constant in words; a function by its source."""
+    return str(getattr(value, "cache_key", repr(value)))
