@@ -13,6 +13,7 @@ from engine.errors import InsufficientMemory, InvalidParameter
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 Policy = Literal["fcfs", "priority"]
+AsyncScheduling = Literal["auto", "on", "off"]
 ImageQuantization = Literal["none", "bnb-nf4", "bnb-int8"]
 
 GIB = 1 << 30
@@ -61,6 +62,10 @@ class EngineConfig:
         None, "CPU threads of the worker; by default one per core.", ge=1
     )
     seed: int | None = knob(None, "Seeds the requests that bring no seed of their own.")
+    async_scheduling: AsyncScheduling = knob(
+        "auto",
+        "Decide and launch the next step while the device runs this one; auto is on for a GPU.",
+    )
     debug_invariants: bool = knob(
         False, "Check the scheduler's invariants after every step (slow)."
     )
@@ -143,6 +148,7 @@ class ResolvedConfig:
     max_num_queued: int
     num_threads: int
     seed: int | None
+    async_scheduling: bool
     debug_invariants: bool
 
     def fingerprint(self) -> str:
@@ -200,8 +206,16 @@ def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> R
         max_num_queued=intent.max_num_queued,
         num_threads=intent.num_threads or machine.num_cores,
         seed=intent.seed,
+        async_scheduling=_wants_async_scheduling(intent, machine),
         debug_invariants=intent.debug_invariants,
     )
+
+
+def _wants_async_scheduling(intent: EngineConfig, machine: MachineFacts) -> bool:
+    """On a CPU a step is over when it is launched: there is nothing to overlap with."""
+    if intent.async_scheduling == "auto":
+        return machine.device == "cuda"
+    return intent.async_scheduling == "on"
 
 
 def _pool_bytes(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> int:

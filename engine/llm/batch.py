@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.llm.decision import ScheduledSequence
+from engine.llm.decision import PENDING_TOKEN_ID, ScheduledSequence
 from kernels import PagedBatch
 
 Int64Array = NDArray[np.int64]
@@ -25,7 +25,7 @@ class Batch:
     sequences: list[ScheduledSequence]
     """In row order."""
     token_ids: Tensor
-    """[T] int64."""
+    """[T] int64; `PENDING_TOKEN_ID` in pending rows."""
     positions: Tensor
     """[T] int64."""
     paged: PagedBatch
@@ -35,6 +35,8 @@ class Batch:
     """[T] on the host: the block each row is stored in."""
     entered_block_ids: list[int]
     """Blocks whose first slot is written now and whose last one is not yet."""
+    pending_rows: list[int]
+    """Single rows, whose token the step before draws: row i is that of sequence i."""
 
     @property
     def first_rows(self) -> list[int]:
@@ -74,6 +76,7 @@ def build_batch(
         slot_mapping=(_on(device, block_ids), _on(device, slots)),
         written_block_ids=block_ids,
         entered_block_ids=_entered(tables, starts, context_lens, block_size),
+        pending_rows=np.flatnonzero(token_ids == PENDING_TOKEN_ID).tolist(),
     )
 
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 
 from engine.types import SamplingParams, TokenLogprob
 
+PENDING_TOKEN_ID = -1
+"""Stands for the token that the step launched just before draws for the same sequence."""
+
 
 @dataclass(slots=True)
 class NewSequence:
@@ -42,6 +45,7 @@ class ScheduledSequence:
 
     seq_id: int
     token_ids: list[int]
+    """The last one may be `PENDING_TOKEN_ID`: only the executor knows it yet."""
     start: int
     block_ids: list[int]
     """The whole block table, long enough for `start + len(token_ids)` tokens. Read only."""
@@ -54,7 +58,11 @@ class ScheduledSequence:
 
 @dataclass(slots=True)
 class ScheduleDecision:
-    """One step. Executors apply it in this order: finished, new, copies, forward, sampling."""
+    """One step. Executors apply it in this order: finished, new, copies, forward, sampling.
+
+    Steps take effect in the order in which they were launched. A block that is freed while a
+    launched step still writes to it can thus be given away: its next owner writes later.
+    """
 
     new: list[NewSequence] = field(default_factory=list)
     scheduled: list[ScheduledSequence] = field(default_factory=list)
@@ -62,6 +70,8 @@ class ScheduleDecision:
     """Copy-on-write: (source block, destination block), to be copied in all layers first."""
     finished: list[int] = field(default_factory=list)
     """Sequences that ended since the last decision; their state can be dropped."""
+    blocks_next: bool = False
+    """The next decision cannot be made before this one's outcome is committed."""
 
     @property
     def num_tokens(self) -> int:

@@ -1,19 +1,25 @@
-"""One model's text engine: schedule → execute → commit, once per step.
+"""One model's text engine: schedule → launch → collect → commit, once per step.
 
-Owned by the worker's loop (`engine.loop`), used from its thread alone.
+Owned by the worker's loop (`engine.loop`), used from its thread alone. With asynchronous scheduling
+the next step is decided and launched before this one is collected, so that the device always has
+one to go on with:
+
+    host    launch 1, launch 2 │ collect 1, commit 1, publish, launch 3 │ collect 2, …
+    device                 step 1           │              step 2            │ step 3
 """
 
+from collections import deque
 from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from engine.config import ResolvedConfig
-from engine.llm.decision import StepOutput
+from engine.llm.decision import ScheduleDecision
 from engine.llm.scheduler import Scheduler
 from engine.types import EngineStats, GenerateRequest, TokenEvent
 
 if TYPE_CHECKING:  # the executor brings torch, which the engine itself does without
-    from engine.llm.executor import Executor
+    from engine.llm.executor import Executor, LaunchedStep
 
 
 class LLMEngine:
@@ -23,6 +29,8 @@ class LLMEngine:
         self._scheduler = scheduler
         self._executor = executor
         self._checks_invariants = config.debug_invariants
+        self._max_launched = 2 if config.async_scheduling else 1
+        self._launched: deque[tuple[ScheduleDecision, LaunchedStep]] = deque()
 
     def add(self, request: GenerateRequest) -> None:
         """Queue a request.
@@ -37,10 +45,10 @@ class LLMEngine:
         self._scheduler.abort(request_id)
 
     def has_work(self) -> bool:
-        return self._scheduler.has_work()
+        return self._scheduler.has_work() or bool(self._launched)
 
     def step(self) -> tuple[list[TokenEvent], EngineStats]:
-        """Run one iteration of the batch.
+        """Bring one step to its end and tell what came of it.
 
         Raises:
             Exception: whatever the executor raised. What the step wrote is unknown then and was not
@@ -48,19 +56,19 @@ class LLMEngine:
                 starts a new one and tells the clients. Trouble with one sequence alone is no
                 exception but an event.
         """
+        schedule_time_s = self._launch_steps()
+        if not self._launched:
+            return [], self.stats()
+        decision, step = self._launched.popleft()
+        output = step.collect()
         started = perf_counter()
-        decision = self._scheduler.schedule()
-        scheduled = perf_counter()
-        is_empty = not decision.scheduled
-        output = StepOutput(outputs=[]) if is_empty else self._executor.execute(decision)
-        executed = perf_counter()
         events = self._scheduler.commit(decision, output)
         if self._checks_invariants:
             self._scheduler.check_invariants()
         stats = replace(
             self._scheduler.stats(),
             kv_bytes_committed=self._executor.kv_bytes_committed,
-            schedule_time_s=scheduled - started + perf_counter() - executed,
+            schedule_time_s=schedule_time_s + perf_counter() - started,
             forward_time_s=output.forward_time_s,
             sample_time_s=output.sample_time_s,
         )
@@ -73,6 +81,20 @@ class LLMEngine:
             kv_bytes_committed=self._executor.kv_bytes_committed,
             step_tokens=0,
         )
+
+    def _launch_steps(self) -> float:
+        """Give the executor as many steps as it may have at a time; returns the time to decide."""
+        schedule_time_s = 0.0
+        while len(self._launched) < self._max_launched:
+            if self._launched and self._launched[-1][0].blocks_next:
+                break
+            started = perf_counter()
+            decision = self._scheduler.schedule()
+            schedule_time_s += perf_counter() - started
+            if not decision.scheduled:
+                break
+            self._launched.append((decision, self._executor.launch(decision)))
+        return schedule_time_s
 
     def shutdown(self) -> None:
         """Release the executor's resources."""

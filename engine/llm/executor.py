@@ -6,11 +6,23 @@ from engine.llm.decision import ScheduleDecision, StepOutput
 from engine.llm.model_runner import ModelRunner
 
 
+class LaunchedStep(Protocol):
+    """A step on its way."""
+
+    def collect(self) -> StepOutput:
+        """Wait for its end; the answer has one entry per scheduled sequence, in order."""
+        ...
+
+
 class Executor(Protocol):
     """Carries out one decision after the other. Called by one thread."""
 
-    def execute(self, decision: ScheduleDecision) -> StepOutput:
-        """Run one step; the answer has one entry per scheduled sequence, in order."""
+    def launch(self, decision: ScheduleDecision) -> LaunchedStep:
+        """Begin a step. Each is to be collected once, in the order of the launches.
+
+        The one before may not be collected yet, but those before that are. What happens between
+        launch and collect is the executor's choice: on a GPU the step runs meanwhile.
+        """
         ...
 
     def warm_up(self) -> None:
@@ -33,8 +45,8 @@ class LocalExecutor:
     def __init__(self, runner: ModelRunner) -> None:
         self._runner = runner
 
-    def execute(self, decision: ScheduleDecision) -> StepOutput:
-        return self._runner.execute(decision)
+    def launch(self, decision: ScheduleDecision) -> LaunchedStep:
+        return self._runner.launch(decision)
 
     def warm_up(self) -> None:
         self._runner.warm_up()

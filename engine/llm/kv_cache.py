@@ -55,6 +55,10 @@ class BlockPool:
     def blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
 
+    def filled_by(self, start: int, end: int) -> range:
+        """Indexes of the blocks that tokens `start .. end` fill up."""
+        return range(start // self.block_size, end // self.block_size)
+
     def allocate(self) -> int:
         """Take a block: the last freed, else the next untouched, else the longest idle.
 
@@ -227,18 +231,13 @@ class BlockTable:
             self.block_ids.append(pool.allocate())
         return True
 
-    def advance(self, num_tokens: int) -> range:
-        """The slots before `num_tokens` are computed now.
-
-        Returns:
-            Indexes of the blocks that this filled up.
-        """
+    def advance(self, num_tokens: int) -> None:
+        """The slots before `num_tokens` are computed now, or will be by a launched step."""
         pool, size = self._pool, self._pool.block_size
         first = self.num_tokens // size
         for index in range(first, pool.blocks_for(num_tokens)):
             pool.set_written(self.block_ids[index], min(size, num_tokens - index * size))
         self.num_tokens = num_tokens
-        return range(first, num_tokens // size)
 
     def _is_frozen(self, block_id: int) -> bool:
         return self._pool.is_shared(block_id) or block_id in self._pool.cache

@@ -3,6 +3,7 @@
 Owns the model, the KV pool's memory and the sampling state; knows no queues. Loop thread only.
 """
 
+from dataclasses import dataclass, field
 from time import perf_counter
 
 import torch
@@ -32,6 +33,28 @@ WARM_UP_TOKENS = (1, 2, 4, 8, 16, 24, 32)
 OUT_OF_MEMORY = "the step needs more memory than the device has free; use a smaller batch"
 
 
+@dataclass(frozen=True, slots=True)
+class FinishedStep:
+    """A step that was over when `launch` returned."""
+
+    output: StepOutput
+
+    def collect(self) -> StepOutput:
+        """See `engine.llm.executor.LaunchedStep`."""
+        return self.output
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnTokens:
+    """What the last step drew, still on the device: the next one may start from it."""
+
+    token_ids: Tensor
+    """[R] int64, at least one; a row that failed has any id of the vocabulary."""
+    places: dict[int, int] = field(default_factory=dict)
+    """By sequence id. None after a step that failed as a whole: its sequences have ended, and it
+    does not matter what rows of theirs start from."""
+
+
 class ModelRunner:
     """Executes decisions one after the other."""
 
@@ -59,26 +82,33 @@ class ModelRunner:
         self._sampler = Sampler(model_config.vocab_size, device)
         self._scored: dict[int, NewSequence] = {}
         """Sequences whose prompt is to be scored: the targets come from it."""
+        self._drawn = self._nothing_drawn()
 
     @property
     def kv_bytes_committed(self) -> int:
         """Physical memory that the KV pool takes so far."""
         return self._kv.bytes_committed
 
-    @torch.inference_mode()
     def execute(self, decision: ScheduleDecision) -> StepOutput:
-        """Run one step.
+        """Run one step to its end."""
+        return self.launch(decision).collect()
+
+    @torch.inference_mode()
+    def launch(self, decision: ScheduleDecision) -> FinishedStep:
+        """Run one step, whose tokens may be those that the last one drew.
 
         A sequence whose logits are not finite gets an error, the others are unaffected. When memory
         runs out all sequences of the step get one. Other exceptions pass through; the sampling
         state is then as after the step before, plus and minus the decision's sequences.
         """
         self._apply_changes(decision)
+        drawn, self._drawn = self._drawn, self._nothing_drawn()
         if not decision.scheduled:
-            return StepOutput([])
+            return FinishedStep(StepOutput([]))
         started = perf_counter()
         try:
             batch = build_batch(decision.scheduled, self._config.block_size, self._device)
+            _fill_in(batch, drawn)
             hidden = self._forward(batch)
             logits = self._logits_to_sample(batch, hidden)
             computed = perf_counter()
@@ -88,13 +118,17 @@ class ModelRunner:
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
-            return StepOutput(
-                [SequenceOutput(s.seq_id, error=OUT_OF_MEMORY) for s in decision.scheduled]
+            return FinishedStep(
+                StepOutput(
+                    [SequenceOutput(s.seq_id, error=OUT_OF_MEMORY) for s in decision.scheduled]
+                )
             )
-        return StepOutput(
-            [outputs[s.seq_id] for s in decision.scheduled],
-            forward_time_s=computed - started,
-            sample_time_s=perf_counter() - computed,
+        return FinishedStep(
+            StepOutput(
+                [outputs[s.seq_id] for s in decision.scheduled],
+                forward_time_s=computed - started,
+                sample_time_s=perf_counter() - computed,
+            )
         )
 
     def warm_up(self) -> None:
@@ -128,6 +162,9 @@ class ModelRunner:
         )
         self.execute(ScheduleDecision(finished=ids))
 
+    def _nothing_drawn(self) -> DrawnTokens:
+        return DrawnTokens(torch.zeros(1, dtype=torch.int64, device=self._device))
+
     def _apply_changes(self, decision: ScheduleDecision) -> None:
         for seq_id in decision.finished:
             self._sampler.remove(seq_id)
@@ -158,7 +195,12 @@ class ModelRunner:
     def _sample(self, batch: Batch, logits: Tensor, outputs: dict[int, SequenceOutput]) -> None:
         sampling = [s for s in batch.sequences if s.samples]
         rows = [SampleRow(s.seq_id, s.num_output_tokens) for s in sampling]
-        for row, token in zip(rows, self._sampler.sample(logits, rows), strict=True):
+        tokens = self._sampler.sample(logits, rows)
+        self._drawn = DrawnTokens(
+            torch.tensor([max(t.token_id, 0) for t in tokens], device=self._device),
+            {row.seq_id: place for place, row in enumerate(rows)},
+        )
+        for row, token in zip(rows, tokens, strict=True):
             output = outputs[row.seq_id]
             if token.error is not None:
                 output.error = output.error or token.error
@@ -191,6 +233,15 @@ class ModelRunner:
             logits = self._model.compute_logits(rows[start : start + len(piece)])
             scores += self._sampler.score(logits, piece, num_top)
         return scores
+
+
+def _fill_in(batch: Batch, drawn: DrawnTokens) -> None:
+    """Put the tokens of the step before where the decision could not name them."""
+    if not batch.pending_rows:
+        return
+    places = [drawn.places.get(batch.sequences[row].seq_id, 0) for row in batch.pending_rows]
+    rows = torch.tensor([batch.pending_rows, places], device=batch.token_ids.device)
+    batch.token_ids[rows[0]] = drawn.token_ids[rows[1]]
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -6,6 +6,12 @@ keys and values are in its blocks); steps let the second number catch up with th
     token_ids   [ prompt ............ | output ... ]
                 [ computed ...... | missing ....... ]
     a new token is drawn by the step that leaves nothing missing
+
+Steps may be launched before the outcome of the one before is known. What a launched step computes
+counts as computed and what it draws as known, though its id is pending:
+
+    known       [ token_ids ................. | pending ]
+                [ computed | in flight ...... | missing ]
 """
 
 from dataclasses import dataclass, field
@@ -14,7 +20,12 @@ from typing import Any
 
 from engine.config import ResolvedConfig
 from engine.errors import ContextLengthExceeded, InvalidParameter, OutOfBlocks
-from engine.llm.decision import NewSequence, ScheduledSequence, SequenceOutput
+from engine.llm.decision import (
+    PENDING_TOKEN_ID,
+    NewSequence,
+    ScheduledSequence,
+    SequenceOutput,
+)
 from engine.llm.kv_cache import BlockTable
 from engine.llm.prefix_cache import extend_chain
 from engine.types import FinishReason, GenerateRequest, TokenEvent, TokenLogprob
@@ -52,9 +63,19 @@ class ActiveRequest:
     def donor(self) -> "Sequence | None":
         """A running sequence whose table holds the whole prompt, for others to fork."""
         for sequence in self.sequences:
-            if sequence.status is Status.RUNNING and sequence.table.num_tokens >= self.prompt_len:
+            if sequence.status is Status.RUNNING and sequence.num_computed >= self.prompt_len:
                 return sequence
         return None
+
+    @property
+    def draws_by_history(self) -> bool:
+        """What it may draw depends on the tokens before, which the host must know by then."""
+        sampling = self.request.sampling
+        return (
+            sampling.repetition_penalty != 1.0
+            or sampling.frequency_penalty != 0.0
+            or sampling.presence_penalty != 0.0
+        )
 
 
 @dataclass(eq=False, slots=True)
@@ -71,9 +92,15 @@ class Sequence:
     """Prompt and output. Only appended to."""
     max_num_tokens: int
     """Length at which it ends whatever it says."""
+    last_num_tokens: int
+    """Length at which it ends or, since the pool holds no more, fails: nothing runs behind it."""
     status: Status = Status.HELD_BACK
     is_announced: bool = False
     """The executor knows it."""
+    num_in_flight: int = 0
+    """Tokens that launched steps compute and whose outcome is not committed."""
+    num_pending: int = 0
+    """Tokens that launched steps draw: they follow `token_ids`."""
     num_cached_tokens: int = 0
     chain: list[bytes] = field(default_factory=list)
     """Hashes of the full blocks of `token_ids`, as far as they were needed."""
@@ -88,9 +115,21 @@ class Sequence:
         return len(self.token_ids) - self.owner.prompt_len
 
     @property
+    def num_known(self) -> int:
+        """Tokens that can be run: those of its text and those that launched steps draw."""
+        return len(self.token_ids) + self.num_pending
+
+    @property
+    def num_computed(self) -> int:
+        """Tokens whose keys and values are there for certain: their steps are committed."""
+        return self.table.num_tokens - self.num_in_flight
+
+    @property
     def num_missing(self) -> int:
-        """Known tokens that are not computed yet: at least 1 until it ends."""
-        return len(self.token_ids) - self.table.num_tokens
+        """Known tokens that no step computes yet: at least 1, until only an outcome is missing."""
+        if self.num_pending and self.num_known >= self.last_num_tokens:
+            return 0
+        return self.num_known - self.table.num_tokens
 
     @property
     def scores_prompt(self) -> bool:
@@ -122,19 +161,29 @@ class Sequence:
             adapter=owner.request.adapter,
         )
 
-    def schedule(self, num_tokens: int) -> ScheduledSequence:
-        """Its share of a step: the next `num_tokens` missing tokens."""
+    def launch(self, num_tokens: int) -> ScheduledSequence:
+        """Its share of a step: the next `num_tokens` missing tokens, which count as run then."""
         start, owner = self.table.num_tokens, self.owner
         end = start + num_tokens
-        return ScheduledSequence(
+        token_ids = self.token_ids[start:end]
+        scheduled = ScheduledSequence(
             seq_id=self.seq_id,
-            token_ids=self.token_ids[start:end],
+            token_ids=token_ids + [PENDING_TOKEN_ID] * (num_tokens - len(token_ids)),
             start=start,
             block_ids=self.table.block_ids.copy(),  # an abort may empty the table meanwhile
-            samples=end == len(self.token_ids) and owner.request.sampling.max_tokens > 0,
-            num_output_tokens=len(self.token_ids) - owner.prompt_len,
+            samples=end == self.num_known and owner.request.sampling.max_tokens > 0,
+            num_output_tokens=self.num_known - owner.prompt_len,
             prompt_logprobs=self.scores_prompt and start < owner.prompt_len - 1,
         )
+        self.table.advance(end)
+        self.num_in_flight += num_tokens
+        self.num_pending += scheduled.samples
+        return scheduled
+
+    def land(self, scheduled: ScheduledSequence) -> None:
+        """The step of this share is over; its outcome follows with `take` or `fail`."""
+        self.num_in_flight -= len(scheduled.token_ids)
+        self.num_pending -= scheduled.samples
 
     def take(self, result: SequenceOutput) -> TokenEvent | None:
         """Note a step's outcome: scores of the prompt, drawn tokens.
@@ -179,7 +228,8 @@ class Sequence:
 
     def _end_without_token(self) -> FinishReason | None:
         """A request that only scores its prompt ends once that is computed."""
-        is_over = self.owner.request.sampling.max_tokens == 0 and self.num_missing == 0
+        is_computed = self.num_computed == len(self.token_ids)
+        is_over = is_computed and self.owner.request.sampling.max_tokens == 0
         return FinishReason.LENGTH if is_over else None
 
     def _append(self, token_id: int) -> FinishReason | None:

@@ -46,6 +46,7 @@ class Roster:
         self._requests[request.request_id] = owner
         self.num_new_requests += 1
         rank = self._policy.rank(request, owner.arrival)
+        max_num_tokens = min(owner.prompt_len + request.sampling.max_tokens, max_model_len)
         for index in range(request.sampling.n):
             scores_prompt = index == 0 and request.sampling.prompt_logprobs is not None
             sequence = Sequence(
@@ -55,7 +56,8 @@ class Roster:
                 rank=(*rank, index),
                 table=BlockTable(self._pool),
                 token_ids=list(request.prompt_token_ids),
-                max_num_tokens=min(owner.prompt_len + request.sampling.max_tokens, max_model_len),
+                max_num_tokens=max_num_tokens,
+                last_num_tokens=min(max_num_tokens, self._pool.num_slots + 1),
                 prompt_logprobs=[None] if scores_prompt else None,
             )
             self._num_sequences_ever += 1
@@ -70,7 +72,7 @@ class Roster:
         first, last = owner.sequences[0], owner.sequences[-1]
         if last.status is not Status.HELD_BACK:
             return
-        if first.status is Status.FINISHED or first.table.num_tokens >= owner.prompt_len:
+        if first.status is Status.FINISHED or first.num_computed >= owner.prompt_len:
             for sibling in owner.sequences[1:]:
                 self._release(sibling)
 
@@ -135,7 +137,9 @@ class Roster:
         check(counts == Counter(expected), f"sequences are {counts}, but places hold {expected}")
         idle = [s for s in self._sequences.values() if s.status is not Status.RUNNING]
         check(not any(s.table.block_ids for s in idle), "a sequence holds blocks but does not run")
-        check(all(s.num_missing >= 1 for s in self.running), "a running sequence misses nothing")
+        for sequence in self.running:
+            has_more = sequence.num_missing >= 1 or sequence.num_in_flight >= 1
+            check(has_more, "a running sequence misses nothing")
         owners = {s.owner.request.request_id: s.owner for s in self._sequences.values()}
         check(owners == self._requests, "requests and their unfinished sequences disagree")
         num_new = sum(not owner.was_started for owner in owners.values())

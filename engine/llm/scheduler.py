@@ -14,6 +14,11 @@ When blocks run out, the running sequence of the largest rank is preempted: its 
 it is computed again later, output included. The smallest rank is never preempted, so it advances
 in every step, and by induction everything finishes. A waiting sequence is admitted only if its
 whole text fits beside what the running ones still miss, with a block to grow for each of them.
+
+A decision may be made while the one before is still executed, as if that went well: what it draws
+is a token to go on from, whose id the executor fills in. Rows of a sequence that turns out to have
+ended are computed for nothing and dropped by `commit`. Nobody is preempted meanwhile, and a
+decision says when the next one has to wait for its outcome (`blocks_next`).
 """
 
 import random
@@ -48,6 +53,8 @@ class _Step:
     budget: int
     chunks: dict[Sequence, int] = field(default_factory=dict)
     """Tokens given to each sequence, in the order in which they will run."""
+    is_short: bool = False
+    """Somebody lacks blocks and could preempt others, but steps are in flight."""
 
     def give(self, sequence: Sequence, num_tokens: int) -> None:
         self.chunks[sequence] = self.chunks.get(sequence, 0) + num_tokens
@@ -58,7 +65,8 @@ class _Step:
 
 
 class Scheduler:
-    """Queues, budget and cache of one model. `schedule` and `commit` alternate.
+    """Queues, budget and cache of one model. Decisions are committed in the order they were made;
+    one may be made ahead, unless the last one `blocks_next`.
 
     Args:
         eos_token_ids: end a sequence unless its request ignores them.
@@ -88,6 +96,7 @@ class Scheduler:
         self._num_arrivals = 0
         self._num_preemptions = 0
         self._num_steps = 0
+        self._num_in_flight = 0
         self._num_step_tokens = 0
         self._num_prefix_queries = 0
         self._num_prefix_hits = 0
@@ -124,7 +133,7 @@ class Scheduler:
     def abort(self, request_id: str) -> None:
         """End a request at once, whatever it is doing; no event follows. Unknown ids are ignored.
 
-        Between `schedule` and `commit` too: its outcome is then dropped.
+        Between `schedule` and `commit` too: its outcomes are then dropped.
         """
         owner = self._roster.find_request(request_id)
         for sequence in owner.sequences if owner else ():
@@ -135,11 +144,12 @@ class Scheduler:
         return bool(self._roster.running or self._roster.waiting)
 
     def schedule(self) -> ScheduleDecision:
-        """Decide the next step. Something is scheduled whenever there is work."""
+        """Decide the next step. Something is scheduled whenever there is work, unless all of it
+        waits for the outcome of a step in flight."""
         step = _Step(self._config.max_num_batched_tokens)
         missing = [(s, s.num_missing) for s in self._roster.running]
         for sequence, num_tokens in missing:
-            if num_tokens == 1:
+            if num_tokens == 1:  # 0: only an outcome is missing
                 self._continue(sequence, num_tokens, step)
         for sequence, num_tokens in missing:
             if num_tokens > 1:
@@ -156,7 +166,9 @@ class Scheduler:
         """
         if [o.seq_id for o in output.outputs] != [s.seq_id for s in decision.scheduled]:
             raise InvariantViolation("the executor's output does not match the decision")
-        self._num_steps += bool(decision.scheduled)
+        if decision.scheduled:
+            self._num_steps += 1
+            self._num_in_flight -= 1
         self._num_step_tokens = decision.num_tokens
         events: list[TokenEvent] = []
         for scheduled, result in zip(decision.scheduled, output.outputs, strict=True):
@@ -203,6 +215,9 @@ class Scheduler:
             victim = self._roster.running[-1]
             if victim is sequence:
                 return  # keeps what it has and waits for smaller ranks to finish
+            if self._num_in_flight:
+                step.is_short = True
+                return
             self._preempt(victim, step)
         step.give(sequence, num_tokens)
 
@@ -256,6 +271,9 @@ class Scheduler:
             lacking -= len(victim.table.block_ids)
         if lacking > 0:
             return False
+        if victims and self._num_in_flight:
+            step.is_short = True
+            return False
         for victim in victims:
             self._preempt(victim, step)
         # Victims that share blocks free fewer than they hold.
@@ -266,7 +284,7 @@ class Scheduler:
         num_promised = len(self._roster.running)
         for sequence in self._roster.running:
             if sequence.num_missing > 1:
-                num_promised += self._pool.blocks_for(len(sequence.token_ids))
+                num_promised += self._pool.blocks_for(sequence.num_known)
                 num_promised -= len(sequence.table.block_ids)
         return self._pool.num_free - num_promised
 
@@ -292,9 +310,14 @@ class Scheduler:
         for sequence, num_tokens in step.chunks.items():
             if not sequence.is_announced:
                 decision.new.append(sequence.announce())
-            decision.scheduled.append(sequence.schedule(num_tokens))
+            decision.scheduled.append(scheduled := sequence.launch(num_tokens))
+            decision.blocks_next |= scheduled.prompt_logprobs or (
+                scheduled.samples and sequence.owner.draws_by_history
+            )
         if decision.scheduled:
             decision.finished = self._roster.take_finished()
+            decision.blocks_next |= step.is_short
+            self._num_in_flight += 1
         return decision
 
     def _commit_sequence(
@@ -304,15 +327,13 @@ class Scheduler:
         result: SequenceOutput,
         events: list[TokenEvent],
     ) -> None:
+        sequence.land(scheduled)
         if result.error is not None:
             self._fail(sequence, InternalError.code, result.error, events)
             return
         check(bool(result.token_ids) or not scheduled.samples, "no token was drawn")
-        filled = sequence.table.advance(scheduled.start + len(scheduled.token_ids))
-        if filled and self._config.enable_prefix_caching:
-            chain = sequence.extend_chain(self._pool.block_size)
-            for index in filled:
-                self._cache.register(sequence.table.block_ids[index], chain[index])
+        if self._config.enable_prefix_caching:
+            self._offer_blocks(sequence, scheduled)
         self._roster.release_siblings(sequence.owner)
         event = sequence.take(result)
         if event is None:
@@ -326,6 +347,15 @@ class Scheduler:
                 f"{self._pool.num_slots}; lower max_tokens or raise kv_cache_memory_gib"
             )
             self._fail(sequence, OutOfBlocks.code, message, events)
+
+    def _offer_blocks(self, sequence: Sequence, scheduled: ScheduledSequence) -> None:
+        """Put the blocks that a share filled up into the prefix cache."""
+        end = scheduled.start + len(scheduled.token_ids)
+        filled = self._pool.filled_by(scheduled.start, end)
+        if filled:
+            chain = sequence.extend_chain(self._pool.block_size)
+            for index in filled:
+                self._cache.register(sequence.table.block_ids[index], chain[index])
 
     def _fail(self, sequence: Sequence, code: str, message: str, events: list[TokenEvent]) -> None:
         events.append(sequence.fail(code, message))

@@ -13,6 +13,7 @@ from zlib import crc32
 
 from engine.config import ResolvedConfig
 from engine.llm.decision import (
+    PENDING_TOKEN_ID,
     NewSequence,
     ScheduleDecision,
     ScheduledSequence,
@@ -41,6 +42,7 @@ def make_config(**changes: object) -> ResolvedConfig:
         max_num_queued=1000,
         num_threads=1,
         seed=0,
+        async_scheduling=False,
         debug_invariants=True,
     )
     return replace(defaults, **changes)
@@ -110,6 +112,19 @@ class _State:
 
 
 @dataclass
+class PagedStep:
+    """What the executor makes of a decision is made at launch and seen when it is collected."""
+
+    output: StepOutput
+    is_collected: bool = False
+
+    def collect(self) -> StepOutput:
+        assert not self.is_collected, "collected twice"
+        self.is_collected = True
+        return self.output
+
+
+@dataclass
 class PagedExecutor:
     """Checks each decision against the contract of `engine.llm.decision` and carries it out."""
 
@@ -117,8 +132,14 @@ class PagedExecutor:
     error_rate: int = 0
     num_steps: int = 0
     num_copies: int = 0
+    num_pending: int = 0
+    drew: set[int] = field(default_factory=set)
+    """Sequences that the last step drew a token for."""
     sequences: dict[int, _State] = field(default_factory=dict)
     slots: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    def launch(self, decision: ScheduleDecision) -> "PagedStep":
+        return PagedStep(self.execute(decision))
 
     def execute(self, decision: ScheduleDecision) -> StepOutput:
         self.num_steps += 1
@@ -131,7 +152,9 @@ class PagedExecutor:
             self.sequences[new.seq_id] = _State(new, list(new.prompt_token_ids))
         self._copy(decision.copies)
         self._write(decision.scheduled)
-        return StepOutput([self._attend(s) for s in decision.scheduled], 0.5, 0.25)
+        outputs = [self._attend(s) for s in decision.scheduled]
+        self.drew = {s.seq_id for s in decision.scheduled if s.samples}
+        return StepOutput(outputs, 0.5, 0.25)
 
     def shutdown(self) -> None:
         self.sequences.clear()
@@ -151,11 +174,17 @@ class PagedExecutor:
             state = self.sequences[entry.seq_id]
             assert entry.token_ids, "nothing to do"
             end = entry.start + len(entry.token_ids)
-            assert entry.token_ids == state.history[entry.start : end]
+            token_ids = state.history[entry.start : end]
+            if entry.token_ids[-1] == PENDING_TOKEN_ID:
+                self.num_pending += 1
+                assert entry.seq_id in self.drew, "the step before drew no token for it"
+                assert len(token_ids) == len(entry.token_ids) == 1
+            else:
+                assert entry.token_ids == token_ids
             assert len(entry.block_ids) == -(-end // self.config.block_size)
             assert all(0 <= b < self.config.num_kv_blocks for b in entry.block_ids)
             value = self._read(entry, entry.start - 1) if entry.start else None
-            for position, token_id in enumerate(entry.token_ids, entry.start):
+            for position, token_id in enumerate(token_ids, entry.start):
                 value = hash((_root(state.new.adapter) if value is None else value, token_id))
                 slot = self._slot(entry, position)
                 assert writer.setdefault(slot[0], entry.seq_id) == entry.seq_id, "two write a block"
@@ -176,6 +205,8 @@ class PagedExecutor:
         assert entry.samples == (end == len(state.history) and sampling.max_tokens > 0)
         # Only where a row is judged alone too: chunks may end anywhere.
         if end == len(state.history) and breaks(read[-1], self.error_rate):
+            if entry.samples:
+                state.history.append(0)  # a step that is launched already starts from something
             return SequenceOutput(entry.seq_id, error="logits are not finite")
         output = SequenceOutput(entry.seq_id)
         if entry.prompt_logprobs:

@@ -176,11 +176,12 @@ class TestTable:
         assert table.block_ids == [0, 1, 2]
         assert table.num_tokens == 3
 
-    def test_advance_reports_the_blocks_it_filled(self) -> None:
-        table = BlockTable(make_pool())
-        assert table.reserve(16)
-        steps = [(3, []), (4, [0]), (5, []), (13, [1, 2]), (16, [3])]
-        assert [(n, list(table.advance(n))) for n, _ in steps] == steps
+    def test_blocks_that_a_run_of_tokens_fills(self) -> None:
+        ends = [(3, []), (4, [0]), (5, []), (13, [1, 2]), (16, [3])]
+        starts = [0] + [end for end, _ in ends]
+        pool = make_pool()
+        for start, (end, filled) in zip(starts, ends, strict=False):
+            assert list(pool.filled_by(start, end)) == filled
 
     def test_truncate_gives_back_what_lies_behind(self) -> None:
         pool = make_pool()
@@ -273,7 +274,9 @@ def test_random_tables_keep_their_contents() -> None:
                     for position in range(len(text), end):
                         text.append(rng.randrange(1000))
                         slots[table.block_ids[position // size]][position % size] = text[-1]
-                    for index in table.advance(end):
+                    start = table.num_tokens
+                    table.advance(end)
+                    for index in pool.filled_by(start, end):
                         content = repr(text[: (index + 1) * size]).encode()
                         pool.cache.register(table.block_ids[index], content)
             elif action == "fork" and len(live) < 6:

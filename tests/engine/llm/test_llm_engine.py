@@ -84,7 +84,7 @@ def test_a_refused_request_changes_nothing() -> None:
 def test_a_failing_executor_is_not_hidden() -> None:
     engine, executor = make_engine()
     engine.add(make_request("a", 6))
-    executor.execute = fail
+    executor.launch = fail
     with pytest.raises(RuntimeError, match="out of memory"):
         engine.step()
 

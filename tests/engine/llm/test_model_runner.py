@@ -8,7 +8,12 @@ from tiny_pairs import create_pair, their_logits
 
 from engine.config import ResolvedConfig
 from engine.llm import model_runner
-from engine.llm.decision import NewSequence, ScheduleDecision, ScheduledSequence
+from engine.llm.decision import (
+    PENDING_TOKEN_ID,
+    NewSequence,
+    ScheduleDecision,
+    ScheduledSequence,
+)
 from engine.llm.executor import LocalExecutor
 from engine.llm.model_runner import ModelRunner
 from engine.types import SamplingParams
@@ -32,6 +37,7 @@ def resolved(**overrides):
         "max_num_queued": 8,
         "num_threads": 1,
         "seed": 0,
+        "async_scheduling": False,
         "debug_invariants": True,
     }
     return ResolvedConfig(**(facts | overrides))
@@ -96,6 +102,49 @@ def test_greedy_text_equals_transformers_and_outputs_keep_the_decisions_order(pa
             ]
         )
     assert found == expected, f"seed {seed}"
+
+
+def test_a_step_starts_from_tokens_that_the_last_one_drew(pair, runner):
+    prompts = {1: random_prompt(6), 2: random_prompt(3), 3: random_prompt(9), 4: random_prompt(20)}
+    blocks = {i: list(range(10 * i, 10 * i + 9)) for i in prompts}
+    steps = [
+        runner.launch(
+            ScheduleDecision(
+                new=[new(i, p) for i, p in prompts.items()],
+                scheduled=[part(i, prompts[i], 0, blocks[i]) for i in (1, 2, 3)],
+            )
+        )
+    ]
+    for step in range(5):
+        order = random.sample((1, 2, 3), 3)
+        decoded = [
+            part(i, [PENDING_TOKEN_ID], len(prompts[i]) + step, blocks[i], num_output=step + 1)
+            for i in order
+        ]
+        chunk = part(4, prompts[4][4 * step : 4 * step + 4], 4 * step, blocks[4], samples=step == 4)
+        steps.append(runner.launch(ScheduleDecision(scheduled=[chunk, *decoded])))
+    found = {i: [] for i in prompts}
+    for launched in steps:
+        for one in launched.collect().outputs:
+            found[one.seq_id] += one.token_ids
+    for i, prompt in prompts.items():
+        assert found[i] == greedy_continuation(pair[1], prompt, 1 if i == 4 else 6)
+
+
+def test_a_step_launched_behind_one_that_failed_runs(pair, broken):
+    model, runner = broken
+    prompt = random_prompt(9)
+    model.failure = MemoryError()
+    runner.launch(ScheduleDecision(new=[new(1, prompt)], scheduled=[part(1, prompt, 0, [0, 1, 2])]))
+    behind = ScheduleDecision(
+        new=[new(2, prompt)],
+        scheduled=[
+            part(1, [PENDING_TOKEN_ID], 9, [0, 1, 2], num_output=1),
+            part(2, prompt, 0, [3, 4, 5]),
+        ],
+    )
+    output = runner.launch(behind).collect().outputs[1]
+    assert output.token_ids == greedy_continuation(pair[1], prompt, 1)
 
 
 def test_only_sequences_that_sample_get_tokens(pair, runner):
@@ -315,7 +364,7 @@ def test_warm_up_changes_nothing_that_shows(pair):
 def test_memory_is_counted_as_blocks_are_written(runner):
     executor = LocalExecutor(runner)
     assert executor.kv_bytes_committed == 0
-    executor.execute(
+    executor.launch(
         ScheduleDecision(new=[new(1, [1] * 9)], scheduled=[part(1, [1] * 9, 0, [7, 3, 60])])
     )
     assert executor.kv_bytes_committed == 3 * runner._kv._block_bytes

@@ -53,4 +53,4 @@ def test_each_policy_brings_its_queue() -> None:
 def make_sequence(priority: int) -> Sequence:
     request = make_request("r", 1, priority=priority)
     owner = ActiveRequest(request, 0, 0.0, 0, frozenset(), b"")
-    return Sequence(0, owner, 0, (0,), None, [1], 2)
+    return Sequence(0, owner, 0, (0,), None, [1], 2, 2)

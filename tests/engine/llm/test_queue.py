@@ -15,7 +15,7 @@ def sequence(*rank: int) -> Sequence:
     config = make_config()
     pool = BlockPool(config.num_kv_blocks, config.block_size, PrefixCache(0))
     owner = ActiveRequest(make_request("r", 3), rank[0], 0.0, 0, frozenset(), b"")
-    return Sequence(rank[0], owner, 0, rank, BlockTable(pool), [1, 2, 3], 4)
+    return Sequence(rank[0], owner, 0, rank, BlockTable(pool), [1, 2, 3], 4, 4)
 
 
 @pytest.fixture(params=[ArrivalQueue, RankQueue])

@@ -96,15 +96,18 @@ class Session:
         pressure = rng.choice([0.2, 0.6, 1.0])
         abort_rate = rng.choice([0.0, 0.0, 0.05, 0.3])
         to_come = [random_request(rng, f"r{i}", stems, self.config) for i in range(14)]
-        while to_come or self.scheduler.has_work():
+        while to_come or self.has_work():
             while to_come and rng.random() < pressure:
                 request = to_come.pop()
                 self.added[request.request_id] = request
                 self.scheduler.add(request)
             self.maybe_abort(abort_rate)
-            if self.scheduler.has_work():
+            if self.has_work():
                 self.step(abort_rate)
         self.check_end()
+
+    def has_work(self) -> bool:
+        return self.scheduler.has_work()
 
     def step(self, abort_rate: float) -> None:
         num_preemptions = self.scheduler.stats().num_preemptions

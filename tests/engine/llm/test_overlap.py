@@ -1,0 +1,364 @@
+"""Steps launched before the outcome of the last one is known: nobody notices but the clock."""
+
+import random
+import threading
+from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+import pytest
+import test_neutrality
+from paged_executor import (
+    EOS,
+    Answer,
+    Answers,
+    PagedExecutor,
+    answer_alone,
+    make_config,
+    make_request,
+    make_scheduler,
+)
+from test_scheduler_properties import EVERYTHING, Session
+
+from engine.llm.decision import PENDING_TOKEN_ID, ScheduleDecision, StepOutput
+from engine.llm.engine import LLMEngine
+from engine.llm.scheduler import Scheduler
+from engine.types import FinishReason, GenerateRequest
+
+rng = test_neutrality.rng
+"""The fixture."""
+
+
+@dataclass
+class AccountedExecutor(PagedExecutor):
+    """Notes how far the host is ahead of the steps it has seen the end of."""
+
+    kv_bytes_committed: int = 0
+    num_launched_ahead: int = 0
+    num_blocking: int = 0
+    in_flight: list[ScheduleDecision] = field(default_factory=list)
+
+    def launch(self, decision: ScheduleDecision) -> "AccountedStep":
+        assert len(self.in_flight) <= 1, "too far ahead"
+        assert not any(earlier.blocks_next for earlier in self.in_flight)
+        self.num_launched_ahead += bool(self.in_flight)
+        self.num_blocking += decision.blocks_next
+        self.in_flight.append(decision)
+        return AccountedStep(self, decision, self.execute(decision))
+
+
+@dataclass
+class AccountedStep:
+    executor: AccountedExecutor
+    decision: ScheduleDecision
+    output: StepOutput
+
+    def collect(self) -> StepOutput:
+        assert self.executor.in_flight.pop(0) is self.decision, "collected out of order"
+        return self.output
+
+
+class OverlappedSession(Session):
+    """A random run, the next step always launched early. Aborts meet steps in flight."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.config = replace(self.config, async_scheduling=True)
+        self.executor = AccountedExecutor(self.config, error_rate=self.executor.error_rate)
+        self.engine = LLMEngine(self.scheduler, self.executor, self.config)
+
+    def has_work(self) -> bool:
+        return self.engine.has_work()
+
+    def step(self, abort_rate: float) -> None:
+        events, _ = self.engine.step()
+        for event in events:
+            assert event.request_id not in self.aborted, "an event after the abort"
+            self.answers.setdefault((event.request_id, event.index), Answer()).add(event)
+        assert self.executor.num_steps < 20_000, "it does not end"
+
+    def check_end(self) -> None:
+        super().check_end()
+        assert not self.executor.in_flight
+        self.seen["ahead"] += self.executor.num_launched_ahead
+        self.seen["pending"] += self.executor.num_pending
+        self.seen["blocking"] += self.executor.num_blocking
+
+
+def run_sessions(count: int) -> Counter[str]:
+    seen: Counter[str] = Counter()
+    for _ in range(count):
+        seed = random.SystemRandom().getrandbits(32)
+        session = OverlappedSession(seed)
+        try:
+            session.run()
+        except Exception as error:
+            error.add_note(f"reproduce with OverlappedSession({seed}).run(); {session.config}")
+            raise
+        seen += session.seen
+    return seen
+
+
+def test_any_load_gives_every_request_its_own_answer() -> None:
+    seen = run_sessions(60)
+    assert (+seen).keys() >= EVERYTHING | {"ahead", "pending", "blocking"}
+
+
+@pytest.mark.slow
+def test_any_load_for_longer() -> None:
+    assert (+run_sessions(600)).keys() >= EVERYTHING
+
+
+class Bench:
+    """An engine that overlaps, and what it tells."""
+
+    def __init__(self, executor: type[PagedExecutor] = AccountedExecutor, **changes: object):
+        self.config = make_config(async_scheduling=True, **changes)
+        self.scheduler = make_scheduler(self.config)
+        self.executor = executor(self.config)
+        self.engine = LLMEngine(self.scheduler, self.executor, self.config)
+        self.answers: Answers = {}
+
+    def step(self) -> None:
+        for event in self.engine.step()[0]:
+            self.answers.setdefault((event.request_id, event.index), Answer()).add(event)
+
+    def run(self, *requests: GenerateRequest) -> Answers:
+        for request in requests:
+            self.engine.add(request)
+        while self.engine.has_work():
+            self.step()
+        return self.answers
+
+
+def test_the_next_step_is_launched_with_tokens_nobody_knows_yet() -> None:
+    bench = Bench()
+    bench.engine.add(make_request("a", 6, 5, seed=1))
+    bench.step()
+    assert len(bench.answers["a", 0].token_ids) == 1
+    [decision] = bench.executor.in_flight
+    [row] = decision.scheduled
+    assert (row.token_ids, row.start, row.num_output_tokens) == ([PENDING_TOKEN_ID], 6, 1)
+
+
+def test_no_step_is_run_for_nothing_when_the_length_is_known() -> None:
+    bench = Bench()
+    answers = bench.run(make_request("a", 6, 5, seed=1), make_request("b", 3, 0, seed=1))
+    assert answers["a", 0].finish_reason == answers["b", 0].finish_reason == "length"
+    assert bench.executor.num_steps == 5
+    assert not bench.engine.has_work()
+
+
+def ends_with_eos(bench: Bench) -> GenerateRequest:
+    """A request that stops by itself after a few tokens."""
+    for seed in range(10_000):
+        request = make_request("a", 6, 40, seed=seed, ignore_eos=False)
+        answer = answer_alone(request, 0, bench.config)
+        if answer.finish_reason is FinishReason.STOP and 2 <= len(answer.token_ids) <= 9:
+            return request
+    raise AssertionError("no such seed")
+
+
+def test_the_row_behind_the_end_is_dropped() -> None:
+    bench = Bench()
+    request = ends_with_eos(bench)
+    answer = bench.run(request)["a", 0]
+    assert answer.token_ids == answer_alone(request, 0, bench.config).token_ids
+    assert answer.token_ids[-1] == EOS
+    assert bench.executor.num_steps == len(answer.token_ids) + 1
+    assert bench.scheduler.stats().kv_blocks_used == 0
+
+
+def test_an_engine_with_only_a_dropped_step_in_flight_still_has_work() -> None:
+    bench = Bench()
+    bench.engine.add(make_request("a", 6, 40, seed=1))
+    bench.step()
+    bench.engine.abort("a")
+    assert not bench.scheduler.has_work()
+    assert bench.engine.has_work(), "the launched step is to be collected"
+    assert bench.engine.step()[0] == []
+    assert not bench.engine.has_work()
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [{"repetition_penalty": 1.2}, {"frequency_penalty": 0.5}, {"presence_penalty": -0.5}],
+)
+def test_penalties_wait_for_the_tokens(sampling: dict[str, float]) -> None:
+    bench = Bench()
+    bench.run(make_request("a", 6, 5, seed=1, **sampling), make_request("b", 6, 5, seed=1))
+    assert (bench.executor.num_pending, bench.executor.num_launched_ahead) == (0, 0)
+
+
+def test_a_penalised_prompt_in_chunks_does_not_wait() -> None:
+    bench = Bench(max_num_batched_tokens=4)
+    bench.run(make_request("a", 12, 3, seed=1, repetition_penalty=1.2))
+    assert bench.executor.num_launched_ahead == 2, "the second and the third of three chunks"
+
+
+def test_scored_prompts_wait() -> None:
+    bench = Bench(max_num_batched_tokens=4)
+    answers = bench.run(make_request("a", 12, 1, seed=1, prompt_logprobs=0))
+    assert bench.executor.num_launched_ahead == 0
+    assert len(answers["a", 0].prompt_logprobs) == 12
+
+
+def test_preemption_waits_until_nothing_is_in_flight() -> None:
+    bench = Bench(num_kv_blocks=6, block_size=4, max_model_len=24)
+    # a needs a seventh block while b, which has room in its own, goes on.
+    requests = [make_request("a", 8, 16, seed=1), make_request("b", 5, 16, seed=2)]
+    answers = bench.run(*requests)
+    assert bench.scheduler.stats().num_preemptions == 1
+    assert bench.executor.num_blocking == 1
+    assert bench.executor.num_launched_ahead > 10
+    for request in requests:
+        alone = answer_alone(request, 0, bench.config)
+        assert answers[request.request_id, 0].token_ids == alone.token_ids
+
+
+def cached_texts(scheduler: Scheduler) -> set[bytes]:
+    return set(scheduler._cache._block_of)
+
+
+def test_the_prefix_cache_ends_up_with_the_same_blocks() -> None:
+    rng = random.Random(seed := random.SystemRandom().getrandbits(32))
+    print("seed", seed)
+    requests = [
+        make_request(
+            f"r{i}",
+            rng.randrange(1, 40),
+            rng.randrange(0, 40),
+            seed=i,
+            ignore_eos=False,
+            n=1 + i % 3,
+        )
+        for i in range(20)
+    ]
+    found = []
+    for is_async in (False, True):
+        bench = Bench(num_kv_blocks=800, max_idle_cached_blocks=800)
+        if not is_async:
+            bench.engine = LLMEngine(
+                bench.scheduler, bench.executor, replace(bench.config, async_scheduling=False)
+            )
+        bench.run(*requests)
+        assert bool(bench.executor.num_pending) == is_async
+        found.append((cached_texts(bench.scheduler), bench.answers))
+    (plain_cache, plain_answers), (cache, answers) = found
+    assert cache == plain_cache
+    assert {k: (a.token_ids, a.finish_reason) for k, a in answers.items()} == {
+        k: (a.token_ids, a.finish_reason) for k, a in plain_answers.items()
+    }
+
+
+def test_a_failing_launch_or_collect_is_not_hidden() -> None:
+    bench = Bench()
+    bench.engine.add(make_request("a", 6, seed=1))
+    bench.step()
+    bench.executor.launch = fail
+    with pytest.raises(RuntimeError, match="lost"):
+        bench.step()
+
+
+def fail(decision: ScheduleDecision) -> None:
+    raise RuntimeError("the device is lost")
+
+
+class Device(PagedExecutor):
+    """Runs steps in a thread of its own. Each one but the last waits for the next to be launched:
+    an engine that does not overlap would wait in vain."""
+
+    kv_bytes_committed = 0
+    last_start = 10**9
+
+    def __init__(self, config: object) -> None:
+        super().__init__(config)
+        self.thread = ThreadPoolExecutor(1)
+        self.launches: list[threading.Event] = [threading.Event()]
+        self.num_in_vain = 0
+        self.patience_s = 5.0
+
+    def launch(self, decision: ScheduleDecision) -> "DeviceStep":
+        self.launches[-1].set()
+        self.launches.append(next_launch := threading.Event())
+        return DeviceStep(self.thread.submit(self.run, decision, next_launch))
+
+    def run(self, decision: ScheduleDecision, next_launch: threading.Event) -> StepOutput:
+        if decision.scheduled[0].start < self.last_start:
+            self.num_in_vain += not next_launch.wait(self.patience_s)
+        return self.execute(decision)
+
+
+@dataclass
+class DeviceStep:
+    future: "Future[StepOutput]"
+
+    def collect(self) -> StepOutput:
+        return self.future.result()
+
+
+def run_on_device(is_async: bool) -> Device:
+    bench = Bench(Device)
+    device = bench.executor
+    device.last_start = 12  # tokens 1 to 8 are drawn by steps that start at 0, 6, 7, … 12
+    if not is_async:
+        device.patience_s = 0.02
+        bench.engine = LLMEngine(
+            bench.scheduler, device, replace(bench.config, async_scheduling=False)
+        )
+    request = make_request("a", 6, 8, seed=1)
+    answer = bench.run(request)["a", 0]
+    assert answer.token_ids == answer_alone(request, 0, bench.config).token_ids
+    device.thread.shutdown()
+    return device
+
+
+def test_the_host_works_while_the_device_does() -> None:
+    device = run_on_device(is_async=True)
+    assert (device.num_steps, device.num_in_vain) == (8, 0)
+
+
+def test_without_overlap_the_device_would_wait() -> None:
+    """The test above can fail."""
+    assert run_on_device(is_async=False).num_in_vain == 7
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_llama):
+    return tiny_llama(seed=11)
+
+
+@pytest.mark.parametrize("knobs", [{}, {"num_kv_blocks": 14, "max_model_len": 14 * 16}])
+def test_a_model_says_the_same(engines, folder, rng, knobs) -> None:
+    requests = test_neutrality.make_requests(engines, rng, output_tokens=(30, 80))
+    engine = engines.make(folder, async_scheduling="on", **knobs)
+    done = engines.run(engine, requests, arrivals=[2 * i for i in range(len(requests))])
+    assert test_neutrality.texts(done) == test_neutrality.alone(engines, folder, requests)
+    assert (engine.stats().num_preemptions > 0) == bool(knobs)
+    assert engine.stats().kv_blocks_used == 0
+
+
+def test_log_probabilities_of_a_model_are_those_of_the_plain_engine(engines, folder, rng) -> None:
+    def run(async_scheduling: str) -> dict:
+        requests = [
+            engines.request(str(i), prompt, logprobs=2, prompt_logprobs=i, max_tokens=12)
+            if i < 2
+            else engines.request(str(i), prompt, logprobs=2, max_tokens=12)
+            for i, prompt in enumerate(prompts)
+        ]
+        return engines.run(engines.make(folder, async_scheduling=async_scheduling), requests)
+
+    prompts = [[rng.randrange(400) for _ in range(rng.randrange(1, 40))] for _ in range(5)]
+    plain, ahead = run("off"), run("on")
+    assert plain.keys() == ahead.keys()
+    for key, completion in plain.items():
+        other = ahead[key]
+        assert (completion.token_ids, completion.finish_reason) == (
+            other.token_ids,
+            other.finish_reason,
+        )
+        assert [s.rank for s in completion.logprobs] == [s.rank for s in other.logprobs]
+        assert [s.logprob for s in completion.logprobs] == pytest.approx(
+            [s.logprob for s in other.logprobs], abs=1e-5
+        )
+        assert (completion.prompt_logprobs is None) == (other.prompt_logprobs is None)

@@ -1,0 +1,23 @@
+"""From what was asked for to what that comes to."""
+
+import pytest
+
+from engine.config import EngineConfig, MachineFacts, ModelFacts, resolve
+
+MODEL = ModelFacts(max_position_embeddings=64, kv_bytes_per_token=8, weight_bytes=1000)
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "is_async"),
+    [
+        ("auto", "cpu", False),
+        ("auto", "cuda", True),
+        ("on", "cpu", True),
+        ("off", "cuda", False),
+    ],
+)
+def test_scheduling_is_asynchronous_where_there_is_something_to_overlap(asked, device, is_async):
+    machine = MachineFacts(device=device, num_cores=2, free_memory_bytes=1 << 30)
+    assert (
+        resolve(EngineConfig(async_scheduling=asked), MODEL, machine).async_scheduling == is_async
+    )
