@@ -22,5 +22,6 @@ def round_to_int8(x: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     """
     groups = x.float().reshape(x.shape[0], x.shape[1] // group_size, group_size)
     largest = groups.abs().amax(-1, keepdim=True)
-    inverse = 127 / largest.clamp(min=SMALLEST)
+    # A number divided by a tensor is its reciprocal times the number in PyTorch: rounded twice.
+    inverse = torch.full_like(largest, 127) / largest.clamp(min=SMALLEST)
     return (groups * inverse).round().to(torch.int8), largest / 127
