@@ -67,6 +67,19 @@ def is_built() -> bool:
     return compiler is None or _target(compiler).exists()
 
 
+def missing() -> str | None:
+    """Why there is no library, in a few words; None: there is one. Builds it if need be."""
+    if library() is not None:
+        return None
+    return "no C++ compiler" if _compiler() is None else "the C++ operations cannot be built"
+
+
+def compiler_name() -> str | None:
+    """The first C++ compiler there is, as it calls itself."""
+    compiler = _compiler()
+    return None if compiler is None else _version(compiler).splitlines()[0]
+
+
 def _compiler() -> str | None:
     return next(filter(None, map(shutil.which, COMPILERS)), None)
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Generic, ParamSpec, TypeVar
 
+from kernels.refusal import refusal
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -70,14 +72,20 @@ class Op(Generic[P, R]):
         """The registered implementations by name, first choice first; without the reference."""
         return {one.name: one for one in self._implementations}
 
-    def explain(self, *args: P.args, **kwargs: P.kwargs) -> str:
-        """Which implementation these arguments get, and who refused before it."""
-        refused: list[str] = []
+    def choice(self, *args: P.args, **kwargs: P.kwargs) -> tuple[str, dict[str, str]]:
+        """Which implementation these arguments get, and who refused before it for which reason."""
+        refused: dict[str, str] = {}
         for one in self._implementations:
             if one.supports(*args, **kwargs):
-                return f"{self.name}: {one.name}" + _refusals(refused)
-            refused.append(one.name)
-        return f"{self.name}: reference" + _refusals(refused)
+                return one.name, refused
+            refused[one.name] = refusal(one.name, [*args, *kwargs.values()])
+        return "reference", refused
+
+    def explain(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        """The same in one line: `rms_norm: composed (cpu: no C++ compiler; triton: ...)`."""
+        name, refused = self.choice(*args, **kwargs)
+        reasons = "; ".join(f"{other}: {reason}" for other, reason in refused.items())
+        return f"{self.name}: {name}" + (f" ({reasons})" if reasons else "")
 
 
 def op(cases: ModuleType) -> Callable[[Callable[P, R]], Op[P, R]]:
@@ -87,7 +95,3 @@ def op(cases: ModuleType) -> Callable[[Callable[P, R]], Op[P, R]]:
         return Op(reference, cases)
 
     return declare
-
-
-def _refusals(names: list[str]) -> str:
-    return f" ({', '.join(names)} refused)" if names else ""

@@ -1,9 +1,12 @@
-"""The installed command: `tandem serve | chat | models | version`.
+"""The installed command: `tandem serve | chat | models | kernels | version`.
 
 Imports at the top are the quick ones; each command brings its own. A bad setting ends in one line
 on standard error and exit code 2.
 """
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +15,8 @@ from engine.version import __version__
 from server.options import given_settings, serve_signature
 from server.settings import ClientSettings, load_client_settings, load_settings
 from server.settings_problem import SettingsProblem
+
+PACKAGES = Path(__file__).parents[1]
 
 app = typer.Typer(
     name="tandem",
@@ -85,6 +90,15 @@ def models(url: Url = None, api_key: ApiKey = None) -> None:
     from server.terminal_models import models_command
 
     raise typer.Exit(models_command(_client_settings(url, api_key)))
+
+
+@app.command()
+def kernels() -> None:
+    """Show which implementation of each operation runs on this machine, and why."""
+    # The server imports no torch, so another process looks; from the folder of the packages, as
+    # the user's may have a `kernels` of its own.
+    command = [sys.executable, "-m", "kernels"]
+    raise typer.Exit(subprocess.run(command, cwd=PACKAGES, check=False).returncode)
 
 
 @app.command()

@@ -1,7 +1,9 @@
 import types
 
 import pytest
+import torch
 
+from kernels import _triton, native
 from kernels.registry import op
 
 CASES = types.ModuleType("cases")
@@ -29,8 +31,30 @@ def test_first_supporting_implementation_in_order_runs():
     assert double(50) == ("composed", 50)
     assert double(500) == 1000
     assert double.explain(5) == "double: cpu"
-    assert double.explain(50) == "double: composed (cpu refused)"
-    assert double.explain(500) == "double: reference (cpu, composed refused)"
+    unfit = "does not take these arguments"
+    assert double.explain(50) == f"double: composed (cpu: {unfit})"
+    assert double.explain(500) == f"double: reference (cpu: {unfit}; composed: {unfit})"
+
+
+def test_an_explanation_names_what_the_machine_lacks(monkeypatch):
+    double = make_op()
+    for name in ("cpu", "triton"):
+        double.implementation(name, supports=lambda x: False)(lambda x: x)
+    x = torch.ones(1)
+    if not torch.cuda.is_available():
+        assert double.choice(x)[1]["triton"] == "no NVIDIA GPU"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert double.choice(x)[1]["triton"] == "the tensors are on cpu"
+    assert double.choice(x.to("meta"))[1]["cpu"] == "the tensors are on meta"
+    monkeypatch.setattr(_triton, "AVAILABLE", False)
+    assert double.choice(x)[1]["triton"] == "Triton is not installed"
+    monkeypatch.setattr(native, "library", lambda: None)
+    assert double.choice(x)[1]["cpu"] == "the C++ operations cannot be built"
+    monkeypatch.setattr(native, "COMPILERS", ("no-such-compiler",))
+    assert double.choice(x)[1]["cpu"] == "no C++ compiler"
+    assert double.explain(x) == (
+        "double: reference (cpu: no C++ compiler; triton: Triton is not installed)"
+    )
 
 
 @pytest.mark.parametrize("names", [["fastest"], ["cpu", "cpu"]])

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 import server.serve
 from engine.version import __version__
-from server.cli import app
+from server.cli import PACKAGES, app
 from server.settings_reference import setting_rows
 
 
@@ -36,11 +36,23 @@ def test_version(invoke):
     assert invoke("version")[:2] == (0, f"{__version__}\n")
 
 
-@pytest.mark.parametrize("command", ["serve", "chat", "models", "version"])
+@pytest.mark.parametrize("command", ["serve", "chat", "models", "kernels", "version"])
 def test_every_command_explains_itself(invoke, command):
     code, output, _ = invoke(command, "--help")
     assert code == 0
     assert "Usage" in output
+
+
+@pytest.mark.slow
+def test_kernels_shows_what_runs_from_any_folder(tmp_path):
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").write_text("raise SystemExit('the wrong package')")
+    command = [sys.executable, "-P", "-c", f"import sys; sys.path.insert(0, {str(PACKAGES)!r})\n"]
+    command[-1] += "from server.cli import app; app(['kernels'])"
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "CPU" in done.stdout
+    assert "rms_norm" in done.stdout
 
 
 def test_serve_help_shows_every_setting_in_full_even_on_a_narrow_terminal(invoke, monkeypatch):

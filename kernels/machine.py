@@ -1,0 +1,75 @@
+"""What this machine offers to kernels, in words; for tables and reports."""
+
+import functools
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from kernels import _triton, native
+
+CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_int8")
+"""Of /proc/cpuinfo, those that the C++ operations make use of or that a reader asks for."""
+
+
+def cpu_name() -> str:
+    """As the processor calls itself."""
+    return _cpuinfo().get("model name", platform.processor() or platform.machine())
+
+
+def cpu_flags() -> list[str]:
+    """Which of `CPU_FLAGS` there are."""
+    there = _cpuinfo().get("flags", _cpuinfo().get("Features", "")).split()
+    return [flag for flag in CPU_FLAGS if flag in there]
+
+
+def num_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def last_level_cache_bytes() -> int:
+    """Of the CPU; 32 MiB where the system does not say."""
+    sizes = []
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text().strip()
+        sizes.append(int(text[:-1]) * {"K": 1 << 10, "M": 1 << 20}[text[-1]])
+    return max(sizes, default=32 << 20)
+
+
+def gpu_name() -> str | None:
+    """Of the first NVIDIA GPU, with its compute capability."""
+    if not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    return f"{torch.cuda.get_device_name()} (sm_{major}{minor})"
+
+
+def facts() -> dict[str, str]:
+    """What decides which implementations run, by heading."""
+    return {
+        "CPU": f"{cpu_name()}, {num_cores()} cores, {' '.join(cpu_flags()) or 'no vector flags'}",
+        "C++": _cpp(),
+        "GPU": gpu_name() or "none from NVIDIA",
+        "Triton": _triton.triton.__version__ if _triton.AVAILABLE else "not installed",
+        "torch": torch.__version__,
+    }
+
+
+def _cpp() -> str:
+    lack = native.missing()
+    if lack is not None:
+        return f"{lack}: slower PyTorch operations run instead"
+    flags = [flag for flag in native.FLAGS if flag.startswith(("-O", "-march"))]
+    return f"{native.compiler_name()}, {' '.join(flags)}"
+
+
+@functools.cache
+def _cpuinfo() -> dict[str, str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in lines)
+    return {name.strip(): value.strip() for name, _, value in pairs}
