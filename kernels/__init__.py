@@ -18,16 +18,14 @@ from kernels.linear_w8 import linear_w8
 from kernels.lora_gather import lora_gather
 from kernels.paged_attention import PagedBatch, paged_attention
 from kernels.rms_norm import add_rms_norm, rms_norm
-from kernels.rope import rope_inplace
+from kernels.rope_store_kv import rope_store_kv
 from kernels.silu_mul import silu_mul
-from kernels.store_kv import store_kv
 
 OPS = (
     rms_norm,
     add_rms_norm,
-    rope_inplace,
+    rope_store_kv,
     silu_mul,
-    store_kv,
     paged_attention,
     group_norm_silu,
     geglu,
@@ -55,7 +53,6 @@ __all__ = [
     "lora_gather",
     "paged_attention",
     "rms_norm",
-    "rope_inplace",
+    "rope_store_kv",
     "silu_mul",
-    "store_kv",
 ]

@@ -37,8 +37,9 @@ def check(op: Op[..., Any], name: str, case: Any, dtype: torch.dtype, device: to
     with memory.holding_allocations():
         result = run(**given)
     found = op.cases.outputs(result, given)
+    tolerance = op.cases.TOLERANCE[dtype] + getattr(case, "slack", 0.0)
     for one, (got, want) in enumerate(zip(found, expected, strict=True)):
-        difference = _difference(got, want, op.cases.TOLERANCE[dtype])
+        difference = _difference(got, want, tolerance)
         if difference is not None:
             raise Mismatch(f"{what}: output {one} {difference}")
     damage = memory.damage(found)

@@ -14,9 +14,8 @@ from engine.models.layers.embedding import LmHead, TokenEmbedding
 from engine.models.layers.linear import Linear, Shard
 from engine.models.layers.mlp import GatedMlp
 from engine.models.layers.norm import RmsNorm
-from engine.models.layers.rotary import RotaryEmbedding
+from engine.models.layers.rotary import RotaryTable, Rotation
 from engine.models.layers.weight_slots import WeightOptions
-from kernels import rope_inplace
 
 
 class Qwen3Attention(nn.Module):
@@ -41,15 +40,9 @@ class Qwen3Attention(nn.Module):
         self.k_norm = RmsNorm(dim, config.rms_norm_eps)
         self.attention = PagedAttention(config, layer, options.parallel)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, ctx: ForwardContext) -> Tensor:
-        attention = self.attention
-        heads = self.qkv_proj(x, ctx).view(len(x), -1, attention.head_dim)
-        q = heads.narrow(1, 0, attention.num_heads)
-        k = heads.narrow(1, attention.num_heads, attention.num_kv_heads)
-        q.copy_(self.q_norm(q))
-        k.copy_(self.k_norm(k))
-        rope_inplace(heads.narrow(1, 0, attention.num_heads + attention.num_kv_heads), cos, sin)
-        return self.o_proj(attention(heads, ctx), ctx)
+    def forward(self, x: Tensor, rotation: Rotation, ctx: ForwardContext) -> Tensor:
+        norms = self.q_norm.weight, self.k_norm.weight
+        return self.o_proj(self.attention(self.qkv_proj(x, ctx), rotation, ctx, *norms), ctx)
 
     __call__ = forward
 
@@ -63,11 +56,11 @@ class Qwen3DecoderLayer(nn.Module):
         self.mlp = GatedMlp(config)
 
     def forward(
-        self, x: Tensor, residual: Tensor, cos: Tensor, sin: Tensor, ctx: ForwardContext
+        self, x: Tensor, residual: Tensor, rotation: Rotation, ctx: ForwardContext
     ) -> Tensor:
         """`x` is what the layer before adds to the residual stream, which is mutated."""
         x = self.input_layernorm.add(x, residual)
-        x = self.self_attn(x, cos, sin, ctx)
+        x = self.self_attn(x, rotation, ctx)
         return self.mlp(self.post_attention_layernorm.add(x, residual), ctx)
 
     __call__ = forward
@@ -81,14 +74,14 @@ class Qwen3Model(nn.Module):
             Qwen3DecoderLayer(config, options, layer) for layer in range(config.num_hidden_layers)
         )
         self.norm = RmsNorm(config.hidden_size, config.rms_norm_eps)
-        self.rotary = RotaryEmbedding(config, options.device)
+        self.rotary = RotaryTable(config, options.device)
 
     def forward(self, token_ids: Tensor, positions: Tensor, ctx: ForwardContext) -> Tensor:
         residual = self.embed_tokens(token_ids)
-        cos, sin = self.rotary(positions)
+        rotation = self.rotary.at(positions, ctx.batch.longest_context)
         x = torch.zeros_like(residual)
         for layer in self.layers:
-            x = layer(x, residual, cos, sin, ctx)
+            x = layer(x, residual, rotation, ctx)
         return self.norm.add(x, residual)
 
     __call__ = forward

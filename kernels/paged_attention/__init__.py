@@ -22,7 +22,7 @@ def paged_attention(
 ) -> Tensor:
     """Causal attention of each new token over its sequence's cached keys and values.
 
-    The keys and values of the new tokens themselves are in the cache already (`store_kv`). A
+    The keys and values of the new tokens themselves are in the cache already (`rope_store_kv`). A
     sequence's queries are the last ones of its context: query i of Q sits at position
     `context_len - Q + i` and sees the keys at positions up to its own.
 

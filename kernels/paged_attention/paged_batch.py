@@ -36,6 +36,11 @@ class PagedBatch:
     plans: dict[Any, Any] = field(default_factory=dict)
     """What an implementation worked out for the first layer and wants to reuse in the others."""
 
+    @property
+    def longest_context(self) -> int:
+        """Of all sequences; new rows are at positions below it."""
+        return int(self.host_context_lens.max(initial=0))
+
     @classmethod
     def from_host(
         cls,

@@ -6,39 +6,65 @@ rows of one table by `rope_type`.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.errors import ModelLoadError, UnsupportedArchitecture
 from engine.models.config import ModelConfig
 
 Frequencies = tuple[Tensor, float]
 
+CHUNK = 1024
+"""Positions that the table grows by."""
 
-class RotaryEmbedding(nn.Module):
-    """Cosines and sines of each row's position, once per step for all layers."""
+
+class Rotation(NamedTuple):
+    """What turns the query and key heads of one step's rows, in all layers."""
+
+    positions: Tensor
+    """[T] int64."""
+    cos_sin: Tensor
+    """[P, R] fp32, P above all positions: a position's R/2 cosines, then its R/2 sines."""
+
+
+class RotaryTable:
+    """Cosines and sines by position, computed when a position is first met.
+
+    Grows by whole chunks, so that the bits of a position never depend on what shares a step.
+    """
 
     def __init__(self, config: ModelConfig, device: torch.device) -> None:
-        super().__init__()
         self._config = config
         scheme = rope_type(config)
         self._dynamic = scheme == "dynamic"
         inv_freq, self._factor = _SCHEMES[scheme](config)
         self._inv_freq = inv_freq.to(device)
+        self._cos_sin = torch.empty(0, 2 * len(inv_freq), device=device)
+        self._num_positions = 0
 
-    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """[T] int64 → cos and sin, each [T, 1, D] fp32, sin's first half negated."""
-        at = positions.to(torch.float32)[:, None, None]
-        inv_freq = self._inv_freq_at(at) if self._dynamic else self._inv_freq
-        angles = at * inv_freq
-        cos, sin = angles.cos(), angles.sin()
-        if self._factor != 1.0:
-            cos, sin = cos * self._factor, sin * self._factor
-        return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+    def at(self, positions: Tensor, longest: int) -> Rotation:
+        """The rotation of rows at [T] positions below `longest`, which the host must know.
 
-    __call__ = forward
+        The table keeps its place in memory unless `longest` is beyond all that were asked for.
+        """
+        while self._num_positions < longest:
+            self._append_chunk()
+        return Rotation(positions, self._cos_sin)
+
+    @torch.inference_mode()
+    def _append_chunk(self) -> None:
+        start, end = self._num_positions, self._num_positions + CHUNK
+        if end > len(self._cos_sin):
+            # Memory that is not written to yet costs nothing on a CPU.
+            larger = self._cos_sin.new_empty(max(2 * start, end), self._cos_sin.shape[1])
+            larger[:start] = self._cos_sin
+            self._cos_sin = larger
+        at = torch.arange(start, end, dtype=torch.float32, device=self._inv_freq.device)[:, None]
+        angles = at * (self._inv_freq_at(at) if self._dynamic else self._inv_freq)
+        self._cos_sin[start:end] = torch.cat((angles.cos(), angles.sin()), -1) * self._factor
+        self._num_positions = end
 
     def _inv_freq_at(self, at: Tensor) -> Tensor:
         """Dynamic NTK: a position past the trained length stretches the base as if the text ended

@@ -10,8 +10,9 @@ from tiny_pairs import PagedTexts, config_of, create_pair
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from engine.errors import ModelLoadError, UnsupportedArchitecture
-from engine.models.layers.rotary import RotaryEmbedding
+from engine.models.layers.rotary import CHUNK, RotaryTable
 
+CPU = torch.device("cpu")
 SCALINGS = {
     "default": {"rope_type": "default"},
     "high_theta": {"rope_type": "default", "rope_theta": 1e6},
@@ -71,11 +72,32 @@ def test_angles_equal_transformers(scaling, head_dim):
     hf_config = make_config(scaling, head_dim)
     positions = torch.tensor([0, 1, 2, 77, 500, 1023])
     their_cos, their_sin = LlamaRotaryEmbedding(hf_config)(torch.zeros(1), positions[None])
-    ours = RotaryEmbedding(config_of("Llama", hf_config), torch.device("cpu"))
-    cos, sin = ours(positions)
-    sin[..., : head_dim // 2] *= -1
-    torch.testing.assert_close(cos[:, 0], their_cos[0], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(sin[:, 0], their_sin[0], rtol=1e-4, atol=1e-4)
+    ours = table_of(config_of("Llama", hf_config))
+    assert ours.shape[1] == head_dim
+    cos, sin = ours[positions].chunk(2, -1)
+    torch.testing.assert_close(cos.repeat(1, 2), their_cos[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sin.repeat(1, 2), their_sin[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scaling", ["default", "dynamic", "yarn"])
+def test_the_bits_of_a_position_do_not_depend_on_how_the_table_grew(scaling):
+    config = config_of("Llama", make_config(SCALINGS[scaling]))
+    longest = 5 * CHUNK
+    at_once = table_of(config, longest)
+    table = RotaryTable(config, CPU)
+    grown_to = 0
+    while grown_to < longest:
+        grown_to = min(grown_to + random.randrange(1, 2 * CHUNK), longest)
+        cos_sin = table.at(torch.tensor([grown_to - 1]), grown_to).cos_sin
+        assert torch.equal(cos_sin[:grown_to], at_once[:grown_to])
+
+
+def test_a_table_that_is_long_enough_stays_where_it_is():
+    table = RotaryTable(config_of("Llama", make_config(SCALINGS["default"])), CPU)
+    positions = torch.tensor([3])
+    first = table.at(positions, 3 * CHUNK).cos_sin.data_ptr()
+    assert table.at(positions, 1).cos_sin.data_ptr() == first
+    assert table.at(positions, 3 * CHUNK).cos_sin.data_ptr() == first
 
 
 # Newer transformers call the argument `cache`; both are within the range we test with.
@@ -104,7 +126,7 @@ def test_dynamic_scaling_past_the_trained_length_decodes_as_transformers_does():
 def test_unknown_scheme_is_named_with_the_known_ones():
     config = config_of("Llama", make_config({"rope_type": "default"}))
     with pytest.raises(UnsupportedArchitecture, match=r"'longrope'.*default, linear.*yarn"):
-        RotaryEmbedding(with_scaling(config, {"rope_type": "longrope"}), torch.device("cpu"))
+        RotaryTable(with_scaling(config, {"rope_type": "longrope"}), CPU)
 
 
 @pytest.mark.parametrize("factor", [None, "8", True])
@@ -112,18 +134,19 @@ def test_scheme_without_its_numbers_is_refused(factor):
     config = config_of("Llama", make_config({"rope_type": "default"}))
     scaling = {"rope_type": "linear", "factor": factor}
     with pytest.raises(ModelLoadError, match="needs a number 'factor'"):
-        RotaryEmbedding(with_scaling(config, scaling), torch.device("cpu"))
+        RotaryTable(with_scaling(config, scaling), CPU)
 
 
 def test_old_configurations_say_type():
     config = config_of("Llama", make_config({"rope_type": "default"}))
     old = with_scaling(config, {"type": "linear", "factor": 2.0})
     new = with_scaling(config, {"rope_type": "linear", "factor": 2.0})
-    positions = torch.arange(9)
-    device = torch.device("cpu")
-    torch.testing.assert_close(
-        RotaryEmbedding(old, device)(positions), RotaryEmbedding(new, device)(positions)
-    )
+    torch.testing.assert_close(table_of(old), table_of(new))
+
+
+def table_of(config, longest=1024):
+    table = RotaryTable(config, CPU).at(torch.arange(longest), longest)
+    return table.cos_sin[:longest]
 
 
 def with_scaling(config, scaling):
