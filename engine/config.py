@@ -66,6 +66,10 @@ class EngineConfig:
         "auto",
         "Decide and launch the next step while the device runs this one; auto is on for a GPU.",
     )
+    cuda_graphs: bool = knob(
+        True,
+        "On a GPU, replay decode steps as CUDA graphs; recorded in the background while serving.",
+    )
     debug_invariants: bool = knob(
         False, "Check the scheduler's invariants after every step (slow)."
     )
@@ -149,6 +153,7 @@ class ResolvedConfig:
     num_threads: int
     seed: int | None
     async_scheduling: bool
+    cuda_graphs: bool
     debug_invariants: bool
 
     def fingerprint(self) -> str:
@@ -207,6 +212,7 @@ def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> R
         num_threads=intent.num_threads or machine.num_cores,
         seed=intent.seed,
         async_scheduling=_wants_async_scheduling(intent, machine),
+        cuda_graphs=intent.cuda_graphs and machine.device == "cuda",
         debug_invariants=intent.debug_invariants,
     )
 

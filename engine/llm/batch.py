@@ -14,41 +14,81 @@ from torch import Tensor
 
 from engine.llm.decision import PENDING_TOKEN_ID, ScheduledSequence
 from kernels import PagedBatch
+from kernels.transfer import to_device
 
+Int32Array = NDArray[np.int32]
 Int64Array = NDArray[np.int64]
+
+TOKEN_IDS, POSITIONS, BLOCK_IDS, SLOTS = range(4)
+"""Rows of `StepRows.facts`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """One step's T rows of B sequences."""
+class StepRows:
+    """One step's T rows of B sequences, on the host."""
 
     sequences: list[ScheduledSequence]
     """In row order."""
-    token_ids: Tensor
-    """[T] int64; `PENDING_TOKEN_ID` in pending rows."""
-    positions: Tensor
-    """[T] int64."""
-    paged: PagedBatch
-    slot_mapping: tuple[Tensor, Tensor]
-    """Block ids and slots, each [T] int64."""
-    written_block_ids: Int64Array
-    """[T] on the host: the block each row is stored in."""
+    num_decodes: int
+    """Sequences with a single row: the first ones, the longest context first."""
+    facts: Int64Array
+    """[4, T]: token id (`PENDING_TOKEN_ID` in pending rows), position in the text, block and slot
+    that key and value go to."""
+    block_tables: Int32Array
+    """[B, M], unused entries repeating a sequence's first block."""
+    context_lens: Int32Array
+    """[B]: cached tokens, this step's included."""
+    cu_seqlens_q: Int32Array
+    """[B + 1]: sequence b has the rows cu_seqlens_q[b] .. cu_seqlens_q[b + 1]."""
     entered_block_ids: list[int]
     """Blocks whose first slot is written now and whose last one is not yet."""
     pending_rows: list[int]
     """Single rows, whose token the step before draws: row i is that of sequence i."""
 
     @property
+    def num_rows(self) -> int:
+        return len(self.facts[0])
+
+    @property
     def first_rows(self) -> list[int]:
         """Per sequence the offset of its first row."""
-        starts: list[int] = self.paged.host_cu_seqlens_q[:-1].tolist()
+        starts: list[int] = self.cu_seqlens_q[:-1].tolist()
         return starts
 
+    @property
+    def sampling_rows(self) -> list[int]:
+        """The last row of each sequence that samples."""
+        ends = self.cu_seqlens_q[1:].tolist()
+        return [end - 1 for s, end in zip(self.sequences, ends, strict=True) if s.samples]
 
-def build_batch(
-    scheduled: Sequence[ScheduledSequence], block_size: int, device: torch.device
-) -> Batch:
-    """Lay out a step. `scheduled` is not empty and each sequence has at least one token."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What the model reads of a step, on its device."""
+
+    token_ids: Tensor
+    """[T] int64; pending rows are filled in later."""
+    positions: Tensor
+    """[T] int64."""
+    slot_mapping: tuple[Tensor, Tensor]
+    """Block ids and slots, each [T] int64."""
+    paged: PagedBatch
+
+    @classmethod
+    def on(cls, device: torch.device, rows: StepRows) -> "Batch":
+        facts = to_device([rows.facts], device)[0]
+        return cls(
+            token_ids=facts[TOKEN_IDS],
+            positions=facts[POSITIONS],
+            slot_mapping=(facts[BLOCK_IDS], facts[SLOTS]),
+            paged=PagedBatch.from_host(
+                rows.block_tables, rows.context_lens, rows.cu_seqlens_q, rows.num_decodes, device
+            ),
+        )
+
+
+def lay_out(scheduled: Sequence[ScheduledSequence], block_size: int) -> StepRows:
+    """Order a step's rows. `scheduled` is not empty and each sequence has at least one token."""
     sequences = sorted(scheduled, key=_row_order)
     lengths = np.array([len(s.token_ids) for s in sequences], dtype=np.int64)
     starts = np.array([s.start for s in sequences], dtype=np.int64)
@@ -58,25 +98,21 @@ def build_batch(
     tables = _block_tables(sequences, -(-context_lens // block_size))
 
     sequence_of_row = np.repeat(np.arange(len(sequences)), lengths)
+    facts = np.empty((4, len(sequence_of_row)), dtype=np.int64)
+    facts[TOKEN_IDS] = [t for s in sequences for t in s.token_ids]
     positions = np.arange(cu_seqlens_q[-1]) + (starts - cu_seqlens_q[:-1])[sequence_of_row]
-    block_ids = tables[sequence_of_row, positions // block_size].astype(np.int64)
-    slots = positions % block_size
-    token_ids = np.array([t for s in sequences for t in s.token_ids], dtype=np.int64)
-    return Batch(
+    facts[POSITIONS] = positions
+    facts[BLOCK_IDS] = tables[sequence_of_row, positions // block_size]
+    facts[SLOTS] = positions % block_size
+    return StepRows(
         sequences=sequences,
-        token_ids=_on(device, token_ids),
-        positions=_on(device, positions),
-        paged=PagedBatch.from_host(
-            tables,
-            context_lens.astype(np.int32),
-            cu_seqlens_q,
-            int(np.count_nonzero(lengths == 1)),
-            device,
-        ),
-        slot_mapping=(_on(device, block_ids), _on(device, slots)),
-        written_block_ids=block_ids,
+        num_decodes=int(np.count_nonzero(lengths == 1)),
+        facts=facts,
+        block_tables=tables,
+        context_lens=context_lens.astype(np.int32),
+        cu_seqlens_q=cu_seqlens_q,
         entered_block_ids=_entered(tables, starts, context_lens, block_size),
-        pending_rows=np.flatnonzero(token_ids == PENDING_TOKEN_ID).tolist(),
+        pending_rows=np.flatnonzero(facts[TOKEN_IDS] == PENDING_TOKEN_ID).tolist(),
     )
 
 
@@ -85,9 +121,7 @@ def _row_order(sequence: ScheduledSequence) -> tuple[bool, int]:
     return num_tokens > 1, -(sequence.start + num_tokens)
 
 
-def _block_tables(
-    sequences: Sequence[ScheduledSequence], num_blocks: Int64Array
-) -> NDArray[np.int32]:
+def _block_tables(sequences: Sequence[ScheduledSequence], num_blocks: Int64Array) -> Int32Array:
     """[B, M], unused entries repeating a sequence's first block."""
     tables = np.empty((len(sequences), int(num_blocks.max())), dtype=np.int32)
     for row, sequence, used in zip(tables, sequences, num_blocks.tolist(), strict=True):
@@ -97,14 +131,10 @@ def _block_tables(
 
 
 def _entered(
-    tables: NDArray[np.int32], starts: Int64Array, context_lens: Int64Array, block_size: int
+    tables: Int32Array, starts: Int64Array, context_lens: Int64Array, block_size: int
 ) -> list[int]:
     last = context_lens // block_size
     partial = context_lens % block_size != 0
     entered = partial & (last * block_size >= starts)
     ids: list[int] = tables[entered, last[entered]].tolist()
     return ids
-
-
-def _on(device: torch.device, array: Int64Array) -> Tensor:
-    return torch.from_numpy(array).to(device, non_blocking=True)

@@ -9,6 +9,7 @@ import structlog
 import torch
 
 from engine.config import EngineConfig, ModelFacts, ResolvedConfig, resolve
+from engine.llm.cuda_graph import CudaRecorder
 from engine.llm.engine import LLMEngine
 from engine.llm.executor import LocalExecutor
 from engine.llm.model_runner import ModelRunner
@@ -109,7 +110,8 @@ def load_runner(
         log.warning("the checkpoint has tensors that the model does not use", names=unexpected)
     if config.device == "cpu":
         use_huge_pages()
-    return ModelRunner(model, model_config, config, device)
+    recorder = CudaRecorder(device) if config.cuda_graphs else None
+    return ModelRunner(model, model_config, config, device, recorder=recorder)
 
 
 def counted(

@@ -3,15 +3,18 @@
 Owns the model, the KV pool's memory and the sampling state; knows no queues. Loop thread only.
 """
 
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from time import perf_counter
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from engine.config import ResolvedConfig
 from engine.errors import EngineError
-from engine.llm.batch import Batch, build_batch
+from engine.llm.batch import BLOCK_IDS, Batch, StepRows, lay_out
+from engine.llm.cuda_graph import DecodeGraphs, Recorder
 from engine.llm.decision import (
     NewSequence,
     ScheduleDecision,
@@ -25,6 +28,7 @@ from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.forward_context import ForwardContext
 from engine.types import SamplingParams, TokenLogprob
+from kernels.transfer import to_device
 
 SCORED_ROWS = 128
 """Prompt rows whose logits exist at one time."""
@@ -56,7 +60,12 @@ class DrawnTokens:
 
 
 class ModelRunner:
-    """Executes decisions one after the other."""
+    """Executes decisions one after the other.
+
+    Args:
+        recorder: records decode steps as graphs; None runs all steps eagerly.
+        background: where it does; by default a thread.
+    """
 
     def __init__(
         self,
@@ -64,6 +73,9 @@ class ModelRunner:
         model_config: ModelConfig,
         config: ResolvedConfig,
         device: torch.device,
+        *,
+        recorder: Recorder | None = None,
+        background: Executor | None = None,
     ) -> None:
         parallel = model.options.parallel
         self._model = model
@@ -71,7 +83,7 @@ class ModelRunner:
         self._device = device
         self._vocab_size = model_config.vocab_size
         self._kv = KvStorage(
-            num_blocks=config.num_kv_blocks,
+            num_blocks=config.num_kv_blocks + (recorder is not None),
             num_layers=model_config.num_hidden_layers,
             num_kv_heads=parallel.share(model_config.num_key_value_heads, "key/value heads"),
             block_size=config.block_size,
@@ -79,6 +91,18 @@ class ModelRunner:
             dtype=model.options.dtype,
             device=device,
         )
+        self._graphs: DecodeGraphs | None = None
+        if recorder is not None:
+            self._graphs = DecodeGraphs(
+                self._run_model,
+                recorder,
+                max_num_seqs=config.max_num_seqs,
+                max_model_len=config.max_model_len,
+                block_size=config.block_size,
+                scratch_block=config.num_kv_blocks,
+                device=device,
+                background=background,
+            )
         self._sampler = Sampler(model_config.vocab_size, device)
         self._scored: dict[int, NewSequence] = {}
         """Sequences whose prompt is to be scored: the targets come from it."""
@@ -107,14 +131,13 @@ class ModelRunner:
             return FinishedStep(StepOutput([]))
         started = perf_counter()
         try:
-            batch = build_batch(decision.scheduled, self._config.block_size, self._device)
-            _fill_in(batch, drawn)
-            hidden = self._forward(batch)
-            logits = self._logits_to_sample(batch, hidden)
+            rows = lay_out(decision.scheduled, self._config.block_size)
+            hidden = self._forward(rows, drawn)
+            logits = self._logits_to_sample(rows, hidden)
             computed = perf_counter()
             outputs = {s.seq_id: SequenceOutput(s.seq_id) for s in decision.scheduled}
-            self._score_prompts(batch, hidden, outputs)
-            self._sample(batch, logits, outputs)
+            self._score_prompts(rows, hidden, outputs)
+            self._sample(rows, logits, outputs)
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -175,25 +198,36 @@ class ModelRunner:
                 self._scored[sequence.seq_id] = sequence
         self._kv.copy(decision.copies)
 
-    def _forward(self, batch: Batch) -> Tensor:
-        """Run the model over the step's rows: [T, C]."""
-        self._kv.clear(batch.entered_block_ids)
-        self._kv.will_write(batch.written_block_ids)
+    def _forward(self, rows: StepRows, drawn: DrawnTokens) -> Tensor:
+        """Hidden states of the step's rows, [T, C]."""
+        self._kv.clear(rows.entered_block_ids)
+        self._kv.will_write(rows.facts[BLOCK_IDS])
+        graph = self._graphs.find(rows) if self._graphs is not None else None
+        if graph is not None:
+            graph.load(rows)
+            _fill_in(graph.token_ids, rows, drawn)
+            return graph.replay()[: rows.num_rows]
+        batch = Batch.on(self._device, rows)
+        _fill_in(batch.token_ids, rows, drawn)
+        return self._run_model(batch)
+
+    def _run_model(self, batch: Batch) -> Tensor:
         ctx = ForwardContext(
             batch=batch.paged, slot_mapping=batch.slot_mapping, kv_caches=self._kv.layers
         )
         return self._model.forward(batch.token_ids, batch.positions, ctx)
 
-    def _logits_to_sample(self, batch: Batch, hidden: Tensor) -> Tensor:
+    def _logits_to_sample(self, rows: StepRows, hidden: Tensor) -> Tensor:
         """Logits of the last row of each sequence that samples, in row order."""
-        ends = batch.paged.host_cu_seqlens_q[1:].tolist()
-        rows = [end - 1 for s, end in zip(batch.sequences, ends, strict=True) if s.samples]
-        if len(rows) < len(hidden):
-            hidden = hidden[torch.tensor(rows, device=self._device, dtype=torch.int64)]
+        places = rows.sampling_rows
+        if len(places) < len(hidden):
+            hidden = hidden[to_device([np.array(places, dtype=np.int64)], self._device)[0]]
         return self._model.compute_logits(hidden)
 
-    def _sample(self, batch: Batch, logits: Tensor, outputs: dict[int, SequenceOutput]) -> None:
-        sampling = [s for s in batch.sequences if s.samples]
+    def _sample(
+        self, step_rows: StepRows, logits: Tensor, outputs: dict[int, SequenceOutput]
+    ) -> None:
+        sampling = [s for s in step_rows.sequences if s.samples]
         rows = [SampleRow(s.seq_id, s.num_output_tokens) for s in sampling]
         tokens = self._sampler.sample(logits, rows)
         self._drawn = DrawnTokens(
@@ -209,9 +243,9 @@ class ModelRunner:
             output.logprobs = None if token.logprob is None else [token.logprob]
 
     def _score_prompts(
-        self, batch: Batch, hidden: Tensor, outputs: dict[int, SequenceOutput]
+        self, step_rows: StepRows, hidden: Tensor, outputs: dict[int, SequenceOutput]
     ) -> None:
-        for sequence, first_row in zip(batch.sequences, batch.first_rows, strict=True):
+        for sequence, first_row in zip(step_rows.sequences, step_rows.first_rows, strict=True):
             if not sequence.prompt_logprobs:
                 continue
             output = outputs[sequence.seq_id]
@@ -235,13 +269,13 @@ class ModelRunner:
         return scores
 
 
-def _fill_in(batch: Batch, drawn: DrawnTokens) -> None:
+def _fill_in(token_ids: Tensor, rows: StepRows, drawn: DrawnTokens) -> None:
     """Put the tokens of the step before where the decision could not name them."""
-    if not batch.pending_rows:
+    if not rows.pending_rows:
         return
-    places = [drawn.places.get(batch.sequences[row].seq_id, 0) for row in batch.pending_rows]
-    rows = torch.tensor([batch.pending_rows, places], device=batch.token_ids.device)
-    batch.token_ids[rows[0]] = drawn.token_ids[rows[1]]
+    sources = [drawn.places.get(rows.sequences[row].seq_id, 0) for row in rows.pending_rows]
+    moves = to_device([np.array([rows.pending_rows, sources])], token_ids.device)[0]
+    token_ids.index_copy_(0, moves[0], drawn.token_ids[moves[1]])
 
 
 def _is_out_of_memory(error: Exception) -> bool:

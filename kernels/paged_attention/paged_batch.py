@@ -8,6 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kernels.transfer import to_device
+
 Int32Array = NDArray[np.int32]
 
 
@@ -21,6 +23,9 @@ class PagedBatch:
     Invariants: the first `num_decodes` sequences have one row each, the longest context first;
     `context_lens[b] >= cu_seqlens_q[b + 1] - cu_seqlens_q[b] >= 1`; unused entries of a block table
     repeat its first block, so that reading them is harmless.
+
+    In a recorded step (a CUDA graph) the host's context lengths are upper bounds, for sizing
+    launches: what a row reads must follow from the tensors. All sequences are decodes then.
     """
 
     block_tables: Tensor
@@ -51,10 +56,11 @@ class PagedBatch:
         device: torch.device,
     ) -> "PagedBatch":
         """Make the tensors; the arrays must not change afterwards."""
+        tensors = to_device([block_tables, context_lens, cu_seqlens_q], device)
         return cls(
-            block_tables=torch.from_numpy(block_tables).to(device, non_blocking=True),
-            context_lens=torch.from_numpy(context_lens).to(device, non_blocking=True),
-            cu_seqlens_q=torch.from_numpy(cu_seqlens_q).to(device, non_blocking=True),
+            block_tables=tensors[0],
+            context_lens=tensors[1],
+            cu_seqlens_q=tensors[2],
             num_decodes=num_decodes,
             host_block_tables=block_tables,
             host_context_lens=context_lens,

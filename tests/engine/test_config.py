@@ -21,3 +21,11 @@ def test_scheduling_is_asynchronous_where_there_is_something_to_overlap(asked, d
     assert (
         resolve(EngineConfig(async_scheduling=asked), MODEL, machine).async_scheduling == is_async
     )
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_graphs_need_a_gpu(asked):
+    for device in ("cpu", "cuda"):
+        machine = MachineFacts(device=device, num_cores=2, free_memory_bytes=1 << 30)
+        resolved = resolve(EngineConfig(cuda_graphs=asked), MODEL, machine)
+        assert resolved.cuda_graphs == (asked and device == "cuda")

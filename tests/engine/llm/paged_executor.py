@@ -43,6 +43,7 @@ def make_config(**changes: object) -> ResolvedConfig:
         num_threads=1,
         seed=0,
         async_scheduling=False,
+        cuda_graphs=False,
         debug_invariants=True,
     )
     return replace(defaults, **changes)

@@ -2,8 +2,8 @@ import random
 
 import torch
 
-from engine.llm.batch import build_batch
-from engine.llm.decision import ScheduledSequence
+from engine.llm.batch import TOKEN_IDS, Batch, lay_out
+from engine.llm.decision import PENDING_TOKEN_ID, ScheduledSequence
 
 CPU = torch.device("cpu")
 
@@ -13,7 +13,7 @@ def sequence(seq_id, token_ids, start, block_ids):
 
 
 def test_single_rows_come_first_longest_context_first():
-    batch = build_batch(
+    rows = lay_out(
         [
             sequence(1, [10, 11, 12], 2, [7, 8]),
             sequence(2, [20], 0, [1]),
@@ -21,11 +21,13 @@ def test_single_rows_come_first_longest_context_first():
             sequence(4, [40, 41], 0, [9]),
         ],
         4,
-        CPU,
     )
-    assert [s.seq_id for s in batch.sequences] == [3, 2, 1, 4]
+    assert [s.seq_id for s in rows.sequences] == [3, 2, 1, 4]
+    assert (rows.num_rows, rows.num_decodes) == (7, 2)
+    assert rows.first_rows == [0, 1, 2, 5]
+    assert rows.sampling_rows == [0, 1, 4, 6]
+    batch = Batch.on(CPU, rows)
     assert batch.paged.num_decodes == 2
-    assert batch.first_rows == [0, 1, 2, 5]
     assert batch.token_ids.tolist() == [30, 20, 10, 11, 12, 40, 41]
     assert batch.positions.tolist() == [9, 0, 2, 3, 4, 0, 1]
     assert batch.paged.context_lens.tolist() == [10, 1, 5, 2]
@@ -37,8 +39,15 @@ def test_single_rows_come_first_longest_context_first():
 
 
 def test_blocks_beyond_the_context_are_left_out():
-    batch = build_batch([sequence(1, [5], 3, [2, 3, 4, 5])], 4, CPU)
-    assert batch.paged.block_tables.tolist() == [[2]]
+    rows = lay_out([sequence(1, [5], 3, [2, 3, 4, 5])], 4)
+    assert rows.block_tables.tolist() == [[2]]
+
+
+def test_pending_rows_are_named():
+    pending = [sequence(i, [PENDING_TOKEN_ID], 3 * i, list(range(9))) for i in (1, 2)]
+    rows = lay_out([sequence(0, [4, 5], 0, [1]), *pending, sequence(3, [7], 4, [1, 2])], 4)
+    assert [rows.sequences[row].seq_id for row in rows.pending_rows] == [2, 1]
+    assert rows.facts[TOKEN_IDS].tolist() == [PENDING_TOKEN_ID, 7, PENDING_TOKEN_ID, 4, 5]
 
 
 def test_entered_blocks_are_those_begun_and_not_filled():
@@ -51,7 +60,7 @@ def test_entered_blocks_are_those_begun_and_not_filled():
         "ends at a border": (sequence(1, [1] * 8, 0, [2, 3]), []),
     }
     for name, (one, expected) in cases.items():
-        assert build_batch([one], 4, CPU).entered_block_ids == expected, name
+        assert lay_out([one], 4).entered_block_ids == expected, name
 
 
 def test_random_batches_equal_a_plain_loop():
@@ -65,10 +74,11 @@ def test_random_batches_equal_a_plain_loop():
             blocks = random.sample(range(1000), -(-(start + num) // size) + random.randint(0, 3))
             tokens = [random.randrange(9) for _ in range(num)]
             sequences.append(sequence(seq_id, tokens, start, blocks))
-        batch = build_batch(sequences, size, CPU)
-        rows = [
+        rows = lay_out(sequences, size)
+        batch = Batch.on(CPU, rows)
+        expected = [
             (token, at, s.block_ids[at // size], at % size)
-            for s in batch.sequences
+            for s in rows.sequences
             for at, token in enumerate(s.token_ids, s.start)
         ]
         found = zip(
@@ -77,5 +87,5 @@ def test_random_batches_equal_a_plain_loop():
             *(t.tolist() for t in batch.slot_mapping),
             strict=True,
         )
-        assert list(found) == rows, f"seed {seed}"
-        assert sorted(s.seq_id for s in batch.sequences) == list(range(len(sequences)))
+        assert list(found) == expected, f"seed {seed}"
+        assert sorted(s.seq_id for s in rows.sequences) == list(range(len(sequences)))

@@ -38,6 +38,7 @@ def resolved(**overrides):
         "num_threads": 1,
         "seed": 0,
         "async_scheduling": False,
+        "cuda_graphs": False,
         "debug_invariants": True,
     }
     return ResolvedConfig(**(facts | overrides))

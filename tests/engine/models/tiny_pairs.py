@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import transformers
 
-from engine.llm.batch import build_batch
+from engine.llm.batch import Batch, lay_out
 from engine.llm.decision import ScheduledSequence
 from engine.llm.kv_storage import KvStorage
 from engine.models.causal_lm import CausalLM
@@ -137,15 +137,16 @@ class PagedTexts:
             )
             for text_id, size in pieces.items()
         ]
-        batch = build_batch(scheduled, self.block_size, self.device)
-        self.storage.clear(batch.entered_block_ids)
+        rows = lay_out(scheduled, self.block_size)
+        batch = Batch.on(self.device, rows)
+        self.storage.clear(rows.entered_block_ids)
         ctx = ForwardContext(
             batch=batch.paged, slot_mapping=batch.slot_mapping, kv_caches=self.storage.layers
         )
         hidden = self.model.forward(batch.token_ids, batch.positions, ctx)
         logits = self.model.compute_logits(hidden)
         result = {}
-        for sequence, first in zip(batch.sequences, batch.first_rows, strict=True):
+        for sequence, first in zip(rows.sequences, rows.first_rows, strict=True):
             size = len(sequence.token_ids)
             result[sequence.seq_id] = logits[first : first + size]
             self.computed[sequence.seq_id] += size

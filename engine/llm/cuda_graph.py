@@ -1,0 +1,264 @@
+"""Decode steps as recorded CUDA graphs: one launch instead of a few hundred.
+
+A graph computes a fixed number of rows from inputs at fixed addresses. Steps whose sequences all
+have one row are padded to the next size that has a graph; others run eagerly. Nothing is
+recorded at start-up: a size is recorded in the background, once it has been met a few times, and
+runs eagerly until then.
+
+The recorder is all that knows CUDA; tests put one in its place that runs the same code again.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import structlog
+import torch
+from torch import Tensor
+
+from engine.llm.batch import BLOCK_IDS, POSITIONS, SLOTS, TOKEN_IDS, Batch, StepRows
+from kernels import PagedBatch
+from kernels.transfer import to_device
+
+EAGER_STEPS = 3
+"""Steps of a size that run eagerly before it is worth a recording."""
+SHORTEST_CONTEXT = 1024
+"""Attention is recorded with programs for so many keys, or 4, 16, … times as many: most of a grid
+for the longest context would find nothing to do."""
+
+log = structlog.get_logger(__name__)
+
+
+class Recording(Protocol):
+    """Work whose launches are recorded."""
+
+    def replay(self) -> Tensor:
+        """Do it again with what its inputs hold now; the result's memory is used again by the next
+        replay of any recording."""
+        ...
+
+
+class Recorder(Protocol):
+    """Records what a function launches. Called from a background thread."""
+
+    def record(self, run: Callable[[], Tensor]) -> Recording:
+        """`run` is called more than once, and once for real. Raises whatever goes wrong."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class GraphSize:
+    """What a graph is recorded for."""
+
+    num_rows: int
+    max_context_len: int
+
+
+class DecodeGraph:
+    """A recorded decode step and its inputs. Rows behind those of a step are padding: they decode
+    token 0 at the start of the scratch block, which belongs to no sequence."""
+
+    def __init__(
+        self,
+        size: GraphSize,
+        forward: Callable[[Batch], Tensor],
+        recorder: Recorder,
+        *,
+        block_size: int,
+        scratch_block: int,
+        device: torch.device,
+    ) -> None:
+        self._scratch_block = scratch_block
+        num_rows = size.num_rows
+        num_blocks = -(-size.max_context_len // block_size)
+        self._facts = torch.zeros(4, num_rows, dtype=torch.int64, device=device)
+        self._facts[BLOCK_IDS] = scratch_block
+        self._tables = torch.full(
+            (num_rows, num_blocks), scratch_block, dtype=torch.int32, device=device
+        )
+        self._context_lens = torch.ones(num_rows, dtype=torch.int32, device=device)
+        self._cu_seqlens_q = torch.arange(num_rows + 1, dtype=torch.int32, device=device)
+        self._max_context_len = size.max_context_len
+        self._recording = recorder.record(lambda: forward(self._batch()))
+
+    @property
+    def token_ids(self) -> Tensor:
+        """[num_rows] int64: of the step that was loaded last, then of padding."""
+        return self._facts[TOKEN_IDS]
+
+    def load(self, rows: StepRows) -> None:
+        """Put a step into the inputs. The copies are queued behind replays of the step before."""
+        count, num_rows = rows.num_rows, self._facts.shape[1]
+        width = rows.block_tables.shape[1]
+        facts = np.zeros((4, num_rows), dtype=np.int64)
+        facts[BLOCK_IDS] = self._scratch_block
+        facts[:, :count] = rows.facts
+        tables = np.full((num_rows, width), self._scratch_block, dtype=np.int32)
+        tables[:count] = rows.block_tables
+        context_lens = np.ones(num_rows, dtype=np.int32)
+        context_lens[:count] = rows.context_lens
+        device = self._facts.device
+        self._facts.copy_(to_device([facts], device)[0])
+        new_tables, new_context_lens = to_device([tables, context_lens], device)
+        self._tables[:, :width].copy_(new_tables)
+        self._context_lens.copy_(new_context_lens)
+
+    def replay(self) -> Tensor:
+        """[num_rows, C]: what the forward pass makes of the inputs."""
+        return self._recording.replay()
+
+    def _batch(self) -> Batch:
+        """The inputs. Kernels size their grids by the host's context lengths, so those are the
+        longest that fit; how far a row really reads is on the device."""
+        num_rows = len(self._context_lens)
+        return Batch(
+            token_ids=self._facts[TOKEN_IDS],
+            positions=self._facts[POSITIONS],
+            slot_mapping=(self._facts[BLOCK_IDS], self._facts[SLOTS]),
+            paged=PagedBatch(
+                block_tables=self._tables,
+                context_lens=self._context_lens,
+                cu_seqlens_q=self._cu_seqlens_q,
+                num_decodes=num_rows,
+                host_block_tables=np.full(
+                    tuple(self._tables.shape), self._scratch_block, dtype=np.int32
+                ),
+                host_context_lens=np.full(num_rows, self._max_context_len, dtype=np.int32),
+                host_cu_seqlens_q=np.arange(num_rows + 1, dtype=np.int32),
+            ),
+        )
+
+
+class DecodeGraphs:
+    """The graphs of one model, by size. Loop thread only; recordings are made in the background.
+
+    Args:
+        forward: the model over a batch, [T, C]; reads nothing else that changes.
+        scratch_block: for the padding's keys and values.
+        background: where recordings are made; by default a thread.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[[Batch], Tensor],
+        recorder: Recorder,
+        *,
+        max_num_seqs: int,
+        max_model_len: int,
+        block_size: int,
+        scratch_block: int,
+        device: torch.device,
+        background: Executor | None = None,
+    ) -> None:
+        self._forward = forward
+        self._recorder = recorder
+        self._max_num_seqs = max_num_seqs
+        self._max_model_len = max_model_len
+        self._block_size = block_size
+        self._scratch_block = scratch_block
+        self._device = device
+        self._background = background or ThreadPoolExecutor(1, "record-graphs")
+        self._uses: Counter[GraphSize] = Counter()
+        self._graphs: dict[GraphSize, Future[DecodeGraph]] = {}
+        self._is_broken = False
+
+    def find(self, rows: StepRows) -> DecodeGraph | None:
+        """The graph that can run this step, if there is one by now."""
+        if self._is_broken or rows.num_decodes < len(rows.sequences):
+            return None
+        size = self._size_for(rows)
+        if size is None:
+            return None
+        recorded = self._graphs.get(size)
+        if recorded is None:
+            self._uses[size] += 1
+            if self._uses[size] >= EAGER_STEPS:
+                self._graphs[size] = self._background.submit(self._record, size)
+            return None
+        if not recorded.done():
+            return None
+        if error := recorded.exception():
+            self._is_broken = True
+            log.warning(
+                "CUDA graphs are off: a decode step could not be recorded; steps run eagerly, "
+                "which costs launches",
+                num_rows=size.num_rows,
+                reason=f"{type(error).__name__}: {error}",
+            )
+            return None
+        return recorded.result()
+
+    def _size_for(self, rows: StepRows) -> GraphSize | None:
+        """The smallest size that holds a step; None if none does."""
+        longest = int(rows.context_lens[0])
+        if rows.num_rows > self._max_num_seqs or longest > self._max_model_len:
+            return None
+        max_context_len = SHORTEST_CONTEXT
+        while max_context_len < longest:
+            max_context_len *= 4
+        return GraphSize(
+            min(padded_rows(rows.num_rows), self._max_num_seqs),
+            min(max_context_len, self._max_model_len),
+        )
+
+    @torch.inference_mode()
+    def _record(self, size: GraphSize) -> DecodeGraph:
+        return DecodeGraph(
+            size,
+            self._forward,
+            self._recorder,
+            block_size=self._block_size,
+            scratch_block=self._scratch_block,
+            device=self._device,
+        )
+
+
+def padded_rows(num_rows: int) -> int:
+    """1, 2, 4, 8, 16, 24, … : the next of these."""
+    if num_rows <= 8:
+        return 1 << (num_rows - 1).bit_length()
+    return -(-num_rows // 8) * 8
+
+
+@dataclass(frozen=True, slots=True)
+class CudaRecording:
+    """A graph and the tensor that it writes."""
+
+    graph: torch.cuda.CUDAGraph
+    output: Tensor
+
+    def replay(self) -> Tensor:
+        """See `Recording`; on the current stream."""
+        self.graph.replay()
+        return self.output
+
+
+class CudaRecorder:
+    """Records on a stream of its own, while another thread goes on launching steps.
+
+    All graphs share one memory pool: they never run at the same time.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, run: Callable[[], Tensor]) -> CudaRecording:
+        """See `Recorder`."""
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        with torch.cuda.stream(self._stream):
+            # For real first: it compiles kernels and sets libraries up for this thread, which a
+            # recording must not.
+            run()
+            self._stream.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            # Only this thread is kept from what would break the recording, such as allocations.
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                output = run()
+            finally:
+                graph.capture_end()
+        return CudaRecording(graph, output)
