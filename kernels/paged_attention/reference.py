@@ -19,7 +19,7 @@ def paged_attention(
     """See `kernels.paged_attention`."""
     num_tokens, num_heads, head_dim = q.shape
     result = q.new_empty(num_tokens, num_heads, head_dim)
-    for index, context_len in enumerate(batch.host_context_lens.tolist()):
+    for index, context_len in enumerate(batch.context_lens.tolist()):
         first, last = batch.host_cu_seqlens_q[index : index + 2].tolist()
         k, v = gather_context(kv_cache, batch.block_tables[index], context_len)
         if kv_scales is not None:

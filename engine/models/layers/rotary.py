@@ -30,7 +30,7 @@ class Rotation(NamedTuple):
 
 
 class RotaryTable:
-    """Cosines and sines by position, computed when a position is first met.
+    """Cosines and sines by position; on a CPU computed when a position is first met.
 
     Grows by whole chunks, so that the bits of a position never depend on what shares a step.
     """
@@ -43,15 +43,21 @@ class RotaryTable:
         self._inv_freq = inv_freq.to(device)
         self._cos_sin = torch.empty(0, 2 * len(inv_freq), device=device)
         self._num_positions = 0
+        if device.type != "cpu":
+            # Recorded steps hold the table's address, and another thread records them.
+            self._reach(config.max_position_embeddings)
 
     def at(self, positions: Tensor, longest: int) -> Rotation:
         """The rotation of rows at [T] positions below `longest`, which the host must know.
 
         The table keeps its place in memory unless `longest` is beyond all that were asked for.
         """
-        while self._num_positions < longest:
-            self._append_chunk()
+        self._reach(longest)
         return Rotation(positions, self._cos_sin)
+
+    def _reach(self, num_positions: int) -> None:
+        while self._num_positions < num_positions:
+            self._append_chunk()
 
     @torch.inference_mode()
     def _append_chunk(self) -> None:
