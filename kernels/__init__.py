@@ -13,6 +13,7 @@ from kernels.geglu import geglu
 from kernels.group_norm_silu import group_norm_silu
 from kernels.linear_gguf import GGUFType, linear_gguf
 from kernels.linear_nf4 import linear_nf4
+from kernels.linear_packed import PackedWeight, linear_packed
 from kernels.linear_w4a16 import linear_w4a16
 from kernels.linear_w8 import linear_w8
 from kernels.lora_gather import lora_gather
@@ -35,12 +36,14 @@ OPS = (
     linear_w4a16,
     linear_nf4,
     lora_gather,
+    linear_packed,
 )
 """Every op, for tests and benchmarks."""
 
 __all__ = [
     "OPS",
     "GGUFType",
+    "PackedWeight",
     "PagedBatch",
     "add_rms_norm",
     "attention",
@@ -51,6 +54,7 @@ __all__ = [
     "linear_w4a16",
     "linear_w8",
     "lora_gather",
+    "linear_packed",
     "paged_attention",
     "rms_norm",
     "rope_store_kv",

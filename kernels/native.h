@@ -1,6 +1,8 @@
 // What the C++ operations share: storage types, conversions, a vectorisable exp, and a rule for
 // when threads pay. Plain C interface, no PyTorch headers: all operations compile in seconds.
 #pragma once
+#include <omp.h>
+
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -67,6 +69,9 @@ inline float sigmoid(float x) {
 
 // A parallel region costs a few microseconds, and far more when the cores have other work.
 inline bool worth_threads(int64_t num_elements) { return num_elements >= 1 << 16; }
+
+// Threads of the next parallel region; torch.set_num_threads() sets it.
+inline int64_t num_threads() { return omp_get_max_threads(); }
 
 // Calls `function` with a null pointer of the storage type that `dtype` names.
 template <class Function>

@@ -1,0 +1,53 @@
+"""The arrangement of a weight that the CPU kernel reads from front to back."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+STRIP = 16
+"""Output features whose numbers lie side by side: a vector register of fp32 sums."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeight:
+    """W [N, K] in strips of 16 outputs, padded with zeros.
+
+        fp32, fp16   [N/16, K, 16]
+        bf16         [N/16, K/2, 16, 2]      pairs of inputs: processors multiply two at a time
+
+    bf16 inputs are padded to a multiple of 32, what a matrix unit takes at once.
+    """
+
+    data: Tensor
+    """One run of memory; its shape is [strips, padded inputs · 16]."""
+    out_features: int
+    in_features: int
+    group: int
+    """Inputs that lie side by side: 2 in bf16."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.data.dtype
+
+    @property
+    def padded_inputs(self) -> int:
+        return self.data.shape[1] // STRIP
+
+    @classmethod
+    def pack(cls, weight: Tensor) -> "PackedWeight":
+        """Arrange a copy of [N, K], fp32, bf16 or fp16."""
+        out_features, in_features = weight.shape
+        group = 2 if weight.dtype == torch.bfloat16 else 1
+        padded = -(-in_features // 32) * 32 if group == 2 else in_features
+        missing = (0, padded - in_features, 0, -out_features % STRIP)
+        rows = F.pad(weight, missing) if any(missing) else weight
+        strips = rows.reshape(-1, STRIP, padded // group, group).transpose(1, 2).contiguous()
+        return cls(strips.view(len(strips), -1), out_features, in_features, group)
+
+    def unpack(self) -> Tensor:
+        """[N, K], as it was."""
+        strips = self.data.view(len(self.data), -1, STRIP, self.group)
+        rows = strips.transpose(1, 2).reshape(-1, self.padded_inputs)
+        return rows[: self.out_features, : self.in_features]

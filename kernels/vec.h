@@ -1,0 +1,63 @@
+// Sixteen numbers at a time. Compilers split a Vec on machines with shorter registers.
+#pragma once
+#include <cstddef>
+#include <cstdlib>
+#include <new>
+
+#include "native.h"
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace native {
+
+typedef float Vec __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64)));
+
+inline Vec load(const float* p) {
+  Vec v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+inline Vec load(const BFloat16* p) {
+  typedef uint16_t Halves __attribute__((vector_size(32)));
+  Halves h;
+  std::memcpy(&h, p, sizeof h);
+  return (Vec)(__builtin_convertvector(h, Words) << 16);
+}
+
+inline Vec load(const Float16* p) {
+  typedef Float16 Halves __attribute__((vector_size(32)));
+  Halves h;
+  std::memcpy(&h, p, sizeof h);
+  return __builtin_convertvector(h, Vec);
+}
+
+// Sixteen 32-bit words: pairs of neighbouring bf16 numbers, for example.
+inline Words load_words(const void* p) {
+  Words w;
+  std::memcpy(&w, p, sizeof w);
+  return w;
+}
+
+// std::vector's own allocator knows alignments of new only; this works for every compiler.
+template <class T>
+struct AlignedAllocator {
+  using value_type = T;
+  AlignedAllocator() = default;
+  template <class U>
+  AlignedAllocator(const AlignedAllocator<U>&) {}
+  T* allocate(std::size_t count) {
+    void* memory = std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64);
+    if (!memory) throw std::bad_alloc();
+    return static_cast<T*>(memory);
+  }
+  void deallocate(T* memory, std::size_t) { std::free(memory); }
+  template <class U>
+  bool operator==(const AlignedAllocator<U>&) const { return true; }
+  template <class U>
+  bool operator!=(const AlignedAllocator<U>&) const { return false; }
+};
+
+}  // namespace native

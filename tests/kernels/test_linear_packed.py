@@ -1,0 +1,114 @@
+"""Packed weights: arranged without loss, multiplied with the same bits whatever shares the call."""
+
+import random
+
+import pytest
+import torch
+
+from kernels import PackedWeight, linear_packed, native
+from kernels.linear_packed import cpu
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture
+def seed():
+    seed = random.randrange(1 << 31)
+    torch.manual_seed(seed)
+    return seed
+
+
+@pytest.fixture
+def built_with(tmp_path, monkeypatch):
+    """Builds this one operation with other flags and runs it until the test ends."""
+    source = native.KERNELS / "linear_packed" / "cpu.cpp"
+
+    def switch(*flags):
+        machine = [flag for flag in native.FLAGS if not flag.startswith("-march")]
+        monkeypatch.setattr(native, "FLAGS", (*machine, *flags))
+        monkeypatch.setattr(native, "CACHE", tmp_path)
+        monkeypatch.setattr(native, "_sources", lambda: [source])
+        forget()
+        assert native.library() is not None
+
+    def forget():
+        native.library.cache_clear()
+        cpu._function.cache_clear()
+
+    yield switch
+    monkeypatch.undo()
+    forget()
+
+
+def problem(dtype, rows, inputs, outputs):
+    weight = torch.randn(outputs, inputs).mul_(inputs**-0.5).to(dtype)
+    return torch.randn(rows, inputs).to(dtype), PackedWeight.pack(weight)
+
+
+def differences_alone(multiply, x):
+    """How many rows of a product change when their neighbours leave."""
+    together = multiply(x)
+    return sum(not torch.equal(multiply(x[i : i + 1])[0], together[i]) for i in range(len(x)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1), (16, 32), (45, 37), (960, 576), (100, 9000)])
+def test_unpacking_returns_what_was_packed(dtype, shape, seed):
+    weight = torch.randn(shape).to(dtype)
+    assert torch.equal(PackedWeight.pack(weight).unpack(), weight)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("inputs", [576, 1536, 37, 9000])
+def test_a_row_has_the_same_bits_alone_and_among_others(dtype, inputs, seed):
+    rows = random.randint(2, 70)
+    x, weight = problem(dtype, rows, inputs, random.choice([48, 208, 576]))
+    assert differences_alone(lambda x: linear_packed(x, weight), x) == 0, f"seed {seed}"
+    first = linear_packed(x, weight, fp32_out=True)
+    for _ in range(5):
+        some = torch.randperm(rows)[: random.randint(1, rows)]
+        assert torch.equal(linear_packed(x[some], weight, fp32_out=True), first[some])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_number_of_threads_changes_nothing(dtype, seed):
+    x, weight = problem(dtype, 100, 576, 960)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = linear_packed(x, weight)
+        for number in (2, 3, 5):
+            torch.set_num_threads(number)
+            assert torch.equal(linear_packed(x, weight), one)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_library_that_orders_sums_by_the_number_of_rows_is_found_out(seed):
+    """The check above can fail: PyTorch's fp32 product changes with the number of rows."""
+    weight = torch.randn(3072, 576)
+    x = torch.randn(64, 576)
+    assert differences_alone(lambda x: torch.nn.functional.linear(x, weight), x) > 0
+
+
+@pytest.mark.slow
+def test_a_processor_without_long_registers_gets_the_same_result(built_with, seed):
+    built_with("-march=x86-64-v3")
+    for dtype, tolerance in ((torch.float32, 2e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)):
+        x, weight = problem(dtype, 19, 576, 208)
+        expected = x.float() @ weight.unpack().float().T
+        found = linear_packed(x, weight)
+        assert (found.float() - expected).abs().max() < tolerance
+        assert differences_alone(lambda x: linear_packed(x, weight), x) == 0  # noqa: B023
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 32, 33, 100])
+def test_the_matrix_unit_is_told_the_right_tiles(built_with, rows, seed):
+    built_with("-march=native", "-DTANDEM_EMULATE_MATRIX_TILES")
+    for inputs, outputs in ((576, 208), (37, 45), (64, 16)):
+        x, weight = problem(torch.bfloat16, rows, inputs, outputs)
+        expected = x.float() @ weight.unpack().float().T
+        found = linear_packed(x, weight, fp32_out=True)
+        assert (found - expected).abs().max() < 1e-4
+        assert differences_alone(lambda x: linear_packed(x, weight), x) == 0  # noqa: B023
