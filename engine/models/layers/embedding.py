@@ -68,6 +68,6 @@ class LmHead(nn.Module, WeightOwner):
 
     def process_weights_after_loading(self) -> None:
         if self._tied:
-            self._part.tensors |= self._method.arrange(self._tied[0].weight)
+            self._method.arrange(self._part, self._tied[0].weight)
         else:
             self._method.process_weights_after_loading(self._part)

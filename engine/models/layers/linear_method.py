@@ -7,9 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PACK_ROWS = 32
-"""Number of input rows that oneDNN arranges packed weights for. Measured over 1 to 128 rows: 16 and
-32 are within 3 % of the best everywhere, a hint of 1 is 30 % slower from 64 rows on."""
+from kernels import PackedWeight, linear_packed, native
 
 
 @dataclass(slots=True, kw_only=True)
@@ -26,6 +24,7 @@ class LinearPart:
     dtype: torch.dtype
     device: torch.device
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    packed: PackedWeight | None = None
 
     def take(self, shard: int, kind: str, tensor: Tensor) -> None:
         """Keep a loaded tensor of one shard until `process_weights_after_loading`."""
@@ -65,9 +64,10 @@ class LinearMethod(ABC):
 
 @dataclass(frozen=True, slots=True)
 class UnquantizedMethod(LinearMethod):
-    """Plain weights; on a CPU prepacked for oneDNN where it has kernels for the dtype.
+    """Plain weights; on a CPU packed for the native kernel.
 
-    Packed weights replace the plain ones: memory is not doubled.
+    Packed weights replace the plain ones: memory is not doubled. A row's result then has the same
+    bits whatever shares the step.
     """
 
     def create_weights(
@@ -79,48 +79,27 @@ class UnquantizedMethod(LinearMethod):
         return shapes
 
     def process_weights_after_loading(self, part: LinearPart) -> None:
-        part.tensors |= self.arrange(part.concatenated("weight"))
+        self.arrange(part, part.concatenated("weight"))
         if part.has_bias:
-            part.tensors["bias"] = part.concatenated("bias")
+            bias = part.concatenated("bias")
+            part.tensors["bias"] = bias if part.packed is None else bias.float()
 
     @staticmethod
-    def arrange(weight: Tensor) -> dict[str, Tensor]:
-        """The weight as `apply` wants it."""
-        if can_pack(weight.dtype, weight.device):
-            return {"packed": torch.ops.mkldnn._reorder_linear_weight(weight, PACK_ROWS)}
-        return {"weight": weight}
+    def arrange(part: LinearPart, weight: Tensor) -> None:
+        """Keep the weight as `apply` wants it; a packed one is a copy."""
+        if native.runs_on(weight):
+            part.packed = PackedWeight.pack(weight)
+        else:
+            part.tensors["weight"] = weight
 
     def apply(self, part: LinearPart, x: Tensor) -> Tensor:
-        tensors = part.tensors
-        packed = tensors.get("packed")
-        if packed is None:
-            return F.linear(x, tensors["weight"], tensors.get("bias"))
-        result: Tensor = _LINEAR(x, packed, tensors.get("bias"), "none", [], "")
-        return result
+        bias = part.tensors.get("bias")
+        if part.packed is not None:
+            return linear_packed(x, part.packed, bias)
+        return F.linear(x, part.tensors["weight"], bias)
 
     def apply_in_fp32(self, part: LinearPart, x: Tensor) -> Tensor:
-        """oneDNN sums in fp32 but rounds what it returns, and bf16 logits between 16 and 32 are an
-        eighth apart: the best tokens tie. A second pass with the first result subtracted before
-        the rounding returns what was lost; the sum of both is good to 16 bits.
-        """
-        packed = part.tensors.get("packed")
-        if packed is None or part.has_bias:
-            return self.apply(part, x).float()
-        negative = _LINEAR(x, packed, None, "none", [], "").neg_()
-        lost: Tensor = _LINEAR_ADD(x, negative, packed, None, "add")
-        return lost.float().sub_(negative)
-
-
-def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether oneDNN multiplies by packed weights of this dtype here."""
-    if device.type != "cpu" or not torch._C._has_mkldnn:
-        return False
-    if dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    if dtype == torch.float16:
-        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
-    return False
-
-
-_LINEAR = torch.ops.mkldnn._linear_pointwise.default
-_LINEAR_ADD = torch.ops.mkldnn._linear_pointwise.binary
+        """bf16 logits between 16 and 32 are an eighth apart: the best tokens would tie."""
+        if part.packed is not None:
+            return linear_packed(x, part.packed, part.tensors.get("bias"), fp32_out=True)
+        return self.apply(part, x).float()

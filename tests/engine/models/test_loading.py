@@ -9,7 +9,7 @@ from tiny_pairs import PagedTexts, create_pair, named_weights, their_logits
 
 from engine.errors import MissingWeight, ModelLoadError, ShapeMismatch
 from engine.models.layers.linear import Linear, Shard
-from engine.models.layers.linear_method import LinearMethod, UnquantizedMethod, can_pack
+from engine.models.layers.linear_method import LinearMethod, UnquantizedMethod
 from engine.models.layers.parallel import TensorParallel
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.loading import Loader
@@ -111,9 +111,9 @@ def test_a_layer_is_finished_as_soon_as_its_tensors_are_there(pair):
     model.load_weights(weights())
     assert "model.layers.0.mlp.down_proj" in seen
     assert "model.layers.1.mlp.down_proj" not in seen
-    if can_pack(torch.bfloat16, CPU):
-        part = model.model.layers[0].mlp.down_proj._parts[0][1]
-        assert set(part.tensors) == {"packed"}
+    part = model.model.layers[0].mlp.down_proj._parts[0][1]
+    assert part.packed is not None
+    assert not part.tensors, "a packed weight replaces the plain one"
 
 
 class DoublingMethod(UnquantizedMethod):
