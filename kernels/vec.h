@@ -41,6 +41,26 @@ inline Words load_words(const void* p) {
   return w;
 }
 
+// a * b + c, rounded once wherever the processor can. Spelled out, because a compiler may fuse one
+// instance of the same source and not another, which then differ in the last bit.
+inline Vec multiply_add(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  __m256 halves[3][2];
+  std::memcpy(halves[0], &a, 64);
+  std::memcpy(halves[1], &b, 64);
+  std::memcpy(halves[2], &c, 64);
+  for (int i = 0; i < 2; ++i) halves[2][i] = _mm256_fmadd_ps(halves[0][i], halves[1][i], halves[2][i]);
+  std::memcpy(&c, halves[2], 64);
+  return c;
+#else
+  return a * b + c;
+#endif
+}
+
+inline Vec broadcast(float x) { return x - Vec{}; }
+
 // std::vector's own allocator knows alignments of new only; this works for every compiler.
 template <class T>
 struct AlignedAllocator {

@@ -27,16 +27,16 @@ struct Single {
   using X = float;
   static constexpr int kInputs = 1;
   static Vec weights(const X* w) { return native::load(w); }
-  static float row(const X* x) { return *x; }
-  static Vec add(Vec sum, Vec w, float x) { return sum + w * x; }
+  static Vec row(const X* x) { return native::broadcast(*x); }
+  static Vec add(Vec sum, Vec w, Vec x) { return native::multiply_add(w, x, sum); }
 };
 
 struct Half {
   using X = native::Float16;
   static constexpr int kInputs = 1;
   static Vec weights(const X* w) { return native::load(w); }
-  static float row(const X* x) { return float(*x); }
-  static Vec add(Vec sum, Vec w, float x) { return sum + w * x; }
+  static Vec row(const X* x) { return native::broadcast(float(*x)); }
+  static Vec add(Vec sum, Vec w, Vec x) { return native::multiply_add(w, x, sum); }
 };
 
 // Two neighbouring inputs of each output lie side by side.
@@ -57,15 +57,16 @@ struct Brain {
   struct Pair {
     Vec low, high;
   };
-  struct Inputs {
-    float low, high;
-  };
   static Pair weights(const X* w) {
     native::Words words = native::load_words(w);
     return {(Vec)(words << 16), (Vec)(words & 0xffff0000u)};
   }
-  static Inputs row(const X* x) { return {native::to_float(x[0]), native::to_float(x[1])}; }
-  static Vec add(Vec sum, Pair w, Inputs x) { return sum + w.low * x.low + w.high * x.high; }
+  static Pair row(const X* x) {
+    return {native::broadcast(native::to_float(x[0])), native::broadcast(native::to_float(x[1]))};
+  }
+  static Vec add(Vec sum, Pair w, Pair x) {
+    return native::multiply_add(w.high, x.high, native::multiply_add(w.low, x.low, sum));
+  }
 #endif
 };
 
