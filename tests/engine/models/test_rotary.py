@@ -100,8 +100,6 @@ def test_a_table_that_is_long_enough_stays_where_it_is():
     assert table.at(positions, 3 * CHUNK).cos_sin.data_ptr() == first
 
 
-# Newer transformers call the argument `cache`; both are within the range we test with.
-@pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated:FutureWarning")
 def test_off_the_cpu_a_table_is_made_whole():
     config = replace(create_pair("Llama", 3)[2], max_position_embeddings=3 * CHUNK + 1)
     meta = torch.device("meta")
@@ -112,6 +110,8 @@ def test_off_the_cpu_a_table_is_made_whole():
     assert len(before) > 3 * CHUNK
 
 
+# Newer transformers call the argument `cache`; both are within the range we test with.
+@pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated:FutureWarning")
 def test_dynamic_scaling_past_the_trained_length_decodes_as_transformers_does():
     seed = random.randrange(1 << 31)
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 3.0}
