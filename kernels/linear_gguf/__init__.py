@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from kernels import _triton
 from kernels.linear_gguf import cases, composed, reference
 from kernels.linear_gguf.quant_type import GGUFType
 from kernels.registry import op
@@ -40,5 +41,9 @@ def linear_gguf(
 
 
 linear_gguf.implementation("composed", supports=composed.supports)(composed.linear_gguf)
+if _triton.AVAILABLE:
+    from kernels.linear_gguf import triton as triton_gguf
+
+    linear_gguf.implementation("triton", supports=triton_gguf.supports)(triton_gguf.linear_gguf)
 
 __all__ = ["GGUFType", "linear_gguf"]

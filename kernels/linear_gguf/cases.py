@@ -42,8 +42,8 @@ CASES = (
     Case("smollm2_o", GGUFType.Q4_1, 2, 576, 576),
     Case("smollm2_o_int8", GGUFType.Q4_1, 33, 576, 576, int8_activations=True),
     Case("smollm2_down", GGUFType.Q8_0, 1, 576, 1536),
-    Case("llama3_down", GGUFType.Q4_K, 1, 65, 14336),
-    Case("llama3_down_int8", GGUFType.Q6_K, 1, 65, 14336, int8_activations=True),
+    Case("llama3_down", GGUFType.Q4_K, 1, 31, 14336),
+    Case("llama3_down_int8", GGUFType.Q6_K, 1, 31, 14336, int8_activations=True),
     Case("many_rows", GGUFType.Q4_K, 129, 130, 256),
     Case("one_block", GGUFType.Q5_1, 3, 1, 32),
     Case("one_block_int8", GGUFType.Q5_1, 3, 1, 32, int8_activations=True),
@@ -52,6 +52,8 @@ CASES = (
     Case("no_rows", GGUFType.Q8_0, 0, 33, 64),
     Case("no_rows_int8", GGUFType.Q8_0, 0, 33, 64, int8_activations=True),
 )
+REFUSED = {"triton": {case.name for case in CASES if case.int8_activations}}
+"""Cases that an implementation leaves to the next."""
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from kernels import _triton
 from kernels.linear_w8 import cases, composed, reference
 from kernels.registry import op
 
@@ -37,3 +38,7 @@ def linear_w8(
 
 
 linear_w8.implementation("composed", supports=composed.supports)(composed.linear_w8)
+if _triton.AVAILABLE:
+    from kernels.linear_w8 import triton as triton_w8
+
+    linear_w8.implementation("triton", supports=triton_w8.supports)(triton_w8.linear_w8)

@@ -1,0 +1,194 @@
+"""What the Triton kernels of the quantised linears share: tiles, and sums over parts of K.
+
+The tiles along K, and the parts of so many tiles that it is cut into, depend on the weight's shape
+alone. With few rows the weight's bandwidth is the limit: a program sums one part, so that there are
+enough of them, and `_sum_parts_kernel` adds the parts in order. With many rows a program sums all
+parts, one after the other, and adds them in the same order. So a row's result does not depend on
+how many rows there are, as far as a `tl.dot` of more rows adds up like one of fewer; on Hopper and
+Blackwell these are different instructions.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels._triton import Variant, tl, triton
+
+FEW_ROWS = 64
+"""Up to here a program sums one part of K."""
+WANTED_PROGRAMS = 512
+"""Some for each of 132 processors. The same on every GPU: it decides about the order of sums."""
+MAX_PARTS = 8
+MIN_TILES_PER_PART = 4
+SUM_BLOCK = 256
+"""Outputs whose parts a program adds up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a [M, K] times [K, N] product is cut."""
+
+    block_m: int
+    block_n: int
+    num_parts: int
+    tiles_per_part: int
+    parts_per_program: int
+    num_warps: int
+    num_stages: int
+
+    def grid(self, num_rows: int, num_outputs: int) -> tuple[int, int, int]:
+        """Programs: outputs fastest, so that those that run together read the same rows of x."""
+        return (
+            triton.cdiv(num_outputs, self.block_n),
+            triton.cdiv(num_rows, self.block_m),
+            self.num_parts // self.parts_per_program,
+        )
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """Arguments of every kernel."""
+        return {
+            "PARTS": self.parts_per_program,
+            "BLOCK_M": self.block_m,
+            "BLOCK_N": self.block_n,
+        }
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Arguments of every launch."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
+
+
+def plan(num_rows: int, num_outputs: int, size: int, block_k: int, dtype: torch.dtype) -> Plan:
+    """Cut a product of `num_rows` rows with a [num_outputs, size] weight."""
+    num_tiles = triton.cdiv(size, block_k)
+    wanted = WANTED_PROGRAMS // triton.cdiv(num_outputs, 32)
+    num_parts = max(1, min(wanted, MAX_PARTS, num_tiles // MIN_TILES_PER_PART))
+    tiles_per_part = triton.cdiv(num_tiles, num_parts)
+    # Rounding up may leave the last ones without a tile.
+    num_parts = triton.cdiv(num_tiles, tiles_per_part)
+    few = num_rows <= FEW_ROWS
+    if dtype is torch.float32:
+        # Not on tensor cores; for tests more than for work.
+        block_m, block_n, num_warps, num_stages = (16 if num_rows <= 16 else 32), 32, 4, 2
+    elif num_rows <= 16:
+        block_m, block_n, num_warps, num_stages = 16, 32, 4, 4
+    elif few:
+        block_m, block_n, num_warps, num_stages = 64, 64, 4, 3
+    else:
+        block_m, block_n, num_warps, num_stages = 128, 64, 8, 3
+    return Plan(
+        block_m=block_m,
+        block_n=block_n,
+        num_parts=num_parts,
+        tiles_per_part=tiles_per_part,
+        parts_per_program=1 if few else num_parts,
+        num_warps=num_warps,
+        num_stages=num_stages,
+    )
+
+
+class Output:
+    """The result of a launch, and the sums of the parts where programs do not add them up."""
+
+    def __init__(self, cut: Plan, x: Tensor, num_outputs: int, sums: torch.dtype) -> None:
+        self._cut = cut
+        self.result = torch.empty(x.shape[0], num_outputs, dtype=x.dtype, device=x.device)
+        self._in_parts = cut.num_parts > cut.parts_per_program
+        self.written = self.result
+        if self._in_parts:
+            shape = (cut.num_parts, *self.result.shape)
+            self.written = torch.empty(shape, dtype=sums, device=x.device)
+
+    def added_up(
+        self, row_scale: Tensor | None, scale: Tensor | None, bias: Tensor | None
+    ) -> Tensor:
+        """The result, once the kernel was launched. The arguments are those of `write`."""
+        num_rows, num_outputs = self.result.shape
+        if self._in_parts and num_rows:
+            _sum_parts_kernel[(triton.cdiv(num_outputs, SUM_BLOCK), num_rows)](
+                self.written,
+                row_scale,
+                scale,
+                bias,
+                self.result,
+                num_rows,
+                num_outputs,
+                PARTS=self._cut.num_parts,
+                BLOCK_SIZE=SUM_BLOCK,
+            )
+        return self.result
+
+
+@triton.jit
+def finished(total, rows, columns, row_scale_ptr, scale_ptr, bias_ptr, M, N):
+    """Scales and bias, each None where there is none: a [rows, columns] tile in fp32."""
+    value = total.to(tl.float32)
+    if row_scale_ptr is not None:
+        value *= tl.load(row_scale_ptr + rows, mask=rows < M, other=0.0)[:, None]
+    if scale_ptr is not None:
+        value *= tl.load(scale_ptr + columns, mask=columns < N, other=0.0)[None, :]
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + columns, mask=columns < N, other=0.0)
+        value += bias.to(tl.float32)[None, :]
+    return value
+
+
+@triton.jit
+def write(total, rows, columns, row_scale_ptr, scale_ptr, bias_ptr, out_ptr, M, N):
+    """Store a tile: a part's sum as it is if there are more parts, else the result."""
+    mask = (rows < M)[:, None] & (columns < N)[None, :]
+    at = rows.to(tl.int64)[:, None] * N + columns[None, :]
+    if tl.num_programs(2) > 1:
+        out_ptr += tl.program_id(2).to(tl.int64) * M * N
+        tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=mask)
+    else:
+        value = finished(total, rows, columns, row_scale_ptr, scale_ptr, bias_ptr, M, N)
+        tl.store(out_ptr + at, value.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _sum_parts_kernel(
+    parts_ptr,
+    row_scale_ptr,
+    scale_ptr,
+    bias_ptr,
+    out_ptr,
+    M,
+    N,
+    PARTS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    rows = tl.program_id(1) + tl.arange(0, 1)
+    columns = tl.program_id(0) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
+    mask = (columns < N)[None, :]
+    at = rows.to(tl.int64)[:, None] * N + columns[None, :]
+    total = tl.load(parts_ptr + at, mask=mask, other=0)
+    for part in tl.static_range(1, PARTS):
+        offset = (tl.zeros((1,), tl.int64) + part) * M * N
+        total += tl.load(parts_ptr + (offset[:, None] + at), mask=mask, other=0)
+    value = finished(total, rows, columns, row_scale_ptr, scale_ptr, bias_ptr, M, N)
+    tl.store(out_ptr + at, value.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def sum_parts_variant(num_parts: int, name: str) -> Variant:
+    """For `variants()`: the parts of bf16 results, with a scale per output."""
+    return Variant(
+        kernel=_sum_parts_kernel,
+        name=name,
+        signature={
+            "parts_ptr": "*fp32",
+            "scale_ptr": "*fp32",
+            "out_ptr": "*bf16",
+            "M": "i32",
+            "N": "i32",
+        },
+        constants={
+            "row_scale_ptr": None,
+            "bias_ptr": None,
+            "PARTS": num_parts,
+            "BLOCK_SIZE": SUM_BLOCK,
+        },
+        unaligned=("M",),
+    )

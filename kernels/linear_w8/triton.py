@@ -1,0 +1,240 @@
+"""Tensor cores on tiles of the weight, which is widened in registers or taken as int8.
+
+The sum's order depends on the weight's shape alone (`kernels/_triton_linear.py`); with int8
+activations it is exact.
+"""
+
+import torch
+from torch import Tensor
+
+from kernels import _triton
+from kernels._triton import Variant, tl, triton
+from kernels._triton_linear import FEW_ROWS, Output, plan, sum_parts_variant, write
+from kernels.int8_activations import SMALLEST
+from kernels.model_shapes import LLAMA3_8B
+
+BLOCK_K = 128
+
+
+def supports(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    int8_activations: bool = False,
+) -> bool:
+    """GPU tensors whose last dimension is contiguous."""
+    return _triton.runs_on(x, weight, scale) and x.stride(1) == 1 and weight.is_contiguous()
+
+
+def linear_w8(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    int8_activations: bool = False,
+) -> Tensor:
+    """See `kernels.linear_w8`."""
+    num_outputs, size = weight.shape
+    num_rows = x.shape[0]
+    cut = plan(num_rows, num_outputs, size, BLOCK_K, torch.int8 if int8_activations else x.dtype)
+    out = Output(cut, x, num_outputs, torch.int32 if int8_activations else torch.float32)
+    if not num_rows:
+        return out.result
+    given, row_scale = _rounded(x) if int8_activations else (x, None)
+    _linear_w8_kernel[cut.grid(num_rows, num_outputs)](
+        given,
+        given.stride(0),
+        weight,
+        row_scale,
+        scale,
+        bias,
+        out.written,
+        num_rows,
+        num_outputs,
+        size,
+        cut.tiles_per_part,
+        BLOCK_K=BLOCK_K,
+        EVEN_K=size % BLOCK_K == 0,
+        **cut.constants,
+        **cut.options,
+    )
+    return out.added_up(row_scale, scale, bias)
+
+
+def _rounded(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`int8_activations.round_to_int8` of whole rows: [M, K] int8 and [M] fp32."""
+    num_rows, size = x.shape
+    q = torch.empty(num_rows, size, dtype=torch.int8, device=x.device)
+    scale = torch.empty(num_rows, dtype=torch.float32, device=x.device)
+    _round_rows_kernel[(num_rows,)](
+        x,
+        x.stride(0),
+        q,
+        scale,
+        size,
+        SMALLEST=SMALLEST,
+        BLOCK_SIZE=1024,
+        # A fused x * inverse + ROUNDER would round once where the definition rounds twice.
+        enable_fp_fusion=False,
+    )
+    return q, scale
+
+
+@triton.jit
+def _part_sum(
+    x_ptr,
+    x_row_stride,
+    weight_ptr,
+    rows,
+    columns,
+    M,
+    N,
+    K,
+    first,
+    last,
+    SUM_TYPE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EVEN_K: tl.constexpr,
+):
+    """Sum of the tiles `first` ... `last` - 1 along K: [BLOCK_M, BLOCK_N]."""
+    inner = tl.arange(0, BLOCK_K)
+    x_rows = x_ptr + rows.to(tl.int64)[:, None] * x_row_stride + inner[None, :]
+    # The last weight again, past the end: what comes of it is not stored.
+    weight_rows = weight_ptr + tl.minimum(columns, N - 1).to(tl.int64)[None, :] * K + inner[:, None]
+    total = tl.zeros((BLOCK_M, BLOCK_N), SUM_TYPE)
+    for tile in range(first, last):
+        k = tile * BLOCK_K
+        if EVEN_K:
+            x = tl.load(x_rows + k, mask=(rows < M)[:, None], other=0)
+            weight = tl.load(weight_rows + k)
+        else:
+            x = tl.load(x_rows + k, mask=(rows < M)[:, None] & (inner < K - k)[None, :], other=0)
+            weight = tl.load(weight_rows + k, mask=(inner < K - k)[:, None], other=0)
+        total = tl.dot(x, weight.to(x.dtype), total, input_precision="ieee", out_dtype=SUM_TYPE)
+    return total
+
+
+@triton.jit
+def _linear_w8_kernel(
+    x_ptr,
+    x_row_stride,
+    weight_ptr,
+    row_scale_ptr,
+    scale_ptr,
+    bias_ptr,
+    out_ptr,
+    M,
+    N,
+    K,
+    tiles_per_part,
+    PARTS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EVEN_K: tl.constexpr,
+):
+    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    SUM_TYPE: tl.constexpr = tl.int32 if x_ptr.dtype.element_ty == tl.int8 else tl.float32
+    num_tiles = tl.cdiv(K, BLOCK_K)
+    total = tl.zeros((BLOCK_M, BLOCK_N), SUM_TYPE)
+    for part in range(PARTS):
+        first = (tl.program_id(2) + part) * tiles_per_part
+        last = tl.minimum(first + tiles_per_part, num_tiles)
+        total += _part_sum(
+            x_ptr,
+            x_row_stride,
+            weight_ptr,
+            rows,
+            columns,
+            M,
+            N,
+            K,
+            first,
+            last,
+            SUM_TYPE,
+            BLOCK_M,
+            BLOCK_N,
+            BLOCK_K,
+            EVEN_K,
+        )
+    write(total, rows, columns, row_scale_ptr, scale_ptr, bias_ptr, out_ptr, M, N)
+
+
+@triton.jit
+def _round_rows_kernel(
+    x_ptr, x_row_stride, q_ptr, scale_ptr, K, SMALLEST: tl.constexpr, BLOCK_SIZE: tl.constexpr
+):
+    # Adding 1.5 * 2^23 leaves no bits below one: rounds halves to even.
+    ROUNDER: tl.constexpr = 12582912.0
+    row = tl.program_id(0).to(tl.int64)
+    inner = tl.arange(0, BLOCK_SIZE)
+    largest = tl.zeros((BLOCK_SIZE,), tl.float32)
+    for k in range(0, K, BLOCK_SIZE):
+        x = tl.load(x_ptr + row * x_row_stride + k + inner, mask=inner < K - k, other=0.0)
+        largest = tl.maximum(largest, tl.abs(x.to(tl.float32)))
+    amax = tl.max(largest, 0)
+    inverse = tl.div_rn(127.0, tl.maximum(amax, SMALLEST))
+    tl.store(scale_ptr + row, tl.div_rn(amax, 127.0))
+    for k in range(0, K, BLOCK_SIZE):
+        x = tl.load(x_ptr + row * x_row_stride + k + inner, mask=inner < K - k, other=0.0)
+        rounded = (x.to(tl.float32) * inverse + ROUNDER) - ROUNDER
+        tl.store(q_ptr + row * K + k + inner, rounded.to(tl.int8), mask=inner < K - k)
+
+
+def variants() -> list[Variant]:
+    """Llama-3-8B's last projection, with activations as they are and rounded."""
+    cuts = [_variant(num_rows, dtype) for num_rows in (1, 64, 2048) for dtype in ("bf16", "i8")]
+    num_parts = plan(1, *LLAMA3_8B.linears["down"], BLOCK_K, torch.bfloat16).num_parts
+    rounding = Variant(
+        kernel=_round_rows_kernel,
+        name="llama3_8b down",
+        signature={
+            "x_ptr": "*bf16",
+            "x_row_stride": "i32",
+            "q_ptr": "*i8",
+            "scale_ptr": "*fp32",
+            "K": "i32",
+        },
+        constants={"SMALLEST": SMALLEST, "BLOCK_SIZE": 1024},
+    )
+    return [*cuts, rounding, sum_parts_variant(num_parts, "llama3_8b down")]
+
+
+def _variant(num_rows: int, dtype: str) -> Variant:
+    num_outputs, size = LLAMA3_8B.linears["down"]
+    cut = plan(num_rows, num_outputs, size, BLOCK_K, torch.bfloat16)
+    rounded = dtype == "i8"
+    sums = "*i32" if rounded else "*fp32"
+    return Variant(
+        kernel=_linear_w8_kernel,
+        name=f"llama3_8b down, {num_rows} rows of {dtype}",
+        signature={
+            "x_ptr": f"*{dtype}",
+            "x_row_stride": "i32",
+            "weight_ptr": "*i8",
+            **({"row_scale_ptr": "*fp32"} if rounded else {}),
+            "scale_ptr": "*fp32",
+            "out_ptr": sums if num_rows <= FEW_ROWS else "*bf16",
+            "M": "i32",
+            "N": "i32",
+            "K": "i32",
+            "tiles_per_part": "i32",
+        },
+        constants={
+            **({} if rounded else {"row_scale_ptr": None}),
+            "bias_ptr": None,
+            "BLOCK_K": BLOCK_K,
+            "EVEN_K": True,
+            **cut.constants,
+        },
+        unaligned=("M", "tiles_per_part"),
+        num_warps=cut.num_warps,
+        num_stages=cut.num_stages,
+        uses_tensor_cores=True,
+    )
