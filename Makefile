@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast check format kernels-compile bench loadtest size clean
+.PHONY: help serve test test-fast check format kernels-compile bench-kernels bench loadtest size clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ bench: $(VENV)/.dev  ## Measure Tandem beside its peers, interleaved (needs the 
 
 kernels-compile: $(VENV)/.dev  ## Compile all Triton kernels for sm_80, sm_90 and sm_100; no GPU needed
 	$(BIN)/python -m kernels.compile $(ARGS)
+
+# Threads wait for each other as they do in the server (engine/runtime/threads.py).
+bench-kernels: $(VENV)/.dev  ## Time the kernels on this machine (ARGS="rms_norm linear_w8 --device cuda")
+	GOMP_SPINCOUNT=20000 $(BIN)/python -m kernels.bench $(ARGS)
 
 size: $(VENV)/.dev  ## The longest files
 	@git ls-files '*.py' | xargs wc -l | sort -rn | head -15

@@ -30,8 +30,10 @@ def main() -> int:
 
 
 def _row(op: Op[..., Any]) -> tuple[str, str, str]:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    inputs = op.cases.make_inputs(op.cases.CASES[0], torch.bfloat16, device)
+    has_gpu = torch.cuda.is_available() and op.cases.BENCHMARKS["cuda"]
+    device = torch.device("cuda" if has_gpu else "cpu")
+    case = op.cases.BENCHMARKS[device.type][0]
+    inputs = op.cases.make_inputs(case, torch.bfloat16, device)
     chosen, _ = op.choice(**inputs)
     others = {
         name: IN_RESERVE if one.supports(**inputs) else refusal(name, inputs.values())

@@ -1,9 +1,12 @@
 """Inputs for `attention`: layers of real denoisers, odd sizes, strided views, sharp scores."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from kernels.work import Work, num_bytes
 
 TOLERANCE = {
     torch.float32: 2e-5,
@@ -42,6 +45,19 @@ CASES = (
     Case("no_rows", 0, 2, 4, 4, 32),
     Case("no_queries", 2, 2, 0, 4, 32),
 )
+BENCHMARKS = {
+    "cpu": (
+        Case("shapes self 32 rows", 32, 2, 256, 256, 32),
+        Case("sd15 self 2 rows", 2, 8, 1024, 1024, 80),
+        Case("sd15 cross 2 rows", 2, 8, 4096, 77, 40),
+    ),
+    "cuda": (
+        Case("sd15 self 8 rows", 8, 8, 4096, 4096, 40),
+        Case("sdxl self 8 rows", 8, 10, 4096, 4096, 64),
+        Case("sdxl cross 8 rows", 8, 10, 4096, 77, 64),
+    ),
+}
+"""Shapes of real models by type of device; `kernels.bench` times them."""
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
@@ -64,3 +80,9 @@ def _heads(case: Case, length: int, dtype: torch.dtype, device: torch.device) ->
         states = torch.randn(case.rows, length, case.num_heads, case.head_dim, device=device)
         return states.to(dtype).transpose(1, 2)
     return torch.randn(case.rows, case.num_heads, length, case.head_dim, device=device).to(dtype)
+
+
+def work(inputs: dict[str, Any]) -> Work:
+    """Two products: of queries with keys, of weights with values."""
+    query, key = inputs["query"], inputs["key"]
+    return Work(num_bytes(inputs) + num_bytes(query), 4 * query.numel() * key.shape[2])

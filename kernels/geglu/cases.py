@@ -31,6 +31,11 @@ CASES = (
     Case("no_tokens", 0, 64),
     Case("saturated", 4, 64, scale=50.0),
 )
+BENCHMARKS = {
+    "cpu": (Case("shapes 32 rows", 2048, 256), Case("sd15 2 rows", 2048, 1280)),
+    "cuda": (Case("sd15 8 rows", 32768, 1280), Case("sdxl 8 rows", 32768, 2560)),
+}
+"""Shapes of real models by type of device; `kernels.bench` times them."""
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:

@@ -1,12 +1,14 @@
 """Inputs for `linear_gguf`: every type; random bytes with scales that keep outputs near one."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kernels.linear_gguf.dequantize import dequantize
 from kernels.linear_gguf.quant_type import BLOCKS, GGUFType, row_bytes
+from kernels.work import Work, product_work
 
 TOLERANCE = {
     # Sums of up to 14336 products in another order.
@@ -54,6 +56,31 @@ CASES = (
 )
 REFUSED = {"triton": {case.name for case in CASES if case.int8_activations}}
 """Cases that an implementation leaves to the next."""
+BENCHMARKS = {
+    "cpu": (
+        Case("smollm2 gate_up Q4_1 1", GGUFType.Q4_1, 1, 3072, 576),
+        Case("smollm2 gate_up Q4_1 32", GGUFType.Q4_1, 32, 3072, 576),
+        Case("llama3_8b o Q4_K 1", GGUFType.Q4_K, 1, 4096, 4096),
+        *(
+            Case(f"{name}, int8", one, rows, outputs, size, int8_activations=True)
+            for name, one, rows, outputs, size in (
+                ("smollm2 gate_up Q4_1 1", GGUFType.Q4_1, 1, 3072, 576),
+                ("smollm2 gate_up Q4_1 32", GGUFType.Q4_1, 32, 3072, 576),
+                ("smollm2 gate_up Q8_0 1", GGUFType.Q8_0, 1, 3072, 576),
+                ("llama3_8b o Q4_K 1", GGUFType.Q4_K, 1, 4096, 4096),
+                ("llama3_8b o Q6_K 1", GGUFType.Q6_K, 1, 4096, 4096),
+            )
+        ),
+    ),
+    "cuda": (
+        Case("llama3_8b gate_up Q4_K 1", GGUFType.Q4_K, 1, 28672, 4096),
+        Case("llama3_8b gate_up Q4_K 64", GGUFType.Q4_K, 64, 28672, 4096),
+        Case("llama3_8b gate_up Q4_K 2048", GGUFType.Q4_K, 2048, 28672, 4096),
+        Case("llama3_8b gate_up Q6_K 1", GGUFType.Q6_K, 1, 28672, 4096),
+        Case("llama3_8b gate_up Q8_0 1", GGUFType.Q8_0, 1, 28672, 4096),
+    ),
+}
+"""Shapes of real models by type of device; `kernels.bench` times them."""
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
@@ -96,3 +123,9 @@ def _set_scales(blocks: Tensor, offsets: tuple[int, ...], size: Tensor) -> None:
 def outputs(result: Tensor, inputs: dict[str, object]) -> tuple[object, ...]:
     """Everything the op wrote."""
     return (result,)
+
+
+def work(inputs: dict[str, Any]) -> Work:
+    """One product; the weight is read as it is packed."""
+    weight = inputs["weight"]
+    return product_work(inputs, weight.shape[0])

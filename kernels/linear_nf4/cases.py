@@ -2,9 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from kernels.work import Work, product_work
 
 TOLERANCE = {
     # Sums of up to 14336 products in another order.
@@ -48,6 +51,19 @@ CASES = (
 )
 REFUSED = {"composed": {case.name for case in _ACROSS_ROWS}}
 """Cases that an implementation leaves to the reference."""
+BENCHMARKS = {
+    "cpu": (
+        Case("smollm2 gate_up 1", 1, 3072, 576),
+        Case("smollm2 gate_up 32", 32, 3072, 576),
+        Case("llama3_8b o 1", 1, 4096, 4096),
+    ),
+    "cuda": (
+        Case("llama3_8b gate_up 1", 1, 28672, 4096),
+        Case("llama3_8b gate_up 64", 64, 28672, 4096),
+        Case("llama3_8b gate_up 2048", 2048, 28672, 4096),
+    ),
+}
+"""Shapes of real models by type of device; `kernels.bench` times them."""
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
@@ -72,3 +88,9 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
 def outputs(result: Tensor, inputs: dict[str, object]) -> tuple[object, ...]:
     """Everything the op wrote."""
     return (result,)
+
+
+def work(inputs: dict[str, Any]) -> Work:
+    """One product; the weight is read as it is packed."""
+    shape = inputs["shape"]
+    return product_work(inputs, shape[0])

@@ -1,11 +1,13 @@
 """Inputs for `linear_packed`: a small model's layers, odd sizes, many and few rows."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kernels.linear_packed.packed_weight import PackedWeight
+from kernels.work import Work, product_work
 
 TOLERANCE = {
     # Sums of up to 1536 products of magnitude 1/√K, in another order.
@@ -44,6 +46,17 @@ CASES = (
     Case("logits_with_bias", 3, 40, 100, bias=True, fp32_out=True),
     Case("no_rows", 0, 64, 32),
 )
+BENCHMARKS: dict[str, tuple[Case, ...]] = {
+    "cpu": (
+        Case("smollm2 gate_up 1", 1, 576, 3072),
+        Case("smollm2 gate_up 32", 32, 576, 3072),
+        Case("smollm2 gate_up 512", 512, 576, 3072),
+        Case("smollm2 logits 32", 32, 576, 49152, fp32_out=True),
+        Case("llama3_8b o 1", 1, 4096, 4096),
+    ),
+    "cuda": (),
+}
+"""Shapes of real models by type of device; `kernels.bench` times them."""
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
@@ -62,3 +75,8 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
 def outputs(result: Tensor, inputs: dict[str, object]) -> tuple[object, ...]:
     """Everything the op wrote."""
     return (result,)
+
+
+def work(inputs: dict[str, Any]) -> Work:
+    """One product; the weight is read with its padding."""
+    return product_work(inputs, inputs["weight"].out_features)

@@ -1,9 +1,12 @@
 """Inputs for `linear_w8`: model shapes, odd sizes, strided rows, both kinds of activations."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from kernels.work import Work, product_work
 
 TOLERANCE = {
     # Sums of up to 14336 products in another order.
@@ -46,6 +49,24 @@ CASES = (
         for one in _CASES
     ),
 )
+BENCHMARKS = {
+    "cpu": (
+        Case("smollm2 gate_up 1", 1, 3072, 576),
+        Case("smollm2 gate_up 32", 32, 3072, 576),
+        Case("llama3_8b o 1", 1, 4096, 4096),
+        Case("smollm2 gate_up 1, int8", 1, 3072, 576, int8_activations=True),
+        Case("smollm2 gate_up 32, int8", 32, 3072, 576, int8_activations=True),
+        Case("llama3_8b o 1, int8", 1, 4096, 4096, int8_activations=True),
+    ),
+    "cuda": (
+        Case("llama3_8b gate_up 1", 1, 28672, 4096),
+        Case("llama3_8b gate_up 64", 64, 28672, 4096),
+        Case("llama3_8b gate_up 2048", 2048, 28672, 4096),
+        Case("llama3_8b gate_up 1, int8", 1, 28672, 4096, int8_activations=True),
+        Case("llama3_8b gate_up 2048, int8", 2048, 28672, 4096, int8_activations=True),
+    ),
+}
+"""Shapes of real models by type of device; `kernels.bench` times them."""
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
@@ -70,3 +91,9 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
 def outputs(result: Tensor, inputs: dict[str, object]) -> tuple[object, ...]:
     """Everything the op wrote."""
     return (result,)
+
+
+def work(inputs: dict[str, Any]) -> Work:
+    """One product; the weight is read as it is packed."""
+    weight = inputs["weight"]
+    return product_work(inputs, weight.shape[0])

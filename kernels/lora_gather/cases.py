@@ -1,8 +1,11 @@
 """Inputs for `lora_gather`: decode with many adapters, prefill with one, ranks, strided rows."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+
+from kernels.work import Work, num_bytes
 
 TOLERANCE = {
     # Sums of up to 4096 products in another order.
@@ -43,6 +46,17 @@ CASES = (
     Case("only_without", 3, 40, 96, adapters=0),
     Case("no_rows", 0, 40, 96),
 )
+BENCHMARKS = {
+    "cpu": (
+        Case("smollm2 qkv decode 32", 32, 960, 576, adapters=8),
+        Case("smollm2 qkv prompt 512", 512, 960, 576, adapters=1, sorted=True),
+    ),
+    "cuda": (
+        Case("llama3_8b qkv decode 64", 64, 6144, 4096, adapters=16),
+        Case("llama3_8b qkv prompt 2048", 2048, 6144, 4096, adapters=1, sorted=True),
+    ),
+}
+"""Shapes of real models by type of device; `kernels.bench` times them."""
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
@@ -67,3 +81,12 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
 def outputs(result: None, inputs: dict[str, object]) -> tuple[object, ...]:
     """Everything the op wrote."""
     return (inputs["y"],)
+
+
+def work(inputs: dict[str, Any]) -> Work:
+    """Two thin products for each row that has an adapter; each used adapter is read once."""
+    y, x, a, b, ids = (inputs[name] for name in ("y", "x", "a", "b", "adapter_ids"))
+    used = ids[ids >= 0]
+    read = num_bytes((a[0], b[0])) * torch.unique(used).numel() + num_bytes((x, y, y))
+    rank, size = a.shape[1:]
+    return Work(read, 2 * len(used) * rank * (size + y.shape[1]))

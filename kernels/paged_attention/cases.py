@@ -1,12 +1,14 @@
 """Inputs for `paged_attention`: decodes, chunks, mixtures, block borders, packed caches."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kernels.paged_attention.paged_batch import PagedBatch
+from kernels.work import Work, num_bytes
 
 TOLERANCE = {
     torch.float32: 2e-5,
@@ -67,6 +69,25 @@ LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 _BENT_OR_PACKED = {c.name for c in CASES if c.soft_cap is not None or c.kv_dtype is not None}
 REFUSED = {"composed": _BENT_OR_PACKED, "cpu": _BENT_OR_PACKED}
 """Implementation → cases that it leaves to others, all the rest it takes."""
+_SMOLLM2 = (9, 3, 64)
+_LLAMA3 = (32, 8, 128)
+_DECODE_64 = ((1, 4096),) * 64
+BENCHMARKS = {
+    "cpu": (
+        Case("smollm2 decode 1, context 1k", ((1, 1024),), *_SMOLLM2),
+        Case("smollm2 decode 32, context 256", ((1, 256),) * 32, *_SMOLLM2),
+        Case("smollm2 prompt 512", ((512, 512),), *_SMOLLM2),
+        Case("llama3_8b decode 8, context 2k", ((1, 2048),) * 8, *_LLAMA3, num_layers=1),
+    ),
+    "cuda": (
+        Case("llama3_8b decode 1, context 4k", ((1, 4096),), *_LLAMA3),
+        Case("llama3_8b decode 64, context 4k", _DECODE_64, *_LLAMA3, num_layers=1),
+        Case("the same, int8", _DECODE_64, *_LLAMA3, num_layers=1, kv_dtype=torch.int8),
+        Case("the same, fp8", _DECODE_64, *_LLAMA3, num_layers=1, kv_dtype=torch.float8_e4m3fn),
+        Case("llama3_8b prompt 4096", ((4096, 4096),), *_LLAMA3),
+    ),
+}
+"""Shapes of real models by type of device; `kernels.bench` times them."""
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
@@ -124,3 +145,21 @@ def _block_tables(num_blocks: list[int]) -> np.ndarray[tuple[int, int], np.dtype
 def outputs(result: Tensor, inputs: dict[str, object]) -> tuple[object, ...]:
     """Everything the op wrote."""
     return (result,)
+
+
+def work(inputs: dict[str, Any]) -> Work:
+    """Each sequence's visible keys and values once; two products per visible pair."""
+    q, kv_cache, batch = inputs["q"], inputs["kv_cache"], inputs["batch"]
+    window: int | None = inputs["window"]
+    read = pairs = 0
+    for queries, context in zip(
+        np.diff(batch.host_cu_seqlens_q).tolist(), batch.host_context_lens.tolist(), strict=True
+    ):
+        seen = [min(end, window or end) for end in range(context - queries + 1, context + 1)]
+        read += min(context, queries - 1 + (window or context))
+        pairs += sum(seen)
+    kv_heads, head_dim = kv_cache.shape[2], kv_cache.shape[4]
+    slot = 2 * kv_heads * head_dim * kv_cache.element_size()
+    if inputs["kv_scales"] is not None:
+        slot += 2 * kv_heads * 4
+    return Work(2 * num_bytes(q) + read * slot, 4 * pairs * q.shape[1] * head_dim)

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from kernels.rms_norm import cases
-from kernels.rms_norm.cases import CASES, TOLERANCE, Case
+from kernels.rms_norm.cases import BENCHMARKS, CASES, TOLERANCE, Case
 
-__all__ = ["CASES", "TOLERANCE", "make_inputs", "outputs"]
+__all__ = ["BENCHMARKS", "CASES", "TOLERANCE", "make_inputs", "outputs"]
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:

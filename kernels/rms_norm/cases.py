@@ -38,6 +38,19 @@ CASES = (
     Case("tiny_values", 3, 128, scale=1e-4),
     Case("large_values", 3, 128, scale=1e3),
 )
+BENCHMARKS = {
+    "cpu": (
+        Case("smollm2 decode 1", 1, 576),
+        Case("smollm2 decode 32", 32, 576),
+        Case("llama3_8b prompt 512", 512, 4096),
+    ),
+    "cuda": (
+        Case("llama3_8b decode 1", 1, 4096),
+        Case("llama3_8b decode 64", 64, 4096),
+        Case("llama3_8b prompt 8192", 8192, 4096),
+    ),
+}
+"""Shapes of real models by type of device; `kernels.bench` times them."""
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:

@@ -1,9 +1,12 @@
 """Inputs for `rope_store_kv`: heads as views of packed q, k, v, and one layer of a pool."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from kernels.work import Work, num_bytes
 
 TOLERANCE = {
     torch.float32: 1e-5,
@@ -65,6 +68,21 @@ CASES = (
     Case("float8", 13, 9, 3, 64, cache_dtype=FLOAT8, zeros=True),
     Case("float8_norm", 9, 16, 8, 128, cache_dtype=FLOAT8, qk_norm=True),
 )
+BENCHMARKS = {
+    "cpu": (
+        Case("smollm2 decode 1", 1, 9, 3, 64),
+        Case("smollm2 decode 32", 32, 9, 3, 64),
+        Case("smollm2 prompt 512", 512, 9, 3, 64, num_blocks=32),
+        Case("qwen3_0.6b decode 32", 32, 16, 8, 128, qk_norm=True),
+    ),
+    "cuda": (
+        Case("llama3_8b decode 64", 64, 32, 8, 128, num_blocks=64),
+        Case("llama3_8b prompt 8192", 8192, 32, 8, 128, num_blocks=512),
+        Case("qwen3_0.6b prompt 8192", 8192, 16, 8, 128, num_blocks=512, qk_norm=True),
+        Case("llama3_8b prompt 8192, int8", 8192, 32, 8, 128, num_blocks=512, cache_dtype=INT8),
+    ),
+}
+"""Shapes of real models by type of device; `kernels.bench` times them."""
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
@@ -128,3 +146,13 @@ def _whole(view: Tensor) -> Tensor:
     """What a view is part of, [rows, ...]."""
     base = view if view._base is None else view._base
     return base if base.dim() > 1 else base.view(len(view), -1)
+
+
+def work(inputs: dict[str, Any]) -> Work:
+    """All heads and their angles are read; queries, and one slot for each row, are written."""
+    heads, cache, num_heads = inputs["heads"], inputs["kv_cache"], inputs["num_heads"]
+    slots = num_bytes(cache[0, :, :, 0])
+    if "kv_scales" in inputs:
+        slots += num_bytes(inputs["kv_scales"][0, :, :, 0])
+    angles = num_bytes(inputs["cos_sin"][0])
+    return Work(num_bytes((heads, heads[:, :num_heads])) + len(heads) * (angles + slots))

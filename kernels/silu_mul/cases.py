@@ -32,6 +32,19 @@ CASES = (
     Case("no_tokens", 0, 64),
     Case("saturated", 4, 64, scale=50.0),
 )
+BENCHMARKS = {
+    "cpu": (
+        Case("smollm2 decode 1", 1, 1536),
+        Case("smollm2 decode 32", 32, 1536),
+        Case("llama3_8b prompt 512", 512, 14336),
+    ),
+    "cuda": (
+        Case("llama3_8b decode 1", 1, 14336),
+        Case("llama3_8b decode 64", 64, 14336),
+        Case("llama3_8b prompt 4096", 4096, 14336),
+    ),
+}
+"""Shapes of real models by type of device; `kernels.bench` times them."""
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:

@@ -1,0 +1,55 @@
+"""Times calls on a CPU or a GPU."""
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+SAMPLE_S = 0.01
+"""A sample is so many calls that it lasts about this long."""
+TOTAL_S = 0.3
+"""Samples are taken for so long, and at least `MIN_SAMPLES`."""
+MIN_SAMPLES = 5
+GPU_HEAD_START_CYCLES = 20_000_000
+"""The GPU waits about 10 ms at first, so that it finds all launches of a sample queued."""
+
+
+def median_seconds(
+    call: Callable[..., Any], inputs: Sequence[dict[str, Any]], device: torch.device
+) -> float:
+    """Of one call, in turn with each of the `inputs`.
+
+    They are all used once before, so that everything is built and each cache is as full as it gets.
+    """
+    for one in inputs:
+        call(**one)
+    turns = itertools.cycle(inputs)
+    sample = _gpu_sample if device.type == "cuda" else _cpu_sample
+    once = max(sample(call, [next(turns)]), 1e-7)
+    calls = max(1, round(SAMPLE_S / once))
+    seconds: list[float] = []
+    while len(seconds) < MIN_SAMPLES or sum(seconds) * calls < TOTAL_S:
+        seconds.append(sample(call, list(itertools.islice(turns, calls))) / calls)
+    return statistics.median(seconds)
+
+
+def _cpu_sample(call: Callable[..., Any], inputs: Iterable[dict[str, Any]]) -> float:
+    start = time.perf_counter()
+    for one in inputs:
+        call(**one)
+    return time.perf_counter() - start
+
+
+def _gpu_sample(call: Callable[..., Any], inputs: Iterable[dict[str, Any]]) -> float:
+    """Between two events on the GPU: what launching costs on the host is not part of it."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    torch.cuda._sleep(GPU_HEAD_START_CYCLES)  # type: ignore[no-untyped-call]
+    begin.record()
+    for one in inputs:
+        call(**one)
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1e3

@@ -1,0 +1,54 @@
+"""What a call has to do at least, whoever does it: the numerator of every rate."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from kernels.registry import Op
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Of one call."""
+
+    bytes: int
+    """Read from memory and written to it, each number once."""
+    flops: int = 0
+    """Multiplications and additions; 0 where memory alone limits the op."""
+
+
+def work_of(op: Op[..., Any], inputs: dict[str, object], outputs: Iterable[Tensor]) -> Work:
+    """As the op's `cases.work(inputs)` says, else: all inputs are read and all outputs written."""
+    stated = getattr(op.cases, "work", None)
+    if stated is not None:
+        found: Work = stated(inputs)
+        return found
+    return Work(num_bytes(inputs) + num_bytes(tuple(outputs)))
+
+
+def num_bytes(value: object) -> int:
+    """Of all tensors in it."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(value))
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from _tensors(tuple(value.values()))
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+    elif dataclasses.is_dataclass(value):
+        yield from _tensors([getattr(value, field.name) for field in dataclasses.fields(value)])
+
+
+def product_work(inputs: dict[str, Any], num_outputs: int) -> Work:
+    """Of rows `x` times a weight [num_outputs, ...]; whatever stands for the weight is read."""
+    x = inputs["x"]
+    rows, num_inputs = x.shape
+    written = rows * num_outputs * x.element_size()
+    return Work(num_bytes(inputs) + written, 2 * rows * num_inputs * num_outputs)
