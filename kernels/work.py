@@ -50,5 +50,5 @@ def product_work(inputs: dict[str, Any], num_outputs: int) -> Work:
     """Of rows `x` times a weight [num_outputs, ...]; whatever stands for the weight is read."""
     x = inputs["x"]
     rows, num_inputs = x.shape
-    written = rows * num_outputs * x.element_size()
+    written = rows * num_outputs * (4 if inputs.get("fp32_out") else x.element_size())
     return Work(num_bytes(inputs) + written, 2 * rows * num_inputs * num_outputs)
