@@ -163,11 +163,13 @@ def function(name: str, signature: str) -> Function:
     return found
 
 
-def runs_on(*tensors: torch.Tensor) -> bool:
+def runs_on(first: torch.Tensor, *others: torch.Tensor) -> bool:
     """Whether the C++ operations take these tensors: on the CPU, one dtype that they know."""
-    first = tensors[0].dtype
-    return (
-        first in DTYPES
-        and all(t.device.type == "cpu" and t.dtype is first for t in tensors)
-        and library() is not None
-    )
+    # Asked before every operation of a step, so no generator and no `device.type`.
+    dtype = first.dtype
+    if dtype not in DTYPES or not first.is_cpu:
+        return False
+    for other in others:
+        if other.dtype is not dtype or not other.is_cpu:
+            return False
+    return library() is not None

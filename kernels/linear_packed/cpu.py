@@ -21,22 +21,21 @@ def linear_packed(
     x: Tensor, weight: PackedWeight, bias: Tensor | None = None, *, fp32_out: bool = False
 ) -> Tensor:
     """See `kernels.linear_packed`."""
-    missing = weight.padded_inputs - weight.in_features
-    if missing:
-        x = F.pad(x, (0, missing))
-    dtype = torch.float32 if fp32_out else x.dtype
-    out = torch.empty((len(x), weight.out_features), dtype=dtype)
+    if weight.padded_inputs != weight.in_features:
+        x = F.pad(x, (0, weight.padded_inputs - weight.in_features))
+    rows, data, outputs = x.shape[0], weight.data, weight.out_features
+    out = torch.empty((rows, outputs), dtype=torch.float32 if fp32_out else x.dtype)
     _function()(
         native.DTYPES[x.dtype],
         x.data_ptr(),
         x.stride(0),
-        weight.data.data_ptr(),
+        data.data_ptr(),
         None if bias is None else bias.data_ptr(),
         out.data_ptr(),
-        len(x),
+        rows,
         weight.padded_inputs,
-        len(weight.data),
-        weight.out_features,
+        data.shape[0],
+        outputs,
         fp32_out,
     )
     return out

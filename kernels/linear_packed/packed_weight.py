@@ -26,14 +26,11 @@ class PackedWeight:
     in_features: int
     group: int
     """Inputs that lie side by side: 2 in bf16."""
+    padded_inputs: int
 
     @property
     def dtype(self) -> torch.dtype:
         return self.data.dtype
-
-    @property
-    def padded_inputs(self) -> int:
-        return self.data.shape[1] // STRIP
 
     @classmethod
     def pack(cls, weight: Tensor) -> "PackedWeight":
@@ -44,7 +41,7 @@ class PackedWeight:
         missing = (0, padded - in_features, 0, -out_features % STRIP)
         rows = F.pad(weight, missing) if any(missing) else weight
         strips = rows.reshape(-1, STRIP, padded // group, group).transpose(1, 2).contiguous()
-        return cls(strips.view(len(strips), -1), out_features, in_features, group)
+        return cls(strips.view(len(strips), -1), out_features, in_features, group, padded)
 
     def unpack(self) -> Tensor:
         """[N, K], as it was."""
