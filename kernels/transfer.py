@@ -1,4 +1,4 @@
-"""From arrays on the host to tensors on the device, without waiting for it."""
+"""Between the host's arrays and the device's tensors, without waiting for the device."""
 
 import math
 from collections.abc import Sequence
@@ -28,6 +28,37 @@ def to_device(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tens
     # torch keeps a pinned buffer from being used again until its copies are done.
     whole = buffer.to(device, non_blocking=True)
     return _split(whole, arrays, starts)
+
+
+class Milestone:
+    """A point in a device's queue of work: now. On a CPU it is passed at once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._event: torch.cuda.Event | None = None
+        if device.type != "cpu":
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+
+    def wait(self) -> None:
+        """Wait for what was queued before; not for what was queued since."""
+        if self._event is not None:
+            self._event.synchronize()
+
+
+class HostCopy:
+    """A tensor on its way to the host. On a CPU it is there already: not copied."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._host = tensor
+        if tensor.device.type != "cpu":
+            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._host.copy_(tensor, non_blocking=True)
+        self._copied = Milestone(tensor.device)
+
+    def wait(self) -> Tensor:
+        """What the tensor held when the copy was ordered."""
+        self._copied.wait()
+        return self._host
 
 
 def _packed(arrays: Sequence[NDArray[Any]], pin: bool) -> tuple[Tensor, list[int]]:

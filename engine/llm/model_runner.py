@@ -4,7 +4,7 @@ Owns the model, the KV pool's memory and the sampling state; knows no queues. Lo
 """
 
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
@@ -23,12 +23,12 @@ from engine.llm.decision import (
     StepOutput,
 )
 from engine.llm.kv_storage import KvStorage
-from engine.llm.sampling import Sampler, SampleRow
+from engine.llm.sampling import LaunchedDraw, Sampler, SampleRow
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.forward_context import ForwardContext
 from engine.types import SamplingParams, TokenLogprob
-from kernels.transfer import to_device
+from kernels.transfer import Milestone, to_device
 
 SCORED_ROWS = 128
 """Prompt rows whose logits exist at one time."""
@@ -38,25 +38,48 @@ OUT_OF_MEMORY = "the step needs more memory than the device has free; use a smal
 
 
 @dataclass(frozen=True, slots=True)
-class FinishedStep:
-    """A step that was over when `launch` returned."""
+class LaunchedStep:
+    """A step on its way: `engine.llm.executor.LaunchedStep`."""
 
-    output: StepOutput
+    outputs: dict[int, SequenceOutput]
+    """By sequence id, in the decision's order; tokens are added when they are collected."""
+    drawn: "DrawnTokens | None" = None
+    end: Milestone | None = None
+    forward_time_s: float = 0.0
+    sample_time_s: float = 0.0
 
     def collect(self) -> StepOutput:
-        """See `engine.llm.executor.LaunchedStep`."""
-        return self.output
+        """Wait for the end. That counts as the forward pass's time, most of which it is."""
+        started = perf_counter()
+        if self.end is not None:
+            self.end.wait()
+        waited = perf_counter()
+        if self.drawn is not None:
+            self.drawn.add_to(self.outputs)
+        return StepOutput(
+            list(self.outputs.values()),
+            forward_time_s=self.forward_time_s + waited - started,
+            sample_time_s=self.sample_time_s + perf_counter() - waited,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class DrawnTokens:
-    """What the last step drew, still on the device: the next one may start from it."""
+    """What a step draws. The next one may start from it while it is still on the device."""
 
-    token_ids: Tensor
-    """[R] int64, at least one; a row that failed has any id of the vocabulary."""
-    places: dict[int, int] = field(default_factory=dict)
-    """By sequence id. None after a step that failed as a whole: its sequences have ended, and it
-    does not matter what rows of theirs start from."""
+    draw: LaunchedDraw
+    places: dict[int, int]
+    """By sequence id its place among the drawn tokens."""
+
+    def add_to(self, outputs: dict[int, SequenceOutput]) -> None:
+        """Wait for the tokens and tell each sequence its own."""
+        for seq_id, token in zip(self.places, self.draw.collect(), strict=True):
+            output = outputs[seq_id]
+            if token.error is not None:
+                output.error = output.error or token.error
+                continue
+            output.token_ids = [token.token_id]
+            output.logprobs = None if token.logprob is None else [token.logprob]
 
 
 class ModelRunner:
@@ -106,7 +129,8 @@ class ModelRunner:
         self._sampler = Sampler(model_config.vocab_size, device)
         self._scored: dict[int, NewSequence] = {}
         """Sequences whose prompt is to be scored: the targets come from it."""
-        self._drawn = self._nothing_drawn()
+        self._drawn: DrawnTokens | None = None
+        """By the last step."""
 
     @property
     def kv_bytes_committed(self) -> int:
@@ -118,40 +142,39 @@ class ModelRunner:
         return self.launch(decision).collect()
 
     @torch.inference_mode()
-    def launch(self, decision: ScheduleDecision) -> FinishedStep:
-        """Run one step, whose tokens may be those that the last one drew.
+    def launch(self, decision: ScheduleDecision) -> LaunchedStep:
+        """Begin a step, whose tokens may be those that the last one draws. On a CPU all of it is
+        done then.
 
         A sequence whose logits are not finite gets an error, the others are unaffected. When memory
         runs out all sequences of the step get one. Other exceptions pass through; the sampling
         state is then as after the step before, plus and minus the decision's sequences.
         """
         self._apply_changes(decision)
-        drawn, self._drawn = self._drawn, self._nothing_drawn()
-        if not decision.scheduled:
-            return FinishedStep(StepOutput([]))
+        before, self._drawn = self._drawn, None
+        outputs = {s.seq_id: SequenceOutput(s.seq_id) for s in decision.scheduled}
+        if not outputs:
+            return LaunchedStep(outputs)
         started = perf_counter()
         try:
             rows = lay_out(decision.scheduled, self._config.block_size)
-            hidden = self._forward(rows, drawn)
+            hidden = self._forward(rows, before)
             logits = self._logits_to_sample(rows, hidden)
             computed = perf_counter()
-            outputs = {s.seq_id: SequenceOutput(s.seq_id) for s in decision.scheduled}
             self._score_prompts(rows, hidden, outputs)
-            self._sample(rows, logits, outputs)
+            self._drawn = self._draw(rows, logits)
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
-            return FinishedStep(
-                StepOutput(
-                    [SequenceOutput(s.seq_id, error=OUT_OF_MEMORY) for s in decision.scheduled]
-                )
+            return LaunchedStep(
+                {seq_id: SequenceOutput(seq_id, error=OUT_OF_MEMORY) for seq_id in outputs}
             )
-        return FinishedStep(
-            StepOutput(
-                [outputs[s.seq_id] for s in decision.scheduled],
-                forward_time_s=computed - started,
-                sample_time_s=perf_counter() - computed,
-            )
+        return LaunchedStep(
+            outputs,
+            self._drawn,
+            Milestone(self._device),
+            forward_time_s=computed - started,
+            sample_time_s=perf_counter() - computed,
         )
 
     def warm_up(self) -> None:
@@ -185,9 +208,6 @@ class ModelRunner:
         )
         self.execute(ScheduleDecision(finished=ids))
 
-    def _nothing_drawn(self) -> DrawnTokens:
-        return DrawnTokens(torch.zeros(1, dtype=torch.int64, device=self._device))
-
     def _apply_changes(self, decision: ScheduleDecision) -> None:
         for seq_id in decision.finished:
             self._sampler.remove(seq_id)
@@ -198,17 +218,17 @@ class ModelRunner:
                 self._scored[sequence.seq_id] = sequence
         self._kv.copy(decision.copies)
 
-    def _forward(self, rows: StepRows, drawn: DrawnTokens) -> Tensor:
+    def _forward(self, rows: StepRows, before: DrawnTokens | None) -> Tensor:
         """Hidden states of the step's rows, [T, C]."""
         self._kv.clear(rows.entered_block_ids)
         self._kv.will_write(rows.facts[BLOCK_IDS])
         graph = self._graphs.find(rows) if self._graphs is not None else None
         if graph is not None:
             graph.load(rows)
-            _fill_in(graph.token_ids, rows, drawn)
+            _fill_in(graph.token_ids, rows, before)
             return graph.replay()[: rows.num_rows]
         batch = Batch.on(self._device, rows)
-        _fill_in(batch.token_ids, rows, drawn)
+        _fill_in(batch.token_ids, rows, before)
         return self._run_model(batch)
 
     def _run_model(self, batch: Batch) -> Tensor:
@@ -224,23 +244,13 @@ class ModelRunner:
             hidden = hidden[to_device([np.array(places, dtype=np.int64)], self._device)[0]]
         return self._model.compute_logits(hidden)
 
-    def _sample(
-        self, step_rows: StepRows, logits: Tensor, outputs: dict[int, SequenceOutput]
-    ) -> None:
-        sampling = [s for s in step_rows.sequences if s.samples]
-        rows = [SampleRow(s.seq_id, s.num_output_tokens) for s in sampling]
-        tokens = self._sampler.sample(logits, rows)
-        self._drawn = DrawnTokens(
-            torch.tensor([max(t.token_id, 0) for t in tokens], device=self._device),
-            {row.seq_id: place for place, row in enumerate(rows)},
-        )
-        for row, token in zip(rows, tokens, strict=True):
-            output = outputs[row.seq_id]
-            if token.error is not None:
-                output.error = output.error or token.error
-                continue
-            output.token_ids = [token.token_id]
-            output.logprobs = None if token.logprob is None else [token.logprob]
+    def _draw(self, step_rows: StepRows, logits: Tensor) -> DrawnTokens | None:
+        ids = [s.seq_id for s in step_rows.sequences if s.samples]
+        if not ids:
+            return None
+        rows = [SampleRow(s.seq_id, s.num_output_tokens) for s in step_rows.sequences if s.samples]
+        places = {seq_id: place for place, seq_id in enumerate(ids)}
+        return DrawnTokens(self._sampler.launch(logits, rows), places)
 
     def _score_prompts(
         self, step_rows: StepRows, hidden: Tensor, outputs: dict[int, SequenceOutput]
@@ -269,13 +279,16 @@ class ModelRunner:
         return scores
 
 
-def _fill_in(token_ids: Tensor, rows: StepRows, drawn: DrawnTokens) -> None:
+def _fill_in(token_ids: Tensor, rows: StepRows, before: DrawnTokens | None) -> None:
     """Put the tokens of the step before where the decision could not name them."""
     if not rows.pending_rows:
         return
-    sources = [drawn.places.get(rows.sequences[row].seq_id, 0) for row in rows.pending_rows]
+    if before is None:  # it failed as a whole: its sequences end, and these rows will be dropped
+        token_ids.clamp_(min=0)
+        return
+    sources = [before.places[rows.sequences[row].seq_id] for row in rows.pending_rows]
     moves = to_device([np.array([rows.pending_rows, sources])], token_ids.device)[0]
-    token_ids.index_copy_(0, moves[0], drawn.token_ids[moves[1]])
+    token_ids.index_copy_(0, moves[0], before.draw.token_ids[moves[1]])
 
 
 def _is_out_of_memory(error: Exception) -> bool:

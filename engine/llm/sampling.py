@@ -10,9 +10,10 @@ own logits, history and random key:
 `engine.llm.sampling_reference` is the slow twin.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,12 +27,13 @@ from engine.llm.logits_processors import (
     ProcessorChain,
     SampleRow,
 )
-from engine.llm.logprobs import token_logprobs
+from engine.llm.logprobs import LaunchedScores, launch_logprobs, token_logprobs
 from engine.llm.random_bits import uniforms
 from engine.llm.support import Support, SupportFinder
 from engine.types import SamplingParams, TokenLogprob
+from kernels.transfer import HostCopy, to_device
 
-__all__ = ["SampleRow", "SampledToken", "Sampler"]
+__all__ = ["LaunchedDraw", "SampleRow", "SampledToken", "Sampler"]
 
 
 @dataclass(slots=True)
@@ -43,6 +45,19 @@ class SampledToken:
     logprob: TokenLogprob | None = None
     """When the request asks for log-probabilities."""
     error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchedDraw:
+    """One call's tokens: on the device at once, on the host when they are collected."""
+
+    token_ids: Tensor
+    """[R] int64, all in the vocabulary: 0 where a row failed."""
+    finish: Callable[[], list[SampledToken]]
+
+    def collect(self) -> list[SampledToken]:
+        """Wait for the tokens and take them into the rows' histories; to be called once."""
+        return self.finish()
 
 
 @dataclass(slots=True)
@@ -76,34 +91,44 @@ class Sampler:
         self._states.pop(seq_id, None)
         self._processors.remove(seq_id)
 
-    @torch.inference_mode()
     def sample(self, logits: torch.Tensor, rows: Sequence[SampleRow]) -> list[SampledToken]:
-        """Draw each row's token at its position and take it into the row's history.
+        """Launch and collect."""
+        return self.launch(logits, rows).collect() if rows else []
+
+    @torch.inference_mode()
+    def launch(self, logits: torch.Tensor, rows: Sequence[SampleRow]) -> LaunchedDraw:
+        """Draw each row's token at its position; `collect` takes it into the row's history.
 
         A row whose logits hold NaN or +infinity, or that has no possible token, gets an error; the
         others are unaffected. Sampling a position again forgets the tokens from there on.
 
         Args:
             logits: [R, V] of any float dtype and layout. Not changed.
-            rows: R rows, each of another sequence that was added.
+            rows: R rows, at least one, each of another sequence that was added.
 
         Raises:
             InvariantViolation: an unknown sequence, a position beyond its history, a wrong shape.
-        Cost: two waits for the device, one more per method that looks for long nuclei.
+        Cost: a wait for the device, one more per method that looks for long nuclei.
         """
-        if not rows:
-            return []
         states = self._states_of(logits, rows)
         tokens, errors = self._draw_all(logits, rows, states)
-        sampled = [
-            SampledToken(token_id if error is None else -1, error=error)
-            for token_id, error in zip(tokens, errors, strict=True)
-        ]
-        for row, token in zip(rows, sampled, strict=True):
-            if token.error is None:
-                self._processors.advance(row, token.token_id)
-        self._add_logprobs(logits, states, sampled)
-        return sampled
+        on_host = HostCopy(tokens)
+        scored, scores = self._launch_logprobs(logits, tokens, states, errors)
+
+        def finish() -> list[SampledToken]:
+            sampled = [
+                SampledToken(token_id if error is None else -1, error=error)
+                for token_id, error in zip(on_host.wait().tolist(), errors, strict=True)
+            ]
+            for row, token in zip(rows, sampled, strict=True):
+                if token.error is None:
+                    self._processors.advance(row, token.token_id)
+            if scores is not None:
+                for i, score in zip(scored, scores.collect(), strict=True):
+                    sampled[i].logprob = score
+            return sampled
+
+        return LaunchedDraw(tokens, finish)
 
     @torch.inference_mode()
     def probabilities(self, logits: torch.Tensor, rows: Sequence[SampleRow]) -> torch.Tensor:
@@ -155,7 +180,7 @@ class Sampler:
 
     def _draw_all(
         self, logits: Tensor, rows: Sequence[SampleRow], states: Sequence[_State]
-    ) -> tuple[list[int], list[str | None]]:
+    ) -> tuple[Tensor, list[str | None]]:
         work, peaks, errors = self._prepare(logits, rows)
         numbers = torch.from_numpy(
             uniforms(
@@ -168,7 +193,7 @@ class Sampler:
         for support in self._supports(work, peaks, states, errors):
             places = self._places(support.rows)
             tokens[places] = support.token_ids(truncation.draw(support.weights, numbers[places]))
-        return tokens.tolist(), errors
+        return tokens, errors
 
     def _prepare(
         self, logits: Tensor, rows: Sequence[SampleRow]
@@ -200,26 +225,29 @@ class Sampler:
         rows = [row for row, error in enumerate(errors) if error is None]
         return self._finder.find(work, peaks, [state.params for state in states], rows)
 
-    def _add_logprobs(
-        self, logits: Tensor, states: Sequence[_State], sampled: Sequence[SampledToken]
-    ) -> None:
+    def _launch_logprobs(
+        self,
+        logits: Tensor,
+        tokens: Tensor,
+        states: Sequence[_State],
+        errors: Sequence[str | None],
+    ) -> tuple[list[int], LaunchedScores | None]:
+        """The rows that get log-probabilities, and those on their way."""
         num_top = {
             i: wanted
-            for i, (state, token) in enumerate(zip(states, sampled, strict=True))
-            if (wanted := state.params.logprobs) is not None and token.error is None
+            for i, (state, error) in enumerate(zip(states, errors, strict=True))
+            if (wanted := state.params.logprobs) is not None and error is None
         }
-        if not num_top:
-            return
         rows = list(num_top)
-        part = logits if len(rows) == len(logits) else logits[self._places(rows)]
-        tokens = [sampled[i].token_id for i in rows]
-        for i, score in zip(
-            rows, token_logprobs(part, tokens, list(num_top.values())), strict=True
-        ):
-            sampled[i].logprob = score
+        if not rows:
+            return rows, None
+        if len(rows) < len(logits):
+            places = self._places(rows)
+            logits, tokens = logits[places], tokens[places]
+        return rows, launch_logprobs(logits, tokens, list(num_top.values()))
 
     def _places(self, rows: list[int]) -> Tensor:
-        return torch.tensor(rows, device=self._device)
+        return to_device([np.array(rows, dtype=np.int64)], self._device)[0]
 
 
 def _finite(peaks: Tensor) -> list[bool]:

@@ -138,14 +138,16 @@ def test_a_step_launched_behind_one_that_failed_runs(pair, broken):
     model.failure = MemoryError()
     runner.launch(ScheduleDecision(new=[new(1, prompt)], scheduled=[part(1, prompt, 0, [0, 1, 2])]))
     behind = ScheduleDecision(
-        new=[new(2, prompt)],
+        new=[new(2, prompt), new(3, [7])],
         scheduled=[
             part(1, [PENDING_TOKEN_ID], 9, [0, 1, 2], num_output=1),
             part(2, prompt, 0, [3, 4, 5]),
+            part(3, [7], 0, [6]),
         ],
     )
-    output = runner.launch(behind).collect().outputs[1]
-    assert output.token_ids == greedy_continuation(pair[1], prompt, 1)
+    outputs = runner.launch(behind).collect().outputs
+    assert outputs[1].token_ids == greedy_continuation(pair[1], prompt, 1)
+    assert outputs[2].token_ids == greedy_continuation(pair[1], [7], 1)
 
 
 def test_only_sequences_that_sample_get_tokens(pair, runner):
