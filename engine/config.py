@@ -59,7 +59,10 @@ class EngineConfig:
     scheduling_policy: Policy = knob("fcfs", "Who runs next: first come first served, or priority.")
     max_num_queued: int = knob(1024, "Requests that may wait for a place in the batch.", ge=1)
     num_threads: int | None = knob(
-        None, "CPU threads of the worker; by default one per core.", ge=1
+        None,
+        "CPU threads of the worker; by default one per core, less the one that is left to HTTP "
+        "where there are more than two.",
+        ge=1,
     )
     seed: int | None = knob(None, "Seeds the requests that bring no seed of their own.")
     async_scheduling: AsyncScheduling = knob(

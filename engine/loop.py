@@ -22,7 +22,7 @@ from engine.errors import EngineError, InsufficientMemory, InternalError
 from engine.image_types import ImageEvent, ImageModelInfo, ImageRequest, ImageStats
 from engine.logs import configure_logging
 from engine.rejection import rejection
-from engine.runtime.threads import prepare_process
+from engine.runtime.threads import leave_a_core, prepare_process
 from engine.stepping import AnyEngine
 from engine.types import EngineStats, GenerateRequest, ModelInfo, ModelKind, Phase, TokenEvent
 
@@ -246,6 +246,8 @@ def main() -> int:
     end_with_the_server()
     configure_logging(spec.log_format, spec.log_level, fields={"model": spec.model})
     prepare_process()
+    if spec.config.num_threads is None:
+        leave_a_core()
     return serve(spec)
 
 

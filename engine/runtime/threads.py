@@ -25,6 +25,16 @@ def prepare_process() -> None:
     os.putenv("GOMP_SPINCOUNT", str(SPIN_COUNT))
 
 
+def leave_a_core() -> None:
+    """Keep off the first core where there are more than two: HTTP and tokenising get it.
+
+    Threads that are started afterwards inherit that, and by default one computes on each core left.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) > 2:
+        os.sched_setaffinity(0, cores[1:])
+
+
 def limit_threads(num_threads: int) -> None:
     """Use `num_threads` for each operation, and keep freed memory for the next step."""
     import torch
