@@ -14,6 +14,12 @@ from kernels.group_norm_silu import group_norm_silu
 from kernels.linear_gguf import GGUFType, linear_gguf
 from kernels.linear_nf4 import linear_nf4
 from kernels.linear_packed import PackedWeight, linear_packed
+from kernels.linear_panels import (
+    Panels,
+    linear_panels,
+    panels_from_floats,
+    panels_from_gguf,
+)
 from kernels.linear_w4a16 import linear_w4a16
 from kernels.linear_w8 import linear_w8
 from kernels.lora_gather import lora_gather
@@ -32,6 +38,7 @@ OPS = (
     geglu,
     attention,
     linear_gguf,
+    linear_panels,
     linear_w8,
     linear_w4a16,
     linear_nf4,
@@ -45,17 +52,21 @@ __all__ = [
     "GGUFType",
     "PackedWeight",
     "PagedBatch",
+    "Panels",
     "add_rms_norm",
     "attention",
     "geglu",
     "group_norm_silu",
     "linear_gguf",
     "linear_nf4",
+    "linear_panels",
     "linear_w4a16",
     "linear_w8",
     "lora_gather",
     "linear_packed",
     "paged_attention",
+    "panels_from_floats",
+    "panels_from_gguf",
     "rms_norm",
     "rope_store_kv",
     "silu_mul",

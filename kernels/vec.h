@@ -28,10 +28,17 @@ inline Vec load(const BFloat16* p) {
 }
 
 inline Vec load(const Float16* p) {
+#if defined(__AVX512F__)
+  // Compilers convert the vector below in pieces.
+  __m256i halves;
+  std::memcpy(&halves, p, sizeof halves);
+  return (Vec)_mm512_cvtph_ps(halves);
+#else
   typedef Float16 Halves __attribute__((vector_size(32)));
   Halves h;
   std::memcpy(&h, p, sizeof h);
   return __builtin_convertvector(h, Vec);
+#endif
 }
 
 // Sixteen 32-bit words: pairs of neighbouring bf16 numbers, for example.

@@ -19,12 +19,12 @@ def dequantize(weight: Tensor, quant_type: GGUFType) -> Tensor:
     return _FUNCTIONS[quant_type](blocks).reshape(weight.shape[0], -1)
 
 
-def _fp16(blocks: Tensor, offset: int) -> Tensor:
+def fp16(blocks: Tensor, offset: int) -> Tensor:
     """The fp16 number at a byte → [B, 1] fp32."""
     return blocks[:, offset : offset + 2].contiguous().view(torch.float16).float()
 
 
-def _split(packed: Tensor, bits: int, span: int) -> Tensor:
+def split(packed: Tensor, bits: int, span: int) -> Tensor:
     """Take each `span` bytes apart: their lowest `bits` bits first, then the next ones.
 
     [B, bytes] → [B, bytes * 8 / bits]: `span` numbers, then `span` from the same bytes, and so on.
@@ -34,7 +34,7 @@ def _split(packed: Tensor, bits: int, span: int) -> Tensor:
     return ((spans >> shifts) & ((1 << bits) - 1)).flatten(1)
 
 
-def _bits(packed: Tensor) -> Tensor:
+def bits_of(packed: Tensor) -> Tensor:
     """Every bit of every byte, the lowest first: [B, bytes] → [B, bytes * 8]."""
     shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
     return ((packed[:, :, None] >> shifts) & 1).flatten(1)
@@ -51,47 +51,47 @@ def _minus(weights: Tensor, minima: Tensor) -> Tensor:
 
 
 def _q4_0(blocks: Tensor) -> Tensor:
-    q = _split(blocks[:, 2:], bits=4, span=16).to(torch.int8) - 8
-    return _times(_fp16(blocks, 0), q)
+    q = split(blocks[:, 2:], bits=4, span=16).to(torch.int8) - 8
+    return _times(fp16(blocks, 0), q)
 
 
 def _q4_1(blocks: Tensor) -> Tensor:
-    return _times(_fp16(blocks, 0), _split(blocks[:, 4:], bits=4, span=16)) + _fp16(blocks, 2)
+    return _times(fp16(blocks, 0), split(blocks[:, 4:], bits=4, span=16)) + fp16(blocks, 2)
 
 
 def _q5_0(blocks: Tensor) -> Tensor:
-    low, high = _split(blocks[:, 6:], bits=4, span=16), _bits(blocks[:, 2:6])
-    return _times(_fp16(blocks, 0), (low | high << 4).to(torch.int8) - 16)
+    low, high = split(blocks[:, 6:], bits=4, span=16), bits_of(blocks[:, 2:6])
+    return _times(fp16(blocks, 0), (low | high << 4).to(torch.int8) - 16)
 
 
 def _q5_1(blocks: Tensor) -> Tensor:
-    low, high = _split(blocks[:, 8:], bits=4, span=16), _bits(blocks[:, 4:8])
-    return _times(_fp16(blocks, 0), low | high << 4) + _fp16(blocks, 2)
+    low, high = split(blocks[:, 8:], bits=4, span=16), bits_of(blocks[:, 4:8])
+    return _times(fp16(blocks, 0), low | high << 4) + fp16(blocks, 2)
 
 
 def _q8_0(blocks: Tensor) -> Tensor:
-    return _times(_fp16(blocks, 0), blocks[:, 2:].view(torch.int8))
+    return _times(fp16(blocks, 0), blocks[:, 2:].view(torch.int8))
 
 
 def _q2_k(blocks: Tensor) -> Tensor:
     """16 runs of 16 weights; a byte holds a run's 4-bit scale and, above it, its minimum."""
     packed = blocks[:, :16]
-    scales = _fp16(blocks, 80) * (packed & 15).float()
-    minima = _fp16(blocks, 82) * (packed >> 4).float()
-    return _minus(_times(scales, _split(blocks[:, 16:80], bits=2, span=32)), minima)
+    scales = fp16(blocks, 80) * (packed & 15).float()
+    minima = fp16(blocks, 82) * (packed >> 4).float()
+    return _minus(_times(scales, split(blocks[:, 16:80], bits=2, span=32)), minima)
 
 
 def _q3_k(blocks: Tensor) -> Tensor:
     """16 runs of 16 weights with 6-bit scales around 32; a high bit of 0 means minus 4."""
-    low_scales = _split(blocks[:, 96:104], bits=4, span=8)
-    high_scales = _split(blocks[:, 104:108], bits=2, span=4)
+    low_scales = split(blocks[:, 96:104], bits=4, span=8)
+    high_scales = split(blocks[:, 104:108], bits=2, span=4)
     scales = (low_scales | high_scales << 4).to(torch.int8) - 32
-    low = _split(blocks[:, 32:96], bits=2, span=32).to(torch.int8)
-    high = _split(blocks[:, :32], bits=1, span=32).to(torch.int8)
-    return _times(_fp16(blocks, 108) * scales.float(), low - 4 * (1 - high))
+    low = split(blocks[:, 32:96], bits=2, span=32).to(torch.int8)
+    high = split(blocks[:, :32], bits=1, span=32).to(torch.int8)
+    return _times(fp16(blocks, 108) * scales.float(), low - 4 * (1 - high))
 
 
-def _k_scales(packed: Tensor) -> tuple[Tensor, Tensor]:
+def k_scales(packed: Tensor) -> tuple[Tensor, Tensor]:
     """6-bit scales and minima of eight runs, from the 12 bytes of a Q4_K or Q5_K block.
 
     The first four of each are the low six bits of a byte; the last four have their low four bits
@@ -106,24 +106,24 @@ def _k_scales(packed: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _q4_k(blocks: Tensor) -> Tensor:
-    scales, minima = _k_scales(blocks[:, 4:16])
-    q = _split(blocks[:, 16:], bits=4, span=32)
-    return _minus(_times(_fp16(blocks, 0) * scales, q), _fp16(blocks, 2) * minima)
+    scales, minima = k_scales(blocks[:, 4:16])
+    q = split(blocks[:, 16:], bits=4, span=32)
+    return _minus(_times(fp16(blocks, 0) * scales, q), fp16(blocks, 2) * minima)
 
 
 def _q5_k(blocks: Tensor) -> Tensor:
-    scales, minima = _k_scales(blocks[:, 4:16])
-    low = _split(blocks[:, 48:], bits=4, span=32)
-    high = _split(blocks[:, 16:48], bits=1, span=32)
+    scales, minima = k_scales(blocks[:, 4:16])
+    low = split(blocks[:, 48:], bits=4, span=32)
+    high = split(blocks[:, 16:48], bits=1, span=32)
     q = low | high << 4
-    return _minus(_times(_fp16(blocks, 0) * scales, q), _fp16(blocks, 2) * minima)
+    return _minus(_times(fp16(blocks, 0) * scales, q), fp16(blocks, 2) * minima)
 
 
 def _q6_k(blocks: Tensor) -> Tensor:
     """16 runs of 16 weights with int8 scales; 64 bytes hold the low bits of 128 weights."""
-    low = _split(blocks[:, :128], bits=4, span=64)
-    high = _split(blocks[:, 128:192], bits=2, span=32)
-    scales = _fp16(blocks, 208) * blocks[:, 192:208].view(torch.int8).float()
+    low = split(blocks[:, :128], bits=4, span=64)
+    high = split(blocks[:, 128:192], bits=2, span=32)
+    scales = fp16(blocks, 208) * blocks[:, 192:208].view(torch.int8).float()
     return _times(scales, (low | high << 4).to(torch.int8) - 32)
 
 

@@ -1,0 +1,116 @@
+// Dot products of unsigned 8-bit weights with signed 8-bit activations, 16 outputs at a time, and
+// the activations themselves: rows quantised in blocks of 32.
+//
+// Written with GCC's vector extensions; only what they do not have names an instruction. Integer
+// sums are exact, so every machine gets the same ones.
+#pragma once
+#include <algorithm>
+#include <limits>
+
+#include "vec.h"
+
+namespace native {
+
+constexpr int kLanes = 16;
+constexpr int kBlock = 32;
+constexpr int kQuads = kBlock / 4;
+constexpr float kSmallest = 1e-30f;  // as kernels/int8_activations.py has it
+
+typedef int32_t I32x16 __attribute__((vector_size(64)));
+typedef uint8_t U8x64 __attribute__((vector_size(64)));
+
+inline U8x64 load_codes(const uint8_t* p) {
+  U8x64 v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+inline void store_lanes(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+inline void store_lanes(BFloat16* p, Vec v) {
+  // As `from_float`, in vectors.
+  typedef uint16_t Halves __attribute__((vector_size(32)));
+  Words bits = (Words)v;
+  Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  Words is_nan = (Words)((bits & 0x7fffffff) > 0x7f800000);
+  Words chosen = (is_nan & ((bits >> 16) | 0x40)) | (~is_nan & rounded);
+  Halves halves = __builtin_convertvector(chosen, Halves);
+  std::memcpy(p, &halves, sizeof halves);
+}
+inline void store_lanes(Float16* p, Vec v) {
+#if defined(__AVX512F__)
+  __m256i halves = _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  std::memcpy(p, &halves, sizeof halves);
+#else
+  for (int i = 0; i < kLanes; ++i) p[i] = Float16(v[i]);
+#endif
+}
+
+// sum[o] += w[4o..4o+3] . four, which holds four signed bytes.
+inline I32x16 dot4(I32x16 sum, U8x64 w, int32_t four) {
+#if defined(__AVX512VNNI__)
+  return (I32x16)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, _mm512_set1_epi32(four));
+#elif defined(__AVX2__)
+  // Even and odd bytes as 16-bit numbers: `maddubs` would saturate.
+  __m256i both = _mm256_set1_epi32(four);
+  __m256i even_a = _mm256_srai_epi16(_mm256_slli_epi16(both, 8), 8);
+  __m256i odd_a = _mm256_srai_epi16(both, 8);
+  const __m256i low = _mm256_set1_epi16(0xff);
+  __m256i halves[2], sums[2];
+  std::memcpy(halves, &w, 64);
+  std::memcpy(sums, &sum, 64);
+  for (int h = 0; h < 2; ++h) {
+    __m256i even = _mm256_madd_epi16(_mm256_and_si256(halves[h], low), even_a);
+    __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(halves[h], 8), odd_a);
+    sums[h] = _mm256_add_epi32(sums[h], _mm256_add_epi32(even, odd));
+  }
+  std::memcpy(&sum, sums, 64);
+  return sum;
+#else
+  for (int i = 0; i < 4; ++i)
+    sum += (((I32x16)w >> 8 * i) & 255) * int32_t(int8_t(four >> 8 * i));
+  return sum;
+#endif
+}
+
+// v + bit where the mask is set, `bit` being clear in v.
+inline U8x64 add_bit(U8x64 v, const uint8_t* mask, uint8_t bit) {
+  uint64_t bits;
+  std::memcpy(&bits, mask, 8);
+#if defined(__AVX512BW__)
+  return (U8x64)_mm512_mask_add_epi8((__m512i)v, bits, (__m512i)v, _mm512_set1_epi8(char(bit)));
+#else
+  for (int i = 0; i < 64; ++i) v[i] |= (bits >> i & 1) ? bit : 0;
+  return v;
+#endif
+}
+
+// 32 activations as scale * code, rounded as kernels/int8_activations.py says.
+struct Int8Block {
+  int8_t codes[kBlock];
+  float scale;
+  int32_t sums[2];  // of the halves' codes
+
+  template <class T>
+  explicit Int8Block(const T* x) {
+    float values[kBlock];
+    int32_t bits[kBlock], most_bits = 0, rounded[kBlock];
+    for (int i = 0; i < kBlock; ++i) values[i] = to_float(x[i]);
+    std::memcpy(bits, values, sizeof bits);
+    // Magnitudes order like their bits, and NaN comes out on top.
+    for (int i = 0; i < kBlock; ++i) most_bits = std::max(most_bits, bits[i] & 0x7fffffff);
+    float most;
+    std::memcpy(&most, &most_bits, 4);
+    bool finite = most <= std::numeric_limits<float>::max();
+    // What is not finite stays so in the sum: NaN times zero.
+    scale = finite ? most / 127.0f : std::numeric_limits<float>::quiet_NaN();
+    float inverse = finite ? 127.0f / std::max(most, kSmallest) : 0.0f;
+    for (int i = 0; i < kBlock; ++i)
+      rounded[i] = finite ? int32_t(std::nearbyint(values[i] * inverse)) : 0;
+    for (int i = 0; i < kBlock; ++i) codes[i] = int8_t(rounded[i]);
+    sums[0] = sums[1] = 0;
+    for (int i = 0; i < kBlock / 2; ++i) sums[0] += rounded[i];
+    for (int i = kBlock / 2; i < kBlock; ++i) sums[1] += rounded[i];
+  }
+};
+
+}  // namespace native

@@ -1,0 +1,98 @@
+"""Inputs for `linear_panels`: every format, model shapes, all heights of tiles."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.linear_gguf.cases import random_weight
+from kernels.linear_gguf.quant_type import GGUFType
+from kernels.linear_panels.gguf import panels_from_gguf
+from kernels.linear_panels.panels import Panels
+from kernels.linear_panels.quantize import panels_from_floats
+from kernels.work import Work, product_work
+
+TOLERANCE = {
+    # Sums of up to 14336 products in another order.
+    torch.float32: 2e-5,
+    # One rounding of outputs up to 8.
+    torch.bfloat16: 1.6e-2,
+    torch.float16: 2e-3,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """`rows` times an [`outputs`, `inputs`] weight."""
+
+    name: str
+    quant_type: GGUFType | None
+    """None: plain weights, rounded to 8 bits."""
+    rows: int
+    outputs: int
+    inputs: int
+    bias: bool = False
+    strided: bool = False
+    """Rows of x are views of wider ones."""
+    fp32_out: bool = False
+
+
+CASES = (
+    *(Case(f"{one.name.lower()}_one_row", one, 1, 48, 512) for one in GGUFType),
+    *(Case(f"{one.name.lower()}_rows", one, 19, 37, 768, bias=True) for one in GGUFType),
+    *(Case(f"tile_of_{rows}", GGUFType.Q4_1, rows, 40, 96) for rows in range(2, 10)),
+    Case("smollm2_gate_up", GGUFType.Q4_1, 2, 3072, 576),
+    Case("smollm2_down", GGUFType.Q4_1, 33, 576, 1536),
+    Case("smollm2_logits", GGUFType.Q8_0, 1, 1024, 576, fp32_out=True),
+    Case("llama3_down", GGUFType.Q4_K, 1, 65, 14336),
+    Case("rounded", None, 5, 100, 576, bias=True),
+    Case("one_block", GGUFType.Q5_1, 3, 1, 32),
+    Case("strided", GGUFType.Q4_0, 17, 33, 96, strided=True),
+    Case("no_rows", GGUFType.Q8_0, 0, 33, 64),
+)
+BENCHMARKS: dict[str, tuple[Case, ...]] = {
+    "cpu": (
+        Case("smollm2 gate_up 1 q4_1", GGUFType.Q4_1, 1, 3072, 576),
+        Case("smollm2 gate_up 32 q4_1", GGUFType.Q4_1, 32, 3072, 576),
+        Case("smollm2 gate_up 512 q4_1", GGUFType.Q4_1, 512, 3072, 576),
+        Case("smollm2 logits 1 q8_0", GGUFType.Q8_0, 1, 49152, 576, fp32_out=True),
+        Case("smollm2 logits 32 q8_0", GGUFType.Q8_0, 32, 49152, 576, fp32_out=True),
+        Case("llama3_8b o 1 q4_k", GGUFType.Q4_K, 1, 4096, 4096),
+        Case("llama3_8b o 1 q6_k", GGUFType.Q6_K, 1, 4096, 4096),
+    ),
+    "cuda": (),
+}
+"""Shapes of real models by type of device; `kernels.bench` times them."""
+
+
+def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
+    """Keyword arguments of the op."""
+    width = case.inputs * 2 if case.strided else case.inputs
+    x = torch.randn(case.rows, width, device=device).to(dtype)[:, : case.inputs]
+    if case.rows > 1:
+        # A row of zeros has no largest magnitude to round by.
+        x[1] = 0
+    return {
+        "x": x,
+        "panels": _panels(case),
+        "bias": torch.randn(case.outputs, device=device) if case.bias else None,
+        "fp32_out": case.fp32_out,
+    }
+
+
+def _panels(case: Case) -> Panels:
+    if case.quant_type is None:
+        return panels_from_floats(torch.randn(case.outputs, case.inputs) / case.inputs**0.5)
+    weight = random_weight(case.quant_type, case.outputs, case.inputs)
+    return panels_from_gguf(weight, case.quant_type)
+
+
+def outputs(result: Tensor, inputs: dict[str, object]) -> tuple[object, ...]:
+    """Everything the op wrote."""
+    return (result,)
+
+
+def work(inputs: dict[str, Any]) -> Work:
+    """One product; the weight is read with its padding."""
+    return product_work(inputs, inputs["panels"].out_features)

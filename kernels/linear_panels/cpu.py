@@ -1,0 +1,62 @@
+"""Integer dot products in C++: VNNI, AVX2 or whatever the compiler makes of them."""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from kernels import native
+from kernels.linear_panels.panels import BLOCK, Panels
+
+
+def supports(
+    x: Tensor,
+    panels: Panels,
+    bias: Tensor | None = None,
+    *,
+    fp32_out: bool = False,
+) -> bool:
+    """CPU tensors; rows of x whose elements are contiguous."""
+    return (
+        x.dim() == 2
+        and x.stride(1) == 1
+        and (bias is None or bias.is_contiguous())
+        and native.runs_on(x)
+    )
+
+
+def linear_panels(
+    x: Tensor,
+    panels: Panels,
+    bias: Tensor | None = None,
+    *,
+    fp32_out: bool = False,
+) -> Tensor:
+    """See `kernels.linear_panels`."""
+    out = torch.empty(
+        (x.shape[0], panels.out_features), dtype=torch.float32 if fp32_out else x.dtype
+    )
+    form = panels.format
+    _function()(
+        native.DTYPES[x.dtype],
+        x.data_ptr(),
+        x.stride(0),
+        x.shape[0],
+        panels.in_features // BLOCK,
+        panels.data.data_ptr(),
+        form.bits,
+        form.group,
+        native.DTYPES[form.scale_dtype],
+        form.has_min,
+        form.offset,
+        None if bias is None else bias.data_ptr(),
+        native.DTYPES[out.dtype],
+        out.data_ptr(),
+        panels.out_features,
+    )
+    return out
+
+
+@functools.cache
+def _function() -> native.Function:
+    return native.function("tandem_linear_panels", "ipiiipiiiiipipi")

@@ -1,0 +1,143 @@
+"""Block-quantised weights in the order in which `cpu.cpp` reads them.
+
+A weight is `scale * (code - offset) + min`; scale and min belong to a group of 16 or 32 inputs of
+one output. 16 outputs make a panel, 32 inputs of a panel a record:
+
+- scales, [groups, 16 outputs], fp16 or fp32, then minima if the format has any;
+- 8-bit codes: [8 quads, 16 outputs, 4 inputs], one byte each;
+- fewer bits: low nibbles of quads 0 to 3, with those of quads 4 to 7 in the upper halves, then one
+  bit plane for each further bit: [8 quads, 64 bits].
+
+A panel is its records in order of inputs, so that a multiplication reads memory once, in order.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LANES, BLOCK = 16, 32
+_QUADS = BLOCK // 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PanelFormat:
+    """How a weight is put together; `cpu.cpp` knows the ones that `gguf.py` uses."""
+
+    bits: int
+    """Of a code: 4, 5, 6 or 8."""
+    group: int = BLOCK
+    """Inputs that share a scale: 16 or 32."""
+    scale_dtype: torch.dtype = torch.float16
+    has_min: bool = False
+    offset: int = 0
+    """Subtracted from codes."""
+
+    @property
+    def record_bytes(self) -> int:
+        scales = BLOCK // self.group * LANES * self.scale_dtype.itemsize
+        return scales * (2 if self.has_min else 1) + BLOCK * LANES * self.bits // 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Codes:
+    """Weights taken apart: [N, C] codes, [N, C / group] scales and minima."""
+
+    format: PanelFormat
+    codes: Tensor
+    """uint8."""
+    scales: Tensor
+    mins: Tensor | None = None
+
+    def dequantised(self) -> Tensor:
+        """[N, C] fp32."""
+        group = self.format.group
+        codes = self.codes.float().sub_(self.format.offset).view(len(self.codes), -1, group)
+        weights = codes.mul_(self.scales.float().unsqueeze(2))
+        if self.mins is not None:
+            weights.add_(self.mins.float().unsqueeze(2))
+        return weights.flatten(1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Panels:
+    """An [N, C] weight; C is a multiple of 32."""
+
+    format: PanelFormat
+    out_features: int
+    in_features: int
+    data: Tensor
+    """[panels, records, bytes] uint8; outputs beyond the last are zero."""
+
+
+def pack(weight: Codes) -> Panels:
+    """Bring codes into panels."""
+    form = weight.format
+    rows, columns = weight.codes.shape
+    padding = -rows % LANES
+    parts = [_lanes_last(weight.scales, padding, BLOCK // form.group)]
+    if weight.mins is not None:
+        parts.append(_lanes_last(weight.mins, padding, BLOCK // form.group))
+    quads = _lanes_last(weight.codes.contiguous().view(torch.int32), padding, _QUADS)
+    codes = quads.view(torch.uint8)
+    if form.bits == 8:
+        parts.append(codes)
+    else:
+        parts.append(codes[:, :, : _QUADS // 2] & 15 | codes[:, :, _QUADS // 2 :] << 4)
+        parts += [_packed_bits(codes, bit) for bit in range(4, form.bits)]
+    data = torch.cat([part.flatten(2).view(torch.uint8) for part in parts], 2)
+    return Panels(format=form, out_features=rows, in_features=columns, data=data)
+
+
+def unpack(panels: Panels) -> Codes:
+    """The inverse of `pack`."""
+    form = panels.format
+    groups = BLOCK // form.group
+    scale_bytes = groups * LANES * form.scale_dtype.itemsize
+    num_scales = 2 if form.has_min else 1
+    parts = panels.data.tensor_split([scale_bytes * (i + 1) for i in range(num_scales)], 2)
+    scales = [
+        _rows_first(part.contiguous().view(form.scale_dtype), panels, groups) for part in parts[:-1]
+    ]
+    quads = _unpacked_codes(parts[-1].contiguous(), form.bits).view(torch.int32)
+    return Codes(
+        format=form,
+        codes=_rows_first(quads, panels, _QUADS).contiguous().view(torch.uint8),
+        scales=scales[0],
+        mins=scales[1] if form.has_min else None,
+    )
+
+
+def _unpacked_codes(data: Tensor, bits: int) -> Tensor:
+    """[panels, records, bytes] → [panels, records, 8 quads * 16 outputs * 4 inputs]."""
+    if bits == 8:
+        return data
+    nibbles, rest = data.tensor_split([BLOCK * LANES // 2], 2)
+    planes = rest.chunk(bits - 4, 2) if bits > 4 else ()
+    codes = torch.cat([nibbles & 15, nibbles >> 4], 2)
+    for bit, plane in enumerate(planes, 4):
+        places = torch.arange(8, dtype=torch.uint8)
+        codes |= ((plane.unsqueeze(3) >> places & 1) << bit).flatten(2)
+    return codes
+
+
+def _lanes_last(rows: Tensor, padding: int, per_record: int) -> Tensor:
+    """[N, records * per_record] → [panels, records, per_record, 16]."""
+    if padding:
+        rows = torch.cat([rows, rows.new_zeros(padding, rows.shape[1])])
+    shape = (-1, LANES, rows.shape[1] // per_record, per_record)
+    return rows.view(shape).permute(0, 2, 3, 1).contiguous()
+
+
+def _rows_first(lanes: Tensor, panels: Panels, per_record: int) -> Tensor:
+    """The inverse of `_lanes_last`: [panels, records, per_record * 16] → [N, ...]."""
+    shape = (lanes.shape[0], lanes.shape[1], per_record, LANES)
+    rows = lanes.view(shape).permute(0, 3, 1, 2)
+    return rows.reshape(len(lanes) * LANES, -1)[: panels.out_features]
+
+
+def _packed_bits(codes: Tensor, bit: int) -> Tensor:
+    """[..., 64] → [..., 8], bit i of byte j from code 8j + i."""
+    bits = (codes >> bit & 1).view(*codes.shape[:-1], 8, 8)
+    weights = torch.tensor([1 << i for i in range(8)], dtype=torch.uint8)
+    return (bits * weights).sum(-1, dtype=torch.uint8)

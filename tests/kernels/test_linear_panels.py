@@ -1,0 +1,87 @@
+"""What is special to weights in panels: exact packing, sums that no other row can change."""
+
+import random
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from kernels import native
+from kernels.linear_gguf.cases import random_weight
+from kernels.linear_gguf.quant_type import GGUFType
+from kernels.linear_panels import cpu, linear_panels, panels_from_floats, panels_from_gguf
+from kernels.linear_panels.panels import unpack
+
+TYPES = list(GGUFType)
+OTHERS = ["-march=x86-64-v3", "-march=x86-64-v4"]
+"""AVX2; AVX512 without integer dot products."""
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(random.randrange(1 << 31))
+
+
+@pytest.mark.parametrize("quant_type", TYPES, ids=lambda one: one.name)
+def test_packing_keeps_every_weight(quant_type):
+    weight = random_weight(quant_type, 37, 512)
+    kept = unpack(panels_from_gguf(weight, quant_type)).dequantised()
+    wanted = gguf.quants.dequantize(weight.numpy(), gguf.GGMLQuantizationType(quant_type))
+    np.testing.assert_allclose(kept.numpy(), wanted, rtol=1e-6, atol=1e-7)
+
+
+def test_rounding_keeps_eight_bits():
+    weight = torch.randn(33, 96)
+    weight[2, :32] = 0
+    kept = unpack(panels_from_floats(weight)).dequantised()
+    step = weight.unflatten(1, (3, 32)).abs().amax(2, keepdim=True) / 127
+    # Half a step, and what rounding the scale to fp16 moves the ends of the range by.
+    assert ((kept - weight).unflatten(1, (3, 32)).abs() <= 0.57 * step).all()
+
+
+@pytest.mark.parametrize("quant_type", TYPES, ids=lambda one: one.name)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_row_is_bitwise_the_same_whatever_is_beside_it(quant_type, dtype):
+    panels = panels_from_gguf(random_weight(quant_type, 75, 768), quant_type)
+    x = torch.randn(41, 768, dtype=dtype)
+    together = linear_panels(x, panels)
+    order = torch.randperm(len(x))
+    start = 0
+    while start < len(x):
+        rows = order[start : start + random.randrange(1, 20)]
+        assert torch.equal(linear_panels(x[rows], panels), together[rows])
+        start += len(rows)
+
+
+def test_what_is_not_finite_shows():
+    panels = panels_from_gguf(random_weight(GGUFType.Q4_0, 48, 64), GGUFType.Q4_0)
+    x = torch.randn(3, 64)
+    x[0, 5], x[2, 60] = torch.nan, torch.inf
+    finite = linear_panels(x, panels).isfinite()
+    assert finite.any(1).tolist() == [False, True, False]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", OTHERS)
+def test_other_processors_get_the_same(architecture, tmp_path, monkeypatch):
+    """The same integers; in fp32 the same order and one rounding per step, so the same bits."""
+    inputs = []
+    for quant_type in TYPES:
+        panels = panels_from_gguf(random_weight(quant_type, 37, 512), quant_type)
+        for rows in (1, 3, 11):
+            inputs.append((torch.randn(rows, 512).to(torch.bfloat16), panels))
+    here = [linear_panels(*one) for one in inputs]
+    flags = [architecture if f.startswith("-march") else f for f in native.FLAGS]
+    (source,) = native.KERNELS.glob("linear_panels/cpu.cpp")
+    monkeypatch.setattr(native, "FLAGS", (*flags, "-Wno-psabi"))
+    monkeypatch.setattr(native, "CACHE", tmp_path)
+    monkeypatch.setattr(native, "_sources", lambda: [source])
+    native.library.cache_clear()
+    cpu._function.cache_clear()
+    try:
+        for wanted, one in zip(here, inputs, strict=True):
+            assert torch.equal(cpu.linear_panels(*one), wanted)
+    finally:
+        native.library.cache_clear()
+        cpu._function.cache_clear()
