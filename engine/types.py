@@ -161,6 +161,7 @@ class EngineStats:
     step_tokens: int = 0
     """Tokens computed in this step."""
     schedule_time_s: float = 0.0
+    prepare_time_s: float = 0.0
     forward_time_s: float = 0.0
     sample_time_s: float = 0.0
     publish_time_s: float = 0.0

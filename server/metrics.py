@@ -33,7 +33,7 @@ _STEP_BUCKETS_S = (
 )
 _STEP_TOKENS_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
-_STEP_PARTS = ("schedule", "forward", "sample", "publish")
+_STEP_PARTS = ("schedule", "prepare", "forward", "sample", "publish")
 
 
 class RequestMeter:
@@ -220,10 +220,11 @@ def _worker_totals(stats: EngineStats) -> tuple[int, int, int]:
     return stats.prefix_cache_queries, stats.prefix_cache_hits, stats.num_preemptions
 
 
-def _step_seconds(stats: EngineStats) -> tuple[float, float, float, float]:
+def _step_seconds(stats: EngineStats) -> tuple[float, ...]:
     """In the order of `_STEP_PARTS`."""
     return (
         stats.schedule_time_s,
+        stats.prepare_time_s,
         stats.forward_time_s,
         stats.sample_time_s,
         stats.publish_time_s,

@@ -98,5 +98,6 @@ class StepOutput:
     """The executor's answer, one entry per scheduled sequence, in the decision's order."""
 
     outputs: list[SequenceOutput]
+    prepare_time_s: float = 0.0
     forward_time_s: float = 0.0
     sample_time_s: float = 0.0

@@ -69,6 +69,7 @@ class LLMEngine:
             self._scheduler.stats(),
             kv_bytes_committed=self._executor.kv_bytes_committed,
             schedule_time_s=schedule_time_s + perf_counter() - started,
+            prepare_time_s=output.prepare_time_s,
             forward_time_s=output.forward_time_s,
             sample_time_s=output.sample_time_s,
         )

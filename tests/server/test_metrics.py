@@ -139,6 +139,7 @@ def test_a_new_worker_is_seen_by_any_total_that_fell(metrics, engine):
 def test_steps_are_observed_once(metrics, engine):
     times = {
         "schedule_time_s": 0.001,
+        "prepare_time_s": 0.002,
         "forward_time_s": 0.02,
         "sample_time_s": 0.003,
         "publish_time_s": 0.0004,
@@ -147,9 +148,8 @@ def test_steps_are_observed_once(metrics, engine):
     engine.publish("m", report)
     engine.publish("m", report)  # repeated while idle
     assert value(metrics, "tandem_iteration_tokens_sum") == 17
-    for part, seconds in zip(
-        ("schedule", "forward", "sample", "publish"), times.values(), strict=True
-    ):
+    parts = ("schedule", "prepare", "forward", "sample", "publish")
+    for part, seconds in zip(parts, times.values(), strict=True):
         assert value(metrics, "tandem_step_time_seconds_count", part=part) == 1
         assert value(metrics, "tandem_step_time_seconds_sum", part=part) == seconds
 
