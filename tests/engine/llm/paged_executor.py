@@ -155,7 +155,7 @@ class PagedExecutor:
         self._write(decision.scheduled)
         outputs = [self._attend(s) for s in decision.scheduled]
         self.drew = {s.seq_id for s in decision.scheduled if s.samples}
-        return StepOutput(outputs, 0.5, 0.25)
+        return StepOutput(outputs, forward_time_s=0.5, sample_time_s=0.25)
 
     def shutdown(self) -> None:
         self.sequences.clear()
