@@ -10,6 +10,7 @@ images: `R` rows (request × guidance branch), `Q` queries, `L` keys.
 
 from kernels.attention import attention
 from kernels.geglu import geglu
+from kernels.gelu_mul import gelu_mul
 from kernels.group_norm_silu import group_norm_silu
 from kernels.linear_gguf import GGUFType, linear_gguf
 from kernels.linear_nf4 import linear_nf4
@@ -33,6 +34,7 @@ OPS = (
     add_rms_norm,
     rope_store_kv,
     silu_mul,
+    gelu_mul,
     paged_attention,
     group_norm_silu,
     geglu,
@@ -56,6 +58,7 @@ __all__ = [
     "add_rms_norm",
     "attention",
     "geglu",
+    "gelu_mul",
     "group_norm_silu",
     "linear_gguf",
     "linear_nf4",

@@ -6,7 +6,7 @@ from torch import Tensor
 from kernels import native
 
 SIGNATURE = "ipipii"
-"""Of their C functions: dtype, input, its row stride, output, rows, size of a half."""
+"""Of their C functions (`gated.h`): dtype, input, its row stride, output, rows, size of a half."""
 
 
 def supports(halves: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from kernels import _triton
 from kernels.geglu import cases, composed, cpu, reference
 from kernels.registry import op
 
@@ -25,3 +26,7 @@ def geglu(up_gate: Tensor) -> Tensor:
 
 geglu.implementation("composed", supports=composed.supports)(composed.geglu)
 geglu.implementation("cpu", supports=cpu.supports)(cpu.geglu)
+if _triton.AVAILABLE:
+    from kernels.geglu import triton
+
+    geglu.implementation("triton", supports=triton.supports)(triton.geglu)

@@ -1,5 +1,5 @@
 // up * gelu(gate), row by row.
-#include "native.h"
+#include "gated.h"
 
 namespace {
 
@@ -20,18 +20,6 @@ inline float normal_cdf(float x) {
 
 extern "C" void tandem_geglu(int64_t dtype, const void* up_gate, int64_t stride, void* out,
                              int64_t rows, int64_t size) {
-  native::with_type(dtype, [&](auto* tag) {
-    using T = std::remove_pointer_t<decltype(tag)>;
-#pragma omp parallel for if (native::worth_threads(rows * size))
-    for (int64_t row = 0; row < rows; ++row) {
-      const T* up = (const T*)up_gate + row * stride;
-      const T* gate = up + size;
-      T* y = (T*)out + row * size;
-#pragma omp simd
-      for (int64_t i = 0; i < size; ++i) {
-        float g = native::to_float(gate[i]);
-        y[i] = native::from_float<T>(native::to_float(up[i]) * g * normal_cdf(g));
-      }
-    }
-  });
+  auto gelu = [](float x) { return x * normal_cdf(x); };
+  native::gated_mul<false>(gelu, dtype, up_gate, stride, out, rows, size);
 }

@@ -29,12 +29,12 @@ class Case:
 CASES = (
     Case("sd15_first", 2, 320, 32),
     Case("sd15_no_silu", 2, 640, 16, silu=False),
-    Case("shapes_batch", 16, 64, 8, num_groups=16),
+    Case("shapes_batch", 5, 64, 8, num_groups=16),
     Case("shapes_skip", 3, 192, 16, num_groups=16),
     Case("autoencoder", 1, 32, 100),
     Case("one_group", 2, 7, 5, num_groups=1),
     Case("a_group_per_channel", 2, 5, 3, num_groups=5, silu=False),
-    Case("far_mean", 2, 64, 9, num_groups=4, mean=4.0),
+    Case("far_mean", 2, 64, 12, num_groups=4, mean=4.0),
 )
 BENCHMARKS = {
     "cpu": (Case("shapes 32 rows", 32, 64, 16, num_groups=16), Case("sd15 2 rows", 2, 320, 64)),

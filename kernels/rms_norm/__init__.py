@@ -2,29 +2,34 @@
 
 from torch import Tensor
 
+from kernels import _triton
 from kernels.registry import op
 from kernels.rms_norm import add_cases, cases, composed, cpu, reference
 
 
 @op(cases)
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Normalise the last dimension: `x / sqrt(mean(x²) + eps) * weight`.
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0) -> Tensor:
+    """Normalise the last dimension: `x / sqrt(mean(x²) + eps) * (offset + weight)`.
 
     Args:
         x: [..., C], any float dtype, any strides. Not changed.
         weight: [C]; fp32 or x's dtype.
         eps: added to the mean square.
+        offset: added to the weights; Gemma keeps them minus 1.
 
     Returns:
-        [..., C], contiguous, x's dtype. Computed in fp32, rounded once.
+        [..., C], contiguous, x's dtype. Computed in fp32, rounded once. A row's result depends on
+        nothing but the row.
 
     Paper: Zhang and Sennrich 2019, arXiv:1910.07467, equation 4.
     """
-    return reference.rms_norm(x, weight, eps)
+    return reference.rms_norm(x, weight, eps, offset=offset)
 
 
 @op(add_cases)
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+def add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0
+) -> Tensor:
     """Add a layer's output to the residual stream and normalise the sum.
 
     Args:
@@ -32,14 +37,20 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
         residual: [T, C], same dtype. Mutated: becomes `residual + x`, rounded to its dtype.
         weight: [C]; fp32 or x's dtype.
         eps: added to the mean square.
+        offset: added to the weights.
 
     Returns:
         [T, C]: `rms_norm` of the new residual, as rounded.
     """
-    return reference.add_rms_norm(x, residual, weight, eps)
+    return reference.add_rms_norm(x, residual, weight, eps, offset=offset)
 
 
 rms_norm.implementation("composed", supports=composed.supports)(composed.rms_norm)
 add_rms_norm.implementation("composed", supports=composed.supports_add)(composed.add_rms_norm)
 rms_norm.implementation("cpu", supports=cpu.supports)(cpu.rms_norm)
 add_rms_norm.implementation("cpu", supports=cpu.supports_add)(cpu.add_rms_norm)
+if _triton.AVAILABLE:
+    from kernels.rms_norm import triton
+
+    rms_norm.implementation("triton", supports=triton.supports)(triton.rms_norm)
+    add_rms_norm.implementation("triton", supports=triton.supports_add)(triton.add_rms_norm)

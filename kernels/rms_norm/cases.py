@@ -24,6 +24,7 @@ class Case:
     """Rows are views of wider ones."""
     scale: float = 1.0
     fp32_weight: bool = False
+    offset: float = 0.0
 
 
 CASES = (
@@ -37,6 +38,8 @@ CASES = (
     Case("strided", 17, 64, strided=True),
     Case("tiny_values", 3, 128, scale=1e-4),
     Case("large_values", 3, 128, scale=1e3),
+    Case("gemma", 9, 640, offset=1.0),
+    Case("gemma_fp32_weight", 3, 257, fp32_weight=True, offset=1.0),
 )
 BENCHMARKS = {
     "cpu": (
@@ -55,11 +58,12 @@ BENCHMARKS = {
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
     """Keyword arguments of the op."""
-    weight = torch.rand(case.size, device=device).add_(0.5)
+    weight = torch.rand(case.size, device=device).add_(0.5 - case.offset)
     return {
         "x": rows(case, dtype, device),
         "weight": weight if case.fp32_weight else weight.to(dtype),
         "eps": 1e-5,
+        "offset": case.offset,
     }
 
 

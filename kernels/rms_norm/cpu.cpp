@@ -4,7 +4,8 @@
 namespace {
 
 template <class T, class W>
-void norm_row(const T* x, T* residual, const W* weight, T* out, int64_t size, float eps) {
+void norm_row(const T* x, T* residual, const W* weight, T* out, int64_t size, float eps,
+              float offset) {
   float sum = 0;
   if (residual) {
     for (int64_t i = 0; i < size; ++i)
@@ -18,7 +19,8 @@ void norm_row(const T* x, T* residual, const W* weight, T* out, int64_t size, fl
   }
   float scale = 1.0f / std::sqrt(sum / float(size) + eps);
   for (int64_t i = 0; i < size; ++i)
-    out[i] = native::from_float<T>(native::to_float(x[i]) * scale * native::to_float(weight[i]));
+    out[i] = native::from_float<T>(native::to_float(x[i]) * scale *
+                                   (offset + native::to_float(weight[i])));
 }
 
 }  // namespace
@@ -26,7 +28,7 @@ void norm_row(const T* x, T* residual, const W* weight, T* out, int64_t size, fl
 extern "C" void tandem_rms_norm(int64_t dtype, const void* x, int64_t x_stride, void* residual,
                                 int64_t residual_stride, int64_t weight_dtype,
                                 const void* weight, void* out,
-                                int64_t rows, int64_t size, float eps) {
+                                int64_t rows, int64_t size, float eps, float offset) {
   native::with_type(dtype, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     auto norm_rows = [&](auto* weights) {
@@ -34,7 +36,7 @@ extern "C" void tandem_rms_norm(int64_t dtype, const void* x, int64_t x_stride, 
       for (int64_t row = 0; row < rows; ++row)
         norm_row((const T*)x + row * x_stride,
                  residual ? (T*)residual + row * residual_stride : nullptr, weights,
-                 (T*)out + row * size, size, eps);
+                 (T*)out + row * size, size, eps, offset);
     };
     if (weight_dtype == native::kFloat32) return norm_rows((const float*)weight);
     norm_rows((const T*)weight);

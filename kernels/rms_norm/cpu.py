@@ -8,27 +8,31 @@ from torch import Tensor
 from kernels import native
 
 
-def supports(x: Tensor, weight: Tensor, eps: float) -> bool:
+def supports(x: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0) -> bool:
     """CPU tensors of two dimensions whose last one is contiguous."""
     return x.dim() == 2 and x.stride(1) == 1 and native.runs_on(x) and weight.is_contiguous()
 
 
-def supports_add(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> bool:
+def supports_add(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0
+) -> bool:
     """The same, for both."""
     return supports(x, weight, eps) and residual.stride(1) == 1 and native.runs_on(x, residual)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0) -> Tensor:
     """See `kernels.rms_norm`."""
-    return _run(x, None, weight, eps)
+    return _run(x, None, weight, eps, offset)
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+def add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0
+) -> Tensor:
     """See `kernels.rms_norm`."""
-    return _run(x, residual, weight, eps)
+    return _run(x, residual, weight, eps, offset)
 
 
-def _run(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+def _run(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, offset: float) -> Tensor:
     rows, size = x.shape
     out = torch.empty((rows, size), dtype=x.dtype)
     _function()(
@@ -43,10 +47,11 @@ def _run(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> Tens
         rows,
         size,
         eps,
+        offset,
     )
     return out
 
 
 @functools.cache
 def _function() -> native.Function:
-    return native.function("tandem_rms_norm", "ipipiippiif")
+    return native.function("tandem_rms_norm", "ipipiippiiff")

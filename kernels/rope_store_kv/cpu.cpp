@@ -125,8 +125,14 @@ void run_token(const Heads<T>& heads, const Cache& cache, int64_t token, const f
     store<T>(cache, y, block, head * cache.block_size + slot, heads.dim);
   }
   for (int64_t head = heads.num_kv; head < 2 * heads.num_kv; ++head, x += heads.head_stride) {
+    int64_t row = head * cache.block_size + slot;
+    if (cache.format == kSame) {
+      T* to = (T*)cache.data + block * cache.block_stride + row * heads.dim;
+      std::memcpy(to, x, heads.dim * sizeof(T));
+      continue;
+    }
     for (int64_t i = 0; i < heads.dim; ++i) y[i] = native::to_float(x[i]);
-    store<T>(cache, y, block, head * cache.block_size + slot, heads.dim);
+    store<T>(cache, y, block, row, heads.dim);
   }
 }
 

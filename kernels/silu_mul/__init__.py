@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from kernels import _triton
 from kernels.registry import op
 from kernels.silu_mul import cases, composed, cpu, reference
 
@@ -23,3 +24,7 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
 silu_mul.implementation("composed", supports=composed.supports)(composed.silu_mul)
 silu_mul.implementation("cpu", supports=cpu.supports)(cpu.silu_mul)
+if _triton.AVAILABLE:
+    from kernels.silu_mul import triton
+
+    silu_mul.implementation("triton", supports=triton.supports)(triton.silu_mul)

@@ -6,19 +6,28 @@ from engine.errors import UnsupportedArchitecture
 from engine.models.config import ModelConfig
 from engine.models.forward_context import ForwardContext
 from engine.models.layers.linear import Linear, Shard
-from kernels import silu_mul
+from kernels import gelu_mul, silu_mul
+
+_GATES = {
+    "silu": silu_mul,
+    "swish": silu_mul,
+    "gelu_pytorch_tanh": gelu_mul,
+    "gelu_tanh": gelu_mul,
+}
+"""Hugging Face's `hidden_act` → the product of the activated gate and the rest."""
 
 
 class GatedMlp(nn.Module):
-    """`down(silu(gate(x)) * up(x))`."""
+    """`down(act(gate(x)) * up(x))`."""
 
     def __init__(self, config: ModelConfig, *, bias: bool = False) -> None:
         super().__init__()
-        if config.hidden_act not in ("silu", "swish"):
+        if config.hidden_act not in _GATES:
             raise UnsupportedArchitecture(
                 f"{config.architecture} with hidden_act {config.hidden_act!r} is not supported; "
-                f"supported is silu"
+                f"supported are {', '.join(_GATES)}"
             )
+        self._gate = _GATES[config.hidden_act]
         hidden, inner = config.hidden_size, config.intermediate_size
         self.gate_up_proj = Linear(
             hidden,
@@ -30,6 +39,6 @@ class GatedMlp(nn.Module):
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         """[T, C] → [T, C]."""
-        return self.down_proj(silu_mul(self.gate_up_proj(x, ctx)), ctx)
+        return self.down_proj(self._gate(self.gate_up_proj(x, ctx)), ctx)
 
     __call__ = forward

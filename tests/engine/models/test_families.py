@@ -27,6 +27,7 @@ DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
 MODELS = {
     "llama": ("Llama", {}),
     "llama_biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama_gelu": ("Llama", {"hidden_act": "gelu_pytorch_tanh"}),
     "llama_tied": ("Llama", {"tie_word_embeddings": True}),
     "llama_one_kv_head": ("Llama", {"num_key_value_heads": 1}),
     "llama_no_grouping": ("Llama", {"num_key_value_heads": 6}),

@@ -52,6 +52,7 @@ def config_of(family: str, hf: Any) -> ModelConfig:
         tie_word_embeddings=hf.tie_word_embeddings,
         attention_bias=getattr(hf, "attention_bias", False),
         mlp_bias=getattr(hf, "mlp_bias", False),
+        hidden_act=hf.hidden_act,
         sliding_window=getattr(hf, "sliding_window", None) if is_sliding else None,
         layer_types=tuple(types) if (types := getattr(hf, "layer_types", None)) else None,
     )

@@ -1,0 +1,22 @@
+"""One pass, in C++."""
+
+import functools
+
+from torch import Tensor
+
+from kernels import gated, native
+
+
+def supports(gate_up: Tensor) -> bool:
+    """See `kernels.gated.supports`."""
+    return gated.supports(gate_up)
+
+
+def gelu_mul(gate_up: Tensor) -> Tensor:
+    """See `kernels.gelu_mul`."""
+    return gated.run(_function(), gate_up)
+
+
+@functools.cache
+def _function() -> native.Function:
+    return native.function("tandem_gelu_mul", gated.SIGNATURE)

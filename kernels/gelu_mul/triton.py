@@ -1,0 +1,20 @@
+"""One pass by the kernel that all gates share."""
+
+from torch import Tensor
+
+from kernels import _triton, _triton_gated
+
+
+def supports(gate_up: Tensor) -> bool:
+    """See `kernels._triton_gated.supports`."""
+    return _triton_gated.supports(gate_up)
+
+
+def gelu_mul(gate_up: Tensor) -> Tensor:
+    """See `kernels.gelu_mul`."""
+    return _triton_gated.run(gate_up, "gelu_tanh")
+
+
+def variants() -> list[_triton.Variant]:
+    """One for all sizes."""
+    return [_triton_gated.variant("any size", "gelu_tanh")]

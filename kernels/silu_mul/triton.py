@@ -1,0 +1,20 @@
+"""One pass by the kernel that all gates share."""
+
+from torch import Tensor
+
+from kernels import _triton, _triton_gated
+
+
+def supports(gate_up: Tensor) -> bool:
+    """See `kernels._triton_gated.supports`."""
+    return _triton_gated.supports(gate_up)
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """See `kernels.silu_mul`."""
+    return _triton_gated.run(gate_up, "silu")
+
+
+def variants() -> list[_triton.Variant]:
+    """One for all sizes."""
+    return [_triton_gated.variant("any size", "silu")]

@@ -1,0 +1,76 @@
+"""A row's result has the same bits whatever rows share its launch, in all our own kernels.
+
+The engine's promise that a text does not depend on its neighbours rests on this. Implementations
+by PyTorch promise nothing here.
+"""
+
+import random
+
+import pytest
+import torch
+
+import kernels
+from kernels import _triton
+
+CPU = torch.device("cpu")
+ROWS = {
+    "rms_norm": ("x",),
+    "add_rms_norm": ("x", "residual"),
+    "silu_mul": ("gate_up",),
+    "gelu_mul": ("gate_up",),
+    "geglu": ("up_gate",),
+    "group_norm_silu": ("x",),
+}
+"""Op → its arguments that have a row per row."""
+OWN = ("cpu", "triton")
+
+
+def own_kernels():
+    for op in kernels.OPS:
+        for name in ROWS.get(op.name, ()) and OWN:
+            yield pytest.param(op, name, id=f"{op.name}-{name}")
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch):
+    monkeypatch.setattr(_triton, "runs_on", lambda *tensors: True)
+
+
+def run(op, function, inputs, index):
+    """Everything the op writes for some rows of its inputs, which stay as they are."""
+    few = inputs | {name: inputs[name][index].clone() for name in ROWS[op.name]}
+    return [output.clone() for output in op.cases.outputs(function(**few), few)]
+
+
+def differing_rows(op, function, inputs, size):
+    """Whether some row, alone or among a few others, has other bits than among all."""
+    everything = run(op, function, inputs, torch.arange(size))
+    for count in (1, random.randrange(1, size)):
+        index = torch.tensor(random.sample(range(size), count))
+        found = run(op, function, inputs, index)
+        if not all(torch.equal(a, b[index]) for a, b in zip(found, everything, strict=True)):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("op", "name"), list(own_kernels()))
+def test_a_row_has_the_same_bits_alone_and_among_others(op, name, dtype):
+    function = op.implementations()[name].function
+    for case in op.cases.CASES:
+        inputs = op.cases.make_inputs(case, dtype, CPU)
+        rows = inputs[ROWS[op.name][0]]
+        size = len(rows)
+        # Interpreted kernels take seconds for the larger ones.
+        if size > 1 and rows.numel() < 50_000:
+            assert not differing_rows(op, function, inputs, size), case.name
+
+
+def test_a_kernel_that_sums_over_its_neighbours_is_found():
+    op = kernels.rms_norm
+
+    def careless(x, weight, eps, *, offset):
+        return op.reference(x, weight, eps + 1e-3 * len(x), offset=offset)
+
+    inputs = op.cases.make_inputs(op.cases.CASES[1], torch.float32, CPU)
+    assert differing_rows(op, careless, inputs, len(inputs["x"]))
