@@ -89,6 +89,16 @@ def plan(num_rows: int, num_outputs: int, size: int, block_k: int, dtype: torch.
     )
 
 
+def runs_of(length: int, block_k: int) -> int:
+    """Runs of `length` weights with one scale that a tile of `block_k` has; 0 if they do not fit.
+
+    One if a run has several tiles.
+    """
+    if length % block_k == 0:
+        return 1
+    return block_k // length if block_k % length == 0 else 0
+
+
 class Output:
     """The result of a launch, and the sums of the parts where programs do not add them up."""
 
@@ -119,6 +129,17 @@ class Output:
                 BLOCK_SIZE=SUM_BLOCK,
             )
         return self.result
+
+
+@triton.jit
+def spread(values, BLOCK_K: tl.constexpr):
+    """Repeat each row of [runs, BLOCK_N], so that there are `BLOCK_K`; one run is left as it is."""
+    RUNS: tl.constexpr = values.shape[0]
+    BLOCK_N: tl.constexpr = values.shape[1]
+    if RUNS > 1 and RUNS < BLOCK_K:
+        longer = tl.broadcast_to(values[:, None, :], (RUNS, BLOCK_K // RUNS, BLOCK_N))
+        values = tl.reshape(longer, (BLOCK_K, BLOCK_N))
+    return values
 
 
 @triton.jit

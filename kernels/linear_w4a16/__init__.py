@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from kernels import _triton
 from kernels.linear_w4a16 import cases, composed, reference
 from kernels.registry import op
 
@@ -40,3 +41,7 @@ def linear_w4a16(
 
 
 linear_w4a16.implementation("composed", supports=composed.supports)(composed.linear_w4a16)
+if _triton.AVAILABLE:
+    from kernels.linear_w4a16 import triton as triton_w4a16
+
+    linear_w4a16.implementation("triton", supports=triton_w4a16.supports)(triton_w4a16.linear_w4a16)

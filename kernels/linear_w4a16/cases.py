@@ -35,8 +35,8 @@ class Case:
 
 
 CASES = (
-    Case("llama3_down", 1, 72, 14336),
-    Case("llama3_o_batch", 19, 72, 4096, bias=True),
+    Case("llama3_down", 1, 31, 14336),
+    Case("llama3_batch", 19, 72, 1024, bias=True),
     Case("smollm2_o", 2, 576, 576, group_size=64),
     Case("symmetric", 5, 136, 384, symmetric=True),
     Case("symmetric_act_order", 5, 72, 384, symmetric=True, act_order=True),

@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 import torch
 
-from kernels import _triton, _triton_linear, linear_gguf, linear_w8
+from kernels import _triton, _triton_linear, linear_gguf, linear_nf4, linear_w4a16, linear_w8
 from kernels.linear_gguf import GGUFType
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 NUM_ROWS = 130
-OPS = [linear_gguf, linear_w8]
+OPS = [linear_gguf, linear_w8, linear_w4a16, linear_nf4]
 
 
 def rows_of(op, dtype, device, **changes):
