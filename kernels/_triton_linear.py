@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels._triton import Variant, tl, triton
+from kernels.stages import num_stages
 
 FEW_ROWS = 64
 """Up to here a program sums one part of K."""
@@ -59,6 +60,11 @@ class Plan:
         """Arguments of every launch."""
         return {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
+    def tuned_options(self, kernel: str, dtype: torch.dtype) -> dict[str, int]:
+        """The same, with the stages that were measured for a kernel and a type of x."""
+        launch = f"{kernel} {str(dtype).removeprefix('torch.')} {self.block_m}x{self.block_n}"
+        return self.options | {"num_stages": num_stages(launch, self.num_stages)}
+
 
 def plan(num_rows: int, num_outputs: int, size: int, block_k: int, dtype: torch.dtype) -> Plan:
     """Cut a product of `num_rows` rows with a [num_outputs, size] weight."""
@@ -71,13 +77,13 @@ def plan(num_rows: int, num_outputs: int, size: int, block_k: int, dtype: torch.
     few = num_rows <= FEW_ROWS
     if dtype is torch.float32:
         # Not on tensor cores; for tests more than for work.
-        block_m, block_n, num_warps, num_stages = (16 if num_rows <= 16 else 32), 32, 4, 2
+        block_m, block_n, num_warps, stages = (16 if num_rows <= 16 else 32), 32, 4, 2
     elif num_rows <= 16:
-        block_m, block_n, num_warps, num_stages = 16, 32, 4, 4
+        block_m, block_n, num_warps, stages = 16, 32, 4, 4
     elif few:
-        block_m, block_n, num_warps, num_stages = 64, 64, 4, 3
+        block_m, block_n, num_warps, stages = 64, 64, 4, 3
     else:
-        block_m, block_n, num_warps, num_stages = 128, 64, 8, 3
+        block_m, block_n, num_warps, stages = 128, 64, 8, 3
     return Plan(
         block_m=block_m,
         block_n=block_n,
@@ -85,7 +91,7 @@ def plan(num_rows: int, num_outputs: int, size: int, block_k: int, dtype: torch.
         tiles_per_part=tiles_per_part,
         parts_per_program=1 if few else num_parts,
         num_warps=num_warps,
-        num_stages=num_stages,
+        num_stages=stages,
     )
 
 

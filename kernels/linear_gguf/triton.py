@@ -65,7 +65,7 @@ def linear_gguf(
             BLOCK_BYTES=BLOCKS[quant_type].num_bytes,
             TILE=TILE,
             **cut.constants,
-            **cut.options,
+            **cut.tuned_options(f"linear_gguf {quant_type.name}", x.dtype),
         )
     return out.added_up(None, None, bias)
 

@@ -59,7 +59,7 @@ def linear_w8(
         BLOCK_K=BLOCK_K,
         EVEN_K=size % BLOCK_K == 0,
         **cut.constants,
-        **cut.options,
+        **cut.tuned_options("linear_w8", given.dtype),
     )
     return out.added_up(row_scale, scale, bias)
 

@@ -1,0 +1,85 @@
+"""In how many stages kernels load ahead, as measured on this machine's GPU.
+
+Stages decide when data is loaded, never what is computed from it: results keep their bits. Tiles
+and warps are not chosen here, since they are part of an order of sums or choose instructions.
+
+`python -m kernels.tune` measures and writes `FILE`; without it kernels run with their own defaults.
+"""
+
+import contextlib
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from kernels import _triton
+
+FILE = Path("~/.cache/tandem/stages.json")
+
+_asked: dict[str, int] = {}
+"""Launches since `observed` began, with their defaults."""
+_tried: dict[str, int] = {}
+
+
+def num_stages(launch: str, default: int) -> int:
+    """For a kind of launch, such as `linear_w8 bfloat16 64x64`: all that decides how much shared
+    memory a stage takes, so that what was measured fits wherever it is used.
+
+    Args:
+        default: the kernel's own choice, for GPUs on which nothing was measured.
+    """
+    _asked[launch] = default
+    return _tried.get(launch) or _measured().get(launch, default)
+
+
+@contextlib.contextmanager
+def observed() -> Iterator[dict[str, int]]:
+    """Note which launches ask meanwhile: name → default."""
+    _asked.clear()
+    yield _asked
+
+
+@contextlib.contextmanager
+def trying(launch: str, stages: int) -> Iterator[None]:
+    """Answer so for the time being."""
+    _tried[launch] = stages
+    try:
+        yield
+    finally:
+        del _tried[launch]
+
+
+def save(found: dict[str, int]) -> Path:
+    """Keep what was measured here, beside what is known of other GPUs and compilers."""
+    path = FILE.expanduser()
+    everything = _read(path)
+    everything[_place()] = everything.get(_place(), {}) | found
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(everything, indent=1, sort_keys=True) + "\n")
+    _measured.cache_clear()
+    return path
+
+
+@functools.cache
+def _measured() -> dict[str, int]:
+    return _read(FILE.expanduser()).get(_place(), {}) if _place() else {}
+
+
+def _read(path: Path) -> dict[str, dict[str, int]]:
+    """A file that is missing or broken says nothing; it can be measured again."""
+    try:
+        content: dict[str, dict[str, int]] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content
+
+
+@functools.cache
+def _place() -> str:
+    """What numbers are valid for: the GPU's architecture and the compiler; empty without a GPU."""
+    if not torch.cuda.is_available() or not _triton.AVAILABLE:
+        return ""
+    major, minor = torch.cuda.get_device_capability()
+    return f"sm_{major}{minor}, Triton {_triton.triton.__version__}"

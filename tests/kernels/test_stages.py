@@ -1,0 +1,83 @@
+"""Choosing numbers of stages by measurement, with measurements made up."""
+
+import json
+import math
+
+import pytest
+
+from kernels import stages, tune
+
+
+@pytest.fixture(autouse=True)
+def gpu(monkeypatch, tmp_path):
+    """As if there were one, and its file."""
+    monkeypatch.setattr(stages, "FILE", tmp_path / "deep" / "stages.json")
+    monkeypatch.setattr(stages, "_place", lambda: "sm_90, Triton 9")
+    stages._measured.cache_clear()
+    yield stages.FILE
+    stages._measured.cache_clear()
+
+
+class Kernel:
+    """Launches whose time depends on the stages they are given."""
+
+    def __init__(self, launches, times):
+        self.launches = launches
+        self.times = times
+        self.last_s = 0.0
+
+    def __call__(self):
+        chosen = {launch: stages.num_stages(launch, 3) for launch in self.launches}
+        self.last_s = sum(self.times.get((launch, n), 9.0) for launch, n in chosen.items())
+
+
+def seconds(run):
+    run()
+    return run.last_s
+
+
+def test_without_measurements_the_kernels_choice_stands():
+    assert stages.num_stages("product 16x32", 4) == 4
+
+
+def test_the_fastest_is_found_per_kind_of_launch_over_all_its_runs():
+    runs = [
+        Kernel(["a"], {("a", 2): 1.0, ("a", 5): 2.0}),
+        Kernel(["a", "b"], {("a", 2): 8.0, ("a", 5): 3.0, ("b", 4): 0.5}),
+    ]
+    assert tune.tune(runs, seconds) == {"a": 5, "b": 4}
+
+
+def test_the_default_wins_ties_and_over_what_cannot_run():
+    assert tune.tune([Kernel(["a"], {})], seconds) == {"a": 3}
+    too_large = {("a", n): math.inf for n in tune.CANDIDATES if n != 3}
+    assert tune.tune([Kernel(["a"], too_large)], seconds) == {"a": 3}
+
+
+def test_what_was_found_is_used_from_then_on_and_others_findings_are_kept(gpu):
+    assert stages.num_stages("a", 3) == 3
+    gpu.parent.mkdir()
+    gpu.write_text(json.dumps({"sm_80, Triton 9": {"a": 6}, "sm_90, Triton 9": {"b": 1}}))
+    stages.save({"a": 5})
+    assert stages.num_stages("a", 3) == 5
+    assert stages.num_stages("b", 3) == 1
+    assert json.loads(gpu.read_text())["sm_80, Triton 9"] == {"a": 6}
+
+
+def test_a_broken_file_says_nothing(gpu):
+    gpu.parent.mkdir()
+    gpu.write_text("{")
+    assert stages.num_stages("a", 3) == 3
+
+
+def test_without_a_gpu_nothing_is_read(monkeypatch, gpu):
+    gpu.parent.mkdir()
+    gpu.write_text(json.dumps({"": {"a": 6}}))
+    monkeypatch.setattr(stages, "_place", lambda: "")
+    assert stages.num_stages("a", 3) == 3
+
+
+def test_the_command_says_what_it_lacks(monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert tune.main([]) == 2
+    assert "needs an NVIDIA GPU" in capsys.readouterr().err
