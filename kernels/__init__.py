@@ -12,6 +12,7 @@ from kernels.attention import attention
 from kernels.geglu import geglu
 from kernels.gelu_mul import gelu_mul
 from kernels.group_norm_silu import group_norm_silu
+from kernels.linear import linear
 from kernels.linear_gguf import GGUFType, linear_gguf
 from kernels.linear_nf4 import linear_nf4
 from kernels.linear_packed import PackedWeight, linear_packed
@@ -45,6 +46,7 @@ OPS = (
     linear_w4a16,
     linear_nf4,
     lora_gather,
+    linear,
     linear_packed,
 )
 """Every op, for tests and benchmarks."""
@@ -60,6 +62,7 @@ __all__ = [
     "geglu",
     "gelu_mul",
     "group_norm_silu",
+    "linear",
     "linear_gguf",
     "linear_nf4",
     "linear_panels",
