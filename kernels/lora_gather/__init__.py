@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from kernels import _triton
 from kernels.lora_gather import cases, composed, reference
 from kernels.registry import op
 
@@ -30,3 +31,7 @@ def lora_gather(
 
 
 lora_gather.implementation("composed", supports=composed.supports)(composed.lora_gather)
+if _triton.AVAILABLE:
+    from kernels.lora_gather import triton as triton_lora
+
+    lora_gather.implementation("triton", supports=triton_lora.supports)(triton_lora.lora_gather)

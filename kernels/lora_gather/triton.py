@@ -1,0 +1,257 @@
+"""Two launches: shrink to the rank on tensor cores, then expand and add.
+
+A program takes 16 rows and one adapter of theirs after the other, each read once, whatever rows
+have it; of every product it keeps the rows of that adapter. Decoding with many adapters and
+prefilling with one are the same code. The inner product is cut along K by K alone: with few rows
+other programs sum other parts, with many a program sums all of them in the same order, so that a
+row's result does not depend on the others. The expansion is in fp32, not on tensor cores: at low
+ranks reading and writing y takes longer.
+"""
+
+import torch
+from torch import Tensor
+
+from kernels import _triton
+from kernels._triton import Variant, tl, triton
+from kernels.model_shapes import LLAMA3_8B
+
+BLOCK_T = 16
+BLOCK_K = 64
+BLOCK_N = 64
+EXPANDED_RANKS = 16
+"""Ranks that the expansion takes at a time: more of them need more registers than there are."""
+FEW_ROWS = 64
+"""Up to here a program sums one part of K."""
+MAX_PARTS = 8
+MIN_TILES_PER_PART = 8
+MAX_RANK = 128
+NO_ADAPTER = 1 << 30
+"""Larger than every adapter's number."""
+
+
+def supports(
+    y: Tensor, x: Tensor, a: Tensor, b: Tensor, adapter_ids: Tensor, scales: Tensor
+) -> bool:
+    """GPU tensors whose last dimension is contiguous."""
+    return (
+        _triton.runs_on(y, x, a, b, adapter_ids, scales)
+        and x.stride(1) == y.stride(1) == 1
+        and a.is_contiguous()
+        and b.is_contiguous()
+        and a.shape[1] <= MAX_RANK
+    )
+
+
+def lora_gather(
+    y: Tensor, x: Tensor, a: Tensor, b: Tensor, adapter_ids: Tensor, scales: Tensor
+) -> None:
+    """See `kernels.lora_gather`."""
+    num_rows, size = x.shape
+    if not num_rows:
+        return
+    rank, num_outputs = a.shape[1], y.shape[1]
+    num_parts, tiles_per_part = _cut(size)
+    parts_per_program = 1 if num_rows <= FEW_ROWS else num_parts
+    stored_parts = num_parts // parts_per_program
+    inner = torch.empty(stored_parts, num_rows, rank, dtype=torch.float32, device=x.device)
+    row_blocks = triton.cdiv(num_rows, BLOCK_T)
+    _lora_shrink_kernel[(row_blocks, stored_parts)](
+        x,
+        x.stride(0),
+        a,
+        adapter_ids,
+        inner,
+        num_rows,
+        size,
+        rank,
+        tiles_per_part,
+        PARTS=parts_per_program,
+        NO_ADAPTER=NO_ADAPTER,
+        BLOCK_T=BLOCK_T,
+        BLOCK_R=_block_r(rank),
+        BLOCK_K=BLOCK_K,
+    )
+    _lora_expand_kernel[(triton.cdiv(num_outputs, BLOCK_N), row_blocks)](
+        y,
+        y.stride(0),
+        inner,
+        b,
+        adapter_ids,
+        scales,
+        num_rows,
+        num_outputs,
+        rank,
+        PARTS=stored_parts,
+        NO_ADAPTER=NO_ADAPTER,
+        BLOCK_T=BLOCK_T,
+        BLOCK_R=EXPANDED_RANKS,
+        BLOCK_N=BLOCK_N,
+    )
+
+
+def _cut(size: int) -> tuple[int, int]:
+    """Parts of K, and tiles of a part."""
+    num_tiles = triton.cdiv(size, BLOCK_K)
+    tiles_per_part = triton.cdiv(num_tiles, max(1, min(MAX_PARTS, num_tiles // MIN_TILES_PER_PART)))
+    return triton.cdiv(num_tiles, tiles_per_part), tiles_per_part
+
+
+def _block_r(rank: int) -> int:
+    return max(16, int(triton.next_power_of_2(rank)))
+
+
+@triton.jit
+def _lora_shrink_kernel(
+    x_ptr,
+    x_row_stride,
+    a_ptr,
+    adapter_ids_ptr,
+    inner_ptr,
+    T,
+    K,
+    R,
+    tiles_per_part,
+    PARTS: tl.constexpr,
+    NO_ADAPTER: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    rows = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    ranks = tl.arange(0, BLOCK_R)
+    along_k = tl.arange(0, BLOCK_K)
+    ids = tl.load(adapter_ids_ptr + rows, mask=rows < T, other=-1)
+    x_rows = x_ptr + rows.to(tl.int64)[:, None] * x_row_stride + along_k[None, :]
+    # The last rank again, past the end: what comes of it is not stored.
+    a_rows = a_ptr + tl.minimum(ranks, R - 1)[None, :] * K + along_k[:, None]
+    num_tiles = tl.cdiv(K, BLOCK_K)
+    inner = tl.zeros((BLOCK_T, BLOCK_R), tl.float32)
+    adapter = tl.min(tl.where(ids >= 0, ids, NO_ADAPTER), 0)
+    while adapter < NO_ADAPTER:
+        a = a_rows + adapter.to(tl.int64) * R * K
+        mine = (ids == adapter)[:, None]
+        total = tl.zeros((BLOCK_T, BLOCK_R), tl.float32)
+        for part in range(PARTS):
+            first = (tl.program_id(1) + part) * tiles_per_part
+            last = tl.minimum(first + tiles_per_part, num_tiles)
+            part_sum = tl.zeros((BLOCK_T, BLOCK_R), tl.float32)
+            for tile in range(first, last):
+                k = tile * BLOCK_K
+                x_tile = tl.load(x_rows + k, mask=mine & (along_k < K - k)[None, :], other=0.0)
+                a_tile = tl.load(a + k, mask=(along_k < K - k)[:, None], other=0.0)
+                part_sum = tl.dot(x_tile, a_tile, part_sum, input_precision="ieee")
+            total += part_sum
+        inner = tl.where(mine, total, inner)
+        adapter = tl.min(tl.where(ids > adapter, ids, NO_ADAPTER), 0)
+    inner_ptr += tl.program_id(1).to(tl.int64) * T * R
+    mask = (rows < T)[:, None] & (ranks < R)[None, :]
+    tl.store(inner_ptr + rows.to(tl.int64)[:, None] * R + ranks[None, :], inner, mask=mask)
+
+
+@triton.jit
+def _lora_expand_kernel(
+    y_ptr,
+    y_row_stride,
+    inner_ptr,
+    b_ptr,
+    adapter_ids_ptr,
+    scales_ptr,
+    T,
+    N,
+    R,
+    PARTS: tl.constexpr,
+    NO_ADAPTER: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    rows = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
+    ranks = tl.arange(0, BLOCK_R)
+    ids = tl.load(adapter_ids_ptr + rows, mask=rows < T, other=-1)
+    inner_rows = inner_ptr + rows.to(tl.int64)[:, None] * R + ranks[None, :]
+    # The last output again, past the end: what comes of it is not stored.
+    b_columns = b_ptr + tl.minimum(columns, N - 1).to(tl.int64)[None, :] * R + ranks[:, None]
+    update = tl.zeros((BLOCK_T, BLOCK_N), tl.float32)
+    adapter = tl.min(tl.where(ids >= 0, ids, NO_ADAPTER), 0)
+    while adapter < NO_ADAPTER:
+        mine = (ids == adapter)[:, None]
+        b = b_columns + adapter.to(tl.int64) * N * R
+        product = tl.zeros((BLOCK_T, BLOCK_N), tl.float32)
+        for r in range(0, R, BLOCK_R):
+            mask = mine & (ranks < R - r)[None, :]
+            inner = tl.load(inner_rows + r, mask=mask, other=0.0)
+            for part in range(1, PARTS):
+                # Parts are few rows long: no more than 32 bits.
+                inner += tl.load(inner_rows + (part * T * R + r), mask=mask, other=0.0)
+            b_tile = tl.load(b + r, mask=(ranks < R - r)[:, None], other=0.0).to(tl.float32)
+            product = tl.dot(inner, b_tile, product, input_precision="ieee")
+        update = tl.where(mine, product * tl.load(scales_ptr + adapter), update)
+        adapter = tl.min(tl.where(ids > adapter, ids, NO_ADAPTER), 0)
+    y = y_ptr + rows.to(tl.int64)[:, None] * y_row_stride + columns[None, :]
+    stored = (ids >= 0)[:, None] & (columns < N)[None, :]
+    value = tl.load(y, mask=stored, other=0.0).to(tl.float32) + update
+    tl.store(y, value.to(y_ptr.dtype.element_ty), mask=stored)
+
+
+def variants() -> list[Variant]:
+    """Llama-3-8B's first projection: few and many rows; low and high ranks, where it matters."""
+    return [
+        *(_shrink_variant(rank, few=few) for rank in (16, 128) for few in (True, False)),
+        *(_expand_variant(few=few) for few in (True, False)),
+    ]
+
+
+def _shrink_variant(rank: int, *, few: bool) -> Variant:
+    num_parts, _ = _cut(LLAMA3_8B.hidden_size)
+    return Variant(
+        kernel=_lora_shrink_kernel,
+        name=f"llama3_8b qkv, rank {rank}, {'few' if few else 'many'} rows",
+        signature={
+            "x_ptr": "*bf16",
+            "x_row_stride": "i32",
+            "a_ptr": "*bf16",
+            "adapter_ids_ptr": "*i32",
+            "inner_ptr": "*fp32",
+            "T": "i32",
+            "K": "i32",
+            "R": "i32",
+            "tiles_per_part": "i32",
+        },
+        constants={
+            "PARTS": 1 if few else num_parts,
+            "NO_ADAPTER": NO_ADAPTER,
+            "BLOCK_T": BLOCK_T,
+            "BLOCK_R": _block_r(rank),
+            "BLOCK_K": BLOCK_K,
+        },
+        unaligned=("T", "tiles_per_part"),
+        uses_tensor_cores=True,
+    )
+
+
+def _expand_variant(*, few: bool) -> Variant:
+    num_parts, _ = _cut(LLAMA3_8B.hidden_size)
+    return Variant(
+        kernel=_lora_expand_kernel,
+        name=f"llama3_8b qkv, {'few' if few else 'many'} rows",
+        signature={
+            "y_ptr": "*bf16",
+            "y_row_stride": "i32",
+            "inner_ptr": "*fp32",
+            "b_ptr": "*bf16",
+            "adapter_ids_ptr": "*i32",
+            "scales_ptr": "*fp32",
+            "T": "i32",
+            "N": "i32",
+            "R": "i32",
+        },
+        constants={
+            "PARTS": num_parts if few else 1,
+            "NO_ADAPTER": NO_ADAPTER,
+            "BLOCK_T": BLOCK_T,
+            "BLOCK_R": EXPANDED_RANKS,
+            "BLOCK_N": BLOCK_N,
+        },
+        unaligned=("T",),
+    )

@@ -1,0 +1,50 @@
+"""Rows with different adapters do not touch each other, to the bit."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from kernels import _triton, lora_gather
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+NUM_ROWS = 70
+"""More than the rows for which a program sums one part of K only."""
+
+
+def updates(name, inputs, rows):
+    """What the rows become when they are alone."""
+    y = inputs["y"][rows].clone()
+    one = inputs | {"y": y, "x": inputs["x"][rows], "adapter_ids": inputs["adapter_ids"][rows]}
+    lora_gather.implementations()[name].function(**one)
+    return y
+
+
+@pytest.fixture
+def inputs(request):
+    case = dataclasses.replace(
+        lora_gather.cases.CASES[0], rows=NUM_ROWS, outputs=40, inputs=1100, adapters=5
+    )
+    return lora_gather.cases.make_inputs(case, torch.bfloat16, torch.device(request.param))
+
+
+@pytest.mark.parametrize("inputs", DEVICES, indirect=True)
+def test_rows_do_not_depend_on_who_shares_the_launch(inputs, monkeypatch):
+    monkeypatch.setattr(_triton, "runs_on", lambda *tensors: True)
+    whole = updates("triton", inputs, slice(0, NUM_ROWS))
+    assert not torch.equal(whole, inputs["y"])
+    for rows in (slice(0, 1), slice(3, 20), slice(0, 64), slice(40, 41)):
+        assert torch.equal(updates("triton", inputs, rows), whole[rows])
+    order = torch.randperm(NUM_ROWS, device=whole.device)
+    assert torch.equal(updates("triton", inputs, order), whole[order])
+
+
+@pytest.mark.parametrize("inputs", ["cpu"], indirect=True)
+@pytest.mark.parametrize("name", list(lora_gather.implementations()))
+def test_rows_without_an_adapter_stay(name, inputs, monkeypatch):
+    monkeypatch.setattr(_triton, "runs_on", lambda *tensors: True)
+    inputs["adapter_ids"][::2] = -1
+    inputs["x"][::2] = torch.nan
+    found = updates(name, inputs, slice(0, NUM_ROWS))
+    assert torch.equal(found[::2], inputs["y"][::2])
+    assert found.isfinite().all()
