@@ -114,6 +114,12 @@ class Multiplication {
   }
 
  private:
+  // Part of a tile: where it is, and which steps along the inputs.
+  struct Piece {
+    int64_t row, place, strip, step, end;
+    bool is_last;
+  };
+
   template <int V>
   void with_strips(int64_t count, int64_t first, int64_t last, int64_t strip) {
     if constexpr (V > 1)
@@ -132,32 +138,35 @@ class Multiplication {
     for (int64_t k = 0; k < steps_; k += piece)
       for (int64_t t = 0; t < tiles; ++t) {
         int64_t place = t * rows / tiles, next = (t + 1) * rows / tiles;
-        with_rows<kRows, V>(next - place, first + place, place, strip, k,
-                            std::min(steps_, k + piece));
+        Piece at{first + place, place, strip, k, std::min(steps_, k + piece), t + 1 == tiles};
+        with_rows<kRows, V>(next - place, at);
       }
   }
 
   template <int R, int V>
-  void with_rows(int64_t count, int64_t row, int64_t place, int64_t strip, int64_t k, int64_t end) {
+  void with_rows(int64_t count, const Piece& at) {
     if constexpr (R > 1)
-      if (count < R) return with_rows<R - 1, V>(count, row, place, strip, k, end);
-    run_tile<R, V>(row, place, strip, k, end);
+      if (count < R) return with_rows<R - 1, V>(count, at);
+    run_tile<R, V>(at);
   }
 
   template <int R, int V>
-  void run_tile(int64_t row, int64_t place, int64_t strip, int64_t k, int64_t end) {
-    Vec* sums = waiting_.data() + place * V;
-    const X* x = (const X*)p_.x + row * p_.x_stride + k * Step::kInputs;
-    const X* w = (const X*)p_.weight + strip * 16 * p_.inputs + k * kStep;
-    if (k == 0) std::fill_n(sums, R * V, Vec{});
-    walk<R, V>(x, w, end - k, sums);
-    if (end < steps_) return;
+  void run_tile(const Piece& at) {
+    Vec* sums = waiting_.data() + at.place * V;
+    const X* x = (const X*)p_.x + at.row * p_.x_stride + at.step * Step::kInputs;
+    const X* w = (const X*)p_.weight + at.strip * 16 * p_.inputs + at.step * kStep;
+    if (at.step == 0) std::fill_n(sums, R * V, Vec{});
+    int64_t steps = at.end - at.step;
+    at.is_last ? walk<R, V, true>(x, w, steps, sums) : walk<R, V, false>(x, w, steps, sums);
+    if (at.end < steps_) return;
     for (int r = 0; r < R; ++r)
-      for (int v = 0; v < V; ++v) finish<X>(p_, row + r, strip + v, sums[r * V + v]);
+      for (int v = 0; v < V; ++v)
+        finish<X>(p_, at.row + r, at.strip + v, sums[r * V + v]);
   }
 
   // Adds `steps` products to R rows times V strips of sums, which stay in registers meanwhile.
-  template <int R, int V>
+  // The last tile of a strip fetches the next strips: their start is far from this one's end.
+  template <int R, int V, bool fetches>
   void walk(const X* x, const X* w, int64_t steps, Vec* sums) const {
     int64_t x_stride = p_.x_stride, w_stride = 16 * p_.inputs;
     Vec sum[R][V];
@@ -169,6 +178,9 @@ class Multiplication {
       decltype(Step::weights(w)) weights[V];
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) weights[v] = Step::weights(w + v * w_stride);
+      if (fetches)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) __builtin_prefetch(w + (V + v) * w_stride, 0, 2);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         auto value = Step::row(x + r * x_stride);
