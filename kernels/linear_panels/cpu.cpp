@@ -139,7 +139,8 @@ struct Activations {
 };
 
 // Some rows times a panel. All loops but the one over blocks are unrolled; sums stay in registers.
-template <class R, int kRows>
+// The last rows that need a panel fetch the next one.
+template <class R, int kRows, bool fetches>
 struct Tile {
   Vec sums[kRows] = {};
 
@@ -149,6 +150,7 @@ struct Tile {
 
   void run(const uint8_t* record, const int32_t* x, int64_t blocks) {
     for (int64_t b = 0; b < blocks; ++b) {
+      if (fetches) native::fetch<R::bytes>(record + blocks * R::bytes);
       Dots dots[R::groups];
 #pragma GCC unroll 2
       for (int g = 0; g < R::groups; ++g) start(dots[g], x, g);
@@ -195,13 +197,13 @@ struct Tile {
   }
 };
 
-template <class R, int kRows>
+template <class R, int kRows, bool fetches>
 void run_tile(int64_t rows, const uint8_t* panel, const int32_t* x, int64_t blocks,
               const Output& out, int64_t first_row, int64_t number) {
   if constexpr (kRows > 1)
     if (rows < kRows)
-      return run_tile<R, kRows - 1>(rows, panel, x, blocks, out, first_row, number);
-  Tile<R, kRows> tile;
+      return run_tile<R, kRows - 1, fetches>(rows, panel, x, blocks, out, first_row, number);
+  Tile<R, kRows, fetches> tile;
   tile.run(panel, x, blocks);
   for (int r = 0; r < kRows; ++r) out.write(first_row + r, number, tile.sums[r]);
 }
@@ -213,8 +215,10 @@ void multiply(const uint8_t* panels, const Activations<R>& x, const Output& out)
   for (int64_t p = 0; p < num_panels; ++p)
     for (int64_t t = 0; t < x.tiles.count; ++t) {
       int64_t first = x.tiles.first(t);
-      run_tile<R, kTileRows>(x.tiles.first(t + 1) - first, panels + p * x.blocks * R::bytes,
-                             x.tile(first), x.blocks, out, first, p);
+      auto run = t + 1 == x.tiles.count ? run_tile<R, kTileRows, true>
+                                        : run_tile<R, kTileRows, false>;
+      run(x.tiles.first(t + 1) - first, panels + p * x.blocks * R::bytes, x.tile(first), x.blocks,
+          out, first, p);
     }
 }
 
@@ -253,7 +257,7 @@ extern "C" void tandem_linear_panels(int64_t dtype, const void* x, int64_t x_str
     with_record(bits, group, scale_dtype, has_min, [&](auto* record) {
       using R = std::remove_pointer_t<decltype(record)>;
       Activations<R> activations(rows, blocks, int(offset));
-#pragma omp parallel if (native::worth_threads(rows * out_features * blocks))
+#pragma omp parallel if (native::worth_threads(rows * out_features * blocks * kQuads))
       {
 #pragma omp for schedule(static)
         for (int64_t tile = 0; tile < activations.tiles.count; ++tile)
