@@ -47,6 +47,11 @@ class Plan:
         )
 
     @property
+    def in_parts(self) -> bool:
+        """Whether programs leave sums of parts for `_sum_parts_kernel`."""
+        return self.num_parts > self.parts_per_program
+
+    @property
     def constants(self) -> dict[str, int]:
         """Arguments of every kernel."""
         return {
@@ -111,7 +116,7 @@ class Output:
     def __init__(self, cut: Plan, x: Tensor, num_outputs: int, sums: torch.dtype) -> None:
         self._cut = cut
         self.result = torch.empty(x.shape[0], num_outputs, dtype=x.dtype, device=x.device)
-        self._in_parts = cut.num_parts > cut.parts_per_program
+        self._in_parts = cut.in_parts
         self.written = self.result
         if self._in_parts:
             shape = (cut.num_parts, *self.result.shape)
@@ -199,19 +204,20 @@ def _sum_parts_kernel(
     tl.store(out_ptr + at, value.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def sum_parts_variant(num_parts: int, name: str) -> Variant:
-    """For `variants()`: the parts of bf16 results, with a scale per output."""
+def sum_parts_variant(num_parts: int, name: str, *, has_scale: bool) -> Variant:
+    """For `variants()`: the parts of bf16 results, with a scale per output or without."""
     return Variant(
         kernel=_sum_parts_kernel,
         name=name,
         signature={
             "parts_ptr": "*fp32",
-            "scale_ptr": "*fp32",
+            **({"scale_ptr": "*fp32"} if has_scale else {}),
             "out_ptr": "*bf16",
             "M": "i32",
             "N": "i32",
         },
         constants={
+            **({} if has_scale else {"scale_ptr": None}),
             "row_scale_ptr": None,
             "bias_ptr": None,
             "PARTS": num_parts,

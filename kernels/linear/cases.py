@@ -52,7 +52,11 @@ REFUSED = {
     "triton": tuple(case.name for case in CASES if not case.invariant),
 }
 BENCHMARKS: dict[str, tuple[Case, ...]] = {
-    "cpu": (),
+    "cpu": (
+        Case("smollm2 gate_up 1", 1, 576, 3072),
+        Case("smollm2 gate_up 32", 32, 576, 3072),
+        Case("llama3_8b o 1", 1, 4096, 4096),
+    ),
     "cuda": tuple(
         Case(f"llama3_8b {layer} {rows} {kind}", rows, inputs, outputs, invariant=bool(kind))
         for layer, inputs, outputs in (("o", 4096, 4096), ("gate_up", 4096, 28672))

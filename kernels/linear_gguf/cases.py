@@ -74,6 +74,7 @@ BENCHMARKS = {
     ),
     "cuda": (
         Case("llama3_8b gate_up Q4_K 1", GGUFType.Q4_K, 1, 28672, 4096),
+        Case("llama3_8b down Q4_K 1", GGUFType.Q4_K, 1, 4096, 14336),
         Case("llama3_8b gate_up Q4_K 64", GGUFType.Q4_K, 64, 28672, 4096),
         Case("llama3_8b gate_up Q4_K 2048", GGUFType.Q4_K, 2048, 28672, 4096),
         Case("llama3_8b gate_up Q6_K 1", GGUFType.Q6_K, 1, 28672, 4096),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernels import _triton
 from kernels._triton import Variant, tl, triton
-from kernels._triton_linear import FEW_ROWS, Output, plan, write
+from kernels._triton_linear import Output, plan, sum_parts_variant, write
 from kernels.linear_gguf.quant_type import BLOCKS, GGUFType, row_bytes
 from kernels.model_shapes import LLAMA3_8B
 
@@ -197,24 +197,32 @@ def _q3_scale(block, run):
 
 
 def variants() -> list[Variant]:
-    """Llama-3-8B's last projection: every type for one row, the common ones for many."""
-    cases = [(quant_type, 1) for quant_type in GGUFType]
-    cases += [(GGUFType.Q4_K, 64), (GGUFType.Q4_K, 2048), (GGUFType.Q6_K, 2048)]
-    return [_variant(quant_type, num_rows) for quant_type, num_rows in cases]
+    """Of Llama-3-8B: every type for one row, the common ones for many; cut into parts and not."""
+    cases = [("down", quant_type, 1) for quant_type in GGUFType]
+    cases += [("down", GGUFType.Q4_K, 64), ("down", GGUFType.Q4_K, 2048)]
+    cases += [("down", GGUFType.Q6_K, 2048)]
+    cases += [("gate_up", one, 1) for one in (GGUFType.Q4_K, GGUFType.Q6_K, GGUFType.Q8_0)]
+    cases += [("gate_up", GGUFType.Q4_K, 64), ("gate_up", GGUFType.Q4_K, 2048)]
+    num_parts = plan(1, *LLAMA3_8B.linears["down"], TILE, torch.bfloat16).num_parts
+    return [
+        *(_variant(layer, quant_type, num_rows) for layer, quant_type, num_rows in cases),
+        # The 4-bit products launch the same one.
+        sum_parts_variant(num_parts, "llama3_8b down", has_scale=False),
+    ]
 
 
-def _variant(quant_type: GGUFType, num_rows: int) -> Variant:
-    num_outputs, size = LLAMA3_8B.linears["down"]
+def _variant(layer: str, quant_type: GGUFType, num_rows: int) -> Variant:
+    num_outputs, size = LLAMA3_8B.linears[layer]
     cut = plan(num_rows, num_outputs, size, TILE, torch.bfloat16)
     return Variant(
         kernel=_linear_gguf_kernel,
-        name=f"llama3_8b down, {quant_type.name}, {num_rows} rows",
+        name=f"llama3_8b {layer}, {quant_type.name}, {num_rows} rows",
         signature={
             "x_ptr": "*bf16",
             "x_row_stride": "i32",
             "weight_ptr": "*u8",
             "weight_row_bytes": "i32",
-            "out_ptr": "*fp32" if num_rows <= FEW_ROWS else "*bf16",
+            "out_ptr": "*fp32" if cut.in_parts else "*bf16",
             "M": "i32",
             "N": "i32",
             "K": "i32",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernels import _triton
 from kernels._triton import Variant, tl, triton
-from kernels._triton_linear import FEW_ROWS, Output, plan, runs_of, spread, write
+from kernels._triton_linear import Output, plan, runs_of, spread, write
 from kernels.linear_nf4.reference import CODE
 from kernels.model_shapes import LLAMA3_8B
 
@@ -139,24 +139,26 @@ def _linear_nf4_kernel(
 
 
 def variants() -> list[Variant]:
-    """Llama-3-8B's last projection."""
-    return [_variant(num_rows) for num_rows in (1, 64, 2048)]
+    """Of Llama-3-8B, cut into parts and not."""
+    return [
+        _variant(layer, num_rows) for layer in ("down", "gate_up") for num_rows in (1, 64, 2048)
+    ]
 
 
-def _variant(num_rows: int) -> Variant:
+def _variant(layer: str, num_rows: int) -> Variant:
     block_size = 64
-    num_outputs, size = LLAMA3_8B.linears["down"]
+    num_outputs, size = LLAMA3_8B.linears[layer]
     cut = plan(num_rows, num_outputs, size, BLOCK_K, torch.bfloat16)
     return Variant(
         kernel=_linear_nf4_kernel,
-        name=f"llama3_8b down, {num_rows} rows",
+        name=f"llama3_8b {layer}, {num_rows} rows",
         signature={
             "x_ptr": "*bf16",
             "x_row_stride": "i32",
             "weight_ptr": "*u8",
             "absmax_ptr": "*fp32",
             "code_ptr": "*fp32",
-            "out_ptr": "*fp32" if num_rows <= FEW_ROWS else "*bf16",
+            "out_ptr": "*fp32" if cut.in_parts else "*bf16",
             "M": "i32",
             "N": "i32",
             "K": "i32",

@@ -59,6 +59,7 @@ BENCHMARKS = {
     ),
     "cuda": (
         Case("llama3_8b gate_up 1", 1, 28672, 4096),
+        Case("llama3_8b down 1", 1, 4096, 14336),
         Case("llama3_8b gate_up 64", 64, 28672, 4096),
         Case("llama3_8b gate_up 2048", 2048, 28672, 4096),
     ),

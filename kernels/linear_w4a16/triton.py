@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kernels import _triton
 from kernels._triton import Variant, tl, triton
-from kernels._triton_linear import FEW_ROWS, Output, plan, runs_of, spread, write
+from kernels._triton_linear import Output, plan, runs_of, spread, write
 from kernels.linear_w4a16.layouts import PER_INT32
 from kernels.linear_w4a16.reference import SYMMETRIC_ZERO
 from kernels.model_shapes import LLAMA3_8B
@@ -148,8 +148,9 @@ def _linear_w4a16_kernel(
 
 
 def variants() -> list[Variant]:
-    """Llama-3-8B's last projection: groups of 128 and 32, and act-order."""
+    """Of Llama-3-8B: groups of 128 and 32, and act-order; cut into parts and not."""
     return [
+        *(_variant(num_rows, 128, zeros=True, layer="gate_up") for num_rows in (1, 64, 2048)),
         _variant(1, 128, zeros=True),
         _variant(1, 32, zeros=True),
         _variant(1, 128, zeros=False),
@@ -160,13 +161,20 @@ def variants() -> list[Variant]:
     ]
 
 
-def _variant(num_rows: int, group_size: int, *, zeros: bool, act_order: bool = False) -> Variant:
-    num_outputs, size = LLAMA3_8B.linears["down"]
+def _variant(
+    num_rows: int,
+    group_size: int,
+    *,
+    zeros: bool,
+    act_order: bool = False,
+    layer: str = "down",
+) -> Variant:
+    num_outputs, size = LLAMA3_8B.linears[layer]
     cut = plan(num_rows, num_outputs, size, BLOCK_K, torch.bfloat16)
     kind = ", act-order" if act_order else "" if zeros else ", symmetric"
     return Variant(
         kernel=_linear_w4a16_kernel,
-        name=f"llama3_8b down, groups of {group_size}{kind}, {num_rows} rows",
+        name=f"llama3_8b {layer}, groups of {group_size}{kind}, {num_rows} rows",
         signature={
             "x_ptr": "*bf16",
             "x_row_stride": "i32",
@@ -174,7 +182,7 @@ def _variant(num_rows: int, group_size: int, *, zeros: bool, act_order: bool = F
             "scales_ptr": "*bf16",
             **({"zeros_ptr": "*u8"} if zeros else {}),
             **({"g_idx_ptr": "*i32"} if act_order else {}),
-            "out_ptr": "*fp32" if num_rows <= FEW_ROWS else "*bf16",
+            "out_ptr": "*fp32" if cut.in_parts else "*bf16",
             "M": "i32",
             "N": "i32",
             "K": "i32",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernels import _triton
 from kernels._triton import Variant, tl, triton
-from kernels._triton_linear import FEW_ROWS, Output, plan, sum_parts_variant, write
+from kernels._triton_linear import Output, plan, sum_parts_variant, write
 from kernels.int8_activations import SMALLEST
 from kernels.model_shapes import LLAMA3_8B
 
@@ -188,8 +188,13 @@ def _round_rows_kernel(
 
 
 def variants() -> list[Variant]:
-    """Llama-3-8B's last projection, with activations as they are and rounded."""
-    cuts = [_variant(num_rows, dtype) for num_rows in (1, 64, 2048) for dtype in ("bf16", "i8")]
+    """Of Llama-3-8B, with activations as they are and rounded; cut into parts and not."""
+    cuts = [
+        _variant(layer, num_rows, dtype)
+        for layer in ("down", "gate_up")
+        for num_rows in (1, 64, 2048)
+        for dtype in ("bf16", "i8")
+    ]
     num_parts = plan(1, *LLAMA3_8B.linears["down"], BLOCK_K, torch.bfloat16).num_parts
     rounding = Variant(
         kernel=_round_rows_kernel,
@@ -203,24 +208,24 @@ def variants() -> list[Variant]:
         },
         constants={"SMALLEST": SMALLEST, "BLOCK_SIZE": 1024},
     )
-    return [*cuts, rounding, sum_parts_variant(num_parts, "llama3_8b down")]
+    return [*cuts, rounding, sum_parts_variant(num_parts, "llama3_8b down", has_scale=True)]
 
 
-def _variant(num_rows: int, dtype: str) -> Variant:
-    num_outputs, size = LLAMA3_8B.linears["down"]
+def _variant(layer: str, num_rows: int, dtype: str) -> Variant:
+    num_outputs, size = LLAMA3_8B.linears[layer]
     cut = plan(num_rows, num_outputs, size, BLOCK_K, torch.bfloat16)
     rounded = dtype == "i8"
     sums = "*i32" if rounded else "*fp32"
     return Variant(
         kernel=_linear_w8_kernel,
-        name=f"llama3_8b down, {num_rows} rows of {dtype}",
+        name=f"llama3_8b {layer}, {num_rows} rows of {dtype}",
         signature={
             "x_ptr": f"*{dtype}",
             "x_row_stride": "i32",
             "weight_ptr": "*i8",
             **({"row_scale_ptr": "*fp32"} if rounded else {}),
             "scale_ptr": "*fp32",
-            "out_ptr": sums if num_rows <= FEW_ROWS else "*bf16",
+            "out_ptr": sums if cut.in_parts else "*bf16",
             "M": "i32",
             "N": "i32",
             "K": "i32",
