@@ -55,6 +55,16 @@ class ActiveRequest:
     num_unfinished: int = 0
     was_started: bool = False
     """One of its sequences has run."""
+    draws_by_history: bool = False
+    """What it may draw depends on the tokens before, which the host must know by then."""
+
+    def __post_init__(self) -> None:
+        sampling = self.request.sampling
+        self.draws_by_history = (
+            sampling.repetition_penalty != 1.0
+            or sampling.frequency_penalty != 0.0
+            or sampling.presence_penalty != 0.0
+        )
 
     @property
     def prompt_len(self) -> int:
@@ -66,16 +76,6 @@ class ActiveRequest:
             if sequence.status is Status.RUNNING and sequence.num_computed >= self.prompt_len:
                 return sequence
         return None
-
-    @property
-    def draws_by_history(self) -> bool:
-        """What it may draw depends on the tokens before, which the host must know by then."""
-        sampling = self.request.sampling
-        return (
-            sampling.repetition_penalty != 1.0
-            or sampling.frequency_penalty != 0.0
-            or sampling.presence_penalty != 0.0
-        )
 
 
 @dataclass(eq=False, slots=True)
@@ -129,7 +129,7 @@ class Sequence:
         """Known tokens that no step computes yet: at least 1, until only an outcome is missing."""
         if self.num_pending and self.num_known >= self.last_num_tokens:
             return 0
-        return self.num_known - self.table.num_tokens
+        return len(self.token_ids) + self.num_pending - self.table.num_tokens
 
     @property
     def scores_prompt(self) -> bool:
@@ -163,21 +163,24 @@ class Sequence:
 
     def launch(self, num_tokens: int) -> ScheduledSequence:
         """Its share of a step: the next `num_tokens` missing tokens, which count as run then."""
-        start, owner = self.table.num_tokens, self.owner
+        start, known, owner = self.table.num_tokens, self.num_known, self.owner
         end = start + num_tokens
         token_ids = self.token_ids[start:end]
+        if len(token_ids) < num_tokens:
+            token_ids.append(PENDING_TOKEN_ID)
+        samples = end == known and owner.request.sampling.max_tokens > 0
         scheduled = ScheduledSequence(
             seq_id=self.seq_id,
-            token_ids=token_ids + [PENDING_TOKEN_ID] * (num_tokens - len(token_ids)),
+            token_ids=token_ids,
             start=start,
             block_ids=self.table.block_ids.copy(),  # an abort may empty the table meanwhile
-            samples=end == self.num_known and owner.request.sampling.max_tokens > 0,
-            num_output_tokens=self.num_known - owner.prompt_len,
+            samples=samples,
+            num_output_tokens=known - owner.prompt_len,
             prompt_logprobs=self.scores_prompt and start < owner.prompt_len - 1,
         )
         self.table.advance(end)
         self.num_in_flight += num_tokens
-        self.num_pending += scheduled.samples
+        self.num_pending += samples
         return scheduled
 
     def land(self, scheduled: ScheduledSequence) -> None:

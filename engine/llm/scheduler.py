@@ -311,9 +311,8 @@ class Scheduler:
             if not sequence.is_announced:
                 decision.new.append(sequence.announce())
             decision.scheduled.append(scheduled := sequence.launch(num_tokens))
-            decision.blocks_next |= scheduled.prompt_logprobs or (
-                scheduled.samples and sequence.owner.draws_by_history
-            )
+            if scheduled.prompt_logprobs or (scheduled.samples and sequence.owner.draws_by_history):
+                decision.blocks_next = True
         if decision.scheduled:
             decision.finished = self._roster.take_finished()
             decision.blocks_next |= step.is_short
@@ -332,8 +331,11 @@ class Scheduler:
             self._fail(sequence, InternalError.code, result.error, events)
             return
         check(bool(result.token_ids) or not scheduled.samples, "no token was drawn")
-        if self._config.enable_prefix_caching:
-            self._offer_blocks(sequence, scheduled)
+        filled = self._pool.filled_by(scheduled.start, scheduled.start + len(scheduled.token_ids))
+        if filled and self._config.enable_prefix_caching:
+            chain = sequence.extend_chain(self._pool.block_size)
+            for index in filled:
+                self._cache.register(sequence.table.block_ids[index], chain[index])
         self._roster.release_siblings(sequence.owner)
         event = sequence.take(result)
         if event is None:
@@ -347,15 +349,6 @@ class Scheduler:
                 f"{self._pool.num_slots}; lower max_tokens or raise kv_cache_memory_gib"
             )
             self._fail(sequence, OutOfBlocks.code, message, events)
-
-    def _offer_blocks(self, sequence: Sequence, scheduled: ScheduledSequence) -> None:
-        """Put the blocks that a share filled up into the prefix cache."""
-        end = scheduled.start + len(scheduled.token_ids)
-        filled = self._pool.filled_by(scheduled.start, end)
-        if filled:
-            chain = sequence.extend_chain(self._pool.block_size)
-            for index in filled:
-                self._cache.register(sequence.table.block_ids[index], chain[index])
 
     def _fail(self, sequence: Sequence, code: str, message: str, events: list[TokenEvent]) -> None:
         events.append(sequence.fail(code, message))
