@@ -100,7 +100,9 @@ class EngineConfig:
         32, "Most images in work at once in one image model; more wait.", ge=1, le=4096
     )
     deterministic: bool = knob(
-        False, "Bit-equal images whatever runs beside them, at the price of batching."
+        False,
+        "Bit-equal answers whatever runs beside them: images at the price of batching, text on a "
+        "GPU at the price of slower matrix products.",
     )
 
     def __post_init__(self) -> None:
@@ -157,6 +159,7 @@ class ResolvedConfig:
     seed: int | None
     async_scheduling: bool
     cuda_graphs: bool
+    deterministic: bool
     debug_invariants: bool
 
     def fingerprint(self) -> str:
@@ -216,6 +219,7 @@ def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> R
         seed=intent.seed,
         async_scheduling=_wants_async_scheduling(intent, machine),
         cuda_graphs=intent.cuda_graphs and machine.device == "cuda",
+        deterministic=intent.deterministic,
         debug_invariants=intent.debug_invariants,
     )
 

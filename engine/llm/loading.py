@@ -9,6 +9,7 @@ import structlog
 import torch
 
 from engine.config import EngineConfig, ModelFacts, ResolvedConfig, resolve
+from engine.errors import ModelLoadError
 from engine.llm.cuda_graph import CudaRecorder
 from engine.llm.engine import LLMEngine
 from engine.llm.executor import LocalExecutor
@@ -22,7 +23,7 @@ from engine.runtime.threads import limit_threads
 from engine.types import ModelInfo, Phase
 from engine.weights.loader import iter_weights, load_model_config, weight_bytes
 from engine.weights.source import Checkpoint
-from kernels import native
+from kernels import native, paged_attention
 
 REPORT_EVERY_S = 0.2
 
@@ -103,7 +104,14 @@ def load_runner(
         if not native.is_built():
             host.report(Phase.LOADING, 0.0, "compiling the CPU operations, once on this machine")
         native.library()
-    model = create_model(model_config, dtype=torch_dtype(config.dtype), device=device)
+    elif config.deterministic:
+        check_determinism()
+    model = create_model(
+        model_config,
+        dtype=torch_dtype(config.dtype),
+        device=device,
+        deterministic=config.deterministic,
+    )
     weights = iter_weights(checkpoint, model_config)
     unexpected = model.load_weights(counted(weights, num_weights, host))
     if unexpected:
@@ -112,6 +120,18 @@ def load_runner(
         use_huge_pages()
     recorder = CudaRecorder(device) if config.cuda_graphs else None
     return ModelRunner(model, model_config, config, device, recorder=recorder)
+
+
+def check_determinism() -> None:
+    """
+    Raises:
+        ModelLoadError: this GPU would run attention whose bits depend on the batch.
+    """
+    if "triton" not in paged_attention.implementations():
+        raise ModelLoadError(
+            "deterministic text on a GPU needs Triton; install tandem-server[gpu] or leave "
+            "deterministic off"
+        )
 
 
 def counted(

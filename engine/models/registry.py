@@ -28,6 +28,7 @@ def create_model(
     device: torch.device | str = "cpu",
     parallel: TensorParallel = SINGLE,
     linear_method: Callable[[str], LinearMethod] | None = None,
+    deterministic: bool = False,
 ) -> CausalLM:
     """Build a model without weights.
 
@@ -38,6 +39,8 @@ def create_model(
         parallel: which share of the heads and the MLP this process has.
         linear_method: checkpoint name of a linear layer → how its weights are kept; plain ones
             by default.
+        deterministic: a row's result has the same bits whatever shares the step. Weights on a CPU
+            have that anyway, as long as the native operations are there.
 
     Raises:
         UnsupportedArchitecture: no family here covers it; the message names the nearest ones.
@@ -45,14 +48,13 @@ def create_model(
     """
     family = family_of(config.architecture)
     _check_sizes(config)
-    options = WeightOptions(dtype=dtype, device=torch.device(device), parallel=parallel)
-    if linear_method is not None:
-        options = WeightOptions(
-            dtype=dtype,
-            device=torch.device(device),
-            parallel=parallel,
-            linear_method=linear_method,
-        )
+    options = WeightOptions(
+        dtype=dtype,
+        device=torch.device(device),
+        parallel=parallel,
+        linear_method=linear_method,
+        deterministic=deterministic,
+    )
     return family(config, options).eval()
 
 

@@ -43,7 +43,7 @@ class LmHead(nn.Module, WeightOwner):
         self.shape = embedding.shape
         # In a tuple so that the embedding does not become a submodule twice.
         self._tied = (embedding,) if tied else ()
-        self._method = UnquantizedMethod()
+        self._method: UnquantizedMethod
         self._part: LinearPart
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -54,6 +54,7 @@ class LmHead(nn.Module, WeightOwner):
 
     def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
         vocab_size, hidden_size = self.shape
+        self._method = options.plain_method()
         self._part = LinearPart(
             in_features=hidden_size,
             out_features=(vocab_size,),

@@ -64,7 +64,7 @@ class Linear(nn.Module, WeightOwner):
         neighbours = path.rpartition(".")[0]
         names = {shard: f"{neighbours}.{shard.name}".lstrip(".") for shard in self.shards}
         slots: dict[str, WeightSlot] = {}
-        for method, group in groupby(self.shards, lambda s: options.linear_method(names[s])):
+        for method, group in groupby(self.shards, lambda s: options.method_for(names[s])):
             shards = list(group)
             part = self._create_part(shards, options)
             self._parts.append((method, part))

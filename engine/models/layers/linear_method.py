@@ -4,10 +4,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import PackedWeight, linear_packed, native
+from kernels import PackedWeight, linear, linear_packed, native
 
 
 @dataclass(slots=True, kw_only=True)
@@ -67,8 +66,10 @@ class UnquantizedMethod(LinearMethod):
     """Plain weights; on a CPU packed for the native kernel.
 
     Packed weights replace the plain ones: memory is not doubled. A row's result then has the same
-    bits whatever shares the step.
+    bits whatever shares the step. Weights that are not packed have that if it is asked for.
     """
+
+    invariant: bool = False
 
     def create_weights(
         self, in_features: int, out_features: int, has_bias: bool
@@ -96,10 +97,19 @@ class UnquantizedMethod(LinearMethod):
         bias = part.tensors.get("bias")
         if part.packed is not None:
             return linear_packed(x, part.packed, bias)
-        return F.linear(x, part.tensors["weight"], bias)
+        return linear(x, part.tensors["weight"], bias, invariant=self.invariant)
 
     def apply_in_fp32(self, part: LinearPart, x: Tensor) -> Tensor:
         """bf16 logits between 16 and 32 are an eighth apart: the best tokens would tie."""
         if part.packed is not None:
             return linear_packed(x, part.packed, part.tensors.get("bias"), fp32_out=True)
-        return self.apply(part, x).float()
+        weight, bias = part.tensors["weight"], part.tensors.get("bias")
+        if self.invariant or _keeps_sums(x, weight):
+            return linear(x, weight, bias, fp32_out=True, invariant=True)
+        return linear(x, weight, bias).float()
+
+
+def _keeps_sums(x: Tensor, weight: Tensor) -> bool:
+    """Whether a kernel gives the sums as they are; the reference would convert the weight."""
+    kernel = linear.implementations().get("triton")
+    return kernel is not None and kernel.supports(x, weight, fp32_out=True, invariant=True)

@@ -7,7 +7,7 @@ there, and at no time exist two copies of more than one layer.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,10 +26,6 @@ class WeightSlot:
     """Takes the tensor. Its memory may be a mapped file: whoever keeps it makes a copy."""
 
 
-def _unquantized(name: str) -> LinearMethod:
-    return UnquantizedMethod()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightOptions:
     """How weights are kept."""
@@ -37,8 +33,19 @@ class WeightOptions:
     dtype: torch.dtype
     device: torch.device
     parallel: TensorParallel = SINGLE
-    linear_method: Callable[[str], LinearMethod] = field(default=_unquantized)
-    """Checkpoint name of a linear layer, such as `model.layers.0.mlp.up_proj` → its method."""
+    linear_method: Callable[[str], LinearMethod] | None = None
+    """Checkpoint name of a linear layer, such as `model.layers.0.mlp.up_proj` → its method; None
+    keeps all weights plain."""
+    deterministic: bool = False
+    """A row's result has the same bits whatever shares the step."""
+
+    def method_for(self, name: str) -> LinearMethod:
+        """How a linear layer keeps its weights."""
+        return self.linear_method(name) if self.linear_method else self.plain_method()
+
+    def plain_method(self) -> UnquantizedMethod:
+        """How unquantised weights are kept."""
+        return UnquantizedMethod(invariant=self.deterministic)
 
 
 class WeightOwner(ABC):

@@ -39,6 +39,7 @@ def resolved(**overrides):
         "seed": 0,
         "async_scheduling": False,
         "cuda_graphs": False,
+        "deterministic": False,
         "debug_invariants": True,
     }
     return ResolvedConfig(**(facts | overrides))
