@@ -11,26 +11,35 @@ from kernels import _triton, native
 from kernels.check import Mismatch, check
 
 CPU = torch.device("cpu")
-DEVICES = [CPU, pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)]
+GPU = torch.device("cuda")
 
 
 def implementations():
     for op in kernels.OPS:
-        names = ["reference", *op.implementations()]
-        for name in names:
+        for name in ["reference", *op.implementations()]:
             for case in op.cases.CASES:
-                yield pytest.param(op, name, case, id=f"{op.name}-{name}-{case.name}")
+                for device in devices(name):
+                    marks = [pytest.mark.gpu] if device is GPU else []
+                    id = f"{op.name}-{name}-{case.name}-{device.type}"
+                    yield pytest.param(op, name, case, device, id=id, marks=marks)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+def devices(name):
+    if name == "cpu":
+        return [CPU]
+    if name == "triton":
+        # Interpreted where there is no GPU.
+        return [GPU if torch.cuda.is_available() else CPU]
+    return [CPU, GPU]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("op", "name", "case"), list(implementations()))
-def test_implementation_equals_the_reference(op, name, case, dtype, device, monkeypatch):
+@pytest.mark.parametrize(("op", "name", "case", "device"), list(implementations()))
+def test_implementation_equals_the_reference(op, name, case, device, dtype, monkeypatch):
     seed = random.randrange(1 << 31)
     torch.manual_seed(seed)
     np.random.seed(seed)
     if name == "triton":
-        # Interpreted where there is no GPU.
         monkeypatch.setattr(_triton, "runs_on", lambda *tensors: True)
     try:
         check(op, name, case, dtype, device)

@@ -9,6 +9,12 @@ from kernels import _triton, rope_store_kv
 from kernels.rope_store_kv import cases
 
 CPU = torch.device("cpu")
+DEVICES = {
+    "cpu": CPU,
+    "composed": CPU,
+    "triton": torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+}
+"""Triton's kernels are interpreted where there is no GPU."""
 CASES = {case.name: case for case in cases.CASES}
 IMPLEMENTATIONS = [one for one in rope_store_kv.implementations() if one != "composed"]
 
@@ -44,12 +50,12 @@ def rows(inputs, index):
 @pytest.mark.parametrize("case", ["smollm2_chunk", "qwen3_chunk", "odd", "int8_odd", "float8"])
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_a_row_has_the_same_bits_alone_and_among_others(name, case, dtype):
-    inputs = cases.make_inputs(CASES[case], dtype, CPU)
+    inputs = cases.make_inputs(CASES[case], dtype, DEVICES[name])
     queries, cache, scales = run(name, inputs)
     blocks, slots = inputs["slot_mapping"]
     size = len(queries)
     for some in [[random.randrange(size)], random.sample(range(size), size // 2)]:
-        index = torch.tensor(some)
+        index = torch.tensor(some, device=DEVICES[name])
         found = run(name, rows(inputs, index))
         assert torch.equal(found[0], queries[index])
         at = (blocks[index], slice(None), slice(None), slots[index])
@@ -61,7 +67,7 @@ def test_a_row_has_the_same_bits_alone_and_among_others(name, case, dtype):
 @pytest.mark.parametrize("case", ["int8", "int8_norm", "int8_odd", "float8", "float8_norm"])
 @pytest.mark.parametrize("name", rope_store_kv.implementations())
 def test_quantised_codes_are_those_of_the_reference(name, case):
-    inputs = cases.make_inputs(CASES[case], torch.float32, CPU)
+    inputs = cases.make_inputs(CASES[case], torch.float32, DEVICES[name])
     _, cache, scales = run(name, inputs)
     _, expected, expected_scales = run("reference", inputs)
     torch.testing.assert_close(scales, expected_scales, rtol=1e-6, atol=0)
@@ -84,21 +90,22 @@ def test_every_float8_is_stored_as_itself(name):
     """Values of a head are the codes' own numbers; the largest makes the scale 1."""
     finite = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
     values = finite[finite.isfinite()]
+    device = DEVICES[name]
     heads = torch.zeros(2, 3, 256)
     heads[:, 2, : len(values)] = values
     # Between two numbers the even one is nearer; the first of these lies below all but 0.
     heads[1, 2, :4] = torch.tensor([2.0**-10, 3 * 2.0**-10, 17.0, 19.0])
     cache = torch.zeros(2, 2, 1, 4, 256).to(torch.float8_e4m3fn)
     inputs = {
-        "heads": heads,
-        "positions": torch.tensor([0, 1]),
-        "cos_sin": torch.zeros(2, 0),
-        "kv_cache": cache,
-        "slot_mapping": (torch.tensor([1, 0]), torch.tensor([2, 3])),
+        "heads": heads.to(device),
+        "positions": torch.tensor([0, 1], device=device),
+        "cos_sin": torch.zeros(2, 0, device=device),
+        "kv_cache": cache.to(device),
+        "slot_mapping": tuple(torch.tensor([[1, 0], [2, 3]], device=device)),
         "num_heads": 1,
-        "kv_scales": torch.full((2, 2, 1, 4), torch.nan),
+        "kv_scales": torch.full((2, 2, 1, 4), torch.nan, device=device),
     }
     _, cache, scales = run(name, inputs)
-    assert torch.equal(cache[1, 1, 0, 2, : len(values)].float(), values)
+    assert torch.equal(cache[1, 1, 0, 2, : len(values)].float().cpu(), values)
     assert cache[0, 1, 0, 3, :4].tolist() == [0.0, 2 * 2.0**-9, 16.0, 20.0]
     assert (scales[1, 0, 0, 2], scales[1, 1, 0, 2]) == (0.0, 1.0)
