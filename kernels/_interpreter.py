@@ -2,8 +2,8 @@
 
 It keeps bf16 numbers as their bits: it multiplies the bits in `tl.dot`, converts them as if they
 were integers to every type but fp32, and cuts fp32 numbers off instead of rounding them. GPUs do
-not, so kernels need no way around it. Sums and products of bf16 numbers stay wrong: kernels widen
-what they load.
+not, so kernels need no way around it. Nor do a product's rows depend there on how many there are.
+Sums and products of bf16 numbers stay wrong: kernels widen what they load.
 """
 
 from typing import Any
@@ -28,12 +28,15 @@ def repair() -> None:
         return src if src.dtype.scalar == dst_type.scalar else plain_cast(self, src, dst_type)
 
     def fp_to_fp(self: Any, src: Any, dst_type: Any, rounding_mode: Any) -> Any:
-        if tl.bfloat16 in (src.dtype.scalar, dst_type.scalar):
-            return cast(self, src, dst_type)
+        src = _widened(src)
+        if dst_type.scalar == tl.bfloat16:
+            return _rounded(fp_to_fp(self, src, _like(dst_type, tl.float32), rounding_mode))
+        if src.dtype.scalar == dst_type.scalar:
+            return src
         return plain_fp_to_fp(self, src, dst_type, rounding_mode)
 
     def dot(self: Any, a: Any, b: Any, *args: Any, **kwargs: Any) -> Any:
-        return plain_dot(self, _widened(a), _widened(b), *args, **kwargs)
+        return plain_dot(self, _contiguous(_widened(a)), _contiguous(_widened(b)), *args, **kwargs)
 
     InterpreterBuilder.cast_impl = cast
     InterpreterBuilder.create_fp_to_fp = fp_to_fp
@@ -46,6 +49,11 @@ def _widened(handle: Any) -> Any:
         return handle
     bits = handle.data.astype(np.uint32) << 16
     return TensorHandle(bits.view(np.float32), tl.float32)
+
+
+def _contiguous(handle: Any) -> Any:
+    """Else BLAS adds in an order that depends on how many rows the tile has."""
+    return TensorHandle(np.ascontiguousarray(handle.data), handle.dtype.scalar)
 
 
 def _rounded(handle: Any) -> Any:

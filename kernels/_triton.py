@@ -55,6 +55,8 @@ class Variant:
     """Pointers and integers that are not divisible by 16, the rest is."""
     num_warps: int = 4
     num_stages: int = 3
+    fp_fusion: bool = True
+    """As in the launch: whether compilers may fuse multiplications with additions."""
     capabilities: tuple[int, ...] = (80, 90, 100)
     """The GPUs that run it; the others get another one."""
     uses_tensor_cores: bool = False

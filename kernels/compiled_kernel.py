@@ -66,6 +66,7 @@ def cache_path(variant: Variant, chip: Chip) -> Path:
         sorted(variant.unaligned),
         variant.num_warps,
         variant.num_stages,
+        variant.fp_fusion,
     ]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
     return CACHE.expanduser() / f"triton-{key}.json"
@@ -95,7 +96,7 @@ def compiled(variant: Variant, chip: Chip) -> CompiledKernel:
             options={
                 "num_warps": variant.num_warps,
                 "num_stages": variant.num_stages,
-                "enable_fp_fusion": True,
+                "enable_fp_fusion": variant.fp_fusion,
             },
         )
         result = _read(kernel, Path(folder))

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from kernels import _triton
 from kernels.paged_attention import cases, composed, cpu, reference
 from kernels.paged_attention.paged_batch import PagedBatch
 from kernels.registry import op
@@ -58,3 +59,7 @@ def paged_attention(
 
 paged_attention.implementation("composed", supports=composed.supports)(composed.paged_attention)
 paged_attention.implementation("cpu", supports=cpu.supports)(cpu.paged_attention)
+if _triton.AVAILABLE:
+    from kernels.paged_attention import triton
+
+    paged_attention.implementation("triton", supports=triton.supports)(triton.paged_attention)

@@ -26,6 +26,14 @@ def _dot_kernel(a_ptr, b_ptr, y_ptr, BLOCK_SIZE: tl.constexpr):
 
 
 @triton.jit
+def _transposed_dot_kernel(a_ptr, b_ptr, y_ptr, ROWS: tl.constexpr):
+    at = tl.arange(0, 64)
+    some = tl.arange(0, ROWS)[:, None] * 64 + at[None, :]
+    b = tl.load(b_ptr + at[:, None] * 64 + at[None, :])
+    tl.store(y_ptr + some, tl.dot(tl.load(a_ptr + some), tl.trans(b)))
+
+
+@triton.jit
 def _sum_kernel(x_ptr, y_ptr, BLOCK_SIZE: tl.constexpr):
     x = tl.load(x_ptr + tl.arange(0, BLOCK_SIZE)).to(tl.float32)
     tl.store(y_ptr, tl.sum(x, 0))
@@ -39,6 +47,15 @@ TYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int8, torch.int32]
 @pytest.mark.parametrize("target", TYPES)
 def test_conversions_equal_pytorch(source, target):
     x = (torch.randn(256) * 50).clamp(-120, 120).to(source)
+    y = torch.empty(256, dtype=target)
+    _cast_kernel[(1,)](x, y, BLOCK_SIZE=256)
+    assert torch.equal(y, x.to(target))
+
+
+@pytest.mark.parametrize("target", [torch.float32, torch.float16, torch.bfloat16])
+def test_all_fp8_numbers_are_read_exactly(target):
+    x = torch.arange(256).to(torch.uint8).view(torch.float8_e4m3fn)
+    x = x.where(x.float().isfinite(), 0.0)
     y = torch.empty(256, dtype=target)
     _cast_kernel[(1,)](x, y, BLOCK_SIZE=256)
     assert torch.equal(y, x.to(target))
@@ -66,6 +83,14 @@ def test_rows_of_a_product_do_not_depend_on_their_place():
     _dot_kernel[(1,)](a, b, y, BLOCK_SIZE=32)
     _dot_kernel[(1,)](a[order].contiguous(), b, shuffled, BLOCK_SIZE=32)
     assert torch.equal(shuffled, y[order])
+
+
+def test_rows_of_a_product_do_not_depend_on_their_number():
+    a, b = torch.randn(2, 64, 64).to(torch.bfloat16)
+    y, few = torch.empty(64, 64), torch.empty(16, 64)
+    _transposed_dot_kernel[(1,)](a, b, y, ROWS=64)
+    _transposed_dot_kernel[(1,)](a[32:48].contiguous(), b, few, ROWS=16)
+    assert torch.equal(few, y[32:48])
 
 
 def test_tritons_own_functions_are_interpreted_too():

@@ -1,0 +1,138 @@
+"""What decode and prefill share: a tile of query rows that walks one split of the keys.
+
+A split is SPLIT keys at fixed positions of the sequence, cut into tiles of BLOCK_N. Within a split
+a row's weights and sums grow tile by tile (Milakov and Gimelshein 2018, arXiv:1805.02867); the
+splits' results are then joined in their order, by `joined`. Decodes do that in two launches and
+prompt chunks in one, with the same operations on the same numbers, so a token gets the same bits
+alone or in a batch, decoded or in a chunk, whatever was cached before. For that:
+
+- a tile that shows a row nothing must leave the row as it is: weights are exactly 0 and the
+  factor for earlier sums is exactly 1;
+- weights are summed by the tensor cores, as a product with ones. `tl.sum` adds in an order that
+  follows from how the tile lies in the threads;
+- compilers must not fuse multiplications and additions as they like: `enable_fp_fusion=False`.
+
+Papers: Flash-Decoding, Dao et al. 2023; FlashAttention-2, Dao 2023, arXiv:2307.08691.
+"""
+
+from kernels._triton import tl, triton
+
+
+@triton.jit
+def attend_split(
+    q,
+    query_at,
+    begin,
+    end,
+    kv_ptr,
+    kv_block_stride,
+    scales_ptr,
+    scales_block_stride,
+    table_ptr,
+    window,
+    bend,
+    steepness,
+    NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """The keys from `begin` to `end` of one head, for rows at positions `query_at`.
+
+    Pointers are to the sequence's block table and to the head's first slot in block 0. Returns
+    weighted values [M, D], their weights' sum [M, 16] (equal columns) and the highest score [M];
+    weights are `2 ** (steepness * (score - highest))`. Packed values come PACKED_UNIT times too
+    large.
+    """
+    NEVER: tl.constexpr = float("-inf")
+    dims = tl.arange(0, BLOCK_D)
+    highest = tl.full([BLOCK_M], NEVER, tl.float32)
+    total = tl.zeros([BLOCK_M, 16], tl.float32)
+    values = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    ones = tl.full([BLOCK_N, 16], 1.0, q.dtype)
+    for start in range(begin, end, BLOCK_N):
+        key_at = start + tl.arange(0, BLOCK_N)
+        # Past the end the last key is read again, so that nothing unknown is.
+        held = tl.minimum(key_at, end - 1)
+        block = tl.load(table_ptr + held // BLOCK_SIZE).to(tl.int64)
+        slot = held % BLOCK_SIZE
+        rows = kv_ptr + block * kv_block_stride + slot * HEAD_DIM
+        k = widened(load_rows(rows, dims, HEAD_DIM, BLOCK_D), q.dtype)
+        score = tl.dot(q, tl.trans(k), input_precision="ieee")
+        if scales_ptr is not None:
+            scales = scales_ptr + block * scales_block_stride + slot
+            score = score * tl.load(scales)[None, :]
+        if bend is not None:
+            # tanh(x) = 1 - 2 / (1 + e**2x)
+            score = 1.0 - 2.0 / (1.0 + tl.exp2(score * bend))
+        visible = key_at[None, :] <= query_at[:, None]
+        if window is not None:
+            visible = visible & (key_at[None, :] > query_at[:, None] - window)
+        score = tl.where(visible, score, NEVER)
+
+        higher = tl.maximum(highest, tl.max(score, 1))
+        base = tl.where(higher == NEVER, 0.0, higher)
+        shrink = tl.exp2((highest - base) * steepness)
+        # A fused multiply-add; (score - base) * steepness would cost twice as much.
+        weight = tl.exp2(tl.fma(score, steepness, -(base * steepness)[:, None]))
+        highest = higher
+        total = tl.dot(weight.to(q.dtype), ones, total * shrink[:, None], input_precision="ieee")
+        v = load_rows(rows + NUM_KV_HEADS * BLOCK_SIZE * HEAD_DIM, dims, HEAD_DIM, BLOCK_D)
+        if scales_ptr is not None:
+            v_scale = tl.load(scales + NUM_KV_HEADS * BLOCK_SIZE)
+            weight = weight * (v_scale * PACKED_UNIT)[None, :]
+        values = tl.dot(
+            weight.to(q.dtype),
+            widened(v, q.dtype),
+            values * shrink[:, None],
+            input_precision="ieee",
+        )
+    return values, total, highest
+
+
+PACKED_UNIT = tl.constexpr(64.0)
+"""Keeps weights times scales among fp16's normal numbers: a scale is a head's largest value / 127
+or / 448. A power of two, so nothing is rounded."""
+
+
+@triton.jit
+def joined(values, total, highest, more_values, more_total, more_highest, steepness):
+    """Results of earlier splits [R, D], [R, any], [R] and of the next one, in this order."""
+    higher = tl.maximum(highest, more_highest)
+    base = tl.where(higher == float("-inf"), 0.0, higher)
+    old = tl.exp2((highest - base) * steepness)[:, None]
+    new = tl.exp2((more_highest - base) * steepness)[:, None]
+    return values * old + more_values * new, total * old + more_total * new, higher
+
+
+@triton.jit
+def averaged(values, total, PACKED: tl.constexpr):
+    """Divide by the weights' sum [R, any]; rows that saw nothing become 0."""
+    total = tl.max(total, 1)
+    if PACKED:
+        total = total * PACKED_UNIT
+    return values / tl.where(total == 0.0, 1.0, total)[:, None]
+
+
+@triton.jit
+def load_rows(rows, dims, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """[len(rows), BLOCK_D]; zeros from HEAD_DIM on."""
+    if HEAD_DIM == BLOCK_D:
+        return tl.load(rows[:, None] + dims[None, :])
+    return tl.load(rows[:, None] + dims[None, :], mask=dims[None, :] < HEAD_DIM, other=0.0)
+
+
+@triton.jit
+def widened(x, dtype: tl.constexpr):
+    """Packed numbers as they are, in q's dtype: exact for int8 and float8_e4m3fn.
+
+    uint8 are the bits of float8_e4m3fn on GPUs that do not know it. Shifted to where fp16 has
+    exponent and mantissa they are 2**8 too small, denormal ones included.
+    """
+    if x.dtype == tl.uint8:
+        bits = x.to(tl.uint16)
+        bits = ((bits & 0x80) << 8) | ((bits & 0x7F) << 7)
+        return (bits.to(tl.float16, bitcast=True) * 256.0).to(dtype)
+    return x.to(dtype)
