@@ -16,7 +16,7 @@ OPS = [linear_gguf, linear_w8, linear_w4a16, linear_nf4]
 def rows_of(op, dtype, device, **changes):
     """A function from a slice of rows to what the op makes of them; K of some parts."""
     case = dataclasses.replace(
-        op.cases.CASES[0], rows=NUM_ROWS, outputs=33, inputs=4096, bias=True, **changes
+        op.cases.CASES[0], rows=NUM_ROWS, outputs=31, inputs=2048, bias=True, **changes
     )
     inputs = op.cases.make_inputs(case, dtype, torch.device(device))
     x = inputs.pop("x")
