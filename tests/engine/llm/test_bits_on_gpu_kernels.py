@@ -1,0 +1,100 @@
+"""The kernels of a GPU, interpreted, under whole models: bits that no neighbour changes."""
+
+import random
+
+import pytest
+import torch
+from test_cuda_graph import Now, Recorder
+from test_model_runner import new, part, resolved
+from tiny_pairs import PagedTexts, create_pair, named_weights
+
+from engine.llm.decision import ScheduleDecision
+from engine.llm.model_runner import ModelRunner
+from engine.models.registry import create_model
+from kernels import _triton, native
+
+pytestmark = pytest.mark.skipif(not _triton.AVAILABLE, reason="Triton is not installed")
+
+CPU = torch.device("cpu")
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+
+
+@pytest.fixture(autouse=True)
+def gpu_kernels(monkeypatch):
+    """Triton's kernels take CPU tensors, as if they were on a GPU; the CPU's own take none."""
+    monkeypatch.setattr(_triton, "runs_on", lambda *tensors: True)
+    monkeypatch.setattr(native, "runs_on", lambda *tensors: False)
+
+
+def make_model(dtype, deterministic):
+    _, theirs, config = create_pair("Llama", 5, **SMALL)
+    model = create_model(config, dtype=dtype, deterministic=deterministic)
+    model.load_weights(named_weights(theirs))
+    return model, config
+
+
+def logits_alone_and_among_others(dtype, deterministic):
+    """Of one text of 13 tokens: in one piece, and in pieces beside other texts."""
+    model, config = make_model(dtype, deterministic)
+    text, other, third = ([random.randrange(131) for _ in range(n)] for n in (13, 40, 7))
+    texts = PagedTexts(model, config)
+    texts.add(0, text)
+    alone = texts.run(0, [13])
+    texts = PagedTexts(model, config)
+    for text_id, token_ids in enumerate((text, other, third)):
+        texts.add(text_id, token_ids)
+    pieces = [
+        texts.step({1: 30, 0: 4})[0],
+        texts.step({0: 1, 1: 1, 2: 1})[0],
+        texts.step({2: 3, 0: 6, 1: 5})[0],
+        texts.step({0: 1, 2: 1})[0],
+        texts.step({0: 1})[0],
+    ]
+    return alone, torch.cat(pieces)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_text_has_the_same_logits_whatever_runs_beside_it(dtype):
+    random.seed(seed := random.SystemRandom().getrandbits(32))
+    alone, among_others = logits_alone_and_among_others(dtype, deterministic=True)
+    assert torch.equal(alone, among_others), f"seed {seed}"
+
+
+def test_without_determinism_the_check_fails():
+    """The test above can fail: PyTorch's fp32 products depend on the number of rows."""
+    for _ in range(5):
+        alone, among_others = logits_alone_and_among_others(torch.float32, deterministic=False)
+        torch.testing.assert_close(alone, among_others, rtol=1e-3, atol=1e-3)
+        if not torch.equal(alone, among_others):
+            return
+    raise AssertionError("five texts had the same bits by chance")
+
+
+def test_recorded_steps_have_the_bits_of_eager_ones():
+    model, config = make_model(torch.bfloat16, deterministic=True)
+    facts = resolved(num_kv_blocks=16, max_num_seqs=6, deterministic=True)
+    recorder = Recorder()
+    runners = [
+        ModelRunner(model, config, facts, CPU),
+        ModelRunner(model, config, facts, CPU, recorder=recorder, background=Now()),
+    ]
+    blocks = {1: [3, 1, 4], 2: [5, 9, 2], 3: [6, 10, 12]}
+    prompts = {1: [1] * 4, 2: [7] * 3, 3: [2]}
+    prefill = [part(i, p, 0, blocks[i]) for i, p in prompts.items()]
+    for runner in runners:
+        runner.execute(
+            ScheduleDecision(new=[new(i, p) for i, p in prompts.items()], scheduled=prefill)
+        )
+    for step in range(5):
+        decision = ScheduleDecision(
+            scheduled=[
+                part(i, [step + i], len(p) + step, blocks[i], num_output=step + 1)
+                for i, p in prompts.items()
+            ]
+        )
+        for runner in runners:
+            runner.execute(decision)
+    assert recorder.num_replays == 2
+    eager, recorded = (runner._kv.layers for runner in runners)
+    for ours, theirs in zip(recorded, eager, strict=True):
+        assert torch.equal(ours[:16], theirs)
