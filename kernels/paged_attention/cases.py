@@ -67,7 +67,7 @@ CASES = (
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 """Where each packed type ends."""
 _BENT_OR_PACKED = {c.name for c in CASES if c.soft_cap is not None or c.kv_dtype is not None}
-REFUSED = {"composed": _BENT_OR_PACKED, "cpu": _BENT_OR_PACKED}
+REFUSED = {"composed": _BENT_OR_PACKED}
 """Implementation → cases that it leaves to others, all the rest it takes."""
 _SMOLLM2 = (9, 3, 64)
 _LLAMA3 = (32, 8, 128)

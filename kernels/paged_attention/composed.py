@@ -71,28 +71,13 @@ def paged_attention(
 ) -> Tensor:
     """See `kernels.paged_attention`."""
     runs = _as_runs(kv_cache)
-    groups = _plan(batch, kv_cache, q.dtype, window, 0)
+    groups = _plan(batch, kv_cache, q.dtype, window)
     if len(groups) == 1:
         return _attend(q, runs, kv_cache, groups[0], scale)
     result = q.new_empty(len(q), q.shape[1] * q.shape[2])
     for group in groups:
         result[group.rows] = _attend(q[group.rows], runs, kv_cache, group, scale)
     return result
-
-
-def attend_chunks(
-    q: Tensor,
-    kv_cache: Tensor,
-    batch: PagedBatch,
-    result: Tensor,
-    *,
-    scale: float,
-    window: int | None,
-) -> None:
-    """Only the sequences after the decodes; writes their rows of `result`, [T, H·D]."""
-    runs = _as_runs(kv_cache)
-    for group in _plan(batch, kv_cache, q.dtype, window, batch.num_decodes):
-        result[group.rows] = _attend(q[group.rows], runs, kv_cache, group, scale)
 
 
 def _attend(q: Tensor, runs: Tensor, kv_cache: Tensor, group: Group, scale: float) -> Tensor:
@@ -128,16 +113,15 @@ def _as_runs(kv_cache: Tensor) -> Tensor:
 
 
 def _plan(
-    batch: PagedBatch, kv_cache: Tensor, dtype: torch.dtype, window: int | None, skip: int
+    batch: PagedBatch, kv_cache: Tensor, dtype: torch.dtype, window: int | None
 ) -> list[Group]:
-    """The step's groups without the first `skip` sequences, made by the first layer that asks."""
-    key = (kv_cache.stride(0), kv_cache.shape[2:], dtype, window, skip)
+    """The step's groups, made by the first layer that asks."""
+    key = (kv_cache.stride(0), kv_cache.shape[2:], dtype, window)
     plan: list[Group] | None = batch.plans.get(key)
     if plan is None:
         plan = [
             _group(batch, first, last, kv_cache, dtype, window)
             for first, last in _ranges(batch, kv_cache)
-            if first >= skip
         ]
         batch.plans[key] = plan
     return plan

@@ -1,12 +1,19 @@
-"""Decodes read their blocks where they lie, in C++; prompt chunks go through PyTorch."""
+"""Reads the blocks where they lie, in C++: one kernel for decodes, prompt chunks and mixtures.
+
+A token's result has the same bits in every batch, chunk and step, and on any number of threads. It
+may differ between machines, whose registers are of different lengths.
+"""
 
 import functools
 
+import torch
 from torch import Tensor
 
 from kernels import native
-from kernels.paged_attention import composed
 from kernels.paged_attention.paged_batch import PagedBatch
+
+FORMATS = {torch.int8: 1, torch.float8_e4m3fn: 2}
+"""Codes of the packed caches in `cpu.cpp`."""
 
 
 def supports(
@@ -19,19 +26,13 @@ def supports(
     soft_cap: float | None = None,
     kv_scales: Tensor | None = None,
 ) -> bool:
-    """CPU caches of the layout that the composed implementation takes."""
+    """CPU tensors as the contract says, whose query heads are contiguous."""
     return (
-        q.stride(2) == 1
-        and native.runs_on(q, kv_cache)
-        and composed.supports(
-            q,
-            kv_cache,
-            batch,
-            scale=scale,
-            window=window,
-            soft_cap=soft_cap,
-            kv_scales=kv_scales,
-        )
+        kv_cache.is_cpu
+        and (kv_cache.dtype is q.dtype if kv_scales is None else kv_cache.dtype in FORMATS)
+        and q.stride(2) == 1
+        and kv_cache[:1].is_contiguous()
+        and native.runs_on(q)
     )
 
 
@@ -49,31 +50,33 @@ def paged_attention(
     num_tokens, num_heads, head_dim = q.shape
     num_kv_heads, block_size = kv_cache.shape[2:4]
     out = q.new_empty(num_tokens, num_heads * head_dim)
-    if batch.num_decodes:
-        _function()(
-            native.DTYPES[q.dtype],
-            q.data_ptr(),
-            q.stride(0),
-            q.stride(1),
-            kv_cache.data_ptr(),
-            kv_cache.stride(0),
-            batch.block_tables.data_ptr(),
-            batch.block_tables.stride(0),
-            batch.context_lens.data_ptr(),
-            out.data_ptr(),
-            batch.num_decodes,
-            num_kv_heads,
-            num_heads // num_kv_heads,
-            block_size,
-            head_dim,
-            window or 0,
-            scale,
-        )
-    if batch.num_decodes < len(batch.host_context_lens):
-        composed.attend_chunks(q, kv_cache, batch, out, scale=scale, window=window)
+    _function()(
+        native.DTYPES[q.dtype],
+        q.data_ptr(),
+        q.stride(0),
+        q.stride(1),
+        kv_cache.data_ptr(),
+        0 if kv_scales is None else FORMATS[kv_cache.dtype],
+        kv_cache.stride(0),
+        None if kv_scales is None else kv_scales.data_ptr(),
+        0 if kv_scales is None else kv_scales.stride(0),
+        batch.block_tables.data_ptr(),
+        batch.block_tables.stride(0),
+        batch.context_lens.data_ptr(),
+        batch.cu_seqlens_q.data_ptr(),
+        out.data_ptr(),
+        len(batch.host_context_lens),
+        num_kv_heads,
+        num_heads // num_kv_heads,
+        block_size,
+        head_dim,
+        window or 0,
+        scale,
+        soft_cap or 0.0,
+    )
     return out
 
 
 @functools.cache
 def _function() -> native.Function:
-    return native.function("tandem_paged_attention_decode", "ipiipipippiiiiiif")
+    return native.function("tandem_paged_attention", "ipiipiipipippp" + "iiiiii" + "ff")
