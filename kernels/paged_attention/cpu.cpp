@@ -153,6 +153,18 @@ class Worker {
       finish(task);
   }
 
+  // Asks for the tile at `base`. Blocks lie far apart: the processor cannot guess the next one.
+  void fetch(const Task& task, int64_t base) const {
+    int64_t end = std::min(base + kTile, task.end), size = a.block_size * row_size();
+    for (int64_t at = base / a.block_size * a.block_size; at < end; at += a.block_size) {
+      Block block = block_at(task, at);
+      for (int64_t i = 0; i < size; i += 64) {
+        __builtin_prefetch(block.keys + i, 0, 2);
+        __builtin_prefetch(block.values + i, 0, 2);
+      }
+    }
+  }
+
   // What `run` saved of a task's `count` segments, one after the other.
   void combine(const Task& task, float* saved, int64_t count) {
     begin(task);
@@ -262,18 +274,6 @@ class Worker {
   }
   int64_t element_size() const { return a.cache_format == kSame ? sizeof(T) : 1; }
   int64_t row_size() const { return a.dim * element_size(); }
-
-  // Blocks lie far apart: the processor cannot guess the next one.
-  void fetch(const Task& task, int64_t base) const {
-    int64_t end = std::min(base + kTile, task.end), size = a.block_size * row_size();
-    for (int64_t at = base / a.block_size * a.block_size; at < end; at += a.block_size) {
-      Block block = block_at(task, at);
-      for (int64_t i = 0; i < size; i += 64) {
-        __builtin_prefetch(block.keys + i, 0, 2);
-        __builtin_prefetch(block.values + i, 0, 2);
-      }
-    }
-  }
 
   // Where keys begin .. end - 1 of a tile are. Behind the task's last key it is that one again.
   void find_keys(const Task& task, int64_t base, int64_t begin, int64_t end) {
@@ -587,6 +587,9 @@ void attend(const Arguments& a) {
 #pragma omp for schedule(dynamic, 1)
     for (size_t i = 0; i < plan.tasks.size(); ++i) {
       const Task& task = plan.tasks[i];
+      // Most likely this thread's next one.
+      size_t next = std::min<size_t>(i + plan.num_threads, plan.tasks.size() - 1);
+      worker.fetch(plan.tasks[next], plan.tasks[next].begin);
       worker.run(task, task.saved_at < 0 ? nullptr : saved.data() + task.saved_at);
     }
 #pragma omp for schedule(dynamic, 1)

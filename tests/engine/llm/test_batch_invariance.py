@@ -1,0 +1,180 @@
+"""Logits have the same bits whatever shares the step, however the text was cut into chunks.
+
+Each test compares the raw logits of every drawn token with those of the same request alone in a
+roomy engine without prefix cache: the default path on a CPU, in all dtypes, with fresh inputs.
+"""
+
+import random
+
+import pytest
+import torch
+
+from engine.llm.model_runner import ModelRunner
+from engine.models.layers.linear_method import UnquantizedMethod
+
+VOCAB = 400
+DTYPES = ["float32", "bfloat16", "float16"]
+
+
+class LogitsLog:
+    """What each sequence's tokens were drawn from, by prompt, index and position."""
+
+    def __init__(self):
+        self._sequences = {}
+        self.rows = {}
+
+    def attach(self, monkeypatch):
+        apply_changes, draw = ModelRunner._apply_changes, ModelRunner._draw
+
+        def note_new(runner, decision):
+            # Warming up counts down from -1.
+            for new in (new for new in decision.new if new.seq_id >= 0):
+                self._sequences[new.seq_id] = (tuple(new.prompt_token_ids), new.index)
+            apply_changes(runner, decision)
+
+        def note_logits(runner, step_rows, logits):
+            sampling = [s for s in step_rows.sequences if s.samples]
+            for sequence, row in zip(sampling, logits, strict=True):
+                if sequence.seq_id < 0:
+                    continue
+                key = (*self._sequences[sequence.seq_id], sequence.num_output_tokens)
+                self.rows[key] = row.clone()
+            return draw(runner, step_rows, logits)
+
+        monkeypatch.setattr(ModelRunner, "_apply_changes", note_new)
+        monkeypatch.setattr(ModelRunner, "_draw", note_logits)
+
+
+@pytest.fixture
+def log(monkeypatch):
+    log = LogitsLog()
+    log.attach(monkeypatch)
+    return log
+
+
+@pytest.fixture
+def rng(record_property):
+    seed = random.randrange(1 << 32)
+    record_property("seed", seed)
+    print("seed", seed)
+    return random.Random(seed)
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_llama):
+    # Heads of 64 as in real models, sizes that no tile divides evenly.
+    return tiny_llama(seed=5, head_dim=64, hidden_size=96, intermediate_size=136)
+
+
+def make_requests(engines, rng, count=10, shared_prefix=0, output_tokens=(1, 40)):
+    prefix = [rng.randrange(VOCAB) for _ in range(shared_prefix)]
+    return [
+        engines.request(
+            str(i),
+            prefix + [rng.randrange(VOCAB) for _ in range(rng.randrange(1, 80))],
+            max_tokens=rng.randrange(*output_tokens),
+            ignore_eos=True,
+            temperature=rng.choice([0.0, 0.8]),
+            seed=rng.randrange(1 << 63),
+        )
+        for i in range(count)
+    ]
+
+
+def logits_of(log, run):
+    log.rows = {}
+    run()
+    return log.rows
+
+
+def alone(engines, folder, requests, dtype):
+    engine = engines.make(
+        folder, dtype=dtype, enable_prefix_caching=False, max_num_batched_tokens=512
+    )
+    for request in requests:
+        engines.run(engine, [request])
+
+
+def number_of_changes(found, expected):
+    assert found.keys() == expected.keys()
+    return sum(not torch.equal(found[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_random_company(engines, folder, rng, log, dtype):
+    requests = make_requests(engines, rng)
+    expected = logits_of(log, lambda: alone(engines, folder, requests, dtype))
+    engine = engines.make(folder, dtype=dtype, enable_prefix_caching=False)
+    arrivals = [rng.randrange(30) for _ in requests]
+    found = logits_of(log, lambda: engines.run(engine, requests, arrivals=arrivals))
+    assert number_of_changes(found, expected) == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_random_chunks(engines, folder, rng, log, dtype):
+    requests = make_requests(engines, rng, count=6)
+    expected = logits_of(log, lambda: alone(engines, folder, requests, dtype))
+    budget = rng.randrange(2, 70)
+    engine = engines.make(folder, dtype=dtype, max_num_batched_tokens=budget, max_num_seqs=2)
+    found = logits_of(log, lambda: engines.run(engine, requests))
+    assert number_of_changes(found, expected) == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_prefix_hits(engines, folder, rng, log, dtype):
+    requests = make_requests(engines, rng, shared_prefix=rng.randrange(16, 60))
+    expected = logits_of(log, lambda: alone(engines, folder, requests, dtype))
+    engine = engines.make(folder, dtype=dtype)
+    arrivals = [3 * i for i in range(len(requests))]
+    found = logits_of(log, lambda: engines.run(engine, requests, arrivals=arrivals))
+    assert engine.stats().prefix_cache_hits > 0
+    assert number_of_changes(found, expected) == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_preemption(engines, folder, rng, log, dtype):
+    requests = make_requests(engines, rng, output_tokens=(50, 100))
+    expected = logits_of(log, lambda: alone(engines, folder, requests, dtype))
+    engine = engines.make(
+        folder, dtype=dtype, num_kv_blocks=14, max_model_len=14 * 16, enable_prefix_caching=False
+    )
+    found = logits_of(log, lambda: engines.run(engine, requests))
+    assert engine.stats().num_preemptions > 0
+    assert number_of_changes(found, expected) == 0
+
+
+@pytest.mark.slow
+def test_a_real_model(engines, smollm2_checkpoint, rng, log):
+    requests = [
+        engines.request(
+            str(i),
+            [rng.randrange(1000, 40000) for _ in range(rng.randrange(1, 150))],
+            max_tokens=rng.randrange(2, 16),
+            ignore_eos=True,
+        )
+        for i in range(8)
+    ]
+    path, knobs = smollm2_checkpoint.path, {"dtype": "bfloat16", "debug_invariants": False}
+    engine = engines.make(path, enable_prefix_caching=False, **knobs)
+    expected = logits_of(log, lambda: [engines.run(engine, [one]) for one in requests])
+    engine = engines.make(path, max_num_batched_tokens=rng.randrange(16, 200), **knobs)
+    arrivals = [rng.randrange(10) for _ in requests]
+    found = logits_of(log, lambda: engines.run(engine, requests, arrivals=arrivals))
+    assert number_of_changes(found, expected) == 0
+
+
+def test_an_order_of_sums_that_depends_on_the_batch_is_found_out(
+    engines, folder, rng, log, monkeypatch
+):
+    """The comparison can fail: PyTorch's products of plain fp32 weights change with the rows."""
+    monkeypatch.setattr(
+        UnquantizedMethod,
+        "arrange",
+        staticmethod(lambda part, weight: part.tensors.__setitem__("weight", weight)),
+    )
+    requests = make_requests(engines, rng)
+    expected = logits_of(log, lambda: alone(engines, folder, requests, "float32"))
+    engine = engines.make(folder, enable_prefix_caching=False)
+    found = logits_of(log, lambda: engines.run(engine, requests))
+    changed = [key for key in found.keys() & expected.keys() if key[2] == 0]
+    assert any(not torch.equal(found[key], expected[key]) for key in changed)
