@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels._triton import Variant, tl, triton
-from kernels.stages import num_stages
+from kernels.stages import dtype_name, num_stages
 
 FEW_ROWS = 64
 """Up to here a program sums one part of K."""
@@ -67,7 +67,7 @@ class Plan:
 
     def tuned_options(self, kernel: str, dtype: torch.dtype) -> dict[str, int]:
         """The same, with the stages that were measured for a kernel and a type of x."""
-        launch = f"{kernel} {str(dtype).removeprefix('torch.')} {self.block_m}x{self.block_n}"
+        launch = f"{kernel} {dtype_name(dtype)} {self.block_m}x{self.block_n}"
         return self.options | {"num_stages": num_stages(launch, self.num_stages)}
 
 

@@ -34,6 +34,11 @@ def num_stages(launch: str, default: int) -> int:
     return _tried.get(launch) or _measured().get(launch, default)
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """`bfloat16`, for names of launches."""
+    return str(dtype).removeprefix("torch.")
+
+
 @contextlib.contextmanager
 def observed() -> Iterator[dict[str, int]]:
     """Note which launches ask meanwhile: name → default."""

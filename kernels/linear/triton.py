@@ -15,6 +15,7 @@ from torch import Tensor
 from kernels import _triton
 from kernels._triton import tl, triton
 from kernels.model_shapes import LLAMA3_8B
+from kernels.stages import dtype_name, num_stages
 
 FEW_ROWS = 64
 WANTED_PROGRAMS = 256
@@ -166,7 +167,9 @@ def linear(
         EVEN_K=size % BLOCK_K == 0,
         **tile.constants,
         num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        num_stages=num_stages(
+            f"linear {dtype_name(x.dtype)} {tile.rows}x{tile.columns}", tile.num_stages
+        ),
     )
     if not together:
         _linear_add_kernel[(num_rows, triton.cdiv(num_outputs, ADD_BLOCK))](

@@ -46,6 +46,7 @@ def linear_nf4(
     num_rows = x.shape[0]
     num_outputs, size = shape
     cut = plan(num_rows, num_outputs, size, BLOCK_K, x.dtype)
+    blocks = runs_of(block_size, BLOCK_K) if size % block_size == 0 else 0
     out = Output(cut, x, num_outputs, torch.float32)
     if num_rows:
         _linear_nf4_kernel[cut.grid(num_rows, num_outputs)](
@@ -61,11 +62,11 @@ def linear_nf4(
             size,
             block_size,
             cut.tiles_per_part,
-            BLOCKS=runs_of(block_size, BLOCK_K) if size % block_size == 0 else 0,
+            BLOCKS=blocks,
             BLOCK_K=BLOCK_K,
             EVEN_K=size % BLOCK_K == 0,
             **cut.constants,
-            **cut.options,
+            **cut.tuned_options(f"linear_nf4 {blocks}", x.dtype),
         )
     return out.added_up(None, None, bias)
 

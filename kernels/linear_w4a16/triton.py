@@ -48,6 +48,7 @@ def linear_w4a16(
     num_rows, size = x.shape
     num_outputs = qweight.shape[1]
     cut = plan(num_rows, num_outputs, size, BLOCK_K, x.dtype)
+    groups = 0 if g_idx is not None else runs_of(group_size, BLOCK_K)
     out = Output(cut, x, num_outputs, torch.float32)
     if num_rows:
         _linear_w4a16_kernel[cut.grid(num_rows, num_outputs)](
@@ -64,13 +65,13 @@ def linear_w4a16(
             size,
             group_size,
             cut.tiles_per_part,
-            GROUPS=0 if g_idx is not None else runs_of(group_size, BLOCK_K),
+            GROUPS=groups,
             SYMMETRIC_ZERO=SYMMETRIC_ZERO,
             PER_INT32=PER_INT32,
             BLOCK_K=BLOCK_K,
             EVEN_K=size % BLOCK_K == 0,
             **cut.constants,
-            **cut.options,
+            **cut.tuned_options(f"linear_w4a16 {groups}", x.dtype),
         )
     return out.added_up(None, None, bias)
 

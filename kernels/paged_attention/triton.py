@@ -28,6 +28,7 @@ from kernels.paged_attention.triton_decode import (
     _paged_attention_join_kernel,
 )
 from kernels.paged_attention.triton_prefill import _paged_attention_prefill_kernel
+from kernels.stages import dtype_name, num_stages
 from kernels.transfer import to_device
 
 SPLIT = 512
@@ -48,6 +49,11 @@ class Tiles:
     decode_warps: int
     prefill_warps: int
     num_stages: int
+
+    def stages_for(self, phase: str, kv_dtype: torch.dtype, rows: int) -> int:
+        """As measured on this GPU, or `num_stages`."""
+        name = f"paged_attention {phase} {dtype_name(kv_dtype)} {rows}x{self.keys}x{self.dims}"
+        return num_stages(name, self.num_stages)
 
 
 def supports(
@@ -141,7 +147,7 @@ def _decode(
         **constants,
         BLOCK_M=tiles.decode_rows,
         num_warps=tiles.decode_warps,
-        num_stages=tiles.num_stages,
+        num_stages=tiles.stages_for("decode", inputs["kv_ptr"].dtype, tiles.decode_rows),
         enable_fp_fusion=False,
     )
     if num_splits > 1:
@@ -177,7 +183,7 @@ def _prefill(
         **constants,
         BLOCK_M=tiles.prefill_rows,
         num_warps=tiles.prefill_warps,
-        num_stages=tiles.num_stages,
+        num_stages=tiles.stages_for("prefill", inputs["kv_ptr"].dtype, tiles.prefill_rows),
         enable_fp_fusion=False,
     )
 

@@ -4,8 +4,10 @@ import json
 import math
 
 import pytest
+import torch
 
-from kernels import stages, tune
+import kernels
+from kernels import _triton, stages, tune
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +64,32 @@ def test_what_was_found_is_used_from_then_on_and_others_findings_are_kept(gpu):
     assert stages.num_stages("a", 3) == 5
     assert stages.num_stages("b", 3) == 1
     assert json.loads(gpu.read_text())["sm_80, Triton 9"] == {"a": 6}
+
+
+@pytest.mark.skipif(not _triton.AVAILABLE, reason="Triton is not installed")
+def test_kernels_ask_under_their_names(monkeypatch):
+    """Interpreted kernels have no stages: what is tested is who asks."""
+    monkeypatch.setattr(_triton, "runs_on", lambda *tensors: True)
+    expected = {
+        "linear": "linear bfloat16",
+        "linear_w8": "linear_w8 bfloat16",
+        "linear_gguf": "linear_gguf Q",
+        "linear_w4a16": "linear_w4a16 ",
+        "linear_nf4": "linear_nf4 ",
+        "paged_attention": "paged_attention ",
+    }
+    for op in kernels.OPS:
+        if op.name not in expected:
+            continue
+        triton, cases = op.implementations()["triton"], op.cases
+        for case in cases.CASES:
+            inputs = cases.make_inputs(case, torch.bfloat16, torch.device("cpu"))
+            if triton.supports(**inputs):
+                with stages.observed() as asked:
+                    triton.function(**inputs)
+                if asked:
+                    break
+        assert asked and all(name.startswith(expected[op.name]) for name in asked), op.name
 
 
 def test_a_broken_file_says_nothing(gpu):
