@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from kernels import _triton
-from kernels.lora_gather import cases, composed, reference
+from kernels.lora_gather import cases, composed, cpu, reference
 from kernels.registry import op
 
 
@@ -31,6 +31,7 @@ def lora_gather(
 
 
 lora_gather.implementation("composed", supports=composed.supports)(composed.lora_gather)
+lora_gather.implementation("cpu", supports=cpu.supports)(cpu.lora_gather)
 if _triton.AVAILABLE:
     from kernels.lora_gather import triton as triton_lora
 
