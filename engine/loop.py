@@ -252,4 +252,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # All is sent and closed; what libraries do when the interpreter ends takes time and complains.
+    os._exit(code)
