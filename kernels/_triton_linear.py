@@ -4,8 +4,10 @@ The tiles along K, and the parts of so many tiles that it is cut into, depend on
 alone. With few rows the weight's bandwidth is the limit: a program sums one part, so that there are
 enough of them, and `_sum_parts_kernel` adds the parts in order. With many rows a program sums all
 parts, one after the other, and adds them in the same order. So a row's result does not depend on
-how many rows there are, as far as a `tl.dot` of more rows adds up like one of fewer; on Hopper and
-Blackwell these are different instructions.
+how many rows there are, as far as a `tl.dot` of more rows adds up like one of fewer. On sm_80 they
+are the same instruction. On sm_90 and sm_100 up to 16 rows take another one than more rows do; that
+both add up alike is not known until the tests have run there. If not, `plan` must give few rows the
+64-row tile.
 """
 
 from dataclasses import dataclass
