@@ -1,14 +1,21 @@
 """The memory behind KV blocks. Which block belongs to whom is the scheduler's business."""
 
 import contextlib
+import ctypes
 import math
 import mmap
+import threading
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+
+COMMITTED_AHEAD_BYTES = 256 << 20
+"""Memory of the lowest blocks that is committed before it is written, on a CPU."""
+_MADV_POPULATE_WRITE = 23
 
 
 class KvStorage:
@@ -46,6 +53,21 @@ class KvStorage:
         """Physical memory of the blocks that were ever written (on a GPU: all)."""
         num = len(self._written) if self._always_committed else np.count_nonzero(self._written)
         return int(num) * self._block_bytes
+
+    def commit_ahead(self) -> threading.Thread | None:
+        """Have the system prepare the memory that the first requests will write, in a thread.
+
+        A first write waits for pages to be found and cleared, in virtual machines often for longer
+        than a step takes. Where the system cannot do it (Linux before 5.14), steps wait.
+        """
+        if self._always_committed:
+            return None
+        num_bytes = min(COMMITTED_AHEAD_BYTES, self._pool.nbytes)
+        libc, address = ctypes.CDLL(None), ctypes.c_void_p(self._pool.data_ptr())
+        arguments = (address, ctypes.c_size_t(num_bytes), _MADV_POPULATE_WRITE)
+        thread = threading.Thread(target=libc.madvise, args=arguments, daemon=True)
+        thread.start()
+        return thread
 
     def will_write(self, block_ids: NDArray[np.int64]) -> None:
         """Account for blocks that this step writes to."""

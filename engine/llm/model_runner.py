@@ -188,6 +188,7 @@ class ModelRunner:
 
         Writes to block 0, which has no owner yet.
         """
+        self._kv.commit_ahead()
         most = min(self._config.max_num_seqs, self._config.max_num_batched_tokens)
         sizes = {min(size, most) for size in WARM_UP_TOKENS}
         for size in sorted(sizes):

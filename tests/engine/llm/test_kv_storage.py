@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from engine.llm import kv_storage
 from engine.llm.kv_storage import KvStorage
 
 CPU = torch.device("cpu")
@@ -36,6 +37,18 @@ def test_a_huge_pool_takes_memory_only_where_it_is_written():
     assert storage.bytes_committed == 2 * block_bytes
     # Huge pages, where the system uses them, make the smallest unit 2 MiB.
     assert resident_bytes() - before < 2 * block_bytes + (8 << 20)
+
+
+def test_the_first_blocks_can_be_committed_ahead_of_their_use(monkeypatch):
+    monkeypatch.setattr(kv_storage, "COMMITTED_AHEAD_BYTES", 64 << 20)
+    before = resident_bytes()
+    storage = make_storage(1 << 16, num_layers=8, num_kv_heads=4, block_size=16, head_dim=64)
+    thread = storage.commit_ahead()
+    assert thread is not None
+    thread.join()
+    assert 64 << 20 <= resident_bytes() - before < 128 << 20
+    assert storage._pool[:200].count_nonzero() == 0
+    assert storage.bytes_committed == 0, "counts what requests wrote"
 
 
 def test_fresh_memory_is_zero():
