@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-
 COMMITTED_AHEAD_BYTES = 256 << 20
 """Memory of the lowest blocks that is committed before it is written, on a CPU."""
 _MADV_POPULATE_WRITE = 23
