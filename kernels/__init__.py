@@ -28,6 +28,8 @@ from kernels.lora_gather import lora_gather
 from kernels.paged_attention import PagedBatch, paged_attention
 from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.rope_store_kv import rope_store_kv
+from kernels.sample_tokens import EditLists, SampledTokens, SamplingRows, sample_tokens
+from kernels.score_tokens import TokenScores, score_tokens
 from kernels.silu_mul import silu_mul
 
 OPS = (
@@ -48,15 +50,21 @@ OPS = (
     lora_gather,
     linear,
     linear_packed,
+    sample_tokens,
+    score_tokens,
 )
 """Every op, for tests and benchmarks."""
 
 __all__ = [
     "OPS",
+    "EditLists",
     "GGUFType",
     "PackedWeight",
     "PagedBatch",
     "Panels",
+    "SampledTokens",
+    "SamplingRows",
+    "TokenScores",
     "add_rms_norm",
     "attention",
     "geglu",
@@ -65,15 +73,17 @@ __all__ = [
     "linear",
     "linear_gguf",
     "linear_nf4",
+    "linear_packed",
     "linear_panels",
     "linear_w4a16",
     "linear_w8",
     "lora_gather",
-    "linear_packed",
     "paged_attention",
     "panels_from_floats",
     "panels_from_gguf",
     "rms_norm",
     "rope_store_kv",
+    "sample_tokens",
+    "score_tokens",
     "silu_mul",
 ]

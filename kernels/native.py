@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -40,6 +41,9 @@ COMPILERS = ("c++", "g++", "clang++")
 BUILD_TIMEOUT_S = 300
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Storage types and their codes in `native.h`."""
+
+_OWN_FLAGS = re.compile(r"^// compile with (-\S+)$", re.MULTILINE)
+"""A source may ask for one more, such as to round every operation by itself."""
 
 _CTYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
 
@@ -98,7 +102,8 @@ def _compiled(compiler: str, source: Path) -> Path:
     """Path of one source's object file."""
     target = CACHE.expanduser() / f"{source.parent.name}-{_key(compiler, [source])}.o"
     if not target.exists():
-        _run_to(target, [compiler, *FLAGS, f"-I{KERNELS}", "-c", str(source)])
+        own = _OWN_FLAGS.findall(source.read_text())
+        _run_to(target, [compiler, *FLAGS, *own, f"-I{KERNELS}", "-c", str(source)])
     return target
 
 

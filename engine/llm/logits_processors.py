@@ -1,8 +1,9 @@
 """What changes logits before a token is chosen: penalties, biases, forbidden tokens.
 
-A processor serves all sequences that asked for it and touches no other row. Its state is sparse
-(the ids a sequence has seen), lives from `add` to `remove`, and survives preemption. The sampler
-owns one chain and calls it on the loop thread; structured output joins as one more processor.
+A processor serves all sequences that asked for it and touches no other row: it says which logits
+are to change (`kernels.EditLists`), and the op that samples changes them. Its state is sparse (the
+ids a sequence has seen), lives from `add` to `remove`, and survives preemption. The sampler owns
+one chain and calls it on the loop thread; structured output joins as one more processor.
 """
 
 from collections.abc import Sequence
@@ -10,15 +11,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from engine.errors import InvariantViolation
 from engine.llm.decision import NewSequence
 from engine.types import SamplingParams
-
-_MAX_LOGIT = float(torch.finfo(torch.float32).max)
+from kernels import EditLists
 
 
 @dataclass(slots=True, frozen=True)
@@ -31,11 +29,11 @@ class SampleRow:
 
 
 class LogitsProcessor(Protocol):
-    """One kind of change, applied in the chain's order.
+    """One kind of change.
 
     With `needs_host_tokens` the change at a position depends on the tokens before it, so `advance`
-    must have brought them, as Python integers, before `apply`. A runner that prepares a step while
-    the last one still computes can apply only the others early.
+    must have brought them, as Python integers, before `edit`. A runner that prepares a step while
+    the last one still computes can ask only the others early.
     """
 
     needs_host_tokens: ClassVar[bool]
@@ -46,15 +44,15 @@ class LogitsProcessor(Protocol):
     def remove(self, seq_id: int) -> None:
         """Forget a sequence; unknown ones are fine."""
 
-    def apply(self, logits: Tensor, rows: Sequence[SampleRow]) -> None:
-        """Change the rows of known sequences in place. logits: [R, V] fp32, contiguous."""
+    def edit(self, edits: EditLists, rows: Sequence[SampleRow]) -> None:
+        """Add what is to change in the rows of known sequences; row i is `rows[i]`."""
 
     def advance(self, row: SampleRow, token_id: int) -> None:
         """The sequence's token at `row.position` is `token_id`."""
 
 
 class ProcessorChain:
-    """The processors in order, and who needs which."""
+    """The processors, and who needs which."""
 
     def __init__(self, processors: Sequence[LogitsProcessor]) -> None:
         self._processors = tuple(processors)
@@ -69,13 +67,10 @@ class ProcessorChain:
         for processor in self._by_sequence.pop(seq_id, ()):
             processor.remove(seq_id)
 
-    def touches(self, rows: Sequence[SampleRow]) -> bool:
-        """Whether any of the rows has a processor."""
-        return any(row.seq_id in self._by_sequence for row in rows)
-
-    def apply(self, logits: Tensor, rows: Sequence[SampleRow]) -> None:
-        for processor in self._processors:
-            processor.apply(logits, rows)
+    def edit(self, edits: EditLists, rows: Sequence[SampleRow]) -> None:
+        if any(row.seq_id in self._by_sequence for row in rows):
+            for processor in self._processors:
+                processor.edit(edits, rows)
 
     def advance(self, row: SampleRow, token_id: int) -> None:
         for processor in self._by_sequence.get(row.seq_id, ()):
@@ -86,9 +81,7 @@ class ProcessorChain:
 class Penalties:
     """Repetition, frequency and presence penalties, with vLLM's arithmetic.
 
-    For a token seen in prompt or output: a positive logit is divided by the repetition penalty,
-    another one multiplied by it (Keskar et al. 2019, arXiv:1909.05858). Then, for a token seen
-    `c > 0` times in the output: minus `c` times the frequency penalty, minus the presence penalty.
+    The first concerns tokens of the prompt, too; `kernels.sample_tokens.rows.LogitEdits` says how.
     """
 
     needs_host_tokens: ClassVar[bool] = True
@@ -108,32 +101,20 @@ class Penalties:
     def remove(self, seq_id: int) -> None:
         self._histories.pop(seq_id, None)
 
-    def apply(self, logits: Tensor, rows: Sequence[SampleRow]) -> None:
-        taken = [
-            (i, history)
-            for i, row in enumerate(rows)
-            if (history := self._histories.get(row.seq_id)) is not None
-        ]
-        for i, history in taken:
-            history.rewind(rows[i].position)
-        places = _places([(i, history.ids) for i, history in taken], logits.device)
-        if places is None:
-            return
-        sizes = [len(history.ids) for _, history in taken]
-
-        def spread(values: list[float]) -> Tensor:
-            return torch.from_numpy(np.repeat(np.array(values), sizes)).to(logits.device)
-
-        repetition = spread([history.params.repetition_penalty for _, history in taken])
-        frequency = spread([history.params.frequency_penalty for _, history in taken])
-        presence = spread([history.params.presence_penalty for _, history in taken])
-        counts = np.concatenate([history.counts for _, history in taken])
-        count = torch.from_numpy(counts).to(logits.device)
-        # Double precision, then back into fp32's finite range: no penalty can make infinity or NaN.
-        values = logits[places].to(torch.float64)
-        changed = torch.where(values > 0, values / repetition, values * repetition)
-        changed -= count * frequency + (count > 0) * presence
-        logits[places] = _finite(changed, values)
+    def edit(self, edits: EditLists, rows: Sequence[SampleRow]) -> None:
+        for i, row in enumerate(rows):
+            history = self._histories.get(row.seq_id)
+            if history is None:
+                continue
+            history.rewind(row.position)
+            edits.penalise(
+                i,
+                history.ids,
+                history.counts,
+                repetition=history.params.repetition_penalty,
+                frequency=history.params.frequency_penalty,
+                presence=history.params.presence_penalty,
+            )
 
     def advance(self, row: SampleRow, token_id: int) -> None:
         history = self._histories[row.seq_id]
@@ -168,18 +149,10 @@ class LogitBias:
     def remove(self, seq_id: int) -> None:
         self._biases.pop(seq_id, None)
 
-    def apply(self, logits: Tensor, rows: Sequence[SampleRow]) -> None:
-        taken = [
-            (i, *self._biases[row.seq_id])
-            for i, row in enumerate(rows)
-            if row.seq_id in self._biases
-        ]
-        places = _places([(i, ids) for i, ids, _ in taken], logits.device)
-        if places is None:
-            return
-        bias = torch.from_numpy(np.concatenate([values for _, _, values in taken]))
-        values = logits[places].to(torch.float64)
-        logits[places] = _finite(values + bias.to(logits.device), values)
+    def edit(self, edits: EditLists, rows: Sequence[SampleRow]) -> None:
+        for i, row in enumerate(rows):
+            if row.seq_id in self._biases:
+                edits.add(i, *self._biases[row.seq_id])
 
     def advance(self, row: SampleRow, token_id: int) -> None:
         """Biases do not depend on the text."""
@@ -204,15 +177,12 @@ class MinTokens:
     def remove(self, seq_id: int) -> None:
         self._limits.pop(seq_id, None)
 
-    def apply(self, logits: Tensor, rows: Sequence[SampleRow]) -> None:
-        early = [
-            (i, self._limits[row.seq_id][1])
-            for i, row in enumerate(rows)
-            if row.seq_id in self._limits and row.position < self._limits[row.seq_id][0]
-        ]
-        places = _places(early, logits.device)
-        if places is not None:
-            logits[places] = -torch.inf
+    def edit(self, edits: EditLists, rows: Sequence[SampleRow]) -> None:
+        for i, row in enumerate(rows):
+            if row.seq_id in self._limits:
+                min_tokens, ids = self._limits[row.seq_id]
+                if row.position < min_tokens:
+                    edits.forbid(i, ids)
 
     def advance(self, row: SampleRow, token_id: int) -> None:
         """The position alone decides."""
@@ -271,20 +241,3 @@ def _in_vocabulary(ids: Sequence[int], vocab_size: int) -> NDArray[np.int64]:
     """Distinct ids that have a logit, ascending. Others can be neither drawn nor changed."""
     unique = np.unique(np.array(ids, dtype=np.int64))
     return unique[(unique >= 0) & (unique < vocab_size)]
-
-
-def _places(
-    entries: list[tuple[int, NDArray[np.int64]]], device: torch.device
-) -> tuple[Tensor, Tensor] | None:
-    """Index tensors (row, id) of distinct places in the logits; None if there are none."""
-    if not any(len(ids) for _, ids in entries):
-        return None
-    rows = np.repeat([row for row, _ in entries], [len(ids) for _, ids in entries])
-    ids = np.concatenate([ids for _, ids in entries])
-    return torch.from_numpy(rows).to(device), torch.from_numpy(ids).to(device)
-
-
-def _finite(changed: Tensor, before: Tensor) -> Tensor:
-    """fp32, kept finite, except that a token that was impossible stays so."""
-    clamped = changed.clamp(-_MAX_LOGIT, _MAX_LOGIT).to(torch.float32)
-    return clamped.masked_fill(before == -torch.inf, -torch.inf)

@@ -1,18 +1,16 @@
 """Log-probabilities that clients see: of the unmodified logits, before penalties and temperature.
 
-Values are fp32 log-softmax. Alternatives and ranks come from the same values, alternatives in the
-order of `engine.llm.ranking`.
+`kernels.score_tokens` computes them; here they become what an event holds.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from engine.errors import InternalError
-from engine.llm.ranking import top_ids
 from engine.types import TokenLogprob
+from kernels import score_tokens
 from kernels.transfer import HostCopy, to_device
 
 LEAST_LOGPROB = -9999.0
@@ -35,7 +33,11 @@ def token_logprobs(
         InternalError: a row holds NaN or infinity, or only −infinity.
     """
     on_device = to_device([np.array(targets, dtype=np.int64)], logits.device)[0]
-    return launch_logprobs(logits, on_device, num_top).collect()
+    scores = launch_logprobs(logits, on_device, num_top).collect()
+    fine = [score for score in scores if score is not None]
+    if len(fine) < len(scores):
+        raise InternalError("the model gave non-finite logits, so tokens cannot be scored")
+    return fine
 
 
 def launch_logprobs(logits: Tensor, targets: Tensor, num_top: Sequence[int]) -> "LaunchedScores":
@@ -55,40 +57,35 @@ class LaunchedScores:
     def __init__(self, chunks: "Sequence[_Chunk]") -> None:
         self._chunks = chunks
 
-    def collect(self) -> list[TokenLogprob]:
-        """One per row. Raises as `token_logprobs` does."""
+    def collect(self) -> list[TokenLogprob | None]:
+        """One per row; None where the logits are not finite."""
         return [score for chunk in self._chunks for score in chunk.collect()]
 
 
 class _Chunk:
-    """Some rows, whose [R, V] log-probabilities exist only while this is made."""
+    """Some rows."""
 
     def __init__(self, logits: Tensor, targets: Tensor, num_top: Sequence[int]) -> None:
         self._num_top = num_top
-        values = logits.to(torch.float32).log_softmax(-1)
-        target = targets.unsqueeze(1)
-        own = values.gather(1, target)
-        most = min(max(num_top), logits.shape[1])
-        ids = top_ids(values, most) if most else target[:, :0]
+        scores = score_tokens(logits, targets, max(num_top))
         self._targets = HostCopy(targets)
-        self._own = HostCopy(own.squeeze(1).clamp(min=LEAST_LOGPROB))
-        self._ranks = HostCopy((values > own).sum(-1) + 1)
-        self._finite = HostCopy(values.amax(-1).isfinite().all())
-        self._ids = HostCopy(ids)
-        self._tops = HostCopy(values.gather(1, ids).clamp_(min=LEAST_LOGPROB))
+        self._own = HostCopy(scores.logprobs.clamp(min=LEAST_LOGPROB))
+        self._ranks = HostCopy(scores.ranks)
+        self._finite = HostCopy(scores.is_finite)
+        self._ids = HostCopy(scores.top_ids)
+        self._tops = HostCopy(scores.top_logprobs.clamp(min=LEAST_LOGPROB))
 
-    def collect(self) -> list[TokenLogprob]:
-        if not bool(self._finite.wait()):
-            raise InternalError("the model gave non-finite logits, so tokens cannot be scored")
+    def collect(self) -> list[TokenLogprob | None]:
         return [
-            TokenLogprob(token_id, logprob, rank, row_ids[:num], row_tops[:num])
-            for token_id, logprob, rank, row_ids, row_tops, num in zip(
+            TokenLogprob(token_id, logprob, rank, row_ids[:num], row_tops[:num]) if fine else None
+            for token_id, logprob, rank, row_ids, row_tops, num, fine in zip(
                 self._targets.wait().tolist(),
                 self._own.wait().tolist(),
                 self._ranks.wait().tolist(),
                 self._ids.wait().tolist(),
                 self._tops.wait().tolist(),
                 self._num_top,
+                self._finite.wait().tolist(),
                 strict=True,
             )
         ]

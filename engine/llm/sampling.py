@@ -4,21 +4,19 @@ Owns the per-sequence sampling state; the model runner calls it on the loop thre
 belong to different requests with different parameters, and a row's token depends on nothing but its
 own logits, history and random key:
 
-    logits → processors → finite? → support (tokens and weights) → draw(seed, index, position)
-
-`engine.llm.support` groups rows by what they need, `engine.llm.truncation` has the maths, and
-`engine.llm.sampling_reference` is the slow twin.
+    processors → edits ┐
+    parameters, key ───┴→ kernels.sample_tokens(logits) → tokens → kernels.score_tokens(logits)
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.errors import InvariantViolation
-from engine.llm import truncation
 from engine.llm.decision import NewSequence
 from engine.llm.logits_processors import (
     LogitBias,
@@ -28,12 +26,17 @@ from engine.llm.logits_processors import (
     SampleRow,
 )
 from engine.llm.logprobs import LaunchedScores, launch_logprobs, token_logprobs
-from engine.llm.random_bits import uniforms
-from engine.llm.support import Support, SupportFinder
-from engine.types import SamplingParams, TokenLogprob
+from engine.types import TokenLogprob
+from kernels import EditLists, SamplingRows, sample_tokens
+from kernels.sample_tokens import NO_TOKEN_LEFT, NOT_FINITE, packed_row, reference
 from kernels.transfer import HostCopy, to_device
 
 __all__ = ["LaunchedDraw", "SampleRow", "SampledToken", "Sampler"]
+
+_ERRORS = {
+    NOT_FINITE: "the model gave non-finite logits",
+    NO_TOKEN_LEFT: "penalties, bias and min_tokens leave no token",
+}
 
 
 @dataclass(slots=True)
@@ -62,9 +65,9 @@ class LaunchedDraw:
 
 @dataclass(slots=True)
 class _State:
-    params: SamplingParams
-    seed: int
-    index: int
+    knobs: NDArray[np.int64]
+    """`packed_row`."""
+    logprobs: int | None
 
 
 class Sampler:
@@ -73,7 +76,6 @@ class Sampler:
     def __init__(self, vocab_size: int, device: torch.device) -> None:
         self._vocab_size = vocab_size
         self._device = device
-        self._finder = SupportFinder(vocab_size, device)
         self._states: dict[int, _State] = {}
         self._processors = ProcessorChain(
             (Penalties(vocab_size), LogitBias(vocab_size), MinTokens(vocab_size))
@@ -83,7 +85,16 @@ class Sampler:
         """Start a sequence's state; an old one under the same id is replaced."""
         self.remove(sequence.seq_id)
         params = sequence.sampling
-        self._states[sequence.seq_id] = _State(params, sequence.seed, sequence.index)
+        knobs = packed_row(
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            min_p=params.min_p,
+            typical_p=params.typical_p,
+            seed=sequence.seed,
+            index=sequence.index,
+        )
+        self._states[sequence.seq_id] = _State(knobs, params.logprobs)
         self._processors.add(sequence)
 
     def remove(self, seq_id: int) -> None:
@@ -108,50 +119,41 @@ class Sampler:
 
         Raises:
             InvariantViolation: an unknown sequence, a position beyond its history, a wrong shape.
-        Cost: a wait for the device, one more per method that looks for long nuclei.
+        Cost: no wait for the device.
         """
         states = self._states_of(logits, rows)
-        tokens, errors = self._draw_all(logits, rows, states)
-        on_host = HostCopy(tokens)
-        scored, scores = self._launch_logprobs(logits, tokens, states, errors)
+        drawn = sample_tokens(logits, self._parameters(states, rows))
+        token_ids, errors = HostCopy(drawn.token_ids), HostCopy(drawn.errors)
+        scored = [i for i, state in enumerate(states) if state.logprobs is not None]
+        scores = self._launch_logprobs(logits, drawn.token_ids, states, scored)
 
         def finish() -> list[SampledToken]:
             sampled = [
-                SampledToken(token_id if error is None else -1, error=error)
-                for token_id, error in zip(on_host.wait().tolist(), errors, strict=True)
+                SampledToken(-1, error=_ERRORS[error]) if error else SampledToken(token_id)
+                for token_id, error in zip(
+                    token_ids.wait().tolist(), errors.wait().tolist(), strict=True
+                )
             ]
             for row, token in zip(rows, sampled, strict=True):
                 if token.error is None:
                     self._processors.advance(row, token.token_id)
-            if scores is not None:
-                for i, score in zip(scored, scores.collect(), strict=True):
+            for i, score in zip(scored, scores.collect(), strict=True):
+                if sampled[i].error is None:
                     sampled[i].logprob = score
             return sampled
 
-        return LaunchedDraw(tokens, finish)
+        return LaunchedDraw(drawn.token_ids, finish)
 
     @torch.inference_mode()
     def probabilities(self, logits: torch.Tensor, rows: Sequence[SampleRow]) -> torch.Tensor:
-        """What `sample` draws from, [R, V] fp64; a row that would get an error is all zeros.
+        """What `sample` draws from, [R, V] fp64, by the op's reference; for tests.
 
-        Same arguments as `sample`. Changes no history, except that it forgets tokens at and after
-        a row's position as `sample` does.
+        A row that would get an error is all zeros. Same arguments as `sample`. Changes no history,
+        except that it forgets tokens at and after a row's position as `sample` does.
         """
-        result = torch.zeros(len(rows), self._vocab_size, dtype=torch.float64, device=self._device)
-        if not rows:
-            return result
-        states = self._states_of(logits, rows)
-        work, peaks, errors = self._prepare(logits, rows)
-        for support in self._supports(work, peaks, states, errors):
-            weights = support.weights.to(torch.float64)
-            weights /= weights.sum(-1, keepdim=True)
-            part = torch.zeros_like(result[: len(support.rows)])
-            if support.ids is None:
-                part.copy_(weights[:, : self._vocab_size])
-            else:
-                part.scatter_(1, support.ids, weights)
-            result[support.rows] = part
-        return result
+        parameters = self._parameters(self._states_of(logits, rows), rows)
+        weights = reference.weights(logits, parameters).to(torch.float64)
+        return weights / weights.sum(-1, keepdim=True).clamp(min=1.0)
 
     @torch.inference_mode()
     def score(self, logits: torch.Tensor, targets: list[int], num_top: int) -> list[TokenLogprob]:
@@ -178,78 +180,17 @@ class Sampler:
         except KeyError as error:
             raise InvariantViolation(f"sequence {error} was never added, or is finished") from None
 
-    def _draw_all(
-        self, logits: Tensor, rows: Sequence[SampleRow], states: Sequence[_State]
-    ) -> tuple[Tensor, list[str | None]]:
-        work, peaks, errors = self._prepare(logits, rows)
-        numbers = torch.from_numpy(
-            uniforms(
-                [state.seed for state in states],
-                [state.index for state in states],
-                [row.position for row in rows],
-            )
-        ).to(self._device)
-        tokens = torch.zeros(len(rows), dtype=torch.int64, device=self._device)
-        for support in self._supports(work, peaks, states, errors):
-            places = self._places(support.rows)
-            tokens[places] = support.token_ids(truncation.draw(support.weights, numbers[places]))
-        return tokens, errors
-
-    def _prepare(
-        self, logits: Tensor, rows: Sequence[SampleRow]
-    ) -> tuple[Tensor, Tensor, list[str | None]]:
-        """Processed fp32 logits [R, V], their maxima [R, 1], and which rows cannot go on."""
-        touched = self._processors.touches(rows)
-        work = logits.to(torch.float32, copy=touched).contiguous()
-        peaks = work.amax(-1, keepdim=True)
-        errors: list[str | None] = [
-            None if fine else "the model gave non-finite logits" for fine in _finite(peaks)
-        ]
-        if touched:
-            self._processors.apply(work, rows)
-            peaks = work.amax(-1, keepdim=True)
-            errors = [
-                error or (None if fine else "penalties, bias and min_tokens leave no token")
-                for error, fine in zip(errors, _finite(peaks), strict=True)
-            ]
-        return work, peaks, errors
-
-    def _supports(
-        self,
-        work: Tensor,
-        peaks: Tensor,
-        states: Sequence[_State],
-        errors: Sequence[str | None],
-    ) -> Iterator[Support]:
-        """Supports that together cover each row without error once."""
-        rows = [row for row, error in enumerate(errors) if error is None]
-        return self._finder.find(work, peaks, [state.params for state in states], rows)
+    def _parameters(self, states: Sequence[_State], rows: Sequence[SampleRow]) -> SamplingRows:
+        edits = EditLists()
+        self._processors.edit(edits, rows)
+        knobs, positions = [state.knobs for state in states], [row.position for row in rows]
+        return SamplingRows.from_host(knobs, positions, edits, self._device)
 
     def _launch_logprobs(
-        self,
-        logits: Tensor,
-        tokens: Tensor,
-        states: Sequence[_State],
-        errors: Sequence[str | None],
-    ) -> tuple[list[int], LaunchedScores | None]:
-        """The rows that get log-probabilities, and those on their way."""
-        num_top = {
-            i: wanted
-            for i, (state, error) in enumerate(zip(states, errors, strict=True))
-            if (wanted := state.params.logprobs) is not None and error is None
-        }
-        rows = list(num_top)
-        if not rows:
-            return rows, None
+        self, logits: Tensor, tokens: Tensor, states: Sequence[_State], rows: list[int]
+    ) -> LaunchedScores:
+        """Of some rows."""
         if len(rows) < len(logits):
-            places = self._places(rows)
+            places = to_device([np.array(rows, dtype=np.int64)], self._device)[0]
             logits, tokens = logits[places], tokens[places]
-        return rows, launch_logprobs(logits, tokens, list(num_top.values()))
-
-    def _places(self, rows: list[int]) -> Tensor:
-        return to_device([np.array(rows, dtype=np.int64)], self._device)[0]
-
-
-def _finite(peaks: Tensor) -> list[bool]:
-    """Whether each row's maximum is a number. NaN and +infinity win every maximum."""
-    return peaks.isfinite().squeeze(1).tolist()
+        return launch_logprobs(logits, tokens, [states[i].logprobs or 0 for i in rows])

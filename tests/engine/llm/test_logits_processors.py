@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from exact_distribution import penalised
 
 from engine.errors import InvariantViolation
 from engine.llm.decision import NewSequence
@@ -16,14 +17,25 @@ from engine.llm.logits_processors import (
     ProcessorChain,
     SampleRow,
 )
-from engine.llm.sampling_reference import penalised
 from engine.types import SamplingParams
+from kernels import EditLists, SamplingRows
+from kernels.sample_tokens import packed_row
+from kernels.sample_tokens.edits import edited
 
 VOCAB = 200
 
 
 def _chain() -> ProcessorChain:
     return ProcessorChain((Penalties(VOCAB), LogitBias(VOCAB), MinTokens(VOCAB)))
+
+
+def _apply(chain: ProcessorChain, logits: torch.Tensor, rows: list[SampleRow]) -> None:
+    """Change the logits in place as the chain says."""
+    edits = EditLists()
+    chain.edit(edits, rows)
+    packed, positions = [packed_row()] * len(rows), [row.position for row in rows]
+    parameters = SamplingRows.from_host(packed, positions, edits, logits.device)
+    logits.copy_(edited(logits, parameters.edits))
 
 
 def _sequence(
@@ -63,7 +75,7 @@ def test_state_over_many_steps_equals_the_reference() -> None:
         rows = [SampleRow(seq_id, len(outputs[seq_id])) for seq_id in present]
         raw = torch.from_numpy(rng.normal(0, 4, (len(rows), VOCAB))).float()
         got = raw.clone()
-        chain.apply(got, rows)
+        _apply(chain, got, rows)
         for i, row in enumerate(rows):
             sequence, output = sequences[row.seq_id], outputs[row.seq_id]
             expected = penalised(
@@ -88,13 +100,13 @@ def test_rewinding_is_as_if_the_tokens_never_came() -> None:
         del kept[position:]
         row = SampleRow(0, position)
         got = raw.clone()
-        chain.apply(got, [row])
+        _apply(chain, got, [row])
         fresh = _chain()
         fresh.add(_sequence(0, prompt, **params))
         for i, token_id in enumerate(kept):
             fresh.advance(SampleRow(0, i), token_id)
         expected = raw.clone()
-        fresh.apply(expected, [row])
+        _apply(fresh, expected, [row])
         assert torch.equal(got, expected), seed
         token_id = int(rng.integers(0, 12))
         chain.advance(row, token_id)
@@ -105,11 +117,11 @@ def test_frequency_and_presence_count_output_only() -> None:
     chain = _chain()
     chain.add(_sequence(0, [5, 5, 5], frequency_penalty=1.0, presence_penalty=0.25))
     logits = torch.zeros(1, VOCAB)
-    chain.apply(logits, [SampleRow(0, 0)])
+    _apply(chain, logits, [SampleRow(0, 0)])
     assert not logits.any()
     for position, token_id in enumerate([7, 7, 8]):
         chain.advance(SampleRow(0, position), token_id)
-    chain.apply(logits, [SampleRow(0, 3)])
+    _apply(chain, logits, [SampleRow(0, 3)])
     assert logits[0, [5, 7, 8]].tolist() == [0.0, -2.25, -1.25]
 
 
@@ -117,7 +129,7 @@ def test_repetition_divides_positive_and_multiplies_negative() -> None:
     chain = _chain()
     chain.add(_sequence(0, [0, 1, 2, 2], repetition_penalty=2.0))
     logits = torch.tensor([[4.0, -4.0, 0.0, 8.0] + [0.0] * (VOCAB - 4)])
-    chain.apply(logits, [SampleRow(0, 0)])
+    _apply(chain, logits, [SampleRow(0, 0)])
     assert logits[0, :4].tolist() == [2.0, -8.0, 0.0, 8.0]
 
 
@@ -126,7 +138,7 @@ def test_min_tokens_masks_until_its_position() -> None:
     chain.add(_sequence(0, suppressed=(3, 9, VOCAB + 5, -1), min_tokens=2))
     for position in range(4):
         logits = torch.zeros(1, VOCAB)
-        chain.apply(logits, [SampleRow(0, position)])
+        _apply(chain, logits, [SampleRow(0, position)])
         masked = (logits[0] == -torch.inf).nonzero().flatten().tolist()
         assert masked == ([3, 9] if position < 2 else [])
 
@@ -138,11 +150,13 @@ def test_rows_without_processors_are_untouched() -> None:
     rows = [SampleRow(1, 0), SampleRow(0, 0), SampleRow(99, 0)]
     logits = torch.randn(3, VOCAB)
     before = logits.clone()
-    chain.apply(logits, rows)
+    _apply(chain, logits, rows)
     assert torch.equal(logits[[0, 2]], before[[0, 2]])
     assert not torch.equal(logits[1], before[1])
-    assert chain.touches(rows)
-    assert not chain.touches([rows[0], rows[2]])
+    for some, is_empty in [(rows, False), ([rows[0], rows[2]], True)]:
+        edits = EditLists()
+        chain.edit(edits, some)
+        assert edits.is_empty is is_empty
 
 
 def test_removed_sequences_leave_nothing() -> None:
@@ -151,7 +165,7 @@ def test_removed_sequences_leave_nothing() -> None:
     chain.remove(0)
     chain.remove(0)
     logits = torch.ones(1, VOCAB)
-    chain.apply(logits, [SampleRow(0, 0)])
+    _apply(chain, logits, [SampleRow(0, 0)])
     assert torch.equal(logits, torch.ones(1, VOCAB))
 
 
@@ -173,7 +187,7 @@ def test_extremes_stay_finite_and_impossible_stays_impossible(params: dict[str, 
     for token_id in range(4):
         chain.advance(SampleRow(0, token_id), token_id)
     logits = torch.tensor([[3e38, -3e38, 0.0, -torch.inf] + [1.0] * (VOCAB - 4)])
-    chain.apply(logits, [SampleRow(0, 4)])
+    _apply(chain, logits, [SampleRow(0, 4)])
     assert bool(logits[0, :3].isfinite().all())
     assert logits[0, 3] == -torch.inf
 
@@ -182,7 +196,7 @@ def test_a_position_beyond_the_history_is_a_bug() -> None:
     chain = _chain()
     chain.add(_sequence(0, frequency_penalty=1.0))
     with pytest.raises(InvariantViolation, match="position 1"):
-        chain.apply(torch.zeros(1, VOCAB), [SampleRow(0, 1)])
+        _apply(chain, torch.zeros(1, VOCAB), [SampleRow(0, 1)])
 
 
 def test_advancing_an_earlier_position_forgets_what_followed() -> None:
@@ -191,7 +205,7 @@ def test_advancing_an_earlier_position_forgets_what_followed() -> None:
     for position, token_id in [(0, 4), (1, 5), (2, 6), (1, 7)]:
         chain.advance(SampleRow(0, position), token_id)
     logits = torch.zeros(1, VOCAB)
-    chain.apply(logits, [SampleRow(0, 2)])
+    _apply(chain, logits, [SampleRow(0, 2)])
     assert logits[0].nonzero().flatten().tolist() == [4, 7]
 
 
@@ -203,7 +217,7 @@ def test_ids_outside_the_vocabulary_are_harmless() -> None:
         )
     )
     logits = torch.ones(1, VOCAB)
-    chain.apply(logits, [SampleRow(0, 0)])
+    _apply(chain, logits, [SampleRow(0, 0)])
     assert (logits[0] != 1.0).nonzero().flatten().tolist() == [3]
 
 
@@ -223,10 +237,10 @@ def test_a_new_kind_of_processor_joins_the_chain() -> None:
         def remove(self, seq_id: int) -> None:
             del self.last[seq_id]
 
-        def apply(self, logits: torch.Tensor, rows: Any) -> None:
+        def edit(self, edits: EditLists, rows: Any) -> None:
             for i, row in enumerate(rows):
                 if self.last[row.seq_id] % 2:
-                    logits[i, 1::2] = -torch.inf
+                    edits.forbid(i, np.arange(1, VOCAB, 2))
 
         def advance(self, row: SampleRow, token_id: int) -> None:
             self.last[row.seq_id] = token_id
@@ -235,10 +249,10 @@ def test_a_new_kind_of_processor_joins_the_chain() -> None:
     chain = ProcessorChain((Penalties(VOCAB), processor))
     chain.add(_sequence(0))
     logits = torch.zeros(1, VOCAB)
-    chain.apply(logits, [SampleRow(0, 0)])
+    _apply(chain, logits, [SampleRow(0, 0)])
     assert not logits.any()
     chain.advance(SampleRow(0, 0), 5)
-    chain.apply(logits, [SampleRow(0, 1)])
+    _apply(chain, logits, [SampleRow(0, 1)])
     assert int((logits == -torch.inf).sum()) == VOCAB // 2
 
 

@@ -22,10 +22,10 @@ def test_values_ranks_and_alternatives(num_rows: int, dtype: torch.dtype) -> Non
         row = expected[i]
         assert score.token_id == targets[i]
         assert score.logprob == pytest.approx(row[targets[i]], abs=1e-5), seed
-        # fp32 decides what is a tie: distinct logits may have equal log-probabilities.
-        single = logits[i].float().log_softmax(-1).numpy()
-        assert score.rank == 1 + int((single > single[targets[i]]).sum()), seed
-        order = np.argsort(-single, kind="stable")[: num_top[i]]
+        # The logits decide what is a tie: distinct ones may have equal log-probabilities in fp32.
+        exact = logits[i].float().numpy()
+        assert score.rank == 1 + int((exact > exact[targets[i]]).sum()), seed
+        order = np.argsort(-exact, kind="stable")[: num_top[i]]
         assert score.top_ids == order.tolist(), seed
         assert score.top_logprobs == pytest.approx(row[order], abs=1e-5), seed
 

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from exact_distribution import distribution
 
 from engine.errors import InvariantViolation
 from engine.llm.decision import NewSequence
 from engine.llm.sampling import SampledToken, Sampler, SampleRow
-from engine.llm.sampling_reference import distribution
 from engine.types import SamplingParams
 
 CPU = torch.device("cpu")

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from exact_distribution import distribution
 from scipy import stats
 
 from engine.llm.decision import NewSequence
-from engine.llm.random_bits import uniforms
 from engine.llm.sampling import Sampler, SampleRow
-from engine.llm.sampling_reference import distribution
 from engine.types import SamplingParams
+from kernels.sample_tokens import noise
 
 LEAST_P_VALUE = 1e-9
 NUM_SEQUENCES = 500
@@ -142,12 +142,14 @@ def test_positions_and_children_are_independent() -> None:
         assert _p_value(pairs, uniform) > LEAST_P_VALUE, (name, seed)
 
 
-def test_the_number_drawn_is_the_inverse_transform_of_the_key_s() -> None:
+def test_the_token_drawn_is_the_first_of_the_key_s_exponential_times() -> None:
     seed = _fresh_seed()
-    logits = torch.zeros(1024)
-    tokens = _draws(logits, SamplingParams(), 3, seed)
-    numbers = uniforms([seed + i for i in range(NUM_SEQUENCES)], [0] * NUM_SEQUENCES, [2] * 500)
-    assert np.array_equal(tokens[2], np.floor(numbers * 1024).astype(int)), seed
+    tokens = _draws(torch.zeros(1024), SamplingParams(), 3, seed)
+    for i in range(NUM_SEQUENCES):
+        times = noise.exponentials(
+            1024, seed=seed + i, index=0, position=2, device=torch.device("cpu")
+        )
+        assert tokens[2, i] == int(times.argmin()), seed
 
 
 def test_penalised_text_has_the_reference_s_frequencies() -> None:

@@ -1,7 +1,7 @@
 """The one order of tokens: by value, highest first; among equals the lower id first.
 
 Greedy choice, top-k, top-p and the reported alternatives all take a prefix of this order, so ties
-(common in bf16) resolve the same way everywhere and on every device.
+(common in bf16) resolve the same way everywhere and on every device. Here it is for PyTorch.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 _ID_SPAN = 1 << 32
 _BLOCK_SIZE = 32
-"""Ids per block of `top_ids`: its maximum is cheap (vectorised), and k blocks stay few."""
+"""Ids per block of `first_ids`: its maximum is cheap (vectorised), and k blocks stay few."""
 
 
 def order_keys(values: Tensor, ids: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def key_ids(keys: Tensor) -> Tensor:
     return _ID_SPAN - 1 - (keys & (_ID_SPAN - 1))
 
 
-def top_ids(values: Tensor, k: int) -> Tensor:
+def first_ids(values: Tensor, k: int) -> Tensor:
     """First `k` ids of each row in the order.
 
         values   [ block 0 | block 1 | ... ]     32 neighbouring ids per block

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.llm.ranking import key_ids, order_keys, top_ids
+from kernels.score_tokens.ranking import first_ids, key_ids, order_keys
 
 
 def _values(kind: str, shape: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
@@ -22,18 +22,18 @@ def _values(kind: str, shape: tuple[int, int], generator: torch.Generator) -> to
 
 @pytest.mark.parametrize("kind", ["plain", "bf16", "few", "equal", "masked"])
 @pytest.mark.parametrize("num_ids", [1, 31, 32, 33, 1000, 4097])
-def test_top_ids_are_the_stable_sort_s_first(kind: str, num_ids: int) -> None:
+def test_first_ids_are_the_stable_sort_s_first(kind: str, num_ids: int) -> None:
     seed = torch.seed() % 2**32
     generator = torch.Generator().manual_seed(seed)
     values = _values(kind, (5, num_ids), generator)
     expected = np.argsort(-(values.numpy() + 0.0), axis=1, kind="stable")
     for k in {1, min(5, num_ids), min(40, num_ids), min(300, num_ids), num_ids}:
-        assert np.array_equal(top_ids(values, k).numpy(), expected[:, :k]), (seed, k)
+        assert np.array_equal(first_ids(values, k).numpy(), expected[:, :k]), (seed, k)
 
 
 def test_minus_zero_equals_zero() -> None:
     values = torch.tensor([[-0.0, 0.0, -0.0, -1.0]])
-    assert top_ids(values, 4).tolist() == [[0, 1, 2, 3]]
+    assert first_ids(values, 4).tolist() == [[0, 1, 2, 3]]
 
 
 def test_keys_give_their_ids_back_and_sort_extremes() -> None:
@@ -46,8 +46,8 @@ def test_keys_give_their_ids_back_and_sort_extremes() -> None:
 
 def test_a_row_with_nan_gets_valid_ids_and_spares_the_others() -> None:
     values = torch.randn(3, 5000)
-    expected = top_ids(values, 20)
+    expected = first_ids(values, 20)
     values[1, 7:4000:3] = torch.nan
-    got = top_ids(values, 20)
+    got = first_ids(values, 20)
     assert torch.equal(got[[0, 2]], expected[[0, 2]])
     assert bool(((got >= 0) & (got < 5000)).all())

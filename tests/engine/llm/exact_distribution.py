@@ -1,7 +1,7 @@
-"""The slow twin of `engine.llm.sampling`: one row at a time, by sorting, in double precision.
+"""What a request's next token should follow: one row, by sorting, in double precision.
 
-Written for reading and for tests; shares no code with the fast one. Returns the whole distribution,
-so that a test can compare both the tokens that may be drawn and how often they should be.
+Shares no code with the sampler. Returns the whole distribution, so that a test can compare both the
+tokens that may be drawn and how often they should be.
 """
 
 from collections.abc import Collection, Sequence

@@ -1,0 +1,47 @@
+"""Rows over threads, in C++; the bits of every decision are the reference's."""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from kernels import native
+from kernels.logit_rows import contiguous_rows
+from kernels.sample_tokens.rows import LogitEdits, SampledTokens, SamplingRows
+
+
+def supports(logits: Tensor, rows: SamplingRows) -> bool:
+    """CPU logits."""
+    return logits.is_cpu and native.library() is not None
+
+
+def sample_tokens(logits: Tensor, rows: SamplingRows) -> SampledTokens:
+    """See `kernels.sample_tokens`."""
+    logits = contiguous_rows(logits)
+    num_rows, num_tokens = logits.shape
+    token_ids, errors, num_kept = torch.empty(3, num_rows, dtype=torch.int64).unbind()
+    _function()(
+        native.DTYPES[logits.dtype],
+        logits.data_ptr(),
+        logits.stride(0),
+        rows.table.data_ptr(),
+        *_pointers(rows.edits),
+        token_ids.data_ptr(),
+        errors.data_ptr(),
+        num_kept.data_ptr(),
+        num_rows,
+        num_tokens,
+    )
+    return SampledTokens(token_ids=token_ids, errors=errors, num_kept=num_kept)
+
+
+def _pointers(edits: LogitEdits | None) -> list[int | None]:
+    names = LogitEdits.__dataclass_fields__
+    if edits is None:
+        return [None] * len(names)
+    return [getattr(edits, name).data_ptr() for name in names]
+
+
+@functools.cache
+def _function() -> native.Function:
+    return native.function("tandem_sample_tokens", "ipi" + "p" * 11 + "ii")

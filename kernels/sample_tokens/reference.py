@@ -1,0 +1,155 @@
+"""The definition: one row at a time, by sorting. `kernels.sample_tokens` says what the steps are.
+
+Probabilities are integers: `floor(exp((x - max) / temperature) * unit)`, the likeliest token's
+being `unit`. Sums of integers do not depend on the order of addition, so no implementation, batch
+size or thread count can move a threshold. `unit` is 2**62 over a power of two above the vocabulary
+size (2**46 for 49 152 tokens), so totals fit an int64; a token below `1 / unit` of the likeliest
+has weight 0 and is never drawn.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.sample_tokens import noise
+from kernels.sample_tokens.edits import edited
+from kernels.sample_tokens.rows import (
+    FINE,
+    NO_TOKEN_LEFT,
+    NOT_FINITE,
+    SampledTokens,
+    SamplingRows,
+)
+
+_EXP_TERMS = (
+    1.9875691500e-4,
+    1.3981999507e-3,
+    8.3334519073e-3,
+    4.1665795894e-2,
+    1.6666665459e-1,
+    5.0000001201e-1,
+)
+
+
+def sample_tokens(logits: Tensor, rows: SamplingRows) -> SampledTokens:
+    """See `kernels.sample_tokens`."""
+    work = edited(logits, rows.edits)
+    drawn = [_draw(logits[i], work[i], knobs) for i, knobs in enumerate(rows.host_knobs())]
+    token_ids, errors, num_kept = torch.tensor(drawn, dtype=torch.int64).view(-1, 3).unbind(1)
+    return SampledTokens(
+        token_ids=token_ids.to(logits.device),
+        errors=errors.to(logits.device),
+        num_kept=num_kept.to(logits.device),
+    )
+
+
+def weights(logits: Tensor, rows: SamplingRows) -> Tensor:
+    """What `sample_tokens` draws from, [R, V] int64; a row that gets an error is all zeros."""
+    work = edited(logits, rows.edits)
+    result = torch.zeros(work.shape, dtype=torch.int64, device=work.device)
+    for i, knobs in enumerate(rows.host_knobs()):
+        if _error(logits[i], work[i]) == FINE:
+            result[i] = kept_weights(work[i], knobs)
+    return result
+
+
+def _draw(logits: Tensor, work: Tensor, knobs: dict[str, Any]) -> tuple[int, int, int]:
+    """Token, error and number of tokens kept, of one row."""
+    error = _error(logits, work)
+    if error != FINE:
+        return 0, error, 0
+    kept = kept_weights(work, knobs)
+    key = {name: knobs[name] for name in ("seed", "index", "position")}
+    times = noise.exponentials(len(work), **key, device=work.device)
+    # Token i arrives at time E_i / w_i; the first one is token i with probability w_i / sum(w).
+    token_id = (
+        (kept.float() * noise.reciprocal(times)).max(-1).indices
+    )  # of equal maxima the first, as documented
+    return int(token_id), FINE, int((kept > 0).sum())
+
+
+def _error(logits: Tensor, work: Tensor) -> int:
+    if not bool(logits.amax().isfinite()):  # NaN and +infinity win every maximum
+        return NOT_FINITE
+    return FINE if bool(work.amax().isfinite()) else NO_TOKEN_LEFT
+
+
+def kept_weights(values: Tensor, knobs: dict[str, Any]) -> Tensor:
+    """The tokens of one row that may be drawn: [V] int64, 0 for the others.
+
+    Args:
+        values: [V] fp32, finite or -infinity, not all the latter.
+        knobs: of `SamplingRows.host_knobs`.
+    """
+    order = (values + 0.0).sort(descending=True, stable=True).indices
+    if knobs["inverse_temperature"] == math.inf:
+        return torch.zeros_like(order).index_fill_(0, order[:1], 1)
+    num_tokens = len(values)
+    unit = weight_unit(num_tokens)
+    scores = scaled_scores(values, values.max(), knobs["inverse_temperature"])
+    kept = scaled_weights(scores, num_tokens)[order]
+    if knobs["top_k"] > 0:
+        kept[knobs["top_k"] :] = 0
+    if knobs["top_p"] < 1.0:
+        before = kept.cumsum(0) - kept
+        kept[before >= needed_mass(knobs["top_p"], int(kept.sum()))] = 0
+    kept[kept < int(knobs["min_p"] * unit)] = 0
+    if knobs["typical_p"] < 1.0:
+        _keep_typical(kept, scores[order], knobs["typical_p"])
+    return torch.zeros_like(kept).index_put_((order,), kept)
+
+
+def _keep_typical(kept: Tensor, scores: Tensor, typical_p: float) -> None:
+    """Zero the untypical tokens in place.
+
+    A token's information is the constant `log(total)` minus its score, and the entropy is that
+    constant minus the mean score, so the distance between them is that of score and mean.
+    """
+    total = int(kept.sum())
+    weighted = (kept.float() * -scores).to(torch.int64).sum()
+    mean = weighted.float() * noise.reciprocal(kept.sum().float())
+    distances = (-scores - mean).abs()
+    distances[kept == 0] = torch.inf
+    nearest = distances.sort()
+    masses = kept[nearest.indices].cumsum(0)
+    last = nearest.values[masses >= needed_mass(typical_p, total)][0]
+    kept[distances > last] = 0
+
+
+def needed_mass(share: float, total: int) -> int:
+    """The mass to reach, at least that of one token."""
+    return max(1, min(total, math.ceil(share * float(total))))
+
+
+def unit_exponent(num_tokens: int) -> int:
+    """Base-2 logarithm of the likeliest token's weight."""
+    return 62 - num_tokens.bit_length()
+
+
+def weight_unit(num_tokens: int) -> int:
+    """Weight of the likeliest token."""
+    return 1 << unit_exponent(num_tokens)
+
+
+def scaled_scores(values: Tensor, peak: Tensor, inverse_temperature: float) -> Tensor:
+    """fp32 logarithms of the probabilities up to a constant, at most 0."""
+    scores = (values - peak) * inverse_temperature
+    return torch.where(scores < -87.0, -87.0, scores)  # the weight is 0 long before
+
+
+def scaled_weights(scores: Tensor, num_tokens: int) -> Tensor:
+    """`floor(exp(scores) * unit)` as int64.
+
+    Cephes' polynomial in single fp32 additions and multiplications, within 2 units in the last
+    place; any IEEE machine computes the same bits.
+    """
+    exponent = (scores * 1.44269504 + 0.5).floor()
+    r = scores - exponent * 0.693359375 + exponent * 2.12194440e-4
+    series = torch.full_like(r, _EXP_TERMS[0])
+    for term in _EXP_TERMS[1:]:
+        series = series * r + term
+    fraction = series * r * r + r + 1.0
+    power = (exponent.to(torch.int32) + (127 + unit_exponent(num_tokens))) << 23
+    return (fraction * power.view(torch.float32)).to(torch.int64)

@@ -1,0 +1,229 @@
+"""What `sample_tokens` is told about each row, and what it answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kernels.transfer import to_device
+
+Int64Array = NDArray[np.int64]
+Float64Array = NDArray[np.float64]
+
+(
+    INVERSE_TEMPERATURE,
+    TOP_P,
+    MIN_P,
+    TYPICAL_P,
+    TOP_K,
+    SEED,
+    INDEX,
+    POSITION,
+    NUM_COLUMNS,
+) = range(9)
+"""Columns of `SamplingRows.table`: the first four hold the bits of an fp64, the others an int64."""
+
+FINE, NOT_FINITE, NO_TOKEN_LEFT = range(3)
+"""Error codes of `SampledTokens`."""
+
+MIN_TEMPERATURE = 1e-5
+"""Lower ones are greedy: the two agree there up to near ties, and 1 / temperature stays sane."""
+
+
+def packed_row(
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    typical_p: float = 1.0,
+    seed: int = 0,
+    index: int = 0,
+    position: int = 0,
+) -> Int64Array:
+    """One row of `SamplingRows.table`.
+
+    Args:
+        temperature: at least 0; below `MIN_TEMPERATURE` the row is greedy.
+        top_k: 0 or less is off.
+        top_p: 1 is off.
+        min_p: 0 is off.
+        typical_p: 1 is off.
+        seed: any integer; equal modulo 2**64 means equal.
+        index: which of a request's completions, below 2**32.
+        position: tokens generated before this one, below 2**32.
+    """
+    row = np.zeros(NUM_COLUMNS, dtype=np.int64)
+    inverse = np.inf
+    if temperature >= MIN_TEMPERATURE:
+        smallest = float(np.finfo(np.float32).tiny)  # with 0, -infinity * 0 would be NaN
+        inverse = max(float(np.float32(1.0 / temperature)), smallest)
+    row[: TYPICAL_P + 1] = np.array([inverse, top_p, min_p, typical_p]).view(np.int64)
+    wrapped = (seed + (1 << 63)) % (1 << 64) - (1 << 63)
+    row[TOP_K:] = (max(0, min(top_k, 2**31 - 1)), wrapped, index, position)
+    return row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogitEdits:
+    """What changes the logits of R rows before a token is chosen: three lists of (row, token).
+
+    Row r owns the entries offsets[r] .. offsets[r + 1] of a list. Within a list a token appears at
+    most once per row. The lists apply one after the other:
+
+        penalised   v > 0 ? v / repetition : v * repetition, for every entry; then minus
+                    count * frequency, minus presence if count > 0
+        biased      plus the bias
+        forbidden   -infinity
+
+    Computed in fp64; the first two round to fp32 and clamp to its finite range, and leave
+    -infinity alone, so that no penalty makes infinity or NaN.
+
+    Paper: repetition penalty, Keskar et al. 2019, arXiv:1909.05858, section 4.1.
+    """
+
+    offsets: Tensor
+    """[3, R + 1] int64: of the penalised, the biased, the forbidden."""
+    penalties: Tensor
+    """[R, 3] fp64: repetition, frequency, presence."""
+    penalised_ids: Tensor
+    """[E] int64: tokens seen in the prompt or in the output."""
+    counts: Tensor
+    """[E] int64: how often in the output."""
+    biased_ids: Tensor
+    """[E] int64."""
+    biases: Tensor
+    """[E] fp64."""
+    forbidden_ids: Tensor
+    """[E] int64."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingRows:
+    """How each of R rows chooses its token."""
+
+    table: Tensor
+    """[R, 8] int64, the columns named above."""
+    edits: LogitEdits | None = None
+    """None: the logits stay as they are."""
+
+    @classmethod
+    def from_host(
+        cls,
+        packed: Sequence[Int64Array],
+        positions: Sequence[int],
+        edits: "EditLists | None",
+        device: torch.device,
+    ) -> "SamplingRows":
+        """Move rows to the device in one transfer.
+
+        Args:
+            packed: R rows of `packed_row`, whose positions do not count.
+            positions: R.
+        """
+        table = np.array(packed, dtype=np.int64).reshape(len(packed), NUM_COLUMNS)
+        table[:, POSITION] = positions
+        if edits is None or edits.is_empty:
+            return cls(table=_moved([table], device)[0])
+        table_, *parts = _moved([table, *edits.arrays(len(packed))], device)
+        names = LogitEdits.__dataclass_fields__
+        return cls(table=table_, edits=LogitEdits(**dict(zip(names, parts, strict=True))))
+
+    def host_knobs(self) -> list[dict[str, Any]]:
+        """The table as numbers; waits for the device."""
+        columns = self.table.cpu()
+        floats = columns[:, : TYPICAL_P + 1].contiguous().view(torch.float64)
+        names = ("inverse_temperature", "top_p", "min_p", "typical_p")
+        ints = ("top_k", "seed", "index", "position")
+        return [
+            dict(zip(names + ints, [*some, *rest], strict=True))
+            for some, rest in zip(floats.tolist(), columns[:, TOP_K:].tolist(), strict=True)
+        ]
+
+
+@dataclass(slots=True)
+class EditLists:
+    """Collects edits on the host, row by row. Ids must be valid; a row comes once per list."""
+
+    penalised: list[tuple[int, Int64Array, Int64Array, tuple[float, float, float]]] = field(
+        default_factory=list
+    )
+    biased: list[tuple[int, Int64Array, Float64Array]] = field(default_factory=list)
+    forbidden: list[tuple[int, Int64Array]] = field(default_factory=list)
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.penalised or self.biased or self.forbidden)
+
+    def penalise(
+        self,
+        row: int,
+        ids: Int64Array,
+        counts: Int64Array,
+        *,
+        repetition: float,
+        frequency: float,
+        presence: float,
+    ) -> None:
+        """Penalise tokens for having come before; `counts` is how often in the output."""
+        self.penalised.append((row, ids, counts, (repetition, frequency, presence)))
+
+    def add(self, row: int, ids: Int64Array, biases: Float64Array) -> None:
+        """Add to logits."""
+        self.biased.append((row, ids, biases))
+
+    def forbid(self, row: int, ids: Int64Array) -> None:
+        """Make tokens impossible. Unlike the others this may be called again for a row."""
+        self.forbidden.append((row, ids))
+
+    def arrays(self, num_rows: int) -> list[NDArray[Any]]:
+        """The fields of `LogitEdits`, in their order."""
+        penalties = np.tile(np.array([1.0, 0.0, 0.0]), (num_rows, 1))
+        for row, _, _, values in self.penalised:
+            penalties[row] = values
+        lists: list[list[Any]] = [self.penalised, self.biased, self.forbidden]
+        for one in lists:
+            one.sort(key=lambda entry: int(entry[0]))
+        offsets = np.zeros((3, num_rows + 1), dtype=np.int64)
+        for lengths, one in zip(offsets, lists, strict=True):
+            for entry in one:
+                lengths[entry[0] + 1] += len(entry[1])
+        return [
+            offsets.cumsum(axis=1),
+            penalties,
+            _joined([entry[1] for entry in self.penalised], np.int64),
+            _joined([entry[2] for entry in self.penalised], np.int64),
+            _joined([entry[1] for entry in self.biased], np.int64),
+            _joined([entry[2] for entry in self.biased], np.float64),
+            _joined([entry[1] for entry in self.forbidden], np.int64),
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledTokens:
+    """One token per row, on the logits' device."""
+
+    token_ids: Tensor
+    """[R] int64. 0 where there is an error, so that it is always a valid index."""
+    errors: Tensor
+    """[R] int64: `FINE`, `NOT_FINITE` (NaN or +infinity among the logits, or nothing but -infinity)
+    or `NO_TOKEN_LEFT` (the edits made all tokens impossible)."""
+    num_kept: Tensor
+    """[R] int64: tokens that the row could have drawn; 0 with an error."""
+
+
+def _joined(parts: list[NDArray[Any]], dtype: type) -> NDArray[Any]:
+    return np.concatenate(parts).astype(dtype, copy=False) if parts else np.empty(0, dtype)
+
+
+def _moved(arrays: list[NDArray[Any]], device: torch.device) -> list[Tensor]:
+    """Arrays of 8-byte numbers as tensors, copied together."""
+    tensors = to_device([array.view(np.int64) for array in arrays], device)
+    return [
+        tensor.view(torch.float64) if array.dtype == np.float64 else tensor
+        for tensor, array in zip(tensors, arrays, strict=True)
+    ]

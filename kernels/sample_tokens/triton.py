@@ -1,0 +1,434 @@
+"""A row per program, its vocabulary in tiles, several passes over it; nothing is sorted.
+
+Sums are of integers, so no order matters; the arithmetic that decides is single fp32 operations
+(`noise.py`, `reference.py`) and is launched without fused multiply-adds. Tiles are never longer
+than a row's next power of two; results do not depend on them.
+"""
+
+import torch
+from torch import Tensor
+
+from kernels import _triton
+from kernels._triton import Variant, tl, triton
+from kernels.logit_rows import contiguous_rows
+from kernels.sample_tokens.edits import edited
+from kernels.sample_tokens.reference import unit_exponent
+from kernels.sample_tokens.rows import (
+    FINE,
+    INDEX,
+    INVERSE_TEMPERATURE,
+    MIN_P,
+    NO_TOKEN_LEFT,
+    NOT_FINITE,
+    NUM_COLUMNS,
+    POSITION,
+    SEED,
+    TOP_K,
+    TOP_P,
+    TYPICAL_P,
+    SampledTokens,
+    SamplingRows,
+)
+
+BLOCK_SIZE = 1024
+NUM_WARPS = 8
+_LEAST_KEY, _GREATEST_KEY = tl.constexpr(-(1 << 31)), tl.constexpr((1 << 31) - 1)
+"""No float has these."""
+_FINE, _NOT_FINITE = tl.constexpr(FINE), tl.constexpr(NOT_FINITE)
+_NUM_COLUMNS = tl.constexpr(NUM_COLUMNS)
+_INVERSE_TEMPERATURE, _TOP_P, _MIN_P, _TYPICAL_P, _TOP_K, _SEED, _INDEX, _POSITION = map(
+    tl.constexpr,
+    (INVERSE_TEMPERATURE, TOP_P, MIN_P, TYPICAL_P, TOP_K, SEED, INDEX, POSITION),
+)
+
+
+def supports(logits: Tensor, rows: SamplingRows) -> bool:
+    """GPU logits."""
+    return _triton.runs_on(logits, rows.table)
+
+
+def sample_tokens(logits: Tensor, rows: SamplingRows) -> SampledTokens:
+    """See `kernels.sample_tokens`."""
+    num_rows, num_tokens = logits.shape
+    # Edits are few and sparse: some PyTorch operations for all rows.
+    work = contiguous_rows(logits) if rows.edits is None else edited(logits, rows.edits)
+    token_ids, errors, num_kept = (
+        torch.empty(num_rows, dtype=torch.int64, device=logits.device) for _ in range(3)
+    )
+    if num_rows:
+        _sample_tokens_kernel[(num_rows,)](
+            work,
+            work.stride(0),
+            rows.table,
+            token_ids,
+            errors,
+            num_kept,
+            num_tokens,
+            unit_exponent(num_tokens),
+            BLOCK_SIZE=min(BLOCK_SIZE, max(64, triton.next_power_of_2(num_tokens))),
+            num_warps=NUM_WARPS,
+            enable_fp_fusion=False,
+        )
+    if rows.edits is not None:
+        was_fine = logits.amax(-1).isfinite()  # NaN and +infinity win every maximum
+        token_ids *= was_fine
+        num_kept *= was_fine
+        errors.masked_fill_(errors > 0, NO_TOKEN_LEFT).masked_fill_(~was_fine, NOT_FINITE)
+    return SampledTokens(token_ids=token_ids, errors=errors, num_kept=num_kept)
+
+
+@triton.jit
+def _sample_tokens_kernel(
+    logits_ptr,
+    logits_row_stride,
+    table_ptr,
+    token_ids_ptr,
+    errors_ptr,
+    num_kept_ptr,
+    num_tokens,
+    unit_exponent,
+    BLOCK_SIZE: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    x_ptr = logits_ptr + row * logits_row_stride
+    knobs_ptr = table_ptr + row * _NUM_COLUMNS
+    peak, token_id, is_bad = _peak(x_ptr, num_tokens, BLOCK_SIZE)
+    error = tl.where(is_bad, _NOT_FINITE, _FINE)
+    token_id = token_id.to(tl.int64)
+    num_kept = tl.full((), 1, tl.int64)
+    inverse_temperature = _float(knobs_ptr + _INVERSE_TEMPERATURE)
+    if (error == _FINE) & (inverse_temperature < float("inf")):
+        scale = inverse_temperature.to(tl.float32)
+        token_id, num_kept = _drawn(
+            x_ptr, peak, scale, knobs_ptr, num_tokens, unit_exponent, BLOCK_SIZE
+        )
+    tl.store(token_ids_ptr + row, tl.where(error == _FINE, token_id, 0))
+    tl.store(errors_ptr + row, error.to(tl.int64))
+    tl.store(num_kept_ptr + row, tl.where(error == _FINE, num_kept, 0))
+
+
+@triton.jit
+def _float(ptr):
+    """A column of the table that holds an fp64."""
+    return tl.load(ptr).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def _logits(x_ptr, ids, num_tokens):
+    """fp32, -infinity beyond the row."""
+    return tl.load(x_ptr + ids, mask=ids < num_tokens, other=float("-inf")).to(tl.float32)
+
+
+@triton.jit
+def _peak(x_ptr, num_tokens, BLOCK_SIZE: tl.constexpr):
+    """Maximum, its first index, and whether the maximum is no number."""
+    peaks = tl.full((BLOCK_SIZE,), float("-inf"), tl.float32)
+    firsts = tl.arange(0, BLOCK_SIZE)
+    is_bad = tl.zeros((BLOCK_SIZE,), tl.int32)
+    for start in range(0, num_tokens, BLOCK_SIZE):
+        ids = start + tl.arange(0, BLOCK_SIZE)
+        x = _logits(x_ptr, ids, num_tokens)
+        is_bad = tl.where(x < float("inf"), is_bad, 1)  # NaN is not less
+        firsts = tl.where(x > peaks, ids, firsts)
+        peaks = tl.where(x > peaks, x, peaks)
+    peak = tl.max(peaks, 0)
+    first = tl.min(tl.where(peaks == peak, firsts, num_tokens), 0)
+    return peak, first, (tl.max(is_bad, 0) > 0) | (peak == float("-inf"))
+
+
+@triton.jit
+def _order_keys(x):
+    """Integers that sort as floats do, the two zeros equal."""
+    bits = (x + 0.0).to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def _scores(x, peak, scale):
+    """`reference.scaled_scores`."""
+    scores = (x - peak) * scale
+    return tl.where(scores < -87.0, -87.0, scores)
+
+
+@triton.jit
+def _masses(x, peak, scale, unit_exponent):
+    """`reference.scaled_weights`."""
+    scores = _scores(x, peak, scale)
+    exponent = tl.floor(scores * 1.44269504 + 0.5)
+    r = scores - exponent * 0.693359375 + exponent * 2.12194440e-4
+    p = r * 1.9875691500e-4 + 1.3981999507e-3
+    p = p * r + 8.3334519073e-3
+    p = p * r + 4.1665795894e-2
+    p = p * r + 1.6666665459e-1
+    p = p * r + 5.0000001201e-1
+    p = p * r * r + r + 1.0
+    power = (exponent.to(tl.int32) + (127 + unit_exponent)) << 23
+    return (p * power.to(tl.float32, bitcast=True)).to(tl.int64)
+
+
+@triton.jit
+def _needed(share, total):
+    """`reference.needed_mass`."""
+    whole = total.to(tl.float64)
+    needed = tl.minimum(tl.ceil(share * whole), whole)
+    return tl.maximum(tl.minimum(needed.to(tl.int64), total), 1)
+
+
+@triton.jit
+def _distance_keys(scores, mean):
+    """Greatest for the score nearest to the mean."""
+    return -tl.abs(-scores - mean).to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def _keys_and_masses(
+    x_ptr, ids, peak, scale, num_tokens, unit_exponent, key, last_id, least, mean,
+    BY_COUNT: tl.constexpr, BY_DISTANCE: tl.constexpr,
+):  # fmt: skip
+    """What `_cut` compares and adds up: of tokens no longer kept, the least key and nothing."""
+    x = _logits(x_ptr, ids, num_tokens)
+    keys = _order_keys(x)
+    kept = (ids < num_tokens) & ((keys > key) | ((keys == key) & (ids <= last_id)))
+    if BY_COUNT:
+        masses = tl.full(ids.shape, 1, tl.int64)
+    else:
+        masses = _masses(x, peak, scale, unit_exponent)
+        kept = kept & (masses >= least)
+    if BY_DISTANCE:
+        keys = _distance_keys(_scores(x, peak, scale), mean)
+    return tl.where(kept, keys, _LEAST_KEY), tl.where(kept, masses, 0), x
+
+
+@triton.jit
+def _cut(
+    x_ptr, peak, scale, num_tokens, unit_exponent, key, last_id, least, mean, needed,
+    BY_COUNT: tl.constexpr, BY_DISTANCE: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+):  # fmt: skip
+    """Keep from the greatest key down, equals by id, until `needed` is reached.
+
+    Bisects the keys; each round moves a border to a key that exists, so that few rounds follow
+    once few keys are left.
+
+    Returns:
+        The last key that stays, and the last id that stays with it.
+    """
+    low = tl.full((), _LEAST_KEY, tl.int64)
+    high = tl.full((), _GREATEST_KEY, tl.int64)
+    while low < high:
+        middle = (low + ((high - low + 1) >> 1)).to(tl.int32)
+        reached = tl.zeros((BLOCK_SIZE,), tl.int64)
+        above = tl.full((BLOCK_SIZE,), _GREATEST_KEY, tl.int32)
+        below = tl.full((BLOCK_SIZE,), _LEAST_KEY, tl.int32)
+        for start in range(0, num_tokens, BLOCK_SIZE):
+            ids = start + tl.arange(0, BLOCK_SIZE)
+            keys, masses, _ = _keys_and_masses(
+                x_ptr, ids, peak, scale, num_tokens, unit_exponent, key, last_id, least, mean,
+                BY_COUNT, BY_DISTANCE,
+            )  # fmt: skip
+            is_above = keys >= middle
+            reached += tl.where(is_above, masses, 0)
+            above = tl.minimum(above, tl.where(is_above, keys, _GREATEST_KEY))
+            below = tl.maximum(below, tl.where(is_above, _LEAST_KEY, keys))
+        is_enough = tl.sum(reached, 0) >= needed
+        low = tl.where(is_enough, tl.min(above, 0).to(tl.int64), low)
+        high = tl.where(is_enough, high, tl.max(below, 0).to(tl.int64))
+    last_key = low.to(tl.int32)
+    above_masses = tl.zeros((BLOCK_SIZE,), tl.int64)
+    tie_masses = tl.zeros((BLOCK_SIZE,), tl.int64)
+    ties = tl.zeros((BLOCK_SIZE,), tl.int32)
+    for start in range(0, num_tokens, BLOCK_SIZE):
+        ids = start + tl.arange(0, BLOCK_SIZE)
+        keys, masses, _ = _keys_and_masses(
+            x_ptr, ids, peak, scale, num_tokens, unit_exponent, key, last_id, least, mean,
+            BY_COUNT, BY_DISTANCE,
+        )  # fmt: skip
+        above_masses += tl.where(keys > last_key, masses, 0)
+        tie_masses = tl.maximum(tie_masses, tl.where(keys == last_key, masses, 0))
+        ties += tl.where(keys == last_key, 1, 0)
+    tie_mass = tl.max(tie_masses, 0)
+    rest = needed - tl.sum(above_masses, 0)
+    last = tl.where(last_key == key, last_id, num_tokens)  # an earlier cut through the same ties
+    if rest <= (tl.sum(ties, 0) - 1) * tie_mass:
+        seen = tl.full((), 0, tl.int32)
+        lasts = tl.zeros((BLOCK_SIZE,), tl.int32)
+        for start in range(0, num_tokens, BLOCK_SIZE):
+            ids = start + tl.arange(0, BLOCK_SIZE)
+            keys, _, _ = _keys_and_masses(
+                x_ptr, ids, peak, scale, num_tokens, unit_exponent, key, last_id, least, mean,
+                BY_COUNT, BY_DISTANCE,
+            )  # fmt: skip
+            here = tl.where(keys == last_key, 1, 0)
+            before = seen + tl.cumsum(here, 0) - 1
+            stays = (here > 0) & (before * tie_mass < rest)
+            lasts = tl.maximum(lasts, tl.where(stays, ids, 0))
+            seen += tl.sum(here, 0)
+        last = tl.max(lasts, 0)
+    return last_key, last
+
+
+@triton.jit
+def _total(
+    x_ptr, peak, scale, num_tokens, unit_exponent, key, last_id, least,
+    TIMES_SCORE: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+):  # fmt: skip
+    """Mass of the tokens that are kept; with `TIMES_SCORE` each by its negative score."""
+    totals = tl.zeros((BLOCK_SIZE,), tl.int64)
+    for start in range(0, num_tokens, BLOCK_SIZE):
+        ids = start + tl.arange(0, BLOCK_SIZE)
+        _, masses, x = _keys_and_masses(
+            x_ptr, ids, peak, scale, num_tokens, unit_exponent, key, last_id, least, 0.0,
+            False, False,
+        )  # fmt: skip
+        if TIMES_SCORE:
+            masses = (masses.to(tl.float32) * -_scores(x, peak, scale)).to(tl.int64)
+        totals += masses
+    return tl.sum(totals, 0)
+
+
+@triton.jit
+def _drawn(
+    x_ptr, peak, scale, knobs_ptr, num_tokens, unit_exponent, BLOCK_SIZE: tl.constexpr
+):  # fmt: skip
+    """The token of a row that is not greedy, and how many it could have been."""
+    key = tl.full((), _LEAST_KEY, tl.int32)
+    last_id = tl.full((), 0, tl.int32) + num_tokens
+    least = tl.full((), 0, tl.int64)
+    mean = tl.full((), 0.0, tl.float32)
+    top_k = tl.load(knobs_ptr + _TOP_K)
+    if (top_k > 0) & (top_k < num_tokens):
+        key, last_id = _cut(
+            x_ptr, peak, scale, num_tokens, unit_exponent, key, last_id, least, mean, top_k,
+            True, False, BLOCK_SIZE,
+        )  # fmt: skip
+    top_p = _float(knobs_ptr + _TOP_P)
+    if top_p < 1.0:
+        total = _total(
+            x_ptr, peak, scale, num_tokens, unit_exponent, key, last_id, least, False, BLOCK_SIZE
+        )
+        key, last_id = _cut(
+            x_ptr, peak, scale, num_tokens, unit_exponent, key, last_id, least, mean,
+            _needed(top_p, total), False, False, BLOCK_SIZE,
+        )  # fmt: skip
+    unit = (tl.full((), 1, tl.int64) << unit_exponent).to(tl.float64)
+    least = tl.maximum((_float(knobs_ptr + _MIN_P) * unit).to(tl.int64), 1)
+    typical_p = _float(knobs_ptr + _TYPICAL_P)
+    typical_key = tl.full((), _LEAST_KEY, tl.int32)
+    if typical_p < 1.0:
+        total = _total(
+            x_ptr, peak, scale, num_tokens, unit_exponent, key, last_id, least, False, BLOCK_SIZE
+        )
+        weighted = _total(
+            x_ptr, peak, scale, num_tokens, unit_exponent, key, last_id, least, True, BLOCK_SIZE
+        )
+        mean = weighted.to(tl.float32) * _reciprocal(total.to(tl.float32))
+        typical_key, _ = _cut(
+            x_ptr, peak, scale, num_tokens, unit_exponent, key, last_id, least, mean,
+            _needed(typical_p, total), False, True, BLOCK_SIZE,
+        )  # fmt: skip
+    return _raced(
+        x_ptr, peak, scale, knobs_ptr, num_tokens, unit_exponent, key, last_id, least, mean,
+        typical_key, typical_p < 1.0, BLOCK_SIZE,
+    )  # fmt: skip
+
+
+@triton.jit
+def _raced(
+    x_ptr, peak, scale, knobs_ptr, num_tokens, unit_exponent, key, last_id, least, mean,
+    typical_key, is_typical, BLOCK_SIZE: tl.constexpr,
+):  # fmt: skip
+    """`noise.py`: sixteen neighbouring tokens have the same word of neighbouring Philox blocks."""
+    seed = tl.load(knobs_ptr + _SEED)
+    position = tl.load(knobs_ptr + _POSITION).to(tl.uint32)
+    index = tl.load(knobs_ptr + _INDEX).to(tl.uint32)
+    QUARTER: tl.constexpr = BLOCK_SIZE // 4
+    best = tl.zeros((QUARTER,), tl.float32)
+    winners = tl.zeros((QUARTER,), tl.int32)
+    num_kept = tl.zeros((QUARTER,), tl.int32)
+    for start in range(0, num_tokens, BLOCK_SIZE):
+        lanes = tl.arange(0, QUARTER)
+        blocks = (start // 4 + lanes).to(tl.uint32)
+        zeros = tl.zeros((QUARTER,), tl.uint32)
+        words = tl.philox(seed, zeros + position, zeros + index, blocks, zeros)
+        more = tl.philox(seed, zeros + position, zeros + index, blocks, zeros + 1)
+        for word in tl.static_range(4):
+            ids = start + lanes // 16 * 64 + word * 16 + lanes % 16
+            keys, masses, x = _keys_and_masses(
+                x_ptr, ids, peak, scale, num_tokens, unit_exponent, key, last_id, least, mean,
+                False, False,
+            )  # fmt: skip
+            if is_typical:
+                keys = _distance_keys(_scores(x, peak, scale), mean)
+                masses = tl.where(keys >= typical_key, masses, 0)
+            num_kept += tl.where(masses > 0, 1, 0)
+            rates = masses.to(tl.float32) * _reciprocal(_exponentials(words[word], more[word]))
+            winners = tl.where(rates > best, ids, winners)  # a lane meets its ids in order
+            best = tl.maximum(best, rates)
+    most = tl.max(best, 0)
+    winner = tl.min(tl.where(best == most, winners, num_tokens), 0)
+    return winner.to(tl.int64), tl.sum(num_kept, 0).to(tl.int64)
+
+
+@triton.jit
+def _exponentials(first, second):
+    """`noise.exponential`."""
+    v = (first.to(tl.float32) + 0.5) * 2.3283064365386963e-10
+    smallest = first.to(tl.float32) * 2.3283064365386963e-10
+    smallest += (second.to(tl.float32) + 0.5) * 5.421010862427522e-20
+    v = tl.where(first < 256, smallest, v)
+    rest = ((~first).to(tl.float32) + 0.5) * 2.3283064365386963e-10
+    bits = rest.to(tl.int32, bitcast=True)
+    exponent = ((bits >> 23) - 126).to(tl.float32)
+    mantissa = ((bits & 0x7FFFFF) | 0x3F000000).to(tl.float32, bitcast=True)
+    is_low = mantissa < 0.70710678
+    exponent = tl.where(is_low, exponent - 1.0, exponent)
+    mantissa = tl.where(is_low, mantissa + mantissa, mantissa)
+    is_small = first < 1073741824
+    f = tl.where(is_small, -v, mantissa - 1.0)
+    exponent = tl.where(is_small, 0.0, exponent)
+    square = f * f
+    p = f * 7.0376836292e-2 + -1.1514610310e-1
+    p = p * f + 1.1676998740e-1
+    p = p * f + -1.2420140846e-1
+    p = p * f + 1.4249322787e-1
+    p = p * f + -1.6668057665e-1
+    p = p * f + 2.0000714765e-1
+    p = p * f + -2.4999993993e-1
+    p = p * f + 3.3333331174e-1
+    tail = f * square * p + exponent * -2.12194440e-4 - square * 0.5
+    return -(f + tail + exponent * 0.693359375)
+
+
+@triton.jit
+def _reciprocal(x):
+    """`noise.reciprocal`."""
+    y = (0x7EF311C7 - x.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
+    y = y * (2.0 - x * y)
+    y = y * (2.0 - x * y)
+    y = y * (2.0 - x * y)
+    return y * (2.0 - x * y)
+
+
+def variants() -> list[Variant]:
+    """bf16 logits as they come, fp32 ones after edits; the vocabulary is no constant."""
+    return [_variant("any model", "bf16"), _variant("any model, edited", "fp32")]
+
+
+def _variant(name: str, dtype: str) -> Variant:
+    return Variant(
+        kernel=_sample_tokens_kernel,
+        name=name,
+        signature={
+            "logits_ptr": f"*{dtype}",
+            "logits_row_stride": "i32",
+            "table_ptr": "*i64",
+            "token_ids_ptr": "*i64",
+            "errors_ptr": "*i64",
+            "num_kept_ptr": "*i64",
+            "num_tokens": "i32",
+            "unit_exponent": "i32",
+        },
+        constants={"BLOCK_SIZE": BLOCK_SIZE},
+        unaligned=("unit_exponent",),
+        num_warps=NUM_WARPS,
+        fp_fusion=False,
+    )

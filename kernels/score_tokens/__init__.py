@@ -1,0 +1,31 @@
+"""Log-probabilities that clients see: of given tokens and of the best alternatives."""
+
+from torch import Tensor
+
+from kernels.registry import op
+from kernels.score_tokens import cases, composed, cpu, reference
+from kernels.score_tokens.token_scores import TokenScores
+
+__all__ = ["TokenScores", "score_tokens"]
+
+
+@op(cases)
+def score_tokens(logits: Tensor, token_ids: Tensor, num_top: int) -> TokenScores:
+    """Log-softmax of one token per row, its rank, and the likeliest tokens.
+
+    Ranks and alternatives follow the logits, so that no rounding of a logarithm decides: equal
+    logits have equal ranks, and of equals the lower id comes first. Does not wait for the device.
+
+    Args:
+        logits: [R, V], any float dtype, any strides. Not changed.
+        token_ids: [R] int64, on logits' device.
+        num_top: alternatives per row; more than V means V.
+
+    Returns:
+        fp32 numbers; those of a row with NaN, +infinity or nothing but -infinity mean nothing.
+    """
+    return reference.score_tokens(logits, token_ids, num_top)
+
+
+score_tokens.implementation("composed", supports=composed.supports)(composed.score_tokens)
+score_tokens.implementation("cpu", supports=cpu.supports)(cpu.score_tokens)

@@ -1,0 +1,85 @@
+"""Inputs for `score_tokens`: vocabularies, ties, bad rows, none to all alternatives."""
+
+from dataclasses import dataclass
+
+import torch
+
+from kernels.score_tokens.token_scores import TokenScores
+
+TOLERANCE = {
+    # The order of a sum of up to 151 936 exponentials, and the rounding of values up to 30.
+    torch.float32: 1e-5,
+    torch.bfloat16: 1e-5,
+    torch.float16: 1e-5,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """`rows` of `vocab_size` logits."""
+
+    name: str
+    rows: int
+    vocab_size: int
+    num_top: int
+    kind: str = "normal"
+    strided: bool = False
+
+
+CASES = (
+    Case("smollm2", 9, 49152, 5),
+    Case("llama3", 2, 128256, 20),
+    Case("chosen_only", 3, 49152, 0),
+    Case("odd", 33, 997, 3),
+    Case("many", 3, 4001, 200),
+    Case("all_tokens", 4, 37, 50),
+    Case("one_token", 3, 1, 1),
+    Case("ties", 7, 1500, 40, kind="few"),
+    Case("all_equal", 2, 700, 20, kind="equal"),
+    Case("mostly_impossible", 5, 1100, 60, kind="masked"),
+    Case("large_values", 3, 600, 5, kind="large"),
+    Case("bad_rows", 6, 650, 4, kind="bad"),
+    Case("strided", 5, 512, 6, strided=True),
+    Case("no_rows", 0, 64, 3),
+)
+BENCHMARKS = {
+    "cpu": (Case("smollm2 top 5 32", 32, 49152, 5),),
+    "cuda": (Case("llama3_8b top 5 64", 64, 128256, 5),),
+}
+"""Vocabularies of real models by type of device; `kernels.bench` times them."""
+
+
+def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
+    """Keyword arguments of the op."""
+    shape = (case.rows, case.vocab_size)
+    logits = torch.randn(shape) * 4
+    if case.kind == "few":
+        logits = logits.sign() * (logits.abs() > 4)
+    elif case.kind == "equal":
+        logits = torch.randn(case.rows, 1).repeat(1, case.vocab_size)
+    elif case.kind == "masked":
+        logits = logits.masked_fill(torch.rand(shape) < 0.97, -torch.inf)
+        logits[:, 5] = 0.0
+    elif case.kind == "large":
+        logits = logits + 900.0
+    elif case.kind == "bad":
+        logits[1, 3], logits[2, 649], logits[4] = torch.nan, torch.inf, -torch.inf
+    values = logits.to(dtype).to(device)
+    if case.strided:
+        wide = torch.zeros(case.rows, case.vocab_size + 8, dtype=dtype, device=device)
+        wide[:, 8:] = values
+        values = wide[:, 8:]
+    token_ids = torch.randint(case.vocab_size, (case.rows,), device=device)
+    return {"logits": values, "token_ids": token_ids, "num_top": case.num_top}
+
+
+def outputs(result: TokenScores, inputs: dict[str, object]) -> tuple[object, ...]:
+    """Everything the op wrote that means something."""
+    fine = result.is_finite
+    return (
+        fine,
+        result.logprobs[fine],
+        result.ranks[fine],
+        result.top_ids[fine],
+        result.top_logprobs[fine],
+    )

@@ -1,0 +1,116 @@
+// Three passes over a row where it lies: maximum, sum of exponentials, and the rank together with
+// the likeliest tokens, which a short sorted list collects.
+#include <cmath>
+#include <limits>
+
+#include "native.h"
+
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr int64_t kBlock = 512;
+
+template <class T>
+float peak_of(const T* x, int64_t size, bool& is_finite) {
+  float peak = -kInfinity;
+  int32_t fine = 1;
+#pragma omp simd reduction(max : peak) reduction(& : fine)
+  for (int64_t i = 0; i < size; ++i) {
+    float value = native::to_float(x[i]);
+    peak = value > peak ? value : peak;
+    fine &= value < kInfinity ? 1 : 0;  // NaN is not less
+  }
+  is_finite = fine && peak > -kInfinity;
+  return peak;
+}
+
+float exp_sum(const float* x, float peak) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < kBlock; ++i) sum += native::exp_nonpositive(x[i] - peak);
+  return sum;
+}
+
+// Blocks are converted first, so that the order of a sum does not depend on the storage type.
+template <class T>
+float log_sum(const T* x, int64_t size, float peak) {
+  double total = 0;
+  float block[kBlock];
+  for (int64_t start = 0; start < size; start += kBlock) {
+    int64_t length = start + kBlock < size ? kBlock : size - start;
+    for (int64_t i = 0; i < length; ++i) block[i] = native::to_float(x[start + i]);
+    for (int64_t i = length; i < kBlock; ++i) block[i] = -kInfinity;
+    total += exp_sum(block, peak);
+  }
+  return float(std::log(total));
+}
+
+// The likeliest tokens so far, the best first; of equals the one that came first.
+struct Best {
+  int64_t* ids;
+  float* values;
+  int64_t size, found = 0;
+
+  bool is_full() const { return found == size; }
+  float worst() const { return values[size - 1]; }
+
+  void add(int64_t id, float value) {
+    int64_t place = is_full() ? size - 1 : found++;
+    for (; place > 0 && value > values[place - 1]; --place) {
+      values[place] = values[place - 1];
+      ids[place] = ids[place - 1];
+    }
+    values[place] = value;
+    ids[place] = id;
+  }
+};
+
+template <class T>
+void score_row(const T* x, int64_t size, int64_t token_id, int64_t num_top, float& logprob,
+               int64_t& rank, int64_t* top_ids, float* top_logprobs, bool& is_finite) {
+  float peak = peak_of(x, size, is_finite);
+  if (!is_finite) {
+    logprob = 0, rank = 0;
+    for (int64_t i = 0; i < num_top; ++i) top_ids[i] = 0, top_logprobs[i] = 0;
+    return;
+  }
+  float sum = log_sum(x, size, peak), own = native::to_float(x[token_id]);
+  Best best{top_ids, top_logprobs, num_top};
+  int64_t greater = 0;
+  for (int64_t start = 0; start < size; start += kBlock) {
+    int64_t end = start + kBlock < size ? start + kBlock : size;
+    float worst = num_top && best.is_full() ? best.worst() : kInfinity;
+    int32_t above = 0, good = 0;
+#pragma omp simd reduction(+ : above, good)
+    for (int64_t i = start; i < end; ++i) {
+      float value = native::to_float(x[i]);
+      above += value > own ? 1 : 0;
+      good += value > worst ? 1 : 0;
+    }
+    greater += above;
+    if (best.is_full() && !good) continue;
+    for (int64_t i = start; i < end; ++i) {
+      float value = native::to_float(x[i]);
+      if (!best.is_full() || value > best.worst()) best.add(i, value);
+    }
+  }
+  logprob = own - peak - sum;
+  rank = greater + 1;
+  for (int64_t i = 0; i < num_top; ++i) top_logprobs[i] = top_logprobs[i] - peak - sum;
+}
+
+}  // namespace
+
+extern "C" void tandem_score_tokens(int64_t dtype, const void* logits, int64_t stride,
+                                    const void* token_ids, int64_t num_top, void* logprobs,
+                                    void* ranks, void* top_ids, void* top_logprobs,
+                                    void* is_finite, int64_t rows, int64_t size) {
+  native::with_type(dtype, [&](auto* tag) {
+    using T = std::remove_pointer_t<decltype(tag)>;
+#pragma omp parallel for if (native::worth_threads(rows * size))
+    for (int64_t row = 0; row < rows; ++row)
+      score_row((const T*)logits + row * stride, size, ((const int64_t*)token_ids)[row], num_top,
+                ((float*)logprobs)[row], ((int64_t*)ranks)[row], (int64_t*)top_ids + row * num_top,
+                (float*)top_logprobs + row * num_top, ((bool*)is_finite)[row]);
+  });
+}

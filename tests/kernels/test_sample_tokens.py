@@ -1,0 +1,206 @@
+"""The integer arithmetic under the sampler: thresholds at their edges, and who decides nothing."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from kernels import _triton, native, sample_tokens
+from kernels.sample_tokens import (
+    FINE,
+    NO_TOKEN_LEFT,
+    NOT_FINITE,
+    EditLists,
+    SamplingRows,
+    noise,
+    packed_row,
+)
+from kernels.sample_tokens.reference import (
+    kept_weights,
+    needed_mass,
+    scaled_scores,
+    scaled_weights,
+    weight_unit,
+)
+
+CPU = torch.device("cpu")
+RUNS = {"reference": sample_tokens.reference} | {
+    name: one.function for name, one in sample_tokens.implementations().items()
+}
+
+
+@pytest.fixture(params=RUNS)
+def run(request, monkeypatch):
+    if request.param == "triton":
+        monkeypatch.setattr(_triton, "runs_on", lambda *tensors: True)
+    return RUNS[request.param]
+
+
+def knobs(**parameters):
+    rows = SamplingRows.from_host([packed_row(**parameters)], [0], None, CPU)
+    return rows.host_knobs()[0]
+
+
+def logits_of(weights):
+    """Logits whose weights at temperature 1 are near these."""
+    return torch.tensor(weights, dtype=torch.float64).log().float()
+
+
+@pytest.mark.parametrize(
+    ("top_p", "kept"), [(1e-300, 1), (0.49, 1), (0.51, 2), (0.74, 2), (0.76, 3), (1.0, 4)]
+)
+def test_nucleus_is_the_shortest_prefix(run, top_p, kept):
+    logits = logits_of([0.125, 0.5, 0.125, 0.25]).unsqueeze(0)
+    rows = SamplingRows.from_host([packed_row(top_p=top_p)], [0], None, CPU)
+    assert run(logits, rows).num_kept.tolist() == [kept]
+
+
+def test_a_nucleus_that_ends_exactly_at_a_token_ends_there(run):
+    logits = torch.zeros(1, 64)
+    rows = SamplingRows.from_host([packed_row(top_p=0.25)], [0], None, CPU)
+    assert run(logits, rows).num_kept.tolist() == [16]
+    assert kept_weights(logits[0], knobs(top_p=0.25)).nonzero().flatten().tolist() == [*range(16)]
+
+
+def test_needed_mass_rounds_up_and_stays_within():
+    assert needed_mass(0.51, 8) == 5
+    assert needed_mass(1e-300, 1 << 61) == 1
+    for total in (1, 3, (1 << 53) + 1, (1 << 62) - 1):
+        for share in (0.5, 1.0 - 2.0**-53, 1.0):
+            assert total // 2 <= needed_mass(share, total) <= total
+
+
+def test_the_largest_totals_fit():
+    for num_tokens in (1, 2, 3, 255, 256, (1 << 18) - 1):
+        assert weight_unit(num_tokens) * num_tokens < 1 << 62
+    weights = scaled_weights(torch.zeros(5), 5)
+    assert weights.tolist() == [weight_unit(5)] * 5
+
+
+def test_weights_are_precise_and_vanish_far_below_the_peak():
+    scores = torch.linspace(-40, 0, 10_001)
+    weights = scaled_weights(scores, 49_152).double() / weight_unit(49_152)
+    expected = scores.double().exp()
+    assert float((weights - expected).abs().max()) < 3e-7
+    large = expected > 1e-6
+    np.testing.assert_allclose(weights[large], expected[large], rtol=4e-7)
+    far = scaled_scores(torch.tensor([-torch.inf, -3e38, 0.0]), torch.tensor(3e38), 1e5)
+    assert scaled_weights(far, 49_152).tolist() == [0, 0, 0]
+
+
+def test_top_k_of_ties_takes_the_lowest_ids(run):
+    logits = torch.zeros(1, 300)
+    logits[0, [7, 250]] = 1.0
+    seen = set()
+    for position in range(0, 60, 15):
+        packed, positions = [packed_row(top_k=4)] * 15, [*range(position, position + 15)]
+        rows = SamplingRows.from_host(packed, positions, None, CPU)
+        result = run(logits.expand(15, -1).contiguous(), rows)
+        assert result.num_kept.tolist() == [4] * 15
+        seen.update(result.token_ids.tolist())
+    assert seen == {0, 1, 7, 250}
+
+
+def test_a_later_cut_through_the_same_ties_keeps_the_earlier_one(run):
+    logits = torch.zeros(1, 300)
+    for parameters in (
+        {"top_k": 20, "top_p": 0.999},
+        {"top_k": 20, "typical_p": 0.9},
+        {"top_k": 20, "top_p": 0.999, "min_p": 0.5, "typical_p": 0.9},
+    ):
+        rows = SamplingRows.from_host([packed_row(**parameters)], [0], None, CPU)
+        assert run(logits, rows).num_kept.tolist() == [20], parameters
+
+
+def test_every_implementation_draws_the_same_tokens(monkeypatch):
+    monkeypatch.setattr(_triton, "runs_on", lambda *tensors: True)
+    seed = random.randrange(1 << 31)
+    rng = np.random.default_rng(seed)
+    logits = torch.from_numpy(rng.normal(0, 2, (8, 300))).float()
+    packed = [packed_row(seed=seed + i, top_p=(1.0, 0.9)[i % 2]) for i in range(8)]
+    for position in range(3):
+        rows = SamplingRows.from_host(packed, [position] * 8, None, CPU)
+        drawn = {name: function(logits, rows).token_ids.tolist() for name, function in RUNS.items()}
+        assert len({tuple(tokens) for tokens in drawn.values()}) == 1, (seed, drawn)
+
+
+def test_the_smallest_random_numbers_are_refined(run):
+    """A word below 256, one in sixteen million, needs the second one; here the draw hangs on it."""
+    key = {"seed": 5096, "index": 0, "position": 0}
+    token, rival = 1493, 1400
+    word = noise.token_words(2048, **key, more=0, device=CPU)[token]
+    assert word < 256
+    times = noise.exponentials(2048, **key, device=CPU).double()
+    unrefined = (word.double() + 0.5) * 2.0**-32
+    assert abs(times[token] / unrefined - 1) > 1e-4
+    between = (times[token] + unrefined) / 2
+    logits = torch.full((1, 2048), -torch.inf)
+    logits[0, rival] = 0.0
+    logits[0, token] = torch.log(between / times[rival])
+    rows = SamplingRows.from_host([packed_row(seed=5096)], [0], None, CPU)
+    expected = token if times[token] < between else rival
+    assert run(logits, rows).token_ids.tolist() == [expected]
+
+
+def test_rows_are_what_they_are_alone(run):
+    seed = random.randrange(1 << 31)
+    rng = np.random.default_rng(seed)
+    case = next(case for case in sample_tokens.cases.CASES if case.name == "all_kinds")
+    inputs = sample_tokens.cases.make_inputs(case, torch.float32, CPU)
+    logits, rows = inputs["logits"], inputs["rows"]
+    together = run(logits, rows)
+    for _ in range(3):
+        chosen = torch.from_numpy(rng.permutation(len(logits))[: rng.integers(1, len(logits))])
+        some = run(logits[chosen], SamplingRows(table=rows.table[chosen].contiguous()))
+        assert torch.equal(some.token_ids, together.token_ids[chosen]), seed
+        assert torch.equal(some.num_kept, together.num_kept[chosen]), seed
+
+
+def test_errors_are_told_apart(run):
+    logits = torch.randn(5, 40)
+    logits[1, 39], logits[2, 0], logits[3] = torch.nan, torch.inf, -torch.inf
+    edits = EditLists()
+    edits.forbid(4, np.arange(40))
+    edits.forbid(1, np.array([39]))  # hides the NaN, which must be reported all the same
+    rows = SamplingRows.from_host([packed_row()] * 5, [0] * 5, edits, CPU)
+    result = run(logits, rows)
+    assert result.errors.tolist() == [FINE, NOT_FINITE, NOT_FINITE, NOT_FINITE, NO_TOKEN_LEFT]
+    assert result.token_ids.tolist()[1:] == [0] * 4
+    assert result.num_kept.tolist() == [40, 0, 0, 0, 0]
+
+
+def test_edits_come_in_any_order_of_rows(run):
+    logits = torch.zeros(3, 8)
+    edits = EditLists()
+    edits.add(2, np.array([5]), np.array([3.0]))
+    edits.add(0, np.array([6]), np.array([4.0]))
+    edits.forbid(1, np.array([0, 1]))
+    edits.forbid(0, np.array([7]))
+    edits.forbid(1, np.array([2]))
+    rows = SamplingRows.from_host([packed_row(temperature=0)] * 3, [0] * 3, edits, CPU)
+    assert run(logits, rows).token_ids.tolist() == [6, 3, 5]
+
+
+@pytest.mark.slow
+def test_a_portable_build_decides_alike(tmp_path, monkeypatch):
+    """Other vector units, compiled without the ones that this machine has beyond AVX2."""
+    portable = [flag for flag in native.FLAGS if not flag.startswith("-march")]
+    monkeypatch.setattr(native, "FLAGS", (*portable, "-march=x86-64-v3"))
+    monkeypatch.setattr(native, "CACHE", tmp_path)
+    monkeypatch.setattr(native, "_sources", lambda: [native.KERNELS / "sample_tokens/cpu.cpp"])
+    native.library.cache_clear()
+    built = native.library()
+    monkeypatch.undo()
+    native.library.cache_clear()
+    assert built is not None
+    monkeypatch.setattr(native, "library", lambda: built)
+    from kernels.sample_tokens import cpu
+
+    function = native.function("tandem_sample_tokens", "ipi" + "p" * 11 + "ii")
+    monkeypatch.setattr(cpu, "_function", lambda: function)
+    for case in sample_tokens.cases.CASES[3:]:
+        inputs = sample_tokens.cases.make_inputs(case, torch.bfloat16, CPU)
+        expected, got = sample_tokens.reference(**inputs), cpu.sample_tokens(**inputs)
+        for field in ("token_ids", "errors", "num_kept"):
+            assert torch.equal(getattr(got, field), getattr(expected, field)), (case.name, field)
