@@ -48,6 +48,17 @@ inline Words load_words(const void* p) {
   return w;
 }
 
+template <class T>
+inline void store(T* p, Vec v) {
+  for (int i = 0; i < 16; ++i) p[i] = from_float<T>(v[i]);
+}
+#if defined(__AVX512BF16__)
+template <>
+inline void store<BFloat16>(BFloat16* p, Vec v) {
+  _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh((__m512)v));
+}
+#endif
+
 // a * b + c, rounded once wherever the processor can. Spelled out, because a compiler may fuse one
 // instance of the same source and not another, which then differ in the last bit.
 inline Vec multiply_add(Vec a, Vec b, Vec c) {

@@ -84,10 +84,7 @@ template <class T>
 void write(T* out, Vec sums, const float* bias, int64_t columns) {
   if (bias)
     for (int64_t c = 0; c < columns; ++c) sums[c] += bias[c];
-  if (columns == 16) {
-    for (int64_t c = 0; c < 16; ++c) out[c] = native::from_float<T>(sums[c]);
-    return;
-  }
+  if (columns == 16) return native::store(out, sums);
   for (int64_t c = 0; c < columns; ++c) out[c] = native::from_float<T>(sums[c]);
 }
 
@@ -98,6 +95,14 @@ void finish(const Problem& p, int64_t row, int64_t strip, Vec sums) {
   const float* bias = p.bias ? p.bias + at : nullptr;
   if (p.fp32_out) return write((float*)p.out + row * p.outputs + at, sums, bias, columns);
   write((X*)p.out + row * p.outputs + at, sums, bias, columns);
+}
+
+// Results go to memory that nobody has read lately: it is on its way while they are computed.
+template <class X, int strips>
+void fetch_output(const Problem& p, int64_t row, int64_t strip) {
+  int64_t size = p.fp32_out ? sizeof(float) : sizeof(X);
+  const char* out = (const char*)p.out + (row * p.outputs + strip * 16) * size;
+  for (int64_t at = 0; at < strips * 16 * size; at += 64) __builtin_prefetch(out + at, 1);
 }
 
 template <class Step>
@@ -132,13 +137,16 @@ class Multiplication {
     int64_t piece = steps_;
     if (last - first > kRows)
       piece = std::max<int64_t>(64, kPieceBytes / (V * kStep * int64_t(sizeof(X))));
-    waiting_.resize((last - first) * V);
+    // Without pieces a tile's sums never wait: all tiles use the same few, which stay in the cache.
+    bool waits = piece < steps_;
+    waiting_.resize((waits ? last - first : kRows) * V);
     // Tiles of about equal height: a low one reads as many weights as a full one.
     int64_t rows = last - first, tiles = (rows + kRows - 1) / kRows;
     for (int64_t k = 0; k < steps_; k += piece)
       for (int64_t t = 0; t < tiles; ++t) {
         int64_t place = t * rows / tiles, next = (t + 1) * rows / tiles;
-        Piece at{first + place, place, strip, k, std::min(steps_, k + piece), t + 1 == tiles};
+        Piece at{first + place, waits ? place : 0, strip, k, std::min(steps_, k + piece),
+                 t + 1 == tiles};
         with_rows<kRows, V>(next - place, at);
       }
   }
@@ -156,6 +164,8 @@ class Multiplication {
     const X* x = (const X*)p_.x + at.row * p_.x_stride + at.step * Step::kInputs;
     const X* w = (const X*)p_.weight + at.strip * 16 * p_.inputs + at.step * kStep;
     if (at.step == 0) std::fill_n(sums, R * V, Vec{});
+    if (at.end == steps_)
+      for (int r = 0; r < R; ++r) fetch_output<X, V>(p_, at.row + r, at.strip);
     int64_t steps = at.end - at.step;
     at.is_last ? walk<R, V, true>(x, w, steps, sums) : walk<R, V, false>(x, w, steps, sums);
     if (at.end < steps_) return;
