@@ -133,6 +133,37 @@ def test_a_step_starts_from_tokens_that_the_last_one_drew(pair, runner):
         assert found[i] == greedy_continuation(pair[1], prompt, 1 if i == 4 else 6)
 
 
+READS = ("tolist", "item", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__")
+"""Of a tensor: on a GPU each of them waits for all that was launched."""
+
+
+def test_launching_a_decode_step_reads_no_tensor(runner, monkeypatch):
+    prompts = {i: random_prompt(5) for i in range(4)}
+    sampling = [
+        {},
+        {"temperature": 0.8, "top_p": 0.9, "logit_bias": {3: 1.0}},
+        {"temperature": 1.2, "top_k": 5, "min_tokens": 9},
+        {"temperature": 1.0, "logprobs": 2},
+    ]
+    first = runner.launch(
+        ScheduleDecision(
+            new=[new(i, p, **sampling[i]) for i, p in prompts.items()],
+            scheduled=[part(i, p, 0, [3 * i, 3 * i + 1]) for i, p in prompts.items()],
+        )
+    )
+    decodes = [part(i, [PENDING_TOKEN_ID], 5, [3 * i, 3 * i + 1], num_output=1) for i in prompts]
+
+    def refuse(*_):
+        raise AssertionError("the host waits for the device")
+
+    with monkeypatch.context() as patched:
+        for name in READS:
+            patched.setattr(torch.Tensor, name, refuse)
+        second = runner.launch(ScheduleDecision(scheduled=decodes))
+    for step in (first, second):
+        assert all(one.token_ids for one in step.collect().outputs)
+
+
 def test_a_step_launched_behind_one_that_failed_runs(pair, broken):
     model, runner = broken
     prompt = random_prompt(9)
