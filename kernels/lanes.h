@@ -56,18 +56,25 @@ inline Lanes load_lanes(const Float16* from) {
 #endif
 }
 
+// Compilers take a dozen instructions for the conversions of bytes that are one.
+inline IntLanes widen(const int8_t* from) {
+#if defined(__AVX512F__)
+  return (IntLanes)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from));
+#elif defined(__AVX2__)
+  return (IntLanes)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from));
+#else
+  IntLanes x;
+  for (int i = 0; i < kLanes; ++i) x[i] = from[i];
+  return x;
+#endif
+}
+
 inline Lanes load_lanes(const int8_t* from) {
-  typedef int8_t Bytes __attribute__((vector_size(kLanes)));
-  Bytes bytes;
-  std::memcpy(&bytes, from, sizeof bytes);
-  return __builtin_convertvector(__builtin_convertvector(bytes, IntLanes), Lanes);
+  return __builtin_convertvector(widen(from), Lanes);
 }
 
 inline Lanes load_lanes(const Float8* from) {
-  typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
-  Bytes bytes;
-  std::memcpy(&bytes, from, sizeof bytes);
-  IntLanes bits = __builtin_convertvector(bytes, IntLanes), magnitude = bits & 0x7f;
+  IntLanes bits = widen((const int8_t*)from), magnitude = bits & 0x7f;
   // Exponent and mantissa in their places, the exponent's bias not yet: 127 instead of 7.
   Lanes number = (Lanes)((bits & 0x80) << 24 | magnitude << 20) * 0x1p120f;
   return magnitude == 0x7f ? fill(NAN) : number;
@@ -80,6 +87,29 @@ inline Lanes load_some(const T* from, int64_t count) {
   T whole[kLanes] = {};
   std::memcpy(whole, from, count * sizeof(T));
   return load_lanes(whole);
+}
+
+// Numbers that the storage type holds exactly: nothing is rounded.
+inline void store_exact(float* to, Lanes x) { store(to, x); }
+
+inline void store_exact(BFloat16* to, Lanes x) {
+  typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
+#if defined(__AVX512F__)
+  Halves bits = (Halves)_mm512_cvtepi32_epi16((__m512i)((IntLanes)x >> 16));
+#else
+  Halves bits = __builtin_convertvector((IntLanes)x >> 16, Halves);
+#endif
+  std::memcpy(to, &bits, sizeof bits);
+}
+
+inline void store_exact(Float16* to, Lanes x) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256((__m256i*)to, _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+  _mm_storeu_si128((__m128i*)to, _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int i = 0; i < kLanes; ++i) to[i] = Float16(x[i]);
+#endif
 }
 
 inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) {

@@ -311,14 +311,18 @@ class Worker {
 
   // A row of a packed cache, still without its scale: T holds such numbers exactly.
   const T* unpack(const char* row, T* to) const {
-    for (int64_t d = 0; d < a.dim; d += kLanes) {
-      int64_t count = std::min<int64_t>(kLanes, a.dim - d);
-      Lanes x = a.cache_format == kInt8
-                    ? native::load_some((const int8_t*)row + d, count)
-                    : native::load_some((const native::Float8*)row + d, count);
-      for (int64_t i = 0; i < count; ++i) to[d + i] = native::from_float<T>(x[i]);
-    }
+    if (a.cache_format == kInt8) unpack((const int8_t*)row, to);
+    else unpack((const native::Float8*)row, to);
     return to;
+  }
+  template <class Byte>
+  void unpack(const Byte* row, T* to) const {
+    int64_t d = 0;
+    for (; d + kLanes <= a.dim; d += kLanes) native::store_exact(to + d, load_lanes(row + d));
+    if (d == a.dim) return;
+    T rest[kLanes];
+    native::store_exact(rest, native::load_some(row + d, a.dim - d));
+    std::copy_n(rest, a.dim - d, to + d);
   }
 
   // At most kRows rows. `direct` reads the cache instead of packed keys and values.
