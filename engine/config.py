@@ -8,12 +8,13 @@ import hashlib
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from engine.errors import InsufficientMemory, InvalidParameter
+from engine.errors import InsufficientMemory, InvalidParameter, ModelLoadError
 
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 Policy = Literal["fcfs", "priority"]
 AsyncScheduling = Literal["auto", "on", "off"]
+Quantization = Literal["auto", "none", "int8", "gguf"]
 ImageQuantization = Literal["none", "bnb-nf4", "bnb-int8"]
 
 GIB = 1 << 30
@@ -30,6 +31,13 @@ class EngineConfig:
 
     device: Device = knob("auto", "Where the model runs: auto takes an NVIDIA GPU if there is one.")
     dtype: DType = knob("auto", "Weights and activations; auto is bfloat16.")
+    quantization: Quantization = knob(
+        "auto",
+        "Linear layers in few bits: gguf multiplies with a GGUF file's weights as they are packed "
+        "(none unpacks them), int8 rounds any weights to 8 bits at load; on a CPU both round "
+        "activations to 8 bits, 32 to a scale. auto is gguf for such a file on a CPU unless dtype "
+        "is float32.",
+    )
     max_model_len: int | None = knob(
         None,
         "Longest prompt plus output, in tokens; by default what the model was trained for.",
@@ -127,6 +135,8 @@ class ModelFacts:
     kv_bytes_per_token: int
     """Keys and values of all layers, in the cache's dtype."""
     weight_bytes: int
+    quantization: Literal["none", "int8", "gguf"] = "none"
+    """How its linear layers will be kept; see `choose_quantization`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +155,7 @@ class ResolvedConfig:
 
     device: Literal["cpu", "cuda"]
     dtype: Literal["bfloat16", "float16", "float32"]
+    quantization: Literal["none", "int8", "gguf"]
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
@@ -206,6 +217,7 @@ def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> R
     return ResolvedConfig(
         device=machine.device,
         dtype="bfloat16" if intent.dtype == "auto" else intent.dtype,
+        quantization=model.quantization,
         max_model_len=max_model_len,
         max_num_seqs=intent.max_num_seqs,
         max_num_batched_tokens=intent.max_num_batched_tokens,
@@ -221,6 +233,37 @@ def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> R
         cuda_graphs=intent.cuda_graphs and machine.device == "cuda",
         deterministic=intent.deterministic,
         debug_invariants=intent.debug_invariants,
+    )
+
+
+def choose_quantization(
+    intent: EngineConfig, device: Literal["cpu", "cuda"], *, is_packed: bool, has_native: bool
+) -> Literal["none", "int8", "gguf"]:
+    """How linear layers will be kept.
+
+    Args:
+        is_packed: whether the checkpoint has packed weights that the kernels can multiply with.
+        has_native: whether the C++ operations are available.
+
+    Raises:
+        ModelLoadError: what was asked for is not possible here.
+    """
+    wanted = intent.quantization
+    if wanted == "auto":
+        pays = is_packed and has_native and device == "cpu" and intent.dtype != "float32"
+        return "gguf" if pays else "none"
+    if wanted == "gguf" and not is_packed:
+        raise _impossible(wanted, "the model has no weights packed as in GGUF files")
+    if wanted == "int8" and device != "cpu":
+        raise _impossible(wanted, "it is for CPUs only")
+    if wanted != "none" and device == "cpu" and not has_native:
+        raise _impossible(wanted, "it needs the C++ operations, which cannot be built here")
+    return wanted
+
+
+def _impossible(wanted: str, reason: str) -> ModelLoadError:
+    return ModelLoadError(
+        f"quantization {wanted} was asked for: {reason}; use auto or none", param="quantization"
     )
 
 

@@ -1,14 +1,22 @@
 """From a model reference to an engine that can step: fetch, size, load, warm up."""
 
+import math
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, replace
-from typing import Protocol
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Literal, Protocol
 
 import structlog
 import torch
 
-from engine.config import EngineConfig, ModelFacts, ResolvedConfig, resolve
+from engine.config import (
+    EngineConfig,
+    MachineFacts,
+    ModelFacts,
+    ResolvedConfig,
+    choose_quantization,
+    resolve,
+)
 from engine.errors import ModelLoadError
 from engine.llm.cuda_graph import CudaRecorder
 from engine.llm.engine import LLMEngine
@@ -16,12 +24,19 @@ from engine.llm.executor import LocalExecutor
 from engine.llm.model_runner import ModelRunner
 from engine.llm.scheduler import Scheduler
 from engine.models.config import ModelConfig
+from engine.models.layers.panels_method import PanelsMethod
+from engine.models.quantization import Shapes, gguf_methods, int8_methods, num_bytes
 from engine.models.registry import create_model
 from engine.runtime.device import machine_facts, torch_dtype
 from engine.runtime.huge_pages import use_huge_pages
 from engine.runtime.threads import limit_threads
 from engine.types import ModelInfo, Phase
-from engine.weights.loader import iter_weights, load_model_config, weight_bytes
+from engine.weights.loader import (
+    iter_weights,
+    load_model_config,
+    packed_weights,
+    weight_shapes,
+)
 from engine.weights.source import Checkpoint
 from kernels import native, paged_attention
 
@@ -54,10 +69,13 @@ def load_engine(
     """
     started_s = time.monotonic()
     model_config = load_model_config(checkpoint)
-    num_weights = weight_bytes(checkpoint) // torch.bfloat16.itemsize
-    config = reserve_memory(num_weights, model_config, intent, host)
+    machine = machine_facts(intent.device)
+    if machine.device == "cpu":
+        build_operations(host)
+    plan = plan_weights(checkpoint, model_config, intent, machine.device)
+    config = reserve_memory(plan, model_config, intent, machine, host)
     limit_threads(config.num_threads)
-    runner = load_runner(checkpoint, num_weights, model_config, config, host)
+    runner = load_runner(checkpoint, plan, model_config, config, host)
     host.report(Phase.WARMING_UP)
     runner.warm_up()
     scheduler = Scheduler(
@@ -72,18 +90,66 @@ def load_engine(
     return engine, model_info(model_id, checkpoint, model_config, config)
 
 
+def build_operations(host: Host) -> None:
+    """Have the C++ operations ready, which takes a while once per machine."""
+    if not native.is_built():
+        host.report(Phase.LOADING, 0.0, "compiling the CPU operations, once on this machine")
+    native.library()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightPlan:
+    """How a checkpoint's weights will be kept."""
+
+    shapes: Shapes
+    quantization: Literal["none", "int8", "gguf"]
+    methods: Mapping[str, PanelsMethod]
+    """Of quantised layers, by name."""
+
+
+def plan_weights(
+    checkpoint: Checkpoint,
+    model_config: ModelConfig,
+    intent: EngineConfig,
+    device: Literal["cpu", "cuda"],
+) -> WeightPlan:
+    """Decide how weights are kept, from headers alone.
+
+    Raises:
+        ModelLoadError: the quantization that was asked for is not possible.
+    """
+    packed = packed_weights(checkpoint, model_config)
+    shapes = weight_shapes(checkpoint)
+    quantization = choose_quantization(
+        intent,
+        device,
+        is_packed=bool(packed),
+        has_native=device == "cpu" and native.library() is not None,
+    )
+    methods: Mapping[str, PanelsMethod] = {}
+    if quantization == "gguf":
+        methods = gguf_methods(packed)
+    elif quantization == "int8":
+        methods = int8_methods(shapes, tied=model_config.tie_word_embeddings)
+    return WeightPlan(shapes=shapes, quantization=quantization, methods=methods)
+
+
 def reserve_memory(
-    num_weights: int, model_config: ModelConfig, intent: EngineConfig, host: Host
+    plan: WeightPlan,
+    model_config: ModelConfig,
+    intent: EngineConfig,
+    machine: MachineFacts,
+    host: Host,
 ) -> ResolvedConfig:
     """Ask for the weights' memory, size the KV pool by what is left, ask for that too."""
-    machine = machine_facts(intent.device)
     dtype_bytes = 4 if intent.dtype == "float32" else 2
-    weights = num_weights * dtype_bytes
+    weights = num_bytes(plan.shapes, plan.methods, dtype_bytes)
     free = host.reserve(machine.device, "weights", weights, machine.free_memory_bytes)
     model = ModelFacts(
         max_position_embeddings=model_config.max_position_embeddings,
         kv_bytes_per_token=model_config.kv_bytes_per_token(dtype_bytes),
         weight_bytes=weights,
+        quantization=plan.quantization,
     )
     config = resolve(intent, model, replace(machine, free_memory_bytes=free + weights))
     pool = config.num_kv_blocks * config.block_size * model.kv_bytes_per_token
@@ -93,27 +159,25 @@ def reserve_memory(
 
 def load_runner(
     checkpoint: Checkpoint,
-    num_weights: int,
+    plan: WeightPlan,
     model_config: ModelConfig,
     config: ResolvedConfig,
     host: Host,
 ) -> ModelRunner:
     """Build the model and fill its weights, reporting how far it is."""
     device = torch.device(config.device)
-    if config.device == "cpu":
-        if not native.is_built():
-            host.report(Phase.LOADING, 0.0, "compiling the CPU operations, once on this machine")
-        native.library()
-    elif config.deterministic:
+    if config.device == "cuda" and config.deterministic:
         check_determinism()
     model = create_model(
         model_config,
         dtype=torch_dtype(config.dtype),
         device=device,
         deterministic=config.deterministic,
+        linear_method=plan.methods.get,
     )
-    weights = iter_weights(checkpoint, model_config)
-    unexpected = model.load_weights(counted(weights, num_weights, host))
+    packed = plan.methods if plan.quantization == "gguf" else ()
+    weights = iter_weights(checkpoint, model_config, packed)
+    unexpected = model.load_weights(counted(weights, plan.shapes, host))
     if unexpected:
         log.warning("the checkpoint has tensors that the model does not use", names=unexpected)
     if config.device == "cpu":
@@ -135,13 +199,14 @@ def check_determinism() -> None:
 
 
 def counted(
-    weights: Iterator[tuple[str, torch.Tensor]], total: int, host: Host
+    weights: Iterator[tuple[str, torch.Tensor]], shapes: Shapes, host: Host
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Pass the weights on and report the share of elements that went by."""
+    """Pass the weights on and report the share of numbers that went by."""
+    total = sum(map(math.prod, shapes.values()))
     seen, reported_s = 0, 0.0
     for name, tensor in weights:
         yield name, tensor
-        seen += tensor.numel()
+        seen += math.prod(shapes.get(name, (0,)))
         if time.monotonic() - reported_s > REPORT_EVERY_S:
             reported_s = time.monotonic()
             host.report(Phase.LOADING, min(1.0, seen / max(1, total)))

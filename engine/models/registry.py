@@ -27,7 +27,7 @@ def create_model(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
     parallel: TensorParallel = SINGLE,
-    linear_method: Callable[[str], LinearMethod] | None = None,
+    linear_method: Callable[[str], LinearMethod | None] | None = None,
     deterministic: bool = False,
 ) -> CausalLM:
     """Build a model without weights.
@@ -37,8 +37,7 @@ def create_model(
         dtype: of weights and activations.
         device: where they live.
         parallel: which share of the heads and the MLP this process has.
-        linear_method: checkpoint name of a linear layer → how its weights are kept; plain ones
-            by default.
+        linear_method: checkpoint name of a linear layer → how its weights are kept; None: plain.
         deterministic: a row's result has the same bits whatever shares the step. Weights on a CPU
             have that anyway, as long as the native operations are there.
 

@@ -1,12 +1,14 @@
-"""Tensors of a GGUF file under Hugging Face names, dequantised.
+"""Tensors of a GGUF file under Hugging Face names, dequantised or as they are.
 
 Every type that the `gguf` library can dequantise is read; blocks become fp32, and F32, F16 and BF16
-tensors keep the type they are stored in. Called by `loader.py`.
+tensors keep the type they are stored in. Weights of types that the kernels multiply with may be had
+packed. Called by `loader.py`.
 """
 
+import functools
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from gguf.quants import dequantize
 from engine.errors import ModelLoadError
 from engine.models.config import ModelConfig
 from engine.weights.gguf_tensors import GGUFTensor, read_tensors
+from kernels import GGUFType
 
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _IN_LAYER = {
@@ -38,6 +41,7 @@ _PLAIN = {
     GGMLQuantizationType.F16: torch.float16,
     GGMLQuantizationType.BF16: torch.bfloat16,
 }
+_EMBEDDING, _HEAD = _TOP["token_embd"], _TOP["output"]
 _ROPE_FACTORS = "rope_freqs.weight"
 """Not a weight: `config_gguf.py` reads it."""
 
@@ -80,13 +84,41 @@ def named_tensors(path: Path) -> dict[str, GGUFTensor]:
     return named
 
 
-def iter_gguf_weights(path: Path, config: ModelConfig) -> Iterator[tuple[str, torch.Tensor]]:
+def packed_types(path: Path, config: ModelConfig) -> dict[str, GGUFType]:
+    """Linear layers whose weights the kernels can use as they are: name → type.
+
+    `lm_head` is among them if the model ties it to an embedding of such a type.
+    """
+    known = {int(one) for one in GGUFType}
+    types = {
+        name.removesuffix(".weight"): GGUFType(int(tensor.type))
+        for name, tensor in named_tensors(path).items()
+        if name.endswith(".weight") and len(tensor.shape) == 2 and int(tensor.type) in known
+    }
+    embedding = types.pop(_EMBEDDING, None)
+    if embedding is not None and config.tie_word_embeddings:
+        types[_HEAD] = embedding
+    return types
+
+
+def iter_gguf_weights(
+    path: Path, config: ModelConfig, packed: Container[str] = ()
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (Hugging Face name, tensor), converting a little ahead of the consumer.
+
+    Weights of the layers in `packed` come as [rows, bytes of a row] uint8; if it has the output
+    layer of a model that ties it to the embedding, that follows the embedding.
 
     Memory beyond the tensor in hand: at most `_MAX_AHEAD_BYTES` of converted tensors, or one
     tensor if that is larger, and one chunk per thread.
     """
-    waiting = deque(named_tensors(path).items())
+    named = named_tensors(path)
+    wanted = [
+        (name, tensor, name.removesuffix(".weight") in packed) for name, tensor in named.items()
+    ]
+    if config.tie_word_embeddings and _HEAD in packed:
+        wanted.append((f"{_HEAD}.weight", named[f"{_EMBEDDING}.weight"], True))
+    waiting = deque(wanted)
     data = np.memmap(path, mode="r", dtype=np.uint8)
     ready: deque[tuple[str, int, Future[torch.Tensor]]] = deque()
     ahead_bytes = 0
@@ -97,11 +129,17 @@ def iter_gguf_weights(path: Path, config: ModelConfig) -> Iterator[tuple[str, to
             while waiting and (
                 not ready or ahead_bytes + _fp32_bytes(waiting[0][1]) <= _MAX_AHEAD_BYTES
             ):
-                name, tensor = waiting.popleft()
+                name, tensor, is_packed = waiting.popleft()
                 ahead_bytes += _fp32_bytes(tensor)
-                heads = _rotary_heads(name, config)
-                future = pool.submit(load_tensor, data, tensor, path.name, rotary_heads=heads)
-                ready.append((name, _fp32_bytes(tensor), future))
+                load = functools.partial(
+                    load_tensor,
+                    data,
+                    tensor,
+                    path.name,
+                    rotary_heads=_rotary_heads(name, config),
+                    packed=is_packed,
+                )
+                ready.append((name, _fp32_bytes(tensor), pool.submit(load)))
             name, num_bytes, future = ready.popleft()
             yield name, future.result()
             ahead_bytes -= num_bytes
@@ -110,20 +148,28 @@ def iter_gguf_weights(path: Path, config: ModelConfig) -> Iterator[tuple[str, to
 
 
 def load_tensor(
-    data: np.ndarray, tensor: GGUFTensor, file_name: str, *, rotary_heads: int | None = None
+    data: np.ndarray,
+    tensor: GGUFTensor,
+    file_name: str,
+    *,
+    rotary_heads: int | None = None,
+    packed: bool = False,
 ) -> torch.Tensor:
     """One tensor, read and dequantised.
 
     Args:
         data: the whole file, [bytes] uint8.
         rotary_heads: with a number of heads, put its rows into Hugging Face's rotary order.
+        packed: leave its blocks as they are: [rows, bytes of a row] uint8.
 
     Raises:
         ModelLoadError: a type that the `gguf` library cannot dequantise (named).
     """
     flat = data[tensor.offset : tensor.offset + tensor.num_bytes]
     dtype = _PLAIN.get(tensor.type)
-    if dtype is not None:
+    if packed:
+        loaded = torch.from_numpy(np.array(flat)).view(tensor.shape[0], -1)
+    elif dtype is not None:
         loaded = torch.from_numpy(np.array(flat)).view(dtype).reshape(tensor.shape)
     else:
         loaded = _dequantise(flat, tensor, file_name)

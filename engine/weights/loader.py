@@ -5,16 +5,17 @@ needs no other reader.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 import torch
 
 from engine.models.config import ModelConfig
 from engine.weights.config_gguf import read_gguf_config
 from engine.weights.config_json import read_config_json
-from engine.weights.gguf import iter_gguf_weights, named_tensors
+from engine.weights.gguf import iter_gguf_weights, named_tensors, packed_types
 from engine.weights.safetensors import folder_shapes, is_redundant, iter_folder_weights
 from engine.weights.source import Checkpoint
+from kernels import GGUFType
 
 
 def load_model_config(checkpoint: Checkpoint) -> ModelConfig:
@@ -30,12 +31,22 @@ def load_model_config(checkpoint: Checkpoint) -> ModelConfig:
     return read_config_json(checkpoint.path)
 
 
-def iter_weights(checkpoint: Checkpoint, config: ModelConfig) -> Iterator[tuple[str, torch.Tensor]]:
+def packed_weights(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, GGUFType]:
+    """Linear layers whose weights `iter_weights` can give packed: name → type. None in folders."""
+    return packed_types(checkpoint.path, config) if checkpoint.kind == "gguf" else {}
+
+
+def iter_weights(
+    checkpoint: Checkpoint, config: ModelConfig, packed: Container[str] = ()
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield every weight once as (Hugging Face name, tensor on the CPU).
 
     Safetensors come as views of the mapped file in the dtype they have; copy them, do not write to
     them. GGUF blocks come as fp32, F32/F16/BF16 as they are, with the rows of Llama's q and k
     projections in Hugging Face's rotary order. A tied output layer is left out.
+
+    Layers in `packed`, names of `packed_weights`, come as the file has them: rows of bytes, also
+    in Hugging Face's rotary order. So does a tied output layer, beside the embedding.
 
     Raises:
         CorruptFile: a file is damaged.
@@ -43,14 +54,19 @@ def iter_weights(checkpoint: Checkpoint, config: ModelConfig) -> Iterator[tuple[
         ModelLoadError: a tensor or a tensor type that is unknown here (named).
     """
     if checkpoint.kind == "gguf":
-        return iter_gguf_weights(checkpoint.path, config)
+        return iter_gguf_weights(checkpoint.path, config, packed)
     return iter_folder_weights(checkpoint.path, config)
+
+
+def weight_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """Shape of every weight by Hugging Face name, from the headers alone."""
+    if checkpoint.kind == "gguf":
+        return {name: tensor.shape for name, tensor in named_tensors(checkpoint.path).items()}
+    config = load_model_config(checkpoint)
+    shapes = folder_shapes(checkpoint.path)
+    return {name: s for name, s in shapes.items() if not is_redundant(name, config)}
 
 
 def weight_bytes(checkpoint: Checkpoint) -> int:
     """Size of all weights in bf16, from the headers alone."""
-    if checkpoint.kind == "gguf":
-        return sum(2 * tensor.num_elements for tensor in named_tensors(checkpoint.path).values())
-    config = load_model_config(checkpoint)
-    shapes = folder_shapes(checkpoint.path)
-    return sum(2 * math.prod(s) for name, s in shapes.items() if not is_redundant(name, config))
+    return sum(2 * math.prod(shape) for shape in weight_shapes(checkpoint).values())

@@ -38,6 +38,11 @@ class PanelFormat:
         scales = BLOCK // self.group * LANES * self.scale_dtype.itemsize
         return scales * (2 if self.has_min else 1) + BLOCK * LANES * self.bits // 8
 
+    @property
+    def bits_per_weight(self) -> float:
+        """With scales and minima."""
+        return 8 * self.record_bytes / (BLOCK * LANES)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Codes:

@@ -2,7 +2,14 @@
 
 import pytest
 
-from engine.config import EngineConfig, MachineFacts, ModelFacts, resolve
+from engine.config import (
+    EngineConfig,
+    MachineFacts,
+    ModelFacts,
+    choose_quantization,
+    resolve,
+)
+from engine.errors import ModelLoadError
 
 MODEL = ModelFacts(max_position_embeddings=64, kv_bytes_per_token=8, weight_bytes=1000)
 
@@ -29,3 +36,40 @@ def test_graphs_need_a_gpu(asked):
         machine = MachineFacts(device=device, num_cores=2, free_memory_bytes=1 << 30)
         resolved = resolve(EngineConfig(cuda_graphs=asked), MODEL, machine)
         assert resolved.cuda_graphs == (asked and device == "cuda")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "dtype", "device", "is_packed", "has_native", "chosen"),
+    [
+        ("auto", "auto", "cpu", True, True, "gguf"),
+        ("auto", "float16", "cpu", True, True, "gguf"),
+        ("auto", "float32", "cpu", True, True, "none"),
+        ("auto", "auto", "cpu", True, False, "none"),
+        ("auto", "auto", "cpu", False, True, "none"),
+        ("auto", "auto", "cuda", True, False, "none"),
+        ("gguf", "float32", "cpu", True, True, "gguf"),
+        ("gguf", "auto", "cuda", True, False, "gguf"),
+        ("int8", "auto", "cpu", False, True, "int8"),
+        ("none", "auto", "cpu", True, True, "none"),
+    ],
+)
+def test_how_linear_layers_are_kept(wanted, dtype, device, is_packed, has_native, chosen):
+    intent = EngineConfig(quantization=wanted, dtype=dtype)
+    found = choose_quantization(intent, device, is_packed=is_packed, has_native=has_native)
+    assert found == chosen
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "is_packed", "has_native", "reason"),
+    [
+        ("gguf", "cpu", False, True, "no weights packed"),
+        ("gguf", "cpu", True, False, "C[+][+] operations"),
+        ("int8", "cpu", True, False, "C[+][+] operations"),
+        ("int8", "cuda", True, True, "CPUs only"),
+    ],
+)
+def test_what_cannot_be_kept_as_asked_is_an_error(wanted, device, is_packed, has_native, reason):
+    with pytest.raises(ModelLoadError, match=f"quantization {wanted}.*{reason}"):
+        choose_quantization(
+            EngineConfig(quantization=wanted), device, is_packed=is_packed, has_native=has_native
+        )

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.models.layers.linear_method import LinearPart, UnquantizedMethod
+from engine.models.layers.linear_method import LinearMethod, LinearPart
 from engine.models.layers.weight_slots import WeightOptions, WeightOwner, WeightSlot
 
 
@@ -35,15 +35,16 @@ class LmHead(nn.Module, WeightOwner):
     """The output layer. A tied one uses the embedding's matrix.
 
     On a CPU that packs weights, a tied head keeps its own packed copy beside the embedding: a
-    lookup needs plain rows, and plain rows multiply at two thirds of the speed.
+    lookup needs plain rows, and plain rows multiply at two thirds of the speed. A method whose
+    weights come packed asks the checkpoint for them a second time.
     """
 
     def __init__(self, embedding: TokenEmbedding, *, tied: bool) -> None:
         super().__init__()
         self.shape = embedding.shape
         # In a tuple so that the embedding does not become a submodule twice.
-        self._tied = (embedding,) if tied else ()
-        self._method: UnquantizedMethod
+        self._tied: tuple[TokenEmbedding, ...] = (embedding,) if tied else ()
+        self._method: LinearMethod
         self._part: LinearPart
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -54,7 +55,6 @@ class LmHead(nn.Module, WeightOwner):
 
     def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
         vocab_size, hidden_size = self.shape
-        self._method = options.plain_method()
         self._part = LinearPart(
             in_features=hidden_size,
             out_features=(vocab_size,),
@@ -62,13 +62,18 @@ class LmHead(nn.Module, WeightOwner):
             dtype=options.dtype,
             device=options.device,
         )
-        if self._tied:
+        self._method = options.method_for(path)
+        if self._arranges_embedding():
             return {}
         load = lambda tensor: self._part.take(0, "weight", tensor)  # noqa: E731
-        return {f"{path}.weight": WeightSlot(self.shape, load)}
+        shape = self._method.create_weights(hidden_size, vocab_size, False)["weight"]
+        return {f"{path}.weight": WeightSlot(shape, load)}
+
+    def _arranges_embedding(self) -> bool:
+        return bool(self._tied) and self._method.takes_plain_weights
 
     def process_weights_after_loading(self) -> None:
-        if self._tied:
+        if self._arranges_embedding():
             self._method.arrange(self._part, self._tied[0].weight)
         else:
             self._method.process_weights_after_loading(self._part)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from kernels import PackedWeight, linear, linear_packed, native
+from kernels import PackedWeight, Panels, linear, linear_packed, native
 
 
 @dataclass(slots=True, kw_only=True)
@@ -24,6 +24,7 @@ class LinearPart:
     device: torch.device
     tensors: dict[str, Tensor] = field(default_factory=dict)
     packed: PackedWeight | None = None
+    panels: Panels | None = None
 
     def take(self, shard: int, kind: str, tensor: Tensor) -> None:
         """Keep a loaded tensor of one shard until `process_weights_after_loading`."""
@@ -60,6 +61,15 @@ class LinearMethod(ABC):
         """The same in fp32, as precisely as the method can: logits need more than bf16 gives."""
         return self.apply(part, x).float()
 
+    @property
+    def takes_plain_weights(self) -> bool:
+        """Whether `arrange` makes what `apply` uses of a plain weight."""
+        return True
+
+    def arrange(self, part: LinearPart, weight: Tensor) -> None:
+        """Keep a plain weight [out, in], of another layer for example; a packed one is a copy."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True, slots=True)
 class UnquantizedMethod(LinearMethod):
@@ -85,9 +95,7 @@ class UnquantizedMethod(LinearMethod):
             bias = part.concatenated("bias")
             part.tensors["bias"] = bias if part.packed is None else bias.float()
 
-    @staticmethod
-    def arrange(part: LinearPart, weight: Tensor) -> None:
-        """Keep the weight as `apply` wants it; a packed one is a copy."""
+    def arrange(self, part: LinearPart, weight: Tensor) -> None:
         if native.runs_on(weight):
             part.packed = PackedWeight.pack(weight)
         else:

@@ -33,15 +33,16 @@ class WeightOptions:
     dtype: torch.dtype
     device: torch.device
     parallel: TensorParallel = SINGLE
-    linear_method: Callable[[str], LinearMethod] | None = None
-    """Checkpoint name of a linear layer, such as `model.layers.0.mlp.up_proj` → its method; None
-    keeps all weights plain."""
+    linear_method: Callable[[str], LinearMethod | None] | None = None
+    """Checkpoint name of a linear layer, such as `model.layers.0.mlp.up_proj` → its method, or None
+    where weights stay plain."""
     deterministic: bool = False
     """A row's result has the same bits whatever shares the step."""
 
     def method_for(self, name: str) -> LinearMethod:
         """How a linear layer keeps its weights."""
-        return self.linear_method(name) if self.linear_method else self.plain_method()
+        found = self.linear_method(name) if self.linear_method else None
+        return found or self.plain_method()
 
     def plain_method(self) -> UnquantizedMethod:
         """How unquantised weights are kept."""

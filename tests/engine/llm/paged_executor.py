@@ -44,6 +44,7 @@ def make_config(**changes: object) -> ResolvedConfig:
         seed=0,
         async_scheduling=False,
         cuda_graphs=False,
+        quantization="none",
         deterministic=False,
         debug_invariants=True,
     )

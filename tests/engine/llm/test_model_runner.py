@@ -39,6 +39,7 @@ def resolved(**overrides):
         "seed": 0,
         "async_scheduling": False,
         "cuda_graphs": False,
+        "quantization": "none",
         "deterministic": False,
         "debug_invariants": True,
     }

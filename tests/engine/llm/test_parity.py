@@ -89,7 +89,11 @@ def test_smollm2_in_bf16(
 ):
     """Where fp32 is sure of the next token, bf16 agrees; the unsure positions are counted."""
     engine = engines.make(
-        smollm2_checkpoint.path, dtype="bfloat16", max_num_batched_tokens=48, num_threads=2
+        smollm2_checkpoint.path,
+        dtype="bfloat16",
+        quantization="none",
+        max_num_batched_tokens=48,
+        num_threads=2,
     )
     judged = excluded = 0
     for prompt, completion in zip(

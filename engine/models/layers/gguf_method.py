@@ -1,0 +1,67 @@
+"""Weights that stay as a GGUF file has them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.errors import ModelLoadError
+from engine.models.layers.linear_method import LinearPart
+from engine.models.layers.panels_method import PanelsMethod
+from kernels import GGUFType, linear_gguf, panels_from_gguf
+from kernels.linear_gguf.quant_type import row_bytes
+from kernels.linear_panels.gguf import FORMATS
+
+
+@dataclass(frozen=True, slots=True)
+class GgufMethod(PanelsMethod):
+    """On a CPU in panels, which hold the same numbers, and with activations rounded to 8 bits; on a
+    GPU as they are in the file, with activations in the layer's dtype.
+    """
+
+    quant_type: GGUFType
+
+    def create_weights(
+        self, in_features: int, out_features: int, has_bias: bool
+    ) -> dict[str, tuple[int, ...]]:
+        """The weight's shape is [N, bytes of a row]."""
+        shapes: dict[str, tuple[int, ...]] = {
+            "weight": (out_features, row_bytes(self.quant_type, in_features))
+        }
+        if has_bias:
+            shapes["bias"] = (out_features,)
+        return shapes
+
+    def process_weights_after_loading(self, part: LinearPart) -> None:
+        shards = range(len(part.out_features))
+        rows = torch.cat([part.tensors.pop(f"{shard}.weight") for shard in shards])
+        block = row_bytes(self.quant_type, part.in_features)
+        if rows.shape[1] != block:
+            raise ModelLoadError(
+                f"a rank's {part.in_features} input features of type {self.quant_type.name} are "
+                f"not whole blocks; set quantization to none"
+            )
+        if part.device.type == "cpu":
+            part.panels = panels_from_gguf(rows, self.quant_type)
+        else:
+            part.tensors["weight"] = rows.to(part.device)
+        self.keep_bias(part)
+
+    def apply(self, part: LinearPart, x: Tensor) -> Tensor:
+        if part.panels is not None:
+            return super(GgufMethod, self).apply(part, x)
+        weight, bias = part.tensors["weight"], part.tensors.get("bias")
+        return linear_gguf(x, weight, self.quant_type, bias)
+
+    def apply_in_fp32(self, part: LinearPart, x: Tensor) -> Tensor:
+        if part.panels is not None:
+            return super(GgufMethod, self).apply_in_fp32(part, x)
+        return self.apply(part, x.float())
+
+    @property
+    def bits_per_weight(self) -> float:
+        return FORMATS[self.quant_type].bits_per_weight
+
+    @property
+    def takes_plain_weights(self) -> bool:
+        return False

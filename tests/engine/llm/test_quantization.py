@@ -1,0 +1,205 @@
+"""Engines whose linear layers keep their weights in few bits, against those that unpack them."""
+
+import json
+import random
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Type
+from safetensors.torch import load_file
+
+from engine.config import EngineConfig
+from engine.errors import ModelLoadError
+from engine.llm.loading import plan_weights
+from engine.models.layers.linear import Linear
+from engine.models.quantization import num_bytes
+from engine.weights.loader import load_model_config
+from engine.weights.source import Checkpoint
+from kernels.linear_panels.panels import unpack
+
+MIXED = {"attn_q": Type.Q4_0, "attn_v": Type.Q8_0, "ffn_down": Type.Q5_1}
+"""The rest is Q4_1."""
+
+
+@pytest.fixture
+def write_gguf(tmp_path):
+    """`write_gguf(folder, types)` → the Llama in a folder as a quantised GGUF file."""
+
+    def write(folder: Path, types: dict[str, Type], default: Type = Type.Q4_1) -> Path:
+        config = json.loads((folder / "config.json").read_text())
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.gguf"
+        writer = gguf.GGUFWriter(path, "llama")
+        for name, value in metadata(config).items():
+            (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(name, value)
+        writer.add_array("tokenizer.ggml.tokens", [f"t{i}" for i in range(config["vocab_size"])])
+        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+        for hf_name, weight in load_file(folder / "model.safetensors").items():
+            name = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
+            rows = in_pairs(hf_name, weight, config).numpy()
+            if rows.ndim == 1:
+                writer.add_tensor(name, rows)
+                continue
+            kind = types.get(name.split(".")[-2], default)
+            writer.add_tensor(name, gguf.quants.quantize(rows, kind), raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+    return write
+
+
+def metadata(config):
+    return {
+        "llama.block_count": config["num_hidden_layers"],
+        "llama.context_length": config["max_position_embeddings"],
+        "llama.embedding_length": config["hidden_size"],
+        "llama.feed_forward_length": config["intermediate_size"],
+        "llama.attention.head_count": config["num_attention_heads"],
+        "llama.attention.head_count_kv": config["num_key_value_heads"],
+        "llama.attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
+        "llama.rope.freq_base": float(config["rope_parameters"]["rope_theta"]),
+        "tokenizer.ggml.bos_token_id": 0,
+        "tokenizer.ggml.eos_token_id": 1,
+    }
+
+
+def in_pairs(name, weight, config):
+    """llama.cpp's order of the rows of q and k: the halves of a rotated pair side by side."""
+    heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
+    key = heads.get(name.split(".")[-2])
+    if key is None:
+        return weight
+    split = weight.unflatten(0, (config[key], 2, -1))
+    return split.transpose(1, 2).reshape(weight.shape).contiguous()
+
+
+def model_of(engine):
+    return engine._executor._runner._model
+
+
+def linear_weights(engine):
+    """Layer → weight in fp32, all its shards below one another."""
+    found = {}
+    for name, module in model_of(engine).named_modules():
+        if isinstance(module, Linear):
+            parts = [part for _, part in module._parts]
+            assert all(part.panels is not None for part in parts), name
+            found[name] = torch.cat([unpack(part.panels).dequantised() for part in parts])
+    return found
+
+
+def plain_weights(path):
+    """The same of the dequantised file."""
+    checkpoint = Checkpoint("gguf", path, "m")
+    from engine.weights.loader import iter_weights
+
+    return dict(iter_weights(checkpoint, load_model_config(checkpoint)))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_packed_weights_are_those_of_the_file(tied, engines, tiny_llama, write_gguf):
+    path = write_gguf(tiny_llama(seed=random.randrange(1000), tie_word_embeddings=tied), MIXED)
+    engine = engines.make(path, quantization="gguf")
+    plain = plain_weights(path)
+    ours = linear_weights(engine)
+    for layer in range(3):
+        prefix = f"model.layers.{layer}"
+        for name, shards in {
+            "self_attn.qkv_proj": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+            "self_attn.o_proj": ["self_attn.o_proj"],
+            "mlp.gate_up_proj": ["mlp.gate_proj", "mlp.up_proj"],
+            "mlp.down_proj": ["mlp.down_proj"],
+        }.items():
+            wanted = torch.cat([plain[f"{prefix}.{shard}.weight"] for shard in shards])
+            torch.testing.assert_close(ours[f"{prefix}.{name}"], wanted, rtol=1e-6, atol=1e-7)
+    head = model_of(engine).lm_head._part.panels
+    wanted = plain["model.embed_tokens.weight" if tied else "lm_head.weight"]
+    torch.testing.assert_close(unpack(head).dequantised(), wanted, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("quantization", ["gguf", "int8"])
+def test_scores_stay_close_to_those_of_plain_weights(quantization, engines, tiny_llama, write_gguf):
+    seed = random.randrange(1000)
+    path = write_gguf(tiny_llama(seed=seed), {}, default=Type.Q8_0)
+    scores = {}
+    for kept in ("none", quantization):
+        engine = engines.make(path, quantization=kept)
+        rng = random.Random(seed)
+        prompts = [[rng.randrange(2, 60) for _ in range(length)] for length in (1, 16, 40)]
+        requests = [
+            engines.request(str(i), p, max_tokens=1, prompt_logprobs=0)
+            for i, p in enumerate(prompts)
+        ]
+        done = engines.run(engine, requests)
+        scores[kept] = torch.tensor(
+            [e.logprob for i in range(len(prompts)) for e in done[str(i), 0].prompt_logprobs if e]
+        )
+    error = (scores[quantization] - scores["none"]).abs()
+    # Two per cent of rounding in each product; equal ones would mean that nothing was rounded.
+    assert 0 < error.mean() < 0.1, f"seed {seed}: {error}"
+
+
+@pytest.mark.parametrize("quantization", ["gguf", "int8"])
+def test_text_does_not_depend_on_what_shares_the_step(
+    quantization, engines, tiny_llama, write_gguf
+):
+    seed = random.randrange(1 << 30)
+    rng = random.Random(seed)
+    path = write_gguf(tiny_llama(seed=3), MIXED)
+    prompts = [[rng.randrange(2, 60) for _ in range(rng.randrange(1, 50))] for _ in range(9)]
+    requests = [
+        engines.request(str(i), p, max_tokens=12, ignore_eos=True, logprobs=0)
+        for i, p in enumerate(prompts)
+    ]
+    make = lambda: engines.make(path, quantization=quantization, max_num_batched_tokens=24)  # noqa: E731
+    together = engines.run(make(), requests, arrivals=[rng.randrange(10) for _ in requests])
+    alone = make()
+    for request in requests:
+        (done,) = engines.run(alone, [request]).values()
+        assert done.token_ids == together[request.request_id, 0].token_ids, f"seed {seed}"
+
+
+def test_auto_keeps_packed_weights_unless_fp32_is_asked_for(engines, tiny_llama, write_gguf):
+    folder = tiny_llama()
+    path = write_gguf(folder, {})
+    kept = {
+        (ref, dtype): engines.make(ref, dtype=dtype)._executor._runner._config.quantization
+        for ref in (path, folder)
+        for dtype in ("auto", "bfloat16", "float32")
+    }
+    assert [one for one, form in kept.items() if form == "gguf"] == [
+        (path, "auto"),
+        (path, "bfloat16"),
+    ]
+    assert set(kept.values()) == {"gguf", "none"}
+
+
+def test_what_is_not_packed_cannot_be_kept_packed(engines, tiny_llama):
+    with pytest.raises(ModelLoadError, match="no weights packed as in GGUF files"):
+        engines.make(tiny_llama(), quantization="gguf")
+
+
+def test_layers_that_do_not_divide_stay_plain(engines, tiny_llama):
+    engine = engines.make(tiny_llama(intermediate_size=72), quantization="int8")
+    mlp = model_of(engine).model.layers[0].mlp
+    assert mlp.down_proj._parts[0][1].panels is None
+    assert mlp.gate_up_proj._parts[0][1].panels is not None
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_memory_is_counted_as_it_is_kept(tied, engines, tiny_llama, write_gguf):
+    path = write_gguf(tiny_llama(tie_word_embeddings=tied, vocab_size=64), MIXED)
+    checkpoint = Checkpoint("gguf", path, "m")
+    config = load_model_config(checkpoint)
+    plan = plan_weights(checkpoint, config, EngineConfig(quantization="gguf"), "cpu")
+    model = model_of(engines.make(path, quantization="gguf", dtype="bfloat16"))
+    parts = [part for m in model.modules() if isinstance(m, Linear) for _, part in m._parts]
+    panels = [part.panels for part in [*parts, model.lm_head._part]]
+    packed = sum(one.data.numel() for one in panels)
+    norms = sum(t.numel() for n, t in plain_weights(path).items() if "norm" in n)
+    embedding = model.model.embed_tokens.weight.numel()
+    assert num_bytes(plan.shapes, plan.methods, 2) == packed + 2 * (norms + embedding)
