@@ -24,7 +24,7 @@ def to_device(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tens
     """
     if device.type == "cpu":
         return [torch.from_numpy(array) for array in arrays]
-    buffer, starts = _packed(arrays, pin=True)
+    buffer, starts = _packed(arrays, pin=device.type == "cuda")
     # torch keeps a pinned buffer from being used again until its copies are done.
     whole = buffer.to(device, non_blocking=True)
     return _split(whole, arrays, starts)

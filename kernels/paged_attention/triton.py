@@ -265,7 +265,8 @@ def variants() -> list[_triton.Variant]:
     for shape in MODEL_SHAPES:
         for capability in (80, 90, 100):
             listed += _model_variants(shape, "bf16", capability)
-        listed.append(_join_variant(shape))
+        listed.append(_join_variant(shape, packed=False))
+    listed.append(_join_variant(LLAMA3_8B, packed=True))
     for capability in (80, 90, 100):
         for kv_type in ("i8", "u8" if capability < 89 else "fp8e4nv"):
             listed += _model_variants(LLAMA3_8B, kv_type, capability)
@@ -328,10 +329,10 @@ def _model_variants(shape: ModelShape, kv_type: str, capability: int) -> list[_t
     ]
 
 
-def _join_variant(shape: ModelShape) -> _triton.Variant:
+def _join_variant(shape: ModelShape, *, packed: bool) -> _triton.Variant:
     return _triton.Variant(
         kernel=_paged_attention_join_kernel,
-        name=f"{shape.name} decode",
+        name=f"{shape.name} decode" + (", packed cache" if packed else ""),
         signature={
             "values_ptr": "*fp32",
             "weights_ptr": "*fp32",
@@ -344,7 +345,7 @@ def _join_variant(shape: ModelShape) -> _triton.Variant:
             "window": None,
             "NUM_HEADS": shape.num_attention_heads,
             "HEAD_DIM": shape.head_dim,
-            "PACKED": False,
+            "PACKED": packed,
             "SPLIT": SPLIT,
             "BLOCK_D": shape.head_dim,
             "UNROLL": JOIN_UNROLL,

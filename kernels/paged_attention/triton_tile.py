@@ -12,6 +12,9 @@ alone or in a batch, decoded or in a chunk, whatever was cached before. For that
   follows from how the tile lies in the threads;
 - compilers must not fuse multiplications and additions as they like: `enable_fp_fusion=False`.
 
+Tensor cores multiply fp32 inputs in three parts (tf32x3): as fp32 arithmetic, these kernels would
+keep thousands of numbers per thread in memory.
+
 Papers: Flash-Decoding, Dao et al. 2023; FlashAttention-2, Dao 2023, arXiv:2307.08691.
 """
 
@@ -60,7 +63,7 @@ def attend_split(
         slot = held % BLOCK_SIZE
         rows = kv_ptr + block * kv_block_stride + slot * HEAD_DIM
         k = widened(load_rows(rows, dims, HEAD_DIM, BLOCK_D), q.dtype)
-        score = tl.dot(q, tl.trans(k), input_precision="ieee")
+        score = tl.dot(q, tl.trans(k), input_precision="tf32x3")
         if scales_ptr is not None:
             scales = scales_ptr + block * scales_block_stride + slot
             score = score * tl.load(scales)[None, :]
@@ -78,7 +81,7 @@ def attend_split(
         # A fused multiply-add; (score - base) * steepness would cost twice as much.
         weight = tl.exp2(tl.fma(score, steepness, -(base * steepness)[:, None]))
         highest = higher
-        total = tl.dot(weight.to(q.dtype), ones, total * shrink[:, None], input_precision="ieee")
+        total = tl.dot(weight.to(q.dtype), ones, total * shrink[:, None], input_precision="tf32x3")
         v = load_rows(rows + NUM_KV_HEADS * BLOCK_SIZE * HEAD_DIM, dims, HEAD_DIM, BLOCK_D)
         if scales_ptr is not None:
             v_scale = tl.load(scales + NUM_KV_HEADS * BLOCK_SIZE)
@@ -87,7 +90,7 @@ def attend_split(
             weight.to(q.dtype),
             widened(v, q.dtype),
             values * shrink[:, None],
-            input_precision="ieee",
+            input_precision="tf32x3",
         )
     return values, total, highest
 
