@@ -103,13 +103,13 @@ def same_name(jobs: list[Job]) -> list[str]:
 
 def compiled_table(jobs: list[Job], results: dict[str, CompiledKernel]) -> str:
     """What each variant needs on each chip, as the page shows it."""
-    rows: dict[tuple[str, int], list[str]] = {}
+    rows: dict[tuple[str, str, str], list[str]] = {}
     for job in jobs:
-        v = job.variant
-        start = [job.op, v.kernel.__name__.strip("_"), v.name, str(v.num_warps)]
-        row = rows.setdefault((job.op, job.index), start + ["-"] * len(CHIPS))
-        row[len(start) + CHIPS.index(job.chip)] = _cell(results[job.name], job.chip)
-    columns = ["op", "kernel", "variant", "warps:", *(f"{chip.name}:" for chip in CHIPS)]
+        # A name may stand for another variant on another chip.
+        key = (job.op, job.variant.kernel.__name__.strip("_"), job.variant.name)
+        row = rows.setdefault(key, [*key, *["-"] * len(CHIPS)])
+        row[len(key) + CHIPS.index(job.chip)] = _cell(results[job.name], job.chip)
+    columns = ["op", "kernel", "variant", *(f"{chip.name}:" for chip in CHIPS)]
     return table(columns, list(rows.values()))
 
 
@@ -120,6 +120,7 @@ def _cell(kernel: CompiledKernel, chip: Chip) -> str:
         num_warps=kernel.num_warps,
     )
     numbers = [
+        str(kernel.num_warps),
         str(kernel.registers),
         f"{kernel.shared_bytes / KIB:.1f}",
         f"{100 * resident / chip.max_warps:.0f} %",
