@@ -144,7 +144,8 @@ def test_preemption(engines, folder, rng, log, dtype):
 
 
 @pytest.mark.slow
-def test_a_real_model(engines, smollm2_checkpoint, rng, log):
+@pytest.mark.parametrize("quantization", ["none", "gguf", "int8"])
+def test_a_real_model(quantization, engines, smollm2_checkpoint, rng, log):
     requests = [
         engines.request(
             str(i),
@@ -154,7 +155,8 @@ def test_a_real_model(engines, smollm2_checkpoint, rng, log):
         )
         for i in range(8)
     ]
-    path, knobs = smollm2_checkpoint.path, {"dtype": "bfloat16", "debug_invariants": False}
+    path = smollm2_checkpoint.path
+    knobs = {"dtype": "bfloat16", "quantization": quantization, "debug_invariants": False}
     engine = engines.make(path, enable_prefix_caching=False, **knobs)
     expected = logits_of(log, lambda: [engines.run(engine, [one]) for one in requests])
     engine = engines.make(path, max_num_batched_tokens=rng.randrange(16, 200), **knobs)
