@@ -9,7 +9,7 @@ from engine.errors import ModelLoadError
 from engine.models.layers.linear_method import LinearPart
 from engine.models.layers.panels_method import PanelsMethod
 from kernels import GGUFType, linear_gguf, panels_from_gguf
-from kernels.linear_gguf.quant_type import row_bytes
+from kernels.linear_gguf.quant_type import BLOCKS, row_bytes
 from kernels.linear_panels.gguf import FORMATS
 
 
@@ -33,14 +33,13 @@ class GgufMethod(PanelsMethod):
         return shapes
 
     def process_weights_after_loading(self, part: LinearPart) -> None:
-        shards = range(len(part.out_features))
-        rows = torch.cat([part.tensors.pop(f"{shard}.weight") for shard in shards])
-        block = row_bytes(self.quant_type, part.in_features)
-        if rows.shape[1] != block:
+        if part.in_features % BLOCKS[self.quant_type].num_weights:
             raise ModelLoadError(
                 f"a rank's {part.in_features} input features of type {self.quant_type.name} are "
                 f"not whole blocks; set quantization to none"
             )
+        shards = range(len(part.out_features))
+        rows = torch.cat([part.tensors.pop(f"{shard}.weight") for shard in shards])
         if part.device.type == "cpu":
             part.panels = panels_from_gguf(rows, self.quant_type)
         else:

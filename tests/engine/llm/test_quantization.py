@@ -14,8 +14,10 @@ from engine.config import EngineConfig
 from engine.errors import ModelLoadError
 from engine.llm.loading import plan_weights
 from engine.models.layers.linear import Linear
+from engine.models.layers.parallel import TensorParallel
 from engine.models.quantization import num_bytes
-from engine.weights.loader import load_model_config
+from engine.models.registry import create_model
+from engine.weights.loader import iter_weights, load_model_config
 from engine.weights.source import Checkpoint
 from kernels.linear_panels.panels import unpack
 
@@ -95,8 +97,6 @@ def linear_weights(engine):
 def plain_weights(path):
     """The same of the dequantised file."""
     checkpoint = Checkpoint("gguf", path, "m")
-    from engine.weights.loader import iter_weights
-
     return dict(iter_weights(checkpoint, load_model_config(checkpoint)))
 
 
@@ -203,3 +203,34 @@ def test_memory_is_counted_as_it_is_kept(tied, engines, tiny_llama, write_gguf):
     norms = sum(t.numel() for n, t in plain_weights(path).items() if "norm" in n)
     embedding = model.model.embed_tokens.weight.numel()
     assert num_bytes(plan.shapes, plan.methods, 2) == packed + 2 * (norms + embedding)
+
+
+def rank_of_two(path, rank):
+    checkpoint = Checkpoint("gguf", path, "m")
+    config = load_model_config(checkpoint)
+    plan = plan_weights(checkpoint, config, EngineConfig(quantization="gguf"), "cpu")
+    parallel = TensorParallel(rank=rank, size=2, all_reduce=lambda partial: partial)
+    model = create_model(
+        config, dtype=torch.float32, parallel=parallel, linear_method=plan.methods.get
+    )
+    model.load_weights(iter_weights(checkpoint, config, plan.methods))
+    return model
+
+
+def test_ranks_divide_packed_weights(tiny_llama, write_gguf):
+    path = write_gguf(tiny_llama(intermediate_size=128), MIXED)
+    plain = plain_weights(path)
+    mlps = [rank_of_two(path, rank).model.layers[1].mlp for rank in (0, 1)]
+    down = [unpack(mlp.down_proj._parts[0][1].panels).dequantised() for mlp in mlps]
+    wanted = plain["model.layers.1.mlp.down_proj.weight"]
+    torch.testing.assert_close(torch.cat(down, 1), wanted, rtol=1e-6, atol=1e-7)
+    first, second = (unpack(m.gate_up_proj._parts[0][1].panels).dequantised() for m in mlps)
+    gate = torch.cat([first[:64], second[:64]])
+    wanted = plain["model.layers.1.mlp.gate_proj.weight"]
+    torch.testing.assert_close(gate, wanted, rtol=1e-6, atol=1e-7)
+
+
+def test_ranks_cannot_divide_a_block(tiny_llama, write_gguf):
+    path = write_gguf(tiny_llama(intermediate_size=96), {})
+    with pytest.raises(ModelLoadError, match="48 input features of type Q4_1 are not whole blocks"):
+        rank_of_two(path, 0)
