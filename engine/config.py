@@ -14,7 +14,7 @@ Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 Policy = Literal["fcfs", "priority"]
 AsyncScheduling = Literal["auto", "on", "off"]
-Quantization = Literal["auto", "none", "int8", "gguf"]
+Quantization = Literal["none", "int8", "gguf"]
 ImageQuantization = Literal["none", "bnb-nf4", "bnb-int8"]
 
 GIB = 1 << 30
@@ -32,11 +32,10 @@ class EngineConfig:
     device: Device = knob("auto", "Where the model runs: auto takes an NVIDIA GPU if there is one.")
     dtype: DType = knob("auto", "Weights and activations; auto is bfloat16.")
     quantization: Quantization = knob(
-        "auto",
-        "Linear layers in few bits: gguf multiplies with a GGUF file's weights as they are packed "
-        "(none unpacks them), int8 rounds any weights to 8 bits at load; on a CPU both round "
-        "activations to 8 bits, 32 to a scale. auto is gguf for such a file on a CPU unless dtype "
-        "is float32.",
+        "none",
+        "Linear layers in few bits, faster and a little less precise: gguf multiplies with a GGUF "
+        "file's weights as they are packed (none unpacks them), int8 rounds any weights to 8 bits "
+        "at load; on a CPU both round activations to 8 bits, 32 to a scale.",
     )
     max_model_len: int | None = knob(
         None,
@@ -135,7 +134,7 @@ class ModelFacts:
     kv_bytes_per_token: int
     """Keys and values of all layers, in the cache's dtype."""
     weight_bytes: int
-    quantization: Literal["none", "int8", "gguf"] = "none"
+    quantization: Quantization = "none"
     """How its linear layers will be kept; see `choose_quantization`."""
 
 
@@ -155,7 +154,7 @@ class ResolvedConfig:
 
     device: Literal["cpu", "cuda"]
     dtype: Literal["bfloat16", "float16", "float32"]
-    quantization: Literal["none", "int8", "gguf"]
+    quantization: Quantization
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
@@ -238,7 +237,7 @@ def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> R
 
 def choose_quantization(
     intent: EngineConfig, device: Literal["cpu", "cuda"], *, is_packed: bool, has_native: bool
-) -> Literal["none", "int8", "gguf"]:
+) -> Quantization:
     """How linear layers will be kept.
 
     Args:
@@ -249,9 +248,6 @@ def choose_quantization(
         ModelLoadError: what was asked for is not possible here.
     """
     wanted = intent.quantization
-    if wanted == "auto":
-        pays = is_packed and has_native and device == "cpu" and intent.dtype != "float32"
-        return "gguf" if pays else "none"
     if wanted == "gguf" and not is_packed:
         raise _impossible(wanted, "the model has no weights packed as in GGUF files")
     if wanted == "int8" and device != "cpu":
@@ -263,7 +259,7 @@ def choose_quantization(
 
 def _impossible(wanted: str, reason: str) -> ModelLoadError:
     return ModelLoadError(
-        f"quantization {wanted} was asked for: {reason}; use auto or none", param="quantization"
+        f"quantization {wanted} was asked for: {reason}; use none", param="quantization"
     )
 
 

@@ -13,6 +13,7 @@ from engine.config import (
     EngineConfig,
     MachineFacts,
     ModelFacts,
+    Quantization,
     ResolvedConfig,
     choose_quantization,
     resolve,
@@ -102,7 +103,7 @@ class WeightPlan:
     """How a checkpoint's weights will be kept."""
 
     shapes: Shapes
-    quantization: Literal["none", "int8", "gguf"]
+    quantization: Quantization
     methods: Mapping[str, PanelsMethod]
     """Of quantised layers, by name."""
 

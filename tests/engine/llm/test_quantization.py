@@ -163,19 +163,9 @@ def test_text_does_not_depend_on_what_shares_the_step(
         assert done.token_ids == together[request.request_id, 0].token_ids, f"seed {seed}"
 
 
-def test_auto_keeps_packed_weights_unless_fp32_is_asked_for(engines, tiny_llama, write_gguf):
-    folder = tiny_llama()
-    path = write_gguf(folder, {})
-    kept = {
-        (ref, dtype): engines.make(ref, dtype=dtype)._executor._runner._config.quantization
-        for ref in (path, folder)
-        for dtype in ("auto", "bfloat16", "float32")
-    }
-    assert [one for one, form in kept.items() if form == "gguf"] == [
-        (path, "auto"),
-        (path, "bfloat16"),
-    ]
-    assert set(kept.values()) == {"gguf", "none"}
+def test_weights_are_unpacked_unless_asked_otherwise(engines, tiny_llama, write_gguf):
+    engine = engines.make(write_gguf(tiny_llama(), {}), dtype="auto")
+    assert engine._executor._runner._config.quantization == "none"
 
 
 def test_what_is_not_packed_cannot_be_kept_packed(engines, tiny_llama):
