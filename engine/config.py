@@ -134,8 +134,6 @@ class ModelFacts:
     kv_bytes_per_token: int
     """Keys and values of all layers, in the cache's dtype."""
     weight_bytes: int
-    quantization: Quantization = "none"
-    """How its linear layers will be kept; see `choose_quantization`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,7 +214,7 @@ def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> R
     return ResolvedConfig(
         device=machine.device,
         dtype="bfloat16" if intent.dtype == "auto" else intent.dtype,
-        quantization=model.quantization,
+        quantization=intent.quantization,
         max_model_len=max_model_len,
         max_num_seqs=intent.max_num_seqs,
         max_num_batched_tokens=intent.max_num_batched_tokens,
@@ -235,26 +233,24 @@ def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> R
     )
 
 
-def choose_quantization(
-    intent: EngineConfig, device: Literal["cpu", "cuda"], *, is_packed: bool, has_native: bool
-) -> Quantization:
-    """How linear layers will be kept.
-
+def check_quantization(
+    wanted: Quantization, device: Literal["cpu", "cuda"], *, is_packed: bool, has_native: bool
+) -> None:
+    """
     Args:
+        wanted: how linear layers are to be kept.
         is_packed: whether the checkpoint has packed weights that the kernels can multiply with.
         has_native: whether the C++ operations are available.
 
     Raises:
         ModelLoadError: what was asked for is not possible here.
     """
-    wanted = intent.quantization
     if wanted == "gguf" and not is_packed:
         raise _impossible(wanted, "the model has no weights packed as in GGUF files")
     if wanted == "int8" and device != "cpu":
         raise _impossible(wanted, "it is for CPUs only")
     if wanted != "none" and device == "cpu" and not has_native:
         raise _impossible(wanted, "it needs the C++ operations, which cannot be built here")
-    return wanted
 
 
 def _impossible(wanted: str, reason: str) -> ModelLoadError:

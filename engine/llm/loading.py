@@ -13,9 +13,8 @@ from engine.config import (
     EngineConfig,
     MachineFacts,
     ModelFacts,
-    Quantization,
     ResolvedConfig,
-    choose_quantization,
+    check_quantization,
     resolve,
 )
 from engine.errors import ModelLoadError
@@ -103,7 +102,6 @@ class WeightPlan:
     """How a checkpoint's weights will be kept."""
 
     shapes: Shapes
-    quantization: Quantization
     methods: Mapping[str, PanelsMethod]
     """Of quantised layers, by name."""
 
@@ -119,20 +117,21 @@ def plan_weights(
     Raises:
         ModelLoadError: the quantization that was asked for is not possible.
     """
-    packed = packed_weights(checkpoint, model_config)
-    shapes = weight_shapes(checkpoint)
-    quantization = choose_quantization(
-        intent,
+    wanted = intent.quantization
+    packed = packed_weights(checkpoint, model_config) if wanted == "gguf" else {}
+    check_quantization(
+        wanted,
         device,
         is_packed=bool(packed),
         has_native=device == "cpu" and native.library() is not None,
     )
+    shapes = weight_shapes(checkpoint)
     methods: Mapping[str, PanelsMethod] = {}
-    if quantization == "gguf":
+    if wanted == "gguf":
         methods = gguf_methods(packed)
-    elif quantization == "int8":
+    elif wanted == "int8":
         methods = int8_methods(shapes, tied=model_config.tie_word_embeddings)
-    return WeightPlan(shapes=shapes, quantization=quantization, methods=methods)
+    return WeightPlan(shapes=shapes, methods=methods)
 
 
 def reserve_memory(
@@ -150,7 +149,6 @@ def reserve_memory(
         max_position_embeddings=model_config.max_position_embeddings,
         kv_bytes_per_token=model_config.kv_bytes_per_token(dtype_bytes),
         weight_bytes=weights,
-        quantization=plan.quantization,
     )
     config = resolve(intent, model, replace(machine, free_memory_bytes=free + weights))
     pool = config.num_kv_blocks * config.block_size * model.kv_bytes_per_token
@@ -176,7 +174,7 @@ def load_runner(
         deterministic=config.deterministic,
         linear_method=plan.methods.get,
     )
-    packed = plan.methods if plan.quantization == "gguf" else ()
+    packed = plan.methods if config.quantization == "gguf" else ()
     weights = iter_weights(checkpoint, model_config, packed)
     unexpected = model.load_weights(counted(weights, plan.shapes, host))
     if unexpected:

@@ -6,7 +6,7 @@ from engine.config import (
     EngineConfig,
     MachineFacts,
     ModelFacts,
-    choose_quantization,
+    check_quantization,
     resolve,
 )
 from engine.errors import ModelLoadError
@@ -48,9 +48,9 @@ def test_graphs_need_a_gpu(asked):
     ],
 )
 def test_linear_layers_are_kept_as_asked(wanted, device, is_packed, has_native):
-    intent = EngineConfig(quantization=wanted)
-    found = choose_quantization(intent, device, is_packed=is_packed, has_native=has_native)
-    assert found == wanted
+    check_quantization(wanted, device, is_packed=is_packed, has_native=has_native)
+    machine = MachineFacts(device=device, num_cores=2, free_memory_bytes=1 << 30)
+    assert resolve(EngineConfig(quantization=wanted), MODEL, machine).quantization == wanted
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,4 @@ def test_linear_layers_are_kept_as_asked(wanted, device, is_packed, has_native):
 )
 def test_what_cannot_be_kept_as_asked_is_an_error(wanted, device, is_packed, has_native, reason):
     with pytest.raises(ModelLoadError, match=f"quantization {wanted}.*{reason}"):
-        choose_quantization(
-            EngineConfig(quantization=wanted), device, is_packed=is_packed, has_native=has_native
-        )
+        check_quantization(wanted, device, is_packed=is_packed, has_native=has_native)
