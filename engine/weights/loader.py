@@ -4,7 +4,6 @@ The consumer slices what it needs from each tensor, so that loading for one tens
 needs no other reader.
 """
 
-import math
 from collections.abc import Container, Iterator
 
 import torch
@@ -65,8 +64,3 @@ def weight_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     config = load_model_config(checkpoint)
     shapes = folder_shapes(checkpoint.path)
     return {name: s for name, s in shapes.items() if not is_redundant(name, config)}
-
-
-def weight_bytes(checkpoint: Checkpoint) -> int:
-    """Size of all weights in bf16, from the headers alone."""
-    return sum(2 * math.prod(shape) for shape in weight_shapes(checkpoint).values())

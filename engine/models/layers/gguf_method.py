@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from engine.errors import ModelLoadError
@@ -25,12 +24,8 @@ class GgufMethod(PanelsMethod):
         self, in_features: int, out_features: int, has_bias: bool
     ) -> dict[str, tuple[int, ...]]:
         """The weight's shape is [N, bytes of a row]."""
-        shapes: dict[str, tuple[int, ...]] = {
-            "weight": (out_features, row_bytes(self.quant_type, in_features))
-        }
-        if has_bias:
-            shapes["bias"] = (out_features,)
-        return shapes
+        weight = {"weight": (out_features, row_bytes(self.quant_type, in_features))}
+        return super(GgufMethod, self).create_weights(in_features, out_features, has_bias) | weight
 
     def process_weights_after_loading(self, part: LinearPart) -> None:
         if part.in_features % BLOCKS[self.quant_type].num_weights:
@@ -38,8 +33,7 @@ class GgufMethod(PanelsMethod):
                 f"a rank's {part.in_features} input features of type {self.quant_type.name} are "
                 f"not whole blocks; set quantization to none"
             )
-        shards = range(len(part.out_features))
-        rows = torch.cat([part.tensors.pop(f"{shard}.weight") for shard in shards])
+        rows = part.concatenated_as_loaded("weight")
         if part.device.type == "cpu":
             part.panels = panels_from_gguf(rows, self.quant_type)
         else:

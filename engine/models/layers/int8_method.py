@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from engine.models.layers.linear_method import LinearPart
@@ -16,18 +15,9 @@ from kernels.linear_panels.quantize import INT8
 class Int8Method(PanelsMethod):
     """32 weights share a scale, and so do 32 activations. For CPUs."""
 
-    def create_weights(
-        self, in_features: int, out_features: int, has_bias: bool
-    ) -> dict[str, tuple[int, ...]]:
-        shapes: dict[str, tuple[int, ...]] = {"weight": (out_features, in_features)}
-        if has_bias:
-            shapes["bias"] = (out_features,)
-        return shapes
-
     def process_weights_after_loading(self, part: LinearPart) -> None:
         # In the dtype they came in: rounding to the layer's first would round twice.
-        shards = range(len(part.out_features))
-        self.arrange(part, torch.cat([part.tensors.pop(f"{i}.weight") for i in shards]))
+        self.arrange(part, part.concatenated_as_loaded("weight"))
         self.keep_bias(part)
 
     def arrange(self, part: LinearPart, weight: Tensor) -> None:

@@ -32,22 +32,33 @@ class LinearPart:
 
     def concatenated(self, kind: str) -> Tensor:
         """The shards' loaded tensors as one new tensor in the layer's dtype, which it forgets."""
-        shards = [self.tensors.pop(f"{shard}.{kind}") for shard in range(len(self.out_features))]
+        shards = self._popped(kind)
         shape = (sum(self.out_features), *shards[0].shape[1:])
         result = torch.empty(shape, dtype=self.dtype, device=self.device)
         for place, shard in zip(torch.split(result, list(self.out_features)), shards, strict=True):
             place.copy_(shard)
         return result
 
+    def concatenated_as_loaded(self, kind: str) -> Tensor:
+        """The same in the dtype and on the device that they came in."""
+        return torch.cat(self._popped(kind))
+
+    def _popped(self, kind: str) -> list[Tensor]:
+        return [self.tensors.pop(f"{shard}.{kind}") for shard in range(len(self.out_features))]
+
 
 class LinearMethod(ABC):
     """One weight format. Methods that are equal may serve neighbouring shards together."""
 
-    @abstractmethod
     def create_weights(
         self, in_features: int, out_features: int, has_bias: bool
     ) -> dict[str, tuple[int, ...]]:
-        """Shapes of the tensors that the checkpoint has for one shard, by kind (`weight` ...)."""
+        """Shapes of the tensors that the checkpoint has for one shard, by kind (`weight` ...).
+        Those of plain weights, unless a format says otherwise."""
+        shapes: dict[str, tuple[int, ...]] = {"weight": (out_features, in_features)}
+        if has_bias:
+            shapes["bias"] = (out_features,)
+        return shapes
 
     @abstractmethod
     def process_weights_after_loading(self, part: LinearPart) -> None:
@@ -80,14 +91,6 @@ class UnquantizedMethod(LinearMethod):
     """
 
     invariant: bool = False
-
-    def create_weights(
-        self, in_features: int, out_features: int, has_bias: bool
-    ) -> dict[str, tuple[int, ...]]:
-        shapes: dict[str, tuple[int, ...]] = {"weight": (out_features, in_features)}
-        if has_bias:
-            shapes["bias"] = (out_features,)
-        return shapes
 
     def process_weights_after_loading(self, part: LinearPart) -> None:
         self.arrange(part, part.concatenated("weight"))

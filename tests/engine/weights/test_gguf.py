@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 
 from engine.errors import ModelLoadError
 from engine.models.config import ModelConfig
+from engine.models.quantization import num_bytes
 from engine.weights import gguf as reader
 from engine.weights.gguf_tensors import read_tensors
-from engine.weights.loader import iter_weights, load_model_config, weight_bytes
+from engine.weights.loader import iter_weights, load_model_config, weight_shapes
 from engine.weights.source import Checkpoint
 
 CONFIG = ModelConfig(
@@ -53,7 +54,9 @@ def test_gives_back_what_the_converter_was_given(
     for name, tensor in theirs.items():
         assert torch.equal(ours[name], tensor), name
     assert config.tie_word_embeddings == options.get("tie_word_embeddings", False)
-    assert weight_bytes(checkpoint) == 2 * sum(tensor.numel() for tensor in theirs.values())
+    assert num_bytes(weight_shapes(checkpoint), {}, 2) == 2 * sum(
+        tensor.numel() for tensor in theirs.values()
+    )
 
 
 def write(path: Path, tensors: dict[str, tuple[np.ndarray, GGMLQuantizationType | None]]) -> Path:

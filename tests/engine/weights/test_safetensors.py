@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.errors import CorruptFile, MissingWeight, ModelLoadError
-from engine.weights.loader import iter_weights, load_model_config, weight_bytes
+from engine.models.quantization import num_bytes
+from engine.weights.loader import iter_weights, load_model_config, weight_shapes
 from engine.weights.safetensors import folder_shapes, iter_folder_weights, read_header
 from engine.weights.source import Checkpoint
 
@@ -44,7 +45,9 @@ def test_yields_every_tensor_of_a_folder(dtype: str, tiny_qwen3: Any) -> None:
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert all(tensor.dtype == getattr(torch, dtype) for tensor in ours.values())
-    assert weight_bytes(checkpoint) == 2 * sum(tensor.numel() for tensor in theirs.values())
+    assert num_bytes(weight_shapes(checkpoint), {}, 2) == 2 * sum(
+        tensor.numel() for tensor in theirs.values()
+    )
 
 
 def test_yields_every_tensor_of_a_sharded_model(tiny_llama: Any, tmp_path: Path) -> None:
@@ -60,7 +63,7 @@ def test_yields_every_tensor_of_a_sharded_model(tiny_llama: Any, tmp_path: Path)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     whole = Checkpoint("folder", folder, "tiny")
-    assert weight_bytes(checkpoint) == weight_bytes(whole)
+    assert num_bytes(weight_shapes(checkpoint), {}, 2) == num_bytes(weight_shapes(whole), {}, 2)
 
 
 def test_the_index_decides_between_copies(config: Any, tmp_path: Path) -> None:
