@@ -25,26 +25,6 @@ inline U8x64 load_codes(const uint8_t* p) {
   return v;
 }
 
-inline void store_lanes(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
-inline void store_lanes(BFloat16* p, Vec v) {
-  // As `from_float`, in vectors.
-  typedef uint16_t Halves __attribute__((vector_size(32)));
-  Words bits = (Words)v;
-  Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  Words is_nan = (Words)((bits & 0x7fffffff) > 0x7f800000);
-  Words chosen = (is_nan & ((bits >> 16) | 0x40)) | (~is_nan & rounded);
-  Halves halves = __builtin_convertvector(chosen, Halves);
-  std::memcpy(p, &halves, sizeof halves);
-}
-inline void store_lanes(Float16* p, Vec v) {
-#if defined(__AVX512F__)
-  __m256i halves = _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  std::memcpy(p, &halves, sizeof halves);
-#else
-  for (int i = 0; i < kLanes; ++i) p[i] = Float16(v[i]);
-#endif
-}
-
 // sum[o] += w[4o..4o+3] . four, which holds four signed bytes.
 inline I32x16 dot4(I32x16 sum, U8x64 w, int32_t four) {
 #if defined(__AVX512VNNI__)

@@ -77,10 +77,6 @@ inline bool has_matrix_tiles() {
   return allowed;
 }
 
-#else
-
-inline bool has_matrix_tiles() { return false; }
-
 #endif
 
 }  // namespace native

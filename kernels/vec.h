@@ -48,16 +48,25 @@ inline Words load_words(const void* p) {
   return w;
 }
 
-template <class T>
-inline void store(T* p, Vec v) {
-  for (int i = 0; i < 16; ++i) p[i] = from_float<T>(v[i]);
+inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+inline void store(BFloat16* p, Vec v) {
+  // As `from_float`, in vectors.
+  typedef uint16_t Halves __attribute__((vector_size(32)));
+  Words bits = (Words)v;
+  Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  Words is_nan = (Words)((bits & 0x7fffffff) > 0x7f800000);
+  Words chosen = (is_nan & ((bits >> 16) | 0x40)) | (~is_nan & rounded);
+  Halves halves = __builtin_convertvector(chosen, Halves);
+  std::memcpy(p, &halves, sizeof halves);
 }
-#if defined(__AVX512BF16__)
-template <>
-inline void store<BFloat16>(BFloat16* p, Vec v) {
-  _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh((__m512)v));
-}
+inline void store(Float16* p, Vec v) {
+#if defined(__AVX512F__)
+  __m256i halves = _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  std::memcpy(p, &halves, sizeof halves);
+#else
+  for (int i = 0; i < 16; ++i) p[i] = Float16(v[i]);
 #endif
+}
 
 // a * b + c, rounded once wherever the processor can. Spelled out, because a compiler may fuse one
 // instance of the same source and not another, which then differ in the last bit.

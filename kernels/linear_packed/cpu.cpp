@@ -23,24 +23,17 @@ constexpr int kRows = 4, kStrips = 1;  // 8 of 16 registers, a Vec takes two
 constexpr int64_t kPieceBytes = 256 << 10;  // of a tile's strips: what a second-level cache keeps
 
 // One step along the inputs, for each storage type: what to load of a strip and of a row.
+template <class T>
 struct Single {
-  using X = float;
+  using X = T;
   static constexpr int kInputs = 1;
   static Vec weights(const X* w) { return native::load(w); }
-  static Vec row(const X* x) { return native::broadcast(*x); }
-  static Vec add(Vec sum, Vec w, Vec x) { return native::multiply_add(w, x, sum); }
-};
-
-struct Half {
-  using X = native::Float16;
-  static constexpr int kInputs = 1;
-  static Vec weights(const X* w) { return native::load(w); }
-  static Vec row(const X* x) { return native::broadcast(float(*x)); }
+  static Vec row(const X* x) { return native::broadcast(native::to_float(*x)); }
   static Vec add(Vec sum, Vec w, Vec x) { return native::multiply_add(w, x, sum); }
 };
 
 // Two neighbouring inputs of each output lie side by side.
-struct Brain {
+struct Pairs {
   using X = native::BFloat16;
   static constexpr int kInputs = 2;
 #if defined(__AVX512BF16__)
@@ -306,10 +299,10 @@ extern "C" void tandem_linear_packed(int64_t dtype, const void* x, int64_t x_str
                                      int64_t rows, int64_t inputs, int64_t strips, int64_t outputs,
                                      int64_t fp32_out) {
   Problem p{x, x_stride, weight, bias, out, rows, inputs, strips, outputs, fp32_out != 0};
-  if (dtype == native::kFloat32) return multiply<Multiplication<Single>>(p);
-  if (dtype == native::kFloat16) return multiply<Multiplication<Half>>(p);
+  if (dtype == native::kFloat32) return multiply<Multiplication<Single<float>>>(p);
+  if (dtype == native::kFloat16) return multiply<Multiplication<Single<native::Float16>>>(p);
 #if defined(TANDEM_MATRIX_TILES)
   if (native::has_matrix_tiles()) return multiply<TileMultiplication>(p);
 #endif
-  multiply<Multiplication<Brain>>(p);
+  multiply<Multiplication<Pairs>>(p);
 }

@@ -71,9 +71,9 @@ struct Output {
     native::with_type(dtype, [&](auto* tag) {
       using T = std::remove_pointer_t<decltype(tag)>;
       T* out = (T*)data + row * columns + first;
-      if (count == kLanes) return native::store_lanes(out, values);
+      if (count == kLanes) return native::store(out, values);
       T lanes[kLanes];
-      native::store_lanes(lanes, values);
+      native::store(lanes, values);
       std::memcpy(out, lanes, count * sizeof(T));
     });
   }
