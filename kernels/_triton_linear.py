@@ -75,12 +75,8 @@ class Plan:
 
 def plan(num_rows: int, num_outputs: int, size: int, block_k: int, dtype: torch.dtype) -> Plan:
     """Cut a product of `num_rows` rows with a [num_outputs, size] weight."""
-    num_tiles = triton.cdiv(size, block_k)
     wanted = WANTED_PROGRAMS // triton.cdiv(num_outputs, 32)
-    num_parts = max(1, min(wanted, MAX_PARTS, num_tiles // MIN_TILES_PER_PART))
-    tiles_per_part = triton.cdiv(num_tiles, num_parts)
-    # Rounding up may leave the last ones without a tile.
-    num_parts = triton.cdiv(num_tiles, tiles_per_part)
+    num_parts, tiles_per_part = parts_of(triton.cdiv(size, block_k), min(wanted, MAX_PARTS))
     few = num_rows <= FEW_ROWS
     if dtype is torch.float32:
         # Not on tensor cores; for tests more than for work.
@@ -100,6 +96,15 @@ def plan(num_rows: int, num_outputs: int, size: int, block_k: int, dtype: torch.
         num_warps=num_warps,
         num_stages=stages,
     )
+
+
+def parts_of(num_tiles: int, most: int) -> tuple[int, int]:
+    """Cut the tiles along K into at most so many parts: their number, and the tiles of each but
+    the last."""
+    num_parts = max(1, min(most, num_tiles // MIN_TILES_PER_PART))
+    tiles_per_part = triton.cdiv(num_tiles, num_parts)
+    # Rounding up may leave the last ones without a tile.
+    return triton.cdiv(num_tiles, tiles_per_part), tiles_per_part
 
 
 def runs_of(length: int, block_k: int) -> int:

@@ -14,14 +14,13 @@ from torch import Tensor
 
 from kernels import _triton
 from kernels._triton import tl, triton
+from kernels._triton_linear import MAX_PARTS, parts_of
 from kernels.model_shapes import LLAMA3_8B
 from kernels.stages import dtype_name, num_stages
 
 FEW_ROWS = 64
 WANTED_PROGRAMS = 256
 """Two for each of 128 processors. The same on all GPUs: it decides about the order of sums."""
-MAX_PARTS = 8
-MIN_TILES_PER_PART = 4
 BLOCK_K = 64
 ADD_BLOCK = 512
 """Outputs whose parts a program adds."""
@@ -186,12 +185,8 @@ def _tile(num_rows: int, dtype: torch.dtype) -> Tile:
 
 def cut(num_outputs: int, size: int) -> tuple[int, int]:
     """Parts of K, and the tiles of each but the last, for a [num_outputs, size] weight."""
-    num_tiles = triton.cdiv(size, BLOCK_K)
     wanted = WANTED_PROGRAMS // triton.cdiv(num_outputs, FEW.columns)
-    num_parts = max(1, min(wanted, MAX_PARTS, num_tiles // MIN_TILES_PER_PART))
-    tiles_per_part = triton.cdiv(num_tiles, num_parts)
-    # Rounding up may leave the last parts without a tile.
-    return triton.cdiv(num_tiles, tiles_per_part), tiles_per_part
+    return parts_of(triton.cdiv(size, BLOCK_K), min(wanted, MAX_PARTS))
 
 
 def variants() -> list[_triton.Variant]:

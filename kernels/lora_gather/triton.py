@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kernels import _triton
 from kernels._triton import Variant, tl, triton
+from kernels._triton_linear import MAX_PARTS, parts_of
 from kernels.model_shapes import LLAMA3_8B
 
 BLOCK_T = 16
@@ -22,7 +23,6 @@ EXPANDED_RANKS = 16
 """Ranks that the expansion takes at a time: more of them need more registers than there are."""
 FEW_ROWS = 64
 """Up to here a program sums one part of K."""
-MAX_PARTS = 8
 MIN_TILES_PER_PART = 8
 MAX_RANK = 128
 NO_ADAPTER = 1 << 30
@@ -92,8 +92,7 @@ def lora_gather(
 def _cut(size: int) -> tuple[int, int]:
     """Parts of K, and tiles of a part."""
     num_tiles = triton.cdiv(size, BLOCK_K)
-    tiles_per_part = triton.cdiv(num_tiles, max(1, min(MAX_PARTS, num_tiles // MIN_TILES_PER_PART)))
-    return triton.cdiv(num_tiles, tiles_per_part), tiles_per_part
+    return parts_of(num_tiles, min(MAX_PARTS, num_tiles // MIN_TILES_PER_PART))
 
 
 def _block_r(rank: int) -> int:
