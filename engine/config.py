@@ -14,7 +14,9 @@ Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 Policy = Literal["fcfs", "priority"]
 AsyncScheduling = Literal["auto", "on", "off"]
-Quantization = Literal["none", "int8", "gguf"]
+Quantization = Literal["auto", "none", "gguf", "gguf-int8", "int8"]
+PACKED = ("gguf", "gguf-int8")
+"""Those that need a file's packed weights."""
 ImageQuantization = Literal["none", "bnb-nf4", "bnb-int8"]
 
 GIB = 1 << 30
@@ -32,10 +34,11 @@ class EngineConfig:
     device: Device = knob("auto", "Where the model runs: auto takes an NVIDIA GPU if there is one.")
     dtype: DType = knob("auto", "Weights and activations; auto is bfloat16.")
     quantization: Quantization = knob(
-        "none",
-        "Linear layers in few bits, faster and a little less precise: gguf multiplies with a GGUF "
-        "file's weights as they are packed (none unpacks them), int8 rounds any weights to 8 bits "
-        "at load; on a CPU both round activations to 8 bits, 32 to a scale.",
+        "auto",
+        "How linear layers keep their weights: gguf as a GGUF file has them packed, which takes "
+        "less memory for the same results; none in dtype; auto is gguf where it can be on a CPU, "
+        "else none. Faster and less precise, on CPUs: gguf-int8 also rounds activations to 8 bits, "
+        "int8 does so and rounds any weights to 8 bits at load.",
     )
     max_model_len: int | None = knob(
         None,
@@ -233,10 +236,11 @@ def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> R
     )
 
 
-def check_quantization(
+def resolve_quantization(
     wanted: Quantization, device: Literal["cpu", "cuda"], *, is_packed: bool, has_native: bool
-) -> None:
-    """
+) -> Quantization:
+    """What `auto` stands for, and anything else as it is if it is possible.
+
     Args:
         wanted: how linear layers are to be kept.
         is_packed: whether the checkpoint has packed weights that the kernels can multiply with.
@@ -245,12 +249,15 @@ def check_quantization(
     Raises:
         ModelLoadError: what was asked for is not possible here.
     """
-    if wanted == "gguf" and not is_packed:
+    if wanted == "auto":
+        return "gguf" if device == "cpu" and has_native and is_packed else "none"
+    if wanted in PACKED and not is_packed:
         raise _impossible(wanted, "the model has no weights packed as in GGUF files")
-    if wanted == "int8" and device != "cpu":
+    if wanted in ("gguf-int8", "int8") and device != "cpu":
         raise _impossible(wanted, "it is for CPUs only")
     if wanted != "none" and device == "cpu" and not has_native:
         raise _impossible(wanted, "it needs the C++ operations, which cannot be built here")
+    return wanted
 
 
 def _impossible(wanted: str, reason: str) -> ModelLoadError:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Literal, Protocol
 
@@ -10,12 +10,14 @@ import structlog
 import torch
 
 from engine.config import (
+    PACKED,
     EngineConfig,
     MachineFacts,
     ModelFacts,
+    Quantization,
     ResolvedConfig,
-    check_quantization,
     resolve,
+    resolve_quantization,
 )
 from engine.errors import ModelLoadError
 from engine.llm.cuda_graph import CudaRecorder
@@ -101,9 +103,13 @@ def build_operations(host: Host) -> None:
 class WeightPlan:
     """How a checkpoint's weights will be kept."""
 
+    quantization: Quantization
+    """Not auto."""
     shapes: Shapes
     methods: Mapping[str, PanelsMethod]
     """Of quantised layers, by name."""
+    packed: Collection[str]
+    """Layers whose weights are taken as the file has them."""
 
 
 def plan_weights(
@@ -118,20 +124,25 @@ def plan_weights(
         ModelLoadError: the quantization that was asked for is not possible.
     """
     wanted = intent.quantization
-    packed = packed_weights(checkpoint, model_config) if wanted == "gguf" else {}
-    check_quantization(
+    types = packed_weights(checkpoint, model_config) if wanted in ("auto", *PACKED) else {}
+    quantization = resolve_quantization(
         wanted,
         device,
-        is_packed=bool(packed),
+        is_packed=bool(types),
         has_native=device == "cpu" and native.library() is not None,
     )
     shapes = weight_shapes(checkpoint)
     methods: Mapping[str, PanelsMethod] = {}
-    if wanted == "gguf":
-        methods = gguf_methods(packed)
-    elif wanted == "int8":
+    if quantization in PACKED:
+        methods = gguf_methods(types, int8_activations=quantization == "gguf-int8")
+    elif quantization == "int8":
         methods = int8_methods(shapes, tied=model_config.tie_word_embeddings)
-    return WeightPlan(shapes=shapes, methods=methods)
+    return WeightPlan(
+        quantization=quantization,
+        shapes=shapes,
+        methods=methods,
+        packed=types if quantization in PACKED else (),
+    )
 
 
 def reserve_memory(
@@ -150,7 +161,11 @@ def reserve_memory(
         kv_bytes_per_token=model_config.kv_bytes_per_token(dtype_bytes),
         weight_bytes=weights,
     )
-    config = resolve(intent, model, replace(machine, free_memory_bytes=free + weights))
+    config = resolve(
+        replace(intent, quantization=plan.quantization),
+        model,
+        replace(machine, free_memory_bytes=free + weights),
+    )
     pool = config.num_kv_blocks * config.block_size * model.kv_bytes_per_token
     host.reserve(machine.device, "KV cache", pool, machine.free_memory_bytes)
     return config
@@ -174,8 +189,7 @@ def load_runner(
         deterministic=config.deterministic,
         linear_method=plan.methods.get,
     )
-    packed = plan.methods if config.quantization == "gguf" else ()
-    weights = iter_weights(checkpoint, model_config, packed)
+    weights = iter_weights(checkpoint, model_config, plan.packed)
     unexpected = model.load_weights(counted(weights, plan.shapes, host))
     if unexpected:
         log.warning("the checkpoint has tensors that the model does not use", names=unexpected)

@@ -18,9 +18,11 @@ EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 log = structlog.get_logger(__name__)
 
 
-def gguf_methods(types: Mapping[str, GGUFType]) -> dict[str, PanelsMethod]:
+def gguf_methods(
+    types: Mapping[str, GGUFType], *, int8_activations: bool
+) -> dict[str, PanelsMethod]:
     """Layer name → method, for the layers that a file has packed."""
-    return {name: GgufMethod(quant_type) for name, quant_type in types.items()}
+    return {name: GgufMethod(quant_type, int8_activations) for name, quant_type in types.items()}
 
 
 def int8_methods(shapes: Shapes, *, tied: bool) -> dict[str, PanelsMethod]:

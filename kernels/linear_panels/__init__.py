@@ -1,4 +1,4 @@
-"""Multiplication with block-quantised weights in 8-bit integers, for CPUs."""
+"""Multiplication with block-quantised weights, for CPUs."""
 
 from torch import Tensor
 
@@ -15,29 +15,35 @@ def linear_panels(
     panels: Panels,
     bias: Tensor | None = None,
     *,
+    int8_activations: bool = False,
     fp32_out: bool = False,
 ) -> Tensor:
-    """Multiply rows, rounded to int8, with a weight in panels: `round(x) @ weight.T + bias`.
+    """`x @ weight.T + bias` for a weight of few bits.
 
-    What `linear_gguf` with `int8_activations` computes, for weights that were brought into the
-    order of the CPU's instructions once, at load.
+    The weight was brought into the order of the CPU's instructions once, at load. It is taken apart
+    piece by piece and rounded to x's dtype: results are bit for bit those of `linear_packed` with
+    the dequantised weight, from a third of the memory or less.
 
     Args:
         x: [M, K], fp32, bf16 or fp16; rows may be strided. K is a multiple of 32.
         panels: the [N, K] weight, from `panels_from_gguf` or `panels_from_floats`.
         bias: [N] fp32.
+        int8_activations: multiply in 8-bit integers, faster and less precise, as `linear_gguf`
+            does: each 32 elements of a row are rounded as `kernels.int8_activations` says. Products
+            and their sums within a group of weights are exact integers; groups are added in fp32
+            from the first to the last.
         fp32_out: return the sums as they are, as logits need it.
 
-    Each 32 elements of a row are rounded to int8 as `kernels.int8_activations` says. Products and
-    their sums within a group of weights are exact integers; groups are added in fp32 from the
-    first to the last, so that a row's result does not depend on the rows beside it.
+    A row's result does not depend on the rows beside it.
 
     Returns:
         [M, N], contiguous, x's dtype or fp32.
 
-    Paper: Jacob et al. 2018, arXiv:1712.05877, section 2.3, applied block by block.
+    Paper: Jacob et al. 2018, arXiv:1712.05877, section 2.3, for integers, applied block by block.
     """
-    return reference.linear_panels(x, panels, bias, fp32_out=fp32_out)
+    return reference.linear_panels(
+        x, panels, bias, int8_activations=int8_activations, fp32_out=fp32_out
+    )
 
 
 linear_panels.implementation("cpu", supports=cpu.supports)(cpu.linear_panels)

@@ -1,6 +1,6 @@
 """Inputs for `linear_panels`: every format, model shapes, all heights of tiles."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,13 +35,13 @@ class Case:
     bias: bool = False
     strided: bool = False
     """Rows of x are views of wider ones."""
+    int8_activations: bool = False
     fp32_out: bool = False
 
 
-CASES = (
+_FLOATS = (
     *(Case(f"{one.name.lower()}_one_row", one, 1, 48, 512) for one in GGUFType),
     *(Case(f"{one.name.lower()}_rows", one, 19, 37, 768, bias=True) for one in GGUFType),
-    *(Case(f"tile_of_{rows}", GGUFType.Q4_1, rows, 40, 96) for rows in range(2, 10)),
     Case("smollm2_gate_up", GGUFType.Q4_1, 2, 3072, 576),
     Case("smollm2_down", GGUFType.Q4_1, 33, 576, 1536),
     Case("smollm2_logits", GGUFType.Q8_0, 1, 1024, 576, fp32_out=True),
@@ -51,11 +51,23 @@ CASES = (
     Case("strided", GGUFType.Q4_0, 17, 33, 96, strided=True),
     Case("no_rows", GGUFType.Q8_0, 0, 33, 64),
 )
+CASES = (
+    *_FLOATS,
+    *(replace(case, name=f"{case.name}_int8", int8_activations=True) for case in _FLOATS),
+    *(
+        Case(f"tile_of_{rows}_int8", GGUFType.Q4_1, rows, 40, 96, int8_activations=True)
+        for rows in range(2, 10)
+    ),
+)
 BENCHMARKS: dict[str, tuple[Case, ...]] = {
     "cpu": (
         Case("smollm2 gate_up 1 q4_1", GGUFType.Q4_1, 1, 3072, 576),
         Case("smollm2 gate_up 32 q4_1", GGUFType.Q4_1, 32, 3072, 576),
         Case("smollm2 gate_up 512 q4_1", GGUFType.Q4_1, 512, 3072, 576),
+        Case("smollm2 gate_up 1 q4_1, int8", GGUFType.Q4_1, 1, 3072, 576, int8_activations=True),
+        Case(
+            "smollm2 gate_up 512 q4_1, int8", GGUFType.Q4_1, 512, 3072, 576, int8_activations=True
+        ),
         Case("smollm2 logits 1 q8_0", GGUFType.Q8_0, 1, 49152, 576, fp32_out=True),
         Case("smollm2 logits 32 q8_0", GGUFType.Q8_0, 32, 49152, 576, fp32_out=True),
         Case("llama3_8b o 1 q4_k", GGUFType.Q4_K, 1, 4096, 4096),
@@ -77,6 +89,7 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
         "x": x,
         "panels": _panels(case),
         "bias": torch.randn(case.outputs, device=device) if case.bias else None,
+        "int8_activations": case.int8_activations,
         "fp32_out": case.fp32_out,
     }
 

@@ -1,83 +1,22 @@
-// Linear layers over panels of block-quantised weights (`panels.py` says how they are laid out).
+// Linear layers over panels of block-quantised weights: taken apart into strips of numbers, which
+// are multiplied as plain weights are, or in 8-bit integers.
 //
-// A tile is some rows times some panels of 16 outputs. Within a block of 32 inputs sums are exact
+// In integers a tile is some rows times some panels of 16 outputs. Within a block of 32 inputs sums are exact
 // integers; blocks are added in fp32 from the first to the last, whatever the tile. So a row's
 // result does not depend on how many rows there are.
 #include <memory>
 
-#include "int8.h"
+#include "panels.h"
 
 namespace {
 
-using native::Float16;
 using native::I32x16;
 using native::kBlock;
 using native::kLanes;
 using native::kQuads;
 using native::U8x64;
 using native::Vec;
-
-constexpr int kVector = 64;  // bytes: four inputs of 16 outputs
-
-// What a panel has for one block: scales, minima, then codes.
-template <int kBits, int kGroup, class S, bool kHasMin>
-struct Record {
-  static constexpr int bits = kBits;
-  static constexpr int groups = kBlock / kGroup;
-  static constexpr bool has_min = kHasMin;
-  using Scale = S;
-  static constexpr int scale_bytes = groups * kLanes * sizeof(Scale);
-  static constexpr int codes_at = scale_bytes * (has_min ? 2 : 1);
-  static constexpr int bytes = codes_at + kBlock * kLanes * kBits / 8;
-
-  static Vec scale(const uint8_t* record, int group) {
-    return native::load((const Scale*)record + group * kLanes);
-  }
-  static Vec min(const uint8_t* record, int group) {
-    return native::load((const Scale*)(record + scale_bytes) + group * kLanes);
-  }
-  // Inputs 4q..4q+3 (low) and 16+4q..16+4q+3 (high) of all outputs.
-  static void codes(const uint8_t* record, int q, U8x64& low, U8x64& high) {
-    const uint8_t* at = record + codes_at;
-    if (bits == 8) {
-      low = native::load_codes(at + q * kVector);
-      high = native::load_codes(at + (q + kQuads / 2) * kVector);
-      return;
-    }
-    U8x64 nibbles = native::load_codes(at + q * kVector);
-    low = nibbles & 15;
-    high = nibbles >> 4;
-    const uint8_t* plane = at + kQuads / 2 * kVector;
-    for (int bit = 4; bit < bits; ++bit, plane += kVector) {
-      low = native::add_bit(low, plane + q * 8, 1 << bit);
-      high = native::add_bit(high, plane + (q + kQuads / 2) * 8, 1 << bit);
-    }
-  }
-};
-
-struct Output {
-  void* data;
-  int64_t dtype, columns;
-  const float* bias;
-
-  void write(int64_t row, int64_t panel, Vec values) const {
-    int64_t first = panel * kLanes;
-    size_t count = size_t(std::min<int64_t>(kLanes, columns - first));
-    if (bias) {
-      Vec add = {};
-      std::memcpy(&add, bias + first, count * sizeof(float));
-      values += add;
-    }
-    native::with_type(dtype, [&](auto* tag) {
-      using T = std::remove_pointer_t<decltype(tag)>;
-      T* out = (T*)data + row * columns + first;
-      if (count == kLanes) return native::store(out, values);
-      T lanes[kLanes];
-      native::store(lanes, values);
-      std::memcpy(out, lanes, count * sizeof(T));
-    });
-  }
-};
+using native::strips::Problem;
 
 // As many rows as registers hold sums for; the results do not depend on it.
 #if defined(__AVX512F__)
@@ -198,50 +137,39 @@ struct Tile {
 };
 
 template <class R, int kRows, bool fetches>
-void run_tile(int64_t rows, const uint8_t* panel, const int32_t* x, int64_t blocks,
-              const Output& out, int64_t first_row, int64_t number) {
+void run_tile(int64_t rows, const uint8_t* panel, const int32_t* x, int64_t blocks, Vec* sums) {
   if constexpr (kRows > 1)
-    if (rows < kRows)
-      return run_tile<R, kRows - 1, fetches>(rows, panel, x, blocks, out, first_row, number);
+    if (rows < kRows) return run_tile<R, kRows - 1, fetches>(rows, panel, x, blocks, sums);
   Tile<R, kRows, fetches> tile;
   tile.run(panel, x, blocks);
-  for (int r = 0; r < kRows; ++r) out.write(first_row + r, number, tile.sums[r]);
+  std::copy_n(tile.sums, kRows, sums);
 }
 
-template <class R>
-void multiply(const uint8_t* panels, const Activations<R>& x, const Output& out) {
-  int64_t num_panels = (out.columns + kLanes - 1) / kLanes;
+template <class R, class X>
+void multiply(const Problem& p, const uint8_t* panels, const Activations<R>& x) {
 #pragma omp for schedule(static)
-  for (int64_t p = 0; p < num_panels; ++p)
+  for (int64_t panel = 0; panel < p.strips; ++panel)
     for (int64_t t = 0; t < x.tiles.count; ++t) {
-      int64_t first = x.tiles.first(t);
+      int64_t first = x.tiles.first(t), rows = x.tiles.first(t + 1) - first;
       auto run = t + 1 == x.tiles.count ? run_tile<R, kTileRows, true>
                                         : run_tile<R, kTileRows, false>;
-      run(x.tiles.first(t + 1) - first, panels + p * x.blocks * R::bytes, x.tile(first), x.blocks,
-          out, first, p);
+      Vec sums[kTileRows];
+      run(rows, panels + panel * x.blocks * R::bytes, x.tile(first), x.blocks, sums);
+      for (int64_t r = 0; r < rows; ++r)
+        native::strips::finish<X>(p, first + r, panel, sums[r]);
     }
 }
 
-// The formats that `panels.py` makes.
-template <class Function>
-void with_record(int64_t bits, int64_t group, int64_t scale_dtype, bool has_min, Function run) {
-  bool half = scale_dtype == native::kFloat16;
-  if (group == 32 && half && !has_min) {
-    if (bits == 4) return run((Record<4, 32, Float16, false>*)nullptr);
-    if (bits == 5) return run((Record<5, 32, Float16, false>*)nullptr);
-    return run((Record<8, 32, Float16, false>*)nullptr);
+template <class R, class X>
+void multiply_in_integers(const Problem& p, const uint8_t* panels, int offset) {
+  Activations<R> activations(p.rows, p.inputs / kBlock, offset);
+#pragma omp parallel if (native::worth_threads(p.rows * p.outputs * p.inputs / 4))
+  {
+#pragma omp for schedule(static)
+    for (int64_t tile = 0; tile < activations.tiles.count; ++tile)
+      activations.quantise(tile, (const X*)p.x, p.x_stride);
+    multiply<R, X>(p, panels, activations);
   }
-  if (group == 32 && half) {
-    if (bits == 4) return run((Record<4, 32, Float16, true>*)nullptr);
-    return run((Record<5, 32, Float16, true>*)nullptr);
-  }
-  if (group == 32) {
-    if (bits == 4) return run((Record<4, 32, float, true>*)nullptr);
-    return run((Record<5, 32, float, true>*)nullptr);
-  }
-  if (bits == 6) return run((Record<6, 16, float, false>*)nullptr);
-  if (has_min) return run((Record<4, 16, float, true>*)nullptr);
-  return run((Record<4, 16, float, false>*)nullptr);
 }
 
 }  // namespace
@@ -249,21 +177,24 @@ void with_record(int64_t bits, int64_t group, int64_t scale_dtype, bool has_min,
 extern "C" void tandem_linear_panels(int64_t dtype, const void* x, int64_t x_stride, int64_t rows,
                                      int64_t blocks, const void* panels, int64_t bits,
                                      int64_t group, int64_t scale_dtype, int64_t has_min,
-                                     int64_t offset, const float* bias, int64_t out_dtype,
-                                     void* out, int64_t out_features) {
-  Output output{out, out_dtype, out_features, bias};
-  native::with_type(dtype, [&](auto* tag) {
-    using T = std::remove_pointer_t<decltype(tag)>;
-    with_record(bits, group, scale_dtype, has_min, [&](auto* record) {
+                                     int64_t offset, int64_t int8_activations, const float* bias,
+                                     int64_t fp32_out, void* out, int64_t outputs) {
+  Problem p{x,
+            x_stride,
+            bias,
+            out,
+            rows,
+            blocks * kBlock,
+            (outputs + kLanes - 1) / kLanes,
+            outputs,
+            fp32_out != 0};
+  native::strips::with_step(dtype, [&](auto* tag) {
+    using Step = std::remove_pointer_t<decltype(tag)>;
+    native::panels::with_record(bits, group, scale_dtype, has_min, [&](auto* record) {
       using R = std::remove_pointer_t<decltype(record)>;
-      Activations<R> activations(rows, blocks, int(offset));
-#pragma omp parallel if (native::worth_threads(rows * out_features * blocks * kQuads))
-      {
-#pragma omp for schedule(static)
-        for (int64_t tile = 0; tile < activations.tiles.count; ++tile)
-          activations.quantise(tile, (const T*)x, x_stride);
-        multiply<R>((const uint8_t*)panels, activations, output);
-      }
+      if (int8_activations)
+        return multiply_in_integers<R, typename Step::X>(p, (const uint8_t*)panels, int(offset));
+      native::strips::multiply<Step>(p, native::panels::Unpacked<R, Step>(panels, blocks, offset));
     });
   });
 }

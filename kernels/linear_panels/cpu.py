@@ -1,4 +1,4 @@
-"""Integer dot products in C++: VNNI, AVX2 or whatever the compiler makes of them."""
+"""In C++: unpacked into strips of numbers, or integer dot products (VNNI, AVX2)."""
 
 import functools
 
@@ -14,6 +14,7 @@ def supports(
     panels: Panels,
     bias: Tensor | None = None,
     *,
+    int8_activations: bool = False,
     fp32_out: bool = False,
 ) -> bool:
     """CPU tensors; rows of x whose elements are contiguous."""
@@ -30,6 +31,7 @@ def linear_panels(
     panels: Panels,
     bias: Tensor | None = None,
     *,
+    int8_activations: bool = False,
     fp32_out: bool = False,
 ) -> Tensor:
     """See `kernels.linear_panels`."""
@@ -49,8 +51,9 @@ def linear_panels(
         native.DTYPES[form.scale_dtype],
         form.has_min,
         form.offset,
+        int8_activations,
         None if bias is None else bias.data_ptr(),
-        native.DTYPES[out.dtype],
+        fp32_out,
         out.data_ptr(),
         panels.out_features,
     )
@@ -59,4 +62,4 @@ def linear_panels(
 
 @functools.cache
 def _function() -> native.Function:
-    return native.function("tandem_linear_panels", "ipiiipiiiiipipi")
+    return native.function("tandem_linear_panels", "ipiiipiiiiiipipi")

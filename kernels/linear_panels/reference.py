@@ -1,6 +1,5 @@
 """The definition, in fp32."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,11 +12,14 @@ def linear_panels(
     panels: Panels,
     bias: Tensor | None = None,
     *,
+    int8_activations: bool = False,
     fp32_out: bool = False,
 ) -> Tensor:
     """See `kernels.linear_panels`."""
-    codes, scale = round_to_int8(x, BLOCK)
-    rounded = (codes * scale).reshape(x.shape)
-    return F.linear(rounded, unpack(panels).dequantised(), bias).to(
-        torch.float32 if fp32_out else x.dtype
-    )
+    weight = unpack(panels).dequantised()
+    if int8_activations:
+        codes, scale = round_to_int8(x, BLOCK)
+        y = F.linear((codes * scale).reshape(x.shape), weight, bias)
+    else:
+        y = F.linear(x.float(), weight.to(x.dtype).float(), bias)
+    return y if fp32_out else y.to(x.dtype)

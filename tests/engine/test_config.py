@@ -6,8 +6,8 @@ from engine.config import (
     EngineConfig,
     MachineFacts,
     ModelFacts,
-    check_quantization,
     resolve,
+    resolve_quantization,
 )
 from engine.errors import ModelLoadError
 
@@ -43,19 +43,32 @@ def test_graphs_need_a_gpu(asked):
     [
         ("gguf", "cpu", True, True),
         ("gguf", "cuda", True, False),
+        ("gguf-int8", "cpu", True, True),
         ("int8", "cpu", False, True),
         ("none", "cpu", True, False),
     ],
 )
 def test_linear_layers_are_kept_as_asked(wanted, device, is_packed, has_native):
-    check_quantization(wanted, device, is_packed=is_packed, has_native=has_native)
+    facts = {"is_packed": is_packed, "has_native": has_native}
+    assert resolve_quantization(wanted, device, **facts) == wanted
     machine = MachineFacts(device=device, num_cores=2, free_memory_bytes=1 << 30)
     assert resolve(EngineConfig(quantization=wanted), MODEL, machine).quantization == wanted
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("is_packed", [True, False])
+@pytest.mark.parametrize("has_native", [True, False])
+def test_packed_weights_stay_packed_where_that_costs_nothing(device, is_packed, has_native):
+    found = resolve_quantization("auto", device, is_packed=is_packed, has_native=has_native)
+    packed = device == "cpu" and is_packed and has_native
+    assert found == ("gguf" if packed else "none")
 
 
 @pytest.mark.parametrize(
     ("wanted", "device", "is_packed", "has_native", "reason"),
     [
+        ("gguf-int8", "cpu", False, True, "no weights packed"),
+        ("gguf-int8", "cuda", True, True, "CPUs only"),
         ("gguf", "cpu", False, True, "no weights packed"),
         ("gguf", "cpu", True, False, "C[+][+] operations"),
         ("int8", "cpu", True, False, "C[+][+] operations"),
@@ -64,4 +77,4 @@ def test_linear_layers_are_kept_as_asked(wanted, device, is_packed, has_native):
 )
 def test_what_cannot_be_kept_as_asked_is_an_error(wanted, device, is_packed, has_native, reason):
     with pytest.raises(ModelLoadError, match=f"quantization {wanted}.*{reason}"):
-        check_quantization(wanted, device, is_packed=is_packed, has_native=has_native)
+        resolve_quantization(wanted, device, is_packed=is_packed, has_native=has_native)

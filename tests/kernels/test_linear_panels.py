@@ -1,5 +1,6 @@
 """What is special to weights in panels: exact packing, sums that no other row can change."""
 
+import functools
 import random
 
 import gguf
@@ -7,10 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from kernels import native
+from kernels import PackedWeight, linear_packed, native
 from kernels.linear_gguf.cases import random_weight
+from kernels.linear_gguf.dequantize import dequantize
 from kernels.linear_gguf.quant_type import GGUFType
-from kernels.linear_panels import cpu, linear_panels, panels_from_floats, panels_from_gguf
+from kernels.linear_panels import (
+    cpu,
+    linear_panels,
+    panels_from_floats,
+    panels_from_gguf,
+    reference,
+)
 from kernels.linear_panels.panels import unpack
 
 TYPES = list(GGUFType)
@@ -41,37 +49,54 @@ def test_rounding_keeps_eight_bits():
 
 
 @pytest.mark.parametrize("quant_type", TYPES, ids=lambda one: one.name)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])
+def test_packed_weights_give_the_bits_of_plain_ones(quant_type, dtype):
+    weight = random_weight(quant_type, 75, random.choice([512, 4096]))
+    panels, plain = panels_from_gguf(weight, quant_type), dequantize(weight, quant_type).to(dtype)
+    # One row to many tiles of them: in registers, a piece at a time, piece by piece.
+    for rows in (1, 2, 3, 4, 5, 6, 7, 60):
+        x = torch.randn(rows, panels.in_features).to(dtype)
+        wanted = linear_packed(x, PackedWeight.pack(plain), fp32_out=True)
+        assert torch.equal(linear_panels(x, panels, fp32_out=True), wanted), rows
+
+
+@pytest.mark.parametrize("quant_type", TYPES, ids=lambda one: one.name)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_a_row_is_bitwise_the_same_whatever_is_beside_it(quant_type, dtype):
+@pytest.mark.parametrize("int8_activations", [False, True])
+def test_a_row_is_bitwise_the_same_whatever_is_beside_it(quant_type, dtype, int8_activations):
     panels = panels_from_gguf(random_weight(quant_type, 75, 768), quant_type)
     x = torch.randn(41, 768, dtype=dtype)
-    together = linear_panels(x, panels)
+    multiply = functools.partial(linear_panels, panels=panels, int8_activations=int8_activations)
+    together = multiply(x)
     order = torch.randperm(len(x))
     start = 0
     while start < len(x):
         rows = order[start : start + random.randrange(1, 20)]
-        assert torch.equal(linear_panels(x[rows], panels), together[rows])
+        assert torch.equal(multiply(x[rows]), together[rows])
         start += len(rows)
 
 
-def test_what_is_not_finite_shows():
+@pytest.mark.parametrize("int8_activations", [False, True])
+def test_what_is_not_finite_shows(int8_activations):
     panels = panels_from_gguf(random_weight(GGUFType.Q4_0, 48, 64), GGUFType.Q4_0)
     x = torch.randn(3, 64)
     x[0, 5], x[2, 60] = torch.nan, torch.inf
-    finite = linear_panels(x, panels).isfinite()
+    finite = linear_panels(x, panels, int8_activations=int8_activations).isfinite()
     assert finite.any(1).tolist() == [False, True, False]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", OTHERS)
 def test_other_processors_get_the_same(architecture, tmp_path, monkeypatch):
-    """The same integers; in fp32 the same order and one rounding per step, so the same bits."""
+    """The same integers; in fp32 the same order and one rounding per step, so the same bits.
+    Products of bf16 pairs round as the processor does."""
     inputs = []
     for quant_type in TYPES:
         panels = panels_from_gguf(random_weight(quant_type, 37, 512), quant_type)
         for rows in (1, 3, 11):
             inputs.append((torch.randn(rows, 512).to(torch.bfloat16), panels))
-    here = [linear_panels(*one) for one in inputs]
+    here = [cpu.linear_panels(*one, int8_activations=True) for one in inputs]
+    floats = [reference.linear_panels(*one) for one in inputs]
     flags = [architecture if f.startswith("-march") else f for f in native.FLAGS]
     (source,) = native.KERNELS.glob("linear_panels/cpu.cpp")
     monkeypatch.setattr(native, "FLAGS", (*flags, "-Wno-psabi"))
@@ -81,7 +106,9 @@ def test_other_processors_get_the_same(architecture, tmp_path, monkeypatch):
     cpu._function.cache_clear()
     try:
         for wanted, one in zip(here, inputs, strict=True):
-            assert torch.equal(cpu.linear_panels(*one), wanted)
+            assert torch.equal(cpu.linear_panels(*one, int8_activations=True), wanted)
+        for wanted, one in zip(floats, inputs, strict=True):
+            torch.testing.assert_close(cpu.linear_panels(*one), wanted)
     finally:
         native.library.cache_clear()
         cpu._function.cache_clear()

@@ -14,11 +14,10 @@ from kernels.linear_panels.gguf import FORMATS
 
 @dataclass(frozen=True, slots=True)
 class GgufMethod(PanelsMethod):
-    """On a CPU in panels, which hold the same numbers, and with activations rounded to 8 bits; on a
-    GPU as they are in the file, with activations in the layer's dtype.
-    """
+    """On a CPU in panels, which hold the same numbers; on a GPU as they are in the file."""
 
     quant_type: GGUFType
+    int8_activations: bool = False
 
     def create_weights(
         self, in_features: int, out_features: int, has_bias: bool

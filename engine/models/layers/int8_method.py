@@ -24,6 +24,10 @@ class Int8Method(PanelsMethod):
         part.panels = panels_from_floats(weight)
 
     @property
+    def int8_activations(self) -> bool:
+        return True
+
+    @property
     def bits_per_weight(self) -> float:
         return INT8.bits_per_weight
 

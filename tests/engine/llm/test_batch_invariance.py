@@ -144,7 +144,7 @@ def test_preemption(engines, folder, rng, log, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("quantization", ["none", "gguf", "int8"])
+@pytest.mark.parametrize("quantization", ["none", "gguf", "gguf-int8", "int8"])
 def test_a_real_model(quantization, engines, smollm2_checkpoint, rng, log):
     requests = [
         engines.request(

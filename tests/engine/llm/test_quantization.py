@@ -121,29 +121,41 @@ def test_packed_weights_are_those_of_the_file(tied, engines, tiny_llama, write_g
     torch.testing.assert_close(unpack(head).dequantised(), wanted, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("quantization", ["gguf", "int8"])
+def scores_of(engines, path, seed, **knobs):
+    """Log-probabilities of the tokens of three random prompts."""
+    engine = engines.make(path, **knobs)
+    rng = random.Random(seed)
+    prompts = [[rng.randrange(2, 60) for _ in range(length)] for length in (1, 16, 40)]
+    requests = [
+        engines.request(str(i), p, max_tokens=1, prompt_logprobs=0) for i, p in enumerate(prompts)
+    ]
+    done = engines.run(engine, requests)
+    return torch.tensor(
+        [e.logprob for i in range(len(prompts)) for e in done[str(i), 0].prompt_logprobs if e]
+    )
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_packing_does_not_change_a_bit(dtype, tied, engines, tiny_llama, write_gguf):
+    seed = random.randrange(1000)
+    path = write_gguf(tiny_llama(seed=seed, tie_word_embeddings=tied), MIXED)
+    packed = scores_of(engines, path, seed, dtype=dtype, quantization="gguf")
+    plain = scores_of(engines, path, seed, dtype=dtype, quantization="none")
+    assert torch.equal(packed, plain), f"seed {seed}"
+
+
+@pytest.mark.parametrize("quantization", ["gguf-int8", "int8"])
 def test_scores_stay_close_to_those_of_plain_weights(quantization, engines, tiny_llama, write_gguf):
     seed = random.randrange(1000)
     path = write_gguf(tiny_llama(seed=seed), {}, default=Type.Q8_0)
-    scores = {}
-    for kept in ("none", quantization):
-        engine = engines.make(path, quantization=kept)
-        rng = random.Random(seed)
-        prompts = [[rng.randrange(2, 60) for _ in range(length)] for length in (1, 16, 40)]
-        requests = [
-            engines.request(str(i), p, max_tokens=1, prompt_logprobs=0)
-            for i, p in enumerate(prompts)
-        ]
-        done = engines.run(engine, requests)
-        scores[kept] = torch.tensor(
-            [e.logprob for i in range(len(prompts)) for e in done[str(i), 0].prompt_logprobs if e]
-        )
-    error = (scores[quantization] - scores["none"]).abs()
+    plain = scores_of(engines, path, seed, quantization="none")
+    error = (scores_of(engines, path, seed, quantization=quantization) - plain).abs()
     # Two per cent of rounding in each product; equal ones would mean that nothing was rounded.
     assert 0 < error.mean() < 0.1, f"seed {seed}: {error}"
 
 
-@pytest.mark.parametrize("quantization", ["gguf", "int8"])
+@pytest.mark.parametrize("quantization", ["gguf", "gguf-int8", "int8"])
 def test_text_does_not_depend_on_what_shares_the_step(
     quantization, engines, tiny_llama, write_gguf
 ):
@@ -163,9 +175,10 @@ def test_text_does_not_depend_on_what_shares_the_step(
         assert done.token_ids == together[request.request_id, 0].token_ids, f"seed {seed}"
 
 
-def test_weights_are_unpacked_unless_asked_otherwise(engines, tiny_llama, write_gguf):
+def test_weights_stay_packed_unless_asked_otherwise(engines, tiny_llama, write_gguf):
     engine = engines.make(write_gguf(tiny_llama(), {}), dtype="auto")
-    assert engine._executor._runner._config.quantization == "none"
+    assert engine._executor._runner._config.quantization == "gguf"
+    assert model_of(engine).model.layers[0].mlp.down_proj._parts[0][1].panels is not None
 
 
 def test_what_is_not_packed_cannot_be_kept_packed(engines, tiny_llama):
