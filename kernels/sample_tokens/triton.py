@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kernels import _triton
 from kernels._triton import Variant, tl, triton
+from kernels._triton_order import order_keys
 from kernels.logit_rows import contiguous_rows
 from kernels.sample_tokens.edits import edited
 from kernels.sample_tokens.reference import unit_exponent
@@ -137,13 +138,6 @@ def _peak(x_ptr, num_tokens, BLOCK_SIZE: tl.constexpr):
 
 
 @triton.jit
-def _order_keys(x):
-    """Integers that sort as floats do, the two zeros equal."""
-    bits = (x + 0.0).to(tl.int32, bitcast=True)
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
-@triton.jit
 def _scores(x, peak, scale):
     """`reference.scaled_scores`."""
     scores = (x - peak) * scale
@@ -187,7 +181,7 @@ def _keys_and_masses(
 ):  # fmt: skip
     """What `_cut` compares and adds up: of tokens no longer kept, the least key and nothing."""
     x = _logits(x_ptr, ids, num_tokens)
-    keys = _order_keys(x)
+    keys = order_keys(x)
     kept = (ids < num_tokens) & ((keys > key) | ((keys == key) & (ids <= last_id)))
     if BY_COUNT:
         masses = tl.full(ids.shape, 1, tl.int64)

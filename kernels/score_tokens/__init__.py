@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from kernels import _triton
 from kernels.registry import op
 from kernels.score_tokens import cases, composed, cpu, reference
 from kernels.score_tokens.token_scores import TokenScores
@@ -29,3 +30,7 @@ def score_tokens(logits: Tensor, token_ids: Tensor, num_top: int) -> TokenScores
 
 score_tokens.implementation("composed", supports=composed.supports)(composed.score_tokens)
 score_tokens.implementation("cpu", supports=cpu.supports)(cpu.score_tokens)
+if _triton.AVAILABLE:
+    from kernels.score_tokens import triton
+
+    score_tokens.implementation("triton", supports=triton.supports)(triton.score_tokens)

@@ -41,7 +41,15 @@ CASES = (
     Case("bad_rows", 6, 650, 4, kind="bad"),
     Case("strided", 5, 512, 6, strided=True),
     Case("no_rows", 0, 64, 3),
+    Case("fewer_tokens", 4, 17, 20),
+    Case("fewer_possible", 5, 300, 20, kind="masked"),
+    Case("first_possible_is_late", 2, 8300, 20, kind="late"),
+    Case("ties_far_apart", 2, 12289, 20, kind="far"),
+    Case("both_zeros", 3, 500, 32, kind="zeros"),
+    Case("bad_rows_in_parts", 6, 4500, 4, kind="bad"),
 )
+REFUSED = {"triton": ("many", "all_tokens", "ties", "mostly_impossible")}
+"""More than 32 alternatives."""
 BENCHMARKS = {
     "cpu": (Case("smollm2 top 5 32", 32, 49152, 5),),
     "cuda": (Case("llama3_8b top 5 64", 64, 128256, 5),),
@@ -60,6 +68,13 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
     elif case.kind == "masked":
         logits = logits.masked_fill(torch.rand(shape) < 0.97, -torch.inf)
         logits[:, 5] = 0.0
+    elif case.kind == "late":
+        logits[:, :8200] = -torch.inf
+    elif case.kind == "far":
+        logits = logits.clamp(max=8.0)
+        logits[:, [63, 64, 4095, 4096, 8191, 8192, 12287, 12288]] = 9.0
+    elif case.kind == "zeros":
+        logits = logits.sign() * 0.0
     elif case.kind == "large":
         logits = logits + 900.0
     elif case.kind == "bad":
@@ -74,12 +89,12 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
 
 
 def outputs(result: TokenScores, inputs: dict[str, object]) -> tuple[object, ...]:
-    """Everything the op wrote that means something."""
+    """Everything the op wrote, without the numbers that mean nothing."""
     fine = result.is_finite
     return (
         fine,
-        result.logprobs[fine],
-        result.ranks[fine],
-        result.top_ids[fine],
-        result.top_logprobs[fine],
+        result.logprobs.where(fine, 0),
+        result.ranks.where(fine, 0),
+        result.top_ids.where(fine.unsqueeze(1), 0),
+        result.top_logprobs.where(fine.unsqueeze(1), 0),
     )

@@ -26,6 +26,7 @@ TYPES = {
     torch.uint8: "*u8",
     torch.int32: "*i32",
     torch.int64: "*i64",
+    torch.bool: "*i1",
 }
 META = torch.device("meta")
 

@@ -23,6 +23,7 @@ ROWS = {
     "geglu": ("up_gate",),
     "group_norm_silu": ("x",),
     "linear": ("x",),
+    "score_tokens": ("logits", "token_ids"),
 }
 """Op → its arguments that have a row per row."""
 OWN = ("cpu", "triton")
