@@ -1,8 +1,8 @@
 """Builds and loads the C++ operations (`<op>/cpu.cpp`).
 
 They have a plain C interface, so no PyTorch header is compiled: all of them take some seconds, once
-per machine. Each source's object file is cached under a hash of the source, the shared headers, the
-compiler and the processor; so is the library that they are linked to.
+per machine. Each source's object file is cached under a hash of the source, the shared headers and
+those of its folder, the compiler and the processor; so is the library that they are linked to.
 Without a compiler the composed PyTorch implementations run instead, and one warning says so.
 """
 
@@ -133,7 +133,9 @@ def _target(compiler: str) -> Path:
 def _key(compiler: str, sources: list[Path]) -> str:
     """What a compiled file depends on."""
     facts = [_version(compiler), " ".join(FLAGS), platform.machine(), _processor()]
-    texts = [path.read_text() for path in [*sorted(KERNELS.glob("*.h")), *sources]]
+    folders = [KERNELS, *(source.parent for source in sources)]
+    headers = [path for folder in folders for path in sorted(folder.glob("*.h"))]
+    texts = [path.read_text() for path in [*headers, *sources]]
     return hashlib.sha256("\0".join(facts + texts).encode()).hexdigest()[:16]
 
 

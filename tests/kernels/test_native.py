@@ -44,6 +44,25 @@ def test_an_unwritable_cache_is_no_failure(monkeypatch, caplog):
     native.library.cache_clear()
 
 
+def test_a_source_is_built_anew_when_a_header_changes_that_it_may_include(tmp_path, monkeypatch):
+    monkeypatch.setattr(native, "KERNELS", tmp_path)
+    sources = [tmp_path / op / "cpu.cpp" for op in ("one", "other")]
+    headers = [tmp_path / "one" / "part.h", tmp_path / "shared.h"]
+    for path in [*sources, *headers]:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+
+    def keys():
+        return [native._key("g++", [source]) for source in sources] + [native._target("g++")]
+
+    before = keys()
+    headers[0].write_text("changed")
+    after = keys()
+    assert [a == b for a, b in zip(before, after, strict=True)] == [False, True, False]
+    headers[1].write_text("changed")
+    assert not set(keys()) & set(after)
+
+
 @pytest.mark.slow
 def test_builds_at_the_same_time_leave_one_good_library(fresh_cache, monkeypatch):
     # Unoptimised: five times faster to build, and as good for this.
