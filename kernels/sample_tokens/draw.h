@@ -1,0 +1,161 @@
+// A row that is not greedy: which tokens are kept, and who of them wins.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "candidates.h"
+#include "peak.h"
+#include "race.h"
+#include "weights.h"
+
+namespace {
+
+struct Scratch {
+  std::vector<float> values, weights, maxima;
+  std::vector<int32_t> ids, keys;
+  std::vector<int64_t> masses;
+};
+
+class Row {
+ public:
+  Row(const Knobs& knobs, const float* x, int64_t size, const Peak& peak, Scratch& scratch)
+      : knobs_(knobs), x_(x), size_(size), peak_(peak), scratch_(scratch), race_(knobs) {
+    int32_t exponent = 62;
+    for (int64_t rest = size; rest; rest >>= 1) --exponent;
+    weighing_ = {peak.value, float(knobs.inverse_temperature), exponent};
+    least_ = std::max<int64_t>(1, int64_t(knobs.min_p * double(int64_t(1) << exponent)));
+  }
+
+  void draw(int64_t& token_id, int64_t& num_kept) {
+    has_top_k_ = knobs_.top_k > 0 && knobs_.top_k < size_;
+    if (!has_top_k_ && knobs_.top_p >= 1.0 && knobs_.typical_p >= 1.0) {
+      num_kept = race_all();
+    } else {
+      Candidates kept = select();
+      num_kept = kept.size;
+      race_some(kept);
+    }
+    token_id = race_.winner();
+  }
+
+ private:
+  // All tokens of sufficient weight.
+  int64_t race_all() {
+    race_.enter(peak_.first, weighing_.weight(peak_.value));
+    float least = at_least(least_);
+    int64_t kept = 0;
+    for (int64_t start = 0; start < size_; start += kBlock) {
+      int length = int(std::min<int64_t>(kBlock, size_ - start));
+      float padded[kBlock], weights[kBlock];
+      const float* x = x_ + start;
+      if (length < kBlock) {
+        for (int j = 0; j < kBlock; ++j) padded[j] = j < length ? x[j] : -kInfinity;
+        x = padded;
+      }
+      int32_t fine = 0;
+      for (int j = 0; j < kBlock; ++j) {
+        float weight = weighing_.weight(x[j]);
+        weights[j] = weight >= least ? weight : 0.0f;
+        fine += weight >= least ? 1 : 0;
+      }
+      if (!fine) continue;
+      kept += fine;
+      uint32_t blocks[kLanes];
+      for (int j = 0; j < kLanes; ++j) blocks[j] = uint32_t(start / kBlock * kLanes + j);
+      Words words = philox(knobs_, blocks, 0);
+      float best = race_.best();
+      int32_t any = 0;
+      for (int word = 0; word < 4; ++word)
+        for (int j = 0; j < kLanes; ++j)
+          any |= weights[word * kLanes + j] > best * Race::bound(words.of[word][j]) ? 1 : 0;
+      if (!any) continue;
+      for (int j = 0; j < kBlock; ++j) {
+        uint32_t first = words.of[j / kLanes][j % kLanes];
+        if (race_.may_win(weights[j], first))
+          race_.enter(start + j, float(int64_t(weights[j])), first);
+      }
+    }
+    return kept;
+  }
+
+  void race_some(const Candidates& kept) {
+    for (int64_t start = 0; start < kept.size; start += kLanes) {
+      int length = int(std::min<int64_t>(kLanes, kept.size - start));
+      uint32_t blocks[kLanes] = {};
+      for (int j = 0; j < length; ++j) blocks[j] = block_of(kept.ids[start + j]);
+      Words words = philox(knobs_, blocks, 0);
+      for (int j = 0; j < length; ++j) {
+        int64_t id = kept.ids[start + j];
+        uint32_t first = words.of[word_of(id)][j];
+        float weight = float(kept.masses[start + j]);
+        if (race_.may_win(weight, first)) race_.enter(id, weight, first);
+      }
+    }
+  }
+
+  // top_k, top_p, min_p and typical_p, one after the other.
+  Candidates select() {
+    scratch_.ids.resize(size_);
+    scratch_.keys.resize(size_);
+    scratch_.masses.resize(size_);
+    Candidates some{scratch_.ids.data(), scratch_.keys.data(), scratch_.masses.data()};
+    int64_t total = -1;
+    if (has_top_k_) {
+      float bound = top_k_bound(x_, size_, knobs_.top_k, scratch_.maxima);
+      some.size = collect(x_, size_, bound, some.ids);
+    } else {
+      total = collect_heavy(some);
+    }
+    scratch_.weights.resize(size_);
+    float* values = scratch_.weights.data();
+    for (int64_t i = 0; i < some.size; ++i) values[i] = x_[some.ids[i]];
+    for (int64_t i = 0; i < some.size; ++i) some.keys[i] = order_key(values[i]);
+    for (int64_t i = 0; i < some.size; ++i) some.masses[i] = int64_t(weighing_.weight(values[i]));
+    if (has_top_k_) some.cut(knobs_.top_k, false, false);
+    if (knobs_.top_p < 1.0)
+      some.cut(needed_mass(knobs_.top_p, total < 0 ? some.total() : total), true, false);
+    some.keep_if([&](int64_t i) { return some.masses[i] >= least_; });
+    if (knobs_.typical_p < 1.0) keep_typical(some);
+    return some;
+  }
+
+  // Tokens that a nucleus may hold, and the mass of all. Those below (1 - p) / V of the mass hold
+  // less than 1 - p together; half of that leaves room for rounding.
+  int64_t collect_heavy(Candidates& some) {
+    scratch_.weights.resize(size_);
+    float* weights = scratch_.weights.data();
+    int64_t total = 0;
+    for (int64_t i = 0; i < size_; ++i) {
+      weights[i] = weighing_.weight(x_[i]);
+      total += int64_t(weights[i]);
+    }
+    double spared = knobs_.top_p < 1.0 ? (1.0 - knobs_.top_p) * double(total) : 0.0;
+    float bound = at_least(std::max<int64_t>(1, int64_t(spared) / size_ / 2 + 1));
+    some.size = collect(weights, size_, bound, some.ids);
+    return total;
+  }
+
+  // See `reference._keep_typical`.
+  void keep_typical(Candidates& some) {
+    int64_t total = some.total(), weighted = 0;
+    for (int64_t i = 0; i < some.size; ++i)
+      weighted += int64_t(float(some.masses[i]) * -weighing_.score(x_[some.ids[i]]));
+    float mean = float(weighted) * reciprocal(float(total));
+    for (int64_t i = 0; i < some.size; ++i)
+      some.keys[i] = -int32_t(bits_of(std::fabs(-weighing_.score(x_[some.ids[i]]) - mean)));
+    some.cut(needed_mass(knobs_.typical_p, total), true, true);
+  }
+
+  const Knobs& knobs_;
+  const float* x_;
+  int64_t size_;
+  const Peak& peak_;
+  Scratch& scratch_;
+  Race race_;
+  Weighing weighing_;
+  int64_t least_;  // weight that min_p leaves
+  bool has_top_k_ = false;
+};
+
+}  // namespace
