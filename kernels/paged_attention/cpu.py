@@ -13,7 +13,7 @@ from kernels import native
 from kernels.paged_attention.paged_batch import PagedBatch
 
 FORMATS = {torch.int8: 1, torch.float8_e4m3fn: 2}
-"""Codes of the packed caches in `cpu.cpp`."""
+"""Codes of the packed caches in `task.h`."""
 
 
 def supports(

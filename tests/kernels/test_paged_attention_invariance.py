@@ -4,6 +4,7 @@ import ctypes
 import itertools
 import platform
 import random
+import shutil
 import subprocess
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from kernels.check import check
 from kernels.paged_attention import PagedBatch, cases, cpu
 
 CPU = torch.device("cpu")
-SOURCE = native.KERNELS / "paged_attention" / "cpu.cpp"
+SOURCES = native.KERNELS / "paged_attention"
 
 
 @dataclass(frozen=True)
@@ -186,12 +187,14 @@ def build(tmp_path, monkeypatch):
     """`build(flags, replacements)` → makes `cpu.paged_attention` run a changed build of itself."""
 
     def built(flags, **constants):
-        text = SOURCE.read_text()
+        text = (SOURCES / "task.h").read_text()
         for name, value in constants.items():
             line = next(line for line in text.splitlines() if f" {name} = " in line)
             text = text.replace(line, f"constexpr int64_t {name} = {value};")
+        for path in [SOURCES / "cpu.cpp", *SOURCES.glob("*.h")]:
+            shutil.copy(path, tmp_path)
+        (tmp_path / "task.h").write_text(text)
         source, library = tmp_path / "cpu.cpp", tmp_path / "cpu.so"
-        source.write_text(text)
         options = [flag for flag in native.FLAGS if not flag.startswith("-march")]
         command = [native._compiler(), *options, *flags, f"-I{native.KERNELS}", "-shared"]
         subprocess.run([*command, source, "-o", library], check=True)

@@ -1,0 +1,40 @@
+// What a call is given, and the parts that it is cut into.
+#pragma once
+#include <cstdint>
+
+namespace {
+
+constexpr int64_t kTile = 64;      // Keys whose weights are computed at once.
+constexpr int64_t kSegment = 512;  // Keys between merges.
+constexpr int64_t kMaxRows = 96;   // Of a task: they repay its packing and fit in an L2 cache.
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
+
+// As kernels/paged_attention/cpu.py passes them.
+enum CacheFormat : int { kSame = 0, kInt8 = 1, kFloat8 = 2 };
+
+struct Arguments {
+  const void* q;
+  int64_t q_token_stride, q_head_stride;
+  const void* cache;
+  int64_t cache_format, block_stride;
+  const float* scales;  // Only with packed caches.
+  int64_t scales_stride;
+  const int32_t* block_tables;
+  int64_t table_stride;
+  const int32_t *context_lens, *first_rows;
+  void* out;
+  int64_t sequences, kv_heads, group, block_size, dim, window;
+  float scale, soft_cap;
+};
+
+// Some rows of a sequence and key head, over keys begin .. end - 1.
+struct Task {
+  int64_t sequence, head;
+  int64_t first_row, num_rows;
+  int64_t begin, end;
+  int64_t saved_at;  // Where the result of one segment waits to be merged; -1 if it does not.
+};
+
+}  // namespace
