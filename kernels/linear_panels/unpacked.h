@@ -1,52 +1,9 @@
-// Panels of block-quantised weights: for each 16 outputs one record per 32 inputs
-// (`linear_panels/panels.py` says how they are laid out).
+// Panels taken apart into numbers, which are multiplied as plain weights are (`strips.h`).
 #pragma once
-#include "int8.h"
+#include "records.h"
 #include "strips.h"
 
 namespace native::panels {
-
-constexpr int kVector = 64;  // bytes: four inputs of 16 outputs
-
-// What a panel has for one block: scales, minima, then codes.
-template <int kBits, int kGroup, class S, bool kHasMin>
-struct Record {
-  static constexpr int bits = kBits;
-  static constexpr int groups = kBlock / kGroup;
-  static constexpr bool has_min = kHasMin;
-  using Scale = S;
-  static constexpr int scale_bytes = groups * kLanes * sizeof(Scale);
-  static constexpr int codes_at = scale_bytes * (has_min ? 2 : 1);
-  static constexpr int bytes = codes_at + kBlock * kLanes * kBits / 8;
-
-  static Vec scale(const uint8_t* record, int group) {
-    return load((const Scale*)record + group * kLanes);
-  }
-  static Vec min(const uint8_t* record, int group) {
-    return load((const Scale*)(record + scale_bytes) + group * kLanes);
-  }
-  // Where the low four bits of quads q (in low halves of bytes) and q + 4 (in high ones) are.
-  static const uint8_t* nibbles(const uint8_t* record, int q) {
-    return record + codes_at + q * kVector;
-  }
-  // Inputs 4q..4q+3 (low) and 16+4q..16+4q+3 (high) of all outputs.
-  static void codes(const uint8_t* record, int q, U8x64& low, U8x64& high) {
-    const uint8_t* at = record + codes_at;
-    if (bits == 8) {
-      low = load_codes(at + q * kVector);
-      high = load_codes(at + (q + kQuads / 2) * kVector);
-      return;
-    }
-    U8x64 both = load_codes(at + q * kVector);
-    low = both & 15;
-    high = both >> 4;
-    const uint8_t* plane = at + kQuads / 2 * kVector;
-    for (int bit = 4; bit < bits; ++bit, plane += kVector) {
-      low = add_bit(low, plane + q * 8, 1 << bit);
-      high = add_bit(high, plane + (q + kQuads / 2) * 8, 1 << bit);
-    }
-  }
-};
 
 // The lowest bits of each word as a number.
 template <int bits>
@@ -101,8 +58,8 @@ class Unpacked {
   using X = typename Step::X;
 
  public:
-  Unpacked(const void* panels, int64_t blocks, int64_t offset)
-      : panels_((const uint8_t*)panels), blocks_(blocks), offset_(float(offset)) {}
+  Unpacked(const uint8_t* panels, int64_t blocks, int64_t offset)
+      : panels_(panels), blocks_(blocks), offset_(float(offset)) {}
 
   // Whole blocks, for the second-level cache.
   static int64_t piece_inputs(int64_t strips, bool) {
@@ -197,27 +154,5 @@ class Unpacked {
   float offset_;
   std::vector<X, AlignedAllocator<X>> buffer_;
 };
-
-// The formats that `panels.py` makes.
-template <class Function>
-void with_record(int64_t bits, int64_t group, int64_t scale_dtype, bool has_min, Function run) {
-  bool half = scale_dtype == kFloat16;
-  if (group == 32 && half && !has_min) {
-    if (bits == 4) return run((Record<4, 32, Float16, false>*)nullptr);
-    if (bits == 5) return run((Record<5, 32, Float16, false>*)nullptr);
-    return run((Record<8, 32, Float16, false>*)nullptr);
-  }
-  if (group == 32 && half) {
-    if (bits == 4) return run((Record<4, 32, Float16, true>*)nullptr);
-    return run((Record<5, 32, Float16, true>*)nullptr);
-  }
-  if (group == 32) {
-    if (bits == 4) return run((Record<4, 32, float, true>*)nullptr);
-    return run((Record<5, 32, float, true>*)nullptr);
-  }
-  if (bits == 6) return run((Record<6, 16, float, false>*)nullptr);
-  if (has_min) return run((Record<4, 16, float, true>*)nullptr);
-  return run((Record<4, 16, float, false>*)nullptr);
-}
 
 }  // namespace native::panels
