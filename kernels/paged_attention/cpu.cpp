@@ -33,8 +33,8 @@ void attend(const Arguments& a) {
       const Task& task = plan.tasks[i];
       // Most likely this thread's next one.
       size_t next = std::min<size_t>(i + plan.num_threads, plan.tasks.size() - 1);
-      worker.fetch(plan.tasks[next], plan.tasks[next].begin);
-      worker.run(task, task.saved_at < 0 ? nullptr : saved.data() + task.saved_at);
+      worker.run(task, task.saved_at < 0 ? nullptr : saved.data() + task.saved_at,
+                 plan.tasks[next]);
     }
 #pragma omp for schedule(dynamic, 1)
     for (size_t i = 0; i < plan.merges.size(); ++i) {

@@ -116,8 +116,10 @@ class Step {
     each<rows>([&](auto r) INLINE_BODY {
       each<columns>([&](auto c) INLINE_BODY { sums[r][c] = Lanes{}; });
     });
-    for (int64_t d = 0; d < q_width_; d += kDepth)
+    for (int64_t d = 0; d < q_width_; d += kDepth) {
+      tile_.fetch_some();
       multiply_add(queries + d, q_width_, tile_.keys() + d * kTile + key * kDepth, sums);
+    }
     each<rows>([&](auto r) INLINE_BODY {
       float* to = scores_ + r * kTile + key;
       each<columns>([&](auto c) INLINE_BODY { store(to + c * kLanes, sums[r][c]); });
@@ -159,6 +161,7 @@ class Step {
     Lanes sums[rows][parts * kDepth];
     load_sums(to + d, sums);
     for (int64_t key = begin; key < end; key += kDepth) {
+      tile_.fetch_some();
       Lanes packed[parts * kDepth];
       each<parts>([&](auto p) INLINE_BODY {
         tile_.load_values(key, d + p * kWidth, count, packed + p * kDepth);

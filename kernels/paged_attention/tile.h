@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "ahead.h"
 #include "products.h"
 #include "scratch.h"
 #include "state.h"
@@ -37,17 +38,23 @@ class Tile {
         value_scales_(scratch.take<float>(kTile)),
         unpacked_(scratch.take<T>(2 * kTile * a.dim)) {}
 
-  // Asks for the tile at `base`. Blocks lie far apart: the processor cannot guess the next one.
-  void fetch(const Task& task, int64_t base) const {
-    int64_t end = std::min(base + kTile, task.end), size = a.block_size * row_size();
-    for (int64_t at = base / a.block_size * a.block_size; at < end; at += a.block_size) {
+  // The tile at `base` comes next, after one row's work with `keys` keys of this one. Blocks lie far
+  // apart: the processor cannot guess where the next is.
+  void will_read(const Task& task, int64_t base, int64_t keys) {
+    ahead_.clear();
+    int64_t end = std::min(base + kTile, task.end), last;
+    for (int64_t at = std::max(base, task.begin); at < end; at = last) {
       Block block = block_at(task, at);
-      for (int64_t i = 0; i < size; i += 64) {
-        __builtin_prefetch(block.keys + i, 0, 2);
-        __builtin_prefetch(block.values + i, 0, 2);
-      }
+      int64_t slot = at % a.block_size;
+      last = std::min(end, at + a.block_size - slot);
+      ahead_.add(block.keys + slot * row_size(), (last - at) * row_size());
+      ahead_.add(block.values + slot * row_size(), (last - at) * row_size());
     }
+    ahead_.divide(keys / kLanes * divide_up(a.dim, kWidth) + q_width_ / kDepth +
+                  keys / kDepth * divide_up(a.dim, kTile));
   }
+  // At each step of packing, scoring and mixing.
+  void fetch_some() const { ahead_.fetch(); }
 
   // Where keys begin .. end - 1 of a tile are. Behind the task's last key it is that one again.
   void find(const Task& task, int64_t base, int64_t begin, int64_t end) {
@@ -78,6 +85,7 @@ class Tile {
   __attribute__((noinline)) void pack_keys(int64_t begin, int64_t end) {
     for (int64_t key = begin; key < end; key += kLanes)
       for_dims([&](int64_t d, auto count) INLINE_BODY {
+        fetch_some();
         Lanes packed[kLanes];
         for (int i = 0; i < kLanes; ++i) packed[i] = Products::load(key_at_[key + i] + d, count);
         native::transpose(packed);
@@ -166,6 +174,7 @@ class Tile {
   float *key_scales_, *value_scales_;
   T* unpacked_;
   const T *key_at_[kTile], *value_at_[kTile];
+  mutable Ahead ahead_;
 };
 
 }  // namespace

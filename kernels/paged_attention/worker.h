@@ -36,7 +36,7 @@ class Worker {
   Worker(const Worker&) = delete;
 
   // Rows' results, or with `saved` those of the task's only segment.
-  void run(const Task& task, float* saved) {
+  void run(const Task& task, float* saved, const Task& next) {
     begin(task);
     for (int64_t r = 0; r < task.num_rows; ++r)
       pack_query(query(task, r), queries_ + r * q_width_);
@@ -44,7 +44,7 @@ class Worker {
       segment_.clear();
       int64_t end = std::min(task.end, base + kSegment);
       for (int64_t tile = std::max(base, task.begin / kTile * kTile); tile < end; tile += kTile)
-        add_tile(task, tile);
+        add_tile(task, tile, next);
       if (!saved) sum_.merge(segment_);
     }
     if (saved)
@@ -52,8 +52,6 @@ class Worker {
     else
       finish(task);
   }
-
-  void fetch(const Task& task, int64_t base) const { tile_.fetch(task, base); }
 
   // What `run` saved of a task's `count` segments, one after the other.
   void combine(const Task& task, float* saved, int64_t count) {
@@ -100,10 +98,11 @@ class Worker {
     for (int64_t d = a.dim; d < q_width_; ++d) to[d] = Element{};
   }
 
-  void add_tile(const Task& task, int64_t base) {
+  void add_tile(const Task& task, int64_t base, const Task& next) {
     int64_t begin = std::max<int64_t>(0, task.begin - base) / kLanes * kLanes;
     int64_t end = round_up(std::min(kTile, task.end - base), kLanes);
-    tile_.fetch(task, base + kTile);
+    if (base + kTile < task.end) tile_.will_read(task, base + kTile, end - begin);
+    else tile_.will_read(next, next.begin / kTile * kTile, end - begin);
     tile_.find(task, base, begin, end);
     tile_.pack_keys(begin, end);
     if (task.num_rows <= kRows) return add_rows<true>(task, 0, task.num_rows, base);
