@@ -24,7 +24,10 @@ class Ahead {
   void fetch() {
     for (int64_t i = 0; i < share_; ++i, at_ += kLine) {
       if (at_ >= end_) {
-        if (next_ == count_) return;
+        if (next_ == count_) {
+          share_ = 0;
+          return;
+        }
         at_ = runs_[next_].from;
         end_ = runs_[next_++].to;
       }
