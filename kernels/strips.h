@@ -96,6 +96,15 @@ struct Pairs {
 #endif
 };
 
+// Memory of this thread for numbers of one kind, kept from call to call: new memory would have to
+// be found and cleared for every product.
+template <class T>
+T* scratch(int64_t count) {
+  thread_local std::vector<T, AlignedAllocator<T>> memory;
+  if (int64_t(memory.size()) < count) memory.resize(count);
+  return memory.data();
+}
+
 struct Problem {
   const void* x;
   int64_t x_stride;
@@ -179,7 +188,7 @@ class Tiles {
   void add(const Piece<X>& weights, int64_t strip, int64_t strips, int64_t first_step,
            int64_t last_step) {
     bool waits = !is_one() && (first_step > 0 || last_step * Step::kInputs < p_.inputs);
-    waiting_.resize(std::max<int64_t>(waits ? rows_ : 0, kRows) * kStrips);
+    waiting_ = scratch<Vec>(std::max<int64_t>(waits ? rows_ : 0, kRows) * kStrips);
     Part part{weights, 0, 0, strip, first_step, last_step, false};
     with_strips<kStrips>(strips, part, waits);
   }
@@ -216,7 +225,7 @@ class Tiles {
 
   template <int R, int V>
   void run_tile(const Part& at) {
-    Vec* sums = waiting_.data() + at.place * V;
+    Vec* sums = waiting_ + at.place * V;
     const X* x = (const X*)p_.x + at.row * p_.x_stride + at.step * Step::kInputs;
     bool ends = at.end * Step::kInputs == p_.inputs;
     if (at.step == 0) std::fill_n(sums, R * V, Vec{});
@@ -266,7 +275,7 @@ class Tiles {
 
   Problem p_;
   int64_t first_, rows_;
-  std::vector<Vec, AlignedAllocator<Vec>> waiting_;
+  Vec* waiting_ = nullptr;
 };
 
 template <class Step, class Strips>

@@ -66,17 +66,17 @@ class Unpacked {
     return (128 << 10) / (strips * 16 * sizeof(X)) / kBlock * kBlock;
   }
 
-  strips::Piece<X> piece(int64_t strip, int64_t strips, int64_t first, int64_t last) {
+  strips::Piece<X> piece(int64_t strip, int64_t strips, int64_t first, int64_t last) const {
     int64_t stride = 16 * (last - first);
-    buffer_.resize(strips * stride);
-    X* to = buffer_.data();
+    X* data = native::strips::scratch<X>(strips * stride);
+    X* to = data;
     for (int64_t b = first / kBlock; b < last / kBlock; ++b, to += 16 * kBlock)
       for (int64_t s = 0; s < strips; ++s) {
         const uint8_t* record = at(strip + s, b);
         fetch<R::bytes>(record + strips * blocks_ * R::bytes);
         unpack(record, to + s * stride);
       }
-    return {buffer_.data(), stride, false};
+    return {data, stride, false};
   }
 
   bool multiply_few(const strips::Problem& p, int64_t row, int64_t rows, int64_t strip,
@@ -152,7 +152,6 @@ class Unpacked {
   const uint8_t* panels_;
   int64_t blocks_;
   float offset_;
-  std::vector<X, AlignedAllocator<X>> buffer_;
 };
 
 }  // namespace native::panels
