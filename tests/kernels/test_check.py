@@ -53,6 +53,28 @@ def right(x, y, index):
     return torch.mul(x, 2, out=out)
 
 
+def test_an_id_is_right_or_wrong():
+    """Within the tolerance of floats there would be hundreds of others."""
+    cases = types.ModuleType("cases")
+    cases.CASES, cases.TOLERANCE = (Case("a_case", 1),), {torch.float32: 1e-2}
+    cases.make_inputs = lambda case, dtype, device: {"x": torch.ones(case.rows)}
+    cases.outputs = lambda result, inputs: (result,)
+
+    @op(cases)
+    def best(x: Tensor) -> Tensor:
+        """An id."""
+        return torch.full((len(x),), 150_000)
+
+    def always(x):
+        return True
+
+    best.implementation("cpu", supports=always)(lambda x: torch.full((len(x),), 150_000))
+    best.implementation("composed", supports=always)(lambda x: torch.full((len(x),), 150_001))
+    check(best, "cpu", cases.CASES[0], torch.float32, CPU)
+    with pytest.raises(Mismatch, match="150001"):
+        check(best, "composed", cases.CASES[0], torch.float32, CPU)
+
+
 @pytest.mark.parametrize("rows", [0, 1, 3])
 def test_a_right_implementation_passes(rows):
     checked(right, rows=rows)
