@@ -1,0 +1,62 @@
+// What a product by strips is given, and where its results go.
+#pragma once
+#include <algorithm>
+#include <vector>
+
+#include "native.h"
+#include "vec.h"
+
+namespace native::strips {
+
+// Memory of this thread for numbers of one kind, kept from call to call: new memory would have to
+// be found and cleared for every product.
+template <class T>
+T* scratch(int64_t count) {
+  thread_local std::vector<T, AlignedAllocator<T>> memory;
+  if (int64_t(memory.size()) < count) memory.resize(count);
+  return memory.data();
+}
+
+struct Problem {
+  const void* x;
+  int64_t x_stride;
+  const float* bias;
+  void* out;
+  int64_t rows, inputs, strips, outputs;  // inputs: padded to whole steps
+  bool fp32_out;
+};
+
+// Some inputs of neighbouring strips: [strips][inputs / kInputs, 16, kInputs], `stride` apart.
+template <class X>
+struct Piece {
+  const X* data;
+  int64_t stride;
+  bool fetches;  // the next strips lie `strips * stride` further and are to be fetched
+};
+
+template <class T>
+void write(T* out, Vec sums, const float* bias, int64_t columns) {
+  if (bias)
+    for (int64_t c = 0; c < columns; ++c) sums[c] += bias[c];
+  if (columns == 16) return store(out, sums);
+  for (int64_t c = 0; c < columns; ++c) out[c] = from_float<T>(sums[c]);
+}
+
+// One row's 16 sums of a strip are complete.
+template <class X>
+void finish(const Problem& p, int64_t row, int64_t strip, Vec sums) {
+  int64_t at = strip * 16, columns = std::min<int64_t>(16, p.outputs - at);
+  const float* bias = p.bias ? p.bias + at : nullptr;
+  if (p.fp32_out) return write((float*)p.out + row * p.outputs + at, sums, bias, columns);
+  write((X*)p.out + row * p.outputs + at, sums, bias, columns);
+}
+
+// Results go to memory that nobody has read lately: it is on its way while they are computed.
+template <class X, int strips>
+void fetch_output(const Problem& p, int64_t row, int64_t strip) {
+  int64_t size = p.fp32_out ? sizeof(float) : sizeof(X);
+  const char* out = (const char*)p.out + (row * p.outputs + strip * 16) * size;
+  for (int64_t at = 0; at < strips * 16 * size; at += 64) __builtin_prefetch(out + at, 1);
+}
+
+}  // namespace native::strips
