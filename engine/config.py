@@ -37,8 +37,8 @@ class EngineConfig:
         "auto",
         "How linear layers keep their weights: gguf as a GGUF file has them packed, which takes "
         "less memory for the same results; none in dtype; auto is gguf where it can be on a CPU, "
-        "else none. Faster and less precise, on CPUs: gguf-int8 also rounds activations to 8 bits, "
-        "int8 does so and rounds any weights to 8 bits at load.",
+        "else none. Faster and less precise, on CPUs: int8 rounds any weights to 8 bits at load, "
+        "and activations as they come; gguf-int8 rounds a GGUF file's activations only.",
     )
     max_model_len: int | None = knob(
         None,
