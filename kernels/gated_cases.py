@@ -1,4 +1,4 @@
-"""What the inputs of the language models' gates share: the gate first, then what it is for."""
+"""What the inputs of gates share. `make_inputs` is the language models': the gate half first."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ TOLERANCE = {
 
 @dataclass(frozen=True)
 class Case:
-    """`num_tokens` rows of a gate and an up half with `size` elements each."""
+    """`num_tokens` rows of a gate and an up half, in the op's order, with `size` elements each."""
 
     name: str
     num_tokens: int

@@ -1,27 +1,13 @@
 """Inputs for `geglu`."""
 
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor
 
-TOLERANCE = {
-    torch.float32: 2e-6,
-    # The gate may be rounded before the product, which reaches 16.
-    torch.bfloat16: 1.3e-1,
-    torch.float16: 1.6e-2,
-}
+from kernels import gated_cases
+from kernels.gated_cases import Case, outputs
 
+__all__ = ["BENCHMARKS", "CASES", "TOLERANCE", "make_inputs", "outputs"]
 
-@dataclass(frozen=True)
-class Case:
-    """`num_tokens` rows of an up and a gate half with `size` elements each."""
-
-    name: str
-    num_tokens: int
-    size: int
-    scale: float = 1.0
-
+TOLERANCE = gated_cases.TOLERANCE | {torch.float32: 2e-6}
 
 CASES = (
     Case("shapes", 1024, 256),
@@ -43,8 +29,3 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
     up_gate = torch.randn(case.num_tokens, 2 * case.size, device=device)
     up_gate[:, case.size :] *= case.scale
     return {"up_gate": up_gate.to(dtype)}
-
-
-def outputs(result: Tensor, inputs: dict[str, object]) -> tuple[object, ...]:
-    """Everything the op wrote."""
-    return (result,)
