@@ -162,6 +162,9 @@ def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, ModelInfo | 
     """Fetch and load the model, reporting each phase."""
     # torch takes a second to import: the server hears «starting» before that.
     from engine.weights.source import resolve_source
+    from kernels.cache_folder import use_cache_folder
+
+    use_cache_folder(Path(spec.cache_dir) / "kernels")
 
     checkpoint = resolve_source(
         spec.ref,

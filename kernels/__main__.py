@@ -3,21 +3,25 @@
 Asked with a typical call: the op's first benchmark, in bf16, on the GPU if there is one.
 """
 
+import argparse
 import sys
 from typing import Any
 
 import torch
 
 import kernels
-from kernels import machine
+from kernels import cache_folder, machine
 from kernels.refusal import refusal
 from kernels.registry import Op
 
 IN_RESERVE = "in reserve"
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Print what the machine offers and a line per op."""
+    parser = argparse.ArgumentParser(prog="python -m kernels", description=__doc__)
+    cache_folder.add_argument(parser)
+    cache_folder.use_cache_folder(parser.parse_args(arguments).kernels_dir)
     for heading, fact in machine.facts().items():
         sys.stdout.write(f"{heading:<8}{fact}\n")
     rows = [("op", "runs", "others"), *(_row(op) for op in kernels.OPS)]

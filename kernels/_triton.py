@@ -31,6 +31,12 @@ if AVAILABLE and triton.knobs.runtime.interpret:
     _interpreter.repair()
 
 
+def cache_is_default() -> bool:
+    """Whether nobody said where Triton keeps what it compiles."""
+    cache = triton.knobs.cache
+    return bool(cache.dir == cache.get_triton_dir("cache"))
+
+
 def runs_on(*tensors: torch.Tensor) -> bool:
     """Whether Triton kernels take these tensors: all on an NVIDIA GPU."""
     return all(t.is_cuda for t in tensors)

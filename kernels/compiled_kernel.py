@@ -13,8 +13,8 @@ from typing import Any
 
 from kernels import _triton
 from kernels._triton import Variant
+from kernels.cache_folder import cache_folder
 from kernels.chip import KIB, Chip
-from kernels.native import CACHE
 
 FORMAT = 1
 """Of the cached files; goes up when a field changes its meaning."""
@@ -69,7 +69,7 @@ def cache_path(variant: Variant, chip: Chip) -> Path:
         variant.fp_fusion,
     ]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
-    return CACHE.expanduser() / f"triton-{key}.json"
+    return cache_folder() / f"triton-{key}.json"
 
 
 def cached(variant: Variant, chip: Chip) -> CompiledKernel | None:

@@ -22,10 +22,11 @@ from pathlib import Path
 
 import torch
 
+from kernels.cache_folder import cache_folder
+
 Function = Callable[..., None]
 
 KERNELS = Path(__file__).parent
-CACHE = Path("~/.cache/tandem/kernels")
 FLAGS = (
     "-O3",
     "-march=native",
@@ -100,7 +101,7 @@ def _built(compiler: str) -> Path:
 
 def _compiled(compiler: str, source: Path) -> Path:
     """Path of one source's object file."""
-    target = CACHE.expanduser() / f"{source.parent.name}-{_key(compiler, [source])}.o"
+    target = cache_folder() / f"{source.parent.name}-{_key(compiler, [source])}.o"
     if not target.exists():
         own = _OWN_FLAGS.findall(source.read_text())
         _run_to(target, [compiler, *FLAGS, *own, f"-I{KERNELS}", "-c", str(source)])
@@ -127,7 +128,7 @@ def _sources() -> list[Path]:
 
 
 def _target(compiler: str) -> Path:
-    return CACHE.expanduser() / f"cpu-{_key(compiler, _sources())}.so"
+    return cache_folder() / f"cpu-{_key(compiler, _sources())}.so"
 
 
 def _key(compiler: str, sources: list[Path]) -> str:

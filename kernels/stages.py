@@ -3,7 +3,8 @@
 Stages decide when data is loaded, never what is computed from it: results keep their bits. Tiles
 and warps are not chosen here, since they are part of an order of sums or choose instructions.
 
-`python -m kernels.tune` measures and writes `FILE`; without it kernels run with their own defaults.
+`python -m kernels.tune` measures and writes `stages.json` into the cache folder; without it kernels
+run with their own defaults.
 """
 
 import contextlib
@@ -15,8 +16,7 @@ from pathlib import Path
 import torch
 
 from kernels import _triton
-
-FILE = Path("~/.cache/tandem/stages.json")
+from kernels.cache_folder import cache_folder
 
 _asked: dict[str, int] = {}
 """Launches since `observed` began, with their defaults."""
@@ -58,7 +58,7 @@ def trying(launch: str, stages: int) -> Iterator[None]:
 
 def save(found: dict[str, int]) -> Path:
     """Keep what was measured here, beside what is known of other GPUs and compilers."""
-    path = FILE.expanduser()
+    path = _file()
     everything = _read(path)
     everything[_place()] = everything.get(_place(), {}) | found
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,11 @@ def save(found: dict[str, int]) -> Path:
 
 @functools.cache
 def _measured() -> dict[str, int]:
-    return _read(FILE.expanduser()).get(_place(), {}) if _place() else {}
+    return _read(_file()).get(_place(), {}) if _place() else {}
+
+
+def _file() -> Path:
+    return cache_folder() / "stages.json"
 
 
 def _read(path: Path) -> dict[str, dict[str, int]]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import kernels
-from kernels import _triton, stages
+from kernels import _triton, cache_folder, stages
 from kernels.registry import Op
 from kernels.stopwatch import median_seconds
 
@@ -27,7 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kernels.tune", description=__doc__)
     names = [op.name for op in kernels.OPS]
     parser.add_argument("op", nargs="*", help=f"by default all of {', '.join(names)}")
+    cache_folder.add_argument(parser)
     options = parser.parse_args(arguments)
+    cache_folder.use_cache_folder(options.kernels_dir)
     if not (_triton.AVAILABLE and torch.cuda.is_available()):
         sys.stderr.write("tuning needs an NVIDIA GPU and Triton; nothing was measured\n")
         return 2

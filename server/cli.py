@@ -95,9 +95,13 @@ def models(url: Url = None, api_key: ApiKey = None) -> None:
 @app.command()
 def kernels() -> None:
     """Show which implementation of each operation runs on this machine, and why."""
+    try:
+        cache = load_settings({}).cache_path.absolute()
+    except SettingsProblem as problem:
+        raise _fail(str(problem)) from None
     # The server imports no torch, so another process looks; from the folder of the packages, as
     # the user's may have a `kernels` of its own.
-    command = [sys.executable, "-m", "kernels"]
+    command = [sys.executable, "-m", "kernels", "--kernels-dir", str(cache / "kernels")]
     raise typer.Exit(subprocess.run(command, cwd=PACKAGES, check=False).returncode)
 
 

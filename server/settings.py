@@ -237,7 +237,9 @@ class Settings(BaseSettings):
         False, description="Show prompts and answers in the debug lines of requests."
     )
     cache_dir: Path | None = Field(
-        None, description="Where downloads are kept; by default tandem in the user's cache folder."
+        None,
+        description="Where downloads and compiled operations are kept; by default tandem in the "
+        "user's cache folder.",
     )
     offline: bool = Field(False, description="Never use the network; serve what is in the cache.")
     engine: Annotated[EngineConfig, BeforeValidator(_check_engine_keys)] = Field(

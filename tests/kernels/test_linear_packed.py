@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from kernels import PackedWeight, linear_packed, native
+from kernels import PackedWeight, cache_folder, linear_packed, native
 from kernels.linear_packed import cpu
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -26,7 +26,7 @@ def built_with(tmp_path, monkeypatch):
     def switch(*flags):
         machine = [flag for flag in native.FLAGS if not flag.startswith("-march")]
         monkeypatch.setattr(native, "FLAGS", (*machine, *flags))
-        monkeypatch.setattr(native, "CACHE", tmp_path)
+        monkeypatch.setattr(cache_folder, "_folder", tmp_path)
         monkeypatch.setattr(native, "_sources", lambda: [source])
         forget()
         assert native.library() is not None

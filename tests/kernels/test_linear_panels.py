@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kernels import PackedWeight, linear_packed, native
+from kernels import PackedWeight, cache_folder, linear_packed, native
 from kernels.linear_gguf.cases import random_weight
 from kernels.linear_gguf.dequantize import dequantize
 from kernels.linear_gguf.quant_type import GGUFType
@@ -106,7 +106,7 @@ def test_other_processors_get_the_same(architecture, tmp_path, monkeypatch):
     flags += ["-O1", "-Wno-psabi", *architecture.split()]
     (source,) = native.KERNELS.glob("linear_panels/cpu.cpp")
     monkeypatch.setattr(native, "FLAGS", tuple(flags))
-    monkeypatch.setattr(native, "CACHE", tmp_path)
+    monkeypatch.setattr(cache_folder, "_folder", tmp_path)
     monkeypatch.setattr(native, "_sources", lambda: [source])
     native.library.cache_clear()
     cpu._function.cache_clear()

@@ -6,12 +6,12 @@ import logging
 import pytest
 import torch
 
-from kernels import native, silu_mul
+from kernels import cache_folder, native, silu_mul
 
 
 @pytest.fixture
 def fresh_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(native, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(cache_folder, "_folder", tmp_path / "cache")
     native.library.cache_clear()
     yield tmp_path / "cache"
     native.library.cache_clear()
@@ -39,7 +39,7 @@ def test_a_failing_build_says_what_the_compiler_said(fresh_cache, monkeypatch, c
 
 def test_an_unwritable_cache_is_no_failure(monkeypatch, caplog):
     native.library.cache_clear()
-    monkeypatch.setattr(native, "CACHE", native.Path("/proc/nowhere"))
+    monkeypatch.setattr(cache_folder, "_folder", native.Path("/proc/nowhere"))
     assert native.library() is None
     native.library.cache_clear()
 

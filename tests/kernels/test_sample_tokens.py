@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kernels import _triton, native, sample_tokens
+from kernels import _triton, cache_folder, native, sample_tokens
 from kernels.sample_tokens import (
     FINE,
     NO_TOKEN_LEFT,
@@ -187,7 +187,7 @@ def test_a_portable_build_decides_alike(tmp_path, monkeypatch):
     """Other vector units, compiled without the ones that this machine has beyond AVX2."""
     portable = [flag for flag in native.FLAGS if not flag.startswith("-march")]
     monkeypatch.setattr(native, "FLAGS", (*portable, "-march=x86-64-v3"))
-    monkeypatch.setattr(native, "CACHE", tmp_path)
+    monkeypatch.setattr(cache_folder, "_folder", tmp_path)
     monkeypatch.setattr(native, "_sources", lambda: [native.KERNELS / "sample_tokens/cpu.cpp"])
     native.library.cache_clear()
     built = native.library()

@@ -7,16 +7,16 @@ import pytest
 import torch
 
 import kernels
-from kernels import _triton, stages, tune
+from kernels import _triton, cache_folder, stages, tune
 
 
 @pytest.fixture(autouse=True)
 def gpu(monkeypatch, tmp_path):
     """As if there were one, and its file."""
-    monkeypatch.setattr(stages, "FILE", tmp_path / "deep" / "stages.json")
+    monkeypatch.setattr(cache_folder, "_folder", tmp_path / "deep")
     monkeypatch.setattr(stages, "_place", lambda: "sm_90, Triton 9")
     stages._measured.cache_clear()
-    yield stages.FILE
+    yield tmp_path / "deep" / "stages.json"
     stages._measured.cache_clear()
 
 
