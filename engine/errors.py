@@ -28,6 +28,8 @@ Messages say what was asked, the limit, and the fix; they never hold prompts or 
 serving machine, because they reach the client. HTTP status codes live in `server/errors.py` alone.
 """
 
+from typing import Self
+
 
 class EngineError(Exception):
     """Base of the tree. `code` is stable and machine-readable; `str(error)` is for people."""
@@ -53,6 +55,14 @@ class InvalidParameter(RequestError):
 
 class ContextLengthExceeded(RequestError):
     code = "context_length_exceeded"
+
+    @classmethod
+    def beyond(cls, max_model_len: int, however: str, *, param: str) -> Self:
+        """Clients that fall back to a model that takes more know this error by its text: LiteLLM
+        by OpenAI's opening words, LangChain by the code. `however` goes on from them, and says
+        the fix."""
+        limit = f"This model's maximum context length is {max_model_len} tokens."
+        return cls(f"{limit} However, {however} ({cls.code})", param=param)
 
 
 class UnknownModel(RequestError):

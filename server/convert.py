@@ -211,15 +211,24 @@ def _fitting_max_tokens(
     num_prompt_tokens: int, asked: int | None, default: int, info: ModelInfo, param: str
 ) -> int:
     room = info.max_model_len - num_prompt_tokens
-    needed = _or(asked, 1)
-    if needed > room:
-        output = "" if asked is None else f" and {asked} more were asked for"
-        raise ContextLengthExceeded(
-            f"the prompt has {num_prompt_tokens} tokens{output}; {info.model} takes "
-            f"{info.max_model_len} tokens in all; shorten the prompt or lower max_tokens",
-            param=param,
-        )
+    if _or(asked, 1) > room:
+        however = _what_does_not_fit(num_prompt_tokens, asked, room, param)
+        raise ContextLengthExceeded.beyond(info.max_model_len, however, param=param)
     return min(default, room) if asked is None else asked
+
+
+def _what_does_not_fit(num_prompt_tokens: int, asked: int | None, room: int, param: str) -> str:
+    """OpenAI's words for it, and what would fit."""
+    if not asked:
+        return (
+            f"your {param} resulted in {num_prompt_tokens} tokens. Please reduce the length of the "
+            f"{param} by at least {_or(asked, 1) - room}."
+        )
+    fix = f"; max_tokens can be at most {room} here" if room > 0 else ""
+    return (
+        f"you requested {num_prompt_tokens + asked} tokens ({num_prompt_tokens} in the {param}, "
+        f"{asked} in the completion). Please reduce the length of the {param} or completion{fix}."
+    )
 
 
 def _sampling_params(

@@ -269,9 +269,10 @@ def check_request(request: GenerateRequest, config: ResolvedConfig, vocab_size: 
             )
     shortest = len(prompt) + min(sampling.max_tokens, 1)
     if shortest > config.max_model_len:
-        raise ContextLengthExceeded(
-            f"the prompt has {len(prompt)} tokens and max_tokens is {sampling.max_tokens}; "
-            f"max_model_len is {config.max_model_len}; shorten the prompt or raise max_model_len",
+        raise ContextLengthExceeded.beyond(
+            config.max_model_len,
+            f"the prompt has {len(prompt)} tokens and max_tokens is {sampling.max_tokens}. "
+            "Please shorten the prompt, or raise max_model_len.",
             param="prompt",
         )
     capacity = config.num_kv_blocks * config.block_size

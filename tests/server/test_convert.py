@@ -115,14 +115,30 @@ def test_max_tokens() -> None:
 
 
 @pytest.mark.parametrize(
-    ("length", "fields"),
-    [(100, {}), (150, {}), (3, {"max_tokens": 98}), (99, {"max_completion_tokens": 2})],
+    ("length", "fields", "however"),
+    [
+        (100, {}, "your {} resulted in 100 tokens. Please reduce the length of the {} by"),
+        (150, {}, "by at least 51."),
+        (3, {"max_tokens": 98}, "you requested 101 tokens (3 in the {}, 98 in the completion)."),
+        (99, {"max_completion_tokens": 2}, "the {} or completion; max_tokens can be at most 1 "),
+        (150, {"max_tokens": 9}, "Please reduce the length of the {} or completion."),
+    ],
 )
-def test_what_does_not_fit_is_refused_with_the_numbers(length: int, fields: dict[str, Any]) -> None:
-    for build in (chat, complete):
-        with pytest.raises(ContextLengthExceeded, match=f"{length} tokens.*100 tokens"):
+def test_what_does_not_fit_is_refused_in_words_that_clients_know(
+    length: int, fields: dict[str, Any], however: str
+) -> None:
+    """LiteLLM looks for OpenAI's opening words, LangChain for the code, to fall back to a model
+    that takes more."""
+    for build, param in ((chat, "messages"), (complete, "prompt")):
+        with pytest.raises(ContextLengthExceeded) as caught:
             build([1] * length, **fields)
-    with pytest.raises(ContextLengthExceeded):
+        message = caught.value.message
+        opening = "This model's maximum context length is 100 tokens. However, you"
+        assert message.startswith(opening)
+        assert message.endswith("(context_length_exceeded)")
+        assert however.format(param, param) in message
+        assert caught.value.param == param
+    with pytest.raises(ContextLengthExceeded, match="by at least 1"):
         complete([1] * 101, max_tokens=0)
 
 

@@ -670,7 +670,7 @@ class TestAdmission:
             ([1], {"n": 0}, InvalidParameter, "n is 0"),
             ([1], {"max_tokens": -1}, InvalidParameter, "max_tokens is -1"),
             ([1], {"min_tokens": -1}, InvalidParameter, "min_tokens is -1"),
-            ([1] * 16, {}, ContextLengthExceeded, "16 tokens .* max_model_len is 16"),
+            ([1] * 16, {}, ContextLengthExceeded, "is 16 tokens.* 16 tokens .*max_model_len"),
             ([1] * 17, {"max_tokens": 0}, ContextLengthExceeded, "17 tokens"),
             ([1] * 13, {}, OutOfBlocks, "13 tokens; the KV pool holds 12"),
         ],
