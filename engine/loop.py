@@ -23,6 +23,7 @@ from engine.image_types import ImageEvent, ImageModelInfo, ImageRequest, ImageSt
 from engine.logs import configure_logging
 from engine.rejection import rejection
 from engine.runtime.threads import leave_a_core, prepare_process
+from engine.socket_folder import remove_socket
 from engine.stepping import AnyEngine
 from engine.types import EngineStats, GenerateRequest, ModelInfo, ModelKind, Phase, TokenEvent
 
@@ -227,13 +228,20 @@ def _read_exactly(size: int) -> bytes:
     return data
 
 
-def end_with_the_server() -> None:
-    """Exit at once when standard input closes: the server is gone, nobody waits for answers."""
+def end_with_the_server(address: str) -> None:
+    """Exit at once when standard input closes: the server is gone, nobody waits for answers.
+
+    Nothing is left behind: neither the socket's folder nor what runs in this process's group, such
+    as a compiler.
+    """
 
     def watch() -> None:
         # Not through sys.stdin: a thread inside its lock would abort the interpreter's shutdown.
         while os.read(0, 4096):
             pass
+        remove_socket(address)
+        if os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)
         os._exit(0)
 
     threading.Thread(target=watch, name="watch-server", daemon=True).start()
@@ -246,7 +254,7 @@ def main() -> int:
     for ignored in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)
     spec = read_spec()
-    end_with_the_server()
+    end_with_the_server(spec.address)
     configure_logging(spec.log_format, spec.log_level, fields={"model": spec.model})
     prepare_process()
     if spec.config.num_threads is None:

@@ -6,9 +6,9 @@ started again with growing pauses; one that says it cannot load stays down, with
 
 import asyncio
 import contextlib
-import shutil
+import os
+import signal
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from engine.image_types import ImageModelInfo, ImageRequest, ImageStats
 from engine.model_spec import ModelSpec
 from engine.request_stream import RequestStream, StreamTable
 from engine.runtime.memory import MemoryArbiter
+from engine.socket_folder import new_socket, remove_socket
 from engine.types import (
     EngineStats,
     GenerateRequest,
@@ -160,30 +161,30 @@ class Supervisor:
 
     async def _run_worker(self) -> None:
         """Start one worker and serve it until it ends."""
-        folder = Path(tempfile.mkdtemp(prefix="tandem-"))
+        address = new_socket()
         context = zmq.asyncio.Context()
         try:
             self._failure = None
             self._socket = context.socket(zmq.PAIR)
             self._socket.set_hwm(0)
             self._socket.linger = 0
-            address = f"ipc://{folder}/worker.sock"
             self._socket.bind(address)
             self._set_phase(Phase.STARTING)
             self._process = await self._spawn(address)
-            await self._serve(self._process, self._socket)
+            await self._serve(self._process, self._socket, address)
         finally:
             await self._reap()
             if self._socket is not None:
                 self._socket.close()
                 self._socket = None
             context.term()
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_socket(address)
 
     async def _spawn(self, address: str) -> asyncio.subprocess.Process:
-        # Standard input stays open: its end tells the worker that the server is gone.
+        # Standard input stays open: its end tells the worker that the server is gone. In a group
+        # of its own, what the worker has started can be ended with it.
         process = await asyncio.create_subprocess_exec(
-            *self._options.command, stdin=asyncio.subprocess.PIPE
+            *self._options.command, stdin=asyncio.subprocess.PIPE, process_group=0
         )
         assert process.stdin is not None
         spec = messages.encode(
@@ -201,9 +202,12 @@ class Supervisor:
         process.stdin.write(len(spec).to_bytes(4, "little") + spec)
         return process
 
-    async def _serve(self, process: asyncio.subprocess.Process, socket: zmq.asyncio.Socket) -> None:
+    async def _serve(
+        self, process: asyncio.subprocess.Process, socket: zmq.asyncio.Socket, address: str
+    ) -> None:
         """Read the worker's messages until it ends."""
         ended = asyncio.create_task(process.wait())
+        is_connected = False
         try:
             while True:
                 message = asyncio.ensure_future(socket.recv())
@@ -211,6 +215,9 @@ class Supervisor:
                 if not message.done():
                     message.cancel()
                     break
+                if not is_connected:  # a socket needs no name any more that could be left behind
+                    remove_socket(address)
+                    is_connected = True
                 self._receive(messages.decode_from_worker(message.result()))
             await self._receive_rest(socket)
         finally:
@@ -270,6 +277,8 @@ class Supervisor:
         if process.returncode is None:
             process.kill()
         code = await process.wait()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # what it started: compilers, downloads
         if code != 0 and self.status.phase is not Phase.STOPPED:
             cause = f"signal {-code}" if code < 0 else f"exit code {code}"
             log.error("worker ended", model=self.spec.name, cause=cause)

@@ -7,6 +7,7 @@ Without a compiler the composed PyTorch implementations run instead, and one war
 """
 
 import concurrent.futures
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -17,6 +18,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,6 +44,8 @@ COMPILERS = ("c++", "g++", "clang++")
 BUILD_TIMEOUT_S = 300
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Storage types and their codes in `native.h`."""
+
+_UNFINISHED = "building-"
 
 _OWN_FLAGS = re.compile(r"^// compile with (-\S+)$", re.MULTILINE)
 """A source may ask for one more, such as to round every operation by itself."""
@@ -111,7 +115,8 @@ def _compiled(compiler: str, source: Path) -> Path:
 def _run_to(target: Path, command: list[str]) -> None:
     """Run a compiler so that `target` is either whole or not there."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+    _remove_abandoned(target.parent)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=_UNFINISHED) as folder:
         unfinished = Path(folder) / target.name
         subprocess.run(
             [*command, "-o", str(unfinished)],
@@ -121,6 +126,14 @@ def _run_to(target: Path, command: list[str]) -> None:
             timeout=BUILD_TIMEOUT_S,
         )
         os.replace(unfinished, target)
+
+
+def _remove_abandoned(cache: Path) -> None:
+    """What builds left behind that were killed."""
+    for folder in cache.glob(f"{_UNFINISHED}*"):
+        with contextlib.suppress(OSError):  # another process may remove it, too
+            if time.time() - folder.stat().st_mtime > 2 * BUILD_TIMEOUT_S:
+                shutil.rmtree(folder)
 
 
 def _sources() -> list[Path]:

@@ -1,12 +1,14 @@
 """A worker that needs no model: it speaks the real messages and generates what the tests ask for.
 
 The first prompt token says what happens: 1 echoes the prompt's tokens back, 2 kills the process in
-the middle of the request, 3 never answers, 4 answers slowly. The model reference `broken` fails to
-load; `slow` takes half a second.
+the middle of the request, 3 never answers, 4 answers slowly, 5 starts a long process and answers
+with its id. The model reference `broken` fails to load; `slow` takes half a second; `mute` says
+nothing.
 """
 
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -17,7 +19,9 @@ from engine.types import EngineStats, FinishReason, ModelInfo, Phase, TokenEvent
 
 def main() -> int:
     spec = read_spec()
-    end_with_the_server()
+    end_with_the_server(spec.address)
+    if spec.ref == "mute":
+        time.sleep(60)
     link = Link(spec.address)
     if spec.ref == "broken":
         link.send(messages.Failed("corrupt_file", "the checkpoint is truncated"))
@@ -55,6 +59,11 @@ def main() -> int:
                 if kind == 2:
                     link.send(messages.Step([event(request, [2])], EngineStats()))
                     os.kill(os.getpid(), signal.SIGKILL)
+                if kind == 5:
+                    child = subprocess.Popen(["sleep", "60"])
+                    end = event(request, [child.pid], FinishReason.STOP)
+                    link.send(messages.Step([end], EngineStats()))
+                    continue
                 if kind == 4:
                     time.sleep(0.3)
                 if kind != 3:

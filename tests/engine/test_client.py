@@ -4,8 +4,10 @@ import asyncio
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
+import psutil
 import pytest
 
 from engine.client import InProcessEngineClient, ProcessEngineClient, WorkerOptions
@@ -152,6 +154,45 @@ async def test_workers_end_when_the_server_is_gone(start):
     process = client._supervisors["m"]._process
     process.stdin.close()
     await until(lambda: process.returncode is not None)
+
+
+@pytest.fixture
+def sockets(tmp_path, monkeypatch):
+    """Where sockets are made."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return lambda: list(tmp_path.glob("tandem-*"))
+
+
+async def test_a_connected_socket_leaves_nothing_to_clean_up(start, sockets):
+    client = await start("m=x")
+    assert not sockets()
+    assert tokens_of(await collect(client.submit(request([1, 2])))) == [1, 2]
+
+
+async def test_a_worker_removes_its_socket_when_the_server_is_gone(start, sockets):
+    client = await start("m=mute", wait=False)
+    await until(lambda: client._supervisors["m"]._process is not None)
+    assert sockets()
+    # As when the server was killed: its supervisor does nothing more.
+    client._supervisors["m"]._process.stdin.close()
+    await until(lambda: not sockets())
+
+
+@pytest.mark.parametrize("end", ["server", "worker"])
+async def test_what_a_worker_started_ends_with_it(start, end):
+    client = await start("m=x")
+    process = client._supervisors["m"]._process
+    (child,) = tokens_of(await collect(client.submit(request([5]))))
+    assert psutil.Process(child).is_running()
+    if end == "server":
+        process.stdin.close()
+    else:
+        process.kill()
+    await until(lambda: not is_alive(child))
+
+
+def is_alive(pid):
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 class CountingEngine:

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import logging
+import os
 
 import pytest
 import torch
@@ -61,6 +62,17 @@ def test_a_source_is_built_anew_when_a_header_changes_that_it_may_include(tmp_pa
     assert [a == b for a, b in zip(before, after, strict=True)] == [False, True, False]
     headers[1].write_text("changed")
     assert not set(keys()) & set(after)
+
+
+def test_what_killed_builds_left_is_removed_once_it_is_old(tmp_path):
+    old, new = tmp_path / "building-old", tmp_path / "building-new"
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "half.o").write_bytes(b"x")
+    os.utime(old, (0, 0))
+    native._run_to(tmp_path / "target", ["sort", os.devnull])  # any program that takes -o
+    assert not old.exists()
+    assert new.exists()
 
 
 @pytest.mark.slow
