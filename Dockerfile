@@ -1,7 +1,6 @@
 # syntax=docker/dockerfile:1
-# Tandem for NVIDIA GPUs. The CPU image: docker build --build-arg BASE=debian:bookworm-slim \
-#   --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu -t tandem:cpu .
-ARG BASE=nvidia/cuda:12.8.1-runtime-ubuntu24.04
+# Tandem for NVIDIA GPUs. The CPU image has other arguments: docker compose -f docker/compose.yaml build
+ARG BASE=nvidia/cuda:12.8.1-runtime-ubuntu24.04@sha256:ebef3c171eeef0298e4eb2e4be843105edf3b8b0ac45e0b43acee358e8046867
 FROM ${BASE}
 
 # The C++ compiler serves Triton's launchers and the native CPU operations.
@@ -23,7 +22,7 @@ ARG TORCH_INDEX=
 RUN python3 -m venv .venv \
  && pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch>=2.9"
 
-COPY --chown=tandem:tandem pyproject.toml constraints.txt README.md LICENSE ./
+COPY --chown=tandem:tandem pyproject.toml constraints.txt README.md LICENSE NOTICE ./
 COPY --chown=tandem:tandem server ./server
 COPY --chown=tandem:tandem engine ./engine
 COPY --chown=tandem:tandem kernels ./kernels
@@ -32,11 +31,14 @@ COPY --chown=tandem:tandem configs ./configs
 ARG EXTRAS=
 RUN pip install --constraint constraints.txt ".${EXTRAS:+[$EXTRAS]}"
 
-# Downloaded models live in a volume, so that a new container starts without the network.
+# Downloaded models and compiled operations live in a volume, so that a new container starts at once
+# and without the network. A volume takes its owner from the folder that the image has there.
+RUN mkdir -p /home/tandem/.cache/tandem
 VOLUME /home/tandem/.cache/tandem
 EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=3s --start-period=30s \
-  CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health', timeout=2)"]
+# Healthy is what answers requests. The first start downloads models: failures do not count meanwhile.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=30m \
+  CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/ready', timeout=2)"]
 
 # Inside a container the address must be reachable from outside it; set an API key before exposing it.
 ENTRYPOINT ["tandem", "serve", "--host", "0.0.0.0"]
