@@ -1,6 +1,6 @@
 """A worker process: loads one model, then drains its inbox, steps the engine, publishes events.
 
-Started by `engine.supervisor` as `python -m engine.loop`. It ends when told to, when the server
+Started by `engine.supervisor` as the module `engine.loop`. It ends when told to, when the server
 goes away (its standard input closes), or when something fails; the supervisor decides what then.
 """
 

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from engine.errors import (
 )
 from engine.image_types import ImageModelInfo, ImageRequest, ImageStats
 from engine.model_spec import ModelSpec
+from engine.own_packages import module_command
 from engine.request_stream import RequestStream, StreamTable
 from engine.runtime.memory import MemoryArbiter
 from engine.socket_folder import new_socket, remove_socket
@@ -58,7 +58,7 @@ class WorkerOptions:
     offline: bool = False
     log_format: str = "console"
     log_level: str = "info"
-    command: tuple[str, ...] = (sys.executable, "-m", "engine.loop")
+    command: tuple[str, ...] = module_command("engine.loop")
 
 
 class Supervisor:

@@ -5,18 +5,15 @@ on standard error and exit code 2.
 """
 
 import subprocess
-import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from engine.own_packages import HOME, foreign_distributions, module_command
 from engine.version import __version__
 from server.options import given_settings, serve_signature
 from server.settings import ClientSettings, load_client_settings, load_settings
 from server.settings_problem import SettingsProblem
-
-PACKAGES = Path(__file__).parents[1]
 
 app = typer.Typer(
     name="tandem",
@@ -47,6 +44,7 @@ def _serve(**values: Any) -> None:
         settings = load_settings(given_settings(values))
     except SettingsProblem as problem:
         raise _fail(str(problem)) from None
+    _check_packages()
     from server.serve import run
 
     raise typer.Exit(run(settings))
@@ -99,16 +97,27 @@ def kernels() -> None:
         cache = load_settings({}).cache_path.absolute()
     except SettingsProblem as problem:
         raise _fail(str(problem)) from None
-    # The server imports no torch, so another process looks; from the folder of the packages, as
-    # the user's may have a `kernels` of its own.
-    command = [sys.executable, "-m", "kernels", "--kernels-dir", str(cache / "kernels")]
-    raise typer.Exit(subprocess.run(command, cwd=PACKAGES, check=False).returncode)
+    # The server imports no torch, so another process looks.
+    command = module_command("kernels", "--kernels-dir", str(cache / "kernels"))
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
 
 
 @app.command()
 def version() -> None:
     """Print the version."""
     typer.echo(__version__)
+
+
+def _check_packages() -> None:
+    """Files of another distribution among ours end in errors that nobody understands."""
+    foreign = foreign_distributions()
+    if foreign:
+        names = " ".join(foreign)
+        raise _fail(
+            f"the distribution {names} writes into the same folders as Tandem ({HOME}), which is "
+            f"broken by it; run `pip uninstall {names}`, then "
+            f"`pip install --force-reinstall --no-deps tandem-server`"
+        )
 
 
 def _client_settings(url: str | None, api_key: str | None) -> ClientSettings:

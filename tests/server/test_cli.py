@@ -6,9 +6,11 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+import server.cli
 import server.serve
+from engine.own_packages import HOME
 from engine.version import __version__
-from server.cli import PACKAGES, app
+from server.cli import app
 from server.settings_reference import setting_rows
 
 
@@ -47,12 +49,21 @@ def test_every_command_explains_itself(invoke, command):
 def test_kernels_shows_what_runs_from_any_folder(tmp_path):
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "__init__.py").write_text("raise SystemExit('the wrong package')")
-    command = [sys.executable, "-P", "-c", f"import sys; sys.path.insert(0, {str(PACKAGES)!r})\n"]
+    command = [sys.executable, "-P", "-c", f"import sys; sys.path.insert(0, {str(HOME)!r})\n"]
     command[-1] += "from server.cli import app; app(['kernels'])"
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "CPU" in done.stdout
     assert "rms_norm" in done.stdout
+
+
+def test_serve_says_which_distribution_broke_it(invoke, monkeypatch):
+    monkeypatch.setattr(server.cli, "foreign_distributions", lambda: ["kernels"])
+    code, output, settings = invoke("serve")
+    assert code == 2
+    assert settings is None
+    assert "pip uninstall kernels" in output
+    assert "tandem-server" in output
 
 
 def test_serve_help_shows_every_setting_in_full_even_on_a_narrow_terminal(invoke, monkeypatch):

@@ -1,0 +1,35 @@
+"""Tandem's packages among others: where they are, and how one of them is run as a program.
+
+Their names are common words. Another distribution of such a name, or a folder of the user's, must
+not be taken for them (docs/decisions/007-package-names.md).
+"""
+
+import importlib.metadata
+import sys
+from pathlib import Path
+
+HOME = Path(__file__).parents[1]
+"""The folder that holds them all."""
+NAMES = ("server", "engine", "kernels", "loadtest")
+
+_RUN = """import runpy, sys
+if {home!r} not in sys.path:
+    sys.path.insert(0, {home!r})
+runpy.run_module({module!r}, run_name="__main__", alter_sys=True)"""
+
+
+def module_command(module: str, *arguments: str) -> tuple[str, ...]:
+    """Like `python -m module arguments`, but ours, whatever the working folder has of that name."""
+    code = _RUN.format(home=str(HOME), module=module)
+    return (sys.executable, "-P", "-c", code, *arguments)
+
+
+def foreign_distributions(home: Path = HOME) -> list[str]:
+    """Installed distributions that are named like our packages and write into the same folders."""
+    found = []
+    for name in NAMES:
+        for distribution in importlib.metadata.distributions(name=name, path=[str(home)]):
+            files = distribution.files or ()
+            if any(file.parts[0] == name for file in files):
+                found.append(name)
+    return found
