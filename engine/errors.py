@@ -22,6 +22,7 @@
     │  └─ InsufficientMemory        weights and KV cache do not fit the budget
     └─ InternalError                our fault
        ├─ EngineDead                the worker process ended with the request in it
+       ├─ ChatTemplateFailed        the process of a model's chat template ended
        └─ InvariantViolation        a check of our own failed
 
 Messages say what was asked, the limit, and the fix; they never hold prompts or file paths of the
@@ -138,6 +139,10 @@ class InternalError(EngineError):
 class EngineDead(InternalError):
     code = "engine_dead"
     retryable = True
+
+
+class ChatTemplateFailed(InternalError):
+    code = "chat_template_failed"
 
 
 class InvariantViolation(InternalError):

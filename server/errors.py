@@ -75,6 +75,8 @@ STATUS_TABLE: Mapping[type[errors.EngineError], StatusRow] = {
     errors.InsufficientMemory: _LOAD,
     errors.InternalError: _FAULT,
     errors.EngineDead: _UNAVAILABLE,
+    # The checkpoint's fault, and nothing of ours is in its message.
+    errors.ChatTemplateFailed: StatusRow(500, SERVER_ERROR),
     errors.InvariantViolation: _FAULT,
 }
 
