@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Protocol, TypeVar, overload
 
 from engine.errors import Draining, EngineDead, EngineError, UnknownModel
+from engine.fault import answer_for
 from engine.image_share import ImageShare
 from engine.image_types import ImageEvent, ImageModelInfo, ImageRequest, ImageStats
 from engine.model_spec import ModelSpec
@@ -279,8 +280,8 @@ class InProcessEngineClient:
         assert self._loop is not None
         try:
             self._engine.add(request)  # type: ignore[arg-type]  # the caller knows the model's kind
-        except EngineError as error:
-            events = rejection(request, error)
+        except Exception as error:
+            events = rejection(request, answer_for(error, request.request_id))
             self._loop.call_soon_threadsafe(self._deliver, events, self._engine.stats())
 
     def _deliver(

@@ -22,7 +22,7 @@
     │  └─ InsufficientMemory        weights and KV cache do not fit the budget
     └─ InternalError                our fault
        ├─ EngineDead                the worker process ended with the request in it
-       ├─ ChatTemplateFailed        the process of a model's chat template ended
+       ├─ RequestFailed             one request failed; the message names its line in the log
        └─ InvariantViolation        a check of our own failed
 
 Messages say what was asked, the limit, and the fix; they never hold prompts or file paths of the
@@ -141,8 +141,8 @@ class EngineDead(InternalError):
     retryable = True
 
 
-class ChatTemplateFailed(InternalError):
-    code = "chat_template_failed"
+class RequestFailed(InternalError):
+    code = "request_failed"
 
 
 class InvariantViolation(InternalError):

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import zmq
 
 from engine import messages
 from engine.errors import EngineError, InsufficientMemory, InternalError
+from engine.fault import answer_for
 from engine.image_types import ImageEvent, ImageModelInfo, ImageRequest, ImageStats
 from engine.logs import configure_logging
 from engine.rejection import rejection
@@ -44,9 +46,20 @@ class Link:
         self._socket.send(messages.encode(message))
 
     def receive(self) -> messages.ToWorker:
-        """Wait for the next message."""
-        data: bytes = self._socket.recv()
-        return messages.decode_to_worker(data)
+        """Wait for the next message. A request that cannot be read is refused; the next comes."""
+        while True:
+            data: bytes = self._socket.recv()
+            try:
+                return messages.decode_to_worker(data)
+            except Exception as error:
+                request_id = messages.request_id_of(data)
+                if request_id is None:
+                    raise
+                self.refuse(request_id, answer_for(error, request_id))
+
+    def refuse(self, request_id: str, error: EngineError) -> None:
+        """End a request with an error."""
+        self.send(messages.Refused(request_id, error.code, error.message))
 
     def has_message(self, wait_s: float = 0.0) -> bool:
         """Whether there is a message, waiting so long for one."""
@@ -143,20 +156,39 @@ class Loop:
         try:
             # The supervisor sends each worker requests of its own kind only.
             self._engine.add(request)  # type: ignore[arg-type]
-        except EngineError as error:
-            self._publish(rejection(request, error), self._engine.stats())
+        except Exception as error:
+            answer = answer_for(error, request.request_id)
+            self._publish(rejection(request, answer), self._engine.stats())
 
     def _publish(
         self, events: list[TokenEvent] | list[ImageEvent], stats: EngineStats | ImageStats
     ) -> None:
         start_s = time.perf_counter()
+        try:
+            self._link.send(self._report(events, stats))
+        except Exception:
+            self._publish_apart(events, stats)
+        self._publish_time_s = time.perf_counter() - start_s
+
+    def _report(
+        self, events: Sequence[TokenEvent | ImageEvent], stats: EngineStats | ImageStats
+    ) -> messages.Step | messages.ImageStep:
         if isinstance(stats, ImageStats):
             account = replace(stats, throttle_time_s=self._throttle_time_s)
-            self._link.send(messages.ImageStep(events, account))  # type: ignore[arg-type]
-        else:
-            timed = replace(stats, publish_time_s=self._publish_time_s)
-            self._link.send(messages.Step(events, timed))  # type: ignore[arg-type]
-        self._publish_time_s = time.perf_counter() - start_s
+            return messages.ImageStep(events, account)  # type: ignore[arg-type]
+        timed = replace(stats, publish_time_s=self._publish_time_s)
+        return messages.Step(events, timed)  # type: ignore[arg-type]
+
+    def _publish_apart(
+        self, events: Sequence[TokenEvent | ImageEvent], stats: EngineStats | ImageStats
+    ) -> None:
+        """Some event cannot be written: its request ends, the others' events go out."""
+        for event in events:
+            try:
+                self._link.send(self._report([event], stats))
+            except Exception as error:
+                self._engine.abort(event.request_id)
+                self._link.refuse(event.request_id, answer_for(error, event.request_id))
 
 
 def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, ModelInfo | ImageModelInfo]:

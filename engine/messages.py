@@ -97,6 +97,14 @@ class Step(msgspec.Struct, tag="step", frozen=True):
     stats: EngineStats
 
 
+class Refused(msgspec.Struct, tag="refused", frozen=True):
+    """A request ends with this error: it could not be read, or its events could not be written."""
+
+    request_id: str
+    code: str
+    message: str
+
+
 class ImageStep(msgspec.Struct, tag="image_step", frozen=True):
     """The same of an image engine."""
 
@@ -105,7 +113,7 @@ class ImageStep(msgspec.Struct, tag="image_step", frozen=True):
 
 
 ToWorker = Submit | SubmitImage | Abort | Granted | Denied | Throttle | Shutdown
-FromWorker = Progress | Reserve | Ready | ImageReady | Failed | Step | ImageStep
+FromWorker = Progress | Reserve | Ready | ImageReady | Failed | Refused | Step | ImageStep
 
 encode = msgspec.msgpack.Encoder().encode
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
@@ -113,3 +121,12 @@ _from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(From
 decode_to_worker = _to_worker.decode
 decode_from_worker = _from_worker.decode
 decode_worker_spec = msgspec.msgpack.Decoder(WorkerSpec).decode
+
+
+def request_id_of(data: bytes) -> str | None:
+    """Whose request a message carries that is not as it should be, if that can be told."""
+    try:
+        found = msgspec.msgpack.decode(data)["request"]["request_id"]
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, str) else None

@@ -1,5 +1,6 @@
-"""How a request that the engine did not take is answered: one event per completion or image."""
+"""How a request that cannot be served is answered: one event per completion or image."""
 
+from collections.abc import Iterable
 from typing import overload
 
 from engine.errors import EngineError
@@ -8,13 +9,19 @@ from engine.types import FinishReason, GenerateRequest, TokenEvent
 
 
 @overload
-def rejection(request: GenerateRequest, error: EngineError) -> list[TokenEvent]: ...
-@overload
-def rejection(request: ImageRequest, error: EngineError) -> list[ImageEvent]: ...
 def rejection(
-    request: GenerateRequest | ImageRequest, error: EngineError
+    request: GenerateRequest, error: EngineError, indexes: Iterable[int] | None = None
+) -> list[TokenEvent]: ...
+@overload
+def rejection(
+    request: ImageRequest, error: EngineError, indexes: Iterable[int] | None = None
+) -> list[ImageEvent]: ...
+def rejection(
+    request: GenerateRequest | ImageRequest,
+    error: EngineError,
+    indexes: Iterable[int] | None = None,
 ) -> list[TokenEvent] | list[ImageEvent]:
-    """The events that end every completion of `request` with `error`."""
+    """The events that end completions of `request` with `error`: all, or those of `indexes`."""
     event_type = TokenEvent if isinstance(request, GenerateRequest) else ImageEvent
     return [  # type: ignore[return-value]
         event_type(
@@ -25,5 +32,5 @@ def rejection(
             error_message=error.message,
             error_param=error.param,
         )
-        for index in range(request.num_completions)
+        for index in (range(request.num_completions) if indexes is None else indexes)
     ]

@@ -94,6 +94,13 @@ class StreamTable:
             if stream.finished:
                 self._drop(stream)
 
+    def fail(self, request_id: str, error: EngineError) -> None:
+        """End one stream, if it is open, with `error`."""
+        stream = self._streams.get(request_id)
+        if stream is not None:
+            stream.put(error)
+            self._drop(stream)
+
     def fail_all(self, error: EngineError) -> None:
         """End every open stream with `error`."""
         for stream in list(self._streams.values()):

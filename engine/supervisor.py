@@ -24,6 +24,7 @@ from engine.errors import (
     InsufficientMemory,
     InvalidParameter,
     ModelNotReady,
+    error_from_code,
 )
 from engine.image_types import ImageModelInfo, ImageRequest, ImageStats
 from engine.model_spec import ModelSpec
@@ -107,11 +108,13 @@ class Supervisor:
         if isinstance(request, GenerateRequest) is not isinstance(self.info, ModelInfo):
             makes = "text" if isinstance(self.info, ModelInfo) else "images"
             raise InvalidParameter(f"model {self.spec.name!r} makes {makes}", param="model")
-        stream = self._streams.open(request)
         if isinstance(request, GenerateRequest):
-            self._send(messages.Submit(request))
+            data = messages.encode(messages.Submit(request))
         else:
-            self._send(messages.SubmitImage(request))
+            data = messages.encode(messages.SubmitImage(request))
+        # Not before it could be written: a stream without a request would never end.
+        stream = self._streams.open(request)
+        self._socket.send(data)
         return stream
 
     def throttle(self, share: float | None) -> None:
@@ -146,6 +149,10 @@ class Supervisor:
             started_s = loop.time()
             try:
                 await self._run_worker()
+            except Exception:
+                # Such as a message that nobody understands: without its worker the model would be
+                # down for ever, so a new one is started as after its death.
+                log.exception("the worker cannot be served", model=self.spec.name)
             finally:
                 self._lose_worker()
             was_ready = self._restarts > 0 or self.info is not None
@@ -254,6 +261,8 @@ class Supervisor:
                 self._set_phase(Phase.READY)
                 self.throttle(self._share)
                 log.info("model ready", model=self.spec.name, family=image_info.architecture)
+            case messages.Refused(request_id=request_id, code=code, message=text):
+                self._streams.fail(request_id, error_from_code(code, text))
             case messages.Failed():
                 self._failure = message
 

@@ -83,8 +83,5 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         state.lifecycle.begin_drain()
-        try:
-            if not state.lifecycle.cut_short:
-                await state.engine.stop(state.lifecycle.remaining_drain_s())
-        finally:
-            await state.texts.aclose()
+        if not state.lifecycle.cut_short:
+            await state.engine.stop(state.lifecycle.remaining_drain_s())

@@ -4,6 +4,7 @@ One iteration is one denoiser call over the rows of the samples that the schedul
 two iterations requests join, leave and are cancelled.
 """
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -19,7 +20,8 @@ from engine.diffusion.sample import Sample
 from engine.diffusion.sample_factory import SampleFactory
 from engine.diffusion.scheduler import Entry, StepDecision, StepScheduler
 from engine.diffusion.tasks.pixels import from_tensor
-from engine.errors import CapacityError, EngineError, InternalError, QueueFull
+from engine.errors import QueueFull
+from engine.fault import answer_for, raise_if_poisoned
 from engine.image_types import ImageEvent, ImageRequest, ImageStats, Pixels
 from engine.rejection import rejection
 from engine.types import FinishReason
@@ -108,7 +110,8 @@ class DiffusionEngine:
     def step(self) -> tuple[list[ImageEvent], ImageStats]:
         """Admit a request, run one denoiser call, collect what was decoded."""
         events = self._admit()
-        decision = self._scheduler.schedule()
+        decision, failures = self._decide()
+        events += failures
         if decision is not None:
             events += self._run(decision)
         # With nothing to denoise this waits for the decoder rather than spin.
@@ -161,50 +164,94 @@ class DiffusionEngine:
 
     def _prepare(self, request: ImageRequest) -> list[ImageEvent]:
         try:
-            samples = self._factory.create(request)
-        except EngineError as error:
-            return rejection(request, error)
+            return self._start(request)
+        except Exception as error:
+            self.abort(request.request_id)
+            return rejection(request, answer_for(error, request.request_id))
+
+    def _start(self, request: ImageRequest) -> list[ImageEvent]:
+        samples = self._factory.create(request)
         queue_time_s = max(0.0, time.time() - request.arrival_time_s)
+        events = [self._event(sample, queue_time_s=queue_time_s) for sample in samples]
         for sample in samples:
             self._totals.encode_time_s += sample.encode_time_s
             self._samples[sample.sample_id] = sample
             self._scheduler.add(_entry(sample))
-        return [self._event(sample, queue_time_s=queue_time_s) for sample in samples]
+        return events
+
+    def _decide(self) -> tuple[StepDecision | None, list[ImageEvent]]:
+        """The next denoiser call, and the events of samples for which no call can be decided."""
+        try:
+            return self._scheduler.schedule(), []
+        except Exception as error:
+            raise_if_poisoned(error)
+            samples = [sample for sample in self._samples.values() if not sample.finished]
+            events = self._each(samples, self._check_schedulable)
+            # Nobody alone is to blame: then all are, rather than try for ever.
+            return None, events or self._fail_each(samples, error)
 
     def _run(self, decision: StepDecision) -> list[ImageEvent]:
         """One denoiser call and what follows from it for each sample."""
         samples = [self._samples[sample_id] for sample_id in decision.sample_ids]
         started_s = time.perf_counter()
         num_rows = sum(sample.num_rows for sample in samples)
-        try:
-            self._denoise(samples)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            log.error("out of memory in a denoising step", num_rows=num_rows, reason=str(error))
-            return self._fail(samples, CapacityError("the device ran out of memory; try less"))
+        most_at_once = 1 if self._limits.deterministic else len(samples)
+        events: list[ImageEvent] = []
+        for start in range(0, len(samples), most_at_once):
+            events += self._denoise(samples[start : start + most_at_once])
         elapsed_s = time.perf_counter() - started_s
         self._scheduler.commit(decision, elapsed_s)
+        samples = [sample for sample in samples if sample.sample_id in self._samples]
         self._account(samples, num_rows, elapsed_s)
-        events: list[ImageEvent] = []
         for sample in samples:
             sample.denoise_time_s += elapsed_s
-            self._after_step(sample)
-            events.append(self._event(sample))
-        return events
+        events += self._each(samples, self._after_step)
+        return events + [self._event(s) for s in samples if s.sample_id in self._samples]
 
-    def _denoise(self, samples: Sequence[Sample]) -> None:
-        if self._limits.deterministic:
-            for sample in samples:
-                self._call([sample])
-        else:
-            self._call(samples)
+    def _denoise(self, samples: Sequence[Sample]) -> list[ImageEvent]:
+        """One call, and the step of each sample; if the call fails, one for each half, down to the
+        samples that fail it alone. The events are theirs."""
+        try:
+            predictions = self._predict(samples)
+        except Exception as error:
+            if len(samples) == 1:
+                return self._fail_each(samples, error)
+            raise_if_poisoned(error)
+            log.warning(
+                "a denoising step failed; its images are tried apart",
+                error=type(error).__name__,
+                num_images=len(samples),
+            )
+            half = len(samples) // 2
+            return self._denoise(samples[:half]) + self._denoise(samples[half:])
+        return self._each(samples, lambda sample: sample.advance(predictions[sample.sample_id]))
 
-    def _call(self, samples: Sequence[Sample]) -> None:
+    def _predict(self, samples: Sequence[Sample]) -> dict[int, Sequence[torch.Tensor]]:
+        """What the denoiser says to each sample's rows, by sample id. Changes none of them."""
         rows = [sample.rows() for sample in samples]
         flat = [row for each in rows for row in each]
-        predictions = list(torch.split(self._family.denoise(samples[0].denoiser_key, flat), 1))
-        for sample, each in zip(samples, rows, strict=True):
-            sample.advance(predictions[: len(each)])
-            del predictions[: len(each)]
+        predictions = iter(torch.split(self._family.denoise(samples[0].denoiser_key, flat), 1))
+        return {
+            sample.sample_id: list(itertools.islice(predictions, len(each)))
+            for sample, each in zip(samples, rows, strict=True)
+        }
+
+    def _each(
+        self, samples: Sequence[Sample], work: Callable[[Sample], object]
+    ) -> list[ImageEvent]:
+        """Do something with each sample. Whichever it fails for ends: the events are theirs."""
+        events: list[ImageEvent] = []
+        for sample in samples:
+            try:
+                work(sample)
+            except Exception as error:
+                events += self._fail_each([sample], error)
+        return events
+
+    def _check_schedulable(self, sample: Sample) -> None:
+        alone = StepScheduler(self._limits.max_num_rows, self._limits.max_batch_pixels)
+        alone.add(_entry(sample))
+        alone.schedule()
 
     def _after_step(self, sample: Sample) -> None:
         if sample.finished:
@@ -235,49 +282,47 @@ class DiffusionEngine:
         events: list[ImageEvent] = []
         if self._decoder.num_pending:
             for decoded in self._decoder.collect(wait_s):
-                events += self._take(decoded)
+                self._totals.decode_time_s += decoded.elapsed_s
+                sample = self._samples.get(decoded.key[0])
+                if sample is not None:  # those of cancelled samples have no event
+                    events += self._take(sample, decoded)
         return events
 
-    def _take(self, decoded: Decoded) -> list[ImageEvent]:
-        """The events of one decoded picture; those of cancelled samples have none."""
-        self._totals.decode_time_s += decoded.elapsed_s
-        sample_id, index = decoded.key
-        sample = self._samples.get(sample_id)
-        if sample is None:
-            return []
-        if decoded.error is not None:
-            log.error("decoding failed", exc_info=decoded.error)
-            error = decoded.error
-            known = error if isinstance(error, EngineError) else InternalError("decoding failed")
-            return self._fail([sample], known)
+    def _take(self, sample: Sample, decoded: Decoded) -> list[ImageEvent]:
+        """The event of one decoded picture."""
+        try:
+            if decoded.error is not None:
+                raise decoded.error
+            event = self._decoded_event(sample, decoded)
+        except Exception as error:
+            return self._fail_each([sample], error)
+        if event.finish_reason is not None:
+            self._drop(sample)
+            self._totals.num_images += 1
+        return [event]
+
+    def _decoded_event(self, sample: Sample, decoded: Decoded) -> ImageEvent:
+        index = decoded.key[1]
         if index != _RESULT:
             # The sample has gone on since.
             step = sample.preview_steps[index]
-            return [self._event(sample, step=step, preview=decoded.pixels, preview_index=index)]
-        self._drop(sample)
-        self._totals.num_images += 1
-        return [
-            self._event(
-                sample,
-                image=decoded.pixels,
-                finish_reason=FinishReason.STOP,
-                warnings=sample.warnings,
-                decode_time_s=decoded.elapsed_s,
-            )
-        ]
+            return self._event(sample, step=step, preview=decoded.pixels, preview_index=index)
+        return self._event(
+            sample,
+            image=decoded.pixels,
+            finish_reason=FinishReason.STOP,
+            warnings=sample.warnings,
+            decode_time_s=decoded.elapsed_s,
+        )
 
-    def _fail(self, samples: Sequence[Sample], error: EngineError) -> list[ImageEvent]:
+    def _fail_each(self, samples: Sequence[Sample], error: Exception) -> list[ImageEvent]:
+        """End samples, each with a reference of its own to what is logged."""
+        events: list[ImageEvent] = []
         for sample in samples:
             self._drop(sample)
-        return [
-            self._event(
-                sample,
-                finish_reason=FinishReason.ERROR,
-                error_code=error.code,
-                error_message=error.message,
-            )
-            for sample in samples
-        ]
+            answer = answer_for(error, sample.request.request_id)
+            events += rejection(sample.request, answer, (sample.index,))
+        return events
 
     def _drop(self, sample: Sample) -> None:
         self._scheduler.remove(sample.sample_id)

@@ -13,6 +13,7 @@ from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
 from engine.diffusion.families.family import FamilyFacts
 from engine.diffusion.families.footprint import weight_bytes
 from engine.diffusion.families.registry import load_family
+from engine.errors import ModelLoadError
 from engine.image_types import ImageModelInfo, ImageParams, ImageRequest, ImageTask
 from engine.runtime.device import machine_facts, torch_dtype
 from engine.runtime.threads import limit_threads
@@ -89,7 +90,11 @@ def load_engine(
 
 
 def warm_up(engine: DiffusionEngine, facts: FamilyFacts) -> None:
-    """One step of a small picture, so that the first request does not pay for lazy set-up."""
+    """One step of a small picture, so that the first request does not pay for lazy set-up.
+
+    Raises:
+        ModelLoadError: it failed.
+    """
     params = ImageParams(
         task=ImageTask.TEXT_TO_IMAGE,
         width=min(facts.default_width, _WARM_UP_SIDE),
@@ -102,7 +107,9 @@ def warm_up(engine: DiffusionEngine, facts: FamilyFacts) -> None:
         return
     engine.add(ImageRequest(request_id="warm-up", model="", prompt="", params=params))
     while engine.has_work():
-        engine.step()
+        for event in engine.step()[0]:
+            if event.error_code is not None:
+                raise ModelLoadError(f"a first picture failed: {event.error_message}")
     engine.reset_totals()
 
 

@@ -14,7 +14,8 @@ PENDING_TOKEN_ID = -1
 
 @dataclass(slots=True)
 class NewSequence:
-    """First sight of a completion: sent once, before or with its first scheduled tokens.
+    """First sight of a completion: sent once, before or with its first scheduled tokens; again
+    only in place of a step that failed.
 
     The executor keeps its sampling state under `seq_id` until the id appears in
     `ScheduleDecision.finished`. Preemption does not end that state.
@@ -69,7 +70,7 @@ class ScheduleDecision:
     copies: list[tuple[int, int]] = field(default_factory=list)
     """Copy-on-write: (source block, destination block), to be copied in all layers first."""
     finished: list[int] = field(default_factory=list)
-    """Sequences that ended since the last decision; their state can be dropped."""
+    """Sequences that ended since the last decision; their state, if any, can be dropped."""
     blocks_next: bool = False
     """The next decision cannot be made before this one's outcome is committed."""
 

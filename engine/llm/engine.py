@@ -31,6 +31,8 @@ class LLMEngine:
         self._checks_invariants = config.debug_invariants
         self._max_launched = 2 if config.async_scheduling else 1
         self._launched: deque[tuple[ScheduleDecision, LaunchedStep]] = deque()
+        self._current: ScheduleDecision | None = None
+        """What is being carried out; None while a step is being decided."""
 
     def add(self, request: GenerateRequest) -> None:
         """Queue a request.
@@ -43,6 +45,7 @@ class LLMEngine:
     def abort(self, request_id: str) -> None:
         """End a request and free its blocks now. Unknown ids are ignored; no event follows."""
         self._scheduler.abort(request_id)
+        self._put_in_order()
 
     def has_work(self) -> bool:
         return self._scheduler.has_work() or bool(self._launched)
@@ -50,21 +53,33 @@ class LLMEngine:
     def step(self) -> tuple[list[TokenEvent], EngineStats]:
         """Bring one step to its end and tell what came of it.
 
+        Whatever goes wrong in it ends the request that it went wrong for, with an event; the others
+        get what they would have got (`Scheduler.recover`).
+
         Raises:
-            Exception: whatever the executor raised. What the step wrote is unknown then and was not
-                committed, so the engine must not be used again: its process ends, the supervisor
-                starts a new one and tells the clients. Trouble with one sequence alone is no
-                exception but an event.
+            Exception: the device is poisoned, or a check of invariants failed. The engine must not
+                be used again: its process ends, the supervisor starts a new one and tells the
+                clients.
         """
+        try:
+            result = self._step()
+        except Exception as error:
+            self._launched.clear()
+            result = self._scheduler.recover(error, self._current), self.stats()
+        self._put_in_order()
+        if self._checks_invariants:
+            self._scheduler.check_invariants()
+        return result
+
+    def _step(self) -> tuple[list[TokenEvent], EngineStats]:
         schedule_time_s = self._launch_steps()
         if not self._launched:
             return [], self.stats()
         decision, step = self._launched.popleft()
+        self._current = decision
         output = step.collect()
         started = perf_counter()
         events = self._scheduler.commit(decision, output)
-        if self._checks_invariants:
-            self._scheduler.check_invariants()
         stats = replace(
             self._scheduler.stats(),
             kv_bytes_committed=self._executor.kv_bytes_committed,
@@ -90,12 +105,19 @@ class LLMEngine:
             if self._launched and self._launched[-1][0].blocks_next:
                 break
             started = perf_counter()
+            self._current = None
             decision = self._scheduler.schedule()
             schedule_time_s += perf_counter() - started
             if not decision.scheduled:
                 break
+            self._current = decision
             self._launched.append((decision, self._executor.launch(decision)))
         return schedule_time_s
+
+    def _put_in_order(self) -> None:
+        if self._scheduler.is_doubtful:
+            self._launched.clear()
+            self._scheduler.start_over()
 
     def shutdown(self) -> None:
         """Release the executor's resources."""

@@ -18,7 +18,12 @@ class Executor(Protocol):
     """Carries out one decision after the other. Called by one thread."""
 
     def launch(self, decision: ScheduleDecision) -> LaunchedStep:
-        """Begin a step. Each is to be collected once, in the order of the launches.
+        """Begin a step. Each is to be collected once, in the order of the launches, or dropped
+        with all that were launched after it.
+
+        When this or `collect` raises, the decision counts for nothing, except that its finished
+        sequences stay forgotten: what was new in it is announced again, in the place of what the
+        executor may know of it, and all that ran is computed anew.
 
         The one before may not be collected yet, but those before that are. What happens between
         launch and collect is the executor's choice: on a GPU the step runs meanwhile.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.config import ResolvedConfig
-from engine.errors import EngineError
+from engine.errors import EngineError, InvariantViolation
 from engine.llm.batch import BLOCK_IDS, Batch, StepRows, lay_out
 from engine.llm.cuda_graph import DecodeGraphs, Recorder
 from engine.llm.decision import (
@@ -35,7 +35,6 @@ SCORED_ROWS = 128
 """Prompt rows whose logits exist at one time."""
 WARM_UP_TOKENS = (1, 16, 32)
 """Decode batch sizes to run once: they fill caches and load what is loaded at its first use."""
-OUT_OF_MEMORY = "the step needs more memory than the device has free; use a smaller batch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +148,9 @@ class ModelRunner:
         """Begin a step, whose tokens may be those that the last one draws. On a CPU all of it is
         done then.
 
-        A sequence whose logits are not finite gets an error, the others are unaffected. When memory
-        runs out all sequences of the step get one. Other exceptions pass through; the sampling
-        state is then as after the step before, plus and minus the decision's sequences.
+        A sequence whose logits are not finite gets an error, the others are unaffected. Exceptions
+        pass through; the sampling state is then as after the step before, minus the decision's
+        finished sequences and plus any of its new ones, which may be announced again.
         """
         started = perf_counter()
         self._apply_changes(decision)
@@ -159,21 +158,14 @@ class ModelRunner:
         outputs = {s.seq_id: SequenceOutput(s.seq_id) for s in decision.scheduled}
         if not outputs:
             return LaunchedStep(outputs)
-        try:
-            rows = lay_out(decision.scheduled, self._config.block_size)
-            forward = self._prepare(rows, before)
-            prepared = perf_counter()
-            hidden = forward()
-            logits = self._logits_to_sample(rows, hidden)
-            computed = perf_counter()
-            self._score_prompts(rows, hidden, outputs)
-            self._drawn = self._draw(rows, logits)
-        except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            return LaunchedStep(
-                {seq_id: SequenceOutput(seq_id, error=OUT_OF_MEMORY) for seq_id in outputs}
-            )
+        rows = lay_out(decision.scheduled, self._config.block_size)
+        forward = self._prepare(rows, before)
+        prepared = perf_counter()
+        hidden = forward()
+        logits = self._logits_to_sample(rows, hidden)
+        computed = perf_counter()
+        self._score_prompts(rows, hidden, outputs)
+        self._drawn = self._draw(rows, logits)
         return LaunchedStep(
             outputs,
             self._drawn,
@@ -290,16 +282,8 @@ def _fill_in(token_ids: Tensor, rows: StepRows, before: DrawnTokens | None) -> N
     """Put the tokens of the step before where the decision could not name them."""
     if not rows.pending_rows:
         return
-    if before is None:  # it failed as a whole: its sequences end, and these rows will be dropped
-        token_ids.clamp_(min=0)
-        return
+    if before is None:
+        raise InvariantViolation("a step goes on from tokens that no step before it draws")
     sources = [before.places[rows.sequences[row].seq_id] for row in rows.pending_rows]
     moves = to_device([np.array([rows.pending_rows, sources])], token_ids.device)[0]
     token_ids.index_copy_(0, moves[0], before.draw.token_ids[moves[1]])
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether an allocation failed; torch has no type of its own for that on a CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(
-        error
-    )

@@ -96,7 +96,9 @@ class Sequence:
     """Length at which it ends or, since the pool holds no more, fails: nothing runs behind it."""
     status: Status = Status.HELD_BACK
     is_announced: bool = False
-    """The executor knows it."""
+    """The executor was told of it, by a step that did not fail."""
+    is_known: bool = False
+    """The executor may hold state of it."""
     num_in_flight: int = 0
     """Tokens that launched steps compute and whose outcome is not committed."""
     num_pending: int = 0
@@ -146,9 +148,18 @@ class Sequence:
         if self.prompt_logprobs is not None:
             self.prompt_logprobs = [None]
 
+    def start_over(self, table: BlockTable) -> None:
+        """Forget steps on their way too: none of them will land."""
+        self.table = table
+        self.num_in_flight = self.num_pending = 0
+        if self.prompt_logprobs is not None:
+            self.prompt_logprobs = [None]
+        # With output, a step that brought it to the executor is over.
+        self.is_announced = self.is_announced and self.num_output_tokens > 0
+
     def announce(self) -> NewSequence:
-        """For the executor, once."""
-        self.is_announced = True
+        """For the executor: once, and again if the step that brought it failed."""
+        self.is_announced = self.is_known = True
         owner = self.owner
         sampling = owner.request.sampling
         return NewSequence(

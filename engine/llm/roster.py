@@ -43,8 +43,6 @@ class Roster:
     def add(self, owner: ActiveRequest, max_model_len: int) -> None:
         """Create the request's sequences. The first one waits, the others wait for it."""
         request = owner.request
-        self._requests[request.request_id] = owner
-        self.num_new_requests += 1
         rank = self._policy.rank(request, owner.arrival)
         max_num_tokens = min(owner.prompt_len + request.sampling.max_tokens, max_model_len)
         for index in range(request.sampling.n):
@@ -61,9 +59,12 @@ class Roster:
                 prompt_logprobs=[None] if scores_prompt else None,
             )
             self._num_sequences_ever += 1
-            self._sequences[sequence.seq_id] = sequence
             owner.sequences.append(sequence)
+        # Nothing is entered before all of it is made.
         owner.num_unfinished = len(owner.sequences)
+        self._requests[request.request_id] = owner
+        self._sequences |= {sequence.seq_id: sequence for sequence in owner.sequences}
+        self.num_new_requests += 1
         self.num_held_back += len(owner.sequences)
         self._release(owner.sequences[0])
 
@@ -77,8 +78,8 @@ class Roster:
                 self._release(sibling)
 
     def start(self, sequence: Sequence, table: BlockTable) -> None:
-        """Move the first of the queue into the batch, with the blocks it starts from."""
-        self.waiting.pop()
+        """Move one of the queue into the batch, with the blocks it starts from."""
+        self.waiting.remove(sequence)
         sequence.table = table
         sequence.status = Status.RUNNING
         insort(self.running, sequence, key=_rank)
@@ -93,24 +94,50 @@ class Roster:
         self.waiting.push(sequence)
 
     def finish(self, sequence: Sequence) -> None:
-        """Free what a sequence holds, wherever it is, and forget it."""
-        match sequence.status:
+        """Forget a sequence and free what it holds, wherever it is. One that is forgotten already
+        is ignored."""
+        match self.forget(sequence):
             case Status.HELD_BACK:
                 self.num_held_back -= 1
             case Status.WAITING:
                 self.waiting.remove(sequence)
             case Status.RUNNING:
                 self.running.remove(sequence)
-        sequence.status = Status.FINISHED
         sequence.table.clear()
-        del self._sequences[sequence.seq_id]
-        if sequence.is_announced:
+
+    def forget(self, sequence: Sequence) -> Status:
+        """Take a sequence out of the books, but not out of its place: returns which one that is."""
+        place, sequence.status = sequence.status, Status.FINISHED
+        if self._sequences.pop(sequence.seq_id, None) is None:
+            return Status.FINISHED
+        if sequence.is_known:
             self._finished.append(sequence.seq_id)
         owner = sequence.owner
         owner.num_unfinished -= 1
         if owner.num_unfinished == 0:
             del self._requests[owner.request.request_id]
             self.num_new_requests -= not owner.was_started
+        return place
+
+    def start_over(self, pool: BlockPool) -> None:
+        """Let everything that runs wait to be computed again, in blocks of `pool`.
+
+        Only the unfinished sequences are believed; places and counts follow from them anew.
+        """
+        is_kept, self._pool = pool is self._pool, pool
+        self.running = []
+        self.waiting = self._policy.create_queue()
+        for sequence in sorted(self._sequences.values(), key=_rank):
+            if is_kept:
+                sequence.table.clear()
+            sequence.start_over(BlockTable(pool))
+            if sequence.status is not Status.HELD_BACK:
+                sequence.status = Status.WAITING
+                self.waiting.push(sequence)
+        self.num_held_back = len(self._sequences) - len(self.waiting)
+        self.num_new_requests = sum(not owner.was_started for owner in self._requests.values())
+        for owner in self._requests.values():
+            self.release_siblings(owner)
 
     def take_finished(self) -> list[int]:
         """Sequences that ended since the last call and that the executor knows."""

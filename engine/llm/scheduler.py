@@ -26,24 +26,30 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import structlog
+
 from engine.config import ResolvedConfig
 from engine.errors import (
-    InternalError,
+    EngineError,
     InvalidParameter,
     InvariantViolation,
     OutOfBlocks,
     QueueFull,
 )
+from engine.fault import answer_for, failed_row, raise_if_poisoned
 from engine.llm.decision import ScheduleDecision, ScheduledSequence, SequenceOutput, StepOutput
 from engine.llm.kv_cache import BlockPool, BlockTable, check
 from engine.llm.policy import create_policy
 from engine.llm.prefix_cache import PrefixCache, chain_root
 from engine.llm.request import ActiveRequest, Sequence, Status, check_request
 from engine.llm.roster import Roster
+from engine.llm.trial import Trial
 from engine.types import EngineStats, GenerateRequest, TokenEvent
 
 _PARTS_OF_BUDGET = 4
 """A long prompt leaves one of this many parts to those behind it."""
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -55,6 +61,8 @@ class _Step:
     """Tokens given to each sequence, in the order in which they will run."""
     is_short: bool = False
     """Somebody lacks blocks and could preempt others, but steps are in flight."""
+    is_trial: bool = False
+    """Of one sequence, after a step that failed."""
 
     def give(self, sequence: Sequence, num_tokens: int) -> None:
         self.chunks[sequence] = self.chunks.get(sequence, 0) + num_tokens
@@ -87,9 +95,13 @@ class Scheduler:
         self._vocab_size = vocab_size
         self._clock = clock
         self._policy = create_policy(config.scheduling_policy)
-        self._cache = PrefixCache(config.max_idle_cached_blocks)
-        self._pool = BlockPool(config.num_kv_blocks, config.block_size, self._cache)
+        self._cache, self._pool = _empty_pool(config)
         self._roster = Roster(self._policy, self._pool)
+        self._trial = Trial(self._roster)
+        self._events: list[TokenEvent] = []
+        """Of a commit that was not completed."""
+        self.is_doubtful = False
+        """An exception may have left the books half written: `start_over`."""
         # Every running sequence is to get a token per step, so no more can run than the budget.
         self._max_num_running = min(config.max_num_seqs, config.max_num_batched_tokens)
         self._seeds = random.Random(config.seed)
@@ -137,8 +149,7 @@ class Scheduler:
         """
         owner = self._roster.find_request(request_id)
         for sequence in owner.sequences if owner else ():
-            if sequence.status is not Status.FINISHED:
-                self._roster.finish(sequence)
+            self._end(sequence)
 
     def has_work(self) -> bool:
         return bool(self._roster.running or self._roster.waiting)
@@ -147,6 +158,16 @@ class Scheduler:
         """Decide the next step. Something is scheduled whenever there is work, unless all of it
         waits for the outcome of a step in flight."""
         step = _Step(self._config.max_num_batched_tokens)
+        suspect = self._trial.next()
+        if suspect is not None:
+            self._try_alone(suspect, step)
+        else:
+            self._continue_running(step)
+            self._admit_waiting(step)
+            self._hand_out_rest(step)
+        return self._decide(step)
+
+    def _continue_running(self, step: _Step) -> None:
         missing = [(s, s.num_missing) for s in self._roster.running]
         for sequence, num_tokens in missing:
             if num_tokens == 1:  # 0: only an outcome is missing
@@ -154,12 +175,10 @@ class Scheduler:
         for sequence, num_tokens in missing:
             if num_tokens > 1:
                 self._continue(sequence, num_tokens, step)
-        self._admit_waiting(step)
-        self._hand_out_rest(step)
-        return self._decide(step)
 
     def commit(self, decision: ScheduleDecision, output: StepOutput) -> list[TokenEvent]:
-        """Take in what the executor made of `decision`.
+        """Take in what the executor made of `decision`. A sequence for which that fails ends with
+        an error, and `is_doubtful` is set.
 
         Raises:
             InvariantViolation: the output is not that of the decision.
@@ -170,12 +189,65 @@ class Scheduler:
             self._num_steps += 1
             self._num_in_flight -= 1
         self._num_step_tokens = decision.num_tokens
-        events: list[TokenEvent] = []
         for scheduled, result in zip(decision.scheduled, output.outputs, strict=True):
             sequence = self._roster.find(scheduled.seq_id)
-            if sequence is not None:
-                self._commit_sequence(sequence, scheduled, result, events)
+            if sequence is None:
+                continue
+            try:
+                self._commit_sequence(sequence, scheduled, result, self._events)
+                if scheduled.samples or sequence.status is Status.FINISHED:
+                    self._trial.clear(sequence)
+            except Exception as error:
+                self.is_doubtful = True
+                self._fail(sequence, self._blame(sequence, error), self._events)
+        events, self._events = self._events, []
         return events
+
+    def recover(self, error: Exception, decision: ScheduleDecision | None) -> list[TokenEvent]:
+        """A step failed while it was decided (None), launched, collected or committed, and with it
+        all later ones in flight: nothing of them counts. Everything that runs is to be computed
+        again; who is to blame ends with an error, and if that is not clear, all are tried alone.
+
+        Returns:
+            What clients are to know.
+
+        Raises:
+            Exception: the error itself, when the device is poisoned.
+        """
+        raise_if_poisoned(error)
+        culprit = self._trial.judge(error, decision)
+        if culprit is not None:
+            self._fail(culprit, self._blame(culprit, error), self._events)
+        self.start_over(keeps_blocks=decision is not None and not self.is_doubtful)
+        events, self._events = self._events, []
+        return events
+
+    def start_over(self, *, keeps_blocks: bool = False) -> None:
+        """Have everything that runs computed again. No step may be in flight any more.
+
+        Args:
+            keeps_blocks: whether the pool is known to be right; if not, an empty one replaces it,
+                and what was cached is lost.
+        """
+        if not keeps_blocks:
+            self._cache, self._pool = _empty_pool(self._config)
+        self._roster.start_over(self._pool)
+        self._num_in_flight = 0
+        self.is_doubtful = False
+
+    def _blame(self, sequence: Sequence, error: Exception) -> EngineError:
+        return answer_for(error, sequence.owner.request.request_id)
+
+    def _try_alone(self, suspect: Sequence, step: _Step) -> None:
+        step.is_trial = True
+        if suspect.status is Status.WAITING:
+            table = self._find_computed(suspect)
+            self._note_first_start(suspect, table)
+            self._roster.start(suspect, table)
+        num_tokens = min(suspect.num_missing, step.budget)
+        reached = suspect.table.num_tokens + num_tokens
+        check(suspect.table.reserve(reached), "a sequence alone has no room")
+        step.give(suspect, num_tokens)
 
     def stats(self) -> EngineStats:
         """The scheduler's and the cache's share of a step's account; constant time."""
@@ -315,7 +387,7 @@ class Scheduler:
                 decision.blocks_next = True
         if decision.scheduled:
             decision.finished = self._roster.take_finished()
-            decision.blocks_next |= step.is_short
+            decision.blocks_next |= step.is_short or step.is_trial
             self._num_in_flight += 1
         return decision
 
@@ -328,7 +400,8 @@ class Scheduler:
     ) -> None:
         sequence.land(scheduled)
         if result.error is not None:
-            self._fail(sequence, InternalError.code, result.error, events)
+            error = failed_row(result.error, sequence.owner.request.request_id)
+            self._fail(sequence, error, events)
             return
         check(bool(result.token_ids) or not scheduled.samples, "no token was drawn")
         filled = self._pool.filled_by(scheduled.start, scheduled.start + len(scheduled.token_ids))
@@ -340,17 +413,34 @@ class Scheduler:
         event = sequence.take(result)
         if event is None:
             return
-        events.append(event)
         if event.finish_reason is not None:
-            self._roster.finish(sequence)
-        elif len(sequence.token_ids) > self._pool.num_slots:
+            self._end(sequence)
+        # Its last event is told once only, whatever goes wrong above.
+        events.append(event)
+        if event.finish_reason is None and len(sequence.token_ids) > self._pool.num_slots:
             message = (
                 f"prompt and output have {len(sequence.token_ids)} tokens; the KV pool holds "
                 f"{self._pool.num_slots}; lower max_tokens or raise kv_cache_memory_gib"
             )
-            self._fail(sequence, OutOfBlocks.code, message, events)
+            self._fail(sequence, OutOfBlocks(message), events)
 
-    def _fail(self, sequence: Sequence, code: str, message: str, events: list[TokenEvent]) -> None:
-        events.append(sequence.fail(code, message))
-        self._roster.finish(sequence)
+    def _end(self, sequence: Sequence) -> None:
+        try:
+            self._roster.finish(sequence)
+        except Exception:
+            # Its end is told all the same; what it held is found again by starting over.
+            log.exception(
+                "a request was not ended cleanly", request_id=sequence.owner.request.request_id
+            )
+            self._roster.forget(sequence)
+            self.is_doubtful = True
+
+    def _fail(self, sequence: Sequence, error: EngineError, events: list[TokenEvent]) -> None:
+        events.append(sequence.fail(error.code, error.message))
+        self._end(sequence)
         self._roster.release_siblings(sequence.owner)
+
+
+def _empty_pool(config: ResolvedConfig) -> tuple[PrefixCache, BlockPool]:
+    cache = PrefixCache(config.max_idle_cached_blocks)
+    return cache, BlockPool(config.num_kv_blocks, config.block_size, cache)

@@ -263,7 +263,7 @@ def test_a_broken_decoder_fails_its_image_only(make_engine):
     family.decode = lambda latents: 1 / 0
     engine = make_engine(family)
     events = run(engine, [request("broken")])
-    assert (events[-1].error_code, events[-1].image) == ("internal_error", None)
+    assert (events[-1].error_code, events[-1].image) == ("request_failed", None)
     family.decode = decode
     assert results(run(engine, [request("whole")]))
 

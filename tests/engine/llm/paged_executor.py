@@ -276,7 +276,7 @@ def answer_alone(
     capacity = config.num_kv_blocks * config.block_size
     while True:
         if breaks(digests(text, request.adapter)[-1], error_rate):
-            answer.finish_reason, answer.error_code = FinishReason.ERROR, "internal_error"
+            answer.finish_reason, answer.error_code = FinishReason.ERROR, "request_failed"
             return answer
         if sampling.max_tokens == 0:
             answer.finish_reason = FinishReason.LENGTH

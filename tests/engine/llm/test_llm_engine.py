@@ -7,7 +7,6 @@ import pytest
 from paged_executor import PagedExecutor, make_config, make_request, make_scheduler
 
 from engine.errors import InvalidParameter, InvariantViolation
-from engine.llm.decision import ScheduleDecision, StepOutput
 from engine.llm.engine import LLMEngine
 from engine.types import EngineStats, TokenEvent
 
@@ -79,18 +78,6 @@ def test_a_refused_request_changes_nothing() -> None:
         engine.add(make_request("a", []))
     assert not engine.has_work()
     assert engine.stats() == make_engine()[0].stats()
-
-
-def test_a_failing_executor_is_not_hidden() -> None:
-    engine, executor = make_engine()
-    engine.add(make_request("a", 6))
-    executor.launch = fail
-    with pytest.raises(RuntimeError, match="out of memory"):
-        engine.step()
-
-
-def fail(decision: ScheduleDecision) -> StepOutput:
-    raise RuntimeError("out of memory")
 
 
 @pytest.mark.parametrize("checks", [True, False])

@@ -251,19 +251,6 @@ def test_the_prefix_cache_ends_up_with_the_same_blocks() -> None:
     }
 
 
-def test_a_failing_launch_or_collect_is_not_hidden() -> None:
-    bench = Bench()
-    bench.engine.add(make_request("a", 6, seed=1))
-    bench.step()
-    bench.executor.launch = fail
-    with pytest.raises(RuntimeError, match="lost"):
-        bench.step()
-
-
-def fail(decision: ScheduleDecision) -> None:
-    raise RuntimeError("the device is lost")
-
-
 class Device(PagedExecutor):
     """Runs steps in a thread of its own. Each one but the last waits for the next to be launched:
     an engine that does not overlap would wait in vain."""

@@ -231,7 +231,7 @@ EVERYTHING = {
     "scored prompts",
     "stop",
     "length",
-    "error internal_error",
+    "error request_failed",
     "error out_of_kv_blocks",
 }
 

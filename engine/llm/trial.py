@@ -1,0 +1,65 @@
+"""Who is to blame for a step that failed: its sequences run one at a time until that is known.
+
+One that fails alone is the culprit and ends. One that gets its next token, or ends, is cleared; so
+every trial moves its sequence on, and a fault that shows in company only cannot stop the engine.
+"""
+
+import structlog
+
+from engine.llm.decision import ScheduleDecision
+from engine.llm.request import Sequence, Status
+from engine.llm.roster import Roster
+
+log = structlog.get_logger(__name__)
+
+
+class Trial:
+    """The suspects, in the order in which they are tried."""
+
+    def __init__(self, roster: Roster) -> None:
+        self._roster = roster
+        self._suspects: dict[int, None] = {}
+
+    def next(self) -> Sequence | None:
+        """Whose turn it is, if there is anybody left. The aborted are forgotten."""
+        while self._suspects:
+            seq_id = next(iter(self._suspects))
+            sequence = self._roster.find(seq_id)
+            if sequence is not None:
+                return sequence
+            del self._suspects[seq_id]
+        return None
+
+    def judge(self, error: Exception, decision: ScheduleDecision | None) -> Sequence | None:
+        """Who failed a step, if nobody else was in it; else all of them become suspects.
+
+        Args:
+            decision: None if it could not even be made.
+        """
+        members = self._members(decision)
+        if len(members) == 1 and (decision is None or len(decision.scheduled) == 1):
+            return members[0]
+        log.warning(
+            "a step failed; its sequences are tried one at a time",
+            error=type(error).__name__,
+            num_sequences=len(members),
+        )
+        self._suspects |= dict.fromkeys(sequence.seq_id for sequence in members)
+        return None
+
+    def clear(self, sequence: Sequence) -> None:
+        """A step of it was good and brought a token, or its end. The next one needs its blocks: it
+        goes on once all are tried."""
+        if self._suspects.pop(sequence.seq_id, 0) is None and sequence.status is Status.RUNNING:
+            self._roster.preempt(sequence)
+
+    def _members(self, decision: ScheduleDecision | None) -> list[Sequence]:
+        if decision is not None:
+            found = (self._roster.find(s.seq_id) for s in decision.scheduled)
+            return [sequence for sequence in found if sequence is not None]
+        suspect = self.next()
+        if suspect is not None:
+            return [suspect]
+        # Of those who wait, only the first can have been looked at without running by now.
+        waiting = self._roster.waiting
+        return [*self._roster.running, *([waiting.peek()] if waiting else [])]

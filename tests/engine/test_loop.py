@@ -1,0 +1,179 @@
+"""A worker's loop over a scripted engine: one request's faults stay its own."""
+
+import contextlib
+
+import msgspec
+import pytest
+import zmq
+from structlog.testing import capture_logs
+
+from engine import messages
+from engine.errors import QueueFull
+from engine.fault import answer_for, is_out_of_memory, names_device
+from engine.loop import Link, Loop
+from engine.types import EngineStats, FinishReason, GenerateRequest, SamplingParams, TokenEvent
+
+
+def request(request_id, tokens=(1,), n=1):
+    return GenerateRequest(
+        request_id=request_id,
+        model="m",
+        prompt_token_ids=list(tokens),
+        sampling=SamplingParams(n=n),
+    )
+
+
+class Engine:
+    """Answers each request in one step, with the tokens of its prompt."""
+
+    def __init__(self):
+        self.requests = {}
+        self.aborted = []
+        self.on_step = None
+
+    def add(self, request):
+        if request.request_id == "full":
+            raise QueueFull("too many")
+        if request.request_id == "broken":
+            raise ZeroDivisionError
+        self.requests[request.request_id] = request
+
+    def abort(self, request_id):
+        self.aborted.append(request_id)
+
+    def has_work(self):
+        return bool(self.requests)
+
+    def step(self):
+        events = [
+            TokenEvent(
+                request_id=key,
+                token_ids=[object()] if key == "unwritable" else r.prompt_token_ids,
+                finish_reason=FinishReason.STOP,
+            )
+            for key, r in self.requests.items()
+        ]
+        self.requests.clear()
+        self.on_step()
+        return events, self.stats()
+
+    def stats(self):
+        return EngineStats()
+
+    def shutdown(self):
+        pass
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """`serve(*frames)`: what the worker answers to these messages."""
+    context = zmq.Context()
+    server = context.socket(zmq.PAIR)
+    address = f"ipc://{tmp_path}/worker.sock"
+    server.bind(address)
+    engine = Engine()
+
+    def serve(*frames):
+        link = Link(address)
+        engine.on_step = lambda: server.send(messages.encode(messages.Shutdown()))
+        for frame in frames:
+            server.send(frame if isinstance(frame, bytes) else messages.encode(frame))
+        with contextlib.closing(link), capture_logs() as logs:
+            Loop(engine, link).run()
+        answers = []
+        while server.poll(500):
+            answers.append(messages.decode_from_worker(server.recv()))
+        return answers, logs
+
+    serve.engine = engine
+    yield serve
+    server.close(0)
+    context.term()
+
+
+def events_of(answers):
+    return [event for answer in answers for event in getattr(answer, "events", [])]
+
+
+def check_logged(logs, message, request_id):
+    [line] = [entry for entry in logs if entry["log_level"] == "error"]
+    assert line["request_id"] == request_id
+    assert message.endswith(f"under reference {line['reference']}")
+
+
+def test_a_request_that_the_engine_stumbles_over_ends_with_an_error(serve):
+    submits = [messages.Submit(request(name, n=2)) for name in ("a", "broken", "full", "b")]
+    answers, logs = serve(*submits)
+    errors = [(e.request_id, e.index, e.error_code) for e in events_of(answers) if e.error_code]
+    assert errors == [
+        ("broken", 0, "request_failed"),
+        ("broken", 1, "request_failed"),
+        ("full", 0, "queue_full"),
+        ("full", 1, "queue_full"),
+    ]
+    check_logged(logs, events_of(answers)[0].error_message, "broken")
+    assert [e.request_id for e in events_of(answers) if e.finish_reason == "stop"] == ["a", "b"]
+
+
+def test_an_event_that_cannot_be_written_ends_its_request_alone(serve):
+    names = ("a", "unwritable", "b")
+    answers, logs = serve(*(messages.Submit(request(name)) for name in names))
+    assert [e.request_id for e in events_of(answers)] == ["a", "b"]
+    [refusal] = [answer for answer in answers if isinstance(answer, messages.Refused)]
+    assert (refusal.request_id, refusal.code) == ("unwritable", "request_failed")
+    check_logged(logs, refusal.message, "unwritable")
+    assert serve.engine.aborted == ["unwritable"]
+
+
+def test_a_request_that_cannot_be_read_ends_alone(serve):
+    bad = msgspec.to_builtins(messages.Submit(request("bad")))
+    bad["request"]["prompt_token_ids"] = ["no number"]
+    answers, logs = serve(
+        messages.Submit(request("a")), msgspec.msgpack.encode(bad), messages.Submit(request("b"))
+    )
+    assert [e.request_id for e in events_of(answers)] == ["a", "b"]
+    [refusal] = [answer for answer in answers if isinstance(answer, messages.Refused)]
+    assert (refusal.request_id, refusal.code) == ("bad", "request_failed")
+    check_logged(logs, refusal.message, "bad")
+
+
+def test_bytes_that_are_no_message_end_the_worker(serve):
+    with pytest.raises(msgspec.DecodeError):
+        serve(b"\xc1")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: device-side assert triggered"),
+        RuntimeError("cudaErrorIllegalAddress"),
+        RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED when calling cublasGemmEx"),
+        RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
+        type("AcceleratorError", (RuntimeError,), {})("unknown"),
+    ],
+)
+def test_errors_of_the_device_are_known_by_type_and_text(error):
+    assert names_device(error) and not is_out_of_memory(error)
+    with pytest.raises(type(error)):
+        answer_for(error, "r")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 2"),
+    ],
+)
+def test_a_lack_of_memory_is_no_broken_device(error):
+    assert is_out_of_memory(error) and not names_device(error)
+    with capture_logs():
+        assert answer_for(error, "r").code == "over_capacity"
+
+
+def test_what_the_request_is_to_blame_for_is_answered_as_it_is():
+    with capture_logs() as logs:
+        error = QueueFull("too many")
+        assert answer_for(error, "r") is error
+    assert logs == []
