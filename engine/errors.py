@@ -23,6 +23,7 @@
     └─ InternalError                our fault
        ├─ EngineDead                the worker process ended with the request in it
        ├─ RequestFailed             one request failed; the message names its line in the log
+       ├─ ChatTemplateFailed        the process of a model's chat template ended
        └─ InvariantViolation        a check of our own failed
 
 Messages say what was asked, the limit, and the fix; they never hold prompts or file paths of the
@@ -143,6 +144,10 @@ class EngineDead(InternalError):
 
 class RequestFailed(InternalError):
     code = "request_failed"
+
+
+class ChatTemplateFailed(InternalError):
+    code = "chat_template_failed"
 
 
 class InvariantViolation(InternalError):

@@ -83,5 +83,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         state.lifecycle.begin_drain()
-        if not state.lifecycle.cut_short:
-            await state.engine.stop(state.lifecycle.remaining_drain_s())
+        try:
+            if not state.lifecycle.cut_short:
+                await state.engine.stop(state.lifecycle.remaining_drain_s())
+        finally:
+            await state.texts.aclose()

@@ -77,6 +77,8 @@ STATUS_TABLE: Mapping[type[errors.EngineError], StatusRow] = {
     errors.EngineDead: _UNAVAILABLE,
     # Logged where it happened; its message is the reference to that line.
     errors.RequestFailed: StatusRow(500, SERVER_ERROR),
+    # The checkpoint's fault, and nothing of ours is in its message.
+    errors.ChatTemplateFailed: StatusRow(500, SERVER_ERROR),
     errors.InvariantViolation: _FAULT,
 }
 

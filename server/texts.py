@@ -1,7 +1,7 @@
 """The text side of each served model: its tokenizer and chat template, loaded once.
 
 Small inputs are handled at once; long ones in a thread, so that a book-sized prompt does not hold
-up every other stream of the process.
+up every other stream of the process. Chat templates run in processes of their own.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from engine.errors import InvalidParameter
-from engine.text.chat_template import ChatTemplate
+from engine.text.template_process import TemplateProcess
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 from engine.types import ModelInfo
 
@@ -18,7 +18,6 @@ THREAD_THRESHOLD_CHARS = 16_384
 """About 2 ms of tokenising; a thread costs 0.1 ms."""
 
 _CHARS_PER_TOKEN = 4
-_CHARS_PER_MESSAGE = 200
 
 T = TypeVar("T")
 
@@ -29,9 +28,30 @@ class ModelText:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         source = tokenizer.chat_template
-        self._template = ChatTemplate(source, tokenizer.special_tokens) if source else None
+        self._template = TemplateProcess(source, tokenizer.special_tokens) if source else None
         self._token_texts: dict[int, str] = {}
         self._token_bytes: dict[int, list[int]] = {}
+
+    @classmethod
+    async def load(cls, path: Path) -> "ModelText":
+        """Read the tokenizer and compile the template.
+
+        Raises:
+            ModelLoadError: their files are missing or broken.
+        """
+        text = cls(await asyncio.to_thread(load_tokenizer, path))
+        if text._template is not None:
+            try:
+                await text._template.start()
+            except BaseException:
+                text.close()
+                raise
+        return text
+
+    def close(self) -> None:
+        """End what belongs to it outside of this process. Idempotent."""
+        if self._template is not None:
+            self._template.close()
 
     async def encode_all(
         self, texts: Sequence[str], *, add_special_tokens: bool
@@ -54,6 +74,7 @@ class ModelText:
 
         Raises:
             InvalidParameter: the model has no chat template, or it refuses these messages.
+            ChatTemplateFailed, QueueFull: as in `TemplateProcess.render`.
         """
         template = self._template
         if template is None:
@@ -61,12 +82,12 @@ class ModelText:
                 "this model has no chat template; use /v1/completions", param="messages"
             )
 
+        text = await template.render(messages, options)
+
         def encode() -> list[int]:
-            text = template.render(messages, **options)
             return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
-        size = sum(_CHARS_PER_MESSAGE + _num_chars(m["content"]) for m in messages)
-        return await _run(encode, size)
+        return await _run(encode, len(text))
 
     async def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """Text of whole token ids; for streams there is `IncrementalDetokenizer`."""
@@ -109,7 +130,7 @@ class TextRegistry:
         """
         load = self._loads.get(info.path)
         if load is None:
-            load = asyncio.create_task(asyncio.to_thread(_load, info.path))
+            load = asyncio.create_task(ModelText.load(Path(info.path)))
             self._loads[info.path] = load
         if load.done() and load.exception() is None:
             return load.result()
@@ -120,13 +141,15 @@ class TextRegistry:
             self._loads.pop(info.path, None)
             raise
 
-
-def _load(path: str) -> ModelText:
-    return ModelText(load_tokenizer(Path(path)))
-
-
-def _num_chars(content: str | list[dict[str, str]]) -> int:
-    return len(content) if isinstance(content, str) else sum(len(p["text"]) for p in content)
+    async def aclose(self) -> None:
+        """End what the models' texts have outside of this process. Idempotent."""
+        loads = list(self._loads.values())
+        self._loads.clear()
+        for load in loads:
+            load.cancel()
+        for text in await asyncio.gather(*loads, return_exceptions=True):
+            if isinstance(text, ModelText):
+                text.close()
 
 
 async def _run(work: Callable[[], T], size: int) -> T:

@@ -26,5 +26,5 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def server(tokenizer_folder: Path) -> AsyncIterator[TextServer]:
     """A server of one model, `org/tiny`."""
     server = TextServer(tokenizer_folder)
-    async with server.client:
-        yield server
+    yield server
+    await server.aclose()

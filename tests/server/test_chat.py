@@ -451,7 +451,7 @@ async def test_long_conversations_are_tokenised_in_a_thread(
     assert error_of(await server.chat(messages=long), 400)["code"] == "context_length_exceeded"
     parts = [{"type": "text", "text": "the quick brown fox " * 2000}]
     await server.chat(messages=[{"role": "user", "content": parts}])
-    many = [{"role": "user", "content": "x"}] * 500
+    many = [{"role": "user", "content": "x"}] * 2000
     await server.chat(messages=many)
     assert outside == [False, True, True, True]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from text_server import BOS, MAX_MODEL_LEN, TextServer, encoding_threads, text_info, write_tokenizer
 
-from server.texts import TextRegistry
+from server.texts import ModelText, TextRegistry
 
 
 @pytest.mark.parametrize("prefix", ["", "/v1"])
@@ -100,17 +100,15 @@ async def test_a_large_input_is_tokenised_in_a_thread(
 async def test_a_model_is_loaded_once_whoever_leaves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import server.texts as texts
-
     write_tokenizer(tmp_path)
-    loads: list[str] = []
-    load = texts._load
+    loads: list[Path] = []
+    load = ModelText.load
 
-    def load_and_count(path: str) -> texts.ModelText:
+    async def load_and_count(path: Path) -> ModelText:
         loads.append(path)
-        return load(path)
+        return await load(path)
 
-    monkeypatch.setattr(texts, "_load", load_and_count)
+    monkeypatch.setattr(ModelText, "load", load_and_count)
     registry, info = TextRegistry(), text_info(tmp_path)
     waiting = [asyncio.create_task(registry.get(info)) for _ in range(5)]
     await asyncio.sleep(0)
@@ -120,3 +118,4 @@ async def test_a_model_is_loaded_once_whoever_leaves(
     assert all(result is results[1] for result in results[2:])
     assert await registry.get(info) is results[1]
     assert len(loads) == 1
+    await registry.aclose()

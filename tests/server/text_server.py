@@ -94,6 +94,11 @@ class TextServer:
         body.setdefault("prompt", "the fox")
         return await self.post("/v1/completions", **body)
 
+    async def aclose(self) -> None:
+        """Without a lifespan nobody else ends the processes of chat templates."""
+        await self.app.state.tandem.texts.aclose()
+        await self.client.aclose()
+
     @property
     def last_request(self) -> GenerateRequest:
         return self.engine.requests[-1]

@@ -1,0 +1,164 @@
+"""The process that renders one model's chat template, within limits of time and memory.
+
+`python -m engine.text.template_child CPU_SECONDS MEMORY_BYTES`, started by `TemplateProcess`. Its
+standard input is a socket that both sides write to. Templates are foreign code: what runs here for
+too long is ended by the kernel, and nobody else notices.
+
+It ends when the socket does. A template that is running when the server dies is ended by its
+processor time.
+"""
+
+import contextlib
+import math
+import os
+import resource
+import signal
+import sys
+import time
+
+from engine.errors import EngineError, InvalidParameter
+from engine.text.chat_template import ChatTemplate
+from engine.text.template_wire import (
+    HEADER_BYTES,
+    Answer,
+    Compile,
+    Compiled,
+    Question,
+    Refused,
+    Render,
+    Rendered,
+    frame_size,
+    pack,
+    unpack_question,
+)
+
+_SOCKET = 0
+_READ_BYTES = 1 << 16
+_PATIENCE_S = 0.0005
+_OUT_OF_MEMORY = pack(
+    Refused(
+        InvalidParameter.code,
+        "the model's chat template needs too much memory for these messages; shorten them",
+        "messages",
+        is_last=True,
+    )
+)
+"""Made beforehand: there is none left when it is needed."""
+
+
+def main() -> None:
+    """Answer questions until the server hangs up."""
+    # Terminals and service managers signal the whole group; the server drains first.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    cpu_s, memory_bytes = int(sys.argv[1]), int(sys.argv[2])
+    connection = _Connection()
+    renderer = Renderer(is_memory_limited=_limit_memory(memory_bytes))
+    try:
+        while (body := connection.read()) is not None:
+            _limit_time(cpu_s)
+            connection.write(renderer.answer(body))
+    except MemoryError:
+        connection.write(_OUT_OF_MEMORY)
+        connection.flush()
+    except (BrokenPipeError, ConnectionResetError):
+        pass
+
+
+class _Connection:
+    """Frames in, frames out. Answers wait a moment for others: every write wakes the server, which
+    may take the processor."""
+
+    def __init__(self) -> None:
+        self._received = bytearray()
+        self._answers = bytearray()
+        self._flushed_s = 0.0
+
+    def read(self) -> bytes | None:
+        """The next frame's body, or None if the server has hung up."""
+        while len(self._received) < HEADER_BYTES:
+            if not self._fill():
+                return None
+        end = HEADER_BYTES + frame_size(self._received)
+        while len(self._received) < end:
+            if not self._fill():
+                return None
+        body = bytes(self._received[HEADER_BYTES:end])
+        del self._received[:end]
+        return body
+
+    def write(self, frame: bytes) -> None:
+        self._answers += frame
+        if time.monotonic() - self._flushed_s > _PATIENCE_S or len(self._answers) > _READ_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        view = memoryview(bytes(self._answers))
+        self._answers.clear()
+        while view:
+            view = view[os.write(_SOCKET, view) :]
+        self._flushed_s = time.monotonic()
+
+    def _fill(self) -> bool:
+        self.flush()
+        piece = os.read(_SOCKET, _READ_BYTES)
+        self._received += piece
+        return bool(piece)
+
+
+class Renderer:
+    """Knows its template once it was told to compile one."""
+
+    def __init__(self, *, is_memory_limited: bool) -> None:
+        self._is_memory_limited = is_memory_limited
+        self._template: ChatTemplate | None = None
+
+    def answer(self, body: bytes) -> bytes:
+        """The frame that answers one.
+
+        Raises:
+            MemoryError: there is not enough.
+        """
+        try:
+            return pack(self._answer(unpack_question(body)))
+        except EngineError as error:
+            if isinstance(error.__cause__, MemoryError):
+                raise error.__cause__ from None
+            return pack(Refused(error.code, error.message, error.param))
+        except UnicodeEncodeError:
+            return _refuse("the model's chat template writes half of a UTF-16 surrogate pair")
+        except RecursionError:
+            return _refuse("the messages are nested too deeply")
+
+    def _answer(self, question: Question) -> Answer:
+        if isinstance(question, Compile):
+            self._template = ChatTemplate(question.source, question.special_tokens)
+            return Compiled(self._is_memory_limited)
+        assert self._template is not None and isinstance(question, Render)
+        return Rendered(self._template.render(question.messages, **question.options))
+
+
+def _refuse(message: str) -> bytes:
+    return pack(Refused(InvalidParameter.code, message, "messages"))
+
+
+def _limit_memory(memory_bytes: int) -> bool:
+    """Bound the address space; False where the system has no such limit."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+        # macOS takes the call and keeps no such limit.
+        return sys.platform != "darwin"
+    return False
+
+
+def _limit_time(cpu_s: int) -> None:
+    """Let the next answer take this much; the kernel counts whole seconds since the start."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    used_s = math.ceil(usage.ru_utime + usage.ru_stime)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (used_s + cpu_s, hard))
+
+
+if __name__ == "__main__":
+    main()

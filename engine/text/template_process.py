@@ -1,0 +1,415 @@
+"""A model's chat template, rendered in a process of its own that can be killed.
+
+Templates come with checkpoints and are programs: one that loops or eats memory must cost nobody
+but itself anything. Each model has its own process, so that it holds up its own chats at most.
+"""
+
+import asyncio
+import contextlib
+import math
+import signal
+import socket
+import subprocess
+import weakref
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import structlog
+
+from engine.errors import (
+    ChatTemplateFailed,
+    CorruptFile,
+    Draining,
+    EngineError,
+    InvalidParameter,
+    QueueFull,
+    error_from_code,
+)
+from engine.own_packages import module_command
+from engine.text.template_wire import (
+    HEADER_BYTES,
+    MAX_FRAME_BYTES,
+    Answer,
+    Compile,
+    Compiled,
+    Question,
+    Refused,
+    Render,
+    Rendered,
+    frame_size,
+    pack,
+    unpack_answer,
+)
+
+MAX_SOURCE_CHARS = 1 << 20
+"""Of a template; the longest that models come with have a fiftieth of it."""
+
+_READ_BYTES = 1 << 16
+_MAX_BATCH = 32
+_RETRY_AFTER_S = 5
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplateLimits:
+    """What one rendering may take.
+
+    Attributes:
+        cpu_s: processor time; the kernel rounds it up by less than a second.
+        wall_s: from the question to the answer, start of the process included.
+        memory_bytes: address space of the process; it begins with about 30 MiB.
+        turn_s: how long a conversation waits for those before it.
+    """
+
+    cpu_s: int = 2
+    wall_s: float = 10.0
+    memory_bytes: int = 512 << 20
+    turn_s: float = 30.0
+
+
+class TemplateProcess:
+    """Renders one model's conversations, in the order in which they come. One event loop only.
+
+    Those that wait together are sent and answered together: on a busy machine it is the switch from
+    process to process that takes time.
+
+    Args:
+        source, special_tokens: as `ChatTemplate` takes them.
+
+    Raises:
+        CorruptFile: the template is longer than any template.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        special_tokens: Mapping[str, str],
+        limits: TemplateLimits = TemplateLimits(),
+    ) -> None:
+        if len(source) > MAX_SOURCE_CHARS:
+            raise CorruptFile(
+                f"the model's chat template has {len(source)} characters; the limit is "
+                f"{MAX_SOURCE_CHARS}"
+            )
+        self._compile = pack(Compile(source, dict(special_tokens)))
+        self._limits = limits
+        self._waiting: deque[_Job] = deque()
+        self._pump: asyncio.Task[None] | None = None
+        self._is_closed = False
+        self._child: _Child | None = None
+
+    async def start(self) -> None:
+        """Start the process and let it compile the template, so that the first chat need not wait.
+
+        Raises:
+            CorruptFile: the template is no valid Jinja, or takes too much time or memory.
+        """
+        await self._do(None)
+
+    async def render(
+        self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
+    ) -> str:
+        """The prompt's text; `options` are the keyword arguments of `ChatTemplate.render`.
+
+        Raises:
+            InvalidParameter: the template refuses the conversation, with its message; or it takes
+                more time or memory than it may.
+            ChatTemplateFailed: its process ended for another reason.
+            QueueFull: the conversations before it take too long.
+        """
+        answer = await self._do(_pack(Render(list(map(dict, messages)), dict(options))))
+        if isinstance(answer, Refused):
+            raise error_from_code(answer.code, answer.message, answer.param)
+        if not isinstance(answer, Rendered):
+            raise ChatTemplateFailed("the process of the model's chat template gave no text")
+        return answer.text
+
+    def close(self) -> None:
+        """End the process. Idempotent."""
+        self._is_closed = True
+        if self._pump is not None:
+            self._pump.cancel()
+        self._fail_all(_shutting_down())
+        self._drop()
+
+    async def _do(self, frame: bytes | None) -> Answer | None:
+        """Wait for a frame's answer, or with None until the process is ready."""
+        if self._is_closed:
+            raise _shutting_down()
+        loop = asyncio.get_running_loop()
+        job = _Job(frame, loop.create_future())
+        self._waiting.append(job)
+        if self._pump is None or self._pump.done():
+            self._pump = asyncio.create_task(self._serve())
+        if frame is None:
+            return await job.answer
+        expiry = loop.call_later(self._limits.turn_s, job.expire, self._limits.turn_s)
+        try:
+            return await job.answer
+        finally:
+            expiry.cancel()
+
+    async def _serve(self) -> None:
+        """Work off what waits."""
+        batch: list[_Job] = []
+        try:
+            while self._waiting:
+                child = await self._ready_child()
+                batch = self._take_batch()
+                await self._answer(child, batch)
+        except Exception as error:
+            # Of the start: without a process nobody can be served.
+            self._fail_all(error)
+
+    def _take_batch(self) -> "list[_Job]":
+        batch: list[_Job] = []
+        while self._waiting and len(batch) < _MAX_BATCH:
+            if batch and (batch[0].is_suspect or self._waiting[0].is_suspect):
+                break
+            job = self._waiting.popleft()
+            if job.frame is None:
+                job.give(None)
+            elif not job.answer.done():  # whoever has left is left out
+                job.is_sent = True
+                batch.append(job)
+        return batch
+
+    async def _answer(self, child: "_Child", batch: "list[_Job]") -> None:
+        """Send a batch and hand out the answers.
+
+        If the process ends over it, one of those without an answer is the cause: each of them is
+        then sent alone.
+        """
+        sending = asyncio.create_task(child.send(b"".join([job.frame or b"" for job in batch])))
+        unanswered = deque(batch)
+        try:
+            while unanswered:
+                answer = await self._receive(child)
+                unanswered.popleft().give(answer)
+                if isinstance(answer, Refused) and answer.is_last:
+                    log.warning("chat template stopped", reason=answer.message)
+                    self._replace()
+                    break
+        except EngineError as error:
+            if len(batch) == 1:
+                batch[0].fail(error)
+                unanswered.clear()
+            for job in unanswered:
+                job.is_suspect = True
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+            for job in unanswered:
+                job.is_sent = False
+            self._waiting.extendleft(reversed(unanswered))
+
+    async def _ready_child(self) -> "_Child":
+        """One that has compiled the template.
+
+        Raises:
+            CorruptFile: it cannot be compiled.
+            ChatTemplateFailed: the process cannot be started, or ended.
+        """
+        child = self._child
+        if child is None or not child.is_alive:
+            child = self._spawn()
+        if not child.has_template:
+            await self._give_template(child)
+        return child
+
+    async def _give_template(self, child: "_Child") -> None:
+        sending = asyncio.create_task(child.send(self._compile))
+        try:
+            answer = await self._receive(child)
+        except InvalidParameter as error:
+            raise self._too_large() from error
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+        if isinstance(answer, Refused):
+            if answer.is_last:
+                self._drop()
+                raise self._too_large()
+            raise error_from_code(answer.code, answer.message, answer.param)
+        child.has_template = True
+        if isinstance(answer, Compiled) and not answer.is_memory_limited:
+            log.warning("this system cannot limit the memory of chat templates")
+
+    async def _receive(self, child: "_Child") -> Answer:
+        """The next answer. A process that gives none in time is replaced.
+
+        Raises:
+            InvalidParameter, ChatTemplateFailed: why it gave none.
+        """
+        try:
+            async with asyncio.timeout(self._limits.wall_s):
+                return await child.receive()
+        except TimeoutError:
+            self._replace()
+            raise self._too_long(f"{self._limits.wall_s:g} s") from None
+        except (OSError, EOFError, msgspec.DecodeError):
+            exit_code = child.kill()
+            self._replace()
+            raise self._explain(exit_code) from None
+
+    def _spawn(self) -> "_Child":
+        self._drop()
+        try:
+            self._child = _Child(self._limits)
+        except OSError as error:
+            raise ChatTemplateFailed(
+                "the process of the model's chat template cannot be started"
+            ) from error
+        return self._child
+
+    def _drop(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
+
+    def _replace(self) -> None:
+        """A new process, at work on its start while nobody waits."""
+        self._drop()
+        if not self._is_closed:
+            with contextlib.suppress(EngineError):  # the next conversation tries again, and says so
+                self._spawn()
+
+    def _fail_all(self, error: Exception) -> None:
+        while self._waiting:
+            self._waiting.popleft().fail(error)
+
+    def _explain(self, exit_code: int) -> EngineError:
+        if exit_code == -signal.SIGXCPU:
+            return self._too_long(f"{self._limits.cpu_s} s of processor time")
+        cause = f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
+        log.error("chat template's process ended", cause=cause)
+        return ChatTemplateFailed(
+            "the process of the model's chat template ended while it rendered these messages"
+        )
+
+    def _too_long(self, time: str) -> InvalidParameter:
+        log.warning("chat template stopped", reason=f"more than {time}")
+        return InvalidParameter(
+            f"the model's chat template took more than {time} and was stopped; shorten the "
+            f"conversation, or serve the model with another template",
+            param="messages",
+        )
+
+    def _too_large(self) -> CorruptFile:
+        return CorruptFile(
+            f"the model's chat template took more time or memory to compile than it may, "
+            f"{self._limits.cpu_s} s and {self._limits.memory_bytes >> 20} MiB"
+        )
+
+
+@dataclass(slots=True)
+class _Job:
+    """A frame on its way to an answer. Whoever asked may have left: then the answer is done."""
+
+    frame: bytes | None
+    answer: asyncio.Future[Answer | None]
+    is_sent: bool = False
+    is_suspect: bool = False
+    """The process ended while this was among what it had to do."""
+
+    def give(self, answer: Answer | None) -> None:
+        if not self.answer.done():
+            self.answer.set_result(answer)
+
+    def fail(self, error: Exception) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+    def expire(self, waited_s: float) -> None:
+        if self.is_sent:
+            return
+        full = QueueFull(
+            f"the conversation waited {waited_s:g} s for the model's chat template, which is busy "
+            f"with others; try again later"
+        )
+        full.retry_after_s = _RETRY_AFTER_S
+        self.fail(full)
+
+
+class _Child:
+    """One process and the socket to it. Ends when nobody holds this any more."""
+
+    def __init__(self, limits: TemplateLimits) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            ours.setblocking(False)
+            arguments = (str(math.ceil(limits.cpu_s)), str(limits.memory_bytes))
+            try:
+                self._process = subprocess.Popen(
+                    [*module_command("engine.text.template_child"), *arguments],
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                )
+            except BaseException:
+                ours.close()
+                raise
+        self._socket = ours
+        self._received = bytearray()
+        self._end = weakref.finalize(self, _end, self._process, ours)
+        self.has_template = False
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    async def send(self, frames: bytes) -> None:
+        """Raises OSError if it has ended."""
+        await asyncio.get_running_loop().sock_sendall(self._socket, frames)
+
+    async def receive(self) -> Answer:
+        """The next answer.
+
+        Raises:
+            OSError, EOFError, msgspec.DecodeError: it has ended, or talks nonsense.
+        """
+        await self._fill(HEADER_BYTES)
+        end = HEADER_BYTES + frame_size(self._received)
+        if end > MAX_FRAME_BYTES:
+            raise EOFError
+        await self._fill(end)
+        body = self._received[HEADER_BYTES:end]
+        del self._received[:end]
+        return unpack_answer(body)
+
+    async def _fill(self, num_bytes: int) -> None:
+        loop = asyncio.get_running_loop()
+        while len(self._received) < num_bytes:
+            piece = await loop.sock_recv(self._socket, _READ_BYTES)
+            if not piece:
+                raise EOFError
+            self._received += piece
+
+    def kill(self) -> int:
+        """End it. Returns its exit code, or the negative signal. Idempotent."""
+        self._end()
+        return self._process.wait()
+
+
+def _end(process: subprocess.Popen[bytes], connection: socket.socket) -> None:
+    connection.close()
+    process.kill()
+    process.wait()
+
+
+def _shutting_down() -> Draining:
+    return Draining("the server is shutting down; send the request to another one")
+
+
+def _pack(question: Question) -> bytes:
+    try:
+        return pack(question)
+    except (RecursionError, UnicodeEncodeError, TypeError) as error:
+        raise InvalidParameter(
+            "the messages cannot be given to a chat template: they are nested too deeply, or not "
+            "valid Unicode",
+            param="messages",
+        ) from error

@@ -1,0 +1,85 @@
+"""What goes between the server and the process of a chat template: JSON behind its length.
+
+server → process   Compile first, then any number of Render; each is answered before the next
+process → server   Compiled, Rendered or Refused
+"""
+
+from typing import Any
+
+import msgspec
+
+HEADER_BYTES = 4
+MAX_FRAME_BYTES = 1 << 27
+"""The longest text that a template may write takes 6 bytes a character at most, in JSON."""
+
+
+class Compile(msgspec.Struct, tag=True):
+    """The template that all later frames are about."""
+
+    source: str
+    special_tokens: dict[str, str]
+
+
+class Render(msgspec.Struct, tag=True):
+    """One conversation; `options` are the keyword arguments of `ChatTemplate.render`."""
+
+    messages: list[dict[str, Any]]
+    options: dict[str, Any]
+
+
+class Compiled(msgspec.Struct, tag=True):
+    """The template is valid."""
+
+    is_memory_limited: bool
+
+
+class Rendered(msgspec.Struct, tag=True):
+    """The prompt's text."""
+
+    text: str
+
+
+class Refused(msgspec.Struct, tag=True):
+    """An `EngineError` in pieces."""
+
+    code: str
+    message: str
+    param: str | None = None
+    is_last: bool = False
+    """The process ends after this answer: its memory is used up."""
+
+
+Question = Compile | Render
+Answer = Compiled | Rendered | Refused
+
+_encode = msgspec.json.Encoder().encode
+_question_decoder: msgspec.json.Decoder[Question] = msgspec.json.Decoder(Question)
+_answer_decoder: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)
+
+
+def pack(message: Question | Answer) -> bytes:
+    """A whole frame.
+
+    Raises:
+        UnicodeEncodeError: a text holds half of a surrogate pair.
+        RecursionError: it is nested too deeply.
+    """
+    body = _encode(message)
+    return len(body).to_bytes(HEADER_BYTES, "little") + body
+
+
+def frame_size(header: bytes | bytearray) -> int:
+    """Bytes that follow a header."""
+    return int.from_bytes(header[:HEADER_BYTES], "little")
+
+
+def unpack_question(body: bytes) -> Question:
+    return _question_decoder.decode(body)
+
+
+def unpack_answer(body: bytes | bytearray) -> Answer:
+    """
+    Raises:
+        msgspec.DecodeError: it is no answer.
+    """
+    return _answer_decoder.decode(body)
