@@ -21,6 +21,8 @@ from server.protocol.completions import CompletionRequest
 DEFAULT_COMPLETION_TOKENS = 16
 MAX_CHOICES = 4096
 
+_TO_THE_END = -1
+"""As many tokens as the context has room for."""
 _GREEDY_BELOW = 1e-5
 _SMALLEST_PROBABILITY = 1e-6
 _RESERVED_TEMPLATE_NAMES = frozenset(
@@ -96,7 +98,7 @@ def chat_request(
         prompt,
         request_id=request_id,
         policy=policy,
-        max_tokens=_first(request.max_completion_tokens, request.max_tokens),
+        max_tokens=_first(request.max_completion_tokens, request.max_tokens, request.n_predict),
         default_max_tokens=info.max_model_len,
         logprobs=_or(request.top_logprobs, 0) if request.logprobs else None,
         prompt_logprobs=request.prompt_logprobs,
@@ -131,7 +133,7 @@ def completion_requests(
             prompt,
             request_id=f"{request_id}-{number}",
             policy=policy,
-            max_tokens=_first(request.max_completion_tokens, request.max_tokens),
+            max_tokens=_first(request.max_completion_tokens, request.max_tokens, request.n_predict),
             default_max_tokens=DEFAULT_COMPLETION_TOKENS,
             logprobs=request.logprobs,
             prompt_logprobs=max((k for k in wanted if k is not None), default=None),
@@ -173,6 +175,8 @@ def _generate_request(
         ContextLengthExceeded: prompt and requested tokens are more than the model takes.
         UnsupportedFeature: a priority without the priority policy.
     """
+    if max_tokens == _TO_THE_END:
+        max_tokens, default_max_tokens = None, info.max_model_len
     param = "messages" if isinstance(request, ChatCompletionRequest) else "prompt"
     priority = _or(request.priority, 0)
     if priority and policy != "priority":
@@ -262,7 +266,10 @@ def _sampling_params(
         min_p=_or(request.min_p, model.get("min_p", 0.0)),
         typical_p=max(_or(request.typical_p, 1.0), _SMALLEST_PROBABILITY),
         seed=request.seed,
-        repetition_penalty=_or(request.repetition_penalty, model.get("repetition_penalty", 1.0)),
+        repetition_penalty=_or(
+            _first(request.repetition_penalty, request.repeat_penalty),
+            model.get("repetition_penalty", 1.0),
+        ),
         frequency_penalty=_or(request.frequency_penalty, 0.0),
         presence_penalty=_or(request.presence_penalty, 0.0),
         logit_bias=logit_bias,

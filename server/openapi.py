@@ -16,7 +16,7 @@ from engine.image_types import ImageModelInfo
 from engine.types import ModelInfo, ModelKind
 from server.catalog import served_names
 
-_TOKEN_COUNTS = ("max_tokens", "max_completion_tokens", "min_tokens")
+_TOKEN_COUNTS = ("max_tokens", "max_completion_tokens", "n_predict", "min_tokens")
 
 
 def install(app: FastAPI, engine: EngineClient, policy: Policy) -> None:

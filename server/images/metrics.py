@@ -18,12 +18,14 @@ from engine.image_types import ImageEvent, ImageStats
 
 _STEP_BUCKETS_S = (
     *(1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5),
-    *(1.0, 2.5, 5.0, 10.0, 25.0, 60.0),
+    *(1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 150.0, 600.0),
 )
 _REQUEST_BUCKETS_S = (
     *(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0),
-    *(160.0, 320.0, 640.0, 1280.0),
+    *(160.0, 300.0, 600.0),
 )
+# Queue, encode and file are milliseconds where an image waits for nothing.
+_PHASE_BUCKETS_S = (0.001, 0.002, 0.003, 0.004, 0.006, 0.008, *_REQUEST_BUCKETS_S)
 _ROW_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128)
 
 PHASES = ("queue", "encode", "denoise", "decode", "file")
@@ -160,7 +162,7 @@ class _Families:
             "request_latency_seconds", "Arrival to end of a request.", _REQUEST_BUCKETS_S
         )
         self.phase = histogram(
-            "phase_seconds", "Time of an image, by phase.", _REQUEST_BUCKETS_S, "phase"
+            "phase_seconds", "Time of an image, by phase.", _PHASE_BUCKETS_S, "phase"
         )
         self.step_rows = histogram(
             "step_rows", "Rows (images times guidance branches) of a step.", _ROW_BUCKETS

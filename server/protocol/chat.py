@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from engine.errors import InvalidParameter, UnsupportedFeature
 from server.protocol.answers import PromptLogprobs, Usage
-from server.protocol.common import MAX_LOGPROBS, MAX_TOKEN_COUNT, SamplingRequest, WireModel
+from server.protocol.common import MAX_LOGPROBS, SamplingRequest, TokenLimit, WireModel
 
 _TEXT_PART_TYPES = ("text", "refusal")  # each also names the key that holds the text
 _REFUSED_PART_TYPES = ("image", "input_", "audio", "video", "file")  # how their names begin
@@ -178,12 +178,11 @@ class ChatCompletionRequest(SamplingRequest, ChatTemplateOptions):
     )
 
     messages: Messages
-    max_tokens: int | None = Field(
+    max_tokens: TokenLimit | None = Field(
         None,
-        ge=1,
-        le=MAX_TOKEN_COUNT,
-        description="Most tokens to generate. Default: what the context has room for.",
+        description="Most tokens to generate. Default, and -1: what the context has room for.",
     )
+    n_predict: TokenLimit | None = Field(None, description="llama.cpp's name for max_tokens.")
     logprobs: bool | None = Field(
         None, description="Return the log-probability of each token. Default false."
     )

@@ -7,7 +7,15 @@ table here is tolerated and reported.
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from engine.errors import InvalidParameter, UnsupportedFeature
 
@@ -77,6 +85,20 @@ def integral_items(value: Any) -> Any:
         return [integral(item) for item in value]
     return value
 
+
+def _not_zero(limit: int) -> int:
+    if limit == 0:
+        raise PydanticCustomError(
+            "token_limit", "must be at least 1, or -1 for as many as the context has room for"
+        )
+    return limit
+
+
+TokenLimitOrZero = Annotated[int, Field(ge=-1, le=MAX_TOKEN_COUNT)]
+"""Most tokens to generate; -1 is as many as the context has room for."""
+TokenLimit = Annotated[
+    TokenLimitOrZero, AfterValidator(_not_zero), Field(json_schema_extra={"not": {"const": 0}})
+]
 
 _TokenIds = Annotated[list[TokenId], Field(max_length=MAX_PROMPT_TOKENS)]
 TokenIds = Annotated[_TokenIds, BeforeValidator(integral_items, json_schema_input_type=_TokenIds)]
@@ -150,14 +172,18 @@ class StreamOptions(WireModel):
     )
 
 
+_OTHER_NAMES = {
+    "n_predict": ("max_completion_tokens", "max_tokens"),
+    "repeat_penalty": ("repetition_penalty",),
+}
+"""llama.cpp's names for what has another one here."""
+
+
 class SamplingRequest(ModelRequest):
     """What chat and plain completions have in common. Every field may be null: the default."""
 
-    max_completion_tokens: int | None = Field(
-        None,
-        ge=1,
-        le=MAX_TOKEN_COUNT,
-        description="Most tokens to generate; wins over max_tokens.",
+    max_completion_tokens: TokenLimit | None = Field(
+        None, description="Most tokens to generate; wins over max_tokens."
     )
     min_tokens: int | None = Field(
         None,
@@ -220,6 +246,9 @@ class SamplingRequest(ModelRequest):
         le=100,
         description="Divides the logits of tokens in prompt and text so far; 1 is off.",
     )
+    repeat_penalty: float | None = Field(
+        None, ge=0.01, le=100, description="llama.cpp's name for repetition_penalty."
+    )
     prompt_logprobs: int | None = Field(
         None,
         ge=0,
@@ -260,6 +289,19 @@ class SamplingRequest(ModelRequest):
     return_token_ids: bool | None = Field(
         None, description="Return the token ids of prompt and text."
     )
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        for name, others in _OTHER_NAMES.items():
+            value = getattr(self, name)
+            for other in others:
+                if None not in (value, getattr(self, other)) and value != getattr(self, other):
+                    raise InvalidParameter(
+                        f"{name} is {value} and {other} is {getattr(self, other)}; they mean the "
+                        "same, so send one of them",
+                        param=name,
+                    )
+        return self
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

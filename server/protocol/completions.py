@@ -14,6 +14,7 @@ from server.protocol.common import (
     MAX_TOKEN_COUNT,
     SamplingRequest,
     TokenId,
+    TokenLimitOrZero,
     integral_items,
 )
 
@@ -70,12 +71,12 @@ class CompletionRequest(SamplingRequest):
             | Annotated[list[_PromptIds], Field(min_length=1, max_length=MAX_PROMPTS)],
         ),
     ] = Field(description="Text, token ids, or a list of either. Each prompt has n choices.")
-    max_tokens: int | None = Field(
+    max_tokens: TokenLimitOrZero | None = Field(
         None,
-        ge=0,
-        le=MAX_TOKEN_COUNT,
-        description="Most tokens to generate; 0 only scores the prompt, with echo. Default 16.",
+        description="Most tokens to generate; 0 only scores the prompt, with echo; -1 is what the "
+        "context has room for. Default 16.",
     )
+    n_predict: TokenLimitOrZero | None = Field(None, description="llama.cpp's name for max_tokens.")
     logprobs: int | None = Field(
         None,
         ge=0,

@@ -114,6 +114,23 @@ def test_max_tokens() -> None:
     assert complete(max_tokens=97)[0].sampling.max_tokens == 97
 
 
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "n_predict"])
+def test_minus_one_is_what_the_context_has_room_for(name: str) -> None:
+    minus_one: dict[str, Any] = {name: -1}
+    assert chat([1] * 10, **minus_one).sampling.max_tokens == 90
+    assert complete([1] * 10, **minus_one)[0].sampling.max_tokens == 90
+    assert len(chat([1] * 300, truncate_prompt_tokens=-1, **minus_one).prompt_token_ids) == 99
+    with pytest.raises(ContextLengthExceeded):
+        complete([1] * 100, **minus_one)
+
+
+def test_names_of_llama_cpp() -> None:
+    for build in (lambda **f: chat(**f), lambda **f: complete(**f)[0]):
+        assert build(n_predict=7).sampling.max_tokens == 7
+        assert build(repeat_penalty=1.2).sampling.repetition_penalty == 1.2
+    assert complete(n_predict=0)[0].sampling.max_tokens == 0
+
+
 @pytest.mark.parametrize(
     ("length", "fields", "however"),
     [

@@ -5,7 +5,8 @@ import time
 from dataclasses import replace
 
 import pytest
-from fake_engine import FakeEngineClient
+from fake_engine import FakeEngineClient, model_info
+from fake_image_engine import FakeImageEngine, image_info
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -152,6 +153,45 @@ def test_steps_are_observed_once(metrics, engine):
     for part, seconds in zip(parts, times.values(), strict=True):
         assert value(metrics, "tandem_step_time_seconds_count", part=part) == 1
         assert value(metrics, "tandem_step_time_seconds_sum", part=part) == seconds
+
+
+def bounds(metrics, name):
+    """Upper bounds of a histogram's buckets, without the infinite one."""
+    families = text_string_to_metric_families(generate_latest(metrics.registry).decode())
+    family = next(family for family in families if family.name == name)
+    found = {float(s.labels["le"]) for s in family.samples if s.name.endswith("_bucket")}
+    return sorted(found)[:-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "low_s", "high_s"),
+    [
+        ("tandem_inter_token_latency_seconds", 0.01, 0.1),
+        ("tandem_request_queue_time_seconds", 0.001, 0.01),
+    ],
+)
+def test_buckets_are_narrow_where_requests_live(metrics, name, low_s, high_s):
+    inside = [bound for bound in bounds(metrics, name) if low_s <= bound <= high_s]
+    assert len(inside) >= 10
+    assert (inside[0], inside[-1]) == (low_s, high_s)
+    assert all(b / a <= 1.5 for a, b in zip(inside, inside[1:], strict=False)), inside
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tandem_time_to_first_token_seconds",
+        "tandem_inter_token_latency_seconds",
+        "tandem_e2e_request_latency_seconds",
+        "tandem_request_queue_time_seconds",
+        "tandem_image_request_latency_seconds",
+        "tandem_image_phase_seconds",
+    ],
+)
+def test_latencies_are_told_apart_up_to_ten_minutes(name):
+    metrics = ServerMetrics(FakeImageEngine(image_info("painter"), model_info("m")))
+    metrics.images.meter("painter")
+    assert bounds(metrics, name)[-1] == 600
 
 
 def test_gauges_read_the_newest_report(metrics, engine):

@@ -26,6 +26,14 @@ SHARED_GOOD: list[dict[str, Any]] = [
     {"model": ""},
     {"max_completion_tokens": 1},
     {"max_completion_tokens": 5.0},
+    {"max_completion_tokens": -1},
+    {"max_tokens": -1},
+    {"max_tokens": -1.0},
+    {"n_predict": 5},
+    {"n_predict": -1, "max_tokens": -1},
+    {"n_predict": 5, "max_tokens": 5, "max_completion_tokens": None},
+    {"repeat_penalty": 1.1},
+    {"repeat_penalty": 1, "repetition_penalty": 1.0},
     {"min_tokens": 0},
     {"temperature": 0},
     {"temperature": 2},
@@ -59,11 +67,16 @@ SHARED_GOOD: list[dict[str, Any]] = [
 SHARED_BAD: list[tuple[str, Any]] = [
     ("model", 5),
     ("max_completion_tokens", 0),
-    ("max_completion_tokens", -1),
+    ("max_completion_tokens", -2),
     ("max_completion_tokens", 1.5),
     ("max_completion_tokens", "5"),
     ("max_completion_tokens", True),
-    ("max_tokens", -1),
+    ("max_tokens", -2),
+    ("max_tokens", -1.5),
+    ("n_predict", -2),
+    ("n_predict", "5"),
+    ("repeat_penalty", 0),
+    ("repeat_penalty", "1.1"),
     ("min_tokens", -1),
     ("temperature", -0.1),
     ("temperature", 2.1),
@@ -228,9 +241,28 @@ def test_content_parts_are_text() -> None:
     assert message.text() == ""
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "other", "other_value"),
+    [
+        ("n_predict", 5, "max_tokens", 6),
+        ("n_predict", -1, "max_tokens", 5),
+        ("n_predict", 5, "max_completion_tokens", 6),
+        ("repeat_penalty", 1.1, "repetition_penalty", 1.2),
+    ],
+)
+@pytest.mark.parametrize("build", [chat, complete])
+def test_two_names_of_one_thing_must_agree(
+    build: Any, name: str, value: float, other: str, other_value: float
+) -> None:
+    with pytest.raises(InvalidParameter, match=f"{name} is {value} and {other} is {other_value}"):
+        build(**{name: value, other: other_value})
+
+
 def test_chat_only_rules() -> None:
-    with pytest.raises(ValidationError):
-        chat(max_tokens=0)
+    for name in ("max_tokens", "n_predict"):
+        with pytest.raises(ValidationError, match="at least 1, or -1"):
+            chat(**{name: 0})
+        complete(**{name: 0})
     with pytest.raises(ValidationError):
         chat(logprobs=1)
     with pytest.raises(ValidationError):
