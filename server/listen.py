@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import resource
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 from server.settings import Settings
 
 _BACKLOG = 2048
+_OTHER_FILES = 256
+"""Libraries, pipes and sockets of the workers, files of models."""
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -45,6 +48,17 @@ def open_listener(settings: Settings) -> Listener:
     host, port = bound.getsockname()[:2]
     host = _WILDCARDS.get(host, host)
     return Listener(bound, f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}")
+
+
+def allow_open_files(num_connections: int) -> int:
+    """Let the process open so many connections beside what else it opens, if the system may be
+    asked for that. Returns how many connections it can have."""
+    wanted = num_connections + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return num_connections if soft == resource.RLIM_INFINITY else soft - _OTHER_FILES
 
 
 def _listen_tcp(host: str, port: int) -> socket.socket:

@@ -119,6 +119,10 @@ class ServerMetrics:
         """`route` is a route's template, not a path: paths are the client's to choose."""
         self._families.http_requests.labels(method, route, str(status)).inc()
 
+    def count_cut(self, reason: str) -> None:
+        """A connection was ended for what its client sent, or did not send or read."""
+        self._families.connections_cut.labels(reason).inc()
+
     def _of(self, model: str) -> "_ModelMetrics":
         metrics = self._models.get(model)
         if metrics is None:
@@ -174,6 +178,13 @@ class _Families:
         )
         self.step_time = histogram(
             "step_time_seconds", "Time of a step, by part.", _STEP_BUCKETS_S, "part"
+        )
+        self.connections_cut = Counter(
+            "connections_cut",
+            "Connections ended for what their client did or failed to do.",
+            ("reason",),
+            "tandem",
+            registry=registry,
         )
         self.http_requests = Counter(
             "http_requests",

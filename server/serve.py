@@ -11,24 +11,30 @@ import contextlib
 import ipaddress
 import ssl
 from collections.abc import Callable
+from functools import partial
 from socket import socket
 from types import FrameType
 
 import structlog
 import typer
 import uvicorn
+from fastapi import FastAPI
 
 from engine.client import EngineClient, ProcessEngineClient, WorkerOptions
 from engine.logs import configure_logging
 from engine.version import __version__
 from server.announce import Announcer
 from server.app import create_app
-from server.listen import Listener, ListenProblem, open_listener
+from server.connection import (
+    KEEP_ALIVE_S,
+    ClientConnection,
+    ConnectionLimits,
+    check_connections,
+)
+from server.listen import Listener, ListenProblem, allow_open_files, open_listener
 from server.settings import Settings, unknown_variables
 from server.state import AppState
 
-_KEEP_ALIVE_S = 75
-"""Longer than clients keep pooled connections: the side that closes first should be theirs."""
 _LAST_WORDS_S = 5
 """For connections to finish once the engine has stopped."""
 
@@ -45,7 +51,7 @@ def run(settings: Settings, create_engine: Callable[[Settings], EngineClient] | 
         return 1
     with contextlib.closing(listener):
         app = create_app(settings, (create_engine or create_process_engine)(settings))
-        config = _uvicorn_config(settings, app)
+        config = uvicorn_config(settings, app)
         try:
             config.load()
         except (OSError, ssl.SSLError):
@@ -53,6 +59,7 @@ def run(settings: Settings, create_engine: Callable[[Settings], EngineClient] | 
             return 2
         server = DrainingServer(config, app.state.tandem, listener)
         _log_start(settings)
+        _allow_connections(settings.max_connections)
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
             runner.run(server.serve(sockets=[listener.socket]))
     return 1 if server.force_exit else 0
@@ -93,6 +100,9 @@ class DrainingServer(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second; true ends the main loop."""
+        if counter % 10 == 0:
+            now_s = asyncio.get_running_loop().time()
+            check_connections(self.server_state.connections, now_s)
         if await super().on_tick(counter) or self.force_exit:
             return True
         lifecycle = self._state.lifecycle
@@ -113,15 +123,19 @@ class DrainingServer(uvicorn.Server):
             await self.lifespan.shutdown()
 
 
-def _uvicorn_config(settings: Settings, app: Callable[..., object]) -> uvicorn.Config:
+def uvicorn_config(settings: Settings, app: FastAPI) -> uvicorn.Config:
+    """How uvicorn is run: our connections, our logs, no banner."""
+    count_cut = app.state.tandem.metrics.count_cut
+    protocol = partial(ClientConnection, ConnectionLimits.of(settings), count_cut)
     return uvicorn.Config(
         app,
+        http=protocol,  # type: ignore[arg-type]  # uvicorn only calls it
         lifespan="on",
         ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=_LAST_WORDS_S,
         ssl_certfile=settings.ssl_certfile,
         ssl_keyfile=settings.ssl_keyfile,
@@ -135,6 +149,16 @@ def _log_start(settings: Settings) -> None:
     is_open = not settings.read_api_keys() and settings.uds is None
     if is_open and not _is_loopback(settings.host):
         log.warning("anybody who reaches this host can use the server; set api_keys")
+
+
+def _allow_connections(max_connections: int) -> None:
+    possible = allow_open_files(max_connections)
+    if possible < max_connections:
+        log.warning(
+            "the system allows fewer open files than max_connections needs; raise ulimit -n",
+            max_connections=max_connections,
+            possible=possible,
+        )
 
 
 def _is_loopback(host: str) -> bool:

@@ -174,6 +174,46 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         32 << 20, ge=1024, le=1 << 32, description="Largest request body, in bytes."
     )
+    max_header_bytes: int = Field(
+        64 << 10,
+        ge=8192,
+        le=1 << 24,
+        description="Most bytes of a request's URL, headers and trailers together; more are "
+        "refused with 431.",
+    )
+    max_connections: int = Field(
+        4096,
+        ge=1,
+        le=1_000_000,
+        description="Most open connections; an idle one is closed for a new one, or that is "
+        "refused with 503.",
+    )
+    header_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        le=3600,
+        description="How long a client may take to send a request's headers, in seconds.",
+    )
+    body_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        le=86_400,
+        description="How long it may take to send the body, in seconds, beside what "
+        "min_body_bytes_per_s allows.",
+    )
+    min_body_bytes_per_s: int = Field(
+        4096,
+        ge=1,
+        le=1 << 30,
+        description="A body may take a second more for every so many bytes that have come.",
+    )
+    write_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        le=86_400,
+        description="How long a client may read nothing of an answer before its connection and "
+        "request end, in seconds.",
+    )
     max_queued_requests: int = Field(
         1024,
         ge=0,

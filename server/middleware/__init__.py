@@ -1,6 +1,6 @@
 """What every request passes on its way to a route and back. Pure ASGI: streams pass untouched.
 
-    root path → request id → access log → CORS → recover → auth → body limit → routes
+    root path → request id → access log → CORS → recover → auth → body limit → slow body → routes
 
 Refusals of the inner ones carry the request id and CORS headers and are logged.
 """
@@ -15,6 +15,7 @@ from server.middleware.body_limit import BodyLimitMiddleware
 from server.middleware.recover import RecoverMiddleware
 from server.middleware.request_id import RequestIdMiddleware
 from server.middleware.root_path import RootPathMiddleware
+from server.middleware.slow_body import SlowBodyMiddleware
 from server.settings import Settings
 
 _EXPOSED_HEADERS = ("X-Request-Id", "X-Ignored-Fields", "X-Image-Id", "Retry-After")
@@ -22,6 +23,11 @@ _EXPOSED_HEADERS = ("X-Request-Id", "X-Ignored-Fields", "X-Image-Id", "Retry-Aft
 
 def install(app: FastAPI, settings: Settings, metrics: ServerMetrics) -> None:
     """Add all of them; Starlette puts what is added last outermost."""
+    app.add_middleware(
+        SlowBodyMiddleware,
+        timeout_s=settings.body_timeout_s,
+        min_bytes_per_s=settings.min_body_bytes_per_s,
+    )
     app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes)
     if keys := settings.read_api_keys():
         app.add_middleware(AuthMiddleware, keys=keys)

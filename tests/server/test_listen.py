@@ -1,11 +1,12 @@
 """The socket: where it listens, what is said when it cannot."""
 
 import os
+import resource
 import socket
 
 import pytest
 
-from server.listen import ListenProblem, open_listener
+from server.listen import ListenProblem, allow_open_files, open_listener
 from server.settings import Settings
 
 
@@ -91,3 +92,23 @@ def test_a_file_that_is_not_a_socket_is_left_alone(listen, tmp_path):
     assert path.read_text() == "mine"
     with pytest.raises(ListenProblem, match="--uds"):
         listen(uds=tmp_path / ("long" * 50))
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "num_connections", "new_soft", "possible"),
+    [
+        (1024, 1 << 20, 4096, 4096 + 256, 4096),
+        (1024, 2048, 4096, 2048, 2048 - 256),
+        (1024, resource.RLIM_INFINITY, 4096, 4096 + 256, 4096),
+        (1 << 20, 1 << 20, 4096, 1 << 20, (1 << 20) - 256),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, 4096, resource.RLIM_INFINITY, 4096),
+    ],
+)
+def test_the_limit_of_open_files_is_raised_as_far_as_it_may_be(
+    monkeypatch, soft, hard, num_connections, new_soft, possible
+):
+    limits = [soft, hard]
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: tuple(limits))
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, new: limits.__setitem__(0, new[0]))
+    assert allow_open_files(num_connections) == possible
+    assert limits[0] == new_soft

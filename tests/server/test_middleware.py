@@ -1,6 +1,7 @@
 """What every request passes: ids, the access line, keys, the body limit, CORS."""
 
 import asyncio
+import json
 import time
 
 import httpx
@@ -305,3 +306,75 @@ async def test_the_rest_of_a_body_is_awaited_only_if_there_is_one(more_body, num
     assert sent[0]["status"] == 413
     assert len(received) == num_receives
     assert not sent[-1].get("more_body")
+
+
+# The time for a body.
+
+
+class SlowSender:
+    """Sends pieces with pauses before them, and then nothing; notes what it is answered."""
+
+    def __init__(self, *pieces: tuple[float, bytes], ends: bool = True):
+        self._pieces = [(pause_s, body, True) for pause_s, body in pieces]
+        if ends:
+            self._pieces.append((0.0, b"", False))
+        self.sent = []
+
+    async def receive(self):
+        if not self._pieces:
+            await asyncio.sleep(60)
+        pause_s, body, more_body = self._pieces.pop(0)
+        await asyncio.sleep(pause_s)
+        return {"type": "http.request", "body": body, "more_body": more_body}
+
+    async def send(self, message):
+        self.sent.append(message)
+
+    async def post(self, app):
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/echo",
+            "query_string": b"",
+            "headers": [(b"content-type", b"text/plain")],
+        }
+        async with asyncio.timeout(5):
+            await app(scope, self.receive, self.send)
+        return self.sent[0]["status"], json.loads(self.sent[1]["body"])
+
+
+SLOW = {"body_timeout_s": 0.2, "min_body_bytes_per_s": 1000}
+
+
+@pytest.mark.parametrize(
+    ("pieces", "ends"),
+    [((), False), (((0.01, b"x"),), False), (((0.05, b"x"),) * 10, True), (((0.4, b"x"),), True)],
+    ids=["nothing", "no end", "drops", "late"],
+)
+async def test_a_body_that_takes_too_long_is_answered_408(pieces, ends):
+    sender = SlowSender(*pieces, ends=ends)
+    status, body = await sender.post(create(**SLOW))
+    assert status == 408
+    assert body["error"]["code"] == "request_timeout"
+    assert "0.2 s" in body["error"]["message"]
+    headers = dict(sender.sent[0]["headers"])
+    assert headers[b"connection"] == b"close"
+    assert headers[b"x-request-id"]
+
+
+async def test_a_large_body_may_take_its_time():
+    pieces = ((0.1, b"x" * 200),) * 6  # at the rate asked for, three times the time
+    assert await SlowSender(*pieces).post(create(**SLOW)) == (200, {"size": 1200})
+
+
+async def test_an_answer_may_take_longer_than_its_request():
+    app = create(**SLOW)
+
+    @app.post("/think")
+    async def think(request: Request):
+        await request.body()
+        await asyncio.sleep(0.4)
+        return {"left": await request.is_disconnected()}
+
+    async with client_of(app) as client:
+        assert (await client.post("/think", content=b"x")).json() == {"left": False}

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 pytestmark = pytest.mark.e2e
@@ -226,6 +227,29 @@ def test_a_client_that_is_still_sending_reads_the_413(start):
         assert answer.startswith(b"HTTP/1.1 413"), answer[:200]
         assert b"request_too_large" in answer
         assert b"100 Continue" not in answer
+
+
+@pytest.mark.parametrize(
+    ("start_of_line", "end_of_line"), [(b"", b""), (b"X-Line: ", b"\r\n")], ids=["one", "many"]
+)
+def test_a_hundred_megabytes_of_headers_cost_nothing(start, start_of_line, end_of_line):
+    child = start(api_keys="the-key")
+    memory = psutil.Process(child.process.pid).memory_info
+    before = memory().rss
+    piece = (start_of_line + b"v" * 1000 + end_of_line) * 100
+    slowest_s = 0.0
+    with socket.create_connection(("127.0.0.1", child.port), timeout=60) as connection:
+        connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\nX-Value: ")
+        for number in range(1000):
+            connection.sendall(piece)
+            if number % 100 == 0:
+                start_s = time.monotonic()
+                assert httpx.get(f"{child.url}/health", timeout=60).status_code == 200
+                slowest_s = max(slowest_s, time.monotonic() - start_s)
+        answer = connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 431 "), answer[:200]
+    assert memory().rss - before < 10 << 20
+    assert slowest_s < 5  # 0.1 s on an idle machine; it was minutes
 
 
 def test_a_client_that_asks_first_is_refused_before_it_sends(start):
