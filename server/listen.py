@@ -11,6 +11,10 @@ from pathlib import Path
 from server.settings import Settings
 
 _BACKLOG = 2048
+_MAX_UNSENT_BYTES = 128 << 10
+"""What the kernel keeps of a stream beside what is on its way: else it takes megabytes, minutes of
+tokens, before a reader that has stopped is noticed."""
+_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # Linux and macOS
 _OTHER_FILES = 256
 """Libraries, pipes and sockets of the workers, files of models."""
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -73,6 +77,8 @@ def _listen_tcp(host: str, port: int) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        if _NOTSENT_LOWAT is not None:  # accepted sockets inherit it
+            sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, _MAX_UNSENT_BYTES)
         sock.bind(address)
         sock.listen(_BACKLOG)
     except OSError as error:
