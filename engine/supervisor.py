@@ -188,10 +188,10 @@ class Supervisor:
             remove_socket(address)
 
     async def _spawn(self, address: str) -> asyncio.subprocess.Process:
-        # Standard input stays open: its end tells the worker that the server is gone. In a group
-        # of its own, what the worker has started can be ended with it.
+        # Standard input stays open: its end tells the worker that the server is gone. In a session
+        # of its own, what the worker has started can be ended with it; uvloop offers no mere group.
         process = await asyncio.create_subprocess_exec(
-            *self._options.command, stdin=asyncio.subprocess.PIPE, process_group=0
+            *self._options.command, stdin=asyncio.subprocess.PIPE, start_new_session=True
         )
         assert process.stdin is not None
         spec = messages.encode(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import uvloop
 
 from engine.client import InProcessEngineClient, ProcessEngineClient, WorkerOptions
 from engine.config import EngineConfig
@@ -261,3 +262,20 @@ async def test_in_process_client_behaves_like_the_other(in_process):
     [failed] = await collect(in_process.submit(request([1], "crash")))
     assert (failed.finish_reason, failed.error_code) == (FinishReason.ERROR, "request_failed")
     assert len(await collect(in_process.submit(request([1], "after")))) == 16
+
+
+def test_workers_start_under_the_servers_own_event_loop(tmp_path):
+    """uvloop takes fewer options for processes than asyncio's loop."""
+
+    async def serve():
+        options = WorkerOptions(config=EngineConfig(), cache_dir=tmp_path, command=FAKE_WORKER)
+        client = ProcessEngineClient([ModelSpec.parse("m=x")], options)
+        await client.start()
+        try:
+            await until(client.models)
+            return tokens_of(await collect(client.submit(request([1, 5]))))
+        finally:
+            await client.stop(0)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(serve()) == [1, 5]
