@@ -83,6 +83,20 @@ class EngineConfig:
         True,
         "On a GPU, replay decode steps as CUDA graphs; recorded in the background while serving.",
     )
+    worker_timeout_s: float = knob(
+        60.0,
+        "A worker without a sign of life for so many seconds is ended and started anew; so is one "
+        "whose loop neither goes round nor computes while requests wait.",
+        ge=0.1,
+        le=86_400,
+    )
+    step_timeout_s: float = knob(
+        1800.0,
+        "So is one that brings none of its waiting requests forward for so many seconds, however "
+        "busy it is; longer than the longest step.",
+        ge=0.1,
+        le=604_800,
+    )
     debug_invariants: bool = knob(
         False, "Check the scheduler's invariants after every step (slow)."
     )

@@ -23,11 +23,14 @@ from engine.errors import EngineError, InsufficientMemory, InternalError
 from engine.fault import answer_for
 from engine.image_types import ImageEvent, ImageModelInfo, ImageRequest, ImageStats
 from engine.logs import configure_logging
+from engine.pulse import Pulse, send_pulses
 from engine.rejection import rejection
 from engine.runtime.threads import leave_a_core, prepare_process
 from engine.socket_folder import remove_socket
 from engine.stepping import AnyEngine
 from engine.types import EngineStats, GenerateRequest, ModelInfo, ModelKind, Phase, TokenEvent
+
+_LONGEST_NAP_S = 0.5
 
 log = structlog.get_logger(__name__)
 
@@ -101,9 +104,11 @@ class Loop:
     While throttled to a share of the time it sleeps after each step, listening for messages.
     """
 
-    def __init__(self, engine: AnyEngine, link: Link) -> None:
+    def __init__(self, engine: AnyEngine, link: Link, pulse: Pulse | None = None) -> None:
         self._engine = engine
         self._link = link
+        self._pulse = pulse or Pulse()
+        self._num_steps = 0
         self._publish_time_s = 0.0
         self._share: float | None = None
         self._throttle_time_s = 0.0
@@ -112,9 +117,12 @@ class Loop:
     def run(self) -> None:
         """Serve until told to shut down."""
         while self._drain_inbox():
+            self._pulse.num_turns += 1
             if self._engine.has_work() and not self._yielding():
                 started_s = time.monotonic()
                 events, stats = self._engine.step()
+                self._pulse.num_outcomes += bool(events) or stats.num_steps != self._num_steps
+                self._num_steps = stats.num_steps
                 self._publish(events, stats)
                 self._plan_pause(started_s)
 
@@ -129,10 +137,12 @@ class Loop:
         if self._share is None or left_s <= 0:
             return False
         started_s = time.monotonic()
-        # Not below a millisecond: the poll's resolution.
-        interrupted = self._link.has_message(max(left_s, 0.001))
+        # Not below a millisecond, the poll's resolution, and not so long that it looks dead.
+        wait_s = min(max(left_s, 0.001), _LONGEST_NAP_S)
+        interrupted = self._link.has_message(wait_s)
         self._throttle_time_s += time.monotonic() - started_s
-        return interrupted
+        self._pulse.num_outcomes += 1
+        return interrupted or wait_s < left_s
 
     def _drain_inbox(self) -> bool:
         """Take in what has arrived; wait when there is nothing to do. False: shut down."""
@@ -218,6 +228,8 @@ def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, ModelInfo | 
 
 def serve(spec: messages.WorkerSpec) -> int:
     """The whole life of a worker. Returns its exit code."""
+    pulse = Pulse()
+    send_pulses(pulse, spec.pulse_fd)
     link = Link(spec.address)
     try:
         link.report(Phase.STARTING)
@@ -229,7 +241,7 @@ def serve(spec: messages.WorkerSpec) -> int:
         # What is loaded stays: without this every full collection would walk all of it.
         gc.collect()
         gc.freeze()
-        Loop(engine, link).run()
+        Loop(engine, link, pulse).run()
         engine.shutdown()
     except EngineError as error:
         log.error("worker failed", code=error.code, reason=error.message)
@@ -282,6 +294,8 @@ def end_with_the_server(address: str) -> None:
 def main() -> int:
     """Entry point of the process."""
     faulthandler.enable()
+    # The server asks with it where each thread is before it ends a worker that has stopped.
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     # Whoever signals the whole group means the server; it drains first and then ends its workers.
     for ignored in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)

@@ -22,6 +22,8 @@ class WorkerSpec(msgspec.Struct, frozen=True):
     offline: bool
     log_format: str
     log_level: str
+    pulse_fd: int
+    """Where it writes its signs of life: `engine.pulse`."""
 
 
 class Submit(msgspec.Struct, tag="submit", frozen=True):

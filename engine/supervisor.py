@@ -29,6 +29,7 @@ from engine.errors import (
 from engine.image_types import ImageModelInfo, ImageRequest, ImageStats
 from engine.model_spec import ModelSpec
 from engine.own_packages import module_command
+from engine.pulse import PulseReader
 from engine.request_stream import RequestStream, StreamTable
 from engine.runtime.memory import MemoryArbiter
 from engine.socket_folder import new_socket, remove_socket
@@ -40,12 +41,14 @@ from engine.types import (
     ModelStatus,
     Phase,
 )
+from engine.watchdog import Watchdog
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 HEALTHY_AFTER_S = 60.0
 """A worker that lived this long restarts without a pause again."""
 STOP_GRACE_S = 5.0
+_LAST_WORDS_S = 0.3
 
 log = structlog.get_logger(__name__)
 
@@ -85,6 +88,9 @@ class Supervisor:
         self._task: asyncio.Task[None] | None = None
         self._failure: messages.Failed | None = None
         self._restarts = 0
+        self._stalls = 0
+        self._stall: str | None = None
+        """Why the worker was ended, if it had stopped."""
         self._kind: ModelKind | None = None
         self._share: float | None = None
 
@@ -170,16 +176,23 @@ class Supervisor:
         """Start one worker and serve it until it ends."""
         address = new_socket()
         context = zmq.asyncio.Context()
+        pulses = PulseReader()
         try:
-            self._failure = None
+            self._failure = self._stall = None
             self._socket = context.socket(zmq.PAIR)
             self._socket.set_hwm(0)
             self._socket.linger = 0
             self._socket.bind(address)
             self._set_phase(Phase.STARTING)
-            self._process = await self._spawn(address)
-            await self._serve(self._process, self._socket, address)
+            self._process = await self._spawn(address, pulses.write_fd)
+            pulses.let_go()
+            watching = asyncio.create_task(self._watch(self._process, pulses))
+            try:
+                await self._serve(self._process, self._socket, address)
+            finally:
+                watching.cancel()
         finally:
+            pulses.close()
             await self._reap()
             if self._socket is not None:
                 self._socket.close()
@@ -187,11 +200,37 @@ class Supervisor:
             context.term()
             remove_socket(address)
 
-    async def _spawn(self, address: str) -> asyncio.subprocess.Process:
+    async def _watch(self, process: asyncio.subprocess.Process, pulses: PulseReader) -> None:
+        """End the worker when it has stopped; `_serve` notices that it is gone."""
+        config, clock = self._options.config, asyncio.get_running_loop().time
+        watchdog = Watchdog(config.worker_timeout_s, config.step_timeout_s)
+        ticked_s = clock()
+        while self._stall is None:
+            await asyncio.sleep(watchdog.period_s)
+            pulse, last_s, ticked_s = pulses.read(), ticked_s, clock()
+            if pulse is not None:
+                watchdog.on_pulse(pulse)
+            self._stall = watchdog.tick(
+                ticked_s - last_s,
+                is_ready=self.status.phase is Phase.READY,
+                is_busy=len(self._streams) > 0,
+            )
+        self._stalls += 1
+        log.error("worker has stopped; it is ended", model=self.spec.name, reason=self._stall)
+        self._set_phase(Phase.RESTARTING, "the worker had stopped and is started anew")
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGUSR1)  # its log shows where its threads are
+            await asyncio.sleep(_LAST_WORDS_S)
+            process.kill()
+
+    async def _spawn(self, address: str, pulse_fd: int) -> asyncio.subprocess.Process:
         # Standard input stays open: its end tells the worker that the server is gone. In a session
         # of its own, what the worker has started can be ended with it; uvloop offers no mere group.
         process = await asyncio.create_subprocess_exec(
-            *self._options.command, stdin=asyncio.subprocess.PIPE, start_new_session=True
+            *self._options.command,
+            stdin=asyncio.subprocess.PIPE,
+            pass_fds=(pulse_fd,),
+            start_new_session=True,
         )
         assert process.stdin is not None
         spec = messages.encode(
@@ -204,6 +243,7 @@ class Supervisor:
                 offline=self._options.offline,
                 log_format=self._options.log_format,
                 log_level=self._options.log_level,
+                pulse_fd=pulse_fd,
             )
         )
         process.stdin.write(len(spec).to_bytes(4, "little") + spec)
@@ -298,6 +338,8 @@ class Supervisor:
         self._arbiter.release(self.spec.name)
         self._set_phase(Phase.RESTARTING)
         reason = f": {self._failure.message}" if self._failure else ""
+        if self._stall is not None:
+            reason = f": {self._stall}"
         self._streams.fail_all(
             EngineDead(f"the worker of model {self.spec.name!r} ended{reason}; try again")
         )
@@ -317,5 +359,6 @@ class Supervisor:
             detail=detail,
             error_code=error_code,
             restarts=self._restarts,
+            stalls=self._stalls,
             kind=self._kind,
         )

@@ -204,5 +204,7 @@ class ModelStatus:
     """One sanitised line: what is going on, or what failed."""
     error_code: str | None = None
     restarts: int = 0
+    stalls: int = 0
+    """Workers that were ended because they had stopped."""
     kind: ModelKind | None = None
     """None until the checkpoint has been found."""

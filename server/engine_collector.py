@@ -41,6 +41,11 @@ class _Families:
         self.restarts = CounterMetricFamily(
             "tandem_engine_restarts", "Worker processes started anew.", labels=["model_name"]
         )
+        self.stalls = CounterMetricFamily(
+            "tandem_engine_stalls",
+            "Worker processes ended because they had stopped.",
+            labels=["model_name"],
+        )
         self.build = GaugeMetricFamily("tandem_build_info", "Always 1.", labels=["version"])
         self.build.add_metric([__version__], 1)
 
@@ -51,6 +56,7 @@ class _Families:
         labels = [status.model]
         self.ready.add_metric(labels, status.phase is Phase.READY)
         self.restarts.add_metric(labels, status.restarts)
+        self.stalls.add_metric(labels, status.stalls)
         if status.kind is ModelKind.IMAGE:  # see `server/images/metrics.py`
             return
         slots_used = stats.kv_blocks_used * stats.kv_block_size

@@ -2,7 +2,8 @@
 
 The first prompt token says what happens: 1 echoes the prompt's tokens back, 2 kills the process in
 the middle of the request, 3 never answers, 4 answers slowly, 5 starts a long process and answers
-with its id. The model reference `broken` fails to load; `slow` takes half a second; `mute` says
+with its id, 6 computes for ever, 7 computes for as many seconds as the next token says, 8 locks the
+loop for ever. The model reference `broken` fails to load; `slow` takes half a second; `mute` says
 nothing.
 """
 
@@ -10,16 +11,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 from engine import messages
 from engine.loop import Link, end_with_the_server, read_spec
+from engine.pulse import Pulse, send_pulses
 from engine.types import EngineStats, FinishReason, ModelInfo, Phase, TokenEvent
 
 
 def main() -> int:
     spec = read_spec()
     end_with_the_server(spec.address)
+    send_pulses(Pulse(), spec.pulse_fd, period_s=0.05)
     if spec.ref == "mute":
         time.sleep(60)
     link = Link(spec.address)
@@ -66,8 +70,20 @@ def main() -> int:
                     continue
                 if kind == 4:
                     time.sleep(0.3)
+                if kind in (6, 7):
+                    compute(request.prompt_token_ids[1] if kind == 7 else 1_000_000)
+                if kind == 8:
+                    lock = threading.Lock()
+                    lock.acquire()
+                    lock.acquire()
                 if kind != 3:
                     echo(link, request)
+
+
+def compute(seconds):
+    until_s = time.monotonic() + seconds
+    while time.monotonic() < until_s:
+        pass
 
 
 def event(request, tokens, finish_reason=None, index=0):

@@ -1,0 +1,46 @@
+"""A real worker that is stopped by a signal: its clients hear of it, and it is replaced."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import httpx
+import pytest
+
+pytestmark = pytest.mark.e2e
+BODY = {"model": "tiny", "prompt": "Count:", "max_tokens": 400, "ignore_eos": True}
+
+
+def test_a_stopped_worker_ends_its_streams_with_an_error_and_is_replaced(start_server, tiny_llama):
+    server = start_server("--model", f"tiny={tiny_llama()}", "--worker-timeout-s", "4")
+    url, lines = f"{server.url}/v1/completions", []
+    [worker] = server.worker_pids()
+    os.kill(worker, signal.SIGSTOP)
+
+    def read():
+        with httpx.stream("POST", url, json=BODY | {"stream": True}, timeout=60) as response:
+            lines.extend(line for line in response.iter_lines() if line.startswith("data:"))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    seen = set()
+    deadline_s = time.monotonic() + 60
+    while server.metric("tandem_engine_stalls_total") == 0:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+    while server.worker_pids() in ([], [worker]) or server.get("/ready")[0] != 200:
+        status, body = server.get("/ready")
+        seen.add((status, body["models"][0]["phase"]))
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+    reader.join(20)
+    assert lines[-1] == "data: [DONE]"
+    error = json.loads(lines[-2].removeprefix("data: "))["error"]
+    assert error["code"] == "engine_dead"
+    assert "no sign of life for 4 s" in error["message"]
+    assert (503, "restarting") in seen
+    assert httpx.post(url, json=BODY, timeout=60).json()["usage"]["completion_tokens"] == 400
+    assert server.metric("tandem_engine_stalls_total") == 1
+    assert server.log().count("worker has stopped; it is ended") == 1
