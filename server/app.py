@@ -16,7 +16,7 @@ from server.images.jobs import ImageJobs
 from server.images.store import ImageStore
 from server.lifecycle import Lifecycle
 from server.metrics import ServerMetrics
-from server.routes import chat, completions, health, images, metrics, models, tokenize
+from server.routes import chat, completions, docs, health, images, metrics, models, tokenize
 from server.settings import Settings
 from server.state import AppState
 from server.texts import TextRegistry
@@ -30,6 +30,7 @@ _ROUTERS = (
     tokenize.router,
     health.router,
     metrics.router,
+    docs.router,
 )
 
 
@@ -41,6 +42,7 @@ def create_app(settings: Settings, engine: EngineClient) -> FastAPI:
         summary="OpenAI-compatible inference server",
         version=__version__,
         lifespan=_lifespan,
+        docs_url=None,  # FastAPI's own loads its scripts from elsewhere
         redoc_url=None,
     )
     app.state.tandem = state

@@ -14,6 +14,7 @@ from starlette.responses import StreamingResponse
 from server.app import create_app
 from server.middleware.access_log import annotate
 from server.middleware.body_limit import BodyLimitMiddleware
+from server.routes import docs
 from server.settings import Settings
 
 KEYS = {"api_keys": ("first-key", "second-key")}
@@ -185,10 +186,11 @@ async def test_every_route_but_the_probes_is_guarded():
     app = create(**KEYS)
     paths = {path for route in app.routes if (path := getattr(route, "path", None))}
     paths |= set(app.openapi()["paths"])
+    paths |= {route.path for route in docs.router.routes}  # in no schema
     open_paths = {"/health", "/ready"}
     assert open_paths <= paths
     paths.remove("/v1/images/files/{name}")  # its names are secrets: see test_images_stored.py
-    assert {"/docs", "/openapi.json", "/metrics", "/v1/chat/completions"} <= paths
+    assert {"/docs", "/docs/{name}", "/openapi.json", "/metrics", "/v1/chat/completions"} <= paths
     odd = {"/no/such/route", "/health/", "/ready/x", "//health", "/HEALTH", "/v1/%2e%2e/health"}
     async with client_of(app) as client:
         for path in (paths - open_paths) | odd:
