@@ -12,6 +12,7 @@ from engine.client import EngineClient
 from engine.version import __version__
 from server import errors, middleware, openapi
 from server.admission import Admission
+from server.encoding_pool import EncodingPool
 from server.images.jobs import ImageJobs
 from server.images.store import ImageStore
 from server.lifecycle import Lifecycle
@@ -66,7 +67,7 @@ def _create_state(settings: Settings, engine: EngineClient) -> AppState:
     return AppState(
         settings=settings,
         engine=engine,
-        texts=TextRegistry(),
+        texts=TextRegistry(EncodingPool(settings.max_queued_encodings)),
         metrics=ServerMetrics(engine),
         lifecycle=lifecycle,
         admission=admission,

@@ -14,6 +14,7 @@ from engine.config import Policy
 from engine.errors import ContextLengthExceeded, InvalidParameter, UnsupportedFeature
 from engine.types import GenerateRequest, ModelInfo, SamplingParams
 from server.output import TextOptions
+from server.prompt_limit import PromptLimit, max_counted_tokens, max_total_tokens
 from server.protocol.chat import ChatCompletionRequest, ChatMessage, ChatTemplateOptions
 from server.protocol.common import ModelRequest, SamplingRequest
 from server.protocol.completions import CompletionRequest
@@ -98,7 +99,7 @@ def chat_request(
         prompt,
         request_id=request_id,
         policy=policy,
-        max_tokens=_first(request.max_completion_tokens, request.max_tokens, request.n_predict),
+        max_tokens=_asked_tokens(request),
         default_max_tokens=info.max_model_len,
         logprobs=_or(request.top_logprobs, 0) if request.logprobs else None,
         prompt_logprobs=request.prompt_logprobs,
@@ -133,13 +134,38 @@ def completion_requests(
             prompt,
             request_id=f"{request_id}-{number}",
             policy=policy,
-            max_tokens=_first(request.max_completion_tokens, request.max_tokens, request.n_predict),
+            max_tokens=_asked_tokens(request),
             default_max_tokens=DEFAULT_COMPLETION_TOKENS,
             logprobs=request.logprobs,
             prompt_logprobs=max((k for k in wanted if k is not None), default=None),
         )
         for number, prompt in enumerate(prompts)
     ]
+
+
+def prompt_limit(
+    request: ChatCompletionRequest | CompletionRequest, info: ModelInfo
+) -> PromptLimit:
+    """What can be said of a request's prompts before they are token ids."""
+    param = _prompt_field(request)
+    asked = _asked_tokens(request)
+    asked = None if asked == _TO_THE_END else asked
+    most = info.max_model_len - _or(asked, 1)
+    keep = _num_kept(request.truncate_prompt_tokens, info, _or(asked, 1))
+
+    def exceeded(num_tokens: int) -> ContextLengthExceeded:
+        room = info.max_model_len - num_tokens
+        however = _what_does_not_fit(num_tokens, asked, room, param, "at least ")
+        return ContextLengthExceeded.beyond(info.max_model_len, however, param=param)
+
+    return PromptLimit(
+        max_tokens=most,
+        max_total_tokens=max_total_tokens(info),
+        exceeded=exceeded,
+        param=param,
+        # Whoever keeps more than fits does not get around the refusal.
+        keep_last=None if keep is None or keep > most else keep,
+    )
 
 
 def check_token_ids(token_ids: Collection[int], info: ModelInfo, param: str) -> None:
@@ -152,6 +178,20 @@ def check_token_ids(token_ids: Collection[int], info: ModelInfo, param: str) -> 
         raise InvalidParameter(
             f"{param} has token id {max(token_ids)}; the vocabulary ends at {info.vocab_size - 1}",
             param=param,
+        )
+
+
+def check_num_tokens(token_ids: Sequence[int], info: ModelInfo) -> None:
+    """Refuse more ids than `/tokenize` gives.
+
+    Raises:
+        InvalidParameter: says how many there are and may be.
+    """
+    most = max_counted_tokens(info)
+    if len(token_ids) > most:
+        raise InvalidParameter(
+            f"{len(token_ids)} tokens were sent; the limit is {most}; send them in parts",
+            param="tokens",
         )
 
 
@@ -177,7 +217,7 @@ def _generate_request(
     """
     if max_tokens == _TO_THE_END:
         max_tokens, default_max_tokens = None, info.max_model_len
-    param = "messages" if isinstance(request, ChatCompletionRequest) else "prompt"
+    param = _prompt_field(request)
     priority = _or(request.priority, 0)
     if priority and policy != "priority":
         raise UnsupportedFeature(
@@ -204,11 +244,20 @@ def _generate_request(
 def _truncated(
     prompt: list[int], keep: int | None, info: ModelInfo, num_reserved: int
 ) -> list[int]:
-    if keep is None:
-        return prompt
-    if keep == -1:
-        keep = max(1, info.max_model_len - num_reserved)
-    return prompt[-keep:]
+    keep = _num_kept(keep, info, num_reserved)
+    return prompt if keep is None else prompt[-keep:]
+
+
+def _num_kept(keep: int | None, info: ModelInfo, num_reserved: int) -> int | None:
+    return max(1, info.max_model_len - num_reserved) if keep == -1 else keep
+
+
+def _asked_tokens(request: ChatCompletionRequest | CompletionRequest) -> int | None:
+    return _first(request.max_completion_tokens, request.max_tokens, request.n_predict)
+
+
+def _prompt_field(request: SamplingRequest) -> str:
+    return "messages" if isinstance(request, ChatCompletionRequest) else "prompt"
 
 
 def _fitting_max_tokens(
@@ -221,16 +270,19 @@ def _fitting_max_tokens(
     return min(default, room) if asked is None else asked
 
 
-def _what_does_not_fit(num_prompt_tokens: int, asked: int | None, room: int, param: str) -> str:
-    """OpenAI's words for it, and what would fit."""
+def _what_does_not_fit(
+    num_prompt_tokens: int, asked: int | None, room: int, param: str, about: str = ""
+) -> str:
+    """OpenAI's words for it, and what would fit. `about` stands before numbers that are bounds."""
     if not asked:
         return (
-            f"your {param} resulted in {num_prompt_tokens} tokens. Please reduce the length of the "
-            f"{param} by at least {_or(asked, 1) - room}."
+            f"your {param} resulted in {about}{num_prompt_tokens} tokens. Please reduce the length "
+            f"of the {param} by at least {_or(asked, 1) - room}."
         )
     fix = f"; max_tokens can be at most {room} here" if room > 0 else ""
     return (
-        f"you requested {num_prompt_tokens + asked} tokens ({num_prompt_tokens} in the {param}, "
+        f"you requested {about}{num_prompt_tokens + asked} tokens ({about}{num_prompt_tokens} in "
+        f"the {param}, "
         f"{asked} in the completion). Please reduce the length of the {param} or completion{fix}."
     )
 

@@ -228,6 +228,13 @@ class Settings(BaseSettings):
         description="Images per model that may wait beside the max_num_images in work; more are "
         "refused with 429.",
     )
+    max_queued_encodings: int = Field(
+        64,
+        ge=1,
+        le=100_000,
+        description="Requests with long texts that may be in tokenising at once, in turns; more "
+        "are refused with 429.",
+    )
     max_image_megapixel_steps: float = Field(
         1000.0,
         gt=0,

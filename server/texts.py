@@ -1,45 +1,67 @@
 """The text side of each served model: its tokenizer and chat template, loaded once.
 
-Small inputs are handled at once; long ones in a thread, so that a book-sized prompt does not hold
-up every other stream of the process. Chat templates run in processes of their own.
+Small inputs are handled at once. Long ones are refused by their characters if they cannot fit, and
+else tokenised part by part in threads, so that a book-sized prompt does not hold up every other
+stream of the process. Chat templates run in processes of their own.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
+import structlog
 
 from engine.errors import InvalidParameter
+from engine.text.long_text import LongText
 from engine.text.template_process import TemplateProcess
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 from engine.types import ModelInfo
+from server.encoding_pool import EncodingPool
+from server.prompt_limit import PromptLimit
 
 THREAD_THRESHOLD_CHARS = 16_384
 """About 2 ms of tokenising; a thread costs 0.1 ms."""
 
 _CHARS_PER_TOKEN = 4
+_TEMPLATE_LEAVES = 4
+_COUNTED_CHARS = 4096
+"""Shorter texts are tokenised whatever comes out, so that an error can give the exact number."""
 
-T = TypeVar("T")
+_SMALL = PromptLimit(
+    4096,
+    4096,
+    lambda num_tokens: InvalidParameter(f"the text has {num_tokens} tokens; the limit is 4096"),
+    "prompt",
+)
+"""For callers that have no request."""
+
+log = structlog.get_logger(__name__)
 
 
 class ModelText:
     """Tokenizer and chat template of one model."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, pool: EncodingPool) -> None:
         self.tokenizer = tokenizer
+        self._pool = pool
+        self._long = LongText(tokenizer)
         source = tokenizer.chat_template
         self._template = TemplateProcess(source, tokenizer.special_tokens) if source else None
         self._token_texts: dict[int, str] = {}
         self._token_bytes: dict[int, list[int]] = {}
 
     @classmethod
-    async def load(cls, path: Path) -> "ModelText":
+    async def load(cls, path: Path, pool: EncodingPool) -> "ModelText":
         """Read the tokenizer and compile the template.
 
         Raises:
             ModelLoadError: their files are missing or broken.
         """
-        text = cls(await asyncio.to_thread(load_tokenizer, path))
+        text = await asyncio.to_thread(lambda: cls(load_tokenizer(path), pool))
+        if not text._long.bound.is_known:
+            log.warning("this tokenizer gives no bound of a text's tokens by its characters")
         if text._template is not None:
             try:
                 await text._template.start()
@@ -54,14 +76,31 @@ class ModelText:
             self._template.close()
 
     async def encode_all(
-        self, texts: Sequence[str], *, add_special_tokens: bool
+        self,
+        texts: Sequence[str],
+        *,
+        add_special_tokens: bool,
+        limit: PromptLimit | None = None,
     ) -> list[list[int]]:
-        """Token ids of each text."""
+        """Token ids of each text; with `keep_last` as they are or the last ones.
 
-        def encode() -> list[list[int]]:
+        Raises:
+            EngineError: a text, or all of them, are too long, as `limit` puts it.
+            InvalidParameter: a text has a stretch that is too long to tokenise in parts.
+            QueueFull: too many long texts are being tokenised.
+        """
+        limit = limit or _SMALL
+        self._check_lengths(texts, limit)
+        if sum(map(len, texts)) < THREAD_THRESHOLD_CHARS:
             return [self.tokenizer.encode(t, add_special_tokens=add_special_tokens) for t in texts]
-
-        return await _run(encode, sum(map(len, texts)))
+        prompts, num_tokens = [], 0
+        with self._pool.place():
+            for text in texts:
+                prompts.append(await self._encode_long(text, add_special_tokens, limit))
+                num_tokens += len(prompts[-1])
+                if num_tokens > limit.max_total_tokens:
+                    raise limit.total_exceeded(num_tokens)
+        return prompts
 
     async def encode_chat(
         self,
@@ -69,33 +108,85 @@ class ModelText:
         options: Mapping[str, Any],
         *,
         add_special_tokens: bool,
+        limit: PromptLimit | None = None,
     ) -> list[int]:
         """Token ids of a conversation; `options` are those of `ChatTemplate.render`.
 
         Raises:
             InvalidParameter: the model has no chat template, or it refuses these messages.
             ChatTemplateFailed, QueueFull: as in `TemplateProcess.render`.
+            EngineError: as in `encode_all`.
         """
         template = self._template
         if template is None:
             raise InvalidParameter(
                 "this model has no chat template; use /v1/completions", param="messages"
             )
-
+        limit = limit or _SMALL
+        self._check_conversation(messages, limit)
         text = await template.render(messages, options)
-
-        def encode() -> list[int]:
-            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-
-        return await _run(encode, len(text))
+        [prompt] = await self.encode_all([text], add_special_tokens=add_special_tokens, limit=limit)
+        return prompt
 
     async def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
-        """Text of whole token ids; for streams there is `IncrementalDetokenizer`."""
+        """Text of whole token ids; for streams there is `IncrementalDetokenizer`.
+
+        Raises:
+            QueueFull: too many long texts are in work.
+        """
 
         def decode() -> str:
             return self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
-        return await _run(decode, len(token_ids) * _CHARS_PER_TOKEN)
+        if len(token_ids) * _CHARS_PER_TOKEN < THREAD_THRESHOLD_CHARS:
+            return decode()
+        with self._pool.place():
+            return await self._pool.run(decode)
+
+    def _check_lengths(self, texts: Sequence[str], limit: PromptLimit) -> None:
+        """Refuse what cannot fit, before anything of it is tokenised."""
+        if limit.keep_last is not None:
+            return
+        num_tokens = 0
+        for text in texts:
+            if len(text) < _COUNTED_CHARS:
+                continue
+            at_least = self._long.bound.at_least(text, limit.max_tokens)
+            if at_least > limit.max_tokens:
+                raise limit.exceeded(at_least)
+            num_tokens += at_least
+        if num_tokens > limit.max_total_tokens:
+            raise limit.total_exceeded(num_tokens)
+
+    def _check_conversation(self, messages: list[dict[str, Any]], limit: PromptLimit) -> None:
+        """The same for messages. A template may leave some out, but hardly three quarters."""
+        if limit.keep_last is None and self._long.bound.is_known:
+            most = _TEMPLATE_LEAVES * limit.max_tokens
+            text = "".join([text for message in messages for text in _texts(message)])
+            at_least = self._long.bound.at_least(text, most)
+            if at_least > most:
+                raise limit.exceeded(at_least)
+
+    async def _encode_long(
+        self, text: str, add_special_tokens: bool, limit: PromptLimit
+    ) -> list[int]:
+        prefix, suffix = (self._long.prefix, self._long.suffix) if add_special_tokens else ([], [])
+        if limit.keep_last is None:
+            most = limit.max_tokens - len(prefix) - len(suffix)
+            token_ids = []
+            for part in self._long.parts(text, limit.max_tokens):
+                token_ids += await self._pool.run(partial(self._long.encode, part))
+                if len(token_ids) > most:
+                    raise limit.exceeded(len(token_ids) + len(prefix) + len(suffix))
+            return [*prefix, *token_ids, *suffix]
+        for start in self._long.tails(text, limit.keep_last):
+            token_ids = []
+            for part in self._long.parts(text, limit.max_tokens, start):
+                token_ids += await self._pool.run(partial(self._long.encode, part))
+                del token_ids[: -limit.keep_last]
+            if start == 0 or len(token_ids) + len(suffix) >= limit.keep_last:
+                break
+        return [*prefix, *token_ids, *suffix][-limit.keep_last :]
 
     def vocabulary_entries(self, token_ids: Sequence[int]) -> list[str]:
         """How the vocabulary spells each token; empty for ids that only the model has."""
@@ -119,7 +210,8 @@ class ModelText:
 class TextRegistry:
     """Loads the text side of a model when it is first asked for. Event loop only."""
 
-    def __init__(self) -> None:
+    def __init__(self, pool: EncodingPool) -> None:
+        self._pool = pool
         self._loads: dict[str, asyncio.Task[ModelText]] = {}
 
     async def get(self, info: ModelInfo) -> ModelText:
@@ -130,7 +222,7 @@ class TextRegistry:
         """
         load = self._loads.get(info.path)
         if load is None:
-            load = asyncio.create_task(ModelText.load(Path(info.path)))
+            load = asyncio.create_task(ModelText.load(Path(info.path), self._pool))
             self._loads[info.path] = load
         if load.done() and load.exception() is None:
             return load.result()
@@ -150,8 +242,12 @@ class TextRegistry:
         for text in await asyncio.gather(*loads, return_exceptions=True):
             if isinstance(text, ModelText):
                 text.close()
+        self._pool.close()
 
 
-async def _run(work: Callable[[], T], size: int) -> T:
-    """Do the work here if it is small, `size` in characters, else in a thread."""
-    return work() if size < THREAD_THRESHOLD_CHARS else await asyncio.to_thread(work)
+def _texts(message: Mapping[str, Any]) -> Iterator[str]:
+    content = message.get("content")
+    if isinstance(content, str):
+        yield content
+    for part in content if isinstance(content, list) else ():
+        yield part["text"]

@@ -81,6 +81,8 @@ _RULES = {
     ): ["deepseek-coder"],
 }  # fmt: skip
 _BY_NAME = {name: rule for rule, names in _RULES.items() for name in names}
+KNOWN_CUTS = frozenset(cut for rule in _RULES for cut in rule.cuts)
+"""Every regular expression in them."""
 
 
 def pre_tokenizer_rule(name: str) -> PreTokenizerRule:

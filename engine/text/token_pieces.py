@@ -78,7 +78,7 @@ def _plain_pieces(raw: RawTokenizer, steps: list[dict[str, Any]]) -> TokenPieces
 def _byte_level(token: str) -> bytes:
     """A token with any other character in it, such as an added one, stands for its own text."""
     try:
-        return bytes([_BYTE_OF[char] for char in token])
+        return bytes([BYTE_ALPHABET[char] for char in token])
     except KeyError:
         return token.encode()
 
@@ -90,4 +90,4 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in visible} | {chr(256 + i): b for i, b in enumerate(hidden)}
 
 
-_BYTE_OF = _byte_alphabet()
+BYTE_ALPHABET = _byte_alphabet()

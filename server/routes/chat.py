@@ -9,6 +9,7 @@ from server.chat_reply import ChatReply
 from server.convert import (
     chat_request,
     ignored_fields_header,
+    prompt_limit,
     template_messages,
     template_options,
     text_options,
@@ -20,6 +21,7 @@ from server.middleware.access_log import annotate
 from server.protocol.answers import error_answers, stream_answer
 from server.protocol.chat import ChatCompletion, ChatCompletionRequest
 from server.reply import ReplyHead, send_reply
+from server.sse import until_disconnect
 
 router = APIRouter(route_class=JsonRoute, tags=["text"])
 
@@ -43,9 +45,13 @@ async def create_chat_completion(
         annotate(request, messages=messages)
     async with Generation(state, info.model, body.n or 1) as generation:
         text = await state.texts.get(info)
-        prompt = await text.encode_chat(
-            messages, template_options(body), add_special_tokens=bool(body.add_special_tokens)
+        encoding = text.encode_chat(
+            messages,
+            template_options(body),
+            add_special_tokens=bool(body.add_special_tokens),
+            limit=prompt_limit(body, info),
         )
+        prompt = await until_disconnect(request.receive, encoding)
         head = ReplyHead.create("chatcmpl", info)
         engine_request = chat_request(
             body, info, prompt, request_id=head.id, policy=settings.engine.scheduling_policy

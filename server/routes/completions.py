@@ -5,10 +5,15 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from engine.types import GenerateRequest
+from engine.types import GenerateRequest, ModelInfo
 from server.catalog import find_model
 from server.completion_reply import CompletionReply
-from server.convert import completion_requests, ignored_fields_header, text_options
+from server.convert import (
+    completion_requests,
+    ignored_fields_header,
+    prompt_limit,
+    text_options,
+)
 from server.deps import StateDep
 from server.generation import Generation
 from server.json_route import JsonRoute
@@ -16,6 +21,7 @@ from server.middleware.access_log import annotate
 from server.protocol.answers import error_answers, stream_answer
 from server.protocol.completions import Completion, CompletionRequest
 from server.reply import ReplyHead, send_reply
+from server.sse import until_disconnect
 from server.texts import ModelText
 
 router = APIRouter(route_class=JsonRoute, tags=["text"])
@@ -37,7 +43,7 @@ async def create_completion(body: CompletionRequest, request: Request, state: St
         annotate(request, prompts=body.prompt)
     async with Generation(state, info.model, len(body.prompt) * (body.n or 1)) as generation:
         text = await state.texts.get(info)
-        prompts = await _token_ids(body, text)
+        prompts = await until_disconnect(request.receive, _token_ids(body, text, info))
         head = ReplyHead.create("cmpl", info)
         requests = completion_requests(
             body, info, prompts, request_id=head.id, policy=settings.engine.scheduling_policy
@@ -53,11 +59,15 @@ async def create_completion(body: CompletionRequest, request: Request, state: St
         )
 
 
-async def _token_ids(body: CompletionRequest, text: ModelText) -> list[list[int]]:
+async def _token_ids(body: CompletionRequest, text: ModelText, info: ModelInfo) -> list[list[int]]:
     texts = [prompt for prompt in body.prompt if isinstance(prompt, str)]
     if not texts:
         return [prompt for prompt in body.prompt if isinstance(prompt, list)]
-    return await text.encode_all(texts, add_special_tokens=body.add_special_tokens is not False)
+    return await text.encode_all(
+        texts,
+        add_special_tokens=body.add_special_tokens is not False,
+        limit=prompt_limit(body, info),
+    )
 
 
 async def _echoes(

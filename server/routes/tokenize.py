@@ -3,10 +3,12 @@
 from typing import Any
 
 import msgspec
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
+from engine.types import ModelInfo
 from server.catalog import find_model
 from server.convert import (
+    check_num_tokens,
     check_token_ids,
     ignored_fields_header,
     template_messages,
@@ -14,32 +16,28 @@ from server.convert import (
 )
 from server.deps import StateDep
 from server.json_route import JsonRoute
+from server.prompt_limit import counting_limit
 from server.protocol.answers import error_answers
 from server.protocol.common import ModelRequest
 from server.protocol.tokenize import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
+from server.sse import until_disconnect
+from server.texts import ModelText
 
 router = APIRouter(route_class=JsonRoute, tags=["text"])
 
 
 def _answers(model: type) -> dict[int | str, dict[str, Any]]:
-    return {200: {"model": model}, **error_answers(400, 401, 404, 413, 415, 500, 503)}
+    return {200: {"model": model}, **error_answers(400, 401, 404, 413, 415, 429, 500, 503)}
 
 
 @router.post("/tokenize", summary="Text or messages to token ids", responses=_answers(Tokenized))
 @router.post("/v1/tokenize", include_in_schema=False)
-async def tokenize(body: TokenizeRequest, state: StateDep) -> Response:
-    """What a prompt or a conversation comes to."""
+async def tokenize(body: TokenizeRequest, request: Request, state: StateDep) -> Response:
+    """What a prompt or a conversation comes to. It may be longer than the model takes, up to four
+    times (or 65,536 tokens)."""
     info = find_model(state.engine, body.model)
     text = await state.texts.get(info)
-    if body.messages is not None:
-        tokens = await text.encode_chat(
-            template_messages(body.messages),
-            template_options(body),
-            add_special_tokens=bool(body.add_special_tokens),
-        )
-    else:
-        special = body.add_special_tokens is not False
-        [tokens] = await text.encode_all([body.prompt or ""], add_special_tokens=special)
+    tokens = await until_disconnect(request.receive, _token_ids(body, text, info))
     answer = Tokenized(
         count=len(tokens),
         max_model_len=info.max_model_len,
@@ -51,13 +49,31 @@ async def tokenize(body: TokenizeRequest, state: StateDep) -> Response:
 
 @router.post("/detokenize", summary="Token ids to text", responses=_answers(Detokenized))
 @router.post("/v1/detokenize", include_in_schema=False)
-async def detokenize(body: DetokenizeRequest, state: StateDep) -> Response:
+async def detokenize(body: DetokenizeRequest, request: Request, state: StateDep) -> Response:
     """Special tokens are kept."""
     info = find_model(state.engine, body.model)
+    check_num_tokens(body.tokens, info)
     check_token_ids(body.tokens, info, "tokens")
     text = await state.texts.get(info)
-    prompt = await text.decode(body.tokens, skip_special_tokens=False)
+    decoding = text.decode(body.tokens, skip_special_tokens=False)
+    prompt = await until_disconnect(request.receive, decoding)
     return _respond(Detokenized(prompt=prompt), body)
+
+
+async def _token_ids(body: TokenizeRequest, text: ModelText, info: ModelInfo) -> list[int]:
+    if body.messages is not None:
+        return await text.encode_chat(
+            template_messages(body.messages),
+            template_options(body),
+            add_special_tokens=bool(body.add_special_tokens),
+            limit=counting_limit(info, "messages"),
+        )
+    [tokens] = await text.encode_all(
+        [body.prompt or ""],
+        add_special_tokens=body.add_special_tokens is not False,
+        limit=counting_limit(info),
+    )
+    return tokens
 
 
 def _respond(answer: Tokenized | Detokenized, body: ModelRequest) -> Response:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from text_server import BOS, MAX_MODEL_LEN, TextServer, encoding_threads, text_info, write_tokenizer
 
+from server.encoding_pool import EncodingPool
 from server.texts import ModelText, TextRegistry
 
 
@@ -104,12 +105,12 @@ async def test_a_model_is_loaded_once_whoever_leaves(
     loads: list[Path] = []
     load = ModelText.load
 
-    async def load_and_count(path: Path) -> ModelText:
+    async def load_and_count(path: Path, pool: EncodingPool) -> ModelText:
         loads.append(path)
-        return await load(path)
+        return await load(path, pool)
 
     monkeypatch.setattr(ModelText, "load", load_and_count)
-    registry, info = TextRegistry(), text_info(tmp_path)
+    registry, info = TextRegistry(EncodingPool(1)), text_info(tmp_path)
     waiting = [asyncio.create_task(registry.get(info)) for _ in range(5)]
     await asyncio.sleep(0)
     waiting[0].cancel()

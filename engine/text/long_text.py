@@ -1,0 +1,79 @@
+"""Long texts as parts of bounded size, so that tokenising one takes bounded memory at a time.
+
+Tokenising takes about 300 bytes of memory a byte. Texts are cut where `SafeCuts` finds a place; the
+parts' token ids, one after the other, are those of the whole.
+"""
+
+from collections.abc import Iterator
+
+from engine.errors import InvalidParameter
+from engine.text.safe_cuts import SafeCuts
+from engine.text.token_bound import TokenBound
+from engine.text.tokenizer import Tokenizer
+
+PART_CHARS = 1 << 16
+"""About 20 ms of tokenising and 20 MB."""
+LONGEST_PART_CHARS = 1 << 20
+_CHARS_PER_TOKEN = 8
+"""More than in any language; so many a text without safe cuts may have for each token that fits."""
+_LEAST_TAIL_CHARS = 1 << 12
+
+
+class LongText:
+    """How one tokenizer's texts are bounded and cut. Thread-safe."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.bound = TokenBound(tokenizer.raw)
+        self.cuts = SafeCuts(tokenizer.raw)
+        self.prefix, self.suffix = _boundary_ids(tokenizer)
+        """What `add_special_tokens` puts before and behind a text."""
+
+    def parts(self, text: str, max_tokens: int, start: int = 0) -> Iterator[str]:
+        """The text from `start` on, which must be 0 or a safe cut.
+
+        Args:
+            max_tokens: what the model takes; a text that cannot be cut may be longer for more.
+
+        Raises:
+            InvalidParameter: a stretch without a safe cut is too long.
+        """
+        longest = max(LONGEST_PART_CHARS, _CHARS_PER_TOKEN * max_tokens)
+        longest = LONGEST_PART_CHARS if self.cuts.exist else longest
+        while len(text) - start > PART_CHARS:
+            cut = self.cuts.first(text, start + PART_CHARS, start + longest)
+            if cut is None:
+                break
+            yield self.cuts.part(text, start, cut)
+            start = cut
+        if len(text) - start > longest:
+            raise InvalidParameter(
+                f"{len(text) - start} characters of the text hold no place where this model's "
+                f"tokenizer could take a part of it, such as a space between two words; the limit "
+                f"for such a stretch is {longest} characters"
+            )
+        yield self.cuts.part(text, start, len(text))
+
+    def tails(self, text: str, num_tokens: int) -> Iterator[int]:
+        """Where to begin to get the last tokens: ever earlier safe cuts, and 0 at last."""
+        size = max(_LEAST_TAIL_CHARS, _CHARS_PER_TOKEN * num_tokens)
+        end = len(text)
+        while size < len(text):
+            cut = self.cuts.first(text, len(text) - size, end)
+            if cut is not None:
+                yield cut
+                end = cut
+            size *= 2
+        yield 0
+
+    def encode(self, part: str) -> list[int]:
+        """Token ids of one part."""
+        return self._tokenizer.encode(part, add_special_tokens=False)
+
+
+def _boundary_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    encoding = tokenizer.raw.encode("a", add_special_tokens=True)
+    own = [i for i, is_added in enumerate(encoding.special_tokens_mask) if not is_added]
+    if not own:
+        return encoding.ids, []
+    return encoding.ids[: own[0]], encoding.ids[own[-1] + 1 :]

@@ -1,0 +1,62 @@
+"""Threads of their own for long texts, so that short ones and everybody else's streams go on.
+
+A text is tokenised part by part. Its next part queues behind the others' parts, so that long texts
+share the threads fairly; when its client has left, no further part is begun.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from engine.errors import QueueFull
+
+_RETRY_AFTER_S = 5
+_MAX_THREADS = 4
+
+T = TypeVar("T")
+
+
+class EncodingPool:
+    """Event loop only.
+
+    Args:
+        max_texts: requests with long texts that may be in here at once.
+    """
+
+    def __init__(self, max_texts: int) -> None:
+        self._max_texts = max_texts
+        self._num_texts = 0
+        # Half of the processors at most: the event loop and the workers need theirs.
+        num_threads = max(1, min(_MAX_THREADS, (os.cpu_count() or 1) // 2))
+        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="encode")
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold a place while a request's texts are worked on.
+
+        Raises:
+            QueueFull: there is none.
+        """
+        if self._num_texts >= self._max_texts:
+            full = QueueFull(
+                f"{self._num_texts} long texts are being tokenised, and that is the limit; try "
+                f"again later"
+            )
+            full.retry_after_s = _RETRY_AFTER_S
+            raise full
+        self._num_texts += 1
+        try:
+            yield
+        finally:
+            self._num_texts -= 1
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Do it in a thread, unless whoever waits is cancelled before it begins."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def close(self) -> None:
+        """Begin nothing more. Idempotent."""
+        self._threads.shutdown(wait=False, cancel_futures=True)

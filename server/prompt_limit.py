@@ -1,0 +1,60 @@
+"""How long a prompt may be, asked before it is tokenised and while it is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from engine.errors import EngineError, InvalidParameter
+from engine.types import ModelInfo
+
+_LEAST_TOKENIZED = 1 << 16
+_LEAST_TOTAL = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLimit:
+    """For the texts of one request.
+
+    Attributes:
+        max_tokens: of each text; one that has more is refused.
+        keep_last: leave out what is before so many last tokens, in place of refusing.
+        max_total_tokens: of all texts together.
+        exceeded: the refusal of a text, from what is known of it: `at least 9000`.
+        param: the field that holds the texts.
+    """
+
+    max_tokens: int
+    max_total_tokens: int
+    exceeded: Callable[[int], EngineError]
+    param: str
+    keep_last: int | None = None
+
+    def total_exceeded(self, num_tokens: int) -> InvalidParameter:
+        return InvalidParameter(
+            f"the prompts have at least {num_tokens} tokens together; the limit is "
+            f"{self.max_total_tokens}; send fewer at once",
+            param=self.param,
+        )
+
+
+def counting_limit(info: ModelInfo, param: str = "prompt") -> PromptLimit:
+    """For texts that are only counted: more than fits, so that a client sees how much too long."""
+    most = max_counted_tokens(info)
+
+    def exceeded(num_tokens: int) -> InvalidParameter:
+        return InvalidParameter(
+            f"the text has at least {num_tokens} tokens; {most} can be counted at once, and "
+            f"{info.model} takes {info.max_model_len}; send it in parts",
+            param=param,
+        )
+
+    return PromptLimit(most, most, exceeded, param)
+
+
+def max_counted_tokens(info: ModelInfo) -> int:
+    """Tokens that `/tokenize` gives and `/detokenize` takes."""
+    return max(4 * info.max_model_len, _LEAST_TOKENIZED)
+
+
+def max_total_tokens(info: ModelInfo) -> int:
+    """Tokens of all prompts of a request."""
+    return max(16 * info.max_model_len, _LEAST_TOTAL)

@@ -1,0 +1,244 @@
+"""Prompts that cannot fit, long ones that can, and what others notice of them."""
+
+import asyncio
+import contextlib
+import random
+import threading
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from text_server import MAX_MODEL_LEN, TextServer, encoding_threads, text_info, until
+
+from engine.errors import InvalidParameter
+from engine.text import long_text
+from engine.text.long_text import LongText
+from engine.text.tokenizer import load_tokenizer
+from server import texts as texts_module
+from server.encoding_pool import EncodingPool
+from server.prompt_limit import PromptLimit
+from server.texts import ModelText
+
+WORDS = "the quick brown fox jumps over the lazy dog "
+LONG = WORDS * 5000
+"""220,000 characters: four parts."""
+LARGE_CONTEXT = 200_000
+
+
+@contextlib.asynccontextmanager
+async def large_server(folder: Path, **settings: Any) -> AsyncIterator[TextServer]:
+    server = TextServer(folder, text_info(folder, max_model_len=LARGE_CONTEXT), **settings)
+    try:
+        yield server
+    finally:
+        await server.aclose()
+
+
+def messages(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+@pytest.mark.parametrize("text", ["7" * 3_000_000, WORDS * 60_000, "=" * 3_000_000], ids=len)
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/tokenize", "list"])
+async def test_what_cannot_fit_is_refused_before_it_is_tokenised(
+    server: TextServer, monkeypatch: pytest.MonkeyPatch, path: str, text: str
+) -> None:
+    tokenised = encoding_threads(monkeypatch)
+    bodies: dict[str, dict[str, Any]] = {
+        "/v1/completions": {"prompt": text},
+        "/v1/chat/completions": {"messages": messages(text)},
+        "/tokenize": {"prompt": text},
+        "list": {"prompt": ["the fox", text]},
+    }
+    response = await server.post("/v1/completions" if path == "list" else path, **bodies[path])
+    error = response.json()["error"]
+    assert response.status_code == 400
+    assert "at least" in error["message"]
+    assert tokenised == []
+    assert server.engine.requests == []
+    if path != "/tokenize":
+        assert error["code"] == "context_length_exceeded"
+        limit = f"maximum context length is {MAX_MODEL_LEN} tokens"
+        assert limit in error["message"]
+
+
+async def test_tokens_that_a_request_names_itself_are_counted_too(server: TextServer) -> None:
+    response = await server.post("/detokenize", tokens=[5] * 65_537)
+    assert response.status_code == 400
+    assert "65537 tokens were sent; the limit is 65536" in response.json()["error"]["message"]
+    assert (await server.post("/detokenize", tokens=[5] * 65_536)).status_code == 200
+
+
+async def test_counting_may_go_beyond_the_context(server: TextServer) -> None:
+    count = (await server.post("/tokenize", prompt=WORDS * 1000)).json()["count"]
+    assert count > 4 * MAX_MODEL_LEN
+
+
+async def test_the_prompts_of_a_list_have_a_limit_together(tokenizer_folder: Path) -> None:
+    async with large_server(tokenizer_folder) as server:
+        response = await server.complete(prompt=["7 " * 90_000] * 40)
+        assert response.status_code == 400
+        assert "together; the limit is 3200000" in response.json()["error"]["message"]
+
+
+async def test_a_stretch_that_cannot_be_cut_has_a_limit(tokenizer_folder: Path) -> None:
+    """It might fit, so the numbers alone do not refuse it."""
+    async with large_server(tokenizer_folder) as server:
+        for text in ("x" * 1_100_000, WORDS * 3000 + "x" * 1_100_000):
+            longest = max(len(word) for word in server.tokenizer.get_vocab())
+            assert len(text) / longest < LARGE_CONTEXT
+            response = await server.complete(prompt=text, truncate_prompt_tokens=10)
+            assert response.status_code == 400
+            assert "characters of the text hold no place" in response.json()["error"]["message"]
+
+
+async def test_long_prompts_have_the_tokens_of_the_whole(
+    tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outside = encoding_threads(monkeypatch)
+    async with large_server(tokenizer_folder) as server:
+        assert (await server.complete(prompt=LONG, max_tokens=1)).status_code == 200
+        assert server.last_request.prompt_token_ids == server.tokenizer.encode(LONG).ids
+        await server.complete(prompt=LONG, max_tokens=1, truncate_prompt_tokens=1000)
+        assert server.last_request.prompt_token_ids == server.tokenizer.encode(LONG).ids[-1000:]
+        await server.chat(messages=messages(LONG), max_tokens=1)
+        text = f"<|s|>user\n{LONG}<|e|>\n<|s|>assistant\n"
+        assert server.last_request.prompt_token_ids == server.encode(text)
+    assert len(outside) > 8
+    assert all(outside)
+
+
+async def test_truncation_tokenises_the_end_only(
+    tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+    encode = LongText.encode
+
+    def encode_and_note(self: LongText, part: str) -> list[int]:
+        lengths.append(len(part))
+        return encode(self, part)
+
+    monkeypatch.setattr(LongText, "encode", encode_and_note)
+    async with large_server(tokenizer_folder) as server:
+        text = WORDS * 60_000
+        await server.complete(prompt=text, max_tokens=1, truncate_prompt_tokens=100)
+        assert sum(lengths) < 20_000
+        ids = server.encode(text[-10_000:])
+        assert server.last_request.prompt_token_ids == ids[-100:]
+
+
+async def test_random_texts_in_small_parts_against_the_whole(
+    tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slow reference: tokenise everything, then cut."""
+    monkeypatch.setattr(long_text, "PART_CHARS", 30)
+    monkeypatch.setattr(long_text, "_LEAST_TAIL_CHARS", 10)
+    monkeypatch.setattr(long_text, "_CHARS_PER_TOKEN", 2)
+    monkeypatch.setattr(texts_module, "THREAD_THRESHOLD_CHARS", 0)
+    seed = random.randrange(1 << 30)
+    rng = random.Random(seed)
+    tokenizer = load_tokenizer(tokenizer_folder)
+    text_side = ModelText(tokenizer, EncodingPool(100))
+    atoms = ["the", "fox", "7", "é", "你好", "<|s|>", "<|e|>", "!", "\n", "  ", "x" * 50, "toxic"]
+    for _ in range(150):
+        text = "".join(
+            rng.choice(atoms) + rng.choice(["", " ", " ", " "]) for _ in range(rng.randint(1, 60))
+        )
+        special = rng.random() < 0.5
+        whole = tokenizer.encode(text, add_special_tokens=special)
+        keep = rng.choice([None, 1, 2, 5, 20, 10_000])
+        limit = PromptLimit(10_000, 10_000, lambda n: InvalidParameter(str(n)), "prompt", keep)
+        [ids] = await text_side.encode_all([text], add_special_tokens=special, limit=limit)
+        assert ids == (whole if keep is None else whole[-keep:]), f"seed {seed}: {text!r}"
+        exact = PromptLimit(len(whole), 10_000, lambda n: InvalidParameter(str(n)), "prompt")
+        await text_side.encode_all([text], add_special_tokens=special, limit=exact)
+        one_less = PromptLimit(len(whole) - 1, 10_000, lambda n: InvalidParameter(str(n)), "p")
+        with pytest.raises(InvalidParameter):
+            await text_side.encode_all([text], add_special_tokens=special, limit=one_less)
+    text_side.close()
+
+
+@pytest.fixture
+def slow_parts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Each part of a long text takes a moment; filled with them."""
+    begun: list[str] = []
+    lock = threading.Lock()
+
+    def encode_slowly(self: LongText, part: str) -> list[int]:
+        with lock:
+            begun.append(part[:12])
+        time.sleep(0.05)
+        return [5] * 100
+
+    monkeypatch.setattr(LongText, "encode", encode_slowly)
+    return begun
+
+
+async def test_a_small_chat_beside_eight_long_prompts(
+    tokenizer_folder: Path, slow_parts: list[str]
+) -> None:
+    async with large_server(tokenizer_folder) as server:
+        assert (await server.chat(max_tokens=1)).status_code == 200
+        long = [
+            asyncio.create_task(server.complete(prompt=f"prompt{i} " + LONG, max_tokens=1))
+            for i in range(8)
+        ]
+        await until(lambda: len(slow_parts) > 1)
+        start_s = time.monotonic()
+        assert (await server.chat(max_tokens=1)).status_code == 200
+        assert not any(task.done() for task in long)
+        # Theirs take 1.6 s and more.
+        assert time.monotonic() - start_s < 1
+        assert [task.status_code for task in await asyncio.gather(*long)] == [200] * 8
+        # They take turns: each has had a part before any has had its last.
+        assert len(set(slow_parts[:16])) > 8
+
+
+async def test_more_long_texts_than_may_wait(tokenizer_folder: Path, slow_parts: list[str]) -> None:
+    async with large_server(tokenizer_folder, max_queued_encodings=2) as server:
+        await server.chat(max_tokens=1)
+        long = [asyncio.create_task(server.complete(prompt=LONG, max_tokens=1)) for _ in range(2)]
+        await until(lambda: len(slow_parts) > 0)
+        for path, body in (
+            ("/v1/completions", {"prompt": LONG}),
+            ("/tokenize", {"prompt": LONG}),
+            ("/v1/chat/completions", {"messages": messages(LONG)}),
+            ("/detokenize", {"tokens": [5] * 10_000}),
+        ):
+            response = await server.post(path, **body)
+            assert response.status_code == 429
+            assert int(response.headers["retry-after"]) > 0
+            assert "long texts are being tokenised" in response.json()["error"]["message"]
+        assert (await server.chat(max_tokens=1)).status_code == 200
+        assert [task.status_code for task in await asyncio.gather(*long)] == [200] * 2
+        assert (await server.complete(prompt=LONG, max_tokens=1)).status_code == 200
+
+
+async def test_a_client_that_leaves_takes_its_text_along(
+    tokenizer_folder: Path, slow_parts: list[str]
+) -> None:
+    async with large_server(tokenizer_folder) as server, server.listening() as url:
+        async with httpx.AsyncClient(base_url=url) as client:
+            bodies = (
+                ("/v1/completions", {"prompt": LONG * 4}),
+                ("/v1/chat/completions", {"messages": messages(LONG * 4)}),
+                ("/tokenize", {"prompt": LONG * 4}),
+            )
+            leaving = [
+                asyncio.create_task(client.post(path, json=body | {"max_tokens": 1}))
+                for path, body in bodies
+            ]
+            await until(lambda: len(slow_parts) >= 6)
+            for task in leaving:
+                task.cancel()
+            await asyncio.gather(*leaving, return_exceptions=True)
+            await asyncio.sleep(0.3)
+            begun = len(slow_parts)
+            await asyncio.sleep(0.3)
+            assert len(slow_parts) == begun
+            assert begun < 30  # of 42
+        await until(lambda: server.app.state.tandem.admission.num_in_flight() == 0)
+        assert server.engine.requests == []
