@@ -12,6 +12,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from engine.checkpoint_files import open_regular, unreadable
 from engine.errors import CorruptFile, ModelLoadError
 
 _VERSIONS = (2, 3)
@@ -40,10 +41,13 @@ def read_metadata(path: Path) -> dict[str, Any]:
     Cost: about a microsecond per string; 0.1 s for a vocabulary of 50 000 tokens.
     """
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with (
+            open_regular(path) as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
             return _Cursor(data, path.name).metadata()
     except OSError as error:
-        raise ModelLoadError(f"{path.name} cannot be read: {error.strerror}") from error
+        raise unreadable(path, error) from error
     except (struct.error, ValueError, KeyError, OverflowError) as error:
         raise CorruptFile(
             f"{path.name} is not a whole GGUF file: its metadata is damaged; fetch it again"

@@ -13,6 +13,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as RawTokenizer
 
+from engine.checkpoint_files import read_bounded
 from engine.errors import CorruptFile, EngineError, UnsupportedArchitecture
 from engine.text.spm_tokenizer import SpacePrefix, build_spm_tokenizer
 from engine.text.vocabulary import TokenType, Vocabulary
@@ -27,6 +28,8 @@ _NAMED_IDS = {
     "pad_token": (43, -1),
 }
 """Field of the trainer's settings, and what it is when the file leaves it out."""
+_MAX_BYTES = 64 << 20
+"""Ten times what vocabularies of a quarter of a million pieces take."""
 _CHARSMAP, _ADDS_PREFIX, _SQUEEZES_SPACES = 2, 3, 4
 
 
@@ -41,7 +44,7 @@ def read_sentencepiece_model(path: Path, *, legacy: bool) -> tuple[RawTokenizer,
         UnsupportedArchitecture: a Unigram model, or one that normalises text.
     """
     try:
-        return _create(*_read(path.read_bytes()), legacy)
+        return _create(*_read(read_bounded(path, _MAX_BYTES)), legacy)
     except EngineError:
         raise
     except Exception as error:

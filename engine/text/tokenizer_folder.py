@@ -5,13 +5,14 @@
 `chat_template.jinja`, and not every folder has all of them.
 """
 
-import json
+import io
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as RawTokenizer
 
+from engine.checkpoint_files import check_regular, read_bounded, read_optional_json
 from engine.errors import CorruptFile, ModelNotFound
 from engine.text.sentencepiece_model import read_sentencepiece_model
 from engine.text.tokenizer_parts import TokenizerParts, mark_special, set_boundary_tokens
@@ -19,6 +20,8 @@ from engine.text.tokenizer_parts import TokenizerParts, mark_special, set_bounda
 _SPECIAL_NAMES = (
     "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
 )  # fmt: skip
+_MAX_TOKENIZER_BYTES = 512 << 20
+_MAX_TEMPLATE_BYTES = 4 << 20
 _FLAGS = ("lstrip", "rstrip", "single_word", "special")
 """Not `normalized`: SentencePiece's normaliser would put a space before the token's own text."""
 
@@ -30,14 +33,14 @@ def read_tokenizer_folder(folder: Path) -> TokenizerParts:
         UnsupportedArchitecture: it has one of a kind that is not supported (named).
         CorruptFile: a file is damaged.
     """
-    config = _read_json(folder / "tokenizer_config.json")
-    named = _read_json(folder / "special_tokens_map.json") | config
+    config = read_optional_json(folder / "tokenizer_config.json")
+    named = read_optional_json(folder / "special_tokens_map.json") | config
     stated = {name: _content(named.get(name)) for name in _SPECIAL_NAMES}
     raw, special_tokens = _read_raw(folder, config)
     special_tokens |= {name: token for name, token in stated.items() if token is not None}
-    _add_configured_tokens(raw, config.get("added_tokens_decoder") or {})
-    older = _read_json(folder / "added_tokens.json")
-    _add_configured_tokens(raw, {i: token for token, i in older.items()})
+    _add_configured_tokens(raw, _pairs(config.get("added_tokens_decoder") or {}))
+    older = read_optional_json(folder / "added_tokens.json")
+    _add_configured_tokens(raw, [(i, token) for token, i in older.items()])
     mark_special(raw, _not_yet_special(raw, list(special_tokens.values())))
     if not (folder / "tokenizer.json").is_file():
         _set_boundary_tokens(raw, config, special_tokens)
@@ -52,12 +55,13 @@ def read_tokenizer_folder(folder: Path) -> TokenizerParts:
 def _read_raw(folder: Path, config: dict[str, Any]) -> tuple[RawTokenizer, dict[str, str]]:
     """The tokenizer, and the special tokens that it names itself."""
     fast, sentencepiece = folder / "tokenizer.json", folder / "tokenizer.model"
-    if fast.is_file():
+    if fast.exists():
+        check_regular(fast, _MAX_TOKENIZER_BYTES)
         try:
             return RawTokenizer.from_file(str(fast)), {}
         except Exception as error:  # the library raises this very class
             raise CorruptFile(f"tokenizer.json cannot be read: {error}") from error
-    if sentencepiece.is_file():
+    if sentencepiece.exists():
         return read_sentencepiece_model(sentencepiece, legacy=config.get("legacy") is not False)
     raise ModelNotFound(
         "the model's folder has no tokenizer.json; create it with transformers: "
@@ -78,12 +82,19 @@ def _set_boundary_tokens(
     )
 
 
-def _add_configured_tokens(raw: RawTokenizer, entries: dict[Any, Any]) -> None:
-    """Id → token. They repeat those of a tokenizer.json, but to a tokenizer.model they add some."""
+def _pairs(entries: Any) -> list[tuple[Any, Any]]:
+    if not isinstance(entries, dict):
+        raise CorruptFile("the folder's list of added tokens is damaged")
+    return list(entries.items())
+
+
+def _add_configured_tokens(raw: RawTokenizer, entries: list[tuple[Any, Any]]) -> None:
+    """Ids with their tokens. They repeat those of a tokenizer.json, but to a tokenizer.model they
+    add some."""
     known = raw.get_added_tokens_decoder()
     try:
-        ordered = sorted(((int(i), entry) for i, entry in entries.items()), key=lambda e: e[0])
-    except (AttributeError, TypeError, ValueError) as error:
+        ordered = sorted(((int(i), entry) for i, entry in entries), key=lambda e: e[0])
+    except (TypeError, ValueError, OverflowError) as error:
         raise CorruptFile("the folder's list of added tokens is damaged") from error
     for token_id, entry in ordered:
         content = _content(entry)
@@ -110,7 +121,7 @@ def _eos_token_ids(
     """Those of generation_config.json (else config.json), and the tokenizer's own."""
     stated: Any = None
     for name in ("generation_config.json", "config.json"):
-        stated = _read_json(folder / name).get("eos_token_id") if stated is None else stated
+        stated = read_optional_json(folder / name).get("eos_token_id") if stated is None else stated
     ids = list(stated) if isinstance(stated, list) else [stated]
     eos = special_tokens.get("eos_token")
     ids.append(raw.token_to_id(eos) if eos is not None else None)
@@ -120,12 +131,13 @@ def _eos_token_ids(
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     """A file of its own wins; of several named templates the one called `default`."""
     try:
-        return (folder / "chat_template.jinja").read_text("utf-8")
+        source = read_bounded(folder / "chat_template.jinja", _MAX_TEMPLATE_BYTES).decode()
+        return io.StringIO(source, newline=None).read()  # any end of line, as files are read
     except FileNotFoundError:
         pass
-    except (OSError, UnicodeDecodeError) as error:
-        raise CorruptFile("chat_template.jinja cannot be read; fetch it again") from error
-    template = _read_json(folder / "chat_template.json").get("chat_template")
+    except UnicodeDecodeError as error:
+        raise CorruptFile("chat_template.jinja is not UTF-8 text; fetch it again") from error
+    template = read_optional_json(folder / "chat_template.json").get("chat_template")
     template = config.get("chat_template") if template is None else template
     if isinstance(template, list):
         template = _default_template(template)
@@ -143,17 +155,10 @@ def _default_template(templates: list[Any]) -> str | None:
 def _content(value: Any) -> str | None:
     """A token is written as its text, or as an object with flags around it."""
     value = value.get("content") if isinstance(value, dict) else value
-    return value if isinstance(value, str) and value else None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Empty if there is no such file."""
+    if not isinstance(value, str) or not value:
+        return None
     try:
-        value = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise CorruptFile(f"{path.name} cannot be read; fetch it again") from error
-    if not isinstance(value, dict):
-        raise CorruptFile(f"{path.name} does not hold a JSON object; fetch it again")
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise CorruptFile("a special or added token is no valid Unicode; fetch it again") from error
     return value

@@ -6,12 +6,18 @@ from typing import Any
 
 import numpy as np
 
+from engine.checkpoint_files import open_regular
 from engine.errors import MissingWeight, ModelLoadError, UnsupportedArchitecture
-from engine.models.config import ModelConfig
+from engine.models.config import MAX_LAYERS, ModelConfig
 from engine.text.gguf_metadata import read_metadata
 from engine.text.gguf_tokenizer import END_TOKENS
 from engine.text.vocabulary import TokenType
-from engine.weights.config_json import extended_length, normalise_rope_scaling
+from engine.weights.config_json import (
+    MAX_POSITIONS,
+    extended_length,
+    normalise_rope_scaling,
+    rope_base,
+)
 from engine.weights.gguf import load_tensor
 from engine.weights.gguf_tensors import GGUFTensor, read_tensors
 from engine.weights.metadata_keys import MetadataKeys
@@ -52,8 +58,8 @@ def read_gguf_config(path: Path) -> ModelConfig:
         )
     num_heads = keys.integer(f"{arch}.attention.head_count")
     head_dim = _head_dim(keys, arch, num_heads)
-    theta = keys.number(f"{arch}.rope.freq_base", 10000.0)
-    context_length = keys.integer(f"{arch}.context_length")
+    theta = rope_base(keys, f"{arch}.rope.freq_base")
+    context_length = keys.integer(f"{arch}.context_length", high=MAX_POSITIONS)
     rope_scaling = _rope_scaling(keys, arch, context_length)
     factors = tensors.get(_ROPE_FACTORS)
     if factors is not None:
@@ -63,7 +69,7 @@ def read_gguf_config(path: Path) -> ModelConfig:
         vocab_size=_vocab_size(tensors),
         hidden_size=keys.integer(f"{arch}.embedding_length"),
         intermediate_size=keys.integer(f"{arch}.feed_forward_length"),
-        num_hidden_layers=keys.integer(f"{arch}.block_count"),
+        num_hidden_layers=keys.integer(f"{arch}.block_count", high=MAX_LAYERS),
         num_attention_heads=num_heads,
         num_key_value_heads=_num_kv_heads(keys, arch, num_heads),
         head_dim=head_dim,
@@ -157,7 +163,8 @@ def _llama3_scaling(path: Path, tensor: GGUFTensor, theta: float, head_dim: int)
     Raises:
         ModelLoadError: the divisors do not follow that rule.
     """
-    data = np.memmap(path, mode="r", dtype=np.uint8)
+    with open_regular(path) as file:
+        data = np.memmap(file, mode="r", dtype=np.uint8)
     stored = load_tensor(data, tensor, path.name).float().numpy().ravel()
     factor = float(stored.max())
     scaling = {

@@ -4,12 +4,12 @@ Knows the layouts that transformers 4 and 5 write and the few places where famil
 a missing key means.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
-from engine.errors import CorruptFile, ModelLoadError
-from engine.models.config import ModelConfig
+from engine.checkpoint_files import read_json, read_optional_json
+from engine.errors import ModelLoadError
+from engine.models.config import MAX_LAYERS, ModelConfig
 from engine.models.registry import family_of
 from engine.weights.metadata_keys import MetadataKeys
 
@@ -20,8 +20,9 @@ _BY_MODEL_TYPE = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
+MAX_POSITIONS = 1 << 27
+"""Of a model; published ones reach 10 million."""
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-_MAX_JSON_BYTES = 64 << 20
 
 
 def read_config_json(folder: Path) -> ModelConfig:
@@ -32,13 +33,13 @@ def read_config_json(folder: Path) -> ModelConfig:
         ModelLoadError: a key is missing or nonsense (named), or the weights are quantised.
     """
     keys = MetadataKeys(read_json(folder / "config.json"), "config.json")
-    path = folder / "generation_config.json"
-    generation = MetadataKeys(read_json(path) if path.exists() else {}, "generation_config.json")
+    name = "generation_config.json"
+    generation = MetadataKeys(read_optional_json(folder / name), name)
     architecture = _architecture(keys)
     # Before other families' missing keys are complained of.
     family_of(architecture)
     _refuse_quantised(keys)
-    num_layers = keys.integer("num_hidden_layers")
+    num_layers = keys.integer("num_hidden_layers", high=MAX_LAYERS)
     num_heads = keys.integer("num_attention_heads")
     rope_theta, rope_scaling = _rope(keys)
     sliding_window, layer_types = _windows(keys, architecture, num_layers)
@@ -53,7 +54,7 @@ def read_config_json(folder: Path) -> ModelConfig:
         head_dim=_head_dim(keys, architecture, num_heads),
         rms_norm_eps=keys.number("rms_norm_eps"),
         max_position_embeddings=extended_length(
-            keys.integer("max_position_embeddings"), rope_scaling
+            keys.integer("max_position_embeddings", high=MAX_POSITIONS), rope_scaling
         ),
         rope_theta=rope_theta,
         rope_scaling=rope_scaling,
@@ -73,23 +74,13 @@ def read_config_json(folder: Path) -> ModelConfig:
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def rope_base(keys: MetadataKeys, key: str, default: float = 10000.0) -> float:
     """
     Raises:
-        CorruptFile: not a JSON object.
-        ModelLoadError: it cannot be read.
+        ModelLoadError: beyond what angles can be computed from; models use 1e4 to 1e10.
     """
-    try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise CorruptFile(f"{path.name} is larger than {_MAX_JSON_BYTES >> 20} MiB")
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ModelLoadError(f"{path.name} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise CorruptFile(f"{path.name} is not valid JSON; fetch the model again") from error
-    if not isinstance(value, dict):
-        raise CorruptFile(f"{path.name} is not a JSON object; fetch the model again")
-    return value
+    base: float = keys.number(key, default, low=2.0, high=1e15)
+    return base
 
 
 def extended_length(trained: int, rope_scaling: dict[str, Any] | None) -> int:
@@ -117,11 +108,25 @@ def normalise_rope_scaling(raw: dict[str, Any], trained: int, source: str) -> di
     if scaling["rope_type"] == "default":
         return None
     if scaling["rope_type"] in ("linear", "dynamic", "llama3", "yarn"):
-        scaling["factor"] = keys.number("factor")
+        scaling["factor"] = keys.number("factor", low=1e-3, high=1e4)
     if scaling["rope_type"] in ("llama3", "yarn"):
         name = "original_max_position_embeddings"
-        scaling[name] = keys.integer(name, trained)
+        scaling[name] = keys.integer(name, trained, high=MAX_POSITIONS)
+    _check_bends(keys, scaling["rope_type"])
     return scaling
+
+
+def _check_bends(keys: MetadataKeys, rope_type: str) -> None:
+    """The numbers that say where a scaling sets in; those that are there."""
+    if rope_type == "llama3":
+        low, high = (keys.number(f"{end}_freq_factor", None) for end in ("low", "high"))
+        if low is not None and high is not None and low >= high:
+            raise keys.nonsense("high_freq_factor", f"above low_freq_factor, which is {low:g}")
+    if rope_type == "yarn":
+        for name in ("beta_fast", "beta_slow", "attention_factor"):
+            keys.number(name, None)
+        for name in ("mscale", "mscale_all_dim"):
+            keys.number(name, None, positive=False, low=0.0)
 
 
 def _architecture(keys: MetadataKeys) -> str:
@@ -182,7 +187,8 @@ def _rope(keys: MetadataKeys) -> tuple[float, dict[str, Any] | None]:
     merged = (scaling or {}) | (parameters or {})
     merged.setdefault("partial_rotary_factor", keys.values.get("partial_rotary_factor"))
     source = "config.json: rope_parameters"
-    theta = MetadataKeys(merged, source).number("rope_theta", keys.number("rope_theta", 10000.0))
+    default = rope_base(keys, "rope_theta")
+    theta = rope_base(MetadataKeys(merged, source), "rope_theta", default)
     return theta, normalise_rope_scaling(merged, trained, source)
 
 

@@ -17,6 +17,7 @@ import torch
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
+from engine.checkpoint_files import open_regular
 from engine.errors import ModelLoadError
 from engine.models.config import ModelConfig
 from engine.weights.gguf_tensors import GGUFTensor, read_tensors
@@ -119,7 +120,8 @@ def iter_gguf_weights(
     if config.tie_word_embeddings and _HEAD in packed:
         wanted.append((f"{_HEAD}.weight", named[f"{_EMBEDDING}.weight"], True))
     waiting = deque(wanted)
-    data = np.memmap(path, mode="r", dtype=np.uint8)
+    with open_regular(path) as file:
+        data = np.memmap(file, mode="r", dtype=np.uint8)
     ready: deque[tuple[str, int, Future[torch.Tensor]]] = deque()
     ahead_bytes = 0
     # More threads than two only fight for the interpreter lock between numpy calls.

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
+from engine.checkpoint_files import open_regular, unreadable
 from engine.errors import CorruptFile, ModelLoadError
 
 _VERSIONS = (2, 3)
@@ -50,10 +51,13 @@ def read_tensors(path: Path) -> dict[str, GGUFTensor]:
         ModelLoadError: a tensor type that nobody here knows (named), or one part of a split model.
     """
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with (
+            open_regular(path) as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
             return _Header(data, path.name).tensors()
     except OSError as error:
-        raise ModelLoadError(f"{path.name} cannot be read: {error.strerror}") from error
+        raise unreadable(path, error) from error
     except (struct.error, ValueError, KeyError, OverflowError) as error:
         raise CorruptFile(
             f"{path.name} is not a whole GGUF file: its header is damaged; fetch it again"

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from engine.checkpoint_files import read_json
 from engine.errors import ModelLoadError, ModelNotFound
 from engine.weights import verified_file
 from engine.weights.diffusers_layout import HALF_FIRST, UNUSED, choose_weights, has_pickles
@@ -220,15 +221,18 @@ def _in_library_cache(repo: str, revision: str | None, filename: str | None) -> 
         index = snapshot / "model.safetensors.index.json"
         needed = {"config.json", "tokenizer.json"} | (_safetensors(names) or {"no weights"})
         if index.exists():
-            needed |= set(json.loads(index.read_text())["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError, HFValidationError):
+            needed |= set(read_json(index)["weight_map"].values())
+    except (
+        *(OSError, ValueError, KeyError, TypeError, AttributeError),
+        *(HFValidationError, ModelLoadError),
+    ):
         return None
     return snapshot if needed <= set(names) else None
 
 
 def _is_whole(snapshot: Path, names: Sequence[str]) -> bool:
     """Whether each component of an image model has its configuration and all of its weights."""
-    index = json.loads((snapshot / _IMAGE_INDEX).read_text())
+    index = read_json(snapshot / _IMAGE_INDEX)
     components = _components(names)
     for name, entry in index.items():
         if not isinstance(entry, list) or None in entry or name in UNUSED:

@@ -21,22 +21,34 @@ class MetadataKeys:
         self.values = values
         self.source = source
 
-    def integer(self, key: str, default: Any = _MISSING, *, low: int = 1) -> Any:
+    def integer(
+        self, key: str, default: Any = _MISSING, *, low: int = 1, high: int = _MAX_INT - 1
+    ) -> Any:
         value = self._value(key, default)
         if value is default:
             return default
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value < _MAX_INT:
-            raise self.nonsense(key, f"an integer from {low} to {_MAX_INT - 1}")
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise self.nonsense(key, f"an integer from {low} to {high}")
         return value
 
-    def number(self, key: str, default: Any = _MISSING, *, positive: bool = True) -> Any:
+    def number(
+        self,
+        key: str,
+        default: Any = _MISSING,
+        *,
+        positive: bool = True,
+        low: float = -math.inf,
+        high: float = math.inf,
+    ) -> Any:
         value = self._value(key, default)
         if value is default:
             return default
         if not _is_number(value) or (positive and value <= 0):
             raise self.nonsense(key, "a positive number" if positive else "a number")
+        if not low <= value <= high:
+            raise self.nonsense(key, f"a number from {low:g} to {high:g}")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
@@ -78,4 +90,10 @@ class MetadataKeys:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Finite, also as a float: an integer may have any number of digits."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False

@@ -3,7 +3,6 @@
 Called by `loader.py`.
 """
 
-import json
 import math
 import os
 import struct
@@ -14,9 +13,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from engine.errors import CorruptFile, MissingWeight, ModelLoadError
+from engine.checkpoint_files import (
+    check_regular,
+    open_regular,
+    parse_json,
+    read_json,
+    unreadable,
+)
+from engine.errors import CorruptFile, MissingWeight
 from engine.models.config import ModelConfig
-from engine.weights.config_json import read_json
 
 _INDEX = "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 100 << 20
@@ -33,6 +38,7 @@ def iter_folder_weights(folder: Path, config: ModelConfig) -> Iterator[tuple[str
         MissingWeight: the index names a file or tensor that is not there.
     """
     for path, names in _files(folder).items():
+        check_regular(path)
         try:
             with safe_open(path, framework="pt") as file:
                 for name in names:
@@ -68,17 +74,24 @@ def _files(folder: Path) -> dict[Path, list[str]]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(_is_plain(v) for v in weight_map.values()):
         raise CorruptFile(f"{_INDEX} has no usable weight_map; fetch it again")
-    files = {}
-    for file_name in sorted(set(weight_map.values())):
-        path = folder / file_name
-        if not path.exists():
-            raise MissingWeight(f"{_INDEX} names {file_name}, which is not there; fetch it")
-        header = read_header(path)
-        for name, owner in weight_map.items():
-            if owner == file_name and name not in header:
-                raise MissingWeight(f"{file_name} lacks tensor {name!r}; fetch the model again")
-        files[path] = [name for name in _in_file_order(header) if weight_map.get(name) == file_name]
-    return files
+    owned: dict[str, set[str]] = {}
+    for name, file_name in weight_map.items():
+        owned.setdefault(file_name, set()).add(name)
+    return {
+        folder / file_name: _owned(folder / file_name, owned[file_name])
+        for file_name in sorted(owned)
+    }
+
+
+def _owned(path: Path, names: set[str]) -> list[str]:
+    """Those tensors of a file that the index says it has, in the order of the bytes."""
+    if not os.path.exists(path):  # whatever the name is
+        raise MissingWeight(f"{_INDEX} names {path.name}, which is not there; fetch it")
+    header = read_header(path)
+    if names - header.keys():
+        missing = min(names - header.keys())
+        raise MissingWeight(f"{path.name} lacks tensor {missing!r}; fetch the model again")
+    return [name for name in _in_file_order(header) if name in names]
 
 
 def _is_plain(file_name: object) -> bool:
@@ -102,25 +115,49 @@ def read_header(path: Path) -> dict[str, Any]:
         CorruptFile: truncated or damaged.
         ModelLoadError: it cannot be read.
     """
+    header, start, size = _read_raw_header(path)
+    header.pop("__metadata__", None)
     try:
-        with path.open("rb") as file:
+        ends = [_checked_end(entry) for entry in header.values()]
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(path) from error
+    if start + max(ends, default=0) != size:
+        raise CorruptFile(
+            f"{path.name} has {size} bytes and should have {start + max(ends, default=0)}; "
+            f"fetch it again"
+        )
+    return header
+
+
+def read_file_metadata(path: Path) -> dict[str, Any]:
+    """What a file says of itself in its header, under free names; often nothing.
+
+    Raises:
+        CorruptFile: truncated or damaged.
+        ModelLoadError: it cannot be read.
+    """
+    metadata = _read_raw_header(path)[0].get("__metadata__")
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _read_raw_header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """The header as it is written, the number of bytes before the tensors, and of the file."""
+    try:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             (length,) = struct.unpack("<Q", file.read(8))
             if length > min(_MAX_HEADER_BYTES, size - 8):
-                raise ValueError("header length")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        ends = [_checked_end(entry) for entry in header.values()]
+                raise _damaged(path)
+            data = file.read(length)
     except OSError as error:
-        raise ModelLoadError(f"{path.name} cannot be read: {error.strerror}") from error
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CorruptFile(f"{path.name} is damaged; fetch it again") from error
-    if 8 + length + max(ends, default=0) != size:
-        raise CorruptFile(
-            f"{path.name} has {size} bytes and should have {8 + length + max(ends, default=0)}; "
-            f"fetch it again"
-        )
-    return dict(header)
+        raise unreadable(path, error) from error
+    except struct.error as error:
+        raise _damaged(path) from error
+    return parse_json(data, f"the header of {path.name}"), 8 + length, size
+
+
+def _damaged(path: Path) -> CorruptFile:
+    return CorruptFile(f"{path.name} is damaged; fetch it again")
 
 
 def _checked_end(entry: dict[str, Any]) -> int:

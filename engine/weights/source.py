@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from engine.checkpoint_files import open_regular
 from engine.errors import CorruptFile, ModelLoadError, ModelNotFound
 from engine.weights import hub, pypi
 
@@ -111,12 +112,12 @@ def _local(path: Path, name: str) -> Checkpoint:
         raise ModelLoadError(
             f"{name!r} may not be read by this user; give it read access"
         ) from error
+    except FileNotFoundError as error:
+        raise ModelNotFound(f"{name!r} is, or holds, a link to nothing") from error
 
 
 def _one_file(path: Path, name: str) -> Checkpoint:
-    if not path.is_file():
-        raise ModelNotFound(f"{name!r} is neither a folder nor a regular file")
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         magic = file.read(9)
     if magic.startswith(b"GGUF"):
         return Checkpoint("gguf", path, Path(name).stem if name.endswith(".gguf") else name)

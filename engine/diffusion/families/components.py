@@ -15,6 +15,7 @@ from diffusers import AutoencoderKL
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from engine.checkpoint_files import check_folder, read_json, read_optional_json
 from engine.diffusion.families.autoencoder import Autoencoder
 from engine.diffusion.families.options import LoadOptions
 from engine.errors import (
@@ -24,7 +25,7 @@ from engine.errors import (
     ShapeMismatch,
     UnsupportedArchitecture,
 )
-from engine.weights.config_json import read_json
+from engine.models.config import MAX_LAYERS
 from engine.weights.diffusers_layout import (
     FULL_FIRST,
     HALF_FIRST,
@@ -130,6 +131,7 @@ class ComponentFolder:
             ModelLoadError: its files are missing or damaged.
         """
         self._check_class(name, tokenizer_class.__name__, f"{tokenizer_class.__name__}Fast")
+        check_component(self._folder / name)
         with _reading(name):
             tokenizer: Component = tokenizer_class.from_pretrained(  # type: ignore[attr-defined]
                 str(self._folder / name), local_files_only=True
@@ -173,6 +175,7 @@ class ComponentFolder:
 
     def _check_weights(self, name: str) -> str:
         """The variant to load, its files whole."""
+        check_component(self._folder / name)
         variant, files = weight_files(self._folder / name, self._options.dtype)
         if not files and has_pickles(_names(self._folder / name)):
             raise ModelLoadError(
@@ -184,6 +187,26 @@ class ComponentFolder:
         for file in files:
             read_header(file)
         return variant
+
+
+def check_component(folder: Path) -> None:
+    """Before a library reads a component's folder and builds what its config.json says.
+
+    Raises:
+        CorruptFile: a file is no file, or JSON that cannot be read.
+        ModelLoadError: more layers than would be built in a bearable time.
+    """
+    if not folder.is_dir():
+        return
+    check_folder(folder)
+    for key, value in read_optional_json(folder / "config.json").items():
+        counts = value if isinstance(value, list) else [value]
+        numbers = [n for n in counts if isinstance(n, int) and "layers" in key]
+        if max(numbers, default=0) > MAX_LAYERS or len(counts) > MAX_LAYERS:
+            raise ModelLoadError(
+                f"config.json of {folder.name} has {key} beyond {MAX_LAYERS}, the most layers that "
+                f"are built; fetch the model again"
+            )
 
 
 def weight_files(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[str, list[Path]]:

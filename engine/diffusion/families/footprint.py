@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
+from engine.checkpoint_files import read_json
 from engine.diffusion.families.quantization_rules import (
     Quantization,
     is_quantized,
     quantized_bytes,
 )
 from engine.diffusion.families.registry import INDEX
-from engine.weights.config_json import read_json
 from engine.weights.diffusers_layout import FULL_FIRST, UNUSED, choose_weights
 from engine.weights.safetensors import read_header
 from engine.weights.source import Checkpoint

@@ -17,6 +17,8 @@ from diffusers.quantizers.gguf.utils import SUPPORTED_GGUF_QUANT_TYPES, GGUFPara
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
+from engine.checkpoint_files import open_regular
+from engine.diffusion.families.components import check_component
 from engine.diffusion.families.flux_names import to_diffusers_names
 from engine.errors import CorruptFile, MissingWeight, ModelLoadError, ShapeMismatch
 from engine.weights.gguf_tensors import GGUFTensor, read_tensors
@@ -116,6 +118,7 @@ def _lacks(path: Path, name: str) -> MissingWeight:
 
 
 def _config(model: type[Transformer], path: Path) -> Mapping[str, Any]:
+    check_component(path.parent)
     try:
         config: Mapping[str, Any] = model.load_config(str(path.parent), local_files_only=True)
     except OSError as error:
@@ -129,7 +132,8 @@ def _config(model: type[Transformer], path: Path) -> Mapping[str, Any]:
 def _read_state(path: Path) -> dict[str, torch.Tensor]:
     """Every tensor; matrices packed as they are stored, everything else expanded."""
     tensors = read_tensors(path)
-    data = np.memmap(path, dtype=np.uint8, mode="r")
+    with open_regular(path) as file:
+        data = np.memmap(file, dtype=np.uint8, mode="r")
     return {name.removeprefix(_PREFIX): _tensor(data, entry) for name, entry in tensors.items()}
 
 

@@ -6,8 +6,6 @@ are mapped by diffusers.
 """
 
 import gzip
-import json
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +29,7 @@ from transformers import (
     CLIPTokenizer,
 )
 
+from engine.checkpoint_files import check_regular, read_json
 from engine.diffusion.families.autoencoder import Autoencoder
 from engine.diffusion.families.components import autoencoder_dtype, place_autoencoder
 from engine.diffusion.families.options import LoadOptions
@@ -41,8 +40,7 @@ from engine.errors import (
     ShapeMismatch,
     UnsupportedArchitecture,
 )
-from engine.weights.config_json import read_json
-from engine.weights.safetensors import read_header
+from engine.weights.safetensors import read_file_metadata, read_header
 
 DATA = Path(__file__).parent / "single_file_data"
 
@@ -52,7 +50,6 @@ _OPEN_CLIP = "cond_stage_model.model."
 _XL_CLIP = "conditioner.embedders.0.transformer."
 _XL_OPEN_CLIP = "conditioner.embedders.1.model."
 _XL_REFINER = "conditioner.embedders.0.model."
-_MAX_HEADER_BYTES = 100 << 20
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -100,7 +97,7 @@ def layout_of(path: Path) -> Layout:
     prefix = "StableDiffusionXL" if _has(header, _XL_OPEN_CLIP) else "StableDiffusion"
     role = {8: "InstructPix2Pix", 9: "Inpaint"}.get(in_channels, "")
     pipeline = f"{prefix}{role}Pipeline"
-    metadata = _metadata(path)
+    metadata = read_file_metadata(path)
     told = metadata.get("modelspec.predict_key", metadata.get("modelspec.prediction_type", ""))
     is_v = "v_pred" in header or told in ("v", "v_prediction")
     if _has(header, _XL_OPEN_CLIP):
@@ -124,6 +121,7 @@ def load(path: Path, options: LoadOptions, *, data: Path = DATA) -> SingleFilePa
         ModelLoadError: one of its kinds.
     """
     layout = layout_of(path)
+    check_regular(path)
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -255,15 +253,6 @@ def _scheduler_config(configs: Path, layout: Layout) -> dict[str, Any]:
 
 def _has(header: Mapping[str, Any], prefix: str) -> bool:
     return any(name.startswith(prefix) for name in header)
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    """What the file says of itself; its header was checked before."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(min(length, _MAX_HEADER_BYTES)))
-    metadata = header.get("__metadata__")
-    return metadata if isinstance(metadata, dict) else {}
 
 
 def _unsupported(header: Mapping[str, Any]) -> UnsupportedArchitecture:

@@ -126,8 +126,8 @@ def test_chat_template(
     [
         ("tokenizer.json", "{", CorruptFile, "tokenizer.json cannot be read"),
         ("tokenizer.json", "{}", CorruptFile, "tokenizer.json cannot be read"),
-        ("tokenizer_config.json", "{", CorruptFile, "tokenizer_config.json cannot be read"),
-        ("tokenizer_config.json", "[]", CorruptFile, "does not hold a JSON object"),
+        ("tokenizer_config.json", "{", CorruptFile, "tokenizer_config.json is not valid JSON"),
+        ("tokenizer_config.json", "[]", CorruptFile, "is not a JSON object"),
         ("generation_config.json", "3", CorruptFile, "generation_config.json"),
         ("tokenizer_config.json", '{"added_tokens_decoder": [1]}', CorruptFile, "added tokens"),
         ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {}}}', CorruptFile, "added tok"),

@@ -110,7 +110,7 @@ def test_files_that_cannot_be_served(tmp_path: Path) -> None:
         with pytest.raises(error, match=words):
             resolve(tmp_path / name)
     os.mkfifo(tmp_path / "pipe.gguf")
-    with pytest.raises(ModelNotFound, match="regular file"):
+    with pytest.raises(CorruptFile, match=r"pipe\.gguf is a pipe"):
         resolve(tmp_path / "pipe.gguf")
 
 

@@ -2,9 +2,11 @@
 
 import copy
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -181,6 +183,52 @@ def test_broken_indexes(content: str, folder: Path) -> None:
     (folder / "model_index.json").write_text(content)
     with pytest.raises(CorruptFile, match=r"model_index\.json"):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model_index.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/config.json",
+        "scheduler/scheduler_config.json",
+        "text_encoder/model.safetensors",
+        "tokenizer/tokenizer_config.json",
+        "tokenizer/vocab.json",
+    ],
+)
+def test_pipes_and_deep_json_in_a_files_place(name: str, folder: Path) -> None:
+    path = folder / name
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    with pytest.raises(CorruptFile, match=f"{path.name} is a pipe"):
+        load(folder)
+    if path.suffix == ".json":
+        path.unlink()
+        path.write_text('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}")
+        with pytest.raises(CorruptFile, match=f"{path.name} is nested"):
+            load(folder)
+
+
+@pytest.mark.parametrize(
+    ("component", "change"),
+    [
+        ("unet", {"layers_per_block": 20_000}),
+        ("unet", {"down_block_types": ["DownBlock2D"] * 20_000}),
+        ("vae", {"layers_per_block": 20_000}),
+        ("text_encoder", {"num_hidden_layers": 20_000}),
+    ],
+)
+def test_more_layers_than_can_be_built(
+    component: str, change: dict[str, object], folder: Path
+) -> None:
+    path = folder / component / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    started_s = time.monotonic()
+    with pytest.raises(ModelLoadError, match=f"{component} has {next(iter(change))} beyond 1024"):
+        load(folder)
+    assert time.monotonic() - started_s < 20
 
 
 def test_language_models_are_not_drawn_with(tmp_path: Path) -> None:
