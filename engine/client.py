@@ -21,6 +21,7 @@ from engine.request_stream import RequestStream, StreamTable
 from engine.runtime.memory import MemoryArbiter
 from engine.stepping import AnyEngine
 from engine.supervisor import Supervisor, WorkerOptions
+from engine.text_gate import TextCheck
 from engine.types import (
     EngineStats,
     GenerateRequest,
@@ -67,6 +68,9 @@ class EngineClient(Protocol):
     """Called with (model, stats) for every step that a text model reports."""
     on_image_stats: list[ImageStatsListener]
     """The same for image models."""
+    check_text: TextCheck | None
+    """Awaited with the place of each text model's checkpoint before the model is ready; what it
+    raises is why the model failed. To be set before the start."""
 
     @overload
     def submit(self, request: GenerateRequest) -> TokenStream: ...
@@ -121,10 +125,12 @@ class ProcessEngineClient:
     def __init__(self, specs: Sequence[ModelSpec], options: WorkerOptions) -> None:
         self.on_stats: list[StatsListener] = []
         self.on_image_stats: list[ImageStatsListener] = []
+        self.check_text: TextCheck | None = None
         self._draining = False
         arbiter = MemoryArbiter()
         self._supervisors = {
-            spec.name: Supervisor(spec, options, arbiter, self._report) for spec in specs
+            spec.name: Supervisor(spec, options, arbiter, self._report, self._check_text)
+            for spec in specs
         }
         self._image_share = ImageShare(options.config.image_share, self._throttle)
 
@@ -133,9 +139,9 @@ class ProcessEngineClient:
             raise Draining("the server is shutting down; send the request to another one")
         supervisor = self._supervisors.get(request.model)
         if supervisor is None:
+            names = ", ".join(info.model for info in self._ready()) or "those that GET /ready names"
             raise UnknownModel(
-                f"model {request.model!r} is not served; use one of {', '.join(self._supervisors)}",
-                param="model",
+                f"model {request.model!r} is not served; use one of {names}", param="model"
             )
         stream = supervisor.submit(request)
         if isinstance(request, GenerateRequest):
@@ -178,6 +184,9 @@ class ProcessEngineClient:
             if s.info is not None and s.status.phase is Phase.READY
         ]
 
+    async def _check_text(self, path: str) -> int:
+        return 0 if self.check_text is None else await self.check_text(path)
+
     def _report(self, model: str, stats: EngineStats | ImageStats) -> None:
         if isinstance(stats, ImageStats):
             for image_listener in self.on_image_stats:
@@ -199,6 +208,7 @@ class InProcessEngineClient:
     def __init__(self, engine: AnyEngine, info: ModelInfo | ImageModelInfo) -> None:
         self.on_stats: list[StatsListener] = []
         self.on_image_stats: list[ImageStatsListener] = []
+        self.check_text: TextCheck | None = None
         self._engine = engine
         self._info = info
         self._stats: EngineStats | ImageStats | None = None

@@ -40,6 +40,8 @@ class EngineError(Exception):
     retryable: bool = False
     retry_after_s: int | None = None
     """When to try again, where whoever raised it can tell."""
+    hint: str | None = None
+    """What the operator may read besides, on the terminal and in the log: it may name paths."""
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)

@@ -21,6 +21,11 @@ _DEVICE_ERRORS = re.compile(
 log = structlog.get_logger(__name__)
 
 
+class Unusable(Exception):
+    """What a request came to cannot be given to the client; the text says why, and is fit for
+    clients."""
+
+
 def answer_for(error: BaseException, request_id: str) -> EngineError:
     """What the client of the request that failed is told.
 
@@ -32,6 +37,8 @@ def answer_for(error: BaseException, request_id: str) -> EngineError:
     """
     if isinstance(error, EngineError) and not isinstance(error, InternalError):
         return error
+    if isinstance(error, Unusable):
+        return failed_row(str(error), request_id)
     raise_if_poisoned(error)
     reference = secrets.token_hex(6)
     is_memory = is_out_of_memory(error)

@@ -222,6 +222,7 @@ def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, ModelInfo | 
         return load_image_engine(checkpoint, spec.model, spec.config, link)
     from engine.llm.loading import load_engine
 
+    link.send(messages.Found(str(checkpoint.path)))
     link.report(Phase.LOADING, 0.0, kind=ModelKind.TEXT)
     return load_engine(checkpoint, spec.model, spec.config, link)
 
@@ -244,8 +245,9 @@ def serve(spec: messages.WorkerSpec) -> int:
         Loop(engine, link, pulse).run()
         engine.shutdown()
     except EngineError as error:
-        log.error("worker failed", code=error.code, reason=error.message)
-        link.send(messages.Failed(error.code, error.message))
+        # The server says it, once.
+        log.debug("worker failed", code=error.code, reason=error.message)
+        link.send(messages.Failed(error.code, error.message, error.hint))
         return 1
     except Exception as error:
         log.exception("worker failed")

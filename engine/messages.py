@@ -77,6 +77,12 @@ class Reserve(msgspec.Struct, tag="reserve", frozen=True):
     """What the device had free when the worker looked: the budget, if it is not known yet."""
 
 
+class Found(msgspec.Struct, tag="found", frozen=True):
+    """A text model's checkpoint is on this machine: its text side can be tried."""
+
+    path: str
+
+
 class Ready(msgspec.Struct, tag="ready", frozen=True):
     info: ModelInfo
 
@@ -90,6 +96,8 @@ class Failed(msgspec.Struct, tag="failed", frozen=True):
 
     code: str
     message: str
+    hint: str | None = None
+    """For the operator alone: it may name paths."""
 
 
 class Step(msgspec.Struct, tag="step", frozen=True):
@@ -115,7 +123,7 @@ class ImageStep(msgspec.Struct, tag="image_step", frozen=True):
 
 
 ToWorker = Submit | SubmitImage | Abort | Granted | Denied | Throttle | Shutdown
-FromWorker = Progress | Reserve | Ready | ImageReady | Failed | Refused | Step | ImageStep
+FromWorker = Progress | Reserve | Found | Ready | ImageReady | Failed | Refused | Step | ImageStep
 
 encode = msgspec.msgpack.Encoder().encode
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

@@ -33,6 +33,7 @@ from engine.pulse import PulseReader
 from engine.request_stream import RequestStream, StreamTable
 from engine.runtime.memory import MemoryArbiter
 from engine.socket_folder import new_socket, remove_socket
+from engine.text_gate import TextCheck, TextGate
 from engine.types import (
     EngineStats,
     GenerateRequest,
@@ -74,6 +75,7 @@ class Supervisor:
         options: WorkerOptions,
         arbiter: MemoryArbiter,
         on_stats: Callable[[str, EngineStats | ImageStats], None],
+        check_text: TextCheck,
     ) -> None:
         self.spec = spec
         self.info: ModelInfo | ImageModelInfo | None = None
@@ -82,6 +84,8 @@ class Supervisor:
         self._options = options
         self._arbiter = arbiter
         self._on_stats = on_stats
+        self._check_text = check_text
+        self._gate = self._new_gate()
         self._streams = StreamTable(lambda request_id: self._send(messages.Abort(request_id)))
         self._socket: zmq.asyncio.Socket | None = None
         self._process: asyncio.subprocess.Process | None = None
@@ -163,7 +167,7 @@ class Supervisor:
                 self._lose_worker()
             was_ready = self._restarts > 0 or self.info is not None
             if self._failure is not None and not was_ready:
-                self._set_phase(Phase.FAILED, self._failure.message, error_code=self._failure.code)
+                self._fail(self._failure)
                 return
             if loop.time() - started_s > HEALTHY_AFTER_S:
                 pause_s = FIRST_PAUSE_S
@@ -179,6 +183,7 @@ class Supervisor:
         pulses = PulseReader()
         try:
             self._failure = self._stall = None
+            self._gate = self._new_gate()
             self._socket = context.socket(zmq.PAIR)
             self._socket.set_hwm(0)
             self._socket.linger = 0
@@ -292,10 +297,10 @@ class Supervisor:
                 self._set_phase(phase, detail, progress=progress)
             case messages.Reserve():
                 self._reserve(message)
+            case messages.Found(path=path):
+                self._gate.found(path)
             case messages.Ready(info=info):
-                self.info = info
-                self._set_phase(Phase.READY)
-                log.info("model ready", model=self.spec.name, max_model_len=info.max_model_len)
+                self._gate.loaded(info)
             case messages.ImageReady(info=image_info):
                 self.info = image_info
                 self._set_phase(Phase.READY)
@@ -305,6 +310,23 @@ class Supervisor:
                 self._streams.fail(request_id, error_from_code(code, text))
             case messages.Failed():
                 self._failure = message
+
+    def _new_gate(self) -> TextGate:
+        return TextGate(self._check_text, self._serve_text, self._give_up)
+
+    def _serve_text(self, info: ModelInfo) -> None:
+        self.info = info
+        self._set_phase(Phase.READY)
+        log.info("model ready", model=self.spec.name, max_model_len=info.max_model_len)
+
+    def _give_up(self, failure: messages.Failed) -> None:
+        """End a worker whose model cannot be served, however far it is."""
+        self._failure = failure
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
+    def _fail(self, failure: messages.Failed) -> None:
+        self._set_phase(Phase.FAILED, failure.message, error_code=failure.code, hint=failure.hint)
 
     def _reserve(self, ask: messages.Reserve) -> None:
         self._arbiter.ensure_budget(ask.device, ask.capacity_bytes)
@@ -330,11 +352,15 @@ class Supervisor:
             os.killpg(process.pid, signal.SIGKILL)  # what it started: compilers, downloads
         if code != 0 and self.status.phase is not Phase.STOPPED:
             cause = f"signal {-code}" if code < 0 else f"exit code {code}"
-            log.error("worker ended", model=self.spec.name, cause=cause)
+            if self._failure is not None:
+                cause = self._failure.message
+            if self._failure is None or self.info is not None:  # else the status tells it
+                log.error("worker ended", model=self.spec.name, cause=cause)
 
     def _lose_worker(self) -> None:
         """The worker is gone: so are its requests and its memory."""
         self._process = None
+        self._gate.close()
         self._arbiter.release(self.spec.name)
         self._set_phase(Phase.RESTARTING)
         reason = f": {self._failure.message}" if self._failure else ""
@@ -351,6 +377,7 @@ class Supervisor:
         *,
         progress: float | None = None,
         error_code: str | None = None,
+        hint: str | None = None,
     ) -> None:
         self.status = ModelStatus(
             model=self.spec.name,
@@ -361,4 +388,5 @@ class Supervisor:
             restarts=self._restarts,
             stalls=self._stalls,
             kind=self._kind,
+            hint=hint,
         )

@@ -208,3 +208,6 @@ class ModelStatus:
     """Workers that were ended because they had stopped."""
     kind: ModelKind | None = None
     """None until the checkpoint has been found."""
+    hint: str | None = None
+    """What the operator may read besides of a failure. Never shown to clients: it may name
+    paths."""

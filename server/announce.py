@@ -75,11 +75,13 @@ class Announcer:
             return
         self._told[status.model] = (status, now)
         if status.phase is Phase.FAILED:
+            hint = {} if status.hint is None else {"hint": status.hint}
             log.error(
                 "model failed to load",
                 model=status.model,
                 code=status.error_code,
                 cause=status.detail,
+                **hint,
             )
         elif status.phase is not Phase.READY:  # that the engine reports itself
             progress = None if status.progress is None else f"{status.progress:.0%}"

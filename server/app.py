@@ -5,6 +5,7 @@ The engine starts and stops with the app's lifespan; it is handed in, so that te
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
 
@@ -20,6 +21,7 @@ from server.metrics import ServerMetrics
 from server.routes import chat, completions, docs, health, images, metrics, models, tokenize
 from server.settings import Settings
 from server.state import AppState
+from server.text_check import check_text
 from server.texts import TextRegistry
 
 _ROUTERS = (
@@ -38,6 +40,8 @@ _ROUTERS = (
 def create_app(settings: Settings, engine: EngineClient) -> FastAPI:
     """The ASGI app. Startup returns while models still load; `/ready` tells when they serve."""
     state = _create_state(settings, engine)
+
+    engine.check_text = partial(check_text, state.texts)
     app = FastAPI(
         title="Tandem",
         summary="OpenAI-compatible inference server",
@@ -56,7 +60,7 @@ def create_app(settings: Settings, engine: EngineClient) -> FastAPI:
 
 
 def _create_state(settings: Settings, engine: EngineClient) -> AppState:
-    lifecycle = Lifecycle(settings.drain_timeout_s)
+    lifecycle = Lifecycle(settings.drain_timeout_s, require_all=settings.require_all)
     admission = Admission(
         lifecycle,
         max_num_seqs=settings.engine.max_num_seqs,

@@ -54,8 +54,22 @@ def find_any_model(engine: EngineClient, name: str) -> ModelInfo | ImageModelInf
 
 
 def served_names(engine: EngineClient, kind: ModelKind) -> list[str]:
-    """Ids of the models of that kind, and of those whose kind is not known yet."""
-    return [s.model for s in engine.statuses() if _kind(engine, s) in (kind, None)]
+    """Ids of the models of that kind, and of those whose kind is not known yet, but for those that
+    could not be loaded."""
+    return [
+        status.model
+        for status in engine.statuses()
+        if _kind(engine, status) in (kind, None) and status.phase is not Phase.FAILED
+    ]
+
+
+def unknown_model(engine: EngineClient, name: str) -> UnknownModel:
+    """What to say of a model that is not configured: names those that serve now, of any kind."""
+    texts = [info.model for info in engine.models()]
+    images = [f"{info.model} (draws images)" for info in engine.image_models()]
+    names = ", ".join([*texts, *images])
+    advice = f"use one of: {names}" if names else "no model serves yet; see GET /ready"
+    return UnknownModel(f"model {name!r} is not served; {advice}", param="model")
 
 
 def _find(engine: EngineClient, ready: Sequence[Info], name: str | None, kind: ModelKind) -> Info:
@@ -75,7 +89,7 @@ def _find(engine: EngineClient, ready: Sequence[Info], name: str | None, kind: M
                 f"model {name} {_OTHER_ROUTES[kind]}; {_use(served, kind)}", param="model"
             )
         raise ModelNotReady(_not_ready(status), param="model")
-    raise UnknownModel(f"model {name!r} is not served; {_use(served, kind)}", param="model")
+    raise unknown_model(engine, name)
 
 
 def _kind(engine: EngineClient, status: ModelStatus) -> ModelKind | None:

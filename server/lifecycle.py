@@ -40,9 +40,14 @@ class Lifecycle:
     `cut_drain_short`."""
 
     def __init__(
-        self, drain_timeout_s: float, *, clock: Callable[[], float] = time.monotonic
+        self,
+        drain_timeout_s: float,
+        *,
+        require_all: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.drain_timeout_s = drain_timeout_s
+        self._require_all = require_all
         self._clock = clock
         self._drain_deadline: float | None = None
         self.cut_short = False
@@ -69,10 +74,16 @@ class Lifecycle:
         return 0.0 if self.cut_short else max(0.0, self._drain_deadline - self._clock())
 
     def readiness(self, statuses: Sequence[ModelStatus]) -> Readiness:
-        """One phase for all models: that of the one furthest from serving."""
+        """One phase for all models: that of the one furthest from serving.
+
+        Models that failed to load count only where all of them are required, or nothing is left:
+        waiting would not bring them.
+        """
         if self.draining:
             return Readiness(Phase.DRAINING)
         if not statuses:
             return Readiness(Phase.STARTING)
-        worst = min(statuses, key=lambda status: _WORST_FIRST.index(status.phase))
+        loadable = [status for status in statuses if status.phase is not Phase.FAILED]
+        counted = statuses if self._require_all or not loadable else loadable
+        worst = min(counted, key=lambda status: _WORST_FIRST.index(status.phase))
         return Readiness(worst.phase, worst.progress)

@@ -36,8 +36,9 @@ def install(app: FastAPI, engine: EngineClient, policy: Policy) -> None:
                 _name_models(schema, served_names(engine, ModelKind.TEXT))
                 _fill_in(schema["properties"], engine.models(), policy)
         served = [status.model for status in engine.statuses()]
-        for parameter in document["paths"]["/v1/models/{model_id}"]["get"]["parameters"]:
-            parameter["schema"]["enum"] = served
+        for path in ("/v1/models/{model_id}", "/ready/{model_id}"):
+            for parameter in document["paths"][path]["get"]["parameters"]:
+                parameter["schema"]["enum"] = served
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

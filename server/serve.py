@@ -4,6 +4,7 @@ SIGTERM ─→ draining: /ready 503, new requests 503, running ones go on
         ─→ all have finished, or drain_timeout_s is over: the engine stops
         ─→ connections close, exit code 0
 a second signal cuts all of that short, exit code 1
+no model could be loaded ─→ the same end, exit code 1
 """
 
 import asyncio
@@ -22,6 +23,7 @@ from fastapi import FastAPI
 
 from engine.client import EngineClient, ProcessEngineClient, WorkerOptions
 from engine.logs import configure_logging
+from engine.types import Phase
 from engine.version import __version__
 from server.announce import Announcer
 from server.app import create_app
@@ -62,7 +64,7 @@ def run(settings: Settings, create_engine: Callable[[Settings], EngineClient] | 
         _allow_connections(settings.max_connections)
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
             runner.run(server.serve(sockets=[listener.socket]))
-    return 1 if server.force_exit else 0
+    return 1 if server.force_exit or server.has_failed else 0
 
 
 def create_process_engine(settings: Settings) -> EngineClient:
@@ -85,6 +87,8 @@ class DrainingServer(uvicorn.Server):
         self._state = state
         self._announcer = Announcer(state.settings, state.engine, listener, typer.echo)
         self._announcement: asyncio.Task[None] | None = None
+        self.has_failed = False
+        """No model could be loaded."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Runs in a signal handler, between any two instructions of the loop: only sets flags."""
@@ -105,10 +109,19 @@ class DrainingServer(uvicorn.Server):
             check_connections(self.server_state.connections, now_s)
         if await super().on_tick(counter) or self.force_exit:
             return True
+        if self._nothing_could_be_loaded():
+            self.has_failed = True
+            return True
         lifecycle = self._state.lifecycle
         if not lifecycle.draining:
             return False
         return self._state.admission.num_in_flight() == 0 or lifecycle.remaining_drain_s() == 0
+
+    def _nothing_could_be_loaded(self) -> bool:
+        """Once the operator has been told why."""
+        if self._announcement is None or not self._announcement.done():
+            return False
+        return all(status.phase is Phase.FAILED for status in self._state.engine.statuses())
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         """Stop the engine first: requests still in it end with an error, not with silence."""

@@ -268,6 +268,11 @@ class Settings(BaseSettings):
         le=86_400,
         description="How long running requests may take to finish after SIGTERM, in seconds.",
     )
+    require_all: bool = Field(
+        False,
+        description="Answer /ready with 200 only while every model serves; without it, models that "
+        "failed to load are named there and do not count.",
+    )
     heartbeat_interval_s: float = Field(
         15.0,
         ge=0.01,

@@ -75,6 +75,10 @@ class ModelText:
         if self._template is not None:
             self._template.close()
 
+    @property
+    def has_chat_template(self) -> bool:
+        return self._template is not None
+
     async def encode_all(
         self,
         texts: Sequence[str],
@@ -220,18 +224,27 @@ class TextRegistry:
         Raises:
             ModelLoadError: tokenizer files are missing or broken. The next call tries again.
         """
-        load = self._loads.get(info.path)
+        return await self.load(info.path)
+
+    async def load(self, path: str) -> ModelText:
+        """The same for a model that is not ready yet, by the place of its checkpoint."""
+        load = self._loads.get(path)
         if load is None:
-            load = asyncio.create_task(ModelText.load(Path(info.path), self._pool))
-            self._loads[info.path] = load
+            load = asyncio.create_task(ModelText.load(Path(path), self._pool))
+            self._loads[path] = load
         if load.done() and load.exception() is None:
             return load.result()
         try:
             # Shielded: a client that leaves must not cancel the load for those who wait with it.
             return await asyncio.shield(load)
         except Exception:
-            self._loads.pop(info.path, None)
+            self._loads.pop(path, None)
             raise
+
+    def discard(self, path: str, text: ModelText) -> None:
+        """Forget a text side that does not work."""
+        self._loads.pop(path, None)
+        text.close()
 
     async def aclose(self) -> None:
         """End what the models' texts have outside of this process. Idempotent."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from engine.fault import Unusable
 from engine.image_types import Pixels
 
 Work = Callable[[], Pixels]
@@ -21,6 +22,17 @@ class Decoded:
     pixels: Pixels | None
     error: Exception | None
     elapsed_s: float
+
+
+def finite(values: torch.Tensor, what: str) -> torch.Tensor:
+    """The values, if all of them are numbers: a picture of others would be black or noise.
+
+    Raises:
+        Unusable: some are infinite or not numbers.
+    """
+    if not bool(torch.isfinite(values).all()):
+        raise Unusable(f"the model gave {what} with values that are not finite numbers")
+    return values
 
 
 class DecodeThread:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import structlog
 import torch
 
-from engine.diffusion.decoding import Decoded, DecodeThread
+from engine.diffusion.decoding import Decoded, DecodeThread, finite
 from engine.diffusion.families.family import Family
 from engine.diffusion.prompt_cache import PromptCache
 from engine.diffusion.sample import Sample
@@ -274,9 +274,11 @@ class DiffusionEngine:
         latents: torch.Tensor,
         finish: Callable[[Pixels], Pixels],
     ) -> None:
-        self._decoder.submit(
-            (sample.sample_id, index), lambda: finish(from_tensor(decode(latents)[0]))
-        )
+        def work() -> Pixels:
+            picture = finite(decode(finite(latents, "latents")), "a picture")
+            return finish(from_tensor(picture[0]))
+
+        self._decoder.submit((sample.sample_id, index), work)
 
     def _collect(self, wait_s: float) -> list[ImageEvent]:
         events: list[ImageEvent] = []

@@ -14,10 +14,10 @@ from engine.diffusion.families.family import FamilyFacts
 from engine.diffusion.families.footprint import weight_bytes
 from engine.diffusion.families.registry import load_family
 from engine.errors import ModelLoadError
-from engine.image_types import ImageModelInfo, ImageParams, ImageRequest, ImageTask
+from engine.image_types import ImageModelInfo, ImageParams, ImageRequest, ImageTask, Pixels
 from engine.runtime.device import machine_facts, torch_dtype
 from engine.runtime.threads import limit_threads
-from engine.types import Phase
+from engine.types import FinishReason, Phase
 from engine.weights.source import Checkpoint
 
 _ACTIVATION_BYTES_PER_PIXEL = 1024
@@ -93,24 +93,44 @@ def warm_up(engine: DiffusionEngine, facts: FamilyFacts) -> None:
     """One step of a small picture, so that the first request does not pay for lazy set-up.
 
     Raises:
-        ModelLoadError: it failed.
+        ModelLoadError: there is no picture at its end, or one that is not of finite numbers.
     """
-    params = ImageParams(
-        task=ImageTask.TEXT_TO_IMAGE,
-        width=min(facts.default_width, _WARM_UP_SIDE),
-        height=min(facts.default_height, _WARM_UP_SIDE),
-        num_inference_steps=1,
-        seed=0,
-        guidance_scale=facts.default_guidance_scale,
-    )
-    if params.task not in facts.tasks:
-        return
-    engine.add(ImageRequest(request_id="warm-up", model="", prompt="", params=params))
+    engine.add(trial_request(facts))
     while engine.has_work():
-        for event in engine.step()[0]:
-            if event.error_code is not None:
-                raise ModelLoadError(f"a first picture failed: {event.error_message}")
+        events, _ = engine.step()
+        for event in events:
+            if event.finish_reason is FinishReason.ERROR:
+                raise ModelLoadError(
+                    f"a trial picture failed: {event.error_message}; the weights are damaged, or "
+                    f"overflow in their dtype: fetch the model again, or set another image_dtype"
+                )
     engine.reset_totals()
+
+
+def trial_request(facts: FamilyFacts) -> ImageRequest:
+    """A small picture of the first task that the family has, of a grey one where it needs one."""
+    task = next(task for task in ImageTask if task in facts.tasks)
+    width = min(facts.default_width, _WARM_UP_SIDE)
+    height = min(facts.default_height, _WARM_UP_SIDE)
+    needs_image, needs_mask = task is not ImageTask.TEXT_TO_IMAGE, task is ImageTask.INPAINT
+    grey = Pixels(width=width, height=height, channels=3, data=b"\x80" * (3 * width * height))
+    mask = Pixels(width=width, height=height, channels=1, data=b"\xff" * (width * height))
+    return ImageRequest(
+        request_id="warm-up",
+        model="",
+        prompt="a grey wall",
+        params=ImageParams(
+            task=task,
+            width=width,
+            height=height,
+            num_inference_steps=1,
+            seed=0,
+            guidance_scale=facts.default_guidance_scale,
+            strength=1.0,
+        ),
+        images=[grey] if needs_image else [],
+        mask=mask if needs_mask else None,
+    )
 
 
 def model_info(

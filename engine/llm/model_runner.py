@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from engine.config import ResolvedConfig
-from engine.errors import EngineError, InvariantViolation
+from engine.errors import EngineError, InsufficientMemory, InvariantViolation, ModelLoadError
+from engine.fault import is_out_of_memory
 from engine.llm.batch import BLOCK_IDS, Batch, StepRows, lay_out
 from engine.llm.cuda_graph import DecodeGraphs, Recorder
 from engine.llm.decision import (
@@ -179,7 +180,21 @@ class ModelRunner:
         """Run typical shapes once, so that the first requests are not slow. Changes no state.
 
         Writes to block 0, which has no owner yet.
+
+        Raises:
+            ModelLoadError: the model gives no finite numbers, or the steps need too much memory.
         """
+        try:
+            self._run_warm_up_steps()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise InsufficientMemory(
+                "a trial step needs more memory than the device has free; use a smaller model or "
+                "free memory"
+            ) from error
+
+    def _run_warm_up_steps(self) -> None:
         self._kv.commit_ahead()
         most = min(self._config.max_num_seqs, self._config.max_num_batched_tokens)
         sizes = {min(size, most) for size in WARM_UP_TOKENS}
@@ -191,7 +206,7 @@ class ModelRunner:
     def _warm_up_step(self, lengths: list[int]) -> None:
         greedy = SamplingParams(temperature=0.0, max_tokens=1)
         ids = [-1 - index for index in range(len(lengths))]
-        self.execute(
+        output = self.execute(
             ScheduleDecision(
                 new=[
                     NewSequence(seq_id, [0] * length, greedy, 0, 0, ())
@@ -206,6 +221,12 @@ class ModelRunner:
             )
         )
         self.execute(ScheduleDecision(finished=ids))
+        problem = next((row.error for row in output.outputs if row.error is not None), None)
+        if problem is not None:
+            raise ModelLoadError(
+                f"a trial step failed: {problem}; its weights are damaged, or too large for "
+                f"{self._config.dtype}: fetch the model again, or set another dtype"
+            )
 
     def _apply_changes(self, decision: ScheduleDecision) -> None:
         for seq_id in decision.finished:

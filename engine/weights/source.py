@@ -14,7 +14,7 @@ from typing import Literal
 
 from engine.checkpoint_files import open_regular
 from engine.errors import CorruptFile, ModelLoadError, ModelNotFound
-from engine.weights import hub, pypi
+from engine.weights import hub, pypi, suggestions
 
 Progress = Callable[[float | None, str], None]
 """Called with the fraction done (None: unknown) and one line for people."""
@@ -62,10 +62,22 @@ def resolve_source(
         offline: never touch the network.
 
     Raises:
-        ModelNotFound: no such built-in, folder, file or repository, or the network is out of reach.
+        ModelNotFound: no such built-in, folder, file or repository, or the network is out of reach;
+            its hint says where it was looked for, and what may have been meant.
         CorruptFile: a download has the wrong checksum, or a file is not what its name says.
         ModelLoadError: the files are there but cannot be used (only pickles, disk full ...).
     """
+    try:
+        return _resolve(ref, cache_dir, on_progress, offline)
+    except ModelNotFound as error:
+        if ref.lower() not in (*_BUILT_IN, *_SHIPPED):
+            error.hint = suggestions.hint(
+                ref, (*_BUILT_IN, *_SHIPPED), may_be_hub_id=_hub_id(ref) is not None
+            )
+        raise
+
+
+def _resolve(ref: str, cache_dir: Path, on_progress: Progress, offline: bool) -> Checkpoint:
     shipped = _SHIPPED.get(ref.lower())
     if shipped is not None:
         return Checkpoint("diffusers", shipped, ref.lower())
@@ -79,8 +91,8 @@ def resolve_source(
     local = os.path.expanduser(ref)
     if os.path.exists(local):
         return _local(Path(local), Path(os.path.abspath(local)).name)
-    hub_id = _HUB_ID.fullmatch(ref)
-    if hub_id is None or ref.startswith("."):
+    hub_id = _hub_id(ref)
+    if hub_id is None:
         raise _nothing_there(ref)
     path = hub.fetch_hub_model(
         hub_id["repo"],
@@ -91,6 +103,10 @@ def resolve_source(
         offline=offline,
     )
     return _local(path, hub_id["repo"] if hub_id["filename"] is None else Path(ref).name)
+
+
+def _hub_id(ref: str) -> re.Match[str] | None:
+    return None if ref.startswith(".") else _HUB_ID.fullmatch(ref)
 
 
 def _nothing_there(ref: str) -> ModelNotFound:

@@ -13,6 +13,7 @@ from server.errors import INVALID_REQUEST, error_response
 from server.middleware.scope import get_header, get_path
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
+PROBES_OF_MODELS = "/ready/"
 OPEN_FOLDER = "/v1/images/files"
 
 
@@ -52,8 +53,10 @@ class AuthMiddleware:
 def _is_open(scope: Scope) -> bool:
     path = get_path(scope)
     folder, _, name = path.rpartition("/")
-    is_file = folder == OPEN_FOLDER and name and scope["method"] in ("GET", "HEAD")
-    return path in OPEN_PATHS or bool(is_file)
+    if scope["method"] not in ("GET", "HEAD"):
+        return path in OPEN_PATHS
+    is_file = folder == OPEN_FOLDER and name != ""
+    return path in OPEN_PATHS or is_file or path.startswith(PROBES_OF_MODELS)
 
 
 def _given_key(scope: Scope) -> bytes | None:

@@ -1,11 +1,16 @@
 """Probes and identity: is the process alive, does it serve, which version is it."""
 
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Response
 
+from engine.types import ModelStatus, Phase
 from engine.version import __version__
+from server.catalog import unknown_model
 from server.deps import StateDep
+from server.protocol.answers import error_answers
+from server.routes.models import ModelId
 
 router = APIRouter(tags=["operations"])
 
@@ -20,31 +25,58 @@ async def get_health() -> dict[str, str]:
 @router.head("/ready", include_in_schema=False)
 @router.get(
     "/ready",
-    responses={503: {"description": "Loading, failed, restarting or draining."}},
+    responses={503: {"description": "Loading, restarting, draining, or nothing could be loaded."}},
 )
 async def get_ready(state: StateDep, response: Response) -> dict[str, Any]:
-    """200 while all models are served, 503 with the phase and progress otherwise."""
+    """200 while every model that could be loaded is served, 503 with the phase and progress
+    otherwise. `failed` names those that could not; with `--require-all` they make it 503."""
     statuses = state.engine.statuses()
     readiness = state.lifecycle.readiness(statuses)
-    response.status_code = 200 if readiness.serving else 503
-    response.headers["Cache-Control"] = "no-store"
+    _set_head(response, ready=readiness.serving)
     return {
         "phase": readiness.phase,
         "progress": readiness.progress,
-        "models": [
-            {
-                "model": status.model,
-                "phase": status.phase,
-                "progress": status.progress,
-                "detail": status.detail,
-                "error_code": status.error_code,
-                "restarts": status.restarts,
-            }
-            for status in statuses
-        ],
+        "failed": [status.model for status in statuses if status.phase is Phase.FAILED],
+        "models": [_state_of(status) for status in statuses],
     }
+
+
+@router.head("/ready/{model_id:path}", include_in_schema=False)
+@router.get(
+    "/ready/{model_id:path}",
+    responses=error_answers(400, 404)
+    | {503: {"description": "Loading, failed, restarting or draining."}},
+)
+async def get_model_ready(model_id: ModelId, state: StateDep, response: Response) -> dict[str, Any]:
+    """200 while this model is served, 503 with its phase, and the reason if it failed. Ids may
+    contain slashes."""
+    statuses = state.engine.statuses()
+    status = next((status for status in statuses if status.model == model_id), None)
+    if status is None:
+        raise unknown_model(state.engine, model_id)
+    if state.lifecycle.draining:
+        status = replace(status, phase=Phase.DRAINING)
+    _set_head(response, ready=status.phase is Phase.READY)
+    return _state_of(status)
 
 
 @router.get("/version")
 async def get_version() -> dict[str, str]:
     return {"version": __version__}
+
+
+def _set_head(response: Response, *, ready: bool) -> None:
+    response.status_code = 200 if ready else 503
+    response.headers["Cache-Control"] = "no-store"
+
+
+def _state_of(status: ModelStatus) -> dict[str, Any]:
+    """Field by field: the hint is not for clients."""
+    return {
+        "model": status.model,
+        "phase": status.phase,
+        "progress": status.progress,
+        "detail": status.detail,
+        "error_code": status.error_code,
+        "restarts": status.restarts,
+    }

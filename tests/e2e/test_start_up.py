@@ -30,21 +30,6 @@ def test_it_is_alive_while_loading_and_the_printed_curl_works(start_server):
     assert alive_s < 6, f"/health took {alive_s:.1f} s"
 
 
-def test_a_model_that_does_not_exist_is_explained(start_server):
-    server = start_server("--model", "/nowhere/model.gguf", wait=False)
-    server.wait_for("/health")
-    deadline_s = time.monotonic() + 30
-    while True:
-        status, body = server.get("/ready")
-        if body["models"][0]["phase"] == "failed":
-            break
-        assert time.monotonic() < deadline_s, body
-        time.sleep(0.1)
-    assert status == 503
-    assert body["models"][0]["error_code"] == "model_source_not_found"
-    assert "/nowhere" not in json.dumps(body)
-
-
 def test_an_occupied_port_is_one_clear_line(server, start_server):
     second = start_server("--port", str(server.port), wait=False)
     assert second.process.wait(30) != 0

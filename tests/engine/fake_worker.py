@@ -28,9 +28,12 @@ def main() -> int:
         time.sleep(60)
     link = Link(spec.address)
     if spec.ref == "broken":
-        link.send(messages.Failed("corrupt_file", "the checkpoint is truncated"))
+        link.send(
+            messages.Failed("corrupt_file", "the checkpoint is truncated", "looked for /somewhere")
+        )
         link.close()
         return 1
+    link.send(messages.Found("/somewhere"))
     if spec.ref == "slow":
         link.report(Phase.LOADING, 0.5, "half way")
         time.sleep(0.5)

@@ -13,7 +13,14 @@ import uvloop
 
 from engine.client import InProcessEngineClient, ProcessEngineClient, WorkerOptions
 from engine.config import EngineConfig
-from engine.errors import Draining, EngineDead, ModelNotReady, QueueFull, UnknownModel
+from engine.errors import (
+    CorruptFile,
+    Draining,
+    EngineDead,
+    ModelNotReady,
+    QueueFull,
+    UnknownModel,
+)
 from engine.model_spec import ModelSpec
 from engine.types import (
     EngineStats,
@@ -44,10 +51,11 @@ async def until(condition, timeout_s=15.0):
 async def start(tmp_path):
     clients = []
 
-    async def start(*models, wait=True):
+    async def start(*models, wait=True, check_text=good_text):
         specs = [ModelSpec.parse(model) for model in models]
         options = WorkerOptions(config=EngineConfig(), cache_dir=tmp_path, command=FAKE_WORKER)
         client = ProcessEngineClient(specs, options)
+        client.check_text = check_text
         clients.append(client)
         await client.start()
         if wait:
@@ -83,8 +91,9 @@ async def test_a_stream_ends_after_every_completion_has_ended(start):
 
 
 async def test_unknown_model_names_the_served_ones(start):
-    client = await start("m=x", wait=False)
-    with pytest.raises(UnknownModel, match="use one of m"):
+    client = await start("m=x", "b=broken", wait=False)
+    await until(client.models)
+    with pytest.raises(UnknownModel, match=r"use one of m$"):
         client.submit(request([1], model="other"))
 
 
@@ -103,6 +112,70 @@ async def test_a_model_that_cannot_load_stays_down_with_its_reason(start):
     status = client.statuses()[0]
     assert (status.error_code, status.detail) == ("corrupt_file", "the checkpoint is truncated")
     assert status.restarts == 0
+    assert status.hint == "looked for /somewhere"
+
+
+async def good_text(path):
+    return 7
+
+
+async def broken_text(path):
+    raise CorruptFile("the chat template is damaged")
+
+
+async def text_that_crashes(path):
+    raise RecursionError("deep inside")
+
+
+async def text_of_another_model(path):
+    return 100
+
+
+async def slow_text(path):
+    await asyncio.sleep(0.5)
+    return 7
+
+
+async def test_a_model_is_ready_once_its_text_side_was_tried(start):
+    client = await start("m=x", wait=False, check_text=slow_text)
+    phases = set()
+    while not client.models():
+        phases.add(client.statuses()[0].phase)
+        await asyncio.sleep(0.01)
+    assert Phase.READY not in phases
+    assert tokens_of(await collect(client.submit(request([1, 5])))) == [1, 5]
+
+
+@pytest.mark.parametrize("ref", ["x", "slow"])
+@pytest.mark.parametrize(
+    ("check", "code", "words"),
+    [
+        (broken_text, "corrupt_file", "the chat template is damaged"),
+        (text_that_crashes, "model_load_failed", "cannot be read (RecursionError)"),
+        (text_of_another_model, "model_load_failed", "token id 100, the model ends at 99"),
+    ],
+)
+async def test_a_model_whose_text_side_does_not_work_is_not_served(start, ref, check, code, words):
+    client = await start(f"m={ref}", wait=False, check_text=check)
+    await until(lambda: client.statuses()[0].phase is Phase.FAILED)
+    status = client.statuses()[0]
+    assert status.error_code == code
+    assert words in status.detail
+    assert client._supervisors["m"]._process is None
+    assert not client.models()
+
+
+async def test_a_worker_that_comes_back_is_tried_again(start):
+    tried = []
+
+    async def check(path):
+        tried.append(path)
+        return 7
+
+    client = await start("m=x", check_text=check)
+    os.kill(client._supervisors["m"]._process.pid, signal.SIGKILL)
+    await until(lambda: client.statuses()[0].restarts == 1 and client.models())
+    assert tried == ["/somewhere", "/somewhere"]
 
 
 async def test_death_ends_the_requests_in_it_and_the_worker_comes_back(start):

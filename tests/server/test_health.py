@@ -63,14 +63,62 @@ async def test_ready_tells_phase_and_progress_while_loading(client, engine):
     assert (await client.head("/ready")).status_code == 503
 
 
-async def test_ready_tells_why_a_model_failed(client, engine):
+async def test_a_model_that_failed_is_named_and_does_not_hold_up_the_others(client, engine):
     engine.set_status(
         "a", Phase.FAILED, error_code="model_source_not_found", detail="there is no such model"
     )
     response = await client.get("/ready")
-    assert response.status_code == 503
-    assert response.json()["phase"] == "failed"
+    assert response.status_code == 200
+    assert (response.json()["phase"], response.json()["failed"]) == ("ready", ["a"])
     assert response.json()["models"][0]["error_code"] == "model_source_not_found"
+    engine.set_status("b", Phase.LOADING)
+    response = await client.get("/ready")
+    assert (response.status_code, response.json()["phase"]) == (503, "loading")
+    engine.set_status("b", Phase.FAILED)
+    response = await client.get("/ready")
+    assert (response.status_code, response.json()["phase"]) == (503, "failed")
+    assert response.json()["failed"] == ["a", "b"]
+
+
+async def test_all_models_may_be_required(engine):
+    engine.set_status("a", Phase.FAILED)
+    transport = httpx.ASGITransport(create_app(Settings(require_all=True), engine))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        response = await client.get("/ready")
+    assert (response.status_code, response.json()["phase"]) == (503, "failed")
+
+
+async def test_paths_are_for_the_operator_only(client, engine):
+    engine.set_status("a", Phase.FAILED, detail="not there", hint="looked for /home/me/secret")
+    for path in ("/ready", "/ready/a", "/v1/models/a"):
+        assert "secret" not in (await client.get(path)).text
+
+
+@pytest.mark.parametrize("keys", [(), ("zebra",)])
+async def test_one_model(keys):
+    engine = FakeEngineClient("org/name", "b")
+    app = create_app(Settings(api_keys=keys), engine)
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        response = await client.get("/ready/org/name")
+        assert response.status_code == 200
+        assert response.json()["model"] == "org/name"
+        assert response.headers["cache-control"] == "no-store"
+        assert (await client.head("/ready/org/name")).status_code == 200
+        engine.set_status("b", Phase.LOADING, progress=0.5)
+        response = await client.get("/ready/b")
+        assert (response.status_code, response.json()["progress"]) == (503, 0.5)
+        engine.set_status("b", Phase.FAILED, detail="it is cut off", error_code="corrupt_file")
+        response = await client.get("/ready/b")
+        assert response.status_code == 503
+        assert (response.json()["phase"], response.json()["detail"]) == ("failed", "it is cut off")
+        response = await client.get("/ready/nope")
+        assert response.status_code == 404
+        assert response.json()["error"]["code"] == "model_not_found"
+        assert "use one of: org/name" in response.json()["error"]["message"]
+        app.state.tandem.lifecycle.begin_drain()
+        response = await client.get("/ready/org/name")
+        assert (response.status_code, response.json()["phase"]) == (503, "draining")
 
 
 async def test_ready_while_a_worker_restarts(client, engine):

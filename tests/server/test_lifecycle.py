@@ -10,10 +10,10 @@ def status(phase, progress=None, model="m"):
     return ModelStatus(model=model, phase=phase, progress=progress)
 
 
-def test_serving_only_when_every_model_is_ready():
+def test_serving_only_when_every_model_that_can_is_ready():
     lifecycle = Lifecycle(30.0)
     assert lifecycle.readiness([status(Phase.READY), status(Phase.READY)]).serving
-    for phase in set(Phase) - {Phase.READY}:
+    for phase in set(Phase) - {Phase.READY, Phase.FAILED}:
         readiness = lifecycle.readiness([status(Phase.READY), status(phase, 0.5)])
         assert not readiness.serving
         assert (readiness.phase, readiness.progress) == (phase, 0.5)
@@ -26,13 +26,23 @@ def test_a_server_without_statuses_does_not_serve():
 @pytest.mark.parametrize(
     ("phases", "worst"),
     [
-        ((Phase.LOADING, Phase.FAILED, Phase.READY), Phase.FAILED),
+        ((Phase.LOADING, Phase.FAILED, Phase.READY), Phase.LOADING),
+        ((Phase.FAILED, Phase.READY), Phase.READY),
+        ((Phase.FAILED, Phase.RESTARTING), Phase.RESTARTING),
+        ((Phase.FAILED, Phase.FAILED), Phase.FAILED),
         ((Phase.WARMING_UP, Phase.DOWNLOADING), Phase.DOWNLOADING),
         ((Phase.READY, Phase.RESTARTING), Phase.RESTARTING),
     ],
 )
 def test_the_phase_is_that_of_the_model_furthest_from_serving(phases, worst):
     assert Lifecycle(30.0).readiness([status(phase) for phase in phases]).phase is worst
+
+
+def test_all_models_may_be_required():
+    lifecycle = Lifecycle(30.0, require_all=True)
+    readiness = lifecycle.readiness([status(Phase.READY), status(Phase.FAILED)])
+    assert readiness.phase is Phase.FAILED
+    assert lifecycle.readiness([status(Phase.READY)]).serving
 
 
 def test_draining_starts_once_and_counts_down():

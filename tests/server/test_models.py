@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from fake_image_engine import FakeImageEngine, image_info
 from text_server import MAX_MODEL_LEN, MODEL, TextServer, text_info
 
 from engine.types import Phase
@@ -47,6 +48,31 @@ async def test_only_what_can_be_asked_is_listed(tokenizer_folder: Path) -> None:
     response = await server.client.get("/v1/models/b")
     assert response.status_code == 503
     assert response.json()["error"]["code"] == "model_not_ready"
+    await server.client.aclose()
+
+
+async def test_unknown_models_name_those_that_serve_of_any_kind(tokenizer_folder: Path) -> None:
+    infos = [text_info(tokenizer_folder, name) for name in ("good", "broken", "slow")]
+    server = TextServer(tokenizer_folder, *infos)
+    server.engine.set_status("broken", Phase.FAILED)
+    server.engine.set_status("slow", Phase.LOADING)
+    images = FakeImageEngine(image_info("painter"))
+    server.engine.image_models = images.image_models  # type: ignore[method-assign]
+    message = (await server.chat(model="nope")).json()["error"]["message"]
+    assert message.endswith("use one of: good, painter (draws images)")
+    server.engine.set_status("good", Phase.FAILED)
+    server.engine.image_models = list  # type: ignore[method-assign]
+    message = (await server.chat(model="nope")).json()["error"]["message"]
+    assert message.endswith("no model serves yet; see GET /ready")
+    await server.client.aclose()
+
+
+async def test_a_failed_model_is_none_to_choose_from(tokenizer_folder: Path) -> None:
+    infos = [text_info(tokenizer_folder, name) for name in ("good", "broken")]
+    server = TextServer(tokenizer_folder, *infos)
+    assert (await server.chat(model=None)).status_code == 400
+    server.engine.set_status("broken", Phase.FAILED)
+    assert (await server.chat(model=None)).status_code == 200
     await server.client.aclose()
 
 

@@ -7,6 +7,7 @@ import torch
 from tiny_pairs import create_pair, their_logits
 
 from engine.config import ResolvedConfig
+from engine.errors import InsufficientMemory, ModelLoadError
 from engine.llm import model_runner
 from engine.llm.decision import (
     PENDING_TOKEN_ID,
@@ -355,6 +356,23 @@ def test_warm_up_changes_nothing_that_shows(pair):
         ScheduleDecision(new=[new(1, prompt)], scheduled=[part(1, prompt, 0, [0, 1])])
     )
     assert output.outputs[0].token_ids == greedy_continuation(theirs, prompt, 1)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_warm_up_finds_weights_that_give_no_numbers(value):
+    ours, _, config = create_pair("Llama", 12)
+    with torch.inference_mode():
+        ours.model.norm.weight[0] = value
+    runner = ModelRunner(ours, config, resolved(), CPU)
+    with pytest.raises(ModelLoadError, match=r"a trial step failed: .*fetch the model again"):
+        runner.warm_up()
+
+
+def test_warm_up_finds_that_memory_does_not_suffice(broken):
+    model, runner = broken
+    model.failure = torch.OutOfMemoryError("no memory")
+    with pytest.raises(InsufficientMemory, match="more memory"):
+        runner.warm_up()
 
 
 def test_memory_is_counted_as_blocks_are_written(runner):

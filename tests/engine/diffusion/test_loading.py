@@ -1,0 +1,75 @@
+"""The trial picture before an image model is ready."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from toy_family import ToyFamily, mask, picture, request
+
+from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
+from engine.diffusion.loading import trial_request, warm_up
+from engine.errors import ModelLoadError
+from engine.image_types import ImageTask
+from engine.types import FinishReason
+
+
+@pytest.fixture
+def family():
+    return ToyFamily()
+
+
+@pytest.fixture
+def engine(family):
+    limits = DiffusionLimits(
+        max_num_rows=16, max_batch_pixels=1 << 20, max_num_images=32, max_num_queued=64
+    )
+    engine = DiffusionEngine(family, limits)
+    yield engine
+    engine.shutdown()
+
+
+@pytest.mark.parametrize("task", ImageTask)
+def test_whatever_a_model_does_is_tried(family, engine, task):
+    family.facts = replace(family.facts, tasks=(task,))
+    warm_up(engine, family.facts)
+    assert trial_request(family.facts).params.task is task
+    assert [key for key, _, _ in family.calls] == ["edit" if task is ImageTask.EDIT else "base"]
+    assert not engine.has_work()
+    assert engine.stats().num_images == 0, "it is nobody's picture"
+
+
+@pytest.mark.parametrize("task", ImageTask)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_denoiser_that_gives_no_numbers_is_found(family, engine, task, value):
+    family.facts = replace(family.facts, tasks=(task,))
+    family.denoise = lambda key, rows: torch.full((len(rows), *rows[0].latents.shape[1:]), value)
+    with pytest.raises(ModelLoadError, match=r"trial picture failed: .*latents.*fetch the model"):
+        warm_up(engine, family.facts)
+
+
+def test_a_decoder_that_gives_no_numbers_is_found(family, engine):
+    family.decode = lambda latents: torch.full((1, 3, 32, 32), float("nan"))
+    with pytest.raises(ModelLoadError, match="a picture with values that are not finite"):
+        warm_up(engine, family.facts)
+
+
+def test_a_request_that_ends_in_no_numbers_ends_with_an_error_alone(family, engine):
+    """A neighbour is drawn as if nothing had been."""
+    honest = family.decode
+    engine.add(request("good", image=picture(), mask=mask(), task=ImageTask.INPAINT))
+    engine.add(request("bad"))
+    decoded = []
+
+    def decode(latents):
+        decoded.append(latents)
+        return honest(latents) if len(decoded) == 1 else honest(latents) * float("nan")
+
+    family.decode = decode
+    events = []
+    while engine.has_work():
+        events += engine.step()[0]
+    ends = {e.request_id: e for e in events if e.finish_reason is not None}
+    reasons = sorted(end.finish_reason for end in ends.values())
+    assert reasons == [FinishReason.ERROR, FinishReason.STOP]
+    failed = next(end for end in ends.values() if end.finish_reason is FinishReason.ERROR)
+    assert "not finite" in failed.error_message
