@@ -24,6 +24,7 @@ def configure_logging(
     *,
     stream: TextIO | None = None,
     fields: Mapping[str, str] | None = None,
+    colors: bool | None = None,
 ) -> None:
     """Send all logs of this process to `stream`, by default standard error.
 
@@ -32,6 +33,7 @@ def configure_logging(
         log_level: `debug`, `info`, `warning` or `error`. Other people's packages log from warning
             up whatever it is.
         fields: added to every line, such as which process writes it.
+        colors: of console lines; by default on a terminal.
     """
     stream = stream or sys.stderr
     level = _LEVELS[log_level]
@@ -42,7 +44,10 @@ def configure_logging(
             foreign_pre_chain=before,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                *_renderers(resolve_log_format(log_format, stream), stream),
+                *_renderers(
+                    resolve_log_format(log_format, stream),
+                    colors=stream.isatty() if colors is None else colors,
+                ),
             ],
         )
     )
@@ -81,11 +86,11 @@ def _shared_processors(fields: dict[str, str]) -> list[Any]:
     ]
 
 
-def _renderers(log_format: str, stream: TextIO) -> list[Any]:
+def _renderers(log_format: str, *, colors: bool) -> list[Any]:
     if log_format == "console":
         return [
             structlog.dev.ConsoleRenderer(
-                colors=stream.isatty(),
+                colors=colors,
                 pad_event_to=0,
                 exception_formatter=structlog.dev.plain_traceback,
             )

@@ -63,6 +63,8 @@ class WorkerOptions:
     offline: bool = False
     log_format: str = "console"
     log_level: str = "info"
+    stderr: int | None = None
+    """File descriptor that workers get as standard error; None: ours."""
     command: tuple[str, ...] = module_command("engine.loop")
 
 
@@ -234,6 +236,7 @@ class Supervisor:
         process = await asyncio.create_subprocess_exec(
             *self._options.command,
             stdin=asyncio.subprocess.PIPE,
+            stderr=self._options.stderr,
             pass_fds=(pulse_fd,),
             start_new_session=True,
         )

@@ -1,11 +1,12 @@
 """Tells the operator how loading goes and, once it is over, how to ask the first questions."""
 
 import asyncio
+import contextlib
 import json
 import shlex
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -13,6 +14,9 @@ from engine.client import EngineClient
 from engine.types import ModelStatus, Phase
 from server.listen import Listener
 from server.settings import Settings
+
+if TYPE_CHECKING:  # it brings rich, which is for terminals only
+    from server.start_screen import StartScreen
 
 _POLL_S = 0.1
 _QUIET_S = 5.0
@@ -22,7 +26,10 @@ log = structlog.get_logger(__name__)
 
 
 class Announcer:
-    """Watches the models until each is ready or has failed. `tell` writes one line for people."""
+    """Watches the models until each is ready or has failed. `tell` writes one line for people.
+
+    With a screen, progress is shown there and not logged.
+    """
 
     def __init__(
         self,
@@ -30,23 +37,22 @@ class Announcer:
         engine: EngineClient,
         listener: Listener,
         tell: Callable[[str], None],
+        screen: "StartScreen | None" = None,
     ) -> None:
         self._settings = settings
         self._engine = engine
         self._listener = listener
         self._tell = tell
+        self._screen = screen
         self._told: dict[str, tuple[ModelStatus, float]] = {}
 
     async def run(self) -> None:
         """Report until loading is over, then print a curl line that works."""
         log.info("listening", url=str(self._listener.uds or self._listener.url))
-        while True:
-            statuses = self._engine.statuses()
-            for status in statuses:
-                self._report(status)
-            if all(status.phase in _SETTLED for status in statuses):
-                break
-            await asyncio.sleep(_POLL_S)
+        with self._screen or contextlib.nullcontext():
+            statuses = await self._watch(
+                self._report if self._screen is None else self._screen.show
+            )
         ready = [status.model for status in statuses if status.phase is Phase.READY]
         if not ready:
             return
@@ -55,6 +61,16 @@ class Announcer:
             log.info("ready", models=ready, try_with=lines)
         else:
             self._tell("\nReady. Try:\n\n" + "".join(f"  {line}\n\n" for line in lines))
+
+    async def _watch(self, report: Callable[[ModelStatus], None]) -> list[ModelStatus]:
+        """Report until every model has come to an end of loading."""
+        while True:
+            statuses = self._engine.statuses()
+            for status in statuses:
+                report(status)
+            if all(status.phase in _SETTLED for status in statuses):
+                return statuses
+            await asyncio.sleep(_POLL_S)
 
     def _first_questions(self) -> list[str]:
         """One for the first text model and one for the first image model, as far as there are."""

@@ -102,6 +102,22 @@ def kernels() -> None:
     raise typer.Exit(subprocess.run(command, check=False).returncode)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tandem {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", is_eager=True, callback=_show_version),
+    ] = False,
+) -> None:
+    """Serves language and image models behind the OpenAI API."""
+
+
 @app.command()
 def version() -> None:
     """Print the version."""

@@ -11,10 +11,12 @@ import asyncio
 import contextlib
 import ipaddress
 import ssl
+import sys
 from collections.abc import Callable
 from functools import partial
 from socket import socket
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import structlog
 import typer
@@ -37,29 +39,53 @@ from server.listen import Listener, ListenProblem, allow_open_files, open_listen
 from server.settings import Settings, unknown_variables
 from server.state import AppState
 
+if TYPE_CHECKING:
+    from server.start_screen import StartScreen, Terminal
+
 _LAST_WORDS_S = 5
 """For connections to finish once the engine has stopped."""
+
+CreateEngine = Callable[[Settings], EngineClient]
 
 log = structlog.get_logger(__name__)
 
 
-def run(settings: Settings, create_engine: Callable[[Settings], EngineClient] | None = None) -> int:
+def run(settings: Settings, create_engine: CreateEngine | None = None) -> int:
     """Serve until told to stop. Returns the exit code."""
-    configure_logging(settings.log_format, settings.log_level)
+    terminal = None
+    if settings.log_format == "auto" and sys.stderr.isatty() and settings.log_level != "debug":
+        from server.start_screen import Terminal
+
+        terminal = Terminal()
+        level = least_level(settings)
+        configure_logging("console", level, stream=terminal.stderr, colors=terminal.has_colors)
+    else:
+        configure_logging(settings.log_format, settings.log_level)
+    with terminal or contextlib.nullcontext():
+        return _run(settings, terminal, create_engine)
+
+
+def _run(
+    settings: Settings, terminal: "Terminal | None", create_engine: CreateEngine | None
+) -> int:
     try:
         listener = open_listener(settings)
     except ListenProblem as problem:
         typer.echo(f"tandem: {problem}", err=True)
         return 1
     with contextlib.closing(listener):
-        app = create_app(settings, (create_engine or create_process_engine)(settings))
+        create = create_engine or partial(create_process_engine, terminal=terminal)
+        app = create_app(settings, create(settings))
         config = uvicorn_config(settings, app)
         try:
             config.load()
         except (OSError, ssl.SSLError):
             typer.echo("tandem: ssl_certfile or ssl_keyfile holds no usable TLS key", err=True)
             return 2
-        server = DrainingServer(config, app.state.tandem, listener)
+        screen = (
+            None if terminal is None else terminal.start_screen(str(listener.uds or listener.url))
+        )
+        server = DrainingServer(config, app.state.tandem, listener, screen)
         _log_start(settings)
         _allow_connections(settings.max_connections)
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
@@ -67,14 +93,22 @@ def run(settings: Settings, create_engine: Callable[[Settings], EngineClient] | 
     return 1 if server.force_exit or server.has_failed else 0
 
 
-def create_process_engine(settings: Settings) -> EngineClient:
+def least_level(settings: Settings) -> str:
+    """Of what is logged beside a start screen, which tells the rest."""
+    return "warning" if settings.log_level == "info" else settings.log_level
+
+
+def create_process_engine(
+    settings: Settings, *, terminal: "Terminal | None" = None
+) -> EngineClient:
     """The engine of production: a worker process per model."""
     options = WorkerOptions(
         config=settings.engine_config,
         cache_dir=settings.cache_path,
         offline=settings.offline,
-        log_format=settings.log_format,
-        log_level=settings.log_level,
+        log_format=settings.log_format if terminal is None else "console",
+        log_level=settings.log_level if terminal is None else least_level(settings),
+        stderr=None if terminal is None else terminal.workers_stderr,
     )
     return ProcessEngineClient(settings.model_specs, options)
 
@@ -82,10 +116,16 @@ def create_process_engine(settings: Settings) -> EngineClient:
 class DrainingServer(uvicorn.Server):
     """uvicorn, but it keeps listening while it drains, so that refusals reach the clients."""
 
-    def __init__(self, config: uvicorn.Config, state: AppState, listener: Listener) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        state: AppState,
+        listener: Listener,
+        screen: "StartScreen | None" = None,
+    ) -> None:
         super().__init__(config)
         self._state = state
-        self._announcer = Announcer(state.settings, state.engine, listener, typer.echo)
+        self._announcer = Announcer(state.settings, state.engine, listener, typer.echo, screen)
         self._announcement: asyncio.Task[None] | None = None
         self.has_failed = False
         """No model could be loaded."""

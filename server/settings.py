@@ -280,7 +280,9 @@ class Settings(BaseSettings):
         description="A comment is sent in a stream after so many seconds of silence.",
     )
     log_format: Literal["auto", "json", "console"] = Field(
-        "auto", description="Log lines; auto is console on a terminal and json elsewhere."
+        "auto",
+        description="Log lines; auto is json, but on a terminal progress bars and, from warnings "
+        "up, console.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least important lines to log; debug has one per request."

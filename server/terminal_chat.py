@@ -1,6 +1,7 @@
 """`tandem chat`: a conversation with a running server, over HTTP as any client would have it."""
 
 import contextlib
+import shutil
 import sys
 from collections.abc import Generator
 from typing import Any
@@ -10,6 +11,7 @@ import typer
 
 from server.settings import ClientSettings
 from server.terminal_client import ServerProblem, fetch_text_models, open_client, read_events
+from server.word_wrap import WordWrap
 
 _HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
 
@@ -88,10 +90,19 @@ def _first_model(client: httpx.Client) -> str:
 
 
 def _answer(conversation: Conversation, question: str) -> None:
+    wrap = WordWrap(_terminal_width) if sys.stdout.isatty() else None
     with contextlib.closing(conversation.ask(question)) as pieces:
-        for piece in pieces:
-            typer.echo(piece, nl=False)
+        try:
+            for piece in pieces:
+                typer.echo(piece if wrap is None else wrap.feed(piece), nl=False)
+        finally:
+            if wrap is not None:
+                typer.echo(wrap.flush(), nl=False)
     typer.echo()
+
+
+def _terminal_width() -> int:
+    return shutil.get_terminal_size().columns
 
 
 def _converse(conversation: Conversation) -> None:

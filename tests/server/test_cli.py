@@ -38,6 +38,11 @@ def test_version(invoke):
     assert invoke("version")[:2] == (0, f"{__version__}\n")
 
 
+def test_version_as_an_option(invoke):
+    assert invoke("--version")[:2] == (0, f"tandem {__version__}\n")
+    assert "--version" in invoke("--help")[1]
+
+
 @pytest.mark.parametrize("command", ["serve", "chat", "models", "kernels", "version"])
 def test_every_command_explains_itself(invoke, command):
     code, output, _ = invoke(command, "--help")

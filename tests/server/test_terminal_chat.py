@@ -87,6 +87,14 @@ def test_one_question(server, capsys):
     assert server.keys == {"Bearer k"}
 
 
+def test_a_terminal_gets_lines_broken_between_words(server, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "20")
+    server.answers = [stream_of("The quick bro", "wn fox jum", "ps over the", " lazy dog")]
+    assert command() == 0
+    assert capsys.readouterr().out == "The quick brown fox\njumps over the lazy\ndog\n"
+
+
 def test_a_conversation_remembers_until_reset(server):
     server.answers = [stream_of("one"), stream_of("two"), stream_of("three")]
     conversation = Conversation(server.client, "m", "sys", {})

@@ -1,0 +1,155 @@
+"""Progress bars while models load, on a terminal only."""
+
+import fcntl
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from engine.types import ModelStatus, Phase
+from server.start_screen import StartScreen, Terminal
+
+ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
+
+CHILD = """
+import asyncio, os, sys
+sys.path.insert(0, {here!r})
+from fake_engine import FakeEngineClient
+from engine.types import Phase
+from server.serve import run
+from server.settings import load_settings
+import structlog
+
+class Slow(FakeEngineClient):
+    async def start(self):
+        await super().start()
+        self.task = asyncio.create_task(self.load())
+
+    async def load(self):
+        self.set_status("b", Phase.LOADING, progress=0.5)
+        await asyncio.sleep(0.3)
+        structlog.get_logger("server.x").warning("mind the gap")
+        structlog.get_logger("server.x").info("nobody needs this")
+        await asyncio.sleep(0.3)
+        self.set_status("a", {end})
+        self.set_status("b", {end})
+
+sys.exit(run(load_settings({given!r}), lambda settings: Slow("a", "b", ready=False)))
+"""
+
+
+def status(phase: Phase, model: str = "m", **changes: object) -> ModelStatus:
+    return ModelStatus(model=model, phase=phase, **changes)  # type: ignore[arg-type]
+
+
+def test_one_line_per_model_and_the_reasons_below() -> None:
+    out = StringIO()
+    console = Console(file=out, force_terminal=True, width=100, no_color=True)
+    with StartScreen("Tandem on x", console) as screen:
+        for phase in (Phase.STARTING, Phase.DOWNLOADING, Phase.LOADING, Phase.WARMING_UP):
+            screen.show(status(phase, progress=0.5, detail="50 [of] 100 MB"))
+        screen._progress.refresh()
+        screen.show(status(Phase.READY))
+        screen.show(
+            status(Phase.FAILED, "org/[n]", detail="cut off", hint="looked for /a/b", restarts=0)
+        )
+    text = ESCAPE.sub("", out.getvalue())
+    assert "50 [of] 100 MB" in text
+    last = text[text.rindex("✓ m") :].splitlines()
+    assert last[0].split()[:2] == ["✓", "m"]
+    assert "ready" in last[0]
+    assert last[1].split()[:2] == ["✗", "org/[n]"]
+    assert [line.strip() for line in last[2:]] == ["org/[n]: cut off", "looked for /a/b"]
+    assert "\x1b[3" not in out.getvalue(), "no colours were wanted"
+
+
+def test_what_workers_write_comes_out_by_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = Terminal()
+    with terminal:
+        os.write(terminal.workers_stderr, b"first\nsecond \xff\n")
+        child = subprocess.run(
+            [sys.executable, "-c", "import sys; sys.stderr.write('third')"],
+            stderr=terminal.workers_stderr,
+            check=True,
+        )
+        assert child.returncode == 0
+    assert capsys.readouterr().err == "first\nsecond \ufffd\nthird"
+
+
+def run_in_terminal(
+    end: str = "Phase.READY", env: dict[str, str] | None = None, **given: str
+) -> tuple[int, str]:
+    """Exit code and all that was shown of a server that is interrupted once it is ready."""
+    here = str(Path(__file__).parent)
+    code = CHILD.format(here=here, end=end, given={"port": "0", **given})
+    main, side = pty.openpty()
+    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    variables = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=side,
+        stderr=side,
+        env=variables | {"TERM": "xterm-256color"} | (env or {}),
+    )
+    os.close(side)
+    shown, deadline_s = "", time.monotonic() + 60
+    while time.monotonic() < deadline_s:
+        try:
+            data = os.read(main, 65536)
+        except OSError:  # the other side is closed
+            break
+        shown += data.decode(errors="replace")
+        if "Ready. Try" in shown or '"ready"' in shown or "try_with" in shown:
+            process.send_signal(signal.SIGINT)
+    os.close(main)
+    return process.wait(30), shown
+
+
+@pytest.mark.e2e
+def test_a_terminal_sees_bars_and_warnings_and_no_log_lines() -> None:
+    exit_code, shown = run_in_terminal()
+    text = ESCAPE.sub("", shown)
+    assert exit_code == 0, text
+    assert "━━━" in text
+    assert "✓ a" in text
+    assert "✓ b" in text
+    assert "mind the gap" in text
+    assert "nobody needs this" not in text
+    assert "model loading" not in text
+    assert "/v1/chat/completions" in text
+    assert "\x1b[3" in shown
+
+
+@pytest.mark.e2e
+def test_no_color_is_heeded() -> None:
+    _, shown = run_in_terminal(env={"NO_COLOR": "1"})
+    assert "━━━" in shown
+    assert not re.search(r"\x1b\[[0-9;]*[39][0-7]m", shown), shown[:2000]
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("given", [{"log_format": "json"}, {"log_format": "console"}])
+def test_those_who_ask_for_a_format_get_log_lines(given: dict[str, str]) -> None:
+    _, shown = run_in_terminal(**given)
+    assert "model loading" in shown
+    assert "━━━" not in shown
+
+
+@pytest.mark.e2e
+def test_without_any_model_the_reason_is_the_last_word() -> None:
+    exit_code, shown = run_in_terminal("Phase.FAILED, detail='it is cut off', hint='at /a/b'")
+    text = ESCAPE.sub("", shown)
+    assert exit_code == 1
+    assert text.count("a: it is cut off") == 1
+    assert "at /a/b" in text
+    assert "Ready" not in text
