@@ -21,7 +21,8 @@ from engine.errors import InvalidParameter, UnsupportedFeature
 
 INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
 MAX_TOKEN_COUNT = (1 << 31) - 1
-MAX_PROMPT_TOKENS = 1 << 24
+MAX_PROMPT_TOKENS = 1 << 22
+"""More than any model takes; reading so many holds up other requests for a quarter of a second."""
 MAX_COMPLETIONS = 128
 MAX_STOP_STRINGS = 16
 MAX_LOGPROBS = 20
@@ -80,8 +81,8 @@ def integral(value: Any) -> Any:
 
 
 def integral_items(value: Any) -> Any:
-    """The same for the items of an array."""
-    if isinstance(value, list) and float in map(type, value):
+    """The same for the items of an array; one that is too long is left to be refused."""
+    if isinstance(value, list) and len(value) <= MAX_PROMPT_TOKENS and float in map(type, value):
         return [integral(item) for item in value]
     return value
 

@@ -20,6 +20,7 @@ from engine.text.tokenizer import load_tokenizer
 from server import texts as texts_module
 from server.encoding_pool import EncodingPool
 from server.prompt_limit import PromptLimit
+from server.protocol.common import MAX_PROMPT_TOKENS
 from server.texts import ModelText
 
 WORDS = "the quick brown fox jumps over the lazy dog "
@@ -70,6 +71,18 @@ async def test_tokens_that_a_request_names_itself_are_counted_too(server: TextSe
     assert response.status_code == 400
     assert "65537 tokens were sent; the limit is 65536" in response.json()["error"]["message"]
     assert (await server.post("/detokenize", tokens=[5] * 65_536)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "field"), [("/detokenize", "tokens"), ("/v1/completions", "prompt")]
+)
+async def test_ids_by_the_million_are_refused_unread(
+    server: TextServer, path: str, field: str
+) -> None:
+    """What a body of 32 MiB may hold took a second of everybody's time to look at."""
+    response = await server.post(path, **{field: [1] * (MAX_PROMPT_TOKENS + 1)})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == field
 
 
 async def test_counting_may_go_beyond_the_context(server: TextServer) -> None:
