@@ -3,8 +3,8 @@
     python -m tools.demo_image_model.export runs/base/pipeline \\
         --unet runs/edit/unet_edit --out engine/weights/shapes
 
-The folder is the base's with `unet_edit` beside `unet`, and the index names both and the values
-that requests get which do not say.
+The folder is the base's with `unet_edit` beside `unet`. The index names both, the values that
+requests get which do not say, and the words that the model knows.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 
 from tools.demo_image_model import evaluate, evaluate_edit
+from tools.demo_image_model.captions import vocabulary
 from tools.demo_image_model.sampling import EDIT_UNET
 
 DEFAULTS = {
@@ -38,7 +39,11 @@ def export(base: Path, edit_unet: Path, out: Path) -> None:
     shutil.copytree(edit_unet, partial / EDIT_UNET)
     index_path = partial / "model_index.json"
     index = json.loads(index_path.read_text())
-    index |= {EDIT_UNET: ["diffusers", "UNet2DConditionModel"], "_defaults": DEFAULTS}
+    index |= {
+        EDIT_UNET: ["diffusers", "UNet2DConditionModel"],
+        "_defaults": DEFAULTS,
+        "_vocabulary": vocabulary(),
+    }
     index_path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
     for path in partial.glob("*/config.json"):
         _forget_origin(path)

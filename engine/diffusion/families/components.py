@@ -78,6 +78,21 @@ class ComponentFolder:
             raise CorruptFile("_defaults of model_index.json must map names to positive numbers")
         return defaults
 
+    def vocabulary(self) -> frozenset[str] | None:
+        """All words that the model was trained on, from `_vocabulary` of the index.
+
+        None without: models trained on natural text know some meaning of any word.
+
+        Raises:
+            CorruptFile: it is no list of words.
+        """
+        words = self.index.get("_vocabulary")
+        if words is None:
+            return None
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise CorruptFile("_vocabulary of model_index.json must be a list of words")
+        return frozenset(words)
+
     def load(
         self,
         name: str,

@@ -6,7 +6,8 @@ for editing by instruction, see `unet_tasks`. Stable Diffusion XL builds on this
 Paper: Rombach et al. 2022, arXiv:2112.10752.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence, Set
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -31,6 +32,7 @@ from engine.diffusion.families.unet_tasks import (
 )
 from engine.diffusion.noise_schedule import DIFFUSION_SCHEDULES, NoiseSchedule, NoiseSchedules
 from engine.diffusion.prompt.clip import ClipPromptEncoder
+from engine.diffusion.prompt.vocabulary import unknown_words, unknown_words_warning
 from engine.errors import InvalidParameter, UnsupportedArchitecture
 from engine.image_types import GuidanceKind, ImageTask
 from engine.weights.source import Checkpoint
@@ -53,6 +55,8 @@ class StableDiffusionFamily:
         scheduler_config: of the model's own noise schedule, with `_class_name`.
         defaults: `num_inference_steps`, `guidance_scale`, `size` (pixels, on a side) of requests
             that do not say.
+        vocabulary: all words that the model knows, in lower case; None: any word may mean something
+            to it.
 
     Raises:
         UnsupportedArchitecture: the parts do not fit each other, or do something else.
@@ -71,8 +75,10 @@ class StableDiffusionFamily:
         scheduler_config: Mapping[str, Any],
         device: torch.device,
         defaults: Mapping[str, Any] | None = None,
+        vocabulary: Set[str] | None = None,
     ) -> None:
         self.device = device
+        self._vocabulary = vocabulary
         self._by_task = unets_by_task(unets)
         self._unets = {name: _placed(unet, device) for name, unet in unets.items()}
         self._caches = {name: CrossAttentionCache(unet) for name, unet in self._unets.items()}
@@ -116,6 +122,7 @@ class StableDiffusionFamily:
             scheduler_config=folder.scheduler_config(),
             device=options.device,
             defaults=folder.defaults(),
+            vocabulary=folder.vocabulary(),
             **cls.index_options(folder.index),
         )
 
@@ -145,7 +152,7 @@ class StableDiffusionFamily:
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[PromptText]) -> list[PromptStates]:
         """States of each prompt, encoded one by one."""
-        return [self._encode(prompt) for prompt in prompts]
+        return [self._with_warning(prompt, self._encode(prompt)) for prompt in prompts]
 
     def encode_image(self, image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Pixels `[1, 3, H, W]` in [-1, 1] to scaled latents `[1, 4, H/f, W/f]`, fp32."""
@@ -236,6 +243,11 @@ class StableDiffusionFamily:
     def _encode(self, prompt: PromptText) -> PromptStates:
         encoded = self._encoders[0].encode(prompt)
         return PromptStates(key=prompt, states=encoded.states, num_tokens=encoded.num_tokens)
+
+    def _with_warning(self, prompt: PromptText, states: PromptStates) -> PromptStates:
+        """Names the words that a model with a closed vocabulary does not know."""
+        unknown = [] if self._vocabulary is None else unknown_words(prompt, self._vocabulary)
+        return replace(states, warnings=(unknown_words_warning(unknown),)) if unknown else states
 
     def _states_of(self, composition: Hashable, rows: Sequence[Row]) -> _Stacked:
         """States and mask of a call; those of the last one are kept, since steps repeat them."""

@@ -4,7 +4,10 @@ from pathlib import Path
 import pytest
 
 from tools.demo_image_model import export as module
+from tools.demo_image_model.captions import vocabulary
 from tools.demo_image_model.export import export
+
+SHIPPED = Path(__file__).parents[3] / "engine/weights/shapes"
 
 
 @pytest.fixture
@@ -34,6 +37,12 @@ def test_puts_the_editing_unet_beside_the_base_and_names_it(
     assert index["_class_name"] == "StableDiffusionPipeline"
     assert index["unet_edit"] == ["diffusers", "UNet2DConditionModel"]
     assert index["_defaults"]["size"] == 64
+    assert {"red", "circle", "make"} <= set(index["_vocabulary"])
+
+
+def test_what_ships_names_the_words_of_the_training_data() -> None:
+    index = json.loads((SHIPPED / "model_index.json").read_text())
+    assert index["_vocabulary"] == vocabulary()
 
 
 def test_refuses_a_folder_too_large_to_ship_and_keeps_the_old_one(

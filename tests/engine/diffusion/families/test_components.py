@@ -15,6 +15,7 @@ from denoise_loop import Job, draw
 from safetensors.torch import load_file, save_file
 from tiny_pipelines import CPU, Parts, tiny_parts, tiny_unet
 
+from engine.diffusion.families.family import PromptText
 from engine.diffusion.families.footprint import weight_bytes
 from engine.diffusion.families.registry import load_family, pipeline_name
 from engine.diffusion.families.stable_diffusion import StableDiffusionFamily
@@ -28,6 +29,8 @@ from engine.errors import (
 )
 from engine.image_types import ImageTask
 from engine.weights.source import Checkpoint
+
+SHIPPED = Path(__file__).parents[4] / "engine/weights/shapes"
 
 
 def save(parts: Parts, folder: Path, **index: object) -> Path:
@@ -90,6 +93,28 @@ def test_a_folder(saved: tuple[Parts, Path]) -> None:
         for weight in module.parameters()
     )
     assert weight_bytes(Checkpoint("diffusers", path, "m"), dtype=torch.bfloat16) == 2 * num_weights
+
+
+def test_a_folder_that_says_which_words_it_knows(folder: Path) -> None:
+    prompts = [PromptText(text="a cat"), PromptText(text="a dog")]
+    known, unknown = load(folder).encode_prompts(prompts)
+    assert not known.warnings and not unknown.warnings
+    index = json.loads((folder / "model_index.json").read_text())
+    index["_vocabulary"] = ["a", "cat"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    family = load(folder)
+    known, unknown = family.encode_prompts(prompts)
+    assert not known.warnings
+    (warning,) = unknown.warnings
+    assert '"dog"' in warning and "cat" not in warning
+
+
+def test_the_built_in_model_names_words_that_it_does_not_know() -> None:
+    family = load(SHIPPED)
+    texts = ["A large red circle left of a blue star.", "a red dog on a sofa"]
+    known, unknown = family.encode_prompts([PromptText(text=text) for text in texts])
+    assert not known.warnings
+    assert unknown.warnings[0].endswith(': "dog", "sofa"')
 
 
 def test_an_xl_folder(tmp_path: Path) -> None:
@@ -164,6 +189,8 @@ def test_damage_is_named(folder: Path) -> None:
         ({"vae": ["diffusers", "AutoencoderTiny"]}, UnsupportedArchitecture, "AutoencoderKL is"),
         ({"_defaults": [1]}, CorruptFile, "_defaults"),
         ({"_defaults": {"size": "64"}}, CorruptFile, "_defaults"),
+        ({"_vocabulary": "a cat"}, CorruptFile, "_vocabulary"),
+        ({"_vocabulary": ["a", 1]}, CorruptFile, "_vocabulary"),
         ({"unet": [None, None]}, ModelLoadError, "names no unet"),
         ({"tokenizer": ["transformers", "T5Tokenizer"]}, UnsupportedArchitecture, "CLIPTokenizer"),
         ({"unet_edit": ["diffusers", "FluxTransformer2DModel"]}, UnsupportedArchitecture, "unet_e"),
