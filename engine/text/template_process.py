@@ -60,13 +60,15 @@ class TemplateLimits:
 
     Attributes:
         cpu_s: processor time; the kernel rounds it up by less than a second.
-        wall_s: from the question to the answer, start of the process included.
+        wall_s: from the question to the answer.
+        start_s: the same for the start of the process, which a busy machine and a cold disk delay.
         memory_bytes: address space of the process; it begins with about 30 MiB.
         turn_s: how long a conversation waits for those before it.
     """
 
     cpu_s: int = 2
     wall_s: float = 10.0
+    start_s: float = 60.0
     memory_bytes: int = 512 << 20
     turn_s: float = 30.0
 
@@ -188,7 +190,7 @@ class TemplateProcess:
         unanswered = deque(batch)
         try:
             while unanswered:
-                answer = await self._receive(child)
+                answer = await self._receive(child, self._limits.wall_s)
                 unanswered.popleft().give(answer)
                 if isinstance(answer, Refused) and answer.is_last:
                     log.warning("chat template stopped", reason=answer.message)
@@ -224,7 +226,7 @@ class TemplateProcess:
     async def _give_template(self, child: "_Child") -> None:
         sending = asyncio.create_task(child.send(self._compile))
         try:
-            answer = await self._receive(child)
+            answer = await self._receive(child, self._limits.start_s)
         except InvalidParameter as error:
             raise self._too_large() from error
         finally:
@@ -239,18 +241,18 @@ class TemplateProcess:
         if isinstance(answer, Compiled) and not answer.is_memory_limited:
             log.warning("this system cannot limit the memory of chat templates")
 
-    async def _receive(self, child: "_Child") -> Answer:
+    async def _receive(self, child: "_Child", wall_s: float) -> Answer:
         """The next answer. A process that gives none in time is replaced.
 
         Raises:
             InvalidParameter, ChatTemplateFailed: why it gave none.
         """
         try:
-            async with asyncio.timeout(self._limits.wall_s):
+            async with asyncio.timeout(wall_s):
                 return await child.receive()
         except TimeoutError:
             self._replace()
-            raise self._too_long(f"{self._limits.wall_s:g} s") from None
+            raise self._too_long(f"{wall_s:g} s") from None
         except (OSError, EOFError, msgspec.DecodeError):
             exit_code = child.kill()
             self._replace()

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from engine.errors import ChatTemplateFailed, CorruptFile, Draining, InvalidParameter, QueueFull
+from engine.text import template_process
 from engine.text.chat_template import ChatTemplate
 from engine.text.template_process import MAX_SOURCE_CHARS, TemplateLimits, TemplateProcess
 
@@ -117,6 +118,14 @@ async def test_an_endless_loop_is_stopped_and_others_go_on() -> None:
             await bad
         assert time.monotonic() - start_s < LIMITS.wall_s
         assert "What is" in await template.render([USER], {})
+
+
+async def test_a_process_that_never_starts_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = (sys.executable, "-c", "import time; time.sleep(600)")
+    monkeypatch.setattr(template_process, "module_command", lambda module: command)
+    async with process(HONEST, TemplateLimits(start_s=0.5)) as template:
+        with pytest.raises(CorruptFile, match="more time or memory"):
+            await template.start()
 
 
 async def test_time_that_passes_without_work_is_bounded_too() -> None:
