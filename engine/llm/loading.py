@@ -19,7 +19,8 @@ from engine.config import (
     resolve,
     resolve_quantization,
 )
-from engine.errors import ModelLoadError
+from engine.errors import InsufficientMemory, ModelLoadError
+from engine.fault import is_out_of_memory
 from engine.llm.cuda_graph import CudaRecorder
 from engine.llm.engine import LLMEngine
 from engine.llm.executor import LocalExecutor
@@ -77,7 +78,15 @@ def load_engine(
     plan = plan_weights(checkpoint, model_config, intent, machine.device)
     config = reserve_memory(plan, model_config, intent, machine, host)
     limit_threads(config.num_threads)
-    runner = load_runner(checkpoint, plan, model_config, config, host)
+    try:
+        runner = load_runner(checkpoint, plan, model_config, config, host)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InsufficientMemory(
+            "the sizes in the model's configuration need more memory than there is; use a smaller "
+            "model, or fetch its configuration again if its files are small"
+        ) from error
     host.report(Phase.WARMING_UP)
     runner.warm_up()
     scheduler = Scheduler(
