@@ -13,7 +13,11 @@ import torch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guidance:
-    """A request's guidance. `start` and `end` are shares of the steps."""
+    """A request's guidance.
+
+    `start` and `end` are shares of the steps, counted as diffusers' guiders count them: of N steps
+    those from int(start * N) on, and before int(end * N), are guided. So equal shares guide none.
+    """
 
     scale: float = 1.0
     image_scale: float = 1.0
@@ -22,8 +26,17 @@ class Guidance:
     end: float = 1.0
 
     def acts_at(self, step: int, num_steps: int) -> bool:
-        """Whether guidance acts on this step (diffusers' guiders count the interval alike)."""
-        return int(self.start * num_steps) <= step < max(1, int(self.end * num_steps))
+        """Whether this step, counted from 0, is in the interval."""
+        first, end = self._interval(num_steps)
+        return first <= step < end
+
+    def acts_within(self, num_steps: int) -> bool:
+        """Whether any of the steps is in the interval."""
+        first, end = self._interval(num_steps)
+        return first < end
+
+    def _interval(self, num_steps: int) -> tuple[int, int]:
+        return int(self.start * num_steps), int(self.end * num_steps)
 
 
 def is_off(scale: float) -> bool:

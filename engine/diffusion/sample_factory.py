@@ -19,6 +19,10 @@ from engine.diffusion.tasks.prepare import Preparation, prepare
 from engine.image_types import GuidanceKind, ImageParams, ImageRequest, ImageTask
 
 UNUSED_NEGATIVE = "negative_prompt has no effect: {reason}"
+UNUSED_GUIDANCE = (
+    "guidance_scale has no effect: of {num_steps} steps none is between guidance_start {start:g} "
+    "and guidance_end {end:g}"
+)
 
 
 class SampleFactory:
@@ -118,6 +122,8 @@ class SampleFactory:
             num_prompt_tokens=states[0].num_tokens,
             warnings=(*self._warnings(params), *_prompt_warnings(states)),
         )
+        if states[1] is not None and not guidance.acts_within(sample.num_steps):
+            sample.warnings += (_unused_guidance(guidance, sample.num_steps),)
         if params.task is ImageTask.INPAINT and condition is None:
             assert clean is not None and preparation.latent_mask is not None
             mask = preparation.latent_mask.to(family.device)
@@ -165,6 +171,10 @@ class SampleFactory:
         else:
             return ()
         return (UNUSED_NEGATIVE.format(reason=reason),)
+
+
+def _unused_guidance(guidance: Guidance, num_steps: int) -> str:
+    return UNUSED_GUIDANCE.format(num_steps=num_steps, start=guidance.start, end=guidance.end)
 
 
 def _prompt_warnings(states: tuple[PromptStates, PromptStates | None]) -> tuple[str, ...]:

@@ -1,7 +1,10 @@
 """Guidance against its formulas, and where it must do nothing."""
 
+import random
+
 import pytest
 import torch
+from diffusers.guiders import ClassifierFreeGuidance
 
 from engine.diffusion.guidance import Guidance, combine_cfg, combine_dual, rescaled
 
@@ -54,8 +57,32 @@ def test_rescale_matches_diffusers(predictions):
 
 @pytest.mark.parametrize(
     ("start", "end", "acting"),
-    [(0.0, 1.0, list(range(10))), (0.2, 0.8, [2, 3, 4, 5, 6, 7]), (0.5, 0.5, []), (0.0, 0.0, [0])],
+    [
+        (0.0, 1.0, list(range(10))),
+        (0.2, 0.8, [2, 3, 4, 5, 6, 7]),
+        (0.25, 0.55, [2, 3, 4]),
+        (0.5, 0.5, []),
+        (0.0, 0.0, []),
+        (0.0, 0.09, []),
+        (1.0, 1.0, []),
+    ],
 )
 def test_the_interval_counts_steps(start, end, acting):
     guidance = Guidance(scale=5.0, start=start, end=end)
     assert [step for step in range(10) if guidance.acts_at(step, 10)] == acting
+    assert guidance.acts_within(10) == bool(acting)
+
+
+def test_the_interval_is_that_of_diffusers_guiders():
+    """At every number of steps, with shares that are no multiples of a step."""
+    seed = random.SystemRandom().randrange(2**31)
+    draw = random.Random(seed)
+    for _ in range(300):
+        start, num_steps = draw.choice([0.0, draw.random()]), draw.randint(1, 60)
+        end = draw.choice([start, 1.0, draw.uniform(start, 1.0)])
+        guider = ClassifierFreeGuidance(guidance_scale=5.0, start=start, stop=end)
+        guidance = Guidance(scale=5.0, start=start, end=end)
+        for step in range(num_steps):
+            guider.set_state(step, num_steps, torch.tensor(0))
+            theirs = guider.num_conditions == 2
+            assert guidance.acts_at(step, num_steps) == theirs, (seed, start, end, step, num_steps)
