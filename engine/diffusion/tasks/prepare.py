@@ -25,6 +25,7 @@ from engine.diffusion.tasks.pixels import (
     to_array,
 )
 from engine.diffusion.tasks.resize import resize_image, resize_mask
+from engine.diffusion.tasks.seam import match_colours, trust_levels
 from engine.errors import InvalidParameter
 from engine.image_types import ImageParams, ImageRequest, ImageTask, Outpaint, Pixels
 
@@ -101,10 +102,9 @@ def prepare(request: ImageRequest, facts: FamilyFacts) -> Preparation:
         return _preparation(image, None, facts, _cut(picture.width, picture.height))
     fit_mask = resize_mask if params.crop_to_mask else canvas.pad_to
     mask = _mask_tensor(fit_mask(picture.levels[region.window], width, height))
+    trust = trust_levels(latent_mask(mask, facts.vae_factor), facts.vae_factor)
     weights = paste_weights(picture.levels > 0, params.feather)
-    if picture.new is not None:
-        weights[picture.new] = 255
-    finish = _paste(picture.base, weights, region, is_cropped=params.crop_to_mask)
+    finish = _paste(picture, weights, trust, region, is_cropped=params.crop_to_mask)
     return _preparation(image, mask, facts, finish)
 
 
@@ -158,8 +158,8 @@ def _picture(request: ImageRequest) -> _Picture:
         return _Picture(base=base, seen=seen, levels=levels, new=None)
     added = canvas.new_area(image.width, image.height, grow).astype(np.uint8)
     new = resize_mask(added, *size).astype(np.bool_)
-    band = np.where(canvas.overlap_band(new, params.feather), 255, 0).astype(np.uint8)
-    levels = band if levels is None else np.maximum(levels, band)
+    drawn = np.where(new, 255, 0).astype(np.uint8)
+    levels = drawn if levels is None else np.maximum(levels, drawn)
     return _Picture(base=base, seen=seen, levels=levels, new=new)
 
 
@@ -211,17 +211,28 @@ def _cut(width: int, height: int) -> Callable[[Pixels], Pixels]:
 
 
 def _paste(
-    base: Bytes, weights: Bytes, region: Region, *, is_cropped: bool
+    picture: _Picture, weights: Bytes, trust: Bytes, region: Region, *, is_cropped: bool
 ) -> Callable[[Pixels], Pixels]:
+    """What puts a drawn picture back.
+
+    Args:
+        weights: `[H, W]` of the answer.
+        trust: of the drawn picture, before it is resized or cut to the region.
+    """
     window = region.window
+
+    if is_cropped:
+        # The largest doubt of what a pixel covers.
+        trust = ~resize_mask(~trust, region.width, region.height)
+    trust = trust[: region.height, : region.width]
 
     def finish(drawn: Pixels) -> Pixels:
         part = to_array(drawn)
         if is_cropped:
             part = resize_image(part, region.width, region.height)
-        part = part[: region.height, : region.width]
-        answer = base.copy()
-        answer[window] = composite(base[window], part, weights[window])
+        part = match_colours(part[: region.height, : region.width], picture.seen[window], trust)
+        answer = picture.base.copy()
+        answer[window] = composite(picture.base[window], part, weights[window])
         return from_array(answer)
 
     return finish

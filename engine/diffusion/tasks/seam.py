@@ -1,0 +1,54 @@
+"""Giving what was drawn under a mask the colours of the input around it.
+
+An autoencoder does not return the input's colours exactly, and the answer has the input's own bytes
+outside the mask: without this, a drawn rectangle would show by its tint. How far the colours are
+off can be seen where the picture shows what the mask protects; that is continued under the mask,
+as seamless cloning continues the differences at the edge (Pérez et al. 2003).
+"""
+
+import torch
+import torch.nn.functional as F
+
+from engine.diffusion.tasks.pixels import Bytes
+from engine.diffusion.tasks.spread import spread
+
+_RADII = (256, 64, 16, 8, 4)
+_FULL, _BESIDE = 255, 40
+"""Trust in general, and in cells next to redrawn ones: decoders mix neighbours."""
+
+
+def trust_levels(cells: torch.Tensor, factor: int) -> Bytes:
+    """How far a drawn picture shows the input: not in redrawn cells, and less next to them.
+
+    Args:
+        cells: `[1, 1, h, w]`, above 0 where something is redrawn.
+        factor: pixels per cell.
+
+    Returns:
+        `[h * factor, w * factor]`, from 0 to 255.
+    """
+    redrawn = (cells > 0).float()
+    around = F.max_pool2d(redrawn, 3, stride=1, padding=1)
+    levels = torch.full_like(redrawn, _FULL)
+    levels[around > 0] = _BESIDE
+    levels[redrawn > 0] = 0
+    pixels: Bytes = F.interpolate(levels, scale_factor=factor)[0, 0].to(torch.uint8).numpy()
+    return pixels
+
+
+def match_colours(drawn: Bytes, seen: Bytes, trust: Bytes) -> Bytes:
+    """`drawn` moved by its mean distance from `seen`, measured where both show the input.
+
+    Args:
+        drawn: `[H, W, 3]`.
+        seen: the input as the model saw it, `[H, W, 3]`.
+        trust: `[H, W]`, see `trust_levels`.
+    """
+    if not trust.any():
+        return drawn
+    known = torch.from_numpy(trust.copy())[None, None].float() / _FULL
+    planes = torch.from_numpy(drawn.transpose(2, 0, 1).copy())[None].float()
+    errors = torch.from_numpy(seen.transpose(2, 0, 1).copy())[None].float() - planes
+    mean = (errors * known).sum(dim=(2, 3), keepdim=True) / known.sum()
+    moved = (planes + spread(errors, known, _RADII, mean)).round().clamp(0, 255)
+    return moved[0].to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
