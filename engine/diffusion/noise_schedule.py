@@ -25,6 +25,10 @@ class Named:
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
+_ZERO_SNR = "rescale_betas_zero_snr"
+_SPACING_PREFIX = "use_"
+"""Of the options that choose other sigmas than those of the timesteps."""
+
 _KARRAS = {"use_karras_sigmas": True}
 _EXPONENTIAL = {"use_exponential_sigmas": True}
 
@@ -186,6 +190,9 @@ class NoiseSchedule:
 class NoiseSchedules:
     """Makes schedules for one model, from its own scheduler config.
 
+    A model that was trained to start from pure noise (zero terminal SNR, Lin et al. 2023, arXiv
+    2305.08891) is offered the samplers that can start there, see `starts_from_pure_noise`.
+
     Args:
         config: of the model's `scheduler/scheduler_config.json`, with `_class_name`.
         named: the table of names for its kind of model.
@@ -193,9 +200,13 @@ class NoiseSchedules:
 
     def __init__(self, config: Mapping[str, Any], named: Mapping[str, Named]) -> None:
         self._config = dict(config)
-        self._named = named
         self._prototypes: dict[str, Any] = {}
-        self.default = self._default_name()
+        self.default = self._default_name(named)
+        self._named = {
+            name: entry
+            for name, entry in named.items()
+            if name == self.default or not config.get(_ZERO_SNR) or starts_from_pure_noise(entry)
+        }
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -248,26 +259,36 @@ class NoiseSchedules:
                 f"{', '.join(self.names)}",
                 param="scheduler",
             )
-        config = {k: v for k, v in self._config.items() if not k.startswith("use_")}
+        config = {k: v for k, v in self._config.items() if not k.startswith(_SPACING_PREFIX)}
         if name == self.default:
             config = self._config
         return getattr(diffusers, entry.class_name).from_config(config, **entry.overrides)
 
-    def _default_name(self) -> str:
+    def _default_name(self, named: Mapping[str, Named]) -> str:
         """The name whose class, and whose overrides as far as set, are the model's own."""
         same_class = [
-            name
-            for name, entry in self._named.items()
-            if entry.class_name == self._config["_class_name"]
+            name for name, entry in named.items() if entry.class_name == self._config["_class_name"]
         ]
         fits = [
             name
             for name in same_class
-            if all(self._config.get(k) == v for k, v in self._named[name].overrides.items())
+            if all(self._config.get(k) == v for k, v in named[name].overrides.items())
         ]
         if not fits:
             return same_class[0] if same_class else "default"
-        return max(fits, key=lambda name: len(self._named[name].overrides))
+        return max(fits, key=lambda name: len(named[name].overrides))
+
+
+def starts_from_pure_noise(entry: Named) -> bool:
+    """Whether a sampler can start where a model of zero terminal SNR does.
+
+    One that does not know the option starts from less noise than the model expects. One that
+    spaces its sigmas from the largest, as Karras' do, finds a stand-in for infinity there, and
+    spends most of its steps where there is nothing but noise.
+    """
+    options = inspect.signature(getattr(diffusers, entry.class_name).__init__).parameters
+    respaces = any(name.startswith(_SPACING_PREFIX) for name in entry.overrides)
+    return _ZERO_SNR in options and not respaces
 
 
 def _options(scheduler: Any) -> frozenset[str]:

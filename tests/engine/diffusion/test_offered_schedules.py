@@ -1,0 +1,242 @@
+"""Which samplers a model is offered, and that each draws what diffusers' pipeline draws with it."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from tiny_pipelines import CPU, Parts, tiny_parts
+from toy_family import request
+
+from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
+from engine.diffusion.families.options import LoadOptions
+from engine.diffusion.families.stable_diffusion import StableDiffusionFamily
+from engine.diffusion.noise_schedule import DIFFUSION_SCHEDULES, NoiseSchedules
+from engine.diffusion.prompt_cache import PromptCache
+from engine.diffusion.sample_factory import SampleFactory
+from engine.diffusion.tasks.pixels import to_array
+from engine.errors import InvalidParameter
+from engine.weights.source import Checkpoint, resolve_source
+from tools.demo_image_model.classify import read
+from tools.demo_image_model.questions import judge, single
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*deprecated.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
+
+ORACLE: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {}),
+    "ddpm": ("DDPMScheduler", {}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "lms": ("LMSDiscreteScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler_karras": ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
+    "euler_ancestral": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "dpmpp_2m": ("DPMSolverMultistepScheduler", {}),
+    "dpmpp_2m_karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "dpmpp_2m_exponential": ("DPMSolverMultistepScheduler", {"use_exponential_sigmas": True}),
+    "dpmpp_2m_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "dpmpp_2m_sde_karras": (
+        "DPMSolverMultistepScheduler",
+        {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True},
+    ),
+    "dpmpp_2s": ("DPMSolverSinglestepScheduler", {}),
+    "deis": ("DEISMultistepScheduler", {}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
+    "tcd": ("TCDScheduler", {}),
+}
+"""What diffusers' documentation makes of the names, on top of the model's own configuration."""
+
+ZERO_SNR = {
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "set_alpha_to_one": True,
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "epsilon": {},
+    "v_prediction": {"prediction_type": "v_prediction"},
+    "zero_snr": ZERO_SNR,
+}
+OFFERED_AT_ZERO_SNR = (
+    "ddim", "ddpm", "euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "lcm", "tcd",
+)  # fmt: skip
+CASES = [
+    (kind, name)
+    for kind in CONFIGS
+    for name in (OFFERED_AT_ZERO_SNR if kind == "zero_snr" else DIFFUSION_SCHEDULES)
+]
+TOLERANCE = 2e-4
+"""fp32 over a few steps; sums are taken in another order with channels last."""
+NUM_STEPS = 5
+
+_PARTS: dict[str, Parts] = {}
+
+
+def parts_of(kind: str) -> Parts:
+    if kind not in _PARTS:
+        torch.set_num_threads(1)
+        parts = tiny_parts(7)
+        config = {**parts.scheduler.config, **CONFIGS[kind]}
+        # What it lists would be taken for not given.
+        config.pop("_use_default_values")
+        parts.scheduler = diffusers.DDIMScheduler.from_config(config)
+        _PARTS[kind] = parts
+    return _PARTS[kind]
+
+
+def own_config(**changes: Any) -> dict[str, Any]:
+    config = {"_class_name": "DDIMScheduler", **parts_of("zero_snr").scheduler.config}
+    return {**config, **changes}
+
+
+def test_every_name_has_an_oracle() -> None:
+    assert set(ORACLE) == set(DIFFUSION_SCHEDULES)
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_every_step_is_that_of_diffusers_pipeline(kind: str, name: str) -> None:
+    """The same seed, the model's own configuration: equal latents after each step."""
+    parts, seed = parts_of(kind), random.SystemRandom().randrange(1 << 31)
+    family = parts.family()
+    (sample,) = SampleFactory(family, PromptCache(family)).create(
+        request(
+            prompt="a door",
+            width=16,
+            height=16,
+            num_inference_steps=NUM_STEPS,
+            guidance_scale=3.0,
+            scheduler=name,
+            seed=seed,
+        )
+    )
+    ours = []
+    with torch.inference_mode():
+        while not sample.finished:
+            predictions = family.denoise(sample.denoiser_key, sample.rows())
+            sample.advance(list(predictions.split(1)))
+            ours.append(sample.latents)
+    theirs = oracle_steps(parts, name, seed)
+    assert len(ours) == len(theirs)
+    for step, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+        scale = max(1.0, other.abs().max().item())
+        worst = (mine - other).abs().max().item()
+        assert worst < TOLERANCE * scale, (seed, step, worst, scale)
+
+
+def oracle_steps(parts: Parts, name: str, seed: int) -> list[torch.Tensor]:
+    """Latents after each step of the pipeline."""
+    class_name, overrides = ORACLE[name]
+    pipeline = parts.pipeline(diffusers.StableDiffusionPipeline)
+    scheduler = getattr(diffusers, class_name)
+    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, **overrides)
+    steps: list[torch.Tensor] = []
+
+    def keep(_: Any, __: int, ___: Any, state: dict[str, Any]) -> dict[str, Any]:
+        steps.append(state["latents"].clone())
+        return state
+
+    pipeline(
+        prompt="a door",
+        width=16,
+        height=16,
+        num_inference_steps=NUM_STEPS,
+        guidance_scale=3.0,
+        # Pipelines pass 0 to every scheduler; TCD's own default is 0.3.
+        eta=0.3 if name == "tcd" else 0.0,
+        generator=torch.Generator().manual_seed(seed),
+        output_type="latent",
+        callback_on_step_end=keep,
+    )
+    return steps
+
+
+def test_without_zero_terminal_snr_everything_is_offered() -> None:
+    config = own_config(rescale_betas_zero_snr=False)
+    assert set(NoiseSchedules(config, DIFFUSION_SCHEDULES).names) == set(DIFFUSION_SCHEDULES)
+
+
+def test_at_zero_terminal_snr_only_what_can_start_from_pure_noise_is_offered() -> None:
+    schedules = NoiseSchedules(own_config(), DIFFUSION_SCHEDULES)
+    assert schedules.names == OFFERED_AT_ZERO_SNR
+    for name in set(DIFFUSION_SCHEDULES) - set(OFFERED_AT_ZERO_SNR):
+        with pytest.raises(InvalidParameter, match=r"not offered .* use one of ddim, ddpm") as e:
+            schedules.create(name, 5)
+        assert e.value.param == "scheduler"
+
+
+@pytest.mark.parametrize(
+    ("config", "default"),
+    [
+        ({"_class_name": "PNDMScheduler"}, "pndm"),
+        (
+            {"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True},
+            "dpmpp_2m_karras",
+        ),
+    ],
+)
+def test_a_models_own_sampler_is_always_offered(config: dict[str, Any], default: str) -> None:
+    schedules = NoiseSchedules(own_config(**config), DIFFUSION_SCHEDULES)
+    assert schedules.names == (default, *OFFERED_AT_ZERO_SNR)
+    own = schedules.create(None, 5)._scheduler
+    assert type(own).__name__ == config["_class_name"]
+    assert own.config.get("use_karras_sigmas", False) == config.get("use_karras_sigmas", False)
+
+
+@pytest.mark.slow
+def test_the_built_in_model_draws_what_is_asked_for_with_each_sampler_it_is_offered() -> None:
+    """Eight prompts each, in 20 steps. What cannot start from pure noise fails at half of them."""
+    options = LoadOptions(dtype=torch.float32, device=CPU)
+    family = StableDiffusionFamily.load(built_in(), options)
+    names = family.facts.schedulers
+    assert names == OFFERED_AT_ZERO_SNR
+    questions = [single(index) for index in range(8)]
+    limits = DiffusionLimits(
+        max_num_rows=64, max_batch_pixels=1 << 24, max_num_images=100, max_num_queued=100
+    )
+    engine, pictures = DiffusionEngine(family, limits), {}
+    for name in names:
+        for index, question in enumerate(questions):
+            engine.add(
+                request(
+                    f"{name} {index}",
+                    prompt=question.prompt,
+                    scheduler=name,
+                    seed=question.seed,
+                    width=64,
+                    height=64,
+                    num_inference_steps=20,
+                    guidance_scale=4.0,
+                )
+            )
+    while engine.has_work():
+        for event in engine.step()[0]:
+            if event.image is not None:
+                pictures[event.request_id] = to_array(event.image)
+    engine.shutdown()
+    right = {
+        name: sum(
+            judge(question, read(pictures[f"{name} {index}"]))["objects"]
+            for index, question in enumerate(questions)
+        )
+        for name in names
+    }
+    assert min(right.values()) >= 6, right
+
+
+def built_in() -> Checkpoint:
+    return resolve_source(
+        "tandem-shapes", cache_dir=Path("unused"), on_progress=lambda *_: None, offline=True
+    )
+
+
+def test_the_built_in_models_configuration_is_the_one_tested_here() -> None:
+    text = (built_in().path / "scheduler" / "scheduler_config.json").read_text()
+    config = json.loads(text)
+    assert {key: config[key] for key in ZERO_SNR} == ZERO_SNR
