@@ -94,7 +94,8 @@ class ImageParams:
     """Layers of the CLIP text encoder to leave out at its end."""
     prompt_syntax: PromptSyntax = PromptSyntax.PLAIN
     feather: int = 4
-    """Pixels over which the mask's edge is blended, outwards never beyond the mask."""
+    """Pixels over which the edge of what is drawn is blended, all of them within the mask or the
+    new part of the canvas."""
     soft_mask: bool = False
     """Differential diffusion: a mask's grey levels say how much may change (arXiv 2306.00950)."""
     crop_to_mask: bool = False
@@ -114,7 +115,8 @@ class ImageRequest:
     prompt: str
     params: ImageParams
     images: list[Pixels] = field(default_factory=list)
-    """Input images, RGB or RGBA; the first is the one that a mask applies to."""
+    """Input images, RGB or RGBA. Of several, `params.n` divided by their number is drawn from each,
+    in their order; a mask needs one alone."""
     mask: Pixels | None = None
     """One channel, 255 where to edit, of the first image's size."""
     priority: int = 0

@@ -32,6 +32,8 @@ class Part:
 
     name: str = ""
     is_file: bool = False
+    has_file_name: bool = False
+    """Browsers send a file field that nobody chose a file for with an empty name."""
     data: bytearray = field(default_factory=bytearray)
 
     def text(self) -> str:
@@ -152,6 +154,7 @@ class _Reader:
             )
         self._part.name = name.decode(errors="replace")
         self._part.is_file = b"filename" in options
+        self._part.has_file_name = bool(options.get(b"filename"))
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         self._part.data += memoryview(data)[start:end]

@@ -7,6 +7,7 @@ beside the latents, then whatever the noise schedule needs.
 
 import itertools
 import time
+from dataclasses import replace
 
 import torch
 
@@ -34,23 +35,32 @@ class SampleFactory:
         self._ids = itertools.count()
 
     def create(self, request: ImageRequest) -> list[Sample]:
-        """One sample per image of the request.
+        """One sample per image of the request; several input images take equal shares of them.
 
         Raises:
             InvalidParameter: the request does not fit the model or itself.
         """
-        started_s = time.perf_counter()
-        preparation = prepare(request, self._family.facts)
+        started_s, n = time.perf_counter(), request.params.n
+        preparations = self._prepare(request)
         guidance = self._guidance(request.params)
         states = self._encode(request.prompt, request.params, guidance)
         samples = [
-            self._create(request, index, preparation, guidance, states)
-            for index in range(request.params.n)
+            self._create(
+                request, index, preparations[index * len(preparations) // n], guidance, states
+            )
+            for index in range(n)
         ]
         each_s = (time.perf_counter() - started_s) / len(samples)
         for sample in samples:
             sample.encode_time_s = each_s
         return samples
+
+    def _prepare(self, request: ImageRequest) -> list[Preparation]:
+        """One for each input image, or one without any."""
+        facts = self._family.facts
+        if len(request.images) <= 1:
+            return [prepare(request, facts)]
+        return [prepare(replace(request, images=[image]), facts) for image in request.images]
 
     def _guidance(self, params: ImageParams) -> Guidance:
         return Guidance(

@@ -42,7 +42,9 @@ from server.protocol.images import (
 )
 
 VARIATION_STRENGTH = 0.7
-DEFAULT_STRENGTH = 0.8
+DEFAULT_STRENGTH, FAITHFUL_STRENGTH = 0.8, 0.5
+DEFAULT_IMAGE_GUIDANCE, FAITHFUL_IMAGE_GUIDANCE = 1.5, 2.0
+"""Without and with `input_fidelity` high."""
 
 _QUALITY_STEPS: Mapping[str, float] = {
     "auto": 1.0,
@@ -125,7 +127,8 @@ def _params(
     info: ImageModelInfo,
     limits: ImageLimits,
 ) -> ImageParams:
-    n = _or(body.n, 1)
+    # With several input images each is edited n times.
+    n = _or(body.n, 1) * max(1, len(inputs.images))
     width, height = _size(body, task, inputs, info, limits)
     edit = body if isinstance(body, ImageEditRequest) else None
     params = ImageParams(
@@ -137,7 +140,7 @@ def _params(
         n=n,
         negative_prompt=_or(body.negative_prompt, ""),
         guidance_scale=_or(body.guidance_scale, _default_guidance(task, info)),
-        image_guidance_scale=_or(edit.image_guidance_scale, 1.5) if edit else 1.5,
+        image_guidance_scale=_image_guidance(edit) if edit else DEFAULT_IMAGE_GUIDANCE,
         guidance_rescale=_or(body.guidance_rescale, 0.0),
         guidance_start=_or(body.guidance_start, 0.0),
         guidance_end=_or(body.guidance_end, 1.0),
@@ -179,6 +182,8 @@ def _size(
     limits: ImageLimits,
 ) -> Size:
     asked = parse_size(body.size)
+    if asked is None:
+        _check_one_size(inputs)
     if task is ImageTask.TEXT_TO_IMAGE:
         return drawing_size(asked, info)
     if not isinstance(body, ImageEditRequest) or task is not ImageTask.INPAINT:
@@ -197,6 +202,17 @@ def _size(
         crop=bool(body.crop_to_mask),
         max_pixels=limits.max_input_pixels,
     )
+
+
+def _check_one_size(inputs: ImageInputs) -> None:
+    """The results of a request have one size, so several images need one, too, unless asked for."""
+    sizes = dict.fromkeys(f"{image.width}x{image.height}" for image in inputs.images)
+    if len(sizes) > 1:
+        raise InvalidParameter(
+            f"the images have different sizes ({', '.join(sizes)}); give size, to which all are "
+            "scaled, or send them one by one",
+            param="size",
+        )
 
 
 def _worked_pixels(params: ImageParams, info: ImageModelInfo) -> int:
@@ -223,10 +239,10 @@ def _seed(body: ImageFields, n: int) -> int:
 
 
 def _scheduler(name: str | None, info: ImageModelInfo) -> str | None:
-    if not name or name in info.schedulers:
-        return name or None
+    if name is None or name in info.schedulers:
+        return name
     raise InvalidParameter(
-        f"there is no such scheduler for {info.model}; use one of {', '.join(info.schedulers)}",
+        f"that scheduler is not offered for {info.model}; use one of {', '.join(info.schedulers)}",
         param="scheduler",
     )
 
@@ -236,7 +252,19 @@ def _strength(body: ImageFields, task: ImageTask) -> float:
         return VARIATION_STRENGTH
     if isinstance(body, ImageEditRequest) and body.strength is not None:
         return body.strength
-    return 1.0 if task is ImageTask.INPAINT else DEFAULT_STRENGTH
+    if task is ImageTask.INPAINT:
+        return 1.0
+    return FAITHFUL_STRENGTH if _is_faithful(body) else DEFAULT_STRENGTH
+
+
+def _image_guidance(body: ImageEditRequest) -> float:
+    if body.image_guidance_scale is not None:
+        return body.image_guidance_scale
+    return FAITHFUL_IMAGE_GUIDANCE if _is_faithful(body) else DEFAULT_IMAGE_GUIDANCE
+
+
+def _is_faithful(body: ImageFields) -> bool:
+    return isinstance(body, ImageEditRequest) and body.input_fidelity == "high"
 
 
 def _prompt(body: ImageFields, task: ImageTask) -> str:
@@ -268,12 +296,19 @@ def _warnings(body: ImageFields, request: ImageRequest, info: ImageModelInfo) ->
     if info.guidance is GuidanceKind.NONE and body.guidance_scale not in (None, 1):
         warnings.append(f"guidance_scale has no effect: {info.model} is not guided")
     if isinstance(body, ImageEditRequest):
-        warnings += _edit_warnings(body, request.params.task)
+        warnings += _edit_warnings(body, request.params.task, info)
+        if (num_images := len(request.images)) > 1:
+            warnings.append(
+                f"{info.model} sees one image at a time: each of the {num_images} was edited by "
+                "itself, and the results follow their order"
+            )
     return warnings
 
 
-def _edit_warnings(body: ImageEditRequest, task: ImageTask) -> list[str]:
+def _edit_warnings(body: ImageEditRequest, task: ImageTask, info: ImageModelInfo) -> list[str]:
     idle = []
+    if body.input_fidelity is not None and _has_own_fidelity(body, task, info):
+        idle.append("input_fidelity")
     if task is ImageTask.EDIT and body.strength is not None:
         idle.append("strength")
     if task is not ImageTask.EDIT and body.image_guidance_scale is not None:
@@ -283,6 +318,14 @@ def _edit_warnings(body: ImageEditRequest, task: ImageTask) -> list[str]:
     if not body.crop_to_mask and body.crop_padding is not None:
         idle.append("crop_padding")
     return [f"{name} has no effect on {task.value} as asked for" for name in idle]
+
+
+def _has_own_fidelity(body: ImageEditRequest, task: ImageTask, info: ImageModelInfo) -> bool:
+    """Whether something else decides how closely the image is kept."""
+    if task is ImageTask.EDIT:
+        is_guided = info.guidance is GuidanceKind.CLASSIFIER_FREE
+        return body.image_guidance_scale is not None or not is_guided
+    return task is ImageTask.INPAINT or body.strength is not None
 
 
 def _rounded_up(value: float) -> float:

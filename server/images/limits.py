@@ -17,12 +17,12 @@ Size = tuple[int, int]
 
 
 def parse_size(text: str | None) -> Size | None:
-    """`WIDTHxHEIGHT`; None for auto.
+    """`WIDTHxHEIGHT`; None for auto, or where nothing is asked for.
 
     Raises:
         InvalidParameter: it is neither.
     """
-    if not text or text == "auto":
+    if text is None or text == "auto":
         return None
     match = _SIZE.fullmatch(text)
     if match is None:

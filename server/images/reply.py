@@ -11,7 +11,6 @@ import msgspec
 
 from engine.image_types import ImageEvent, Pixels
 from server.images.run import FileOptions, ImageRun
-from server.images.store import ImageStore
 from server.protocol.image_answers import (
     CompletedImageEvent,
     ImageData,
@@ -20,6 +19,9 @@ from server.protocol.image_answers import (
     ImageUsage,
     PartialImageEvent,
 )
+
+Keep = Callable[[bytes], str]
+"""Stores a file and returns its URL."""
 
 _encode_json = msgspec.json.Encoder().encode
 
@@ -50,11 +52,11 @@ class ImageReply:
         self._num_input_tokens = sum(self._tokens(pixels) for pixels in inputs)
         self._input_counted = False
 
-    async def whole(self, store: ImageStore, url_of: Callable[[str], str] | None) -> bytes:
+    async def whole(self, keep: Keep | None) -> bytes:
         """The JSON of everything at once.
 
         Args:
-            url_of: makes the URL of a stored file; None answers with the data itself.
+            keep: stores a file; None answers with the data itself.
         """
         params = self._run.order.request.params
         data: list[ImageData | None] = [None] * params.n
@@ -73,20 +75,24 @@ class ImageReply:
                 sizes.add(_size(event.image))
                 warnings |= dict.fromkeys(event.warnings)
         found = [image for image in data if image is not None]
-        if url_of is not None:
+        if keep is not None:
             for image, file in zip(found, files, strict=True):
-                image.url = url_of(store.put(file, self._options.output_format))
+                image.url = keep(file)
         answer = self._answer(found, usages, list(warnings), sizes.pop())
-        return await asyncio.to_thread(_with_files, answer, [] if url_of else files)
+        return await asyncio.to_thread(_with_files, answer, [] if keep else files)
 
-    async def events(self) -> AsyncGenerator[bytes, None]:
-        """Server-sent events: previews and each finished image, without the final `[DONE]`."""
+    async def events(self, keep: Keep | None) -> AsyncGenerator[bytes, None]:
+        """Server-sent events: previews and each finished image, without the final `[DONE]`.
+
+        Args:
+            keep: stores a finished image; None sends it within its event.
+        """
         async with aclosing(self._run.events()) as events:
             async for event in events:
                 if event.preview is not None:
                     yield await self._partial(event, event.preview)
                 if event.image is not None:
-                    yield await self._completed(event, event.image)
+                    yield await self._completed(event, event.image, keep)
 
     async def _partial(self, event: ImageEvent, pixels: Pixels) -> bytes:
         file = await self._run.encode(pixels, self._options, None)
@@ -107,13 +113,14 @@ class ImageReply:
         )
         return named_event(name, body)
 
-    async def _completed(self, event: ImageEvent, pixels: Pixels) -> bytes:
+    async def _completed(self, event: ImageEvent, pixels: Pixels, keep: Keep | None) -> bytes:
         seed = self._seed(event)
         file = await self._run.encode(pixels, self._options, seed)
         name = f"{self._prefix}.completed"
         body = CompletedImageEvent(
             type=name,
-            b64_json=await asyncio.to_thread(_base64, file),
+            b64_json=None if keep else await asyncio.to_thread(_base64, file),
+            url=keep(file) if keep else None,
             created_at=int(time.time()),
             output_format=self._options.output_format,
             quality=self._run.order.quality,

@@ -4,6 +4,7 @@ from engine.errors import InvalidParameter, UnsupportedFeature
 from engine.image_types import ImageModelInfo, ImageTask, Outpaint
 from server.protocol.image_inputs import OutpaintFields
 from server.protocol.images import (
+    MAX_INPUT_IMAGES,
     ImageEditRequest,
     ImageFields,
     ImageInputFields,
@@ -32,10 +33,26 @@ def choose_task(body: ImageFields, info: ImageModelInfo) -> ImageTask:
             param=param,
         )
     if isinstance(body, ImageInputFields) and len(body.images) > 1:
-        raise InvalidParameter(
-            f"{len(body.images)} images were sent; {task.value} takes one", param="image"
-        )
+        _check_several(body, len(body.images))
     return task
+
+
+def _check_several(body: ImageInputFields, num_images: int) -> None:
+    if not isinstance(body, ImageEditRequest):
+        raise InvalidParameter(f"{num_images} images were sent; variations take one", param="image")
+    if body.mask is not None:
+        raise InvalidParameter(
+            f"{num_images} images were sent with a mask, which marks places of one; send one "
+            "image, or leave the mask out",
+            param="mask",
+        )
+    num_results = num_images * (body.n or 1)
+    if num_results > MAX_INPUT_IMAGES:
+        raise InvalidParameter(
+            f"{num_images} images times n {body.n or 1} are {num_results} results; a request makes "
+            f"at most {MAX_INPUT_IMAGES}",
+            param="n",
+        )
 
 
 def _edit_task(body: ImageEditRequest, info: ImageModelInfo) -> ImageTask:

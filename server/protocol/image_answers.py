@@ -90,10 +90,12 @@ class PartialImageEvent:
 
 @dataclass(slots=True, kw_only=True)
 class CompletedImageEvent:
-    """A finished image within a stream. The usages of a request's events add up to its usage."""
+    """A finished image within a stream: `b64_json` or `url`. The usages of a request's events add
+    up to its usage."""
 
     type: str
-    b64_json: str
+    b64_json: str | None
+    url: str | None
     background: Literal["opaque"] = "opaque"
     created_at: int
     output_format: OutputFormatName

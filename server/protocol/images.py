@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from engine.errors import InvalidParameter, UnsupportedFeature
 from server.form_values import read_fields
-from server.multipart import Form
+from server.multipart import Form, Part
 from server.protocol.common import INT64_MAX, ModelRequest
 from server.protocol.image_inputs import ImageReference, OutpaintFields, uploaded
 
@@ -45,6 +45,8 @@ UNSUPPORTED_FIELDS: Mapping[str, tuple[Any, ...]] = {
 }
 """Known fields that are refused, with the values that ask for nothing and pass. Null passes too."""
 
+_NEVER_EMPTY = frozenset(("model", "size", "scheduler"))
+"""Texts of which an empty one can only be a form's field that was left blank."""
 _FILE_FIELD = re.compile(r"images?(\[[0-9]{0,2}\])?")
 _INPUT_NAMES = ("images", "image", "image[]")
 
@@ -67,7 +69,7 @@ class ImageFields(ModelRequest):
         None,
         max_length=32,
         description="`WIDTHxHEIGHT` in pixels. auto is the model's size, or the input image's.",
-        json_schema_extra={"pattern": "^(auto|[0-9]{1,6}[xX][0-9]{1,6})?$"},
+        json_schema_extra={"pattern": "^(auto|[0-9]{1,6}[xX][0-9]{1,6})$"},
     )
     quality: Quality | None = Field(
         None,
@@ -83,7 +85,8 @@ class ImageFields(ModelRequest):
     )
     response_format: Literal["b64_json", "url"] | None = Field(
         None,
-        description="url keeps the image on this server for a while. Default b64_json.",
+        description="url keeps the image on this server for a while; previews of a stream are "
+        "b64_json all the same. Default b64_json.",
     )
     stream: bool | None = Field(None, description="Answer with server-sent events.")
     partial_images: int | None = Field(
@@ -144,17 +147,16 @@ class ImageFields(ModelRequest):
     def _read_form(cls, form: Form) -> dict[str, Any]:
         names = [name for name in form if _FILE_FIELD.fullmatch(name)]
         values = read_fields(form, cls, skip=[*names, "mask"])
-        files = [part for name in names for part in form[name]]
+        for name in _NEVER_EMPTY & values.keys():
+            values[name] = values[name] or None
+        files = [part for name in names for part in form[name] if _is_given(part)]
         if not files:
             raise InvalidParameter("image is required, as a file of the form", param="image")
-        # Browsers send a part without content for a file that nobody chose.
-        values["images"] = [uploaded(part) for part in files if part.data]
-        if not values["images"]:
-            raise InvalidParameter("image is empty (0 bytes)", param="image")
+        values["images"] = [uploaded(part) for part in files]
         masks = form.get("mask", [])
         if len(masks) > 1:
             raise InvalidParameter("mask is given more than once", param="mask")
-        if masks and masks[0].data:
+        if masks and _is_given(masks[0]):
             values["mask"] = uploaded(masks[0])
         return values
 
@@ -163,11 +165,6 @@ class ImageFields(ModelRequest):
         if self.partial_images and not self.stream:
             raise InvalidParameter(
                 "partial_images is only allowed with stream: true", param="partial_images"
-            )
-        if self.stream and self.response_format == "url":
-            raise InvalidParameter(
-                "a stream carries b64_json; leave response_format out, or stream",
-                param="response_format",
             )
         if self.background == "transparent":
             raise UnsupportedFeature(
@@ -203,8 +200,8 @@ class ImageInputFields(ImageFields):
     images: list[ImageReference] = Field(
         min_length=1,
         max_length=MAX_INPUT_IMAGES,
-        description="Input images; a mask applies to the first. In a form they are files named "
-        "`image` or `image[]`; JSON bodies may call them that, too.",
+        description="Input images. In a form they are files named `image` or `image[]`; JSON "
+        "bodies may call them that, too. Of several, for edits only, each is edited by itself.",
     )
 
 
@@ -230,6 +227,11 @@ class ImageEditRequest(ImageInputFields):
     )
     image_guidance_scale: float | None = Field(
         None, ge=0, le=100, description="How closely edit keeps to the image. Default 1.5."
+    )
+    input_fidelity: Literal["low", "high"] | None = Field(
+        None,
+        description="high keeps closer to the image where nothing else says how close: "
+        "image_guidance_scale 2, or strength 0.5. Default low.",
     )
     mask_mode: MaskMode | None = Field(
         None,
@@ -295,6 +297,21 @@ def _collect_inputs(data: dict[str, Any]) -> dict[str, Any]:
     for value in given.values():
         rest["images"] = value if isinstance(value, list) else [value]
     return rest
+
+
+def _is_given(part: Part) -> bool:
+    """Whether a part stands for a file. A blank field does not; an empty file of some name does,
+    and is refused.
+
+    Raises:
+        InvalidParameter: a file without content.
+    """
+    if not part.data and part.has_file_name:
+        raise InvalidParameter(
+            f"{part.name} is an empty file (0 bytes); send its content, or leave the field out",
+            param="mask" if part.name == "mask" else "image",
+        )
+    return bool(part.data)
 
 
 def _check_no_inputs(data: Mapping[str, Any]) -> None:

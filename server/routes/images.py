@@ -139,8 +139,9 @@ async def _answer(
     if headers:
         annotate(request, ignored_fields=headers["X-Ignored-Fields"])
     task = choose_task(body, info)
-    async with ImageRun(state, info.model, body.n or 1) as run:
-        annotate(request, image_id=run.id, num_images=body.n or 1)
+    num_images = _num_results(body)
+    async with ImageRun(state, info.model, num_images) as run:
+        annotate(request, image_id=run.id, num_images=num_images)
         limits = ImageLimits(
             max_megapixel_steps=settings.max_image_megapixel_steps,
             max_input_pixels=settings.max_image_input_pixels,
@@ -169,6 +170,11 @@ async def _answer(
         return await _send(body, request, state, run, reply, headers)
 
 
+def _num_results(body: ImageFields) -> int:
+    num_inputs = len(body.images) if isinstance(body, ImageInputFields) else 1
+    return (body.n or 1) * num_inputs
+
+
 async def _read_inputs(body: ImageFields, limits: ImageLimits) -> ImageInputs:
     if not isinstance(body, ImageInputFields):
         return ImageInputs()
@@ -185,16 +191,17 @@ async def _send(
     reply: ImageReply,
     headers: dict[str, str],
 ) -> Response:
-    if body.stream:
-        heartbeat_s = state.settings.heartbeat_interval_s
-        return EventStream(reply.events(), run.aclose, heartbeat_s=heartbeat_s, headers=headers)
-
-    def url_of(name: str) -> str:
+    def keep(file: bytes) -> str:
+        name = state.image_store.put(file, body.output_format or "png")
         return str(request.url_for("get_image_file", name=name))
 
-    with_urls = url_of if body.response_format == "url" else None
+    kept = keep if body.response_format == "url" else None
+    if body.stream:
+        heartbeat_s = state.settings.heartbeat_interval_s
+        events = reply.events(kept)
+        return EventStream(events, run.aclose, heartbeat_s=heartbeat_s, headers=headers)
     try:
-        content = await until_disconnect(request.receive, reply.whole(state.image_store, with_urls))
+        content = await until_disconnect(request.receive, reply.whole(kept))
     finally:
         await run.aclose()
     return Response(content, media_type="application/json", headers=headers)

@@ -237,13 +237,57 @@ async def test_uploads_cannot_be_smuggled_through_json() -> None:
     assert error_of(await server.client.post(EDITS, json=body))["param"] == "image"
 
 
-async def test_the_number_of_images_is_bounded() -> None:
+async def test_each_of_several_images_is_edited_by_itself() -> None:
     server = ImageServer()
-    files = [("image[]", ("a.png", png(), "image/png"))] * 2
-    response = await server.client.post(EDITS, files=files, data={"prompt": "x"})
-    assert "takes one" in error_of(response)["message"]
+    files = [
+        ("image[]", (f"{i}.png", png(mode=mode))) for i, mode in enumerate(("RGB", "L", "RGB"))
+    ]
+    data = {"prompt": "x", "n": "2", "seed": "5"}
+    response = await server.client.post(EDITS, files=files, data=data)
+    assert response.status_code == 200, response.text
+    request, answer = server.last, response.json()
+    assert (len(request.images), request.params.n) == (3, 6)
+    assert [image["seed"] for image in answer["data"]] == [5, 6, 7, 8, 9, 10]
+    (warning,) = answer["warnings"]
+    assert "each of the 3 was edited by itself" in warning
+    single = (await server.edit(seed="5", n="1")).json()["usage"]
+    assert answer["usage"]["input_tokens_details"]["image_tokens"] == (
+        3 * single["input_tokens_details"]["image_tokens"]
+    )
+
+
+async def test_sixteen_images_in_json() -> None:
+    server = ImageServer()
+    body = {"prompt": "x", "images": [{"image_url": data_url(png())}] * 16}
+    response = await server.client.post(EDITS, json=body)
+    assert response.status_code == 200, response.text
+    assert len(response.json()["data"]) == 16
+
+
+async def test_several_images_need_one_size() -> None:
+    server = ImageServer()
+    files = [("image[]", ("a.png", png(64, 48))), ("image[]", ("b.png", png(48, 48)))]
+    error = error_of(await server.client.post(EDITS, files=files, data={"prompt": "x"}))
+    assert (error["param"], "64x48, 48x48" in error["message"]) == ("size", True)
+    data = {"prompt": "x", "size": "64x64"}
+    response = await server.client.post(EDITS, files=files, data=data)
+    assert response.status_code == 200, response.text
+    assert response.json()["size"] == "64x64"
+
+
+async def test_several_images_are_bounded() -> None:
+    server = ImageServer()
+    files: list[Any] = [("image[]", ("a.png", png(), "image/png"))] * 2
+    error = error_of(await server.client.post(EDITS, files=files, data={"prompt": "x", "n": "9"}))
+    assert (error["param"], "18 results" in error["message"]) == ("n", True)
     response = await server.client.post(EDITS, files=files * 9, data={"prompt": "x"})
     assert "16" in error_of(response)["message"]
+    masked = [*files, ("mask", ("m.png", mask_png()))]
+    error = error_of(await server.client.post(EDITS, files=masked, data={"prompt": "x"}))
+    assert (error["param"], "2 images" in error["message"]) == ("mask", True)
+    error = error_of(await server.client.post(VARIATIONS, files=files))
+    assert "variations take one" in error["message"]
+    assert server.engine.image_requests == []
     response = await server.client.post(EDITS, json={"prompt": "x", "images": []})
     assert error_of(response)["param"] == "images"
     response = await server.client.post(EDITS, data={"prompt": "x"}, files={"other": b"x"})
@@ -295,6 +339,72 @@ async def test_streams_of_edits() -> None:
     server = ImageServer()
     events = named_events((await server.edit(stream="true", partial_images="1")).text)
     assert [name for name, _ in events] == ["image_edit.partial_image", "image_edit.completed"]
+
+
+async def test_fidelity_keeps_closer_to_the_image() -> None:
+    server = ImageServer()
+    params = [
+        ({"input_fidelity": "high"}, (2.0, 0.5)),
+        ({"input_fidelity": "low"}, (1.5, 0.8)),
+        ({}, (1.5, 0.8)),
+    ]
+    for fields, (image_guidance, strength) in params:
+        answer = (await server.edit(**fields)).json()
+        assert server.last.params.image_guidance_scale == image_guidance
+        answer["warnings"] += (await server.edit(task="image_to_image", **fields)).json()[
+            "warnings"
+        ]
+        assert server.last.params.strength == strength
+        assert answer["warnings"] == []
+    response = await server.edit(input_fidelity="highest")
+    assert error_of(response)["param"] == "input_fidelity"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"image_guidance_scale": "1.2"},
+        {"strength": "0.9"},
+        {"outpaint[left]": "16"},
+    ],
+)
+async def test_fidelity_beside_what_says_more_is_warned_about(fields: dict[str, str]) -> None:
+    server = ImageServer()
+    response = await server.edit(input_fidelity="high", **fields)
+    assert [line.split()[0] for line in response.json()["warnings"]] == ["input_fidelity"]
+    params = server.last.params
+    expected = {"image_guidance_scale": (1.2, 0.5), "strength": (2.0, 0.9)}
+    given = expected.get(next(iter(fields)), (2.0, 1.0))
+    assert (params.image_guidance_scale, params.strength) == given
+
+
+async def test_empty_files_are_refused() -> None:
+    server = ImageServer()
+    image, empty = ("a.png", png()), ("b.png", b"")
+    for files, param in (
+        ([("image", image), ("mask", empty)], "mask"),
+        ([("image[]", image), ("image[]", empty)], "image"),
+        ([("image", empty)], "image"),
+    ):
+        error = error_of(await server.client.post(EDITS, files=files, data={"prompt": "x"}))
+        assert (error["param"], "0 bytes" in error["message"]) == (param, True)
+    body = {"prompt": "x", "image": data_url(png()), "mask": data_url(b"")}
+    error = error_of(await server.client.post(EDITS, json=body))
+    assert (error["param"], "0 bytes" in error["message"]) == ("mask", True)
+    body["mask"] = ""
+    assert error_of(await server.client.post(EDITS, json=body))["param"] == "mask"
+    assert server.engine.image_requests == []
+
+
+async def test_blank_fields_of_a_browsers_form_are_left_out() -> None:
+    """A file field that nobody chose a file for has no file name, a text field no text."""
+    server = ImageServer()
+    blank = ("mask", ("", b"", "application/octet-stream"))
+    files = [("image", ("a.png", png())), blank]
+    data = {"prompt": "x", "size": "", "n": "", "scheduler": "", "model": "", "quality": ""}
+    response = await server.client.post(EDITS, files=files, data=data)
+    assert response.status_code == 200, response.text
+    assert server.last.mask is None
 
 
 async def test_variations() -> None:

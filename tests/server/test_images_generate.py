@@ -160,6 +160,11 @@ async def test_the_ids_header_and_ignored_fields() -> None:
 
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"size": "big"}, "size", "WIDTHxHEIGHT"),
+    ({"size": ""}, "size", "or auto"),
+    ({"size": " "}, "size", "or auto"),
+    ({"scheduler": ""}, "scheduler", "ddim, euler, dpmpp_2m"),
+    ({"quality": ""}, "quality", "low"),
+    ({"response_format": ""}, "response_format", "url"),
     ({"size": "64"}, "size", "WIDTHxHEIGHT"),
     ({"size": "64x64x64"}, "size", "WIDTHxHEIGHT"),
     ({"size": "-64x64"}, "size", "WIDTHxHEIGHT"),
@@ -188,7 +193,6 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"output_compression": 101, "output_format": "jpeg"}, "output_compression", "100"),
     ({"partial_images": 1}, "partial_images", "stream"),
     ({"partial_images": 4, "stream": True}, "partial_images", "3"),
-    ({"response_format": "url", "stream": True}, "response_format", "b64_json"),
     ({"guidance_start": 0.9, "guidance_end": 0.1}, "guidance_start", "guidance_end"),
     ({"num_inference_steps": 0}, "num_inference_steps", "1"),
     ({"num_inference_steps": 1001}, "num_inference_steps", "1000"),

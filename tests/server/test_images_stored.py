@@ -1,7 +1,7 @@
 """Results by `url`: served to whoever has the name, for a while, within a bound."""
 
 import pytest
-from image_server import ImageServer, error_of, opened
+from image_server import ImageServer, error_of, named_events, opened
 
 from engine.errors import InvalidParameter
 from server.images.store import ImageStore
@@ -60,6 +60,31 @@ async def test_edits_by_url() -> None:
     server = ImageServer()
     answer = (await server.edit(response_format="url")).json()
     assert (await server.client.get(answer["data"][0]["url"])).status_code == 200
+
+
+async def test_a_stream_by_url_ends_each_image_with_its_link() -> None:
+    server = ImageServer()
+    fields = {"response_format": "url", "stream": True, "partial_images": 1, "n": 2}
+    events = named_events((await server.generate(**fields)).text)
+    partials = [data for name, data in events if name.endswith("partial_image")]
+    ends = [data for name, data in events if name.endswith("completed")]
+    assert (len(partials), len(ends)) == (2, 2)
+    assert all(opened(data["b64_json"]) for data in partials), "previews are not kept"
+    for data in ends:
+        assert data["b64_json"] is None
+        file = await server.client.get(data["url"])
+        assert (file.status_code, file.headers["content-type"]) == (200, "image/png")
+    events = named_events((await server.edit(response_format="url", stream="true")).text)
+    assert (await server.client.get(events[-1][1]["url"])).status_code == 200
+    events = named_events((await server.generate(stream=True)).text)
+    assert events[-1][1]["url"] is None and opened(events[-1][1]["b64_json"])
+
+
+async def test_a_stream_that_cannot_be_kept_is_refused_before_it_is_drawn() -> None:
+    server = ImageServer(image_store_bytes=0)
+    error = error_of(await server.generate(stream=True, response_format="url"))
+    assert error["param"] == "response_format" and "keeps no images" in error["message"]
+    assert server.engine.image_requests == []
 
 
 async def test_what_cannot_be_kept_is_refused_before_it_is_drawn() -> None:

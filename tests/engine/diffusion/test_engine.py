@@ -2,6 +2,7 @@
 
 import random
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -331,3 +332,28 @@ def test_requests_that_are_slow_to_prepare_start_one_a_step(make_engine, monkeyp
         engine.step()
         running.append(engine.stats().num_running)
     assert running == [1, 2, 3]
+
+
+def test_guidance_of_an_empty_interval_is_off_and_warned_about(make_engine):
+    family = ToyFamily()
+    options = {"guidance_start": 0.0, "guidance_end": 0.0}
+    events = run(make_engine(family), [request(**options)])
+    assert {rows for _, rows, _ in family.calls} == {1}
+    (warning,) = events[-1].warnings
+    assert "of 4 steps none is between guidance_start 0 and guidance_end 0" in warning
+    off = results(run(make_engine(), [request(guidance_scale=1.0)]))
+    assert np.array_equal(results(events)["r", 0], off["r", 0])
+
+
+def test_each_of_several_input_images_is_drawn_from(make_engine):
+    """As if each had been sent alone, with the seeds that its results have."""
+    images = [picture(seed=1), picture(seed=2), picture(48, 24, seed=3)]
+    options = {"task": ImageTask.EDIT, "seed": 5}
+    several = replace(request(n=6, **options), images=images)
+    together = results(run(make_engine(), [several]))
+    assert len(together) == 6
+    for index in range(6):
+        one = request(image=images[index // 2], task=ImageTask.EDIT, seed=5 + index)
+        alone = results(run(make_engine(), [one]))["r", 0]
+        # What shares a call acts through rounding.
+        assert np.abs(together["r", index].astype(int) - alone).max() <= 1
