@@ -147,6 +147,13 @@ class ComponentFolder:
         """
         self._check_class(name, tokenizer_class.__name__, f"{tokenizer_class.__name__}Fast")
         check_component(self._folder / name)
+        files = _names(self._folder / name)
+        if "spiece.model" in files and "tokenizer.json" not in files:
+            raise ModelLoadError(
+                f"{name} has a spiece.model only, which this server does not read; create its "
+                f"tokenizer.json with transformers (needs sentencepiece and protobuf): "
+                f"T5Tokenizer.from_pretrained(folder).save_pretrained(folder)"
+            )
         with _reading(name):
             tokenizer: Component = tokenizer_class.from_pretrained(  # type: ignore[attr-defined]
                 str(self._folder / name), local_files_only=True
@@ -173,10 +180,20 @@ class ComponentFolder:
         """Of the model's own noise schedule, with `_class_name`."""
         config = self.config("scheduler", "scheduler_config.json")
         config.setdefault("_class_name", self.class_name("scheduler"))
-        if not hasattr(diffusers, str(config["_class_name"])):
+        found = getattr(diffusers, str(config["_class_name"]), None)
+        if found is None:
             raise UnsupportedArchitecture(
                 f"scheduler class {config['_class_name']!r} is not one of diffusers"
             )
+        # diffusers has stand-ins for classes whose packages are missing: they cannot be created.
+        try:
+            diffusers.utils.requires_backends(found, getattr(found, "_backends", []))
+        except ImportError:
+            needed = " and ".join(sorted({*found._backends} - {"torch"}))
+            raise UnsupportedArchitecture(
+                f"scheduler class {config['_class_name']!r} needs the package {needed}, which is "
+                f"not installed; install it, or name another class in scheduler_config.json"
+            ) from None
         return config
 
     def _check_class(self, name: str, *expected: str) -> None:

@@ -280,5 +280,5 @@ def test_a_model_whose_first_picture_fails_is_not_served(make_engine, monkeypatc
 
     family = ToyFamily()
     monkeypatch.setattr(ToyFamily, "denoise", denoise)
-    with pytest.raises(ModelLoadError, match="a first picture failed"):
+    with pytest.raises(ModelLoadError, match="a trial picture failed"):
         warm_up(make_engine(family), family.facts)

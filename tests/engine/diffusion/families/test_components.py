@@ -14,9 +14,12 @@ import torch
 from denoise_loop import Job, draw
 from safetensors.torch import load_file, save_file
 from tiny_pipelines import CPU, Parts, tiny_parts, tiny_unet
+from transformers import T5Tokenizer
 
+from engine.diffusion.families.components import ComponentFolder
 from engine.diffusion.families.family import PromptText
 from engine.diffusion.families.footprint import weight_bytes
+from engine.diffusion.families.options import LoadOptions
 from engine.diffusion.families.registry import load_family, pipeline_name
 from engine.diffusion.families.stable_diffusion import StableDiffusionFamily
 from engine.diffusion.families.stable_diffusion_xl import StableDiffusionXLFamily
@@ -276,3 +279,22 @@ def test_importing_the_registry_imports_no_diffusers() -> None:
         "sys.exit('diffusers' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_noise_schedule_whose_package_is_missing_is_named_at_load(folder: Path) -> None:
+    """diffusers has stand-ins for such classes, which fail when they are used."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = json.loads(path.read_text()) | {"_class_name": "DPMSolverSDEScheduler"}
+    path.write_text(json.dumps(config))
+    with pytest.raises(UnsupportedArchitecture, match="needs the package torchsde"):
+        load(folder)
+
+
+def test_a_tokenizer_that_needs_another_package_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_2").mkdir()
+    (tmp_path / "tokenizer_2" / "spiece.model").touch()
+    listing = {"tokenizer_2": ["transformers", "T5TokenizerFast"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(listing))
+    components = ComponentFolder(tmp_path, LoadOptions(dtype=torch.float32, device=CPU))
+    with pytest.raises(ModelLoadError, match=r"spiece\.model only.*tokenizer\.json"):
+        components.tokenizer("tokenizer_2", T5Tokenizer)

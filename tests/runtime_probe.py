@@ -1,0 +1,223 @@
+"""Tries whatever a client or an operator can ask for, with some packages as if not installed.
+
+    python runtime_probe.py '["scipy", …]' FOLDER_OF_A_TEXT_MODEL
+
+Prints a JSON object: for each option what went wrong, or null.
+"""
+
+import asyncio
+import importlib
+import importlib.machinery
+import io
+import json
+import pkgutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+
+class Hidden:
+    """Finds what Python's finder finds, except the hidden packages."""
+
+    def __init__(self, names: list[str]) -> None:
+        self._names = frozenset(names)
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name.partition(".")[0] in self._names:
+            return None
+        return importlib.machinery.PathFinder.find_spec(name, path, target)
+
+    def find_distributions(self, context: Any) -> Iterator[Any]:
+        for found in importlib.machinery.PathFinder.find_distributions(context):
+            if found.metadata["Name"].lower().replace("-", "_") not in self._names:
+                yield found
+
+    def invalidate_caches(self) -> None:
+        importlib.machinery.PathFinder.invalidate_caches()
+
+
+def hide(names: list[str]) -> None:
+    """Make imports of these packages fail from now on."""
+    place = sys.meta_path.index(importlib.machinery.PathFinder)  # type: ignore[arg-type]
+    sys.meta_path[place] = Hidden(names)  # type: ignore[call-overload]
+
+
+Check = Callable[[], object]
+
+
+def modules() -> Iterator[tuple[str, Check]]:
+    """Every module of ours but kernels for a GPU, which the extra `gpu` is for."""
+    for package in ("server", "engine", "kernels", "loadtest"):
+        root = importlib.import_module(package)
+        for found in pkgutil.walk_packages(root.__path__, f"{package}."):
+            parts = found.name.split(".")
+            if parts[-1] == "__main__" or "triton" in found.name or "_interpreter" in parts:
+                continue
+            yield f"module {found.name}", lambda name=found.name: importlib.import_module(name)
+
+
+def image_options() -> Iterator[tuple[str, Check]]:
+    from engine.config import DType, ImageQuantization
+    from engine.diffusion.noise_schedule import FLOW_SCHEDULES, NoiseSchedules
+    from engine.errors import ModelLoadError
+    from engine.image_types import ImageTask, Pixels, PromptSyntax
+    from server.images.files import decode_image, encode_image
+    from server.protocol.images import OutputFormat
+
+    engine, info = load_images()
+    grey = Pixels(width=64, height=64, channels=3, data=b"\x80" * (64 * 64 * 3))
+
+    def draw(**changes: Any) -> None:
+        from engine.image_types import ImageParams, ImageRequest
+
+        task = changes.pop("task", ImageTask.TEXT_TO_IMAGE)
+        pictures = [] if task is ImageTask.TEXT_TO_IMAGE else [grey]
+        mask = Pixels(width=64, height=64, channels=1, data=b"\xff" * 4096)
+        params = {"width": 64, "height": 64, "num_inference_steps": 2, "seed": 1} | changes
+        engine.add(
+            ImageRequest(
+                request_id="r",
+                model="m",
+                prompt="a (red) circle",
+                params=ImageParams(task=task, **params),
+                images=pictures,
+                mask=mask if task is ImageTask.INPAINT else None,
+            )
+        )
+        while engine.has_work():
+            for event in engine.step()[0]:
+                if event.error_message is not None:
+                    raise AssertionError(event.error_message)
+
+    for name in info.schedulers:
+        yield f"scheduler {name}", lambda name=name: draw(scheduler=name)
+    flow = NoiseSchedules({"_class_name": "FlowMatchEulerDiscreteScheduler"}, FLOW_SCHEDULES)
+    for name in flow.names:
+        yield f"flow scheduler {name}", lambda name=name: flow.create(name, 4)
+    for syntax in PromptSyntax:
+        yield f"syntax {syntax}", lambda syntax=syntax: draw(prompt_syntax=syntax)
+    for task in info.tasks:
+        yield f"task {task}", lambda task=task: draw(task=task)
+    for name in get_args(OutputFormat):
+        yield (
+            f"image format {name}",
+            lambda name=name: decode_image(
+                encode_image(grey, name, metadata={"prompt": "p"}),
+                param="image",
+                max_pixels=10_000,
+                max_side=100,
+            ),
+        )
+    for name in get_args(DType):
+        yield f"image dtype {name}", lambda name=name: load_images(image_dtype=name)
+
+    def refuse(name: str) -> None:
+        try:
+            load_images(image_quantization=name)
+        except ModelLoadError as error:
+            assert "tandem-server[quantization]" in error.message, error.message
+        else:
+            raise AssertionError("bitsandbytes was found")
+
+    for name in get_args(ImageQuantization):
+        if name != "none":
+            yield f"image quantization {name}", lambda name=name: refuse(name)
+
+
+class Host:
+    def report(self, *args: object, **kwargs: object) -> None:
+        """Nobody listens."""
+
+    def reserve(self, device: str, purpose: str, num_bytes: int, capacity_bytes: int) -> int:
+        return capacity_bytes
+
+
+def load_images(**knobs: Any) -> Any:
+    from engine.config import EngineConfig
+    from engine.diffusion.loading import load_engine
+
+    return load_engine(checkpoint("tandem-shapes"), "m", config(EngineConfig, **knobs), Host())
+
+
+def checkpoint(ref: str) -> Any:
+    from engine.weights.source import resolve_source
+
+    cache = Path("~/.cache/tandem").expanduser()
+    return resolve_source(ref, cache_dir=cache, on_progress=lambda fraction, line: None)
+
+
+def config(config_class: Any, **knobs: Any) -> Any:
+    return config_class(**({"device": "cpu", "num_threads": 1, "num_kv_blocks": 32} | knobs))
+
+
+def text_options(folder: str) -> Iterator[tuple[str, Check]]:
+    from engine.config import DType, EngineConfig, Policy, Quantization
+    from engine.llm.loading import load_engine
+    from engine.text.tokenizer import load_tokenizer
+    from engine.types import GenerateRequest, SamplingParams
+
+    def answer(ref: str, **knobs: Any) -> None:
+        engine, _ = load_engine(checkpoint(ref), "m", config(EngineConfig, **knobs), Host())
+        engine.add(
+            GenerateRequest(
+                request_id="r",
+                model="m",
+                prompt_token_ids=[5, 6, 7],
+                sampling=SamplingParams(max_tokens=2, logprobs=1, repetition_penalty=1.1),
+            )
+        )
+        while engine.has_work():
+            for event in engine.step()[0]:
+                assert event.error_message is None, event.error_message
+
+    gguf = "smollm2-135m-instruct"
+    for name in get_args(DType):
+        yield f"dtype {name}", lambda name=name: answer(folder, dtype=name)
+    for name in get_args(Quantization):
+        ref = gguf if name.startswith("gguf") else folder
+        yield f"quantization {name}", lambda name=name, ref=ref: answer(ref, quantization=name)
+    for name in get_args(Policy):
+        yield f"policy {name}", lambda name=name: answer(folder, scheduling_policy=name)
+    for name, path in (("json", folder), ("gguf", str(checkpoint(gguf).path))):
+        yield f"tokenizer {name}", lambda path=path: load_tokenizer(Path(path)).encode("Hello")
+
+
+def server_options() -> Iterator[tuple[str, Check]]:
+    import uvicorn
+
+    from engine.logs import configure_logging
+    from server.settings import Settings
+
+    for name in get_args(Settings.model_fields["log_format"].annotation):
+        yield (
+            f"log format {name}",
+            lambda name=name: configure_logging(name, "warning", stream=io.StringIO()),
+        )
+
+    def loop() -> None:
+        config = uvicorn.Config(lambda: None, log_config=None)
+        config.load()
+        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+            kind = type(runner.get_loop()).__module__
+        assert kind == "uvloop", kind
+        assert "httptools" in config.http_protocol_class.__module__
+
+    yield "event loop", loop
+
+
+def main() -> None:
+    hide(json.loads(sys.argv[1]))
+    results: dict[str, str | None] = {}
+    options = (modules(), server_options(), image_options(), text_options(sys.argv[2]))
+    for name, check in (option for group in options for option in group):
+        try:
+            check()
+            results[name] = None
+        except BaseException as error:
+            results[name] = f"{type(error).__name__}: {error}"
+    sys.__stdout__.write(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""What the plain installation offers must work with what it installs.
+
+The packages that only the extras bring are hidden from a child process, which then tries every
+option that a client or an operator has.
+"""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from engine.diffusion.noise_schedule import DIFFUSION_SCHEDULES, FLOW_SCHEDULES
+from engine.image_types import PromptSyntax
+from server.protocol.images import OutputFormat
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def closure(requirements: list[str]) -> set[str]:
+    """Names of the installed distributions that these bring, directly or through others."""
+    found: set[str] = set()
+    to_do = [(Requirement(text), "") for text in requirements]
+    while to_do:
+        requirement, parents_extra = to_do.pop()
+        marker, name = requirement.marker, canonicalize_name(requirement.name)
+        if marker is not None and not marker.evaluate({"extra": parents_extra}):
+            continue
+        for extra in ("", *requirement.extras):
+            if (key := f"{name}[{extra}]") in found:
+                continue
+            found.add(key)
+            try:
+                needs = importlib.metadata.requires(name) or []
+            except importlib.metadata.PackageNotFoundError:
+                continue
+            to_do += [(Requirement(text), extra) for text in needs]
+    return {key.partition("[")[0] for key in found}
+
+
+def modules_of_extras(dependencies: list[str]) -> list[str]:
+    """Top-level modules here that an installation of just these would not have."""
+    installed = closure(dependencies)
+    return sorted(
+        module
+        for module, owners in importlib.metadata.packages_distributions().items()
+        if not any(
+            canonicalize_name(owner) in installed or owner.startswith("tandem") for owner in owners
+        )
+        # What every environment has, and what belongs to nobody in particular.
+        and module not in ("pip", "setuptools", "pkg_resources", "_distutils_hack")
+        and not module.startswith("__")
+    )
+
+
+def probe(dependencies: list[str], folder: Path) -> dict[str, str | None]:
+    hidden = json.dumps(modules_of_extras(dependencies))
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "tests/runtime_probe.py"), hidden, str(folder)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    answers: dict[str, str | None] = json.loads(result.stdout.splitlines()[-1])
+    return answers
+
+
+@pytest.fixture(scope="module")
+def results(tiny_llama: Any) -> dict[str, str | None]:
+    return probe(PROJECT["dependencies"], tiny_llama())
+
+
+def test_all_that_is_offered_works(results: dict[str, str | None]) -> None:
+    assert {name: error for name, error in results.items() if error is not None} == {}
+
+
+def test_the_probe_tries_what_is_offered(results: dict[str, str | None]) -> None:
+    offered = [
+        *(f"scheduler {name}" for name in DIFFUSION_SCHEDULES),
+        *(f"flow scheduler {name}" for name in FLOW_SCHEDULES),
+        *(f"syntax {syntax}" for syntax in PromptSyntax),
+        *(f"image format {name}" for name in get_args(OutputFormat)),
+        "image quantization bnb-nf4",
+        "quantization gguf-int8",
+        "module engine.loop",
+        "event loop",
+    ]
+    assert set(offered) <= results.keys()
+
+
+def test_what_the_extras_bring_is_hidden() -> None:
+    hidden = modules_of_extras(PROJECT["dependencies"])
+    assert {"bitsandbytes", "hypothesis", "matplotlib", "sentencepiece", "openai"} <= set(hidden)
+    assert not {"scipy", "torch", "numpy", "PIL", "uvloop", "yaml", "zmq"} & set(hidden)
+
+
+def test_a_missing_dependency_would_be_seen(tiny_llama: Any) -> None:
+    without = [text for text in PROJECT["dependencies"] if not text.startswith("scipy")]
+    assert len(without) == len(PROJECT["dependencies"]) - 1
+    failed = {name for name, error in probe(without, tiny_llama()).items() if error is not None}
+    assert failed == {"scheduler lms"}
