@@ -2,7 +2,8 @@
 
 It keeps bf16 numbers as their bits: it multiplies the bits in `tl.dot`, converts them as if they
 were integers to every type but fp32, and cuts fp32 numbers off instead of rounding them. GPUs do
-not, so kernels need no way around it. Nor do a product's rows depend there on how many there are.
+not, so kernels need no way around it. It leaves products to BLAS, whose order of additions depends
+on the processor, the number of rows and their place; a GPU's does not, so there is one order here.
 Sums and products of bf16 numbers stay wrong: kernels widen what they load.
 """
 
@@ -35,8 +36,12 @@ def repair() -> None:
             return src
         return plain_fp_to_fp(self, src, dst_type, rounding_mode)
 
-    def dot(self: Any, a: Any, b: Any, *args: Any, **kwargs: Any) -> Any:
-        return plain_dot(self, _contiguous(_widened(a)), _contiguous(_widened(b)), *args, **kwargs)
+    def dot(self: Any, a: Any, b: Any, d: Any, *args: Any, **kwargs: Any) -> Any:
+        a, b = _widened(a), _widened(b)
+        if a.dtype.scalar.is_fp8() or not d.dtype.scalar.is_floating():
+            # fp8 is widened there; sums of integers are exact in any order.
+            return plain_dot(self, a, b, d, *args, **kwargs)
+        return TensorHandle(_product(a.data, b.data, d.data.dtype) + d.data, d.dtype.scalar)
 
     InterpreterBuilder.cast_impl = cast
     InterpreterBuilder.create_fp_to_fp = fp_to_fp
@@ -51,9 +56,16 @@ def _widened(handle: Any) -> Any:
     return TensorHandle(bits.view(np.float32), tl.float32)
 
 
-def _contiguous(handle: Any) -> Any:
-    """Else BLAS adds in an order that depends on how many rows the tile has."""
-    return TensorHandle(np.ascontiguousarray(handle.data), handle.dtype.scalar)
+def _product(a: Any, b: Any, dtype: Any) -> Any:
+    """`a @ b`, [..., M, K] and [..., K, N]: each number is its K products added one by one."""
+    columns = np.ascontiguousarray(np.moveaxis(a, -1, 0), dtype)[..., None]
+    rows = np.ascontiguousarray(np.moveaxis(b, -2, 0), dtype)[..., None, :]
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = columns[0] * rows[0]
+        product = np.empty_like(total)
+        for column, row in zip(columns[1:], rows[1:], strict=True):
+            total += np.multiply(column, row, out=product)
+    return total
 
 
 def _rounded(handle: Any) -> Any:

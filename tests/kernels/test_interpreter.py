@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from kernels import _interpreter
 from kernels._triton import tl, triton
 
 pytestmark = pytest.mark.skipif(
@@ -31,6 +32,25 @@ def _transposed_dot_kernel(a_ptr, b_ptr, y_ptr, ROWS: tl.constexpr):
     some = tl.arange(0, ROWS)[:, None] * 64 + at[None, :]
     b = tl.load(b_ptr + at[:, None] * 64 + at[None, :])
     tl.store(y_ptr + some, tl.dot(tl.load(a_ptr + some), tl.trans(b)))
+
+
+@triton.jit
+def _rectangular_dot_kernel(
+    a_ptr, b_ptr, y_ptr, ROWS: tl.constexpr, INNER: tl.constexpr, COLUMNS: tl.constexpr
+):
+    row, inner, column = tl.arange(0, ROWS), tl.arange(0, INNER), tl.arange(0, COLUMNS)
+    a = tl.load(a_ptr + row[:, None] * INNER + inner[None, :])
+    b = tl.load(b_ptr + inner[:, None] * COLUMNS + column[None, :])
+    tl.store(y_ptr + row[:, None] * COLUMNS + column[None, :], tl.dot(a, b))
+
+
+@triton.jit
+def _integer_dot_kernel(a_ptr, b_ptr, y_ptr, BLOCK_SIZE: tl.constexpr):
+    at = tl.arange(0, BLOCK_SIZE)
+    square = at[:, None] * BLOCK_SIZE + at[None, :]
+    threes = tl.full((BLOCK_SIZE, BLOCK_SIZE), 3, tl.int32)
+    product = tl.dot(tl.load(a_ptr + square), tl.load(b_ptr + square), threes, out_dtype=tl.int32)
+    tl.store(y_ptr + square, product)
 
 
 @triton.jit
@@ -91,6 +111,38 @@ def test_rows_of_a_product_do_not_depend_on_their_number():
     _transposed_dot_kernel[(1,)](a, b, y, ROWS=64)
     _transposed_dot_kernel[(1,)](a[32:48].contiguous(), b, few, ROWS=16)
     assert torch.equal(few, y[32:48])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("inner", [16, 32, 128])
+@pytest.mark.parametrize(("rows", "columns"), [(16, 16), (16, 64), (32, 16), (64, 128), (128, 32)])
+def test_products_add_one_by_one_on_every_processor(rows, inner, columns, dtype):
+    """The bits, not only the value: no processor's BLAS gives these."""
+    a, b = torch.randn(rows, inner).to(dtype), torch.randn(inner, columns).to(dtype)
+    y = torch.empty(rows, columns)
+    _rectangular_dot_kernel[(1,)](a, b, y, ROWS=rows, INNER=inner, COLUMNS=columns)
+    expected = torch.zeros(rows, columns)
+    for i in range(inner):
+        expected = expected + a[:, i, None].float() * b[i].float()
+    assert torch.equal(y, expected)
+
+
+def test_a_blas_that_multiplies_otherwise_is_found_out(monkeypatch):
+    """The tests above can fail: the interpreter's own product is another one."""
+    a, b = torch.randn(2, 64, 64)
+    products = torch.empty(2, 64, 64)
+    _dot_kernel[(1,)](a, b, products[0], BLOCK_SIZE=64)
+    monkeypatch.setattr(_interpreter, "_product", lambda a, b, dtype: np.matmul(a, b, dtype=dtype))
+    _dot_kernel[(1,)](a, b, products[1], BLOCK_SIZE=64)
+    torch.testing.assert_close(products[0], products[1], rtol=1e-4, atol=1e-4)
+    assert not torch.equal(products[0], products[1])
+
+
+def test_products_are_added_to_what_was_there_and_integers_are_exact():
+    a, b = torch.randint(-128, 127, (2, 32, 32)).to(torch.int8)
+    y = torch.empty(32, 32, dtype=torch.int32)
+    _integer_dot_kernel[(1,)](a, b, y, BLOCK_SIZE=32)
+    assert torch.equal(y, a.int() @ b.int() + 3)
 
 
 def test_tritons_own_functions_are_interpreted_too():
