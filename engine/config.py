@@ -17,6 +17,7 @@ AsyncScheduling = Literal["auto", "on", "off"]
 Quantization = Literal["auto", "none", "gguf", "gguf-int8", "int8"]
 PACKED = ("gguf", "gguf-int8")
 """Those that need a file's packed weights."""
+CpuIsa = Literal["auto", "native", "x86-64-v3", "x86-64-v4"]
 ImageQuantization = Literal["none", "bnb-nf4", "bnb-int8"]
 
 GIB = 1 << 30

@@ -204,11 +204,13 @@ class Loop:
 def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, ModelInfo | ImageModelInfo]:
     """Fetch and load the model, reporting each phase."""
     # torch takes a second to import: the server hears «starting» before that.
+    from engine.runtime.device import choose_cpu_isa
     from engine.weights.source import resolve_source
     from kernels.cache_folder import use_cache_folder
 
     use_cache_folder(Path(spec.cache_dir) / "kernels")
 
+    choose_cpu_isa(spec.cpu_isa)
     checkpoint = resolve_source(
         spec.ref,
         cache_dir=Path(spec.cache_dir),

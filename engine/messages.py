@@ -6,7 +6,7 @@ first reads one `WorkerSpec` from its standard input; everything else goes over 
 
 import msgspec
 
-from engine.config import EngineConfig
+from engine.config import CpuIsa, EngineConfig
 from engine.image_types import ImageEvent, ImageModelInfo, ImageRequest, ImageStats
 from engine.types import EngineStats, GenerateRequest, ModelInfo, ModelKind, Phase, TokenEvent
 
@@ -20,6 +20,7 @@ class WorkerSpec(msgspec.Struct, frozen=True):
     config: EngineConfig
     cache_dir: str
     offline: bool
+    cpu_isa: CpuIsa
     log_format: str
     log_level: str
     pulse_fd: int

@@ -18,7 +18,7 @@ import zmq
 import zmq.asyncio
 
 from engine import messages
-from engine.config import EngineConfig
+from engine.config import CpuIsa, EngineConfig
 from engine.errors import (
     EngineDead,
     InsufficientMemory,
@@ -61,6 +61,7 @@ class WorkerOptions:
     config: EngineConfig
     cache_dir: Path
     offline: bool = False
+    cpu_isa: CpuIsa = "auto"
     log_format: str = "console"
     log_level: str = "info"
     stderr: int | None = None
@@ -249,6 +250,7 @@ class Supervisor:
                 config=self._options.config,
                 cache_dir=str(self._options.cache_dir),
                 offline=self._options.offline,
+                cpu_isa=self._options.cpu_isa,
                 log_format=self._options.log_format,
                 log_level=self._options.log_level,
                 pulse_fd=pulse_fd,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import kernels
-from kernels import cache_folder, machine
+from kernels import cache_folder, isa, machine
 from kernels.refusal import refusal
 from kernels.registry import Op
 
@@ -18,10 +18,17 @@ IN_RESERVE = "in reserve"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print what the machine offers and a line per op."""
+    """Print what the machine offers and a line per op. Exit code 2: it lacks what was asked for."""
     parser = argparse.ArgumentParser(prog="python -m kernels", description=__doc__)
     cache_folder.add_argument(parser)
-    cache_folder.use_cache_folder(parser.parse_args(arguments).kernels_dir)
+    isa.add_argument(parser)
+    options = parser.parse_args(arguments)
+    cache_folder.use_cache_folder(options.kernels_dir)
+    try:
+        isa.choose(options.cpu_isa)
+    except ValueError as problem:
+        sys.stderr.write(f"cpu_isa {problem}; use auto\n")
+        return 2
     for heading, fact in machine.facts().items():
         sys.stdout.write(f"{heading:<8}{fact}\n")
     rows = [("op", "runs", "others"), *(_row(op) for op in kernels.OPS)]

@@ -1,13 +1,12 @@
 """What this machine offers to kernels, in words; for tables and reports."""
 
-import functools
 import os
 import platform
 from pathlib import Path
 
 import torch
 
-from kernels import _triton, native
+from kernels import _triton, isa, native
 
 CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_int8")
 """Of /proc/cpuinfo, those that the C++ operations make use of or that a reader asks for."""
@@ -15,13 +14,12 @@ CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_vnni", "am
 
 def cpu_name() -> str:
     """As the processor calls itself."""
-    return _cpuinfo().get("model name", platform.processor() or platform.machine())
+    return isa.cpuinfo().get("model name", platform.processor() or platform.machine())
 
 
 def cpu_flags() -> list[str]:
     """Which of `CPU_FLAGS` there are."""
-    there = _cpuinfo().get("flags", _cpuinfo().get("Features", "")).split()
-    return [flag for flag in CPU_FLAGS if flag in there]
+    return [flag for flag in CPU_FLAGS if flag in isa.features()]
 
 
 def num_cores() -> int:
@@ -61,15 +59,5 @@ def _cpp() -> str:
     lack = native.missing()
     if lack is not None:
         return f"{lack}: slower PyTorch operations run instead"
-    flags = [flag for flag in native.FLAGS if flag.startswith(("-O", "-march"))]
+    flags = [flag for flag in native.flags() if flag.startswith(("-O", "-march"))]
     return f"{native.compiler_name()}, {' '.join(flags)}"
-
-
-@functools.cache
-def _cpuinfo() -> dict[str, str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return {}
-    pairs = (line.partition(":") for line in lines)
-    return {name.strip(): value.strip() for name, _, value in pairs}

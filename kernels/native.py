@@ -1,8 +1,9 @@
 """Builds and loads the C++ operations (`<op>/cpu.cpp`).
 
 They have a plain C interface, so no PyTorch header is compiled: all of them take some seconds, once
-per machine. Each source's object file is cached under a hash of the source, the shared headers and
-those of its folder, the compiler and the processor; so is the library that they are linked to.
+per machine and instruction set (`kernels/isa.py`). Each source's object file is cached under a hash
+of the source, the shared headers and those of its folder, the compiler and the processor; so is the
+library that they are linked to.
 Without a compiler the composed PyTorch implementations run instead, and one warning says so.
 """
 
@@ -24,6 +25,7 @@ from pathlib import Path
 
 import torch
 
+from kernels import isa
 from kernels.cache_folder import cache_folder
 
 Function = Callable[..., None]
@@ -31,7 +33,6 @@ Function = Callable[..., None]
 KERNELS = Path(__file__).parent
 FLAGS = (
     "-O3",
-    "-march=native",
     "-fopenmp",
     "-fno-math-errno",
     "-fno-trapping-math",
@@ -89,6 +90,11 @@ def compiler_name() -> str | None:
     return None if compiler is None else _version(compiler).splitlines()[0]
 
 
+def flags() -> list[str]:
+    """What the compiler is told beside a source's own wishes."""
+    return [f"-march={isa.chosen()}", *FLAGS]
+
+
 def _compiler() -> str | None:
     return next(filter(None, map(shutil.which, COMPILERS)), None)
 
@@ -99,7 +105,7 @@ def _built(compiler: str) -> Path:
     if not target.exists():
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(functools.partial(_compiled, compiler), _sources()))
-        _run_to(target, [compiler, *FLAGS, "-shared", *map(str, objects)])
+        _run_to(target, [compiler, *flags(), "-shared", *map(str, objects)])
     return target
 
 
@@ -108,7 +114,7 @@ def _compiled(compiler: str, source: Path) -> Path:
     target = cache_folder() / f"{source.parent.name}-{_key(compiler, [source])}.o"
     if not target.exists():
         own = _OWN_FLAGS.findall(source.read_text())
-        _run_to(target, [compiler, *FLAGS, *own, f"-I{KERNELS}", "-c", str(source)])
+        _run_to(target, [compiler, *flags(), *own, f"-I{KERNELS}", "-c", str(source)])
     return target
 
 
@@ -146,7 +152,7 @@ def _target(compiler: str) -> Path:
 
 def _key(compiler: str, sources: list[Path]) -> str:
     """What a compiled file depends on."""
-    facts = [_version(compiler), " ".join(FLAGS), platform.machine(), _processor()]
+    facts = [_version(compiler), " ".join(flags()), platform.machine(), _processor()]
     folders = [KERNELS, *(source.parent for source in sources)]
     headers = [path for folder in folders for path in sorted(folder.glob("*.h"))]
     texts = [path.read_text() for path in [*headers, *sources]]
@@ -159,14 +165,9 @@ def _version(compiler: str) -> str:
     return done.stdout
 
 
-@functools.cache
 def _processor() -> str:
     """What `-march=native` depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return " ".join(sorted(isa.features())) or platform.processor()
 
 
 def function(name: str, signature: str) -> Function:

@@ -91,15 +91,20 @@ def models(url: Url = None, api_key: ApiKey = None) -> None:
 
 
 @app.command()
-def kernels() -> None:
+def kernels(
+    cpu_isa: Annotated[
+        str | None, typer.Option(help="As of serve. [TANDEM_CPU_ISA]", metavar="ISA")
+    ] = None,
+) -> None:
     """Show which implementation of each operation runs on this machine, and why."""
     try:
-        cache = load_settings({}).cache_path.absolute()
+        settings = load_settings({"cpu_isa": cpu_isa} if cpu_isa else {})
     except SettingsProblem as problem:
         raise _fail(str(problem)) from None
     # The server imports no torch, so another process looks.
-    command = module_command("kernels", "--kernels-dir", str(cache / "kernels"))
-    raise typer.Exit(subprocess.run(command, check=False).returncode)
+    folder = str(settings.cache_path.absolute() / "kernels")
+    given = ("--kernels-dir", folder, "--cpu-isa", settings.cpu_isa)
+    raise typer.Exit(subprocess.run(module_command("kernels", *given), check=False).returncode)
 
 
 def _show_version(wanted: bool) -> None:

@@ -106,6 +106,7 @@ def create_process_engine(
         config=settings.engine_config,
         cache_dir=settings.cache_path,
         offline=settings.offline,
+        cpu_isa=settings.cpu_isa,
         log_format=settings.log_format if terminal is None else "console",
         log_level=settings.log_level if terminal is None else least_level(settings),
         stderr=None if terminal is None else terminal.workers_stderr,

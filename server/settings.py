@@ -33,7 +33,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from engine.config import EngineConfig
+from engine.config import CpuIsa, EngineConfig
 from engine.errors import InvalidParameter
 from engine.model_spec import DEFAULT_MODELS, ModelSpec
 from server.settings_problem import (
@@ -296,6 +296,11 @@ class Settings(BaseSettings):
         "user's cache folder.",
     )
     offline: bool = Field(False, description="Never use the network; serve what is in the cache.")
+    cpu_isa: CpuIsa = Field(
+        "auto",
+        description="Instructions that the C++ operations may use: those of this processor (auto, "
+        "native), or those of every x86-64-v3 (AVX2, FMA) or x86-64-v4 (AVX-512) processor.",
+    )
     engine: Annotated[EngineConfig, BeforeValidator(_check_engine_keys)] = Field(
         default_factory=EngineConfig, description="The engine's knobs."
     )

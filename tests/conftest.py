@@ -1,4 +1,5 @@
-"""Models that tests share: the real SmolLM2 and tiny random ones made on the spot."""
+"""What all tests share: the order they run in, what their processors may do, and models, the real
+SmolLM2 and tiny random ones made on the spot."""
 
 import contextlib
 import os
@@ -7,12 +8,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import leftovers
 import pytest
 
 from engine.runtime.threads import prepare_process
+from server.settings import load_settings
+
+CPU_ISA = load_settings({}).cpu_isa
+"""TANDEM_CPU_ISA, for the servers that tests start and for the tests' own process alike."""
 
 # Before torch is imported, as in a worker: else two busy cores make every test crawl.
 prepare_process()
+if CPU_ISA == "x86-64-v3":
+    # So do the libraries, as far as they let themselves be told.
+    os.environ |= {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "OPENBLAS_CORETYPE": "Haswell",
+    }
+# Servers that tests start inherit the mark by which they are found.
+leftovers.watch()
 
 import torch  # noqa: E402
 
@@ -27,11 +42,20 @@ if not torch.cuda.is_available():
         triton.knobs.runtime.interpret = True
     del os.environ["TRITON_INTERPRET"]
 
+from engine.runtime.device import choose_cpu_isa  # noqa: E402
 from engine.weights.source import Checkpoint, resolve_source  # noqa: E402
+
+choose_cpu_isa(CPU_ISA)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """GPU tests are left out where there is none; everything else always runs."""
+    """Files of quick tests come first, those that start servers last. GPU tests are left out where
+    there is no GPU; everything else always runs."""
+    cost: dict[Path, int] = {}
+    for item in items:
+        is_slow, is_e2e = (item.get_closest_marker(name) for name in ("slow", "e2e"))
+        cost[item.path] = max(cost.get(item.path, 0), 2 if is_e2e else 1 if is_slow else 0)
+    items.sort(key=lambda item: cost[item.path])
     if not any(item.get_closest_marker("gpu") for item in items):
         return
     if not torch.cuda.is_available():

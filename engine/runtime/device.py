@@ -5,9 +5,10 @@ from typing import Literal
 
 import torch
 
-from engine.config import Device, MachineFacts
+from engine.config import CpuIsa, Device, MachineFacts
 from engine.errors import ModelLoadError
 from engine.runtime.memory import available_host_memory
+from kernels import isa
 
 DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -30,6 +31,18 @@ def machine_facts(wanted: Device) -> MachineFacts:
     device = _choose(wanted)
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else available_host_memory()
     return MachineFacts(device=device, num_cores=num_usable_cores(), free_memory_bytes=free)
+
+
+def choose_cpu_isa(wanted: CpuIsa) -> None:
+    """Have the C++ operations compiled for it.
+
+    Raises:
+        ModelLoadError: this processor cannot run that.
+    """
+    try:
+        isa.choose(wanted)
+    except ValueError as error:
+        raise ModelLoadError(f"cpu_isa {error}; use auto", param="cpu_isa") from None
 
 
 def num_usable_cores() -> int:

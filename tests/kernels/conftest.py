@@ -1,4 +1,67 @@
+"""C++ operations compiled for other processors than this one."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
 import torch
+
+from kernels import cache_folder, isa, native
 
 # Two test processes that each use all cores would wait for each other most of the time.
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def run_build(monkeypatch: pytest.MonkeyPatch) -> "Callable[[str], None]":
+    """`run_build(name)` compiles what `native` is patched to be for an instruction set, and has the
+    operations run from it until the test ends. What this processor cannot run is compiled all the
+    same, and the test skipped."""
+
+    def switch(name: str) -> None:
+        compiler = native._compiler()
+        if compiler is None:
+            pytest.skip("no C++ compiler")
+        if name in isa.RUNGS and not isa.is_x86():
+            pytest.skip(f"this machine's compilers know no {name}")
+        monkeypatch.setattr(isa, "_chosen", name)
+        forget()
+        native._built(compiler)
+        if lacks := isa.missing(name):
+            pytest.skip(f"compiled and not run: this processor has no {', '.join(lacks)}")
+        assert native.library() is not None
+
+    def forget() -> None:
+        native.library.cache_clear()
+        for module_name, module in sys.modules.items():
+            if module_name.startswith("kernels.") and module_name.endswith(".cpu"):
+                module._function.cache_clear()
+
+    yield switch
+    monkeypatch.undo()
+    forget()
+
+
+@pytest.fixture(scope="session")
+def other_builds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is compiled here once, for all tests."""
+    return tmp_path_factory.mktemp("other_builds")
+
+
+@pytest.fixture
+def run_build_of(
+    run_build: Callable[[str], None], other_builds: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., None]:
+    """`run_build_of(cpu, name, *flags)`: the same for one operation alone, with more flags."""
+
+    def switch(cpu: ModuleType, name: str, *flags: str) -> None:
+        assert cpu.__file__ is not None
+        source = Path(cpu.__file__).with_name("cpu.cpp")
+        monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, *flags))
+        monkeypatch.setattr(native, "_sources", lambda: [source])
+        monkeypatch.setattr(cache_folder, "_folder", other_builds)
+        run_build(name)
+
+    return switch

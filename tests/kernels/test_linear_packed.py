@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from kernels import PackedWeight, cache_folder, linear_packed, native
+from kernels import PackedWeight, isa, linear_packed
 from kernels.linear_packed import cpu
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -16,28 +16,6 @@ def seed():
     seed = random.randrange(1 << 31)
     torch.manual_seed(seed)
     return seed
-
-
-@pytest.fixture
-def built_with(tmp_path, monkeypatch):
-    """Builds this one operation with other flags and runs it until the test ends."""
-    source = native.KERNELS / "linear_packed" / "cpu.cpp"
-
-    def switch(*flags):
-        machine = [flag for flag in native.FLAGS if not flag.startswith("-march")]
-        monkeypatch.setattr(native, "FLAGS", (*machine, *flags))
-        monkeypatch.setattr(cache_folder, "_folder", tmp_path)
-        monkeypatch.setattr(native, "_sources", lambda: [source])
-        forget()
-        assert native.library() is not None
-
-    def forget():
-        native.library.cache_clear()
-        cpu._function.cache_clear()
-
-    yield switch
-    monkeypatch.undo()
-    forget()
 
 
 def problem(dtype, rows, inputs, outputs):
@@ -92,8 +70,8 @@ def test_a_library_that_orders_sums_by_the_number_of_rows_is_found_out(seed):
 
 
 @pytest.mark.slow
-def test_a_processor_without_long_registers_gets_the_same_result(built_with, seed):
-    built_with("-march=x86-64-v3")
+def test_a_processor_without_long_registers_gets_the_same_result(run_build_of, seed):
+    run_build_of(cpu, "x86-64-v3")
     for dtype, tolerance in ((torch.float32, 2e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)):
         x, weight = problem(dtype, 19, 576, 208)
         expected = x.float() @ weight.unpack().float().T
@@ -104,8 +82,8 @@ def test_a_processor_without_long_registers_gets_the_same_result(built_with, see
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 32, 33, 100])
-def test_the_matrix_unit_is_told_the_right_tiles(built_with, rows, seed):
-    built_with("-march=native", "-DTANDEM_EMULATE_MATRIX_TILES")
+def test_the_matrix_unit_is_told_the_right_tiles(run_build_of, rows, seed):
+    run_build_of(cpu, isa.chosen(), "-DTANDEM_EMULATE_MATRIX_TILES")
     for inputs, outputs in ((576, 208), (37, 45), (64, 16)):
         x, weight = problem(torch.bfloat16, rows, inputs, outputs)
         expected = x.float() @ weight.unpack().float().T

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kernels import PackedWeight, cache_folder, linear_packed, native
+from kernels import PackedWeight, isa, linear_packed
 from kernels.linear_gguf.cases import random_weight
 from kernels.linear_gguf.dequantize import dequantize
 from kernels.linear_gguf.quant_type import GGUFType
@@ -23,9 +23,9 @@ from kernels.linear_panels.panels import unpack
 
 TYPES = list(GGUFType)
 OTHERS = [
-    "-march=x86-64-v3",
-    "-march=x86-64-v4",
-    "-march=native -DTANDEM_EMULATE_MATRIX_TILES",
+    ("x86-64-v3",),
+    ("x86-64-v4",),
+    (isa.chosen(), "-DTANDEM_EMULATE_MATRIX_TILES"),
 ]
 """AVX2; AVX512 without integer dot products; a matrix unit."""
 
@@ -90,8 +90,8 @@ def test_what_is_not_finite_shows(int8_activations):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", OTHERS)
-def test_other_processors_get_the_same(architecture, tmp_path, monkeypatch):
+@pytest.mark.parametrize("build", OTHERS, ids=" ".join)
+def test_other_processors_get_the_same(build, run_build_of):
     """The same integers; in fp32 the same order and one rounding per step, so the same bits.
     Products of bf16 pairs round as the processor does."""
     inputs = []
@@ -102,19 +102,8 @@ def test_other_processors_get_the_same(architecture, tmp_path, monkeypatch):
     here = [cpu.linear_panels(*one, int8_activations=True) for one in inputs]
     floats = [reference.linear_panels(*one) for one in inputs]
     # Built quickly: arithmetic does not depend on the optimisation.
-    flags = [f for f in native.FLAGS if not f.startswith(("-march", "-O"))]
-    flags += ["-O1", "-Wno-psabi", *architecture.split()]
-    (source,) = native.KERNELS.glob("linear_panels/cpu.cpp")
-    monkeypatch.setattr(native, "FLAGS", tuple(flags))
-    monkeypatch.setattr(cache_folder, "_folder", tmp_path)
-    monkeypatch.setattr(native, "_sources", lambda: [source])
-    native.library.cache_clear()
-    cpu._function.cache_clear()
-    try:
-        for wanted, one in zip(here, inputs, strict=True):
-            assert torch.equal(cpu.linear_panels(*one, int8_activations=True), wanted)
-        for wanted, one in zip(floats, inputs, strict=True):
-            torch.testing.assert_close(cpu.linear_panels(*one), wanted)
-    finally:
-        native.library.cache_clear()
-        cpu._function.cache_clear()
+    run_build_of(cpu, *build, "-O1", "-Wno-psabi")
+    for wanted, one in zip(here, inputs, strict=True):
+        assert torch.equal(cpu.linear_panels(*one, int8_activations=True), wanted)
+    for wanted, one in zip(floats, inputs, strict=True):
+        torch.testing.assert_close(cpu.linear_panels(*one), wanted)

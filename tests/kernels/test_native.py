@@ -77,8 +77,10 @@ def test_what_killed_builds_left_is_removed_once_it_is_old(tmp_path):
 
 @pytest.mark.slow
 def test_builds_at_the_same_time_leave_one_good_library(fresh_cache, monkeypatch):
-    # Unoptimised: five times faster to build, and as good for this.
+    # A part of them, unoptimised: many times faster to build, and as good for this.
     monkeypatch.setattr(native, "FLAGS", ("-O0", *native.FLAGS[1:]))
+    sources = [native.KERNELS / op / "cpu.cpp" for op in ("rms_norm", "silu_mul")]
+    monkeypatch.setattr(native, "_sources", lambda: sources)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         built = list(pool.map(native._built, ["g++", "g++"]))
     assert built[0] == built[1]

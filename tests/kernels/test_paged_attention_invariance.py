@@ -2,7 +2,6 @@
 
 import ctypes
 import itertools
-import platform
 import random
 import shutil
 import subprocess
@@ -184,9 +183,9 @@ def test_the_comparison_sees_what_pytorch_does_differently(dtype):
 
 @pytest.fixture
 def build(tmp_path, monkeypatch):
-    """`build(flags, replacements)` → makes `cpu.paged_attention` run a changed build of itself."""
+    """`build(replacements)` → makes `cpu.paged_attention` run a changed build of itself."""
 
-    def built(flags, **constants):
+    def built(**constants):
         text = (SOURCES / "task.h").read_text()
         for name, value in constants.items():
             line = next(line for line in text.splitlines() if f" {name} = " in line)
@@ -195,8 +194,7 @@ def build(tmp_path, monkeypatch):
             shutil.copy(path, tmp_path)
         (tmp_path / "task.h").write_text(text)
         source, library = tmp_path / "cpu.cpp", tmp_path / "cpu.so"
-        options = [flag for flag in native.FLAGS if not flag.startswith("-march")]
-        command = [native._compiler(), *options, *flags, f"-I{native.KERNELS}", "-shared"]
+        command = [native._compiler(), *native.flags(), f"-I{native.KERNELS}", "-shared"]
         subprocess.run([*command, source, "-o", library], check=True)
         function = ctypes.CDLL(str(library)).tandem_paged_attention
         function.argtypes, function.restype = cpu._function().argtypes, None
@@ -209,14 +207,13 @@ def build(tmp_path, monkeypatch):
 def test_the_comparison_sees_another_tile(build):
     sequences = Sequences(Setup(), (600,))
     (expected,) = sequences.attend((0, 0, 600))
-    build(["-march=native"], kTile=32)
+    build(kTile=32)
     assert not torch.equal(sequences.attend((0, 0, 600))[0], expected)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86 instructions")
-def test_machines_without_avx512_give_right_results_and_the_same_bits(build):
-    build(["-march=x86-64-v3"])
+def test_machines_without_avx512_give_right_results_and_the_same_bits(run_build_of):
+    run_build_of(cpu, "x86-64-v3")
     for case in cases.CASES:
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             check(paged_attention, "cpu", case, dtype, CPU)

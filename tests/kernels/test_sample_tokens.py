@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kernels import _triton, cache_folder, native, sample_tokens
+from kernels import _triton, sample_tokens
 from kernels.sample_tokens import (
     FINE,
     NO_TOKEN_LEFT,
@@ -183,22 +183,11 @@ def test_edits_come_in_any_order_of_rows(run):
 
 
 @pytest.mark.slow
-def test_a_portable_build_decides_alike(tmp_path, monkeypatch):
+def test_a_portable_build_decides_alike(run_build_of):
     """Other vector units, compiled without the ones that this machine has beyond AVX2."""
-    portable = [flag for flag in native.FLAGS if not flag.startswith("-march")]
-    monkeypatch.setattr(native, "FLAGS", (*portable, "-march=x86-64-v3"))
-    monkeypatch.setattr(cache_folder, "_folder", tmp_path)
-    monkeypatch.setattr(native, "_sources", lambda: [native.KERNELS / "sample_tokens/cpu.cpp"])
-    native.library.cache_clear()
-    built = native.library()
-    monkeypatch.undo()
-    native.library.cache_clear()
-    assert built is not None
-    monkeypatch.setattr(native, "library", lambda: built)
     from kernels.sample_tokens import cpu
 
-    function = native.function("tandem_sample_tokens", "ipi" + "p" * 11 + "ii")
-    monkeypatch.setattr(cpu, "_function", lambda: function)
+    run_build_of(cpu, "x86-64-v3")
     for case in sample_tokens.cases.CASES[3:]:
         inputs = sample_tokens.cases.make_inputs(case, torch.bfloat16, CPU)
         expected, got = sample_tokens.reference(**inputs), cpu.sample_tokens(**inputs)

@@ -62,6 +62,25 @@ def test_kernels_shows_what_runs_from_any_folder(tmp_path):
     assert "rms_norm" in done.stdout
 
 
+def test_kernels_shows_the_instruction_set_that_a_server_would_use(invoke, monkeypatch):
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setenv("TANDEM_CPU_ISA", "x86-64-v3")
+    assert invoke("kernels")[0] == 0
+    assert invoke("kernels", "--cpu-isa", "native")[0] == 0
+    assert [command[command.index("--cpu-isa") + 1] for command in commands] == [
+        "x86-64-v3",
+        "native",
+    ]
+    code, output, _ = invoke("kernels", "--cpu-isa", "x86-64-v9")
+    assert code == 2 and "x86-64-v3" in output
+
+
 def test_serve_says_which_distribution_broke_it(invoke, monkeypatch):
     monkeypatch.setattr(server.cli, "foreign_distributions", lambda: ["kernels"])
     code, output, settings = invoke("serve")

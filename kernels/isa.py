@@ -1,0 +1,72 @@
+"""The instruction set that the C++ operations are compiled for, one for the whole process.
+
+`native` uses whatever the processor has. A rung is a level of x86-64 as compilers name it: what is
+compiled for it runs, with the same arithmetic, on every processor that reaches the level.
+"""
+
+import argparse
+import functools
+import platform
+from pathlib import Path
+
+NATIVE = "native"
+_V3 = ("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave")
+_V4 = ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
+RUNGS = {"x86-64-v3": _V3, "x86-64-v4": _V3 + _V4}
+"""By name, lowest first: what a processor must have, in the words of /proc/cpuinfo."""
+
+_chosen = NATIVE
+
+
+def choose(name: str) -> None:
+    """Compile for it from now on; `auto` is native. To be called before any operation runs.
+
+    Raises:
+        ValueError: the processor cannot run what would be compiled.
+    """
+    global _chosen
+    lacks = missing(name)
+    if lacks:
+        raise ValueError(f"{name} needs {', '.join(lacks)}, which this processor does not have")
+    _chosen = NATIVE if name == "auto" else name
+
+
+def add_argument(parser: argparse.ArgumentParser) -> None:
+    """`--cpu-isa`, for programs that run operations as a server does that has this setting."""
+    choices = ("auto", NATIVE, *RUNGS)
+    parser.add_argument(
+        "--cpu-isa", choices=choices, default=_chosen, help="instructions to compile for"
+    )
+
+
+def chosen() -> str:
+    """`native` or a rung: what compilers get as `-march`."""
+    return _chosen
+
+
+def missing(name: str) -> list[str]:
+    """The features of a rung that this processor lacks; none of them for `native` and `auto`."""
+    return [feature for feature in RUNGS.get(name, ()) if feature not in features()]
+
+
+def is_x86() -> bool:
+    """Whether rungs mean anything to this machine's compilers."""
+    return platform.machine() in ("x86_64", "AMD64")
+
+
+@functools.cache
+def features() -> frozenset[str]:
+    """What the processor has, in the words of /proc/cpuinfo; empty where there is none."""
+    facts = cpuinfo()
+    return frozenset(facts.get("flags", facts.get("Features", "")).split())
+
+
+@functools.cache
+def cpuinfo() -> dict[str, str]:
+    """/proc/cpuinfo, of the first core where they differ."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in reversed(lines))
+    return {name.strip(): value.strip() for name, _, value in pairs}

@@ -1,0 +1,62 @@
+"""The instruction set of the settings reaches the worker's operations before anything is loaded."""
+
+import pytest
+
+from engine import loop
+from engine.config import EngineConfig
+from engine.errors import ModelLoadError
+from engine.messages import WorkerSpec
+from kernels import cache_folder, isa
+from server.serve import create_process_engine
+from server.settings import load_settings
+
+
+class Reached(Exception):
+    """Loading goes on."""
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    """`load(cpu_isa)`: what a worker does that was told so, on a processor with AVX2 at most."""
+    monkeypatch.setattr(isa, "_chosen", isa.NATIVE)
+    monkeypatch.setattr(isa, "features", lambda: frozenset(isa.RUNGS["x86-64-v3"]))
+    monkeypatch.setattr(cache_folder, "use_cache_folder", lambda folder: None)
+
+    def stop(*_, **__):
+        raise Reached
+
+    monkeypatch.setattr("engine.weights.source.resolve_source", stop)
+
+    def run(cpu_isa):
+        spec = WorkerSpec(
+            address="",
+            ref="x",
+            model="x",
+            config=EngineConfig(),
+            cache_dir=str(tmp_path),
+            offline=True,
+            cpu_isa=cpu_isa,
+            log_format="json",
+            log_level="info",
+            pulse_fd=-1,
+        )
+        loop.load(spec, None)
+
+    return run
+
+
+def test_a_worker_compiles_for_what_it_was_told(load):
+    with pytest.raises(Reached):
+        load("x86-64-v3")
+    assert isa.chosen() == "x86-64-v3"
+
+
+def test_a_worker_says_what_its_processor_lacks(load):
+    with pytest.raises(ModelLoadError, match="avx512f") as caught:
+        load("x86-64-v4")
+    assert caught.value.param == "cpu_isa"
+
+
+def test_the_setting_goes_to_every_worker():
+    client = create_process_engine(load_settings({"cpu_isa": "x86-64-v3"}))
+    assert [one._options.cpu_isa for one in client._supervisors.values()] == ["x86-64-v3"] * 2

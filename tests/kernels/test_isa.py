@@ -1,0 +1,95 @@
+"""One instruction set for all C++ operations: chosen, told to the compiler, refused where it is not
+there; and the lowest one is right."""
+
+import random
+import subprocess
+import sys
+from typing import get_args
+
+import pytest
+import torch
+
+import kernels
+from engine.config import CpuIsa
+from engine.errors import ModelLoadError
+from engine.runtime.device import choose_cpu_isa
+from kernels import isa, machine, native
+from kernels.check import Mismatch, check
+
+LOWEST = next(iter(isa.RUNGS))
+HASWELL = isa.RUNGS["x86-64-v3"]
+ON_CPU = [op for op in kernels.OPS if "cpu" in op.implementations()]
+
+
+@pytest.fixture
+def processor(monkeypatch):
+    """`processor(features)`: this processor has no others."""
+    monkeypatch.setattr(isa, "_chosen", isa.NATIVE)
+
+    def set_features(features):
+        monkeypatch.setattr(isa, "features", lambda: frozenset(features))
+
+    return set_features
+
+
+def test_the_setting_offers_what_there_is():
+    assert get_args(CpuIsa) == ("auto", isa.NATIVE, *isa.RUNGS)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "march"),
+    [("auto", "native"), ("native", "native"), ("x86-64-v3", "x86-64-v3")],
+)
+def test_the_compiler_is_told(processor, wanted, march, monkeypatch):
+    monkeypatch.setattr(native, "missing", lambda: None)  # nor is anything compiled here
+    processor(HASWELL)
+    targets = {native._target("g++")}
+    isa.choose(wanted)
+    assert native.flags()[0] == f"-march={march}"
+    assert f"-march={march}" in machine.facts()["C++"]
+    targets.add(native._target("g++"))
+    assert len(targets) == 1 + (march != "native"), "each instruction set has files of its own"
+
+
+def test_what_the_processor_lacks_is_refused(processor):
+    processor(HASWELL)
+    words = r"^cpu_isa x86-64-v4 needs avx512f, .*, which this processor does not have; use auto$"
+    with pytest.raises(ModelLoadError, match=words):
+        choose_cpu_isa("x86-64-v4")
+    assert isa.chosen() == isa.NATIVE
+
+
+def test_a_rung_is_what_the_compiler_says():
+    """A name that compilers define for each feature, of those that /proc/cpuinfo has."""
+    compiler = native._compiler()
+    if compiler is None or not isa.is_x86():
+        pytest.skip("needs a C++ compiler for x86")
+    names = {"abm": "LZCNT", "bmi1": "BMI"}
+    for rung, features in isa.RUNGS.items():
+        command = [compiler, f"-march={rung}", "-dM", "-E", "-x", "c++", "/dev/null"]
+        macros = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        for feature in features:
+            assert f"#define __{names.get(feature, feature).upper()}__ 1" in macros, feature
+
+
+@pytest.mark.slow
+def test_the_table_of_kernels_says_which_is_used():
+    if isa.missing(LOWEST) or not isa.is_x86():
+        pytest.skip(f"this processor has no {LOWEST}")
+    command = [sys.executable, "-m", "kernels", "--cpu-isa", LOWEST]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"-march={LOWEST} " in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", ON_CPU, ids=lambda op: op.name)
+def test_the_lowest_rung_equals_the_reference(op, run_build):
+    run_build(LOWEST)
+    torch.manual_seed(seed := random.randrange(1 << 31))
+    for case in op.cases.CASES:
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            try:
+                check(op, "cpu", case, dtype, torch.device("cpu"))
+            except Mismatch as mismatch:
+                mismatch.add_note(f"seed {seed}")
+                raise
