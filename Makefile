@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast check format kernels-compile bench-kernels bench loadtest size clean
+.PHONY: help serve test test-fast check format kernels-compile mutants bench-kernels bench loadtest size clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ bench: $(VENV)/.dev  ## Measure Tandem beside its peers, interleaved (needs the 
 
 kernels-compile: $(VENV)/.dev  ## Compile all Triton kernels for sm_80, sm_90 and sm_100; no GPU needed
 	$(BIN)/python -m kernels.compile $(ARGS)
+
+mutants: $(VENV)/.dev  ## Put faults into the Triton kernels; each must be found (slow; ARGS="rms_norm")
+	PYTHONPATH=. $(BIN)/python tests/kernels/mutants.py $(ARGS)
 
 # Threads wait for each other as they do in the server (engine/runtime/threads.py).
 bench-kernels: $(VENV)/.dev  ## Time the kernels on this machine (ARGS="rms_norm linear_w8 --device cuda")

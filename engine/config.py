@@ -152,6 +152,8 @@ class ModelFacts:
     kv_bytes_per_token: int
     """Keys and values of all layers, in the cache's dtype."""
     weight_bytes: int
+    step_bytes: int = 0
+    """Activations and graphs of the largest step; 0 until they are measured, and on a CPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,9 +227,10 @@ def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> R
         max_model_len = num_kv_blocks * intent.block_size
         if max_model_len == 0:
             raise InsufficientMemory(
-                f"weights take {model.weight_bytes / GIB:.2f} GiB of "
-                f"{machine.free_memory_bytes / GIB:.2f} GiB free; nothing is left for the KV "
-                f"cache; use a smaller model or free memory"
+                f"weights take {model.weight_bytes / GIB:.2f} GiB and steps "
+                f"{model.step_bytes / GIB:.2f} GiB of {machine.free_memory_bytes / GIB:.2f} GiB "
+                f"free; nothing is left for the KV cache; use a smaller model, lower "
+                f"max_num_batched_tokens or free memory"
             )
     return ResolvedConfig(
         device=machine.device,
@@ -293,9 +296,8 @@ def _pool_bytes(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) 
     if intent.kv_cache_memory_gib is not None:
         return int(intent.kv_cache_memory_gib * GIB)
     if machine.device == "cuda":
-        return max(
-            0, int(machine.free_memory_bytes * intent.gpu_memory_utilization) - model.weight_bytes
-        )
+        usable = int(machine.free_memory_bytes * intent.gpu_memory_utilization)
+        return max(0, usable - model.weight_bytes - model.step_bytes)
     return max(0, min(4 * GIB, (machine.free_memory_bytes - model.weight_bytes) // 2))
 
 

@@ -5,17 +5,29 @@ were integers to every type but fp32, and cuts fp32 numbers off instead of round
 not, so kernels need no way around it. It leaves products to BLAS, whose order of additions depends
 on the processor, the number of rows and their place; a GPU's does not, so there is one order here.
 Sums and products of bf16 numbers stay wrong: kernels widen what they load.
+
+It knows no specialisation either: an integer that is 1 reaches a compiled kernel as a constant,
+which has no `.to`, and must reach an interpreted one as such.
 """
 
+import functools
 from typing import Any
 
 import numpy as np
 import triton.language as tl
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+from triton.backends.compiler import BaseBackend
+from triton.runtime.interpreter import (
+    GridExecutor,
+    InterpretedFunction,
+    InterpreterBuilder,
+    TensorHandle,
+)
+from triton.runtime.jit import JITFunction, create_function_from_signature
 
 
 def repair() -> None:
-    """Give the interpreter conversions and products that know bf16."""
+    """Give the interpreter conversions and products that know bf16, and specialised arguments."""
+    InterpretedFunction.run = _run_specialised
     plain_cast, plain_dot = InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot
     plain_fp_to_fp = InterpreterBuilder.create_fp_to_fp
 
@@ -46,6 +58,24 @@ def repair() -> None:
     InterpreterBuilder.cast_impl = cast
     InterpreterBuilder.create_fp_to_fp = fp_to_fp
     InterpreterBuilder.create_dot = dot
+
+
+def _run_specialised(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+    """Hand over as constants what the JIT would."""
+    if warmup:
+        return
+    executor = GridExecutor(self.rewrite(), self.arg_names, grid, self.pre_run_hooks)
+    _, specialization, _ = _binder(self)(*args, **kwargs)
+    kinds = zip(self.arg_names, specialization, strict=True)
+    executor.constexprs = [name for name, (kind, _) in kinds if kind == "constexpr"]
+    executor(*args, **kwargs)
+
+
+@functools.cache
+def _binder(interpreted: Any) -> Any:
+    """The JIT's function that tells types and specialisations of a kernel's arguments."""
+    compiled = JITFunction(interpreted.fn, **interpreted.kwargs)
+    return create_function_from_signature(compiled.signature, compiled.params, BaseBackend)
 
 
 def _widened(handle: Any) -> Any:

@@ -5,9 +5,7 @@ An op's `triton.py` takes `triton` and `tl` from here, and `<op>/__init__.py` im
 reduced dimension, no atomic sums, no autotuned tile that changes an order of accumulation.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+import functools
 
 import torch
 
@@ -17,7 +15,7 @@ try:
 except ImportError:
     triton = tl = None
 
-__all__ = ["AVAILABLE", "Variant", "Variants", "runs_on", "tl", "triton"]
+__all__ = ["AVAILABLE", "capability", "runs_on", "tl", "triton"]
 
 AVAILABLE = triton is not None
 
@@ -37,36 +35,24 @@ def cache_is_default() -> bool:
     return bool(cache.dir == cache.get_triton_dir("cache"))
 
 
+pretended_gpu: int | None = None
+"""Compute capability of a GPU that is not there, while `kernels.launches.recorded` asks what would
+be launched on it."""
+
+
 def runs_on(*tensors: torch.Tensor) -> bool:
     """Whether Triton kernels take these tensors: all on an NVIDIA GPU."""
-    return all(t.is_cuda for t in tensors)
+    return pretended_gpu is not None or all(t.is_cuda for t in tensors)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Variant:
-    """One specialisation of a kernel, to be compiled ahead of time where there is no GPU.
-
-    `<op>/triton.py` lists its own in `variants()`, at the shapes of `kernels.model_shapes`.
-    """
-
-    kernel: Any
-    """The `@triton.jit` function."""
-    name: str
-    """What the shapes stand for, such as `llama3_8b decode`."""
-    signature: Mapping[str, str]
-    """Every argument that is not a constant → its type: `*bf16`, `*i32`, `i32`, `fp32` ..."""
-    constants: Mapping[str, Any] = field(default_factory=dict)
-    """Every `tl.constexpr` argument."""
-    unaligned: tuple[str, ...] = ()
-    """Pointers and integers that are not divisible by 16, the rest is."""
-    num_warps: int = 4
-    num_stages: int = 3
-    fp_fusion: bool = True
-    """As in the launch: whether compilers may fuse multiplications with additions."""
-    capabilities: tuple[int, ...] = (80, 90, 100)
-    """The GPUs that run it; the others get another one."""
-    uses_tensor_cores: bool = False
-    """A GEMM or a prefill attention: compiled code without tensor-core instructions is a fault."""
+def capability(device: torch.device) -> int:
+    """Of a GPU: 80 for an A100. Interpreted kernels pretend to be there."""
+    if pretended_gpu is not None:
+        return pretended_gpu
+    return _capability(device) if device.type == "cuda" else 80
 
 
-Variants = Callable[[], list[Variant]]
+@functools.cache
+def _capability(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor

@@ -62,22 +62,3 @@ def run(halves: Tensor, activation: str, *, gate_first: bool = True) -> Tensor:
             BLOCK_SIZE=BLOCK_SIZE,
         )
     return out
-
-
-def variant(name: str, activation: str, *, gate_first: bool = True) -> _triton.Variant:
-    """bf16 rows; sizes are not compiled in."""
-    return _triton.Variant(
-        kernel=_gated_mul_kernel,
-        name=name,
-        signature={
-            "halves_ptr": "*bf16",
-            "out_ptr": "*bf16",
-            "halves_row_stride": "i32",
-            "size": "i32",
-        },
-        constants={
-            "ACTIVATION": activation,
-            "GATE_FIRST": gate_first,
-            "BLOCK_SIZE": BLOCK_SIZE,
-        },
-    )

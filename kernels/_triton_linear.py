@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels._triton import Variant, tl, triton
+from kernels._triton import tl, triton
 from kernels.stages import dtype_name, num_stages
 
 FEW_ROWS = 64
@@ -24,6 +24,9 @@ WANTED_PROGRAMS = 512
 """Some for each of 132 processors. The same on every GPU: it decides about the order of sums."""
 MAX_PARTS = 8
 MIN_TILES_PER_PART = 4
+ROW_COUNT = ("M",)
+"""Not specialised: no number of rows, such as 1 or 16, may need a kernel of its own. Costs nothing:
+only masks and the offsets of whole parts depend on it."""
 SUM_BLOCK = 256
 """Outputs whose parts a program adds up."""
 
@@ -187,7 +190,7 @@ def write(total, rows, columns, row_scale_ptr, scale_ptr, bias_ptr, out_ptr, M, 
         tl.store(out_ptr + at, value.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ROW_COUNT)
 def _sum_parts_kernel(
     parts_ptr,
     row_scale_ptr,
@@ -209,26 +212,3 @@ def _sum_parts_kernel(
         total += tl.load(parts_ptr + (offset[:, None] + at), mask=mask, other=0)
     value = finished(total, rows, columns, row_scale_ptr, scale_ptr, bias_ptr, M, N)
     tl.store(out_ptr + at, value.to(out_ptr.dtype.element_ty), mask=mask)
-
-
-def sum_parts_variant(num_parts: int, name: str, *, has_scale: bool) -> Variant:
-    """For `variants()`: the parts of bf16 results, with a scale per output or without."""
-    return Variant(
-        kernel=_sum_parts_kernel,
-        name=name,
-        signature={
-            "parts_ptr": "*fp32",
-            **({"scale_ptr": "*fp32"} if has_scale else {}),
-            "out_ptr": "*bf16",
-            "M": "i32",
-            "N": "i32",
-        },
-        constants={
-            **({} if has_scale else {"scale_ptr": None}),
-            "row_scale_ptr": None,
-            "bias_ptr": None,
-            "PARTS": num_parts,
-            "BLOCK_SIZE": SUM_BLOCK,
-        },
-        unaligned=("M",),
-    )

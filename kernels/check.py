@@ -38,6 +38,7 @@ def check(op: Op[..., Any], name: str, case: Any, dtype: torch.dtype, device: to
         result = run(**given)
     found = op.cases.outputs(result, given)
     tolerance = op.cases.TOLERANCE[dtype] + getattr(case, "slack", 0.0)
+    tolerance += getattr(op.cases, "SLACK", {}).get(name, {}).get(dtype, 0.0)
     for one, (got, want) in enumerate(zip(found, expected, strict=True)):
         difference = _difference(got, want, tolerance)
         if difference is not None:
@@ -52,14 +53,26 @@ def _difference(got: Tensor, want: Tensor, tolerance: float) -> str | None:
         return f"has shape {tuple(got.shape)} instead of {tuple(want.shape)}"
     if got.numel() == 0:
         return None
-    if want.dtype is torch.int64:
-        tolerance = 0.0  # ids and counts
-    got, want = got.double(), want.double()
-    # Relative where values are large: `outputs` of a case may reach thousands.
-    error = (got - want).abs() / want.abs().clamp(min=1.0)
-    # Infinities that agree, such as those of masked log-probabilities, are no error.
-    error = error.masked_fill(got == want, 0.0).nan_to_num(nan=torch.inf).flatten()
-    worst = int(error.argmax())
-    if error[worst] <= tolerance:
+    excess = _excess(got, want).flatten()
+    worst = int(excess.argmax())
+    if excess[worst] <= (0.0 if want.dtype is torch.int64 else tolerance):  # ids and counts
         return None
     return f"element {worst} is {got.flatten()[worst]} instead of {want.flatten()[worst]}"
+
+
+def _excess(got: Tensor, want: Tensor) -> Tensor:
+    """Each element's error beyond one rounding to its own type; relative above 1."""
+    unit = half_unit(got, want) if got.dtype.is_floating_point else 0.0
+    got, want = got.double(), want.double()
+    error = ((got - want).abs() - unit) / want.abs().clamp(min=1.0)
+    # Infinities that agree, such as those of masked log-probabilities, are no error.
+    return error.masked_fill(got == want, 0.0).nan_to_num(nan=torch.inf)
+
+
+def half_unit(got: Tensor, want: Tensor) -> Tensor:
+    """Half the distance between neighbours in `got`'s type, there or at `want`: what one rounding
+    to the nearest may be away from what was rounded."""
+    facts = torch.finfo(got.dtype)
+    size = torch.maximum(got.double().abs(), want.double().abs()).clamp(min=facts.tiny)
+    exponent = torch.frexp(size).exponent - 1
+    return torch.ldexp(torch.full_like(size, facts.eps / 2), exponent)

@@ -1,48 +1,59 @@
 """Compiles every Triton kernel for NVIDIA's chips, on a machine that may have none.
 
-`python -m kernels.compile` takes the variants that each `<op>/triton.py` lists, compiles what it
-has not compiled before, and writes what they need to docs/kernels.md. It fails if one spills
-registers, needs more shared memory than a block has, or was to use tensor cores and does not.
+`python -m kernels.compile` records what each op launches for the cases that its `cases.py` lists
+(`COMPILED`, by default the benchmarks of GPUs), compiles what it has not compiled before, and
+writes what that needs to docs/kernels.md. It fails if a kernel does not compile, spills registers,
+needs more shared memory than a block has, or was to use tensor cores and does not.
 """
 
 import argparse
 import collections
 import concurrent.futures
-import importlib
 import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import torch
+
+import kernels
 from kernels import _triton
-from kernels._triton import Variant
 from kernels.chip import CHIPS, KIB, Chip
 from kernels.compiled_kernel import CompiledKernel, cached, compiled
 from kernels.document import Section, table
-from kernels.native import KERNELS
+from kernels.launches import Launch, recorded
+from kernels.registry import Op
+from kernels.stages import dtype_name
 
-MAX_VARIANTS = 150
+MAX_KERNELS = 150
 """Per chip: what compiles in some minutes on two cores."""
 SECTION = "compiled"
+META = torch.device("meta")
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One variant for one chip."""
+    """One launch for one chip."""
 
     op: str
-    index: int
-    """In the list of the op's variants."""
-    variant: Variant
+    case: str
+    """The first that launches it."""
+    launch: Launch
     chip: Chip
+    uses_tensor_cores: bool
 
     @property
     def name(self) -> str:
         """In messages."""
-        kernel = self.variant.kernel.__name__
-        return f"{self.op} {kernel} ({self.variant.name}) on {self.chip.name}"
+        return f"{self.op} {self.launch.name} ({self.case}) on {self.chip.name}"
+
+    def faults(self, kernel: CompiledKernel) -> list[str]:
+        """What is wrong with what it became."""
+        found = kernel.faults(self.chip, uses_tensor_cores=self.uses_tensor_cores)
+        return [f"{self.name}: {fault}" for fault in found]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,12 +63,12 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write("kernels.compile needs Triton, and its interpreter switched off\n")
         return 2
     start = time.monotonic()
-    jobs = list(all_jobs(options.op or op_folders()))
+    jobs = list(all_jobs([op for op in kernels.OPS if not options.op or op.name in options.op]))
     results, faults = _run(jobs, options.jobs)
     faults += too_many(jobs) + same_name(jobs)
     for job in jobs:
         if job.name in results:
-            faults += [f"{job.name}: {f}" for f in results[job.name].faults(job.variant, job.chip)]
+            faults += job.faults(results[job.name])
     faults = sorted(faults)
     if not faults and not options.op:
         faults = _documented(jobs, results, only_check=options.check)
@@ -65,51 +76,66 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"{fault}\n")
     seconds = time.monotonic() - start
     sys.stdout.write(
-        f"{len(jobs)} compilations of {len({(j.op, j.index) for j in jobs})} variants, "
-        f"{len(faults)} faults, {seconds:.0f} s\n"
+        f"{len(jobs)} compilations for {len(CHIPS)} chips, {len(faults)} faults, {seconds:.0f} s\n"
     )
     return int(bool(faults))
 
 
-def op_folders() -> list[str]:
-    """Ops that have Triton kernels."""
-    return sorted(path.parent.name for path in KERNELS.glob("*/triton.py"))
+def all_jobs(ops: Iterable[Op[..., Any]]) -> Iterator[Job]:
+    """Each launch of these ops that no earlier one shares its code with, for each chip."""
+    for chip in CHIPS:
+        seen: set[str] = set()
+        for op in ops:
+            if "triton" not in op.implementations():
+                continue
+            for case, launch in _launches(op, chip):
+                if launch.key not in seen:
+                    seen.add(launch.key)
+                    module = sys.modules[launch.module]
+                    tensor_cores = launch.name in getattr(module, "TENSOR_CORES", ())
+                    yield Job(op.name, case, launch, chip, tensor_cores)
 
 
-def all_jobs(ops: Iterable[str]) -> Iterable[Job]:
-    """Each variant of these ops for each chip that runs it."""
-    for op in ops:
-        for index, variant in enumerate(_variants(op)):
-            for chip in CHIPS:
-                if chip.capability in variant.capabilities:
-                    yield Job(op, index, variant, chip)
+def _launches(op: Op[..., Any], chip: Chip) -> Iterator[tuple[str, Launch]]:
+    """Name of a case and what it launches."""
+    implementation = op.implementations()["triton"]
+    dtypes = getattr(op.cases, "COMPILED_DTYPES", (torch.bfloat16,))
+    for case in getattr(op.cases, "COMPILED", op.cases.BENCHMARKS["cuda"]):
+        for dtype in dtypes:
+            name = case.name + (f", {dtype_name(dtype)}" if len(dtypes) > 1 else "")
+            with recorded(chip.capability) as launches:
+                inputs = op.cases.make_inputs(case, dtype, META)
+                if implementation.supports(**inputs):
+                    implementation.function(**inputs)
+            for launch in launches:
+                yield name, launch
 
 
 def too_many(jobs: list[Job]) -> list[str]:
-    """A message for each chip that has more variants than it may."""
+    """A message for each chip that has more kernels than it may."""
     counts = {chip.name: sum(job.chip is chip for job in jobs) for chip in CHIPS}
     return [
-        f"{name} has {count} variants, at most {MAX_VARIANTS} are allowed"
+        f"{name} has {count} kernels, at most {MAX_KERNELS} are allowed"
         for name, count in counts.items()
-        if count > MAX_VARIANTS
+        if count > MAX_KERNELS
     ]
 
 
 def same_name(jobs: list[Job]) -> list[str]:
     """A message for each pair of jobs that the page could not tell apart."""
     counts = collections.Counter(job.name for job in jobs)
-    return [f"{name}: two variants have this name" for name, n in counts.items() if n > 1]
+    return [f"{name}: two kernels have this name" for name, n in counts.items() if n > 1]
 
 
 def compiled_table(jobs: list[Job], results: dict[str, CompiledKernel]) -> str:
-    """What each variant needs on each chip, as the page shows it."""
+    """What each kernel needs on each chip, as the page shows it."""
     rows: dict[tuple[str, str, str], list[str]] = {}
     for job in jobs:
-        # A name may stand for another variant on another chip.
-        key = (job.op, job.variant.kernel.__name__.strip("_"), job.variant.name)
+        # A name may stand for another tile on another chip.
+        key = (job.op, job.launch.name.strip("_"), job.case)
         row = rows.setdefault(key, [*key, *["-"] * len(CHIPS)])
         row[len(key) + CHIPS.index(job.chip)] = _cell(results[job.name], job.chip)
-    columns = ["op", "kernel", "variant", *(f"{chip.name}:" for chip in CHIPS)]
+    columns = ["op", "kernel", "case", *(f"{chip.name}:" for chip in CHIPS)]
     return table(columns, list(rows.values()))
 
 
@@ -148,7 +174,7 @@ def _documented(
 
 def _run(jobs: list[Job], num_processes: int) -> tuple[dict[str, CompiledKernel], list[str]]:
     """Results by name of the job, and what could not be compiled."""
-    results = {job.name: found for job in jobs if (found := cached(job.variant, job.chip))}
+    results = {job.name: found for job in jobs if (found := cached(job.launch, job.chip))}
     missing = [job for job in jobs if job.name not in results]
     faults: list[str] = []
     if not missing:
@@ -156,9 +182,7 @@ def _run(jobs: list[Job], num_processes: int) -> tuple[dict[str, CompiledKernel]
     # A fork would inherit locks that torch's threads hold.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(num_processes, context) as pool:
-        running = {
-            pool.submit(_compile, job.op, job.index, CHIPS.index(job.chip)): job for job in missing
-        }
+        running = {pool.submit(_compile, job.launch, CHIPS.index(job.chip)): job for job in missing}
         for done, future in enumerate(concurrent.futures.as_completed(running), start=1):
             job = running[future]
             try:
@@ -171,22 +195,16 @@ def _run(jobs: list[Job], num_processes: int) -> tuple[dict[str, CompiledKernel]
     return results, faults
 
 
-def _compile(op: str, index: int, chip: int) -> tuple[CompiledKernel, float]:
-    """In a process of the pool, where a kernel must be found anew: it cannot be sent."""
+def _compile(launch: Launch, chip: int) -> tuple[CompiledKernel, float]:
+    """In a process of the pool."""
     start = time.monotonic()
-    result = compiled(_variants(op)[index], CHIPS[chip])
+    result = compiled(launch, CHIPS[chip])
     return result, time.monotonic() - start
-
-
-def _variants(op: str) -> list[Variant]:
-    module = importlib.import_module(f"kernels.{op}.triton")
-    listed: list[Variant] = module.variants()
-    return listed
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m kernels.compile", description=__doc__)
-    parser.add_argument("op", nargs="*", help="folders; by default all, and the page is written")
+    parser.add_argument("op", nargs="*", help="names; by default all, and the page is written")
     parser.add_argument(
         "--check", action="store_true", help="do not write docs/kernels.md, say if it is current"
     )

@@ -1,4 +1,4 @@
-"""One kernel variant compiled for one chip, and what its machine code needs; no GPU involved."""
+"""One launch compiled for one chip, and what its machine code needs; no GPU involved."""
 
 import dataclasses
 import hashlib
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from kernels import _triton
-from kernels._triton import Variant
 from kernels.cache_folder import cache_folder
 from kernels.chip import KIB, Chip
+from kernels.launches import Launch, target
 
-FORMAT = 1
+FORMAT = 2
 """Of the cached files; goes up when a field changes its meaning."""
 
 _TENSOR_CORES = re.compile(r"\b([HIBDQOF]G?MMA|UTC[A-Z]*MMA)\b")
@@ -39,8 +39,12 @@ class CompiledKernel:
     tensor_cores: str = ""
     """Name of the instructions that use them; empty: none does."""
 
-    def faults(self, variant: Variant, chip: Chip) -> list[str]:
-        """What would make it slow or impossible to launch."""
+    def faults(self, chip: Chip, *, uses_tensor_cores: bool) -> list[str]:
+        """What would make it slow or impossible to launch.
+
+        Args:
+            uses_tensor_cores: code without their instructions is a fault.
+        """
         found = []
         if self.spilled_bytes:
             found.append(f"spills {self.spilled_bytes} bytes of registers per thread")
@@ -49,85 +53,51 @@ class CompiledKernel:
                 f"needs {self.shared_bytes / KIB:.1f} KiB of shared memory, a block has "
                 f"{chip.max_shared_bytes_per_block // KIB}"
             )
-        if variant.uses_tensor_cores and not self.tensor_cores:
+        if uses_tensor_cores and not self.tensor_cores:
             found.append("has no tensor-core instruction")
         return found
 
 
-def cache_path(variant: Variant, chip: Chip) -> Path:
+def cache_path(launch: Launch, chip: Chip) -> Path:
     """Where the result is kept; another path as soon as anything it depends on changes."""
     facts = [
         FORMAT,
         _triton.triton.__version__,
         chip.capability,
-        variant.kernel.cache_key,
-        sorted(variant.signature.items()),
-        sorted((name, _fact(value)) for name, value in variant.constants.items()),
-        sorted(variant.unaligned),
-        variant.num_warps,
-        variant.num_stages,
-        variant.fp_fusion,
+        launch.kernel.cache_key,
+        launch.key,
     ]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
     return cache_folder() / f"triton-{key}.json"
 
 
-def cached(variant: Variant, chip: Chip) -> CompiledKernel | None:
+def cached(launch: Launch, chip: Chip) -> CompiledKernel | None:
     """The result of an earlier run."""
     try:
-        return CompiledKernel(**json.loads(cache_path(variant, chip).read_text()))
+        return CompiledKernel(**json.loads(cache_path(launch, chip).read_text()))
     except FileNotFoundError:
         return None
 
 
-def compiled(variant: Variant, chip: Chip) -> CompiledKernel:
+def compiled(launch: Launch, chip: Chip) -> CompiledKernel:
     """Compile it and keep the result.
 
     Raises:
-        ValueError: the variant does not say what each argument is.
         Exception: whatever Triton raises for code it cannot compile.
     """
     with tempfile.TemporaryDirectory() as folder:
         # Triton keeps six files per kernel; of interest are five numbers.
         _triton.triton.knobs.cache.dir = folder
         kernel = _triton.triton.compile(
-            _source(variant),
-            target=_triton.triton.backends.compiler.GPUTarget("cuda", chip.capability, 32),
-            options={
-                "num_warps": variant.num_warps,
-                "num_stages": variant.num_stages,
-                "enable_fp_fusion": variant.fp_fusion,
-            },
+            launch.source(), target=target(chip.capability), options=dict(launch.options)
         )
         result = _read(kernel, Path(folder))
-    path = cache_path(variant, chip)
+    path = cache_path(launch, chip)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}")
     unfinished.write_text(json.dumps(dataclasses.asdict(result)))
     unfinished.replace(path)
     return result
-
-
-def _source(variant: Variant) -> Any:
-    names = variant.kernel.arg_names
-    given = [*variant.signature, *variant.constants]
-    if sorted(given) != sorted(names):
-        wrong = sorted(set(given) ^ set(names)) or "an argument that is there twice"
-        raise ValueError(f"arguments without a type or constants that do not exist: {wrong}")
-    unknown = set(variant.unaligned) - set(variant.signature)
-    if unknown:
-        raise ValueError(f"unaligned, but no argument: {sorted(unknown)}")
-    aligned = {
-        (names.index(name),): [["tt.divisibility", 16]]
-        for name, kind in variant.signature.items()
-        if name not in variant.unaligned and kind.startswith(("*", "i", "u"))
-    }
-    return _triton.triton.compiler.ASTSource(
-        variant.kernel,
-        {name: variant.signature.get(name, "constexpr") for name in names},
-        {(names.index(name),): value for name, value in variant.constants.items()},
-        aligned,
-    )
 
 
 def _read(kernel: Any, folder: Path) -> CompiledKernel:
@@ -156,8 +126,3 @@ def _dump(option: str, cubin: Path) -> str:
         [tool, option, str(cubin)], capture_output=True, text=True, check=True, timeout=120
     )
     return done.stdout
-
-
-def _fact(value: object) -> str:
-    """A constant in words; a function by its source."""
-    return str(getattr(value, "cache_key", repr(value)))

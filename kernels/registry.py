@@ -33,8 +33,10 @@ class Op(Generic[P, R]):
     """A callable that runs the first implementation which supports its arguments.
 
     `cases` is the op's module of inputs: `CASES`, `make_inputs(case, dtype, device)`,
-    `TOLERANCE[dtype]` and `outputs(result, inputs)`; tests and benchmarks read it. An optional
-    `REFUSED` (implementation name → names of cases) lists exactly what an implementation leaves to
+    `TOLERANCE[dtype]` and `outputs(result, inputs)`; tests and benchmarks read it. `TOLERANCE` is
+    for inputs of that dtype and comes on top of one rounding of each output to its own type.
+    Optional: `SLACK` (implementation name → dtype → more of it, where intermediate results are
+    rounded, too) and `REFUSED` (implementation name → names of cases), exactly what it leaves to
     others.
     """
 

@@ -191,18 +191,35 @@ class DecodeGraphs:
             return None
         return recorded.result()
 
+    @property
+    def sizes(self) -> list[GraphSize]:
+        """All that a step can ask for, the largest first."""
+        rows = {self._padded(n) for n in range(1, self._max_num_seqs + 1)}
+        contexts = [self._context_for(1)]
+        while contexts[-1] < self._max_model_len:
+            contexts.append(self._context_for(contexts[-1] + 1))
+        found = [GraphSize(num_rows, length) for num_rows in rows for length in contexts]
+        return sorted(found, reverse=True)
+
+    def record(self, size: GraphSize) -> DecodeGraph:
+        """Here and now; it is kept by whoever asked."""
+        return self._record(size)
+
     def _size_for(self, rows: StepRows) -> GraphSize | None:
         """The smallest size that holds a step; None if none does."""
         longest = int(rows.context_lens[0])
         if rows.num_rows > self._max_num_seqs or longest > self._max_model_len:
             return None
+        return GraphSize(self._padded(rows.num_rows), self._context_for(longest))
+
+    def _padded(self, num_rows: int) -> int:
+        return min(padded_rows(num_rows), self._max_num_seqs)
+
+    def _context_for(self, longest: int) -> int:
         max_context_len = SHORTEST_CONTEXT
         while max_context_len < longest:
             max_context_len *= 4
-        return GraphSize(
-            min(padded_rows(rows.num_rows), self._max_num_seqs),
-            min(max_context_len, self._max_model_len),
-        )
+        return min(max_context_len, self._max_model_len)
 
     @torch.inference_mode()
     def _record(self, size: GraphSize) -> DecodeGraph:
@@ -237,23 +254,29 @@ class CudaRecording:
 
 
 class CudaRecorder:
-    """Records on a stream of its own, while another thread goes on launching steps.
+    """Records on streams of its own, while another thread goes on launching steps.
 
     All graphs share one memory pool: they never run at the same time.
+
+    cuBLAS works in memory that belongs to a thread's stream, and a graph keeps writing to that of
+    the stream it was recorded on, wherever it is replayed. So nothing may ever run on that stream:
+    what runs for real, perhaps while a graph is replayed, has another one.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._rehearsing = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._recording = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, run: Callable[[], Tensor]) -> CudaRecording:
         """See `Recorder`."""
-        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-        with torch.cuda.stream(self._stream):
+        self._rehearsing.wait_stream(torch.cuda.current_stream(self._rehearsing.device))
+        with torch.cuda.stream(self._rehearsing):
             # For real first: it compiles kernels and sets libraries up for this thread, which a
             # recording must not.
             run()
-            self._stream.synchronize()
+        self._rehearsing.synchronize()
+        with torch.cuda.stream(self._recording):
             graph = torch.cuda.CUDAGraph()
             # Only this thread is kept from what would break the recording, such as allocations.
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")

@@ -26,11 +26,14 @@ from engine.llm.engine import LLMEngine
 from engine.llm.executor import LocalExecutor
 from engine.llm.model_runner import ModelRunner
 from engine.llm.scheduler import Scheduler
+from engine.llm.step_memory import measure_step_memory
+from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.layers.panels_method import PanelsMethod
 from engine.models.quantization import Shapes, gguf_methods, int8_methods, num_bytes
 from engine.models.registry import create_model
 from engine.runtime.device import machine_facts, torch_dtype
+from engine.runtime.device_memory import CudaMemory
 from engine.runtime.huge_pages import use_huge_pages
 from engine.runtime.threads import limit_threads
 from engine.types import ModelInfo, Phase
@@ -76,10 +79,13 @@ def load_engine(
     if machine.device == "cpu":
         build_operations(host)
     plan = plan_weights(checkpoint, model_config, intent, machine.device)
-    config = reserve_memory(plan, model_config, intent, machine, host)
+    memory = reserve_weights(plan, model_config, intent, machine, host)
+    config = memory.resolved()
     limit_threads(config.num_threads)
+    if config.device == "cpu":
+        memory.reserve_pool(config, host)
     try:
-        runner = load_runner(checkpoint, plan, model_config, config, host)
+        model = load_model(checkpoint, plan, model_config, config, host)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -88,6 +94,10 @@ def load_engine(
             "model, or fetch its configuration again if its files are small"
         ) from error
     host.report(Phase.WARMING_UP)
+    if config.device == "cuda":
+        config = measured(model, model_config, memory, host)
+        memory.reserve_pool(config, host)
+    runner = create_runner(model, model_config, config)
     runner.warm_up()
     scheduler = Scheduler(
         config, eos_token_ids=model_config.eos_token_ids, vocab_size=model_config.vocab_size
@@ -154,14 +164,32 @@ def plan_weights(
     )
 
 
-def reserve_memory(
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What the KV pool is sized by."""
+
+    intent: EngineConfig
+    model: ModelFacts
+    machine: MachineFacts
+
+    def resolved(self) -> ResolvedConfig:
+        """The configuration, as far as is known."""
+        return resolve(self.intent, self.model, self.machine)
+
+    def reserve_pool(self, config: ResolvedConfig, host: Host) -> None:
+        """Ask for the KV pool's memory."""
+        pool = config.num_kv_blocks * config.block_size * self.model.kv_bytes_per_token
+        host.reserve(config.device, "KV cache", pool, self.machine.free_memory_bytes)
+
+
+def reserve_weights(
     plan: WeightPlan,
     model_config: ModelConfig,
     intent: EngineConfig,
     machine: MachineFacts,
     host: Host,
-) -> ResolvedConfig:
-    """Ask for the weights' memory, size the KV pool by what is left, ask for that too."""
+) -> MemoryPlan:
+    """Ask for the weights' memory; the rest is planned by what is left."""
     dtype_bytes = 4 if intent.dtype == "float32" else 2
     weights = num_bytes(plan.shapes, plan.methods, dtype_bytes)
     free = host.reserve(machine.device, "weights", weights, machine.free_memory_bytes)
@@ -170,31 +198,41 @@ def reserve_memory(
         kv_bytes_per_token=model_config.kv_bytes_per_token(dtype_bytes),
         weight_bytes=weights,
     )
-    config = resolve(
+    return MemoryPlan(
         replace(intent, quantization=plan.quantization),
         model,
         replace(machine, free_memory_bytes=free + weights),
     )
-    pool = config.num_kv_blocks * config.block_size * model.kv_bytes_per_token
-    host.reserve(machine.device, "KV cache", pool, machine.free_memory_bytes)
-    return config
 
 
-def load_runner(
+def measured(
+    model: CausalLM, model_config: ModelConfig, memory: MemoryPlan, host: Host
+) -> ResolvedConfig:
+    """The configuration of a GPU, whose pool leaves the largest step the memory that it takes."""
+    config = memory.resolved()
+    device = torch.device(config.device)
+    # Its steps use one block for everything.
+    runner = create_runner(model, model_config, replace(config, num_kv_blocks=1))
+    steps = measure_step_memory(runner, CudaMemory(device), config).total
+    del runner
+    host.reserve(config.device, "steps", steps, memory.machine.free_memory_bytes)
+    return replace(memory, model=replace(memory.model, step_bytes=steps)).resolved()
+
+
+def load_model(
     checkpoint: Checkpoint,
     plan: WeightPlan,
     model_config: ModelConfig,
     config: ResolvedConfig,
     host: Host,
-) -> ModelRunner:
+) -> CausalLM:
     """Build the model and fill its weights, reporting how far it is."""
-    device = torch.device(config.device)
     if config.device == "cuda" and config.deterministic:
         check_determinism()
     model = create_model(
         model_config,
         dtype=torch_dtype(config.dtype),
-        device=device,
+        device=torch.device(config.device),
         deterministic=config.deterministic,
         linear_method=plan.methods.get,
     )
@@ -204,6 +242,14 @@ def load_runner(
         log.warning("the checkpoint has tensors that the model does not use", names=unexpected)
     if config.device == "cpu":
         use_huge_pages()
+    return model
+
+
+def create_runner(
+    model: CausalLM, model_config: ModelConfig, config: ResolvedConfig
+) -> ModelRunner:
+    """With a KV pool of the configuration's size."""
+    device = torch.device(config.device)
     recorder = CudaRecorder(device) if config.cuda_graphs else None
     return ModelRunner(model, model_config, config, device, recorder=recorder)
 

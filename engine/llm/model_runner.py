@@ -16,7 +16,7 @@ from engine.config import ResolvedConfig
 from engine.errors import EngineError, InsufficientMemory, InvariantViolation, ModelLoadError
 from engine.fault import is_out_of_memory
 from engine.llm.batch import BLOCK_IDS, Batch, StepRows, lay_out
-from engine.llm.cuda_graph import DecodeGraphs, Recorder
+from engine.llm.cuda_graph import DecodeGraph, DecodeGraphs, GraphSize, Recorder
 from engine.llm.decision import (
     NewSequence,
     ScheduleDecision,
@@ -26,16 +26,16 @@ from engine.llm.decision import (
 )
 from engine.llm.kv_storage import KvStorage
 from engine.llm.sampling import LaunchedDraw, Sampler, SampleRow
+from engine.llm.warm_up import WarmUpStep, warm_up_steps
+from engine.llm.warm_up import decision as warm_up_decision
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.forward_context import ForwardContext
-from engine.types import SamplingParams, TokenLogprob
+from engine.types import TokenLogprob
 from kernels.transfer import Milestone, to_device
 
 SCORED_ROWS = 128
 """Prompt rows whose logits exist at one time."""
-WARM_UP_TOKENS = (1, 16, 32)
-"""Decode batch sizes to run once: they fill caches and load what is loaded at its first use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,7 @@ class ModelRunner:
         )
 
     def warm_up(self) -> None:
-        """Run typical shapes once, so that the first requests are not slow. Changes no state.
+        """Take steps of every kind once, so that no request is slow. Changes no state.
 
         Writes to block 0, which has no owner yet.
 
@@ -196,37 +196,39 @@ class ModelRunner:
 
     def _run_warm_up_steps(self) -> None:
         self._kv.commit_ahead()
-        most = min(self._config.max_num_seqs, self._config.max_num_batched_tokens)
-        sizes = {min(size, most) for size in WARM_UP_TOKENS}
-        for size in sorted(sizes):
-            self._warm_up_step([1] * size)
-        longest = min(self._config.block_size, self._config.max_num_batched_tokens)
-        self._warm_up_step([longest])
+        for step in warm_up_steps(self._config):
+            self.run_once(step)
 
-    def _warm_up_step(self, lengths: list[int]) -> None:
-        greedy = SamplingParams(temperature=0.0, max_tokens=1)
-        ids = [-1 - index for index in range(len(lengths))]
-        output = self.execute(
-            ScheduleDecision(
-                new=[
-                    NewSequence(seq_id, [0] * length, greedy, 0, 0, ())
-                    for seq_id, length in zip(ids, lengths, strict=True)
-                ],
-                scheduled=[
-                    ScheduledSequence(
-                        seq_id, [0] * length, 0, [0], samples=True, num_output_tokens=0
-                    )
-                    for seq_id, length in zip(ids, lengths, strict=True)
-                ],
-            )
-        )
-        self.execute(ScheduleDecision(finished=ids))
+    def run_once(self, step: WarmUpStep) -> None:
+        """Take a step that belongs to no request, eagerly; see `warm_up`.
+
+        Raises:
+            ModelLoadError: the model gives no finite numbers.
+        """
+        decided = warm_up_decision(step, self._config.block_size)
+        graphs, self._graphs = self._graphs, None
+        try:
+            output = self.execute(decided)
+            self.execute(ScheduleDecision(finished=[new.seq_id for new in decided.new]))
+        finally:
+            self._graphs = graphs
         problem = next((row.error for row in output.outputs if row.error is not None), None)
         if problem is not None:
             raise ModelLoadError(
                 f"a trial step failed: {problem}; its weights are damaged, or too large for "
                 f"{self._config.dtype}: fetch the model again, or set another dtype"
             )
+
+    @property
+    def graph_sizes(self) -> list[GraphSize]:
+        """All that may be recorded, the largest first; none if steps are not recorded."""
+        return self._graphs.sizes if self._graphs is not None else []
+
+    def record(self, size: GraphSize) -> DecodeGraph:
+        """Record a decode step that is not kept for later ones; for measuring."""
+        if self._graphs is None:
+            raise InvariantViolation("this runner records nothing")
+        return self._graphs.record(size)
 
     def _apply_changes(self, decision: ScheduleDecision) -> None:
         for seq_id in decision.finished:
@@ -294,7 +296,8 @@ class ModelRunner:
         scores: list[TokenLogprob] = []
         for start in range(0, len(targets), SCORED_ROWS):
             piece = targets[start : start + SCORED_ROWS]
-            logits = self._model.compute_logits(rows[start : start + len(piece)])
+            # Copied, since a kernel is compiled anew for rows that start at an odd address.
+            logits = self._model.compute_logits(rows[start : start + len(piece)].clone())
             scores += self._sampler.score(logits, piece, num_top)
         return scores
 

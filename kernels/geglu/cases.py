@@ -3,9 +3,9 @@
 import torch
 
 from kernels import gated_cases
-from kernels.gated_cases import Case, outputs
+from kernels.gated_cases import SLACK, Case, outputs
 
-__all__ = ["BENCHMARKS", "CASES", "TOLERANCE", "make_inputs", "outputs"]
+__all__ = ["BENCHMARKS", "CASES", "SLACK", "TOLERANCE", "make_inputs", "outputs"]
 
 TOLERANCE = gated_cases.TOLERANCE | {torch.float32: 2e-6}
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from kernels import _triton, _triton_gated
+from kernels import _triton_gated
 
 
 def supports(up_gate: Tensor) -> bool:
@@ -13,8 +13,3 @@ def supports(up_gate: Tensor) -> bool:
 def geglu(up_gate: Tensor) -> Tensor:
     """See `kernels.geglu`."""
     return _triton_gated.run(up_gate, "gelu", gate_first=False)
-
-
-def variants() -> list[_triton.Variant]:
-    """One for all sizes."""
-    return [_triton_gated.variant("any size", "gelu", gate_first=False)]

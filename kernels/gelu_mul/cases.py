@@ -1,8 +1,8 @@
 """Inputs for `gelu_mul`."""
 
-from kernels.gated_cases import TOLERANCE, Case, make_inputs, outputs
+from kernels.gated_cases import SLACK, TOLERANCE, Case, make_inputs, outputs
 
-__all__ = ["BENCHMARKS", "CASES", "TOLERANCE", "make_inputs", "outputs"]
+__all__ = ["BENCHMARKS", "CASES", "SLACK", "TOLERANCE", "make_inputs", "outputs"]
 
 CASES = (
     Case("gemma3_270m_decode", 1, 2048),

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from kernels import _triton, _triton_gated
+from kernels import _triton_gated
 
 
 def supports(gate_up: Tensor) -> bool:
@@ -13,8 +13,3 @@ def supports(gate_up: Tensor) -> bool:
 def gelu_mul(gate_up: Tensor) -> Tensor:
     """See `kernels.gelu_mul`."""
     return _triton_gated.run(gate_up, "gelu_tanh")
-
-
-def variants() -> list[_triton.Variant]:
-    """One for all sizes."""
-    return [_triton_gated.variant("any size", "gelu_tanh")]

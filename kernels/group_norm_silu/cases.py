@@ -6,10 +6,14 @@ import torch
 from torch import Tensor
 
 TOLERANCE = {
+    # Means and deviations in fp32 in another order.
     torch.float32: 2e-5,
-    # The norm may be rounded before the activation: half a unit each in the last place up to 8.
-    torch.bfloat16: 3.2e-2,
-    torch.float16: 4e-3,
+    torch.bfloat16: 2e-5,
+    torch.float16: 2e-5,
+}
+SLACK = {
+    # PyTorch rounds the norm before the activation, which makes up to 1.25 of a relative error.
+    "composed": {torch.bfloat16: 5e-3, torch.float16: 6.3e-4},
 }
 
 

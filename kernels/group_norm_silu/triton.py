@@ -18,7 +18,8 @@ BLOCK_RUNS = 64
 BLOCK_CELLS = 64
 
 
-@triton.jit
+# Clients choose the size of a map: none may need a kernel of its own.
+@triton.jit(do_not_specialize=["num_cells"])
 def _group_norm_measure_kernel(
     x_ptr,
     mean_ptr,
@@ -45,7 +46,7 @@ def _group_norm_measure_kernel(
     tl.store(deviation_ptr + to, tl.sum(distance * distance, 0), has_channel)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_cells", "num_runs"])
 def _group_norm_fold_kernel(
     mean_ptr,
     deviation_ptr,
@@ -92,7 +93,7 @@ def _group_norm_fold_kernel(
     tl.store(summand_ptr + row * num_channels + channel, bias - mean * factor, has_channel)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_cells"])
 def _group_norm_apply_kernel(
     x_ptr,
     factor_ptr,
@@ -176,38 +177,3 @@ def group_norm_silu(
         BLOCK_CHANNELS=BLOCK_CHANNELS,
     )
     return out
-
-
-def variants() -> list[_triton.Variant]:
-    """bf16 maps; only the fold has a size compiled in, that of Stable Diffusion's first blocks."""
-    sizes = {"num_cells": "i32", "num_channels": "i32"}
-    statistics = {"mean_ptr": "*fp32", "deviation_ptr": "*fp32"}
-    line = {"factor_ptr": "*fp32", "summand_ptr": "*fp32"}
-    return [
-        _triton.Variant(
-            kernel=_group_norm_measure_kernel,
-            name="any size",
-            signature={"x_ptr": "*bf16", **statistics, **sizes},
-            constants={"RUN": RUN, "BLOCK_CHANNELS": BLOCK_CHANNELS},
-        ),
-        _triton.Variant(
-            kernel=_group_norm_fold_kernel,
-            name="sd15 320 channels",
-            signature={
-                **statistics,
-                "weight_ptr": "*bf16",
-                "bias_ptr": "*bf16",
-                **line,
-                **sizes,
-                "num_runs": "i32",
-                "eps": "fp32",
-            },
-            constants={"RUN": RUN, "WIDTH": 10, "BLOCK_RUNS": BLOCK_RUNS, "BLOCK_WIDTH": 16},
-        ),
-        _triton.Variant(
-            kernel=_group_norm_apply_kernel,
-            name="any size",
-            signature={"x_ptr": "*bf16", **line, "out_ptr": "*bf16", **sizes},
-            constants={"SILU": True, "BLOCK_CELLS": BLOCK_CELLS, "BLOCK_CHANNELS": BLOCK_CHANNELS},
-        ),
-    ]

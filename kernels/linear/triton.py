@@ -15,13 +15,14 @@ from torch import Tensor
 from kernels import _triton
 from kernels._triton import tl, triton
 from kernels._triton_linear import MAX_PARTS, parts_of
-from kernels.model_shapes import LLAMA3_8B
 from kernels.stages import dtype_name, num_stages
 
 FEW_ROWS = 64
 WANTED_PROGRAMS = 256
 """Two for each of 128 processors. The same on all GPUs: it decides about the order of sums."""
 BLOCK_K = 64
+TENSOR_CORES = ("_linear_kernel",)
+"""What must not run without them, in 8 and 16 bits."""
 ADD_BLOCK = 512
 """Outputs whose parts a program adds."""
 
@@ -47,7 +48,8 @@ FULL_PRECISION = Tile(32, 32, num_warps=4, num_stages=2)
 """For fp32, which has no tensor cores; for tests more than for work."""
 
 
-@triton.jit
+# The batch decides: no number of rows may need a kernel of its own.
+@triton.jit(do_not_specialize=["num_rows"])
 def _linear_kernel(
     x_ptr,
     weight_ptr,
@@ -98,7 +100,7 @@ def _linear_kernel(
     tl.store(out_at, total.to(out_ptr.dtype.element_ty), mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _linear_add_kernel(
     parts_ptr, bias_ptr, out_ptr, num_rows, num_outputs, num_parts, BLOCK_SIZE: tl.constexpr
 ):
@@ -187,49 +189,3 @@ def cut(num_outputs: int, size: int) -> tuple[int, int]:
     """Parts of K, and the tiles of each but the last, for a [num_outputs, size] weight."""
     wanted = WANTED_PROGRAMS // triton.cdiv(num_outputs, FEW.columns)
     return parts_of(triton.cdiv(size, BLOCK_K), min(wanted, MAX_PARTS))
-
-
-def variants() -> list[_triton.Variant]:
-    """bf16 layers of Llama-3-8B, few rows in parts and together, many rows, logits."""
-    decode = f"{LLAMA3_8B.name} decode"
-    return [
-        _variant(f"{decode}, o in parts", FEW, "*fp32"),
-        _variant(f"{decode}, gate_up", FEW, "*bf16"),
-        _variant(f"{LLAMA3_8B.name} prompt", MANY, "*bf16"),
-        _triton.Variant(
-            kernel=_linear_add_kernel,
-            name=f"{decode}, o",
-            signature={
-                "parts_ptr": "*fp32",
-                "out_ptr": "*bf16",
-                "num_rows": "i32",
-                "num_outputs": "i32",
-                "num_parts": "i32",
-            },
-            constants={"bias_ptr": None, "BLOCK_SIZE": ADD_BLOCK},
-            unaligned=("num_rows", "num_parts"),
-        ),
-    ]
-
-
-def _variant(name: str, tile: Tile, out: str) -> _triton.Variant:
-    return _triton.Variant(
-        kernel=_linear_kernel,
-        name=name,
-        signature={
-            "x_ptr": "*bf16",
-            "weight_ptr": "*bf16",
-            "out_ptr": out,
-            "x_row_stride": "i32",
-            "num_rows": "i32",
-            "num_outputs": "i32",
-            "size": "i32",
-            "parts_per_program": "i32",
-            "tiles_per_part": "i32",
-        },
-        constants={"bias_ptr": None, "EVEN_K": True, **tile.constants},
-        unaligned=("num_rows", "parts_per_program", "tiles_per_part"),
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-        uses_tensor_cores=True,
-    )

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from kernels import _triton
-from kernels._triton import Variant, tl, triton
-from kernels._triton_linear import Output, plan, sum_parts_variant, write
-from kernels.linear_gguf.quant_type import BLOCKS, GGUFType, row_bytes
-from kernels.model_shapes import LLAMA3_8B
+from kernels._triton import tl, triton
+from kernels._triton_linear import ROW_COUNT, Output, plan, write
+from kernels.linear_gguf.quant_type import BLOCKS, GGUFType
 
+TENSOR_CORES = ("_linear_gguf_kernel",)
 TILE = 256
 """Weights of a tile along K, the unit in which K is cut into parts."""
 _SCALE_BYTES = 2
@@ -70,7 +70,7 @@ def linear_gguf(
     return out.added_up(None, None, bias)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ROW_COUNT)
 def _linear_gguf_kernel(
     x_ptr,
     x_row_stride,
@@ -194,53 +194,3 @@ def _q3_scale(block, run):
     low = _byte(block + 96 + run % 8) >> (run // 8 * 4) & 15
     high = _byte(block + 104 + run % 4) >> (run // 4 * 2) & 3
     return (low | high << 4) - 32
-
-
-def variants() -> list[Variant]:
-    """Of Llama-3-8B: every type for one row, the common ones for many; cut into parts and not."""
-    cases = [("down", quant_type, 1) for quant_type in GGUFType]
-    cases += [("down", GGUFType.Q4_K, 64), ("down", GGUFType.Q4_K, 2048)]
-    cases += [("down", GGUFType.Q6_K, 2048)]
-    cases += [("gate_up", one, 1) for one in (GGUFType.Q4_K, GGUFType.Q6_K, GGUFType.Q8_0)]
-    cases += [("gate_up", GGUFType.Q4_K, 64), ("gate_up", GGUFType.Q4_K, 2048)]
-    num_parts = plan(1, *LLAMA3_8B.linears["down"], TILE, torch.bfloat16).num_parts
-    return [
-        *(_variant(layer, quant_type, num_rows) for layer, quant_type, num_rows in cases),
-        # The 4-bit products launch the same one.
-        sum_parts_variant(num_parts, "llama3_8b down", has_scale=False),
-    ]
-
-
-def _variant(layer: str, quant_type: GGUFType, num_rows: int) -> Variant:
-    num_outputs, size = LLAMA3_8B.linears[layer]
-    cut = plan(num_rows, num_outputs, size, TILE, torch.bfloat16)
-    return Variant(
-        kernel=_linear_gguf_kernel,
-        name=f"llama3_8b {layer}, {quant_type.name}, {num_rows} rows",
-        signature={
-            "x_ptr": "*bf16",
-            "x_row_stride": "i32",
-            "weight_ptr": "*u8",
-            "weight_row_bytes": "i32",
-            "out_ptr": "*fp32" if cut.in_parts else "*bf16",
-            "M": "i32",
-            "N": "i32",
-            "K": "i32",
-            "tiles_per_part": "i32",
-        },
-        constants={
-            "bias_ptr": None,
-            "TYPE": int(quant_type),
-            "BLOCK_BYTES": BLOCKS[quant_type].num_bytes,
-            "TILE": TILE,
-            **cut.constants,
-        },
-        unaligned=(
-            "M",
-            "tiles_per_part",
-            *(() if row_bytes(quant_type, size) % 16 == 0 else ("weight_row_bytes",)),
-        ),
-        num_warps=cut.num_warps,
-        num_stages=cut.num_stages,
-        uses_tensor_cores=True,
-    )

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from kernels import _triton
-from kernels._triton import Variant, tl, triton
-from kernels._triton_linear import Output, plan, runs_of, spread, write
+from kernels._triton import tl, triton
+from kernels._triton_linear import ROW_COUNT, Output, plan, runs_of, spread, write
 from kernels.linear_nf4.reference import CODE
-from kernels.model_shapes import LLAMA3_8B
 
+TENSOR_CORES = ("_linear_nf4_kernel",)
 BLOCK_K = 64
 
 
@@ -76,7 +76,7 @@ def _code(device: torch.device) -> Tensor:
     return torch.tensor(CODE, device=device)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ROW_COUNT)
 def _linear_nf4_kernel(
     x_ptr,
     x_row_stride,
@@ -137,44 +137,3 @@ def _linear_nf4_kernel(
             part_sum = tl.dot(x, weight.to(x.dtype), part_sum, input_precision="ieee")
         total += part_sum
     write(total, rows, columns, None, None, bias_ptr, out_ptr, M, N)
-
-
-def variants() -> list[Variant]:
-    """Of Llama-3-8B, cut into parts and not."""
-    return [
-        _variant(layer, num_rows) for layer in ("down", "gate_up") for num_rows in (1, 64, 2048)
-    ]
-
-
-def _variant(layer: str, num_rows: int) -> Variant:
-    block_size = 64
-    num_outputs, size = LLAMA3_8B.linears[layer]
-    cut = plan(num_rows, num_outputs, size, BLOCK_K, torch.bfloat16)
-    return Variant(
-        kernel=_linear_nf4_kernel,
-        name=f"llama3_8b {layer}, {num_rows} rows",
-        signature={
-            "x_ptr": "*bf16",
-            "x_row_stride": "i32",
-            "weight_ptr": "*u8",
-            "absmax_ptr": "*fp32",
-            "code_ptr": "*fp32",
-            "out_ptr": "*fp32" if cut.in_parts else "*bf16",
-            "M": "i32",
-            "N": "i32",
-            "K": "i32",
-            "block_size": "i32",
-            "tiles_per_part": "i32",
-        },
-        constants={
-            "bias_ptr": None,
-            "BLOCKS": runs_of(block_size, BLOCK_K),
-            "BLOCK_K": BLOCK_K,
-            "EVEN_K": True,
-            **cut.constants,
-        },
-        unaligned=("M", "tiles_per_part"),
-        num_warps=cut.num_warps,
-        num_stages=cut.num_stages,
-        uses_tensor_cores=True,
-    )

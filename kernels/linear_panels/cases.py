@@ -14,9 +14,9 @@ from kernels.linear_panels.quantize import panels_from_floats
 from kernels.work import Work, product_work
 
 TOLERANCE = {
-    # Sums of up to 14336 products in another order.
+    # Sums in fp32 of up to 14336 products, in another order.
     torch.float32: 2e-5,
-    # One rounding of outputs up to 8.
+    # Weights are rounded to x's type before they are multiplied; see `linear_gguf`.
     torch.bfloat16: 1.6e-2,
     torch.float16: 2e-3,
 }

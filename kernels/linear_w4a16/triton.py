@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from kernels import _triton
-from kernels._triton import Variant, tl, triton
-from kernels._triton_linear import Output, plan, runs_of, spread, write
+from kernels._triton import tl, triton
+from kernels._triton_linear import ROW_COUNT, Output, plan, runs_of, spread, write
 from kernels.linear_w4a16.layouts import PER_INT32
 from kernels.linear_w4a16.reference import SYMMETRIC_ZERO
-from kernels.model_shapes import LLAMA3_8B
 
+TENSOR_CORES = ("_linear_w4a16_kernel",)
 BLOCK_K = 128
 
 
@@ -76,7 +76,7 @@ def linear_w4a16(
     return out.added_up(None, None, bias)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ROW_COUNT)
 def _linear_w4a16_kernel(
     x_ptr,
     x_row_stride,
@@ -146,63 +146,3 @@ def _linear_w4a16_kernel(
             part_sum = tl.dot(x, weight.to(x.dtype), part_sum, input_precision="ieee")
         total += part_sum
     write(total, rows, columns, None, None, bias_ptr, out_ptr, M, N)
-
-
-def variants() -> list[Variant]:
-    """Of Llama-3-8B: groups of 128 and 32, and act-order; cut into parts and not."""
-    return [
-        *(_variant(num_rows, 128, zeros=True, layer="gate_up") for num_rows in (1, 64, 2048)),
-        _variant(1, 128, zeros=True),
-        _variant(1, 32, zeros=True),
-        _variant(1, 128, zeros=False),
-        _variant(1, 128, zeros=True, act_order=True),
-        _variant(64, 128, zeros=True),
-        _variant(2048, 128, zeros=True),
-        _variant(2048, 128, zeros=True, act_order=True),
-    ]
-
-
-def _variant(
-    num_rows: int,
-    group_size: int,
-    *,
-    zeros: bool,
-    act_order: bool = False,
-    layer: str = "down",
-) -> Variant:
-    num_outputs, size = LLAMA3_8B.linears[layer]
-    cut = plan(num_rows, num_outputs, size, BLOCK_K, torch.bfloat16)
-    kind = ", act-order" if act_order else "" if zeros else ", symmetric"
-    return Variant(
-        kernel=_linear_w4a16_kernel,
-        name=f"llama3_8b {layer}, groups of {group_size}{kind}, {num_rows} rows",
-        signature={
-            "x_ptr": "*bf16",
-            "x_row_stride": "i32",
-            "qweight_ptr": "*i32",
-            "scales_ptr": "*bf16",
-            **({"zeros_ptr": "*u8"} if zeros else {}),
-            **({"g_idx_ptr": "*i32"} if act_order else {}),
-            "out_ptr": "*fp32" if cut.in_parts else "*bf16",
-            "M": "i32",
-            "N": "i32",
-            "K": "i32",
-            "group_size": "i32",
-            "tiles_per_part": "i32",
-        },
-        constants={
-            **({} if zeros else {"zeros_ptr": None}),
-            **({} if act_order else {"g_idx_ptr": None}),
-            "bias_ptr": None,
-            "GROUPS": 0 if act_order else runs_of(group_size, BLOCK_K),
-            "SYMMETRIC_ZERO": SYMMETRIC_ZERO,
-            "PER_INT32": PER_INT32,
-            "BLOCK_K": BLOCK_K,
-            "EVEN_K": True,
-            **cut.constants,
-        },
-        unaligned=("M", "tiles_per_part"),
-        num_warps=cut.num_warps,
-        num_stages=cut.num_stages,
-        uses_tensor_cores=True,
-    )

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from kernels import _triton
-from kernels._triton import Variant, tl, triton
-from kernels._triton_linear import Output, plan, sum_parts_variant, write
+from kernels._triton import tl, triton
+from kernels._triton_linear import ROW_COUNT, Output, plan, write
 from kernels.int8_activations import SMALLEST
-from kernels.model_shapes import LLAMA3_8B
 
+TENSOR_CORES = ("_linear_w8_kernel",)
 BLOCK_K = 128
 
 
@@ -119,7 +119,7 @@ def _part_sum(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ROW_COUNT)
 def _linear_w8_kernel(
     x_ptr,
     x_row_stride,
@@ -185,61 +185,3 @@ def _round_rows_kernel(
         x = tl.load(x_ptr + row * x_row_stride + k + inner, mask=inner < K - k, other=0.0)
         rounded = (x.to(tl.float32) * inverse + ROUNDER) - ROUNDER
         tl.store(q_ptr + row * K + k + inner, rounded.to(tl.int8), mask=inner < K - k)
-
-
-def variants() -> list[Variant]:
-    """Of Llama-3-8B, with activations as they are and rounded; cut into parts and not."""
-    cuts = [
-        _variant(layer, num_rows, dtype)
-        for layer in ("down", "gate_up")
-        for num_rows in (1, 64, 2048)
-        for dtype in ("bf16", "i8")
-    ]
-    num_parts = plan(1, *LLAMA3_8B.linears["down"], BLOCK_K, torch.bfloat16).num_parts
-    rounding = Variant(
-        kernel=_round_rows_kernel,
-        name="llama3_8b down",
-        signature={
-            "x_ptr": "*bf16",
-            "x_row_stride": "i32",
-            "q_ptr": "*i8",
-            "scale_ptr": "*fp32",
-            "K": "i32",
-        },
-        constants={"SMALLEST": SMALLEST, "BLOCK_SIZE": 1024},
-    )
-    return [*cuts, rounding, sum_parts_variant(num_parts, "llama3_8b down", has_scale=True)]
-
-
-def _variant(layer: str, num_rows: int, dtype: str) -> Variant:
-    num_outputs, size = LLAMA3_8B.linears[layer]
-    cut = plan(num_rows, num_outputs, size, BLOCK_K, torch.bfloat16)
-    rounded = dtype == "i8"
-    sums = "*i32" if rounded else "*fp32"
-    return Variant(
-        kernel=_linear_w8_kernel,
-        name=f"llama3_8b {layer}, {num_rows} rows of {dtype}",
-        signature={
-            "x_ptr": f"*{dtype}",
-            "x_row_stride": "i32",
-            "weight_ptr": "*i8",
-            **({"row_scale_ptr": "*fp32"} if rounded else {}),
-            "scale_ptr": "*fp32",
-            "out_ptr": sums if cut.in_parts else "*bf16",
-            "M": "i32",
-            "N": "i32",
-            "K": "i32",
-            "tiles_per_part": "i32",
-        },
-        constants={
-            **({} if rounded else {"row_scale_ptr": None}),
-            "bias_ptr": None,
-            "BLOCK_K": BLOCK_K,
-            "EVEN_K": True,
-            **cut.constants,
-        },
-        unaligned=("M", "tiles_per_part"),
-        num_warps=cut.num_warps,
-        num_stages=cut.num_stages,
-        uses_tensor_cores=True,
-    )

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from kernels import _triton
-from kernels._triton import Variant, tl, triton
+from kernels._triton import tl, triton
 from kernels._triton_linear import MAX_PARTS, parts_of
-from kernels.model_shapes import LLAMA3_8B
 
+TENSOR_CORES = ("_lora_shrink_kernel",)
 BLOCK_T = 16
 BLOCK_K = 64
 BLOCK_N = 64
@@ -99,7 +99,8 @@ def _block_r(rank: int) -> int:
     return max(16, int(triton.next_power_of_2(rank)))
 
 
-@triton.jit
+# The batch decides: no number of rows may need a kernel of its own.
+@triton.jit(do_not_specialize=["T"])
 def _lora_shrink_kernel(
     x_ptr,
     x_row_stride,
@@ -147,7 +148,7 @@ def _lora_shrink_kernel(
     tl.store(inner_ptr + rows.to(tl.int64)[:, None] * R + ranks[None, :], inner, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _lora_expand_kernel(
     y_ptr,
     y_row_stride,
@@ -191,66 +192,3 @@ def _lora_expand_kernel(
     stored = (ids >= 0)[:, None] & (columns < N)[None, :]
     value = tl.load(y, mask=stored, other=0.0).to(tl.float32) + update
     tl.store(y, value.to(y_ptr.dtype.element_ty), mask=stored)
-
-
-def variants() -> list[Variant]:
-    """Llama-3-8B's first projection: few and many rows; low and high ranks, where it matters."""
-    return [
-        *(_shrink_variant(rank, few=few) for rank in (16, 128) for few in (True, False)),
-        *(_expand_variant(few=few) for few in (True, False)),
-    ]
-
-
-def _shrink_variant(rank: int, *, few: bool) -> Variant:
-    num_parts, _ = _cut(LLAMA3_8B.hidden_size)
-    return Variant(
-        kernel=_lora_shrink_kernel,
-        name=f"llama3_8b qkv, rank {rank}, {'few' if few else 'many'} rows",
-        signature={
-            "x_ptr": "*bf16",
-            "x_row_stride": "i32",
-            "a_ptr": "*bf16",
-            "adapter_ids_ptr": "*i32",
-            "inner_ptr": "*fp32",
-            "T": "i32",
-            "K": "i32",
-            "R": "i32",
-            "tiles_per_part": "i32",
-        },
-        constants={
-            "PARTS": 1 if few else num_parts,
-            "NO_ADAPTER": NO_ADAPTER,
-            "BLOCK_T": BLOCK_T,
-            "BLOCK_R": _block_r(rank),
-            "BLOCK_K": BLOCK_K,
-        },
-        unaligned=("T", "tiles_per_part"),
-        uses_tensor_cores=True,
-    )
-
-
-def _expand_variant(*, few: bool) -> Variant:
-    num_parts, _ = _cut(LLAMA3_8B.hidden_size)
-    return Variant(
-        kernel=_lora_expand_kernel,
-        name=f"llama3_8b qkv, {'few' if few else 'many'} rows",
-        signature={
-            "y_ptr": "*bf16",
-            "y_row_stride": "i32",
-            "inner_ptr": "*fp32",
-            "b_ptr": "*bf16",
-            "adapter_ids_ptr": "*i32",
-            "scales_ptr": "*fp32",
-            "T": "i32",
-            "N": "i32",
-            "R": "i32",
-        },
-        constants={
-            "PARTS": num_parts if few else 1,
-            "NO_ADAPTER": NO_ADAPTER,
-            "BLOCK_T": BLOCK_T,
-            "BLOCK_R": EXPANDED_RANKS,
-            "BLOCK_N": BLOCK_N,
-        },
-        unaligned=("T",),
-    )

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from kernels import _triton
-from kernels.model_shapes import LLAMA3_8B, MODEL_SHAPES, ModelShape
 from kernels.paged_attention.paged_batch import Int32Array, PagedBatch
 from kernels.paged_attention.triton_decode import (
     _paged_attention_decode_kernel,
@@ -31,6 +30,7 @@ from kernels.paged_attention.triton_prefill import _paged_attention_prefill_kern
 from kernels.stages import dtype_name, num_stages
 from kernels.transfer import to_device
 
+TENSOR_CORES = ("_paged_attention_decode_kernel", "_paged_attention_prefill_kernel")
 SPLIT = 512
 """Keys of a split, by position in the sequence. Part of the results: changes their last bits."""
 JOIN_UNROLL = 8
@@ -97,7 +97,7 @@ def paged_attention(
     """See `kernels.paged_attention`."""
     num_tokens, num_heads, head_dim = q.shape
     _, _, num_kv_heads, block_size, _ = kv_cache.shape
-    capability = _capability(q.device)
+    capability = _triton.capability(q.device)
     if kv_cache.dtype is torch.float8_e4m3fn and capability < 89:
         kv_cache = kv_cache.view(torch.uint8)
     group = num_heads // num_kv_heads
@@ -208,15 +208,6 @@ def _prefill_tiles(batch: PagedBatch, queries: int) -> Int32Array:
 
 
 @functools.cache
-def _capability(device: torch.device) -> int:
-    """80 for an A100. Interpreted kernels pretend to be there."""
-    if device.type != "cuda":
-        return 80
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
-
-
-@functools.cache
 def _tiles(capability: int, head_dim: int, group: int, dtype: torch.dtype, packed: bool) -> Tiles:
     """Fixed by hardware, model and dtype, never by the batch."""
     dims = max(16, _power_of_two(head_dim))
@@ -257,100 +248,3 @@ def _constants(
         "BLOCK_N": tiles.keys,
         "BLOCK_D": tiles.dims,
     }
-
-
-def variants() -> list[_triton.Variant]:
-    """Both phases of each model in bf16; Llama's with packed caches, too."""
-    listed = []
-    for shape in MODEL_SHAPES:
-        for capability in (80, 90, 100):
-            listed += _model_variants(shape, "bf16", capability)
-        listed.append(_join_variant(shape, packed=False))
-    listed.append(_join_variant(LLAMA3_8B, packed=True))
-    for capability in (80, 90, 100):
-        for kv_type in ("i8", "u8" if capability < 89 else "fp8e4nv"):
-            listed += _model_variants(LLAMA3_8B, kv_type, capability)
-    return listed
-
-
-def _model_variants(shape: ModelShape, kv_type: str, capability: int) -> list[_triton.Variant]:
-    packed = kv_type != "bf16"
-    group = shape.num_attention_heads // shape.num_key_value_heads
-    tiles = _tiles(capability, shape.head_dim, group, torch.bfloat16, packed)
-    signature = {
-        "q_ptr": "*bf16",
-        "q_row_stride": "i32",
-        "q_head_stride": "i32",
-        "kv_ptr": f"*{kv_type}",
-        "kv_block_stride": "i32",
-        "tables_ptr": "*i32",
-        "table_stride": "i32",
-        "context_lens_ptr": "*i32",
-        "out_ptr": "*bf16",
-        "steepness": "fp32",
-    }
-    constants: dict[str, Any] = {"window": None, "bend": None}
-    if packed:
-        signature |= {"scales_ptr": "*fp32", "scales_block_stride": "i32"}
-    else:
-        signature |= {"scales_block_stride": "i32"}
-        constants |= {"scales_ptr": None}
-    constants |= _constants(
-        shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim, 16, tiles
-    )
-    decode = {"values_ptr": "*fp32", "weights_ptr": "*fp32", "num_splits": "i32"}
-    prefill = {"cu_seqlens_q_ptr": "*i32", "tiles_ptr": "*i32"}
-    name = f"{shape.name} {{}}, {kv_type} cache"
-    common: dict[str, Any] = {
-        "num_stages": tiles.num_stages,
-        "fp_fusion": False,
-        "capabilities": (capability,),
-        "uses_tensor_cores": True,
-    }
-    return [
-        _triton.Variant(
-            kernel=_paged_attention_decode_kernel,
-            name=name.format("decode"),
-            signature=signature | decode,
-            constants=constants | {"BLOCK_M": tiles.decode_rows},
-            unaligned=("table_stride", "num_splits"),
-            num_warps=tiles.decode_warps,
-            **common,
-        ),
-        _triton.Variant(
-            kernel=_paged_attention_prefill_kernel,
-            name=name.format("prefill"),
-            signature=signature | prefill,
-            constants=constants | {"BLOCK_M": tiles.prefill_rows},
-            unaligned=("table_stride",),
-            num_warps=tiles.prefill_warps,
-            **common,
-        ),
-    ]
-
-
-def _join_variant(shape: ModelShape, *, packed: bool) -> _triton.Variant:
-    return _triton.Variant(
-        kernel=_paged_attention_join_kernel,
-        name=f"{shape.name} decode" + (", packed cache" if packed else ""),
-        signature={
-            "values_ptr": "*fp32",
-            "weights_ptr": "*fp32",
-            "context_lens_ptr": "*i32",
-            "out_ptr": "*bf16",
-            "num_splits": "i32",
-            "steepness": "fp32",
-        },
-        constants={
-            "window": None,
-            "NUM_HEADS": shape.num_attention_heads,
-            "HEAD_DIM": shape.head_dim,
-            "PACKED": packed,
-            "SPLIT": SPLIT,
-            "BLOCK_D": shape.head_dim,
-            "UNROLL": JOIN_UNROLL,
-        },
-        unaligned=("num_splits",),
-        num_warps=1,
-        fp_fusion=False,
-    )

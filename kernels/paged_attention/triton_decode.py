@@ -4,7 +4,8 @@ from kernels._triton import tl, triton
 from kernels.paged_attention.triton_tile import attend_split, averaged, joined
 
 
-@triton.jit
+# The batch decides about both: none of their values may need a kernel of its own.
+@triton.jit(do_not_specialize=["table_stride", "num_splits"])
 def _paged_attention_decode_kernel(
     q_ptr,
     q_row_stride,
@@ -96,7 +97,7 @@ def _paged_attention_decode_kernel(
         tl.store(weights_ptr + at * 2 + 1, highest, mask=rows < GROUP)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits"])
 def _paged_attention_join_kernel(
     values_ptr,
     weights_ptr,

@@ -4,7 +4,8 @@ from kernels._triton import tl, triton
 from kernels.paged_attention.triton_tile import attend_split, averaged, joined
 
 
-@triton.jit
+# The batch decides: none of its values may need a kernel of its own.
+@triton.jit(do_not_specialize=["table_stride"])
 def _paged_attention_prefill_kernel(
     q_ptr,
     q_row_stride,

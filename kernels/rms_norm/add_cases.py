@@ -4,9 +4,15 @@ import torch
 from torch import Tensor
 
 from kernels.rms_norm import cases
-from kernels.rms_norm.cases import BENCHMARKS, CASES, TOLERANCE, Case
+from kernels.rms_norm.cases import BENCHMARKS, CASES, COMPILED, Case
 
-__all__ = ["BENCHMARKS", "CASES", "TOLERANCE", "make_inputs", "outputs"]
+__all__ = ["BENCHMARKS", "CASES", "COMPILED", "TOLERANCE", "make_inputs", "outputs"]
+
+TOLERANCE = cases.TOLERANCE | {
+    # The stream is rounded before it is normed, by up to 2^-8 and 2^-11 of each number.
+    torch.bfloat16: 4.5e-3,
+    torch.float16: 6e-4,
+}
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:

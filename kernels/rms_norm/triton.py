@@ -4,7 +4,6 @@ from torch import Tensor
 
 from kernels import _triton
 from kernels._triton import tl, triton
-from kernels.model_shapes import LLAMA3_8B, MODEL_SHAPES
 
 MAX_SIZE = 16384
 """Elements of a row."""
@@ -96,34 +95,3 @@ def _run(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, offset:
 def _num_warps(block_size: int) -> int:
     """Eight elements per thread, 16 bytes of bf16, as far as a block can have the threads."""
     return min(max(block_size // 256, 1), 16)
-
-
-def variants() -> list[_triton.Variant]:
-    """bf16 rows with a residual, as all norms in a decoder but the first have."""
-    sizes = sorted({triton.next_power_of_2(shape.hidden_size) for shape in MODEL_SHAPES})
-    first = _variant(triton.next_power_of_2(LLAMA3_8B.hidden_size), has_residual=False)
-    return [*(_variant(size) for size in sizes), first]
-
-
-def _variant(block_size: int, *, has_residual: bool = True) -> _triton.Variant:
-    return _triton.Variant(
-        kernel=_rms_norm_kernel,
-        name=f"up to {block_size} elements" + ("" if has_residual else ", no residual"),
-        signature={
-            "x_ptr": "*bf16",
-            **({"residual_ptr": "*bf16"} if has_residual else {}),
-            "weight_ptr": "*bf16",
-            "out_ptr": "*bf16",
-            "x_row_stride": "i32",
-            "residual_row_stride": "i32",
-            "size": "i32",
-            "eps": "fp32",
-            "offset": "fp32",
-        },
-        constants={
-            **({} if has_residual else {"residual_ptr": None}),
-            "HAS_RESIDUAL": has_residual,
-            "BLOCK_SIZE": block_size,
-        },
-        num_warps=_num_warps(block_size),
-    )

@@ -5,7 +5,6 @@ from torch import Tensor
 
 from kernels import _triton
 from kernels._triton import tl, triton
-from kernels.model_shapes import LLAMA3_8B, QWEN3_0_6B, SMOLLM2_135M, ModelShape
 
 BLOCK_HEADS = 8
 NUM_WARPS = 2
@@ -13,7 +12,8 @@ FORMATS = {torch.int8: 1, torch.float8_e4m3fn: 2}
 """Of quantised caches; 0 is the heads' own dtype."""
 
 
-@triton.jit
+# Where a row of 8-byte numbers starts depends on the rows before it, and one number is read of it.
+@triton.jit(do_not_specialize_on_alignment=["positions_ptr", "block_ids_ptr", "slots_ptr"])
 def _rope_store_kv_kernel(
     heads_ptr,
     positions_ptr,
@@ -219,53 +219,3 @@ def _constants(num_heads, num_kv_heads, head_dim, rotary_dim, block_size, cache_
         "BLOCK_HALF": triton.next_power_of_2(max(rotary_dim // 2, 1)),
         "BLOCK_REST": triton.next_power_of_2(max(head_dim - rotary_dim, 1)),
     }
-
-
-def variants() -> list[_triton.Variant]:
-    """bf16 heads of the three models, and Llama's with quantised caches."""
-    return [
-        _variant(LLAMA3_8B, "*bf16", 0),
-        _variant(LLAMA3_8B, "*i8", 1),
-        _variant(LLAMA3_8B, "*u8", 2),
-        _variant(QWEN3_0_6B, "*bf16", 0),
-        _variant(SMOLLM2_135M, "*bf16", 0),
-    ]
-
-
-def _variant(shape: ModelShape, cache: str, cache_format: int) -> _triton.Variant:
-    norm = "*bf16" if shape.qk_norm else None
-    absent = ("q_norm_ptr", "k_norm_ptr") if norm is None else ()
-    if cache_format == 0:
-        absent = (*absent, "scales_ptr")
-    signature: dict[str, str | None] = {
-        "heads_ptr": "*bf16",
-        "positions_ptr": "*i64",
-        "cos_sin_ptr": "*fp32",
-        "cache_ptr": cache,
-        "block_ids_ptr": "*i64",
-        "slots_ptr": "*i64",
-        "q_norm_ptr": norm,
-        "k_norm_ptr": norm,
-        "scales_ptr": "*fp32",
-        "heads_row_stride": "i32",
-        "heads_head_stride": "i32",
-        "cache_block_stride": "i32",
-        "scales_block_stride": "i32",
-        "eps": "fp32",
-    }
-    constants = _constants(
-        shape.num_attention_heads,
-        shape.num_key_value_heads,
-        shape.head_dim,
-        shape.head_dim,
-        16,
-        cache_format,
-        norm,
-    )
-    return _triton.Variant(
-        kernel=_rope_store_kv_kernel,
-        name=f"{shape.name} cache {cache[1:]}",
-        signature={n: kind for n, kind in signature.items() if kind and n not in absent},
-        constants=constants | dict.fromkeys(absent),
-        num_warps=NUM_WARPS,
-    )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels import _triton
-from kernels._triton import Variant, tl, triton
+from kernels._triton import tl, triton
 from kernels._triton_order import order_keys
 from kernels.logit_rows import contiguous_rows
 from kernels.sample_tokens.edits import edited
@@ -400,29 +400,3 @@ def _reciprocal(x):
     y = y * (2.0 - x * y)
     y = y * (2.0 - x * y)
     return y * (2.0 - x * y)
-
-
-def variants() -> list[Variant]:
-    """bf16 logits as they come, fp32 ones after edits; the vocabulary is no constant."""
-    return [_variant("any model", "bf16"), _variant("any model, edited", "fp32")]
-
-
-def _variant(name: str, dtype: str) -> Variant:
-    return Variant(
-        kernel=_sample_tokens_kernel,
-        name=name,
-        signature={
-            "logits_ptr": f"*{dtype}",
-            "logits_row_stride": "i32",
-            "table_ptr": "*i64",
-            "token_ids_ptr": "*i64",
-            "errors_ptr": "*i64",
-            "num_kept_ptr": "*i64",
-            "num_tokens": "i32",
-            "unit_exponent": "i32",
-        },
-        constants={"BLOCK_SIZE": BLOCK_SIZE},
-        unaligned=("unit_exponent",),
-        num_warps=NUM_WARPS,
-        fp_fusion=False,
-    )

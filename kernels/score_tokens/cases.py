@@ -55,6 +55,14 @@ BENCHMARKS = {
     "cuda": (Case("llama3_8b top 5 64", 64, 128256, 5),),
 }
 """Vocabularies of real models by type of device; `kernels.bench` times them."""
+COMPILED = (
+    *BENCHMARKS["cuda"],
+    Case("llama3_8b chosen only 64", 64, 128256, 0),
+    Case("qwen3_0.6b top 5 64", 64, 151936, 5),
+)
+"""Launches that `kernels.compile` compiles ahead of time."""
+COMPILED_DTYPES = (torch.bfloat16, torch.float32)
+"""Heads give either."""
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from kernels import _triton
-from kernels._triton import Variant, tl, triton
+from kernels._triton import tl, triton
 from kernels._triton_order import order_keys
 from kernels.logit_rows import contiguous_rows
-from kernels.model_shapes import LLAMA3_8B, MODEL_SHAPES, ModelShape
 from kernels.score_tokens.token_scores import TokenScores
 
 MAX_TOP = 32
@@ -223,60 +222,3 @@ def _greatest(keys, count):
         found = tl.where(slots == slot, greatest, found)
         keys = tl.where(keys == greatest, _LEAST_KEY, keys)
     return found
-
-
-def variants() -> list[Variant]:
-    """fp32 logits, as heads give them, and bf16 ones; splits do not depend on the vocabulary."""
-    return [
-        _split_variant("any model", "fp32"),
-        _split_variant("any model, bf16", "bf16"),
-        _split_variant("any model, no alternatives", "fp32", has_top=False),
-        *(_row_variant(shape.name, shape, "fp32") for shape in MODEL_SHAPES),
-        _row_variant("llama3_8b, bf16", LLAMA3_8B, "bf16"),
-        _row_variant("llama3_8b, no alternatives", LLAMA3_8B, "fp32", has_top=False),
-    ]
-
-
-def _split_variant(name: str, dtype: str, *, has_top: bool = True) -> Variant:
-    return Variant(
-        kernel=_score_split_kernel,
-        name=name,
-        signature=_common_signature(dtype, has_top=has_top),
-        constants={} if has_top else {"maxima_ptr": None},
-        num_warps=NUM_WARPS,
-        fp_fusion=False,
-    )
-
-
-def _row_variant(name: str, shape: ModelShape, dtype: str, *, has_top: bool = True) -> Variant:
-    return Variant(
-        kernel=_score_row_kernel,
-        name=name,
-        signature={
-            **_common_signature(dtype, has_top=has_top),
-            "logprobs_ptr": "*fp32",
-            "ranks_ptr": "*i64",
-            "top_ids_ptr": "*i64",
-            "top_logprobs_ptr": "*fp32",
-            "is_finite_ptr": "*i1",
-            "num_top": "i32",
-        },
-        constants={
-            **({} if has_top else {"maxima_ptr": None}),
-            "MAX_SPLITS": _max_splits(shape.vocab_size),
-        },
-        unaligned=("num_top",),
-        num_warps=NUM_WARPS,
-        fp_fusion=False,
-    )
-
-
-def _common_signature(dtype: str, *, has_top: bool) -> dict[str, str]:
-    return {
-        "logits_ptr": f"*{dtype}",
-        "logits_row_stride": "i32",
-        "token_ids_ptr": "*i64",
-        "parts_ptr": "*fp32",
-        **({"maxima_ptr": "*fp32"} if has_top else {}),
-        "num_tokens": "i32",
-    }

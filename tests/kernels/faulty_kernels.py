@@ -1,6 +1,9 @@
 """Triton kernels with the faults that compiling ahead of time must find, and good ones beside."""
 
-from kernels._triton import Variant, tl, triton
+import torch
+
+from kernels._triton import tl, triton
+from kernels.launches import Launch, recorded
 
 
 @triton.jit
@@ -35,53 +38,54 @@ def _product_kernel(a_ptr, b_ptr, out_ptr, inner, TILE: tl.constexpr, USE_DOT: t
     tl.store(out_ptr + side[:, None] * TILE + side[None, :], total)
 
 
-_PRODUCT = {"a_ptr": "*bf16", "b_ptr": "*bf16", "out_ptr": "*fp32", "inner": "i32"}
+@triton.jit
+def _converting_kernel(out_ptr, num_rows):
+    """Cannot be compiled for a single row."""
+    tl.store(out_ptr, num_rows.to(tl.int64))
 
 
-def variants() -> dict[str, Variant]:
-    """By what they are to show."""
-    return {
-        "good": Variant(
-            kernel=_good_kernel,
-            name="good",
-            signature={"x_ptr": "*bf16", "out_ptr": "*bf16", "size": "i32"},
-            constants={"BLOCK_SIZE": 1024},
-            unaligned=("size",),
-        ),
-        "good product": Variant(
-            kernel=_product_kernel,
-            name="good product",
-            signature=_PRODUCT,
-            constants={"TILE": 64, "USE_DOT": True},
-            uses_tensor_cores=True,
-        ),
-        "spills": Variant(
-            kernel=_spilling_kernel,
-            name="spills",
-            signature={"x_ptr": "*fp32", "out_ptr": "*fp32"},
-            constants={"ROWS": 64, "COLUMNS": 128},
-            num_warps=1,
-        ),
-        "too much shared memory": Variant(
-            kernel=_product_kernel,
-            name="too much shared memory",
-            signature=_PRODUCT,
-            constants={"TILE": 128, "USE_DOT": True},
-            num_warps=8,
-            num_stages=9,
-            uses_tensor_cores=True,
-        ),
-        "no tensor cores": Variant(
-            kernel=_product_kernel,
-            name="no tensor cores",
-            signature=_PRODUCT,
-            constants={"TILE": 16, "USE_DOT": False},
-            uses_tensor_cores=True,
-        ),
-        "incomplete": Variant(
-            kernel=_good_kernel,
-            name="incomplete",
-            signature={"x_ptr": "*bf16", "out_ptr": "*bf16"},
-            constants={"BLOCK_SIZE": 1024, "NO_SUCH": 1},
-        ),
-    }
+@triton.jit(do_not_specialize=["num_rows"])
+def _general_kernel(out_ptr, num_rows):
+    tl.store(out_ptr, num_rows.to(tl.int64))
+
+
+def tensor(dtype: torch.dtype, offset: int = 0) -> torch.Tensor:
+    """Without memory; starts `offset` elements behind an aligned address."""
+    return torch.empty(1 << 20, dtype=dtype, device="meta")[offset:]
+
+
+def good(size: int = 1000, offset: int = 0) -> None:
+    """Launches a kernel that has no fault."""
+    x, out = tensor(torch.bfloat16, offset), tensor(torch.bfloat16)
+    _good_kernel[(1,)](x, out, size, BLOCK_SIZE=1024)
+
+
+def product(tile: int, *, use_dot: bool = True, **options: int) -> None:
+    a, b, out = tensor(torch.bfloat16), tensor(torch.bfloat16), tensor(torch.float32)
+    _product_kernel[(1,)](a, b, out, 4096, TILE=tile, USE_DOT=use_dot, **options)
+
+
+def spilling() -> None:
+    x, out = tensor(torch.float32), tensor(torch.float32)
+    _spilling_kernel[(1,)](x, out, ROWS=64, COLUMNS=128, num_warps=1)
+
+
+CALLS = {
+    "good": good,
+    "good product": lambda: product(64),
+    "any number of rows": lambda: _general_kernel[(1,)](tensor(torch.int64), 1),
+    "many rows": lambda: _converting_kernel[(1,)](tensor(torch.int64), 2),
+    "spills": spilling,
+    "too much shared memory": lambda: product(128, num_warps=8, num_stages=9),
+    "no tensor cores": lambda: product(16, use_dot=False),
+    "single row": lambda: _converting_kernel[(1,)](tensor(torch.int64), 1),
+}
+"""By what they are to show."""
+
+
+def launch(name: str, capability: int = 80) -> Launch:
+    """What one of the calls launches."""
+    with recorded(capability) as launches:
+        CALLS[name]()
+    (found,) = launches
+    return found

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.check import Mismatch, check
+from kernels.check import Mismatch, check, half_unit
 from kernels.registry import op
 
 CPU = torch.device("cpu")
@@ -161,3 +161,37 @@ def test_a_wrong_shape_is_found():
 
     with pytest.raises(Mismatch, match=r"has shape \(2, 4\) instead of \(3, 4\)"):
         checked(function)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 300.0])
+def test_one_rounding_stays_within_half_a_unit_and_two_do_not(dtype, scale):
+    exact = torch.randn(5000) * scale
+    once = exact.to(dtype)
+    assert ((once.double() - exact.double()).abs() <= half_unit(once, exact)).all()
+    twice = (exact.to(dtype).float() * 1.1).to(dtype)
+    wanted = exact * 1.1
+    assert ((twice.double() - wanted.double()).abs() > half_unit(twice, wanted)).any()
+
+
+def test_outputs_in_fp32_are_not_excused_by_inputs_in_bf16():
+    cases = types.ModuleType("cases")
+    cases.CASES = (Case("a_case", 1),)
+    cases.TOLERANCE = {torch.bfloat16: 1e-5}
+    cases.SLACK = {"composed": {torch.bfloat16: 1e-2}}
+    cases.make_inputs = lambda case, dtype, device: {"x": torch.ones(64).to(dtype)}
+    cases.outputs = lambda result, inputs: (result,)
+
+    @op(cases)
+    def third(x: Tensor) -> Tensor:
+        """A third, in fp32."""
+        return x.float() / 3
+
+    def rounded(x):
+        return (x / 3).float()
+
+    third.implementation("cpu", supports=lambda x: True)(rounded)
+    third.implementation("composed", supports=lambda x: True)(rounded)
+    check(third, "composed", cases.CASES[0], torch.bfloat16, CPU)
+    with pytest.raises(Mismatch, match=r"instead of 0\.333"):
+        check(third, "cpu", cases.CASES[0], torch.bfloat16, CPU)

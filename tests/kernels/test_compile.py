@@ -8,28 +8,30 @@ from pathlib import Path
 import pytest
 
 from kernels import compile as compile_command
-from kernels._triton import Variant
 from kernels.chip import CHIPS, KIB
+from kernels.compile import Job
 from kernels.document import Section, table
+from kernels.launches import Launch
 
 ROOT = Path(__file__).parents[2]
 SOURCE = f"""
 import json, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from faulty_kernels import variants
+from faulty_kernels import CALLS, launch
 from kernels.chip import CHIPS
 from kernels.compiled_kernel import cached, compiled
 
 found = {{}}
-for name, variant in variants().items():
+for name in CALLS:
     for chip in CHIPS:
+        one = launch(name, chip.capability)
         try:
-            kernel = cached(variant, chip) or compiled(variant, chip)
-        except ValueError as error:
-            faults = [str(error)]
+            kernel = cached(one, chip) or compiled(one, chip)
+        except Exception as error:
+            faults = [f"{{error}}: {{error.__cause__}}"]
         else:
-            assert cached(variant, chip) == kernel
-            faults = kernel.faults(variant, chip)
+            assert cached(one, chip) == kernel
+            faults = kernel.faults(chip, uses_tensor_cores=one.name == "_product_kernel")
         found[f"{{name}}, {{chip.name}}"] = faults
 json.dump(found, sys.stdout)
 """
@@ -60,10 +62,12 @@ def faults():
     [
         ("good", None),
         ("good product", None),
+        ("any number of rows", None),
+        ("many rows", None),
         ("spills", "bytes of registers per thread"),
         ("too much shared memory", "KiB of shared memory, a block has"),
         ("no tensor cores", "has no tensor-core instruction"),
-        ("incomplete", "['NO_SUCH', 'size']"),
+        ("single row", "no attribute 'to'"),
     ],
 )
 def test_each_fault_is_found(faults, chip, name, expected):
@@ -86,30 +90,25 @@ def test_it_does_not_run_where_kernels_are_interpreted(capsys):
     assert "interpreter" in capsys.readouterr().err
 
 
-def test_a_chip_may_have_so_many_variants_and_no_more(monkeypatch):
-    def kernel():
-        pass
+def jobs(*cases, chips=CHIPS):
+    launch = Launch(
+        module="m", name="kernel", signature={}, constants={}, attributes={}, options={}
+    )
+    return [Job("an_op", case, launch, chip, False) for case in cases for chip in chips]
 
-    variants = [Variant(kernel=kernel, name=f"{n}", signature={}) for n in range(150)]
-    monkeypatch.setattr(compile_command, "_variants", lambda op: variants)
-    assert compile_command.too_many(list(compile_command.all_jobs(["an_op"]))) == []
-    variants.append(Variant(kernel=kernel, name="", signature={}, capabilities=(90,)))
-    assert compile_command.too_many(list(compile_command.all_jobs(["an_op"]))) == [
-        "sm_90 has 151 variants, at most 150 are allowed"
+
+def test_a_chip_may_have_so_many_kernels_and_no_more():
+    many = jobs(*map(str, range(150)))
+    assert compile_command.too_many(many) == []
+    assert compile_command.too_many(many + jobs("one more", chips=CHIPS[1:2])) == [
+        "sm_90 has 151 kernels, at most 150 are allowed"
     ]
 
 
-def test_variants_of_the_same_name_are_a_fault(monkeypatch):
-    def kernel():
-        pass
-
-    variants = [
-        Variant(kernel=kernel, name=name, signature={}, capabilities=(80,))
-        for name in ("decode", "prompt", "decode")
-    ]
-    monkeypatch.setattr(compile_command, "_variants", lambda op: variants)
-    assert compile_command.same_name(list(compile_command.all_jobs(["an_op"]))) == [
-        "an_op kernel (decode) on sm_80: two variants have this name"
+def test_kernels_of_the_same_name_are_a_fault():
+    same = jobs("decode", "prompt", "decode", chips=CHIPS[:1])
+    assert compile_command.same_name(same) == [
+        "an_op kernel (decode) on sm_80: two kernels have this name"
     ]
 
 

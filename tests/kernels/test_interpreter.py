@@ -60,6 +60,23 @@ def _sum_kernel(x_ptr, y_ptr, BLOCK_SIZE: tl.constexpr):
     tl.store(y_ptr + 1, tl.max(x, 0))
 
 
+@triton.jit
+def _converting_kernel(y_ptr, number):
+    tl.store(y_ptr, number.to(tl.int64))
+
+
+@triton.jit(do_not_specialize=["number"])
+def _general_kernel(y_ptr, number):
+    tl.store(y_ptr, number.to(tl.int64))
+
+
+@triton.jit
+def _constant_kernel(y_ptr, number):
+    # A type that only a constant can choose.
+    KIND: tl.constexpr = tl.int32 if number == 1 else tl.float32
+    tl.store(y_ptr, tl.full((), 3.7, KIND).to(tl.int64))
+
+
 TYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int8, torch.int32]
 
 
@@ -149,3 +166,25 @@ def test_tritons_own_functions_are_interpreted_too():
     x, y = torch.randn(64).to(torch.bfloat16), torch.empty(2)
     _sum_kernel[(1,)](x, y, BLOCK_SIZE=64)
     torch.testing.assert_close(y, torch.stack((x.float().sum(), x.float().max())))
+
+
+def test_an_integer_that_is_one_arrives_as_a_constant():
+    y = torch.zeros(1, dtype=torch.int64)
+    _converting_kernel[(1,)](y, 2)
+    assert y.item() == 2
+    with pytest.raises(Exception, match="'int' object has no attribute 'to'"):
+        _converting_kernel[(1,)](y, 1)
+    with pytest.raises(Exception, match="'int' object has no attribute 'to'"):
+        _converting_kernel[(1,)](y, number=1)
+
+
+def test_unless_the_kernel_is_not_to_be_specialised_by_it():
+    y = torch.zeros(1, dtype=torch.int64)
+    _general_kernel[(1,)](y, 1)
+    assert y.item() == 1
+
+
+def test_a_constant_can_choose_a_type():
+    y = torch.zeros(1, dtype=torch.int64)
+    _constant_kernel[(1,)](y, 1)
+    assert y.item() == 3

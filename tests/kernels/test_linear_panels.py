@@ -80,6 +80,26 @@ def test_a_row_is_bitwise_the_same_whatever_is_beside_it(quant_type, dtype, int8
         start += len(rows)
 
 
+def differing_rows(multiply, x):
+    """Rows whose result has other bits alone than among all."""
+    together = multiply(x)
+    return [i for i in range(len(x)) if not torch.equal(multiply(x[i : i + 1])[0], together[i])]
+
+
+def test_a_product_that_looks_at_the_rows_beside_it_is_found():
+    panels = panels_from_gguf(random_weight(GGUFType.Q4_0, 75, 768), GGUFType.Q4_0)
+    multiply = functools.partial(linear_panels, panels=panels)
+    x = torch.randn(5, 768, dtype=torch.bfloat16)
+    assert differing_rows(multiply, x) == []
+
+    def rounding_together(x):
+        """As a quantisation of activations with one scale for all rows would."""
+        step = x.float().abs().max() / 127
+        return multiply(((x.float() / step).round() * step).to(x.dtype))
+
+    assert differing_rows(rounding_together, x)
+
+
 @pytest.mark.parametrize("int8_activations", [False, True])
 def test_what_is_not_finite_shows(int8_activations):
     panels = panels_from_gguf(random_weight(GGUFType.Q4_0, 48, 64), GGUFType.Q4_0)

@@ -1,5 +1,6 @@
 """Recorded decode steps, without CUDA: a recording here runs the same code on the same inputs."""
 
+import contextlib
 import random
 from concurrent.futures import Executor, Future
 
@@ -12,7 +13,7 @@ from tiny_pairs import create_pair
 
 from engine.llm import cuda_graph
 from engine.llm.batch import lay_out
-from engine.llm.cuda_graph import EAGER_STEPS, DecodeGraphs, GraphSize, padded_rows
+from engine.llm.cuda_graph import EAGER_STEPS, CudaRecorder, DecodeGraphs, GraphSize, padded_rows
 from engine.llm.decision import ScheduledSequence
 from engine.llm.engine import LLMEngine
 from engine.llm.executor import LocalExecutor
@@ -126,6 +127,22 @@ def test_a_step_gets_the_next_larger_size(context_lens, size):
     graphs = make_graphs()
     assert find_often(graphs, decodes(*context_lens)) is not None
     assert list(graphs._graphs) == [size]
+
+
+@pytest.mark.parametrize("limits", [(30, 5000), (1, 64), (9, 1024), (64, 131072)])
+def test_all_sizes_are_those_that_steps_can_ask_for(limits):
+    max_num_seqs, max_model_len = limits
+    graphs = make_graphs(max_num_seqs=max_num_seqs, max_model_len=max_model_len)
+    asked = {
+        graphs._size_for(decodes(*[length] * rows))
+        for rows in range(1, max_num_seqs + 1)
+        for length in {1, 1024, 1025, 4096, 4097, max_model_len}
+        if length <= max_model_len
+    }
+    largest = GraphSize(max_num_seqs, max_model_len)
+    assert graphs.sizes[0] == largest
+    assert asked <= set(graphs.sizes)
+    assert len(graphs.sizes) == len(set(graphs.sizes))
 
 
 def test_steps_that_no_graph_holds_run_eagerly():
@@ -285,3 +302,85 @@ def test_a_thread_records_by_default(pair):
         if recorder.num_replays:
             return
     raise AssertionError("the recordings were never used")
+
+
+class FakeCuda:
+    """Streams and recordings of `torch.cuda`, which note where what runs."""
+
+    def __init__(self, monkeypatch):
+        self.main = self.current = "main"
+        self.num_streams = 0
+        self.capturing = None
+        self.notes = []
+        cuda = self
+
+        class Stream:
+            def __init__(self, device):
+                cuda.num_streams += 1
+                self.device = device
+                self.name = f"stream {cuda.num_streams}"
+
+            def wait_stream(self, other):
+                cuda.notes.append((self.name, f"waits for {other}"))
+
+            def synchronize(self):
+                cuda.notes.append((self.name, "synchronised"))
+
+        class Graph:
+            def capture_begin(self, pool, capture_error_mode):
+                assert capture_error_mode == "thread_local"
+                cuda.capturing = cuda.current
+
+            def capture_end(self):
+                cuda.capturing = None
+
+            def replay(self):
+                cuda.notes.append((cuda.current, "replays"))
+
+        @contextlib.contextmanager
+        def stream(one):
+            before, cuda.current = cuda.current, one.name
+            yield
+            cuda.current = before
+
+        for name, value in {
+            "Stream": Stream,
+            "CUDAGraph": Graph,
+            "stream": stream,
+            "current_stream": lambda device: cuda.current,
+            "graph_pool_handle": lambda: "pool",
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+    def run(self):
+        what = "records" if self.capturing == self.current else "runs"
+        self.notes.append((self.current, what))
+        return torch.zeros(1)
+
+
+def test_nothing_ever_runs_on_the_stream_that_graphs_are_recorded_on(monkeypatch):
+    """Else a rehearsal and a replay would work in the same memory of cuBLAS."""
+    cuda = FakeCuda(monkeypatch)
+    recorder = CudaRecorder(CPU)
+    recordings = [recorder.record(cuda.run) for _ in range(40)]
+    for recording in recordings:
+        recording.replay()
+    streams = {what: {s for s, w in cuda.notes if w == what} for _, what in cuda.notes}
+    assert streams["replays"] == {"main"}
+    assert len(streams["records"]) == len(streams["runs"]) == 1
+    assert not streams["records"] & (streams["runs"] | streams["replays"])
+    assert not streams["runs"] & streams["replays"]
+    assert cuda.num_streams == 2, "torch hands out 32 streams in turn: more would come again"
+
+
+def test_a_rehearsal_has_ended_before_its_recording_begins(monkeypatch):
+    cuda = FakeCuda(monkeypatch)
+    CudaRecorder(CPU).record(cuda.run)
+    (rehearsal,) = {s for s, w in cuda.notes if w == "runs"}
+    assert [what for _, what in cuda.notes] == [
+        "waits for main",
+        "runs",
+        "synchronised",
+        "records",
+    ]
+    assert cuda.notes[2] == (rehearsal, "synchronised")

@@ -1,0 +1,107 @@
+"""What steps take of a GPU's memory beside weights and KV: measured, before the KV pool is sized.
+
+A runner with next to no KV pool takes the largest steps that there can be, and records two graphs:
+the largest one, whose memory all graphs share, and one more, for what each adds. The pool then gets
+what is left. Without that it would take the memory that the first long prompt needs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from engine.config import ResolvedConfig
+from engine.errors import InsufficientMemory
+from engine.fault import is_out_of_memory
+from engine.llm.cuda_graph import GraphSize
+from engine.llm.warm_up import WarmUpStep, largest_steps
+from engine.runtime.device_memory import DeviceMemory
+
+log = structlog.get_logger(__name__)
+
+
+class Measurable(Protocol):
+    """The part of a model runner that is measured."""
+
+    def run_once(self, step: WarmUpStep) -> None:
+        """Take a step that belongs to no request."""
+        ...
+
+    @property
+    def graph_sizes(self) -> Sequence[GraphSize]:
+        """All that may be recorded, the largest first; none if steps are not recorded."""
+        ...
+
+    def record(self, size: GraphSize) -> object:
+        """Record a graph, which is kept as long as what is returned."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StepMemory:
+    """In bytes."""
+
+    activations: int
+    """At the peak of the largest step, rounded up as the allocator rounds."""
+    first_graph: int = 0
+    further_graph: int = 0
+    num_graphs: int = 0
+
+    @property
+    def total(self) -> int:
+        """Of a step that runs while all graphs are there."""
+        further = max(0, self.num_graphs - 1) * self.further_graph
+        return self.activations + self.first_graph + further
+
+
+def measure_step_memory(
+    runner: Measurable, memory: DeviceMemory, config: ResolvedConfig
+) -> StepMemory:
+    """Run the largest steps of this configuration and see what they take.
+
+    Raises:
+        InsufficientMemory: they do not even fit without a KV pool.
+    """
+    # Once unmeasured: what is loaded at its first use stays, and is no part of a step.
+    _run_largest(runner, config)
+    memory.settle()
+    before = memory.reserved()
+    _run_largest(runner, config)
+    activations = max(0, memory.peak() - before)
+    found = StepMemory(activations, *_graphs(runner, memory))
+    log.info(
+        "measured the largest step",
+        activations_bytes=found.activations,
+        first_graph_bytes=found.first_graph,
+        further_graph_bytes=found.further_graph,
+        num_graphs=found.num_graphs,
+    )
+    return found
+
+
+def _run_largest(runner: Measurable, config: ResolvedConfig) -> None:
+    for step in largest_steps(config):
+        try:
+            runner.run_once(step)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise InsufficientMemory(
+                f"a step of {sum(text.num_tokens for text in step)} tokens does not fit beside "
+                f"the weights; lower max_num_batched_tokens or max_num_seqs, or use a smaller model"
+            ) from error
+
+
+def _graphs(runner: Measurable, memory: DeviceMemory) -> tuple[int, int, int]:
+    """Bytes of the first graph and of a further one, and how many there may be."""
+    sizes = runner.graph_sizes
+    kept, taken = [], []
+    for size in sizes[:2]:
+        memory.settle()
+        before = memory.taken()
+        kept.append(runner.record(size))
+        memory.settle()
+        taken.append(max(0, memory.taken() - before))
+    first, further = [*taken, 0, 0][:2]
+    return first, further, len(sizes)

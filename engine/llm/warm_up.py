@@ -1,0 +1,116 @@
+"""The steps that a runner takes before it serves, so that no request pays for what happens once.
+
+On a CPU they fill caches and load what is loaded at its first use. On a GPU every kernel that a
+later step may launch is compiled by then. Kernels differ by little that a batch decides (their row
+counts are not specialised): whether there are at most 16, at most 64 or more rows, in the layers,
+in the head and among scored tokens; whether a context is longer than one split of the keys; whether
+rows have alternatives and edits.
+"""
+
+from dataclasses import dataclass
+
+from engine.config import ResolvedConfig
+from engine.llm.decision import NewSequence, ScheduleDecision, ScheduledSequence
+from engine.types import SamplingParams
+
+CPU_ROWS = (1, 16, 32)
+"""Sizes of decode steps."""
+GPU_ROWS = (1, 2, 17, 65)
+"""One of each kind; a chunk of two tokens is the smallest that is no decode."""
+FIRST_SPLIT = 512
+"""Keys that attention on a GPU walks in one piece."""
+GREEDY = SamplingParams(temperature=0.0, max_tokens=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Of tokens 0, all in the first block, whose owner comes later."""
+
+    num_tokens: int
+    """In this step."""
+    num_cached: int = 0
+    """Before it."""
+    sampling: SamplingParams = GREEDY
+    """With `prompt_logprobs` all tokens of the step are scored."""
+
+
+WarmUpStep = list[Text]
+
+
+def warm_up_steps(config: ResolvedConfig) -> list[WarmUpStep]:
+    """In the order they are to be taken."""
+    if config.device == "cpu":
+        most = min(config.max_num_seqs, config.max_num_batched_tokens)
+        sizes = sorted({min(rows, most) for rows in CPU_ROWS})
+        chunk = min(config.block_size, _most_tokens(config))
+        return [*([Text(1)] * size for size in sizes), [Text(chunk)]]
+    return [*_decodes(config), *_chunks(config)]
+
+
+def largest_steps(config: ResolvedConfig) -> list[WarmUpStep]:
+    """What takes most memory: a chunk that fills the budget, its tokens scored, and as many decodes
+    as there may be, with the longest contexts and a list of alternatives each."""
+    chunk = _most_tokens(config)
+    rows = min(config.max_num_seqs, config.max_num_batched_tokens)
+    decode = Text(1, config.max_model_len - 1, SamplingParams(max_tokens=1, logprobs=20))
+    return [
+        [Text(chunk, sampling=SamplingParams(max_tokens=1, prompt_logprobs=20))],
+        [decode] * rows,
+    ]
+
+
+def decision(texts: WarmUpStep, block_size: int) -> ScheduleDecision:
+    """The step as a scheduler would decide it. Its sequences have negative ids."""
+    return ScheduleDecision(
+        new=[_sequence(-1 - i, text) for i, text in enumerate(texts)],
+        scheduled=[_scheduled(-1 - i, text, block_size) for i, text in enumerate(texts)],
+    )
+
+
+def _most_tokens(config: ResolvedConfig) -> int:
+    """Of one text in one step."""
+    return min(config.max_num_batched_tokens, config.max_model_len)
+
+
+def _decodes(config: ResolvedConfig) -> list[WarmUpStep]:
+    """For all ways to choose a token."""
+    most = min(config.max_num_seqs, config.max_num_batched_tokens)
+    steps: list[WarmUpStep] = [[Text(1)] * rows for rows in GPU_ROWS if rows <= most]
+    for sampling in (
+        SamplingParams(max_tokens=1, logprobs=0),
+        SamplingParams(max_tokens=1, logprobs=1),
+        SamplingParams(max_tokens=1, logit_bias={0: 1.0}),
+    ):
+        steps.append([Text(1, sampling=sampling)])
+    if config.max_model_len > FIRST_SPLIT:
+        steps.append([Text(1, FIRST_SPLIT)])
+    return steps
+
+
+def _chunks(config: ResolvedConfig) -> list[WarmUpStep]:
+    """Of prompts whose tokens are scored: the head then has as many rows."""
+    return [
+        [Text(rows, sampling=SamplingParams(max_tokens=1, prompt_logprobs=num_top))]
+        for rows in GPU_ROWS
+        if rows <= _most_tokens(config)
+        for num_top in (0, 1)
+    ]
+
+
+def _sequence(seq_id: int, text: Text) -> NewSequence:
+    # One more, so that the last one scores something, too.
+    prompt = [0] * (text.num_cached + text.num_tokens + 1)
+    return NewSequence(seq_id, prompt, text.sampling, 0, 0, ())
+
+
+def _scheduled(seq_id: int, text: Text, block_size: int) -> ScheduledSequence:
+    num_blocks = -(-(text.num_cached + text.num_tokens) // block_size)
+    return ScheduledSequence(
+        seq_id,
+        [0] * text.num_tokens,
+        text.num_cached,
+        [0] * num_blocks,
+        samples=True,
+        num_output_tokens=0,
+        prompt_logprobs=text.sampling.prompt_logprobs is not None,
+    )
