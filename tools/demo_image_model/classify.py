@@ -36,7 +36,8 @@ AREAS = _unit_areas()
 class Seen:
     """One object as it was found. `x`, `y` (down) and `radius` are in image widths.
 
-    `shape` and `colour` are None when no name fits.
+    `shape` and `colour` are None when no name fits. `overlap` is the intersection over union with
+    the drawing of the shape that fits best.
     """
 
     shape: str | None
@@ -44,6 +45,7 @@ class Seen:
     x: float
     y: float
     radius: float
+    overlap: float = 1.0
 
     @property
     def size(self) -> str:
@@ -90,7 +92,7 @@ def look(blob: Blob) -> Seen:
     overlaps = np.max([_overlaps(_blur(sharp, s * size), window) for s in BLURS], axis=0)
     best = int(overlaps.argmax())
     shape = SHAPES[best] if overlaps[best] >= MIN_OVERLAP else None
-    return Seen(shape, blob.colour, x, y, radii[SHAPES[best]])
+    return Seen(shape, blob.colour, x, y, radii[SHAPES[best]], float(overlaps[best]))
 
 
 def _window(alpha: np.ndarray, x: float, y: float, reach: float) -> tuple[np.ndarray, int, int]:

@@ -1,11 +1,13 @@
 """Editing pairs: a scene, an instruction, and the scene that follows from it, drawn by index.
 
 An instruction names its object so that only one fits, no scene holds a held-out pair, and every
-word is one that the tokenizer knows.
+word is one that the tokenizer knows. There are two streams: `draw_edit` over all scenes, and
+`draw_contrast_edit` over two objects of which one is small and the other large.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -23,6 +25,7 @@ from tools.demo_image_model.scenes import (
     MARGIN,
     Item,
     Scene,
+    contrast_scene,
     draw_pair,
     draw_scene,
     pick,
@@ -35,6 +38,9 @@ GAP = 0.01
 """Least free space between two objects after an edit, in image widths."""
 EMPTY_SHARE = 0.2
 """Of the scenes that something is added to, those that hold nothing before."""
+
+CONTRAST_SHARE, SMALL_SHARE = 0.5, 0.67
+"""Of the training pairs, those about a small and a large object; of these, about the small one."""
 
 MOVES: dict[str, tuple[float | None, float | None]] = {
     "to the left": (0.25, None),
@@ -67,59 +73,125 @@ class Edit:
     size_said: bool = True
 
 
+class Subject(Protocol):
+    """Which object an edit is about and what it is called."""
+
+    def choose(self, rng: np.random.Generator) -> tuple[Scene, int]:
+        """A scene and the index of the object in it."""
+        ...
+
+    def name(self, scene: Scene, index: int, rng: np.random.Generator) -> str:
+        """Words that fit this object of the scene only."""
+        ...
+
+
+class AnySubject:
+    """Any object of any scene."""
+
+    def choose(self, rng: np.random.Generator) -> tuple[Scene, int]:
+        scene = draw_scene(rng)
+        return scene, int(rng.integers(len(scene.items)))
+
+    def name(self, scene: Scene, index: int, rng: np.random.Generator) -> str:
+        return _name(scene, index, rng)
+
+
+@dataclass(frozen=True, slots=True)
+class ContrastSubject:
+    """One of two objects, a small and a large one, named by what `naming` says."""
+
+    naming: str
+    size: str
+
+    def choose(self, rng: np.random.Generator) -> tuple[Scene, int]:
+        return contrast_scene(rng, self.size), 0
+
+    def name(self, scene: Scene, index: int, rng: np.random.Generator) -> str:
+        return pick(rng, NAMINGS[self.naming](scene, index))
+
+
 def draw_edit(seed: int, index: int) -> Edit:
     """Pair `index` of a stream; always the same one."""
     rng = scene_rng(seed, index)
-    kind = pick(rng, KINDS)
+    return _draw(pick(rng, KINDS), rng, AnySubject())
+
+
+def draw_contrast_edit(seed: int, index: int, naming: str, *, size: str = "small") -> Edit:
+    """Pair `index` of a stream where the object of this size lies beside one of the other.
+
+    `naming` is one of `NAMINGS`: by what the object is told from the other.
+    """
+    rng = scene_rng(seed, index)
+    subject = ContrastSubject(naming, size)
+    return _draw(pick(rng, [kind for kind in KINDS if kind in CONTRAST_KINDS]), rng, subject)
+
+
+def draw_training_edit(seed: int, index: int) -> Edit:
+    """Pair `index` of the training stream: a mixture of both, and moves twice as often.
+
+    Without so many scenes of contrast the model learns to change what is large: of the plain
+    stream's pairs one in eleven asks for a small object that lies beside a large one.
+    """
+    rng = scene_rng(seed, index)
+    if rng.random() >= CONTRAST_SHARE:
+        return _draw(pick(rng, [*KINDS, "move"]), rng, AnySubject())
+    size = "small" if rng.random() < SMALL_SHARE else "large"
+    subject = ContrastSubject(pick(rng, NAMINGS), size)
+    return _draw(pick(rng, [*CONTRAST_KINDS, "move"]), rng, subject)
+
+
+def _draw(kind: str, rng: np.random.Generator, subject: Subject) -> Edit:
     while True:
-        edit = KINDS[kind](rng)
+        edit = KINDS[kind](rng, subject)
         if edit is not None:
             return edit
 
 
-def _recolour(rng: np.random.Generator) -> Edit | None:
-    scene, index = _scene_and_index(rng)
+def _recolour(rng: np.random.Generator, subject: Subject) -> Edit | None:
+    scene, index = subject.choose(rng)
     colour = pick(rng, COLOURS)
     if colour == scene.items[index].colour:
         return None
-    name = _name(scene, index, rng)
+    name = subject.name(scene, index, rng)
     wording = pick(rng, ("make {} {}", "make {} {}", "turn {} {}", "change the color of {} to {}"))
     return _changed("recolour", scene, index, wording.format(name, colour), colour=colour)
 
 
-def _reshape(rng: np.random.Generator) -> Edit | None:
-    scene, index = _scene_and_index(rng)
+def _reshape(rng: np.random.Generator, subject: Subject) -> Edit | None:
+    scene, index = subject.choose(rng)
     shape = pick(rng, SHAPES)
     if shape == scene.items[index].shape:
         return None
-    name = _name(scene, index, rng)
+    name = subject.name(scene, index, rng)
     wording = pick(rng, ("turn {} into {}", "turn {} into {}", "change {} into {}", "make {} {}"))
     instruction = wording.format(name, with_article(shape))
     return _changed("reshape", scene, index, instruction, shape=shape)
 
 
-def _replace(rng: np.random.Generator) -> Edit | None:
-    scene, index = _scene_and_index(rng)
+def _replace(rng: np.random.Generator, subject: Subject) -> Edit | None:
+    scene, index = subject.choose(rng)
     colour, shape = draw_pair(rng)
     if colour == scene.items[index].colour or shape == scene.items[index].shape:
         return None
-    instruction = f"replace {_name(scene, index, rng)} with {with_article(f'{colour} {shape}')}"
+    instruction = (
+        f"replace {subject.name(scene, index, rng)} with {with_article(f'{colour} {shape}')}"
+    )
     return _changed("replace", scene, index, instruction, colour=colour, shape=shape)
 
 
-def _resize(rng: np.random.Generator) -> Edit | None:
-    scene, index = _scene_and_index(rng)
+def _resize(rng: np.random.Generator, subject: Subject) -> Edit | None:
+    scene, index = subject.choose(rng)
     item = scene.items[index]
     size = "small" if item.size == "large" else "large"
     radius = float(rng.uniform(*SIZES[size]))
-    instruction = f"make {_name(scene, index, rng)} {pick(rng, SIZE_WORDS[size])}"
+    instruction = f"make {subject.name(scene, index, rng)} {pick(rng, SIZE_WORDS[size])}"
     low, high = radius + MARGIN, 1 - radius - MARGIN
     x, y = float(np.clip(item.x, low, high)), float(np.clip(item.y, low, high))
     return _changed("resize", scene, index, instruction, size=size, radius=radius, x=x, y=y)
 
 
-def _move(rng: np.random.Generator) -> Edit | None:
-    scene, index = _scene_and_index(rng)
+def _move(rng: np.random.Generator, subject: Subject) -> Edit | None:
+    scene, index = subject.choose(rng)
     item = scene.items[index]
     way = pick(rng, MOVES)
     low, high = item.radius + MARGIN, 1 - item.radius - MARGIN
@@ -129,19 +201,19 @@ def _move(rng: np.random.Generator) -> Edit | None:
     )
     if np.hypot(x - item.x, y - item.y) < 0.18:
         return None
-    instruction = f"move {_name(scene, index, rng)} {way}"
+    instruction = f"move {subject.name(scene, index, rng)} {way}"
     return _changed("move", scene, index, instruction, x=x, y=y)
 
 
-def _remove(rng: np.random.Generator) -> Edit | None:
-    scene, index = _scene_and_index(rng)
+def _remove(rng: np.random.Generator, subject: Subject) -> Edit | None:
+    scene, index = subject.choose(rng)
     left = tuple(item for i, item in enumerate(scene.items) if i != index)
     wording = pick(rng, ("remove {}", "remove {}", "delete {}"))
-    instruction = wording.format(_name(scene, index, rng))
+    instruction = wording.format(subject.name(scene, index, rng))
     return Edit("remove", scene, Scene(scene.background, left), instruction)
 
 
-def _add(rng: np.random.Generator) -> Edit | None:
+def _add(rng: np.random.Generator, _: Subject) -> Edit | None:
     if rng.random() < EMPTY_SHARE:
         target, index = single_scene(rng, pick(rng, BACKGROUNDS), *draw_pair(rng)), 0
     else:
@@ -170,7 +242,7 @@ def _add(rng: np.random.Generator) -> Edit | None:
     return Edit("add", source, after, text, 0, size_said)
 
 
-def _background(rng: np.random.Generator) -> Edit | None:
+def _background(rng: np.random.Generator, _: Subject) -> Edit | None:
     scene = draw_scene(rng)
     background = pick(rng, BACKGROUNDS)
     if background == scene.background:
@@ -188,7 +260,7 @@ def _background(rng: np.random.Generator) -> Edit | None:
     return Edit("background", scene, target, wording.format(background))
 
 
-KINDS: dict[str, Callable[[np.random.Generator], Edit | None]] = {
+KINDS: dict[str, Callable[[np.random.Generator, Subject], Edit | None]] = {
     "recolour": _recolour,
     "reshape": _reshape,
     "replace": _replace,
@@ -199,11 +271,8 @@ KINDS: dict[str, Callable[[np.random.Generator], Edit | None]] = {
     "background": _background,
 }
 """All equally likely. Each draws one edit, or None when the draw allows none."""
-
-
-def _scene_and_index(rng: np.random.Generator) -> tuple[Scene, int]:
-    scene = draw_scene(rng)
-    return scene, int(rng.integers(len(scene.items)))
+CONTRAST_KINDS = ("recolour", "reshape", "replace", "resize", "move", "remove")
+"""Those that name an object of the scene."""
 
 
 def _changed(
@@ -240,6 +309,40 @@ def _name(scene: Scene, index: int, rng: np.random.Generator, *, it: bool = True
         options += ["it"] if it else []
         options += ["the object"]
     return pick(rng, options)
+
+
+def _by_colour(scene: Scene, index: int) -> list[str]:
+    colour = scene.items[index].colour
+    return [f"the {colour} one", f"the {colour} object"]
+
+
+def _by_shape(scene: Scene, index: int) -> list[str]:
+    return [f"the {scene.items[index].shape}"]
+
+
+def _by_place(scene: Scene, index: int) -> list[str]:
+    where = PLACE_WORDS[relation_of(scene.items[index], scene.items[1 - index])]
+    return [f"the {noun} {where}" for noun in ("one", "object", scene.items[index].shape)]
+
+
+def _by_size(scene: Scene, index: int) -> list[str]:
+    item = scene.items[index]
+    return [f"the {word} {noun}" for word in SIZE_WORDS[item.size] for noun in ("one", item.shape)]
+
+
+NAMINGS: dict[str, Callable[[Scene, int], list[str]]] = {
+    "colour": _by_colour,
+    "shape": _by_shape,
+    "place": _by_place,
+    "size": _by_size,
+}
+"""What one of two objects, that share no colour and no shape, can be called."""
+PLACE_WORDS = {
+    "left": "on the left",
+    "right": "on the right",
+    "above": "at the top",
+    "below": "at the bottom",
+}
 
 
 def _place(item: Item) -> str | None:

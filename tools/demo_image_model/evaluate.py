@@ -2,14 +2,16 @@
 
     python -m tools.demo_image_model.evaluate MODEL --num 500 --json docs/image_model.json
 
-Shares are kept as (right, asked). Results of other sizes in the JSON file stay; each part is
-written as soon as it is known. `docs/image_model.md` says how pictures are read.
+Shares are kept as (right, asked). Each part is written to the JSON file as soon as it is known, and
+what is not measured again stays as it is, so delete the file for a new model. With `--parts` only
+those are measured. `docs/image_model.md` says how pictures are read.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,12 @@ import torch
 from tools.demo_image_model.classify import Reading, read
 from tools.demo_image_model.palette import BACKGROUNDS, COLOURS, PLACES, SHAPES
 from tools.demo_image_model.questions import (
+    ROUND,
     SEED,
     SUITES,
     Ask,
     Question,
+    circle,
     judge,
     match,
     negated,
@@ -34,6 +38,7 @@ from tools.demo_image_model.scenes import draw_scene, scene_rng
 GUIDANCE, STEPS = 4.0, 20
 GUIDANCE_CURVE = (1.0, 2.0, 3.0, 4.0, 5.0, 7.0)
 STEPS_CURVE = (5, 8, 10, 15, 20, 30)
+PARTS = ("autoencoder", *SUITES, "circles", "negative", "diversity")
 CURVE_SUITES = ("single", "double", "held_out")
 
 Counts = dict[str, tuple[int, int]]
@@ -78,6 +83,16 @@ class Evaluation:
             verdicts.append({"scenes": right})
             if len(scene.items) == 1:
                 verdicts[-1][scene.items[0].size] = right
+        return tally(verdicts)
+
+    def circles(self, num: int) -> Counts:
+        """Circles asked for alone: those that are seen as one, and those that are `round`."""
+        questions = [circle(i) for i in range(num)]
+        verdicts = []
+        for question, reading in zip(questions, self._read(questions), strict=True):
+            found = match(question.asks, reading.objects)
+            is_round = found is not None and found[0].overlap >= ROUND
+            verdicts.append({"circle": found is not None, "round": is_round})
         return tally(verdicts)
 
     def negative(self, num: int) -> Counts:
@@ -179,7 +194,7 @@ class Report:
         if self._path is None:
             return
         known = json.loads(self._path.read_text()) if self._path.exists() else {}
-        known[self._key] = self._results
+        known[self._key] = known.get(self._key, {}) | self._results
         self._path.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
 
 
@@ -190,11 +205,16 @@ def evaluate(args: argparse.Namespace) -> None:
     evaluation = Evaluation(sampler, guidance=args.guidance, steps=args.steps)
     facts = {"guidance": args.guidance, "steps": args.steps, "size": args.size}
     report = Report(args.json, f"images {args.size}", facts)
-    report.add("autoencoder", evaluation.autoencoder(args.num))
-    for name in SUITES:
-        report.add(name, evaluation.suite(name, args.num))
-    report.add("negative", evaluation.negative(args.num))
-    report.add("diversity", evaluation.diversity(min(max(args.num, 2), 256)))
+    parts: dict[str, Callable[[], Any]] = {
+        "autoencoder": lambda: evaluation.autoencoder(args.num),
+        **{name: partial(evaluation.suite, name, args.num) for name in SUITES},
+        "circles": lambda: evaluation.circles(args.num),
+        "negative": lambda: evaluation.negative(args.num),
+        "diversity": lambda: evaluation.diversity(min(max(args.num, 2), 256)),
+    }
+    assert tuple(parts) == PARTS
+    for name in args.parts:
+        report.add(name, parts[name]())
     if args.curve_num:
         report.add(
             "guidance_curve",
@@ -212,6 +232,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="diffusers folder")
     parser.add_argument("--size", type=int, default=64, help="pixels")
     parser.add_argument("--num", type=int, default=500, help="questions of each suite")
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--curve-num", type=int, default=0, help="of each point of the curves")
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
     parser.add_argument("--steps", type=int, default=STEPS)

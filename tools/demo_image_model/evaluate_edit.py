@@ -5,18 +5,22 @@
 `MODEL` holds `unet_edit` beside the base model's parts, or `--unet` names it. An edit succeeds when
 the picture has everything of the target scene and nothing else: each object's pair of colour and
 shape, objects that were not to change at their place and of their size, and the background.
+
+With `--contrast-num` also so many edits of a small object beside a large one for each way of naming
+it.
 """
 
 import argparse
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from tools.demo_image_model.classify import Reading, Seen, read
-from tools.demo_image_model.edits import Edit, draw_edit
+from tools.demo_image_model.edits import NAMINGS, Edit, draw_contrast_edit, draw_edit
 from tools.demo_image_model.evaluate import Counts, Report, tally
 from tools.demo_image_model.questions import SEED, Ask, match
 from tools.demo_image_model.render import render
@@ -26,11 +30,13 @@ from tools.demo_image_model.scenes import Item, relation_of
 GUIDANCE, IMAGE_GUIDANCE, STEPS = 2.0, 1.5, 20
 GUIDANCE_GRID = (1.5, 2.0, 3.0, 4.0, 6.0)
 IMAGE_GUIDANCE_GRID = (1.0, 1.2, 1.5, 2.0)
+GRID_FIRST = 500
+"""The grid's edits of the stream start here at the earliest."""
 MAX_SHIFT = 0.06
 """Farther from where it should be, in image widths, an object has moved."""
 MAX_GROWTH = 1.2
 """Ratio of radii above which an object's size is another; large to small is 1.29 at least."""
-EDIT_SEED = SEED + 100
+EDIT_SEED, CONTRAST_SEED = SEED + 100, SEED + 200
 
 
 def judge_edit(edit: Edit, reading: Reading) -> dict[str, bool]:
@@ -78,33 +84,49 @@ def pictures(edits: Sequence[Edit], size: int) -> np.ndarray:
     return to_uint8((images.permute(0, 2, 3, 1).numpy() + 1) / 2)
 
 
-def evaluate_edits(
-    sampler: EditSampler,
-    num: int,
-    *,
-    size: int,
-    guidance: float,
-    image_guidance: float,
-    steps: int,
-    first: int = 0,
-) -> dict[str, Counts]:
-    """(right, asked) of all edits together, `all`, and of each kind."""
-    numbers = range(first, first + num)
-    edits = [draw_edit(EDIT_SEED, i) for i in numbers]
-    drawn = sampler.draw(
-        pictures(edits, size),
-        [edit.instruction for edit in edits],
-        [EDIT_SEED + i for i in numbers],
-        guidance=guidance,
-        image_guidance=image_guidance,
-        steps=steps,
-    )
-    verdicts = [judge_edit(e, read(picture)) for e, picture in zip(edits, drawn, strict=True)]
-    counts = {"all": tally(verdicts)}
-    for kind in sorted({edit.kind for edit in edits}):
-        rows = [v for e, v in zip(edits, verdicts, strict=True) if e.kind == kind]
-        counts[kind] = tally(rows)
-    return counts
+@dataclass(frozen=True, slots=True)
+class EditEvaluation:
+    """One editing UNet at one size and its settings."""
+
+    sampler: EditSampler
+    size: int
+    guidance: float
+    image_guidance: float
+    steps: int
+
+    def kinds(self, num: int, *, first: int = 0) -> dict[str, Counts]:
+        """(right, asked) of all edits together, `all`, and of each kind."""
+        numbers = range(first, first + num)
+        edits = [draw_edit(EDIT_SEED, i) for i in numbers]
+        verdicts = self._judge(edits, [EDIT_SEED + i for i in numbers])
+        counts = {"all": tally(verdicts)}
+        for kind in sorted({edit.kind for edit in edits}):
+            rows = [v for e, v in zip(edits, verdicts, strict=True) if e.kind == kind]
+            counts[kind] = tally(rows)
+        return counts
+
+    def contrast(self, num: int) -> dict[str, Counts]:
+        """Of a small object beside a large one, `num` for each way of naming it."""
+        return {
+            naming: tally(
+                self._judge(
+                    [draw_contrast_edit(CONTRAST_SEED + turn, i, naming) for i in range(num)],
+                    [CONTRAST_SEED + i for i in range(num)],
+                )
+            )
+            for turn, naming in enumerate(NAMINGS)
+        }
+
+    def _judge(self, edits: Sequence[Edit], seeds: Sequence[int]) -> list[dict[str, bool]]:
+        drawn = self.sampler.draw(
+            pictures(edits, self.size),
+            [edit.instruction for edit in edits],
+            seeds,
+            guidance=self.guidance,
+            image_guidance=self.image_guidance,
+            steps=self.steps,
+        )
+        return [judge_edit(e, read(picture)) for e, picture in zip(edits, drawn, strict=True)]
 
 
 def run(args: argparse.Namespace) -> None:
@@ -118,28 +140,18 @@ def run(args: argparse.Namespace) -> None:
         "size": args.size,
     }
     report = Report(args.json, f"edits {args.size}", facts)
-    counts = evaluate_edits(
-        sampler,
-        args.num,
-        size=args.size,
-        guidance=args.guidance,
-        image_guidance=args.image_guidance,
-        steps=args.steps,
-    )
-    report.add("kinds", counts)
+    evaluation = EditEvaluation(sampler, args.size, args.guidance, args.image_guidance, args.steps)
+    if args.num:
+        report.add("kinds", evaluation.kinds(args.num))
+    if args.contrast_num:
+        report.add("contrast", evaluation.contrast(args.contrast_num))
     if args.grid_num:
+        # Other edits: whoever chooses by the grid is not judged by what it shows.
         grid = {
             f"{guidance:g}": {
-                f"{image_guidance:g}": evaluate_edits(
-                    sampler,
-                    args.grid_num,
-                    size=args.size,
-                    guidance=guidance,
-                    image_guidance=image_guidance,
-                    steps=args.steps,
-                    # Other edits: whoever chooses by the grid is not judged by what it shows.
-                    first=args.num,
-                )["all"]
+                f"{image_guidance:g}": replace(
+                    evaluation, guidance=guidance, image_guidance=image_guidance
+                ).kinds(args.grid_num, first=max(args.num, GRID_FIRST))["all"]
                 for image_guidance in IMAGE_GUIDANCE_GRID
             }
             for guidance in GUIDANCE_GRID
@@ -154,6 +166,9 @@ def main() -> None:
     parser.add_argument("--unet", type=Path, help="editing UNet, if not MODEL/unet_edit")
     parser.add_argument("--size", type=int, default=64, help="pixels")
     parser.add_argument("--num", type=int, default=500, help="edits")
+    parser.add_argument(
+        "--contrast-num", type=int, default=0, help="small objects for each way of naming them"
+    )
     parser.add_argument("--grid-num", type=int, default=0, help="edits of each pair of guidances")
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
     parser.add_argument("--image-guidance", type=float, default=IMAGE_GUIDANCE)

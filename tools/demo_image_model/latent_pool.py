@@ -22,13 +22,14 @@ def batch_at(batch: int, size: int) -> int:
     return max(1, batch * BASE_SIZE**2 // size**2)
 
 
-def num_steps_at(index: int, num_sizes: int, steps: int) -> int:
-    """How many of the first `steps` steps are at the size `index`, where sizes take turns."""
-    return (steps + num_sizes - 1 - index) // num_sizes
+def num_steps_at(size: int, turns: Sequence[int], steps: int) -> int:
+    """How many of the first `steps` steps are at `size`, where sizes take these turns."""
+    rounds, rest = divmod(steps, len(turns))
+    return rounds * turns.count(size) + turns[:rest].count(size)
 
 
 class LatentPools(Generic[S]):
-    """One pool per picture size; of several sizes each takes every so many-th step."""
+    """One pool per picture size. Sizes take turns; one that is named twice takes two of them."""
 
     def __init__(
         self,
@@ -49,28 +50,27 @@ class LatentPools(Generic[S]):
                 fewer of larger pictures.
             step: the steps that are done.
         """
-        self._sizes, self._batch, self._refresh = sizes, batch, refresh
-        self._pools = []
-        for index, size in enumerate(sizes):
-            num_steps = num_steps_at(index, len(sizes), step)
-            self._pools.append(
-                LatentPool(
-                    partial(draw, size),
-                    partial(encode, size),
-                    size=pool_size,
-                    num_drawn=pool_size + num_steps * batch_at(refresh, size),
-                )
+        self._turns, self._batch, self._refresh = list(sizes), batch, refresh
+        self._pools = {
+            size: LatentPool(
+                partial(draw, size),
+                partial(encode, size),
+                size=pool_size,
+                num_drawn=pool_size
+                + num_steps_at(size, self._turns, step) * batch_at(refresh, size),
             )
+            for size in dict.fromkeys(sizes)
+        }
 
     def sample(self, step: int, generator: torch.Generator) -> tuple[list[S], torch.Tensor]:
         """The batch of this step: scenes and their tensors."""
-        turn = step % len(self._sizes)
-        return self._pools[turn].sample(batch_at(self._batch, self._sizes[turn]), generator)
+        size = self._turns[step % len(self._turns)]
+        return self._pools[size].sample(batch_at(self._batch, size), generator)
 
     def refresh(self, step: int) -> None:
         """Replace the oldest scenes of the pool that this step's batch came from."""
-        turn = step % len(self._sizes)
-        self._pools[turn].refresh(batch_at(self._refresh, self._sizes[turn]))
+        size = self._turns[step % len(self._turns)]
+        self._pools[size].refresh(batch_at(self._refresh, size))
 
 
 class LatentPool(Generic[S]):

@@ -24,6 +24,9 @@ SEED = 900_001
 
 SIZE_SHARE, PLACE_SHARE, BACKGROUND_SHARE, OPENING_SHARE = 0.4, 0.5, 0.4, 0.15
 RELATION_SHARE = 0.75
+ROUND = 0.94
+"""Least overlap of a round object with a true circle. Renders of circles have 0.99 and more, an
+ellipse of axes 9:10 and a regular hexagon have 0.93."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,15 @@ def negated(index: int) -> tuple[Question, str]:
     colour, shape = draw_pair(rng)
     question = Question(f"a {shape}", _seed(rng), (), negative_prompt=colour)
     return question, colour
+
+
+def circle(index: int) -> Question:
+    """One circle of a pair that training has shown."""
+    rng = scene_rng(SEED + 6, index)
+    while True:
+        colour, shape = draw_pair(rng)
+        if shape == "circle":
+            return _phrase(rng, [(colour, shape)])
 
 
 SUITES = {

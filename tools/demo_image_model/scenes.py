@@ -55,10 +55,10 @@ def scene_rng(seed: int, index: int) -> np.random.Generator:
     return np.random.default_rng([seed, index])
 
 
-def draw_scene(rng: np.random.Generator) -> Scene:
-    """A scene of the training distribution."""
+def draw_scene(rng: np.random.Generator, *, single_share: float = SINGLE_SHARE) -> Scene:
+    """One object in `single_share` of the draws, else two."""
     background = pick(rng, BACKGROUNDS)
-    if rng.random() < SINGLE_SHARE:
+    if rng.random() < single_share:
         return single_scene(rng, background, *draw_pair(rng))
     first = draw_pair(rng)
     second = draw_pair(rng)
@@ -100,6 +100,17 @@ def double_scene(
         at_first, at_second = (side_first, along_first), (side_second, along_second)
     items = _item(rng, *first, *at_first), _item(rng, *second, *at_second)
     return Scene(background, items, relation=relation)
+
+
+def contrast_scene(rng: np.random.Generator, size: str) -> Scene:
+    """Two objects that share no colour and no shape: the first of this size, the other not."""
+    while True:
+        first, second = draw_pair(rng), draw_pair(rng)
+        if first[0] == second[0] or first[1] == second[1]:
+            continue
+        scene = double_scene(rng, pick(rng, BACKGROUNDS), first, second, pick(rng, RELATIONS))
+        if scene.items[0].size == size != scene.items[1].size:
+            return scene
 
 
 def pick(rng: np.random.Generator, options: Iterable[str]) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from tools.demo_image_model.questions import ROUND
+
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 SUITE_TITLES = {
     "single": "one object",
@@ -61,6 +63,13 @@ def images_section(results: Mapping[str, Any]) -> str:
             "Renders whose objects are read rightly after encoding and decoding alone, a ceiling "
             f"for all of the above (small and large: one object of that size): {limits}."
         )
+    if "circles" in results:
+        circles = results["circles"]
+        parts.append(
+            f"Of {circles['round'][1]} circles asked for alone {share(circles['circle'])} are seen "
+            f"as one and {share(circles['round'])} are round (overlap with a true circle at least "
+            f"{ROUND:g})."
+        )
     if "negative" in results:
         negative = results["negative"]
         parts.append(
@@ -94,12 +103,11 @@ def edits_section(results: Mapping[str, Any]) -> str:
         f"image guidance {results['image_guidance']:g}, {results['steps']} steps"
     ]
     if "kinds" in results:
-        verdicts = ("edited", "kept", "success")
-        rows = [
-            [kind, str(counts["success"][1]), *(share(counts[verdict]) for verdict in verdicts)]
-            for kind, counts in sorted(results["kinds"].items(), key=lambda one: one[0] != "all")
-        ]
-        parts.append(table(["edit", "asked", *verdicts], rows))
+        ordered = dict(sorted(results["kinds"].items(), key=lambda one: one[0] != "all"))
+        parts.append(_verdicts("edit", ordered))
+    if "contrast" in results:
+        parts.append("A small object beside a large one, told from it by its:")
+        parts.append(_verdicts("named by", results["contrast"]))
     if "guidance_grid" in results:
         grid = results["guidance_grid"]
         columns = sorted(next(iter(grid.values())), key=float)
@@ -110,6 +118,15 @@ def edits_section(results: Mapping[str, Any]) -> str:
         parts.append("Success against guidance (down) and image guidance (across):")
         parts.append(table(["", *columns], rows))
     return "\n\n".join(parts)
+
+
+def _verdicts(first: str, results: Mapping[str, Any]) -> str:
+    verdicts = ("edited", "kept", "success")
+    rows = [
+        [name, str(counts["success"][1]), *(share(counts[verdict]) for verdict in verdicts)]
+        for name, counts in results.items()
+    ]
+    return table([first, "asked", *verdicts], rows)
 
 
 def render_results(results: Mapping[str, Any]) -> str:

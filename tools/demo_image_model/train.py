@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModel
 
@@ -31,18 +30,20 @@ from tools.demo_image_model.model import (
     ready_for_training,
     save_folder,
 )
+from tools.demo_image_model.object_weight import object_weight, weighted_mse
 from tools.demo_image_model.render import render
 from tools.demo_image_model.scenes import Scene, draw_scene, scene_rng
 from tools.demo_image_model.tokenizer import write_tokenizer
 
 SEED = 3
 UNET_RATE, TEXT_RATE = 6e-4, 2e-4
-WARM_UP = 500
 REFRESH = 8
 EMA_DECAY = 0.9992
 SHIFT = 2.0
 """Twice as many of the noisiest timesteps, which settle where objects go and how many there are."""
-SAVE_EVERY = 1000
+SINGLE_SHARE = 0.3
+"""Of the scenes, those of one object: two are harder to learn."""
+SAVE_EVERY = 200
 
 
 class Model(torch.nn.Module):
@@ -80,11 +81,11 @@ def draw_timesteps(
     return (spread * num_timesteps).long().clamp(max=num_timesteps - 1)
 
 
-def rate_factor(step: int, steps: int, decay: int) -> float:
+def rate_factor(step: int, args: argparse.Namespace) -> float:
     """Warm up, stay, fall linearly to a fiftieth."""
-    if step < WARM_UP:
-        return (step + 1) / WARM_UP
-    left = (steps - step) / max(1, decay)
+    if step < args.warm_up:
+        return float((step + 1) / args.warm_up)
+    left = float((args.steps - step) / max(1, args.decay))
     return min(1.0, max(0.02, left))
 
 
@@ -120,7 +121,9 @@ class Trainer:
         self.alphas = build_noise_schedule().alphas_cumprod
         self.pools = LatentPools(
             args.size,
-            lambda size, index: draw_scene(scene_rng(SEED + size, index)),
+            lambda size, index: draw_scene(
+                scene_rng(SEED + size, index), single_share=SINGLE_SHARE
+            ),
             self._encode,
             pool_size=args.pool,
             batch=args.batch,
@@ -148,7 +151,7 @@ class Trainer:
         args = self.args
         started_s, first, running = time.monotonic(), self.step, 0.0
         while self.step < args.steps:
-            factor = rate_factor(self.step, args.steps, args.decay)
+            factor = rate_factor(self.step, args)
             for group in self.optimiser.param_groups:
                 group["lr"] = group["base"] * factor
             loss = self._loss()
@@ -183,7 +186,11 @@ class Trainer:
             states = self.model.text_encoder(tokens).last_hidden_state
             inputs = inputs.to(memory_format=torch.channels_last)
             output = self.model.unet(inputs, steps, states).sample
-        return F.mse_loss(output.float(), target)
+        # Not at the noisy end: where an object may lie anywhere, weights by where it does lie would
+        # have the model draw it everywhere.
+        above = object_weight([scene.items for scene in scenes], target.shape[-1])
+        above = above * self.alphas[steps][:, None, None, None]
+        return weighted_mse(output.float(), target, above)
 
     def _save(self) -> None:
         save_state(
@@ -226,6 +233,7 @@ def main() -> None:
     )
     parser.add_argument("--size", type=int, nargs="+", default=[64], help="pixels of pictures")
     parser.add_argument("--steps", type=int, default=60_000)
+    parser.add_argument("--warm-up", type=int, default=500, help="first steps, with a rising rate")
     parser.add_argument("--decay", type=int, default=6_000, help="last steps, with a falling rate")
     parser.add_argument("--rate", type=float, default=1.0, help="factor on the learning rates")
     parser.add_argument("--batch", type=int, default=64, help="of 64 pixels; fewer larger ones")

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from tools.demo_image_model.checkpoint import Ema, load_state, save_state
-from tools.demo_image_model.edits import Edit, draw_edit
+from tools.demo_image_model.edits import Edit, draw_training_edit
 from tools.demo_image_model.latent_pool import LatentPools
 from tools.demo_image_model.model import (
     LATENT_CHANNELS,
@@ -31,6 +30,7 @@ from tools.demo_image_model.model import (
     load_vae,
     ready_for_training,
 )
+from tools.demo_image_model.object_weight import object_weight, weighted_mse
 from tools.demo_image_model.render import render
 from tools.demo_image_model.train import draw_timesteps, noised, rate_factor
 
@@ -38,7 +38,7 @@ SEED = 7
 RATE = 3e-4
 REFRESH = 8
 EMA_DECAY = 0.9992
-SAVE_EVERY = 1000
+SAVE_EVERY = 200
 DROP = 0.05
 """Share of rows without the instruction, without either, and without the picture."""
 
@@ -96,7 +96,7 @@ class EditTrainer:
         self.nothing = self._states([""])
         self.pools = LatentPools(
             args.size,
-            lambda size, index: draw_edit(SEED + size, index),
+            lambda size, index: draw_training_edit(SEED + size, index),
             self._encode,
             pool_size=args.pool,
             batch=args.batch,
@@ -137,7 +137,7 @@ class EditTrainer:
         started_s, first, running = time.monotonic(), self.step, 0.0
         while self.step < args.steps:
             for group in self.optimiser.param_groups:
-                group["lr"] = RATE * args.rate * rate_factor(self.step, args.steps, args.decay)
+                group["lr"] = RATE * args.rate * rate_factor(self.step, args)
             loss = self._loss()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
@@ -171,7 +171,8 @@ class EditTrainer:
         inputs = torch.cat([inputs, pictures], dim=1).to(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             output = self.unet(inputs, steps, states).sample
-        return F.mse_loss(output.float(), target)
+        items = [edit.source.items + edit.target.items for edit in edits]
+        return weighted_mse(output.float(), target, object_weight(items, target.shape[-1]))
 
     def _save(self) -> None:
         save_state(
@@ -196,6 +197,7 @@ def main() -> None:
     parser.add_argument("--init", type=Path, help="an earlier run's `unet_edit` to start from")
     parser.add_argument("--size", type=int, nargs="+", default=[64], help="pixels of pictures")
     parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--warm-up", type=int, default=500, help="first steps, with a rising rate")
     parser.add_argument("--decay", type=int, default=3_000, help="last steps, with a falling rate")
     parser.add_argument("--rate", type=float, default=1.0, help="factor on the learning rate")
     parser.add_argument("--batch", type=int, default=64, help="of 64 pixels; fewer larger ones")

@@ -6,6 +6,7 @@ from scipy import ndimage
 
 from tools.demo_image_model.classify import read
 from tools.demo_image_model.palette import BACKGROUNDS, COLOURS, HELD_OUT, SHAPES
+from tools.demo_image_model.questions import ROUND
 from tools.demo_image_model.render import render
 from tools.demo_image_model.sampling import to_uint8
 from tools.demo_image_model.scenes import Scene, draw_scene, relation_of, scene_rng, single_scene
@@ -57,6 +58,21 @@ def test_reads_held_out_pairs(seed, size):
         for _ in range(4)
     ]
     assert share_right(scenes, draw(scenes, size)) >= 0.98, f"seed {seed}"
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_only_round_circles_are_round(seed, size):
+    rng = scene_rng(seed, 1)
+    scenes = [single_scene(rng, "gray", "red", "circle") for _ in range(20)]
+    pictures = draw(scenes, size)
+    # A narrower copy of each picture on its own background: circles become ellipses.
+    squashed = pictures.copy()
+    squashed[:] = pictures[:, :1, :1]
+    narrow = ndimage.zoom(pictures, (1, 1, 0.85, 1), order=1)
+    squashed[:, :, : narrow.shape[2]] = narrow
+    for true, false in zip(pictures, squashed, strict=True):
+        assert read(true).objects[0].overlap >= ROUND, f"seed {seed}"
+        assert read(false).objects[0].overlap < ROUND, f"seed {seed}"
 
 
 @pytest.mark.parametrize("size, smoothness", [(64, 0.0), (64, 0.02), (64, 0.06), (128, 0.02)])

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from tools.demo_image_model.captions import SIZE_WORDS, vocabulary
-from tools.demo_image_model.edits import KINDS, MOVES, Edit, draw_edit
+from tools.demo_image_model.edits import (
+    CONTRAST_KINDS,
+    KINDS,
+    MOVES,
+    NAMINGS,
+    Edit,
+    draw_contrast_edit,
+    draw_edit,
+    draw_training_edit,
+)
 from tools.demo_image_model.palette import BACKGROUNDS, COLOURS, HELD_OUT, SHAPES
 
 NUM = 3000
@@ -123,3 +132,46 @@ def test_objects_stay_inside_and_apart(seed, edits):
 
 def test_backgrounds_are_known(seed, edits):
     assert {edit.target.background for edit in edits} == set(BACKGROUNDS), f"seed {seed}"
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_a_contrast_edit_names_the_object_of_its_size(seed, naming, size):
+    kinds = set()
+    for i in range(200):
+        edit = draw_contrast_edit(seed, i, naming, size=size)
+        message = f"seed {seed}: {edit}"
+        kinds.add(edit.kind)
+        named, other = edit.source.items
+        assert named.size == size != other.size, message
+        assert named.colour != other.colour and named.shape != other.shape, message
+        assert other in edit.target.items and named not in edit.target.items, message
+        words = edit.instruction.split()
+        if naming == "colour":
+            assert named.colour in words, message
+        if naming == "shape":
+            assert named.shape in words, message
+        if naming == "size":
+            assert set(SIZE_WORDS[size]) & set(words), message
+        if naming == "place":
+            across, down = named.x - other.x, named.y - other.y
+            first, second = ("left", "right") if abs(across) >= abs(down) else ("top", "bottom")
+            before = across < 0 if first == "left" else down < 0
+            where = f"{'on' if first == 'left' else 'at'} the {first if before else second}"
+            assert where in edit.instruction, message
+        assert set(words) <= set(vocabulary()), message
+        assert not HELD_OUT & {*pairs(edit.source), *pairs(edit.target)}, message
+    assert kinds == set(CONTRAST_KINDS)
+
+
+def test_training_shows_small_objects_beside_large_ones_often(seed):
+    edits = [draw_training_edit(seed, i) for i in range(NUM)]
+    named = [e for e in edits if e.kind in CONTRAST_KINDS and len(e.source.items) == 2]
+    small = 0
+    for edit in named:
+        a, b = edit.source.items
+        meant = a if b in edit.target.items else b
+        small += meant.size == "small" and {a.size, b.size} == {"small", "large"}
+    assert small / NUM > 0.3, f"seed {seed}"
+    assert {edit.kind for edit in edits} == set(KINDS)
+    assert draw_training_edit(seed, 5) == edits[5]

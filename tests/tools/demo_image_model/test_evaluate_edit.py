@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tools.demo_image_model.classify import read
-from tools.demo_image_model.edits import KINDS, Edit, draw_edit
+from tools.demo_image_model.edits import KINDS, NAMINGS, Edit, draw_contrast_edit, draw_edit
 from tools.demo_image_model.evaluate_edit import judge_edit, pictures
 from tools.demo_image_model.scenes import Scene
 
@@ -27,6 +27,21 @@ def test_targets_succeed(seed, size):
         judge_edit(e, read(p)) for e, p in zip(edits, draw_targets(edits, size), strict=True)
     ]
     assert np.mean([v["success"] for v in verdicts]) >= 0.99, f"seed {seed}"
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_targets_of_small_objects_succeed_and_changing_the_other_fails(seed, naming):
+    edits = [draw_contrast_edit(seed, i, naming) for i in range(60)]
+    drawn = draw_targets(edits, 64)
+    verdicts = [judge_edit(e, read(p)) for e, p in zip(edits, drawn, strict=True)]
+    assert np.mean([v["success"] for v in verdicts]) >= 0.95, f"seed {seed}"
+    wrong = [e for e in edits if e.kind == "recolour"]
+    for edit in wrong:
+        small, large = edit.source.items
+        new = edit.target.items[0].colour
+        swapped = Scene(edit.source.background, (small, replace(large, colour=new)))
+        picture = draw_targets([replace(edit, target=swapped)], 64)[0]
+        assert not judge_edit(edit, read(picture))["success"], f"seed {seed}: {edit}"
 
 
 def test_doing_nothing_fails(seed):

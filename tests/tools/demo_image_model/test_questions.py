@@ -9,7 +9,7 @@ import pytest
 from tools.demo_image_model.captions import caption, vocabulary
 from tools.demo_image_model.classify import Reading, Seen
 from tools.demo_image_model.palette import HELD_OUT, PLACES
-from tools.demo_image_model.questions import SUITES, Ask, Question, judge, negated
+from tools.demo_image_model.questions import SUITES, Ask, Question, circle, judge, negated
 from tools.demo_image_model.scenes import draw_scene, scene_rng
 from tools.demo_image_model.tokenizer import write_tokenizer
 
@@ -48,6 +48,12 @@ def test_held_out_pairs_are_asked_for_where_they_belong(name):
         assert bool(pairs & HELD_OUT) == name.startswith("held_out")
         assert len(pairs) == (2 if "double" in name else 1)
         assert all(f"{colour} {shape}" in question.prompt for colour, shape in pairs)
+
+
+def test_circles_are_asked_for_alone():
+    for index in range(200):
+        (ask,) = circle(index).asks
+        assert ask.shape == "circle" and (ask.colour, "circle") not in HELD_OUT
 
 
 def test_negated_colours_are_possible():

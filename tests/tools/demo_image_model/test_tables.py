@@ -28,6 +28,7 @@ def test_every_result_is_shown():
                 "image_guidance": 1.5,
                 "steps": 20,
                 "kinds": {"add": edit, "all": edit},
+                "contrast": {"place": {"edited": [7, 8], "kept": [7, 8], "success": [5, 8]}},
                 "guidance_grid": {"2": {"1.5": edit, "1": edit}},
             },
             "images 128": {"size": 128, "guidance": 4.0, "steps": 20, "single": COUNTS},
@@ -37,6 +38,7 @@ def test_every_result_is_shown():
                 "steps": 20,
                 "double": COUNTS,
                 "autoencoder": {"scenes": [89, 100], "small": [17, 20]},
+                "circles": {"circle": [48, 50], "round": [43, 50]},
                 "negative": {"with": [1, 20], "without": [6, 20]},
                 "diversity": {"colour": 0.9123},
                 "steps_curve": curve,
@@ -56,6 +58,9 @@ def test_every_result_is_shown():
         "66.7 %",
         "89.0 %",
         "85.0 %",
+        "62.5 %",
+        "96.0 %",
+        "86.0 %",
     ):
         assert number in text, number
     assert text.index("\n| 5 |") < text.index("\n| 10 |")

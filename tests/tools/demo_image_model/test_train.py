@@ -15,7 +15,8 @@ def trainer(base: Path, run: Path, steps: int, *, freeze_text: bool = False) -> 
     return Trainer(
         argparse.Namespace(
             run=run, vae=base / "vae", init=base if freeze_text else None, freeze_text=freeze_text,
-            size=[64, 128], steps=steps, decay=1, rate=1.0, batch=4, pool=18,
+            size=[64, 128, 128], steps=steps, warm_up=500, decay=1, rate=1.0, batch=4,
+            pool=18,
         )
     )  # fmt: skip
 

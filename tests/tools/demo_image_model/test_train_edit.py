@@ -40,8 +40,8 @@ def test_drops_five_per_cent_each_way():
 def trainer(base: Path, run: Path, steps: int) -> EditTrainer:
     return EditTrainer(
         argparse.Namespace(
-            base=base, run=run, init=None, size=[64], steps=steps, decay=1, rate=1.0, batch=4,
-            pool=18, seconds=None,
+            base=base, run=run, init=None, size=[64], steps=steps, warm_up=500, decay=1, rate=1.0,
+            batch=4, pool=18, seconds=None,
         )
     )  # fmt: skip
 
