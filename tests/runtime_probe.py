@@ -59,7 +59,11 @@ def modules() -> Iterator[tuple[str, Check]]:
 
 def image_options() -> Iterator[tuple[str, Check]]:
     from engine.config import DType, ImageQuantization
-    from engine.diffusion.noise_schedule import FLOW_SCHEDULES, NoiseSchedules
+    from engine.diffusion.noise_schedule import (
+        DIFFUSION_SCHEDULES,
+        FLOW_SCHEDULES,
+        NoiseSchedules,
+    )
     from engine.errors import ModelLoadError
     from engine.image_types import ImageTask, Pixels, PromptSyntax
     from server.images.files import decode_image, encode_image
@@ -91,10 +95,15 @@ def image_options() -> Iterator[tuple[str, Check]]:
                     raise AssertionError(event.error_message)
 
     for name in info.schedulers:
-        yield f"scheduler {name}", lambda name=name: draw(scheduler=name)
+        yield f"picture by {name}", lambda name=name: draw(scheduler=name)
+    # The built-in model offers some of them only.
+    plain = {"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear"}
+    diffusion = NoiseSchedules(plain, DIFFUSION_SCHEDULES)
+    for name in DIFFUSION_SCHEDULES:
+        yield f"scheduler {name}", lambda name=name: run_schedule(diffusion.create(name, 4))
     flow = NoiseSchedules({"_class_name": "FlowMatchEulerDiscreteScheduler"}, FLOW_SCHEDULES)
-    for name in flow.names:
-        yield f"flow scheduler {name}", lambda name=name: flow.create(name, 4)
+    for name in FLOW_SCHEDULES:
+        yield f"flow scheduler {name}", lambda name=name: run_schedule(flow.create(name, 4))
     for syntax in PromptSyntax:
         yield f"syntax {syntax}", lambda syntax=syntax: draw(prompt_syntax=syntax)
     for task in info.tasks:
@@ -123,6 +132,16 @@ def image_options() -> Iterator[tuple[str, Check]]:
     for name in get_args(ImageQuantization):
         if name != "none":
             yield f"image quantization {name}", lambda name=name: refuse(name)
+
+
+def run_schedule(schedule: Any) -> None:
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    sample = torch.randn(1, 4, 8, 8, generator=generator)
+    for position in range(schedule.num_positions):
+        prediction = 0.1 * schedule.scale(sample, position)
+        sample = schedule.step(prediction, position, sample, generator)
 
 
 class Host:
