@@ -16,8 +16,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-START_TIMEOUT_S = 120
+START_TIMEOUT_S = 300
 MODEL = "smollm2-135m-instruct"
+IMAGE_MODEL = "tandem-shapes"
 
 
 def free_port() -> int:
@@ -145,9 +146,12 @@ def start_shared_server(tmp_path_factory, model_cache):
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory, model_cache, tiny_llama):
-    """The shared server: the default model, and a tiny random one under the name `tiny`."""
+    """The server of all tests that need none of their own: the default models, and a tiny random
+    one under the name `tiny`."""
     log = tmp_path_factory.mktemp("server") / "server.log"
-    server = Server(log, "--model", MODEL, "--model", f"tiny={tiny_llama()}")
+    models = (MODEL, f"tiny={tiny_llama()}", IMAGE_MODEL)
+    options = [option for model in models for option in ("--model", model)]
+    server = Server(log, *options, "--max-image-megapixel-steps", "40")
     server.wait_for("/ready")
     yield server
     assert server.stop() == 0, server.log()

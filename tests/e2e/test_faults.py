@@ -50,8 +50,15 @@ async def test_a_hundred_requests_cancelled_at_once_leave_room_for_the_next(serv
     assert await asyncio.to_thread(answers, server)
 
 
-def test_a_killed_worker_ends_its_streams_with_an_error_and_comes_back(start_server):
-    server = start_server("--model", MODEL)
+@pytest.fixture(scope="module")
+def mortal_server(start_shared_server):
+    """The tests below take it in turn: its worker is killed, then it is stopped. It waits as long
+    as a busy machine may need for a request."""
+    return start_shared_server("--model", MODEL, "--drain-timeout-s", "60")
+
+
+def test_a_killed_worker_ends_its_streams_with_an_error_and_comes_back(mortal_server):
+    server = mortal_server
     lines = []
 
     def read():
@@ -81,8 +88,8 @@ def test_a_killed_worker_ends_its_streams_with_an_error_and_comes_back(start_ser
     assert server.log().count("signal 9") == 1
 
 
-def test_sigterm_lets_the_running_request_finish(start_server):
-    server = start_server("--model", MODEL)
+def test_sigterm_lets_the_running_request_finish(mortal_server):
+    server = mortal_server
     body = {"model": MODEL, "prompt": "Count:", "max_tokens": 120, "ignore_eos": True}
     result = {}
 
@@ -100,8 +107,8 @@ def test_sigterm_lets_the_running_request_finish(start_server):
     assert server.process.wait(20) == 0
 
 
-def test_a_killed_server_leaves_no_worker_behind(start_server):
-    server = start_server("--model", MODEL)
+def test_a_killed_server_leaves_no_worker_behind(start_server, tiny_llama):
+    server = start_server("--model", f"tiny={tiny_llama()}")
     [worker] = server.worker_pids()
     server.process.kill()
     server.process.wait()

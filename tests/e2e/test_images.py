@@ -19,17 +19,9 @@ MODEL = "tandem-shapes"
 CIRCLE = {"model": MODEL, "prompt": "a large red circle on a white background", "size": "64x64"}
 
 
-@pytest.fixture(scope="module")
-def image_server(start_shared_server, tiny_llama):
-    return start_shared_server(
-        *("--model", f"tiny={tiny_llama()}", "--model", MODEL),
-        *("--max-image-megapixel-steps", "40"),
-    )
-
-
 @pytest.fixture
-def client(image_server):
-    with openai.OpenAI(base_url=f"{image_server.url}/v1", api_key="none", max_retries=0) as client:
+def client(server):
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
         yield client
 
 
@@ -72,26 +64,26 @@ def test_a_prompt_becomes_a_picture(client):
     assert red.mean() > 0.05, "a large red circle covers more than that"
 
 
-def test_the_same_seed_is_the_same_picture_whatever_shares_the_batch(image_server):
-    alone = drawn(image_server, seed=11, num_inference_steps=12)
+def test_the_same_seed_is_the_same_picture_whatever_shares_the_batch(server):
+    alone = drawn(server, seed=11, num_inference_steps=12)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         others = [
-            pool.submit(draw, image_server, seed=i, prompt="a blue star", num_inference_steps=5 + i)
+            pool.submit(draw, server, seed=i, prompt="a blue star", num_inference_steps=5 + i)
             for i in range(7)
         ]
         time.sleep(0.05)
-        together = drawn(image_server, seed=11, num_inference_steps=12)
+        together = drawn(server, seed=11, num_inference_steps=12)
     assert all(other.result().status_code == 200 for other in others)
     assert np.abs(together - alone).max() <= 1
-    assert np.abs(drawn(image_server, seed=12, num_inference_steps=12) - alone).max() > 1
+    assert np.abs(drawn(server, seed=12, num_inference_steps=12) - alone).max() > 1
 
 
-def test_image_i_of_a_request_has_seed_plus_i(client, image_server):
+def test_image_i_of_a_request_has_seed_plus_i(client, server):
     answer = client.images.generate(
         **CIRCLE, n=3, extra_body={"seed": 20, "num_inference_steps": 6}
     )
     for i, image in enumerate(answer.data):
-        assert np.abs(pixels(image.b64_json) - drawn(image_server, seed=20 + i)).max() <= 1
+        assert np.abs(pixels(image.b64_json) - drawn(server, seed=20 + i)).max() <= 1
 
 
 def test_partial_images_stream_before_the_picture(client):
@@ -108,8 +100,8 @@ def test_partial_images_stream_before_the_picture(client):
 
 
 @pytest.fixture
-def scene(image_server) -> np.ndarray:
-    return drawn(image_server, seed=3, num_inference_steps=12)
+def scene(server) -> np.ndarray:
+    return drawn(server, seed=3, num_inference_steps=12)
 
 
 def test_inpainting_keeps_every_pixel_outside_the_mask(client, scene):
@@ -126,7 +118,7 @@ def test_inpainting_keeps_every_pixel_outside_the_mask(client, scene):
     assert np.abs(edited[:, 40:] - scene[:, 40:]).max() > 30
 
 
-def test_outpainting_keeps_the_picture_and_draws_around_it(image_server, scene):
+def test_outpainting_keeps_the_picture_and_draws_around_it(server, scene):
     form = {
         "model": MODEL,
         "prompt": "a red circle left of a blue square",
@@ -134,7 +126,7 @@ def test_outpainting_keeps_the_picture_and_draws_around_it(image_server, scene):
         "feather": "0",
     }
     files = {"image": ("scene.png", png(scene), "image/png")}
-    response = httpx.post(f"{image_server.url}/v1/images/edits", data=form, files=files, timeout=60)
+    response = httpx.post(f"{server.url}/v1/images/edits", data=form, files=files, timeout=60)
     assert response.status_code == 200, response.text
     larger = pixels(response.json()["data"][0]["b64_json"])
     assert larger.shape == (72, 88, 3)
@@ -155,14 +147,14 @@ def test_an_instruction_edits_the_picture(client, scene):
     assert np.abs(pixels(events[-1].b64_json) - scene).max() > 30
 
 
-def test_image_to_image_stays_nearer_at_a_low_strength(image_server, scene):
+def test_image_to_image_stays_nearer_at_a_low_strength(server, scene):
     distance = {}
     for strength in ("0.1", "0.9"):
         # Without guidance, which pulls this small model to the prompt even from little noise.
         form = {"model": MODEL, "prompt": "a blue star", "strength": strength, "seed": "4",
                 "task": "image_to_image", "guidance_scale": "1"}  # fmt: skip
         files = {"image": ("scene.png", png(scene), "image/png")}
-        url = f"{image_server.url}/v1/images/edits"
+        url = f"{server.url}/v1/images/edits"
         response = httpx.post(url, data=form, files=files, timeout=60)
         assert response.status_code == 200, response.text
         picture = pixels(response.json()["data"][0]["b64_json"])
@@ -180,9 +172,9 @@ def test_variations(client, scene):
     assert np.abs(first - second).max() > 10
 
 
-def test_text_and_images_at_once(client, image_server):
+def test_text_and_images_at_once(client, server):
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
-        pictures = [pool.submit(draw, image_server, seed=i) for i in range(4)]
+        pictures = [pool.submit(draw, server, seed=i) for i in range(4)]
         answer = client.completions.create(
             model="tiny", prompt="Hello", max_tokens=40, extra_body={"ignore_eos": True}
         )
@@ -190,57 +182,57 @@ def test_text_and_images_at_once(client, image_server):
         assert all(picture.result().status_code == 200 for picture in pictures)
 
 
-def test_delete_cancels_and_progress_is_told(image_server):
+def test_delete_cancels_and_progress_is_told(server):
     body = CIRCLE | {"num_inference_steps": 900, "stream": True, "size": "128x128"}
     with (
         httpx.Client(timeout=60) as http,
-        http.stream("POST", f"{image_server.url}/v1/images/generations", json=body) as stream,
+        http.stream("POST", f"{server.url}/v1/images/generations", json=body) as stream,
     ):
-        url = f"{image_server.url}/v1/images/{stream.headers['X-Image-Id']}"
+        url = f"{server.url}/v1/images/{stream.headers['X-Image-Id']}"
         while (state := http.get(url).json())["step"] < 2:
             assert state["status"] in ("queued", "running")
             time.sleep(0.02)
         assert http.delete(url).json()["status"] == "cancelled"
-        wait_idle(image_server)
+        wait_idle(server)
         assert b"error" in stream.read()
         assert http.get(url).json()["status"] == "cancelled"
 
 
-async def test_a_client_that_leaves_stops_the_work(image_server):
+async def test_a_client_that_leaves_stops_the_work(server):
     body = CIRCLE | {"num_inference_steps": 900, "size": "128x128"}
     async with httpx.AsyncClient() as http:
         with pytest.raises(httpx.ReadTimeout):
-            await http.post(f"{image_server.url}/v1/images/generations", json=body, timeout=0.7)
-    await asyncio.to_thread(wait_idle, image_server)
+            await http.post(f"{server.url}/v1/images/generations", json=body, timeout=0.7)
+    await asyncio.to_thread(wait_idle, server)
 
 
-def test_bad_requests_name_the_limit(image_server):
+def test_bad_requests_name_the_limit(server):
     for fields, words in [
         ({"size": "65x64"}, "multiples of 8"),
         ({"size": "4096x4096"}, "pixels"),
         ({"scheduler": "k_euler"}, "ddim"),
         ({"num_inference_steps": 1000, "n": 10, "size": "256x256"}, "655.4 megapixel-steps"),
     ]:
-        response = draw(image_server, **fields)
+        response = draw(server, **fields)
         assert response.status_code == 400, response.text
         assert words in response.json()["error"]["message"]
     text = {"model": MODEL, "prompt": "hello"}
-    response = httpx.post(f"{image_server.url}/v1/completions", json=text)
+    response = httpx.post(f"{server.url}/v1/completions", json=text)
     assert (response.status_code, response.json()["error"]["param"]) == (400, "model")
 
 
-def test_a_killed_image_worker_comes_back_and_text_goes_on(image_server, client):
-    assert drawn(image_server, seed=1).shape == (64, 64, 3)
+def test_a_killed_image_worker_comes_back_and_text_goes_on(server, client):
+    assert drawn(server, seed=1).shape == (64, 64, 3)
     # Only the image worker has loaded Pillow, which diffusers needs.
-    (pid,) = [p for p in image_server.worker_pids() if b"/PIL/" in maps(p)]
+    (pid,) = [p for p in server.worker_pids() if b"/PIL/" in maps(p)]
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        lost = pool.submit(draw, image_server, num_inference_steps=900, size="128x128")
+        lost = pool.submit(draw, server, num_inference_steps=900, size="128x128")
         time.sleep(0.5)
         os.kill(pid, signal.SIGKILL)
         assert lost.result().status_code == 503
     assert client.completions.create(model="tiny", prompt="Hi", max_tokens=3).choices
-    image_server.wait_for("/ready")
-    assert drawn(image_server, seed=1).shape == (64, 64, 3)
+    server.wait_for("/ready")
+    assert drawn(server, seed=1).shape == (64, 64, 3)
 
 
 def maps(pid: int) -> bytes:
