@@ -166,6 +166,9 @@ class TemplateProcess:
         except Exception as error:
             # Of the start: without a process nobody can be served.
             self._fail_all(error)
+        finally:
+            if self._is_closed:  # what was being answered waits again
+                self._fail_all(_shutting_down())
 
     def _take_batch(self) -> "list[_Job]":
         batch: list[_Job] = []

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from kernels import _triton
 from kernels.paged_attention import PagedBatch, cases, reference, triton
 
 BLOCK_SIZE = 16
@@ -46,7 +47,7 @@ def setup(request):
 @pytest.fixture(params=DEVICES)
 def sequences(request, setup, monkeypatch):
     if request.param.type == "cpu":
-        monkeypatch.setattr(triton, "_capability", lambda device: setup.capability)
+        monkeypatch.setattr(_triton, "capability", lambda device: setup.capability)
     return Sequences(setup, request.param, (600, 40, 1100))
 
 
