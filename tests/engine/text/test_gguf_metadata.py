@@ -122,9 +122,11 @@ def test_a_huge_array_within_a_huge_file_is_refused(tmp_path: Path) -> None:
         read_metadata(path)
 
 
-@pytest.mark.parametrize("name", ["missing.gguf", "."])
-def test_unreadable(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ModelLoadError, match="cannot be read"):
+@pytest.mark.parametrize(
+    ("name", "words"), [("missing.gguf", "cannot be read"), (".", "is a folder")]
+)
+def test_unreadable(tmp_path: Path, name: str, words: str) -> None:
+    with pytest.raises(ModelLoadError, match=words):
         read_metadata(tmp_path / name)
 
 
