@@ -56,11 +56,7 @@ def find_any_model(engine: EngineClient, name: str) -> ModelInfo | ImageModelInf
 def served_names(engine: EngineClient, kind: ModelKind) -> list[str]:
     """Ids of the models of that kind, and of those whose kind is not known yet, but for those that
     could not be loaded."""
-    return [
-        status.model
-        for status in engine.statuses()
-        if _kind(engine, status) in (kind, None) and status.phase is not Phase.FAILED
-    ]
+    return [s.model for s in _of_kind(engine, kind) if s.phase is not Phase.FAILED]
 
 
 def unknown_model(engine: EngineClient, name: str) -> UnknownModel:
@@ -75,9 +71,11 @@ def unknown_model(engine: EngineClient, name: str) -> UnknownModel:
 def _find(engine: EngineClient, ready: Sequence[Info], name: str | None, kind: ModelKind) -> Info:
     served = served_names(engine, kind)
     if not name:
-        if len(served) != 1:
+        # Where all have failed, the reason of the only one helps more than that none is served.
+        meant = served or [status.model for status in _of_kind(engine, kind)]
+        if len(meant) != 1:
             raise InvalidParameter(f"model is required; {_use(served, kind)}", param="model")
-        name = served[0]
+        (name,) = meant
     for info in ready:
         if info.model == name:
             return info
@@ -90,6 +88,11 @@ def _find(engine: EngineClient, ready: Sequence[Info], name: str | None, kind: M
             )
         raise ModelNotReady(_not_ready(status), param="model")
     raise unknown_model(engine, name)
+
+
+def _of_kind(engine: EngineClient, kind: ModelKind) -> list[ModelStatus]:
+    """All configured models that are of that kind, or may be."""
+    return [s for s in engine.statuses() if _kind(engine, s) in (kind, None)]
 
 
 def _kind(engine: EngineClient, status: ModelStatus) -> ModelKind | None:

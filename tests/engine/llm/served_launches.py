@@ -142,6 +142,16 @@ def random_step(config: ResolvedConfig, first_id: int) -> ScheduleDecision:
     return decision
 
 
+def prompt_step(config: ResolvedConfig, num_tokens: int) -> ScheduleDecision:
+    """One new sequence, whole."""
+    blocks = [0] * -(-num_tokens // config.block_size)
+    tokens = [0] * num_tokens
+    return ScheduleDecision(
+        new=[NewSequence(0, tokens, SamplingParams(), 0, 0, ())],
+        scheduled=[ScheduledSequence(0, tokens, 0, blocks, samples=True, num_output_tokens=0)],
+    )
+
+
 def random_params() -> SamplingParams:
     return random.choice(
         [
@@ -171,8 +181,14 @@ def stalls(model: str, facts: dict[str, Any], num_steps: int) -> dict[str, Any]:
         runner.warm_up()
     known = {launch.key for launch in warmed}
     with recorded(capability) as served:
-        for step in range(num_steps):
-            decision = random_step(config, step * config.max_num_seqs)
+        steps = [random_step(config, i * config.max_num_seqs) for i in range(num_steps)]
+        # The numbers of rows that Triton would compile kernels of their own for, and another.
+        for decision in [
+            prompt_step(config, 1),
+            prompt_step(config, 16),
+            prompt_step(config, 9),
+            *steps,
+        ]:
             runner.launch(decision).collect()
             runner.execute(ScheduleDecision(finished=[one.seq_id for one in decision.new]))
         if config.cuda_graphs:
