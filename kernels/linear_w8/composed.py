@@ -1,4 +1,4 @@
-"""PyTorch's own integer product, or some rows of the weight converted at a time.
+"""Exact sums of integers, or some rows of the weight converted at a time.
 
 The order of the sums of the latter is that of `F.linear`, which may depend on the number of rows.
 """
@@ -52,12 +52,11 @@ def linear_w8(
 
 
 def _integer_product(q: Tensor, weight: Tensor) -> Tensor:
-    """Exact `q @ weight.T` of int8 matrices."""
-    # cuBLAS takes only some shapes of integers.
-    return torch._int_mm(q, weight.t()) if q.device.type == "cpu" else _in_floats(q, weight)
+    """Exact `q @ weight.T` of int8 matrices.
 
-
-def _in_floats(q: Tensor, weight: Tensor) -> Tensor:
+    In floats: `torch._int_mm` saturates sums of two products to 16 bits on processors without VNNI,
+    and cuBLAS takes only some shapes of integers.
+    """
     sums = torch.zeros(q.shape[0], weight.shape[0], dtype=torch.int32, device=q.device)
     for start in range(0, q.shape[1], EXACT_TERMS):
         terms = slice(start, start + EXACT_TERMS)
