@@ -280,17 +280,17 @@ def end_with_the_server(address: str) -> None:
     """Exit at once when standard input closes: the server is gone, nobody waits for answers.
 
     Nothing is left behind: neither the socket's folder nor what runs in this process's group, such
-    as a compiler.
+    as a compiler. The group is this process's own from here on. A session of its own would do, too,
+    but Linux shares the cores between sessions, and the server's threads would be in another.
     """
+    os.setpgid(0, 0)
 
     def watch() -> None:
         # Not through sys.stdin: a thread inside its lock would abort the interpreter's shutdown.
         while os.read(0, 4096):
             pass
         remove_socket(address)
-        if os.getpgrp() == os.getpid():
-            os.killpg(0, signal.SIGKILL)
-        os._exit(0)
+        os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=watch, name="watch-server", daemon=True).start()
 

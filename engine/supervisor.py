@@ -232,14 +232,13 @@ class Supervisor:
             process.kill()
 
     async def _spawn(self, address: str, pulse_fd: int) -> asyncio.subprocess.Process:
-        # Standard input stays open: its end tells the worker that the server is gone. In a session
-        # of its own, what the worker has started can be ended with it; uvloop offers no mere group.
+        # Standard input stays open: its end tells the worker that the server is gone. The worker
+        # makes a process group of its own, so that what it has started can be ended with it.
         process = await asyncio.create_subprocess_exec(
             *self._options.command,
             stdin=asyncio.subprocess.PIPE,
             stderr=self._options.stderr,
             pass_fds=(pulse_fd,),
-            start_new_session=True,
         )
         assert process.stdin is not None
         spec = messages.encode(
