@@ -8,30 +8,9 @@ import numpy as np
 import pytest
 from toy_family import ToyFamily, mask, picture, request
 
-from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
 from engine.errors import QueueFull
 from engine.image_types import GuidanceKind, ImageTask, PromptSyntax
 from engine.types import FinishReason
-
-
-@pytest.fixture
-def make_engine():
-    engines = []
-
-    def make(family=None, **changes):
-        limits = {
-            "max_num_rows": 16,
-            "max_batch_pixels": 1 << 20,
-            "max_num_images": 32,
-            "max_num_queued": 64,
-            **changes,
-        }
-        engines.append(DiffusionEngine(family or ToyFamily(), DiffusionLimits(**limits)))
-        return engines[-1]
-
-    yield make
-    for engine in engines:
-        engine.shutdown()
 
 
 def run(engine, requests=(), *, arrivals=None, aborts=None):

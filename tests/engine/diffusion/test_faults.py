@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,6 @@ from toy_family import ToyFamily, mask, picture, request
 
 from engine.diffusion import engine as engine_module
 from engine.diffusion import sample_factory
-from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
 from engine.diffusion.loading import warm_up
 from engine.diffusion.noise_schedule import NoiseSchedule
 from engine.diffusion.prompt_cache import PromptCache
@@ -64,24 +64,9 @@ STAGES: dict[str, tuple[object, str]] = {
 
 
 @pytest.fixture
-def make_engine():
-    engines = []
-
-    def make(family=None, **changes):
-        limits = {
-            "max_num_rows": 16,
-            "max_batch_pixels": 1 << 20,
-            "max_num_images": 32,
-            "max_num_queued": 64,
-            "deterministic": True,
-            **changes,
-        }
-        engines.append(DiffusionEngine(family or ToyFamily(), DiffusionLimits(**limits)))
-        return engines[-1]
-
-    yield make
-    for engine in engines:
-        engine.shutdown()
+def make_engine(make_engine):
+    """Deterministic ones: neighbours are compared bit by bit."""
+    return partial(make_engine, deterministic=True)
 
 
 def requests():

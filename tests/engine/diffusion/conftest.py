@@ -1,0 +1,27 @@
+"""Engines of the toy family, for tests of what happens to requests."""
+
+import pytest
+from toy_family import ToyFamily
+
+from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
+
+
+@pytest.fixture
+def make_engine():
+    """`make_engine(family, **limits)` → an engine that is shut down after the test."""
+    engines = []
+
+    def make(family=None, **changes):
+        limits = {
+            "max_num_rows": 16,
+            "max_batch_pixels": 1 << 20,
+            "max_num_images": 32,
+            "max_num_queued": 64,
+            **changes,
+        }
+        engines.append(DiffusionEngine(family or ToyFamily(), DiffusionLimits(**limits)))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.shutdown()
