@@ -1,6 +1,6 @@
 // The rows of a gated MLP: two halves in, `activation(gate) * up` out.
 #pragma once
-#include "native.h"
+#include "pieces.h"
 
 namespace native {
 
@@ -11,16 +11,17 @@ inline void gated_mul(Activation activation, int64_t dtype, const void* halves, 
                       void* out, int64_t rows, int64_t size) {
   with_type(dtype, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
-#pragma omp parallel for if (worth_threads(rows * size))
-    for (int64_t row = 0; row < rows; ++row) {
-      const T* first = (const T*)halves + row * stride;
-      const T* gate = gate_first ? first : first + size;
-      const T* up = gate_first ? first + size : first;
-      T* y = (T*)out + row * size;
+    for_ranges(rows, rows * size, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        const T* first = (const T*)halves + row * stride;
+        const T* gate = gate_first ? first : first + size;
+        const T* up = gate_first ? first + size : first;
+        T* y = (T*)out + row * size;
 #pragma omp simd
-      for (int64_t i = 0; i < size; ++i)
-        y[i] = from_float<T>(activation(to_float(gate[i])) * to_float(up[i]));
-    }
+        for (int64_t i = 0; i < size; ++i)
+          y[i] = from_float<T>(activation(to_float(gate[i])) * to_float(up[i]));
+      }
+    });
   });
 }
 

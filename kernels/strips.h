@@ -11,7 +11,7 @@
 #pragma once
 #include <algorithm>
 
-#include "native.h"
+#include "pieces.h"
 #include "strip_matrix_tiles.h"
 #include "strip_problem.h"
 #include "strip_steps.h"
@@ -71,16 +71,16 @@ class Multiplication {
 // Threads share the strips; where there are few of them, the rows, too.
 template <class Work>
 void share(const Problem& p, const Work& work) {
-  if (p.rows == 0) return;
-  int64_t threads = num_threads(), parts = std::min(threads, p.strips);
+  int64_t elements = p.rows * p.inputs * p.outputs / 4;
+  int64_t threads = worth_threads(elements) ? num_threads() : 1;
   int64_t row_parts = std::clamp<int64_t>(threads * 4 * kStrips / std::max<int64_t>(1, p.strips), 1,
                                           std::max<int64_t>(1, p.rows / 48));
-#pragma omp parallel for collapse(2) schedule(static) \
-    if (worth_threads(p.rows * p.inputs * p.outputs / 4))
-  for (int64_t i = 0; i < row_parts; ++i)
-    for (int64_t j = 0; j < parts; ++j)
-      work(i * p.rows / row_parts, (i + 1) * p.rows / row_parts, j * p.strips / parts,
-           (j + 1) * p.strips / parts);
+  Ranges strips(p.strips, elements / row_parts, kStrips, threads);
+  for_pieces(p.rows > 0 ? row_parts * strips.count() : 0, threads, [&](int64_t piece) {
+    int64_t i = piece / strips.count(), j = piece % strips.count();
+    work(i * p.rows / row_parts, (i + 1) * p.rows / row_parts, strips.first(j),
+         strips.first(j + 1));
+  });
 }
 
 template <class Work, class Strips>

@@ -1,12 +1,11 @@
 // Softmax attention of whole sequences. A task packs the keys and values of one head into tiles and
 // runs a few queries at a time over all of them: scores, softmax and mixture stay in the cache.
-#include "native.h"
+#include "pieces.h"
 
 #include <algorithm>
 #include <limits>
 #include <vector>
 
-#include <omp.h>
 #if defined(__AVX512BF16__)
 #include <immintrin.h>
 #endif
@@ -201,25 +200,23 @@ template <class T>
 void attend(Heads<T> query, Heads<T> key, Heads<T> value, T* out, int64_t rows, int64_t heads,
             int64_t num_queries, int64_t num_keys, int64_t head_dim) {
   int64_t most = std::max<int64_t>(1, num_queries / kMinChunk);
-  int64_t wanted = divide_up(4 * omp_get_max_threads(), std::max<int64_t>(1, rows * heads));
+  int64_t wanted = divide_up(4 * native::num_threads(), std::max<int64_t>(1, rows * heads));
   int64_t chunks = std::min(most, wanted);
   int64_t chunk = divide_up(divide_up(num_queries, chunks), kQueries) * kQueries;
   int64_t work = rows * heads * num_queries * num_keys * head_dim;
-#pragma omp parallel if (native::worth_threads(work / 8))
-  {
+  int64_t threads = native::worth_threads(work / 8) ? native::num_threads() : 1;
+  native::share_pieces(rows * heads * chunks, threads, [&](native::Pieces& pieces) {
     Head<T> head(num_keys, head_dim);
-#pragma omp for collapse(3) schedule(dynamic)
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t h = 0; h < heads; ++h)
-        for (int64_t c = 0; c < chunks; ++c) {
-          head.pack(key.at(r, h), key.token, value.at(r, h), value.token);
-          int64_t end = std::min(num_queries, (c + 1) * chunk), stride = heads * head_dim;
-          for (int64_t q = c * chunk; q < end; q += kQueries)
-            head.attend(query.at(r, h) + q * query.token, query.token,
-                        out + (r * num_queries + q) * stride + h * head_dim, stride,
-                        std::min(kQueries, end - q));
-        }
-  }
+    for (int64_t piece; pieces.take(piece);) {
+      int64_t r = piece / chunks / heads, h = piece / chunks % heads, c = piece % chunks;
+      head.pack(key.at(r, h), key.token, value.at(r, h), value.token);
+      int64_t end = std::min(num_queries, (c + 1) * chunk), stride = heads * head_dim;
+      for (int64_t q = c * chunk; q < end; q += kQueries)
+        head.attend(query.at(r, h) + q * query.token, query.token,
+                    out + (r * num_queries + q) * stride + h * head_dim, stride,
+                    std::min(kQueries, end - q));
+    }
+  });
 }
 
 }  // namespace

@@ -3,7 +3,7 @@
 // Means and squared deviations are taken per channel over short runs of cells and folded with
 // Chan's formula (Chan, Golub and LeVeque 1983): as exact as two passes over the map, and the
 // order of the sums depends on nothing but the map's size.
-#include "native.h"
+#include "pieces.h"
 
 #include <algorithm>
 #include <vector>
@@ -75,29 +75,29 @@ void normalise(const T* x, const T* weight, const T* bias, T* out, int64_t rows,
   int64_t runs = map.runs(), tasks = rows * runs, row_size = map.cells * map.channels;
   std::vector<float> means(tasks * map.channels), deviations(tasks * map.channels);
   std::vector<float> factors(rows * map.channels), summands(rows * map.channels);
-#pragma omp parallel if (native::worth_threads(rows * row_size))
-  {
-#pragma omp for
-    for (int64_t task = 0; task < tasks; ++task) {
+  native::for_ranges(tasks, rows * row_size, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
       int64_t row = task / runs, run = task % runs;
       measure(x + row * row_size + run * kRun * map.channels, map.length(run), map.channels,
               &means[task * map.channels], &deviations[task * map.channels]);
     }
-#pragma omp for
-    for (int64_t row = 0; row < rows; ++row) {
+  });
+  native::for_ranges(rows, tasks * map.channels, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
       int64_t first = row * runs * map.channels;
       fold(map, &means[first], &deviations[first], weight, bias, eps,
            &factors[row * map.channels], &summands[row * map.channels]);
     }
-#pragma omp for
-    for (int64_t task = 0; task < tasks; ++task) {
+  });
+  native::for_ranges(tasks, rows * row_size, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
       int64_t row = task / runs, run = task % runs;
       int64_t first = row * row_size + run * kRun * map.channels;
       (silu ? apply<true, T> : apply<false, T>)(x + first, out + first, map.length(run),
                                                 map.channels, &factors[row * map.channels],
                                                 &summands[row * map.channels]);
     }
-  }
+  });
 }
 
 }  // namespace

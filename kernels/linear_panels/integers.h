@@ -140,28 +140,27 @@ void run_tile(int64_t rows, const uint8_t* panel, const int32_t* x, int64_t bloc
 
 template <class R, class X>
 void multiply(const Problem& p, const uint8_t* panels, const Activations<R>& x) {
-#pragma omp for schedule(static)
-  for (int64_t panel = 0; panel < p.strips; ++panel)
-    for (int64_t t = 0; t < x.tiles.count; ++t) {
-      int64_t first = x.tiles.first(t), rows = x.tiles.first(t + 1) - first;
-      auto run = t + 1 == x.tiles.count ? run_tile<R, kTileRows, true>
-                                        : run_tile<R, kTileRows, false>;
-      Vec sums[kTileRows];
-      run(rows, panels + panel * x.blocks * R::bytes, x.tile(first), x.blocks, sums);
-      for (int64_t r = 0; r < rows; ++r) strips::finish<X>(p, first + r, panel, sums[r]);
-    }
+  for_ranges(p.strips, p.rows * p.outputs * p.inputs / 4, [&](int64_t begin, int64_t end) {
+    for (int64_t panel = begin; panel < end; ++panel)
+      for (int64_t t = 0; t < x.tiles.count; ++t) {
+        int64_t first = x.tiles.first(t), rows = x.tiles.first(t + 1) - first;
+        auto run = t + 1 == x.tiles.count ? run_tile<R, kTileRows, true>
+                                          : run_tile<R, kTileRows, false>;
+        Vec sums[kTileRows];
+        run(rows, panels + panel * x.blocks * R::bytes, x.tile(first), x.blocks, sums);
+        for (int64_t r = 0; r < rows; ++r) strips::finish<X>(p, first + r, panel, sums[r]);
+      }
+  });
 }
 
 template <class R, class X>
 void multiply_in_integers(const Problem& p, const uint8_t* panels, int offset) {
   Activations<R> activations(p.rows, p.inputs / kBlock, offset);
-#pragma omp parallel if (worth_threads(p.rows * p.outputs * p.inputs / 4))
-  {
-#pragma omp for schedule(static)
-    for (int64_t tile = 0; tile < activations.tiles.count; ++tile)
+  for_ranges(activations.tiles.count, p.rows * p.inputs, [&](int64_t first, int64_t last) {
+    for (int64_t tile = first; tile < last; ++tile)
       activations.quantise(tile, (const X*)p.x, p.x_stride);
-    multiply<R, X>(p, panels, activations);
-  }
+  });
+  multiply<R, X>(p, panels, activations);
 }
 
 }  // namespace native::panels

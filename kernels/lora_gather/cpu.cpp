@@ -4,7 +4,7 @@
 #include <numeric>
 #include <vector>
 
-#include "native.h"
+#include "pieces.h"
 
 namespace {
 
@@ -47,18 +47,16 @@ void gather(T* y, int64_t y_stride, const T* x, int64_t x_stride, const T* a, co
   std::stable_sort(order.begin(), order.end(),
                    [&](int64_t left, int64_t right) { return ids[left] < ids[right]; });
   int64_t blocks = (outputs + kOutputs - 1) / kOutputs;
-#pragma omp parallel if (native::worth_threads(rows * rank * (size + outputs)))
-  {
-#pragma omp for collapse(2)
-    for (int64_t place = 0; place < rows; ++place)
-      for (int64_t r = 0; r < rank; ++r) {
-        int64_t row = order[place], adapter = ids[row];
-        if (adapter >= 0)
-          inner[row * rank + r] = dot(x + row * x_stride, a + (adapter * rank + r) * size, size);
-      }
+  native::for_ranges(rows * rank, rows * rank * size, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      int64_t row = order[i / rank], r = i % rank, adapter = ids[row];
+      if (adapter >= 0)
+        inner[row * rank + r] = dot(x + row * x_stride, a + (adapter * rank + r) * size, size);
+    }
+  });
+  native::for_ranges(blocks, rows * rank * outputs, [&](int64_t begin, int64_t end) {
     std::vector<float> columns(rank * kOutputs);
-#pragma omp for
-    for (int64_t block = 0; block < blocks; ++block) {
+    for (int64_t block = begin; block < end; ++block) {
       int64_t first = block * kOutputs, count = std::min(outputs - first, kOutputs);
       int64_t adapter = -1;
       for (int64_t row : order) {
@@ -71,7 +69,7 @@ void gather(T* y, int64_t y_stride, const T* x, int64_t x_stride, const T* a, co
                y + row * y_stride + first);
       }
     }
-  }
+  });
 }
 
 }  // namespace

@@ -14,7 +14,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "native.h"
+#include "pieces.h"
 #include "plan.h"
 #include "task.h"
 #include "worker.h"
@@ -25,23 +25,24 @@ template <class T>
 void attend(const Arguments& a) {
   Plan plan(a, Worker<T>::width(a));
   std::vector<float> saved(plan.saved_floats);
-#pragma omp parallel num_threads(plan.num_threads) if (plan.num_threads > 1)
-  {
+  int64_t num_tasks = plan.tasks.size(), num_merges = plan.merges.size();
+  native::share_pieces(num_tasks, plan.num_threads, [&](native::Pieces& pieces) {
     Worker<T> worker(a, plan.most_rows);
-#pragma omp for schedule(dynamic, 1)
-    for (size_t i = 0; i < plan.tasks.size(); ++i) {
+    for (int64_t i; pieces.take(i);) {
       const Task& task = plan.tasks[i];
       // Most likely this thread's next one.
-      size_t next = std::min<size_t>(i + plan.num_threads, plan.tasks.size() - 1);
+      int64_t next = std::min(i + plan.num_threads, num_tasks - 1);
       worker.run(task, task.saved_at < 0 ? nullptr : saved.data() + task.saved_at,
                  plan.tasks[next]);
     }
-#pragma omp for schedule(dynamic, 1)
-    for (size_t i = 0; i < plan.merges.size(); ++i) {
+  });
+  native::share_pieces(num_merges, plan.num_threads, [&](native::Pieces& pieces) {
+    Worker<T> worker(a, plan.most_rows);
+    for (int64_t i; pieces.take(i);) {
       const Plan::Merge& merge = plan.merges[i];
       worker.combine(merge.task, saved.data() + merge.task.saved_at, merge.num_segments);
     }
-  }
+  });
 }
 
 }  // namespace

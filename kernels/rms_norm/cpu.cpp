@@ -1,5 +1,5 @@
 // RMS normalisation of rows, with an optional residual that is added first, in place.
-#include "native.h"
+#include "pieces.h"
 
 namespace {
 
@@ -32,11 +32,12 @@ extern "C" void tandem_rms_norm(int64_t dtype, const void* x, int64_t x_stride, 
   native::with_type(dtype, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     auto norm_rows = [&](auto* weights) {
-#pragma omp parallel for if (native::worth_threads(rows * size))
-      for (int64_t row = 0; row < rows; ++row)
-        norm_row((const T*)x + row * x_stride,
-                 residual ? (T*)residual + row * residual_stride : nullptr, weights,
-                 (T*)out + row * size, size, eps, offset);
+      native::for_ranges(rows, rows * size, [&](int64_t first, int64_t last) {
+        for (int64_t row = first; row < last; ++row)
+          norm_row((const T*)x + row * x_stride,
+                   residual ? (T*)residual + row * residual_stride : nullptr, weights,
+                   (T*)out + row * size, size, eps, offset);
+      });
     };
     if (weight_dtype == native::kFloat32) return norm_rows((const float*)weight);
     norm_rows((const T*)weight);

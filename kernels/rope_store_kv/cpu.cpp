@@ -1,6 +1,6 @@
 // Norm and rotation of a token's query and key heads, and the way of its keys and values into the
 // paged cache, as they are or quantised head by head.
-#include "native.h"
+#include "pieces.h"
 
 #include <algorithm>
 
@@ -150,9 +150,11 @@ extern "C" void tandem_rope_store_kv(
     using T = std::remove_pointer_t<decltype(tag)>;
     Heads<T> heads{(T*)data, token_stride, head_stride,  num_q,  num_kv, dim, rotary,
                    eps,      norm_dtype == native::kFloat32, q_norm, k_norm};
-#pragma omp parallel for if (native::worth_threads(tokens * (num_q + 2 * num_kv) * dim))
-    for (int64_t token = 0; token < tokens; ++token)
-      run_token(heads, cache, token, cos_sin + positions[token] * rotary, blocks[token],
-                slots[token]);
+    int64_t elements = tokens * (num_q + 2 * num_kv) * dim;
+    native::for_ranges(tokens, elements, [&](int64_t first, int64_t last) {
+      for (int64_t token = first; token < last; ++token)
+        run_token(heads, cache, token, cos_sin + positions[token] * rotary, blocks[token],
+                  slots[token]);
+    });
   });
 }

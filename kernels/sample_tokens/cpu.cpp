@@ -12,6 +12,7 @@
 #include "edits.h"
 #include "native.h"
 #include "peak.h"
+#include "pieces.h"
 #include "rows.h"
 
 namespace {
@@ -67,10 +68,11 @@ extern "C" void tandem_sample_tokens(int64_t dtype, const void* logits, int64_t 
               (const int64_t*)forbidden_ids};
   native::with_type(dtype, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
-#pragma omp parallel for schedule(dynamic) if (native::worth_threads(rows * size))
-    for (int64_t row = 0; row < rows; ++row)
+    int64_t threads = native::worth_threads(rows * size) ? native::num_threads() : 1;
+    native::for_pieces(rows, threads, [&](int64_t row) {
       sample_row((const T*)logits + row * stride, size, ((const Knobs*)table)[row],
                  offsets ? &edits : nullptr, row, rows, ((int64_t*)token_ids)[row],
                  ((int64_t*)errors)[row], ((int64_t*)num_kept)[row]);
+    });
   });
 }

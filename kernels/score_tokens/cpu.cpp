@@ -3,7 +3,7 @@
 #include <cmath>
 #include <limits>
 
-#include "native.h"
+#include "pieces.h"
 
 namespace {
 
@@ -107,10 +107,12 @@ extern "C" void tandem_score_tokens(int64_t dtype, const void* logits, int64_t s
                                     void* is_finite, int64_t rows, int64_t size) {
   native::with_type(dtype, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
-#pragma omp parallel for if (native::worth_threads(rows * size))
-    for (int64_t row = 0; row < rows; ++row)
-      score_row((const T*)logits + row * stride, size, ((const int64_t*)token_ids)[row], num_top,
-                ((float*)logprobs)[row], ((int64_t*)ranks)[row], (int64_t*)top_ids + row * num_top,
-                (float*)top_logprobs + row * num_top, ((bool*)is_finite)[row]);
+    native::for_ranges(rows, rows * size, [&](int64_t first, int64_t last) {
+      for (int64_t row = first; row < last; ++row)
+        score_row((const T*)logits + row * stride, size, ((const int64_t*)token_ids)[row], num_top,
+                  ((float*)logprobs)[row], ((int64_t*)ranks)[row],
+                  (int64_t*)top_ids + row * num_top, (float*)top_logprobs + row * num_top,
+                  ((bool*)is_finite)[row]);
+    });
   });
 }

@@ -143,6 +143,22 @@ def test_preemption(engines, folder, rng, log, dtype):
     assert number_of_changes(found, expected) == 0
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_threads_that_come_and_go(engines, folder, rng, log, dtype, monkeypatch):
+    requests = make_requests(engines, rng)
+    expected = logits_of(log, lambda: alone(engines, folder, requests, dtype))
+    engine = engines.make(folder, dtype=dtype)
+    step = engine.step
+
+    def step_with_some_threads():
+        torch.set_num_threads(rng.choice([1, 2, 3, 5]))
+        return step()
+
+    monkeypatch.setattr(engine, "step", step_with_some_threads)
+    found = logits_of(log, lambda: engines.run(engine, requests))
+    assert number_of_changes(found, expected) == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["none", "gguf", "gguf-int8", "int8"])
 def test_a_real_model(quantization, engines, smollm2_checkpoint, rng, log):

@@ -1,0 +1,215 @@
+// Work that threads take piece by piece.
+//
+// OpenMP waits at the end of a loop for every thread of its team, also for one that had nothing to
+// do because something else keeps its core. Here the caller works, too, and waits for those alone
+// that hold a piece; whoever comes late finds nothing left. What a piece computes must not depend
+// on who takes it, nor on how many there are.
+#pragma once
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <climits>
+#include <cstdint>
+#include <system_error>
+#include <thread>
+
+#include "native.h"
+
+namespace native {
+
+// The pieces of one call that nobody has taken yet.
+class Pieces {
+ public:
+  explicit Pieces(int64_t count) : count_(count) {}
+
+  // Whether there is another one; `piece` is then its number.
+  bool take(int64_t& piece) {
+    piece = next_.fetch_add(1, std::memory_order_relaxed);
+    return piece < count_;
+  }
+
+ private:
+  const int64_t count_;
+  std::atomic<int64_t> next_{0};
+};
+
+// A number that threads wait for: they spin for a while and sleep then.
+class Signal {
+ public:
+  uint32_t get() const { return value_.load(); }
+  void set(uint32_t value) { value_.store(value); }
+  void wake(int64_t threads) {
+    if (sleepers_.load() > 0) futex(FUTEX_WAKE_PRIVATE, uint32_t(std::min<int64_t>(threads, INT_MAX)));
+  }
+  std::atomic<uint32_t>& value() { return value_; }
+
+  // Returns when `done(value)`; whoever changes it calls `wake`.
+  template <class Done>
+  void wait(Done done) {
+    if (spin(done)) return;
+    sleepers_.fetch_add(1);
+    for (uint32_t now = get(); !done(now); now = get()) futex(FUTEX_WAIT_PRIVATE, now);
+    sleepers_.fetch_sub(1);
+  }
+
+ private:
+  // Longer than the gaps between a step's operations: waking a core that sleeps takes as long as
+  // some of them do.
+  static constexpr std::chrono::microseconds kSpin{400};
+
+  template <class Done>
+  bool spin(Done done) const {
+    auto end = std::chrono::steady_clock::now() + kSpin;
+    do {
+      for (int i = 0; i < 32; ++i) {
+        if (done(get())) return true;
+        pause();
+      }
+    } while (std::chrono::steady_clock::now() < end);
+    return false;
+  }
+
+  static void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+  }
+
+  void futex(int operation, uint32_t value) {
+    static_assert(sizeof value_ == 4, "the kernel looks at 32 bits");
+    syscall(SYS_futex, &value_, operation, value, nullptr, nullptr, 0);
+  }
+
+  std::atomic<uint32_t> value_{0};
+  std::atomic<int32_t> sleepers_{0};
+};
+
+// The helpers of all operations. One call at a time has them; they are started when first asked
+// for and live as long as the process.
+class Crew {
+ public:
+  using Work = void (*)(void* context, Pieces& pieces);
+
+  // One for all sources that are linked together. Never destroyed: helpers may wait in it.
+  static Crew& get() {
+    static Crew* crew = new Crew;
+    return *crew;
+  }
+
+  // Has `threads` threads, the caller among them, call `work` once each, or fewer if some are late
+  // or another call has them. Returns when none is in `work` any more.
+  void run(int64_t threads, Pieces& pieces, Work work, void* context) {
+    if (threads <= 1 || busy_.test_and_set(std::memory_order_acquire)) return work(context, pieces);
+    int64_t seats = std::min<int64_t>(threads - 1, kMostHelpers);
+    start_helpers(seats);
+    pieces_ = &pieces, work_ = work, context_ = context;
+    places_.set(uint32_t(seats) << 16);
+    calls_.set(calls_.get() + 1);
+    calls_.wake(seats);
+    work(context, pieces);
+    // Nobody joins from here on.
+    if (places_.value().fetch_and(kInside) & kInside)
+      places_.wait([](uint32_t places) { return places == 0; });
+    busy_.clear(std::memory_order_release);
+  }
+
+ private:
+  static constexpr int64_t kMostHelpers = 1023;
+  static constexpr uint32_t kInside = 0xffff, kSeat = 1 << 16;
+
+  // Where the system allows no more threads, there are fewer.
+  void start_helpers(int64_t wanted) try {
+    for (; num_helpers_ < wanted; ++num_helpers_) std::thread([this] { help(); }).detach();
+  } catch (const std::system_error&) {
+  }
+
+  void help() {
+    for (uint32_t seen = 0;;) {
+      calls_.wait([seen](uint32_t calls) { return calls != seen; });
+      seen = calls_.get();
+      if (!join()) continue;
+      work_(context_, *pieces_);
+      // After the last one has left there may be no call.
+      if (places_.value().fetch_sub(1) == 1) places_.wake(1);
+    }
+  }
+
+  // Takes a seat of whichever call is under way.
+  bool join() {
+    uint32_t places = places_.get();
+    while (places >= kSeat)
+      if (places_.value().compare_exchange_weak(places, places - kSeat + 1)) return true;
+    return false;
+  }
+
+  std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
+  alignas(64) Signal calls_;   // how many there were
+  alignas(64) Signal places_;  // upper half: free seats; lower half: helpers in `work_`
+  Pieces* pieces_ = nullptr;
+  Work work_ = nullptr;
+  void* context_ = nullptr;
+  int64_t num_helpers_ = 0;
+};
+
+// Calls `work(pieces)` on up to `threads` threads, which take the `count` pieces between them. For
+// work that keeps something from piece to piece.
+template <class Work>
+void share_pieces(int64_t count, int64_t threads, Work work) {
+  Pieces pieces(count);
+  Crew::get().run(
+      std::min(threads, count), pieces,
+      [](void* context, Pieces& pieces) { (*(Work*)context)(pieces); }, &work);
+}
+
+// Calls `work(piece)` for each of `count` pieces, on up to `threads` threads.
+template <class Work>
+void for_pieces(int64_t count, int64_t threads, Work work) {
+  share_pieces(count, threads, [&](Pieces& pieces) {
+    for (int64_t piece; pieces.take(piece);) work(piece);
+  });
+}
+
+// Neighbouring units of work in ranges for `threads` to take, as many for each: several, so that one
+// that is late holds up little, but none that is not worth taking. All but the last ones are a
+// multiple of `grain` long; what is left over is cut evenly, so that all threads end together.
+class Ranges {
+ public:
+  // `elements`: of the work altogether, as in `worth_threads`.
+  Ranges(int64_t units, int64_t elements, int64_t grain, int64_t threads)
+      : units_(units), threads_(std::max<int64_t>(1, std::min(threads, units))) {
+    constexpr int64_t kSmallest = 1 << 14, kPerThread = 8;
+    int64_t wanted = threads_ * std::clamp<int64_t>(elements / kSmallest / threads_, 1, kPerThread);
+    length_ = std::max(grain, (units + wanted - 1) / wanted / grain * grain);
+    num_full_ = units / length_ / threads_ * threads_;
+  }
+
+  int64_t count() const { return num_full_ + num_short(); }
+  int64_t first(int64_t range) const {
+    if (range <= num_full_) return range * length_;
+    return num_full_ * length_ + (range - num_full_) * left_over() / num_short();
+  }
+
+ private:
+  int64_t left_over() const { return units_ - num_full_ * length_; }
+  int64_t num_short() const { return std::min(threads_, left_over()); }
+
+  int64_t units_, threads_, length_, num_full_;
+};
+
+// Calls `work(first, last)` for ranges that are units 0 .. units - 1 together; on threads if so many
+// elements are worth it.
+template <class Work>
+void for_ranges(int64_t units, int64_t elements, Work work) {
+  int64_t threads = worth_threads(elements) ? num_threads() : 1;
+  Ranges ranges(units, elements, 1, threads);
+  for_pieces(ranges.count(), threads,
+             [&](int64_t i) { work(ranges.first(i), ranges.first(i + 1)); });
+}
+
+}  // namespace native
