@@ -71,9 +71,14 @@ class EngineConfig:
     max_num_queued: int = knob(1024, "Requests that may wait for a place in the batch.", ge=1)
     num_threads: int | None = knob(
         None,
-        "CPU threads of the worker; by default one per core, less the one that is left to HTTP "
-        "where there are more than two.",
+        "Most CPU threads of the worker; by default one per core that affinity and a container's "
+        "quota allow, less the one that is left to HTTP where there are more than two.",
         ge=1,
+    )
+    adaptive_threads: bool = knob(
+        True,
+        "On a CPU, use fewer threads while other processes keep the cores busy: those that wait "
+        "for a core would hold up all.",
     )
     seed: int | None = knob(None, "Seeds the requests that bring no seed of their own.")
     async_scheduling: AsyncScheduling = knob(

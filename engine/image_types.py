@@ -186,6 +186,8 @@ class ImageStats:
     decode_time_s: float = 0.0
     throttle_time_s: float = 0.0
     """Slept to leave the device to text (`image_share`)."""
+    num_threads: int = 0
+    """CPU threads that steps use now (`adaptive_threads`)."""
     prompt_cache_queries: int = 0
     prompt_cache_hits: int = 0
 

@@ -19,13 +19,19 @@ import structlog
 import zmq
 
 from engine import messages
+from engine.config import EngineConfig
 from engine.errors import EngineError, InsufficientMemory, InternalError
 from engine.fault import answer_for
 from engine.image_types import ImageEvent, ImageModelInfo, ImageRequest, ImageStats
 from engine.logs import configure_logging
 from engine.pulse import Pulse, send_pulses
 from engine.rejection import rejection
-from engine.runtime.threads import leave_a_core, prepare_process
+from engine.runtime.threads import (
+    ComputeThreads,
+    compute_threads,
+    leave_a_core,
+    prepare_process,
+)
 from engine.socket_folder import remove_socket
 from engine.stepping import AnyEngine
 from engine.types import EngineStats, GenerateRequest, ModelInfo, ModelKind, Phase, TokenEvent
@@ -104,10 +110,17 @@ class Loop:
     While throttled to a share of the time it sleeps after each step, listening for messages.
     """
 
-    def __init__(self, engine: AnyEngine, link: Link, pulse: Pulse | None = None) -> None:
+    def __init__(
+        self,
+        engine: AnyEngine,
+        link: Link,
+        pulse: Pulse | None = None,
+        threads: ComputeThreads | None = None,
+    ) -> None:
         self._engine = engine
         self._link = link
         self._pulse = pulse or Pulse()
+        self._threads = threads
         self._num_steps = 0
         self._publish_time_s = 0.0
         self._share: float | None = None
@@ -121,6 +134,8 @@ class Loop:
             if self._engine.has_work() and not self._yielding():
                 started_s = time.monotonic()
                 events, stats = self._engine.step()
+                if self._threads is not None:
+                    self._threads.after_step(time.monotonic() - started_s)
                 self._pulse.num_outcomes += bool(events) or stats.num_steps != self._num_steps
                 self._num_steps = stats.num_steps
                 self._publish(events, stats)
@@ -183,10 +198,11 @@ class Loop:
     def _report(
         self, events: Sequence[TokenEvent | ImageEvent], stats: EngineStats | ImageStats
     ) -> messages.Step | messages.ImageStep:
+        threads = self._threads.num_threads if self._threads is not None else 0
         if isinstance(stats, ImageStats):
-            account = replace(stats, throttle_time_s=self._throttle_time_s)
+            account = replace(stats, throttle_time_s=self._throttle_time_s, num_threads=threads)
             return messages.ImageStep(events, account)  # type: ignore[arg-type]
-        timed = replace(stats, publish_time_s=self._publish_time_s)
+        timed = replace(stats, publish_time_s=self._publish_time_s, num_threads=threads)
         return messages.Step(events, timed)  # type: ignore[arg-type]
 
     def _publish_apart(
@@ -244,7 +260,7 @@ def serve(spec: messages.WorkerSpec) -> int:
         # What is loaded stays: without this every full collection would walk all of it.
         gc.collect()
         gc.freeze()
-        Loop(engine, link, pulse).run()
+        Loop(engine, link, pulse, _threads(spec.config, info)).run()
         engine.shutdown()
     except EngineError as error:
         # The server says it, once.
@@ -258,6 +274,17 @@ def serve(spec: messages.WorkerSpec) -> int:
     finally:
         link.close()
     return 0
+
+
+def _threads(config: EngineConfig, info: ModelInfo | ImageModelInfo) -> ComputeThreads:
+    """Of the loaded engine. The libraries that images use may sum in another order with another
+    number of threads."""
+    from engine.runtime.device import machine_facts
+
+    adaptive = config.adaptive_threads and machine_facts(config.device).device == "cpu"
+    if isinstance(info, ImageModelInfo) and config.deterministic:
+        adaptive = False
+    return compute_threads(adaptive=adaptive)
 
 
 def read_spec() -> messages.WorkerSpec:

@@ -166,6 +166,8 @@ class EngineStats:
     sample_time_s: float = 0.0
     publish_time_s: float = 0.0
     """Publishing of the previous step, since this one's is not over yet."""
+    num_threads: int = 0
+    """CPU threads that steps use now (`adaptive_threads`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

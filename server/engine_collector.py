@@ -6,6 +6,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from engine.client import EngineClient
+from engine.image_types import ImageStats
 from engine.types import EngineStats, ModelKind, ModelStatus, Phase
 from engine.version import __version__
 
@@ -25,8 +26,11 @@ class EngineCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         families = _Families()
         for status in self._engine.statuses():
-            stats = self._engine.stats(status.model) if status.phase in _LIVE_PHASES else None
-            families.add(status, stats or EngineStats())
+            stats, image_stats = None, None
+            if status.phase in _LIVE_PHASES:
+                stats = self._engine.stats(status.model)
+                image_stats = self._engine.image_stats(status.model)
+            families.add(status, stats or EngineStats(), image_stats or ImageStats())
         return iter(families.all())
 
 
@@ -37,6 +41,7 @@ class _Families:
         self.kv_usage = _gauge("kv_cache_usage_ratio", "Blocks held by requests over all blocks.")
         self.kv_waste = _gauge("kv_cache_waste_ratio", "Unused slots over slots in held blocks.")
         self.kv_committed = _gauge("kv_bytes_committed", "Memory that the KV pool has touched.")
+        self.threads = _gauge("num_threads", "CPU threads that a model's steps use now.")
         self.ready = _gauge("model_ready", "1 while the model takes requests.")
         self.restarts = CounterMetricFamily(
             "tandem_engine_restarts", "Worker processes started anew.", labels=["model_name"]
@@ -52,11 +57,12 @@ class _Families:
     def all(self) -> list[Metric]:
         return list(vars(self).values())
 
-    def add(self, status: ModelStatus, stats: EngineStats) -> None:
+    def add(self, status: ModelStatus, stats: EngineStats, image_stats: ImageStats) -> None:
         labels = [status.model]
         self.ready.add_metric(labels, status.phase is Phase.READY)
         self.restarts.add_metric(labels, status.restarts)
         self.stalls.add_metric(labels, status.stalls)
+        self.threads.add_metric(labels, stats.num_threads or image_stats.num_threads)
         if status.kind is ModelKind.IMAGE:  # see `server/images/metrics.py`
             return
         slots_used = stats.kv_blocks_used * stats.kv_block_size

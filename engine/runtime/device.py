@@ -7,6 +7,7 @@ import torch
 
 from engine.config import CpuIsa, Device, MachineFacts
 from engine.errors import ModelLoadError
+from engine.runtime.cpu_quota import cpu_quota
 from engine.runtime.memory import available_host_memory
 from kernels import isa
 
@@ -46,8 +47,17 @@ def choose_cpu_isa(wanted: CpuIsa) -> None:
 
 
 def num_usable_cores() -> int:
-    """Cores that this process may run on (affinity; containers restrict it)."""
-    return len(os.sched_getaffinity(0))
+    """Cores to compute on: those that this process may run on, within a container's quota."""
+    return cores_within(len(os.sched_getaffinity(0)), cpu_quota())
+
+
+def cores_within(cores: int, quota: float | None) -> int:
+    """Whole cores of a quota, one less where there are more than two, for HTTP. More threads than
+    that would use the quota up, and all would stand still until the next period."""
+    if quota is None:
+        return cores
+    whole = max(1, int(quota))
+    return min(cores, whole - 1 if whole > 2 else whole)
 
 
 def _choose(wanted: Device) -> Literal["cpu", "cuda"]:

@@ -2,8 +2,13 @@
 
 import ctypes
 import os
+import time
+from collections.abc import Callable
 
 import structlog
+
+from engine.runtime.run_queue import RunQueue
+from engine.runtime.thread_count import ThreadCount
 
 SPIN_COUNT = 20_000
 """Iterations that an OpenMP thread spins at a barrier before it sleeps."""
@@ -41,6 +46,61 @@ def limit_threads(num_threads: int) -> None:
 
     torch.set_num_threads(num_threads)
     _keep_freed_memory()
+
+
+class ComputeThreads:
+    """The threads that a worker's steps compute with: fewer while others keep the cores busy.
+
+    For the thread that steps. What is computed does not depend on their number.
+
+    Args:
+        most: to use when the machine is free; as many are used now.
+        run_queue: what tells how long they wait for a core; None: their number stays.
+        use: has the next operations use so many.
+        clock: seconds, never going back.
+    """
+
+    def __init__(
+        self,
+        most: int,
+        run_queue: RunQueue | None,
+        use: Callable[[int], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._count = ThreadCount(most)
+        self._run_queue = run_queue
+        self._use = use
+        self._clock = clock
+        self._logged = most
+
+    @property
+    def num_threads(self) -> int:
+        """In use."""
+        return self._count.now
+
+    def after_step(self, elapsed_s: float) -> None:
+        """A step took so long. Judges now and then, and changes the number for the next one."""
+        if self._run_queue is None or not self._count.is_due(elapsed_s):
+            return
+        before = self._count.now
+        threads = self._count.judge(self._clock(), self._run_queue.waited_s())
+        if threads != before:
+            self._use(threads)
+        if self._count.lasting != self._logged:
+            self._logged = self._count.lasting
+            log.info("number of threads changed", threads=self._logged, most=self._count.most)
+
+
+def compute_threads(*, adaptive: bool) -> ComputeThreads:
+    """Of this process, as `limit_threads` left them. `adaptive`: their number follows what the
+    machine has left, where Linux says how long threads wait for a core."""
+    import torch
+
+    run_queue = RunQueue() if adaptive and torch.get_num_threads() > 1 else None
+    if run_queue is not None and not run_queue.is_counted:
+        log.info("this system does not say how long threads wait for a core; their number is fixed")
+        run_queue = None
+    return ComputeThreads(torch.get_num_threads(), run_queue, torch.set_num_threads)
 
 
 def _keep_freed_memory() -> None:

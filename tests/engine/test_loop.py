@@ -11,6 +11,7 @@ from engine import messages
 from engine.errors import QueueFull
 from engine.fault import answer_for, is_out_of_memory, names_device
 from engine.loop import Link, Loop
+from engine.runtime.threads import ComputeThreads
 from engine.types import EngineStats, FinishReason, GenerateRequest, SamplingParams, TokenEvent
 
 
@@ -72,6 +73,7 @@ def serve(tmp_path):
     address = f"ipc://{tmp_path}/worker.sock"
     server.bind(address)
     engine = Engine()
+    threads = ComputeThreads(3, None, lambda threads: None)
 
     def serve(*frames):
         link = Link(address)
@@ -79,7 +81,7 @@ def serve(tmp_path):
         for frame in frames:
             server.send(frame if isinstance(frame, bytes) else messages.encode(frame))
         with contextlib.closing(link), capture_logs() as logs:
-            Loop(engine, link).run()
+            Loop(engine, link, threads=threads).run()
         answers = []
         while server.poll(500):
             answers.append(messages.decode_from_worker(server.recv()))
@@ -177,3 +179,8 @@ def test_what_the_request_is_to_blame_for_is_answered_as_it_is():
         error = QueueFull("too many")
         assert answer_for(error, "r") is error
     assert logs == []
+
+
+def test_each_report_says_how_many_threads_compute(serve):
+    answers, _ = serve(messages.Submit(request("a")))
+    assert [answer.stats.num_threads for answer in answers] == [3]

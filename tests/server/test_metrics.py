@@ -11,6 +11,7 @@ from fake_image_engine import FakeImageEngine, image_info
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from engine.image_types import ImageStats
 from engine.types import EngineStats, FinishReason, Phase, TokenEvent
 from server.metrics import ServerMetrics
 
@@ -213,6 +214,18 @@ def test_gauges_read_the_newest_report(metrics, engine):
     assert value(metrics, "tandem_kv_bytes_committed") == 1 << 20
     engine.publish("m", replace(report, kv_blocks_used=0, kv_slots_unused=0))
     assert value(metrics, "tandem_kv_cache_waste_ratio") == 0
+
+
+def test_threads_of_text_and_image_workers():
+    engine = FakeImageEngine(image_info("painter"), model_info("m"))
+    metrics = ServerMetrics(engine)
+    assert value(metrics, "tandem_num_threads") == 0
+    engine.publish("m", step(1, num_threads=2))
+    engine.publish_images("painter", ImageStats(num_steps=1, num_threads=5))
+    assert value(metrics, "tandem_num_threads") == 2
+    assert value(metrics, "tandem_num_threads", model_name="painter") == 5
+    engine.set_status("painter", Phase.RESTARTING)
+    assert value(metrics, "tandem_num_threads", model_name="painter") == 0
 
 
 def test_a_dead_worker_reads_as_idle_and_restarts_are_counted(metrics, engine):

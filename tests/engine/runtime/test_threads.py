@@ -1,10 +1,16 @@
-"""Which cores a worker computes on."""
+"""Which cores a worker computes on, and with how many threads."""
 
+import itertools
 import os
 
 import pytest
+import torch
+from structlog.testing import capture_logs
 
-from engine.runtime.threads import leave_a_core
+from engine.runtime import threads as threads_module
+from engine.runtime.run_queue import RunQueue
+from engine.runtime.thread_count import WINDOW_S
+from engine.runtime.threads import ComputeThreads, compute_threads, leave_a_core
 
 
 @pytest.mark.parametrize(
@@ -16,3 +22,70 @@ def test_a_core_is_left_to_http_where_there_are_more_than_two(monkeypatch, cores
     monkeypatch.setattr(os, "sched_setaffinity", lambda process, cores: chosen.append(cores))
     leave_a_core()
     assert chosen == ([] if left is None else [left])
+
+
+class Waits:
+    """Stands in for the run queue: says what it is told to."""
+
+    def __init__(self):
+        self.share = 0.0
+
+    def waited_s(self):
+        return self.share * WINDOW_S
+
+
+@pytest.fixture
+def waits():
+    return Waits()
+
+
+@pytest.fixture
+def threads(waits):
+    """Four threads; `threads.used` is what operations were told, `threads.clock` the time."""
+    clock = itertools.count(0, WINDOW_S)
+    used = []
+    threads = ComputeThreads(4, waits, used.append, lambda: next(clock))
+    threads.used = used
+    return threads
+
+
+def test_operations_use_fewer_threads_while_these_wait(threads, waits):
+    threads.after_step(WINDOW_S)
+    assert (threads.num_threads, threads.used) == (4, [])
+    waits.share = 3.0
+    threads.after_step(WINDOW_S)
+    assert (threads.num_threads, threads.used) == (1, [1])
+    waits.share = 0.0
+    for _ in range(20):
+        threads.after_step(WINDOW_S)
+    assert (threads.num_threads, threads.used) == (4, [1, 2, 4])
+
+
+def test_a_change_that_lasts_is_logged_and_a_try_is_not(threads, waits):
+    with capture_logs() as logs:
+        waits.share = 3.0
+        threads.after_step(WINDOW_S)
+        assert [(line["threads"], line["most"]) for line in logs] == [(1, 4)]
+        waits.share = 0.0
+        for _ in range(100):
+            threads.after_step(WINDOW_S)
+            waits.share = 0.9 if threads.num_threads > 1 else 0.0
+    assert len(logs) == 1
+    assert max(threads.used) > 1
+
+
+def test_without_a_count_of_waiting_their_number_stays():
+    threads = ComputeThreads(4, None, lambda threads: pytest.fail("changed"))
+    for _ in range(10):
+        threads.after_step(1.0)
+    assert threads.num_threads == 4
+
+
+def test_where_linux_does_not_count_it_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(threads_module, "RunQueue", lambda: RunQueue(tmp_path))
+    with capture_logs() as logs:
+        threads = compute_threads(adaptive=True)
+    assert "number is fixed" in logs[0]["event"]
+    threads.after_step(100.0)
+    assert threads.num_threads == 2
