@@ -21,6 +21,8 @@ CpuIsa = Literal["auto", "native", "x86-64-v3", "x86-64-v4"]
 ImageQuantization = Literal["none", "bnb-nf4", "bnb-int8"]
 
 GIB = 1 << 30
+AUTO_STEP_RATIO = 2.0
+"""How much longer prompts may make a step unless `max_step_ms` says otherwise."""
 
 
 def knob(default: Any, help: str, *, ge: float | None = None, le: float | None = None) -> Any:
@@ -49,6 +51,15 @@ class EngineConfig:
     max_num_seqs: int = knob(64, "Most requests in one step.", ge=1)
     max_num_batched_tokens: int = knob(
         512, "Token budget of one step: prompt chunks and decodes together.", ge=1
+    )
+    max_step_ms: float | None = knob(
+        None,
+        "Longest step with prompts in it while others are being answered, in milliseconds: prompts "
+        "are cut so that the time between tokens keeps to it; 0 is no bound. By default, on a CPU, "
+        "twice the step that the same requests take without prompts, but at least 25 ms; on a GPU "
+        "no bound.",
+        ge=0.0,
+        le=3_600_000.0,
     )
     block_size: int = knob(16, "Tokens in a KV block.", ge=1, le=256)
     num_kv_blocks: int | None = knob(
@@ -181,6 +192,10 @@ class ResolvedConfig:
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    max_step_ms: float
+    """Target for a step that holds up somebody; 0 is none."""
+    max_step_ratio: float
+    """Another one: how much longer it may take than one of decodes alone; 0 is none."""
     block_size: int
     num_kv_blocks: int
     enable_prefix_caching: bool
@@ -244,6 +259,8 @@ def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> R
         max_model_len=max_model_len,
         max_num_seqs=intent.max_num_seqs,
         max_num_batched_tokens=intent.max_num_batched_tokens,
+        max_step_ms=intent.max_step_ms or 0.0,
+        max_step_ratio=_max_step_ratio(intent, machine),
         block_size=intent.block_size,
         num_kv_blocks=num_kv_blocks,
         enable_prefix_caching=intent.enable_prefix_caching,
@@ -294,6 +311,16 @@ def _wants_async_scheduling(intent: EngineConfig, machine: MachineFacts) -> bool
     if intent.async_scheduling == "auto":
         return machine.device == "cuda"
     return intent.async_scheduling == "on"
+
+
+def _max_step_ratio(intent: EngineConfig, machine: MachineFacts) -> float:
+    """With 2 prompts get as much of a step's time as answers do.
+
+    None on a GPU unless asked for: no step with prompts was timed there, and without
+    `deterministic` the last bits of a text depend on the size of its chunks, thus on the clock.
+    """
+    is_auto = intent.max_step_ms is None
+    return AUTO_STEP_RATIO if is_auto and machine.device == "cpu" else 0.0
 
 
 def _pool_bytes(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> int:

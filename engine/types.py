@@ -160,6 +160,12 @@ class EngineStats:
     num_steps: int = 0
     step_tokens: int = 0
     """Tokens computed in this step."""
+    step_token_budget: int = 0
+    """Tokens that the last decided step could have had."""
+    step_predicted_s: float = 0.0
+    """How long the last step was expected to take; 0 if nothing bounds that."""
+    step_measured_s: float = 0.0
+    """How long it took."""
     schedule_time_s: float = 0.0
     prepare_time_s: float = 0.0
     forward_time_s: float = 0.0

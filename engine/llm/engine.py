@@ -9,6 +9,7 @@ one to go on with:
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -23,14 +24,29 @@ if TYPE_CHECKING:  # the executor brings torch, which the engine itself does wit
 
 
 class LLMEngine:
-    """Turns queued requests into token events."""
+    """Turns queued requests into token events.
 
-    def __init__(self, scheduler: Scheduler, executor: "Executor", config: ResolvedConfig) -> None:
+    Args:
+        clock: `time.perf_counter`, or a test's own; only how prompts are cut depends on it.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: "Executor",
+        config: ResolvedConfig,
+        *,
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
         self._scheduler = scheduler
         self._executor = executor
+        self._clock = clock
         self._checks_invariants = config.debug_invariants
         self._max_launched = 2 if config.async_scheduling else 1
-        self._launched: deque[tuple[ScheduleDecision, LaunchedStep]] = deque()
+        self._launched: deque[tuple[ScheduleDecision, LaunchedStep, float]] = deque()
+        """With the time of the launch, oldest first."""
+        self._collected_s = 0.0
+        """When the last step ended."""
         self._current: ScheduleDecision | None = None
         """What is being carried out; None while a step is being decided."""
 
@@ -75,9 +91,11 @@ class LLMEngine:
         schedule_time_s = self._launch_steps()
         if not self._launched:
             return [], self.stats()
-        decision, step = self._launched.popleft()
+        decision, step, launched_s = self._launched.popleft()
         self._current = decision
         output = step.collect()
+        before_s, self._collected_s = self._collected_s, self._clock()
+        self._scheduler.note_time(decision, self._collected_s - max(launched_s, before_s))
         started = perf_counter()
         events = self._scheduler.commit(decision, output)
         stats = replace(
@@ -111,7 +129,8 @@ class LLMEngine:
             if not decision.scheduled:
                 break
             self._current = decision
-            self._launched.append((decision, self._executor.launch(decision)))
+            launched_s = self._clock()
+            self._launched.append((decision, self._executor.launch(decision), launched_s))
         return schedule_time_s
 
     def _put_in_order(self) -> None:

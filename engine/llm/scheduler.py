@@ -4,7 +4,8 @@ into events. Knows no tensors; called by `LLMEngine` alone, from one thread.
 One rule instead of phases: each step moves `computed` towards `known` tokens under a token budget
 (`max_num_batched_tokens`) and a number of places (`max_num_seqs`). The budget goes
 
-1. to running sequences that miss one token, so that no prompt ever holds up a decode;
+1. to running sequences that miss one token, so that no prompt ever holds up a decode; beside them
+   prompts get what `StepBudget` allows, so that none makes a step much longer either;
 2. to running sequences that miss more, then to waiting ones, by rank. One that cannot finish its
    prompt in this step leaves a quarter of what is left to those behind it, so that a long prompt
    slows short ones down but does not shut them out;
@@ -43,6 +44,8 @@ from engine.llm.policy import create_policy
 from engine.llm.prefix_cache import PrefixCache, chain_root
 from engine.llm.request import ActiveRequest, Sequence, Status, check_request
 from engine.llm.roster import Roster
+from engine.llm.step_budget import StepBudget
+from engine.llm.step_cost import StepWork
 from engine.llm.trial import Trial
 from engine.types import EngineStats, GenerateRequest, TokenEvent
 
@@ -98,6 +101,7 @@ class Scheduler:
         self._cache, self._pool = _empty_pool(config)
         self._roster = Roster(self._policy, self._pool)
         self._trial = Trial(self._roster)
+        self._budget = StepBudget(config)
         self._events: list[TokenEvent] = []
         """Of a commit that was not completed."""
         self.is_doubtful = False
@@ -172,9 +176,29 @@ class Scheduler:
         for sequence, num_tokens in missing:
             if num_tokens == 1:  # 0: only an outcome is missing
                 self._continue(sequence, num_tokens, step)
+        self._bound_prompts(step)
         for sequence, num_tokens in missing:
             if num_tokens > 1:
                 self._continue(sequence, num_tokens, step)
+
+    def _bound_prompts(self, step: _Step) -> None:
+        """Keep what comes on top of the decodes from holding them up."""
+        running = self._roster.running
+        num_soon = min(self._max_num_running, len(running) + len(self._roster.waiting))
+        first = next((s for s in running if s.num_missing > 1), None)
+        num_tokens = self._budget.beside(
+            StepWork(
+                num_decodes=len(step.chunks),
+                decode_context=sum(s.table.num_tokens for s in step.chunks),
+            ),
+            StepWork(num_decodes=num_soon, decode_context=sum(s.num_known for s in running)),
+            start=first.table.num_tokens if first else 0,
+        )
+        step.budget = min(step.budget, num_tokens)
+
+    def note_time(self, decision: ScheduleDecision, seconds: float) -> None:
+        """How long a decided step took, from its launch or the end of the one before."""
+        self._budget.observe(StepWork.of(decision), seconds)
 
     def commit(self, decision: ScheduleDecision, output: StepOutput) -> list[TokenEvent]:
         """Take in what the executor made of `decision`. A sequence for which that fails ends with
@@ -263,6 +287,9 @@ class Scheduler:
             num_preemptions=self._num_preemptions,
             num_steps=self._num_steps,
             step_tokens=self._num_step_tokens,
+            step_token_budget=self._budget.num_tokens,
+            step_predicted_s=self._budget.predicted_s,
+            step_measured_s=self._budget.measured_s,
         )
 
     def check_invariants(self) -> None:

@@ -34,6 +34,8 @@ def make_config(**changes: object) -> ResolvedConfig:
         max_model_len=256,
         max_num_seqs=8,
         max_num_batched_tokens=32,
+        max_step_ms=0.0,
+        max_step_ratio=0.0,
         block_size=4,
         num_kv_blocks=64,
         enable_prefix_caching=True,

@@ -30,6 +30,8 @@ def resolved(**overrides):
         "max_model_len": 256,
         "max_num_seqs": 8,
         "max_num_batched_tokens": 64,
+        "max_step_ms": 0.0,
+        "max_step_ratio": 0.0,
         "block_size": BLOCK,
         "num_kv_blocks": 64,
         "enable_prefix_caching": True,
