@@ -9,6 +9,9 @@ from typing import Any, Protocol
 from loadtest.record import RequestRecord
 
 PERCENTILES = (50, 90, 99)
+ITL_LIMITS_MS = (50, 100, 200)
+"""Limits of the time between tokens at which every run's goodput is told: what reads as fluent, as
+quick, and as slow."""
 
 
 def percentile(ordered: Sequence[float], q: float) -> float:
@@ -111,6 +114,9 @@ def summarise(
         "tpot_ms": distribution_ms([r.tpot_s for r in succeeded if r.tpot_s is not None]),
         "e2e_ms": distribution_ms([r.end_s for r in succeeded if r.end_s is not None]),
     }
+    summary["itl_goodput_request_s"] = {
+        str(limit): _goodput(Slo({"itl": limit}), records, wall_s) for limit in ITL_LIMITS_MS
+    }
     lateness = [record.sent_s - record.at_s for record in records if record.at_s is not None]
     if lateness:
         summary["send_lateness_ms"] = distribution_ms(lateness)
@@ -120,9 +126,15 @@ def summarise(
             "limits_ms": slo.limits_ms,
             "num_met": num_met,
             "ratio": round(num_met / len(records), 4) if records else 0.0,
-            "goodput_request_s": round(num_met / wall_s, 4) if wall_s else 0.0,
+            "goodput_request_s": _goodput(slo, records, wall_s),
         }
     return summary
+
+
+def _goodput(slo: Slo, records: Sequence[RequestRecord], wall_s: float) -> float:
+    """Requests a second that meet it."""
+    num_met = sum(slo.is_met(record) for record in records)
+    return round(num_met / wall_s, 4) if wall_s else 0.0
 
 
 class Sent(Protocol):

@@ -4,15 +4,25 @@ Everything in a table is computed from the per-request rows again, not read from
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from loadtest.image_report import images_section
 from loadtest.markdown import commands, heading, noise_note, number, ratio, table
-from loadtest.metrics import summarise
-from loadtest.record import RequestRecord
+from loadtest.metrics import ITL_LIMITS_MS
+from loadtest.points import (
+    Metric,
+    Point,
+    goodput,
+    latency,
+    memory,
+    points,
+    request_rate,
+    summary_of,
+    throughput,
+    unevenness,
+)
 from loadtest.results import (
     COMPARISON_FORMAT,
     IMAGES_FORMAT,
@@ -39,6 +49,8 @@ same prompts. A few warm-up requests precede every run.
 - **out tok/s**: output tokens by the server's own usage / wall time of the whole run, prefill
   included. **TTFT**: request sent (connecting included) to first text. **ITL**: gap between chunks
   of text. Cells are medians over the repeats; ranges are the lowest and highest repeat.
+- **unevenness**: the ITL's p99 / p50. **goodput**: requests a second that kept 99 % of their gaps
+  between chunks within a limit, of all requests; failed ones never do.
 - **start-up**: launch of the command to the first completed request of one token.
 - **memory**: proportional set size (PSS) of all the server's processes, after the load.
 - **others**: the share of the machine's CPU that was taken by processes other than the server and
@@ -65,69 +77,6 @@ servers get the same prompts, seeds and steps, spread evenly over the range.
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One server at one concurrency: the summaries of its repeats."""
-
-    server: str
-    concurrency: int
-    runs: tuple[dict[str, Any], ...]
-    summaries: tuple[dict[str, Any], ...]
-
-    def median_of(self, value: "Metric") -> float | None:
-        values = self._values(value)
-        return median(values) if values else None
-
-    def range_of(self, value: "Metric") -> tuple[float, float] | None:
-        values = self._values(value)
-        return (min(values), max(values)) if values else None
-
-    def _values(self, value: "Metric") -> list[float]:
-        pairs = zip(self.runs, self.summaries, strict=True)
-        return [v for run, summary in pairs if (v := value(run, summary)) is not None]
-
-
-Metric = Callable[[dict[str, Any], dict[str, Any]], float | None]
-
-
-def latency(name: str, statistic: str) -> Metric:
-    """A metric such as `latency("ttft_ms", "p50")`."""
-
-    def value(run: dict[str, Any], summary: dict[str, Any]) -> float | None:
-        return summary[name][statistic] if summary[name] else None
-
-    return value
-
-
-def throughput(run: dict[str, Any], summary: dict[str, Any]) -> float | None:
-    return float(summary["output_tok_s"])
-
-
-def memory(run: dict[str, Any], summary: dict[str, Any]) -> float | None:
-    return run["memory"]["pss_mib"] if run["memory"] else None
-
-
-def points(comparison: dict[str, Any]) -> list[Point]:
-    """In the order of the servers, then of the concurrencies; without points nobody measured."""
-    found = []
-    for server in comparison["servers"]:
-        for concurrency in comparison["concurrencies"]:
-            runs = tuple(
-                run
-                for run in comparison["runs"]
-                if (run["server"], run["concurrency"]) == (server["name"], concurrency)
-            )
-            if runs:
-                summaries = tuple(_summary(run) for run in runs)
-                found.append(Point(server["name"], concurrency, runs, summaries))
-    return found
-
-
-def _summary(run: dict[str, Any]) -> dict[str, Any]:
-    records = [RequestRecord.from_row(row) for row in run["requests"]]
-    return summarise(records, run["summary"]["wall_s"], run["summary"]["num_planned"])
-
-
 def render_page(raw: Path) -> str:
     """The page, newest results first. Raises ValueError for a file that is no result."""
     documents = [load_any_result(path) for path in sorted(raw.glob("*.json"))]
@@ -144,6 +93,8 @@ def comparison_section(comparison: dict[str, Any]) -> str:
     if ratios := _ratio_table(comparison, measured):
         subject = comparison["servers"][0]["name"]
         parts += [f"{subject} against the others (medians; above 1 is more):", ratios]
+    if measured:
+        parts += ["How even the streams are (medians):", _smoothness_table(measured)]
     cpus = [run["cpu"] for point in measured for run in point.runs]
     note = noise_note(comparison, cpus)
     parts += [f"{note} {_idle_note(comparison)}" if cpus else note, commands(comparison)]
@@ -189,6 +140,25 @@ def _ratio_table(comparison: dict[str, Any], measured: list[Point]) -> str:
     return table(heads, rows, num_text_columns=1) if rows else ""
 
 
+def _smoothness_table(measured: list[Point]) -> str:
+    rows, last = [], None
+    for point in measured:
+        goodputs = [number(point.median_of(goodput(limit)), 2) for limit in ITL_LIMITS_MS]
+        rows.append(
+            [
+                point.server if point.server != last else "",
+                str(point.concurrency),
+                number(point.median_of(unevenness), 1),
+                *goodputs,
+                number(point.median_of(request_rate), 2),
+            ]
+        )
+        last = point.server
+    heads = ["server", "clients", "unevenness"]
+    heads += [f"goodput at {limit} ms, req/s" for limit in ITL_LIMITS_MS]
+    return table([*heads, "all, req/s"], rows, num_text_columns=1)
+
+
 def _idle_note(comparison: dict[str, Any]) -> str:
     idle = [start.get("idle_cpu", 0.0) for start in comparison["starts"]]
     return f"Idle, no server took more than {max(idle, default=0.0):.1%}."
@@ -209,7 +179,7 @@ def starts_section(document: dict[str, Any]) -> str:
 
 
 def run_section(run: dict[str, Any]) -> str:
-    summary = _summary(run)
+    summary = summary_of(run)
     rows = [
         [
             run["workload"]["name"],
@@ -227,7 +197,7 @@ def run_section(run: dict[str, Any]) -> str:
     ]
     heads = ["workload", "clients", "ok / failed", "out tok/s", "TTFT ms p50 / p90 / p99"]
     heads += ["ITL ms p50 / p90 / p99", "E2E ms p50 / p90 / p99", "peak memory MiB"]
-    parts = [heading(run), table(heads, rows, num_text_columns=1)]
+    parts = [heading(run), table(heads, rows, num_text_columns=1), _goodput_line(summary)]
     if slo := run["summary"].get("slo"):
         limits = ", ".join(f"{name} at most {ms:g} ms" for name, ms in slo["limits_ms"].items())
         parts.append(
@@ -235,6 +205,12 @@ def run_section(run: dict[str, Any]) -> str:
             f"{slo['ratio']:.1%} of all."
         )
     return "\n\n".join(parts)
+
+
+def _goodput_line(summary: dict[str, Any]) -> str:
+    found = summary["itl_goodput_request_s"].items()
+    parts = ", ".join(f"{limit} ms: {rate:.2f}" for limit, rate in found)
+    return f"Requests/s that kept 99 % of their gaps between tokens within {parts}."
 
 
 _SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {

@@ -40,6 +40,12 @@ def _rates(run: dict[str, Any], title: str) -> Table:
         limits = ", ".join(f"{name} ≤ {ms:g} ms" for name, ms in slo["limits_ms"].items())
         met = f"{slo['goodput_request_s']:.2f} req/s, {slo['ratio']:.1%} of requests"
         table.add_row(f"goodput ({limits})", met)
+    if itl := summary["itl_ms"]:
+        table.add_row(
+            "p99 / p50 of the gaps", f"{itl['p99'] / itl['p50']:.2f}" if itl["p50"] else "-"
+        )
+    for limit, rate in summary["itl_goodput_request_s"].items():
+        table.add_row(f"goodput (itl ≤ {limit} ms)", f"{rate:.2f} req/s")
     if memory := run["memory"]:
         table.add_row("memory (PSS) after / peak", _memory(memory))
     shares = [f"{cpu['watched']:.1%} server"] if memory else []

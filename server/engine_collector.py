@@ -42,6 +42,9 @@ class _Families:
         self.kv_waste = _gauge("kv_cache_waste_ratio", "Unused slots over slots in held blocks.")
         self.kv_committed = _gauge("kv_bytes_committed", "Memory that the KV pool has touched.")
         self.threads = _gauge("num_threads", "CPU threads that a model's steps use now.")
+        self.budget = _gauge("step_token_budget", "Tokens that the last step could have had.")
+        self.predicted = _gauge("step_predicted_seconds", "Expected time of the last step.")
+        self.measured = _gauge("step_measured_seconds", "Time that it took.")
         self.ready = _gauge("model_ready", "1 while the model takes requests.")
         self.restarts = CounterMetricFamily(
             "tandem_engine_restarts", "Worker processes started anew.", labels=["model_name"]
@@ -71,6 +74,9 @@ class _Families:
         self.kv_usage.add_metric(labels, _ratio(stats.kv_blocks_used, stats.kv_blocks_total))
         self.kv_waste.add_metric(labels, _ratio(stats.kv_slots_unused, slots_used))
         self.kv_committed.add_metric(labels, stats.kv_bytes_committed)
+        self.budget.add_metric(labels, stats.step_token_budget)
+        self.predicted.add_metric(labels, stats.step_predicted_s)
+        self.measured.add_metric(labels, stats.step_measured_s)
 
 
 def _gauge(name: str, text: str) -> GaugeMetricFamily:

@@ -39,6 +39,8 @@ _STEP_BUCKETS_S = (
     *(1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2),
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
+# Measured over predicted: 1 is right, above it a step was late.
+_PREDICTION_BUCKETS = (0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.5, 2.0, 3.0, 5.0, 10.0)
 _STEP_TOKENS_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
 _STEP_PARTS = ("schedule", "prepare", "forward", "sample", "publish")
@@ -179,6 +181,11 @@ class _Families:
         self.step_time = histogram(
             "step_time_seconds", "Time of a step, by part.", _STEP_BUCKETS_S, "part"
         )
+        self.step_prediction = histogram(
+            "step_prediction_ratio",
+            "Time of a step over what was predicted, where steps have a target.",
+            _PREDICTION_BUCKETS,
+        )
         self.connections_cut = Counter(
             "connections_cut",
             "Connections ended for what their client did or failed to do.",
@@ -208,6 +215,7 @@ class _ModelMetrics:
         self.e2e_latency = families.e2e_latency.labels(name)
         self.queue_time = families.queue_time.labels(name)
         self.iteration_tokens = families.iteration_tokens.labels(name)
+        self.step_prediction = families.step_prediction.labels(name)
         self.step_times = [families.step_time.labels(name, part) for part in _STEP_PARTS]
         self.totals = (
             families.prefix_cache_queries.labels(name),
@@ -231,6 +239,8 @@ class _ModelMetrics:
             return
         if stats.step_tokens:
             self.iteration_tokens.observe(stats.step_tokens)
+        if stats.step_predicted_s:
+            self.step_prediction.observe(stats.step_measured_s / stats.step_predicted_s)
         for histogram, seconds in zip(self.step_times, _step_seconds(stats), strict=True):
             histogram.observe(seconds)
 

@@ -3,6 +3,7 @@
 import pytest
 
 from engine.config import (
+    AUTO_STEP_RATIO,
     EngineConfig,
     MachineFacts,
     ModelFacts,
@@ -28,6 +29,22 @@ def test_scheduling_is_asynchronous_where_there_is_something_to_overlap(asked, d
     assert (
         resolve(EngineConfig(async_scheduling=asked), MODEL, machine).async_scheduling == is_async
     )
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "step_ms", "ratio"),
+    [
+        (None, "cpu", 0.0, AUTO_STEP_RATIO),
+        (None, "cuda", 0.0, 0.0),
+        (0.0, "cpu", 0.0, 0.0),
+        (80.0, "cpu", 80.0, 0.0),
+        (80.0, "cuda", 80.0, 0.0),
+    ],
+)
+def test_steps_have_one_target_or_none(asked, device, step_ms, ratio):
+    machine = MachineFacts(device=device, num_cores=2, free_memory_bytes=1 << 30)
+    resolved = resolve(EngineConfig(max_step_ms=asked), MODEL, machine)
+    assert (resolved.max_step_ms, resolved.max_step_ratio) == (step_ms, ratio)
 
 
 @pytest.mark.parametrize("asked", [True, False])

@@ -108,6 +108,18 @@ def test_a_failed_request_never_meets_an_objective() -> None:
     assert summary["slo"]["goodput_request_s"] == 0.5
 
 
+def test_goodput_at_several_times_between_tokens() -> None:
+    """Judged by 99 % of a request's gaps, whose longest ones here are 40, 90, 150 and 300 ms."""
+    records = [
+        record(i, text_s=[0.1, 0.11, 0.11 + longest, 0.12 + longest])
+        for i, longest in enumerate((0.04, 0.09, 0.15, 0.3))
+    ]
+    failed = record(4, text_s=[0.1, 0.11], error="timeout")
+    summary = summarise([*records, failed], wall_s=2.0, num_planned=5)
+    assert summary["itl_goodput_request_s"] == {"50": 0.5, "100": 1.0, "200": 1.5}
+    assert summarise([], 0.0, 0)["itl_goodput_request_s"] == {"50": 0.0, "100": 0.0, "200": 0.0}
+
+
 def test_one_token_has_no_gaps_to_miss() -> None:
     single = record(text_s=[0.1], output_tokens=1)
     assert single.tpot_s is None

@@ -82,6 +82,9 @@ def test_a_comparison_becomes_tables(tmp_path: Path) -> None:
     assert "| ours | 3.0 | 1 | 3 (2-6) | 100 / 100 | 10.0 / 10.0 | 500 | 0 |" in page
     assert "| theirs | 60.0 | 1 | 2 (1-3) † | 100 / 100 | 20.0 / 20.0 | 500 | 0 |" in page
     assert "| theirs | 1 | 2.00 | 1.00 | 0.50 | 1.00 |" in page
+    # 2 requests in 1, 3 and 2 seconds, all of whose gaps are 10 ms; theirs take twice as long.
+    assert "| ours | 1 | 1.0 | 1.00 | 1.00 | 1.00 | 1.00 |" in page
+    assert "| theirs | 1 | 1.0 | 0.50 | 0.50 | 0.50 | 0.50 |" in page
     assert "others took at most 2.1% of the CPU" in page
     assert "theirs (theirs 1.0):\n\n```sh\nexec theirs\n```" in page
 
@@ -112,6 +115,7 @@ def test_newest_first_and_other_formats(tmp_path: Path) -> None:
     assert "| ours | 3 | 0.50 (0.50-0.50) | 3.00 (2.00-9.00) | 0.10 (0.10-0.10) |" in page
     assert "| peers | 1 | 2 / 0 | 4.0 | 100 / 100 / 100 | 10 / 10 / 10 | 1000 / 1000 / 1000" in page
     assert "Goodput (ttft at most 100 ms): 1.33 requests/s, 100.0% of all." in page
+    assert "within 50 ms: 1.33, 100 ms: 1.33, 200 ms: 1.33." in page
     assert "with uncommitted changes" in page
     assert "Cut short" in page
 

@@ -72,6 +72,10 @@ def test_the_names_that_operators_know(metrics):
         "tandem_request_queue_time_seconds",
         "tandem_iteration_tokens",
         "tandem_step_time_seconds",
+        "tandem_step_token_budget",
+        "tandem_step_predicted_seconds",
+        "tandem_step_measured_seconds",
+        "tandem_step_prediction_ratio",
         "tandem_engine_restarts",
     }
     for counter in ("prompt_tokens", "generation_tokens", "prefix_cache_hits", "num_preemptions"):
@@ -155,6 +159,20 @@ def test_steps_are_observed_once(metrics, engine):
     for part, seconds in zip(parts, times.values(), strict=True):
         assert value(metrics, "tandem_step_time_seconds_count", part=part) == 1
         assert value(metrics, "tandem_step_time_seconds_sum", part=part) == seconds
+
+
+def test_predictions_are_compared_with_what_steps_took(metrics, engine):
+    engine.publish("m", step(1, step_token_budget=512))  # no target, no prediction
+    assert value(metrics, "tandem_step_token_budget") == 512
+    assert value(metrics, "tandem_step_prediction_ratio_count") == 0
+    report = step(2, step_token_budget=48, step_predicted_s=0.04, step_measured_s=0.05)
+    engine.publish("m", report)
+    engine.publish("m", report)  # repeated while idle
+    assert value(metrics, "tandem_step_token_budget") == 48
+    assert value(metrics, "tandem_step_predicted_seconds") == 0.04
+    assert value(metrics, "tandem_step_measured_seconds") == 0.05
+    assert value(metrics, "tandem_step_prediction_ratio_count") == 1
+    assert value(metrics, "tandem_step_prediction_ratio_sum") == 1.25
 
 
 def bounds(metrics, name):

@@ -37,6 +37,8 @@ def random_config(rng: random.Random) -> ResolvedConfig:
         max_model_len=max(2, int(num_blocks * block_size * rng.choice([0.5, 0.8, 1.0, 1.3]))),
         max_num_seqs=rng.choice([1, 2, 3, 5, 8]),
         max_num_batched_tokens=rng.choice([1, 2, 5, 16, 64, 300]),
+        max_step_ms=rng.choice([0.0, 0.0, 0.01, 50.0]),
+        max_step_ratio=rng.choice([0.0, 1.0, 2.0]),
         enable_prefix_caching=rng.random() < 0.8,
         max_idle_cached_blocks=rng.choice([0, 1, 4, num_blocks]),
         scheduling_policy=rng.choice(["fcfs", "priority"]),
@@ -110,6 +112,7 @@ class Session:
         return self.scheduler.has_work()
 
     def step(self, abort_rate: float) -> None:
+        rng = self.rng
         num_preemptions = self.scheduler.stats().num_preemptions
         decision = self.scheduler.schedule()
         scheduled = {s.seq_id for s in decision.scheduled}
@@ -124,6 +127,7 @@ class Session:
         self.maybe_abort(abort_rate)
         output = self.executor.execute(decision)
         aborted = self.maybe_abort(abort_rate)
+        self.scheduler.note_time(decision, rng.choice([1e-4, 0.03, rng.lognormvariate(-3, 2)]))
         for event in self.scheduler.commit(decision, output):
             assert event.request_id not in aborted, "an event after the abort"
             self.answers.setdefault((event.request_id, event.index), Answer()).add(event)

@@ -1,0 +1,94 @@
+"""One server at one concurrency, and the numbers that tables tell of it.
+
+All are computed from the per-request rows again, not read from stored summaries.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from loadtest.metrics import summarise
+from loadtest.record import RequestRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One server at one concurrency: the summaries of its repeats."""
+
+    server: str
+    concurrency: int
+    runs: tuple[dict[str, Any], ...]
+    summaries: tuple[dict[str, Any], ...]
+
+    def median_of(self, value: "Metric") -> float | None:
+        values = self._values(value)
+        return median(values) if values else None
+
+    def range_of(self, value: "Metric") -> tuple[float, float] | None:
+        values = self._values(value)
+        return (min(values), max(values)) if values else None
+
+    def _values(self, value: "Metric") -> list[float]:
+        pairs = zip(self.runs, self.summaries, strict=True)
+        return [v for run, summary in pairs if (v := value(run, summary)) is not None]
+
+
+Metric = Callable[[dict[str, Any], dict[str, Any]], float | None]
+
+
+def latency(name: str, statistic: str) -> Metric:
+    """A metric such as `latency("ttft_ms", "p50")`."""
+
+    def value(run: dict[str, Any], summary: dict[str, Any]) -> float | None:
+        return summary[name][statistic] if summary[name] else None
+
+    return value
+
+
+def throughput(run: dict[str, Any], summary: dict[str, Any]) -> float | None:
+    return float(summary["output_tok_s"])
+
+
+def unevenness(run: dict[str, Any], summary: dict[str, Any]) -> float | None:
+    """How much longer the longest gaps between tokens are than the usual one."""
+    itl = summary["itl_ms"]
+    return itl["p99"] / itl["p50"] if itl and itl["p50"] else None
+
+
+def goodput(limit_ms: int) -> Metric:
+    """Requests a second that kept this time between tokens."""
+
+    def value(run: dict[str, Any], summary: dict[str, Any]) -> float | None:
+        return float(summary["itl_goodput_request_s"][str(limit_ms)])
+
+    return value
+
+
+def request_rate(run: dict[str, Any], summary: dict[str, Any]) -> float | None:
+    return float(summary["request_s"])
+
+
+def memory(run: dict[str, Any], summary: dict[str, Any]) -> float | None:
+    return run["memory"]["pss_mib"] if run["memory"] else None
+
+
+def points(comparison: dict[str, Any]) -> list[Point]:
+    """In the order of the servers, then of the concurrencies; without points nobody measured."""
+    found = []
+    for server in comparison["servers"]:
+        for concurrency in comparison["concurrencies"]:
+            runs = tuple(
+                run
+                for run in comparison["runs"]
+                if (run["server"], run["concurrency"]) == (server["name"], concurrency)
+            )
+            if runs:
+                summaries = tuple(summary_of(run) for run in runs)
+                found.append(Point(server["name"], concurrency, runs, summaries))
+    return found
+
+
+def summary_of(run: dict[str, Any]) -> dict[str, Any]:
+    records = [RequestRecord.from_row(row) for row in run["requests"]]
+    return summarise(records, run["summary"]["wall_s"], run["summary"]["num_planned"])
