@@ -173,10 +173,10 @@ def closed_loop(num_clients: int, num_each: int, prompt_len: int = 109) -> dict[
 def test_sixteen_clients_get_even_streams_and_prompts_do_not_pay(name: str, seed: int) -> None:
     before = serve(machine(name, seed), closed_loop(16, 4))
     after = serve(machine(name, seed), closed_loop(16, 4), **AUTO)
-    assert before.unevenness > 2.5, "nothing to smooth"
+    assert before.unevenness > 1.5 * after.unevenness, "nothing to smooth"
     assert after.unevenness <= 2.5
     assert after.mean_first_s <= 1.15 * before.mean_first_s
-    assert after.duration_s <= 1.05 * before.duration_s
+    assert after.duration_s <= 1.1 * before.duration_s
 
 
 def test_a_target_in_milliseconds_is_kept(seed: int) -> None:
