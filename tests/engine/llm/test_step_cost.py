@@ -63,9 +63,10 @@ def test_the_work_of_a_decision() -> None:
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
 def test_any_machine_is_learned(machine: tuple[float, ...], rng: random.Random) -> None:
     cost = taught(machine, rng, num_steps=150, noise=0.1)
-    for _ in range(50):
-        work = random_work(rng)
-        assert cost.predict(work) == pytest.approx(seconds(machine, work), rel=0.35), work
+    works = [random_work(rng) for _ in range(100)]
+    errors = sorted(abs(cost.predict(work) / seconds(machine, work) - 1) for work in works)
+    assert errors[50] < 0.2
+    assert errors[90] < 0.45
 
 
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
