@@ -41,6 +41,10 @@ class ThreadCount:
         self._busy_s += busy_s
         return self._busy_s >= WINDOW_S
 
+    def start_window(self) -> None:
+        """Forget the computing since the last judgement."""
+        self._busy_s = 0.0
+
     def judge(self, time_s: float, waited_s: float) -> int:
         """How many threads to use from now on.
 

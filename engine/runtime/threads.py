@@ -12,6 +12,8 @@ from engine.runtime.thread_count import ThreadCount
 
 SPIN_COUNT = 20_000
 """Iterations that an OpenMP thread spins at a barrier before it sleeps."""
+IDLE_S = 1.0
+"""Without a step, after which what was measured before no longer counts."""
 MMAP_THRESHOLD_BYTES = 64 << 20
 TRIM_THRESHOLD_BYTES = 256 << 20
 
@@ -23,9 +25,10 @@ log = structlog.get_logger(__name__)
 def prepare_process() -> None:
     """Set what OpenMP reads when torch is imported. Call it before that.
 
-    Threads that meet at a barrier spin, by default for milliseconds. With as many threads as cores
-    and a server process beside them, a spinning thread keeps the one it waits for from running, and
-    each parallel region takes a scheduler's time slice. With a short spin they sleep instead.
+    Threads of PyTorch's own operations that meet at a barrier spin, by default for milliseconds.
+    With as many threads as cores and a server process beside them, a spinning thread keeps the one
+    it waits for from running, and each parallel region takes a scheduler's time slice. With a short
+    spin they sleep instead.
     """
     os.putenv("GOMP_SPINCOUNT", str(SPIN_COUNT))
 
@@ -72,6 +75,7 @@ class ComputeThreads:
         self._use = use
         self._clock = clock
         self._logged = most
+        self._ended_s = clock()
 
     @property
     def num_threads(self) -> int:
@@ -80,10 +84,18 @@ class ComputeThreads:
 
     def after_step(self, elapsed_s: float) -> None:
         """A step took so long. Judges now and then, and changes the number for the next one."""
-        if self._run_queue is None or not self._count.is_due(elapsed_s):
+        if self._run_queue is None:
+            return
+        now_s, last_s = self._clock(), self._ended_s
+        self._ended_s = now_s
+        if now_s - elapsed_s - last_s > IDLE_S:
+            # What threads waited that had something to do in between is no sign.
+            self._run_queue.waited_s()
+            return self._count.start_window()
+        if not self._count.is_due(elapsed_s):
             return
         before = self._count.now
-        threads = self._count.judge(self._clock(), self._run_queue.waited_s())
+        threads = self._count.judge(now_s, self._run_queue.waited_s())
         if threads != before:
             self._use(threads)
         if self._count.lasting != self._logged:

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from engine.runtime import threads as threads_module
 from engine.runtime.run_queue import RunQueue
 from engine.runtime.thread_count import WINDOW_S
-from engine.runtime.threads import ComputeThreads, compute_threads, leave_a_core
+from engine.runtime.threads import IDLE_S, ComputeThreads, compute_threads, leave_a_core
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,29 @@ def test_a_change_that_lasts_is_logged_and_a_try_is_not(threads, waits):
             waits.share = 0.9 if threads.num_threads > 1 else 0.0
     assert len(logs) == 1
     assert max(threads.used) > 1
+
+
+def test_what_was_waited_while_idle_does_not_count(waits):
+    clock = [0.0]
+    threads = ComputeThreads(4, waits, lambda threads: None, lambda: clock[0])
+    waits.share = 100.0
+    clock[0] += IDLE_S + 1 + WINDOW_S
+    threads.after_step(WINDOW_S)
+    assert threads.num_threads == 4
+    waits.share = 0.0
+    for _ in range(10):
+        clock[0] += WINDOW_S
+        threads.after_step(WINDOW_S)
+        assert threads.num_threads == 4
+
+
+def test_a_long_step_is_not_taken_for_idling(waits):
+    clock = [0.0]
+    threads = ComputeThreads(2, waits, lambda threads: None, lambda: clock[0])
+    waits.share = 1000.0
+    clock[0] += 60.0
+    threads.after_step(60.0)
+    assert threads.num_threads == 1
 
 
 def test_without_a_count_of_waiting_their_number_stays():
