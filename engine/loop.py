@@ -38,6 +38,8 @@ from engine.types import EngineStats, GenerateRequest, ModelInfo, ModelKind, Pha
 
 _LONGEST_NAP_S = 0.5
 
+StepResult = tuple[list[TokenEvent], EngineStats] | tuple[list[ImageEvent], ImageStats]
+
 log = structlog.get_logger(__name__)
 
 
@@ -133,13 +135,19 @@ class Loop:
             self._pulse.num_turns += 1
             if self._engine.has_work() and not self._yielding():
                 started_s = time.monotonic()
-                events, stats = self._engine.step()
-                if self._threads is not None:
-                    self._threads.after_step(time.monotonic() - started_s)
+                events, stats = self._step()
                 self._pulse.num_outcomes += bool(events) or stats.num_steps != self._num_steps
                 self._num_steps = stats.num_steps
                 self._publish(events, stats)
                 self._plan_pause(started_s)
+
+    def _step(self) -> StepResult:
+        if self._threads is None:
+            return self._engine.step()
+        self._threads.before_step()
+        result = self._engine.step()
+        self._threads.after_step()
+        return result
 
     def _plan_pause(self, started_s: float) -> None:
         if self._share is not None and self._share < 1.0:

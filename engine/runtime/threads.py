@@ -75,27 +75,28 @@ class ComputeThreads:
         self._use = use
         self._clock = clock
         self._logged = most
-        self._ended_s = clock()
+        self._began_s = self._ended_s = clock()
 
     @property
     def num_threads(self) -> int:
         """In use."""
         return self._count.now
 
-    def after_step(self, elapsed_s: float) -> None:
-        """A step took so long. Judges now and then, and changes the number for the next one."""
-        if self._run_queue is None:
-            return
-        now_s, last_s = self._clock(), self._ended_s
-        self._ended_s = now_s
-        if now_s - elapsed_s - last_s > IDLE_S:
+    def before_step(self) -> None:
+        """A step begins."""
+        ended_s, self._began_s = self._ended_s, self._clock()
+        if self._run_queue is not None and self._began_s - ended_s > IDLE_S:
             # What threads waited that had something to do in between is no sign.
             self._run_queue.waited_s()
-            return self._count.start_window()
-        if not self._count.is_due(elapsed_s):
+            self._count.start_window()
+
+    def after_step(self) -> None:
+        """It is over. Judges now and then, and changes the number for the next one."""
+        self._ended_s = self._clock()
+        if self._run_queue is None or not self._count.is_due(self._ended_s - self._began_s):
             return
         before = self._count.now
-        threads = self._count.judge(now_s, self._run_queue.waited_s())
+        threads = self._count.judge(self._ended_s, self._run_queue.waited_s())
         if threads != before:
             self._use(threads)
         if self._count.lasting != self._logged:

@@ -1,6 +1,5 @@
 """Which cores a worker computes on, and with how many threads."""
 
-import itertools
 import os
 
 import pytest
@@ -25,10 +24,9 @@ def test_a_core_is_left_to_http_where_there_are_more_than_two(monkeypatch, cores
 
 
 class Waits:
-    """Stands in for the run queue: says what it is told to."""
+    """Stands in for the run queue: `share` threads have waited since the last call."""
 
-    def __init__(self):
-        self.share = 0.0
+    share = 0.0
 
     def waited_s(self):
         return self.share * WINDOW_S
@@ -39,68 +37,79 @@ def waits():
     return Waits()
 
 
+class Clock:
+    now_s = 0.0
+
+    def __call__(self):
+        return self.now_s
+
+
 @pytest.fixture
-def threads(waits):
-    """Four threads; `threads.used` is what operations were told, `threads.clock` the time."""
-    clock = itertools.count(0, WINDOW_S)
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def threads(waits, clock):
+    """Four threads; `threads.used` is what operations were told, `threads.step` takes a step."""
     used = []
-    threads = ComputeThreads(4, waits, used.append, lambda: next(clock))
+    threads = ComputeThreads(4, waits, used.append, clock)
     threads.used = used
+
+    def step(elapsed_s=1.01 * WINDOW_S):
+        threads.before_step()
+        clock.now_s += elapsed_s
+        threads.after_step()
+
+    threads.step = step
     return threads
 
 
 def test_operations_use_fewer_threads_while_these_wait(threads, waits):
-    threads.after_step(WINDOW_S)
+    threads.step()
     assert (threads.num_threads, threads.used) == (4, [])
     waits.share = 3.0
-    threads.after_step(WINDOW_S)
+    threads.step()
     assert (threads.num_threads, threads.used) == (1, [1])
     waits.share = 0.0
     for _ in range(20):
-        threads.after_step(WINDOW_S)
+        threads.step()
     assert (threads.num_threads, threads.used) == (4, [1, 2, 4])
 
 
 def test_a_change_that_lasts_is_logged_and_a_try_is_not(threads, waits):
     with capture_logs() as logs:
         waits.share = 3.0
-        threads.after_step(WINDOW_S)
+        threads.step()
         assert [(line["threads"], line["most"]) for line in logs] == [(1, 4)]
         waits.share = 0.0
         for _ in range(100):
-            threads.after_step(WINDOW_S)
+            threads.step()
             waits.share = 0.9 if threads.num_threads > 1 else 0.0
     assert len(logs) == 1
     assert max(threads.used) > 1
 
 
-def test_what_was_waited_while_idle_does_not_count(waits):
-    clock = [0.0]
-    threads = ComputeThreads(4, waits, lambda threads: None, lambda: clock[0])
+def test_what_was_waited_while_idle_does_not_count(threads, waits, clock):
+    threads.step(WINDOW_S / 2)
     waits.share = 100.0
-    clock[0] += IDLE_S + 1 + WINDOW_S
-    threads.after_step(WINDOW_S)
-    assert threads.num_threads == 4
+    clock.now_s += IDLE_S + 1
+    threads.before_step()
     waits.share = 0.0
-    for _ in range(10):
-        clock[0] += WINDOW_S
-        threads.after_step(WINDOW_S)
-        assert threads.num_threads == 4
+    threads.step()
+    assert threads.num_threads == 4
 
 
-def test_a_long_step_is_not_taken_for_idling(waits):
-    clock = [0.0]
-    threads = ComputeThreads(2, waits, lambda threads: None, lambda: clock[0])
+def test_a_long_step_is_not_taken_for_idling(threads, waits):
     waits.share = 1000.0
-    clock[0] += 60.0
-    threads.after_step(60.0)
-    assert threads.num_threads == 1
+    threads.step(60.0)
+    assert threads.num_threads == 2
 
 
 def test_without_a_count_of_waiting_their_number_stays():
     threads = ComputeThreads(4, None, lambda threads: pytest.fail("changed"))
-    for _ in range(10):
-        threads.after_step(1.0)
+    threads.before_step()
+    threads.after_step()
     assert threads.num_threads == 4
 
 
@@ -110,5 +119,6 @@ def test_where_linux_does_not_count_it_says_so(monkeypatch, tmp_path):
     with capture_logs() as logs:
         threads = compute_threads(adaptive=True)
     assert "number is fixed" in logs[0]["event"]
-    threads.after_step(100.0)
+    threads.before_step()
+    threads.after_step()
     assert threads.num_threads == 2
