@@ -16,12 +16,14 @@ using native::each;
 using native::with_constant;
 
 constexpr float kLog2E = 1.442695041f;
+// A step of the inner loops: kRows times kColumns registers of sums, kColumns of what they are
+// multiplied with, and one more. Of 16 registers a spilled one would double the time.
+constexpr int kRows = 6;
 #if defined(__AVX512F__)
-constexpr int kRows = 6;  // A step of the inner loops: kRows times kColumns registers of sums.
-#else
-constexpr int kRows = 3;
-#endif
 constexpr int kColumns = 4;
+#else
+constexpr int kColumns = 2;
+#endif
 
 // The arithmetic of at most kRows rows and a tile: scores, weights, sums.
 template <class T>
