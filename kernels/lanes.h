@@ -37,11 +37,19 @@ inline Lanes load_lanes(const float* from) {
 
 inline void store(float* to, Lanes x) { std::memcpy(to, &x, sizeof x); }
 
+// Compilers take several instructions for the conversions of halves and bytes that are one.
 inline Lanes load_lanes(const BFloat16* from) {
+#if defined(__AVX512F__)
+  IntLanes bits = (IntLanes)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from));
+#elif defined(__AVX2__)
+  IntLanes bits = (IntLanes)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)from));
+#else
   typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
-  Halves bits;
-  std::memcpy(&bits, from, sizeof bits);
-  return (Lanes)(__builtin_convertvector(bits, IntLanes) << 16);
+  Halves halves;
+  std::memcpy(&halves, from, sizeof halves);
+  IntLanes bits = __builtin_convertvector(halves, IntLanes);
+#endif
+  return (Lanes)(bits << 16);
 }
 
 inline Lanes load_lanes(const Float16* from) {
@@ -56,7 +64,6 @@ inline Lanes load_lanes(const Float16* from) {
 #endif
 }
 
-// Compilers take a dozen instructions for the conversions of bytes that are one.
 inline IntLanes widen(const int8_t* from) {
 #if defined(__AVX512F__)
   return (IntLanes)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from));

@@ -33,6 +33,12 @@ inline Vec load(const Float16* p) {
   __m256i halves;
   std::memcpy(&halves, p, sizeof halves);
   return (Vec)_mm512_cvtph_ps(halves);
+#elif defined(__F16C__)
+  __m256 parts[2];
+  for (int i = 0; i < 2; ++i) parts[i] = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p + i));
+  Vec v;
+  std::memcpy(&v, parts, sizeof v);
+  return v;
 #else
   typedef Float16 Halves __attribute__((vector_size(32)));
   Halves h;
@@ -50,11 +56,13 @@ inline Words load_words(const void* p) {
 
 inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 inline void store(BFloat16* p, Vec v) {
-  // As `from_float`, in vectors.
+  // As `from_float`, in vectors. The sign of a difference tells NaNs: to compare them compilers take
+  // the numbers out of shorter registers one by one.
   typedef uint16_t Halves __attribute__((vector_size(32)));
+  typedef int32_t Signed __attribute__((vector_size(64)));
   Words bits = (Words)v;
   Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  Words is_nan = (Words)((bits & 0x7fffffff) > 0x7f800000);
+  Words is_nan = (Words)((Signed)(0x7f800000 - (bits & 0x7fffffff)) >> 31);
   Words chosen = (is_nan & ((bits >> 16) | 0x40)) | (~is_nan & rounded);
   Halves halves = __builtin_convertvector(chosen, Halves);
   std::memcpy(p, &halves, sizeof halves);
@@ -63,6 +71,11 @@ inline void store(Float16* p, Vec v) {
 #if defined(__AVX512F__)
   __m256i halves = _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   std::memcpy(p, &halves, sizeof halves);
+#elif defined(__F16C__)
+  __m256 parts[2];
+  std::memcpy(parts, &v, sizeof v);
+  for (int i = 0; i < 2; ++i)
+    _mm_storeu_si128((__m128i*)p + i, _mm256_cvtps_ph(parts[i], _MM_FROUND_TO_NEAREST_INT));
 #else
   for (int i = 0; i < 16; ++i) p[i] = Float16(v[i]);
 #endif
