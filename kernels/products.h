@@ -39,7 +39,7 @@ struct Singles {
   static constexpr int kDepth = 1;
 
   static Lanes load_packed(const float* from) { return load_lanes(from); }
-  static void store_packed(float* to, Lanes x) { store(to, x); }
+  static void store_packed(float* to, Lanes x) { native::store(to, x); }
   static Lanes repeat(const float* one) { return fill(*one); }
   static Lanes multiply_add(Lanes sum, Lanes packed, Lanes repeated) {
     return native::multiply_add(packed, repeated, sum);
@@ -120,6 +120,35 @@ struct Pairs {
   }
 };
 #endif
+
+// What `transpose` turns: registers of rows, in each lane kDims neighbouring numbers.
+template <class Products, class T>
+struct Turned {
+  static constexpr int kDims = Products::kDepth;
+
+  static Lanes load(const T* from, int64_t count) { return Products::load(from, count); }
+  // `count` is as many dims of kLanes rows as are wanted.
+  static void store(typename Products::Element* to, int64_t, int64_t, Lanes x) {
+    Products::store_packed(to, x);
+  }
+};
+
+// Two bf16 numbers travel as one fp32 number does: half the shuffles, and they become fp32 last.
+template <>
+struct Turned<Singles, BFloat16> {
+  static constexpr int kDims = 2;
+
+  static Lanes load(const BFloat16* from, int64_t count) {
+    Lanes x = {};
+    if (count >= 2 * kLanes) std::memcpy(&x, from, sizeof x);
+    else std::memcpy(&x, from, count * sizeof *from);
+    return x;
+  }
+  static void store(float* to, int64_t stride, int64_t count, Lanes pairs) {
+    native::store(to, (Lanes)((IntLanes)pairs << 16));
+    if (count > 1) native::store(to + stride, (Lanes)((IntLanes)pairs & -65536));
+  }
+};
 
 // Which a storage type of queries gets.
 template <class T>

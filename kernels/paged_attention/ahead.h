@@ -4,6 +4,8 @@
 
 namespace {
 
+constexpr int kTurn = 4;  // Steps of a matrix product between two calls.
+
 // Asks for memory line by line while other work is done: a processor waits for few lines at a time,
 // and behind a burst of them that work would wait, too.
 class Ahead {

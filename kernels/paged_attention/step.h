@@ -16,13 +16,13 @@ using native::each;
 using native::with_constant;
 
 constexpr float kLog2E = 1.442695041f;
-// A step of the inner loops: kRows times kColumns registers of sums, kColumns of what they are
-// multiplied with, and one more. Of 16 registers a spilled one would double the time.
+// A step of the inner loops has registers for rows times columns sums, the fewer of rows and columns
+// that meet, and one more: of AVX2's sixteen a spilled one doubles the time.
 constexpr int kRows = 6;
 #if defined(__AVX512F__)
-constexpr int kColumns = 4;
+constexpr int columns_for(int) { return 4; }
 #else
-constexpr int kColumns = 2;
+constexpr int columns_for(int rows) { return rows <= 3 ? 4 : 2; }
 #endif
 
 // The arithmetic of at most kRows rows and a tile: scores, weights, sums.
@@ -47,6 +47,7 @@ class Step {
 
   template <int rows>
   void score_some(const Element* queries, int64_t begin, int64_t end) {
+    constexpr int kColumns = columns_for(rows);
     for (int64_t key = begin; key < end;) {
       int64_t columns = std::min<int64_t>(kColumns, (end - key) / kLanes);
       with_constant<kColumns>(columns, [&](auto c) { score<rows, c>(queries, key); });
@@ -93,7 +94,7 @@ class Step {
   // Adds weighted values, read from where they lie.
   template <int rows>
   void mix_direct(float* to, int64_t begin, int64_t end) {
-    constexpr int64_t kSome = kColumns * kLanes;
+    constexpr int64_t kSome = columns_for(rows) * kLanes;
     std::integral_constant<int64_t, kWidth> whole;
     int64_t d = 0;
     for (; d + kSome <= a.dim; d += kSome)
@@ -105,6 +106,7 @@ class Step {
   // The same, of packed values.
   template <int rows>
   void mix_packed(float* to, int64_t begin, int64_t end) {
+    constexpr int kColumns = columns_for(rows);
     for (int64_t d = 0; d < width_; d += kColumns * kLanes) {
       int64_t columns = std::min<int64_t>(kColumns, (width_ - d) / kLanes);
       with_constant<kColumns>(columns, [&](auto c) { mix<rows, c>(to + d, d, begin, end); });
@@ -119,7 +121,7 @@ class Step {
       each<columns>([&](auto c) INLINE_BODY { sums[r][c] = Lanes{}; });
     });
     for (int64_t d = 0; d < q_width_; d += kDepth) {
-      tile_.fetch_some();
+      if (d % (kDepth * kTurn) == 0) tile_.fetch_some();
       multiply_add(queries + d, q_width_, tile_.keys() + d * kTile + key * kDepth, sums);
     }
     each<rows>([&](auto r) INLINE_BODY {
@@ -128,26 +130,43 @@ class Step {
     });
   }
 
-  // One step of a matrix product: every row's next factors times `columns` packed registers.
-  template <int rows, int columns>
-  ALWAYS_INLINE static void multiply_add(const Element* factors, int64_t stride,
-                                         const Element* from, Lanes (&sums)[rows][columns]) {
-    Lanes packed[columns];
-    each<columns>([&](auto c) INLINE_BODY {
-      packed[c] = Products::load_packed(from + c * kLanes * kDepth);
-    });
-    multiply_add(factors, stride, packed, sums);
+  // One step of a matrix product: every row's next factors times `columns` registers, of which
+  // `load(i, to)` gives the i-th kSome.
+  template <int kSome, int rows, int columns, class Load>
+  ALWAYS_INLINE static void multiply_add(const Element* factors, int64_t stride, Load load,
+                                         Lanes (&sums)[rows][columns]) {
+    auto add = [&](auto r, auto c, Lanes packed, Lanes repeated) INLINE_BODY {
+      sums[r][c] = Products::multiply_add(sums[r][c], packed, repeated);
+    };
+    if constexpr (rows < columns) {
+      Lanes repeated[rows];
+      each<rows>([&](auto r) INLINE_BODY {
+        repeated[r] = Products::repeat(factors + r * stride);
+      });
+      each<columns / kSome>([&](auto some) INLINE_BODY {
+        Lanes packed[kSome];
+        load(some, packed);
+        each<kSome>([&](auto i) INLINE_BODY {
+          std::integral_constant<int, some * kSome + i> c;
+          each<rows>([&](auto r) INLINE_BODY { add(r, c, packed[i], repeated[r]); });
+        });
+      });
+    } else {
+      Lanes packed[columns];
+      each<columns / kSome>([&](auto some) INLINE_BODY { load(some, packed + some * kSome); });
+      each<rows>([&](auto r) INLINE_BODY {
+        Lanes repeated = Products::repeat(factors + r * stride);
+        each<columns>([&](auto c) INLINE_BODY { add(r, c, packed[c], repeated); });
+      });
+    }
   }
   template <int rows, int columns>
   ALWAYS_INLINE static void multiply_add(const Element* factors, int64_t stride,
-                                         const Lanes (&packed)[columns],
-                                         Lanes (&sums)[rows][columns]) {
-    each<rows>([&](auto r) INLINE_BODY {
-      Lanes repeated = Products::repeat(factors + r * stride);
-      each<columns>([&](auto c) INLINE_BODY {
-        sums[r][c] = Products::multiply_add(sums[r][c], packed[c], repeated);
-      });
-    });
+                                         const Element* from, Lanes (&sums)[rows][columns]) {
+    auto load = [&](auto c, Lanes* to) INLINE_BODY {
+      *to = Products::load_packed(from + c * kLanes * kDepth);
+    };
+    multiply_add<1>(factors, stride, load, sums);
   }
 
   // Products of queries and keys (of the tile's i-th kLanes) to scores, as powers of two.
@@ -163,12 +182,11 @@ class Step {
     Lanes sums[rows][parts * kDepth];
     load_sums(to + d, sums);
     for (int64_t key = begin; key < end; key += kDepth) {
-      tile_.fetch_some();
-      Lanes packed[parts * kDepth];
-      each<parts>([&](auto p) INLINE_BODY {
-        tile_.load_values(key, d + p * kWidth, count, packed + p * kDepth);
-      });
-      multiply_add(weights_ + key, kTile, packed, sums);
+      if (key % (kDepth * kTurn) == 0) tile_.fetch_some();
+      auto load = [&](auto part, Lanes* values) INLINE_BODY {
+        tile_.load_values(key, d + part * kWidth, count, values);
+      };
+      multiply_add<kDepth>(weights_ + key, kTile, load, sums);
     }
     store_sums(to + d, sums);
   }

@@ -16,6 +16,7 @@ namespace {
 template <class T>
 class Tile {
   using Products = typename native::ProductsOf<T>::Type;
+  using Turned = native::Turned<Products, T>;
   using Element = typename Products::Element;
   static constexpr int kDepth = Products::kDepth;
   static constexpr int kWidth = kDepth * kLanes;  // Dims that are read at once.
@@ -50,10 +51,11 @@ class Tile {
       ahead_.add(block.keys + slot * row_size(), (last - at) * row_size());
       ahead_.add(block.values + slot * row_size(), (last - at) * row_size());
     }
-    ahead_.divide(keys / kLanes * divide_up(a.dim, kWidth) + q_width_ / kDepth +
-                  keys / kDepth * divide_up(a.dim, kTile));
+    ahead_.divide(keys / kLanes * divide_up(a.dim, Turned::kDims * kLanes) +
+                  divide_up(q_width_, kDepth * kTurn) +
+                  keys / (kDepth * kTurn) * divide_up(a.dim, kTile));
   }
-  // At each step of packing, scoring and mixing.
+  // At each step of packing, every kTurn-th of scoring and mixing.
   void fetch_some() const { ahead_.fetch(); }
 
   // Where keys begin .. end - 1 of a tile are. Behind the task's last key it is that one again.
@@ -83,16 +85,13 @@ class Tile {
 
   // keys_ is [dim / kDepth][kTile][kDepth]. A function of its own, so that registers suffice.
   __attribute__((noinline)) void pack_keys(int64_t begin, int64_t end) {
-    for (int64_t key = begin; key < end; key += kLanes)
-      for_dims([&](int64_t d, auto count) INLINE_BODY {
-        fetch_some();
-        Lanes packed[kLanes];
-        for (int i = 0; i < kLanes; ++i) packed[i] = Products::load(key_at_[key + i] + d, count);
-        native::transpose(packed);
-        int64_t used = std::min<int64_t>(kLanes, (q_width_ - d) / kDepth);
-        for (int64_t i = 0; i < used; ++i)
-          Products::store_packed(keys_ + (d + i * kDepth) * kTile + key * kDepth, packed[i]);
-      });
+    constexpr int kDims = Turned::kDims, kSome = kDims * kLanes;
+    for (int64_t key = begin; key < end; key += kLanes) {
+      int64_t d = 0;
+      for (; d + kSome <= a.dim; d += kSome)
+        turn(key, d, std::integral_constant<int64_t, kSome>{});
+      if (d < a.dim) turn(key, d, a.dim - d);
+    }
   }
 
   // values_ is [kTile / kDepth][width_][kDepth].
@@ -120,6 +119,18 @@ class Tile {
   }
 
  private:
+  // kLanes keys become lanes: `count` of their dims.
+  template <class Count>
+  ALWAYS_INLINE void turn(int64_t key, int64_t d, Count count) {
+    fetch_some();
+    Lanes turned[kLanes];
+    for (int i = 0; i < kLanes; ++i) turned[i] = Turned::load(key_at_[key + i] + d, count);
+    native::transpose(turned);
+    Element* to = keys_ + d * kTile + key * kDepth;
+    for (int i = 0; i * Turned::kDims < count; ++i)
+      Turned::store(to + i * Turned::kDims * kTile, kTile, count - i * Turned::kDims, turned[i]);
+  }
+
   // Calls `function(d, count)` for every kWidth dims; `count` is a constant for all but the last.
   template <class Function>
   void for_dims(Function function) const {
