@@ -71,12 +71,17 @@ REFUSED = {"composed": _BENT_OR_PACKED}
 """Implementation → cases that it leaves to others, all the rest it takes."""
 _SMOLLM2 = (9, 3, 64)
 _LLAMA3 = (32, 8, 128)
+_LLAMA3_1B = (32, 8, 64)
 _DECODE_64 = ((1, 4096),) * 64
 BENCHMARKS = {
     "cpu": (
         Case("smollm2 decode 1, context 1k", ((1, 1024),), *_SMOLLM2),
         Case("smollm2 decode 32, context 256", ((1, 256),) * 32, *_SMOLLM2),
         Case("smollm2 prompt 512", ((512, 512),), *_SMOLLM2),
+        Case("smollm2 decode 1, context 6k", ((1, 6144),), *_SMOLLM2, num_layers=1),
+        Case("smollm2 chunk 256, context 6k", ((256, 6144),), *_SMOLLM2, num_layers=1),
+        Case("llama3.2_1b decode 1, context 6k", ((1, 6144),), *_LLAMA3_1B, num_layers=1),
+        Case("llama3.2_1b chunk 256, context 6k", ((256, 6144),), *_LLAMA3_1B, num_layers=1),
         Case("llama3_8b decode 8, context 2k", ((1, 2048),) * 8, *_LLAMA3, num_layers=1),
     ),
     "cuda": (
