@@ -17,7 +17,16 @@ AsyncScheduling = Literal["auto", "on", "off"]
 Quantization = Literal["auto", "none", "gguf", "gguf-int8", "int8"]
 PACKED = ("gguf", "gguf-int8")
 """Those that need a file's packed weights."""
-CpuIsa = Literal["auto", "native", "x86-64-v3", "x86-64-v4"]
+CpuIsa = Literal[
+    "auto",
+    "native",
+    "x86-64-v3",
+    "x86-64-v3-vnni",
+    "x86-64-v4",
+    "x86-64-v4-vnni",
+    "x86-64-v4-bf16",
+    "x86-64-v4-amx",
+]
 ImageQuantization = Literal["none", "bnb-nf4", "bnb-int8"]
 
 GIB = 1 << 30

@@ -1,7 +1,8 @@
 """The instruction set that the C++ operations are compiled for, one for the whole process.
 
-`native` uses whatever the processor has. A rung is a level of x86-64 as compilers name it: what is
-compiled for it runs, with the same arithmetic, on every processor that reaches the level.
+`native` uses whatever the processor has. A rung is a level of x86-64 as compilers name it, with
+more instructions for products or without: what is compiled for it runs, with the same arithmetic,
+on every processor that reaches it. Any lower rung can be chosen, to be tested and timed.
 """
 
 import argparse
@@ -12,8 +13,25 @@ from pathlib import Path
 NATIVE = "native"
 _V3 = ("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave")
 _V4 = ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
-RUNGS = {"x86-64-v3": _V3, "x86-64-v4": _V3 + _V4}
+_V4_VNNI = (*_V3, *_V4, "avx512_vnni")
+_V4_BF16 = (*_V4_VNNI, "avx512_bf16")
+RUNGS = {
+    "x86-64-v3": _V3,
+    "x86-64-v3-vnni": (*_V3, "avx_vnni"),
+    "x86-64-v4": (*_V3, *_V4),
+    "x86-64-v4-vnni": _V4_VNNI,
+    "x86-64-v4-bf16": _V4_BF16,
+    "x86-64-v4-amx": (*_V4_BF16, "amx_tile", "amx_bf16"),
+}
 """By name, lowest first: what a processor must have, in the words of /proc/cpuinfo."""
+_BEYOND_LEVEL = {
+    "avx_vnni": "-mavxvnni",
+    "avx512_vnni": "-mavx512vnni",
+    "avx512_bf16": "-mavx512bf16",
+    "amx_tile": "-mamx-tile",
+    "amx_bf16": "-mamx-bf16",
+}
+"""What compilers are told of features that no level has."""
 
 _chosen = NATIVE
 
@@ -40,8 +58,20 @@ def add_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen() -> str:
-    """`native` or a rung: what compilers get as `-march`."""
+    """`native` or a rung."""
     return _chosen
+
+
+def compiler_flags() -> list[str]:
+    """What compilers are told: a level of x86-64 and what is used beyond it."""
+    level = "-".join(_chosen.split("-")[:3])
+    more = [_BEYOND_LEVEL[one] for one in RUNGS.get(_chosen, ()) if one in _BEYOND_LEVEL]
+    return [f"-march={level}", *more]
+
+
+def multiplies_bf16() -> bool:
+    """Whether what is compiled multiplies pairs of bf16 numbers; else arithmetic is fp32."""
+    return "avx512_bf16" in RUNGS.get(_chosen, features())
 
 
 def missing(name: str) -> list[str]:

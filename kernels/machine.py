@@ -8,7 +8,10 @@ import torch
 
 from kernels import _triton, isa, native
 
-CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_int8")
+CPU_FLAGS = (
+    *("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16"),
+    *("amx_tile", "amx_bf16", "amx_int8"),
+)
 """Of /proc/cpuinfo, those that the C++ operations make use of or that a reader asks for."""
 
 
@@ -59,5 +62,5 @@ def _cpp() -> str:
     lack = native.missing()
     if lack is not None:
         return f"{lack}: slower PyTorch operations run instead"
-    flags = [flag for flag in native.flags() if flag.startswith(("-O", "-march"))]
-    return f"{native.compiler_name()}, {' '.join(flags)}"
+    flags = [flag for flag in native.flags() if flag.startswith(("-O", "-m"))]
+    return f"{native.compiler_name()}, {isa.chosen()}: {' '.join(flags)}"

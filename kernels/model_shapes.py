@@ -40,6 +40,16 @@ LLAMA3_8B = ModelShape(
     head_dim=128,
     vocab_size=128256,
 )
+LLAMA3_1B = ModelShape(
+    name="llama3_1b",
+    hidden_size=2048,
+    intermediate_size=8192,
+    num_hidden_layers=16,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=64,
+    vocab_size=128256,
+)
 QWEN3_0_6B = ModelShape(
     name="qwen3_0.6b",
     hidden_size=1024,
@@ -61,4 +71,4 @@ SMOLLM2_135M = ModelShape(
     head_dim=64,
     vocab_size=49152,
 )
-MODEL_SHAPES = (LLAMA3_8B, QWEN3_0_6B, SMOLLM2_135M)
+MODEL_SHAPES = (LLAMA3_8B, LLAMA3_1B, QWEN3_0_6B, SMOLLM2_135M)

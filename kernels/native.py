@@ -93,7 +93,7 @@ def compiler_name() -> str | None:
 
 def flags() -> list[str]:
     """What the compiler is told beside a source's own wishes."""
-    return [f"-march={isa.chosen()}", *FLAGS]
+    return [*isa.compiler_flags(), *FLAGS]
 
 
 def _compiler() -> str | None:

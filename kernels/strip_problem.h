@@ -8,6 +8,8 @@
 
 namespace native::strips {
 
+constexpr int kStrips = 4;  // of a tile
+
 // Memory of this thread for numbers of one kind, kept from call to call: new memory would have to
 // be found and cleared for every product.
 template <class T>

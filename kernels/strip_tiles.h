@@ -1,21 +1,18 @@
-// Rows times strips in registers.
+// Rows times strips of bf16 pairs in registers.
 #pragma once
 #include <algorithm>
 
 #include "strip_problem.h"
+#include "strip_steps.h"
 
 namespace native::strips {
 
-#if defined(__AVX512F__)
-constexpr int kRows = 6, kStrips = 4;  // 24 of 32 registers hold sums
-#else
-constexpr int kRows = 4, kStrips = 1;  // 8 of 16 registers, a Vec takes two
-#endif
+#if defined(__AVX512BF16__)
+constexpr int kRows = 6;  // times kStrips: 24 of 32 registers hold sums
 
 // Products of all rows with some strips, piece by piece.
-template <class Step>
 class Tiles {
-  using X = typename Step::X;
+  using X = BFloat16;
 
  public:
   // For rows first .. last - 1. Unless sums wait for a next piece all tiles use the same few, which
@@ -28,7 +25,7 @@ class Tiles {
   // Adds the products of a piece, steps first_step .. last_step - 1 along the inputs.
   void add(const Piece<X>& weights, int64_t strip, int64_t strips, int64_t first_step,
            int64_t last_step) {
-    bool waits = !is_one() && (first_step > 0 || last_step * Step::kInputs < p_.inputs);
+    bool waits = !is_one() && (first_step > 0 || last_step * kInputs < p_.inputs);
     waiting_ = scratch<Vec>(std::max<int64_t>(waits ? rows_ : 0, kRows) * kStrips);
     Part part{weights, 0, 0, strip, first_step, last_step, false};
     with_strips<kStrips>(strips, part, waits);
@@ -67,8 +64,8 @@ class Tiles {
   template <int R, int V>
   void run_tile(const Part& at) {
     Vec* sums = waiting_ + at.place * V;
-    const X* x = (const X*)p_.x + at.row * p_.x_stride + at.step * Step::kInputs;
-    bool ends = at.end * Step::kInputs == p_.inputs;
+    const X* x = (const X*)p_.x + at.row * p_.x_stride + at.step * kInputs;
+    bool ends = at.end * kInputs == p_.inputs;
     if (at.step == 0) std::fill_n(sums, R * V, Vec{});
     if (ends)
       for (int r = 0; r < R; ++r) fetch_output<X, V>(p_, at.row + r, at.strip);
@@ -92,18 +89,18 @@ class Tiles {
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) sum[r][v] = sums[r * V + v];
-    for (int64_t i = 0; i < steps; ++i, x += Step::kInputs, w += kStep) {
-      decltype(Step::weights(w)) weights[V];
+    for (int64_t i = 0; i < steps; ++i, x += kInputs, w += kStep) {
+      decltype(Pairs::weights(w)) weights[V];
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) weights[v] = Step::weights(w + v * w_stride);
+      for (int v = 0; v < V; ++v) weights[v] = Pairs::weights(w + v * w_stride);
       if (fetches)
 #pragma GCC unroll 8
         for (int v = 0; v < V; ++v) __builtin_prefetch(w + (V + v) * w_stride, 0, 2);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        auto value = Step::row(x + r * x_stride);
+        auto value = Pairs::row(x + r * x_stride);
 #pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) sum[r][v] = Step::add(sum[r][v], weights[v], value);
+        for (int v = 0; v < V; ++v) sum[r][v] = Pairs::add(sum[r][v], weights[v], value);
       }
     }
 #pragma GCC unroll 8
@@ -112,11 +109,12 @@ class Tiles {
       for (int v = 0; v < V; ++v) sums[r * V + v] = sum[r][v];
   }
 
-  static constexpr int64_t kStep = 16 * Step::kInputs;  // elements of a strip
+  static constexpr int64_t kInputs = 2, kStep = 16 * kInputs;  // elements of a strip
 
   Problem p_;
   int64_t first_, rows_;
   Vec* waiting_ = nullptr;
 };
+#endif
 
 }  // namespace native::strips

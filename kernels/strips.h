@@ -1,5 +1,5 @@
 // Multiplication of rows by strips of 16 output features: y = x · Wᵀ + bias, the same bits whatever
-// the number of rows.
+// the number of rows. This is how bf16 pairs are multiplied; fp32_tiles.h does it in fp32.
 //
 // A tile keeps a few rows times a few strips of sums in registers and walks along the inputs in
 // their order, one sum per output. The inputs are cut into pieces that stay in a cache, and the sums
@@ -20,8 +20,9 @@
 namespace native::strips {
 
 // Strips that lie in memory as they are multiplied, whole.
-template <class X>
 class InMemory {
+  using X = BFloat16;
+
  public:
   InMemory(const void* weight, int64_t inputs) : weight_((const X*)weight), inputs_(inputs) {}
 
@@ -43,22 +44,22 @@ class InMemory {
   int64_t inputs_;
 };
 
-template <class Step, class Strips>
+#if defined(__AVX512BF16__)
+template <class Strips>
 class Multiplication {
  public:
   Multiplication(const Problem& problem, const Strips& strips) : p_(problem), strips_(strips) {}
 
   // Rows first .. last - 1 times strips first_strip .. last_strip - 1.
   void run(int64_t first, int64_t last, int64_t first_strip, int64_t last_strip) {
-    Tiles<Step> tiles(p_, first, last);
+    Tiles tiles(p_, first, last);
     for (int64_t s = first_strip; s < last_strip; s += kStrips) {
       int64_t count = std::min<int64_t>(kStrips, last_strip - s);
       if (strips_.multiply_few(p_, first, last - first, s, count)) continue;
       int64_t piece = std::min(p_.inputs, Strips::piece_inputs(count, tiles.is_one()));
       for (int64_t k = 0; k < p_.inputs; k += piece) {
         int64_t end = std::min(p_.inputs, k + piece);
-        tiles.add(strips_.piece(s, count, k, end), s, count, k / Step::kInputs,
-                  end / Step::kInputs);
+        tiles.add(strips_.piece(s, count, k, end), s, count, k / 2, end / 2);
       }
     }
   }
@@ -67,6 +68,7 @@ class Multiplication {
   Problem p_;
   Strips strips_;
 };
+#endif
 
 // Threads share the strips; where there are few of them, the rows, too.
 template <class Work>
@@ -83,6 +85,7 @@ void share(const Problem& p, const Work& work) {
   });
 }
 
+#if defined(TANDEM_BF16_PAIRS)
 template <class Work, class Strips>
 void multiply_with(const Problem& p, const Strips& strips) {
   share(p, [&](int64_t first, int64_t last, int64_t first_strip, int64_t last_strip) {
@@ -90,21 +93,15 @@ void multiply_with(const Problem& p, const Strips& strips) {
   });
 }
 
-template <class Step, class Strips>
-void multiply(const Problem& p, const Strips& strips) {
+template <class Strips>
+void multiply_pairs(const Problem& p, const Strips& strips) {
 #if defined(TANDEM_MATRIX_TILES)
-  if constexpr (std::is_same_v<Step, Pairs>)
-    if (has_matrix_tiles()) return multiply_with<TileMultiplication<Strips>>(p, strips);
+  if (has_matrix_tiles()) return multiply_with<TileMultiplication<Strips>>(p, strips);
 #endif
-  multiply_with<Multiplication<Step, Strips>>(p, strips);
+#if defined(__AVX512BF16__)
+  multiply_with<Multiplication<Strips>>(p, strips);
+#endif
 }
-
-// Calls `function` with a null pointer of the step for a storage type.
-template <class Function>
-void with_step(int64_t dtype, Function function) {
-  if (dtype == kFloat32) function((Single<float>*)nullptr);
-  if (dtype == kBFloat16) function((Pairs*)nullptr);
-  if (dtype == kFloat16) function((Single<Float16>*)nullptr);
-}
+#endif
 
 }  // namespace native::strips

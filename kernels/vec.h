@@ -1,13 +1,11 @@
-// Sixteen numbers at a time. Compilers split a Vec on machines with shorter registers.
+// Sixteen numbers at a time. Compilers split a Vec on machines with shorter registers: loops that
+// must be fast there use `Lanes`, which with AVX-512 are the same.
 #pragma once
 #include <cstddef>
 #include <cstdlib>
 #include <new>
 
-#include "native.h"
-#if defined(__AVX512F__) || defined(__AVX2__)
-#include <immintrin.h>
-#endif
+#include "lanes.h"
 
 namespace native {
 
@@ -54,7 +52,9 @@ inline Words load_words(const void* p) {
   return w;
 }
 
+#if !defined(__AVX512F__)
 inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+#endif
 inline void store(BFloat16* p, Vec v) {
   // As `from_float`, in vectors. The sign of a difference tells NaNs: to compare them compilers take
   // the numbers out of shorter registers one by one.
@@ -81,23 +81,18 @@ inline void store(Float16* p, Vec v) {
 #endif
 }
 
-// a * b + c, rounded once wherever the processor can. Spelled out, because a compiler may fuse one
-// instance of the same source and not another, which then differ in the last bit.
+#if !defined(__AVX512F__)
 inline Vec multiply_add(Vec a, Vec b, Vec c) {
-#if defined(__AVX512F__)
-  return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif defined(__FMA__)
-  __m256 halves[3][2];
-  std::memcpy(halves[0], &a, 64);
-  std::memcpy(halves[1], &b, 64);
-  std::memcpy(halves[2], &c, 64);
-  for (int i = 0; i < 2; ++i) halves[2][i] = _mm256_fmadd_ps(halves[0][i], halves[1][i], halves[2][i]);
-  std::memcpy(&c, halves[2], 64);
+  Lanes parts[3][16 / kLanes];
+  std::memcpy(parts[0], &a, sizeof a);
+  std::memcpy(parts[1], &b, sizeof b);
+  std::memcpy(parts[2], &c, sizeof c);
+  for (int i = 0; i < 16 / kLanes; ++i)
+    parts[2][i] = multiply_add(parts[0][i], parts[1][i], parts[2][i]);
+  std::memcpy(&c, parts[2], sizeof c);
   return c;
-#else
-  return a * b + c;
-#endif
 }
+#endif
 
 inline Vec broadcast(float x) { return x - Vec{}; }
 

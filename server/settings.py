@@ -299,7 +299,8 @@ class Settings(BaseSettings):
     cpu_isa: CpuIsa = Field(
         "auto",
         description="Instructions that the C++ operations may use: those of this processor (auto, "
-        "native), or those of every x86-64-v3 (AVX2, FMA) or x86-64-v4 (AVX-512) processor.",
+        "native), or those of every x86-64-v3 (AVX2, FMA) or x86-64-v4 (AVX-512) processor, with "
+        "what their names end in, if anything: VNNI, BF16 (and VNNI), AMX (and both).",
     )
     engine: Annotated[EngineConfig, BeforeValidator(_check_engine_keys)] = Field(
         default_factory=EngineConfig, description="The engine's knobs."

@@ -20,9 +20,10 @@ def linear_panels(
 ) -> Tensor:
     """`x @ weight.T + bias` for a weight of few bits.
 
-    The weight was brought into the order of the CPU's instructions once, at load. It is taken apart
-    piece by piece and rounded to x's dtype: results are bit for bit those of `linear_packed` with
-    the dequantised weight, from a third of the memory or less.
+    The weight was brought into the order of the CPU's instructions once, at load. Where the
+    processor multiplies pairs of bf16 numbers and x is bf16, it is taken apart piece by piece and
+    rounded: results are bit for bit those of `linear_packed` with the dequantised weight, from a
+    third of the memory or less. Else arithmetic is fp32 and no weight is rounded.
 
     Args:
         x: [M, K], fp32, bf16 or fp16; rows may be strided. K is a multiple of 32.

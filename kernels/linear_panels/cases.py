@@ -11,6 +11,7 @@ from kernels.linear_gguf.quant_type import GGUFType
 from kernels.linear_panels.gguf import panels_from_gguf
 from kernels.linear_panels.panels import Panels
 from kernels.linear_panels.quantize import panels_from_floats
+from kernels.model_shapes import LLAMA3_1B
 from kernels.work import Work, product_work
 
 TOLERANCE = {
@@ -59,6 +60,7 @@ CASES = (
         for rows in range(2, 10)
     ),
 )
+SIZES = LLAMA3_1B.linears
 BENCHMARKS: dict[str, tuple[Case, ...]] = {
     "cpu": (
         Case("smollm2 gate_up 1 q4_1", GGUFType.Q4_1, 1, 3072, 576),
@@ -72,6 +74,16 @@ BENCHMARKS: dict[str, tuple[Case, ...]] = {
         Case("smollm2 logits 32 q8_0", GGUFType.Q8_0, 32, 49152, 576, fp32_out=True),
         Case("llama3_8b o 1 q4_k", GGUFType.Q4_K, 1, 4096, 4096),
         Case("llama3_8b o 1 q6_k", GGUFType.Q6_K, 1, 4096, 4096),
+        *(
+            Case(f"llama3_1b {layer} {rows} {one.name.lower()}", one, rows, *SIZES[layer])
+            for layer, one in (
+                ("gate_up", GGUFType.Q4_0),
+                ("gate_up", GGUFType.Q4_K),
+                ("down", GGUFType.Q6_K),
+                ("gate_up", GGUFType.Q8_0),
+            )
+            for rows in (1, 8, 109)
+        ),
     ),
     "cuda": (),
 }

@@ -1,4 +1,4 @@
-"""In C++: unpacked into strips of numbers, or integer dot products (VNNI, AVX2)."""
+"""In C++: fp32, pairs of bf16 from unpacked strips, or integer dot products (VNNI, AVX2)."""
 
 import functools
 

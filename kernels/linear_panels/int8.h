@@ -11,13 +11,19 @@
 
 namespace native {
 
-constexpr int kLanes = 16;
+constexpr int kOutputs = 16;
 constexpr int kBlock = 32;
 constexpr int kQuads = kBlock / 4;
 constexpr float kSmallest = 1e-30f;  // as kernels/int8_activations.py has it
 
 typedef int32_t I32x16 __attribute__((vector_size(64)));
 typedef uint8_t U8x64 __attribute__((vector_size(64)));
+
+inline IntLanes load_ints(const uint8_t* p) {
+  IntLanes v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
 
 inline U8x64 load_codes(const uint8_t* p) {
   U8x64 v;
@@ -29,6 +35,14 @@ inline U8x64 load_codes(const uint8_t* p) {
 inline I32x16 dot4(I32x16 sum, U8x64 w, int32_t four) {
 #if defined(__AVX512VNNI__)
   return (I32x16)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, _mm512_set1_epi32(four));
+#elif defined(__AVXVNNI__)
+  const __m256i both = _mm256_set1_epi32(four);
+  __m256i halves[2], sums[2];
+  std::memcpy(halves, &w, 64);
+  std::memcpy(sums, &sum, 64);
+  for (int h = 0; h < 2; ++h) sums[h] = _mm256_dpbusd_avx_epi32(sums[h], halves[h], both);
+  std::memcpy(&sum, sums, 64);
+  return sum;
 #elif defined(__AVX2__)
   // Even and odd bytes as 16-bit numbers: `maddubs` would saturate.
   __m256i both = _mm256_set1_epi32(four);
@@ -49,18 +63,6 @@ inline I32x16 dot4(I32x16 sum, U8x64 w, int32_t four) {
   for (int i = 0; i < 4; ++i)
     sum += (((I32x16)w >> 8 * i) & 255) * int32_t(int8_t(four >> 8 * i));
   return sum;
-#endif
-}
-
-// v + bit where the mask is set, `bit` being clear in v.
-inline U8x64 add_bit(U8x64 v, const uint8_t* mask, uint8_t bit) {
-  uint64_t bits;
-  std::memcpy(&bits, mask, 8);
-#if defined(__AVX512BW__)
-  return (U8x64)_mm512_mask_add_epi8((__m512i)v, bits, (__m512i)v, _mm512_set1_epi8(char(bit)));
-#else
-  for (int i = 0; i < 64; ++i) v[i] |= (bits >> i & 1) ? bit : 0;
-  return v;
 #endif
 }
 

@@ -5,8 +5,8 @@ one output. 16 outputs make a panel, 32 inputs of a panel a record:
 
 - scales, [groups, 16 outputs], fp16 or fp32, then minima if the format has any;
 - 8-bit codes: [8 quads, 16 outputs, 4 inputs], one byte each;
-- fewer bits: low nibbles of quads 0 to 3, with those of quads 4 to 7 in the upper halves, then one
-  bit plane for each further bit: [8 quads, 64 bits].
+- fewer bits: low nibbles of quads 0 to 3, with those of quads 4 to 7 in the upper halves, then the
+  upper bits: with 5 bits those of all quads in one byte, with 6 of quads 0 to 3, then of 4 to 7.
 
 A panel is its records in order of inputs, so that a multiplication reads memory once, in order.
 """
@@ -89,7 +89,8 @@ def pack(weight: Codes) -> Panels:
         parts.append(codes)
     else:
         parts.append(codes[:, :, : _QUADS // 2] & 15 | codes[:, :, _QUADS // 2 :] << 4)
-        parts += [_packed_bits(codes, bit) for bit in range(4, form.bits)]
+        if form.bits > 4:
+            parts.append(_packed_upper_bits(codes, form.bits - 4))
     data = torch.cat([part.flatten(2).view(torch.uint8) for part in parts], 2)
     return Panels(format=form, out_features=rows, in_features=columns, data=data)
 
@@ -118,11 +119,11 @@ def _unpacked_codes(data: Tensor, bits: int) -> Tensor:
     if bits == 8:
         return data
     nibbles, rest = data.tensor_split([BLOCK * LANES // 2], 2)
-    planes = rest.chunk(bits - 4, 2) if bits > 4 else ()
     codes = torch.cat([nibbles & 15, nibbles >> 4], 2)
-    for bit, plane in enumerate(planes, 4):
-        places = torch.arange(8, dtype=torch.uint8)
-        codes |= ((plane.unsqueeze(3) >> places & 1) << bit).flatten(2)
+    if bits > 4:
+        upper = bits - 4
+        bytes_ = rest.view(*rest.shape[:2], upper, 1, 4 * LANES)
+        codes |= ((bytes_ >> _places(upper) & (1 << upper) - 1) << 4).flatten(2)
     return codes
 
 
@@ -141,8 +142,13 @@ def _rows_first(lanes: Tensor, panels: Panels, per_record: int) -> Tensor:
     return rows.reshape(len(lanes) * LANES, -1)[: panels.out_features]
 
 
-def _packed_bits(codes: Tensor, bit: int) -> Tensor:
-    """[..., 64] → [..., 8], bit i of byte j from code 8j + i."""
-    bits = (codes >> bit & 1).view(*codes.shape[:-1], 8, 8)
-    weights = torch.tensor([1 << i for i in range(8)], dtype=torch.uint8)
-    return (bits * weights).sum(-1, dtype=torch.uint8)
+def _packed_upper_bits(codes: Tensor, upper: int) -> Tensor:
+    """[..., 8 quads, 64] → [..., upper, 64]: those above the nibbles, of 8 / upper quads a byte."""
+    panels, records, quads, size = codes.shape
+    bits = (codes >> 4).view(panels, records, upper, quads // upper, size) << _places(upper)
+    return torch.sum(bits, -2, dtype=torch.uint8)
+
+
+def _places(upper: int) -> Tensor:
+    """[8 / upper, 1]: where the quads that share a byte have their upper bits."""
+    return torch.arange(0, 8, upper, dtype=torch.uint8).unsqueeze(1)

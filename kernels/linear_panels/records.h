@@ -14,15 +14,22 @@ struct Record {
   static constexpr int groups = kBlock / kGroup;
   static constexpr bool has_min = kHasMin;
   using Scale = S;
-  static constexpr int scale_bytes = groups * kLanes * sizeof(Scale);
+  static constexpr int scale_bytes = groups * kOutputs * sizeof(Scale);
   static constexpr int codes_at = scale_bytes * (has_min ? 2 : 1);
-  static constexpr int bytes = codes_at + kBlock * kLanes * kBits / 8;
+  static constexpr int bytes = codes_at + kBlock * kOutputs * kBits / 8;
 
   static Vec scale(const uint8_t* record, int group) {
-    return load((const Scale*)record + group * kLanes);
+    return load((const Scale*)record + group * kOutputs);
   }
   static Vec min(const uint8_t* record, int group) {
-    return load((const Scale*)(record + scale_bytes) + group * kLanes);
+    return load((const Scale*)(record + scale_bytes) + group * kOutputs);
+  }
+  // The same of outputs `part * kLanes` and following.
+  static Lanes scales(const uint8_t* record, int group, int part) {
+    return load_lanes((const Scale*)record + group * kOutputs + part * kLanes);
+  }
+  static Lanes mins(const uint8_t* record, int group, int part) {
+    return scales(record + scale_bytes, group, part);
   }
   // Where the low four bits of quads q (in low halves of bytes) and q + 4 (in high ones) are.
   static const uint8_t* nibbles(const uint8_t* record, int q) {
@@ -39,11 +46,34 @@ struct Record {
     U8x64 both = load_codes(at + q * kVector);
     low = both & 15;
     high = both >> 4;
-    const uint8_t* plane = at + kQuads / 2 * kVector;
-    for (int bit = 4; bit < bits; ++bit, plane += kVector) {
-      low = add_bit(low, plane + q * 8, 1 << bit);
-      high = add_bit(high, plane + (q + kQuads / 2) * 8, 1 << bit);
+    if (bits > 4) {
+      low |= (U8x64)in_place(load_words(upper_bits(record, q)), q);
+      high |= (U8x64)in_place(load_words(upper_bits(record, q + kQuads / 2)), q + kQuads / 2);
     }
+  }
+  // The same, outputs `part * kLanes` and following of one quad: byte i of a word is input i's. With
+  // 4 bits it holds the other half's code, too.
+  static ALWAYS_INLINE IntLanes words(const uint8_t* record, int half, int q, int part) {
+    int quad = q + half * kQuads / 2;
+    auto from = [part](const uint8_t* at) { return load_ints(at + part * 4 * kLanes); };
+    if (bits == 8) return from(record + codes_at + quad * kVector);
+    IntLanes both = from(nibbles(record, q));
+    if (bits == 4) return both;
+    return ((half ? both >> 4 : both) & 0x0f0f0f0f) | in_place(from(upper_bits(record, quad)), quad);
+  }
+
+ private:
+  static constexpr int upper = bits - 4, quads_per_byte = bits > 4 ? 8 / (bits - 4) : 1;
+
+  static const uint8_t* upper_bits(const uint8_t* record, int quad) {
+    return record + codes_at + (kQuads / 2 + quad / quads_per_byte) * kVector;
+  }
+  // A quad's upper bits, in each byte where they belong.
+  template <class Integers>
+  static Integers in_place(Integers packed, int quad) {
+    int place = quad % quads_per_byte * upper;
+    return (place < 4 ? packed << (4 - place) : packed >> (place - 4)) &
+           int32_t(((1u << upper) - 1) * 0x10101010u);
   }
 };
 

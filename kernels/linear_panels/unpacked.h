@@ -1,8 +1,9 @@
-// Panels taken apart into numbers, which are multiplied as plain weights are (`strips.h`).
+// Panels taken apart into bf16 numbers, which are multiplied as plain weights are (`strips.h`).
 #pragma once
 #include "records.h"
 #include "strips.h"
 
+#if defined(TANDEM_BF16_PAIRS)
 namespace native::panels {
 
 // The lowest bits of each word as a number.
@@ -53,9 +54,9 @@ class Unpacking {
 };
 
 // Strips that are taken out of panels: a piece at a time, or in registers if there are few rows.
-template <class R, class Step>
+template <class R>
 class Unpacked {
-  using X = typename Step::X;
+  using X = BFloat16;
 
  public:
   Unpacked(const uint8_t* panels, int64_t blocks, int64_t offset)
@@ -79,21 +80,19 @@ class Unpacked {
     return {data, stride, false};
   }
 
+#if defined(__AVX512BF16__)
   bool multiply_few(const strips::Problem& p, int64_t row, int64_t rows, int64_t strip,
                     int64_t strips) const {
-    if constexpr (std::is_same_v<X, BFloat16>) {
-      if (rows > kFew) return false;
-      if (strips == strips::kStrips)
-        with_rows<kFew, strips::kStrips>(p, row, rows, strip);
-      else
-        for (int64_t s = 0; s < strips; ++s) with_rows<kFew, 1>(p, row, rows, strip + s);
-      return true;
-    }
-    return false;
+    if (rows > kFew) return false;
+    if (strips == strips::kStrips)
+      with_rows<kFew, strips::kStrips>(p, row, rows, strip);
+    else
+      for (int64_t s = 0; s < strips; ++s) with_rows<kFew, 1>(p, row, rows, strip + s);
+    return true;
   }
+#endif
 
  private:
-  static constexpr int kFew = 4;
 
   const uint8_t* at(int64_t strip, int64_t block) const {
     return panels_ + (strip * blocks_ + block) * R::bytes;
@@ -108,9 +107,12 @@ class Unpacked {
         Vec inputs[4];
         unpacking.numbers(half, q, inputs);
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; i += Step::kInputs) Step::store(to + 16 * i, inputs + i);
+        for (int i = 0; i < 4; i += 2) strips::Pairs::store(to + 16 * i, inputs + i);
       }
   }
+
+#if defined(__AVX512BF16__)
+  static constexpr int kFew = 4;
 
   template <int rows, int width>
   void with_rows(const strips::Problem& p, int64_t row, int64_t count, int64_t strip) const {
@@ -140,14 +142,15 @@ class Unpacked {
           Vec inputs[4];
           unpacking[s].numbers(half, q, inputs);
 #pragma GCC unroll 4
-          for (int i = 0; i < 4; i += Step::kInputs) {
-            auto weights = Step::weights(inputs + i);
+          for (int i = 0; i < 4; i += 2) {
+            auto weights = strips::Pairs::weights(inputs + i);
 #pragma GCC unroll 4
             for (int r = 0; r < rows; ++r)
-              sums[r][s] = Step::add(sums[r][s], weights, Step::row(x + r * x_stride + i));
+              sums[r][s] = strips::Pairs::add(sums[r][s], weights, strips::Pairs::row(x + r * x_stride + i));
           }
         }
   }
+#endif
 
   const uint8_t* panels_;
   int64_t blocks_;
@@ -155,3 +158,4 @@ class Unpacked {
 };
 
 }  // namespace native::panels
+#endif

@@ -59,17 +59,33 @@ def test_what_the_processor_lacks_is_refused(processor):
     assert isa.chosen() == isa.NATIVE
 
 
-def test_a_rung_is_what_the_compiler_says():
-    """A name that compilers define for each feature, of those that /proc/cpuinfo has."""
+def test_a_rung_is_what_the_compiler_says(monkeypatch):
+    """A name that compilers define for each feature, of those that /proc/cpuinfo has; and none for
+    those that only other rungs have."""
     compiler = native._compiler()
     if compiler is None or not isa.is_x86():
         pytest.skip("needs a C++ compiler for x86")
     names = {"abm": "LZCNT", "bmi1": "BMI"}
+    beyond = {"avx_vnni": "AVXVNNI", "avx512_vnni": "AVX512VNNI", "avx512_bf16": "AVX512BF16"}
+    names |= beyond | {"amx_tile": "AMX_TILE", "amx_bf16": "AMX_BF16"}
     for rung, features in isa.RUNGS.items():
-        command = [compiler, f"-march={rung}", "-dM", "-E", "-x", "c++", "/dev/null"]
+        monkeypatch.setattr(isa, "_chosen", rung)
+        command = [compiler, *isa.compiler_flags(), "-dM", "-E", "-x", "c++", "/dev/null"]
         macros = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        for feature in features:
-            assert f"#define __{names.get(feature, feature).upper()}__ 1" in macros, feature
+        for feature in {*features, *names}:
+            defined = f"#define __{names.get(feature, feature).upper()}__ 1" in macros
+            assert defined == (feature in features), (rung, feature)
+
+
+@pytest.mark.parametrize(
+    ("rung", "has_it"), [("x86-64-v3", False), ("x86-64-v4-vnni", False), ("x86-64-v4-bf16", True)]
+)
+def test_a_rung_says_whether_bf16_is_multiplied(rung, has_it, processor):
+    processor(isa.RUNGS[rung])
+    assert isa.multiplies_bf16() == has_it, "native: what the processor has"
+    processor(isa.RUNGS["x86-64-v4-bf16"])
+    isa.choose(rung)
+    assert isa.multiplies_bf16() == has_it
 
 
 @pytest.mark.slow
@@ -78,7 +94,7 @@ def test_the_table_of_kernels_says_which_is_used():
         pytest.skip(f"this processor has no {LOWEST}")
     command = [sys.executable, "-m", "kernels", "--cpu-isa", LOWEST]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert f"-march={LOWEST} " in done.stdout
+    assert f"{LOWEST}: -march={LOWEST} " in done.stdout
 
 
 @pytest.mark.slow

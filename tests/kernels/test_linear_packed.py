@@ -70,14 +70,16 @@ def test_a_library_that_orders_sums_by_the_number_of_rows_is_found_out(seed):
 
 
 @pytest.mark.slow
-def test_a_processor_without_long_registers_gets_the_same_result(run_build_of, seed):
-    run_build_of(cpu, "x86-64-v3")
+@pytest.mark.parametrize("rung", isa.RUNGS)
+def test_other_processors_get_the_same_result(rung, run_build_of, seed):
+    run_build_of(cpu, rung)
     for dtype, tolerance in ((torch.float32, 2e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)):
-        x, weight = problem(dtype, 19, 576, 208)
-        expected = x.float() @ weight.unpack().float().T
-        found = linear_packed(x, weight)
-        assert (found.float() - expected).abs().max() < tolerance
-        assert differences_alone(lambda x: linear_packed(x, weight), x) == 0  # noqa: B023
+        for rows in (3, 19):
+            x, weight = problem(dtype, rows, 1100, 208)
+            expected = x.float() @ weight.unpack().float().T
+            found = linear_packed(x, weight)
+            assert (found.float() - expected).abs().max() < tolerance
+            assert differences_alone(lambda x: linear_packed(x, weight), x) == 0  # noqa: B023
 
 
 @pytest.mark.slow

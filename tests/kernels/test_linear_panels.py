@@ -22,12 +22,10 @@ from kernels.linear_panels import (
 from kernels.linear_panels.panels import unpack
 
 TYPES = list(GGUFType)
-OTHERS = [
-    ("x86-64-v3",),
-    ("x86-64-v4",),
-    (isa.chosen(), "-DTANDEM_EMULATE_MATRIX_TILES"),
-]
-"""AVX2; AVX512 without integer dot products; a matrix unit."""
+OTHERS = [*((rung,) for rung in isa.RUNGS), (isa.chosen(), "-DTANDEM_EMULATE_MATRIX_TILES")]
+"""The last one has a matrix unit."""
+ROWS = (1, 2, 3, 4, 5, 6, 7, 13, 60)
+"""In registers, a piece at a time, piece by piece; all heights of tiles."""
 
 
 @pytest.fixture(autouse=True)
@@ -53,15 +51,37 @@ def test_rounding_keeps_eight_bits():
 
 
 @pytest.mark.parametrize("quant_type", TYPES, ids=lambda one: one.name)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])
-def test_packed_weights_give_the_bits_of_plain_ones(quant_type, dtype):
+def test_pairs_of_bf16_give_the_bits_of_plain_weights(quant_type):
+    if not isa.multiplies_bf16():
+        pytest.skip("arithmetic is fp32 here")
     weight = random_weight(quant_type, 75, random.choice([512, 4096]))
-    panels, plain = panels_from_gguf(weight, quant_type), dequantize(weight, quant_type).to(dtype)
-    # One row to many tiles of them: in registers, a piece at a time, piece by piece.
-    for rows in (1, 2, 3, 4, 5, 6, 7, 60):
-        x = torch.randn(rows, panels.in_features).to(dtype)
-        wanted = linear_packed(x, PackedWeight.pack(plain), fp32_out=True)
+    plain = PackedWeight.pack(dequantize(weight, quant_type).bfloat16())
+    panels = panels_from_gguf(weight, quant_type)
+    for rows in ROWS:
+        x = torch.randn(rows, panels.in_features).bfloat16()
+        wanted = linear_packed(x, plain, fp32_out=True)
         assert torch.equal(linear_panels(x, panels, fp32_out=True), wanted), rows
+
+
+@pytest.mark.parametrize("quant_type", TYPES, ids=lambda one: one.name)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])
+def test_arithmetic_in_fp32_rounds_no_weight(quant_type, dtype):
+    if dtype == torch.bfloat16 and isa.multiplies_bf16():
+        pytest.skip("bf16 is multiplied in pairs here")
+    weight = random_weight(quant_type, 75, random.choice([512, 4096]))
+    panels = panels_from_gguf(weight, quant_type)
+    exact = dequantize(weight, quant_type).double().T
+    for rows in ROWS:
+        x = torch.randn(rows, panels.in_features).to(dtype)
+        assert excess(linear_panels(x, panels, fp32_out=True), x.double(), exact) < 1, rows
+    rounded = x.float() @ exact.bfloat16().float()
+    assert excess(rounded, x.double(), exact) > 1, "weights in bf16 would be found out"
+
+
+def excess(found, x, exact):
+    """The largest error, as a multiple of what sums in fp32 may have."""
+    allowed = 2e-6 * (x.abs() @ exact.abs())
+    return ((found - x @ exact).abs() / allowed.clamp(min=1e-30)).max()
 
 
 @pytest.mark.parametrize("quant_type", TYPES, ids=lambda one: one.name)
@@ -112,12 +132,12 @@ def test_what_is_not_finite_shows(int8_activations):
 @pytest.mark.slow
 @pytest.mark.parametrize("build", OTHERS, ids=" ".join)
 def test_other_processors_get_the_same(build, run_build_of):
-    """The same integers; in fp32 the same order and one rounding per step, so the same bits.
-    Products of bf16 pairs round as the processor does."""
+    """The same integers, so the same bits. In floats a rung rounds as its instructions do, but
+    every row by itself."""
     inputs = []
     for quant_type in TYPES:
         panels = panels_from_gguf(random_weight(quant_type, 37, 512), quant_type)
-        for rows in (1, 3, 11):
+        for rows in (1, 3, 11, 20):
             inputs.append((torch.randn(rows, 512).to(torch.bfloat16), panels))
     here = [cpu.linear_panels(*one, int8_activations=True) for one in inputs]
     floats = [reference.linear_panels(*one) for one in inputs]
@@ -127,3 +147,4 @@ def test_other_processors_get_the_same(build, run_build_of):
         assert torch.equal(cpu.linear_panels(*one, int8_activations=True), wanted)
     for wanted, one in zip(floats, inputs, strict=True):
         torch.testing.assert_close(cpu.linear_panels(*one), wanted)
+        assert differing_rows(functools.partial(cpu.linear_panels, panels=one[1]), one[0]) == []

@@ -1,0 +1,159 @@
+// Rows times strips of 16 outputs where arithmetic is fp32: y = x · Wᵀ + bias, the same bits whatever
+// the number of rows.
+//
+// A tile keeps a few rows times a few strips of sums in registers. Few rows walk along all inputs at
+// once. Many go through a piece of them, tile by tile, then through the next: the piece's weights
+// stay in the first-level cache, the sums wait in memory as they are.
+//
+// `Weights` say how a strip's numbers are read. `whole(strip)` gives a source for up to kFew rows,
+// kFewAtOnce in a tile; `piece(strip, strips, first, last)` for more, kRows in a tile. A source's `add<rows, strips>(
+// strip, x, x_stride, sums)` adds its inputs' products, in their order, to sums [rows][kGroup][16].
+#pragma once
+#include "fp32_rows.h"
+
+namespace native::fp32 {
+
+constexpr int kParts = 16 / kLanes;  // registers that hold 16 outputs
+constexpr int kTileRows = 6;         // at most: 12 of 16 registers hold sums, or 24 of 32
+constexpr int64_t kGroup = 4;        // strips whose sums wait together
+constexpr int64_t kPieceStrips = kParts == 1 ? 4 : 1;
+
+// Strips of a tile: as many as registers hold; a row alone would wait for its own sums.
+constexpr int tile_strips(int rows) {
+  return kParts == 1 || rows == 1 ? 4 : rows == 2 ? 2 : 1;
+}
+
+// The same address. Compilers do not know that, so they load from it again instead of keeping what
+// they have no registers for.
+template <class T>
+ALWAYS_INLINE const T* anew(const T* address) {
+  asm("" : "+r"(address));
+  return address;
+}
+
+// Of one input for the outputs of a strip.
+struct Numbers {
+  Lanes of[kParts];
+};
+
+// The sums of a tile, in registers: loops over them are always unrolled.
+template <int rows, int strips>
+struct Sums {
+  Lanes of[rows][strips][kParts];
+
+  ALWAYS_INLINE void load(const float* from) {
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 4
+      for (int s = 0; s < strips; ++s)
+#pragma GCC unroll 2
+        for (int part = 0; part < kParts; ++part)
+          of[r][s][part] = load_lanes(from + (r * kGroup + s) * 16 + part * kLanes);
+  }
+  ALWAYS_INLINE void store(float* to) const {
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 4
+      for (int s = 0; s < strips; ++s)
+#pragma GCC unroll 2
+        for (int part = 0; part < kParts; ++part)
+          native::store(to + (r * kGroup + s) * 16 + part * kLanes, of[r][s][part]);
+  }
+  // Adds one input's products with the weights of a strip. Row by row: one of its numbers at a time
+  // takes a register.
+  ALWAYS_INLINE void add(int s, const Numbers& weights, const float* x, int64_t x_stride) {
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; ++r) {
+      Lanes number = fill((rows > 1 && strips > 1 ? anew(x) : x)[r * x_stride]);
+#pragma GCC unroll 2
+      for (int part = 0; part < kParts; ++part)
+        of[r][s][part] = multiply_add(weights.of[part], number, of[r][s][part]);
+    }
+  }
+};
+
+template <class Weights>
+class Multiplication {
+ public:
+  using Finish = void (*)(const strips::Problem&, int64_t row, int64_t strip, Vec sums);
+
+  Multiplication(const strips::Problem& p, const Rows& x, const Weights& weights, Finish finish)
+      : p_(p), x_(x), weights_(weights), finish_(finish) {}
+
+  // Rows first .. last - 1 times strips first_strip .. last_strip - 1.
+  void run(int64_t first, int64_t last, int64_t first_strip, int64_t last_strip) {
+    first_ = first;
+    rows_ = last - first;
+    sums_ = strips::scratch<float>(rows_ * kGroup * 16);
+    for (int64_t s = first_strip; s < last_strip; s += kGroup)
+      run_group(s, std::min<int64_t>(kGroup, last_strip - s));
+  }
+
+ private:
+  void run_group(int64_t strip, int64_t strips) {
+    std::fill_n(sums_, rows_ * kGroup * 16, 0.0f);
+    if (rows_ <= Weights::kFew)
+      add_tiles<Weights::kFewAtOnce>(weights_.whole(strip), strips, sums_);
+    else
+      for (int64_t s = 0, width; s < strips; s += width) {
+        width = std::min(strips - s, rows_are_long() ? kGroup : kPieceStrips);
+        for (int64_t k = 0; k < p_.inputs; k += Weights::kPieceInputs)
+          for (int64_t v = s; v < s + width; v += kPieceStrips)
+            add_piece(strip, v, std::min(kPieceStrips, s + width - v), k);
+      }
+    for (int64_t r = 0; r < rows_; ++r)
+      for (int64_t s = 0; s < strips; ++s)
+        finish_(p_, first_ + r, strip + s, native::load(sums_ + (r * kGroup + s) * 16));
+  }
+
+  // Whether a cache keeps a piece of the rows from strip to strip, but not the rows. Else a strip is
+  // walked along whole, as it lies in memory.
+  bool rows_are_long() const { return rows_ * x_.stride * int64_t(sizeof(float)) > 1 << 20; }
+
+  void add_piece(int64_t strip, int64_t place, int64_t strips, int64_t first) {
+    int64_t last = std::min(p_.inputs, first + Weights::kPieceInputs);
+    add_tiles<Weights::kRows>(weights_.piece(strip + place, strips, first, last), strips,
+                         sums_ + place * 16);
+  }
+
+  // Tiles of about equal height: a low one reads as many weights as a full one.
+  template <int kMost, class Source>
+  void add_tiles(const Source& source, int64_t strips, float* sums) const {
+    int64_t tiles = (rows_ + kMost - 1) / kMost;
+    for (int64_t t = 0; t < tiles; ++t) {
+      int64_t row = t * rows_ / tiles, count = (t + 1) * rows_ / tiles - row;
+      const float* x = x_.data + (first_ + row) * x_.stride;
+      with_constant<kMost>(count, [&](auto rows) {
+        add_tile<rows>(source, strips, x, sums + row * kGroup * 16);
+      });
+    }
+  }
+
+  template <int rows, class Source>
+  void add_tile(const Source& source, int64_t strips, const float* x, float* sums) const {
+    constexpr int wide = tile_strips(rows);
+    int64_t s = 0;
+    for (; s + wide <= strips; s += wide)
+      source.template add<rows, wide>(s, x, x_.stride, sums + s * 16);
+    if constexpr (wide > 1)
+      for (; s < strips; ++s) source.template add<rows, 1>(s, x, x_.stride, sums + s * 16);
+  }
+
+  strips::Problem p_;
+  Rows x_;
+  Weights weights_;
+  Finish finish_;
+  int64_t first_ = 0, rows_ = 0;
+  float* sums_ = nullptr;
+};
+
+// X: storage type of results.
+template <class X, class Weights>
+void multiply(const strips::Problem& p, const Rows& x, const Weights& weights) {
+  strips::share(p, [&](int64_t first, int64_t last, int64_t first_strip, int64_t last_strip) {
+    Multiplication<Weights>(p, x, weights, strips::finish<X>)
+        .run(first, last, first_strip, last_strip);
+  });
+}
+
+}  // namespace native::fp32

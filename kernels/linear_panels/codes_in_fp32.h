@@ -1,0 +1,273 @@
+// Rows times panels where arithmetic is fp32: codes become numbers and are multiplied as they are; a
+// group's scale and minimum meet its sums. Few rows take the codes out of their words in registers,
+// for many they are written to the cache first.
+//
+// A code stays where it is in its word, which makes its number a power of two too large, exactly; rows
+// are prepared with the inverse. So a register of weights takes three instructions: and, convert,
+// multiply-add. Within a group products are summed in the order of the inputs, then groups are.
+#pragma once
+#include "fp32_tiles.h"
+#include "records.h"
+
+namespace native::panels {
+
+// How a record's codes become numbers. Arguments are constants once loops are unrolled.
+template <class R>
+struct Cut {
+  static constexpr int width = R::bits == 4 ? 4 : 8;
+
+  // Its first bit in the word.
+  static constexpr int place(int half, int i) { return 8 * i + (R::bits == 4 ? 4 * half : 0); }
+  // The uppermost code is shifted down: where it is the number might be negative.
+  static constexpr bool is_uppermost(int half, int i) { return place(half, i) + width == 32; }
+  static constexpr float inverse(int half, int i) {
+    return is_uppermost(half, i) ? 1.0f : 1.0f / float(1u << place(half, i));
+  }
+  static ALWAYS_INLINE Lanes number(IntLanes words, int half, int i) {
+    typedef uint32_t Unsigned __attribute__((vector_size(sizeof words)));
+    if (is_uppermost(half, i))
+      words = (IntLanes)((Unsigned)words >> (32 - width));
+    else
+      words &= ((1 << width) - 1) << place(half, i);
+    return __builtin_convertvector(words, Lanes);
+  }
+};
+
+// Rows as blocks: 32 numbers times the inverse of their code's place, then for each group of weights
+// what belongs to its minimum or offset: the numbers' sum, or that times -offset.
+template <int groups>
+constexpr int kRowBlock = kBlock + groups;
+
+template <class R, class X>
+fp32::Rows prepared_rows(const strips::Problem& p, float offset) {
+  constexpr int kHalf = kBlock / 2;
+  float inverses[kBlock];
+  for (int i = 0; i < kBlock; ++i) inverses[i] = Cut<R>::inverse(i / kHalf, i % 4);
+  int64_t blocks = p.inputs / kBlock;
+  return fp32::prepared(p.rows, blocks * kRowBlock<R::groups>, [&](int64_t row, float* to) {
+    const X* x = (const X*)p.x + row * p.x_stride;
+    for (int64_t b = 0; b < blocks; ++b, x += kBlock, to += kRowBlock<R::groups>) {
+      float sums[2];
+      for (int half = 0; half < 2; ++half) {
+        Lanes all{};
+        for (int i = half * kHalf; i < (half + 1) * kHalf; i += kLanes) {
+          Lanes numbers = load_lanes(x + i);
+          all += numbers;
+          store(to + i, numbers * load_lanes(inverses + i));
+        }
+        sums[half] = sum(all);
+      }
+      if (R::groups == 1) sums[0] += sums[1];
+      for (int g = 0; g < R::groups; ++g) to[kBlock + g] = R::has_min ? sums[g] : -offset * sums[g];
+    }
+  });
+}
+
+// A tile's sums of one group, and how they join the total.
+template <bool has_min, int rows, int strips>
+struct GroupSums : fp32::Sums<rows, strips> {
+  static constexpr int kStrips = strips;
+
+  ALWAYS_INLINE void begin(const float* of_group, int64_t x_stride) {
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 4
+      for (int s = 0; s < strips; ++s)
+#pragma GCC unroll 2
+        for (int part = 0; part < fp32::kParts; ++part)
+          this->of[r][s][part] = has_min ? Lanes{} : fill(of_group[r * x_stride]);
+  }
+  // Of the outputs of one register of strip `s`.
+  ALWAYS_INLINE void join(fp32::Sums<rows, strips>& total, int s, int part, const float* of_group,
+                          int64_t x_stride, Lanes scale, Lanes min) const {
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; ++r) {
+      Lanes& to = total.of[r][s][part];
+      to = multiply_add(this->of[r][s][part], scale, to);
+      if (has_min) to = multiply_add(min, fill(of_group[r * x_stride]), to);
+    }
+  }
+};
+
+// Records as they are in memory.
+template <class R>
+struct InRegisters {
+  const uint8_t* data;
+  int64_t blocks;
+
+  template <int rows, int strips>
+  __attribute__((noinline)) void add(int64_t strip, const float* x, int64_t x_stride,
+                                     float* sums) const {
+    int64_t panel = blocks * R::bytes;
+    const uint8_t* record = data + strip * panel;
+    fp32::Sums<rows, strips> total;
+    total.load(sums);
+    for (int64_t b = 0; b < blocks; ++b, record += R::bytes, x += kRowBlock<R::groups>) {
+      for (int s = 0; s < strips; ++s) fetch<R::bytes>(fp32::anew(record + (strips + s) * panel));
+      GroupSums<R::has_min, rows, strips> group;
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        const float* of_group = x + kBlock + (R::groups == 1 ? 0 : half);
+        if (half < R::groups) group.begin(of_group, x_stride);
+        add_half(half, record, panel, x + half * kBlock / 2, x_stride, group);
+        if (half < 2 - R::groups) continue;
+#pragma GCC unroll 4
+        for (int s = 0; s < strips; ++s)
+#pragma GCC unroll 2
+          for (int part = 0; part < fp32::kParts; ++part)
+            join(half, record + s * panel, s, part, of_group, x_stride, group, total);
+      }
+    }
+    total.store(sums);
+  }
+
+ private:
+  template <class Group>
+  static ALWAYS_INLINE void add_half(int half, const uint8_t* record, int64_t panel, const float* x,
+                                     int64_t x_stride, Group& group) {
+    constexpr int strips = Group::kStrips;
+    // Where the upper bits of a quad are in their byte must be a constant.
+#pragma GCC unroll 4
+    for (int q = 0; q < kQuads / 2; ++q, x += 4)
+#pragma GCC unroll 4
+      for (int s = 0; s < strips; ++s) {
+        IntLanes words[fp32::kParts];
+#pragma GCC unroll 2
+        for (int part = 0; part < fp32::kParts; ++part)
+          words[part] = R::words(record + s * panel, half, q, part);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+          fp32::Numbers weights;
+#pragma GCC unroll 2
+          for (int part = 0; part < fp32::kParts; ++part)
+            weights.of[part] = Cut<R>::number(words[part], half, i);
+          group.add(s, weights, x + i, x_stride);
+        }
+      }
+  }
+
+  template <class Group, class Total>
+  static ALWAYS_INLINE void join(int half, const uint8_t* record, int s, int part,
+                                 const float* of_group, int64_t x_stride, const Group& group,
+                                 Total& total) {
+    int g = R::groups == 1 ? 0 : half;
+    Lanes scale = R::scales(record, g, part);
+    group.join(total, s, part, of_group, x_stride, scale,
+               R::has_min ? R::mins(record, g, part) : scale);
+  }
+};
+
+// Blocks whose codes are numbers already: scales and minima [groups][16], then [32 inputs][16].
+template <int groups, bool has_min>
+struct InCache {
+  static constexpr int kMins = groups * 16, kNumbers = kMins * (has_min ? 2 : 1);
+  static constexpr int kFloats = kNumbers + kBlock * 16;
+
+  const float* data;
+  int64_t first, count;  // blocks
+
+  template <int rows, int strips>
+  __attribute__((noinline)) void add(int64_t strip, const float* x, int64_t x_stride,
+                                     float* sums) const {
+    const float* block = data + strip * count * kFloats;
+    fp32::Sums<rows, strips> total;
+    total.load(sums);
+    x += first * kRowBlock<groups>;
+    for (int64_t b = 0; b < count; ++b, block += kFloats, x += kRowBlock<groups>)
+      for (int g = 0; g < groups; ++g) add_group(g, block, x, x_stride, total);
+    total.store(sums);
+  }
+
+ private:
+  template <int rows, int strips>
+  ALWAYS_INLINE void add_group(int g, const float* block, const float* x, int64_t x_stride,
+                               fp32::Sums<rows, strips>& total) const {
+    constexpr int inputs = kBlock / groups;
+    int64_t strip = count * kFloats;
+    const float *of_group = x + kBlock + g, *numbers = block + kNumbers + g * inputs * 16;
+    GroupSums<has_min, rows, strips> sums;
+    sums.begin(of_group, x_stride);
+#pragma GCC unroll 2
+    for (int i = 0; i < inputs; ++i)
+#pragma GCC unroll 4
+      for (int s = 0; s < strips; ++s) {
+        fp32::Numbers weights;
+#pragma GCC unroll 2
+        for (int part = 0; part < fp32::kParts; ++part)
+          weights.of[part] = load_lanes(numbers + s * strip + i * 16 + part * kLanes);
+        sums.add(s, weights, x + g * inputs + i, x_stride);
+      }
+#pragma GCC unroll 4
+    for (int s = 0; s < strips; ++s)
+#pragma GCC unroll 2
+      for (int part = 0; part < fp32::kParts; ++part) {
+        const float* scale = block + s * strip + g * 16 + part * kLanes;
+        sums.join(total, s, part, of_group, x_stride, load_lanes(scale),
+                  load_lanes(has_min ? scale + kMins : scale));
+      }
+  }
+};
+
+// The weights of a product, see fp32_tiles.h.
+template <class R>
+class Codes {
+ public:
+  // For so many rows, taking codes out for each four of them is faster than doing it once.
+  using InCache = panels::InCache<R::groups, R::has_min>;
+  static constexpr int kFew = 12, kFewAtOnce = 4, kRows = fp32::kTileRows;
+  static constexpr int64_t kPieceInputs = (kLanes == 16 ? 4 : 8) * kBlock;  // 16 or 32 KiB
+
+  Codes(const uint8_t* panels, int64_t blocks) : panels_(panels), blocks_(blocks) {}
+
+  InRegisters<R> whole(int64_t strip) const { return {at(strip, 0), blocks_}; }
+
+  InCache piece(int64_t strip, int64_t strips, int64_t first, int64_t last) const {
+    first /= kBlock;
+    last /= kBlock;
+    int64_t floats = strips * (last - first) * InCache::kFloats;
+    auto* data = (float*)strips::scratch<fp32::NumberOfWeight>(floats);
+    float* to = data;
+    for (int64_t s = 0; s < strips; ++s)
+      for (int64_t b = first; b < last; ++b, to += InCache::kFloats) {
+        const uint8_t* record = at(strip + s, b);
+        fetch<R::bytes>(record + (last - first) * R::bytes);  // the next piece
+        unpack(record, to);
+      }
+    return {data, first, last - first};
+  }
+
+ private:
+  const uint8_t* at(int64_t strip, int64_t block) const {
+    return panels_ + (strip * blocks_ + block) * R::bytes;
+  }
+
+  static void unpack(const uint8_t* record, float* to) {
+    for (int part = 0; part < fp32::kParts; ++part) {
+      float* at = to + part * kLanes;
+      for (int g = 0; g < R::groups; ++g) {
+        store(at + g * 16, R::scales(record, g, part));
+        if (R::has_min) store(at + g * 16 + InCache::kMins, R::mins(record, g, part));
+      }
+      at += InCache::kNumbers;
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half)
+#pragma GCC unroll 4
+        for (int q = 0; q < kQuads / 2; ++q) {
+          IntLanes words = R::words(record, half, q, part);
+#pragma GCC unroll 4
+          for (int i = 0; i < 4; ++i, at += 16) store(at, Cut<R>::number(words, half, i));
+        }
+    }
+  }
+
+  const uint8_t* panels_;
+  int64_t blocks_;
+};
+
+template <class R, class X>
+void multiply_in_fp32(const strips::Problem& p, const uint8_t* panels, float offset) {
+  auto rows = prepared_rows<R, X>(p, offset);
+  fp32::multiply<X>(p, rows, Codes<R>(panels, p.inputs / kBlock));
+}
+
+}  // namespace native::panels
