@@ -47,8 +47,8 @@ def drawn(server, **fields) -> np.ndarray:
     return pixels(response.json()["data"][0]["b64_json"])
 
 
-def wait_idle(server, timeout_s=2.0):
-    """Until no image runs or waits."""
+def wait_idle(server, timeout_s=8.0):
+    """Until no image runs or waits; the 900 steps that are stopped would take far longer."""
     start_s = time.monotonic()
     names = ("tandem_image_num_running", "tandem_image_num_waiting")
     while any(server.metric(name) for name in names):

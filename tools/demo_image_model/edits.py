@@ -127,17 +127,18 @@ def draw_contrast_edit(seed: int, index: int, naming: str, *, size: str = "small
 
 
 def draw_training_edit(seed: int, index: int) -> Edit:
-    """Pair `index` of the training stream: a mixture of both, and moves twice as often.
+    """Pair `index` of the training stream: a mixture of both, and `HARD_KINDS` twice as often.
 
     Without so many scenes of contrast the model learns to change what is large: of the plain
     stream's pairs one in eleven asks for a small object that lies beside a large one.
     """
     rng = scene_rng(seed, index)
     if rng.random() >= CONTRAST_SHARE:
-        return _draw(pick(rng, [*KINDS, "move"]), rng, AnySubject())
+        return _draw(pick(rng, [*KINDS, *HARD_KINDS]), rng, AnySubject())
     size = "small" if rng.random() < SMALL_SHARE else "large"
     subject = ContrastSubject(pick(rng, NAMINGS), size)
-    return _draw(pick(rng, [*CONTRAST_KINDS, "move"]), rng, subject)
+    hard = [kind for kind in HARD_KINDS if kind in CONTRAST_KINDS]
+    return _draw(pick(rng, [*CONTRAST_KINDS, *hard]), rng, subject)
 
 
 def _draw(kind: str, rng: np.random.Generator, subject: Subject) -> Edit:
@@ -273,6 +274,8 @@ KINDS: dict[str, Callable[[np.random.Generator, Subject], Edit | None]] = {
 """All equally likely. Each draws one edit, or None when the draw allows none."""
 CONTRAST_KINDS = ("recolour", "reshape", "replace", "resize", "move", "remove")
 """Those that name an object of the scene."""
+HARD_KINDS = ("move", "recolour", "reshape", "background")
+"""Those that are learned last: they keep the most of the picture and change the rest exactly."""
 
 
 def _changed(

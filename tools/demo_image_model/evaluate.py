@@ -35,7 +35,7 @@ from tools.demo_image_model.render import render
 from tools.demo_image_model.sampling import Sampler
 from tools.demo_image_model.scenes import draw_scene, scene_rng
 
-GUIDANCE, STEPS = 4.0, 20
+GUIDANCE, STEPS = 3.0, 20
 GUIDANCE_CURVE = (1.0, 2.0, 3.0, 4.0, 5.0, 7.0)
 STEPS_CURVE = (5, 8, 10, 15, 20, 30)
 PARTS = ("autoencoder", *SUITES, "circles", "negative", "diversity")
