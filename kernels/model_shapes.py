@@ -41,7 +41,7 @@ LLAMA3_8B = ModelShape(
     vocab_size=128256,
 )
 LLAMA3_1B = ModelShape(
-    name="llama3_1b",
+    name="llama3.2_1b",
     hidden_size=2048,
     intermediate_size=8192,
     num_hidden_layers=16,

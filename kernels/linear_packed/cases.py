@@ -52,7 +52,7 @@ BENCHMARKS: dict[str, tuple[Case, ...]] = {
         Case("smollm2 gate_up 512", 512, 576, 3072),
         Case("smollm2 logits 32", 32, 576, 49152, fp32_out=True),
         Case("llama3_8b o 1", 1, 4096, 4096),
-        *(Case(f"llama3_1b gate_up {rows}", rows, 2048, 16384) for rows in (1, 8, 109)),
+        *(Case(f"llama3.2_1b gate_up {rows}", rows, 2048, 16384) for rows in (1, 8, 109)),
     ),
     "cuda": (),
 }

@@ -75,7 +75,7 @@ BENCHMARKS: dict[str, tuple[Case, ...]] = {
         Case("llama3_8b o 1 q4_k", GGUFType.Q4_K, 1, 4096, 4096),
         Case("llama3_8b o 1 q6_k", GGUFType.Q6_K, 1, 4096, 4096),
         *(
-            Case(f"llama3_1b {layer} {rows} {one.name.lower()}", one, rows, *SIZES[layer])
+            Case(f"llama3.2_1b {layer} {rows} {one.name.lower()}", one, rows, *SIZES[layer])
             for layer, one in (
                 ("gate_up", GGUFType.Q4_0),
                 ("gate_up", GGUFType.Q4_K),

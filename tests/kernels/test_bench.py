@@ -17,7 +17,17 @@ from kernels.timing import Timing
 from kernels.work import Work, work_of
 
 CPU = torch.device("cpu")
-MODELS = ("smollm2", "llama3_8b", "qwen3_0.6b", "gemma", "shapes", "sd15", "sdxl", "the same")
+MODELS = (
+    "smollm2",
+    "llama3_8b",
+    "llama3.2_1b",
+    "qwen3_0.6b",
+    "gemma",
+    "shapes",
+    "sd15",
+    "sdxl",
+    "the same",
+)
 CEILINGS = ceilings.Ceilings(
     copy_one_thread=5.0, copy=10.0, read=12.0, gemm_fp32=100.0, gemm_bf16=200.0
 )
