@@ -148,7 +148,7 @@ def test_packing_changes_no_bit_of_bf16(tied, engines, tiny_llama, write_gguf):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "mean_error"), [("float32", 1e-5), ("float16", 2e-3), ("bfloat16", 2e-2)]
+    ("dtype", "mean_error"), [("float32", 1e-5), ("float16", 6e-3), ("bfloat16", 5e-2)]
 )
 def test_packing_changes_scores_by_rounding_at_most(
     dtype, mean_error, engines, tiny_llama, write_gguf
