@@ -24,11 +24,16 @@ def request(request_id, tokens=(1,), n=1):
     )
 
 
+LAST = "no more messages"
+
+
 class Engine:
-    """Answers each request in one step, with the tokens of its prompt."""
+    """Answers all requests in one step, with the tokens of their prompts, once the last message has
+    come."""
 
     def __init__(self):
         self.requests = {}
+        self.is_complete = False
         self.aborted = []
         self.on_step = None
 
@@ -40,10 +45,13 @@ class Engine:
         self.requests[request.request_id] = request
 
     def abort(self, request_id):
-        self.aborted.append(request_id)
+        if request_id == LAST:
+            self.is_complete = True
+        else:
+            self.aborted.append(request_id)
 
     def has_work(self):
-        return bool(self.requests)
+        return self.is_complete and bool(self.requests)
 
     def step(self):
         events = [
@@ -78,7 +86,7 @@ def serve(tmp_path):
     def serve(*frames):
         link = Link(address)
         engine.on_step = lambda: server.send(messages.encode(messages.Shutdown()))
-        for frame in frames:
+        for frame in (*frames, messages.Abort(LAST)):
             server.send(frame if isinstance(frame, bytes) else messages.encode(frame))
         with contextlib.closing(link), capture_logs() as logs:
             Loop(engine, link, threads=threads).run()
