@@ -8,7 +8,7 @@ import json
 import random
 import sys
 from concurrent.futures import Executor, Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -72,15 +72,21 @@ CONFIG = ResolvedConfig(
 )
 
 
-class Recorder:
-    """Runs what it is to record."""
+@dataclass(frozen=True)
+class Recording:
+    """What was run, once."""
 
-    def record(self, run: Any) -> Any:
-        self.output = run()
-        return self
+    output: torch.Tensor
 
     def replay(self) -> torch.Tensor:
         return self.output
+
+
+class Recorder:
+    """Runs what it is to record."""
+
+    def record(self, run: Any) -> Recording:
+        return Recording(run())
 
 
 class Now(Executor):
