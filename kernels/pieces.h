@@ -157,10 +157,11 @@ class Crew {
   int64_t num_helpers_ = 0;
 };
 
-// Calls `work(pieces)` on up to `threads` threads, which take the `count` pieces between them. For
-// work that keeps something from piece to piece.
+// Calls `work(pieces)` on up to `threads` threads, which take the `count` pieces between them, or not
+// at all if there are none. For work that keeps something from piece to piece.
 template <class Work>
 void share_pieces(int64_t count, int64_t threads, Work work) {
+  if (count == 0) return;
   Pieces pieces(count);
   Crew::get().run(
       std::min(threads, count), pieces,

@@ -70,7 +70,7 @@ class Multiplication {
 };
 #endif
 
-// Threads share the strips; where there are few of them, the rows, too.
+// Threads share the strips; where there are few of them, the rows, too, of which there must be some.
 template <class Work>
 void share(const Problem& p, const Work& work) {
   int64_t elements = p.rows * p.inputs * p.outputs / 4;
@@ -78,7 +78,7 @@ void share(const Problem& p, const Work& work) {
   int64_t row_parts = std::clamp<int64_t>(threads * 4 * kStrips / std::max<int64_t>(1, p.strips), 1,
                                           std::max<int64_t>(1, p.rows / 48));
   Ranges strips(p.strips, elements / row_parts, kStrips, threads);
-  for_pieces(p.rows > 0 ? row_parts * strips.count() : 0, threads, [&](int64_t piece) {
+  for_pieces(row_parts * strips.count(), threads, [&](int64_t piece) {
     int64_t i = piece / strips.count(), j = piece % strips.count();
     work(i * p.rows / row_parts, (i + 1) * p.rows / row_parts, strips.first(j),
          strips.first(j + 1));

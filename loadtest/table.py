@@ -6,6 +6,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from loadtest.points import unevenness
+
 _LATENCIES = (
     ("time to first token", "ttft_ms"),
     ("inter-token latency", "itl_ms"),
@@ -40,10 +42,9 @@ def _rates(run: dict[str, Any], title: str) -> Table:
         limits = ", ".join(f"{name} ≤ {ms:g} ms" for name, ms in slo["limits_ms"].items())
         met = f"{slo['goodput_request_s']:.2f} req/s, {slo['ratio']:.1%} of requests"
         table.add_row(f"goodput ({limits})", met)
-    if itl := summary["itl_ms"]:
-        table.add_row(
-            "p99 / p50 of the gaps", f"{itl['p99'] / itl['p50']:.2f}" if itl["p50"] else "-"
-        )
+    if summary["itl_ms"]:
+        ratio = unevenness(run, summary)
+        table.add_row("p99 / p50 of the gaps", "-" if ratio is None else f"{ratio:.2f}")
     for limit, rate in summary["itl_goodput_request_s"].items():
         table.add_row(f"goodput (itl ≤ {limit} ms)", f"{rate:.2f} req/s")
     if memory := run["memory"]:

@@ -93,7 +93,6 @@ class Unpacked {
 #endif
 
  private:
-
   const uint8_t* at(int64_t strip, int64_t block) const {
     return panels_ + (strip * blocks_ + block) * R::bytes;
   }
