@@ -8,6 +8,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from kernels.isa import multiplies_bf16
 from tools.demo_image_model.tokenizer import MAX_LENGTH, write_tokenizer
 
 LATENT_CHANNELS = 4
@@ -68,6 +69,11 @@ def ready_for_training(module: torch.nn.Module) -> torch.nn.Module:
     if isinstance(module, UNet2DConditionModel):
         module.set_attn_processor(AttnProcessor())
     return module.to(memory_format=torch.channels_last)
+
+
+def mixed_precision() -> torch.autocast:
+    """bf16 products where the processor has instructions for them; fp32, else far slower, where not."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bf16())
 
 
 def load_vae(folder: Path) -> AutoencoderKL:

@@ -27,6 +27,7 @@ from tools.demo_image_model.model import (
     build_text_encoder,
     build_unet,
     load_vae,
+    mixed_precision,
     ready_for_training,
     save_folder,
 )
@@ -41,8 +42,6 @@ REFRESH = 8
 EMA_DECAY = 0.9992
 SHIFT = 2.0
 """Twice as many of the noisiest timesteps, which settle where objects go and how many there are."""
-SINGLE_SHARE = 0.3
-"""Of the scenes, those of one object: two are harder to learn."""
 SAVE_EVERY = 200
 
 
@@ -122,7 +121,7 @@ class Trainer:
         self.pools = LatentPools(
             args.size,
             lambda size, index: draw_scene(
-                scene_rng(SEED + size, index), single_share=SINGLE_SHARE
+                scene_rng(SEED + size, index), single_share=args.single_share
             ),
             self._encode,
             pool_size=args.pool,
@@ -142,7 +141,7 @@ class Trainer:
     @torch.no_grad()
     def _encode(self, size: int, scenes: Sequence[Scene]) -> torch.Tensor:
         images = render(scenes, size).to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             latents = self.vae.encode(images).latent_dist.mode()
         return latents.float() * self.vae.config.scaling_factor
 
@@ -182,7 +181,7 @@ class Trainer:
         steps = draw_timesteps(len(scenes), len(self.alphas), generator, shift=SHIFT)
         noise = torch.randn(latents.shape, generator=generator)
         inputs, target = noised(latents, noise, self.alphas[steps])
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             states = self.model.text_encoder(tokens).last_hidden_state
             inputs = inputs.to(memory_format=torch.channels_last)
             output = self.model.unet(inputs, steps, states).sample
@@ -232,6 +231,12 @@ def main() -> None:
         help="keep the text encoder as it is, so that other UNets can share it",
     )
     parser.add_argument("--size", type=int, nargs="+", default=[64], help="pixels of pictures")
+    parser.add_argument(
+        "--single-share",
+        type=float,
+        default=0.3,
+        help="of the scenes, those of one object; two are harder to learn",
+    )
     parser.add_argument("--steps", type=int, default=60_000)
     parser.add_argument("--warm-up", type=int, default=500, help="first steps, with a rising rate")
     parser.add_argument("--decay", type=int, default=6_000, help="last steps, with a falling rate")

@@ -28,6 +28,7 @@ from tools.demo_image_model.model import (
     build_noise_schedule,
     build_unet,
     load_vae,
+    mixed_precision,
     ready_for_training,
 )
 from tools.demo_image_model.object_weight import object_weight, weighted_mse
@@ -117,7 +118,7 @@ class EditTrainer:
         """`[N, 8, h, w]`: the target's scaled latents, then the source's unscaled ones."""
         scenes = [edit.target for edit in edits] + [edit.source for edit in edits]
         images = render(scenes, size).to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             latents = self.vae.encode(images).latent_dist.mode()
         target, source = latents.float().chunk(2)
         return torch.cat([target * self.vae.config.scaling_factor, source], dim=1)
@@ -127,7 +128,7 @@ class EditTrainer:
         tokens = self.tokenizer(
             texts, padding="max_length", truncation=True, return_tensors="pt"
         ).input_ids
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             states: torch.Tensor = self.text_encoder(tokens).last_hidden_state
         return states.float()
 
@@ -169,7 +170,7 @@ class EditTrainer:
         noise = torch.randn(latents.shape, generator=generator)
         inputs, target = noised(latents, noise, self.alphas[steps])
         inputs = torch.cat([inputs, pictures], dim=1).to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             output = self.unet(inputs, steps, states).sample
         items = [edit.source.items + edit.target.items for edit in edits]
         return weighted_mse(output.float(), target, object_weight(items, target.shape[-1]))

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 from tools.demo_image_model.checkpoint import Ema, load_state, save_state
+from tools.demo_image_model.model import mixed_precision
 from tools.demo_image_model.render import render
 from tools.demo_image_model.scenes import draw_scene, scene_rng
 
@@ -109,7 +110,7 @@ def train(run: Path, steps: int) -> None:
             group["lr"] = learning_rate(step, steps)
         images = draw_batch(step).to(memory_format=torch.channels_last)
         noise = torch.Generator().manual_seed(step)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             posterior = vae.encode(images).latent_dist
             latents = posterior.sample(generator=noise)
             output = vae.decode(latents).sample
