@@ -1,0 +1,200 @@
+"""Writes a Llama of 1 B parameters with random weights as GGUF files: the shape decides the speed.
+
+    python -m loadtest.random_llama FOLDER --tokenizer smollm2-q4_1.gguf --quantize llama-quantize
+
+The shape is that of Llama 3.2 1B: 2048 wide, 16 layers, 32 heads over 8 of keys and values, 8192
+inside, input and output embedding one. Its tokenizer is another file's, and with it the size of
+the vocabulary. `llama-1b-bf16.gguf` is the same bytes for the same seed; with `--quantize`, the
+program of llama.cpp, it becomes `llama-1b-q4_0.gguf`, `-q4_k_m` and `-q8_0`.
+
+Weights are normal and as large as keeps activations at their size from layer to layer; logits
+have a deviation of 3, so that a text is not decided by rounding. It is no language, of course.
+"""
+
+import argparse
+import math
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+QUANTIZED = ("Q4_0", "Q4_K_M", "Q8_0")
+
+_CONTEXT = 8192
+_LOGIT_DEVIATION = 3.0
+_TOKENIZER_PREFIX = "tokenizer."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlamaShape:
+    """Sizes with the names of Hugging Face's config.json; the vocabulary is the tokenizer's."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+SHAPES = {
+    "1b": LlamaShape(
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+    ),
+    "tiny": LlamaShape(
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RandomTensor:
+    """Normal numbers, or ones where `deviation` is None. `shape` is that of the array in memory."""
+
+    name: str
+    shape: tuple[int, ...]
+    deviation: float | None
+
+
+def llama_tensors(shape: LlamaShape, vocab_size: int) -> Iterator[RandomTensor]:
+    """All tensors of the file. A matrix is `[outputs, inputs]`."""
+    width, inside = shape.hidden_size, shape.intermediate_size
+    kv_width = shape.num_key_value_heads * shape.head_dim
+    # What a layer adds to the residual is smaller where there are more layers (GPT-2's rule).
+    added = 1 / math.sqrt(2 * shape.num_hidden_layers)
+    # The last norm's output has size 1 in each of `width` places.
+    yield RandomTensor(
+        "token_embd.weight", (vocab_size, width), _LOGIT_DEVIATION / math.sqrt(width)
+    )
+    for i in range(shape.num_hidden_layers):
+        matrices = {
+            "attn_q": (width, width, 1.0),
+            "attn_k": (kv_width, width, 1.0),
+            "attn_v": (kv_width, width, 1.0),
+            "attn_output": (width, width, added),
+            "ffn_gate": (inside, width, 1.0),
+            "ffn_up": (inside, width, 1.0),
+            "ffn_down": (width, inside, added),
+        }
+        yield RandomTensor(f"blk.{i}.attn_norm.weight", (width,), None)
+        yield RandomTensor(f"blk.{i}.ffn_norm.weight", (width,), None)
+        for name, (outputs, inputs, gain) in matrices.items():
+            yield RandomTensor(
+                f"blk.{i}.{name}.weight", (outputs, inputs), gain / math.sqrt(inputs)
+            )
+    yield RandomTensor("output_norm.weight", (width,), None)
+
+
+def write_random_llama(path: Path, size: str, tokenizer: Path, *, seed: int = 0) -> None:
+    """Write a bf16 GGUF file, one tensor in memory at a time. The same seed gives the same bytes.
+
+    `tokenizer` is a GGUF file whose tokenizer is copied. Raises ValueError for a size that is not
+    in `SHAPES` and for a file without a tokenizer.
+    """
+    import numpy as np
+    from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, LlamaFileType
+    from gguf.quants import quantize
+
+    if size not in SHAPES:
+        raise ValueError(f"there is no size {size!r}; there are: {', '.join(SHAPES)}")
+    shape = SHAPES[size]
+    fields = {
+        name: field
+        for name, field in GGUFReader(tokenizer).fields.items()
+        if name.startswith(_TOKENIZER_PREFIX)
+    }
+    if "tokenizer.ggml.tokens" not in fields:
+        raise ValueError(f"{tokenizer.name} has no tokenizer; name a GGUF file of a language model")
+    vocab_size = len(fields["tokenizer.ggml.tokens"].data)
+
+    part = path.with_name(path.name + ".part")
+    writer = GGUFWriter(part, "llama")
+    _add_sizes(writer, shape, vocab_size, f"random-llama-{size}")
+    writer.add_file_type(LlamaFileType.MOSTLY_BF16)
+    for name, field in fields.items():
+        sub_type = field.types[-1] if len(field.types) > 1 else None
+        writer.add_key_value(name, field.contents(), field.types[0], sub_type=sub_type)
+    tensors = list(llama_tensors(shape, vocab_size))
+    for tensor in tensors:
+        kind = GGMLQuantizationType.BF16 if tensor.deviation else GGMLQuantizationType.F32
+        num_bytes = math.prod(tensor.shape) * (2 if tensor.deviation else 4)
+        float32 = np.dtype(np.float32)
+        writer.add_tensor_info(tensor.name, tensor.shape, float32, num_bytes, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    rng = np.random.default_rng(seed)
+    for tensor in tensors:
+        if tensor.deviation is None:
+            writer.write_tensor_data(np.ones(tensor.shape, np.float32))
+            continue
+        values = rng.standard_normal(tensor.shape, np.float32)
+        values *= np.float32(tensor.deviation)
+        writer.write_tensor_data(quantize(values, GGMLQuantizationType.BF16))
+    writer.close()
+    part.replace(path)
+
+
+def _add_sizes(writer: Any, shape: LlamaShape, vocab_size: int, name: str) -> None:
+    writer.add_name(name)
+    writer.add_context_length(_CONTEXT)
+    writer.add_embedding_length(shape.hidden_size)
+    writer.add_block_count(shape.num_hidden_layers)
+    writer.add_feed_forward_length(shape.intermediate_size)
+    writer.add_head_count(shape.num_attention_heads)
+    writer.add_head_count_kv(shape.num_key_value_heads)
+    writer.add_rope_dimension_count(shape.head_dim)
+    writer.add_rope_freq_base(500_000.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(vocab_size)
+
+
+def quantized(source: Path, to: Path, kind: str, program: Path) -> None:
+    """Make `to` of `source` with llama.cpp's `llama-quantize`, whose libraries lie beside it.
+
+    Raises RuntimeError with the end of its output when it fails.
+    """
+    part = to.with_name(to.name + ".part")
+    done = subprocess.run(
+        [program, source, part, kind],
+        env=os.environ | {"LD_LIBRARY_PATH": str(program.parent)},
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
+    if done.returncode:
+        raise RuntimeError(f"{program.name} could not make {kind}: {done.stderr[-1000:].strip()}")
+    part.replace(to)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m loadtest.random_llama")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--tokenizer", type=Path, required=True, help="a GGUF file that has one")
+    parser.add_argument("--size", choices=sorted(SHAPES), default="1b")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quantize", type=Path, help="llama.cpp's llama-quantize")
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    source = options.folder / f"llama-{options.size}-bf16.gguf"
+    write_random_llama(source, options.size, options.tokenizer, seed=options.seed)
+    for kind in QUANTIZED if options.quantize else ():
+        to = source.with_name(f"llama-{options.size}-{kind.lower()}.gguf")
+        quantized(source, to, kind, options.quantize)
+
+
+if __name__ == "__main__":
+    main()
