@@ -74,6 +74,10 @@ def compare(
     concurrency: Annotated[
         list[int] | None, typer.Option("--concurrency", "-c", min=1, help="Repeatable.")
     ] = None,
+    num_requests: Annotated[
+        int | None,
+        typer.Option("--num-requests", "-n", min=1, help="In a run. Default: the plan's."),
+    ] = None,
     max_noise: MaxNoise = 0.04,
     max_attempts: MaxAttempts = 4,
     seed: Seed = None,
@@ -97,7 +101,11 @@ def compare(
             save_result(document, output)
 
     comparison = Comparison(
-        plan.having(repeats=repeats, concurrencies=tuple(concurrency or ())),
+        plan.having(
+            repeats=repeats,
+            concurrencies=tuple(concurrency or ()),
+            num_requests=num_requests,
+        ),
         seed=random_seed() if seed is None else seed,
         noise=NoiseLimit(max_noise, max_attempts),
         log_dir=log_dir,

@@ -57,7 +57,11 @@ class Comparison:
         self._idle_s = idle_s
         self.document: dict[str, Any] = {
             "workload": "peers",
+            "rung": plan.rung,
             "concurrencies": list(plan.concurrencies),
+            "prompt_words": list(plan.prompt_words),
+            "output_tokens": plan.output_tokens,
+            "num_requests": {str(key): value for key, value in plan.num_requests.items()},
             "repeats": plan.repeats,
             "warmup": plan.warmup,
             "seed": seed,
@@ -87,9 +91,17 @@ class Comparison:
         async with launched(server, server.log_path(self._log_dir)) as launch:
             self._say(f"  serving after {launch.ready_s:.1f} s")
             client = CompletionClient(Target(server.url, server.model))
-            for concurrency in self._plan.concurrencies:
-                run = await self._point(client, launch, repeat, concurrency, server.name, interrupt)
-                self.document["runs"].append(run)
+            for num_words in self._plan.prompt_words:
+                for concurrency in self._plan.concurrencies:
+                    where = {
+                        "server": server.name,
+                        "repeat": repeat,
+                        "prompt_words": num_words,
+                        "concurrency": concurrency,
+                    }
+                    self.document["runs"].append(
+                        await self._point(client, launch, where, interrupt)
+                    )
             start["idle_cpu"] = await _idle_share(launch.pid, self._idle_s)
         self.document["starts"].append(start | launch.to_json())
 
@@ -97,30 +109,30 @@ class Comparison:
         self,
         client: CompletionClient,
         launch: Launch,
-        repeat: int,
-        concurrency: int,
-        name: str,
+        where: dict[str, Any],
         interrupt: Interrupt,
     ) -> dict[str, Any]:
         """One run that counts, after as many discarded ones as the machine's noise asks for."""
-        where = {"server": name, "repeat": repeat, "concurrency": concurrency}
+        plan, concurrency, num_words = self._plan, where["concurrency"], where["prompt_words"]
+        lengths = {"num_words": num_words, "output_tokens": plan.output_tokens}
         for attempt in range(self._noise.max_attempts):
-            seed = self._point_seed(repeat, concurrency, attempt)
-            await warm_up(client, self._plan.warmup, concurrency, seed)
-            workload = peers_workload(concurrency, seed)
+            seed = self._point_seed(where["repeat"], num_words, concurrency, attempt)
+            await warm_up(client, plan.warmup, concurrency, seed, **lengths)
+            num_requests = plan.num_requests.get(concurrency)
+            workload = peers_workload(concurrency, seed, num_requests, **lengths)
             run = await measure(workload, client, interrupt=interrupt, pids=[launch.pid])
             if run["partial"] or interrupt.requested:
                 raise asyncio.CancelledError
             quiet = run["cpu"]["others"] <= self._noise.max_others
-            self._say(_line(run, concurrency, "" if quiet else "  NOISY"))
+            self._say(_line(run, num_words, concurrency, "" if quiet else "  NOISY"))
             if quiet or attempt + 1 == self._noise.max_attempts:
                 break
             self.document["discarded"].append(where | {"cpu": run["cpu"]})
         return where | {"quiet": quiet} | run
 
-    def _point_seed(self, repeat: int, concurrency: int, attempt: int) -> int:
+    def _point_seed(self, *which: int) -> int:
         """The same for every server; different for every other run of the comparison."""
-        return random.Random(f"{self._seed} {repeat} {concurrency} {attempt}").randrange(2**40)
+        return random.Random(f"{self._seed} {which}").randrange(2**40)
 
 
 async def time_starts(
@@ -154,11 +166,11 @@ async def _idle_share(pid: int, duration_s: float) -> float:
     return cpu_shares(before, CpuTimes.read([pid]))["watched"]
 
 
-def _line(run: dict[str, Any], concurrency: int, mark: str) -> str:
+def _line(run: dict[str, Any], num_words: int, concurrency: int, mark: str) -> str:
     summary, cpu = run["summary"], run["cpu"]
     ttft, itl = summary["ttft_ms"] or {}, summary["itl_ms"] or {}
     return (
-        f"  c={concurrency}: {summary['output_tok_s']:.1f} tok/s, "
+        f"  {num_words} words, c={concurrency}: {summary['output_tok_s']:.1f} tok/s, "
         f"TTFT p50 {ttft.get('p50', 0):.0f} ms, ITL p50 {itl.get('p50', 0):.1f} ms, "
         f"{summary['num_failed']} failed, others {cpu['others']:.1%} of CPU{mark}"
     )

@@ -10,7 +10,13 @@ from loadtest.client import CompletionClient
 from loadtest.interrupt import Interrupt
 from loadtest.prompts import TokenEstimate, story_prompt
 from loadtest.record import RequestRecord
-from loadtest.workload import WARMUP_STRIDE, PlannedRequest, Workload
+from loadtest.workload import (
+    PEERS_NUM_WORDS,
+    PEERS_OUTPUT_TOKENS,
+    WARMUP_STRIDE,
+    PlannedRequest,
+    Workload,
+)
 
 
 class Timed(Protocol):
@@ -130,13 +136,21 @@ async def _open_loop(
             group.create_task(send(job))
 
 
-async def warm_up(client: CompletionClient, num_requests: int, concurrency: int, seed: int) -> None:
-    """A few unmeasured requests of the standard workload.
+async def warm_up(
+    client: CompletionClient,
+    num_requests: int,
+    concurrency: int,
+    seed: int,
+    *,
+    num_words: int = PEERS_NUM_WORDS,
+    output_tokens: int = PEERS_OUTPUT_TOKENS,
+) -> None:
+    """A few unmeasured requests, by default of the standard workload.
 
     Raises RuntimeError with the server's own words when one fails: nothing worth measuring follows.
     """
-    prompts = [story_prompt(seed + WARMUP_STRIDE * (i + 1)) for i in range(num_requests)]
-    requests = [PlannedRequest(i, prompt, 64) for i, prompt in enumerate(prompts)]
+    prompts = [story_prompt(seed + WARMUP_STRIDE * (i + 1), num_words) for i in range(num_requests)]
+    requests = [PlannedRequest(i, prompt, output_tokens) for i, prompt in enumerate(prompts)]
     outcome = await drive(Workload("warm-up", requests, concurrency), client)
     for record in outcome.records:
         if record.error:

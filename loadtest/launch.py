@@ -26,7 +26,7 @@ class ServerCommand:
     """How to start one server. `command` and `version_command` are given to `/bin/sh -c`.
 
     `variables` are added to their environment, so the commands can be kept, and stored with
-    results, without the paths of one machine.
+    results, without the paths of one machine. Servers are compared with others of their `group`.
     """
 
     name: str
@@ -35,6 +35,7 @@ class ServerCommand:
     model: str
     version_command: str | None = None
     variables: dict[str, str] = field(default_factory=dict)
+    group: str | None = None
 
     def log_path(self, folder: Path) -> Path:
         """Where its output goes within `folder`."""
@@ -115,8 +116,10 @@ async def described(server: ServerCommand) -> dict[str, Any]:
 
     Raises RuntimeError when its version command fails.
     """
+    group = {} if server.group is None else {"group": server.group}
     return {
         "name": server.name,
+        **group,
         "version": await version_of(server),
         "model": server.model,
         "command": server.command,

@@ -3,17 +3,24 @@
 from collections.abc import Sequence
 from typing import Any
 
+from loadtest.plan import NATIVE_RUNG
+
 
 def heading(document: dict[str, Any]) -> str:
-    """Title, date, commit, machine and command of a result."""
+    """Title, date, commit, machine and command of a result.
+
+    The title says so when all servers were held to fewer instructions than the processor has.
+    """
     machine = document["machine"]
     state = " with uncommitted changes" if document["uncommitted_changes"] else ""
     commit = (document["commit"] or "unknown")[:12]
     notes = " Cut short: not every repeat was measured." if document.get("partial") else ""
     if document.get("quick"):
         notes += " A quick run: these numbers mean nothing."
+    rung = document.get("rung", NATIVE_RUNG)
+    held = "" if rung == NATIVE_RUNG else f", forced to {rung}"
     return (
-        f"## {document['label'] or 'Unnamed'}\n\n"
+        f"## {document['label'] or 'Unnamed'}{held}\n\n"
         f"{document['started_at'][:10]}, commit {commit}{state}, {machine['cores']} cores of "
         f"{machine['cpu']} (family/model {machine['cpu_family_model']}; {machine['cpu_flags']}), "
         f"{machine['memory_gib']} GiB, {machine['system']}, Python {machine['python']}.{notes}\n\n"

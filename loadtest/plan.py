@@ -4,28 +4,44 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from loadtest.launch import ServerCommand
 from loadtest.plan_file import load_yaml
+from loadtest.workload import PEERS_NUM_WORDS, PEERS_OUTPUT_TOKENS
 
-_PLAN_KEYS = {"label", "variables", "concurrencies", "repeats", "warmup", "servers"}
-_SERVER_KEYS = {"name", "command", "url", "model", "version_command"}
-_REQUIRED_SERVER_KEYS = _SERVER_KEYS - {"version_command"}
+_PLAN_KEYS = {
+    *("label", "rung", "variables", "concurrencies", "repeats", "warmup", "servers"),
+    *("prompt_words", "output_tokens", "num_requests"),
+}
+_SERVER_KEYS = {"name", "command", "url", "model", "version_command", "group"}
+_REQUIRED_SERVER_KEYS = _SERVER_KEYS - {"version_command", "group"}
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
+
+
+NATIVE_RUNG = "native"
 
 
 @dataclass(frozen=True, slots=True)
 class ComparisonPlan:
-    """The first server is the one that the others are compared with."""
+    """The first server of a group is the one that its others are compared with.
+
+    `rung` names the instructions that all servers are held to; `NATIVE_RUNG` holds none.
+    `prompt_words` are the lengths of prompts, each measured at every concurrency.
+    `num_requests` has the requests of a run by concurrency, where not the usual number.
+    """
 
     servers: tuple[ServerCommand, ...]
     concurrencies: tuple[int, ...]
     repeats: int
     warmup: int
     label: str
+    rung: str = NATIVE_RUNG
+    prompt_words: tuple[int, ...] = (PEERS_NUM_WORDS,)
+    output_tokens: int = PEERS_OUTPUT_TOKENS
+    num_requests: dict[int, int] = field(default_factory=dict)
 
     def only(self, names: list[str]) -> "ComparisonPlan":
         """With some of the servers. Raises ValueError for a name that the plan does not have."""
@@ -33,13 +49,21 @@ class ComparisonPlan:
         return replace(self, servers=tuple(s for s in self.servers if s.name in names))
 
     def having(
-        self, *, repeats: int | None = None, concurrencies: tuple[int, ...] = ()
+        self,
+        *,
+        repeats: int | None = None,
+        concurrencies: tuple[int, ...] = (),
+        num_requests: int | None = None,
     ) -> "ComparisonPlan":
         """With what is given here in place of the file's."""
+        concurrencies = concurrencies or self.concurrencies
         return replace(
             self,
             repeats=repeats or self.repeats,
-            concurrencies=concurrencies or self.concurrencies,
+            concurrencies=concurrencies,
+            num_requests=dict.fromkeys(concurrencies, num_requests)
+            if num_requests
+            else self.num_requests,
         )
 
 
@@ -52,7 +76,7 @@ def parse_overrides(texts: list[str] | None) -> dict[str, str]:
 
 
 def load_plan(path: Path, overrides: dict[str, str] | None = None) -> ComparisonPlan:
-    """Read a plan. `${NAME}` in a URL, a model or a variable means a variable of the plan.
+    """Read a plan. `${NAME}` in a URL, model, label, rung or variable means one of its variables.
 
     A variable's value is that of `overrides`, else of the environment, else of the file. Commands
     are left as written: the shell that runs them has the variables in its environment.
@@ -69,7 +93,11 @@ def load_plan(path: Path, overrides: dict[str, str] | None = None) -> Comparison
         concurrencies=tuple(document.get("concurrencies", (1, 16, 32))),
         repeats=document.get("repeats", 3),
         warmup=document.get("warmup", 4),
-        label=document.get("label", path.stem),
+        label=_expand(document.get("label", path.stem), variables),
+        rung=_expand(document.get("rung", NATIVE_RUNG), variables),
+        prompt_words=tuple(document.get("prompt_words", (PEERS_NUM_WORDS,))),
+        output_tokens=document.get("output_tokens", PEERS_OUTPUT_TOKENS),
+        num_requests=document.get("num_requests", {}),
     )
 
 
@@ -95,6 +123,7 @@ def server_command(entry: dict[str, Any], variables: dict[str, str]) -> ServerCo
         url=_expand(entry["url"], variables),
         model=_expand(entry["model"], variables),
         version_command=entry.get("version_command"),
+        group=entry.get("group"),
         variables=variables,
     )
 

@@ -1,4 +1,4 @@
-"""One server at one concurrency, and the numbers that tables tell of it.
+"""One server at one concurrency and prompt length, and the numbers that tables tell of it.
 
 All are computed from the per-request rows again, not read from stored summaries.
 """
@@ -10,16 +10,23 @@ from typing import Any
 
 from loadtest.metrics import summarise
 from loadtest.record import RequestRecord
+from loadtest.workload import PEERS_NUM_WORDS
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One server at one concurrency: the summaries of its repeats."""
+    """One server at one concurrency and length of prompts: the summaries of its repeats."""
 
     server: str
+    prompt_words: int
     concurrency: int
     runs: tuple[dict[str, Any], ...]
     summaries: tuple[dict[str, Any], ...]
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """What all servers are measured at: words of a prompt, and clients."""
+        return self.prompt_words, self.concurrency
 
     def median_of(self, value: "Metric") -> float | None:
         values = self._values(value)
@@ -73,19 +80,25 @@ def memory(run: dict[str, Any], summary: dict[str, Any]) -> float | None:
     return run["memory"]["pss_mib"] if run["memory"] else None
 
 
+def prompt_tokens(run: dict[str, Any], summary: dict[str, Any]) -> float | None:
+    """Of a request, by the server's own usage."""
+    return summary["prompt_tokens"] / summary["num_ok"] if summary["num_ok"] else None
+
+
 def points(comparison: dict[str, Any]) -> list[Point]:
-    """In the order of the servers, then of the concurrencies; without points nobody measured."""
+    """In the order of the servers, then of the loads; without points nobody measured."""
+    runs: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
+    for run in comparison["runs"]:
+        num_words = run.get("prompt_words", PEERS_NUM_WORDS)
+        runs.setdefault((run["server"], num_words, run["concurrency"]), []).append(run)
     found = []
     for server in comparison["servers"]:
-        for concurrency in comparison["concurrencies"]:
-            runs = tuple(
-                run
-                for run in comparison["runs"]
-                if (run["server"], run["concurrency"]) == (server["name"], concurrency)
-            )
-            if runs:
-                summaries = tuple(summary_of(run) for run in runs)
-                found.append(Point(server["name"], concurrency, runs, summaries))
+        for num_words in comparison.get("prompt_words", (PEERS_NUM_WORDS,)):
+            for concurrency in comparison["concurrencies"]:
+                key = (server["name"], num_words, concurrency)
+                if measured := tuple(runs.get(key, ())):
+                    summaries = tuple(summary_of(run) for run in measured)
+                    found.append(Point(*key, measured, summaries))
     return found
 
 

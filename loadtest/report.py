@@ -18,6 +18,7 @@ from loadtest.points import (
     latency,
     memory,
     points,
+    prompt_tokens,
     request_rate,
     summary_of,
     throughput,
@@ -30,6 +31,7 @@ from loadtest.results import (
     STARTS_FORMAT,
     load_any_result,
 )
+from loadtest.workload import PEERS_NUM_WORDS, PEERS_OUTPUT_TOKENS
 
 _INTRODUCTION = """\
 # Benchmarks
@@ -44,7 +46,14 @@ tokens, greedy, `ignore_eos`, streamed with usage. Every prompt is new in every 
 cache helps. Closed loop: N clients start together, each sends its next request, on a new
 connection, when its last one is answered; 12 requests at 1 client, else two per client. Servers run
 one at a time, in turn, in an order that rotates from repeat to repeat; in one repeat all get the
-same prompts. A few warm-up requests precede every run.
+same prompts. A few warm-up requests precede every run. Where lengths or counts are others, the
+table says so.
+
+**Rungs.** A server uses what instructions the processor has, unless the heading says that all were
+forced to fewer: to x86-64-v3 (AVX2 and FMA) or x86-64-v4 (AVX-512 without VNNI and BF16), say.
+Then Tandem runs with `TANDEM_CPU_ISA`, llama.cpp is compiled for these instructions, and servers
+that choose when they start are told by the CPUID instruction that there are no others. That shows
+what the code of a rung does; a processor that has no more may differ in clock and caches.
 
 - **out tok/s**: output tokens by the server's own usage / wall time of the whole run, prefill
   included. **TTFT**: request sent (connecting included) to first text. **ITL**: gap between chunks
@@ -89,16 +98,42 @@ def render_page(raw: Path) -> str:
 
 def comparison_section(comparison: dict[str, Any]) -> str:
     measured = points(comparison)
-    parts = [heading(comparison), _comparison_table(comparison, measured)]
-    if ratios := _ratio_table(comparison, measured):
-        subject = comparison["servers"][0]["name"]
-        parts += [f"{subject} against the others (medians; above 1 is more):", ratios]
+    parts = [heading(comparison), *_load_note(comparison), _comparison_table(comparison, measured)]
+    parts += _ratio_parts(comparison, measured)
     if measured:
-        parts += ["How even the streams are (medians):", _smoothness_table(measured)]
+        parts += ["How even the streams are (medians):", _smoothness_table(comparison, measured)]
     cpus = [run["cpu"] for point in measured for run in point.runs]
     note = noise_note(comparison, cpus)
     parts += [f"{note} {_idle_note(comparison)}" if cpus else note, commands(comparison)]
     return "\n\n".join(parts)
+
+
+def _load_note(comparison: dict[str, Any]) -> list[str]:
+    """A paragraph where requests are not those of the standard workload."""
+    words = comparison.get("prompt_words", [PEERS_NUM_WORDS])
+    output_tokens = comparison.get("output_tokens", PEERS_OUTPUT_TOKENS)
+    counts = comparison.get("num_requests") or {}
+    if (words, output_tokens, counts) == ([PEERS_NUM_WORDS], PEERS_OUTPUT_TOKENS, {}):
+        return []
+    note = f"Prompts of {', '.join(map(str, words))} random words, {output_tokens} output tokens"
+    if counts:
+        pairs = [f"{count} at {clients}" for clients, count in counts.items()]
+        note += f"; requests by the number of clients: {', '.join(pairs)}"
+    return [f"{note}. Warm-up requests of this kind before each run: {comparison['warmup']}."]
+
+
+def _has_lengths(comparison: dict[str, Any]) -> bool:
+    return len(comparison.get("prompt_words", ())) > 1
+
+
+def _length(comparison: dict[str, Any], point: Point) -> list[str]:
+    """The cell of a prompt's length; none where all have one."""
+    has_lengths = _has_lengths(comparison)
+    return [number(point.median_of(prompt_tokens), 0)] if has_lengths else []
+
+
+def _length_head(comparison: dict[str, Any]) -> list[str]:
+    return ["prompt tokens"] if _has_lengths(comparison) else []
 
 
 def _comparison_table(comparison: dict[str, Any], measured: list[Point]) -> str:
@@ -112,6 +147,7 @@ def _comparison_table(comparison: dict[str, Any], measured: list[Point]) -> str:
             [
                 point.server if first else "",
                 f"{median(starts):.1f}" if first and starts else "",
+                *_length(comparison, point),
                 str(point.concurrency),
                 _with_range(point, throughput) + mark,
                 _pair(point, "ttft_ms"),
@@ -120,33 +156,58 @@ def _comparison_table(comparison: dict[str, Any], measured: list[Point]) -> str:
                 str(sum(summary["num_failed"] for summary in point.summaries)),
             ]
         )
-    heads = "server, start-up s, clients, out tok/s (range), TTFT ms p50 / p99, ITL ms p50 / p99"
-    return table([*heads.split(", "), "memory MiB", "failed"], rows, num_text_columns=1)
+    heads = ["server", "start-up s", *_length_head(comparison), "clients", "out tok/s (range)"]
+    heads += ["TTFT ms p50 / p99", "ITL ms p50 / p99", "memory MiB", "failed"]
+    return table(heads, rows, num_text_columns=1)
 
 
-def _ratio_table(comparison: dict[str, Any], measured: list[Point]) -> str:
-    """The first server's medians divided by each other server's."""
-    by_key = {(point.server, point.concurrency): point for point in measured}
-    subject, *others = [server["name"] for server in comparison["servers"]]
-    metrics = [throughput, latency("ttft_ms", "p50"), latency("itl_ms", "p50"), memory]
-    rows = []
-    for other in others:
-        for concurrency in comparison["concurrencies"]:
-            ours, theirs = by_key.get((subject, concurrency)), by_key.get((other, concurrency))
-            if ours and theirs:
-                ratios = [ratio(ours.median_of(m), theirs.median_of(m)) for m in metrics]
-                rows.append([other, str(concurrency), *ratios])
-    heads = ["against", "clients", "out tok/s", "TTFT p50", "ITL p50", "memory"]
-    return table(heads, rows, num_text_columns=1) if rows else ""
+_RATIOS: dict[str, Metric] = {
+    "out tok/s": throughput,
+    "TTFT p50": latency("ttft_ms", "p50"),
+    "ITL p50": latency("itl_ms", "p50"),
+    "ITL p99": latency("itl_ms", "p99"),
+    "memory": memory,
+}
 
 
-def _smoothness_table(measured: list[Point]) -> str:
+def _ratio_parts(comparison: dict[str, Any], measured: list[Point]) -> list[str]:
+    """For every group of servers: the first one's medians divided by each other one's."""
+    groups: dict[str | None, list[str]] = {}
+    for server in comparison["servers"]:
+        groups.setdefault(server.get("group"), []).append(server["name"])
+    parts = []
+    for subject, *others in groups.values():
+        ours = {point.load: point for point in measured if point.server == subject}
+        rows = [
+            [
+                theirs.server,
+                *_length(comparison, theirs),
+                str(theirs.concurrency),
+                *(
+                    ratio(ours[theirs.load].median_of(m), theirs.median_of(m))
+                    for m in _RATIOS.values()
+                ),
+            ]
+            for theirs in measured
+            if theirs.server in others and theirs.load in ours
+        ]
+        if rows:
+            heads = ["against", *_length_head(comparison), "clients", *_RATIOS]
+            parts += [
+                f"{subject} against the others (medians; above 1 is more):",
+                table(heads, rows, num_text_columns=1),
+            ]
+    return parts
+
+
+def _smoothness_table(comparison: dict[str, Any], measured: list[Point]) -> str:
     rows, last = [], None
     for point in measured:
         goodputs = [number(point.median_of(goodput(limit)), 2) for limit in ITL_LIMITS_MS]
         rows.append(
             [
                 point.server if point.server != last else "",
+                *_length(comparison, point),
                 str(point.concurrency),
                 number(point.median_of(unevenness), 1),
                 *goodputs,
@@ -154,7 +215,7 @@ def _smoothness_table(measured: list[Point]) -> str:
             ]
         )
         last = point.server
-    heads = ["server", "clients", "unevenness"]
+    heads = ["server", *_length_head(comparison), "clients", "unevenness"]
     heads += [f"goodput at {limit} ms, req/s" for limit in ITL_LIMITS_MS]
     return table([*heads, "all, req/s"], rows, num_text_columns=1)
 

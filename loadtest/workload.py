@@ -11,6 +11,7 @@ from typing import Any
 from loadtest.prompts import TokenEstimate, story_prompt
 
 PEERS_NUM_REQUESTS = {1: 12, 16: 32, 32: 64}
+PEERS_NUM_WORDS = 100
 PEERS_OUTPUT_TOKENS = 64
 WARMUP_STRIDE = 7_000_000_007
 """Between the seeds of warm-up and measured prompts, so that they are never equal."""
@@ -67,15 +68,29 @@ class TokenRange:
         return str(self.low) if self.low == self.high else f"{self.low}:{self.high}"
 
 
-def peers_workload(concurrency: int, seed: int, num_requests: int | None = None) -> Workload:
-    """The workload that all engines are compared on: 100 random words in, 64 tokens out."""
+def peers_workload(
+    concurrency: int,
+    seed: int,
+    num_requests: int | None = None,
+    *,
+    num_words: int = PEERS_NUM_WORDS,
+    output_tokens: int = PEERS_OUTPUT_TOKENS,
+) -> Workload:
+    """The workload that all engines are compared on: 100 random words in, 64 tokens out.
+
+    Other lengths are for models too slow for it, and for long prompts. Words are counted, not
+    tokens, so that every server gets the same prompts.
+    """
     if num_requests is None:
         num_requests = PEERS_NUM_REQUESTS.get(concurrency, max(12, 2 * concurrency))
     requests = [
-        PlannedRequest(i, story_prompt(seed * _SEED_STRIDE + i), PEERS_OUTPUT_TOKENS)
+        PlannedRequest(i, story_prompt(seed * _SEED_STRIDE + i, num_words), output_tokens)
         for i in range(num_requests)
     ]
-    return Workload("peers", requests, concurrency, {"seed": seed})
+    parameters = {"seed": seed}
+    if (num_words, output_tokens) != (PEERS_NUM_WORDS, PEERS_OUTPUT_TOKENS):
+        parameters |= {"num_words": num_words, "output_tokens": output_tokens}
+    return Workload("peers", requests, concurrency, parameters)
 
 
 def closed_workload(

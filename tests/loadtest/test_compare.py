@@ -1,6 +1,7 @@
 import asyncio
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from loadtest.compare import Comparison, NoiseLimit
 from loadtest.interrupt import Interrupt
 from loadtest.launch import ServerCommand
 from loadtest.plan import ComparisonPlan
+from loadtest.points import points, prompt_tokens
 
 pytestmark = pytest.mark.slow
 
@@ -62,6 +64,25 @@ async def test_servers_take_turns(plan: ComparisonPlan, tmp_path: Path) -> None:
         assert len(run["requests"]) == 12
     assert [start["server"] for start in document["starts"]] == ["ours", "theirs", "theirs", "ours"]
     assert all(start["stop_s"] is not None for start in document["starts"])
+
+
+async def test_other_lengths_and_counts(plan: ComparisonPlan, tmp_path: Path) -> None:
+    lengths = replace(plan, prompt_words=(20, 40), output_tokens=7, num_requests={2: 3}, repeats=1)
+    measured = comparison(lengths.only(["ours"]), tmp_path, NoiseLimit(max_others=1.0))
+    async with Interrupt() as interrupt:
+        await measured.run(interrupt)
+    runs = measured.document["runs"]
+    keys = [(run["prompt_words"], run["concurrency"]) for run in runs]
+    assert keys == [(20, 1), (20, 2), (40, 1), (40, 2)]
+    assert [len(run["requests"]) for run in runs] == [12, 3, 12, 3]
+    assert {row["output_tokens"] for run in runs for row in run["requests"]} == {7}
+    found = {point.load: point.median_of(prompt_tokens) for point in points(document_of(measured))}
+    assert found[40, 1] == found[40, 2]
+    assert (found[40, 1] or 0) - (found[20, 1] or 0) == 20
+
+
+def document_of(measured: Comparison) -> dict[str, Any]:
+    return {"servers": [{"name": "ours"}], **measured.document}
 
 
 async def test_noisy_runs_are_repeated_with_new_prompts(

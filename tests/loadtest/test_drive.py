@@ -119,6 +119,9 @@ async def test_warm_up_prompts_are_all_different(
     assert fake_openai.max_in_flight == 2
     await warm_up(client, 0, concurrency=2, seed=7)
     assert len(fake_openai.seen) == 5
+    await warm_up(client, 1, concurrency=1, seed=7, num_words=30, output_tokens=3)
+    assert fake_openai.seen[-1].body["max_tokens"] == 3
+    assert len(fake_openai.seen[-1].body["prompt"].split()) == 8 + 30 - 1
 
 
 async def test_a_failed_warm_up_says_why(fake_openai: Any, client: CompletionClient) -> None:

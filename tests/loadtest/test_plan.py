@@ -81,7 +81,37 @@ def test_plans_that_are_wrong(tmp_path: Path, text: str, message: str) -> None:
 
 def test_the_projects_own_plans_load() -> None:
     folder = Path(__file__).parents[2] / "loadtest" / "scenarios"
-    paths = list(folder.glob("peers*.yaml"))
-    assert paths
-    for path in paths:
-        assert len(load_plan(path).servers) >= 1
+    names = ("peers", "llama-1b", "long-prompts")
+    plans = {name: load_plan(folder / f"{name}.yaml") for name in names}
+    assert {plan.rung for plan in plans.values()} == {"native"}
+    assert {plan.output_tokens for plan in plans.values()} == {64, 16, 32}
+    for plan in plans.values():
+        assert len({server.url for server in plan.servers}) == len(plan.servers)
+    held = load_plan(folder / "peers.yaml", {"ISA": "x86-64-v3"})
+    assert held.rung == "x86-64-v3"
+    groups = [server.group for server in plans["llama-1b"].servers]
+    assert groups == [kind for kind in ("Q4_0", "Q4_K_M", "Q8_0", "BF16") for _ in range(2)]
+
+
+def test_lengths_counts_rung_and_groups(tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(
+        """
+label: "on ${RUNG}"
+rung: ${RUNG}
+variables: {RUNG: native}
+concurrencies: [1, 8]
+prompt_words: [503, 2039]
+output_tokens: 16
+num_requests: {1: 3}
+servers: [{name: a, command: b, url: c, model: d, group: e}]
+"""
+    )
+    plan = load_plan(path, {"RUNG": "x86-64-v3"})
+    assert (plan.label, plan.rung) == ("on x86-64-v3", "x86-64-v3")
+    assert (plan.prompt_words, plan.output_tokens) == ((503, 2039), 16)
+    assert plan.num_requests == {1: 3}
+    assert plan.servers[0].group == "e"
+    assert plan.having(repeats=2).num_requests == {1: 3}
+    assert plan.having(concurrencies=(1, 2), num_requests=5).num_requests == {1: 5, 2: 5}
+    assert load_plan(path).rung == "native"

@@ -81,12 +81,52 @@ def test_a_comparison_becomes_tables(tmp_path: Path) -> None:
     # 6 tokens in 1, 3 and 2 seconds: 6, 2 and 3 tok/s.
     assert "| ours | 3.0 | 1 | 3 (2-6) | 100 / 100 | 10.0 / 10.0 | 500 | 0 |" in page
     assert "| theirs | 60.0 | 1 | 2 (1-3) † | 100 / 100 | 20.0 / 20.0 | 500 | 0 |" in page
-    assert "| theirs | 1 | 2.00 | 1.00 | 0.50 | 1.00 |" in page
+    assert "| theirs | 1 | 2.00 | 1.00 | 0.50 | 0.50 | 1.00 |" in page
+    assert "forced" not in page.split("## A comparison")[1]
     # 2 requests in 1, 3 and 2 seconds, all of whose gaps are 10 ms; theirs take twice as long.
     assert "| ours | 1 | 1.0 | 1.00 | 1.00 | 1.00 | 1.00 |" in page
     assert "| theirs | 1 | 1.0 | 0.50 | 0.50 | 0.50 | 0.50 |" in page
     assert "others took at most 2.1% of the CPU" in page
     assert "theirs (theirs 1.0):\n\n```sh\nexec theirs\n```" in page
+
+
+def test_a_rung_lengths_and_groups(tmp_path: Path) -> None:
+    document = comparison() | {
+        "rung": "x86-64-v3",
+        "prompt_words": [503, 2039],
+        "output_tokens": 32,
+        "num_requests": {"1": 2},
+        "warmup": 1,
+    }
+    servers = [
+        server | {"name": f"{server['name']} {group}", "group": group}
+        for group in ("A", "B")
+        for server in document["servers"]
+    ]
+    runs = [
+        measured
+        | {"server": f"{measured['server']} {group}", "prompt_words": num_words}
+        | {"requests": [row | {"prompt_tokens": num_words + 9} for row in measured["requests"]]}
+        for group in ("A", "B")
+        for num_words in (503, 2039)
+        for measured in document["runs"]
+    ]
+    save_result(document | {"servers": servers, "runs": runs}, tmp_path / "a.json")
+    page = render_page(tmp_path)
+    assert "## A comparison, forced to x86-64-v3\n" in page
+    assert (
+        "Prompts of 503, 2039 random words, 32 output tokens; requests by the number of clients: "
+        "2 at 1. Warm-up requests of this kind before each run: 1."
+    ) in page
+    assert "| ours A |  | 512 | 1 | 3 (2-6) | 100 / 100 | 10.0 / 10.0 | 500 | 0 |" in page
+    assert "|  |  | 2048 | 1 | 3 (2-6) | 100 / 100 | 10.0 / 10.0 | 500 | 0 |" in page
+    assert "| ours B | 512 | 1 | 1.0 | 1.00 | 1.00 | 1.00 | 1.00 |" in page
+    for group in ("A", "B"):
+        table = page.split(f"ours {group} against the others")[1].split("\n\n")[1]
+        assert table.splitlines()[2:] == [
+            f"| theirs {group} | 512 | 1 | 2.00 | 1.00 | 0.50 | 0.50 | 1.00 |",
+            f"| theirs {group} | 2048 | 1 | 2.00 | 1.00 | 0.50 | 0.50 | 1.00 |",
+        ]
 
 
 def test_numbers_come_from_the_rows_not_from_the_summary(tmp_path: Path) -> None:

@@ -45,6 +45,14 @@ def test_the_peers_workload() -> None:
     assert len(peers_workload(64, 0, num_requests=5).requests) == 5
 
 
+def test_other_lengths_than_the_peers_workloads() -> None:
+    workload = peers_workload(1, 3, 4, num_words=503, output_tokens=32)
+    assert [num_words(request.prompt) for request in workload.requests] == [503] * 4
+    assert {request.max_tokens for request in workload.requests} == {32}
+    assert workload.parameters == {"seed": 3, "num_words": 503, "output_tokens": 32}
+    assert peers_workload(1, 3).parameters == {"seed": 3}
+
+
 def test_a_seed_gives_the_same_workload() -> None:
     assert peers_workload(16, 5) == peers_workload(16, 5)
     assert peers_workload(16, 5) != peers_workload(16, 6)

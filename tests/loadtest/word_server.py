@@ -1,7 +1,7 @@
 """A server to launch in a process of its own: word_server.py PORT [--child] [--load SECONDS].
 
-Streams as many words as asked. `--child` leaves a sleeping process behind it; `--load` answers 503
-for so long first.
+Streams as many words as asked, and counts words as tokens. `--child` leaves a sleeping process
+behind it; `--load` answers 503 for so long first.
 """
 
 import argparse
@@ -31,7 +31,10 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         for _ in range(body["max_tokens"]):
             self.event(json.dumps({"choices": [{"text": " word"}]}))
-        usage = {"prompt_tokens": 109, "completion_tokens": body["max_tokens"]}
+        usage = {
+            "prompt_tokens": len(body["prompt"].split()),
+            "completion_tokens": body["max_tokens"],
+        }
         self.event(json.dumps({"choices": [], "usage": usage}))
         self.event("[DONE]")
 
