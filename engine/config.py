@@ -49,7 +49,8 @@ class EngineConfig:
         "auto",
         "How linear layers keep their weights: gguf as a GGUF file has them packed, which takes "
         "less memory for the same results; none in dtype; auto is gguf where it can be on a CPU, "
-        "else none. Faster and less precise, on CPUs: int8 rounds any weights to 8 bits at load, "
+        "unless products measured there are faster with none and the memory is there; else none. "
+        "Faster and less precise, on CPUs: int8 rounds any weights to 8 bits at load, "
         "and activations as they come; gguf-int8 rounds a GGUF file's activations only.",
     )
     max_model_len: int | None = knob(
@@ -286,7 +287,12 @@ def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> R
 
 
 def resolve_quantization(
-    wanted: Quantization, device: Literal["cpu", "cuda"], *, is_packed: bool, has_native: bool
+    wanted: Quantization,
+    device: Literal["cpu", "cuda"],
+    *,
+    is_packed: bool,
+    has_native: bool,
+    prefers_plain: bool = False,
 ) -> Quantization:
     """What `auto` stands for, and anything else as it is if it is possible.
 
@@ -294,12 +300,14 @@ def resolve_quantization(
         wanted: how linear layers are to be kept.
         is_packed: whether the checkpoint has packed weights that the kernels can multiply with.
         has_native: whether the C++ operations are available.
+        prefers_plain: whether packed weights, though possible, would be slower than plain ones.
 
     Raises:
         ModelLoadError: what was asked for is not possible here.
     """
     if wanted == "auto":
-        return "gguf" if device == "cpu" and has_native and is_packed else "none"
+        stays_packed = device == "cpu" and has_native and is_packed and not prefers_plain
+        return "gguf" if stays_packed else "none"
     if wanted in PACKED and not is_packed:
         raise _impossible(wanted, "the model has no weights packed as in GGUF files")
     if wanted in ("gguf-int8", "int8") and device != "cpu":

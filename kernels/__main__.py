@@ -1,18 +1,23 @@
 """`python -m kernels`: which implementation of each op runs on this machine, and why.
 
-Asked with a typical call: the op's first benchmark, in bf16, on the GPU if there is one.
+Asked with a typical call: the op's first benchmark, in bf16, on the GPU if there is one. Then what
+products of a GGUF file's weights take, by which `--quantization auto` decides.
 """
 
 import argparse
 import sys
+from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import torch
 
 import kernels
-from kernels import cache_folder, isa, machine
+from kernels import cache_folder, isa, machine, native
+from kernels.product_times import MARGIN, ROWS, prefers_plain
 from kernels.refusal import refusal
 from kernels.registry import Op
+from kernels.self_benchmark import COMMON_TYPES, product_times
 
 IN_RESERVE = "in reserve"
 
@@ -31,13 +36,30 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     for heading, fact in machine.facts().items():
         sys.stdout.write(f"{heading:<8}{fact}\n")
-    rows = [("op", "runs", "others"), *(_row(op) for op in kernels.OPS)]
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    sys.stdout.write("\n")
-    for name, runs, others in rows:
-        line = f"{name:<{widths[0]}}  {runs:<{widths[1]}}  {others}"
-        sys.stdout.write(f"{line.rstrip()}\n")
+    _write_table([("op", "runs", "others"), *(_row(op) for op in kernels.OPS)])
+    if native.missing() is None:
+        _write_table([("weights", "auto keeps", *_TIMES), *_products()])
     return 0
+
+
+_TIMES = (*(f"{rows} rows" for rows in ROWS), "mean", f"time packed / plain, at most {MARGIN:g}")
+
+
+def _products() -> Iterator[tuple[str, ...]]:
+    """Of a model in bf16 whose weights are all of one type."""
+    for one, times in product_times(COMMON_TYPES, torch.bfloat16).items():
+        kept = "plain" if prefers_plain(times.mean_ratio) else "packed"
+        ratios = (f"{ratio:.2f}" for ratio in (*times.ratios, times.mean_ratio))
+        since = datetime.fromtimestamp(times.measured_at).astimezone()
+        yield one.name, kept, *ratios, f"measured {since:%Y-%m-%d %H:%M}"
+
+
+def _write_table(rows: list[tuple[str, ...]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    sys.stdout.write("\n")
+    for row in rows:
+        line = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        sys.stdout.write(f"{line.rstrip()}\n")
 
 
 def _row(op: Op[..., Any]) -> tuple[str, str, str]:

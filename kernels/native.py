@@ -78,6 +78,18 @@ def is_built() -> bool:
     return compiler is None or _target(compiler).exists()
 
 
+def library_path() -> Path:
+    """Where `library()` is; its name tells sources, compiler, instructions and processor.
+
+    Raises:
+        RuntimeError: there is no library.
+    """
+    compiler = _compiler()
+    if compiler is None or library() is None:
+        raise RuntimeError("the C++ operations are not available")
+    return _target(compiler)
+
+
 def missing() -> str | None:
     """Why there is no library, in a few words; None: there is one. Builds it if need be."""
     if library() is not None:

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Literal, Protocol
+from typing import Protocol
 
 import structlog
 import torch
@@ -30,7 +30,13 @@ from engine.llm.step_memory import measure_step_memory
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.layers.panels_method import PanelsMethod
-from engine.models.quantization import Shapes, gguf_methods, int8_methods, num_bytes
+from engine.models.quantization import (
+    Shapes,
+    gguf_methods,
+    int8_methods,
+    is_slower_packed,
+    num_bytes,
+)
 from engine.models.registry import create_model
 from engine.runtime.device import machine_facts, torch_dtype
 from engine.runtime.device_memory import CudaMemory
@@ -44,7 +50,7 @@ from engine.weights.loader import (
     weight_shapes,
 )
 from engine.weights.source import Checkpoint
-from kernels import native, paged_attention
+from kernels import GGUFType, native, paged_attention
 
 REPORT_EVERY_S = 0.2
 
@@ -78,8 +84,7 @@ def load_engine(
     machine = machine_facts(intent.device)
     if machine.device == "cpu":
         build_operations(host)
-    plan = plan_weights(checkpoint, model_config, intent, machine.device)
-    memory = reserve_weights(plan, model_config, intent, machine, host)
+    plan, memory = planned(checkpoint, model_config, intent, machine, host)
     config = memory.resolved()
     limit_threads(config.num_threads)
     if config.device == "cpu":
@@ -129,28 +134,57 @@ class WeightPlan:
     """Of quantised layers, by name."""
     packed: Collection[str]
     """Layers whose weights are taken as the file has them."""
+    could_stay_packed: bool = False
+    """They are plain only because that is faster."""
+
+
+def planned(
+    checkpoint: Checkpoint,
+    model_config: ModelConfig,
+    intent: EngineConfig,
+    machine: MachineFacts,
+    host: Host,
+) -> tuple[WeightPlan, "MemoryPlan"]:
+    """How weights are kept, with the memory for it.
+
+    Raises:
+        ModelLoadError: one of its kinds.
+    """
+    plan = plan_weights(checkpoint, model_config, intent, machine)
+    try:
+        return plan, reserve_weights(plan, model_config, intent, machine, host)
+    except InsufficientMemory:
+        # Other models may hold what seemed to be free; plain weights were no more than faster.
+        if not plan.could_stay_packed:
+            raise
+    intent = replace(intent, quantization="gguf")
+    plan = plan_weights(checkpoint, model_config, intent, machine)
+    return plan, reserve_weights(plan, model_config, intent, machine, host)
 
 
 def plan_weights(
     checkpoint: Checkpoint,
     model_config: ModelConfig,
     intent: EngineConfig,
-    device: Literal["cpu", "cuda"],
+    machine: MachineFacts,
 ) -> WeightPlan:
-    """Decide how weights are kept, from headers alone.
+    """Decide how weights are kept, from headers and from what products take on this machine.
 
     Raises:
         ModelLoadError: the quantization that was asked for is not possible.
     """
-    wanted = intent.quantization
+    wanted, device = intent.quantization, machine.device
     types = packed_weights(checkpoint, model_config) if wanted in ("auto", *PACKED) else {}
+    shapes = weight_shapes(checkpoint)
+    has_native = device == "cpu" and native.library() is not None
+    is_free_to_choose = wanted == "auto" and has_native and bool(types)
     quantization = resolve_quantization(
         wanted,
         device,
         is_packed=bool(types),
-        has_native=device == "cpu" and native.library() is not None,
+        has_native=has_native,
+        prefers_plain=is_free_to_choose and prefers_plain(types, shapes, intent, machine),
     )
-    shapes = weight_shapes(checkpoint)
     methods: Mapping[str, PanelsMethod] = {}
     if quantization in PACKED:
         methods = gguf_methods(types, int8_activations=quantization == "gguf-int8")
@@ -161,7 +195,24 @@ def plan_weights(
         shapes=shapes,
         methods=methods,
         packed=types if quantization in PACKED else (),
+        could_stay_packed=is_free_to_choose and quantization == "none",
     )
+
+
+def prefers_plain(
+    types: Mapping[str, GGUFType], shapes: Shapes, intent: EngineConfig, machine: MachineFacts
+) -> bool:
+    """Whether a file's packed weights are better unpacked when they are loaded: that is faster
+    here and leaves at least as much memory as it takes."""
+    if 2 * num_bytes(shapes, {}, dtype_bytes(intent)) > machine.free_memory_bytes:
+        return False
+    dtype = torch_dtype("bfloat16" if intent.dtype == "auto" else intent.dtype)
+    return is_slower_packed(types, shapes, dtype)
+
+
+def dtype_bytes(intent: EngineConfig) -> int:
+    """Of one number in the model's dtype."""
+    return 4 if intent.dtype == "float32" else 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,12 +241,11 @@ def reserve_weights(
     host: Host,
 ) -> MemoryPlan:
     """Ask for the weights' memory; the rest is planned by what is left."""
-    dtype_bytes = 4 if intent.dtype == "float32" else 2
-    weights = num_bytes(plan.shapes, plan.methods, dtype_bytes)
+    weights = num_bytes(plan.shapes, plan.methods, dtype_bytes(intent))
     free = host.reserve(machine.device, "weights", weights, machine.free_memory_bytes)
     model = ModelFacts(
         max_position_embeddings=model_config.max_position_embeddings,
-        kv_bytes_per_token=model_config.kv_bytes_per_token(dtype_bytes),
+        kv_bytes_per_token=model_config.kv_bytes_per_token(dtype_bytes(intent)),
         weight_bytes=weights,
     )
     return MemoryPlan(

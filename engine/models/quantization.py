@@ -1,14 +1,18 @@
 """Which linear layers of a model keep their weights in few bits."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 
 import structlog
+import torch
 
 from engine.models.layers.gguf_method import GgufMethod
 from engine.models.layers.int8_method import Int8Method
 from engine.models.layers.panels_method import PanelsMethod
 from kernels import GGUFType
+from kernels.product_times import mean_ratio, prefers_plain
+from kernels.self_benchmark import product_times
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Checkpoint name → shape in numbers, packed or not."""
@@ -51,3 +55,27 @@ def num_bytes(shapes: Shapes, methods: Mapping[str, PanelsMethod], dtype_bytes: 
     if HEAD in methods and f"{HEAD}.weight" not in shapes:
         total += math.prod(shapes[f"{EMBEDDING}.weight"]) * methods[HEAD].bits_per_weight / 8
     return math.ceil(total)
+
+
+def is_slower_packed(types: Mapping[str, GGUFType], shapes: Shapes, dtype: torch.dtype) -> bool:
+    """Whether products with a file's packed layers are slower, on this machine's CPU, than with
+    the same weights in `dtype`; measured unless it is known (`kernels.self_benchmark`).
+
+    Args:
+        types: of packed layers, by name.
+        shapes: of the checkpoint's weights.
+        dtype: of activations, too.
+    """
+    num_weights = Counter[GGUFType]()
+    for name, quant_type in types.items():
+        shape = shapes.get(f"{name}.weight") or shapes[f"{EMBEDDING}.weight"]  # a tied output layer
+        num_weights[quant_type] += math.prod(shape)
+    ratio = mean_ratio(product_times(num_weights.keys(), dtype), num_weights)
+    is_slower = prefers_plain(ratio)
+    log.info(
+        "packed weights timed against plain ones",
+        time_ratio=round(ratio, 2),
+        types=[one.name for one in num_weights],
+        keeps="plain" if is_slower else "packed",
+    )
+    return is_slower

@@ -79,6 +79,8 @@ def test_packed_weights_stay_packed_where_that_costs_nothing(device, is_packed, 
     found = resolve_quantization("auto", device, is_packed=is_packed, has_native=has_native)
     packed = device == "cpu" and is_packed and has_native
     assert found == ("gguf" if packed else "none")
+    facts = {"is_packed": is_packed, "has_native": has_native, "prefers_plain": True}
+    assert resolve_quantization("auto", device, **facts) == "none"
 
 
 @pytest.mark.parametrize(

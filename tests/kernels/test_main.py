@@ -1,10 +1,13 @@
 """`python -m kernels`, which `tandem kernels` runs."""
 
+import pytest
 import torch
 
 import kernels
-from kernels import _triton, machine, native
+import kernels.__main__ as kernels_main
+from kernels import GGUFType, _triton, machine, native
 from kernels.__main__ import IN_RESERVE, main
+from kernels.product_times import ProductTimes
 
 
 def rows(capsys):
@@ -27,6 +30,28 @@ def test_each_op_has_a_line_that_says_why(capsys, monkeypatch):
         assert all(f"{name}: " in found[op.name][1] for name in others)
         if "triton" in op.implementations():
             assert "triton: no NVIDIA GPU" in found[op.name][1]
+
+
+def test_it_tells_by_what_auto_decides(capsys, monkeypatch):
+    if native.missing() is not None:
+        pytest.skip("no C++ operations")
+    times = {
+        GGUFType.Q4_0: ProductTimes(
+            packed_s=(0.5, 1.0, 2.0), plain_s=(1.0, 1.0, 1.0), measured_at=0.0
+        ),
+        GGUFType.Q6_K: ProductTimes(
+            packed_s=(1.0, 2.0, 4.0), plain_s=(1.0, 1.0, 1.0), measured_at=86_400.0
+        ),
+    }
+    monkeypatch.setattr(kernels_main, "product_times", lambda types, dtype: times)
+    assert main([]) == 0
+    heading, *lines = capsys.readouterr().out.split("\n\n")[2].splitlines()
+    assert heading.split()[:3] == ["weights", "auto", "keeps"]
+    assert [line.split()[:6] for line in lines] == [
+        ["Q4_0", "packed", "0.50", "1.00", "2.00", "1.00"],
+        ["Q6_K", "plain", "1.00", "2.00", "4.00", "2.00"],
+    ]
+    assert all("measured 1970-01-0" in line or "measured 1969-12" in line for line in lines)
 
 
 def test_it_says_what_is_lost_without_a_compiler(capsys, monkeypatch):

@@ -10,20 +10,24 @@ import torch
 from gguf import GGMLQuantizationType as Type
 from safetensors.torch import load_file
 
-from engine.config import EngineConfig
-from engine.errors import ModelLoadError
+from engine.config import EngineConfig, MachineFacts
+from engine.errors import InsufficientMemory, ModelLoadError
+from engine.llm import loading
 from engine.llm.loading import plan_weights
+from engine.models import quantization as model_quantization
 from engine.models.layers.linear import Linear
 from engine.models.layers.parallel import TensorParallel
 from engine.models.quantization import num_bytes
 from engine.models.registry import create_model
 from engine.weights.loader import iter_weights, load_model_config
 from engine.weights.source import Checkpoint
-from kernels import isa
+from kernels import GGUFType, isa
 from kernels.linear_panels.panels import unpack
+from kernels.product_times import ProductTimes
 
 MIXED = {"attn_q": Type.Q4_0, "attn_v": Type.Q8_0, "ffn_down": Type.Q5_1}
 """The rest is Q4_1."""
+CPU = MachineFacts(device="cpu", num_cores=1, free_memory_bytes=1 << 40)
 
 
 @pytest.fixture
@@ -190,10 +194,109 @@ def test_text_does_not_depend_on_what_shares_the_step(
         assert done.token_ids == together[request.request_id, 0].token_ids, f"seed {seed}"
 
 
-def test_weights_stay_packed_unless_asked_otherwise(engines, tiny_llama, write_gguf):
+@pytest.fixture
+def measure(monkeypatch):
+    """`measure(Q4_1=1.5)`: products with packed weights of a type take so many times as long as
+    with plain ones; → the types that were asked for, by element type."""
+
+    def pretend(**ratios):
+        asked = []
+
+        def product_times(types, dtype):
+            asked.append((sorted(one.name for one in types), dtype))
+            return {
+                one: ProductTimes(
+                    packed_s=(ratios[one.name],) * 3, plain_s=(1.0,) * 3, measured_at=0.0
+                )
+                for one in types
+            }
+
+        monkeypatch.setattr(model_quantization, "product_times", product_times)
+        return asked
+
+    return pretend
+
+
+@pytest.mark.parametrize(("ratio", "kept"), [(1.05, "gguf"), (1.15, "none")])
+def test_weights_stay_packed_unless_that_is_slower(
+    ratio, kept, engines, tiny_llama, write_gguf, measure
+):
+    asked = measure(Q4_1=ratio)
     engine = engines.make(write_gguf(tiny_llama(), {}), dtype="auto")
-    assert engine._executor._runner._config.quantization == "gguf"
-    assert model_of(engine).model.layers[0].mlp.down_proj._parts[0][1].panels is not None
+    assert engine._executor._runner._config.quantization == kept
+    panels = model_of(engine).model.layers[0].mlp.down_proj._parts[0][1].panels
+    assert (panels is not None) is (kept == "gguf")
+    assert asked == [(["Q4_1"], torch.bfloat16)]
+
+
+def plan_of(path, machine=CPU, **knobs):
+    checkpoint = Checkpoint("gguf", path, "m")
+    config = load_model_config(checkpoint)
+    return plan_weights(checkpoint, config, EngineConfig(**knobs), machine)
+
+
+def test_types_count_by_their_weights(tiny_llama, write_gguf, measure):
+    path = write_gguf(tiny_llama(tie_word_embeddings=True, vocab_size=64), MIXED)
+    asked = measure(Q4_0=1.0, Q4_1=1.0, Q5_1=1.0, Q8_0=1.5)
+    assert plan_of(path, dtype="float32").quantization == "gguf"  # attn_v alone is slower
+    assert asked == [(["Q4_0", "Q4_1", "Q5_1", "Q8_0"], torch.float32)]
+    measure(Q4_0=1.0, Q4_1=1.5, Q5_1=1.0, Q8_0=1.0)
+    assert plan_of(path).quantization == "none"
+
+
+def test_plain_weights_must_fit_with_as_much_to_spare(tiny_llama, write_gguf, measure):
+    path = write_gguf(tiny_llama(), {})
+    asked = measure(Q4_1=2.0)
+    plain = num_bytes(plan_of(path).shapes, {}, 2)
+    for spare, kept in ((0, "none"), (-1, "gguf")):
+        machine = MachineFacts(device="cpu", num_cores=1, free_memory_bytes=2 * plain + spare)
+        assert plan_of(path, machine).quantization == kept
+    assert len(asked) == 2  # Nothing is measured where there is nothing to choose.
+
+
+@pytest.mark.parametrize("quantization", ["gguf", "gguf-int8", "int8", "none"])
+def test_nothing_is_measured_for_what_was_asked_for(quantization, tiny_llama, write_gguf, measure):
+    asked = measure()
+    path = write_gguf(tiny_llama(), {})
+    assert plan_of(path, quantization=quantization).quantization == quantization
+    assert asked == []
+
+
+def test_weights_stay_packed_where_other_models_hold_the_memory(tiny_llama, write_gguf, measure):
+    measure(Q4_1=2.0)
+    checkpoint = Checkpoint("gguf", write_gguf(tiny_llama(), {}), "m")
+    config = load_model_config(checkpoint)
+
+    class CrowdedHost:
+        room = num_bytes(plan_weights(checkpoint, config, EngineConfig(), CPU).shapes, {}, 2) - 1
+
+        def reserve(self, device, purpose, num_bytes, capacity_bytes):
+            if num_bytes > self.room:
+                raise InsufficientMemory("no room")
+            return self.room - num_bytes
+
+    host = CrowdedHost()
+    plan, memory = loading.planned(checkpoint, config, EngineConfig(), CPU, host)
+    assert plan.quantization == memory.intent.quantization == "gguf"
+    assert set(plan.methods) == set(plan.packed)
+    with pytest.raises(InsufficientMemory):
+        loading.planned(checkpoint, config, EngineConfig(quantization="none"), CPU, host)
+
+
+def test_a_tied_output_layer_counts_as_the_embedding(tiny_llama, write_gguf, monkeypatch):
+    path = write_gguf(tiny_llama(tie_word_embeddings=True, vocab_size=64), {})
+    counted = []
+    monkeypatch.setattr(model_quantization, "product_times", lambda types, dtype: None)
+    monkeypatch.setattr(
+        model_quantization, "mean_ratio", lambda times, counts: counted.append(counts) or 1.0
+    )
+    plan = plan_of(path)
+    linears = [n.removesuffix(".weight") for n in plan.shapes if "_proj" in n]
+    sizes = [plan.shapes[f"{name}.weight"] for name in linears]
+    total = sum(
+        rows * columns for rows, columns in [*sizes, plan.shapes["model.embed_tokens.weight"]]
+    )
+    assert counted == [{GGUFType.Q4_1: total}]
 
 
 def test_what_is_not_packed_cannot_be_kept_packed(engines, tiny_llama):
@@ -213,7 +316,7 @@ def test_memory_is_counted_as_it_is_kept(tied, engines, tiny_llama, write_gguf):
     path = write_gguf(tiny_llama(tie_word_embeddings=tied, vocab_size=64), MIXED)
     checkpoint = Checkpoint("gguf", path, "m")
     config = load_model_config(checkpoint)
-    plan = plan_weights(checkpoint, config, EngineConfig(quantization="gguf"), "cpu")
+    plan = plan_weights(checkpoint, config, EngineConfig(quantization="gguf"), CPU)
     model = model_of(engines.make(path, quantization="gguf", dtype="bfloat16"))
     parts = [part for m in model.modules() if isinstance(m, Linear) for _, part in m._parts]
     panels = [part.panels for part in [*parts, model.lm_head._part]]
@@ -226,7 +329,7 @@ def test_memory_is_counted_as_it_is_kept(tied, engines, tiny_llama, write_gguf):
 def rank_of_two(path, rank):
     checkpoint = Checkpoint("gguf", path, "m")
     config = load_model_config(checkpoint)
-    plan = plan_weights(checkpoint, config, EngineConfig(quantization="gguf"), "cpu")
+    plan = plan_weights(checkpoint, config, EngineConfig(quantization="gguf"), CPU)
     parallel = TensorParallel(rank=rank, size=2, all_reduce=lambda partial: partial)
     model = create_model(
         config, dtype=torch.float32, parallel=parallel, linear_method=plan.methods.get
