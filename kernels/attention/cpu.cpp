@@ -1,23 +1,21 @@
 // Softmax attention of whole sequences. A task packs the keys and values of one head into tiles and
 // runs a few queries at a time over all of them: scores, softmax and mixture stay in the cache.
 #include "pieces.h"
+#include "vec.h"
 
 #include <algorithm>
 #include <limits>
 #include <vector>
 
-#if defined(__AVX512BF16__)
-#include <immintrin.h>
-#endif
-
 namespace {
 
-constexpr int64_t kLanes = 16;    // Floats in a vector.
-constexpr int64_t kQueries = 4;   // Computed together, so that a packed vector is loaded once.
-constexpr int64_t kMaxVectors = 6;  // Of values per pass: kQueries times as many accumulators.
-constexpr int64_t kMinChunk = 64;   // Queries that make packing worth while.
+using native::kLanes;
+using native::Lanes;
 
-typedef float Lanes __attribute__((vector_size(64)));
+constexpr int64_t kQueries = 4;  // Computed together, so that a packed vector is loaded once.
+// Vectors of values per pass: kQueries times as many accumulators, in 32 registers or 16.
+constexpr int64_t kMaxVectors = kLanes == 16 ? 6 : 3;
+constexpr int64_t kMinChunk = 64;  // Queries that make packing worth while.
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -28,10 +26,9 @@ struct Singles {
   template <class T>
   static float convert(T x) { return native::to_float(x); }
   static Lanes multiply_add(Lanes sum, const float* packed, const float* one) {
-    Lanes factors;
-    std::memcpy(&factors, packed, sizeof factors);
-    return sum + factors * *one;
+    return native::multiply_add(native::load_lanes(packed), native::fill(*one), sum);
   }
+  static void store(float* to, Lanes x) { native::store(to, x); }
 };
 
 #if defined(__AVX512BF16__)
@@ -47,6 +44,7 @@ struct Pairs {
     return (Lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_loadu_si512(packed),
                                    (__m512bh)_mm512_set1_epi32(bits));
   }
+  static void store(uint16_t* to, Lanes x) { native::store((native::BFloat16*)to, x); }
 };
 #endif
 
@@ -85,12 +83,12 @@ class Head {
         key_groups_(divide_up(num_keys, kDepth)),
         dim_groups_(divide_up(head_dim, kDepth)),
         vectors_(divide_up(head_dim, kLanes)),
-        scale_(1.0f / std::sqrt(float(head_dim))),
+        scale_(1.44269504f / std::sqrt(float(head_dim))),
         keys_(key_blocks_ * dim_groups_ * kLanes * kDepth),
         values_(key_groups_ * vectors_ * kLanes * kDepth),
         queries_(kQueries * dim_groups_ * kDepth),
-        weights_(kQueries * key_groups_ * kDepth),
-        scores_(kQueries * key_blocks_ * kLanes) {}
+        weights_(kQueries * padded_keys()),
+        scores_(kQueries * padded_keys()) {}
 
   // keys_[block][dim group][lane][i]: key block·16 + lane, dimension group·depth + i.
   // values_[key group][vector][lane][i]: key group·depth + i, dimension vector·16 + lane.
@@ -117,11 +115,15 @@ class Head {
     score();
     float sums[kQueries];
     for (int64_t q = 0; q < kQueries; ++q) sums[q] = weigh(q);
-    for (int64_t first = 0; first < vectors_; first += kMaxVectors)
-      mix_some(first, std::min(kMaxVectors, vectors_ - first), sums, out, out_stride, count);
+    // Passes of about the same width: a narrow one would wait for its own sums.
+    int64_t width = divide_up(vectors_, divide_up(vectors_, kMaxVectors));
+    for (int64_t first = 0; first < vectors_; first += width)
+      mix_some(first, std::min(width, vectors_ - first), sums, out, out_stride, count);
   }
 
  private:
+  int64_t padded_keys() const { return key_blocks_ * kLanes; }
+
   void score() {
     for (int64_t block = 0; block < key_blocks_; block += 2) {
       if (block + 1 < key_blocks_) score_blocks<2>(block);
@@ -132,31 +134,40 @@ class Head {
   template <int64_t blocks>
   void score_blocks(int64_t first) {
     Lanes sums[kQueries][blocks] = {};
+    const Element* packed = &keys_[first * dim_groups_ * kLanes * kDepth];
+    const Element* query = queries_.data();
     for (int64_t d = 0; d < dim_groups_; ++d)
-      for (int64_t b = 0; b < blocks; ++b) {
-        const Element* packed = &keys_[((first + b) * dim_groups_ + d) * kLanes * kDepth];
+#pragma GCC unroll 2
+      for (int64_t b = 0; b < blocks; ++b)
+#pragma GCC unroll 4
         for (int64_t q = 0; q < kQueries; ++q)
-          sums[q][b] = Products::multiply_add(sums[q][b], packed,
-                                              &queries_[(q * dim_groups_ + d) * kDepth]);
-      }
+          sums[q][b] = Products::multiply_add(
+              sums[q][b], packed + (b * dim_groups_ + d) * kLanes * kDepth,
+              query + (q * dim_groups_ + d) * kDepth);
+#pragma GCC unroll 4
     for (int64_t q = 0; q < kQueries; ++q)
-      std::memcpy(&scores_[(q * key_blocks_ + first) * kLanes], sums[q], sizeof sums[q]);
+#pragma GCC unroll 2
+      for (int64_t b = 0; b < blocks; ++b)
+        native::store(&scores_[q * padded_keys() + (first + b) * kLanes], sums[q][b]);
   }
 
-  // Turns a query's scores into weights that are not normalised yet; returns their sum.
+  // Turns a query's scores into weights that are not normalised yet; returns their sum. Those of
+  // padding are no more than 2^-125.
   float weigh(int64_t q) {
-    const float* scores = &scores_[q * key_blocks_ * kLanes];
-    Element* weights = &weights_[q * key_groups_ * kDepth];
-    float top = -std::numeric_limits<float>::infinity(), sum = 0;
-#pragma omp simd reduction(max : top)
-    for (int64_t k = 0; k < num_keys_; ++k) top = scores[k] > top ? scores[k] : top;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t k = 0; k < num_keys_; ++k) {
-      float weight = native::exp_nonpositive((scores[k] - top) * scale_);
-      weights[k] = Products::convert(weight);
-      sum += weight;
+    float* scores = &scores_[q * padded_keys()];
+    Element* weights = &weights_[q * padded_keys()];
+    std::fill(scores + num_keys_, scores + padded_keys(), -std::numeric_limits<float>::infinity());
+    Lanes tops = native::load_lanes(scores);
+    for (int64_t k = kLanes; k < padded_keys(); k += kLanes)
+      tops = native::larger(native::load_lanes(scores + k), tops);
+    Lanes top = native::fill(native::largest(tops)), sums = {};
+    for (int64_t k = 0; k < padded_keys(); k += kLanes) {
+      Lanes distance = native::load_lanes(scores + k) - top;
+      Lanes weight = native::exp2_nonpositive(distance * scale_);
+      Products::store(weights + k, weight);
+      sums += weight;
     }
-    return sum;
+    return native::sum(sums);
   }
 
   void mix_some(int64_t first, int64_t vectors, const float* sums, T* out, int64_t out_stride,
@@ -174,26 +185,34 @@ class Head {
   template <int64_t vectors>
   void mix(int64_t first, const float* sums, T* out, int64_t out_stride, int64_t count) {
     Lanes mixed[kQueries][vectors] = {};
+    const Element* packed = &values_[first * kLanes * kDepth];
+    const Element* weights = weights_.data();
     for (int64_t k = 0; k < key_groups_; ++k)
-      for (int64_t v = 0; v < vectors; ++v) {
-        const Element* packed = &values_[(k * vectors_ + first + v) * kLanes * kDepth];
+#pragma GCC unroll 6
+      for (int64_t v = 0; v < vectors; ++v)
+#pragma GCC unroll 4
         for (int64_t q = 0; q < kQueries; ++q)
-          mixed[q][v] = Products::multiply_add(mixed[q][v], packed,
-                                               &weights_[(q * key_groups_ + k) * kDepth]);
-      }
-    int64_t begin = first * kLanes, end = std::min(head_dim_, begin + vectors * kLanes);
-    for (int64_t q = 0; q < count; ++q) {
-      const float* lanes = (const float*)mixed[q];
-      for (int64_t d = begin; d < end; ++d)
-        out[q * out_stride + d] = native::from_float<T>(lanes[d - begin] / sums[q]);
-    }
+          mixed[q][v] = Products::multiply_add(mixed[q][v],
+                                               packed + (k * vectors_ + v) * kLanes * kDepth,
+                                               weights + q * padded_keys() + k * kDepth);
+    // Kept in registers: every loop over them is unrolled, and nothing takes their address.
+#pragma GCC unroll 4
+    for (int64_t q = 0; q < kQueries; ++q)
+#pragma GCC unroll 6
+      for (int64_t v = 0; v < vectors; ++v)
+        native::store(mixed_ + (q * vectors + v) * kLanes, mixed[q][v] / native::fill(sums[q]));
+    int64_t begin = first * kLanes, width = std::min(head_dim_ - begin, vectors * kLanes);
+    for (int64_t q = 0; q < count; ++q)
+      for (int64_t d = 0; d < width; ++d)
+        out[q * out_stride + begin + d] = native::from_float<T>(mixed_[q * vectors * kLanes + d]);
   }
 
   int64_t num_keys_, head_dim_, key_blocks_, key_groups_, dim_groups_, vectors_;
-  float scale_;
+  float scale_;  // For powers of two instead of e.
   // Padding stays zero.
   std::vector<Element> keys_, values_, queries_, weights_;
   std::vector<float> scores_;
+  alignas(64) float mixed_[kQueries * kMaxVectors * kLanes];
 };
 
 template <class T>
