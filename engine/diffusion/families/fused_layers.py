@@ -12,6 +12,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
+from engine.diffusion.families.products import simplify_products
 from kernels import attention, geglu, group_norm_silu
 
 
@@ -31,6 +32,7 @@ def fuse_layers(model: nn.Module) -> None:
             module.conv_act = nn.Identity()
         if isinstance(module, Attention) and _attends_to_itself(module):
             module.set_processor(FusedSelfAttention())
+    simplify_products(model)
 
 
 class FusedGroupNorm(nn.GroupNorm):
