@@ -1,28 +1,30 @@
-// Rows of a product as fp32 numbers, prepared once for all outputs: converting a bf16 or fp16 number
-// where it is multiplied would take as long as the products.
+// Rows of a product as fp32 numbers, or as integers, prepared once for all outputs: converting a bf16 or
+// fp16 number where it is multiplied would take as long as the products.
 #pragma once
 #include "products.h"
 #include "strips.h"
 
 namespace native::fp32 {
 
+template <class T>
 struct Rows {
-  const float* data;
+  const T* data;
   int64_t stride;
 };
 
 // Kinds of memory: a thread uses all of them at once.
+template <class T>
 struct NumberOfRow {
-  float x;
+  T x;
 };
 struct NumberOfWeight {
   float x;
 };
 
 // `prepare(row, to)` writes the `stride` numbers of one row.
-template <class Prepare>
-Rows prepared(int64_t rows, int64_t stride, const Prepare& prepare) {
-  auto* data = (float*)strips::scratch<NumberOfRow>(rows * stride);
+template <class T, class Prepare>
+Rows<T> prepared(int64_t rows, int64_t stride, const Prepare& prepare) {
+  auto* data = (T*)strips::scratch<NumberOfRow<T>>(rows * stride);
   for_ranges(rows, rows * stride, [&](int64_t first, int64_t last) {
     for (int64_t r = first; r < last; ++r) prepare(r, data + r * stride);
   });
@@ -31,9 +33,9 @@ Rows prepared(int64_t rows, int64_t stride, const Prepare& prepare) {
 
 // Plain rows. What is between them keeps rows of 2^n numbers out of the same places of a cache.
 template <class X>
-Rows plain_rows(const strips::Problem& p) {
+Rows<float> plain_rows(const strips::Problem& p) {
   constexpr int64_t kBetween = 16;
-  return prepared(p.rows, p.inputs + kBetween, [&](int64_t row, float* to) {
+  return prepared<float>(p.rows, p.inputs + kBetween, [&](int64_t row, float* to) {
     const X* x = (const X*)p.x + row * p.x_stride;
     for (int64_t i = 0; i < p.inputs; i += kLanes) {
       int64_t count = std::min<int64_t>(kLanes, p.inputs - i);

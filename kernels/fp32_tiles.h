@@ -1,13 +1,14 @@
-// Rows times strips of 16 outputs where arithmetic is fp32: y = x · Wᵀ + bias, the same bits whatever
-// the number of rows.
+// Rows times strips of 16 outputs where sums are fp32: y = x · Wᵀ + bias, the same bits whatever the
+// number of rows.
 //
 // A tile keeps a few rows times a few strips of sums in registers. Few rows walk along all inputs at
 // once. Many go through a piece of them, tile by tile, then through the next: the piece's weights
 // stay in the first-level cache, the sums wait in memory as they are.
 //
-// `Weights` say how a strip's numbers are read. `whole(strip)` gives a source for up to kFew rows,
-// kFewAtOnce in a tile; `piece(strip, strips, first, last)` for more, kRows in a tile. A source's `add<rows, strips>(
-// strip, x, x_stride, sums)` adds its inputs' products, in their order, to sums [rows][kGroup][16].
+// `Weights` say how a strip's numbers are read and what rows were prepared as, `Element`. `whole(strip)`
+// gives a source for products of up to kFew rows, kFewAtOnce in a tile; `piece(strip, strips, first,
+// last)` for more, kRows in a tile. A source's `wide(rows)` says how many strips a tile has; its `add<rows,
+// strips>(strip, x, x_stride, sums)` adds its inputs' products, in their order, to sums [rows][kGroup][16].
 #pragma once
 #include "fp32_rows.h"
 
@@ -26,7 +27,7 @@ constexpr int tile_strips(int rows) {
 // The same address. Compilers do not know that, so they load from it again instead of keeping what
 // they have no registers for.
 template <class T>
-ALWAYS_INLINE const T* anew(const T* address) {
+ALWAYS_INLINE T* anew(T* address) {
   asm("" : "+r"(address));
   return address;
 }
@@ -75,9 +76,11 @@ struct Sums {
 template <class Weights>
 class Multiplication {
  public:
+  using Element = typename Weights::Element;
   using Finish = void (*)(const strips::Problem&, int64_t row, int64_t strip, Vec sums);
 
-  Multiplication(const strips::Problem& p, const Rows& x, const Weights& weights, Finish finish)
+  Multiplication(const strips::Problem& p, const Rows<Element>& x, const Weights& weights,
+                 Finish finish)
       : p_(p), x_(x), weights_(weights), finish_(finish) {}
 
   // Rows first .. last - 1 times strips first_strip .. last_strip - 1.
@@ -92,7 +95,8 @@ class Multiplication {
  private:
   void run_group(int64_t strip, int64_t strips) {
     std::fill_n(sums_, rows_ * kGroup * 16, 0.0f);
-    if (rows_ <= Weights::kFew)
+    // Of the whole product: rows may have been prepared for one of the two.
+    if (p_.rows <= Weights::kFew)
       add_tiles<Weights::kFewAtOnce>(weights_.whole(strip), strips, sums_);
     else
       for (int64_t s = 0, width; s < strips; s += width) {
@@ -108,7 +112,7 @@ class Multiplication {
 
   // Whether a cache keeps a piece of the rows from strip to strip, but not the rows. Else a strip is
   // walked along whole, as it lies in memory.
-  bool rows_are_long() const { return rows_ * x_.stride * int64_t(sizeof(float)) > 1 << 20; }
+  bool rows_are_long() const { return rows_ * x_.stride * int64_t(sizeof(Element)) > 1 << 20; }
 
   void add_piece(int64_t strip, int64_t place, int64_t strips, int64_t first) {
     int64_t last = std::min(p_.inputs, first + Weights::kPieceInputs);
@@ -122,7 +126,7 @@ class Multiplication {
     int64_t tiles = (rows_ + kMost - 1) / kMost;
     for (int64_t t = 0; t < tiles; ++t) {
       int64_t row = t * rows_ / tiles, count = (t + 1) * rows_ / tiles - row;
-      const float* x = x_.data + (first_ + row) * x_.stride;
+      const Element* x = x_.data + (first_ + row) * x_.stride;
       with_constant<kMost>(count, [&](auto rows) {
         add_tile<rows>(source, strips, x, sums + row * kGroup * 16);
       });
@@ -130,8 +134,8 @@ class Multiplication {
   }
 
   template <int rows, class Source>
-  void add_tile(const Source& source, int64_t strips, const float* x, float* sums) const {
-    constexpr int wide = tile_strips(rows);
+  void add_tile(const Source& source, int64_t strips, const Element* x, float* sums) const {
+    constexpr int wide = Source::wide(rows);
     int64_t s = 0;
     for (; s + wide <= strips; s += wide)
       source.template add<rows, wide>(s, x, x_.stride, sums + s * 16);
@@ -140,7 +144,7 @@ class Multiplication {
   }
 
   strips::Problem p_;
-  Rows x_;
+  Rows<Element> x_;
   Weights weights_;
   Finish finish_;
   int64_t first_ = 0, rows_ = 0;
@@ -149,7 +153,7 @@ class Multiplication {
 
 // X: storage type of results.
 template <class X, class Weights>
-void multiply(const strips::Problem& p, const Rows& x, const Weights& weights) {
+void multiply(const strips::Problem& p, const Rows<typename Weights::Element>& x, const Weights& weights) {
   strips::share(p, [&](int64_t first, int64_t last, int64_t first_strip, int64_t last_strip) {
     Multiplication<Weights>(p, x, weights, strips::finish<X>)
         .run(first, last, first_strip, last_strip);

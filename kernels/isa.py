@@ -74,6 +74,13 @@ def multiplies_bf16() -> bool:
     return "avx512_bf16" in RUNGS.get(_chosen, features())
 
 
+def multiplies_int16(*, bf16: bool) -> bool:
+    """Whether activations meet weights of few bits as 16-bit integers; bf16 ones where products of
+    bf16 are not available, fp16 ones always, if there are dot products of integers."""
+    has = RUNGS.get(_chosen, features())
+    return ("avx512_vnni" in has or "avx_vnni" in has) and not (bf16 and multiplies_bf16())
+
+
 def missing(name: str) -> list[str]:
     """The features of a rung that this processor lacks; none of them for `native` and `auto`."""
     return [feature for feature in RUNGS.get(name, ()) if feature not in features()]

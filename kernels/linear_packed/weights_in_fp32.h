@@ -13,6 +13,8 @@ struct PlainSource {
   int64_t strip_size, first, last;
   int64_t ahead;  // what is fetched for the next strips or pieces
 
+  static constexpr int wide(int rows) { return tile_strips(rows); }
+
   template <int rows, int strips>
   __attribute__((noinline)) void add(int64_t strip, const float* x, int64_t x_stride,
                                      float* to) const {
@@ -54,6 +56,7 @@ struct PlainSource {
 template <class X>
 class PlainWeights {
  public:
+  using Element = float;
   // Taking bf16 pairs apart needs registers.
   static constexpr int kRows = kParts == 1 || PlainSource<X>::kStep == 1 ? kTileRows : kTileRows - 1;
   static constexpr int kFew = kRows, kFewAtOnce = kRows;

@@ -39,12 +39,12 @@ template <int groups>
 constexpr int kRowBlock = kBlock + groups;
 
 template <class R, class X>
-fp32::Rows prepared_rows(const strips::Problem& p, float offset) {
+fp32::Rows<float> prepared_rows(const strips::Problem& p, float offset) {
   constexpr int kHalf = kBlock / 2;
   float inverses[kBlock];
   for (int i = 0; i < kBlock; ++i) inverses[i] = Cut<R>::inverse(i / kHalf, i % 4);
   int64_t blocks = p.inputs / kBlock;
-  return fp32::prepared(p.rows, blocks * kRowBlock<R::groups>, [&](int64_t row, float* to) {
+  return fp32::prepared<float>(p.rows, blocks * kRowBlock<R::groups>, [&](int64_t row, float* to) {
     const X* x = (const X*)p.x + row * p.x_stride;
     for (int64_t b = 0; b < blocks; ++b, x += kBlock, to += kRowBlock<R::groups>) {
       float sums[2];
@@ -77,6 +77,21 @@ struct GroupSums : fp32::Sums<rows, strips> {
         for (int part = 0; part < fp32::kParts; ++part)
           this->of[r][s][part] = has_min ? Lanes{} : fill(of_group[r * x_stride]);
   }
+  using fp32::Sums<rows, strips>::add;
+  // Adds one input's products with the weights of all strips, which registers hold beside the sums.
+  ALWAYS_INLINE void add(const fp32::Numbers (&weights)[strips], const float* x,
+                         int64_t x_stride) {
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; ++r) {
+      Lanes number = fill(x[r * x_stride]);
+#pragma GCC unroll 4
+      for (int s = 0; s < strips; ++s)
+#pragma GCC unroll 2
+        for (int part = 0; part < fp32::kParts; ++part)
+          this->of[r][s][part] = multiply_add(weights[s].of[part], number, this->of[r][s][part]);
+    }
+  }
+
   // Of the outputs of one register of strip `s`.
   ALWAYS_INLINE void join(fp32::Sums<rows, strips>& total, int s, int part, const float* of_group,
                           int64_t x_stride, Lanes scale, Lanes min) const {
@@ -87,6 +102,17 @@ struct GroupSums : fp32::Sums<rows, strips> {
       if (has_min) to = multiply_add(min, fill(of_group[r * x_stride]), to);
     }
   }
+  // The same where the total waits in memory, [rows][kGroup][16].
+  ALWAYS_INLINE void join(float* total, int s, int part, const float* of_group, int64_t x_stride,
+                          Lanes scale, Lanes min) const {
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; ++r) {
+      float* at = total + (r * fp32::kGroup + s) * 16 + part * kLanes;
+      Lanes to = multiply_add(this->of[r][s][part], scale, load_lanes(at));
+      if (has_min) to = multiply_add(min, fill(of_group[r * x_stride]), to);
+      store(at, to);
+    }
+  }
 };
 
 // Records as they are in memory.
@@ -94,6 +120,8 @@ template <class R>
 struct InRegisters {
   const uint8_t* data;
   int64_t blocks;
+
+  static constexpr int wide(int rows) { return fp32::tile_strips(rows); }
 
   template <int rows, int strips>
   __attribute__((noinline)) void add(int64_t strip, const float* x, int64_t x_stride,
@@ -166,37 +194,38 @@ struct InCache {
   const float* data;
   int64_t first, count;  // blocks
 
+  static constexpr int wide(int rows) { return fp32::tile_strips(rows); }
+
   template <int rows, int strips>
   __attribute__((noinline)) void add(int64_t strip, const float* x, int64_t x_stride,
                                      float* sums) const {
     const float* block = data + strip * count * kFloats;
-    fp32::Sums<rows, strips> total;
-    total.load(sums);
     x += first * kRowBlock<groups>;
     for (int64_t b = 0; b < count; ++b, block += kFloats, x += kRowBlock<groups>)
-      for (int g = 0; g < groups; ++g) add_group(g, block, x, x_stride, total);
-    total.store(sums);
+      for (int g = 0; g < groups; ++g) add_group<rows, strips>(g, block, x, x_stride, sums);
   }
 
  private:
   template <int rows, int strips>
   ALWAYS_INLINE void add_group(int g, const float* block, const float* x, int64_t x_stride,
-                               fp32::Sums<rows, strips>& total) const {
+                               float* total) const {
     constexpr int inputs = kBlock / groups;
     int64_t strip = count * kFloats;
     const float *of_group = x + kBlock + g, *numbers = block + kNumbers + g * inputs * 16;
     GroupSums<has_min, rows, strips> sums;
     sums.begin(of_group, x_stride);
 #pragma GCC unroll 2
-    for (int i = 0; i < inputs; ++i)
+    for (int i = 0; i < inputs; ++i) {
+      fp32::Numbers weights[strips];
 #pragma GCC unroll 4
-      for (int s = 0; s < strips; ++s) {
-        fp32::Numbers weights;
+      for (int s = 0; s < strips; ++s)
 #pragma GCC unroll 2
         for (int part = 0; part < fp32::kParts; ++part)
-          weights.of[part] = load_lanes(numbers + s * strip + i * 16 + part * kLanes);
-        sums.add(s, weights, x + g * inputs + i, x_stride);
-      }
+          weights[s].of[part] = load_lanes(numbers + s * strip + i * 16 + part * kLanes);
+      sums.add(weights, x + g * inputs + i, x_stride);
+    }
+    // Compilers would keep it on the stack, too.
+    total = fp32::anew(total);
 #pragma GCC unroll 4
     for (int s = 0; s < strips; ++s)
 #pragma GCC unroll 2
@@ -213,9 +242,10 @@ template <class R>
 class Codes {
  public:
   // For so many rows, taking codes out for each four of them is faster than doing it once.
+  using Element = float;
   using InCache = panels::InCache<R::groups, R::has_min>;
   static constexpr int kFew = 12, kFewAtOnce = 4, kRows = fp32::kTileRows;
-  static constexpr int64_t kPieceInputs = (kLanes == 16 ? 4 : 8) * kBlock;  // 16 or 32 KiB
+  static constexpr int64_t kPieceInputs = (kLanes == 16 ? 2 : 8) * kBlock;  // about 17 KiB
 
   Codes(const uint8_t* panels, int64_t blocks) : panels_(panels), blocks_(blocks) {}
 

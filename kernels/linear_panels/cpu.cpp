@@ -1,6 +1,7 @@
-// Linear layers over panels of block-quantised weights: multiplied in fp32, in pairs of bf16 numbers
-// where the processor has them, or in 8-bit integers.
+// Linear layers over panels of block-quantised weights: multiplied in fp32, in pairs of bf16 numbers or
+// in 16-bit integers where the processor has those, or in 8-bit integers.
 #include "codes_in_fp32.h"
+#include "codes_in_int16.h"
 #include "integers.h"
 #include "unpacked.h"
 
@@ -23,6 +24,11 @@ extern "C" void tandem_linear_panels(int64_t dtype, const void* x, int64_t x_str
 #if defined(TANDEM_BF16_PAIRS)
       if constexpr (std::is_same_v<X, BFloat16>)
         return strips::multiply_pairs(p, panels::Unpacked<R>(data, blocks, offset));
+      else
+#endif
+#if defined(TANDEM_INT16_ROWS)
+      if constexpr (!std::is_same_v<X, float>)
+        panels::int16::multiply<R, X>(p, data, int32_t(offset));
       else
 #endif
         panels::multiply_in_fp32<R, X>(p, data, float(offset));

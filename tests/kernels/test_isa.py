@@ -88,6 +88,22 @@ def test_a_rung_says_whether_bf16_is_multiplied(rung, has_it, processor):
     assert isa.multiplies_bf16() == has_it
 
 
+@pytest.mark.parametrize(
+    ("rung", "bf16", "fp16"),
+    [
+        ("x86-64-v3", False, False),
+        ("x86-64-v3-vnni", True, True),
+        ("x86-64-v4", False, False),
+        ("x86-64-v4-vnni", True, True),
+        ("x86-64-v4-bf16", False, True),
+    ],
+)
+def test_a_rung_says_whose_activations_become_integers(rung, bf16, fp16, processor):
+    processor(isa.RUNGS[rung])
+    assert isa.multiplies_int16(bf16=True) == bf16
+    assert isa.multiplies_int16(bf16=False) == fp16
+
+
 @pytest.mark.slow
 def test_the_table_of_kernels_says_which_is_used():
     if isa.missing(LOWEST) or not isa.is_x86():

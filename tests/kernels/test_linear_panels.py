@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from kernels import PackedWeight, isa, linear_packed
+from kernels.int16_activations import round_to_int16
 from kernels.linear_gguf.cases import random_weight
 from kernels.linear_gguf.dequantize import dequantize
 from kernels.linear_gguf.quant_type import GGUFType
@@ -19,11 +20,17 @@ from kernels.linear_panels import (
     panels_from_gguf,
     reference,
 )
-from kernels.linear_panels.panels import unpack
+from kernels.linear_panels.panels import BLOCK, unpack
 
 TYPES = list(GGUFType)
-OTHERS = [*((rung,) for rung in isa.RUNGS), (isa.chosen(), "-DTANDEM_EMULATE_MATRIX_TILES")]
-"""The last one has a matrix unit."""
+INT16_IN_SHORT_REGISTERS = ("x86-64-v3", "-DTANDEM_INT16_ROWS")
+OTHERS = [
+    *((rung,) for rung in isa.RUNGS),
+    (isa.chosen(), "-DTANDEM_EMULATE_MATRIX_TILES"),
+    INT16_IN_SHORT_REGISTERS,
+]
+"""The last but one has a matrix unit; the last one does in several instructions what AVX-VNNI does
+in one."""
 ROWS = (1, 2, 3, 4, 5, 6, 7, 13, 60)
 """In registers, a piece at a time, piece by piece; all heights of tiles."""
 
@@ -73,9 +80,38 @@ def test_arithmetic_in_fp32_rounds_no_weight(quant_type, dtype):
     exact = dequantize(weight, quant_type).double().T
     for rows in ROWS:
         x = torch.randn(rows, panels.in_features).to(dtype)
-        assert excess(linear_panels(x, panels, fp32_out=True), x.double(), exact) < 1, rows
+        found = linear_panels(x, panels, fp32_out=True)
+        assert excess(found, as_multiplied(x), exact) < 1, rows
     rounded = x.float() @ exact.bfloat16().float()
     assert excess(rounded, x.double(), exact) > 1, "weights in bf16 would be found out"
+
+
+def as_multiplied(x):
+    """What the numbers of x are when they meet the weights."""
+    if x.dtype == torch.float32 or not isa.multiplies_int16(bf16=x.dtype == torch.bfloat16):
+        return x.double()
+    q, scale = round_to_int16(x, BLOCK)
+    return (q * scale.double()).view(x.shape)
+
+
+@pytest.mark.parametrize("quant_type", TYPES, ids=lambda one: one.name)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_activations_of_any_size_are_rounded_block_by_block(quant_type, dtype):
+    if not isa.multiplies_int16(bf16=dtype == torch.bfloat16):
+        pytest.skip("activations are not integers here")
+    weight = random_weight(quant_type, 37, 512)
+    panels = panels_from_gguf(weight, quant_type)
+    exact = dequantize(weight, quant_type).double().T
+    largest = 30 if dtype == torch.bfloat16 else 4
+    for rows in ROWS:
+        # Blocks from very small to very large ones, outliers in them, and blocks of zeros.
+        exponents = torch.randint(-largest, largest + 1, (rows, 512 // BLOCK, 1))
+        x = torch.randn(rows, 512 // BLOCK, BLOCK) * torch.exp2(exponents)
+        x[:, 0, 7] *= 1000
+        x[:, 3] = 0
+        x = x.view(rows, 512).to(dtype)
+        found = linear_panels(x, panels, fp32_out=True)
+        assert excess(found, as_multiplied(x), exact) < 1, rows
 
 
 def excess(found, x, exact):
@@ -121,19 +157,21 @@ def test_a_product_that_looks_at_the_rows_beside_it_is_found():
 
 
 @pytest.mark.parametrize("int8_activations", [False, True])
-def test_what_is_not_finite_shows(int8_activations):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [3, 20])
+def test_what_is_not_finite_shows(rows, dtype, int8_activations):
     panels = panels_from_gguf(random_weight(GGUFType.Q4_0, 48, 64), GGUFType.Q4_0)
-    x = torch.randn(3, 64)
+    x = torch.randn(rows, 64).to(dtype)
     x[0, 5], x[2, 60] = torch.nan, torch.inf
     finite = linear_panels(x, panels, int8_activations=int8_activations).isfinite()
-    assert finite.any(1).tolist() == [False, True, False]
+    assert finite.any(1).tolist() == [False, True, False] + [True] * (rows - 3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("build", OTHERS, ids=" ".join)
 def test_other_processors_get_the_same(build, run_build_of):
     """The same integers, so the same bits. In floats a rung rounds as its instructions do, but
-    every row by itself."""
+    every row by itself. 16-bit integers are exact, too, whatever the registers."""
     inputs = []
     for quant_type in TYPES:
         panels = panels_from_gguf(random_weight(quant_type, 37, 512), quant_type)
@@ -141,6 +179,8 @@ def test_other_processors_get_the_same(build, run_build_of):
             inputs.append((torch.randn(rows, 512).to(torch.bfloat16), panels))
     here = [cpu.linear_panels(*one, int8_activations=True) for one in inputs]
     floats = [reference.linear_panels(*one) for one in inputs]
+    same = isa.multiplies_int16(bf16=True) and build == INT16_IN_SHORT_REGISTERS
+    of_16_bits = [cpu.linear_panels(*one) for one in inputs] if same else []
     # Built quickly: arithmetic does not depend on the optimisation.
     run_build_of(cpu, *build, "-O1", "-Wno-psabi")
     for wanted, one in zip(here, inputs, strict=True):
@@ -149,3 +189,5 @@ def test_other_processors_get_the_same(build, run_build_of):
         # Rounding weights to bf16, as some do and some do not, moves what is nearly zero.
         torch.testing.assert_close(cpu.linear_panels(*one), wanted, rtol=1.6e-2, atol=1e-2)
         assert differing_rows(functools.partial(cpu.linear_panels, panels=one[1]), one[0]) == []
+    for wanted, one in zip(of_16_bits, inputs, strict=same):
+        assert torch.equal(cpu.linear_panels(*one), wanted)

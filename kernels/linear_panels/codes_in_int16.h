@@ -1,0 +1,299 @@
+// Rows of 16-bit integers times panels, where dot products of integers have instructions (VNNI): the
+// sums of a group of weights are exact integers, its scale and minimum meet them in fp32. Groups are
+// added from the first to the last.
+//
+// Few rows multiply codes as the bytes they are, with the rows' two digits. For many, codes are
+// written to the cache as 16-bit numbers, piece by piece: no digits have to be joined then.
+#pragma once
+#include "fp32_tiles.h"
+#include "int16.h"
+#include "records.h"
+
+// Elsewhere fp32 is about as quick. A test has the flag defined to run this with other instructions.
+#if !defined(TANDEM_INT16_ROWS) && (defined(__AVX512VNNI__) || defined(__AVXVNNI__))
+#define TANDEM_INT16_ROWS
+#endif
+
+#if defined(TANDEM_INT16_ROWS)
+namespace native::panels::int16 {
+
+constexpr int kWords = kBlock / 2;  // of a block of a row: pairs of integers, or quads of digits
+
+// Rows as blocks: words, the scale, then for each group of weights what belongs to its offset or
+// minimum: the integers' sum times -offset, or times the scale.
+template <int groups>
+constexpr int kRowBlock = kWords + 1 + groups;
+
+template <class R, class X>
+fp32::Rows<int32_t> prepared_rows(const strips::Problem& p, int32_t offset, bool digits) {
+  int64_t blocks = p.inputs / kBlock;
+  return fp32::prepared<int32_t>(
+      p.rows, blocks * kRowBlock<R::groups>, [&](int64_t row, int32_t* to) {
+        const X* x = (const X*)p.x + row * p.x_stride;
+        for (int64_t b = 0; b < blocks; ++b, x += kBlock, to += kRowBlock<R::groups>) {
+          Int16Block block(x);
+          digits ? block.store_digits(to) : block.store_pairs(to);
+          std::memcpy(to + kWords, &block.scale, 4);
+          float sums[2] = {block.sum_of_half(0), block.sum_of_half(1)};
+          if (R::groups == 1) sums[0] += sums[1];
+          for (int g = 0; g < R::groups; ++g) {
+            float scaled = block.scale * sums[g];
+            int32_t offsets = -offset * int32_t(sums[g]);
+            std::memcpy(to + kWords + 1 + g, R::has_min ? (void*)&scaled : &offsets, 4);
+          }
+        }
+      });
+}
+
+// What a tile knows of one block of its rows.
+template <int groups>
+struct RowBlock {
+  const int32_t* at;
+  int64_t stride;
+
+  int32_t word(int r, int i) const { return at[r * stride + i]; }
+  int32_t offset(int r, int g) const { return word(r, kWords + 1 + g); }
+  Lanes scale(int r) const { return number(r, kWords); }
+  Lanes scaled_sum(int r, int g) const { return number(r, kWords + 1 + g); }
+
+ private:
+  Lanes number(int r, int i) const { return (Lanes)(IntLanes{} + word(r, i)); }
+};
+
+// A tile's sums of one group. All its loops are unrolled, so that it is registers.
+template <int rows, int strips>
+struct Dots {
+  IntLanes of[rows][strips][fp32::kParts];
+
+  ALWAYS_INLINE IntLanes& operator()(int r, int s, int part) { return of[r][s][part]; }
+};
+
+template <int rows, int strips, class Function>
+ALWAYS_INLINE void for_tile(Function function) {
+#pragma GCC unroll 6
+  for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 4
+    for (int s = 0; s < strips; ++s)
+#pragma GCC unroll 2
+      for (int part = 0; part < fp32::kParts; ++part) function(r, s, part);
+}
+
+// Adds a group's sums to the totals, which wait in memory, [rows][kGroup][16]. `numbers(s, part, min)`
+// gives the group's scales or minima of some outputs, `dots(r, s, part)` its sums.
+template <bool has_min, int rows, int strips, class Numbers, class Block, class Sums>
+ALWAYS_INLINE void join(float* totals, const Numbers& numbers, const Block& row, int g,
+                        const Sums& dots) {
+  struct Two {
+    Lanes scale, min;
+  } of_strip[strips][fp32::kParts];
+  for_tile<1, strips>([&](int, int s, int part) INLINE_BODY {
+    of_strip[s][part].scale = numbers(s, part, false);
+    if (has_min) of_strip[s][part].min = numbers(s, part, true);
+  });
+  // Compilers would keep them on the stack as well.
+  totals = fp32::anew(totals);
+#pragma GCC unroll 6
+  for (int r = 0; r < rows; ++r) {
+    Lanes row_scale = row.scale(r), scaled_sum = row.scaled_sum(r, g);
+    for_tile<1, strips>([&](int, int s, int part) INLINE_BODY {
+      float* to = totals + (r * fp32::kGroup + s) * 16 + part * kLanes;
+      const Two& two = of_strip[s][part];
+      Lanes total = multiply_add(__builtin_convertvector(dots(r, s, part), Lanes),
+                                 two.scale * row_scale, load_lanes(to));
+      if (has_min) total = multiply_add(two.min, scaled_sum, total);
+      store(to, total);
+    });
+  }
+}
+
+// Records as they are in memory.
+template <class R>
+struct InRegisters {
+  const uint8_t* data;
+  int64_t blocks;
+
+  // Two sums for each.
+  static constexpr int wide(int rows) {
+    return fp32::kParts == 2 ? (rows == 1 ? 2 : 1) : rows <= 3 ? 4 : 2;
+  }
+
+  template <int rows, int strips>
+  __attribute__((noinline)) void add(int64_t strip, const int32_t* x, int64_t x_stride,
+                                     float* sums) const {
+    int64_t panel = blocks * R::bytes;
+    const uint8_t* record = data + strip * panel;
+    for (int64_t b = 0; b < blocks; ++b, record += R::bytes, x += kRowBlock<R::groups>) {
+      for (int s = 0; s < strips; ++s) fetch<R::bytes>(fp32::anew(record + (strips + s) * panel));
+      RowBlock<R::groups> row{x, x_stride};
+      Dots<rows, strips> upper, lower;
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        if (half < R::groups)
+          for_tile<rows, strips>([&](int r, int s, int part) INLINE_BODY {
+            upper(r, s, part) = IntLanes{};
+            lower(r, s, part) = R::has_min ? IntLanes{} : IntLanes{} + row.offset(r, half);
+          });
+#pragma GCC unroll 4
+        for (int q = 0; q < kQuads / 2; ++q)
+          add_quad(half, q, record, panel, row, upper, lower);
+        if (half < 2 - R::groups) continue;
+        int g = R::groups == 1 ? 0 : half;
+        join<R::has_min, rows, strips>(
+            sums,
+            [&](int s, int part, bool min) INLINE_BODY {
+              const uint8_t* of_strip = record + s * panel;
+              return min ? R::mins(of_strip, g, part) : R::scales(of_strip, g, part);
+            },
+            row, g,
+            [&](int r, int s, int part) INLINE_BODY {
+              return (upper(r, s, part) << 8) + lower(r, s, part);
+            });
+      }
+    }
+  }
+
+ private:
+  template <int rows, int strips>
+  static ALWAYS_INLINE void add_quad(int half, int q, const uint8_t* record, int64_t panel,
+                                     const RowBlock<R::groups>& row, Dots<rows, strips>& upper,
+                                     Dots<rows, strips>& lower) {
+    IntLanes codes[strips][fp32::kParts];
+    for_tile<1, strips>([&](int, int s, int part) INLINE_BODY {
+      IntLanes words = R::words(record + s * panel, half, q, part);
+      if (R::bits == 4) words = (half ? words >> 4 : words) & 0x0f0f0f0f;
+      codes[s][part] = words;
+    });
+    int quad = half * kQuads / 2 + q;
+    for_tile<rows, strips>([&](int r, int s, int part) INLINE_BODY {
+      IntLanes &high = upper(r, s, part), &low = lower(r, s, part);
+      high = dot_quads(high, codes[s][part], row.word(r, quad));
+      low = dot_quads(low, codes[s][part], row.word(r, kQuads + quad));
+    });
+  }
+};
+
+// Blocks whose codes are 16-bit numbers: scales and minima [groups][16] in fp32, then pairs of codes
+// [16][16 outputs].
+template <int groups, bool has_min>
+struct InCache {
+  static constexpr int kMins = groups * 16, kPairs = kMins * (has_min ? 2 : 1);
+  static constexpr int kSize = kPairs + kWords * 16;  // in words
+
+  const int32_t* data;
+  int64_t first, count;  // blocks
+
+  static constexpr int wide(int) { return fp32::kPieceStrips; }
+
+  template <int rows, int strips>
+  __attribute__((noinline)) void add(int64_t strip, const int32_t* x, int64_t x_stride,
+                                     float* sums) const {
+    const int32_t* block = data + strip * count * kSize;
+    x += first * kRowBlock<groups>;
+    for (int64_t b = 0; b < count; ++b, block += kSize, x += kRowBlock<groups>)
+      for (int g = 0; g < groups; ++g)
+        add_group<rows, strips>(g, block, RowBlock<groups>{x, x_stride}, sums);
+  }
+
+ private:
+  template <int rows, int strips>
+  ALWAYS_INLINE void add_group(int g, const int32_t* block, const RowBlock<groups>& row,
+                               float* sums) const {
+    constexpr int pairs = kWords / groups;
+    int64_t strip = count * kSize;
+    const int32_t* codes = block + kPairs + g * pairs * 16;
+    Dots<rows, strips> dots;
+    for_tile<rows, strips>([&](int r, int s, int part) INLINE_BODY {
+      dots(r, s, part) = has_min ? IntLanes{} : IntLanes{} + row.offset(r, g);
+    });
+#pragma GCC unroll 2
+    for (int i = 0; i < pairs; ++i) {
+      IntLanes weights[strips][fp32::kParts];
+      for_tile<1, strips>([&](int, int s, int part) INLINE_BODY {
+        weights[s][part] = load_ints((const uint8_t*)(codes + s * strip + i * 16 + part * kLanes));
+      });
+      for_tile<rows, strips>([&](int r, int s, int part) INLINE_BODY {
+        dots(r, s, part) = dot_pairs(dots(r, s, part), weights[s][part], row.word(r, g * pairs + i));
+      });
+    }
+    join<has_min, rows, strips>(
+        sums,
+        [&](int s, int part, bool min) INLINE_BODY {
+          const int32_t* at = block + s * strip + g * 16 + part * kLanes;
+          return load_lanes((const float*)(min ? at + kMins : at));
+        },
+        row, g, [&](int r, int s, int part) INLINE_BODY { return dots(r, s, part); });
+  }
+};
+
+struct PairOfCodes {
+  int32_t codes;
+};
+
+// The weights of a product, see fp32_tiles.h.
+template <class R>
+class Codes {
+ public:
+  using Element = int32_t;
+  using InCache = int16::InCache<R::groups, R::has_min>;
+  // For so many rows, taking codes out for each few of them is faster than doing it once.
+  static constexpr int kFew = R::bits == 4 ? 16 : 12, kFewAtOnce = fp32::kParts == 1 ? 6 : 3;
+  static constexpr int kRows = fp32::kTileRows;
+  static constexpr int64_t kPieceInputs = (kLanes == 16 ? 4 : 16) * kBlock;  // about 17 KiB
+
+  Codes(const uint8_t* panels, int64_t blocks) : panels_(panels), blocks_(blocks) {}
+
+  InRegisters<R> whole(int64_t strip) const { return {at(strip, 0), blocks_}; }
+
+  InCache piece(int64_t strip, int64_t strips, int64_t first, int64_t last) const {
+    first /= kBlock;
+    last /= kBlock;
+    auto* data = (int32_t*)strips::scratch<PairOfCodes>(strips * (last - first) * InCache::kSize);
+    int32_t* to = data;
+    for (int64_t s = 0; s < strips; ++s)
+      for (int64_t b = first; b < last; ++b, to += InCache::kSize) {
+        const uint8_t* record = at(strip + s, b);
+        fetch<R::bytes>(record + (last - first) * R::bytes);  // the next piece
+        unpack(record, to);
+      }
+    return {data, first, last - first};
+  }
+
+ private:
+  const uint8_t* at(int64_t strip, int64_t block) const {
+    return panels_ + (strip * blocks_ + block) * R::bytes;
+  }
+
+  static void unpack(const uint8_t* record, int32_t* to) {
+    for (int part = 0; part < fp32::kParts; ++part) {
+      int32_t* at = to + part * kLanes;
+      for (int g = 0; g < R::groups; ++g) {
+        store((float*)at + g * 16, R::scales(record, g, part));
+        if (R::has_min) store((float*)at + g * 16 + InCache::kMins, R::mins(record, g, part));
+      }
+      at += InCache::kPairs;
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half)
+#pragma GCC unroll 4
+        for (int q = 0; q < kQuads / 2; ++q, at += 32) {
+          IntLanes words = R::words(record, half, q, part);
+          if (R::bits == 4 && half) words >>= 4;
+          constexpr int32_t kCode = R::bits == 4 ? 0x000f000f : 0x00ff00ff;
+          IntLanes pairs[] = {words & kCode, (words >> 8) & kCode};
+          std::memcpy(at, &pairs[0], sizeof pairs[0]);
+          std::memcpy(at + 16, &pairs[1], sizeof pairs[1]);
+        }
+    }
+  }
+
+  const uint8_t* panels_;
+  int64_t blocks_;
+};
+
+template <class R, class X>
+void multiply(const strips::Problem& p, const uint8_t* panels, int32_t offset) {
+  auto rows = prepared_rows<R, X>(p, offset, p.rows <= Codes<R>::kFew);
+  fp32::multiply<X>(p, rows, Codes<R>(panels, p.inputs / kBlock));
+}
+
+}  // namespace native::panels::int16
+#endif
