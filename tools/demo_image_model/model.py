@@ -72,7 +72,7 @@ def ready_for_training(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def mixed_precision() -> torch.autocast:
-    """bf16 products where the processor has instructions for them; fp32, else far slower, where not."""
+    """Products of bf16 numbers where the processor has instructions for them, else fp32."""
     return torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bf16())
 
 
