@@ -25,6 +25,8 @@ from typing import Any, Protocol
 PATH = "/v1/completions"
 
 _MAX_REQUEST_BYTES = 2**20
+_LONGEST_SENDING_S = 1.0
+"""A loop that is being stopped sends nothing any more."""
 _REPLACEMENT = "\ufffd"
 _ASSUMED: dict[str, Any] = {"stream": True, "temperature": 0, "ignore_eos": True}
 _HEAD = (
@@ -258,14 +260,24 @@ class PeerServer:
         self._stepper.stop()
 
     def _flush(self) -> None:
-        """On the stepper's thread: wakes the loop once a step, not once a token."""
-        if self._delivered:
-            self._loop.call_soon_threadsafe(self._hand_out, self._delivered)
-            self._delivered = []
+        """On the stepper's thread: wakes the loop once a step, not once a token, and lets it send.
 
-    def _hand_out(self, delivered: list[tuple["asyncio.Queue[Piece]", Piece]]) -> None:
+        OpenVINO keeps Python's lock while it steps: without waiting, the sockets would be served
+        every few steps only.
+        """
+        if self._delivered:
+            sent = threading.Event()
+            self._loop.call_soon_threadsafe(self._hand_out, self._delivered, sent)
+            self._delivered = []
+            sent.wait(_LONGEST_SENDING_S)
+
+    def _hand_out(
+        self, delivered: list[tuple["asyncio.Queue[Piece]", Piece]], sent: threading.Event
+    ) -> None:
         for pieces, piece in delivered:
             pieces.put_nowait(piece)
+        # Behind the handlers that the pieces have just woken.
+        self._loop.call_soon(sent.set)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
