@@ -169,6 +169,11 @@ class EngineConfig:
                 )
                 raise InvalidParameter(f"{f.name} is {value}; it must be {bound}", param=f.name)
 
+    @property
+    def model_dtype(self) -> Literal["bfloat16", "float16", "float32"]:
+        """What `dtype` stands for."""
+        return "bfloat16" if self.dtype == "auto" else self.dtype
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
@@ -264,7 +269,7 @@ def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> R
             )
     return ResolvedConfig(
         device=machine.device,
-        dtype="bfloat16" if intent.dtype == "auto" else intent.dtype,
+        dtype=intent.model_dtype,
         quantization=intent.quantization,
         max_model_len=max_model_len,
         max_num_seqs=intent.max_num_seqs,

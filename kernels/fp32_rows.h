@@ -17,8 +17,9 @@ template <class T>
 struct NumberOfRow {
   T x;
 };
+template <class T>
 struct NumberOfWeight {
-  float x;
+  T x;
 };
 
 // `prepare(row, to)` writes the `stride` numbers of one row.

@@ -204,15 +204,10 @@ def prefers_plain(
 ) -> bool:
     """Whether a file's packed weights are better unpacked when they are loaded: that is faster
     here and leaves at least as much memory as it takes."""
-    if 2 * num_bytes(shapes, {}, dtype_bytes(intent)) > machine.free_memory_bytes:
+    dtype = torch_dtype(intent.model_dtype)
+    if 2 * num_bytes(shapes, {}, dtype.itemsize) > machine.free_memory_bytes:
         return False
-    dtype = torch_dtype("bfloat16" if intent.dtype == "auto" else intent.dtype)
     return is_slower_packed(types, shapes, dtype)
-
-
-def dtype_bytes(intent: EngineConfig) -> int:
-    """Of one number in the model's dtype."""
-    return 4 if intent.dtype == "float32" else 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,11 +236,12 @@ def reserve_weights(
     host: Host,
 ) -> MemoryPlan:
     """Ask for the weights' memory; the rest is planned by what is left."""
-    weights = num_bytes(plan.shapes, plan.methods, dtype_bytes(intent))
+    dtype_bytes = torch_dtype(intent.model_dtype).itemsize
+    weights = num_bytes(plan.shapes, plan.methods, dtype_bytes)
     free = host.reserve(machine.device, "weights", weights, machine.free_memory_bytes)
     model = ModelFacts(
         max_position_embeddings=model_config.max_position_embeddings,
-        kv_bytes_per_token=model_config.kv_bytes_per_token(dtype_bytes(intent)),
+        kv_bytes_per_token=model_config.kv_bytes_per_token(dtype_bytes),
         weight_bytes=weights,
     )
     return MemoryPlan(

@@ -7,7 +7,7 @@
 // multiply-add. Within a group products are summed in the order of the inputs, then groups are.
 #pragma once
 #include "fp32_tiles.h"
-#include "records.h"
+#include "packed_codes.h"
 
 namespace native::panels {
 
@@ -188,8 +188,9 @@ struct InRegisters {
 // Blocks whose codes are numbers already: scales and minima [groups][16], then [32 inputs][16].
 template <int groups, bool has_min>
 struct InCache {
-  static constexpr int kMins = groups * 16, kNumbers = kMins * (has_min ? 2 : 1);
-  static constexpr int kFloats = kNumbers + kBlock * 16;
+  using Element = float;
+  static constexpr int kMins = groups * 16, kCodes = kMins * (has_min ? 2 : 1);
+  static constexpr int kSize = kCodes + kBlock * 16;
 
   const float* data;
   int64_t first, count;  // blocks
@@ -199,10 +200,17 @@ struct InCache {
   template <int rows, int strips>
   __attribute__((noinline)) void add(int64_t strip, const float* x, int64_t x_stride,
                                      float* sums) const {
-    const float* block = data + strip * count * kFloats;
+    const float* block = data + strip * count * kSize;
     x += first * kRowBlock<groups>;
-    for (int64_t b = 0; b < count; ++b, block += kFloats, x += kRowBlock<groups>)
+    for (int64_t b = 0; b < count; ++b, block += kSize, x += kRowBlock<groups>)
       for (int g = 0; g < groups; ++g) add_group<rows, strips>(g, block, x, x_stride, sums);
+  }
+
+  template <class R>
+  static ALWAYS_INLINE float* put(IntLanes words, int half, float* to) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i, to += 16) store(to, Cut<R>::number(words, half, i));
+    return to;
   }
 
  private:
@@ -210,8 +218,8 @@ struct InCache {
   ALWAYS_INLINE void add_group(int g, const float* block, const float* x, int64_t x_stride,
                                float* total) const {
     constexpr int inputs = kBlock / groups;
-    int64_t strip = count * kFloats;
-    const float *of_group = x + kBlock + g, *numbers = block + kNumbers + g * inputs * 16;
+    int64_t strip = count * kSize;
+    const float *of_group = x + kBlock + g, *numbers = block + kCodes + g * inputs * 16;
     GroupSums<has_min, rows, strips> sums;
     sums.begin(of_group, x_stride);
 #pragma GCC unroll 2
@@ -237,61 +245,13 @@ struct InCache {
   }
 };
 
-// The weights of a product, see fp32_tiles.h.
 template <class R>
-class Codes {
- public:
+struct Codes : PackedCodes<R, InRegisters<R>, InCache<R::groups, R::has_min>> {
+  using Base = PackedCodes<R, InRegisters<R>, InCache<R::groups, R::has_min>>;
+  using Base::Base;
   // For so many rows, taking codes out for each four of them is faster than doing it once.
-  using Element = float;
-  using InCache = panels::InCache<R::groups, R::has_min>;
   static constexpr int kFew = 12, kFewAtOnce = 4, kRows = fp32::kTileRows;
   static constexpr int64_t kPieceInputs = (kLanes == 16 ? 2 : 8) * kBlock;  // about 17 KiB
-
-  Codes(const uint8_t* panels, int64_t blocks) : panels_(panels), blocks_(blocks) {}
-
-  InRegisters<R> whole(int64_t strip) const { return {at(strip, 0), blocks_}; }
-
-  InCache piece(int64_t strip, int64_t strips, int64_t first, int64_t last) const {
-    first /= kBlock;
-    last /= kBlock;
-    int64_t floats = strips * (last - first) * InCache::kFloats;
-    auto* data = (float*)strips::scratch<fp32::NumberOfWeight>(floats);
-    float* to = data;
-    for (int64_t s = 0; s < strips; ++s)
-      for (int64_t b = first; b < last; ++b, to += InCache::kFloats) {
-        const uint8_t* record = at(strip + s, b);
-        fetch<R::bytes>(record + (last - first) * R::bytes);  // the next piece
-        unpack(record, to);
-      }
-    return {data, first, last - first};
-  }
-
- private:
-  const uint8_t* at(int64_t strip, int64_t block) const {
-    return panels_ + (strip * blocks_ + block) * R::bytes;
-  }
-
-  static void unpack(const uint8_t* record, float* to) {
-    for (int part = 0; part < fp32::kParts; ++part) {
-      float* at = to + part * kLanes;
-      for (int g = 0; g < R::groups; ++g) {
-        store(at + g * 16, R::scales(record, g, part));
-        if (R::has_min) store(at + g * 16 + InCache::kMins, R::mins(record, g, part));
-      }
-      at += InCache::kNumbers;
-#pragma GCC unroll 2
-      for (int half = 0; half < 2; ++half)
-#pragma GCC unroll 4
-        for (int q = 0; q < kQuads / 2; ++q) {
-          IntLanes words = R::words(record, half, q, part);
-#pragma GCC unroll 4
-          for (int i = 0; i < 4; ++i, at += 16) store(at, Cut<R>::number(words, half, i));
-        }
-    }
-  }
-
-  const uint8_t* panels_;
-  int64_t blocks_;
 };
 
 template <class R, class X>

@@ -7,7 +7,7 @@
 #pragma once
 #include "fp32_tiles.h"
 #include "int16.h"
-#include "records.h"
+#include "packed_codes.h"
 
 // Elsewhere fp32 is about as quick. A test has the flag defined to run this with other instructions.
 #if !defined(TANDEM_INT16_ROWS) && (defined(__AVX512VNNI__) || defined(__AVXVNNI__))
@@ -176,8 +176,9 @@ struct InRegisters {
 // [16][16 outputs].
 template <int groups, bool has_min>
 struct InCache {
-  static constexpr int kMins = groups * 16, kPairs = kMins * (has_min ? 2 : 1);
-  static constexpr int kSize = kPairs + kWords * 16;  // in words
+  using Element = int32_t;
+  static constexpr int kMins = groups * 16, kCodes = kMins * (has_min ? 2 : 1);
+  static constexpr int kSize = kCodes + kWords * 16;
 
   const int32_t* data;
   int64_t first, count;  // blocks
@@ -194,13 +195,23 @@ struct InCache {
         add_group<rows, strips>(g, block, RowBlock<groups>{x, x_stride}, sums);
   }
 
+  template <class R>
+  static ALWAYS_INLINE int32_t* put(IntLanes words, int half, int32_t* to) {
+    if (R::bits == 4 && half) words >>= 4;
+    constexpr int32_t kCode = R::bits == 4 ? 0x000f000f : 0x00ff00ff;
+    IntLanes pairs[] = {words & kCode, (words >> 8) & kCode};
+    std::memcpy(to, &pairs[0], sizeof pairs[0]);
+    std::memcpy(to + 16, &pairs[1], sizeof pairs[1]);
+    return to + 32;
+  }
+
  private:
   template <int rows, int strips>
   ALWAYS_INLINE void add_group(int g, const int32_t* block, const RowBlock<groups>& row,
                                float* sums) const {
     constexpr int pairs = kWords / groups;
     int64_t strip = count * kSize;
-    const int32_t* codes = block + kPairs + g * pairs * 16;
+    const int32_t* codes = block + kCodes + g * pairs * 16;
     Dots<rows, strips> dots;
     for_tile<rows, strips>([&](int r, int s, int part) INLINE_BODY {
       dots(r, s, part) = has_min ? IntLanes{} : IntLanes{} + row.offset(r, g);
@@ -225,68 +236,14 @@ struct InCache {
   }
 };
 
-struct PairOfCodes {
-  int32_t codes;
-};
-
-// The weights of a product, see fp32_tiles.h.
 template <class R>
-class Codes {
- public:
-  using Element = int32_t;
-  using InCache = int16::InCache<R::groups, R::has_min>;
+struct Codes : PackedCodes<R, InRegisters<R>, InCache<R::groups, R::has_min>> {
+  using Base = PackedCodes<R, InRegisters<R>, InCache<R::groups, R::has_min>>;
+  using Base::Base;
   // For so many rows, taking codes out for each few of them is faster than doing it once.
   static constexpr int kFew = R::bits == 4 ? 16 : 12, kFewAtOnce = fp32::kParts == 1 ? 6 : 3;
   static constexpr int kRows = fp32::kTileRows;
   static constexpr int64_t kPieceInputs = (kLanes == 16 ? 4 : 16) * kBlock;  // about 17 KiB
-
-  Codes(const uint8_t* panels, int64_t blocks) : panels_(panels), blocks_(blocks) {}
-
-  InRegisters<R> whole(int64_t strip) const { return {at(strip, 0), blocks_}; }
-
-  InCache piece(int64_t strip, int64_t strips, int64_t first, int64_t last) const {
-    first /= kBlock;
-    last /= kBlock;
-    auto* data = (int32_t*)strips::scratch<PairOfCodes>(strips * (last - first) * InCache::kSize);
-    int32_t* to = data;
-    for (int64_t s = 0; s < strips; ++s)
-      for (int64_t b = first; b < last; ++b, to += InCache::kSize) {
-        const uint8_t* record = at(strip + s, b);
-        fetch<R::bytes>(record + (last - first) * R::bytes);  // the next piece
-        unpack(record, to);
-      }
-    return {data, first, last - first};
-  }
-
- private:
-  const uint8_t* at(int64_t strip, int64_t block) const {
-    return panels_ + (strip * blocks_ + block) * R::bytes;
-  }
-
-  static void unpack(const uint8_t* record, int32_t* to) {
-    for (int part = 0; part < fp32::kParts; ++part) {
-      int32_t* at = to + part * kLanes;
-      for (int g = 0; g < R::groups; ++g) {
-        store((float*)at + g * 16, R::scales(record, g, part));
-        if (R::has_min) store((float*)at + g * 16 + InCache::kMins, R::mins(record, g, part));
-      }
-      at += InCache::kPairs;
-#pragma GCC unroll 2
-      for (int half = 0; half < 2; ++half)
-#pragma GCC unroll 4
-        for (int q = 0; q < kQuads / 2; ++q, at += 32) {
-          IntLanes words = R::words(record, half, q, part);
-          if (R::bits == 4 && half) words >>= 4;
-          constexpr int32_t kCode = R::bits == 4 ? 0x000f000f : 0x00ff00ff;
-          IntLanes pairs[] = {words & kCode, (words >> 8) & kCode};
-          std::memcpy(at, &pairs[0], sizeof pairs[0]);
-          std::memcpy(at + 16, &pairs[1], sizeof pairs[1]);
-        }
-    }
-  }
-
-  const uint8_t* panels_;
-  int64_t blocks_;
 };
 
 template <class R, class X>

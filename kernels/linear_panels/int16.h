@@ -9,7 +9,6 @@
 // belongs to their offset they stay below 2^29.
 #pragma once
 #include "int8.h"
-#include "products.h"
 
 namespace native {
 
@@ -30,18 +29,6 @@ ALWAYS_INLINE IntLanes dot_pairs(IntLanes sum, IntLanes w, int32_t two) {
   return sum + (IntLanes)_mm256_madd_epi16((__m256i)w, _mm256_set1_epi32(two));
 #else
   return sum + (w << 16 >> 16) * int32_t(int16_t(two)) + (w >> 16) * (two >> 16);
-#endif
-}
-
-// sum[o] += the four unsigned bytes in w[o] . the four signed ones in `four`.
-ALWAYS_INLINE IntLanes dot_quads(IntLanes sum, IntLanes w, int32_t four) {
-#if defined(__AVX512VNNI__)
-  return (IntLanes)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, _mm512_set1_epi32(four));
-#elif defined(__AVXVNNI__)
-  return (IntLanes)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)w, _mm256_set1_epi32(four));
-#else
-  for (int i = 0; i < 4; ++i) sum += ((w >> 8 * i) & 255) * int32_t(int8_t(four >> 8 * i));
-  return sum;
 #endif
 }
 

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "products.h"
 #include "vec.h"
 
 namespace native {
@@ -31,19 +32,21 @@ inline U8x64 load_codes(const uint8_t* p) {
   return v;
 }
 
+// sum[o] += the four unsigned bytes in w[o] . the four signed ones in `four`.
+ALWAYS_INLINE IntLanes dot_quads(IntLanes sum, IntLanes w, int32_t four) {
+#if defined(__AVX512VNNI__)
+  return (IntLanes)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, _mm512_set1_epi32(four));
+#elif defined(__AVXVNNI__)
+  return (IntLanes)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)w, _mm256_set1_epi32(four));
+#else
+  for (int i = 0; i < 4; ++i) sum += ((w >> 8 * i) & 255) * int32_t(int8_t(four >> 8 * i));
+  return sum;
+#endif
+}
+
 // sum[o] += w[4o..4o+3] . four, which holds four signed bytes.
 inline I32x16 dot4(I32x16 sum, U8x64 w, int32_t four) {
-#if defined(__AVX512VNNI__)
-  return (I32x16)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, _mm512_set1_epi32(four));
-#elif defined(__AVXVNNI__)
-  const __m256i both = _mm256_set1_epi32(four);
-  __m256i halves[2], sums[2];
-  std::memcpy(halves, &w, 64);
-  std::memcpy(sums, &sum, 64);
-  for (int h = 0; h < 2; ++h) sums[h] = _mm256_dpbusd_avx_epi32(sums[h], halves[h], both);
-  std::memcpy(&sum, sums, 64);
-  return sum;
-#elif defined(__AVX2__)
+#if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
   // Even and odd bytes as 16-bit numbers: `maddubs` would saturate.
   __m256i both = _mm256_set1_epi32(four);
   __m256i even_a = _mm256_srai_epi16(_mm256_slli_epi16(both, 8), 8);
@@ -60,8 +63,12 @@ inline I32x16 dot4(I32x16 sum, U8x64 w, int32_t four) {
   std::memcpy(&sum, sums, 64);
   return sum;
 #else
-  for (int i = 0; i < 4; ++i)
-    sum += (((I32x16)w >> 8 * i) & 255) * int32_t(int8_t(four >> 8 * i));
+  IntLanes words[kOutputs / kLanes], sums[kOutputs / kLanes];
+  std::memcpy(words, &w, sizeof words);
+  std::memcpy(sums, &sum, sizeof sums);
+  for (int part = 0; part < kOutputs / kLanes; ++part)
+    sums[part] = dot_quads(sums[part], words[part], four);
+  std::memcpy(&sum, sums, sizeof sums);
   return sum;
 #endif
 }

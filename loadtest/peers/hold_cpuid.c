@@ -101,11 +101,15 @@ static void on_segv(int number, siginfo_t *info, void *context) {
     }
 }
 
-/* A program that handles SIGSEGV itself (a crash reporter) gets it after us, not instead of us. */
-int sigaction(int number, const struct sigaction *wanted, struct sigaction *old) {
+static void find_real_sigaction(void) {
     if (!real_sigaction)
         real_sigaction = (int (*)(int, const struct sigaction *, struct sigaction *))dlsym(
             RTLD_NEXT, "sigaction");
+}
+
+/* A program that handles SIGSEGV itself (a crash reporter) gets it after us, not instead of us. */
+int sigaction(int number, const struct sigaction *wanted, struct sigaction *old) {
+    find_real_sigaction();
     if (number != SIGSEGV)
         return real_sigaction(number, wanted, old);
     struct sigaction before = next;
@@ -138,8 +142,7 @@ __attribute__((constructor)) static void hold(void) {
         fprintf(stderr, "HOLD_CPUID=%s is not a rung that is known here\n", rung);
         _exit(3);
     }
-    real_sigaction = (int (*)(int, const struct sigaction *, struct sigaction *))dlsym(
-        RTLD_NEXT, "sigaction");
+    find_real_sigaction();
     struct sigaction ours = {.sa_sigaction = on_segv, .sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK};
     real_sigaction(SIGSEGV, &ours, NULL);
     if (syscall(SYS_arch_prctl, ARCH_SET_CPUID, 0) != 0) {

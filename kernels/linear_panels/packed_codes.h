@@ -1,0 +1,62 @@
+// Records as the weights of a product, see fp32_tiles.h: few rows meet them as they are in memory,
+// `InRegisters`, many once they are unpacked into the cache, `InCache`, piece by piece.
+//
+// A block in the cache is scales, and minima kMins behind them, [groups][16] in fp32, then from kCodes
+// on the codes, kSize elements in all. `put<R>(words, half, to)` writes the codes of four inputs, of the
+// outputs of one register, and returns where the next ones go.
+#pragma once
+#include "fp32_rows.h"
+#include "records.h"
+
+namespace native::panels {
+
+template <class R, class InRegisters, class InCache>
+class PackedCodes {
+ public:
+  using Element = typename InCache::Element;
+
+  PackedCodes(const uint8_t* panels, int64_t blocks) : panels_(panels), blocks_(blocks) {}
+
+  InRegisters whole(int64_t strip) const { return {at(strip, 0), blocks_}; }
+
+  InCache piece(int64_t strip, int64_t strips, int64_t first, int64_t last) const {
+    first /= kBlock;
+    last /= kBlock;
+    int64_t size = strips * (last - first) * InCache::kSize;
+    auto* data = (Element*)strips::scratch<fp32::NumberOfWeight<Element>>(size);
+    Element* to = data;
+    for (int64_t s = 0; s < strips; ++s)
+      for (int64_t b = first; b < last; ++b, to += InCache::kSize) {
+        const uint8_t* record = at(strip + s, b);
+        fetch<R::bytes>(record + (last - first) * R::bytes);  // the next piece
+        unpack(record, to);
+      }
+    return {data, first, last - first};
+  }
+
+ private:
+  const uint8_t* at(int64_t strip, int64_t block) const {
+    return panels_ + (strip * blocks_ + block) * R::bytes;
+  }
+
+  static void unpack(const uint8_t* record, Element* to) {
+    for (int part = 0; part < fp32::kParts; ++part) {
+      Element* at = to + part * kLanes;
+      for (int g = 0; g < R::groups; ++g) {
+        store((float*)at + g * 16, R::scales(record, g, part));
+        if (R::has_min) store((float*)at + g * 16 + InCache::kMins, R::mins(record, g, part));
+      }
+      at += InCache::kCodes;
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half)
+#pragma GCC unroll 4
+        for (int q = 0; q < kQuads / 2; ++q)
+          at = InCache::template put<R>(R::words(record, half, q, part), half, at);
+    }
+  }
+
+  const uint8_t* panels_;
+  int64_t blocks_;
+};
+
+}  // namespace native::panels
