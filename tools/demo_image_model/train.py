@@ -40,8 +40,6 @@ SEED = 3
 UNET_RATE, TEXT_RATE = 6e-4, 2e-4
 REFRESH = 8
 EMA_DECAY = 0.9992
-SHIFT = 2.0
-"""Twice as many of the noisiest timesteps, which settle where objects go and how many there are."""
 SAVE_EVERY = 200
 
 
@@ -178,7 +176,7 @@ class Trainer:
             truncation=True,
             return_tensors="pt",
         ).input_ids
-        steps = draw_timesteps(len(scenes), len(self.alphas), generator, shift=SHIFT)
+        steps = draw_timesteps(len(scenes), len(self.alphas), generator, shift=self.args.shift)
         noise = torch.randn(latents.shape, generator=generator)
         inputs, target = noised(latents, noise, self.alphas[steps])
         with mixed_precision():
@@ -236,6 +234,13 @@ def main() -> None:
         type=float,
         default=0.3,
         help="of the scenes, those of one object; two are harder to learn",
+    )
+    parser.add_argument(
+        "--shift",
+        type=float,
+        default=2.0,
+        help="so many times as many of the noisiest timesteps, which settle where objects go and "
+        "how many there are; below 1 more of the quietest, which settle their outlines",
     )
     parser.add_argument("--steps", type=int, default=60_000)
     parser.add_argument("--warm-up", type=int, default=500, help="first steps, with a rising rate")

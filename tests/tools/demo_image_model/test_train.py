@@ -16,7 +16,7 @@ def trainer(base: Path, run: Path, steps: int, *, freeze_text: bool = False) -> 
         argparse.Namespace(
             run=run, vae=base / "vae", init=base if freeze_text else None, freeze_text=freeze_text,
             size=[64, 128, 128], steps=steps, warm_up=500, decay=1, rate=1.0, batch=4,
-            pool=18, single_share=0.3,
+            pool=18, single_share=0.3, shift=2.0,
         )
     )  # fmt: skip
 
