@@ -37,14 +37,14 @@ bench: $(VENV)/.dev  ## Measure Tandem beside its peers, interleaved (needs the 
 	$(BIN)/python -m loadtest compare $(ARGS)
 
 kernels-compile: $(VENV)/.dev  ## Compile all Triton kernels for sm_80, sm_90 and sm_100; no GPU needed
-	$(BIN)/python -m kernels.compile $(ARGS)
+	$(BIN)/python -m kernels.tools.compile $(ARGS)
 
 mutants: $(VENV)/.dev  ## Put faults into the Triton kernels; each must be found (slow; ARGS="rms_norm")
 	PYTHONPATH=. $(BIN)/python tests/kernels/mutants.py $(ARGS)
 
 # Threads wait for each other as they do in the server (engine/runtime/threads.py).
 bench-kernels: $(VENV)/.dev  ## Time the kernels on this machine (ARGS="rms_norm linear_w8 --device cuda")
-	GOMP_SPINCOUNT=20000 $(BIN)/python -m kernels.bench $(ARGS)
+	GOMP_SPINCOUNT=20000 $(BIN)/python -m kernels.tools.bench $(ARGS)
 
 size: $(VENV)/.dev  ## The longest files
 	@git ls-files '*.py' | xargs wc -l | sort -rn | head -15

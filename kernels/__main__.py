@@ -14,10 +14,10 @@ import torch
 
 import kernels
 from kernels import cache_folder, isa, machine, native
-from kernels.product_times import MARGIN, ROWS, prefers_plain
+from kernels.measured.product_times import MARGIN, ROWS, prefers_plain
+from kernels.measured.self_benchmark import COMMON_TYPES, product_times
 from kernels.refusal import refusal
 from kernels.registry import Op
-from kernels.self_benchmark import COMMON_TYPES, product_times
 
 IN_RESERVE = "in reserve"
 

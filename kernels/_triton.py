@@ -36,8 +36,8 @@ def cache_is_default() -> bool:
 
 
 pretended_gpu: int | None = None
-"""Compute capability of a GPU that is not there, while `kernels.launches.recorded` asks what would
-be launched on it."""
+"""Compute capability of a GPU that is not there, while `kernels.tools.launches.recorded` asks what
+would be launched on it."""
 
 
 def runs_on(*tensors: torch.Tensor) -> bool:

@@ -2,9 +2,9 @@
 
 They have a plain C interface, so no PyTorch header is compiled: all of them take some seconds, once
 per machine and instruction set (`kernels/isa.py`). Each source's object file is cached under a hash
-of the source, the shared headers and those of its folder, the compiler and the processor; so is the
-library that they are linked to.
-Without a compiler the composed PyTorch implementations run instead, and one warning says so.
+of the source, the headers in `kernels/cpp` and those of its folder, the compiler and the processor;
+so is the library that they are linked to. Without a compiler the composed PyTorch implementations
+run instead, and one warning says so.
 """
 
 import concurrent.futures
@@ -31,6 +31,8 @@ from kernels.cache_folder import cache_folder
 Function = Callable[..., None]
 
 KERNELS = Path(__file__).parent
+SHARED = "cpp"
+"""Of `KERNELS`: the folder of the headers that several operations include."""
 FLAGS = (
     "-O3",
     "-fopenmp",
@@ -127,7 +129,7 @@ def _compiled(compiler: str, source: Path) -> Path:
     target = cache_folder() / f"{source.parent.name}-{_key(compiler, [source])}.o"
     if not target.exists():
         own = _OWN_FLAGS.findall(source.read_text())
-        _run_to(target, [compiler, *flags(), *own, f"-I{KERNELS}", "-c", str(source)])
+        _run_to(target, [compiler, *flags(), *own, f"-I{KERNELS / SHARED}", "-c", str(source)])
     return target
 
 
@@ -166,7 +168,7 @@ def _target(compiler: str) -> Path:
 def _key(compiler: str, sources: list[Path]) -> str:
     """What a compiled file depends on."""
     facts = [_version(compiler), " ".join(flags()), platform.machine(), _processor()]
-    folders = [KERNELS, *(source.parent for source in sources)]
+    folders = [KERNELS / SHARED, *(source.parent for source in sources)]
     headers = [path for folder in folders for path in sorted(folder.glob("*.h"))]
     texts = [path.read_text() for path in [*headers, *sources]]
     return hashlib.sha256("\0".join(facts + texts).encode()).hexdigest()[:16]

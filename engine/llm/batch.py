@@ -14,7 +14,7 @@ from torch import Tensor
 
 from engine.llm.decision import PENDING_TOKEN_ID, ScheduledSequence
 from kernels import PagedBatch
-from kernels.transfer import to_device
+from kernels.shared.transfer import to_device
 
 Int32Array = NDArray[np.int32]
 Int64Array = NDArray[np.int64]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from engine.llm.batch import BLOCK_IDS, POSITIONS, SLOTS, TOKEN_IDS, Batch, StepRows
 from kernels import PagedBatch
-from kernels.transfer import to_device
+from kernels.shared.transfer import to_device
 
 EAGER_STEPS = 3
 """Steps of a size that run eagerly before it is worth a recording."""

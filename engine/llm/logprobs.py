@@ -11,7 +11,7 @@ from torch import Tensor
 from engine.errors import InternalError
 from engine.types import TokenLogprob
 from kernels import score_tokens
-from kernels.transfer import HostCopy, to_device
+from kernels.shared.transfer import HostCopy, to_device
 
 LEAST_LOGPROB = -9999.0
 """Stands for probability zero, as with OpenAI: JSON has no infinity."""

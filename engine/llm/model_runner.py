@@ -32,7 +32,7 @@ from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.forward_context import ForwardContext
 from engine.types import TokenLogprob
-from kernels.transfer import Milestone, to_device
+from kernels.shared.transfer import Milestone, to_device
 
 SCORED_ROWS = 128
 """Prompt rows whose logits exist at one time."""

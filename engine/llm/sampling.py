@@ -29,7 +29,7 @@ from engine.llm.logprobs import LaunchedScores, launch_logprobs, token_logprobs
 from engine.types import TokenLogprob
 from kernels import EditLists, SamplingRows, sample_tokens
 from kernels.sample_tokens import NO_TOKEN_LEFT, NOT_FINITE, packed_row, reference
-from kernels.transfer import HostCopy, to_device
+from kernels.shared.transfer import HostCopy, to_device
 
 __all__ = ["LaunchedDraw", "SampleRow", "SampledToken", "Sampler"]
 

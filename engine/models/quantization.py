@@ -11,8 +11,8 @@ from engine.models.layers.gguf_method import GgufMethod
 from engine.models.layers.int8_method import Int8Method
 from engine.models.layers.panels_method import PanelsMethod
 from kernels import GGUFType
-from kernels.product_times import mean_ratio, prefers_plain
-from kernels.self_benchmark import product_times
+from kernels.measured.product_times import mean_ratio, prefers_plain
+from kernels.measured.self_benchmark import product_times
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Checkpoint name → shape in numbers, packed or not."""
@@ -59,7 +59,7 @@ def num_bytes(shapes: Shapes, methods: Mapping[str, PanelsMethod], dtype_bytes: 
 
 def is_slower_packed(types: Mapping[str, GGUFType], shapes: Shapes, dtype: torch.dtype) -> bool:
     """Whether products with a file's packed layers are slower, on this machine's CPU, than with
-    the same weights in `dtype`; measured unless it is known (`kernels.self_benchmark`).
+    the same weights in `dtype`; measured unless it is known (`kernels.measured.self_benchmark`).
 
     Args:
         types: of packed layers, by name.

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.work import Work, num_bytes
+from kernels.shared.work import Work, num_bytes
 
 TOLERANCE = {
     torch.float32: 2e-5,
@@ -57,7 +57,7 @@ BENCHMARKS = {
         Case("sdxl cross 8 rows", 8, 10, 4096, 77, 64),
     ),
 }
-"""Shapes of real models by type of device; `kernels.bench` times them."""
+"""Shapes of real models by type of device; `kernels.tools.bench` times them."""
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:

@@ -2,8 +2,8 @@
 
 import torch
 
-from kernels import gated_cases
-from kernels.gated_cases import SLACK, Case, outputs
+from kernels.shared import gated_cases
+from kernels.shared.gated_cases import SLACK, Case, outputs
 
 __all__ = ["BENCHMARKS", "CASES", "SLACK", "TOLERANCE", "make_inputs", "outputs"]
 
@@ -21,7 +21,7 @@ BENCHMARKS = {
     "cpu": (Case("shapes 32 rows", 2048, 256), Case("sd15 2 rows", 2048, 1280)),
     "cuda": (Case("sd15 8 rows", 32768, 1280), Case("sdxl 8 rows", 32768, 2560)),
 }
-"""Shapes of real models by type of device; `kernels.bench` times them."""
+"""Shapes of real models by type of device; `kernels.tools.bench` times them."""
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:

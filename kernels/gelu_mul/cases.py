@@ -1,6 +1,6 @@
 """Inputs for `gelu_mul`."""
 
-from kernels.gated_cases import SLACK, TOLERANCE, Case, make_inputs, outputs
+from kernels.shared.gated_cases import SLACK, TOLERANCE, Case, make_inputs, outputs
 
 __all__ = ["BENCHMARKS", "CASES", "SLACK", "TOLERANCE", "make_inputs", "outputs"]
 
@@ -24,4 +24,4 @@ BENCHMARKS = {
         Case("gemma3_1b prompt 4096", 4096, 6912),
     ),
 }
-"""Shapes of real models by type of device; `kernels.bench` times them."""
+"""Shapes of real models by type of device; `kernels.tools.bench` times them."""

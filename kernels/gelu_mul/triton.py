@@ -2,14 +2,14 @@
 
 from torch import Tensor
 
-from kernels import _triton_gated
+from kernels.shared import triton_gated
 
 
 def supports(gate_up: Tensor) -> bool:
-    """See `kernels._triton_gated.supports`."""
-    return _triton_gated.supports(gate_up)
+    """See `kernels.shared.triton_gated.supports`."""
+    return triton_gated.supports(gate_up)
 
 
 def gelu_mul(gate_up: Tensor) -> Tensor:
     """See `kernels.gelu_mul`."""
-    return _triton_gated.run(gate_up, "gelu_tanh")
+    return triton_gated.run(gate_up, "gelu_tanh")

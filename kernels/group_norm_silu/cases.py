@@ -44,7 +44,7 @@ BENCHMARKS = {
     "cpu": (Case("shapes 32 rows", 32, 64, 16, num_groups=16), Case("sd15 2 rows", 2, 320, 64)),
     "cuda": (Case("sd15 8 rows", 8, 320, 64), Case("sdxl 8 rows", 8, 320, 128)),
 }
-"""Shapes of real models by type of device; `kernels.bench` times them."""
+"""Shapes of real models by type of device; `kernels.tools.bench` times them."""
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.work import Work, product_work
+from kernels.shared.work import Work, product_work
 
 TOLERANCE = {
     # Sums in fp32 of up to 3072 products of magnitude 1/√K, in another order.
@@ -67,12 +67,12 @@ BENCHMARKS: dict[str, tuple[Case, ...]] = {
         for kind in ("", "invariant")
     ),
 }
-"""Shapes of real models by type of device; `kernels.bench` times them."""
+"""Shapes of real models by type of device; `kernels.tools.bench` times them."""
 COMPILED = (
     *(case for case in BENCHMARKS["cuda"] if case.invariant),
     Case("llama3_8b prompt logits", 128, 4096, 128256, fp32_out=True, invariant=True),
 )
-"""Launches that `kernels.compile` compiles ahead of time."""
+"""Launches that `kernels.tools.compile` compiles ahead of time."""
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from kernels import _triton
 from kernels._triton import tl, triton
-from kernels._triton_linear import MAX_PARTS, parts_of
-from kernels.stages import dtype_name, num_stages
+from kernels.shared.stages import dtype_name, num_stages
+from kernels.shared.triton_linear import MAX_PARTS, parts_of
 
 FEW_ROWS = 64
 WANTED_PROGRAMS = 256

@@ -27,9 +27,9 @@ def linear_gguf(
         quant_type: how the blocks are packed.
         bias: [N], fp32 or x's dtype.
         int8_activations: first round each 32 elements of x to int8 with an fp32 scale, as
-            `kernels.int8_activations` says and as llama.cpp does (which keeps the scale in fp16,
-            and rounds 256 elements together for the `_K` types). Integer products and their sums
-            within a run of weights that share a scale are then exact.
+            `kernels.shared.int8_activations` says and as llama.cpp does (which keeps the scale in
+            fp16, and rounds 256 elements together for the `_K` types). Integer products and their
+            sums within a run of weights that share a scale are then exact.
 
     Returns:
         [M, N], contiguous, x's dtype; sums in fp32. An implementation on tensor cores may round

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kernels.linear_gguf.dequantize import dequantize
 from kernels.linear_gguf.quant_type import BLOCKS, GGUFType, row_bytes
-from kernels.work import Work, product_work
+from kernels.shared.work import Work, product_work
 
 TOLERANCE = {
     # Sums in fp32 of up to 14336 products in another order.
@@ -82,7 +82,7 @@ BENCHMARKS = {
         Case("llama3_8b gate_up Q8_0 1", GGUFType.Q8_0, 1, 28672, 4096),
     ),
 }
-"""Shapes of real models by type of device; `kernels.bench` times them."""
+"""Shapes of real models by type of device; `kernels.tools.bench` times them."""
 COMPILED = (
     *(Case(f"llama3_8b down {one.name} 1", one, 1, 4096, 14336) for one in GGUFType),
     Case("llama3_8b down Q4_K 64", GGUFType.Q4_K, 64, 4096, 14336),
@@ -90,7 +90,7 @@ COMPILED = (
     Case("llama3_8b down Q6_K 2048", GGUFType.Q6_K, 2048, 4096, 14336),
     *BENCHMARKS["cuda"],
 )
-"""Launches that `kernels.compile` compiles ahead of time."""
+"""Launches that `kernels.tools.compile` compiles ahead of time."""
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.int8_activations import round_to_int8
 from kernels.linear_gguf.dequantize import dequantize
 from kernels.linear_gguf.quant_type import GGUFType
 from kernels.linear_gguf.reference import INT8_GROUP
+from kernels.shared.int8_activations import round_to_int8
 
 CHUNK_WEIGHTS = 1 << 22
 """Weights dequantised at a time: 16 MB in fp32."""

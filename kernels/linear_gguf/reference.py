@@ -3,9 +3,9 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.int8_activations import round_to_int8
 from kernels.linear_gguf.dequantize import dequantize
 from kernels.linear_gguf.quant_type import GGUFType
+from kernels.shared.int8_activations import round_to_int8
 
 INT8_GROUP = 32
 """Activations that share a scale."""

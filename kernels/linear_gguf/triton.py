@@ -1,7 +1,7 @@
 """Dequantises 32 weights of each output at a time in registers, then multiplies on tensor cores.
 
-The sum's order depends on the weight's shape alone (`kernels/_triton_linear.py`). Integer products
-with int8 activations are not here.
+The sum's order depends on the weight's shape alone (`kernels/shared/triton_linear.py`). Integer
+products with int8 activations are not here.
 """
 
 import torch
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from kernels import _triton
 from kernels._triton import tl, triton
-from kernels._triton_linear import ROW_COUNT, Output, plan, write
 from kernels.linear_gguf.quant_type import BLOCKS, GGUFType
+from kernels.shared.triton_linear import ROW_COUNT, Output, plan, write
 
 TENSOR_CORES = ("_linear_gguf_kernel",)
 TILE = 256

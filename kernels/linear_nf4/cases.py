@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.work import Work, product_work
+from kernels.shared.work import Work, product_work
 
 TOLERANCE = {
     # Sums in fp32 of up to 14336 products in another order.
@@ -72,13 +72,13 @@ BENCHMARKS = {
         Case("llama3_8b gate_up 2048", 2048, 28672, 4096),
     ),
 }
-"""Shapes of real models by type of device; `kernels.bench` times them."""
+"""Shapes of real models by type of device; `kernels.tools.bench` times them."""
 COMPILED = (
     *BENCHMARKS["cuda"],
     Case("llama3_8b down 64", 64, 4096, 14336),
     Case("llama3_8b down 2048", 2048, 4096, 14336),
 )
-"""Launches that `kernels.compile` compiles ahead of time."""
+"""Launches that `kernels.tools.compile` compiles ahead of time."""
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:

@@ -1,6 +1,6 @@
 """Looks tiles of the weight up in the code, then multiplies on tensor cores.
 
-The sum's order depends on the weight's shape alone (`kernels/_triton_linear.py`).
+The sum's order depends on the weight's shape alone (`kernels/shared/triton_linear.py`).
 """
 
 import functools
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from kernels import _triton
 from kernels._triton import tl, triton
-from kernels._triton_linear import ROW_COUNT, Output, plan, runs_of, spread, write
 from kernels.linear_nf4.reference import CODE
+from kernels.shared.triton_linear import ROW_COUNT, Output, plan, runs_of, spread, write
 
 TENSOR_CORES = ("_linear_nf4_kernel",)
 BLOCK_K = 64

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels.linear_packed.packed_weight import PackedWeight
-from kernels.work import Work, product_work
+from kernels.shared.work import Work, product_work
 
 TOLERANCE = {
     # Sums in fp32 of up to 1536 products of magnitude 1/√K, in another order.
@@ -56,7 +56,7 @@ BENCHMARKS: dict[str, tuple[Case, ...]] = {
     ),
     "cuda": (),
 }
-"""Shapes of real models by type of device; `kernels.bench` times them."""
+"""Shapes of real models by type of device; `kernels.tools.bench` times them."""
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:

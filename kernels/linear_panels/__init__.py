@@ -25,16 +25,16 @@ def linear_panels(
     rounded: results are bit for bit those of `linear_packed` with the dequantised weight, from a
     third of the memory or less. Else no weight is rounded: arithmetic is fp32, or, for x of 16 bits
     where the processor has dot products of integers (VNNI), x becomes 16-bit integers as
-    `kernels.int16_activations` says, and a group's sum is exact.
+    `kernels.linear_panels.int16_activations` says, and a group's sum is exact.
 
     Args:
         x: [M, K], fp32, bf16 or fp16; rows may be strided. K is a multiple of 32.
         panels: the [N, K] weight, from `panels_from_gguf` or `panels_from_floats`.
         bias: [N] fp32.
         int8_activations: multiply in 8-bit integers, faster and less precise, as `linear_gguf`
-            does: each 32 elements of a row are rounded as `kernels.int8_activations` says. Products
-            and their sums within a group of weights are exact integers; groups are added in fp32
-            from the first to the last.
+            does: each 32 elements of a row are rounded as `kernels.shared.int8_activations` says.
+            Products and their sums within a group of weights are exact integers; groups are added
+            in fp32 from the first to the last.
         fp32_out: return the sums as they are, as logits need it.
 
     A row's result does not depend on the rows beside it.

@@ -11,8 +11,8 @@ from kernels.linear_gguf.quant_type import GGUFType
 from kernels.linear_panels.gguf import panels_from_gguf
 from kernels.linear_panels.panels import Panels
 from kernels.linear_panels.quantize import panels_from_floats
-from kernels.model_shapes import LLAMA3_1B
-from kernels.work import Work, product_work
+from kernels.shared.model_shapes import LLAMA3_1B
+from kernels.shared.work import Work, product_work
 
 TOLERANCE = {
     # Sums in fp32 of up to 14336 products, in another order.
@@ -87,7 +87,7 @@ BENCHMARKS: dict[str, tuple[Case, ...]] = {
     ),
     "cuda": (),
 }
-"""Shapes of real models by type of device; `kernels.bench` times them."""
+"""Shapes of real models by type of device; `kernels.tools.bench` times them."""
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:

@@ -1,6 +1,6 @@
 // Activations as 16-bit integers, and dot products of them with codes.
 //
-// Rows are rounded in blocks of 32 as kernels/int16_activations.py says: scales are powers of two, so
+// Rows are rounded in blocks of 32 as kernels/linear_panels/int16_activations.py says: scales are powers of two, so
 // that nearly all bf16 numbers stay exact. What others lose is at most 1/128 of what rounding their
 // block's largest number to bf16 may have cost.
 //

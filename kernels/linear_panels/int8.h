@@ -15,7 +15,7 @@ namespace native {
 constexpr int kOutputs = 16;
 constexpr int kBlock = 32;
 constexpr int kQuads = kBlock / 4;
-constexpr float kSmallest = 1e-30f;  // as kernels/int8_activations.py has it
+constexpr float kSmallest = 1e-30f;  // as kernels/shared/int8_activations.py has it
 
 typedef int32_t I32x16 __attribute__((vector_size(64)));
 typedef uint8_t U8x64 __attribute__((vector_size(64)));
@@ -73,7 +73,7 @@ inline I32x16 dot4(I32x16 sum, U8x64 w, int32_t four) {
 #endif
 }
 
-// 32 activations as scale * code, rounded as kernels/int8_activations.py says.
+// 32 activations as scale * code, rounded as kernels/shared/int8_activations.py says.
 struct Int8Block {
   int8_t codes[kBlock];
   float scale;

@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.int8_activations import round_to_int8
 from kernels.linear_panels.panels import BLOCK, Panels, unpack
+from kernels.shared.int8_activations import round_to_int8
 
 
 def linear_panels(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.work import Work, product_work
+from kernels.shared.work import Work, product_work
 
 TOLERANCE = {
     # Sums in fp32 of up to 14336 products in another order.
@@ -69,7 +69,7 @@ BENCHMARKS = {
         Case("llama3_8b gate_up 2048", 2048, 28672, 4096),
     ),
 }
-"""Shapes of real models by type of device; `kernels.bench` times them."""
+"""Shapes of real models by type of device; `kernels.tools.bench` times them."""
 COMPILED = (
     *BENCHMARKS["cuda"],
     Case("llama3_8b down 64", 64, 4096, 14336),
@@ -79,7 +79,7 @@ COMPILED = (
     Case("llama3_8b down 1, act-order", 1, 4096, 14336, act_order=True),
     Case("llama3_8b down 2048, act-order", 2048, 4096, 14336, act_order=True),
 )
-"""Launches that `kernels.compile` compiles ahead of time."""
+"""Launches that `kernels.tools.compile` compiles ahead of time."""
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:

@@ -1,6 +1,6 @@
 """Unpacks tiles of the weight in registers, then multiplies on tensor cores.
 
-The sum's order depends on the weight's shape alone (`kernels/_triton_linear.py`).
+The sum's order depends on the weight's shape alone (`kernels/shared/triton_linear.py`).
 """
 
 import torch
@@ -8,9 +8,9 @@ from torch import Tensor
 
 from kernels import _triton
 from kernels._triton import tl, triton
-from kernels._triton_linear import ROW_COUNT, Output, plan, runs_of, spread, write
 from kernels.linear_w4a16.layouts import PER_INT32
 from kernels.linear_w4a16.reference import SYMMETRIC_ZERO
+from kernels.shared.triton_linear import ROW_COUNT, Output, plan, runs_of, spread, write
 
 TENSOR_CORES = ("_linear_w4a16_kernel",)
 BLOCK_K = 128

@@ -24,9 +24,9 @@ def linear_w8(
         scale: [N] fp32.
         bias: [N], fp32 or x's dtype.
         int8_activations: first round each row of x to int8 with a scale of its own, as
-            `kernels.int8_activations` says. Products and sums are then exact in int32, so that
-            the order of the sum does not matter; K <= 131071 keeps them below 2^31.
-            `sum * row scale * scale + bias` in fp32, from the left.
+            `kernels.shared.int8_activations` says. Products and sums are then exact in int32, so
+            that the order of the sum does not matter; K <= 131071 keeps them below 2^31. `sum * row
+            scale * scale + bias` in fp32, from the left.
 
     Returns:
         [M, N], contiguous, x's dtype; sums in fp32.

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.work import Work, product_work
+from kernels.shared.work import Work, product_work
 
 TOLERANCE = {
     # Sums in fp32 of up to 14336 products in another order; int8 weights are exact in every type.
@@ -70,7 +70,7 @@ BENCHMARKS = {
         Case("llama3_8b gate_up 2048, int8", 2048, 28672, 4096, int8_activations=True),
     ),
 }
-"""Shapes of real models by type of device; `kernels.bench` times them."""
+"""Shapes of real models by type of device; `kernels.tools.bench` times them."""
 COMPILED = (
     *BENCHMARKS["cuda"],
     *(
@@ -86,7 +86,7 @@ COMPILED = (
         for rounded in (False, True)
     ),
 )
-"""Launches that `kernels.compile` compiles ahead of time."""
+"""Launches that `kernels.tools.compile` compiles ahead of time."""
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:

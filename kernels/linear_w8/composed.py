@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.int8_activations import round_to_int8
+from kernels.shared.int8_activations import round_to_int8
 
 CHUNK_WEIGHTS = 1 << 22
 """Weights converted at a time: 8 MB in bf16."""

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.int8_activations import round_to_int8
+from kernels.shared.int8_activations import round_to_int8
 
 
 def linear_w8(

@@ -1,6 +1,6 @@
 """Tensor cores on tiles of the weight, which is widened in registers or taken as int8.
 
-The sum's order depends on the weight's shape alone (`kernels/_triton_linear.py`); with int8
+The sum's order depends on the weight's shape alone (`kernels/shared/triton_linear.py`); with int8
 activations it is exact.
 """
 
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from kernels import _triton
 from kernels._triton import tl, triton
-from kernels._triton_linear import ROW_COUNT, Output, plan, write
-from kernels.int8_activations import SMALLEST
+from kernels.shared.int8_activations import SMALLEST
+from kernels.shared.triton_linear import ROW_COUNT, Output, plan, write
 
 TENSOR_CORES = ("_linear_w8_kernel",)
 BLOCK_K = 128

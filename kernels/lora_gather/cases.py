@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from kernels.work import Work, num_bytes
+from kernels.shared.work import Work, num_bytes
 
 TOLERANCE = {
     # Sums in fp32 of up to 4096 products in another order.
@@ -59,14 +59,14 @@ BENCHMARKS = {
         Case("llama3_8b qkv prompt 2048", 2048, 6144, 4096, adapters=1, sorted=True),
     ),
 }
-"""Shapes of real models by type of device; `kernels.bench` times them."""
+"""Shapes of real models by type of device; `kernels.tools.bench` times them."""
 COMPILED = (
     *BENCHMARKS["cuda"],
     Case("llama3_8b qkv decode 64, rank 128", 64, 6144, 4096, rank=128),
     Case("llama3_8b qkv prompt 2048, rank 128", 2048, 6144, 4096, rank=128, sorted=True),
     Case("llama3_8b qkv decode 1, rank 1", 1, 6144, 4096, rank=1),
 )
-"""Launches that `kernels.compile` compiles ahead of time."""
+"""Launches that `kernels.tools.compile` compiles ahead of time."""
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:

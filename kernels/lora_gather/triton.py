@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kernels import _triton
 from kernels._triton import tl, triton
-from kernels._triton_linear import MAX_PARTS, parts_of
+from kernels.shared.triton_linear import MAX_PARTS, parts_of
 
 TENSOR_CORES = ("_lora_shrink_kernel",)
 BLOCK_T = 16

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels.paged_attention.paged_batch import PagedBatch
-from kernels.work import Work, num_bytes
+from kernels.shared.work import Work, num_bytes
 
 TOLERANCE = {
     torch.float32: 2e-5,
@@ -92,7 +92,7 @@ BENCHMARKS = {
         Case("llama3_8b prompt 4096", ((4096, 4096),), *_LLAMA3),
     ),
 }
-"""Shapes of real models by type of device; `kernels.bench` times them."""
+"""Shapes of real models by type of device; `kernels.tools.bench` times them."""
 COMPILED = (
     Case("llama3_8b decode, context 512", ((1, 512),), *_LLAMA3, num_layers=1),
     *(
@@ -110,7 +110,7 @@ COMPILED = (
         )
     ),
 )
-"""Launches that `kernels.compile` compiles ahead of time."""
+"""Launches that `kernels.tools.compile` compiles ahead of time."""
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:

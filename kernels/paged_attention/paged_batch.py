@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.transfer import to_device
+from kernels.shared.transfer import to_device
 
 Int32Array = NDArray[np.int32]
 

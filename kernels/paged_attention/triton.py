@@ -27,8 +27,8 @@ from kernels.paged_attention.triton_decode import (
     _paged_attention_join_kernel,
 )
 from kernels.paged_attention.triton_prefill import _paged_attention_prefill_kernel
-from kernels.stages import dtype_name, num_stages
-from kernels.transfer import to_device
+from kernels.shared.stages import dtype_name, num_stages
+from kernels.shared.transfer import to_device
 
 TENSOR_CORES = ("_paged_attention_decode_kernel", "_paged_attention_prefill_kernel")
 SPLIT = 512

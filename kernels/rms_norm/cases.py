@@ -53,13 +53,13 @@ BENCHMARKS = {
         Case("llama3_8b prompt 8192", 8192, 4096),
     ),
 }
-"""Shapes of real models by type of device; `kernels.bench` times them."""
+"""Shapes of real models by type of device; `kernels.tools.bench` times them."""
 COMPILED = (
     *BENCHMARKS["cuda"],
     Case("qwen3_0.6b decode 1", 1, 1024),
     Case("smollm2 decode 1", 1, 576),
 )
-"""Launches that `kernels.compile` compiles ahead of time."""
+"""Launches that `kernels.tools.compile` compiles ahead of time."""
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.work import Work, num_bytes
+from kernels.shared.work import Work, num_bytes
 
 TOLERANCE = {
     # Some fp32 operations, and with norms a sum.
@@ -82,13 +82,13 @@ BENCHMARKS = {
         Case("llama3_8b prompt 8192, int8", 8192, 32, 8, 128, num_blocks=512, cache_dtype=INT8),
     ),
 }
-"""Shapes of real models by type of device; `kernels.bench` times them."""
+"""Shapes of real models by type of device; `kernels.tools.bench` times them."""
 COMPILED = (
     *BENCHMARKS["cuda"],
     Case("llama3_8b decode 64, fp8", 64, 32, 8, 128, num_blocks=64, cache_dtype=FLOAT8),
     Case("smollm2 decode 1", 1, 9, 3, 64),
 )
-"""Launches that `kernels.compile` compiles ahead of time."""
+"""Launches that `kernels.tools.compile` compiles ahead of time."""
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:

@@ -16,7 +16,7 @@ from kernels.sample_tokens.rows import (
     SamplingRows,
     packed_row,
 )
-from kernels.work import Work, num_bytes
+from kernels.shared.work import Work, num_bytes
 
 TOLERANCE = {
     # Decisions, not numbers: every implementation makes the same ones.
@@ -88,7 +88,7 @@ BENCHMARKS = {
         Case("llama3_8b edited 64", 128256, (_NUCLEUS,) * 64, edited=True),
     ),
 }
-"""Vocabularies of real models by type of device; `kernels.bench` times them."""
+"""Vocabularies of real models by type of device; `kernels.tools.bench` times them."""
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:

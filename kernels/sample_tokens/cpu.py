@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from kernels import native
-from kernels.logit_rows import contiguous_rows
 from kernels.sample_tokens.rows import LogitEdits, SampledTokens, SamplingRows
+from kernels.shared.logit_rows import contiguous_rows
 
 
 def supports(logits: Tensor, rows: SamplingRows) -> bool:

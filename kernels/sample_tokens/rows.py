@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.transfer import to_device
+from kernels.shared.transfer import to_device
 
 Int64Array = NDArray[np.int64]
 Float64Array = NDArray[np.float64]

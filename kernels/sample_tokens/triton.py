@@ -10,8 +10,6 @@ from torch import Tensor
 
 from kernels import _triton
 from kernels._triton import tl, triton
-from kernels._triton_order import order_keys
-from kernels.logit_rows import contiguous_rows
 from kernels.sample_tokens.edits import edited
 from kernels.sample_tokens.reference import unit_exponent
 from kernels.sample_tokens.rows import (
@@ -30,6 +28,8 @@ from kernels.sample_tokens.rows import (
     SampledTokens,
     SamplingRows,
 )
+from kernels.shared.logit_rows import contiguous_rows
+from kernels.shared.triton_order import order_keys
 
 BLOCK_SIZE = 1024
 NUM_WARPS = 8

@@ -54,13 +54,13 @@ BENCHMARKS = {
     "cpu": (Case("smollm2 top 5 32", 32, 49152, 5),),
     "cuda": (Case("llama3_8b top 5 64", 64, 128256, 5),),
 }
-"""Vocabularies of real models by type of device; `kernels.bench` times them."""
+"""Vocabularies of real models by type of device; `kernels.tools.bench` times them."""
 COMPILED = (
     *BENCHMARKS["cuda"],
     Case("llama3_8b chosen only 64", 64, 128256, 0),
     Case("qwen3_0.6b top 5 64", 64, 151936, 5),
 )
-"""Launches that `kernels.compile` compiles ahead of time."""
+"""Launches that `kernels.tools.compile` compiles ahead of time."""
 COMPILED_DTYPES = (torch.bfloat16, torch.float32)
 """Heads give either."""
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from kernels import native
-from kernels.logit_rows import contiguous_rows
 from kernels.score_tokens.token_scores import TokenScores
+from kernels.shared.logit_rows import contiguous_rows
 
 MAX_TOP = 256
 """A sorted list of the likeliest tokens pays up to about here."""

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from kernels import _triton
 from kernels._triton import tl, triton
-from kernels._triton_order import order_keys
-from kernels.logit_rows import contiguous_rows
 from kernels.score_tokens.token_scores import TokenScores
+from kernels.shared.logit_rows import contiguous_rows
+from kernels.shared.triton_order import order_keys
 
 MAX_TOP = 32
 """Alternatives, more than a client may ask for; their blocks are a tile in registers."""

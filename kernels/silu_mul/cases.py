@@ -1,6 +1,6 @@
 """Inputs for `silu_mul`."""
 
-from kernels.gated_cases import SLACK, TOLERANCE, Case, make_inputs, outputs
+from kernels.shared.gated_cases import SLACK, TOLERANCE, Case, make_inputs, outputs
 
 __all__ = ["BENCHMARKS", "CASES", "SLACK", "TOLERANCE", "make_inputs", "outputs"]
 
@@ -25,4 +25,4 @@ BENCHMARKS = {
         Case("llama3_8b prompt 4096", 4096, 14336),
     ),
 }
-"""Shapes of real models by type of device; `kernels.bench` times them."""
+"""Shapes of real models by type of device; `kernels.tools.bench` times them."""

@@ -4,11 +4,12 @@ import functools
 
 from torch import Tensor
 
-from kernels import gated, native
+from kernels import native
+from kernels.shared import gated
 
 
 def supports(gate_up: Tensor) -> bool:
-    """See `kernels.gated.supports`."""
+    """See `kernels.shared.gated.supports`."""
     return gated.supports(gate_up)
 
 

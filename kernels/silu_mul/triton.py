@@ -2,14 +2,14 @@
 
 from torch import Tensor
 
-from kernels import _triton_gated
+from kernels.shared import triton_gated
 
 
 def supports(gate_up: Tensor) -> bool:
-    """See `kernels._triton_gated.supports`."""
-    return _triton_gated.supports(gate_up)
+    """See `kernels.shared.triton_gated.supports`."""
+    return triton_gated.supports(gate_up)
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
     """See `kernels.silu_mul`."""
-    return _triton_gated.run(gate_up, "silu")
+    return triton_gated.run(gate_up, "silu")

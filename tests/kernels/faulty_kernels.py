@@ -3,7 +3,7 @@
 import torch
 
 from kernels._triton import tl, triton
-from kernels.launches import Launch, recorded
+from kernels.tools.launches import Launch, recorded
 
 
 @triton.jit

@@ -13,8 +13,8 @@ from triton._C.libtriton import ir
 from triton.compiler.compiler import make_backend
 
 import kernels
-from kernels.launches import Launch, recorded, target
 from kernels.registry import Op
+from kernels.tools.launches import Launch, recorded, target
 
 CAPABILITY = 80
 DTYPES = (torch.float32, torch.bfloat16)

@@ -60,7 +60,7 @@ MUTANTS = (
     Mutant(
         "rounds the gate before the product",
         "silu_mul",
-        "_triton_gated.py",
+        "shared/triton_gated.py",
         "gate *= _sigmoid(gate)\n",
         "gate = (gate * _sigmoid(gate)).to(out_ptr.dtype.element_ty).to(tl.float32)\n",
     ),
@@ -88,7 +88,7 @@ MUTANTS = (
     Mutant(
         "leaves out the last part of K",
         "linear_w8",
-        "_triton_linear.py",
+        "shared/triton_linear.py",
         "for part in tl.static_range(1, PARTS):",
         "for part in tl.static_range(1, PARTS - 1):",
     ),
@@ -173,7 +173,7 @@ def check_op(name: str) -> int:
 
     import kernels
     from kernels import _triton
-    from kernels.check import Mismatch, check
+    from kernels.tools.check import Mismatch, check
 
     torch.set_num_threads(1)
     _triton.runs_on = lambda *tensors: True

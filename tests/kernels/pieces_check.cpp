@@ -1,4 +1,4 @@
-// What `kernels/pieces.h` promises, tried out; prints what it does not keep.
+// What `kernels/cpp/pieces.h` promises, tried out; prints what it does not keep.
 #include <sys/resource.h>
 #include <sys/wait.h>
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 import kernels
-from kernels import bench, ceilings, stopwatch
 from kernels.paged_attention.cases import Case as PagedCase
 from kernels.registry import op
-from kernels.stopwatch import median_seconds
-from kernels.timing import Timing
-from kernels.work import Work, work_of
+from kernels.shared.work import Work, work_of
+from kernels.tools import bench, ceilings, stopwatch
+from kernels.tools.stopwatch import median_seconds
+from kernels.tools.timing import Timing
 
 CPU = torch.device("cpu")
 MODELS = (

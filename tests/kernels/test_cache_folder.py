@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kernels import _triton, cache_folder, isa, native, stages
+from kernels import _triton, cache_folder, isa, native
+from kernels.shared import stages
 
 
 @pytest.fixture

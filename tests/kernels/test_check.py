@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.check import Mismatch, check, half_unit
 from kernels.registry import op
+from kernels.tools.check import Mismatch, check, half_unit
 
 CPU = torch.device("cpu")
 

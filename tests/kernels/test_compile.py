@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from kernels import compile as compile_command
-from kernels.chip import CHIPS, KIB
-from kernels.compile import Job
-from kernels.document import Section, table
-from kernels.launches import Launch
+from kernels.tools import compile as compile_command
+from kernels.tools.chip import CHIPS, KIB
+from kernels.tools.compile import Job
+from kernels.tools.document import Section, table
+from kernels.tools.launches import Launch
 
 ROOT = Path(__file__).parents[2]
 SOURCE = f"""
 import json, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from faulty_kernels import CALLS, launch
-from kernels.chip import CHIPS
-from kernels.compiled_kernel import cached, compiled
+from kernels.tools.chip import CHIPS
+from kernels.tools.compiled_kernel import cached, compiled
 
 found = {{}}
 for name in CALLS:
@@ -81,7 +81,7 @@ def test_each_fault_is_found(faults, chip, name, expected):
 
 @pytest.mark.slow
 def test_all_kernels_compile_and_the_page_shows_what_they_need():
-    done = plain_python("-m", "kernels.compile", "--check")
+    done = plain_python("-m", "kernels.tools.compile", "--check")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 

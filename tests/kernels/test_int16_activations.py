@@ -4,7 +4,7 @@ import random
 
 import torch
 
-from kernels.int16_activations import MOST, round_to_int16
+from kernels.linear_panels.int16_activations import MOST, round_to_int16
 
 
 def rows_of_all_sizes(dtype):

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from kernels.int8_activations import round_to_int8
+from kernels.shared.int8_activations import round_to_int8
 
 
 def test_rounding_is_by_one_quotient():

@@ -14,7 +14,7 @@ from engine.config import CpuIsa
 from engine.errors import ModelLoadError
 from engine.runtime.device import choose_cpu_isa
 from kernels import isa, machine, native
-from kernels.check import Mismatch, check
+from kernels.tools.check import Mismatch, check
 
 LOWEST = next(iter(isa.RUNGS))
 HASWELL = isa.RUNGS["x86-64-v3"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kernels.launches import recorded
+from kernels.tools.launches import recorded
 
 FOLDER = Path(__file__).parent
 
@@ -32,7 +32,7 @@ def arguments():
         """
 import json
 from faulty_kernels import CALLS, good
-from kernels.launches import recorded
+from kernels.tools.launches import recorded
 found = {}
 with recorded(90) as launches:
     for size in (1, 2, 16, 1 << 31):

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from kernels import PackedWeight, isa, linear_packed
-from kernels.int16_activations import round_to_int16
 from kernels.linear_gguf.cases import random_weight
 from kernels.linear_gguf.dequantize import dequantize
 from kernels.linear_gguf.quant_type import GGUFType
@@ -20,6 +19,7 @@ from kernels.linear_panels import (
     panels_from_gguf,
     reference,
 )
+from kernels.linear_panels.int16_activations import round_to_int16
 from kernels.linear_panels.panels import BLOCK, unpack
 
 TYPES = list(GGUFType)

@@ -7,7 +7,7 @@ import kernels
 import kernels.__main__ as kernels_main
 from kernels import GGUFType, _triton, machine, native
 from kernels.__main__ import IN_RESERVE, main
-from kernels.product_times import ProductTimes
+from kernels.measured.product_times import ProductTimes
 
 
 def rows(capsys):

@@ -48,7 +48,7 @@ def test_an_unwritable_cache_is_no_failure(monkeypatch, caplog):
 def test_a_source_is_built_anew_when_a_header_changes_that_it_may_include(tmp_path, monkeypatch):
     monkeypatch.setattr(native, "KERNELS", tmp_path)
     sources = [tmp_path / op / "cpu.cpp" for op in ("one", "other")]
-    headers = [tmp_path / "one" / "part.h", tmp_path / "shared.h"]
+    headers = [tmp_path / "one" / "part.h", tmp_path / native.SHARED / "shared.h"]
     for path in [*sources, *headers]:
         path.parent.mkdir(exist_ok=True)
         path.write_text("")

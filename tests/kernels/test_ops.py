@@ -8,7 +8,7 @@ import torch
 
 import kernels
 from kernels import _triton, native
-from kernels.check import Mismatch, check
+from kernels.tools.check import Mismatch, check
 
 CPU = torch.device("cpu")
 GPU = torch.device("cuda")

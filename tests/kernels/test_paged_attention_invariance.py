@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from kernels import native, paged_attention
-from kernels.check import check
 from kernels.paged_attention import PagedBatch, cases, cpu
+from kernels.tools.check import check
 
 CPU = torch.device("cpu")
 SOURCES = native.KERNELS / "paged_attention"
@@ -194,7 +194,12 @@ def build(tmp_path, monkeypatch):
             shutil.copy(path, tmp_path)
         (tmp_path / "task.h").write_text(text)
         source, library = tmp_path / "cpu.cpp", tmp_path / "cpu.so"
-        command = [native._compiler(), *native.flags(), f"-I{native.KERNELS}", "-shared"]
+        command = [
+            native._compiler(),
+            *native.flags(),
+            f"-I{native.KERNELS / native.SHARED}",
+            "-shared",
+        ]
         subprocess.run([*command, source, "-o", library], check=True)
         function = ctypes.CDLL(str(library)).tandem_paged_attention
         function.argtypes, function.restype = cpu._function().argtypes, None

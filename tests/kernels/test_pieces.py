@@ -17,7 +17,7 @@ def program(tmp_path_factory):
     if compiler is None:
         pytest.skip("no C++ compiler")
     path = tmp_path_factory.mktemp("pieces") / "check"
-    flags = ["-O1", "-std=c++17", "-fopenmp", f"-I{native.KERNELS}"]
+    flags = ["-O1", "-std=c++17", "-fopenmp", f"-I{native.KERNELS / native.SHARED}"]
     subprocess.run([compiler, *flags, str(SOURCE), "-o", str(path)], check=True, timeout=600)
     return path
 

@@ -10,10 +10,11 @@ import time
 import pytest
 import torch
 
-from kernels import GGUFType, isa, linear_packed, linear_panels, native, self_benchmark
+from kernels import GGUFType, isa, linear_packed, linear_panels, native
 from kernels.linear_panels.panels import unpack
-from kernels.product_times import MARGIN, ROWS, ProductTimes, mean_ratio, prefers_plain
-from kernels.product_times_file import ProductTimesFile
+from kernels.measured import self_benchmark
+from kernels.measured.product_times import MARGIN, ROWS, ProductTimes, mean_ratio, prefers_plain
+from kernels.measured.product_times_file import ProductTimesFile
 
 Q4, Q8 = GGUFType.Q4_0, GGUFType.Q8_0
 
@@ -108,8 +109,8 @@ def test_a_folder_that_cannot_be_written_is_no_failure(caplog):
 
 WRITER = """
 import pathlib, sys
-from kernels.product_times import ProductTimes
-from kernels.product_times_file import ProductTimesFile
+from kernels.measured.product_times import ProductTimes
+from kernels.measured.product_times_file import ProductTimesFile
 file = ProductTimesFile(pathlib.Path(sys.argv[1]), "this")
 times = ProductTimes(packed_s=(1.0,) * 3, plain_s=(2.0,) * 3, measured_at=0.0)
 for _ in range(200):

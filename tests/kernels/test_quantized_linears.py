@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from kernels import _triton, _triton_linear, linear_gguf, linear_nf4, linear_w4a16, linear_w8
+from kernels import _triton, linear_gguf, linear_nf4, linear_w4a16, linear_w8
 from kernels.linear_gguf import GGUFType
+from kernels.shared import triton_linear as _triton_linear
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 NUM_ROWS = 130

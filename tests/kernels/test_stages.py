@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import kernels
-from kernels import _triton, cache_folder, stages, tune
+from kernels import _triton, cache_folder
+from kernels.shared import stages
+from kernels.tools import tune
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ def eager_threads(run_build, tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.getbasetemp() / "eager_threads"
     if not folder.exists():
         shutil.copytree(native.KERNELS, folder / "kernels")
-        header = folder / "kernels" / "native.h"
+        header = folder / "kernels" / native.SHARED / "native.h"
         text = header.read_text()
         assert SERIAL_BELOW in text
         header.write_text(text.replace(SERIAL_BELOW, "num_elements >= 1"))

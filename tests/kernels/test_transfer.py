@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from kernels import transfer
-from kernels.transfer import to_device
+from kernels.shared import transfer
+from kernels.shared.transfer import to_device
 
 SHAPES = [(4, 3), (0,), (7,), (1,), (2, 0), (8,)]
 

@@ -4,7 +4,7 @@ import gguf
 import numpy as np
 import pytest
 
-from kernels.model_shapes import LLAMA3_1B
+from kernels.shared.model_shapes import LLAMA3_1B
 from loadtest.random_llama import SHAPES, llama_tensors, quantized, write_random_llama
 
 

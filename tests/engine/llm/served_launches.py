@@ -19,9 +19,9 @@ from engine.llm.model_runner import ModelRunner
 from engine.models.config import ModelConfig
 from engine.models.registry import create_model
 from engine.types import SamplingParams
-from kernels import transfer
-from kernels.launches import recorded
 from kernels.linear.triton import _linear_add_kernel, _linear_kernel
+from kernels.shared import transfer
+from kernels.tools.launches import recorded
 
 META = torch.device("meta")
 LLAMA = ModelConfig(

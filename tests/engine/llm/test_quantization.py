@@ -23,7 +23,7 @@ from engine.weights.loader import iter_weights, load_model_config
 from engine.weights.source import Checkpoint
 from kernels import GGUFType, isa
 from kernels.linear_panels.panels import unpack
-from kernels.product_times import ProductTimes
+from kernels.measured.product_times import ProductTimes
 
 MIXED = {"attn_q": Type.Q4_0, "attn_v": Type.Q8_0, "ffn_down": Type.Q5_1}
 """The rest is Q4_1."""

@@ -3,8 +3,8 @@
 Stages decide when data is loaded, never what is computed from it: results keep their bits. Tiles
 and warps are not chosen here, since they are part of an order of sums or choose instructions.
 
-`python -m kernels.tune` measures and writes `stages.json` into the cache folder; without it kernels
-run with their own defaults.
+`python -m kernels.tools.tune` measures and writes `stages.json` into the cache folder; without it
+kernels run with their own defaults.
 """
 
 import contextlib

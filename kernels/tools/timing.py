@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from kernels import machine
-from kernels.ceilings import Ceilings
-from kernels.document import table
+from kernels.tools.ceilings import Ceilings
+from kernels.tools.document import table
 
 COLUMNS = ["op", "case", "runs on", "time:", "GB/s:", "of copy:", "GFLOP/s:", "of GEMM:"]
 

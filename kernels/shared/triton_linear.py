@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kernels._triton import tl, triton
-from kernels.stages import dtype_name, num_stages
+from kernels.shared.stages import dtype_name, num_stages
 
 FEW_ROWS = 64
 """Up to here a program sums one part of K."""

@@ -19,8 +19,8 @@ from kernels.linear_gguf.cases import random_weight
 from kernels.linear_gguf.quant_type import GGUFType
 from kernels.linear_packed import PackedWeight, linear_packed
 from kernels.linear_panels import Panels, linear_panels, panels_from_gguf
-from kernels.product_times import ROWS, ProductTimes
-from kernels.product_times_file import ProductTimesFile
+from kernels.measured.product_times import ROWS, ProductTimes
+from kernels.measured.product_times_file import ProductTimesFile
 
 COMMON_TYPES = (GGUFType.Q4_0, GGUFType.Q4_1, GGUFType.Q4_K, GGUFType.Q6_K, GGUFType.Q8_0)
 """Of most files."""

@@ -13,8 +13,8 @@ from typing import Any
 
 from kernels import _triton
 from kernels.cache_folder import cache_folder
-from kernels.chip import KIB, Chip
-from kernels.launches import Launch, target
+from kernels.tools.chip import KIB, Chip
+from kernels.tools.launches import Launch, target
 
 FORMAT = 2
 """Of the cached files; goes up when a field changes its meaning."""

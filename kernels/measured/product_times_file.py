@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kernels.product_times import ProductTimes
+from kernels.measured.product_times import ProductTimes
 
 log = logging.getLogger(__name__)
 

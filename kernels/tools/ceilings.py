@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kernels import machine
-from kernels.stopwatch import median_seconds
+from kernels.tools.stopwatch import median_seconds
 
 GPU_COPY_BYTES = 1 << 30
 GEMM_SIZE = {"cpu": 2048, "cuda": 8192}

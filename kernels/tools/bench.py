@@ -1,7 +1,8 @@
 """Times every op's implementations on real models' shapes, against what the machine can do.
 
-`python -m kernels.bench [OP ...]` first checks what it is about to time against the reference: an
-op with a wrong implementation is not timed, and the exit code is 1. Nothing else should run beside.
+`python -m kernels.tools.bench [OP ...]` first checks what it is about to time against the
+reference: an op with a wrong implementation is not timed, and the exit code is 1. Nothing else
+should run beside.
 
 The inputs of a call that moves more than `IN_CACHE_BYTES` take turns with copies of theirs, in all
 twice what the last cache holds, as the layers of a model do. Smaller ones stay in the cache, as
@@ -20,13 +21,13 @@ from typing import Any
 import torch
 
 import kernels
-from kernels import ceilings
-from kernels.check import Mismatch, check
-from kernels.document import Section
 from kernels.registry import Op
-from kernels.stopwatch import median_seconds
-from kernels.timing import Report, Timing
-from kernels.work import work_of
+from kernels.shared.work import work_of
+from kernels.tools import ceilings
+from kernels.tools.check import Mismatch, check
+from kernels.tools.document import Section
+from kernels.tools.stopwatch import median_seconds
+from kernels.tools.timing import Report, Timing
 
 IN_CACHE_BYTES = 1 << 20
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -110,7 +111,7 @@ def _runners(op: Op[..., Any], inputs: dict[str, object]) -> dict[str, Callable[
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m kernels.tools.bench", description=__doc__)
     names = [op.name for op in kernels.OPS]
     parser.add_argument("op", nargs="*", help=f"by default all of {', '.join(names)}")
     parser.add_argument(

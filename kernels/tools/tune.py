@@ -1,7 +1,7 @@
-"""`python -m kernels.tune [OP ...]`: measure how many stages suit this GPU, and remember it.
+"""`python -m kernels.tools.tune [OP ...]`: measure how many stages suit this GPU, and remember it.
 
 Runs each op's benchmark cases with each number of stages and keeps the fastest per kind of launch
-(`kernels.stages`). Nothing else should run beside.
+(`kernels.shared.stages`). Nothing else should run beside.
 """
 
 import argparse
@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 import kernels
-from kernels import _triton, cache_folder, stages
+from kernels import _triton, cache_folder
 from kernels.registry import Op
-from kernels.stopwatch import median_seconds
+from kernels.shared import stages
+from kernels.tools.stopwatch import median_seconds
 
 CANDIDATES = (1, 2, 3, 4, 5, 6)
 Run = Callable[[], Any]
@@ -24,7 +25,7 @@ Run = Callable[[], Any]
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 2: there is nothing to measure on."""
-    parser = argparse.ArgumentParser(prog="python -m kernels.tune", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m kernels.tools.tune", description=__doc__)
     names = [op.name for op in kernels.OPS]
     parser.add_argument("op", nargs="*", help=f"by default all of {', '.join(names)}")
     cache_folder.add_argument(parser)

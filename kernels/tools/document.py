@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-PATH = Path(__file__).parents[1] / "docs" / "kernels.md"
+PATH = Path(__file__).parents[2] / "docs" / "kernels.md"
 
 
 class Section:

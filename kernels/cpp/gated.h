@@ -4,7 +4,7 @@
 
 namespace native {
 
-// As the arguments after the activation in kernels/gated.py: `halves` has `stride` elements per row,
+// As the arguments after the activation in kernels/shared/gated.py: `halves` has `stride` elements per row,
 // `size` of each half. The gate is the first half, or the second.
 template <bool gate_first, class Activation>
 inline void gated_mul(Activation activation, int64_t dtype, const void* halves, int64_t stride,

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.guarded_memory import GuardedMemory
 from kernels.registry import Op
+from kernels.tools.guarded_memory import GuardedMemory
 
 
 class Mismatch(AssertionError):

@@ -1,7 +1,7 @@
 """Compiles every Triton kernel for NVIDIA's chips, on a machine that may have none.
 
-`python -m kernels.compile` records what each op launches for the cases that its `cases.py` lists
-(`COMPILED`, by default the benchmarks of GPUs), compiles what it has not compiled before, and
+`python -m kernels.tools.compile` records what each op launches for the cases that its `cases.py`
+lists (`COMPILED`, by default the benchmarks of GPUs), compiles what it has not compiled before, and
 writes what that needs to docs/kernels.md. It fails if a kernel does not compile, spills registers,
 needs more shared memory than a block has, or was to use tensor cores and does not.
 """
@@ -21,12 +21,12 @@ import torch
 
 import kernels
 from kernels import _triton
-from kernels.chip import CHIPS, KIB, Chip
-from kernels.compiled_kernel import CompiledKernel, cached, compiled
-from kernels.document import Section, table
-from kernels.launches import Launch, recorded
 from kernels.registry import Op
-from kernels.stages import dtype_name
+from kernels.shared.stages import dtype_name
+from kernels.tools.chip import CHIPS, KIB, Chip
+from kernels.tools.compiled_kernel import CompiledKernel, cached, compiled
+from kernels.tools.document import Section, table
+from kernels.tools.launches import Launch, recorded
 
 MAX_KERNELS = 150
 """Per chip: what compiles in some minutes on two cores."""
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code 0: all is well; 1: a kernel is at fault; 2: there is nothing to compile with."""
     options = _parser().parse_args(arguments)
     if not _triton.AVAILABLE or _triton.triton.knobs.runtime.interpret:
-        sys.stderr.write("kernels.compile needs Triton, and its interpreter switched off\n")
+        sys.stderr.write("kernels.tools.compile needs Triton, and its interpreter switched off\n")
         return 2
     start = time.monotonic()
     jobs = list(all_jobs([op for op in kernels.OPS if not options.op or op.name in options.op]))
@@ -203,7 +203,7 @@ def _compile(launch: Launch, chip: int) -> tuple[CompiledKernel, float]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m kernels.compile", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m kernels.tools.compile", description=__doc__)
     parser.add_argument("op", nargs="*", help="names; by default all, and the page is written")
     parser.add_argument(
         "--check", action="store_true", help="do not write docs/kernels.md, say if it is current"
