@@ -1,7 +1,7 @@
 """What the operator asked for (`EngineConfig`) and what that comes to here (`ResolvedConfig`).
 
 `resolve()` joins them and is a pure function: the machine's facts come in as arguments. Nothing
-here reads the environment; `server/settings.py` does, and builds an `EngineConfig`.
+here reads the environment; `server/settings/settings.py` does, and builds an `EngineConfig`.
 """
 
 import hashlib

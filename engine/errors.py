@@ -27,7 +27,8 @@
        └─ InvariantViolation        a check of our own failed
 
 Messages say what was asked, the limit, and the fix; they never hold prompts or file paths of the
-serving machine, because they reach the client. HTTP status codes live in `server/errors.py` alone.
+serving machine, because they reach the client. HTTP status codes live in `server/http/errors.py`
+alone.
 """
 
 from typing import Self

@@ -11,18 +11,19 @@ from fastapi import FastAPI
 
 from engine.client import EngineClient
 from engine.version import __version__
-from server import errors, middleware, openapi
-from server.admission import Admission
-from server.encoding_pool import EncodingPool
+from server import middleware
+from server.http import errors, openapi
+from server.http.admission import Admission
+from server.http.lifecycle import Lifecycle
 from server.images.jobs import ImageJobs
 from server.images.store import ImageStore
-from server.lifecycle import Lifecycle
 from server.metrics import ServerMetrics
 from server.routes import chat, completions, docs, health, images, metrics, models, tokenize
 from server.settings import Settings
 from server.state import AppState
-from server.text_check import check_text
-from server.texts import TextRegistry
+from server.text.check import check_text
+from server.text.encoding_pool import EncodingPool
+from server.text.texts import TextRegistry
 
 _ROUTERS = (
     chat.router,

@@ -11,9 +11,9 @@ import typer
 
 from engine.own_packages import HOME, foreign_distributions, module_command
 from engine.version import __version__
-from server.options import given_settings, serve_signature
+from server.process.options import given_settings, serve_signature
 from server.settings import ClientSettings, load_client_settings, load_settings
-from server.settings_problem import SettingsProblem
+from server.settings.problem import SettingsProblem
 
 app = typer.Typer(
     name="tandem",
@@ -45,7 +45,7 @@ def _serve(**values: Any) -> None:
     except SettingsProblem as problem:
         raise _fail(str(problem)) from None
     _check_packages()
-    from server.serve import run
+    from server.process.serve import run
 
     raise typer.Exit(run(settings))
 
@@ -69,7 +69,7 @@ def chat(
     seed: Annotated[int | None, typer.Option(help="Makes answers repeatable.")] = None,
 ) -> None:
     """Talk to a running server. Ctrl-C stops an answer."""
-    from server.terminal_chat import chat_command
+    from server.terminal.chat import chat_command
 
     sampling = {
         "temperature": temperature,
@@ -85,7 +85,7 @@ def chat(
 @app.command()
 def models(url: Url = None, api_key: ApiKey = None) -> None:
     """List what a running server serves, and the names that are built in."""
-    from server.terminal_models import models_command
+    from server.terminal.models import models_command
 
     raise typer.Exit(models_command(_client_settings(url, api_key)))
 

@@ -3,18 +3,18 @@
 from dataclasses import dataclass
 
 from engine.client import EngineClient
-from server.admission import Admission
+from server.http.admission import Admission
+from server.http.lifecycle import Lifecycle
 from server.images.jobs import ImageJobs
 from server.images.store import ImageStore
-from server.lifecycle import Lifecycle
 from server.metrics import ServerMetrics
 from server.settings import Settings
-from server.texts import TextRegistry
+from server.text.texts import TextRegistry
 
 
 @dataclass(frozen=True, slots=True)
 class AppState:
-    """Handed to every route by `server.deps.StateDep`."""
+    """Handed to every route by `server.routes.deps.StateDep`."""
 
     settings: Settings
     engine: EngineClient

@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 
 from engine.errors import EngineError, RequestAborted
 from engine.image_types import ImageEvent, ImageRequest
-from server.errors import status_row
+from server.http.errors import status_row
 from server.images.limits import steps_to_run
 from server.protocol.image_answers import ImageJobAnswer, JobStatus
 

@@ -1,7 +1,7 @@
 """Runs the engine's side of one image request: admit, submit, read, account, close.
 
-As `server/generation.py` does for text; besides, the request is a job that can be asked for and
-cancelled by its id.
+As `server/text/generation.py` does for text; besides, the request is a job that can be asked for
+and cancelled by its id.
 """
 
 import asyncio

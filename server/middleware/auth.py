@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.errors import INVALID_REQUEST, error_response
+from server.http.errors import INVALID_REQUEST, error_response
 from server.middleware.scope import get_header, get_path
 
 OPEN_PATHS = frozenset({"/health", "/ready"})

@@ -9,7 +9,7 @@ import asyncio
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import INVALID_REQUEST, error_response
+from server.http.errors import INVALID_REQUEST, error_response
 from server.middleware.scope import get_header
 
 _LINGER_S = 5.0

@@ -3,7 +3,7 @@
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import engine_error_response, log_unexpected
+from server.http.errors import engine_error_response, log_unexpected
 
 
 class RecoverMiddleware:

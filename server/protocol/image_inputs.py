@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from engine.errors import InvalidParameter
-from server.multipart import Part
+from server.http.multipart import Part
 from server.protocol.common import WireModel
 
 MAX_OUTPAINT_PIXELS = 4096

@@ -11,8 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from engine.errors import InvalidParameter, UnsupportedFeature
-from server.form_values import read_fields
-from server.multipart import Form, Part
+from server.http.form_values import read_fields
+from server.http.multipart import Form, Part
 from server.protocol.common import INT64_MAX, ModelRequest
 from server.protocol.image_inputs import ImageReference, OutpaintFields, uploaded
 

@@ -4,9 +4,15 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from server.catalog import find_model
-from server.chat_reply import ChatReply
-from server.convert import (
+from server.http.catalog import find_model
+from server.http.json_route import JsonRoute
+from server.http.sse import until_disconnect
+from server.middleware.access_log import annotate
+from server.protocol.answers import error_answers, stream_answer
+from server.protocol.chat import ChatCompletion, ChatCompletionRequest
+from server.routes.deps import StateDep
+from server.text.chat_reply import ChatReply
+from server.text.convert import (
     chat_request,
     ignored_fields_header,
     prompt_limit,
@@ -14,14 +20,8 @@ from server.convert import (
     template_options,
     text_options,
 )
-from server.deps import StateDep
-from server.generation import Generation
-from server.json_route import JsonRoute
-from server.middleware.access_log import annotate
-from server.protocol.answers import error_answers, stream_answer
-from server.protocol.chat import ChatCompletion, ChatCompletionRequest
-from server.reply import ReplyHead, send_reply
-from server.sse import until_disconnect
+from server.text.generation import Generation
+from server.text.reply import ReplyHead, send_reply
 
 router = APIRouter(route_class=JsonRoute, tags=["text"])
 

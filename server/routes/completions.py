@@ -6,23 +6,23 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from engine.types import GenerateRequest, ModelInfo
-from server.catalog import find_model
-from server.completion_reply import CompletionReply
-from server.convert import (
+from server.http.catalog import find_model
+from server.http.json_route import JsonRoute
+from server.http.sse import until_disconnect
+from server.middleware.access_log import annotate
+from server.protocol.answers import error_answers, stream_answer
+from server.protocol.completions import Completion, CompletionRequest
+from server.routes.deps import StateDep
+from server.text.completion_reply import CompletionReply
+from server.text.convert import (
     completion_requests,
     ignored_fields_header,
     prompt_limit,
     text_options,
 )
-from server.deps import StateDep
-from server.generation import Generation
-from server.json_route import JsonRoute
-from server.middleware.access_log import annotate
-from server.protocol.answers import error_answers, stream_answer
-from server.protocol.completions import Completion, CompletionRequest
-from server.reply import ReplyHead, send_reply
-from server.sse import until_disconnect
-from server.texts import ModelText
+from server.text.generation import Generation
+from server.text.reply import ReplyHead, send_reply
+from server.text.texts import ModelText
 
 router = APIRouter(route_class=JsonRoute, tags=["text"])
 

@@ -5,17 +5,16 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Path, Request, Response
 
-from server.catalog import find_image_model
-from server.convert import ignored_fields_header
-from server.deps import StateDep
-from server.errors import INVALID_REQUEST, error_response
-from server.form_route import FormRoute
+from server.http.catalog import find_image_model
+from server.http.errors import INVALID_REQUEST, error_response
+from server.http.form_route import FormRoute
+from server.http.json_route import JsonRoute
+from server.http.sse import EventStream, until_disconnect
 from server.images.convert import ImageLimits, image_order
 from server.images.inputs import ImageInputs, read_inputs
 from server.images.reply import ImageReply
 from server.images.run import FileOptions, ImageRun
 from server.images.task import choose_task
-from server.json_route import JsonRoute
 from server.middleware.access_log import annotate
 from server.protocol.answers import ErrorAnswer, error_answers, stream_answer
 from server.protocol.image_answers import ImageJobAnswer, ImagesAnswer
@@ -27,8 +26,9 @@ from server.protocol.images import (
     ImageVariationRequest,
     form_body,
 )
-from server.sse import EventStream, until_disconnect
+from server.routes.deps import StateDep
 from server.state import AppState
+from server.text.convert import ignored_fields_header
 
 router = APIRouter(route_class=JsonRoute, tags=["images"])
 form_router = APIRouter(route_class=FormRoute, tags=["images"])

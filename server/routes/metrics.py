@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import choose_encoder
 
-from server.deps import StateDep
+from server.routes.deps import StateDep
 
 router = APIRouter(tags=["operations"])
 

@@ -6,10 +6,10 @@ from fastapi import APIRouter, Path
 
 from engine.image_types import ImageModelInfo
 from engine.types import ModelInfo
-from server.catalog import find_any_model
-from server.deps import StateDep
+from server.http.catalog import find_any_model
 from server.protocol.answers import error_answers
 from server.protocol.models import ImageModelCard, ModelCard, ModelList
+from server.routes.deps import StateDep
 
 router = APIRouter(tags=["models"])
 

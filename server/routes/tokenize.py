@@ -6,22 +6,22 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 
 from engine.types import ModelInfo
-from server.catalog import find_model
-from server.convert import (
+from server.http.catalog import find_model
+from server.http.json_route import JsonRoute
+from server.http.sse import until_disconnect
+from server.protocol.answers import error_answers
+from server.protocol.common import ModelRequest
+from server.protocol.tokenize import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
+from server.routes.deps import StateDep
+from server.text.convert import (
     check_num_tokens,
     check_token_ids,
     ignored_fields_header,
     template_messages,
     template_options,
 )
-from server.deps import StateDep
-from server.json_route import JsonRoute
-from server.prompt_limit import counting_limit
-from server.protocol.answers import error_answers
-from server.protocol.common import ModelRequest
-from server.protocol.tokenize import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
-from server.sse import until_disconnect
-from server.texts import ModelText
+from server.text.prompt_limit import counting_limit
+from server.text.texts import ModelText
 
 router = APIRouter(route_class=JsonRoute, tags=["text"])
 

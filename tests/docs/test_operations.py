@@ -6,7 +6,7 @@ from pathlib import Path
 from fake_engine import FakeEngineClient
 
 from server.metrics import ServerMetrics
-from server.settings_reference import setting_rows
+from server.settings.reference import setting_rows
 
 PAGE = (Path(__file__).parents[2] / "docs/OPERATIONS.md").read_text()
 

@@ -6,8 +6,8 @@ import random
 import pytest
 
 from engine.errors import Draining, QueueFull
-from server.admission import Admission
-from server.lifecycle import Lifecycle
+from server.http.admission import Admission
+from server.http.lifecycle import Lifecycle
 
 
 class Clock:

@@ -11,8 +11,8 @@ from fake_engine import FakeEngineClient
 from fake_image_engine import FakeImageEngine, image_info
 
 from engine.types import Phase
-from server.announce import Announcer, curl_line
-from server.listen import Listener
+from server.process.announce import Announcer, curl_line
+from server.process.listen import Listener
 from server.settings import Settings
 
 

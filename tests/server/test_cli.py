@@ -7,11 +7,11 @@ import pytest
 from typer.testing import CliRunner
 
 import server.cli
-import server.serve
+import server.process.serve
 from engine.own_packages import HOME
 from engine.version import __version__
 from server.cli import app
-from server.settings_reference import setting_rows
+from server.settings.reference import setting_rows
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def invoke(monkeypatch):
         served.append(settings)
         return 0
 
-    monkeypatch.setattr(server.serve, "run", run)
+    monkeypatch.setattr(server.process.serve, "run", run)
 
     def call(*args):
         result = CliRunner().invoke(app, list(args))
@@ -170,7 +170,7 @@ SLOW_IMPORTS = (
 )
 
 
-@pytest.mark.parametrize("module", ["server.cli", "server.serve"])
+@pytest.mark.parametrize("module", ["server.cli", "server.process.serve"])
 def test_starting_imports_nothing_slow(module):
     code = f"import sys, {module}; print([m for m in {SLOW_IMPORTS} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -16,7 +16,7 @@ import pytest
 from text_server import MODEL, TextServer, text_info, until
 from uvicorn.server import ServerState
 
-from server.connection import (
+from server.http.connection import (
     KEEP_ALIVE_S,
     LINGER_S,
     MAX_NUM_HEADERS,
@@ -26,8 +26,8 @@ from server.connection import (
     ConnectionLimits,
     check_connections,
 )
-from server.listen import open_listener
-from server.serve import DrainingServer, uvicorn_config
+from server.process.listen import open_listener
+from server.process.serve import DrainingServer, uvicorn_config
 from server.settings import Settings
 
 LIMIT = 8192

@@ -8,9 +8,9 @@ from fake_engine import model_info
 
 from engine.errors import ContextLengthExceeded, InvalidParameter, UnsupportedFeature
 from engine.types import GenerateRequest, ModelInfo, SamplingParams
-from server import convert
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.completions import CompletionRequest
+from server.text import convert
 
 INFO = model_info(max_model_len=100, vocab_size=50)
 USER = {"role": "user", "content": "hi"}

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from engine import errors as engine_errors
 from engine.errors import all_error_types
-from server import errors
-from server.json_route import JsonRoute
+from server.http import errors
+from server.http.json_route import JsonRoute
 
 SECRET = "/srv/models/secret"
 

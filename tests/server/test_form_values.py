@@ -6,8 +6,8 @@ import pytest
 from pydantic import BaseModel
 
 from engine.errors import InvalidParameter
-from server.form_values import read_fields
-from server.multipart import Form, Part
+from server.http.form_values import read_fields
+from server.http.multipart import Form, Part
 from server.protocol.images import ImageEditRequest, ImageVariationRequest
 
 

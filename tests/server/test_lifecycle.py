@@ -3,7 +3,7 @@
 import pytest
 
 from engine.types import ModelStatus, Phase
-from server.lifecycle import Lifecycle
+from server.http.lifecycle import Lifecycle
 
 
 def status(phase, progress=None, model="m"):

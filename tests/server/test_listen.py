@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from server.listen import ListenProblem, allow_open_files, open_listener
+from server.process.listen import ListenProblem, allow_open_files, open_listener
 from server.settings import Settings
 
 

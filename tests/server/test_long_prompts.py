@@ -17,11 +17,11 @@ from engine.errors import InvalidParameter
 from engine.text import long_text
 from engine.text.long_text import LongText
 from engine.text.tokenizer import load_tokenizer
-from server import texts as texts_module
-from server.encoding_pool import EncodingPool
-from server.prompt_limit import PromptLimit
 from server.protocol.common import MAX_PROMPT_TOKENS
-from server.texts import ModelText
+from server.text import texts as texts_module
+from server.text.encoding_pool import EncodingPool
+from server.text.prompt_limit import PromptLimit
+from server.text.texts import ModelText
 
 WORDS = "the quick brown fox jumps over the lazy dog "
 LONG = WORDS * 5000

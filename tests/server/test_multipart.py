@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from engine.errors import InvalidParameter
-from server import multipart
-from server.multipart import Form, read_form
+from server.http import multipart
+from server.http.multipart import Form, read_form
 
 TYPE = "multipart/form-data; boundary=B"
 

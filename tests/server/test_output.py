@@ -10,7 +10,7 @@ from text_server import BOS, EOS
 
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 from engine.types import FinishReason, TokenEvent, TokenLogprob
-from server.output import ChoiceOutput, Delta, TextOptions
+from server.text.output import ChoiceOutput, Delta, TextOptions
 
 
 @pytest.fixture(scope="module")

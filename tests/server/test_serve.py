@@ -21,7 +21,7 @@ import sys
 sys.path.insert(0, {here!r})
 from fake_engine import FakeEngineClient
 from text_server import babble, text_info
-from server.serve import run
+from server.process.serve import run
 from server.settings import load_settings
 engine = FakeEngineClient(text_info({folder!r}), reply=babble, delay_s={delay_s})
 sys.exit(run(load_settings({given!r}), lambda settings: engine))

@@ -8,7 +8,7 @@ import pytest
 from engine.config import EngineConfig
 from engine.model_spec import DEFAULT_MODELS
 from server.settings import Settings, load_client_settings, load_settings, unknown_variables
-from server.settings_problem import SettingsProblem
+from server.settings.problem import SettingsProblem
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from server.settings import Settings, load_settings
-from server.settings_reference import default_yaml, setting_rows, settings_table
+from server.settings.reference import default_yaml, setting_rows, settings_table
 
 ROWS = setting_rows()
 CONFIG_FILE = Path(__file__).parents[2] / "configs" / "default.yaml"
@@ -34,7 +34,7 @@ def test_every_number_is_bounded(row):
 
 def test_the_default_file_is_what_the_code_says():
     assert CONFIG_FILE.read_text() == default_yaml(), (
-        "rewrite it: python -m server.settings_reference yaml > configs/default.yaml"
+        "rewrite it: python -m server.settings.reference yaml > configs/default.yaml"
     )
 
 

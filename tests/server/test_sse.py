@@ -9,8 +9,8 @@ import pytest
 from starlette.types import Message
 
 from engine.errors import EngineDead, RequestAborted
-from server import sse
-from server.sse import DONE, PING, EventStream, event, until_disconnect
+from server.http import sse
+from server.http.sse import DONE, PING, EventStream, event, until_disconnect
 
 
 class Connection:

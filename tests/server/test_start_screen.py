@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from engine.types import ModelStatus, Phase
-from server.start_screen import StartScreen, Terminal
+from server.process.start_screen import StartScreen, Terminal
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
@@ -26,7 +26,7 @@ import asyncio, os, sys
 sys.path.insert(0, {here!r})
 from fake_engine import FakeEngineClient
 from engine.types import Phase
-from server.serve import run
+from server.process.serve import run
 from server.settings import load_settings
 import structlog
 

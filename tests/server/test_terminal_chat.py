@@ -5,10 +5,12 @@ import json
 import httpx
 import pytest
 
-from server import terminal_chat, terminal_client, terminal_models
 from server.settings import ClientSettings
-from server.terminal_chat import Conversation, chat_command
-from server.terminal_client import ServerProblem
+from server.terminal import chat as terminal_chat
+from server.terminal import client as terminal_client
+from server.terminal import models as terminal_models
+from server.terminal.chat import Conversation, chat_command
+from server.terminal.client import ServerProblem
 
 SETTINGS = ClientSettings(url="http://server", api_key="k")
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from engine.errors import CorruptFile, ModelLoadError, ModelNotFound
-from server.encoding_pool import EncodingPool
-from server.text_check import check_text
-from server.texts import TextRegistry
+from server.text.check import check_text
+from server.text.encoding_pool import EncodingPool
+from server.text.texts import TextRegistry
 
 
 @pytest.fixture

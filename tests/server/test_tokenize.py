@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from text_server import BOS, MAX_MODEL_LEN, TextServer, encoding_threads, text_info, write_tokenizer
 
-from server.encoding_pool import EncodingPool
-from server.texts import ModelText, TextRegistry
+from server.text.encoding_pool import EncodingPool
+from server.text.texts import ModelText, TextRegistry
 
 
 @pytest.mark.parametrize("prefix", ["", "/v1"])

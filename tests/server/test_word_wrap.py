@@ -6,7 +6,7 @@ import textwrap
 import pytest
 from rich.cells import cell_len
 
-from server.word_wrap import WordWrap
+from server.terminal.word_wrap import WordWrap
 
 PROSE = (
     "The quick brown fox jumps over the lazy dog while seventeen extraordinarily "

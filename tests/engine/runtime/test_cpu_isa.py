@@ -7,7 +7,7 @@ from engine.config import EngineConfig
 from engine.errors import ModelLoadError
 from engine.messages import WorkerSpec
 from kernels import cache_folder, isa
-from server.serve import create_process_engine
+from server.process.serve import create_process_engine
 from server.settings import load_settings
 
 

@@ -18,8 +18,8 @@ from engine.text.long_text import LongText
 from engine.text.template_process import TemplateProcess
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 from engine.types import ModelInfo
-from server.encoding_pool import EncodingPool
-from server.prompt_limit import PromptLimit
+from server.text.encoding_pool import EncodingPool
+from server.text.prompt_limit import PromptLimit
 
 THREAD_THRESHOLD_CHARS = 16_384
 """About 2 ms of tokenising; a thread costs 0.1 ms."""

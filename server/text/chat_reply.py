@@ -4,9 +4,6 @@ from collections.abc import Sequence
 
 import msgspec
 
-from server.generation import Generation
-from server.logprobs import chat_logprobs, prompt_logprobs, token_names
-from server.output import Delta
 from server.protocol.answers import PromptLogprobs, Usage
 from server.protocol.chat import (
     AnswerMessage,
@@ -18,8 +15,11 @@ from server.protocol.chat import (
     ChatLogprobs,
     MessageDelta,
 )
-from server.reply import Reply, ReplyHead
-from server.texts import ModelText
+from server.text.generation import Generation
+from server.text.logprobs import chat_logprobs, prompt_logprobs, token_names
+from server.text.output import Delta
+from server.text.reply import Reply, ReplyHead
+from server.text.texts import ModelText
 
 
 class ChatReply(Reply):

@@ -3,7 +3,7 @@
 from typing import Any
 
 from engine.errors import EngineError, ModelLoadError
-from server.texts import ModelText, TextRegistry
+from server.text.texts import ModelText, TextRegistry
 
 _HELLO = "Hello"
 _CONVERSATIONS: tuple[list[dict[str, Any]], ...] = (

@@ -12,11 +12,11 @@ import structlog
 
 from engine.client import EngineClient
 from engine.types import ModelStatus, Phase
-from server.listen import Listener
+from server.process.listen import Listener
 from server.settings import Settings
 
 if TYPE_CHECKING:  # it brings rich, which is for terminals only
-    from server.start_screen import StartScreen
+    from server.process.start_screen import StartScreen
 
 _POLL_S = 0.1
 _QUIET_S = 5.0

@@ -14,7 +14,7 @@ from engine.client import EngineClient
 from engine.config import Policy
 from engine.image_types import ImageModelInfo
 from engine.types import ModelInfo, ModelKind
-from server.catalog import served_names
+from server.http.catalog import served_names
 
 _TOKEN_COUNTS = ("max_tokens", "max_completion_tokens", "n_predict", "min_tokens")
 

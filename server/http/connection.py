@@ -20,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from server.errors import INVALID_REQUEST, RATE_LIMIT, error_body
+from server.http.errors import INVALID_REQUEST, RATE_LIMIT, error_body
 from server.settings import Settings
 
 KEEP_ALIVE_S = 75

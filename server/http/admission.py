@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 from engine.errors import Draining, QueueFull
-from server.lifecycle import Lifecycle
+from server.http.lifecycle import Lifecycle
 
 _MAX_RETRY_AFTER_S = 60
 _RATE_WINDOW_S = 60.0

@@ -10,8 +10,8 @@ import httpx
 import typer
 
 from server.settings import ClientSettings
-from server.terminal_client import ServerProblem, fetch_text_models, open_client, read_events
-from server.word_wrap import WordWrap
+from server.terminal.client import ServerProblem, fetch_text_models, open_client, read_events
+from server.terminal.word_wrap import WordWrap
 
 _HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
 

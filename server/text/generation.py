@@ -16,9 +16,9 @@ from engine.errors import Draining, error_from_code
 from engine.text.tokenizer import Tokenizer
 from engine.types import FinishReason, GenerateRequest, TokenEvent, TokenLogprob
 from server.metrics import RequestMeter
-from server.output import ChoiceOutput, Delta, TextOptions
 from server.protocol.answers import PromptTokensDetails, Usage
 from server.state import AppState
+from server.text.output import ChoiceOutput, Delta, TextOptions
 
 
 @dataclass(slots=True)

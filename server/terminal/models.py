@@ -8,7 +8,7 @@ from rich.table import Table
 
 from engine.model_spec import DEFAULT_MODELS
 from server.settings import ClientSettings
-from server.terminal_client import ServerProblem, fetch, fetch_text_models, open_client
+from server.terminal.client import ServerProblem, fetch, fetch_text_models, open_client
 
 
 def models_command(settings: ClientSettings) -> int:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from engine.errors import RequestAborted
-from server.errors import engine_error_body, log_unexpected
+from server.http.errors import engine_error_body, log_unexpected
 
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"

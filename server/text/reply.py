@@ -13,14 +13,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engine.types import ModelInfo
-from server.catalog import system_fingerprint
-from server.generation import Generation
+from server.http.catalog import system_fingerprint
+from server.http.sse import EventStream, event, until_disconnect
 from server.middleware.access_log import annotate
-from server.output import Delta
 from server.protocol.answers import Usage
 from server.protocol.common import StreamOptions
 from server.settings import Settings
-from server.sse import EventStream, event, until_disconnect
+from server.text.generation import Generation
+from server.text.output import Delta
 
 _encode = msgspec.json.Encoder().encode
 

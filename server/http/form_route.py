@@ -6,8 +6,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.json_route import Handler, JsonRoute, is_json
-from server.multipart import Form, read_form
+from server.http.json_route import Handler, JsonRoute, is_json
+from server.http.multipart import Form, read_form
 
 
 class FormRoute(JsonRoute):

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from server.settings import engine_knobs
-from server.settings_reference import SettingRow, setting_rows
+from server.settings.reference import SettingRow, setting_rows
 
 
 def serve_signature() -> inspect.Signature:

@@ -27,20 +27,20 @@ from engine.client import EngineClient, ProcessEngineClient, WorkerOptions
 from engine.logs import configure_logging
 from engine.types import Phase
 from engine.version import __version__
-from server.announce import Announcer
 from server.app import create_app
-from server.connection import (
+from server.http.connection import (
     KEEP_ALIVE_S,
     ClientConnection,
     ConnectionLimits,
     check_connections,
 )
-from server.listen import Listener, ListenProblem, allow_open_files, open_listener
+from server.process.announce import Announcer
+from server.process.listen import Listener, ListenProblem, allow_open_files, open_listener
 from server.settings import Settings, unknown_variables
 from server.state import AppState
 
 if TYPE_CHECKING:
-    from server.start_screen import StartScreen, Terminal
+    from server.process.start_screen import StartScreen, Terminal
 
 _LAST_WORDS_S = 5
 """For connections to finish once the engine has stopped."""
@@ -54,7 +54,7 @@ def run(settings: Settings, create_engine: CreateEngine | None = None) -> int:
     """Serve until told to stop. Returns the exit code."""
     terminal = None
     if settings.log_format == "auto" and sys.stderr.isatty() and settings.log_level != "debug":
-        from server.start_screen import Terminal
+        from server.process.start_screen import Terminal
 
         terminal = Terminal()
         level = least_level(settings)

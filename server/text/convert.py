@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 from engine.config import Policy
 from engine.errors import ContextLengthExceeded, InvalidParameter, UnsupportedFeature
 from engine.types import GenerateRequest, ModelInfo, SamplingParams
-from server.output import TextOptions
-from server.prompt_limit import PromptLimit, max_counted_tokens, max_total_tokens
 from server.protocol.chat import ChatCompletionRequest, ChatMessage, ChatTemplateOptions
 from server.protocol.common import ModelRequest, SamplingRequest
 from server.protocol.completions import CompletionRequest
+from server.text.output import TextOptions
+from server.text.prompt_limit import PromptLimit, max_counted_tokens, max_total_tokens
 
 DEFAULT_COMPLETION_TOKENS = 16
 MAX_CHOICES = 4096

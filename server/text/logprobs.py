@@ -7,7 +7,7 @@ from engine.types import TokenLogprob
 from server.protocol.answers import PromptLogprob, PromptLogprobs
 from server.protocol.chat import ChatLogprobs, TokenLogprobEntry, TopLogprob
 from server.protocol.completions import CompletionLogprobs
-from server.texts import ModelText
+from server.text.texts import ModelText
 
 LOWEST_LOGPROB = -9999.0
 """JSON has no infinity; OpenAI writes this for «cannot happen»."""

@@ -5,16 +5,6 @@ from functools import cached_property
 
 import msgspec
 
-from server.generation import Generation, PromptRun
-from server.logprobs import (
-    TokenNames,
-    completion_logprobs,
-    join_completion_logprobs,
-    prompt_logprobs,
-    prompt_offsets,
-    token_names,
-)
-from server.output import Delta
 from server.protocol.answers import PromptLogprobs, Usage
 from server.protocol.completions import (
     Completion,
@@ -24,8 +14,18 @@ from server.protocol.completions import (
     CompletionLogprobs,
     CompletionRequest,
 )
-from server.reply import Reply, ReplyHead
-from server.texts import ModelText
+from server.text.generation import Generation, PromptRun
+from server.text.logprobs import (
+    TokenNames,
+    completion_logprobs,
+    join_completion_logprobs,
+    prompt_logprobs,
+    prompt_offsets,
+    token_names,
+)
+from server.text.output import Delta
+from server.text.reply import Reply, ReplyHead
+from server.text.texts import ModelText
 
 
 class CompletionReply(Reply):

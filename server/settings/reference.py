@@ -1,6 +1,6 @@
 """All settings as rows: the command line's options, `configs/default.yaml` and the docs' table.
 
-`python -m server.settings_reference yaml > configs/default.yaml` rewrites the file, `table` prints
+`python -m server.settings.reference yaml > configs/default.yaml` rewrites the file, `table` prints
 the table for the docs.
 """
 
@@ -16,8 +16,8 @@ import yaml
 from pydantic import SecretStr
 
 from engine.config import EngineConfig
-from server.settings import Settings, engine_knobs
-from server.settings_problem import option_name, variable_name
+from server.settings.problem import option_name, variable_name
+from server.settings.settings import Settings, engine_knobs
 
 _KIND_NAMES = {
     bool: "on|off",

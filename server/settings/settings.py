@@ -36,7 +36,7 @@ from pydantic_settings import (
 from engine.config import CpuIsa, EngineConfig
 from engine.errors import InvalidParameter
 from engine.model_spec import DEFAULT_MODELS, ModelSpec
-from server.settings_problem import (
+from server.settings.problem import (
     ENV_PREFIX,
     Origins,
     SettingsProblem,
