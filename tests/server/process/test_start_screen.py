@@ -90,7 +90,7 @@ def run_in_terminal(
     end: str = "Phase.READY", env: dict[str, str] | None = None, **given: str
 ) -> tuple[int, str]:
     """Exit code and all that was shown of a server that is interrupted once it is ready."""
-    here = str(Path(__file__).parent)
+    here = str(Path(__file__).parents[1])
     code = CHILD.format(here=here, end=end, given={"port": "0", **given})
     main, side = pty.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))

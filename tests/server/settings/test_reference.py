@@ -8,7 +8,7 @@ from server.settings import Settings, load_settings
 from server.settings.reference import default_yaml, setting_rows, settings_table
 
 ROWS = setting_rows()
-CONFIG_FILE = Path(__file__).parents[2] / "configs" / "default.yaml"
+CONFIG_FILE = Path(__file__).parents[3] / "configs" / "default.yaml"
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)

@@ -38,7 +38,7 @@ class Child:
         self.url = f"http://127.0.0.1:{port}"
         self.port = port
         self.log_path = log_path
-        here = str(Path(__file__).parent)
+        here = str(Path(__file__).parents[1])
         settings = {"port": str(port), "log_format": "json", **given}
         code = CHILD.format(here=here, folder=str(folder), delay_s=delay_s, given=settings)
         with log_path.open("wb") as log:
