@@ -3,7 +3,9 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from engine.diffusion.families.family import Family, PromptStates, PromptText
+from engine.diffusion.families.family import Family
+from engine.diffusion.prompt.states import PromptStates
+from engine.diffusion.prompt.text import PromptText
 
 CAPACITY = 64
 """Prompts kept. The states of a 77-token prompt take 0.2 MB (SD 1) to 5 MB (FLUX with T5)."""

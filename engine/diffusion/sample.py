@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 import torch
 
 from engine.diffusion.blending import LatentBlend
-from engine.diffusion.families.family import PromptStates, Row
+from engine.diffusion.families.family import Row
 from engine.diffusion.guidance import Guidance, combine_cfg, combine_dual, is_off
 from engine.diffusion.noise_schedule import NoiseSchedule
+from engine.diffusion.prompt.states import PromptStates
 from engine.diffusion.tasks.prepare import Preparation
 from engine.image_types import ImageRequest
 

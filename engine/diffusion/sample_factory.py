@@ -12,8 +12,10 @@ from dataclasses import replace
 import torch
 
 from engine.diffusion.blending import LatentBlend
-from engine.diffusion.families.family import Family, PromptStates, PromptText
+from engine.diffusion.families.family import Family
 from engine.diffusion.guidance import Guidance, is_off
+from engine.diffusion.prompt.states import PromptStates
+from engine.diffusion.prompt.text import PromptText
 from engine.diffusion.prompt_cache import PromptCache
 from engine.diffusion.sample import Branches, Sample, needs_unconditional
 from engine.diffusion.tasks.prepare import Preparation, prepare

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from engine.image_types import GuidanceKind, ImageTask, PromptSyntax
+from engine.diffusion.prompt.states import PromptStates
+from engine.diffusion.prompt.text import PromptText
+from engine.image_types import GuidanceKind, ImageTask
 
 if TYPE_CHECKING:
     # It imports diffusers, which takes seconds and is not needed to name a family.
@@ -42,34 +44,6 @@ class FamilyFacts:
     image_free_at_full_strength: tuple[ImageTask, ...] = ()
     """Tasks that at strength 1 take nothing of the input image into the latents: the denoiser sees
     it beside them. Nothing is drawn for it then, as in diffusers' pipelines."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptText:
-    """One prompt as it is to be read. Hashable: the key of the cache of prompt states."""
-
-    text: str
-    syntax: PromptSyntax = PromptSyntax.PLAIN
-    clip_skip: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PromptStates:
-    """What the denoiser is told about one prompt.
-
-    Attributes:
-        key: equal for equal states; keys the cross-attention cache.
-        states: `[1, L, D]` of the text encoder.
-        pooled: `[1, P]` where the family has one.
-        num_tokens: of the prompt itself, without begin, end and padding.
-        warnings: what of the prompt could not act, in sentences for the client.
-    """
-
-    key: Hashable
-    states: torch.Tensor
-    pooled: torch.Tensor | None = None
-    num_tokens: int = 0
-    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -15,14 +15,16 @@ from diffusers import FluxTransformer2DModel
 
 from engine.diffusion.families.autoencoder import Autoencoder
 from engine.diffusion.families.components import ComponentFolder
-from engine.diffusion.families.family import FamilyFacts, PromptStates, PromptText, Row
+from engine.diffusion.families.family import FamilyFacts, Row
 from engine.diffusion.families.flow_schedules import FlowSchedules
 from engine.diffusion.families.options import LoadOptions
 from engine.diffusion.families.quantized import load_t5, load_transformer
 from engine.diffusion.families.row_layouts import denoise_by_layout, stack_timesteps
 from engine.diffusion.noise_schedule import NoiseSchedule
 from engine.diffusion.prompt.clip import ClipPromptEncoder
+from engine.diffusion.prompt.states import PromptStates
 from engine.diffusion.prompt.t5 import T5PromptEncoder
+from engine.diffusion.prompt.text import PromptText
 from engine.errors import InvalidParameter, UnsupportedArchitecture
 from engine.image_types import GuidanceKind, ImageTask
 from engine.weights.source import Checkpoint

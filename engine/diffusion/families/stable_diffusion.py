@@ -18,7 +18,7 @@ from engine.diffusion.families import single_file
 from engine.diffusion.families.autoencoder import Autoencoder
 from engine.diffusion.families.components import ComponentFolder
 from engine.diffusion.families.cross_attention import CrossAttentionCache
-from engine.diffusion.families.family import FamilyFacts, PromptStates, PromptText, Row
+from engine.diffusion.families.family import FamilyFacts, Row
 from engine.diffusion.families.fused_layers import fuse_layers
 from engine.diffusion.families.options import LoadOptions
 from engine.diffusion.families.quantized import quantize
@@ -32,6 +32,8 @@ from engine.diffusion.families.unet_tasks import (
 )
 from engine.diffusion.noise_schedule import DIFFUSION_SCHEDULES, NoiseSchedule, NoiseSchedules
 from engine.diffusion.prompt.clip import ClipPromptEncoder
+from engine.diffusion.prompt.states import PromptStates
+from engine.diffusion.prompt.text import PromptText
 from engine.diffusion.prompt.vocabulary import unknown_words, unknown_words_warning
 from engine.errors import InvalidParameter, UnsupportedArchitecture
 from engine.image_types import GuidanceKind, ImageTask

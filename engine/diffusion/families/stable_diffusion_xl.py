@@ -8,9 +8,11 @@ from typing import Any, ClassVar
 
 import torch
 
-from engine.diffusion.families.family import PromptStates, PromptText, Row
+from engine.diffusion.families.family import Row
 from engine.diffusion.families.stable_diffusion import StableDiffusionFamily
 from engine.diffusion.prompt.clip import ClipPromptEncoder
+from engine.diffusion.prompt.states import PromptStates
+from engine.diffusion.prompt.text import PromptText
 from engine.errors import UnsupportedArchitecture
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from transformers import T5EncoderModel, T5Tokenizer
 
-from engine.diffusion.families.family import PromptText
 from engine.diffusion.prompt.fragments import Blend, Break, Fragment
 from engine.diffusion.prompt.syntax import parse_prompt, plain_text
+from engine.diffusion.prompt.text import PromptText
 
 
 @dataclass(frozen=True, slots=True, eq=False)

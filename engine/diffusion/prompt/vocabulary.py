@@ -7,9 +7,9 @@ shown one: it would draw something, and say nothing.
 import re
 from collections.abc import Sequence, Set
 
-from engine.diffusion.families.family import PromptText
 from engine.diffusion.prompt.fragments import Blend, Break, Fragment
 from engine.diffusion.prompt.syntax import parse_prompt, plain_text
+from engine.diffusion.prompt.text import PromptText
 
 MAX_NAMED = 10
 MAX_WORD_LENGTH = 40

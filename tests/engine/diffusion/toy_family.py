@@ -8,8 +8,9 @@ import zlib
 
 import torch
 
-from engine.diffusion.families.family import FamilyFacts, PromptStates, Row
+from engine.diffusion.families.family import FamilyFacts, Row
 from engine.diffusion.noise_schedule import DIFFUSION_SCHEDULES, NoiseSchedules
+from engine.diffusion.prompt.states import PromptStates
 from engine.image_types import GuidanceKind, ImageParams, ImageRequest, ImageTask, Pixels
 
 CHANNELS, FACTOR = 4, 4

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
-from engine.diffusion.families.family import PromptStates, PromptText, Row
+from engine.diffusion.families.family import Row
 from engine.diffusion.guidance import combine_cfg, combine_dual, is_off
+from engine.diffusion.prompt.states import PromptStates
+from engine.diffusion.prompt.text import PromptText
 from engine.image_types import ImageTask
 
 TOLERANCE = 1e-4

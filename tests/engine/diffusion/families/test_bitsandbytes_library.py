@@ -14,7 +14,8 @@ import json, logging, sys
 from pathlib import Path
 import torch
 from engine.diffusion import loading
-from engine.diffusion.families.family import PromptText, Row
+from engine.diffusion.families.family import Row
+from engine.diffusion.prompt.text import PromptText
 from engine.diffusion.families.registry import load_family
 from engine.image_types import ImageTask
 from engine.weights.source import Checkpoint

@@ -17,12 +17,12 @@ from tiny_pipelines import CPU, Parts, tiny_parts, tiny_unet
 from transformers import T5Tokenizer
 
 from engine.diffusion.families.components import ComponentFolder
-from engine.diffusion.families.family import PromptText
 from engine.diffusion.families.footprint import weight_bytes
 from engine.diffusion.families.options import LoadOptions
 from engine.diffusion.families.registry import load_family, pipeline_name
 from engine.diffusion.families.stable_diffusion import StableDiffusionFamily
 from engine.diffusion.families.stable_diffusion_xl import StableDiffusionXLFamily
+from engine.diffusion.prompt.text import PromptText
 from engine.errors import (
     CorruptFile,
     MissingWeight,

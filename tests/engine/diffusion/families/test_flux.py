@@ -16,11 +16,12 @@ from diffusers import (
 from tiny_transformers import CHANNELS, FACTOR, FluxParts, draw, flux_parts
 
 from engine.diffusion.families.autoencoder import Autoencoder
-from engine.diffusion.families.family import PromptText, Row
+from engine.diffusion.families.family import Row
 from engine.diffusion.families.flux import FluxFamily, pack, position_ids, unpack
 from engine.diffusion.noise_schedule import FLOW_SCHEDULES, NoiseSchedule
 from engine.diffusion.prompt.clip import ClipPromptEncoder
 from engine.diffusion.prompt.t5 import T5PromptEncoder
+from engine.diffusion.prompt.text import PromptText
 from engine.errors import InvalidParameter, UnsupportedArchitecture
 from engine.image_types import GuidanceKind, ImageTask
 

@@ -14,11 +14,13 @@ from diffusers import (
 from tiny_transformers import CHANNELS, FACTOR, Sd3Parts, draw, sd3_parts
 
 from engine.diffusion.families.autoencoder import Autoencoder
-from engine.diffusion.families.family import PromptStates, PromptText, Row
+from engine.diffusion.families.family import Row
 from engine.diffusion.families.stable_diffusion_3 import StableDiffusion3Family
 from engine.diffusion.noise_schedule import FLOW_SCHEDULES, NoiseSchedule
 from engine.diffusion.prompt.clip import ClipPromptEncoder
+from engine.diffusion.prompt.states import PromptStates
 from engine.diffusion.prompt.t5 import T5PromptEncoder
+from engine.diffusion.prompt.text import PromptText
 from engine.errors import InvalidParameter, UnsupportedArchitecture
 from engine.image_types import GuidanceKind, ImageTask
 

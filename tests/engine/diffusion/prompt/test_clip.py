@@ -15,8 +15,8 @@ from diffusers import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.diffusion.families.family import PromptText
 from engine.diffusion.prompt.clip import ClipPromptEncoder
+from engine.diffusion.prompt.text import PromptText
 from engine.errors import InvalidParameter
 from engine.image_types import PromptSyntax
 

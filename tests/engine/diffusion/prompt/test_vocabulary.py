@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.diffusion.families.family import PromptText
+from engine.diffusion.prompt.text import PromptText
 from engine.diffusion.prompt.vocabulary import (
     MAX_NAMED,
     MAX_WORD_LENGTH,
