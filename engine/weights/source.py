@@ -20,7 +20,7 @@ Progress = Callable[[float | None, str], None]
 """Called with the fraction done (None: unknown) and one line for people."""
 
 _BUILT_IN = {"smollm2-135m-instruct": pypi.SMOLLM2, "smollm2": pypi.SMOLLM2}
-_SHIPPED = {"tandem-shapes": Path(__file__).parent / "shapes"}
+_SHIPPED = {"tandem-shapes": Path(__file__).parents[1] / "data" / "shapes"}
 """Models that come with the program: our own, trained by tools/demo_image_model."""
 _HUB_ID = re.compile(
     r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:@]+))?(?::(?P<filename>[^:]+\.(?:gguf|safetensors)))?"

@@ -1,7 +1,7 @@
 """Put a trained base and its editing UNet together as the folder that the package ships.
 
     python -m tools.demo_image_model.export runs/base/pipeline \\
-        --unet runs/edit/unet_edit --out engine/weights/shapes
+        --unet runs/edit/unet_edit --out engine/data/shapes
 
 The folder is the base's with `unet_edit` beside `unet`. The index names both, the values that
 requests get which do not say, and the words that the model knows.

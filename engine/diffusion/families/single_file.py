@@ -1,8 +1,8 @@
 """All of a Stable Diffusion model in one .safetensors file, under the names of the original code.
 
 The file holds weights only. Configurations and the CLIP vocabulary, which are the same for all
-models of a kind, come from `single_file_data`, so that nothing is asked of the network. The names
-are mapped by diffusers.
+models of a kind, come from `engine/data/single_file`, so that nothing is asked of the network. The
+names are mapped by diffusers.
 """
 
 import gzip
@@ -42,7 +42,7 @@ from engine.errors import (
 )
 from engine.weights.safetensors import read_file_metadata, read_header
 
-DATA = Path(__file__).parent / "single_file_data"
+DATA = Path(__file__).parents[2] / "data" / "single_file"
 
 _UNET = "model.diffusion_model."
 _CLIP = "cond_stage_model.transformer."

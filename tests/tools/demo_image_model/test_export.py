@@ -7,7 +7,7 @@ from tools.demo_image_model import export as module
 from tools.demo_image_model.captions import vocabulary
 from tools.demo_image_model.export import export
 
-SHIPPED = Path(__file__).parents[3] / "engine/weights/shapes"
+SHIPPED = Path(__file__).parents[3] / "engine/data/shapes"
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from engine.errors import (
 from engine.image_types import ImageTask
 from engine.weights.source import Checkpoint
 
-SHIPPED = Path(__file__).parents[4] / "engine/weights/shapes"
+SHIPPED = Path(__file__).parents[4] / "engine/data/shapes"
 
 
 def save(parts: Parts, folder: Path, **index: object) -> Path:
