@@ -106,9 +106,10 @@ class EngineConfig:
         "auto",
         "Decide and launch the next step while the device runs this one; auto is on for a GPU.",
     )
-    cuda_graphs: bool = knob(
+    record_steps: bool = knob(
         True,
-        "On a GPU, replay decode steps as CUDA graphs; recorded in the background while serving.",
+        "Replay decode steps that were recorded while serving: on a GPU as CUDA graphs, on a CPU "
+        "as lists of calls of the C++ operations.",
     )
     worker_timeout_s: float = knob(
         60.0,
@@ -221,7 +222,7 @@ class ResolvedConfig:
     num_threads: int
     seed: int | None
     async_scheduling: bool
-    cuda_graphs: bool
+    record_steps: bool
     deterministic: bool
     debug_invariants: bool
 
@@ -285,7 +286,7 @@ def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> R
         num_threads=intent.num_threads or machine.num_cores,
         seed=intent.seed,
         async_scheduling=_wants_async_scheduling(intent, machine),
-        cuda_graphs=intent.cuda_graphs and machine.device == "cuda",
+        record_steps=intent.record_steps,
         deterministic=intent.deterministic,
         debug_invariants=intent.debug_invariants,
     )

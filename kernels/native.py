@@ -19,8 +19,9 @@ import re
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -197,7 +198,36 @@ def function(name: str, signature: str) -> Function:
     found = loaded[name]
     found.argtypes = [_CTYPES[letter] for letter in signature]  # type: ignore[misc]
     found.restype = None
-    return found
+    types = found.argtypes
+
+    def call(*arguments: object) -> None:
+        found(*arguments)
+        if _noted.calls is not None:
+            # Converted once, here, and not in every repetition.
+            converted = [kind(value) for kind, value in zip(types, arguments, strict=True)]
+            _noted.calls.append(functools.partial(found, *converted))
+
+    return call
+
+
+class _Noted(threading.local):
+    """The calls of C functions that are being noted in a thread."""
+
+    calls: list[Callable[[], object]] | None = None
+
+
+_noted = _Noted()
+
+
+@contextlib.contextmanager
+def noting_calls() -> Iterator[list[Callable[[], object]]]:
+    """The list that this thread's calls of C functions are added to meanwhile, ready to be made
+    again with the same arguments. Calls are made all the same."""
+    _noted.calls = calls = []
+    try:
+        yield calls
+    finally:
+        _noted.calls = None
 
 
 def runs_on(first: torch.Tensor, *others: torch.Tensor) -> bool:

@@ -21,7 +21,8 @@ from engine.config import (
 )
 from engine.errors import InsufficientMemory, ModelLoadError
 from engine.fault import is_out_of_memory
-from engine.llm.cuda_graph import CudaRecorder
+from engine.llm.cuda_recorder import CudaRecorder
+from engine.llm.decode_graph import AtOnce, Recorder
 from engine.llm.engine import LLMEngine
 from engine.llm.executor import LocalExecutor
 from engine.llm.model_runner import ModelRunner
@@ -51,6 +52,7 @@ from engine.weights.loader import (
 )
 from engine.weights.source import Checkpoint
 from kernels import GGUFType, native, paged_attention
+from kernels.native_recording import NativeRecorder
 
 REPORT_EVERY_S = 0.2
 
@@ -296,8 +298,19 @@ def create_runner(
 ) -> ModelRunner:
     """With a KV pool of the configuration's size."""
     device = torch.device(config.device)
-    recorder = CudaRecorder(device) if config.cuda_graphs else None
-    return ModelRunner(model, model_config, config, device, recorder=recorder)
+    recorder = _recorder(device) if config.record_steps else None
+    # On a CPU a recording is a step more, and the operations serve one thread at a time.
+    background = AtOnce() if config.device == "cpu" else None
+    return ModelRunner(
+        model, model_config, config, device, recorder=recorder, background=background
+    )
+
+
+def _recorder(device: torch.device) -> Recorder | None:
+    if device.type == "cuda":
+        return CudaRecorder(device)
+    # What is composed of PyTorch may plan by the host's numbers, which a recording would keep.
+    return NativeRecorder() if native.library() is not None else None
 
 
 def check_determinism() -> None:

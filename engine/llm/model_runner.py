@@ -16,7 +16,7 @@ from engine.config import ResolvedConfig
 from engine.errors import EngineError, InsufficientMemory, InvariantViolation, ModelLoadError
 from engine.fault import is_out_of_memory
 from engine.llm.batch import BLOCK_IDS, Batch, StepRows, lay_out
-from engine.llm.cuda_graph import DecodeGraph, DecodeGraphs, GraphSize, Recorder
+from engine.llm.decode_graph import DecodeGraph, DecodeGraphs, GraphSize, Recorder
 from engine.llm.decision import (
     NewSequence,
     ScheduleDecision,
@@ -89,7 +89,7 @@ class ModelRunner:
     """Executes decisions one after the other.
 
     Args:
-        recorder: records decode steps as graphs; None runs all steps eagerly.
+        recorder: records decode steps; None runs all steps eagerly.
         background: where it does; by default a thread.
     """
 

@@ -48,11 +48,11 @@ def test_steps_have_one_target_or_none(asked, device, step_ms, ratio):
 
 
 @pytest.mark.parametrize("asked", [True, False])
-def test_graphs_need_a_gpu(asked):
+def test_steps_are_recorded_unless_told_otherwise(asked):
     for device in ("cpu", "cuda"):
         machine = MachineFacts(device=device, num_cores=2, free_memory_bytes=1 << 30)
-        resolved = resolve(EngineConfig(cuda_graphs=asked), MODEL, machine)
-        assert resolved.cuda_graphs == (asked and device == "cuda")
+        assert resolve(EngineConfig(), MODEL, machine).record_steps
+        assert resolve(EngineConfig(record_steps=asked), MODEL, machine).record_steps == asked
 
 
 @pytest.mark.parametrize(

@@ -41,10 +41,13 @@ class RotaryTable:
         self._dynamic = scheme == "dynamic"
         inv_freq, self._factor = _SCHEMES[scheme](config)
         self._inv_freq = inv_freq.to(device)
-        self._cos_sin = torch.empty(0, 2 * len(inv_freq), device=device)
+        # Recorded steps hold the table's address, so all that the model was trained for is there
+        # from the start. Memory that is not written to yet costs nothing on a CPU.
+        rows = -(-config.max_position_embeddings // CHUNK) * CHUNK
+        self._cos_sin = torch.empty(rows, 2 * len(inv_freq), device=device)
         self._num_positions = 0
         if device.type != "cpu":
-            # Recorded steps hold the table's address, and another thread records them.
+            # Another thread records them.
             self._reach(config.max_position_embeddings)
 
     def at(self, positions: Tensor, longest: int) -> Rotation:
@@ -63,7 +66,6 @@ class RotaryTable:
     def _append_chunk(self) -> None:
         start, end = self._num_positions, self._num_positions + CHUNK
         if end > len(self._cos_sin):
-            # Memory that is not written to yet costs nothing on a CPU.
             larger = self._cos_sin.new_empty(max(2 * start, end), self._cos_sin.shape[1])
             larger[:start] = self._cos_sin
             self._cos_sin = larger

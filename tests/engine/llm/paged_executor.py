@@ -45,7 +45,7 @@ def make_config(**changes: object) -> ResolvedConfig:
         num_threads=1,
         seed=0,
         async_scheduling=False,
-        cuda_graphs=False,
+        record_steps=False,
         quantization="none",
         deterministic=False,
         debug_invariants=True,

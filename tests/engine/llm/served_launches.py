@@ -7,13 +7,14 @@ caches and inputs lie on the `meta` device, which keeps addresses (so alignments
 import json
 import random
 import sys
-from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from engine.config import ResolvedConfig
+from engine.llm.cuda_recorder import CudaRecorder
+from engine.llm.decode_graph import AtOnce
 from engine.llm.decision import NewSequence, ScheduleDecision, ScheduledSequence
 from engine.llm.model_runner import ModelRunner
 from engine.models.config import ModelConfig
@@ -65,7 +66,7 @@ CONFIG = ResolvedConfig(
     num_threads=1,
     seed=0,
     async_scheduling=False,
-    cuda_graphs=True,
+    record_steps=True,
     quantization="none",
     deterministic=True,
     debug_invariants=False,
@@ -85,17 +86,10 @@ class Recording:
 class Recorder:
     """Runs what it is to record."""
 
+    padded = CudaRecorder.padded
+
     def record(self, run: Any) -> Recording:
         return Recording(run())
-
-
-class Now(Executor):
-    """A background that is done at once."""
-
-    def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_result(function(*args, **kwargs))
-        return future
 
 
 def pretend_memory() -> None:
@@ -117,7 +111,7 @@ def make_runner(model_config: ModelConfig, config: ResolvedConfig) -> ModelRunne
     dtype = getattr(torch, config.dtype)
     model = create_model(model_config, dtype=dtype, device=META, deterministic=config.deterministic)
     model.load_dummy_weights()
-    return ModelRunner(model, model_config, config, META, recorder=Recorder(), background=Now())
+    return ModelRunner(model, model_config, config, META, recorder=Recorder(), background=AtOnce())
 
 
 def random_step(config: ResolvedConfig, first_id: int) -> ScheduleDecision:
@@ -199,7 +193,7 @@ def stalls(model: str, facts: dict[str, Any], num_steps: int) -> dict[str, Any]:
         ]:
             runner.launch(decision).collect()
             runner.execute(ScheduleDecision(finished=[one.seq_id for one in decision.new]))
-        if config.cuda_graphs:
+        if config.record_steps:
             for rows in range(1, config.max_num_seqs + 1):
                 serve_decodes(runner, config, rows)
     missed = {f"{one.name} {one.arguments}" for one in served if one.key not in known}

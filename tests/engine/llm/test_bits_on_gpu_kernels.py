@@ -4,11 +4,12 @@ import random
 
 import pytest
 import torch
-from test_cuda_graph import Now, Recorder
+from test_decode_graph import Recorder
 from test_model_runner import new, part, resolved
 from tiny_pairs import PagedTexts, create_pair, named_weights
 
 from engine.llm.decision import ScheduleDecision
+from engine.llm.decode_graph import AtOnce
 from engine.llm.model_runner import ModelRunner
 from engine.models.registry import create_model
 from kernels import _triton, native
@@ -77,7 +78,7 @@ def test_recorded_steps_have_the_bits_of_eager_ones():
     recorder = Recorder()
     runners = [
         ModelRunner(model, config, facts, CPU),
-        ModelRunner(model, config, facts, CPU, recorder=recorder, background=Now()),
+        ModelRunner(model, config, facts, CPU, recorder=recorder, background=AtOnce()),
     ]
     blocks = {1: [3, 1, 4], 2: [5, 9, 2], 3: [6, 10, 12]}
     prompts = {1: [1] * 4, 2: [7] * 3, 3: [2]}

@@ -41,7 +41,7 @@ def resolved(**overrides):
         "num_threads": 1,
         "seed": 0,
         "async_scheduling": False,
-        "cuda_graphs": False,
+        "record_steps": False,
         "quantization": "none",
         "deterministic": False,
         "debug_invariants": True,

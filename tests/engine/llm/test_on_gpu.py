@@ -4,11 +4,12 @@ import random
 
 import pytest
 import torch
-from test_cuda_graph import Now, requests, run
+from test_decode_graph import requests, run
 from test_model_runner import new, part, resolved
 from tiny_pairs import create_pair, named_weights
 
-from engine.llm.cuda_graph import CudaRecorder
+from engine.llm.cuda_recorder import CudaRecorder
+from engine.llm.decode_graph import AtOnce
 from engine.llm.decision import PENDING_TOKEN_ID, ScheduleDecision
 from engine.llm.engine import LLMEngine
 from engine.llm.executor import LocalExecutor
@@ -70,10 +71,10 @@ def make_engine(model, runner, **facts):
 
 @pytest.mark.parametrize("in_thread", [False, True])
 def test_recorded_overlapped_steps_say_what_plain_ones_say(model, in_thread):
-    asked = requests(random.Random(20), 14)  # fixed, as in test_cuda_graph
+    asked = requests(random.Random(20), 14)  # fixed, as in test_decode_graph
     expected = run(make_engine(model, make_runner(model)), asked)
     recorder = CountingRecorder(torch.device("cuda"))
-    runner = make_runner(model, recorder, None if in_thread else Now())
+    runner = make_runner(model, recorder, None if in_thread else AtOnce())
     engine = make_engine(model, runner, async_scheduling=True)
     for _ in range(20):
         assert run(engine, asked) == expected

@@ -9,7 +9,7 @@ from test_model_runner import resolved
 from engine.config import EngineConfig, MachineFacts, ModelFacts
 from engine.errors import InsufficientMemory
 from engine.llm import loading
-from engine.llm.cuda_graph import GraphSize
+from engine.llm.decode_graph import GraphSize
 from engine.llm.loading import MemoryPlan, measured
 from engine.llm.step_memory import StepMemory, measure_step_memory
 

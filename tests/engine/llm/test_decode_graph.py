@@ -11,9 +11,10 @@ import torch
 from test_model_runner import resolved
 from tiny_pairs import create_pair
 
-from engine.llm import cuda_graph
+from engine.llm import decode_graph
 from engine.llm.batch import lay_out
-from engine.llm.cuda_graph import EAGER_STEPS, CudaRecorder, DecodeGraphs, GraphSize, padded_rows
+from engine.llm.cuda_recorder import CudaRecorder
+from engine.llm.decode_graph import EAGER_STEPS, AtOnce, DecodeGraphs, GraphSize
 from engine.llm.decision import ScheduledSequence
 from engine.llm.engine import LLMEngine
 from engine.llm.executor import LocalExecutor
@@ -44,24 +45,14 @@ class Recorder:
         self.num_replays = 0
         self.num_recordings = 0
 
+    padded = CudaRecorder.padded
+
     def record(self, run):
         self.num_recordings += 1
         if self.failure is not None:
             raise self.failure
         run()
         return Rerun(self, run)
-
-
-class Now(Executor):
-    """A background that is done at once."""
-
-    def submit(self, function, /, *args, **kwargs):
-        future = Future()
-        try:
-            future.set_result(function(*args, **kwargs))
-        except Exception as error:
-            future.set_exception(error)
-        return future
 
 
 class Later(Executor):
@@ -96,7 +87,7 @@ def make_graphs(recorder=None, background=None, forward=None, **limits):
         block_size=BLOCK,
         scratch_block=999,
         device=CPU,
-        background=background or Now(),
+        background=background or AtOnce(),
         **({"max_num_seqs": 30, "max_model_len": 5000} | limits),
     )
 
@@ -108,7 +99,7 @@ def find_often(graphs, rows):
 
 
 def test_numbers_of_rows_that_have_a_graph():
-    sizes = [padded_rows(n) for n in range(1, 100)]
+    sizes = [CudaRecorder.padded(None, n) for n in range(1, 100)]
     assert sorted(set(sizes))[:8] == [1, 2, 4, 8, 16, 24, 32, 40]
     assert all(size >= n for n, size in enumerate(sizes, 1))
 
@@ -224,7 +215,7 @@ def pair():
 def make_engine(pair, recorder=None, **facts):
     ours, _, model_config = pair
     config = resolved(num_kv_blocks=80, max_num_seqs=11, max_num_batched_tokens=40, **facts)
-    runner = ModelRunner(ours, model_config, config, CPU, recorder=recorder, background=Now())
+    runner = ModelRunner(ours, model_config, config, CPU, recorder=recorder, background=AtOnce())
     scheduler = Scheduler(config, eos_token_ids=(0,), vocab_size=model_config.vocab_size)
     return LLMEngine(scheduler, LocalExecutor(runner), config), runner
 
@@ -256,7 +247,7 @@ def run(engine, asked):
 
 @pytest.mark.parametrize("is_async", [False, True])
 def test_answers_and_cache_are_those_of_eager_steps(pair, monkeypatch, is_async):
-    monkeypatch.setattr(cuda_graph, "SHORTEST_CONTEXT", 16)
+    monkeypatch.setattr(decode_graph, "SHORTEST_CONTEXT", 16)
     seed = 20  # fixed: in fp32 a draw can be so close to a border that padding moves it
     asked = requests(random.Random(seed), 14)
     eager, eager_runner = make_engine(pair)

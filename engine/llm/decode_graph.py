@@ -1,18 +1,20 @@
-"""Decode steps as recorded CUDA graphs: one launch instead of a few hundred.
+"""Recorded decode steps: on a GPU one launch instead of a few hundred, on a CPU calls of C++ without
+the Python between them.
 
 A graph computes a fixed number of rows from inputs at fixed addresses. Steps whose sequences all
 have one row are padded to the next size that has a graph; others run eagerly. Nothing is
-recorded at start-up: a size is recorded in the background, once it has been met a few times, and
-runs eagerly until then.
+recorded at start-up: a size is recorded once it has been met a few times, and runs eagerly until
+then.
 
-The recorder is all that knows CUDA; tests put one in its place that runs the same code again.
+The recorder is all that knows the device (`engine/llm/cuda_recorder.py`,
+`kernels/native_recording.py`); tests put one in its place that runs the same code again.
 """
 
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ParamSpec, Protocol, TypeVar
 
 import numpy as np
 import structlog
@@ -23,6 +25,9 @@ from engine.llm.batch import BLOCK_IDS, POSITIONS, SLOTS, TOKEN_IDS, Batch, Step
 from kernels import PagedBatch
 from kernels.shared.transfer import to_device
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 EAGER_STEPS = 3
 """Steps of a size that run eagerly before it is worth a recording."""
 SHORTEST_CONTEXT = 1024
@@ -30,6 +35,19 @@ SHORTEST_CONTEXT = 1024
 for the longest context would find nothing to do."""
 
 log = structlog.get_logger(__name__)
+
+
+class AtOnce(Executor):
+    """A background that is none: what it is given is done before it returns."""
+
+    def submit(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """See `Executor.submit`."""
+        future: Future[R] = Future()
+        try:
+            future.set_result(function(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
 
 
 class Recording(Protocol):
@@ -42,7 +60,11 @@ class Recording(Protocol):
 
 
 class Recorder(Protocol):
-    """Records what a function launches. Called from a background thread."""
+    """Records what a function launches. Called where `DecodeGraphs.background` works."""
+
+    def padded(self, num_rows: int) -> int:
+        """The number of rows to record for steps of so many: as many, or more."""
+        ...
 
     def record(self, run: Callable[[], Tensor]) -> Recording:
         """`run` is called more than once, and once for real. Raises whatever goes wrong."""
@@ -133,7 +155,7 @@ class DecodeGraph:
 
 
 class DecodeGraphs:
-    """The graphs of one model, by size. Loop thread only; recordings are made in the background.
+    """The graphs of one model, by size. Loop thread only, but for making recordings.
 
     Args:
         forward: the model over a batch, [T, C]; reads nothing else that changes.
@@ -183,8 +205,8 @@ class DecodeGraphs:
         if error := recorded.exception():
             self._is_broken = True
             log.warning(
-                "CUDA graphs are off: a decode step could not be recorded; steps run eagerly, "
-                "which costs launches",
+                "recorded steps are off: a decode step could not be recorded; steps run eagerly, "
+                "which is slower",
                 num_rows=size.num_rows,
                 reason=f"{type(error).__name__}: {error}",
             )
@@ -213,7 +235,7 @@ class DecodeGraphs:
         return GraphSize(self._padded(rows.num_rows), self._context_for(longest))
 
     def _padded(self, num_rows: int) -> int:
-        return min(padded_rows(num_rows), self._max_num_seqs)
+        return min(self._recorder.padded(num_rows), self._max_num_seqs)
 
     def _context_for(self, longest: int) -> int:
         max_context_len = SHORTEST_CONTEXT
@@ -231,57 +253,3 @@ class DecodeGraphs:
             scratch_block=self._scratch_block,
             device=self._device,
         )
-
-
-def padded_rows(num_rows: int) -> int:
-    """1, 2, 4, 8, 16, 24, … : the next of these."""
-    if num_rows <= 8:
-        return 1 << (num_rows - 1).bit_length()
-    return -(-num_rows // 8) * 8
-
-
-@dataclass(frozen=True, slots=True)
-class CudaRecording:
-    """A graph and the tensor that it writes."""
-
-    graph: torch.cuda.CUDAGraph
-    output: Tensor
-
-    def replay(self) -> Tensor:
-        """See `Recording`; on the current stream."""
-        self.graph.replay()
-        return self.output
-
-
-class CudaRecorder:
-    """Records on streams of its own, while another thread goes on launching steps.
-
-    All graphs share one memory pool: they never run at the same time.
-
-    cuBLAS works in memory that belongs to a thread's stream, and a graph keeps writing to that of
-    the stream it was recorded on, wherever it is replayed. So nothing may ever run on that stream:
-    what runs for real, perhaps while a graph is replayed, has another one.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._rehearsing = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._recording = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._pool = torch.cuda.graph_pool_handle()
-
-    def record(self, run: Callable[[], Tensor]) -> CudaRecording:
-        """See `Recorder`."""
-        self._rehearsing.wait_stream(torch.cuda.current_stream(self._rehearsing.device))
-        with torch.cuda.stream(self._rehearsing):
-            # For real first: it compiles kernels and sets libraries up for this thread, which a
-            # recording must not.
-            run()
-        self._rehearsing.synchronize()
-        with torch.cuda.stream(self._recording):
-            graph = torch.cuda.CUDAGraph()
-            # Only this thread is kept from what would break the recording, such as allocations.
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            try:
-                output = run()
-            finally:
-                graph.capture_end()
-        return CudaRecording(graph, output)

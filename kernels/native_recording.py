@@ -1,0 +1,135 @@
+"""Computations on the CPU that are recorded, to be done again without the Python between the calls.
+
+A decode step calls a few hundred operations, each for some microseconds of Python: checks, memory,
+views. What they then call in C++ is the same in every step with as many rows, if inputs and results
+keep their addresses. So a recording is a list of calls, as a CUDA graph is one of launches.
+"""
+
+import functools
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kernels import native
+
+SMALLEST_BUFFER = 4096
+"""Bytes; sizes above are rounded up to powers of two, so that recordings share buffers."""
+
+_aten = torch.ops.aten
+_ALLOCATIONS = (
+    _aten.empty.memory_format,
+    _aten.empty_like.default,
+    _aten.empty_strided.default,
+    _aten.new_empty.default,
+)
+
+
+class NotRecordable(RuntimeError):
+    """A computation depends on numbers that may differ the next time."""
+
+
+@dataclass(frozen=True, slots=True)
+class NativeRecording:
+    """Calls in order, and the tensor that the last of them fills."""
+
+    calls: Sequence[Callable[[], object]]
+    output: Tensor
+    memory: "_Buffers"
+    """What the calls' addresses are in, beside the inputs."""
+
+    def replay(self) -> Tensor:
+        """Compute again from what the inputs hold now. The result's memory is that of the next."""
+        for call in self.calls:
+            call()
+        return self.output
+
+
+class NativeRecorder:
+    """Records functions of tensors. All recordings work in the same memory: one runs at a time."""
+
+    def __init__(self) -> None:
+        self._buffers = _Buffers()
+
+    def padded(self, num_rows: int) -> int:
+        """The number of rows to record for so many: the same, since on a CPU each one costs."""
+        return num_rows
+
+    def record(self, run: Callable[[], Tensor]) -> NativeRecording:
+        """`run` is called once, for real. It must be a fixed sequence of operations, whatever its
+        inputs hold: those of C++ are noted as they are called, PyTorch's with their arguments.
+
+        Raises:
+            NotRecordable: it reads numbers of a tensor, or calls what gives several.
+        """
+        with native.noting_calls() as calls, _Noting(self._buffers, calls):
+            output = run()
+        return NativeRecording(tuple(calls), output, self._buffers)
+
+
+class _Buffers:
+    """Memory for intermediate results, which is used again once nothing refers to it."""
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[Tensor]] = defaultdict(list)
+        self.num_bytes = 0
+        """Of all buffers that there are."""
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        num_bytes = dtype.itemsize
+        for size in shape:
+            num_bytes *= size
+        rounded = max(SMALLEST_BUFFER, 1 << (num_bytes - 1).bit_length())
+        free = self._free[rounded]
+        if not free:
+            free.append(torch.empty(rounded, dtype=torch.uint8))
+            self.num_bytes += rounded
+        buffer = free.pop()
+        # A tensor keeps the array that it was made from, not its views: when the last tensor goes
+        # that shares the memory, so does the array.
+        array = buffer.numpy()[:num_bytes]
+        weakref.finalize(array, free.append, buffer).atexit = False
+        return torch.from_numpy(array).view(dtype).view(tuple(shape))
+
+
+class _Noting(TorchDispatchMode):
+    """Sees to it that results have addresses that last, and notes what PyTorch computes."""
+
+    def __init__(self, buffers: _Buffers, calls: list[Callable[[], object]]) -> None:
+        super().__init__()
+        self._buffers = buffers
+        self._calls = calls
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        run = functools.partial(func, *args, **(kwargs or {}))
+        if func.is_view:
+            return run()
+        if func in _ALLOCATIONS:
+            return self._lasting(run())
+        result = run()
+        if func._schema.is_mutable:
+            self._calls.append(run)
+            return result
+        if not isinstance(result, Tensor):
+            # Numbers that the host reads, by which it may go on differently.
+            raise NotRecordable(f"{func}: only operations that give one tensor are recorded")
+        lasting = self._lasting(result).copy_(result)
+        self._calls.append(lambda: lasting.copy_(run()))
+        return lasting
+
+    def _lasting(self, result: Tensor) -> Tensor:
+        """Contiguous memory of a recording for a tensor like this."""
+        if result.device.type != "cpu" or not result.is_contiguous():
+            raise NotRecordable("only contiguous results in the host's memory are recorded")
+        return self._buffers.empty(result.shape, result.dtype)

@@ -1,0 +1,105 @@
+"""A recording computes what the function would, from what its inputs hold then."""
+
+import gc
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kernels import add_rms_norm, native, rms_norm, silu_mul
+from kernels.native_recording import NativeRecorder, NotRecordable
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason=str(native.missing()))
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def block(x, table, ids, weight):
+    """Calls of C++ and of PyTorch, views, results that go and one that is changed in place."""
+    residual = F.embedding(ids, table)
+    added = torch.zeros_like(residual)
+    for _ in range(5):
+        added = add_rms_norm(added, residual, weight, 1e-5)
+        wide = torch.cat((added, rms_norm(x, weight, 1e-5)), -1)
+        added = silu_mul(wide).narrow(1, 0, added.shape[1])
+        added.mul_(0.5)
+    return add_rms_norm(added, residual, weight, 1e-5)
+
+
+def random_inputs(rows, size, dtype):
+    return (
+        torch.randn(rows, size).to(dtype),
+        torch.randn(50, size).to(dtype),
+        torch.randint(0, 50, (rows,)),
+        torch.randn(size),
+    )
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "size"), [(1, 8), (3, 64), (17, 100)])
+def test_a_replay_equals_the_function_on_new_inputs(dtype, rows, size):
+    inputs = random_inputs(rows, size, dtype)
+    recording = NativeRecorder().record(lambda: block(*inputs))
+    for _ in range(3):
+        for one, new in zip(inputs, random_inputs(rows, size, dtype), strict=True):
+            one.copy_(new)
+        expected = block(*inputs)
+        assert torch.equal(recording.replay(), expected)
+
+
+@torch.inference_mode()
+def test_recordings_share_memory_and_do_not_disturb_each_other():
+    recorder = NativeRecorder()
+    made = []
+    for rows in (4, 1, 3, 4, 2):
+        inputs = random_inputs(rows, 500, torch.float32)
+        made.append((inputs, recorder.record(lambda inputs=inputs: block(*inputs))))
+    gc.collect()
+    for _ in range(2):
+        for inputs, recording in made:
+            assert torch.equal(recording.replay(), block(*inputs))
+
+
+@torch.inference_mode()
+def test_memory_is_used_again_within_a_recording_and_by_the_next():
+    recorder = NativeRecorder()
+    x, weight = torch.randn(2, 5000), torch.ones(5000)
+
+    def run(steps):
+        y = x
+        for _ in range(steps):
+            y = rms_norm(y, weight, 1e-5)
+        return y
+
+    recorder.record(lambda: run(40))
+    buffers = recorder._buffers.num_bytes
+    recorder.record(lambda: run(300))
+    assert recorder._buffers.num_bytes <= buffers + 65536
+    assert buffers <= 6 * 65536
+
+
+@torch.inference_mode()
+def test_a_recording_outlives_its_recorder():
+    inputs = random_inputs(5, 64, torch.float32)
+    recording = NativeRecorder().record(lambda: block(*inputs))
+    gc.collect()
+    others = [torch.full((5, 64), float("nan")) for _ in range(200)]
+    assert torch.equal(recording.replay(), block(*inputs)) and others
+
+
+@torch.inference_mode()
+def test_what_reads_numbers_is_refused():
+    x = torch.randn(3, 8)
+    with pytest.raises(NotRecordable, match="item"):
+        NativeRecorder().record(lambda: rms_norm(x, torch.ones(8), float(x.abs().max())))
+    assert native._noted.calls is None, "a refusal ends the noting"
+
+
+@torch.inference_mode()
+def test_nothing_is_noted_outside_of_a_recording():
+    x = torch.randn(3, 8)
+    recording = NativeRecorder().record(lambda: rms_norm(x, torch.ones(8), 1e-5))
+    num = len(recording.calls)
+    rms_norm(x, torch.ones(8), 1e-5)
+    assert len(recording.calls) == num
