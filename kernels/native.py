@@ -198,14 +198,11 @@ def function(name: str, signature: str) -> Function:
     found = loaded[name]
     found.argtypes = [_CTYPES[letter] for letter in signature]  # type: ignore[misc]
     found.restype = None
-    types = found.argtypes
 
     def call(*arguments: object) -> None:
         found(*arguments)
         if _noted.calls is not None:
-            # Converted once, here, and not in every repetition.
-            converted = [kind(value) for kind, value in zip(types, arguments, strict=True)]
-            _noted.calls.append(functools.partial(found, *converted))
+            _noted.calls.append(functools.partial(found, *arguments))
 
     return call
 

@@ -9,7 +9,7 @@ import pytest
 import structlog
 import torch
 from test_model_runner import resolved
-from tiny_pairs import create_pair
+from tiny_pairs import create_pair, named_weights
 
 from engine.llm import decode_graph
 from engine.llm.batch import lay_out
@@ -20,7 +20,10 @@ from engine.llm.engine import LLMEngine
 from engine.llm.executor import LocalExecutor
 from engine.llm.model_runner import ModelRunner
 from engine.llm.scheduler import Scheduler
+from engine.models.registry import create_model
 from engine.types import GenerateRequest, SamplingParams
+from kernels import native
+from kernels.native_recording import NativeRecorder
 
 CPU = torch.device("cpu")
 BLOCK = 4
@@ -260,6 +263,37 @@ def test_answers_and_cache_are_those_of_eager_steps(pair, monkeypatch, is_async)
         for ours, theirs in zip(runner._kv.layers, eager_runner._kv.layers, strict=True):
             torch.testing.assert_close(ours[:80], theirs, rtol=1e-4, atol=1e-4)
             assert ours[80, :, :, 1:].count_nonzero() == 0, "padding stays in one slot"
+
+
+@pytest.mark.skipif(native.library() is None, reason=str(native.missing()))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Mistral"])
+def test_recorded_calls_of_c_give_the_bits_of_eager_steps(family, dtype, monkeypatch):
+    monkeypatch.setattr(decode_graph, "SHORTEST_CONTEXT", 16)
+    monkeypatch.setattr(decode_graph, "EAGER_STEPS", 1)
+    seed = random.randrange(1 << 30)
+    _, theirs, model_config = create_pair(family, seed)
+    model = create_model(model_config, dtype=dtype)
+    model.load_weights(named_weights(theirs))
+    pair = (model, theirs, model_config)
+    asked = requests(random.Random(seed), 14)
+    eager, eager_runner = make_engine(pair)
+    recorder = CountingNativeRecorder()
+    recorded, runner = make_engine(pair, recorder)
+    assert run(recorded, asked) == run(eager, asked), seed
+    assert len(recorder.made) >= 3, "of several sizes"
+    for ours, theirs in zip(runner._kv.layers, eager_runner._kv.layers, strict=True):
+        assert torch.equal(ours[:80], theirs[:80]), seed
+
+
+class CountingNativeRecorder(NativeRecorder):
+    def __init__(self):
+        super().__init__()
+        self.made = []
+
+    def record(self, run):
+        self.made.append(super().record(run))
+        return self.made[-1]
 
 
 def test_start_up_records_nothing(pair):
