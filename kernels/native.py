@@ -220,7 +220,8 @@ _noted = _Noted()
 def noting_calls() -> Iterator[list[Callable[[], object]]]:
     """The list that this thread's calls of C functions are added to meanwhile, ready to be made
     again with the same arguments. Calls are made all the same."""
-    _noted.calls = calls = []
+    calls: list[Callable[[], object]] = []
+    _noted.calls = calls
     try:
         yield calls
     finally:

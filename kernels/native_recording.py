@@ -97,11 +97,11 @@ class _Buffers:
         return torch.from_numpy(array).view(dtype).view(tuple(shape))
 
 
-class _Noting(TorchDispatchMode):
+class _Noting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees to it that results have addresses that last, and notes what PyTorch computes."""
 
     def __init__(self, buffers: _Buffers, calls: list[Callable[[], object]]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._buffers = buffers
         self._calls = calls
 

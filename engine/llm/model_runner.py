@@ -16,7 +16,6 @@ from engine.config import ResolvedConfig
 from engine.errors import EngineError, InsufficientMemory, InvariantViolation, ModelLoadError
 from engine.fault import is_out_of_memory
 from engine.llm.batch import BLOCK_IDS, Batch, StepRows, lay_out
-from engine.llm.decode_graph import DecodeGraph, DecodeGraphs, GraphSize, Recorder
 from engine.llm.decision import (
     NewSequence,
     ScheduleDecision,
@@ -24,6 +23,7 @@ from engine.llm.decision import (
     SequenceOutput,
     StepOutput,
 )
+from engine.llm.decode_graph import DecodeGraph, DecodeGraphs, GraphSize, Recorder
 from engine.llm.kv_storage import KvStorage
 from engine.llm.sampling import LaunchedDraw, Sampler, SampleRow
 from engine.llm.warm_up import WarmUpStep, warm_up_steps

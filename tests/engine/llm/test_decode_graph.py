@@ -14,8 +14,8 @@ from tiny_pairs import create_pair, named_weights
 from engine.llm import decode_graph
 from engine.llm.batch import lay_out
 from engine.llm.cuda_recorder import CudaRecorder
-from engine.llm.decode_graph import EAGER_STEPS, AtOnce, DecodeGraphs, GraphSize
 from engine.llm.decision import ScheduledSequence
+from engine.llm.decode_graph import EAGER_STEPS, AtOnce, DecodeGraphs, GraphSize
 from engine.llm.engine import LLMEngine
 from engine.llm.executor import LocalExecutor
 from engine.llm.model_runner import ModelRunner

@@ -9,8 +9,8 @@ from test_model_runner import new, part, resolved
 from tiny_pairs import create_pair, named_weights
 
 from engine.llm.cuda_recorder import CudaRecorder
-from engine.llm.decode_graph import AtOnce
 from engine.llm.decision import PENDING_TOKEN_ID, ScheduleDecision
+from engine.llm.decode_graph import AtOnce
 from engine.llm.engine import LLMEngine
 from engine.llm.executor import LocalExecutor
 from engine.llm.model_runner import ModelRunner
