@@ -1,5 +1,5 @@
-"""Recorded decode steps: on a GPU one launch instead of a few hundred, on a CPU calls of C++ with no
-Python between them.
+"""Recorded decode steps: one launch instead of a few hundred on a GPU, calls of C++ with no Python
+between them on a CPU.
 
 A graph computes a fixed number of rows from inputs at fixed addresses. Steps whose sequences all
 have one row are padded to the next size that has a graph; others run eagerly. Nothing is
