@@ -5,16 +5,17 @@ views. What they then call in C++ is the same in every step with as many rows, i
 keep their addresses. So a recording is a list of calls, as a CUDA graph is one of launches.
 """
 
+import contextlib
 import functools
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from kernels import native
 
@@ -70,6 +71,14 @@ class NativeRecorder:
         with native.noting_calls() as calls, _Noting(self._buffers, calls):
             output = run()
         return NativeRecording(tuple(calls), output, self._buffers)
+
+
+@contextlib.contextmanager
+def computed_once() -> Iterator[None]:
+    """For what a function does only when it is first needed, such as to fill a table: it is no part
+    of a recording that happens to be made then."""
+    with _disable_current_modes():
+        yield
 
 
 class _Buffers:

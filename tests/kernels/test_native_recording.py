@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from kernels import add_rms_norm, native, rms_norm, silu_mul
-from kernels.native_recording import NativeRecorder, NotRecordable
+from kernels.native_recording import NativeRecorder, NotRecordable, computed_once
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason=str(native.missing()))
 
@@ -86,6 +86,25 @@ def test_a_recording_outlives_its_recorder():
     gc.collect()
     others = [torch.full((5, 64), float("nan")) for _ in range(200)]
     assert torch.equal(recording.replay(), block(*inputs)) and others
+
+
+@torch.inference_mode()
+def test_what_is_computed_once_is_no_part_of_a_recording():
+    tables = []
+
+    @computed_once()
+    def fill():
+        tables.append(torch.randn(4, 8).cos())
+
+    def run():
+        if not tables:
+            fill()
+        return rms_norm(tables[0], torch.ones(8), 1e-5)
+
+    recording = NativeRecorder().record(run)
+    assert len(recording.calls) == 2, "ones and the norm"
+    tables[0].normal_()
+    assert torch.equal(recording.replay(), run())
 
 
 @torch.inference_mode()

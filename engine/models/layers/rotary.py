@@ -13,6 +13,7 @@ from torch import Tensor
 
 from engine.errors import ModelLoadError, UnsupportedArchitecture
 from engine.models.config import ModelConfig
+from kernels.native_recording import computed_once
 
 Frequencies = tuple[Tensor, float]
 
@@ -41,13 +42,12 @@ class RotaryTable:
         self._dynamic = scheme == "dynamic"
         inv_freq, self._factor = _SCHEMES[scheme](config)
         self._inv_freq = inv_freq.to(device)
-        # Recorded steps hold the table's address, so all that the model was trained for is there
-        # from the start. Memory that is not written to yet costs nothing on a CPU.
-        rows = -(-config.max_position_embeddings // CHUNK) * CHUNK
-        self._cos_sin = torch.empty(rows, 2 * len(inv_freq), device=device)
+        self._cos_sin = torch.empty(0, 2 * len(inv_freq), device=device)
+        self._outgrown: list[Tensor] = []
+        """Smaller tables: recorded steps of shorter contexts hold their addresses."""
         self._num_positions = 0
         if device.type != "cpu":
-            # Another thread records them.
+            # Another thread records steps there, and may not make the table grow.
             self._reach(config.max_position_embeddings)
 
     def at(self, positions: Tensor, longest: int) -> Rotation:
@@ -63,11 +63,13 @@ class RotaryTable:
             self._append_chunk()
 
     @torch.inference_mode()
+    @computed_once()
     def _append_chunk(self) -> None:
         start, end = self._num_positions, self._num_positions + CHUNK
         if end > len(self._cos_sin):
             larger = self._cos_sin.new_empty(max(2 * start, end), self._cos_sin.shape[1])
             larger[:start] = self._cos_sin
+            self._outgrown.append(self._cos_sin)
             self._cos_sin = larger
         at = torch.arange(start, end, dtype=torch.float32, device=self._inv_freq.device)[:, None]
         angles = at * (self._inv_freq_at(at) if self._dynamic else self._inv_freq)
