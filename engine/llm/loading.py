@@ -177,7 +177,7 @@ def plan_weights(
     """
     wanted, device = intent.quantization, machine.device
     types = packed_weights(checkpoint, model_config) if wanted in ("auto", *PACKED) else {}
-    shapes = weight_shapes(checkpoint)
+    shapes = weight_shapes(checkpoint, model_config)
     has_native = device == "cpu" and native.library() is not None
     is_free_to_choose = wanted == "auto" and has_native and bool(types)
     quantization = resolve_quantization(

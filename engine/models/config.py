@@ -9,7 +9,10 @@ MAX_LAYERS = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """A decoder-only transformer's shape. Field names are those of Hugging Face's config.json."""
+    """A decoder-only transformer's shape. Field names are those of Hugging Face's config.json.
+
+    A family that needs more derives its own from it: nobody else reads those fields.
+    """
 
     architecture: str
     """As in `architectures[0]`, e.g. `LlamaForCausalLM`."""
@@ -29,14 +32,18 @@ class ModelConfig:
     attention_bias: bool = False
     mlp_bias: bool = False
     hidden_act: str = "silu"
-    sliding_window: int | None = None
-    """Tokens each position may look back at; None is all."""
-    layer_types: tuple[str, ...] | None = None
-    """`full_attention` or `sliding_attention` per layer, for mixed stacks."""
+    windows: tuple[int | None, ...] = ()
+    """Per layer how many positions each looks back at, itself included; None is all. Empty: all
+    layers look back at all."""
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     generation: dict[str, float] = field(default_factory=dict)
     """Sampling defaults of generation_config.json."""
+
+    @property
+    def layer_windows(self) -> tuple[int | None, ...]:
+        """`windows`, one per layer."""
+        return self.windows or (None,) * self.num_hidden_layers
 
     def kv_bytes_per_token(self, dtype_bytes: int) -> int:
         """Keys and values of one token in all layers."""

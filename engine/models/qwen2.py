@@ -3,93 +3,63 @@
 Paper: Yang et al. 2024, arXiv:2407.10671.
 """
 
-import torch
-from torch import Tensor, nn
-
+from engine.models import gguf_keys, json_keys
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
-from engine.models.forward_context import ForwardContext
-from engine.models.layers.attention import PagedAttention
-from engine.models.layers.embedding import LmHead, TokenEmbedding
-from engine.models.layers.linear import Linear, Shard
-from engine.models.layers.mlp import GatedMlp
-from engine.models.layers.norm import RmsNorm
-from engine.models.layers.rotary import RotaryTable, Rotation
+from engine.models.decoder import pre_norm_decoder
+from engine.models.family import Family
+from engine.models.gguf_keys import GgufKeys
+from engine.models.json_keys import FULL, SLIDING
 from engine.models.layers.weight_slots import WeightOptions
+from engine.models.metadata_keys import MetadataKeys
+
+ARCHITECTURE = "Qwen2ForCausalLM"
 
 
-class Qwen2Attention(nn.Module):
-    def __init__(self, config: ModelConfig, options: WeightOptions, layer: int) -> None:
-        super().__init__()
-        hidden, dim = config.hidden_size, config.head_dim
-        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.qkv_proj = Linear(
-            hidden,
-            (
-                Shard("q_proj", heads * dim),
-                Shard("k_proj", kv_heads * dim),
-                Shard("v_proj", kv_heads * dim),
-            ),
-            bias=True,
-            partition="outputs",
-        )
-        self.o_proj = Linear(heads * dim, (Shard("o_proj", hidden),), partition="inputs")
-        self.attention = PagedAttention(config, layer, options.parallel)
-
-    def forward(self, x: Tensor, rotation: Rotation, ctx: ForwardContext) -> Tensor:
-        return self.o_proj(self.attention(self.qkv_proj(x, ctx), rotation, ctx), ctx)
-
-    __call__ = forward
+def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
+    """The biases are always there."""
+    return pre_norm_decoder(config, options, qkv_bias=True)
 
 
-class Qwen2DecoderLayer(nn.Module):
-    def __init__(self, config: ModelConfig, options: WeightOptions, layer: int) -> None:
-        super().__init__()
-        self.input_layernorm = RmsNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Qwen2Attention(config, options, layer)
-        self.post_attention_layernorm = RmsNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = GatedMlp(config)
-
-    def forward(
-        self, x: Tensor, residual: Tensor, rotation: Rotation, ctx: ForwardContext
-    ) -> Tensor:
-        """`x` is what the layer before adds to the residual stream, which is mutated."""
-        x = self.input_layernorm.add(x, residual)
-        x = self.self_attn(x, rotation, ctx)
-        return self.mlp(self.post_attention_layernorm.add(x, residual), ctx)
-
-    __call__ = forward
+def windows(keys: MetadataKeys) -> tuple[int | None, ...]:
+    """A window counts with `use_sliding_window` only, from layer `max_window_layers` on."""
+    if not keys.flag("use_sliding_window", False):
+        return json_keys.layer_windows(keys, None)
+    num_layers = keys.integer("num_hidden_layers")
+    first = min(keys.integer("max_window_layers", 28, low=0), num_layers)
+    return json_keys.layer_windows(
+        keys,
+        keys.integer("sliding_window", None),
+        [FULL] * first + [SLIDING] * (num_layers - first),
+    )
 
 
-class Qwen2Model(nn.Module):
-    def __init__(self, config: ModelConfig, options: WeightOptions) -> None:
-        super().__init__()
-        self.embed_tokens = TokenEmbedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(
-            Qwen2DecoderLayer(config, options, layer) for layer in range(config.num_hidden_layers)
-        )
-        self.norm = RmsNorm(config.hidden_size, config.rms_norm_eps)
-        self.rotary = RotaryTable(config, options.device)
-
-    def forward(self, token_ids: Tensor, positions: Tensor, ctx: ForwardContext) -> Tensor:
-        residual = self.embed_tokens(token_ids)
-        rotation = self.rotary.at(positions, ctx.batch.longest_context)
-        x = torch.zeros_like(residual)
-        for layer in self.layers:
-            x = layer(x, residual, rotation, ctx)
-        return self.norm.add(x, residual)
-
-    __call__ = forward
+def read_json(keys: MetadataKeys) -> ModelConfig:
+    return ModelConfig(
+        architecture=ARCHITECTURE,
+        **json_keys.size_fields(keys),
+        **json_keys.rope_fields(keys),
+        hidden_act=keys.text("hidden_act", "silu"),
+        windows=windows(keys),
+    )
 
 
-class Qwen2ForCausalLM(CausalLM):
-    """See the module."""
+def read_gguf(keys: GgufKeys) -> ModelConfig:
+    return ModelConfig(
+        architecture=ARCHITECTURE,
+        **gguf_keys.size_fields(keys),
+        **gguf_keys.rope_fields(keys),
+        windows=gguf_keys.layer_windows(keys),
+    )
 
-    def __init__(self, config: ModelConfig, options: WeightOptions) -> None:
-        super().__init__(config, options)
-        self.model = Qwen2Model(config, options)
-        self.lm_head = LmHead(self.model.embed_tokens, tied=config.tie_word_embeddings)
 
-    def forward(self, token_ids: Tensor, positions: Tensor, ctx: ForwardContext) -> Tensor:
-        """See `CausalLM.forward`."""
-        return self.model(token_ids, positions, ctx)
+FAMILIES = (
+    Family(
+        architecture=ARCHITECTURE,
+        model_type="qwen2",
+        gguf="qwen2",
+        create=create,
+        read_json=read_json,
+        read_gguf=read_gguf,
+    ),
+)

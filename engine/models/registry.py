@@ -1,24 +1,22 @@
-"""Architecture name → decoder family, imported when it is first asked for."""
+"""Which decoder families there are, by the names that their modules state."""
 
 import difflib
+import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
 from engine.errors import ModelLoadError, UnsupportedArchitecture
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
+from engine.models.family import Family
 from engine.models.layers.linear_method import LinearMethod
 from engine.models.layers.parallel import SINGLE, TensorParallel
 from engine.models.layers.weight_slots import WeightOptions
 
-FAMILIES = {
-    "LlamaForCausalLM": "engine.models.llama:LlamaForCausalLM",
-    "MistralForCausalLM": "engine.models.llama:LlamaForCausalLM",
-    "Qwen2ForCausalLM": "engine.models.qwen2:Qwen2ForCausalLM",
-    "Qwen3ForCausalLM": "engine.models.qwen3:Qwen3ForCausalLM",
-}
+MODULES = ("llama", "qwen2", "qwen3")
+"""Of `engine.models`, each with its `FAMILIES`; imported when the first model is looked for."""
 
 
 def create_model(
@@ -54,26 +52,60 @@ def create_model(
         linear_method=linear_method,
         deterministic=deterministic,
     )
-    return family(config, options).eval()
+    return family.create(config, options).eval()
 
 
-def family_of(architecture: str) -> type[CausalLM]:
-    """The class that implements an architecture.
+@functools.cache
+def families() -> dict[str, Family]:
+    """All of them, by architecture."""
+    modules = (importlib.import_module(f"engine.models.{name}") for name in MODULES)
+    found: list[Family] = [family for module in modules for family in module.FAMILIES]
+    return _by_name((family.architecture, family) for family in found)
+
+
+def family_of(architecture: str) -> Family:
+    """The one that implements an architecture of config.json.
 
     Raises:
         UnsupportedArchitecture: none does.
     """
-    target = FAMILIES.get(architecture)
-    if target is None:
-        nearest = difflib.get_close_matches(architecture, FAMILIES, n=3, cutoff=0.4)
-        supported = ", ".join(nearest or FAMILIES)
+    family = families().get(architecture)
+    if family is None:
+        nearest = difflib.get_close_matches(architecture, families(), n=3, cutoff=0.4)
+        supported = ", ".join(nearest or families())
         raise UnsupportedArchitecture(
             f"architecture {architecture!r} is not supported; "
             f"{'the nearest supported ones are' if nearest else 'supported are'} {supported}"
         )
-    module, _, name = target.partition(":")
-    family: type[CausalLM] = getattr(importlib.import_module(module), name)
     return family
+
+
+def family_of_model_type(model_type: str) -> Family | None:
+    """By config.json's `model_type`, if it is known."""
+    return _by_name((family.model_type, family) for family in families().values()).get(model_type)
+
+
+def family_of_gguf(architecture: str) -> Family | None:
+    """By a GGUF file's `general.architecture`, if it is known."""
+    return _by_gguf().get(architecture)
+
+
+def gguf_architectures() -> list[str]:
+    """What GGUF files may state."""
+    return list(_by_gguf())
+
+
+def _by_gguf() -> dict[str, Family]:
+    known = families().values()
+    return _by_name((family.gguf, family) for family in known if family.gguf is not None)
+
+
+def _by_name(named: Iterable[tuple[str, Family]]) -> dict[str, Family]:
+    found: dict[str, Family] = {}
+    for name, family in named:
+        if found.setdefault(name, family) is not family:
+            raise ValueError(f"two families are called {name!r}")
+    return found
 
 
 def _check_sizes(config: ModelConfig) -> None:
@@ -82,9 +114,8 @@ def _check_sizes(config: ModelConfig) -> None:
         raise ModelLoadError(f"{heads} attention heads cannot share {kv_heads} key/value heads")
     if config.head_dim % 2:
         raise ModelLoadError(f"head_dim {config.head_dim} is odd; rotary embedding needs pairs")
-    types = config.layer_types
-    if types is not None and len(types) != config.num_hidden_layers:
+    if len(config.layer_windows) != config.num_hidden_layers:
         raise ModelLoadError(
-            f"layer_types names {len(types)} layers; num_hidden_layers is "
+            f"windows are given for {len(config.windows)} layers; num_hidden_layers is "
             f"{config.num_hidden_layers}"
         )

@@ -8,7 +8,7 @@ packed. Called by `loader.py`.
 import functools
 import os
 from collections import deque
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,38 +20,29 @@ from gguf.quants import dequantize
 from engine.checkpoint_files import open_regular
 from engine.errors import ModelLoadError
 from engine.models.config import ModelConfig
+from engine.models.gguf_keys import ROPE_DIVISORS
+from engine.models.registry import family_of
 from engine.weights.gguf_tensors import GGUFTensor, read_tensors
 from kernels import GGUFType
 
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_IN_LAYER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
 _PLAIN = {
     GGMLQuantizationType.F32: torch.float32,
     GGMLQuantizationType.F16: torch.float16,
     GGMLQuantizationType.BF16: torch.bfloat16,
 }
 _EMBEDDING, _HEAD = _TOP["token_embd"], _TOP["output"]
-_ROPE_FACTORS = "rope_freqs.weight"
-"""Not a weight: `config_gguf.py` reads it."""
 
 _MAX_AHEAD_BYTES = 128 << 20
 _CHUNK_ELEMENTS = 1 << 18
 
 
-def hugging_face_name(name: str) -> str | None:
-    """`blk.3.attn_q.weight` → `model.layers.3.self_attn.q_proj.weight`; None if unknown."""
+def hugging_face_name(name: str, in_layer: Mapping[str, str]) -> str | None:
+    """`blk.3.attn_q.weight` → `model.layers.3.self_attn.q_proj.weight`; None if unknown.
+
+    Args:
+        in_layer: names within a layer, `Family.gguf_tensors`.
+    """
     stem, _, suffix = name.rpartition(".")
     if suffix not in ("weight", "bias"):
         return None
@@ -59,12 +50,12 @@ def hugging_face_name(name: str) -> str | None:
         return f"{_TOP[stem]}.{suffix}"
     prefix, _, rest = stem.partition(".")
     layer, _, part = rest.partition(".")
-    if prefix == "blk" and layer.isdecimal() and part in _IN_LAYER:
-        return f"model.layers.{int(layer)}.{_IN_LAYER[part]}.{suffix}"
+    if prefix == "blk" and layer.isdecimal() and part in in_layer:
+        return f"model.layers.{int(layer)}.{in_layer[part]}.{suffix}"
     return None
 
 
-def named_tensors(path: Path) -> dict[str, GGUFTensor]:
+def named_tensors(path: Path, config: ModelConfig) -> dict[str, GGUFTensor]:
     """The directory under Hugging Face names, in the order of the file.
 
     Raises:
@@ -72,10 +63,11 @@ def named_tensors(path: Path) -> dict[str, GGUFTensor]:
         ModelLoadError: a tensor that no supported family has, or a type that cannot be read.
     """
     named = {}
+    in_layer = family_of(config.architecture).gguf_tensors
     for tensor in sorted(read_tensors(path).values(), key=lambda t: t.offset):
-        if tensor.name == _ROPE_FACTORS:
+        if tensor.name == ROPE_DIVISORS:
             continue
-        name = hugging_face_name(tensor.name)
+        name = hugging_face_name(tensor.name, in_layer)
         if name is None:
             raise ModelLoadError(
                 f"{path.name} holds tensor {tensor.name[:80]!r}, which no supported model family "
@@ -93,7 +85,7 @@ def packed_types(path: Path, config: ModelConfig) -> dict[str, GGUFType]:
     known = {int(one) for one in GGUFType}
     types = {
         name.removesuffix(".weight"): GGUFType(int(tensor.type))
-        for name, tensor in named_tensors(path).items()
+        for name, tensor in named_tensors(path, config).items()
         if name.endswith(".weight") and len(tensor.shape) == 2 and int(tensor.type) in known
     }
     embedding = types.pop(_EMBEDDING, None)
@@ -113,7 +105,7 @@ def iter_gguf_weights(
     Memory beyond the tensor in hand: at most `_MAX_AHEAD_BYTES` of converted tensors, or one
     tensor if that is larger, and one chunk per thread.
     """
-    named = named_tensors(path)
+    named = named_tensors(path, config)
     wanted = [
         (name, tensor, name.removesuffix(".weight") in packed) for name, tensor in named.items()
     ]
@@ -206,10 +198,10 @@ def _fp32_bytes(tensor: GGUFTensor) -> int:
 def _rotary_heads(name: str, config: ModelConfig) -> int | None:
     """Heads of a q or k projection that llama.cpp has stored in its own rotary order.
 
-    Its converter reorders the rows of Llama and Mistral models, so that the two halves of a rotated
-    pair lie side by side; Qwen's stay as they are.
+    Its converter reorders the rows of some families, so that the two halves of a rotated pair lie
+    side by side.
     """
-    if not config.architecture.startswith(("Llama", "Mistral")):
+    if not family_of(config.architecture).gguf_pairs_rows:
         return None
     if ".q_proj." in name:
         return config.num_attention_heads

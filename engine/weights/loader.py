@@ -57,10 +57,10 @@ def iter_weights(
     return iter_folder_weights(checkpoint.path, config)
 
 
-def weight_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+def weight_shapes(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every weight by Hugging Face name, from the headers alone."""
     if checkpoint.kind == "gguf":
-        return {name: tensor.shape for name, tensor in named_tensors(checkpoint.path).items()}
-    config = load_model_config(checkpoint)
+        tensors = named_tensors(checkpoint.path, config)
+        return {name: tensor.shape for name, tensor in tensors.items()}
     shapes = folder_shapes(checkpoint.path)
     return {name: s for name, s in shapes.items() if not is_redundant(name, config)}

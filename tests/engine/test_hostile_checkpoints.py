@@ -75,8 +75,7 @@ def read_all(folder: Path) -> None:
     checkpoint = resolve_source(
         str(folder), cache_dir=folder, on_progress=lambda fraction, line: None, offline=True
     )
-    load_model_config(checkpoint)
-    weight_shapes(checkpoint)
+    weight_shapes(checkpoint, load_model_config(checkpoint))
     tokenizer = load_tokenizer(checkpoint.path)
     tokenizer.decode(tokenizer.encode("Hello there"))
     if tokenizer.chat_template is not None:

@@ -15,9 +15,8 @@ for name in {FOREIGN}:
     sys.modules[name] = None  # importing it raises ImportError
 import engine.llm.executor
 import kernels
-from engine.models.registry import FAMILIES, family_of
-for name in FAMILIES:
-    family_of(name)
+from engine.models.registry import families
+families()
 """
     done = subprocess.run(
         [sys.executable, "-c", source],

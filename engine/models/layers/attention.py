@@ -2,7 +2,6 @@
 
 from torch import Tensor, nn
 
-from engine.models.config import ModelConfig
 from engine.models.forward_context import ForwardContext
 from engine.models.layers.parallel import TensorParallel
 from engine.models.layers.rotary import Rotation
@@ -13,17 +12,38 @@ class PagedAttention(nn.Module):
     """Rotates the heads, stores the new keys and values, then attends to everything cached.
 
     Has no weights.
+
+    Args:
+        layer: whose cache it is.
+        num_heads, num_kv_heads: of the model; those of one key/value head stay together.
+        scale: factor of the scores.
+        window: positions each query looks back at, itself included; None is all.
+        soft_cap: bends the scores, see `kernels.paged_attention`; None leaves them.
+        norm_eps: of the norms whose weights `forward` gets.
     """
 
-    def __init__(self, config: ModelConfig, layer: int, parallel: TensorParallel) -> None:
+    def __init__(
+        self,
+        layer: int,
+        parallel: TensorParallel,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        scale: float,
+        window: int | None = None,
+        soft_cap: float | None = None,
+        norm_eps: float = 0.0,
+    ) -> None:
         super().__init__()
         self.layer = layer
-        self.num_heads = parallel.share(config.num_attention_heads, "attention heads")
-        self.num_kv_heads = parallel.share(config.num_key_value_heads, "key/value heads")
-        self.head_dim = config.head_dim
-        self.eps = config.rms_norm_eps
-        self.scale = config.head_dim**-0.5
-        self.window = layer_window(config, layer)
+        self.num_heads = parallel.share(num_heads, "attention heads")
+        self.num_kv_heads = parallel.share(num_kv_heads, "key/value heads")
+        self.head_dim = head_dim
+        self.scale = scale
+        self.window = window
+        self.soft_cap = soft_cap
+        self.norm_eps = norm_eps
 
     def forward(
         self,
@@ -48,16 +68,11 @@ class PagedAttention(nn.Module):
             num_heads=self.num_heads,
             q_norm=q_norm,
             k_norm=k_norm,
-            eps=self.eps,
+            eps=self.norm_eps,
         )
         q = heads.narrow(1, 0, self.num_heads)
-        return paged_attention(q, cache, ctx.batch, scale=self.scale, window=self.window)
+        return paged_attention(
+            q, cache, ctx.batch, scale=self.scale, window=self.window, soft_cap=self.soft_cap
+        )
 
     __call__ = forward
-
-
-def layer_window(config: ModelConfig, layer: int) -> int | None:
-    """How far a layer looks back; None is to the start."""
-    if config.layer_types is None or config.layer_types[layer] == "sliding_attention":
-        return config.sliding_window
-    return None

@@ -9,21 +9,29 @@ from engine.models.layers.weight_slots import WeightOptions, WeightOwner, Weight
 
 
 class TokenEmbedding(nn.Module, WeightOwner):
-    """[V, C]; on every rank whole."""
+    """[V, C]; on every rank whole.
+
+    Args:
+        scale: factor of what is looked up, rounded to the weights' dtype.
+    """
 
     weight: Tensor
 
-    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+    def __init__(self, vocab_size: int, hidden_size: int, *, scale: float = 1.0) -> None:
         super().__init__()
         self.shape = (vocab_size, hidden_size)
+        self._scale = scale
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """[T] int64 → [T, C], new memory."""
-        return F.embedding(token_ids, self.weight)
+        rows = F.embedding(token_ids, self.weight)
+        return rows if self._scale == 1.0 else rows.mul_(self._scale)
 
     __call__ = forward
 
     def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
+        self._scale = torch.tensor(self._scale).to(options.dtype).item()
+
         def load(tensor: Tensor) -> None:
             self.weight = torch.empty(self.shape, dtype=options.dtype, device=options.device)
             self.weight.copy_(tensor)
@@ -37,11 +45,17 @@ class LmHead(nn.Module, WeightOwner):
     On a CPU that packs weights, a tied head keeps its own packed copy beside the embedding: a
     lookup needs plain rows, and plain rows multiply at two thirds of the speed. A method whose
     weights come packed asks the checkpoint for them a second time.
+
+    Args:
+        soft_cap: c bends each logit x to c·tanh(x / c); None leaves them as they are.
     """
 
-    def __init__(self, embedding: TokenEmbedding, *, tied: bool) -> None:
+    def __init__(
+        self, embedding: TokenEmbedding, *, tied: bool, soft_cap: float | None = None
+    ) -> None:
         super().__init__()
         self.shape = embedding.shape
+        self._soft_cap = soft_cap
         # In a tuple so that the embedding does not become a submodule twice.
         self._tied: tuple[TokenEmbedding, ...] = (embedding,) if tied else ()
         self._method: LinearMethod
@@ -49,7 +63,10 @@ class LmHead(nn.Module, WeightOwner):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[R, C] → [R, V], logits in fp32."""
-        return self._method.apply_in_fp32(self._part, hidden)
+        logits = self._method.apply_in_fp32(self._part, hidden)
+        if self._soft_cap is not None:
+            logits.div_(self._soft_cap).tanh_().mul_(self._soft_cap)
+        return logits
 
     __call__ = forward
 

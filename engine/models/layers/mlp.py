@@ -3,7 +3,6 @@
 from torch import Tensor, nn
 
 from engine.errors import UnsupportedArchitecture
-from engine.models.config import ModelConfig
 from engine.models.forward_context import ForwardContext
 from engine.models.layers.linear import Linear, Shard
 from kernels import gelu_mul, silu_mul
@@ -18,17 +17,23 @@ _GATES = {
 
 
 class GatedMlp(nn.Module):
-    """`down(act(gate(x)) * up(x))`."""
+    """`down(act(gate(x)) * up(x))`.
 
-    def __init__(self, config: ModelConfig, *, bias: bool = False) -> None:
+    Args:
+        hidden, inner: sizes of what goes in and comes out, and of what lies between.
+        act: the activation, by Hugging Face's name.
+
+    Raises:
+        UnsupportedArchitecture: an activation that is not known here.
+    """
+
+    def __init__(self, hidden: int, inner: int, act: str, *, bias: bool = False) -> None:
         super().__init__()
-        if config.hidden_act not in _GATES:
+        if act not in _GATES:
             raise UnsupportedArchitecture(
-                f"{config.architecture} with hidden_act {config.hidden_act!r} is not supported; "
-                f"supported are {', '.join(_GATES)}"
+                f"hidden_act {act!r} is not supported; supported are {', '.join(_GATES)}"
             )
-        self._gate = _GATES[config.hidden_act]
-        hidden, inner = config.hidden_size, config.intermediate_size
+        self._gate = _GATES[act]
         self.gate_up_proj = Linear(
             hidden,
             (Shard("gate_proj", inner), Shard("up_proj", inner)),

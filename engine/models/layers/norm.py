@@ -8,14 +8,19 @@ from kernels import add_rms_norm, rms_norm
 
 
 class RmsNorm(nn.Module, WeightOwner):
-    """Over the last dimension, of `size` elements."""
+    """Over the last dimension, of `size` elements.
+
+    Args:
+        offset: added to the checkpoint's weights: some families keep them minus 1.
+    """
 
     weight: Tensor
 
-    def __init__(self, size: int, eps: float) -> None:
+    def __init__(self, size: int, eps: float, *, offset: float = 0.0) -> None:
         super().__init__()
         self.size = size
         self.eps = eps
+        self.offset = offset
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., C] → [..., C], contiguous."""
@@ -29,10 +34,13 @@ class RmsNorm(nn.Module, WeightOwner):
 
     def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
         # On a CPU in fp32, as the kernel computes: other dtypes would be converted in every call.
-        dtype = torch.float32 if options.device.type == "cpu" else options.dtype
+        # With an offset everywhere: a sum of 16 bits would lose the last bits of its small part.
+        is_fp32 = options.device.type == "cpu" or self.offset != 0.0
+        dtype = torch.float32 if is_fp32 else options.dtype
         self.weight = torch.empty(self.size, dtype=dtype, device=options.device)
-        return {f"{path}.weight": WeightSlot((self.size,), lambda t: _fill(self.weight, t))}
+        return {f"{path}.weight": WeightSlot((self.size,), self._fill)}
 
-
-def _fill(weight: Tensor, tensor: Tensor) -> None:
-    weight.copy_(tensor)
+    def _fill(self, tensor: Tensor) -> None:
+        self.weight.copy_(tensor)
+        if self.offset:
+            self.weight += self.offset

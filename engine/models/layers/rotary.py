@@ -1,24 +1,38 @@
 """Rotary angles with Hugging Face's scaling schemes.
 
-`inv_freq` functions take `ModelConfig` and return ([D/2] fp32, factor of cosine and sine); they are
+`inv_freq` functions take a `Rope` and return ([D/2] fp32, factor of cosine and sine); they are
 rows of one table by `rope_type`.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from engine.errors import ModelLoadError, UnsupportedArchitecture
-from engine.models.config import ModelConfig
 from kernels.native_recording import computed_once
 
 Frequencies = tuple[Tensor, float]
 
 CHUNK = 1024
 """Positions that the table grows by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """How heads turn with their position."""
+
+    dim: int
+    """Elements of a head, all of which turn."""
+    theta: float
+    """The base of the wavelengths."""
+    max_positions: int
+    """The length that the model can use."""
+    scaling: dict[str, Any] | None = None
+    """Hugging Face's dictionary; None is plain."""
 
 
 class Rotation(NamedTuple):
@@ -36,11 +50,11 @@ class RotaryTable:
     Grows by whole chunks, so that the bits of a position never depend on what shares a step.
     """
 
-    def __init__(self, config: ModelConfig, device: torch.device) -> None:
-        self._config = config
-        scheme = rope_type(config)
+    def __init__(self, rope: Rope, device: torch.device) -> None:
+        self._rope = rope
+        scheme = rope_type(rope)
         self._dynamic = scheme == "dynamic"
-        inv_freq, self._factor = _SCHEMES[scheme](config)
+        inv_freq, self._factor = _SCHEMES[scheme](rope)
         self._inv_freq = inv_freq.to(device)
         self._cos_sin = torch.empty(0, 2 * len(inv_freq), device=device)
         self._outgrown: list[Tensor] = []
@@ -48,7 +62,7 @@ class RotaryTable:
         self._num_positions = 0
         if device.type != "cpu":
             # Another thread records steps there, and may not make the table grow.
-            self._reach(config.max_position_embeddings)
+            self._reach(rope.max_positions)
 
     def at(self, positions: Tensor, longest: int) -> Rotation:
         """The rotation of rows at [T] positions below `longest`, which the host must know.
@@ -80,26 +94,25 @@ class RotaryTable:
         """Dynamic NTK: a position past the trained length stretches the base as if the text ended
         there. That is what transformers does while it decodes; unlike its prefill it does not
         depend on how a prompt is cut into chunks, so cached keys stay valid."""
-        config, dim = self._config, self._config.head_dim
-        trained = config.max_position_embeddings
-        factor = _scaling(config, "factor")
+        rope, dim = self._rope, self._rope.dim
+        trained = rope.max_positions
+        factor = _scaling(rope, "factor")
         stretch = factor * (at + 1).clamp(min=trained) / trained - (factor - 1)
-        base = config.rope_theta * stretch ** (dim / (dim - 2))
+        base = rope.theta * stretch ** (dim / (dim - 2))
         return 1.0 / base ** _exponents(dim).to(at.device)
 
 
-def rope_type(config: ModelConfig) -> str:
+def rope_type(rope: Rope) -> str:
     """The scaling scheme's name.
 
     Raises:
         UnsupportedArchitecture: unknown here.
     """
-    scaling = config.rope_scaling or {}
+    scaling = rope.scaling or {}
     name = str(scaling.get("rope_type") or scaling.get("type") or "default")
     if name not in _SCHEMES:
         raise UnsupportedArchitecture(
-            f"rope_type {name!r} of {config.architecture} is not supported; supported are "
-            f"{', '.join(_SCHEMES)}"
+            f"rope_type {name!r} is not supported; supported are {', '.join(_SCHEMES)}"
         )
     return name
 
@@ -108,38 +121,38 @@ def _exponents(dim: int) -> Tensor:
     return torch.arange(0, dim, 2, dtype=torch.float32) / dim
 
 
-def _default(config: ModelConfig) -> Frequencies:
+def _default(rope: Rope) -> Frequencies:
     """Su et al. 2021, arXiv:2104.09864, equation 15."""
-    return 1.0 / config.rope_theta ** _exponents(config.head_dim), 1.0
+    return 1.0 / rope.theta ** _exponents(rope.dim), 1.0
 
 
-def _linear(config: ModelConfig) -> Frequencies:
+def _linear(rope: Rope) -> Frequencies:
     """Position interpolation, Chen et al. 2023, arXiv:2306.15595."""
-    inv_freq, factor = _default(config)
-    return inv_freq / _scaling(config, "factor"), factor
+    inv_freq, factor = _default(rope)
+    return inv_freq / _scaling(rope, "factor"), factor
 
 
-def _llama3(config: ModelConfig) -> Frequencies:
+def _llama3(rope: Rope) -> Frequencies:
     """Llama 3.1: long waves are stretched, short ones kept, those between blended."""
-    inv_freq, _ = _default(config)
-    factor = _scaling(config, "factor")
-    low, high = _scaling(config, "low_freq_factor"), _scaling(config, "high_freq_factor")
-    trained = _scaling(config, "original_max_position_embeddings")
+    inv_freq, _ = _default(rope)
+    factor = _scaling(rope, "factor")
+    low, high = _scaling(rope, "low_freq_factor"), _scaling(rope, "high_freq_factor")
+    trained = _scaling(rope, "original_max_position_embeddings")
     wavelength = 2 * math.pi / inv_freq
     blend = ((trained / wavelength - low) / (high - low)).clamp(0.0, 1.0)
     return (1 - blend) * inv_freq / factor + blend * inv_freq, 1.0
 
 
-def _yarn(config: ModelConfig) -> Frequencies:
+def _yarn(rope: Rope) -> Frequencies:
     """YaRN, Peng et al. 2023, arXiv:2309.00071, section 3.2, with the temperature of 3.4."""
-    scaling, dim = config.rope_scaling or {}, config.head_dim
-    trained = _scaling(config, "original_max_position_embeddings")
-    factor = scaling.get("factor") or config.max_position_embeddings / trained
+    scaling, dim = rope.scaling or {}, rope.dim
+    trained = _scaling(rope, "original_max_position_embeddings")
+    factor = scaling.get("factor") or rope.max_positions / trained
 
     def dimension_of(rotations: float) -> float:
         """The dimension that turns this often within the trained length."""
         turns = trained / (rotations * 2 * math.pi)
-        return dim * math.log(turns) / (2 * math.log(config.rope_theta))
+        return dim * math.log(turns) / (2 * math.log(rope.theta))
 
     first = dimension_of(scaling.get("beta_fast") or 32)
     last = dimension_of(scaling.get("beta_slow") or 1)
@@ -148,7 +161,7 @@ def _yarn(config: ModelConfig) -> Frequencies:
     first, last = max(first, 0), min(last, dim - 1)
     width = max(last - first, 0.001)
     stretched = ((torch.arange(dim // 2, dtype=torch.float32) - first) / width).clamp(0.0, 1.0)
-    inv_freq, _ = _default(config)
+    inv_freq, _ = _default(rope)
     return inv_freq / factor * stretched + inv_freq * (1 - stretched), _yarn_factor(scaling, factor)
 
 
@@ -167,14 +180,14 @@ def _yarn_factor(scaling: dict[str, Any], factor: float) -> float:
     return magnitude(1.0)
 
 
-def _scaling(config: ModelConfig, key: str) -> float:
-    value = (config.rope_scaling or {}).get(key)
+def _scaling(rope: Rope, key: str) -> float:
+    value = (rope.scaling or {}).get(key)
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise ModelLoadError(f"rope_scaling of {config.architecture} needs a number {key!r}")
+        raise ModelLoadError(f"rope_scaling needs a number {key!r}")
     return float(value)
 
 
-_SCHEMES: dict[str, Callable[[ModelConfig], Frequencies]] = {
+_SCHEMES: dict[str, Callable[[Rope], Frequencies]] = {
     "default": _default,
     "linear": _linear,
     "dynamic": _default,

@@ -47,7 +47,9 @@ ODD = replace(
     head_dim=10,
 )
 QWEN = replace(LLAMA, architecture="Qwen3ForCausalLM", num_attention_heads=8, num_key_value_heads=2)
-WINDOWED = replace(LLAMA, architecture="MistralForCausalLM", sliding_window=600)
+WINDOWED = replace(
+    LLAMA, architecture="MistralForCausalLM", windows=(600,) * LLAMA.num_hidden_layers
+)
 MODELS = {"llama": LLAMA, "odd": ODD, "qwen3": QWEN, "windowed": WINDOWED}
 CONFIG = ResolvedConfig(
     device="cuda",

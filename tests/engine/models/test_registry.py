@@ -1,11 +1,19 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_pairs import SIZES
 
 from engine.errors import ModelLoadError, UnsupportedArchitecture
-from engine.models.causal_lm import CausalLM
+from engine.models import registry
 from engine.models.config import ModelConfig
-from engine.models.registry import FAMILIES, create_model, family_of
+from engine.models.registry import (
+    create_model,
+    families,
+    family_of,
+    family_of_gguf,
+    family_of_model_type,
+)
 
 FIELDS = {k: v for k, v in SIZES.items() if k not in ("initializer_range", "attn_implementation")}
 
@@ -14,9 +22,19 @@ def make_config(**overrides):
     return ModelConfig(**({"architecture": "LlamaForCausalLM"} | FIELDS | overrides))
 
 
-@pytest.mark.parametrize("architecture", FAMILIES)
-def test_every_family_imports(architecture):
-    assert issubclass(family_of(architecture), CausalLM)
+@pytest.mark.parametrize("architecture", families())
+def test_a_family_is_found_by_each_of_its_names(architecture):
+    family = family_of(architecture)
+    assert family.architecture == architecture
+    assert family_of_model_type(family.model_type) is family
+    assert (family.gguf is None) == (family.read_gguf is None)
+    assert family.gguf is None or family_of_gguf(family.gguf) is family
+
+
+def test_a_name_of_two_families_is_noticed():
+    family = family_of("LlamaForCausalLM")
+    with pytest.raises(ValueError, match="two families are called 'llama'"):
+        registry._by_name([("llama", family), ("llama", replace(family, architecture="X"))])
 
 
 @pytest.mark.parametrize(
@@ -37,7 +55,7 @@ def test_unknown_architecture_names_the_nearest(architecture, nearest):
 def test_unlike_anything_lists_all(architecture):
     with pytest.raises(UnsupportedArchitecture) as caught:
         family_of(architecture)
-    assert all(name in caught.value.message for name in FAMILIES)
+    assert all(name in caught.value.message for name in families())
 
 
 @pytest.mark.parametrize(
@@ -45,7 +63,7 @@ def test_unlike_anything_lists_all(architecture):
     [
         ({"num_key_value_heads": 4}, "6 attention heads cannot share 4"),
         ({"head_dim": 15}, "head_dim 15 is odd"),
-        ({"layer_types": ("full_attention",)}, "names 1 layers; num_hidden_layers is 2"),
+        ({"windows": (None,)}, "windows are given for 1 layers; num_hidden_layers is 2"),
     ],
 )
 def test_contradicting_sizes_are_refused(overrides, message):

@@ -1,7 +1,6 @@
 """Rotary angles against transformers', scheme by scheme."""
 
 import random
-from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +9,8 @@ from tiny_pairs import PagedTexts, config_of, create_pair
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from engine.errors import ModelLoadError, UnsupportedArchitecture
-from engine.models.layers.rotary import CHUNK, RotaryTable
+from engine.models.decoder import rope_of
+from engine.models.layers.rotary import CHUNK, Rope, RotaryTable
 
 CPU = torch.device("cpu")
 SCALINGS = {
@@ -72,7 +72,7 @@ def test_angles_equal_transformers(scaling, head_dim):
     hf_config = make_config(scaling, head_dim)
     positions = torch.tensor([0, 1, 2, 77, 500, 1023])
     their_cos, their_sin = LlamaRotaryEmbedding(hf_config)(torch.zeros(1), positions[None])
-    ours = table_of(config_of("Llama", hf_config))
+    ours = table_of(rope_of(config_of("Llama", hf_config)))
     assert ours.shape[1] == head_dim
     cos, sin = ours[positions].chunk(2, -1)
     torch.testing.assert_close(cos.repeat(1, 2), their_cos[0], rtol=1e-4, atol=1e-4)
@@ -81,10 +81,10 @@ def test_angles_equal_transformers(scaling, head_dim):
 
 @pytest.mark.parametrize("scaling", ["default", "dynamic", "yarn"])
 def test_the_bits_of_a_position_do_not_depend_on_how_the_table_grew(scaling):
-    config = config_of("Llama", make_config(SCALINGS[scaling]))
+    rope = rope_of(config_of("Llama", make_config(SCALINGS[scaling])))
     longest = 5 * CHUNK
-    at_once = table_of(config, longest)
-    table = RotaryTable(config, CPU)
+    at_once = table_of(rope, longest)
+    table = RotaryTable(rope, CPU)
     grown_to = 0
     while grown_to < longest:
         grown_to = min(grown_to + random.randrange(1, 2 * CHUNK), longest)
@@ -93,7 +93,7 @@ def test_the_bits_of_a_position_do_not_depend_on_how_the_table_grew(scaling):
 
 
 def test_a_table_that_is_long_enough_stays_where_it_is():
-    table = RotaryTable(config_of("Llama", make_config(SCALINGS["default"])), CPU)
+    table = RotaryTable(rope_of(config_of("Llama", make_config(SCALINGS["default"]))), CPU)
     positions = torch.tensor([3])
     first = table.at(positions, 3 * CHUNK).cos_sin.data_ptr()
     assert table.at(positions, 1).cos_sin.data_ptr() == first
@@ -101,9 +101,9 @@ def test_a_table_that_is_long_enough_stays_where_it_is():
 
 
 def test_off_the_cpu_a_table_is_made_whole():
-    config = replace(create_pair("Llama", 3)[2], max_position_embeddings=3 * CHUNK + 1)
+    rope = Rope(16, 10000.0, 3 * CHUNK + 1)
     meta = torch.device("meta")
-    table = RotaryTable(config, meta)
+    table = RotaryTable(rope, meta)
     before = table._cos_sin
     rotation = table.at(torch.zeros(1, dtype=torch.int64, device=meta), 3 * CHUNK + 1)
     assert rotation.cos_sin is before
@@ -134,30 +134,27 @@ def test_dynamic_scaling_past_the_trained_length_decodes_as_transformers_does():
 
 
 def test_unknown_scheme_is_named_with_the_known_ones():
-    config = config_of("Llama", make_config({"rope_type": "default"}))
     with pytest.raises(UnsupportedArchitecture, match=r"'longrope'.*default, linear.*yarn"):
-        RotaryTable(with_scaling(config, {"rope_type": "longrope"}), CPU)
+        RotaryTable(with_scaling({"rope_type": "longrope"}), CPU)
 
 
 @pytest.mark.parametrize("factor", [None, "8", True])
 def test_scheme_without_its_numbers_is_refused(factor):
-    config = config_of("Llama", make_config({"rope_type": "default"}))
     scaling = {"rope_type": "linear", "factor": factor}
     with pytest.raises(ModelLoadError, match="needs a number 'factor'"):
-        RotaryTable(with_scaling(config, scaling), CPU)
+        RotaryTable(with_scaling(scaling), CPU)
 
 
 def test_old_configurations_say_type():
-    config = config_of("Llama", make_config({"rope_type": "default"}))
-    old = with_scaling(config, {"type": "linear", "factor": 2.0})
-    new = with_scaling(config, {"rope_type": "linear", "factor": 2.0})
+    old = with_scaling({"type": "linear", "factor": 2.0})
+    new = with_scaling({"rope_type": "linear", "factor": 2.0})
     torch.testing.assert_close(table_of(old), table_of(new))
 
 
-def table_of(config, longest=1024):
-    table = RotaryTable(config, CPU).at(torch.arange(longest), longest)
+def table_of(rope, longest=1024):
+    table = RotaryTable(rope, CPU).at(torch.arange(longest), longest)
     return table.cos_sin[:longest]
 
 
-def with_scaling(config, scaling):
-    return replace(config, rope_scaling=scaling)
+def with_scaling(scaling):
+    return Rope(64, 10000.0, 1024, scaling)

@@ -13,7 +13,8 @@ from engine.llm.kv_storage import KvStorage
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.forward_context import ForwardContext
-from engine.models.registry import create_model
+from engine.models.metadata_keys import MetadataKeys
+from engine.models.registry import create_model, family_of
 
 CPU = torch.device("cpu")
 SIZES: dict[str, Any] = {
@@ -32,30 +33,9 @@ SIZES: dict[str, Any] = {
 
 
 def config_of(family: str, hf: Any) -> ModelConfig:
-    """The fields that our families read, from a Hugging Face configuration."""
-    rope = dict(hf.rope_parameters or {})
-    theta = rope.pop("rope_theta", 10000.0)
-    is_sliding = getattr(hf, "use_sliding_window", True)
-    return ModelConfig(
-        architecture=f"{family}ForCausalLM",
-        vocab_size=hf.vocab_size,
-        hidden_size=hf.hidden_size,
-        intermediate_size=hf.intermediate_size,
-        num_hidden_layers=hf.num_hidden_layers,
-        num_attention_heads=hf.num_attention_heads,
-        num_key_value_heads=hf.num_key_value_heads,
-        head_dim=hf.head_dim,
-        rms_norm_eps=hf.rms_norm_eps,
-        max_position_embeddings=hf.max_position_embeddings,
-        rope_theta=theta,
-        rope_scaling=rope if rope.get("rope_type", "default") != "default" else None,
-        tie_word_embeddings=hf.tie_word_embeddings,
-        attention_bias=getattr(hf, "attention_bias", False),
-        mlp_bias=getattr(hf, "mlp_bias", False),
-        hidden_act=hf.hidden_act,
-        sliding_window=getattr(hf, "sliding_window", None) if is_sliding else None,
-        layer_types=tuple(types) if (types := getattr(hf, "layer_types", None)) else None,
-    )
+    """What our family reads in a Hugging Face configuration."""
+    keys = MetadataKeys(hf.to_dict(), "config.json")
+    return family_of(f"{family}ForCausalLM").read_json(keys)
 
 
 def create_pair(family: str, seed: int, **overrides: Any) -> tuple[CausalLM, Any, ModelConfig]:

@@ -83,9 +83,9 @@ def test_reads_what_transformers_5_writes(
     expected = {k: v for k, v in theirs.rope_parameters.items() if k != "rope_theta"}
     assert ours.rope_scaling == (None if expected["rope_type"] == "default" else expected)
     window = None if model_type == "llama" else theirs.sliding_window
-    assert ours.sliding_window == window
-    if window is not None and model_type.startswith("qwen"):
-        assert ours.layer_types == tuple(theirs.layer_types)
+    types = getattr(theirs, "layer_types", None) or ["sliding_attention"] * 4
+    expected_windows = [window if entry == "sliding_attention" else None for entry in types]
+    assert list(ours.layer_windows) == expected_windows
 
 
 def test_reads_what_transformers_4_wrote(tmp_path: Path) -> None:
@@ -123,8 +123,8 @@ def test_yarn_extends_the_length(tmp_path: Path) -> None:
 def test_qwens_old_sliding_layers(tmp_path: Path) -> None:
     options = {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 64, "max_window_layers": 3}
     config = read(tmp_path, use_sliding_window=True, **options)
-    assert config.layer_types == ("full_attention",) * 3 + ("sliding_attention",)
-    assert read(tmp_path, **options).sliding_window is None
+    assert config.windows == (None, None, None, 64)
+    assert read(tmp_path, **options).windows == ()
 
 
 def test_generation_defaults_and_the_tokens_that_end(tmp_path: Path) -> None:

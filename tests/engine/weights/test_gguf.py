@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from engine.errors import ModelLoadError
 from engine.models.config import ModelConfig
+from engine.models.gguf_keys import LAYER_TENSORS
 from engine.models.quantization import num_bytes
 from engine.weights import gguf as reader
 from engine.weights.gguf_tensors import read_tensors
@@ -54,7 +55,7 @@ def test_gives_back_what_the_converter_was_given(
     for name, tensor in theirs.items():
         assert torch.equal(ours[name], tensor), name
     assert config.tie_word_embeddings == options.get("tie_word_embeddings", False)
-    assert num_bytes(weight_shapes(checkpoint), {}, 2) == 2 * sum(
+    assert num_bytes(weight_shapes(checkpoint, load_model_config(checkpoint)), {}, 2) == 2 * sum(
         tensor.numel() for tensor in theirs.values()
     )
 
@@ -181,10 +182,13 @@ def test_a_consumer_that_stops_early_leaves_no_threads(tmp_path: Path) -> None:
 
 
 def test_names() -> None:
-    assert reader.hugging_face_name("blk.12.attn_q.bias") == "model.layers.12.self_attn.q_proj.bias"
-    assert reader.hugging_face_name("output.weight") == "lm_head.weight"
+    assert (
+        reader.hugging_face_name("blk.12.attn_q.bias", LAYER_TENSORS)
+        == "model.layers.12.self_attn.q_proj.bias"
+    )
+    assert reader.hugging_face_name("output.weight", LAYER_TENSORS) == "lm_head.weight"
     for name in ("blk.x.attn_q.weight", "blk.1.attn_q", "blk.1.ffn_up_exps.weight", "weight", ""):
-        assert reader.hugging_face_name(name) is None
+        assert reader.hugging_face_name(name, LAYER_TENSORS) is None
 
 
 def test_the_directory_agrees_with_the_library(make_gguf: Any, tiny_llama: Any) -> None:

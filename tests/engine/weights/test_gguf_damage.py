@@ -52,7 +52,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def load(path: Path) -> None:
     checkpoint = Checkpoint("gguf", path, "damaged")
     config = load_model_config(checkpoint)
-    weight_shapes(checkpoint)
+    weight_shapes(checkpoint, config)
     for _, tensor in iter_weights(checkpoint, config):
         tensor.sum()
 

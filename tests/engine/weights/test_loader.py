@@ -39,9 +39,9 @@ def test_smollm2_equals_transformers_tensor_by_tensor(
     assert config.rope_theta == their_config.rope_parameters["rope_theta"]
     # The file states one end; its other one is known by name.
     assert config.eos_token_ids == (their_config.eos_token_id, 0)
-    assert num_bytes(weight_shapes(smollm2_checkpoint), {}, 2) == 2 * sum(
-        t.numel() for t in theirs.values()
-    )
+    assert num_bytes(
+        weight_shapes(smollm2_checkpoint, load_model_config(smollm2_checkpoint)), {}, 2
+    ) == 2 * sum(t.numel() for t in theirs.values())
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
@@ -55,4 +55,6 @@ def test_folder_and_gguf_give_the_same_model(
     left, right = dict(iter_weights(in_folder, config)), dict(iter_weights(in_gguf, config))
     assert left.keys() == right.keys()
     assert all(torch.equal(left[name], right[name]) for name in left)
-    assert num_bytes(weight_shapes(in_folder), {}, 2) == num_bytes(weight_shapes(in_gguf), {}, 2)
+    assert num_bytes(weight_shapes(in_folder, load_model_config(in_folder)), {}, 2) == num_bytes(
+        weight_shapes(in_gguf, load_model_config(in_gguf)), {}, 2
+    )

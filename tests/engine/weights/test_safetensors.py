@@ -45,7 +45,7 @@ def test_yields_every_tensor_of_a_folder(dtype: str, tiny_qwen3: Any) -> None:
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert all(tensor.dtype == getattr(torch, dtype) for tensor in ours.values())
-    assert num_bytes(weight_shapes(checkpoint), {}, 2) == 2 * sum(
+    assert num_bytes(weight_shapes(checkpoint, load_model_config(checkpoint)), {}, 2) == 2 * sum(
         tensor.numel() for tensor in theirs.values()
     )
 
@@ -63,7 +63,9 @@ def test_yields_every_tensor_of_a_sharded_model(tiny_llama: Any, tmp_path: Path)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     whole = Checkpoint("folder", folder, "tiny")
-    assert num_bytes(weight_shapes(checkpoint), {}, 2) == num_bytes(weight_shapes(whole), {}, 2)
+    assert num_bytes(weight_shapes(checkpoint, load_model_config(checkpoint)), {}, 2) == num_bytes(
+        weight_shapes(whole, load_model_config(whole)), {}, 2
+    )
 
 
 def test_the_index_decides_between_copies(config: Any, tmp_path: Path) -> None:

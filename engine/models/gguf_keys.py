@@ -1,0 +1,187 @@
+"""Keys and tensors of GGUF files that several families read in the same way."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.errors import MissingWeight, ModelLoadError
+from engine.models.config import MAX_LAYERS
+from engine.models.metadata_keys import MetadataKeys
+from engine.models.rope_keys import (
+    MAX_POSITIONS,
+    extended_length,
+    normalise_rope_scaling,
+    rope_base,
+)
+
+ROPE_DIVISORS = "rope_freqs.weight"
+"""No weight, but what each rotary frequency is divided by."""
+LAYER_TENSORS = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+"""What most families' layers have: GGUF's name → Hugging Face's."""
+
+
+class GgufKeys(MetadataKeys):
+    """A file's metadata, with what its tensors say of the model.
+
+    Args:
+        values: metadata by key.
+        source: the file's name.
+        shapes: of the tensors, by GGUF name.
+        rope_divisors: the file's `ROPE_DIVISORS`, [D/2] fp32, if it has them.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        source: str,
+        shapes: Mapping[str, tuple[int, ...]],
+        rope_divisors: NDArray[np.float32] | None = None,
+    ) -> None:
+        super().__init__(values, source)
+        self.architecture: str = self.text("general.architecture")
+        self.shapes = shapes
+        self.rope_divisors = rope_divisors
+
+    def own(self, name: str) -> str:
+        """The full name of one of the architecture's keys."""
+        return f"{self.architecture}.{name}"
+
+
+def size_fields(keys: GgufKeys) -> dict[str, Any]:
+    """Fields of `ModelConfig` that are sizes."""
+    own = keys.own
+    num_heads = keys.integer(own("attention.head_count"))
+    return {
+        "vocab_size": _vocab_size(keys),
+        "hidden_size": keys.integer(own("embedding_length")),
+        "intermediate_size": keys.integer(own("feed_forward_length")),
+        "num_hidden_layers": keys.integer(own("block_count"), high=MAX_LAYERS),
+        "num_attention_heads": num_heads,
+        "num_key_value_heads": _num_kv_heads(keys, num_heads),
+        "head_dim": _head_dim(keys, num_heads),
+        "rms_norm_eps": keys.number(own("attention.layer_norm_rms_epsilon")),
+        "tie_word_embeddings": "output.weight" not in keys.shapes,
+    }
+
+
+def rope_fields(keys: GgufKeys) -> dict[str, Any]:
+    """Fields of `ModelConfig` about positions."""
+    trained = keys.integer(keys.own("context_length"), high=MAX_POSITIONS)
+    theta = rope_base(keys, keys.own("rope.freq_base"))
+    scaling = _rope_scaling(keys, trained)
+    if keys.rope_divisors is not None:
+        head_dim = _head_dim(keys, keys.integer(keys.own("attention.head_count")))
+        scaling = _llama3_scaling(keys, keys.rope_divisors, theta, head_dim)
+    return {
+        "rope_theta": theta,
+        "rope_scaling": scaling,
+        "max_position_embeddings": extended_length(trained, scaling),
+    }
+
+
+def bias_fields(keys: GgufKeys) -> dict[str, Any]:
+    """Fields of `ModelConfig` that say which linear layers have biases."""
+    return {
+        "attention_bias": "blk.0.attn_q.bias" in keys.shapes,
+        "mlp_bias": "blk.0.ffn_up.bias" in keys.shapes,
+    }
+
+
+def layer_windows(keys: GgufKeys) -> tuple[int | None, ...]:
+    """`ModelConfig.windows` of a family whose layers all look back as far."""
+    window = keys.integer(keys.own("attention.sliding_window"), None)
+    num_layers: int = keys.integer(keys.own("block_count"), high=MAX_LAYERS)
+    return () if window is None else (window,) * num_layers
+
+
+def _vocab_size(keys: GgufKeys) -> int:
+    """Rows of the embedding. The token list may be shorter: some models pad."""
+    shape = keys.shapes.get("token_embd.weight")
+    if shape is None:
+        raise MissingWeight("the GGUF file has no token_embd.weight; it holds no whole model")
+    return shape[0]
+
+
+def _num_kv_heads(keys: GgufKeys, num_heads: int) -> int:
+    key = keys.own("attention.head_count_kv")
+    num_kv_heads: int = keys.integer(key, num_heads)
+    if num_heads % num_kv_heads:
+        raise keys.nonsense(key, f"a divisor of the number of heads, which is {num_heads}")
+    return num_kv_heads
+
+
+def _head_dim(keys: GgufKeys, num_heads: int) -> int:
+    hidden_size = keys.integer(keys.own("embedding_length"))
+    head_dim: int = keys.integer(keys.own("attention.key_length"), hidden_size // num_heads)
+    if head_dim % 2 or head_dim == 0:
+        raise ModelLoadError(
+            f"{keys.source}: {hidden_size} hidden units and {num_heads} heads give a head of "
+            f"{head_dim}; rotary embeddings need it even"
+        )
+    for name, wanted in (("attention.value_length", head_dim), ("rope.dimension_count", head_dim)):
+        if keys.integer(keys.own(name), wanted) != wanted:
+            raise keys.nonsense(keys.own(name), f"{head_dim}, the size of a head")
+    return head_dim
+
+
+def _rope_scaling(keys: GgufKeys, trained: int) -> dict[str, Any] | None:
+    kind = keys.text(keys.own("rope.scaling.type"), "none")
+    if kind == "none":
+        return None
+    original = keys.integer(keys.own("rope.scaling.original_context_length"), None)
+    raw = {
+        "rope_type": kind,
+        "factor": keys.number(keys.own("rope.scaling.factor")),
+        "original_max_position_embeddings": original,
+    }
+    present = {name: value for name, value in raw.items() if value is not None}
+    return normalise_rope_scaling(present, trained, keys.source)
+
+
+def _llama3_scaling(
+    keys: GgufKeys, stored: NDArray[np.float32], theta: float, head_dim: int
+) -> dict[str, Any]:
+    """The parameters behind `rope_freqs.weight`, which holds a divisor for each frequency.
+
+    llama.cpp stores the result of Llama 3.1's rule instead of its parameters. All published models
+    use the same three of them; only the factor differs, and it is the largest divisor.
+
+    Raises:
+        ModelLoadError: the divisors do not follow that rule.
+    """
+    factor = float(stored.max())
+    scaling = {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    expected = _llama3_divisors(theta, head_dim, factor)
+    if stored.shape != expected.shape or not np.allclose(stored, expected, rtol=1e-3):
+        raise ModelLoadError(
+            f"{keys.source}: {ROPE_DIVISORS} scales rotary frequencies in an unknown way; use the "
+            f"safetensors of this model"
+        )
+    return scaling
+
+
+def _llama3_divisors(theta: float, head_dim: int, factor: float) -> NDArray[np.float64]:
+    """[D/2] fp64. As in transformers' `_compute_llama3_parameters`, inverted."""
+    wavelength = 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
+    smooth = np.clip((8192 / wavelength - 1.0) / (4.0 - 1.0), 0.0, 1.0)
+    return np.asarray(1.0 / ((1.0 - smooth) / factor + smooth))

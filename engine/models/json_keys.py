@@ -1,0 +1,137 @@
+"""Keys of config.json that several families read in the same way.
+
+Knows the layouts that transformers 4 and 5 write. What a family means by a key, or by its absence,
+is in the family's own module.
+"""
+
+from typing import Any
+
+from engine.errors import ModelLoadError
+from engine.models.config import MAX_LAYERS
+from engine.models.metadata_keys import MetadataKeys
+from engine.models.rope_keys import (
+    MAX_POSITIONS,
+    extended_length,
+    normalise_rope_scaling,
+    rope_base,
+)
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+"""Entries of `layer_types`."""
+
+
+def size_fields(
+    keys: MetadataKeys, *, head_dim: int | None = None, tied: bool = False
+) -> dict[str, Any]:
+    """Fields of `ModelConfig` that are sizes.
+
+    Args:
+        head_dim: what a missing key means; None: the heads share the hidden size.
+        tied: what a missing `tie_word_embeddings` means.
+    """
+    num_heads = keys.integer("num_attention_heads")
+    return {
+        "vocab_size": keys.integer("vocab_size"),
+        "hidden_size": keys.integer("hidden_size"),
+        "intermediate_size": keys.integer("intermediate_size"),
+        "num_hidden_layers": keys.integer("num_hidden_layers", high=MAX_LAYERS),
+        "num_attention_heads": num_heads,
+        "num_key_value_heads": _num_kv_heads(keys, num_heads),
+        "head_dim": _head_dim(keys, num_heads, head_dim),
+        "rms_norm_eps": keys.number("rms_norm_eps"),
+        "tie_word_embeddings": keys.flag("tie_word_embeddings", tied),
+    }
+
+
+def rope_fields(keys: MetadataKeys) -> dict[str, Any]:
+    """Fields of `ModelConfig` about positions.
+
+    transformers 5 keeps theta and scaling in `rope_parameters`, 4 beside each other.
+    """
+    parameters, scaling = (_object(keys, name) for name in ("rope_parameters", "rope_scaling"))
+    merged = scaling | parameters
+    merged.setdefault("partial_rotary_factor", keys.values.get("partial_rotary_factor"))
+    return rope_fields_of(
+        merged, "config.json: rope_parameters", trained_length(keys), rope_base(keys, "rope_theta")
+    )
+
+
+def rope_fields_of(
+    parameters: dict[str, Any], source: str, trained: int, base: float
+) -> dict[str, Any]:
+    """The same from one dictionary of transformers; `base` is meant if it states none."""
+    theta = rope_base(MetadataKeys(parameters, source), "rope_theta", base)
+    scaling = normalise_rope_scaling(parameters, trained, source)
+    return {
+        "rope_theta": theta,
+        "rope_scaling": scaling,
+        "max_position_embeddings": extended_length(trained, scaling),
+    }
+
+
+def trained_length(keys: MetadataKeys) -> int:
+    """Positions that the model was trained for."""
+    length: int = keys.integer("max_position_embeddings", high=MAX_POSITIONS)
+    return length
+
+
+def bias_fields(keys: MetadataKeys) -> dict[str, Any]:
+    """Fields of `ModelConfig` that say which linear layers have biases."""
+    return {name: keys.flag(name, False) for name in ("attention_bias", "mlp_bias")}
+
+
+def layer_windows(
+    keys: MetadataKeys, window: int | None, layer_types: list[str] | None = None
+) -> tuple[int | None, ...]:
+    """`ModelConfig.windows`.
+
+    Args:
+        window: of sliding layers; None: none slides.
+        layer_types: what a missing `layer_types` means; None: all layers slide.
+
+    Raises:
+        ModelLoadError: `layer_types` is no list of the two types, one per layer.
+    """
+    if window is None:
+        return ()
+    num_layers = keys.integer("num_hidden_layers", high=MAX_LAYERS)
+    types = keys.values.get("layer_types")
+    if types is None:
+        types = [SLIDING] * num_layers if layer_types is None else layer_types
+    if (
+        not isinstance(types, list)
+        or len(types) != num_layers
+        or any(entry not in (FULL, SLIDING) for entry in types)
+    ):
+        raise keys.nonsense("layer_types", f"{num_layers} entries out of {FULL} and {SLIDING}")
+    return tuple(window if entry == SLIDING else None for entry in types)
+
+
+def _object(keys: MetadataKeys, name: str) -> dict[str, Any]:
+    value = keys.values.get(name)
+    if value is not None and not isinstance(value, dict):
+        raise keys.nonsense(name, "an object")
+    return value or {}
+
+
+def _num_kv_heads(keys: MetadataKeys, num_heads: int) -> int:
+    num_kv_heads: int = keys.integer("num_key_value_heads", num_heads)
+    if num_heads % num_kv_heads:
+        raise keys.nonsense(
+            "num_key_value_heads", f"a divisor of num_attention_heads, which is {num_heads}"
+        )
+    return num_kv_heads
+
+
+def _head_dim(keys: MetadataKeys, num_heads: int, default: int | None) -> int:
+    head_dim = keys.integer("head_dim", default)
+    if head_dim is None:
+        hidden_size = keys.integer("hidden_size")
+        if hidden_size % num_heads:
+            raise keys.nonsense(
+                "hidden_size", f"a multiple of num_attention_heads, which is {num_heads}"
+            )
+        head_dim = hidden_size // num_heads
+    if head_dim % 2:
+        raise ModelLoadError(f"config.json: head_dim is {head_dim}; rotary embeddings need it even")
+    return int(head_dim)

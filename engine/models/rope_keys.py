@@ -1,0 +1,64 @@
+"""The numbers of rotary embeddings, as config.json and GGUF files state them."""
+
+from typing import Any
+
+from engine.models.metadata_keys import MetadataKeys
+
+MAX_POSITIONS = 1 << 27
+"""Of a model; published ones reach 10 million."""
+DEFAULT_BASE = 10000.0
+
+
+def rope_base(keys: MetadataKeys, key: str, default: float = DEFAULT_BASE) -> float:
+    """
+    Raises:
+        ModelLoadError: beyond what angles can be computed from; models use 1e4 to 1e10.
+    """
+    base: float = keys.number(key, default, low=2.0, high=1e15)
+    return base
+
+
+def extended_length(trained: int, rope_scaling: dict[str, Any] | None) -> int:
+    """Positions that the model can use. Only YaRN's are more than `max_position_embeddings` says.
+
+    Paper: YaRN, Peng et al. 2023, arXiv:2309.00071.
+    """
+    if rope_scaling is None or rope_scaling["rope_type"] != "yarn":
+        return trained
+    original = rope_scaling["original_max_position_embeddings"]
+    return max(trained, int(original * rope_scaling["factor"]))
+
+
+def normalise_rope_scaling(raw: dict[str, Any], trained: int, source: str) -> dict[str, Any] | None:
+    """transformers 5's form of a scaling dictionary; None for plain RoPE.
+
+    Old files say `type` for `rope_type`, and YaRN's may lack the length it extends.
+    """
+    elsewhere = ("type", "rope_theta", "partial_rotary_factor")
+    scaling = {name: value for name, value in raw.items() if name not in elsewhere}
+    keys = MetadataKeys(raw, source)
+    scaling["rope_type"] = keys.text("rope_type", None) or keys.text("type", "default")
+    if keys.number("partial_rotary_factor", 1.0) != 1.0:
+        raise keys.nonsense("partial_rotary_factor", "1; partial rotary embeddings are unsupported")
+    if scaling["rope_type"] == "default":
+        return None
+    if scaling["rope_type"] in ("linear", "dynamic", "llama3", "yarn"):
+        scaling["factor"] = keys.number("factor", low=1e-3, high=1e4)
+    if scaling["rope_type"] in ("llama3", "yarn"):
+        name = "original_max_position_embeddings"
+        scaling[name] = keys.integer(name, trained, high=MAX_POSITIONS)
+    _check_bends(keys, scaling["rope_type"])
+    return scaling
+
+
+def _check_bends(keys: MetadataKeys, rope_type: str) -> None:
+    """The numbers that say where a scaling sets in; those that are there."""
+    if rope_type == "llama3":
+        low, high = (keys.number(f"{end}_freq_factor", None) for end in ("low", "high"))
+        if low is not None and high is not None and low >= high:
+            raise keys.nonsense("high_freq_factor", f"above low_freq_factor, which is {low:g}")
+    if rope_type == "yarn":
+        for name in ("beta_fast", "beta_slow", "attention_factor"):
+            keys.number(name, None)
+        for name in ("mscale", "mscale_all_dim"):
+            keys.number(name, None, positive=False, low=0.0)
