@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from engine.errors import InsufficientMemory, InvalidParameter, ModelLoadError
+from engine.kv_layout import KvLayout
 
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "bfloat16", "float16", "float32"]
@@ -182,10 +183,12 @@ class ModelFacts:
 
     max_position_embeddings: int
     kv_bytes_per_token: int
-    """Keys and values of all layers, in the cache's dtype."""
+    """Keys and values of a group of layers that share blocks, in the cache's dtype."""
     weight_bytes: int
     step_bytes: int = 0
     """Activations and graphs of the largest step; 0 until they are measured, and on a CPU."""
+    kv_windows: tuple[int | None, ...] = (None,)
+    """How far each of these groups looks back (`engine.kv_layout`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,6 +229,15 @@ class ResolvedConfig:
     deterministic: bool
     debug_invariants: bool
 
+    def kv_layout(self, windows: tuple[int | None, ...]) -> KvLayout:
+        """How texts take blocks, for a model whose groups of layers look back so far."""
+        return _kv_layout(
+            windows,
+            block_size=self.block_size,
+            step_tokens=self.max_num_batched_tokens,
+            overlaps=self.async_scheduling,
+        )
+
     def fingerprint(self) -> str:
         """Short hash of what shapes the answers, without what follows from free memory."""
         facts = asdict(self)
@@ -250,17 +262,24 @@ def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> R
             param="max_model_len",
         )
     block_bytes = model.kv_bytes_per_token * intent.block_size
+    overlaps = _wants_async_scheduling(intent, machine)
+    layout = _kv_layout(
+        model.kv_windows,
+        block_size=intent.block_size,
+        step_tokens=intent.max_num_batched_tokens,
+        overlaps=overlaps,
+    )
     num_kv_blocks = intent.num_kv_blocks or _pool_bytes(intent, model, machine) // block_bytes
-    blocks_per_request = -(-max_model_len // intent.block_size)
+    blocks_per_request = layout.most_blocks(max_model_len)
     if num_kv_blocks < blocks_per_request:
         if intent.max_model_len is not None:
             raise InsufficientMemory(
                 f"the KV pool has {num_kv_blocks} blocks of {intent.block_size} tokens; one "
                 f"request of max_model_len {max_model_len} needs {blocks_per_request}; lower "
-                f"max_model_len to {num_kv_blocks * intent.block_size} or raise "
+                f"max_model_len to {layout.most_tokens(num_kv_blocks)} or raise "
                 f"kv_cache_memory_gib to {blocks_per_request * block_bytes / GIB:.2f}"
             )
-        max_model_len = num_kv_blocks * intent.block_size
+        max_model_len = layout.most_tokens(num_kv_blocks)
         if max_model_len == 0:
             raise InsufficientMemory(
                 f"weights take {model.weight_bytes / GIB:.2f} GiB and steps "
@@ -285,11 +304,19 @@ def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> R
         max_num_queued=intent.max_num_queued,
         num_threads=intent.num_threads or machine.num_cores,
         seed=intent.seed,
-        async_scheduling=_wants_async_scheduling(intent, machine),
+        async_scheduling=overlaps,
         record_steps=intent.record_steps,
         deterministic=intent.deterministic,
         debug_invariants=intent.debug_invariants,
     )
+
+
+def _kv_layout(
+    windows: tuple[int | None, ...], *, block_size: int, step_tokens: int, overlaps: bool
+) -> KvLayout:
+    # With overlap a second step is launched before the first one is committed.
+    max_in_flight = step_tokens * (2 if overlaps else 1)
+    return KvLayout(block_size=block_size, windows=windows, max_in_flight=max_in_flight)
 
 
 def resolve_quantization(

@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.llm.decision import PENDING_TOKEN_ID, ScheduledSequence
+from engine.models.forward_context import GroupContext
 from kernels import PagedBatch
 from kernels.shared.transfer import to_device
 
 Int32Array = NDArray[np.int32]
 Int64Array = NDArray[np.int64]
 
-TOKEN_IDS, POSITIONS, BLOCK_IDS, SLOTS = range(4)
-"""Rows of `StepRows.facts`."""
+TOKEN_IDS, POSITIONS, SLOTS, BLOCK_IDS = range(4)
+"""Rows of `StepRows.facts`: from `BLOCK_IDS` on there is one per layer group."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,10 +33,11 @@ class StepRows:
     num_decodes: int
     """Sequences with a single row: the first ones, the longest context first."""
     facts: Int64Array
-    """[4, T]: token id (`PENDING_TOKEN_ID` in pending rows), position in the text, block and slot
-    that key and value go to."""
+    """[3 + G, T]: token id (`PENDING_TOKEN_ID` in pending rows), position in the text, slot that
+    key and value go to, and its block in each layer group."""
     block_tables: Int32Array
-    """[B, M], unused entries repeating a sequence's first block."""
+    """[G, B, M], unused entries repeating a sequence's first block, or the first that its window
+    has not passed."""
     context_lens: Int32Array
     """[B]: cached tokens, this step's included."""
     cu_seqlens_q: Int32Array
@@ -70,20 +72,22 @@ class Batch:
     """[T] int64; pending rows are filled in later."""
     positions: Tensor
     """[T] int64."""
-    slot_mapping: tuple[Tensor, Tensor]
-    """Block ids and slots, each [T] int64."""
-    paged: PagedBatch
+    groups: list[GroupContext]
+    """Per layer group."""
 
     @classmethod
     def on(cls, device: torch.device, rows: StepRows) -> "Batch":
         facts = to_device([rows.facts], device)[0]
+        batches = PagedBatch.of_groups(
+            rows.block_tables, rows.context_lens, rows.cu_seqlens_q, rows.num_decodes, device
+        )
         return cls(
             token_ids=facts[TOKEN_IDS],
             positions=facts[POSITIONS],
-            slot_mapping=(facts[BLOCK_IDS], facts[SLOTS]),
-            paged=PagedBatch.from_host(
-                rows.block_tables, rows.context_lens, rows.cu_seqlens_q, rows.num_decodes, device
-            ),
+            groups=[
+                GroupContext(batch, (block_ids, facts[SLOTS]))
+                for batch, block_ids in zip(batches, facts[BLOCK_IDS:], strict=True)
+            ],
         )
 
 
@@ -98,12 +102,12 @@ def lay_out(scheduled: Sequence[ScheduledSequence], block_size: int) -> StepRows
     tables = _block_tables(sequences, -(-context_lens // block_size))
 
     sequence_of_row = np.repeat(np.arange(len(sequences)), lengths)
-    facts = np.empty((4, len(sequence_of_row)), dtype=np.int64)
+    facts = np.empty((BLOCK_IDS + len(tables), len(sequence_of_row)), dtype=np.int64)
     facts[TOKEN_IDS] = [t for s in sequences for t in s.token_ids]
     positions = np.arange(cu_seqlens_q[-1]) + (starts - cu_seqlens_q[:-1])[sequence_of_row]
     facts[POSITIONS] = positions
-    facts[BLOCK_IDS] = tables[sequence_of_row, positions // block_size]
     facts[SLOTS] = positions % block_size
+    facts[BLOCK_IDS:] = tables[:, sequence_of_row, positions // block_size]
     return StepRows(
         sequences=sequences,
         num_decodes=int(np.count_nonzero(lengths == 1)),
@@ -122,11 +126,16 @@ def _row_order(sequence: ScheduledSequence) -> tuple[bool, int]:
 
 
 def _block_tables(sequences: Sequence[ScheduledSequence], num_blocks: Int64Array) -> Int32Array:
-    """[B, M], unused entries repeating a sequence's first block."""
-    tables = np.empty((len(sequences), int(num_blocks.max())), dtype=np.int32)
-    for row, sequence, used in zip(tables, sequences, num_blocks.tolist(), strict=True):
-        row[:used] = sequence.block_ids[:used]
-        row[used:] = sequence.block_ids[0]
+    """See `StepRows.block_tables`."""
+    num_groups = len(sequences[0].blocks)
+    tables = np.empty((num_groups, len(sequences), int(num_blocks.max())), dtype=np.int32)
+    for group, rows in enumerate(tables):
+        for row, sequence, used in zip(rows, sequences, num_blocks.tolist(), strict=True):
+            block_ids, passed = sequence.blocks[group]
+            row[passed:used] = block_ids[: used - passed]
+            row[used:] = block_ids[0]
+            if passed:
+                row[:passed] = block_ids[0]
     return tables
 
 
@@ -136,5 +145,5 @@ def _entered(
     last = context_lens // block_size
     partial = context_lens % block_size != 0
     entered = partial & (last * block_size >= starts)
-    ids: list[int] = tables[entered, last[entered]].tolist()
+    ids: list[int] = tables[:, entered, last[entered]].ravel().tolist()
     return ids

@@ -5,6 +5,7 @@ local, tensor-parallel or remote without the scheduler knowing.
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from engine.types import SamplingParams, TokenLogprob
 
@@ -33,6 +34,15 @@ class NewSequence:
     adapter: str | None = None
 
 
+class GroupBlocks(NamedTuple):
+    """A sequence's block table of one layer group. Read only."""
+
+    block_ids: list[int]
+    """From block number `num_passed` of its text on."""
+    num_passed: int = 0
+    """Blocks before them, which no token of the step looks at."""
+
+
 @dataclass(slots=True)
 class ScheduledSequence:
     """One completion's share of this step: tokens `start .. start + len(token_ids)` of its text.
@@ -48,8 +58,8 @@ class ScheduledSequence:
     token_ids: list[int]
     """The last one may be `PENDING_TOKEN_ID`: only the executor knows it yet."""
     start: int
-    block_ids: list[int]
-    """The whole block table, long enough for `start + len(token_ids)` tokens. Read only."""
+    blocks: list[GroupBlocks]
+    """Per layer group, long enough for `start + len(token_ids)` tokens."""
     samples: bool
     num_output_tokens: int
     """Tokens generated so far; the position of the random number that a draw would use."""
@@ -68,7 +78,7 @@ class ScheduleDecision:
     new: list[NewSequence] = field(default_factory=list)
     scheduled: list[ScheduledSequence] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
-    """Copy-on-write: (source block, destination block), to be copied in all layers first."""
+    """Copy-on-write: (source block, destination block), to be copied whole first."""
     finished: list[int] = field(default_factory=list)
     """Sequences that ended since the last decision; their state, if any, can be dropped."""
     blocks_next: bool = False

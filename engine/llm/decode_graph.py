@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from engine.llm.batch import BLOCK_IDS, POSITIONS, SLOTS, TOKEN_IDS, Batch, StepRows
+from engine.models.forward_context import GroupContext
 from kernels import PagedBatch
 from kernels.shared.transfer import to_device
 
@@ -91,16 +92,20 @@ class DecodeGraph:
         *,
         block_size: int,
         scratch_block: int,
+        num_groups: int,
         device: torch.device,
     ) -> None:
         self._scratch_block = scratch_block
         num_rows = size.num_rows
         num_blocks = -(-size.max_context_len // block_size)
-        self._facts = torch.zeros(4, num_rows, dtype=torch.int64, device=device)
-        self._facts[BLOCK_IDS] = scratch_block
-        self._tables = torch.full(
-            (num_rows, num_blocks), scratch_block, dtype=torch.int32, device=device
+        self._facts = torch.zeros(
+            BLOCK_IDS + num_groups, num_rows, dtype=torch.int64, device=device
         )
+        self._facts[BLOCK_IDS:] = scratch_block
+        self._tables = [
+            torch.full((num_rows, num_blocks), scratch_block, dtype=torch.int32, device=device)
+            for _ in range(num_groups)
+        ]
         self._context_lens = torch.ones(num_rows, dtype=torch.int32, device=device)
         self._cu_seqlens_q = torch.arange(num_rows + 1, dtype=torch.int32, device=device)
         self._max_context_len = size.max_context_len
@@ -114,18 +119,19 @@ class DecodeGraph:
     def load(self, rows: StepRows) -> None:
         """Put a step into the inputs. The copies are queued behind replays of the step before."""
         count, num_rows = rows.num_rows, self._facts.shape[1]
-        width = rows.block_tables.shape[1]
-        facts = np.zeros((4, num_rows), dtype=np.int64)
-        facts[BLOCK_IDS] = self._scratch_block
+        num_groups, _, width = rows.block_tables.shape
+        facts = np.zeros((len(self._facts), num_rows), dtype=np.int64)
+        facts[BLOCK_IDS:] = self._scratch_block
         facts[:, :count] = rows.facts
-        tables = np.full((num_rows, width), self._scratch_block, dtype=np.int32)
-        tables[:count] = rows.block_tables
+        tables = np.full((num_groups, num_rows, width), self._scratch_block, dtype=np.int32)
+        tables[:, :count] = rows.block_tables
         context_lens = np.ones(num_rows, dtype=np.int32)
         context_lens[:count] = rows.context_lens
         device = self._facts.device
         self._facts.copy_(to_device([facts], device)[0])
-        new_tables, new_context_lens = to_device([tables, context_lens], device)
-        self._tables[:, :width].copy_(new_tables)
+        *new_tables, new_context_lens = to_device([*tables, context_lens], device)
+        for table, new_table in zip(self._tables, new_tables, strict=True):
+            table[:, :width].copy_(new_table)
         self._context_lens.copy_(new_context_lens)
 
     def replay(self) -> Tensor:
@@ -135,22 +141,25 @@ class DecodeGraph:
     def _batch(self) -> Batch:
         """The inputs. Kernels size their grids by the host's context lengths, so those are the
         longest that fit; how far a row really reads is on the device."""
-        num_rows = len(self._context_lens)
         return Batch(
             token_ids=self._facts[TOKEN_IDS],
             positions=self._facts[POSITIONS],
-            slot_mapping=(self._facts[BLOCK_IDS], self._facts[SLOTS]),
-            paged=PagedBatch(
-                block_tables=self._tables,
-                context_lens=self._context_lens,
-                cu_seqlens_q=self._cu_seqlens_q,
-                num_decodes=num_rows,
-                host_block_tables=np.full(
-                    tuple(self._tables.shape), self._scratch_block, dtype=np.int32
-                ),
-                host_context_lens=np.full(num_rows, self._max_context_len, dtype=np.int32),
-                host_cu_seqlens_q=np.arange(num_rows + 1, dtype=np.int32),
-            ),
+            groups=[
+                GroupContext(self._paged(table), (self._facts[row], self._facts[SLOTS]))
+                for row, table in enumerate(self._tables, BLOCK_IDS)
+            ],
+        )
+
+    def _paged(self, table: Tensor) -> PagedBatch:
+        num_rows = len(table)
+        return PagedBatch(
+            block_tables=table,
+            context_lens=self._context_lens,
+            cu_seqlens_q=self._cu_seqlens_q,
+            num_decodes=num_rows,
+            host_block_tables=np.full(tuple(table.shape), self._scratch_block, dtype=np.int32),
+            host_context_lens=np.full(num_rows, self._max_context_len, dtype=np.int32),
+            host_cu_seqlens_q=np.arange(num_rows + 1, dtype=np.int32),
         )
 
 
@@ -160,6 +169,7 @@ class DecodeGraphs:
     Args:
         forward: the model over a batch, [T, C]; reads nothing else that changes.
         scratch_block: for the padding's keys and values.
+        num_groups: of the model's layers (`engine.kv_layout`).
         background: where recordings are made; by default a thread.
     """
 
@@ -172,6 +182,7 @@ class DecodeGraphs:
         max_model_len: int,
         block_size: int,
         scratch_block: int,
+        num_groups: int,
         device: torch.device,
         background: Executor | None = None,
     ) -> None:
@@ -181,6 +192,7 @@ class DecodeGraphs:
         self._max_model_len = max_model_len
         self._block_size = block_size
         self._scratch_block = scratch_block
+        self._num_groups = num_groups
         self._device = device
         self._background = background or ThreadPoolExecutor(1, "record-graphs")
         self._uses: Counter[GraphSize] = Counter()
@@ -251,5 +263,6 @@ class DecodeGraphs:
             self._recorder,
             block_size=self._block_size,
             scratch_block=self._scratch_block,
+            num_groups=self._num_groups,
             device=self._device,
         )

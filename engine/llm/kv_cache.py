@@ -1,17 +1,22 @@
-"""Who holds which KV block: the pool of block ids and each sequence's table of them.
+"""Who holds which KV block: the pool of block ids and each sequence's tables of them.
 
 Ids only; their contents live in the model runner. Physical memory is committed when a block is
 first written, so the pool hands out used blocks before untouched ones.
 
     table            block_ids  [ 7 | 3 | 9 ]            block_size 4
     tokens           [ 0 1 2 3 | 4 5 6 7 | 8 . . . ]     num_tokens 9: three slots are unused
+
+A model whose layers look back differently far has several groups of them (`engine.kv_layout`), and
+a sequence a table per group, all of the same tokens.
 """
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Self
 
 from engine.errors import InvariantViolation, OutOfBlocks
+from engine.kv_layout import KvLayout
 from engine.llm.prefix_cache import PrefixCache
 
 
@@ -24,14 +29,24 @@ class BlockPool:
                       ↖ idle in the prefix cache ⇄ ↗
     """
 
-    def __init__(self, num_blocks: int, block_size: int, cache: PrefixCache) -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        cache: PrefixCache,
+        layout: KvLayout | None = None,
+    ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.cache = cache
+        self.layout = layout or KvLayout(block_size=block_size)
+        self.num_slots = self.layout.most_tokens(num_blocks)
+        """The most tokens that one sequence can have."""
         self.ref_counts = [0] * num_blocks
         self.num_held = 0
         self.num_slots_written = 0
-        """Slots with a token, over all held blocks; a shared block counts once."""
+        """Slots with a token, over all held blocks; a shared block counts once, and a token once
+        per group."""
         self._num_touched = 0
         self._free: list[int] = []
         self._num_written = [0] * num_blocks
@@ -46,11 +61,6 @@ class BlockPool:
     def num_slots_unused(self) -> int:
         """Slots in held blocks without a token."""
         return self.num_held * self.block_size - self.num_slots_written
-
-    @property
-    def num_slots(self) -> int:
-        """The most tokens that one sequence can have."""
-        return self.num_blocks * self.block_size
 
     def blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
@@ -154,7 +164,7 @@ class BlockPool:
         )
         written = dict.fromkeys(owners, 0)
         for table in tables:
-            for index, block_id in enumerate(table.block_ids):
+            for index, block_id in enumerate(table.block_ids, table.num_passed):
                 slots = table.num_tokens - index * self.block_size
                 slots = self.block_size if block_id in self.cache else min(slots, self.block_size)
                 written[block_id] = max(written[block_id], slots)
@@ -164,38 +174,50 @@ class BlockPool:
 
 
 class BlockTable:
-    """One sequence's blocks in the order of its tokens.
+    """One sequence's blocks of one layer group, in the order of its tokens.
 
-    The first `num_tokens` slots hold the sequence's keys and values. Blocks that are shared or
-    cached are full there or are replaced by `reserve` before they are written.
+    The first `num_tokens` slots hold the sequence's keys and values, but those of the first
+    `num_passed` blocks, which a window has passed, are gone. Blocks that are shared or cached are
+    full there or are replaced by `reserve` before they are written.
     """
 
-    __slots__ = ("_pool", "block_ids", "num_tokens")
+    __slots__ = ("_pool", "block_ids", "num_passed", "num_tokens", "window")
 
-    def __init__(self, pool: BlockPool) -> None:
+    def __init__(self, pool: BlockPool, window: int | None = None) -> None:
         self._pool = pool
+        self.window = window
         self.block_ids: list[int] = []
+        """From block number `num_passed` of the text on."""
+        self.num_passed = 0
         self.num_tokens = 0
 
-    def adopt(self, block_ids: Sequence[int], num_tokens: int) -> Self:
-        """Share blocks whose first `num_tokens` slots are this sequence's; the table is empty."""
+    def adopt(self, block_ids: Sequence[int], num_tokens: int, num_passed: int = 0) -> Self:
+        """Share blocks with the first `num_tokens` slots of this sequence, from block number
+        `num_passed` on; the table is empty."""
         for block_id in block_ids:
             self._pool.hold(block_id)
         self.block_ids = list(block_ids)
+        self.num_passed = num_passed
         self.truncate(num_tokens)
         return self
 
     def fork(self, num_tokens: int) -> "BlockTable":
         """A second table that shares this one's first `num_tokens` tokens."""
-        shared = self.block_ids[: self._pool.blocks_for(num_tokens)]
-        return BlockTable(self._pool).adopt(shared, num_tokens)
+        shared = self.block_ids[: self._pool.blocks_for(num_tokens) - self.num_passed]
+        return BlockTable(self._pool, self.window).adopt(shared, num_tokens, self.num_passed)
+
+    def can_fork(self, num_tokens: int) -> bool:
+        """Whether the blocks that the token after these looks at are still there."""
+        return self.num_passed <= self._pool.layout.num_unseen(self.window, num_tokens)
 
     def truncate(self, num_tokens: int) -> None:
         """Keep the first `num_tokens` tokens and give back the blocks behind them."""
-        num_blocks = self._pool.blocks_for(num_tokens)
+        num_blocks = max(0, self._pool.blocks_for(num_tokens) - self.num_passed)
         # The deepest first: it is then evicted before the blocks without which it is useless.
         while len(self.block_ids) > num_blocks:
             self._pool.release(self.block_ids.pop())
+        if num_tokens == 0:
+            self.num_passed = 0
         self.num_tokens = num_tokens
         tail = num_tokens % self._pool.block_size
         if tail and not self._is_frozen(self.block_ids[-1]):
@@ -204,12 +226,35 @@ class BlockTable:
     def clear(self) -> None:
         self.truncate(0)
 
+    def leave(self, num_tokens: int) -> None:
+        """Give back the blocks that the window has passed once `num_tokens` tokens, at most those
+        of the table, are computed."""
+        num_passed = self._pool.layout.num_passed(self.window, num_tokens)
+        num_left = num_passed - self.num_passed
+        if num_left > 0:
+            for block_id in self.block_ids[:num_left]:
+                self._pool.release(block_id)
+            del self.block_ids[:num_left]
+            self.num_passed = num_passed
+
     def blocks_to_reach(self, num_tokens: int) -> int:
         """Free blocks that `reserve(num_tokens)` takes, a copy included."""
-        missing = self._pool.blocks_for(num_tokens) - len(self.block_ids)
+        missing = self._pool.blocks_for(num_tokens) - self.num_passed - len(self.block_ids)
+        return max(missing, 0) + self.num_copies
+
+    def blocks_lacking(self, num_tokens: int) -> int:
+        """Free blocks that it takes at most at a time, without copies, to grow to so many tokens by
+        steps within `KvLayout.max_in_flight`."""
+        missing = self._pool.blocks_for(num_tokens) - self.num_passed
+        if self.window is not None:
+            missing = min(missing, self._pool.layout.most_in_window(self.window))
+        return max(0, missing - len(self.block_ids))
+
+    @property
+    def num_copies(self) -> int:
+        """Blocks that are copied before anything is written."""
         index, tail = divmod(self.num_tokens, self._pool.block_size)
-        copies = 1 if tail and self._pool.is_shared(self.block_ids[index]) else 0
-        return max(missing, 0) + copies
+        return 1 if tail and self._pool.is_shared(self.block_ids[index - self.num_passed]) else 0
 
     def reserve(self, num_tokens: int) -> bool:
         """Make the slots from `self.num_tokens` up to `num_tokens` writable by this table alone.
@@ -219,7 +264,9 @@ class BlockTable:
         """
         pool = self._pool
         index, tail = divmod(self.num_tokens, pool.block_size)
-        if num_tokens <= len(self.block_ids) * pool.block_size and not (
+        index -= self.num_passed
+        num_blocks = len(self.block_ids) + self.num_passed
+        if num_tokens <= num_blocks * pool.block_size and not (
             tail and self._is_frozen(self.block_ids[index])
         ):
             return True
@@ -227,7 +274,7 @@ class BlockTable:
             return False
         if tail:
             self._unfreeze(index, tail)
-        for _ in range(pool.blocks_for(num_tokens) - len(self.block_ids)):
+        for _ in range(pool.blocks_for(num_tokens) - num_blocks):
             self.block_ids.append(pool.allocate())
         return True
 
@@ -236,7 +283,8 @@ class BlockTable:
         pool, size = self._pool, self._pool.block_size
         first = self.num_tokens // size
         for index in range(first, pool.blocks_for(num_tokens)):
-            pool.set_written(self.block_ids[index], min(size, num_tokens - index * size))
+            block_id = self.block_ids[index - self.num_passed]
+            pool.set_written(block_id, min(size, num_tokens - index * size))
         self.num_tokens = num_tokens
 
     def _is_frozen(self, block_id: int) -> bool:
@@ -250,6 +298,129 @@ class BlockTable:
         else:
             self._pool.cache.forget(block_id)
             self._pool.set_written(block_id, tail)
+
+
+class SequenceBlocks:
+    """One sequence's blocks: a table per layer group, all of the same tokens."""
+
+    __slots__ = ("_pool", "num_tokens", "tables")
+
+    def __init__(self, pool: BlockPool) -> None:
+        self._pool = pool
+        self.tables = [BlockTable(pool, window) for window in pool.layout.windows]
+        self.num_tokens = 0
+        """Those whose keys and values are there, or will be by a launched step."""
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks held, shared ones included."""
+        return sum(len(table.block_ids) for table in self.tables)
+
+    def adopt(self, cached: "CachedPrefix") -> Self:
+        """Share the blocks of a cached prefix; there are none yet."""
+        for table, blocks, first in zip(
+            self.tables, cached.block_ids, cached.num_passed, strict=True
+        ):
+            table.adopt(blocks, cached.num_tokens, first)
+        self.num_tokens = cached.num_tokens
+        return self
+
+    def fork(self, num_tokens: int) -> "SequenceBlocks":
+        """Second tables that share the first `num_tokens` tokens."""
+        forked = SequenceBlocks(self._pool)
+        forked.tables = [table.fork(num_tokens) for table in self.tables]
+        forked.num_tokens = num_tokens
+        return forked
+
+    def can_fork(self, num_tokens: int) -> bool:
+        """Whether all that the token after these looks at is still there."""
+        return all(table.can_fork(num_tokens) for table in self.tables)
+
+    def truncate(self, num_tokens: int) -> None:
+        """Keep the first `num_tokens` tokens, of which no window may have passed those that the
+        next one looks at."""
+        for table in self.tables:
+            table.truncate(num_tokens)
+        self.num_tokens = num_tokens
+
+    def clear(self) -> None:
+        self.truncate(0)
+
+    def blocks_to_reach(self, num_tokens: int) -> int:
+        """Free blocks that it takes at most at a time, copies included, to grow to so many tokens,
+        by steps within `KvLayout.max_in_flight`."""
+        return self.blocks_lacking(num_tokens) + sum(table.num_copies for table in self.tables)
+
+    def blocks_lacking(self, num_tokens: int) -> int:
+        """The same without copies."""
+        return sum(table.blocks_lacking(num_tokens) for table in self.tables)
+
+    def reserve(self, num_tokens: int) -> bool:
+        """Make the slots from `self.num_tokens` up to `num_tokens` writable by this sequence alone.
+
+        Returns:
+            False, with nothing changed, if too few blocks are free.
+        """
+        tables = self.tables
+        if len(tables) > 1:  # else the table sees to it
+            num_blocks = sum(table.blocks_to_reach(num_tokens) for table in tables)
+            if num_blocks > self._pool.num_free:
+                return False
+        reserved = [table.reserve(num_tokens) for table in tables]
+        return all(reserved)
+
+    def advance(self, num_tokens: int) -> None:
+        """The slots before `num_tokens` are computed now, or will be by a launched step."""
+        for table in self.tables:
+            table.advance(num_tokens)
+        self.num_tokens = num_tokens
+
+    def leave(self, num_tokens: int) -> None:
+        """Give back what no token after the first `num_tokens` looks at; those are computed, and
+        no step that is not committed reads before them."""
+        for table in self.tables:
+            table.leave(num_tokens)
+
+
+def find_cached(pool: BlockPool, chain: Sequence[bytes], most: int) -> "CachedPrefix":
+    """The longest beginning of a text whose blocks are cached, as far back as its next token looks.
+
+    Args:
+        chain: hashes of the text's full blocks.
+        most: tokens that may be found.
+    """
+    layout, cache = pool.layout, pool.cache
+    num_blocks = len(chain)
+    for group, window in enumerate(layout.windows):
+        if window is None:
+            num_blocks = len(cache.find(chain[:num_blocks], group))
+
+    def first_seen(window: int | None) -> int:
+        return layout.num_unseen(window, min(num_blocks * layout.block_size, most))
+
+    before = -1
+    while before != num_blocks:  # each group may shorten it, so all are asked again
+        before = num_blocks
+        for group, window in enumerate(layout.windows):
+            index = num_blocks - 1
+            while window is not None and index >= first_seen(window):
+                if not cache.has(chain[index], group):
+                    num_blocks = index
+                index -= 1
+    firsts = [first_seen(window) for window in layout.windows]
+    blocks = [cache.find(chain[first:num_blocks], group) for group, first in enumerate(firsts)]
+    return CachedPrefix(min(num_blocks * layout.block_size, most), blocks, firsts)
+
+
+@dataclass(frozen=True, slots=True)
+class CachedPrefix:
+    """Computed blocks that another sequence can start from."""
+
+    num_tokens: int
+    block_ids: list[list[int]]
+    """Per layer group."""
+    num_passed: list[int]
+    """Per layer group the blocks of the text before them."""
 
 
 def reorder(tables: Sequence[BlockTable], parents: Sequence[int]) -> list[BlockTable]:

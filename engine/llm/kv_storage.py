@@ -20,9 +20,10 @@ _MADV_POPULATE_WRITE = 23
 class KvStorage:
     """All layers' keys and values: one tensor [N, L, 2, K, S, D], a block's bytes side by side.
 
-    A block is thus one run of memory: copying it (or moving it elsewhere) is one copy, and on a CPU
-    memory is committed block by block as blocks are first written, whatever their order. Within a
-    block each head's keys are one run of S·D elements, which is what a core reads at a time.
+    L are the layers of a group (`engine.kv_layout`), or of the largest one. A block is thus one run
+    of memory: copying it (or moving it elsewhere) is one copy, and on a CPU memory is committed
+    block by block as blocks are first written, whatever their order. Within a block each head's
+    keys are one run of S·D elements, which is what a core reads at a time.
 
     Invariant: slots that nobody wrote since their block got its owner hold finite numbers, because
     attention multiplies them by zero; `clear` sees to it.
@@ -32,20 +33,33 @@ class KvStorage:
         self,
         *,
         num_blocks: int,
-        num_layers: int,
+        layer_groups: Sequence[Sequence[int]],
         num_kv_heads: int,
         block_size: int,
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        shape = (num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim)
+        """
+        Args:
+            layer_groups: the layers of each group; every layer is in one.
+        """
+        layers_per_block = max(map(len, layer_groups))
+        shape = (num_blocks, layers_per_block, 2, num_kv_heads, block_size, head_dim)
         self._pool = _allocate(shape, dtype, device)
         self._block_bytes = math.prod(shape[1:]) * dtype.itemsize
         self._written = np.zeros(num_blocks, dtype=np.bool_)
         self._always_committed = device.type != "cpu"
-        self.layers: list[Tensor] = list(self._pool.unbind(1))
-        """Per layer [N, 2, K, S, D]: what the kernels take as `kv_cache`."""
+        shares = self._pool.unbind(1)
+        places = {
+            layer: (group, at)
+            for group, layers in enumerate(layer_groups)
+            for at, layer in enumerate(layers)
+        }
+        self.group_of_layer = [places[layer][0] for layer in range(len(places))]
+        self.layers: list[Tensor] = [shares[places[layer][1]] for layer in range(len(places))]
+        """Per layer [N, 2, K, S, D]: what the kernels take as `kv_cache`. Layers of different
+        groups may share it: their blocks are different ones."""
 
     @property
     def bytes_committed(self) -> int:
@@ -79,7 +93,7 @@ class KvStorage:
                 self._pool[block_id].zero_()
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copy blocks of all layers, (source, destination), in this order."""
+        """Copy whole blocks, (source, destination), in this order."""
         for source, destination in pairs:
             self._pool[destination].copy_(self._pool[source])
             self._written[destination] = True

@@ -107,7 +107,10 @@ def load_engine(
     runner = create_runner(model, model_config, config)
     runner.warm_up()
     scheduler = Scheduler(
-        config, eos_token_ids=model_config.eos_token_ids, vocab_size=model_config.vocab_size
+        config,
+        eos_token_ids=model_config.eos_token_ids,
+        vocab_size=model_config.vocab_size,
+        windows=model_config.group_windows,
     )
     engine = LLMEngine(scheduler, LocalExecutor(runner), config)
     log.info(
@@ -244,6 +247,7 @@ def reserve_weights(
     model = ModelFacts(
         max_position_embeddings=model_config.max_position_embeddings,
         kv_bytes_per_token=model_config.kv_bytes_per_token(dtype_bytes),
+        kv_windows=model_config.group_windows,
         weight_bytes=weights,
     )
     return MemoryPlan(

@@ -108,9 +108,10 @@ class ModelRunner:
         self._config = config
         self._device = device
         self._vocab_size = model_config.vocab_size
+        self._num_groups = len(model_config.layer_groups)
         self._kv = KvStorage(
             num_blocks=config.num_kv_blocks + (recorder is not None),
-            num_layers=model_config.num_hidden_layers,
+            layer_groups=[group.layers for group in model_config.layer_groups],
             num_kv_heads=parallel.share(model_config.num_key_value_heads, "key/value heads"),
             block_size=config.block_size,
             head_dim=model_config.head_dim,
@@ -126,6 +127,7 @@ class ModelRunner:
                 max_model_len=config.max_model_len,
                 block_size=config.block_size,
                 scratch_block=config.num_kv_blocks,
+                num_groups=self._num_groups,
                 device=device,
                 background=background,
             )
@@ -205,7 +207,7 @@ class ModelRunner:
         Raises:
             ModelLoadError: the model gives no finite numbers.
         """
-        decided = warm_up_decision(step, self._config.block_size)
+        decided = warm_up_decision(step, self._config.block_size, self._num_groups)
         graphs, self._graphs = self._graphs, None
         try:
             output = self.execute(decided)
@@ -243,7 +245,7 @@ class ModelRunner:
     def _prepare(self, rows: StepRows, before: DrawnTokens | None) -> Callable[[], Tensor]:
         """Bring the step's inputs in place; what is returned computes its hidden states, [T, C]."""
         self._kv.clear(rows.entered_block_ids)
-        self._kv.will_write(rows.facts[BLOCK_IDS])
+        self._kv.will_write(rows.facts[BLOCK_IDS:])
         graph = self._graphs.find(rows) if self._graphs is not None else None
         if graph is not None:
             graph.load(rows)
@@ -255,7 +257,9 @@ class ModelRunner:
 
     def _run_model(self, batch: Batch) -> Tensor:
         ctx = ForwardContext(
-            batch=batch.paged, slot_mapping=batch.slot_mapping, kv_caches=self._kv.layers
+            groups=batch.groups,
+            group_of_layer=self._kv.group_of_layer,
+            kv_caches=self._kv.layers,
         )
         return self._model.forward(batch.token_ids, batch.positions, ctx)
 

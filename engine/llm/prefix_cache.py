@@ -38,43 +38,50 @@ class PrefixCache:
     """Index from block hash to block, and the idle blocks from the longest unused to the latest.
 
     A cached block is held by sequences or idle; its contents are complete and never change while
-    the index has it. Of two blocks with the same contents, the first one is indexed.
+    the index has it. Of two blocks with the same contents, the first one is indexed. Layer groups
+    have blocks of their own: what is found is one group's.
     """
 
     def __init__(self, max_idle: int) -> None:
         self._max_idle = max_idle
-        self._block_of: dict[bytes, int] = {}
-        self._hash_of: dict[int, bytes] = {}
+        self._block_of: dict[tuple[int, bytes], int] = {}
+        """By layer group and hash."""
+        self._key_of: dict[int, tuple[int, bytes]] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
 
     def __contains__(self, block_id: int) -> bool:
-        return block_id in self._hash_of
+        return block_id in self._key_of
 
     @property
     def idle(self) -> Iterable[int]:
         """Cached blocks that nobody holds, the next to be evicted first."""
         return self._idle.keys()
 
-    def find(self, chain: Sequence[bytes]) -> list[int]:
-        """Blocks of the longest cached prefix."""
+    def find(self, chain: Sequence[bytes], group: int = 0) -> list[int]:
+        """Blocks of the longest prefix of which all are cached."""
         blocks = []
         for block_hash in chain:
-            block_id = self._block_of.get(block_hash)
+            block_id = self._block_of.get((group, block_hash))
             if block_id is None:
                 break
             blocks.append(block_id)
         return blocks
 
-    def register(self, block_id: int, block_hash: bytes) -> None:
+    def has(self, block_hash: bytes, group: int = 0) -> bool:
+        """Whether a block is cached, whatever comes before it."""
+        return (group, block_hash) in self._block_of
+
+    def register(self, block_id: int, block_hash: bytes, group: int = 0) -> None:
         """Offer a block whose slots are all computed; a no-op if its text is indexed already."""
-        if self._block_of.setdefault(block_hash, block_id) == block_id:
-            self._hash_of[block_id] = block_hash
+        key = group, block_hash
+        if self._block_of.setdefault(key, block_id) == block_id:
+            self._key_of[block_id] = key
 
     def forget(self, block_id: int) -> None:
         """Take a held block out of the index, if it is there: it is about to be written."""
-        block_hash = self._hash_of.pop(block_id, None)
-        if block_hash is not None:
-            del self._block_of[block_hash]
+        key = self._key_of.pop(block_id, None)
+        if key is not None:
+            del self._block_of[key]
 
     def park(self, block_id: int) -> list[int]:
         """A cached block has lost its last owner.
@@ -106,9 +113,9 @@ class PrefixCache:
         Raises:
             InvariantViolation: index and reverse index disagree, or too many blocks are idle.
         """
-        if {b: h for h, b in self._block_of.items()} != self._hash_of:
+        if {b: key for key, b in self._block_of.items()} != self._key_of:
             raise InvariantViolation("the prefix cache's two indexes disagree")
-        if not self._idle.keys() <= self._hash_of.keys():
+        if not self._idle.keys() <= self._key_of.keys():
             raise InvariantViolation("an idle block is not in the prefix cache's index")
         if len(self._idle) > self._max_idle:
             raise InvariantViolation(f"{len(self._idle)} blocks are idle, {self._max_idle} may be")

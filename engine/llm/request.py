@@ -22,11 +22,12 @@ from engine.config import ResolvedConfig
 from engine.errors import ContextLengthExceeded, InvalidParameter, OutOfBlocks
 from engine.llm.decision import (
     PENDING_TOKEN_ID,
+    GroupBlocks,
     NewSequence,
     ScheduledSequence,
     SequenceOutput,
 )
-from engine.llm.kv_cache import BlockTable
+from engine.llm.kv_cache import SequenceBlocks
 from engine.llm.prefix_cache import extend_chain
 from engine.types import FinishReason, GenerateRequest, TokenEvent, TokenLogprob
 
@@ -87,7 +88,7 @@ class Sequence:
     index: int
     rank: tuple[int, ...]
     """Who goes first: the smaller. Unique."""
-    table: BlockTable
+    table: SequenceBlocks
     token_ids: list[int]
     """Prompt and output. Only appended to."""
     max_num_tokens: int
@@ -148,7 +149,7 @@ class Sequence:
         if self.prompt_logprobs is not None:
             self.prompt_logprobs = [None]
 
-    def start_over(self, table: BlockTable) -> None:
+    def start_over(self, table: SequenceBlocks) -> None:
         """Forget steps on their way too: none of them will land."""
         self.table = table
         self.num_in_flight = self.num_pending = 0
@@ -184,7 +185,10 @@ class Sequence:
             seq_id=self.seq_id,
             token_ids=token_ids,
             start=start,
-            block_ids=self.table.block_ids.copy(),  # an abort may empty the table meanwhile
+            # Copied: an abort may empty the tables meanwhile.
+            blocks=[
+                GroupBlocks(table.block_ids.copy(), table.num_passed) for table in self.table.tables
+            ],
             samples=samples,
             num_output_tokens=known - owner.prompt_len,
             prompt_logprobs=self.scores_prompt and start < owner.prompt_len - 1,
@@ -258,11 +262,16 @@ class Sequence:
         return FinishReason.LENGTH if len(self.token_ids) >= self.max_num_tokens else None
 
 
-def check_request(request: GenerateRequest, config: ResolvedConfig, vocab_size: int) -> None:
+def check_request(
+    request: GenerateRequest, config: ResolvedConfig, vocab_size: int, capacity: int
+) -> None:
     """Refuse what would fail later. The server checks first, and the engine does not trust it.
 
     A prompt that leaves room for one token is taken, even if `max_tokens` would go past the
     context: such a request ends with `length` there.
+
+    Args:
+        capacity: tokens that the KV pool holds of one sequence.
 
     Raises:
         InvalidParameter, ContextLengthExceeded, OutOfBlocks
@@ -286,7 +295,6 @@ def check_request(request: GenerateRequest, config: ResolvedConfig, vocab_size: 
             "Please shorten the prompt, or raise max_model_len.",
             param="prompt",
         )
-    capacity = config.num_kv_blocks * config.block_size
     if len(prompt) > capacity:
         raise OutOfBlocks(
             f"the prompt has {len(prompt)} tokens; the KV pool holds {capacity}; "

@@ -9,7 +9,7 @@ add ─► waiting ◄──── release ◄─ held back (further completions
 from bisect import insort
 from collections import Counter
 
-from engine.llm.kv_cache import BlockPool, BlockTable, check
+from engine.llm.kv_cache import BlockPool, SequenceBlocks, check
 from engine.llm.policy import SchedulingPolicy
 from engine.llm.request import ActiveRequest, Sequence, Status
 
@@ -52,7 +52,7 @@ class Roster:
                 owner=owner,
                 index=index,
                 rank=(*rank, index),
-                table=BlockTable(self._pool),
+                table=SequenceBlocks(self._pool),
                 token_ids=list(request.prompt_token_ids),
                 max_num_tokens=max_num_tokens,
                 last_num_tokens=min(max_num_tokens, self._pool.num_slots + 1),
@@ -77,7 +77,7 @@ class Roster:
             for sibling in owner.sequences[1:]:
                 self._release(sibling)
 
-    def start(self, sequence: Sequence, table: BlockTable) -> None:
+    def start(self, sequence: Sequence, table: SequenceBlocks) -> None:
         """Move one of the queue into the batch, with the blocks it starts from."""
         self.waiting.remove(sequence)
         sequence.table = table
@@ -130,7 +130,7 @@ class Roster:
         for sequence in sorted(self._sequences.values(), key=_rank):
             if is_kept:
                 sequence.table.clear()
-            sequence.start_over(BlockTable(pool))
+            sequence.start_over(SequenceBlocks(pool))
             if sequence.status is not Status.HELD_BACK:
                 sequence.status = Status.WAITING
                 self.waiting.push(sequence)
@@ -163,7 +163,7 @@ class Roster:
         }
         check(counts == Counter(expected), f"sequences are {counts}, but places hold {expected}")
         idle = [s for s in self._sequences.values() if s.status is not Status.RUNNING]
-        check(not any(s.table.block_ids for s in idle), "a sequence holds blocks but does not run")
+        check(not any(s.table.num_blocks for s in idle), "a sequence holds blocks but does not run")
         for sequence in self.running:
             has_more = sequence.num_missing >= 1 or sequence.num_in_flight >= 1
             check(has_more, "a running sequence misses nothing")

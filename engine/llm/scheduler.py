@@ -39,7 +39,7 @@ from engine.errors import (
 )
 from engine.fault import answer_for, failed_row, raise_if_poisoned
 from engine.llm.decision import ScheduleDecision, ScheduledSequence, SequenceOutput, StepOutput
-from engine.llm.kv_cache import BlockPool, BlockTable, check
+from engine.llm.kv_cache import BlockPool, SequenceBlocks, check, find_cached
 from engine.llm.policy import create_policy
 from engine.llm.prefix_cache import PrefixCache, chain_root
 from engine.llm.request import ActiveRequest, Sequence, Status, check_request
@@ -82,6 +82,7 @@ class Scheduler:
     Args:
         eos_token_ids: end a sequence unless its request ignores them.
         vocab_size: token ids at or above it are refused.
+        windows: how far each group of the model's layers looks back (`engine.kv_layout`).
         clock: `time.time`, or a test's own; only queue times depend on it.
     """
 
@@ -91,6 +92,7 @@ class Scheduler:
         *,
         eos_token_ids: tuple[int, ...],
         vocab_size: int,
+        windows: tuple[int | None, ...] = (None,),
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._config = config
@@ -98,7 +100,8 @@ class Scheduler:
         self._vocab_size = vocab_size
         self._clock = clock
         self._policy = create_policy(config.scheduling_policy)
-        self._cache, self._pool = _empty_pool(config)
+        self._layout = config.kv_layout(windows)
+        self._pool = self._empty_pool()
         self._roster = Roster(self._policy, self._pool)
         self._trial = Trial(self._roster)
         self._budget = StepBudget(config)
@@ -125,7 +128,7 @@ class Scheduler:
             OutOfBlocks: its prompt is larger than the pool.
             QueueFull: `max_num_queued` requests wait already, beyond those that find a place.
         """
-        check_request(request, self._config, self._vocab_size)
+        check_request(request, self._config, self._vocab_size, self._pool.num_slots)
         if request.request_id in self._roster:
             raise InvalidParameter("a request with this id is running", param="request_id")
         num_places = self._max_num_running - len(self._roster.running)
@@ -254,7 +257,7 @@ class Scheduler:
                 and what was cached is lost.
         """
         if not keeps_blocks:
-            self._cache, self._pool = _empty_pool(self._config)
+            self._pool = self._empty_pool()
         self._roster.start_over(self._pool)
         self._num_in_flight = 0
         self.is_doubtful = False
@@ -300,7 +303,8 @@ class Scheduler:
                 a limit was passed, or a counter is wrong.
         """
         self._roster.check_invariants()
-        self._pool.check_invariants([s.table for s in self._roster.running])
+        tables = [table for s in self._roster.running for table in s.table.tables]
+        self._pool.check_invariants(tables)
         num_running, budget = len(self._roster.running), self._config.max_num_batched_tokens
         check(num_running <= self._max_num_running, f"{num_running} sequences run")
         check(self._num_step_tokens <= budget, f"a step had {self._num_step_tokens} tokens")
@@ -347,19 +351,22 @@ class Scheduler:
             check(table.reserve(table.num_tokens + num_tokens), "an admitted sequence has no room")
             step.give(sequence, num_tokens)
 
-    def _find_computed(self, sequence: Sequence) -> BlockTable:
-        """A table over what is computed already, short of the last token: its logits are needed."""
-        size = self._pool.block_size
-        cached: list[int] = []
+    def _find_computed(self, sequence: Sequence) -> SequenceBlocks:
+        """What is computed already, short of the last token: its logits are needed."""
+        chain: list[bytes] = []
         if self._config.enable_prefix_caching and not sequence.scores_prompt:
-            cached = self._cache.find(sequence.extend_chain(size))
-        num_cached = min(len(cached) * size, len(sequence.token_ids) - 1)
+            chain = sequence.extend_chain(self._pool.block_size)
+        cached = find_cached(self._pool, chain, len(sequence.token_ids) - 1)
         donor, num_forked = sequence.owner.donor(), sequence.owner.prompt_len - 1
-        if donor is not None and num_forked >= num_cached:
+        if (
+            donor is not None
+            and num_forked >= cached.num_tokens
+            and donor.table.can_fork(num_forked)
+        ):
             return donor.table.fork(num_forked)
-        return BlockTable(self._pool).adopt(cached, num_cached)
+        return SequenceBlocks(self._pool).adopt(cached)
 
-    def _make_room(self, sequence: Sequence, table: BlockTable, step: _Step) -> bool:
+    def _make_room(self, sequence: Sequence, table: SequenceBlocks, step: _Step) -> bool:
         """Whether all known tokens of a waiting sequence fit, if need be instead of others'."""
         victims: list[Sequence] = []
         lacking = table.blocks_to_reach(len(sequence.token_ids)) - self._num_spare_blocks()
@@ -367,7 +374,7 @@ class Scheduler:
             if lacking <= 0 or not self._policy.may_displace(sequence, victim):
                 break
             victims.append(victim)
-            lacking -= len(victim.table.block_ids)
+            lacking -= victim.table.num_blocks
         if lacking > 0:
             return False
         if victims and self._num_in_flight:
@@ -379,15 +386,14 @@ class Scheduler:
         return table.blocks_to_reach(len(sequence.token_ids)) <= self._num_spare_blocks()
 
     def _num_spare_blocks(self) -> int:
-        """Free blocks beyond what running prompts miss and one per sequence to grow."""
-        num_promised = len(self._roster.running)
+        """Free blocks beyond what running prompts miss and one per table to grow."""
+        num_promised = len(self._roster.running) * len(self._layout.windows)
         for sequence in self._roster.running:
             if sequence.num_missing > 1:
-                num_promised += self._pool.blocks_for(sequence.num_known)
-                num_promised -= len(sequence.table.block_ids)
+                num_promised += sequence.table.blocks_lacking(sequence.num_known)
         return self._pool.num_free - num_promised
 
-    def _note_first_start(self, sequence: Sequence, table: BlockTable) -> None:
+    def _note_first_start(self, sequence: Sequence, table: SequenceBlocks) -> None:
         owner = sequence.owner
         if owner.was_started:
             return
@@ -434,8 +440,12 @@ class Scheduler:
         filled = self._pool.filled_by(scheduled.start, scheduled.start + len(scheduled.token_ids))
         if filled and self._config.enable_prefix_caching:
             chain = sequence.extend_chain(self._pool.block_size)
-            for index in filled:
-                self._cache.register(sequence.table.block_ids[index], chain[index])
+            for group, table in enumerate(sequence.table.tables):
+                for index in filled:
+                    block_id = table.block_ids[index - table.num_passed]
+                    self._pool.cache.register(block_id, chain[index], group)
+        if self._layout.slides:
+            sequence.table.leave(sequence.num_computed)
         self._roster.release_siblings(sequence.owner)
         event = sequence.take(result)
         if event is None:
@@ -467,7 +477,6 @@ class Scheduler:
         self._end(sequence)
         self._roster.release_siblings(sequence.owner)
 
-
-def _empty_pool(config: ResolvedConfig) -> tuple[PrefixCache, BlockPool]:
-    cache = PrefixCache(config.max_idle_cached_blocks)
-    return cache, BlockPool(config.num_kv_blocks, config.block_size, cache)
+    def _empty_pool(self) -> BlockPool:
+        config, cache = self._config, PrefixCache(self._config.max_idle_cached_blocks)
+        return BlockPool(config.num_kv_blocks, config.block_size, cache, self._layout)

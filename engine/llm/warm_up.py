@@ -10,7 +10,7 @@ rows have alternatives and edits.
 from dataclasses import dataclass
 
 from engine.config import ResolvedConfig
-from engine.llm.decision import NewSequence, ScheduleDecision, ScheduledSequence
+from engine.llm.decision import GroupBlocks, NewSequence, ScheduleDecision, ScheduledSequence
 from engine.types import SamplingParams
 
 CPU_ROWS = (1, 16, 32)
@@ -59,11 +59,14 @@ def largest_steps(config: ResolvedConfig) -> list[WarmUpStep]:
     ]
 
 
-def decision(texts: WarmUpStep, block_size: int) -> ScheduleDecision:
-    """The step as a scheduler would decide it. Its sequences have negative ids."""
+def decision(texts: WarmUpStep, block_size: int, num_groups: int = 1) -> ScheduleDecision:
+    """The step as a scheduler would decide it for a model with so many groups of layers. Its
+    sequences have negative ids."""
     return ScheduleDecision(
         new=[_sequence(-1 - i, text) for i, text in enumerate(texts)],
-        scheduled=[_scheduled(-1 - i, text, block_size) for i, text in enumerate(texts)],
+        scheduled=[
+            _scheduled(-1 - i, text, block_size, num_groups) for i, text in enumerate(texts)
+        ],
     )
 
 
@@ -103,13 +106,13 @@ def _sequence(seq_id: int, text: Text) -> NewSequence:
     return NewSequence(seq_id, prompt, text.sampling, 0, 0, ())
 
 
-def _scheduled(seq_id: int, text: Text, block_size: int) -> ScheduledSequence:
+def _scheduled(seq_id: int, text: Text, block_size: int, num_groups: int) -> ScheduledSequence:
     num_blocks = -(-(text.num_cached + text.num_tokens) // block_size)
     return ScheduledSequence(
         seq_id,
         [0] * text.num_tokens,
         text.num_cached,
-        [0] * num_blocks,
+        [GroupBlocks([0] * num_blocks)] * num_groups,
         samples=True,
         num_output_tokens=0,
         prompt_logprobs=text.sampling.prompt_logprobs is not None,

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine.kv_layout import LayerGroup, group_layers
+
 MAX_LAYERS = 1024
 """Of a model that is built. Published ones have up to 130; each takes milliseconds to build."""
 
@@ -45,6 +47,17 @@ class ModelConfig:
         """`windows`, one per layer."""
         return self.windows or (None,) * self.num_hidden_layers
 
+    @property
+    def layer_groups(self) -> tuple[LayerGroup, ...]:
+        """How layers share KV blocks."""
+        return group_layers(self.layer_windows)
+
+    @property
+    def group_windows(self) -> tuple[int | None, ...]:
+        """How far each group looks back."""
+        return tuple(group.window for group in self.layer_groups)
+
     def kv_bytes_per_token(self, dtype_bytes: int) -> int:
-        """Keys and values of one token in all layers."""
-        return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * dtype_bytes
+        """Keys and values of one token in one of the `layer_groups`, as blocks have room for."""
+        num_layers = max(len(group.layers) for group in self.layer_groups)
+        return 2 * num_layers * self.num_key_value_heads * self.head_dim * dtype_bytes

@@ -138,7 +138,7 @@ class DecoderModel(nn.Module):
     def forward(self, token_ids: Tensor, positions: Tensor, ctx: ForwardContext) -> Tensor:
         """See `CausalLM.forward`."""
         residual = self.embed_tokens(token_ids)
-        longest = ctx.batch.longest_context
+        longest = ctx.longest_context
         rotations = [table.at(positions, longest) for table in self._tables]
         x = torch.zeros_like(residual)
         for layer, table in zip(self.layers, self._table_of_layer, strict=True):

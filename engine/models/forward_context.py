@@ -2,21 +2,35 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 from kernels import PagedBatch
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ForwardContext:
-    """One step's rows in the cache's terms. T rows: single decoded tokens first, then chunks."""
+class GroupContext(NamedTuple):
+    """The step's rows in the block tables of one layer group."""
 
     batch: PagedBatch
     """Block tables, context lengths and row offsets of the sequences."""
     slot_mapping: tuple[Tensor, Tensor]
     """Where each row's key and value go: block ids and slots, each [T] int64."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardContext:
+    """One step's rows in the cache's terms. T rows: single decoded tokens first, then chunks."""
+
+    groups: Sequence["GroupContext"]
+    """Per group of layers that share blocks."""
+    group_of_layer: Sequence[int]
     kv_caches: Sequence[Tensor]
     """Per layer [N, 2, K, S, D]."""
     adapter_ids: Tensor | None = None
     """[T] int32: LoRA adapter of each row, -1 for none; None when no row has one."""
+
+    @property
+    def longest_context(self) -> int:
+        """Of all sequences; new rows are at positions below it."""
+        return self.groups[0].batch.longest_context

@@ -56,13 +56,29 @@ class PagedBatch:
         device: torch.device,
     ) -> "PagedBatch":
         """Make the tensors; the arrays must not change afterwards."""
-        tensors = to_device([block_tables, context_lens, cu_seqlens_q], device)
-        return cls(
-            block_tables=tensors[0],
-            context_lens=tensors[1],
-            cu_seqlens_q=tensors[2],
-            num_decodes=num_decodes,
-            host_block_tables=block_tables,
-            host_context_lens=context_lens,
-            host_cu_seqlens_q=cu_seqlens_q,
-        )
+        tables = block_tables[np.newaxis]
+        return cls.of_groups(tables, context_lens, cu_seqlens_q, num_decodes, device)[0]
+
+    @classmethod
+    def of_groups(
+        cls,
+        block_tables: Int32Array,
+        context_lens: Int32Array,
+        cu_seqlens_q: Int32Array,
+        num_decodes: int,
+        device: torch.device,
+    ) -> list["PagedBatch"]:
+        """The same rows in several groups of layers, whose block tables are [G, B, M]."""
+        *tables, lens, offsets = to_device([*block_tables, context_lens, cu_seqlens_q], device)
+        return [
+            cls(
+                block_tables=table,
+                context_lens=lens,
+                cu_seqlens_q=offsets,
+                num_decodes=num_decodes,
+                host_block_tables=host_table,
+                host_context_lens=context_lens,
+                host_cu_seqlens_q=cu_seqlens_q,
+            )
+            for table, host_table in zip(tables, block_tables, strict=True)
+        ]

@@ -1,5 +1,7 @@
 """From what was asked for to what that comes to."""
 
+from dataclasses import replace
+
 import pytest
 
 from engine.config import (
@@ -10,7 +12,7 @@ from engine.config import (
     resolve,
     resolve_quantization,
 )
-from engine.errors import ModelLoadError
+from engine.errors import InsufficientMemory, ModelLoadError
 
 MODEL = ModelFacts(max_position_embeddings=64, kv_bytes_per_token=8, weight_bytes=1000)
 
@@ -97,3 +99,23 @@ def test_packed_weights_stay_packed_where_that_costs_nothing(device, is_packed, 
 def test_what_cannot_be_kept_as_asked_is_an_error(wanted, device, is_packed, has_native, reason):
     with pytest.raises(ModelLoadError, match=f"quantization {wanted}.*{reason}"):
         resolve_quantization(wanted, device, is_packed=is_packed, has_native=has_native)
+
+
+def test_a_sliding_model_needs_blocks_for_its_windows_only():
+    """One group looks back at all, two at 100 tokens: a request of 1000 tokens fits into 63 blocks
+    and twice the window with one step's tokens."""
+    model = ModelFacts(
+        max_position_embeddings=1000,
+        kv_bytes_per_token=8,
+        weight_bytes=0,
+        kv_windows=(100, None, 100),
+    )
+    machine = MachineFacts(device="cpu", num_cores=2, free_memory_bytes=1 << 30)
+    intent = EngineConfig(max_num_batched_tokens=60, num_kv_blocks=85, async_scheduling="off")
+    assert resolve(intent, model, machine).max_model_len == 1000
+    intent = replace(intent, num_kv_blocks=84)
+    assert resolve(intent, model, machine).max_model_len == 992
+    with pytest.raises(InsufficientMemory, match=r"max_model_len 1000 needs 85.*lower .* to 992"):
+        resolve(replace(intent, max_model_len=1000), model, machine)
+    twice = replace(intent, async_scheduling="on")
+    assert resolve(twice, model, machine).max_model_len < 992

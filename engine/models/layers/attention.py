@@ -58,13 +58,14 @@ class PagedAttention(nn.Module):
         `q_norm` and `k_norm` are the weights of RMS norms before the rotation, [D].
         """
         cache = ctx.kv_caches[self.layer]
+        batch, slot_mapping = ctx.groups[ctx.group_of_layer[self.layer]]
         heads = qkv.view(len(qkv), -1, self.head_dim)
         rope_store_kv(
             heads,
             rotation.positions,
             rotation.cos_sin,
             cache,
-            ctx.slot_mapping,
+            slot_mapping,
             num_heads=self.num_heads,
             q_norm=q_norm,
             k_norm=k_norm,
@@ -72,7 +73,7 @@ class PagedAttention(nn.Module):
         )
         q = heads.narrow(1, 0, self.num_heads)
         return paged_attention(
-            q, cache, ctx.batch, scale=self.scale, window=self.window, soft_cap=self.soft_cap
+            q, cache, batch, scale=self.scale, window=self.window, soft_cap=self.soft_cap
         )
 
     __call__ = forward

@@ -1,10 +1,11 @@
 """An executor without a model that remembers what every KV slot holds.
 
 Each slot stores a digest of the whole text up to its token, made from the digest that the block
-table shows one position earlier, as attention would. Before a token is drawn, all slots of the
-sequence are read back and compared with its text, so a block that is shared wrongly, written by
-two, copied too late or served stale from the cache is caught where it happens. The drawn token is
-a pure function of seed, index and what was read.
+table shows one position earlier, as attention would. Before a token is drawn, all slots that the
+step's rows look at are read back and compared with the sequence's text, in every layer group, so a
+block that is shared wrongly, written by two, copied too late, served stale from the cache or given
+back too early is caught where it happens. The drawn token is a pure function of seed, index and
+what was read.
 """
 
 from collections.abc import Iterable
@@ -25,6 +26,8 @@ from engine.types import FinishReason, GenerateRequest, SamplingParams, TokenEve
 
 VOCAB_SIZE = 50
 EOS = 0
+Windows = tuple[int | None, ...]
+"""How far each layer group looks back: at least at the token before."""
 
 
 def make_config(**changes: object) -> ResolvedConfig:
@@ -53,9 +56,16 @@ def make_config(**changes: object) -> ResolvedConfig:
     return replace(defaults, **changes)
 
 
-def make_scheduler(config: ResolvedConfig | None = None, **changes: object) -> Scheduler:
-    config = config or make_config(**changes)
-    return Scheduler(config, eos_token_ids=(EOS,), vocab_size=VOCAB_SIZE, clock=lambda: 100.0)
+def make_scheduler(
+    config: ResolvedConfig | None = None, windows: Windows = (None,), **changes: object
+) -> Scheduler:
+    return Scheduler(
+        config or make_config(**changes),
+        eos_token_ids=(EOS,),
+        vocab_size=VOCAB_SIZE,
+        windows=windows,
+        clock=lambda: 100.0,
+    )
 
 
 def make_request(
@@ -135,13 +145,15 @@ class PagedExecutor:
 
     config: ResolvedConfig
     error_rate: int = 0
+    windows: Windows = (None,)
     num_steps: int = 0
     num_copies: int = 0
     num_pending: int = 0
     drew: set[int] = field(default_factory=set)
     """Sequences that the last step drew a token for."""
     sequences: dict[int, _State] = field(default_factory=dict)
-    slots: dict[tuple[int, int], int] = field(default_factory=dict)
+    slots: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
+    """By block and offset: the layer group that wrote it, and the digest."""
 
     def launch(self, decision: ScheduleDecision) -> "PagedStep":
         return PagedStep(self.execute(decision))
@@ -171,10 +183,10 @@ class PagedExecutor:
         assert not set(sources) & set(destinations), "a copy of a copy: order would matter"
         for source, destination in copies:
             for offset in range(self.config.block_size):
-                self.slots[destination, offset] = self.slots.get((source, offset), -1)
+                self.slots[destination, offset] = self.slots.get((source, offset), (-1, -1))
 
     def _write(self, scheduled: list[ScheduledSequence]) -> None:
-        writer: dict[int, int] = {}
+        writer: dict[int, tuple[int, int]] = {}
         for entry in scheduled:
             state = self.sequences[entry.seq_id]
             assert entry.token_ids, "nothing to do"
@@ -186,30 +198,37 @@ class PagedExecutor:
                 assert len(token_ids) == len(entry.token_ids) == 1
             else:
                 assert entry.token_ids == token_ids
-            assert len(entry.block_ids) == -(-end // self.config.block_size)
-            assert all(0 <= b < self.config.num_kv_blocks for b in entry.block_ids)
-            value = self._read(entry, entry.start - 1) if entry.start else None
-            for position, token_id in enumerate(token_ids, entry.start):
-                value = hash((_root(state.new.adapter) if value is None else value, token_id))
-                slot = self._slot(entry, position)
-                assert writer.setdefault(slot[0], entry.seq_id) == entry.seq_id, "two write a block"
-                self.slots[slot] = value
+            assert len(entry.blocks) == len(self.windows)
+            for group, (block_ids, num_passed) in enumerate(entry.blocks):
+                assert num_passed + len(block_ids) == -(-end // self.config.block_size)
+                assert all(0 <= b < self.config.num_kv_blocks for b in block_ids)
+                value = self._read(entry, group, entry.start - 1) if entry.start else None
+                for position, token_id in enumerate(token_ids, entry.start):
+                    value = hash((_root(state.new.adapter) if value is None else value, token_id))
+                    slot = self._slot(entry, group, position)
+                    owner = writer.setdefault(slot[0], (entry.seq_id, group))
+                    assert owner == (entry.seq_id, group), "two write a block"
+                    self.slots[slot] = group, value
         for entry in scheduled:
-            for block_id in entry.block_ids:
-                owner = writer.get(block_id, entry.seq_id)
-                assert owner == entry.seq_id, f"block {block_id} is shared and written"
+            for group, (block_ids, _) in enumerate(entry.blocks):
+                for block_id in block_ids:
+                    owner = writer.get(block_id, (entry.seq_id, group))
+                    assert owner == (entry.seq_id, group), f"block {block_id} is shared and written"
 
     def _attend(self, entry: ScheduledSequence) -> SequenceOutput:
         state = self.sequences[entry.seq_id]
         new, sampling = state.new, state.new.sampling
         end = entry.start + len(entry.token_ids)
-        read = [self._read(entry, position) for position in range(end)]
-        assert read == digests(state.history[:end], new.adapter), "the slots hold another text"
+        text = digests(state.history[:end], new.adapter)
+        for group, window in enumerate(self.windows):
+            first = 0 if window is None else max(0, entry.start - window + 1)
+            read = [self._read(entry, group, position) for position in range(first, end)]
+            assert read == text[first:], "the slots hold another text"
         num_output = len(state.history) - len(new.prompt_token_ids)
         assert entry.num_output_tokens == num_output
         assert entry.samples == (end == len(state.history) and sampling.max_tokens > 0)
         # Only where a row is judged alone too: chunks may end anywhere.
-        if end == len(state.history) and breaks(read[-1], self.error_rate):
+        if end == len(state.history) and breaks(text[-1], self.error_rate):
             if entry.samples:
                 state.history.append(0)  # a step that is launched already starts from something
             return SequenceOutput(entry.seq_id, error="logits are not finite")
@@ -217,21 +236,25 @@ class PagedExecutor:
         if entry.prompt_logprobs:
             scored = range(entry.start, min(end, len(new.prompt_token_ids) - 1))
             assert scored, "no prompt token to score in this chunk"
-            output.prompt_logprobs = [score(read[p], state.history[p + 1]) for p in scored]
+            output.prompt_logprobs = [score(text[p], state.history[p + 1]) for p in scored]
         if entry.samples:
-            token_id = draw(new, read[-1], num_output)
+            token_id = draw(new, text[-1], num_output)
             state.history.append(token_id)
             output.token_ids = [token_id]
             if sampling.logprobs is not None:
-                output.logprobs = [score(read[-1], token_id)]
+                output.logprobs = [score(text[-1], token_id)]
         return output
 
-    def _slot(self, entry: ScheduledSequence, position: int) -> tuple[int, int]:
+    def _slot(self, entry: ScheduledSequence, group: int, position: int) -> tuple[int, int]:
         index, offset = divmod(position, self.config.block_size)
-        return entry.block_ids[index], offset
+        block_ids, num_passed = entry.blocks[group]
+        assert index >= num_passed, "a block that is looked at was given back"
+        return block_ids[index - num_passed], offset
 
-    def _read(self, entry: ScheduledSequence, position: int) -> int:
-        return self.slots[self._slot(entry, position)]
+    def _read(self, entry: ScheduledSequence, group: int, position: int) -> int:
+        writer, value = self.slots[self._slot(entry, group, position)]
+        assert writer == group, "the slots are another group's"
+        return value
 
 
 @dataclass
@@ -267,7 +290,11 @@ Answers = dict[tuple[str, int], Answer]
 
 
 def answer_alone(
-    request: GenerateRequest, index: int, config: ResolvedConfig, error_rate: int = 0
+    request: GenerateRequest,
+    index: int,
+    config: ResolvedConfig,
+    error_rate: int = 0,
+    windows: Windows = (None,),
 ) -> Answer:
     """What the request must get whatever shares the batch: the rules, written down once more."""
     sampling, prompt = request.sampling, request.prompt_token_ids
@@ -275,7 +302,7 @@ def answer_alone(
     assert sampling.seed is not None
     new = NewSequence(0, prompt, sampling, sampling.seed, index, suppressed, request.adapter)
     answer, text = Answer(), list(prompt)
-    capacity = config.num_kv_blocks * config.block_size
+    capacity = config.kv_layout(windows).most_tokens(config.num_kv_blocks)
     while True:
         if breaks(digests(text, request.adapter)[-1], error_rate):
             answer.finish_reason, answer.error_code = FinishReason.ERROR, "request_failed"

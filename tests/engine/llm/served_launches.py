@@ -14,7 +14,7 @@ import torch
 
 from engine.config import ResolvedConfig
 from engine.llm.cuda_recorder import CudaRecorder
-from engine.llm.decision import NewSequence, ScheduleDecision, ScheduledSequence
+from engine.llm.decision import GroupBlocks, NewSequence, ScheduleDecision, ScheduledSequence
 from engine.llm.decode_graph import AtOnce
 from engine.llm.model_runner import ModelRunner
 from engine.models.config import ModelConfig
@@ -136,7 +136,7 @@ def random_step(config: ResolvedConfig, first_id: int) -> ScheduleDecision:
                 seq_id,
                 [0] * length,
                 max(start, 0),
-                [random.randrange(config.num_kv_blocks) for _ in range(blocks)],
+                [GroupBlocks([random.randrange(config.num_kv_blocks) for _ in range(blocks)])],
                 samples=random.random() < 0.8,
                 num_output_tokens=0,
                 prompt_logprobs=params.prompt_logprobs is not None,
@@ -152,7 +152,11 @@ def prompt_step(config: ResolvedConfig, num_tokens: int) -> ScheduleDecision:
     tokens = [0] * num_tokens
     return ScheduleDecision(
         new=[NewSequence(0, tokens, SamplingParams(), 0, 0, ())],
-        scheduled=[ScheduledSequence(0, tokens, 0, blocks, samples=True, num_output_tokens=0)],
+        scheduled=[
+            ScheduledSequence(
+                0, tokens, 0, [GroupBlocks(blocks)], samples=True, num_output_tokens=0
+            )
+        ],
     )
 
 
@@ -210,7 +214,9 @@ def serve_decodes(runner: ModelRunner, config: ResolvedConfig, rows: int) -> Non
         decision = ScheduleDecision(
             new=[NewSequence(i, [0] * context, SamplingParams(), 0, 0, ()) for i in range(rows)],
             scheduled=[
-                ScheduledSequence(i, [0], context - 1, blocks, samples=True, num_output_tokens=0)
+                ScheduledSequence(
+                    i, [0], context - 1, [GroupBlocks(blocks)], samples=True, num_output_tokens=0
+                )
                 for i in range(rows)
             ],
         )

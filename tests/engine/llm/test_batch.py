@@ -2,14 +2,14 @@ import random
 
 import torch
 
-from engine.llm.batch import TOKEN_IDS, Batch, lay_out
-from engine.llm.decision import PENDING_TOKEN_ID, ScheduledSequence
+from engine.llm.batch import BLOCK_IDS, TOKEN_IDS, Batch, lay_out
+from engine.llm.decision import PENDING_TOKEN_ID, GroupBlocks, ScheduledSequence
 
 CPU = torch.device("cpu")
 
 
 def sequence(seq_id, token_ids, start, block_ids):
-    return ScheduledSequence(seq_id, token_ids, start, block_ids, True, 0)
+    return ScheduledSequence(seq_id, token_ids, start, [GroupBlocks(block_ids)], True, 0)
 
 
 def test_single_rows_come_first_longest_context_first():
@@ -27,20 +27,49 @@ def test_single_rows_come_first_longest_context_first():
     assert rows.first_rows == [0, 1, 2, 5]
     assert rows.sampling_rows == [0, 1, 4, 6]
     batch = Batch.on(CPU, rows)
-    assert batch.paged.num_decodes == 2
+    [(paged, slot_mapping)] = batch.groups
+    assert paged.num_decodes == 2
     assert batch.token_ids.tolist() == [30, 20, 10, 11, 12, 40, 41]
     assert batch.positions.tolist() == [9, 0, 2, 3, 4, 0, 1]
-    assert batch.paged.context_lens.tolist() == [10, 1, 5, 2]
-    assert batch.paged.cu_seqlens_q.tolist() == [0, 1, 2, 5, 7]
-    assert batch.paged.block_tables.tolist() == [[4, 5, 6], [1, 1, 1], [7, 8, 7], [9, 9, 9]]
-    assert [list(x) for x in zip(*(t.tolist() for t in batch.slot_mapping), strict=True)] == [
+    assert paged.context_lens.tolist() == [10, 1, 5, 2]
+    assert paged.cu_seqlens_q.tolist() == [0, 1, 2, 5, 7]
+    assert paged.block_tables.tolist() == [[4, 5, 6], [1, 1, 1], [7, 8, 7], [9, 9, 9]]
+    assert [list(x) for x in zip(*(t.tolist() for t in slot_mapping), strict=True)] == [
         [6, 1], [1, 0], [7, 2], [7, 3], [8, 0], [9, 0], [9, 1],
     ]  # fmt: skip
 
 
 def test_blocks_beyond_the_context_are_left_out():
     rows = lay_out([sequence(1, [5], 3, [2, 3, 4, 5])], 4)
-    assert rows.block_tables.tolist() == [[2]]
+    assert rows.block_tables.tolist() == [[[2]]]
+
+
+def test_each_group_has_its_own_blocks():
+    long = ScheduledSequence(
+        1, [5, 6], 10, [GroupBlocks([2, 3, 4]), GroupBlocks([7, 8], 1)], True, 0
+    )
+    short = ScheduledSequence(2, [7], 3, [GroupBlocks([5]), GroupBlocks([9])], True, 0)
+    rows = lay_out([long, short], 4)
+    # What a window has passed is filled up with a block that may be read.
+    assert rows.block_tables.tolist() == [
+        [[5, 5, 5], [2, 3, 4]],
+        [[9, 9, 9], [7, 7, 8]],
+    ]
+    assert rows.facts[TOKEN_IDS:BLOCK_IDS].tolist() == [[7, 5, 6], [3, 10, 11], [3, 2, 3]]
+    assert rows.facts[BLOCK_IDS:].tolist() == [[5, 4, 4], [9, 8, 8]]
+    first, second = Batch.on(CPU, rows).groups
+    assert first.batch.block_tables.tolist() == rows.block_tables[0].tolist()
+    assert second.batch.block_tables.tolist() == rows.block_tables[1].tolist()
+    assert [t.tolist() for t in second.slot_mapping] == [[9, 8, 8], [3, 2, 3]]
+    assert first.batch.context_lens is second.batch.context_lens
+
+
+def test_each_group_enters_blocks():
+    blocks = [GroupBlocks([2, 3, 4]), GroupBlocks([6, 7], 1)]
+    assert lay_out([ScheduledSequence(1, [1] * 4, 6, blocks, True, 0)], 4).entered_block_ids == [
+        4,
+        7,
+    ]
 
 
 def test_pending_rows_are_named():
@@ -77,14 +106,14 @@ def test_random_batches_equal_a_plain_loop():
         rows = lay_out(sequences, size)
         batch = Batch.on(CPU, rows)
         expected = [
-            (token, at, s.block_ids[at // size], at % size)
+            (token, at, s.blocks[0].block_ids[at // size], at % size)
             for s in rows.sequences
             for at, token in enumerate(s.token_ids, s.start)
         ]
         found = zip(
             batch.token_ids.tolist(),
             batch.positions.tolist(),
-            *(t.tolist() for t in batch.slot_mapping),
+            *(t.tolist() for t in batch.groups[0].slot_mapping),
             strict=True,
         )
         assert list(found) == expected, f"seed {seed}"

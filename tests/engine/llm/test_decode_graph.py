@@ -14,7 +14,7 @@ from tiny_pairs import create_pair, named_weights
 from engine.llm import decode_graph
 from engine.llm.batch import lay_out
 from engine.llm.cuda_recorder import CudaRecorder
-from engine.llm.decision import ScheduledSequence
+from engine.llm.decision import GroupBlocks, ScheduledSequence
 from engine.llm.decode_graph import EAGER_STEPS, AtOnce, DecodeGraphs, GraphSize
 from engine.llm.engine import LLMEngine
 from engine.llm.executor import LocalExecutor
@@ -77,7 +77,9 @@ class Later(Executor):
 
 def decode(seq_id, context_len, block_ids=None):
     blocks = block_ids or list(range(-(-context_len // BLOCK)))
-    return ScheduledSequence(seq_id, [5], context_len - 1, blocks, True, 1)
+    # A second group of layers whose blocks are others.
+    groups = [GroupBlocks(blocks), GroupBlocks([block + 500 for block in blocks])]
+    return ScheduledSequence(seq_id, [5], context_len - 1, groups, True, 1)
 
 
 def decodes(*context_lens):
@@ -90,6 +92,7 @@ def make_graphs(recorder=None, background=None, forward=None, **limits):
         recorder or Recorder(),
         block_size=BLOCK,
         scratch_block=999,
+        num_groups=2,
         device=CPU,
         background=background or AtOnce(),
         **({"max_num_seqs": 30, "max_model_len": 5000} | limits),
@@ -141,7 +144,7 @@ def test_all_sizes_are_those_that_steps_can_ask_for(limits):
 
 
 def test_steps_that_no_graph_holds_run_eagerly():
-    chunk = ScheduledSequence(1, [1, 2], 0, [1], True, 0)
+    chunk = ScheduledSequence(1, [1, 2], 0, [GroupBlocks([1])] * 2, True, 0)
     graphs = make_graphs(max_num_seqs=3, max_model_len=64)
     for rows in (
         lay_out([chunk], BLOCK),
@@ -195,20 +198,20 @@ def test_padding_decodes_at_the_start_of_the_scratch_block():
         graph.load(rows)
         graph.replay()
         batch, count = seen[-1], rows.num_rows
-        paged = batch.paged
         assert torch.equal(batch.positions[:count], torch.from_numpy(rows.facts[1]))
         assert batch.positions[count:].tolist() == batch.token_ids[count:].tolist()
         assert batch.positions[count:].tolist() == [0] * (8 - count)
-        blocks, slots = batch.slot_mapping
-        assert blocks[:count].tolist() == rows.facts[2].tolist()
-        assert blocks[count:].tolist() == [999] * (8 - count)
-        assert slots.tolist() == [*rows.facts[3].tolist(), *[0] * (8 - count)]
-        assert paged.context_lens.tolist() == [*rows.context_lens.tolist(), *[1] * (8 - count)]
-        width = rows.block_tables.shape[1]
-        assert np.array_equal(paged.block_tables[:count, :width].numpy(), rows.block_tables)
-        assert (paged.block_tables[count:, 0] == 999).all()
-        assert paged.cu_seqlens_q.tolist() == list(range(9))
-        assert (paged.num_decodes, paged.host_context_lens[0]) == (8, 1024)
+        for group, (paged, (blocks, slots)) in enumerate(batch.groups):
+            assert blocks[:count].tolist() == rows.facts[3 + group].tolist()
+            assert blocks[count:].tolist() == [999] * (8 - count)
+            assert slots.tolist() == [*rows.facts[2].tolist(), *[0] * (8 - count)]
+            assert paged.context_lens.tolist() == [*rows.context_lens.tolist(), *[1] * (8 - count)]
+            tables = rows.block_tables[group]
+            assert np.array_equal(paged.block_tables[:count, : tables.shape[1]].numpy(), tables)
+            assert (paged.block_tables[count:, 0] == 999).all()
+            assert paged.cu_seqlens_q.tolist() == list(range(9))
+            assert (paged.num_decodes, paged.host_context_lens[0]) == (8, 1024)
+        assert len(batch.groups) == 2
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from paged_executor import Answer, PagedExecutor, PagedStep, answer_alone
+from paged_executor import Answer, PagedExecutor, PagedStep, answer_alone, make_scheduler
 from structlog.testing import capture_logs
 from test_scheduler_properties import Session
 
@@ -261,7 +261,7 @@ def test_a_request_that_cannot_be_taken_in_leaves_nothing(engines, folder, reque
     def fail(*args: object) -> None:
         raise Fault
 
-    monkeypatch.setattr("engine.llm.roster.BlockTable", fail)
+    monkeypatch.setattr("engine.llm.roster.SequenceBlocks", fail)
     with pytest.raises(Fault):
         engine.add(requests[0])
     monkeypatch.undo()
@@ -390,7 +390,10 @@ class FaultySession(Session):
         super().__post_init__()
         rng = self.rng
         self.config = replace(self.config, async_scheduling=rng.random() < 0.5)
-        self.executor = FaultyExecutor(self.config, error_rate=self.executor.error_rate)
+        self.scheduler = make_scheduler(self.config, self.windows)
+        self.executor = FaultyExecutor(
+            self.config, error_rate=self.executor.error_rate, windows=self.windows
+        )
         self.executor.rng = rng
         self.executor.limits = {}
         self.engine = LLMEngine(self.scheduler, self.executor, self.config)
@@ -417,7 +420,7 @@ class FaultySession(Session):
     def check_answer(self, request: GenerateRequest, index: int) -> None:
         limit = self.executor.limits.get(request.sampling.seed)
         answer = self.answers.get((request.request_id, index), Answer())
-        expected = answer_alone(request, index, self.config, self.executor.error_rate)
+        expected = answer_alone(request, index, self.config, self.executor.error_rate, self.windows)
         as_expected = (answer.token_ids, answer.error_code) == (
             expected.token_ids,
             expected.error_code,

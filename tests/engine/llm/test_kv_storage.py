@@ -9,7 +9,7 @@ CPU = torch.device("cpu")
 
 
 def make_storage(num_blocks=8, dtype=torch.bfloat16, **sizes):
-    defaults = {"num_layers": 3, "num_kv_heads": 2, "block_size": 4, "head_dim": 8}
+    defaults = {"layer_groups": [range(3)], "num_kv_heads": 2, "block_size": 4, "head_dim": 8}
     return KvStorage(num_blocks=num_blocks, dtype=dtype, device=CPU, **(defaults | sizes))
 
 
@@ -25,9 +25,19 @@ def test_layers_are_views_of_one_pool():
     assert storage._pool.count_nonzero() == storage._pool[5, 1].count_nonzero() == 2 * 2 * 4 * 8
 
 
+def test_groups_of_layers_share_the_memory_of_a_block():
+    storage = make_storage(layer_groups=[(2, 5), (0, 1), (3,), (4,)])
+    assert storage.group_of_layer == [1, 1, 0, 2, 3, 0]
+    assert storage._pool.shape[1] == 2
+    for layer, at in enumerate([0, 1, 0, 0, 0, 1]):
+        assert storage.layers[layer].data_ptr() == storage._pool[:, at].data_ptr(), layer
+
+
 def test_a_huge_pool_takes_memory_only_where_it_is_written():
     before = resident_bytes()
-    storage = make_storage(1 << 16, num_layers=8, num_kv_heads=4, block_size=16, head_dim=64)
+    storage = make_storage(
+        1 << 16, layer_groups=[range(8)], num_kv_heads=4, block_size=16, head_dim=64
+    )
     block_bytes = storage._block_bytes
     assert block_bytes == 2 * 8 * 4 * 16 * 64 * 2
     assert storage._pool.nbytes == 8 << 30
@@ -42,7 +52,9 @@ def test_a_huge_pool_takes_memory_only_where_it_is_written():
 def test_the_first_blocks_can_be_committed_ahead_of_their_use(monkeypatch):
     monkeypatch.setattr(kv_storage, "COMMITTED_AHEAD_BYTES", 64 << 20)
     before = resident_bytes()
-    storage = make_storage(1 << 16, num_layers=8, num_kv_heads=4, block_size=16, head_dim=64)
+    storage = make_storage(
+        1 << 16, layer_groups=[range(8)], num_kv_heads=4, block_size=16, head_dim=64
+    )
     thread = storage.commit_ahead()
     assert thread is not None
     thread.join()

@@ -11,6 +11,7 @@ from engine.errors import InsufficientMemory, ModelLoadError
 from engine.llm import model_runner
 from engine.llm.decision import (
     PENDING_TOKEN_ID,
+    GroupBlocks,
     NewSequence,
     ScheduleDecision,
     ScheduledSequence,
@@ -66,8 +67,9 @@ def new(seq_id, prompt, **sampling):
 
 
 def part(seq_id, tokens, start, blocks, *, samples=True, num_output=0, score=False):
+    groups = [GroupBlocks(blocks)]
     return ScheduledSequence(
-        seq_id, list(tokens), start, blocks, samples, num_output, prompt_logprobs=score
+        seq_id, list(tokens), start, groups, samples, num_output, prompt_logprobs=score
     )
 
 

@@ -64,7 +64,10 @@ class OverlappedSession(Session):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.config = replace(self.config, async_scheduling=True)
-        self.executor = AccountedExecutor(self.config, error_rate=self.executor.error_rate)
+        self.scheduler = make_scheduler(self.config, self.windows)
+        self.executor = AccountedExecutor(
+            self.config, error_rate=self.executor.error_rate, windows=self.windows
+        )
         self.engine = LLMEngine(self.scheduler, self.executor, self.config)
 
     def has_work(self) -> bool:
@@ -75,6 +78,7 @@ class OverlappedSession(Session):
         for event in events:
             assert event.request_id not in self.aborted, "an event after the abort"
             self.answers.setdefault((event.request_id, event.index), Answer()).add(event)
+        self.check_windows()
         assert self.executor.num_steps < 20_000, "it does not end"
 
     def check_end(self) -> None:
@@ -216,8 +220,8 @@ def test_preemption_waits_until_nothing_is_in_flight() -> None:
         assert answers[request.request_id, 0].token_ids == alone.token_ids
 
 
-def cached_texts(scheduler: Scheduler) -> set[bytes]:
-    return set(scheduler._cache._block_of)
+def cached_texts(scheduler: Scheduler) -> set[tuple[int, bytes]]:
+    return set(scheduler._pool.cache._block_of)
 
 
 def test_the_prefix_cache_ends_up_with_the_same_blocks() -> None:

@@ -120,7 +120,7 @@ def test_idle_blocks_beyond_the_limit_are_dropped_oldest_first(max_idle: int) ->
 def test_check_notices_corruption() -> None:
     for corrupt in (
         lambda c: c._block_of.clear(),
-        lambda c: c._hash_of.update({9: b"x"}),
+        lambda c: c._key_of.update({9: (0, b"x")}),
         lambda c: c._idle.update({9: None}),
         lambda c: setattr(c, "_max_idle", 0),
     ):

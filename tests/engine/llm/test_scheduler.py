@@ -777,7 +777,7 @@ def test_idle_blocks_are_bounded() -> None:
     for name in "abc":
         bench.add(name, 17, max_tokens=1)
         bench.finish()
-    assert len(list(bench.scheduler._cache.idle)) == 2
+    assert len(list(bench.scheduler._pool.cache.idle)) == 2
 
 
 def test_memory_is_reused_before_it_is_grown() -> None:

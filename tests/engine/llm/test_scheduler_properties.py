@@ -14,6 +14,7 @@ from paged_executor import (
     Answer,
     Answers,
     PagedExecutor,
+    Windows,
     answer_alone,
     digests,
     make_config,
@@ -27,14 +28,24 @@ from engine.llm.scheduler import Scheduler
 from engine.types import GenerateRequest
 
 
-def random_config(rng: random.Random) -> ResolvedConfig:
+def random_windows(rng: random.Random) -> Windows:
+    """Mostly of plain models; else groups that slide, alone, with others and beside a whole one."""
+    windows = rng.choice([[None], [None], [rng.randint(2, 40)], [None, rng.randint(2, 40)], []])
+    windows = windows or [None, *(rng.randint(2, 40) for _ in range(rng.randint(2, 4)))]
+    rng.shuffle(windows)
+    return tuple(windows)
+
+
+def random_config(rng: random.Random, num_groups: int) -> ResolvedConfig:
     block_size = rng.choice([1, 2, 3, 4, 8, 16])
-    num_blocks = max(3, rng.choice([24, 48, 90, 400]) // block_size)
+    num_blocks = max(3, rng.choice([24, 48, 90, 400]) // block_size) * num_groups
     return make_config(
         block_size=block_size,
         num_kv_blocks=num_blocks,
         # Sometimes more than the pool holds, so that a sequence outgrows it.
-        max_model_len=max(2, int(num_blocks * block_size * rng.choice([0.5, 0.8, 1.0, 1.3]))),
+        max_model_len=max(
+            2, int(num_blocks // num_groups * block_size * rng.choice([0.5, 0.8, 1.0, 1.3]))
+        ),
         max_num_seqs=rng.choice([1, 2, 3, 5, 8]),
         max_num_batched_tokens=rng.choice([1, 2, 5, 16, 64, 300]),
         max_step_ms=rng.choice([0.0, 0.0, 0.01, 50.0]),
@@ -46,9 +57,14 @@ def random_config(rng: random.Random) -> ResolvedConfig:
 
 
 def random_request(
-    rng: random.Random, name: str, stems: list[list[int]], config: ResolvedConfig
+    rng: random.Random,
+    name: str,
+    stems: list[list[int]],
+    config: ResolvedConfig,
+    windows: Windows,
 ) -> GenerateRequest:
-    longest = min(config.max_model_len, config.num_kv_blocks * config.block_size) - 1
+    capacity = config.kv_layout(windows).most_tokens(config.num_kv_blocks)
+    longest = min(config.max_model_len, capacity) - 1
     stem = rng.choice(stems)
     # Few lengths, so that whole prompts repeat.
     prompt = stem[: rng.choice([0, 4, 8, 16, 48])] + [
@@ -88,16 +104,21 @@ class Session:
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
-        self.config = random_config(self.rng)
-        self.scheduler = make_scheduler(self.config)
-        self.executor = PagedExecutor(self.config, error_rate=self.rng.choice([0, 0, 40]))
+        self.windows = random_windows(self.rng)
+        self.config = random_config(self.rng, len(self.windows))
+        self.scheduler = make_scheduler(self.config, self.windows)
+        self.executor = PagedExecutor(
+            self.config, error_rate=self.rng.choice([0, 0, 40]), windows=self.windows
+        )
 
     def run(self) -> None:
         rng = self.rng
         stems = [[rng.randrange(VOCAB_SIZE) for _ in range(60)] for _ in range(2)]
         pressure = rng.choice([0.2, 0.6, 1.0])
         abort_rate = rng.choice([0.0, 0.0, 0.05, 0.3])
-        to_come = [random_request(rng, f"r{i}", stems, self.config) for i in range(14)]
+        to_come = [
+            random_request(rng, f"r{i}", stems, self.config, self.windows) for i in range(14)
+        ]
         while to_come or self.has_work():
             while to_come and rng.random() < pressure:
                 request = to_come.pop()
@@ -120,7 +141,7 @@ class Session:
         assert running[0].seq_id in scheduled, "the first in rank made no progress"
         if (
             self.scheduler.stats().num_preemptions == num_preemptions
-            and self.scheduler._pool.num_free
+            and self.scheduler._pool.num_free >= len(self.windows)
         ):
             held_up = [s.seq_id for s in running if s.num_missing == 1]
             assert scheduled.issuperset(held_up), "a decode was held up with blocks to spare"
@@ -132,7 +153,17 @@ class Session:
             assert event.request_id not in aborted, "an event after the abort"
             self.answers.setdefault((event.request_id, event.index), Answer()).add(event)
         self.scheduler.check_invariants()
+        self.check_windows()
         assert self.executor.num_steps < 20_000, "it does not end"
+
+    def check_windows(self) -> None:
+        """Nobody holds what its windows have passed."""
+        layout = self.config.kv_layout(self.windows)
+        for sequence in self.scheduler._roster.running:
+            for table in sequence.table.tables:
+                num_passed = layout.num_passed(table.window, sequence.num_computed)
+                assert table.num_passed >= num_passed
+                self.seen["windows that moved"] += num_passed > 0
 
     def maybe_abort(self, rate: float) -> set[str]:
         """Cancel some request, unfinished or not; twice is as good as once."""
@@ -159,7 +190,7 @@ class Session:
         self.seen["aborted"] += len(self.aborted)
 
     def check_answer(self, request: GenerateRequest, index: int) -> None:
-        expected = answer_alone(request, index, self.config, self.executor.error_rate)
+        expected = answer_alone(request, index, self.config, self.executor.error_rate, self.windows)
         answer = self.answers.get((request.request_id, index), Answer())
         if request.request_id in self.aborted and answer.finish_reason is None:
             assert answer.token_ids == expected.token_ids[: len(answer.token_ids)]
@@ -238,11 +269,14 @@ EVERYTHING = {
     "error request_failed",
     "error out_of_kv_blocks",
 }
+"""Of a run, however it steps."""
 
 
 def test_any_load_gives_every_request_its_own_answer() -> None:
     seen = run_sessions(random.SystemRandom().getrandbits(32), 60)
-    assert (+seen).keys() >= EVERYTHING, "the sessions did not reach everything they are to test"
+    assert (+seen).keys() >= EVERYTHING | {"windows that moved"}, (
+        "the sessions did not reach everything they are to test"
+    )
 
 
 @pytest.mark.slow

@@ -102,6 +102,6 @@ def test_the_largest_steps_fill_the_budget():
 
 def test_steps_write_to_the_first_block_only():
     decided = decision([Text(1, 9), Text(3)], block_size=4)
-    assert [part.block_ids for part in decided.scheduled] == [[0, 0, 0], [0]]
+    assert [part.blocks for part in decided.scheduled] == [[([0, 0, 0], 0)], [([0], 0)]]
     assert [part.start for part in decided.scheduled] == [9, 0]
     assert all(new.seq_id < 0 for new in decided.new)

@@ -123,7 +123,8 @@ def test_a_shared_prefix_is_read_from_another_texts_blocks(pair):
     texts.add(0, prefix + random_text(8))
     texts.run(0, [32])
     texts.add(1, prefix + random_text(21))
-    texts.blocks[1][:6] = texts.blocks[0][:6]
+    for ours_now, theirs_before in zip(texts.blocks[1], texts.blocks[0], strict=True):
+        ours_now[:6] = theirs_before[:6]
     texts.computed[1] = 24
     found = texts.run(1, [8, 13])
     assert_same(found, their_logits(theirs, texts.texts[1])[24:], seed)

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from engine.llm.batch import Batch, lay_out
-from engine.llm.decision import ScheduledSequence
+from engine.llm.decision import GroupBlocks, ScheduledSequence
 from engine.llm.kv_storage import KvStorage
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
@@ -76,17 +76,17 @@ class PagedTexts:
     model: CausalLM
     config: ModelConfig
     block_size: int = 4
-    num_blocks: int = 256
+    num_blocks: int = 1024
     device: torch.device = CPU
     storage: KvStorage = field(init=False)
     texts: dict[int, list[int]] = field(default_factory=dict)
-    blocks: dict[int, list[int]] = field(default_factory=dict)
+    blocks: dict[int, list[list[int]]] = field(default_factory=dict)
     computed: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.storage = KvStorage(
             num_blocks=self.num_blocks,
-            num_layers=self.config.num_hidden_layers,
+            layer_groups=[group.layers for group in self.config.layer_groups],
             num_kv_heads=self.config.num_key_value_heads,
             block_size=self.block_size,
             head_dim=self.config.head_dim,
@@ -101,7 +101,9 @@ class PagedTexts:
     def add(self, text_id: int, token_ids: list[int]) -> None:
         self.texts[text_id] = token_ids
         num_blocks = -(-len(token_ids) // self.block_size)
-        self.blocks[text_id] = [self._free.pop() for _ in range(num_blocks)]
+        self.blocks[text_id] = [
+            [self._free.pop() for _ in range(num_blocks)] for _ in self.config.layer_groups
+        ]
         self.computed[text_id] = 0
 
     @torch.inference_mode()
@@ -112,7 +114,7 @@ class PagedTexts:
                 text_id,
                 self.texts[text_id][self.computed[text_id] :][:size],
                 self.computed[text_id],
-                self.blocks[text_id],
+                [GroupBlocks(block_ids) for block_ids in self.blocks[text_id]],
                 samples=False,
                 num_output_tokens=0,
             )
@@ -122,7 +124,9 @@ class PagedTexts:
         batch = Batch.on(self.device, rows)
         self.storage.clear(rows.entered_block_ids)
         ctx = ForwardContext(
-            batch=batch.paged, slot_mapping=batch.slot_mapping, kv_caches=self.storage.layers
+            groups=batch.groups,
+            group_of_layer=self.storage.group_of_layer,
+            kv_caches=self.storage.layers,
         )
         hidden = self.model.forward(batch.token_ids, batch.positions, ctx)
         logits = self.model.compute_logits(hidden)
