@@ -116,7 +116,23 @@ def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     return _tiny_factory(tmp_path_factory, "Qwen3")
 
 
-def _tiny_factory(tmp_path_factory: pytest.TempPathFactory, family: str) -> TinyModel:
+@pytest.fixture(scope="session")
+def tiny_gemma3(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """Every second layer looks back 24 tokens only."""
+    return _tiny_factory(
+        tmp_path_factory,
+        "Gemma3",
+        num_hidden_layers=4,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        sliding_window=24,
+        head_dim=32,
+        query_pre_attn_scalar=32,
+    )
+
+
+def _tiny_factory(
+    tmp_path_factory: pytest.TempPathFactory, family: str, **particular: Any
+) -> TinyModel:
     def create(*, seed: int = 0, dtype: str = "float32", **overrides: Any) -> Path:
         import torch
         import transformers
@@ -139,10 +155,11 @@ def _tiny_factory(tmp_path_factory: pytest.TempPathFactory, family: str) -> Tiny
         }
         if family == "Qwen3":
             sizes["head_dim"] = 32
-        config = getattr(transformers, f"{family}Config")(**(sizes | overrides))
+        model_class = getattr(transformers, f"{family}ForCausalLM")
+        config = model_class.config_class(**(sizes | particular | overrides))
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = getattr(transformers, f"{family}ForCausalLM")(config)
+            model = model_class(config)
             _randomise_vectors(model)
         model.to(getattr(torch, dtype)).save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -15,7 +15,7 @@ from engine.models.layers.linear_method import LinearMethod
 from engine.models.layers.parallel import SINGLE, TensorParallel
 from engine.models.layers.weight_slots import WeightOptions
 
-MODULES = ("llama", "qwen2", "qwen3")
+MODULES = ("gemma3", "llama", "qwen2", "qwen3")
 """Of `engine.models`, each with its `FAMILIES`; imported when the first model is looked for."""
 
 

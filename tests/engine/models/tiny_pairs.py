@@ -41,9 +41,10 @@ def config_of(family: str, hf: Any) -> ModelConfig:
 def create_pair(family: str, seed: int, **overrides: Any) -> tuple[CausalLM, Any, ModelConfig]:
     """Our model and Hugging Face's with the same random weights, in fp32."""
     torch.manual_seed(seed)
-    hf_config = getattr(transformers, f"{family}Config")(**(SIZES | overrides))
+    model_class = getattr(transformers, f"{family}ForCausalLM")
+    hf_config = model_class.config_class(**(SIZES | overrides))
     hf_config.head_dim = (SIZES | overrides)["head_dim"]
-    theirs = getattr(transformers, f"{family}ForCausalLM")(hf_config).eval()
+    theirs = model_class(hf_config).eval()
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
             if parameter.ndim == 1:

@@ -328,7 +328,7 @@ def make_gguf(tmp_path: Path) -> GGUFMaker:
         for hf_name, weight in load_file(folder / "model.safetensors").items():
             name = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
             if name not in skip:
-                writer.add_tensor(name, _llama_rows(hf_name, weight, config, arch))
+                writer.add_tensor(name, _converted(hf_name, weight, config, arch))
         for name, weight in (extra or {}).items():
             writer.add_tensor(name, weight)
         writer.write_header_to_file()
@@ -341,6 +341,8 @@ def make_gguf(tmp_path: Path) -> GGUFMaker:
 
 
 def _gguf_metadata(config: dict[str, Any], arch: str) -> dict[str, Any]:
+    rope = config["rope_parameters"]
+    rope = rope.get("full_attention", rope)
     num_heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // num_heads
     return {
@@ -352,7 +354,7 @@ def _gguf_metadata(config: dict[str, Any], arch: str) -> dict[str, Any]:
         f"{arch}.attention.head_count_kv": config["num_key_value_heads"],
         f"{arch}.attention.key_length": head_dim,
         f"{arch}.attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
-        f"{arch}.rope.freq_base": config["rope_parameters"]["rope_theta"],
+        f"{arch}.rope.freq_base": rope["rope_theta"],
         "tokenizer.ggml.tokens": [f"token {i}" for i in range(config["vocab_size"])],
         "tokenizer.ggml.bos_token_id": 0,
         "tokenizer.ggml.eos_token_id": 1,
@@ -372,8 +374,11 @@ def _add(writer: Any, name: str, value: Any) -> None:
         writer.add_array(name, value)
 
 
-def _llama_rows(name: str, weight: np.ndarray, config: dict[str, Any], arch: str) -> np.ndarray:
-    """llama.cpp's `LlamaModel.permute`, which its converter applies to q and k."""
+def _converted(name: str, weight: np.ndarray, config: dict[str, Any], arch: str) -> np.ndarray:
+    """What llama.cpp's converter does to some weights: `LlamaModel.permute` to q and k of Llama,
+    and it adds the 1 that Gemma's norms lack."""
+    if arch == "gemma3" and name.endswith("norm.weight"):
+        return weight + 1
     heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
     key = heads.get(name.split(".")[-2])
     if arch != "llama" or key is None:

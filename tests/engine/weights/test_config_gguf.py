@@ -56,7 +56,11 @@ def test_sampling_defaults(make_gguf: Any, tiny_llama: Any) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("general.architecture", "gemma3", "'gemma3' is not supported; supported are llama, qwen2"),
+        (
+            "general.architecture",
+            "gemma2",
+            "'gemma2' is not supported; supported are gemma3, llama",
+        ),
         ("llama.expert_count", 8, "mixture of experts"),
         ("llama.block_count", None, "no llama.block_count"),
         ("llama.block_count", 0, "llama.block_count is 0"),

@@ -1,0 +1,195 @@
+"""Gemma 3's text models: most layers look back a window only, every sixth at all.
+
+Against Llama: query and key heads are normalised, attention and MLP have a norm behind them, too,
+norms keep their weights minus 1, the embedding is scaled, and sliding layers turn by a base of
+their own.
+Paper: Gemma Team 2025, arXiv:2503.19786.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from engine.errors import UnsupportedArchitecture
+from engine.models import gguf_keys, json_keys
+from engine.models.causal_lm import CausalLM
+from engine.models.config import ModelConfig
+from engine.models.decoder import Attention, Decoder, gated_mlp, rope_of
+from engine.models.family import Family
+from engine.models.forward_context import ForwardContext
+from engine.models.gguf_keys import LAYER_TENSORS, GgufKeys
+from engine.models.json_keys import FULL, SLIDING
+from engine.models.layers.norm import RmsNorm
+from engine.models.layers.rotary import Rope, Rotation
+from engine.models.layers.weight_slots import WeightOptions
+from engine.models.metadata_keys import MetadataKeys
+from engine.models.rope_keys import rope_base
+
+ARCHITECTURE = "Gemma3ForCausalLM"
+HEAD_DIM = 256
+WINDOW = 4096
+PERIOD = 6
+"""One in so many layers looks back at all."""
+GLOBAL_BASE, LOCAL_BASE = 1e6, 1e4
+ACTIVATION = "gelu_pytorch_tanh"
+LAYERS_OF_27B = 62
+"""The only size whose scores are scaled by something else than the head's size."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gemma3Config(ModelConfig):
+    """The base class's rope is that of layers that look back at all."""
+
+    score_scale: float
+    """Factor of attention scores."""
+    local_rope_theta: float
+    local_rope_scaling: dict[str, Any] | None = None
+    """Of sliding layers."""
+    norm_offset: float
+    """What norm weights lack."""
+    logit_soft_cap: float | None = None
+
+
+class Gemma3Layer(nn.Module):
+    """A norm before and behind attention, and before and behind the MLP."""
+
+    def __init__(self, config: Gemma3Config, options: WeightOptions, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = _norm(config)
+        self.self_attn = Attention(
+            config,
+            options,
+            layer,
+            qkv_bias=config.attention_bias,
+            o_bias=config.attention_bias,
+            head_norms=(_norm(config, config.head_dim), _norm(config, config.head_dim)),
+            scale=config.score_scale,
+        )
+        self.post_attention_layernorm = _norm(config)
+        self.pre_feedforward_layernorm = _norm(config)
+        self.mlp = gated_mlp(config)
+        self.post_feedforward_layernorm = _norm(config)
+
+    def forward(
+        self, x: Tensor, residual: Tensor, rotation: Rotation, ctx: ForwardContext
+    ) -> Tensor:
+        """See `DecoderLayer.forward`."""
+        x = self.self_attn(self.input_layernorm.add(x, residual), rotation, ctx)
+        x = self.post_attention_layernorm(x)
+        x = self.mlp(self.pre_feedforward_layernorm.add(x, residual), ctx)
+        return self.post_feedforward_layernorm(x)
+
+    __call__ = forward
+
+
+def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
+    assert isinstance(config, Gemma3Config)
+    local = Rope(
+        config.head_dim,
+        config.local_rope_theta,
+        config.max_position_embeddings,
+        config.local_rope_scaling,
+    )
+    return Decoder(
+        config,
+        options,
+        lambda layer: Gemma3Layer(config, options, layer),
+        norm=_norm(config),
+        ropes=[rope_of(config) if window is None else local for window in config.layer_windows],
+        embedding_scale=config.hidden_size**0.5,
+        soft_cap=config.logit_soft_cap,
+    )
+
+
+def read_json(keys: MetadataKeys) -> ModelConfig:
+    """
+    Raises:
+        UnsupportedArchitecture: one that looks ahead, which encoders do.
+    """
+    if keys.flag("use_bidirectional_attention", False):
+        raise UnsupportedArchitecture("a Gemma 3 with bidirectional attention is not supported")
+    sizes = json_keys.size_fields(keys, head_dim=HEAD_DIM, tied=True)
+    num_layers = sizes["num_hidden_layers"]
+    per_type = keys.values.get("rope_parameters") or {}
+    if not isinstance(per_type, dict) or not all(isinstance(v, dict) for v in per_type.values()):
+        raise keys.nonsense("rope_parameters", "an object with one for each type of layer")
+    # transformers 4 keeps both bases beside each other, and a scaling for the global one only.
+    whole = per_type.get(FULL) or keys.values.get("rope_scaling") or {}
+    local = per_type.get(SLIDING) or {}
+    if not isinstance(whole, dict):
+        raise keys.nonsense("rope_scaling", "an object")
+    trained, source = json_keys.trained_length(keys), "config.json: rope_parameters"
+    bases = (
+        rope_base(keys, "rope_theta", GLOBAL_BASE),
+        rope_base(keys, "rope_local_base_freq", LOCAL_BASE),
+    )
+    local_rope = json_keys.rope_fields_of(dict(local), source, trained, bases[1])
+    return Gemma3Config(
+        architecture=ARCHITECTURE,
+        **sizes,
+        **json_keys.rope_fields_of(dict(whole), source, trained, bases[0]),
+        attention_bias=keys.flag("attention_bias", False),
+        hidden_act=keys.text("hidden_activation", ACTIVATION),
+        windows=json_keys.layer_windows(
+            keys,
+            keys.integer("sliding_window", WINDOW),
+            _layer_types(num_layers, keys.integer("sliding_window_pattern", PERIOD)),
+        ),
+        score_scale=keys.number("query_pre_attn_scalar", float(HEAD_DIM)) ** -0.5,
+        local_rope_theta=local_rope["rope_theta"],
+        local_rope_scaling=local_rope["rope_scaling"],
+        norm_offset=1.0,
+        logit_soft_cap=keys.number("final_logit_softcapping", None),
+    )
+
+
+def read_gguf(keys: GgufKeys) -> ModelConfig:
+    """llama.cpp's converter adds the 1 to the norms. What it leaves out, its loader knows."""
+    sizes = gguf_keys.size_fields(keys)
+    window = keys.integer(keys.own("attention.sliding_window"))
+    period = keys.integer(keys.own("attention.sliding_window_pattern"), PERIOD)
+    scaled_by = sizes["head_dim"]
+    if sizes["num_hidden_layers"] == LAYERS_OF_27B:
+        scaled_by = sizes["hidden_size"] // sizes["num_attention_heads"]
+    return Gemma3Config(
+        architecture=ARCHITECTURE,
+        **sizes,
+        **gguf_keys.rope_fields(keys),
+        **gguf_keys.bias_fields(keys),
+        hidden_act=ACTIVATION,
+        windows=tuple(
+            window if entry == SLIDING else None
+            for entry in _layer_types(sizes["num_hidden_layers"], period)
+        ),
+        score_scale=scaled_by**-0.5,
+        local_rope_theta=rope_base(keys, keys.own("rope.freq_base_swa"), LOCAL_BASE),
+        norm_offset=0.0,
+        logit_soft_cap=keys.number(keys.own("final_logit_softcapping"), None),
+    )
+
+
+def _layer_types(num_layers: int, period: int) -> list[str]:
+    return [SLIDING if (layer + 1) % period else FULL for layer in range(num_layers)]
+
+
+def _norm(config: Gemma3Config, size: int | None = None) -> RmsNorm:
+    return RmsNorm(size or config.hidden_size, config.rms_norm_eps, offset=config.norm_offset)
+
+
+FAMILIES = (
+    Family(
+        architecture=ARCHITECTURE,
+        model_type="gemma3_text",
+        gguf="gemma3",
+        create=create,
+        read_json=read_json,
+        read_gguf=read_gguf,
+        gguf_tensors=LAYER_TENSORS
+        | {
+            "post_attention_norm": "post_attention_layernorm",
+            "ffn_norm": "pre_feedforward_layernorm",
+            "post_ffw_norm": "post_feedforward_layernorm",
+        },
+    ),
+)

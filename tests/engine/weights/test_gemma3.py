@@ -1,0 +1,146 @@
+"""Gemma 3 from config.json and from GGUF: what is read, and the logits that come of it."""
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from engine.errors import ModelLoadError, UnsupportedArchitecture
+from engine.llm.batch import Batch, lay_out
+from engine.llm.decision import GroupBlocks, ScheduledSequence
+from engine.llm.kv_storage import KvStorage
+from engine.models.forward_context import ForwardContext
+from engine.models.gemma3 import Gemma3Config
+from engine.models.registry import create_model
+from engine.weights.loader import iter_weights, load_model_config
+from engine.weights.source import Checkpoint
+
+CPU = torch.device("cpu")
+SCALED = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
+
+
+@torch.inference_mode()
+def logits(checkpoint: Checkpoint, token_ids: list[int]) -> torch.Tensor:
+    """Ours of a whole text, in fp32: [T, V]."""
+    config = load_model_config(checkpoint)
+    model = create_model(config, dtype=torch.float32)
+    assert model.load_weights(iter_weights(checkpoint, config)) == []
+    num_blocks = -(-len(token_ids) // 4)
+    groups = config.layer_groups
+    storage = KvStorage(
+        num_blocks=num_blocks * len(groups),
+        layer_groups=[group.layers for group in groups],
+        num_kv_heads=config.num_key_value_heads,
+        block_size=4,
+        head_dim=config.head_dim,
+        dtype=torch.float32,
+        device=CPU,
+    )
+    blocks = [
+        GroupBlocks(list(range(i * num_blocks, (i + 1) * num_blocks))) for i in range(len(groups))
+    ]
+    batch = Batch.on(CPU, lay_out([ScheduledSequence(0, token_ids, 0, blocks, False, 0)], 4))
+    ctx = ForwardContext(
+        groups=batch.groups, group_of_layer=storage.group_of_layer, kv_caches=storage.layers
+    )
+    return model.compute_logits(model.forward(batch.token_ids, batch.positions, ctx))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"final_logit_softcapping": 5.0}, {"rope_parameters": SCALED}],
+    ids=["plain", "soft_cap", "scaled_rope"],
+)
+def test_folder_and_gguf_give_the_logits_of_transformers(
+    options: dict[str, Any], tiny_gemma3: Any, make_gguf: Any
+) -> None:
+    seed = random.randrange(1 << 16)
+    # Six layers, the last of which looks back at all: what GGUF files imply.
+    sizes = {"num_hidden_layers": 6, "layer_types": None, "rms_norm_eps": 2.0**-17}
+    folder = tiny_gemma3(seed=seed, **sizes, **options)
+    keys: dict[str, Any] = {"gemma3.attention.sliding_window": 24}
+    if "final_logit_softcapping" in options:
+        keys["gemma3.final_logit_softcapping"] = 5.0
+    if "rope_parameters" in options:
+        keys |= {"gemma3.rope.scaling.type": "linear", "gemma3.rope.scaling.factor": 8.0}
+    in_folder = Checkpoint("folder", folder, "tiny")
+    in_gguf = Checkpoint("gguf", make_gguf(folder, "gemma3", **keys), "tiny")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    rng = random.Random(seed)
+    text = [rng.randrange(theirs.config.vocab_size) for _ in range(70)]
+    with torch.no_grad():
+        expected = theirs(torch.tensor([text])).logits[0]
+    for checkpoint in (in_folder, in_gguf):
+        # Logits reach 30 and more, so fp32's own steps are as large as 4e-6.
+        error = (logits(checkpoint, text) - expected).abs().max() / expected.abs().max()
+        assert error < 2e-5, f"{checkpoint.kind}: {error}, seed {seed}"
+    read, read_gguf = (load_model_config(c) for c in (in_folder, in_gguf))
+    assert isinstance(read, Gemma3Config)
+    assert replace(read, norm_offset=0.0) == read_gguf
+    assert read.windows == (24,) * 5 + (None,)
+
+
+def test_reads_what_transformers_4_wrote(tiny_gemma3: Any) -> None:
+    folder: Path = tiny_gemma3()
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    for name in ("rope_parameters", "layer_types"):
+        del config[name]
+    config |= {
+        "rope_theta": 5e5,
+        "rope_local_base_freq": 2e4,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        "sliding_window_pattern": 3,
+    }
+    path.write_text(json.dumps(config))
+    read = load_model_config(Checkpoint("folder", folder, "tiny"))
+    assert isinstance(read, Gemma3Config)
+    assert (read.rope_theta, read.local_rope_theta) == (5e5, 2e4)
+    assert (read.rope_scaling, read.local_rope_scaling) == (
+        {"rope_type": "linear", "factor": 8.0},
+        None,
+    )
+    assert read.windows == (24, 24, None, 24)
+
+
+def test_the_largest_ones_scores_are_scaled_by_the_hidden_size(
+    tiny_gemma3: Any, make_gguf: Any
+) -> None:
+    folder = tiny_gemma3(num_hidden_layers=1, layer_types=["sliding_attention"])
+    keys = {"gemma3.attention.sliding_window": 24, "gemma3.block_count": 62}
+    read = load_model_config(Checkpoint("gguf", make_gguf(folder, "gemma3", **keys), "tiny"))
+    assert isinstance(read, Gemma3Config)
+    assert read.score_scale == (64 // 4) ** -0.5
+    assert read.windows.count(None) == 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rope_parameters": 3}, "rope_parameters is 3"),
+        ({"rope_parameters": {"full_attention": 3}}, "rope_parameters is"),
+        ({"rope_parameters": None, "rope_scaling": [1]}, r"rope_scaling is \[1\]"),
+        ({"layer_types": ["full_attention"]}, "layer_types is"),
+        ({"layer_types": None, "sliding_window_pattern": 0}, "sliding_window_pattern is 0"),
+        ({"sliding_window": "wide"}, "sliding_window is 'wide'"),
+        ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0"),
+        ({"final_logit_softcapping": -1}, "final_logit_softcapping is -1"),
+        ({"use_bidirectional_attention": True}, "bidirectional"),
+    ],
+)
+def test_nonsense_is_named(changes: dict[str, Any], words: str, tiny_gemma3: Any) -> None:
+    folder: Path = tiny_gemma3()
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises((ModelLoadError, UnsupportedArchitecture), match=words):
+        load_model_config(Checkpoint("folder", folder, "tiny"))
