@@ -7,6 +7,8 @@ server and the worker process share them. `engine.messages` wraps them for the p
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from engine.sampling_params import SamplingParams as SamplingParams
+
 
 class FinishReason(StrEnum):
     """Why a request ended, in OpenAI's words where OpenAI has one."""
@@ -36,42 +38,6 @@ class Phase(StrEnum):
     RESTARTING = "restarting"
     FAILED = "failed"
     STOPPED = "stopped"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParams:
-    """How tokens are chosen. Values are already checked; see `engine.llm.sampling` for the maths.
-
-    Order: repetition, frequency and presence penalties and logit bias on the logits → min_tokens
-    mask → temperature → top_k → top_p → min_p → typical_p → draw.
-    """
-
-    max_tokens: int = 16
-    """Upper bound on generated tokens; 0 only scores the prompt."""
-    min_tokens: int = 0
-    """End-of-sequence and `stop_token_ids` cannot be sampled before this many tokens."""
-    n: int = 1
-    """Completions per prompt; they share the prompt's KV blocks."""
-    temperature: float = 1.0
-    """0 is greedy."""
-    top_k: int = 0
-    """0 is off."""
-    top_p: float = 1.0
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    seed: int | None = None
-    """Any int64. None draws a fresh one in the engine."""
-    repetition_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    logit_bias: dict[int, float] = field(default_factory=dict)
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    logprobs: int | None = None
-    """Alternatives per generated token, from the unmodified logits. None: none at all; 0: only the
-    chosen token's own."""
-    prompt_logprobs: int | None = None
-    """The same for prompt tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,12 +60,7 @@ class ActiveRequest:
     """What it may draw depends on the tokens before, which the host must know by then."""
 
     def __post_init__(self) -> None:
-        sampling = self.request.sampling
-        self.draws_by_history = (
-            sampling.repetition_penalty != 1.0
-            or sampling.frequency_penalty != 0.0
-            or sampling.presence_penalty != 0.0
-        )
+        self.draws_by_history = self.request.sampling.reads_text
 
     @property
     def prompt_len(self) -> int:

@@ -26,9 +26,10 @@ from engine.llm.logits_processors import (
     SampleRow,
 )
 from engine.llm.logprobs import LaunchedScores, launch_logprobs, token_logprobs
+from engine.sampling_params import SAMPLER_PARAMETERS
 from engine.types import TokenLogprob
 from kernels import EditLists, SamplingRows, sample_tokens
-from kernels.sample_tokens import NO_TOKEN_LEFT, NOT_FINITE, packed_row, reference
+from kernels.sample_tokens import NO_TOKEN_LEFT, NOT_FINITE, PARAMETERS, packed_row, reference
 from kernels.shared.transfer import HostCopy, to_device
 
 __all__ = ["LaunchedDraw", "SampleRow", "SampledToken", "Sampler"]
@@ -37,6 +38,10 @@ _ERRORS = {
     NOT_FINITE: "the model gave non-finite logits",
     NO_TOKEN_LEFT: "penalties, bias and min_tokens leave no token",
 }
+
+_IN_ROWS = frozenset(name for name, one in SAMPLER_PARAMETERS.items() if not one.on_host)
+if unlike := _IN_ROWS ^ PARAMETERS:
+    raise InvariantViolation(f"the sampler's table and its kernels differ in {sorted(unlike)}")
 
 
 @dataclass(slots=True)
@@ -85,15 +90,8 @@ class Sampler:
         """Start a sequence's state; an old one under the same id is replaced."""
         self.remove(sequence.seq_id)
         params = sequence.sampling
-        knobs = packed_row(
-            temperature=params.temperature,
-            top_k=params.top_k,
-            top_p=params.top_p,
-            min_p=params.min_p,
-            typical_p=params.typical_p,
-            seed=sequence.seed,
-            index=sequence.index,
-        )
+        values = {name: getattr(params, name) for name in _IN_ROWS}
+        knobs = packed_row(**values, seed=sequence.seed, index=sequence.index)
         self._states[sequence.seq_id] = _State(knobs, params.logprobs)
         self._processors.add(sequence)
 

@@ -11,6 +11,7 @@ from engine.errors import UnsupportedArchitecture
 from engine.models.config import ModelConfig
 from engine.models.gguf_keys import ROPE_DIVISORS, GgufKeys
 from engine.models.registry import family_of_gguf, gguf_architectures
+from engine.sampling_params import SAMPLER_PARAMETERS
 from engine.text.gguf_metadata import read_metadata
 from engine.text.gguf_tokenizer import END_TOKENS
 from engine.text.vocabulary import TokenType
@@ -18,13 +19,7 @@ from engine.weights.gguf import load_tensor
 from engine.weights.gguf_tensors import GGUFTensor, read_tensors
 
 _STOP_TOKENS = ("eos", "eot", "eom")
-_SAMPLING = {
-    "temperature": "temp",
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "min_p": "min_p",
-    "repetition_penalty": "penalty_repeat",
-}
+_SAMPLING = {one.name: one.gguf_key for one in SAMPLER_PARAMETERS.values() if one.gguf_key}
 
 
 def read_gguf_config(path: Path) -> ModelConfig:

@@ -9,8 +9,9 @@ from engine.models.config import ModelConfig
 from engine.models.family import Family
 from engine.models.metadata_keys import MetadataKeys
 from engine.models.registry import family_of, family_of_model_type
+from engine.sampling_params import SAMPLER_PARAMETERS
 
-_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+_SAMPLING = [one.name for one in SAMPLER_PARAMETERS.values() if one.in_generation_config]
 
 
 def read_config_json(folder: Path) -> ModelConfig:

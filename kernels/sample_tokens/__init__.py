@@ -9,6 +9,7 @@ from kernels.sample_tokens.rows import (
     FINE,
     NO_TOKEN_LEFT,
     NOT_FINITE,
+    PARAMETERS,
     EditLists,
     SampledTokens,
     SamplingRows,
@@ -19,6 +20,7 @@ __all__ = [
     "FINE",
     "NOT_FINITE",
     "NO_TOKEN_LEFT",
+    "PARAMETERS",
     "EditLists",
     "SampledTokens",
     "SamplingRows",
@@ -35,11 +37,7 @@ def sample_tokens(logits: Tensor, rows: SamplingRows) -> SampledTokens:
 
         edits      penalties, biases, forbidden tokens (`kernels.sample_tokens.rows.LogitEdits`)
         greedy     temperature 0: the first maximum, and nothing else applies
-        top_k      the k likeliest tokens; among equal logits those with the lowest ids
-        top_p      the shortest prefix of that order with at least p of the mass that top_k left
-        min_p      tokens with at least min_p of the likeliest token's probability
-        typical_p  tokens with information closest to the entropy, up to mass p; ties of the last
-                   one stay
+        steps      `reference.STEPS`, one after the other: which tokens may be drawn
         draw       token i with probability w_i / sum(w): the least of E_i / w_i, where E_i is
                    exponentially distributed (the Gumbel-max trick without its outer logarithm)
 
@@ -56,10 +54,8 @@ def sample_tokens(logits: Tensor, rows: SamplingRows) -> SampledTokens:
     Returns:
         Tokens, or why a row has none; a bad row does not disturb the others.
 
-    Papers: top-p, Holtzman et al. 2020, arXiv:1904.09751, section 3.1; min-p, Nguyen et al. 2024,
-    arXiv:2407.01082, section 3; typical, Meister et al. 2023, arXiv:2202.00666, equation 10, as in
-    transformers' warper; exponential races, Efraimidis and Spirakis 2006,
-    doi:10.1016/j.ipl.2005.11.003.
+    Paper: exponential races, Efraimidis and Spirakis 2006, doi:10.1016/j.ipl.2005.11.003. The steps
+    name their own.
     """
     return reference.sample_tokens(logits, rows)
 

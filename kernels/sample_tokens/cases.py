@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.sample_tokens.columns import COLUMNS
 from kernels.sample_tokens.rows import (
+    PARAMETERS,
     EditLists,
     LogitEdits,
     SampledTokens,
@@ -45,7 +47,7 @@ KINDS: tuple[dict[str, Any], ...] = (
 
 @dataclass(frozen=True)
 class Case:
-    """`kinds` index `KINDS`; there are as many rows."""
+    """`kinds` index `KINDS`; there are as many rows, and `num_random` with any parameters."""
 
     name: str
     vocab_size: int
@@ -53,6 +55,11 @@ class Case:
     logits: str = "normal"
     edited: bool = False
     strided: bool = False
+    num_random: int = 0
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.kinds) + self.num_random
 
 
 CASES = (
@@ -72,6 +79,8 @@ CASES = (
     Case("edited_bad_rows", 650, (0, 1, 2, 3, 4, 5), logits="bad", edited=True),
     Case("strided", 512, (0, 1, 2), strided=True),
     Case("no_rows", 64, ()),
+    Case("random_rows", 301, (), num_random=12),
+    Case("random_rows_of_ties", 150, (), logits="few", num_random=8),
 )
 _GREEDY, _PLAIN, _TOP_K, _NUCLEUS = 0, 1, 2, 3
 BENCHMARKS = {
@@ -95,12 +104,14 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
     """Keyword arguments of the op."""
     rng = np.random.default_rng(int(torch.randint(1 << 31, ())))
     logits = torch.stack(
-        [_LOGITS[case.logits](rng, case.vocab_size, row) for row in range(len(case.kinds))]
+        [_LOGITS[case.logits](rng, case.vocab_size, row) for row in range(case.num_rows)]
         or [torch.zeros(0)]
-    ).view(len(case.kinds), case.vocab_size)
+    ).view(case.num_rows, case.vocab_size)
+    kinds = [KINDS[kind] for kind in case.kinds]
+    kinds += [_random_kind(rng) for _ in range(case.num_random)]
     packed = [
-        packed_row(**KINDS[kind], seed=int(rng.integers(-(2**63), 2**63)), index=row % 3)
-        for row, kind in enumerate(case.kinds)
+        packed_row(**kind, seed=int(rng.integers(-(2**63), 2**63)), index=row % 3)
+        for row, kind in enumerate(kinds)
     ]
     positions = rng.integers(0, 1 << 20, len(packed)).tolist()
     edits = _edits(rng, len(packed), case.vocab_size) if case.edited else None
@@ -129,6 +140,16 @@ def _on(device: torch.device, rows: SamplingRows) -> SamplingRows:
         names = [field.name for field in dataclasses.fields(edits)]
         edits = LogitEdits(**{name: getattr(edits, name).to(device) for name in names})
     return SamplingRows(table=rows.table.to(device), edits=edits)
+
+
+def _random_kind(rng: np.random.Generator) -> dict[str, Any]:
+    """Made of the columns there are: a new one is compared without a line here."""
+    kind = {"temperature": float(rng.uniform(0.2, 2.0))}
+    for column in COLUMNS:
+        if column.name in PARAMETERS and rng.random() < 0.5:
+            share = float(rng.random() ** rng.choice([1, 4]))
+            kind[column.name] = share if column.is_float else int(rng.integers(1, 400))
+    return kind
 
 
 def _normal(rng: np.random.Generator, size: int, row: int) -> Tensor:

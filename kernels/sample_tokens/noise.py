@@ -6,7 +6,8 @@ that sixteen neighbouring lanes of a vector unit hold sixteen neighbouring token
 
     key      seed, low and high word
     counter  (position, index, block, 0); with 1 as the last word it gives 32 bits more, which only
-             numbers below 2**-24 need
+             numbers below 2**-24 need. From 2 on the last word is for what a step of `reference.py`
+             draws for a row as a whole: each takes a word of its own and moves nobody's numbers
 
 Everything is 32-bit integers and single fp32 additions and multiplications, no library function
 and no fused multiply-add, so that any IEEE machine computes the same bits.

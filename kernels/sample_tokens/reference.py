@@ -1,4 +1,4 @@
-"""The definition: one row at a time, by sorting. `kernels.sample_tokens` says what the steps are.
+"""The definition: one row at a time, by sorting; `STEPS` are what may leave tokens out.
 
 Probabilities are integers: `floor(exp((x - max) / temperature) * unit)`, the likeliest token's
 being `unit`. Sums of integers do not depend on the order of addition, so no implementation, batch
@@ -86,27 +86,47 @@ def kept_weights(values: Tensor, knobs: dict[str, Any]) -> Tensor:
     order = (values + 0.0).sort(descending=True, stable=True).indices
     if knobs["inverse_temperature"] == math.inf:
         return torch.zeros_like(order).index_fill_(0, order[:1], 1)
-    num_tokens = len(values)
-    unit = weight_unit(num_tokens)
-    scores = scaled_scores(values, values.max(), knobs["inverse_temperature"])
-    kept = scaled_weights(scores, num_tokens)[order]
-    if knobs["top_k"] > 0:
-        kept[knobs["top_k"] :] = 0
-    if knobs["top_p"] < 1.0:
-        before = kept.cumsum(0) - kept
-        kept[before >= needed_mass(knobs["top_p"], int(kept.sum()))] = 0
-    kept[kept < int(knobs["min_p"] * unit)] = 0
-    if knobs["typical_p"] < 1.0:
-        _keep_typical(kept, scores[order], knobs["typical_p"])
+    scores = scaled_scores(values, values.max(), knobs["inverse_temperature"])[order]
+    kept = scaled_weights(scores, len(values))
+    for step in STEPS:
+        step(kept, scores, knobs)
     return torch.zeros_like(kept).index_put_((order,), kept)
 
 
-def _keep_typical(kept: Tensor, scores: Tensor, typical_p: float) -> None:
-    """Zero the untypical tokens in place.
+def _top_k(kept: Tensor, scores: Tensor, knobs: dict[str, Any]) -> None:
+    """The k likeliest tokens; among equal logits those with the lowest ids."""
+    if knobs["top_k"] > 0:
+        kept[knobs["top_k"] :] = 0
+
+
+def _top_p(kept: Tensor, scores: Tensor, knobs: dict[str, Any]) -> None:
+    """The shortest prefix of that order with at least p of the mass that top_k left.
+
+    Paper: Holtzman et al. 2020, arXiv:1904.09751, section 3.1.
+    """
+    if knobs["top_p"] < 1.0:
+        before = kept.cumsum(0) - kept
+        kept[before >= needed_mass(knobs["top_p"], int(kept.sum()))] = 0
+
+
+def _min_p(kept: Tensor, scores: Tensor, knobs: dict[str, Any]) -> None:
+    """Tokens with at least min_p of the likeliest token's probability.
+
+    Paper: Nguyen et al. 2024, arXiv:2407.01082, section 3.
+    """
+    kept[kept < int(knobs["min_p"] * weight_unit(len(kept)))] = 0
+
+
+def _typical_p(kept: Tensor, scores: Tensor, knobs: dict[str, Any]) -> None:
+    """Tokens with information closest to the entropy, up to mass p; ties of the last one stay.
 
     A token's information is the constant `log(total)` minus its score, and the entropy is that
     constant minus the mean score, so the distance between them is that of score and mean.
+
+    Paper: Meister et al. 2023, arXiv:2202.00666, equation 10, as in transformers' warper.
     """
+    if knobs["typical_p"] >= 1.0:
+        return
     total = int(kept.sum())
     weighted = (kept.float() * -scores).to(torch.int64).sum()
     mean = weighted.float() * noise.reciprocal(kept.sum().float())
@@ -114,8 +134,16 @@ def _keep_typical(kept: Tensor, scores: Tensor, typical_p: float) -> None:
     distances[kept == 0] = torch.inf
     nearest = distances.sort()
     masses = kept[nearest.indices].cumsum(0)
-    last = nearest.values[masses >= needed_mass(typical_p, total)][0]
+    last = nearest.values[masses >= needed_mass(knobs["typical_p"], total)][0]
     kept[distances > last] = 0
+
+
+STEPS = (_top_k, _top_p, _min_p, _typical_p)
+"""What each leaves of the tokens, in this order, each on what the one before left.
+
+A step gets the weights [V] int64, which it zeroes in place, and the scores [V] fp32, both from the
+likeliest token to the least likely, equals by id; and the row's knobs. It keeps at least one token.
+"""
 
 
 def needed_mass(share: float, total: int) -> int:

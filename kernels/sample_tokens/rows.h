@@ -1,5 +1,6 @@
 // What a row is drawn with, as `rows.py` lays it out, and what may be wrong with it.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 
 namespace {
@@ -8,9 +9,19 @@ enum Error : int64_t { kFine, kNotFinite, kNoTokenLeft };
 
 // A row of `SamplingRows.table`.
 struct Knobs {
-  double inverse_temperature, top_p, min_p, typical_p;
-  int64_t top_k, seed, index, position;
+#define COLUMN(type, name, neutral) type name;
+#include "columns.h"
 };
+
+// Python counts columns of 8 bytes.
+enum Column : size_t {
+#define COLUMN(type, name, neutral) k_##name,
+#include "columns.h"
+  kNumColumns
+};
+#define COLUMN(type, name, neutral) static_assert(offsetof(Knobs, name) == 8 * k_##name, #name);
+#include "columns.h"
+static_assert(sizeof(Knobs) == 8 * kNumColumns, "columns");
 
 // `LogitEdits`, all rows.
 struct Edits {

@@ -9,23 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kernels.sample_tokens.columns import COLUMN, COLUMNS
 from kernels.shared.transfer import to_device
 
 Int64Array = NDArray[np.int64]
 Float64Array = NDArray[np.float64]
-
-(
-    INVERSE_TEMPERATURE,
-    TOP_P,
-    MIN_P,
-    TYPICAL_P,
-    TOP_K,
-    SEED,
-    INDEX,
-    POSITION,
-    NUM_COLUMNS,
-) = range(9)
-"""Columns of `SamplingRows.table`: the first four hold the bits of an fp64, the others an int64."""
 
 FINE, NOT_FINITE, NO_TOKEN_LEFT = range(3)
 """Error codes of `SampledTokens`."""
@@ -34,38 +22,56 @@ MIN_TEMPERATURE = 1e-5
 """Lower ones are greedy: the two agree there up to near ties, and 1 / temperature stays sane."""
 
 
+PARAMETERS = frozenset(
+    {column.name for column in COLUMNS} - {"inverse_temperature", "seed", "index", "position"}
+    | {"temperature"}
+)
+"""What `packed_row` takes beside the key of the random numbers."""
+
+
 def packed_row(
     *,
     temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    typical_p: float = 1.0,
     seed: int = 0,
     index: int = 0,
     position: int = 0,
+    **parameters: float,
 ) -> Int64Array:
     """One row of `SamplingRows.table`.
 
     Args:
         temperature: at least 0; below `MIN_TEMPERATURE` the row is greedy.
-        top_k: 0 or less is off.
-        top_p: 1 is off.
-        min_p: 0 is off.
-        typical_p: 1 is off.
         seed: any integer; equal modulo 2**64 means equal.
         index: which of a request's completions, below 2**32.
         position: tokens generated before this one, below 2**32.
+        parameters: of other columns, by name; `columns.h` has the values of those left out, and
+            the steps of `reference.py` say what they mean.
+
+    Raises:
+        TypeError: there is no column for a parameter.
     """
-    row = np.zeros(NUM_COLUMNS, dtype=np.int64)
-    inverse = np.inf
-    if temperature >= MIN_TEMPERATURE:
-        smallest = float(np.finfo(np.float32).tiny)  # with 0, -infinity * 0 would be NaN
-        inverse = max(float(np.float32(1.0 / temperature)), smallest)
-    row[: TYPICAL_P + 1] = np.array([inverse, top_p, min_p, typical_p]).view(np.int64)
+    if unknown := parameters.keys() - PARAMETERS:
+        raise TypeError(f"sample_tokens has no column for {', '.join(sorted(unknown))}")
     wrapped = (seed + (1 << 63)) % (1 << 64) - (1 << 63)
-    row[TOP_K:] = (max(0, min(top_k, 2**31 - 1)), wrapped, index, position)
+    parameters |= {"inverse_temperature": _inverse(temperature)}
+    parameters |= {"seed": wrapped, "index": index, "position": position}
+    row = np.zeros(len(COLUMNS), dtype=np.int64)
+    floats = row.view(np.float64)
+    for place, column in enumerate(COLUMNS):
+        value = parameters.get(column.name, column.neutral)
+        if column.is_float:
+            floats[place] = value
+        else:
+            row[place] = max(-(1 << 63), min(int(value), (1 << 63) - 1))
     return row
+
+
+def _inverse(temperature: float) -> float:
+    """What scores are multiplied by: an fp32 above 0, infinity for a greedy row."""
+    if temperature < MIN_TEMPERATURE:
+        return float(np.inf)
+    smallest = float(np.finfo(np.float32).tiny)  # with 0, -infinity * 0 would be NaN
+    return max(float(np.float32(1.0 / temperature)), smallest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +113,7 @@ class SamplingRows:
     """How each of R rows chooses its token."""
 
     table: Tensor
-    """[R, 8] int64, the columns named above."""
+    """[R, columns] int64, as `columns.h` lays them out."""
     edits: LogitEdits | None = None
     """None: the logits stay as they are."""
 
@@ -125,8 +131,8 @@ class SamplingRows:
             packed: R rows of `packed_row`, whose positions do not count.
             positions: R.
         """
-        table = np.array(packed, dtype=np.int64).reshape(len(packed), NUM_COLUMNS)
-        table[:, POSITION] = positions
+        table = np.array(packed, dtype=np.int64).reshape(len(packed), len(COLUMNS))
+        table[:, COLUMN["position"]] = positions
         if edits is None or edits.is_empty:
             return cls(table=_moved([table], device)[0])
         table_, *parts = _moved([table, *edits.arrays(len(packed))], device)
@@ -135,14 +141,12 @@ class SamplingRows:
 
     def host_knobs(self) -> list[dict[str, Any]]:
         """The table as numbers; waits for the device."""
-        columns = self.table.cpu()
-        floats = columns[:, : TYPICAL_P + 1].contiguous().view(torch.float64)
-        names = ("inverse_temperature", "top_p", "min_p", "typical_p")
-        ints = ("top_k", "seed", "index", "position")
-        return [
-            dict(zip(names + ints, [*some, *rest], strict=True))
-            for some, rest in zip(floats.tolist(), columns[:, TOP_K:].tolist(), strict=True)
+        table = self.table.cpu()
+        columns = [
+            (values.contiguous().view(torch.float64) if column.is_float else values).tolist()
+            for column, values in zip(COLUMNS, table.unbind(1), strict=True)
         ]
+        return [dict(zip(COLUMN, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 @dataclass(slots=True)

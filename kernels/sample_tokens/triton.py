@@ -10,21 +10,13 @@ from torch import Tensor
 
 from kernels import _triton
 from kernels._triton import tl, triton
+from kernels.sample_tokens.columns import COLUMN, COLUMNS
 from kernels.sample_tokens.edits import edited
 from kernels.sample_tokens.reference import unit_exponent
 from kernels.sample_tokens.rows import (
     FINE,
-    INDEX,
-    INVERSE_TEMPERATURE,
-    MIN_P,
     NO_TOKEN_LEFT,
     NOT_FINITE,
-    NUM_COLUMNS,
-    POSITION,
-    SEED,
-    TOP_K,
-    TOP_P,
-    TYPICAL_P,
     SampledTokens,
     SamplingRows,
 )
@@ -36,11 +28,15 @@ NUM_WARPS = 8
 _LEAST_KEY, _GREATEST_KEY = tl.constexpr(-(1 << 31)), tl.constexpr((1 << 31) - 1)
 """No float has these."""
 _FINE, _NOT_FINITE = tl.constexpr(FINE), tl.constexpr(NOT_FINITE)
-_NUM_COLUMNS = tl.constexpr(NUM_COLUMNS)
-_INVERSE_TEMPERATURE, _TOP_P, _MIN_P, _TYPICAL_P, _TOP_K, _SEED, _INDEX, _POSITION = map(
-    tl.constexpr,
-    (INVERSE_TEMPERATURE, TOP_P, MIN_P, TYPICAL_P, TOP_K, SEED, INDEX, POSITION),
-)
+_NUM_COLUMNS = tl.constexpr(len(COLUMNS))
+_INVERSE_TEMPERATURE = tl.constexpr(COLUMN["inverse_temperature"])
+_TOP_K = tl.constexpr(COLUMN["top_k"])
+_TOP_P = tl.constexpr(COLUMN["top_p"])
+_MIN_P = tl.constexpr(COLUMN["min_p"])
+_TYPICAL_P = tl.constexpr(COLUMN["typical_p"])
+_SEED = tl.constexpr(COLUMN["seed"])
+_INDEX = tl.constexpr(COLUMN["index"])
+_POSITION = tl.constexpr(COLUMN["position"])
 
 
 def supports(logits: Tensor, rows: SamplingRows) -> bool:

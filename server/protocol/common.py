@@ -18,6 +18,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from engine.errors import InvalidParameter, UnsupportedFeature
+from server.protocol.sampler_fields import OTHER_NAMES, SamplerFields
 
 INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
 MAX_TOKEN_COUNT = (1 << 31) - 1
@@ -173,14 +174,11 @@ class StreamOptions(WireModel):
     )
 
 
-_OTHER_NAMES = {
-    "n_predict": ("max_completion_tokens", "max_tokens"),
-    "repeat_penalty": ("repetition_penalty",),
-}
+_OTHER_NAMES = {"n_predict": ("max_completion_tokens", "max_tokens"), **OTHER_NAMES}
 """llama.cpp's names for what has another one here."""
 
 
-class SamplingRequest(ModelRequest):
+class SamplingRequest(SamplerFields, ModelRequest):
     """What chat and plain completions have in common. Every field may be null: the default."""
 
     max_completion_tokens: TokenLimit | None = Field(
@@ -192,21 +190,6 @@ class SamplingRequest(ModelRequest):
         le=MAX_TOKEN_COUNT,
         description="Neither end-of-sequence, stop_token_ids nor stop end the text before this "
         "many tokens.",
-    )
-    temperature: float | None = Field(
-        None, ge=0, le=2, description="0 takes the most likely token. Default: the model's, or 1."
-    )
-    top_p: float | None = Field(
-        None, ge=0, le=1, description="Keep the likeliest tokens of this total probability."
-    )
-    top_k: int | None = Field(
-        None, ge=-1, le=MAX_TOKEN_COUNT, description="Keep this many tokens; 0 or -1 keeps all."
-    )
-    min_p: float | None = Field(
-        None, ge=0, le=1, description="Drop tokens below this share of the likeliest one's."
-    )
-    typical_p: float | None = Field(
-        None, gt=0, le=1, description="Locally typical sampling; 1 is off."
     )
     seed: int | None = Field(
         None,
@@ -234,21 +217,6 @@ class SamplingRequest(ModelRequest):
     )
     logit_bias: LogitBias | None = Field(
         None, description="Added to the logits of these token ids."
-    )
-    presence_penalty: float | None = Field(
-        None, ge=-2, le=2, description="Subtracted once from tokens that were generated before."
-    )
-    frequency_penalty: float | None = Field(
-        None, ge=-2, le=2, description="Subtracted per earlier generation of a token."
-    )
-    repetition_penalty: float | None = Field(
-        None,
-        ge=0.01,
-        le=100,
-        description="Divides the logits of tokens in prompt and text so far; 1 is off.",
-    )
-    repeat_penalty: float | None = Field(
-        None, ge=0.01, le=100, description="llama.cpp's name for repetition_penalty."
     )
     prompt_logprobs: int | None = Field(
         None,

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from engine.config import Policy
 from engine.errors import ContextLengthExceeded, InvalidParameter, UnsupportedFeature
+from engine.sampling_params import SAMPLER_PARAMETERS
 from engine.types import GenerateRequest, ModelInfo, SamplingParams
 from server.protocol.chat import ChatCompletionRequest, ChatMessage, ChatTemplateOptions
 from server.protocol.common import ModelRequest, SamplingRequest
@@ -24,8 +25,6 @@ MAX_CHOICES = 4096
 
 _TO_THE_END = -1
 """As many tokens as the context has room for."""
-_GREEDY_BELOW = 1e-5
-_SMALLEST_PROBABILITY = 1e-6
 _RESERVED_TEMPLATE_NAMES = frozenset(
     ("self", "messages", "tools", "add_generation_prompt", "continue_final_message")
 )
@@ -304,32 +303,28 @@ def _sampling_params(
     logit_bias = {int(key): bias for key, bias in (request.logit_bias or {}).items()}
     check_token_ids(stop_token_ids, info, "stop_token_ids")
     check_token_ids(logit_bias, info, "logit_bias")
-    model = info.default_sampling
-    temperature = _or(request.temperature, model.get("temperature", 1.0))
-    top_k = _or(request.top_k, int(model.get("top_k", 0)))
     return SamplingParams(
         max_tokens=max_tokens,
         min_tokens=min_tokens,
         n=_or(request.n, 1),
-        # Dividing by less than this overflows; the draw would be greedy anyway, as in vLLM.
-        temperature=0.0 if temperature < _GREEDY_BELOW else temperature,
-        top_k=top_k if 0 < top_k < info.vocab_size else 0,
-        top_p=max(_or(request.top_p, model.get("top_p", 1.0)), _SMALLEST_PROBABILITY),
-        min_p=_or(request.min_p, model.get("min_p", 0.0)),
-        typical_p=max(_or(request.typical_p, 1.0), _SMALLEST_PROBABILITY),
         seed=request.seed,
-        repetition_penalty=_or(
-            _first(request.repetition_penalty, request.repeat_penalty),
-            model.get("repetition_penalty", 1.0),
-        ),
-        frequency_penalty=_or(request.frequency_penalty, 0.0),
-        presence_penalty=_or(request.presence_penalty, 0.0),
+        **_sampler_values(request, info.default_sampling),
         logit_bias=logit_bias,
         stop_token_ids=stop_token_ids,
         ignore_eos=_or(request.ignore_eos, False),
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
     )
+
+
+def _sampler_values(request: SamplingRequest, model: Mapping[str, float]) -> dict[str, Any]:
+    """Of each sampler parameter: what the request says, else the model's default, else neutral."""
+    values: dict[str, Any] = {}
+    for name, one in SAMPLER_PARAMETERS.items():
+        asked = _first(*(getattr(request, each) for each in (name, *one.other_names)))
+        value = _or(asked, one.kind(model.get(name, one.neutral)))
+        values[name] = one.settled(value) if one.settled else value
+    return values
 
 
 def _template_message(message: ChatMessage) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from kernels.sample_tokens import (
     noise,
     packed_row,
 )
+from kernels.sample_tokens.columns import COLUMNS, read_columns
 from kernels.sample_tokens.reference import (
     kept_weights,
     needed_mass,
@@ -45,6 +46,37 @@ def knobs(**parameters):
 def logits_of(weights):
     """Logits whose weights at temperature 1 are near these."""
     return torch.tensor(weights, dtype=torch.float64).log().float()
+
+
+def test_columns_hold_what_was_packed():
+    rng = np.random.default_rng()
+    for _ in range(20):
+        values = {
+            column.name: float(rng.normal())
+            if column.is_float
+            else int(rng.integers(-(2**63), 2**63))
+            for column in COLUMNS
+            if column.name != "inverse_temperature"
+        }
+        packed = packed_row(**values, temperature=0.25)
+        found = SamplingRows.from_host([packed], [values["position"]], None, CPU).host_knobs()
+        assert found == [values | {"inverse_temperature": 4.0}], values
+
+
+def test_parameters_that_are_left_out_or_unknown():
+    neutral = {column.name: column.neutral for column in COLUMNS}
+    assert knobs() == neutral
+    assert knobs(top_k=10**30)["top_k"] == 2**63 - 1
+    with pytest.raises(TypeError, match="no column for top_q"):
+        packed_row(top_q=0.5)
+
+
+@pytest.mark.parametrize(
+    "line", ["COLUMN(float, a, 0.0)", " COLUMN(double, a, 0.0) COLUMN(double, b, 0.0)", "COLUMN(x)"]
+)
+def test_a_header_with_other_lines_is_not_guessed_at(line):
+    with pytest.raises(ValueError, match="line of its own"):
+        read_columns(f"COLUMN(double,  top_p, 1.0)\n{line}\n")
 
 
 @pytest.mark.parametrize(
@@ -143,10 +175,11 @@ def test_the_smallest_random_numbers_are_refined(run):
     assert run(logits, rows).token_ids.tolist() == [expected]
 
 
-def test_rows_are_what_they_are_alone(run):
+@pytest.mark.parametrize("name", ["all_kinds", "random_rows"])
+def test_rows_are_what_they_are_alone(run, name):
     seed = random.randrange(1 << 31)
     rng = np.random.default_rng(seed)
-    case = next(case for case in sample_tokens.cases.CASES if case.name == "all_kinds")
+    case = next(case for case in sample_tokens.cases.CASES if case.name == name)
     inputs = sample_tokens.cases.make_inputs(case, torch.float32, CPU)
     logits, rows = inputs["logits"], inputs["rows"]
     together = run(logits, rows)

@@ -11,6 +11,7 @@ from exact_distribution import distribution
 from engine.errors import InvariantViolation
 from engine.llm.decision import NewSequence
 from engine.llm.sampling import SampledToken, Sampler, SampleRow
+from engine.sampling_params import SAMPLER_PARAMETERS
 from engine.types import SamplingParams
 
 CPU = torch.device("cpu")
@@ -88,6 +89,20 @@ def _is_close_call(
         if not np.array_equal(distribution(shaken, nearby) > 0, expected > 0):
             return True
     return False
+
+
+@pytest.mark.parametrize("name", SAMPLER_PARAMETERS)
+def test_no_step_runs_ahead_of_what_needs_the_hosts_tokens(name: str) -> None:
+    one = SAMPLER_PARAMETERS[name]
+    value = one.le if one.le is not None else one.neutral
+    params = SamplingParams(**{name: value})
+    takers = [
+        processor
+        for processor in _sampler(50)._processors._processors
+        if processor.add(_sequence(0, params, prompt=[1, 1])) and processor.needs_host_tokens
+    ]
+    assert bool(takers) == params.reads_text
+    assert not takers or one.on_host
 
 
 @pytest.mark.parametrize("vocab_size", [1, 2, 37, 300, 511])

@@ -1,0 +1,184 @@
+"""How a request wants its tokens chosen, and the one table of what shapes a distribution.
+
+`SamplingParams` is that table: a field made by `_parameter` states its bounds, its neutral value,
+its names on the wire, where it acts and what it means. A request's validation and OpenAPI schema,
+the defaults, the table in docs/API.md and the rows of `kernels.sample_tokens` are made from it, so
+a new parameter is a field here and the code that acts on it. Free of torch and of wire libraries.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, get_type_hints
+
+MAX_COUNT = (1 << 31) - 1
+"""Largest whole number that a parameter takes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplerParameter:
+    """One parameter, as everyone who reads requests, documents them or acts on them sees it."""
+
+    name: str = ""
+    """Field of `SamplingParams` and of a request."""
+    kind: type = float
+    """int or float."""
+    neutral: float
+    """The value that changes nothing, and the default."""
+    text: str
+    """What it does, in a sentence or two."""
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    """Bounds of what a request may say."""
+    other_names: tuple[str, ...] = ()
+    """Fields of a request that mean the same, such as llama.cpp's name for it."""
+    on_host: bool = False
+    """Acts as a processor of `engine.llm.logits_processors`; else as the parameter of this name of
+    `kernels.sample_tokens.packed_row`."""
+    reads_text: bool = False
+    """Unless it is neutral, what may be drawn depends on the tokens before, which the host must
+    know by then: no step is launched ahead."""
+    in_generation_config: bool = False
+    """A checkpoint's generation_config.json may give another default under this name."""
+    gguf_key: str | None = None
+    """What follows `general.sampling.` where a GGUF file gives one."""
+    settled: Callable[[Any], Any] | None = None
+    """What the engine gets for a value within the bounds; None: the value itself."""
+
+    @property
+    def bounds(self) -> str:
+        """Such as `0 to 2`."""
+        if self.le is None:
+            return f"at least {self.ge:g}"
+        least = f"above {self.gt:g}" if self.ge is None else f"{self.ge:g}"
+        most = "2^31 - 1" if self.le == MAX_COUNT else f"{self.le:g}"
+        return f"{least} to {most}"
+
+
+_KEY = "sampler"
+_SMALLEST_PROBABILITY = 1e-6
+_GREEDY_BELOW = 1e-5
+
+
+def _parameter(neutral: float, text: str, **facts: Any) -> Any:
+    """A field of `SamplingParams` with what `SamplerParameter` says about it."""
+    parameter = SamplerParameter(neutral=neutral, text=text, **facts)
+    return field(default=neutral, metadata={_KEY: parameter})
+
+
+def _at_least_a_little(share: float) -> float:
+    return max(share, _SMALLEST_PROBABILITY)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How tokens are chosen. Values are already checked; see `engine.llm.sampling` for the maths.
+
+    Order: the processors of `engine.llm.sampling.Sampler` on the logits → temperature → the steps
+    of `kernels.sample_tokens` → draw.
+    """
+
+    max_tokens: int = 16
+    """Upper bound on generated tokens; 0 only scores the prompt."""
+    min_tokens: int = 0
+    """End-of-sequence and `stop_token_ids` cannot be sampled before this many tokens."""
+    n: int = 1
+    """Completions per prompt; they share the prompt's KV blocks."""
+    seed: int | None = None
+    """Any int64. None draws a fresh one in the engine."""
+
+    repetition_penalty: float = _parameter(
+        1.0,
+        "Divides the logits of tokens in prompt and text so far.",
+        ge=0.01,
+        le=100,
+        other_names=("repeat_penalty",),
+        on_host=True,
+        reads_text=True,
+        in_generation_config=True,
+        gguf_key="penalty_repeat",
+    )
+    frequency_penalty: float = _parameter(
+        0.0,
+        "Subtracted per earlier generation of a token.",
+        ge=-2,
+        le=2,
+        on_host=True,
+        reads_text=True,
+    )
+    presence_penalty: float = _parameter(
+        0.0,
+        "Subtracted once from tokens that were generated before.",
+        ge=-2,
+        le=2,
+        on_host=True,
+        reads_text=True,
+    )
+    temperature: float = _parameter(
+        1.0,
+        "0 takes the most likely token.",
+        ge=0,
+        le=2,
+        in_generation_config=True,
+        gguf_key="temp",
+        # Dividing by less overflows; the draw would be greedy anyway, as in vLLM.
+        settled=lambda value: 0.0 if value < _GREEDY_BELOW else value,
+    )
+    top_k: int = _parameter(
+        0,
+        "Keep this many tokens; 0 or -1 keeps all.",
+        ge=-1,
+        le=MAX_COUNT,
+        in_generation_config=True,
+        gguf_key="top_k",
+        settled=lambda value: max(value, 0),
+    )
+    top_p: float = _parameter(
+        1.0,
+        "Keep the likeliest tokens of this total probability.",
+        ge=0,
+        le=1,
+        in_generation_config=True,
+        gguf_key="top_p",
+        settled=_at_least_a_little,
+    )
+    min_p: float = _parameter(
+        0.0,
+        "Drop tokens below this share of the likeliest one's probability.",
+        ge=0,
+        le=1,
+        in_generation_config=True,
+        gguf_key="min_p",
+    )
+    typical_p: float = _parameter(
+        1.0, "Locally typical sampling.", gt=0, le=1, settled=_at_least_a_little
+    )
+
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    """Alternatives per generated token, from the unmodified logits. None: none at all; 0: only the
+    chosen token's own."""
+    prompt_logprobs: int | None = None
+    """The same for prompt tokens."""
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether what may be drawn depends on the tokens before."""
+        return any(getattr(self, one.name) != one.neutral for one in _READS_TEXT)
+
+
+def _parameters() -> Mapping[str, SamplerParameter]:
+    kinds = get_type_hints(SamplingParams)
+    return {
+        one.name: dataclasses.replace(one.metadata[_KEY], name=one.name, kind=kinds[one.name])
+        for one in fields(SamplingParams)
+        if _KEY in one.metadata
+    }
+
+
+SAMPLER_PARAMETERS = _parameters()
+"""By name, in the order in which they act."""
+_READS_TEXT = [one for one in SAMPLER_PARAMETERS.values() if one.reads_text]

@@ -1,0 +1,46 @@
+"""The fields of a request that shape the distribution of its next token: the engine's table."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, Field, create_model
+
+from engine.sampling_params import SAMPLER_PARAMETERS, SamplerParameter
+
+OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
+    other: (name,) for name, one in SAMPLER_PARAMETERS.items() for other in one.other_names
+}
+"""Fields that mean the same as another one, and which."""
+
+
+def _fields() -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for name, one in SAMPLER_PARAMETERS.items():
+        fields[name] = _field(one, _description(one))
+        for other in one.other_names:
+            fields[other] = _field(one, f"Another name for {name}.")
+    return fields
+
+
+def _field(one: SamplerParameter, description: str) -> tuple[Any, Any]:
+    bounds: dict[str, Any] = {
+        name: one.kind(bound)
+        for name, bound in (("ge", one.ge), ("gt", one.gt), ("le", one.le))
+        if bound is not None
+    }
+    return one.kind | None, Field(None, **bounds, description=description)
+
+
+def _description(one: SamplerParameter) -> str:
+    default = f"{one.neutral:g}" if one.neutral else "0"
+    model = "the model's, or " if one.in_generation_config else ""
+    return f"{one.text} Default: {model}{default}."
+
+
+if TYPE_CHECKING:
+
+    class SamplerFields(BaseModel):
+        """One nullable field per row of the table, and one per other name."""
+
+else:
+    SamplerFields = create_model("SamplerFields", **_fields())

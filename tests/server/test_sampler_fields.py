@@ -1,0 +1,94 @@
+"""Every row of the engine's table of sampler parameters: bounds, names, defaults, on the wire."""
+
+import math
+
+import pytest
+from pydantic import ValidationError
+
+from engine.errors import InvalidParameter
+from engine.sampling_params import SAMPLER_PARAMETERS, SamplingParams
+from engine.types import ModelInfo
+from server.protocol.chat import ChatCompletionRequest
+from server.protocol.completions import CompletionRequest
+from server.text import convert
+
+INFO = ModelInfo(
+    model="m",
+    path="",
+    architecture="",
+    max_model_len=100,
+    vocab_size=50,
+    dtype="float32",
+    created=0,
+    num_kv_blocks=1,
+    kv_block_size=16,
+)
+NAMES = [*SAMPLER_PARAMETERS]
+
+
+def within(one):
+    """Some values that a request may give, the bounds among them."""
+    low = one.ge if one.ge is not None else math.nextafter(one.gt, math.inf)
+    return [one.kind(value) for value in (low, (low + one.le) / 2, one.le)]
+
+
+def beyond(one):
+    step = 1 if one.kind is int else 0.001
+    return [one.ge - step if one.ge is not None else one.gt, one.le + step]
+
+
+def sampling(**fields):
+    request = CompletionRequest.model_validate({"prompt": [1], **fields})
+    (engine_request,) = convert.completion_requests(
+        request, INFO, [[1]], request_id="r", policy="fcfs"
+    )
+    return engine_request.sampling
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_values_within_the_bounds_reach_the_engine(name):
+    one = SAMPLER_PARAMETERS[name]
+    for wire_name in (name, *one.other_names):
+        for value in within(one):
+            expected = one.settled(value) if one.settled else value
+            assert sampling(**{wire_name: value}) == SamplingParams(**{name: expected})
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("model", [ChatCompletionRequest, CompletionRequest])
+def test_values_beyond_are_refused_and_so_is_another_type(name, model):
+    one = SAMPLER_PARAMETERS[name]
+    needed = {"prompt": "a", "messages": [{"role": "user", "content": "a"}]}
+    for wire_name in (name, *one.other_names):
+        for value in (*beyond(one), "1", True, [], math.nan):
+            with pytest.raises(ValidationError) as refusal:
+                model.model_validate({**needed, wire_name: value})
+            (error,) = refusal.value.errors()
+            assert error["loc"] == (wire_name,)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_neutral_value_is_the_default_and_allowed(name):
+    one = SAMPLER_PARAMETERS[name]
+    assert getattr(SamplingParams(), name) == one.neutral
+    assert sampling(**{name: one.kind(one.neutral)}) == sampling(**{name: None}) == SamplingParams()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if SAMPLER_PARAMETERS[name].other_names])
+def test_two_names_with_two_values_contradict(name):
+    one = SAMPLER_PARAMETERS[name]
+    low, _, high = within(one)
+    for other in one.other_names:
+        with pytest.raises(InvalidParameter, match="they mean the same"):
+            sampling(**{name: low, other: high})
+
+
+def test_the_schema_tells_bounds_and_meaning():
+    properties = ChatCompletionRequest.model_json_schema()["properties"]
+    for name, one in SAMPLER_PARAMETERS.items():
+        number, null = properties[name]["anyOf"]
+        assert number["type"] == {int: "integer", float: "number"}[one.kind]
+        assert number.get("minimum", number.get("exclusiveMinimum")) in (one.ge, one.gt)
+        assert number["maximum"] == one.le
+        assert null == {"type": "null"}
+        assert one.text in properties[name]["description"]

@@ -1,0 +1,35 @@
+"""The table of sampler parameters in docs/API.md, made from `engine.sampling_params`.
+
+python -m tools.sampler_table          # writes it into the page
+"""
+
+from pathlib import Path
+
+from engine.sampling_params import SAMPLER_PARAMETERS, SamplerParameter
+
+PAGE = Path(__file__).parents[1] / "docs" / "API.md"
+BEGIN = "<!-- sampler parameters: written by python -m tools.sampler_table -->\n"
+END = "<!-- end of sampler parameters -->\n"
+
+
+def table() -> str:
+    """Its lines of Markdown, in the order in which the parameters act."""
+    rows = [_row(one) for one in SAMPLER_PARAMETERS.values()]
+    return "".join(["| field | bounds | default | meaning |\n|---|---|---|---|\n", *rows])
+
+
+def page_with(table: str) -> str:
+    """The page with this table in the place of its own."""
+    page = PAGE.read_text()
+    start, end = page.index(BEGIN) + len(BEGIN), page.index(END)
+    return page[:start] + table + page[end:]
+
+
+def _row(one: SamplerParameter) -> str:
+    names = ", ".join(f"`{name}`" for name in (one.name, *one.other_names))
+    default = f"{one.neutral:g}" + (" (or the checkpoint's)" if one.in_generation_config else "")
+    return f"| {names} | {one.bounds} | {default} | {one.text} |\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page_with(table()))
