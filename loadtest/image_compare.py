@@ -38,6 +38,7 @@ class ImageComparison:
         self._save = save
         self._chosen: dict[tuple[str, str], str] = {}
         self.document: dict[str, Any] = {
+            "rung": plan.rung,
             "scenarios": [scenario.to_json() for scenario in plan.scenarios],
             "repeats": plan.repeats,
             "seed": seed,

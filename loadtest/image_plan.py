@@ -7,10 +7,18 @@ from typing import Any
 
 from loadtest.image_workload import ImageSettings, StepRange
 from loadtest.launch import ServerCommand
-from loadtest.plan import check_keys, check_known, check_names, plan_variables, server_command
+from loadtest.plan import (
+    NATIVE_RUNG,
+    check_keys,
+    check_known,
+    check_names,
+    expand,
+    plan_variables,
+    server_command,
+)
 from loadtest.plan_file import load_yaml
 
-_PLAN_KEYS = {"label", "variables", "repeats", "servers", "scenarios"}
+_PLAN_KEYS = {"label", "rung", "variables", "repeats", "servers", "scenarios"}
 _SERVER_KEYS = {"name", "command", "url", "model", "version_command", "variants", "same_variant_as"}
 _REQUIRED_SERVER_KEYS = {"name", "command", "url", "model"}
 
@@ -106,6 +114,8 @@ class ImagePlan:
     scenarios: tuple[ImageScenario, ...]
     repeats: int
     label: str
+    rung: str = NATIVE_RUNG
+    """The instructions that all servers are held to; `NATIVE_RUNG` holds none."""
 
     def scenarios_of(self, server: ImageServer) -> list[ImageScenario]:
         return [scenario for scenario in self.scenarios if server.name in scenario.servers]
@@ -186,6 +196,7 @@ def load_image_plan(path: Path, overrides: dict[str, str] | None = None) -> Imag
         scenarios=scenarios,
         repeats=document.get("repeats", 3),
         label=document.get("label", path.stem),
+        rung=expand(document.get("rung", NATIVE_RUNG), variables),
     )
     _check_variants(plan)
     return plan

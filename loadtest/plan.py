@@ -93,8 +93,8 @@ def load_plan(path: Path, overrides: dict[str, str] | None = None) -> Comparison
         concurrencies=tuple(document.get("concurrencies", (1, 16, 32))),
         repeats=document.get("repeats", 3),
         warmup=document.get("warmup", 4),
-        label=_expand(document.get("label", path.stem), variables),
-        rung=_expand(document.get("rung", NATIVE_RUNG), variables),
+        label=expand(document.get("label", path.stem), variables),
+        rung=expand(document.get("rung", NATIVE_RUNG), variables),
         prompt_words=tuple(document.get("prompt_words", (PEERS_NUM_WORDS,))),
         output_tokens=document.get("output_tokens", PEERS_OUTPUT_TOKENS),
         num_requests=document.get("num_requests", {}),
@@ -106,7 +106,7 @@ def plan_variables(document: dict[str, Any], overrides: dict[str, str] | None) -
     variables: dict[str, str] = {}
     for name, default in (document.get("variables") or {}).items():
         value = (overrides or {}).get(name, os.environ.get(name, str(default)))
-        variables[name] = os.path.expanduser(_expand(value, variables))
+        variables[name] = os.path.expanduser(expand(value, variables))
     return variables
 
 
@@ -120,8 +120,8 @@ def server_command(entry: dict[str, Any], variables: dict[str, str]) -> ServerCo
     return ServerCommand(
         name=entry["name"],
         command=entry["command"].strip(),
-        url=_expand(entry["url"], variables),
-        model=_expand(entry["model"], variables),
+        url=expand(entry["url"], variables),
+        model=expand(entry["model"], variables),
         version_command=entry.get("version_command"),
         group=entry.get("group"),
         variables=variables,
@@ -151,7 +151,9 @@ def check_keys(what: str, entry: Any, known: set[str], required: set[str]) -> No
         raise ValueError(f"{what} lacks: {', '.join(missing)}")
 
 
-def _expand(text: str, variables: dict[str, str]) -> str:
+def expand(text: str, variables: dict[str, str]) -> str:
+    """`text` with the values of its `${NAME}`. Raises ValueError for one that there is not."""
+
     def value(match: re.Match[str]) -> str:
         if match[1] not in variables:
             raise ValueError(f"${{{match[1]}}} is not among the plan's variables")

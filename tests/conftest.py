@@ -17,15 +17,20 @@ from server.settings import load_settings
 CPU_ISA = load_settings({}).cpu_isa
 """TANDEM_CPU_ISA, for the servers that tests start and for the tests' own process alike."""
 
-# Before torch is imported, as in a worker: else two busy cores make every test crawl.
-prepare_process()
-if CPU_ISA == "x86-64-v3":
-    # So do the libraries, as far as they let themselves be told.
-    os.environ |= {
+LIBRARIES_HELD_TO = {
+    "x86-64-v3": {
         "ATEN_CPU_CAPABILITY": "avx2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
         "ONEDNN_MAX_CPU_ISA": "AVX2",
         "OPENBLAS_CORETYPE": "Haswell",
-    }
+    },
+}
+"""By rung: what the libraries beside our own operations must be told to keep to it, too. Benchmarks
+hold all programs by CPUID instead (`loadtest/peers/held.sh`)."""
+
+# Before torch is imported, as in a worker: else two busy cores make every test crawl.
+prepare_process()
+os.environ |= LIBRARIES_HELD_TO.get(CPU_ISA, {})
 # Servers that tests start inherit the mark by which they are found.
 leftovers.watch()
 

@@ -38,6 +38,21 @@ def test_a_plan(tmp_path: Path) -> None:
     assert read.text_model == "t"
 
 
+def test_a_rung_is_a_variable_like_others(tmp_path: Path) -> None:
+    text = "rung: ${ISA}\nvariables: {ISA: native}" + SERVERS + SCENARIOS
+    path = write(tmp_path, text)
+    assert load_image_plan(path).rung == "native"
+    assert load_image_plan(path, {"ISA": "x86-64-v3"}).rung == "x86-64-v3"
+
+
+def test_every_server_of_the_shipped_plan_is_held_to_its_rung() -> None:
+    plan = load_image_plan(ROOT / "loadtest" / "scenarios" / "images.yaml", {"ISA": "x86-64-v3"})
+    assert plan.rung == "x86-64-v3"
+    for server in plan.servers:
+        assert server.command.command.startswith(("exec $SERVE ", "exec $HELD $ISA "))
+        assert server.command.variables["SERVE"].startswith("loadtest/peers/held.sh x86-64-v3 ")
+
+
 def test_parts_of_a_plan(tmp_path: Path) -> None:
     plan = load_image_plan(write(tmp_path, SERVERS + SCENARIOS))
     only_b = plan.only(["b"], [])
