@@ -116,8 +116,8 @@ class Loop:
         self,
         engine: AnyEngine,
         link: Link,
+        threads: ComputeThreads,
         pulse: Pulse | None = None,
-        threads: ComputeThreads | None = None,
     ) -> None:
         self._engine = engine
         self._link = link
@@ -142,8 +142,6 @@ class Loop:
                 self._plan_pause(started_s)
 
     def _step(self) -> StepResult:
-        if self._threads is None:
-            return self._engine.step()
         self._threads.before_step()
         result = self._engine.step()
         self._threads.after_step()
@@ -268,7 +266,7 @@ def serve(spec: messages.WorkerSpec) -> int:
         # What is loaded stays: without this every full collection would walk all of it.
         gc.collect()
         gc.freeze()
-        Loop(engine, link, pulse, _threads(spec.config, info)).run()
+        Loop(engine, link, _threads(spec.config, info), pulse).run()
         engine.shutdown()
     except EngineError as error:
         # The server says it, once.
@@ -287,9 +285,9 @@ def serve(spec: messages.WorkerSpec) -> int:
 def _threads(config: EngineConfig, info: ModelInfo | ImageModelInfo) -> ComputeThreads:
     """Of the loaded engine. The libraries that images use may sum in another order with another
     number of threads."""
-    from engine.runtime.device import machine_facts
+    from engine.runtime.device import choose_device
 
-    adaptive = config.adaptive_threads and machine_facts(config.device).device == "cpu"
+    adaptive = config.adaptive_threads and choose_device(config.device) == "cpu"
     if isinstance(info, ImageModelInfo) and config.deterministic:
         adaptive = False
     return compute_threads(adaptive=adaptive)

@@ -9,6 +9,7 @@ from engine.config import CpuIsa, Device, MachineFacts
 from engine.errors import ModelLoadError
 from engine.runtime.cpu_quota import cpu_quota
 from engine.runtime.memory import available_host_memory
+from engine.runtime.threads import cores_to_compute
 from kernels import isa
 
 DTYPES = {
@@ -29,7 +30,7 @@ def machine_facts(wanted: Device) -> MachineFacts:
     Raises:
         ModelLoadError: `cuda` is asked for and there is none.
     """
-    device = _choose(wanted)
+    device = choose_device(wanted)
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else available_host_memory()
     return MachineFacts(device=device, num_cores=num_usable_cores(), free_memory_bytes=free)
 
@@ -52,15 +53,17 @@ def num_usable_cores() -> int:
 
 
 def cores_within(cores: int, quota: float | None) -> int:
-    """Whole cores of a quota, one less where there are more than two, for HTTP. More threads than
-    that would use the quota up, and all would stand still until the next period."""
-    if quota is None:
-        return cores
-    whole = max(1, int(quota))
-    return min(cores, whole - 1 if whole > 2 else whole)
+    """Whole cores of a quota, without what HTTP gets. More threads than that would use the quota
+    up, and all would stand still until the next period."""
+    return cores if quota is None else min(cores, cores_to_compute(max(1, int(quota))))
 
 
-def _choose(wanted: Device) -> Literal["cpu", "cuda"]:
+def choose_device(wanted: Device) -> Literal["cpu", "cuda"]:
+    """The one that is wanted, or that there is.
+
+    Raises:
+        ModelLoadError: `cuda` is asked for and there is none.
+    """
     has_gpu = torch.cuda.is_available()
     if wanted == "cuda" and not has_gpu:
         raise ModelLoadError(

@@ -33,14 +33,20 @@ def prepare_process() -> None:
     os.putenv("GOMP_SPINCOUNT", str(SPIN_COUNT))
 
 
+def cores_to_compute(cores: int) -> int:
+    """Of so many: one less where there are more than two, which HTTP and tokenising get."""
+    return cores - 1 if cores > 2 else cores
+
+
 def leave_a_core() -> None:
-    """Keep off the first core where there are more than two: HTTP and tokenising get it.
+    """Keep off the first core where HTTP gets it (`cores_to_compute`).
 
     Threads that are started afterwards inherit that, and by default one computes on each core left.
     """
     cores = sorted(os.sched_getaffinity(0))
-    if len(cores) > 2:
-        os.sched_setaffinity(0, cores[1:])
+    left = cores[-cores_to_compute(len(cores)) :]
+    if left != cores:
+        os.sched_setaffinity(0, left)
 
 
 def limit_threads(num_threads: int) -> None:

@@ -8,6 +8,9 @@ from engine import messages
 from engine.image_share import ImageShare
 from engine.image_types import ImageStats
 from engine.loop import Loop
+from engine.runtime.threads import ComputeThreads
+
+THREADS = ComputeThreads(1, None, lambda threads: None)
 
 
 def test_the_bound_comes_with_the_first_busy_text_model_and_goes_with_the_last():
@@ -70,7 +73,7 @@ class Engine:
 def test_a_throttled_loop_works_its_share_of_the_time(share, most):
     engine = Engine()
     link = Link((0.0, messages.Throttle(share)), (0.6, messages.Shutdown()))
-    Loop(engine, link).run()
+    Loop(engine, link, THREADS).run()
     assert 1 <= engine.steps <= most
     if share == 0.1:
         assert link.sent[-1].stats.throttle_time_s > 0.2
@@ -84,6 +87,6 @@ def test_a_message_ends_the_pause():
         (0.2, messages.Throttle(None)),
         (0.4, messages.Shutdown()),
     )
-    Loop(engine, link).run()
+    Loop(engine, link, THREADS).run()
     assert engine.aborted_after == 1, "cancelled within the pause of a second, not after it"
     assert engine.steps > 3, "the pause ended with the throttling"

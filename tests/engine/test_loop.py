@@ -89,7 +89,7 @@ def serve(tmp_path):
         for frame in (*frames, messages.Abort(LAST)):
             server.send(frame if isinstance(frame, bytes) else messages.encode(frame))
         with contextlib.closing(link), capture_logs() as logs:
-            Loop(engine, link, threads=threads).run()
+            Loop(engine, link, threads).run()
         answers = []
         while server.poll(500):
             answers.append(messages.decode_from_worker(server.recv()))
