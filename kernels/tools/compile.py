@@ -3,12 +3,14 @@
 `python -m kernels.tools.compile` records what each op launches for the cases that its `cases.py`
 lists (`COMPILED`, by default the benchmarks of GPUs), compiles what it has not compiled before, and
 writes what that needs to docs/kernels.md. It fails if a kernel does not compile, spills registers,
-needs more shared memory than a block has, or was to use tensor cores and does not.
+needs more shared memory than a block has, or was to use tensor cores and does not. With `--check`
+nothing is compiled if the page was written from the same sources, launches and chips.
 """
 
 import argparse
 import collections
 import concurrent.futures
+import hashlib
 import multiprocessing
 import os
 import sys
@@ -24,7 +26,7 @@ from kernels import _triton
 from kernels.registry import Op
 from kernels.shared.stages import dtype_name
 from kernels.tools.chip import CHIPS, KIB, Chip
-from kernels.tools.compiled_kernel import CompiledKernel, cached, compiled
+from kernels.tools.compiled_kernel import CompiledKernel, cache_path, cached, compiled
 from kernels.tools.document import Section, table
 from kernels.tools.launches import Launch, recorded
 
@@ -64,6 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     start = time.monotonic()
     jobs = list(all_jobs([op for op in kernels.OPS if not options.op or op.name in options.op]))
+    if options.check and not options.op and is_current(jobs, Section(SECTION)):
+        sys.stdout.write("docs/kernels.md was written from what there is: nothing is compiled\n")
+        return 0
     results, faults = _run(jobs, options.jobs)
     faults += too_many(jobs) + same_name(jobs)
     for job in jobs:
@@ -127,6 +132,20 @@ def same_name(jobs: list[Job]) -> list[str]:
     return [f"{name}: two kernels have this name" for name, n in counts.items() if n > 1]
 
 
+def is_current(jobs: list[Job], section: Section) -> bool:
+    """Whether the section was written, without a fault, from these jobs and by this Triton."""
+    return section.read().endswith(_origin(jobs))
+
+
+def _origin(jobs: list[Job]) -> str:
+    """The section's last line, by all that decides what kernels become and what is a fault."""
+    facts = [
+        (job.name, cache_path(job.launch, job.chip).name, job.chip, job.uses_tensor_cores)
+        for job in jobs
+    ]
+    return f"\nFrom `{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}`.\n\n"
+
+
 def compiled_table(jobs: list[Job], results: dict[str, CompiledKernel]) -> str:
     """What each kernel needs on each chip, as the page shows it."""
     rows: dict[tuple[str, str, str], list[str]] = {}
@@ -160,14 +179,15 @@ def _documented(
     """Write the page's section, or say whether it is another."""
     section = Section(SECTION)
     version = f"Triton {_triton.triton.__version__}"
-    text = f"\n{version}.\n\n{compiled_table(jobs, results)}\n"
+    text = f"\n{version}.\n\n{compiled_table(jobs, results)}"
     if not only_check:
-        section.write(text)
+        section.write(text + _origin(jobs))
         return []
     if f"\n{version}.\n" not in section.read():
         sys.stdout.write(f"docs/kernels.md is of another release than {version}: not compared\n")
         return []
-    if text != section.read():
+    # Comments move the lines of kernels: they are of another origin then, and become the same.
+    if section.read().partition("\nFrom ")[0].rstrip("\n") != text.rstrip("\n"):
         return ["docs/kernels.md is not current: run `make kernels-compile`"]
     return []
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from kernels.tools import compile as compile_command
 from kernels.tools.chip import CHIPS, KIB
 from kernels.tools.compile import Job
+from kernels.tools.compiled_kernel import CompiledKernel
 from kernels.tools.document import Section, table
 from kernels.tools.launches import Launch
 
@@ -110,6 +112,35 @@ def test_kernels_of_the_same_name_are_a_fault():
     assert compile_command.same_name(same) == [
         "an_op kernel (decode) on sm_80: two kernels have this name"
     ]
+
+
+def test_nothing_is_compiled_for_a_page_that_was_written_from_the_same(tmp_path, monkeypatch):
+    keys = {"a": "source"}
+    monkeypatch.setattr(compile_command, "Section", lambda name: section)
+    monkeypatch.setattr(
+        compile_command, "cache_path", lambda launch, chip: Path(keys["a"] + chip.name)
+    )
+    (tmp_path / "page.md").write_text("<!-- compiled: by x -->\n<!-- end of compiled -->\n")
+    section = Section("compiled", tmp_path / "page.md")
+    results = dict.fromkeys(
+        (job.name for job in jobs("a", "b")),
+        CompiledKernel(registers=1, spilled_bytes=0, shared_bytes=0, num_warps=1),
+    )
+    assert not compile_command.is_current(jobs("a", "b"), section)
+    assert compile_command._documented(jobs("a", "b"), results, only_check=False) == []
+    assert compile_command.is_current(jobs("a", "b"), section)
+    assert compile_command._documented(jobs("a", "b"), results, only_check=True) == []
+    assert not compile_command.is_current(jobs("a", "c"), section), "another case"
+    first, *others = jobs("a", "b")
+    smaller = replace(first.chip, max_shared_bytes_per_block=1)
+    for changed in (replace(first, chip=smaller), replace(first, uses_tensor_cores=True)):
+        assert not compile_command.is_current([changed, *others], section)
+    keys["a"] = "another source"
+    assert not compile_command.is_current(jobs("a", "b"), section)
+    # What it becomes is compared then.
+    assert compile_command._documented(jobs("a", "b"), results, only_check=True) == []
+    results[first.name] = replace(results[first.name], registers=2)
+    assert compile_command._documented(jobs("a", "b"), results, only_check=True) != []
 
 
 @pytest.mark.parametrize(
