@@ -10,10 +10,11 @@ from functools import partial
 from fastapi import FastAPI
 
 from engine.client import EngineClient
+from engine.types import ModelKind
 from engine.version import __version__
 from server import middleware
 from server.http import errors, openapi
-from server.http.admission import Admission
+from server.http.admission import Admission, Places
 from server.http.lifecycle import Lifecycle
 from server.images.jobs import ImageJobs
 from server.images.store import ImageStore
@@ -62,20 +63,25 @@ def create_app(settings: Settings, engine: EngineClient) -> FastAPI:
 
 def _create_state(settings: Settings, engine: EngineClient) -> AppState:
     lifecycle = Lifecycle(settings.drain_timeout_s, require_all=settings.require_all)
-    admission = Admission(
-        lifecycle,
-        max_num_seqs=settings.engine.max_num_seqs,
-        max_queued_requests=settings.max_queued_requests,
-        max_num_images=settings.engine.max_num_images,
-        max_queued_images=settings.max_queued_images,
-    )
+    places = {
+        ModelKind.TEXT: Places(
+            what="sequences",
+            num_running=settings.engine.max_num_seqs,
+            num_waiting=settings.max_queued_requests,
+        ),
+        ModelKind.IMAGE: Places(
+            what="images",
+            num_running=settings.engine.max_num_images,
+            num_waiting=settings.max_queued_images,
+        ),
+    }
     return AppState(
         settings=settings,
         engine=engine,
         texts=TextRegistry(EncodingPool(settings.max_queued_encodings)),
         metrics=ServerMetrics(engine),
         lifecycle=lifecycle,
-        admission=admission,
+        admission=Admission(lifecycle, places),
         image_jobs=ImageJobs(),
         image_store=ImageStore(
             max_bytes=settings.image_store_bytes, ttl_s=settings.image_url_ttl_s

@@ -20,21 +20,23 @@ class EngineCollector(Collector):
         self._engine = engine
 
     def describe(self) -> Iterator[Metric]:
-        """The families without samples, so that registering does not read the engine."""
-        return iter(_Families().all())
+        """Names without numbers, so that registering does not read the engine."""
+        return iter(_Gauges().all())
 
     def collect(self) -> Iterator[Metric]:
-        families = _Families()
+        gauges = _Gauges()
         for status in self._engine.statuses():
             stats, image_stats = None, None
             if status.phase in _LIVE_PHASES:
                 stats = self._engine.stats(status.model)
                 image_stats = self._engine.image_stats(status.model)
-            families.add(status, stats or EngineStats(), image_stats or ImageStats())
-        return iter(families.all())
+            gauges.add(status, stats or EngineStats(), image_stats or ImageStats())
+        return iter(gauges.all())
 
 
-class _Families:
+class _Gauges:
+    """One answer to Prometheus."""
+
     def __init__(self) -> None:
         self.running = _gauge("num_requests_running", "Sequences in the running batch.")
         self.waiting = _gauge("num_requests_waiting", "Sequences waiting for a place in it.")

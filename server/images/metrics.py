@@ -1,20 +1,21 @@
 """Prometheus metrics of image models: `tandem_image_*`, in the app's registry.
 
-Fed from two sides, as the text metrics are: replies measure each image with an `ImageMeter`; the
-engine's step reports arrive through `on_step`. Rates are for Prometheus to make: steps/s and
-megapixel-steps/s are `rate()` of the counters.
+Fed from two sides: runs measure each request with an `ImageMeter`; the engine's step reports arrive
+through `on_step`. Rates are for Prometheus to make: steps/s and megapixel-steps/s are `rate()` of
+the counters.
 """
 
 import time
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from engine.client import EngineClient
 from engine.image_types import ImageEvent, ImageStats
+from server.http.model_metrics import MODEL, MetricFactory, WorkerTotals
 
 _STEP_BUCKETS_S = (
     *(1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5),
@@ -87,7 +88,7 @@ class ImageMetrics:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._clock = clock
-        self._families = _Families(registry)
+        self._metrics = _Metrics(MetricFactory(registry, "image"))
         self._models: dict[str, _ModelMetrics] = {}
         registry.register(_QueueCollector(engine))
         engine.on_image_stats.append(self.on_step)
@@ -103,7 +104,7 @@ class ImageMetrics:
     def _of(self, model: str) -> "_ModelMetrics":
         metrics = self._models.get(model)
         if metrics is None:
-            metrics = self._models[model] = _ModelMetrics(model, self._families)
+            metrics = self._models[model] = _ModelMetrics(model, self._metrics)
         return metrics
 
 
@@ -133,82 +134,58 @@ def _gauges() -> tuple[GaugeMetricFamily, GaugeMetricFamily]:
 
 
 def _gauge(name: str, text: str) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"tandem_image_{name}", text, labels=["model_name"])
+    return GaugeMetricFamily(f"tandem_image_{name}", text, labels=[MODEL])
 
 
-class _Families:
-    """The metric families; `model_name` is their first label."""
+class _Metrics:
+    """Of all image models."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(
-                name, text, ("model_name", *labels), "tandem", "image", registry=registry
-            )
-
-        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-            return Histogram(
-                name,
-                text,
-                ("model_name", *labels),
-                "tandem",
-                "image",
-                registry=registry,
-                buckets=buckets,
-            )
-
-        self.images = counter("images", "Images ended, by outcome.", "outcome")
-        self.previews = counter("previews", "Previews sent to clients.")
-        self.latency = histogram(
+    def __init__(self, create: MetricFactory) -> None:
+        self.images = create.counter("images", "Images ended, by outcome.", "outcome")
+        self.previews = create.counter("previews", "Previews sent to clients.")
+        self.latency = create.histogram(
             "request_latency_seconds", "Arrival to end of a request.", _REQUEST_BUCKETS_S
         )
-        self.phase = histogram(
+        self.phase = create.histogram(
             "phase_seconds", "Time of an image, by phase.", _PHASE_BUCKETS_S, "phase"
         )
-        self.step_rows = histogram(
+        self.step_rows = create.histogram(
             "step_rows", "Rows (images times guidance branches) of a step.", _ROW_BUCKETS
         )
-        self.step_time = histogram("step_seconds", "Time of a step.", _STEP_BUCKETS_S)
+        self.step_time = create.histogram("step_seconds", "Time of a step.", _STEP_BUCKETS_S)
         self.totals = (
-            counter("steps", "Denoiser calls."),
-            counter("rows", "Rows of all denoiser calls."),
-            counter("image_steps", "Steps summed over images."),
-            counter("megapixel_steps", "Steps times megapixels, summed over images."),
-            counter("cancelled_steps", "Steps that cancelled images did not take any more."),
-            counter("throttle_seconds", "Slept to leave the device to text."),
-            counter("prompt_cache_queries", "Prompts looked up in the prompt cache."),
-            counter("prompt_cache_hits", "Prompts found in the prompt cache."),
+            create.counter("steps", "Denoiser calls."),
+            create.counter("rows", "Rows of all denoiser calls."),
+            create.counter("image_steps", "Steps summed over images."),
+            create.counter("megapixel_steps", "Steps times megapixels, summed over images."),
+            create.counter("cancelled_steps", "Steps that cancelled images did not take any more."),
+            create.counter("throttle_seconds", "Slept to leave the device to text."),
+            create.counter("prompt_cache_queries", "Prompts looked up in the prompt cache."),
+            create.counter("prompt_cache_hits", "Prompts found in the prompt cache."),
         )
 
 
 class _ModelMetrics:
-    """One model's children of the families."""
+    """One model's, looked up once because `labels()` is not free."""
 
-    def __init__(self, name: str, families: _Families) -> None:
-        self.images = {outcome: families.images.labels(name, outcome) for outcome in ImageOutcome}
-        self.phases = {phase: families.phase.labels(name, phase) for phase in PHASES}
-        self.previews = families.previews.labels(name)
-        self.latency = families.latency.labels(name)
-        self._step_rows = families.step_rows.labels(name)
-        self._step_time = families.step_time.labels(name)
-        self._totals = [counter.labels(name) for counter in families.totals]
-        self._before = _totals(ImageStats())
+    def __init__(self, name: str, metrics: _Metrics) -> None:
+        self.images = {outcome: metrics.images.labels(name, outcome) for outcome in ImageOutcome}
+        self.phases = {phase: metrics.phase.labels(name, phase) for phase in PHASES}
+        self.previews = metrics.previews.labels(name)
+        self.latency = metrics.latency.labels(name)
+        self._step_rows = metrics.step_rows.labels(name)
+        self._step_time = metrics.step_time.labels(name)
+        self._totals = WorkerTotals([counter.labels(name) for counter in metrics.totals])
 
     def on_step(self, stats: ImageStats) -> None:
-        totals = _totals(stats)
-        before = self._before
-        if any(now < then for now, then in zip(totals, before, strict=True)):
-            before = _totals(ImageStats())  # a new worker counts from zero
-        self._before = totals
-        for counter, now, then in zip(self._totals, totals, before, strict=True):
-            if now > then:
-                counter.inc(now - then)
-        if totals[0] > before[0]:
+        num_steps, *_ = self._totals.take(_totals(stats))
+        if num_steps:
             self._step_rows.observe(stats.step_rows)
             self._step_time.observe(stats.step_time_s)
 
 
 def _totals(stats: ImageStats) -> tuple[float, ...]:
-    """In the order of `_Families.totals`."""
+    """In the order of `_Metrics.totals`."""
     return (
         stats.num_steps,
         stats.num_rows,

@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 
 from engine.image_types import ImageEvent, Pixels
-from server.images.run import FileOptions, ImageRun
+from server.http.reply import Reply
+from server.images.run import FileOptions, ImageRun, SubmittedOrder
 from server.protocol.image_answers import (
     CompletedImageEvent,
     ImageData,
@@ -26,25 +27,31 @@ Keep = Callable[[bytes], str]
 _encode_json = msgspec.json.Encoder().encode
 
 
-class ImageReply:
-    """A run's answer. Either `whole` or `events` is called, once.
+class ImageReply(Reply):
+    """The images of a run.
 
     Args:
         event_prefix: `image_generation` or `image_edit`.
         block: side in pixels of what counts as one image token.
         inputs: the input images.
+        keep: stores a finished image; None answers with the image itself.
     """
 
     def __init__(
         self,
         run: ImageRun,
+        submitted: SubmittedOrder,
         options: FileOptions,
         *,
         event_prefix: str,
         block: int,
         inputs: Sequence[Pixels],
+        keep: Keep | None,
     ) -> None:
-        self._run = run
+        super().__init__(run)
+        self._id = run.id
+        self._submitted = submitted
+        self._keep = keep
         self._options = options
         self._prefix = event_prefix
         self._block = block
@@ -52,91 +59,81 @@ class ImageReply:
         self._num_input_tokens = sum(self._tokens(pixels) for pixels in inputs)
         self._input_counted = False
 
-    async def whole(self, keep: Keep | None) -> bytes:
-        """The JSON of everything at once.
-
-        Args:
-            keep: stores a file; None answers with the data itself.
-        """
-        params = self._run.order.request.params
+    async def whole(self) -> bytes:
+        params = self._submitted.order.request.params
         data: list[ImageData | None] = [None] * params.n
         files: list[bytes] = [b""] * params.n
         usages: list[ImageUsage] = []
-        warnings: dict[str, None] = dict.fromkeys(self._run.order.warnings)
+        warnings: dict[str, None] = dict.fromkeys(self._submitted.order.warnings)
         sizes: set[str] = set()
-        async with aclosing(self._run.events()) as events:
+        async with aclosing(self._submitted.events()) as events:
             async for event in events:
                 if event.image is None:
                     continue
                 seed = self._seed(event)
-                files[event.index] = await self._run.encode(event.image, self._options, seed)
+                files[event.index] = await self._submitted.encode(event.image, self._options, seed)
                 data[event.index] = ImageData(seed=seed)
                 usages.append(self._usage(event))
                 sizes.add(_size(event.image))
                 warnings |= dict.fromkeys(event.warnings)
         found = [image for image in data if image is not None]
-        if keep is not None:
+        if self._keep is not None:
             for image, file in zip(found, files, strict=True):
-                image.url = keep(file)
+                image.url = self._keep(file)
         answer = self._answer(found, usages, list(warnings), sizes.pop())
-        return await asyncio.to_thread(_with_files, answer, [] if keep else files)
+        return await asyncio.to_thread(_with_files, answer, [] if self._keep else files)
 
-    async def events(self, keep: Keep | None) -> AsyncGenerator[bytes, None]:
-        """Server-sent events: previews and each finished image, without the final `[DONE]`.
-
-        Args:
-            keep: stores a finished image; None sends it within its event.
-        """
-        async with aclosing(self._run.events()) as events:
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        async with aclosing(self._submitted.events()) as events:
             async for event in events:
                 if event.preview is not None:
                     yield await self._partial(event, event.preview)
                 if event.image is not None:
-                    yield await self._completed(event, event.image, keep)
+                    yield await self._completed(event, event.image)
 
     async def _partial(self, event: ImageEvent, pixels: Pixels) -> bytes:
-        file = await self._run.encode(pixels, self._options, None)
+        file = await self._submitted.encode(pixels, self._options, None)
         name = f"{self._prefix}.partial_image"
-        params = self._run.order.request.params
+        params = self._submitted.order.request.params
         body = PartialImageEvent(
             type=name,
             b64_json=await asyncio.to_thread(_base64, file),
             created_at=int(time.time()),
             output_format=self._options.output_format,
             partial_image_index=event.preview_index,
-            quality=self._run.order.quality,
+            quality=self._submitted.order.quality,
             size=f"{params.width}x{params.height}",
-            id=self._run.id,
+            id=self._id,
             index=event.index,
             step=event.step,
             num_steps=event.num_steps,
         )
         return named_event(name, body)
 
-    async def _completed(self, event: ImageEvent, pixels: Pixels, keep: Keep | None) -> bytes:
+    async def _completed(self, event: ImageEvent, pixels: Pixels) -> bytes:
         seed = self._seed(event)
-        file = await self._run.encode(pixels, self._options, seed)
+        file = await self._submitted.encode(pixels, self._options, seed)
         name = f"{self._prefix}.completed"
         body = CompletedImageEvent(
             type=name,
-            b64_json=None if keep else await asyncio.to_thread(_base64, file),
-            url=keep(file) if keep else None,
+            b64_json=None if self._keep else await asyncio.to_thread(_base64, file),
+            url=self._keep(file) if self._keep else None,
             created_at=int(time.time()),
             output_format=self._options.output_format,
-            quality=self._run.order.quality,
+            quality=self._submitted.order.quality,
             size=_size(pixels),
             usage=self._usage(event),
-            id=self._run.id,
+            id=self._id,
             index=event.index,
             seed=seed,
-            warnings=list(dict.fromkeys([*self._run.order.warnings, *event.warnings])),
+            warnings=list(dict.fromkeys([*self._submitted.order.warnings, *event.warnings])),
         )
         return named_event(name, body)
 
     def _answer(
         self, data: list[ImageData], usages: list[ImageUsage], warnings: list[str], size: str
     ) -> ImagesAnswer:
-        order = self._run.order
+        order = self._submitted.order
         params = order.request.params
         return ImagesAnswer(
             created=self._created,
@@ -145,7 +142,7 @@ class ImageReply:
             quality=order.quality,
             size=size,
             usage=_sum(usages),
-            id=self._run.id,
+            id=self._id,
             model=order.request.model,
             seed=params.seed,
             task=params.task.value,
@@ -158,7 +155,7 @@ class ImageReply:
     def _seed(self, event: ImageEvent) -> int:
         if event.seed is not None:
             return event.seed
-        return self._run.order.request.params.seed + event.index
+        return self._submitted.order.request.params.seed + event.index
 
     def _usage(self, event: ImageEvent) -> ImageUsage:
         """One image's share. The input counts once, with the image that ends first."""

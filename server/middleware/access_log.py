@@ -1,15 +1,14 @@
 """One debug line and one count per request.
 
-Routes add what they know, such as token counts, with `annotate`.
+Routes add what they know, such as token counts, with `server.http.log_fields.annotate`.
 """
 
 import time
-from typing import Any
 
 import structlog
-from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.http.log_fields import log_fields
 from server.metrics import ServerMetrics
 
 CLIENT_LEFT = 499
@@ -18,11 +17,6 @@ CLIENT_LEFT = 499
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 log = structlog.get_logger(__name__)
-
-
-def annotate(connection: HTTPConnection, **fields: Any) -> None:
-    """Add fields to this request's line. Prompts only if the operator asked for them."""
-    connection.scope["state"].setdefault("log_fields", {}).update(fields)
 
 
 class AccessLogMiddleware:
@@ -59,5 +53,5 @@ class AccessLogMiddleware:
             route=route,
             status=status,
             duration_s=round(duration_s, 4),
-            **scope.get("state", {}).get("log_fields", {}),
+            **log_fields(scope),
         )

@@ -4,24 +4,25 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from engine.types import ModelKind
 from server.http.catalog import find_model
 from server.http.json_route import JsonRoute
+from server.http.log_fields import annotate
 from server.http.sse import until_disconnect
-from server.middleware.access_log import annotate
 from server.protocol.answers import error_answers, stream_answer
 from server.protocol.chat import ChatCompletion, ChatCompletionRequest
 from server.routes.deps import StateDep
+from server.routes.ignored_fields import report_ignored_fields
 from server.text.chat_reply import ChatReply
 from server.text.convert import (
     chat_request,
-    ignored_fields_header,
     prompt_limit,
     template_messages,
     template_options,
     text_options,
 )
 from server.text.generation import Generation
-from server.text.reply import ReplyHead, send_reply
+from server.text.reply import ReplyHead
 
 router = APIRouter(route_class=JsonRoute, tags=["text"])
 
@@ -37,13 +38,14 @@ async def create_chat_completion(
 ) -> Response:
     """Whole, or as server-sent events with `stream`."""
     settings = state.settings
-    headers = ignored_fields_header(body)
+    headers = report_ignored_fields(request, body)
     info = find_model(state.engine, body.model)
     annotate(request, model=info.model, stream=bool(body.stream))
     messages = template_messages(body.messages)
     if settings.log_prompts:
         annotate(request, messages=messages)
-    async with Generation(state, info.model, body.n or 1) as generation:
+    lease = state.admission.admit(ModelKind.TEXT, info.model, body.n or 1)
+    async with Generation(state.engine, state.metrics.text, lease) as generation:
         text = await state.texts.get(info)
         encoding = text.encode_chat(
             messages,
@@ -59,6 +61,9 @@ async def create_chat_completion(
         options = text_options(body, keep_text=settings.log_prompts)
         generation.submit(text.tokenizer, [engine_request], options)
         reply = ChatReply(body, head, text, generation)
-        return await send_reply(
-            request, reply, stream=body.stream, settings=settings, headers=headers
+        return await reply.send(
+            request,
+            stream=body.stream,
+            heartbeat_s=settings.heartbeat_interval_s,
+            headers=headers,
         )

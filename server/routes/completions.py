@@ -5,23 +5,23 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from engine.types import GenerateRequest, ModelInfo
+from engine.types import GenerateRequest, ModelInfo, ModelKind
 from server.http.catalog import find_model
 from server.http.json_route import JsonRoute
+from server.http.log_fields import annotate
 from server.http.sse import until_disconnect
-from server.middleware.access_log import annotate
 from server.protocol.answers import error_answers, stream_answer
 from server.protocol.completions import Completion, CompletionRequest
 from server.routes.deps import StateDep
+from server.routes.ignored_fields import report_ignored_fields
 from server.text.completion_reply import CompletionReply
 from server.text.convert import (
     completion_requests,
-    ignored_fields_header,
     prompt_limit,
     text_options,
 )
 from server.text.generation import Generation
-from server.text.reply import ReplyHead, send_reply
+from server.text.reply import ReplyHead
 from server.text.texts import ModelText
 
 router = APIRouter(route_class=JsonRoute, tags=["text"])
@@ -36,12 +36,14 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 async def create_completion(body: CompletionRequest, request: Request, state: StateDep) -> Response:
     """Whole, or as server-sent events with `stream`."""
     settings = state.settings
-    headers = ignored_fields_header(body)
+    headers = report_ignored_fields(request, body)
     info = find_model(state.engine, body.model)
     annotate(request, model=info.model, stream=bool(body.stream))
     if settings.log_prompts:
         annotate(request, prompts=body.prompt)
-    async with Generation(state, info.model, len(body.prompt) * (body.n or 1)) as generation:
+    num_choices = len(body.prompt) * (body.n or 1)
+    lease = state.admission.admit(ModelKind.TEXT, info.model, num_choices)
+    async with Generation(state.engine, state.metrics.text, lease) as generation:
         text = await state.texts.get(info)
         prompts = await until_disconnect(request.receive, _token_ids(body, text, info))
         head = ReplyHead.create("cmpl", info)
@@ -54,8 +56,11 @@ async def create_completion(body: CompletionRequest, request: Request, state: St
         )
         generation.submit(text.tokenizer, requests, options)
         reply = CompletionReply(body, head, text, generation, echoes)
-        return await send_reply(
-            request, reply, stream=body.stream, settings=settings, headers=headers
+        return await reply.send(
+            request,
+            stream=body.stream,
+            heartbeat_s=settings.heartbeat_interval_s,
+            headers=headers,
         )
 
 

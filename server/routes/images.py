@@ -5,17 +5,17 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Path, Request, Response
 
+from engine.types import ModelKind
 from server.http.catalog import find_image_model
 from server.http.errors import INVALID_REQUEST, error_response
 from server.http.form_route import FormRoute
 from server.http.json_route import JsonRoute
-from server.http.sse import EventStream, until_disconnect
+from server.http.log_fields import annotate
 from server.images.convert import ImageLimits, image_order
 from server.images.inputs import ImageInputs, read_inputs
-from server.images.reply import ImageReply
+from server.images.reply import ImageReply, Keep
 from server.images.run import FileOptions, ImageRun
 from server.images.task import choose_task
-from server.middleware.access_log import annotate
 from server.protocol.answers import ErrorAnswer, error_answers, stream_answer
 from server.protocol.image_answers import ImageJobAnswer, ImagesAnswer
 from server.protocol.images import (
@@ -27,8 +27,8 @@ from server.protocol.images import (
     form_body,
 )
 from server.routes.deps import StateDep
+from server.routes.ignored_fields import report_ignored_fields
 from server.state import AppState
-from server.text.convert import ignored_fields_header
 
 router = APIRouter(route_class=JsonRoute, tags=["images"])
 form_router = APIRouter(route_class=FormRoute, tags=["images"])
@@ -133,14 +133,14 @@ async def _answer(
 ) -> Response:
     """Admit, decode, convert, submit, reply. The run is closed when the client leaves."""
     settings = state.settings
-    headers = ignored_fields_header(body)
+    headers = report_ignored_fields(request, body)
     info = find_image_model(state.engine, body.model)
     annotate(request, model=info.model, stream=bool(body.stream))
-    if headers:
-        annotate(request, ignored_fields=headers["X-Ignored-Fields"])
     task = choose_task(body, info)
     num_images = _num_results(body)
-    async with ImageRun(state, info.model, num_images) as run:
+    lease = state.admission.admit(ModelKind.IMAGE, info.model, num_images)
+    meter = state.metrics.images.meter(info.model)
+    async with ImageRun(state.engine, meter, state.image_jobs, lease) as run:
         annotate(request, image_id=run.id, num_images=num_images)
         limits = ImageLimits(
             max_megapixel_steps=settings.max_image_megapixel_steps,
@@ -153,7 +153,7 @@ async def _answer(
         if body.response_format == "url":
             params = order.request.params
             state.image_store.check_room(params.n, params.width * params.height)
-        run.submit(order)
+        submitted = run.submit(order)
         options = FileOptions(
             output_format=body.output_format or "png",
             compression=100 if body.output_compression is None else body.output_compression,
@@ -161,13 +161,19 @@ async def _answer(
         )
         reply = ImageReply(
             run,
+            submitted,
             options,
             event_prefix=event_prefix,
             block=info.size_multiple,
             inputs=inputs.images,
+            keep=_keeper(body, request, state),
         )
-        headers = {**headers, "X-Image-Id": run.id}
-        return await _send(body, request, state, run, reply, headers)
+        return await reply.send(
+            request,
+            stream=body.stream,
+            heartbeat_s=settings.heartbeat_interval_s,
+            headers={**headers, "X-Image-Id": run.id},
+        )
 
 
 def _num_results(body: ImageFields) -> int:
@@ -183,28 +189,16 @@ async def _read_inputs(body: ImageFields, limits: ImageLimits) -> ImageInputs:
     return inputs
 
 
-async def _send(
-    body: ImageFields,
-    request: Request,
-    state: AppState,
-    run: ImageRun,
-    reply: ImageReply,
-    headers: dict[str, str],
-) -> Response:
+def _keeper(body: ImageFields, request: Request, state: AppState) -> Keep | None:
+    """What stores results, where they are asked for by url."""
+    if body.response_format != "url":
+        return None
+
     def keep(file: bytes) -> str:
         name = state.image_store.put(file, body.output_format or "png")
         return str(request.url_for("get_image_file", name=name))
 
-    kept = keep if body.response_format == "url" else None
-    if body.stream:
-        heartbeat_s = state.settings.heartbeat_interval_s
-        events = reply.events(kept)
-        return EventStream(events, run.aclose, heartbeat_s=heartbeat_s, headers=headers)
-    try:
-        content = await until_disconnect(request.receive, reply.whole(kept))
-    finally:
-        await run.aclose()
-    return Response(content, media_type="application/json", headers=headers)
+    return keep
 
 
 def _no_such_image(image_id: str) -> Response:

@@ -13,10 +13,10 @@ from server.protocol.answers import error_answers
 from server.protocol.common import ModelRequest
 from server.protocol.tokenize import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
 from server.routes.deps import StateDep
+from server.routes.ignored_fields import ignored_fields_header
 from server.text.convert import (
     check_num_tokens,
     check_token_ids,
-    ignored_fields_header,
     template_messages,
     template_options,
 )

@@ -18,11 +18,11 @@ from server.protocol.chat import (
 from server.text.generation import Generation
 from server.text.logprobs import chat_logprobs, prompt_logprobs, token_names
 from server.text.output import Delta
-from server.text.reply import Reply, ReplyHead
+from server.text.reply import ReplyHead, TextReply
 from server.text.texts import ModelText
 
 
-class ChatReply(Reply):
+class ChatReply(TextReply):
     """One prompt, `n` answers."""
 
     def __init__(
@@ -34,7 +34,7 @@ class ChatReply(Reply):
     ) -> None:
         super().__init__(head, generation, request.stream_options)
         self._request = request
-        self._run = generation.runs[0]
+        self._prompt_run = generation.runs[0]
         self._text = text
         self._names = token_names(text, as_ids=request.return_tokens_as_token_ids)
         self._prefix = _echoed_text(request)
@@ -48,7 +48,7 @@ class ChatReply(Reply):
             choices=[self._choice(deltas) for deltas in parts],
             usage=self.generation.usage(),
             prompt_logprobs=self._prompt_logprobs(),
-            prompt_token_ids=self._run.request.prompt_token_ids
+            prompt_token_ids=self._prompt_run.request.prompt_token_ids
             if self._request.return_token_ids
             else None,
         )
@@ -70,7 +70,7 @@ class ChatReply(Reply):
         """The role; then the message that is being continued, if asked for."""
         first = self._chunk(ChatChunkChoice(index, MessageDelta(role="assistant", content="")))
         if self._request.return_token_ids:
-            first.prompt_token_ids = self._run.request.prompt_token_ids
+            first.prompt_token_ids = self._prompt_run.request.prompt_token_ids
         if not self._prefix:
             return [first]
         return [first, self._chunk(ChatChunkChoice(index, MessageDelta(content=self._prefix)))]
@@ -118,7 +118,7 @@ class ChatReply(Reply):
         return chat_logprobs(entries, self._names, self._text, num_top)
 
     def _prompt_logprobs(self) -> PromptLogprobs | None:
-        entries = self._run.prompt_logprobs
+        entries = self._prompt_run.prompt_logprobs
         if self._request.prompt_logprobs is None or entries is None:
             return None
         return prompt_logprobs(entries, self._names, self._request.prompt_logprobs)

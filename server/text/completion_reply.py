@@ -24,11 +24,11 @@ from server.text.logprobs import (
     token_names,
 )
 from server.text.output import Delta
-from server.text.reply import Reply, ReplyHead
+from server.text.reply import ReplyHead, TextReply
 from server.text.texts import ModelText
 
 
-class CompletionReply(Reply):
+class CompletionReply(TextReply):
     """Several prompts with `n` completions each; completion j of prompt i is choice i*n + j.
 
     Args:

@@ -5,7 +5,6 @@ served model: its defaults, its vocabulary, its context length.
 """
 
 import json
-import re
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
@@ -15,7 +14,7 @@ from engine.errors import ContextLengthExceeded, InvalidParameter, UnsupportedFe
 from engine.sampling_params import SAMPLER_PARAMETERS
 from engine.types import GenerateRequest, ModelInfo, SamplingParams
 from server.protocol.chat import ChatCompletionRequest, ChatMessage, ChatTemplateOptions
-from server.protocol.common import ModelRequest, SamplingRequest
+from server.protocol.common import SamplingRequest
 from server.protocol.completions import CompletionRequest
 from server.text.output import TextOptions
 from server.text.prompt_limit import PromptLimit, max_counted_tokens, max_total_tokens
@@ -28,8 +27,6 @@ _TO_THE_END = -1
 _RESERVED_TEMPLATE_NAMES = frozenset(
     ("self", "messages", "tools", "add_generation_prompt", "continue_final_message")
 )
-_UNSAFE_IN_HEADER = re.compile(r"[^A-Za-z0-9_.-]")
-_MAX_NAMED_FIELDS = 32
 
 T = TypeVar("T")
 
@@ -56,13 +53,6 @@ def template_options(options: ChatTemplateOptions) -> dict[str, Any]:
         "add_generation_prompt": _or(options.add_generation_prompt, not continued),
         "continue_final_message": continued,
     }
-
-
-def ignored_fields_header(request: ModelRequest) -> dict[str, str]:
-    """`X-Ignored-Fields`: what the client sent and nobody knows. Names are its own words, so only
-    plain characters go into a header, and not too many of them."""
-    names = [_UNSAFE_IN_HEADER.sub("?", name)[:64] for name in request.ignored_fields()]
-    return {"X-Ignored-Fields": ", ".join(names[:_MAX_NAMED_FIELDS])} if names else {}
 
 
 def text_options(

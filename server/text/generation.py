@@ -1,4 +1,4 @@
-"""Runs the engine's side of one HTTP request: admit, submit, read, account, close.
+"""The engine's side of one HTTP request for text: submit, read, count, close.
 
 A request may hold several prompts, each of which may have several completions. Their deltas come
 out as one stream, as they arrive. Closing aborts whatever the engine is still doing.
@@ -8,16 +8,14 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
-from engine.client import TokenStream
-from engine.errors import Draining, error_from_code
+from engine.client import EngineClient, TokenStream
 from engine.text.tokenizer import Tokenizer
 from engine.types import FinishReason, GenerateRequest, TokenEvent, TokenLogprob
-from server.metrics import RequestMeter
+from server.http.admission import Lease
+from server.http.engine_run import EngineRun, failure_of, read_events
 from server.protocol.answers import PromptTokensDetails, Usage
-from server.state import AppState
+from server.text.metrics import RequestMeter, TextMetrics
 from server.text.output import ChoiceOutput, Delta, TextOptions
 
 
@@ -64,40 +62,32 @@ class PromptRun:
             EngineError: the engine failed the request, or died.
         """
         held: list[TokenEvent] = []
-        events = aiter(self._stream)
         try:
-            async for event in events:
-                held.append(event)
-                # The prompt's log-probabilities come with completion 0 and open every choice.
-                if self._awaits_prompt and event.index != 0:
-                    continue
-                self._awaits_prompt = False
-                for ready in held:
-                    delta = self._take(ready)
-                    if delta is not None:
-                        yield delta
-                held.clear()
-                if self._num_open == 0:
-                    return
+            async with aclosing(read_events(self._stream)) as events:
+                async for event in events:
+                    held.append(event)
+                    # The prompt's log-probabilities come with completion 0 and open every choice.
+                    if self._awaits_prompt and event.index != 0:
+                        continue
+                    self._awaits_prompt = False
+                    for ready in held:
+                        delta = self._take(ready)
+                        if delta is not None:
+                            yield delta
+                    held.clear()
+                    if self._num_open == 0:
+                        return
         except Exception:
             self._unfinished = FinishReason.ERROR
             raise
-        finally:
-            await self._stream.aclose()
-            close = getattr(events, "aclose", None)
-            if close is not None:
-                await close()
 
     def _take(self, event: TokenEvent) -> Delta | None:
         choice = self.choices[event.index]
         if choice.finish_reason is not None:
             return None
-        if event.finish_reason is FinishReason.ERROR:
-            raise error_from_code(
-                event.error_code or "", event.error_message or "", event.error_param
-            )
-        if event.finish_reason is FinishReason.ABORT:
-            raise Draining("the server ended the request before it was complete; send it again")
+        failure = failure_of(event)
+        if failure is not None:
+            raise failure
         self._meter.on_event(event)
         if event.num_cached_tokens > self._num_cached_tokens:
             self._tally.num_cached_tokens += event.num_cached_tokens - self._num_cached_tokens
@@ -112,7 +102,7 @@ class PromptRun:
         return delta
 
     async def aclose(self) -> None:
-        """Abort what is unfinished and settle the account. Idempotent."""
+        """Abort what is unfinished and count it. Idempotent."""
         for _ in range(self._num_open):
             self._meter.complete(self._unfinished)
         self._num_open = 0
@@ -123,34 +113,21 @@ class PromptRun:
         await self._stream.aclose()
 
 
-class Generation:
-    """All prompts of one HTTP request, from its admission on.
+class Generation(EngineRun):
+    """All prompts of one HTTP request.
 
-    Enter it for the time until a reply owns it: an error within the block closes it, else whoever
-    sends the reply calls `aclose`.
-
-    Raises:
-        QueueFull, Draining: by the constructor, before anything expensive has been done.
+    Attributes:
+        keeps_text: the choices have their whole text, to be logged.
     """
 
-    def __init__(self, state: AppState, model: str, num_choices: int) -> None:
+    def __init__(self, engine: EngineClient, metrics: TextMetrics, lease: Lease) -> None:
+        super().__init__(lease)
         self.runs: list[PromptRun] = []
-        self.num_choices = num_choices
-        self._state = state
+        self.num_choices = lease.num_places
+        self.keeps_text = False
+        self._engine = engine
+        self._metrics = metrics
         self._tally = Tally()
-        self._lease = state.admission.admit(model, num_choices)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if exc is not None:
-            await self.aclose()
 
     def submit(
         self,
@@ -163,6 +140,7 @@ class Generation:
         Raises:
             Draining, UnknownModel, ModelNotReady: some may have been sent before; close this.
         """
+        self.keeps_text = options.keep_text
         first_index = 0
         for request in requests:
             choices = [
@@ -170,8 +148,8 @@ class Generation:
                 for i in range(request.sampling.n)
             ]
             first_index += len(choices)
-            stream = self._state.engine.submit(request)
-            meter = self._state.metrics.meter(request.model)
+            stream = self._engine.submit(request)
+            meter = self._metrics.meter(request.model)
             self.runs.append(PromptRun(request, stream, meter, choices, self._tally))
 
     def usage(self) -> Usage:
@@ -190,13 +168,9 @@ class Generation:
             return self.runs[0].deltas()
         return _merge([run.deltas() for run in self.runs])
 
-    async def aclose(self) -> None:
-        """Abort what is unfinished and give the places back. Idempotent."""
-        try:
-            for run in self.runs:
-                await run.aclose()
-        finally:
-            self._lease.release()
+    async def _end(self) -> None:
+        for run in self.runs:
+            await run.aclose()
 
 
 async def _merge(streams: Sequence[AsyncGenerator[Delta, None]]) -> AsyncGenerator[Delta, None]:

@@ -1,24 +1,21 @@
-"""What chat and completion replies share: identity, the course of a stream, how they are sent."""
+"""What chat and completion replies share: identity, and the course of a stream."""
 
 import time
 import uuid
-from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Mapping
+from abc import abstractmethod
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from starlette.requests import Request
-from starlette.responses import Response
 
 from engine.types import ModelInfo
 from server.http.catalog import system_fingerprint
-from server.http.sse import EventStream, event, until_disconnect
-from server.middleware.access_log import annotate
+from server.http.reply import Reply
+from server.http.sse import event
 from server.protocol.answers import Usage
 from server.protocol.common import StreamOptions
-from server.settings import Settings
 from server.text.generation import Generation
 from server.text.output import Delta
 
@@ -41,19 +38,19 @@ class ReplyHead:
         return cls(f"{prefix}-{uuid.uuid4().hex}", int(time.time()), info.model, fingerprint)
 
 
-class Reply(ABC):
-    """A generation in one of OpenAI's shapes. Either `whole` or `events` is called, once."""
+class TextReply(Reply):
+    """A generation in one of OpenAI's shapes."""
 
     def __init__(
         self, head: ReplyHead, generation: Generation, options: StreamOptions | None
     ) -> None:
+        super().__init__(generation)
         self.head = head
         self.generation = generation
         self._usage_at_end = bool(options and options.include_usage)
         self._usage_always = bool(options and options.continuous_usage_stats)
 
     async def whole(self) -> bytes:
-        """The JSON of everything at once."""
         parts: list[list[Delta]] = [[] for _ in range(self.generation.num_choices)]
         async with aclosing(self.generation.deltas()) as deltas:
             async for delta in deltas:
@@ -61,7 +58,6 @@ class Reply(ABC):
         return _encode(self._answer(parts))
 
     async def events(self) -> AsyncGenerator[bytes, None]:
-        """Server-sent events as the text arrives, without the final `[DONE]`."""
         opened: set[int] = set()
         async with aclosing(self.generation.deltas()) as deltas:
             async for delta in deltas:
@@ -73,6 +69,17 @@ class Reply(ABC):
                     yield b"".join([event(_encode(chunk)) for chunk in chunks])
         if self._usage_at_end:
             yield event(_encode(self._usage_chunk(self.generation.usage())))
+
+    def log_fields(self) -> dict[str, Any]:
+        usage = self.generation.usage()
+        fields: dict[str, Any] = {
+            "num_prompt_tokens": usage.prompt_tokens,
+            "num_cached_tokens": usage.prompt_tokens_details.cached_tokens,
+            "num_generation_tokens": usage.completion_tokens,
+        }
+        if self.generation.keeps_text:
+            fields["answers"] = [c.text for run in self.generation.runs for c in run.choices]
+        return fields
 
     @abstractmethod
     def _answer(self, parts: list[list[Delta]]) -> Any:
@@ -95,49 +102,3 @@ class Reply(ABC):
         if not self._usage_at_end:
             return msgspec.UNSET
         return self.generation.usage() if self._usage_always else None
-
-
-async def send_reply(
-    request: Request,
-    reply: Reply,
-    *,
-    stream: bool | None,
-    settings: Settings,
-    headers: Mapping[str, str],
-) -> Response:
-    """Answer whole or as a stream. Either way the generation is closed when the client leaves.
-
-    Args:
-        headers: those of `ignored_fields_header`.
-
-    Raises:
-        EngineError: the engine failed before the first byte.
-    """
-    if headers:
-        annotate(request, ignored_fields=headers["X-Ignored-Fields"])
-
-    async def close() -> None:
-        await reply.generation.aclose()
-        _annotate(request, reply.generation, with_text=settings.log_prompts)
-
-    if stream:
-        return EventStream(
-            reply.events(), close, heartbeat_s=settings.heartbeat_interval_s, headers=headers
-        )
-    try:
-        body = await until_disconnect(request.receive, reply.whole())
-    finally:
-        await close()
-    return Response(body, media_type="application/json", headers=headers)
-
-
-def _annotate(request: Request, generation: Generation, *, with_text: bool) -> None:
-    usage = generation.usage()
-    annotate(
-        request,
-        num_prompt_tokens=usage.prompt_tokens,
-        num_cached_tokens=usage.prompt_tokens_details.cached_tokens,
-        num_generation_tokens=usage.completion_tokens,
-    )
-    if with_text:
-        annotate(request, answers=[c.text for run in generation.runs for c in run.choices])

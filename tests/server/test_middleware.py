@@ -12,7 +12,7 @@ from fastapi import Request
 from starlette.responses import StreamingResponse
 
 from server.app import create_app
-from server.middleware.access_log import annotate
+from server.http.log_fields import annotate
 from server.middleware.body_limit import BodyLimitMiddleware
 from server.routes import docs
 from server.settings import Settings

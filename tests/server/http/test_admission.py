@@ -6,8 +6,11 @@ import random
 import pytest
 
 from engine.errors import Draining, QueueFull
-from server.http.admission import Admission
+from engine.types import ModelKind
+from server.http.admission import Admission, Places
 from server.http.lifecycle import Lifecycle
+
+TEXT, IMAGE = ModelKind.TEXT, ModelKind.IMAGE
 
 
 class Clock:
@@ -29,25 +32,39 @@ def lifecycle(clock):
 
 
 def create(lifecycle, clock, *, running=2, queued=1):
-    return Admission(lifecycle, max_num_seqs=running, max_queued_requests=queued, clock=clock)
+    places = {
+        TEXT: Places(what="sequences", num_running=running, num_waiting=queued),
+        IMAGE: Places(what="images", num_running=1, num_waiting=0),
+    }
+    return Admission(lifecycle, places, clock=clock)
 
 
 async def test_the_limit_is_what_runs_plus_what_may_wait(lifecycle, clock):
     admission = create(lifecycle, clock)
-    leases = [admission.admit("m") for _ in range(3)]
+    leases = [admission.admit(TEXT, "m") for _ in range(3)]
     with pytest.raises(QueueFull) as caught:
-        admission.admit("m")
+        admission.admit(TEXT, "m")
     assert caught.value.retry_after_s == 1
     assert "3" in caught.value.message
     leases.pop().release()
-    leases.append(admission.admit("m"))
+    leases.append(admission.admit(TEXT, "m"))
     assert admission.num_in_flight("m") == 3
+
+
+async def test_each_kind_has_limits_of_its_own(lifecycle, clock):
+    admission = create(lifecycle, clock)
+    held = [admission.admit(IMAGE, "painter"), admission.admit(TEXT, "m", 3)]
+    with pytest.raises(QueueFull, match=r"^1 images .* the limit is 1 \(0 waiting\)"):
+        admission.admit(IMAGE, "painter")
+    with pytest.raises(QueueFull, match=r"^3 sequences .* the limit is 3 \(1 waiting\)"):
+        admission.admit(TEXT, "m")
+    assert [lease.num_places for lease in held] == [1, 3]
 
 
 async def test_models_do_not_share_places(lifecycle, clock):
     admission = create(lifecycle, clock)
-    first = admission.admit("a", 3)
-    second = admission.admit("b", 3)
+    first = admission.admit(TEXT, "a", 3)
+    second = admission.admit(TEXT, "b", 3)
     assert (admission.num_in_flight("a"), admission.num_in_flight()) == (3, 6)
     first.release()
     second.release()
@@ -56,30 +73,30 @@ async def test_models_do_not_share_places(lifecycle, clock):
 
 async def test_a_request_larger_than_the_limit_enters_alone(lifecycle, clock):
     admission = create(lifecycle, clock)
-    small = admission.admit("m")
+    small = admission.admit(TEXT, "m")
     with pytest.raises(QueueFull):
-        admission.admit("m", 50)
+        admission.admit(TEXT, "m", 50)
     small.release()
-    large = admission.admit("m", 50)
+    large = admission.admit(TEXT, "m", 50)
     with pytest.raises(QueueFull):
-        admission.admit("m")
+        admission.admit(TEXT, "m")
     large.release()
     assert admission.num_in_flight() == 0
 
 
 async def test_no_queue_at_all(lifecycle, clock):
     admission = create(lifecycle, clock, running=1, queued=0)
-    lease = admission.admit("m")
+    lease = admission.admit(TEXT, "m")
     with pytest.raises(QueueFull):
-        admission.admit("m")
+        admission.admit(TEXT, "m")
     lease.release()
-    admission.admit("m").release()
+    admission.admit(TEXT, "m").release()
 
 
 async def test_releasing_twice_counts_once(lifecycle, clock):
     admission = create(lifecycle, clock)
-    other = admission.admit("m")
-    lease = admission.admit("m")
+    other = admission.admit(TEXT, "m")
+    lease = admission.admit(TEXT, "m")
     lease.release()
     lease.release()
     assert admission.num_in_flight("m") == 1
@@ -93,7 +110,7 @@ async def test_a_dropped_lease_gives_its_places_back(lifecycle, clock):
         yield b""
         lease.release()
 
-    body = stream(admission.admit("m"))  # a response that is never started
+    body = stream(admission.admit(TEXT, "m"))  # a response that is never started
     assert admission.num_in_flight() == 1
     del body
     gc.collect()
@@ -102,11 +119,11 @@ async def test_a_dropped_lease_gives_its_places_back(lifecycle, clock):
 
 async def test_draining_refuses_with_the_time_that_is_left(lifecycle, clock):
     admission = create(lifecycle, clock)
-    lease = admission.admit("m")
+    lease = admission.admit(TEXT, "m")
     lifecycle.begin_drain()
     clock.now += 12.5
     with pytest.raises(Draining) as caught:
-        admission.admit("m")
+        admission.admit(TEXT, "m")
     assert caught.value.retry_after_s == 18
     assert admission.num_in_flight() == 1
     lease.release()
@@ -115,28 +132,28 @@ async def test_draining_refuses_with_the_time_that_is_left(lifecycle, clock):
 async def test_retry_after_follows_the_recent_pace(lifecycle, clock):
     admission = create(lifecycle, clock, running=1, queued=9)
     for _ in range(4):
-        lease = admission.admit("m", 1)
+        lease = admission.admit(TEXT, "m", 1)
         clock.now += 5.0
         lease.release()
-    blocker = admission.admit("m", 10)
+    blocker = admission.admit(TEXT, "m", 10)
     with pytest.raises(QueueFull) as caught:
-        admission.admit("m", 4)
+        admission.admit(TEXT, "m", 4)
     assert caught.value.retry_after_s == 15  # four ended in the 15 s since the first of them
     blocker.release()
 
 
 async def test_retry_after_stays_within_a_minute_and_forgets_the_past(lifecycle, clock):
     admission = create(lifecycle, clock, running=1, queued=0)
-    lease = admission.admit("m")
+    lease = admission.admit(TEXT, "m")
     lease.release()
     clock.now += 59
-    blocker = admission.admit("m")
+    blocker = admission.admit(TEXT, "m")
     with pytest.raises(QueueFull) as caught:
-        admission.admit("m", 100)
+        admission.admit(TEXT, "m", 100)
     assert caught.value.retry_after_s == 60
     clock.now += 1000
     with pytest.raises(QueueFull) as caught:
-        admission.admit("m")
+        admission.admit(TEXT, "m")
     assert caught.value.retry_after_s == 1
     blocker.release()
 
@@ -153,7 +170,7 @@ async def test_random_traffic_leaves_nothing_behind(lifecycle, clock):
         else:
             num_sequences = rng.randrange(1, 5)
             try:
-                held.append((num_sequences, admission.admit("m", num_sequences)))
+                held.append((num_sequences, admission.admit(TEXT, "m", num_sequences)))
             except QueueFull as full:
                 num_refused += 1
                 assert 1 <= full.retry_after_s <= 60, f"seed {seed}"

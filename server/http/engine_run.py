@@ -1,0 +1,76 @@
+"""The engine's side of one HTTP request, whatever is asked for: places, streams, failures, the end.
+
+Each kind of model has its own run on top of `EngineRun`, which says what it submits and counts.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator
+from types import TracebackType
+from typing import Self, TypeVar
+
+from engine.client import RequestEvents
+from engine.errors import Draining, EngineError, error_from_code
+from engine.image_types import ImageEvent
+from engine.types import FinishReason, TokenEvent
+from server.http.admission import Lease
+
+Event = TypeVar("Event", TokenEvent, ImageEvent)
+
+
+class EngineRun(ABC):
+    """One request from its admission on.
+
+    Enter it for the time until a reply owns it: an error within the block closes it, else whoever
+    sends the reply calls `aclose`.
+    """
+
+    def __init__(self, lease: Lease) -> None:
+        self._lease = lease
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc is not None:
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """Abort what is unfinished and give the places back. Idempotent."""
+        try:
+            await self._end()
+        finally:
+            self._lease.release()
+
+    @abstractmethod
+    async def _end(self) -> None:
+        """Abort what is unfinished, and count how everything ended. Idempotent."""
+
+
+async def read_events(stream: RequestEvents[Event]) -> AsyncGenerator[Event, None]:
+    """A stream's events. Leaving it, at whatever event, aborts what is unfinished."""
+    events = aiter(stream)
+    try:
+        async for event in events:
+            yield event
+    finally:
+        await stream.aclose()
+        close = getattr(events, "aclose", None)
+        if close is not None:
+            await close()
+
+
+def failure_of(event: TokenEvent | ImageEvent) -> EngineError | None:
+    """What an event says went wrong; None for all others."""
+    if event.finish_reason is FinishReason.ERROR:
+        return error_from_code(event.error_code or "", event.error_message or "", event.error_param)
+    return cut_short() if event.finish_reason is FinishReason.ABORT else None
+
+
+def cut_short() -> Draining:
+    """The engine ended a request that nobody here had cancelled."""
+    return Draining("the server ended the request before it was complete; send it again")

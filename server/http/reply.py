@@ -1,0 +1,61 @@
+"""How a run's answer is sent, whatever its kind: whole or as a stream, closed when the client
+leaves.
+
+Each kind of model has its own replies on top of `Reply`, which know the shapes of its answers.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.http.engine_run import EngineRun
+from server.http.log_fields import annotate
+from server.http.sse import EventStream, until_disconnect
+
+
+class Reply(ABC):
+    """A run in the shape of its endpoint. Either `whole` or `events` is called, once."""
+
+    def __init__(self, run: EngineRun) -> None:
+        self._run = run
+
+    @abstractmethod
+    async def whole(self) -> bytes:
+        """The JSON of everything at once."""
+
+    @abstractmethod
+    def events(self) -> AsyncGenerator[bytes, None]:
+        """Server-sent events as the results arrive, without the final `[DONE]`."""
+
+    def log_fields(self) -> dict[str, Any]:
+        """What the access log tells of the reply, once it is over."""
+        return {}
+
+    async def send(
+        self,
+        request: Request,
+        *,
+        stream: bool | None,
+        heartbeat_s: float,
+        headers: Mapping[str, str],
+    ) -> Response:
+        """Answer whole or as a stream. Either way the run is closed when the client leaves.
+
+        Raises:
+            EngineError: the engine failed before the first byte.
+        """
+
+        async def close() -> None:
+            await self._run.aclose()
+            annotate(request, **self.log_fields())
+
+        if stream:
+            return EventStream(self.events(), close, heartbeat_s=heartbeat_s, headers=headers)
+        try:
+            body = await until_disconnect(request.receive, self.whole())
+        finally:
+            await close()
+        return Response(body, media_type="application/json", headers=headers)
