@@ -10,14 +10,12 @@ from typing import Any, Literal
 
 from engine.errors import InsufficientMemory, InvalidParameter, ModelLoadError
 from engine.kv_layout import KvLayout
+from engine.quantization.table import FORMATS, ImageQuantization, Quantization
 
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 Policy = Literal["fcfs", "priority"]
 AsyncScheduling = Literal["auto", "on", "off"]
-Quantization = Literal["auto", "none", "gguf", "gguf-int8", "int8"]
-PACKED = ("gguf", "gguf-int8")
-"""Those that need a file's packed weights."""
 CpuIsa = Literal[
     "auto",
     "native",
@@ -28,7 +26,6 @@ CpuIsa = Literal[
     "x86-64-v4-bf16",
     "x86-64-v4-amx",
 ]
-ImageQuantization = Literal["none", "bnb-nf4", "bnb-int8"]
 
 GIB = 1 << 30
 AUTO_STEP_RATIO = 2.0
@@ -207,7 +204,8 @@ class ResolvedConfig:
 
     device: Literal["cpu", "cuda"]
     dtype: Literal["bfloat16", "float16", "float32"]
-    quantization: Quantization
+    quantization: str
+    """A name of `FORMATS`, or none."""
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
@@ -323,15 +321,16 @@ def resolve_quantization(
     wanted: Quantization,
     device: Literal["cpu", "cuda"],
     *,
-    is_packed: bool,
+    stored: str | None,
     has_native: bool,
     prefers_plain: bool = False,
-) -> Quantization:
-    """What `auto` stands for, and anything else as it is if it is possible.
+) -> str:
+    """What `auto` stands for, and anything else as it is if it is possible: a name of `FORMATS`,
+    or `none`.
 
     Args:
         wanted: how linear layers are to be kept.
-        is_packed: whether the checkpoint has packed weights that the kernels can multiply with.
+        stored: the format that the checkpoint has them in, one that the kernels multiply with.
         has_native: whether the C++ operations are available.
         prefers_plain: whether packed weights, though possible, would be slower than plain ones.
 
@@ -339,15 +338,24 @@ def resolve_quantization(
         ModelLoadError: what was asked for is not possible here.
     """
     if wanted == "auto":
-        stays_packed = device == "cpu" and has_native and is_packed and not prefers_plain
-        return "gguf" if stays_packed else "none"
-    if wanted in PACKED and not is_packed:
-        raise _impossible(wanted, "the model has no weights packed as in GGUF files")
-    if wanted in ("gguf-int8", "int8") and device != "cpu":
+        return stored if stored and _is_kept(stored, device, has_native, prefers_plain) else "none"
+    if wanted == "none":
+        return wanted
+    facts = FORMATS[wanted]
+    if facts.stored_as not in (None, stored):
+        raise _impossible(wanted, f"the model has no weights {facts.described}")
+    if facts.cpu_only and device != "cpu":
         raise _impossible(wanted, "it is for CPUs only")
-    if wanted != "none" and device == "cpu" and not has_native:
+    if facts.needs_native and device == "cpu" and not has_native:
         raise _impossible(wanted, "it needs the C++ operations, which cannot be built here")
     return wanted
+
+
+def _is_kept(stored: str, device: str, has_native: bool, prefers_plain: bool) -> bool:
+    """Whether a checkpoint's format is kept if nothing is asked for."""
+    facts = FORMATS[stored]
+    has_operations = has_native or device != "cpu" or not facts.needs_native
+    return device in facts.kept_by_auto_on and has_operations and not prefers_plain
 
 
 def _impossible(wanted: str, reason: str) -> ModelLoadError:

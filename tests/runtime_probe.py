@@ -58,7 +58,8 @@ def modules() -> Iterator[tuple[str, Check]]:
 
 
 def image_options() -> Iterator[tuple[str, Check]]:
-    from engine.config import DType, ImageQuantization
+    from engine.config import DType
+    from engine.diffusion.families.quantized_layers import QUANTIZATIONS
     from engine.diffusion.noise_schedule import (
         DIFFUSION_SCHEDULES,
         FLOW_SCHEDULES,
@@ -129,7 +130,7 @@ def image_options() -> Iterator[tuple[str, Check]]:
         else:
             raise AssertionError("bitsandbytes was found")
 
-    for name in get_args(ImageQuantization):
+    for name in QUANTIZATIONS:
         if name != "none":
             yield f"image quantization {name}", lambda name=name: refuse(name)
 

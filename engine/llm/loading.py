@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
@@ -10,14 +10,11 @@ import structlog
 import torch
 
 from engine.config import (
-    PACKED,
     EngineConfig,
     MachineFacts,
     ModelFacts,
-    Quantization,
     ResolvedConfig,
     resolve,
-    resolve_quantization,
 )
 from engine.errors import InsufficientMemory, ModelLoadError
 from engine.fault import is_out_of_memory
@@ -28,30 +25,19 @@ from engine.llm.executor import LocalExecutor
 from engine.llm.model_runner import ModelRunner
 from engine.llm.scheduler import Scheduler
 from engine.llm.step_memory import measure_step_memory
+from engine.llm.weight_plan import WeightPlan, plan_weights
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
-from engine.models.layers.panels_method import PanelsMethod
-from engine.models.quantization import (
-    Shapes,
-    gguf_methods,
-    int8_methods,
-    is_slower_packed,
-    num_bytes,
-)
 from engine.models.registry import create_model
+from engine.quantization.plan import Shapes
 from engine.runtime.device import machine_facts, torch_dtype
 from engine.runtime.device_memory import CudaMemory
 from engine.runtime.huge_pages import use_huge_pages
 from engine.runtime.threads import limit_threads
 from engine.types import ModelInfo, Phase
-from engine.weights.loader import (
-    iter_weights,
-    load_model_config,
-    packed_weights,
-    weight_shapes,
-)
+from engine.weights.loader import iter_weights, load_model_config
 from engine.weights.source import Checkpoint
-from kernels import GGUFType, native, paged_attention
+from kernels import native, paged_attention
 from kernels.native_recording import NativeRecorder
 
 REPORT_EVERY_S = 0.2
@@ -128,21 +114,6 @@ def build_operations(host: Host) -> None:
     native.library()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WeightPlan:
-    """How a checkpoint's weights will be kept."""
-
-    quantization: Quantization
-    """Not auto."""
-    shapes: Shapes
-    methods: Mapping[str, PanelsMethod]
-    """Of quantised layers, by name."""
-    packed: Collection[str]
-    """Layers whose weights are taken as the file has them."""
-    could_stay_packed: bool = False
-    """They are plain only because that is faster."""
-
-
 def planned(
     checkpoint: Checkpoint,
     model_config: ModelConfig,
@@ -162,57 +133,9 @@ def planned(
         # Other models may hold what seemed to be free; plain weights were no more than faster.
         if not plan.could_stay_packed:
             raise
-    intent = replace(intent, quantization="gguf")
+    intent = replace(intent, quantization=plan.stored)
     plan = plan_weights(checkpoint, model_config, intent, machine)
     return plan, reserve_weights(plan, model_config, intent, machine, host)
-
-
-def plan_weights(
-    checkpoint: Checkpoint,
-    model_config: ModelConfig,
-    intent: EngineConfig,
-    machine: MachineFacts,
-) -> WeightPlan:
-    """Decide how weights are kept, from headers and from what products take on this machine.
-
-    Raises:
-        ModelLoadError: the quantization that was asked for is not possible.
-    """
-    wanted, device = intent.quantization, machine.device
-    types = packed_weights(checkpoint, model_config) if wanted in ("auto", *PACKED) else {}
-    shapes = weight_shapes(checkpoint, model_config)
-    has_native = device == "cpu" and native.library() is not None
-    is_free_to_choose = wanted == "auto" and has_native and bool(types)
-    quantization = resolve_quantization(
-        wanted,
-        device,
-        is_packed=bool(types),
-        has_native=has_native,
-        prefers_plain=is_free_to_choose and prefers_plain(types, shapes, intent, machine),
-    )
-    methods: Mapping[str, PanelsMethod] = {}
-    if quantization in PACKED:
-        methods = gguf_methods(types, int8_activations=quantization == "gguf-int8")
-    elif quantization == "int8":
-        methods = int8_methods(shapes, tied=model_config.tie_word_embeddings)
-    return WeightPlan(
-        quantization=quantization,
-        shapes=shapes,
-        methods=methods,
-        packed=types if quantization in PACKED else (),
-        could_stay_packed=is_free_to_choose and quantization == "none",
-    )
-
-
-def prefers_plain(
-    types: Mapping[str, GGUFType], shapes: Shapes, intent: EngineConfig, machine: MachineFacts
-) -> bool:
-    """Whether a file's packed weights are better unpacked when they are loaded: that is faster
-    here and leaves at least as much memory as it takes."""
-    dtype = torch_dtype(intent.model_dtype)
-    if 2 * num_bytes(shapes, {}, dtype.itemsize) > machine.free_memory_bytes:
-        return False
-    return is_slower_packed(types, shapes, dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +165,7 @@ def reserve_weights(
 ) -> MemoryPlan:
     """Ask for the weights' memory; the rest is planned by what is left."""
     dtype_bytes = torch_dtype(intent.model_dtype).itemsize
-    weights = num_bytes(plan.shapes, plan.methods, dtype_bytes)
+    weights = plan.num_bytes(dtype_bytes)
     free = host.reserve(machine.device, "weights", weights, machine.free_memory_bytes)
     model = ModelFacts(
         max_position_embeddings=model_config.max_position_embeddings,
@@ -286,7 +209,7 @@ def load_model(
         dtype=torch_dtype(config.dtype),
         device=torch.device(config.device),
         deterministic=config.deterministic,
-        linear_method=plan.methods.get,
+        linear_method=plan.method_for,
     )
     weights = iter_weights(checkpoint, model_config, plan.packed)
     unexpected = model.load_weights(counted(weights, plan.shapes, host))

@@ -6,7 +6,7 @@ import structlog
 import torch
 from torch import Tensor, nn
 
-from engine.errors import MissingWeight, ShapeMismatch
+from engine.errors import MissingWeight
 from engine.models.layers.weight_slots import WeightOptions, WeightOwner, WeightSlot
 
 log = structlog.get_logger(__name__)
@@ -35,14 +35,15 @@ class Loader:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """What the checkpoint must have."""
-        return {name: slot.shape for name, (slot, _) in self._slots.items()}
+        return {name: slot.spec.shape for name, (slot, _) in self._slots.items()}
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> list[str]:
         """Take all tensors; returns the names that no layer knows.
 
         Raises:
             MissingWeight: some layer did not get all it needs.
-            ShapeMismatch: a tensor's shape is not what the configuration says.
+            ShapeMismatch: a tensor's shape or dtype is not what the configuration says.
+            ModelLoadError: its numbers cannot be; names it.
         """
         unexpected = []
         for name, tensor in weights:
@@ -62,10 +63,7 @@ class Loader:
 
     def _take(self, name: str, tensor: Tensor) -> None:
         slot, owner = self._slots[name]
-        if tuple(tensor.shape) != slot.shape:
-            raise ShapeMismatch(
-                f"{name} has shape {tuple(tensor.shape)}; the configuration says {slot.shape}"
-            )
+        slot.spec.check(name, tensor)
         slot.load(tensor)
         missing = self._missing[owner]
         missing.discard(name)

@@ -4,6 +4,7 @@ import difflib
 import functools
 import importlib
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 
@@ -11,9 +12,9 @@ from engine.errors import ModelLoadError, UnsupportedArchitecture
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.family import Family
-from engine.models.layers.linear_method import LinearMethod
 from engine.models.layers.parallel import SINGLE, TensorParallel
 from engine.models.layers.weight_slots import WeightOptions
+from engine.quantization.method import LinearMethod
 
 MODULES = ("gemma3", "llama", "qwen2", "qwen3")
 """Of `engine.models`, each with its `FAMILIES`; imported when the first model is looked for."""
@@ -25,7 +26,7 @@ def create_model(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
     parallel: TensorParallel = SINGLE,
-    linear_method: Callable[[str], LinearMethod | None] | None = None,
+    linear_method: Callable[[str], LinearMethod[Any] | None] | None = None,
     deterministic: bool = False,
 ) -> CausalLM:
     """Build a model without weights.

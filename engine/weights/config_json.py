@@ -19,14 +19,13 @@ def read_config_json(folder: Path) -> ModelConfig:
     Raises:
         CorruptFile: a file is not JSON.
         UnsupportedArchitecture: no family here covers it; names the nearest.
-        ModelLoadError: a key is missing or nonsense (named), or the weights are quantised.
+        ModelLoadError: a key is missing or nonsense (named).
     """
     keys = MetadataKeys(read_json(folder / "config.json"), "config.json")
     name = "generation_config.json"
     generation = MetadataKeys(read_optional_json(folder / name), name)
     # Before other families' missing keys are complained of.
     family = _family(keys)
-    _refuse_quantised(keys)
     return replace(
         family.read_json(keys),
         bos_token_id=next(iter(keys.ids("bos_token_id")), None),
@@ -49,14 +48,3 @@ def _family(keys: MetadataKeys) -> Family:
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise keys.nonsense("architectures", "a list of names")
     return family_of(names[0])
-
-
-def _refuse_quantised(keys: MetadataKeys) -> None:
-    quantization = keys.values.get("quantization_config")
-    if quantization is None:
-        return
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-    raise ModelLoadError(
-        f"the weights are quantised ({method or 'unknown method'}), which is not supported in "
-        f"safetensors yet; use the unquantised model or a GGUF file of it"
-    )

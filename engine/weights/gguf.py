@@ -23,7 +23,6 @@ from engine.models.config import ModelConfig
 from engine.models.gguf_keys import ROPE_DIVISORS
 from engine.models.registry import family_of
 from engine.weights.gguf_tensors import GGUFTensor, read_tensors
-from kernels import GGUFType
 
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _PLAIN = {
@@ -75,23 +74,6 @@ def named_tensors(path: Path, config: ModelConfig) -> dict[str, GGUFTensor]:
             )
         named[name] = tensor
     return named
-
-
-def packed_types(path: Path, config: ModelConfig) -> dict[str, GGUFType]:
-    """Linear layers whose weights the kernels can use as they are: name → type.
-
-    `lm_head` is among them if the model ties it to an embedding of such a type.
-    """
-    known = {int(one) for one in GGUFType}
-    types = {
-        name.removesuffix(".weight"): GGUFType(int(tensor.type))
-        for name, tensor in named_tensors(path, config).items()
-        if name.endswith(".weight") and len(tensor.shape) == 2 and int(tensor.type) in known
-    }
-    embedding = types.pop(_EMBEDDING, None)
-    if embedding is not None and config.tie_word_embeddings:
-        types[_HEAD] = embedding
-    return types
 
 
 def iter_gguf_weights(

@@ -5,16 +5,19 @@ needs no other reader.
 """
 
 from collections.abc import Container, Iterator
+from typing import Any
 
 import torch
 
+from engine.checkpoint_files import read_json, read_optional_json
 from engine.models.config import ModelConfig
+from engine.quantization.format import TensorHeader
+from engine.quantization.registry import side_files, stated_in
 from engine.weights.config_gguf import read_gguf_config
 from engine.weights.config_json import read_config_json
-from engine.weights.gguf import iter_gguf_weights, named_tensors, packed_types
-from engine.weights.safetensors import folder_shapes, is_redundant, iter_folder_weights
+from engine.weights.gguf import iter_gguf_weights, named_tensors
+from engine.weights.safetensors import folder_headers, is_redundant, iter_folder_weights
 from engine.weights.source import Checkpoint
-from kernels import GGUFType
 
 
 def load_model_config(checkpoint: Checkpoint) -> ModelConfig:
@@ -22,17 +25,25 @@ def load_model_config(checkpoint: Checkpoint) -> ModelConfig:
     Raises:
         CorruptFile: a file is damaged.
         UnsupportedArchitecture: a GGUF architecture that no family here covers.
-        ModelLoadError: a key is missing or nonsense (named), or the weights are quantised in a way
-            that is not supported.
+        ModelLoadError: a key is missing or nonsense (named).
     """
     if checkpoint.kind == "gguf":
         return read_gguf_config(checkpoint.path)
     return read_config_json(checkpoint.path)
 
 
-def packed_weights(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, GGUFType]:
-    """Linear layers whose weights `iter_weights` can give packed: name → type. None in folders."""
-    return packed_types(checkpoint.path, config) if checkpoint.kind == "gguf" else {}
+def quantization_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a checkpoint says of its quantization beside its tensors; empty if nothing.
+
+    Raises:
+        CorruptFile: a file is damaged.
+        ModelLoadError: it is no object.
+    """
+    if checkpoint.kind == "gguf":
+        return {}
+    stated = stated_in(read_json(checkpoint.path / "config.json"))
+    beside = (read_optional_json(checkpoint.path / name) for name in side_files())
+    return stated or next(filter(None, beside), {})
 
 
 def iter_weights(
@@ -44,8 +55,9 @@ def iter_weights(
     them. GGUF blocks come as fp32, F32/F16/BF16 as they are, with the rows of Llama's q and k
     projections in Hugging Face's rotary order. A tied output layer is left out.
 
-    Layers in `packed`, names of `packed_weights`, come as the file has them: rows of bytes, also
-    in Hugging Face's rotary order. So does a tied output layer, beside the embedding.
+    Layers of a GGUF file in `packed`, of types that the kernels multiply with, come as the file has
+    them: rows of bytes, also in Hugging Face's rotary order. So does a tied output layer, beside
+    the embedding.
 
     Raises:
         CorruptFile: a file is damaged.
@@ -57,10 +69,17 @@ def iter_weights(
     return iter_folder_weights(checkpoint.path, config)
 
 
-def weight_shapes(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of every weight by Hugging Face name, from the headers alone."""
+def weight_headers(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, TensorHeader]:
+    """Every weight that the model reads, by Hugging Face name, from the headers alone."""
     if checkpoint.kind == "gguf":
-        tensors = named_tensors(checkpoint.path, config)
-        return {name: tensor.shape for name, tensor in tensors.items()}
-    shapes = folder_shapes(checkpoint.path)
-    return {name: s for name, s in shapes.items() if not is_redundant(name, config)}
+        return {
+            name: TensorHeader(tensor.shape, tensor.type.name)
+            for name, tensor in named_tensors(checkpoint.path, config).items()
+        }
+    headers = folder_headers(checkpoint.path)
+    return {name: one for name, one in headers.items() if not is_redundant(name, config)}
+
+
+def weight_shapes(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Their shapes, of GGUF's blocks in numbers."""
+    return {name: header.shape for name, header in weight_headers(checkpoint, config).items()}

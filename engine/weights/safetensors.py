@@ -22,6 +22,7 @@ from engine.checkpoint_files import (
 )
 from engine.errors import CorruptFile, MissingWeight
 from engine.models.config import ModelConfig
+from engine.quantization.format import TensorHeader
 
 _INDEX = "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 100 << 20
@@ -48,19 +49,32 @@ def iter_folder_weights(folder: Path, config: ModelConfig) -> Iterator[tuple[str
             raise CorruptFile(f"{path.name} is damaged; fetch it again") from error
 
 
-def folder_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor, from the headers."""
+def folder_headers(folder: Path) -> dict[str, TensorHeader]:
+    """Shape and type of every tensor."""
     return {
-        name: tuple(header[name]["shape"])
+        name: headers[name]
         for path, names in _files(folder).items()
-        for header in [read_header(path)]
+        for headers in [file_headers(path)]
         for name in names
+    }
+
+
+def file_headers(path: Path) -> dict[str, TensorHeader]:
+    """The same of one file.
+
+    Raises:
+        CorruptFile: truncated or damaged.
+        ModelLoadError: it cannot be read.
+    """
+    return {
+        name: TensorHeader(tuple(entry["shape"]), str(entry.get("dtype")))
+        for name, entry in read_header(path).items()
     }
 
 
 def is_redundant(name: str, config: ModelConfig) -> bool:
     """Whether the model does not read this: a tied output layer, or old files' rotary tables."""
-    if name == "lm_head.weight":
+    if name.startswith("lm_head."):
         return config.tie_word_embeddings
     return name.endswith("rotary_emb.inv_freq")
 

@@ -68,7 +68,7 @@ def test_steps_are_recorded_unless_told_otherwise(asked):
     ],
 )
 def test_linear_layers_are_kept_as_asked(wanted, device, is_packed, has_native):
-    facts = {"is_packed": is_packed, "has_native": has_native}
+    facts = {"stored": "gguf" if is_packed else None, "has_native": has_native}
     assert resolve_quantization(wanted, device, **facts) == wanted
     machine = MachineFacts(device=device, num_cores=2, free_memory_bytes=1 << 30)
     assert resolve(EngineConfig(quantization=wanted), MODEL, machine).quantization == wanted
@@ -78,10 +78,16 @@ def test_linear_layers_are_kept_as_asked(wanted, device, is_packed, has_native):
 @pytest.mark.parametrize("is_packed", [True, False])
 @pytest.mark.parametrize("has_native", [True, False])
 def test_packed_weights_stay_packed_where_that_costs_nothing(device, is_packed, has_native):
-    found = resolve_quantization("auto", device, is_packed=is_packed, has_native=has_native)
+    found = resolve_quantization(
+        "auto", device, stored="gguf" if is_packed else None, has_native=has_native
+    )
     packed = device == "cpu" and is_packed and has_native
     assert found == ("gguf" if packed else "none")
-    facts = {"is_packed": is_packed, "has_native": has_native, "prefers_plain": True}
+    facts = {
+        "stored": "gguf" if is_packed else None,
+        "has_native": has_native,
+        "prefers_plain": True,
+    }
     assert resolve_quantization("auto", device, **facts) == "none"
 
 
@@ -98,7 +104,9 @@ def test_packed_weights_stay_packed_where_that_costs_nothing(device, is_packed, 
 )
 def test_what_cannot_be_kept_as_asked_is_an_error(wanted, device, is_packed, has_native, reason):
     with pytest.raises(ModelLoadError, match=f"quantization {wanted}.*{reason}"):
-        resolve_quantization(wanted, device, is_packed=is_packed, has_native=has_native)
+        resolve_quantization(
+            wanted, device, stored="gguf" if is_packed else None, has_native=has_native
+        )
 
 
 def test_a_sliding_model_needs_blocks_for_its_windows_only():

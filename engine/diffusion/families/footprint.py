@@ -1,20 +1,19 @@
 """Memory that an image model's weights will take, from the headers of its files."""
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from engine.checkpoint_files import read_json
-from engine.diffusion.families.quantization_rules import (
-    Quantization,
-    is_quantized,
-    quantized_bytes,
-)
+from engine.checkpoint_files import read_json, read_optional_json
+from engine.diffusion.families.quantized_layers import quantized_layer
 from engine.diffusion.families.registry import INDEX
+from engine.quantization.format import Headers
+from engine.quantization.plan import Shapes, num_bytes
+from engine.quantization.registry import detect, stated_in
+from engine.quantization.table import ImageQuantization
 from engine.weights.diffusers_layout import FULL_FIRST, UNUSED, choose_weights
-from engine.weights.safetensors import read_header
+from engine.weights.safetensors import file_headers
 from engine.weights.source import Checkpoint
 
 _DENOISERS = ("unet", "transformer")
@@ -24,7 +23,7 @@ _T5 = "T5EncoderModel"
 
 
 def weight_bytes(
-    checkpoint: Checkpoint, *, dtype: torch.dtype, quantization: Quantization = "none"
+    checkpoint: Checkpoint, *, dtype: torch.dtype, quantization: ImageQuantization = "none"
 ) -> int:
     """Size of all weights once they are loaded.
 
@@ -35,7 +34,8 @@ def weight_bytes(
         quantization: of the denoiser and of T5 encoders.
     """
     if checkpoint.kind == "single_file":
-        return _file_bytes(checkpoint.path, dtype, quantization, prefix=_SINGLE_FILE_DENOISER)
+        headers = file_headers(checkpoint.path)
+        return _plain_bytes(headers, dtype, quantization, prefix=_SINGLE_FILE_DENOISER)
     return sum(
         _component_bytes(folder, dtype, quantization if quantizable else "none")
         for folder, quantizable in _components(checkpoint.path)
@@ -49,23 +49,31 @@ def _components(path: Path) -> Iterator[tuple[Path, bool]]:
             yield path / name, name.startswith(_DENOISERS) or entry[-1] == _T5
 
 
-def _component_bytes(folder: Path, dtype: torch.dtype, quantization: Quantization) -> int:
+def _component_bytes(folder: Path, dtype: torch.dtype, quantization: ImageQuantization) -> int:
     _, names = choose_weights([file.name for file in folder.iterdir()], FULL_FIRST)
-    plain = sum(_file_bytes(folder / name, dtype, quantization) for name in names)
+    headers = {name: one for file in names for name, one in file_headers(folder / file).items()}
+    stated = stated_in(read_optional_json(folder / "config.json"))
+    stored = detect(stated, headers)
+    if stored is not None:
+        return num_bytes(_shapes(headers), stored[1].layers(headers), dtype.itemsize)
     # A GGUF file stays packed in memory.
-    return plain + sum(file.stat().st_size for file in folder.glob("*.gguf"))
+    packed = sum(file.stat().st_size for file in folder.glob("*.gguf"))
+    return packed + _plain_bytes(headers, dtype, quantization)
 
 
-def _file_bytes(
-    file: Path, dtype: torch.dtype, quantization: Quantization, prefix: str = ""
+def _plain_bytes(
+    headers: Headers, dtype: torch.dtype, quantization: ImageQuantization, prefix: str = ""
 ) -> int:
     """Args: prefix: quantisation is for tensors whose names begin with it."""
-    total = 0
-    for name, entry in read_header(file).items():
-        shape, layer = entry["shape"], name.removesuffix(".weight")
-        is_linear = layer != name and len(shape) == 2 and name.startswith(prefix)
-        if is_linear and is_quantized(layer.removeprefix(prefix), shape, quantization):
-            total += quantized_bytes(shape, quantization)
-        else:
-            total += dtype.itemsize * math.prod(shape)
-    return total
+    layers = {}
+    for name, header in headers.items():
+        layer = name.removesuffix(".weight")
+        if layer != name and len(header.shape) == 2 and name.startswith(prefix):
+            found = quantized_layer(layer.removeprefix(prefix), header.shape, quantization)
+            if found is not None:
+                layers[layer] = found
+    return num_bytes(_shapes(headers), layers, dtype.itemsize)
+
+
+def _shapes(headers: Headers) -> Shapes:
+    return {name: header.shape for name, header in headers.items()}

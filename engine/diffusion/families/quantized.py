@@ -1,49 +1,43 @@
-"""Weights of 4 and 8 bits: bitsandbytes on load, and GGUF transformer files.
+"""Image models with weights of few bits, of any format in `engine.quantization`.
 
-`quantization_rules` says which layers bitsandbytes quantises.
-
-Papers: LLM.int8(), Dettmers et al. 2022, arXiv:2208.07339; NF4, Dettmers et al. 2023,
-arXiv:2305.14314.
+A component whose files have them comes packed; other linear layers are quantised when they are
+loaded, if that is asked for (`quantized_layers` says which).
 """
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import T5EncoderModel, T5Tokenizer
 
-from engine.diffusion.families.bitsandbytes_library import import_bitsandbytes
-from engine.diffusion.families.components import ComponentFolder
+from engine.diffusion.families.components import ComponentFolder, weight_files
 from engine.diffusion.families.gguf_transformer import (
     Transformer,
     find_gguf,
     load_gguf_transformer,
 )
 from engine.diffusion.families.options import LoadOptions
-from engine.diffusion.families.quantization_rules import (
-    QUANTIZATIONS,
-    Quantization,
-    is_quantized,
-)
+from engine.diffusion.families.packed_component import load_packed
+from engine.diffusion.families.quantized_layers import QUANTIZATIONS, quantized_layer
 from engine.diffusion.prompt.t5 import T5PromptEncoder
 from engine.errors import ModelLoadError
+from engine.quantization.format import QuantizedLayer
+from engine.quantization.method import LinearPart
+from engine.quantization.registry import detect, load_format, stated_in
+from engine.quantization.table import FORMATS, ImageQuantization
+from engine.weights.safetensors import file_headers
 
-_INT8_OUTLIERS = 6.0
-"""Activations beyond it are multiplied in full precision; the paper's value."""
 
-
-def check_quantization(name: str) -> Quantization:
+def check_quantization(name: str) -> ImageQuantization:
     """
     Raises:
-        ModelLoadError: no such quantisation, or bitsandbytes is missing or does not start.
+        ModelLoadError: no such quantisation, or its package is missing or does not start.
     """
     for known in QUANTIZATIONS:
         if name == known:
-            if known != "none":
-                _bitsandbytes(known)
+            _check_package(known)
             return known
     raise ModelLoadError(
         f"image_quantization {name!r} is unknown; use one of {', '.join(QUANTIZATIONS)}"
@@ -77,17 +71,27 @@ def quantize(module: nn.Module, name: str, *, dtype: torch.dtype, device: torch.
     layers = list(_layers(module, kind))
     if not layers:
         raise ModelLoadError(f"{type(module).__name__} has no layers that {kind} can quantise")
-    library = _bitsandbytes(kind)
-    for parent, attribute, layer in layers:
-        quantized = _quantized(library, layer, kind, dtype)
-        setattr(parent, attribute, quantized.to(device))
+    for path, plain, layer in layers:
+        part = LinearPart(
+            names=(path,),
+            in_features=layer.in_features,
+            out_features=(layer.out_features,),
+            has_bias=plain.bias is not None,
+            dtype=dtype,
+            device=device,
+        )
+        part.take(0, "weight", plain.weight.data)
+        if plain.bias is not None:
+            part.take(0, "bias", plain.bias.data)
+        module.set_submodule(path, layer.module(part))
     return len(layers)
 
 
 def load_transformer(
     model: type[Transformer], folder: ComponentFolder, path: Path, options: LoadOptions
 ) -> Transformer:
-    """The component `transformer` on the device: packed from GGUF, quantised on load, or plain.
+    """The component `transformer` on the device: packed as its files have it, quantised on load,
+    or plain.
 
     Args:
         path: of the checkpoint that `folder` reads.
@@ -95,20 +99,30 @@ def load_transformer(
     Raises:
         ModelLoadError: one of its kinds.
     """
-    gguf_file = find_gguf(path / "transformer")
+    component = path / "transformer"
+    gguf_file = find_gguf(component)
     loaded: Transformer
     if gguf_file is not None:
         loaded = load_gguf_transformer(model, gguf_file, dtype=options.dtype, device=options.device)
+        quantize(loaded, options.quantization, dtype=options.dtype, device=options.device)
+        return loaded
+    stated = stated_in(folder.config("transformer"))
+    _, files = weight_files(component, options.dtype)
+    headers = {name: one for file in files for name, one in file_headers(file).items()}
+    found = detect(stated, headers)
+    if found is not None:
+        loaded = load_packed(model, component, files, found[1].layers(headers), options)
     else:
-        _check_stored(folder.config("transformer"), options)
+        _check_stored(stated, options)
         loaded = folder.load("transformer", model)
     quantize(loaded, options.quantization, dtype=options.dtype, device=options.device)
-    return loaded if gguf_file is not None else loaded.to(options.device)
+    return loaded.to(options.device)
 
 
-def _check_stored(config: Mapping[str, Any], options: LoadOptions) -> None:
-    """Weights that were saved quantised are diffusers' to load; it does not on a CPU."""
-    method = config.get("quantization_config", {}).get("quant_method")
+def _check_stored(stated: Mapping[str, Any], options: LoadOptions) -> None:
+    """Weights that were saved in a format which is not ours are diffusers' to load; it does not on
+    a CPU."""
+    method = stated.get("quant_method")
     if method is not None and options.device.type == "cpu":
         raise ModelLoadError(
             f"these weights were saved quantised ({method}), which needs a GPU; take the plain "
@@ -134,41 +148,25 @@ def load_t5(
     return T5PromptEncoder(tokenizer, encoder.to(options.device), max_sequence_length=length)
 
 
-def _layers(module: nn.Module, kind: Quantization) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
-    """Parent, attribute and layer of what is to be quantised."""
-    for name, child in list(module.named_modules()):
-        if type(child) is nn.Linear and is_quantized(name, child.weight.shape, kind):
-            path, _, attribute = name.rpartition(".")
-            yield module.get_submodule(path), attribute, child
+def _layers(
+    module: nn.Module, kind: ImageQuantization
+) -> Iterator[tuple[str, nn.Linear, QuantizedLayer]]:
+    """What is to be quantised: its path, the plain layer and how."""
+    for path, child in module.named_modules():
+        if type(child) is nn.Linear:
+            layer = quantized_layer(path, (child.out_features, child.in_features), kind)
+            if layer is not None:
+                yield path, child, layer
 
 
-def _quantized(
-    library: ModuleType, layer: nn.Linear, kind: Quantization, dtype: torch.dtype
-) -> nn.Module:
-    """Quantised when it is moved to a device, the CPU included."""
-    shape = (layer.in_features, layer.out_features, layer.bias is not None)
-    weight = layer.weight.data
-    quantized: nn.Module
-    if kind == "bnb-nf4":
-        quantized = library.nn.Linear4bit(*shape, compute_dtype=dtype, quant_type="nf4")
-        quantized.weight = library.nn.Params4bit(weight, requires_grad=False, quant_type="nf4")
-    else:
-        quantized = library.nn.Linear8bitLt(
-            *shape, has_fp16_weights=False, threshold=_INT8_OUTLIERS
-        )
-        quantized.weight = library.nn.Int8Params(weight, requires_grad=False)
-    if layer.bias is not None:
-        quantized.bias = nn.Parameter(layer.bias.data, requires_grad=False)
-    quantized.requires_grad_(False)
-    return quantized
-
-
-def _bitsandbytes(kind: str) -> ModuleType:
+def _check_package(kind: ImageQuantization) -> None:
+    if kind == "none":
+        return
     try:
-        return import_bitsandbytes()
+        load_format(kind).check_package()
     except ImportError as error:
         raise ModelLoadError(
-            f"image_quantization {kind!r} needs the package bitsandbytes, which cannot be "
-            f"imported; install it (pip install 'tandem-server[quantization]') or set "
+            f"image_quantization {kind!r} needs the package {FORMATS[kind].package}, which cannot "
+            f"be imported; install it (pip install 'tandem-server[quantization]') or set "
             f"image_quantization to none"
         ) from error

@@ -1,15 +1,17 @@
 """Token ids in, logits out: the two ends of a decoder, which often share one matrix."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.models.layers.linear_method import LinearMethod, LinearPart
 from engine.models.layers.weight_slots import WeightOptions, WeightOwner, WeightSlot
+from engine.quantization.method import LinearMethod, LinearPart
 
 
 class TokenEmbedding(nn.Module, WeightOwner):
-    """[V, C]; on every rank whole.
+    """[V, C]; on every rank whole, and plain whatever the checkpoint has: rows are looked up.
 
     Args:
         scale: factor of what is looked up, rounded to the weights' dtype.
@@ -21,6 +23,7 @@ class TokenEmbedding(nn.Module, WeightOwner):
         super().__init__()
         self.shape = (vocab_size, hidden_size)
         self._scale = scale
+        self._loading: tuple[LinearMethod[Any], LinearPart]
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """[T] int64 → [T, C], new memory."""
@@ -31,12 +34,12 @@ class TokenEmbedding(nn.Module, WeightOwner):
 
     def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
         self._scale = torch.tensor(self._scale).to(options.dtype).item()
+        self._loading = options.method_for(path), _part(path, self.shape, options)
+        return _slots(*self._loading)
 
-        def load(tensor: Tensor) -> None:
-            self.weight = torch.empty(self.shape, dtype=options.dtype, device=options.device)
-            self.weight.copy_(tensor)
-
-        return {f"{path}.weight": WeightSlot(self.shape, load)}
+    def process_weights_after_loading(self) -> None:
+        method, part = self._loading
+        self.weight = method.dequantised(part)
 
 
 class LmHead(nn.Module, WeightOwner):
@@ -58,12 +61,13 @@ class LmHead(nn.Module, WeightOwner):
         self._soft_cap = soft_cap
         # In a tuple so that the embedding does not become a submodule twice.
         self._tied: tuple[TokenEmbedding, ...] = (embedding,) if tied else ()
-        self._method: LinearMethod
+        self._method: LinearMethod[Any]
         self._part: LinearPart
+        self._state: Any = None
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[R, C] → [R, V], logits in fp32."""
-        logits = self._method.apply_in_fp32(self._part, hidden)
+        logits = self._method.apply_in_fp32(self._state, hidden)
         if self._soft_cap is not None:
             logits.div_(self._soft_cap).tanh_().mul_(self._soft_cap)
         return logits
@@ -71,26 +75,37 @@ class LmHead(nn.Module, WeightOwner):
     __call__ = forward
 
     def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
-        vocab_size, hidden_size = self.shape
-        self._part = LinearPart(
-            in_features=hidden_size,
-            out_features=(vocab_size,),
-            has_bias=False,
-            dtype=options.dtype,
-            device=options.device,
-        )
         self._method = options.method_for(path)
-        if self._arranges_embedding():
-            return {}
-        load = lambda tensor: self._part.take(0, "weight", tensor)  # noqa: E731
-        shape = self._method.create_weights(hidden_size, vocab_size, False)["weight"]
-        return {f"{path}.weight": WeightSlot(shape, load)}
+        self._part = _part(path, self.shape, options)
+        return {} if self._arranges_embedding() else _slots(self._method, self._part)
 
     def _arranges_embedding(self) -> bool:
         return bool(self._tied) and self._method.takes_plain_weights
 
     def process_weights_after_loading(self) -> None:
         if self._arranges_embedding():
-            self._method.arrange(self._part, self._tied[0].weight)
+            self._state = self._method.arrange(self._tied[0].weight)
         else:
-            self._method.process_weights_after_loading(self._part)
+            self._state = self._method.process(self._part)
+
+
+def _part(path: str, shape: tuple[int, int], options: WeightOptions) -> LinearPart:
+    vocab_size, hidden_size = shape
+    return LinearPart(
+        names=(path,),
+        in_features=hidden_size,
+        out_features=(vocab_size,),
+        has_bias=False,
+        dtype=options.dtype,
+        device=options.device,
+    )
+
+
+def _slots(method: LinearMethod[Any], part: LinearPart) -> dict[str, WeightSlot]:
+    """Of all tensors that a method needs of one matrix."""
+    specs = method.tensors(part.in_features, part.out_features[0], part.has_bias)
+
+    def slot(kind: str) -> WeightSlot:
+        return WeightSlot(specs[kind], lambda tensor: part.take(0, kind, tensor))
+
+    return {part.name(0, kind): slot(kind) for kind in specs}

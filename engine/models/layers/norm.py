@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.models.layers.weight_slots import WeightOptions, WeightOwner, WeightSlot
+from engine.quantization.method import TensorSpec
 from kernels import add_rms_norm, rms_norm
 
 
@@ -38,7 +39,7 @@ class RmsNorm(nn.Module, WeightOwner):
         is_fp32 = options.device.type == "cpu" or self.offset != 0.0
         dtype = torch.float32 if is_fp32 else options.dtype
         self.weight = torch.empty(self.size, dtype=dtype, device=options.device)
-        return {f"{path}.weight": WeightSlot((self.size,), self._fill)}
+        return {f"{path}.weight": WeightSlot(TensorSpec(shape=(self.size,)), self._fill)}
 
     def _fill(self, tensor: Tensor) -> None:
         self.weight.copy_(tensor)

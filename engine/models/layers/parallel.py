@@ -30,6 +30,19 @@ class TensorParallel:
             )
         return total // self.size
 
+    def cut(self, tensor: Tensor, axis: int, name: str) -> Tensor:
+        """This rank's part of a checkpoint tensor along an axis; a view.
+
+        Raises:
+            ModelLoadError: it cannot be divided evenly.
+        """
+        if tensor.shape[axis] % self.size:
+            raise ModelLoadError(
+                f"{name}, of shape {tuple(tensor.shape)}, cannot be divided between {self.size} "
+                f"ranks; use a smaller tensor_parallel_size"
+            )
+        return tensor.chunk(self.size, axis)[self.rank]
+
     def sum(self, partial: Tensor) -> Tensor:
         """Add up the ranks' partial results."""
         return partial if self.all_reduce is None else self.all_reduce(partial)

@@ -8,19 +8,21 @@ there, and at no time exist two copies of more than one layer.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from engine.models.layers.linear_method import LinearMethod, UnquantizedMethod
 from engine.models.layers.parallel import SINGLE, TensorParallel
+from engine.quantization.method import LinearMethod, TensorSpec
+from engine.quantization.plain import UnquantizedMethod
 
 
 @dataclass(frozen=True, slots=True)
 class WeightSlot:
     """One tensor that a layer waits for."""
 
-    shape: tuple[int, ...]
+    spec: TensorSpec
     """As it is in the checkpoint, not divided between ranks."""
     load: Callable[[Tensor], None]
     """Takes the tensor. Its memory may be a mapped file: whoever keeps it makes a copy."""
@@ -33,13 +35,13 @@ class WeightOptions:
     dtype: torch.dtype
     device: torch.device
     parallel: TensorParallel = SINGLE
-    linear_method: Callable[[str], LinearMethod | None] | None = None
+    linear_method: Callable[[str], LinearMethod[Any] | None] | None = None
     """Checkpoint name of a linear layer, such as `model.layers.0.mlp.up_proj` → its method, or None
     where weights stay plain."""
     deterministic: bool = False
     """A row's result has the same bits whatever shares the step."""
 
-    def method_for(self, name: str) -> LinearMethod:
+    def method_for(self, name: str) -> LinearMethod[Any]:
         """How a linear layer keeps its weights."""
         found = self.linear_method(name) if self.linear_method else None
         return found or self.plain_method()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engine.llm.model_runner import ModelRunner
-from engine.models.layers.linear_method import UnquantizedMethod
+from engine.quantization.plain import PlainState, UnquantizedMethod
 from engine.weights.loader import load_model_config
 from engine.weights.source import Checkpoint
 
@@ -196,7 +196,7 @@ def test_an_order_of_sums_that_depends_on_the_batch_is_found_out(
     monkeypatch.setattr(
         UnquantizedMethod,
         "arrange",
-        staticmethod(lambda part, weight: part.tensors.__setitem__("weight", weight)),
+        lambda self, weight, bias=None: PlainState(weight, bias),
     )
     requests = make_requests(engines, rng)
     expected = logits_of(log, lambda: alone(engines, folder, requests, "float32"))

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from engine.config import EngineConfig, MachineFacts
 from engine.errors import InsufficientMemory, ModelLoadError
 from engine.llm import loading
-from engine.llm.loading import plan_weights
-from engine.models import quantization as model_quantization
+from engine.llm.weight_plan import plan_weights
 from engine.models.layers.linear import Linear
 from engine.models.layers.parallel import TensorParallel
-from engine.models.quantization import num_bytes
 from engine.models.registry import create_model
+from engine.quantization import gguf as gguf_format
+from engine.quantization.panels import PanelsState
 from engine.weights.loader import iter_weights, load_model_config
 from engine.weights.source import Checkpoint
 from kernels import GGUFType, isa
@@ -93,9 +93,9 @@ def linear_weights(engine):
     found = {}
     for name, module in model_of(engine).named_modules():
         if isinstance(module, Linear):
-            parts = [part for _, part in module._parts]
-            assert all(part.panels is not None for part in parts), name
-            found[name] = torch.cat([unpack(part.panels).dequantised() for part in parts])
+            states = [state for _, state in module._parts]
+            assert all(isinstance(state, PanelsState) for state in states), name
+            found[name] = torch.cat([unpack(state.panels).dequantised() for state in states])
     return found
 
 
@@ -121,7 +121,7 @@ def test_packed_weights_are_those_of_the_file(tied, engines, tiny_llama, write_g
         }.items():
             wanted = torch.cat([plain[f"{prefix}.{shard}.weight"] for shard in shards])
             torch.testing.assert_close(ours[f"{prefix}.{name}"], wanted, rtol=1e-6, atol=1e-7)
-    head = model_of(engine).lm_head._part.panels
+    head = model_of(engine).lm_head._state.panels
     wanted = plain["model.embed_tokens.weight" if tied else "lm_head.weight"]
     torch.testing.assert_close(unpack(head).dequantised(), wanted, rtol=1e-6, atol=1e-7)
 
@@ -211,7 +211,7 @@ def measure(monkeypatch):
                 for one in types
             }
 
-        monkeypatch.setattr(model_quantization, "product_times", product_times)
+        monkeypatch.setattr(gguf_format, "product_times", product_times)
         return asked
 
     return pretend
@@ -224,8 +224,8 @@ def test_weights_stay_packed_unless_that_is_slower(
     asked = measure(Q4_1=ratio)
     engine = engines.make(write_gguf(tiny_llama(), {}), dtype="auto")
     assert engine._executor._runner._config.quantization == kept
-    panels = model_of(engine).model.layers[0].mlp.down_proj._parts[0][1].panels
-    assert (panels is not None) is (kept == "gguf")
+    state = model_of(engine).model.layers[0].mlp.down_proj._parts[0][1]
+    assert isinstance(state, PanelsState) is (kept == "gguf")
     assert asked == [(["Q4_1"], torch.bfloat16)]
 
 
@@ -247,11 +247,11 @@ def test_types_count_by_their_weights(tiny_llama, write_gguf, measure):
 def test_plain_weights_must_fit_with_as_much_to_spare(tiny_llama, write_gguf, measure):
     path = write_gguf(tiny_llama(), {})
     asked = measure(Q4_1=2.0)
-    plain = num_bytes(plan_of(path).shapes, {}, 2)
+    plain = plan_of(path, quantization="none").num_bytes(2)
     for spare, kept in ((0, "none"), (-1, "gguf")):
         machine = MachineFacts(device="cpu", num_cores=1, free_memory_bytes=2 * plain + spare)
         assert plan_of(path, machine).quantization == kept
-    assert len(asked) == 2  # Nothing is measured where there is nothing to choose.
+    assert len(asked) == 1  # Nothing is measured where there is nothing to choose.
 
 
 @pytest.mark.parametrize("quantization", ["gguf", "gguf-int8", "int8", "none"])
@@ -268,7 +268,7 @@ def test_weights_stay_packed_where_other_models_hold_the_memory(tiny_llama, writ
     config = load_model_config(checkpoint)
 
     class CrowdedHost:
-        room = num_bytes(plan_weights(checkpoint, config, EngineConfig(), CPU).shapes, {}, 2) - 1
+        room = plan_weights(checkpoint, config, EngineConfig(), CPU).num_bytes(2) - 1
 
         def reserve(self, device, purpose, num_bytes, capacity_bytes):
             if num_bytes > self.room:
@@ -278,7 +278,7 @@ def test_weights_stay_packed_where_other_models_hold_the_memory(tiny_llama, writ
     host = CrowdedHost()
     plan, memory = loading.planned(checkpoint, config, EngineConfig(), CPU, host)
     assert plan.quantization == memory.intent.quantization == "gguf"
-    assert set(plan.methods) == set(plan.packed)
+    assert set(plan.layers) == set(plan.packed)
     with pytest.raises(InsufficientMemory):
         loading.planned(checkpoint, config, EngineConfig(quantization="none"), CPU, host)
 
@@ -286,9 +286,9 @@ def test_weights_stay_packed_where_other_models_hold_the_memory(tiny_llama, writ
 def test_a_tied_output_layer_counts_as_the_embedding(tiny_llama, write_gguf, monkeypatch):
     path = write_gguf(tiny_llama(tie_word_embeddings=True, vocab_size=64), {})
     counted = []
-    monkeypatch.setattr(model_quantization, "product_times", lambda types, dtype: None)
+    monkeypatch.setattr(gguf_format, "product_times", lambda types, dtype: None)
     monkeypatch.setattr(
-        model_quantization, "mean_ratio", lambda times, counts: counted.append(counts) or 1.0
+        gguf_format, "mean_ratio", lambda times, counts: counted.append(counts) or 1.0
     )
     plan = plan_of(path)
     linears = [n.removesuffix(".weight") for n in plan.shapes if "_proj" in n]
@@ -307,8 +307,8 @@ def test_what_is_not_packed_cannot_be_kept_packed(engines, tiny_llama):
 def test_layers_that_do_not_divide_stay_plain(engines, tiny_llama):
     engine = engines.make(tiny_llama(intermediate_size=72), quantization="int8")
     mlp = model_of(engine).model.layers[0].mlp
-    assert mlp.down_proj._parts[0][1].panels is None
-    assert mlp.gate_up_proj._parts[0][1].panels is not None
+    assert not isinstance(mlp.down_proj._parts[0][1], PanelsState)
+    assert isinstance(mlp.gate_up_proj._parts[0][1], PanelsState)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -318,12 +318,12 @@ def test_memory_is_counted_as_it_is_kept(tied, engines, tiny_llama, write_gguf):
     config = load_model_config(checkpoint)
     plan = plan_weights(checkpoint, config, EngineConfig(quantization="gguf"), CPU)
     model = model_of(engines.make(path, quantization="gguf", dtype="bfloat16"))
-    parts = [part for m in model.modules() if isinstance(m, Linear) for _, part in m._parts]
-    panels = [part.panels for part in [*parts, model.lm_head._part]]
+    states = [state for m in model.modules() if isinstance(m, Linear) for _, state in m._parts]
+    panels = [state.panels for state in [*states, model.lm_head._state]]
     packed = sum(one.data.numel() for one in panels)
     norms = sum(t.numel() for n, t in plain_weights(path).items() if "norm" in n)
     embedding = model.model.embed_tokens.weight.numel()
-    assert num_bytes(plan.shapes, plan.methods, 2) == packed + 2 * (norms + embedding)
+    assert plan.num_bytes(2) == packed + 2 * (norms + embedding)
 
 
 def rank_of_two(path, rank):
@@ -332,9 +332,9 @@ def rank_of_two(path, rank):
     plan = plan_weights(checkpoint, config, EngineConfig(quantization="gguf"), CPU)
     parallel = TensorParallel(rank=rank, size=2, all_reduce=lambda partial: partial)
     model = create_model(
-        config, dtype=torch.float32, parallel=parallel, linear_method=plan.methods.get
+        config, dtype=torch.float32, parallel=parallel, linear_method=plan.method_for
     )
-    model.load_weights(iter_weights(checkpoint, config, plan.methods))
+    model.load_weights(iter_weights(checkpoint, config, plan.packed))
     return model
 
 

@@ -9,11 +9,13 @@ from tiny_pairs import PagedTexts, create_pair, named_weights, their_logits
 
 from engine.errors import MissingWeight, ModelLoadError, ShapeMismatch
 from engine.models.layers.linear import Linear, Shard
-from engine.models.layers.linear_method import LinearMethod, UnquantizedMethod
 from engine.models.layers.parallel import TensorParallel
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.loading import Loader
 from engine.models.registry import create_model
+from engine.quantization.method import LinearMethod
+from engine.quantization.plain import UnquantizedMethod
+from kernels import PackedWeight
 
 CPU = torch.device("cpu")
 
@@ -111,16 +113,16 @@ def test_a_layer_is_finished_as_soon_as_its_tensors_are_there(pair):
     model.load_weights(weights())
     assert "model.layers.0.mlp.down_proj" in seen
     assert "model.layers.1.mlp.down_proj" not in seen
-    part = model.model.layers[0].mlp.down_proj._parts[0][1]
-    assert part.packed is not None
-    assert not part.tensors, "a packed weight replaces the plain one"
+    layer = model.model.layers[0].mlp.down_proj
+    assert isinstance(layer._parts[0][1].weight, PackedWeight)
+    assert not layer._loading, "a packed weight replaces the plain one"
 
 
 class DoublingMethod(UnquantizedMethod):
     """Stands for another weight format."""
 
-    def apply(self, part, x):
-        return super().apply(part, x) * 2
+    def apply(self, state, x):
+        return super().apply(state, x) * 2
 
 
 def test_shards_of_different_methods_keep_their_order():

@@ -168,7 +168,6 @@ def test_generation_defaults_and_the_tokens_that_end(tmp_path: Path) -> None:
         ({"architectures": []}, "architectures is"),
         ({"architectures": "LlamaForCausalLM"}, "architectures is"),
         ({"architectures": ..., "model_type": ...}, "no architectures"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantised .gptq."),
         (
             {"architectures": ["MistralForCausalLM"], "sliding_window": 4, "layer_types": ["x"]},
             "layer_types is",

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from engine.errors import ModelLoadError
 from engine.models.config import ModelConfig
 from engine.models.gguf_keys import LAYER_TENSORS
-from engine.models.quantization import num_bytes
+from engine.quantization.plan import num_bytes
 from engine.weights import gguf as reader
 from engine.weights.gguf_tensors import read_tensors
 from engine.weights.loader import iter_weights, load_model_config, weight_shapes

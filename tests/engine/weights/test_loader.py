@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.models.quantization import num_bytes
+from engine.quantization.plan import num_bytes
 from engine.weights.loader import iter_weights, load_model_config, weight_shapes
 from engine.weights.source import Checkpoint
 

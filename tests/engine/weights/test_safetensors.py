@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.errors import CorruptFile, MissingWeight, ModelLoadError
-from engine.models.quantization import num_bytes
+from engine.quantization.plan import num_bytes
 from engine.weights.loader import iter_weights, load_model_config, weight_shapes
-from engine.weights.safetensors import folder_shapes, iter_folder_weights, read_header
+from engine.weights.safetensors import folder_headers, iter_folder_weights, read_header
 from engine.weights.source import Checkpoint
 
 INDEX = "model.safetensors.index.json"
@@ -112,7 +112,7 @@ def test_missing_files_and_tensors(config: Any, tmp_path: Path) -> None:
         dict(iter_folder_weights(tmp_path, config))
     save_file({"other": torch.zeros(2)}, tmp_path / "b.safetensors")
     with pytest.raises(MissingWeight, match=r"b\.safetensors lacks tensor 'y'"):
-        folder_shapes(tmp_path)
+        folder_headers(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_truncated_or_changed_anywhere(config: Any, tmp_path: Path) -> None:
         data[rng.randrange(header)] = rng.randrange(256)
         path.write_bytes(data)
         try:
-            folder_shapes(tmp_path)
+            folder_headers(tmp_path)
             dict(iter_folder_weights(tmp_path, config))
         except ModelLoadError:
             pass

@@ -14,13 +14,14 @@ from torch import nn
 
 from engine.config import EngineConfig
 from engine.diffusion.families.footprint import weight_bytes
-from engine.diffusion.families.quantization_rules import Quantization, quantized_bytes
 from engine.diffusion.families.quantized import quantize
 from engine.diffusion.loading import load_engine
+from engine.quantization.registry import load_format
+from engine.quantization.table import ImageQuantization
 from engine.weights.source import Checkpoint
 
 CPU = torch.device("cpu")
-KINDS: tuple[Quantization, ...] = ("bnb-nf4", "bnb-int8")
+KINDS: tuple[ImageQuantization, ...] = ("bnb-nf4", "bnb-int8")
 TABLES = 2 << 10
 """Bytes of a quantised layer that do not grow with it, and are not counted."""
 
@@ -34,6 +35,12 @@ def size_of(module: nn.Module) -> int:
     return sum({tensor.data_ptr(): tensor.nbytes for tensor in state}.values())
 
 
+def quantized_bytes(shape: tuple[int, int], kind: str) -> float:
+    method = load_format(kind).method_for(*shape)
+    assert method is not None
+    return method.num_bytes(*shape, 4)
+
+
 def num_quantized(parts: Any, kind: str) -> int:
     return sum(
         quantize(module, kind, dtype=torch.float32, device=CPU)
@@ -44,7 +51,7 @@ def num_quantized(parts: Any, kind: str) -> int:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("save", ["flux", "sd3"])
-def test_a_quantised_model(save: str, kind: Quantization, tmp_path: Path) -> None:
+def test_a_quantised_model(save: str, kind: ImageQuantization, tmp_path: Path) -> None:
     pipeline, parts = {
         "flux": (FluxPipeline, flux_parts(1)),
         "sd3": (StableDiffusion3Pipeline, sd3_parts(1, with_t5=True)),
@@ -81,7 +88,7 @@ def test_the_engine_asks_for_the_quantised_size(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(96, 64), (32, 192), (1024, 512)])
-def test_a_layer(shape: tuple[int, int], kind: Quantization) -> None:
+def test_a_layer(shape: tuple[int, int], kind: ImageQuantization) -> None:
     model = nn.Sequential(nn.Sequential(nn.Linear(shape[1], shape[0], bias=False)))
     assert quantize(model, kind, dtype=torch.float32, device=CPU) == 1
     assert 0 <= size_of(model) - quantized_bytes(shape, kind) <= TABLES

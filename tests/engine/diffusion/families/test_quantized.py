@@ -17,8 +17,8 @@ from tiny_transformers import CHANNELS, FACTOR, flux_parts, sd3_parts, t5_encode
 
 from engine.config import EngineConfig
 from engine.diffusion.families.family import Row
-from engine.diffusion.families.quantization_rules import QUANTIZATIONS
 from engine.diffusion.families.quantized import check_quantization, quantize
+from engine.diffusion.families.quantized_layers import QUANTIZATIONS
 from engine.diffusion.families.registry import load_family
 from engine.diffusion.prompt.text import PromptText
 from engine.errors import ModelLoadError

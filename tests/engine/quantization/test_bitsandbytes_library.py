@@ -68,7 +68,7 @@ def test_quantised_weights_bring_no_notices(folder: Path) -> None:
 
 LAZY = """
 import inspect, sys
-from engine.diffusion.families.bitsandbytes_library import defer_bitsandbytes
+from engine.quantization.bitsandbytes_library import defer_bitsandbytes
 defer_bitsandbytes()
 import bitsandbytes
 inspect.getmodule(inspect.currentframe(), "nowhere")

@@ -1,0 +1,159 @@
+"""A component whose files have linear layers in few bits, built with them as they are."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from accelerate import init_empty_weights
+from diffusers import ModelMixin
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from engine.checkpoint_files import check_regular, read_json
+from engine.diffusion.families.components import check_component
+from engine.diffusion.families.options import LoadOptions
+from engine.errors import CorruptFile, MissingWeight, ModelLoadError, ShapeMismatch
+from engine.quantization.format import QuantizedLayer
+from engine.quantization.method import LinearPart
+
+Component = TypeVar("Component", bound=ModelMixin)
+
+
+def load_packed(
+    model: type[Component],
+    folder: Path,
+    files: Sequence[Path],
+    layers: Mapping[str, QuantizedLayer],
+    options: LoadOptions,
+) -> Component:
+    """Build a model of the shape in `config.json` of `folder`.
+
+    Args:
+        files: the safetensors files that have its tensors.
+        layers: the quantised ones, by their path in the model.
+
+    Returns:
+        Quantised layers on the device, the rest on the CPU.
+
+    Raises:
+        MissingWeight, ShapeMismatch, CorruptFile: as they say; they name the tensor.
+        ModelLoadError: it cannot be built.
+    """
+    check_component(folder)
+    built = _empty(model, read_json(folder / "config.json"))
+    waiting = _Waiting(built, layers, options)
+    plain: dict[str, Tensor] = {}
+    for name, tensor in _tensors(files):
+        if not waiting.take(name, tensor):
+            plain[name] = tensor.to(options.dtype, copy=True)
+    waiting.check()
+    _fill(built, plain)
+    built.is_quantized = True
+    built.requires_grad_(False)
+    built.eval()
+    return built
+
+
+class _Waiting:
+    """Quantised layers that still lack tensors; each is put in its place once it has them all."""
+
+    def __init__(
+        self, model: nn.Module, layers: Mapping[str, QuantizedLayer], options: LoadOptions
+    ) -> None:
+        self._model = model
+        self._layers = layers
+        self._parts: dict[str, LinearPart] = {}
+        self._missing: dict[str, dict[str, Any]] = {}
+        for path, layer in layers.items():
+            plain = _linear(model, path, layer)
+            part = self._parts[path] = LinearPart(
+                names=(path,),
+                in_features=layer.in_features,
+                out_features=(layer.out_features,),
+                has_bias=plain.bias is not None,
+                dtype=options.dtype,
+                device=options.device,
+            )
+            sizes = (layer.in_features, layer.out_features, part.has_bias)
+            self._missing[path] = layer.method.tensors(*sizes)
+
+    def take(self, name: str, tensor: Tensor) -> bool:
+        """Whether a tensor is one of a quantised layer."""
+        path, _, kind = name.rpartition(".")
+        missing = self._missing.get(path, {})
+        if kind not in missing:
+            return False
+        missing.pop(kind).check(name, tensor)
+        part = self._parts[path]
+        part.take(0, kind, tensor)
+        if not missing:
+            self._model.set_submodule(path, self._layers[path].module(part))
+        return True
+
+    def check(self) -> None:
+        """
+        Raises:
+            MissingWeight: names the first tensor that did not come.
+        """
+        for path, kinds in self._missing.items():
+            for kind in kinds:
+                raise MissingWeight(f"the component lacks {path}.{kind}; fetch it again")
+
+
+def _empty(model: type[Component], config: dict[str, Any]) -> Component:
+    """Without memory for weights."""
+    try:
+        with init_empty_weights(include_buffers=False):
+            built: Component = model.from_config(
+                {name: value for name, value in config.items() if name != "quantization_config"}
+            )
+    except Exception as error:
+        raise ModelLoadError(
+            f"{model.__name__} cannot be built of its config.json ({type(error).__name__}); fetch "
+            f"the model again"
+        ) from error
+    return built
+
+
+def _linear(model: nn.Module, path: str, layer: QuantizedLayer) -> nn.Linear:
+    """The layer that a quantised one replaces.
+
+    Raises:
+        ShapeMismatch: there is none of its size.
+    """
+    try:
+        plain = model.get_submodule(path)
+    except AttributeError:
+        plain = None
+    if not isinstance(plain, nn.Linear):
+        raise ShapeMismatch(f"the component has quantised weights of {path}, which is no layer")
+    found = (layer.out_features, layer.in_features)
+    wanted = (plain.out_features, plain.in_features)
+    if found != wanted:
+        raise ShapeMismatch(f"{path} has {found} outputs and inputs; the config says {wanted}")
+    return plain
+
+
+def _tensors(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
+    """Views of the mapped files."""
+    for path in files:
+        check_regular(path)
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118  (no mapping)
+                    yield name, file.get_tensor(name)
+        except SafetensorError as error:
+            raise CorruptFile(f"{path.name} is damaged; fetch it again") from error
+
+
+def _fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    try:
+        lacking, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
+    except RuntimeError as error:
+        raise ShapeMismatch("the component has tensors of other shapes than its config") from error
+    if lacking:
+        raise MissingWeight(f"the component lacks {lacking[0]}; fetch it again")
+    if unexpected:
+        raise ShapeMismatch(
+            f"the component has a tensor {unexpected[0]} that its config.json has no place for"
+        )

@@ -1,0 +1,148 @@
+"""How a text model's weights will be kept: decided from headers, before any weight is read."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, cast
+
+from engine.config import EngineConfig, MachineFacts, resolve_quantization
+from engine.errors import ModelLoadError
+from engine.models.config import ModelConfig
+from engine.quantization.format import Headers, StoredFormat
+from engine.quantization.method import LinearMethod
+from engine.quantization.plain import UnquantizedMethod
+from engine.quantization.plan import Layers, Shapes, kept_by, made_at_load, num_bytes, unpacked
+from engine.quantization.registry import detect, stored_format
+from engine.quantization.table import FORMATS, Quantization
+from engine.runtime.device import torch_dtype
+from engine.weights.loader import quantization_config, weight_headers
+from engine.weights.source import Checkpoint
+from kernels import native
+
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightPlan:
+    """How a checkpoint's weights will be kept."""
+
+    quantization: Quantization
+    """Not auto."""
+    shapes: Shapes
+    layers: Layers
+    """The quantised ones."""
+    packed: Collection[str] = ()
+    """Layers whose weights the file's reader is to leave as they are."""
+    stored: Quantization = "none"
+    """The format that the checkpoint has."""
+    could_stay_packed: bool = False
+    """They are plain only because that is faster."""
+
+    def method_for(self, name: str) -> LinearMethod[Any] | None:
+        """Of a layer; None: it stays plain."""
+        layer = self.layers.get(name)
+        return None if layer is None else layer.method
+
+    def num_bytes(self, dtype_bytes: int) -> int:
+        """Memory of all weights; numbers that are not quantised have `dtype_bytes`."""
+        return num_bytes(self.shapes, self.layers, dtype_bytes)
+
+
+def plan_weights(
+    checkpoint: Checkpoint,
+    model_config: ModelConfig,
+    intent: EngineConfig,
+    machine: MachineFacts,
+) -> WeightPlan:
+    """Decide how weights are kept, from headers and from what products take on this machine.
+
+    Raises:
+        ModelLoadError: the checkpoint's quantization is not supported, or the one that was asked
+            for is not possible.
+    """
+    all_headers = weight_headers(checkpoint, model_config)
+    shapes = {name: header.shape for name, header in all_headers.items()}
+    headers = linear_headers(all_headers, tied=model_config.tie_word_embeddings)
+    stated = quantization_config(checkpoint)
+    name, stored = detect(stated, headers) or _none_of_ours(stated)
+    wanted, device = intent.quantization, machine.device
+    has_native = device == "cpu" and native.library() is not None
+    is_free_to_choose = wanted == "auto" and has_native and stored is not None
+    is_plain_better = (
+        is_free_to_choose
+        and stored is not None
+        and prefers_plain(stored, headers, shapes, intent, machine)
+    )
+    chosen = resolve_quantization(
+        wanted,
+        device,
+        stored=name,
+        has_native=has_native,
+        prefers_plain=is_plain_better,
+    )
+    stays_packed = chosen != "none" and FORMATS[chosen].stored_as is not None
+    if stays_packed:
+        stored = stored_format(chosen, stated, headers)
+    plain = UnquantizedMethod(invariant=intent.deterministic)
+    layers = planned_layers(chosen, stored, headers, plain, stays_packed=stays_packed)
+    return WeightPlan(
+        quantization=cast(Quantization, chosen),
+        shapes=shapes,
+        layers=layers,
+        packed=layers if stays_packed else (),
+        stored=cast(Quantization, name or "none"),
+        could_stay_packed=is_free_to_choose and chosen == "none",
+    )
+
+
+def planned_layers(
+    chosen: str,
+    stored: StoredFormat | None,
+    headers: Headers,
+    plain: UnquantizedMethod,
+    *,
+    stays_packed: bool,
+) -> Layers:
+    """The quantised layers, or those that the checkpoint has quantised and the model has not."""
+    if stored is not None and stays_packed:
+        layers = stored.layers(headers)
+    elif stored is not None and not stored.unpacked_by_reader:
+        layers = unpacked(stored, headers, chosen, plain)
+    else:
+        layers = {} if chosen == "none" else made_at_load(chosen, headers)
+    if EMBEDDING in layers:
+        layers[EMBEDDING] = kept_by(plain, layers[EMBEDDING])
+    return layers
+
+
+def linear_headers(headers: Headers, *, tied: bool) -> Headers:
+    """Those of linear layers and norms: without the embedding, which is looked up, unless it is the
+    output layer, too."""
+    found = dict(headers)
+    embedding = found.pop(f"{EMBEDDING}.weight", None)
+    if tied and embedding is not None:
+        found[f"{HEAD}.weight"] = embedding
+    return found
+
+
+def prefers_plain(
+    stored: StoredFormat,
+    headers: Headers,
+    shapes: Shapes,
+    intent: EngineConfig,
+    machine: MachineFacts,
+) -> bool:
+    """Whether a file's packed weights are better unpacked when they are loaded: that is faster
+    here and leaves at least as much memory as it takes."""
+    dtype = torch_dtype(intent.model_dtype)
+    if 2 * num_bytes(shapes, {}, dtype.itemsize) > machine.free_memory_bytes:
+        return False
+    return stored.is_slower_packed(stored.layers(headers), dtype)
+
+
+def _none_of_ours(stated: dict[str, Any]) -> tuple[None, None]:
+    if stated:
+        raise ModelLoadError(
+            f"the weights are quantised ({stated.get('quant_method') or 'unknown method'}), which "
+            f"is not supported in safetensors yet; use the unquantised model or a GGUF file of it"
+        )
+    return None, None

@@ -1,0 +1,126 @@
+"""Weights that stay as a GGUF file has them."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import structlog
+import torch
+from torch import Tensor
+
+from engine.errors import ModelLoadError
+from engine.quantization.format import Headers, QuantizedLayer, StoredFormat
+from engine.quantization.method import LinearMethod, LinearPart, TensorSpec, bias_tensors
+from engine.quantization.panels import PanelsState
+from kernels import GGUFType, linear_gguf, panels_from_gguf
+from kernels.linear_gguf.dequantize import dequantize
+from kernels.linear_gguf.quant_type import BLOCKS, row_bytes
+from kernels.linear_panels.gguf import FORMATS as PANEL_FORMATS
+from kernels.measured.product_times import mean_ratio, prefers_plain
+from kernels.measured.self_benchmark import product_times
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RowsState:
+    """[out, bytes of a row] uint8, as in the file."""
+
+    rows: Tensor
+    bias: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class GgufMethod(LinearMethod[PanelsState | RowsState]):
+    """On a CPU in panels, which hold the same numbers; on a GPU as they are in the file."""
+
+    quant_type: GGUFType
+    int8_activations: bool = False
+
+    def tensors(self, in_features: int, out_features: int, has_bias: bool) -> dict[str, TensorSpec]:
+        """The weight's shape is [N, bytes of a row]."""
+        shape = (out_features, row_bytes(self.quant_type, in_features))
+        weight = TensorSpec(shape=shape, out_axis=0, in_axis=1, dtypes=(torch.uint8,))
+        return {"weight": weight} | bias_tensors(out_features, has_bias)
+
+    def process(self, part: LinearPart) -> PanelsState | RowsState:
+        rows = self._rows(part)
+        bias = part.bias()
+        if part.device.type == "cpu":
+            return PanelsState.of(panels_from_gguf(rows, self.quant_type), bias)
+        return RowsState(rows.to(part.device), None if bias is None else bias.float())
+
+    def dequantised(self, part: LinearPart) -> Tensor:
+        rows = self._rows(part).to(part.device)
+        return dequantize(rows, self.quant_type).to(part.dtype)
+
+    def _rows(self, part: LinearPart) -> Tensor:
+        if part.in_features % BLOCKS[self.quant_type].num_weights:
+            raise ModelLoadError(
+                f"a rank's {part.in_features} input features of type {self.quant_type.name} are "
+                f"not whole blocks; set quantization to none"
+            )
+        return part.concatenated_as_loaded("weight")
+
+    def apply(self, state: PanelsState | RowsState, x: Tensor) -> Tensor:
+        if isinstance(state, PanelsState):
+            return state.multiply(x, int8_activations=self.int8_activations)
+        return linear_gguf(x, state.rows, self.quant_type, state.bias)
+
+    def apply_in_fp32(self, state: PanelsState | RowsState, x: Tensor) -> Tensor:
+        if isinstance(state, PanelsState):
+            return state.multiply(x, int8_activations=self.int8_activations, fp32_out=True)
+        return self.apply(state, x.float())
+
+    def bits_per_weight(self, dtype_bytes: int) -> float:
+        return PANEL_FORMATS[self.quant_type].bits_per_weight
+
+    @property
+    def takes_plain_weights(self) -> bool:
+        return False
+
+
+class GgufFormat(StoredFormat):
+    """Matrices of the types that the kernels multiply with; a reader unpacks the others."""
+
+    unpacked_by_reader = True
+    int8_activations: ClassVar[bool] = False
+
+    @classmethod
+    def detect(cls, config: Mapping[str, Any], headers: Headers) -> Self | None:
+        """By the tensors' types: such a file has no other sign."""
+        found = cls()
+        return found if found.layers(headers) else None
+
+    def layers(self, headers: Headers) -> dict[str, QuantizedLayer]:
+        known = GGUFType.__members__
+        return {
+            name.removesuffix(".weight"): QuantizedLayer(
+                GgufMethod(known[header.type], self.int8_activations), *header.shape
+            )
+            for name, header in headers.items()
+            if name.endswith(".weight") and len(header.shape) == 2 and header.type in known
+        }
+
+    def is_slower_packed(self, layers: Mapping[str, QuantizedLayer], dtype: torch.dtype) -> bool:
+        """Measured unless it is known (`kernels.measured.self_benchmark`)."""
+        num_weights = Counter[GGUFType]()
+        for layer in layers.values():
+            assert isinstance(layer.method, GgufMethod)
+            num_weights[layer.method.quant_type] += layer.out_features * layer.in_features
+        ratio = mean_ratio(product_times(num_weights.keys(), dtype), num_weights)
+        is_slower = prefers_plain(ratio)
+        log.info(
+            "packed weights timed against plain ones",
+            time_ratio=round(ratio, 2),
+            types=[one.name for one in num_weights],
+            keeps="plain" if is_slower else "packed",
+        )
+        return is_slower
+
+
+class GgufInt8Format(GgufFormat):
+    """The same, multiplied in 8-bit integers. For CPUs."""
+
+    int8_activations = True

@@ -1,0 +1,87 @@
+"""Which layers of a checkpoint are kept by which method, and what all weights take in memory."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+
+from engine.quantization.format import Headers, QuantizedLayer, StoredFormat, TensorHeader
+from engine.quantization.method import LinearMethod
+from engine.quantization.plain import UnpackingMethod, UnquantizedMethod
+from engine.quantization.registry import load_format
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Checkpoint name → shape, of GGUF's blocks in numbers."""
+Layers = Mapping[str, QuantizedLayer]
+"""By name, without a tensor's kind."""
+
+log = structlog.get_logger(__name__)
+
+
+def made_at_load(name: str, headers: Headers) -> dict[str, QuantizedLayer]:
+    """All linear layers with plain weights that fit a format; the others are named in the log.
+
+    Args:
+        headers: of linear layers' tensors.
+    """
+    chosen = load_format(name)
+    layers, odd = {}, []
+    for tensor, header in headers.items():
+        layer = tensor.removesuffix(".weight")
+        if layer == tensor or len(header.shape) != 2:
+            continue
+        method = chosen.method_for(*header.shape)
+        if method is None:
+            odd.append(layer)
+        else:
+            layers[layer] = QuantizedLayer(method, *header.shape)
+    if odd:
+        log.info("layers whose sizes do not divide stay plain", format=name, names=sorted(odd))
+    return layers
+
+
+def unpacked(
+    stored: StoredFormat, headers: Headers, name: str, plain: UnquantizedMethod
+) -> dict[str, QuantizedLayer]:
+    """Layers that a checkpoint has in one format, kept plain or in one that is made at load.
+
+    Args:
+        name: of the format to keep, or `none`.
+        plain: how weights are kept that are not quantised.
+    """
+    found = stored.layers(headers)
+    weights = {
+        tensor: header
+        for tensor, header in headers.items()
+        if tensor.rpartition(".")[0] not in found
+    }
+    weights |= {
+        f"{layer}.weight": TensorHeader((one.out_features, one.in_features), "")
+        for layer, one in found.items()
+    }
+    kept = {} if name == "none" else made_at_load(name, weights)
+    for layer, one in found.items():
+        kept[layer] = kept_by(kept[layer].method if layer in kept else plain, one)
+    return kept
+
+
+def kept_by(method: LinearMethod[Any], layer: QuantizedLayer) -> QuantizedLayer:
+    """A layer that the checkpoint has in another format."""
+    unpacking = UnpackingMethod(layer.method, method)
+    return QuantizedLayer(unpacking, layer.out_features, layer.in_features)
+
+
+def num_bytes(shapes: Shapes, layers: Layers, dtype_bytes: int) -> int:
+    """What the weights take in memory.
+
+    Args:
+        shapes: of all tensors of the checkpoint.
+        layers: the quantised ones. One without tensors of its own, such as a tied output layer, is
+            a second copy.
+        dtype_bytes: of a number that is not quantised.
+    """
+    owned = {f"{name}.{kind}" for name, layer in layers.items() for kind in layer.owned_kinds()}
+    plain = sum(math.prod(shape) for name, shape in shapes.items() if name not in owned)
+    quantised = math.fsum(layer.num_bytes(dtype_bytes) for layer in layers.values())
+    return math.ceil(plain * dtype_bytes + quantised)

@@ -1,0 +1,58 @@
+"""All formats by their names in the settings. A new one is a row here and a module.
+
+Knows no tensors: configuration is resolved where there is no torch.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Quantization = Literal["auto", "none", "gguf", "gguf-int8", "int8"]
+"""`--quantization`, of text models."""
+ImageQuantization = Literal["none", "bnb-nf4", "bnb-int8"]
+"""`--image-quantization`: formats made of plain weights. Those that a file has need no setting."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FormatFacts:
+    """What can be said of a format without loading it."""
+
+    target: str
+    """`module:class` of an `engine.quantization.format.Format`, imported when it is asked for."""
+    stored_as: str | None = None
+    """Name of the format that a checkpoint must have; None: made of plain weights at load."""
+    described: str = ""
+    """Of one that a checkpoint has: `the model has no weights <described>`."""
+    kept_by_auto_on: tuple[Literal["cpu", "cuda"], ...] = ()
+    """Where a checkpoint's weights stay in it unless something else is asked for."""
+    cpu_only: bool = False
+    needs_native: bool = False
+    """On a CPU it needs the C++ operations."""
+    package: str | None = None
+    """Of PyPI, in the extra `quantization`."""
+
+
+FORMATS = {
+    "gguf": FormatFacts(
+        target="engine.quantization.gguf:GgufFormat",
+        stored_as="gguf",
+        described="packed as in GGUF files",
+        kept_by_auto_on=("cpu",),
+        needs_native=True,
+    ),
+    "gguf-int8": FormatFacts(
+        target="engine.quantization.gguf:GgufInt8Format",
+        stored_as="gguf",
+        described="packed as in GGUF files",
+        cpu_only=True,
+        needs_native=True,
+    ),
+    "int8": FormatFacts(
+        target="engine.quantization.int8:Int8Format", cpu_only=True, needs_native=True
+    ),
+    "bnb-nf4": FormatFacts(
+        target="engine.quantization.bitsandbytes:Nf4Format", package="bitsandbytes"
+    ),
+    "bnb-int8": FormatFacts(
+        target="engine.quantization.bitsandbytes:LlmInt8Format", package="bitsandbytes"
+    ),
+}

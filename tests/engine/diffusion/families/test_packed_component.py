@@ -1,0 +1,120 @@
+"""Transformers of image models whose files have linear layers in few bits."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import toy_format
+from diffusers import FluxPipeline, StableDiffusion3Pipeline
+from safetensors.torch import load_file, save_file
+from tiny_transformers import CHANNELS, FACTOR, flux_parts, sd3_parts
+
+from engine.diffusion.families.family import Row
+from engine.diffusion.families.footprint import weight_bytes
+from engine.diffusion.families.registry import load_family
+from engine.diffusion.prompt.text import PromptText
+from engine.errors import MissingWeight, ModelLoadError, ShapeMismatch
+from engine.image_types import ImageTask
+from engine.quantization.method_module import MethodModule
+from engine.weights.source import Checkpoint
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def load(folder: Path, **options: Any) -> Any:
+    settings = {"dtype": torch.float32, "device": torch.device("cpu")} | options
+    return load_family(Checkpoint("diffusers", folder, "tiny"), **settings)
+
+
+def predict(family: Any) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(2)
+    latents = torch.randn((1, CHANNELS, 32 // FACTOR, 32 // FACTOR), generator=generator)
+    prompt = family.encode_prompts([PromptText(text="a red star")])[0]
+    row = Row(latents=latents, timestep=torch.tensor(600.0), prompt=prompt, guidance_scale=3.0)
+    prediction: torch.Tensor = family.denoise(family.denoiser_key(ImageTask.TEXT_TO_IMAGE), [row])
+    return prediction
+
+
+def save(kind: str, folder: Path) -> None:
+    if kind == "flux":
+        FluxPipeline(**vars(flux_parts(11, {"guidance_embeds": True}))).save_pretrained(folder)
+    else:
+        StableDiffusion3Pipeline(**vars(sd3_parts(11, with_t5=False))).save_pretrained(folder)
+
+
+def rewrite(component: Path, quantise: Any, config: dict[str, Any]) -> int:
+    """Quantise the matrices inside blocks; beside the file a twin with what they stand for.
+
+    Returns:
+        Number of layers.
+    """
+    tensors, plain, count = {}, {}, 0
+    for name, tensor in load_file(component / WEIGHTS).items():
+        layer, _, kind = name.rpartition(".")
+        in_block = any(part.isdigit() for part in layer.split("."))
+        plain[name] = tensor
+        if kind == "weight" and tensor.ndim == 2 and in_block:
+            made, plain[name] = quantise(tensor)
+            tensors |= {f"{layer}.{own}": value for own, value in made.items()}
+            count += 1
+        else:
+            tensors[name] = tensor
+    save_file(tensors, component / WEIGHTS)
+    save_file({name: t.contiguous() for name, t in plain.items()}, component / "twin")
+    stated = json.loads((component / "config.json").read_text())
+    (component / "config.json").write_text(json.dumps(stated | {"quantization_config": config}))
+    return count
+
+
+def use_twin(component: Path) -> None:
+    (component / "twin").rename(component / WEIGHTS)
+    config = json.loads((component / "config.json").read_text())
+    del config["quantization_config"]
+    (component / "config.json").write_text(json.dumps(config))
+
+
+@pytest.fixture(params=["flux", "sd3"])
+def toy(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model whose transformer is in a format that is a module and a row of the table."""
+    toy_format.register(monkeypatch)
+    save(request.param, tmp_path)
+    rewrite(tmp_path / "transformer", toy_format.toy, {"quant_method": "toy"})
+    return tmp_path
+
+
+def test_a_transformer_stays_packed_and_predicts_what_its_twin_does(toy: Path) -> None:
+    family = load(toy)
+    layers = [m for m in family._transformer.modules() if isinstance(m, MethodModule)]
+    assert len(layers) >= 14
+    found = predict(family)
+    packed = weight_bytes(Checkpoint("diffusers", toy, "tiny"), dtype=torch.float32)
+    with pytest.raises(ModelLoadError, match="quantised already"):
+        load(toy, quantization="bnb-int8")
+    use_twin(toy / "transformer")
+    torch.testing.assert_close(found, predict(load(toy)), atol=1e-4, rtol=0)
+    plain = weight_bytes(Checkpoint("diffusers", toy, "tiny"), dtype=torch.float32)
+    assert plain - packed == 3 * sum(m.in_features * m.out_features for m in layers)
+
+
+def test_what_is_wrong_is_named(toy: Path) -> None:
+    file = toy / "transformer" / WEIGHTS
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith(".codes"))
+    layer = name.removesuffix(".codes")
+    rest = {other: tensor for other, tensor in tensors.items() if other != name}
+    cases: list[tuple[dict[str, torch.Tensor], type[ModelLoadError], str]] = [
+        (rest, MissingWeight, f"{layer}.weight"),
+        (rest | {name: tensors[name][:-1].contiguous()}, ShapeMismatch, layer),
+        (rest | {name: tensors[name].float()}, ShapeMismatch, f"{name} holds float32"),
+        (tensors | {"a.codes": tensors[name].clone()}, ShapeMismatch, "a, which is no layer"),
+        (tensors | {"b": tensors[name].clone()}, ShapeMismatch, "tensor b "),
+    ]
+    del rest[f"{layer}.row_scales"]
+    cases.append((rest | {name: tensors[name]}, MissingWeight, f"{layer}.row_scales"))
+    for spoilt, error, words in cases:
+        save_file(spoilt, file)
+        with pytest.raises(error, match=words.replace(".", r"\.")) as caught:
+            load(toy)
+        assert str(toy) not in str(caught.value)
