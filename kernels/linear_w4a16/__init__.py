@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from kernels import _triton
-from kernels.linear_w4a16 import cases, composed, reference
+from kernels.linear_w4a16 import cases, composed, cpu, reference
 from kernels.registry import op
 
 
@@ -32,14 +32,15 @@ def linear_w4a16(
         bias: [N], fp32 or x's dtype.
 
     Returns:
-        [M, N], contiguous, x's dtype; sums in fp32. An implementation on tensor cores may round
-        the dequantised weight to x's dtype first.
+        [M, N], contiguous, x's dtype; sums in fp32. The dequantised weight may be rounded to x's
+        dtype first. In C++ and in Triton a row's result does not depend on the rows beside it.
 
     Papers: Frantar et al. 2022, arXiv:2210.17323; Lin et al. 2023, arXiv:2306.00978.
     """
     return reference.linear_w4a16(x, qweight, scales, zeros, group_size, g_idx, bias)
 
 
+linear_w4a16.implementation("cpu", supports=cpu.supports)(cpu.linear_w4a16)
 linear_w4a16.implementation("composed", supports=composed.supports)(composed.linear_w4a16)
 if _triton.AVAILABLE:
     from kernels.linear_w4a16 import triton as triton_w4a16

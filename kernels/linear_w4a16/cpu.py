@@ -1,0 +1,51 @@
+"""Some columns of the weight at a time are dequantised, arranged and multiplied in C++.
+
+A row's result has the same bits whatever the other rows are: those that `linear_packed` gives for
+the dequantised weight in x's dtype.
+"""
+
+import torch
+from torch import Tensor
+
+from kernels import native
+from kernels.linear_packed import PackedWeight, linear_packed
+from kernels.linear_packed.packed_weight import STRIP
+from kernels.linear_w4a16.reference import dequantize
+
+CHUNK_WEIGHTS = 1 << 17
+"""Weights dequantised at a time: half a megabyte in fp32, which a cache holds."""
+
+
+def supports(
+    x: Tensor,
+    qweight: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    group_size: int,
+    g_idx: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> bool:
+    """CPU tensors; rows of x whose elements are contiguous."""
+    return x.stride(1) == 1 and qweight.is_cpu and native.runs_on(x)
+
+
+def linear_w4a16(
+    x: Tensor,
+    qweight: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    group_size: int,
+    g_idx: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """See `kernels.linear_w4a16`."""
+    num_outputs = qweight.shape[1]
+    out = torch.empty(x.shape[0], num_outputs, dtype=x.dtype)
+    step = max(1, CHUNK_WEIGHTS // x.shape[1] // STRIP) * STRIP
+    for start in range(0, num_outputs, step):
+        part = slice(start, start + step)
+        zero = None if zeros is None else zeros[:, part]
+        weight = dequantize(qweight[:, part], scales[:, part], zero, group_size, g_idx)
+        packed = PackedWeight.pack(weight.to(x.dtype).T)
+        out[:, part] = linear_packed(x, packed, None if bias is None else bias[part].float())
+    return out
