@@ -228,6 +228,11 @@ def noting_calls() -> Iterator[list[Callable[[], object]]]:
         _noted.calls = None
 
 
+def is_noting() -> bool:
+    """Whether this thread's calls are being noted."""
+    return _noted.calls is not None
+
+
 def runs_on(first: torch.Tensor, *others: torch.Tensor) -> bool:
     """Whether the C++ operations take these tensors: on the CPU, one dtype that they know."""
     # Asked before every operation of a step, so no generator and no `device.type`.

@@ -32,7 +32,17 @@ _ALLOCATIONS = (
 
 
 class NotRecordable(RuntimeError):
-    """A computation depends on numbers that may differ the next time."""
+    """A computation depends on numbers that may differ the next time, or needs much memory."""
+
+
+def refuse_recording(reason: str) -> None:
+    """Called by operations whose intermediate results no recording should keep.
+
+    Raises:
+        NotRecordable: this thread is recording.
+    """
+    if native.is_noting():
+        raise NotRecordable(reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +133,11 @@ class _Noting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         run = functools.partial(func, *args, **(kwargs or {}))
         if func.is_view:
-            return run()
+            view = run()
+            if _shares_memory(view, args):
+                return view
+            # In inference mode `contiguous` and `reshape` come as views, and may have copied.
+            return self._computed(run, view)
         if func in _ALLOCATIONS:
             return self._lasting(run())
         result = run()
@@ -133,6 +147,10 @@ class _Noting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not isinstance(result, Tensor):
             # Numbers that the host reads, by which it may go on differently.
             raise NotRecordable(f"{func}: only operations that give one tensor are recorded")
+        return self._computed(run, result)
+
+    def _computed(self, run: Callable[[], Tensor], result: Tensor) -> Tensor:
+        """A result in memory that lasts, which `run` fills again."""
         lasting = self._lasting(result).copy_(result)
         self._calls.append(lambda: lasting.copy_(run()))
         return lasting
@@ -142,3 +160,12 @@ class _Noting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if result.device.type != "cpu" or not result.is_contiguous():
             raise NotRecordable("only contiguous results in the host's memory are recorded")
         return self._buffers.empty(result.shape, result.dtype)
+
+
+def _shares_memory(view: Tensor, args: Sequence[Any]) -> bool:
+    """Whether it is of the first argument's memory."""
+    first = args[0]
+    return (
+        isinstance(first, Tensor)
+        and view.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+    )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels.linear_w4a16.reference import dequantize
+from kernels.native_recording import refuse_recording
 
 CHUNK_WEIGHTS = 1 << 22
 """Weights dequantised at a time: 16 MB in fp32."""
@@ -35,6 +36,7 @@ def linear_w4a16(
     bias: Tensor | None = None,
 ) -> Tensor:
     """See `kernels.linear_w4a16`."""
+    refuse_recording("weights that are unpacked for one product would be kept by it")
     num_outputs = qweight.shape[1]
     out = torch.empty(x.shape[0], num_outputs, dtype=x.dtype, device=x.device)
     step = max(1, CHUNK_WEIGHTS // x.shape[1])

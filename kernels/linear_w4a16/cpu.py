@@ -11,6 +11,7 @@ from kernels import native
 from kernels.linear_packed import PackedWeight, linear_packed
 from kernels.linear_packed.packed_weight import STRIP
 from kernels.linear_w4a16.reference import dequantize
+from kernels.native_recording import refuse_recording
 
 CHUNK_WEIGHTS = 1 << 17
 """Weights dequantised at a time: half a megabyte in fp32, which a cache holds."""
@@ -39,6 +40,7 @@ def linear_w4a16(
     bias: Tensor | None = None,
 ) -> Tensor:
     """See `kernels.linear_w4a16`."""
+    refuse_recording("weights that are unpacked for one product would be kept by it")
     num_outputs = qweight.shape[1]
     out = torch.empty(x.shape[0], num_outputs, dtype=x.dtype)
     step = max(1, CHUNK_WEIGHTS // x.shape[1] // STRIP) * STRIP

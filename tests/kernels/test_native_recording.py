@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from kernels import add_rms_norm, native, rms_norm, silu_mul
-from kernels.native_recording import NativeRecorder, NotRecordable, computed_once
+from kernels.native_recording import NativeRecorder, NotRecordable, computed_once, refuse_recording
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason=str(native.missing()))
 
@@ -77,6 +77,37 @@ def test_memory_is_used_again_within_a_recording_and_by_the_next():
     recorder.record(lambda: run(300))
     assert recorder._buffers.num_bytes <= buffers + 65536
     assert buffers <= 6 * 65536
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    "copy",
+    [
+        lambda x: x.T.contiguous(),
+        lambda x: x.T.reshape(-1),
+        lambda x: x.T.reshape(8, 2, 2).transpose(0, 1).contiguous().view(2, -1),
+    ],
+)
+def test_copies_that_look_like_views_are_made_anew(copy):
+    x = torch.randn(4, 8)
+    recording = NativeRecorder().record(lambda: copy(x) + 1)
+    for _ in range(3):
+        x.copy_(torch.randn(4, 8))
+        assert torch.equal(recording.replay(), copy(x) + 1)
+
+
+@torch.inference_mode()
+def test_views_are_not_copied():
+    x = torch.randn(4, 8)
+    recording = NativeRecorder().record(lambda: x.reshape(-1).view(8, 4).contiguous() + 1)
+    assert len(recording.calls) == 1
+
+
+def test_an_operation_may_refuse():
+    refuse_recording("nothing is recorded")
+    with pytest.raises(NotRecordable, match="too large"):
+        NativeRecorder().record(lambda: refuse_recording("too large"))
+    refuse_recording("nothing is recorded any more")
 
 
 @torch.inference_mode()
