@@ -45,9 +45,10 @@ class EngineConfig:
     dtype: DType = knob("auto", "Weights and activations; auto is bfloat16.")
     quantization: Quantization = knob(
         "auto",
-        "How linear layers keep their weights: gguf as a GGUF file has them packed, which takes "
-        "less memory for the same results; none in dtype; auto is gguf where it can be on a CPU, "
-        "unless products measured there are faster with none and the memory is there; else none. "
+        "How linear layers keep their weights: gguf and gptq as a checkpoint has them packed, "
+        "which takes less memory for the same results; none in dtype; auto is gptq, or gguf where "
+        "it can be on a CPU, unless products measured there are faster with none and the memory is "
+        "there; else none. "
         "Faster and less precise, on CPUs: int8 rounds any weights to 8 bits at load, "
         "and activations as they come; gguf-int8 rounds a GGUF file's activations only.",
     )

@@ -6,7 +6,7 @@ Knows no tensors: configuration is resolved where there is no torch.
 from dataclasses import dataclass
 from typing import Literal
 
-Quantization = Literal["auto", "none", "gguf", "gguf-int8", "int8"]
+Quantization = Literal["auto", "none", "gguf", "gguf-int8", "gptq", "int8"]
 """`--quantization`, of text models."""
 ImageQuantization = Literal["none", "bnb-nf4", "bnb-int8"]
 """`--image-quantization`: formats made of plain weights. Those that a file has need no setting."""
@@ -45,6 +45,12 @@ FORMATS = {
         described="packed as in GGUF files",
         cpu_only=True,
         needs_native=True,
+    ),
+    "gptq": FormatFacts(
+        target="engine.quantization.gptq:GptqFormat",
+        stored_as="gptq",
+        described="in 4 bits as GPTQ has them",
+        kept_by_auto_on=("cpu", "cuda"),
     ),
     "int8": FormatFacts(
         target="engine.quantization.int8:Int8Format", cpu_only=True, needs_native=True

@@ -32,7 +32,10 @@ JSON_FILES = (
     "chat_template.json",
     "tokenizer.json",
     "model.safetensors.index.json",
+    "quantize_config.json",
 )
+REPLACING = ("model.safetensors.index.json", "quantize_config.json")
+"""Files that change what the others mean."""
 OTHER_FILES = ("chat_template.jinja", "model.safetensors")
 TIME_LIMIT_S = 60
 
@@ -56,7 +59,7 @@ def original(tiny_llama: Callable[..., Path]) -> Path:
     """An honest model, with every file that may be there."""
     folder = tiny_llama()
     for name in JSON_FILES:
-        if not (folder / name).exists() and name != "model.safetensors.index.json":
+        if not (folder / name).exists() and name not in REPLACING:
             (folder / name).write_text("{}")
     template = folder / "chat_template.jinja"
     if not template.exists():

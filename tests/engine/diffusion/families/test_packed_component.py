@@ -8,6 +8,7 @@ import pytest
 import torch
 import toy_format
 from diffusers import FluxPipeline, StableDiffusion3Pipeline
+from gptq_checkpoints import Layout, quantised
 from safetensors.torch import load_file, save_file
 from tiny_transformers import CHANNELS, FACTOR, flux_parts, sd3_parts
 
@@ -98,6 +99,15 @@ def test_a_transformer_stays_packed_and_predicts_what_its_twin_does(toy: Path) -
     assert plain - packed == 3 * sum(m.in_features * m.out_features for m in layers)
 
 
+def test_whatever_is_stated_is_refused_with_a_reason(toy: Path) -> None:
+    config = toy / "transformer" / "config.json"
+    plain = json.loads(config.read_text())
+    for stated in ("toy", [], ["toy"], 7, True):
+        config.write_text(json.dumps(plain | {"quantization_config": stated}))
+        with pytest.raises(ModelLoadError):
+            load(toy)
+
+
 def test_what_is_wrong_is_named(toy: Path) -> None:
     file = toy / "transformer" / WEIGHTS
     tensors = load_file(file)
@@ -118,3 +128,18 @@ def test_what_is_wrong_is_named(toy: Path) -> None:
         with pytest.raises(error, match=words.replace(".", r"\.")) as caught:
             load(toy)
         assert str(toy) not in str(caught.value)
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout(desc_act=True, group_size=16, sym=True)])
+@pytest.mark.parametrize("kind", ["flux", "sd3"])
+def test_gptq_transformers_are_served_packed(kind: str, layout: Layout, tmp_path: Path) -> None:
+    save(kind, tmp_path)
+    count = rewrite(
+        tmp_path / "transformer", lambda weight: quantised(weight, layout), layout.config()
+    )
+    family = load(tmp_path)
+    layers = [m for m in family._transformer.modules() if isinstance(m, MethodModule)]
+    assert len(layers) == count
+    found = predict(family)
+    use_twin(tmp_path / "transformer")
+    torch.testing.assert_close(found, predict(load(tmp_path)), atol=1e-4, rtol=0)

@@ -1,0 +1,344 @@
+"""GPTQ layers against the weights that their tensors stand for, and what is wrong with some."""
+
+import random
+
+import pytest
+import torch
+from gptq_checkpoints import Layout, quantised
+from torch import nn
+
+from engine.errors import CorruptFile, MissingWeight, ModelLoadError, ShapeMismatch
+from engine.models.layers.embedding import LmHead, TokenEmbedding
+from engine.models.layers.linear import Linear, Shard
+from engine.models.layers.parallel import TensorParallel
+from engine.models.layers.weight_slots import WeightOptions
+from engine.models.loading import Loader
+from engine.quantization.format import TensorHeader
+from engine.quantization.gptq import GptqFormat, GptqMethod
+from engine.quantization.plain import UnpackingMethod, UnquantizedMethod
+from kernels import linear_w4a16
+
+TYPES = {torch.int32: "I32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
+LAYOUTS = (
+    Layout(),
+    Layout(version="gptq_v2"),
+    Layout(sym=True),
+    Layout(group_size=-1),
+    Layout(group_size=-1, desc_act=True),
+    Layout(group_size=16, desc_act=True, version="gptq_v2"),
+    Layout(group_size=128, desc_act=True, sym=True),
+    Layout(group_size=48, scale_dtype=torch.bfloat16),
+    Layout(writes_g_idx=False, scale_dtype=torch.float32),
+)
+IDS = [f"{i}" for i in range(len(LAYOUTS))]
+
+
+def headers_of(tensors):
+    return {name: TensorHeader(tuple(t.shape), TYPES[t.dtype]) for name, t in tensors.items()}
+
+
+def layers_of(tensors, layout):
+    """The format's layers, found by themselves."""
+    found = GptqFormat.detect(layout.config(), headers_of(tensors))
+    assert found is not None
+    return found.layers(headers_of(tensors))
+
+
+def random_layer(layout, shards=(("q", 48), ("k", 16), ("v", 16)), size=160, *, bias=False):
+    """Tensors by checkpoint name, and the weights by shard."""
+    tensors, weights = {}, {}
+    shared = None
+    for name, outputs in shards:
+        made, weights[name] = quantised(torch.randn(outputs, size) / size**0.5, layout, shared)
+        shared = made.get("g_idx")
+        tensors |= {f"a.{name}.{kind}": tensor for kind, tensor in made.items()}
+        if bias:
+            tensors[f"a.{name}.bias"] = torch.randn(outputs)
+    return tensors, weights
+
+
+def loaded(tensors, weights, layout, *, size=160, parallel=None, change=None, **options):
+    """A `Linear` filled with tensors, by the format's methods or what `change` makes of them."""
+    methods = {name: layer.method for name, layer in layers_of(tensors, layout).items()}
+    if change is not None:
+        methods = {name: change(method) for name, method in methods.items()}
+    layer = Linear(
+        size,
+        [Shard(name, len(weight)) for name, weight in weights.items()],
+        bias=any(name.endswith("bias") for name in tensors),
+        partition=options.pop("partition", "none"),
+    )
+    parent = nn.Module()
+    parent.a = nn.Module()
+    parent.a.qkv_proj = layer
+    settings = {"dtype": torch.float32, "device": torch.device("cpu")} | options
+    if parallel is not None:
+        settings["parallel"] = parallel
+    slots = WeightOptions(linear_method=methods.get, **settings)
+    Loader(parent, slots).load(sorted(tensors.items(), key=lambda _: random.random()))
+    return layer
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=IDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_products_are_those_of_the_dequantised_weight(layout, dtype):
+    tensors, weights = random_layer(layout, bias=True)
+    layer = loaded(tensors, weights, layout, dtype=dtype)
+    assert len(layer._parts[0][1]) == 1  # One product for all shards.
+    x = torch.randn(7, 160).to(dtype)
+    bias = torch.cat([tensors[f"a.{name}.bias"] for name in weights])
+    expected = x.float() @ torch.cat(list(weights.values())).T + bias.to(dtype).float()
+    tolerance = linear_w4a16.cases.TOLERANCE[dtype] + torch.finfo(dtype).eps * 4
+    assert (layer(x, None).float() - expected).abs().max() <= tolerance
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=IDS)
+def test_a_row_has_the_same_bits_in_any_batch(layout):
+    tensors, weights = random_layer(layout)
+    for dtype in (torch.bfloat16, torch.float32):
+        layer = loaded(tensors, weights, layout, dtype=dtype)
+        x = torch.randn(33, 160).to(dtype)
+        together = layer(x, None)
+        for rows in (slice(0, 1), slice(5, 9), slice(2, 32)):
+            assert torch.equal(layer(x[rows], None), together[rows])
+
+
+def test_bits_are_those_of_the_unpacked_twin():
+    layout = Layout(group_size=16, desc_act=True)
+    tensors, weights = random_layer(layout)
+    unpack = lambda method: UnpackingMethod(method, UnquantizedMethod())  # noqa: E731
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        packed = loaded(tensors, weights, layout, dtype=dtype)
+        twin = loaded(tensors, weights, layout, change=unpack, dtype=dtype)
+        x = torch.randn(9, 160).to(dtype)
+        assert torch.equal(packed(x, None), twin(x, None))
+
+
+def test_shards_with_other_orders_of_inputs_are_multiplied_apart():
+    layout = Layout(desc_act=True)
+    tensors, weights = random_layer(layout)
+    made, weights["k"] = quantised(torch.randn(16, 160) / 13, layout)
+    tensors |= {f"a.k.{kind}": tensor for kind, tensor in made.items()}
+    layer = loaded(tensors, weights, layout)
+    assert [one.qweight.shape[1] for one in layer._parts[0][1]] == [48, 16, 16]
+    x = torch.randn(5, 160)
+    expected = x @ torch.cat(list(weights.values())).T
+    torch.testing.assert_close(layer(x, None), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("sym", "has_zeros"), [(True, False), (False, True)])
+def test_symmetric_zero_points_are_not_kept(sym, has_zeros):
+    layout = Layout(sym=sym)
+    tensors, weights = random_layer(layout)
+    (state,) = loaded(tensors, weights, layout)._parts[0][1]
+    assert (state.zeros is not None) is has_zeros
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=IDS)
+def test_memory_is_what_is_stated(layout):
+    tensors, weights = random_layer(layout)
+    stated = sum(layer.num_bytes(2) for layer in layers_of(tensors, layout).values())
+    (state,) = loaded(tensors, weights, layout)._parts[0][1]
+    kept = [state.qweight, state.scales, state.zeros, state.g_idx]
+    found = sum(tensor.nbytes for tensor in kept if tensor is not None)
+    # Shards with one order of inputs keep it once.
+    shared = 4 * 160 * (len(weights) - 1) if layout.desc_act else 0
+    trivial = 4 * 160 if layout.desc_act and state.g_idx is None else 0
+    assert found == stated - shared - trivial
+    method = layers_of(tensors, layout)["a.q"].method
+    size = 1 << 20
+    assert method.num_bytes(8, size, 2) == pytest.approx(
+        size * method.bits_per_weight(2) + (4 * size if layout.desc_act else 0), rel=1e-3
+    )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:6], ids=IDS[:6])
+@pytest.mark.parametrize("partition", ["outputs", "inputs"])
+def test_ranks_divide_a_layer(layout, partition):
+    """The sum of the parts, or one after the other, is the whole."""
+    size = 192
+    tensors, weights = random_layer(layout, (("q", 32),), size, bias=True)
+    x = torch.randn(4, size)
+    whole = loaded(tensors, weights, layout, size=size)(x, None)
+    ranks = [
+        loaded(
+            tensors,
+            weights,
+            layout,
+            size=size,
+            partition=partition,
+            parallel=TensorParallel(rank, 2, lambda partial: partial),
+        )
+        for rank in (0, 1)
+    ]
+    if partition == "outputs":
+        found = torch.cat([layer(x, None) for layer in ranks], 1)
+    else:
+        found = sum(
+            layer(part.contiguous(), None) for layer, part in zip(ranks, x.chunk(2, 1), strict=True)
+        )
+    torch.testing.assert_close(found, whole, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [96, 160])
+def test_ranks_cannot_divide_a_group(size):
+    layout = Layout(group_size=64)
+    tensors, weights = random_layer(layout, (("q", 16),), size)
+    with pytest.raises(ModelLoadError, match=r"a\.q\.(scales|qzeros).*tensor_parallel_size"):
+        parallel = TensorParallel(1, 2, lambda partial: partial)
+        loaded(tensors, weights, layout, size=size, partition="inputs", parallel=parallel)
+
+
+def test_an_order_that_the_configuration_denies_is_kept_on_one_rank_alone():
+    layout = Layout(desc_act=True)
+    tensors, weights = random_layer(layout)
+    denied = Layout()
+    layer = loaded(tensors, weights, denied)
+    x = torch.randn(2, 160)
+    expected = x @ torch.cat(list(weights.values())).T
+    torch.testing.assert_close(layer(x, None), expected, atol=1e-5, rtol=0)
+    tensors, weights = random_layer(layout, (("q", 16),), 128)
+    with pytest.raises(ModelLoadError, match=r"a\.q\.g_idx .*desc_act is false"):
+        parallel = TensorParallel(1, 2, lambda partial: partial)
+        loaded(tensors, weights, denied, size=128, partition="inputs", parallel=parallel)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_embedding_and_an_output_layer_may_be_quantised(tied):
+    layout = Layout()
+    made, weight = quantised(torch.randn(40, 64) / 8, layout)
+    tensors = {f"{name}.{kind}": t for name in ("embed", "head") for kind, t in made.items()}
+    model = nn.Module()
+    model.embed = TokenEmbedding(40, 64)
+    model.head = LmHead(model.embed, tied=tied)
+    methods = {name: one.method for name, one in layers_of(tensors, layout).items()}
+    if tied:
+        del methods["head"]
+        tensors = {name: t for name, t in tensors.items() if name.startswith("embed")}
+    options = WeightOptions(
+        dtype=torch.float32, device=torch.device("cpu"), linear_method=methods.get
+    )
+    Loader(model, options).load(tensors.items())
+    ids = torch.tensor([0, 39, 7])
+    torch.testing.assert_close(model.embed(ids), weight[ids], atol=1e-6, rtol=0)
+    x = torch.randn(3, 64)
+    torch.testing.assert_close(model.head(x), x @ weight.T, atol=1e-5, rtol=0)
+    assert isinstance(model.head._method, UnquantizedMethod if tied else GptqMethod)
+
+
+def spoilt(change):
+    """The error of loading one layer after `change(tensors)`, with or without act-order."""
+    layout = Layout(desc_act=True)
+    tensors, weights = random_layer(layout, (("q", 48),))
+    change(tensors)
+    with pytest.raises(ModelLoadError) as caught:
+        loaded(tensors, weights, layout)
+    return caught
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_scales_that_are_no_numbers(value):
+    def change(tensors):
+        tensors["a.q.scales"][2, 5] = value
+
+    caught = spoilt(change)
+    assert caught.type is CorruptFile
+    assert "a.q.scales has values that are not numbers" in str(caught.value)
+
+
+@pytest.mark.parametrize("group", [-1, 5, 2**31 - 1, -(2**31)])
+def test_groups_that_are_not_there(group):
+    caught = spoilt(lambda tensors: tensors["a.q.g_idx"].__setitem__(17, group))
+    assert caught.type is CorruptFile
+    assert f"a.q.g_idx names group {group}; the tensors have groups 0 to 4" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["qweight", "qzeros", "scales", "g_idx"])
+@pytest.mark.parametrize("damage", ["rows", "columns", "empty", "one more"])
+def test_shapes_that_do_not_fit(kind, damage):
+    def change(tensors):
+        tensor = tensors[f"a.q.{kind}"]
+        tensors[f"a.q.{kind}"] = {
+            "rows": tensor[:-1],
+            "columns": tensor[..., :-8],
+            "empty": tensor[:0],
+            "one more": torch.cat([tensor, tensor[:1]]),
+        }[damage].contiguous()
+
+    caught = spoilt(change)
+    assert caught.type is ShapeMismatch
+    assert f"a.q.{kind} has" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["qweight", "qzeros", "scales", "g_idx"])
+def test_numbers_of_another_type(kind):
+    def change(tensors):
+        tensors[f"a.q.{kind}"] = tensors[f"a.q.{kind}"].to(
+            torch.int32 if kind == "scales" else torch.float32
+        )
+
+    caught = spoilt(change)
+    assert caught.type is ShapeMismatch
+    assert f"a.q.{kind} holds" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["qzeros", "scales", "g_idx"])
+def test_tensors_that_are_not_there(kind):
+    caught = spoilt(lambda tensors: tensors.pop(f"a.q.{kind}"))
+    assert caught.type is MissingWeight
+    assert f"lacks a.q.{kind}" in str(caught.value)
+
+
+def test_a_layer_without_its_qweight_is_a_plain_one_that_is_missing():
+    caught = spoilt(lambda tensors: tensors.pop("a.q.qweight"))
+    assert caught.type is MissingWeight
+    assert "lacks a.q.weight" in str(caught.value)
+
+
+def test_outputs_that_are_not_packed_evenly():
+    tensors = {"a.q.qweight": torch.zeros(4, 20, dtype=torch.int32)}
+    tensors |= {"a.q.scales": torch.ones(1, 20).half(), "a.q.g_idx": torch.zeros(32).int()}
+    tensors["a.q.qzeros"] = torch.zeros(1, 3, dtype=torch.int32)
+    with pytest.raises(ShapeMismatch, match=r"a\.q\.qweight has 20 outputs"):
+        layers_of(tensors, Layout())
+
+
+def test_inputs_that_are_not_packed_evenly():
+    layout = Layout(group_size=-1, writes_g_idx=False)
+    tensors, weights = random_layer(layout, (("q", 16),), 24)
+    with pytest.raises(ModelLoadError, match=r"a\.q\.qweight: 20 input features"):
+        loaded(tensors, weights, layout, size=20)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("bits", 3),
+        ("bits", 8),
+        ("bits", "4"),
+        ("bits", None),
+        ("group_size", 0),
+        ("group_size", -2),
+        ("group_size", True),
+        ("group_size", 2**70),
+        ("group_size", 1.5),
+        ("group_size", [128]),
+        ("desc_act", "yes"),
+        ("sym", 1),
+        ("checkpoint_format", "marlin"),
+        ("checkpoint_format", ["gptq"]),
+        ("pack_dtype", "int8"),
+        ("dynamic", {"+:.*down.*": {"bits": 8}}),
+        ("dynamic", ["-:x"]),
+    ],
+)
+def test_configurations_that_are_not_supported_are_refused_by_key(key, value):
+    with pytest.raises(ModelLoadError, match=rf"quantization_config: {key} is"):
+        GptqFormat.detect(Layout().config() | {key: value}, {})
+
+
+def test_other_configurations_are_other_formats():
+    assert GptqFormat.detect({}, {}) is None
+    assert GptqFormat.detect({"quant_method": "awq", "bits": 4}, {}) is None
+    assert GptqFormat.detect(Layout().config() | {"dynamic": {"-:.*mlp.*": {}}}, {}) is not None
+    assert GptqFormat.detect(Layout(side_file=True).config(), {}) is not None
