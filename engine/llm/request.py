@@ -27,8 +27,8 @@ from engine.llm.decision import (
     ScheduledSequence,
     SequenceOutput,
 )
-from engine.llm.kv_cache import SequenceBlocks
 from engine.llm.prefix_cache import extend_chain
+from engine.llm.sequence_blocks import SequenceBlocks
 from engine.types import FinishReason, GenerateRequest, TokenEvent, TokenLogprob
 
 

@@ -9,9 +9,10 @@ add ─► waiting ◄──── release ◄─ held back (further completions
 from bisect import insort
 from collections import Counter
 
-from engine.llm.kv_cache import BlockPool, SequenceBlocks, check
+from engine.llm.kv_cache import BlockPool, check
 from engine.llm.policy import SchedulingPolicy
 from engine.llm.request import ActiveRequest, Sequence, Status
+from engine.llm.sequence_blocks import SequenceBlocks
 
 
 class Roster:

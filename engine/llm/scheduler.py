@@ -39,11 +39,12 @@ from engine.errors import (
 )
 from engine.fault import answer_for, failed_row, raise_if_poisoned
 from engine.llm.decision import ScheduleDecision, ScheduledSequence, SequenceOutput, StepOutput
-from engine.llm.kv_cache import BlockPool, SequenceBlocks, check, find_cached
+from engine.llm.kv_cache import BlockPool, check
 from engine.llm.policy import create_policy
 from engine.llm.prefix_cache import PrefixCache, chain_root
 from engine.llm.request import ActiveRequest, Sequence, Status, check_request
 from engine.llm.roster import Roster
+from engine.llm.sequence_blocks import SequenceBlocks, find_cached
 from engine.llm.step_budget import StepBudget
 from engine.llm.step_cost import StepWork
 from engine.llm.trial import Trial

@@ -5,17 +5,18 @@ import random
 import pytest
 from paged_executor import make_config, make_request
 
-from engine.llm.kv_cache import BlockPool, BlockTable
+from engine.llm.kv_cache import BlockPool
 from engine.llm.prefix_cache import PrefixCache
 from engine.llm.queue import ArrivalQueue, RankQueue, WaitingQueue
 from engine.llm.request import ActiveRequest, Sequence
+from engine.llm.sequence_blocks import SequenceBlocks
 
 
 def sequence(*rank: int) -> Sequence:
     config = make_config()
     pool = BlockPool(config.num_kv_blocks, config.block_size, PrefixCache(0))
     owner = ActiveRequest(make_request("r", 3), rank[0], 0.0, 0, frozenset(), b"")
-    return Sequence(rank[0], owner, 0, rank, BlockTable(pool), [1, 2, 3], 4, 4)
+    return Sequence(rank[0], owner, 0, rank, SequenceBlocks(pool), [1, 2, 3], 4, 4)
 
 
 @pytest.fixture(params=[ArrivalQueue, RankQueue])
