@@ -139,10 +139,10 @@ def run_schedule(schedule: Any) -> None:
     import torch
 
     generator = torch.Generator().manual_seed(1)
-    sample = torch.randn(1, 4, 8, 8, generator=generator)
-    for position in range(schedule.num_positions):
-        prediction = 0.1 * schedule.scale(sample, position)
-        sample = schedule.step(prediction, position, sample, generator)
+    latents = torch.randn(1, 4, 8, 8, generator=generator)
+    for index in range(schedule.num_timesteps):
+        prediction = 0.1 * schedule.scale(latents, index)
+        latents = schedule.step(prediction, index, latents, generator)
 
 
 class Host:

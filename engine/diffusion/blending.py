@@ -1,8 +1,8 @@
 """Inpainting in the space of the finished picture: what the mask protects is the input's own.
 
-At every step the model sees, outside the mask, the input with as much noise as the sample has, and
-its prediction there is replaced by the one that leads to the input. So every noise schedule stays
-right, those that remember earlier predictions too; blending after the step, as diffusers'
+At every step the model sees, outside the mask, the input with as much noise as the latents have,
+and its prediction there is replaced by the one that leads to the input. So every noise schedule
+stays right, those that remember earlier predictions too; blending after the step, as diffusers'
 pipelines do, leaves unblended ones in their memory.
 """
 
@@ -14,7 +14,7 @@ from engine.diffusion.noise_schedule import NoiseSchedule
 class LatentBlend:
     """One image's protected part. Stateless: every method may be called any number of times.
 
-    With the mask m of a step, z0 the input's latents and n its noise, a sample becomes
+    With the mask m of a step, z0 the input's latents and n its noise, the latents become
     `x·m + noised(z0, n)·(1-m)`, and the picture that a prediction implies `x0·m + z0·(1-m)`. As
     predictions are affine in x0, the latter is done on predictions, exact under m = 1. The noise is
     fixed, so that a prediction of noise outside the mask is the same at every step.
@@ -28,7 +28,7 @@ class LatentBlend:
         image_latents: z0, `[N, C, h, w]`.
         noise: n, of z0's shape.
         soft: whether levels between 0 and 1 count.
-        first_position: where the schedule starts to run; the share of steps counts from it.
+        first_timestep_index: where the schedule starts to run; the share of steps counts from it.
     """
 
     def __init__(
@@ -38,42 +38,42 @@ class LatentBlend:
         noise: torch.Tensor,
         *,
         soft: bool = False,
-        first_position: int = 0,
+        first_timestep_index: int = 0,
     ) -> None:
         self._levels = mask
         self._image = image_latents
         self._noise = noise
         self._soft = soft
-        self._first = first_position
+        self._first = first_timestep_index
         self._redrawn = mask > 0
 
-    def input(self, sample: torch.Tensor, schedule: NoiseSchedule, position: int) -> torch.Tensor:
-        """The sample as the schedule and the denoiser are to see it at this position."""
-        protected = schedule.noised(self._image, self._noise, position)
-        return torch.where(self._mask(schedule, position), sample, protected)
+    def input(self, latents: torch.Tensor, schedule: NoiseSchedule, index: int) -> torch.Tensor:
+        """The latents as the schedule and the denoiser are to see it at this timestep."""
+        protected = schedule.noised(self._image, self._noise, index)
+        return torch.where(self._mask(schedule, index), latents, protected)
 
     def prediction(
         self,
         prediction: torch.Tensor,
-        sample: torch.Tensor,
+        latents: torch.Tensor,
         schedule: NoiseSchedule,
-        position: int,
+        index: int,
     ) -> torch.Tensor:
-        """A prediction on `input`'s sample that leads to the input outside the mask."""
-        sigma = schedule.scales(position)[1]
+        """A prediction on `input`'s latents that leads to the input outside the mask."""
+        sigma = schedule.scales(index)[1]
         if sigma == 0:
-            # The sample is the finished picture, which no prediction of noise can change.
+            # The latents are the finished picture, which no prediction of noise can change.
             return prediction
-        protected = schedule.from_x0(self._image, sample, position)
-        return torch.where(self._mask(schedule, position), prediction, protected)
+        protected = schedule.from_x0(self._image, latents, index)
+        return torch.where(self._mask(schedule, index), prediction, protected)
 
-    def result(self, sample: torch.Tensor) -> torch.Tensor:
+    def result(self, latents: torch.Tensor) -> torch.Tensor:
         """The finished latents, exactly the input's where nothing was to change."""
-        return torch.where(self._redrawn, sample, self._image)
+        return torch.where(self._redrawn, latents, self._image)
 
-    def _mask(self, schedule: NoiseSchedule, position: int) -> torch.Tensor:
+    def _mask(self, schedule: NoiseSchedule, index: int) -> torch.Tensor:
         if not self._soft:
             return self._redrawn
-        run = max(1, schedule.num_positions - self._first)
-        threshold = 1.0 - (position - self._first) / run
+        run = max(1, schedule.num_timesteps - self._first)
+        threshold = 1.0 - (index - self._first) / run
         return self._redrawn & (self._levels >= threshold)

@@ -38,7 +38,7 @@ def finite(values: torch.Tensor, what: str) -> torch.Tensor:
 class DecodeThread:
     """Runs pieces of work one after the other; results are collected by the engine's thread.
 
-    A key is (sample id, preview index or -1 for the result). On a CPU the thread works with one
+    A key is (drawing id, preview index or -1 for the result). On a CPU the thread works with one
     core, so that the denoiser keeps the others.
     """
 

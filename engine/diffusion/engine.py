@@ -1,6 +1,6 @@
 """The image engine: admit, denoise one step, hand finished latents to the decode thread, publish.
 
-One iteration is one denoiser call over the rows of the samples that the scheduler picked. Between
+One iteration is one denoiser call over the rows of the drawings that the scheduler picked. Between
 two iterations requests join, leave and are cancelled.
 """
 
@@ -14,10 +14,10 @@ import structlog
 import torch
 
 from engine.diffusion.decoding import Decoded, DecodeThread, finite
+from engine.diffusion.drawing import Drawing
+from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.families.family import Family
 from engine.diffusion.prompt_cache import PromptCache
-from engine.diffusion.sample import Sample
-from engine.diffusion.sample_factory import SampleFactory
 from engine.diffusion.scheduler import Entry, StepDecision, StepScheduler
 from engine.diffusion.tasks.pixels import from_tensor
 from engine.errors import QueueFull
@@ -47,7 +47,8 @@ class DiffusionLimits:
     """Images being denoised or decoded at once; further requests wait."""
     max_num_queued: int
     deterministic: bool = False
-    """Each sample in calls of its own: bit-equal to running alone, without the gain of batching."""
+    """Each drawing in calls of its own: bit-equal to running alone, without the gain of
+    batching."""
 
 
 @dataclass(slots=True)
@@ -70,11 +71,11 @@ class DiffusionEngine:
         self._family = family
         self._limits = limits
         self._prompts = PromptCache(family)
-        self._factory = SampleFactory(family, self._prompts)
+        self._factory = DrawingFactory(family, self._prompts)
         self._scheduler = StepScheduler(limits.max_num_rows, limits.max_batch_pixels)
         self._decoder = DecodeThread()
         self._waiting: deque[ImageRequest] = deque()
-        self._samples: dict[int, Sample] = {}
+        self._drawings: dict[int, Drawing] = {}
         """Being denoised or decoded."""
         self._totals = _Totals()
         self._step_rows = 0
@@ -96,15 +97,15 @@ class DiffusionEngine:
     def abort(self, request_id: str) -> None:
         """Drop a request at once; unknown ids are ignored."""
         self._waiting = deque(r for r in self._waiting if r.request_id != request_id)
-        for sample in list(self._samples.values()):
-            if sample.request.request_id == request_id:
-                left = sample.schedule.num_positions - sample.position
+        for drawing in list(self._drawings.values()):
+            if drawing.request.request_id == request_id:
+                left = drawing.schedule.num_timesteps - drawing.timestep_index
                 self._totals.num_cancelled_steps += left
-                self._drop(sample)
+                self._drop(drawing)
 
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self._waiting or self._samples or self._decoder.num_pending)
+        return bool(self._waiting or self._drawings or self._decoder.num_pending)
 
     @torch.inference_mode()
     def step(self) -> tuple[list[ImageEvent], ImageStats]:
@@ -121,7 +122,7 @@ class DiffusionEngine:
     def stats(self) -> ImageStats:
         """The account as of now."""
         return ImageStats(
-            num_running=len(self._samples),
+            num_running=len(self._drawings),
             num_waiting=sum(request.params.n for request in self._waiting),
             step_rows=self._step_rows,
             step_time_s=self._step_time_s,
@@ -155,8 +156,8 @@ class DiffusionEngine:
         until_s = time.perf_counter() + most_s
         while self._waiting and (not events or time.perf_counter() < until_s):
             request = min(self._waiting, key=lambda r: r.priority)
-            room = self._limits.max_num_images - len(self._samples)
-            if self._samples and request.params.n > room:
+            room = self._limits.max_num_images - len(self._drawings)
+            if self._drawings and request.params.n > room:
                 break
             self._waiting.remove(request)
             events += self._prepare(request)
@@ -170,105 +171,107 @@ class DiffusionEngine:
             return rejection(request, answer_for(error, request.request_id))
 
     def _start(self, request: ImageRequest) -> list[ImageEvent]:
-        samples = self._factory.create(request)
+        drawings = self._factory.create(request)
         queue_time_s = max(0.0, time.time() - request.arrival_time_s)
-        events = [self._event(sample, queue_time_s=queue_time_s) for sample in samples]
-        for sample in samples:
-            self._totals.encode_time_s += sample.encode_time_s
-            self._samples[sample.sample_id] = sample
-            self._scheduler.add(_entry(sample))
+        events = [self._event(drawing, queue_time_s=queue_time_s) for drawing in drawings]
+        for drawing in drawings:
+            self._totals.encode_time_s += drawing.encode_time_s
+            self._drawings[drawing.drawing_id] = drawing
+            self._scheduler.add(_entry(drawing))
         return events
 
     def _decide(self) -> tuple[StepDecision | None, list[ImageEvent]]:
-        """The next denoiser call, and the events of samples for which no call can be decided."""
+        """The next denoiser call, and the events of drawings for which no call can be decided."""
         try:
             return self._scheduler.schedule(), []
         except Exception as error:
             raise_if_poisoned(error)
-            samples = [sample for sample in self._samples.values() if not sample.finished]
-            events = self._each(samples, self._check_schedulable)
+            drawings = [drawing for drawing in self._drawings.values() if not drawing.finished]
+            events = self._each(drawings, self._check_schedulable)
             # Nobody alone is to blame: then all are, rather than try for ever.
-            return None, events or self._fail_each(samples, error)
+            return None, events or self._fail_each(drawings, error)
 
     def _run(self, decision: StepDecision) -> list[ImageEvent]:
-        """One denoiser call and what follows from it for each sample."""
-        samples = [self._samples[sample_id] for sample_id in decision.sample_ids]
+        """One denoiser call and what follows from it for each drawing."""
+        drawings = [self._drawings[drawing_id] for drawing_id in decision.drawing_ids]
         started_s = time.perf_counter()
-        num_rows = sum(sample.num_rows for sample in samples)
-        most_at_once = 1 if self._limits.deterministic else len(samples)
+        num_rows = sum(drawing.num_rows for drawing in drawings)
+        most_at_once = 1 if self._limits.deterministic else len(drawings)
         events: list[ImageEvent] = []
-        for start in range(0, len(samples), most_at_once):
-            events += self._denoise(samples[start : start + most_at_once])
+        for start in range(0, len(drawings), most_at_once):
+            events += self._denoise(drawings[start : start + most_at_once])
         elapsed_s = time.perf_counter() - started_s
         self._scheduler.commit(decision, elapsed_s)
-        samples = [sample for sample in samples if sample.sample_id in self._samples]
-        self._account(samples, num_rows, elapsed_s)
-        for sample in samples:
-            sample.denoise_time_s += elapsed_s
-        events += self._each(samples, self._after_step)
-        return events + [self._event(s) for s in samples if s.sample_id in self._samples]
+        drawings = [drawing for drawing in drawings if drawing.drawing_id in self._drawings]
+        self._account(drawings, num_rows, elapsed_s)
+        for drawing in drawings:
+            drawing.denoise_time_s += elapsed_s
+        events += self._each(drawings, self._after_step)
+        return events + [self._event(s) for s in drawings if s.drawing_id in self._drawings]
 
-    def _denoise(self, samples: Sequence[Sample]) -> list[ImageEvent]:
-        """One call, and the step of each sample; if the call fails, one for each half, down to the
-        samples that fail it alone. The events are theirs."""
+    def _denoise(self, drawings: Sequence[Drawing]) -> list[ImageEvent]:
+        """One call, and the step of each drawing; if the call fails, one for each half, down to the
+        drawings that fail it alone. The events are theirs."""
         try:
-            predictions = self._predict(samples)
+            predictions = self._predict(drawings)
         except Exception as error:
-            if len(samples) == 1:
-                return self._fail_each(samples, error)
+            if len(drawings) == 1:
+                return self._fail_each(drawings, error)
             raise_if_poisoned(error)
             log.warning(
                 "a denoising step failed; its images are tried apart",
                 error=type(error).__name__,
-                num_images=len(samples),
+                num_images=len(drawings),
             )
-            half = len(samples) // 2
-            return self._denoise(samples[:half]) + self._denoise(samples[half:])
-        return self._each(samples, lambda sample: sample.advance(predictions[sample.sample_id]))
+            half = len(drawings) // 2
+            return self._denoise(drawings[:half]) + self._denoise(drawings[half:])
+        return self._each(
+            drawings, lambda drawing: drawing.advance(predictions[drawing.drawing_id])
+        )
 
-    def _predict(self, samples: Sequence[Sample]) -> dict[int, Sequence[torch.Tensor]]:
-        """What the denoiser says to each sample's rows, by sample id. Changes none of them."""
-        rows = [sample.rows() for sample in samples]
+    def _predict(self, drawings: Sequence[Drawing]) -> dict[int, Sequence[torch.Tensor]]:
+        """What the denoiser says to each drawing's rows, by drawing id. Changes none of them."""
+        rows = [drawing.rows() for drawing in drawings]
         flat = [row for each in rows for row in each]
-        predictions = iter(torch.split(self._family.denoise(samples[0].denoiser_key, flat), 1))
+        predictions = iter(torch.split(self._family.denoise(drawings[0].denoiser_key, flat), 1))
         return {
-            sample.sample_id: list(itertools.islice(predictions, len(each)))
-            for sample, each in zip(samples, rows, strict=True)
+            drawing.drawing_id: list(itertools.islice(predictions, len(each)))
+            for drawing, each in zip(drawings, rows, strict=True)
         }
 
     def _each(
-        self, samples: Sequence[Sample], work: Callable[[Sample], object]
+        self, drawings: Sequence[Drawing], work: Callable[[Drawing], object]
     ) -> list[ImageEvent]:
-        """Do something with each sample. Whichever it fails for ends: the events are theirs."""
+        """Do something with each drawing. Whichever it fails for ends: the events are theirs."""
         events: list[ImageEvent] = []
-        for sample in samples:
+        for drawing in drawings:
             try:
-                work(sample)
+                work(drawing)
             except Exception as error:
-                events += self._fail_each([sample], error)
+                events += self._fail_each([drawing], error)
         return events
 
-    def _check_schedulable(self, sample: Sample) -> None:
+    def _check_schedulable(self, drawing: Drawing) -> None:
         alone = StepScheduler(self._limits.max_num_rows, self._limits.max_batch_pixels)
-        alone.add(_entry(sample))
+        alone.add(_entry(drawing))
         alone.schedule()
 
-    def _after_step(self, sample: Sample) -> None:
-        if sample.finished:
-            self._scheduler.remove(sample.sample_id)
-            latents, finish = sample.result(), sample.preparation.finish
-            self._decode(sample, _RESULT, self._family.decode, latents, finish)
+    def _after_step(self, drawing: Drawing) -> None:
+        if drawing.finished:
+            self._scheduler.remove(drawing.drawing_id)
+            latents, finish = drawing.result(), drawing.preparation.finish
+            self._decode(drawing, _RESULT, self._family.decode, latents, finish)
             return
-        self._scheduler.update(sample.sample_id, num_rows=sample.num_rows)
-        if sample.preview_due():
-            assert sample.x0 is not None
-            index = len(sample.preview_steps)
-            sample.preview_steps.append(sample.step)
-            self._decode(sample, index, self._family.preview, sample.x0, lambda pixels: pixels)
+        self._scheduler.update(drawing.drawing_id, num_rows=drawing.num_rows)
+        if drawing.preview_due():
+            assert drawing.x0 is not None
+            index = len(drawing.preview_steps)
+            drawing.preview_steps.append(drawing.step)
+            self._decode(drawing, index, self._family.preview, drawing.x0, lambda pixels: pixels)
 
     def _decode(
         self,
-        sample: Sample,
+        drawing: Drawing,
         index: int,
         decode: Callable[[torch.Tensor], torch.Tensor],
         latents: torch.Tensor,
@@ -278,89 +281,89 @@ class DiffusionEngine:
             picture = finite(decode(finite(latents, "latents")), "a picture")
             return finish(from_tensor(picture[0]))
 
-        self._decoder.submit((sample.sample_id, index), work)
+        self._decoder.submit((drawing.drawing_id, index), work)
 
     def _collect(self, wait_s: float) -> list[ImageEvent]:
         events: list[ImageEvent] = []
         if self._decoder.num_pending:
             for decoded in self._decoder.collect(wait_s):
                 self._totals.decode_time_s += decoded.elapsed_s
-                sample = self._samples.get(decoded.key[0])
-                if sample is not None:  # those of cancelled samples have no event
-                    events += self._take(sample, decoded)
+                drawing = self._drawings.get(decoded.key[0])
+                if drawing is not None:  # those of cancelled drawings have no event
+                    events += self._take(drawing, decoded)
         return events
 
-    def _take(self, sample: Sample, decoded: Decoded) -> list[ImageEvent]:
+    def _take(self, drawing: Drawing, decoded: Decoded) -> list[ImageEvent]:
         """The event of one decoded picture."""
         try:
             if decoded.error is not None:
                 raise decoded.error
-            event = self._decoded_event(sample, decoded)
+            event = self._decoded_event(drawing, decoded)
         except Exception as error:
-            return self._fail_each([sample], error)
+            return self._fail_each([drawing], error)
         if event.finish_reason is not None:
-            self._drop(sample)
+            self._drop(drawing)
             self._totals.num_images += 1
         return [event]
 
-    def _decoded_event(self, sample: Sample, decoded: Decoded) -> ImageEvent:
+    def _decoded_event(self, drawing: Drawing, decoded: Decoded) -> ImageEvent:
         index = decoded.key[1]
         if index != _RESULT:
-            # The sample has gone on since.
-            step = sample.preview_steps[index]
-            return self._event(sample, step=step, preview=decoded.pixels, preview_index=index)
+            # The drawing has gone on since.
+            step = drawing.preview_steps[index]
+            return self._event(drawing, step=step, preview=decoded.pixels, preview_index=index)
         return self._event(
-            sample,
+            drawing,
             image=decoded.pixels,
             finish_reason=FinishReason.STOP,
-            warnings=sample.warnings,
+            warnings=drawing.warnings,
             decode_time_s=decoded.elapsed_s,
         )
 
-    def _fail_each(self, samples: Sequence[Sample], error: Exception) -> list[ImageEvent]:
-        """End samples, each with a reference of its own to what is logged."""
+    def _fail_each(self, drawings: Sequence[Drawing], error: Exception) -> list[ImageEvent]:
+        """End drawings, each with a reference of its own to what is logged."""
         events: list[ImageEvent] = []
-        for sample in samples:
-            self._drop(sample)
-            answer = answer_for(error, sample.request.request_id)
-            events += rejection(sample.request, answer, (sample.index,))
+        for drawing in drawings:
+            self._drop(drawing)
+            answer = answer_for(error, drawing.request.request_id)
+            events += rejection(drawing.request, answer, (drawing.index,))
         return events
 
-    def _drop(self, sample: Sample) -> None:
-        self._scheduler.remove(sample.sample_id)
-        self._samples.pop(sample.sample_id, None)
+    def _drop(self, drawing: Drawing) -> None:
+        self._scheduler.remove(drawing.drawing_id)
+        self._drawings.pop(drawing.drawing_id, None)
 
-    def _account(self, samples: Sequence[Sample], num_rows: int, elapsed_s: float) -> None:
+    def _account(self, drawings: Sequence[Drawing], num_rows: int, elapsed_s: float) -> None:
         totals = self._totals
         totals.num_steps += 1
         totals.num_rows += num_rows
-        totals.num_image_steps += len(samples)
+        totals.num_image_steps += len(drawings)
         totals.megapixel_steps += sum(
-            s.preparation.width * s.preparation.height / 1e6 for s in samples
+            s.preparation.width * s.preparation.height / 1e6 for s in drawings
         )
         totals.denoise_time_s += elapsed_s
         self._step_rows, self._step_time_s = num_rows, elapsed_s
 
-    def _event(self, sample: Sample, *, step: int | None = None, **fields: object) -> ImageEvent:
+    def _event(self, drawing: Drawing, *, step: int | None = None, **fields: object) -> ImageEvent:
         return ImageEvent(
-            request_id=sample.request.request_id,
-            index=sample.index,
-            step=sample.step if step is None else step,
-            num_steps=sample.num_steps,
-            seed=sample.seed,
-            num_prompt_tokens=sample.num_prompt_tokens,
-            encode_time_s=sample.encode_time_s,
-            denoise_time_s=sample.denoise_time_s,
+            request_id=drawing.request.request_id,
+            index=drawing.index,
+            step=drawing.step if step is None else step,
+            num_steps=drawing.num_steps,
+            seed=drawing.seed,
+            num_prompt_tokens=drawing.num_prompt_tokens,
+            encode_time_s=drawing.encode_time_s,
+            denoise_time_s=drawing.denoise_time_s,
             **fields,  # type: ignore[arg-type]
         )
 
 
-def _entry(sample: Sample) -> Entry:
+def _entry(drawing: Drawing) -> Entry:
     return Entry(
-        sample_id=sample.sample_id,
-        group=sample.group,
-        num_rows=sample.num_rows,
-        num_pixels=sample.preparation.width * sample.preparation.height,
-        num_steps=sample.num_steps,
-        priority=sample.request.priority,
+        drawing_id=drawing.drawing_id,
+        group=drawing.group,
+        num_rows=drawing.num_rows,
+        num_pixels=drawing.preparation.width * drawing.preparation.height,
+        num_steps=drawing.num_steps,
+        priority=drawing.request.priority,
     )

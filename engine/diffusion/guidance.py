@@ -1,6 +1,6 @@
-"""How the predictions of a sample's branches become one.
+"""How the predictions of a drawing's branches become one.
 
-Predictions may be of noise, v, flow or x0: at a fixed sample these are affine in each other with
+Predictions may be of noise, v, flow or x0: at fixed latents these are affine in each other with
 equal coefficients for all branches, so the linear combinations below mean the same in each space.
 All tensors are `[1, C, h, w]` fp32.
 """

@@ -54,7 +54,7 @@ DIFFUSION_SCHEDULES: Mapping[str, Named] = {
     "lcm": Named("LCMScheduler"),
     "tcd": Named("TCDScheduler"),
 }
-"""For models that predict noise, v or the sample."""
+"""For models that predict noise, v or the picture."""
 
 FLOW_SCHEDULES: Mapping[str, Named] = {
     "euler": Named("FlowMatchEulerDiscreteScheduler"),
@@ -70,18 +70,18 @@ _VARIANCE_EXPLODING = frozenset(
         "HeunDiscreteScheduler",
     )
 )
-"""Their samples are x0 + sigma·noise; the others keep unit variance."""
+"""Their latents are x0 + sigma·noise; the others keep unit variance."""
 
 
 class NoiseSchedule:
     """One image's way from noise to picture.
 
-    Position `i` counts entries of `timesteps`; second-order samplers have about two per step. A
-    sample at position i is `signal·x0 + sigma·noise`, see `scales`.
+    Index `i` counts entries of `timesteps`; second-order samplers have about two per step. Latents
+    at index i are `signal·x0 + sigma·noise`, see `scales`.
 
     Attributes:
-        timesteps: `[num_positions]`.
-        init_noise_sigma: what unit noise is multiplied with to start at position 0.
+        timesteps: `[num_timesteps]`.
+        init_noise_sigma: what unit noise is multiplied with to start at index 0.
     """
 
     def __init__(self, scheduler: Any) -> None:
@@ -97,11 +97,12 @@ class NoiseSchedule:
         self._set_begin(0)
 
     @property
-    def num_positions(self) -> int:
+    def num_timesteps(self) -> int:
         return len(self.timesteps)
 
     def start_of(self, strength: float, num_steps: int) -> int:
-        """First position that a strength runs, as diffusers counts; tells the schedule so."""
+        """Index of the first timestep that a strength runs, as diffusers counts; tells the schedule
+        so."""
         run = min(num_steps * strength, num_steps)
         # Flow pipelines round the steps left out down, the others the steps run.
         skipped = int(num_steps - run) if self._is_flow else num_steps - int(run)
@@ -109,82 +110,82 @@ class NoiseSchedule:
         self._set_begin(begin)
         return begin
 
-    def scale(self, sample: torch.Tensor, position: int) -> torch.Tensor:
-        """The sample as the denoiser wants it at this position."""
+    def scale(self, latents: torch.Tensor, index: int) -> torch.Tensor:
+        """The latents as the denoiser wants them at this timestep."""
         if not hasattr(self._scheduler, "scale_model_input"):
-            return sample
-        scaled: torch.Tensor = self._scheduler.scale_model_input(sample, self.timesteps[position])
+            return latents
+        scaled: torch.Tensor = self._scheduler.scale_model_input(latents, self.timesteps[index])
         return scaled
 
     def step(
         self,
         prediction: torch.Tensor,
-        position: int,
-        sample: torch.Tensor,
+        index: int,
+        latents: torch.Tensor,
         generator: torch.Generator,
     ) -> torch.Tensor:
-        """The sample at the next position. Fresh noise, if any, comes from `generator`."""
+        """The latents at the next timestep. Fresh noise, if any, comes from `generator`."""
         options = {"generator": generator} if "generator" in self._step_options else {}
-        timestep = self.timesteps[position]
+        timestep = self.timesteps[index]
         advanced: torch.Tensor = self._scheduler.step(
-            prediction, timestep, sample, return_dict=False, **options
+            prediction, timestep, latents, return_dict=False, **options
         )[0]
         return advanced
 
-    def scales(self, position: int) -> tuple[float, float]:
-        """(signal, sigma): a sample at this position is `signal·x0 + sigma·noise`."""
-        if position >= self.num_positions:
+    def scales(self, index: int) -> tuple[float, float]:
+        """(signal, sigma): latents at this timestep are `signal·x0 + sigma·noise`."""
+        if index >= self.num_timesteps:
             return 1.0, 0.0
         scheduler = self._scheduler
         if self._is_flow:
-            sigma = float(scheduler.sigmas[position])
+            sigma = float(scheduler.sigmas[index])
             return 1.0 - sigma, sigma
         if self._kind in _VARIANCE_EXPLODING:
-            return 1.0, float(scheduler.sigmas[position])
+            return 1.0, float(scheduler.sigmas[index])
         if hasattr(scheduler, "sigmas"):
-            sigma = float(scheduler.sigmas[position])
+            sigma = float(scheduler.sigmas[index])
             signal = 1.0 / math.sqrt(1.0 + sigma * sigma)
             return signal, sigma * signal
-        alpha = float(scheduler.alphas_cumprod[int(self.timesteps[position])])
+        alpha = float(scheduler.alphas_cumprod[int(self.timesteps[index])])
         return math.sqrt(alpha), math.sqrt(1.0 - alpha)
 
-    def noised(self, x0: torch.Tensor, noise: torch.Tensor, position: int) -> torch.Tensor:
-        """`x0` with as much of `noise` as a sample has at this position."""
-        signal, sigma = self.scales(position)
+    def noised(self, x0: torch.Tensor, noise: torch.Tensor, index: int) -> torch.Tensor:
+        """`x0` with as much of `noise` as latents have at this timestep."""
+        signal, sigma = self.scales(index)
         return signal * x0 + sigma * noise
 
-    def to_x0(self, prediction: torch.Tensor, sample: torch.Tensor, position: int) -> torch.Tensor:
+    def to_x0(self, prediction: torch.Tensor, latents: torch.Tensor, index: int) -> torch.Tensor:
         """The finished picture that a prediction implies."""
-        signal, sigma = self.scales(position)
+        signal, sigma = self.scales(index)
         if self._prediction == "sample":
             return prediction
         if self._prediction == "flow":
-            return sample - sigma * prediction
+            return latents - sigma * prediction
         if self._prediction == "epsilon":
-            # Schedules that end in pure noise have no signal to divide by: the last position alone.
-            return (sample - sigma * prediction) / max(signal, 1e-6)
+            # Schedules that end in pure noise have no signal to divide by: the last timestep alone.
+            return (latents - sigma * prediction) / max(signal, 1e-6)
         if self._kind in _VARIANCE_EXPLODING:
             total = sigma * sigma + 1.0
-            return sample / total - prediction * (sigma / math.sqrt(total))
-        return signal * sample - sigma * prediction
+            return latents / total - prediction * (sigma / math.sqrt(total))
+        return signal * latents - sigma * prediction
 
-    def from_x0(self, x0: torch.Tensor, sample: torch.Tensor, position: int) -> torch.Tensor:
+    def from_x0(self, x0: torch.Tensor, latents: torch.Tensor, index: int) -> torch.Tensor:
         """The prediction that implies this finished picture: the inverse of `to_x0`."""
-        signal, sigma = self.scales(position)
+        signal, sigma = self.scales(index)
         if self._prediction == "sample":
             return x0
         if self._prediction == "flow":
-            return (sample - x0) / sigma
+            return (latents - x0) / sigma
         if self._prediction == "epsilon":
-            return (sample - signal * x0) / sigma
+            return (latents - signal * x0) / sigma
         if self._kind in _VARIANCE_EXPLODING:
             total = sigma * sigma + 1.0
-            return (sample / total - x0) * (math.sqrt(total) / sigma)
-        return (signal * sample - x0) / sigma
+            return (latents / total - x0) * (math.sqrt(total) / sigma)
+        return (signal * latents - x0) / sigma
 
-    def _set_begin(self, position: int) -> None:
+    def _set_begin(self, index: int) -> None:
         if hasattr(self._scheduler, "set_begin_index"):
-            self._scheduler.set_begin_index(position)
+            self._scheduler.set_begin_index(index)
 
 
 class NoiseSchedules:

@@ -1,29 +1,29 @@
-"""Who runs next: fair shares of device time between shapes, and an express lane for short samples.
+"""Who runs next: fair shares of device time between shapes, and an express lane for short drawings.
 
-Samples of one group (denoiser and latent shape) can share a denoiser call. Groups are served by
+Drawings of one group (denoiser and latent shape) can share a denoiser call. Groups are served by
 start-time fair queueing, which is deficit round-robin without a quantum to tune: every group has a
 virtual time that grows by the seconds it was served over its weight, and the group furthest behind
 runs.
 
-**Express.** A batch of nine takes longer per step than one sample alone, so a short sample that
-joins a long-running batch would wait for all of them at each step. Samples whose whole work is less
-than a third of the others' mean also get calls without the others. These take at most half of the
-group's time in the long run, and may run ahead by the time of `EXPRESS_LEAD` steps of the whole
-batch, enough for a short sample to run through at once. With a solo step of t1 and a full one of
+**Express.** A batch of nine takes longer per step than one drawing alone, so a short drawing that
+joins a long-running batch would wait for all of them at each step. Drawings whose whole work is
+less than a third of the others' mean also get calls without the others. These take at most half of
+the group's time in the long run, and may run ahead by the time of `EXPRESS_LEAD` steps of the whole
+batch, enough for a short drawing to run through at once. With a solo step of t1 and a full one of
 t9, ten steps that arrive while a full step runs are done after at most t9 + 10·t1: within twice
-their solo time if nine samples together take no longer than nine alone.
+their solo time if nine drawings together take no longer than nine alone.
 
-The whole work counts, not what is left of it: every sample is nearly done at some time, and calls
+The whole work counts, not what is left of it: every drawing is nearly done at some time, and calls
 of its own would then cost a batch of mixed lengths half of its throughput.
 
-No tensors here: a sample is an id, a group, its rows and its steps.
+No tensors here: a drawing is an id, a group, its rows and its steps.
 """
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 EXPRESS_SHARE_OF_MEAN = 1 / 3
-"""Samples with less than this part of the others' mean work ride the express lane."""
+"""Drawings with less than this part of the others' mean work ride the express lane."""
 EXPRESS_LEAD = 4
 """Steps of the whole batch whose time express calls may take before the batch's next step."""
 _MAX_WEIGHT_EXPONENT = 8
@@ -31,9 +31,9 @@ _MAX_WEIGHT_EXPONENT = 8
 
 @dataclass(slots=True, kw_only=True)
 class Entry:
-    """A sample as the scheduler sees it."""
+    """A drawing as the scheduler sees it."""
 
-    sample_id: int
+    drawing_id: int
     group: Hashable
     num_rows: int
     """Rows of its next step."""
@@ -53,10 +53,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class StepDecision:
-    """One denoiser call: these samples, all of one group."""
+    """One denoiser call: these drawings, all of one group."""
 
     group: Hashable
-    sample_ids: tuple[int, ...]
+    drawing_ids: tuple[int, ...]
     is_express: bool = False
 
 
@@ -88,19 +88,19 @@ class StepScheduler:
         return len(self._entries)
 
     def add(self, entry: Entry) -> None:
-        """Take in a sample that is ready for its first step."""
-        self._entries[entry.sample_id] = entry
+        """Take in a drawing that is ready for its first step."""
+        self._entries[entry.drawing_id] = entry
 
-    def remove(self, sample_id: int) -> None:
-        """Forget a sample that is finished or cancelled; unknown ids are ignored."""
-        self._entries.pop(sample_id, None)
+    def remove(self, drawing_id: int) -> None:
+        """Forget a drawing that is finished or cancelled; unknown ids are ignored."""
+        self._entries.pop(drawing_id, None)
 
-    def update(self, sample_id: int, *, num_rows: int) -> None:
-        """Note how wide a sample's next step is."""
-        self._entries[sample_id].num_rows = num_rows
+    def update(self, drawing_id: int, *, num_rows: int) -> None:
+        """Note how wide a drawing's next step is."""
+        self._entries[drawing_id].num_rows = num_rows
 
     def schedule(self) -> StepDecision | None:
-        """The next call, or None when no sample waits."""
+        """The next call, or None when no drawing waits."""
         groups: dict[Hashable, list[Entry]] = {}
         for entry in self._entries.values():
             groups.setdefault(entry.group, []).append(entry)
@@ -114,9 +114,9 @@ class StepScheduler:
     def commit(self, decision: StepDecision, elapsed_s: float) -> None:
         """Charge a call's time to its group."""
         self._num_calls += 1
-        for sample_id in decision.sample_ids:
-            if sample_id in self._entries:
-                self._entries[sample_id].last_call = self._num_calls
+        for drawing_id in decision.drawing_ids:
+            if drawing_id in self._entries:
+                self._entries[drawing_id].last_call = self._num_calls
         account = self._accounts.get(decision.group)
         if account is None:
             return
@@ -134,7 +134,7 @@ class StepScheduler:
         express = _express(members)
         is_express = bool(express) and (account.credit_s or 0.0) >= 0
         chosen = self._fill(express if is_express else members)
-        return StepDecision(group, tuple(entry.sample_id for entry in chosen), is_express)
+        return StepDecision(group, tuple(entry.drawing_id for entry in chosen), is_express)
 
     def _keep_accounts(self, groups: Iterable[Hashable]) -> None:
         """Open accounts for newcomers at the present virtual time: idling earns no credit."""
@@ -156,7 +156,7 @@ class StepScheduler:
 
 
 def _express(members: Sequence[Entry]) -> list[Entry]:
-    """The samples of a group that are short beside the others."""
+    """The drawings of a group that are short beside the others."""
     if len(members) < 2:
         return []
     total = sum(entry.work for entry in members)

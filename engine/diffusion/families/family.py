@@ -1,7 +1,7 @@
 """What a model family must offer so that the engine can draw with it.
 
 A family owns weights and nothing of a request: prompt states, latents, noise and the place in
-the noise schedule belong to `engine.diffusion.sample.Sample`. All latents outside a family are
+the noise schedule belong to `engine.diffusion.drawing.Drawing`. All latents outside a family are
 unpacked, `[N, C, H, W]`, fp32, scaled to the space the denoiser works in.
 """
 
@@ -83,7 +83,7 @@ class Family(Protocol):
     def encode_image(self, image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Pixels `[1, 3, H, W]` in [-1, 1] to scaled latents `[1, C, H/f, W/f]`.
 
-        Samples the posterior with `generator` (on the CPU), as diffusers' pipelines do.
+        Draws from the posterior with `generator` (on the CPU), as diffusers' pipelines do.
         """
         ...
 

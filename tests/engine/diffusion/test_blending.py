@@ -99,13 +99,13 @@ def run(
 ) -> torch.Tensor:
     """The engine's loop, one sample."""
     generator = torch.Generator().manual_seed(7)
-    for position in range(first, schedule.num_positions):
+    for index in range(first, schedule.num_timesteps):
         if blend is not None:
-            latents = blend.input(latents, schedule, position)
-        prediction = denoise(schedule.scale(latents, position), schedule.timesteps[position])
+            latents = blend.input(latents, schedule, index)
+        prediction = denoise(schedule.scale(latents, index), schedule.timesteps[index])
         if blend is not None:
-            prediction = blend.prediction(prediction, latents, schedule, position)
-        latents = schedule.step(prediction, position, latents, generator)
+            prediction = blend.prediction(prediction, latents, schedule, index)
+        latents = schedule.step(prediction, index, latents, generator)
     return latents
 
 
@@ -199,7 +199,7 @@ def test_blending_is_the_plain_loop_over_x0(
     latents = start * ours.init_noise_sigma
     if first:
         latents = ours.noised(clean, start, first)
-    blend = LatentBlend(levels, clean, noise, soft=soft, first_position=first)
+    blend = LatentBlend(levels, clean, noise, soft=soft, first_timestep_index=first)
     got = run(ours, blend, denoise, latents, first)
     theirs = diffusers_scheduler(name, kind)
     expected = reference(theirs, kind, masks, clean, noise, denoise, latents, first)
@@ -233,7 +233,7 @@ def test_a_mask_of_zeros_leads_to_the_input(name: str, kind: str, soft: bool) ->
     tolerance = 0.25 if (name, kind) in LEAVE_NOISE or name in LEAVE_NOISE else 1e-3
     assert (latents - clean).abs().max() < tolerance, f"seed {SEED}"
     assert torch.equal(blend.result(latents), clean)
-    assert torch.equal(blend.input(latents, ours, ours.num_positions), clean)
+    assert torch.equal(blend.input(latents, ours, ours.num_timesteps), clean)
 
 
 def test_what_is_outside_does_not_depend_on_what_the_denoiser_says_there() -> None:
@@ -253,7 +253,7 @@ def test_a_soft_mask_lets_cells_go_in_the_order_of_their_levels() -> None:
     clean, noise = draw.normal(1, 4, 1, 5), draw.normal(1, 4, 1, 5)
     levels = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]).reshape(1, 1, 1, 5)
     ours = NoiseSchedules(DIFFUSION_CONFIG, DIFFUSION_SCHEDULES).create("ddim", 12)
-    blend = LatentBlend(levels, clean, noise, soft=True, first_position=4)
+    blend = LatentBlend(levels, clean, noise, soft=True, first_timestep_index=4)
     marker = torch.full_like(clean, 99.0)
     redrawn = [
         [bool(cell) for cell in (blend.input(marker, ours, p) == 99.0)[0, 0, 0]]
@@ -267,14 +267,14 @@ def test_a_soft_mask_lets_cells_go_in_the_order_of_their_levels() -> None:
 
 
 @pytest.mark.parametrize("first", [0, 1, 2])
-def test_positions_without_noise_divide_by_nothing(first: int) -> None:
+def test_timesteps_without_noise_divide_by_nothing(first: int) -> None:
     draw = Draw()
     clean, noise, start = (draw.normal(*SHAPE) for _ in range(3))
     config = {**FLOW_CONFIG, "shift": 1.0}
     schedules = NoiseSchedules(config, FLOW_SCHEDULES)
     ours = schedules.create("euler", 3, sigmas=[1.0, 0.5, 0.0])
     assert ours.scales(2) == (1.0, 0.0)
-    blend = LatentBlend(draw.levels(), clean, noise, soft=True, first_position=first)
+    blend = LatentBlend(draw.levels(), clean, noise, soft=True, first_timestep_index=first)
     latents = run(ours, blend, draw.denoiser(), start, first)
     assert torch.isfinite(latents).all()
     assert torch.isfinite(blend.input(latents, ours, 3)).all()

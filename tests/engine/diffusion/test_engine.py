@@ -97,7 +97,7 @@ def test_the_check_above_can_fail(make_engine):
     assert np.abs(together["r0", 0] - alone["r0", 0]).max() > 1
 
 
-def test_tasks_guidance_and_step_positions_share_one_call(make_engine):
+def test_tasks_guidance_and_timesteps_share_one_call(make_engine):
     family = ToyFamily()
     engine = make_engine(family)
     image = picture()

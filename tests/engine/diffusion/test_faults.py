@@ -11,13 +11,13 @@ import torch
 from structlog.testing import capture_logs
 from toy_family import ToyFamily, mask, picture, request
 
+from engine.diffusion import drawing_factory
 from engine.diffusion import engine as engine_module
-from engine.diffusion import sample_factory
+from engine.diffusion.drawing import Drawing
+from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.loading import warm_up
 from engine.diffusion.noise_schedule import NoiseSchedule
 from engine.diffusion.prompt_cache import PromptCache
-from engine.diffusion.sample import Sample
-from engine.diffusion.sample_factory import SampleFactory
 from engine.diffusion.scheduler import StepScheduler
 from engine.errors import ModelLoadError
 from engine.image_types import ImageTask
@@ -32,7 +32,7 @@ class Fault(Exception):
 
 
 def is_culprit(thing: object) -> bool:
-    """Whether it belongs to the culprit: its request, prompt, sample, row, latents, schedule …"""
+    """Whether it belongs to the culprit: its request, prompt, drawing, row, latents, schedule …"""
     for part in (thing, getattr(thing, "request", None), getattr(thing, "prompt", None)):
         if getattr(part, "prompt", None) == PROMPT or getattr(part, "text", None) == PROMPT:
             return True
@@ -47,19 +47,19 @@ def is_culprit(thing: object) -> bool:
 
 
 STAGES: dict[str, tuple[object, str]] = {
-    "pixels": (sample_factory, "prepare"),
+    "pixels": (drawing_factory, "prepare"),
     "prompt": (ToyFamily, "encode_prompts"),
     "prompt cache": (PromptCache, "encode"),
-    "sample": (SampleFactory, "_create"),
-    "prompt states": (SampleFactory, "_encode"),
+    "drawing": (DrawingFactory, "_create"),
+    "prompt states": (DrawingFactory, "_encode"),
     "entry": (engine_module, "_entry"),
     "schedule": (StepScheduler, "schedule"),
-    "rows": (Sample, "rows"),
+    "rows": (Drawing, "rows"),
     "denoiser": (ToyFamily, "denoise"),
-    "guidance": (Sample, "_combine"),
-    "step": (Sample, "advance"),
-    "finished picture": (Sample, "result"),
-    "preview": (Sample, "preview_due"),
+    "guidance": (Drawing, "_combine"),
+    "step": (Drawing, "advance"),
+    "finished picture": (Drawing, "result"),
+    "preview": (Drawing, "preview_due"),
 }
 
 
@@ -173,8 +173,8 @@ def test_a_fault_of_the_decoder_ends_its_request_alone(make_engine, monkeypatch,
             raise Fault
         return original(self, latents)
 
-    steps = Sample.advance
-    monkeypatch.setattr(Sample, "advance", advance)
+    steps = Drawing.advance
+    monkeypatch.setattr(Drawing, "advance", advance)
     monkeypatch.setattr(ToyFamily, name, decode)
     engine = make_engine()
     events, logs = run(engine, requests())
@@ -186,10 +186,10 @@ def test_a_fault_of_the_noise_schedule_ends_its_request_alone(make_engine, monke
     expected = pictures(run(make_engine(), requests())[0])
     step = NoiseSchedule.step
 
-    def broken(self, prediction, position, sample, generator):
-        if generator.initial_seed() == SEED and position == 4:
+    def broken(self, prediction, index, latents, generator):
+        if generator.initial_seed() == SEED and index == 4:
             raise Fault
-        return step(self, prediction, position, sample, generator)
+        return step(self, prediction, index, latents, generator)
 
     monkeypatch.setattr(NoiseSchedule, "step", broken)
     events, logs = run(make_engine(), requests())

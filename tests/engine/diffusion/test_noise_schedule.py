@@ -45,21 +45,21 @@ STEPPING_CASES = [c for c in CASES if c[2] != "sample" or c[3] not in NO_SAMPLE_
 def test_x0_and_back(config, named, kind, name):
     schedule = schedules(config, named, kind).create(name, 7)
     seed = torch.seed()
-    for position in range(schedule.num_positions):
+    for index in range(schedule.num_timesteps):
         prediction, sample = torch.randn(2, 1, 4, 5, 6)
-        x0 = schedule.to_x0(prediction, sample, position)
-        back = schedule.from_x0(x0, sample, position)
+        x0 = schedule.to_x0(prediction, sample, index)
+        back = schedule.from_x0(x0, sample, index)
         torch.testing.assert_close(back, prediction, atol=2e-3, rtol=1e-3, msg=f"seed {seed}")
 
 
 @pytest.mark.parametrize(("config", "named", "kind", "name"), CASES, ids=IDS)
-def test_a_perfect_denoiser_is_recognised_at_every_position(config, named, kind, name):
+def test_a_perfect_denoiser_is_recognised_at_every_timestep(config, named, kind, name):
     """The prediction that belongs to (x0, noise) leads back to x0, by its definition."""
     schedule = schedules(config, named, kind).create(name, 7)
     x0, noise = torch.randn(2, 1, 4, 5, 6)
-    for position in range(schedule.num_positions):
-        signal, sigma = schedule.scales(position)
-        sample = schedule.noised(x0, noise, position)
+    for index in range(schedule.num_timesteps):
+        signal, sigma = schedule.scales(index)
+        sample = schedule.noised(x0, noise, index)
         norm = (signal**2 + sigma**2) ** 0.5
         prediction = {
             "epsilon": noise,
@@ -67,7 +67,7 @@ def test_a_perfect_denoiser_is_recognised_at_every_position(config, named, kind,
             "sample": x0,
             None: noise - x0,
         }[kind]
-        implied = schedule.to_x0(prediction, sample, position)
+        implied = schedule.to_x0(prediction, sample, index)
         torch.testing.assert_close(implied, x0, atol=2e-3, rtol=1e-3)
 
 
@@ -77,10 +77,10 @@ def test_a_perfect_denoiser_reaches_x0(config, named, kind, name):
     x0, noise = torch.randn(2, 1, 4, 8, 8)
     generator = torch.Generator().manual_seed(1)
     sample = noise * schedule.init_noise_sigma
-    for position in range(schedule.num_positions):
-        schedule.scale(sample, position)
-        prediction = schedule.from_x0(x0, sample, position)
-        sample = schedule.step(prediction, position, sample, generator)
+    for index in range(schedule.num_timesteps):
+        schedule.scale(sample, index)
+        prediction = schedule.from_x0(x0, sample, index)
+        sample = schedule.step(prediction, index, sample, generator)
     # The last step of some samplers stops at the first training timestep, not at zero noise.
     torch.testing.assert_close(sample, x0, atol=0.15, rtol=0.05)
 
@@ -91,7 +91,7 @@ def test_noising_at_a_strength_equals_diffusers(name, strength):
     ours = schedules(DIFFUSION, DIFFUSION_SCHEDULES).create(name, 20)
     theirs = schedules(DIFFUSION, DIFFUSION_SCHEDULES).create(name, 20)._scheduler
     begin = ours.start_of(strength, 20)
-    if begin >= ours.num_positions:
+    if begin >= ours.num_timesteps:
         assert int(20 * strength) == 0
         return
     theirs.set_begin_index(begin) if hasattr(theirs, "set_begin_index") else None
@@ -108,12 +108,12 @@ def test_schedules_of_two_images_share_nothing():
     predictions = torch.randn(6, 1, 4, 4, 4)
     alone = factory.create("dpmpp_2m", 6)
     expected = samples[0]
-    for position in range(6):
-        expected = alone.step(predictions[position], position, expected, generator)
+    for index in range(6):
+        expected = alone.step(predictions[index], index, expected, generator)
     mixed, other = samples
-    for position in range(6):
-        mixed = first.step(predictions[position], position, mixed, generator)
-        other = second.step(-predictions[position], position, other, generator)
+    for index in range(6):
+        mixed = first.step(predictions[index], index, mixed, generator)
+        other = second.step(-predictions[index], index, other, generator)
     assert torch.equal(mixed, expected)
 
 
@@ -125,9 +125,9 @@ def test_ancestral_noise_comes_from_the_images_own_stream(name):
         torch.randn(100)  # the global stream moves on
         schedule, generator = factory.create(name, 5), torch.Generator().manual_seed(7)
         sample = torch.ones(1, 4, 4, 4)
-        for position in range(5):
-            schedule.scale(sample, position)
-            sample = schedule.step(torch.zeros(1, 4, 4, 4), position, sample, generator)
+        for index in range(5):
+            schedule.scale(sample, index)
+            sample = schedule.step(torch.zeros(1, 4, 4, 4), index, sample, generator)
         results.append(sample)
     assert torch.equal(*results)
 

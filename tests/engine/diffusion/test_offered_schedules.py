@@ -11,12 +11,12 @@ import torch
 from tiny_pipelines import CPU, Parts, tiny_parts
 from toy_family import request
 
+from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
 from engine.diffusion.families.options import LoadOptions
 from engine.diffusion.families.stable_diffusion import StableDiffusionFamily
 from engine.diffusion.noise_schedule import DIFFUSION_SCHEDULES, NoiseSchedules
 from engine.diffusion.prompt_cache import PromptCache
-from engine.diffusion.sample_factory import SampleFactory
 from engine.diffusion.tasks.pixels import to_array
 from engine.errors import InvalidParameter
 from engine.weights.source import Checkpoint, resolve_source
@@ -105,7 +105,7 @@ def test_every_step_is_that_of_diffusers_pipeline(kind: str, name: str) -> None:
     """The same seed, the model's own configuration: equal latents after each step."""
     parts, seed = parts_of(kind), random.SystemRandom().randrange(1 << 31)
     family = parts.family()
-    (sample,) = SampleFactory(family, PromptCache(family)).create(
+    (drawing,) = DrawingFactory(family, PromptCache(family)).create(
         request(
             prompt="a door",
             width=16,
@@ -118,10 +118,10 @@ def test_every_step_is_that_of_diffusers_pipeline(kind: str, name: str) -> None:
     )
     ours = []
     with torch.inference_mode():
-        while not sample.finished:
-            predictions = family.denoise(sample.denoiser_key, sample.rows())
-            sample.advance(list(predictions.split(1)))
-            ours.append(sample.latents)
+        while not drawing.finished:
+            predictions = family.denoise(drawing.denoiser_key, drawing.rows())
+            drawing.advance(list(predictions.split(1)))
+            ours.append(drawing.latents)
     theirs = oracle_steps(parts, name, seed)
     assert len(ours) == len(theirs)
     for step, (mine, other) in enumerate(zip(ours, theirs, strict=True)):

@@ -11,9 +11,9 @@ def make_scheduler(max_num_rows, max_pixels=1 << 40):
     return StepScheduler(max_num_rows, max_pixels)
 
 
-def entry(sample_id, *, steps=10, group="64", rows=2, num_pixels=64, priority=0):
+def entry(drawing_id, *, steps=10, group="64", rows=2, num_pixels=64, priority=0):
     return Entry(
-        sample_id=sample_id,
+        drawing_id=drawing_id,
         group=group,
         num_rows=rows,
         num_pixels=num_pixels,
@@ -35,25 +35,25 @@ class Device:
         self.served_s = {}
 
     def add(self, item):
-        self.entries[item.sample_id] = item
-        self.steps_left[item.sample_id] = item.num_steps
+        self.entries[item.drawing_id] = item
+        self.steps_left[item.drawing_id] = item.num_steps
         self.scheduler.add(item)
 
     def call(self):
         decision = self.scheduler.schedule()
         if decision is None:
             return None
-        members = [self.entries[i] for i in decision.sample_ids]
+        members = [self.entries[i] for i in decision.drawing_ids]
         rows = sum(m.num_rows for m in members)
         cost_s = self.fixed_s + self.per_row_s * rows * members[0].num_pixels / 64
         self.now_s += cost_s
         self.scheduler.commit(decision, cost_s)
         self.served_s[decision.group] = self.served_s.get(decision.group, 0.0) + cost_s
         for member in members:
-            self.steps_left[member.sample_id] -= 1
-            if not self.steps_left[member.sample_id]:
-                self.scheduler.remove(member.sample_id)
-                self.finished_s[member.sample_id] = self.now_s
+            self.steps_left[member.drawing_id] -= 1
+            if not self.steps_left[member.drawing_id]:
+                self.scheduler.remove(member.drawing_id)
+                self.finished_s[member.drawing_id] = self.now_s
         return decision
 
     def run(self, until=lambda device: False):
@@ -76,7 +76,7 @@ def test_equal_shapes_share_calls_whatever_their_steps():
     device = Device(make_scheduler(16))
     for i, steps in enumerate((10, 12, 20)):
         device.add(entry(i, steps=steps))
-    assert device.call().sample_ids == (0, 1, 2)
+    assert device.call().drawing_ids == (0, 1, 2)
     device.run()
     assert set(device.finished_s) == {0, 1, 2}
 
@@ -85,28 +85,28 @@ def test_rows_are_bounded_and_the_first_come_first():
     device = Device(make_scheduler(5))
     for i in range(4):
         device.add(entry(i))
-    assert device.call().sample_ids == (0, 1)
+    assert device.call().drawing_ids == (0, 1)
 
 
 def test_pixels_are_bounded_too():
     device = Device(make_scheduler(100, max_pixels=4 * 64))
     for i in range(4):
         device.add(entry(i))
-    assert device.call().sample_ids == (0, 1)
+    assert device.call().drawing_ids == (0, 1)
 
 
 def test_who_did_not_fit_goes_next():
     device = Device(make_scheduler(4))
     for i in range(3):
         device.add(entry(i, steps=1000))
-    calls = [device.call().sample_ids for _ in range(3)]
+    calls = [device.call().drawing_ids for _ in range(3)]
     assert calls == [(0, 1), (2, 0), (1, 0)]
 
 
-def test_a_sample_wider_than_the_bound_still_runs():
+def test_a_drawing_wider_than_the_bound_still_runs():
     device = Device(make_scheduler(2))
     device.add(entry(0, rows=3))
-    assert device.call().sample_ids == (0,)
+    assert device.call().drawing_ids == (0,)
 
 
 @pytest.mark.parametrize("num_long", [1, 4, 8, 31])
@@ -142,12 +142,12 @@ def test_several_short_jobs_share_their_express_calls():
     device.call()
     for i in (97, 98):
         device.add(entry(i, steps=10))
-    calls = [sorted(device.call().sample_ids) for _ in range(12)]
+    calls = [sorted(device.call().drawing_ids) for _ in range(12)]
     assert calls.count([97, 98]) >= 6
     assert all(call in ([97, 98], [*range(8), 97, 98], [*range(8)]) for call in calls)
 
 
-def test_samples_that_are_nearly_done_stay_in_the_batch():
+def test_drawings_that_are_nearly_done_stay_in_the_batch():
     device = Device(make_scheduler(64))
     for i, steps in enumerate((20, 24, 30, 40)):
         device.add(entry(i, steps=steps))
@@ -197,17 +197,17 @@ def test_priority_doubles_a_shapes_share_and_goes_first_within_it():
     device.add(entry(3, steps=4000, group="a", rows=2, priority=-1))
     while (decision := device.call()).group != "a":
         pass
-    assert decision.sample_ids[0] == 3
+    assert decision.drawing_ids[0] == 3
 
 
-def test_removed_samples_are_never_scheduled():
+def test_removed_drawings_are_never_scheduled():
     scheduler = make_scheduler(16)
     scheduler.add(entry(0))
     scheduler.add(entry(1))
     scheduler.remove(0)
     scheduler.remove(0)
     decision = scheduler.schedule()
-    assert decision is not None and decision.sample_ids == (1,)
+    assert decision is not None and decision.drawing_ids == (1,)
 
 
 def test_everything_ends_and_no_call_mixes_shapes():
@@ -234,5 +234,5 @@ def test_everything_ends_and_no_call_mixes_shapes():
             device.add(coming.pop())
         decision = device.call()
         if decision is not None:
-            groups = {device.entries[i].group for i in decision.sample_ids}
+            groups = {device.entries[i].group for i in decision.drawing_ids}
             assert groups == {decision.group}, f"seed {seed}"

@@ -1,7 +1,7 @@
 """The smallest loop that draws with a family: what the engine does, for samples of one step each.
 
-Steps are taken position by position; `draw_together` puts the rows of several jobs, each at a
-position of its own, into shared calls.
+Steps are taken timestep by timestep; `draw_together` puts the rows of several jobs, each at a
+timestep of its own, into shared calls.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Job:
 
     Attributes:
         image_latents: of the conditional rows.
-        start: first position.
+        start: index of the first timestep.
     """
 
     prompt: str
@@ -80,7 +80,7 @@ class _Running:
         self.schedule = job.schedule or family.new_noise_schedule(
             job.scheduler, job.num_steps, width, height
         )
-        self.position = job.start
+        self.index = job.start
         self.latents = job.latents
         if job.schedule is None:
             self.latents = job.latents * self.schedule.init_noise_sigma
@@ -93,11 +93,11 @@ class _Running:
 
     @property
     def done(self) -> bool:
-        return self.position >= self.schedule.num_positions
+        return self.index >= self.schedule.num_timesteps
 
     def rows(self) -> list[Row]:
-        scaled = self.schedule.scale(self.latents, self.position)
-        timestep = self.schedule.timesteps[self.position]
+        scaled = self.schedule.scale(self.latents, self.index)
+        timestep = self.schedule.timesteps[self.index]
         return [
             Row(latents=scaled, timestep=timestep, prompt=p, image_latents=image, **self._size)
             for p, image in self._branches()
@@ -110,8 +110,8 @@ class _Running:
         elif len(predictions) == 3:
             prediction = combine_dual(*predictions, self.job.guidance, self.job.image_guidance)
         generator = self.job.generator or torch.Generator()
-        self.latents = self.schedule.step(prediction, self.position, self.latents, generator)
-        self.position += 1
+        self.latents = self.schedule.step(prediction, self.index, self.latents, generator)
+        self.index += 1
 
     def _branches(self) -> list[tuple[PromptStates, torch.Tensor | None]]:
         image = self.job.image_latents

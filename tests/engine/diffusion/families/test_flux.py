@@ -95,16 +95,16 @@ def denoise(
 ) -> torch.Tensor:
     """The loop of an engine with one image."""
     prompt = family.encode_prompts([PromptText(text=PROMPT)])[0]
-    for position in range(begin, schedule.num_positions):
+    for index in range(begin, schedule.num_timesteps):
         row = Row(
-            latents=schedule.scale(latents, position),
-            timestep=schedule.timesteps[position],
+            latents=schedule.scale(latents, index),
+            timestep=schedule.timesteps[index],
             prompt=prompt,
             image_latents=image_latents,
             guidance_scale=SCALE,
         )
         prediction = family.denoise("image", [row])
-        latents = schedule.step(prediction, position, latents, torch.Generator())
+        latents = schedule.step(prediction, index, latents, torch.Generator())
     return latents
 
 

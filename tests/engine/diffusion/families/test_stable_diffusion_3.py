@@ -67,13 +67,13 @@ def denoise(
     begin: int = 0,
 ) -> torch.Tensor:
     """The loop of an engine with one image; states are unconditional, conditional."""
-    for position in range(begin, schedule.num_positions):
-        scaled = schedule.scale(latents, position)
-        timestep = schedule.timesteps[position]
+    for index in range(begin, schedule.num_timesteps):
+        scaled = schedule.scale(latents, index)
+        timestep = schedule.timesteps[index]
         rows = [Row(latents=scaled, timestep=timestep, prompt=prompt) for prompt in states]
         out = family.denoise(family.denoiser_key(ImageTask.TEXT_TO_IMAGE), rows)
         prediction = out[:1] if len(states) == 1 else out[:1] + SCALE * (out[1:] - out[:1])
-        latents = schedule.step(prediction, position, latents, torch.Generator())
+        latents = schedule.step(prediction, index, latents, torch.Generator())
     return latents
 
 

@@ -1,4 +1,4 @@
-"""From a request to its samples: prompts encoded, input image in latent space, first noise drawn.
+"""From a request to its drawings: prompts encoded, input image in latent space, first noise drawn.
 
 Each image has one CPU generator seeded seed + index, and draws from it in diffusers' order: the
 posterior of the input image where the latents need it, the first noise, the posterior of the image
@@ -12,12 +12,12 @@ from dataclasses import replace
 import torch
 
 from engine.diffusion.blending import LatentBlend
+from engine.diffusion.drawing import Branches, Drawing, needs_unconditional
 from engine.diffusion.families.family import Family
 from engine.diffusion.guidance import Guidance, is_off
 from engine.diffusion.prompt.states import PromptStates
 from engine.diffusion.prompt.text import PromptText
 from engine.diffusion.prompt_cache import PromptCache
-from engine.diffusion.sample import Branches, Sample, needs_unconditional
 from engine.diffusion.tasks.prepare import Preparation, prepare
 from engine.image_types import GuidanceKind, ImageParams, ImageRequest, ImageTask
 
@@ -28,16 +28,16 @@ UNUSED_GUIDANCE = (
 )
 
 
-class SampleFactory:
-    """Makes the samples of one model's requests."""
+class DrawingFactory:
+    """Makes the drawings of one model's requests."""
 
     def __init__(self, family: Family, prompts: PromptCache) -> None:
         self._family = family
         self._prompts = prompts
         self._ids = itertools.count()
 
-    def create(self, request: ImageRequest) -> list[Sample]:
-        """One sample per image of the request; several input images take equal shares of them.
+    def create(self, request: ImageRequest) -> list[Drawing]:
+        """One drawing per image of the request; several input images take equal shares of them.
 
         Raises:
             InvalidParameter: the request does not fit the model or itself.
@@ -46,16 +46,16 @@ class SampleFactory:
         preparations = self._prepare(request)
         guidance = self._guidance(request.params)
         states = self._encode(request.prompt, request.params, guidance)
-        samples = [
+        drawings = [
             self._create(
                 request, index, preparations[index * len(preparations) // n], guidance, states
             )
             for index in range(n)
         ]
-        each_s = (time.perf_counter() - started_s) / len(samples)
-        for sample in samples:
-            sample.encode_time_s = each_s
-        return samples
+        each_s = (time.perf_counter() - started_s) / len(drawings)
+        for drawing in drawings:
+            drawing.encode_time_s = each_s
+        return drawings
 
     def _prepare(self, request: ImageRequest) -> list[Preparation]:
         """One for each input image, or one without any."""
@@ -100,7 +100,7 @@ class SampleFactory:
         preparation: Preparation,
         guidance: Guidance,
         states: tuple[PromptStates, PromptStates | None],
-    ) -> Sample:
+    ) -> Drawing:
         params, family = request.params, self._family
         generator = torch.Generator("cpu").manual_seed(_wrapped(params.seed + index))
         schedule = family.new_noise_schedule(
@@ -117,8 +117,8 @@ class SampleFactory:
             first = schedule.start_of(params.strength, params.num_inference_steps)
             latents = schedule.noised(clean, noise, first)
         condition = self._condition(params.task, preparation, generator)
-        sample = Sample(
-            sample_id=next(self._ids),
+        drawing = Drawing(
+            drawing_id=next(self._ids),
             request=request,
             index=index,
             seed=params.seed + index,
@@ -129,20 +129,20 @@ class SampleFactory:
             guidance=guidance,
             denoiser_key=family.denoiser_key(params.task),
             preparation=preparation,
-            first_position=first,
-            position=first,
+            first_timestep_index=first,
+            timestep_index=first,
             num_prompt_tokens=states[0].num_tokens,
             warnings=(*self._warnings(params), *_prompt_warnings(states)),
         )
-        if states[1] is not None and not guidance.acts_within(sample.num_steps):
-            sample.warnings += (_unused_guidance(guidance, sample.num_steps),)
+        if states[1] is not None and not guidance.acts_within(drawing.num_steps):
+            drawing.warnings += (_unused_guidance(guidance, drawing.num_steps),)
         if params.task is ImageTask.INPAINT and condition is None:
             assert clean is not None and preparation.latent_mask is not None
             mask = preparation.latent_mask.to(family.device)
-            sample.blend = LatentBlend(
-                mask, clean, noise, soft=params.soft_mask, first_position=first
+            drawing.blend = LatentBlend(
+                mask, clean, noise, soft=params.soft_mask, first_timestep_index=first
             )
-        return sample
+        return drawing
 
     def _starts_from_image(self, params: ImageParams) -> bool:
         """Whether the input's latents are needed: to start from, or to keep under the mask."""

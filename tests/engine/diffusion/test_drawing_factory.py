@@ -1,4 +1,4 @@
-"""From a request to a sample: the same seed draws what diffusers' pipelines draw."""
+"""From a request to a drawing: the same seed draws what diffusers' pipelines draw."""
 
 import random
 from typing import Any
@@ -9,9 +9,9 @@ import torch
 from tiny_pipelines import Parts, tiny_parts
 from toy_family import mask, picture, request
 
+from engine.diffusion.drawing import Drawing
+from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.prompt_cache import PromptCache
-from engine.diffusion.sample import Sample
-from engine.diffusion.sample_factory import SampleFactory
 from engine.image_types import ImageTask
 
 SIDE = 16
@@ -30,18 +30,18 @@ def spread_posterior(parts: Parts) -> Parts:
     return parts
 
 
-def create(family: Any, **changes: Any) -> Sample:
-    factory = SampleFactory(family, PromptCache(family))
+def create(family: Any, **changes: Any) -> Drawing:
+    factory = DrawingFactory(family, PromptCache(family))
     options = {"width": SIDE, "height": SIDE, "num_inference_steps": 4, **changes}
     options |= {"guidance_scale": 3.0, "negative_prompt": "wood", "scheduler": "euler_ancestral"}
-    (sample,) = factory.create(request(prompt="a door", **options))
-    return sample
+    (drawing,) = factory.create(request(prompt="a door", **options))
+    return drawing
 
 
-def oracle(parts: Parts, kind: str, sample: Sample, **options: Any) -> torch.Tensor:
-    """Final latents of the diffusers pipeline, from the sample's seed and by its schedule."""
+def oracle(parts: Parts, kind: str, drawing: Drawing, **options: Any) -> torch.Tensor:
+    """Final latents of the diffusers pipeline, from the drawing's seed and by its schedule."""
     pipeline = parts.pipeline(getattr(diffusers, kind))
-    scheduler = sample.schedule._scheduler
+    scheduler = drawing.schedule._scheduler
     pipeline.scheduler = type(scheduler).from_config(scheduler.config)
     latents: torch.Tensor = pipeline(
         prompt="a door",
@@ -50,19 +50,19 @@ def oracle(parts: Parts, kind: str, sample: Sample, **options: Any) -> torch.Ten
         width=SIDE,
         num_inference_steps=4,
         guidance_scale=3.0,
-        generator=torch.Generator().manual_seed(sample.seed),
+        generator=torch.Generator().manual_seed(drawing.seed),
         output_type="latent",
         **options,
     ).images
     return latents
 
 
-def finish(family: Any, sample: Sample) -> torch.Tensor:
+def finish(family: Any, drawing: Drawing) -> torch.Tensor:
     with torch.inference_mode():
-        while not sample.finished:
-            predictions = family.denoise(sample.denoiser_key, sample.rows())
-            sample.advance(list(predictions.split(1)))
-    return sample.result()
+        while not drawing.finished:
+            predictions = family.denoise(drawing.denoiser_key, drawing.rows())
+            drawing.advance(list(predictions.split(1)))
+    return drawing.result()
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.6])
@@ -70,7 +70,7 @@ def finish(family: Any, sample: Sample) -> torch.Tensor:
 def test_an_inpainting_unet_draws_in_diffusers_order(xl: bool, strength: float) -> None:
     parts, seed = spread_posterior(tiny_parts(3, in_channels=9, xl=xl)), random.randrange(1 << 31)
     family = parts.family()
-    sample = create(
+    drawing = create(
         family,
         image=picture(SIDE, SIDE),
         mask=mask(SIDE, SIDE, (4, 4, 12, 14)),
@@ -81,12 +81,12 @@ def test_an_inpainting_unet_draws_in_diffusers_order(xl: bool, strength: float) 
     theirs = oracle(
         parts,
         "StableDiffusionXLInpaintPipeline" if xl else "StableDiffusionInpaintPipeline",
-        sample,
-        image=sample.preparation.image,
-        mask_image=sample.preparation.mask,
+        drawing,
+        image=drawing.preparation.image,
+        mask_image=drawing.preparation.mask,
         strength=strength,
     )
-    worst = (finish(family, sample) - theirs).abs().max().item()
+    worst = (finish(family, drawing) - theirs).abs().max().item()
     assert worst < TOLERANCE, (seed, worst)
 
 
@@ -94,9 +94,9 @@ def test_an_inpainting_unet_draws_in_diffusers_order(xl: bool, strength: float) 
 def test_layers_are_skipped_for_the_prompt_alone(xl: bool) -> None:
     parts, seed = tiny_parts(4, xl=xl), random.randrange(1 << 31)
     family = parts.family()
-    sample = create(family, seed=seed, clip_skip=1)
+    drawing = create(family, seed=seed, clip_skip=1)
     kind = "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline"
-    worst = (finish(family, sample) - oracle(parts, kind, sample, clip_skip=1)).abs().max().item()
+    worst = (finish(family, drawing) - oracle(parts, kind, drawing, clip_skip=1)).abs().max().item()
     assert worst < TOLERANCE, (seed, worst)
 
 

@@ -30,17 +30,17 @@ class Branches:
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Sample:
+class Drawing:
     """Image `index` of a request, between two steps.
 
     Attributes:
-        latents: `[1, C, h, w]` fp32 at the schedule's `position`.
-        position, first_position: within `schedule.timesteps`.
+        latents: `[1, C, h, w]` fp32 at the schedule's `timestep_index`.
+        timestep_index, first_timestep_index: within `schedule.timesteps`.
         preview_steps: `step` at each preview that was taken; a preview's index is its place here.
         x0: the picture that the newest prediction implies; previews show it.
     """
 
-    sample_id: int
+    drawing_id: int
     request: ImageRequest
     index: int
     seed: int
@@ -52,8 +52,8 @@ class Sample:
     denoiser_key: Hashable
     preparation: Preparation
     blend: LatentBlend | None = None
-    first_position: int = 0
-    position: int = 0
+    first_timestep_index: int = 0
+    timestep_index: int = 0
     num_prompt_tokens: int = 0
     warnings: tuple[str, ...] = ()
     encode_time_s: float = 0.0
@@ -64,20 +64,20 @@ class Sample:
     @property
     def num_steps(self) -> int:
         """Denoiser calls from start to end."""
-        return self.schedule.num_positions - self.first_position
+        return self.schedule.num_timesteps - self.first_timestep_index
 
     @property
     def step(self) -> int:
         """Denoiser calls done."""
-        return self.position - self.first_position
+        return self.timestep_index - self.first_timestep_index
 
     @property
     def finished(self) -> bool:
-        return self.position >= self.schedule.num_positions
+        return self.timestep_index >= self.schedule.num_timesteps
 
     @property
     def group(self) -> Hashable:
-        """Samples of equal group can share a denoiser call."""
+        """Drawings of equal group can share a denoiser call."""
         return (self.denoiser_key, tuple(self.latents.shape[1:]))
 
     @property
@@ -88,8 +88,8 @@ class Sample:
     def rows(self) -> list[Row]:
         """The next step's rows, in the order in which `advance` expects their predictions."""
         latents = self._input()
-        scaled = self.schedule.scale(latents, self.position)
-        timestep = self.schedule.timesteps[self.position]
+        scaled = self.schedule.scale(latents, self.timestep_index)
+        timestep = self.schedule.timesteps[self.timestep_index]
         return [
             Row(
                 latents=scaled,
@@ -108,11 +108,13 @@ class Sample:
         latents = self._input()
         prediction = self._combine(predictions)
         if self.blend is not None:
-            prediction = self.blend.prediction(prediction, latents, self.schedule, self.position)
+            prediction = self.blend.prediction(
+                prediction, latents, self.schedule, self.timestep_index
+            )
         if self.request.params.num_previews:
-            self.x0 = self.schedule.to_x0(prediction, latents, self.position)
-        self.latents = self.schedule.step(prediction, self.position, latents, self.generator)
-        self.position += 1
+            self.x0 = self.schedule.to_x0(prediction, latents, self.timestep_index)
+        self.latents = self.schedule.step(prediction, self.timestep_index, latents, self.generator)
+        self.timestep_index += 1
 
     def result(self) -> torch.Tensor:
         """The finished latents; what the mask protects is the input's own."""
@@ -129,7 +131,7 @@ class Sample:
     def _input(self) -> torch.Tensor:
         if self.blend is None:
             return self.latents
-        return self.blend.input(self.latents, self.schedule, self.position)
+        return self.blend.input(self.latents, self.schedule, self.timestep_index)
 
     def _active(self) -> list[tuple[PromptStates, torch.Tensor | None]]:
         branches, guidance = self.branches, self.guidance
