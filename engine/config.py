@@ -239,9 +239,9 @@ class ResolvedConfig:
 
     def fingerprint(self) -> str:
         """Short hash of what shapes the answers, without what follows from free memory."""
-        facts = asdict(self)
-        del facts["num_kv_blocks"], facts["max_idle_cached_blocks"]
-        text = repr(sorted(facts.items()))
+        values = asdict(self)
+        del values["num_kv_blocks"], values["max_idle_cached_blocks"]
+        text = repr(sorted(values.items()))
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

@@ -163,7 +163,7 @@ class ImageEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageStats:
-    """An image engine's account. Counters are totals since the worker started."""
+    """An image engine's statistics. Counters are totals since the worker started."""
 
     num_running: int = 0
     """Images that are being denoised or decoded."""

@@ -206,8 +206,8 @@ class Loop:
     ) -> messages.Step | messages.ImageStep:
         threads = self._threads.num_threads if self._threads is not None else 0
         if isinstance(stats, ImageStats):
-            account = replace(stats, throttle_time_s=self._throttle_time_s, num_threads=threads)
-            return messages.ImageStep(events, account)  # type: ignore[arg-type]
+            image_stats = replace(stats, throttle_time_s=self._throttle_time_s, num_threads=threads)
+            return messages.ImageStep(events, image_stats)  # type: ignore[arg-type]
         timed = replace(stats, publish_time_s=self._publish_time_s, num_threads=threads)
         return messages.Step(events, timed)  # type: ignore[arg-type]
 

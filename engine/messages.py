@@ -102,7 +102,7 @@ class Failed(msgspec.Struct, tag="failed", frozen=True):
 
 
 class Step(msgspec.Struct, tag="step", frozen=True):
-    """One step's events, and the account of it."""
+    """One step's events and statistics."""
 
     events: list[TokenEvent]
     stats: EngineStats

@@ -30,7 +30,7 @@ class SteppingEngine(Protocol[Request, Event, Stats]):
         ...
 
     def stats(self) -> Stats:
-        """The account as of now."""
+        """Statistics as of now."""
         ...
 
     def shutdown(self) -> None:

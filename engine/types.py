@@ -106,7 +106,8 @@ class TokenEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
-    """A step's account, published with its events. Counters are totals since the worker started."""
+    """A step's statistics, published with its events. Counters are totals since the worker
+    started."""
 
     num_running: int = 0
     num_waiting: int = 0

@@ -94,8 +94,8 @@ def is_x86() -> bool:
 @functools.cache
 def features() -> frozenset[str]:
     """What the processor has, in the words of /proc/cpuinfo; empty where there is none."""
-    facts = cpuinfo()
-    return frozenset(facts.get("flags", facts.get("Features", "")).split())
+    info = cpuinfo()
+    return frozenset(info.get("flags", info.get("Features", "")).split())
 
 
 @functools.cache

@@ -64,7 +64,7 @@ class ImageScenario:
         return replace(self, num_requests=self.trial_requests)
 
     def to_json(self) -> dict[str, Any]:
-        facts: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "name": self.name,
             "kind": self.kind.value,
             "servers": list(self.servers),
@@ -73,10 +73,10 @@ class ImageScenario:
         }
         if self.kind is ScenarioKind.BEHIND:
             keys = ("num_long", "long_steps", "delay_s")
-            return facts | {key: getattr(self, key) for key in keys}
+            return fields | {key: getattr(self, key) for key in keys}
         if self.kind is ScenarioKind.TEXT:
-            facts |= {"text_model": self.text_model, "lead_s": self.lead_s}
-        return facts | {"clients": self.clients}
+            fields |= {"text_model": self.text_model, "lead_s": self.lead_s}
+        return fields | {"clients": self.clients}
 
 
 _COMMON_KEYS = {"name", "kind", "servers", "size", "steps", "guidance", "num_requests", "warmup"}

@@ -120,7 +120,7 @@ class DiffusionEngine:
         return events, self.stats()
 
     def stats(self) -> ImageStats:
-        """The account as of now."""
+        """The statistics as of now."""
         return ImageStats(
             num_running=len(self._drawings),
             num_waiting=sum(request.params.n for request in self._waiting),
@@ -203,7 +203,7 @@ class DiffusionEngine:
         elapsed_s = time.perf_counter() - started_s
         self._scheduler.commit(decision, elapsed_s)
         drawings = [drawing for drawing in drawings if drawing.drawing_id in self._drawings]
-        self._account(drawings, num_rows, elapsed_s)
+        self._count_step(drawings, num_rows, elapsed_s)
         for drawing in drawings:
             drawing.denoise_time_s += elapsed_s
         events += self._each(drawings, self._after_step)
@@ -333,7 +333,7 @@ class DiffusionEngine:
         self._scheduler.remove(drawing.drawing_id)
         self._drawings.pop(drawing.drawing_id, None)
 
-    def _account(self, drawings: Sequence[Drawing], num_rows: int, elapsed_s: float) -> None:
+    def _count_step(self, drawings: Sequence[Drawing], num_rows: int, elapsed_s: float) -> None:
         totals = self._totals
         totals.num_steps += 1
         totals.num_rows += num_rows

@@ -21,7 +21,8 @@ Int32Array = NDArray[np.int32]
 Int64Array = NDArray[np.int64]
 
 TOKEN_IDS, POSITIONS, SLOTS, BLOCK_IDS = range(4)
-"""Rows of `StepRows.facts`: from `BLOCK_IDS` on there is one per layer group."""
+"""What `StepRows.inputs` holds of each row, in this order: from `BLOCK_IDS` on there is one per
+layer group."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +33,7 @@ class StepRows:
     """In row order."""
     num_decodes: int
     """Sequences with a single row: the first ones, the longest context first."""
-    facts: Int64Array
+    inputs: Int64Array
     """[3 + G, T]: token id (`PENDING_TOKEN_ID` in pending rows), position in the text, slot that
     key and value go to, and its block in each layer group."""
     block_tables: Int32Array
@@ -49,7 +50,7 @@ class StepRows:
 
     @property
     def num_rows(self) -> int:
-        return len(self.facts[0])
+        return len(self.inputs[0])
 
     @property
     def first_rows(self) -> list[int]:
@@ -77,16 +78,16 @@ class Batch:
 
     @classmethod
     def on(cls, device: torch.device, rows: StepRows) -> "Batch":
-        facts = to_device([rows.facts], device)[0]
+        inputs = to_device([rows.inputs], device)[0]
         batches = PagedBatch.of_groups(
             rows.block_tables, rows.context_lens, rows.cu_seqlens_q, rows.num_decodes, device
         )
         return cls(
-            token_ids=facts[TOKEN_IDS],
-            positions=facts[POSITIONS],
+            token_ids=inputs[TOKEN_IDS],
+            positions=inputs[POSITIONS],
             groups=[
-                GroupContext(batch, (block_ids, facts[SLOTS]))
-                for batch, block_ids in zip(batches, facts[BLOCK_IDS:], strict=True)
+                GroupContext(batch, (block_ids, inputs[SLOTS]))
+                for batch, block_ids in zip(batches, inputs[BLOCK_IDS:], strict=True)
             ],
         )
 
@@ -102,21 +103,21 @@ def lay_out(scheduled: Sequence[ScheduledSequence], block_size: int) -> StepRows
     tables = _block_tables(sequences, -(-context_lens // block_size))
 
     sequence_of_row = np.repeat(np.arange(len(sequences)), lengths)
-    facts = np.empty((BLOCK_IDS + len(tables), len(sequence_of_row)), dtype=np.int64)
-    facts[TOKEN_IDS] = [t for s in sequences for t in s.token_ids]
+    inputs = np.empty((BLOCK_IDS + len(tables), len(sequence_of_row)), dtype=np.int64)
+    inputs[TOKEN_IDS] = [t for s in sequences for t in s.token_ids]
     positions = np.arange(cu_seqlens_q[-1]) + (starts - cu_seqlens_q[:-1])[sequence_of_row]
-    facts[POSITIONS] = positions
-    facts[SLOTS] = positions % block_size
-    facts[BLOCK_IDS:] = tables[:, sequence_of_row, positions // block_size]
+    inputs[POSITIONS] = positions
+    inputs[SLOTS] = positions % block_size
+    inputs[BLOCK_IDS:] = tables[:, sequence_of_row, positions // block_size]
     return StepRows(
         sequences=sequences,
         num_decodes=int(np.count_nonzero(lengths == 1)),
-        facts=facts,
+        inputs=inputs,
         block_tables=tables,
         context_lens=context_lens.astype(np.int32),
         cu_seqlens_q=cu_seqlens_q,
         entered_block_ids=_entered(tables, starts, context_lens, block_size),
-        pending_rows=np.flatnonzero(facts[TOKEN_IDS] == PENDING_TOKEN_ID).tolist(),
+        pending_rows=np.flatnonzero(inputs[TOKEN_IDS] == PENDING_TOKEN_ID).tolist(),
     )
 
 

@@ -98,10 +98,10 @@ class DecodeGraph:
         self._scratch_block = scratch_block
         num_rows = size.num_rows
         num_blocks = -(-size.max_context_len // block_size)
-        self._facts = torch.zeros(
+        self._inputs = torch.zeros(
             BLOCK_IDS + num_groups, num_rows, dtype=torch.int64, device=device
         )
-        self._facts[BLOCK_IDS:] = scratch_block
+        self._inputs[BLOCK_IDS:] = scratch_block
         self._tables = [
             torch.full((num_rows, num_blocks), scratch_block, dtype=torch.int32, device=device)
             for _ in range(num_groups)
@@ -114,21 +114,21 @@ class DecodeGraph:
     @property
     def token_ids(self) -> Tensor:
         """[num_rows] int64: of the step that was loaded last, then of padding."""
-        return self._facts[TOKEN_IDS]
+        return self._inputs[TOKEN_IDS]
 
     def load(self, rows: StepRows) -> None:
         """Put a step into the inputs. The copies are queued behind replays of the step before."""
-        count, num_rows = rows.num_rows, self._facts.shape[1]
+        count, num_rows = rows.num_rows, self._inputs.shape[1]
         num_groups, _, width = rows.block_tables.shape
-        facts = np.zeros((len(self._facts), num_rows), dtype=np.int64)
-        facts[BLOCK_IDS:] = self._scratch_block
-        facts[:, :count] = rows.facts
+        inputs = np.zeros((len(self._inputs), num_rows), dtype=np.int64)
+        inputs[BLOCK_IDS:] = self._scratch_block
+        inputs[:, :count] = rows.inputs
         tables = np.full((num_groups, num_rows, width), self._scratch_block, dtype=np.int32)
         tables[:, :count] = rows.block_tables
         context_lens = np.ones(num_rows, dtype=np.int32)
         context_lens[:count] = rows.context_lens
-        device = self._facts.device
-        self._facts.copy_(to_device([facts], device)[0])
+        device = self._inputs.device
+        self._inputs.copy_(to_device([inputs], device)[0])
         *new_tables, new_context_lens = to_device([*tables, context_lens], device)
         for table, new_table in zip(self._tables, new_tables, strict=True):
             table[:, :width].copy_(new_table)
@@ -142,10 +142,10 @@ class DecodeGraph:
         """The inputs. Kernels size their grids by the host's context lengths, so those are the
         longest that fit; how far a row really reads is on the device."""
         return Batch(
-            token_ids=self._facts[TOKEN_IDS],
-            positions=self._facts[POSITIONS],
+            token_ids=self._inputs[TOKEN_IDS],
+            positions=self._inputs[POSITIONS],
             groups=[
-                GroupContext(self._paged(table), (self._facts[row], self._facts[SLOTS]))
+                GroupContext(self._paged(table), (self._inputs[row], self._inputs[SLOTS]))
                 for row, table in enumerate(self._tables, BLOCK_IDS)
             ],
         )

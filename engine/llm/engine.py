@@ -109,7 +109,7 @@ class LLMEngine:
         return events, stats
 
     def stats(self) -> EngineStats:
-        """The account as of now, between two steps: no tokens, no times."""
+        """The statistics as of now, between two steps: no tokens, no times."""
         return replace(
             self._scheduler.stats(),
             kv_bytes_committed=self._executor.kv_bytes_committed,

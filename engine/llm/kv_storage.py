@@ -83,7 +83,7 @@ class KvStorage:
         return thread
 
     def will_write(self, block_ids: NDArray[np.int64]) -> None:
-        """Account for blocks that this step writes to."""
+        """Count the blocks that this step writes to."""
         self._written[block_ids] = True
 
     def clear(self, block_ids: Sequence[int]) -> None:

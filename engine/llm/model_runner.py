@@ -245,7 +245,7 @@ class ModelRunner:
     def _prepare(self, rows: StepRows, before: DrawnTokens | None) -> Callable[[], Tensor]:
         """Bring the step's inputs in place; what is returned computes its hidden states, [T, C]."""
         self._kv.clear(rows.entered_block_ids)
-        self._kv.will_write(rows.facts[BLOCK_IDS:])
+        self._kv.will_write(rows.inputs[BLOCK_IDS:])
         graph = self._graphs.find(rows) if self._graphs is not None else None
         if graph is not None:
             graph.load(rows)

@@ -278,7 +278,7 @@ class Scheduler:
         step.give(suspect, num_tokens)
 
     def stats(self) -> EngineStats:
-        """The scheduler's and the cache's share of a step's account; constant time."""
+        """The scheduler's and the cache's share of a step's statistics; constant time."""
         return EngineStats(
             num_running=len(self._roster.running),
             num_waiting=len(self._roster.waiting) + self._roster.num_held_back,

@@ -72,7 +72,7 @@ def _excess(got: Tensor, want: Tensor) -> Tensor:
 def half_unit(got: Tensor, want: Tensor) -> Tensor:
     """Half the distance between neighbours in `got`'s type, there or at `want`: what one rounding
     to the nearest may be away from what was rounded."""
-    facts = torch.finfo(got.dtype)
-    size = torch.maximum(got.double().abs(), want.double().abs()).clamp(min=facts.tiny)
+    limits = torch.finfo(got.dtype)
+    size = torch.maximum(got.double().abs(), want.double().abs()).clamp(min=limits.tiny)
     exponent = torch.frexp(size).exponent - 1
-    return torch.ldexp(torch.full_like(size, facts.eps / 2), exponent)
+    return torch.ldexp(torch.full_like(size, limits.eps / 2), exponent)

@@ -60,14 +60,14 @@ class CompiledKernel:
 
 def cache_path(launch: Launch, chip: Chip) -> Path:
     """Where the result is kept; another path as soon as anything it depends on changes."""
-    facts = [
+    parts = [
         FORMAT,
         _triton.triton.__version__,
         chip.capability,
         launch.kernel.cache_key,
         launch.key,
     ]
-    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
     return cache_folder() / f"triton-{key}.json"
 
 

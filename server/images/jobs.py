@@ -27,7 +27,7 @@ def new_image_id() -> str:
 
 
 class ImageJob:
-    """One request's account. `abort` ends it in the engine."""
+    """How far one request is. `abort` ends it in the engine."""
 
     def __init__(self, request: ImageRequest, abort: Callable[[], Awaitable[None]]) -> None:
         self.id = request.request_id

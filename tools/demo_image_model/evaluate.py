@@ -182,10 +182,10 @@ def _colour_hits(readings: Sequence[Reading], colours: Sequence[str]) -> int:
 class Report:
     """The results so far, kept in a JSON file under one key."""
 
-    def __init__(self, path: Path | None, key: str, facts: dict[str, Any]) -> None:
+    def __init__(self, path: Path | None, key: str, settings: dict[str, Any]) -> None:
         self._path = path
         self._key = key
-        self._results = dict(facts)
+        self._results = dict(settings)
 
     def add(self, name: str, value: Any) -> None:
         """Keep and print one result."""
@@ -203,8 +203,8 @@ def evaluate(args: argparse.Namespace) -> None:
     started_s = time.monotonic()
     sampler = Sampler(args.model, size=args.size)
     evaluation = Evaluation(sampler, guidance=args.guidance, steps=args.steps)
-    facts = {"guidance": args.guidance, "steps": args.steps, "size": args.size}
-    report = Report(args.json, f"images {args.size}", facts)
+    settings = {"guidance": args.guidance, "steps": args.steps, "size": args.size}
+    report = Report(args.json, f"images {args.size}", settings)
     parts: dict[str, Callable[[], Any]] = {
         "autoencoder": lambda: evaluation.autoencoder(args.num),
         **{name: partial(evaluation.suite, name, args.num) for name in SUITES},

@@ -133,13 +133,13 @@ def run(args: argparse.Namespace) -> None:
     """Everything the arguments ask for."""
     started_s = time.monotonic()
     sampler = EditSampler(args.model, unet=args.unet)
-    facts = {
+    settings = {
         "guidance": args.guidance,
         "image_guidance": args.image_guidance,
         "steps": args.steps,
         "size": args.size,
     }
-    report = Report(args.json, f"edits {args.size}", facts)
+    report = Report(args.json, f"edits {args.size}", settings)
     evaluation = EditEvaluation(sampler, args.size, args.guidance, args.image_guidance, args.steps)
     if args.num:
         report.add("kinds", evaluation.kinds(args.num))

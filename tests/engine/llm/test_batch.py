@@ -55,8 +55,8 @@ def test_each_group_has_its_own_blocks():
         [[5, 5, 5], [2, 3, 4]],
         [[9, 9, 9], [7, 7, 8]],
     ]
-    assert rows.facts[TOKEN_IDS:BLOCK_IDS].tolist() == [[7, 5, 6], [3, 10, 11], [3, 2, 3]]
-    assert rows.facts[BLOCK_IDS:].tolist() == [[5, 4, 4], [9, 8, 8]]
+    assert rows.inputs[TOKEN_IDS:BLOCK_IDS].tolist() == [[7, 5, 6], [3, 10, 11], [3, 2, 3]]
+    assert rows.inputs[BLOCK_IDS:].tolist() == [[5, 4, 4], [9, 8, 8]]
     first, second = Batch.on(CPU, rows).groups
     assert first.batch.block_tables.tolist() == rows.block_tables[0].tolist()
     assert second.batch.block_tables.tolist() == rows.block_tables[1].tolist()
@@ -76,7 +76,7 @@ def test_pending_rows_are_named():
     pending = [sequence(i, [PENDING_TOKEN_ID], 3 * i, list(range(9))) for i in (1, 2)]
     rows = lay_out([sequence(0, [4, 5], 0, [1]), *pending, sequence(3, [7], 4, [1, 2])], 4)
     assert [rows.sequences[row].seq_id for row in rows.pending_rows] == [2, 1]
-    assert rows.facts[TOKEN_IDS].tolist() == [PENDING_TOKEN_ID, 7, PENDING_TOKEN_ID, 4, 5]
+    assert rows.inputs[TOKEN_IDS].tolist() == [PENDING_TOKEN_ID, 7, PENDING_TOKEN_ID, 4, 5]
 
 
 def test_entered_blocks_are_those_begun_and_not_filled():

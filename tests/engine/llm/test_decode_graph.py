@@ -198,13 +198,13 @@ def test_padding_decodes_at_the_start_of_the_scratch_block():
         graph.load(rows)
         graph.replay()
         batch, count = seen[-1], rows.num_rows
-        assert torch.equal(batch.positions[:count], torch.from_numpy(rows.facts[1]))
+        assert torch.equal(batch.positions[:count], torch.from_numpy(rows.inputs[1]))
         assert batch.positions[count:].tolist() == batch.token_ids[count:].tolist()
         assert batch.positions[count:].tolist() == [0] * (8 - count)
         for group, (paged, (blocks, slots)) in enumerate(batch.groups):
-            assert blocks[:count].tolist() == rows.facts[3 + group].tolist()
+            assert blocks[:count].tolist() == rows.inputs[3 + group].tolist()
             assert blocks[count:].tolist() == [999] * (8 - count)
-            assert slots.tolist() == [*rows.facts[2].tolist(), *[0] * (8 - count)]
+            assert slots.tolist() == [*rows.inputs[2].tolist(), *[0] * (8 - count)]
             assert paged.context_lens.tolist() == [*rows.context_lens.tolist(), *[1] * (8 - count)]
             tables = rows.block_tables[group]
             assert np.array_equal(paged.block_tables[:count, : tables.shape[1]].numpy(), tables)

@@ -30,13 +30,13 @@ def make_engine(**changes: object) -> tuple[LLMEngine, Executor]:
 def run(engine: LLMEngine) -> tuple[list[TokenEvent], list[EngineStats]]:
     events, stats = [], []
     while engine.has_work():
-        new_events, account = engine.step()
+        new_events, step_stats = engine.step()
         events += new_events
-        stats.append(account)
+        stats.append(step_stats)
     return events, stats
 
 
-def test_requests_become_events_and_accounts() -> None:
+def test_requests_become_events_and_stats() -> None:
     engine, executor = make_engine()
     engine.add(make_request("a", 6, 3, seed=1))
     engine.add(make_request("b", 40, 2, seed=1))
@@ -45,22 +45,22 @@ def test_requests_become_events_and_accounts() -> None:
     assert sum(len(e.token_ids) for e in events) == 5
     assert [s.step_tokens for s in stats] == [32, 15, 2]
     assert [s.num_steps for s in stats] == [1, 2, 3]
-    for account in stats:
-        assert (account.forward_time_s, account.sample_time_s) == (0.5, 0.25)
-        assert 0 < account.schedule_time_s < 1
-        assert account.kv_bytes_committed == 500
+    for each in stats:
+        assert (each.forward_time_s, each.sample_time_s) == (0.5, 0.25)
+        assert 0 < each.schedule_time_s < 1
+        assert each.kv_bytes_committed == 500
     assert (stats[0].num_running, stats[-1].num_running) == (2, 0)
     engine.shutdown()
     assert executor.is_down
 
 
-def test_between_steps_the_account_has_no_tokens_and_no_times() -> None:
+def test_between_steps_stats_have_no_tokens_and_no_times() -> None:
     engine, _ = make_engine()
     engine.add(make_request("a", 6))
     engine.step()
-    account = engine.stats()
-    assert (account.step_tokens, account.forward_time_s, account.schedule_time_s) == (0, 0, 0)
-    assert (account.num_running, account.kv_bytes_committed, account.num_steps) == (1, 500, 1)
+    stats = engine.stats()
+    assert (stats.step_tokens, stats.forward_time_s, stats.schedule_time_s) == (0, 0, 0)
+    assert (stats.num_running, stats.kv_bytes_committed, stats.num_steps) == (1, 500, 1)
 
 
 def test_without_work_the_executor_is_left_alone() -> None:
@@ -68,8 +68,8 @@ def test_without_work_the_executor_is_left_alone() -> None:
     engine.add(make_request("a", 6))
     engine.abort("a")
     assert not engine.has_work()
-    events, account = engine.step()
-    assert (events, account.step_tokens, executor.num_steps) == ([], 0, 0)
+    events, stats = engine.step()
+    assert (events, stats.step_tokens, executor.num_steps) == ([], 0, 0)
 
 
 def test_a_refused_request_changes_nothing() -> None:

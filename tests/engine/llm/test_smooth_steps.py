@@ -92,7 +92,7 @@ class Outcome:
     """Time to the first token."""
     gaps_s: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     steps: list[tuple[float, StepWork]] = field(default_factory=list)
-    accounts: list[EngineStats] = field(default_factory=list)
+    all_stats: list[EngineStats] = field(default_factory=list)
     duration_s: float = 0.0
 
     def gap(self, q: float, clients: str = "") -> float:
@@ -133,10 +133,10 @@ def serve(machine: Machine, clients: dict[str, Client], **knobs: float | int | b
             sent_s[request_id] = due.pop(name)
             prompt = [1] * to_send[name].pop(0)
             engine.add(make_request(request_id, prompt, clients[name].max_tokens))
-        events, account = engine.step()
-        outcome.accounts.append(account)
+        events, stats = engine.step()
+        outcome.all_stats.append(stats)
         if not config.async_scheduling:
-            assert account.step_tokens <= account.step_token_budget
+            assert stats.step_tokens <= stats.step_token_budget
         for event in events:
             request_id, name = event.request_id, event.request_id.split("/")[0]
             if request_id in last_s:
@@ -258,7 +258,7 @@ def test_steps_that_are_late_now_and_then(seed: int) -> None:
     quiet = serve(machine("many registers", seed), closed_loop(16, 4), **AUTO)
     busy = serve(machine("many registers", seed, late_rate=0.05), closed_loop(16, 4), **AUTO)
     assert 0.7 * median_s(quiet) < median_s(busy) < 1.6 * median_s(quiet)
-    ratios = sorted(a.step_measured_s / a.step_predicted_s for a in busy.accounts[20:])
+    ratios = sorted(a.step_measured_s / a.step_predicted_s for a in busy.all_stats[20:])
     assert percentile(ratios, 50) == pytest.approx(1.0, abs=0.1)
 
 
@@ -273,10 +273,10 @@ def test_clients_that_leave_change_nothing_for_the_others(seed: int) -> None:
 
 def test_what_is_published_tells_how_good_the_predictions_are(seed: int) -> None:
     after = serve(machine("few registers", seed, jitter=0.05), closed_loop(16, 4), **AUTO)
-    ratios = sorted(a.step_measured_s / a.step_predicted_s for a in after.accounts[10:])
+    ratios = sorted(a.step_measured_s / a.step_predicted_s for a in after.all_stats[10:])
     assert 0.8 < percentile(ratios, 5) < percentile(ratios, 95) < 1.25
-    assert min(a.step_token_budget for a in after.accounts) < 100
-    assert max(a.step_token_budget for a in after.accounts) == 512
+    assert min(a.step_token_budget for a in after.all_stats) < 100
+    assert max(a.step_token_budget for a in after.all_stats) == 512
 
 
 @pytest.mark.parametrize("knobs", [AUTO, {"max_step_ms": 50.0}])
