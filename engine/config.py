@@ -171,7 +171,7 @@ class EngineConfig:
 
     @property
     def model_dtype(self) -> Literal["bfloat16", "float16", "float32"]:
-        """What `dtype` stands for."""
+        """The type that weights are kept in and computed with; `auto` is bfloat16."""
         return "bfloat16" if self.dtype == "auto" else self.dtype
 
 

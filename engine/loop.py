@@ -225,7 +225,7 @@ class Loop:
 
 def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, ModelInfo | ImageModelInfo]:
     """Fetch and load the model, reporting each phase."""
-    # torch takes a second to import: the server hears «starting» before that.
+    # torch takes a second to import: the server hears "starting" before that.
     from engine.runtime.device import choose_cpu_isa
     from engine.weights.source import resolve_source
     from kernels.cache_folder import use_cache_folder

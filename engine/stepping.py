@@ -34,7 +34,7 @@ class SteppingEngine(Protocol[Request, Event, Stats]):
         ...
 
     def shutdown(self) -> None:
-        """Let go of the device."""
+        """End threads and give the device's memory back."""
         ...
 
 

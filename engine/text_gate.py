@@ -49,7 +49,7 @@ class TextGate:
         self._task.add_done_callback(self._end_check)
 
     def loaded(self, info: ModelInfo) -> None:
-        """The worker could serve."""
+        """Take note that the worker has loaded its model."""
         self._info = info
         self._try_to_pass()
 

@@ -169,7 +169,7 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelStatus:
-    """Answer to «is this model ready»; `GET /ready` shows it."""
+    """Whether a model is ready, and if not, why; `GET /ready` shows it."""
 
     model: str
     phase: Phase

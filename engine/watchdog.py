@@ -35,7 +35,7 @@ class Watchdog:
         self._fruitless_s = 0.0
 
     def on_pulse(self, pulse: Pulse) -> None:
-        """A sign of life has come."""
+        """Take in a worker's sign of life."""
         self._silent_s = 0.0
         last, self._last = self._last, pulse
         if (pulse.num_turns, pulse.cpu_time_s) != (last.num_turns, last.cpu_time_s):

@@ -58,7 +58,7 @@ def add_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen() -> str:
-    """`native` or a rung."""
+    """What operations are compiled for: `native` or a rung's name."""
     return _chosen
 
 

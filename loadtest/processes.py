@@ -77,16 +77,16 @@ class MemoryWatch:
     roots: tuple[int, ...]
     peak_bytes: int = 0
     last_bytes: int = 0
-    num_samples: int = 0
+    num_measured: int = 0
 
-    def sample(self) -> None:
+    def measure(self) -> None:
         self.last_bytes = tree_pss_bytes(self.roots)
         self.peak_bytes = max(self.peak_bytes, self.last_bytes)
-        self.num_samples += 1
+        self.num_measured += 1
 
     @contextlib.asynccontextmanager
     async def watching(self, interval_s: float = 2.0) -> AsyncIterator[None]:
-        """Sample in the background, and at the end.
+        """Measure in the background, and at the end.
 
         Raises ValueError for a root that does not exist, before anything is measured.
 
@@ -107,16 +107,16 @@ class MemoryWatch:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
-                self.sample()
+                self.measure()
 
     async def _repeat(self, interval_s: float) -> None:
         while True:
             started = time.perf_counter()
-            await asyncio.to_thread(self.sample)
+            await asyncio.to_thread(self.measure)
             await asyncio.sleep(max(interval_s, 100 * (time.perf_counter() - started)))
 
     def to_json(self) -> dict[str, float] | None:
-        if not self.num_samples:
+        if not self.num_measured:
             return None
         return {
             "pss_mib": round(self.last_bytes / 2**20, 1),

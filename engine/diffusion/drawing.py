@@ -82,7 +82,7 @@ class Drawing:
 
     @property
     def num_rows(self) -> int:
-        """Rows of the next step."""
+        """How many rows the next step has: one per guidance branch that acts in it."""
         return len(self._active())
 
     def rows(self) -> list[Row]:

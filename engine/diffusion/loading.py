@@ -35,7 +35,7 @@ class Host(Protocol):
     def report(
         self, phase: Phase, progress: float | None = None, detail: str | None = None
     ) -> None:
-        """Say what is going on."""
+        """Tell the operator how loading goes."""
         ...
 
     def reserve(self, device: str, purpose: str, num_bytes: int, capacity_bytes: int) -> int:
@@ -140,7 +140,7 @@ def model_info(
     dtype: str,
     limits: DiffusionLimits,
 ) -> ImageModelInfo:
-    """What the server must know."""
+    """What the server checks requests against and shows to clients."""
     text = repr((facts, dtype, limits.deterministic))
     return ImageModelInfo(
         model=model_id,

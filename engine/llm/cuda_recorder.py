@@ -15,7 +15,7 @@ class CudaRecording:
     output: Tensor
 
     def replay(self) -> Tensor:
-        """See `Recording`; on the current stream."""
+        """Launch the graph on the current stream; see `Recording.replay`."""
         self.graph.replay()
         return self.output
 
@@ -42,7 +42,7 @@ class CudaRecorder:
         return -(-num_rows // 8) * 8
 
     def record(self, run: Callable[[], Tensor]) -> CudaRecording:
-        """See `Recorder`."""
+        """Capture `run`, after running it once for real; see `Recorder.record`."""
         self._rehearsing.wait_stream(torch.cuda.current_stream(self._rehearsing.device))
         with torch.cuda.stream(self._rehearsing):
             # For real first: it compiles kernels and sets libraries up for this thread, which a

@@ -7,7 +7,7 @@ from engine.llm.model_runner import ModelRunner
 
 
 class LaunchedStep(Protocol):
-    """A step on its way."""
+    """A step that the device has been given and that may still run."""
 
     def collect(self) -> StepOutput:
         """Wait for its end; the answer has one entry per scheduled sequence, in order."""

@@ -51,7 +51,7 @@ class Host(Protocol):
     def report(
         self, phase: Phase, progress: float | None = None, detail: str | None = None
     ) -> None:
-        """Say what is going on."""
+        """Tell the operator how loading goes."""
         ...
 
     def reserve(self, device: str, purpose: str, num_bytes: int, capacity_bytes: int) -> int:
@@ -269,7 +269,7 @@ def counted(
 def model_info(
     model_id: str, checkpoint: Checkpoint, model_config: ModelConfig, config: ResolvedConfig
 ) -> ModelInfo:
-    """What the server must know."""
+    """What the server checks requests against and shows to clients."""
     return ModelInfo(
         model=model_id,
         path=str(checkpoint.path),

@@ -63,7 +63,7 @@ class LaunchedScores:
 
 
 class _Chunk:
-    """Some rows."""
+    """Scores of rows that were launched together, on their way to the host."""
 
     def __init__(self, logits: Tensor, targets: Tensor, num_top: Sequence[int]) -> None:
         self._num_top = num_top

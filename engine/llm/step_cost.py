@@ -54,7 +54,7 @@ class StepWork:
 
     @classmethod
     def of(cls, decision: ScheduleDecision) -> Self:
-        """That of a decided step."""
+        """The work of a step that has been decided."""
         decodes = [s for s in decision.scheduled if len(s.token_ids) == 1]
         chunks = [(s.start, len(s.token_ids)) for s in decision.scheduled if len(s.token_ids) > 1]
         return cls(

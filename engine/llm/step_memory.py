@@ -40,7 +40,7 @@ class Measurable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StepMemory:
-    """In bytes."""
+    """What steps were measured to need, in bytes."""
 
     activations: int
     """At the peak of the largest step, rounded up as the allocator rounds."""

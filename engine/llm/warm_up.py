@@ -71,12 +71,12 @@ def decision(texts: WarmUpStep, block_size: int, num_groups: int = 1) -> Schedul
 
 
 def _most_tokens(config: ResolvedConfig) -> int:
-    """Of one text in one step."""
+    """The most tokens that one text may have in one step."""
     return min(config.max_num_batched_tokens, config.max_model_len)
 
 
 def _decodes(config: ResolvedConfig) -> list[WarmUpStep]:
-    """For all ways to choose a token."""
+    """Steps of one token per text, for all ways to choose it."""
     most = min(config.max_num_seqs, config.max_num_batched_tokens)
     steps: list[WarmUpStep] = [[Text(1)] * rows for rows in GPU_ROWS if rows <= most]
     for sampling in (

@@ -61,7 +61,7 @@ def _mounts(root: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def _read(folder: Path) -> float | None:
-    """The quota of one group."""
+    """CPUs that one control group may use; None: it states no limit."""
     both = _lines(folder / "cpu.max")
     if both:
         return _cores(both[0].split())

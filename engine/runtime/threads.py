@@ -85,11 +85,11 @@ class ComputeThreads:
 
     @property
     def num_threads(self) -> int:
-        """In use."""
+        """Threads that steps use now."""
         return self._count.now
 
     def before_step(self) -> None:
-        """A step begins."""
+        """Note that a step begins; after a pause, start counting anew."""
         ended_s, self._began_s = self._ended_s, self._clock()
         if self._run_queue is not None and self._began_s - ended_s > IDLE_S:
             # What threads waited that had something to do in between is no sign.

@@ -67,7 +67,7 @@ class LongText:
         yield 0
 
     def encode(self, part: str) -> list[int]:
-        """Token ids of one part."""
+        """Token ids of one part of a cut text, which may be encoded beside others."""
         return self._tokenizer.encode(part, add_special_tokens=False)
 
 

@@ -156,7 +156,7 @@ class TemplateProcess:
             expiry.cancel()
 
     async def _serve(self) -> None:
-        """Work off what waits."""
+        """Send what waits to the child, a batch at a time, and hand out its answers."""
         batch: list[_Job] = []
         try:
             while self._waiting:

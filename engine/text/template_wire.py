@@ -28,19 +28,19 @@ class Render(msgspec.Struct, tag=True):
 
 
 class Compiled(msgspec.Struct, tag=True):
-    """The template is valid."""
+    """Answer: the template was compiled."""
 
     is_memory_limited: bool
 
 
 class Rendered(msgspec.Struct, tag=True):
-    """The prompt's text."""
+    """Answer: the prompt's text, as the template made it."""
 
     text: str
 
 
 class Refused(msgspec.Struct, tag=True):
-    """An `EngineError` in pieces."""
+    """Answer: an `EngineError`, in parts that can be sent."""
 
     code: str
     message: str
@@ -69,7 +69,7 @@ def pack(message: Question | Answer) -> bytes:
 
 
 def frame_size(header: bytes | bytearray) -> int:
-    """Bytes that follow a header."""
+    """How many bytes follow this header."""
     return int.from_bytes(header[:HEADER_BYTES], "little")
 
 

@@ -42,7 +42,8 @@ class Vocabulary:
         return [t for t, kind in zip(self.tokens, self.types, strict=True) if kind in types]
 
     def token(self, token_id: int | None) -> str | None:
-        """None for an id that is missing or out of range, as files state for «no such token»."""
+        """None for an id that is missing or out of range, as files state for a token there is none
+        of."""
         if token_id is None or not 0 <= token_id < len(self.tokens):
             return None
         return self.tokens[token_id]

@@ -58,7 +58,7 @@ class WheelModel:
 
     @property
     def wheel_bytes(self) -> int:
-        """Of all wheels."""
+        """What all its wheels together download, in bytes."""
         return sum(wheel.num_bytes for wheel in self.wheels)
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def supports(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """All inputs."""
+    """Takes every call."""
     return True
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def supports(up_gate: Tensor) -> bool:
-    """All inputs."""
+    """Takes every call."""
     return True
 
 

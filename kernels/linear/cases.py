@@ -95,5 +95,5 @@ def outputs(result: Tensor, inputs: dict[str, object]) -> tuple[object, ...]:
 
 
 def work(inputs: dict[str, Any]) -> Work:
-    """What a product needs."""
+    """Read x, weight and bias, write y; two operations per product."""
     return product_work(inputs, len(inputs["weight"]))

@@ -38,7 +38,7 @@ class Tile:
 
     @property
     def constants(self) -> dict[str, int]:
-        """Arguments of the kernel."""
+        """The kernel's compile-time arguments."""
         return {"BLOCK_M": self.rows, "BLOCK_N": self.columns, "BLOCK_K": BLOCK_K}
 
 

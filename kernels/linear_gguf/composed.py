@@ -24,7 +24,7 @@ def supports(
     *,
     int8_activations: bool = False,
 ) -> bool:
-    """All inputs."""
+    """Takes every call."""
     return True
 
 

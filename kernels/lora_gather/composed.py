@@ -11,7 +11,7 @@ from torch import Tensor
 def supports(
     y: Tensor, x: Tensor, a: Tensor, b: Tensor, adapter_ids: Tensor, scales: Tensor
 ) -> bool:
-    """All inputs."""
+    """Takes every call."""
     return True
 
 

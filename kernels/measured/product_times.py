@@ -42,7 +42,7 @@ class ProductTimes:
         return math.exp(math.fsum(map(math.log, self.ratios)) / len(ROWS))
 
     def as_json(self) -> dict[str, Any]:
-        """What `from_json` takes."""
+        """A dictionary from which `from_json` makes an equal object."""
         return asdict(self)
 
     @classmethod

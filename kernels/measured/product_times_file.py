@@ -27,7 +27,8 @@ class ProductTimesFile:
     processor: str
 
     def read(self) -> dict[str, ProductTimes]:
-        """By name."""
+        """What was measured, by the name of the type of weights; empty if nothing usable was
+        kept."""
         try:
             content = json.loads(self.path.read_bytes())
             if content["processor"] != self.processor:

@@ -84,7 +84,7 @@ def _measured(
 
 
 def _times(packed: _Product, plain: _Product, inputs: list[Tensor]) -> ProductTimes:
-    """Medians of calls in turn."""
+    """Median time of each call; they are called in turn, so that all meet the same disturbances."""
     seconds: dict[_Product, list[list[float]]] = {packed: [[] for _ in inputs]}
     seconds[plain] = [[] for _ in inputs]
     used_s, copies = 0.0, itertools.cycle(range(_COPIES))

@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 def supports(x: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0) -> bool:
-    """All inputs."""
+    """Takes every call."""
     return True
 
 
 def supports_add(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0
 ) -> bool:
-    """All inputs."""
+    """Takes every call."""
     return True
 
 

@@ -19,7 +19,7 @@ def supports(
     eps: float = 1e-6,
     kv_scales: Tensor | None = None,
 ) -> bool:
-    """All inputs."""
+    """Takes every call."""
     return True
 
 

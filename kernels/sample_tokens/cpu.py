@@ -11,7 +11,7 @@ from kernels.shared.logit_rows import contiguous_rows
 
 
 def supports(logits: Tensor, rows: SamplingRows) -> bool:
-    """CPU logits."""
+    """Logits on the CPU, if the C++ operations are there."""
     return logits.is_cpu and native.library() is not None
 
 

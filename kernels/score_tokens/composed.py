@@ -8,7 +8,7 @@ from kernels.score_tokens.token_scores import TokenScores
 
 
 def supports(logits: Tensor, token_ids: Tensor, num_top: int) -> bool:
-    """All inputs."""
+    """Takes every call."""
     return True
 
 

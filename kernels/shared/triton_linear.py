@@ -58,7 +58,7 @@ class Plan:
 
     @property
     def constants(self) -> dict[str, int]:
-        """Arguments of every kernel."""
+        """Compile-time arguments that every kernel here takes."""
         return {
             "PARTS": self.parts_per_program,
             "BLOCK_M": self.block_m,
@@ -67,7 +67,7 @@ class Plan:
 
     @property
     def options(self) -> dict[str, int]:
-        """Arguments of every launch."""
+        """Launch options that every kernel here takes."""
         return {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
     def tuned_options(self, kernel: str, dtype: torch.dtype) -> dict[str, int]:

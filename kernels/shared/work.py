@@ -12,7 +12,7 @@ from kernels.registry import Op
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Of one call."""
+    """What one call has to move and to compute."""
 
     bytes: int
     """Read from memory and written to it, each number once."""
@@ -30,7 +30,7 @@ def work_of(op: Op[..., Any], inputs: dict[str, object], outputs: Iterable[Tenso
 
 
 def num_bytes(value: object) -> int:
-    """Of all tensors in it."""
+    """Bytes of all tensors in a value, however nested."""
     return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(value))
 
 
@@ -47,7 +47,8 @@ def _tensors(value: object) -> Iterator[Tensor]:
 
 
 def product_work(inputs: dict[str, Any], num_outputs: int) -> Work:
-    """Of rows `x` times a weight [num_outputs, ...]; whatever stands for the weight is read."""
+    """The work of rows `x` times a weight [num_outputs, ...]; whatever stands for the weight is
+    read."""
     x = inputs["x"]
     rows, num_inputs = x.shape
     written = rows * num_outputs * (4 if inputs.get("fp32_out") else x.element_size())

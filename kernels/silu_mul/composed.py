@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def supports(gate_up: Tensor) -> bool:
-    """All inputs."""
+    """Takes every call."""
     return True
 
 

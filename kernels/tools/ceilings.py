@@ -25,7 +25,7 @@ class Ceilings:
     gemm_bf16: float
 
     def gemm(self, dtype: torch.dtype) -> float:
-        """Of products of this type."""
+        """The ceiling of matrix products of this type, GFLOP/s."""
         return self.gemm_fp32 if dtype is torch.float32 else self.gemm_bf16
 
 

@@ -49,7 +49,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """In messages."""
+        """How messages name the job."""
         return f"{self.op} {self.launch.name} ({self.case}) on {self.chip.name}"
 
     def faults(self, kernel: CompiledKernel) -> list[str]:
@@ -216,7 +216,7 @@ def _run(jobs: list[Job], num_processes: int) -> tuple[dict[str, CompiledKernel]
 
 
 def _compile(launch: Launch, chip: int) -> tuple[CompiledKernel, float]:
-    """In a process of the pool."""
+    """Compile one job in a process of the pool."""
     start = time.monotonic()
     result = compiled(launch, CHIPS[chip])
     return result, time.monotonic() - start

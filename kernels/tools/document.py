@@ -13,7 +13,7 @@ class Section:
         self._path = path
 
     def read(self) -> str:
-        """What is there now."""
+        """The section's text as it is now."""
         return self._split()[1]
 
     def write(self, text: str) -> None:

@@ -16,7 +16,7 @@ COLUMNS = ["op", "case", "runs on", "time:", "GB/s:", "of copy:", "GFLOP/s:", "o
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """The median call."""
+    """How long the median call of one implementation took, and what it had to do."""
 
     op: str
     case: str
@@ -26,7 +26,7 @@ class Timing:
     flops: int
 
     def cells(self, ceilings: Ceilings, dtype: torch.dtype) -> list[str]:
-        """One per column."""
+        """The table's cells, one per column."""
         memory = self.bytes / self.seconds / 1e9
         arithmetic = self.flops / self.seconds / 1e9
         return [

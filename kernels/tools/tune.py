@@ -80,7 +80,7 @@ def tune(runs: Sequence[Run], seconds: Callable[[Run], float]) -> dict[str, int]
 def _fastest(
     launch: str, default: int, runs: Sequence[Run], seconds: Callable[[Run], float]
 ) -> int:
-    """Of equals the default."""
+    """The number of stages with the least time; among equal ones the default."""
     times: dict[int, float] = {}
     for candidate in sorted(CANDIDATES, key=lambda c: c != default):
         with stages.trying(launch, candidate):

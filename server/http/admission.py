@@ -45,7 +45,7 @@ class Lease:
         self._model = model
 
     def release(self) -> None:
-        """Idempotent."""
+        """Give the places back. Idempotent."""
         admission, self._admission = self._admission, None
         if admission is not None:
             admission._leave(self._model, self.num_places)

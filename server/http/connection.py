@@ -320,7 +320,7 @@ def check_connections(connections: Iterable[Any], now_s: float) -> None:
 
 
 def _close_an_idle_one(connections: Iterable[Any]) -> bool:
-    """Make room for a newcomer."""
+    """Close a connection that waits for its next request, to make room for a new one."""
     for connection in connections:
         if connection.may_make_room():
             connection.transport.close()

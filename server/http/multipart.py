@@ -28,7 +28,7 @@ MAX_HEADER_BYTES = 4 << 10
 
 @dataclass(slots=True)
 class Part:
-    """One field of a form."""
+    """One field of a form: text or a file."""
 
     name: str = ""
     is_file: bool = False

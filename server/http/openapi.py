@@ -1,7 +1,7 @@
 """The OpenAPI document, with what only a running server knows: served ids and their limits.
 
 So the document says which models may be named, how many tokens they take, which token ids and
-which schedulers exist, rather than «some string» and «some integer».
+which schedulers exist, rather than just a string and an integer.
 """
 
 import copy

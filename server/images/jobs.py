@@ -80,7 +80,7 @@ class ImageJob:
             await self._abort()
 
     def answer(self, queue_position: int | None) -> ImageJobAnswer:
-        """What a client reads."""
+        """The job as a client reads it."""
         step, num_steps = sum(self._steps), len(self._steps) * self._steps_per_image
         done = self.status is JobStatus.COMPLETED
         return ImageJobAnswer(

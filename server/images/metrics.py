@@ -63,11 +63,11 @@ class ImageMeter:
             phases["decode"].observe(event.decode_time_s)
 
     def on_file(self, seconds: float) -> None:
-        """A picture was encoded."""
+        """Count the time that encoding a picture as a file took."""
         self._model.phases["file"].observe(seconds)
 
     def complete(self, outcome: ImageOutcome, num_images: int = 1) -> None:
-        """So many images ended."""
+        """Count images that ended this way."""
         self._model.images[outcome].inc(num_images)
 
     def close(self) -> None:
@@ -138,7 +138,7 @@ def _gauge(name: str, text: str) -> GaugeMetricFamily:
 
 
 class _Metrics:
-    """Of all image models."""
+    """The metrics of image models, before a model's name is filled in."""
 
     def __init__(self, create: MetricFactory) -> None:
         self.images = create.counter("images", "Images ended, by outcome.", "outcome")

@@ -63,7 +63,7 @@ class StartScreen:
             self._explain(status)
 
     def show(self, status: ModelStatus) -> None:
-        """Move the model's bar."""
+        """Move the model's bar to how far loading is."""
         task = self._tasks.get(status.model)
         if task is None:
             task = self._tasks[status.model] = self._progress.add_task(

@@ -164,7 +164,7 @@ class ModelRequest(WireModel):
 
 
 class StreamOptions(WireModel):
-    """How a stream reports usage."""
+    """Whether a stream reports usage, at its end or in each chunk."""
 
     include_usage: bool | None = Field(
         None, description="Send a last chunk with the usage and no choices."

@@ -29,7 +29,7 @@ async def list_models(state: StateDep) -> ModelList:
     responses=error_answers(400, 401, 404, 503),
 )
 async def get_model(model_id: ModelId, state: StateDep) -> ModelCard | ImageModelCard:
-    """Ids may contain slashes."""
+    """One model's card. Ids may contain slashes."""
     return _card(find_any_model(state.engine, model_id))
 
 

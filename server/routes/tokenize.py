@@ -50,7 +50,7 @@ async def tokenize(body: TokenizeRequest, request: Request, state: StateDep) -> 
 @router.post("/detokenize", summary="Token ids to text", responses=_answers(Detokenized))
 @router.post("/v1/detokenize", include_in_schema=False)
 async def detokenize(body: DetokenizeRequest, request: Request, state: StateDep) -> Response:
-    """Special tokens are kept."""
+    """The tokens' text, special ones included."""
     info = find_model(state.engine, body.model)
     check_num_tokens(body.tokens, info)
     check_token_ids(body.tokens, info, "tokens")

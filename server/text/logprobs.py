@@ -10,7 +10,7 @@ from server.protocol.completions import CompletionLogprobs
 from server.text.texts import ModelText
 
 LOWEST_LOGPROB = -9999.0
-"""JSON has no infinity; OpenAI writes this for «cannot happen»."""
+"""JSON has no infinity; OpenAI writes this for what cannot happen."""
 
 TokenNames = Callable[[int], str]
 

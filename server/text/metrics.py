@@ -121,7 +121,7 @@ class TextMetrics:
 
 
 class _Metrics:
-    """Of all text models."""
+    """The metrics of text models, before a model's name is filled in."""
 
     def __init__(self, create: MetricFactory) -> None:
         self.prompt_tokens = create.counter("prompt_tokens", "Prompt tokens of all requests.")

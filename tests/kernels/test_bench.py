@@ -63,7 +63,7 @@ def make_op(function, *, rows=3):
 def run(monkeypatch, capsys):
     """`run(ops, *arguments)` → (exit code, output, errors), in no time."""
     monkeypatch.setattr(ceilings, "measure", lambda device: CEILINGS)
-    monkeypatch.setattr(stopwatch, "SAMPLE_S", 1e-5)
+    monkeypatch.setattr(stopwatch, "ROUND_S", 1e-5)
     monkeypatch.setattr(stopwatch, "TOTAL_S", 1e-4)
 
     def call(ops, *arguments):

@@ -55,9 +55,9 @@ async def test_memory_watch_keeps_the_peak(family: tuple[int, int]) -> None:
     watch = MemoryWatch((family[0],))
     async with watch.watching(interval_s=0.02):
         pass
-    assert watch.num_samples >= 1
+    assert watch.num_measured >= 1
     watch.peak_bytes = 900 << 20
-    watch.sample()
+    watch.measure()
     assert watch.to_json() is not None
     assert watch.to_json()["peak_pss_mib"] == 900.0  # type: ignore[index]
     nothing = MemoryWatch(())

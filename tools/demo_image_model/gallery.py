@@ -75,7 +75,7 @@ def strip(pictures: list[Image.Image]) -> Image.Image:
 
 
 def half_mask(image: Image.Image) -> Image.Image:
-    """Right half transparent: OpenAI's way to say «draw here»."""
+    """Right half transparent: where OpenAI draws."""
     alpha = np.full((image.height, image.width), 255, np.uint8)
     alpha[:, image.width // 2 :] = 0
     return Image.fromarray(np.dstack([np.asarray(image.convert("RGB")), alpha]))

@@ -97,7 +97,7 @@ def _build(
 def _renamed(
     state: dict[str, torch.Tensor], config: Mapping[str, Any], path: Path
 ) -> dict[str, torch.Tensor]:
-    """Under diffusers' names."""
+    """The file's tensors under diffusers' names."""
     if any(name.startswith("transformer_blocks.") for name in state):
         return state
     try:

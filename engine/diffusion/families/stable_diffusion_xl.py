@@ -17,7 +17,7 @@ from engine.errors import UnsupportedArchitecture
 
 
 class StableDiffusionXLFamily(StableDiffusionFamily):
-    """See the module and `StableDiffusionFamily`.
+    """`StableDiffusionFamily` with two text encoders and size conditioning.
 
     Args:
         zeros_for_empty: the empty prompt's states are zeros, as the base model was trained with

@@ -1,4 +1,4 @@
-"""One answer to «does this server take requests»."""
+"""Whether this server takes requests: one answer for all who ask."""
 
 import pytest
 
