@@ -15,10 +15,10 @@ from kernels.tools.compiled_kernel import CompiledKernel
 from kernels.tools.document import Section, table
 from kernels.tools.launches import Launch
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SOURCE = f"""
 import json, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from faulty_kernels import CALLS, launch
 from kernels.tools.chip import CHIPS
 from kernels.tools.compiled_kernel import cached, compiled

@@ -9,7 +9,7 @@ import pytest
 
 from kernels.tools.launches import recorded
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parents[1]
 
 
 def plain_python(source):
