@@ -187,7 +187,7 @@ class Sampler:
     def _launch_logprobs(
         self, logits: Tensor, tokens: Tensor, states: Sequence[_State], rows: list[int]
     ) -> LaunchedScores:
-        """Of some rows."""
+        """Start to score the tokens of these rows, which alone are asked for."""
         if len(rows) < len(logits):
             places = to_device([np.array(rows, dtype=np.int64)], self._device)[0]
             logits, tokens = logits[places], tokens[places]
