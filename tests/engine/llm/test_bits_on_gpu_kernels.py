@@ -18,6 +18,8 @@ pytestmark = pytest.mark.skipif(not _triton.AVAILABLE, reason="Triton is not ins
 
 CPU = torch.device("cpu")
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+PARTICULAR = {"Gemma3": {"sliding_window": 5, "sliding_window_pattern": 2}}
+"""Of families: a layer that slides and one that does not."""
 
 
 @pytest.fixture(autouse=True)
@@ -27,16 +29,16 @@ def gpu_kernels(monkeypatch):
     monkeypatch.setattr(native, "runs_on", lambda *tensors: False)
 
 
-def make_model(dtype, deterministic):
-    _, theirs, config = create_pair("Llama", 5, **SMALL)
+def make_model(dtype, deterministic, family="Llama"):
+    _, theirs, config = create_pair(family, 5, **(SMALL | PARTICULAR.get(family, {})))
     model = create_model(config, dtype=dtype, deterministic=deterministic)
     model.load_weights(named_weights(theirs))
     return model, config
 
 
-def logits_alone_and_among_others(dtype, deterministic):
+def logits_alone_and_among_others(dtype, deterministic, family="Llama"):
     """Of one text of 13 tokens: in one piece, and in pieces beside other texts."""
-    model, config = make_model(dtype, deterministic)
+    model, config = make_model(dtype, deterministic, family)
     text, other, third = ([random.randrange(131) for _ in range(n)] for n in (13, 40, 7))
     texts = PagedTexts(model, config)
     texts.add(0, text)
@@ -54,10 +56,11 @@ def logits_alone_and_among_others(dtype, deterministic):
     return alone, torch.cat(pieces)
 
 
+@pytest.mark.parametrize("family", ["Llama", "Gemma3"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_a_text_has_the_same_logits_whatever_runs_beside_it(dtype):
+def test_a_text_has_the_same_logits_whatever_runs_beside_it(dtype, family):
     random.seed(seed := random.SystemRandom().getrandbits(32))
-    alone, among_others = logits_alone_and_among_others(dtype, deterministic=True)
+    alone, among_others = logits_alone_and_among_others(dtype, True, family)
     assert torch.equal(alone, among_others), f"seed {seed}"
 
 

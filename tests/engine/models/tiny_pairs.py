@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import transformers
 
+from engine.kv_layout import KvLayout
 from engine.llm.batch import Batch, lay_out
 from engine.llm.decision import GroupBlocks, ScheduledSequence
 from engine.llm.kv_storage import KvStorage
@@ -115,7 +116,7 @@ class PagedTexts:
                 text_id,
                 self.texts[text_id][self.computed[text_id] :][:size],
                 self.computed[text_id],
-                [GroupBlocks(block_ids) for block_ids in self.blocks[text_id]],
+                self._blocks_in_sight(text_id),
                 samples=False,
                 num_output_tokens=0,
             )
@@ -137,6 +138,14 @@ class PagedTexts:
             result[sequence.seq_id] = logits[first : first + size]
             self.computed[sequence.seq_id] += size
         return result
+
+    def _blocks_in_sight(self, text_id: int) -> list[GroupBlocks]:
+        """Without those that the layers' windows have passed, as in the engine."""
+        windows = self.config.group_windows
+        layout = KvLayout(block_size=self.block_size, windows=windows)
+        unseen = [layout.num_unseen(window, self.computed[text_id]) for window in windows]
+        groups = zip(self.blocks[text_id], unseen, strict=True)
+        return [GroupBlocks(block_ids[first:], first) for block_ids, first in groups]
 
     def run(self, text_id: int, sizes: list[int]) -> torch.Tensor:
         """One text alone in pieces of these sizes, [T, V]."""
