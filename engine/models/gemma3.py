@@ -148,7 +148,6 @@ def read_gguf(keys: GgufKeys) -> ModelConfig:
     """llama.cpp's converter adds the 1 to the norms. What it leaves out, its loader knows."""
     sizes = gguf_keys.size_fields(keys)
     window = keys.integer(keys.own("attention.sliding_window"))
-    period = keys.integer(keys.own("attention.sliding_window_pattern"), PERIOD)
     scaled_by = sizes["head_dim"]
     if sizes["num_hidden_layers"] == LAYERS_OF_27B:
         scaled_by = sizes["hidden_size"] // sizes["num_attention_heads"]
@@ -160,7 +159,7 @@ def read_gguf(keys: GgufKeys) -> ModelConfig:
         hidden_act=ACTIVATION,
         windows=tuple(
             window if entry == SLIDING else None
-            for entry in _layer_types(sizes["num_hidden_layers"], period)
+            for entry in _gguf_layer_types(keys, sizes["num_hidden_layers"])
         ),
         score_scale=scaled_by**-0.5,
         local_rope_theta=rope_base(keys, keys.own("rope.freq_base_swa"), LOCAL_BASE),
@@ -171,6 +170,17 @@ def read_gguf(keys: GgufKeys) -> ModelConfig:
 
 def _layer_types(num_layers: int, period: int) -> list[str]:
     return [SLIDING if (layer + 1) % period else FULL for layer in range(num_layers)]
+
+
+def _gguf_layer_types(keys: GgufKeys, num_layers: int) -> list[str]:
+    """Files have no pattern, its period, or for each layer whether it slides."""
+    key = keys.own("attention.sliding_window_pattern")
+    slides = keys.values.get(key)
+    if not isinstance(slides, list):
+        return _layer_types(num_layers, keys.integer(key, PERIOD))
+    if len(slides) != num_layers or not all(isinstance(entry, bool) for entry in slides):
+        raise keys.nonsense(key, f"a period, or true or false for each of {num_layers} layers")
+    return [SLIDING if entry else FULL for entry in slides]
 
 
 def _norm(config: Gemma3Config, size: int | None = None) -> RmsNorm:

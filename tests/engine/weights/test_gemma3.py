@@ -125,6 +125,36 @@ def test_the_largest_ones_scores_are_scaled_by_the_hidden_size(
 
 
 @pytest.mark.parametrize(
+    ("pattern", "windows"),
+    [
+        (None, (24, 24, 24, 24)),
+        (2, (24, None, 24, None)),
+        ([False, True, True, False], (None, 24, 24, None)),
+    ],
+)
+def test_which_layers_slide_in_a_gguf_file(
+    pattern: Any, windows: tuple[int | None, ...], tiny_gemma3: Any, make_gguf: Any
+) -> None:
+    keys = {
+        "gemma3.attention.sliding_window": 24,
+        "gemma3.attention.sliding_window_pattern": pattern,
+    }
+    path = make_gguf(tiny_gemma3(), "gemma3", **keys)
+    assert load_model_config(Checkpoint("gguf", path, "tiny")).layer_windows == windows
+
+
+@pytest.mark.parametrize("pattern", [0, "two", [True], [1, 0, 1, 0]])
+def test_a_pattern_that_is_none_is_named(pattern: Any, tiny_gemma3: Any, make_gguf: Any) -> None:
+    keys = {
+        "gemma3.attention.sliding_window": 24,
+        "gemma3.attention.sliding_window_pattern": pattern,
+    }
+    path = make_gguf(tiny_gemma3(), "gemma3", **keys)
+    with pytest.raises(ModelLoadError, match="sliding_window_pattern is"):
+        load_model_config(Checkpoint("gguf", path, "tiny"))
+
+
+@pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"rope_parameters": 3}, "rope_parameters is 3"),
