@@ -1,10 +1,10 @@
-"""Builds and loads the C++ operations (`<op>/cpu.cpp`).
+"""Builds and loads the C++ operations (`<op>/*.cpp`).
 
-They have a plain C interface, so no PyTorch header is compiled: all of them take some seconds, once
-per machine and instruction set (`kernels/isa.py`). Each source's object file is cached under a hash
-of the source, the headers in `kernels/cpp` and those of its folder, the compiler and the processor;
-so is the library that they are linked to. Without a compiler the composed PyTorch implementations
-run instead, and one warning says so.
+They have a plain C interface, so no PyTorch header is compiled: all take less than a minute, once
+per machine and instruction set (`kernels/isa.py`). Each source's object file is cached under a
+hash of the source, the headers in `kernels/cpp` and those of its folder, the compiler and the
+processor; so is the library that they are linked to. Without a compiler the composed PyTorch
+implementations run instead, and one warning says so.
 """
 
 import concurrent.futures
@@ -87,10 +87,10 @@ def library_path() -> Path:
     Raises:
         RuntimeError: there is no library.
     """
-    compiler = _compiler()
-    if compiler is None or library() is None:
+    loaded = library()
+    if loaded is None:
         raise RuntimeError("the C++ operations are not available")
-    return _target(compiler)
+    return Path(loaded._name)
 
 
 def missing() -> str | None:
@@ -119,15 +119,18 @@ def _built(compiler: str) -> Path:
     """Path of the library. Two processes may build at once; the last one to finish wins."""
     target = _target(compiler)
     if not target.exists():
+        # The long ones first: one of them alone at the end would leave other cores idle.
+        sources = sorted(_sources(), key=_size, reverse=True)
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(functools.partial(_compiled, compiler), _sources()))
+            objects = list(pool.map(functools.partial(_compiled, compiler), sources))
         _run_to(target, [compiler, *flags(), "-shared", *map(str, objects)])
     return target
 
 
 def _compiled(compiler: str, source: Path) -> Path:
     """Path of one source's object file."""
-    target = cache_folder() / f"{source.parent.name}-{_key(compiler, [source])}.o"
+    name = f"{source.parent.name}-{source.stem}-{_key(compiler, [source])}.o"
+    target = cache_folder() / name
     if not target.exists():
         own = _OWN_FLAGS.findall(source.read_text())
         _run_to(target, [compiler, *flags(), *own, f"-I{KERNELS / SHARED}", "-c", str(source)])
@@ -159,7 +162,12 @@ def _remove_abandoned(cache: Path) -> None:
 
 
 def _sources() -> list[Path]:
-    return sorted(KERNELS.glob("*/cpu.cpp"))
+    return sorted(KERNELS.glob("*/*.cpp"))
+
+
+def _size(source: Path) -> int:
+    """Of what is compiled, in bytes, without shared headers."""
+    return sum(path.stat().st_size for path in [source, *source.parent.glob("*.h")])
 
 
 def _target(compiler: str) -> Path:

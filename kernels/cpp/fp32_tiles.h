@@ -77,10 +77,9 @@ template <class Weights>
 class Multiplication {
  public:
   using Element = typename Weights::Element;
-  using Finish = void (*)(const strips::Problem&, int64_t row, int64_t strip, Vec sums);
 
   Multiplication(const strips::Problem& p, const Rows<Element>& x, const Weights& weights,
-                 Finish finish)
+                 strips::Finish finish)
       : p_(p), x_(x), weights_(weights), finish_(finish) {}
 
   // Rows first .. last - 1 times strips first_strip .. last_strip - 1.
@@ -146,17 +145,16 @@ class Multiplication {
   strips::Problem p_;
   Rows<Element> x_;
   Weights weights_;
-  Finish finish_;
+  strips::Finish finish_;
   int64_t first_ = 0, rows_ = 0;
   float* sums_ = nullptr;
 };
 
-// X: storage type of results.
-template <class X, class Weights>
-void multiply(const strips::Problem& p, const Rows<typename Weights::Element>& x, const Weights& weights) {
+template <class Weights>
+void multiply(const strips::Problem& p, const Rows<typename Weights::Element>& x,
+              const Weights& weights, strips::Finish finish) {
   strips::share(p, [&](int64_t first, int64_t last, int64_t first_strip, int64_t last_strip) {
-    Multiplication<Weights>(p, x, weights, strips::finish<X>)
-        .run(first, last, first_strip, last_strip);
+    Multiplication<Weights>(p, x, weights, finish).run(first, last, first_strip, last_strip);
   });
 }
 

@@ -53,6 +53,8 @@ void finish(const Problem& p, int64_t row, int64_t strip, Vec sums) {
   write((X*)p.out + row * p.outputs + at, sums, bias, columns);
 }
 
+using Finish = void (*)(const Problem&, int64_t row, int64_t strip, Vec sums);
+
 // Results go to memory that nobody has read lately: it is on its way while they are computed.
 template <class X, int strips>
 void fetch_output(const Problem& p, int64_t row, int64_t strip) {

@@ -15,6 +15,7 @@ extern "C" void tandem_linear_packed(int64_t dtype, const void* x, int64_t x_str
       return strips::multiply_pairs(p, strips::InMemory(weight, inputs));
     else
 #endif
-      fp32::multiply<X>(p, fp32::plain_rows<X>(p), fp32::PlainWeights<X>((const X*)weight, inputs));
+      fp32::multiply(p, fp32::plain_rows<X>(p), fp32::PlainWeights<X>((const X*)weight, inputs),
+                     strips::finish<X>);
   });
 }

@@ -2,16 +2,20 @@
 // how they are laid out).
 #pragma once
 #include "int8.h"
+#include "product.h"
 
 namespace native::panels {
 
 constexpr int kVector = 64;  // bytes: four inputs of 16 outputs
 
+// Of a block.
+constexpr int groups_of(int64_t group) { return int(kBlock / group); }
+
 // What a panel has for one block: scales, minima, then codes.
 template <int kBits, int kGroup, class S, bool kHasMin>
 struct Record {
   static constexpr int bits = kBits;
-  static constexpr int groups = kBlock / kGroup;
+  static constexpr int groups = groups_of(kGroup);
   static constexpr bool has_min = kHasMin;
   using Scale = S;
   static constexpr int scale_bytes = groups * kOutputs * sizeof(Scale);
@@ -77,25 +81,40 @@ struct Record {
   }
 };
 
+// Calls `function` with each quad of a half, which is a constant where upper bits are looked for in their
+// bytes. Elsewhere the loop need not be unrolled: with many `rows` in `function` that gains nothing, and
+// compilers take long over them.
+template <class R, int rows, class Function>
+ALWAYS_INLINE void for_quads(Function function) {
+  if constexpr (R::bits == 5 || R::bits == 6 || rows < 4) {
+#pragma GCC unroll 4
+    for (int q = 0; q < kQuads / 2; ++q) function(q);
+  } else {
+#pragma GCC unroll 1
+    for (int q = 0; q < kQuads / 2; ++q) function(q);
+  }
+}
+
 // The formats that `panels.py` makes.
 template <class Function>
-void with_record(int64_t bits, int64_t group, int64_t scale_dtype, bool has_min, Function run) {
-  bool half = scale_dtype == kFloat16;
-  if (group == 32 && half && !has_min) {
+void with_record(const Format& format, Function run) {
+  int64_t bits = format.bits;
+  bool half = format.scale_dtype == kFloat16;
+  if (format.group == 32 && half && !format.has_min) {
     if (bits == 4) return run((Record<4, 32, Float16, false>*)nullptr);
     if (bits == 5) return run((Record<5, 32, Float16, false>*)nullptr);
     return run((Record<8, 32, Float16, false>*)nullptr);
   }
-  if (group == 32 && half) {
+  if (format.group == 32 && half) {
     if (bits == 4) return run((Record<4, 32, Float16, true>*)nullptr);
     return run((Record<5, 32, Float16, true>*)nullptr);
   }
-  if (group == 32) {
+  if (format.group == 32) {
     if (bits == 4) return run((Record<4, 32, float, true>*)nullptr);
     return run((Record<5, 32, float, true>*)nullptr);
   }
   if (bits == 6) return run((Record<6, 16, float, false>*)nullptr);
-  if (has_min) return run((Record<4, 16, float, true>*)nullptr);
+  if (format.has_min) return run((Record<4, 16, float, true>*)nullptr);
   return run((Record<4, 16, float, false>*)nullptr);
 }
 

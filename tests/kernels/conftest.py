@@ -58,9 +58,9 @@ def run_build_of(
 
     def switch(cpu: ModuleType, name: str, *flags: str) -> None:
         assert cpu.__file__ is not None
-        source = Path(cpu.__file__).with_name("cpu.cpp")
+        sources = sorted(Path(cpu.__file__).parent.glob("*.cpp"))
         monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, *flags))
-        monkeypatch.setattr(native, "_sources", lambda: [source])
+        monkeypatch.setattr(native, "_sources", lambda: sources)
         monkeypatch.setattr(cache_folder, "_folder", other_builds)
         run_build(name)
 

@@ -64,6 +64,20 @@ def test_a_source_is_built_anew_when_a_header_changes_that_it_may_include(tmp_pa
     assert not set(keys()) & set(after)
 
 
+def test_an_operation_may_have_several_sources(fresh_cache, tmp_path, monkeypatch):
+    if native._compiler() is None:
+        pytest.skip("no C++ compiler")
+    monkeypatch.setattr(native, "KERNELS", tmp_path)
+    for name in ("first", "second"):
+        source = tmp_path / "op" / f"{name}.cpp"
+        source.parent.mkdir(exist_ok=True)
+        source.write_text(f'extern "C" void {name}() {{}}')
+    loaded = native.library()
+    assert loaded.first
+    assert loaded.second
+    assert native.library_path().parent == fresh_cache
+
+
 def test_what_killed_builds_left_is_removed_once_it_is_old(tmp_path):
     old, new = tmp_path / "building-old", tmp_path / "building-new"
     for folder in (old, new):

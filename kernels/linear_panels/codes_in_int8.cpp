@@ -3,13 +3,14 @@
 // A tile is some rows times some panels of 16 outputs. Within a block of 32 inputs sums are exact
 // integers; blocks are added in fp32 from the first to the last, whatever the tile. So a row's
 // result does not depend on how many rows there are.
-#pragma once
 #include <memory>
 
+#include "product.h"
 #include "records.h"
 #include "strips.h"
 
 namespace native::panels {
+namespace {
 
 using strips::Problem;
 
@@ -33,17 +34,24 @@ struct RowTiles {
 // Activations as tiles read them. For each tile and block: codes [quads, rows] with four to an
 // element, scales [rows], then for each group of weights [rows] what belongs to its offset or
 // minimum: the codes' sum times -offset, or times the scale.
-template <class R>
 struct Activations {
-  static constexpr int words = kQuads + 1 + R::groups;  // of a row and block
-
   RowTiles tiles;
   int64_t blocks;
-  int offset;
+  int offset, groups;
+  bool has_min;
+  int words;  // of a row and block
   std::unique_ptr<int32_t[]> data;
 
-  Activations(int64_t rows, int64_t blocks, int offset)
-      : tiles(rows), blocks(blocks), offset(offset), data(new int32_t[rows * blocks * words]) {}
+  Activations(int64_t rows, int64_t blocks, const Format& format)
+      : tiles(rows),
+        blocks(blocks),
+        offset(int(format.offset)),
+        groups(groups_of(format.group)),
+        has_min(format.has_min),
+        words(words_of(groups)),
+        data(new int32_t[rows * blocks * words]) {}
+
+  static constexpr int words_of(int groups) { return kQuads + 1 + groups; }
 
   const int32_t* tile(int64_t first_row) const {
     return data.get() + first_row * blocks * words;
@@ -59,21 +67,30 @@ struct Activations {
   }
 
  private:
-  void put(const Int8Block& block, int32_t* out, int64_t rows) {
+  int32_t of_group(float scale, int32_t sum) const {
+    if (!has_min) return -offset * sum;
+    float scaled = scale * float(sum);
+    int32_t bits;
+    std::memcpy(&bits, &scaled, 4);
+    return bits;
+  }
+
+  void put(const Int8Block& block, int32_t* out, int64_t rows) const {
     for (int q = 0; q < kQuads; ++q) std::memcpy(out + q * rows, block.codes + 4 * q, 4);
     std::memcpy(out + kQuads * rows, &block.scale, 4);
-    for (int g = 0; g < R::groups; ++g) {
-      int32_t sum = R::groups == 1 ? block.sums[0] + block.sums[1] : block.sums[g];
-      float scaled = block.scale * float(sum);
-      int32_t offsets = -offset * sum;
-      std::memcpy(out + (kQuads + 1 + g) * rows, R::has_min ? (void*)&scaled : &offsets, 4);
+    out += (kQuads + 1) * rows;
+    if (groups == 1) {
+      *out = of_group(block.scale, block.sums[0] + block.sums[1]);
+    } else {
+      out[0] = of_group(block.scale, block.sums[0]);
+      out[rows] = of_group(block.scale, block.sums[1]);
     }
   }
 };
 
 // Some rows times a panel. All loops but the one over blocks are unrolled; sums stay in registers.
 // The last rows that need a panel fetch the next one.
-template <class R, int kRows, bool fetches>
+template <class R, int kRows>
 struct Tile {
   Vec sums[kRows] = {};
 
@@ -81,7 +98,7 @@ struct Tile {
     I32x16 of[kRows];
   };
 
-  void run(const uint8_t* record, const int32_t* x, int64_t blocks) {
+  void run(const uint8_t* record, const int32_t* x, int64_t blocks, bool fetches) {
     for (int64_t b = 0; b < blocks; ++b) {
       if (fetches) fetch<R::bytes>(record + blocks * R::bytes);
       Dots dots[R::groups];
@@ -97,7 +114,7 @@ struct Tile {
 #pragma GCC unroll 2
       for (int g = 0; g < R::groups; ++g) add(dots[g], record, x, g);
       record += R::bytes;
-      x += kRows * Activations<R>::words;
+      x += kRows * Activations::words_of(R::groups);
     }
   }
 
@@ -129,38 +146,46 @@ struct Tile {
   }
 };
 
-template <class R, int kRows, bool fetches>
-void run_tile(int64_t rows, const uint8_t* panel, const int32_t* x, int64_t blocks, Vec* sums) {
+template <class R, int kRows>
+void run_tile(int64_t rows, const uint8_t* panel, const int32_t* x, int64_t blocks, bool fetches,
+              Vec* sums) {
   if constexpr (kRows > 1)
-    if (rows < kRows) return run_tile<R, kRows - 1, fetches>(rows, panel, x, blocks, sums);
-  Tile<R, kRows, fetches> tile;
-  tile.run(panel, x, blocks);
+    if (rows < kRows) return run_tile<R, kRows - 1>(rows, panel, x, blocks, fetches, sums);
+  Tile<R, kRows> tile;
+  tile.run(panel, x, blocks, fetches);
   std::copy_n(tile.sums, kRows, sums);
 }
 
 template <class R, class X>
-void multiply(const Problem& p, const uint8_t* panels, const Activations<R>& x) {
+void multiply(const Problem& p, const uint8_t* panels, const Activations& x) {
   for_ranges(p.strips, p.rows * p.outputs * p.inputs / 4, [&](int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel)
       for (int64_t t = 0; t < x.tiles.count; ++t) {
         int64_t first = x.tiles.first(t), rows = x.tiles.first(t + 1) - first;
-        auto run = t + 1 == x.tiles.count ? run_tile<R, kTileRows, true>
-                                          : run_tile<R, kTileRows, false>;
+        bool is_last = t + 1 == x.tiles.count;
         Vec sums[kTileRows];
-        run(rows, panels + panel * x.blocks * R::bytes, x.tile(first), x.blocks, sums);
+        run_tile<R, kTileRows>(rows, panels + panel * x.blocks * R::bytes, x.tile(first), x.blocks,
+                               is_last, sums);
         for (int64_t r = 0; r < rows; ++r) strips::finish<X>(p, first + r, panel, sums[r]);
       }
   });
 }
 
-template <class R, class X>
-void multiply_in_integers(const Problem& p, const uint8_t* panels, int offset) {
-  Activations<R> activations(p.rows, p.inputs / kBlock, offset);
-  for_ranges(activations.tiles.count, p.rows * p.inputs, [&](int64_t first, int64_t last) {
-    for (int64_t tile = first; tile < last; ++tile)
-      activations.quantise(tile, (const X*)p.x, p.x_stride);
+}  // namespace
+
+void multiply_in_int8(const Product& product) {
+  const Problem& p = product.problem;
+  Activations activations(p.rows, p.inputs / kBlock, product.format);
+  with_type(product.dtype, [&](auto* tag) {
+    using X = std::remove_pointer_t<decltype(tag)>;
+    for_ranges(activations.tiles.count, p.rows * p.inputs, [&](int64_t first, int64_t last) {
+      for (int64_t tile = first; tile < last; ++tile)
+        activations.quantise(tile, (const X*)p.x, p.x_stride);
+    });
+    with_record(product.format, [&](auto* record) {
+      multiply<std::remove_pointer_t<decltype(record)>, X>(p, product.panels, activations);
+    });
   });
-  multiply<R, X>(p, panels, activations);
 }
 
 }  // namespace native::panels

@@ -5,19 +5,20 @@
 // A code stays where it is in its word, which makes its number a power of two too large, exactly; rows
 // are prepared with the inverse. So a register of weights takes three instructions: and, convert,
 // multiply-add. Within a group products are summed in the order of the inputs, then groups are.
-#pragma once
 #include "fp32_tiles.h"
 #include "packed_codes.h"
+#include "product.h"
 
 namespace native::panels {
+namespace {
 
 // How a record's codes become numbers. Arguments are constants once loops are unrolled.
-template <class R>
+template <bool is_nibble>
 struct Cut {
-  static constexpr int width = R::bits == 4 ? 4 : 8;
+  static constexpr int width = is_nibble ? 4 : 8;
 
   // Its first bit in the word.
-  static constexpr int place(int half, int i) { return 8 * i + (R::bits == 4 ? 4 * half : 0); }
+  static constexpr int place(int half, int i) { return 8 * i + (is_nibble ? 4 * half : 0); }
   // The uppermost code is shifted down: where it is the number might be negative.
   static constexpr bool is_uppermost(int half, int i) { return place(half, i) + width == 32; }
   static constexpr float inverse(int half, int i) {
@@ -38,15 +39,19 @@ struct Cut {
 template <int groups>
 constexpr int kRowBlock = kBlock + groups;
 
-template <class R, class X>
-fp32::Rows<float> prepared_rows(const strips::Problem& p, float offset) {
+template <class X>
+fp32::Rows<float> prepared_rows(const strips::Problem& p, const Format& format) {
   constexpr int kHalf = kBlock / 2;
   float inverses[kBlock];
-  for (int i = 0; i < kBlock; ++i) inverses[i] = Cut<R>::inverse(i / kHalf, i % 4);
-  int64_t blocks = p.inputs / kBlock;
-  return fp32::prepared<float>(p.rows, blocks * kRowBlock<R::groups>, [&](int64_t row, float* to) {
+  for (int i = 0; i < kBlock; ++i) {
+    int half = i / kHalf, place = i % 4;
+    inverses[i] = format.bits == 4 ? Cut<true>::inverse(half, place) : Cut<false>::inverse(half, place);
+  }
+  int groups = groups_of(format.group);
+  int64_t blocks = p.inputs / kBlock, size = kBlock + groups;
+  return fp32::prepared<float>(p.rows, blocks * size, [&](int64_t row, float* to) {
     const X* x = (const X*)p.x + row * p.x_stride;
-    for (int64_t b = 0; b < blocks; ++b, x += kBlock, to += kRowBlock<R::groups>) {
+    for (int64_t b = 0; b < blocks; ++b, x += kBlock, to += size) {
       float sums[2];
       for (int half = 0; half < 2; ++half) {
         Lanes all{};
@@ -57,8 +62,9 @@ fp32::Rows<float> prepared_rows(const strips::Problem& p, float offset) {
         }
         sums[half] = sum(all);
       }
-      if (R::groups == 1) sums[0] += sums[1];
-      for (int g = 0; g < R::groups; ++g) to[kBlock + g] = R::has_min ? sums[g] : -offset * sums[g];
+      if (groups == 1) sums[0] += sums[1];
+      for (int g = 0; g < groups; ++g)
+        to[kBlock + g] = format.has_min ? sums[g] : -float(format.offset) * sums[g];
     }
   });
 }
@@ -66,7 +72,7 @@ fp32::Rows<float> prepared_rows(const strips::Problem& p, float offset) {
 // A tile's sums of one group, and how they join the total.
 template <bool has_min, int rows, int strips>
 struct GroupSums : fp32::Sums<rows, strips> {
-  static constexpr int kStrips = strips;
+  static constexpr int kRows = rows, kStrips = strips;
 
   ALWAYS_INLINE void begin(const float* of_group, int64_t x_stride) {
 #pragma GCC unroll 6
@@ -154,9 +160,7 @@ struct InRegisters {
   static ALWAYS_INLINE void add_half(int half, const uint8_t* record, int64_t panel, const float* x,
                                      int64_t x_stride, Group& group) {
     constexpr int strips = Group::kStrips;
-    // Where the upper bits of a quad are in their byte must be a constant.
-#pragma GCC unroll 4
-    for (int q = 0; q < kQuads / 2; ++q, x += 4)
+    for_quads<R, Group::kRows>([&](int q) INLINE_BODY {
 #pragma GCC unroll 4
       for (int s = 0; s < strips; ++s) {
         IntLanes words[fp32::kParts];
@@ -168,10 +172,11 @@ struct InRegisters {
           fp32::Numbers weights;
 #pragma GCC unroll 2
           for (int part = 0; part < fp32::kParts; ++part)
-            weights.of[part] = Cut<R>::number(words[part], half, i);
-          group.add(s, weights, x + i, x_stride);
+            weights.of[part] = Cut<R::bits == 4>::number(words[part], half, i);
+          group.add(s, weights, x + 4 * q + i, x_stride);
         }
       }
+    });
   }
 
   template <class Group, class Total>
@@ -209,7 +214,7 @@ struct InCache {
   template <class R>
   static ALWAYS_INLINE float* put(IntLanes words, int half, float* to) {
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i, to += 16) store(to, Cut<R>::number(words, half, i));
+    for (int i = 0; i < 4; ++i, to += 16) store(to, Cut<R::bits == 4>::number(words, half, i));
     return to;
   }
 
@@ -254,10 +259,21 @@ struct Codes : PackedCodes<R, InRegisters<R>, InCache<R::groups, R::has_min>> {
   static constexpr int64_t kPieceInputs = (kLanes == 16 ? 2 : 8) * kBlock;  // about 17 KiB
 };
 
-template <class R, class X>
-void multiply_in_fp32(const strips::Problem& p, const uint8_t* panels, float offset) {
-  auto rows = prepared_rows<R, X>(p, offset);
-  fp32::multiply<X>(p, rows, Codes<R>(panels, p.inputs / kBlock));
+}  // namespace
+
+void multiply_in_fp32(const Product& product) {
+  const strips::Problem& p = product.problem;
+  fp32::Rows<float> rows;
+  strips::Finish finish;
+  with_type(product.dtype, [&](auto* tag) {
+    using X = std::remove_pointer_t<decltype(tag)>;
+    rows = prepared_rows<X>(p, product.format);
+    finish = strips::finish<X>;
+  });
+  with_record(product.format, [&](auto* record) {
+    using R = std::remove_pointer_t<decltype(record)>;
+    fp32::multiply(p, rows, Codes<R>(product.panels, p.inputs / kBlock), finish);
+  });
 }
 
 }  // namespace native::panels

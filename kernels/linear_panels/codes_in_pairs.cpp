@@ -1,10 +1,11 @@
 // Panels taken apart into bf16 numbers, which are multiplied as plain weights are (`strips.h`).
-#pragma once
+#include "product.h"
 #include "records.h"
 #include "strips.h"
 
 #if defined(TANDEM_BF16_PAIRS)
 namespace native::panels {
+namespace {
 
 // The lowest bits of each word as a number.
 template <int bits>
@@ -155,6 +156,17 @@ class Unpacked {
   int64_t blocks_;
   float offset_;
 };
+
+}  // namespace
+
+void multiply_in_pairs(const Product& product) {
+  const strips::Problem& p = product.problem;
+  with_record(product.format, [&](auto* record) {
+    using R = std::remove_pointer_t<decltype(record)>;
+    strips::multiply_pairs(
+        p, Unpacked<R>(product.panels, p.inputs / kBlock, product.format.offset));
+  });
+}
 
 }  // namespace native::panels
 #endif

@@ -4,45 +4,45 @@
 //
 // Few rows multiply codes as the bytes they are, with the rows' two digits. For many, codes are
 // written to the cache as 16-bit numbers, piece by piece: no digits have to be joined then.
-#pragma once
 #include "fp32_tiles.h"
 #include "int16.h"
 #include "packed_codes.h"
-
-// Elsewhere fp32 is about as quick. A test has the flag defined to run this with other instructions.
-#if !defined(TANDEM_INT16_ROWS) && (defined(__AVX512VNNI__) || defined(__AVXVNNI__))
-#define TANDEM_INT16_ROWS
-#endif
+#include "product.h"
 
 #if defined(TANDEM_INT16_ROWS)
-namespace native::panels::int16 {
+namespace native::panels {
+namespace {
 
 constexpr int kWords = kBlock / 2;  // of a block of a row: pairs of integers, or quads of digits
+
+// For so many rows, taking codes out for each few of them is faster than doing it once.
+constexpr int most_few(int64_t bits) { return bits == 4 ? 16 : 12; }
 
 // Rows as blocks: words, the scale, then for each group of weights what belongs to its offset or
 // minimum: the integers' sum times -offset, or times the scale.
 template <int groups>
 constexpr int kRowBlock = kWords + 1 + groups;
 
-template <class R, class X>
-fp32::Rows<int32_t> prepared_rows(const strips::Problem& p, int32_t offset, bool digits) {
-  int64_t blocks = p.inputs / kBlock;
-  return fp32::prepared<int32_t>(
-      p.rows, blocks * kRowBlock<R::groups>, [&](int64_t row, int32_t* to) {
-        const X* x = (const X*)p.x + row * p.x_stride;
-        for (int64_t b = 0; b < blocks; ++b, x += kBlock, to += kRowBlock<R::groups>) {
-          Int16Block block(x);
-          digits ? block.store_digits(to) : block.store_pairs(to);
-          std::memcpy(to + kWords, &block.scale, 4);
-          float sums[2] = {block.sum_of_half(0), block.sum_of_half(1)};
-          if (R::groups == 1) sums[0] += sums[1];
-          for (int g = 0; g < R::groups; ++g) {
-            float scaled = block.scale * sums[g];
-            int32_t offsets = -offset * int32_t(sums[g]);
-            std::memcpy(to + kWords + 1 + g, R::has_min ? (void*)&scaled : &offsets, 4);
-          }
-        }
-      });
+template <class X>
+fp32::Rows<int32_t> prepared_rows(const strips::Problem& p, const Format& format) {
+  int groups = groups_of(format.group);
+  bool digits = p.rows <= most_few(format.bits);
+  int64_t blocks = p.inputs / kBlock, size = kWords + 1 + groups;
+  return fp32::prepared<int32_t>(p.rows, blocks * size, [&](int64_t row, int32_t* to) {
+    const X* x = (const X*)p.x + row * p.x_stride;
+    for (int64_t b = 0; b < blocks; ++b, x += kBlock, to += size) {
+      Int16Block block(x);
+      digits ? block.store_digits(to) : block.store_pairs(to);
+      std::memcpy(to + kWords, &block.scale, 4);
+      float sums[2] = {block.sum_of_half(0), block.sum_of_half(1)};
+      if (groups == 1) sums[0] += sums[1];
+      for (int g = 0; g < groups; ++g) {
+        float scaled = block.scale * sums[g];
+        int32_t offsets = -int32_t(format.offset) * int32_t(sums[g]);
+        std::memcpy(to + kWords + 1 + g, format.has_min ? (void*)&scaled : &offsets, 4);
+      }
+    }
+  });
 }
 
 // What a tile knows of one block of its rows.
@@ -133,9 +133,9 @@ struct InRegisters {
             upper(r, s, part) = IntLanes{};
             lower(r, s, part) = R::has_min ? IntLanes{} : IntLanes{} + row.offset(r, half);
           });
-#pragma GCC unroll 4
-        for (int q = 0; q < kQuads / 2; ++q)
+        for_quads<R, rows>([&](int q) INLINE_BODY {
           add_quad(half, q, record, panel, row, upper, lower);
+        });
         if (half < 2 - R::groups) continue;
         int g = R::groups == 1 ? 0 : half;
         join<R::has_min, rows, strips>(
@@ -240,17 +240,27 @@ template <class R>
 struct Codes : PackedCodes<R, InRegisters<R>, InCache<R::groups, R::has_min>> {
   using Base = PackedCodes<R, InRegisters<R>, InCache<R::groups, R::has_min>>;
   using Base::Base;
-  // For so many rows, taking codes out for each few of them is faster than doing it once.
-  static constexpr int kFew = R::bits == 4 ? 16 : 12, kFewAtOnce = fp32::kParts == 1 ? 6 : 3;
+  static constexpr int kFew = most_few(R::bits), kFewAtOnce = fp32::kParts == 1 ? 6 : 3;
   static constexpr int kRows = fp32::kTileRows;
   static constexpr int64_t kPieceInputs = (kLanes == 16 ? 4 : 16) * kBlock;  // about 17 KiB
 };
 
-template <class R, class X>
-void multiply(const strips::Problem& p, const uint8_t* panels, int32_t offset) {
-  auto rows = prepared_rows<R, X>(p, offset, p.rows <= Codes<R>::kFew);
-  fp32::multiply<X>(p, rows, Codes<R>(panels, p.inputs / kBlock));
+}  // namespace
+
+void multiply_in_int16(const Product& product) {
+  const strips::Problem& p = product.problem;
+  fp32::Rows<int32_t> rows;
+  strips::Finish finish;
+  with_type(product.dtype, [&](auto* tag) {
+    using X = std::remove_pointer_t<decltype(tag)>;
+    rows = prepared_rows<X>(p, product.format);
+    finish = strips::finish<X>;
+  });
+  with_record(product.format, [&](auto* record) {
+    using R = std::remove_pointer_t<decltype(record)>;
+    fp32::multiply(p, rows, Codes<R>(product.panels, p.inputs / kBlock), finish);
+  });
 }
 
-}  // namespace native::panels::int16
+}  // namespace native::panels
 #endif

@@ -1,0 +1,35 @@
+// One call: rows of any storage type times panels of one format. Each way to multiply them is a source of
+// its own, since compilers take long over all formats and heights of tiles.
+#pragma once
+#include "strip_problem.h"
+#include "strip_steps.h"
+
+// Elsewhere fp32 is about as quick. A test has the flag defined to run this with other instructions.
+#if !defined(TANDEM_INT16_ROWS) && (defined(__AVX512VNNI__) || defined(__AVXVNNI__))
+#define TANDEM_INT16_ROWS
+#endif
+
+namespace native::panels {
+
+// How weights are put together: a code minus the offset times its group's scale, or plus its minimum.
+struct Format {
+  int64_t bits, group, scale_dtype;
+  bool has_min;
+  int64_t offset;
+};
+
+struct Product {
+  strips::Problem problem;
+  int64_t dtype;  // of rows and results
+  const uint8_t* panels;
+  Format format;
+};
+
+void multiply_in_fp32(const Product& product);
+// Rows of fewer bits than fp32 as integers.
+void multiply_in_int16(const Product& product);
+void multiply_in_int8(const Product& product);
+// Rows of bf16.
+void multiply_in_pairs(const Product& product);
+
+}  // namespace native::panels
