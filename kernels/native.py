@@ -176,11 +176,11 @@ def _target(compiler: str) -> Path:
 
 def _key(compiler: str, sources: list[Path]) -> str:
     """What a compiled file depends on."""
-    facts = [_version(compiler), " ".join(flags()), platform.machine(), _processor()]
+    parts = [_version(compiler), " ".join(flags()), platform.machine(), _processor()]
     folders = [KERNELS / SHARED, *(source.parent for source in sources)]
     headers = [path for folder in folders for path in sorted(folder.glob("*.h"))]
     texts = [path.read_text() for path in [*headers, *sources]]
-    return hashlib.sha256("\0".join(facts + texts).encode()).hexdigest()[:16]
+    return hashlib.sha256("\0".join(parts + texts).encode()).hexdigest()[:16]
 
 
 @functools.cache
