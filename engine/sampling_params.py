@@ -154,6 +154,21 @@ class SamplingParams:
     typical_p: float = _parameter(
         1.0, "Locally typical sampling.", gt=0, le=1, settled=_at_least_a_little
     )
+    xtc_probability: float = _parameter(
+        0.0,
+        "XTC, exclude top choices: how often a token is drawn without them. The seed decides when.",
+        ge=0,
+        le=1,
+        gguf_key="xtc_probability",
+    )
+    xtc_threshold: float = _parameter(
+        0.1,
+        "A top choice has at least this probability; the least likely of them stays. Above 0.5 XTC "
+        "is off, since there cannot be two.",
+        ge=0,
+        le=1,
+        gguf_key="xtc_threshold",
+    )
 
     logit_bias: dict[int, float] = field(default_factory=dict)
     stop_token_ids: tuple[int, ...] = ()

@@ -29,7 +29,8 @@ class Row {
 
   void draw(int64_t& token_id, int64_t& num_kept) {
     has_top_k_ = knobs_.top_k > 0 && knobs_.top_k < size_;
-    if (!has_top_k_ && knobs_.top_p >= 1.0 && knobs_.typical_p >= 1.0) {
+    is_xtc_ = excludes_top_choices();
+    if (!has_top_k_ && knobs_.top_p >= 1.0 && knobs_.typical_p >= 1.0 && !is_xtc_) {
       num_kept = race_all();
     } else {
       Candidates kept = select();
@@ -94,7 +95,7 @@ class Row {
     }
   }
 
-  // top_k, top_p, min_p and typical_p, one after the other.
+  // All steps that leave tokens out, one after the other.
   Candidates select() {
     scratch_.ids.resize(size_);
     scratch_.keys.resize(size_);
@@ -117,6 +118,7 @@ class Row {
       some.cut(needed_mass(knobs_.top_p, total < 0 ? some.total() : total), true, false);
     some.keep_if([&](int64_t i) { return some.masses[i] >= least_; });
     if (knobs_.typical_p < 1.0) keep_typical(some);
+    if (is_xtc_) exclude_top_choices(some);
     return some;
   }
 
@@ -147,6 +149,23 @@ class Row {
     some.cut(needed_mass(knobs_.typical_p, total), true, true);
   }
 
+  // See `reference._xtc`.
+  bool excludes_top_choices() const {
+    if (!(knobs_.xtc_probability > 0.0) || knobs_.xtc_threshold > 0.5) return false;
+    const uint32_t blocks[kLanes] = {};
+    return int64_t(philox(knobs_, blocks, 2).of[0][0]) < int64_t(knobs_.xtc_probability * 0x1p32);
+  }
+
+  void exclude_top_choices(Candidates& some) {
+    int64_t bound = needed_mass(knobs_.xtc_threshold, some.total()), last = -1;
+    int32_t last_key = INT_MAX;
+    for (int64_t i = 0; i < some.size; ++i) {
+      int32_t key = order_key(x_[some.ids[i]]);
+      if (some.masses[i] >= bound && key <= last_key) last = some.ids[i], last_key = key;
+    }
+    some.keep_if([&](int64_t i) { return some.masses[i] < bound || some.ids[i] == last; });
+  }
+
   const Knobs& knobs_;
   const float* x_;
   int64_t size_;
@@ -155,7 +174,7 @@ class Row {
   Race race_;
   Weighing weighing_;
   int64_t least_;  // weight that min_p leaves
-  bool has_top_k_ = false;
+  bool has_top_k_ = false, is_xtc_ = false;
 };
 
 }  // namespace

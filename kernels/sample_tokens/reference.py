@@ -23,6 +23,8 @@ from kernels.sample_tokens.rows import (
     SamplingRows,
 )
 
+_XTC_WORD = 2
+"""Last word of the random counter of `_xtc`."""
 _EXP_TERMS = (
     1.9875691500e-4,
     1.3981999507e-3,
@@ -138,7 +140,23 @@ def _typical_p(kept: Tensor, scores: Tensor, knobs: dict[str, Any]) -> None:
     kept[distances > last] = 0
 
 
-STEPS = (_top_k, _top_p, _min_p, _typical_p)
+def _xtc(kept: Tensor, scores: Tensor, knobs: dict[str, Any]) -> None:
+    """Sometimes, with xtc_probability, without the top choices: those with at least xtc_threshold
+    of the mass that is left. The last one of them stays.
+
+    Whether it happens is decided by a random number of the row's own, one per position, which is
+    none of the tokens' (`noise.py`). As in llama.cpp, by p-e-w, the step's inventor.
+    """
+    if not knobs["xtc_probability"] > 0.0 or knobs["xtc_threshold"] > 0.5:
+        return
+    key = {name: knobs[name] for name in ("seed", "index", "position")}
+    word = int(noise.token_words(1, **key, more=_XTC_WORD, device=kept.device))
+    if word < int(knobs["xtc_probability"] * 2.0**32):
+        bound = needed_mass(knobs["xtc_threshold"], int(kept.sum()))
+        kept[(kept >= bound).nonzero().flatten()[:-1]] = 0
+
+
+STEPS = (_top_k, _top_p, _min_p, _typical_p, _xtc)
 """What each leaves of the tokens, in this order, each on what the one before left.
 
 A step gets the weights [V] int64, which it zeroes in place, and the scores [V] fp32, both from the

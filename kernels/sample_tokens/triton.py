@@ -34,6 +34,8 @@ _TOP_K = tl.constexpr(COLUMN["top_k"])
 _TOP_P = tl.constexpr(COLUMN["top_p"])
 _MIN_P = tl.constexpr(COLUMN["min_p"])
 _TYPICAL_P = tl.constexpr(COLUMN["typical_p"])
+_XTC_PROBABILITY = tl.constexpr(COLUMN["xtc_probability"])
+_XTC_THRESHOLD = tl.constexpr(COLUMN["xtc_threshold"])
 _SEED = tl.constexpr(COLUMN["seed"])
 _INDEX = tl.constexpr(COLUMN["index"])
 _POSITION = tl.constexpr(COLUMN["position"])
@@ -315,16 +317,81 @@ def _drawn(
             x_ptr, peak, scale, num_tokens, unit_exponent, key, last_id, least, mean,
             _needed(typical_p, total), False, True, BLOCK_SIZE,
         )  # fmt: skip
+    is_xtc = _excludes_top_choices(knobs_ptr)
+    bound, last_choice = tl.full((), 0, tl.int64), tl.full((), 0, tl.int32)
+    if is_xtc:
+        bound, last_choice = _top_choices(
+            x_ptr, peak, scale, num_tokens, unit_exponent, key, last_id, least, mean,
+            typical_key, typical_p < 1.0, _float(knobs_ptr + _XTC_THRESHOLD), BLOCK_SIZE,
+        )  # fmt: skip
     return _raced(
         x_ptr, peak, scale, knobs_ptr, num_tokens, unit_exponent, key, last_id, least, mean,
-        typical_key, typical_p < 1.0, BLOCK_SIZE,
+        typical_key, typical_p < 1.0, bound, last_choice, is_xtc, BLOCK_SIZE,
     )  # fmt: skip
+
+
+@triton.jit
+def _drawable(
+    x_ptr, ids, peak, scale, num_tokens, unit_exponent, key, last_id, least, mean,
+    typical_key, is_typical,
+):  # fmt: skip
+    """Order keys, and masses of the tokens that all steps up to typical_p keep."""
+    keys, masses, x = _keys_and_masses(
+        x_ptr, ids, peak, scale, num_tokens, unit_exponent, key, last_id, least, mean,
+        False, False,
+    )  # fmt: skip
+    if is_typical:
+        distance_keys = _distance_keys(_scores(x, peak, scale), mean)
+        masses = tl.where(distance_keys >= typical_key, masses, 0)
+    return keys, masses
+
+
+@triton.jit
+def _excludes_top_choices(knobs_ptr):
+    """Whether `reference._xtc` does something to this row at this position."""
+    probability = _float(knobs_ptr + _XTC_PROBABILITY)
+    is_xtc = (probability > 0.0) & (_float(knobs_ptr + _XTC_THRESHOLD) <= 0.5)
+    if is_xtc:
+        zero = tl.full((), 0, tl.uint32)
+        position = tl.load(knobs_ptr + _POSITION).to(tl.uint32)
+        index = tl.load(knobs_ptr + _INDEX).to(tl.uint32)
+        word, _, _, _ = tl.philox(tl.load(knobs_ptr + _SEED), position, index, zero, zero + 2)
+        is_xtc = word.to(tl.int64) < (probability * 4294967296.0).to(tl.int64)
+    return is_xtc
+
+
+@triton.jit
+def _top_choices(
+    x_ptr, peak, scale, num_tokens, unit_exponent, key, last_id, least, mean,
+    typical_key, is_typical, share, BLOCK_SIZE: tl.constexpr,
+):  # fmt: skip
+    """The mass from which on a token is a top choice, and the last one of them, which stays."""
+    totals = tl.zeros((BLOCK_SIZE,), tl.int64)
+    for start in range(0, num_tokens, BLOCK_SIZE):
+        _, masses = _drawable(
+            x_ptr, start + tl.arange(0, BLOCK_SIZE), peak, scale, num_tokens, unit_exponent, key,
+            last_id, least, mean, typical_key, is_typical,
+        )  # fmt: skip
+        totals += masses
+    bound = _needed(share, tl.sum(totals, 0))
+    lowest = tl.full((BLOCK_SIZE,), _GREATEST_KEY, tl.int32)
+    lasts = tl.full((BLOCK_SIZE,), -1, tl.int32)
+    for start in range(0, num_tokens, BLOCK_SIZE):
+        ids = start + tl.arange(0, BLOCK_SIZE)
+        keys, masses = _drawable(
+            x_ptr, ids, peak, scale, num_tokens, unit_exponent, key, last_id, least, mean,
+            typical_key, is_typical,
+        )  # fmt: skip
+        is_later = (masses >= bound) & (keys <= lowest)  # a lane meets its ids in order
+        lasts = tl.where(is_later, ids, lasts)
+        lowest = tl.where(is_later, keys, lowest)
+    return bound, tl.max(tl.where(lowest == tl.min(lowest, 0), lasts, -1), 0)
 
 
 @triton.jit
 def _raced(
     x_ptr, peak, scale, knobs_ptr, num_tokens, unit_exponent, key, last_id, least, mean,
-    typical_key, is_typical, BLOCK_SIZE: tl.constexpr,
+    typical_key, is_typical, bound, last_choice, is_xtc, BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
     """`noise.py`: sixteen neighbouring tokens have the same word of neighbouring Philox blocks."""
     seed = tl.load(knobs_ptr + _SEED)
@@ -342,13 +409,12 @@ def _raced(
         more = tl.philox(seed, zeros + position, zeros + index, blocks, zeros + 1)
         for word in tl.static_range(4):
             ids = start + lanes // 16 * 64 + word * 16 + lanes % 16
-            keys, masses, x = _keys_and_masses(
+            _, masses = _drawable(
                 x_ptr, ids, peak, scale, num_tokens, unit_exponent, key, last_id, least, mean,
-                False, False,
+                typical_key, is_typical,
             )  # fmt: skip
-            if is_typical:
-                keys = _distance_keys(_scores(x, peak, scale), mean)
-                masses = tl.where(keys >= typical_key, masses, 0)
+            if is_xtc:
+                masses = tl.where((masses >= bound) & (ids != last_choice), 0, masses)
             num_kept += tl.where(masses > 0, 1, 0)
             rates = masses.to(tl.float32) * _reciprocal(_exponentials(words[word], more[word]))
             winners = tl.where(rates > best, ids, winners)  # a lane meets its ids in order

@@ -39,7 +39,11 @@ def distribution(
     probabilities = keep_top_k(probabilities, logits, params.top_k)
     probabilities = keep_top_p(probabilities, logits, params.top_p)
     probabilities = keep_min_p(probabilities, params.min_p)
-    return keep_typical(probabilities, params.typical_p)
+    probabilities = keep_typical(probabilities, params.typical_p)
+    if params.xtc_probability:
+        assert params.xtc_probability == 1, "whether it happens is not known here"
+        probabilities = exclude_top_choices(probabilities, logits, params.xtc_threshold)
+    return probabilities
 
 
 def penalised(
@@ -96,6 +100,15 @@ def keep_typical(probabilities: Floats, typical_p: float) -> Floats:
     order = np.argsort(distance, kind="stable")
     last = _num_until(probabilities[possible][order], typical_p) - 1
     return _only(probabilities, possible[distance <= distance[order[last]]])
+
+
+def exclude_top_choices(probabilities: Floats, logits: Floats, threshold: float) -> Floats:
+    """Of those with at least this probability keep the least likely one."""
+    if threshold > 0.5:
+        return probabilities
+    order = _by_logit(logits)
+    left_out = order[probabilities[order] >= threshold][:-1]
+    return _only(probabilities, np.setdiff1d(np.flatnonzero(probabilities), left_out))
 
 
 def _by_logit(logits: Floats) -> NDArray[np.int64]:

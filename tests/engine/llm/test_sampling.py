@@ -49,6 +49,8 @@ def _random_params(rng: np.random.Generator, vocab_size: int) -> SamplingParams:
         "top_p": float(rng.choice([1e-9, 0.3, 0.9, 0.95, 0.999, rng.random()])),
         "min_p": float(rng.choice([1e-6, 0.02, 0.3, 1.0])),
         "typical_p": float(rng.choice([0.01, 0.2, 0.9, 0.95])),
+        "xtc_probability": 1.0,
+        "xtc_threshold": float(rng.choice([0.01, 0.1, rng.random() / 2])),
     }
     chosen = {name: value for name, value in choices.items() if rng.random() < 0.45}
     chosen["top_k"] = max(0, chosen.get("top_k", 0))
@@ -85,6 +87,7 @@ def _is_close_call(
             top_p=params.top_p * (1 + rng.normal(0, 1e-6)),
             min_p=params.min_p * (1 + rng.normal(0, 1e-6)) if params.min_p < 1 else 1.0,
             typical_p=params.typical_p * (1 + rng.normal(0, 1e-6)),
+            xtc_threshold=params.xtc_threshold * (1 + rng.normal(0, 1e-6)),
         )
         if not np.array_equal(distribution(shaken, nearby) > 0, expected > 0):
             return True
