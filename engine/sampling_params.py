@@ -13,6 +13,18 @@ from typing import Any, get_type_hints
 
 MAX_COUNT = (1 << 31) - 1
 """Largest whole number that a parameter takes."""
+MAX_STRINGS, MAX_STRING_CHARS = 16, 40
+"""What a parameter takes that is strings: looking for them takes time, before the engine's steps
+and in them."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPattern:
+    """A string as tokens that spell it: one of `heads`, then the tokens of `tail`."""
+
+    heads: bytes
+    """Little-endian int32, ascending: there may be as many as the vocabulary has tokens."""
+    tail: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,10 +33,10 @@ class SamplerParameter:
 
     name: str = ""
     """Field of `SamplingParams` and of a request."""
-    kind: type = float
-    """int or float."""
-    neutral: float
-    """The value that changes nothing, and the default."""
+    kind: Any = float
+    """int or float; or `Patterns`: a request has strings, the server finds their tokens."""
+    neutral: Any
+    """The value that changes nothing, and the default; of patterns those of no string."""
     text: str
     """What it does, in a sentence or two."""
     ge: float | None = None
@@ -43,25 +55,36 @@ class SamplerParameter:
     """A checkpoint's generation_config.json may give another default under this name."""
     gguf_key: str | None = None
     """What follows `general.sampling.` where a GGUF file gives one."""
+    strings: tuple[str, ...] = ()
+    """Default strings of patterns."""
+    acts_with: str | None = None
+    """The parameter without which this one does nothing."""
     settled: Callable[[Any], Any] | None = None
     """What the engine gets for a value within the bounds; None: the value itself."""
 
     @property
+    def in_checkpoints(self) -> bool:
+        """Whether some checkpoints may give another default."""
+        return self.in_generation_config or self.gguf_key is not None
+
+    @property
     def bounds(self) -> str:
         """Such as `0 to 2`."""
-        if self.le is None:
-            return f"at least {self.ge:g}"
+        if self.kind == Patterns:
+            return f"at most {MAX_STRINGS}, each of 1 to {MAX_STRING_CHARS} characters"
         least = f"above {self.gt:g}" if self.ge is None else f"{self.ge:g}"
         most = "2^31 - 1" if self.le == MAX_COUNT else f"{self.le:g}"
         return f"{least} to {most}"
 
+
+Patterns = tuple[TokenPattern, ...]
 
 _KEY = "sampler"
 _SMALLEST_PROBABILITY = 1e-6
 _GREEDY_BELOW = 1e-5
 
 
-def _parameter(neutral: float, text: str, **facts: Any) -> Any:
+def _parameter(neutral: Any, text: str, **facts: Any) -> Any:
     """A field of `SamplingParams` with what `SamplerParameter` says about it."""
     parameter = SamplerParameter(neutral=neutral, text=text, **facts)
     return field(default=neutral, metadata={_KEY: parameter})

@@ -3,9 +3,10 @@
 python -m tools.sampler_table          # writes it into the page
 """
 
+import json
 from pathlib import Path
 
-from engine.sampling_params import SAMPLER_PARAMETERS, SamplerParameter
+from engine.sampling_params import SAMPLER_PARAMETERS, Patterns, SamplerParameter
 
 PAGE = Path(__file__).parents[1] / "docs" / "API.md"
 BEGIN = "<!-- sampler parameters: written by python -m tools.sampler_table -->\n"
@@ -27,7 +28,8 @@ def page_with(table: str) -> str:
 
 def _row(one: SamplerParameter) -> str:
     names = ", ".join(f"`{name}`" for name in (one.name, *one.other_names))
-    default = f"{one.neutral:g}" + (" (or the checkpoint's)" if one.in_generation_config else "")
+    default = f"`{json.dumps(one.strings)}`" if one.kind == Patterns else f"{one.neutral:g}"
+    default += " (or the checkpoint's)" if one.in_checkpoints else ""
     return f"| {names} | {one.bounds} | {default} | {one.text} |\n"
 
 

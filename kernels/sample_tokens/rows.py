@@ -151,12 +151,12 @@ class SamplingRows:
 
 @dataclass(slots=True)
 class EditLists:
-    """Collects edits on the host, row by row. Ids must be valid; a row comes once per list."""
+    """Collects edits on the host, row by row. Ids must be valid; a row is penalised once."""
 
     penalised: list[tuple[int, Int64Array, Int64Array, tuple[float, float, float]]] = field(
         default_factory=list
     )
-    biased: list[tuple[int, Int64Array, Float64Array]] = field(default_factory=list)
+    biased: dict[int, tuple[Int64Array, Float64Array]] = field(default_factory=dict)
     forbidden: list[tuple[int, Int64Array]] = field(default_factory=list)
 
     @property
@@ -177,11 +177,16 @@ class EditLists:
         self.penalised.append((row, ids, counts, (repetition, frequency, presence)))
 
     def add(self, row: int, ids: Int64Array, biases: Float64Array) -> None:
-        """Add to logits."""
-        self.biased.append((row, ids, biases))
+        """Add to logits. Where it is called again for a row, a token's biases add up."""
+        if row in self.biased:
+            other_ids, other_biases = self.biased[row]
+            ids, places = np.unique(np.concatenate((other_ids, ids)), return_inverse=True)
+            weights = np.concatenate((other_biases, biases))
+            biases = np.bincount(places, weights).astype(np.float64, copy=False)
+        self.biased[row] = (ids, biases)
 
     def forbid(self, row: int, ids: Int64Array) -> None:
-        """Make tokens impossible. Unlike the others this may be called again for a row."""
+        """Make tokens impossible; may be called again for a row."""
         self.forbidden.append((row, ids))
 
     def arrays(self, num_rows: int) -> list[NDArray[Any]]:
@@ -189,7 +194,8 @@ class EditLists:
         penalties = np.tile(np.array([1.0, 0.0, 0.0]), (num_rows, 1))
         for row, _, _, values in self.penalised:
             penalties[row] = values
-        lists: list[list[Any]] = [self.penalised, self.biased, self.forbidden]
+        biased = [(row, *entry) for row, entry in self.biased.items()]
+        lists: list[list[Any]] = [self.penalised, biased, self.forbidden]
         for one in lists:
             one.sort(key=lambda entry: int(entry[0]))
         offsets = np.zeros((3, num_rows + 1), dtype=np.int64)
@@ -201,8 +207,8 @@ class EditLists:
             penalties,
             _joined([entry[1] for entry in self.penalised], np.int64),
             _joined([entry[2] for entry in self.penalised], np.int64),
-            _joined([entry[1] for entry in self.biased], np.int64),
-            _joined([entry[2] for entry in self.biased], np.float64),
+            _joined([entry[1] for entry in biased], np.int64),
+            _joined([entry[2] for entry in biased], np.float64),
             _joined([entry[1] for entry in self.forbidden], np.int64),
         ]
 

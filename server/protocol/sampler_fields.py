@@ -1,16 +1,26 @@
 """The fields of a request that shape the distribution of its next token: the engine's table."""
 
+import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, Field, create_model
 
-from engine.sampling_params import SAMPLER_PARAMETERS, SamplerParameter
+from engine.sampling_params import (
+    MAX_STRING_CHARS,
+    MAX_STRINGS,
+    SAMPLER_PARAMETERS,
+    Patterns,
+    SamplerParameter,
+)
 
 OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
     other: (name,) for name, one in SAMPLER_PARAMETERS.items() for other in one.other_names
 }
 """Fields that mean the same as another one, and which."""
+
+
+_Strings = list[Annotated[str, Field(min_length=1, max_length=MAX_STRING_CHARS)]]
 
 
 def _fields() -> dict[str, Any]:
@@ -23,6 +33,8 @@ def _fields() -> dict[str, Any]:
 
 
 def _field(one: SamplerParameter, description: str) -> tuple[Any, Any]:
+    if one.kind == Patterns:
+        return _Strings | None, Field(None, max_length=MAX_STRINGS, description=description)
     bounds: dict[str, Any] = {
         name: one.kind(bound)
         for name, bound in (("ge", one.ge), ("gt", one.gt), ("le", one.le))
@@ -32,8 +44,8 @@ def _field(one: SamplerParameter, description: str) -> tuple[Any, Any]:
 
 
 def _description(one: SamplerParameter) -> str:
-    default = f"{one.neutral:g}" if one.neutral else "0"
-    model = "the model's, or " if one.in_generation_config else ""
+    default = json.dumps(one.strings) if one.kind == Patterns else f"{one.neutral:g}"
+    model = "the model's, or " if one.in_checkpoints else ""
     return f"{one.text} Default: {model}{default}."
 
 

@@ -17,6 +17,7 @@ from server.text.chat_reply import ChatReply
 from server.text.convert import (
     chat_request,
     prompt_limit,
+    sampler_strings,
     template_messages,
     template_options,
     text_options,
@@ -56,7 +57,12 @@ async def create_chat_completion(
         prompt = await until_disconnect(request.receive, encoding)
         head = ReplyHead.create("chatcmpl", info)
         engine_request = chat_request(
-            body, info, prompt, request_id=head.id, policy=settings.engine.scheduling_policy
+            body,
+            info,
+            prompt,
+            request_id=head.id,
+            policy=settings.engine.scheduling_policy,
+            patterns=await text.patterns(sampler_strings(body)),
         )
         options = text_options(body, keep_text=settings.log_prompts)
         generation.submit(text.tokenizer, [engine_request], options)

@@ -18,6 +18,7 @@ from server.text.completion_reply import CompletionReply
 from server.text.convert import (
     completion_requests,
     prompt_limit,
+    sampler_strings,
     text_options,
 )
 from server.text.generation import Generation
@@ -48,7 +49,12 @@ async def create_completion(body: CompletionRequest, request: Request, state: St
         prompts = await until_disconnect(request.receive, _token_ids(body, text, info))
         head = ReplyHead.create("cmpl", info)
         requests = completion_requests(
-            body, info, prompts, request_id=head.id, policy=settings.engine.scheduling_policy
+            body,
+            info,
+            prompts,
+            request_id=head.id,
+            policy=settings.engine.scheduling_policy,
+            patterns=await text.patterns(sampler_strings(body)),
         )
         echoes = await _echoes(body, text, prompts, requests)
         options = text_options(

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from engine.config import Policy
 from engine.errors import ContextLengthExceeded, InvalidParameter, UnsupportedFeature
-from engine.sampling_params import SAMPLER_PARAMETERS
+from engine.sampling_params import SAMPLER_PARAMETERS, Patterns
 from engine.types import GenerateRequest, ModelInfo, SamplingParams
 from server.protocol.chat import ChatCompletionRequest, ChatMessage, ChatTemplateOptions
 from server.protocol.common import SamplingRequest
@@ -27,6 +27,8 @@ _TO_THE_END = -1
 _RESERVED_TEMPLATE_NAMES = frozenset(
     ("self", "messages", "tools", "add_generation_prompt", "continue_final_message")
 )
+
+_NO_PATTERNS: Mapping[str, Patterns] = {}
 
 T = TypeVar("T")
 
@@ -76,8 +78,12 @@ def chat_request(
     *,
     request_id: str,
     policy: Policy,
+    patterns: Mapping[str, Patterns] = _NO_PATTERNS,
 ) -> GenerateRequest:
     """The engine's request for a chat whose prompt has been tokenised.
+
+    Args:
+        patterns: the tokens of `sampler_strings`.
 
     Raises:
         InvalidParameter, ContextLengthExceeded, UnsupportedFeature: as in `_generate_request`.
@@ -92,6 +98,7 @@ def chat_request(
         default_max_tokens=info.max_model_len,
         logprobs=_or(request.top_logprobs, 0) if request.logprobs else None,
         prompt_logprobs=request.prompt_logprobs,
+        patterns=patterns,
     )
 
 
@@ -102,8 +109,12 @@ def completion_requests(
     *,
     request_id: str,
     policy: Policy,
+    patterns: Mapping[str, Patterns] = _NO_PATTERNS,
 ) -> list[GenerateRequest]:
     """The engine's requests, one per prompt; their ids are `request_id` and the prompt's number.
+
+    Args:
+        patterns: the tokens of `sampler_strings`.
 
     Raises:
         InvalidParameter, ContextLengthExceeded, UnsupportedFeature: as in `_generate_request`.
@@ -127,6 +138,7 @@ def completion_requests(
             default_max_tokens=DEFAULT_COMPLETION_TOKENS,
             logprobs=request.logprobs,
             prompt_logprobs=max((k for k in wanted if k is not None), default=None),
+            patterns=patterns,
         )
         for number, prompt in enumerate(prompts)
     ]
@@ -195,6 +207,7 @@ def _generate_request(
     default_max_tokens: int,
     logprobs: int | None,
     prompt_logprobs: int | None,
+    patterns: Mapping[str, Patterns],
 ) -> GenerateRequest:
     """Join the request's fields with the model's defaults and limits.
 
@@ -223,7 +236,7 @@ def _generate_request(
         request_id=request_id,
         model=info.model,
         prompt_token_ids=prompt,
-        sampling=_sampling_params(request, info, max_tokens, logprobs, prompt_logprobs),
+        sampling=_sampling_params(request, info, max_tokens, logprobs, prompt_logprobs, patterns),
         priority=priority,
         arrival_time_s=time.time(),
         cache_salt=request.cache_salt,
@@ -282,6 +295,7 @@ def _sampling_params(
     max_tokens: int,
     logprobs: int | None,
     prompt_logprobs: int | None,
+    patterns: Mapping[str, Patterns],
 ) -> SamplingParams:
     min_tokens = _or(request.min_tokens, 0)
     if min_tokens > max_tokens:
@@ -298,7 +312,7 @@ def _sampling_params(
         min_tokens=min_tokens,
         n=_or(request.n, 1),
         seed=request.seed,
-        **_sampler_values(request, info.default_sampling),
+        **_sampler_values(request, info.default_sampling, patterns),
         logit_bias=logit_bias,
         stop_token_ids=stop_token_ids,
         ignore_eos=_or(request.ignore_eos, False),
@@ -307,10 +321,28 @@ def _sampling_params(
     )
 
 
-def _sampler_values(request: SamplingRequest, model: Mapping[str, float]) -> dict[str, Any]:
+def sampler_strings(request: SamplingRequest) -> dict[str, tuple[str, ...]]:
+    """The strings whose tokens the engine needs, by parameter: none of what does not act."""
+    strings = {}
+    for name, one in SAMPLER_PARAMETERS.items():
+        if one.kind == Patterns and _acts(request, one.acts_with):
+            strings[name] = tuple(_or(getattr(request, name), one.strings))
+    return strings
+
+
+def _acts(request: SamplingRequest, name: str | None) -> bool:
+    return name is None or _or(getattr(request, name), 0) != SAMPLER_PARAMETERS[name].neutral
+
+
+def _sampler_values(
+    request: SamplingRequest, model: Mapping[str, float], patterns: Mapping[str, Patterns]
+) -> dict[str, Any]:
     """Of each sampler parameter: what the request says, else the model's default, else neutral."""
     values: dict[str, Any] = {}
     for name, one in SAMPLER_PARAMETERS.items():
+        if one.kind == Patterns:
+            values[name] = patterns.get(name, one.neutral)
+            continue
         asked = _first(*(getattr(request, each) for each in (name, *one.other_names)))
         value = _or(asked, one.kind(model.get(name, one.neutral)))
         values[name] = one.settled(value) if one.settled else value

@@ -14,9 +14,11 @@ from typing import Any
 import structlog
 
 from engine.errors import InvalidParameter
+from engine.sampling_params import Patterns
 from engine.text.long_text import LongText
 from engine.text.template_process import TemplateProcess
 from engine.text.tokenizer import Tokenizer, load_tokenizer
+from engine.text.vocabulary_search import VocabularySearch
 from engine.types import ModelInfo
 from server.text.encoding_pool import EncodingPool
 from server.text.prompt_limit import PromptLimit
@@ -25,6 +27,7 @@ THREAD_THRESHOLD_CHARS = 16_384
 """About 2 ms of tokenising; a thread costs 0.1 ms."""
 
 _CHARS_PER_TOKEN = 4
+_KEPT_PATTERNS = 32
 _TEMPLATE_LEAVES = 4
 _COUNTED_CHARS = 4096
 """Shorter texts are tokenised whatever comes out, so that an error can give the exact number."""
@@ -51,6 +54,8 @@ class ModelText:
         self._template = TemplateProcess(source, tokenizer.special_tokens) if source else None
         self._token_texts: dict[int, str] = {}
         self._token_bytes: dict[int, list[int]] = {}
+        self._search: VocabularySearch | None = None
+        self._patterns: dict[tuple[str, ...], Patterns] = {}
 
     @classmethod
     async def load(cls, path: Path, pool: EncodingPool) -> "ModelText":
@@ -146,6 +151,29 @@ class ModelText:
             return decode()
         with self._pool.place():
             return await self._pool.run(decode)
+
+    async def patterns(self, strings: Mapping[str, tuple[str, ...]]) -> dict[str, Patterns]:
+        """How tokens spell each entry's strings. Those asked for last are kept.
+
+        Raises:
+            QueueFull: too many long texts are in work.
+        """
+        found = {}
+        for name, some in strings.items():
+            patterns = self._patterns.pop(some, None)
+            if patterns is None:
+                with self._pool.place():
+                    patterns = await self._pool.run(partial(self._find_patterns, some))
+            self._patterns[some] = found[name] = patterns
+            if len(self._patterns) > _KEPT_PATTERNS:
+                del self._patterns[next(iter(self._patterns))]
+        return found
+
+    def _find_patterns(self, strings: tuple[str, ...]) -> Patterns:
+        """In a thread."""
+        if self._search is None:
+            self._search = VocabularySearch(self.tokenizer)
+        return self._search.patterns(strings)
 
     def _check_lengths(self, texts: Sequence[str], limit: PromptLimit) -> None:
         """Refuse what cannot fit, before anything of it is tokenised."""

@@ -215,6 +215,16 @@ def test_edits_come_in_any_order_of_rows(run):
     assert run(logits, rows).token_ids.tolist() == [6, 3, 5]
 
 
+def test_biases_of_a_row_add_up(run):
+    edits = EditLists()
+    edits.add(0, np.array([5, 2]), np.array([3.0, 1.0]))
+    edits.add(0, np.array([3, 2]), np.array([3.5, 2.75]))
+    rows = SamplingRows.from_host([packed_row(temperature=0)], [0], edits, CPU)
+    assert run(torch.zeros(1, 8), rows).token_ids.tolist() == [2]
+    assert edits.arrays(1)[4].tolist() == [2, 3, 5]
+    assert edits.arrays(1)[5].tolist() == [3.75, 3.5, 3.0]
+
+
 @pytest.mark.slow
 def test_a_portable_build_decides_alike(run_build_of):
     """Other vector units, compiled without the ones that this machine has beyond AVX2."""

@@ -6,7 +6,14 @@ import pytest
 from pydantic import ValidationError
 
 from engine.errors import InvalidParameter
-from engine.sampling_params import SAMPLER_PARAMETERS, SamplingParams
+from engine.sampling_params import (
+    MAX_STRING_CHARS,
+    MAX_STRINGS,
+    SAMPLER_PARAMETERS,
+    Patterns,
+    SamplingParams,
+    TokenPattern,
+)
 from engine.types import ModelInfo
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.completions import CompletionRequest
@@ -28,11 +35,15 @@ NAMES = [*SAMPLER_PARAMETERS]
 
 def within(one):
     """Some values that a request may give, the bounds among them."""
+    if one.kind == Patterns:
+        return [[], ["a"], ["é" * MAX_STRING_CHARS] * MAX_STRINGS]
     low = one.ge if one.ge is not None else math.nextafter(one.gt, math.inf)
     return [one.kind(value) for value in (low, (low + one.le) / 2, one.le)]
 
 
 def beyond(one):
+    if one.kind == Patterns:
+        return [[""], ["a" * (MAX_STRING_CHARS + 1)], ["a"] * (MAX_STRINGS + 1), [1], "a"]
     step = 1 if one.kind is int else 0.001
     return [one.ge - step if one.ge is not None else one.gt, one.le + step]
 
@@ -45,11 +56,31 @@ def sampling(**fields):
     return engine_request.sampling
 
 
+def check_strings(one, strings):
+    """They become patterns where the parameter acts, and nothing where it does not."""
+    patterns = {one.name: (TokenPattern(b"1234"),)}
+    acts = {one.acts_with: SAMPLER_PARAMETERS[one.acts_with].le}
+    for fields, expected in (
+        ({one.name: strings}, {}),
+        ({one.name: strings} | acts, {one.name: tuple(strings)}),
+        (acts, {one.name: one.strings}),
+    ):
+        request = CompletionRequest.model_validate({"prompt": [1], **fields})
+        assert convert.sampler_strings(request) == expected
+    (engine_request,) = convert.completion_requests(
+        request, INFO, [[1]], request_id="r", policy="fcfs", patterns=patterns
+    )
+    assert getattr(engine_request.sampling, one.name) == patterns[one.name]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_values_within_the_bounds_reach_the_engine(name):
     one = SAMPLER_PARAMETERS[name]
     for wire_name in (name, *one.other_names):
         for value in within(one):
+            if one.kind == Patterns:
+                check_strings(one, value)
+                continue
             expected = one.settled(value) if one.settled else value
             assert sampling(**{wire_name: value}) == SamplingParams(**{name: expected})
 
@@ -60,17 +91,18 @@ def test_values_beyond_are_refused_and_so_is_another_type(name, model):
     one = SAMPLER_PARAMETERS[name]
     needed = {"prompt": "a", "messages": [{"role": "user", "content": "a"}]}
     for wire_name in (name, *one.other_names):
-        for value in (*beyond(one), "1", True, [], math.nan):
+        for value in (*beyond(one), "1", True, [[]], math.nan):
             with pytest.raises(ValidationError) as refusal:
                 model.model_validate({**needed, wire_name: value})
-            (error,) = refusal.value.errors()
-            assert error["loc"] == (wire_name,)
+            assert {error["loc"][0] for error in refusal.value.errors()} == {wire_name}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_neutral_value_is_the_default_and_allowed(name):
     one = SAMPLER_PARAMETERS[name]
     assert getattr(SamplingParams(), name) == one.neutral
+    if one.kind == Patterns:
+        return
     assert sampling(**{name: one.kind(one.neutral)}) == sampling(**{name: None}) == SamplingParams()
 
 
@@ -86,9 +118,12 @@ def test_two_names_with_two_values_contradict(name):
 def test_the_schema_tells_bounds_and_meaning():
     properties = ChatCompletionRequest.model_json_schema()["properties"]
     for name, one in SAMPLER_PARAMETERS.items():
+        assert one.text in properties[name]["description"]
+        if one.kind == Patterns:
+            assert properties[name]["anyOf"][0]["maxItems"] == MAX_STRINGS
+            continue
         number, null = properties[name]["anyOf"]
         assert number["type"] == {int: "integer", float: "number"}[one.kind]
         assert number.get("minimum", number.get("exclusiveMinimum")) in (one.ge, one.gt)
         assert number["maximum"] == one.le
         assert null == {"type": "null"}
-        assert one.text in properties[name]["description"]
