@@ -138,6 +138,39 @@ class SamplingParams:
         on_host=True,
         reads_text=True,
     )
+    dry_multiplier: float = _parameter(
+        0.0,
+        "DRY, don't repeat yourself: a token that would continue a repetition of some length "
+        "loses dry_multiplier * dry_base^(length - dry_allowed_length). 0 is off.",
+        ge=0,
+        le=100,
+        on_host=True,
+        reads_text=True,
+    )
+    dry_base: float = _parameter(
+        1.75,
+        "What each further token of a repetition multiplies the loss by.",
+        ge=1,
+        le=100,
+        on_host=True,
+    )
+    dry_allowed_length: int = _parameter(
+        2, "Shorter repetitions cost nothing.", ge=1, le=MAX_COUNT, on_host=True
+    )
+    dry_penalty_last_n: int = _parameter(
+        -1,
+        "So many tokens of prompt and text are looked at; -1: all, 0: none.",
+        ge=-1,
+        le=MAX_COUNT,
+        on_host=True,
+    )
+    dry_sequence_breakers: Patterns = _parameter(
+        (),
+        "Strings that no repetition reaches across. Tokens that contain one are never penalised.",
+        strings=("\n", ":", '"', "*"),
+        acts_with="dry_multiplier",
+        on_host=True,
+    )
     temperature: float = _parameter(
         1.0,
         "0 takes the most likely token.",

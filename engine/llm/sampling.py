@@ -18,6 +18,7 @@ from torch import Tensor
 
 from engine.errors import InvariantViolation
 from engine.llm.decision import NewSequence
+from engine.llm.dry import Dry
 from engine.llm.logits_processors import (
     LogitBias,
     MinTokens,
@@ -83,7 +84,12 @@ class Sampler:
         self._device = device
         self._states: dict[int, _State] = {}
         self._processors = ProcessorChain(
-            (Penalties(vocab_size), LogitBias(vocab_size), MinTokens(vocab_size))
+            (
+                Penalties(vocab_size),
+                Dry(vocab_size),
+                LogitBias(vocab_size),
+                MinTokens(vocab_size),
+            )
         )
 
     def add(self, sequence: NewSequence) -> None:

@@ -186,7 +186,12 @@ def test_an_engine_with_only_a_dropped_step_in_flight_still_has_work() -> None:
 
 @pytest.mark.parametrize(
     "sampling",
-    [{"repetition_penalty": 1.2}, {"frequency_penalty": 0.5}, {"presence_penalty": -0.5}],
+    [
+        {"repetition_penalty": 1.2},
+        {"frequency_penalty": 0.5},
+        {"presence_penalty": -0.5},
+        {"dry_multiplier": 0.8},
+    ],
 )
 def test_penalties_wait_for_the_tokens(sampling: dict[str, float]) -> None:
     bench = Bench()

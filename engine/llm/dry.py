@@ -1,0 +1,266 @@
+"""DRY ("don't repeat yourself"): what would continue a repetition gets less likely with its length.
+
+The tokens before the next one may have stood in the text before. Whatever followed them there would
+make the repetition longer, and is penalised by `multiplier * base ** (length - allowed_length)`. A
+repetition goes back to a sequence breaker at most. Names and meaning are llama.cpp's; the sampler
+is by p-e-w (text-generation-webui, pull request 5677).
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.errors import InvariantViolation
+from engine.llm.decision import NewSequence
+from engine.llm.logits_processors import SampleRow
+from engine.sampling_params import Patterns, SamplingParams
+from kernels import EditLists
+
+Int32Array = NDArray[np.int32]
+Int64Array = NDArray[np.int64]
+
+_LARGEST_LOG = 88.0
+"""A power above e**88 is no fp32; no penalty needs to be greater."""
+MAX_PLACES = 4096
+"""Of more places at which the last token stood before, the latest count: a step's bound."""
+_FEW = 8
+
+
+class Dry:
+    """The processor (`engine.llm.logits_processors.LogitsProcessor`)."""
+
+    needs_host_tokens: ClassVar[bool] = True
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self._texts: dict[int, _RepeatingText] = {}
+
+    def add(self, sequence: NewSequence) -> bool:
+        params = sequence.sampling
+        if params.dry_multiplier == 0.0 or params.dry_penalty_last_n == 0:
+            return False
+        self._texts[sequence.seq_id] = _RepeatingText(params, sequence.prompt_token_ids)
+        return True
+
+    def remove(self, seq_id: int) -> None:
+        self._texts.pop(seq_id, None)
+
+    def edit(self, edits: EditLists, rows: Sequence[SampleRow]) -> None:
+        for i, row in enumerate(rows):
+            text = self._texts.get(row.seq_id)
+            if text is None:
+                continue
+            text.rewind(row.position)
+            ids, penalties = text.penalties()
+            known = ids < self._vocab_size
+            if known.any():
+                edits.add(i, ids[known], -penalties[known])
+
+    def advance(self, row: SampleRow, token_id: int) -> None:
+        text = self._texts[row.seq_id]
+        text.rewind(row.position)
+        text.append(token_id)
+
+
+class _RepeatingText:
+    """A sequence's tokens, and where their end stands among them before.
+
+        tokens   a b c c b c y a b c
+        lengths      3 1   2            how far back the text that ends here equals the text's end
+                         ↑ the next token being c would make it 4
+
+    `append` costs one look at the window for its token, and what it does with `MAX_PLACES` places.
+    Only the first time, and when tokens are taken back, all is compared anew, in time in proportion
+    to the window; completions of one prompt share the first time.
+    """
+
+    def __init__(self, params: SamplingParams, prompt: Sequence[int]) -> None:
+        self._params = params
+        self._breakers = _breakers_of(params.dry_sequence_breakers)
+        self._num_prompt = self._size = len(prompt)
+        self._tokens = np.empty(max(64, 2 * len(prompt)), dtype=np.int32)
+        self._tokens[: len(prompt)] = prompt
+        # Of the place before: the first entry stays 0.
+        self._lengths = np.zeros(len(self._tokens) + 1, dtype=np.int32)
+        self._places = np.empty(0, dtype=np.int64)
+        self._start = 0
+        """Where what came after the last breaker begins."""
+        self._compare_all()
+
+    def append(self, token_id: int) -> None:
+        if self._size == len(self._tokens):
+            self._tokens = np.concatenate((self._tokens, np.empty_like(self._tokens)))
+            grown = np.zeros(len(self._tokens) + 1, dtype=np.int32)
+            grown[: len(self._lengths)] = self._lengths
+            self._lengths = grown
+        self._tokens[self._size] = token_id
+        self._size += 1
+        begin = self._begin()
+        same = np.flatnonzero(self._tokens[begin : self._size - 1] == token_id)
+        places = begin + same[-MAX_PLACES:]
+        lengths = self._lengths[places] + 1
+        self._lengths[self._places + 1] = 0
+        self._lengths[places + 1] = lengths
+        self._places = places
+        if self._breakers.end_at(self._tokens, self._size - 1):
+            self._start = self._size
+
+    def rewind(self, num_outputs: int) -> None:
+        """Go back to the first `num_outputs` generated tokens; nothing to do if that is all."""
+        size = self._num_prompt + num_outputs
+        if size > self._size:
+            raise InvariantViolation(
+                f"sampling at position {num_outputs}, but only {self._size - self._num_prompt} "
+                f"tokens of the sequence are known"
+            )
+        if size < self._size:
+            self._size = size
+            self._compare_all()
+
+    def penalties(self) -> tuple[Int64Array, NDArray[np.float64]]:
+        """Distinct token ids that would continue a repetition, and what that costs them."""
+        params, begin = self._params, self._begin()
+        longest = self._size - max(begin, self._start)
+        lengths = self._lengths[self._places + 1]
+        lengths = np.minimum(lengths, np.minimum(self._places - begin + 1, longest))
+        is_long = lengths >= params.dry_allowed_length
+        if not is_long.any():
+            return np.empty(0, dtype=np.int64), np.empty(0)
+        following = self._tokens[self._places[is_long] + 1].astype(np.int64)
+        pairs = np.sort(following << 32 | lengths[is_long])
+        ids = pairs >> 32
+        is_longest = np.append(ids[1:] != ids[:-1], True)
+        is_longest &= ~self._breakers.are_single(ids)
+        powers = (pairs[is_longest] & 0xFFFFFFFF) - params.dry_allowed_length
+        if params.dry_base > 1.0:
+            powers = np.minimum(powers, int(_LARGEST_LOG / math.log(params.dry_base)))
+        return ids[is_longest], params.dry_multiplier * params.dry_base**powers
+
+    def _begin(self) -> int:
+        """First place of the window."""
+        last_n = self._params.dry_penalty_last_n
+        return 0 if last_n < 0 else max(0, self._size - last_n)
+
+    def _compare_all(self) -> None:
+        begin = self._begin()
+        self._lengths[:] = 0
+        places, lengths, self._start = _compared(
+            self._tokens[: self._size].tobytes(), begin, self._params.dry_sequence_breakers
+        )
+        self._places = begin + places
+        self._lengths[self._places + 1] = lengths
+
+
+@functools.lru_cache(maxsize=8)
+def _compared(tokens: bytes, begin: int, patterns: Patterns) -> tuple[Int64Array, Int32Array, int]:
+    """Places and lengths of repeats in the window from `begin` on, and the last breaker's end."""
+    text = np.frombuffer(tokens, dtype=np.int32)
+    places, lengths = _repeats(text[begin:])
+    start = _breakers_of(patterns).last_end(text)
+    return places[-MAX_PLACES:], lengths[-MAX_PLACES:], start
+
+
+def _repeats(tokens: Int32Array) -> tuple[Int64Array, Int32Array]:
+    """Earlier places of the last token, ascending, and how far back the text that ends there
+    equals the text's end.
+
+    Some steps that look at all places leave few of them in most texts; else the Z-algorithm, from
+    the end to the start, is linear, whatever the text.
+    """
+    places = np.flatnonzero(tokens[:-1] == tokens[-1:])
+    lengths = np.ones(len(places), dtype=np.int32)
+    longer = np.arange(len(places))
+    for length in range(1, _FEW):
+        longer = longer[places[longer] >= length]
+        if len(longer):
+            longer = longer[tokens[places[longer] - length] == tokens[-1 - length]]
+        if not len(longer):
+            return places, lengths
+        lengths[longer] += 1
+    return places, _lengths_by_z(tokens, places)
+
+
+def _lengths_by_z(tokens: Int32Array, places: Int64Array) -> Int32Array:
+    size = len(tokens)
+    text: list[int] = tokens[::-1].tolist()
+    found = [0] * size
+    left = right = 0
+    for place in (size - 1 - places[::-1]).tolist():
+        length = min(found[place - left], right - place) if place < right else 0
+        if place + length >= right:
+            while place + length < size and text[length] == text[place + length]:
+                length += 1
+            left, right = place, place + length
+        found[place] = length
+    return np.array(found, dtype=np.int32)[size - 1 - places]
+
+
+class _Breakers:
+    """Patterns by their tails read backwards, so that a token costs no more with many of them."""
+
+    def __init__(self, patterns: Patterns) -> None:
+        self._root = _Node()
+        for pattern in patterns:
+            node = self._root
+            for token_id in reversed(pattern.tail):
+                node = node.before.setdefault(token_id, _Node())
+            heads = np.frombuffer(pattern.heads, dtype="<i4")
+            node.heads = np.union1d(node.heads, heads).astype(np.int32)
+
+    def end_at(self, tokens: Int32Array, place: int) -> bool:
+        """Whether a breaker ends at a place."""
+        node: _Node | None = self._root
+        while node is not None and place >= 0:
+            token_id = int(tokens[place])
+            if node.has(token_id):
+                return True
+            node = node.before.get(token_id)
+            place -= 1
+        return False
+
+    def last_end(self, tokens: Int32Array) -> int:
+        """The place behind the last breaker of a text; 0 without one."""
+        return self._last_end(self._root, tokens, np.arange(len(tokens)), 0)
+
+    def _last_end(self, node: "_Node", tokens: Int32Array, places: Int64Array, depth: int) -> int:
+        """Of breakers whose last `depth` tokens are this node's; `places` are before these."""
+        at = tokens[places]
+        heads = places[np.isin(at, node.heads)] if len(node.heads) else places[:0]
+        last = int(heads[-1]) + depth + 1 if len(heads) else 0
+        for token_id, before in node.before.items():
+            some = places[at == token_id] - 1
+            some = some[(some >= 0) & (some + depth + 2 > last)]
+            if len(some):
+                last = max(last, self._last_end(before, tokens, some, depth + 1))
+        return last
+
+    def are_single(self, ids: Int64Array) -> NDArray[np.bool_]:
+        """Which tokens are breakers by themselves: they are never penalised."""
+        heads = self._root.heads
+        if not len(heads):
+            return np.zeros(len(ids), dtype=np.bool_)
+        nearest = heads[np.minimum(heads.searchsorted(ids), len(heads) - 1)]
+        return np.asarray(nearest == ids)
+
+
+@functools.lru_cache(maxsize=32)
+def _breakers_of(patterns: Patterns) -> _Breakers:
+    """Most requests have the same ones, and all completions of a request."""
+    return _Breakers(patterns)
+
+
+class _Node:
+    __slots__ = ("before", "heads")
+
+    def __init__(self) -> None:
+        self.before: dict[int, _Node] = {}
+        self.heads: Int32Array = np.empty(0, dtype=np.int32)
+        """Ascending."""
+
+    def has(self, token_id: int) -> bool:
+        place = int(self.heads.searchsorted(token_id))
+        return place < len(self.heads) and int(self.heads[place]) == token_id
