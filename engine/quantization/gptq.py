@@ -264,6 +264,10 @@ class GptqFormat(StoredFormat):
         method = config.get("quant_method", "gptq" if "bits" in config else None)
         return cls(config) if method == "gptq" else None
 
+    def is_slower_packed(self, layers: Mapping[str, QuantizedLayer], dtype: torch.dtype) -> bool:
+        """Yes, by far: on a CPU each product unpacks the weights anew, so far."""
+        return True
+
     def layers(self, headers: Headers) -> dict[str, QuantizedLayer]:
         """Those that have a `qweight`: which are left out differs from model to model."""
         return {

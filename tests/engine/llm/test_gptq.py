@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 from gptq_checkpoints import Layout, write_gptq
@@ -60,7 +61,7 @@ def tokens(done):
 def test_texts_and_scores_are_those_of_the_unpacked_twin(name, dtype, engines, write):
     packed, twin = write(LAYOUTS[name])
     requests = requests_of(engines, name, logprobs=0)
-    engine = engines.make(packed, dtype=dtype)
+    engine = engines.make(packed, dtype=dtype, quantization="gptq")
     assert engine._executor._runner._config.quantization == "gptq"
     found = tokens(engines.run(engine, requests))
     same = tokens(engines.run(engines.make(packed, dtype=dtype, quantization="none"), requests))
@@ -78,11 +79,13 @@ def test_a_quantised_output_layer_is_not_rounded_to_bf16(engines, write):
     scores = [
         [
             entry.logprob
-            for one in engines.run(engines.make(folder, dtype="bfloat16"), requests).values()
+            for one in engines.run(
+                engines.make(folder, dtype="bfloat16", quantization=quantization), requests
+            ).values()
             for entry in one.prompt_logprobs
             if entry
         ]
-        for folder in (packed, twin)
+        for folder, quantization in ((packed, "gptq"), (twin, "none"))
     ]
     differences = [abs(ours - theirs) for ours, theirs in zip(*scores, strict=True)]
     assert sum(differences) / len(differences) < 0.02
@@ -94,11 +97,11 @@ def test_text_does_not_depend_on_what_shares_the_step(engines, write):
     requests = requests_of(engines, 5)
     rng = random.Random(5)
     together = engines.run(
-        engines.make(packed, max_num_batched_tokens=24, dtype="bfloat16"),
+        engines.make(packed, max_num_batched_tokens=24, dtype="bfloat16", quantization="gptq"),
         requests,
         arrivals=[rng.randrange(10) for _ in requests],
     )
-    alone = engines.make(packed, dtype="bfloat16")
+    alone = engines.make(packed, dtype="bfloat16", quantization="gptq")
     for request in requests:
         (done,) = engines.run(alone, [request]).values()
         assert done.token_ids == together[request.request_id, 0].token_ids
@@ -114,14 +117,16 @@ def states_of(engine):
 def test_weights_stay_packed_and_take_what_was_planned(name, engines, write):
     layout = LAYOUTS[name]
     packed, _ = write(layout)
-    engine = engines.make(packed, dtype="bfloat16")
+    engine = engines.make(packed, dtype="bfloat16", quantization="gptq")
     states = states_of(engine)
     kept = [one for state in states if isinstance(state, tuple) for one in state]
     assert len(kept) >= 12
     assert all(type(one) is GptqWeight for one in kept)
     assert isinstance(states[-1], tuple) is layout.lm_head
     checkpoint = Checkpoint("folder", packed, "m")
-    plan = plan_weights(checkpoint, load_model_config(checkpoint), EngineConfig(), CPU)
+    plan = plan_weights(
+        checkpoint, load_model_config(checkpoint), EngineConfig(quantization="gptq"), CPU
+    )
     fields = [t for one in kept for t in (one.qweight, one.scales, one.zeros, one.g_idx)]
     found = sum(tensor.nbytes for tensor in fields if tensor is not None)
     planned = sum(layer.num_bytes(2) for layer in plan.layers.values())
@@ -131,6 +136,16 @@ def test_weights_stay_packed_and_take_what_was_planned(name, engines, write):
 
 
 CPU = MachineFacts(device="cpu", num_cores=1, free_memory_bytes=1 << 40)
+
+
+@pytest.mark.skipif(native.library() is None, reason=str(native.missing()))
+@pytest.mark.parametrize(("free_memory_bytes", "chosen"), [(1 << 40, "none"), (1 << 10, "gptq")])
+def test_a_cpu_unpacks_them_where_there_is_room(free_memory_bytes, chosen, write):
+    packed, _ = write(LAYOUTS["plain"])
+    checkpoint = Checkpoint("folder", packed, "m")
+    machine = replace(CPU, free_memory_bytes=free_memory_bytes)
+    plan = plan_weights(checkpoint, load_model_config(checkpoint), EngineConfig(), machine)
+    assert plan.quantization == chosen
 
 
 def test_int8_may_be_made_of_them(engines, write):
@@ -145,7 +160,7 @@ def test_int8_may_be_made_of_them(engines, write):
 def test_a_tied_output_layer_is_the_embedding(engines, write):
     packed, twin = write(Layout(), tie_word_embeddings=True)
     requests = requests_of(engines, 4, logprobs=0)
-    found = tokens(engines.run(engines.make(packed), requests))
+    found = tokens(engines.run(engines.make(packed, quantization="gptq"), requests))
     assert found == tokens(engines.run(engines.make(twin), requests))
 
 
@@ -204,7 +219,9 @@ def test_whatever_is_stated_the_answer_is_a_model_or_a_reason(write):
         whole = config | {"quantization_config": dice.choice([stated, stated, dice.choice(JUNK)])}
         (packed / "config.json").write_text(json.dumps(whole))
         try:
-            plan = plan_weights(checkpoint, load_model_config(checkpoint), EngineConfig(), CPU)
+            plan = plan_weights(
+                checkpoint, load_model_config(checkpoint), EngineConfig(quantization="gptq"), CPU
+            )
         except ModelLoadError as error:
             assert str(packed) not in str(error)
         else:
