@@ -175,11 +175,11 @@ def test_another_library_or_processor_is_measured(quick, tmp_path, monkeypatch):
 def test_the_library_of_another_rung_has_another_name(monkeypatch):
     if native.missing() is not None or not isa.is_x86():
         pytest.skip("no C++ operations, or no rungs")
-    monkeypatch.setattr(native, "library", lambda: object())
+    compiler = native._compiler()
     names = set()
     for rung in ("native", *isa.RUNGS):
         monkeypatch.setattr(isa, "_chosen", rung)
-        names.add(native.library_path())
+        names.add(native._target(compiler).name)
     assert len(names) == 1 + len(isa.RUNGS)
 
 
