@@ -8,26 +8,31 @@ import asyncio
 import contextlib
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, Protocol, TypeVar, overload
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Protocol, TypeVar
 
 from engine.errors import Draining, EngineDead, EngineError, UnknownModel
 from engine.fault import answer_for
 from engine.image_share import ImageShare
-from engine.image_types import ImageEvent, ImageModelInfo, ImageRequest, ImageStats
+from engine.image_types import ImageEvent
+from engine.kinds import Kind, kind_of
 from engine.model_spec import ModelSpec
 from engine.rejection import rejection
 from engine.request_stream import RequestStream, StreamTable
 from engine.runtime.memory import MemoryArbiter
+from engine.step_listeners import StepListeners
 from engine.stepping import AnyEngine
 from engine.supervisor import Supervisor, WorkerOptions
 from engine.text_gate import TextCheck
 from engine.types import (
-    EngineStats,
-    GenerateRequest,
-    ModelInfo,
+    Event,
+    EventT,
+    Info,
+    InfoT,
     ModelStatus,
     Phase,
+    Request,
+    Stats,
     TokenEvent,
 )
 
@@ -41,16 +46,14 @@ __all__ = [
     "WorkerOptions",
 ]
 
-StatsListener = Callable[[str, EngineStats], None]
-ImageStatsListener = Callable[[str, ImageStats], None]
-Event = TypeVar("Event", bound=TokenEvent | ImageEvent, covariant=True)
+AnyEventT = TypeVar("AnyEventT", bound=Event, covariant=True)
 
 
-class RequestEvents(Protocol[Event]):
+class RequestEvents(Protocol[AnyEventT]):
     """Async iterator over a request's events; ends after the last one of each completion or
     image."""
 
-    def __aiter__(self) -> AsyncIterator[Event]: ...
+    def __aiter__(self) -> AsyncIterator[AnyEventT]: ...
 
     async def aclose(self) -> None:
         """Abort in the engine if not finished. Idempotent."""
@@ -64,19 +67,13 @@ ImageStream = RequestEvents[ImageEvent]
 class EngineClient(Protocol):
     """What the server needs of an engine."""
 
-    on_stats: list[StatsListener]
-    """Called with (model, stats) for every step that a text model reports."""
-    on_image_stats: list[ImageStatsListener]
-    """The same for image models."""
+    steps: StepListeners
+    """Told of every step that an engine reports."""
     check_text: TextCheck | None
-    """Awaited with the place of each text model's checkpoint before the model is ready; what it
-    raises is why the model failed. To be set before the start."""
+    """Awaited with the place of each checkpoint that has a text side before its model is ready;
+    what it raises is why the model failed. To be set before the start."""
 
-    @overload
-    def submit(self, request: GenerateRequest) -> TokenStream: ...
-    @overload
-    def submit(self, request: ImageRequest) -> ImageStream: ...
-    def submit(self, request: Any) -> Any:
+    def submit(self, request: Request[EventT]) -> RequestEvents[EventT]:
         """Queue a request.
 
         The iterator raises `EngineDead` when the worker dies under it; other late failures come as
@@ -84,30 +81,22 @@ class EngineClient(Protocol):
 
         Raises:
             UnknownModel: no model of that id is configured.
-            InvalidParameter: the model makes the other kind of thing.
+            InvalidParameter: the model is of another kind.
             ModelNotReady: it is loading, restarting or failed.
             Draining: the client is being stopped.
         """
         ...
 
-    def models(self) -> list[ModelInfo]:
-        """The text models that are ready."""
-        ...
-
-    def image_models(self) -> list[ImageModelInfo]:
-        """The image models that are ready."""
+    def infos(self, kind: Kind[Any, Any, InfoT]) -> list[InfoT]:
+        """The models of that kind that are ready."""
         ...
 
     def statuses(self) -> list[ModelStatus]:
         """All configured models."""
         ...
 
-    def stats(self, model: str) -> EngineStats | None:
-        """The newest report of that text model's engine."""
-        ...
-
-    def image_stats(self, model: str) -> ImageStats | None:
-        """The newest report of that image model's engine."""
+    def stats(self, model: str) -> Stats | None:
+        """The newest report of that model's engine, of its kind's type."""
         ...
 
     async def start(self) -> None:
@@ -123,8 +112,7 @@ class ProcessEngineClient:
     """One supervised worker process per model, routed by model id."""
 
     def __init__(self, specs: Sequence[ModelSpec], options: WorkerOptions) -> None:
-        self.on_stats: list[StatsListener] = []
-        self.on_image_stats: list[ImageStatsListener] = []
+        self.steps = StepListeners()
         self.check_text: TextCheck | None = None
         self._draining = False
         arbiter = MemoryArbiter()
@@ -134,7 +122,7 @@ class ProcessEngineClient:
         }
         self._image_share = ImageShare(options.config.image_share, self._throttle)
 
-    def submit(self, request: GenerateRequest | ImageRequest) -> RequestStream[Any]:
+    def submit(self, request: Request[EventT]) -> RequestStream[EventT]:
         if self._draining:
             raise Draining("the server is shutting down; send the request to another one")
         supervisor = self._supervisors.get(request.model)
@@ -144,26 +132,18 @@ class ProcessEngineClient:
                 f"model {request.model!r} is not served; use one of {names}", param="model"
             )
         stream = supervisor.submit(request)
-        if isinstance(request, GenerateRequest):
-            self._image_share.on_text(request.model, busy=True)
+        if not kind_of(request).yields:
+            self._image_share.note(request.model, busy=True)
         return stream
 
-    def models(self) -> list[ModelInfo]:
-        return [info for info in self._ready() if isinstance(info, ModelInfo)]
-
-    def image_models(self) -> list[ImageModelInfo]:
-        return [info for info in self._ready() if isinstance(info, ImageModelInfo)]
+    def infos(self, kind: Kind[Any, Any, InfoT]) -> list[InfoT]:
+        return [info for info in self._ready() if isinstance(info, kind.info)]
 
     def statuses(self) -> list[ModelStatus]:
         return [s.status for s in self._supervisors.values()]
 
-    def stats(self, model: str) -> EngineStats | None:
-        stats = self._supervisors[model].stats if model in self._supervisors else None
-        return stats if isinstance(stats, EngineStats) else None
-
-    def image_stats(self, model: str) -> ImageStats | None:
-        stats = self._supervisors[model].stats if model in self._supervisors else None
-        return stats if isinstance(stats, ImageStats) else None
+    def stats(self, model: str) -> Stats | None:
+        return self._supervisors[model].stats if model in self._supervisors else None
 
     async def start(self) -> None:
         for supervisor in self._supervisors.values():
@@ -177,7 +157,7 @@ class ProcessEngineClient:
                     await supervisor.wait_until_idle()
         await asyncio.gather(*(s.stop() for s in self._supervisors.values()))
 
-    def _ready(self) -> list[ModelInfo | ImageModelInfo]:
+    def _ready(self) -> list[Info]:
         return [
             s.info
             for s in self._supervisors.values()
@@ -187,40 +167,33 @@ class ProcessEngineClient:
     async def _check_text(self, path: str) -> int:
         return 0 if self.check_text is None else await self.check_text(path)
 
-    def _report(self, model: str, stats: EngineStats | ImageStats) -> None:
-        if isinstance(stats, ImageStats):
-            for image_listener in self.on_image_stats:
-                image_listener(model, stats)
-            return
-        self._image_share.on_text(model, busy=stats.num_running + stats.num_waiting > 0)
-        for listener in self.on_stats:
-            listener(model, stats)
+    def _report(self, model: str, stats: Stats) -> None:
+        if not kind_of(stats).yields:
+            self._image_share.note(model, busy=stats.num_running + stats.num_waiting > 0)
+        self.steps.tell(model, stats)
 
     def _throttle(self, share: float | None) -> None:
         for supervisor in self._supervisors.values():
-            if not isinstance(supervisor.info, ModelInfo):
+            if supervisor.kind is None or supervisor.kind.yields:
                 supervisor.throttle(share)
 
 
 class InProcessEngineClient:
     """Steps one engine in a thread of this process."""
 
-    def __init__(self, engine: AnyEngine, info: ModelInfo | ImageModelInfo) -> None:
-        self.on_stats: list[StatsListener] = []
-        self.on_image_stats: list[ImageStatsListener] = []
+    def __init__(self, engine: AnyEngine, info: Info) -> None:
+        self.steps = StepListeners()
         self.check_text: TextCheck | None = None
         self._engine = engine
         self._info = info
-        self._stats: EngineStats | ImageStats | None = None
-        self._inbox: queue.SimpleQueue[GenerateRequest | ImageRequest | str | None] = (
-            queue.SimpleQueue()
-        )
+        self._stats: Stats | None = None
+        self._inbox: queue.SimpleQueue[Request[Any] | str | None] = queue.SimpleQueue()
         self._streams = StreamTable(self._inbox.put)
         self._phase = Phase.STARTING
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def submit(self, request: GenerateRequest | ImageRequest) -> RequestStream[Any]:
+    def submit(self, request: Request[EventT]) -> RequestStream[EventT]:
         if request.model != self._info.model:
             raise UnknownModel(
                 f"model {request.model!r} is not served; use {self._info.model}", param="model"
@@ -231,20 +204,14 @@ class InProcessEngineClient:
         self._inbox.put(request)
         return stream
 
-    def models(self) -> list[ModelInfo]:
-        return [self._info] if isinstance(self._info, ModelInfo) else []
-
-    def image_models(self) -> list[ImageModelInfo]:
-        return [self._info] if isinstance(self._info, ImageModelInfo) else []
+    def infos(self, kind: Kind[Any, Any, InfoT]) -> list[InfoT]:
+        return [self._info] if isinstance(self._info, kind.info) else []
 
     def statuses(self) -> list[ModelStatus]:
         return [ModelStatus(model=self._info.model, phase=self._phase)]
 
-    def stats(self, model: str) -> EngineStats | None:
-        return self._stats if isinstance(self._stats, EngineStats) else None
-
-    def image_stats(self, model: str) -> ImageStats | None:
-        return self._stats if isinstance(self._stats, ImageStats) else None
+    def stats(self, model: str) -> Stats | None:
+        return self._stats
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -286,25 +253,18 @@ class InProcessEngineClient:
             else:
                 self._add(item)
 
-    def _add(self, request: GenerateRequest | ImageRequest) -> None:
+    def _add(self, request: Request[Any]) -> None:
         assert self._loop is not None
         try:
-            self._engine.add(request)  # type: ignore[arg-type]  # the caller knows the model's kind
+            self._engine.add(request)
         except Exception as error:
             events = rejection(request, answer_for(error, request.request_id))
             self._loop.call_soon_threadsafe(self._deliver, events, self._engine.stats())
 
-    def _deliver(
-        self, events: list[TokenEvent] | list[ImageEvent], stats: EngineStats | ImageStats
-    ) -> None:
+    def _deliver(self, events: Sequence[Event], stats: Stats) -> None:
         self._stats = stats
         self._streams.deliver(events)
-        if isinstance(stats, ImageStats):
-            for image_listener in self.on_image_stats:
-                image_listener(self._info.model, stats)
-            return
-        for listener in self.on_stats:
-            listener(self._info.model, stats)
+        self.steps.tell(self._info.model, stats)
 
     def _die(self, error: EngineError) -> None:
         self._phase = Phase.FAILED

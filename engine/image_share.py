@@ -1,17 +1,19 @@
 """Keeps image work from starving text: while text has work, image steps take a share of the time.
 
-The server process knows from the step reports whether a text model has work, and tells the image
-workers when that changes; a throttled worker sleeps between its steps (`engine.loop`).
+More exactly: the kinds of model that yield leave time to those that do not (`engine.kinds`). The
+server process knows from the step reports whether a model of the latter has work, and tells the
+workers of the former when that changes; a throttled worker sleeps between its steps
+(`engine.loop`).
 """
 
 from collections.abc import Callable
 
 
 class ImageShare:
-    """Watches the text models. Event loop only.
+    """Watches the models that yield to nobody. Event loop only.
 
     Args:
-        share: of the time that image steps may take while text has work.
+        share: of the time that the others' steps may take while one of them has work.
         tell: called with the share, or None, whenever the bound changes.
     """
 
@@ -20,8 +22,8 @@ class ImageShare:
         self._tell = tell
         self._busy: set[str] = set()
 
-    def on_text(self, model: str, *, busy: bool) -> None:
-        """Note whether a text model has work."""
+    def note(self, model: str, *, busy: bool) -> None:
+        """Note whether a model that yields to nobody has work."""
         was_busy = bool(self._busy)
         if busy:
             self._busy.add(model)

@@ -6,7 +6,7 @@ Plain frozen dataclasses like those of `engine.types`, free of torch and of wire
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from engine.types import FinishReason
+from engine.types import Event, Info, Request, Stats
 
 
 class ImageTask(StrEnum):
@@ -107,11 +107,9 @@ class ImageParams:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImageRequest:
+class ImageRequest(Request["ImageEvent"]):
     """One prompt to draw, `params.n` times."""
 
-    request_id: str
-    model: str
     prompt: str
     params: ImageParams
     images: list[Pixels] = field(default_factory=list)
@@ -119,24 +117,16 @@ class ImageRequest:
     in their order; a mask needs one alone."""
     mask: Pixels | None = None
     """One channel, 255 where to edit, of the first image's size."""
-    priority: int = 0
-    """Lower runs first."""
-    arrival_time_s: float = 0.0
-    """`time.time()` when the server accepted it."""
 
     @property
     def num_completions(self) -> int:
-        """Images that will end with an event each."""
         return self.params.n
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImageEvent:
-    """What a step brought one image. The last event of an image has a finish reason."""
+class ImageEvent(Event):
+    """What a step brought one image."""
 
-    request_id: str
-    index: int = 0
-    """Which of the `n` images."""
     step: int = 0
     """Denoising steps done."""
     num_steps: int = 0
@@ -154,22 +144,13 @@ class ImageEvent:
     denoise_time_s: float = 0.0
     decode_time_s: float = 0.0
     """Spent on this image so far; a step's time counts for every image in it."""
-    finish_reason: FinishReason | None = None
-    error_code: str | None = None
-    error_message: str | None = None
-    error_param: str | None = None
-    """The field that the error is about."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImageStats:
-    """An image engine's statistics. Counters are totals since the worker started."""
+class ImageStats(Stats):
+    """Those of an image engine: images that are being denoised or decoded, images that wait, and
+    denoiser calls for `num_steps`."""
 
-    num_running: int = 0
-    """Images that are being denoised or decoded."""
-    num_waiting: int = 0
-    num_steps: int = 0
-    """Denoiser calls."""
     step_rows: int = 0
     """Rows (images times guidance branches) of the newest step."""
     step_time_s: float = 0.0
@@ -184,25 +165,14 @@ class ImageStats:
     encode_time_s: float = 0.0
     denoise_time_s: float = 0.0
     decode_time_s: float = 0.0
-    throttle_time_s: float = 0.0
-    """Slept to leave the device to text (`image_share`)."""
-    num_threads: int = 0
-    """CPU threads that steps use now (`adaptive_threads`)."""
     prompt_cache_queries: int = 0
     prompt_cache_hits: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImageModelInfo:
-    """What the server must know of a loaded image model. Sent once it can serve."""
+class ImageModelInfo(Info):
+    """Of an image model; `architecture` is the name of its family, such as `flux`."""
 
-    model: str
-    path: str
-    """Local folder or file. Never shown to clients."""
-    architecture: str
-    """Name of its family: `stable-diffusion`, `stable-diffusion-xl`, `flux` ..."""
-    dtype: str
-    created: int
     tasks: tuple[ImageTask, ...]
     guidance: GuidanceKind
     schedulers: tuple[str, ...]
@@ -218,4 +188,3 @@ class ImageModelInfo:
     """Width times height at most."""
     default_edit_guidance_scale: float | None = None
     """Of instructions; None: as for prompts."""
-    config_hash: str = ""

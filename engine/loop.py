@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import structlog
 import zmq
@@ -22,7 +23,7 @@ from engine import messages
 from engine.config import EngineConfig
 from engine.errors import EngineError, InsufficientMemory, InternalError
 from engine.fault import answer_for
-from engine.image_types import ImageEvent, ImageModelInfo, ImageRequest, ImageStats
+from engine.kinds import imported, kind_of, kind_of_checkpoint
 from engine.logs import configure_logging
 from engine.pulse import Pulse, send_pulses
 from engine.rejection import rejection
@@ -34,11 +35,9 @@ from engine.runtime.threads import (
 )
 from engine.socket_folder import remove_socket
 from engine.stepping import AnyEngine
-from engine.types import EngineStats, GenerateRequest, ModelInfo, ModelKind, Phase, TokenEvent
+from engine.types import Event, Info, Phase, Request, Stats
 
 _LONGEST_NAP_S = 0.5
-
-StepResult = tuple[list[TokenEvent], EngineStats] | tuple[list[ImageEvent], ImageStats]
 
 log = structlog.get_logger(__name__)
 
@@ -57,16 +56,8 @@ class Link:
         self._socket.send(messages.encode(message))
 
     def receive(self) -> messages.ToWorker:
-        """Wait for the next message. A request that cannot be read is refused; the next comes."""
-        while True:
-            data: bytes = self._socket.recv()
-            try:
-                return messages.decode_to_worker(data)
-            except Exception as error:
-                request_id = messages.request_id_of(data)
-                if request_id is None:
-                    raise
-                self.refuse(request_id, answer_for(error, request_id))
+        """Wait for the next message."""
+        return messages.decode_to_worker(self._socket.recv())
 
     def refuse(self, request_id: str, error: EngineError) -> None:
         """End a request with an error."""
@@ -86,7 +77,7 @@ class Link:
         phase: Phase,
         progress: float | None = None,
         detail: str | None = None,
-        kind: ModelKind | None = None,
+        kind: str | None = None,
     ) -> None:
         """Tell the server what the worker is doing, and what its model makes once that is known."""
         self.send(messages.Progress(phase, progress, detail, kind))
@@ -141,7 +132,7 @@ class Loop:
                 self._publish(events, stats)
                 self._plan_pause(started_s)
 
-    def _step(self) -> StepResult:
+    def _step(self) -> tuple[list[Event], Stats]:
         self._threads.before_step()
         result = self._engine.step()
         self._threads.after_step()
@@ -169,10 +160,8 @@ class Loop:
         """Take in what has arrived; wait when there is nothing to do. False: shut down."""
         while self._link.has_message() or not self._engine.has_work():
             match self._link.receive():
-                case messages.Submit(request=request):
-                    self._add(request)
-                case messages.SubmitImage(request=image_request):
-                    self._add(image_request)
+                case messages.Submit() as submit:
+                    self._submit(submit)
                 case messages.Throttle(share=share):
                     self._share = share
                 case messages.Abort(request_id=request_id):
@@ -183,17 +172,26 @@ class Loop:
                     return False
         return True
 
-    def _add(self, request: GenerateRequest | ImageRequest) -> None:
+    def _submit(self, submit: messages.Submit) -> None:
+        """Take a request in. One that cannot be read is refused."""
         try:
-            # The supervisor sends each worker requests of its own kind only.
-            self._engine.add(request)  # type: ignore[arg-type]
+            request = submit.read()
+        except Exception as error:
+            request_id = submit.request_id()
+            if request_id is None:
+                raise
+            self._link.refuse(request_id, answer_for(error, request_id))
+        else:
+            self._add(request)
+
+    def _add(self, request: Request[Any]) -> None:
+        try:
+            self._engine.add(request)
         except Exception as error:
             answer = answer_for(error, request.request_id)
             self._publish(rejection(request, answer), self._engine.stats())
 
-    def _publish(
-        self, events: list[TokenEvent] | list[ImageEvent], stats: EngineStats | ImageStats
-    ) -> None:
+    def _publish(self, events: Sequence[Event], stats: Stats) -> None:
         start_s = time.perf_counter()
         try:
             self._link.send(self._report(events, stats))
@@ -201,19 +199,16 @@ class Loop:
             self._publish_apart(events, stats)
         self._publish_time_s = time.perf_counter() - start_s
 
-    def _report(
-        self, events: Sequence[TokenEvent | ImageEvent], stats: EngineStats | ImageStats
-    ) -> messages.Step | messages.ImageStep:
-        threads = self._threads.num_threads if self._threads is not None else 0
-        if isinstance(stats, ImageStats):
-            image_stats = replace(stats, throttle_time_s=self._throttle_time_s, num_threads=threads)
-            return messages.ImageStep(events, image_stats)  # type: ignore[arg-type]
-        timed = replace(stats, publish_time_s=self._publish_time_s, num_threads=threads)
-        return messages.Step(events, timed)  # type: ignore[arg-type]
+    def _report(self, events: Sequence[Event], stats: Stats) -> messages.Step:
+        timed = replace(
+            stats,
+            publish_time_s=self._publish_time_s,
+            throttle_time_s=self._throttle_time_s,
+            num_threads=self._threads.num_threads,
+        )
+        return messages.Step.of(events, timed)
 
-    def _publish_apart(
-        self, events: Sequence[TokenEvent | ImageEvent], stats: EngineStats | ImageStats
-    ) -> None:
+    def _publish_apart(self, events: Sequence[Event], stats: Stats) -> None:
         """Some event cannot be written: its request ends, the others' events go out."""
         for event in events:
             try:
@@ -223,7 +218,7 @@ class Loop:
                 self._link.refuse(event.request_id, answer_for(error, event.request_id))
 
 
-def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, ModelInfo | ImageModelInfo]:
+def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, Info]:
     """Fetch and load the model, reporting each phase."""
     # torch takes a second to import: the server hears "starting" before that.
     from engine.runtime.device import choose_cpu_isa
@@ -239,16 +234,14 @@ def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, ModelInfo | 
         offline=spec.offline,
         on_progress=lambda fraction, line: link.report(Phase.DOWNLOADING, fraction, line),
     )
-    if checkpoint.kind in ("diffusers", "single_file"):
-        from engine.diffusion.loading import load_engine as load_image_engine
-
-        link.report(Phase.LOADING, 0.0, kind=ModelKind.IMAGE)
-        return load_image_engine(checkpoint, spec.model, spec.config, link)
-    from engine.llm.loading import load_engine
-
-    link.send(messages.Found(str(checkpoint.path)))
-    link.report(Phase.LOADING, 0.0, kind=ModelKind.TEXT)
-    return load_engine(checkpoint, spec.model, spec.config, link)
+    kind = kind_of_checkpoint(checkpoint)
+    if kind.has_text_side:
+        link.send(messages.Found(str(checkpoint.path)))
+    link.report(Phase.LOADING, 0.0, kind=kind.name)
+    loaded: tuple[AnyEngine, Info] = imported(kind.loader)(
+        checkpoint, spec.model, spec.config, link
+    )
+    return loaded
 
 
 def serve(spec: messages.WorkerSpec) -> int:
@@ -259,10 +252,7 @@ def serve(spec: messages.WorkerSpec) -> int:
     try:
         link.report(Phase.STARTING)
         engine, info = load(spec, link)
-        if isinstance(info, ImageModelInfo):
-            link.send(messages.ImageReady(info))
-        else:
-            link.send(messages.Ready(info))
+        link.send(messages.Ready.of(info))
         # What is loaded stays: without this every full collection would walk all of it.
         gc.collect()
         gc.freeze()
@@ -282,13 +272,12 @@ def serve(spec: messages.WorkerSpec) -> int:
     return 0
 
 
-def _threads(config: EngineConfig, info: ModelInfo | ImageModelInfo) -> ComputeThreads:
-    """Of the loaded engine. The libraries that images use may sum in another order with another
-    number of threads."""
+def _threads(config: EngineConfig, info: Info) -> ComputeThreads:
+    """Of the loaded engine."""
     from engine.runtime.device import choose_device
 
     adaptive = config.adaptive_threads and choose_device(config.device) == "cpu"
-    if isinstance(info, ImageModelInfo) and config.deterministic:
+    if kind_of(info).threads_change_bits and config.deterministic:
         adaptive = False
     return compute_threads(adaptive=adaptive)
 

@@ -1,14 +1,46 @@
 """What crosses the border between the server process and a worker process.
 
-msgspec structs with a tag each, in MessagePack, around the plain types of `engine.types`. A worker
-first reads one `WorkerSpec` from its standard input; everything else goes over one zmq PAIR socket.
+msgspec structs with a tag each, in MessagePack. Those that carry a kind's own types (`Submit`,
+`Ready`, `Step`) are made by `of`, and name the kind beside a body. Where such a message arrives the
+body is still encoded: `read` checks it against the types in the kind's row (`engine.kinds`). A
+worker first reads one `WorkerSpec` from its standard input; everything else goes over one zmq PAIR
+socket.
 """
+
+from collections.abc import Sequence
+from functools import lru_cache
+from types import GenericAlias
+from typing import Any, Self
 
 import msgspec
 
 from engine.config import CpuIsa, EngineConfig
-from engine.image_types import ImageEvent, ImageModelInfo, ImageRequest, ImageStats
-from engine.types import EngineStats, GenerateRequest, ModelInfo, ModelKind, Phase, TokenEvent
+from engine.kinds import KINDS, AnyKind, kind_of
+from engine.types import Event, Info, Phase, Request, Stats
+
+encode = msgspec.msgpack.Encoder().encode
+
+
+def _body(value: Any) -> msgspec.Raw:
+    """A body that its message encodes: encoded before it, pictures would be copied once more."""
+    body: msgspec.Raw = value
+    return body
+
+
+@lru_cache
+def _request_decoder(kind: AnyKind) -> msgspec.msgpack.Decoder[Request[Any]]:
+    return msgspec.msgpack.Decoder(kind.request)
+
+
+@lru_cache
+def _info_decoder(kind: AnyKind) -> msgspec.msgpack.Decoder[Info]:
+    return msgspec.msgpack.Decoder(kind.info)
+
+
+@lru_cache
+def _step_decoder(kind: AnyKind) -> msgspec.msgpack.Decoder[tuple[list[Event], Stats]]:
+    events = GenericAlias(list, (kind.event,))
+    return msgspec.msgpack.Decoder(GenericAlias(tuple, (events, kind.stats)))
 
 
 class WorkerSpec(msgspec.Struct, frozen=True):
@@ -28,11 +60,31 @@ class WorkerSpec(msgspec.Struct, frozen=True):
 
 
 class Submit(msgspec.Struct, tag="submit", frozen=True):
-    request: GenerateRequest
+    """A request."""
 
+    kind: str
+    body: msgspec.Raw
 
-class SubmitImage(msgspec.Struct, tag="submit_image", frozen=True):
-    request: ImageRequest
+    @classmethod
+    def of(cls, request: Request[Any]) -> Self:
+        return cls(kind_of(request).name, _body(request))
+
+    def read(self) -> Request[Any]:
+        """The request.
+
+        Raises:
+            ValidationError, DecodeError: it is not one of its kind.
+            KeyError: there is no such kind.
+        """
+        return _request_decoder(KINDS[self.kind]).decode(self.body)
+
+    def request_id(self) -> str | None:
+        """Whose request it is, if that can be told of one that cannot be read."""
+        try:
+            found = msgspec.msgpack.decode(self.body)["request_id"]
+        except (msgspec.DecodeError, KeyError, TypeError):
+            return None
+        return found if isinstance(found, str) else None
 
 
 class Abort(msgspec.Struct, tag="abort", frozen=True):
@@ -65,7 +117,8 @@ class Progress(msgspec.Struct, tag="progress", frozen=True):
     phase: Phase
     progress: float | None = None
     detail: str | None = None
-    kind: ModelKind | None = None
+    kind: str | None = None
+    """Name of the model's kind, once that is known."""
 
 
 class Reserve(msgspec.Struct, tag="reserve", frozen=True):
@@ -79,17 +132,24 @@ class Reserve(msgspec.Struct, tag="reserve", frozen=True):
 
 
 class Found(msgspec.Struct, tag="found", frozen=True):
-    """A text model's checkpoint is on this machine: its text side can be tried."""
+    """A checkpoint with a text side is on this machine: that side can be tried."""
 
     path: str
 
 
 class Ready(msgspec.Struct, tag="ready", frozen=True):
-    info: ModelInfo
+    """The model is loaded; with its info."""
 
+    kind: str
+    body: msgspec.Raw
 
-class ImageReady(msgspec.Struct, tag="image_ready", frozen=True):
-    info: ImageModelInfo
+    @classmethod
+    def of(cls, info: Info) -> Self:
+        return cls(kind_of(info).name, _body(info))
+
+    def read(self) -> Info:
+        """The info. Raises as `Submit.read` does."""
+        return _info_decoder(KINDS[self.kind]).decode(self.body)
 
 
 class Failed(msgspec.Struct, tag="failed", frozen=True):
@@ -104,8 +164,16 @@ class Failed(msgspec.Struct, tag="failed", frozen=True):
 class Step(msgspec.Struct, tag="step", frozen=True):
     """One step's events and statistics."""
 
-    events: list[TokenEvent]
-    stats: EngineStats
+    kind: str
+    body: msgspec.Raw
+
+    @classmethod
+    def of(cls, events: Sequence[Event], stats: Stats) -> Self:
+        return cls(kind_of(stats).name, _body((events, stats)))
+
+    def read(self) -> tuple[list[Event], Stats]:
+        """Events and statistics. Raises as `Submit.read` does."""
+        return _step_decoder(KINDS[self.kind]).decode(self.body)
 
 
 class Refused(msgspec.Struct, tag="refused", frozen=True):
@@ -116,28 +184,11 @@ class Refused(msgspec.Struct, tag="refused", frozen=True):
     message: str
 
 
-class ImageStep(msgspec.Struct, tag="image_step", frozen=True):
-    """The same of an image engine."""
+ToWorker = Submit | Abort | Granted | Denied | Throttle | Shutdown
+FromWorker = Progress | Reserve | Found | Ready | Failed | Refused | Step
 
-    events: list[ImageEvent]
-    stats: ImageStats
-
-
-ToWorker = Submit | SubmitImage | Abort | Granted | Denied | Throttle | Shutdown
-FromWorker = Progress | Reserve | Found | Ready | ImageReady | Failed | Refused | Step | ImageStep
-
-encode = msgspec.msgpack.Encoder().encode
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
 _from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
 decode_to_worker = _to_worker.decode
 decode_from_worker = _from_worker.decode
 decode_worker_spec = msgspec.msgpack.Decoder(WorkerSpec).decode
-
-
-def request_id_of(data: bytes) -> str | None:
-    """Whose request a message carries that is not as it should be, if that can be told."""
-    try:
-        found = msgspec.msgpack.decode(data)["request"]["request_id"]
-    except (msgspec.DecodeError, KeyError, TypeError):
-        return None
-    return found if isinstance(found, str) else None

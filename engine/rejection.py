@@ -1,30 +1,20 @@
 """How a request that cannot be served is answered: one event per completion or image."""
 
 from collections.abc import Iterable
-from typing import overload
+from typing import Any
 
 from engine.errors import EngineError
-from engine.image_types import ImageEvent, ImageRequest
-from engine.types import FinishReason, GenerateRequest, TokenEvent
+from engine.kinds import kind_of
+from engine.types import EventT, FinishReason, Request
 
 
-@overload
 def rejection(
-    request: GenerateRequest, error: EngineError, indexes: Iterable[int] | None = None
-) -> list[TokenEvent]: ...
-@overload
-def rejection(
-    request: ImageRequest, error: EngineError, indexes: Iterable[int] | None = None
-) -> list[ImageEvent]: ...
-def rejection(
-    request: GenerateRequest | ImageRequest,
-    error: EngineError,
-    indexes: Iterable[int] | None = None,
-) -> list[TokenEvent] | list[ImageEvent]:
+    request: Request[EventT], error: EngineError, indexes: Iterable[int] | None = None
+) -> list[EventT]:
     """The events that end completions of `request` with `error`: all, or those of `indexes`."""
-    event_type = TokenEvent if isinstance(request, GenerateRequest) else ImageEvent
-    return [  # type: ignore[return-value]
-        event_type(
+    event: Any = kind_of(request).event
+    return [
+        event(
             request_id=request.request_id,
             index=index,
             finish_reason=FinishReason.ERROR,

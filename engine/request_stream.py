@@ -3,26 +3,23 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 from engine.errors import EngineError
-from engine.image_types import ImageEvent, ImageRequest
-from engine.types import GenerateRequest, TokenEvent
-
-Event = TypeVar("Event", TokenEvent, ImageEvent)
+from engine.types import Event, EventT, Request
 
 
-class RequestStream(Generic[Event]):
+class RequestStream(Generic[EventT]):
     """Events of one request, in order. Ends after each of its completions has finished."""
 
     def __init__(
         self,
-        request: GenerateRequest | ImageRequest,
+        request: Request[EventT],
         on_close: Callable[["RequestStream[Any]"], None],
     ) -> None:
         self.request_id = request.request_id
         self._unfinished = request.num_completions
-        self._events: deque[Event | EngineError] = deque()
+        self._events: deque[EventT | EngineError] = deque()
         self._arrived = asyncio.Event()
         self._on_close = on_close
         self._closed = False
@@ -32,7 +29,7 @@ class RequestStream(Generic[Event]):
         """Every completion has had its last event."""
         return self._unfinished == 0
 
-    def put(self, item: Event | EngineError) -> None:
+    def put(self, item: EventT | EngineError) -> None:
         """Hand over an event, or the error that ends the stream."""
         if isinstance(item, EngineError):
             self._unfinished = 0
@@ -41,7 +38,7 @@ class RequestStream(Generic[Event]):
         self._events.append(item)
         self._arrived.set()
 
-    async def __aiter__(self) -> AsyncIterator[Event]:
+    async def __aiter__(self) -> AsyncIterator[EventT]:
         while True:
             while self._events:
                 item = self._events.popleft()
@@ -73,9 +70,9 @@ class StreamTable:
     def __len__(self) -> int:
         return len(self._streams)
 
-    def open(self, request: GenerateRequest | ImageRequest) -> RequestStream[Any]:
+    def open(self, request: Request[EventT]) -> RequestStream[EventT]:
         """A stream for a request that is about to be sent."""
-        stream: RequestStream[Any] = RequestStream(request, self._close)
+        stream = RequestStream(request, self._close)
         self._streams[request.request_id] = stream
         self._empty.clear()
         return stream
@@ -84,7 +81,7 @@ class StreamTable:
         """Return once no stream is open."""
         await self._empty.wait()
 
-    def deliver(self, events: Iterable[TokenEvent | ImageEvent]) -> None:
+    def deliver(self, events: Iterable[Event]) -> None:
         """Hand each event to its stream; those of aborted requests have none any more."""
         for event in events:
             stream = self._streams.get(event.request_id)

@@ -1,19 +1,18 @@
 """What an engine must offer to be stepped by a worker's loop or by a thread."""
 
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from engine.image_types import ImageEvent, ImageRequest, ImageStats
-from engine.types import EngineStats, GenerateRequest, TokenEvent
+from engine.types import Event, Request, Stats
 
-Request = TypeVar("Request", bound=GenerateRequest | ImageRequest, contravariant=True)
-Event = TypeVar("Event", bound=TokenEvent | ImageEvent)
-Stats = TypeVar("Stats", bound=EngineStats | ImageStats, covariant=True)
+RequestT = TypeVar("RequestT", bound=Request[Any], contravariant=True)
+EventT = TypeVar("EventT", bound=Event)
+StatsT = TypeVar("StatsT", bound=Stats, covariant=True)
 
 
-class SteppingEngine(Protocol[Request, Event, Stats]):
+class SteppingEngine(Protocol[RequestT, EventT, StatsT]):
     """All calls come from the thread that owns the device."""
 
-    def add(self, request: Request) -> None:
+    def add(self, request: RequestT) -> None:
         """Queue a request. Raises RequestError or CapacityError when it cannot be taken."""
         ...
 
@@ -25,11 +24,11 @@ class SteppingEngine(Protocol[Request, Event, Stats]):
         """Whether a step would do anything."""
         ...
 
-    def step(self) -> tuple[list[Event], Stats]:
+    def step(self) -> tuple[list[EventT], StatsT]:
         """Run one iteration over everything that is due."""
         ...
 
-    def stats(self) -> Stats:
+    def stats(self) -> StatsT:
         """Statistics as of now."""
         ...
 
@@ -38,8 +37,5 @@ class SteppingEngine(Protocol[Request, Event, Stats]):
         ...
 
 
-TextEngine = SteppingEngine[GenerateRequest, TokenEvent, EngineStats]
-"""`engine.llm.engine.LLMEngine` is one."""
-ImageEngine = SteppingEngine[ImageRequest, ImageEvent, ImageStats]
-"""`engine.diffusion.engine.DiffusionEngine` is one."""
-AnyEngine = TextEngine | ImageEngine
+AnyEngine = SteppingEngine[Any, Any, Any]
+"""One of some kind (`engine.kinds`), such as `engine.llm.engine.LLMEngine`."""

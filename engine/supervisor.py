@@ -11,7 +11,6 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import structlog
 import zmq
@@ -26,7 +25,7 @@ from engine.errors import (
     ModelNotReady,
     error_from_code,
 )
-from engine.image_types import ImageModelInfo, ImageRequest, ImageStats
+from engine.kinds import AnyKind, kind_of
 from engine.model_spec import ModelSpec
 from engine.own_packages import module_command
 from engine.pulse import PulseReader
@@ -34,14 +33,7 @@ from engine.request_stream import RequestStream, StreamTable
 from engine.runtime.memory import MemoryArbiter
 from engine.socket_folder import new_socket, remove_socket
 from engine.text_gate import TextCheck, TextGate
-from engine.types import (
-    EngineStats,
-    GenerateRequest,
-    ModelInfo,
-    ModelKind,
-    ModelStatus,
-    Phase,
-)
+from engine.types import EventT, Info, ModelStatus, Phase, Request, Stats
 from engine.watchdog import Watchdog
 
 FIRST_PAUSE_S = 0.5
@@ -77,12 +69,12 @@ class Supervisor:
         spec: ModelSpec,
         options: WorkerOptions,
         arbiter: MemoryArbiter,
-        on_stats: Callable[[str, EngineStats | ImageStats], None],
+        on_stats: Callable[[str, Stats], None],
         check_text: TextCheck,
     ) -> None:
         self.spec = spec
-        self.info: ModelInfo | ImageModelInfo | None = None
-        self.stats: EngineStats | ImageStats | None = None
+        self.info: Info | None = None
+        self.stats: Stats | None = None
         self.status = ModelStatus(model=spec.name, phase=Phase.STARTING)
         self._options = options
         self._arbiter = arbiter
@@ -98,33 +90,35 @@ class Supervisor:
         self._stalls = 0
         self._stall: str | None = None
         """Why the worker was ended, if it had stopped."""
-        self._kind: ModelKind | None = None
+        self._kind: str | None = None
         self._share: float | None = None
+
+    @property
+    def kind(self) -> AnyKind | None:
+        """What kind of model it is; None until it was ready for the first time."""
+        return None if self.info is None else kind_of(self.info)
 
     def start(self) -> None:
         """Begin to supervise, in a task of its own."""
         self._task = asyncio.create_task(self._supervise(), name=f"supervise {self.spec.name}")
 
-    def submit(self, request: GenerateRequest | ImageRequest) -> RequestStream[Any]:
+    def submit(self, request: Request[EventT]) -> RequestStream[EventT]:
         """Send a request to the worker, which must be of the request's kind.
 
         Raises:
             InvalidParameter: the model makes something else.
             ModelNotReady: there is no worker that could take it now.
         """
-        if self.status.phase is not Phase.READY or self._socket is None:
+        if self.status.phase is not Phase.READY or self._socket is None or self.info is None:
             raise ModelNotReady(
                 f"model {self.spec.name!r} is not ready: {self.status.phase}"
                 f"{f' ({self.status.detail})' if self.status.detail else ''}; "
                 f"wait until GET /ready answers 200"
             )
-        if isinstance(request, GenerateRequest) is not isinstance(self.info, ModelInfo):
-            makes = "text" if isinstance(self.info, ModelInfo) else "images"
-            raise InvalidParameter(f"model {self.spec.name!r} makes {makes}", param="model")
-        if isinstance(request, GenerateRequest):
-            data = messages.encode(messages.Submit(request))
-        else:
-            data = messages.encode(messages.SubmitImage(request))
+        kind = kind_of(self.info)
+        if kind_of(request) is not kind:
+            raise InvalidParameter(f"model {self.spec.name!r} makes {kind.makes}", param="model")
+        data = messages.encode(messages.Submit.of(request))
         # Not before it could be written: a stream without a request would never end.
         stream = self._streams.open(request)
         self._socket.send(data)
@@ -288,14 +282,11 @@ class Supervisor:
 
     def _receive(self, message: messages.FromWorker) -> None:
         match message:
-            case messages.Step(events=events, stats=stats):
+            case messages.Step():
+                events, stats = message.read()
                 self.stats = stats
                 self._streams.deliver(events)
                 self._on_stats(self.spec.name, stats)
-            case messages.ImageStep(events=image_events, stats=image_stats):
-                self.stats = image_stats
-                self._streams.deliver(image_events)
-                self._on_stats(self.spec.name, image_stats)
             case messages.Progress(phase=phase, progress=progress, detail=detail, kind=kind):
                 self._kind = kind or self._kind
                 self._set_phase(phase, detail, progress=progress)
@@ -303,25 +294,22 @@ class Supervisor:
                 self._reserve(message)
             case messages.Found(path=path):
                 self._gate.found(path)
-            case messages.Ready(info=info):
-                self._gate.loaded(info)
-            case messages.ImageReady(info=image_info):
-                self.info = image_info
-                self._set_phase(Phase.READY)
-                self.throttle(self._share)
-                log.info("model ready", model=self.spec.name, family=image_info.architecture)
+            case messages.Ready():
+                self._gate.loaded(message.read())
             case messages.Refused(request_id=request_id, code=code, message=text):
                 self._streams.fail(request_id, error_from_code(code, text))
             case messages.Failed():
                 self._failure = message
 
     def _new_gate(self) -> TextGate:
-        return TextGate(self._check_text, self._serve_text, self._give_up)
+        return TextGate(self._check_text, self._serve_requests, self._give_up)
 
-    def _serve_text(self, info: ModelInfo) -> None:
+    def _serve_requests(self, info: Info) -> None:
         self.info = info
         self._set_phase(Phase.READY)
-        log.info("model ready", model=self.spec.name, max_model_len=info.max_model_len)
+        if kind_of(info).yields:
+            self.throttle(self._share)
+        log.info("model ready", model=self.spec.name, **info.log_fields)
 
     def _give_up(self, failure: messages.Failed) -> None:
         """End a worker whose model cannot be served, however far it is."""

@@ -1,4 +1,4 @@
-"""Holds a text model back until its text side was seen to work.
+"""Holds a model with a text side back until that was seen to work.
 
 The server tries tokenizer and chat template while the worker still loads weights: they are the
 server's to use, and what is wrong with them is known before the weights are in.
@@ -11,7 +11,7 @@ import structlog
 
 from engine.errors import EngineError, ModelLoadError
 from engine.messages import Failed
-from engine.types import ModelInfo
+from engine.types import Info
 
 TextCheck = Callable[[str], Awaitable[int]]
 """Given the place of a checkpoint, tries its text side, and returns the highest token id met.
@@ -23,7 +23,8 @@ log = structlog.get_logger(__name__)
 
 
 class TextGate:
-    """One worker's. The model passes once it is loaded and its text side has been tried.
+    """One worker's. The model passes once it is loaded and its text side, if it has one, has been
+    tried.
 
     Args:
         check: tries the text side.
@@ -34,21 +35,21 @@ class TextGate:
     def __init__(
         self,
         check: TextCheck,
-        on_pass: Callable[[ModelInfo], None],
+        on_pass: Callable[[Info], None],
         on_failure: Callable[[Failed], None],
     ) -> None:
         self._check = check
         self._on_pass = on_pass
         self._on_failure = on_failure
         self._task: asyncio.Future[int] | None = None
-        self._info: ModelInfo | None = None
+        self._info: Info | None = None
 
     def found(self, path: str) -> None:
         """The checkpoint is on this machine."""
         self._task = asyncio.ensure_future(self._check(path))
         self._task.add_done_callback(self._end_check)
 
-    def loaded(self, info: ModelInfo) -> None:
+    def loaded(self, info: Info) -> None:
         """Take note that the worker has loaded its model."""
         self._info = info
         self._try_to_pass()
@@ -79,7 +80,7 @@ class TextGate:
         if info is None or (task is not None and not _succeeded(task)):
             return
         highest = task.result() if task is not None else 0
-        if highest < info.vocab_size:
+        if info.vocab_size is None or highest < info.vocab_size:
             self._on_pass(info)
             return
         reason = (

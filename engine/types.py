@@ -2,10 +2,14 @@
 
 Plain frozen dataclasses, free of torch and of wire libraries, so that the scheduler's tests, the
 server and the worker process share them. `engine.messages` wraps them for the process border.
+
+`Request`, `Event`, `Stats` and `Info` are what is alike in every kind of model (`engine.kinds`);
+those of text follow below, those of images are in `engine.image_types`.
 """
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Generic, TypeVar
 
 from engine.sampling_params import SamplingParams as SamplingParams
 
@@ -17,13 +21,6 @@ class FinishReason(StrEnum):
     LENGTH = "length"
     ABORT = "abort"
     ERROR = "error"
-
-
-class ModelKind(StrEnum):
-    """What a model makes, which decides the routes that serve it."""
-
-    TEXT = "text"
-    IMAGE = "image"
 
 
 class Phase(StrEnum):
@@ -41,17 +38,90 @@ class Phase(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GenerateRequest:
-    """One prompt to continue. Stop strings and text are the server's business, not the engine's."""
+class Event:
+    """What one step brought one completion of a request. The last one has a finish reason."""
+
+    request_id: str
+    index: int = 0
+    """Which of the request's completions."""
+    finish_reason: FinishReason | None = None
+    error_code: str | None = None
+    """With finish reason `error`: the code of an EngineError."""
+    error_message: str | None = None
+    error_param: str | None = None
+    """The field that it is about."""
+
+
+EventT = TypeVar("EventT", bound=Event)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request(Generic[EventT]):
+    """What is asked of a model; answered by events of one type."""
 
     request_id: str
     model: str
-    prompt_token_ids: list[int]
-    sampling: SamplingParams
     priority: int = 0
-    """Lower runs first under the priority policy, as in vLLM."""
+    """Lower runs first: of text under the priority policy only, as in vLLM."""
     arrival_time_s: float = 0.0
     """`time.time()` when the server accepted it."""
+
+    @property
+    def num_completions(self) -> int:
+        """Completions that will end with an event each."""
+        return 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """An engine's statistics, published with each step's events. Counters are totals since the
+    worker started."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_steps: int = 0
+    publish_time_s: float = 0.0
+    """Publishing of the previous step, since this one's is not over yet."""
+    throttle_time_s: float = 0.0
+    """Slept to leave the device to other models (`image_share`)."""
+    num_threads: int = 0
+    """CPU threads that steps use now (`adaptive_threads`)."""
+
+
+StatsT = TypeVar("StatsT", bound=Stats)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Info:
+    """What the server must know of a loaded model. Made by the worker, sent once it can serve."""
+
+    model: str
+    path: str
+    """Local folder or file of the checkpoint. Never shown to clients."""
+    architecture: str
+    dtype: str
+    created: int
+    """Unix time at which it became ready."""
+    config_hash: str = ""
+    """Short hash of the resolved configuration; part of `system_fingerprint`."""
+    vocab_size: int | None = None
+    """Token ids at or above it are refused. None: requests bring no token ids."""
+
+    @property
+    def log_fields(self) -> dict[str, object]:
+        """What the log says of a model that begins to serve."""
+        return {"family": self.architecture}
+
+
+InfoT = TypeVar("InfoT", bound=Info)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateRequest(Request["TokenEvent"]):
+    """One prompt to continue. Stop strings and text are the server's business, not the engine's."""
+
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
     cache_salt: str | None = None
     """Requests share cached prefixes only with requests of the same salt."""
     adapter: str | None = None
@@ -59,7 +129,6 @@ class GenerateRequest:
 
     @property
     def num_completions(self) -> int:
-        """Completions that will end with an event each."""
         return self.sampling.n
 
 
@@ -79,38 +148,26 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TokenEvent:
-    """What one step brought one completion. The last event of a completion has a finish reason."""
+class TokenEvent(Event):
+    """What one step brought one completion of a text."""
 
-    request_id: str
-    index: int = 0
-    """Which of the `n` completions."""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] | None = None
     """One per token id, when asked for."""
     prompt_logprobs: list[TokenLogprob | None] | None = None
     """One per prompt token, in the first event of completion 0; the first prompt token has None."""
-    finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     """The token of `stop_token_ids` that ended it; None after end-of-sequence."""
     num_cached_tokens: int = 0
     """Prompt tokens taken from the prefix cache."""
     queue_time_s: float | None = None
     """From arrival to first scheduling; in the first event only."""
-    error_code: str | None = None
-    """With finish reason `error`: the code of an EngineError."""
-    error_message: str | None = None
-    error_param: str | None = None
-    """The field that it is about."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineStats:
-    """A step's statistics, published with its events. Counters are totals since the worker
-    started."""
+class EngineStats(Stats):
+    """Those of a text engine: `num_running` and `num_waiting` count sequences."""
 
-    num_running: int = 0
-    num_waiting: int = 0
     kv_blocks_total: int = 0
     kv_blocks_used: int = 0
     """Blocks held by requests; cached blocks that nobody holds are free."""
@@ -124,7 +181,6 @@ class EngineStats:
     prefix_cache_hits: int = 0
     """Prompt tokens found."""
     num_preemptions: int = 0
-    num_steps: int = 0
     step_tokens: int = 0
     """Tokens computed in this step."""
     step_token_budget: int = 0
@@ -137,34 +193,25 @@ class EngineStats:
     prepare_time_s: float = 0.0
     forward_time_s: float = 0.0
     sample_time_s: float = 0.0
-    publish_time_s: float = 0.0
-    """Publishing of the previous step, since this one's is not over yet."""
-    num_threads: int = 0
-    """CPU threads that steps use now (`adaptive_threads`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelInfo:
-    """What the server must know of a loaded model. Made by the worker, sent once it can serve."""
+class ModelInfo(Info):
+    """Of a text model, whose `path` holds tokenizer and chat template."""
 
-    model: str
-    path: str
-    """Local folder or GGUF file that holds tokenizer and chat template. Never shown to clients."""
-    architecture: str
     max_model_len: int
     vocab_size: int
-    """Rows of the output layer: token ids at or above it are refused."""
-    dtype: str
-    created: int
-    """Unix time at which it became ready."""
+    """Rows of the output layer."""
     num_kv_blocks: int
     kv_block_size: int
     eos_token_ids: tuple[int, ...] = ()
     default_sampling: dict[str, float] = field(default_factory=dict)
     """From the checkpoint's generation_config.json: temperature, top_p, top_k, min_p,
     repetition_penalty, where it gives them."""
-    config_hash: str = ""
-    """Short hash of the resolved configuration; part of `system_fingerprint`."""
+
+    @property
+    def log_fields(self) -> dict[str, object]:
+        return {"max_model_len": self.max_model_len}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,8 +228,8 @@ class ModelStatus:
     restarts: int = 0
     stalls: int = 0
     """Workers that were ended because they had stopped."""
-    kind: ModelKind | None = None
-    """None until the checkpoint has been found."""
+    kind: str | None = None
+    """Name of a row of `engine.kinds`; None until the checkpoint has been found."""
     hint: str | None = None
     """What the operator may read besides of a failure. Never shown to clients: it may name
     paths."""

@@ -10,7 +10,7 @@ from functools import partial
 from fastapi import FastAPI
 
 from engine.client import EngineClient
-from engine.types import ModelKind
+from engine.kinds import IMAGE, TEXT
 from engine.version import __version__
 from server import middleware
 from server.http import errors, openapi
@@ -64,12 +64,12 @@ def create_app(settings: Settings, engine: EngineClient) -> FastAPI:
 def _create_state(settings: Settings, engine: EngineClient) -> AppState:
     lifecycle = Lifecycle(settings.drain_timeout_s, require_all=settings.require_all)
     places = {
-        ModelKind.TEXT: Places(
+        TEXT: Places(
             what="sequences",
             num_running=settings.engine.max_num_seqs,
             num_waiting=settings.max_queued_requests,
         ),
-        ModelKind.IMAGE: Places(
+        IMAGE: Places(
             what="images",
             num_running=settings.engine.max_num_images,
             num_waiting=settings.max_queued_images,

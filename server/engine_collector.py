@@ -6,8 +6,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from engine.client import EngineClient
-from engine.image_types import ImageStats
-from engine.types import EngineStats, ModelKind, ModelStatus, Phase
+from engine.kinds import TEXT
+from engine.types import EngineStats, ModelStatus, Phase, Stats
 from engine.version import __version__
 
 _LIVE_PHASES = (Phase.READY, Phase.DRAINING)
@@ -26,11 +26,8 @@ class EngineCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         gauges = _Gauges()
         for status in self._engine.statuses():
-            stats, image_stats = None, None
-            if status.phase in _LIVE_PHASES:
-                stats = self._engine.stats(status.model)
-                image_stats = self._engine.image_stats(status.model)
-            gauges.add(status, stats or EngineStats(), image_stats or ImageStats())
+            is_live = status.phase in _LIVE_PHASES
+            gauges.add(status, self._engine.stats(status.model) if is_live else None)
         return iter(gauges.all())
 
 
@@ -62,23 +59,24 @@ class _Gauges:
     def all(self) -> list[Metric]:
         return list(vars(self).values())
 
-    def add(self, status: ModelStatus, stats: EngineStats, image_stats: ImageStats) -> None:
+    def add(self, status: ModelStatus, stats: Stats | None) -> None:
         labels = [status.model]
         self.ready.add_metric(labels, status.phase is Phase.READY)
         self.restarts.add_metric(labels, status.restarts)
         self.stalls.add_metric(labels, status.stalls)
-        self.threads.add_metric(labels, stats.num_threads or image_stats.num_threads)
-        if status.kind is ModelKind.IMAGE:  # see `server/images/metrics.py`
+        self.threads.add_metric(labels, 0 if stats is None else stats.num_threads)
+        if status.kind not in (TEXT.name, None):  # see the metrics of that kind
             return
-        slots_used = stats.kv_blocks_used * stats.kv_block_size
-        self.running.add_metric(labels, stats.num_running)
-        self.waiting.add_metric(labels, stats.num_waiting)
-        self.kv_usage.add_metric(labels, _ratio(stats.kv_blocks_used, stats.kv_blocks_total))
-        self.kv_waste.add_metric(labels, _ratio(stats.kv_slots_unused, slots_used))
-        self.kv_committed.add_metric(labels, stats.kv_bytes_committed)
-        self.budget.add_metric(labels, stats.step_token_budget)
-        self.predicted.add_metric(labels, stats.step_predicted_s)
-        self.measured.add_metric(labels, stats.step_measured_s)
+        text = TEXT.own_stats(stats) or EngineStats()
+        slots_used = text.kv_blocks_used * text.kv_block_size
+        self.running.add_metric(labels, text.num_running)
+        self.waiting.add_metric(labels, text.num_waiting)
+        self.kv_usage.add_metric(labels, _ratio(text.kv_blocks_used, text.kv_blocks_total))
+        self.kv_waste.add_metric(labels, _ratio(text.kv_slots_unused, slots_used))
+        self.kv_committed.add_metric(labels, text.kv_bytes_committed)
+        self.budget.add_metric(labels, text.step_token_budget)
+        self.predicted.add_metric(labels, text.step_predicted_s)
+        self.measured.add_metric(labels, text.step_measured_s)
 
 
 def _gauge(name: str, text: str) -> GaugeMetricFamily:

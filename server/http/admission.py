@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from engine.errors import Draining, QueueFull
-from engine.types import ModelKind
+from engine.kinds import AnyKind
 from server.http.lifecycle import Lifecycle
 
 _MAX_RETRY_AFTER_S = 60
@@ -64,7 +64,7 @@ class Admission:
     def __init__(
         self,
         lifecycle: Lifecycle,
-        places: Mapping[ModelKind, Places],
+        places: Mapping[AnyKind, Places],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -78,7 +78,7 @@ class Admission:
         """Places taken at one model, or at all."""
         return sum(self._in_flight.values()) if model is None else self._in_flight.get(model, 0)
 
-    def admit(self, kind: ModelKind, model: str, num_more: int = 1) -> Lease:
+    def admit(self, kind: AnyKind, model: str, num_more: int = 1) -> Lease:
         """Take places for a request to a model of that kind.
 
         A request for more places than exist enters once it is alone.

@@ -2,26 +2,43 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any
 
 from engine.client import EngineClient
 from engine.errors import InvalidParameter, ModelNotReady, UnknownModel
 from engine.image_types import ImageModelInfo
-from engine.types import ModelInfo, ModelKind, ModelStatus, Phase
+from engine.kinds import IMAGE, KINDS, TEXT, AnyKind, Kind
+from engine.types import Info, InfoT, ModelInfo, ModelStatus, Phase
 from engine.version import __version__
 
-_OTHER_ROUTES = {
-    ModelKind.TEXT: "draws images; ask it with /v1/images/generations or /v1/images/edits",
-    ModelKind.IMAGE: "writes text; ask it with /v1/chat/completions or /v1/completions",
-}
-_NOTHING_SERVED = {
-    ModelKind.TEXT: "no text model is served here",
-    ModelKind.IMAGE: "no image model is served here; start the server with one, such as "
-    "--model HUB_ID_OR_FOLDER",
-}
 
-Info = TypeVar("Info", ModelInfo, ImageModelInfo)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Words:
+    """How answers speak of a kind of model."""
+
+    deed: str
+    """What such a model does, after its name."""
+    routes: str
+    """Those to ask it with."""
+    nothing_served: str
+    """What to say where there is none."""
+
+
+WORDS: dict[AnyKind, Words] = {
+    TEXT: Words(
+        deed="writes text",
+        routes="/v1/chat/completions or /v1/completions",
+        nothing_served="no text model is served here",
+    ),
+    IMAGE: Words(
+        deed="draws images",
+        routes="/v1/images/generations or /v1/images/edits",
+        nothing_served="no image model is served here; start the server with one, such as "
+        "--model HUB_ID_OR_FOLDER",
+    ),
+}
 
 
 def find_model(engine: EngineClient, name: str | None) -> ModelInfo:
@@ -29,31 +46,35 @@ def find_model(engine: EngineClient, name: str | None) -> ModelInfo:
     served.
 
     Raises:
-        InvalidParameter: no id was given and several models are served, or it is an image model.
+        InvalidParameter: no id was given and several models are served, or it is of another kind.
         UnknownModel: no such model is served; names those that are.
         ModelNotReady: it is loading, restarting or failed.
     """
-    return _find(engine, engine.models(), name, ModelKind.TEXT)
+    return find_of_kind(engine, TEXT, name)
 
 
 def find_image_model(engine: EngineClient, name: str | None) -> ImageModelInfo:
     """The ready image model of that id, as `find_model` finds a text model."""
-    return _find(engine, engine.image_models(), name, ModelKind.IMAGE)
+    return find_of_kind(engine, IMAGE, name)
 
 
-def find_any_model(engine: EngineClient, name: str) -> ModelInfo | ImageModelInfo:
+def find_any_model(engine: EngineClient, name: str) -> Info:
     """The ready model of that id, whatever its kind.
 
     Raises:
         UnknownModel, ModelNotReady: as in `find_model`.
     """
-    for info in engine.image_models():
-        if info.model == name:
-            return info
-    return find_model(engine, name)
+    for kind in KINDS.values():
+        for info in engine.infos(kind):
+            if info.model == name:
+                return info
+    for status in engine.statuses():
+        if status.model == name:
+            raise ModelNotReady(_not_ready(status), param="model")
+    raise unknown_model(engine, name)
 
 
-def served_names(engine: EngineClient, kind: ModelKind) -> list[str]:
+def served_names(engine: EngineClient, kind: AnyKind) -> list[str]:
     """Ids of the models of that kind, and of those whose kind is not known yet, but for those that
     could not be loaded."""
     return [s.model for s in _of_kind(engine, kind) if s.phase is not Phase.FAILED]
@@ -61,14 +82,17 @@ def served_names(engine: EngineClient, kind: ModelKind) -> list[str]:
 
 def unknown_model(engine: EngineClient, name: str) -> UnknownModel:
     """What to say of a model that is not configured: names those that serve now, of any kind."""
-    texts = [info.model for info in engine.models()]
-    images = [f"{info.model} (draws images)" for info in engine.image_models()]
-    names = ", ".join([*texts, *images])
-    advice = f"use one of: {names}" if names else "no model serves yet; see GET /ready"
+    names = [
+        info.model if kind is TEXT else f"{info.model} ({WORDS[kind].deed})"
+        for kind in KINDS.values()
+        for info in engine.infos(kind)
+    ]
+    advice = f"use one of: {', '.join(names)}" if names else "no model serves yet; see GET /ready"
     return UnknownModel(f"model {name!r} is not served; {advice}", param="model")
 
 
-def _find(engine: EngineClient, ready: Sequence[Info], name: str | None, kind: ModelKind) -> Info:
+def find_of_kind(engine: EngineClient, kind: Kind[Any, Any, InfoT], name: str | None) -> InfoT:
+    """The ready model of that kind and id, as `find_model` finds a text model."""
     served = served_names(engine, kind)
     if not name:
         # Where all have failed, the reason of the only one helps more than that none is served.
@@ -76,32 +100,34 @@ def _find(engine: EngineClient, ready: Sequence[Info], name: str | None, kind: M
         if len(meant) != 1:
             raise InvalidParameter(f"model is required; {_use(served, kind)}", param="model")
         (name,) = meant
-    for info in ready:
+    for info in engine.infos(kind):
         if info.model == name:
             return info
     for status in engine.statuses():
         if status.model != name:
             continue
-        if _kind(engine, status) not in (kind, None):
+        own = _kind(engine, status)
+        if own is not None and own is not kind:
+            words = WORDS[own]
             raise InvalidParameter(
-                f"model {name} {_OTHER_ROUTES[kind]}; {_use(served, kind)}", param="model"
+                f"model {name} {words.deed}; ask it with {words.routes}; {_use(served, kind)}",
+                param="model",
             )
         raise ModelNotReady(_not_ready(status), param="model")
     raise unknown_model(engine, name)
 
 
-def _of_kind(engine: EngineClient, kind: ModelKind) -> list[ModelStatus]:
+def _of_kind(engine: EngineClient, kind: AnyKind) -> list[ModelStatus]:
     """All configured models that are of that kind, or may be."""
     return [s for s in engine.statuses() if _kind(engine, s) in (kind, None)]
 
 
-def _kind(engine: EngineClient, status: ModelStatus) -> ModelKind | None:
+def _kind(engine: EngineClient, status: ModelStatus) -> AnyKind | None:
     """A model that serves shows its kind by where it is listed."""
-    if any(info.model == status.model for info in engine.models()):
-        return ModelKind.TEXT
-    if any(info.model == status.model for info in engine.image_models()):
-        return ModelKind.IMAGE
-    return status.kind
+    for kind in KINDS.values():
+        if any(info.model == status.model for info in engine.infos(kind)):
+            return kind
+    return None if status.kind is None else KINDS[status.kind]
 
 
 @lru_cache(maxsize=256)
@@ -111,8 +137,8 @@ def system_fingerprint(model: str, config_hash: str) -> str:
     return f"fp_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def _use(names: Sequence[str], kind: ModelKind) -> str:
-    return f"use one of: {', '.join(names)}" if names else _NOTHING_SERVED[kind]
+def _use(names: Sequence[str], kind: AnyKind) -> str:
+    return f"use one of: {', '.join(names)}" if names else WORDS[kind].nothing_served
 
 
 def _not_ready(status: ModelStatus) -> str:

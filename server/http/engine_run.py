@@ -6,15 +6,12 @@ Each kind of model has its own run on top of `EngineRun`, which says what it sub
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
 from engine.client import RequestEvents
 from engine.errors import Draining, EngineError, error_from_code
-from engine.image_types import ImageEvent
-from engine.types import FinishReason, TokenEvent
+from engine.types import Event, EventT, FinishReason
 from server.http.admission import Lease
-
-Event = TypeVar("Event", TokenEvent, ImageEvent)
 
 
 class EngineRun(ABC):
@@ -51,7 +48,7 @@ class EngineRun(ABC):
         """Abort what is unfinished, and count how everything ended. Idempotent."""
 
 
-async def read_events(stream: RequestEvents[Event]) -> AsyncGenerator[Event, None]:
+async def read_events(stream: RequestEvents[EventT]) -> AsyncGenerator[EventT, None]:
     """A stream's events. Leaving it, at whatever event, aborts what is unfinished."""
     events = aiter(stream)
     try:
@@ -64,7 +61,7 @@ async def read_events(stream: RequestEvents[Event]) -> AsyncGenerator[Event, Non
             await close()
 
 
-def failure_of(event: TokenEvent | ImageEvent) -> EngineError | None:
+def failure_of(event: Event) -> EngineError | None:
     """What an event says went wrong; None for all others."""
     if event.finish_reason is FinishReason.ERROR:
         return error_from_code(event.error_code or "", event.error_message or "", event.error_param)

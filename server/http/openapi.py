@@ -13,7 +13,8 @@ from fastapi import FastAPI
 from engine.client import EngineClient
 from engine.config import Policy
 from engine.image_types import ImageModelInfo
-from engine.types import ModelInfo, ModelKind
+from engine.kinds import IMAGE, TEXT
+from engine.types import ModelInfo
 from server.http.catalog import served_names
 
 _TOKEN_COUNTS = ("max_tokens", "max_completion_tokens", "n_predict", "min_tokens")
@@ -30,11 +31,11 @@ def install(app: FastAPI, engine: EngineClient, policy: Policy) -> None:
             if "model" not in schema.get("properties", {}) or "additionalProperties" not in schema:
                 continue
             if name.startswith("Image"):
-                _name_models(schema, served_names(engine, ModelKind.IMAGE))
-                _fill_in_images(schema["properties"], engine.image_models())
+                _name_models(schema, served_names(engine, IMAGE))
+                _fill_in_images(schema["properties"], engine.infos(IMAGE))
             else:
-                _name_models(schema, served_names(engine, ModelKind.TEXT))
-                _fill_in(schema["properties"], engine.models(), policy)
+                _name_models(schema, served_names(engine, TEXT))
+                _fill_in(schema["properties"], engine.infos(TEXT), policy)
         served = [status.model for status in engine.statuses()]
         for path in ("/v1/models/{model_id}", "/ready/{model_id}"):
             for parameter in document["paths"][path]["get"]["parameters"]:

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from engine.client import EngineClient
 from engine.image_types import ImageEvent, ImageStats
+from engine.kinds import IMAGE
 from server.http.model_metrics import MODEL, MetricFactory, WorkerTotals
 
 _STEP_BUCKETS_S = (
@@ -91,7 +92,7 @@ class ImageMetrics:
         self._metrics = _Metrics(MetricFactory(registry, "image"))
         self._models: dict[str, _ModelMetrics] = {}
         registry.register(_QueueCollector(engine))
-        engine.on_image_stats.append(self.on_step)
+        engine.steps.add(IMAGE, self.on_step)
 
     def meter(self, model: str) -> ImageMeter:
         """Start measuring a request. `model` is a served model's id, never a client's word."""
@@ -119,8 +120,8 @@ class _QueueCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         gauges = running, waiting = _gauges()
-        for info in self._engine.image_models():
-            stats = self._engine.image_stats(info.model) or ImageStats()
+        for info in self._engine.infos(IMAGE):
+            stats = IMAGE.own_stats(self._engine.stats(info.model)) or ImageStats()
             running.add_metric([info.model], stats.num_running)
             waiting.add_metric([info.model], stats.num_waiting)
         return iter(gauges)

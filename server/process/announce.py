@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from engine.client import EngineClient
+from engine.kinds import IMAGE, TEXT
 from engine.types import ModelStatus, Phase
 from server.process.listen import Listener
 from server.settings import Settings
@@ -77,9 +78,9 @@ class Announcer:
         with_key = bool(self._settings.read_api_keys())
         lines = [
             curl_line(self._listener, info.model, with_key=with_key)
-            for info in self._engine.models()[:1]
+            for info in self._engine.infos(TEXT)[:1]
         ]
-        for info in self._engine.image_models()[:1]:
+        for info in self._engine.infos(IMAGE)[:1]:
             lines.append(image_curl_line(self._listener, info.model, with_key=with_key))
         return lines
 

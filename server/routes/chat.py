@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from engine.types import ModelKind
+from engine.kinds import TEXT
 from server.http.catalog import find_model
 from server.http.json_route import JsonRoute
 from server.http.log_fields import annotate
@@ -45,7 +45,7 @@ async def create_chat_completion(
     messages = template_messages(body.messages)
     if settings.log_prompts:
         annotate(request, messages=messages)
-    lease = state.admission.admit(ModelKind.TEXT, info.model, body.n or 1)
+    lease = state.admission.admit(TEXT, info.model, body.n or 1)
     async with Generation(state.engine, state.metrics.text, lease) as generation:
         text = await state.texts.get(info)
         encoding = text.encode_chat(

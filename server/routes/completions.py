@@ -5,7 +5,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from engine.types import GenerateRequest, ModelInfo, ModelKind
+from engine.kinds import TEXT
+from engine.types import GenerateRequest, ModelInfo
 from server.http.catalog import find_model
 from server.http.json_route import JsonRoute
 from server.http.log_fields import annotate
@@ -43,7 +44,7 @@ async def create_completion(body: CompletionRequest, request: Request, state: St
     if settings.log_prompts:
         annotate(request, prompts=body.prompt)
     num_choices = len(body.prompt) * (body.n or 1)
-    lease = state.admission.admit(ModelKind.TEXT, info.model, num_choices)
+    lease = state.admission.admit(TEXT, info.model, num_choices)
     async with Generation(state.engine, state.metrics.text, lease) as generation:
         text = await state.texts.get(info)
         prompts = await until_disconnect(request.receive, _token_ids(body, text, info))

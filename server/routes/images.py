@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Path, Request, Response
 
-from engine.types import ModelKind
+from engine.kinds import IMAGE
 from server.http.catalog import find_image_model
 from server.http.errors import INVALID_REQUEST, error_response
 from server.http.form_route import FormRoute
@@ -138,7 +138,7 @@ async def _answer(
     annotate(request, model=info.model, stream=bool(body.stream))
     task = choose_task(body, info)
     num_images = _num_results(body)
-    lease = state.admission.admit(ModelKind.IMAGE, info.model, num_images)
+    lease = state.admission.admit(IMAGE, info.model, num_images)
     meter = state.metrics.images.meter(info.model)
     async with ImageRun(state.engine, meter, state.image_jobs, lease) as run:
         annotate(request, image_id=run.id, num_images=num_images)

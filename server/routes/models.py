@@ -5,7 +5,8 @@ from typing import Annotated
 from fastapi import APIRouter, Path
 
 from engine.image_types import ImageModelInfo
-from engine.types import ModelInfo
+from engine.kinds import KINDS
+from engine.types import Info, ModelInfo
 from server.http.catalog import find_any_model
 from server.protocol.answers import error_answers
 from server.protocol.models import ImageModelCard, ModelCard, ModelList
@@ -19,7 +20,7 @@ ModelId = Annotated[str, Path(min_length=1, max_length=256, description="Id of a
 @router.get("/v1/models", summary="List the models", responses=error_answers(401))
 async def list_models(state: StateDep) -> ModelList:
     """Those that can be asked now; `/ready` also shows the ones that load."""
-    infos: list[ModelInfo | ImageModelInfo] = [*state.engine.models(), *state.engine.image_models()]
+    infos = [info for kind in KINDS.values() for info in state.engine.infos(kind)]
     return ModelList(data=[_card(info) for info in infos])
 
 
@@ -33,9 +34,10 @@ async def get_model(model_id: ModelId, state: StateDep) -> ModelCard | ImageMode
     return _card(find_any_model(state.engine, model_id))
 
 
-def _card(info: ModelInfo | ImageModelInfo) -> ModelCard | ImageModelCard:
+def _card(info: Info) -> ModelCard | ImageModelCard:
     if isinstance(info, ImageModelInfo):
         return _image_card(info)
+    assert isinstance(info, ModelInfo)
     return ModelCard(
         id=info.model, created=info.created, max_model_len=info.max_model_len, root=info.model
     )

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry
 
 from engine.client import EngineClient
-from engine.types import EngineStats, FinishReason, ModelKind, TokenEvent
+from engine.kinds import TEXT
+from engine.types import EngineStats, FinishReason, TokenEvent
 from server.http.model_metrics import MetricFactory, WorkerTotals
 
 _TTFT_BUCKETS_S = (
@@ -101,9 +102,9 @@ class TextMetrics:
         self._metrics = _Metrics(MetricFactory(registry))
         self._models: dict[str, _ModelMetrics] = {}
         for status in engine.statuses():
-            if status.kind is not ModelKind.IMAGE:  # not known before a model is loaded
+            if status.kind in (TEXT.name, None):  # not known before a model is loaded
                 self._of(status.model)
-        engine.on_stats.append(self.on_step)
+        engine.steps.add(TEXT, self.on_step)
 
     def meter(self, model: str) -> RequestMeter:
         """Start measuring a request. `model` is a served model's id, never a client's word."""

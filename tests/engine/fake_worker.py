@@ -39,7 +39,7 @@ def main() -> int:
         time.sleep(0.5)
     link.reserve("cpu", "weights", 100, 1000)
     link.send(
-        messages.Ready(
+        messages.Ready.of(
             ModelInfo(
                 model=spec.model,
                 path="",
@@ -60,16 +60,17 @@ def main() -> int:
                 return 0
             case messages.Abort():
                 aborted += 1
-                link.send(messages.Step([], EngineStats(num_steps=aborted)))
-            case messages.Submit(request=request):
+                link.send(messages.Step.of([], EngineStats(num_steps=aborted)))
+            case messages.Submit() as submit:
+                request = submit.read()
                 kind = request.prompt_token_ids[0]
                 if kind == 2:
-                    link.send(messages.Step([event(request, [2])], EngineStats()))
+                    link.send(messages.Step.of([event(request, [2])], EngineStats()))
                     os.kill(os.getpid(), signal.SIGKILL)
                 if kind == 5:
                     child = subprocess.Popen(["sleep", "60"])
                     end = event(request, [child.pid], FinishReason.STOP)
-                    link.send(messages.Step([end], EngineStats()))
+                    link.send(messages.Step.of([end], EngineStats()))
                     continue
                 if kind == 4:
                     time.sleep(0.3)
@@ -97,9 +98,9 @@ def event(request, tokens, finish_reason=None, index=0):
 
 def echo(link, request):
     for token in request.prompt_token_ids:
-        link.send(messages.Step([event(request, [token])], EngineStats(num_running=1)))
+        link.send(messages.Step.of([event(request, [token])], EngineStats(num_running=1)))
     ends = [event(request, [], FinishReason.STOP, index) for index in range(request.sampling.n)]
-    link.send(messages.Step(ends, EngineStats()))
+    link.send(messages.Step.of(ends, EngineStats()))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from engine.errors import (
     QueueFull,
     UnknownModel,
 )
+from engine.kinds import TEXT
 from engine.model_spec import ModelSpec
 from engine.types import (
     EngineStats,
@@ -59,7 +60,7 @@ async def start(tmp_path):
         clients.append(client)
         await client.start()
         if wait:
-            await until(lambda: len(client.models()) == len(specs))
+            await until(lambda: len(client.infos(TEXT)) == len(specs))
         return client
 
     yield start
@@ -92,7 +93,7 @@ async def test_a_stream_ends_after_every_completion_has_ended(start):
 
 async def test_unknown_model_names_the_served_ones(start):
     client = await start("m=x", "b=broken", wait=False)
-    await until(client.models)
+    await until(lambda: client.infos(TEXT))
     with pytest.raises(UnknownModel, match=r"use one of m$"):
         client.submit(request([1], model="other"))
 
@@ -103,7 +104,7 @@ async def test_a_loading_model_reports_progress_and_refuses(start):
         client.submit(request([1]))
     await until(lambda: client.statuses()[0].phase is Phase.LOADING)
     assert client.statuses()[0].progress == 0.5
-    await until(client.models)
+    await until(lambda: client.infos(TEXT))
 
 
 async def test_a_model_that_cannot_load_stays_down_with_its_reason(start):
@@ -139,7 +140,7 @@ async def slow_text(path):
 async def test_a_model_is_ready_once_its_text_side_was_tried(start):
     client = await start("m=x", wait=False, check_text=slow_text)
     phases = set()
-    while not client.models():
+    while not client.infos(TEXT):
         phases.add(client.statuses()[0].phase)
         await asyncio.sleep(0.01)
     assert Phase.READY not in phases
@@ -162,7 +163,7 @@ async def test_a_model_whose_text_side_does_not_work_is_not_served(start, ref, c
     assert status.error_code == code
     assert words in status.detail
     assert client._supervisors["m"]._process is None
-    assert not client.models()
+    assert not client.infos(TEXT)
 
 
 async def test_a_worker_that_comes_back_is_tried_again(start):
@@ -174,7 +175,7 @@ async def test_a_worker_that_comes_back_is_tried_again(start):
 
     client = await start("m=x", check_text=check)
     os.kill(client._supervisors["m"]._process.pid, signal.SIGKILL)
-    await until(lambda: client.statuses()[0].restarts == 1 and client.models())
+    await until(lambda: client.statuses()[0].restarts == 1 and client.infos(TEXT))
     assert tried == ["/somewhere", "/somewhere"]
 
 
@@ -186,8 +187,8 @@ async def test_death_ends_the_requests_in_it_and_the_worker_comes_back(start):
         await collect(dying)
     with pytest.raises(EngineDead):
         await collect(waiting)
-    assert not client.models()
-    await until(client.models)
+    assert not client.infos(TEXT)
+    await until(lambda: client.infos(TEXT))
     assert client.statuses()[0].restarts == 1
     assert tokens_of(await collect(client.submit(request([1, 5], "after")))) == [1, 5]
 
@@ -196,13 +197,13 @@ async def test_an_idle_worker_that_is_killed_comes_back(start):
     client = await start("m=x")
     process = client._supervisors["m"]._process
     os.kill(process.pid, signal.SIGKILL)
-    await until(lambda: client.statuses()[0].restarts == 1 and client.models())
+    await until(lambda: client.statuses()[0].restarts == 1 and client.infos(TEXT))
 
 
 async def test_closing_a_stream_aborts_once(start):
     client = await start("m=x")
     reports = []
-    client.on_stats.append(lambda model, stats: reports.append(stats))
+    client.steps.add(TEXT, lambda model, stats: reports.append(stats))
     stream = client.submit(request([3]))
     await stream.aclose()
     await stream.aclose()
@@ -345,7 +346,7 @@ def test_workers_start_under_the_servers_own_event_loop(tmp_path):
         client = ProcessEngineClient([ModelSpec.parse("m=x")], options)
         await client.start()
         try:
-            await until(client.models)
+            await until(lambda: client.infos(TEXT))
             return tokens_of(await collect(client.submit(request([1, 5]))))
         finally:
             await client.stop(0)

@@ -16,15 +16,15 @@ THREADS = ComputeThreads(1, None, lambda threads: None)
 def test_the_bound_comes_with_the_first_busy_text_model_and_goes_with_the_last():
     told = []
     share = ImageShare(0.25, told.append)
-    share.on_text("a", busy=False)
+    share.note("a", busy=False)
     assert told == []
-    share.on_text("a", busy=True)
-    share.on_text("b", busy=True)
-    share.on_text("a", busy=True)
-    share.on_text("a", busy=False)
+    share.note("a", busy=True)
+    share.note("b", busy=True)
+    share.note("a", busy=True)
+    share.note("a", busy=False)
     assert told == [0.25]
-    share.on_text("b", busy=False)
-    share.on_text("b", busy=False)
+    share.note("b", busy=False)
+    share.note("b", busy=False)
     assert told == [0.25, None]
 
 
@@ -45,7 +45,7 @@ class Link:
         return self.inbox.pop(0)[1]
 
     def send(self, message):
-        self.sent.append(message)
+        self.sent.append(messages.decode_from_worker(messages.encode(message)))
 
 
 class Engine:
@@ -76,7 +76,7 @@ def test_a_throttled_loop_works_its_share_of_the_time(share, most):
     Loop(engine, link, THREADS).run()
     assert 1 <= engine.steps <= most
     if share == 0.1:
-        assert link.sent[-1].stats.throttle_time_s > 0.2
+        assert link.sent[-1].read()[1].throttle_time_s > 0.2
 
 
 def test_a_message_ends_the_pause():

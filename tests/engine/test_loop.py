@@ -102,7 +102,8 @@ def serve(tmp_path):
 
 
 def events_of(answers):
-    return [event for answer in answers for event in getattr(answer, "events", [])]
+    steps = [answer for answer in answers if isinstance(answer, messages.Step)]
+    return [event for step in steps for event in step.read()[0]]
 
 
 def check_logged(logs, message, request_id):
@@ -112,7 +113,7 @@ def check_logged(logs, message, request_id):
 
 
 def test_a_request_that_the_engine_stumbles_over_ends_with_an_error(serve):
-    submits = [messages.Submit(request(name, n=2)) for name in ("a", "broken", "full", "b")]
+    submits = [messages.Submit.of(request(name, n=2)) for name in ("a", "broken", "full", "b")]
     answers, logs = serve(*submits)
     errors = [(e.request_id, e.index, e.error_code) for e in events_of(answers) if e.error_code]
     assert errors == [
@@ -127,7 +128,7 @@ def test_a_request_that_the_engine_stumbles_over_ends_with_an_error(serve):
 
 def test_an_event_that_cannot_be_written_ends_its_request_alone(serve):
     names = ("a", "unwritable", "b")
-    answers, logs = serve(*(messages.Submit(request(name)) for name in names))
+    answers, logs = serve(*(messages.Submit.of(request(name)) for name in names))
     assert [e.request_id for e in events_of(answers)] == ["a", "b"]
     [refusal] = [answer for answer in answers if isinstance(answer, messages.Refused)]
     assert (refusal.request_id, refusal.code) == ("unwritable", "request_failed")
@@ -136,11 +137,10 @@ def test_an_event_that_cannot_be_written_ends_its_request_alone(serve):
 
 
 def test_a_request_that_cannot_be_read_ends_alone(serve):
-    bad = msgspec.to_builtins(messages.Submit(request("bad")))
-    bad["request"]["prompt_token_ids"] = ["no number"]
-    answers, logs = serve(
-        messages.Submit(request("a")), msgspec.msgpack.encode(bad), messages.Submit(request("b"))
-    )
+    body = msgspec.to_builtins(request("bad"))
+    body["prompt_token_ids"] = ["no number"]
+    bad = messages.Submit("text", body)
+    answers, logs = serve(messages.Submit.of(request("a")), bad, messages.Submit.of(request("b")))
     assert [e.request_id for e in events_of(answers)] == ["a", "b"]
     [refusal] = [answer for answer in answers if isinstance(answer, messages.Refused)]
     assert (refusal.request_id, refusal.code) == ("bad", "request_failed")
@@ -190,5 +190,5 @@ def test_what_the_request_is_to_blame_for_is_answered_as_it_is():
 
 
 def test_each_report_says_how_many_threads_compute(serve):
-    answers, _ = serve(messages.Submit(request("a")))
-    assert [answer.stats.num_threads for answer in answers] == [3]
+    answers, _ = serve(messages.Submit.of(request("a")))
+    assert [answer.read()[1].num_threads for answer in answers] == [3]

@@ -14,6 +14,7 @@ from test_client import FAKE_WORKER, collect, request, tokens_of, until
 from engine.client import ProcessEngineClient, WorkerOptions
 from engine.config import EngineConfig
 from engine.errors import EngineDead
+from engine.kinds import TEXT
 from engine.model_spec import ModelSpec
 from engine.types import Phase
 
@@ -29,7 +30,7 @@ async def start(tmp_path):
         client = ProcessEngineClient([ModelSpec.parse(model) for model in models], options)
         clients.append(client)
         await client.start()
-        await until(lambda: len(client.models()) == len(models))
+        await until(lambda: len(client.infos(TEXT)) == len(models))
         return client
 
     yield start
@@ -51,7 +52,7 @@ async def check_replaced(client, model, streams, reason):
         with pytest.raises(EngineDead, match=reason):
             await collect(stream)
     assert status_of(client, model).phase is Phase.RESTARTING
-    assert model not in [info.model for info in client.models()]
+    assert model not in [info.model for info in client.infos(TEXT)]
     await until(lambda: status_of(client, model).phase is Phase.READY)
     status = status_of(client, model)
     assert (status.restarts, status.stalls) == (1, 1)
@@ -110,6 +111,7 @@ from pathlib import Path
 from test_client import FAKE_WORKER, collect, request, tokens_of, until
 from engine.client import ProcessEngineClient, WorkerOptions
 from engine.config import EngineConfig
+from engine.kinds import TEXT
 from engine.model_spec import ModelSpec
 
 async def main():
@@ -118,7 +120,7 @@ async def main():
     )
     client = ProcessEngineClient([ModelSpec.parse("m=x")], options)
     await client.start()
-    await until(client.models)
+    await until(lambda: client.infos(TEXT))
     working = client.submit(request([7, 8], "working"))
     print("ready", flush=True)
     await asyncio.to_thread(sys.stdin.readline)

@@ -10,16 +10,21 @@ import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from engine.errors import Draining, EngineDead, ModelNotReady, UnknownModel
-from engine.image_types import ImageModelInfo, ImageStats
+from engine.kinds import Kind
+from engine.step_listeners import StepListeners
 from engine.types import (
     EngineStats,
     FinishReason,
     GenerateRequest,
+    Info,
+    InfoT,
     ModelInfo,
     ModelStatus,
     Phase,
+    Stats,
     TokenEvent,
     TokenLogprob,
 )
@@ -121,7 +126,7 @@ class FakeEngineClient:
         ready: bool = True,
     ) -> None:
         infos = [m if isinstance(m, ModelInfo) else model_info(m) for m in models or ("fake",)]
-        self.infos = {info.model: info for info in infos}
+        self.served: dict[str, Info] = {info.model: info for info in infos}
         self.reply = self._as_reply(reply)
         self.delay_s = delay_s
         self.first_delay_s = first_delay_s
@@ -132,23 +137,22 @@ class FakeEngineClient:
         self.requests: list[GenerateRequest] = []
         self.aborted: list[str] = []
         self.live: dict[str, _Stream] = {}
-        self.on_stats: list[Callable[[str, EngineStats], None]] = []
-        self.on_image_stats: list[Callable[[str, ImageStats], None]] = []
+        self.steps = StepListeners()
         self.started = False
         self.stopped = False
         self.stop_timeouts: list[float] = []
         self._may_write = asyncio.Event()
         self._may_write.set()
-        self._stats: dict[str, EngineStats] = {}
+        self._stats: dict[str, Stats] = {}
         phase = Phase.READY if ready else Phase.STARTING
-        self._statuses = {name: ModelStatus(model=name, phase=phase) for name in self.infos}
+        self._statuses = {name: ModelStatus(model=name, phase=phase) for name in self.served}
 
     # The EngineClient protocol.
 
     def submit(self, request: GenerateRequest) -> _Stream:
         if self.submit_error is not None:
             raise self.submit_error
-        if request.model not in self.infos:
+        if request.model not in self.served:
             raise UnknownModel(f"the model {request.model!r} is not served here", param="model")
         status = self._statuses[request.model]
         if self.stopped:
@@ -161,19 +165,17 @@ class FakeEngineClient:
         stream.task = asyncio.get_running_loop().create_task(self._write(stream, self.failure))
         return stream
 
-    def models(self) -> list[ModelInfo]:
-        return [i for i in self.infos.values() if self._statuses[i.model].phase is Phase.READY]
-
-    def image_models(self) -> list[ImageModelInfo]:
-        return []
-
-    def image_stats(self, model: str) -> ImageStats | None:
-        return None
+    def infos(self, kind: Kind[Any, Any, InfoT]) -> list[InfoT]:
+        return [
+            info
+            for info in self.served.values()
+            if isinstance(info, kind.info) and self._statuses[info.model].phase is Phase.READY
+        ]
 
     def statuses(self) -> list[ModelStatus]:
         return list(self._statuses.values())
 
-    def stats(self, model: str) -> EngineStats | None:
+    def stats(self, model: str) -> Stats | None:
         return self._stats.get(model)
 
     async def start(self) -> None:
@@ -190,6 +192,11 @@ class FakeEngineClient:
             self.set_status(name, Phase.STOPPED)
 
     # What a test does to it.
+
+    def serve(self, info: Info) -> None:
+        """One more model, which is ready."""
+        self.served[info.model] = info
+        self._statuses[info.model] = ModelStatus(model=info.model, phase=Phase.READY)
 
     def set_status(self, model: str, phase: Phase, **changes: object) -> None:
         """Move one model to a phase; `changes` are further fields of `ModelStatus`."""
@@ -214,11 +221,10 @@ class FakeEngineClient:
         for name in self._statuses:
             self.set_status(name, Phase.READY)
 
-    def publish(self, model: str, stats: EngineStats) -> None:
+    def publish(self, model: str, stats: Stats) -> None:
         """Report a step."""
         self._stats[model] = stats
-        for callback in self.on_stats:
-            callback(model, stats)
+        self.steps.tell(model, stats)
 
     # How it writes.
 
@@ -282,7 +288,7 @@ class _EventWriter:
         self.request = request
         self.index = index
         self.failure = failure
-        self.eos = engine.infos[request.model].eos_token_ids
+        self.eos = engine.served[request.model].eos_token_ids
         self.tokens, self.reason, self.stop_token_id = self._decide()
         self.num_written = 0
 
@@ -341,7 +347,7 @@ class _EventWriter:
 
     def _logprob(self, token: int, num_top: int) -> TokenLogprob:
         """The token is the most likely one; the next ids are the alternatives."""
-        vocab_size = self.engine.infos[self.request.model].vocab_size
+        vocab_size = self.engine.served[self.request.model].vocab_size
         top_ids = [(token + i) % vocab_size for i in range(num_top)]
         top_logprobs = [-0.5 - i for i in range(num_top)]
         return TokenLogprob(token, -0.5, 1, top_ids, top_logprobs)

@@ -19,11 +19,11 @@ from engine.image_types import (
     ImageEvent,
     ImageModelInfo,
     ImageRequest,
-    ImageStats,
     ImageTask,
     Pixels,
 )
-from engine.types import FinishReason, ModelInfo, ModelKind, ModelStatus, Phase
+from engine.kinds import IMAGE, TEXT
+from engine.types import FinishReason, ModelInfo, ModelStatus, Phase
 from server.images.limits import steps_to_run
 
 
@@ -111,20 +111,21 @@ class FakeImageEngine(FakeEngineClient):
         given = infos or (image_info(),)
         super().__init__(*[i for i in given if isinstance(i, ModelInfo)] or ["unused"])
         if not any(isinstance(i, ModelInfo) for i in given):
-            self.infos.clear()
+            self.served.clear()
             self._statuses.clear()
-        self.image_infos = {i.model: i for i in given if isinstance(i, ImageModelInfo)}
+        for name in self.served:
+            self._statuses[name] = replace(self._statuses[name], kind=TEXT.name)
         phase = Phase.READY if ready else Phase.LOADING
-        for name in self.image_infos:
-            self._statuses[name] = ModelStatus(model=name, phase=phase, kind=ModelKind.IMAGE)
-        for name in self.infos:
-            self._statuses[name] = replace(self._statuses[name], kind=ModelKind.TEXT)
+        for info in given:
+            if isinstance(info, ImageModelInfo):
+                self.served[info.model] = info
+                status = ModelStatus(model=info.model, phase=phase, kind=IMAGE.name)
+                self._statuses[info.model] = status
         self.step_s = step_s
         self.warnings: tuple[str, ...] = ()
         self.draw: Callable[[ImageRequest, int], Pixels] = picture
         self.image_requests: list[ImageRequest] = []
         self.live_images: dict[str, ImageStream] = {}
-        self._image_stats: dict[str, ImageStats] = {}
 
     def submit(self, request: Any) -> Any:
         if not isinstance(request, ImageRequest):
@@ -141,26 +142,9 @@ class FakeImageEngine(FakeEngineClient):
         stream.task = asyncio.get_running_loop().create_task(self._paint(stream, self.failure))
         return stream
 
-    def models(self) -> list[ModelInfo]:
-        return super().models()
-
-    def image_models(self) -> list[ImageModelInfo]:
-        return [
-            i for i in self.image_infos.values() if self._statuses[i.model].phase is Phase.READY
-        ]
-
-    def image_stats(self, model: str) -> ImageStats | None:
-        return self._image_stats.get(model)
-
     def set_status(self, model: str, phase: Phase, **changes: object) -> None:
         kind = self._statuses[model].kind
         super().set_status(model, phase, **{"kind": kind, **changes})
-
-    def publish_images(self, model: str, stats: ImageStats) -> None:
-        """Report a step."""
-        self._image_stats[model] = stats
-        for callback in self.on_image_stats:
-            callback(model, stats)
 
     def kill_image_worker(self) -> None:
         """The worker process ends with its requests in it."""

@@ -239,7 +239,7 @@ def test_threads_of_text_and_image_workers():
     metrics = ServerMetrics(engine)
     assert value(metrics, "tandem_num_threads") == 0
     engine.publish("m", step(1, num_threads=2))
-    engine.publish_images("painter", ImageStats(num_steps=1, num_threads=5))
+    engine.publish("painter", ImageStats(num_steps=1, num_threads=5))
     assert value(metrics, "tandem_num_threads") == 2
     assert value(metrics, "tandem_num_threads", model_name="painter") == 5
     engine.set_status("painter", Phase.RESTARTING)

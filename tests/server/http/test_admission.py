@@ -6,11 +6,9 @@ import random
 import pytest
 
 from engine.errors import Draining, QueueFull
-from engine.types import ModelKind
+from engine.kinds import IMAGE, TEXT
 from server.http.admission import Admission, Places
 from server.http.lifecycle import Lifecycle
-
-TEXT, IMAGE = ModelKind.TEXT, ModelKind.IMAGE
 
 
 class Clock:

@@ -19,9 +19,9 @@ def stats(**changes: float) -> ImageStats:
 def test_step_reports_are_totals() -> None:
     server = ImageServer()
     first = {"num_steps": 3, "num_rows": 12, "num_image_steps": 6, "megapixel_steps": 0.5}
-    server.engine.publish_images("painter", stats(**first, step_rows=4, step_time_s=0.02))
+    server.engine.publish("painter", stats(**first, step_rows=4, step_time_s=0.02))
     second = {"num_steps": 5, "num_rows": 30, "num_image_steps": 9, "megapixel_steps": 0.75}
-    server.engine.publish_images(
+    server.engine.publish(
         "painter", stats(**second, step_rows=9, num_cancelled_steps=7, prompt_cache_hits=2)
     )
     assert value(server, "steps_total") == 5
@@ -36,8 +36,8 @@ def test_step_reports_are_totals() -> None:
 
 def test_a_new_worker_counts_from_zero() -> None:
     server = ImageServer()
-    server.engine.publish_images("painter", stats(num_steps=10, num_rows=10))
-    server.engine.publish_images("painter", stats(num_steps=2, num_rows=3))
+    server.engine.publish("painter", stats(num_steps=10, num_rows=10))
+    server.engine.publish("painter", stats(num_steps=2, num_rows=3))
     assert value(server, "steps_total") == 12
     assert value(server, "rows_total") == 13
 
@@ -45,13 +45,13 @@ def test_a_new_worker_counts_from_zero() -> None:
 def test_a_report_without_a_step_is_no_step() -> None:
     server = ImageServer()
     for _ in range(3):
-        server.engine.publish_images("painter", stats(num_steps=1, step_rows=2))
+        server.engine.publish("painter", stats(num_steps=1, step_rows=2))
     assert value(server, "step_rows_count") == 1
 
 
 def test_the_queue_is_read_at_scrape_time() -> None:
     server = ImageServer()
-    server.engine.publish_images("painter", stats(num_running=3, num_waiting=5))
+    server.engine.publish("painter", stats(num_running=3, num_waiting=5))
     assert value(server, "num_running") == 3
     assert value(server, "num_waiting") == 5
 

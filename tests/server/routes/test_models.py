@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fake_image_engine import FakeImageEngine, image_info
+from fake_image_engine import image_info
 from text_server import MAX_MODEL_LEN, MODEL, TextServer, text_info
 
 from engine.types import Phase
@@ -56,12 +56,11 @@ async def test_unknown_models_name_those_that_serve_of_any_kind(tokenizer_folder
     server = TextServer(tokenizer_folder, *infos)
     server.engine.set_status("broken", Phase.FAILED)
     server.engine.set_status("slow", Phase.LOADING)
-    images = FakeImageEngine(image_info("painter"))
-    server.engine.image_models = images.image_models  # type: ignore[method-assign]
+    server.engine.serve(image_info("painter"))
     message = (await server.chat(model="nope")).json()["error"]["message"]
     assert message.endswith("use one of: good, painter (draws images)")
     server.engine.set_status("good", Phase.FAILED)
-    server.engine.image_models = list  # type: ignore[method-assign]
+    server.engine.set_status("painter", Phase.FAILED)
     message = (await server.chat(model="nope")).json()["error"]["message"]
     assert message.endswith("no model serves yet; see GET /ready")
     await server.client.aclose()
