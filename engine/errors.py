@@ -31,6 +31,7 @@ serving machine, because they reach the client. HTTP status codes live in `serve
 alone.
 """
 
+from dataclasses import dataclass
 from typing import Self
 
 
@@ -157,9 +158,24 @@ class InvariantViolation(InternalError):
     code = "invariant_violation"
 
 
-def error_from_code(code: str, message: str, param: str | None = None) -> EngineError:
-    """Rebuild an error that crossed the process border in an event; unknown codes are our fault."""
-    return _BY_CODE.get(code, InternalError)(message, param=param)
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error as a value: how it crosses process borders, in events and messages."""
+
+    code: str
+    message: str
+    param: str | None = None
+    hint: str | None = None
+
+    @classmethod
+    def of(cls, error: EngineError) -> Self:
+        return cls(error.code, error.message, error.param, error.hint)
+
+    def error(self) -> EngineError:
+        """The error that it was; one with an unknown code is our fault."""
+        error = _BY_CODE.get(self.code, InternalError)(self.message, param=self.param)
+        error.hint = self.hint
+        return error
 
 
 def all_error_types(root: type[EngineError] = EngineError) -> list[type[EngineError]]:

@@ -21,7 +21,7 @@ import zmq
 
 from engine import messages
 from engine.config import EngineConfig
-from engine.errors import EngineError, InsufficientMemory, InternalError
+from engine.errors import EngineError, Failure, InsufficientMemory, InternalError
 from engine.fault import answer_for
 from engine.kinds import imported, kind_of, kind_of_checkpoint
 from engine.logs import configure_logging
@@ -61,7 +61,7 @@ class Link:
 
     def refuse(self, request_id: str, error: EngineError) -> None:
         """End a request with an error."""
-        self.send(messages.Refused(request_id, error.code, error.message))
+        self.send(messages.Refused(request_id, Failure.of(error)))
 
     def has_message(self, wait_s: float = 0.0) -> bool:
         """Whether there is a message, waiting so long for one."""
@@ -261,11 +261,12 @@ def serve(spec: messages.WorkerSpec) -> int:
     except EngineError as error:
         # The server says it, once.
         log.debug("worker failed", code=error.code, reason=error.message)
-        link.send(messages.Failed(error.code, error.message, error.hint))
+        link.send(messages.Failed(Failure.of(error)))
         return 1
     except Exception as error:
         log.exception("worker failed")
-        link.send(messages.Failed(InternalError.code, f"{type(error).__name__} in the engine"))
+        reason = InternalError(f"{type(error).__name__} in the engine")
+        link.send(messages.Failed(Failure.of(reason)))
         return 1
     finally:
         link.close()

@@ -15,6 +15,7 @@ from typing import Any, Self
 import msgspec
 
 from engine.config import CpuIsa, EngineConfig
+from engine.errors import Failure
 from engine.kinds import KINDS, AnyKind, kind_of
 from engine.types import Event, Info, Phase, Request, Stats
 
@@ -155,10 +156,7 @@ class Ready(msgspec.Struct, tag="ready", frozen=True):
 class Failed(msgspec.Struct, tag="failed", frozen=True):
     """The worker gives up; its log has the details."""
 
-    code: str
-    message: str
-    hint: str | None = None
-    """For the operator alone: it may name paths."""
+    failure: Failure
 
 
 class Step(msgspec.Struct, tag="step", frozen=True):
@@ -180,8 +178,7 @@ class Refused(msgspec.Struct, tag="refused", frozen=True):
     """A request ends with this error: it could not be read, or its events could not be written."""
 
     request_id: str
-    code: str
-    message: str
+    failure: Failure
 
 
 ToWorker = Submit | Abort | Granted | Denied | Throttle | Shutdown

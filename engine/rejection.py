@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from engine.errors import EngineError
+from engine.errors import EngineError, Failure
 from engine.kinds import kind_of
 from engine.types import EventT, FinishReason, Request
 
@@ -12,15 +12,14 @@ def rejection(
     request: Request[EventT], error: EngineError, indexes: Iterable[int] | None = None
 ) -> list[EventT]:
     """The events that end completions of `request` with `error`: all, or those of `indexes`."""
+    failure = Failure.of(error)
     event: Any = kind_of(request).event
     return [
         event(
             request_id=request.request_id,
             index=index,
             finish_reason=FinishReason.ERROR,
-            error_code=error.code,
-            error_message=error.message,
-            error_param=error.param,
+            failure=failure,
         )
         for index in (range(request.num_completions) if indexes is None else indexes)
     ]

@@ -20,10 +20,10 @@ from engine import messages
 from engine.config import CpuIsa, EngineConfig
 from engine.errors import (
     EngineDead,
+    Failure,
     InsufficientMemory,
     InvalidParameter,
     ModelNotReady,
-    error_from_code,
 )
 from engine.kinds import AnyKind, kind_of
 from engine.model_spec import ModelSpec
@@ -85,7 +85,7 @@ class Supervisor:
         self._socket: zmq.asyncio.Socket | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
-        self._failure: messages.Failed | None = None
+        self._failure: Failure | None = None
         self._restarts = 0
         self._stalls = 0
         self._stall: str | None = None
@@ -296,10 +296,10 @@ class Supervisor:
                 self._gate.found(path)
             case messages.Ready():
                 self._gate.loaded(message.read())
-            case messages.Refused(request_id=request_id, code=code, message=text):
-                self._streams.fail(request_id, error_from_code(code, text))
-            case messages.Failed():
-                self._failure = message
+            case messages.Refused(request_id=request_id, failure=failure):
+                self._streams.fail(request_id, failure.error())
+            case messages.Failed(failure=failure):
+                self._failure = failure
 
     def _new_gate(self) -> TextGate:
         return TextGate(self._check_text, self._serve_requests, self._give_up)
@@ -311,13 +311,13 @@ class Supervisor:
             self.throttle(self._share)
         log.info("model ready", model=self.spec.name, **info.log_fields)
 
-    def _give_up(self, failure: messages.Failed) -> None:
+    def _give_up(self, failure: Failure) -> None:
         """End a worker whose model cannot be served, however far it is."""
         self._failure = failure
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
 
-    def _fail(self, failure: messages.Failed) -> None:
+    def _fail(self, failure: Failure) -> None:
         self._set_phase(Phase.FAILED, failure.message, error_code=failure.code, hint=failure.hint)
 
     def _reserve(self, ask: messages.Reserve) -> None:

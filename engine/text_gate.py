@@ -9,8 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from engine.errors import EngineError, ModelLoadError
-from engine.messages import Failed
+from engine.errors import EngineError, Failure, ModelLoadError
 from engine.types import Info
 
 TextCheck = Callable[[str], Awaitable[int]]
@@ -36,7 +35,7 @@ class TextGate:
         self,
         check: TextCheck,
         on_pass: Callable[[Info], None],
-        on_failure: Callable[[Failed], None],
+        on_failure: Callable[[Failure], None],
     ) -> None:
         self._check = check
         self._on_pass = on_pass
@@ -67,13 +66,13 @@ class TextGate:
         if error is None:
             self._try_to_pass()
         elif isinstance(error, EngineError):
-            self._on_failure(Failed(error.code, error.message))
+            self._on_failure(Failure.of(error))
         else:
             log.error("the text side cannot be read", exc_info=error)
             reason = (
                 f"the tokenizer's files cannot be read ({type(error).__name__}); fetch them again"
             )
-            self._on_failure(Failed(ModelLoadError.code, reason))
+            self._on_failure(Failure(ModelLoadError.code, reason))
 
     def _try_to_pass(self) -> None:
         info, task = self._info, self._task
@@ -87,7 +86,7 @@ class TextGate:
             f"the tokenizer gives token id {highest}, the model ends at {info.vocab_size - 1}: "
             f"they do not belong together; fetch the tokenizer's files of this model"
         )
-        self._on_failure(Failed(ModelLoadError.code, reason))
+        self._on_failure(Failure(ModelLoadError.code, reason))
 
 
 def _succeeded(task: asyncio.Future[int]) -> bool:

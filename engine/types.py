@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Generic, TypeVar
 
+from engine.errors import Failure
 from engine.sampling_params import SamplingParams as SamplingParams
 
 
@@ -45,11 +46,8 @@ class Event:
     index: int = 0
     """Which of the request's completions."""
     finish_reason: FinishReason | None = None
-    error_code: str | None = None
-    """With finish reason `error`: the code of an EngineError."""
-    error_message: str | None = None
-    error_param: str | None = None
-    """The field that it is about."""
+    failure: Failure | None = None
+    """With finish reason `error`."""
 
 
 EventT = TypeVar("EventT", bound=Event)

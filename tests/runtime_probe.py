@@ -92,8 +92,8 @@ def image_options() -> Iterator[tuple[str, Check]]:
         )
         while engine.has_work():
             for event in engine.step()[0]:
-                if event.error_message is not None:
-                    raise AssertionError(event.error_message)
+                if event.failure is not None:
+                    raise AssertionError(event.failure.message)
 
     for name in info.schedulers:
         yield f"picture by {name}", lambda name=name: draw(scheduler=name)
@@ -189,7 +189,7 @@ def text_options(folder: str) -> Iterator[tuple[str, Check]]:
         )
         while engine.has_work():
             for event in engine.step()[0]:
-                assert event.error_message is None, event.error_message
+                assert event.failure is None, event.failure
 
     gguf = "smollm2-135m-instruct"
     for name in get_args(DType):

@@ -17,7 +17,7 @@ from engine.errors import ModelLoadError
 from engine.image_types import ImageModelInfo, ImageParams, ImageRequest, ImageTask, Pixels
 from engine.runtime.device import machine_facts, torch_dtype
 from engine.runtime.threads import limit_threads
-from engine.types import FinishReason, Phase
+from engine.types import Phase
 from engine.weights.source import Checkpoint
 
 _ACTIVATION_BYTES_PER_PIXEL = 1024
@@ -99,9 +99,9 @@ def warm_up(engine: DiffusionEngine, facts: FamilyFacts) -> None:
     while engine.has_work():
         events, _ = engine.step()
         for event in events:
-            if event.finish_reason is FinishReason.ERROR:
+            if event.failure is not None:
                 raise ModelLoadError(
-                    f"a trial picture failed: {event.error_message}; the weights are damaged, or "
+                    f"a trial picture failed: {event.failure.message}; the weights are damaged, or "
                     f"overflow in their dtype: fetch the model again, or set another image_dtype"
                 )
     engine.reset_totals()

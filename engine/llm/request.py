@@ -19,7 +19,13 @@ from enum import Enum, auto
 from typing import Any
 
 from engine.config import ResolvedConfig
-from engine.errors import ContextLengthExceeded, InvalidParameter, OutOfBlocks
+from engine.errors import (
+    ContextLengthExceeded,
+    EngineError,
+    Failure,
+    InvalidParameter,
+    OutOfBlocks,
+)
 from engine.llm.decision import (
     PENDING_TOKEN_ID,
     GroupBlocks,
@@ -223,11 +229,9 @@ class Sequence:
             stop_token_id=self.stop_token_id,
         )
 
-    def fail(self, code: str, message: str) -> TokenEvent:
+    def fail(self, error: EngineError) -> TokenEvent:
         """Its last event, after an error."""
-        return self._report(
-            finish_reason=FinishReason.ERROR, error_code=code, error_message=message
-        )
+        return self._report(finish_reason=FinishReason.ERROR, failure=Failure.of(error))
 
     def _report(self, **contents: Any) -> TokenEvent:
         queue_time_s, self.queue_time_s = self.queue_time_s, None

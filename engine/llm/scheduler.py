@@ -474,7 +474,7 @@ class Scheduler:
             self.is_doubtful = True
 
     def _fail(self, sequence: Sequence, error: EngineError, events: list[TokenEvent]) -> None:
-        events.append(sequence.fail(error.code, error.message))
+        events.append(sequence.fail(error))
         self._end(sequence)
         self._roster.release_siblings(sequence.owner)
 

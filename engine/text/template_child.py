@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 
-from engine.errors import EngineError, InvalidParameter
+from engine.errors import EngineError, Failure, InvalidParameter
 from engine.text.chat_template import ChatTemplate
 from engine.text.template_wire import (
     HEADER_BYTES,
@@ -37,9 +37,11 @@ _READ_BYTES = 1 << 16
 _PATIENCE_S = 0.0005
 _OUT_OF_MEMORY = pack(
     Refused(
-        InvalidParameter.code,
-        "the model's chat template needs too much memory for these messages; shorten them",
-        "messages",
+        Failure(
+            InvalidParameter.code,
+            "the model's chat template needs too much memory for these messages; shorten them",
+            "messages",
+        ),
         is_last=True,
     )
 )
@@ -124,7 +126,7 @@ class Renderer:
         except EngineError as error:
             if isinstance(error.__cause__, MemoryError):
                 raise error.__cause__ from None
-            return pack(Refused(error.code, error.message, error.param))
+            return pack(Refused(Failure.of(error)))
         except UnicodeEncodeError:
             return _refuse("the model's chat template writes half of a UTF-16 surrogate pair")
         except RecursionError:
@@ -139,7 +141,7 @@ class Renderer:
 
 
 def _refuse(message: str) -> bytes:
-    return pack(Refused(InvalidParameter.code, message, "messages"))
+    return pack(Refused(Failure(InvalidParameter.code, message, "messages")))
 
 
 def _limit_memory(memory_bytes: int) -> bool:

@@ -26,7 +26,6 @@ from engine.errors import (
     EngineError,
     InvalidParameter,
     QueueFull,
-    error_from_code,
 )
 from engine.own_packages import module_command
 from engine.text.template_wire import (
@@ -125,7 +124,7 @@ class TemplateProcess:
         """
         answer = await self._do(_pack(Render(list(map(dict, messages)), dict(options))))
         if isinstance(answer, Refused):
-            raise error_from_code(answer.code, answer.message, answer.param)
+            raise answer.failure.error()
         if not isinstance(answer, Rendered):
             raise ChatTemplateFailed("the process of the model's chat template gave no text")
         return answer.text
@@ -196,7 +195,7 @@ class TemplateProcess:
                 answer = await self._receive(child, self._limits.wall_s)
                 unanswered.popleft().give(answer)
                 if isinstance(answer, Refused) and answer.is_last:
-                    log.warning("chat template stopped", reason=answer.message)
+                    log.warning("chat template stopped", reason=answer.failure.message)
                     self._replace()
                     break
         except EngineError as error:
@@ -239,7 +238,7 @@ class TemplateProcess:
             if answer.is_last:
                 self._drop()
                 raise self._too_large()
-            raise error_from_code(answer.code, answer.message, answer.param)
+            raise answer.failure.error()
         child.has_template = True
         if isinstance(answer, Compiled) and not answer.is_memory_limited:
             log.warning("this system cannot limit the memory of chat templates")

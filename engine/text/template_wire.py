@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 
+from engine.errors import Failure
+
 HEADER_BYTES = 4
 MAX_FRAME_BYTES = 1 << 27
 """The longest text that a template may write takes 6 bytes a character at most, in JSON."""
@@ -40,11 +42,9 @@ class Rendered(msgspec.Struct, tag=True):
 
 
 class Refused(msgspec.Struct, tag=True):
-    """Answer: an `EngineError`, in parts that can be sent."""
+    """Answer: the template or the conversation cannot be used."""
 
-    code: str
-    message: str
-    param: str | None = None
+    failure: Failure
     is_last: bool = False
     """The process ends after this answer: its memory is used up."""
 

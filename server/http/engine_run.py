@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from engine.client import RequestEvents
-from engine.errors import Draining, EngineError, error_from_code
+from engine.errors import Draining, EngineError
 from engine.types import Event, EventT, FinishReason
 from server.http.admission import Lease
 
@@ -63,8 +63,8 @@ async def read_events(stream: RequestEvents[EventT]) -> AsyncGenerator[EventT, N
 
 def failure_of(event: Event) -> EngineError | None:
     """What an event says went wrong; None for all others."""
-    if event.finish_reason is FinishReason.ERROR:
-        return error_from_code(event.error_code or "", event.error_message or "", event.error_param)
+    if event.failure is not None:
+        return event.failure.error()
     return cut_short() if event.finish_reason is FinishReason.ABORT else None
 
 

@@ -15,6 +15,7 @@ import threading
 import time
 
 from engine import messages
+from engine.errors import Failure
 from engine.loop import Link, end_with_the_server, read_spec
 from engine.pulse import Pulse, send_pulses
 from engine.types import EngineStats, FinishReason, ModelInfo, Phase, TokenEvent
@@ -29,7 +30,9 @@ def main() -> int:
     link = Link(spec.address)
     if spec.ref == "broken":
         link.send(
-            messages.Failed("corrupt_file", "the checkpoint is truncated", "looked for /somewhere")
+            messages.Failed(
+                Failure("corrupt_file", "the checkpoint is truncated", hint="looked for /somewhere")
+            )
         )
         link.close()
         return 1

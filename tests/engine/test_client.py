@@ -332,9 +332,9 @@ async def test_in_process_client_behaves_like_the_other(in_process):
     for stream in streams:
         assert tokens_of(await collect(stream)) == list(range(16))
     refused = await collect(in_process.submit(request([1], "refuse")))
-    assert (refused[0].finish_reason, refused[0].error_code) == (FinishReason.ERROR, "queue_full")
+    assert (refused[0].finish_reason, refused[0].failure.code) == (FinishReason.ERROR, "queue_full")
     [failed] = await collect(in_process.submit(request([1], "crash")))
-    assert (failed.finish_reason, failed.error_code) == (FinishReason.ERROR, "request_failed")
+    assert (failed.finish_reason, failed.failure.code) == (FinishReason.ERROR, "request_failed")
     assert len(await collect(in_process.submit(request([1], "after")))) == 16
 
 

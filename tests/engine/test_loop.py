@@ -115,14 +115,14 @@ def check_logged(logs, message, request_id):
 def test_a_request_that_the_engine_stumbles_over_ends_with_an_error(serve):
     submits = [messages.Submit.of(request(name, n=2)) for name in ("a", "broken", "full", "b")]
     answers, logs = serve(*submits)
-    errors = [(e.request_id, e.index, e.error_code) for e in events_of(answers) if e.error_code]
+    errors = [(e.request_id, e.index, e.failure.code) for e in events_of(answers) if e.failure]
     assert errors == [
         ("broken", 0, "request_failed"),
         ("broken", 1, "request_failed"),
         ("full", 0, "queue_full"),
         ("full", 1, "queue_full"),
     ]
-    check_logged(logs, events_of(answers)[0].error_message, "broken")
+    check_logged(logs, events_of(answers)[0].failure.message, "broken")
     assert [e.request_id for e in events_of(answers) if e.finish_reason == "stop"] == ["a", "b"]
 
 
@@ -131,8 +131,8 @@ def test_an_event_that_cannot_be_written_ends_its_request_alone(serve):
     answers, logs = serve(*(messages.Submit.of(request(name)) for name in names))
     assert [e.request_id for e in events_of(answers)] == ["a", "b"]
     [refusal] = [answer for answer in answers if isinstance(answer, messages.Refused)]
-    assert (refusal.request_id, refusal.code) == ("unwritable", "request_failed")
-    check_logged(logs, refusal.message, "unwritable")
+    assert (refusal.request_id, refusal.failure.code) == ("unwritable", "request_failed")
+    check_logged(logs, refusal.failure.message, "unwritable")
     assert serve.engine.aborted == ["unwritable"]
 
 
@@ -143,8 +143,8 @@ def test_a_request_that_cannot_be_read_ends_alone(serve):
     answers, logs = serve(messages.Submit.of(request("a")), bad, messages.Submit.of(request("b")))
     assert [e.request_id for e in events_of(answers)] == ["a", "b"]
     [refusal] = [answer for answer in answers if isinstance(answer, messages.Refused)]
-    assert (refusal.request_id, refusal.code) == ("bad", "request_failed")
-    check_logged(logs, refusal.message, "bad")
+    assert (refusal.request_id, refusal.failure.code) == ("bad", "request_failed")
+    check_logged(logs, refusal.failure.message, "bad")
 
 
 def test_bytes_that_are_no_message_end_the_worker(serve):

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from engine import errors
 from engine.errors import Draining, EngineDead, ModelNotReady, UnknownModel
 from engine.kinds import Kind
 from engine.step_listeners import StepListeners
@@ -66,6 +67,9 @@ class Failure:
     code: str = "out_of_kv_blocks"
     message: str = "the request needs 9 blocks; the pool has 8; raise kv_cache_memory_gib"
     param: str | None = None
+
+    def value(self) -> errors.Failure:
+        return errors.Failure(self.code, self.message, self.param)
 
 
 @dataclass(eq=False)
@@ -325,9 +329,7 @@ class _EventWriter:
             return replace(
                 event,
                 finish_reason=FinishReason.ERROR,
-                error_code=self.failure.code,
-                error_message=self.failure.message,
-                error_param=self.failure.param,
+                failure=self.failure.value(),
             )
         if self.num_written < len(self.tokens):
             return event

@@ -222,7 +222,5 @@ def _failed(request: ImageRequest, index: int, failure: Failure) -> ImageEvent:
         request_id=request.request_id,
         index=index,
         finish_reason=FinishReason.ERROR,
-        error_code=failure.code,
-        error_message=failure.message,
-        error_param=failure.param,
+        failure=failure.value(),
     )

@@ -232,7 +232,7 @@ def test_running_out_of_memory_fails_the_call_not_the_engine(make_engine):
     family.fail_after = 2
     events = run(engine, [request("victim", num_inference_steps=9)])
     assert events[-1].finish_reason is FinishReason.ERROR
-    assert "out of memory" in events[-1].error_message
+    assert "out of memory" in events[-1].failure.message
     family.fail_after = None
     assert results(run(engine, [request("next")]))
 
@@ -243,7 +243,7 @@ def test_a_broken_decoder_fails_its_image_only(make_engine):
     family.decode = lambda latents: 1 / 0
     engine = make_engine(family)
     events = run(engine, [request("broken")])
-    assert (events[-1].error_code, events[-1].image) == ("request_failed", None)
+    assert (events[-1].failure.code, events[-1].image) == ("request_failed", None)
     family.decode = decode
     assert results(run(engine, [request("whole")]))
 

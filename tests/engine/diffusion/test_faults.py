@@ -118,11 +118,11 @@ def inject(
 
 
 def check(events, logs, expected, tolerance=0, code="request_failed"):
-    failed = [event for event in events if event.error_code is not None]
+    failed = [event for event in events if event.failure is not None]
     assert {(e.request_id, e.finish_reason) for e in failed} == {("culprit", FinishReason.ERROR)}
-    [failure] = failed
-    assert failure.error_code == code
-    reference = re.search(r"under reference (\w{12})$", failure.error_message)
+    [last] = failed
+    assert last.failure.code == code
+    reference = re.search(r"under reference (\w{12})$", last.failure.message)
     [line] = [entry for entry in logs if entry.get("reference") == reference[1]]
     assert (line["log_level"], line["request_id"]) == ("error", "culprit")
     assert [entry["log_level"] for entry in logs].count("error") == 1
@@ -232,7 +232,7 @@ def test_a_fault_for_everybody_ends_everybody_and_the_engine_goes_on(
     engine = make_engine()
     monkeypatch.setattr(*STAGES[stage], fail)
     events, logs = run(engine, requests())
-    failed = [(e.request_id, e.index) for e in events if e.error_code is not None]
+    failed = [(e.request_id, e.index) for e in events if e.failure is not None]
     assert sorted(failed) == sorted(expected)
     references = [entry["reference"] for entry in logs if "reference" in entry]
     assert len(set(references)) == len(references) >= 5

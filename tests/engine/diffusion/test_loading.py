@@ -72,4 +72,4 @@ def test_a_request_that_ends_in_no_numbers_ends_with_an_error_alone(family, engi
     reasons = sorted(end.finish_reason for end in ends.values())
     assert reasons == [FinishReason.ERROR, FinishReason.STOP]
     failed = next(end for end in ends.values() if end.finish_reason is FinishReason.ERROR)
-    assert "not finite" in failed.error_message
+    assert "not finite" in failed.failure.message

@@ -282,7 +282,7 @@ class Answer:
         self.logprobs += event.logprobs or []
         self.finish_reason = event.finish_reason
         self.stop_token_id = event.stop_token_id
-        self.error_code = event.error_code
+        self.error_code = None if event.failure is None else event.failure.code
         self.num_cached_tokens = event.num_cached_tokens
 
 

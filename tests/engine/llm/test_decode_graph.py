@@ -247,7 +247,7 @@ def run(engine, asked):
         if asked:
             engine.add(asked.pop())
         for event in engine.step()[0]:
-            assert event.error_message is None
+            assert event.failure is None
             texts.setdefault((event.request_id, event.index), []).extend(event.token_ids)
     return texts
 

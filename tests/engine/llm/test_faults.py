@@ -133,7 +133,7 @@ def run(engines, engine, requests):
 
     def watched():
         events, stats = step()
-        failures.extend(event for event in events if event.error_code is not None)
+        failures.extend(event for event in events if event.failure is not None)
         return events, stats
 
     engine.step = watched
@@ -144,10 +144,10 @@ def run(engines, engine, requests):
 
 def check_failure(failures, logs, code="request_failed"):
     """The culprit's request ended, with a reference to one line of the log."""
-    [failure] = failures
-    assert (failure.request_id, failure.finish_reason) == (str(CULPRIT), FinishReason.ERROR)
-    assert failure.error_code == code
-    reference = re.search(r"under reference (\w{12})$", failure.error_message)
+    [last] = failures
+    assert (last.request_id, last.finish_reason) == (str(CULPRIT), FinishReason.ERROR)
+    assert last.failure.code == code
+    reference = re.search(r"under reference (\w{12})$", last.failure.message)
     [line] = [entry for entry in logs if entry.get("reference") == reference[1]]
     assert (line["log_level"], line["request_id"]) == ("error", str(CULPRIT))
     assert [entry["log_level"] for entry in logs].count("error") == 1

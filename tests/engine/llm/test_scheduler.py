@@ -516,8 +516,8 @@ class TestEnding:
         first, second = scheduler.commit(decision, StepOutput(outputs))
         scheduler.check_invariants()
         assert (first.request_id, first.finish_reason) == ("a", "error")
-        assert first.error_code == "request_failed"
-        assert first.error_message.startswith("NaN; ")
+        assert first.failure.code == "request_failed"
+        assert first.failure.message.startswith("NaN; ")
         assert (second.request_id, second.finish_reason) == ("b", None)
         decision = scheduler.schedule()
         assert [s.seq_id for s in decision.scheduled] == [2, 1, 3], "the others go on"
@@ -545,7 +545,7 @@ class TestEnding:
         scheduler = make_scheduler()
         scheduler.add(make_request("a", 3))
         [event] = scheduler.commit(scheduler.schedule(), StepOutput([SequenceOutput(0)]))
-        assert (event.finish_reason, event.error_code) == ("error", "request_failed")
+        assert (event.finish_reason, event.failure.code) == ("error", "request_failed")
         assert scheduler.is_doubtful
 
 
