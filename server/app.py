@@ -10,14 +10,14 @@ from functools import partial
 from fastapi import FastAPI
 
 from engine.client import EngineClient
-from engine.kinds import IMAGE, TEXT
 from engine.version import __version__
-from server import middleware
-from server.http import errors, openapi
-from server.http.admission import Admission, Places
+from server import middleware, openapi
+from server.http import errors
+from server.http.admission import Admission
 from server.http.lifecycle import Lifecycle
 from server.images.jobs import ImageJobs
 from server.images.store import ImageStore
+from server.kinds import SERVED
 from server.metrics import ServerMetrics
 from server.routes import chat, completions, docs, health, images, metrics, models, tokenize
 from server.settings import Settings
@@ -56,25 +56,14 @@ def create_app(settings: Settings, engine: EngineClient) -> FastAPI:
     for router in _ROUTERS:
         app.include_router(router)
     errors.install(app)
-    openapi.install(app, engine, settings.engine.scheduling_policy)
+    openapi.install(app, engine, settings)
     middleware.install(app, settings, state.metrics)
     return app
 
 
 def _create_state(settings: Settings, engine: EngineClient) -> AppState:
     lifecycle = Lifecycle(settings.drain_timeout_s, require_all=settings.require_all)
-    places = {
-        TEXT: Places(
-            what="sequences",
-            num_running=settings.engine.max_num_seqs,
-            num_waiting=settings.max_queued_requests,
-        ),
-        IMAGE: Places(
-            what="images",
-            num_running=settings.engine.max_num_images,
-            num_waiting=settings.max_queued_images,
-        ),
-    }
+    places = {kind: served.places(settings) for kind, served in SERVED.items()}
     return AppState(
         settings=settings,
         engine=engine,

@@ -6,13 +6,14 @@ import json
 import shlex
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 
 from engine.client import EngineClient
-from engine.kinds import IMAGE, TEXT
 from engine.types import ModelStatus, Phase
+from server.http.served_kind import FirstQuestion
+from server.kinds import SERVED
 from server.process.listen import Listener
 from server.settings import Settings
 
@@ -74,15 +75,13 @@ class Announcer:
             await asyncio.sleep(_POLL_S)
 
     def _first_questions(self) -> list[str]:
-        """One for the first text model and one for the first image model, as far as there are."""
+        """One for the first model of each kind, as far as there are."""
         with_key = bool(self._settings.read_api_keys())
-        lines = [
-            curl_line(self._listener, info.model, with_key=with_key)
-            for info in self._engine.infos(TEXT)[:1]
+        return [
+            curl_line(self._listener, served.first_question(info.model), with_key=with_key)
+            for kind, served in SERVED.items()
+            for info in self._engine.infos(kind)[:1]
         ]
-        for info in self._engine.infos(IMAGE)[:1]:
-            lines.append(image_curl_line(self._listener, info.model, with_key=with_key))
-        return lines
 
     def _report(self, status: ModelStatus) -> None:
         """One line per phase, per tenth of its progress, and per news after some silence."""
@@ -115,27 +114,13 @@ def _is_news(before: ModelStatus, after: ModelStatus, silence_s: float) -> bool:
     return before != after and silence_s >= _QUIET_S
 
 
-def curl_line(listener: Listener, model: str, *, with_key: bool) -> str:
+def curl_line(listener: Listener, question: FirstQuestion, *, with_key: bool) -> str:
     """A first question that can be pasted into a shell."""
-    message = {"role": "user", "content": "Say hello in one sentence."}
-    fields = {"model": model, "messages": [message], "max_tokens": 64, "temperature": 0}
-    return _curl(listener, "/v1/chat/completions", fields, with_key=with_key)
-
-
-def image_curl_line(listener: Listener, model: str, *, with_key: bool) -> str:
-    """A first picture, written to image.png."""
-    fields = {"model": model, "prompt": "a large red circle left of a small blue star", "seed": 1}
-    curl = _curl(listener, "/v1/images/generations", fields, with_key=with_key)
-    decode = "import base64, json, sys; b = json.load(sys.stdin)['data'][0]['b64_json']; "
-    decode += "open('image.png', 'wb').write(base64.b64decode(b))"
-    return f"{curl.replace('curl', 'curl -s', 1)} | python3 -c {shlex.quote(decode)}"
-
-
-def _curl(listener: Listener, path: str, fields: dict[str, Any], *, with_key: bool) -> str:
-    words = ["curl"]
+    words = ["curl", "-s"] if question.then else ["curl"]
     if listener.uds is not None:
         words += ["--unix-socket", shlex.quote(str(listener.uds))]
-    words += [f"{listener.url}{path}", "-H", "'Content-Type: application/json'"]
+    words += [f"{listener.url}{question.path}", "-H", "'Content-Type: application/json'"]
     if with_key:
         words += ["-H", '"Authorization: Bearer $API_KEY"']
-    return " ".join([*words, "-d", shlex.quote(json.dumps(fields))])
+    words += ["-d", shlex.quote(json.dumps(question.fields))]
+    return " ".join([*words, "|", question.then] if question.then else words)

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 
 from engine.kinds import TEXT
 from engine.types import GenerateRequest, ModelInfo
-from server.http.catalog import find_model
+from server.catalog import find_model
 from server.http.json_route import JsonRoute
 from server.http.log_fields import annotate
 from server.http.sse import until_disconnect

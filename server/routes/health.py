@@ -7,7 +7,7 @@ from fastapi import APIRouter, Response
 
 from engine.types import ModelStatus, Phase
 from engine.version import __version__
-from server.http.catalog import unknown_model
+from server.catalog import unknown_model
 from server.protocol.answers import error_answers
 from server.routes.deps import StateDep
 from server.routes.models import ModelId

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, HTTPException, Path, Request, Response
 
 from engine.kinds import IMAGE
-from server.http.catalog import find_image_model
+from server.catalog import find_image_model
 from server.http.errors import INVALID_REQUEST, error_response
 from server.http.form_route import FormRoute
 from server.http.json_route import JsonRoute

@@ -6,7 +6,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 
 from engine.types import ModelInfo
-from server.http.catalog import find_model
+from server.catalog import find_model
 from server.http.json_route import JsonRoute
 from server.http.sse import until_disconnect
 from server.protocol.answers import error_answers

@@ -1,17 +1,19 @@
 """What chat and completion replies share: identity, and the course of a stream."""
 
+import hashlib
 import time
 import uuid
 from abc import abstractmethod
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import msgspec
 
 from engine.types import ModelInfo
-from server.http.catalog import system_fingerprint
+from engine.version import __version__
 from server.http.reply import Reply
 from server.http.sse import event
 from server.protocol.answers import Usage
@@ -20,6 +22,13 @@ from server.text.generation import Generation
 from server.text.output import Delta
 
 _encode = msgspec.json.Encoder().encode
+
+
+@lru_cache(maxsize=256)
+def system_fingerprint(model: str, config_hash: str) -> str:
+    """Changes with the server's version, the model and the engine's configuration."""
+    text = f"{__version__}|{model}|{config_hash}"
+    return f"fp_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from engine.types import Phase
 from server.process.announce import Announcer, curl_line
 from server.process.listen import Listener
 from server.settings import Settings
+from server.text.kind import SERVED_TEXT
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ async def test_json_logs_stay_json(listener):
 
 @pytest.mark.parametrize("model", ["plain", "o'brien", 'quo"te $(rm)', "org/name"])
 def test_the_line_survives_the_shell(listener, model):
-    words = shlex.split(curl_line(listener, model, with_key=False))
+    words = shlex.split(curl_line(listener, SERVED_TEXT.first_question(model), with_key=False))
     body = json.loads(words[words.index("-d") + 1])
     assert body["model"] == model
     assert body["messages"]
@@ -100,5 +101,5 @@ def test_the_line_survives_the_shell(listener, model):
 
 def test_unix_sockets_have_their_own_line(listener, tmp_path):
     unix = Listener(listener.socket, "http://localhost", tmp_path / "a b.sock")
-    words = shlex.split(curl_line(unix, "m", with_key=False))
+    words = shlex.split(curl_line(unix, SERVED_TEXT.first_question("m"), with_key=False))
     assert words[1:3] == ["--unix-socket", str(tmp_path / "a b.sock")]

@@ -6,7 +6,7 @@ from fake_image_engine import image_info
 from text_server import MAX_MODEL_LEN, MODEL, TextServer, text_info
 
 from engine.types import Phase
-from server.http.catalog import system_fingerprint
+from server.text.reply import system_fingerprint
 
 CARD = {
     "id": MODEL,

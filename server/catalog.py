@@ -1,9 +1,6 @@
-"""Which served model a request means, and how answers name it."""
+"""Which served model a request means."""
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from engine.client import EngineClient
@@ -11,34 +8,7 @@ from engine.errors import InvalidParameter, ModelNotReady, UnknownModel
 from engine.image_types import ImageModelInfo
 from engine.kinds import IMAGE, KINDS, TEXT, AnyKind, Kind
 from engine.types import Info, InfoT, ModelInfo, ModelStatus, Phase
-from engine.version import __version__
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Words:
-    """How answers speak of a kind of model."""
-
-    deed: str
-    """What such a model does, after its name."""
-    routes: str
-    """Those to ask it with."""
-    nothing_served: str
-    """What to say where there is none."""
-
-
-WORDS: dict[AnyKind, Words] = {
-    TEXT: Words(
-        deed="writes text",
-        routes="/v1/chat/completions or /v1/completions",
-        nothing_served="no text model is served here",
-    ),
-    IMAGE: Words(
-        deed="draws images",
-        routes="/v1/images/generations or /v1/images/edits",
-        nothing_served="no image model is served here; start the server with one, such as "
-        "--model HUB_ID_OR_FOLDER",
-    ),
-}
+from server.kinds import SERVED
 
 
 def find_model(engine: EngineClient, name: str | None) -> ModelInfo:
@@ -64,10 +34,10 @@ def find_any_model(engine: EngineClient, name: str) -> Info:
     Raises:
         UnknownModel, ModelNotReady: as in `find_model`.
     """
-    for kind in KINDS.values():
-        for info in engine.infos(kind):
-            if info.model == name:
-                return info
+    infos: list[Info] = [info for kind in KINDS.values() for info in engine.infos(kind)]
+    for info in infos:
+        if info.model == name:
+            return info
     for status in engine.statuses():
         if status.model == name:
             raise ModelNotReady(_not_ready(status), param="model")
@@ -83,8 +53,8 @@ def served_names(engine: EngineClient, kind: AnyKind) -> list[str]:
 def unknown_model(engine: EngineClient, name: str) -> UnknownModel:
     """What to say of a model that is not configured: names those that serve now, of any kind."""
     names = [
-        info.model if kind is TEXT else f"{info.model} ({WORDS[kind].deed})"
-        for kind in KINDS.values()
+        info.model if kind is TEXT else f"{info.model} ({served.deed})"
+        for kind, served in SERVED.items()
         for info in engine.infos(kind)
     ]
     advice = f"use one of: {', '.join(names)}" if names else "no model serves yet; see GET /ready"
@@ -108,10 +78,9 @@ def find_of_kind(engine: EngineClient, kind: Kind[Any, Any, InfoT], name: str | 
             continue
         own = _kind(engine, status)
         if own is not None and own is not kind:
-            words = WORDS[own]
+            does, routes = SERVED[own].deed, SERVED[own].routes
             raise InvalidParameter(
-                f"model {name} {words.deed}; ask it with {words.routes}; {_use(served, kind)}",
-                param="model",
+                f"model {name} {does}; ask it with {routes}; {_use(served, kind)}", param="model"
             )
         raise ModelNotReady(_not_ready(status), param="model")
     raise unknown_model(engine, name)
@@ -130,15 +99,8 @@ def _kind(engine: EngineClient, status: ModelStatus) -> AnyKind | None:
     return None if status.kind is None else KINDS[status.kind]
 
 
-@lru_cache(maxsize=256)
-def system_fingerprint(model: str, config_hash: str) -> str:
-    """Changes with the server's version, the model and the engine's configuration."""
-    text = f"{__version__}|{model}|{config_hash}"
-    return f"fp_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-
-
 def _use(names: Sequence[str], kind: AnyKind) -> str:
-    return f"use one of: {', '.join(names)}" if names else WORDS[kind].nothing_served
+    return f"use one of: {', '.join(names)}" if names else SERVED[kind].nothing_served
 
 
 def _not_ready(status: ModelStatus) -> str:

@@ -1,0 +1,48 @@
+"""What the server must know to serve a kind of model, beside its routes: `server/kinds.py` has all.
+
+The engine's side of a kind is its row in `engine/kinds.py`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic
+
+from pydantic import BaseModel
+
+from engine.kinds import Kind
+from engine.types import InfoT
+from server.http.admission import Places
+from server.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstQuestion:
+    """What the operator may ask a model that is ready, by a line for the shell."""
+
+    path: str
+    fields: dict[str, Any]
+    then: str = ""
+    """Command that reads the answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedKind(Generic[InfoT]):
+    """How models of one kind are spoken of, admitted and described."""
+
+    kind: Kind[Any, Any, InfoT]
+    deed: str
+    """What such a model does, after its name."""
+    routes: str
+    """Those to ask it with."""
+    nothing_served: str
+    """What to say where there is none."""
+    bodies: tuple[type[BaseModel], ...]
+    """Of the requests that name such a model."""
+    places: Callable[[Settings], Places]
+    """How many requests may be in flight."""
+    fill_in: Callable[[dict[str, Any], Sequence[InfoT], Settings], None]
+    """Put what is known of the models that are ready into the schema of a body's fields."""
+    card: Callable[[InfoT], Any]
+    """What `GET /v1/models` shows."""
+    first_question: Callable[[str], FirstQuestion]
+    """To the model of that id."""

@@ -1,0 +1,78 @@
+"""Image models, as the server knows them beside their routes."""
+
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from engine.image_types import ImageModelInfo
+from engine.kinds import IMAGE
+from server.http.admission import Places
+from server.http.schemas import variant
+from server.http.served_kind import FirstQuestion, ServedKind
+from server.protocol.images import (
+    ImageEditRequest,
+    ImageGenerationRequest,
+    ImageVariationRequest,
+)
+from server.protocol.models import ImageModelCard
+from server.settings import Settings
+
+
+def _places(settings: Settings) -> Places:
+    return Places(
+        what="images",
+        num_running=settings.engine.max_num_images,
+        num_waiting=settings.max_queued_images,
+    )
+
+
+def _fill_in(
+    properties: dict[str, Any], infos: Sequence[ImageModelInfo], settings: Settings
+) -> None:
+    names = {name: None for info in infos for name in info.schedulers}
+    if names:
+        variant(properties["scheduler"], "string")["enum"] = [*names, ""]
+
+
+def _card(info: ImageModelInfo) -> ImageModelCard:
+    return ImageModelCard(
+        id=info.model,
+        created=info.created,
+        root=info.model,
+        architecture=info.architecture,
+        tasks=list(info.tasks),
+        guidance=info.guidance,
+        schedulers=list(info.schedulers),
+        default_scheduler=info.default_scheduler,
+        default_size=f"{info.default_width}x{info.default_height}",
+        default_steps=info.default_steps,
+        default_guidance_scale=info.default_guidance_scale,
+        default_edit_guidance_scale=info.default_edit_guidance_scale,
+        size_multiple=info.size_multiple,
+        min_side=info.min_side,
+        max_pixels=info.max_pixels,
+    )
+
+
+def _first_question(model: str) -> FirstQuestion:
+    """A picture, written to image.png."""
+    fields = {"model": model, "prompt": "a large red circle left of a small blue star", "seed": 1}
+    decode = "import base64, json, sys; b = json.load(sys.stdin)['data'][0]['b64_json']; "
+    decode += "open('image.png', 'wb').write(base64.b64decode(b))"
+    return FirstQuestion(
+        path="/v1/images/generations", fields=fields, then=f"python3 -c {shlex.quote(decode)}"
+    )
+
+
+SERVED_IMAGES = ServedKind(
+    kind=IMAGE,
+    deed="draws images",
+    routes="/v1/images/generations or /v1/images/edits",
+    nothing_served="no image model is served here; start the server with one, such as "
+    "--model HUB_ID_OR_FOLDER",
+    bodies=(ImageGenerationRequest, ImageEditRequest, ImageVariationRequest),
+    places=_places,
+    fill_in=_fill_in,
+    card=_card,
+    first_question=_first_question,
+)

@@ -1,0 +1,64 @@
+"""The OpenAPI document, with what only a running server knows: served ids and their limits.
+
+So the document says which models may be named, how many tokens they take, which token ids and
+which schedulers exist, rather than just a string and an integer.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI
+
+from engine.client import EngineClient
+from server.catalog import served_names
+from server.http.schemas import variant
+from server.kinds import SERVED
+from server.settings import Settings
+
+_KINDS = {body.__name__: served for served in SERVED.values() for body in served.bodies}
+
+
+def install(app: FastAPI, engine: EngineClient, settings: Settings) -> None:
+    """Make `/openapi.json` and `/docs` show the served models' facts."""
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = copy.deepcopy(describe())
+        _drop_unused_422(document)
+        for name, schema in document["components"]["schemas"].items():
+            kind = _KINDS.get(name)
+            if kind is not None:
+                _name_models(schema, served_names(engine, kind.kind))
+                kind.fill_in(schema["properties"], engine.infos(kind.kind), settings)
+        served = [status.model for status in engine.statuses()]
+        for path in ("/v1/models/{model_id}", "/ready/{model_id}"):
+            for parameter in document["paths"][path]["get"]["parameters"]:
+                parameter["schema"]["enum"] = served
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _drop_unused_422(document: dict[str, Any]) -> None:
+    """FastAPI documents its own answer to a bad body; here that is a 400."""
+    for path in document["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
+
+
+def _name_models(schema: dict[str, Any], served: Sequence[str]) -> None:
+    """Required where there is a choice; where there is none it may be left out or empty."""
+    if not served:
+        return
+    model = schema["properties"]["model"]
+    named = variant(model, "string")
+    if len(served) == 1:
+        named["enum"] = [*served, ""]
+        return
+    del model["anyOf"]
+    model.pop("default", None)
+    model |= named | {"enum": list(served)}
+    schema["required"] = ["model", *schema.get("required", [])]

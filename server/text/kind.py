@@ -1,0 +1,65 @@
+"""Text models, as the server knows them beside their routes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from engine.kinds import TEXT
+from engine.types import ModelInfo
+from server.http.admission import Places
+from server.http.schemas import integer_items, variant
+from server.http.served_kind import FirstQuestion, ServedKind
+from server.protocol.chat import ChatCompletionRequest
+from server.protocol.completions import CompletionRequest
+from server.protocol.models import ModelCard
+from server.protocol.tokenize import DetokenizeRequest, TokenizeRequest
+from server.settings import Settings
+
+_TOKEN_COUNTS = ("max_tokens", "max_completion_tokens", "n_predict", "min_tokens")
+
+
+def _places(settings: Settings) -> Places:
+    return Places(
+        what="sequences",
+        num_running=settings.engine.max_num_seqs,
+        num_waiting=settings.max_queued_requests,
+    )
+
+
+def _fill_in(properties: dict[str, Any], infos: Sequence[ModelInfo], settings: Settings) -> None:
+    if "priority" in properties and settings.engine.scheduling_policy != "priority":
+        variant(properties["priority"], "integer")["enum"] = [0]
+    if not infos:
+        return
+    for name in _TOKEN_COUNTS:
+        if name in properties:
+            count = variant(properties[name], "integer")
+            count["maximum"] = max(info.max_model_len for info in infos) - 1
+    last_token = max(info.vocab_size for info in infos) - 1
+    for name in ("prompt", "tokens", "stop_token_ids"):
+        for items in integer_items(properties.get(name, {})):
+            items["maximum"] = last_token
+
+
+def _card(info: ModelInfo) -> ModelCard:
+    return ModelCard(
+        id=info.model, created=info.created, max_model_len=info.max_model_len, root=info.model
+    )
+
+
+def _first_question(model: str) -> FirstQuestion:
+    message = {"role": "user", "content": "Say hello in one sentence."}
+    fields = {"model": model, "messages": [message], "max_tokens": 64, "temperature": 0}
+    return FirstQuestion(path="/v1/chat/completions", fields=fields)
+
+
+SERVED_TEXT = ServedKind(
+    kind=TEXT,
+    deed="writes text",
+    routes="/v1/chat/completions or /v1/completions",
+    nothing_served="no text model is served here",
+    bodies=(ChatCompletionRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest),
+    places=_places,
+    fill_in=_fill_in,
+    card=_card,
+    first_question=_first_question,
+)

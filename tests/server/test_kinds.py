@@ -1,0 +1,33 @@
+"""Every kind of model that workers load is served, and every request body belongs to one."""
+
+from image_server import ImageServer
+
+from engine.kinds import KINDS
+from engine.types import Phase
+from server.kinds import SERVED
+
+
+def test_all_kinds_are_served_in_their_order() -> None:
+    assert list(SERVED) == list(KINDS.values())
+    assert all(served.kind is kind for kind, served in SERVED.items())
+
+
+async def test_every_body_that_names_a_model_belongs_to_a_kind() -> None:
+    server = ImageServer()
+    schemas = (await server.client.get("/openapi.json")).json()["components"]["schemas"]
+    bodies = {
+        name
+        for name, schema in schemas.items()
+        if "model" in schema.get("properties", {}) and "additionalProperties" in schema
+    }
+    assert bodies == {body.__name__ for served in SERVED.values() for body in served.bodies}
+    await server.client.aclose()
+
+
+async def test_a_model_of_any_kind_that_loads_is_not_ready() -> None:
+    server = ImageServer()
+    server.engine.set_status("painter", Phase.LOADING)
+    response = await server.client.get("/v1/models/painter")
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "model_not_ready"
+    await server.client.aclose()
