@@ -12,6 +12,7 @@ import io
 import json
 import pkgutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -172,6 +173,9 @@ def config(config_class: Any, **knobs: Any) -> Any:
 
 
 def text_options(folder: str) -> Iterator[tuple[str, Check]]:
+    sys.path.append(str(Path(__file__).parent / "engine/quantization"))
+    from gptq_checkpoints import Layout, write_gptq
+
     from engine.config import DType, EngineConfig, Policy, Quantization
     from engine.llm.loading import load_engine
     from engine.text.tokenizer import load_tokenizer
@@ -192,10 +196,11 @@ def text_options(folder: str) -> Iterator[tuple[str, Check]]:
                 assert event.failure is None, event.failure
 
     gguf = "smollm2-135m-instruct"
+    gptq = str(write_gptq(Path(folder), Path(tempfile.mkdtemp()), Layout())[0])
     for name in get_args(DType):
         yield f"dtype {name}", lambda name=name: answer(folder, dtype=name)
     for name in get_args(Quantization):
-        ref = gguf if name.startswith("gguf") else folder
+        ref = gptq if name == "gptq" else gguf if name.startswith("gguf") else folder
         yield f"quantization {name}", lambda name=name, ref=ref: answer(ref, quantization=name)
     for name in get_args(Policy):
         yield f"policy {name}", lambda name=name: answer(folder, scheduling_policy=name)

@@ -14,6 +14,7 @@ from kernels.paged_attention.paged_batch import PagedBatch
 
 FORMATS = {torch.int8: 1, torch.float8_e4m3fn: 2}
 """Codes of the packed caches in `task.h`."""
+SIGNATURE = "ipiipiipipippp" + "iiiiii" + "ff"
 
 
 def supports(
@@ -79,4 +80,4 @@ def paged_attention(
 
 @functools.cache
 def _function() -> native.Function:
-    return native.function("tandem_paged_attention", "ipiipiipipippp" + "iiiiii" + "ff")
+    return native.function("tandem_paged_attention", SIGNATURE)

@@ -202,7 +202,8 @@ def build(tmp_path, monkeypatch):
         ]
         subprocess.run([*command, source, "-o", library], check=True)
         function = ctypes.CDLL(str(library)).tandem_paged_attention
-        function.argtypes, function.restype = cpu._function().argtypes, None
+        function.argtypes = [native._CTYPES[letter] for letter in cpu.SIGNATURE]
+        function.restype = None
         monkeypatch.setattr(cpu, "_function", lambda: function)
 
     return built
