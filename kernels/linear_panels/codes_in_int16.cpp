@@ -248,17 +248,9 @@ struct Codes : PackedCodes<R, InRegisters<R>, InCache<R::groups, R::has_min>> {
 }  // namespace
 
 void multiply_in_int16(const Product& product) {
-  const strips::Problem& p = product.problem;
-  fp32::Rows<int32_t> rows;
-  strips::Finish finish;
-  with_type(product.dtype, [&](auto* tag) {
+  multiply_packed<int32_t, Codes>(product, [&](auto* tag) {
     using X = std::remove_pointer_t<decltype(tag)>;
-    rows = prepared_rows<X>(p, product.format);
-    finish = strips::finish<X>;
-  });
-  with_record(product.format, [&](auto* record) {
-    using R = std::remove_pointer_t<decltype(record)>;
-    fp32::multiply(p, rows, Codes<R>(product.panels, p.inputs / kBlock), finish);
+    return prepared_rows<X>(product.problem, product.format);
   });
 }
 

@@ -6,6 +6,7 @@
 // outputs of one register, and returns where the next ones go.
 #pragma once
 #include "fp32_rows.h"
+#include "product.h"
 #include "records.h"
 
 namespace native::panels {
@@ -58,5 +59,22 @@ class PackedCodes {
   const uint8_t* panels_;
   int64_t blocks_;
 };
+
+// The whole product: `prepare(X*)` gives its rows of X as `fp32::Rows<Number>`, `Codes<R>` the weights.
+// Rows are prepared per storage type and multiplied per record, so that neither is compiled for both.
+template <class Number, template <class> class Codes, class Prepare>
+void multiply_packed(const Product& product, Prepare prepare) {
+  const strips::Problem& p = product.problem;
+  fp32::Rows<Number> rows;
+  strips::Finish finish;
+  with_type(product.dtype, [&](auto* tag) {
+    rows = prepare(tag);
+    finish = strips::finish<std::remove_pointer_t<decltype(tag)>>;
+  });
+  with_record(product.format, [&](auto* record) {
+    using R = std::remove_pointer_t<decltype(record)>;
+    fp32::multiply(p, rows, Codes<R>(product.panels, p.inputs / kBlock), finish);
+  });
+}
 
 }  // namespace native::panels

@@ -6,8 +6,7 @@ The sum's order is that of a PyTorch product, which may depend on the number of 
 import torch
 from torch import Tensor
 
-from kernels.linear_w4a16.reference import dequantize
-from kernels.native_recording import refuse_recording
+from kernels.linear_w4a16.columns import dequantized_columns
 
 CHUNK_WEIGHTS = 1 << 22
 """Weights dequantised at a time: 16 MB in fp32."""
@@ -36,13 +35,8 @@ def linear_w4a16(
     bias: Tensor | None = None,
 ) -> Tensor:
     """See `kernels.linear_w4a16`."""
-    refuse_recording("weights that are unpacked for one product would be kept by it")
-    num_outputs = qweight.shape[1]
-    out = torch.empty(x.shape[0], num_outputs, dtype=x.dtype, device=x.device)
+    out = torch.empty(x.shape[0], qweight.shape[1], dtype=x.dtype, device=x.device)
     step = max(1, CHUNK_WEIGHTS // x.shape[1])
-    for start in range(0, num_outputs, step):
-        part = slice(start, start + step)
-        zero = None if zeros is None else zeros[:, part]
-        weight = dequantize(qweight[:, part], scales[:, part], zero, group_size, g_idx)
+    for part, weight in dequantized_columns(qweight, scales, zeros, group_size, g_idx, step):
         out[:, part] = x @ weight.to(x.dtype)
     return out if bias is None else out.add_(bias)

@@ -10,8 +10,7 @@ from torch import Tensor
 from kernels import native
 from kernels.linear_packed import PackedWeight, linear_packed
 from kernels.linear_packed.packed_weight import STRIP
-from kernels.linear_w4a16.reference import dequantize
-from kernels.native_recording import refuse_recording
+from kernels.linear_w4a16.columns import dequantized_columns
 
 CHUNK_WEIGHTS = 1 << 17
 """Weights dequantised at a time: half a megabyte in fp32, which a cache holds."""
@@ -40,14 +39,9 @@ def linear_w4a16(
     bias: Tensor | None = None,
 ) -> Tensor:
     """See `kernels.linear_w4a16`."""
-    refuse_recording("weights that are unpacked for one product would be kept by it")
-    num_outputs = qweight.shape[1]
-    out = torch.empty(x.shape[0], num_outputs, dtype=x.dtype)
+    out = torch.empty(x.shape[0], qweight.shape[1], dtype=x.dtype)
     step = max(1, CHUNK_WEIGHTS // x.shape[1] // STRIP) * STRIP
-    for start in range(0, num_outputs, step):
-        part = slice(start, start + step)
-        zero = None if zeros is None else zeros[:, part]
-        weight = dequantize(qweight[:, part], scales[:, part], zero, group_size, g_idx)
+    for part, weight in dequantized_columns(qweight, scales, zeros, group_size, g_idx, step):
         packed = PackedWeight.pack(weight.to(x.dtype).T)
         out[:, part] = linear_packed(x, packed, None if bias is None else bias[part].float())
     return out
