@@ -68,7 +68,7 @@ class Recorder(Protocol):
         ...
 
     def record(self, run: Callable[[], Tensor]) -> Recording:
-        """`run` is called more than once, and once for real. Raises whatever goes wrong."""
+        """`run` is called once for real, perhaps more often. Raises whatever goes wrong."""
         ...
 
 
@@ -210,7 +210,7 @@ class DecodeGraphs:
         if recorded is None:
             self._uses[size] += 1
             if self._uses[size] >= EAGER_STEPS:
-                self._graphs[size] = self._background.submit(self._record, size)
+                self._graphs[size] = self._background.submit(self.record, size)
             return None
         if not recorded.done():
             return None
@@ -235,10 +235,6 @@ class DecodeGraphs:
         found = [GraphSize(num_rows, length) for num_rows in rows for length in contexts]
         return sorted(found, reverse=True)
 
-    def record(self, size: GraphSize) -> DecodeGraph:
-        """Here and now; it is kept by whoever asked."""
-        return self._record(size)
-
     def _size_for(self, rows: StepRows) -> GraphSize | None:
         """The smallest size that holds a step; None if none does."""
         longest = int(rows.context_lens[0])
@@ -256,7 +252,8 @@ class DecodeGraphs:
         return min(max_context_len, self._max_model_len)
 
     @torch.inference_mode()
-    def _record(self, size: GraphSize) -> DecodeGraph:
+    def record(self, size: GraphSize) -> DecodeGraph:
+        """Here and now; it is kept by whoever asked."""
         return DecodeGraph(
             size,
             self._forward,

@@ -66,10 +66,10 @@ def plan_weights(
     name, stored = detect(stated, headers) or _none_of_ours(stated)
     wanted, device = intent.quantization, machine.device
     has_native = device == "cpu" and native.library() is not None
-    is_free_to_choose = wanted == "auto" and has_native and stored is not None
     is_plain_better = (
-        is_free_to_choose
-        and stored is not None
+        stored is not None
+        and wanted == "auto"
+        and has_native
         and prefers_plain(stored, headers, shapes, intent, machine)
     )
     chosen = resolve_quantization(
@@ -90,7 +90,7 @@ def plan_weights(
         layers=layers,
         packed=layers if stays_packed else (),
         stored=cast(Quantization, name or "none"),
-        could_stay_packed=is_free_to_choose and chosen == "none",
+        could_stay_packed=is_plain_better,
     )
 
 
