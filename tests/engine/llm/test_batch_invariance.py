@@ -136,14 +136,16 @@ def test_prefix_hits(engines, folder, rng, log, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_preemption(engines, folder, rng, log, dtype):
-    requests = make_requests(engines, rng, output_tokens=(50, 100))
+    requests = make_requests(engines, rng, output_tokens=(90, 130))
     expected = logits_of(log, lambda: alone(engines, folder, requests, dtype))
+    # Any two of them begin together and are too much for the pool before they end.
     num_groups = len(load_model_config(Checkpoint("folder", folder, "m")).layer_groups)
     engine = engines.make(
         folder,
         dtype=dtype,
-        num_kv_blocks=14 * num_groups,
+        num_kv_blocks=14 + 7 * (num_groups - 1),
         max_model_len=14 * 16,
+        max_num_batched_tokens=64,
         enable_prefix_caching=False,
     )
     found = logits_of(log, lambda: engines.run(engine, requests))
