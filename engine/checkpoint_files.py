@@ -126,6 +126,18 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
     return value
 
 
+def parse_json_list(data: bytes, name: str) -> list[Any]:
+    """A JSON array out of the file `name`.
+
+    Raises:
+        CorruptFile: no JSON, nested too deeply, or no array.
+    """
+    value = _parse(data, name)
+    if not isinstance(value, list):
+        raise CorruptFile(f"{name} is not a JSON array; fetch the model again")
+    return value
+
+
 def check_folder(folder: Path) -> None:
     """Before a library reads whatever it likes in a folder: regular files and folders only, and
     JSON that can be read.

@@ -6,7 +6,7 @@ Called by `loader.py`.
 import math
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,19 @@ _MAX_HEADER_BYTES = 100 << 20
 
 
 def iter_folder_weights(folder: Path, config: ModelConfig) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield (name, tensor) of what a decoder reads, as `iter_tensors` does."""
+    return iter_tensors(folder, leave_out=lambda name: is_redundant(name, config))
+
+
+def iter_tensors(
+    folder: Path, leave_out: Callable[[str], bool] = lambda name: False
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (name, tensor) file by file, in the order of the bytes.
 
     The tensors are views of the mapped file: copy what must outlive the file, and do not write.
+
+    Args:
+        leave_out: says of a name that its tensor is not wanted.
 
     Raises:
         CorruptFile: a file is damaged.
@@ -43,7 +53,7 @@ def iter_folder_weights(folder: Path, config: ModelConfig) -> Iterator[tuple[str
         try:
             with safe_open(path, framework="pt") as file:
                 for name in names:
-                    if not is_redundant(name, config):
+                    if not leave_out(name):
                         yield name, file.get_tensor(name)
         except SafetensorError as error:
             raise CorruptFile(f"{path.name} is damaged; fetch it again") from error

@@ -1,6 +1,7 @@
-"""RMS normalisation with its learned scale."""
+"""Normalisation with its learned scale."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.models.layers.weight_slots import WeightOptions, WeightOwner, WeightSlot
@@ -45,3 +46,41 @@ class RmsNorm(nn.Module, WeightOwner):
         self.weight.copy_(tensor)
         if self.offset:
             self.weight += self.offset
+
+
+class LayerNorm(nn.Module, WeightOwner):
+    """Over the last dimension, of `size` elements, with a learned shift.
+
+    PyTorch's: it computes each row by itself, in an order that follows from `size`.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.size = size
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., C] → [..., C]."""
+        return F.layer_norm(x, (self.size,), self.weight, self.bias, self.eps)
+
+    __call__ = forward
+
+    def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
+        def create() -> Tensor:
+            return torch.empty(self.size, dtype=options.dtype, device=options.device)
+
+        self.weight, self.bias = create(), create()
+        spec = TensorSpec(shape=(self.size,))
+        return {
+            f"{path}.weight": WeightSlot(spec, self._fill_weight),
+            f"{path}.bias": WeightSlot(spec, self._fill_bias),
+        }
+
+    def _fill_weight(self, tensor: Tensor) -> None:
+        self.weight.copy_(tensor)
+
+    def _fill_bias(self, tensor: Tensor) -> None:
+        self.bias.copy_(tensor)

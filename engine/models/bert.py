@@ -1,0 +1,218 @@
+"""BERT, and RoBERTa and XLM-RoBERTa, which count positions from another row on.
+
+Post-norm layers, learned positions, attention to both sides.
+Papers: Devlin et al. 2018, arXiv:1810.04805; Liu et al. 2019, arXiv:1907.11692.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from engine.errors import UnsupportedArchitecture
+from engine.models.config import MAX_LAYERS
+from engine.models.encoder import Encoder, EncoderConfig, EncoderFamily, TextRun
+from engine.models.forward_context import ForwardContext
+from engine.models.layers.embedding import TokenEmbedding
+from engine.models.layers.linear import Linear, Shard
+from engine.models.layers.norm import LayerNorm
+from engine.models.layers.weight_slots import WeightOptions
+from engine.models.metadata_keys import MetadataKeys
+from kernels import attention, geglu, gelu_mul
+
+_MAX_POSITIONS = 1 << 20
+_NO_CACHE = ForwardContext(groups=(), group_of_layer=(), kv_caches=())
+"""Rows of an encoder have no past."""
+
+
+# PyTorch's own GELU computes an element by its place in a vector, so bits would depend on how many
+# rows there are. The gated operations do not; the other factor is 1.
+def _gelu(x: Tensor) -> Tensor:
+    return geglu(torch.cat((torch.ones_like(x), x), -1))
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return gelu_mul(torch.cat((x, torch.ones_like(x)), -1))
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": _gelu,
+    "gelu_new": _gelu_tanh,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "relu": torch.relu,
+}
+"""By Hugging Face's `hidden_act`."""
+
+
+class Embeddings(nn.Module):
+    """Of tokens and positions, and of the first token type, which all tokens have."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.word_embeddings = TokenEmbedding(config.vocab_size, size)
+        self.position_embeddings = TokenEmbedding(
+            config.first_position + config.max_position_embeddings, size
+        )
+        self.token_type_embeddings = TokenEmbedding(config.type_vocab_size, size)
+        self.LayerNorm = LayerNorm(size, config.layer_norm_eps)
+        self._first_position = config.first_position
+
+    def forward(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        """Both [T] int64 → [T, C]."""
+        x = self.word_embeddings(token_ids)
+        x += self.token_type_embeddings.weight[0]
+        x += self.position_embeddings(positions + self._first_position)
+        return self.LayerNorm(x)
+
+    __call__ = forward
+
+
+class SelfAttention(nn.Module):
+    """Each token of a text looks at all of its tokens."""
+
+    def __init__(self, hidden: int, num_heads: int) -> None:
+        super().__init__()
+        self.qkv = Linear(
+            hidden,
+            (Shard("query", hidden), Shard("key", hidden), Shard("value", hidden)),
+            bias=True,
+        )
+        self._num_heads = num_heads
+
+    def forward(self, x: Tensor, runs: Sequence[TextRun]) -> Tensor:
+        """[T, C] → [T, C]. Texts of one length are one call; none sees another."""
+        qkv = self.qkv(x, _NO_CACHE)
+        sizes = [run.num_texts * run.num_tokens for run in runs]
+        mixed = [self._of_run(rows, run) for rows, run in zip(qkv.split(sizes), runs, strict=True)]
+        return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+
+    def _of_run(self, qkv: Tensor, run: TextRun) -> Tensor:
+        heads = qkv.view(run.num_texts, run.num_tokens, 3, self._num_heads, -1)
+        query, key, value = heads.permute(2, 0, 3, 1, 4)
+        return attention(query, key, value).flatten(0, 1)
+
+    __call__ = forward
+
+
+class Output(nn.Module):
+    """A projection back to the hidden size, added to what went in before it, and the norm."""
+
+    def __init__(self, inner: int, config: EncoderConfig) -> None:
+        super().__init__()
+        self.dense = Linear(inner, (Shard("dense", config.hidden_size),), bias=True)
+        self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+    def forward(self, x: Tensor, before: Tensor) -> Tensor:
+        """[T, inner] and [T, C] → [T, C]."""
+        return self.LayerNorm(self.dense(x, _NO_CACHE).add_(before))
+
+    __call__ = forward
+
+
+class Layer(nn.Module):
+    """Attention and an MLP, each with a norm behind it. Modules are named as checkpoints do."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.attention = nn.ModuleDict(
+            {
+                "self": SelfAttention(hidden, config.num_attention_heads),
+                "output": Output(hidden, config),
+            }
+        )
+        self.intermediate = nn.ModuleDict(
+            {"dense": Linear(hidden, (Shard("dense", inner),), bias=True)}
+        )
+        self.output = Output(inner, config)
+        self._act = _activation(config.hidden_act)
+
+    def forward(self, x: Tensor, runs: Sequence[TextRun]) -> Tensor:
+        """[T, C] → [T, C]."""
+        x = self.attention["output"](self.attention["self"](x, runs), x)
+        return self.output(self._act(self.intermediate["dense"](x, _NO_CACHE)), x)
+
+    __call__ = forward
+
+
+class Bert(Encoder):
+    """Embeddings and layers."""
+
+    def __init__(self, config: EncoderConfig, options: WeightOptions) -> None:
+        super().__init__(config, options)
+        self.embeddings = Embeddings(config)
+        layers = [Layer(config) for _ in range(config.num_hidden_layers)]
+        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(layers)})
+
+    def forward(self, token_ids: Tensor, positions: Tensor, runs: Sequence[TextRun]) -> Tensor:
+        """See `Encoder.forward`."""
+        x = self.embeddings(token_ids, positions)
+        layers: Sequence[Layer] = self.encoder["layer"]  # type: ignore[assignment]
+        for layer in layers:
+            x = layer(x, runs)
+        return x
+
+
+def _activation(name: str) -> Callable[[Tensor], Tensor]:
+    if name not in _ACTIVATIONS:
+        raise UnsupportedArchitecture(
+            f"hidden_act {name!r} is not supported; supported are {', '.join(_ACTIVATIONS)}"
+        )
+    return _ACTIVATIONS[name]
+
+
+def read_bert(keys: MetadataKeys) -> EncoderConfig:
+    """A text's first position is row 0."""
+    return _read(keys, "BertModel", first_position=0)
+
+
+def read_roberta(keys: MetadataKeys) -> EncoderConfig:
+    """Positions begin behind the padding token's."""
+    return _read(keys, "RobertaModel", first_position=keys.integer("pad_token_id", 1, low=0) + 1)
+
+
+def _read(keys: MetadataKeys, architecture: str, first_position: int) -> EncoderConfig:
+    if keys.text("position_embedding_type", "absolute") != "absolute":
+        raise UnsupportedArchitecture(
+            "position_embedding_type other than absolute is not supported for encoders"
+        )
+    rows = keys.integer("max_position_embeddings", 512, low=first_position + 1, high=_MAX_POSITIONS)
+    return EncoderConfig(
+        architecture=architecture,
+        vocab_size=keys.integer("vocab_size"),
+        hidden_size=keys.integer("hidden_size"),
+        intermediate_size=keys.integer("intermediate_size"),
+        num_hidden_layers=keys.integer("num_hidden_layers", high=MAX_LAYERS),
+        num_attention_heads=keys.integer("num_attention_heads"),
+        max_position_embeddings=rows - first_position,
+        first_position=first_position,
+        type_vocab_size=keys.integer("type_vocab_size", 2),
+        layer_norm_eps=keys.number("layer_norm_eps", 1e-12),
+        hidden_act=keys.text("hidden_act", "gelu"),
+    )
+
+
+ENCODERS = (
+    EncoderFamily(
+        architectures=("BertModel", "BertForMaskedLM", "BertForPreTraining"),
+        model_type="bert",
+        prefix="bert.",
+        create=Bert,
+        read_json=read_bert,
+    ),
+    EncoderFamily(
+        architectures=("RobertaModel", "RobertaForMaskedLM"),
+        model_type="roberta",
+        prefix="roberta.",
+        create=Bert,
+        read_json=read_roberta,
+    ),
+    EncoderFamily(
+        architectures=("XLMRobertaModel", "XLMRobertaForMaskedLM"),
+        model_type="xlm-roberta",
+        prefix="roberta.",
+        create=Bert,
+        read_json=read_roberta,
+    ),
+)

@@ -1,0 +1,65 @@
+"""Token ids of texts in, one embedding of each text out."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from engine.models.encoder import Encoder, text_runs
+
+Pooling = Literal["mean", "cls", "max", "last"]
+
+_POOL: Mapping[Pooling, Callable[[Tensor], Tensor]] = {
+    "mean": lambda hidden: hidden.mean(0),
+    "cls": lambda hidden: hidden[0],
+    "max": lambda hidden: hidden.amax(0),
+    "last": lambda hidden: hidden[-1],
+}
+"""One text's hidden states, [L, C] in fp32 → [C]."""
+POOLINGS: tuple[Pooling, ...] = tuple(_POOL)
+
+
+class Embedder(Protocol):
+    """A model that embeds texts."""
+
+    def embed(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        """
+        Args:
+            texts: token ids, none empty, none longer than the model takes.
+
+        Returns:
+            [B, C] in fp32, in the order of the texts; of any length. Each depends on its text
+            alone, by rounding at most, and not at all where `Encoder.forward` promises it.
+        """
+        ...
+
+
+class SentenceEncoder:
+    """An encoder and how the states of a text's tokens become one."""
+
+    def __init__(self, encoder: Encoder, pooling: Pooling) -> None:
+        self.encoder = encoder
+        self._pooling = pooling
+
+    @torch.inference_mode()
+    def embed(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        """See `Embedder.embed`."""
+        # By length, since neighbours of one length are one call of the attention.
+        order = sorted(range(len(texts)), key=lambda text: len(texts[text]))
+        ordered = [texts[text] for text in order]
+        lengths = [len(text) for text in ordered]
+        device = self.encoder.options.device
+        token_ids = torch.tensor([t for text in ordered for t in text], device=device)
+        positions = torch.cat([torch.arange(length, device=device) for length in lengths])
+        hidden = self.encoder.forward(token_ids, positions, text_runs(lengths))
+        pooled = pool(hidden, lengths, self._pooling)
+        places = torch.tensor(order, device=device)
+        return torch.empty_like(pooled).index_copy_(0, places, pooled)
+
+
+def pool(hidden: Tensor, lengths: Sequence[int], pooling: Pooling) -> Tensor:
+    """One state per text: [T, C], text after text → [B, C] in fp32. Text by text, so that the order
+    of a text's sums is its own."""
+    one = _POOL[pooling]
+    return torch.stack([one(states.float()) for states in hidden.split(list(lengths))])

@@ -1,0 +1,108 @@
+"""What a folder says of how hidden states become one embedding: sentence-transformers' files.
+
+`modules.json` names the steps after the transformer, each with a folder of its own. A folder
+without it, of an encoder alone, is taken as sentence-transformers takes it: the mean of all tokens;
+made of length 1, as clients of OpenAI expect it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.checkpoint_files import parse_json_list, read_bounded, read_optional_json
+from engine.errors import CorruptFile, UnsupportedArchitecture
+from engine.models.metadata_keys import MetadataKeys
+from engine.models.sentence_encoder import POOLINGS, Pooling
+
+_MODULES = "modules.json"
+_MAX_BYTES = 1 << 20
+_STATED = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_lasttoken": "last",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean_tokens",
+}
+"""Keys of a pooling module's config.json, each a flag of one way."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SentenceLayout:
+    """How a checkpoint wants its embeddings made."""
+
+    pooling: Pooling = "mean"
+    normalizes: bool = True
+    max_tokens: int | None = None
+    """Of a text; None: as many as the transformer takes."""
+
+
+def has_sentence_layout(folder: Path) -> bool:
+    """Whether the folder was written by sentence-transformers."""
+    return (folder / _MODULES).is_file()
+
+
+def read_sentence_layout(folder: Path, default: Pooling = "mean") -> SentenceLayout:
+    """
+    Args:
+        default: the way of pooling where the folder states none.
+
+    Raises:
+        CorruptFile: a file is damaged.
+        UnsupportedArchitecture: a step that is not known here (named).
+        ModelLoadError: a key is nonsense (named).
+    """
+    limits = MetadataKeys(
+        read_optional_json(folder / "sentence_bert_config.json"), "sentence_bert_config.json"
+    )
+    max_tokens = limits.integer("max_seq_length", None)
+    if not has_sentence_layout(folder):
+        return SentenceLayout(pooling=default, max_tokens=max_tokens)
+    pooling, normalizes = default, False
+    for place, kind in _steps(folder):
+        match kind:
+            case "Transformer":
+                continue
+            case "Pooling":
+                pooling = _pooling(read_optional_json(folder / place / "config.json"))
+            case "Normalize":
+                normalizes = True
+            case _:
+                raise UnsupportedArchitecture(
+                    f"{_MODULES} has a step {kind!r}; supported are Transformer, Pooling and "
+                    f"Normalize"
+                )
+    return SentenceLayout(pooling=pooling, normalizes=normalizes, max_tokens=max_tokens)
+
+
+def _steps(folder: Path) -> Sequence[tuple[str, str]]:
+    """(Folder, last part of the class's name) of each step."""
+    steps = []
+    for step in parse_json_list(read_bounded(folder / _MODULES, _MAX_BYTES), _MODULES):
+        place = step.get("path", "") if isinstance(step, dict) else None
+        kind = step.get("type") if isinstance(step, dict) else None
+        if not isinstance(place, str) or not isinstance(kind, str) or not _is_inside(place):
+            raise CorruptFile(f"{_MODULES} has a step without a folder and a type")
+        steps.append((place, kind.rpartition(".")[2]))
+    return steps
+
+
+def _is_inside(place: str) -> bool:
+    """Not a path out of the folder."""
+    return not Path(place).is_absolute() and ".." not in Path(place).parts
+
+
+def _pooling(config: dict[str, Any]) -> Pooling:
+    """The one way that a pooling module states, by flags or by name."""
+    named = config.get("pooling_mode")
+    stated = [way for key, way in _STATED.items() if config.get(key) is True]
+    names = stated if named is None else named if isinstance(named, list) else [named]
+    names = ["last" if name == "lasttoken" else name for name in names]
+    if len(names) != 1 or names[0] not in POOLINGS:
+        raise UnsupportedArchitecture(
+            f"pooling by {' and '.join(map(str, names)) or 'nothing'} is not supported; supported "
+            f"is one of {', '.join(POOLINGS)}"
+        )
+    way: Pooling = names[0]
+    return way

@@ -1,0 +1,85 @@
+"""What sentence-transformers' files say, and what becomes of files that say something else."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_encoders import add_sentence_layout
+
+from engine.errors import CorruptFile, ModelLoadError, UnsupportedArchitecture
+from engine.weights.sentence_layout import (
+    SentenceLayout,
+    has_sentence_layout,
+    read_sentence_layout,
+)
+
+
+def write(folder: Path, name: str, value: Any) -> None:
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max", "last"])
+@pytest.mark.parametrize("normalizes", [True, False])
+def test_what_it_writes_is_read(pooling: Any, normalizes: bool, tmp_path: Path) -> None:
+    add_sentence_layout(tmp_path, pooling, normalizes=normalizes, max_tokens=99)
+    assert has_sentence_layout(tmp_path)
+    assert read_sentence_layout(tmp_path) == SentenceLayout(
+        pooling=pooling, normalizes=normalizes, max_tokens=99
+    )
+
+
+@pytest.mark.parametrize(
+    ("stated", "pooling"), [("lasttoken", "last"), (["cls"], "cls"), ("mean", "mean")]
+)
+def test_newer_files_name_the_pooling(stated: Any, pooling: str, tmp_path: Path) -> None:
+    add_sentence_layout(tmp_path, "max")
+    write(tmp_path, "1_Pooling/config.json", {"pooling_mode": stated})
+    assert read_sentence_layout(tmp_path).pooling == pooling
+
+
+def test_a_folder_without_it_is_pooled_by_default_and_normalised(tmp_path: Path) -> None:
+    assert not has_sentence_layout(tmp_path)
+    assert read_sentence_layout(tmp_path) == SentenceLayout()
+    assert read_sentence_layout(tmp_path, "last").pooling == "last"
+    assert read_sentence_layout(tmp_path).normalizes
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error", "words"),
+    [
+        ("modules.json", "{", CorruptFile, "modules.json is not valid JSON"),
+        ("modules.json", {}, CorruptFile, "modules.json is not a JSON array"),
+        ("modules.json", [3], CorruptFile, "a step without a folder and a type"),
+        ("modules.json", [{"path": "../x", "type": "a.Pooling"}], CorruptFile, "a step without"),
+        (
+            "modules.json",
+            [{"path": "2_Dense", "type": "sentence_transformers.models.Dense"}],
+            UnsupportedArchitecture,
+            "a step 'Dense'; supported are Transformer, Pooling and Normalize",
+        ),
+        ("1_Pooling/config.json", {}, UnsupportedArchitecture, "pooling by nothing"),
+        (
+            "1_Pooling/config.json",
+            {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True},
+            UnsupportedArchitecture,
+            "pooling by cls and mean is not supported; supported is one of mean, cls, max, last",
+        ),
+        (
+            "1_Pooling/config.json",
+            {"pooling_mode_weightedmean_tokens": True},
+            UnsupportedArchitecture,
+            "pooling by weightedmean_tokens",
+        ),
+        ("sentence_bert_config.json", {"max_seq_length": "all"}, ModelLoadError, "max_seq_length"),
+    ],
+)
+def test_other_files_are_refused_by_name(
+    name: str, value: Any, error: type[Exception], words: str, tmp_path: Path
+) -> None:
+    add_sentence_layout(tmp_path, "mean")
+    write(tmp_path, name, value)
+    with pytest.raises(error, match=words):
+        read_sentence_layout(tmp_path)
