@@ -138,8 +138,6 @@ class ImageEvent(Event):
     num_prompt_tokens: int = 0
     warnings: tuple[str, ...] = ()
     """What was asked for and cannot act, with the result."""
-    queue_time_s: float | None = None
-    """From arrival to its first step; in the first event only."""
     encode_time_s: float = 0.0
     denoise_time_s: float = 0.0
     decode_time_s: float = 0.0

@@ -48,6 +48,8 @@ class Event:
     finish_reason: FinishReason | None = None
     failure: Failure | None = None
     """With finish reason `error`."""
+    queue_time_s: float | None = None
+    """From arrival to the first step; in the first event only."""
 
 
 EventT = TypeVar("EventT", bound=Event)
@@ -158,8 +160,6 @@ class TokenEvent(Event):
     """The token of `stop_token_ids` that ended it; None after end-of-sequence."""
     num_cached_tokens: int = 0
     """Prompt tokens taken from the prefix cache."""
-    queue_time_s: float | None = None
-    """From arrival to first scheduling; in the first event only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from functools import partial
 from fastapi import FastAPI
 
 from engine.client import EngineClient
+from engine.kinds import imported
 from engine.version import __version__
 from server import middleware, openapi
 from server.http import errors
@@ -19,7 +20,7 @@ from server.images.jobs import ImageJobs
 from server.images.store import ImageStore
 from server.kinds import SERVED
 from server.metrics import ServerMetrics
-from server.routes import chat, completions, docs, health, images, metrics, models, tokenize
+from server.routes import docs, health, metrics, models
 from server.settings import Settings
 from server.state import AppState
 from server.text.check import check_text
@@ -27,12 +28,8 @@ from server.text.encoding_pool import EncodingPool
 from server.text.texts import TextRegistry
 
 _ROUTERS = (
-    chat.router,
-    completions.router,
-    images.router,
-    images.form_router,
+    *(imported(name) for served in SERVED.values() for name in served.routers),
     models.router,
-    tokenize.router,
     health.router,
     metrics.router,
     docs.router,

@@ -6,13 +6,15 @@ knows is read from it when Prometheus asks (`server/engine_collector.py`).
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, ProcessCollector
 
 from engine.client import EngineClient
+from engine.kinds import AnyKind
 from server.engine_collector import EngineCollector
-from server.images.metrics import ImageMetrics
-from server.text.metrics import TextMetrics
+from server.http.served_kind import MetricsT, ServedKind
+from server.kinds import SERVED
 
 
 class ServerMetrics:
@@ -20,7 +22,6 @@ class ServerMetrics:
 
     Attributes:
         registry: what `/metrics` shows.
-        text, images: those of each kind of model.
     """
 
     def __init__(
@@ -29,8 +30,10 @@ class ServerMetrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.registry.register(EngineCollector(engine))
-        self.text = TextMetrics(self.registry, engine, clock=clock)
-        self.images = ImageMetrics(self.registry, engine, clock=clock)
+        self._of: dict[AnyKind, Any] = {
+            kind: served.metrics(self.registry, engine, clock=clock)
+            for kind, served in SERVED.items()
+        }
         self._connections_cut = Counter(
             "connections_cut",
             "Connections ended for what their client did or failed to do.",
@@ -45,6 +48,11 @@ class ServerMetrics:
             "tandem",
             registry=self.registry,
         )
+
+    def of(self, served: ServedKind[Any, MetricsT]) -> MetricsT:
+        """Those of one kind of model."""
+        metrics: MetricsT = self._of[served.kind]
+        return metrics
 
     def count_http(self, method: str, route: str, status: int) -> None:
         """`route` is a route's template, not a path: paths are the client's to choose."""

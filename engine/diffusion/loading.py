@@ -3,7 +3,6 @@
 import hashlib
 import time
 from dataclasses import asdict
-from typing import Protocol
 
 import structlog
 import torch
@@ -14,6 +13,7 @@ from engine.diffusion.families.family import FamilyFacts
 from engine.diffusion.families.footprint import weight_bytes
 from engine.diffusion.families.registry import load_family
 from engine.errors import ModelLoadError
+from engine.host import Host
 from engine.image_types import ImageModelInfo, ImageParams, ImageRequest, ImageTask, Pixels
 from engine.runtime.device import machine_facts, torch_dtype
 from engine.runtime.threads import limit_threads
@@ -27,20 +27,6 @@ _WARM_UP_SIDE = 256
 """Pixels. A large model's own size would take a CPU most of a minute."""
 
 log = structlog.get_logger(__name__)
-
-
-class Host(Protocol):
-    """Whom a loading engine reports to and asks for memory."""
-
-    def report(
-        self, phase: Phase, progress: float | None = None, detail: str | None = None
-    ) -> None:
-        """Tell the operator how loading goes."""
-        ...
-
-    def reserve(self, device: str, purpose: str, num_bytes: int, capacity_bytes: int) -> int:
-        """Ask for memory; returns the bytes still free after it. Raises InsufficientMemory."""
-        ...
 
 
 def load_engine(

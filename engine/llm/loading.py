@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Protocol
 
 import structlog
 import torch
@@ -18,6 +17,7 @@ from engine.config import (
 )
 from engine.errors import InsufficientMemory, ModelLoadError
 from engine.fault import is_out_of_memory
+from engine.host import Host
 from engine.llm.cuda_recorder import CudaRecorder
 from engine.llm.decode_graph import AtOnce, Recorder
 from engine.llm.engine import LLMEngine
@@ -33,6 +33,7 @@ from engine.quantization.plan import Shapes
 from engine.runtime.device import machine_facts, torch_dtype
 from engine.runtime.device_memory import CudaMemory
 from engine.runtime.huge_pages import use_huge_pages
+from engine.runtime.operations import build_operations
 from engine.runtime.threads import limit_threads
 from engine.types import ModelInfo, Phase
 from engine.weights.loader import iter_weights, load_model_config
@@ -43,20 +44,6 @@ from kernels.native_recording import NativeRecorder
 REPORT_EVERY_S = 0.2
 
 log = structlog.get_logger(__name__)
-
-
-class Host(Protocol):
-    """Whom a loading engine reports to and asks for memory."""
-
-    def report(
-        self, phase: Phase, progress: float | None = None, detail: str | None = None
-    ) -> None:
-        """Tell the operator how loading goes."""
-        ...
-
-    def reserve(self, device: str, purpose: str, num_bytes: int, capacity_bytes: int) -> int:
-        """Ask for memory; returns the bytes still free after it. Raises InsufficientMemory."""
-        ...
 
 
 def load_engine(
@@ -105,13 +92,6 @@ def load_engine(
         **asdict(config),
     )
     return engine, model_info(model_id, checkpoint, model_config, config)
-
-
-def build_operations(host: Host) -> None:
-    """Have the C++ operations ready, which takes a while once per machine."""
-    if not native.is_built():
-        host.report(Phase.LOADING, 0.0, "compiling the CPU operations, once on this machine")
-    native.library()
 
 
 def planned(

@@ -83,8 +83,8 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, runs: Sequence[TextRun]) -> Tensor:
         """[T, C] → [T, C]. Texts of one length are one call; none sees another."""
         qkv = self.qkv(x, _NO_CACHE)
-        sizes = [run.num_texts * run.num_tokens for run in runs]
-        mixed = [self._of_run(rows, run) for rows, run in zip(qkv.split(sizes), runs, strict=True)]
+        parts = torch.split(qkv, [run.num_texts * run.num_tokens for run in runs])
+        mixed = [self._of_run(part, run) for part, run in zip(parts, runs, strict=True)]
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
     def _of_run(self, qkv: Tensor, run: TextRun) -> Tensor:

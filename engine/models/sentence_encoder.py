@@ -62,4 +62,4 @@ def pool(hidden: Tensor, lengths: Sequence[int], pooling: Pooling) -> Tensor:
     """One state per text: [T, C], text after text → [B, C] in fp32. Text by text, so that the order
     of a text's sums is its own."""
     one = _POOL[pooling]
-    return torch.stack([one(states.float()) for states in hidden.split(list(lengths))])
+    return torch.stack([one(states.float()) for states in torch.split(hidden, list(lengths))])

@@ -3,12 +3,27 @@
 Each kind has its own metrics on top, in the registry of the app (`server/metrics.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from engine.client import EngineClient
+from engine.kinds import Kind
 
 MODEL = "model_name"
 """The first label of each metric, as in vLLM."""
+
+
+class Outcome(StrEnum):
+    """How an image, or another thing that was asked for, ended."""
+
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
 
 
 class MetricFactory:
@@ -33,6 +48,46 @@ class MetricFactory:
             registry=self._registry,
             buckets=buckets,
         )
+
+
+class QueueGauges(Collector):
+    """How much runs and waits in a kind's models, read from the engine when Prometheus asks.
+
+    Args:
+        subsystem: the kind's part of the names.
+        running, waiting: what is counted.
+    """
+
+    def __init__(
+        self,
+        engine: EngineClient,
+        kind: Kind[Any, Any, Any],
+        subsystem: str,
+        running: str,
+        waiting: str,
+    ) -> None:
+        self._engine = engine
+        self._kind = kind
+        self._subsystem = subsystem
+        self._texts = (running, waiting)
+
+    def describe(self) -> Iterator[Metric]:
+        return iter(self._gauges())
+
+    def collect(self) -> Iterator[Metric]:
+        gauges = running, waiting = self._gauges()
+        for info in self._engine.infos(self._kind):
+            stats = self._kind.own_stats(self._engine.stats(info.model)) or self._kind.stats()
+            running.add_metric([info.model], stats.num_running)
+            waiting.add_metric([info.model], stats.num_waiting)
+        return iter(gauges)
+
+    def _gauges(self) -> tuple[GaugeMetricFamily, GaugeMetricFamily]:
+        running, waiting = self._texts
+        return self._gauge("num_running", running), self._gauge("num_waiting", waiting)
+
+    def _gauge(self, name: str, text: str) -> GaugeMetricFamily:
+        return GaugeMetricFamily(f"tandem_{self._subsystem}_{name}", text, labels=[MODEL])
 
 
 class WorkerTotals:

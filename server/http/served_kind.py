@@ -5,10 +5,12 @@ The engine's side of a kind is its row in `engine/kinds.py`.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import Any, Generic, Protocol, TypeVar
 
+from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 
+from engine.client import EngineClient
 from engine.kinds import Kind
 from engine.types import InfoT
 from server.http.admission import Places
@@ -25,8 +27,20 @@ class FirstQuestion:
     """Command that reads the answer."""
 
 
+MetricsT = TypeVar("MetricsT")
+MadeT = TypeVar("MadeT", covariant=True)
+
+
+class MakesMetrics(Protocol[MadeT]):
+    """Registers a kind's metrics, such as the class of them."""
+
+    def __call__(
+        self, registry: CollectorRegistry, engine: EngineClient, *, clock: Callable[[], float]
+    ) -> MadeT: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServedKind(Generic[InfoT]):
+class ServedKind(Generic[InfoT, MetricsT]):
     """How models of one kind are spoken of, admitted and described."""
 
     kind: Kind[Any, Any, InfoT]
@@ -34,6 +48,8 @@ class ServedKind(Generic[InfoT]):
     """What such a model does, after its name."""
     routes: str
     """Those to ask it with."""
+    routers: tuple[str, ...]
+    """`module:name` of what has its routes. Named and not imported: routes look kinds up."""
     nothing_served: str
     """What to say where there is none."""
     bodies: tuple[type[BaseModel], ...]
@@ -43,6 +59,8 @@ class ServedKind(Generic[InfoT]):
     fill_in: Callable[[dict[str, Any], Sequence[InfoT], Settings], None]
     """Put what is known of the models that are ready into the schema of a body's fields."""
     card: Callable[[InfoT], Any]
-    """What `GET /v1/models` shows."""
+    """What `GET /v1/models` shows, of a type among `server.kinds.AnyCard`."""
+    metrics: MakesMetrics[MetricsT]
+    """Those of its models, in the registry of an app."""
     first_question: Callable[[str], FirstQuestion]
     """To the model of that id."""

@@ -9,6 +9,7 @@ from engine.kinds import IMAGE
 from server.http.admission import Places
 from server.http.schemas import variant
 from server.http.served_kind import FirstQuestion, ServedKind
+from server.images.metrics import ImageMetrics
 from server.protocol.images import (
     ImageEditRequest,
     ImageGenerationRequest,
@@ -68,11 +69,13 @@ SERVED_IMAGES = ServedKind(
     kind=IMAGE,
     deed="draws images",
     routes="/v1/images/generations or /v1/images/edits",
+    routers=("server.routes.images:router", "server.routes.images:form_router"),
     nothing_served="no image model is served here; start the server with one, such as "
     "--model HUB_ID_OR_FOLDER",
     bodies=(ImageGenerationRequest, ImageEditRequest, ImageVariationRequest),
     places=_places,
     fill_in=_fill_in,
     card=_card,
+    metrics=ImageMetrics,
     first_question=_first_question,
 )

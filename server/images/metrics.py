@@ -6,17 +6,14 @@ the counters.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from enum import StrEnum
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from engine.client import EngineClient
 from engine.image_types import ImageEvent, ImageStats
 from engine.kinds import IMAGE
-from server.http.model_metrics import MODEL, MetricFactory, WorkerTotals
+from server.http.model_metrics import MetricFactory, Outcome, QueueGauges, WorkerTotals
 
 _STEP_BUCKETS_S = (
     *(1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5),
@@ -32,14 +29,6 @@ _ROW_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128)
 
 PHASES = ("queue", "encode", "denoise", "decode", "file")
 """`file` is the encoding of the picture as PNG, JPEG or WebP."""
-
-
-class ImageOutcome(StrEnum):
-    """How an image ended."""
-
-    COMPLETED = "completed"
-    CANCELLED = "cancelled"
-    FAILED = "failed"
 
 
 class ImageMeter:
@@ -67,7 +56,7 @@ class ImageMeter:
         """Count the time that encoding a picture as a file took."""
         self._model.phases["file"].observe(seconds)
 
-    def complete(self, outcome: ImageOutcome, num_images: int = 1) -> None:
+    def complete(self, outcome: Outcome, num_images: int = 1) -> None:
         """Count images that ended this way."""
         self._model.images[outcome].inc(num_images)
 
@@ -91,7 +80,15 @@ class ImageMetrics:
         self._clock = clock
         self._metrics = _Metrics(MetricFactory(registry, "image"))
         self._models: dict[str, _ModelMetrics] = {}
-        registry.register(_QueueCollector(engine))
+        registry.register(
+            QueueGauges(
+                engine,
+                IMAGE,
+                "image",
+                running="Images being denoised or decoded.",
+                waiting="Images waiting for their first step.",
+            )
+        )
         engine.steps.add(IMAGE, self.on_step)
 
     def meter(self, model: str) -> ImageMeter:
@@ -107,35 +104,6 @@ class ImageMetrics:
         if metrics is None:
             metrics = self._models[model] = _ModelMetrics(model, self._metrics)
         return metrics
-
-
-class _QueueCollector(Collector):
-    """Gauges read from the engine when Prometheus asks."""
-
-    def __init__(self, engine: EngineClient) -> None:
-        self._engine = engine
-
-    def describe(self) -> Iterator[Metric]:
-        return iter(_gauges())
-
-    def collect(self) -> Iterator[Metric]:
-        gauges = running, waiting = _gauges()
-        for info in self._engine.infos(IMAGE):
-            stats = IMAGE.own_stats(self._engine.stats(info.model)) or ImageStats()
-            running.add_metric([info.model], stats.num_running)
-            waiting.add_metric([info.model], stats.num_waiting)
-        return iter(gauges)
-
-
-def _gauges() -> tuple[GaugeMetricFamily, GaugeMetricFamily]:
-    return (
-        _gauge("num_running", "Images being denoised or decoded."),
-        _gauge("num_waiting", "Images waiting for their first step."),
-    )
-
-
-def _gauge(name: str, text: str) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"tandem_image_{name}", text, labels=[MODEL])
 
 
 class _Metrics:
@@ -170,7 +138,7 @@ class _ModelMetrics:
     """One model's, looked up once because `labels()` is not free."""
 
     def __init__(self, name: str, metrics: _Metrics) -> None:
-        self.images = {outcome: metrics.images.labels(name, outcome) for outcome in ImageOutcome}
+        self.images = {outcome: metrics.images.labels(name, outcome) for outcome in Outcome}
         self.phases = {phase: metrics.phase.labels(name, phase) for phase in PHASES}
         self.previews = metrics.previews.labels(name)
         self.latency = metrics.latency.labels(name)

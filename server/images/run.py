@@ -15,10 +15,11 @@ from engine.image_types import ImageEvent, Pixels
 from engine.types import FinishReason
 from server.http.admission import Lease
 from server.http.engine_run import EngineRun, cut_short, failure_of, read_events
+from server.http.model_metrics import Outcome
 from server.images.convert import ImageOrder
 from server.images.files import encode_image
 from server.images.jobs import ImageJob, ImageJobs, new_image_id
-from server.images.metrics import ImageMeter, ImageOutcome
+from server.images.metrics import ImageMeter
 from server.images.replay import replay_fields
 from server.protocol.image_answers import OutputFormatName
 
@@ -98,7 +99,7 @@ class SubmittedOrder:
             self._error = self._error or RequestAborted("the client closed the connection")
             if not isinstance(self._error, RequestError):
                 aborted = isinstance(self._error, RequestAborted)
-                outcome = ImageOutcome.CANCELLED if aborted else ImageOutcome.FAILED
+                outcome = Outcome.CANCELLED if aborted else Outcome.FAILED
                 self._meter.complete(outcome, self._num_open)
             self._num_open = 0
         self._meter.close()
@@ -114,7 +115,7 @@ class SubmittedOrder:
         self._job.on_event(event)
         if event.finish_reason is not None:
             self._num_open -= 1
-            self._meter.complete(ImageOutcome.COMPLETED)
+            self._meter.complete(Outcome.COMPLETED)
 
     def _cut_short(self) -> EngineError:
         if not self._job.is_live:

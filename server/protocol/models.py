@@ -1,4 +1,4 @@
-"""Bodies of `GET /v1/models` and `GET /v1/models/{id}`."""
+"""What `GET /v1/models` shows of text and image models."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -41,11 +41,3 @@ class ImageModelCard:
     size_multiple: int
     min_side: int
     max_pixels: int
-
-
-@dataclass(slots=True, kw_only=True)
-class ModelList:
-    """The models that can be asked now."""
-
-    object: Literal["list"] = "list"
-    data: list[ModelCard | ImageModelCard]

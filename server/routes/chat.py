@@ -23,6 +23,7 @@ from server.text.convert import (
     text_options,
 )
 from server.text.generation import Generation
+from server.text.kind import SERVED_TEXT
 from server.text.reply import ReplyHead
 
 router = APIRouter(route_class=JsonRoute, tags=["text"])
@@ -46,7 +47,7 @@ async def create_chat_completion(
     if settings.log_prompts:
         annotate(request, messages=messages)
     lease = state.admission.admit(TEXT, info.model, body.n or 1)
-    async with Generation(state.engine, state.metrics.text, lease) as generation:
+    async with Generation(state.engine, state.metrics.of(SERVED_TEXT), lease) as generation:
         text = await state.texts.get(info)
         encoding = text.encode_chat(
             messages,

@@ -23,6 +23,7 @@ from server.text.convert import (
     text_options,
 )
 from server.text.generation import Generation
+from server.text.kind import SERVED_TEXT
 from server.text.reply import ReplyHead
 from server.text.texts import ModelText
 
@@ -45,7 +46,7 @@ async def create_completion(body: CompletionRequest, request: Request, state: St
         annotate(request, prompts=body.prompt)
     num_choices = len(body.prompt) * (body.n or 1)
     lease = state.admission.admit(TEXT, info.model, num_choices)
-    async with Generation(state.engine, state.metrics.text, lease) as generation:
+    async with Generation(state.engine, state.metrics.of(SERVED_TEXT), lease) as generation:
         text = await state.texts.get(info)
         prompts = await until_disconnect(request.receive, _token_ids(body, text, info))
         head = ReplyHead.create("cmpl", info)

@@ -13,6 +13,7 @@ from server.http.json_route import JsonRoute
 from server.http.log_fields import annotate
 from server.images.convert import ImageLimits, image_order
 from server.images.inputs import ImageInputs, read_inputs
+from server.images.kind import SERVED_IMAGES
 from server.images.reply import ImageReply, Keep
 from server.images.run import FileOptions, ImageRun
 from server.images.task import choose_task
@@ -139,7 +140,7 @@ async def _answer(
     task = choose_task(body, info)
     num_images = _num_results(body)
     lease = state.admission.admit(IMAGE, info.model, num_images)
-    meter = state.metrics.images.meter(info.model)
+    meter = state.metrics.of(SERVED_IMAGES).meter(info.model)
     async with ImageRun(state.engine, meter, state.image_jobs, lease) as run:
         annotate(request, image_id=run.id, num_images=num_images)
         limits = ImageLimits(

@@ -1,20 +1,28 @@
 """`GET /v1/models` and `GET /v1/models/{id}`."""
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path
 
 from engine.kinds import kind_of
 from engine.types import Info
 from server.catalog import find_any_model
-from server.kinds import SERVED
+from server.kinds import SERVED, AnyCard
 from server.protocol.answers import error_answers
-from server.protocol.models import ImageModelCard, ModelCard, ModelList
 from server.routes.deps import StateDep
 
 router = APIRouter(tags=["models"])
 
 ModelId = Annotated[str, Path(min_length=1, max_length=256, description="Id of a served model.")]
+
+
+@dataclass(slots=True, kw_only=True)
+class ModelList:
+    """The models that can be asked now."""
+
+    object: Literal["list"] = "list"
+    data: list[AnyCard]
 
 
 @router.get("/v1/models", summary="List the models", responses=error_answers(401))
@@ -29,11 +37,11 @@ async def list_models(state: StateDep) -> ModelList:
     summary="Describe a model",
     responses=error_answers(400, 401, 404, 503),
 )
-async def get_model(model_id: ModelId, state: StateDep) -> ModelCard | ImageModelCard:
+async def get_model(model_id: ModelId, state: StateDep) -> AnyCard:
     """One model's card. Ids may contain slashes."""
     return _card(find_any_model(state.engine, model_id))
 
 
-def _card(info: Info) -> ModelCard | ImageModelCard:
-    card: ModelCard | ImageModelCard = SERVED[kind_of(info)].card(info)
+def _card(info: Info) -> AnyCard:
+    card: AnyCard = SERVED[kind_of(info)].card(info)
     return card

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from engine.config import Policy
 from engine.errors import ContextLengthExceeded, InvalidParameter, UnsupportedFeature
 from engine.sampling_params import SAMPLER_PARAMETERS, Patterns
-from engine.types import GenerateRequest, ModelInfo, SamplingParams
+from engine.types import GenerateRequest, Info, ModelInfo, SamplingParams
 from server.protocol.chat import ChatCompletionRequest, ChatMessage, ChatTemplateOptions
 from server.protocol.common import SamplingRequest
 from server.protocol.completions import CompletionRequest
@@ -154,14 +154,14 @@ def prompt_limit(
     most = info.max_model_len - _or(asked, 1)
     keep = _num_kept(request.truncate_prompt_tokens, info, _or(asked, 1))
 
-    def exceeded(num_tokens: int) -> ContextLengthExceeded:
+    def exceeded(num_tokens: int, index: int) -> ContextLengthExceeded:
         room = info.max_model_len - num_tokens
         however = _what_does_not_fit(num_tokens, asked, room, param, "at least ")
         return ContextLengthExceeded.beyond(info.max_model_len, however, param=param)
 
     return PromptLimit(
         max_tokens=most,
-        max_total_tokens=max_total_tokens(info),
+        max_total_tokens=max_total_tokens(info.max_model_len),
         exceeded=exceeded,
         param=param,
         # Whoever keeps more than fits does not get around the refusal.
@@ -169,13 +169,13 @@ def prompt_limit(
     )
 
 
-def check_token_ids(token_ids: Collection[int], info: ModelInfo, param: str) -> None:
+def check_token_ids(token_ids: Collection[int], info: Info, param: str) -> None:
     """Refuse ids that the model has no row for.
 
     Raises:
         InvalidParameter: names the largest one.
     """
-    if token_ids and max(token_ids) >= info.vocab_size:
+    if token_ids and info.vocab_size is not None and max(token_ids) >= info.vocab_size:
         raise InvalidParameter(
             f"{param} has token id {max(token_ids)}; the vocabulary ends at {info.vocab_size - 1}",
             param=param,

@@ -13,6 +13,7 @@ from server.protocol.completions import CompletionRequest
 from server.protocol.models import ModelCard
 from server.protocol.tokenize import DetokenizeRequest, TokenizeRequest
 from server.settings import Settings
+from server.text.metrics import TextMetrics
 
 _TOKEN_COUNTS = ("max_tokens", "max_completion_tokens", "n_predict", "min_tokens")
 
@@ -56,10 +57,16 @@ SERVED_TEXT = ServedKind(
     kind=TEXT,
     deed="writes text",
     routes="/v1/chat/completions or /v1/completions",
+    routers=(
+        "server.routes.chat:router",
+        "server.routes.completions:router",
+        "server.routes.tokenize:router",
+    ),
     nothing_served="no text model is served here",
     bodies=(ChatCompletionRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest),
     places=_places,
     fill_in=_fill_in,
     card=_card,
+    metrics=TextMetrics,
     first_question=_first_question,
 )

@@ -18,13 +18,14 @@ class PromptLimit:
         max_tokens: of each text; one that has more is refused.
         keep_last: leave out what is before so many last tokens, in place of refusing.
         max_total_tokens: of all texts together.
-        exceeded: the refusal of a text, from what is known of it: `at least 9000`.
+        exceeded: the refusal of a text, from its number of tokens as far as that is known, `at
+            least 9000`, and which of the texts it is.
         param: the field that holds the texts.
     """
 
     max_tokens: int
     max_total_tokens: int
-    exceeded: Callable[[int], EngineError]
+    exceeded: Callable[[int, int], EngineError]
     param: str
     keep_last: int | None = None
 
@@ -40,7 +41,7 @@ def counting_limit(info: ModelInfo, param: str = "prompt") -> PromptLimit:
     """For texts that are only counted: more than fits, so that a client sees how much too long."""
     most = max_counted_tokens(info)
 
-    def exceeded(num_tokens: int) -> InvalidParameter:
+    def exceeded(num_tokens: int, index: int) -> InvalidParameter:
         return InvalidParameter(
             f"the text has at least {num_tokens} tokens; {most} can be counted at once, and "
             f"{info.model} takes {info.max_model_len}; send it in parts",
@@ -55,6 +56,6 @@ def max_counted_tokens(info: ModelInfo) -> int:
     return max(4 * info.max_model_len, _LEAST_TOKENIZED)
 
 
-def max_total_tokens(info: ModelInfo) -> int:
-    """Tokens of all prompts of a request."""
-    return max(16 * info.max_model_len, _LEAST_TOTAL)
+def max_total_tokens(max_model_len: int) -> int:
+    """Tokens of all texts of a request to a model that takes so many of each."""
+    return max(16 * max_model_len, _LEAST_TOTAL)

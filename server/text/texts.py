@@ -19,7 +19,7 @@ from engine.text.long_text import LongText
 from engine.text.template_process import TemplateProcess
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 from engine.text.vocabulary_search import VocabularySearch
-from engine.types import ModelInfo
+from engine.types import Info
 from server.text.encoding_pool import EncodingPool
 from server.text.prompt_limit import PromptLimit
 
@@ -35,7 +35,7 @@ _COUNTED_CHARS = 4096
 _SMALL = PromptLimit(
     4096,
     4096,
-    lambda num_tokens: InvalidParameter(f"the text has {num_tokens} tokens; the limit is 4096"),
+    lambda num_tokens, _: InvalidParameter(f"the text has {num_tokens} tokens; the limit is 4096"),
     "prompt",
 )
 """For callers that have no request."""
@@ -104,8 +104,8 @@ class ModelText:
             return [self.tokenizer.encode(t, add_special_tokens=add_special_tokens) for t in texts]
         prompts, num_tokens = [], 0
         with self._pool.place():
-            for text in texts:
-                prompts.append(await self._encode_long(text, add_special_tokens, limit))
+            for index, text in enumerate(texts):
+                prompts.append(await self._encode_long(text, index, add_special_tokens, limit))
                 num_tokens += len(prompts[-1])
                 if num_tokens > limit.max_total_tokens:
                     raise limit.total_exceeded(num_tokens)
@@ -180,12 +180,12 @@ class ModelText:
         if limit.keep_last is not None:
             return
         num_tokens = 0
-        for text in texts:
+        for index, text in enumerate(texts):
             if len(text) < _COUNTED_CHARS:
                 continue
             at_least = self._long.bound.at_least(text, limit.max_tokens)
             if at_least > limit.max_tokens:
-                raise limit.exceeded(at_least)
+                raise limit.exceeded(at_least, index)
             num_tokens += at_least
         if num_tokens > limit.max_total_tokens:
             raise limit.total_exceeded(num_tokens)
@@ -197,10 +197,10 @@ class ModelText:
             text = "".join([text for message in messages for text in _texts(message)])
             at_least = self._long.bound.at_least(text, most)
             if at_least > most:
-                raise limit.exceeded(at_least)
+                raise limit.exceeded(at_least, 0)
 
     async def _encode_long(
-        self, text: str, add_special_tokens: bool, limit: PromptLimit
+        self, text: str, index: int, add_special_tokens: bool, limit: PromptLimit
     ) -> list[int]:
         prefix, suffix = (self._long.prefix, self._long.suffix) if add_special_tokens else ([], [])
         if limit.keep_last is None:
@@ -209,7 +209,8 @@ class ModelText:
             for part in self._long.parts(text, limit.max_tokens):
                 token_ids += await self._pool.run(partial(self._long.encode, part))
                 if len(token_ids) > most:
-                    raise limit.exceeded(len(token_ids) + len(prefix) + len(suffix))
+                    num_tokens = len(token_ids) + len(prefix) + len(suffix)
+                    raise limit.exceeded(num_tokens, index)
             return [*prefix, *token_ids, *suffix]
         for start in self._long.tails(text, limit.keep_last):
             token_ids = []
@@ -246,7 +247,7 @@ class TextRegistry:
         self._pool = pool
         self._loads: dict[str, asyncio.Task[ModelText]] = {}
 
-    async def get(self, info: ModelInfo) -> ModelText:
+    async def get(self, info: Info) -> ModelText:
         """The model's text side; concurrent callers wait for one load.
 
         Raises:

@@ -13,7 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from engine.image_types import ImageStats
 from engine.types import EngineStats, FinishReason, Phase, TokenEvent
+from server.images.kind import SERVED_IMAGES
 from server.metrics import ServerMetrics
+from server.text.kind import SERVED_TEXT
 
 
 class Clock:
@@ -87,7 +89,7 @@ def test_token_counters_are_the_sum_of_the_usages(metrics):
     rng = random.Random(seed)
     usages = [(rng.randrange(1000), rng.randrange(1000)) for _ in range(50)]
     for num_prompt, num_generation in usages:
-        meter = metrics.text.meter("m")
+        meter = metrics.of(SERVED_TEXT).meter("m")
         meter.close(num_prompt_tokens=num_prompt, num_generation_tokens=num_generation)
         meter.close(num_prompt_tokens=7, num_generation_tokens=7)  # only the first call counts
     assert value(metrics, "tandem_prompt_tokens_total") == sum(p for p, _ in usages), seed
@@ -95,7 +97,7 @@ def test_token_counters_are_the_sum_of_the_usages(metrics):
 
 
 def test_latencies_of_two_interleaved_completions(metrics, clock):
-    meter = metrics.text.meter("m")
+    meter = metrics.of(SERVED_TEXT).meter("m")
     clock.now = 0.5
     meter.on_event(event(index=0, token_ids=[1], queue_time_s=0.2))
     clock.now = 0.6
@@ -210,7 +212,7 @@ def test_buckets_are_narrow_where_requests_live(metrics, name, low_s, high_s):
 )
 def test_latencies_are_told_apart_up_to_ten_minutes(name):
     metrics = ServerMetrics(FakeImageEngine(image_info("painter"), model_info("m")))
-    metrics.images.meter("painter")
+    metrics.of(SERVED_IMAGES).meter("painter")
     assert bounds(metrics, name)[-1] == 600
 
 
@@ -259,7 +261,7 @@ def test_a_dead_worker_reads_as_idle_and_restarts_are_counted(metrics, engine):
 
 def test_apps_do_not_share_a_registry(engine):
     first, second = ServerMetrics(engine), ServerMetrics(FakeEngineClient("m"))
-    first.text.meter("m").close(num_prompt_tokens=1, num_generation_tokens=1)
+    first.of(SERVED_TEXT).meter("m").close(num_prompt_tokens=1, num_generation_tokens=1)
     assert value(second, "tandem_prompt_tokens_total") == 0
 
 
@@ -271,13 +273,13 @@ def test_http_requests(metrics):
 
 def test_the_hot_path_is_cheap(metrics):
     """A step's report and 64 streams' events must stay far below a step's few milliseconds."""
-    meters = [metrics.text.meter("m") for _ in range(64)]
+    meters = [metrics.of(SERVED_TEXT).meter("m") for _ in range(64)]
     events = [event(token_ids=[1])] * 64
     report = step(0, step_tokens=64)
     best_s = float("inf")
     for i in range(20):
         start_s = time.perf_counter()
-        metrics.text.on_step("m", replace(report, num_steps=i + 1))
+        metrics.of(SERVED_TEXT).on_step("m", replace(report, num_steps=i + 1))
         for meter, one in zip(meters, events, strict=True):
             meter.on_event(one)
         best_s = min(best_s, time.perf_counter() - start_s)

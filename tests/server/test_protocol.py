@@ -8,7 +8,8 @@ from pydantic import ValidationError
 from engine.errors import InvalidParameter, UnsupportedFeature
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.common import NO_EFFECT_FIELDS, UNSUPPORTED_FIELDS, ModelRequest
-from server.protocol.completions import MAX_PROMPTS, CompletionRequest
+from server.protocol.completions import CompletionRequest
+from server.protocol.prompts import MAX_PROMPTS
 from server.protocol.tokenize import DetokenizeRequest, TokenizeRequest
 
 USER = {"role": "user", "content": "hi"}

@@ -163,12 +163,12 @@ async def test_random_texts_in_small_parts_against_the_whole(
         special = rng.random() < 0.5
         whole = tokenizer.encode(text, add_special_tokens=special)
         keep = rng.choice([None, 1, 2, 5, 20, 10_000])
-        limit = PromptLimit(10_000, 10_000, lambda n: InvalidParameter(str(n)), "prompt", keep)
+        limit = PromptLimit(10_000, 10_000, lambda n, _: InvalidParameter(str(n)), "prompt", keep)
         [ids] = await text_side.encode_all([text], add_special_tokens=special, limit=limit)
         assert ids == (whole if keep is None else whole[-keep:]), f"seed {seed}: {text!r}"
-        exact = PromptLimit(len(whole), 10_000, lambda n: InvalidParameter(str(n)), "prompt")
+        exact = PromptLimit(len(whole), 10_000, lambda n, _: InvalidParameter(str(n)), "prompt")
         await text_side.encode_all([text], add_special_tokens=special, limit=exact)
-        one_less = PromptLimit(len(whole) - 1, 10_000, lambda n: InvalidParameter(str(n)), "p")
+        one_less = PromptLimit(len(whole) - 1, 10_000, lambda n, _: InvalidParameter(str(n)), "p")
         with pytest.raises(InvalidParameter):
             await text_side.encode_all([text], add_special_tokens=special, limit=one_less)
     text_side.close()

@@ -1,0 +1,70 @@
+"""The engine's side of a request whose items are each answered whole, by one event."""
+
+from contextlib import aclosing
+from types import TracebackType
+from typing import Any
+
+from engine.client import EngineClient, RequestEvents
+from engine.errors import RequestAborted, RequestError
+from engine.types import EventT, Request
+from server.http.admission import Lease
+from server.http.engine_run import EngineRun, cut_short, failure_of, read_events
+from server.http.item_metrics import ItemMeter
+from server.http.model_metrics import Outcome
+
+
+class ItemRun(EngineRun):
+    """One such request, measured from its admission on; closed when its block is left."""
+
+    def __init__(self, engine: EngineClient, meter: ItemMeter, lease: Lease) -> None:
+        super().__init__(lease)
+        self._engine = engine
+        self._meter = meter
+        self._stream: RequestEvents[Any] | None = None
+        self._num_open = lease.num_places
+        self._error: BaseException | None = None
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._error = self._error or exc
+        await self.aclose()
+
+    async def answers(self, request: Request[EventT]) -> list[EventT]:
+        """Send the request to the engine and wait for all its items; their events, in order.
+
+        Raises:
+            EngineError: the engine refused or failed the request, or died.
+        """
+        stream = self._engine.submit(request)
+        self._stream = stream
+        found: dict[int, EventT] = {}
+        async with aclosing(read_events(stream)) as events:
+            async for event in events:
+                failure = failure_of(event)
+                if failure is not None:
+                    raise failure
+                self._meter.on_event(event)
+                if event.finish_reason is not None:
+                    found[event.index] = event
+                    self._num_open -= 1
+                    self._meter.complete(Outcome.COMPLETED)
+        if len(found) < request.num_completions:
+            raise cut_short()
+        return [found[index] for index in range(request.num_completions)]
+
+    async def _end(self) -> None:
+        if self._num_open:
+            error = self._error or RequestAborted("the client closed the connection")
+            # A request that was refused is no item.
+            if not isinstance(error, RequestError):
+                failed = isinstance(error, Exception) and not isinstance(error, RequestAborted)
+                outcome = Outcome.FAILED if failed else Outcome.CANCELLED
+                self._meter.complete(outcome, self._num_open)
+            self._num_open = 0
+        self._meter.close()
+        if self._stream is not None:
+            await self._stream.aclose()
