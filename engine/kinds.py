@@ -9,6 +9,12 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic
 
+from engine.embedding_types import (
+    EmbeddingEvent,
+    EmbeddingModelInfo,
+    EmbeddingRequest,
+    EmbeddingStats,
+)
 from engine.errors import InternalError
 from engine.image_types import ImageEvent, ImageModelInfo, ImageRequest, ImageStats
 from engine.types import (
@@ -85,9 +91,23 @@ IMAGE = Kind(
     yields=True,
     threads_change_bits=True,
 )
+EMBEDDING = Kind(
+    name="embedding",
+    makes="embeddings",
+    request=EmbeddingRequest,
+    event=EmbeddingEvent,
+    stats=EmbeddingStats,
+    info=EmbeddingModelInfo,
+    layouts=("folder",),
+    recognise="engine.embedding.loading:makes_embeddings",
+    loader="engine.embedding.loading:load_engine",
+    has_text_side=True,
+    yields=False,
+    threads_change_bits=False,
+)
 
 AnyKind = Kind[Any, Any, Any]
-KINDS: dict[str, AnyKind] = {TEXT.name: TEXT, IMAGE.name: IMAGE}
+KINDS: dict[str, AnyKind] = {kind.name: kind for kind in (TEXT, IMAGE, EMBEDDING)}
 """By name, in the order in which models are listed."""
 
 

@@ -3,16 +3,19 @@
 from typing import Any
 
 from engine.kinds import AnyKind
+from server.embeddings.kind import SERVED_EMBEDDINGS
 from server.http.served_kind import ServedKind
 from server.images.kind import SERVED_IMAGES
+from server.protocol.embeddings import EmbeddingModelCard
 from server.protocol.models import ImageModelCard, ModelCard
 from server.text.kind import SERVED_TEXT
 
 SERVED: dict[AnyKind, ServedKind[Any, Any]] = {
     SERVED_TEXT.kind: SERVED_TEXT,
     SERVED_IMAGES.kind: SERVED_IMAGES,
+    SERVED_EMBEDDINGS.kind: SERVED_EMBEDDINGS,
 }
 """In the order in which models are listed."""
 
-AnyCard = ModelCard | ImageModelCard
+AnyCard = ModelCard | ImageModelCard | EmbeddingModelCard
 """What `GET /v1/models` may list."""

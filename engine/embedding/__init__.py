@@ -1,0 +1,1 @@
+"""Texts to embeddings: an engine without caches, whose every step answers whole inputs."""

@@ -1,0 +1,1 @@
+"""Embeddings: bodies to token ids, vectors to OpenAI's answers."""

@@ -1,0 +1,86 @@
+"""Embedding models, as the server knows them beside their routes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from engine.client import EngineClient
+from engine.embedding_types import EmbeddingModelInfo
+from engine.kinds import EMBEDDING
+from server.http.admission import Places
+from server.http.item_metrics import ItemMetrics, ItemNames
+from server.http.schemas import integer_items, variant
+from server.http.served_kind import FirstQuestion, ServedKind
+from server.protocol.embeddings import EmbeddingModelCard, EmbeddingsRequest
+from server.protocol.prompts import MAX_PROMPTS
+from server.settings import Settings
+
+_METRICS = ItemNames(
+    subsystem="embedding",
+    items="inputs",
+    totals={"num_tokens": "Tokens of all inputs embedded."},
+    step_sizes={"step_inputs": "Inputs of a step.", "step_tokens": "Tokens of a step."},
+    step_time="step_time_s",
+)
+
+
+def _places(settings: Settings) -> Places:
+    return Places(
+        what="inputs",
+        num_running=settings.engine.max_num_seqs,
+        num_waiting=settings.max_queued_requests,
+    )
+
+
+def _fill_in(
+    properties: dict[str, Any], infos: Sequence[EmbeddingModelInfo], settings: Settings
+) -> None:
+    if not infos:
+        return
+    dimensions = variant(properties["dimensions"], "integer")
+    dimensions["maximum"] = max(info.dimensions for info in infos)
+    for items in integer_items(properties["input"]):
+        items["maximum"] = max(info.vocab_size for info in infos) - 1
+
+
+def _card(info: EmbeddingModelInfo) -> EmbeddingModelCard:
+    return EmbeddingModelCard(
+        id=info.model,
+        created=info.created,
+        max_model_len=info.max_model_len,
+        root=info.model,
+        architecture=info.architecture,
+        dimensions=info.dimensions,
+        pooling=info.pooling,
+        normalized=info.normalized,
+        max_inputs=MAX_PROMPTS,
+    )
+
+
+def _metrics(
+    registry: CollectorRegistry, engine: EngineClient, *, clock: Callable[[], float]
+) -> ItemMetrics:
+    return ItemMetrics(EMBEDDING, _METRICS, registry, engine, clock=clock)
+
+
+def _first_question(model: str) -> FirstQuestion:
+    return FirstQuestion(
+        path="/v1/embeddings", fields={"model": model, "input": "The sky is blue."}
+    )
+
+
+SERVED_EMBEDDINGS = ServedKind(
+    kind=EMBEDDING,
+    deed="makes embeddings",
+    routes="/v1/embeddings",
+    routers=("server.routes.embeddings:router",),
+    nothing_served="no embedding model is served here; start the server with one, such as "
+    "--model all-minilm-l6-v2",
+    bodies=(EmbeddingsRequest,),
+    places=_places,
+    fill_in=_fill_in,
+    card=_card,
+    metrics=_metrics,
+    first_question=_first_question,
+)

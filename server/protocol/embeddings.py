@@ -1,0 +1,88 @@
+"""Bodies of `POST /v1/embeddings`, and the card of a model that makes them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+
+from server.protocol.common import MAX_TOKEN_COUNT, ModelRequest
+from server.protocol.prompts import Prompts
+
+UNSUPPORTED_EMBEDDING_FIELDS: Mapping[str, tuple[Any, ...]] = {
+    "messages": (),
+    "truncate_prompt_tokens": (),
+    "normalize": (True,),
+}
+"""Known fields of other servers that are refused, with the values that ask for nothing."""
+
+
+class EmbeddingsRequest(ModelRequest):
+    """OpenAI's embeddings request."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"input": ["The sky is blue."]}})
+    _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED_EMBEDDING_FIELDS
+
+    input: Prompts = Field(
+        description="Text, token ids, or a list of either; each gets an embedding of its own. "
+        "Token ids are taken as they are: none are added."
+    )
+    encoding_format: Literal["float", "base64"] | None = Field(
+        None,
+        description="base64 is of the numbers as 32 bits each, little-endian. Default float.",
+    )
+    dimensions: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_TOKEN_COUNT,
+        description="Only the first so many numbers, made of length 1 again where the model's "
+        "embeddings are. Default: all.",
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class Embedding:
+    """Of the input of that number."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+    """Numbers, or their bytes in base64."""
+
+
+@dataclass(slots=True)
+class EmbeddingUsage:
+    """Tokens of all inputs."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+@dataclass(slots=True, kw_only=True)
+class EmbeddingsAnswer:
+    """One embedding per input, in their order."""
+
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+
+
+@dataclass(slots=True, kw_only=True)
+class EmbeddingModelCard:
+    """A served embedding model; what comes after `parent` says what it takes and gives."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    max_model_len: int
+    """Tokens of the longest input."""
+    root: str
+    owned_by: str = "tandem"
+    parent: str | None = None
+    architecture: str
+    dimensions: int
+    pooling: str
+    normalized: bool
+    max_inputs: int
+    """Of a request."""

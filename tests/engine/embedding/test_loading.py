@@ -1,0 +1,184 @@
+"""From a folder to embeddings: which folders, which limits, and the numbers of a reference."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_encoders import (
+    NUM_TOKENS,
+    add_sentence_layout,
+    make_encoder,
+    random_texts,
+    reference_embeddings,
+)
+
+from engine.config import EngineConfig
+from engine.embedding import loading
+from engine.embedding_types import EmbeddingModelInfo, EmbeddingRequest
+from engine.errors import InsufficientMemory, ModelLoadError, UnsupportedArchitecture
+from engine.kinds import EMBEDDING, TEXT, kind_of_checkpoint
+from engine.text.tokenizer import load_tokenizer
+from engine.types import Phase
+from engine.weights.source import Checkpoint, resolve_source
+
+INTENT = EngineConfig(device="cpu", num_threads=1)
+
+
+class Host:
+    def __init__(self) -> None:
+        self.phases: list[Phase] = []
+        self.reserved: dict[str, int] = {}
+
+    def report(self, phase: Phase, *args: Any, **fields: Any) -> None:
+        self.phases.append(phase)
+
+    def reserve(self, device: str, purpose: str, num_bytes: int, capacity_bytes: int) -> int:
+        self.reserved[purpose] = num_bytes
+        return capacity_bytes
+
+
+def load(folder: Path, **knobs: Any) -> tuple[Any, EmbeddingModelInfo]:
+    intent = EngineConfig(**({"device": "cpu", "num_threads": 1} | knobs))
+    return loading.load_engine(Checkpoint("folder", folder, "m"), "m", intent, Host())
+
+
+def embed(engine: Any, texts: list[list[int]], **fields: Any) -> torch.Tensor:
+    engine.add(EmbeddingRequest(request_id="r", model="m", inputs=texts, **fields))
+    found: dict[int, Any] = {}
+    while engine.has_work():
+        for event in engine.step()[0]:
+            assert event.failure is None, event.failure
+            found[event.index] = np.frombuffer(event.embedding, "<f4").copy()
+    return torch.tensor(np.stack([found[index] for index in range(len(texts))]))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
+@pytest.mark.parametrize("normalizes", [True, False])
+def test_embeddings_of_a_folder(pooling: str, normalizes: bool, tmp_path: Path) -> None:
+    seed = random.randrange(1 << 16)
+    folder = make_encoder(tmp_path, seed=seed)
+    add_sentence_layout(folder, pooling, normalizes=normalizes)
+    texts = random_texts(random.Random(seed), 20)
+    engine, info = load(folder)
+    assert (info.pooling, info.normalized, info.dtype) == (pooling, normalizes, "float32")
+    ours = embed(engine, texts)
+    theirs = reference_embeddings(folder, texts, pooling)
+    if normalizes:
+        theirs = torch.nn.functional.normalize(theirs)
+    assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max(), f"seed {seed}"
+    cut = embed(engine, texts, dimensions=7)
+    expected = theirs[:, :7]
+    if normalizes:
+        expected = torch.nn.functional.normalize(expected)
+    assert (cut - expected).abs().max() < 1e-4 * expected.abs().max(), f"seed {seed}"
+
+
+def test_what_the_server_is_told(tmp_path: Path) -> None:
+    folder = add_sentence_layout(make_encoder(tmp_path), "cls", max_tokens=30)
+    engine, info = load(folder)
+    assert (info.model, info.path, info.architecture) == ("m", str(folder), "BertModel")
+    assert (info.max_model_len, info.vocab_size, info.dimensions) == (30, NUM_TOKENS, 48)
+    assert engine.stats() == EMBEDDING.stats()
+    assert load(folder, max_model_len=50)[1].max_model_len == 50
+    assert load(folder, max_model_len=5000)[1].max_model_len == 66
+    assert load(folder, max_model_len=50)[1].config_hash != info.config_hash
+    assert load(folder, dtype="bfloat16")[1].dtype == "bfloat16"
+
+
+def test_memory_is_asked_for_before_it_is_taken(tmp_path: Path) -> None:
+    class Full(Host):
+        def reserve(self, *args: Any) -> int:
+            raise InsufficientMemory("no")
+
+    folder = make_encoder(tmp_path)
+    host = Host()
+    loading.load_engine(Checkpoint("folder", folder, "m"), "m", INTENT, host)
+    size = (folder / "model.safetensors").stat().st_size
+    assert abs(host.reserved["weights"] - size) < 10_000
+    assert host.reserved["activations"] > 512 * 80 * 4
+    assert host.phases[-1] is Phase.WARMING_UP
+    with pytest.raises(InsufficientMemory, match="no"):
+        loading.load_engine(Checkpoint("folder", folder, "m"), "m", INTENT, Full())
+
+
+def test_which_folders_are_of_this_kind(tmp_path: Path, tiny_llama: Any) -> None:
+    encoder = Checkpoint("folder", make_encoder(tmp_path), "m")
+    assert kind_of_checkpoint(encoder) is EMBEDDING
+    decoder = Checkpoint("folder", tiny_llama(), "m")
+    assert kind_of_checkpoint(decoder) is TEXT
+
+
+def test_weights_that_give_no_numbers_are_found_at_the_start(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = make_encoder(tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["embeddings.LayerNorm.bias"][3] = float("inf")
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ModelLoadError, match=r"a trial embedding failed: .* not finite"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"architectures": ["DistilBertModel"], "model_type": "x"}, "is no encoder that is"),
+        ({"hidden_act": "mish"}, "hidden_act 'mish'"),
+        ({"intermediate_size": 81}, "has shape"),
+        ({"intermediate_size": 2**31 - 1}, r"than there is|has shape"),
+    ],
+)
+def test_folders_that_cannot_be_served(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    folder = add_sentence_layout(make_encoder(tmp_path), "mean")
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises((ModelLoadError, UnsupportedArchitecture), match=words):
+        load(folder)
+
+
+SENTENCES = (
+    "A man is eating food.",
+    "Someone is having a meal.",
+    "The girl is carrying a baby.",
+    "Ein Mann isst Brot; 東京 is far away, naïve café!",
+    "word " * 200,
+)
+
+
+@pytest.mark.slow
+def test_minilm_is_that_of_transformers(minilm_checkpoint: Checkpoint) -> None:
+    engine, info = loading.load_engine(minilm_checkpoint, "m", INTENT, Host())
+    assert (info.max_model_len, info.dimensions, info.pooling) == (256, 384, "mean")
+    tokenizer = load_tokenizer(minilm_checkpoint.path)
+    texts = [tokenizer.encode(text) for text in SENTENCES]
+    rng = random.Random()
+    texts += [[101, *(rng.randrange(999, 30522) for _ in range(rng.randint(1, 250))), 102]]
+    ours = embed(engine, texts)
+    theirs = torch.nn.functional.normalize(reference_embeddings(minilm_checkpoint.path, texts))
+    assert (ours - theirs).abs().max() < 1e-5, texts[-1]
+    alike, other = ours[0] @ ours[1], ours[0] @ ours[2]
+    assert alike > 0.5 > other
+
+
+@pytest.mark.slow
+def test_minilms_tokens_are_those_of_transformers(minilm_checkpoint: Checkpoint) -> None:
+    import transformers
+
+    tokenizer = load_tokenizer(minilm_checkpoint.path)
+    theirs = transformers.AutoTokenizer.from_pretrained(minilm_checkpoint.path)
+    for text in SENTENCES:
+        assert tokenizer.encode(text) == theirs(text)["input_ids"]
+
+
+def test_the_wheel_is_known_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="all-minilm-l6-v2 is not in the cache"):
+        resolve_source(
+            "all-MiniLM-L6-v2",
+            cache_dir=tmp_path,
+            on_progress=lambda fraction, line: None,
+            offline=True,
+        )

@@ -1,0 +1,358 @@
+"""`POST /v1/embeddings`: what is taken, what is refused and how, what comes back."""
+
+import asyncio
+import base64
+import struct
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import uvicorn
+from fake_embedding_engine import (
+    DIMENSIONS,
+    FakeEmbeddingEngine,
+    embedding_info,
+    vector,
+)
+from fake_engine import Failure
+from text_server import text_info, until
+from tokenizers import Tokenizer
+
+from engine.errors import QueueFull
+from engine.types import Phase
+from server.app import create_app
+from server.embeddings.convert import MAX_CHARS_PER_TOKEN
+from server.protocol.prompts import MAX_PROMPTS
+from server.settings import Settings
+
+MAX_MODEL_LEN = 64
+BOS = 0
+
+
+class EmbeddingServer:
+    """An app over models `embedder` and, if asked for, `writer`."""
+
+    def __init__(self, folder: Path, *, with_text: bool = False, **settings: Any) -> None:
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        infos = [embedding_info(path=str(folder), max_model_len=MAX_MODEL_LEN)]
+        texts = [text_info(folder, "writer")] if with_text else []
+        self.engine = FakeEmbeddingEngine(*texts, *infos)
+        self.app = create_app(Settings(**settings), self.engine)
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=True)
+        self.client = httpx.AsyncClient(transport=transport, base_url="http://test")
+
+    def ids(self, text: str) -> list[int]:
+        """With the token that the tokenizer adds in front."""
+        ids: list[int] = self.tokenizer.encode(text).ids
+        return ids
+
+    async def embed(self, **body: Any) -> httpx.Response:
+        return await self.client.post("/v1/embeddings", json={"input": "the fox"} | body)
+
+    async def refused(self, status: int = 400, **body: Any) -> dict[str, Any]:
+        """The error, which must have the one shape."""
+        response = await self.embed(**body)
+        assert response.status_code == status, response.text
+        assert response.json().keys() == {"error"}
+        error: dict[str, Any] = response.json()["error"]
+        assert error.keys() == {"message", "type", "param", "code"}
+        return error
+
+    def value(self, name: str, **labels: str) -> float | None:
+        registry = self.app.state.tandem.metrics.registry
+        return registry.get_sample_value(  # type: ignore[no-any-return]
+            f"tandem_embedding_{name}", {"model_name": "embedder", **labels}
+        )
+
+    async def aclose(self) -> None:
+        await self.app.state.tandem.texts.aclose()
+        await self.client.aclose()
+
+
+@pytest.fixture
+async def server(tokenizer_folder: Path) -> AsyncIterator[EmbeddingServer]:
+    server = EmbeddingServer(tokenizer_folder)
+    yield server
+    await server.aclose()
+
+
+@pytest.fixture
+async def both(tokenizer_folder: Path) -> AsyncIterator[EmbeddingServer]:
+    server = EmbeddingServer(tokenizer_folder, with_text=True)
+    yield server
+    await server.aclose()
+
+
+async def test_one_text(server: EmbeddingServer) -> None:
+    response = await server.embed()
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/json"
+    ids = server.ids("the fox")
+    assert ids[0] == BOS
+    assert response.json() == {
+        "object": "list",
+        "data": [{"object": "embedding", "index": 0, "embedding": vector(ids)}],
+        "model": "embedder",
+        "usage": {"prompt_tokens": len(ids), "total_tokens": len(ids)},
+    }
+
+
+@pytest.mark.parametrize(
+    "given",
+    [["the fox", "seven wizards", "the fox"], [[5, 6], [7], [8, 9, 10]], [5, 6, 7], "fox"],
+    ids=["texts", "lists of ids", "ids", "text"],
+)
+async def test_all_shapes_of_input(server: EmbeddingServer, given: Any) -> None:
+    items = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+    expected = [server.ids(item) if isinstance(item, str) else item for item in items]
+    answer = (await server.embed(input=given)).json()
+    assert [one["index"] for one in answer["data"]] == list(range(len(items)))
+    assert [one["embedding"] for one in answer["data"]] == [vector(ids) for ids in expected]
+    assert answer["usage"]["prompt_tokens"] == sum(map(len, expected))
+    assert server.engine.embedding_requests[-1].inputs == expected
+
+
+async def test_base64_holds_the_same_numbers(server: EmbeddingServer) -> None:
+    plain = (await server.embed(encoding_format="float")).json()["data"][0]["embedding"]
+    coded = (await server.embed(encoding_format="base64")).json()["data"][0]["embedding"]
+    data = base64.b64decode(coded, validate=True)
+    assert list(struct.unpack(f"<{DIMENSIONS}f", data)) == plain
+
+
+async def test_dimensions_go_to_the_engine(server: EmbeddingServer) -> None:
+    answer = (await server.embed(dimensions=3)).json()
+    assert answer["data"][0]["embedding"] == vector(server.ids("the fox"), 3)
+    error = await server.refused(dimensions=DIMENSIONS + 1)
+    assert error["param"] == "dimensions"
+    assert f"embeddings of embedder have {DIMENSIONS} numbers" in error["message"]
+
+
+async def test_as_many_texts_as_openai_takes(server: EmbeddingServer) -> None:
+    texts = [f"fox {i % 50}" for i in range(MAX_PROMPTS)]
+    answer = (await server.embed(input=texts)).json()
+    assert [one["embedding"] for one in answer["data"][::97]] == [
+        vector(server.ids(text)) for text in texts[::97]
+    ]
+    assert len(answer["data"]) == MAX_PROMPTS
+    assert (await server.refused(input=["a"] * (MAX_PROMPTS + 1)))["param"] == "input"
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["", [], [""], ["a", ""], [[]], [[1], []], [1.5], ["a", 1], [["a"]], {"a": 1}, None, [[True]]],
+)
+async def test_inputs_that_are_none(server: EmbeddingServer, given: Any) -> None:
+    error = await server.refused(input=given)
+    assert (error["param"], error["type"]) == ("input", "invalid_request_error")
+    assert server.engine.embedding_requests == []
+
+
+async def test_a_missing_input(server: EmbeddingServer) -> None:
+    response = await server.client.post("/v1/embeddings", json={})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "input"
+
+
+@pytest.mark.parametrize("thread", [False, True], ids=["short", "in a thread"])
+async def test_a_text_that_is_too_long_is_named(server: EmbeddingServer, thread: bool) -> None:
+    long = "fox " * 70
+    count = len(server.ids(long))
+    assert count > MAX_MODEL_LEN
+    filler = ["wizards " * 8] * 2000 if thread else ["fox"]  # enough to be tokenised in threads
+    error = await server.refused(input=[*filler[:1], long, *filler[1:]])
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "input")
+    about = "at least " if thread else ""
+    assert f"maximum context length is {MAX_MODEL_LEN} tokens" in error["message"]
+    assert f"input[1] has {about}{count} tokens" in error["message"]
+    assert server.engine.embedding_requests == []
+
+
+async def test_the_only_text_has_no_number(server: EmbeddingServer) -> None:
+    error = await server.refused(input="fox " * 70)
+    assert f"However, input has {len(server.ids('fox ' * 70))} tokens" in error["message"]
+
+
+async def test_token_ids_are_bounded(server: EmbeddingServer) -> None:
+    error = await server.refused(input=[[1], [2] * (MAX_MODEL_LEN + 1)])
+    assert f"input[1] has {MAX_MODEL_LEN + 1} tokens" in error["message"]
+    error = await server.refused(input=[[1], [420]])
+    assert "token id 420; the vocabulary ends at 419" in error["message"]
+    assert (await server.embed(input=[2] * MAX_MODEL_LEN)).status_code == 200
+
+
+async def test_characters_are_bounded_before_anything_is_tokenised(
+    server: EmbeddingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = MAX_CHARS_PER_TOKEN * MAX_MODEL_LEN
+    monkeypatch.setattr(
+        type(server.app.state.tandem.texts), "get", lambda *args: pytest.fail("tokenised")
+    )
+    error = await server.refused(input=["a", "x" * (most + 1)])
+    assert f"input[1] has {most + 1} characters" in error["message"]
+    assert f"at most {most} characters" in error["message"]
+
+
+async def test_what_is_refused_and_what_is_tolerated(server: EmbeddingServer) -> None:
+    assert (await server.refused(encoding_format="int8"))["param"] == "encoding_format"
+    assert (await server.refused(dimensions=0))["param"] == "dimensions"
+    error = await server.refused(truncate_prompt_tokens=8)
+    assert (error["param"], error["code"]) == ("truncate_prompt_tokens", "unsupported_feature")
+    response = await server.embed(user="me", encoding_format=None, dimensions=None, mood="odd")
+    assert response.status_code == 200
+    assert response.headers["x-ignored-fields"] == "mood"
+
+
+async def test_models_of_another_kind_say_what_to_do(both: EmbeddingServer) -> None:
+    error = await both.refused(model="writer")
+    assert error["param"] == "model"
+    assert "model writer writes text; ask it with /v1/chat/completions" in error["message"]
+    assert "use one of: embedder" in error["message"]
+    messages = [{"role": "user", "content": "hi"}]
+    body = {"model": "embedder", "messages": messages}
+    response = await both.client.post("/v1/chat/completions", json=body)
+    assert response.status_code == 400
+    message = response.json()["error"]["message"]
+    assert "model embedder makes embeddings; ask it with /v1/embeddings" in message
+    # Each route's only model needs no name.
+    assert (await both.embed()).status_code == 200
+    response = await both.client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1})
+    assert response.status_code == 200
+    assert (await both.refused(404, model="nope"))["code"] == "model_not_found"
+
+
+async def test_where_no_embedding_model_is_served(tokenizer_folder: Path) -> None:
+    server = EmbeddingServer(tokenizer_folder, with_text=True)
+    server.engine.set_status("embedder", Phase.FAILED)
+    del server.engine.served["embedder"], server.engine._statuses["embedder"]
+    error = await server.refused(model="writer")
+    assert "no embedding model is served here" in error["message"]
+    assert "--model all-minilm-l6-v2" in error["message"]
+    await server.aclose()
+
+
+async def test_the_card(both: EmbeddingServer) -> None:
+    cards = (await both.client.get("/v1/models")).json()["data"]
+    assert [card["id"] for card in cards] == ["writer", "embedder"]
+    assert cards[1] == {
+        "id": "embedder",
+        "object": "model",
+        "created": 1_700_000_000,
+        "max_model_len": MAX_MODEL_LEN,
+        "root": "embedder",
+        "owned_by": "tandem",
+        "parent": None,
+        "architecture": "BertModel",
+        "dimensions": DIMENSIONS,
+        "pooling": "mean",
+        "normalized": True,
+        "max_inputs": MAX_PROMPTS,
+    }
+    assert (await both.client.get("/v1/models/embedder")).json() == cards[1]
+
+
+async def test_the_document_knows_the_models_limits(both: EmbeddingServer) -> None:
+    document = (await both.client.get("/openapi.json")).json()
+    fields = document["components"]["schemas"]["EmbeddingsRequest"]["properties"]
+    assert "'enum': ['embedder', '']" in str(fields["model"])
+    assert f"'maximum': {DIMENSIONS}" in str(fields["dimensions"])
+    assert "'maximum': 419" in str(fields["input"])
+    answer = document["paths"]["/v1/embeddings"]["post"]["responses"]["200"]
+    assert "EmbeddingsAnswer" in str(answer)
+
+
+async def test_a_failure_of_one_input_fails_the_request(server: EmbeddingServer) -> None:
+    server.engine.failure = Failure(code="request_failed", message="broken")
+    response = await server.embed(input=["a", "b"])
+    assert response.status_code == 500
+    assert server.value("inputs_total", outcome="completed") == 1
+    assert server.value("inputs_total", outcome="failed") == 1
+
+
+async def test_a_dead_worker_is_a_503(server: EmbeddingServer) -> None:
+    server.engine.hold()
+    task = asyncio.create_task(server.embed())
+    await until(lambda: bool(server.engine.open))
+    server.engine.kill_embedding_worker()
+    response = await task
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "engine_dead"
+
+
+async def test_a_full_queue_is_a_429(tokenizer_folder: Path) -> None:
+    server = EmbeddingServer(tokenizer_folder, max_queued_requests=0, engine={"max_num_seqs": 4})
+    server.engine.hold()
+    first = asyncio.create_task(server.embed(input=["a", "b", "c"]))
+    await until(lambda: bool(server.engine.open))
+    error = await server.refused(429, input=["d", "e"])
+    assert error["code"] == "queue_full"
+    assert "3 inputs are running or waiting and 2 more were asked for" in error["message"]
+    last = asyncio.create_task(server.embed(input="d"))
+    await until(lambda: len(server.engine.open) == 2)
+    server.engine.release()
+    assert [(await task).status_code for task in (first, last)] == [200, 200]
+    # More inputs than there are places enter once they are alone.
+    assert (await server.embed(input=["a"] * 9)).status_code == 200
+    server.engine.submit_error = QueueFull("the engine's own limit")
+    assert (await server.embed()).status_code == 429
+    await server.aclose()
+
+
+async def test_metrics_follow_requests_and_steps(server: EmbeddingServer) -> None:
+    usages = [
+        (await server.embed(input=given)).json()["usage"]["prompt_tokens"]
+        for given in ("the fox", ["a", "b", "seven wizards"])
+    ]
+    assert server.value("inputs_total", outcome="completed") == 4
+    assert server.value("request_latency_seconds_count") == 2
+    assert server.value("queue_seconds_sum") == 0.5
+    assert server.value("steps_total") == 2
+    assert server.value("step_inputs_sum") == 4
+    assert server.value("step_tokens_sum") == sum(usages)
+    assert server.value("step_seconds_sum") == 1.0
+    assert server.value("num_running") == 0
+    await server.refused(input="fox " * 70)
+    assert server.value("inputs_total", outcome="failed") == 0
+
+
+@pytest.fixture
+async def url(server: EmbeddingServer) -> AsyncIterator[str]:
+    """The same server on a real port, in this event loop."""
+    config = uvicorn.Config(server.app, port=0, log_config=None, lifespan="off", ws="none")
+    listener = uvicorn.Server(config)
+    task = asyncio.create_task(listener.serve())
+    await until(lambda: listener.started)
+    port = listener.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+    listener.should_exit = True
+    await task
+
+
+async def test_the_openai_client(server: EmbeddingServer, url: str) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as client:
+        texts = ["the fox", "seven wizards"]
+        # Left alone it asks for base64 and decodes it.
+        answer = await client.embeddings.create(model="embedder", input=texts, user="me")
+        assert [one.embedding for one in answer.data] == [vector(server.ids(t)) for t in texts]
+        plain = await client.embeddings.create(
+            model="embedder", input=[[3, 4]], encoding_format="float", dimensions=2
+        )
+        assert plain.data[0].embedding == vector([3, 4], 2)
+        assert plain.usage.prompt_tokens == plain.usage.total_tokens == 2
+        with pytest.raises(openai.BadRequestError) as caught:
+            await client.embeddings.create(model="embedder", input="fox " * 70)
+        assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "input")
+
+
+async def test_a_client_that_leaves_aborts_its_request(server: EmbeddingServer, url: str) -> None:
+    server.engine.hold()
+    async with httpx.AsyncClient() as client:
+        with pytest.raises(httpx.ReadTimeout):
+            await client.post(f"{url}/v1/embeddings", json={"input": ["a", "b"]}, timeout=0.3)
+    await until(lambda: bool(server.engine.aborted))
+    assert server.engine.aborted == [server.engine.embedding_requests[0].request_id]
+    assert server.value("inputs_total", outcome="cancelled") == 2
+    assert server.app.state.tandem.admission.num_in_flight("embedder") == 0
+    server.engine.release()
