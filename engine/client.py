@@ -8,10 +8,21 @@ import asyncio
 import contextlib
 import queue
 import threading
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
-from engine.errors import Draining, EngineDead, EngineError, UnknownModel
+import structlog
+
+from engine.config import EngineConfig
+from engine.errors import (
+    Draining,
+    EngineDead,
+    EngineError,
+    ModelConflict,
+    UnknownModel,
+    UnsupportedFeature,
+)
 from engine.fault import answer_for
 from engine.image_share import ImageShare
 from engine.image_types import ImageEvent
@@ -46,7 +57,12 @@ __all__ = [
     "WorkerOptions",
 ]
 
+OnGone = Callable[[str, str | None], None]
+
+log = structlog.get_logger(__name__)
+
 AnyEventT = TypeVar("AnyEventT", bound=Event, covariant=True)
+ResultT = TypeVar("ResultT")
 
 
 class RequestEvents(Protocol[AnyEventT]):
@@ -72,6 +88,9 @@ class EngineClient(Protocol):
     check_text: TextCheck | None
     """Awaited with the place of each checkpoint that has a text side before its model is ready;
     what it raises is why the model failed. To be set before the start."""
+    on_gone: OnGone | None
+    """Called when a model is gone for good, with its id, and with the place of its checkpoint if
+    that has a text side and no other model's is there."""
 
     def submit(self, request: Request[EventT]) -> RequestEvents[EventT]:
         """Queue a request.
@@ -83,8 +102,47 @@ class EngineClient(Protocol):
             UnknownModel: no model of that id is configured.
             InvalidParameter: the model is of another kind.
             ModelNotReady: it is loading, restarting or failed.
+            ModelUnloading: it is on its way out.
             Draining: the client is being stopped.
         """
+        ...
+
+    def load(self, spec: ModelSpec) -> "asyncio.Task[Info]":
+        """Begin to load one more model, or again one that failed.
+
+        Returns:
+            The model once it serves. Raises what became of it otherwise: ModelLoadError,
+            EngineDead, or ModelConflict and Draining if it was unloaded or all stopped meanwhile;
+            then nothing is left of it. The load goes on whether or not somebody waits; who does and
+            may be cancelled shields it.
+
+        Raises:
+            ModelConflict: a model of that name is there.
+            InvalidParameter: its settings do not fit the server's.
+            Draining: the client is being stopped.
+            UnsupportedFeature: this client's models do not come and go.
+        """
+        ...
+
+    def unload(self, model: str, drain_timeout_s: float) -> "asyncio.Task[None]":
+        """Begin to unload a model, whatever it is doing: from here on it takes no requests.
+
+        Running requests may finish for so long, and end with `ModelUnloading` then.
+
+        Returns:
+            Done when its worker has ended and nobody holds its memory. As in `load`, it goes on
+            by itself.
+
+        Raises:
+            UnknownModel: there is none of that id.
+            ModelConflict: it is being unloaded already.
+            Draining, UnsupportedFeature: as in `load`.
+        """
+        ...
+
+    def config(self, model: str) -> EngineConfig | None:
+        """The configuration of that model, its own settings included; None if there is none of that
+        id."""
         ...
 
     def infos(self, kind: Kind[Any, Any, InfoT]) -> list[InfoT]:
@@ -92,7 +150,7 @@ class EngineClient(Protocol):
         ...
 
     def statuses(self) -> list[ModelStatus]:
-        """All configured models."""
+        """All models: those that serve, load, leave or have failed."""
         ...
 
     def stats(self, model: str) -> Stats | None:
@@ -114,27 +172,61 @@ class ProcessEngineClient:
     def __init__(self, specs: Sequence[ModelSpec], options: WorkerOptions) -> None:
         self.steps = StepListeners()
         self.check_text: TextCheck | None = None
+        self.on_gone: OnGone | None = None
         self._draining = False
-        arbiter = MemoryArbiter()
-        self._supervisors = {
-            spec.name: Supervisor(spec, options, arbiter, self._report, self._check_text)
-            for spec in specs
-        }
+        self._options = options
+        self._arbiter = MemoryArbiter()
         self._image_share = ImageShare(options.config.image_share, self._throttle)
+        self._supervisors = {spec.name: self._supervisor(spec) for spec in specs}
+        self._changes: set[asyncio.Task[Any]] = set()
+        """Loads and unloads in progress."""
 
     def submit(self, request: Request[EventT]) -> RequestStream[EventT]:
-        if self._draining:
-            raise Draining("the server is shutting down; send the request to another one")
+        self._check_not_draining()
         supervisor = self._supervisors.get(request.model)
         if supervisor is None:
-            names = ", ".join(info.model for info in self._ready()) or "those that GET /ready names"
-            raise UnknownModel(
-                f"model {request.model!r} is not served; use one of {names}", param="model"
-            )
+            raise self._unknown(request.model)
         stream = supervisor.submit(request)
         if not kind_of(request).yields:
             self._image_share.note(request.model, busy=True)
         return stream
+
+    def load(self, spec: ModelSpec) -> asyncio.Task[Info]:
+        self._check_not_draining()
+        name = spec.name
+        before = self._supervisors.get(name)
+        if before is not None:
+            if before.is_leaving:
+                raise ModelConflict(
+                    f"model {name!r} is being unloaded; load it again once it is gone",
+                    param="model",
+                )
+            if before.status.phase is not Phase.FAILED:
+                doing = "is loaded" if before.info is not None else "is being loaded"
+                raise ModelConflict(
+                    f"a model {name!r} {doing} already; unload it first, or use another name",
+                    param="model",
+                )
+        supervisor = self._supervisor(spec, on_demand=True)
+        if before is not None:
+            self._forget(before)
+        self._supervisors[name] = supervisor
+        supervisor.throttle(self._image_share.bound)
+        supervisor.start()
+        return self._change(self._finish_load(supervisor))
+
+    def unload(self, model: str, drain_timeout_s: float) -> asyncio.Task[None]:
+        self._check_not_draining()
+        supervisor = self._supervisors.get(model)
+        if supervisor is None:
+            raise self._unknown(model)
+        if supervisor.is_leaving:
+            raise ModelConflict(f"model {model!r} is being unloaded already", param="model")
+        supervisor.leave()
+        return self._change(self._finish_unload(supervisor, drain_timeout_s))
+
+    def config(self, model: str) -> EngineConfig | None:
+        return self._supervisors[model].config if model in self._supervisors else None
 
     def infos(self, kind: Kind[Any, Any, InfoT]) -> list[InfoT]:
         return [info for info in self._ready() if isinstance(info, kind.info)]
@@ -153,16 +245,83 @@ class ProcessEngineClient:
         self._draining = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(drain_timeout_s):
-                for supervisor in self._supervisors.values():
+                for supervisor in list(self._supervisors.values()):
                     await supervisor.wait_until_idle()
         await asyncio.gather(*(s.stop() for s in self._supervisors.values()))
+        await asyncio.gather(*self._changes, return_exceptions=True)
+
+    def _supervisor(self, spec: ModelSpec, *, on_demand: bool = False) -> Supervisor:
+        return Supervisor(
+            spec,
+            self._options,
+            self._arbiter,
+            self._report,
+            self._check_text,
+            on_demand=on_demand,
+        )
+
+    def _change(self, change: Coroutine[Any, Any, ResultT]) -> asyncio.Task[ResultT]:
+        task = asyncio.create_task(change)
+        self._changes.add(task)
+        task.add_done_callback(self._end_change)
+        return task
+
+    def _end_change(self, task: asyncio.Task[Any]) -> None:
+        self._changes.discard(task)
+        if not task.cancelled():
+            task.exception()  # perhaps nobody waited for it
+
+    async def _finish_load(self, supervisor: Supervisor) -> Info:
+        await supervisor.wait_until_settled()
+        name = supervisor.spec.name
+        if supervisor.info is not None and not supervisor.is_leaving:
+            return supervisor.info
+        failure = supervisor.status.failure
+        if failure is not None:
+            self._remove(supervisor)
+            hint = {} if failure.hint is None else {"hint": failure.hint}
+            log.error(
+                "model failed to load", model=name, code=failure.code, cause=failure.message, **hint
+            )
+            raise failure.error()
+        self._check_not_draining()
+        raise ModelConflict(f"model {name!r} was unloaded before it was loaded", param="model")
+
+    async def _finish_unload(self, supervisor: Supervisor, drain_timeout_s: float) -> None:
+        started_s = time.monotonic()
+        try:
+            await supervisor.unload(drain_timeout_s)
+        finally:
+            self._remove(supervisor)
+        seconds = round(time.monotonic() - started_s, 1)
+        log.info("model unloaded", model=supervisor.spec.name, seconds=seconds)
+
+    def _remove(self, supervisor: Supervisor) -> None:
+        """Take a model whose worker is gone out of the table."""
+        name = supervisor.spec.name
+        if self._supervisors.get(name) is supervisor:
+            del self._supervisors[name]
+            self._forget(supervisor)
+
+    def _forget(self, supervisor: Supervisor) -> None:
+        name, path = supervisor.spec.name, supervisor.text_path
+        self._image_share.note(name, busy=False)
+        others = [s for s in self._supervisors.values() if s is not supervisor]
+        if any(other.text_path == path for other in others):
+            path = None
+        if self.on_gone is not None:
+            self.on_gone(name, path)
+
+    def _check_not_draining(self) -> None:
+        if self._draining:
+            raise Draining("the server is shutting down; send the request to another one")
+
+    def _unknown(self, model: str) -> UnknownModel:
+        names = ", ".join(info.model for info in self._ready()) or "those that GET /ready names"
+        return UnknownModel(f"model {model!r} is not served; use one of {names}", param="model")
 
     def _ready(self) -> list[Info]:
-        return [
-            s.info
-            for s in self._supervisors.values()
-            if s.info is not None and s.status.phase is Phase.READY
-        ]
+        return [s.info for s in self._supervisors.values() if s.info is not None and s.is_ready]
 
     async def _check_text(self, path: str) -> int:
         return 0 if self.check_text is None else await self.check_text(path)
@@ -181,11 +340,13 @@ class ProcessEngineClient:
 class InProcessEngineClient:
     """Steps one engine in a thread of this process."""
 
-    def __init__(self, engine: AnyEngine, info: Info) -> None:
+    def __init__(self, engine: AnyEngine, info: Info, config: EngineConfig | None = None) -> None:
         self.steps = StepListeners()
         self.check_text: TextCheck | None = None
+        self.on_gone: OnGone | None = None
         self._engine = engine
         self._info = info
+        self._config = config or EngineConfig()
         self._stats: Stats | None = None
         self._inbox: queue.SimpleQueue[Request[Any] | str | None] = queue.SimpleQueue()
         self._streams = StreamTable(self._inbox.put)
@@ -203,6 +364,15 @@ class InProcessEngineClient:
         stream = self._streams.open(request)
         self._inbox.put(request)
         return stream
+
+    def load(self, spec: ModelSpec) -> asyncio.Task[Info]:
+        raise UnsupportedFeature("this engine has the one model that it was made with")
+
+    def unload(self, model: str, drain_timeout_s: float) -> asyncio.Task[None]:
+        raise UnsupportedFeature("this engine has the one model that it was made with")
+
+    def config(self, model: str) -> EngineConfig | None:
+        return self._config if model == self._info.model else None
 
     def infos(self, kind: Kind[Any, Any, InfoT]) -> list[InfoT]:
         return [self._info] if isinstance(self._info, kind.info) else []

@@ -6,11 +6,15 @@
     │  ├─ ContextLengthExceeded     prompt plus requested tokens do not fit
     │  ├─ UnknownModel              no such model is served
     │  ├─ UnknownAdapter            no such LoRA adapter is loaded
+    │  ├─ ModelConflict             a load or unload that what the model is doing does not allow
+    │  ├─ NotAllowed                the operator has not allowed it
     │  └─ UnsupportedFeature        a known field that this server does not support
     ├─ CapacityError                try later
     │  ├─ QueueFull                 as many requests wait as are allowed to
     │  ├─ Draining                  the server is shutting down
     │  ├─ ModelNotReady             the model is still loading, or failed to load
+    │  ├─ ModelUnloading            the model is on its way out
+    │  ├─ TooManyModels             as many models are loaded as may be
     │  └─ OutOfBlocks               one request needs more KV blocks than the pool has
     ├─ RequestAborted               the client left, or asked for the abort
     ├─ ModelLoadError               start-up
@@ -79,6 +83,14 @@ class UnknownAdapter(RequestError):
     code = "adapter_not_found"
 
 
+class ModelConflict(RequestError):
+    code = "model_conflict"
+
+
+class NotAllowed(RequestError):
+    code = "not_allowed"
+
+
 class UnsupportedFeature(RequestError):
     code = "unsupported_feature"
 
@@ -98,6 +110,16 @@ class Draining(CapacityError):
 
 class ModelNotReady(CapacityError):
     code = "model_not_ready"
+
+
+class ModelUnloading(CapacityError):
+    code = "model_unloading"
+    retryable = False
+
+
+class TooManyModels(CapacityError):
+    code = "too_many_models"
+    retryable = False
 
 
 class OutOfBlocks(CapacityError):

@@ -22,6 +22,11 @@ class ImageShare:
         self._tell = tell
         self._busy: set[str] = set()
 
+    @property
+    def bound(self) -> float | None:
+        """The share that holds now; None: there is no bound."""
+        return self._share if self._busy else None
+
     def note(self, model: str, *, busy: bool) -> None:
         """Note whether a model that yields to nobody has work."""
         was_busy = bool(self._busy)
@@ -30,4 +35,4 @@ class ImageShare:
         else:
             self._busy.discard(model)
         if bool(self._busy) is not was_busy:
-            self._tell(self._share if self._busy else None)
+            self._tell(self.bound)

@@ -11,8 +11,10 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ import zmq
 
 from engine import messages
 from engine.config import EngineConfig
-from engine.errors import EngineError, Failure, InsufficientMemory, InternalError
+from engine.errors import EngineError, Failure, InternalError
 from engine.fault import answer_for
 from engine.kinds import imported, kind_of, kind_of_checkpoint
 from engine.logs import configure_logging
@@ -42,10 +44,22 @@ _LONGEST_NAP_S = 0.5
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Memory that the arbiter has granted."""
+
+    id: int
+    free_bytes: int
+    """Left on the device after it."""
+
+
 class Link:
     """The worker's end of the socket. One thread uses it."""
 
     def __init__(self, address: str) -> None:
+        self._ids = count()
+        self._early: deque[messages.ToWorker] = deque()
+        """What came while an answer was waited for, and is still to be received."""
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PAIR)
         self._socket.set_hwm(0)
@@ -57,6 +71,9 @@ class Link:
 
     def receive(self) -> messages.ToWorker:
         """Wait for the next message."""
+        return self._early.popleft() if self._early else self._next()
+
+    def _next(self) -> messages.ToWorker:
         return messages.decode_to_worker(self._socket.recv())
 
     def refuse(self, request_id: str, error: EngineError) -> None:
@@ -65,6 +82,8 @@ class Link:
 
     def has_message(self, wait_s: float = 0.0) -> bool:
         """Whether there is a message, waiting so long for one."""
+        if self._early:
+            return True
         return self._socket.poll(timeout=round(1000 * wait_s), flags=zmq.POLLIN) != 0
 
     def close(self) -> None:
@@ -83,18 +102,32 @@ class Link:
         self.send(messages.Progress(phase, progress, detail, kind))
 
     def reserve(self, device: str, purpose: str, num_bytes: int, capacity_bytes: int) -> int:
-        """Ask the arbiter for memory; returns what is free on the device after it.
+        """Ask the arbiter for memory to keep; returns what is free on the device after it.
 
         Raises:
             InsufficientMemory: refused; the message says who holds the memory.
         """
-        self.send(messages.Reserve(device, purpose, num_bytes, capacity_bytes))
-        match answer := self.receive():
-            case messages.Granted(free_bytes=free_bytes):
-                return free_bytes
-            case messages.Denied(message=message):
-                raise InsufficientMemory(message)
-        raise InternalError(f"expected an answer about memory, got {type(answer).__name__}")
+        return self.borrow(device, purpose, num_bytes, capacity_bytes).free_bytes
+
+    def borrow(self, device: str, purpose: str, num_bytes: int, capacity_bytes: int) -> Grant:
+        """Ask the arbiter for memory, also while serving: other messages wait in their order.
+
+        Raises:
+            InsufficientMemory: as `reserve` does.
+        """
+        id = next(self._ids)
+        self.send(messages.Reserve(id, device, purpose, num_bytes, capacity_bytes))
+        while True:
+            match answer := self._next():
+                case messages.Granted(id=answered, free_bytes=free_bytes) if answered == id:
+                    return Grant(id, free_bytes)
+                case messages.Denied(id=answered, failure=failure) if answered == id:
+                    raise failure.error()
+            self._early.append(answer)
+
+    def give_back(self, grant: Grant) -> None:
+        """Return what was borrowed."""
+        self.send(messages.Release(grant.id))
 
 
 class Loop:

@@ -93,15 +93,17 @@ class Abort(msgspec.Struct, tag="abort", frozen=True):
 
 
 class Granted(msgspec.Struct, tag="granted", frozen=True):
-    """Answer to `Reserve`: what is still free on the device after it."""
+    """Answer to the `Reserve` of that id: what is still free on the device after it."""
 
+    id: int
     free_bytes: int
 
 
 class Denied(msgspec.Struct, tag="denied", frozen=True):
-    """Answer to `Reserve`: who holds the memory, in one line."""
+    """Answer to the `Reserve` of that id: who holds the memory."""
 
-    message: str
+    id: int
+    failure: Failure
 
 
 class Throttle(msgspec.Struct, tag="throttle", frozen=True):
@@ -123,13 +125,22 @@ class Progress(msgspec.Struct, tag="progress", frozen=True):
 
 
 class Reserve(msgspec.Struct, tag="reserve", frozen=True):
-    """Ask the arbiter for memory; the worker waits for `Granted` or `Denied`."""
+    """Ask the arbiter for memory, at any time; `Granted` or `Denied` answers, perhaps behind other
+    messages."""
 
+    id: int
+    """The worker's own number of it."""
     device: str
     purpose: str
     num_bytes: int
     capacity_bytes: int
     """What the device had free when the worker looked: the budget, if it is not known yet."""
+
+
+class Release(msgspec.Struct, tag="release", frozen=True):
+    """Give back what the `Reserve` of that id was granted. A worker's end gives back all."""
+
+    id: int
 
 
 class Found(msgspec.Struct, tag="found", frozen=True):
@@ -182,7 +193,7 @@ class Refused(msgspec.Struct, tag="refused", frozen=True):
 
 
 ToWorker = Submit | Abort | Granted | Denied | Throttle | Shutdown
-FromWorker = Progress | Reserve | Found | Ready | Failed | Refused | Step
+FromWorker = Progress | Reserve | Release | Found | Ready | Failed | Refused | Step
 
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
 _from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)

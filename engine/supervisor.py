@@ -1,7 +1,8 @@
 """Keeps one model's worker process alive and carries its requests.
 
 Runs on the server's event loop. A worker that dies ends its requests with `EngineDead` and is
-started again with growing pauses; one that says it cannot load stays down, with the reason.
+started again with growing pauses; one that says it cannot load stays down, with the reason. A model
+that leaves takes no more requests, finishes those that it has, and then its worker ends for good.
 """
 
 import asyncio
@@ -24,6 +25,7 @@ from engine.errors import (
     InsufficientMemory,
     InvalidParameter,
     ModelNotReady,
+    ModelUnloading,
 )
 from engine.kinds import AnyKind, kind_of
 from engine.model_spec import ModelSpec
@@ -51,6 +53,7 @@ class WorkerOptions:
     """What every worker is told beside its model."""
 
     config: EngineConfig
+    """The server's; a model may have settings of its own."""
     cache_dir: Path
     offline: bool = False
     cpu_isa: CpuIsa = "auto"
@@ -62,7 +65,16 @@ class WorkerOptions:
 
 
 class Supervisor:
-    """One model's worker: starts it, watches it, restarts it, talks to it."""
+    """One model's worker: starts it, watches it, restarts it, talks to it.
+
+    Args:
+        on_demand: it is loaded while the server runs. A worker that ends before its model was ready
+            is not started again then: whoever asked for it hears why.
+
+    Attributes:
+        config: the model's own.
+        text_path: of the checkpoint, if it has a text side and was found.
+    """
 
     def __init__(
         self,
@@ -71,11 +83,16 @@ class Supervisor:
         arbiter: MemoryArbiter,
         on_stats: Callable[[str, Stats], None],
         check_text: TextCheck,
+        *,
+        on_demand: bool = False,
     ) -> None:
         self.spec = spec
+        self.config = spec.config(options.config)
         self.info: Info | None = None
         self.stats: Stats | None = None
-        self.status = ModelStatus(model=spec.name, phase=Phase.STARTING)
+        self.status = ModelStatus(model=spec.name, phase=Phase.STARTING, joining=on_demand)
+        self.text_path: str | None = None
+        self._on_demand = on_demand
         self._options = options
         self._arbiter = arbiter
         self._on_stats = on_stats
@@ -90,8 +107,27 @@ class Supervisor:
         self._stalls = 0
         self._stall: str | None = None
         """Why the worker was ended, if it had stopped."""
+        self._exit_cause: str | None = None
+        """How the last worker ended, if not as it should."""
         self._kind: str | None = None
         self._share: float | None = None
+        self._is_loaded = False
+        """The worker that runs now has its model."""
+        self._left = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._is_ending = False
+        """No worker may run any more."""
+        self._stopping: asyncio.Task[None] | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """It takes requests."""
+        return self.status.phase is Phase.READY
+
+    @property
+    def is_leaving(self) -> bool:
+        """It takes none any more, and its worker will end."""
+        return self._left.is_set()
 
     @property
     def kind(self) -> AnyKind | None:
@@ -107,12 +143,15 @@ class Supervisor:
 
         Raises:
             InvalidParameter: the model makes something else.
+            ModelUnloading: it is on its way out.
             ModelNotReady: there is no worker that could take it now.
         """
-        if self.status.phase is not Phase.READY or self._socket is None or self.info is None:
+        if self.is_leaving:
+            raise ModelUnloading(f"model {self.spec.name!r} is being unloaded", param="model")
+        if not self.is_ready or self._socket is None or self.info is None:
             raise ModelNotReady(
                 f"model {self.spec.name!r} is not ready: {self.status.phase}"
-                f"{f' ({self.status.detail})' if self.status.detail else ''}; "
+                f"{f' ({self.status.news})' if self.status.news else ''}; "
                 f"wait until GET /ready answers 200"
             )
         kind = kind_of(self.info)
@@ -127,26 +166,61 @@ class Supervisor:
     def throttle(self, share: float | None) -> None:
         """Bound the share of time that the worker's steps take; None lifts the bound."""
         self._share = share
-        if self.status.phase is Phase.READY:
+        if self._is_loaded:
             self._send(messages.Throttle(share))
 
     async def wait_until_idle(self) -> None:
         """Return once the worker owes no request an event."""
         await self._streams.wait_until_empty()
 
+    async def wait_until_settled(self) -> None:
+        """Return once the model serves, has failed, or leaves."""
+        await self._settled.wait()
+
+    def leave(self) -> None:
+        """Take no more requests from now on, and start no worker any more."""
+        self._left.set()
+        self._set_phase(Phase.DRAINING, "it is being unloaded")
+        self._settled.set()
+
+    async def unload(self, drain_timeout_s: float) -> None:
+        """After `leave`: let the running requests finish for so long, then end them and the worker.
+
+        Requests that do not finish end with `ModelUnloading`.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(drain_timeout_s):
+                await self.wait_until_idle()
+        self._streams.fail_all(
+            ModelUnloading(
+                f"model {self.spec.name!r} was unloaded before the request was complete; send it "
+                f"to another model"
+            )
+        )
+        await self.stop()
+
     async def stop(self) -> None:
-        """End the worker: politely, then firmly. Requests still in it end with `EngineDead`."""
-        if self._task is None:
-            return
+        """End the worker: politely, then firmly; one that still loads cannot hear and is killed.
+        Requests in it end with `EngineDead`. Idempotent."""
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop(), name=f"stop {self.spec.name}")
+        await asyncio.shield(self._stopping)
+
+    async def _stop(self) -> None:
+        self._left.set()
         process = self._process
-        if process is not None and process.returncode is None:
+        if process is not None and process.returncode is None and self._is_loaded:
             self._send(messages.Shutdown())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(process.wait(), STOP_GRACE_S)
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
+        # Not cancelled: it closes what belongs to the worker.
+        self._is_ending = True
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+        if self._task is not None:
             await self._task
         self._set_phase(Phase.STOPPED)
+        self._settled.set()
 
     async def _supervise(self) -> None:
         """Run workers, one after the other, until told to stop or the model cannot be loaded."""
@@ -162,15 +236,21 @@ class Supervisor:
                 log.exception("the worker cannot be served", model=self.spec.name)
             finally:
                 self._lose_worker()
-            was_ready = self._restarts > 0 or self.info is not None
-            if self._failure is not None and not was_ready:
+            if self.is_leaving:
+                return
+            was_ready = self.info is not None
+            if not was_ready and self._on_demand and self._failure is None:
+                self._failure = self._death()
+            if self._failure is not None and not (was_ready or self._restarts > 0):
                 self._fail(self._failure)
                 return
             if loop.time() - started_s > HEALTHY_AFTER_S:
                 pause_s = FIRST_PAUSE_S
             self._restarts += 1
             self._set_phase(Phase.RESTARTING, f"the worker ended; next start in {pause_s:g} s")
-            await asyncio.sleep(pause_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._left.wait(), pause_s)
+                return
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     async def _run_worker(self) -> None:
@@ -179,7 +259,7 @@ class Supervisor:
         context = zmq.asyncio.Context()
         pulses = PulseReader()
         try:
-            self._failure = self._stall = None
+            self._failure = self._stall = self._exit_cause = None
             self._gate = self._new_gate()
             self._socket = context.socket(zmq.PAIR)
             self._socket.set_hwm(0)
@@ -187,6 +267,8 @@ class Supervisor:
             self._socket.bind(address)
             self._set_phase(Phase.STARTING)
             self._process = await self._spawn(address, pulses.write_fd)
+            if self._is_ending:
+                self._process.kill()
             pulses.let_go()
             watching = asyncio.create_task(self._watch(self._process, pulses))
             try:
@@ -204,7 +286,7 @@ class Supervisor:
 
     async def _watch(self, process: asyncio.subprocess.Process, pulses: PulseReader) -> None:
         """End the worker when it has stopped; `_serve` notices that it is gone."""
-        config, clock = self._options.config, asyncio.get_running_loop().time
+        config, clock = self.config, asyncio.get_running_loop().time
         watchdog = Watchdog(config.worker_timeout_s, config.step_timeout_s)
         ticked_s = clock()
         while self._stall is None:
@@ -214,7 +296,7 @@ class Supervisor:
                 watchdog.on_pulse(pulse)
             self._stall = watchdog.tick(
                 ticked_s - last_s,
-                is_ready=self.status.phase is Phase.READY,
+                is_ready=self._is_loaded,
                 is_busy=len(self._streams) > 0,
             )
         self._stalls += 1
@@ -240,7 +322,7 @@ class Supervisor:
                 address=address,
                 ref=self.spec.ref,
                 model=self.spec.name,
-                config=self._options.config,
+                config=self.config,
                 cache_dir=str(self._options.cache_dir),
                 offline=self._options.offline,
                 cpu_isa=self._options.cpu_isa,
@@ -292,7 +374,10 @@ class Supervisor:
                 self._set_phase(phase, detail, progress=progress)
             case messages.Reserve():
                 self._reserve(message)
+            case messages.Release(id=id):
+                self._arbiter.release(self.spec.name, id)
             case messages.Found(path=path):
+                self.text_path = path
                 self._gate.found(path)
             case messages.Ready():
                 self._gate.loaded(message.read())
@@ -305,8 +390,12 @@ class Supervisor:
         return TextGate(self._check_text, self._serve_requests, self._give_up)
 
     def _serve_requests(self, info: Info) -> None:
+        if self.is_leaving:
+            return
         self.info = info
+        self._is_loaded = True
         self._set_phase(Phase.READY)
+        self._settled.set()
         if kind_of(info).yields:
             self.throttle(self._share)
         log.info("model ready", model=self.spec.name, **info.log_fields)
@@ -318,15 +407,25 @@ class Supervisor:
             self._process.kill()
 
     def _fail(self, failure: Failure) -> None:
-        self._set_phase(Phase.FAILED, failure.message, error_code=failure.code, hint=failure.hint)
+        self._set_phase(Phase.FAILED, failure=failure)
+        self._settled.set()
+
+    def _death(self) -> Failure:
+        """Of a worker that said nothing about it."""
+        cause = self._stall or self._exit_cause or "for no known reason"
+        return Failure(
+            EngineDead.code,
+            f"the worker of model {self.spec.name!r} ended while it loaded the model: {cause}; the "
+            f"server's log may say more",
+        )
 
     def _reserve(self, ask: messages.Reserve) -> None:
         self._arbiter.ensure_budget(ask.device, ask.capacity_bytes)
         try:
-            self._arbiter.reserve(self.spec.name, ask.device, ask.purpose, ask.num_bytes)
-            self._send(messages.Granted(self._arbiter.free(ask.device)))
+            self._arbiter.reserve(self.spec.name, ask.id, ask.device, ask.purpose, ask.num_bytes)
+            self._send(messages.Granted(ask.id, self._arbiter.free(ask.device)))
         except InsufficientMemory as error:
-            self._send(messages.Denied(error.message))
+            self._send(messages.Denied(ask.id, Failure.of(error)))
 
     def _send(self, message: messages.ToWorker) -> None:
         if self._socket is not None:
@@ -342,8 +441,8 @@ class Supervisor:
         code = await process.wait()
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)  # what it started: compilers, downloads
-        if code != 0 and self.status.phase is not Phase.STOPPED:
-            cause = f"signal {-code}" if code < 0 else f"exit code {code}"
+        if code != 0 and not (self.is_leaving and not self._is_loaded):
+            cause = self._exit_cause = f"signal {-code}" if code < 0 else f"exit code {code}"
             if self._failure is not None:
                 cause = self._failure.message
             if self._failure is None or self.info is not None:  # else the status tells it
@@ -352,8 +451,9 @@ class Supervisor:
     def _lose_worker(self) -> None:
         """The worker is gone: so are its requests and its memory."""
         self._process = None
+        self._is_loaded = False
         self._gate.close()
-        self._arbiter.release(self.spec.name)
+        self._arbiter.release_all(self.spec.name)
         self._set_phase(Phase.RESTARTING)
         reason = f": {self._failure.message}" if self._failure else ""
         if self._stall is not None:
@@ -368,17 +468,18 @@ class Supervisor:
         detail: str | None = None,
         *,
         progress: float | None = None,
-        error_code: str | None = None,
-        hint: str | None = None,
+        failure: Failure | None = None,
     ) -> None:
+        if self.is_leaving and phase not in (Phase.DRAINING, Phase.STOPPED):
+            return  # whatever its worker does meanwhile
         self.status = ModelStatus(
             model=self.spec.name,
             phase=phase,
             progress=progress,
             detail=detail,
-            error_code=error_code,
+            failure=failure,
             restarts=self._restarts,
             stalls=self._stalls,
             kind=self._kind,
-            hint=hint,
+            joining=self._on_demand and self.info is None,
         )

@@ -221,13 +221,19 @@ class ModelStatus:
     progress: float | None = None
     """0 to 1 within the phase, where it is known."""
     detail: str | None = None
-    """One sanitised line: what is going on, or what failed."""
-    error_code: str | None = None
+    """One sanitised line: what is going on."""
+    failure: Failure | None = None
+    """Why it could not be loaded. Its hint is for the operator and never shown to clients: it may
+    name paths."""
     restarts: int = 0
     stalls: int = 0
     """Workers that were ended because they had stopped."""
     kind: str | None = None
     """Name of a row of `engine.kinds`; None until the checkpoint has been found."""
-    hint: str | None = None
-    """What the operator may read besides of a failure. Never shown to clients: it may name
-    paths."""
+    joining: bool = False
+    """It is loaded while the server runs, and has not served yet: nobody waits for it."""
+
+    @property
+    def news(self) -> str | None:
+        """One line for clients: why it failed, or what is going on."""
+        return self.detail if self.failure is None else self.failure.message

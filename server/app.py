@@ -10,17 +10,19 @@ from functools import partial
 from fastapi import FastAPI
 
 from engine.client import EngineClient
-from engine.kinds import imported
+from engine.kinds import AnyKind, imported
 from engine.version import __version__
 from server import middleware, openapi
+from server.catalog import config_of
 from server.http import errors
-from server.http.admission import Admission
+from server.http.admission import Admission, Places
 from server.http.lifecycle import Lifecycle
 from server.images.jobs import ImageJobs
 from server.images.store import ImageStore
 from server.kinds import SERVED
 from server.metrics import ServerMetrics
-from server.routes import docs, health, metrics, models
+from server.models.library import ModelLibrary
+from server.routes import docs, health, metrics, model_loading, models
 from server.settings import Settings
 from server.state import AppState
 from server.text.check import check_text
@@ -30,6 +32,7 @@ from server.text.texts import TextRegistry
 _ROUTERS = (
     *(imported(name) for served in SERVED.values() for name in served.routers),
     models.router,
+    model_loading.router,
     health.router,
     metrics.router,
     docs.router,
@@ -41,6 +44,7 @@ def create_app(settings: Settings, engine: EngineClient) -> FastAPI:
     state = _create_state(settings, engine)
 
     engine.check_text = partial(check_text, state.texts)
+    engine.on_gone = partial(_forget, state)
     app = FastAPI(
         title="Tandem",
         summary="OpenAI-compatible inference server",
@@ -53,17 +57,21 @@ def create_app(settings: Settings, engine: EngineClient) -> FastAPI:
     for router in _ROUTERS:
         app.include_router(router)
     errors.install(app)
-    openapi.install(app, engine, settings)
+    openapi.install(app, engine)
     middleware.install(app, settings, state.metrics)
     return app
 
 
 def _create_state(settings: Settings, engine: EngineClient) -> AppState:
     lifecycle = Lifecycle(settings.drain_timeout_s, require_all=settings.require_all)
-    places = {kind: served.places(settings) for kind, served in SERVED.items()}
+
+    def places(kind: AnyKind, model: str) -> Places:
+        return SERVED[kind].places(settings, config_of(engine, model))
+
     return AppState(
         settings=settings,
         engine=engine,
+        library=ModelLibrary(settings, engine),
         texts=TextRegistry(EncodingPool(settings.max_queued_encodings)),
         metrics=ServerMetrics(engine),
         lifecycle=lifecycle,
@@ -73,6 +81,13 @@ def _create_state(settings: Settings, engine: EngineClient) -> AppState:
             max_bytes=settings.image_store_bytes, ttl_s=settings.image_url_ttl_s
         ),
     )
+
+
+def _forget(state: AppState, model: str, text_path: str | None) -> None:
+    """A model is gone for good, and with it the last one of that text side, if a path is given."""
+    state.metrics.forget(model)
+    if text_path is not None:
+        state.texts.forget(text_path)
 
 
 @asynccontextmanager

@@ -4,7 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.client import EngineClient
-from engine.errors import InvalidParameter, ModelNotReady, UnknownModel
+from engine.config import EngineConfig
+from engine.errors import (
+    CapacityError,
+    InvalidParameter,
+    ModelNotReady,
+    ModelUnloading,
+    UnknownModel,
+)
 from engine.image_types import ImageModelInfo
 from engine.kinds import IMAGE, KINDS, TEXT, AnyKind, Kind
 from engine.types import Info, InfoT, ModelInfo, ModelStatus, Phase
@@ -19,6 +26,7 @@ def find_model(engine: EngineClient, name: str | None) -> ModelInfo:
         InvalidParameter: no id was given and several models are served, or it is of another kind.
         UnknownModel: no such model is served; names those that are.
         ModelNotReady: it is loading, restarting or failed.
+        ModelUnloading: it is on its way out.
     """
     return find_of_kind(engine, TEXT, name)
 
@@ -32,7 +40,7 @@ def find_any_model(engine: EngineClient, name: str) -> Info:
     """The ready model of that id, whatever its kind.
 
     Raises:
-        UnknownModel, ModelNotReady: as in `find_model`.
+        UnknownModel, ModelNotReady, ModelUnloading: as in `find_model`.
     """
     infos: list[Info] = [info for kind in KINDS.values() for info in engine.infos(kind)]
     for info in infos:
@@ -40,14 +48,30 @@ def find_any_model(engine: EngineClient, name: str) -> Info:
             return info
     for status in engine.statuses():
         if status.model == name:
-            raise ModelNotReady(_not_ready(status), param="model")
+            raise _not_ready(status)
     raise unknown_model(engine, name)
+
+
+def config_of(engine: EngineClient, model: str) -> EngineConfig:
+    """The configuration of a model that was found.
+
+    Raises:
+        UnknownModel: it is gone since.
+    """
+    config = engine.config(model)
+    if config is None:
+        raise unknown_model(engine, model)
+    return config
 
 
 def served_names(engine: EngineClient, kind: AnyKind) -> list[str]:
     """Ids of the models of that kind, and of those whose kind is not known yet, but for those that
-    could not be loaded."""
-    return [s.model for s in _of_kind(engine, kind) if s.phase is not Phase.FAILED]
+    could not be loaded, leave, or have not served yet while others did."""
+    return [
+        status.model
+        for status in _of_kind(engine, kind)
+        if status.phase not in (Phase.FAILED, Phase.DRAINING) and not status.joining
+    ]
 
 
 def unknown_model(engine: EngineClient, name: str) -> UnknownModel:
@@ -82,7 +106,7 @@ def find_of_kind(engine: EngineClient, kind: Kind[Any, Any, InfoT], name: str | 
             raise InvalidParameter(
                 f"model {name} {does}; ask it with {routes}; {_use(served, kind)}", param="model"
             )
-        raise ModelNotReady(_not_ready(status), param="model")
+        raise _not_ready(status)
     raise unknown_model(engine, name)
 
 
@@ -103,7 +127,15 @@ def _use(names: Sequence[str], kind: AnyKind) -> str:
     return f"use one of: {', '.join(names)}" if names else SERVED[kind].nothing_served
 
 
-def _not_ready(status: ModelStatus) -> str:
+def _not_ready(status: ModelStatus) -> CapacityError:
+    name = status.model
+    if status.phase is Phase.DRAINING:
+        return ModelUnloading(
+            f"model {name} is being unloaded and takes no new requests; use another model",
+            param="model",
+        )
     if status.phase is Phase.FAILED:
-        return f"model {status.model} failed to load: {status.detail or 'see the server log'}"
-    return f"model {status.model} is not ready ({status.phase.value}); try again later"
+        reason = f"model {name} failed to load: {status.news or 'see the server log'}"
+    else:
+        reason = f"model {name} is not ready ({status.phase.value}); try again later"
+    return ModelNotReady(reason, param="model")

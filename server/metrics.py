@@ -6,14 +6,14 @@ knows is read from it when Prometheus asks (`server/engine_collector.py`).
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from prometheus_client import CollectorRegistry, Counter, ProcessCollector
 
 from engine.client import EngineClient
 from engine.kinds import AnyKind
 from server.engine_collector import EngineCollector
-from server.http.served_kind import MetricsT, ServedKind
+from server.http.served_kind import KindMetrics, MetricsT, ServedKind
 from server.kinds import SERVED
 
 
@@ -30,7 +30,7 @@ class ServerMetrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.registry.register(EngineCollector(engine))
-        self._of: dict[AnyKind, Any] = {
+        self._of: dict[AnyKind, KindMetrics] = {
             kind: served.metrics(self.registry, engine, clock=clock)
             for kind, served in SERVED.items()
         }
@@ -51,8 +51,12 @@ class ServerMetrics:
 
     def of(self, served: ServedKind[Any, MetricsT]) -> MetricsT:
         """Those of one kind of model."""
-        metrics: MetricsT = self._of[served.kind]
-        return metrics
+        return cast(MetricsT, self._of[served.kind])
+
+    def forget(self, model: str) -> None:
+        """The model is gone, and its numbers with it."""
+        for metrics in self._of.values():
+            metrics.forget(model)
 
     def count_http(self, method: str, route: str, status: int) -> None:
         """`route` is a route's template, not a path: paths are the client's to choose."""

@@ -11,15 +11,14 @@ from typing import Any
 from fastapi import FastAPI
 
 from engine.client import EngineClient
-from server.catalog import served_names
+from server.catalog import config_of, served_names
 from server.http.schemas import variant
 from server.kinds import SERVED
-from server.settings import Settings
 
 _KINDS = {body.__name__: served for served in SERVED.values() for body in served.bodies}
 
 
-def install(app: FastAPI, engine: EngineClient, settings: Settings) -> None:
+def install(app: FastAPI, engine: EngineClient) -> None:
     """Make `/openapi.json` and `/docs` show the served models' facts."""
     describe = app.openapi
 
@@ -29,8 +28,10 @@ def install(app: FastAPI, engine: EngineClient, settings: Settings) -> None:
         for name, schema in document["components"]["schemas"].items():
             kind = _KINDS.get(name)
             if kind is not None:
-                _name_models(schema, served_names(engine, kind.kind))
-                kind.fill_in(schema["properties"], engine.infos(kind.kind), settings)
+                names = served_names(engine, kind.kind)
+                configs = [config_of(engine, name) for name in names]
+                _name_models(schema, names)
+                kind.fill_in(schema["properties"], engine.infos(kind.kind), configs)
         served = [status.model for status in engine.statuses()]
         for path in ("/v1/models/{model_id}", "/ready/{model_id}"):
             for parameter in document["paths"][path]["get"]["parameters"]:

@@ -8,6 +8,7 @@ from server.http.lifecycle import Lifecycle
 from server.images.jobs import ImageJobs
 from server.images.store import ImageStore
 from server.metrics import ServerMetrics
+from server.models.library import ModelLibrary
 from server.settings import Settings
 from server.text.texts import TextRegistry
 
@@ -18,6 +19,7 @@ class AppState:
 
     settings: Settings
     engine: EngineClient
+    library: ModelLibrary
     texts: TextRegistry
     metrics: ServerMetrics
     lifecycle: Lifecycle

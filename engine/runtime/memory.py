@@ -1,7 +1,7 @@
 """The memory arbiter: memory is asked for, not taken.
 
 One arbiter lives in the server process and knows a budget per device; workers ask it through
-messages before they allocate. Later it evicts what is evictable; today it grants or refuses.
+messages before they allocate, whether they load or serve. It grants or refuses.
 """
 
 from dataclasses import dataclass
@@ -14,35 +14,42 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """`owner` holds `num_bytes` on `device` for `purpose`."""
+    """`owner` holds `num_bytes` on `device` for `purpose`; `id` is the owner's number of it."""
 
     owner: str
+    id: int
     device: str
     purpose: str
     num_bytes: int
-    evictable: bool = False
 
 
 class MemoryArbiter:
-    """Budgets per device, and who holds how much. Not thread-safe: one event loop owns it."""
+    """Budgets per device, and who holds how much. Not thread-safe: one event loop owns it.
+
+    Invariant: what is held on a device is at most its budget.
+    """
 
     def __init__(self) -> None:
         self._budgets: dict[str, int] = {}
-        self._held: list[Reservation] = []
+        self._held: dict[tuple[str, int], Reservation] = {}
 
     def ensure_budget(self, device: str, capacity_bytes: int) -> None:
-        """Set the budget unless there is one: the first to look sees the untouched device."""
-        self._budgets.setdefault(device, capacity_bytes)
+        """Take what was seen to be free as the budget, unless somebody holds some of it already:
+        only who finds the device untouched sees all that there is."""
+        if self.held(device) == 0:
+            self._budgets[device] = capacity_bytes
+
+    def held(self, device: str, owner: str | None = None) -> int:
+        """Bytes that are held on a device, by one owner or by all."""
+        return sum(r.num_bytes for r in self._on(device) if owner in (None, r.owner))
 
     def free(self, device: str) -> int:
         """Bytes of the budget that nobody holds."""
-        held = sum(r.num_bytes for r in self._held if r.device == device)
-        return self._budgets.get(device, 0) - held
+        return self._budgets.get(device, 0) - self.held(device)
 
-    def reserve(
-        self, owner: str, device: str, purpose: str, num_bytes: int, *, evictable: bool = False
-    ) -> Reservation:
-        """Grant memory to `owner`.
+    def reserve(self, owner: str, id: int, device: str, purpose: str, num_bytes: int) -> None:
+        """Grant memory to `owner`, who gives it back by the same id. What an owner holds at a time
+        has different ids.
 
         Raises:
             InsufficientMemory: the message lists who holds what, and says how much is missing.
@@ -50,36 +57,49 @@ class MemoryArbiter:
         free = self.free(device)
         if num_bytes > free:
             holders = ", ".join(
-                f"{r.owner} {r.purpose} {r.num_bytes // MIB} MiB"
-                for r in self._held
-                if r.device == device
+                f"{r.owner} {r.purpose} {r.num_bytes // MIB} MiB" for r in self._on(device)
             )
             raise InsufficientMemory(
                 f"{owner} asks for {num_bytes // MIB} MiB for {purpose} on {device}, "
                 f"{max(0, free) // MIB} MiB are free (held: {holders or 'nothing'}); "
                 f"lower kv_cache_memory_gib or max_model_len, or serve fewer models"
             )
-        reservation = Reservation(owner, device, purpose, num_bytes, evictable)
-        self._held.append(reservation)
-        return reservation
+        self._held[owner, id] = Reservation(owner, id, device, purpose, num_bytes)
 
-    def release(self, owner: str) -> None:
+    def release(self, owner: str, id: int) -> None:
+        """Give one reservation back; one that is not held is ignored."""
+        self._held.pop((owner, id), None)
+
+    def release_all(self, owner: str) -> None:
         """Give back everything that `owner` holds."""
-        self._held = [r for r in self._held if r.owner != owner]
+        self._held = {key: r for key, r in self._held.items() if r.owner != owner}
+
+    def _on(self, device: str) -> list[Reservation]:
+        return [r for r in self._held.values() if r.device == device]
 
 
-def available_host_memory() -> int:
-    """Bytes this process can still get: the kernel's estimate, capped by the cgroup's limit."""
+def available_host_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes this process can still get: the kernel's estimate, capped by the control group's limit.
+
+    Files that were read and are kept in memory count as free in both: the kernel drops them first.
+    """
     available = _meminfo_available()
-    root = Path("/sys/fs/cgroup")
     try:
-        limit = (root / "memory.max").read_text().strip()
+        limit = (cgroup / "memory.max").read_text().strip()
         if limit != "max":
-            used = int((root / "memory.current").read_text())
+            used = int((cgroup / "memory.current").read_text()) - _cached_files(cgroup)
             available = min(available, max(0, int(limit) - used))
     except (OSError, ValueError):
         pass  # no cgroup v2 here: the kernel's estimate stands
     return available
+
+
+def _cached_files(cgroup: Path) -> int:
+    """Bytes of files that nobody has used lately."""
+    for line in (cgroup / "memory.stat").read_text().splitlines():
+        if line.startswith("inactive_file "):
+            return int(line.split()[1])
+    return 0
 
 
 def _meminfo_available() -> int:

@@ -405,7 +405,7 @@ def _end(process: subprocess.Popen[bytes], connection: socket.socket) -> None:
 
 
 def _shutting_down() -> Draining:
-    return Draining("the server is shutting down; send the request to another one")
+    return Draining("the server, or this model, is shutting down; send the request to another one")
 
 
 def _pack(question: Question) -> bytes:

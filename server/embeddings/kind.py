@@ -6,6 +6,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from engine.client import EngineClient
+from engine.config import EngineConfig
 from engine.embedding_types import EmbeddingModelInfo
 from engine.kinds import EMBEDDING
 from server.http.admission import Places
@@ -25,16 +26,18 @@ _METRICS = ItemNames(
 )
 
 
-def _places(settings: Settings) -> Places:
+def _places(settings: Settings, config: EngineConfig) -> Places:
     return Places(
         what="inputs",
-        num_running=settings.engine.max_num_seqs,
+        num_running=config.max_num_seqs,
         num_waiting=settings.max_queued_requests,
     )
 
 
 def _fill_in(
-    properties: dict[str, Any], infos: Sequence[EmbeddingModelInfo], settings: Settings
+    properties: dict[str, Any],
+    infos: Sequence[EmbeddingModelInfo],
+    configs: Sequence[EngineConfig],
 ) -> None:
     if not infos:
         return

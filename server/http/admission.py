@@ -7,7 +7,7 @@ Called by routes before anything expensive. A refused request gets `QueueFull` (
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.errors import Draining, QueueFull
@@ -58,13 +58,16 @@ class Admission:
     """Counts the places that are taken at each model, by what waits or runs. Event loop only.
 
     Invariant: `num_in_flight(model)` is the sum of `num_places` over the model's live leases, and
-    at most its kind's limit, unless a single request asks for more than that.
+    at most the model's limit, unless a single request asks for more than that.
+
+    Args:
+        places: of a model, given its kind and id.
     """
 
     def __init__(
         self,
         lifecycle: Lifecycle,
-        places: Mapping[AnyKind, Places],
+        places: Callable[[AnyKind, str], Places],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -87,7 +90,7 @@ class Admission:
             Draining: the server is shutting down.
             QueueFull: too much is in flight. Both carry `retry_after_s`.
         """
-        places = self._places[kind]
+        places = self._places(kind, model)
         if self._lifecycle.draining:
             draining = Draining("the server is shutting down; send the request to another one")
             draining.retry_after_s = max(1, math.ceil(self._lifecycle.remaining_drain_s()))

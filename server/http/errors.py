@@ -46,6 +46,7 @@ class StatusRow:
 
 _CALLER = StatusRow(400, INVALID_REQUEST)
 _UNKNOWN = StatusRow(404, INVALID_REQUEST)
+_CONFLICT = StatusRow(409, INVALID_REQUEST)
 _UNAVAILABLE = StatusRow(503, SERVER_ERROR, retry_after_s=5)
 _LOAD = StatusRow(503, SERVER_ERROR, retry_after_s=60)
 _FAULT = StatusRow(500, SERVER_ERROR, show_message=False)
@@ -57,11 +58,16 @@ STATUS_TABLE: Mapping[type[errors.EngineError], StatusRow] = {
     errors.ContextLengthExceeded: _CALLER,
     errors.UnknownModel: _UNKNOWN,
     errors.UnknownAdapter: _UNKNOWN,
+    errors.ModelConflict: _CONFLICT,
+    errors.NotAllowed: StatusRow(403, INVALID_REQUEST),
     errors.UnsupportedFeature: _CALLER,
     errors.CapacityError: _UNAVAILABLE,
     errors.QueueFull: StatusRow(429, RATE_LIMIT, retry_after_s=1),
     errors.Draining: _UNAVAILABLE,
     errors.ModelNotReady: _UNAVAILABLE,
+    # Here it will not come back by itself, but perhaps behind the same address.
+    errors.ModelUnloading: _UNAVAILABLE,
+    errors.TooManyModels: _CONFLICT,
     # Not retryable: the same request never fits this pool, so it is the request that must change.
     errors.OutOfBlocks: _CALLER,
     # What proxies log for a client that left; an image request cancelled by its id reads it.
@@ -82,6 +88,14 @@ STATUS_TABLE: Mapping[type[errors.EngineError], StatusRow] = {
     errors.InvariantViolation: _FAULT,
 }
 
+LOAD_STATUS_TABLE: Mapping[type[errors.EngineError], StatusRow] = {
+    errors.ModelLoadError: _CALLER,
+    errors.ModelNotFound: _UNKNOWN,
+    errors.InsufficientMemory: _LOAD,
+}
+"""The same for who has asked for the load: a model that cannot be loaded is not the server's
+failure."""
+
 _HIDDEN_MESSAGE = "internal error; the server's log has the details under this request's id"
 
 _HTTP_CODES = {
@@ -95,9 +109,12 @@ _HTTP_CODES = {
 }
 
 
-def status_row(error: errors.EngineError) -> StatusRow:
+def status_row(
+    error: errors.EngineError,
+    table: Mapping[type[errors.EngineError], StatusRow] = STATUS_TABLE,
+) -> StatusRow:
     """The table's row for an error: its own type's, or that of the nearest ancestor."""
-    return next(STATUS_TABLE[t] for t in type(error).__mro__ if t in STATUS_TABLE)
+    return next(table[t] for t in type(error).__mro__ if t in table)
 
 
 def error_body(
@@ -138,6 +155,19 @@ def engine_error_response(error: BaseException) -> Response:
     wait_s = row.retry_after_s if wait_s is None else wait_s
     headers = {} if wait_s is None else {"Retry-After": str(wait_s)}
     return Response(engine_error_body(error), row.status, headers, media_type="application/json")
+
+
+def load_error_response(error: errors.ModelLoadError) -> Response:
+    """The HTTP answer to who asked for a model that cannot be loaded."""
+    row = status_row(error, LOAD_STATUS_TABLE)
+    return error_response(
+        row.status,
+        error.message,
+        row.type,
+        param=error.param,
+        code=error.code,
+        headers={} if row.retry_after_s is None else {"Retry-After": str(row.retry_after_s)},
+    )
 
 
 def log_unexpected(error: BaseException) -> None:

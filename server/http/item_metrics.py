@@ -77,7 +77,8 @@ class ItemMetrics:
         clock: Callable[[], float],
     ) -> None:
         self._clock = clock
-        self._metrics = _Metrics(MetricFactory(registry, names.subsystem), names)
+        self._factory = MetricFactory(registry, names.subsystem)
+        self._metrics = _Metrics(self._factory, names)
         self._models: dict[str, _ModelMetrics] = {}
         registry.register(
             QueueGauges(
@@ -97,6 +98,11 @@ class ItemMetrics:
     def on_step(self, model: str, stats: Stats) -> None:
         """Take a step's report."""
         self._of(model).on_step(stats)
+
+    def forget(self, model: str) -> None:
+        """The model is gone, and its numbers with it."""
+        if self._models.pop(model, None) is not None:
+            self._factory.forget(model)
 
     def _of(self, model: str) -> "_ModelMetrics":
         metrics = self._models.get(model)

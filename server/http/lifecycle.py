@@ -77,13 +77,17 @@ class Lifecycle:
         """One phase for all models: that of the one furthest from serving.
 
         Models that failed to load count only where all of them are required, or nothing is left:
-        waiting would not bring them.
+        waiting would not bring them. One that is loaded or unloaded while others serve does not
+        count: the server goes on as it was.
         """
         if self.draining:
             return Readiness(Phase.DRAINING)
-        if not statuses:
-            return Readiness(Phase.STARTING)
-        loadable = [status for status in statuses if status.phase is not Phase.FAILED]
-        counted = statuses if self._require_all or not loadable else loadable
+        staying = [s for s in statuses if s.phase is not Phase.DRAINING]
+        settled = [s for s in staying if not s.joining]
+        loadable = [s for s in settled if s.phase is not Phase.FAILED]
+        counted = settled if self._require_all else loadable
+        counted = counted or [s for s in staying if s.joining] or settled
+        if not counted:
+            return Readiness(Phase.STOPPED)
         worst = min(counted, key=lambda status: _WORST_FIRST.index(status.phase))
         return Readiness(worst.phase, worst.progress)

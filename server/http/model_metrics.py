@@ -32,14 +32,25 @@ class MetricFactory:
     def __init__(self, registry: CollectorRegistry, subsystem: str = "") -> None:
         self._registry = registry
         self._subsystem = subsystem
+        self._created: list[tuple[Counter | Histogram, tuple[str, ...]]] = []
+
+    def forget(self, model: str) -> None:
+        """Show a model's numbers no more. Who still counts for it counts for nobody."""
+        for metric, labels in self._created:
+            samples = [sample for family in metric.collect() for sample in family.samples]
+            its = [sample.labels for sample in samples if sample.labels[MODEL] == model]
+            for values in {tuple(found[label] for label in labels) for found in its}:
+                metric.remove(*values)
 
     def counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(
+        counter = Counter(
             name, text, (MODEL, *labels), "tandem", self._subsystem, registry=self._registry
         )
+        self._created.append((counter, (MODEL, *labels)))
+        return counter
 
     def histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
-        return Histogram(
+        histogram = Histogram(
             name,
             text,
             (MODEL, *labels),
@@ -48,6 +59,8 @@ class MetricFactory:
             registry=self._registry,
             buckets=buckets,
         )
+        self._created.append((histogram, (MODEL, *labels)))
+        return histogram
 
 
 class QueueGauges(Collector):

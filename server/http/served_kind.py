@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 
 from engine.client import EngineClient
+from engine.config import EngineConfig
 from engine.kinds import Kind
 from engine.types import InfoT
 from server.http.admission import Places
@@ -27,8 +28,16 @@ class FirstQuestion:
     """Command that reads the answer."""
 
 
-MetricsT = TypeVar("MetricsT")
-MadeT = TypeVar("MadeT", covariant=True)
+class KindMetrics(Protocol):
+    """Those of all models of a kind."""
+
+    def forget(self, model: str) -> None:
+        """The model is gone, and its numbers with it."""
+        ...
+
+
+MetricsT = TypeVar("MetricsT", bound=KindMetrics)
+MadeT = TypeVar("MadeT", bound=KindMetrics, covariant=True)
 
 
 class MakesMetrics(Protocol[MadeT]):
@@ -54,10 +63,11 @@ class ServedKind(Generic[InfoT, MetricsT]):
     """What to say where there is none."""
     bodies: tuple[type[BaseModel], ...]
     """Of the requests that name such a model."""
-    places: Callable[[Settings], Places]
-    """How many requests may be in flight."""
-    fill_in: Callable[[dict[str, Any], Sequence[InfoT], Settings], None]
-    """Put what is known of the models that are ready into the schema of a body's fields."""
+    places: Callable[[Settings, EngineConfig], Places]
+    """How many requests may be in flight at a model of that configuration."""
+    fill_in: Callable[[dict[str, Any], Sequence[InfoT], Sequence[EngineConfig]], None]
+    """Put what is known of the models into the schema of a body's fields: infos of those that are
+    ready, configurations of all that may be of this kind."""
     card: Callable[[InfoT], Any]
     """What `GET /v1/models` shows, of a type among `server.kinds.AnyCard`."""
     metrics: MakesMetrics[MetricsT]

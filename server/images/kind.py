@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from engine.config import EngineConfig
 from engine.image_types import ImageModelInfo
 from engine.kinds import IMAGE
 from server.http.admission import Places
@@ -19,16 +20,16 @@ from server.protocol.models import ImageModelCard
 from server.settings import Settings
 
 
-def _places(settings: Settings) -> Places:
+def _places(settings: Settings, config: EngineConfig) -> Places:
     return Places(
         what="images",
-        num_running=settings.engine.max_num_images,
+        num_running=config.max_num_images,
         num_waiting=settings.max_queued_images,
     )
 
 
 def _fill_in(
-    properties: dict[str, Any], infos: Sequence[ImageModelInfo], settings: Settings
+    properties: dict[str, Any], infos: Sequence[ImageModelInfo], configs: Sequence[EngineConfig]
 ) -> None:
     names = {name: None for info in infos for name in info.schedulers}
     if names:

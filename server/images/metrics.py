@@ -78,7 +78,8 @@ class ImageMetrics:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._clock = clock
-        self._metrics = _Metrics(MetricFactory(registry, "image"))
+        self._factory = MetricFactory(registry, "image")
+        self._metrics = _Metrics(self._factory)
         self._models: dict[str, _ModelMetrics] = {}
         registry.register(
             QueueGauges(
@@ -98,6 +99,11 @@ class ImageMetrics:
     def on_step(self, model: str, stats: ImageStats) -> None:
         """Take a step's report."""
         self._of(model).on_step(stats)
+
+    def forget(self, model: str) -> None:
+        """The model is gone, and its numbers with it."""
+        if self._models.pop(model, None) is not None:
+            self._factory.forget(model)
 
     def _of(self, model: str) -> "_ModelMetrics":
         metrics = self._models.get(model)

@@ -29,8 +29,9 @@ def install(app: FastAPI, settings: Settings, metrics: ServerMetrics) -> None:
         min_bytes_per_s=settings.min_body_bytes_per_s,
     )
     app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes)
-    if keys := settings.read_api_keys():
-        app.add_middleware(AuthMiddleware, keys=keys)
+    keys, admin_keys = settings.read_api_keys(), settings.read_admin_keys()
+    if keys or admin_keys:
+        app.add_middleware(AuthMiddleware, keys=keys, admin_keys=admin_keys)
     app.add_middleware(RecoverMiddleware)
     if settings.cors_allow_origins:
         app.add_middleware(

@@ -1,7 +1,8 @@
 """API keys: `Authorization: Bearer KEY` or `X-Api-Key: KEY`.
 
 Guards every path, also those without a route, so that routes cannot be found by trying; only the
-probes are open, and stored images, whose names are secrets themselves.
+probes are open, and stored images, whose names are secrets themselves. Without API keys everything
+is open, and admin keys only tell who may change what is served.
 """
 
 import hmac
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from server.http.admin import note_admin_key
 from server.http.errors import INVALID_REQUEST, error_response
 from server.middleware.scope import get_header, get_path
 
@@ -18,9 +20,10 @@ OPEN_FOLDER = "/v1/images/files"
 
 
 class AuthMiddleware:
-    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, keys: Sequence[str], admin_keys: Sequence[str] = ()) -> None:
         self.app = app
         self._keys = [key.encode() for key in keys]
+        self._admin_keys = [key.encode() for key in admin_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or self._may_pass(scope):
@@ -34,9 +37,11 @@ class AuthMiddleware:
         if scope["type"] == "http" and _is_open(scope):
             return True
         given = _given_key(scope)
-        # Every key is compared, in constant time: how long it takes says nothing about them.
-        matches = [hmac.compare_digest(given or b"", key) for key in self._keys]
-        return any(matches)
+        is_admin = _is_one_of(given, self._admin_keys)
+        is_known = _is_one_of(given, self._keys)
+        if is_admin:
+            note_admin_key(scope)
+        return is_admin or is_known or not self._keys
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         problem = "the API key is not valid" if _given_key(scope) else "an API key is required"
@@ -48,6 +53,12 @@ class AuthMiddleware:
             headers={"WWW-Authenticate": "Bearer"},
         )
         await response(scope, receive, send)
+
+
+def _is_one_of(given: bytes | None, keys: Sequence[bytes]) -> bool:
+    # Every key is compared, in constant time: how long it takes says nothing about them.
+    matches = [hmac.compare_digest(given or b"", key) for key in keys]
+    return any(matches)
 
 
 def _is_open(scope: Scope) -> bool:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # it brings rich, which is for terminals only
 _POLL_S = 0.1
 _QUIET_S = 5.0
 _SETTLED = (Phase.READY, Phase.FAILED, Phase.STOPPED)
+_TOLD_BY_ENGINE = (Phase.READY, Phase.DRAINING, Phase.STOPPED)
 
 log = structlog.get_logger(__name__)
 
@@ -47,6 +48,8 @@ class Announcer:
         self._tell = tell
         self._screen = screen
         self._told: dict[str, tuple[ModelStatus, float]] = {}
+        self.nothing_serves = False
+        """Loading is over, and every model has failed."""
 
     async def run(self) -> None:
         """Report until loading is over, then print a curl line that works."""
@@ -57,6 +60,7 @@ class Announcer:
             )
         ready = [status.model for status in statuses if status.phase is Phase.READY]
         if not ready:
+            self.nothing_serves = {status.phase for status in statuses} == {Phase.FAILED}
             return
         lines = self._first_questions()
         if self._settings.log_format == "json":
@@ -66,8 +70,13 @@ class Announcer:
 
     async def _watch(self, report: Callable[[ModelStatus], None]) -> list[ModelStatus]:
         """Report until every model has come to an end of loading."""
+        seen: set[str] = set()
         while True:
-            statuses = self._engine.statuses()
+            # Who loads one meanwhile hears of it.
+            statuses = [status for status in self._engine.statuses() if not status.joining]
+            for name in seen - {status.model for status in statuses}:
+                report(ModelStatus(model=name, phase=Phase.STOPPED))
+            seen = {status.model for status in statuses}
             for status in statuses:
                 report(status)
             if all(status.phase in _SETTLED for status in statuses):
@@ -90,16 +99,16 @@ class Announcer:
         if before is not None and not _is_news(before, status, now - told_s):
             return
         self._told[status.model] = (status, now)
-        if status.phase is Phase.FAILED:
-            hint = {} if status.hint is None else {"hint": status.hint}
+        if status.failure is not None:
+            hint = {} if status.failure.hint is None else {"hint": status.failure.hint}
             log.error(
                 "model failed to load",
                 model=status.model,
-                code=status.error_code,
-                cause=status.detail,
+                code=status.failure.code,
+                cause=status.failure.message,
                 **hint,
             )
-        elif status.phase is not Phase.READY:  # that the engine reports itself
+        elif status.phase not in _TOLD_BY_ENGINE:
             progress = None if status.progress is None else f"{status.progress:.0%}"
             fields = {"progress": progress, "detail": status.detail}
             given = {name: value for name, value in fields.items() if value is not None}

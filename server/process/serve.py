@@ -25,7 +25,6 @@ from fastapi import FastAPI
 
 from engine.client import EngineClient, ProcessEngineClient, WorkerOptions
 from engine.logs import configure_logging
-from engine.types import Phase
 from engine.version import __version__
 from server.app import create_app
 from server.http.connection import (
@@ -129,7 +128,7 @@ class DrainingServer(uvicorn.Server):
         self._announcer = Announcer(state.settings, state.engine, listener, typer.echo, screen)
         self._announcement: asyncio.Task[None] | None = None
         self.has_failed = False
-        """No model could be loaded."""
+        """No model could be loaded, and the operator has been told why."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Runs in a signal handler, between any two instructions of the loop: only sets flags."""
@@ -150,19 +149,13 @@ class DrainingServer(uvicorn.Server):
             check_connections(self.server_state.connections, now_s)
         if await super().on_tick(counter) or self.force_exit:
             return True
-        if self._nothing_could_be_loaded():
+        if self._announcer.nothing_serves:
             self.has_failed = True
             return True
         lifecycle = self._state.lifecycle
         if not lifecycle.draining:
             return False
         return self._state.admission.num_in_flight() == 0 or lifecycle.remaining_drain_s() == 0
-
-    def _nothing_could_be_loaded(self) -> bool:
-        """Once the operator has been told why."""
-        if self._announcement is None or not self._announcement.done():
-            return False
-        return all(status.phase is Phase.FAILED for status in self._state.engine.statuses())
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         """Stop the engine first: requests still in it end with an error, not with silence."""
@@ -203,6 +196,8 @@ def _log_start(settings: Settings) -> None:
     is_open = not settings.read_api_keys() and settings.uds is None
     if is_open and not _is_loopback(settings.host):
         log.warning("anybody who reaches this host can use the server; set api_keys")
+        if settings.enable_runtime_loading and not settings.admin_keys:
+            log.warning("and can load and unload its models; set admin_keys")
 
 
 def _allow_connections(max_connections: int) -> None:

@@ -72,6 +72,9 @@ class StartScreen:
         if status.phase is Phase.READY:
             self._progress.update(task, total=1, completed=1, sign="[green]✓[/]", note="ready")
             self._progress.stop_task(task)
+        elif status.phase is Phase.STOPPED:
+            self._progress.update(task, total=1, completed=0, note="unloaded")
+            self._progress.stop_task(task)
         elif status.phase is Phase.FAILED:
             self._failed[status.model] = status
             self._progress.update(task, total=1, completed=0, sign="[red]✗[/]", note="failed")
@@ -87,10 +90,10 @@ class StartScreen:
 
     def _explain(self, status: ModelStatus) -> None:
         line = Text(f"{status.model}: ", style="bold red")
-        line.append(status.detail or "failed; see the log", style="default not bold")
+        line.append(status.news or "failed; see the log", style="default not bold")
         self._console.print(line, highlight=False)
-        if status.hint is not None:
-            self._console.print(Text(f"  {status.hint}"), highlight=False)
+        if status.failure is not None and status.failure.hint is not None:
+            self._console.print(Text(f"  {status.failure.hint}"), highlight=False)
 
 
 class Terminal:

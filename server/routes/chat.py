@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from engine.kinds import TEXT
-from server.catalog import find_model
+from server.catalog import config_of, find_model
 from server.http.json_route import JsonRoute
 from server.http.log_fields import annotate
 from server.http.sse import until_disconnect
@@ -62,7 +62,7 @@ async def create_chat_completion(
             info,
             prompt,
             request_id=head.id,
-            policy=settings.engine.scheduling_policy,
+            policy=config_of(state.engine, info.model).scheduling_policy,
             patterns=await text.patterns(sampler_strings(body)),
         )
         options = text_options(body, keep_text=settings.log_prompts)

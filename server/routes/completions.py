@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 
 from engine.kinds import TEXT
 from engine.types import GenerateRequest, ModelInfo
-from server.catalog import find_model
+from server.catalog import config_of, find_model
 from server.http.json_route import JsonRoute
 from server.http.log_fields import annotate
 from server.http.sse import until_disconnect
@@ -55,7 +55,7 @@ async def create_completion(body: CompletionRequest, request: Request, state: St
             info,
             prompts,
             request_id=head.id,
-            policy=settings.engine.scheduling_policy,
+            policy=config_of(state.engine, info.model).scheduling_policy,
             patterns=await text.patterns(sampler_strings(body)),
         )
         echoes = await _echoes(body, text, prompts, requests)

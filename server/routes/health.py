@@ -29,7 +29,8 @@ async def get_health() -> dict[str, str]:
 )
 async def get_ready(state: StateDep, response: Response) -> dict[str, Any]:
     """200 while every model that could be loaded is served, 503 with the phase and progress
-    otherwise. `failed` names those that could not; with `--require-all` they make it 503."""
+    otherwise. `failed` names those that could not; with `--require-all` they make it 503. Models
+    that are loaded or unloaded meanwhile do not count while others serve."""
     statuses = state.engine.statuses()
     readiness = state.lifecycle.readiness(statuses)
     _set_head(response, ready=readiness.serving)
@@ -76,7 +77,7 @@ def _state_of(status: ModelStatus) -> dict[str, Any]:
         "model": status.model,
         "phase": status.phase,
         "progress": status.progress,
-        "detail": status.detail,
-        "error_code": status.error_code,
+        "detail": status.news,
+        "error_code": None if status.failure is None else status.failure.code,
         "restarts": status.restarts,
     }

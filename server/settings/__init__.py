@@ -5,6 +5,7 @@ Everybody else takes these names from here. Start at `settings.py`.
 
 from server.settings.problem import SettingsProblem
 from server.settings.settings import (
+    ANY_MODEL,
     ClientSettings,
     Settings,
     engine_knobs,
@@ -14,6 +15,7 @@ from server.settings.settings import (
 )
 
 __all__ = [
+    "ANY_MODEL",
     "ClientSettings",
     "Settings",
     "SettingsProblem",

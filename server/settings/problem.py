@@ -9,8 +9,14 @@ from pydantic_core import ErrorDetails
 
 ENV_PREFIX = "TANDEM_"
 
-_SINGULAR = {"models": "model", "api_keys": "api_key", "cors_allow_origins": "cors_allow_origin"}
-_SECRET = {"api_keys", "api_key_file", "api_key"}
+_SINGULAR = {
+    "models": "model",
+    "loadable_models": "loadable_model",
+    "api_keys": "api_key",
+    "admin_keys": "admin_key",
+    "cors_allow_origins": "cors_allow_origin",
+}
+_SECRET = {"api_keys", "admin_keys", "api_key_file", "api_key"}
 
 
 class SettingsProblem(Exception):

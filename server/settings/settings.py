@@ -45,6 +45,9 @@ from server.settings.problem import (
     variable_name,
 )
 
+ANY_MODEL = "*"
+"""In `loadable_models`: whatever is asked for."""
+
 DERIVED_ENGINE_FIELDS = {"max_num_queued": "max_queued_requests"}
 """Engine fields that follow from a setting of ours and cannot be set themselves."""
 
@@ -60,6 +63,8 @@ def _split_commas(value: object) -> object:
         return value
     if value.lstrip().startswith("["):
         return json.loads(value)
+    if value.lstrip().startswith("{"):
+        return [value]
     return [part.strip() for part in value.split(",")]
 
 
@@ -83,9 +88,21 @@ def _check_key(key: SecretStr) -> SecretStr:
     return key
 
 
-def _check_model(text: str) -> str:
-    ModelSpec.parse(text)
+def _check_model(value: object) -> object:
+    """A model's text. An object, as YAML has it, becomes JSON."""
+    text = json.dumps(value, default=str) if isinstance(value, Mapping) else value
+    if not isinstance(text, str):
+        return text  # is refused as no string
+    try:
+        ModelSpec.parse(text)
+    except InvalidParameter as error:
+        of_whom = f"model {value.get('name') or value.get('ref')}: " if text is not value else ""
+        raise ValueError(of_whom + error.message) from None
     return text
+
+
+def _check_loadable(value: object) -> object:
+    return value if value == ANY_MODEL else _check_model(value)
 
 
 def _check_origin(origin: str) -> str:
@@ -106,11 +123,19 @@ def _check_is_file(path: Path) -> Path:
     return path
 
 
+def _check_is_folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise ValueError("there is no such folder")
+    return path
+
+
 CommaList = (NoDecode, BeforeValidator(_split_commas))
 ApiKey = Annotated[SecretStr, AfterValidator(_check_key)]
-ModelText = Annotated[str, AfterValidator(_check_model)]
+ModelText = Annotated[str, BeforeValidator(_check_model)]
+LoadableText = Annotated[str, BeforeValidator(_check_loadable)]
 Origin = Annotated[str, AfterValidator(_check_origin)]
 ExistingFile = Annotated[Path, AfterValidator(_check_is_file)]
+ExistingFolder = Annotated[Path, AfterValidator(_check_is_folder)]
 
 
 class _EnvSource(EnvSettingsSource):
@@ -142,7 +167,27 @@ class Settings(BaseSettings):
         DEFAULT_MODELS,
         min_length=1,
         description="What to serve: a hub id, folder, .gguf file or built-in name, or NAME=any of "
-        "them to serve it under NAME.",
+        "them to serve it under NAME. With settings of its own it is an object with ref, name, "
+        'device and settings, in JSON or YAML: {"ref": "./a.gguf", "settings": {"max_model_len": '
+        "2048}}.",
+    )
+    enable_runtime_loading: bool = Field(
+        False,
+        description="Let clients load and unload models while the server runs: POST /models/load "
+        "and /models/unload.",
+    )
+    models_dir: ExistingFolder | None = Field(
+        None,
+        description="Folder whose models may be loaded at run time: each folder, .gguf and "
+        ".safetensors file in it, by its name.",
+    )
+    loadable_models: Annotated[tuple[LoadableText, ...], *CommaList] = Field(
+        (),
+        description="What else may be loaded at run time, written as models are; * is whatever is "
+        "asked for: any hub id, and any file that the server can read.",
+    )
+    models_max: int = Field(
+        8, ge=1, le=1024, description="Most models that may be there for one more to be loaded."
     )
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
@@ -166,6 +211,11 @@ class Settings(BaseSettings):
     )
     api_key_file: ExistingFile | None = Field(
         None, description="File with further API keys, one a line; # begins a comment line."
+    )
+    admin_keys: Annotated[tuple[ApiKey, ...], *CommaList] = Field(
+        (),
+        description="Keys that may do what API keys may, and load and unload models; with one or "
+        "more, API keys may not.",
     )
     cors_allow_origins: Annotated[tuple[Origin, ...], *CommaList] = Field(
         (),
@@ -340,6 +390,21 @@ class Settings(BaseSettings):
         return path
 
     @model_validator(mode="after")
+    def _check_loading(self) -> Self:
+        for name in ("models_dir", "loadable_models", "admin_keys"):
+            if getattr(self, name) and not self.enable_runtime_loading:
+                raise ValueError(f"{name} is given without enable_runtime_loading; give both")
+        served = {spec.name: spec.ref for spec in map(ModelSpec.parse, self.models)}
+        for text in self.loadable_models:
+            spec = ModelSpec.parse(text)
+            if served.get(spec.name, spec.ref) != spec.ref:
+                raise ValueError(
+                    f"another model of loadable_models would be served as {spec.name}; name one of "
+                    f"them with NAME=REF"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _check_tls(self) -> Self:
         if self.ssl_keyfile is not None and self.ssl_certfile is None:
             raise ValueError("ssl_keyfile is given without ssl_certfile; give both")
@@ -347,15 +412,25 @@ class Settings(BaseSettings):
 
     @property
     def model_specs(self) -> list[ModelSpec]:
-        return [ModelSpec.parse(text) for text in self.models]
+        """Those to serve from the start."""
+        return [self.complete(ModelSpec.parse(text)) for text in self.models]
 
     @property
     def engine_config(self) -> EngineConfig:
-        """The engine's knobs, with those that follow from the server's: admission is the one gate,
-        so the engine's own queue must be able to hold whatever it lets in."""
-        sequences = self.engine.max_num_seqs + self.max_queued_requests
-        images = self.engine.max_num_images + self.max_queued_images
-        return replace(self.engine, max_num_queued=max(sequences, images))
+        """The engine's knobs, with those that follow from the server's."""
+        return replace(self.engine, max_num_queued=self._max_num_queued(self.engine))
+
+    def complete(self, spec: ModelSpec) -> ModelSpec:
+        """The model's settings, with those that follow from the server's."""
+        max_num_queued = self._max_num_queued(spec.config(self.engine))
+        return replace(spec, settings={**spec.settings, "max_num_queued": max_num_queued})
+
+    def _max_num_queued(self, config: EngineConfig) -> int:
+        """Admission is the one gate, so the engine's own queue must be able to hold whatever it
+        lets in."""
+        sequences = config.max_num_seqs + self.max_queued_requests
+        images = config.max_num_images + self.max_queued_images
+        return max(sequences, images)
 
     @property
     def cache_path(self) -> Path:
@@ -368,6 +443,10 @@ class Settings(BaseSettings):
         """All keys: the given ones and those of the file."""
         given = tuple(key.get_secret_value() for key in self.api_keys)
         return given + (_read_keys(self.api_key_file) if self.api_key_file else ())
+
+    def read_admin_keys(self) -> tuple[str, ...]:
+        """Those that may load and unload models, if only they may."""
+        return tuple(key.get_secret_value() for key in self.admin_keys)
 
 
 class ClientSettings(BaseSettings):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from engine.config import EngineConfig
 from engine.kinds import TEXT
 from engine.types import ModelInfo
 from server.http.admission import Places
@@ -18,16 +19,19 @@ from server.text.metrics import TextMetrics
 _TOKEN_COUNTS = ("max_tokens", "max_completion_tokens", "n_predict", "min_tokens")
 
 
-def _places(settings: Settings) -> Places:
+def _places(settings: Settings, config: EngineConfig) -> Places:
     return Places(
         what="sequences",
-        num_running=settings.engine.max_num_seqs,
+        num_running=config.max_num_seqs,
         num_waiting=settings.max_queued_requests,
     )
 
 
-def _fill_in(properties: dict[str, Any], infos: Sequence[ModelInfo], settings: Settings) -> None:
-    if "priority" in properties and settings.engine.scheduling_policy != "priority":
+def _fill_in(
+    properties: dict[str, Any], infos: Sequence[ModelInfo], configs: Sequence[EngineConfig]
+) -> None:
+    has_priorities = any(config.scheduling_policy == "priority" for config in configs)
+    if "priority" in properties and not has_priorities:
         variant(properties["priority"], "integer")["enum"] = [0]
     if not infos:
         return

@@ -76,7 +76,7 @@ class RequestMeter:
 
     def complete(self, reason: FinishReason) -> None:
         """One completion ended: by the engine, by a stop string, or because the client left."""
-        self._model.request_success.labels(self._model.name, reason.value).inc()
+        self._model.request_success[reason].inc()
 
     def close(self, *, num_prompt_tokens: int, num_generation_tokens: int) -> None:
         """The request is over; the numbers are those of its `usage`. Only the first call counts."""
@@ -99,7 +99,8 @@ class TextMetrics:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._clock = clock
-        self._metrics = _Metrics(MetricFactory(registry))
+        self._factory = MetricFactory(registry)
+        self._metrics = _Metrics(self._factory)
         self._models: dict[str, _ModelMetrics] = {}
         for status in engine.statuses():
             if status.kind in (TEXT.name, None):  # not known before a model is loaded
@@ -113,6 +114,11 @@ class TextMetrics:
     def on_step(self, model: str, stats: EngineStats) -> None:
         """Take a step's report."""
         self._of(model).on_step(stats)
+
+    def forget(self, model: str) -> None:
+        """The model is gone, and its numbers with it."""
+        if self._models.pop(model, None) is not None:
+            self._factory.forget(model)
 
     def _of(self, model: str) -> "_ModelMetrics":
         metrics = self._models.get(model)
@@ -170,8 +176,9 @@ class _ModelMetrics:
     """One model's, looked up once because `labels()` is not free."""
 
     def __init__(self, name: str, metrics: _Metrics) -> None:
-        self.name = name
-        self.request_success = metrics.request_success
+        self.request_success = {
+            reason: metrics.request_success.labels(name, reason.value) for reason in FinishReason
+        }
         self.prompt_tokens = metrics.prompt_tokens.labels(name)
         self.generation_tokens = metrics.generation_tokens.labels(name)
         self.time_to_first_token = metrics.time_to_first_token.labels(name)
@@ -189,8 +196,6 @@ class _ModelMetrics:
                 metrics.num_preemptions.labels(name),
             )
         )
-        for reason in FinishReason:
-            self.request_success.labels(name, reason.value)
 
     def on_step(self, stats: EngineStats) -> None:
         num_steps, *_ = self.totals.take(

@@ -275,6 +275,14 @@ class TextRegistry:
         self._loads.pop(path, None)
         text.close()
 
+    def forget(self, path: str) -> None:
+        """The model is gone: end what its text side has outside of this process, also if it is
+        still being loaded."""
+        load = self._loads.pop(path, None)
+        if load is not None:
+            load.add_done_callback(_close_loaded)
+            load.cancel()
+
     async def aclose(self) -> None:
         """End what the models' texts have outside of this process. Idempotent."""
         loads = list(self._loads.values())
@@ -285,6 +293,11 @@ class TextRegistry:
             if isinstance(text, ModelText):
                 text.close()
         self._pool.close()
+
+
+def _close_loaded(load: asyncio.Task[ModelText]) -> None:
+    if not load.cancelled() and load.exception() is None:
+        load.result().close()
 
 
 def _texts(message: Mapping[str, Any]) -> Iterator[str]:

@@ -3,8 +3,9 @@
 The first prompt token says what happens: 1 echoes the prompt's tokens back, 2 kills the process in
 the middle of the request, 3 never answers, 4 answers slowly, 5 starts a long process and answers
 with its id, 6 computes for ever, 7 computes for as many seconds as the next token says, 8 locks the
-loop for ever. The model reference `broken` fails to load; `slow` takes half a second; `mute` says
-nothing.
+loop for ever, 9 borrows as many bytes as the next token says and answers with what is free, 10
+gives them back. The model reference `broken` fails to load; `slow` takes half a second; `mute` says
+nothing; `dies` kills itself while it loads; `huge` asks for more memory than there is.
 """
 
 import os
@@ -15,7 +16,7 @@ import threading
 import time
 
 from engine import messages
-from engine.errors import Failure
+from engine.errors import Failure, InsufficientMemory
 from engine.loop import Link, end_with_the_server, read_spec
 from engine.pulse import Pulse, send_pulses
 from engine.types import EngineStats, FinishReason, ModelInfo, Phase, TokenEvent
@@ -40,14 +41,21 @@ def main() -> int:
     if spec.ref == "slow":
         link.report(Phase.LOADING, 0.5, "half way")
         time.sleep(0.5)
-    link.reserve("cpu", "weights", 100, 1000)
+    if spec.ref == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        link.reserve("cpu", "weights", 1001 if spec.ref == "huge" else 100, 1000)
+    except InsufficientMemory as error:
+        link.send(messages.Failed(Failure.of(error)))
+        link.close()
+        return 1
     link.send(
         messages.Ready.of(
             ModelInfo(
                 model=spec.model,
                 path="",
                 architecture="Fake",
-                max_model_len=100,
+                max_model_len=spec.config.max_model_len or 100,
                 vocab_size=100,
                 dtype="float32",
                 created=0,
@@ -79,12 +87,33 @@ def main() -> int:
                     time.sleep(0.3)
                 if kind in (6, 7):
                     compute(request.prompt_token_ids[1] if kind == 7 else 1_000_000)
+                if kind in (9, 10):
+                    free = borrow(link, request) if kind == 9 else give_back(link)
+                    end = event(request, [free], FinishReason.STOP)
+                    link.send(messages.Step.of([end], EngineStats()))
+                    continue
                 if kind == 8:
                     lock = threading.Lock()
                     lock.acquire()
                     lock.acquire()
                 if kind != 3:
                     echo(link, request)
+
+
+GRANTS = []
+
+
+def borrow(link, request):
+    try:
+        GRANTS.append(link.borrow("cpu", "adapter", request.prompt_token_ids[1], 1000))
+    except InsufficientMemory:
+        return 0
+    return GRANTS[-1].free_bytes
+
+
+def give_back(link):
+    link.give_back(GRANTS.pop())
+    return len(GRANTS)
 
 
 def compute(seconds):

@@ -17,6 +17,7 @@ from engine.errors import (
     CorruptFile,
     Draining,
     EngineDead,
+    Failure,
     ModelNotReady,
     QueueFull,
     UnknownModel,
@@ -111,9 +112,11 @@ async def test_a_model_that_cannot_load_stays_down_with_its_reason(start):
     client = await start("m=broken", wait=False)
     await until(lambda: client.statuses()[0].phase is Phase.FAILED)
     status = client.statuses()[0]
-    assert (status.error_code, status.detail) == ("corrupt_file", "the checkpoint is truncated")
+    assert status.failure == Failure(
+        "corrupt_file", "the checkpoint is truncated", hint="looked for /somewhere"
+    )
+    assert status.news == "the checkpoint is truncated"
     assert status.restarts == 0
-    assert status.hint == "looked for /somewhere"
 
 
 async def good_text(path):
@@ -160,8 +163,8 @@ async def test_a_model_whose_text_side_does_not_work_is_not_served(start, ref, c
     client = await start(f"m={ref}", wait=False, check_text=check)
     await until(lambda: client.statuses()[0].phase is Phase.FAILED)
     status = client.statuses()[0]
-    assert status.error_code == code
-    assert words in status.detail
+    assert status.failure.code == code
+    assert words in status.failure.message
     assert client._supervisors["m"]._process is None
     assert not client.infos(TEXT)
 

@@ -8,7 +8,7 @@ import zmq
 from structlog.testing import capture_logs
 
 from engine import messages
-from engine.errors import QueueFull
+from engine.errors import Failure, InsufficientMemory, QueueFull
 from engine.fault import answer_for, is_out_of_memory, names_device
 from engine.loop import Link, Loop
 from engine.runtime.threads import ComputeThreads
@@ -192,3 +192,63 @@ def test_what_the_request_is_to_blame_for_is_answered_as_it_is():
 def test_each_report_says_how_many_threads_compute(serve):
     answers, _ = serve(messages.Submit.of(request("a")))
     assert [answer.read()[1].num_threads for answer in answers] == [3]
+
+
+def answering(tmp_path, *answers):
+    """A link whose server has sent these, and what it received."""
+    context = zmq.Context()
+    server = context.socket(zmq.PAIR)
+    address = f"ipc://{tmp_path}/answering.sock"
+    server.bind(address)
+    link = Link(address)
+    for answer in answers:
+        server.send(messages.encode(answer))
+
+    def received():
+        found = []
+        while server.poll(200):
+            found.append(messages.decode_from_worker(server.recv()))
+        return found
+
+    def close():
+        link.close()
+        server.close(0)
+        context.term()
+
+    return link, received, close
+
+
+def test_memory_is_asked_for_in_the_midst_of_other_messages(tmp_path):
+    submit = messages.Submit.of(request("a"))
+    between = (submit, messages.Granted(7, 1), messages.Abort("a"))
+    link, received, close = answering(
+        tmp_path, *between, messages.Granted(0, 50), messages.Throttle(0.5), messages.Granted(1, 20)
+    )
+    try:
+        assert link.reserve("cpu", "weights", 10, 100) == 50
+        grant = link.borrow("cuda", "adapter", 30, 100)
+        assert (grant.id, grant.free_bytes) == (1, 20)
+        link.give_back(grant)
+        kept = []
+        while link.has_message():
+            kept.append(link.receive())
+        assert kept.pop(0).read() == request("a")
+        assert kept == [*between[1:], messages.Throttle(0.5)]
+        assert received() == [
+            messages.Reserve(0, "cpu", "weights", 10, 100),
+            messages.Reserve(1, "cuda", "adapter", 30, 100),
+            messages.Release(1),
+        ]
+    finally:
+        close()
+
+
+def test_memory_that_is_refused_keeps_what_came_before(tmp_path):
+    denied = messages.Denied(0, Failure.of(InsufficientMemory("a holds it all")))
+    link, _, close = answering(tmp_path, messages.Abort("a"), denied)
+    try:
+        with pytest.raises(InsufficientMemory, match="a holds it all"):
+            link.borrow("cpu", "adapter", 10, 100)
+        assert link.receive() == messages.Abort("a")
+    finally:
+        close()

@@ -13,8 +13,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine import errors
-from engine.errors import Draining, EngineDead, ModelNotReady, UnknownModel
+from engine.config import EngineConfig
+from engine.errors import (
+    Draining,
+    EngineDead,
+    EngineError,
+    ModelConflict,
+    ModelNotReady,
+    ModelUnloading,
+    UnknownModel,
+)
 from engine.kinds import Kind
+from engine.model_spec import ModelSpec
 from engine.step_listeners import StepListeners
 from engine.types import (
     EngineStats,
@@ -117,6 +127,11 @@ class FakeEngineClient:
         requests, aborted: what was asked for, and request ids closed before their end.
         live: streams not yet ended, by request id.
         stop_timeouts: the arguments of `stop`.
+        config_of_server: the configuration of models without settings of their own.
+        specs: what was loaded on demand, by name.
+        load_error: what becomes of loads.
+        make_info: the info of a model that is loaded.
+        may_change: loads and unloads wait for it.
     """
 
     def __init__(
@@ -145,6 +160,14 @@ class FakeEngineClient:
         self.started = False
         self.stopped = False
         self.stop_timeouts: list[float] = []
+        self.check_text: Any = None
+        self.on_gone: Callable[[str, str | None], None] | None = None
+        self.config_of_server = EngineConfig()
+        self.specs: dict[str, ModelSpec] = {}
+        self.load_error: EngineError | None = None
+        self.make_info: Callable[[ModelSpec], Info] = lambda spec: model_info(spec.name)
+        self.may_change = asyncio.Event()
+        self.may_change.set()
         self._may_write = asyncio.Event()
         self._may_write.set()
         self._stats: dict[str, Stats] = {}
@@ -161,6 +184,8 @@ class FakeEngineClient:
         status = self._statuses[request.model]
         if self.stopped:
             raise Draining("the server is shutting down; send the request elsewhere")
+        if status.phase is Phase.DRAINING:
+            raise ModelUnloading(f"{request.model} is being unloaded")
         if status.phase is not Phase.READY:
             raise ModelNotReady(f"{request.model} is {status.phase}; try again later")
         self.requests.append(request)
@@ -182,6 +207,30 @@ class FakeEngineClient:
     def stats(self, model: str) -> Stats | None:
         return self._stats.get(model)
 
+    def config(self, model: str) -> EngineConfig | None:
+        if model not in self._statuses:
+            return None
+        spec = self.specs.get(model)
+        return self.config_of_server if spec is None else spec.config(self.config_of_server)
+
+    def load(self, spec: ModelSpec) -> "asyncio.Task[Info]":
+        status = self._statuses.get(spec.name)
+        if status is not None and status.phase is not Phase.FAILED:
+            raise ModelConflict(f"{spec.name} is {status.phase} already", param="model")
+        self.specs[spec.name] = spec
+        self._statuses[spec.name] = ModelStatus(
+            model=spec.name, phase=Phase.LOADING, progress=0.5, joining=True
+        )
+        return asyncio.get_running_loop().create_task(self._load(spec))
+
+    def unload(self, model: str, drain_timeout_s: float) -> "asyncio.Task[None]":
+        if model not in self._statuses:
+            raise UnknownModel(f"the model {model!r} is not served here", param="model")
+        if self._statuses[model].phase is Phase.DRAINING:
+            raise ModelConflict(f"{model} is being unloaded already", param="model")
+        self.set_status(model, Phase.DRAINING)
+        return asyncio.get_running_loop().create_task(self._unload(model, drain_timeout_s))
+
     async def start(self) -> None:
         self.started = True
 
@@ -194,6 +243,32 @@ class FakeEngineClient:
         self._end_all("the engine was stopped with the request in it")
         for name in self._statuses:
             self.set_status(name, Phase.STOPPED)
+
+    async def _load(self, spec: ModelSpec) -> Info:
+        await self.may_change.wait()
+        if self.load_error is not None:
+            self._forget(spec.name)
+            raise self.load_error
+        info = self.make_info(spec)
+        self.serve(info)
+        return info
+
+    async def _unload(self, model: str, drain_timeout_s: float) -> None:
+        live = [s for s in self.live.values() if s.request.model == model]
+        tasks = [stream.task for stream in live if stream.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=drain_timeout_s)
+        await self.may_change.wait()
+        self._end_all("the model was unloaded", model)
+        self._forget(model)
+
+    def _forget(self, model: str) -> None:
+        info = self.served.pop(model, None)
+        del self._statuses[model]
+        self.specs.pop(model, None)
+        self._stats.pop(model, None)
+        if self.on_gone is not None:
+            self.on_gone(model, None if info is None else info.path)
 
     # What a test does to it.
 

@@ -30,7 +30,9 @@ class ImageServer:
 
     def __init__(self, *infos: ImageModelInfo | ModelInfo, **settings: Any) -> None:
         self.engine = FakeImageEngine(*infos)
-        self.app = create_app(Settings(**settings), self.engine)
+        self.settings = Settings(**settings)
+        self.engine.config_of_server = self.settings.engine
+        self.app = create_app(self.settings, self.engine)
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=True)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://test")
 

@@ -40,7 +40,9 @@ class EmbeddingServer:
         infos = [embedding_info(path=str(folder), max_model_len=MAX_MODEL_LEN)]
         texts = [text_info(folder, "writer")] if with_text else []
         self.engine = FakeEmbeddingEngine(*texts, *infos)
-        self.app = create_app(Settings(**settings), self.engine)
+        given = Settings(**settings)
+        self.engine.config_of_server = given.engine
+        self.app = create_app(given, self.engine)
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=True)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://test")
 

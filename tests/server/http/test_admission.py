@@ -34,7 +34,7 @@ def create(lifecycle, clock, *, running=2, queued=1):
         TEXT: Places(what="sequences", num_running=running, num_waiting=queued),
         IMAGE: Places(what="images", num_running=1, num_waiting=0),
     }
-    return Admission(lifecycle, places, clock=clock)
+    return Admission(lifecycle, lambda kind, model: places[kind], clock=clock)
 
 
 async def test_the_limit_is_what_runs_plus_what_may_wait(lifecycle, clock):

@@ -61,7 +61,7 @@ def test_every_error_type_has_its_own_row() -> None:
 def test_statuses_say_whose_fault_it_is() -> None:
     for kind, row in errors.STATUS_TABLE.items():
         if issubclass(kind, engine_errors.RequestError):
-            assert row.status in (400, 404), kind
+            assert row.status in (400, 403, 404, 409), kind
         if kind.retryable:
             assert row.status in (429, 503), kind
             assert row.retry_after_s, kind

@@ -13,7 +13,7 @@ def status(phase, progress=None, model="m"):
 def test_serving_only_when_every_model_that_can_is_ready():
     lifecycle = Lifecycle(30.0)
     assert lifecycle.readiness([status(Phase.READY), status(Phase.READY)]).serving
-    for phase in set(Phase) - {Phase.READY, Phase.FAILED}:
+    for phase in set(Phase) - {Phase.READY, Phase.FAILED, Phase.DRAINING}:
         readiness = lifecycle.readiness([status(Phase.READY), status(phase, 0.5)])
         assert not readiness.serving
         assert (readiness.phase, readiness.progress) == (phase, 0.5)
@@ -67,3 +67,16 @@ def test_a_drain_can_be_cut_short():
     assert lifecycle.draining
     assert lifecycle.cut_short
     assert lifecycle.remaining_drain_s() == 0.0
+
+
+def test_models_that_come_and_go_meanwhile_do_not_count():
+    ready, failed = status(Phase.READY), status(Phase.FAILED)
+    joining = ModelStatus(model="new", phase=Phase.LOADING, joining=True)
+    leaving = status(Phase.DRAINING)
+    for lifecycle in (Lifecycle(30.0), Lifecycle(30.0, require_all=True)):
+        assert lifecycle.readiness([ready, joining, leaving]).serving
+        assert lifecycle.readiness([joining]).phase is Phase.LOADING
+        assert lifecycle.readiness([leaving]).phase is Phase.STOPPED
+        assert not lifecycle.readiness([status(Phase.RESTARTING), joining]).serving
+    assert Lifecycle(30.0).readiness([failed, joining]).phase is Phase.LOADING
+    assert Lifecycle(30.0, require_all=True).readiness([failed, joining]).phase is Phase.FAILED

@@ -10,6 +10,7 @@ import structlog
 from fake_engine import FakeEngineClient
 from fake_image_engine import FakeImageEngine, image_info
 
+from engine.errors import Failure
 from engine.types import Phase
 from server.process.announce import Announcer, curl_line
 from server.process.listen import Listener
@@ -71,10 +72,12 @@ async def test_an_image_model_gets_a_line_of_its_own(listener):
 
 async def test_a_failure_says_why_and_offers_nothing(listener):
     engine = FakeEngineClient(ready=False)
-    failed = {"phase": Phase.FAILED, "error_code": "corrupt_file", "detail": "the file is cut off"}
+    failure = Failure("corrupt_file", "the file is cut off", hint="at /a/b")
+    failed = {"phase": Phase.FAILED, "failure": failure}
     lines, told = await announce(engine, listener, failed)
     assert lines[-1]["log_level"] == "error"
     assert (lines[-1]["code"], lines[-1]["cause"]) == ("corrupt_file", "the file is cut off")
+    assert lines[-1]["hint"] == "at /a/b"
     assert told == []
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from engine.errors import Failure
 from engine.types import ModelStatus, Phase
 from server.process.start_screen import StartScreen, Terminal
 
@@ -25,6 +26,7 @@ CHILD = """
 import asyncio, os, sys
 sys.path.insert(0, {here!r})
 from fake_engine import FakeEngineClient
+from engine.errors import Failure
 from engine.types import Phase
 from server.process.serve import run
 from server.settings import load_settings
@@ -33,9 +35,9 @@ import structlog
 class Slow(FakeEngineClient):
     async def start(self):
         await super().start()
-        self.task = asyncio.create_task(self.load())
+        self.task = asyncio.create_task(self.go_on())
 
-    async def load(self):
+    async def go_on(self):
         self.set_status("b", Phase.LOADING, progress=0.5)
         await asyncio.sleep(0.3)
         structlog.get_logger("server.x").warning("mind the gap")
@@ -61,7 +63,11 @@ def test_one_line_per_model_and_the_reasons_below() -> None:
         screen._progress.refresh()
         screen.show(status(Phase.READY))
         screen.show(
-            status(Phase.FAILED, "org/[n]", detail="cut off", hint="looked for /a/b", restarts=0)
+            status(
+                Phase.FAILED,
+                "org/[n]",
+                failure=Failure("corrupt_file", "cut off", hint="looked for /a/b"),
+            )
         )
     text = ESCAPE.sub("", out.getvalue())
     assert "50 [of] 100 MB" in text
@@ -147,7 +153,8 @@ def test_those_who_ask_for_a_format_get_log_lines(given: dict[str, str]) -> None
 
 @pytest.mark.e2e
 def test_without_any_model_the_reason_is_the_last_word() -> None:
-    exit_code, shown = run_in_terminal("Phase.FAILED, detail='it is cut off', hint='at /a/b'")
+    failure = "Failure('corrupt_file', 'it is cut off', hint='at /a/b')"
+    exit_code, shown = run_in_terminal(f"Phase.FAILED, failure={failure}")
     text = ESCAPE.sub("", shown)
     assert exit_code == 1
     assert text.count("a: it is cut off") == 1

@@ -4,6 +4,7 @@ import httpx
 import pytest
 from fake_engine import FakeEngineClient
 
+from engine.errors import Failure
 from engine.types import Phase
 from engine.version import __version__
 from server.app import create_app
@@ -64,9 +65,8 @@ async def test_ready_tells_phase_and_progress_while_loading(client, engine):
 
 
 async def test_a_model_that_failed_is_named_and_does_not_hold_up_the_others(client, engine):
-    engine.set_status(
-        "a", Phase.FAILED, error_code="model_source_not_found", detail="there is no such model"
-    )
+    failure = Failure("model_source_not_found", "there is no such model")
+    engine.set_status("a", Phase.FAILED, failure=failure)
     response = await client.get("/ready")
     assert response.status_code == 200
     assert (response.json()["phase"], response.json()["failed"]) == ("ready", ["a"])
@@ -89,8 +89,9 @@ async def test_all_models_may_be_required(engine):
 
 
 async def test_paths_are_for_the_operator_only(client, engine):
-    engine.set_status("a", Phase.FAILED, detail="not there", hint="looked for /home/me/secret")
-    for path in ("/ready", "/ready/a", "/v1/models/a"):
+    failure = Failure("model_source_not_found", "not there", hint="looked for /home/me/secret")
+    engine.set_status("a", Phase.FAILED, failure=failure)
+    for path in ("/ready", "/ready/a", "/v1/models/a", "/models"):
         assert "secret" not in (await client.get(path)).text
 
 
@@ -108,7 +109,7 @@ async def test_one_model(keys):
         engine.set_status("b", Phase.LOADING, progress=0.5)
         response = await client.get("/ready/b")
         assert (response.status_code, response.json()["progress"]) == (503, 0.5)
-        engine.set_status("b", Phase.FAILED, detail="it is cut off", error_code="corrupt_file")
+        engine.set_status("b", Phase.FAILED, failure=Failure("corrupt_file", "it is cut off"))
         response = await client.get("/ready/b")
         assert response.status_code == 503
         assert (response.json()["phase"], response.json()["detail"]) == ("failed", "it is cut off")

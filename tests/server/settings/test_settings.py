@@ -1,6 +1,7 @@
 """Precedence, refusals and their one line."""
 
 import dataclasses
+import json
 import os
 
 import pytest
@@ -173,6 +174,65 @@ def test_a_bad_variable_is_named(monkeypatch):
 def test_the_address_that_kubernetes_injects_is_not_a_port(monkeypatch):
     monkeypatch.setenv("TANDEM_PORT", "tcp://10.0.0.1:80")
     assert load_settings({}).port == 8000
+
+
+def test_models_with_settings_of_their_own(monkeypatch, yaml_file):
+    given = {"ref": "./a.gguf", "name": "small", "device": "cpu", "settings": {"max_num_seqs": 2}}
+    sources = [
+        {"models": ["plain", json.dumps(given)]},
+        {"config": yaml_file(f"models: [plain, {json.dumps(given)}]")},
+    ]
+    monkeypatch.setenv("TANDEM_MODELS", json.dumps(["plain", given]))
+    for source in ({}, *sources):
+        plain, small = load_settings({"max_queued_requests": "10", **source}).model_specs
+        assert (plain.name, plain.device) == ("plain", None)
+        assert (small.name, small.ref, small.device) == ("small", "./a.gguf", "cpu")
+        assert small.settings["max_num_seqs"] == 2
+    monkeypatch.setenv("TANDEM_MODELS", json.dumps(given))
+    [alone] = load_settings({}).model_specs
+    assert alone.name == "small"
+
+
+def test_a_models_own_queue_holds_whatever_admission_lets_in():
+    own = {"ref": "m", "settings": {"max_num_seqs": 100}}
+    given = {
+        "max_queued_requests": "10",
+        "max_queued_images": "0",
+        "models": [json.dumps(own), "n"],
+    }
+    settings = load_settings(given)
+    configs = [spec.config(settings.engine_config) for spec in settings.model_specs]
+    assert [config.max_num_queued for config in configs] == [110, 74]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "models: [{ref: m, settings: {max_num_sqs: 1}}]",
+            ("models in", "model m", "max_num_seqs?"),
+        ),
+        ("models: [{ref: m, settings: {max_num_seqs: no}}]", ("models in", "m", "max_num_seqs")),
+        ("models: [{ref: m, settings: {seed: 2020-01-01}}]", ("models in", "seed")),
+        ("models: [{ref: m, settings: {kv_cache_memory_gib: .nan}}]", ("models in",)),
+        ("models: [{name: m}]", ("models in", "ref")),
+        ("models: [3]", ("models in", "string")),
+        ("models: [a, {ref: b, name: a}]", ("models in", "served as a")),
+        ("models_dir: .", ("models_dir", "enable_runtime_loading")),
+        ("{models_dir: /nonexistent, enable_runtime_loading: true}", ("models_dir in", "no such")),
+        ("loadable_models: ['*']", ("loadable_models", "enable_runtime_loading")),
+        ("loadable_models: ['a=']", ("loadable_models in", "NAME=REF")),
+        (
+            "{models: [a], loadable_models: [a=b], enable_runtime_loading: true}",
+            ("served as a",),
+        ),
+        ("admin_keys: [zebra]", ("admin_keys", "enable_runtime_loading")),
+    ],
+)
+def test_a_bad_model_is_named(yaml_file, text, words):
+    line = problem({"config": yaml_file(text)})
+    assert all(word in line for word in words), line
+    assert "zebra" not in line
 
 
 def test_settings_are_frozen():

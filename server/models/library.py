@@ -1,0 +1,176 @@
+"""Loads and unloads models when clients ask for it, as far as the operator allows it.
+
+The engine does the work (`engine/client.py`); this says what may be loaded and how much, and
+remembers why the last loads failed.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from engine.client import EngineClient
+from engine.errors import EngineError, Failure, NotAllowed, TooManyModels
+from engine.kinds import KINDS
+from engine.model_spec import ModelSpec, settings_of_models
+from engine.types import Info, ModelStatus
+from server.models.loadable import LoadableModels
+from server.settings import Settings
+
+_KEPT_FAILURES = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOrder:
+    """What a client wants to have loaded.
+
+    Attributes:
+        model: the name to serve it under; without `ref` also what to load.
+        ref: what to load.
+        device, settings: in place of those that the operator's entry has.
+    """
+
+    model: str
+    ref: str | None = None
+    device: str | None = None
+    settings: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LibraryEntry:
+    """A model that is there, or may be loaded.
+
+    Attributes:
+        settings: of its own, and the device.
+        status: None while it is not there.
+        info: once it serves.
+        failure: why the last load of it failed.
+    """
+
+    name: str
+    is_loadable: bool
+    settings: Mapping[str, Any]
+    status: ModelStatus | None = None
+    info: Info | None = None
+    failure: Failure | None = None
+
+
+class ModelLibrary:
+    """One app's. Event loop only."""
+
+    def __init__(self, settings: Settings, engine: EngineClient) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._loadable = LoadableModels(settings)
+        self._failures: dict[str, Failure] = {}
+
+    async def load(self, order: LoadOrder) -> tuple[str, asyncio.Task[Info]]:
+        """Begin to load a model.
+
+        Returns:
+            The name under which it will be served, and what `EngineClient.load` returns.
+
+        Raises:
+            NotAllowed: the operator has not enabled it.
+            UnknownModel: it is none of those that may be loaded.
+            InvalidParameter: a bad setting.
+            TooManyModels: as many models are there as may be.
+            EngineError: as in `EngineClient.load`.
+        """
+        self._check_enabled()
+        spec = self._ordered(
+            await asyncio.to_thread(self._loadable.find, order.model, order.ref), order
+        )
+        self._check_room(spec.name)
+        load = self._engine.load(self._settings.complete(spec))
+        self._failures.pop(spec.name, None)
+        load.add_done_callback(partial(self._note_failure, spec.name))
+        return spec.name, load
+
+    def unload(self, model: str, drain_timeout_s: float | None = None) -> asyncio.Task[None]:
+        """Begin to unload a model. Its requests have the server's time for draining unless another
+        one is given.
+
+        Raises:
+            NotAllowed: the operator has not enabled it.
+            EngineError: as in `EngineClient.unload`.
+        """
+        self._check_enabled()
+        most_s = self._settings.drain_timeout_s
+        return self._engine.unload(model, most_s if drain_timeout_s is None else drain_timeout_s)
+
+    async def entries(self) -> list[LibraryEntry]:
+        """The models that are there, then those that may be loaded, then other loads that failed
+        lately."""
+        specs: dict[str, ModelSpec] = {}
+        if self._settings.enable_runtime_loading:
+            specs = {s.name: s for s in await asyncio.to_thread(self._loadable.specs)}
+        statuses = {status.model: status for status in self._engine.statuses()}
+        infos = {info.model: info for kind in KINDS.values() for info in self._engine.infos(kind)}
+        return [
+            LibraryEntry(
+                name=name,
+                is_loadable=name in specs,
+                settings=self._own_settings(name) if name in statuses else _given(specs.get(name)),
+                status=statuses.get(name),
+                info=infos.get(name),
+                failure=self._failures.get(name),
+            )
+            for name in {**statuses, **specs, **self._failures}
+        ]
+
+    async def entry(self, name: str) -> LibraryEntry:
+        """That of one model, which may be gone."""
+        entries = {entry.name: entry for entry in await self.entries()}
+        return entries.get(name) or LibraryEntry(name=name, is_loadable=False, settings={})
+
+    def _check_enabled(self) -> None:
+        if not self._settings.enable_runtime_loading:
+            raise NotAllowed(
+                "models cannot be loaded or unloaded while this server runs; start it with "
+                "--enable-runtime-loading"
+            )
+
+    def _check_room(self, name: str) -> None:
+        others = [status.model for status in self._engine.statuses() if status.model != name]
+        if len(others) >= self._settings.models_max:
+            raise TooManyModels(
+                f"{len(others)} models are there and models_max is {self._settings.models_max}; "
+                f"unload one of {', '.join(others)}, or raise models_max",
+                param="model",
+            )
+
+    @staticmethod
+    def _ordered(spec: ModelSpec, order: LoadOrder) -> ModelSpec:
+        return ModelSpec.create(
+            spec.ref,
+            name=spec.name if order.ref is None else order.model,
+            device=order.device or spec.device,
+            settings={**spec.settings, **(order.settings or {})},
+        )
+
+    def _own_settings(self, name: str) -> dict[str, Any]:
+        """In which a model that is there differs from the server's."""
+        config = self._engine.config(name)
+        if config is None:
+            return {}
+        return {
+            field: getattr(config, field)
+            for field in ("device", *settings_of_models())
+            if getattr(config, field) != getattr(self._settings.engine, field)
+        }
+
+    def _note_failure(self, name: str, load: asyncio.Task[Info]) -> None:
+        error = None if load.cancelled() else load.exception()
+        if not isinstance(error, EngineError):
+            return
+        self._failures[name] = replace(Failure.of(error), hint=None)
+        if len(self._failures) > _KEPT_FAILURES:
+            del self._failures[next(iter(self._failures))]
+
+
+def _given(spec: ModelSpec | None) -> dict[str, Any]:
+    if spec is None:
+        return {}
+    return {**({} if spec.device is None else {"device": spec.device}), **spec.settings}

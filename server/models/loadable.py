@@ -1,0 +1,100 @@
+"""Which models clients may have loaded: those that the operator has named, and nothing else."""
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import structlog
+
+from engine.errors import InvalidParameter, UnknownModel
+from engine.model_spec import ModelSpec
+from server.settings import ANY_MODEL, Settings
+
+_FILES = (".gguf", ".safetensors")
+_CONFIGURATIONS = ("config.json", "model_index.json")
+_MOST_ENTRIES = 4096
+"""Of the folder; the rest is not looked at."""
+
+log = structlog.get_logger(__name__)
+
+
+class LoadableModels:
+    """The models of the settings, by name: those served from the start, `loadable_models`, and what
+    lies in `models_dir`, in this order where a name is taken twice."""
+
+    def __init__(self, settings: Settings) -> None:
+        listed = [text for text in settings.loadable_models if text != ANY_MODEL]
+        self._named: dict[str, ModelSpec] = {}
+        for spec in map(ModelSpec.parse, (*settings.models, *listed)):
+            self._named.setdefault(spec.name, spec)
+        self._folder = settings.models_dir
+        self._is_any_allowed = ANY_MODEL in settings.loadable_models
+
+    def specs(self) -> list[ModelSpec]:
+        """All that have a name. Reads the folder: to be called in a thread."""
+        found = {} if self._folder is None else _models_in(self._folder)
+        return list({**self._named, **found, **self._named}.values())
+
+    def find(self, model: str, ref: str | None = None) -> ModelSpec:
+        """What to load as `model`: the entry of that name, or the one that `ref` names or refers
+        to. Reads the folder: to be called in a thread.
+
+        What a client sends is compared with the list and never made a path, unless the operator
+        allows whatever is asked for.
+
+        Raises:
+            UnknownModel: it is not in the list.
+            InvalidParameter: any may be loaded, and it cannot be the name of one.
+        """
+        wanted = model if ref is None else ref
+        specs = self.specs()
+        for spec in specs:
+            if spec.name == wanted:
+                return spec
+        for spec in specs:
+            if spec.ref == wanted:
+                return spec
+        if self._is_any_allowed:
+            return ModelSpec.create(wanted, name=None if ref is None else model)
+        raise UnknownModel(
+            f"model {wanted[:80]!r} is not one of those that may be loaded; GET /models lists them",
+            param="model" if ref is None else "ref",
+        )
+
+
+def _models_in(folder: Path) -> dict[str, ModelSpec]:
+    found: dict[str, ModelSpec] = {}
+    try:
+        entries = sorted(islice(folder.iterdir(), _MOST_ENTRIES))
+    except OSError as error:
+        log.warning("models_dir cannot be read", reason=error.strerror)
+        return {}
+    for entry in filter(_is_model, entries):
+        # A file beside a folder of its name keeps its ending.
+        names = [entry.name] if entry.is_dir() else [entry.stem, entry.name]
+        for spec in _specs(entry, names):
+            if spec.name not in found:
+                found[spec.name] = spec
+                break
+    return found
+
+
+def _specs(entry: Path, names: list[str]) -> Iterator[ModelSpec]:
+    for name in names:
+        try:
+            yield ModelSpec.create(str(entry.absolute()), name=name)
+        except InvalidParameter:  # a name that nobody can ask for
+            continue
+
+
+def _is_model(entry: Path) -> bool:
+    if entry.name.startswith("."):
+        return False
+    try:
+        if not entry.is_dir():
+            return entry.suffix in _FILES
+        return any((entry / name).is_file() for name in _CONFIGURATIONS) or any(
+            entry.glob("*.gguf")
+        )
+    except OSError:
+        return False

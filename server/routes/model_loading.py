@@ -1,0 +1,144 @@
+"""`GET /models`, `POST /models/load`, `POST /models/unload`, as llama-server's router has them.
+
+The API key guards them as it does all routes; where there are admin keys, the two that change
+something ask for one of those.
+"""
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from engine.errors import ModelLoadError, NotAllowed
+from engine.types import Phase
+from server.http.admin import has_admin_key
+from server.http.errors import load_error_response
+from server.http.json_route import JsonRoute
+from server.http.log_fields import annotate
+from server.models.library import LibraryEntry, LoadOrder
+from server.protocol.answers import ErrorAnswer, error_answers
+from server.protocol.model_loading import (
+    LoadableCard,
+    LoadableList,
+    LoadModelRequest,
+    LoadStatus,
+    ModelChange,
+    UnloadModelRequest,
+)
+from server.routes.deps import StateDep
+
+router = APIRouter(route_class=JsonRoute, tags=["models"])
+
+_VALUES = {
+    Phase.READY: "loaded",
+    Phase.DOWNLOADING: "downloading",
+    Phase.DRAINING: "unloading",
+    Phase.FAILED: "unloaded",
+    Phase.STOPPED: "unloaded",
+}
+"""llama-server's words, where it has one; all other phases are its `loading`."""
+
+
+async def check_admin(request: Request, state: StateDep) -> None:
+    """
+    Raises:
+        NotAllowed: there are admin keys, and the request came without one.
+    """
+    if state.settings.admin_keys and not has_admin_key(request.scope):
+        raise NotAllowed("this takes an admin key; send one as Authorization: Bearer KEY")
+
+
+_ADMIN = [Depends(check_admin)]
+
+
+def _answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {
+        202: {"model": ModelChange, "description": "Begun, with `wait` false."},
+        403: {"model": ErrorAnswer, "description": "The server does not allow it."},
+        409: {"model": ErrorAnswer, "description": "What the models are doing does not allow it."},
+        **error_answers(*statuses),
+    }
+
+
+@router.get("/models", summary="List the models that may be loaded", responses=error_answers(401))
+async def list_loadable_models(state: StateDep) -> LoadableList:
+    """Those that are there, in whatever state, and those that may be loaded."""
+    return LoadableList(data=[_card(entry) for entry in await state.library.entries()])
+
+
+@router.post(
+    "/models/load",
+    summary="Load a model",
+    dependencies=_ADMIN,
+    response_model=ModelChange,
+    responses=_answers(400, 401, 404, 413, 415, 503),
+)
+async def load_model(
+    body: LoadModelRequest, request: Request, state: StateDep, response: Response
+) -> Any:
+    """Answers once the model serves, or says why it cannot; then nothing is left of it. A client
+    that leaves does not end the load: unload the model to do so."""
+    order = LoadOrder(model=body.model, ref=body.ref, device=body.device, settings=body.settings)
+    name, load = await state.library.load(order)
+    annotate(request, model=name)
+    if body.wait is False:
+        response.status_code = 202
+    else:
+        try:
+            await asyncio.shield(load)
+        except ModelLoadError as error:
+            return load_error_response(error)
+    return ModelChange(model=name, status=_status(await state.library.entry(name)))
+
+
+@router.post(
+    "/models/unload",
+    summary="Unload a model",
+    dependencies=_ADMIN,
+    response_model=ModelChange,
+    responses=_answers(400, 401, 404, 413, 415, 503),
+)
+async def unload_model(
+    body: UnloadModelRequest, request: Request, state: StateDep, response: Response
+) -> Any:
+    """From here on the model takes no requests. Answers once those that it has have ended, its
+    process has, and its memory is free. A model that is still being loaded goes at once."""
+    annotate(request, model=body.model)
+    unload = state.library.unload(body.model, body.drain_timeout_s)
+    if body.wait is False:
+        response.status_code = 202
+    else:
+        await asyncio.shield(unload)
+    return ModelChange(model=body.model, status=_status(await state.library.entry(body.model)))
+
+
+def _card(entry: LibraryEntry) -> LoadableCard:
+    status = entry.status
+    return LoadableCard(
+        id=entry.name,
+        created=0 if entry.info is None else entry.info.created,
+        kind=None if status is None else status.kind,
+        loadable=entry.is_loadable,
+        settings=dict(entry.settings),
+        status=_status(entry),
+    )
+
+
+def _status(entry: LibraryEntry) -> LoadStatus:
+    status = entry.status
+    if status is None:
+        failure = entry.failure
+        value, phase, progress = "unloaded", None, None
+        detail = None if failure is None else failure.message
+    else:
+        failure = status.failure
+        value, phase = _VALUES.get(status.phase, "loading"), status.phase.value
+        progress, detail = status.progress, status.news
+    return LoadStatus(
+        value=value,  # type: ignore[arg-type]  # the table's values are its
+        failed=failure is not None,
+        phase=phase,
+        progress=progress,
+        detail=detail,
+        error_code=None if failure is None else failure.code,
+    )
