@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from engine.errors import InsufficientMemory, InvalidParameter, ModelLoadError
+from engine.gpus import is_device
 from engine.kv_layout import KvLayout
 from engine.quantization.table import FORMATS, ImageQuantization, Quantization
 
-Device = Literal["auto", "cpu", "cuda"]
+Device = str
+"""`auto`, `cpu`, `cuda` or `cuda:N` (`engine.gpus`)."""
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 Policy = Literal["fcfs", "priority"]
 AsyncScheduling = Literal["auto", "on", "off"]
@@ -32,16 +34,28 @@ AUTO_STEP_RATIO = 2.0
 """How much longer prompts may make a step unless `max_step_ms` says otherwise."""
 
 
-def knob(default: Any, help: str, *, ge: float | None = None, le: float | None = None) -> Any:
-    """A documented, bounded dataclass field. The text feeds `--help` and the docs' table."""
-    return field(default=default, metadata={"help": help, "ge": ge, "le": le})
+def knob(
+    default: Any,
+    help: str,
+    *,
+    ge: float | None = None,
+    le: float | None = None,
+    form: str | None = None,
+) -> Any:
+    """A documented, bounded dataclass field. The text feeds `--help` and the docs' table; `form`
+    says there what may be given, where the type does not."""
+    return field(default=default, metadata={"help": help, "ge": ge, "le": le, "form": form})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """The operator's intent for one engine; `auto` and None leave it to model and machine."""
 
-    device: Device = knob("auto", "Where the model runs: auto takes an NVIDIA GPU if there is one.")
+    device: Device = knob(
+        "auto",
+        "Where the model runs: auto takes an NVIDIA GPU if there is one, cuda:1 the second one.",
+        form="auto|cpu|cuda|cuda:N",
+    )
     dtype: DType = knob("auto", "Weights and activations; auto is bfloat16.")
     quantization: Quantization = knob(
         "auto",
@@ -157,6 +171,10 @@ class EngineConfig:
     )
 
     def __post_init__(self) -> None:
+        if not is_device(self.device):
+            raise InvalidParameter(
+                f"device is {self.device!r}; it must be auto, cpu, cuda or cuda:N", param="device"
+            )
         for f in fields(self):
             value = getattr(self, f.name)
             if value is None or isinstance(value, bool | str):

@@ -27,6 +27,7 @@ from engine.errors import (
     ModelNotReady,
     ModelUnloading,
 )
+from engine.gpus import command_on, device_of_account
 from engine.kinds import AnyKind, kind_of
 from engine.model_spec import ModelSpec
 from engine.own_packages import module_command
@@ -62,6 +63,8 @@ class WorkerOptions:
     stderr: int | None = None
     """File descriptor that workers get as standard error; None: ours."""
     command: tuple[str, ...] = module_command("engine.loop")
+    visible_gpus: tuple[str, ...] | None = None
+    """CUDA's names of the GPUs that the server may use; None: all there are."""
 
 
 class Supervisor:
@@ -311,7 +314,7 @@ class Supervisor:
         # Standard input stays open: its end tells the worker that the server is gone. The worker
         # makes a process group of its own, so that what it has started can be ended with it.
         process = await asyncio.create_subprocess_exec(
-            *self._options.command,
+            *command_on(self.config.device, self._options.visible_gpus, self._options.command),
             stdin=asyncio.subprocess.PIPE,
             stderr=self._options.stderr,
             pass_fds=(pulse_fd,),
@@ -420,10 +423,11 @@ class Supervisor:
         )
 
     def _reserve(self, ask: messages.Reserve) -> None:
-        self._arbiter.ensure_budget(ask.device, ask.capacity_bytes)
+        device = device_of_account(ask.device, self.config.device)
+        self._arbiter.ensure_budget(device, ask.capacity_bytes)
         try:
-            self._arbiter.reserve(self.spec.name, ask.id, ask.device, ask.purpose, ask.num_bytes)
-            self._send(messages.Granted(ask.id, self._arbiter.free(ask.device)))
+            self._arbiter.reserve(self.spec.name, ask.id, device, ask.purpose, ask.num_bytes)
+            self._send(messages.Granted(ask.id, self._arbiter.free(device)))
         except InsufficientMemory as error:
             self._send(messages.Denied(ask.id, Failure.of(error)))
 

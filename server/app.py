@@ -71,7 +71,7 @@ def _create_state(settings: Settings, engine: EngineClient) -> AppState:
     return AppState(
         settings=settings,
         engine=engine,
-        library=ModelLibrary(settings, engine),
+        library=ModelLibrary(settings, engine, lifecycle),
         texts=TextRegistry(EncodingPool(settings.max_queued_encodings)),
         metrics=ServerMetrics(engine),
         lifecycle=lifecycle,

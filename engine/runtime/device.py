@@ -59,15 +59,15 @@ def cores_within(cores: int, quota: float | None) -> int:
 
 
 def choose_device(wanted: Device) -> Literal["cpu", "cuda"]:
-    """The one that is wanted, or that there is.
+    """The one that is wanted, or that there is. A worker sees no GPU but its own.
 
     Raises:
-        ModelLoadError: `cuda` is asked for and there is none.
+        ModelLoadError: a GPU is asked for and there is none.
     """
     has_gpu = torch.cuda.is_available()
-    if wanted == "cuda" and not has_gpu:
+    if wanted.startswith("cuda") and not has_gpu:
         raise ModelLoadError(
-            "device cuda was asked for and torch sees no NVIDIA GPU; install a CUDA build of torch "
-            "or use --device cpu"
+            f"device {wanted} was asked for and torch sees no such NVIDIA GPU; install a CUDA "
+            f"build of torch or use --device cpu"
         )
     return "cpu" if wanted == "cpu" or not has_gpu else "cuda"

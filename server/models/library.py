@@ -11,10 +11,11 @@ from functools import partial
 from typing import Any
 
 from engine.client import EngineClient
-from engine.errors import EngineError, Failure, NotAllowed, TooManyModels
+from engine.errors import Draining, EngineError, Failure, NotAllowed, TooManyModels
 from engine.kinds import KINDS
 from engine.model_spec import ModelSpec, settings_of_models
 from engine.types import Info, ModelStatus
+from server.http.lifecycle import Lifecycle
 from server.models.loadable import LoadableModels
 from server.settings import Settings
 
@@ -59,9 +60,10 @@ class LibraryEntry:
 class ModelLibrary:
     """One app's. Event loop only."""
 
-    def __init__(self, settings: Settings, engine: EngineClient) -> None:
+    def __init__(self, settings: Settings, engine: EngineClient, lifecycle: Lifecycle) -> None:
         self._settings = settings
         self._engine = engine
+        self._lifecycle = lifecycle
         self._loadable = LoadableModels(settings)
         self._failures: dict[str, Failure] = {}
 
@@ -73,12 +75,13 @@ class ModelLibrary:
 
         Raises:
             NotAllowed: the operator has not enabled it.
+            Draining: the server is shutting down.
             UnknownModel: it is none of those that may be loaded.
             InvalidParameter: a bad setting.
             TooManyModels: as many models are there as may be.
             EngineError: as in `EngineClient.load`.
         """
-        self._check_enabled()
+        self._check_open()
         spec = self._ordered(
             await asyncio.to_thread(self._loadable.find, order.model, order.ref), order
         )
@@ -93,10 +96,10 @@ class ModelLibrary:
         one is given.
 
         Raises:
-            NotAllowed: the operator has not enabled it.
+            NotAllowed, Draining: as in `load`.
             EngineError: as in `EngineClient.unload`.
         """
-        self._check_enabled()
+        self._check_open()
         most_s = self._settings.drain_timeout_s
         return self._engine.unload(model, most_s if drain_timeout_s is None else drain_timeout_s)
 
@@ -125,12 +128,14 @@ class ModelLibrary:
         entries = {entry.name: entry for entry in await self.entries()}
         return entries.get(name) or LibraryEntry(name=name, is_loadable=False, settings={})
 
-    def _check_enabled(self) -> None:
+    def _check_open(self) -> None:
         if not self._settings.enable_runtime_loading:
             raise NotAllowed(
                 "models cannot be loaded or unloaded while this server runs; start it with "
                 "--enable-runtime-loading"
             )
+        if self._lifecycle.draining:
+            raise Draining("the server is shutting down; send the request to another one")
 
     def _check_room(self, name: str) -> None:
         others = [status.model for status in self._engine.statuses() if status.model != name]

@@ -109,6 +109,7 @@ def create_process_engine(
         log_format=settings.log_format if terminal is None else "console",
         log_level=settings.log_level if terminal is None else least_level(settings),
         stderr=None if terminal is None else terminal.workers_stderr,
+        visible_gpus=settings.visible_gpus,
     )
     return ProcessEngineClient(settings.model_specs, options)
 

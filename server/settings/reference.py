@@ -8,7 +8,7 @@ import sys
 import textwrap
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -37,7 +37,8 @@ _YAML_HEAD = """\
 
 @dataclass(frozen=True, slots=True)
 class SettingRow:
-    """One setting. `kind` is its plain type, a list's element type."""
+    """One setting. `kind` is its plain type, a list's element type; `form` says what may be given
+    where the type does not."""
 
     name: str
     kind: Any
@@ -45,6 +46,7 @@ class SettingRow:
     help: str
     is_engine: bool
     is_list: bool
+    form: str | None = None
 
     @property
     def option(self) -> str:
@@ -57,6 +59,8 @@ class SettingRow:
     @property
     def kind_name(self) -> str:
         """What may be given, in the help's words."""
+        if self.form is not None:
+            return self.form
         if get_origin(self.kind) is Literal:
             return "|".join(get_args(self.kind))
         return _KIND_NAMES[self.kind]
@@ -90,7 +94,8 @@ def _engine_rows() -> Iterator[SettingRow]:
     knobs = {knob.name: knob for knob in fields(EngineConfig)}
     for name in engine_knobs():
         knob = knobs[name]
-        yield _row(name, hints[name], knob.default, knob.metadata["help"], is_engine=True)
+        row = _row(name, hints[name], knob.default, knob.metadata["help"], is_engine=True)
+        yield replace(row, form=knob.metadata["form"])
 
 
 def _row(

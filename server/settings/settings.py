@@ -35,6 +35,7 @@ from pydantic_settings import (
 
 from engine.config import CpuIsa, EngineConfig
 from engine.errors import InvalidParameter
+from engine.gpus import VARIABLE
 from engine.model_spec import DEFAULT_MODELS, ModelSpec
 from server.settings.problem import (
     ENV_PREFIX,
@@ -438,6 +439,12 @@ class Settings(BaseSettings):
             return self.cache_dir.expanduser()
         base = os.environ.get("XDG_CACHE_HOME")
         return (Path(base) if base else Path.home() / ".cache") / "tandem"
+
+    @property
+    def visible_gpus(self) -> tuple[str, ...] | None:
+        """CUDA's names of the GPUs that the server may use; None: all there are."""
+        names = os.environ.get(VARIABLE)
+        return None if names is None else tuple(n.strip() for n in names.split(",") if n.strip())
 
     def read_api_keys(self) -> tuple[str, ...]:
         """All keys: the given ones and those of the file."""

@@ -11,6 +11,7 @@ from fake_engine import FakeEngineClient
 from fake_image_engine import FakeImageEngine, image_info
 
 from engine.errors import Failure
+from engine.model_spec import ModelSpec
 from engine.types import Phase
 from server.process.announce import Announcer, curl_line
 from server.process.listen import Listener
@@ -79,6 +80,26 @@ async def test_a_failure_says_why_and_offers_nothing(listener):
     assert (lines[-1]["code"], lines[-1]["cause"]) == ("corrupt_file", "the file is cut off")
     assert lines[-1]["hint"] == "at /a/b"
     assert told == []
+
+
+async def test_models_that_come_and_go_meanwhile_are_not_waited_for(listener):
+    """Who loads one hears of it, and one that is unloaded will not settle."""
+    engine = FakeEngineClient("fake", "leaves", ready=False)
+    engine.may_change.clear()
+    loading = engine.load(ModelSpec.create("new"))
+
+    async def leave():
+        await asyncio.sleep(0.15)
+        engine.may_change.set()
+        await engine.unload("leaves", 0)
+
+    leaving = asyncio.create_task(leave())
+    lines, told = await announce(engine, listener, {"phase": Phase.READY})
+    await leaving
+    await loading
+    assert {line.get("model") for line in lines} == {None, "fake", "leaves"}
+    assert "stopped" not in [line.get("phase") for line in lines]
+    assert "curl" in told[0]
 
 
 async def test_keys_are_asked_for_but_not_shown(listener):

@@ -62,6 +62,8 @@ def test_one_line_per_model_and_the_reasons_below() -> None:
             screen.show(status(phase, progress=0.5, detail="50 [of] 100 MB"))
         screen._progress.refresh()
         screen.show(status(Phase.READY))
+        screen.show(status(Phase.LOADING, "other"))
+        screen.show(status(Phase.STOPPED, "other"))
         screen.show(
             status(
                 Phase.FAILED,
@@ -74,8 +76,9 @@ def test_one_line_per_model_and_the_reasons_below() -> None:
     last = text[text.rindex("✓ m") :].splitlines()
     assert last[0].split()[:2] == ["✓", "m"]
     assert "ready" in last[0]
-    assert last[1].split()[:2] == ["✗", "org/[n]"]
-    assert [line.strip() for line in last[2:]] == ["org/[n]: cut off", "looked for /a/b"]
+    assert last[1].split()[0] == "other" and "unloaded" in last[1]
+    assert last[2].split()[:2] == ["✗", "org/[n]"]
+    assert [line.strip() for line in last[3:]] == ["org/[n]: cut off", "looked for /a/b"]
     assert "\x1b[3" not in out.getvalue(), "no colours were wanted"
 
 

@@ -351,6 +351,14 @@ async def test_it_is_off_unless_the_operator_wants_it(start: Start) -> None:
     assert await served(server) == [MODEL]
 
 
+async def test_a_server_that_drains_changes_nothing_any_more(start: Start) -> None:
+    server = start()
+    server.app.state.tandem.lifecycle.begin_drain()
+    for response in (await load(server), await unload(server, MODEL)):
+        assert error_of(response, 503)["code"] == "draining"
+    assert not server.engine.specs and server.engine.statuses()[0].phase is Phase.READY
+
+
 @pytest.mark.parametrize("api_keys", [(), ("plain",)])
 async def test_admin_keys_are_for_changes_only(start: Start, api_keys: tuple[str, ...]) -> None:
     server = start(api_keys=api_keys, admin_keys=("boss", "other"))

@@ -1,0 +1,50 @@
+"""Which GPU a worker gets: `cuda:1` is the second of those that the server may use.
+
+A worker sees only its own GPU, so that whatever it runs there, in any thread and library, needs no
+index: inside, each is `cuda`.
+"""
+
+import re
+from collections.abc import Sequence
+
+VARIABLE = "CUDA_VISIBLE_DEVICES"
+"""Of the environment: CUDA's own list of the GPUs that a process may use."""
+
+_NAME = re.compile(r"auto|cpu|cuda(?::([0-9]{1,3}))?")
+
+
+def is_device(name: str) -> bool:
+    """Whether it is `auto`, `cpu`, `cuda` or `cuda:N`."""
+    return _NAME.fullmatch(name) is not None
+
+
+def gpu_index(device: str) -> int | None:
+    """The N of `cuda:N`; None for a device without one."""
+    found = _NAME.fullmatch(device)
+    return None if found is None or found[1] is None else int(found[1])
+
+
+def command_on(device: str, visible: Sequence[str] | None, command: Sequence[str]) -> list[str]:
+    """A worker's command line, with its GPU in the environment.
+
+    Args:
+        visible: the server's own list of GPUs; None: all there are. With an index beyond it the
+            worker sees none, and says so.
+    """
+    index = gpu_index(device)
+    if index is None:
+        return list(command)
+    chosen = str(index)
+    if visible is not None:
+        chosen = visible[index] if index < len(visible) else ""
+    return ["env", f"{VARIABLE}={chosen}", *command]
+
+
+def device_of_account(seen: str, wanted: str) -> str:
+    """The arbiter's name of a device: a GPU with its index among the server's.
+
+    Args:
+        seen: as the worker calls it.
+        wanted: as its configuration does.
+    """
+    return f"cuda:{gpu_index(wanted) or 0}" if seen == "cuda" else seen
