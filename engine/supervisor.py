@@ -7,15 +7,11 @@ that leaves takes no more requests, finishes those that it has, and then its wor
 
 import asyncio
 import contextlib
-import os
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
-import zmq
-import zmq.asyncio
 
 from engine import messages
 from engine.config import CpuIsa, EngineConfig
@@ -31,20 +27,18 @@ from engine.gpus import command_on, device_of_account
 from engine.kinds import AnyKind, kind_of
 from engine.model_spec import ModelSpec
 from engine.own_packages import module_command
-from engine.pulse import PulseReader
 from engine.request_stream import RequestStream, StreamTable
 from engine.runtime.memory import MemoryArbiter
-from engine.socket_folder import new_socket, remove_socket
 from engine.text_gate import TextCheck, TextGate
 from engine.types import EventT, Info, ModelStatus, Phase, Request, Stats
 from engine.watchdog import Watchdog
+from engine.worker_process import WorkerProcess
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 HEALTHY_AFTER_S = 60.0
 """A worker that lived this long restarts without a pause again."""
 STOP_GRACE_S = 5.0
-_LAST_WORDS_S = 0.3
 
 log = structlog.get_logger(__name__)
 
@@ -102,8 +96,7 @@ class Supervisor:
         self._check_text = check_text
         self._gate = self._new_gate()
         self._streams = StreamTable(lambda request_id: self._send(messages.Abort(request_id)))
-        self._socket: zmq.asyncio.Socket | None = None
-        self._process: asyncio.subprocess.Process | None = None
+        self._worker: WorkerProcess | None = None
         self._task: asyncio.Task[None] | None = None
         self._failure: Failure | None = None
         self._restarts = 0
@@ -118,8 +111,6 @@ class Supervisor:
         """The worker that runs now has its model."""
         self._left = asyncio.Event()
         self._settled = asyncio.Event()
-        self._is_ending = False
-        """No worker may run any more."""
         self._stopping: asyncio.Task[None] | None = None
 
     @property
@@ -151,7 +142,7 @@ class Supervisor:
         """
         if self.is_leaving:
             raise ModelUnloading(f"model {self.spec.name!r} is being unloaded", param="model")
-        if not self.is_ready or self._socket is None or self.info is None:
+        if not self.is_ready or self._worker is None or self.info is None:
             raise ModelNotReady(
                 f"model {self.spec.name!r} is not ready: {self.status.phase}"
                 f"{f' ({self.status.news})' if self.status.news else ''}; "
@@ -163,7 +154,7 @@ class Supervisor:
         data = messages.encode(messages.Submit.of(request))
         # Not before it could be written: a stream without a request would never end.
         stream = self._streams.open(request)
-        self._socket.send(data)
+        self._worker.send_encoded(data)
         return stream
 
     def throttle(self, share: float | None) -> None:
@@ -211,17 +202,14 @@ class Supervisor:
 
     async def _stop(self) -> None:
         self._left.set()
-        process = self._process
-        if process is not None and process.returncode is None and self._is_loaded:
-            self._send(messages.Shutdown())
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), STOP_GRACE_S)
-        # Not cancelled: it closes what belongs to the worker.
-        self._is_ending = True
-        if self._process is not None and self._process.returncode is None:
-            self._process.kill()
+        worker = self._worker
+        if worker is not None:
+            if worker.is_alive and self._is_loaded:
+                worker.send(messages.Shutdown())
+                await worker.wait(STOP_GRACE_S)
+            worker.kill()
         if self._task is not None:
-            await self._task
+            await self._task  # not cancelled: it closes what belongs to the worker
         self._set_phase(Phase.STOPPED)
         self._settled.set()
 
@@ -229,7 +217,7 @@ class Supervisor:
         """Run workers, one after the other, until told to stop or the model cannot be loaded."""
         pause_s = FIRST_PAUSE_S
         loop = asyncio.get_running_loop()
-        while True:
+        while not self._left.is_set():
             started_s = loop.time()
             try:
                 await self._run_worker()
@@ -239,7 +227,7 @@ class Supervisor:
                 log.exception("the worker cannot be served", model=self.spec.name)
             finally:
                 self._lose_worker()
-            if self.is_leaving:
+            if self._left.is_set():
                 return
             was_ready = self.info is not None
             if not was_ready and self._on_demand and self._failure is None:
@@ -258,43 +246,46 @@ class Supervisor:
 
     async def _run_worker(self) -> None:
         """Start one worker and serve it until it ends."""
-        address = new_socket()
-        context = zmq.asyncio.Context()
-        pulses = PulseReader()
+        self._failure = self._stall = self._exit_cause = None
+        self._gate = self._new_gate()
+        worker = self._worker = WorkerProcess()
         try:
-            self._failure = self._stall = self._exit_cause = None
-            self._gate = self._new_gate()
-            self._socket = context.socket(zmq.PAIR)
-            self._socket.set_hwm(0)
-            self._socket.linger = 0
-            self._socket.bind(address)
             self._set_phase(Phase.STARTING)
-            self._process = await self._spawn(address, pulses.write_fd)
-            if self._is_ending:
-                self._process.kill()
-            pulses.let_go()
-            watching = asyncio.create_task(self._watch(self._process, pulses))
+            options = self._options
+            command = command_on(self.config.device, options.visible_gpus, options.command)
+            await worker.start(command, options.stderr, self._describe)
+            watching = asyncio.create_task(self._watch(worker))
             try:
-                await self._serve(self._process, self._socket, address)
+                async with contextlib.aclosing(worker.received()) as received:
+                    async for message in received:
+                        self._receive(message)
             finally:
                 watching.cancel()
         finally:
-            pulses.close()
-            await self._reap()
-            if self._socket is not None:
-                self._socket.close()
-                self._socket = None
-            context.term()
-            remove_socket(address)
+            self._note_end(await worker.end())
 
-    async def _watch(self, process: asyncio.subprocess.Process, pulses: PulseReader) -> None:
-        """End the worker when it has stopped; `_serve` notices that it is gone."""
+    def _describe(self, address: str, pulse_fd: int) -> messages.WorkerSpec:
+        return messages.WorkerSpec(
+            address=address,
+            ref=self.spec.ref,
+            model=self.spec.name,
+            config=self.config,
+            cache_dir=str(self._options.cache_dir),
+            offline=self._options.offline,
+            cpu_isa=self._options.cpu_isa,
+            log_format=self._options.log_format,
+            log_level=self._options.log_level,
+            pulse_fd=pulse_fd,
+        )
+
+    async def _watch(self, worker: WorkerProcess) -> None:
+        """End the worker when it has stopped; `_run_worker` notices that it is gone."""
         config, clock = self.config, asyncio.get_running_loop().time
         watchdog = Watchdog(config.worker_timeout_s, config.step_timeout_s)
         ticked_s = clock()
         while self._stall is None:
             await asyncio.sleep(watchdog.period_s)
-            pulse, last_s, ticked_s = pulses.read(), ticked_s, clock()
+            pulse, last_s, ticked_s = worker.pulse(), ticked_s, clock()
             if pulse is not None:
                 watchdog.on_pulse(pulse)
             self._stall = watchdog.tick(
@@ -305,65 +296,7 @@ class Supervisor:
         self._stalls += 1
         log.error("worker has stopped; it is ended", model=self.spec.name, reason=self._stall)
         self._set_phase(Phase.RESTARTING, "the worker had stopped and is started anew")
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGUSR1)  # its log shows where its threads are
-            await asyncio.sleep(_LAST_WORDS_S)
-            process.kill()
-
-    async def _spawn(self, address: str, pulse_fd: int) -> asyncio.subprocess.Process:
-        # Standard input stays open: its end tells the worker that the server is gone. The worker
-        # makes a process group of its own, so that what it has started can be ended with it.
-        process = await asyncio.create_subprocess_exec(
-            *command_on(self.config.device, self._options.visible_gpus, self._options.command),
-            stdin=asyncio.subprocess.PIPE,
-            stderr=self._options.stderr,
-            pass_fds=(pulse_fd,),
-        )
-        assert process.stdin is not None
-        spec = messages.encode(
-            messages.WorkerSpec(
-                address=address,
-                ref=self.spec.ref,
-                model=self.spec.name,
-                config=self.config,
-                cache_dir=str(self._options.cache_dir),
-                offline=self._options.offline,
-                cpu_isa=self._options.cpu_isa,
-                log_format=self._options.log_format,
-                log_level=self._options.log_level,
-                pulse_fd=pulse_fd,
-            )
-        )
-        process.stdin.write(len(spec).to_bytes(4, "little") + spec)
-        return process
-
-    async def _serve(
-        self, process: asyncio.subprocess.Process, socket: zmq.asyncio.Socket, address: str
-    ) -> None:
-        """Read the worker's messages until it ends."""
-        ended = asyncio.create_task(process.wait())
-        is_connected = False
-        try:
-            while True:
-                message = asyncio.ensure_future(socket.recv())
-                await asyncio.wait({ended, message}, return_when=asyncio.FIRST_COMPLETED)
-                if not message.done():
-                    message.cancel()
-                    break
-                if not is_connected:  # a socket needs no name any more that could be left behind
-                    remove_socket(address)
-                    is_connected = True
-                self._receive(messages.decode_from_worker(message.result()))
-            await self._receive_rest(socket)
-        finally:
-            ended.cancel()
-
-    async def _receive_rest(self, socket: zmq.asyncio.Socket) -> None:
-        """What a worker said just before its end is the reason of it."""
-        with contextlib.suppress(zmq.Again):
-            while True:
-                data = await socket.recv(flags=zmq.NOBLOCK)
-                self._receive(messages.decode_from_worker(data))
+        await worker.kill_with_last_words()
 
     def _receive(self, message: messages.FromWorker) -> None:
         match message:
@@ -406,8 +339,8 @@ class Supervisor:
     def _give_up(self, failure: Failure) -> None:
         """End a worker whose model cannot be served, however far it is."""
         self._failure = failure
-        if self._process is not None and self._process.returncode is None:
-            self._process.kill()
+        if self._worker is not None:
+            self._worker.kill()
 
     def _fail(self, failure: Failure) -> None:
         self._set_phase(Phase.FAILED, failure=failure)
@@ -432,29 +365,22 @@ class Supervisor:
             self._send(messages.Denied(ask.id, Failure.of(error)))
 
     def _send(self, message: messages.ToWorker) -> None:
-        if self._socket is not None:
-            # The high-water mark is off, so the send cannot wait and its future is done at once.
-            self._socket.send(messages.encode(message))
+        if self._worker is not None:
+            self._worker.send(message)
 
-    async def _reap(self) -> None:
-        process = self._process
-        if process is None:
+    def _note_end(self, code: int | None) -> None:
+        """Log how a worker ended, if it was not to."""
+        if not code or (self.is_leaving and not self._is_loaded):
             return
-        if process.returncode is None:
-            process.kill()
-        code = await process.wait()
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)  # what it started: compilers, downloads
-        if code != 0 and not (self.is_leaving and not self._is_loaded):
-            cause = self._exit_cause = f"signal {-code}" if code < 0 else f"exit code {code}"
-            if self._failure is not None:
-                cause = self._failure.message
-            if self._failure is None or self.info is not None:  # else the status tells it
-                log.error("worker ended", model=self.spec.name, cause=cause)
+        cause = self._exit_cause = f"signal {-code}" if code < 0 else f"exit code {code}"
+        if self._failure is not None:
+            cause = self._failure.message
+        if self._failure is None or self.info is not None:  # else the status tells it
+            log.error("worker ended", model=self.spec.name, cause=cause)
 
     def _lose_worker(self) -> None:
         """The worker is gone: so are its requests and its memory."""
-        self._process = None
+        self._worker = None
         self._is_loaded = False
         self._gate.close()
         self._arbiter.release_all(self.spec.name)

@@ -91,13 +91,15 @@ def _check_key(key: SecretStr) -> SecretStr:
 
 def _check_model(value: object) -> object:
     """A model's text. An object, as YAML has it, becomes JSON."""
-    text = json.dumps(value, default=str) if isinstance(value, Mapping) else value
+    text, of_whom = value, ""
+    if isinstance(value, Mapping):
+        text = json.dumps(value, default=str)
+        of_whom = f"model {value.get('name') or value.get('ref')}: "
     if not isinstance(text, str):
         return text  # is refused as no string
     try:
         ModelSpec.parse(text)
     except InvalidParameter as error:
-        of_whom = f"model {value.get('name') or value.get('ref')}: " if text is not value else ""
         raise ValueError(of_whom + error.message) from None
     return text
 

@@ -43,6 +43,12 @@ def request(tokens, request_id="r", model="m", n=1):
     )
 
 
+def process_of(client, model):
+    """Of its worker, if one runs."""
+    worker = client._supervisors[model]._worker
+    return None if worker is None else worker._process
+
+
 async def until(condition, timeout_s=15.0):
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110  (the state belongs to another task)
@@ -165,7 +171,7 @@ async def test_a_model_whose_text_side_does_not_work_is_not_served(start, ref, c
     status = client.statuses()[0]
     assert status.failure.code == code
     assert words in status.failure.message
-    assert client._supervisors["m"]._process is None
+    assert client._supervisors["m"]._worker is None
     assert not client.infos(TEXT)
 
 
@@ -177,7 +183,7 @@ async def test_a_worker_that_comes_back_is_tried_again(start):
         return 7
 
     client = await start("m=x", check_text=check)
-    os.kill(client._supervisors["m"]._process.pid, signal.SIGKILL)
+    os.kill(process_of(client, "m").pid, signal.SIGKILL)
     await until(lambda: client.statuses()[0].restarts == 1 and client.infos(TEXT))
     assert tried == ["/somewhere", "/somewhere"]
 
@@ -198,7 +204,7 @@ async def test_death_ends_the_requests_in_it_and_the_worker_comes_back(start):
 
 async def test_an_idle_worker_that_is_killed_comes_back(start):
     client = await start("m=x")
-    process = client._supervisors["m"]._process
+    process = process_of(client, "m")
     os.kill(process.pid, signal.SIGKILL)
     await until(lambda: client.statuses()[0].restarts == 1 and client.infos(TEXT))
 
@@ -229,7 +235,7 @@ async def test_stopping_lets_running_requests_finish_and_refuses_new_ones(start)
 
 async def test_workers_end_when_the_server_is_gone(start):
     client = await start("m=x")
-    process = client._supervisors["m"]._process
+    process = process_of(client, "m")
     process.stdin.close()
     await until(lambda: process.returncode is not None)
 
@@ -249,17 +255,17 @@ async def test_a_connected_socket_leaves_nothing_to_clean_up(start, sockets):
 
 async def test_a_worker_removes_its_socket_when_the_server_is_gone(start, sockets):
     client = await start("m=mute", wait=False)
-    await until(lambda: client._supervisors["m"]._process is not None)
+    await until(lambda: process_of(client, "m") is not None)
     assert sockets()
     # As when the server was killed: its supervisor does nothing more.
-    client._supervisors["m"]._process.stdin.close()
+    process_of(client, "m").stdin.close()
     await until(lambda: not sockets())
 
 
 @pytest.mark.parametrize("end", ["server", "worker"])
 async def test_what_a_worker_started_ends_with_it(start, end):
     client = await start("m=x")
-    process = client._supervisors["m"]._process
+    process = process_of(client, "m")
     (child,) = tokens_of(await collect(client.submit(request([5]))))
     assert psutil.Process(child).is_running()
     if end == "server":

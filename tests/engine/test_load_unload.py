@@ -12,6 +12,7 @@ from test_client import (
     collect,
     good_text,
     is_alive,
+    process_of,
     request,
     slow_text,
     tokens_of,
@@ -65,7 +66,7 @@ def spec(text, **more):
 
 
 def pid_of(client, model):
-    return client._supervisors[model]._process.pid
+    return process_of(client, model).pid
 
 
 def names(client):
@@ -76,9 +77,8 @@ def held(client, model):
     return client._arbiter.held("cpu", model)
 
 
-async def process_of(client, model):
-    """Its worker's id, once there is one."""
-    await until(lambda: client._supervisors[model]._process is not None)
+async def pid_once_started(client, model):
+    await until(lambda: process_of(client, model) is not None)
     return pid_of(client, model)
 
 
@@ -179,7 +179,7 @@ async def test_a_load_that_fails_leaves_nothing_behind(start, ref, check, error,
     client = await start("a=x")
     client.check_text = check
     loading = client.load(spec(f"b={ref}"))
-    pid = await process_of(client, "b")
+    pid = await pid_once_started(client, "b")
     with pytest.raises(error) as caught:
         await loading
     assert words in str(caught.value)
@@ -205,7 +205,7 @@ async def test_a_model_that_failed_at_the_start_can_be_unloaded_or_loaded_again(
 async def test_unloading_ends_a_load_at_once(start, ref):
     client = await start("a=x")
     loading = client.load(spec(f"b={ref}"))
-    pid = await process_of(client, "b")
+    pid = await pid_once_started(client, "b")
     await asyncio.wait_for(client.unload("b", 30), 3)
     with pytest.raises(ModelConflict, match="'b' was unloaded before it was loaded"):
         await loading
@@ -268,7 +268,7 @@ async def test_stopping_ends_loads_and_unloads_in_progress(start):
     client = await start("a=x")
     waiting = client.submit(request([3], model="a"))
     loading, unloading = client.load(spec("b=mute")), client.unload("a", 30)
-    pids = [pid_of(client, "a"), await process_of(client, "b")]
+    pids = [pid_of(client, "a"), await pid_once_started(client, "b")]
     await asyncio.wait_for(client.stop(0), 5)
     with pytest.raises(Draining):
         await loading

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_client import FAKE_WORKER, collect, request, tokens_of, until
+from test_client import FAKE_WORKER, collect, process_of, request, tokens_of, until
 
 from engine.client import ProcessEngineClient, WorkerOptions
 from engine.config import EngineConfig
@@ -39,7 +39,7 @@ async def start(tmp_path):
 
 
 def pid_of(client, model):
-    return client._supervisors[model]._process.pid
+    return process_of(client, model).pid
 
 
 def status_of(client, model):
