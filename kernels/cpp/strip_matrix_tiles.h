@@ -16,10 +16,13 @@ class TileMultiplication {
 
  public:
   static constexpr int64_t kInputs = 32;  // of one instruction
+  static constexpr int64_t kFewRows = 32;  // that one set of tiles has sums for
 
   TileMultiplication(const Problem& problem, const Strips& strips) : p_(problem), strips_(strips) {}
 
   void run(int64_t first, int64_t last, int64_t first_strip, int64_t last_strip) {
+    if constexpr (Strips::kInBlocks)
+      if (last - first <= kFewRows) return run_few(first, last - first, first_strip, last_strip);
     for (int64_t s = first_strip; s < last_strip; s += 2) {
       int64_t count = std::min<int64_t>(2, last_strip - s);
       run_rows(first, last, s, count, strips_.piece(s, count, 0, p_.inputs));
@@ -28,6 +31,68 @@ class TileMultiplication {
   }
 
  private:
+  void run_few(int64_t row, int64_t rows, int64_t first_strip, int64_t last_strip) {
+    configure(rows);
+    int64_t width = rows > 16 ? 2 : 4;
+    for (int64_t s = first_strip; s < last_strip; s += width)
+      run_blocks(row, rows, s, std::min(width, last_strip - s));
+    tile_release();
+  }
+
+  // Few rows meet the weights of a block while these are in the first-level cache. They do so a block
+  // later: tiles wait long for what was stored just before.
+  void run_blocks(int64_t row, int64_t rows, int64_t strip, int64_t strips) {
+    constexpr int64_t kElements = 16 * kInputs, kSet = 4 * kElements;  // of a strip's block, of four
+    auto* unpacked = scratch<BFloat16>(2 * kSet);
+    const auto* x = (const BFloat16*)p_.x + row * p_.x_stride;
+    int64_t blocks = p_.inputs / kInputs;
+    zero_sums();
+    strips_.unpack_block(strip, strips, 0, unpacked);
+    for (int64_t b = 0; b < blocks; ++b, x += kInputs) {
+      const auto* weights = unpacked + b % 2 * kSet;
+      if (b + 1 < blocks)
+        strips_.unpack_block(strip, strips, b + 1, unpacked + (b + 1) % 2 * kSet);
+      if (rows > 16) add_block(x, rows, weights, kElements, strips);
+      else add_wide_block(x, weights, strips);
+    }
+    finish_tiles(row, rows, strip, strips);
+  }
+
+  // Up to 16 rows times up to four strips.
+  void add_wide_block(const BFloat16* x, const BFloat16* w, int64_t strips) {
+    tile_load(4, x, p_.x_stride * 2);
+    tile_load(6, w, 64);
+    tile_add_products(0, 4, 6);
+    if (strips > 1) {
+      tile_load(7, w + 16 * kInputs, 64);
+      tile_add_products(1, 4, 7);
+    }
+    if (strips > 2) {
+      tile_load(6, w + 32 * kInputs, 64);
+      tile_add_products(2, 4, 6);
+    }
+    if (strips > 3) {
+      tile_load(7, w + 48 * kInputs, 64);
+      tile_add_products(3, 4, 7);
+    }
+  }
+
+  // Up to 32 rows times up to two strips, `stride` apart.
+  void add_block(const BFloat16* x, int64_t rows, const BFloat16* w, int64_t stride, int64_t strips) {
+    tile_load(4, x, p_.x_stride * 2);
+    tile_load(6, w, 64);
+    tile_add_products(0, 4, 6);
+    if (strips > 1) {
+      tile_load(7, w + stride, 64);
+      tile_add_products(1, 4, 7);
+    }
+    if (rows > 16) {
+      tile_load(5, x + 16 * p_.x_stride, p_.x_stride * 2);
+      tile_add_products(2, 5, 6);
+      if (strips > 1) tile_add_products(3, 5, 7);
+    }
+  }
+
   void run_rows(int64_t first, int64_t last, int64_t strip, int64_t strips, Weights weights) {
     for (int64_t row = first; row < last; row += 32) {
       int64_t rows = std::min<int64_t>(32, last - row);
@@ -43,34 +108,28 @@ class TileMultiplication {
     for (int t = 0; t < 8; ++t) shapes.row_bytes[t] = 64;
     uint8_t upper = uint8_t(std::min<int64_t>(16, rows)), lower = uint8_t(rows - upper);
     for (int t : {0, 1, 4}) shapes.rows[t] = upper;
-    // A tile must have a row; the second one is then not used.
-    for (int t : {2, 3, 5}) shapes.rows[t] = std::max<uint8_t>(1, lower);
+    // A tile must have a row; with few rows the second one is not used, or has other strips.
+    for (int t : {2, 3, 5}) shapes.rows[t] = lower ? lower : upper;
     for (int t : {6, 7}) shapes.rows[t] = 16;
     tile_configure(&shapes);
   }
 
   void run_tiles(int64_t row, int64_t rows, int64_t strip, int64_t strips, Weights weights) {
     const auto* x = (const BFloat16*)p_.x + row * p_.x_stride;
-    const auto* w = weights.data;
-    int64_t x_bytes = p_.x_stride * 2;
+    zero_sums();
+    for (int64_t k = 0; k < p_.inputs; k += kInputs)
+      add_block(x + k, rows, weights.data + k * 16, weights.stride, strips);
+    finish_tiles(row, rows, strip, strips);
+  }
+
+  static void zero_sums() {
     tile_zero(0);
     tile_zero(1);
     tile_zero(2);
     tile_zero(3);
-    for (int64_t k = 0; k < p_.inputs; k += kInputs) {
-      tile_load(4, x + k, x_bytes);
-      tile_load(6, w + k * 16, 64);
-      tile_add_products(0, 4, 6);
-      if (strips > 1) {
-        tile_load(7, w + k * 16 + weights.stride, 64);
-        tile_add_products(1, 4, 7);
-      }
-      if (rows > 16) {
-        tile_load(5, x + k + 16 * p_.x_stride, x_bytes);
-        tile_add_products(2, 5, 6);
-        if (strips > 1) tile_add_products(3, 5, 7);
-      }
-    }
+  }
+
+  void finish_tiles(int64_t row, int64_t rows, int64_t strip, int64_t strips) {
     tile_store(0, sums_[0], 64);
     tile_store(1, sums_[1], 64);
     tile_store(2, sums_[2], 64);

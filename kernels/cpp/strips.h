@@ -24,6 +24,8 @@ class InMemory {
   using X = BFloat16;
 
  public:
+  static constexpr bool kInBlocks = false;  // they need not be taken apart
+
   InMemory(const void* weight, int64_t inputs) : weight_((const X*)weight), inputs_(inputs) {}
 
   // Inputs of one piece: all of them if only one tile reads it, else what a second-level cache

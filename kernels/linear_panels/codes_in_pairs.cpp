@@ -54,18 +54,120 @@ class Unpacking {
   Vec scales_[R::groups], mins_[R::groups];
 };
 
+#if defined(__AVX512BF16__) && defined(__AVX512VBMI__)
+// The same for memory: codes and scales are brought into the order of pairs before they are numbers,
+// which takes fewer permutations than pairs of numbers do. Register 0 has outputs 0 .. 7, two lanes
+// each, for a pair's two inputs, register 1 the others.
+template <class R>
+class PairUnpacking {
+ public:
+  PairUnpacking(const uint8_t* record, float offset) : record_(record) {
+    for (int g = 0; g < R::groups; ++g) {
+      Vec scale = R::scale(record, g), min = R::has_min ? R::min(record, g) : scale * -offset;
+      for (int i = 0; i < 2; ++i) {
+        scales_[g][i] = twice(scale, i);
+        mins_[g][i] = twice(min, i);
+      }
+    }
+  }
+
+  // Quad q of a half, two pairs of inputs of all outputs.
+  void store(int half, int q, BFloat16* to) const {
+    int group = R::groups == 1 ? 0 : half;
+    U8x64 codes;
+    if constexpr (R::bits == 4) {
+      std::memcpy(&codes, R::nibbles(record_, q), sizeof codes);
+    } else {
+      U8x64 halves[2];
+      R::codes(record_, q, halves[0], halves[1]);
+      codes = halves[half];
+    }
+    Vec numbers[4];
+    in_order(std::make_integer_sequence<int, 64>{}, codes, half, numbers);
+#pragma GCC unroll 2
+    for (int pair = 0; pair < 2; ++pair) {
+      __m512 parts[2];
+#pragma GCC unroll 2
+      for (int i = 0; i < 2; ++i)
+        parts[i] = (__m512)multiply_add(numbers[2 * pair + i], scales_[group][i], mins_[group][i]);
+      _mm512_storeu_si512(to + 32 * pair, (__m512i)_mm512_cvtne2ps_pbh(parts[1], parts[0]));
+    }
+  }
+
+ private:
+  static Vec twice(Vec x, int part) {
+    const __m512i lower = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+    return (Vec)_mm512_permutexvar_ps(_mm512_add_epi32(lower, _mm512_set1_epi32(8 * part)),
+                                      (__m512)x);
+  }
+
+  // Where in `codes`, [16 outputs][4 inputs], the code of a lane is, for `number` 2 * pair + register.
+  static constexpr char place(int lane, int number) {
+    return char((lane / 2 + 8 * (number % 2)) * 4 + number / 2 * 2 + lane % 2);
+  }
+
+  template <int... at>
+  static ALWAYS_INLINE void in_order(std::integer_sequence<int, at...>, U8x64 codes, int half,
+                                     Vec (&numbers)[4]) {
+    if constexpr (R::bits == 4) {
+      // Byte i of a lane is number i's.
+      alignas(64) static constexpr char places[64] = {place(at / 4, at % 4)...};
+      __m512i words = _mm512_permutexvar_epi8(_mm512_load_si512(places), (__m512i)codes);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i)
+        numbers[i] = low_bits<4>((Words)words >> (8 * i + 4 * half));
+    } else {
+      constexpr __mmask64 kLowest = 0x1111111111111111;
+      alignas(64) static constexpr char places[4][64] = {
+          {place(at / 4, 0)...}, {place(at / 4, 1)...}, {place(at / 4, 2)...}, {place(at / 4, 3)...}};
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i)
+        numbers[i] = (Vec)_mm512_cvtepi32_ps(_mm512_maskz_permutexvar_epi8(
+            kLowest, _mm512_load_si512(places[i]), (__m512i)codes));
+    }
+  }
+
+  const uint8_t* record_;
+  Vec scales_[R::groups][2], mins_[R::groups][2];
+};
+#else
+template <class R>
+class PairUnpacking : Unpacking<R> {
+ public:
+  using Unpacking<R>::Unpacking;
+
+  void store(int half, int q, BFloat16* to) const {
+    Vec inputs[4];
+    this->numbers(half, q, inputs);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i += 2) strips::Pairs::store(to + 16 * i, inputs + i);
+  }
+};
+#endif
+
 // Strips that are taken out of panels: a piece at a time, or in registers if there are few rows.
 template <class R>
 class Unpacked {
   using X = BFloat16;
 
  public:
+  static constexpr bool kInBlocks = true;
+
   Unpacked(const uint8_t* panels, int64_t blocks, int64_t offset)
       : panels_(panels), blocks_(blocks), offset_(float(offset)) {}
 
   // Whole blocks, for the second-level cache.
   static int64_t piece_inputs(int64_t strips, bool) {
     return (128 << 10) / (strips * 16 * sizeof(X)) / kBlock * kBlock;
+  }
+
+  // Inputs 32 * block and following of some strips, [strips][32 / 2, 16, 2].
+  void unpack_block(int64_t strip, int64_t strips, int64_t block, X* to) const {
+    for (int64_t s = 0; s < strips; ++s, to += 16 * kBlock) {
+      const uint8_t* record = at(strip + s, block);
+      fetch<R::bytes>(record + strips * blocks_ * R::bytes);
+      unpack(record, to);
+    }
   }
 
   strips::Piece<X> piece(int64_t strip, int64_t strips, int64_t first, int64_t last) const {
@@ -99,16 +201,11 @@ class Unpacked {
   }
 
   void unpack(const uint8_t* record, X* to) const {
-    Unpacking<R> unpacking(record, offset_);
+    PairUnpacking<R> unpacking(record, offset_);
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half)
 #pragma GCC unroll 4
-      for (int q = 0; q < kQuads / 2; ++q, to += kVector) {
-        Vec inputs[4];
-        unpacking.numbers(half, q, inputs);
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; i += 2) strips::Pairs::store(to + 16 * i, inputs + i);
-      }
+      for (int q = 0; q < kQuads / 2; ++q, to += kVector) unpacking.store(half, q, to);
   }
 
 #if defined(__AVX512BF16__)
