@@ -5,13 +5,21 @@ one exception is a poisoned device: after some CUDA errors every later call fail
 to end and be started again.
 """
 
+import contextlib
 import re
 import secrets
 import sys
+from collections.abc import Iterator
 
 import structlog
 
-from engine.errors import CapacityError, EngineError, InternalError, RequestFailed
+from engine.errors import (
+    CapacityError,
+    EngineError,
+    InsufficientMemory,
+    InternalError,
+    RequestFailed,
+)
 
 _DEVICE_ERRORS = re.compile(
     r"CUDA error|cudaError|CUDA driver error|Triton Error \[CUDA\]"
@@ -88,6 +96,24 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed; torch has no type of its own for that on a CPU."""
     is_torch = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
     return is_torch or isinstance(error, MemoryError) or "allocate memory" in str(error)
+
+
+@contextlib.contextmanager
+def sizes_within_memory() -> Iterator[None]:
+    """Where a model is built and filled by the sizes of its configuration.
+
+    Raises:
+        InsufficientMemory: an allocation failed.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InsufficientMemory(
+            "the sizes in the model's configuration need more memory than there is; use a smaller "
+            "model, or fetch its configuration again if its files are small"
+        ) from error
 
 
 def _device_answers() -> bool:

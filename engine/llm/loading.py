@@ -1,8 +1,6 @@
 """From a model reference to an engine that can step: fetch, size, load, warm up."""
 
-import math
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
 import structlog
@@ -15,8 +13,7 @@ from engine.config import (
     ResolvedConfig,
     resolve,
 )
-from engine.errors import InsufficientMemory, ModelLoadError
-from engine.fault import is_out_of_memory
+from engine.fault import sizes_within_memory
 from engine.host import Host
 from engine.llm.cuda_recorder import CudaRecorder
 from engine.llm.decode_graph import AtOnce, Recorder
@@ -25,23 +22,19 @@ from engine.llm.executor import LocalExecutor
 from engine.llm.model_runner import ModelRunner
 from engine.llm.scheduler import Scheduler
 from engine.llm.step_memory import measure_step_memory
-from engine.llm.weight_plan import WeightPlan, plan_weights
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
-from engine.models.registry import create_model
-from engine.quantization.plan import Shapes
 from engine.runtime.device import machine_facts, torch_dtype
 from engine.runtime.device_memory import CudaMemory
-from engine.runtime.huge_pages import use_huge_pages
 from engine.runtime.operations import build_operations
 from engine.runtime.threads import limit_threads
 from engine.types import ModelInfo, Phase
-from engine.weights.loader import iter_weights, load_model_config
+from engine.weights.decoder import load_decoder
+from engine.weights.loader import load_model_config
 from engine.weights.source import Checkpoint
-from kernels import native, paged_attention
+from engine.weights.weight_plan import WeightPlan, plan_within_memory
+from kernels import native
 from kernels.native_recording import NativeRecorder
-
-REPORT_EVERY_S = 0.2
 
 log = structlog.get_logger(__name__)
 
@@ -64,15 +57,16 @@ def load_engine(
     limit_threads(config.num_threads)
     if config.device == "cpu":
         memory.reserve_pool(config, host)
-    try:
-        model = load_model(checkpoint, plan, model_config, config, host)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise InsufficientMemory(
-            "the sizes in the model's configuration need more memory than there is; use a smaller "
-            "model, or fetch its configuration again if its files are small"
-        ) from error
+    with sizes_within_memory():
+        model = load_decoder(
+            checkpoint,
+            plan,
+            model_config,
+            host,
+            dtype=torch_dtype(config.dtype),
+            device=torch.device(config.device),
+            deterministic=config.deterministic,
+        )
     host.report(Phase.WARMING_UP)
     if config.device == "cuda":
         config = measured(model, model_config, memory, host)
@@ -106,16 +100,13 @@ def planned(
     Raises:
         ModelLoadError: one of its kinds.
     """
-    plan = plan_weights(checkpoint, model_config, intent, machine)
-    try:
-        return plan, reserve_weights(plan, model_config, intent, machine, host)
-    except InsufficientMemory:
-        # Other models may hold what seemed to be free; plain weights were no more than faster.
-        if not plan.could_stay_packed:
-            raise
-    intent = replace(intent, quantization=plan.stored)
-    plan = plan_weights(checkpoint, model_config, intent, machine)
-    return plan, reserve_weights(plan, model_config, intent, machine, host)
+    return plan_within_memory(
+        checkpoint,
+        model_config,
+        intent,
+        machine,
+        reserve=lambda plan: reserve_weights(plan, model_config, intent, machine, host),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,32 +165,6 @@ def measured(
     return replace(memory, model=replace(memory.model, step_bytes=steps)).resolved()
 
 
-def load_model(
-    checkpoint: Checkpoint,
-    plan: WeightPlan,
-    model_config: ModelConfig,
-    config: ResolvedConfig,
-    host: Host,
-) -> CausalLM:
-    """Build the model and fill its weights, reporting how far it is."""
-    if config.device == "cuda" and config.deterministic:
-        check_determinism()
-    model = create_model(
-        model_config,
-        dtype=torch_dtype(config.dtype),
-        device=torch.device(config.device),
-        deterministic=config.deterministic,
-        linear_method=plan.method_for,
-    )
-    weights = iter_weights(checkpoint, model_config, plan.packed)
-    unexpected = model.load_weights(counted(weights, plan.shapes, host))
-    if unexpected:
-        log.warning("the checkpoint has tensors that the model does not use", names=unexpected)
-    if config.device == "cpu":
-        use_huge_pages()
-    return model
-
-
 def create_runner(
     model: CausalLM, model_config: ModelConfig, config: ResolvedConfig
 ) -> ModelRunner:
@@ -218,32 +183,6 @@ def _recorder(device: torch.device) -> Recorder | None:
         return CudaRecorder(device)
     # What is composed of PyTorch may plan by the host's numbers, which a recording would keep.
     return NativeRecorder() if native.library() is not None else None
-
-
-def check_determinism() -> None:
-    """
-    Raises:
-        ModelLoadError: this GPU would run attention whose bits depend on the batch.
-    """
-    if "triton" not in paged_attention.implementations():
-        raise ModelLoadError(
-            "deterministic text on a GPU needs Triton; install tandem-server[gpu] or leave "
-            "deterministic off"
-        )
-
-
-def counted(
-    weights: Iterator[tuple[str, torch.Tensor]], shapes: Shapes, host: Host
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Pass the weights on and report the share of numbers that went by."""
-    total = sum(map(math.prod, shapes.values()))
-    seen, reported_s = 0, 0.0
-    for name, tensor in weights:
-        yield name, tensor
-        seen += math.prod(shapes.get(name, (0,)))
-        if time.monotonic() - reported_s > REPORT_EVERY_S:
-            reported_s = time.monotonic()
-            host.report(Phase.LOADING, min(1.0, seen / max(1, total)))
 
 
 def model_info(

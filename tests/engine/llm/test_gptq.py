@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from engine.config import EngineConfig, MachineFacts
 from engine.errors import CorruptFile, MissingWeight, ModelLoadError, ShapeMismatch
-from engine.llm.weight_plan import plan_weights
 from engine.models.layers.linear import Linear
 from engine.quantization.gptq import GptqMethod, GptqWeight
 from engine.weights.loader import load_model_config
 from engine.weights.source import Checkpoint
+from engine.weights.weight_plan import plan_weights
 from kernels import native
 
 LAYOUTS = {

@@ -10,6 +10,7 @@ import pytest
 from engine.config import EngineConfig
 from engine.errors import InsufficientMemory, ModelLoadError
 from engine.llm import loading
+from engine.weights import decoder
 from engine.weights.source import Checkpoint
 
 
@@ -39,6 +40,6 @@ def test_an_allocation_that_fails_is_no_fault_of_ours(
     def fail(*args: Any, **options: Any) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(loading, "create_model", fail)
+    monkeypatch.setattr(decoder, "create_model", fail)
     with pytest.raises(InsufficientMemory, match="sizes in the model's configuration"):
         loading.load_engine(Checkpoint("folder", tiny_llama(), "m"), "m", INTENT, Host())

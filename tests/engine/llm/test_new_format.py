@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from engine.config import EngineConfig, MachineFacts
 from engine.errors import ModelLoadError
-from engine.llm.weight_plan import plan_weights
 from engine.models.registry import create_model
 from engine.weights.loader import iter_weights, load_model_config
 from engine.weights.source import Checkpoint
+from engine.weights.weight_plan import plan_weights
 from kernels import PackedWeight
 
 CPU = MachineFacts(device="cpu", num_cores=1, free_memory_bytes=1 << 40)

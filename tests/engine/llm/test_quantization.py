@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from engine.config import EngineConfig, MachineFacts
 from engine.errors import InsufficientMemory, ModelLoadError
 from engine.llm import loading
-from engine.llm.weight_plan import plan_weights
 from engine.models.layers.linear import Linear
 from engine.models.layers.parallel import TensorParallel
 from engine.models.registry import create_model
@@ -21,6 +20,7 @@ from engine.quantization import gguf as gguf_format
 from engine.quantization.panels import PanelsState
 from engine.weights.loader import iter_weights, load_model_config
 from engine.weights.source import Checkpoint
+from engine.weights.weight_plan import plan_weights
 from kernels import GGUFType, isa
 from kernels.linear_panels.panels import unpack
 from kernels.measured.product_times import ProductTimes

@@ -1,11 +1,11 @@
 """How a text model's weights will be kept: decided from headers, before any weight is read."""
 
-from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
 
 from engine.config import EngineConfig, MachineFacts, resolve_quantization
-from engine.errors import ModelLoadError
+from engine.errors import InsufficientMemory, ModelLoadError
 from engine.models.config import ModelConfig
 from engine.quantization.format import Headers, StoredFormat
 from engine.quantization.method import LinearMethod
@@ -19,6 +19,8 @@ from engine.weights.source import Checkpoint
 from kernels import native
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,30 @@ class WeightPlan:
     def num_bytes(self, dtype_bytes: int) -> int:
         """Memory of all weights; numbers that are not quantised have `dtype_bytes`."""
         return num_bytes(self.shapes, self.layers, dtype_bytes)
+
+
+def plan_within_memory(
+    checkpoint: Checkpoint,
+    model_config: ModelConfig,
+    intent: EngineConfig,
+    machine: MachineFacts,
+    reserve: Callable[[WeightPlan], T],
+) -> tuple[WeightPlan, T]:
+    """`plan_weights`, with what `reserve` made of asking for the plan's memory.
+
+    Raises:
+        ModelLoadError: one of its kinds.
+    """
+    plan = plan_weights(checkpoint, model_config, intent, machine)
+    try:
+        return plan, reserve(plan)
+    except InsufficientMemory:
+        # Other models may hold what seemed to be free; plain weights were no more than faster.
+        if not plan.could_stay_packed:
+            raise
+    intent = replace(intent, quantization=plan.stored)
+    plan = plan_weights(checkpoint, model_config, intent, machine)
+    return plan, reserve(plan)
 
 
 def plan_weights(

@@ -1,0 +1,91 @@
+"""A decoder of a checkpoint, with its weights kept as was planned."""
+
+import math
+import time
+from collections.abc import Iterator
+
+import structlog
+import torch
+
+from engine.errors import ModelLoadError
+from engine.host import Host
+from engine.models.causal_lm import CausalLM
+from engine.models.config import ModelConfig
+from engine.models.registry import create_model
+from engine.quantization.plan import Shapes
+from engine.runtime.huge_pages import use_huge_pages
+from engine.types import Phase
+from engine.weights.loader import iter_weights
+from engine.weights.source import Checkpoint
+from engine.weights.weight_plan import HEAD, WeightPlan
+from kernels import paged_attention
+
+REPORT_EVERY_S = 0.2
+
+log = structlog.get_logger(__name__)
+
+
+def load_decoder(
+    checkpoint: Checkpoint,
+    plan: WeightPlan,
+    model_config: ModelConfig,
+    host: Host,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    deterministic: bool,
+    with_head: bool = True,
+) -> CausalLM:
+    """Build the model and fill its weights, reporting how far it is.
+
+    Args:
+        with_head: with the output layer; a model that only embeds texts has no use for it.
+
+    Raises:
+        ModelLoadError: one of its kinds.
+    """
+    if device.type == "cuda" and deterministic:
+        check_determinism()
+    model = create_model(
+        model_config,
+        dtype=dtype,
+        device=device,
+        deterministic=deterministic,
+        linear_method=plan.method_for,
+    )
+    weights = iter_weights(checkpoint, model_config, plan.packed)
+    if not with_head:
+        del model.lm_head
+        weights = (pair for pair in weights if not pair[0].startswith(f"{HEAD}."))
+    unexpected = model.load_weights(counted(weights, plan.shapes, host))
+    if unexpected:
+        log.warning("the checkpoint has tensors that the model does not use", names=unexpected)
+    if device.type == "cpu":
+        use_huge_pages()
+    return model
+
+
+def check_determinism() -> None:
+    """
+    Raises:
+        ModelLoadError: this GPU would run attention whose bits depend on the batch.
+    """
+    if "triton" not in paged_attention.implementations():
+        raise ModelLoadError(
+            "deterministic text on a GPU needs Triton; install tandem-server[gpu] or leave "
+            "deterministic off"
+        )
+
+
+def counted(
+    weights: Iterator[tuple[str, torch.Tensor]], shapes: Shapes, host: Host
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Pass the weights on and report the share of numbers that went by."""
+    total = sum(map(math.prod, shapes.values()))
+    seen, reported_s = 0, 0.0
+    for name, tensor in weights:
+        yield name, tensor
+        seen += math.prod(shapes.get(name, (0,)))
+        if time.monotonic() - reported_s > REPORT_EVERY_S:
+            reported_s = time.monotonic()
+            host.report(Phase.LOADING, min(1.0, seen / max(1, total)))
