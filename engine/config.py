@@ -16,6 +16,7 @@ from engine.quantization.table import FORMATS, ImageQuantization, Quantization
 Device = str
 """`auto`, `cpu`, `cuda` or `cuda:N` (`engine.gpus`)."""
 DType = Literal["auto", "bfloat16", "float16", "float32"]
+WantedKind = Literal["auto", "embedding"]
 Policy = Literal["fcfs", "priority"]
 AsyncScheduling = Literal["auto", "on", "off"]
 CpuIsa = Literal[
@@ -56,7 +57,16 @@ class EngineConfig:
         "Where the model runs: auto takes an NVIDIA GPU if there is one, cuda:1 the second one.",
         form="auto|cpu|cuda|cuda:N",
     )
-    dtype: DType = knob("auto", "Weights and activations; auto is bfloat16.")
+    dtype: DType = knob(
+        "auto",
+        "Weights and activations; auto is bfloat16, and float32 for encoders, which make "
+        "embeddings.",
+    )
+    kind: WantedKind = knob(
+        "auto",
+        "What language models are served as: auto is what their checkpoint is made for; embedding "
+        "has text models make embeddings, too, of the last token's state.",
+    )
     quantization: Quantization = knob(
         "auto",
         "How linear layers keep their weights: gguf and gptq as a checkpoint has them packed, "

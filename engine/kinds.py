@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic
 
+from engine.config import WantedKind
 from engine.embedding_types import (
     EmbeddingEvent,
     EmbeddingModelInfo,
@@ -48,8 +49,8 @@ class Kind(Generic[EventT, StatsT, InfoT]):
     layouts: tuple[str, ...]
     """Of the checkpoints that may be of this kind (`engine.weights.source.Checkpoint.kind`)."""
     recognise: str | None = None
-    """`module:function` that says of such a checkpoint whether it is of this kind. None: it is, if
-    no other kind recognises it."""
+    """`module:function` that says of such a checkpoint, and of the kind that is wanted, whether
+    it is of this kind. None: it is, if no other kind recognises it."""
     loader: str
     """`module:function` that makes an engine and its info of a checkpoint, a model id, an
     `EngineConfig` and a host, which it reports to and asks for memory."""
@@ -98,7 +99,7 @@ EMBEDDING = Kind(
     event=EmbeddingEvent,
     stats=EmbeddingStats,
     info=EmbeddingModelInfo,
-    layouts=("folder",),
+    layouts=("folder", "gguf"),
     recognise="engine.embedding.loading:makes_embeddings",
     loader="engine.embedding.loading:load_engine",
     has_text_side=True,
@@ -123,11 +124,12 @@ def kind_of(value: Request[Any] | Stats | Info) -> AnyKind:
     raise InternalError(f"{type(value).__name__} belongs to no kind of model")
 
 
-def kind_of_checkpoint(checkpoint: "Checkpoint") -> AnyKind:
-    """The kind that a checkpoint is of. For workers: it may import what recognises one."""
+def kind_of_checkpoint(checkpoint: "Checkpoint", wanted: WantedKind = "auto") -> AnyKind:
+    """The kind that a checkpoint is of, or is wanted to be. For workers: it may import what
+    recognises one."""
     fitting = [kind for kind in KINDS.values() if checkpoint.kind in kind.layouts]
     for kind in fitting:
-        if kind.recognise is not None and imported(kind.recognise)(checkpoint):
+        if kind.recognise is not None and imported(kind.recognise)(checkpoint, wanted):
             return kind
     return next(kind for kind in fitting if kind.recognise is None)
 

@@ -267,7 +267,7 @@ def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, Info]:
         offline=spec.offline,
         on_progress=lambda fraction, line: link.report(Phase.DOWNLOADING, fraction, line),
     )
-    kind = kind_of_checkpoint(checkpoint)
+    kind = kind_of_checkpoint(checkpoint, spec.config.kind)
     if kind.has_text_side:
         link.send(messages.Found(str(checkpoint.path)))
     link.report(Phase.LOADING, 0.0, kind=kind.name)

@@ -195,6 +195,17 @@ def text_options(folder: str) -> Iterator[tuple[str, Check]]:
             for event in engine.step()[0]:
                 assert event.failure is None, event.failure
 
+    def embed(ref: str, **knobs: Any) -> None:
+        from engine.embedding.loading import load_engine
+        from engine.embedding_types import EmbeddingRequest
+
+        engine, _ = load_engine(checkpoint(ref), "m", config(EngineConfig, **knobs), Host())
+        engine.add(EmbeddingRequest(request_id="r", model="m", inputs=[[5, 6, 7]]))
+        [event] = engine.step()[0]
+        assert event.failure is None, event.failure
+
+    yield "embeddings of an encoder", lambda: embed("all-minilm-l6-v2")
+    yield "embeddings of a decoder", lambda: embed(folder, kind="embedding")
     gguf = "smollm2-135m-instruct"
     gptq = str(write_gptq(Path(folder), Path(tempfile.mkdtemp()), Layout())[0])
     for name in get_args(DType):

@@ -93,6 +93,8 @@ def test_the_probe_tries_what_is_offered(results: dict[str, str | None]) -> None
         *(f"image format {name}" for name in get_args(OutputFormat)),
         "image quantization bnb-nf4",
         "quantization gguf-int8",
+        "embeddings of an encoder",
+        "embeddings of a decoder",
         "module engine.loop",
         "event loop",
     ]

@@ -32,6 +32,11 @@ def encoder_family(keys: MetadataKeys) -> EncoderFamily | None:
     return None
 
 
+def supported_encoders() -> list[str]:
+    """An architecture of each family."""
+    return [family.architectures[0] for family in _families()]
+
+
 def read_encoder_config(keys: MetadataKeys) -> EncoderConfig:
     """
     Raises:
@@ -79,7 +84,7 @@ def encoder_weights(
 def _family_of(keys: MetadataKeys) -> EncoderFamily:
     family = encoder_family(keys)
     if family is None:
-        supported = ", ".join(name for one in _families() for name in one.architectures[:1])
+        supported = ", ".join(supported_encoders())
         stated = keys.values.get("architectures") or keys.values.get("model_type")
         raise UnsupportedArchitecture(
             f"architecture {stated!r} is no encoder that is supported; supported are {supported}"

@@ -65,12 +65,14 @@ def families() -> dict[str, Family]:
 
 
 def family_of(architecture: str) -> Family:
-    """The one that implements an architecture of config.json.
+    """The one that implements an architecture of config.json; that of a decoder alone, such as
+    `Qwen3Model`, counts as the one with its output layer.
 
     Raises:
         UnsupportedArchitecture: none does.
     """
-    family = families().get(architecture)
+    whole = f"{architecture.removesuffix('Model')}ForCausalLM"
+    family = families().get(architecture) or families().get(whole)
     if family is None:
         nearest = difflib.get_close_matches(architecture, families(), n=3, cutoff=0.4)
         supported = ", ".join(nearest or families())

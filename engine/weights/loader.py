@@ -16,7 +16,12 @@ from engine.quantization.registry import side_files, stated_in
 from engine.weights.config_gguf import read_gguf_config
 from engine.weights.config_json import read_config_json
 from engine.weights.gguf import iter_gguf_weights, named_tensors
-from engine.weights.safetensors import folder_headers, is_redundant, iter_folder_weights
+from engine.weights.safetensors import (
+    decoder_name,
+    folder_headers,
+    is_redundant,
+    iter_folder_weights,
+)
 from engine.weights.source import Checkpoint
 
 
@@ -77,7 +82,9 @@ def weight_headers(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, Ten
             for name, tensor in named_tensors(checkpoint.path, config).items()
         }
     headers = folder_headers(checkpoint.path)
-    return {name: one for name, one in headers.items() if not is_redundant(name, config)}
+    return {
+        decoder_name(name): one for name, one in headers.items() if not is_redundant(name, config)
+    }
 
 
 def weight_shapes(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, tuple[int, ...]]:

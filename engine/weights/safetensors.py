@@ -25,13 +25,21 @@ from engine.models.config import ModelConfig
 from engine.quantization.format import TensorHeader
 
 _INDEX = "model.safetensors.index.json"
+_BARE_NAMES = ("embed_tokens.", "layers.", "norm.")
 _MAX_HEADER_BYTES = 100 << 20
 """The format's own limit."""
 
 
 def iter_folder_weights(folder: Path, config: ModelConfig) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (name, tensor) of what a decoder reads, as `iter_tensors` does."""
-    return iter_tensors(folder, leave_out=lambda name: is_redundant(name, config))
+    for name, tensor in iter_tensors(folder, leave_out=lambda name: is_redundant(name, config)):
+        yield decoder_name(name), tensor
+
+
+def decoder_name(name: str) -> str:
+    """A tensor's name in a decoder with an output layer; folders of a decoder alone, as of
+    sentence encoders, leave `model.` out."""
+    return f"model.{name}" if name.startswith(_BARE_NAMES) else name
 
 
 def iter_tensors(

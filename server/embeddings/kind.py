@@ -79,7 +79,7 @@ SERVED_EMBEDDINGS = ServedKind(
     routes="/v1/embeddings",
     routers=("server.routes.embeddings:router",),
     nothing_served="no embedding model is served here; start the server with one, such as "
-    "--model all-minilm-l6-v2",
+    "--model all-minilm-l6-v2, or a text model with kind embedding in its settings",
     bodies=(EmbeddingsRequest,),
     places=_places,
     fill_in=_fill_in,

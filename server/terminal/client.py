@@ -24,8 +24,9 @@ def open_client(settings: ClientSettings) -> httpx.Client:
 
 
 def fetch_text_models(client: httpx.Client) -> list[str]:
-    """Ids of the text models that are ready; those that draw have `tasks`."""
-    return [model["id"] for model in fetch(client, "/v1/models")["data"] if "tasks" not in model]
+    """Ids of the text models that are ready; cards of other kinds name an `architecture`, too."""
+    cards = fetch(client, "/v1/models")["data"]
+    return [card["id"] for card in cards if "architecture" not in card]
 
 
 def fetch(client: httpx.Client, path: str, *, accept: tuple[int, ...] = (200,)) -> Any:

@@ -6,8 +6,10 @@ import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
+from tiny_encoders import make_encoder
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+MODEL, IMAGE_MODEL = "smollm2-135m-instruct", "tandem-shapes"
 NUM_EXAMPLES = 25
 ENOUGH_ACCEPTED = 0.3
 
@@ -37,9 +39,13 @@ def probed(operation, url):
     return statuses
 
 
-def test_generated_requests_never_break_the_server(start_server):
+def test_generated_requests_never_break_the_server(start_server, tmp_path):
     # A short context: a chat without max_tokens goes on to its end. Pictures of a few steps.
-    server = start_server("--max-model-len", "64", "--max-image-megapixel-steps", "1")
+    models = (MODEL, IMAGE_MODEL, f"embedder={make_encoder(tmp_path)}")
+    server = start_server(
+        *(option for model in models for option in ("--model", model)),
+        *("--max-model-len", "64", "--max-image-megapixel-steps", "1"),
+    )
     outcomes = {op.label: probed(op, server.url) for op in operations(server)}
     low = {
         label: statuses

@@ -88,7 +88,7 @@ class EchoEngine:
         pass
 
 
-def is_echo(checkpoint):
+def is_echo(checkpoint, wanted):
     return (checkpoint.path / "greeting.txt").exists()
 
 

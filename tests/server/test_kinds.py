@@ -1,15 +1,27 @@
 """Every kind of model that workers load is served, and every request body belongs to one."""
 
+from dataclasses import fields
+from typing import get_args
+
 from image_server import ImageServer
 
 from engine.kinds import KINDS
 from engine.types import Phase
-from server.kinds import SERVED
+from server.kinds import SERVED, AnyCard
+from server.protocol.models import ModelCard
 
 
 def test_all_kinds_are_served_in_their_order() -> None:
     assert list(SERVED) == list(KINDS.values())
     assert all(served.kind is kind for kind, served in SERVED.items())
+
+
+def test_all_cards_but_those_of_text_models_name_an_architecture() -> None:
+    """By that `tandem chat` finds whom to talk to."""
+    others = [card for card in get_args(AnyCard) if card is not ModelCard]
+    assert len(others) == len(SERVED) - 1
+    named = {card: {field.name for field in fields(card)} for card in (ModelCard, *others)}
+    assert [card for card, names in named.items() if "architecture" not in names] == [ModelCard]
 
 
 async def test_every_body_that_names_a_model_belongs_to_a_kind() -> None:

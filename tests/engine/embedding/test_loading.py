@@ -20,7 +20,7 @@ from engine.config import EngineConfig
 from engine.embedding import loading
 from engine.embedding_types import EmbeddingModelInfo, EmbeddingRequest
 from engine.errors import InsufficientMemory, ModelLoadError, UnsupportedArchitecture
-from engine.kinds import EMBEDDING, TEXT, kind_of_checkpoint
+from engine.kinds import EMBEDDING, IMAGE, TEXT, kind_of_checkpoint
 from engine.text.tokenizer import load_tokenizer
 from engine.types import Phase
 from engine.weights.source import Checkpoint, resolve_source
@@ -112,6 +112,53 @@ def test_which_folders_are_of_this_kind(tmp_path: Path, tiny_llama: Any) -> None
     assert kind_of_checkpoint(decoder) is TEXT
 
 
+def test_a_text_model_makes_embeddings_if_that_is_asked_for(tiny_llama: Any) -> None:
+    folder = tiny_llama(seed=4)
+    checkpoint = Checkpoint("folder", folder, "m")
+    assert kind_of_checkpoint(checkpoint, "embedding") is EMBEDDING
+    image = Checkpoint("diffusers", folder, "m")
+    assert kind_of_checkpoint(image, "embedding") is IMAGE
+    engine, info = load(folder, kind="embedding", dtype="float32")
+    assert (info.architecture, info.pooling, info.normalized) == ("LlamaForCausalLM", "last", True)
+    assert (info.max_model_len, info.dimensions) == (512, 64)
+    texts = [[5, 6, 7], [8] * 40, [9]]
+    import transformers
+
+    model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        states = [model(torch.tensor([text])).last_hidden_state[0, -1] for text in texts]
+    theirs = torch.nn.functional.normalize(torch.stack(states))
+    assert (embed(engine, texts) - theirs).abs().max() < 1e-4
+    long = [[1] * 512, [2] * 3, [3]]
+    assert torch.equal(embed(engine, long)[0], embed(engine, long[:1])[0])
+
+
+def test_a_decoder_of_sentence_transformers_is_one_without_being_asked(tiny_qwen3: Any) -> None:
+    folder = add_sentence_layout(tiny_qwen3(), "last", max_tokens=77)
+    assert kind_of_checkpoint(Checkpoint("folder", folder, "m")) is EMBEDDING
+    _, info = load(folder)
+    assert (info.pooling, info.max_model_len, info.dtype) == ("last", 77, "bfloat16")
+
+
+@pytest.mark.slow
+def test_smollm2_embeds_from_its_gguf_file(
+    smollm2_checkpoint: Checkpoint, smollm2_reference: Any
+) -> None:
+    intent = EngineConfig(device="cpu", num_threads=2, kind="embedding", dtype="float32")
+    assert kind_of_checkpoint(smollm2_checkpoint, intent.kind) is EMBEDDING
+    engine, info = loading.load_engine(smollm2_checkpoint, "m", intent, Host())
+    assert (info.max_model_len, info.dimensions) == (8192, 576)
+    tokenizer = load_tokenizer(smollm2_checkpoint.path)
+    texts = [tokenizer.encode(text) for text in SENTENCES[:4]]
+    ours = embed(engine, texts)
+    with torch.no_grad():
+        states = [
+            smollm2_reference.model(torch.tensor([t])).last_hidden_state[0, -1] for t in texts
+        ]
+    theirs = torch.nn.functional.normalize(torch.stack(states))
+    assert (ours - theirs).abs().max() < 1e-4
+
+
 def test_weights_that_give_no_numbers_are_found_at_the_start(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -126,7 +173,10 @@ def test_weights_that_give_no_numbers_are_found_at_the_start(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"architectures": ["DistilBertModel"], "model_type": "x"}, "is no encoder that is"),
+        (
+            {"architectures": ["DistilBertModel"], "model_type": "x"},
+            r"'DistilBertModel' is not supported; .*; encoders: BertModel, RobertaModel",
+        ),
         ({"hidden_act": "mish"}, "hidden_act 'mish'"),
         ({"intermediate_size": 81}, "has shape"),
         ({"intermediate_size": 2**31 - 1}, r"than there is|has shape"),

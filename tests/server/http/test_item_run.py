@@ -52,8 +52,8 @@ class Setting:
         self.engine = Engine()
         self.registry = CollectorRegistry()
         self.metrics = ItemMetrics(IMAGE, NAMES, self.registry, self.engine, clock=lambda: self.now)
-        places = {IMAGE: Places(what="things", num_running=1, num_waiting=9)}
-        self.admission = Admission(Lifecycle(1.0), places)
+        places = Places(what="things", num_running=1, num_waiting=9)
+        self.admission = Admission(Lifecycle(1.0), lambda kind, model: places)
 
     def run(self, num_items: int = 3) -> ItemRun:
         lease = self.admission.admit(IMAGE, "m", num_items)

@@ -1,0 +1,171 @@
+"""A checkpoint's encoder or decoder, with its weights, as what embeds texts."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from engine.checkpoint_files import read_json
+from engine.config import EngineConfig, MachineFacts
+from engine.errors import UnsupportedArchitecture
+from engine.fault import sizes_within_memory
+from engine.host import Host
+from engine.models.config import ModelConfig
+from engine.models.encoder import EncoderConfig
+from engine.models.encoder_registry import (
+    create_encoder,
+    encoder_family,
+    encoder_weights,
+    read_encoder_config,
+    supported_encoders,
+)
+from engine.models.metadata_keys import MetadataKeys
+from engine.models.sentence_decoder import SentenceDecoder
+from engine.models.sentence_encoder import Embedder, SentenceEncoder
+from engine.runtime.device import torch_dtype
+from engine.runtime.huge_pages import use_huge_pages
+from engine.weights.decoder import load_decoder
+from engine.weights.loader import load_model_config
+from engine.weights.safetensors import folder_headers, iter_tensors
+from engine.weights.sentence_layout import SentenceLayout, read_sentence_layout
+from engine.weights.source import Checkpoint
+from engine.weights.weight_plan import WeightPlan, plan_within_memory
+
+CONFIG = "config.json"
+
+_STATE_COPIES = 16
+"""About so many times the hidden states of a step exist at once: projections, a layer's keys and
+values, the MLP's inner states and their activation. For the arbiter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedEmbedder:
+    """What embeds texts, and its facts."""
+
+    model: Embedder
+    architecture: str
+    dtype: str
+    vocab_size: int
+    dimensions: int
+    max_model_len: int
+    layout: SentenceLayout
+
+
+def load_embedder(
+    checkpoint: Checkpoint, intent: EngineConfig, machine: MachineFacts, host: Host
+) -> LoadedEmbedder:
+    """Read the checkpoint, ask for its memory, fill its weights.
+
+    Raises:
+        ModelLoadError: one of its kinds; the message is fit for clients.
+    """
+    if checkpoint.kind == "folder":
+        keys = MetadataKeys(read_json(checkpoint.path / CONFIG), CONFIG)
+        if encoder_family(keys) is not None:
+            return _load_encoder(checkpoint, keys, intent, machine, host)
+    return _load_decoder(checkpoint, intent, machine, host)
+
+
+def _load_encoder(
+    checkpoint: Checkpoint,
+    keys: MetadataKeys,
+    intent: EngineConfig,
+    machine: MachineFacts,
+    host: Host,
+) -> LoadedEmbedder:
+    config = read_encoder_config(keys)
+    layout = read_sentence_layout(checkpoint.path)
+    # Embeddings are compared with each other, where bfloat16 would show; encoders are small.
+    dtype_name = "float32" if intent.dtype == "auto" else intent.dtype
+    dtype = torch_dtype(dtype_name)
+    max_model_len = _max_model_len(intent, layout, config.max_position_embeddings)
+    numbers = sum(math.prod(header.shape) for header in folder_headers(checkpoint.path).values())
+    weights = numbers * dtype.itemsize
+    host.reserve(machine.device, "weights", weights, machine.free_memory_bytes)
+    _reserve_states(config, _step_tokens(intent, max_model_len), dtype, machine, host)
+    with sizes_within_memory():
+        encoder = create_encoder(
+            keys, dtype=dtype, device=machine.device, deterministic=intent.deterministic
+        )
+        encoder.load_weights(encoder_weights(keys, iter_tensors(checkpoint.path)))
+    if machine.device == "cpu":
+        use_huge_pages()
+    return LoadedEmbedder(
+        model=SentenceEncoder(encoder, layout.pooling),
+        architecture=config.architecture,
+        dtype=dtype_name,
+        vocab_size=config.vocab_size,
+        dimensions=config.hidden_size,
+        max_model_len=max_model_len,
+        layout=layout,
+    )
+
+
+def _load_decoder(
+    checkpoint: Checkpoint, intent: EngineConfig, machine: MachineFacts, host: Host
+) -> LoadedEmbedder:
+    try:
+        config = load_model_config(checkpoint)
+    except UnsupportedArchitecture as error:
+        encoders = ", ".join(supported_encoders())
+        raise UnsupportedArchitecture(f"{error.message}; encoders: {encoders}") from error
+    layout = SentenceLayout(pooling="last")
+    if checkpoint.kind == "folder":
+        layout = read_sentence_layout(checkpoint.path, default="last")
+    dtype = torch_dtype(intent.model_dtype)
+    max_model_len = _max_model_len(intent, layout, config.max_position_embeddings)
+    step_tokens = _step_tokens(intent, max_model_len)
+
+    def reserve(plan: WeightPlan) -> None:
+        weights = plan.num_bytes(dtype.itemsize)
+        host.reserve(machine.device, "weights", weights, machine.free_memory_bytes)
+
+    plan, _ = plan_within_memory(checkpoint, config, intent, machine, reserve)
+    _reserve_states(config, step_tokens, dtype, machine, host)
+    with sizes_within_memory():
+        model = load_decoder(
+            checkpoint,
+            plan,
+            config,
+            host,
+            dtype=dtype,
+            device=torch.device(machine.device),
+            deterministic=intent.deterministic,
+            with_head=False,
+        )
+        embedder = SentenceDecoder(
+            model, layout.pooling, max_tokens=step_tokens, max_texts=intent.max_num_seqs
+        )
+    return LoadedEmbedder(
+        model=embedder,
+        architecture=config.architecture,
+        dtype=intent.model_dtype,
+        vocab_size=config.vocab_size,
+        dimensions=config.hidden_size,
+        max_model_len=max_model_len,
+        layout=layout,
+    )
+
+
+def _reserve_states(
+    config: EncoderConfig | ModelConfig,
+    step_tokens: int,
+    dtype: torch.dtype,
+    machine: MachineFacts,
+    host: Host,
+) -> None:
+    """Ask for the memory of a step."""
+    widest = max(config.hidden_size, config.intermediate_size)
+    states = _STATE_COPIES * step_tokens * widest * dtype.itemsize
+    host.reserve(machine.device, "activations", states, machine.free_memory_bytes)
+
+
+def _max_model_len(intent: EngineConfig, layout: SentenceLayout, positions: int) -> int:
+    """Tokens of the longest input. What is set may go beyond what the layout says, but not beyond
+    the model's positions; text models beside this one may well take more."""
+    return min(intent.max_model_len or layout.max_tokens or positions, positions)
+
+
+def _step_tokens(intent: EngineConfig, max_model_len: int) -> int:
+    """Most tokens of a step."""
+    return max(intent.max_num_batched_tokens, max_model_len)

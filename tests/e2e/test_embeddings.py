@@ -1,0 +1,86 @@
+"""Embedding models in a real server, beside a text model, asked by the official client."""
+
+import httpx
+import numpy as np
+import openai
+import pytest
+
+pytestmark = pytest.mark.e2e
+MINILM = "all-minilm-l6-v2"
+
+
+@pytest.fixture(scope="module")
+def server(start_shared_server, minilm_checkpoint, tiny_llama):
+    """With MiniLM and, under the name `tiny`, a random text model."""
+    return start_shared_server("--model", MINILM, "--model", f"tiny={tiny_llama()}")
+
+
+@pytest.fixture
+def client(server):
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as client:
+        yield client
+
+
+def embed(client, *texts, **options):
+    answer = client.embeddings.create(model=MINILM, input=list(texts), **options)
+    assert [one.index for one in answer.data] == list(range(len(texts)))
+    return np.array([one.embedding for one in answer.data], dtype=np.float32)
+
+
+def test_what_means_the_same_lies_close(client):
+    meal, food, baby = embed(
+        client, "Someone is having a meal.", "A man is eating food.", "The girl carries a baby."
+    )
+    assert meal.shape == (384,)
+    assert np.linalg.norm(meal) == pytest.approx(1, abs=1e-5)
+    assert meal @ food > 0.5 > meal @ baby
+
+
+def test_an_embedding_is_the_same_in_any_company_and_format(client):
+    alone = embed(client, "The sky is blue.")
+    texts = [f"sentence number {i} " * (i % 20) + "ends." for i in range(200)]
+    together = embed(client, *texts[:100], "The sky is blue.", *texts[100:])
+    assert np.array_equal(together[100], alone[0])
+    assert np.array_equal(embed(client, "The sky is blue.", encoding_format="float"), alone)
+    short = embed(client, "The sky is blue.", dimensions=10)[0]
+    assert short == pytest.approx(alone[0, :10] / np.linalg.norm(alone[0, :10]), abs=1e-6)
+
+
+def test_each_model_has_its_routes(client):
+    with pytest.raises(openai.BadRequestError, match="ask it with /v1/embeddings"):
+        client.chat.completions.create(
+            model=MINILM, messages=[{"role": "user", "content": "hi"}], max_tokens=1
+        )
+    with pytest.raises(openai.BadRequestError, match="model tiny writes text"):
+        client.embeddings.create(model="tiny", input="hi")
+    with pytest.raises(openai.BadRequestError) as caught:
+        embed(client, "short", "word " * 400)
+    assert caught.value.code == "context_length_exceeded"
+    assert "input[1] has 402 tokens" in caught.value.message
+
+
+def test_a_client_that_leaves_is_not_served_to_the_end(server, client):
+    texts = ["The quick brown fox jumps over the lazy dog, again and again. " * 8] * 1500
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{server.url}/v1/embeddings", json={"model": MINILM, "input": texts}, timeout=2)
+    embed(client, "next")
+    cancelled = server.metric("tandem_embedding_inputs_total", outcome="cancelled")
+    done = server.metric("tandem_embedding_inputs_total", outcome="completed")
+    assert cancelled > 0 and cancelled + done >= 1500
+    assert server.metric("tandem_embedding_num_waiting") == 0
+
+
+def test_a_text_model_that_was_asked_to_embeds(start_server, tiny_llama):
+    server = start_server("--model", f"tiny={tiny_llama()}", "--kind", "embedding")
+    answer = httpx.post(f"{server.url}/v1/embeddings", json={"input": ["hello", "hi"]}).json()
+    first, second = (np.array(one["embedding"]) for one in answer["data"])
+    assert first.shape == (64,)
+    assert np.linalg.norm(second) == pytest.approx(1, abs=1e-2)
+    refused = httpx.post(f"{server.url}/v1/completions", json={"prompt": "a"})
+    assert refused.status_code == 400
+    assert (
+        "model tiny makes embeddings"
+        in httpx.post(f"{server.url}/v1/completions", json={"prompt": "a", "model": "tiny"}).json()[
+            "error"
+        ]["message"]
+    )
