@@ -8,6 +8,7 @@ that leaves takes no more requests, finishes those that it has, and then its wor
 import asyncio
 import contextlib
 from collections.abc import Callable
+from contextvars import Context
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,8 +130,11 @@ class Supervisor:
         return None if self.info is None else kind_of(self.info)
 
     def start(self) -> None:
-        """Begin to supervise, in a task of its own."""
-        self._task = asyncio.create_task(self._supervise(), name=f"supervise {self.spec.name}")
+        """Begin to supervise, in a task of its own. It outlives the request that may have asked for
+        it, whose name its log lines must not carry."""
+        self._task = asyncio.create_task(
+            self._supervise(), name=f"supervise {self.spec.name}", context=Context()
+        )
 
     def submit(self, request: Request[EventT]) -> RequestStream[EventT]:
         """Send a request to the worker, which must be of the request's kind.

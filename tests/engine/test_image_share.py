@@ -23,9 +23,11 @@ def test_the_bound_comes_with_the_first_busy_text_model_and_goes_with_the_last()
     share.note("a", busy=True)
     share.note("a", busy=False)
     assert told == [0.25]
+    assert share.bound == 0.25, "for whom is loaded meanwhile"
     share.note("b", busy=False)
     share.note("b", busy=False)
     assert told == [0.25, None]
+    assert share.bound is None
 
 
 class Link:

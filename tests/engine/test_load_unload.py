@@ -1,6 +1,7 @@
 """Models that come and go while others serve: real processes, a worker without a model."""
 
 import asyncio
+import contextvars
 import os
 import random
 import signal
@@ -293,6 +294,17 @@ async def test_memory_is_borrowed_while_requests_come(start):
     os.kill(pid_of(client, "m"), signal.SIGKILL)
     await until(lambda: client.statuses()[0].restarts == 1 and client.infos(TEXT))
     assert held(client, "m") == 100, "what a worker held ends with it"
+
+
+async def test_a_model_forgets_the_request_that_had_it_loaded(start):
+    client = await start("a=x")
+    request_id = contextvars.ContextVar("request_id", default=None)
+    seen = []
+    client.steps.add(TEXT, lambda model, stats: seen.append((model, request_id.get())))
+    request_id.set("of the load")
+    await client.load(spec("b=y"))
+    await collect(client.submit(request([1], model="b")))
+    assert set(seen) == {("b", None)}
 
 
 async def test_settings_that_do_not_fit_the_servers_start_nothing(start):
