@@ -1,12 +1,15 @@
 """What is tried of a model's text side before it is ready, and what is said when that fails."""
 
+import asyncio
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+from text_server import until
 
 from engine.errors import CorruptFile, ModelLoadError, ModelNotFound
+from engine.text.template_process import TemplateProcess, _Child
 from server.text.check import check_text
 from server.text.encoding_pool import EncodingPool
 from server.text.texts import TextRegistry
@@ -71,3 +74,32 @@ async def test_files_that_cannot_be_read(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ModelNotFound, match=r"no tokenizer\.json"):
         await check(folder)
+
+
+async def test_a_text_side_that_is_forgotten_leaves_no_process(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, while and after its process starts."""
+    children: list[_Child] = []
+    spawn = TemplateProcess._spawn
+
+    def spawn_and_note(self: TemplateProcess) -> _Child:
+        children.append(spawn(self))
+        return children[-1]
+
+    monkeypatch.setattr(TemplateProcess, "_spawn", spawn_and_note)
+    texts = TextRegistry(EncodingPool(1))
+    for is_far_enough in (lambda: True, lambda: bool(children), None):
+        load = asyncio.create_task(texts.load(str(folder)))
+        if is_far_enough is None:
+            await load
+        else:
+            await asyncio.sleep(0)
+            await until(is_far_enough)
+        texts.forget(str(folder))
+        texts.forget(str(folder))
+        await asyncio.gather(load, return_exceptions=True)
+        await until(lambda: not any(child.is_alive for child in children))
+        assert not texts._loads
+    assert len(children) == 2
+    await texts.aclose()
