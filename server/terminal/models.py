@@ -1,4 +1,4 @@
-"""`tandem models`: what a running server serves, and what can be served by a built-in name."""
+"""`tandem models`: what a running server serves and may load, and the built-in names."""
 
 from typing import Any
 
@@ -8,21 +8,25 @@ from rich.table import Table
 
 from engine.model_spec import DEFAULT_MODELS
 from server.settings import ClientSettings
-from server.terminal.client import ServerProblem, fetch, fetch_text_models, open_client
+from server.terminal.client import ServerProblem, fetch, open_client
 
 
 def models_command(settings: ClientSettings) -> int:
-    """Print both lists. Returns the exit code: 1 if no server answers."""
+    """Print these lists. Returns the exit code: 1 if no server answers."""
     console = Console(markup=False, highlight=False)
     console.print(f"Built-in names: {', '.join(DEFAULT_MODELS)}")
     try:
         with open_client(settings) as client:
             states = fetch(client, "/ready", accept=(200, 503))["models"]
-            fetch_text_models(client)  # asks for the key, as the state does not
+            cards = fetch(client, "/models")["data"]  # asks for the key, as the state does not
     except ServerProblem as problem:
         typer.echo(f"tandem: {problem}", err=True)
         return 1
     console.print(_table(settings.url, states))
+    there = {state["model"] for state in states}
+    loadable = [card["id"] for card in cards if card["loadable"] and card["id"] not in there]
+    if loadable:
+        console.print(f"May be loaded: {', '.join(loadable)}")
     return 0
 
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import uvloop
 
-from engine.client import InProcessEngineClient, ProcessEngineClient, WorkerOptions
+from engine.client import ProcessEngineClient, WorkerOptions
 from engine.config import EngineConfig
 from engine.errors import (
     CorruptFile,
@@ -22,6 +22,7 @@ from engine.errors import (
     QueueFull,
     UnknownModel,
 )
+from engine.in_process_client import InProcessEngineClient
 from engine.kinds import TEXT
 from engine.model_spec import ModelSpec
 from engine.types import (

@@ -27,9 +27,9 @@ from PIL import Image
 from text_server import until
 from toy_family import ToyFamily
 
-from engine.client import InProcessEngineClient
 from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
 from engine.image_types import GuidanceKind
+from engine.in_process_client import InProcessEngineClient
 from server.app import create_app
 from server.settings import Settings
 

@@ -38,6 +38,9 @@ class Server:
         self.keys.add(request.headers.get("authorization"))
         if request.url.path == "/v1/models":
             return httpx.Response(200, json={"data": [{"id": "first"}, {"id": "second"}]})
+        if request.url.path == "/models":
+            cards = [{"id": name, "loadable": name != "gone"} for name in ("first", "gone", "new")]
+            return httpx.Response(200, json={"data": cards})
         if request.url.path == "/ready":
             state = {"model": "first", "phase": "loading", "progress": 0.5, "detail": "[x] half"}
             return httpx.Response(503, json={"models": [state]})
@@ -190,6 +193,7 @@ def test_models_are_listed_with_their_phase(server, capsys):
     assert "loading" in output
     assert "50%" in output
     assert "[x] half" in output
+    assert output.endswith("May be loaded: new\n")
 
 
 def test_without_a_server_the_built_in_names_are_still_listed(capsys):
