@@ -190,7 +190,10 @@ class Settings(BaseSettings):
         "asked for: any hub id, and any file that the server can read.",
     )
     models_max: int = Field(
-        8, ge=1, le=1024, description="Most models that may be there for one more to be loaded."
+        8,
+        ge=1,
+        le=1024,
+        description="Most models at once: with so many there, no other is loaded at run time.",
     )
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")

@@ -334,8 +334,11 @@ async def test_random_comings_and_goings_leave_nothing_behind(start):
             seen.add(error.code)
 
     async def some_changes():
-        for _ in range(5):
+        for i in range(100):
+            if i >= 5 and {"loaded", "unloaded", "model_conflict"} <= seen:
+                return
             await change()
+            await asyncio.sleep(0.1 * rng.random())
 
     changes = asyncio.gather(*(some_changes() for _ in range(4)))
     num_answers = 0
@@ -345,7 +348,7 @@ async def test_random_comings_and_goings_leave_nothing_behind(start):
         num_answers += 1
         await asyncio.sleep(0.02)
     await changes
-    assert num_answers > 5 and {"model_conflict", "model_not_found"} & seen, f"seed {seed}: {seen}"
+    assert num_answers > 0 and {"loaded", "unloaded", "model_conflict"} <= seen, f"seed {seed}"
     for name in names(client)[1:]:
         await client.unload(name, 0)
     assert names(client) == ["a"], f"seed {seed}"
