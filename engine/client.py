@@ -247,6 +247,7 @@ class ProcessEngineClient:
             self._options,
             self._arbiter,
             self._report,
+            self._note_idle,
             self._check_text,
             on_demand=on_demand,
         )
@@ -296,7 +297,6 @@ class ProcessEngineClient:
 
     def _forget(self, supervisor: Supervisor) -> None:
         name, path = supervisor.spec.name, supervisor.text_path
-        self._image_share.note(name, busy=False)
         others = [s for s in self._supervisors.values() if s is not supervisor]
         if any(other.text_path == path for other in others):
             path = None
@@ -321,6 +321,10 @@ class ProcessEngineClient:
         if not kind_of(stats).yields:
             self._image_share.note(model, busy=stats.num_running + stats.num_waiting > 0)
         self.steps.tell(model, stats)
+
+    def _note_idle(self, model: str) -> None:
+        """Its worker is gone: nobody need leave time to it."""
+        self._image_share.note(model, busy=False)
 
     def _throttle(self, share: float | None) -> None:
         for supervisor in self._supervisors.values():

@@ -66,6 +66,8 @@ class Supervisor:
     """One model's worker: starts it, watches it, restarts it, talks to it.
 
     Args:
+        on_stats: told of each step's report.
+        on_lost: told when a worker is gone, and its requests with it.
         on_demand: it is loaded while the server runs. A worker that ends before its model was ready
             is not started again then: whoever asked for it hears why.
 
@@ -80,6 +82,7 @@ class Supervisor:
         options: WorkerOptions,
         arbiter: MemoryArbiter,
         on_stats: Callable[[str, Stats], None],
+        on_lost: Callable[[str], None],
         check_text: TextCheck,
         *,
         on_demand: bool = False,
@@ -94,6 +97,7 @@ class Supervisor:
         self._options = options
         self._arbiter = arbiter
         self._on_stats = on_stats
+        self._on_lost = on_lost
         self._check_text = check_text
         self._gate = self._new_gate()
         self._streams = StreamTable(lambda request_id: self._send(messages.Abort(request_id)))
@@ -395,6 +399,7 @@ class Supervisor:
         self._streams.fail_all(
             EngineDead(f"the worker of model {self.spec.name!r} ended{reason}; try again")
         )
+        self._on_lost(self.spec.name)
 
     def _set_phase(
         self,

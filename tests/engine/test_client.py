@@ -203,6 +203,16 @@ async def test_death_ends_the_requests_in_it_and_the_worker_comes_back(start):
     assert tokens_of(await collect(client.submit(request([1, 5], "after")))) == [1, 5]
 
 
+async def test_time_is_left_to_nobody_whose_worker_died(start):
+    client = await start("m=x")
+    waiting = client.submit(request([3]))
+    assert client._image_share.bound == EngineConfig().image_share
+    os.kill(process_of(client, "m").pid, signal.SIGKILL)
+    with pytest.raises(EngineDead):
+        await collect(waiting)
+    assert client._image_share.bound is None
+
+
 async def test_an_idle_worker_that_is_killed_comes_back(start):
     client = await start("m=x")
     process = process_of(client, "m")
