@@ -256,6 +256,11 @@ class ResolvedConfig:
     deterministic: bool
     debug_invariants: bool
 
+    @property
+    def max_decode_rows(self) -> int:
+        """Rows that the decodes of a step may have, drafts included."""
+        return min(self.max_num_seqs, self.max_num_batched_tokens)
+
     def kv_layout(self, windows: tuple[int | None, ...]) -> KvLayout:
         """How texts take blocks, for a model whose groups of layers look back so far."""
         return _kv_layout(

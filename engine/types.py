@@ -179,12 +179,18 @@ class EngineStats(Stats):
     prefix_cache_hits: int = 0
     """Prompt tokens found."""
     num_preemptions: int = 0
+    num_drafts: int = 0
+    """Times that the next tokens of a sequence were guessed."""
+    num_draft_tokens: int = 0
+    """The guessed tokens."""
+    num_accepted_tokens: int = 0
+    """Those of them that were drawn, too."""
     step_tokens: int = 0
     """Tokens computed in this step."""
     step_token_budget: int = 0
     """Tokens that the last decided step could have had."""
     step_predicted_s: float = 0.0
-    """How long the last step was expected to take; 0 if nothing bounds that."""
+    """How long the last step was expected to take; 0 if nobody asks that."""
     step_measured_s: float = 0.0
     """How long it took."""
     schedule_time_s: float = 0.0

@@ -1,11 +1,14 @@
 """From a decision to the arrays of one forward pass. NumPy throughout: a few array calls per step.
 
-Rows are ordered for the kernels, not as the decision lists them: sequences with a single row come
-first, the longest context first, then prompt chunks.
+Rows are ordered for the kernels, not as the decision lists them. They form spans, which attention
+takes as sequences: single rows come first, the longest context first, then prompt chunks. A decode
+with drafts is a span per row, each over the keys of those before it: a step of decodes then has the
+shape of any other with as many rows, recorded or not.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.llm.decision import PENDING_TOKEN_ID, ScheduledSequence
+from engine.llm.logits_processors import SampleRow
 from engine.models.forward_context import GroupContext
 from kernels import PagedBatch
 from kernels.shared.transfer import to_device
@@ -25,14 +29,25 @@ TOKEN_IDS, POSITIONS, SLOTS, BLOCK_IDS = range(4)
 layer group."""
 
 
+class Span(NamedTuple):
+    """Rows of one sequence that attention takes together."""
+
+    sequence: ScheduledSequence
+    first: int
+    """Which of its rows is the first."""
+    num_rows: int
+    context_len: int
+    """Tokens that its last row looks at."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRows:
-    """One step's T rows of B sequences, on the host."""
+    """One step's T rows in B spans, on the host."""
 
-    sequences: list[ScheduledSequence]
+    spans: list[Span]
     """In row order."""
     num_decodes: int
-    """Sequences with a single row: the first ones, the longest context first."""
+    """Spans of a single row: the first ones, the longest context first."""
     inputs: Int64Array
     """[3 + G, T]: token id (`PENDING_TOKEN_ID` in pending rows), position in the text, slot that
     key and value go to, and its block in each layer group."""
@@ -40,13 +55,17 @@ class StepRows:
     """[G, B, M], unused entries repeating a sequence's first block, or the first that its window
     has not passed."""
     context_lens: Int32Array
-    """[B]: cached tokens, this step's included."""
+    """[B]: cached tokens, the span's included."""
     cu_seqlens_q: Int32Array
-    """[B + 1]: sequence b has the rows cu_seqlens_q[b] .. cu_seqlens_q[b + 1]."""
+    """[B + 1]: span b has the rows cu_seqlens_q[b] .. cu_seqlens_q[b + 1]."""
     entered_block_ids: list[int]
-    """Blocks whose first slot is written now and whose last one is not yet."""
+    """Blocks whose first slot is written now, without those that one span fills up."""
     pending_rows: list[int]
-    """Single rows, whose token the step before draws: row i is that of sequence i."""
+    """Single rows, whose token the step before draws: row i is that of span i."""
+    drawing_rows: list[int]
+    """Rows from whose logits a token is drawn: those of one sequence together, in its order."""
+    draws: list[SampleRow]
+    """What is drawn from each of these."""
 
     @property
     def num_rows(self) -> int:
@@ -54,15 +73,9 @@ class StepRows:
 
     @property
     def first_rows(self) -> list[int]:
-        """Per sequence the offset of its first row."""
+        """Per span the offset of its first row."""
         starts: list[int] = self.cu_seqlens_q[:-1].tolist()
         return starts
-
-    @property
-    def sampling_rows(self) -> list[int]:
-        """The last row of each sequence that samples."""
-        ends = self.cu_seqlens_q[1:].tolist()
-        return [end - 1 for s, end in zip(self.sequences, ends, strict=True) if s.samples]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,23 +107,26 @@ class Batch:
 
 def lay_out(scheduled: Sequence[ScheduledSequence], block_size: int) -> StepRows:
     """Order a step's rows. `scheduled` is not empty and each sequence has at least one token."""
-    sequences = sorted(scheduled, key=_row_order)
-    lengths = np.array([len(s.token_ids) for s in sequences], dtype=np.int64)
-    starts = np.array([s.start for s in sequences], dtype=np.int64)
-    context_lens = starts + lengths
-    cu_seqlens_q = np.zeros(len(sequences) + 1, dtype=np.int32)
+    spans = sorted((span for s in scheduled for span in _spans(s)), key=_row_order)
+    lengths = np.array([span.num_rows for span in spans], dtype=np.int64)
+    context_lens = np.array([span.context_len for span in spans], dtype=np.int64)
+    starts = context_lens - lengths
+    cu_seqlens_q = np.zeros(len(spans) + 1, dtype=np.int32)
     np.cumsum(lengths, out=cu_seqlens_q[1:])
-    tables = _block_tables(sequences, -(-context_lens // block_size))
+    tables = _block_tables(spans, -(-context_lens // block_size))
 
-    sequence_of_row = np.repeat(np.arange(len(sequences)), lengths)
-    inputs = np.empty((BLOCK_IDS + len(tables), len(sequence_of_row)), dtype=np.int64)
-    inputs[TOKEN_IDS] = [t for s in sequences for t in s.token_ids]
-    positions = np.arange(cu_seqlens_q[-1]) + (starts - cu_seqlens_q[:-1])[sequence_of_row]
+    span_of_row = np.repeat(np.arange(len(spans)), lengths)
+    inputs = np.empty((BLOCK_IDS + len(tables), len(span_of_row)), dtype=np.int64)
+    inputs[TOKEN_IDS] = [
+        t for s, first, num_rows, _ in spans for t in s.token_ids[first : first + num_rows]
+    ]
+    positions = np.arange(cu_seqlens_q[-1]) + (starts - cu_seqlens_q[:-1])[span_of_row]
     inputs[POSITIONS] = positions
     inputs[SLOTS] = positions % block_size
-    inputs[BLOCK_IDS:] = tables[:, sequence_of_row, positions // block_size]
+    inputs[BLOCK_IDS:] = tables[:, span_of_row, positions // block_size]
+    drawing_rows, draws = _draws(spans, cu_seqlens_q[:-1].tolist())
     return StepRows(
-        sequences=sequences,
+        spans=spans,
         num_decodes=int(np.count_nonzero(lengths == 1)),
         inputs=inputs,
         block_tables=tables,
@@ -118,21 +134,52 @@ def lay_out(scheduled: Sequence[ScheduledSequence], block_size: int) -> StepRows
         cu_seqlens_q=cu_seqlens_q,
         entered_block_ids=_entered(tables, starts, context_lens, block_size),
         pending_rows=np.flatnonzero(inputs[TOKEN_IDS] == PENDING_TOKEN_ID).tolist(),
+        drawing_rows=drawing_rows,
+        draws=draws,
     )
 
 
-def _row_order(sequence: ScheduledSequence) -> tuple[bool, int]:
-    num_tokens = len(sequence.token_ids)
-    return num_tokens > 1, -(sequence.start + num_tokens)
+def _spans(sequence: ScheduledSequence) -> list[Span]:
+    start, num_rows = sequence.start, len(sequence.token_ids)
+    if num_rows > 1 and sequence.is_decode:
+        return [Span(sequence, row, 1, start + row + 1) for row in range(num_rows)]
+    return [Span(sequence, 0, num_rows, start + num_rows)]
 
 
-def _block_tables(sequences: Sequence[ScheduledSequence], num_blocks: Int64Array) -> Int32Array:
+def _row_order(span: Span) -> tuple[bool, int]:
+    return span.num_rows > 1, -span.context_len
+
+
+def _draws(spans: Sequence[Span], first_rows: Sequence[int]) -> tuple[list[int], list[SampleRow]]:
+    """See `StepRows.drawing_rows`."""
+    rows: list[int] = []
+    draws: list[SampleRow] = []
+    has_drafts = False
+    for (sequence, first, num_rows, _), first_row in zip(spans, first_rows, strict=True):
+        if sequence.num_draws == 1:
+            rows.append(first_row + num_rows - 1)
+            draws.append(SampleRow(sequence.seq_id, sequence.num_output_tokens))
+            continue
+        num_silent = len(sequence.token_ids) - sequence.num_draws
+        has_drafts |= sequence.num_draws > 1
+        for at in range(max(first, num_silent), first + num_rows):
+            nth = at - num_silent
+            draft = sequence.token_ids[at] if nth else None
+            rows.append(first_row + at - first)
+            draws.append(SampleRow(sequence.seq_id, sequence.num_output_tokens + nth, draft))
+    if has_drafts:  # rows of one sequence are mixed with others'
+        order = sorted(range(len(draws)), key=lambda i: (draws[i].seq_id, draws[i].position))
+        return [rows[i] for i in order], [draws[i] for i in order]
+    return rows, draws
+
+
+def _block_tables(spans: Sequence[Span], num_blocks: Int64Array) -> Int32Array:
     """See `StepRows.block_tables`."""
-    num_groups = len(sequences[0].blocks)
-    tables = np.empty((num_groups, len(sequences), int(num_blocks.max())), dtype=np.int32)
+    num_groups = len(spans[0].sequence.blocks)
+    tables = np.empty((num_groups, len(spans), int(num_blocks.max())), dtype=np.int32)
     for group, rows in enumerate(tables):
-        for row, sequence, used in zip(rows, sequences, num_blocks.tolist(), strict=True):
-            block_ids, passed = sequence.blocks[group]
+        for row, span, used in zip(rows, spans, num_blocks.tolist(), strict=True):
+            block_ids, passed = span.sequence.blocks[group]
             row[passed:used] = block_ids[: used - passed]
             row[used:] = block_ids[0]
             if passed:

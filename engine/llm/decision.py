@@ -50,8 +50,14 @@ class ScheduledSequence:
         prompt and output   [ computed already | token_ids of this step | later ]
                             0 ............. start ....... start + len
 
-    When `samples` is set, the step reaches the last known token and a new one is drawn from the
-    logits of the last position.
+    A token is drawn from each of the last `num_draws` rows. The first of these is that of the last
+    known token; the ones behind it are computed for *draft* tokens, which nobody knows to follow:
+
+        token_ids   …  a   x   y        a is known, x and y are drafts
+        drawn          x'  y'  z        x' follows a; y' counts if x' is x, z if y' is y as well
+
+    What counts is what steps of one draw each would have brought. The keys and values of the other
+    rows are no text's, and their slots are written again.
     """
 
     seq_id: int
@@ -60,11 +66,21 @@ class ScheduledSequence:
     start: int
     blocks: list[GroupBlocks]
     """Per layer group, long enough for `start + len(token_ids)` tokens."""
-    samples: bool
+    num_draws: int
     num_output_tokens: int
-    """Tokens generated so far; the position of the random number that a draw would use."""
+    """Tokens generated so far; the position of the random number that the first draw would use."""
     prompt_logprobs: bool = False
     """Score this chunk's tokens against the next prompt tokens."""
+
+    @property
+    def is_decode(self) -> bool:
+        """All its rows draw, or there is one only: each can be computed as if it were alone."""
+        return len(self.token_ids) == max(self.num_draws, 1)
+
+    @property
+    def drafts(self) -> list[int]:
+        """The tokens of its last rows that are none of its text's yet."""
+        return self.token_ids[len(self.token_ids) - max(self.num_draws, 1) + 1 :]
 
 
 @dataclass(slots=True)
@@ -95,13 +111,14 @@ class SequenceOutput:
 
     seq_id: int
     token_ids: list[int] = field(default_factory=list)
-    """Empty unless it sampled; several under speculation."""
+    """Those that follow its text: at least one if it draws and there is no error, at most
+    `num_draws`."""
     logprobs: list[TokenLogprob] | None = None
     """One per token id, when its request asks for them."""
     prompt_logprobs: list[TokenLogprob] | None = None
     """Scores of prompt tokens `start + 1 ..` that this chunk could judge."""
     error: str | None = None
-    """This row alone failed (for example non-finite logits); the others are fine."""
+    """What failed behind `token_ids` (for example non-finite logits); other sequences are fine."""
 
 
 @dataclass(slots=True)

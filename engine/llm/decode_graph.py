@@ -1,8 +1,8 @@
 """Recorded decode steps: one launch instead of a few hundred on a GPU, calls of C++ with no Python
 between them on a CPU.
 
-A graph computes a fixed number of rows from inputs at fixed addresses. Steps whose sequences all
-have one row are padded to the next size that has a graph; others run eagerly. Nothing is
+A graph computes a fixed number of rows from inputs at fixed addresses. Steps of decodes, with or
+without drafts, are padded to the next size that has a graph; others run eagerly. Nothing is
 recorded at start-up: a size is recorded once it has been met a few times, and runs eagerly until
 then.
 
@@ -178,7 +178,7 @@ class DecodeGraphs:
         forward: Callable[[Batch], Tensor],
         recorder: Recorder,
         *,
-        max_num_seqs: int,
+        max_num_rows: int,
         max_model_len: int,
         block_size: int,
         scratch_block: int,
@@ -188,7 +188,7 @@ class DecodeGraphs:
     ) -> None:
         self._forward = forward
         self._recorder = recorder
-        self._max_num_seqs = max_num_seqs
+        self._max_num_rows = max_num_rows
         self._max_model_len = max_model_len
         self._block_size = block_size
         self._scratch_block = scratch_block
@@ -201,7 +201,7 @@ class DecodeGraphs:
 
     def find(self, rows: StepRows) -> DecodeGraph | None:
         """The graph that can run this step, if there is one by now."""
-        if self._is_broken or rows.num_decodes < len(rows.sequences):
+        if self._is_broken or rows.num_decodes < len(rows.spans):
             return None
         size = self._size_for(rows)
         if size is None:
@@ -228,7 +228,7 @@ class DecodeGraphs:
     @property
     def sizes(self) -> list[GraphSize]:
         """All that a step can ask for, the largest first."""
-        rows = {self._padded(n) for n in range(1, self._max_num_seqs + 1)}
+        rows = {self._padded(n) for n in range(1, self._max_num_rows + 1)}
         contexts = [self._context_for(1)]
         while contexts[-1] < self._max_model_len:
             contexts.append(self._context_for(contexts[-1] + 1))
@@ -238,12 +238,12 @@ class DecodeGraphs:
     def _size_for(self, rows: StepRows) -> GraphSize | None:
         """The smallest size that holds a step; None if none does."""
         longest = int(rows.context_lens[0])
-        if rows.num_rows > self._max_num_seqs or longest > self._max_model_len:
+        if rows.num_rows > self._max_num_rows or longest > self._max_model_len:
             return None
         return GraphSize(self._padded(rows.num_rows), self._context_for(longest))
 
     def _padded(self, num_rows: int) -> int:
-        return min(self._recorder.padded(num_rows), self._max_num_seqs)
+        return min(self._recorder.padded(num_rows), self._max_num_rows)
 
     def _context_for(self, longest: int) -> int:
         max_context_len = SHORTEST_CONTEXT

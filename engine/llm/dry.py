@@ -49,21 +49,19 @@ class Dry:
     def remove(self, seq_id: int) -> None:
         self._texts.pop(seq_id, None)
 
-    def edit(self, edits: EditLists, rows: Sequence[SampleRow]) -> None:
-        for i, row in enumerate(rows):
-            text = self._texts.get(row.seq_id)
-            if text is None:
-                continue
-            text.rewind(row.position)
-            ids, penalties = text.penalties()
-            known = ids < self._vocab_size
-            if known.any():
-                edits.add(i, ids[known], -penalties[known])
+    def edit(self, edits: EditLists, place: int, row: SampleRow) -> None:
+        text = self._texts[row.seq_id]
+        text.rewind(row.position)
+        ids, penalties = text.penalties()
+        known = ids < self._vocab_size
+        if known.any():
+            edits.add(place, ids[known], -penalties[known])
 
     def advance(self, row: SampleRow, token_id: int) -> None:
         text = self._texts[row.seq_id]
-        text.rewind(row.position)
-        text.append(token_id)
+        if not text.has(row.position, token_id):
+            text.rewind(row.position)
+            text.append(token_id)
 
 
 class _RepeatingText:
@@ -90,6 +88,11 @@ class _RepeatingText:
         self._start = 0
         """Where what came after the last breaker begins."""
         self._compare_all()
+
+    def has(self, position: int, token_id: int) -> bool:
+        """Whether this is the generated token of that number."""
+        place = self._num_prompt + position
+        return place < self._size and int(self._tokens[place]) == token_id
 
     def append(self, token_id: int) -> None:
         if self._size == len(self._tokens):

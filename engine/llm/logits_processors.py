@@ -26,6 +26,9 @@ class SampleRow:
     seq_id: int
     position: int
     """Tokens generated so far; the one to be drawn gets this index."""
+    draft: int | None = None
+    """The token before, if it is a draft (`engine.llm.decision.ScheduledSequence`): the row before
+    is the same sequence's, and unless this token is drawn there, this row is void."""
 
 
 class LogitsProcessor(Protocol):
@@ -44,11 +47,13 @@ class LogitsProcessor(Protocol):
     def remove(self, seq_id: int) -> None:
         """Forget a sequence; unknown ones are fine."""
 
-    def edit(self, edits: EditLists, rows: Sequence[SampleRow]) -> None:
-        """Add what is to change in the rows of known sequences; row i is `rows[i]`."""
+    def edit(self, edits: EditLists, place: int, row: SampleRow) -> None:
+        """Add what is to change in a row of a sequence that was taken: number `place` of the
+        call's. What it knows of tokens from the row's position on is void."""
 
     def advance(self, row: SampleRow, token_id: int) -> None:
-        """The sequence's token at `row.position` is `token_id`."""
+        """The sequence's token at `row.position` is `token_id`, or supposed to be for the sake of
+        the rows behind it: told again, perhaps of another one, once it is drawn."""
 
 
 class ProcessorChain:
@@ -68,9 +73,15 @@ class ProcessorChain:
             processor.remove(seq_id)
 
     def edit(self, edits: EditLists, rows: Sequence[SampleRow]) -> None:
-        if any(row.seq_id in self._by_sequence for row in rows):
-            for processor in self._processors:
-                processor.edit(edits, rows)
+        """Add what is to change in all rows; those of one sequence are in order."""
+        for place, row in enumerate(rows):
+            takers = self._by_sequence.get(row.seq_id)
+            if takers is None:
+                continue
+            if row.draft is not None:
+                self.advance(SampleRow(row.seq_id, row.position - 1), row.draft)
+            for processor in takers:
+                processor.edit(edits, place, row)
 
     def advance(self, row: SampleRow, token_id: int) -> None:
         for processor in self._by_sequence.get(row.seq_id, ()):
@@ -101,25 +112,24 @@ class Penalties:
     def remove(self, seq_id: int) -> None:
         self._histories.pop(seq_id, None)
 
-    def edit(self, edits: EditLists, rows: Sequence[SampleRow]) -> None:
-        for i, row in enumerate(rows):
-            history = self._histories.get(row.seq_id)
-            if history is None:
-                continue
-            history.rewind(row.position)
-            edits.penalise(
-                i,
-                history.ids,
-                history.counts,
-                repetition=history.params.repetition_penalty,
-                frequency=history.params.frequency_penalty,
-                presence=history.params.presence_penalty,
-            )
+    def edit(self, edits: EditLists, place: int, row: SampleRow) -> None:
+        history = self._histories[row.seq_id]
+        history.rewind(row.position)
+        edits.penalise(
+            place,
+            # Copied: rows behind this one may go on from drafts.
+            history.ids.copy(),
+            history.counts.copy(),
+            repetition=history.params.repetition_penalty,
+            frequency=history.params.frequency_penalty,
+            presence=history.params.presence_penalty,
+        )
 
     def advance(self, row: SampleRow, token_id: int) -> None:
         history = self._histories[row.seq_id]
-        history.rewind(row.position)
-        history.append(token_id)
+        if not history.has(row.position, token_id):
+            history.rewind(row.position)
+            history.append(token_id)
 
 
 class LogitBias:
@@ -149,10 +159,8 @@ class LogitBias:
     def remove(self, seq_id: int) -> None:
         self._biases.pop(seq_id, None)
 
-    def edit(self, edits: EditLists, rows: Sequence[SampleRow]) -> None:
-        for i, row in enumerate(rows):
-            if row.seq_id in self._biases:
-                edits.add(i, *self._biases[row.seq_id])
+    def edit(self, edits: EditLists, place: int, row: SampleRow) -> None:
+        edits.add(place, *self._biases[row.seq_id])
 
     def advance(self, row: SampleRow, token_id: int) -> None:
         """Biases do not depend on the text."""
@@ -177,12 +185,10 @@ class MinTokens:
     def remove(self, seq_id: int) -> None:
         self._limits.pop(seq_id, None)
 
-    def edit(self, edits: EditLists, rows: Sequence[SampleRow]) -> None:
-        for i, row in enumerate(rows):
-            if row.seq_id in self._limits:
-                min_tokens, ids = self._limits[row.seq_id]
-                if row.position < min_tokens:
-                    edits.forbid(i, ids)
+    def edit(self, edits: EditLists, place: int, row: SampleRow) -> None:
+        min_tokens, ids = self._limits[row.seq_id]
+        if row.position < min_tokens:
+            edits.forbid(place, ids)
 
     def advance(self, row: SampleRow, token_id: int) -> None:
         """The position alone decides."""
@@ -212,6 +218,10 @@ class _History:
     @property
     def counts(self) -> NDArray[np.int64]:
         return self._counts[: len(self._slots)]
+
+    def has(self, position: int, token_id: int) -> bool:
+        """Whether this is the generated token of that number."""
+        return position < len(self._outputs) and self._outputs[position] == token_id
 
     def append(self, token_id: int) -> None:
         slot = self._slots.setdefault(token_id, len(self._slots))

@@ -71,18 +71,25 @@ class DrawnTokens:
     """What a step draws. The next one may start from it while it is still on the device."""
 
     draw: LaunchedDraw
-    places: dict[int, int]
-    """By sequence id its place among the drawn tokens."""
+    rows: list[SampleRow]
+
+    @property
+    def places(self) -> dict[int, int]:
+        """By sequence id the place of its first token among the drawn ones."""
+        return {row.seq_id: i for i, row in enumerate(self.rows) if row.draft is None}
 
     def add_to(self, outputs: dict[int, SequenceOutput]) -> None:
-        """Wait for the tokens and tell each sequence its own."""
-        for seq_id, token in zip(self.places, self.draw.collect(), strict=True):
-            output = outputs[seq_id]
-            if token.error is not None:
-                output.error = output.error or token.error
+        """Wait for the tokens and tell each sequence those that follow its text."""
+        for row, token in zip(self.rows, self.draw.collect(), strict=True):
+            output = outputs[row.seq_id]
+            if token is None or output.error is not None:
                 continue
-            output.token_ids = [token.token_id]
-            output.logprobs = None if token.logprob is None else [token.logprob]
+            if token.error is not None:
+                output.error = token.error
+                continue
+            output.token_ids.append(token.token_id)
+            if token.logprob is not None:
+                output.logprobs = [*(output.logprobs or ()), token.logprob]
 
 
 class ModelRunner:
@@ -123,7 +130,7 @@ class ModelRunner:
             self._graphs = DecodeGraphs(
                 self._run_model,
                 recorder,
-                max_num_seqs=config.max_num_seqs,
+                max_num_rows=config.max_decode_rows,
                 max_model_len=config.max_model_len,
                 block_size=config.block_size,
                 scratch_block=config.num_kv_blocks,
@@ -264,24 +271,20 @@ class ModelRunner:
         return self._model.forward(batch.token_ids, batch.positions, ctx)
 
     def _logits_to_sample(self, rows: StepRows, hidden: Tensor) -> Tensor:
-        """Logits of the last row of each sequence that samples, in row order."""
-        places = rows.sampling_rows
-        if len(places) < len(hidden):
+        """Logits of the rows that draw, in the order of `StepRows.draws`."""
+        places = rows.drawing_rows
+        if len(places) < len(hidden) or places != sorted(places):
             hidden = hidden[to_device([np.array(places, dtype=np.int64)], self._device)[0]]
         return self._model.compute_logits(hidden)
 
     def _draw(self, step_rows: StepRows, logits: Tensor) -> DrawnTokens | None:
-        ids = [s.seq_id for s in step_rows.sequences if s.samples]
-        if not ids:
-            return None
-        rows = [SampleRow(s.seq_id, s.num_output_tokens) for s in step_rows.sequences if s.samples]
-        places = {seq_id: place for place, seq_id in enumerate(ids)}
-        return DrawnTokens(self._sampler.launch(logits, rows), places)
+        draws = step_rows.draws
+        return DrawnTokens(self._sampler.launch(logits, draws), draws) if draws else None
 
     def _score_prompts(
         self, step_rows: StepRows, hidden: Tensor, outputs: dict[int, SequenceOutput]
     ) -> None:
-        for sequence, first_row in zip(step_rows.sequences, step_rows.first_rows, strict=True):
+        for (sequence, *_), first_row in zip(step_rows.spans, step_rows.first_rows, strict=True):
             if not sequence.prompt_logprobs:
                 continue
             output = outputs[sequence.seq_id]
@@ -312,6 +315,7 @@ def _fill_in(token_ids: Tensor, rows: StepRows, before: DrawnTokens | None) -> N
         return
     if before is None:
         raise InvariantViolation("a step goes on from tokens that no step before it draws")
-    sources = [before.places[rows.sequences[row].seq_id] for row in rows.pending_rows]
+    places = before.places
+    sources = [places[rows.spans[row].sequence.seq_id] for row in rows.pending_rows]
     moves = to_device([np.array([rows.pending_rows, sources])], token_ids.device)[0]
     token_ids.index_copy_(0, moves[0], before.draw.token_ids[moves[1]])

@@ -72,6 +72,12 @@ class ActiveRequest:
     def prompt_len(self) -> int:
         return len(self.request.prompt_token_ids)
 
+    def holds_up(self, scheduled: ScheduledSequence) -> bool:
+        """Whether what follows a step of one of its sequences depends on the step's outcome."""
+        if scheduled.prompt_logprobs or scheduled.num_draws > 1:
+            return True
+        return scheduled.num_draws > 0 and self.draws_by_history
+
     def donor(self) -> "Sequence | None":
         """A running sequence whose table holds the whole prompt, for others to fork."""
         for sequence in self.sequences:
@@ -91,7 +97,7 @@ class Sequence:
     """Who goes first: the smaller. Unique."""
     table: SequenceBlocks
     token_ids: list[int]
-    """Prompt and output. Only appended to."""
+    """Prompt and output: what was accepted, never a draft. Only appended to."""
     max_num_tokens: int
     """Length at which it ends whatever it says."""
     last_num_tokens: int
@@ -104,7 +110,7 @@ class Sequence:
     num_in_flight: int = 0
     """Tokens that launched steps compute and whose outcome is not committed."""
     num_pending: int = 0
-    """Tokens that launched steps draw: they follow `token_ids`."""
+    """Tokens that launched steps draw for certain: they follow `token_ids`."""
     num_cached_tokens: int = 0
     chain: list[bytes] = field(default_factory=list)
     """Hashes of the full blocks of `token_ids`, as far as they were needed."""
@@ -134,6 +140,11 @@ class Sequence:
         if self.num_pending and self.num_known >= self.last_num_tokens:
             return 0
         return len(self.token_ids) + self.num_pending - self.table.num_tokens
+
+    @property
+    def num_draftable(self) -> int:
+        """Drafts of which each could be drawn, with a token behind the last one."""
+        return max(0, self.last_num_tokens - self.num_known - 1)
 
     @property
     def scores_prompt(self) -> bool:
@@ -174,14 +185,17 @@ class Sequence:
             adapter=owner.request.adapter,
         )
 
-    def launch(self, num_tokens: int) -> ScheduledSequence:
-        """Its share of a step: the next `num_tokens` missing tokens, which count as run then."""
+    def launch(self, num_tokens: int, drafts: list[int]) -> ScheduledSequence:
+        """Its share of a step: the next `num_tokens` missing tokens, which count as run then, and
+        drafts behind the last of them, for which there is room. No step follows one with drafts
+        before that is committed."""
         start, known, owner = self.table.num_tokens, self.num_known, self.owner
         end = start + num_tokens
         token_ids = self.token_ids[start:end]
         if len(token_ids) < num_tokens:
             token_ids.append(PENDING_TOKEN_ID)
-        samples = end == known and owner.request.sampling.max_tokens > 0
+        draws = end == known and owner.request.sampling.max_tokens > 0
+        token_ids += drafts
         scheduled = ScheduledSequence(
             seq_id=self.seq_id,
             token_ids=token_ids,
@@ -190,21 +204,21 @@ class Sequence:
             blocks=[
                 GroupBlocks(table.block_ids.copy(), table.num_passed) for table in self.table.tables
             ],
-            samples=samples,
+            num_draws=len(token_ids) - num_tokens + 1 if draws else 0,
             num_output_tokens=known - owner.prompt_len,
             prompt_logprobs=self.scores_prompt and start < owner.prompt_len - 1,
         )
-        self.table.advance(end)
-        self.num_in_flight += num_tokens
-        self.num_pending += samples
+        self.table.advance(start + len(token_ids))
+        self.num_in_flight += len(token_ids)
+        self.num_pending += draws
         return scheduled
 
     def land(self, scheduled: ScheduledSequence) -> None:
         """The step of this share is over; its outcome follows with `take` or `fail`."""
         self.num_in_flight -= len(scheduled.token_ids)
-        self.num_pending -= scheduled.samples
+        self.num_pending -= scheduled.num_draws > 0
 
-    def take(self, result: SequenceOutput) -> TokenEvent | None:
+    def take(self, scheduled: ScheduledSequence, result: SequenceOutput) -> TokenEvent | None:
         """Note a step's outcome: scores of the prompt, drawn tokens.
 
         Returns:
@@ -212,12 +226,9 @@ class Sequence:
         """
         if self.prompt_logprobs is not None and result.prompt_logprobs:
             self.prompt_logprobs += result.prompt_logprobs
-        num_taken, reason = 0, self._end_without_token()
-        for token_id in result.token_ids:
-            num_taken += 1
-            reason = self._append(token_id)
-            if reason is not None:
-                break
+        num_taken, reason = self.accept(result.token_ids)
+        if scheduled.num_draws > num_taken:
+            self.rewind(scheduled.num_draws - num_taken)
         if num_taken == 0 and reason is None:
             return None
         prompt_logprobs, self.prompt_logprobs = self.prompt_logprobs, None
@@ -228,6 +239,24 @@ class Sequence:
             finish_reason=reason,
             stop_token_id=self.stop_token_id,
         )
+
+    def accept(self, token_ids: list[int]) -> tuple[int, FinishReason | None]:
+        """Append tokens up to its end.
+
+        Returns:
+            How many there were until then, and why it ends, if it does.
+        """
+        reason = self._end_without_token()
+        for num_taken, token_id in enumerate(token_ids, 1):
+            reason = self._append(token_id)
+            if reason is not None:
+                return num_taken, reason
+        return len(token_ids), reason
+
+    def rewind(self, num_tokens: int) -> None:
+        """Take back the last tokens that were computed, and blocks that hold nothing else: they
+        turned out not to be its text's. Nothing of it is in flight."""
+        self.table.truncate(self.table.num_tokens - num_tokens)
 
     def fail(self, error: EngineError) -> TokenEvent:
         """Its last event, after an error."""

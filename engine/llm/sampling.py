@@ -62,10 +62,14 @@ class LaunchedDraw:
 
     token_ids: Tensor
     """[R] int64, all in the vocabulary: 0 where a row failed."""
-    finish: Callable[[], list[SampledToken]]
+    finish: Callable[[], list[SampledToken | None]]
 
-    def collect(self) -> list[SampledToken]:
-        """Wait for the tokens and take them into the rows' histories; to be called once."""
+    def collect(self) -> list[SampledToken | None]:
+        """Wait for the tokens and take them into the rows' histories; to be called once.
+
+        Returns:
+            Per row its token, or None for a void row: one behind a draft that was not drawn.
+        """
         return self.finish()
 
 
@@ -106,7 +110,7 @@ class Sampler:
         self._states.pop(seq_id, None)
         self._processors.remove(seq_id)
 
-    def sample(self, logits: torch.Tensor, rows: Sequence[SampleRow]) -> list[SampledToken]:
+    def sample(self, logits: torch.Tensor, rows: Sequence[SampleRow]) -> list[SampledToken | None]:
         """Launch and collect."""
         return self.launch(logits, rows).collect() if rows else []
 
@@ -119,7 +123,8 @@ class Sampler:
 
         Args:
             logits: [R, V] of any float dtype and layout. Not changed.
-            rows: R rows, at least one, each of another sequence that was added.
+            rows: R rows, at least one, of sequences that were added; several of one sequence
+                stand together, at one position after the other, the later ones with their drafts.
 
         Raises:
             InvariantViolation: an unknown sequence, a position beyond its history, a wrong shape.
@@ -131,19 +136,23 @@ class Sampler:
         scored = [i for i, state in enumerate(states) if state.logprobs is not None]
         scores = self._launch_logprobs(logits, drawn.token_ids, states, scored)
 
-        def finish() -> list[SampledToken]:
-            sampled = [
-                SampledToken(-1, error=_ERRORS[error]) if error else SampledToken(token_id)
-                for token_id, error in zip(
-                    token_ids.wait().tolist(), errors.wait().tolist(), strict=True
-                )
-            ]
+        def finish() -> list[SampledToken | None]:
+            sampled = _without_void(
+                rows,
+                [
+                    SampledToken(-1, error=_ERRORS[error]) if error else SampledToken(token_id)
+                    for token_id, error in zip(
+                        token_ids.wait().tolist(), errors.wait().tolist(), strict=True
+                    )
+                ],
+            )
             for row, token in zip(rows, sampled, strict=True):
-                if token.error is None:
+                if token is not None and token.error is None:
                     self._processors.advance(row, token.token_id)
             for i, score in zip(scored, scores.collect(), strict=True):
-                if sampled[i].error is None:
-                    sampled[i].logprob = score
+                token = sampled[i]
+                if token is not None and token.error is None:
+                    token.logprob = score
             return sampled
 
         return LaunchedDraw(drawn.token_ids, finish)
@@ -198,3 +207,15 @@ class Sampler:
             places = to_device([np.array(rows, dtype=np.int64)], self._device)[0]
             logits, tokens = logits[places], tokens[places]
         return launch_logprobs(logits, tokens, [states[i].logprobs or 0 for i in rows])
+
+
+def _without_void(
+    rows: Sequence[SampleRow], sampled: Sequence[SampledToken]
+) -> list[SampledToken | None]:
+    """None in place of what was drawn behind a draft that was not drawn itself."""
+    kept: list[SampledToken | None] = []
+    for row, token in zip(rows, sampled, strict=True):
+        before = kept[-1] if row.draft is not None else None
+        follows = row.draft is None or (before is not None and before.token_id == row.draft)
+        kept.append(token if follows else None)
+    return kept

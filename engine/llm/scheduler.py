@@ -11,6 +11,9 @@ One rule instead of phases: each step moves `computed` towards `known` tokens un
    slows short ones down but does not shut them out;
 3. what then remains goes back to the unfinished prompts, by rank.
 
+In a step of decodes alone, rows that are left may go to drafts: tokens that a `Drafter` expects to
+follow. They take no blocks from anybody, since what they need is given back by the commit.
+
 When blocks run out, the running sequence of the largest rank is preempted: its blocks are freed and
 it is computed again later, output included. The smallest rank is never preempted, so it advances
 in every step, and by induction everything finishes. A waiting sequence is admitted only if its
@@ -39,6 +42,7 @@ from engine.errors import (
 )
 from engine.fault import answer_for, failed_row, raise_if_poisoned
 from engine.llm.decision import ScheduleDecision, ScheduledSequence, SequenceOutput, StepOutput
+from engine.llm.drafter import Drafter
 from engine.llm.kv_cache import BlockPool, check
 from engine.llm.policy import create_policy
 from engine.llm.prefix_cache import PrefixCache, chain_root
@@ -67,6 +71,8 @@ class _Step:
     """Somebody lacks blocks and could preempt others, but steps are in flight."""
     is_trial: bool = False
     """Of one sequence, after a step that failed."""
+    drafts: dict[Sequence, list[int]] = field(default_factory=dict)
+    """What may follow the last known token, of some sequences that get to it."""
 
     def give(self, sequence: Sequence, num_tokens: int) -> None:
         self.chunks[sequence] = self.chunks.get(sequence, 0) + num_tokens
@@ -84,6 +90,7 @@ class Scheduler:
         eos_token_ids: end a sequence unless its request ignores them.
         vocab_size: token ids at or above it are refused.
         windows: how far each group of the model's layers looks back (`engine.kv_layout`).
+        drafter: guesses tokens; None: every step brings a text one token.
         clock: `time.time`, or a test's own; only queue times depend on it.
     """
 
@@ -94,18 +101,20 @@ class Scheduler:
         eos_token_ids: tuple[int, ...],
         vocab_size: int,
         windows: tuple[int | None, ...] = (None,),
+        drafter: Drafter | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._config = config
         self._eos_token_ids = frozenset(eos_token_ids)
         self._vocab_size = vocab_size
+        self._drafter = drafter
         self._clock = clock
         self._policy = create_policy(config.scheduling_policy)
         self._layout = config.kv_layout(windows)
         self._pool = self._empty_pool()
         self._roster = Roster(self._policy, self._pool)
         self._trial = Trial(self._roster)
-        self._budget = StepBudget(config)
+        self._budget = StepBudget(config, drafts=drafter is not None)
         self._events: list[TokenEvent] = []
         """Of a commit that was not completed."""
         self.is_doubtful = False
@@ -115,6 +124,9 @@ class Scheduler:
         self._seeds = random.Random(config.seed)
         self._num_arrivals = 0
         self._num_preemptions = 0
+        self._num_drafts = 0
+        self._num_draft_tokens = 0
+        self._num_accepted_tokens = 0
         self._num_steps = 0
         self._num_in_flight = 0
         self._num_step_tokens = 0
@@ -173,6 +185,7 @@ class Scheduler:
             self._continue_running(step)
             self._admit_waiting(step)
             self._hand_out_rest(step)
+            self._add_drafts(step)
         return self._decide(step)
 
     def _continue_running(self, step: _Step) -> None:
@@ -223,7 +236,7 @@ class Scheduler:
                 continue
             try:
                 self._commit_sequence(sequence, scheduled, result, self._events)
-                if scheduled.samples or sequence.status is Status.FINISHED:
+                if scheduled.num_draws or sequence.status is Status.FINISHED:
                     self._trial.clear(sequence)
             except Exception as error:
                 self.is_doubtful = True
@@ -289,6 +302,9 @@ class Scheduler:
             prefix_cache_queries=self._num_prefix_queries,
             prefix_cache_hits=self._num_prefix_hits,
             num_preemptions=self._num_preemptions,
+            num_drafts=self._num_drafts,
+            num_draft_tokens=self._num_draft_tokens,
+            num_accepted_tokens=self._num_accepted_tokens,
             num_steps=self._num_steps,
             step_tokens=self._num_step_tokens,
             step_token_budget=self._budget.num_tokens,
@@ -411,14 +427,25 @@ class Scheduler:
             if more and sequence.table.reserve(sequence.table.num_tokens + num_tokens + more):
                 step.give(sequence, more)
 
+    def _add_drafts(self, step: _Step) -> None:
+        """Have decodes try what may come next, where the step has nothing else to do."""
+        if self._drafter is None or not step.budget or not step.chunks:
+            return
+        if any(sequence.num_missing > 1 for sequence in step.chunks):
+            return
+        price = self._budget.row_price(StepWork.of_decodes(s.num_known for s in step.chunks))
+        for sequence, drafts in self._drafter.draft(list(step.chunks), step.budget, price):
+            if sequence.table.reserve(sequence.table.num_tokens + 1 + len(drafts)):
+                step.drafts[sequence] = drafts
+
     def _decide(self, step: _Step) -> ScheduleDecision:
         decision = ScheduleDecision(copies=self._pool.take_copies())
         for sequence, num_tokens in step.chunks.items():
             if not sequence.is_announced:
                 decision.new.append(sequence.announce())
-            decision.scheduled.append(scheduled := sequence.launch(num_tokens))
-            if scheduled.prompt_logprobs or (scheduled.samples and sequence.owner.draws_by_history):
-                decision.blocks_next = True
+            scheduled = sequence.launch(num_tokens, step.drafts.get(sequence, []))
+            decision.scheduled.append(scheduled)
+            decision.blocks_next |= sequence.owner.holds_up(scheduled)
         if decision.scheduled:
             decision.finished = self._roster.take_finished()
             decision.blocks_next |= step.is_short or step.is_trial
@@ -433,12 +460,45 @@ class Scheduler:
         events: list[TokenEvent],
     ) -> None:
         sequence.land(scheduled)
+        failure: EngineError | None = None
         if result.error is not None:
-            error = failed_row(result.error, sequence.owner.request.request_id)
-            self._fail(sequence, error, events)
+            failure = failed_row(result.error, sequence.owner.request.request_id)
+            if not result.token_ids:
+                self._fail(sequence, failure, events)
+                return
+        num_drawn, num_draws = len(result.token_ids), scheduled.num_draws
+        fits = min(num_draws, 1) <= num_drawn <= num_draws
+        check(fits, f"{num_drawn} tokens came of {num_draws} draws")
+        if num_draws > 1:
+            self._note_draft(sequence, num_draws - 1, num_drawn - 1)
+        event = sequence.take(scheduled, result)
+        self._note_computed(sequence, scheduled.start)
+        self._roster.release_siblings(sequence.owner)
+        if event is None:
             return
-        check(bool(result.token_ids) or not scheduled.samples, "no token was drawn")
-        filled = self._pool.filled_by(scheduled.start, scheduled.start + len(scheduled.token_ids))
+        if event.finish_reason is not None:
+            self._end(sequence)
+        # Its last event is told once only, whatever goes wrong above.
+        events.append(event)
+        if event.finish_reason is None and len(sequence.token_ids) > self._pool.num_slots:
+            failure = OutOfBlocks(
+                f"prompt and output have {len(sequence.token_ids)} tokens; the KV pool holds "
+                f"{self._pool.num_slots}; lower max_tokens or raise kv_cache_memory_gib"
+            )
+        if event.finish_reason is None and failure is not None:
+            self._fail(sequence, failure, events)
+
+    def _note_draft(self, sequence: Sequence, num_drafts: int, num_accepted: int) -> None:
+        self._num_drafts += 1
+        self._num_draft_tokens += num_drafts
+        self._num_accepted_tokens += num_accepted
+        if self._drafter is not None:
+            self._drafter.learn(sequence, num_drafts, num_accepted)
+
+    def _note_computed(self, sequence: Sequence, start: int) -> None:
+        """From token `start` on more of its text is computed than was: offer the blocks that this
+        filled to others, and give back those that its windows have passed."""
+        filled = self._pool.filled_by(start, sequence.num_computed)
         if filled and self._config.enable_prefix_caching:
             chain = sequence.extend_chain(self._pool.block_size)
             for group, table in enumerate(sequence.table.tables):
@@ -447,23 +507,11 @@ class Scheduler:
                     self._pool.cache.register(block_id, chain[index], group)
         if self._layout.slides:
             sequence.table.leave(sequence.num_computed)
-        self._roster.release_siblings(sequence.owner)
-        event = sequence.take(result)
-        if event is None:
-            return
-        if event.finish_reason is not None:
-            self._end(sequence)
-        # Its last event is told once only, whatever goes wrong above.
-        events.append(event)
-        if event.finish_reason is None and len(sequence.token_ids) > self._pool.num_slots:
-            message = (
-                f"prompt and output have {len(sequence.token_ids)} tokens; the KV pool holds "
-                f"{self._pool.num_slots}; lower max_tokens or raise kv_cache_memory_gib"
-            )
-            self._fail(sequence, OutOfBlocks(message), events)
 
     def _end(self, sequence: Sequence) -> None:
         try:
+            if self._drafter is not None:
+                self._drafter.forget(sequence)
             self._roster.finish(sequence)
         except Exception:
             # Its end is told all the same; what it held is found again by starting over.

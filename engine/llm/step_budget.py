@@ -24,17 +24,21 @@ _LEAST_TARGET_S = 0.025
 class StepBudget:
     """Bounds the prompt tokens of the next step, and learns from those that were taken.
 
+    Args:
+        drafts: whether it will be asked for `row_price`.
+
     Attributes:
         num_tokens: what the last decided step could have had, decodes included.
         predicted_s: of the last observed step, as was expected before it was.
-        measured_s: how long that took. 0 until one was observed, and when nothing is bounded.
+        measured_s: how long that took. 0 until one was observed, and when nobody asks.
     """
 
-    def __init__(self, config: ResolvedConfig) -> None:
+    def __init__(self, config: ResolvedConfig, *, drafts: bool = False) -> None:
         self._most = config.max_num_batched_tokens
         self._target_s = config.max_step_ms / 1000
         self._ratio = config.max_step_ratio
         self._cost = StepCost()
+        self._learns = self.is_bounded or drafts
         self.num_tokens = self._most
         self.predicted_s = 0.0
         self.measured_s = 0.0
@@ -66,9 +70,14 @@ class StepBudget:
             return self._target_s
         return max(_LEAST_TARGET_S, self._ratio * self._cost.predict(batch))
 
+    def row_price(self, decodes: StepWork) -> float:
+        """What one more row costs a step of decodes, at least one, in tokens that the step would
+        have brought in that time."""
+        return decodes.num_decodes * self._cost.row_share(decodes)
+
     def observe(self, work: StepWork, seconds: float) -> None:
         """A step with this work took so long."""
-        if not self.is_bounded:
+        if not self._learns:
             return
         self.predicted_s = self._cost.predict(work) if self._cost.is_known else seconds
         self.measured_s = seconds

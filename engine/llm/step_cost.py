@@ -15,7 +15,8 @@ pace's, so errors are taken relative to their mean, and what no step shows to th
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Self
 
@@ -44,7 +45,7 @@ class StepWork:
     """What a step computes, as far as it costs time."""
 
     num_decodes: int = 0
-    """Sequences with a single row."""
+    """Rows that are computed by themselves, one of each sequence that decodes or several."""
     decode_context: int = 0
     """Cached tokens that these read, all together."""
     num_prompt_tokens: int = 0
@@ -55,14 +56,21 @@ class StepWork:
     @classmethod
     def of(cls, decision: ScheduleDecision) -> Self:
         """The work of a step that has been decided."""
-        decodes = [s for s in decision.scheduled if len(s.token_ids) == 1]
-        chunks = [(s.start, len(s.token_ids)) for s in decision.scheduled if len(s.token_ids) > 1]
+        parts = [(s.is_decode, s.start, len(s.token_ids)) for s in decision.scheduled]
+        decodes = [(start, num_rows) for is_decode, start, num_rows in parts if is_decode]
+        chunks = [(start, length) for is_decode, start, length in parts if not is_decode]
         return cls(
-            num_decodes=len(decodes),
-            decode_context=sum(s.start for s in decodes),
+            num_decodes=sum(num_rows for _, num_rows in decodes),
+            decode_context=sum(num_rows * start for start, num_rows in decodes),
             num_prompt_tokens=sum(length for _, length in chunks),
             num_pairs=sum(length * (start + length / 2) for start, length in chunks),
         )
+
+    @classmethod
+    def of_decodes(cls, contexts: Iterable[int]) -> Self:
+        """That of a step of one row per context."""
+        lengths = list(contexts)
+        return cls(num_decodes=len(lengths), decode_context=sum(lengths))
 
     @property
     def sizes(self) -> tuple[float, ...]:
@@ -129,6 +137,17 @@ class StepCost:
         row = [part / units for part in parts]
         self._sums[work.num_prompt_tokens > 0].add(row, surprise / self._mean_surprise)
         self._fit(units / sum(parts))
+
+    def row_share(self, work: StepWork) -> float:
+        """The part of a step of decodes that one more row of a mean context adds to its time."""
+        rows = work.num_decodes
+        more = replace(
+            work,
+            num_decodes=rows + 1,
+            decode_context=work.decode_context + work.decode_context // rows,
+        )
+        units = self._units(work)
+        return (self._units(more) - units) / units
 
     def prompt_tokens_in(self, seconds: float, start: int) -> int:
         """How many tokens of a prompt, from position `start` on, take so long.

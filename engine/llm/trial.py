@@ -31,13 +31,14 @@ class Trial:
         return None
 
     def judge(self, error: Exception, decision: ScheduleDecision | None) -> Sequence | None:
-        """Who failed a step, if nobody else was in it; else all of them become suspects.
+        """Who failed a step, if nothing else was in it; else all of its sequences become suspects.
+        Drafts are something else: a trial does without.
 
         Args:
             decision: None if it could not even be made.
         """
         members = self._members(decision)
-        if len(members) == 1 and (decision is None or len(decision.scheduled) == 1):
+        if len(members) == 1 and (decision is None or _is_of_one(decision)):
             return members[0]
         log.warning(
             "a step failed; its sequences are tried one at a time",
@@ -63,3 +64,7 @@ class Trial:
         # Of those who wait, only the first can have been looked at without running by now.
         waiting = self._roster.waiting
         return [*self._roster.running, *([waiting.peek()] if waiting else [])]
+
+
+def _is_of_one(decision: ScheduleDecision) -> bool:
+    return len(decision.scheduled) == 1 and not decision.scheduled[0].drafts

@@ -40,7 +40,7 @@ WarmUpStep = list[Text]
 def warm_up_steps(config: ResolvedConfig) -> list[WarmUpStep]:
     """In the order they are to be taken."""
     if config.device == "cpu":
-        most = min(config.max_num_seqs, config.max_num_batched_tokens)
+        most = config.max_decode_rows
         sizes = sorted({min(rows, most) for rows in CPU_ROWS})
         chunk = min(config.block_size, _most_tokens(config))
         return [*([Text(1)] * size for size in sizes), [Text(chunk)]]
@@ -51,11 +51,10 @@ def largest_steps(config: ResolvedConfig) -> list[WarmUpStep]:
     """What takes most memory: a chunk that fills the budget, its tokens scored, and as many decodes
     as there may be, with the longest contexts and a list of alternatives each."""
     chunk = _most_tokens(config)
-    rows = min(config.max_num_seqs, config.max_num_batched_tokens)
     decode = Text(1, config.max_model_len - 1, SamplingParams(max_tokens=1, logprobs=20))
     return [
         [Text(chunk, sampling=SamplingParams(max_tokens=1, prompt_logprobs=20))],
-        [decode] * rows,
+        [decode] * config.max_decode_rows,
     ]
 
 
@@ -77,7 +76,7 @@ def _most_tokens(config: ResolvedConfig) -> int:
 
 def _decodes(config: ResolvedConfig) -> list[WarmUpStep]:
     """Steps of one token per text, for all ways to choose it."""
-    most = min(config.max_num_seqs, config.max_num_batched_tokens)
+    most = config.max_decode_rows
     steps: list[WarmUpStep] = [[Text(1)] * rows for rows in GPU_ROWS if rows <= most]
     for sampling in (
         SamplingParams(max_tokens=1, logprobs=0),
@@ -113,7 +112,7 @@ def _scheduled(seq_id: int, text: Text, block_size: int, num_groups: int) -> Sch
         [0] * text.num_tokens,
         text.num_cached,
         [GroupBlocks([0] * num_blocks)] * num_groups,
-        samples=True,
+        num_draws=1,
         num_output_tokens=0,
         prompt_logprobs=text.sampling.prompt_logprobs is not None,
     )

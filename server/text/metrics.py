@@ -147,6 +147,16 @@ class _Metrics:
         self.num_preemptions = create.counter(
             "num_preemptions", "Sequences set back because blocks ran out."
         )
+        # As vLLM calls them.
+        self.num_drafts = create.counter(
+            "spec_decode_num_drafts", "Times that a sequence's next tokens were guessed."
+        )
+        self.num_draft_tokens = create.counter(
+            "spec_decode_num_draft_tokens", "Tokens that were guessed."
+        )
+        self.num_accepted_tokens = create.counter(
+            "spec_decode_num_accepted_tokens", "Guessed tokens that were drawn."
+        )
         self.time_to_first_token = create.histogram(
             "time_to_first_token_seconds", "Arrival to first token.", _TTFT_BUCKETS_S
         )
@@ -194,6 +204,9 @@ class _ModelMetrics:
                 metrics.prefix_cache_queries.labels(name),
                 metrics.prefix_cache_hits.labels(name),
                 metrics.num_preemptions.labels(name),
+                metrics.num_drafts.labels(name),
+                metrics.num_draft_tokens.labels(name),
+                metrics.num_accepted_tokens.labels(name),
             )
         )
 
@@ -204,6 +217,9 @@ class _ModelMetrics:
                 stats.prefix_cache_queries,
                 stats.prefix_cache_hits,
                 stats.num_preemptions,
+                stats.num_drafts,
+                stats.num_draft_tokens,
+                stats.num_accepted_tokens,
             )
         )
         if not num_steps:

@@ -65,6 +65,9 @@ def test_the_names_that_operators_know(metrics):
         "tandem_prefix_cache_queries",
         "tandem_prefix_cache_hits",
         "tandem_num_preemptions",
+        "tandem_spec_decode_num_drafts",
+        "tandem_spec_decode_num_draft_tokens",
+        "tandem_spec_decode_num_accepted_tokens",
         "tandem_prompt_tokens",
         "tandem_generation_tokens",
         "tandem_request_success",
@@ -137,6 +140,15 @@ def test_worker_totals_become_increments_and_survive_a_restart(metrics, engine):
     assert value(metrics, "tandem_prefix_cache_queries_total") == 30 + 41
     assert value(metrics, "tandem_prefix_cache_hits_total") == 20 + 6
     assert value(metrics, "tandem_num_preemptions_total") == 1 + 2
+
+
+def test_drafts_are_counted(metrics, engine):
+    totals = {"num_drafts": 3, "num_draft_tokens": 17, "num_accepted_tokens": 11}
+    engine.publish("m", step(1, **totals))
+    engine.publish("m", step(2, **totals))
+    assert value(metrics, "tandem_spec_decode_num_drafts_total") == 3
+    assert value(metrics, "tandem_spec_decode_num_draft_tokens_total") == 17
+    assert value(metrics, "tandem_spec_decode_num_accepted_tokens_total") == 11
 
 
 def test_a_new_worker_is_seen_by_any_total_that_fell(metrics, engine):

@@ -8,7 +8,8 @@ back too early is caught where it happens. The drawn token is a pure function of
 what was read.
 """
 
-from collections.abc import Iterable
+import random
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from zlib import crc32
 
@@ -21,6 +22,8 @@ from engine.llm.decision import (
     SequenceOutput,
     StepOutput,
 )
+from engine.llm.drafter import Drafter
+from engine.llm.request import Sequence as RunningSequence
 from engine.llm.scheduler import Scheduler
 from engine.types import FinishReason, GenerateRequest, SamplingParams, TokenEvent, TokenLogprob
 
@@ -57,13 +60,17 @@ def make_config(**changes: object) -> ResolvedConfig:
 
 
 def make_scheduler(
-    config: ResolvedConfig | None = None, windows: Windows = (None,), **changes: object
+    config: ResolvedConfig | None = None,
+    windows: Windows = (None,),
+    drafter: Drafter | None = None,
+    **changes: object,
 ) -> Scheduler:
     return Scheduler(
         config or make_config(**changes),
         eos_token_ids=(EOS,),
         vocab_size=VOCAB_SIZE,
         windows=windows,
+        drafter=drafter,
         clock=lambda: 100.0,
     )
 
@@ -109,6 +116,47 @@ def draw(new: NewSequence, digest: int, num_output_tokens: int) -> int:
         while token_id in new.suppressed_token_ids:
             token_id = (token_id + 1) % VOCAB_SIZE
     return token_id
+
+
+@dataclass
+class Guesser:
+    """A drafter that is right about so many of its tokens: it knows the model."""
+
+    rng: random.Random
+    is_right: float
+    num_drafts: int = 0
+    num_accepted: int = 0
+
+    def draft(
+        self, decodes: Sequence[RunningSequence], num_rows: int, row_price: float
+    ) -> Iterator[tuple[RunningSequence, list[int]]]:
+        assert num_rows > 0 and row_price >= 0.0
+        for sequence in decodes:
+            num_drafts = min(self.rng.randint(0, 6), num_rows, sequence.num_draftable)
+            if num_drafts > 0:
+                num_rows -= num_drafts
+                yield sequence, self.guess(sequence, num_drafts)
+
+    def guess(self, sequence: RunningSequence, num_drafts: int) -> list[int]:
+        owner = sequence.owner
+        request, sampling = owner.request, owner.request.sampling
+        suppressed = (*owner.eos_token_ids, *sampling.stop_token_ids)
+        new = NewSequence(0, [], sampling, owner.seed, sequence.index, suppressed)
+        text = list(sequence.token_ids)
+        for _ in range(sequence.num_pending + num_drafts):
+            is_wrong = self.rng.random() > self.is_right
+            digest = digests(text, request.adapter)[-1]
+            token_id = draw(new, digest, len(text) - owner.prompt_len)
+            text.append((token_id + is_wrong) % VOCAB_SIZE)
+        return text[len(text) - num_drafts :]
+
+    def learn(self, sequence: RunningSequence, num_drafts: int, num_accepted: int) -> None:
+        assert 0 <= num_accepted <= num_drafts > 0
+        self.num_drafts += num_drafts
+        self.num_accepted += num_accepted
+
+    def forget(self, sequence: RunningSequence) -> None:
+        """It keeps nothing."""
 
 
 def score(digest: int, target: int) -> TokenLogprob:
@@ -170,7 +218,7 @@ class PagedExecutor:
         self._copy(decision.copies)
         self._write(decision.scheduled)
         outputs = [self._attend(s) for s in decision.scheduled]
-        self.drew = {s.seq_id for s in decision.scheduled if s.samples}
+        self.drew = {s.seq_id for s in decision.scheduled if s.num_draws}
         return StepOutput(outputs, forward_time_s=0.5, sample_time_s=0.25)
 
     def shutdown(self) -> None:
@@ -191,13 +239,17 @@ class PagedExecutor:
             state = self.sequences[entry.seq_id]
             assert entry.token_ids, "nothing to do"
             end = entry.start + len(entry.token_ids)
-            token_ids = state.history[entry.start : end]
-            if entry.token_ids[-1] == PENDING_TOKEN_ID:
+            known_end = end - len(entry.drafts)
+            token_ids = state.history[entry.start : known_end]
+            if entry.token_ids[0] == PENDING_TOKEN_ID:
                 self.num_pending += 1
                 assert entry.seq_id in self.drew, "the step before drew no token for it"
-                assert len(token_ids) == len(entry.token_ids) == 1
+                assert len(token_ids) == len(entry.token_ids) - len(entry.drafts) == 1
             else:
-                assert entry.token_ids == token_ids
+                assert entry.token_ids == token_ids + entry.drafts
+            assert not entry.drafts or known_end == len(state.history), "drafts of known tokens"
+            assert all(0 <= token_id < VOCAB_SIZE for token_id in entry.drafts)
+            token_ids = token_ids + entry.drafts
             assert len(entry.blocks) == len(self.windows)
             for group, (block_ids, num_passed) in enumerate(entry.blocks):
                 assert num_passed + len(block_ids) == -(-end // self.config.block_size)
@@ -219,17 +271,19 @@ class PagedExecutor:
         state = self.sequences[entry.seq_id]
         new, sampling = state.new, state.new.sampling
         end = entry.start + len(entry.token_ids)
-        text = digests(state.history[:end], new.adapter)
+        known_end = end - len(entry.drafts)
+        text = digests(state.history[:known_end] + entry.drafts, new.adapter)
         for group, window in enumerate(self.windows):
             first = 0 if window is None else max(0, entry.start - window + 1)
             read = [self._read(entry, group, position) for position in range(first, end)]
             assert read == text[first:], "the slots hold another text"
         num_output = len(state.history) - len(new.prompt_token_ids)
         assert entry.num_output_tokens == num_output
-        assert entry.samples == (end == len(state.history) and sampling.max_tokens > 0)
+        is_last = known_end == len(state.history)
+        assert (entry.num_draws > 0) == (is_last and sampling.max_tokens > 0)
         # Only where a row is judged alone too: chunks may end anywhere.
-        if end == len(state.history) and breaks(text[-1], self.error_rate):
-            if entry.samples:
+        if is_last and breaks(text[known_end - 1], self.error_rate):
+            if entry.num_draws:
                 state.history.append(0)  # a step that is launched already starts from something
             return SequenceOutput(entry.seq_id, error="logits are not finite")
         output = SequenceOutput(entry.seq_id)
@@ -237,12 +291,17 @@ class PagedExecutor:
             scored = range(entry.start, min(end, len(new.prompt_token_ids) - 1))
             assert scored, "no prompt token to score in this chunk"
             output.prompt_logprobs = [score(text[p], state.history[p + 1]) for p in scored]
-        if entry.samples:
-            token_id = draw(new, text[-1], num_output)
+        for row, digest in enumerate(text[end - entry.num_draws :] if entry.num_draws else ()):
+            if row > 0 and entry.drafts[row - 1] != output.token_ids[-1]:
+                break
+            if row > 0 and breaks(digest, self.error_rate):
+                output.error = "logits are not finite"
+                break
+            token_id = draw(new, digest, num_output + row)
             state.history.append(token_id)
-            output.token_ids = [token_id]
+            output.token_ids.append(token_id)
             if sampling.logprobs is not None:
-                output.logprobs = [score(text[-1], token_id)]
+                output.logprobs = [*(output.logprobs or []), score(digest, token_id)]
         return output
 
     def _slot(self, entry: ScheduledSequence, group: int, position: int) -> tuple[int, int]:

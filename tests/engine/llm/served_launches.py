@@ -137,7 +137,7 @@ def random_step(config: ResolvedConfig, first_id: int) -> ScheduleDecision:
                 [0] * length,
                 max(start, 0),
                 [GroupBlocks([random.randrange(config.num_kv_blocks) for _ in range(blocks)])],
-                samples=random.random() < 0.8,
+                num_draws=int(random.random() < 0.8),
                 num_output_tokens=0,
                 prompt_logprobs=params.prompt_logprobs is not None,
             )
@@ -153,9 +153,7 @@ def prompt_step(config: ResolvedConfig, num_tokens: int) -> ScheduleDecision:
     return ScheduleDecision(
         new=[NewSequence(0, tokens, SamplingParams(), 0, 0, ())],
         scheduled=[
-            ScheduledSequence(
-                0, tokens, 0, [GroupBlocks(blocks)], samples=True, num_output_tokens=0
-            )
+            ScheduledSequence(0, tokens, 0, [GroupBlocks(blocks)], num_draws=1, num_output_tokens=0)
         ],
     )
 
@@ -215,7 +213,7 @@ def serve_decodes(runner: ModelRunner, config: ResolvedConfig, rows: int) -> Non
             new=[NewSequence(i, [0] * context, SamplingParams(), 0, 0, ()) for i in range(rows)],
             scheduled=[
                 ScheduledSequence(
-                    i, [0], context - 1, [GroupBlocks(blocks)], samples=True, num_output_tokens=0
+                    i, [0], context - 1, [GroupBlocks(blocks)], num_draws=1, num_output_tokens=0
                 )
                 for i in range(rows)
             ],

@@ -4,12 +4,13 @@ import torch
 
 from engine.llm.batch import BLOCK_IDS, TOKEN_IDS, Batch, lay_out
 from engine.llm.decision import PENDING_TOKEN_ID, GroupBlocks, ScheduledSequence
+from engine.llm.logits_processors import SampleRow
 
 CPU = torch.device("cpu")
 
 
 def sequence(seq_id, token_ids, start, block_ids):
-    return ScheduledSequence(seq_id, token_ids, start, [GroupBlocks(block_ids)], True, 0)
+    return ScheduledSequence(seq_id, token_ids, start, [GroupBlocks(block_ids)], 1, 0)
 
 
 def test_single_rows_come_first_longest_context_first():
@@ -22,10 +23,10 @@ def test_single_rows_come_first_longest_context_first():
         ],
         4,
     )
-    assert [s.seq_id for s in rows.sequences] == [3, 2, 1, 4]
+    assert [span.sequence.seq_id for span in rows.spans] == [3, 2, 1, 4]
     assert (rows.num_rows, rows.num_decodes) == (7, 2)
     assert rows.first_rows == [0, 1, 2, 5]
-    assert rows.sampling_rows == [0, 1, 4, 6]
+    assert rows.drawing_rows == [0, 1, 4, 6]
     batch = Batch.on(CPU, rows)
     [(paged, slot_mapping)] = batch.groups
     assert paged.num_decodes == 2
@@ -45,10 +46,8 @@ def test_blocks_beyond_the_context_are_left_out():
 
 
 def test_each_group_has_its_own_blocks():
-    long = ScheduledSequence(
-        1, [5, 6], 10, [GroupBlocks([2, 3, 4]), GroupBlocks([7, 8], 1)], True, 0
-    )
-    short = ScheduledSequence(2, [7], 3, [GroupBlocks([5]), GroupBlocks([9])], True, 0)
+    long = ScheduledSequence(1, [5, 6], 10, [GroupBlocks([2, 3, 4]), GroupBlocks([7, 8], 1)], 1, 0)
+    short = ScheduledSequence(2, [7], 3, [GroupBlocks([5]), GroupBlocks([9])], 1, 0)
     rows = lay_out([long, short], 4)
     # What a window has passed is filled up with a block that may be read.
     assert rows.block_tables.tolist() == [
@@ -66,7 +65,7 @@ def test_each_group_has_its_own_blocks():
 
 def test_each_group_enters_blocks():
     blocks = [GroupBlocks([2, 3, 4]), GroupBlocks([6, 7], 1)]
-    assert lay_out([ScheduledSequence(1, [1] * 4, 6, blocks, True, 0)], 4).entered_block_ids == [
+    assert lay_out([ScheduledSequence(1, [1] * 4, 6, blocks, 1, 0)], 4).entered_block_ids == [
         4,
         7,
     ]
@@ -75,7 +74,7 @@ def test_each_group_enters_blocks():
 def test_pending_rows_are_named():
     pending = [sequence(i, [PENDING_TOKEN_ID], 3 * i, list(range(9))) for i in (1, 2)]
     rows = lay_out([sequence(0, [4, 5], 0, [1]), *pending, sequence(3, [7], 4, [1, 2])], 4)
-    assert [rows.sequences[row].seq_id for row in rows.pending_rows] == [2, 1]
+    assert [rows.spans[row].sequence.seq_id for row in rows.pending_rows] == [2, 1]
     assert rows.inputs[TOKEN_IDS].tolist() == [PENDING_TOKEN_ID, 7, PENDING_TOKEN_ID, 4, 5]
 
 
@@ -107,7 +106,7 @@ def test_random_batches_equal_a_plain_loop():
         batch = Batch.on(CPU, rows)
         expected = [
             (token, at, s.blocks[0].block_ids[at // size], at % size)
-            for s in rows.sequences
+            for s, *_ in rows.spans
             for at, token in enumerate(s.token_ids, s.start)
         ]
         found = zip(
@@ -117,4 +116,31 @@ def test_random_batches_equal_a_plain_loop():
             strict=True,
         )
         assert list(found) == expected, f"seed {seed}"
-        assert sorted(s.seq_id for s in rows.sequences) == list(range(len(sequences)))
+        assert sorted(s.seq_id for s, *_ in rows.spans) == list(range(len(sequences)))
+
+
+def test_a_decode_with_drafts_is_a_row_for_each_of_them():
+    drafting = ScheduledSequence(4, [PENDING_TOKEN_ID, 8, 9], 3, [GroupBlocks([5, 6])], 3, 10)
+    plain = ScheduledSequence(2, [7], 4, [GroupBlocks([1, 2])], 1, 20)
+    rows = lay_out([drafting, plain], 4)
+    assert rows.num_decodes == len(rows.spans) == 4
+    assert rows.context_lens.tolist() == [6, 5, 5, 4]
+    assert rows.inputs[TOKEN_IDS].tolist() == [9, 8, 7, PENDING_TOKEN_ID]
+    assert [rows.spans[row].sequence.seq_id for row in rows.pending_rows] == [4]
+    assert rows.block_tables.tolist() == [[[5, 6], [5, 6], [1, 2], [5, 5]]]
+    assert rows.entered_block_ids == [6, 2]
+    assert rows.drawing_rows == [2, 3, 1, 0]
+    assert rows.draws == [
+        SampleRow(2, 20),
+        SampleRow(4, 10),
+        SampleRow(4, 11, draft=8),
+        SampleRow(4, 12, draft=9),
+    ]
+
+
+def test_a_chunk_may_draw_at_some_of_its_rows():
+    chunk = ScheduledSequence(1, [5, 6, 7, 8], 2, [GroupBlocks([3, 4])], 2, 0)
+    rows = lay_out([chunk], 4)
+    assert rows.first_rows == [0]
+    assert rows.drawing_rows == [2, 3]
+    assert rows.draws == [SampleRow(1, 0), SampleRow(1, 1, draft=8)]

@@ -35,12 +35,10 @@ class LogitsLog:
             apply_changes(runner, decision)
 
         def note_logits(runner, step_rows, logits):
-            sampling = [s for s in step_rows.sequences if s.samples]
-            for sequence, row in zip(sampling, logits, strict=True):
-                if sequence.seq_id < 0:
-                    continue
-                key = (*self._sequences[sequence.seq_id], sequence.num_output_tokens)
-                self.rows[key] = row.clone()
+            for drawn, row in zip(step_rows.draws, logits, strict=True):
+                if drawn.seq_id >= 0:
+                    key = (*self._sequences[drawn.seq_id], drawn.position)
+                    self.rows[key] = row.clone()
             return draw(runner, step_rows, logits)
 
         monkeypatch.setattr(ModelRunner, "_apply_changes", note_new)

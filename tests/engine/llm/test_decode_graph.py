@@ -79,7 +79,7 @@ def decode(seq_id, context_len, block_ids=None):
     blocks = block_ids or list(range(-(-context_len // BLOCK)))
     # A second group of layers whose blocks are others.
     groups = [GroupBlocks(blocks), GroupBlocks([block + 500 for block in blocks])]
-    return ScheduledSequence(seq_id, [5], context_len - 1, groups, True, 1)
+    return ScheduledSequence(seq_id, [5], context_len - 1, groups, 1, 1)
 
 
 def decodes(*context_lens):
@@ -95,7 +95,7 @@ def make_graphs(recorder=None, background=None, forward=None, **limits):
         num_groups=2,
         device=CPU,
         background=background or AtOnce(),
-        **({"max_num_seqs": 30, "max_model_len": 5000} | limits),
+        **({"max_num_rows": 30, "max_model_len": 5000} | limits),
     )
 
 
@@ -129,23 +129,23 @@ def test_a_step_gets_the_next_larger_size(context_lens, size):
 
 @pytest.mark.parametrize("limits", [(30, 5000), (1, 64), (9, 1024), (64, 131072)])
 def test_all_sizes_are_those_that_steps_can_ask_for(limits):
-    max_num_seqs, max_model_len = limits
-    graphs = make_graphs(max_num_seqs=max_num_seqs, max_model_len=max_model_len)
+    max_num_rows, max_model_len = limits
+    graphs = make_graphs(max_num_rows=max_num_rows, max_model_len=max_model_len)
     asked = {
         graphs._size_for(decodes(*[length] * rows))
-        for rows in range(1, max_num_seqs + 1)
+        for rows in range(1, max_num_rows + 1)
         for length in {1, 1024, 1025, 4096, 4097, max_model_len}
         if length <= max_model_len
     }
-    largest = GraphSize(max_num_seqs, max_model_len)
+    largest = GraphSize(max_num_rows, max_model_len)
     assert graphs.sizes[0] == largest
     assert asked <= set(graphs.sizes)
     assert len(graphs.sizes) == len(set(graphs.sizes))
 
 
 def test_steps_that_no_graph_holds_run_eagerly():
-    chunk = ScheduledSequence(1, [1, 2], 0, [GroupBlocks([1])] * 2, True, 0)
-    graphs = make_graphs(max_num_seqs=3, max_model_len=64)
+    chunk = ScheduledSequence(1, [1, 2], 0, [GroupBlocks([1])] * 2, 1, 0)
+    graphs = make_graphs(max_num_rows=3, max_model_len=64)
     for rows in (
         lay_out([chunk], BLOCK),
         lay_out([decode(0, 5), chunk], BLOCK),

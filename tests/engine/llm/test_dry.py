@@ -28,7 +28,7 @@ def _sequence(prompt: list[int], seq_id: int = 0, **params: Any) -> NewSequence:
 
 def _penalties(dry: Dry, position: int) -> dict[int, float]:
     edits = EditLists()
-    dry.edit(edits, [SampleRow(0, position)])
+    dry.edit(edits, 0, SampleRow(0, position))
     if not edits.biased:
         return {}
     ids, biases = edits.biased[0]
@@ -136,7 +136,7 @@ def test_a_missing_token_is_found_out() -> None:
     dry = Dry(VOCAB_SIZE)
     dry.add(_sequence([1]))
     with pytest.raises(InvariantViolation, match="only 0 tokens"):
-        dry.edit(EditLists(), [SampleRow(0, 1)])
+        dry.edit(EditLists(), 0, SampleRow(0, 1))
 
 
 @pytest.mark.parametrize("off", [{"dry_multiplier": 0.0}, {"dry_penalty_last_n": 0}])

@@ -237,10 +237,9 @@ def test_a_new_kind_of_processor_joins_the_chain() -> None:
         def remove(self, seq_id: int) -> None:
             del self.last[seq_id]
 
-        def edit(self, edits: EditLists, rows: Any) -> None:
-            for i, row in enumerate(rows):
-                if self.last[row.seq_id] % 2:
-                    edits.forbid(i, np.arange(1, VOCAB, 2))
+        def edit(self, edits: EditLists, place: int, row: SampleRow) -> None:
+            if self.last[row.seq_id] % 2:
+                edits.forbid(place, np.arange(1, VOCAB, 2))
 
         def advance(self, row: SampleRow, token_id: int) -> None:
             self.last[row.seq_id] = token_id

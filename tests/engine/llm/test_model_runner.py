@@ -66,10 +66,10 @@ def new(seq_id, prompt, **sampling):
     return NewSequence(seq_id, list(prompt), params, seed=seq_id, index=0, suppressed_token_ids=())
 
 
-def part(seq_id, tokens, start, blocks, *, samples=True, num_output=0, score=False):
+def part(seq_id, tokens, start, blocks, *, num_draws=1, num_output=0, score=False):
     groups = [GroupBlocks(blocks)]
     return ScheduledSequence(
-        seq_id, list(tokens), start, groups, samples, num_output, prompt_logprobs=score
+        seq_id, list(tokens), start, groups, num_draws, num_output, prompt_logprobs=score
     )
 
 
@@ -112,6 +112,64 @@ def test_greedy_text_equals_transformers_and_outputs_keep_the_decisions_order(pa
     assert found == expected, f"seed {seed}"
 
 
+@pytest.mark.parametrize("is_right", [0.0, 0.7, 1.0])
+def test_drafts_bring_what_would_have_come_anyway(pair, runner, is_right):
+    seed = random.randrange(1 << 31)
+    random.seed(seed)
+    length = 24
+    prompts = {1: random_prompt(5), 2: random_prompt(18), 0: random_prompt(11)}
+    blocks = {i: list(range(16 * i, 16 * i + 16)) for i in prompts}
+    expected = {i: greedy_continuation(pair[1], p, length + 8) for i, p in prompts.items()}
+    found = {i: [] for i in prompts}
+    decision = ScheduleDecision(
+        new=[new(i, p, logprobs=0) for i, p in prompts.items()],
+        scheduled=[part(i, p, 0, blocks[i]) for i, p in prompts.items()],
+    )
+    scores = {i: [] for i in prompts}
+    num_steps = 0
+    while decision.scheduled:
+        num_steps += 1
+        for one in runner.execute(decision).outputs:
+            found[one.seq_id] += one.token_ids
+            scores[one.seq_id] += one.logprobs
+        decision = ScheduleDecision()
+        for i, tokens in found.items():
+            if len(tokens) < length:
+                drafts = expected[i][len(tokens) : len(tokens) + random.randrange(6)]
+                drafts = [t if random.random() < is_right else (t + 1) % 131 for t in drafts]
+                start, num = len(prompts[i]) + len(tokens) - 1, 1 + len(drafts)
+                decision.scheduled.append(
+                    part(
+                        i,
+                        [tokens[-1], *drafts],
+                        start,
+                        blocks[i],
+                        num_draws=num,
+                        num_output=len(tokens),
+                    )
+                )
+    for i in prompts:
+        assert found[i] == expected[i][: len(found[i])], f"seed {seed}"
+        assert [score.token_id for score in scores[i]] == found[i]
+    assert (num_steps < length) == (is_right > 0)
+
+
+def test_drafts_may_follow_a_token_that_nobody_knows_yet(pair, runner):
+    prompt, blocks = random_prompt(7), [3, 1, 2, 5]
+    expected = greedy_continuation(pair[1], prompt, 5)
+    first = runner.launch(
+        ScheduleDecision(new=[new(1, prompt)], scheduled=[part(1, prompt, 0, blocks)])
+    )
+    drafts = [*expected[1:3], (expected[3] + 1) % 131]
+    second = runner.launch(
+        ScheduleDecision(
+            scheduled=[part(1, [PENDING_TOKEN_ID, *drafts], 7, blocks, num_draws=4, num_output=1)]
+        )
+    )
+    assert first.collect().outputs[0].token_ids == expected[:1]
+    assert second.collect().outputs[0].token_ids == expected[1:4]
+
+
 def test_a_step_starts_from_tokens_that_the_last_one_drew(pair, runner):
     prompts = {1: random_prompt(6), 2: random_prompt(3), 3: random_prompt(9), 4: random_prompt(20)}
     blocks = {i: list(range(10 * i, 10 * i + 9)) for i in prompts}
@@ -129,7 +187,9 @@ def test_a_step_starts_from_tokens_that_the_last_one_drew(pair, runner):
             part(i, [PENDING_TOKEN_ID], len(prompts[i]) + step, blocks[i], num_output=step + 1)
             for i in order
         ]
-        chunk = part(4, prompts[4][4 * step : 4 * step + 4], 4 * step, blocks[4], samples=step == 4)
+        chunk = part(
+            4, prompts[4][4 * step : 4 * step + 4], 4 * step, blocks[4], num_draws=step == 4
+        )
         steps.append(runner.launch(ScheduleDecision(scheduled=[chunk, *decoded])))
     found = {i: [] for i in prompts}
     for launched in steps:
@@ -176,7 +236,7 @@ def test_only_sequences_that_sample_get_tokens(pair, runner):
         ScheduleDecision(
             new=[new(1, prompt), new(2, prompt[:5])],
             scheduled=[
-                part(1, prompt[:13], 0, [1, 2, 3, 4, 5], samples=False),
+                part(1, prompt[:13], 0, [1, 2, 3, 4, 5], num_draws=0),
                 part(2, prompt[:5], 0, [6, 7]),
             ],
         )
@@ -188,9 +248,7 @@ def test_only_sequences_that_sample_get_tokens(pair, runner):
 
 def test_a_step_in_which_nobody_samples(runner):
     output = runner.execute(
-        ScheduleDecision(
-            new=[new(1, [1, 2, 3])], scheduled=[part(1, [1, 2], 0, [0], samples=False)]
-        )
+        ScheduleDecision(new=[new(1, [1, 2, 3])], scheduled=[part(1, [1, 2], 0, [0], num_draws=0)])
     )
     assert [(o.seq_id, o.token_ids, o.error) for o in output.outputs] == [(1, [], None)]
 
@@ -227,7 +285,7 @@ def test_prompt_scores_equal_transformers_whatever_the_chunks(
     found, start = [], 0
     for size in sizes:
         end = start + size
-        chunk = part(1, prompt[start:end], start, blocks, samples=end == 30, score=True)
+        chunk = part(1, prompt[start:end], start, blocks, num_draws=end == 30, score=True)
         decision = ScheduleDecision(new=[sequence] * (start == 0), scheduled=[chunk])
         found += runner.execute(decision).outputs[0].prompt_logprobs
         start = end
@@ -398,7 +456,7 @@ def test_a_long_and_many_short_contexts_in_one_step(pair, runner):
             runner.execute(
                 ScheduleDecision(
                     new=[new(i, prompt)] * (start == 0),
-                    scheduled=[part(i, chunk, start, blocks[i], samples=False)],
+                    scheduled=[part(i, chunk, start, blocks[i], num_draws=0)],
                 )
             )
     output = runner.execute(

@@ -64,7 +64,7 @@ class OverlappedSession(Session):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.config = replace(self.config, async_scheduling=True)
-        self.scheduler = make_scheduler(self.config, self.windows)
+        self.scheduler = make_scheduler(self.config, self.windows, self.drafter)
         self.executor = AccountedExecutor(
             self.config, error_rate=self.executor.error_rate, windows=self.windows
         )

@@ -507,3 +507,87 @@ def test_cuda_draws_what_it_draws_alone() -> None:
     together = tokens(list(range(24)))
     for i in range(24):
         assert tokens([i])[0].token_id == together[i].token_id, (seed, i)
+
+
+def _with_drafts(rng: np.random.Generator, texts: dict[int, list[int]]) -> dict[int, list[int]]:
+    """How each text may go on after what was drawn so far: right, nearly or not at all."""
+    drafts = {}
+    for seq_id, text in texts.items():
+        guess = list(text[: int(rng.integers(0, 6))])
+        if guess and rng.random() < 0.5:
+            guess[int(rng.integers(len(guess)))] = int(rng.integers(40))
+        drafts[seq_id] = guess
+    return drafts
+
+
+def test_drafts_bring_what_single_draws_bring() -> None:
+    """Whatever counts of the tokens before, the tokens and scores are those of one row at a time,
+    and drafts leave no trace."""
+    seed = int(np.random.default_rng().integers(2**32))
+    rng = np.random.default_rng(seed)
+    num_accepted = num_void = 0
+    for _ in range(20):
+        vocab_size, num, length = 40, 4, 30
+        logits = torch.from_numpy(rng.normal(0, 2, (num, length + 6, vocab_size))).float()
+        prompts = rng.integers(0, vocab_size, (num, 12)).tolist()
+        choices: dict[str, Any] = {
+            "repetition_penalty": 1.3,
+            "frequency_penalty": 0.4,
+            "presence_penalty": 0.7,
+            "dry_multiplier": 0.9,
+            "dry_allowed_length": 1,
+            "xtc_probability": 0.5,
+            "logit_bias": {3: 2.0},
+            "min_tokens": 20,
+            "logprobs": 2,
+        }
+        params = [
+            SamplingParams(
+                temperature=float(rng.choice([0.0, 0.8])),
+                **{name: value for name, value in choices.items() if rng.random() < 0.5},
+            )
+            for _ in range(num)
+        ]
+        samplers = [Sampler(vocab_size, CPU) for _ in range(2)]
+        for sampler in samplers:
+            for i in range(num):
+                sampler.add(_sequence(i, params[i], seed=i, prompt=prompts[i], suppressed=(1, 2)))
+        alone, drafting = samplers
+        expected: dict[int, list[SampledToken | None]] = {
+            i: [alone.sample(logits[i, at : at + 1], [SampleRow(i, at)])[0] for at in range(length)]
+            for i in range(num)
+        }
+        texts = {i: [token.token_id for token in one] for i, one in expected.items()}
+        found: dict[int, list[SampledToken]] = {i: [] for i in range(num)}
+        while any(len(found[i]) < length for i in found):
+            rest = {i: texts[i][len(found[i]) :] for i in found if len(found[i]) < length}
+            rows, places = [], []
+            for i, guess in _with_drafts(rng, rest).items():
+                start = len(found[i])
+                rows += [SampleRow(i, start)]
+                rows += [SampleRow(i, start + n, token) for n, token in enumerate(guess, 1)]
+                places += [(i, start + n) for n in range(len(guess) + 1)]
+            step = torch.stack([logits[i, at] for i, at in places])
+            for row, token in zip(rows, drafting.sample(step, rows), strict=True):
+                num_void += token is None
+                num_accepted += token is not None and row.draft is not None
+                if token is not None:
+                    found[row.seq_id].append(token)
+        for i in found:
+            assert found[i][:length] == expected[i], (seed, params[i])
+    assert min(num_accepted, num_void) > 100
+
+
+def test_a_row_behind_an_error_is_void() -> None:
+    sampler = _sampler(10, SamplingParams(temperature=0.0, repetition_penalty=1.1))
+    logits = torch.zeros(3, 10)
+    logits[0, 4] = 1.0
+    logits[1, 3] = torch.nan
+    rows = [SampleRow(0, 0), SampleRow(0, 1, draft=4), SampleRow(0, 2, draft=5)]
+    first, second, third = sampler.sample(logits, rows)
+    assert first is not None and first.token_id == 4
+    assert second is not None and second.error is not None
+    assert third is None
+    logits[1, 3], logits[1, 5] = 0.0, 1.0
+    again = sampler.sample(logits[1:], [SampleRow(0, 1), SampleRow(0, 2, draft=6)])
+    assert [token and token.token_id for token in again] == [5, None]

@@ -70,7 +70,7 @@ class Bench:
 
 def show(decision: ScheduleDecision, names: dict[int, str]) -> str:
     rows = [
-        f"{names[s.seq_id]} {s.start}:{s.start + len(s.token_ids)}{'*' * s.samples}"
+        f"{names[s.seq_id]} {s.start}:{s.start + len(s.token_ids)}{'*' * s.num_draws}"
         for s in decision.scheduled
     ]
     copies = [f"{source}→{destination}" for source, destination in decision.copies]
@@ -78,10 +78,10 @@ def show(decision: ScheduleDecision, names: dict[int, str]) -> str:
 
 
 def commit(scheduler: Scheduler, decision: ScheduleDecision, drawn: list[int]) -> list[TokenEvent]:
-    """Every sequence that samples draws the same tokens."""
+    """Every sequence that draws gets the same tokens."""
     outputs = [
         SequenceOutput(
-            entry.seq_id, list(drawn) * entry.samples, [score(0, t) for t in drawn * entry.samples]
+            entry.seq_id, drawn[: entry.num_draws], [score(0, t) for t in drawn[: entry.num_draws]]
         )
         for entry in decision.scheduled
     ]
@@ -460,6 +460,25 @@ class TestPreemption:
         assert bench.stats.num_preemptions == 0
 
 
+class FixedDrafts:
+    """A drafter that always expects the same tokens, for a single sequence."""
+
+    def __init__(self, token_ids: list[int]) -> None:
+        self.token_ids = token_ids
+        self.learned: list[object] = []
+
+    def draft(self, decodes, num_rows, row_price):
+        [sequence] = decodes
+        drafts = self.token_ids[: min(num_rows, sequence.num_draftable)]
+        return [(sequence, drafts)] if drafts else []
+
+    def learn(self, sequence, num_drafts, num_accepted):
+        self.learned.append((num_drafts, num_accepted))
+
+    def forget(self, sequence):
+        self.learned.append(sequence.seq_id)
+
+
 class TestEnding:
     @pytest.mark.parametrize(
         ("sampling", "drawn", "kept", "reason", "stop_token_id"),
@@ -484,10 +503,11 @@ class TestEnding:
         reason: str | None,
         stop_token_id: int | None,
     ) -> None:
-        """Tokens drawn at once, as under speculation, and one by one."""
+        """Tokens drawn at once, as drafts were right, and one by one."""
         for chunks in ([drawn], [[token] for token in drawn]):
-            scheduler = make_scheduler(max_model_len=10)
-            scheduler.add(make_request("a", 4, **{"max_tokens": 20, "logprobs": 0} | sampling))
+            drafter = FixedDrafts(chunks[0][:-1])
+            scheduler = make_scheduler(max_model_len=7, drafter=drafter)
+            scheduler.add(make_request("a", 1, **{"max_tokens": 20, "logprobs": 0} | sampling))
             answer = Answer()
             for chunk in chunks:
                 if scheduler.has_work():
@@ -541,12 +561,99 @@ class TestEnding:
             with pytest.raises(InvariantViolation):
                 scheduler.commit(decision, StepOutput(outputs))
 
+    def test_an_error_behind_accepted_tokens_comes_after_them(self) -> None:
+        scheduler = make_scheduler(drafter=FixedDrafts([5, 6]))
+        scheduler.add(make_request("a", 1))
+        decision = scheduler.schedule()
+        output = SequenceOutput(0, token_ids=[5, 6], error="NaN")
+        tokens, error = scheduler.commit(decision, StepOutput([output]))
+        assert (tokens.token_ids, tokens.finish_reason) == ([5, 6], None)
+        assert (error.token_ids, error.finish_reason) == ([], "error")
+        assert not scheduler.has_work()
+        scheduler.check_invariants()
+
+    def test_an_error_behind_the_end_is_nobodys(self) -> None:
+        scheduler = make_scheduler(drafter=FixedDrafts([5, 6]))
+        scheduler.add(make_request("a", 1, stop_token_ids=(6,)))
+        decision = scheduler.schedule()
+        output = SequenceOutput(0, token_ids=[5, 6], error="NaN")
+        [event] = scheduler.commit(decision, StepOutput([output]))
+        assert (event.token_ids, event.finish_reason) == ([5, 6], "stop")
+
     def test_a_missing_token_ends_its_sequence(self) -> None:
         scheduler = make_scheduler()
         scheduler.add(make_request("a", 3))
         [event] = scheduler.commit(scheduler.schedule(), StepOutput([SequenceOutput(0)]))
         assert (event.finish_reason, event.failure.code) == ("error", "request_failed")
         assert scheduler.is_doubtful
+
+
+class TestDrafts:
+    def test_they_run_behind_the_last_known_token(self) -> None:
+        drafter = FixedDrafts([5, 6, 7])
+        scheduler = make_scheduler(drafter=drafter)
+        scheduler.add(make_request("a", 4, 20))
+        commit(scheduler, scheduler.schedule(), [1])
+        decision = scheduler.schedule()
+        [row] = decision.scheduled
+        assert (row.token_ids, row.start, row.num_draws) == ([1, 5, 6, 7], 4, 4)
+        assert (row.drafts, row.num_output_tokens) == ([5, 6, 7], 1)
+        assert decision.blocks_next
+        commit(scheduler, decision, [5, 9])
+        assert drafter.learned == [(3, 1)]
+        [row] = scheduler.schedule().scheduled
+        assert (row.token_ids, row.start) == ([9, 5, 6, 7], 6)
+        scheduler.abort("a")
+        assert drafter.learned == [(3, 1), 0], "it may forget the sequence"
+
+    def test_blocks_of_what_was_rejected_are_given_back(self) -> None:
+        scheduler = make_scheduler(drafter=FixedDrafts([5] * 12), block_size=4)
+        scheduler.add(make_request("a", 3, 40))
+        commit(scheduler, scheduler.schedule(), [1])
+        decision = scheduler.schedule()
+        assert scheduler.stats().kv_blocks_used == 4, "3 + 1 + 12 tokens"
+        commit(scheduler, decision, [2])
+        scheduler.check_invariants()
+        assert scheduler.stats().kv_blocks_used == 1
+        decision = scheduler.schedule()
+        commit(scheduler, decision, [5] * 5)
+        assert scheduler.stats().kv_blocks_used == 3, "9 computed"
+        scheduler.check_invariants()
+
+    def test_only_accepted_tokens_are_cached(self) -> None:
+        scheduler = make_scheduler(drafter=FixedDrafts([5] * 8), block_size=4)
+        scheduler.add(make_request("a", [1, 2, 3], 40))
+        commit(scheduler, scheduler.schedule(), [4])
+        commit(scheduler, scheduler.schedule(), [5, 5, 6])
+        scheduler.abort("a")
+        for prompt, num_cached in (([1, 2, 3, 4, 5, 5, 5, 5, 5], 4), ([1, 2, 3, 4, 5, 5, 6, 5], 4)):
+            scheduler.add(make_request("b", prompt, 1))
+            [event] = commit(scheduler, scheduler.schedule(), [1])
+            assert event.num_cached_tokens == num_cached
+
+    def test_nobody_is_preempted_for_them(self) -> None:
+        scheduler = make_scheduler(
+            drafter=FixedDrafts([5] * 9), block_size=4, num_kv_blocks=2, max_model_len=8
+        )
+        scheduler.add(make_request("a", [1, 2, 3, 4], 40))
+        commit(scheduler, scheduler.schedule(), [4])
+        [row] = scheduler.schedule().scheduled
+        assert row.token_ids == [4, 5, 5], "two more and the text is full"
+
+    @pytest.mark.parametrize("prompt", [9, 40])
+    def test_there_are_none_beside_prompts(self, prompt: int) -> None:
+        drafter = FixedDrafts([5, 6])
+        scheduler = make_scheduler(drafter=drafter, max_num_batched_tokens=16)
+        scheduler.add(make_request("a", 4, 20))
+        commit(scheduler, scheduler.schedule(), [1])
+        scheduler.add(make_request("b", prompt))
+        assert [row.drafts for row in scheduler.schedule().scheduled] == [[], []]
+
+    def test_a_scored_prompt_without_output_gets_none(self) -> None:
+        scheduler = make_scheduler(drafter=FixedDrafts([5, 6]))
+        scheduler.add(make_request("a", 1, 0, prompt_logprobs=0))
+        [row] = scheduler.schedule().scheduled
+        assert (row.num_draws, row.drafts) == (0, [])
 
 
 class TestPromptScores:

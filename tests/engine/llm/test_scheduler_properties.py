@@ -13,6 +13,7 @@ from paged_executor import (
     VOCAB_SIZE,
     Answer,
     Answers,
+    Guesser,
     PagedExecutor,
     Windows,
     answer_alone,
@@ -106,7 +107,10 @@ class Session:
         self.rng = random.Random(self.seed)
         self.windows = random_windows(self.rng)
         self.config = random_config(self.rng, len(self.windows))
-        self.scheduler = make_scheduler(self.config, self.windows)
+        # Often right, so that long drafts end in the middle, or nearly always wrong.
+        self.guesser = Guesser(self.rng, self.rng.choice([0.05, 0.8, 0.95]))
+        self.drafter = self.rng.choice([None, self.guesser, self.guesser])
+        self.scheduler = make_scheduler(self.config, self.windows, self.drafter)
         self.executor = PagedExecutor(
             self.config, error_rate=self.rng.choice([0, 0, 40]), windows=self.windows
         )
@@ -188,6 +192,8 @@ class Session:
         self.seen["copies"] += self.executor.num_copies
         self.seen["cached tokens"] += stats.prefix_cache_hits
         self.seen["aborted"] += len(self.aborted)
+        self.seen["accepted drafts"] += self.guesser.num_accepted
+        self.seen["rejected drafts"] += self.guesser.num_drafts - self.guesser.num_accepted
 
     def check_answer(self, request: GenerateRequest, index: int) -> None:
         expected = answer_alone(request, index, self.config, self.executor.error_rate, self.windows)
@@ -268,6 +274,8 @@ EVERYTHING = {
     "length",
     "error request_failed",
     "error out_of_kv_blocks",
+    "accepted drafts",
+    "rejected drafts",
 }
 """Of a run, however it steps."""
 

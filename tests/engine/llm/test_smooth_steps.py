@@ -57,7 +57,7 @@ class Machine:
         seconds += LATE_S * (self.rng.random() < self.late_rate)
         self.free_s = max(self.free_s, self.now_s) + seconds
         self.steps.append((seconds, work))
-        outputs = [SequenceOutput(s.seq_id, [1] if s.samples else []) for s in decision.scheduled]
+        outputs = [SequenceOutput(s.seq_id, [1] * s.num_draws) for s in decision.scheduled]
         return Launched(self, self.free_s, StepOutput(outputs))
 
 

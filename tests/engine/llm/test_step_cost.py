@@ -52,7 +52,7 @@ def taught(
 
 def test_the_work_of_a_decision() -> None:
     def share(start: int, num_tokens: int) -> ScheduledSequence:
-        return ScheduledSequence(0, [1] * num_tokens, start, [], False, 0)
+        return ScheduledSequence(0, [1] * num_tokens, start, [], 0, 0)
 
     decision = ScheduleDecision(scheduled=[share(100, 1), share(20, 1), share(0, 8), share(32, 2)])
     assert StepWork.of(decision) == StepWork(

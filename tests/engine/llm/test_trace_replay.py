@@ -101,9 +101,7 @@ def replay(rows: list[TraceRow], max_model_len: int, num_kv_blocks: int) -> Repl
 
 
 def one_token_each(decision: ScheduleDecision) -> StepOutput:
-    return StepOutput(
-        [SequenceOutput(s.seq_id, [1] if s.samples else []) for s in decision.scheduled]
-    )
+    return StepOutput([SequenceOutput(s.seq_id, [1] * s.num_draws) for s in decision.scheduled])
 
 
 def check(result: Replay, num_requests: int) -> None:

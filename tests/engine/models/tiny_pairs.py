@@ -117,7 +117,7 @@ class PagedTexts:
                 self.texts[text_id][self.computed[text_id] :][:size],
                 self.computed[text_id],
                 self._blocks_in_sight(text_id),
-                samples=False,
+                num_draws=0,
                 num_output_tokens=0,
             )
             for text_id, size in pieces.items()
@@ -133,7 +133,7 @@ class PagedTexts:
         hidden = self.model.forward(batch.token_ids, batch.positions, ctx)
         logits = self.model.compute_logits(hidden)
         result = {}
-        for sequence, first in zip(rows.sequences, rows.first_rows, strict=True):
+        for (sequence, *_), first in zip(rows.spans, rows.first_rows, strict=True):
             size = len(sequence.token_ids)
             result[sequence.seq_id] = logits[first : first + size]
             self.computed[sequence.seq_id] += size

@@ -47,7 +47,7 @@ def logits(checkpoint: Checkpoint, token_ids: list[int]) -> torch.Tensor:
     blocks = [
         GroupBlocks(list(range(i * num_blocks, (i + 1) * num_blocks))) for i in range(len(groups))
     ]
-    batch = Batch.on(CPU, lay_out([ScheduledSequence(0, token_ids, 0, blocks, False, 0)], 4))
+    batch = Batch.on(CPU, lay_out([ScheduledSequence(0, token_ids, 0, blocks, 0, 0)], 4))
     ctx = ForwardContext(
         groups=batch.groups, group_of_layer=storage.group_of_layer, kv_caches=storage.layers
     )

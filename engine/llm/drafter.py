@@ -1,0 +1,40 @@
+"""Who guesses how texts go on: the seam between the scheduler and a way to speculate.
+
+A step computes a row more for each guessed token and keeps those that turn out right (speculative
+decoding, Leviathan et al. 2023, arXiv:2211.17192). A token is drawn from its row's logits with its
+position's random number, whoever guessed it: it is the one that would have come without drafts, not
+only one of the same distribution. Guesses thus change when tokens come, and no text.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from engine.llm.request import Sequence as RunningSequence
+
+
+class Drafter(Protocol):
+    """Asked before each step that has nothing but decodes, told about each draft's outcome."""
+
+    def draft(
+        self, decodes: Sequence[RunningSequence], num_rows: int, row_price: float
+    ) -> Iterable[tuple[RunningSequence, list[int]]]:
+        """Guess.
+
+        Args:
+            decodes: who gets one token from the step, whatever else is drafted.
+            num_rows: the step has room for so many rows more.
+            row_price: what a row costs, in accepted tokens: below it a draft is a loss.
+
+        Returns:
+            For some of them the tokens that may follow its known ones (`num_known`, the pending one
+            included), at most `num_draftable`, one at least.
+        """
+        ...
+
+    def learn(self, sequence: RunningSequence, num_drafts: int, num_accepted: int) -> None:
+        """How a draft went: called before the accepted tokens are the sequence's."""
+        ...
+
+    def forget(self, sequence: RunningSequence) -> None:
+        """It has ended, drafted for or not."""
+        ...
