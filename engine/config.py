@@ -33,6 +33,8 @@ CpuIsa = Literal[
 GIB = 1 << 30
 AUTO_STEP_RATIO = 2.0
 """How much longer prompts may make a step unless `max_step_ms` says otherwise."""
+AUTO_SPECULATIVE_TOKENS = 8
+"""Of `num_speculative_tokens` on a CPU."""
 
 
 def knob(
@@ -133,6 +135,24 @@ class EngineConfig:
         True,
         "Replay decode steps that were recorded while serving: on a GPU as CUDA graphs, on a CPU "
         "as lists of calls of the C++ operations.",
+    )
+    num_speculative_tokens: int | None = knob(
+        None,
+        "Most tokens per request and step that are guessed from its own text so far (prompt "
+        "lookup): where answers repeat what they are about, a step brings several tokens. Texts "
+        "stay the same; under load nothing is guessed. 0 is off; by default 8 on a CPU, 0 on a "
+        "GPU.",
+        ge=0,
+        le=64,
+    )
+    prompt_lookup_min: int = knob(
+        3,
+        "Tokens that must have stood together before, for what came next to be guessed.",
+        ge=1,
+        le=64,
+    )
+    prompt_lookup_max: int = knob(
+        8, "Tokens that are compared to choose between such places.", ge=1, le=64
     )
     worker_timeout_s: float = knob(
         60.0,
@@ -253,13 +273,19 @@ class ResolvedConfig:
     seed: int | None
     async_scheduling: bool
     record_steps: bool
+    num_speculative_tokens: int
+    """Longest draft; 0 is no speculation."""
+    prompt_lookup_min: int
+    prompt_lookup_max: int
     deterministic: bool
     debug_invariants: bool
 
     @property
     def max_decode_rows(self) -> int:
-        """Rows that the decodes of a step may have, drafts included."""
-        return min(self.max_num_seqs, self.max_num_batched_tokens)
+        """Rows that the decodes of a step may have, drafts included: always enough for one that
+        drafts as much as it may, within the budget."""
+        most = max(self.max_num_seqs, 1 + self.num_speculative_tokens)
+        return min(most, self.max_num_batched_tokens)
 
     def kv_layout(self, windows: tuple[int | None, ...]) -> KvLayout:
         """How texts take blocks, for a model whose groups of layers look back so far."""
@@ -282,7 +308,8 @@ def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> R
     """Turn intent into facts.
 
     Raises:
-        InvalidParameter: `max_model_len` is more than the model was trained for.
+        InvalidParameter: `max_model_len` is more than the model was trained for, or
+            `prompt_lookup_min` more than `prompt_lookup_max`.
         InsufficientMemory: the pool would not hold one request of `max_model_len`.
     """
     trained = model.max_position_embeddings
@@ -292,6 +319,12 @@ def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> R
             f"max_model_len is {max_model_len}; the model was trained for {trained} tokens; "
             f"lower max_model_len",
             param="max_model_len",
+        )
+    if intent.prompt_lookup_min > intent.prompt_lookup_max:
+        raise InvalidParameter(
+            f"prompt_lookup_min is {intent.prompt_lookup_min} and prompt_lookup_max "
+            f"{intent.prompt_lookup_max}; raise the one or lower the other",
+            param="prompt_lookup_min",
         )
     block_bytes = model.kv_bytes_per_token * intent.block_size
     overlaps = _wants_async_scheduling(intent, machine)
@@ -338,6 +371,9 @@ def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> R
         seed=intent.seed,
         async_scheduling=overlaps,
         record_steps=intent.record_steps,
+        num_speculative_tokens=_num_speculative_tokens(intent, machine),
+        prompt_lookup_min=intent.prompt_lookup_min,
+        prompt_lookup_max=intent.prompt_lookup_max,
         deterministic=intent.deterministic,
         debug_invariants=intent.debug_invariants,
     )
@@ -403,6 +439,14 @@ def _wants_async_scheduling(intent: EngineConfig, machine: MachineFacts) -> bool
     if intent.async_scheduling == "auto":
         return machine.device == "cuda"
     return intent.async_scheduling == "on"
+
+
+def _num_speculative_tokens(intent: EngineConfig, machine: MachineFacts) -> int:
+    """None on a GPU unless asked for: it was not measured there, steps with drafts are not launched
+    ahead, and without `deterministic` the last bits of a text depend on the rows of its steps."""
+    if intent.num_speculative_tokens is None:
+        return AUTO_SPECULATIVE_TOKENS if machine.device == "cpu" else 0
+    return intent.num_speculative_tokens
 
 
 def _max_step_ratio(intent: EngineConfig, machine: MachineFacts) -> float:

@@ -21,6 +21,7 @@ from engine.llm.engine import LLMEngine
 from engine.llm.executor import LocalExecutor
 from engine.llm.model_runner import ModelRunner
 from engine.llm.scheduler import Scheduler
+from engine.llm.speculation import Speculation
 from engine.llm.step_memory import measure_step_memory
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
@@ -78,6 +79,7 @@ def load_engine(
         eos_token_ids=model_config.eos_token_ids,
         vocab_size=model_config.vocab_size,
         windows=model_config.group_windows,
+        drafter=Speculation(config) if config.num_speculative_tokens else None,
     )
     engine = LLMEngine(scheduler, LocalExecutor(runner), config)
     log.info(

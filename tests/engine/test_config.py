@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from engine.config import (
+    AUTO_SPECULATIVE_TOKENS,
     AUTO_STEP_RATIO,
     EngineConfig,
     MachineFacts,
@@ -12,7 +13,7 @@ from engine.config import (
     resolve,
     resolve_quantization,
 )
-from engine.errors import InsufficientMemory, ModelLoadError
+from engine.errors import InsufficientMemory, InvalidParameter, ModelLoadError
 
 MODEL = ModelFacts(max_position_embeddings=64, kv_bytes_per_token=8, weight_bytes=1000)
 
@@ -47,6 +48,41 @@ def test_steps_have_one_target_or_none(asked, device, step_ms, ratio):
     machine = MachineFacts(device=device, num_cores=2, free_memory_bytes=1 << 30)
     resolved = resolve(EngineConfig(max_step_ms=asked), MODEL, machine)
     assert (resolved.max_step_ms, resolved.max_step_ratio) == (step_ms, ratio)
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "num_tokens"),
+    [
+        (None, "cpu", AUTO_SPECULATIVE_TOKENS),
+        (None, "cuda", 0),
+        (0, "cpu", 0),
+        (5, "cpu", 5),
+        (5, "cuda", 5),
+    ],
+)
+def test_tokens_are_guessed_on_a_cpu_unless_told_otherwise(asked, device, num_tokens):
+    machine = MachineFacts(device=device, num_cores=2, free_memory_bytes=1 << 30)
+    resolved = resolve(EngineConfig(num_speculative_tokens=asked), MODEL, machine)
+    assert resolved.num_speculative_tokens == num_tokens
+
+
+@pytest.mark.parametrize(
+    ("num_seqs", "num_drafts", "budget", "num_rows"),
+    [(64, 8, 512, 64), (1, 8, 512, 9), (1, 8, 4, 4), (64, 0, 16, 16)],
+)
+def test_rows_of_a_step_of_decodes(num_seqs, num_drafts, budget, num_rows):
+    intent = EngineConfig(
+        max_num_seqs=num_seqs, num_speculative_tokens=num_drafts, max_num_batched_tokens=budget
+    )
+    machine = MachineFacts(device="cpu", num_cores=2, free_memory_bytes=1 << 30)
+    assert resolve(intent, MODEL, machine).max_decode_rows == num_rows
+
+
+def test_n_grams_have_a_length():
+    intent = EngineConfig(prompt_lookup_min=5, prompt_lookup_max=4)
+    machine = MachineFacts(device="cpu", num_cores=2, free_memory_bytes=1 << 30)
+    with pytest.raises(InvalidParameter, match="prompt_lookup_min is 5 and prompt_lookup_max 4"):
+        resolve(intent, MODEL, machine)
 
 
 @pytest.mark.parametrize("asked", [True, False])

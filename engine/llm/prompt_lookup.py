@@ -1,0 +1,102 @@
+"""Where a text's last tokens stood before: what followed them there may follow again.
+
+Answers repeat what they are about: code that is edited, passages that are quoted, names. The last
+n tokens of a text (an n-gram) are looked for in all of it, and what came after them is the guess
+(prompt lookup decoding, Saxena 2023; vLLM's `ngram`, transformers' `prompt_lookup_num_tokens`).
+"""
+
+from array import array
+from collections.abc import Sequence
+
+MAX_CANDIDATES = 16
+"""Places that a search looks at, the latest first."""
+_MOST_HEADS = 1 << 16
+
+
+class PromptLookup:
+    """An index of one text's n-grams that grows with it: chains of places by hash, as in zlib.
+
+        heads    hash of the last n tokens before a place → the latest such place
+        chain    place → the latest place before it with the same hash
+
+    Memory: 4 bytes per token and 4 per head. Adding a token costs a hash, a search at most
+    `MAX_CANDIDATES` comparisons of `longest` tokens, whatever the text.
+
+    Args:
+        shortest: tokens that must have stood there.
+        longest: tokens that are compared. The place where most are equal is taken, of several the
+            latest.
+        num_tokens: how long the text is expected to get; longer ones have longer chains.
+    """
+
+    def __init__(self, shortest: int, longest: int, num_tokens: int) -> None:
+        self._shortest = shortest
+        self._longest = longest
+        num_heads = min(_MOST_HEADS, 1 << max(8, (num_tokens - 1).bit_length()))
+        self._mask = num_heads - 1
+        self._heads = array("i", [-1]) * num_heads
+        self._chain = array("i")
+
+    @property
+    def num_indexed(self) -> int:
+        """Places in the index: those before the tokens of these numbers."""
+        return len(self._chain)
+
+    def extend(self, token_ids: Sequence[int], num_places: int) -> int:
+        """Take the places before the next tokens of the text into the index, at most so many.
+
+        Returns:
+            How many it took: fewer than `num_places` if all but the text's end is in the index.
+        """
+        heads, chain, first = self._heads, self._chain, len(self._chain)
+        last = min(first + num_places, len(token_ids))
+        for place in range(first, last):
+            if place < self._shortest:
+                chain.append(-1)
+            else:
+                head = self._head(token_ids, place)
+                chain.append(heads[head])
+                heads[head] = place
+        return max(0, last - first)
+
+    def find(self, token_ids: Sequence[int], num_skipped: int, num_tokens: int) -> list[int]:
+        """What may come after the text, all of whose tokens but the last ones are in the index.
+
+        Args:
+            num_skipped: tokens that come first and are known already, but to whoever asks.
+            num_tokens: how many are wanted behind those.
+
+        Returns:
+            As many, or none. Where the text repeats itself, it is expected to go on so.
+        """
+        place = self._best_place(token_ids)
+        if place < 0:
+            return []
+        period = len(token_ids) - place
+        wanted = range(num_skipped, num_skipped + num_tokens)
+        return [token_ids[place + i % period] for i in wanted]
+
+    def _best_place(self, token_ids: Sequence[int]) -> int:
+        end = len(token_ids)
+        if end < self._shortest:
+            return -1
+        place, best, most = self._heads[self._head(token_ids, end)], -1, self._shortest - 1
+        for _ in range(MAX_CANDIDATES):
+            if place < 0 or most == self._longest:
+                break
+            num_equal = self._num_equal(token_ids, place)
+            if num_equal > most:
+                best, most = place, num_equal
+            place = self._chain[place]
+        return best
+
+    def _num_equal(self, token_ids: Sequence[int], place: int) -> int:
+        """Tokens before `place` that are equal to the text's last ones, `longest` at most."""
+        end = len(token_ids)
+        for n in range(min(self._longest, place)):
+            if token_ids[place - 1 - n] != token_ids[end - 1 - n]:
+                return n
+        return min(self._longest, place)
+
+    def _head(self, token_ids: Sequence[int], place: int) -> int:
+        return hash(tuple(token_ids[place - self._shortest : place])) & self._mask

@@ -1,0 +1,108 @@
+"""Speculation by prompt lookup: whose next tokens are guessed, and how many of them.
+
+A row more is cheap as long as a step's time is that of reading the weights, and a loss once it is
+that of computing rows. So a draft has a price: its rows, in tokens that the step would have
+brought in the same time, as `engine.llm.step_cost` has learned it. A sequence's drafts are paid for
+by the tokens that were accepted; one that runs into debt pauses, longer each time. A batch that
+grows makes rows dearer, until nobody drafts.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from engine.config import ResolvedConfig
+from engine.llm.prompt_lookup import PromptLookup
+from engine.llm.request import Sequence as RunningSequence
+
+HIGHEST_PRICE = 0.25
+"""Of a row, in accepted tokens: nobody drafts where it is higher."""
+INDEXED_PER_STEP = 1024
+"""Places that all sequences' indexes grow by in a step: about half a millisecond."""
+FIRST_DRAFT = 4
+SHORTEST_DRAFT = 2
+LONGEST_PAUSE = 64
+"""Steps."""
+MOST_CREDIT = 2.0
+"""Accepted tokens that may be spent on drafts in vain before a pause."""
+
+
+@dataclass(slots=True)
+class _Record:
+    """How a sequence's drafts went."""
+
+    lookup: PromptLookup
+    num_drafts: int
+    """To be tried next."""
+    price: float = 0.0
+    """Of those in flight."""
+    credit: float = 0.0
+    """Accepted tokens, less what drafts cost, since the last pause."""
+    num_pauses: int = 0
+    """Since the last accepted token."""
+    pause: int = 0
+    """Steps to wait."""
+
+
+class Speculation:
+    """Drafts for the sequences of one engine: an `engine.llm.drafter.Drafter`."""
+
+    def __init__(self, config: ResolvedConfig) -> None:
+        self._config = config
+        self._most_drafts = config.num_speculative_tokens
+        self._records: dict[int, _Record] = {}
+        """By sequence id."""
+
+    def draft(
+        self, decodes: Sequence[RunningSequence], num_rows: int, row_price: float
+    ) -> Iterator[tuple[RunningSequence, list[int]]]:
+        """See `Drafter`. Where rows are few, the first sequences get them."""
+        if row_price > HIGHEST_PRICE:
+            return
+        num_rows = min(num_rows, self._config.max_decode_rows - len(decodes))
+        num_places = INDEXED_PER_STEP
+        for sequence in decodes:
+            record = self._record_of(sequence)
+            if record.pause > 0:
+                record.pause -= 1
+                continue
+            token_ids = sequence.token_ids
+            num_places -= record.lookup.extend(token_ids, num_places)
+            num_drafts = min(record.num_drafts, sequence.num_draftable, num_rows)
+            if num_drafts <= 0 or record.lookup.num_indexed < len(token_ids):
+                continue
+            drafts = record.lookup.find(token_ids, sequence.num_pending, num_drafts)
+            if drafts:
+                num_rows -= num_drafts
+                record.price = num_drafts * row_price
+                yield sequence, drafts
+
+    def learn(self, sequence: RunningSequence, num_drafts: int, num_accepted: int) -> None:
+        """See `Drafter`: drafts double while all of them are right, and begin anew if not."""
+        record = self._records[sequence.seq_id]
+        record.credit = min(MOST_CREDIT, record.credit + num_accepted - record.price)
+        if num_accepted:
+            record.num_pauses = 0
+        if num_accepted == num_drafts:
+            longer = max(record.num_drafts, 2 * num_drafts)
+        else:
+            longer = max(SHORTEST_DRAFT, num_accepted + 1)
+        record.num_drafts = min(longer, self._most_drafts)
+        if record.credit < 0.0:
+            record.credit = 0.0
+            record.num_pauses += 1
+            record.pause = min(2**record.num_pauses, LONGEST_PAUSE)
+
+    def forget(self, sequence: RunningSequence) -> None:
+        """See `Drafter`."""
+        self._records.pop(sequence.seq_id, None)
+
+    def _record_of(self, sequence: RunningSequence) -> _Record:
+        record = self._records.get(sequence.seq_id)
+        if record is None:
+            config = self._config
+            lookup = PromptLookup(
+                config.prompt_lookup_min, config.prompt_lookup_max, sequence.last_num_tokens
+            )
+            first = min(FIRST_DRAFT, self._most_drafts)
+            record = self._records[sequence.seq_id] = _Record(lookup, first)
+        return record
