@@ -33,8 +33,6 @@ CpuIsa = Literal[
 GIB = 1 << 30
 AUTO_STEP_RATIO = 2.0
 """How much longer prompts may make a step unless `max_step_ms` says otherwise."""
-AUTO_SPECULATIVE_TOKENS = 8
-"""Of `num_speculative_tokens` on a CPU."""
 
 
 def knob(
@@ -136,12 +134,11 @@ class EngineConfig:
         "Replay decode steps that were recorded while serving: on a GPU as CUDA graphs, on a CPU "
         "as lists of calls of the C++ operations.",
     )
-    num_speculative_tokens: int | None = knob(
-        None,
+    num_speculative_tokens: int = knob(
+        0,
         "Most tokens per request and step that are guessed from its own text so far (prompt "
         "lookup): where answers repeat what they are about, a step brings several tokens. Texts "
-        "stay the same; under load nothing is guessed. 0 is off; by default 8 on a CPU, 0 on a "
-        "GPU.",
+        "stay the same; under load nothing is guessed. 0 is off, 8 a good value on a CPU.",
         ge=0,
         le=64,
     )
@@ -371,7 +368,7 @@ def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> R
         seed=intent.seed,
         async_scheduling=overlaps,
         record_steps=intent.record_steps,
-        num_speculative_tokens=_num_speculative_tokens(intent, machine),
+        num_speculative_tokens=intent.num_speculative_tokens,
         prompt_lookup_min=intent.prompt_lookup_min,
         prompt_lookup_max=intent.prompt_lookup_max,
         deterministic=intent.deterministic,
@@ -439,14 +436,6 @@ def _wants_async_scheduling(intent: EngineConfig, machine: MachineFacts) -> bool
     if intent.async_scheduling == "auto":
         return machine.device == "cuda"
     return intent.async_scheduling == "on"
-
-
-def _num_speculative_tokens(intent: EngineConfig, machine: MachineFacts) -> int:
-    """None on a GPU unless asked for: it was not measured there, steps with drafts are not launched
-    ahead, and without `deterministic` the last bits of a text depend on the rows of its steps."""
-    if intent.num_speculative_tokens is None:
-        return AUTO_SPECULATIVE_TOKENS if machine.device == "cpu" else 0
-    return intent.num_speculative_tokens
 
 
 def _max_step_ratio(intent: EngineConfig, machine: MachineFacts) -> float:

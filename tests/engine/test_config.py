@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 from engine.config import (
-    AUTO_SPECULATIVE_TOKENS,
     AUTO_STEP_RATIO,
     EngineConfig,
     MachineFacts,
@@ -48,22 +47,6 @@ def test_steps_have_one_target_or_none(asked, device, step_ms, ratio):
     machine = MachineFacts(device=device, num_cores=2, free_memory_bytes=1 << 30)
     resolved = resolve(EngineConfig(max_step_ms=asked), MODEL, machine)
     assert (resolved.max_step_ms, resolved.max_step_ratio) == (step_ms, ratio)
-
-
-@pytest.mark.parametrize(
-    ("asked", "device", "num_tokens"),
-    [
-        (None, "cpu", AUTO_SPECULATIVE_TOKENS),
-        (None, "cuda", 0),
-        (0, "cpu", 0),
-        (5, "cpu", 5),
-        (5, "cuda", 5),
-    ],
-)
-def test_tokens_are_guessed_on_a_cpu_unless_told_otherwise(asked, device, num_tokens):
-    machine = MachineFacts(device=device, num_cores=2, free_memory_bytes=1 << 30)
-    resolved = resolve(EngineConfig(num_speculative_tokens=asked), MODEL, machine)
-    assert resolved.num_speculative_tokens == num_tokens
 
 
 @pytest.mark.parametrize(
