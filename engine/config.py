@@ -4,11 +4,11 @@
 here reads the environment; `server/settings/settings.py` does, and builds an `EngineConfig`.
 """
 
-import hashlib
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from engine.errors import InsufficientMemory, InvalidParameter, ModelLoadError
+from engine.fingerprint import fingerprint
 from engine.gpus import is_device
 from engine.kv_layout import KvLayout
 from engine.quantization.table import FORMATS, ImageQuantization, Quantization
@@ -297,8 +297,7 @@ class ResolvedConfig:
         """Short hash of what shapes the answers, without what follows from free memory."""
         values = asdict(self)
         del values["num_kv_blocks"], values["max_idle_cached_blocks"]
-        text = repr(sorted(values.items()))
-        return hashlib.sha256(text.encode()).hexdigest()[:8]
+        return fingerprint(sorted(values.items()))
 
 
 def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> ResolvedConfig:

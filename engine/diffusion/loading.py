@@ -1,6 +1,5 @@
 """From an image checkpoint to an engine that can step: size, load, warm up."""
 
-import hashlib
 import time
 from dataclasses import asdict
 
@@ -13,6 +12,7 @@ from engine.diffusion.families.family import FamilyFacts
 from engine.diffusion.families.footprint import weight_bytes
 from engine.diffusion.families.registry import load_family
 from engine.errors import ModelLoadError
+from engine.fingerprint import fingerprint
 from engine.host import Host
 from engine.image_types import ImageModelInfo, ImageParams, ImageRequest, ImageTask, Pixels
 from engine.runtime.device import machine_facts, torch_dtype
@@ -127,7 +127,6 @@ def model_info(
     limits: DiffusionLimits,
 ) -> ImageModelInfo:
     """What the server checks requests against and shows to clients."""
-    text = repr((facts, dtype, limits.deterministic))
     return ImageModelInfo(
         model=model_id,
         path=str(checkpoint.path),
@@ -146,5 +145,5 @@ def model_info(
         min_side=facts.min_side,
         max_pixels=facts.max_pixels,
         default_edit_guidance_scale=facts.default_edit_guidance_scale,
-        config_hash=hashlib.sha256(text.encode()).hexdigest()[:8],
+        config_hash=fingerprint((facts, dtype, limits.deterministic)),
     )

@@ -1,6 +1,5 @@
 """From a checkpoint to an engine that embeds: load, warm up, tell the server."""
 
-import hashlib
 import time
 from dataclasses import asdict
 
@@ -12,6 +11,7 @@ from engine.embedding.embedders import CONFIG, LoadedEmbedder, load_embedder
 from engine.embedding.engine import EmbeddingEngine, EmbeddingLimits
 from engine.embedding_types import EmbeddingModelInfo, EmbeddingRequest
 from engine.errors import ModelLoadError
+from engine.fingerprint import fingerprint
 from engine.host import Host
 from engine.models.encoder_registry import encoder_family
 from engine.models.metadata_keys import MetadataKeys
@@ -60,7 +60,6 @@ def load_engine(
     warm_up(engine, limits)
     facts = {"pooling": loaded.layout.pooling, "dtype": loaded.dtype, **asdict(limits)}
     log.info("embedding model loaded", seconds=round(time.monotonic() - started_s, 1), **facts)
-    text = repr((sorted(facts.items()), intent.deterministic))
     return engine, EmbeddingModelInfo(
         model=model_id,
         path=str(checkpoint.path),
@@ -72,7 +71,7 @@ def load_engine(
         dimensions=loaded.dimensions,
         pooling=loaded.layout.pooling,
         normalized=loaded.layout.normalizes,
-        config_hash=hashlib.sha256(text.encode()).hexdigest()[:8],
+        config_hash=fingerprint((sorted(facts.items()), intent.deterministic)),
     )
 
 

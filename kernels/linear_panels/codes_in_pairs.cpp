@@ -161,9 +161,10 @@ class Unpacked {
     return (128 << 10) / (strips * 16 * sizeof(X)) / kBlock * kBlock;
   }
 
-  // Inputs 32 * block and following of some strips, [strips][32 / 2, 16, 2].
-  void unpack_block(int64_t strip, int64_t strips, int64_t block, X* to) const {
-    for (int64_t s = 0; s < strips; ++s, to += 16 * kBlock) {
+  // Inputs 32 * block and following of some strips, [32 / 2, 16, 2] each, `stride` apart.
+  void unpack_block(int64_t strip, int64_t strips, int64_t block, X* to,
+                    int64_t stride = 16 * kBlock) const {
+    for (int64_t s = 0; s < strips; ++s, to += stride) {
       const uint8_t* record = at(strip + s, block);
       fetch<R::bytes>(record + strips * blocks_ * R::bytes);
       unpack(record, to);
@@ -175,11 +176,7 @@ class Unpacked {
     X* data = native::strips::scratch<X>(strips * stride);
     X* to = data;
     for (int64_t b = first / kBlock; b < last / kBlock; ++b, to += 16 * kBlock)
-      for (int64_t s = 0; s < strips; ++s) {
-        const uint8_t* record = at(strip + s, b);
-        fetch<R::bytes>(record + strips * blocks_ * R::bytes);
-        unpack(record, to + s * stride);
-      }
+      unpack_block(strip, strips, b, to, stride);
     return {data, stride, false};
   }
 

@@ -6,6 +6,7 @@ its statistics, which its `ItemNames` list. Rates are for Prometheus to make.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -13,7 +14,14 @@ from prometheus_client import CollectorRegistry
 from engine.client import EngineClient
 from engine.kinds import AnyKind
 from engine.types import Event, Stats
-from server.http.model_metrics import MetricFactory, Outcome, QueueGauges, WorkerTotals
+from server.http.model_metrics import (
+    KindMetrics,
+    MetricFactory,
+    Outcome,
+    OutcomeMeter,
+    QueueGauges,
+    WorkerTotals,
+)
 
 _BUCKETS_S = (
     *(0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5),
@@ -39,32 +47,20 @@ class ItemNames:
     """The field with the seconds that the newest step took."""
 
 
-class ItemMeter:
-    """Measures one request from its arrival; made by `ItemMetrics.meter`."""
+class ItemMeter(OutcomeMeter):
+    """Made by `ItemMetrics.meter`."""
 
     def __init__(self, model: "_ModelMetrics", clock: Callable[[], float]) -> None:
+        super().__init__(model.items, model.latency, clock)
         self._model = model
-        self._clock = clock
-        self._started_s = clock()
-        self._closed = False
 
     def on_event(self, event: Event) -> None:
         """Time in the queue."""
         if event.queue_time_s is not None:
             self._model.queue_time.observe(event.queue_time_s)
 
-    def complete(self, outcome: Outcome, num_items: int = 1) -> None:
-        """Count items that ended this way."""
-        self._model.items[outcome].inc(num_items)
 
-    def close(self) -> None:
-        """The request is over. Only the first call counts."""
-        if not self._closed:
-            self._closed = True
-            self._model.latency.observe(self._clock() - self._started_s)
-
-
-class ItemMetrics:
+class ItemMetrics(KindMetrics["_ModelMetrics"]):
     """One app's, of one kind of model. Event loop only."""
 
     def __init__(
@@ -76,10 +72,9 @@ class ItemMetrics:
         *,
         clock: Callable[[], float],
     ) -> None:
-        self._clock = clock
-        self._factory = MetricFactory(registry, names.subsystem)
-        self._metrics = _Metrics(self._factory, names)
-        self._models: dict[str, _ModelMetrics] = {}
+        factory = MetricFactory(registry, names.subsystem)
+        metrics = _Metrics(factory, names)
+        super().__init__(factory, partial(_ModelMetrics, metrics=metrics), clock)
         registry.register(
             QueueGauges(
                 engine,
@@ -94,21 +89,6 @@ class ItemMetrics:
     def meter(self, model: str) -> ItemMeter:
         """Start measuring a request. `model` is a served model's id, never a client's word."""
         return ItemMeter(self._of(model), self._clock)
-
-    def on_step(self, model: str, stats: Stats) -> None:
-        """Take a step's report."""
-        self._of(model).on_step(stats)
-
-    def forget(self, model: str) -> None:
-        """The model is gone, and its numbers with it."""
-        if self._models.pop(model, None) is not None:
-            self._factory.forget(model)
-
-    def _of(self, model: str) -> "_ModelMetrics":
-        metrics = self._models.get(model)
-        if metrics is None:
-            metrics = self._models[model] = _ModelMetrics(model, self._metrics)
-        return metrics
 
 
 class _Metrics:

@@ -5,7 +5,7 @@ from types import TracebackType
 from typing import Any
 
 from engine.client import EngineClient, RequestEvents
-from engine.errors import RequestAborted, RequestError
+from engine.errors import RequestAborted
 from engine.types import EventT, Request
 from server.http.admission import Lease
 from server.http.engine_run import EngineRun, cut_short, failure_of, read_events
@@ -59,10 +59,8 @@ class ItemRun(EngineRun):
     async def _end(self) -> None:
         if self._num_open:
             error = self._error or RequestAborted("the client closed the connection")
-            # A request that was refused is no item.
-            if not isinstance(error, RequestError):
-                failed = isinstance(error, Exception) and not isinstance(error, RequestAborted)
-                outcome = Outcome.FAILED if failed else Outcome.CANCELLED
+            outcome = Outcome.of_unfinished(error)
+            if outcome is not None:
                 self._meter.complete(outcome, self._num_open)
             self._num_open = 0
         self._meter.close()

@@ -3,15 +3,16 @@
 Each kind has its own metrics on top, in the registry of the app (`server/metrics.py`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from engine.client import EngineClient
+from engine.errors import RequestAborted, RequestError
 from engine.kinds import Kind
 
 MODEL = "model_name"
@@ -24,6 +25,15 @@ class Outcome(StrEnum):
     COMPLETED = "completed"
     CANCELLED = "cancelled"
     FAILED = "failed"
+
+    @classmethod
+    def of_unfinished(cls, error: BaseException) -> "Outcome | None":
+        """What to count for things whose request ended by this error; None: nothing, as a request
+        that was refused asked for none."""
+        if isinstance(error, RequestError):
+            return None
+        failed = isinstance(error, Exception) and not isinstance(error, RequestAborted)
+        return cls.FAILED if failed else cls.CANCELLED
 
 
 class MetricFactory:
@@ -101,6 +111,78 @@ class QueueGauges(Collector):
 
     def _gauge(self, name: str, text: str) -> GaugeMetricFamily:
         return GaugeMetricFamily(f"tandem_{self._subsystem}_{name}", text, labels=[MODEL])
+
+
+class OutcomeMeter:
+    """Measures one request from its arrival, and counts how what it asked for ended."""
+
+    def __init__(
+        self,
+        outcomes: Mapping[Outcome, Counter],
+        latency: Histogram,
+        clock: Callable[[], float],
+    ) -> None:
+        self._outcomes = outcomes
+        self._latency = latency
+        self._clock = clock
+        self._started_s = clock()
+        self._closed = False
+
+    def complete(self, outcome: Outcome, count: int = 1) -> None:
+        """So many things ended this way."""
+        self._outcomes[outcome].inc(count)
+
+    def close(self) -> None:
+        """The request is over. Only the first call counts."""
+        if not self._closed:
+            self._closed = True
+            self._latency.observe(self._clock() - self._started_s)
+
+
+class OneModelsMetrics(Protocol):
+    """A kind's metrics with a model's name filled in: looked up once because `labels()` is not
+    free."""
+
+    def on_step(self, stats: Any) -> None:
+        """Take a step's report."""
+        ...
+
+
+MetricsT = TypeVar("MetricsT", bound=OneModelsMetrics)
+
+
+class KindMetrics(Generic[MetricsT]):
+    """One app's, of one kind of model. Event loop only.
+
+    Args:
+        create: given a model's name, its metrics.
+    """
+
+    def __init__(
+        self,
+        factory: MetricFactory,
+        create: Callable[[str], MetricsT],
+        clock: Callable[[], float],
+    ) -> None:
+        self._factory = factory
+        self._create = create
+        self._clock = clock
+        self._models: dict[str, MetricsT] = {}
+
+    def on_step(self, model: str, stats: Any) -> None:
+        """Take a step's report."""
+        self._of(model).on_step(stats)
+
+    def forget(self, model: str) -> None:
+        """The model is gone, and its numbers with it."""
+        if self._models.pop(model, None) is not None:
+            self._factory.forget(model)
+
+    def _of(self, model: str) -> MetricsT:
+        metrics = self._models.get(model)
+        if metrics is None:
+            metrics = self._models[model] = self._create(model)
+        return metrics
 
 
 class WorkerTotals:

@@ -7,13 +7,21 @@ the counters.
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 from prometheus_client import CollectorRegistry
 
 from engine.client import EngineClient
 from engine.image_types import ImageEvent, ImageStats
 from engine.kinds import IMAGE
-from server.http.model_metrics import MetricFactory, Outcome, QueueGauges, WorkerTotals
+from server.http.model_metrics import (
+    KindMetrics,
+    MetricFactory,
+    Outcome,
+    OutcomeMeter,
+    QueueGauges,
+    WorkerTotals,
+)
 
 _STEP_BUCKETS_S = (
     *(1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5),
@@ -31,14 +39,12 @@ PHASES = ("queue", "encode", "denoise", "decode", "file")
 """`file` is the encoding of the picture as PNG, JPEG or WebP."""
 
 
-class ImageMeter:
-    """Measures one request from its arrival; made by `ImageMetrics.meter`."""
+class ImageMeter(OutcomeMeter):
+    """Made by `ImageMetrics.meter`."""
 
     def __init__(self, model: "_ModelMetrics", clock: Callable[[], float]) -> None:
+        super().__init__(model.images, model.latency, clock)
         self._model = model
-        self._clock = clock
-        self._started_s = clock()
-        self._closed = False
 
     def on_event(self, event: ImageEvent) -> None:
         """Time in the queue, previews, and the phases of a finished image."""
@@ -56,18 +62,8 @@ class ImageMeter:
         """Count the time that encoding a picture as a file took."""
         self._model.phases["file"].observe(seconds)
 
-    def complete(self, outcome: Outcome, num_images: int = 1) -> None:
-        """Count images that ended this way."""
-        self._model.images[outcome].inc(num_images)
 
-    def close(self) -> None:
-        """The request is over. Only the first call counts."""
-        if not self._closed:
-            self._closed = True
-            self._model.latency.observe(self._clock() - self._started_s)
-
-
-class ImageMetrics:
+class ImageMetrics(KindMetrics["_ModelMetrics"]):
     """The image metrics of one app. Event loop only."""
 
     def __init__(
@@ -77,10 +73,9 @@ class ImageMetrics:
         *,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._clock = clock
-        self._factory = MetricFactory(registry, "image")
-        self._metrics = _Metrics(self._factory)
-        self._models: dict[str, _ModelMetrics] = {}
+        factory = MetricFactory(registry, "image")
+        metrics = _Metrics(factory)
+        super().__init__(factory, partial(_ModelMetrics, metrics=metrics), clock)
         registry.register(
             QueueGauges(
                 engine,
@@ -95,21 +90,6 @@ class ImageMetrics:
     def meter(self, model: str) -> ImageMeter:
         """Start measuring a request. `model` is a served model's id, never a client's word."""
         return ImageMeter(self._of(model), self._clock)
-
-    def on_step(self, model: str, stats: ImageStats) -> None:
-        """Take a step's report."""
-        self._of(model).on_step(stats)
-
-    def forget(self, model: str) -> None:
-        """The model is gone, and its numbers with it."""
-        if self._models.pop(model, None) is not None:
-            self._factory.forget(model)
-
-    def _of(self, model: str) -> "_ModelMetrics":
-        metrics = self._models.get(model)
-        if metrics is None:
-            metrics = self._models[model] = _ModelMetrics(model, self._metrics)
-        return metrics
 
 
 class _Metrics:

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from engine.client import EngineClient, ImageStream
-from engine.errors import EngineError, RequestAborted, RequestError
+from engine.errors import EngineError, RequestAborted
 from engine.image_types import ImageEvent, Pixels
 from engine.types import FinishReason
 from server.http.admission import Lease
@@ -94,12 +94,11 @@ class SubmittedOrder:
         await self._stream.aclose()
 
     def _settle(self) -> None:
-        """Count what did not end by itself. A request that was refused is no image."""
+        """Count what did not end by itself."""
         if self._num_open:
             self._error = self._error or RequestAborted("the client closed the connection")
-            if not isinstance(self._error, RequestError):
-                aborted = isinstance(self._error, RequestAborted)
-                outcome = Outcome.CANCELLED if aborted else Outcome.FAILED
+            outcome = Outcome.of_unfinished(self._error)
+            if outcome is not None:
                 self._meter.complete(outcome, self._num_open)
             self._num_open = 0
         self._meter.close()

@@ -7,13 +7,14 @@ arrive through `on_step`. What can be read at scrape time is in `server/engine_c
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 from prometheus_client import CollectorRegistry
 
 from engine.client import EngineClient
 from engine.kinds import TEXT
 from engine.types import EngineStats, FinishReason, TokenEvent
-from server.http.model_metrics import MetricFactory, WorkerTotals
+from server.http.model_metrics import KindMetrics, MetricFactory, WorkerTotals
 
 _TTFT_BUCKETS_S = (
     *(0.001, 0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
@@ -88,7 +89,7 @@ class RequestMeter:
         self._model.e2e_latency.observe(self._clock() - self._started_s)
 
 
-class TextMetrics:
+class TextMetrics(KindMetrics["_ModelMetrics"]):
     """The metrics of one app's text models. Event loop only."""
 
     def __init__(
@@ -98,10 +99,9 @@ class TextMetrics:
         *,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._clock = clock
-        self._factory = MetricFactory(registry)
-        self._metrics = _Metrics(self._factory)
-        self._models: dict[str, _ModelMetrics] = {}
+        factory = MetricFactory(registry)
+        metrics = _Metrics(factory)
+        super().__init__(factory, partial(_ModelMetrics, metrics=metrics), clock)
         for status in engine.statuses():
             if status.kind in (TEXT.name, None):  # not known before a model is loaded
                 self._of(status.model)
@@ -110,21 +110,6 @@ class TextMetrics:
     def meter(self, model: str) -> RequestMeter:
         """Start measuring a request. `model` is a served model's id, never a client's word."""
         return RequestMeter(self._of(model), self._clock)
-
-    def on_step(self, model: str, stats: EngineStats) -> None:
-        """Take a step's report."""
-        self._of(model).on_step(stats)
-
-    def forget(self, model: str) -> None:
-        """The model is gone, and its numbers with it."""
-        if self._models.pop(model, None) is not None:
-            self._factory.forget(model)
-
-    def _of(self, model: str) -> "_ModelMetrics":
-        metrics = self._models.get(model)
-        if metrics is None:
-            metrics = self._models[model] = _ModelMetrics(model, self._metrics)
-        return metrics
 
 
 class _Metrics:
