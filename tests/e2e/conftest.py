@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -19,6 +20,8 @@ import pytest
 START_TIMEOUT_S = 300
 MODEL = "smollm2-135m-instruct"
 IMAGE_MODEL = "tandem-shapes"
+# What says that no text is asked for and no block held.
+TEXT_WORK = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_ratio")
 
 
 def free_port() -> int:
@@ -86,10 +89,9 @@ class Server:
                 total += float(match[2])
         return total
 
-    def wait_idle(self, timeout_s: float) -> float:
-        """Wait until no request runs or waits and no block is held; returns the seconds it took."""
+    def wait_idle(self, timeout_s: float, names: Sequence[str] = TEXT_WORK) -> float:
+        """Wait until these gauges stand at zero; returns the seconds it took."""
         start_s = time.monotonic()
-        names = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_ratio")
         while any(self.metric(f"tandem_{name}") for name in names):
             assert time.monotonic() - start_s < timeout_s, f"still busy after {timeout_s} s"
             time.sleep(0.02)

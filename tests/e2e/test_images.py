@@ -49,11 +49,7 @@ def drawn(server, **fields) -> np.ndarray:
 
 def wait_idle(server, timeout_s=8.0):
     """Until no image runs or waits; the 900 steps that are stopped would take far longer."""
-    start_s = time.monotonic()
-    names = ("tandem_image_num_running", "tandem_image_num_waiting")
-    while any(server.metric(name) for name in names):
-        assert time.monotonic() - start_s < timeout_s, f"still busy after {timeout_s} s"
-        time.sleep(0.02)
+    server.wait_idle(timeout_s, ("image_num_running", "image_num_waiting"))
 
 
 def test_a_prompt_becomes_a_picture(client):

@@ -139,7 +139,10 @@ def same_with_and_without(engines, folder, requests, rng, *, arrivals=None, abor
     Args:
         rng: for guesses of an oracle, which are right and wrong often enough; None: real ones.
     """
-    plain = engines.make(folder, num_speculative_tokens=0, enable_prefix_caching=False)
+    plain_knobs = {"num_speculative_tokens": 0, "enable_prefix_caching": False}
+    if "max_model_len" in knobs:  # Ends a text in both.
+        plain_knobs["max_model_len"] = knobs["max_model_len"]
+    plain = engines.make(folder, **plain_knobs)
     expected = outcome(engines.run(plain, requests))
     engine = engines.make(folder, **({"num_speculative_tokens": 7, "prompt_lookup_min": 1} | knobs))
     if rng is not None:
