@@ -111,7 +111,11 @@ class EngineConfig:
         "limit on a CPU, no bound on a GPU.",
         ge=0.0,
     )
-    scheduling_policy: Policy = knob("fcfs", "Who runs next: first come first served, or priority.")
+    scheduling_policy: Policy = knob(
+        "fcfs",
+        "Whose turn is next: first come first served, or by the requests' priority and then by "
+        "arrival. For models of every kind.",
+    )
     max_num_queued: int = knob(1024, "Requests that may wait for a place in the batch.", ge=1)
     num_threads: int | None = knob(
         None,

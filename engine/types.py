@@ -62,7 +62,7 @@ class Request(Generic[EventT]):
     request_id: str
     model: str
     priority: int = 0
-    """Lower runs first: of text under the priority policy only, as in vLLM."""
+    """Lower runs first, under the priority policy only."""
     arrival_time_s: float = 0.0
     """`time.time()` when the server accepted it."""
 

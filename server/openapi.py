@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from engine.client import EngineClient
 from server.catalog import config_of, served_names
+from server.http.priority import describe_priority
 from server.http.schemas import variant
 from server.kinds import SERVED
 
@@ -31,7 +32,8 @@ def install(app: FastAPI, engine: EngineClient) -> None:
                 names = served_names(engine, kind.kind)
                 configs = [config_of(engine, name) for name in names]
                 _name_models(schema, names)
-                kind.fill_in(schema["properties"], engine.infos(kind.kind), configs)
+                kind.fill_in(schema["properties"], engine.infos(kind.kind))
+                describe_priority(schema["properties"], configs)
         served = [status.model for status in engine.statuses()]
         for path in ("/v1/models/{model_id}", "/ready/{model_id}"):
             for parameter in document["paths"][path]["get"]["parameters"]:

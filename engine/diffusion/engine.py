@@ -6,13 +6,13 @@ two iterations requests join, leave and are cancelled.
 
 import itertools
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
 import torch
 
+from engine.config import Policy
 from engine.diffusion.decoding import Decoded, DecodeThread, finite
 from engine.diffusion.drawing import Drawing
 from engine.diffusion.drawing_factory import DrawingFactory
@@ -24,6 +24,8 @@ from engine.errors import QueueFull
 from engine.fault import answer_for, raise_if_poisoned
 from engine.image_types import ImageEvent, ImageRequest, ImageStats, Pixels
 from engine.rejection import rejection
+from engine.scheduling.policy import create_policy
+from engine.scheduling.queue import WaitingQueue
 from engine.types import FinishReason
 
 _RESULT = -1
@@ -46,9 +48,16 @@ class DiffusionLimits:
     max_num_images: int
     """Images being denoised or decoded at once; further requests wait."""
     max_num_queued: int
+    scheduling_policy: Policy = "fcfs"
     deterministic: bool = False
     """Each drawing in calls of its own: bit-equal to running alone, without the gain of
     batching."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Waiting:
+    rank: tuple[int, ...]
+    request: ImageRequest
 
 
 @dataclass(slots=True)
@@ -74,7 +83,9 @@ class DiffusionEngine:
         self._factory = DrawingFactory(family, self._prompts)
         self._scheduler = StepScheduler(limits.max_num_rows, limits.max_batch_pixels)
         self._decoder = DecodeThread()
-        self._waiting: deque[ImageRequest] = deque()
+        self._policy = create_policy(limits.scheduling_policy)
+        self._waiting: WaitingQueue[_Waiting] = self._policy.create_queue()
+        self._arrivals = itertools.count()
         self._drawings: dict[int, Drawing] = {}
         """Being denoised or decoded."""
         self._totals = _Totals()
@@ -92,11 +103,13 @@ class DiffusionEngine:
                 f"{len(self._waiting)} image requests wait; the limit is "
                 f"{self._limits.max_num_queued}; try again later"
             )
-        self._waiting.append(request)
+        rank = self._policy.rank(request, next(self._arrivals))
+        self._waiting.push(_Waiting(rank, request))
 
     def abort(self, request_id: str) -> None:
         """Drop a request at once; unknown ids are ignored."""
-        self._waiting = deque(r for r in self._waiting if r.request_id != request_id)
+        for waiting in [w for w in self._waiting if w.request.request_id == request_id]:
+            self._waiting.remove(waiting)
         for drawing in list(self._drawings.values()):
             if drawing.request.request_id == request_id:
                 left = drawing.schedule.num_timesteps - drawing.timestep_index
@@ -123,7 +136,7 @@ class DiffusionEngine:
         """The statistics as of now."""
         return ImageStats(
             num_running=len(self._drawings),
-            num_waiting=sum(request.params.n for request in self._waiting),
+            num_waiting=sum(waiting.request.params.n for waiting in self._waiting),
             step_rows=self._step_rows,
             step_time_s=self._step_time_s,
             num_steps=self._totals.num_steps,
@@ -149,17 +162,17 @@ class DiffusionEngine:
         self._decoder.close()
 
     def _admit(self) -> list[ImageEvent]:
-        """Prepare waiting requests, the most urgent first, as long as there is room and for so
+        """Prepare waiting requests, whose turn comes first, as long as there is room and for so
         short a time that those which run do not stand still for long."""
         events: list[ImageEvent] = []
         most_s = max(_ADMIT_S, _ADMIT_SHARE_OF_STEP * self._step_time_s)
         until_s = time.perf_counter() + most_s
         while self._waiting and (not events or time.perf_counter() < until_s):
-            request = min(self._waiting, key=lambda r: r.priority)
+            request = self._waiting.peek().request
             room = self._limits.max_num_images - len(self._drawings)
             if self._drawings and request.params.n > room:
                 break
-            self._waiting.remove(request)
+            self._waiting.pop()
             events += self._prepare(request)
         return events
 
@@ -177,7 +190,7 @@ class DiffusionEngine:
         for drawing in drawings:
             self._totals.encode_time_s += drawing.encode_time_s
             self._drawings[drawing.drawing_id] = drawing
-            self._scheduler.add(_entry(drawing))
+            self._scheduler.add(self._entry(drawing))
         return events
 
     def _decide(self) -> tuple[StepDecision | None, list[ImageEvent]]:
@@ -253,7 +266,7 @@ class DiffusionEngine:
 
     def _check_schedulable(self, drawing: Drawing) -> None:
         alone = StepScheduler(self._limits.max_num_rows, self._limits.max_batch_pixels)
-        alone.add(_entry(drawing))
+        alone.add(self._entry(drawing))
         alone.schedule()
 
     def _after_step(self, drawing: Drawing) -> None:
@@ -357,13 +370,12 @@ class DiffusionEngine:
             **fields,  # type: ignore[arg-type]
         )
 
-
-def _entry(drawing: Drawing) -> Entry:
-    return Entry(
-        drawing_id=drawing.drawing_id,
-        group=drawing.group,
-        num_rows=drawing.num_rows,
-        num_pixels=drawing.preparation.width * drawing.preparation.height,
-        num_steps=drawing.num_steps,
-        priority=drawing.request.priority,
-    )
+    def _entry(self, drawing: Drawing) -> Entry:
+        return Entry(
+            drawing_id=drawing.drawing_id,
+            group=drawing.group,
+            num_rows=drawing.num_rows,
+            num_pixels=drawing.preparation.width * drawing.preparation.height,
+            num_steps=drawing.num_steps,
+            priority=self._policy.priority(drawing.request),
+        )

@@ -60,6 +60,7 @@ def load_engine(
         max_batch_pixels=int(intent.max_batch_megapixels * 1e6),
         max_num_images=intent.max_num_images,
         max_num_queued=intent.max_num_queued,
+        scheduling_policy=intent.scheduling_policy,
         deterministic=intent.deterministic,
     )
     engine = DiffusionEngine(family, limits)

@@ -1,10 +1,11 @@
 """Steps over whole inputs: `EmbeddingEngine`.
 
 A step takes as many waiting inputs as fit into its token budget, embeds them in one forward pass
-and answers them. Requests take turns, an input each: one that brings a thousand does not hold up
-one that brings a single one.
+and answers them. Requests take turns, an input each, after which they arrive anew: one that brings
+a thousand does not hold up one that brings a single one.
 """
 
+import itertools
 import time
 from collections import deque
 from dataclasses import dataclass, replace
@@ -12,11 +13,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from engine.config import Policy
 from engine.embedding_types import EmbeddingEvent, EmbeddingRequest, EmbeddingStats
 from engine.errors import EngineError, InvalidParameter, QueueFull
 from engine.fault import answer_for, failed_row
 from engine.models.sentence_encoder import Embedder
 from engine.rejection import rejection
+from engine.scheduling.policy import create_policy
+from engine.scheduling.queue import WaitingQueue
 from engine.types import FinishReason
 
 
@@ -36,12 +40,15 @@ class EmbeddingLimits:
     """Tokens of a step, unless a single input has more."""
     max_num_queued: int
     """Inputs that may wait, unless a single request brings more."""
+    scheduling_policy: Policy = "fcfs"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Waiting:
     """A request with inputs left."""
 
+    rank: tuple[int, ...]
+    """Of its next turn."""
     request: EmbeddingRequest
     left: deque[int]
     """Numbers of the inputs that no step has taken yet."""
@@ -68,8 +75,9 @@ class EmbeddingEngine:
     def __init__(self, model: Embedder, limits: EmbeddingLimits) -> None:
         self._model = model
         self._limits = limits
-        self._waiting: dict[str, _Waiting] = {}
-        """By request id, in the order of turns."""
+        self._policy = create_policy(limits.scheduling_policy)
+        self._waiting: WaitingQueue[_Waiting] = self._policy.create_queue()
+        self._turns = itertools.count()
         self._stats = EmbeddingStats()
 
     def add(self, request: EmbeddingRequest) -> None:
@@ -87,11 +95,12 @@ class EmbeddingEngine:
                 f"the limit is {self._limits.max_num_queued}; try again later"
             )
         left = deque(range(len(request.inputs)))
-        self._waiting[request.request_id] = _Waiting(request, left)
+        self._waiting.push(_Waiting(self._next_rank(request), request, left))
 
     def abort(self, request_id: str) -> None:
         """Drop a request's inputs that wait; unknown ids are ignored."""
-        self._waiting.pop(request_id, None)
+        for waiting in [w for w in self._waiting if w.request.request_id == request_id]:
+            self._waiting.remove(waiting)
 
     def has_work(self) -> bool:
         """Whether inputs wait."""
@@ -127,7 +136,10 @@ class EmbeddingEngine:
         """Nothing is held beside the model."""
 
     def _num_waiting(self) -> int:
-        return sum(len(one.left) for one in self._waiting.values())
+        return sum(len(one.left) for one in self._waiting)
+
+    def _next_rank(self, request: EmbeddingRequest) -> tuple[int, ...]:
+        return self._policy.rank(request, next(self._turns))
 
     def _check(self, request: EmbeddingRequest) -> None:
         limits = self._limits
@@ -152,20 +164,22 @@ class EmbeddingEngine:
                 )
 
     def _schedule(self) -> list[_Input]:
-        """Inputs of the next step: an input of each request in turn, until one does not fit."""
+        """Inputs of the next step: an input of each request in turn, those of a less important one
+        behind all others, until one does not fit."""
         limits = self._limits
         chosen: list[_Input] = []
         num_tokens = 0
         while self._waiting and len(chosen) < limits.max_num_seqs:
-            waiting = next(iter(self._waiting.values()))
+            waiting = self._waiting.peek()
             request = waiting.request
             num_tokens += len(request.inputs[waiting.left[0]])
             if chosen and num_tokens > limits.max_num_batched_tokens:
                 break  # its turn comes first in the next step
-            del self._waiting[request.request_id]
+            self._waiting.pop()
             chosen.append(self._take(waiting))
             if waiting.left:
-                self._waiting[request.request_id] = waiting
+                waiting.rank = self._next_rank(request)
+                self._waiting.push(waiting)
         return chosen
 
     def _take(self, waiting: _Waiting) -> _Input:

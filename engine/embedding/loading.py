@@ -85,6 +85,7 @@ def embedding_limits(loaded: LoadedEmbedder, intent: EngineConfig) -> EmbeddingL
         max_num_seqs=intent.max_num_seqs,
         max_num_batched_tokens=intent.max_num_batched_tokens,
         max_num_queued=intent.max_num_queued,
+        scheduling_policy=intent.scheduling_policy,
     )
 
 

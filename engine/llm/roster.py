@@ -10,16 +10,17 @@ from bisect import insort
 from collections import Counter
 
 from engine.llm.kv_cache import BlockPool, check
-from engine.llm.policy import SchedulingPolicy
 from engine.llm.request import ActiveRequest, Sequence, Status
 from engine.llm.sequence_blocks import SequenceBlocks
+from engine.scheduling.policy import SchedulingPolicy
+from engine.scheduling.queue import WaitingQueue
 
 
 class Roster:
     """Every unfinished sequence is in exactly one place; only running ones hold blocks."""
 
     def __init__(self, policy: SchedulingPolicy, pool: BlockPool) -> None:
-        self.waiting = policy.create_queue()
+        self.waiting: WaitingQueue[Sequence] = policy.create_queue()
         self.running: list[Sequence] = []
         """By rank."""
         self.num_held_back = 0

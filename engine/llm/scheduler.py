@@ -44,7 +44,6 @@ from engine.fault import answer_for, failed_row, raise_if_poisoned
 from engine.llm.decision import ScheduleDecision, ScheduledSequence, SequenceOutput, StepOutput
 from engine.llm.drafter import Drafter
 from engine.llm.kv_cache import BlockPool, check
-from engine.llm.policy import create_policy
 from engine.llm.prefix_cache import PrefixCache, chain_root
 from engine.llm.request import ActiveRequest, Sequence, Status, check_request
 from engine.llm.roster import Roster
@@ -52,6 +51,7 @@ from engine.llm.sequence_blocks import SequenceBlocks, find_cached
 from engine.llm.step_budget import StepBudget
 from engine.llm.step_cost import StepWork
 from engine.llm.trial import Trial
+from engine.scheduling.policy import create_policy
 from engine.types import EngineStats, GenerateRequest, TokenEvent
 
 _PARTS_OF_BUDGET = 4
@@ -387,8 +387,9 @@ class Scheduler:
         """Whether all known tokens of a waiting sequence fit, if need be instead of others'."""
         victims: list[Sequence] = []
         lacking = table.blocks_to_reach(len(sequence.token_ids)) - self._num_spare_blocks()
+        asks = sequence.owner.request
         for victim in reversed(self._roster.running):
-            if lacking <= 0 or not self._policy.may_displace(sequence, victim):
+            if lacking <= 0 or not self._policy.may_displace(asks, victim.owner.request):
                 break
             victims.append(victim)
             lacking -= victim.table.num_blocks

@@ -79,7 +79,11 @@ async def token_ids(
 
 
 def embedding_request(
-    body: EmbeddingsRequest, info: EmbeddingModelInfo, inputs: list[list[int]]
+    body: EmbeddingsRequest,
+    info: EmbeddingModelInfo,
+    inputs: list[list[int]],
+    *,
+    priority: int = 0,
 ) -> EmbeddingRequest:
     """The engine's request for these token ids."""
     return EmbeddingRequest(
@@ -87,6 +91,7 @@ def embedding_request(
         model=info.model,
         inputs=inputs,
         dimensions=body.dimensions,
+        priority=priority,
         arrival_time_s=time.time(),
     )
 

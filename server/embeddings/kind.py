@@ -34,11 +34,7 @@ def _places(settings: Settings, config: EngineConfig) -> Places:
     )
 
 
-def _fill_in(
-    properties: dict[str, Any],
-    infos: Sequence[EmbeddingModelInfo],
-    configs: Sequence[EngineConfig],
-) -> None:
+def _fill_in(properties: dict[str, Any], infos: Sequence[EmbeddingModelInfo]) -> None:
     if not infos:
         return
     dimensions = variant(properties["dimensions"], "integer")

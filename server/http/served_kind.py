@@ -65,9 +65,8 @@ class ServedKind(Generic[InfoT, MetricsT]):
     """Of the requests that name such a model."""
     places: Callable[[Settings, EngineConfig], Places]
     """How many requests may be in flight at a model of that configuration."""
-    fill_in: Callable[[dict[str, Any], Sequence[InfoT], Sequence[EngineConfig]], None]
-    """Put what is known of the models into the schema of a body's fields: infos of those that are
-    ready, configurations of all that may be of this kind."""
+    fill_in: Callable[[dict[str, Any], Sequence[InfoT]], None]
+    """Put what is known of the models that are ready into the schema of a body's fields."""
     card: Callable[[InfoT], Any]
     """What `GET /v1/models` shows, of a type among `server.kinds.AnyCard`."""
     metrics: MakesMetrics[MetricsT]

@@ -88,6 +88,7 @@ def image_order(
     limits: ImageLimits,
     *,
     request_id: str,
+    priority: int = 0,
 ) -> ImageOrder:
     """Join the body's fields with the model's defaults and limits.
 
@@ -108,7 +109,7 @@ def image_order(
         params=params_guided,
         images=list(inputs.images),
         mask=inputs.mask,
-        priority=_or(body.priority, 0),
+        priority=priority,
         arrival_time_s=time.time(),
     )
     quality = _or(body.quality, "auto")

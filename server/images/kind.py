@@ -28,9 +28,7 @@ def _places(settings: Settings, config: EngineConfig) -> Places:
     )
 
 
-def _fill_in(
-    properties: dict[str, Any], infos: Sequence[ImageModelInfo], configs: Sequence[EngineConfig]
-) -> None:
+def _fill_in(properties: dict[str, Any], infos: Sequence[ImageModelInfo]) -> None:
     names = {name: None for info in infos for name in info.schedulers}
     if names:
         variant(properties["scheduler"], "string")["enum"] = [*names, ""]

@@ -112,6 +112,15 @@ LogitBias = Annotated[
     Field(max_length=1024, json_schema_extra={"additionalProperties": False}),
 ]
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
+Priority = Annotated[
+    int | None,
+    Field(
+        ge=-(1 << 31),
+        le=(1 << 31) - 1,
+        description="Lower runs first, then by arrival. Other than 0 needs --scheduling-policy "
+        "priority. Default 0.",
+    ),
+]
 
 
 def _stop_list(value: Any) -> Any:
@@ -227,12 +236,7 @@ class SamplingRequest(SamplerFields, ModelRequest):
     )
     stream: bool | None = Field(None, description="Answer with server-sent events.")
     stream_options: StreamOptions | None = Field(None, description="Only with stream.")
-    priority: int | None = Field(
-        None,
-        ge=-(1 << 31),
-        le=(1 << 31) - 1,
-        description="Lower runs first. Other than 0 needs --scheduling-policy priority.",
-    )
+    priority: Priority = None
     cache_salt: str | None = Field(
         None,
         min_length=1,

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from server.protocol.common import MAX_TOKEN_COUNT, ModelRequest
+from server.protocol.common import MAX_TOKEN_COUNT, ModelRequest, Priority
 from server.protocol.prompts import Prompts
 
 UNSUPPORTED_EMBEDDING_FIELDS: Mapping[str, tuple[Any, ...]] = {
@@ -38,6 +38,7 @@ class EmbeddingsRequest(ModelRequest):
         description="Only the first so many numbers, made of length 1 again where the model's "
         "embeddings are. Default: all.",
     )
+    priority: Priority = None
 
 
 @dataclass(slots=True, kw_only=True)

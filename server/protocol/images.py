@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from engine.errors import InvalidParameter, UnsupportedFeature
 from server.http.form_values import read_fields
 from server.http.multipart import Form, Part
-from server.protocol.common import INT64_MAX, ModelRequest
+from server.protocol.common import INT64_MAX, ModelRequest, Priority
 from server.protocol.image_inputs import ImageReference, OutpaintFields, uploaded
 
 MAX_PROMPT_CHARS = 4000
@@ -126,9 +126,7 @@ class ImageFields(ModelRequest):
     clip_skip: int | None = Field(
         None, ge=0, le=11, description="Layers of the CLIP text encoder to leave out at its end."
     )
-    priority: int | None = Field(
-        None, ge=-(1 << 31), le=(1 << 31) - 1, description="Lower runs first. Default 0."
-    )
+    priority: Priority = None
 
     _no_effect: ClassVar[Mapping[str, str]] = NO_EFFECT_FIELDS
     _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED_FIELDS

@@ -8,6 +8,7 @@ from engine.kinds import TEXT
 from server.catalog import config_of, find_model
 from server.http.json_route import JsonRoute
 from server.http.log_fields import annotate
+from server.http.priority import acting_priority
 from server.http.sse import until_disconnect
 from server.protocol.answers import error_answers, stream_answer
 from server.protocol.chat import ChatCompletion, ChatCompletionRequest
@@ -46,6 +47,7 @@ async def create_chat_completion(
     messages = template_messages(body.messages)
     if settings.log_prompts:
         annotate(request, messages=messages)
+    priority = acting_priority(body.priority, config_of(state.engine, info.model))
     lease = state.admission.admit(TEXT, info.model, body.n or 1)
     async with Generation(state.engine, state.metrics.of(SERVED_TEXT), lease) as generation:
         text = await state.texts.get(info)
@@ -62,7 +64,7 @@ async def create_chat_completion(
             info,
             prompt,
             request_id=head.id,
-            policy=config_of(state.engine, info.model).scheduling_policy,
+            priority=priority,
             patterns=await text.patterns(sampler_strings(body)),
         )
         options = text_options(body, keep_text=settings.log_prompts)

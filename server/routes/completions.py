@@ -10,6 +10,7 @@ from engine.types import GenerateRequest, ModelInfo
 from server.catalog import config_of, find_model
 from server.http.json_route import JsonRoute
 from server.http.log_fields import annotate
+from server.http.priority import acting_priority
 from server.http.sse import until_disconnect
 from server.protocol.answers import error_answers, stream_answer
 from server.protocol.completions import Completion, CompletionRequest
@@ -45,6 +46,7 @@ async def create_completion(body: CompletionRequest, request: Request, state: St
     if settings.log_prompts:
         annotate(request, prompts=body.prompt)
     num_choices = len(body.prompt) * (body.n or 1)
+    priority = acting_priority(body.priority, config_of(state.engine, info.model))
     lease = state.admission.admit(TEXT, info.model, num_choices)
     async with Generation(state.engine, state.metrics.of(SERVED_TEXT), lease) as generation:
         text = await state.texts.get(info)
@@ -55,7 +57,7 @@ async def create_completion(body: CompletionRequest, request: Request, state: St
             info,
             prompts,
             request_id=head.id,
-            policy=config_of(state.engine, info.model).scheduling_policy,
+            priority=priority,
             patterns=await text.patterns(sampler_strings(body)),
         )
         echoes = await _echoes(body, text, prompts, requests)

@@ -6,12 +6,13 @@ from fastapi import APIRouter, Request, Response
 
 from engine.embedding_types import EmbeddingModelInfo
 from engine.kinds import EMBEDDING
-from server.catalog import find_of_kind
+from server.catalog import config_of, find_of_kind
 from server.embeddings.convert import answer, check_body, embedding_request, token_ids
 from server.embeddings.kind import SERVED_EMBEDDINGS
 from server.http.item_run import ItemRun
 from server.http.json_route import JsonRoute
 from server.http.log_fields import annotate
+from server.http.priority import acting_priority
 from server.http.sse import until_disconnect
 from server.protocol.answers import error_answers
 from server.protocol.embeddings import EmbeddingsAnswer, EmbeddingsRequest
@@ -35,17 +36,23 @@ async def create_embeddings(body: EmbeddingsRequest, request: Request, state: St
     annotate(request, model=info.model, num_inputs=len(body.input))
     if state.settings.log_prompts:
         annotate(request, prompts=body.input)
+    priority = acting_priority(body.priority, config_of(state.engine, info.model))
     check_body(body, info)
     lease = state.admission.admit(EMBEDDING, info.model, len(body.input))
     meter = state.metrics.of(SERVED_EMBEDDINGS).meter(info.model)
     async with ItemRun(state.engine, meter, lease) as run:
-        data = await until_disconnect(request.receive, _embed(body, info, run, state))
+        data = await until_disconnect(request.receive, _embed(body, info, priority, run, state))
     return Response(data, media_type="application/json", headers=headers)
 
 
 async def _embed(
-    body: EmbeddingsRequest, info: EmbeddingModelInfo, run: ItemRun, state: AppState
+    body: EmbeddingsRequest,
+    info: EmbeddingModelInfo,
+    priority: int,
+    run: ItemRun,
+    state: AppState,
 ) -> bytes:
     text = await state.texts.get(info)
-    asked = embedding_request(body, info, await token_ids(body, info, text))
+    inputs = await token_ids(body, info, text)
+    asked = embedding_request(body, info, inputs, priority=priority)
     return await answer(body, asked, await run.answers(asked))

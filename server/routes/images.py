@@ -6,11 +6,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, HTTPException, Path, Request, Response
 
 from engine.kinds import IMAGE
-from server.catalog import find_image_model
+from server.catalog import config_of, find_image_model
 from server.http.errors import INVALID_REQUEST, error_response
 from server.http.form_route import FormRoute
 from server.http.json_route import JsonRoute
 from server.http.log_fields import annotate
+from server.http.priority import acting_priority
 from server.images.convert import ImageLimits, image_order
 from server.images.inputs import ImageInputs, read_inputs
 from server.images.kind import SERVED_IMAGES
@@ -137,6 +138,7 @@ async def _answer(
     headers = report_ignored_fields(request, body)
     info = find_image_model(state.engine, body.model)
     annotate(request, model=info.model, stream=bool(body.stream))
+    priority = acting_priority(body.priority, config_of(state.engine, info.model))
     task = choose_task(body, info)
     num_images = _num_results(body)
     lease = state.admission.admit(IMAGE, info.model, num_images)
@@ -148,7 +150,7 @@ async def _answer(
             max_input_pixels=settings.max_image_input_pixels,
         )
         inputs = await _read_inputs(body, limits)
-        order = image_order(body, task, inputs, info, limits, request_id=run.id)
+        order = image_order(body, task, inputs, info, limits, request_id=run.id, priority=priority)
         if settings.log_prompts:
             annotate(request, prompt=order.request.prompt)
         if body.response_format == "url":

@@ -9,8 +9,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
-from engine.config import Policy
-from engine.errors import ContextLengthExceeded, InvalidParameter, UnsupportedFeature
+from engine.errors import ContextLengthExceeded, InvalidParameter
 from engine.sampling_params import SAMPLER_PARAMETERS, Patterns
 from engine.types import GenerateRequest, Info, ModelInfo, SamplingParams
 from server.protocol.chat import ChatCompletionRequest, ChatMessage, ChatTemplateOptions
@@ -77,7 +76,7 @@ def chat_request(
     prompt: list[int],
     *,
     request_id: str,
-    policy: Policy,
+    priority: int = 0,
     patterns: Mapping[str, Patterns] = _NO_PATTERNS,
 ) -> GenerateRequest:
     """The engine's request for a chat whose prompt has been tokenised.
@@ -86,14 +85,14 @@ def chat_request(
         patterns: the tokens of `sampler_strings`.
 
     Raises:
-        InvalidParameter, ContextLengthExceeded, UnsupportedFeature: as in `_generate_request`.
+        InvalidParameter, ContextLengthExceeded: as in `_generate_request`.
     """
     return _generate_request(
         request,
         info,
         prompt,
         request_id=request_id,
-        policy=policy,
+        priority=priority,
         max_tokens=_asked_tokens(request),
         default_max_tokens=info.max_model_len,
         logprobs=_or(request.top_logprobs, 0) if request.logprobs else None,
@@ -108,7 +107,7 @@ def completion_requests(
     prompts: Sequence[list[int]],
     *,
     request_id: str,
-    policy: Policy,
+    priority: int = 0,
     patterns: Mapping[str, Patterns] = _NO_PATTERNS,
 ) -> list[GenerateRequest]:
     """The engine's requests, one per prompt; their ids are `request_id` and the prompt's number.
@@ -117,7 +116,7 @@ def completion_requests(
         patterns: the tokens of `sampler_strings`.
 
     Raises:
-        InvalidParameter, ContextLengthExceeded, UnsupportedFeature: as in `_generate_request`.
+        InvalidParameter, ContextLengthExceeded: as in `_generate_request`.
     """
     num_choices = len(prompts) * _or(request.n, 1)
     if num_choices > MAX_CHOICES:
@@ -133,7 +132,7 @@ def completion_requests(
             info,
             prompt,
             request_id=f"{request_id}-{number}",
-            policy=policy,
+            priority=priority,
             max_tokens=_asked_tokens(request),
             default_max_tokens=DEFAULT_COMPLETION_TOKENS,
             logprobs=request.logprobs,
@@ -202,7 +201,7 @@ def _generate_request(
     prompt: list[int],
     *,
     request_id: str,
-    policy: Policy,
+    priority: int = 0,
     max_tokens: int | None,
     default_max_tokens: int,
     logprobs: int | None,
@@ -215,18 +214,10 @@ def _generate_request(
         InvalidParameter: an empty prompt, a token id outside the vocabulary, or min_tokens above
             max_tokens.
         ContextLengthExceeded: prompt and requested tokens are more than the model takes.
-        UnsupportedFeature: a priority without the priority policy.
     """
     if max_tokens == _TO_THE_END:
         max_tokens, default_max_tokens = None, info.max_model_len
     param = _prompt_field(request)
-    priority = _or(request.priority, 0)
-    if priority and policy != "priority":
-        raise UnsupportedFeature(
-            "priority other than 0 has no effect here; leave it out, or start the server with "
-            "--scheduling-policy priority",
-            param="priority",
-        )
     prompt = _truncated(prompt, request.truncate_prompt_tokens, info, _or(max_tokens, 1))
     if not prompt:
         raise InvalidParameter("the prompt has no tokens", param=param)

@@ -27,12 +27,7 @@ def _places(settings: Settings, config: EngineConfig) -> Places:
     )
 
 
-def _fill_in(
-    properties: dict[str, Any], infos: Sequence[ModelInfo], configs: Sequence[EngineConfig]
-) -> None:
-    has_priorities = any(config.scheduling_policy == "priority" for config in configs)
-    if "priority" in properties and not has_priorities:
-        variant(properties["priority"], "integer")["enum"] = [0]
+def _fill_in(properties: dict[str, Any], infos: Sequence[ModelInfo]) -> None:
     if not infos:
         return
     for name in _TOKEN_COUNTS:

@@ -50,9 +50,7 @@ def beyond(one):
 
 def sampling(**fields):
     request = CompletionRequest.model_validate({"prompt": [1], **fields})
-    (engine_request,) = convert.completion_requests(
-        request, INFO, [[1]], request_id="r", policy="fcfs"
-    )
+    (engine_request,) = convert.completion_requests(request, INFO, [[1]], request_id="r")
     return engine_request.sampling
 
 
@@ -68,7 +66,7 @@ def check_strings(one, strings):
         request = CompletionRequest.model_validate({"prompt": [1], **fields})
         assert convert.sampler_strings(request) == expected
     (engine_request,) = convert.completion_requests(
-        request, INFO, [[1]], request_id="r", policy="fcfs", patterns=patterns
+        request, INFO, [[1]], request_id="r", patterns=patterns
     )
     assert getattr(engine_request.sampling, one.name) == patterns[one.name]
 

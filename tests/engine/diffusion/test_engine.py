@@ -248,18 +248,31 @@ def test_a_broken_decoder_fails_its_image_only(make_engine):
     assert results(run(engine, [request("whole")]))
 
 
-def test_the_queue_is_bounded_and_urgent_requests_overtake(make_engine):
-    engine = make_engine(max_num_queued=2, max_num_images=1)
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("fcfs", ["first", "second", "urgent", "third", "also urgent"]),
+        ("priority", ["first", "urgent", "also urgent", "second", "third"]),
+    ],
+)
+def test_the_policy_says_whose_turn_is_next(make_engine, policy, expected):
+    engine = make_engine(max_num_queued=4, max_num_images=1, scheduling_policy=policy)
     engine.add(request("first", num_inference_steps=20))
     engine.step()
-    engine.add(request("second"))
-    urgent = request("urgent")
-    engine.add(type(urgent)(request_id="urgent", model="toy", prompt="", params=urgent.params,
-                            priority=-1))  # fmt: skip
-    with pytest.raises(QueueFull, match="the limit is 2"):
-        engine.add(request("third"))
-    order = [e.request_id for e in run(engine) if e.image is not None]
-    assert order == ["first", "urgent", "second"]
+    for name in ("second", "urgent", "third", "also urgent"):
+        engine.add(replace(request(name), priority=-1 if "urgent" in name else 0))
+    with pytest.raises(QueueFull, match="the limit is 4"):
+        engine.add(request("too late"))
+    assert [e.request_id for e in run(engine) if e.image is not None] == expected
+
+
+@pytest.mark.parametrize(("policy", "expected"), [("fcfs", ["a", "b"]), ("priority", ["b", "a"])])
+def test_a_priority_acts_on_steps_under_its_policy_only(make_engine, policy, expected):
+    """Two of one shape, of which a call takes one."""
+    engine = make_engine(max_num_rows=2, scheduling_policy=policy)
+    steps = {"num_inference_steps": 4, "guidance_scale": 3.0}
+    items = [replace(request(name, **steps), priority=p) for name, p in (("a", 0), ("b", -1))]
+    assert [e.request_id for e in run(engine, items) if e.image is not None] == expected
 
 
 @pytest.mark.parametrize("kind", [GuidanceKind.DISTILLED, GuidanceKind.NONE])

@@ -12,9 +12,9 @@ from structlog.testing import capture_logs
 from toy_family import ToyFamily, mask, picture, request
 
 from engine.diffusion import drawing_factory
-from engine.diffusion import engine as engine_module
 from engine.diffusion.drawing import Drawing
 from engine.diffusion.drawing_factory import DrawingFactory
+from engine.diffusion.engine import DiffusionEngine
 from engine.diffusion.loading import warm_up
 from engine.diffusion.noise_schedule import NoiseSchedule
 from engine.diffusion.prompt_cache import PromptCache
@@ -52,7 +52,7 @@ STAGES: dict[str, tuple[object, str]] = {
     "prompt cache": (PromptCache, "encode"),
     "drawing": (DrawingFactory, "_create"),
     "prompt states": (DrawingFactory, "_encode"),
-    "entry": (engine_module, "_entry"),
+    "entry": (DiffusionEngine, "_entry"),
     "schedule": (StepScheduler, "schedule"),
     "rows": (Drawing, "rows"),
     "denoiser": (ToyFamily, "denoise"),

@@ -118,6 +118,27 @@ def test_requests_take_turns() -> None:
     assert [4] in toy.calls[1]
 
 
+def test_under_priority_turns_go_to_the_most_important_first() -> None:
+    for policy, expected in (
+        ("fcfs", [[1], [2], [3], [1], [2], [3], [1]]),
+        ("priority", [[2], [3], [2], [3], [1], [1], [1]]),
+    ):
+        engine, toy = make(max_num_queued=99, max_num_seqs=1, scheduling_policy=policy)
+        engine.add(ask("low", *[[1]] * 3, priority=5))
+        engine.add(ask("b", *[[2]] * 2, priority=-1))
+        engine.add(ask("c", *[[3]] * 2, priority=-1))
+        assert len(run(engine)) == 7
+        assert [text for [text] in toy.calls] == expected
+    engine, toy = make(max_num_queued=99, max_num_seqs=1, scheduling_policy="priority")
+    engine.add(ask("low", *[[1]] * 3))
+    engine.step()
+    engine.add(ask("late", [2], priority=-1))
+    engine.add(ask("gone", [3], priority=-2))
+    engine.abort("gone")
+    run(engine)
+    assert [text for [text] in toy.calls] == [[1], [2], [1], [1]]
+
+
 def test_an_aborted_request_gets_no_further_step() -> None:
     engine, toy = make(max_num_queued=99)
     engine.add(ask("gone", *[[1]] * 9))

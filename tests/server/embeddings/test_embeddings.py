@@ -358,3 +358,17 @@ async def test_a_client_that_leaves_aborts_its_request(server: EmbeddingServer, 
     assert server.value("inputs_total", outcome="cancelled") == 2
     assert server.app.state.tandem.admission.num_in_flight("embedder") == 0
     server.engine.release()
+
+
+async def test_a_priority_needs_its_policy(server: EmbeddingServer, tokenizer_folder: Path) -> None:
+    error = await server.refused(priority=1)
+    assert (error["param"], error["code"]) == ("priority", "unsupported_feature")
+    assert "--scheduling-policy priority" in error["message"]
+    assert (await server.embed(priority=0)).status_code == 200
+    assert (await server.refused(priority="high"))["param"] == "priority"
+    other = EmbeddingServer(tokenizer_folder, engine={"scheduling_policy": "priority"})
+    response = await other.embed(priority=-3)
+    assert response.status_code == 200
+    assert "X-Ignored-Fields" not in response.headers
+    assert other.engine.embedding_requests[0].priority == -3
+    await other.aclose()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from fake_engine import Failure, model_info
 from fake_image_engine import image_info, picture
-from image_server import GENERATIONS, ImageServer, error_of, named_events, opened
+from image_server import EDITS, GENERATIONS, VARIATIONS, ImageServer, error_of, named_events, opened
 
 from engine.errors import ModelNotReady
 from engine.image_types import GuidanceKind, ImageTask, PromptSyntax
@@ -33,7 +33,7 @@ async def test_defaults_are_the_models() -> None:
 
 
 async def test_every_field_reaches_the_engine() -> None:
-    server = ImageServer()
+    server = ImageServer(engine={"scheduling_policy": "priority"})
     fields = {
         "negative_prompt": "blurry",
         "num_inference_steps": 7,
@@ -336,3 +336,17 @@ async def test_a_valid_size_of_the_grid_is_always_taken() -> None:
         height = rng.randrange(4, max(5, 16384 // width // 8 + 1)) * 8
         taken = (await server.generate(size=f"{width}x{height}")).status_code == 200
         assert taken == (width * height <= 16384), f"seed {seed}: {width}x{height}"
+
+
+@pytest.mark.parametrize("path", [GENERATIONS, EDITS, VARIATIONS])
+async def test_a_priority_that_cannot_act_is_refused_before_anything_is_decoded(path: str) -> None:
+    server = ImageServer()
+    inputs = {} if path == GENERATIONS else {"image": "data:image/png;base64,AAAA"}
+    body = {"prompt": "x", "priority": 1, **inputs}
+    error = error_of(await server.client.post(path, json=body), 400)
+    assert (error["param"], error["code"]) == ("priority", "unsupported_feature")
+    assert "--scheduling-policy priority" in error["message"]
+    error = error_of(await server.client.post(path, json=body | {"priority": 2**31}), 400)
+    assert error["param"] == "priority"
+    assert server.app.state.tandem.admission.num_in_flight() == 0
+    assert (await server.generate(priority=0)).status_code == 200

@@ -50,7 +50,7 @@ async def test_progress_from_the_queue_to_the_end() -> None:
 
 
 async def test_positions_follow_priority_then_arrival() -> None:
-    server = ImageServer()
+    server = ImageServer(engine={"scheduling_policy": "priority"})
     server.engine.hold()
     jobs = [await started(server, priority=priority) for priority in (0, 0, -1, 5, 0)]
     positions = [(await job(server, image_id))["queue_position"] for _, image_id in jobs]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from fake_engine import model_info
 
-from engine.errors import ContextLengthExceeded, InvalidParameter, UnsupportedFeature
+from engine.errors import ContextLengthExceeded, InvalidParameter
 from engine.types import GenerateRequest, ModelInfo, SamplingParams
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.completions import CompletionRequest
@@ -16,18 +16,16 @@ INFO = model_info(max_model_len=100, vocab_size=50)
 USER = {"role": "user", "content": "hi"}
 
 
-def chat(
-    prompt: list[int] | None = None, info: ModelInfo = INFO, policy: Any = "fcfs", **fields: Any
-) -> GenerateRequest:
+def chat(prompt: list[int] | None = None, info: ModelInfo = INFO, **fields: Any) -> GenerateRequest:
     request = ChatCompletionRequest.model_validate({"messages": [USER], **fields})
     ids = [1, 2, 3] if prompt is None else prompt
-    return convert.chat_request(request, info, ids, request_id="r", policy=policy)
+    return convert.chat_request(request, info, ids, request_id="r")
 
 
 def complete(*prompts: list[int], info: ModelInfo = INFO, **fields: Any) -> list[GenerateRequest]:
     request = CompletionRequest.model_validate({"prompt": "x", **fields})
     ids = prompts or ([1, 2, 3],)
-    return convert.completion_requests(request, info, ids, request_id="r", policy="fcfs")
+    return convert.completion_requests(request, info, ids, request_id="r")
 
 
 def test_defaults_are_openais() -> None:
@@ -198,14 +196,6 @@ def test_truncation_keeps_the_last_tokens() -> None:
         chat(ids, truncate_prompt_tokens=-1, max_tokens=100)
     with pytest.raises(ContextLengthExceeded):
         chat(ids, truncate_prompt_tokens=10**6)
-
-
-def test_priority_needs_its_policy() -> None:
-    assert chat(priority=0).priority == 0
-    assert chat(priority=-3, policy="priority").priority == -3
-    with pytest.raises(UnsupportedFeature, match="--scheduling-policy") as caught:
-        chat(priority=1)
-    assert caught.value.param == "priority"
 
 
 def test_each_prompt_is_a_request() -> None:

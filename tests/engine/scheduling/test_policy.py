@@ -1,19 +1,20 @@
 """Orders of service."""
 
 import pytest
-from paged_executor import make_request
 
-from engine.llm.policy import FirstComeFirstServed, PriorityFirst, create_policy
-from engine.llm.queue import ArrivalQueue, RankQueue
-from engine.llm.request import ActiveRequest, Sequence
+from engine.scheduling.policy import FirstComeFirstServed, PriorityFirst, create_policy
+from engine.scheduling.queue import ArrivalQueue, RankQueue
+from engine.types import Request
+
+
+def asking(priority: int) -> Request:
+    return Request(request_id="r", model="m", priority=priority)
 
 
 def ranked(policy: object, priorities: list[int]) -> list[int]:
     """Arrival numbers in the order in which the policy serves them."""
     arrivals = range(len(priorities))
-    return sorted(
-        arrivals, key=lambda a: policy.rank(make_request("r", 1, priority=priorities[a]), a)
-    )
+    return sorted(arrivals, key=lambda a: policy.rank(asking(priorities[a]), a))
 
 
 @pytest.mark.parametrize(
@@ -25,8 +26,13 @@ def test_order(name: str, order: list[int]) -> None:
 
 def test_ranks_are_unique() -> None:
     for policy in (FirstComeFirstServed(), PriorityFirst()):
-        ranks = [policy.rank(make_request("r", 1), arrival) for arrival in range(5)]
+        ranks = [policy.rank(asking(0), arrival) for arrival in range(5)]
         assert len(set(ranks)) == 5
+
+
+@pytest.mark.parametrize(("name", "counts"), [("fcfs", 0), ("priority", -7)])
+def test_what_counts_of_a_priority(name: str, counts: int) -> None:
+    assert create_policy(name).priority(asking(-7)) == counts
 
 
 @pytest.mark.parametrize(
@@ -41,16 +47,9 @@ def test_ranks_are_unique() -> None:
 def test_only_strictly_less_important_ones_are_displaced(
     policy: object, priority: int, other: int, allowed: bool
 ) -> None:
-    waiting, running = (make_sequence(p) for p in (priority, other))
-    assert policy.may_displace(waiting, running) is allowed
+    assert policy.may_displace(asking(priority), asking(other)) is allowed
 
 
 def test_each_policy_brings_its_queue() -> None:
     assert isinstance(create_policy("fcfs").create_queue(), ArrivalQueue)
     assert isinstance(create_policy("priority").create_queue(), RankQueue)
-
-
-def make_sequence(priority: int) -> Sequence:
-    request = make_request("r", 1, priority=priority)
-    owner = ActiveRequest(request, 0, 0.0, 0, frozenset(), b"")
-    return Sequence(0, owner, 0, (0,), None, [1], 2, 2)

@@ -1,30 +1,28 @@
 """Both queues: smallest rank first, removal from anywhere."""
 
 import random
+from dataclasses import dataclass
 
 import pytest
-from paged_executor import make_config, make_request
 
-from engine.llm.kv_cache import BlockPool
-from engine.llm.prefix_cache import PrefixCache
-from engine.llm.queue import ArrivalQueue, RankQueue, WaitingQueue
-from engine.llm.request import ActiveRequest, Sequence
-from engine.llm.sequence_blocks import SequenceBlocks
+from engine.scheduling.queue import ArrivalQueue, RankQueue, WaitingQueue
 
 
-def sequence(*rank: int) -> Sequence:
-    config = make_config()
-    pool = BlockPool(config.num_kv_blocks, config.block_size, PrefixCache(0))
-    owner = ActiveRequest(make_request("r", 3), rank[0], 0.0, 0, frozenset(), b"")
-    return Sequence(rank[0], owner, 0, rank, SequenceBlocks(pool), [1, 2, 3], 4, 4)
+@dataclass(eq=False)
+class Item:
+    rank: tuple[int, ...]
+
+
+def item(*rank: int) -> Item:
+    return Item(rank)
 
 
 @pytest.fixture(params=[ArrivalQueue, RankQueue])
-def queue(request: pytest.FixtureRequest) -> WaitingQueue:
+def queue(request: pytest.FixtureRequest) -> WaitingQueue[Item]:
     return request.param()
 
 
-def drain(queue: WaitingQueue) -> list[tuple[int, ...]]:
+def drain(queue: WaitingQueue[Item]) -> list[tuple[int, ...]]:
     ranks = []
     while queue:
         assert queue.peek() is next(iter(queue))
@@ -32,22 +30,24 @@ def drain(queue: WaitingQueue) -> list[tuple[int, ...]]:
     return ranks
 
 
-def test_newcomers_wait_behind_and_the_preempted_return_to_their_place(queue: WaitingQueue) -> None:
+def test_newcomers_wait_behind_and_the_preempted_return_to_their_place(
+    queue: WaitingQueue[Item],
+) -> None:
     for rank in ((5, 0), (6, 0), (8, 0), (2, 1), (2, 0), (7, 0), (5, 1)):
-        queue.push(sequence(*rank))
+        queue.push(item(*rank))
     assert len(queue) == 7
     assert drain(queue) == [(2, 0), (2, 1), (5, 0), (5, 1), (6, 0), (7, 0), (8, 0)]
 
 
-def test_an_empty_queue_has_no_first(queue: WaitingQueue) -> None:
+def test_an_empty_queue_has_no_first(queue: WaitingQueue[Item]) -> None:
     assert not queue and list(queue) == []
     for take in (queue.peek, queue.pop):
         with pytest.raises(IndexError):
             take()
 
 
-def test_a_removed_sequence_can_return(queue: WaitingQueue) -> None:
-    first, second = sequence(1), sequence(2)
+def test_a_removed_item_can_return(queue: WaitingQueue[Item]) -> None:
+    first, second = item(1), item(2)
     queue.push(first)
     queue.push(second)
     queue.remove(first)
@@ -57,11 +57,11 @@ def test_a_removed_sequence_can_return(queue: WaitingQueue) -> None:
     assert list(queue) == [first] and len(queue) == 1
 
 
-def test_random_use_keeps_the_order(queue: WaitingQueue) -> None:
+def test_random_use_keeps_the_order(queue: WaitingQueue[Item]) -> None:
     seed = random.SystemRandom().getrandbits(32)
     rng = random.Random(seed)
-    expected: list[Sequence] = []
-    unused = [sequence(rank) for rank in range(60)]
+    expected: list[Item] = []
+    unused = [item(rank) for rank in range(60)]
     for _ in range(500):
         if unused and (not expected or rng.random() < 0.5):
             added = unused.pop(rng.randrange(len(unused)))

@@ -1,0 +1,30 @@
+"""The field `priority` of every kind of request: whether it can act, and what the document says."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from engine.config import EngineConfig
+from engine.errors import UnsupportedFeature
+from server.http.schemas import variant
+
+
+def acting_priority(asked: int | None, config: EngineConfig) -> int:
+    """What a request to a model of that configuration asked for; null is 0.
+
+    Raises:
+        UnsupportedFeature: another one than 0, where all are served in the order of arrival.
+    """
+    if asked and config.scheduling_policy != "priority":
+        raise UnsupportedFeature(
+            "priority other than 0 has no effect here; leave it out, or start the server with "
+            "--scheduling-policy priority",
+            param="priority",
+        )
+    return asked or 0
+
+
+def describe_priority(properties: dict[str, Any], configs: Sequence[EngineConfig]) -> None:
+    """Say in the schema of a body's fields that it must be 0, if no model of these heeds it."""
+    heeded = any(config.scheduling_policy == "priority" for config in configs)
+    if "priority" in properties and not heeded:
+        variant(properties["priority"], "integer")["enum"] = [0]
