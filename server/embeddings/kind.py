@@ -13,8 +13,9 @@ from server.http.admission import Places
 from server.http.item_metrics import ItemMetrics, ItemNames
 from server.http.schemas import integer_items, variant
 from server.http.served_kind import FirstQuestion, ServedKind
-from server.protocol.embeddings import EmbeddingModelCard, EmbeddingsRequest
+from server.protocol.embeddings import EmbeddingModelCard, EmbeddingsRequest, PoolingRequest
 from server.protocol.prompts import MAX_PROMPTS
+from server.protocol.scores import RerankRequest, ScoreRequest
 from server.settings import Settings
 
 _METRICS = ItemNames(
@@ -37,9 +38,10 @@ def _places(settings: Settings, config: EngineConfig) -> Places:
 def _fill_in(properties: dict[str, Any], infos: Sequence[EmbeddingModelInfo]) -> None:
     if not infos:
         return
-    dimensions = variant(properties["dimensions"], "integer")
-    dimensions["maximum"] = max(info.dimensions for info in infos)
-    for items in integer_items(properties["input"]):
+    if "dimensions" in properties:
+        dimensions = variant(properties["dimensions"], "integer")
+        dimensions["maximum"] = max(info.dimensions for info in infos)
+    for items in integer_items(properties.get("input", {})):
         items["maximum"] = max(info.vocab_size for info in infos) - 1
 
 
@@ -72,11 +74,11 @@ def _first_question(model: str) -> FirstQuestion:
 SERVED_EMBEDDINGS = ServedKind(
     kind=EMBEDDING,
     deed="makes embeddings",
-    routes="/v1/embeddings",
-    routers=("server.routes.embeddings:router",),
+    routes="/v1/embeddings, /v1/rerank or /v1/score",
+    routers=("server.routes.embeddings:router", "server.routes.scores:router"),
     nothing_served="no embedding model is served here; start the server with one, such as "
     "--model all-minilm-l6-v2, or a text model with kind embedding in its settings",
-    bodies=(EmbeddingsRequest,),
+    bodies=(EmbeddingsRequest, PoolingRequest, RerankRequest, ScoreRequest),
     places=_places,
     fill_in=_fill_in,
     card=_card,

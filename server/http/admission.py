@@ -43,6 +43,7 @@ class Lease:
         self.num_places = num_places
         self._admission: Admission | None = admission
         self._model = model
+        admission._enter(model, num_places)
 
     def release(self) -> None:
         """Give the places back. Idempotent."""
@@ -75,6 +76,8 @@ class Admission:
         self._lifecycle = lifecycle
         self._clock = clock
         self._in_flight: dict[str, int] = {}
+        self.num_requests = 0
+        """Requests that hold places, whatever number."""
         self._departures: deque[tuple[float, str, int]] = deque(maxlen=256)
 
     def num_in_flight(self, model: str | None = None) -> int:
@@ -104,10 +107,14 @@ class Admission:
             )
             full.retry_after_s = self._retry_after_s(model, in_flight + num_more - places.limit)
             raise full
-        self._in_flight[model] = in_flight + num_more
         return Lease(self, model, num_more)
 
+    def _enter(self, model: str, num_places: int) -> None:
+        self.num_requests += 1
+        self._in_flight[model] = self.num_in_flight(model) + num_places
+
     def _leave(self, model: str, num_places: int) -> None:
+        self.num_requests -= 1
         left = self._in_flight[model] - num_places
         if left:
             self._in_flight[model] = left

@@ -14,7 +14,7 @@ from server.http.admin import note_admin_key
 from server.http.errors import INVALID_REQUEST, error_response
 from server.middleware.scope import get_header, get_path
 
-OPEN_PATHS = frozenset({"/health", "/ready"})
+OPEN_PATHS = frozenset({"/health", "/ping", "/ready"})
 PROBES_OF_MODELS = "/ready/"
 OPEN_FOLDER = "/v1/images/files"
 

@@ -1,4 +1,4 @@
-"""Bodies of `POST /v1/embeddings`, and the card of a model that makes them."""
+"""Bodies of `POST /v1/embeddings` and `POST /pooling`, and the card of a model for them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,12 +16,29 @@ UNSUPPORTED_EMBEDDING_FIELDS: Mapping[str, tuple[Any, ...]] = {
 }
 """Known fields of other servers that are refused, with the values that ask for nothing."""
 
+UNSUPPORTED_POOLING_FIELDS: Mapping[str, tuple[Any, ...]] = {
+    **UNSUPPORTED_EMBEDDING_FIELDS,
+    "task": ("embed",),
+    "use_activation": (True,),
+    "activation": (True,),
+    "softmax": (),
+    "add_special_tokens": (True,),
+    "embed_dtype": ("float32",),
+    "endianness": ("native", "little"),
+}
+"""The same for vLLM's `/pooling`; what is done anyway passes."""
 
-class EmbeddingsRequest(ModelRequest):
-    """OpenAI's embeddings request."""
+
+class EmbeddingModelRequest(ModelRequest):
+    """What all routes of embedding models share."""
+
+    priority: Priority = None
+
+
+class EmbeddingFields(EmbeddingModelRequest):
+    """Texts, and how their embeddings are written."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"input": ["The sky is blue."]}})
-    _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED_EMBEDDING_FIELDS
 
     input: Prompts = Field(
         description="Text, token ids, or a list of either; each gets an embedding of its own. "
@@ -38,7 +55,18 @@ class EmbeddingsRequest(ModelRequest):
         description="Only the first so many numbers, made of length 1 again where the model's "
         "embeddings are. Default: all.",
     )
-    priority: Priority = None
+
+
+class EmbeddingsRequest(EmbeddingFields):
+    """OpenAI's embeddings request."""
+
+    _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED_EMBEDDING_FIELDS
+
+
+class PoolingRequest(EmbeddingFields):
+    """vLLM's request for what a model pools of each text: here its embedding."""
+
+    _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED_POOLING_FIELDS
 
 
 @dataclass(slots=True, kw_only=True)
@@ -66,6 +94,28 @@ class EmbeddingsAnswer:
     object: Literal["list"] = "list"
     data: list[Embedding]
     model: str
+    usage: EmbeddingUsage
+
+
+@dataclass(slots=True, kw_only=True)
+class Pooled:
+    """Of the input of that number."""
+
+    index: int
+    object: Literal["pooling"] = "pooling"
+    data: list[float] | str
+    """Numbers, or their bytes in base64."""
+
+
+@dataclass(slots=True, kw_only=True)
+class PoolingAnswer:
+    """What was pooled of each input, in their order."""
+
+    id: str
+    object: Literal["list"] = "list"
+    created: int
+    model: str
+    data: list[Pooled]
     usage: EmbeddingUsage
 
 

@@ -1,4 +1,4 @@
-"""Bodies of `POST /tokenize` and `POST /detokenize`, in vLLM's shapes."""
+"""Bodies of `/tokenize` and `/detokenize`, and what `/tokenizer_info` tells; shapes are vLLM's."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -78,3 +78,32 @@ class Detokenized:
     """The text of the tokens."""
 
     prompt: str
+
+
+@dataclass(slots=True)
+class AddedToken:
+    """A token beside those that were learned, as transformers describes it."""
+
+    content: str
+    special: bool
+    lstrip: bool
+    rstrip: bool
+    normalized: bool
+    single_word: bool
+
+
+@dataclass(slots=True, kw_only=True)
+class TokenizerInfo:
+    """How a model's text becomes tokens; names are those of tokenizer_config.json."""
+
+    tokenizer_class: str
+    """BPE, Unigram, WordPiece or WordLevel."""
+    model_max_length: int
+    vocab_size: int
+    bos_token: str | None
+    eos_token: str | None
+    unk_token: str | None
+    pad_token: str | None
+    added_tokens_decoder: dict[int, AddedToken]
+    """By token id."""
+    chat_template: str | None

@@ -1,13 +1,16 @@
-"""`POST /v1/embeddings`."""
+"""`POST /v1/embeddings` and `POST /pooling`, and how any route has texts embedded."""
 
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from engine.embedding_types import EmbeddingModelInfo
 from engine.kinds import EMBEDDING
 from server.catalog import config_of, find_of_kind
-from server.embeddings.convert import answer, check_body, embedding_request, token_ids
+from server.embeddings.answers import embeddings_answer, pooling_answer
+from server.embeddings.convert import Embedded, check_inputs, embedding_request, token_ids
+from server.embeddings.inputs import Inputs
 from server.embeddings.kind import SERVED_EMBEDDINGS
 from server.http.item_run import ItemRun
 from server.http.json_route import JsonRoute
@@ -15,44 +18,74 @@ from server.http.log_fields import annotate
 from server.http.priority import acting_priority
 from server.http.sse import until_disconnect
 from server.protocol.answers import error_answers
-from server.protocol.embeddings import EmbeddingsAnswer, EmbeddingsRequest
+from server.protocol.embeddings import (
+    EmbeddingModelRequest,
+    EmbeddingsAnswer,
+    EmbeddingsRequest,
+    PoolingAnswer,
+    PoolingRequest,
+)
 from server.routes.deps import StateDep
 from server.routes.ignored_fields import report_ignored_fields
 from server.state import AppState
 
 router = APIRouter(route_class=JsonRoute, tags=["embeddings"])
 
-_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"model": EmbeddingsAnswer},
-    **error_answers(),
-}
+Write = Callable[[Embedded], Awaitable[bytes]]
+"""Makes the answer's JSON."""
 
 
-@router.post("/v1/embeddings", summary="Embed texts", responses=_RESPONSES)
+def answers_with(model: type) -> dict[int | str, dict[str, Any]]:
+    """FastAPI's `responses` of a route that has texts embedded."""
+    return {200: {"model": model}, **error_answers()}
+
+
+@router.post("/v1/embeddings", summary="Embed texts", responses=answers_with(EmbeddingsAnswer))
 async def create_embeddings(body: EmbeddingsRequest, request: Request, state: StateDep) -> Response:
     """One embedding per input, in their order."""
+    write = partial(embeddings_answer, body)
+    inputs = Inputs({"input": body.input})
+    return await embed(body, inputs, write, request, state, dimensions=body.dimensions)
+
+
+@router.post("/pooling", summary="Pool texts", responses=answers_with(PoolingAnswer))
+async def create_pooling(body: PoolingRequest, request: Request, state: StateDep) -> Response:
+    """The same as embeddings, in vLLM's shape."""
+    write = partial(pooling_answer, body)
+    inputs = Inputs({"input": body.input})
+    return await embed(body, inputs, write, request, state, dimensions=body.dimensions)
+
+
+async def embed(
+    body: EmbeddingModelRequest,
+    inputs: Inputs,
+    write: Write,
+    request: Request,
+    state: AppState,
+    *,
+    dimensions: int | None = None,
+) -> Response:
+    """Admit the inputs, have them embedded, and answer with what `write` makes of that.
+
+    Raises:
+        EngineError: the request is refused or fails.
+    """
     headers = report_ignored_fields(request, body)
     info = find_of_kind(state.engine, EMBEDDING, body.model)
-    annotate(request, model=info.model, num_inputs=len(body.input))
+    annotate(request, model=info.model, num_inputs=inputs.num_inputs)
     if state.settings.log_prompts:
-        annotate(request, prompts=body.input)
+        annotate(request, prompts=list(inputs))
     priority = acting_priority(body.priority, config_of(state.engine, info.model))
-    check_body(body, info)
-    lease = state.admission.admit(EMBEDDING, info.model, len(body.input))
+    check_inputs(inputs, info, dimensions)
+    lease = state.admission.admit(EMBEDDING, info.model, inputs.num_inputs)
     meter = state.metrics.of(SERVED_EMBEDDINGS).meter(info.model)
     async with ItemRun(state.engine, meter, lease) as run:
-        data = await until_disconnect(request.receive, _embed(body, info, priority, run, state))
+
+        async def work() -> bytes:
+            text = await state.texts.get(info)
+            ids_of = await token_ids(inputs, info, text)
+            asked = embedding_request(ids_of, info, dimensions=dimensions, priority=priority)
+            return await write(Embedded(asked, await run.answers(asked)))
+
+        data = await until_disconnect(request.receive, work())
     return Response(data, media_type="application/json", headers=headers)
-
-
-async def _embed(
-    body: EmbeddingsRequest,
-    info: EmbeddingModelInfo,
-    priority: int,
-    run: ItemRun,
-    state: AppState,
-) -> bytes:
-    text = await state.texts.get(info)
-    inputs = await token_ids(body, info, text)
-    asked = embedding_request(body, info, inputs, priority=priority)
-    return await answer(body, asked, await run.answers(asked))

@@ -22,6 +22,18 @@ async def get_health() -> dict[str, str]:
     return {"status": "ok"}
 
 
+@router.api_route("/ping", methods=["GET", "POST", "HEAD"], include_in_schema=False)
+async def ping() -> Response:
+    """`/health` by the name that SageMaker and vLLM have for it, with no body."""
+    return Response()
+
+
+@router.get("/load", summary="Requests in flight", responses=error_answers(401))
+async def get_load(state: StateDep) -> dict[str, int]:
+    """How many requests wait or run, at all models together: vLLM's `server_load`."""
+    return {"server_load": state.admission.num_requests}
+
+
 @router.head("/ready", include_in_schema=False)
 @router.get(
     "/ready",

@@ -1,9 +1,9 @@
-"""`POST /tokenize` and `POST /detokenize`, also under `/v1`."""
+"""`POST /tokenize` and `POST /detokenize`, also under `/v1`, and `GET /tokenizer_info`."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from engine.types import ModelInfo
 from server.catalog import find_model
@@ -11,7 +11,13 @@ from server.http.json_route import JsonRoute
 from server.http.sse import until_disconnect
 from server.protocol.answers import error_answers
 from server.protocol.common import ModelRequest
-from server.protocol.tokenize import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
+from server.protocol.tokenize import (
+    Detokenized,
+    DetokenizeRequest,
+    Tokenized,
+    TokenizeRequest,
+    TokenizerInfo,
+)
 from server.routes.deps import StateDep
 from server.routes.ignored_fields import ignored_fields_header
 from server.text.convert import (
@@ -22,8 +28,15 @@ from server.text.convert import (
 )
 from server.text.prompt_limit import counting_limit
 from server.text.texts import ModelText
+from server.text.tokenizer_info import tokenizer_info
 
 router = APIRouter(route_class=JsonRoute, tags=["text"])
+
+
+ModelName = Annotated[
+    str | None,
+    Query(max_length=256, description="Id of a served text model, if there are several."),
+]
 
 
 def _answers(model: type) -> dict[int | str, dict[str, Any]]:
@@ -58,6 +71,19 @@ async def detokenize(body: DetokenizeRequest, request: Request, state: StateDep)
     decoding = text.decode(body.tokens, skip_special_tokens=False)
     prompt = await until_disconnect(request.receive, decoding)
     return _respond(Detokenized(prompt=prompt), body)
+
+
+@router.get(
+    "/tokenizer_info",
+    summary="A model's tokenizer",
+    responses=error_answers(400, 401, 404, 503),
+    response_model=TokenizerInfo,
+)
+async def get_tokenizer_info(state: StateDep, model: ModelName = None) -> TokenizerInfo:
+    """Its special tokens and chat template."""
+    info = find_model(state.engine, model)
+    text = await state.texts.get(info)
+    return tokenizer_info(text.tokenizer, info)
 
 
 async def _token_ids(body: TokenizeRequest, text: ModelText, info: ModelInfo) -> list[int]:

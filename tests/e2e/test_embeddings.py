@@ -46,6 +46,18 @@ def test_an_embedding_is_the_same_in_any_company_and_format(client):
     assert short == pytest.approx(alone[0, :10] / np.linalg.norm(alone[0, :10]), abs=1e-6)
 
 
+def test_documents_are_ranked_by_what_they_mean(server):
+    documents = ["The girl carries a baby.", "A man is eating food."]
+    body = {"model": MINILM, "query": "Someone is having a meal.", "documents": documents}
+    ranked = httpx.post(f"{server.url}/v1/rerank", json=body).json()["results"]
+    assert [one["index"] for one in ranked] == [1, 0]
+    body = {"model": MINILM, "text_1": body["query"], "text_2": documents}
+    scores = [
+        one["score"] for one in httpx.post(f"{server.url}/v1/score", json=body).json()["data"]
+    ]
+    assert scores == [ranked[1]["relevance_score"], ranked[0]["relevance_score"]]
+
+
 def test_each_model_has_its_routes(client):
     with pytest.raises(openai.BadRequestError, match="ask it with /v1/embeddings"):
         client.chat.completions.create(

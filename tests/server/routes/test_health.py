@@ -5,6 +5,7 @@ import pytest
 from fake_engine import FakeEngineClient
 
 from engine.errors import Failure
+from engine.kinds import TEXT
 from engine.types import Phase
 from engine.version import __version__
 from server.app import create_app
@@ -35,6 +36,26 @@ async def test_health_is_live_whatever_the_models_do(client, engine, app):
     app.state.tandem.lifecycle.begin_drain()
     assert (await client.get("/health")).status_code == 200
     assert (await client.head("/health")).status_code == 200
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "HEAD"])
+async def test_ping_is_health_without_a_body_or_a_key(engine, method):
+    transport = httpx.ASGITransport(create_app(Settings(api_keys=("zebra",)), engine))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        response = await client.request(method, "/ping")
+        assert (response.status_code, response.content) == (200, b"")
+        assert (await client.get("/load")).status_code == 401
+
+
+async def test_load_counts_requests_and_not_their_places(client, app):
+    admission = app.state.tandem.admission
+    assert (await client.get("/load")).json() == {"server_load": 0}
+    leases = [admission.admit(TEXT, "a", 3), admission.admit(TEXT, "b")]
+    assert (await client.get("/load")).json() == {"server_load": 2}
+    for lease in leases:
+        lease.release()
+        lease.release()
+    assert (await client.get("/load")).json() == {"server_load": 0}
 
 
 async def test_ready_while_everything_serves(client):

@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from text_server import BOS, MAX_MODEL_LEN, TextServer, encoding_threads, text_info, write_tokenizer
+from text_server import (
+    BOS,
+    MAX_MODEL_LEN,
+    MODEL,
+    TextServer,
+    encoding_threads,
+    text_info,
+    write_tokenizer,
+)
 
 from server.text.encoding_pool import EncodingPool
 from server.text.texts import ModelText, TextRegistry
@@ -120,3 +128,23 @@ async def test_a_model_is_loaded_once_whoever_leaves(
     assert await registry.get(info) is results[1]
     assert len(loads) == 1
     await registry.aclose()
+
+
+async def test_the_tokenizer_describes_itself(server: TextServer) -> None:
+    info = (await server.client.get("/tokenizer_info")).json()
+    assert info["tokenizer_class"] == "BPE"
+    num_tokens = server.tokenizer.get_vocab_size()
+    assert (info["model_max_length"], info["vocab_size"]) == (MAX_MODEL_LEN, num_tokens)
+    assert (info["bos_token"], info["eos_token"], info["unk_token"]) == ("<|s|>", "<|e|>", None)
+    assert "add_generation_prompt" in info["chat_template"]
+    assert info["added_tokens_decoder"]["0"] == {
+        "content": "<|s|>",
+        "special": True,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "single_word": False,
+    }
+    assert (await server.client.get("/tokenizer_info", params={"model": MODEL})).json() == info
+    response = await server.client.get("/tokenizer_info", params={"model": "nobody"})
+    assert response.status_code == 404

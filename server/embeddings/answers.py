@@ -1,0 +1,129 @@
+"""From embeddings to the JSON of each route; others get their turn while a long one is written."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import msgspec
+
+from engine.embedding_types import EmbeddingEvent
+from server.embeddings.convert import Embedded, as_numbers, in_base64
+from server.embeddings.scores import cosine
+from server.protocol.embeddings import (
+    Embedding,
+    EmbeddingFields,
+    EmbeddingsAnswer,
+    EmbeddingsRequest,
+    EmbeddingUsage,
+    Pooled,
+    PoolingAnswer,
+    PoolingRequest,
+)
+from server.protocol.scores import (
+    Document,
+    Ranked,
+    RerankAnswer,
+    RerankRequest,
+    Score,
+    ScoreAnswer,
+    ScoreRequest,
+)
+
+_AT_ONCE = 64
+"""Embeddings that are read or written before others get a turn: about a millisecond."""
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+async def embeddings_answer(body: EmbeddingsRequest, embedded: Embedded) -> bytes:
+    """Of `/v1/embeddings`."""
+    data = await _entries(
+        body, embedded, lambda index, written: Embedding(index=index, embedding=written)
+    )
+    model, usage = embedded.request.model, _usage(embedded)
+    return msgspec.json.encode(EmbeddingsAnswer(data=data, model=model, usage=usage))
+
+
+async def pooling_answer(body: PoolingRequest, embedded: Embedded) -> bytes:
+    """Of `/pooling`."""
+    answer = PoolingAnswer(
+        id=_id("pool", embedded),
+        created=int(time.time()),
+        model=embedded.request.model,
+        data=await _entries(
+            body, embedded, lambda index, written: Pooled(index=index, data=written)
+        ),
+        usage=_usage(embedded),
+    )
+    return msgspec.json.encode(answer)
+
+
+async def score_answer(body: ScoreRequest, embedded: Embedded) -> bytes:
+    """Of `/v1/score`: the texts of `text_1` came first."""
+    vectors = [event.embedding for event in embedded.events]
+    first, second = vectors[: len(body.text_1)], vectors[len(body.text_1) :]
+    pairs = zip(first * len(second) if len(first) == 1 else first, second, strict=True)
+    scores = await in_turns(lambda pair: cosine(*pair), pairs)
+    answer = ScoreAnswer(
+        id=_id("score", embedded),
+        created=int(time.time()),
+        model=embedded.request.model,
+        data=[Score(index=index, score=score) for index, score in enumerate(scores)],
+        usage=_usage(embedded),
+    )
+    return msgspec.json.encode(answer)
+
+
+async def rerank_answer(body: RerankRequest, embedded: Embedded) -> bytes:
+    """Of `/v1/rerank`: the query came first. The best are first, equal ones in their order."""
+    query, *documents = (event.embedding for event in embedded.events)
+    scores = await in_turns(lambda document: cosine(query, document), documents)
+    order = sorted(range(len(scores)), key=lambda index: -scores[index])
+    with_text = body.return_documents is not False
+    answer = RerankAnswer(
+        id=_id("rerank", embedded),
+        model=embedded.request.model,
+        usage=_usage(embedded),
+        results=[
+            Ranked(
+                index=index,
+                document=Document(body.documents[index]) if with_text else None,
+                relevance_score=scores[index],
+            )
+            for index in order[: body.top_n or None]
+        ],
+    )
+    return msgspec.json.encode(answer)
+
+
+async def in_turns(work: Callable[[T], U], items: Iterable[T]) -> list[U]:
+    """`work` on each item, a millisecond or so at a time."""
+    results: list[U] = []
+    for item in items:
+        results.append(work(item))
+        if len(results) % _AT_ONCE == 0:
+            await asyncio.sleep(0)
+    return results
+
+
+async def _entries(
+    body: EmbeddingFields, embedded: Embedded, entry: Callable[[int, list[float] | str], Any]
+) -> list[Any]:
+    """One entry per embedding, encoded, with its numbers as they were asked for."""
+
+    def encoded(numbered: tuple[int, EmbeddingEvent]) -> msgspec.Raw:
+        index, numbers = numbered[0], numbered[1].embedding
+        written = in_base64(numbers) if body.encoding_format == "base64" else as_numbers(numbers)
+        return msgspec.Raw(msgspec.json.encode(entry(index, written)))
+
+    return await in_turns(encoded, enumerate(embedded.events))
+
+
+def _id(prefix: str, embedded: Embedded) -> str:
+    return f"{prefix}-{embedded.request.request_id.removeprefix('embd-')}"
+
+
+def _usage(embedded: Embedded) -> EmbeddingUsage:
+    return EmbeddingUsage(embedded.num_tokens, embedded.num_tokens)

@@ -1,0 +1,35 @@
+"""`POST /v1/rerank` and `POST /v1/score`: how alike texts are, by their embeddings."""
+
+from functools import partial
+
+from fastapi import APIRouter, Request, Response
+
+from server.embeddings.answers import rerank_answer, score_answer
+from server.embeddings.inputs import Inputs
+from server.http.json_route import JsonRoute
+from server.protocol.scores import RerankAnswer, RerankRequest, ScoreAnswer, ScoreRequest
+from server.routes.deps import StateDep
+from server.routes.embeddings import answers_with, embed
+
+router = APIRouter(route_class=JsonRoute, tags=["embeddings"])
+
+
+@router.post(
+    "/v1/rerank",
+    summary="Order documents by how well they fit",
+    responses=answers_with(RerankAnswer),
+)
+@router.post("/rerank", include_in_schema=False)
+@router.post("/v2/rerank", include_in_schema=False)
+async def rerank(body: RerankRequest, request: Request, state: StateDep) -> Response:
+    """By the cosine between the query's embedding and each document's."""
+    inputs = Inputs({"query": [body.query], "documents": body.documents})
+    return await embed(body, inputs, partial(rerank_answer, body), request, state)
+
+
+@router.post("/v1/score", summary="Compare texts", responses=answers_with(ScoreAnswer))
+@router.post("/score", include_in_schema=False)
+async def score(body: ScoreRequest, request: Request, state: StateDep) -> Response:
+    """The cosine between the embeddings of each pair."""
+    inputs = Inputs({"text_1": body.text_1, "text_2": body.text_2})
+    return await embed(body, inputs, partial(score_answer, body), request, state)

@@ -1,0 +1,31 @@
+"""A tokenizer, described by the names of tokenizer_config.json."""
+
+from engine.text.tokenizer import Tokenizer
+from engine.types import ModelInfo
+from server.protocol.tokenize import AddedToken, TokenizerInfo
+
+
+def tokenizer_info(tokenizer: Tokenizer, info: ModelInfo) -> TokenizerInfo:
+    """What a client may know of it: all but the vocabulary."""
+    special = tokenizer.special_tokens
+    return TokenizerInfo(
+        tokenizer_class=type(tokenizer.raw.model).__name__,
+        model_max_length=info.max_model_len,
+        vocab_size=tokenizer.vocab_size,
+        bos_token=special.get("bos_token"),
+        eos_token=special.get("eos_token"),
+        unk_token=special.get("unk_token"),
+        pad_token=special.get("pad_token"),
+        added_tokens_decoder={
+            token_id: AddedToken(
+                content=token.content,
+                special=token.special,
+                lstrip=token.lstrip,
+                rstrip=token.rstrip,
+                normalized=token.normalized,
+                single_word=token.single_word,
+            )
+            for token_id, token in sorted(tokenizer.raw.get_added_tokens_decoder().items())
+        },
+        chat_template=tokenizer.chat_template,
+    )

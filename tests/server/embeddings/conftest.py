@@ -1,0 +1,23 @@
+"""Servers of an embedding model."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from embedding_server import EmbeddingServer
+
+
+@pytest.fixture
+async def server(tokenizer_folder: Path) -> AsyncIterator[EmbeddingServer]:
+    """Of one model, `embedder`."""
+    server = EmbeddingServer(tokenizer_folder)
+    yield server
+    await server.aclose()
+
+
+@pytest.fixture
+async def both(tokenizer_folder: Path) -> AsyncIterator[EmbeddingServer]:
+    """Beside a text model, `writer`."""
+    server = EmbeddingServer(tokenizer_folder, with_text=True)
+    yield server
+    await server.aclose()
