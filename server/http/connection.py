@@ -20,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from server.http.errors import INVALID_REQUEST, RATE_LIMIT, error_body
+from server.http.errors import INVALID_REQUEST, RATE_LIMIT, ErrorFacts, openai_shape
 from server.settings import Settings
 
 KEEP_ALIVE_S = 75
@@ -300,7 +300,7 @@ class ClientConnection(HttpToolsProtocol):
 
     def _answer(self, refusal: Refusal) -> None:
         kind = RATE_LIMIT if refusal.status in (429, 503) else INVALID_REQUEST
-        body = error_body(refusal.message, kind, code=refusal.code)
+        body = openai_shape(ErrorFacts(refusal.status, refusal.message, kind, code=refusal.code))
         headers = [
             *self.server_state.default_headers,
             (b"content-type", b"application/json"),

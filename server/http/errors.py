@@ -1,4 +1,5 @@
-"""What every failure looks like over HTTP: `{"error": {message, type, param, code}}`.
+"""What every failure looks like over HTTP: `{"error": {message, type, param, code}}`, or as the
+dialect says whose path it is.
 
 `STATUS_TABLE` is the only place that knows which `EngineError` becomes which HTTP status. Routes
 raise; `install` registers the handlers that answer. Nothing here shows a stack trace, a path or a
@@ -6,7 +7,7 @@ prompt: the text of our own faults stays in the log.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,10 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from engine import errors
+from server.http.scope import get_path
 
 INVALID_REQUEST = "invalid_request_error"
 RATE_LIMIT = "rate_limit_error"
@@ -96,6 +99,8 @@ LOAD_STATUS_TABLE: Mapping[type[errors.EngineError], StatusRow] = {
 """The same for who has asked for the load: a model that cannot be loaded is not the server's
 failure."""
 
+_NO_SHAPES: Mapping[str, "ErrorShape"] = {}
+
 _HIDDEN_MESSAGE = "internal error; the server's log has the details under this request's id"
 
 _HTTP_CODES = {
@@ -117,12 +122,61 @@ def status_row(
     return next(table[t] for t in type(error).__mro__ if t in table)
 
 
-def error_body(
-    message: str, type: str, *, param: str | None = None, code: str | None = None
-) -> bytes:
-    """The JSON that every failed request gets, also as an event within a stream."""
-    content = {"message": message, "type": type, "param": param, "code": code}
+@dataclass(frozen=True, slots=True)
+class ErrorFacts:
+    """What a client may know of a failure.
+
+    Attributes:
+        status: HTTP status code, also of a failure within a stream.
+        type: OpenAI's `error.type`.
+    """
+
+    status: int
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+ErrorShape = Callable[[ErrorFacts], bytes]
+"""Writes the JSON of a failure."""
+
+
+def openai_shape(facts: ErrorFacts) -> bytes:
+    """The JSON that failed requests get, also as an event within a stream."""
+    content = {
+        "message": facts.message,
+        "type": facts.type,
+        "param": facts.param,
+        "code": facts.code,
+    }
     return msgspec.json.encode({"error": content})
+
+
+class ErrorResponse(Response):
+    """A failure as answer, in the shape of the path that was asked for."""
+
+    media_type = "application/json"
+
+    def __init__(self, facts: ErrorFacts, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(openai_shape(facts), facts.status, headers)
+        self._facts = facts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        shape = _shape_of(scope)
+        if shape is not None:
+            self.body = shape(self._facts)
+            self.headers["content-length"] = str(len(self.body))
+        await super().__call__(scope, receive, send)
+
+
+def _shape_of(scope: Scope) -> ErrorShape | None:
+    """What `install` was told of the path's beginning."""
+    if "app" not in scope:  # middleware by itself
+        return None
+    shapes: Mapping[str, ErrorShape] = scope["app"].state.error_shapes
+    path = get_path(scope)
+    return next((shapes[start] for start in shapes if path.startswith(start)), None)
 
 
 def error_response(
@@ -135,17 +189,17 @@ def error_response(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """An error answer; middleware uses it for what it refuses itself."""
-    body = error_body(message, type, param=param, code=code)
-    return Response(body, status, headers, media_type="application/json")
+    return ErrorResponse(ErrorFacts(status, message, type, param, code), headers)
 
 
-def engine_error_body(error: BaseException) -> bytes:
-    """The body for any exception; one that is not an `EngineError` shows nothing of itself."""
+def error_facts(error: BaseException) -> ErrorFacts:
+    """Of any exception; one that is not an `EngineError` shows nothing of itself."""
     if not isinstance(error, errors.EngineError):
-        return error_body(_HIDDEN_MESSAGE, SERVER_ERROR, code=errors.InternalError.code)
+        code = errors.InternalError.code
+        return ErrorFacts(_FAULT.status, _HIDDEN_MESSAGE, SERVER_ERROR, code=code)
     row = status_row(error)
     message = error.message if row.show_message else _HIDDEN_MESSAGE
-    return error_body(message, row.type, param=error.param, code=error.code)
+    return ErrorFacts(row.status, message, row.type, error.param, error.code)
 
 
 def engine_error_response(error: BaseException) -> Response:
@@ -154,7 +208,7 @@ def engine_error_response(error: BaseException) -> Response:
     wait_s = error.retry_after_s if isinstance(error, errors.CapacityError) else None
     wait_s = row.retry_after_s if wait_s is None else wait_s
     headers = {} if wait_s is None else {"Retry-After": str(wait_s)}
-    return Response(engine_error_body(error), row.status, headers, media_type="application/json")
+    return ErrorResponse(error_facts(error), headers)
 
 
 def load_error_response(error: errors.ModelLoadError) -> Response:
@@ -186,8 +240,13 @@ def field_path(location: Sequence[int | str]) -> str:
     return path
 
 
-def install(app: FastAPI) -> None:
-    """Register the handlers on an app. What nobody expected is left to `RecoverMiddleware`."""
+def install(app: FastAPI, shapes: Mapping[str, ErrorShape] = _NO_SHAPES) -> None:
+    """Register the handlers on an app. What nobody expected is left to `RecoverMiddleware`.
+
+    Args:
+        shapes: how failures are written where a path begins so; OpenAI's shape elsewhere.
+    """
+    app.state.error_shapes = shapes
     app.add_exception_handler(errors.EngineError, _on_engine_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)

@@ -13,22 +13,24 @@ from starlette.responses import Response
 
 from server.http.engine_run import EngineRun
 from server.http.log_fields import annotate
+from server.http.shape import Shape
 from server.http.sse import EventStream, until_disconnect
 
 
 class Reply(ABC):
     """A run in the shape of its endpoint. Either `whole` or `events` is called, once."""
 
-    def __init__(self, run: EngineRun) -> None:
+    def __init__(self, run: EngineRun, shape: Shape | None = None) -> None:
         self._run = run
+        self._shape = shape or Shape()
 
     @abstractmethod
     async def whole(self) -> bytes:
-        """The JSON of everything at once."""
+        """Everything at once."""
 
     @abstractmethod
     def events(self) -> AsyncGenerator[bytes, None]:
-        """Server-sent events as the results arrive, without the final `[DONE]`."""
+        """Framed events as the results arrive, without what comes last."""
 
     def log_fields(self) -> dict[str, Any]:
         """What the access log tells of the reply, once it is over."""
@@ -53,7 +55,13 @@ class Reply(ABC):
             annotate(request, **self.log_fields())
 
         if stream:
-            return EventStream(self.events(), close, heartbeat_s=heartbeat_s, headers=headers)
+            return EventStream(
+                self.events(),
+                close,
+                heartbeat_s=heartbeat_s,
+                headers=headers,
+                framing=self._shape.framing,
+            )
         try:
             body = await until_disconnect(request.receive, self.whole())
         finally:

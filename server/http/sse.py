@@ -1,4 +1,4 @@
-"""Answers that outlast a single write: event streams, and work that ends when the client leaves.
+"""Answers that outlast a single write: streams, and work that ends when the client leaves.
 
 `EventStream` owns what feeds it: however the connection ends, the source is closed, which aborts
 the request in the engine.
@@ -7,13 +7,14 @@ the request in the engine.
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from engine.errors import RequestAborted
-from server.http.errors import engine_error_body, log_unexpected
+from server.http.errors import error_facts, log_unexpected, openai_shape
 
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
@@ -29,18 +30,42 @@ def event(data: bytes) -> bytes:
     return b"data: " + data + b"\n\n"
 
 
+def failure_event(error: BaseException) -> bytes:
+    """The event that ends a stream which failed."""
+    return event(openai_shape(error_facts(error)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Framing:
+    """How a stream is written, whatever its events say.
+
+    Attributes:
+        done: comes last, also after a failure.
+        ping: what silence is broken with; empty where nothing may be said.
+        failure: the event of an exception.
+    """
+
+    media_type: str
+    done: bytes
+    ping: bytes
+    failure: Callable[[BaseException], bytes]
+
+
+OPENAI_FRAMING = Framing(
+    media_type="text/event-stream", done=DONE, ping=PING, failure=failure_event
+)
+
+
 class EventStream(Response):
     """Sends events until they end, fail, or the client leaves.
 
-    A failure becomes an event of its own; `[DONE]` is always the last. A comment goes out after
-    every `heartbeat_s` of silence, so that proxies keep the connection.
+    A failure becomes an event of its own; with OpenAI's framing `[DONE]` is always the last, and a
+    comment goes out after every `heartbeat_s` of silence, so that proxies keep the connection.
 
     Args:
         events: framed events. Closed in any case.
         close: called once at the end, also if nothing could be sent.
     """
-
-    media_type = "text/event-stream"
 
     def __init__(
         self,
@@ -49,9 +74,12 @@ class EventStream(Response):
         *,
         heartbeat_s: float,
         headers: Mapping[str, str],
+        framing: Framing = OPENAI_FRAMING,
     ) -> None:
         self.status_code = 200
         self.background = None
+        self.media_type = framing.media_type
+        self._framing = framing
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
         self._events = events
         self._close = close
@@ -83,8 +111,9 @@ class EventStream(Response):
                 yield data
         except Exception as error:
             log_unexpected(error)
-            yield event(engine_error_body(error))
-        yield DONE
+            yield self._framing.failure(error)
+        if self._framing.done:
+            yield self._framing.done
 
     async def _watch(self, receive: Receive, send: Send) -> None:
         """Ends when the client leaves; pings while there is silence."""
@@ -92,8 +121,8 @@ class EventStream(Response):
         try:
             while not leaving.done():
                 left_s = self._last_sent_s + self._heartbeat_s - time.monotonic()
-                if left_s <= 0 and not self._sending:
-                    await self._send(send, PING)
+                if left_s <= 0 and not self._sending and self._framing.ping:
+                    await self._send(send, self._framing.ping)
                 else:
                     wait_s = left_s if left_s > 0 else _SLOW_CLIENT_WAIT_S
                     await asyncio.wait({leaving}, timeout=wait_s)

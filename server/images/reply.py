@@ -7,10 +7,9 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
-import msgspec
-
 from engine.image_types import ImageEvent, Pixels
 from server.http.reply import Reply
+from server.http.shape import Shape, encode
 from server.images.run import FileOptions, ImageRun, SubmittedOrder
 from server.protocol.image_answers import (
     CompletedImageEvent,
@@ -23,8 +22,6 @@ from server.protocol.image_answers import (
 
 Keep = Callable[[bytes], str]
 """Stores a file and returns its URL."""
-
-_encode_json = msgspec.json.Encoder().encode
 
 
 class ImageReply(Reply):
@@ -47,8 +44,9 @@ class ImageReply(Reply):
         block: int,
         inputs: Sequence[Pixels],
         keep: Keep | None,
+        shape: Shape | None = None,
     ) -> None:
-        super().__init__(run)
+        super().__init__(run, shape)
         self._id = run.id
         self._submitted = submitted
         self._keep = keep
@@ -81,7 +79,7 @@ class ImageReply(Reply):
             for image, file in zip(found, files, strict=True):
                 image.url = self._keep(file)
         answer = self._answer(found, usages, list(warnings), sizes.pop())
-        return await asyncio.to_thread(_with_files, answer, [] if self._keep else files)
+        return await asyncio.to_thread(self._written, answer, [] if self._keep else files)
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         async with aclosing(self._submitted.events()) as events:
@@ -152,6 +150,12 @@ class ImageReply(Reply):
             warnings=warnings,
         )
 
+    def _written(self, answer: ImagesAnswer, files: list[bytes]) -> bytes:
+        """In a thread: files are megabytes."""
+        for image, file in zip(answer.data, files, strict=False):
+            image.b64_json = _base64(file)
+        return self._shape.whole(answer)
+
     def _seed(self, event: ImageEvent) -> int:
         if event.seed is not None:
             return event.seed
@@ -174,13 +178,7 @@ class ImageReply(Reply):
 
 def named_event(name: str, body: Any) -> bytes:
     """One server-sent event with a name."""
-    return b"event: " + name.encode() + b"\ndata: " + _encode_json(body) + b"\n\n"
-
-
-def _with_files(answer: ImagesAnswer, files: list[bytes]) -> bytes:
-    for image, file in zip(answer.data, files, strict=False):
-        image.b64_json = _base64(file)
-    return _encode_json(answer)
+    return b"event: " + name.encode() + b"\ndata: " + encode(body) + b"\n\n"
 
 
 def _base64(data: bytes) -> str:

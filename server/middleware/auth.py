@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.http.admin import note_admin_key
 from server.http.errors import INVALID_REQUEST, error_response
-from server.middleware.scope import get_header, get_path
+from server.http.scope import get_header, get_path
 
 OPEN_PATHS = frozenset({"/health", "/ping", "/ready"})
 PROBES_OF_MODELS = "/ready/"

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.http.errors import INVALID_REQUEST, error_response
-from server.middleware.scope import get_header
+from server.http.scope import get_header
 
 _LINGER_S = 5.0
 _LINGER_FACTOR = 4

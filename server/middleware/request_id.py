@@ -10,7 +10,7 @@ from uuid import uuid4
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
-from server.middleware.scope import get_header
+from server.http.scope import get_header
 
 _SANE = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 

@@ -9,11 +9,14 @@ from server.catalog import config_of, find_model
 from server.http.json_route import JsonRoute
 from server.http.log_fields import annotate
 from server.http.priority import acting_priority
+from server.http.shape import Shape
 from server.http.sse import until_disconnect
 from server.protocol.answers import error_answers, stream_answer
 from server.protocol.chat import ChatCompletion, ChatCompletionRequest
+from server.protocol.common import ModelRequest
 from server.routes.deps import StateDep
 from server.routes.ignored_fields import report_ignored_fields
+from server.state import AppState
 from server.text.chat_reply import ChatReply
 from server.text.convert import (
     chat_request,
@@ -40,8 +43,28 @@ async def create_chat_completion(
     body: ChatCompletionRequest, request: Request, state: StateDep
 ) -> Response:
     """Whole, or as server-sent events with `stream`."""
+    return await answer_chat(body, request, state)
+
+
+async def answer_chat(
+    body: ChatCompletionRequest,
+    request: Request,
+    state: AppState,
+    *,
+    sent: ModelRequest | None = None,
+    shape: Shape | None = None,
+) -> Response:
+    """Admit, convert, submit, reply; for whoever asks in OpenAI's words or in a dialect's.
+
+    Args:
+        sent: what the client sent, if `body` has been made of it.
+        shape: of the reply. Default: OpenAI's.
+
+    Raises:
+        EngineError: the request is refused, or fails before the first byte.
+    """
     settings = state.settings
-    headers = report_ignored_fields(request, body)
+    headers = report_ignored_fields(request, sent or body)
     info = find_model(state.engine, body.model)
     annotate(request, model=info.model, stream=bool(body.stream))
     messages = template_messages(body.messages)
@@ -69,7 +92,7 @@ async def create_chat_completion(
         )
         options = text_options(body, keep_text=settings.log_prompts)
         generation.submit(text.tokenizer, [engine_request], options)
-        reply = ChatReply(body, head, text, generation)
+        reply = ChatReply(body, head, text, generation, shape)
         return await reply.send(
             request,
             stream=body.stream,

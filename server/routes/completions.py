@@ -11,11 +11,14 @@ from server.catalog import config_of, find_model
 from server.http.json_route import JsonRoute
 from server.http.log_fields import annotate
 from server.http.priority import acting_priority
+from server.http.shape import Shape
 from server.http.sse import until_disconnect
 from server.protocol.answers import error_answers, stream_answer
+from server.protocol.common import ModelRequest
 from server.protocol.completions import Completion, CompletionRequest
 from server.routes.deps import StateDep
 from server.routes.ignored_fields import report_ignored_fields
+from server.state import AppState
 from server.text.completion_reply import CompletionReply
 from server.text.convert import (
     completion_requests,
@@ -39,8 +42,20 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 @router.post("/v1/completions", summary="Continue text", responses=_RESPONSES)
 async def create_completion(body: CompletionRequest, request: Request, state: StateDep) -> Response:
     """Whole, or as server-sent events with `stream`."""
+    return await answer_completion(body, request, state)
+
+
+async def answer_completion(
+    body: CompletionRequest,
+    request: Request,
+    state: AppState,
+    *,
+    sent: ModelRequest | None = None,
+    shape: Shape | None = None,
+) -> Response:
+    """As `server.routes.chat.answer_chat`, for text that no template is put around."""
     settings = state.settings
-    headers = report_ignored_fields(request, body)
+    headers = report_ignored_fields(request, sent or body)
     info = find_model(state.engine, body.model)
     annotate(request, model=info.model, stream=bool(body.stream))
     if settings.log_prompts:
@@ -65,7 +80,7 @@ async def create_completion(body: CompletionRequest, request: Request, state: St
             body, offsets=body.logprobs is not None, keep_text=settings.log_prompts
         )
         generation.submit(text.tokenizer, requests, options)
-        reply = CompletionReply(body, head, text, generation, echoes)
+        reply = CompletionReply(body, head, text, generation, echoes, shape)
         return await reply.send(
             request,
             stream=body.stream,

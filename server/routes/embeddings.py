@@ -18,6 +18,7 @@ from server.http.log_fields import annotate
 from server.http.priority import acting_priority
 from server.http.sse import until_disconnect
 from server.protocol.answers import error_answers
+from server.protocol.common import ModelRequest
 from server.protocol.embeddings import (
     EmbeddingModelRequest,
     EmbeddingsAnswer,
@@ -63,14 +64,18 @@ async def embed(
     request: Request,
     state: AppState,
     *,
+    sent: ModelRequest | None = None,
     dimensions: int | None = None,
 ) -> Response:
     """Admit the inputs, have them embedded, and answer with what `write` makes of that.
 
+    Args:
+        sent: what the client sent, if `body` has been made of it.
+
     Raises:
         EngineError: the request is refused or fails.
     """
-    headers = report_ignored_fields(request, body)
+    headers = report_ignored_fields(request, sent or body)
     info = find_of_kind(state.engine, EMBEDDING, body.model)
     annotate(request, model=info.model, num_inputs=inputs.num_inputs)
     if state.settings.log_prompts:

@@ -12,6 +12,7 @@ from server.http.form_route import FormRoute
 from server.http.json_route import JsonRoute
 from server.http.log_fields import annotate
 from server.http.priority import acting_priority
+from server.http.shape import Shape
 from server.images.convert import ImageLimits, image_order
 from server.images.inputs import ImageInputs, read_inputs
 from server.images.kind import SERVED_IMAGES
@@ -19,6 +20,7 @@ from server.images.reply import ImageReply, Keep
 from server.images.run import FileOptions, ImageRun
 from server.images.task import choose_task
 from server.protocol.answers import ErrorAnswer, error_answers, stream_answer
+from server.protocol.common import ModelRequest
 from server.protocol.image_answers import ImageJobAnswer, ImagesAnswer
 from server.protocol.images import (
     ImageEditRequest,
@@ -55,7 +57,7 @@ def _responses(prefix: str) -> dict[int | str, dict[str, Any]]:
 )
 async def create_image(body: ImageGenerationRequest, request: Request, state: StateDep) -> Response:
     """Whole, or as server-sent events with `stream`."""
-    return await _answer(body, request, state, "image_generation")
+    return await answer_images(body, request, state, "image_generation")
 
 
 @form_router.post(
@@ -66,7 +68,7 @@ async def create_image(body: ImageGenerationRequest, request: Request, state: St
 )
 async def edit_image(body: ImageEditRequest, request: Request, state: StateDep) -> Response:
     """As a form with the files `image` and `mask`, or as JSON with data URLs."""
-    return await _answer(body, request, state, "image_edit")
+    return await answer_images(body, request, state, "image_edit")
 
 
 @form_router.post(
@@ -77,7 +79,7 @@ async def edit_image(body: ImageEditRequest, request: Request, state: StateDep) 
 )
 async def vary_image(body: ImageVariationRequest, request: Request, state: StateDep) -> Response:
     """As a form with the file `image`, or as JSON with a data URL."""
-    return await _answer(body, request, state, "image_edit")
+    return await answer_images(body, request, state, "image_edit")
 
 
 @router.get(
@@ -130,12 +132,26 @@ async def get_image_file(name: FileName, state: StateDep) -> Response:
     return Response(stored.data, media_type=stored.media_type, headers=headers)
 
 
-async def _answer(
-    body: ImageFields, request: Request, state: AppState, event_prefix: str
+async def answer_images(
+    body: ImageFields,
+    request: Request,
+    state: AppState,
+    event_prefix: str,
+    *,
+    sent: ModelRequest | None = None,
+    shape: Shape | None = None,
 ) -> Response:
-    """Admit, decode, convert, submit, reply. The run is closed when the client leaves."""
+    """Admit, decode, convert, submit, reply. The run is closed when the client leaves.
+
+    Args:
+        sent: what the client sent, if `body` has been made of it.
+        shape: of the reply. Default: OpenAI's.
+
+    Raises:
+        EngineError: the request is refused, or fails before the first byte.
+    """
     settings = state.settings
-    headers = report_ignored_fields(request, body)
+    headers = report_ignored_fields(request, sent or body)
     info = find_image_model(state.engine, body.model)
     annotate(request, model=info.model, stream=bool(body.stream))
     priority = acting_priority(body.priority, config_of(state.engine, info.model))
@@ -170,6 +186,7 @@ async def _answer(
             block=info.size_multiple,
             inputs=inputs.images,
             keep=_keeper(body, request, state),
+            shape=shape,
         )
         return await reply.send(
             request,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from server.http.shape import Shape
 from server.protocol.answers import PromptLogprobs, Usage
 from server.protocol.chat import (
     AnswerMessage,
@@ -31,8 +32,9 @@ class ChatReply(TextReply):
         head: ReplyHead,
         text: ModelText,
         generation: Generation,
+        shape: Shape | None = None,
     ) -> None:
-        super().__init__(head, generation, request.stream_options)
+        super().__init__(head, generation, request.stream_options, shape)
         self._request = request
         self._prompt_run = generation.runs[0]
         self._text = text

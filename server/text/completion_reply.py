@@ -5,6 +5,7 @@ from functools import cached_property
 
 import msgspec
 
+from server.http.shape import Shape
 from server.protocol.answers import PromptLogprobs, Usage
 from server.protocol.completions import (
     Completion,
@@ -42,8 +43,9 @@ class CompletionReply(TextReply):
         text: ModelText,
         generation: Generation,
         echoes: Sequence[str],
+        shape: Shape | None = None,
     ) -> None:
-        super().__init__(head, generation, request.stream_options)
+        super().__init__(head, generation, request.stream_options, shape)
         self._request = request
         names = token_names(text, as_ids=request.return_tokens_as_token_ids)
         self._prompts = [

@@ -15,13 +15,11 @@ import msgspec
 from engine.types import ModelInfo
 from engine.version import __version__
 from server.http.reply import Reply
-from server.http.sse import event
+from server.http.shape import Shape
 from server.protocol.answers import Usage
 from server.protocol.common import StreamOptions
 from server.text.generation import Generation
 from server.text.output import Delta
-
-_encode = msgspec.json.Encoder().encode
 
 
 @lru_cache(maxsize=256)
@@ -48,12 +46,16 @@ class ReplyHead:
 
 
 class TextReply(Reply):
-    """A generation in one of OpenAI's shapes."""
+    """A generation as one of OpenAI's answers, which its shape writes."""
 
     def __init__(
-        self, head: ReplyHead, generation: Generation, options: StreamOptions | None
+        self,
+        head: ReplyHead,
+        generation: Generation,
+        options: StreamOptions | None,
+        shape: Shape | None,
     ) -> None:
-        super().__init__(generation)
+        super().__init__(generation, shape)
         self.head = head
         self.generation = generation
         self._usage_at_end = bool(options and options.include_usage)
@@ -64,7 +66,7 @@ class TextReply(Reply):
         async with aclosing(self.generation.deltas()) as deltas:
             async for delta in deltas:
                 parts[delta.index].append(delta)
-        return _encode(self._answer(parts))
+        return self._shape.whole(self._answer(parts))
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         opened: set[int] = set()
@@ -74,10 +76,11 @@ class TextReply(Reply):
                 if delta.index not in opened:
                     opened.add(delta.index)
                     chunks = [*self._opening(delta.index), *chunks]
-                if chunks:
-                    yield b"".join([event(_encode(chunk)) for chunk in chunks])
+                data = b"".join([self._shape.chunk(chunk) for chunk in chunks])
+                if data:
+                    yield data
         if self._usage_at_end:
-            yield event(_encode(self._usage_chunk(self.generation.usage())))
+            yield self._shape.chunk(self._usage_chunk(self.generation.usage()))
 
     def log_fields(self) -> dict[str, Any]:
         usage = self.generation.usage()

@@ -102,6 +102,26 @@ def test_unexpected_exceptions_show_nothing() -> None:
     assert json.loads(bytes(response.body))["error"]["code"] == "internal_error"
 
 
+async def test_a_dialects_paths_have_its_shape() -> None:
+    app = FastAPI()
+    errors.install(app, {"/other/": lambda facts: json.dumps([facts.status, facts.code]).encode()})
+
+    @app.get("/other/{name}")
+    @app.get("/raise/{name}")
+    async def fail(name: str) -> None:
+        raise getattr(engine_errors, name)("é" * 100, param="p")
+
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        response = await client.get("/other/QueueFull")
+        assert (response.status_code, response.json()) == (429, [429, "queue_full"])
+        assert response.headers["retry-after"] == "1"
+        assert response.headers["content-length"] == str(len(response.content))
+        assert (await client.get("/other/no/where")).json() == [404, "not_found"]
+        assert error_of(await client.get("/raise/QueueFull"))["code"] == "queue_full"
+        assert error_of(await client.get("/others"))["code"] == "not_found"
+
+
 async def test_unknown_routes_and_methods(client: httpx.AsyncClient) -> None:
     response = await client.get("/nowhere")
     assert response.status_code == 404

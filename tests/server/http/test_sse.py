@@ -41,9 +41,18 @@ class Connection:
     def body(self) -> bytes:
         return b"".join(m["body"] for m in self.sent if m["type"] == "http.response.body")
 
-    async def run(self, events: AsyncGenerator[bytes, None], heartbeat_s: float = 15) -> None:
+    async def run(
+        self,
+        events: AsyncGenerator[bytes, None],
+        heartbeat_s: float = 15,
+        framing: sse.Framing = sse.OPENAI_FRAMING,
+    ) -> None:
         response = EventStream(
-            events, self.close, heartbeat_s=heartbeat_s, headers={"X-Test": "yes"}
+            events,
+            self.close,
+            heartbeat_s=heartbeat_s,
+            headers={"X-Test": "yes"},
+            framing=framing,
         )
         await response({"type": "http"}, self.receive, self.send)
 
@@ -55,6 +64,29 @@ async def items(*data: bytes, then: Any = None) -> AsyncGenerator[bytes, None]:
         raise then
     if then is not None:
         await then.wait()
+
+
+LINES = sse.Framing(
+    media_type="application/x-ndjson",
+    done=b"",
+    ping=b"",
+    failure=lambda error: json.dumps({"oops": str(error)}).encode() + b"\n",
+)
+
+
+async def test_another_framing_has_neither_pings_nor_an_end() -> None:
+    connection = Connection()
+
+    async def lines() -> AsyncGenerator[bytes, None]:
+        yield b"1\n"
+        await asyncio.sleep(0.05)
+        raise EngineDead("the worker ended")
+
+    await connection.run(lines(), heartbeat_s=0.001, framing=LINES)
+    assert connection.body == b'1\n{"oops": "the worker ended"}\n'
+    headers = dict(connection.sent[0]["headers"])
+    assert headers[b"content-type"] == b"application/x-ndjson"
+    assert connection.closed == 1
 
 
 async def test_events_then_done() -> None:
