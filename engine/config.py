@@ -12,6 +12,7 @@ from engine.fingerprint import fingerprint
 from engine.gpus import is_device
 from engine.kv_layout import KvLayout
 from engine.quantization.table import FORMATS, ImageQuantization, Quantization
+from engine.text.chat_format import ReasoningParserSetting, ToolCallParserSetting
 
 Device = str
 """`auto`, `cpu`, `cuda` or `cuda:N` (`engine.gpus`)."""
@@ -75,6 +76,17 @@ class EngineConfig:
         "there; else none. "
         "Faster and less precise, on CPUs: int8 rounds any weights to 8 bits at load, "
         "and activations as they come; gguf-int8 rounds a GGUF file's activations only.",
+    )
+    tool_call_parser: ToolCallParserSetting = knob(
+        "auto",
+        "How a text model's calls of functions are read: auto goes by its chat template; json "
+        "takes JSON objects with a name and arguments.",
+    )
+    reasoning_parser: ReasoningParserSetting = knob(
+        "auto",
+        "How a text model's reasoning is split from its answer: auto goes by its chat template, "
+        "none leaves it where it is; deepseek_r1 takes the answer's beginning for reasoning even "
+        "where nothing marks it.",
     )
     max_model_len: int | None = knob(
         None,

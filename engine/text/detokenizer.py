@@ -25,6 +25,7 @@ class IncrementalDetokenizer:
             but decides whether a leading space belongs to the output and may hold the beginning of
             a character that the first tokens complete.
         skip_special_tokens: special tokens have no text.
+        kept: but for these.
     """
 
     def __init__(
@@ -33,8 +34,9 @@ class IncrementalDetokenizer:
         prompt_token_ids: Sequence[int] = (),
         *,
         skip_special_tokens: bool = True,
+        kept: frozenset[int] = frozenset(),
     ) -> None:
-        skipped = tokenizer.special_token_ids if skip_special_tokens else frozenset[int]()
+        skipped = tokenizer.special_token_ids - kept if skip_special_tokens else frozenset[int]()
         self._text: _ByteText | _WindowText
         if tokenizer.pieces is not None:
             self._text = _ByteText(tokenizer.pieces, skipped, prompt_token_ids)

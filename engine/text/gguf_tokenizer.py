@@ -15,7 +15,11 @@ from engine.errors import CorruptFile, UnsupportedArchitecture
 from engine.text.gguf_metadata import read_metadata
 from engine.text.gguf_pre_tokenizers import pre_tokenizer_rule
 from engine.text.spm_tokenizer import build_spm_tokenizer
-from engine.text.tokenizer_parts import TokenizerParts, set_boundary_tokens
+from engine.text.tokenizer_parts import (
+    TokenizerParts,
+    set_boundary_tokens,
+    with_tool_template,
+)
 from engine.text.vocabulary import TokenType, Vocabulary
 
 _SPECIAL_IDS = {
@@ -82,8 +86,14 @@ def _parts(
         raw=raw,
         special_tokens=special_tokens,
         eos_token_ids=_end_token_ids(keys, vocabulary),
-        chat_template=keys.get("chat_template", str, "") or None,
+        chat_template=_chat_template(keys),
     )
+
+
+def _chat_template(keys: "_Keys") -> str | None:
+    template = keys.get("chat_template", str, "")
+    for_tools = keys.get("chat_template.tool_use", str, "")
+    return with_tool_template(template, for_tools) if template and for_tools else template or None
 
 
 def _byte_level_bpe(keys: "_Keys") -> tuple[Vocabulary, RawTokenizer, bool]:

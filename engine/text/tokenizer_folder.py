@@ -15,7 +15,12 @@ from tokenizers import Tokenizer as RawTokenizer
 from engine.checkpoint_files import check_regular, read_bounded, read_optional_json
 from engine.errors import CorruptFile, ModelNotFound
 from engine.text.sentencepiece_model import read_sentencepiece_model
-from engine.text.tokenizer_parts import TokenizerParts, mark_special, set_boundary_tokens
+from engine.text.tokenizer_parts import (
+    TokenizerParts,
+    mark_special,
+    set_boundary_tokens,
+    with_tool_template,
+)
 
 _SPECIAL_NAMES = (
     "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
@@ -129,7 +134,8 @@ def _eos_token_ids(
 
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
-    """A file of its own wins; of several named templates the one called `default`."""
+    """A file of its own wins; of several named templates the one called `default`, with `tool_use`
+    where there are tools."""
     try:
         source = read_bounded(folder / "chat_template.jinja", _MAX_TEMPLATE_BYTES).decode()
         return io.StringIO(source, newline=None).read()  # any end of line, as files are read
@@ -149,7 +155,11 @@ def _default_template(templates: list[Any]) -> str | None:
         named = {entry["name"]: entry["template"] for entry in templates}
     except (TypeError, KeyError) as error:
         raise CorruptFile("tokenizer_config.json: chat_template is damaged") from error
-    return named.get("default", next(iter(named.values())) if len(named) == 1 else None)
+    template = named.get("default", next(iter(named.values())) if len(named) == 1 else None)
+    for_tools = named.get("tool_use")
+    if "default" in named and isinstance(template, str) and isinstance(for_tools, str):
+        return with_tool_template(template, for_tools)
+    return template
 
 
 def _content(value: Any) -> str | None:

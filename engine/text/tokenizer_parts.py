@@ -22,6 +22,11 @@ class TokenizerParts:
     chat_template: str | None = None
 
 
+def with_tool_template(template: str, for_tools: str) -> str:
+    """One chat template of two, as some checkpoints have one for chats with tools."""
+    return f"{{% if tools %}}{for_tools}{{% else %}}{template}{{% endif %}}"
+
+
 def set_boundary_tokens(raw: RawTokenizer, bos: str | None, eos: str | None) -> None:
     """Let `encode` put `bos` before and `eos` behind the text; None puts nothing there."""
     tokens = [token for token in (bos, eos) if token is not None]

@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 from engine.errors import InvalidParameter, UnsupportedFeature
 from server.protocol.answers import PromptLogprobs, Usage
 from server.protocol.common import MAX_LOGPROBS, SamplingRequest, TokenLimit, WireModel
+from server.protocol.tools import AnswerToolCall, ToolCallDelta, ToolOptions, ToolUse
 
 _TEXT_PART_TYPES = ("text", "refusal")  # each also names the key that holds the text
 _REFUSED_PART_TYPES = ("image", "input_", "audio", "video", "file")  # how their names begin
@@ -140,7 +141,13 @@ def check_parts(messages: Any) -> None:
                 )
 
 
-class ChatTemplateOptions(WireModel):
+ReasoningEffort = Annotated[
+    Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"],
+    Field(json_schema_extra={"maxLength": 8}),
+]
+
+
+class ChatTemplateOptions(ToolOptions):
     """How messages become a prompt; shared with `/tokenize`."""
 
     add_generation_prompt: bool | None = Field(
@@ -154,6 +161,11 @@ class ChatTemplateOptions(WireModel):
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, max_length=64, description="More variables for the chat template."
     )
+    reasoning_effort: ReasoningEffort | None = Field(
+        None,
+        description="How much to reason, for models whose template knows that; where it knows only "
+        "whether to, none switches it off and the others on.",
+    )
 
     @model_validator(mode="after")
     def _check_ending(self) -> Self:
@@ -165,7 +177,7 @@ class ChatTemplateOptions(WireModel):
         return self
 
 
-class ChatCompletionRequest(SamplingRequest, ChatTemplateOptions):
+class ChatCompletionRequest(SamplingRequest, ChatTemplateOptions, ToolUse):
     """OpenAI's chat request with vLLM's additions."""
 
     model_config = ConfigDict(
@@ -241,11 +253,19 @@ class ChatLogprobs:
 
 @dataclass(slots=True, kw_only=True)
 class AnswerMessage:
-    """What the assistant said."""
+    """What the assistant said.
+
+    Attributes:
+        content: null beside calls, or reasoning, that have no text with them.
+        reasoning: the same as `reasoning_content`, as vLLM calls it now.
+    """
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[AnswerToolCall] | None = None
 
 
 @dataclass(slots=True)
@@ -279,7 +299,10 @@ class MessageDelta(msgspec.Struct, omit_defaults=True):
     """What a chunk adds to the message."""
 
     role: str | None = None
-    content: str | None = None
+    content: str | msgspec.UnsetType | None = msgspec.UNSET
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChatChunkChoice(msgspec.Struct):

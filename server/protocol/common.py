@@ -4,7 +4,7 @@ Pydantic models, strict about types: an explicit null means the default, and a f
 table here is tolerated and reported.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
@@ -37,7 +37,6 @@ NO_EFFECT_FIELDS: Mapping[str, str] = {
     "prompt_cache_key": "steers OpenAI's cache routing; prefix caching here needs no hint",
     "prompt_cache_retention": "steers how long OpenAI keeps a cached prefix",
     "prediction": "a hint that makes OpenAI's decoding faster, without changing its result",
-    "parallel_tool_calls": "says how tools may be called, and tools are refused",
 }
 """OpenAI fields that are accepted and, by what they mean, change no answer of this server."""
 
@@ -70,7 +69,17 @@ UNSUPPORTED_FIELDS: Mapping[str, tuple[Any, ...]] = {
     "documents": ([],),
     "spaces_between_special_tokens": (True,),
 }
-"""Known fields that are refused, with the values that ask for nothing and pass. Null passes too."""
+"""Known fields that are refused, with the values that ask for nothing and pass. Null passes too.
+A route that has a field of that name takes it."""
+
+_INSTEAD = {
+    "functions": "functions is deprecated and not supported here; send tools instead, each as "
+    '{"type": "function", "function": {…}}, to /v1/chat/completions',
+    "function_call": "function_call is deprecated and not supported here; send tool_choice "
+    'instead, to /v1/chat/completions: "none", "auto", "required" or {"type": "function", '
+    '"function": {"name": "…"}}',
+}
+"""What to do about those that have a successor."""
 
 
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_COUNT)]
@@ -163,7 +172,7 @@ class ModelRequest(WireModel):
     def _read(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        _check_supported(data, cls._unsupported)
+        _check_supported(data, cls._unsupported, cls.model_fields)
         return {name: integral(value) for name, value in data.items()}
 
     def ignored_fields(self) -> list[str]:
@@ -293,16 +302,19 @@ class SamplingRequest(SamplerFields, ModelRequest):
         return self
 
 
-def _check_supported(data: Mapping[str, Any], table: Mapping[str, tuple[Any, ...]]) -> None:
-    """Refuse known fields that ask for something this server cannot do.
+def _check_supported(
+    data: Mapping[str, Any], table: Mapping[str, tuple[Any, ...]], supported: Container[str]
+) -> None:
+    """Refuse known fields that ask for something this server, or this route, cannot do.
 
     Raises:
         UnsupportedFeature: names the field.
     """
     for name in data.keys() & table.keys():
+        if name in supported:
+            continue
         value, neutral = data[name], table[name]
         if value is None or value in neutral or (name == "best_of" and value == data.get("n")):
             continue
-        raise UnsupportedFeature(
-            f"{name} is not supported by this server; leave it out", param=name
-        )
+        advice = _INSTEAD.get(name, f"{name} is not supported here; leave it out")
+        raise UnsupportedFeature(advice, param=name)

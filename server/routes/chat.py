@@ -17,13 +17,13 @@ from server.protocol.common import ModelRequest
 from server.routes.deps import StateDep
 from server.routes.ignored_fields import report_ignored_fields
 from server.state import AppState
+from server.text.answer_format import AnswerFormat
+from server.text.chat_prompt import chat_prompt, check_tool_use
 from server.text.chat_reply import ChatReply
 from server.text.convert import (
     chat_request,
     prompt_limit,
     sampler_strings,
-    template_messages,
-    template_options,
     text_options,
 )
 from server.text.generation import Generation
@@ -67,16 +67,19 @@ async def answer_chat(
     headers = report_ignored_fields(request, sent or body)
     info = find_model(state.engine, body.model)
     annotate(request, model=info.model, stream=bool(body.stream))
-    messages = template_messages(body.messages)
-    if settings.log_prompts:
-        annotate(request, messages=messages)
-    priority = acting_priority(body.priority, config_of(state.engine, info.model))
+    config = config_of(state.engine, info.model)
+    check_tool_use(body)
+    priority = acting_priority(body.priority, config)
     lease = state.admission.admit(TEXT, info.model, body.n or 1)
     async with Generation(state.engine, state.metrics.of(SERVED_TEXT), lease) as generation:
         text = await state.texts.get(info)
+        chat_format = text.chat_format(config)
+        rendered = chat_prompt(body, body.messages, chat_format)
+        if settings.log_prompts:
+            annotate(request, messages=rendered.messages)
         encoding = text.encode_chat(
-            messages,
-            template_options(body),
+            rendered.messages,
+            rendered.options,
             add_special_tokens=bool(body.add_special_tokens),
             limit=prompt_limit(body, info),
         )
@@ -90,9 +93,14 @@ async def answer_chat(
             priority=priority,
             patterns=await text.patterns(sampler_strings(body)),
         )
-        options = text_options(body, keep_text=settings.log_prompts)
+        answers = AnswerFormat.of(body, chat_format, text.end_of(prompt))
+        options = text_options(
+            body,
+            keep_text=settings.log_prompts,
+            kept_special_tokens=text.special_ids(answers.special_texts()),
+        )
         generation.submit(text.tokenizer, [engine_request], options)
-        reply = ChatReply(body, head, text, generation, shape)
+        reply = ChatReply(body, head, text, generation, answers, shape)
         return await reply.send(
             request,
             stream=body.stream,

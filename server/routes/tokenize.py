@@ -5,8 +5,9 @@ from typing import Annotated, Any
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
+from engine.text.chat_format import ChatFormat
 from engine.types import ModelInfo
-from server.catalog import find_model
+from server.catalog import config_of, find_model
 from server.http.json_route import JsonRoute
 from server.http.sse import until_disconnect
 from server.protocol.answers import error_answers
@@ -20,12 +21,8 @@ from server.protocol.tokenize import (
 )
 from server.routes.deps import StateDep
 from server.routes.ignored_fields import ignored_fields_header
-from server.text.convert import (
-    check_num_tokens,
-    check_token_ids,
-    template_messages,
-    template_options,
-)
+from server.text.chat_prompt import chat_prompt
+from server.text.convert import check_num_tokens, check_token_ids
 from server.text.prompt_limit import counting_limit
 from server.text.texts import ModelText
 from server.text.tokenizer_info import tokenizer_info
@@ -50,7 +47,9 @@ async def tokenize(body: TokenizeRequest, request: Request, state: StateDep) -> 
     times (or 65,536 tokens)."""
     info = find_model(state.engine, body.model)
     text = await state.texts.get(info)
-    tokens = await until_disconnect(request.receive, _token_ids(body, text, info))
+    chat_format = text.chat_format(config_of(state.engine, info.model))
+    encoding = _token_ids(body, text, info, chat_format)
+    tokens = await until_disconnect(request.receive, encoding)
     answer = Tokenized(
         count=len(tokens),
         max_model_len=info.max_model_len,
@@ -86,11 +85,14 @@ async def get_tokenizer_info(state: StateDep, model: ModelName = None) -> Tokeni
     return tokenizer_info(text.tokenizer, info)
 
 
-async def _token_ids(body: TokenizeRequest, text: ModelText, info: ModelInfo) -> list[int]:
+async def _token_ids(
+    body: TokenizeRequest, text: ModelText, info: ModelInfo, chat_format: ChatFormat
+) -> list[int]:
     if body.messages is not None:
+        rendered = chat_prompt(body, body.messages, chat_format)
         return await text.encode_chat(
-            template_messages(body.messages),
-            template_options(body),
+            rendered.messages,
+            rendered.options,
             add_special_tokens=bool(body.add_special_tokens),
             limit=counting_limit(info, "messages"),
         )

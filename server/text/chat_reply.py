@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import msgspec
 
+from engine.types import FinishReason
 from server.http.shape import Shape
 from server.protocol.answers import PromptLogprobs, Usage
 from server.protocol.chat import (
-    AnswerMessage,
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
@@ -16,6 +16,8 @@ from server.protocol.chat import (
     ChatLogprobs,
     MessageDelta,
 )
+from server.text.answer_format import AnswerFormat
+from server.text.chat_message import message_delta, whole_message
 from server.text.generation import Generation
 from server.text.logprobs import chat_logprobs, prompt_logprobs, token_names
 from server.text.output import Delta
@@ -32,10 +34,13 @@ class ChatReply(TextReply):
         head: ReplyHead,
         text: ModelText,
         generation: Generation,
+        answers: AnswerFormat,
         shape: Shape | None = None,
     ) -> None:
         super().__init__(head, generation, request.stream_options, shape)
         self._request = request
+        self._answers = answers
+        self._parsers = [answers.parser() for _ in range(generation.num_choices)]
         self._prompt_run = generation.runs[0]
         self._text = text
         self._names = token_names(text, as_ids=request.return_tokens_as_token_ids)
@@ -57,11 +62,13 @@ class ChatReply(TextReply):
 
     def _choice(self, deltas: Sequence[Delta]) -> ChatChoice:
         last = deltas[-1]
+        text = "".join(delta.text for delta in deltas)
+        pieces = self._parsers[last.index].add(text, is_last=True)
         return ChatChoice(
             index=last.index,
-            message=AnswerMessage(content=self._prefix + "".join(delta.text for delta in deltas)),
+            message=whole_message(pieces, self._prefix),
             logprobs=self._logprobs(deltas),
-            finish_reason=str(last.finish_reason),
+            finish_reason=self._finish_reason(last),
             stop_reason=last.stop_reason,
             token_ids=[i for delta in deltas for i in delta.token_ids]
             if self._request.return_token_ids
@@ -70,7 +77,8 @@ class ChatReply(TextReply):
 
     def _opening(self, index: int) -> list[ChatChunk]:
         """The role; then the message that is being continued, if asked for."""
-        first = self._chunk(ChatChunkChoice(index, MessageDelta(role="assistant", content="")))
+        content = "" if self._answers.is_plain else None  # calls and reasoning may go without
+        first = self._chunk(ChatChunkChoice(index, MessageDelta(role="assistant", content=content)))
         if self._request.return_token_ids:
             first.prompt_token_ids = self._prompt_run.request.prompt_token_ids
         if not self._prefix:
@@ -80,10 +88,11 @@ class ChatReply(TextReply):
     def _chunks(self, delta: Delta) -> list[ChatChunk]:
         chunks = []
         with_ids = self._request.return_token_ids and delta.token_ids
-        if delta.text or delta.logprobs or with_ids:
-            choice = ChatChunkChoice(
-                delta.index, MessageDelta(content=delta.text), self._logprobs([delta])
-            )
+        parser = self._parsers[delta.index]
+        pieces = parser.add(delta.text, is_last=delta.finish_reason is not None)
+        if pieces or delta.logprobs or with_ids:
+            message = message_delta(pieces)
+            choice = ChatChunkChoice(delta.index, message, self._logprobs([delta]))
             if with_ids:
                 choice.token_ids = delta.token_ids
             chunks.append(self._chunk(choice))
@@ -91,11 +100,17 @@ class ChatReply(TextReply):
             end = ChatChunkChoice(
                 delta.index,
                 MessageDelta(),
-                finish_reason=str(delta.finish_reason),
+                finish_reason=self._finish_reason(delta),
                 stop_reason=delta.stop_reason,
             )
             chunks.append(self._chunk(end))
         return chunks
+
+    def _finish_reason(self, last: Delta) -> str:
+        """A call that was cut off by the length keeps that reason."""
+        if last.finish_reason is FinishReason.STOP and self._parsers[last.index].num_calls:
+            return "tool_calls"
+        return str(last.finish_reason)
 
     def _usage_chunk(self, usage: Usage) -> ChatChunk:
         return self._chunk(usage=usage)

@@ -4,7 +4,6 @@ Pure functions. What pydantic can check alone is in `server/protocol`; here is w
 served model: its defaults, its vocabulary, its context length.
 """
 
-import json
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
@@ -12,7 +11,7 @@ from typing import Any, TypeVar
 from engine.errors import ContextLengthExceeded, InvalidParameter
 from engine.sampling_params import SAMPLER_PARAMETERS, Patterns
 from engine.types import GenerateRequest, Info, ModelInfo, SamplingParams
-from server.protocol.chat import ChatCompletionRequest, ChatMessage, ChatTemplateOptions
+from server.protocol.chat import ChatCompletionRequest
 from server.protocol.common import SamplingRequest
 from server.protocol.completions import CompletionRequest
 from server.text.output import TextOptions
@@ -23,47 +22,25 @@ MAX_CHOICES = 4096
 
 _TO_THE_END = -1
 """As many tokens as the context has room for."""
-_RESERVED_TEMPLATE_NAMES = frozenset(
-    ("self", "messages", "tools", "add_generation_prompt", "continue_final_message")
-)
 
 _NO_PATTERNS: Mapping[str, Patterns] = {}
 
 T = TypeVar("T")
 
 
-def template_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
-    """Messages as chat templates expect them."""
-    return [_template_message(message) for message in messages]
-
-
-def template_options(options: ChatTemplateOptions) -> dict[str, Any]:
-    """Keyword arguments of `ChatTemplate.render`.
-
-    Raises:
-        InvalidParameter: `chat_template_kwargs` sets what has a field of its own.
-    """
-    extra = options.chat_template_kwargs or {}
-    if taken := sorted(_RESERVED_TEMPLATE_NAMES & extra.keys()):
-        raise InvalidParameter(
-            f"chat_template_kwargs cannot set {taken[0]}", param="chat_template_kwargs"
-        )
-    continued = _or(options.continue_final_message, False)
-    return {
-        **extra,
-        "add_generation_prompt": _or(options.add_generation_prompt, not continued),
-        "continue_final_message": continued,
-    }
-
-
 def text_options(
-    request: SamplingRequest, *, offsets: bool = False, keep_text: bool = False
+    request: SamplingRequest,
+    *,
+    offsets: bool = False,
+    keep_text: bool = False,
+    kept_special_tokens: frozenset[int] = frozenset(),
 ) -> TextOptions:
     """The request's wishes about its text."""
     return TextOptions(
         stop=tuple(request.stop or ()),
         include_stop=_or(request.include_stop_str_in_output, False),
         skip_special_tokens=_or(request.skip_special_tokens, True),
+        kept_special_tokens=kept_special_tokens,
         min_tokens=_or(request.min_tokens, 0),
         offsets=offsets,
         keep_text=keep_text,
@@ -338,29 +315,6 @@ def _sampler_values(
         value = _or(asked, one.kind(model.get(name, one.neutral)))
         values[name] = one.settled(value) if one.settled else value
     return values
-
-
-def _template_message(message: ChatMessage) -> dict[str, Any]:
-    fields = message.model_dump(exclude_none=True, exclude={"tool_calls", "refusal"})
-    fields["content"] = _first(message.content, message.refusal, "")
-    if message.tool_calls:
-        fields["tool_calls"] = [
-            _template_call(call.model_dump(exclude_none=True)) for call in message.tool_calls
-        ]
-    return fields
-
-
-def _template_call(call: dict[str, Any]) -> dict[str, Any]:
-    """Templates print arguments as JSON themselves, so they want the object, not its text."""
-    arguments = call["function"]["arguments"]
-    if isinstance(arguments, str):
-        try:
-            parsed = json.loads(arguments)
-        except (ValueError, RecursionError):
-            return call
-        if isinstance(parsed, Mapping):
-            call["function"]["arguments"] = parsed
-    return call
 
 
 def _or(value: T | None, default: T) -> T:

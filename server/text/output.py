@@ -20,6 +20,8 @@ class TextOptions:
     stop: tuple[str, ...] = ()
     include_stop: bool = False
     skip_special_tokens: bool = True
+    kept_special_tokens: frozenset[int] = frozenset()
+    """Those that are not left out all the same, as they mark parts of the answer."""
     min_tokens: int = 0
     """Stop strings are looked for in the text after so many tokens."""
     offsets: bool = False
@@ -65,7 +67,10 @@ class ChoiceOutput:
         self.text = ""
         self._options = options
         self._detokenizer = IncrementalDetokenizer(
-            tokenizer, prompt_token_ids, skip_special_tokens=options.skip_special_tokens
+            tokenizer,
+            prompt_token_ids,
+            skip_special_tokens=options.skip_special_tokens,
+            kept=options.kept_special_tokens,
         )
         self._stop = StopMatcher(options.stop, include=options.include_stop)
         self._token_by_token = bool(options.stop) or options.offsets

@@ -11,10 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import structlog
 
+from engine.config import EngineConfig
 from engine.errors import InvalidParameter
 from engine.sampling_params import Patterns
+from engine.text.chat_format import ChatFormat
 from engine.text.long_text import LongText
 from engine.text.template_process import TemplateProcess
 from engine.text.tokenizer import Tokenizer, load_tokenizer
@@ -29,6 +32,7 @@ THREAD_THRESHOLD_CHARS = 16_384
 _CHARS_PER_TOKEN = 4
 _KEPT_PATTERNS = 32
 _TEMPLATE_LEAVES = 4
+_PROMPT_END_TOKENS = 16
 _COUNTED_CHARS = 4096
 """Shorter texts are tokenised whatever comes out, so that an error can give the exact number."""
 
@@ -56,6 +60,7 @@ class ModelText:
         self._token_bytes: dict[int, list[int]] = {}
         self._search: VocabularySearch | None = None
         self._patterns: dict[tuple[str, ...], Patterns] = {}
+        self._formats: dict[tuple[str, str], ChatFormat] = {}
 
     @classmethod
     async def load(cls, path: Path, pool: EncodingPool) -> "ModelText":
@@ -83,6 +88,22 @@ class ModelText:
     @property
     def has_chat_template(self) -> bool:
         return self._template is not None
+
+    def chat_format(self, config: EngineConfig) -> ChatFormat:
+        """How calls and reasoning are written, by the template and what the operator has set."""
+        key = (config.tool_call_parser, config.reasoning_parser)
+        if key not in self._formats:
+            self._formats[key] = ChatFormat.of(self.tokenizer.chat_template or "", *key)
+        return self._formats[key]
+
+    def end_of(self, prompt: Sequence[int]) -> str:
+        """The text of a prompt's last tokens, which shows whether it has opened the reasoning."""
+        return self.tokenizer.decode(prompt[-_PROMPT_END_TOKENS:], skip_special_tokens=False)
+
+    def special_ids(self, texts: Sequence[str]) -> frozenset[int]:
+        """Which special tokens are spelled like one of these."""
+        ids = {self.tokenizer.raw.token_to_id(text) for text in texts}
+        return self.tokenizer.special_token_ids & ids
 
     async def encode_all(
         self,
@@ -132,7 +153,7 @@ class ModelText:
                 "this model has no chat template; use /v1/completions", param="messages"
             )
         limit = limit or _SMALL
-        self._check_conversation(messages, limit)
+        self._check_conversation(messages, options.get("tools"), limit)
         text = await template.render(messages, options)
         [prompt] = await self.encode_all([text], add_special_tokens=add_special_tokens, limit=limit)
         return prompt
@@ -190,11 +211,15 @@ class ModelText:
         if num_tokens > limit.max_total_tokens:
             raise limit.total_exceeded(num_tokens)
 
-    def _check_conversation(self, messages: list[dict[str, Any]], limit: PromptLimit) -> None:
-        """The same for messages. A template may leave some out, but hardly three quarters."""
+    def _check_conversation(
+        self, messages: list[dict[str, Any]], tools: Any, limit: PromptLimit
+    ) -> None:
+        """The same for messages and tools. A template may leave some out, but hardly three
+        quarters."""
         if limit.keep_last is None and self._long.bound.is_known:
             most = _TEMPLATE_LEAVES * limit.max_tokens
             text = "".join([text for message in messages for text in _texts(message)])
+            text += msgspec.json.encode(tools).decode() if tools else ""
             at_least = self._long.bound.at_least(text, most)
             if at_least > most:
                 raise limit.exceeded(at_least, 0)

@@ -161,7 +161,7 @@ def test_null_means_the_default(build: Any) -> None:
 
 @pytest.mark.parametrize("build", [chat, complete])
 def test_every_unsupported_field_is_refused_by_name(build: Any) -> None:
-    for name in UNSUPPORTED_FIELDS:
+    for name in UNSUPPORTED_FIELDS.keys() - type(build()).model_fields.keys():
         with pytest.raises(UnsupportedFeature, match=name) as caught:
             build(**{name: {"a": 1}})
         assert caught.value.param == name
@@ -180,9 +180,11 @@ def test_neutral_and_no_effect_values_pass_and_are_not_reported(build: Any) -> N
 
 def test_a_supported_field_is_in_no_table() -> None:
     for model in (ChatCompletionRequest, CompletionRequest, TokenizeRequest):
-        names = set(model.model_fields)
-        assert not names & NO_EFFECT_FIELDS.keys()
-        assert not names & UNSUPPORTED_FIELDS.keys()
+        assert not model.model_fields.keys() & NO_EFFECT_FIELDS.keys()
+    assert not CompletionRequest.model_fields.keys() & UNSUPPORTED_FIELDS.keys()
+    assert ChatCompletionRequest.model_fields.keys() & UNSUPPORTED_FIELDS.keys() == {
+        *("tools", "tool_choice", "reasoning_effort"),
+    }
 
 
 def test_unknown_fields_are_kept_aside_by_name() -> None:

@@ -105,7 +105,7 @@ def named(*pairs: tuple[str, str]) -> list[dict[str, str]]:
         ({"chat_template": {"chat_template": "two"}}, "two"),
         (
             {"tokenizer_config": {"chat_template": named(("tool_use", "t"), ("default", "d"))}},
-            "d",
+            "{% if tools %}t{% else %}d{% endif %}",
         ),
         ({"tokenizer_config": {"chat_template": named(("rag", "r"))}}, "r"),
         ({"tokenizer_config": {"chat_template": named(("rag", "r"), ("tool_use", "t"))}}, None),

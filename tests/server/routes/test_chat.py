@@ -60,7 +60,14 @@ async def test_whole_answer(server: TextServer) -> None:
         "choices": [
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": "Hello 🦊", "refusal": None},
+                "message": {
+                    "role": "assistant",
+                    "content": "Hello 🦊",
+                    "refusal": None,
+                    "reasoning_content": None,
+                    "reasoning": None,
+                    "tool_calls": None,
+                },
                 "logprobs": None,
                 "finish_reason": "stop",
                 "stop_reason": None,

@@ -1,0 +1,55 @@
+"""The text of one answer as reasoning, content and calls."""
+
+from engine.text.answer_pieces import Arguments, CallStart, Content, Piece
+from engine.text.reasoning import ReasoningReader
+from engine.text.tool_calls.parser import ToolCallParser
+
+
+class AnswerParser:
+    """One per completion. Calls are looked for behind the reasoning only.
+
+    Args:
+        reasoning: None where the model does not write any.
+        calls: None where calls are not looked for.
+        max_calls: calls after so many are left out.
+    """
+
+    def __init__(
+        self,
+        reasoning: ReasoningReader | None,
+        calls: ToolCallParser | None,
+        max_calls: int | None = None,
+    ) -> None:
+        self.num_calls = 0
+        self._reasoning = reasoning
+        self._calls = calls
+        self._max_calls = max_calls
+
+    def add(self, text: str, *, is_last: bool) -> list[Piece]:
+        """More text. Returns what it makes certain; with the last, all that was held back."""
+        if self._reasoning is None:
+            pieces: list[Piece] = [Content(text)]
+        else:
+            pieces = self._reasoning.add(text)
+            if is_last:
+                pieces += self._reasoning.finish()
+        if self._calls is not None:
+            pieces = [part for piece in pieces for part in self._with_calls(piece)]
+            if is_last:
+                pieces += self._calls.finish()
+        return [piece for piece in pieces if self._is_kept(piece)]
+
+    def _with_calls(self, piece: Piece) -> list[Piece]:
+        assert self._calls is not None
+        return self._calls.add(piece.text) if isinstance(piece, Content) else [piece]
+
+    def _is_kept(self, piece: Piece) -> bool:
+        match piece:
+            case CallStart(index):
+                if self._max_calls is not None and index >= self._max_calls:
+                    return False
+                self.num_calls += 1
+                return True
+            case Arguments(index):
+                return index < self.num_calls
+        return bool(piece.text)

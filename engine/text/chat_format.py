@@ -1,0 +1,83 @@
+"""What a model's chat template says of how it is talked to, beyond plain messages.
+
+Read from the template's text: the template itself is foreign code, and runs elsewhere.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from engine.text.reasoning import ReasoningParserName
+from engine.text.tool_calls.table import ToolCallParserName, parser_of_template
+
+ToolCallParserSetting = Literal["auto", ToolCallParserName]
+ReasoningParserSetting = Literal["auto", "none", ReasoningParserName]
+
+_REASONING_SIGNS: tuple[tuple[str, ReasoningParserName], ...] = (
+    ("<|channel>", "gemma4"),
+    ("[THINK]", "mistral"),
+    ("</think>", "qwen3"),
+)
+_CODE = re.compile(r"\{[{%](.*?)[}%]\}", re.DOTALL)
+_STRING = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+_NAME = re.compile(r"(?<![.\w])[a-z_]\w*")
+_THINKING_SWITCHES = ("enable_thinking", "thinking")
+"""Variables that templates ask for whether to reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatFormat:
+    """How calls and reasoning are written.
+
+    Attributes:
+        takes_tools: the template shows functions to the model.
+        takes_calls: it shows earlier calls and their results.
+        takes_system: it lets a system message stand first.
+        takes_effort: it knows `reasoning_effort`.
+        thinking_switch: its variable for whether to reason, if it has one.
+        short_call_ids: it takes calls' ids of 9 letters and digits only.
+    """
+
+    tool_call_parser: ToolCallParserName
+    reasoning_parser: ReasoningParserName | None
+    takes_tools: bool
+    takes_calls: bool
+    takes_system: bool
+    takes_effort: bool
+    thinking_switch: str | None
+    short_call_ids: bool
+
+    @classmethod
+    def of(
+        cls,
+        template: str,
+        tool_call_parser: ToolCallParserSetting = "auto",
+        reasoning_parser: ReasoningParserSetting = "auto",
+    ) -> "ChatFormat":
+        """Of a template, where the operator has not said otherwise."""
+        variables = _variables(template)
+        takes_tools = "tools" in variables
+        if tool_call_parser == "auto":
+            tool_call_parser = parser_of_template(template) if takes_tools else "json"
+        return cls(
+            tool_call_parser=tool_call_parser,
+            reasoning_parser=_reasoning_parser(template, reasoning_parser),
+            takes_tools=takes_tools,
+            takes_calls=takes_tools or "tool_calls" in template,
+            takes_system="System role not supported" not in template,
+            takes_effort="reasoning_effort" in variables,
+            thinking_switch=next((s for s in _THINKING_SWITCHES if s in variables), None),
+            short_call_ids="Tool call IDs should be alphanumeric" in template,
+        )
+
+
+def _variables(template: str) -> frozenset[str]:
+    """Names that the template's code uses, without those of attributes."""
+    code = " ".join(_CODE.findall(template))
+    return frozenset(_NAME.findall(_STRING.sub("''", code)))
+
+
+def _reasoning_parser(template: str, setting: ReasoningParserSetting) -> ReasoningParserName | None:
+    if setting == "auto":
+        return next((name for sign, name in _REASONING_SIGNS if sign in template), None)
+    return None if setting == "none" else setting

@@ -1,0 +1,99 @@
+"""Splits what a model wrote to itself from its answer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from engine.text.answer_pieces import Content, Reasoning
+from engine.text.answer_reader import AnswerReader, Waiting
+
+ReasoningParserName = Literal["deepseek_r1", "qwen3", "mistral", "gemma4"]
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningMarkers:
+    """How a family of models writes its reasoning.
+
+    Attributes:
+        is_first: the answer begins with it even where nothing opens it, as in DeepSeek R1.
+    """
+
+    opening: str
+    closing: str
+    is_first: bool = False
+
+    @property
+    def tokens(self) -> tuple[str, str]:
+        """What of them may be special tokens."""
+        return (self.opening.removesuffix("thought"), self.closing)
+
+    def is_open_after(self, prompt: str) -> bool:
+        """Whether an answer to this prompt, or to one that ends with this, begins within it."""
+        end = prompt.rstrip()
+        return end.endswith(self.opening) or (self.is_first and not end.endswith(self.closing))
+
+    def is_open_within(self, text: str) -> bool:
+        """Whether the beginning of an answer is within it."""
+        opened, closed = text.rfind(self.opening), text.rfind(self.closing)
+        return opened > closed or (self.is_first and closed < 0)
+
+
+REASONING_MARKERS: Mapping[ReasoningParserName, ReasoningMarkers] = {
+    "deepseek_r1": ReasoningMarkers("<think>", "</think>", is_first=True),
+    "qwen3": ReasoningMarkers("<think>", "</think>"),
+    "mistral": ReasoningMarkers("[THINK]", "[/THINK]"),
+    "gemma4": ReasoningMarkers("<|channel>thought", "<channel|>"),
+}
+assert set(REASONING_MARKERS) == set(get_args(ReasoningParserName))
+
+
+class ReasoningReader(AnswerReader):
+    """Reasoning stands first, between its markers, or not at all.
+
+    Line breaks around it, and before what follows it, are left out, as chat templates do. Without
+    an end all of the text is reasoning.
+
+    Args:
+        is_open: it has begun in the prompt.
+    """
+
+    def __init__(self, markers: ReasoningMarkers, *, is_open: bool) -> None:
+        super().__init__()
+        self._markers = markers
+        self._is_open = is_open
+
+    def _read(self) -> Waiting[None]:
+        space = ""
+        while (yield from self._peek()).isspace():
+            space += self._take(1)
+        if (yield from self._skip(self._markers.opening)):
+            yield from self._reasoning("")
+        elif self._is_open:
+            yield from self._reasoning(space)
+        else:
+            self._said.append(Content(space))
+        while not (self._is_whole and self._at == len(self._text)):
+            self._said.append(Content(self._take(len(self._text) - self._at)))
+            if not self._is_whole:
+                yield
+
+    def _reasoning(self, begun: str) -> Waiting[None]:
+        """Up to its end, and past the line breaks behind that."""
+        held = begun.lstrip("\n")
+        if not held:
+            yield from self._line_breaks()
+        while True:
+            part = held + self._part_before(self._markers.closing)
+            shown = part.rstrip("\n")
+            held = part[len(shown) :]
+            self._said.append(Reasoning(shown))
+            if (yield from self._skip(self._markers.closing)):
+                return (yield from self._line_breaks())
+            if self._at == len(self._text):
+                if self._is_whole:
+                    return None
+                yield
+
+    def _line_breaks(self) -> Waiting[None]:
+        while (yield from self._peek()) == "\n":
+            self._take(1)

@@ -1,0 +1,197 @@
+"""What the ways to write a call have in common.
+
+A call is announced once its name is known and its arguments begin; from there they go out as they
+come. What looked like a call before and is none is plain text. After that a call stays one: if its
+arguments then are no JSON, or the text ends within them, they are what the model wrote.
+"""
+
+import json
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from engine.text.answer_pieces import Arguments, CallStart, Content
+from engine.text.answer_reader import AnswerReader, Waiting
+from engine.text.tool_calls.json_scanner import JsonScanner
+
+MAX_NAME_CHARS = 256
+
+Schemas = Mapping[str, Mapping[str, Any]]
+"""The functions that may be called: the JSON schema of their parameters by name."""
+
+
+class NotACall(Exception):
+    """What was read is none; it is still held."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallSyntax:
+    """How a call is written where the model is made to: text around the JSON of its arguments.
+
+    Attributes:
+        begin: `{name}` stands for the function's name.
+        trigger: the beginning of `begin` that free text does not have.
+        separator: between two calls.
+    """
+
+    begin: str
+    end: str
+    trigger: str
+    separator: str = ""
+
+
+class ToolCallParser(AnswerReader):
+    """From the text of an answer to plain text and calls.
+
+    White space around calls is left out.
+
+    Attributes:
+        markers: texts that may be special tokens and must not be left out of the text.
+        syntax: None where arguments are not JSON.
+    """
+
+    markers: ClassVar[tuple[str, ...]] = ()
+    syntax: ClassVar[CallSyntax | None] = None
+
+    def __init__(self, schemas: Schemas) -> None:
+        super().__init__()
+        self._schemas = schemas
+        self._num_calls = 0
+        self._has_content = False
+        self._space = ""
+        self._held: list[str] = []
+
+    @abstractmethod
+    def _calls(self) -> Waiting[None]:
+        """Read all of the text."""
+
+    def _read(self) -> Waiting[None]:
+        yield from self._calls()
+        while (yield from self._plain_text()):
+            pass
+        if not self._num_calls:
+            self._said.append(Content(self._space))
+
+    def _plain_text(self, *markers: str) -> Waiting[str]:
+        """Hand on text up to the first of the markers, which is then held. "" at the text's end."""
+        while True:
+            self._say(self._part_before(*markers))
+            marker = (yield from self._skip(*markers)) if markers else ""
+            if marker:
+                self._held = [marker]
+                return marker
+            if self._at == len(self._text):
+                if self._is_whole:
+                    return ""
+                yield
+
+    def _say(self, text: str) -> None:
+        text = self._space + text
+        if self._num_calls and not self._has_content:
+            text = text.lstrip()
+        shown = text.rstrip()
+        self._space = text[len(shown) :]
+        if shown:
+            self._has_content = True
+            self._said.append(Content(shown))
+
+    def _say_held(self) -> None:
+        """What was held is plain text after all."""
+        self._say("".join(self._held))
+        self._held = []
+
+    def _hold(self, text: str) -> None:
+        self._held.append(text)
+
+    def _skip_held(self, *markers: str) -> Waiting[str]:
+        marker = yield from self._skip(*markers)
+        self._hold(marker)
+        return marker
+
+    def _skip_space(self) -> Waiting[None]:
+        while (yield from self._peek()).isspace():
+            self._hold(self._take(1))
+
+    def _pass_space(self) -> Waiting[None]:
+        while (yield from self._peek()).isspace():
+            self._take(1)
+
+    def _put(self, index: int, text: str) -> None:
+        """Hand on more of a call's arguments."""
+        self._said.append(Arguments(index, text))
+
+    def _announce(self, name: str) -> int:
+        """Begin a call; what was held belongs to it."""
+        self._held = []
+        self._space = ""
+        self._num_calls += 1
+        self._said.append(CallStart(self._num_calls - 1, name))
+        return self._num_calls - 1
+
+    def _json_value(self, found: Callable[[str], None]) -> Waiting[bool]:
+        """Hand a JSON value on as it comes. False where it stops being one."""
+        scanner = JsonScanner()
+        while True:
+            end = scanner.read(self._text, self._at)
+            found(self._take(end - self._at))
+            if scanner.is_done:
+                return True
+            if scanner.is_bad or self._is_whole:
+                return not scanner.is_bad and scanner.finish()
+            yield
+
+    def _json_string(self) -> Waiting[str]:
+        """
+        Raises:
+            NotACall: there is none.
+        """
+        if (yield from self._peek()) != '"':
+            raise NotACall
+        parts: list[str] = []
+
+        def keep(text: str) -> None:
+            parts.append(text)
+            self._hold(text)
+
+        if not (yield from self._json_value(keep)):
+            raise NotACall
+        value: str = json.loads("".join(parts))
+        return value
+
+    def _json_arguments(self, name: str, *ends: str) -> Waiting[None]:
+        """Announce a call and hand its arguments on.
+
+        Args:
+            ends: what the rest of them ends before, if they are no JSON.
+
+        Raises:
+            NotACall: nothing that can be arguments stands here.
+        """
+        match (yield from self._peek()):
+            case "{":
+                index = self._announce(name)
+                is_json = yield from self._json_value(lambda text: self._put(index, text))
+                if not is_json:
+                    yield from self._rest_of_arguments(index, *ends)
+            case '"':  # JSON within JSON
+                text = yield from self._json_string()
+                self._put(self._announce(name), text)
+            case _:
+                yield from self._no_arguments(name)
+
+    def _no_arguments(self, name: str) -> Waiting[None]:
+        if not (yield from self._skip_held("null")):
+            raise NotACall
+        self._put(self._announce(name), "{}")
+
+    def _rest_of_arguments(self, index: int, *ends: str) -> Waiting[None]:
+        """As the model wrote them, up to one of the ends or to the end of the text."""
+        while True:
+            self._put(index, self._part_before(*ends))
+            if ends and (yield from self._next_is(*ends)):
+                return
+            if self._at == len(self._text):
+                if self._is_whole:
+                    return
+                yield

@@ -1,0 +1,44 @@
+"""Which parsers there are, and which one a chat template asks for."""
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+from engine.text.tool_calls.gemma import FunctionGemmaParser, Gemma4Parser
+from engine.text.tool_calls.hermes import HermesParser
+from engine.text.tool_calls.json_calls import JsonCallsParser
+from engine.text.tool_calls.llama3_json import Llama3JsonParser
+from engine.text.tool_calls.mistral import MistralParser
+from engine.text.tool_calls.parser import ToolCallParser
+from engine.text.tool_calls.qwen3_coder import Qwen3CoderParser
+
+ToolCallParserName = Literal[
+    "hermes", "qwen3_coder", "llama3_json", "mistral", "gemma4", "functiongemma", "json"
+]
+"""vLLM's names, where it has the parser."""
+
+TOOL_CALL_PARSERS: Mapping[ToolCallParserName, type[ToolCallParser]] = {
+    "hermes": HermesParser,
+    "qwen3_coder": Qwen3CoderParser,
+    "llama3_json": Llama3JsonParser,
+    "mistral": MistralParser,
+    "gemma4": Gemma4Parser,
+    "functiongemma": FunctionGemmaParser,
+    "json": JsonCallsParser,
+}
+assert set(TOOL_CALL_PARSERS) == set(get_args(ToolCallParserName))
+
+_SIGNS: tuple[tuple[str, ToolCallParserName], ...] = (
+    ("<|tool_call>", "gemma4"),
+    ("<start_function_call>", "functiongemma"),
+    ("[TOOL_CALLS]", "mistral"),
+    ("<function=", "qwen3_coder"),
+    ("<tool_call>", "hermes"),
+    ("<|python_tag|>", "llama3_json"),
+    ("<|start_header_id|>", "llama3_json"),
+)
+"""Texts in a template that knows tools; the first one found decides."""
+
+
+def parser_of_template(template: str) -> ToolCallParserName:
+    """The parser for what a model with this chat template writes; `json` if nothing tells."""
+    return next((name for sign, name in _SIGNS if sign in template), "json")

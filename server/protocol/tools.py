@@ -1,0 +1,203 @@
+"""Functions that a model may call, in requests and in answers."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
+
+import msgspec
+from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
+
+from engine.errors import InvalidParameter
+from server.protocol.common import WireModel
+
+MAX_TOOLS = 128
+MAX_TOOLS_BYTES = 512 << 10
+MAX_SCHEMA_DEPTH = 64
+_MAX_DESCRIPTION_CHARS = 64 << 10
+_NAME_PATTERN = r"^[a-zA-Z0-9_-]{1,64}$"
+_MODES = ("none", "auto", "required")
+
+
+class FunctionDefinition(WireModel):
+    """What the model is told of a function. Fields that are not listed reach the template."""
+
+    name: str = Field(pattern=_NAME_PATTERN, max_length=64)
+    description: str | None = Field(None, max_length=_MAX_DESCRIPTION_CHARS)
+    parameters: dict[str, Any] | None = Field(
+        None, max_length=1024, description="JSON schema of the arguments, an object."
+    )
+    strict: bool | None = Field(
+        None, description="Have the arguments follow the schema exactly. Default false."
+    )
+
+
+class FunctionTool(WireModel):
+    """A function that may be called."""
+
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+@dataclass(frozen=True, slots=True)
+class NamedToolChoice:
+    """The function that must be called."""
+
+    name: str
+
+
+def _read_tool_choice(value: Any) -> str | NamedToolChoice | None:
+    if value is None or value in _MODES:
+        return value  # type: ignore[no-any-return]
+    if isinstance(value, dict) and value.get("type") == "function":
+        function = value.get("function")
+        name = function.get("name") if isinstance(function, dict) else None
+        if isinstance(name, str):
+            return NamedToolChoice(name)
+    raise PydanticCustomError(
+        "tool_choice",
+        'must be "none", "auto", "required" or {example}',
+        {"example": '{"type": "function", "function": {"name": "…"}}'},
+    )
+
+
+ToolChoice = Annotated[
+    str | NamedToolChoice | None,
+    PlainValidator(_read_tool_choice),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "enum": list(_MODES), "maxLength": 8},
+                {
+                    "type": "object",
+                    "properties": {
+                        "type": {"const": "function"},
+                        "function": {
+                            "type": "object",
+                            "properties": {"name": {"type": "string", "pattern": _NAME_PATTERN}},
+                            "required": ["name"],
+                        },
+                    },
+                    "required": ["type", "function"],
+                    "maxProperties": 16,
+                },
+                {"type": "null"},
+            ]
+        }
+    ),
+]
+
+
+class ToolOptions(WireModel):
+    """Which functions a prompt shows; shared with `/tokenize`."""
+
+    tools: list[FunctionTool] | None = Field(
+        None,
+        max_length=MAX_TOOLS,
+        description="Functions that the model may call, with different names.",
+    )
+
+    @model_validator(mode="after")
+    def _check_tools(self) -> Self:
+        seen: set[str] = set()
+        num_bytes = 0
+        for index, tool in enumerate(self.tools or ()):
+            function, param = tool.function, f"tools[{index}].function"
+            if function.name in seen:
+                raise InvalidParameter(
+                    f"two tools are named {function.name}; give each its own name",
+                    param=f"{param}.name",
+                )
+            seen.add(function.name)
+            fields = function.model_dump()
+            if _is_deeper(fields, MAX_SCHEMA_DEPTH):
+                raise InvalidParameter(
+                    f"{param} is nested more than {MAX_SCHEMA_DEPTH} levels deep; flatten it",
+                    param=f"{param}.parameters",
+                )
+            num_bytes += len(msgspec.json.encode(fields))
+        if num_bytes > MAX_TOOLS_BYTES:
+            raise InvalidParameter(
+                f"tools have {num_bytes} bytes of JSON; the limit is {MAX_TOOLS_BYTES}; send fewer "
+                f"or shorten their schemas",
+                param="tools",
+            )
+        return self
+
+
+class ToolUse(ToolOptions):
+    """Which functions a model may call, and whether it must."""
+
+    tool_choice: ToolChoice = Field(
+        None,
+        description="Whether the model may (auto, the default with tools), must (required, or a "
+        "named function) or may not call tools. Other than none and auto needs tools.",
+    )
+    parallel_tool_calls: bool | None = Field(
+        None, description="Let an answer have more than one call. Default true."
+    )
+
+    @model_validator(mode="after")
+    def _check_choice(self) -> Self:
+        names = [tool.function.name for tool in self.tools or ()]
+        match self.tool_choice:
+            case NamedToolChoice(name) if name not in names:
+                offered = ", ".join(names[:16]) if names else "none"
+                raise InvalidParameter(
+                    f"tool_choice names the function {name[:64]!r}; the tools are: {offered}",
+                    param="tool_choice",
+                )
+            case "required" if not names:
+                raise InvalidParameter(
+                    "tool_choice is required, but there are no tools; send some",
+                    param="tool_choice",
+                )
+        return self
+
+
+def _is_deeper(value: Any, limit: int) -> bool:
+    """Whether containers in it are nested deeper than that. Needs no recursion."""
+    level: Iterable[Any] = [value]
+    for _ in range(limit):
+        level = [item for container in level for item in _containers(container)]
+        if not level:
+            return False
+    return True
+
+
+def _containers(value: Any) -> list[Any]:
+    items = value.values() if isinstance(value, dict) else value
+    return [item for item in items if isinstance(item, dict | list)]
+
+
+@dataclass(slots=True)
+class CalledFunction:
+    """The function and its arguments, as JSON text that the model wrote."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(slots=True)
+class AnswerToolCall:
+    """A call in a whole answer."""
+
+    id: str
+    function: CalledFunction
+    type: Literal["function"] = "function"
+
+
+class FunctionDelta(msgspec.Struct, omit_defaults=True):
+    """The name in a call's first chunk, more of its arguments in any."""
+
+    name: str | None = None
+    arguments: str | None = None
+
+
+class ToolCallDelta(msgspec.Struct, omit_defaults=True):
+    """What a chunk adds to a call; id and type are in its first one."""
+
+    index: int
+    id: str | None = None
+    type: str | None = None
+    function: FunctionDelta | None = None

@@ -1,0 +1,164 @@
+"""From a chat's body to what the model's chat template renders."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engine.errors import InvalidParameter, UnsupportedFeature
+from engine.text.chat_format import ChatFormat
+from server.protocol.chat import ChatCompletionRequest, ChatMessage, ChatTemplateOptions
+from server.protocol.tools import FunctionTool
+from server.text.tool_prompt import with_plain_calls, with_tool_prompt
+
+_RESERVED_NAMES = frozenset(
+    ("self", "messages", "tools", "add_generation_prompt", "continue_final_message")
+)
+_NO_PARAMETERS = {"type": "object", "properties": {}}
+_SHORT_ID = re.compile(r"[a-zA-Z0-9]{9}")
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """Arguments of `ChatTemplate.render`."""
+
+    messages: list[dict[str, Any]]
+    options: dict[str, Any]
+
+
+def chat_prompt(
+    body: ChatTemplateOptions, messages: list[ChatMessage], chat_format: ChatFormat
+) -> ChatPrompt:
+    """Messages and options in the form that templates expect. What the model's does not know of
+    calls becomes text.
+
+    Raises:
+        InvalidParameter: `chat_template_kwargs` sets what has a field of its own, or the template
+            knows nothing of `reasoning_effort`.
+    """
+    prepared = [_template_message(message) for message in messages]
+    tools = [_template_tool(tool) for tool in offered_tools(body)]
+    options = _template_options(body, chat_format)
+    if chat_format.short_call_ids:
+        prepared = [_with_short_ids(message) for message in prepared]
+    if not chat_format.takes_calls:
+        prepared = with_plain_calls(prepared)
+    if tools and chat_format.takes_tools:
+        options["tools"] = tools
+    elif tools:
+        prepared = with_tool_prompt(prepared, tools, takes_system=chat_format.takes_system)
+    return ChatPrompt(prepared, options)
+
+
+def offered_tools(body: ChatTemplateOptions) -> list[FunctionTool]:
+    """The functions that the model may call."""
+    if getattr(body, "tool_choice", None) == "none":
+        return []
+    return body.tools or []
+
+
+def check_tool_use(body: ChatCompletionRequest) -> None:
+    """
+    Raises:
+        UnsupportedFeature: a call is to be forced, or its arguments.
+    """
+    if body.tool_choice not in (None, "none", "auto"):
+        raise UnsupportedFeature(
+            "tool_choice other than auto and none is not supported yet; use auto",
+            param="tool_choice",
+        )
+    for index, tool in enumerate(body.tools or ()):
+        if tool.function.strict:
+            raise UnsupportedFeature(
+                "strict functions are not supported yet; leave strict out",
+                param=f"tools[{index}].function.strict",
+            )
+
+
+def _template_options(body: ChatTemplateOptions, chat_format: ChatFormat) -> dict[str, Any]:
+    extra = body.chat_template_kwargs or {}
+    if taken := sorted(_RESERVED_NAMES & extra.keys()):
+        raise InvalidParameter(
+            f"chat_template_kwargs cannot set {taken[0]}", param="chat_template_kwargs"
+        )
+    continued = bool(body.continue_final_message)
+    begins = body.add_generation_prompt
+    return {
+        **_reasoning_options(body.reasoning_effort, chat_format),
+        **extra,
+        "add_generation_prompt": not continued if begins is None else begins,
+        "continue_final_message": continued,
+    }
+
+
+def _reasoning_options(effort: str | None, chat_format: ChatFormat) -> dict[str, Any]:
+    """
+    Raises:
+        InvalidParameter: the template knows nothing of it.
+    """
+    if effort is None:
+        return {}
+    options: dict[str, Any] = {}
+    if chat_format.takes_effort:
+        options["reasoning_effort"] = effort
+    if chat_format.thinking_switch is not None:
+        options[chat_format.thinking_switch] = effort != "none"
+    if not options and effort != "none":
+        raise InvalidParameter(
+            "this model's chat template knows no reasoning effort; leave reasoning_effort out",
+            param="reasoning_effort",
+        )
+    return options
+
+
+def _template_tool(tool: FunctionTool) -> dict[str, Any]:
+    """As transformers makes them of functions."""
+    function = tool.function.model_dump(exclude_none=True, exclude={"strict"})
+    return {"type": "function", "function": {**function, "parameters": parameters_of(tool)}}
+
+
+def parameters_of(tool: FunctionTool) -> dict[str, Any]:
+    """The JSON schema of a function's arguments."""
+    return tool.function.parameters or _NO_PARAMETERS
+
+
+def _template_message(message: ChatMessage) -> dict[str, Any]:
+    fields = message.model_dump(exclude_none=True, exclude={"tool_calls", "refusal"})
+    texts = (message.content, message.refusal, "")
+    fields["content"] = next(text for text in texts if text is not None)
+    if message.tool_calls:
+        fields["tool_calls"] = [
+            _template_call(call.model_dump(exclude_none=True)) for call in message.tool_calls
+        ]
+    return fields
+
+
+def _template_call(call: dict[str, Any]) -> dict[str, Any]:
+    """Templates print arguments as JSON themselves, so they want the object, not its text."""
+    arguments = call["function"]["arguments"]
+    if isinstance(arguments, str):
+        try:
+            parsed = json.loads(arguments)
+        except (ValueError, RecursionError):
+            return call
+        if isinstance(parsed, Mapping):
+            call["function"]["arguments"] = parsed
+    return call
+
+
+def _with_short_ids(message: dict[str, Any]) -> dict[str, Any]:
+    """Mistral's templates refuse the ids that everybody else has."""
+    if "tool_call_id" in message:
+        message = {**message, "tool_call_id": _short_id(message["tool_call_id"])}
+    if "tool_calls" in message:
+        calls = [{**call, "id": _short_id(call.get("id", ""))} for call in message["tool_calls"]]
+        message = {**message, "tool_calls": calls}
+    return message
+
+
+def _short_id(call_id: str) -> str:
+    if _SHORT_ID.fullmatch(call_id):
+        return call_id
+    return hashlib.sha256(call_id.encode()).hexdigest()[:9]
