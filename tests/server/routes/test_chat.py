@@ -275,7 +275,7 @@ async def test_the_model_may_be_left_out_if_there_is_one(
     assert (await two.chat(model="b", max_tokens=1)).json()["model"] == "b"
     assert two.last_request.model == "b"
     assert "a, b" in error_of(await two.chat(), 400)["message"]
-    await two.client.aclose()
+    await two.aclose()
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ async def test_a_model_without_chat_template_says_what_to_use(tmp_path: Path) ->
     server = TextServer(write_tokenizer(tmp_path, chat_template=None))
     assert "/v1/completions" in error_of(await server.chat(), 400)["message"]
     assert (await server.complete(max_tokens=1)).status_code == 200
-    await server.client.aclose()
+    await server.aclose()
 
 
 async def test_a_model_without_tokenizer_is_a_503_not_a_crash(tmp_path: Path) -> None:
@@ -319,7 +319,7 @@ async def test_a_model_without_tokenizer_is_a_503_not_a_crash(tmp_path: Path) ->
     assert str(tmp_path) not in error["message"]
     write_tokenizer(tmp_path)
     assert (await server.chat(max_tokens=1)).status_code == 200
-    await server.client.aclose()
+    await server.aclose()
 
 
 async def test_a_full_queue_is_a_429(tokenizer_folder: Path) -> None:
@@ -337,7 +337,7 @@ async def test_a_full_queue_is_a_429(tokenizer_folder: Path) -> None:
     server.engine.release()
     assert [r.status_code for r in await asyncio.gather(*waiting)] == [200, 200]
     assert (await server.chat(max_tokens=1)).status_code == 200
-    await server.client.aclose()
+    await server.aclose()
 
 
 async def test_loading_draining_and_refusing_engines_are_503s(server: TextServer) -> None:
@@ -550,7 +550,7 @@ async def test_logs_hold_no_prompts_unless_asked(tokenizer_folder: Path, logs: l
             assert ("the answer" in str(line)) == wanted
             assert line["num_generation_tokens"] == len(server.encode("the answer")) + 1
             assert line["model"] == MODEL
-        await server.client.aclose()
+        await server.aclose()
 
 
 async def test_faults_of_ours_are_logged_once(server: TextServer, logs: list[Any]) -> None:
