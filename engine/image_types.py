@@ -72,7 +72,8 @@ class ImageParams:
     """Of the result, in pixels; a multiple of the model's `size_multiple` for TEXT_TO_IMAGE. With
     an input image any size: the engine pads to the multiple and cuts back."""
     height: int
-    num_inference_steps: int
+    num_inference_steps: int = 1
+    """Of denoising; other stages count their own."""
     seed: int
     """Image i of the request uses seed + i."""
     n: int = 1
@@ -127,8 +128,10 @@ class ImageRequest(Request["ImageEvent"]):
 class ImageEvent(Event):
     """What a step brought one image."""
 
+    stage: str = ""
+    """What is done to it, such as `denoise`."""
     step: int = 0
-    """Denoising steps done."""
+    """Steps done."""
     num_steps: int = 0
     preview: Pixels | None = None
     preview_index: int = 0
@@ -139,15 +142,15 @@ class ImageEvent(Event):
     warnings: tuple[str, ...] = ()
     """What was asked for and cannot act, with the result."""
     encode_time_s: float = 0.0
-    denoise_time_s: float = 0.0
+    stage_time_s: float = 0.0
     decode_time_s: float = 0.0
     """Spent on this image so far; a step's time counts for every image in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageStats(Stats):
-    """Those of an image engine: images that are being denoised or decoded, images that wait, and
-    denoiser calls for `num_steps`."""
+    """Those of an image engine: images that are in a stage or being decoded, images that wait, and
+    calls of stages for `num_steps`."""
 
     step_rows: int = 0
     """Rows (images times guidance branches) of the newest step."""
@@ -161,10 +164,27 @@ class ImageStats(Stats):
     num_cancelled_steps: int = 0
     """Steps that cancelled images did not take any more."""
     encode_time_s: float = 0.0
-    denoise_time_s: float = 0.0
+    stage_time_s: float = 0.0
     decode_time_s: float = 0.0
     prompt_cache_queries: int = 0
     prompt_cache_hits: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DenoisingFacts:
+    """What a model that denoises is asked by."""
+
+    guidance: GuidanceKind
+    schedulers: tuple[str, ...]
+    """Offered names, the model's own first."""
+    default_steps: int
+    default_guidance_scale: float
+    default_edit_guidance_scale: float | None = None
+    """Of instructions; None: as for prompts."""
+
+    @property
+    def default_scheduler(self) -> str:
+        return self.schedulers[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,17 +192,12 @@ class ImageModelInfo(Info):
     """Of an image model; `architecture` is the name of its family, such as `flux`."""
 
     tasks: tuple[ImageTask, ...]
-    guidance: GuidanceKind
-    schedulers: tuple[str, ...]
-    default_scheduler: str
     default_width: int
     default_height: int
-    default_steps: int
-    default_guidance_scale: float
     size_multiple: int
     """Width and height of a text-to-image result are multiples of it."""
     min_side: int
     max_pixels: int
     """Width times height at most."""
-    default_edit_guidance_scale: float | None = None
-    """Of instructions; None: as for prompts."""
+    denoising: DenoisingFacts | None
+    """None: it does other things to images only."""

@@ -96,7 +96,7 @@ def image_options() -> Iterator[tuple[str, Check]]:
                 if event.failure is not None:
                     raise AssertionError(event.failure.message)
 
-    for name in info.schedulers:
+    for name in info.denoising.schedulers:
         yield f"picture by {name}", lambda name=name: draw(scheduler=name)
     # The built-in model offers some of them only.
     plain = {"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear"}

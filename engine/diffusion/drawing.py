@@ -1,124 +1,46 @@
-"""One image being made: all its state, so that nothing of it depends on what shares a call."""
+"""One image being made, whatever is done to it."""
 
-from collections.abc import Hashable, Sequence
+import itertools
+from collections.abc import Hashable
 from dataclasses import dataclass, field
+from typing import Protocol
 
-import torch
-
-from engine.diffusion.blending import LatentBlend
-from engine.diffusion.families.family import Row
-from engine.diffusion.guidance import Guidance, combine_cfg, combine_dual, is_off
-from engine.diffusion.noise_schedule import NoiseSchedule
-from engine.diffusion.prompt.states import PromptStates
-from engine.diffusion.tasks.prepare import Preparation
+from engine.diffusion.prompt_cache import Lookups
+from engine.diffusion.stage import Stage
 from engine.image_types import ImageRequest
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Branches:
-    """What the denoiser may be asked, `[1, K, h, w]` image latents beside each prompt.
-
-    Attributes:
-        full: prompt and image; always computed.
-        image_only: negative prompt and image; for dual guidance.
-        unconditional: negative prompt without image; None when guidance is off.
-    """
-
-    full: tuple[PromptStates, torch.Tensor | None]
-    image_only: tuple[PromptStates, torch.Tensor | None] | None = None
-    unconditional: tuple[PromptStates, torch.Tensor | None] | None = None
+_next_id = itertools.count().__next__
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Drawing:
-    """Image `index` of a request, between two steps.
+    """Image `index` of a request.
 
     Attributes:
-        latents: `[1, C, h, w]` fp32 at the schedule's `timestep_index`.
-        timestep_index, first_timestep_index: within `schedule.timesteps`.
-        preview_steps: `step` at each preview that was taken; a preview's index is its place here.
-        x0: the picture that the newest prediction implies; previews show it.
+        stage: what is done to it, and how far that is.
+        stage_time_s: of the calls that it took part in.
+        preview_steps: the step at each preview that was taken; a preview's index is its place here.
     """
 
-    drawing_id: int
     request: ImageRequest
     index: int
     seed: int
-    generator: torch.Generator
-    schedule: NoiseSchedule
-    latents: torch.Tensor
-    branches: Branches
-    guidance: Guidance
-    denoiser_key: Hashable
-    preparation: Preparation
-    blend: LatentBlend | None = None
-    first_timestep_index: int = 0
-    timestep_index: int = 0
+    stage: Stage
     num_prompt_tokens: int = 0
     warnings: tuple[str, ...] = ()
     encode_time_s: float = 0.0
-    denoise_time_s: float = 0.0
+    stage_time_s: float = 0.0
     preview_steps: list[int] = field(default_factory=list)
-    x0: torch.Tensor | None = field(default=None, repr=False)
-
-    @property
-    def num_steps(self) -> int:
-        """Denoiser calls from start to end."""
-        return self.schedule.num_timesteps - self.first_timestep_index
-
-    @property
-    def step(self) -> int:
-        """Denoiser calls done."""
-        return self.timestep_index - self.first_timestep_index
+    drawing_id: int = field(default_factory=_next_id)
 
     @property
     def finished(self) -> bool:
-        return self.timestep_index >= self.schedule.num_timesteps
+        return self.stage.step >= self.stage.num_steps
 
     @property
     def group(self) -> Hashable:
-        """Drawings of equal group can share a denoiser call."""
-        return (self.denoiser_key, tuple(self.latents.shape[1:]))
-
-    @property
-    def num_rows(self) -> int:
-        """How many rows the next step has: one per guidance branch that acts in it."""
-        return len(self._active())
-
-    def rows(self) -> list[Row]:
-        """The next step's rows, in the order in which `advance` expects their predictions."""
-        latents = self._input()
-        scaled = self.schedule.scale(latents, self.timestep_index)
-        timestep = self.schedule.timesteps[self.timestep_index]
-        return [
-            Row(
-                latents=scaled,
-                timestep=timestep,
-                prompt=prompt,
-                image_latents=image,
-                guidance_scale=self.guidance.scale,
-                width=self.preparation.width,
-                height=self.preparation.height,
-            )
-            for prompt, image in self._active()
-        ]
-
-    def advance(self, predictions: Sequence[torch.Tensor]) -> None:
-        """Take the step that these predictions (`[1, C, h, w]` each) lead to."""
-        latents = self._input()
-        prediction = self._combine(predictions)
-        if self.blend is not None:
-            prediction = self.blend.prediction(
-                prediction, latents, self.schedule, self.timestep_index
-            )
-        if self.request.params.num_previews:
-            self.x0 = self.schedule.to_x0(prediction, latents, self.timestep_index)
-        self.latents = self.schedule.step(prediction, self.timestep_index, latents, self.generator)
-        self.timestep_index += 1
-
-    def result(self) -> torch.Tensor:
-        """The finished latents; what the mask protects is the input's own."""
-        return self.latents if self.blend is None else self.blend.result(self.latents)
+        """Drawings of equal group can share a call."""
+        return (type(self.stage), self.stage.group)
 
     def preview_due(self) -> bool:
         """Whether the step just taken is one of the equally spaced ones that are shown."""
@@ -126,39 +48,21 @@ class Drawing:
         num_shown = len(self.preview_steps)
         if num_shown >= wanted or self.finished:
             return False
-        return self.step * (wanted + 1) >= (num_shown + 1) * self.num_steps
-
-    def _input(self) -> torch.Tensor:
-        if self.blend is None:
-            return self.latents
-        return self.blend.input(self.latents, self.schedule, self.timestep_index)
-
-    def _active(self) -> list[tuple[PromptStates, torch.Tensor | None]]:
-        branches, guidance = self.branches, self.guidance
-        if branches.unconditional is None or not guidance.acts_at(self.step, self.num_steps):
-            return [branches.full]
-        if branches.image_only is None:
-            return [branches.unconditional, branches.full]
-        return [branches.full, branches.image_only, branches.unconditional]
-
-    def _combine(self, predictions: Sequence[torch.Tensor]) -> torch.Tensor:
-        guidance = self.guidance
-        if len(predictions) == 1:
-            return predictions[0]
-        if len(predictions) == 2:
-            unconditional, full = predictions
-            return combine_cfg(full, unconditional, guidance.scale, guidance.rescale)
-        full, image_only, unconditional = predictions
-        return combine_dual(
-            full,
-            image_only,
-            unconditional,
-            guidance.scale,
-            guidance.image_scale,
-            guidance.rescale,
-        )
+        return self.stage.step * (wanted + 1) >= (num_shown + 1) * self.stage.num_steps
 
 
-def needs_unconditional(guidance: Guidance, *, dual: bool) -> bool:
-    """Whether any branch beside the full one has an effect."""
-    return not (is_off(guidance.scale) and (not dual or is_off(guidance.image_scale)))
+class DrawingSource(Protocol):
+    """What a model's requests become drawings by."""
+
+    @property
+    def lookups(self) -> Lookups:
+        """Of prompts in a cache; zero where none are read."""
+        ...
+
+    def create(self, request: ImageRequest) -> list[Drawing]:
+        """One drawing per image of the request, each before its first step.
+
+        Raises:
+            InvalidParameter: the request does not fit the model or itself.
+        """
+        ...

@@ -5,19 +5,19 @@ posterior of the input image where the latents need it, the first noise, the pos
 beside the latents, then whatever the noise schedule needs.
 """
 
-import itertools
 import time
 from dataclasses import replace
 
 import torch
 
 from engine.diffusion.blending import LatentBlend
-from engine.diffusion.drawing import Branches, Drawing, needs_unconditional
+from engine.diffusion.denoising import Branches, Denoising, needs_unconditional
+from engine.diffusion.drawing import Drawing
 from engine.diffusion.families.family import Family
 from engine.diffusion.guidance import Guidance, is_off
 from engine.diffusion.prompt.states import PromptStates
 from engine.diffusion.prompt.text import PromptText
-from engine.diffusion.prompt_cache import PromptCache
+from engine.diffusion.prompt_cache import Lookups, PromptCache
 from engine.diffusion.tasks.prepare import Preparation, prepare
 from engine.image_types import GuidanceKind, ImageParams, ImageRequest, ImageTask
 
@@ -29,12 +29,15 @@ UNUSED_GUIDANCE = (
 
 
 class DrawingFactory:
-    """Makes the drawings of one model's requests."""
+    """A `DrawingSource` of models that denoise."""
 
-    def __init__(self, family: Family, prompts: PromptCache) -> None:
+    def __init__(self, family: Family) -> None:
         self._family = family
-        self._prompts = prompts
-        self._ids = itertools.count()
+        self._prompts = PromptCache(family)
+
+    @property
+    def lookups(self) -> Lookups:
+        return self._prompts.lookups
 
     def create(self, request: ImageRequest) -> list[Drawing]:
         """One drawing per image of the request; several input images take equal shares of them.
@@ -89,7 +92,7 @@ class DrawingFactory:
         return positive, negative
 
     def _is_guided(self, params: ImageParams, guidance: Guidance) -> bool:
-        if self._family.facts.guidance is not GuidanceKind.CLASSIFIER_FREE:
+        if self._family.facts.denoising.guidance is not GuidanceKind.CLASSIFIER_FREE:
             return False
         return needs_unconditional(guidance, dual=params.task is ImageTask.EDIT)
 
@@ -117,11 +120,8 @@ class DrawingFactory:
             first = schedule.start_of(params.strength, params.num_inference_steps)
             latents = schedule.noised(clean, noise, first)
         condition = self._condition(params.task, preparation, generator)
-        drawing = Drawing(
-            drawing_id=next(self._ids),
-            request=request,
-            index=index,
-            seed=params.seed + index,
+        stage = Denoising(
+            family=family,
             generator=generator,
             schedule=schedule,
             latents=latents,
@@ -131,18 +131,25 @@ class DrawingFactory:
             preparation=preparation,
             first_timestep_index=first,
             timestep_index=first,
-            num_prompt_tokens=states[0].num_tokens,
-            warnings=(*self._warnings(params), *_prompt_warnings(states)),
+            keeps_x0=params.num_previews > 0,
         )
-        if states[1] is not None and not guidance.acts_within(drawing.num_steps):
-            drawing.warnings += (_unused_guidance(guidance, drawing.num_steps),)
         if params.task is ImageTask.INPAINT and condition is None:
             assert clean is not None and preparation.latent_mask is not None
             mask = preparation.latent_mask.to(family.device)
-            drawing.blend = LatentBlend(
+            stage.blend = LatentBlend(
                 mask, clean, noise, soft=params.soft_mask, first_timestep_index=first
             )
-        return drawing
+        warnings = (*self._warnings(params), *_prompt_warnings(states))
+        if states[1] is not None and not guidance.acts_within(stage.num_steps):
+            warnings += (_unused_guidance(guidance, stage.num_steps),)
+        return Drawing(
+            request=request,
+            index=index,
+            seed=params.seed + index,
+            stage=stage,
+            num_prompt_tokens=states[0].num_tokens,
+            warnings=warnings,
+        )
 
     def _starts_from_image(self, params: ImageParams) -> bool:
         """Whether the input's latents are needed: to start from, or to keep under the mask."""
@@ -176,7 +183,7 @@ class DrawingFactory:
     def _warnings(self, params: ImageParams) -> tuple[str, ...]:
         if not params.negative_prompt:
             return ()
-        if self._family.facts.guidance is not GuidanceKind.CLASSIFIER_FREE:
+        if self._family.facts.denoising.guidance is not GuidanceKind.CLASSIFIER_FREE:
             reason = "this model works without classifier-free guidance"
         elif is_off(params.guidance_scale):
             reason = "guidance_scale is 1; raise it"

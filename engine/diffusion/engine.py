@@ -1,7 +1,7 @@
-"""The image engine: admit, denoise one step, hand finished latents to the decode thread, publish.
+"""The image engine: admit, compute one step, hand what is finished to the decode thread, publish.
 
-One iteration is one denoiser call over the rows of the drawings that the scheduler picked. Between
-two iterations requests join, leave and are cancelled.
+One iteration is one call over the rows of the drawings that the scheduler picked, all in stages of
+one kind, such as denoising. Between two iterations requests join, leave and are cancelled.
 """
 
 import itertools
@@ -13,16 +13,12 @@ import structlog
 import torch
 
 from engine.config import Policy
-from engine.diffusion.decoding import Decoded, DecodeThread, finite
-from engine.diffusion.drawing import Drawing
-from engine.diffusion.drawing_factory import DrawingFactory
-from engine.diffusion.families.family import Family
-from engine.diffusion.prompt_cache import PromptCache
+from engine.diffusion.decoding import Decoded, DecodeThread
+from engine.diffusion.drawing import Drawing, DrawingSource
 from engine.diffusion.scheduler import Entry, StepDecision, StepScheduler
-from engine.diffusion.tasks.pixels import from_tensor
 from engine.errors import QueueFull
 from engine.fault import answer_for, raise_if_poisoned
-from engine.image_types import ImageEvent, ImageRequest, ImageStats, Pixels
+from engine.image_types import ImageEvent, ImageRequest, ImageStats
 from engine.rejection import rejection
 from engine.scheduling.policy import create_policy
 from engine.scheduling.queue import WaitingQueue
@@ -44,9 +40,9 @@ class DiffusionLimits:
 
     max_num_rows: int
     max_batch_pixels: int
-    """Rows times pixels of a denoiser call."""
+    """Rows times pixels of a call."""
     max_num_images: int
-    """Images being denoised or decoded at once; further requests wait."""
+    """Images in a stage or being decoded at once; further requests wait."""
     max_num_queued: int
     scheduling_policy: Policy = "fcfs"
     deterministic: bool = False
@@ -69,25 +65,23 @@ class _Totals:
     num_images: int = 0
     num_cancelled_steps: int = 0
     encode_time_s: float = 0.0
-    denoise_time_s: float = 0.0
+    stage_time_s: float = 0.0
     decode_time_s: float = 0.0
 
 
 class DiffusionEngine:
     """A `SteppingEngine` for images. All calls come from one thread."""
 
-    def __init__(self, family: Family, limits: DiffusionLimits) -> None:
-        self._family = family
+    def __init__(self, source: DrawingSource, limits: DiffusionLimits) -> None:
+        self._source = source
         self._limits = limits
-        self._prompts = PromptCache(family)
-        self._factory = DrawingFactory(family, self._prompts)
         self._scheduler = StepScheduler(limits.max_num_rows, limits.max_batch_pixels)
         self._decoder = DecodeThread()
         self._policy = create_policy(limits.scheduling_policy)
         self._waiting: WaitingQueue[_Waiting] = self._policy.create_queue()
         self._arrivals = itertools.count()
         self._drawings: dict[int, Drawing] = {}
-        """Being denoised or decoded."""
+        """In a stage or being decoded."""
         self._totals = _Totals()
         self._step_rows = 0
         self._step_time_s = 0.0
@@ -112,7 +106,7 @@ class DiffusionEngine:
             self._waiting.remove(waiting)
         for drawing in list(self._drawings.values()):
             if drawing.request.request_id == request_id:
-                left = drawing.schedule.num_timesteps - drawing.timestep_index
+                left = drawing.stage.num_steps - drawing.stage.step
                 self._totals.num_cancelled_steps += left
                 self._drop(drawing)
 
@@ -122,13 +116,13 @@ class DiffusionEngine:
 
     @torch.inference_mode()
     def step(self) -> tuple[list[ImageEvent], ImageStats]:
-        """Admit a request, run one denoiser call, collect what was decoded."""
+        """Admit requests, compute one call, collect what was decoded."""
         events = self._admit()
         decision, failures = self._decide()
         events += failures
         if decision is not None:
             events += self._run(decision)
-        # With nothing to denoise this waits for the decoder rather than spin.
+        # With nothing to compute this waits for the decoder rather than spin.
         events += self._collect(0.0 if decision is not None or events else _DECODE_WAIT_S)
         return events, self.stats()
 
@@ -146,16 +140,16 @@ class DiffusionEngine:
             num_images=self._totals.num_images,
             num_cancelled_steps=self._totals.num_cancelled_steps,
             encode_time_s=self._totals.encode_time_s,
-            denoise_time_s=self._totals.denoise_time_s,
+            stage_time_s=self._totals.stage_time_s,
             decode_time_s=self._totals.decode_time_s,
-            prompt_cache_queries=self._prompts.num_queries,
-            prompt_cache_hits=self._prompts.num_hits,
+            prompt_cache_queries=self._source.lookups.num_queries,
+            prompt_cache_hits=self._source.lookups.num_hits,
         )
 
     def reset_totals(self) -> None:
         """Forget what was done so far: a warm-up is nobody's request."""
         self._totals = _Totals()
-        self._prompts.num_queries = self._prompts.num_hits = 0
+        self._source.lookups.num_queries = self._source.lookups.num_hits = 0
 
     def shutdown(self) -> None:
         """End the decode thread."""
@@ -184,7 +178,7 @@ class DiffusionEngine:
             return rejection(request, answer_for(error, request.request_id))
 
     def _start(self, request: ImageRequest) -> list[ImageEvent]:
-        drawings = self._factory.create(request)
+        drawings = self._source.create(request)
         queue_time_s = max(0.0, time.time() - request.arrival_time_s)
         events = [self._event(drawing, queue_time_s=queue_time_s) for drawing in drawings]
         for drawing in drawings:
@@ -194,7 +188,7 @@ class DiffusionEngine:
         return events
 
     def _decide(self) -> tuple[StepDecision | None, list[ImageEvent]]:
-        """The next denoiser call, and the events of drawings for which no call can be decided."""
+        """The next call, and the events of drawings for which no call can be decided."""
         try:
             return self._scheduler.schedule(), []
         except Exception as error:
@@ -205,52 +199,46 @@ class DiffusionEngine:
             return None, events or self._fail_each(drawings, error)
 
     def _run(self, decision: StepDecision) -> list[ImageEvent]:
-        """One denoiser call and what follows from it for each drawing."""
+        """One call and what follows from it for each drawing."""
         drawings = [self._drawings[drawing_id] for drawing_id in decision.drawing_ids]
         started_s = time.perf_counter()
-        num_rows = sum(drawing.num_rows for drawing in drawings)
+        num_rows = sum(drawing.stage.num_rows for drawing in drawings)
         most_at_once = 1 if self._limits.deterministic else len(drawings)
         events: list[ImageEvent] = []
         for start in range(0, len(drawings), most_at_once):
-            events += self._denoise(drawings[start : start + most_at_once])
+            events += self._compute(drawings[start : start + most_at_once])
         elapsed_s = time.perf_counter() - started_s
         self._scheduler.commit(decision, elapsed_s)
         drawings = [drawing for drawing in drawings if drawing.drawing_id in self._drawings]
         self._count_step(drawings, num_rows, elapsed_s)
         for drawing in drawings:
-            drawing.denoise_time_s += elapsed_s
+            drawing.stage_time_s += elapsed_s
         events += self._each(drawings, self._after_step)
         return events + [self._event(s) for s in drawings if s.drawing_id in self._drawings]
 
-    def _denoise(self, drawings: Sequence[Drawing]) -> list[ImageEvent]:
+    def _compute(self, drawings: Sequence[Drawing]) -> list[ImageEvent]:
         """One call, and the step of each drawing; if the call fails, one for each half, down to the
         drawings that fail it alone. The events are theirs."""
         try:
-            predictions = self._predict(drawings)
+            stages = [drawing.stage for drawing in drawings]
+            outcomes = stages[0].compute(stages)
+            taken = zip(drawings, outcomes, strict=True)
+            outcome_of = {drawing.drawing_id: outcome for drawing, outcome in taken}
         except Exception as error:
             if len(drawings) == 1:
                 return self._fail_each(drawings, error)
             raise_if_poisoned(error)
             log.warning(
-                "a denoising step failed; its images are tried apart",
+                "a step failed; its images are tried apart",
+                stage=stages[0].name,
                 error=type(error).__name__,
                 num_images=len(drawings),
             )
             half = len(drawings) // 2
-            return self._denoise(drawings[:half]) + self._denoise(drawings[half:])
+            return self._compute(drawings[:half]) + self._compute(drawings[half:])
         return self._each(
-            drawings, lambda drawing: drawing.advance(predictions[drawing.drawing_id])
+            drawings, lambda drawing: drawing.stage.advance(outcome_of[drawing.drawing_id])
         )
-
-    def _predict(self, drawings: Sequence[Drawing]) -> dict[int, Sequence[torch.Tensor]]:
-        """What the denoiser says to each drawing's rows, by drawing id. Changes none of them."""
-        rows = [drawing.rows() for drawing in drawings]
-        flat = [row for each in rows for row in each]
-        predictions = iter(torch.split(self._family.denoise(drawings[0].denoiser_key, flat), 1))
-        return {
-            drawing.drawing_id: list(itertools.islice(predictions, len(each)))
-            for drawing, each in zip(drawings, rows, strict=True)
-        }
 
     def _each(
         self, drawings: Sequence[Drawing], work: Callable[[Drawing], object]
@@ -272,29 +260,13 @@ class DiffusionEngine:
     def _after_step(self, drawing: Drawing) -> None:
         if drawing.finished:
             self._scheduler.remove(drawing.drawing_id)
-            latents, finish = drawing.result(), drawing.preparation.finish
-            self._decode(drawing, _RESULT, self._family.decode, latents, finish)
+            self._decoder.submit((drawing.drawing_id, _RESULT), drawing.stage.result())
             return
-        self._scheduler.update(drawing.drawing_id, num_rows=drawing.num_rows)
-        if drawing.preview_due():
-            assert drawing.x0 is not None
+        self._scheduler.update(drawing.drawing_id, num_rows=drawing.stage.num_rows)
+        if drawing.preview_due() and (work := drawing.stage.preview()) is not None:
             index = len(drawing.preview_steps)
-            drawing.preview_steps.append(drawing.step)
-            self._decode(drawing, index, self._family.preview, drawing.x0, lambda pixels: pixels)
-
-    def _decode(
-        self,
-        drawing: Drawing,
-        index: int,
-        decode: Callable[[torch.Tensor], torch.Tensor],
-        latents: torch.Tensor,
-        finish: Callable[[Pixels], Pixels],
-    ) -> None:
-        def work() -> Pixels:
-            picture = finite(decode(finite(latents, "latents")), "a picture")
-            return finish(from_tensor(picture[0]))
-
-        self._decoder.submit((drawing.drawing_id, index), work)
+            drawing.preview_steps.append(drawing.stage.step)
+            self._decoder.submit((drawing.drawing_id, index), work)
 
     def _collect(self, wait_s: float) -> list[ImageEvent]:
         events: list[ImageEvent] = []
@@ -351,22 +323,21 @@ class DiffusionEngine:
         totals.num_steps += 1
         totals.num_rows += num_rows
         totals.num_image_steps += len(drawings)
-        totals.megapixel_steps += sum(
-            s.preparation.width * s.preparation.height / 1e6 for s in drawings
-        )
-        totals.denoise_time_s += elapsed_s
+        totals.megapixel_steps += sum(drawing.stage.num_pixels / 1e6 for drawing in drawings)
+        totals.stage_time_s += elapsed_s
         self._step_rows, self._step_time_s = num_rows, elapsed_s
 
     def _event(self, drawing: Drawing, *, step: int | None = None, **fields: object) -> ImageEvent:
         return ImageEvent(
             request_id=drawing.request.request_id,
             index=drawing.index,
-            step=drawing.step if step is None else step,
-            num_steps=drawing.num_steps,
+            stage=drawing.stage.name,
+            step=drawing.stage.step if step is None else step,
+            num_steps=drawing.stage.num_steps,
             seed=drawing.seed,
             num_prompt_tokens=drawing.num_prompt_tokens,
             encode_time_s=drawing.encode_time_s,
-            denoise_time_s=drawing.denoise_time_s,
+            stage_time_s=drawing.stage_time_s,
             **fields,  # type: ignore[arg-type]
         )
 
@@ -374,8 +345,8 @@ class DiffusionEngine:
         return Entry(
             drawing_id=drawing.drawing_id,
             group=drawing.group,
-            num_rows=drawing.num_rows,
-            num_pixels=drawing.preparation.width * drawing.preparation.height,
-            num_steps=drawing.num_steps,
+            num_rows=drawing.stage.num_rows,
+            num_pixels=drawing.stage.num_pixels,
+            num_steps=drawing.stage.num_steps,
             priority=self._policy.priority(drawing.request),
         )

@@ -7,6 +7,7 @@ import structlog
 import torch
 
 from engine.config import EngineConfig
+from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
 from engine.diffusion.families.family import FamilyFacts
 from engine.diffusion.families.footprint import weight_bytes
@@ -63,9 +64,9 @@ def load_engine(
         scheduling_policy=intent.scheduling_policy,
         deterministic=intent.deterministic,
     )
-    engine = DiffusionEngine(family, limits)
+    engine = DiffusionEngine(DrawingFactory(family), limits)
     host.report(Phase.WARMING_UP)
-    warm_up(engine, facts)
+    warm_up(engine, trial_request(facts))
     log.info(
         "image model loaded",
         seconds=round(time.monotonic() - started_s, 1),
@@ -76,13 +77,13 @@ def load_engine(
     return engine, model_info(model_id, checkpoint, facts, dtype_name, limits)
 
 
-def warm_up(engine: DiffusionEngine, facts: FamilyFacts) -> None:
-    """One step of a small picture, so that the first request does not pay for lazy set-up.
+def warm_up(engine: DiffusionEngine, trial: ImageRequest) -> None:
+    """Make a small picture, so that the first request does not pay for lazy set-up.
 
     Raises:
         ModelLoadError: there is no picture at its end, or one that is not of finite numbers.
     """
-    engine.add(trial_request(facts))
+    engine.add(trial)
     while engine.has_work():
         events, _ = engine.step()
         for event in events:
@@ -112,7 +113,7 @@ def trial_request(facts: FamilyFacts) -> ImageRequest:
             height=height,
             num_inference_steps=1,
             seed=0,
-            guidance_scale=facts.default_guidance_scale,
+            guidance_scale=facts.denoising.default_guidance_scale,
             strength=1.0,
         ),
         images=[grey] if needs_image else [],
@@ -135,16 +136,11 @@ def model_info(
         dtype=dtype,
         created=int(time.time()),
         tasks=facts.tasks,
-        guidance=facts.guidance,
-        schedulers=facts.schedulers,
-        default_scheduler=facts.schedulers[0],
         default_width=facts.default_width,
         default_height=facts.default_height,
-        default_steps=facts.default_steps,
-        default_guidance_scale=facts.default_guidance_scale,
         size_multiple=facts.size_multiple,
         min_side=facts.min_side,
         max_pixels=facts.max_pixels,
-        default_edit_guidance_scale=facts.default_edit_guidance_scale,
+        denoising=facts.denoising,
         config_hash=fingerprint((facts, dtype, limits.deterministic)),
     )

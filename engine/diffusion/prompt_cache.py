@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from engine.diffusion.families.family import Family
 from engine.diffusion.prompt.states import PromptStates
@@ -11,19 +12,26 @@ CAPACITY = 64
 """Prompts kept. The states of a 77-token prompt take 0.2 MB (SD 1) to 5 MB (FLUX with T5)."""
 
 
+@dataclass(slots=True)
+class Lookups:
+    """How often a cache was asked, and knew."""
+
+    num_queries: int = 0
+    num_hits: int = 0
+
+
 class PromptCache:
     """Least recently used. One model's prompts, so the key need not hold the model."""
 
     def __init__(self, family: Family) -> None:
         self._family = family
         self._states: OrderedDict[PromptText, PromptStates] = OrderedDict()
-        self.num_queries = 0
-        self.num_hits = 0
+        self.lookups = Lookups()
 
     def encode(self, prompts: Sequence[PromptText]) -> list[PromptStates]:
         """States of each prompt, in order; those not known yet are encoded together."""
-        self.num_queries += len(prompts)
-        self.num_hits += sum(prompt in self._states for prompt in prompts)
+        self.lookups.num_queries += len(prompts)
+        self.lookups.num_hits += sum(prompt in self._states for prompt in prompts)
         missing = list(dict.fromkeys(p for p in prompts if p not in self._states))
         found = {prompt: self._states[prompt] for prompt in prompts if prompt in self._states}
         if missing:

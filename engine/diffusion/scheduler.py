@@ -1,6 +1,6 @@
 """Who runs next: fair shares of device time between shapes, and an express lane for short drawings.
 
-Drawings of one group (denoiser and latent shape) can share a denoiser call. Groups are served by
+Drawings of one group (kind of stage, weights, shape) can share a call. Groups are served by
 start-time fair queueing, which is deficit round-robin without a quantum to tune: every group has a
 virtual time that grows by the seconds it was served over its weight, and the group furthest behind
 runs.
@@ -53,7 +53,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class StepDecision:
-    """One denoiser call: these drawings, all of one group."""
+    """One call: these drawings, all of one group."""
 
     group: Hashable
     drawing_ids: tuple[int, ...]
@@ -70,7 +70,7 @@ class _Account:
 
 
 class StepScheduler:
-    """Decides, one denoiser call at a time.
+    """Decides, one call at a time.
 
     Args:
         max_num_rows: bounds the rows of a call.

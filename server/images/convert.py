@@ -7,12 +7,13 @@ depends on the served model and on the input images.
 import math
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from engine.errors import InvalidParameter
+from engine.errors import InvalidParameter, UnsupportedFeature
 from engine.image_types import (
+    DenoisingFacts,
     GuidanceKind,
     ImageModelInfo,
     ImageParams,
@@ -99,9 +100,12 @@ def image_order(
         InvalidParameter: a value does not fit the model, the inputs or the limits.
         UnsupportedFeature: the model cannot do the task.
     """
-    params = _params(body, task, inputs, info, limits)
+    denoising = info.denoising
+    if denoising is None:
+        raise UnsupportedFeature(f"{info.model} cannot do {task.value}", param="model")
+    params = _params(body, task, inputs, info, denoising, limits)
     prompt = _prompt(body, params.task)
-    params_guided = _without_idle_guidance(body, params, prompt, info)
+    params_guided = _without_idle_guidance(body, params, prompt, denoising)
     request = ImageRequest(
         request_id=request_id,
         model=info.model,
@@ -116,8 +120,8 @@ def image_order(
     return ImageOrder(
         request=request,
         quality=_QUALITY_NAMES.get(quality, quality),
-        scheduler=_or(params.scheduler, info.default_scheduler),
-        warnings=tuple(_warnings(body, request, info)),
+        scheduler=_or(params.scheduler, denoising.default_scheduler),
+        warnings=tuple(_warnings(body, request, denoising)),
     )
 
 
@@ -126,6 +130,7 @@ def _params(
     task: ImageTask,
     inputs: ImageInputs,
     info: ImageModelInfo,
+    denoising: DenoisingFacts,
     limits: ImageLimits,
 ) -> ImageParams:
     # With several input images each is edited n times.
@@ -136,16 +141,16 @@ def _params(
         task=task,
         width=width,
         height=height,
-        num_inference_steps=_num_steps(body, info),
+        num_inference_steps=_num_steps(body, denoising),
         seed=_seed(body, n),
         n=n,
         negative_prompt=_or(body.negative_prompt, ""),
-        guidance_scale=_or(body.guidance_scale, _default_guidance(task, info)),
+        guidance_scale=_or(body.guidance_scale, _default_guidance(task, denoising)),
         image_guidance_scale=_image_guidance(edit) if edit else DEFAULT_IMAGE_GUIDANCE,
         guidance_rescale=_or(body.guidance_rescale, 0.0),
         guidance_start=_or(body.guidance_start, 0.0),
         guidance_end=_or(body.guidance_end, 1.0),
-        scheduler=_scheduler(body.scheduler, info),
+        scheduler=_scheduler(body.scheduler, info.model, denoising.schedulers),
         strength=_strength(body, task),
         clip_skip=_or(body.clip_skip, 0),
         prompt_syntax=PromptSyntax(_or(body.prompt_syntax, "plain")),
@@ -169,10 +174,10 @@ def _params(
     return params
 
 
-def _default_guidance(task: ImageTask, info: ImageModelInfo) -> float:
-    if task is ImageTask.EDIT and info.default_edit_guidance_scale is not None:
-        return info.default_edit_guidance_scale
-    return info.default_guidance_scale
+def _default_guidance(task: ImageTask, denoising: DenoisingFacts) -> float:
+    if task is ImageTask.EDIT and denoising.default_edit_guidance_scale is not None:
+        return denoising.default_edit_guidance_scale
+    return denoising.default_guidance_scale
 
 
 def _size(
@@ -222,10 +227,10 @@ def _worked_pixels(params: ImageParams, info: ImageModelInfo) -> int:
     return worked_pixels(params.width, params.height, info)
 
 
-def _num_steps(body: ImageFields, info: ImageModelInfo) -> int:
+def _num_steps(body: ImageFields, denoising: DenoisingFacts) -> int:
     if body.num_inference_steps is not None:
         return body.num_inference_steps
-    return max(1, math.ceil(info.default_steps * _QUALITY_STEPS[_or(body.quality, "auto")]))
+    return max(1, math.ceil(denoising.default_steps * _QUALITY_STEPS[_or(body.quality, "auto")]))
 
 
 def _seed(body: ImageFields, n: int) -> int:
@@ -239,11 +244,11 @@ def _seed(body: ImageFields, n: int) -> int:
     return body.seed
 
 
-def _scheduler(name: str | None, info: ImageModelInfo) -> str | None:
-    if name is None or name in info.schedulers:
+def _scheduler(name: str | None, model: str, offered: Sequence[str]) -> str | None:
+    if name is None or name in offered:
         return name
     raise InvalidParameter(
-        f"that scheduler is not offered for {info.model}; use one of {', '.join(info.schedulers)}",
+        f"that scheduler is not offered for {model}; use one of {', '.join(offered)}",
         param="scheduler",
     )
 
@@ -282,33 +287,33 @@ def _prompt_text(body: ImageFields) -> str:
 
 
 def _without_idle_guidance(
-    body: ImageFields, params: ImageParams, prompt: str, info: ImageModelInfo
+    body: ImageFields, params: ImageParams, prompt: str, denoising: DenoisingFacts
 ) -> ImageParams:
     """Two empty prompts are one: guidance between them changes nothing and costs a second row."""
     idle = not prompt and not params.negative_prompt and body.guidance_scale is None
-    if not idle or info.guidance is not GuidanceKind.CLASSIFIER_FREE:
+    if not idle or denoising.guidance is not GuidanceKind.CLASSIFIER_FREE:
         return params
     return replace(params, guidance_scale=1.0)
 
 
-def _warnings(body: ImageFields, request: ImageRequest, info: ImageModelInfo) -> list[str]:
+def _warnings(body: ImageFields, request: ImageRequest, denoising: DenoisingFacts) -> list[str]:
     """What was asked for and cannot act; the engine adds what it finds, as a negative prompt."""
     warnings = []
-    if info.guidance is GuidanceKind.NONE and body.guidance_scale not in (None, 1):
-        warnings.append(f"guidance_scale has no effect: {info.model} is not guided")
+    if denoising.guidance is GuidanceKind.NONE and body.guidance_scale not in (None, 1):
+        warnings.append(f"guidance_scale has no effect: {request.model} is not guided")
     if isinstance(body, ImageEditRequest):
-        warnings += _edit_warnings(body, request.params.task, info)
+        warnings += _edit_warnings(body, request.params.task, denoising.guidance)
         if (num_images := len(request.images)) > 1:
             warnings.append(
-                f"{info.model} sees one image at a time: each of the {num_images} was edited by "
+                f"{request.model} sees one image at a time: each of the {num_images} was edited by "
                 "itself, and the results follow their order"
             )
     return warnings
 
 
-def _edit_warnings(body: ImageEditRequest, task: ImageTask, info: ImageModelInfo) -> list[str]:
+def _edit_warnings(body: ImageEditRequest, task: ImageTask, guidance: GuidanceKind) -> list[str]:
     idle = []
-    if body.input_fidelity is not None and _has_own_fidelity(body, task, info):
+    if body.input_fidelity is not None and _has_own_fidelity(body, task, guidance):
         idle.append("input_fidelity")
     if task is ImageTask.EDIT and body.strength is not None:
         idle.append("strength")
@@ -321,10 +326,10 @@ def _edit_warnings(body: ImageEditRequest, task: ImageTask, info: ImageModelInfo
     return [f"{name} has no effect on {task.value} as asked for" for name in idle]
 
 
-def _has_own_fidelity(body: ImageEditRequest, task: ImageTask, info: ImageModelInfo) -> bool:
+def _has_own_fidelity(body: ImageEditRequest, task: ImageTask, guidance: GuidanceKind) -> bool:
     """Whether something else decides how closely the image is kept."""
     if task is ImageTask.EDIT:
-        is_guided = info.guidance is GuidanceKind.CLASSIFIER_FREE
+        is_guided = guidance is GuidanceKind.CLASSIFIER_FREE
         return body.image_guidance_scale is not None or not is_guided
     return task is ImageTask.INPAINT or body.strength is not None
 

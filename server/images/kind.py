@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.config import EngineConfig
-from engine.image_types import ImageModelInfo
+from engine.image_types import DenoisingFacts, ImageModelInfo
 from engine.kinds import IMAGE
 from server.http.admission import Places
 from server.http.schemas import variant
@@ -29,7 +29,8 @@ def _places(settings: Settings, config: EngineConfig) -> Places:
 
 
 def _fill_in(properties: dict[str, Any], infos: Sequence[ImageModelInfo]) -> None:
-    names = {name: None for info in infos for name in info.schedulers}
+    offered = [info.denoising.schedulers for info in infos if info.denoising is not None]
+    names = {name: None for schedulers in offered for name in schedulers}
     if names:
         variant(properties["scheduler"], "string")["enum"] = [*names, ""]
 
@@ -41,17 +42,23 @@ def _card(info: ImageModelInfo) -> ImageModelCard:
         root=info.model,
         architecture=info.architecture,
         tasks=list(info.tasks),
-        guidance=info.guidance,
-        schedulers=list(info.schedulers),
-        default_scheduler=info.default_scheduler,
         default_size=f"{info.default_width}x{info.default_height}",
-        default_steps=info.default_steps,
-        default_guidance_scale=info.default_guidance_scale,
-        default_edit_guidance_scale=info.default_edit_guidance_scale,
         size_multiple=info.size_multiple,
         min_side=info.min_side,
         max_pixels=info.max_pixels,
+        **({} if info.denoising is None else _denoising_fields(info.denoising)),
     )
+
+
+def _denoising_fields(denoising: DenoisingFacts) -> dict[str, Any]:
+    return {
+        "guidance": denoising.guidance,
+        "schedulers": list(denoising.schedulers),
+        "default_scheduler": denoising.default_scheduler,
+        "default_steps": denoising.default_steps,
+        "default_guidance_scale": denoising.default_guidance_scale,
+        "default_edit_guidance_scale": denoising.default_edit_guidance_scale,
+    }
 
 
 def _first_question(model: str) -> FirstQuestion:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Histogram
 
 from engine.client import EngineClient
 from engine.image_types import ImageEvent, ImageStats
@@ -36,7 +36,8 @@ _PHASE_BUCKETS_S = (0.001, 0.002, 0.003, 0.004, 0.006, 0.008, *_REQUEST_BUCKETS_
 _ROW_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128)
 
 PHASES = ("queue", "encode", "denoise", "decode", "file")
-"""`file` is the encoding of the picture as PNG, JPEG or WebP."""
+"""Shown from the start; the name of another stage follows once an image has been through it. `file`
+is the encoding of the picture as PNG, JPEG or WebP."""
 
 
 class ImageMeter(OutcomeMeter):
@@ -48,19 +49,19 @@ class ImageMeter(OutcomeMeter):
 
     def on_event(self, event: ImageEvent) -> None:
         """Time in the queue, previews, and the phases of a finished image."""
-        phases = self._model.phases
+        phase = self._model.phase
         if event.queue_time_s is not None:
-            phases["queue"].observe(event.queue_time_s)
+            phase("queue").observe(event.queue_time_s)
         if event.preview is not None:
             self._model.previews.inc()
         if event.image is not None:
-            phases["encode"].observe(event.encode_time_s)
-            phases["denoise"].observe(event.denoise_time_s)
-            phases["decode"].observe(event.decode_time_s)
+            phase("encode").observe(event.encode_time_s)
+            phase(event.stage).observe(event.stage_time_s)
+            phase("decode").observe(event.decode_time_s)
 
     def on_file(self, seconds: float) -> None:
         """Count the time that encoding a picture as a file took."""
-        self._model.phases["file"].observe(seconds)
+        self._model.phase("file").observe(seconds)
 
 
 class ImageMetrics(KindMetrics["_ModelMetrics"]):
@@ -81,7 +82,7 @@ class ImageMetrics(KindMetrics["_ModelMetrics"]):
                 engine,
                 IMAGE,
                 "image",
-                running="Images being denoised or decoded.",
+                running="Images in work: in a stage or being decoded.",
                 waiting="Images waiting for their first step.",
             )
         )
@@ -109,8 +110,8 @@ class _Metrics:
         )
         self.step_time = create.histogram("step_seconds", "Time of a step.", _STEP_BUCKETS_S)
         self.totals = (
-            create.counter("steps", "Denoiser calls."),
-            create.counter("rows", "Rows of all denoiser calls."),
+            create.counter("steps", "Calls of a stage, such as the denoiser."),
+            create.counter("rows", "Rows of all steps."),
             create.counter("image_steps", "Steps summed over images."),
             create.counter("megapixel_steps", "Steps times megapixels, summed over images."),
             create.counter("cancelled_steps", "Steps that cancelled images did not take any more."),
@@ -125,12 +126,19 @@ class _ModelMetrics:
 
     def __init__(self, name: str, metrics: _Metrics) -> None:
         self.images = {outcome: metrics.images.labels(name, outcome) for outcome in Outcome}
-        self.phases = {phase: metrics.phase.labels(name, phase) for phase in PHASES}
+        self._phases = {phase: metrics.phase.labels(name, phase) for phase in PHASES}
+        self._name, self._phase = name, metrics.phase
         self.previews = metrics.previews.labels(name)
         self.latency = metrics.latency.labels(name)
         self._step_rows = metrics.step_rows.labels(name)
         self._step_time = metrics.step_time.labels(name)
         self._totals = WorkerTotals([counter.labels(name) for counter in metrics.totals])
+
+    def phase(self, phase: str) -> Histogram:
+        """Times of a phase, or of the stage of that name."""
+        if phase not in self._phases:
+            self._phases[phase] = self._phase.labels(self._name, phase)
+        return self._phases[phase]
 
     def on_step(self, stats: ImageStats) -> None:
         num_steps, *_ = self._totals.take(_totals(stats))

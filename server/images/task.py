@@ -27,9 +27,9 @@ def choose_task(body: ImageFields, info: ImageModelInfo) -> ImageTask:
     else:
         task, param = ImageTask.TEXT_TO_IMAGE, "model"
     if task not in info.tasks:
+        does = ", ".join(known.value for known in info.tasks) or "other things to images"
         raise UnsupportedFeature(
-            f"{info.model} cannot do {task.value}; it does "
-            f"{', '.join(known.value for known in info.tasks)}",
+            f"{info.model} cannot do {task.value}; it does {does}",
             param=param,
         )
     if isinstance(body, ImageInputFields) and len(body.images) > 1:

@@ -21,7 +21,8 @@ class ModelCard:
 
 @dataclass(slots=True, kw_only=True)
 class ImageModelCard:
-    """A served image model; what comes after `parent` says what its routes take."""
+    """A served image model; what comes after `parent` says what its routes take. What a model is
+    denoised by is null where it does other things only."""
 
     id: str
     object: Literal["model"] = "model"
@@ -31,13 +32,13 @@ class ImageModelCard:
     parent: str | None = None
     architecture: str
     tasks: list[ImageTask]
-    guidance: GuidanceKind
-    schedulers: list[str]
-    default_scheduler: str
+    guidance: GuidanceKind | None = None
+    schedulers: list[str] | None = None
+    default_scheduler: str | None = None
     default_size: str
-    default_steps: int
-    default_guidance_scale: float
-    default_edit_guidance_scale: float | None
+    default_steps: int | None = None
+    default_guidance_scale: float | None = None
+    default_edit_guidance_scale: float | None = None
     size_multiple: int
     min_side: int
     max_pixels: int

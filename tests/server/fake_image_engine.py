@@ -15,6 +15,7 @@ from fake_engine import Failure, FakeEngineClient
 
 from engine.errors import Draining, EngineDead, ModelNotReady
 from engine.image_types import (
+    DenoisingFacts,
     GuidanceKind,
     ImageEvent,
     ImageModelInfo,
@@ -26,6 +27,13 @@ from engine.kinds import IMAGE, TEXT
 from engine.types import FinishReason, ModelInfo, ModelStatus, Phase
 from server.images.limits import steps_to_run
 
+DENOISING = DenoisingFacts(
+    guidance=GuidanceKind.CLASSIFIER_FREE,
+    schedulers=("ddim", "euler", "dpmpp_2m"),
+    default_steps=4,
+    default_guidance_scale=4.0,
+)
+
 
 def image_info(model: str = "painter", **changes: object) -> ImageModelInfo:
     """What a small ready image model says of itself; `changes` replaces fields."""
@@ -36,16 +44,12 @@ def image_info(model: str = "painter", **changes: object) -> ImageModelInfo:
         dtype="float32",
         created=1_700_000_000,
         tasks=tuple(ImageTask),
-        guidance=GuidanceKind.CLASSIFIER_FREE,
-        schedulers=("ddim", "euler", "dpmpp_2m"),
-        default_scheduler="ddim",
         default_width=64,
         default_height=64,
-        default_steps=4,
-        default_guidance_scale=4.0,
         size_multiple=8,
         min_side=32,
         max_pixels=128 * 128,
+        denoising=DENOISING,
     )
     return replace(info, **changes)  # type: ignore[arg-type]
 
@@ -213,7 +217,8 @@ def _step_event(request: ImageRequest, index: int, step: int, num_steps: int) ->
         num_prompt_tokens=len(request.prompt.split()),
         queue_time_s=waited_s if step == 0 else None,
         encode_time_s=0.5,
-        denoise_time_s=0.1 * step,
+        stage="denoise",
+        stage_time_s=0.1 * step,
     )
 
 

@@ -1,8 +1,8 @@
 """What a model family must offer so that the engine can draw with it.
 
 A family owns weights and nothing of a request: prompt states, latents, noise and the place in
-the noise schedule belong to `engine.diffusion.drawing.Drawing`. All latents outside a family are
-unpacked, `[N, C, H, W]`, fp32, scaled to the space the denoiser works in.
+the noise schedule belong to `engine.diffusion.denoising.Denoising`. All latents outside a family
+are unpacked, `[N, C, H, W]`, fp32, scaled to the space the denoiser works in.
 """
 
 from collections.abc import Hashable, Sequence
@@ -13,7 +13,7 @@ import torch
 
 from engine.diffusion.prompt.states import PromptStates
 from engine.diffusion.prompt.text import PromptText
-from engine.image_types import GuidanceKind, ImageTask
+from engine.image_types import DenoisingFacts, ImageTask
 
 if TYPE_CHECKING:
     # It imports diffusers, which takes seconds and is not needed to name a family.
@@ -26,21 +26,15 @@ class FamilyFacts:
 
     architecture: str
     tasks: tuple[ImageTask, ...]
-    guidance: GuidanceKind
-    schedulers: tuple[str, ...]
-    """Offered names, the model's own first."""
+    denoising: DenoisingFacts
     latent_channels: int
     vae_factor: int
     """Pixels per latent cell, on a side."""
     size_multiple: int
     default_width: int
     default_height: int
-    default_steps: int
-    default_guidance_scale: float
     min_side: int
     max_pixels: int
-    default_edit_guidance_scale: float | None = None
-    """Of instructions; None: as for prompts."""
     image_free_at_full_strength: tuple[ImageTask, ...] = ()
     """Tasks that at strength 1 take nothing of the input image into the latents: the denoiser sees
     it beside them. Nothing is drawn for it then, as in diffusers' pipelines."""

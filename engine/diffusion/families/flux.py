@@ -26,7 +26,7 @@ from engine.diffusion.prompt.states import PromptStates
 from engine.diffusion.prompt.t5 import T5PromptEncoder
 from engine.diffusion.prompt.text import PromptText
 from engine.errors import InvalidParameter, UnsupportedArchitecture
-from engine.image_types import GuidanceKind, ImageTask
+from engine.image_types import DenoisingFacts, GuidanceKind, ImageTask
 from engine.weights.source import Checkpoint
 
 _PATCH = 2
@@ -265,15 +265,17 @@ def _facts(
     return FamilyFacts(
         architecture="flux",
         tasks=tasks,
-        guidance=GuidanceKind.DISTILLED if takes_guidance else GuidanceKind.NONE,
-        schedulers=schedules.names,
+        denoising=DenoisingFacts(
+            guidance=GuidanceKind.DISTILLED if takes_guidance else GuidanceKind.NONE,
+            schedulers=schedules.names,
+            default_steps=steps,
+            default_guidance_scale=scale,
+        ),
         latent_channels=autoencoder.channels,
         vae_factor=autoencoder.factor,
         size_multiple=autoencoder.factor * _PATCH,
         default_width=1024,
         default_height=1024,
-        default_steps=steps,
-        default_guidance_scale=scale,
         min_side=autoencoder.factor * _PATCH,
         max_pixels=2048 * 2048,
     )

@@ -36,7 +36,7 @@ from engine.diffusion.prompt.states import PromptStates
 from engine.diffusion.prompt.text import PromptText
 from engine.diffusion.prompt.vocabulary import unknown_words, unknown_words_warning
 from engine.errors import InvalidParameter, UnsupportedArchitecture
-from engine.image_types import GuidanceKind, ImageTask
+from engine.image_types import DenoisingFacts, GuidanceKind, ImageTask
 from engine.weights.source import Checkpoint
 
 _Stacked = tuple[torch.Tensor, torch.Tensor | None]
@@ -276,18 +276,20 @@ class StableDiffusionFamily:
         return FamilyFacts(
             architecture=self.architecture,
             tasks=tuple(self._by_task),
-            guidance=GuidanceKind.CLASSIFIER_FREE,
-            schedulers=self._schedules.names,
+            denoising=DenoisingFacts(
+                guidance=GuidanceKind.CLASSIFIER_FREE,
+                schedulers=self._schedules.names,
+                default_steps=int(defaults.get("num_inference_steps", 30)),
+                default_guidance_scale=float(defaults.get("guidance_scale", self.guidance_scale)),
+                default_edit_guidance_scale=defaults.get("edit_guidance_scale"),
+            ),
             latent_channels=autoencoder.channels,
             vae_factor=autoencoder.factor,
             size_multiple=autoencoder.factor,
             default_width=size,
             default_height=size,
-            default_steps=int(defaults.get("num_inference_steps", 30)),
-            default_guidance_scale=float(defaults.get("guidance_scale", self.guidance_scale)),
             min_side=autoencoder.factor * 2**unet.num_upsamplers,
             max_pixels=_AREA_FACTOR * max(trained, size) ** 2,
-            default_edit_guidance_scale=defaults.get("edit_guidance_scale"),
             image_free_at_full_strength=tuple(
                 task for task, name in self._by_task.items() if takes_mask(self._unets[name])
             ),

@@ -25,7 +25,7 @@ from engine.diffusion.prompt.states import PromptStates
 from engine.diffusion.prompt.t5 import T5PromptEncoder
 from engine.diffusion.prompt.text import PromptText
 from engine.errors import InvalidParameter, UnsupportedArchitecture
-from engine.image_types import GuidanceKind, ImageTask
+from engine.image_types import DenoisingFacts, GuidanceKind, ImageTask
 from engine.weights.source import Checkpoint
 
 _MAX_SHIFT = 1.16
@@ -203,15 +203,17 @@ class StableDiffusion3Family:
         return FamilyFacts(
             architecture="stable-diffusion-3",
             tasks=(ImageTask.TEXT_TO_IMAGE, ImageTask.IMAGE_TO_IMAGE, ImageTask.INPAINT),
-            guidance=GuidanceKind.CLASSIFIER_FREE,
-            schedulers=self._schedules.names,
+            denoising=DenoisingFacts(
+                guidance=GuidanceKind.CLASSIFIER_FREE,
+                schedulers=self._schedules.names,
+                default_steps=28,
+                default_guidance_scale=7.0,
+            ),
             latent_channels=autoencoder.channels,
             vae_factor=autoencoder.factor,
             size_multiple=self._token_side,
             default_width=default_side,
             default_height=default_side,
-            default_steps=28,
-            default_guidance_scale=7.0,
             min_side=self._token_side,
             max_pixels=min(2048, self._max_side) ** 2,
         )

@@ -3,15 +3,17 @@
 import pytest
 from toy_family import ToyFamily
 
+from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
 
 
 @pytest.fixture
 def make_engine():
-    """`make_engine(family, **limits)` → an engine that is shut down after the test."""
+    """`make_engine(family, **limits)`, or with a `source` of drawings instead → an engine that is
+    shut down after the test."""
     engines = []
 
-    def make(family=None, **changes):
+    def make(family=None, *, source=None, **changes):
         limits = {
             "max_num_rows": 16,
             "max_batch_pixels": 1 << 20,
@@ -19,7 +21,8 @@ def make_engine():
             "max_num_queued": 64,
             **changes,
         }
-        engines.append(DiffusionEngine(family or ToyFamily(), DiffusionLimits(**limits)))
+        source = source or DrawingFactory(family or ToyFamily())
+        engines.append(DiffusionEngine(source, DiffusionLimits(**limits)))
         return engines[-1]
 
     yield make

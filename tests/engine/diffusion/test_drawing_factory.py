@@ -9,9 +9,9 @@ import torch
 from tiny_pipelines import Parts, tiny_parts
 from toy_family import mask, picture, request
 
+from engine.diffusion.denoising import Denoising
 from engine.diffusion.drawing import Drawing
 from engine.diffusion.drawing_factory import DrawingFactory
-from engine.diffusion.prompt_cache import PromptCache
 from engine.image_types import ImageTask
 
 SIDE = 16
@@ -31,7 +31,7 @@ def spread_posterior(parts: Parts) -> Parts:
 
 
 def create(family: Any, **changes: Any) -> Drawing:
-    factory = DrawingFactory(family, PromptCache(family))
+    factory = DrawingFactory(family)
     options = {"width": SIDE, "height": SIDE, "num_inference_steps": 4, **changes}
     options |= {"guidance_scale": 3.0, "negative_prompt": "wood", "scheduler": "euler_ancestral"}
     (drawing,) = factory.create(request(prompt="a door", **options))
@@ -41,7 +41,7 @@ def create(family: Any, **changes: Any) -> Drawing:
 def oracle(parts: Parts, kind: str, drawing: Drawing, **options: Any) -> torch.Tensor:
     """Final latents of the diffusers pipeline, from the drawing's seed and by its schedule."""
     pipeline = parts.pipeline(getattr(diffusers, kind))
-    scheduler = drawing.schedule._scheduler
+    scheduler = drawing.stage.schedule._scheduler
     pipeline.scheduler = type(scheduler).from_config(scheduler.config)
     latents: torch.Tensor = pipeline(
         prompt="a door",
@@ -57,12 +57,14 @@ def oracle(parts: Parts, kind: str, drawing: Drawing, **options: Any) -> torch.T
     return latents
 
 
-def finish(family: Any, drawing: Drawing) -> torch.Tensor:
+def finish(drawing: Drawing) -> torch.Tensor:
+    stage = drawing.stage
+    assert isinstance(stage, Denoising)
     with torch.inference_mode():
         while not drawing.finished:
-            predictions = family.denoise(drawing.denoiser_key, drawing.rows())
-            drawing.advance(list(predictions.split(1)))
-    return drawing.result()
+            (outcome,) = stage.compute([stage])
+            stage.advance(outcome)
+    return stage.final()
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.6])
@@ -82,11 +84,11 @@ def test_an_inpainting_unet_draws_in_diffusers_order(xl: bool, strength: float) 
         parts,
         "StableDiffusionXLInpaintPipeline" if xl else "StableDiffusionInpaintPipeline",
         drawing,
-        image=drawing.preparation.image,
-        mask_image=drawing.preparation.mask,
+        image=drawing.stage.preparation.image,
+        mask_image=drawing.stage.preparation.mask,
         strength=strength,
     )
-    worst = (finish(family, drawing) - theirs).abs().max().item()
+    worst = (finish(drawing) - theirs).abs().max().item()
     assert worst < TOLERANCE, (seed, worst)
 
 
@@ -96,7 +98,7 @@ def test_layers_are_skipped_for_the_prompt_alone(xl: bool) -> None:
     family = parts.family()
     drawing = create(family, seed=seed, clip_skip=1)
     kind = "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline"
-    worst = (finish(family, drawing) - oracle(parts, kind, drawing, clip_skip=1)).abs().max().item()
+    worst = (finish(drawing) - oracle(parts, kind, drawing, clip_skip=1)).abs().max().item()
     assert worst < TOLERANCE, (seed, worst)
 
 

@@ -6,37 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from engine_runs import results, run
 from toy_family import ToyFamily, mask, picture, request
 
 from engine.errors import QueueFull
 from engine.image_types import GuidanceKind, ImageTask, PromptSyntax
 from engine.types import FinishReason
-
-
-def run(engine, requests=(), *, arrivals=None, aborts=None):
-    """Step until idle. `arrivals[i]`: the step before which request i comes; returns all events."""
-    events = []
-    arrivals = dict(zip(map(id, requests), arrivals or [0] * len(requests), strict=True))
-    waiting, step = list(requests), 0
-    while waiting or engine.has_work():
-        for item in [r for r in waiting if arrivals[id(r)] <= step]:
-            engine.add(item)
-            waiting.remove(item)
-        for request_id in (aborts or {}).get(step, ()):
-            engine.abort(request_id)
-        if engine.has_work():
-            events += engine.step()[0]
-        step += 1
-    return events
-
-
-def results(events):
-    """{(request_id, index): picture as an array} of the images that finished."""
-    return {
-        (e.request_id, e.index): np.frombuffer(e.image.data, np.uint8).astype(int)
-        for e in events
-        if e.image is not None
-    }
 
 
 def random_request(rng, request_id):
@@ -209,7 +184,7 @@ def test_progress_is_told_at_every_step(make_engine):
     assert [e.step for e in events if e.image is None] == [0, 1, 2, 3, 4, 5]
     assert events[0].queue_time_s is not None
     assert events[-1].finish_reason is FinishReason.STOP
-    assert events[-1].denoise_time_s > 0 and events[-1].decode_time_s > 0
+    assert events[-1].stage_time_s > 0 and events[-1].decode_time_s > 0
 
 
 def test_bad_requests_are_answered_and_the_others_go_on(make_engine):

@@ -12,10 +12,11 @@ from structlog.testing import capture_logs
 from toy_family import ToyFamily, mask, picture, request
 
 from engine.diffusion import drawing_factory
+from engine.diffusion.denoising import Denoising
 from engine.diffusion.drawing import Drawing
 from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.engine import DiffusionEngine
-from engine.diffusion.loading import warm_up
+from engine.diffusion.loading import trial_request, warm_up
 from engine.diffusion.noise_schedule import NoiseSchedule
 from engine.diffusion.prompt_cache import PromptCache
 from engine.diffusion.scheduler import StepScheduler
@@ -41,6 +42,8 @@ def is_culprit(thing: object) -> bool:
         return True
     if isinstance(thing, StepScheduler):
         return any(entry.num_steps == 7 for entry in thing._entries.values())
+    if isinstance(thing, Denoising):
+        return thing.branches.full[0].key.text == PROMPT
     if isinstance(thing, str):
         return thing == PROMPT
     return isinstance(thing, list | tuple) and any(map(is_culprit, thing))
@@ -54,11 +57,11 @@ STAGES: dict[str, tuple[object, str]] = {
     "prompt states": (DrawingFactory, "_encode"),
     "entry": (DiffusionEngine, "_entry"),
     "schedule": (StepScheduler, "schedule"),
-    "rows": (Drawing, "rows"),
+    "rows": (Denoising, "rows"),
     "denoiser": (ToyFamily, "denoise"),
-    "guidance": (Drawing, "_combine"),
-    "step": (Drawing, "advance"),
-    "finished picture": (Drawing, "result"),
+    "guidance": (Denoising, "_combine"),
+    "step": (Denoising, "advance"),
+    "finished picture": (Denoising, "result"),
     "preview": (Drawing, "preview_due"),
 }
 
@@ -162,8 +165,8 @@ def test_a_fault_of_the_decoder_ends_its_request_alone(make_engine, monkeypatch,
     expected = pictures(run(make_engine(), requests())[0])
     original = ToyFamily.decode
 
-    def advance(self, predictions):
-        steps(self, predictions)
+    def advance(self, outcome):
+        steps(self, outcome)
         self.latents.is_culprits = is_culprit(self)
         if self.x0 is not None:
             self.x0.is_culprits = is_culprit(self)
@@ -173,8 +176,8 @@ def test_a_fault_of_the_decoder_ends_its_request_alone(make_engine, monkeypatch,
             raise Fault
         return original(self, latents)
 
-    steps = Drawing.advance
-    monkeypatch.setattr(Drawing, "advance", advance)
+    steps = Denoising.advance
+    monkeypatch.setattr(Denoising, "advance", advance)
     monkeypatch.setattr(ToyFamily, name, decode)
     engine = make_engine()
     events, logs = run(engine, requests())
@@ -266,4 +269,4 @@ def test_a_model_whose_first_picture_fails_is_not_served(make_engine, monkeypatc
     family = ToyFamily()
     monkeypatch.setattr(ToyFamily, "denoise", denoise)
     with pytest.raises(ModelLoadError, match="a trial picture failed"):
-        warm_up(make_engine(family), family.facts)
+        warm_up(make_engine(family), trial_request(family.facts))

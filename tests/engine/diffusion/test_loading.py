@@ -6,6 +6,7 @@ import pytest
 import torch
 from toy_family import ToyFamily, mask, picture, request
 
+from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
 from engine.diffusion.loading import trial_request, warm_up
 from engine.errors import ModelLoadError
@@ -23,7 +24,7 @@ def engine(family):
     limits = DiffusionLimits(
         max_num_rows=16, max_batch_pixels=1 << 20, max_num_images=32, max_num_queued=64
     )
-    engine = DiffusionEngine(family, limits)
+    engine = DiffusionEngine(DrawingFactory(family), limits)
     yield engine
     engine.shutdown()
 
@@ -31,7 +32,7 @@ def engine(family):
 @pytest.mark.parametrize("task", ImageTask)
 def test_whatever_a_model_does_is_tried(family, engine, task):
     family.facts = replace(family.facts, tasks=(task,))
-    warm_up(engine, family.facts)
+    warm_up(engine, trial_request(family.facts))
     assert trial_request(family.facts).params.task is task
     assert [key for key, _, _ in family.calls] == ["edit" if task is ImageTask.EDIT else "base"]
     assert not engine.has_work()
@@ -44,13 +45,13 @@ def test_a_denoiser_that_gives_no_numbers_is_found(family, engine, task, value):
     family.facts = replace(family.facts, tasks=(task,))
     family.denoise = lambda key, rows: torch.full((len(rows), *rows[0].latents.shape[1:]), value)
     with pytest.raises(ModelLoadError, match=r"trial picture failed: .*latents.*fetch the model"):
-        warm_up(engine, family.facts)
+        warm_up(engine, trial_request(family.facts))
 
 
 def test_a_decoder_that_gives_no_numbers_is_found(family, engine):
     family.decode = lambda latents: torch.full((1, 3, 32, 32), float("nan"))
     with pytest.raises(ModelLoadError, match="a picture with values that are not finite"):
-        warm_up(engine, family.facts)
+        warm_up(engine, trial_request(family.facts))
 
 
 def test_a_request_that_ends_in_no_numbers_ends_with_an_error_alone(family, engine):

@@ -16,7 +16,6 @@ from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
 from engine.diffusion.families.options import LoadOptions
 from engine.diffusion.families.stable_diffusion import StableDiffusionFamily
 from engine.diffusion.noise_schedule import DIFFUSION_SCHEDULES, NoiseSchedules
-from engine.diffusion.prompt_cache import PromptCache
 from engine.diffusion.tasks.pixels import to_array
 from engine.errors import InvalidParameter
 from engine.weights.source import Checkpoint, resolve_source
@@ -105,7 +104,7 @@ def test_every_step_is_that_of_diffusers_pipeline(kind: str, name: str) -> None:
     """The same seed, the model's own configuration: equal latents after each step."""
     parts, seed = parts_of(kind), random.SystemRandom().randrange(1 << 31)
     family = parts.family()
-    (drawing,) = DrawingFactory(family, PromptCache(family)).create(
+    (drawing,) = DrawingFactory(family).create(
         request(
             prompt="a door",
             width=16,
@@ -119,9 +118,9 @@ def test_every_step_is_that_of_diffusers_pipeline(kind: str, name: str) -> None:
     ours = []
     with torch.inference_mode():
         while not drawing.finished:
-            predictions = family.denoise(drawing.denoiser_key, drawing.rows())
-            drawing.advance(list(predictions.split(1)))
-            ours.append(drawing.latents)
+            (outcome,) = drawing.stage.compute([drawing.stage])
+            drawing.stage.advance(outcome)
+            ours.append(drawing.stage.latents)
     theirs = oracle_steps(parts, name, seed)
     assert len(ours) == len(theirs)
     for step, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
@@ -194,13 +193,13 @@ def test_the_built_in_model_draws_what_is_asked_for_with_each_sampler_it_is_offe
     """Eight prompts each, in 20 steps. What cannot start from pure noise fails at half of them."""
     options = LoadOptions(dtype=torch.float32, device=CPU)
     family = StableDiffusionFamily.load(built_in(), options)
-    names = family.facts.schedulers
+    names = family.facts.denoising.schedulers
     assert names == OFFERED_AT_ZERO_SNR
     questions = [single(index) for index in range(8)]
     limits = DiffusionLimits(
         max_num_rows=64, max_batch_pixels=1 << 24, max_num_images=100, max_num_queued=100
     )
-    engine, pictures = DiffusionEngine(family, limits), {}
+    engine, pictures = DiffusionEngine(DrawingFactory(family), limits), {}
     for name in names:
         for index, question in enumerate(questions):
             engine.add(

@@ -11,7 +11,14 @@ import torch
 from engine.diffusion.families.family import FamilyFacts, Row
 from engine.diffusion.noise_schedule import DIFFUSION_SCHEDULES, NoiseSchedules
 from engine.diffusion.prompt.states import PromptStates
-from engine.image_types import GuidanceKind, ImageParams, ImageRequest, ImageTask, Pixels
+from engine.image_types import (
+    DenoisingFacts,
+    GuidanceKind,
+    ImageParams,
+    ImageRequest,
+    ImageTask,
+    Pixels,
+)
 
 CHANNELS, FACTOR = 4, 4
 SCHEDULE = {
@@ -34,15 +41,17 @@ class ToyFamily:
         self.facts = FamilyFacts(
             architecture="toy",
             tasks=tuple(ImageTask),
-            guidance=guidance,
-            schedulers=self.schedules.names,
+            denoising=DenoisingFacts(
+                guidance=guidance,
+                schedulers=self.schedules.names,
+                default_steps=4,
+                default_guidance_scale=3.0,
+            ),
             latent_channels=CHANNELS,
             vae_factor=FACTOR,
             size_multiple=FACTOR,
             default_width=32,
             default_height=32,
-            default_steps=4,
-            default_guidance_scale=3.0,
             min_side=FACTOR,
             max_pixels=1 << 20,
         )

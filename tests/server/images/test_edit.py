@@ -3,11 +3,12 @@
 import io
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from fake_image_engine import image_info
+from fake_image_engine import DENOISING, image_info
 from image_server import (
     EDITS,
     VARIATIONS,
@@ -124,7 +125,7 @@ async def test_choice_of_task(
 
 
 async def test_a_models_guidance_for_instructions() -> None:
-    server = ImageServer(image_info(default_edit_guidance_scale=2.0))
+    server = ImageServer(image_info(denoising=replace(DENOISING, default_edit_guidance_scale=2.0)))
     for fields, expected in (({}, 2.0), ({"guidance_scale": "3"}, 3.0), ({"strength": "1"}, 4.0)):
         response = await server.edit(**fields)
         assert response.status_code == 200, response.text

@@ -27,6 +27,7 @@ from PIL import Image
 from text_server import until
 from toy_family import ToyFamily
 
+from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
 from engine.image_types import GuidanceKind
 from engine.in_process_client import InProcessEngineClient
@@ -41,16 +42,14 @@ async def serving(family: ToyFamily, **settings: Any) -> AsyncIterator[httpx.Asy
     )
     facts = family.facts
     info = image_info(
-        schedulers=facts.schedulers,
-        default_scheduler=facts.schedulers[0],
-        guidance=facts.guidance,
+        denoising=facts.denoising,
         default_width=32,
         default_height=32,
         size_multiple=facts.size_multiple,
         min_side=facts.min_side,
         max_pixels=facts.max_pixels,
     )
-    engine = InProcessEngineClient(DiffusionEngine(family, limits), info)
+    engine = InProcessEngineClient(DiffusionEngine(DrawingFactory(family), limits), info)
     app = create_app(Settings(**settings), engine)
     transport = httpx.ASGITransport(app)
     async with (

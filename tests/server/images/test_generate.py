@@ -2,12 +2,13 @@
 
 import json
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from fake_engine import Failure, model_info
-from fake_image_engine import image_info, picture
+from fake_image_engine import DENOISING, image_info, picture
 from image_server import EDITS, GENERATIONS, VARIATIONS, ImageServer, error_of, named_events, opened
 
 from engine.errors import ModelNotReady
@@ -142,7 +143,7 @@ async def test_metadata_can_be_switched_off() -> None:
 
 
 async def test_warnings_of_server_and_engine_come_once() -> None:
-    server = ImageServer(image_info(guidance=GuidanceKind.NONE))
+    server = ImageServer(image_info(denoising=replace(DENOISING, guidance=GuidanceKind.NONE)))
     server.engine.warnings = ("negative_prompt has no effect: because",)
     answer = (await server.generate(n=2, guidance_scale=5, negative_prompt="x")).json()
     assert answer["warnings"] == [

@@ -87,8 +87,9 @@ def test_a_folder(saved: tuple[Parts, Path]) -> None:
     parts, path = saved
     family = load(path)
     assert family.facts.tasks == tuple(ImageTask)
-    assert (family.facts.default_steps, family.facts.default_guidance_scale) == (11, 4.0)
-    assert family.facts.default_edit_guidance_scale == 2.5
+    denoising = family.facts.denoising
+    assert (denoising.default_steps, denoising.default_guidance_scale) == (11, 4.0)
+    assert denoising.default_edit_guidance_scale == 2.5
     torch.testing.assert_close(draw(family, job()), draw(parts.family(), job()))
     num_weights = sum(
         weight.numel()

@@ -248,10 +248,11 @@ def test_rows_of_different_requests_equal_one_by_one() -> None:
 
 def test_facts() -> None:
     schnell, dev = family_of(flux_parts(1)).facts, family_of(flux_parts(1, DEV)).facts
-    assert (schnell.guidance, schnell.default_steps) == (GuidanceKind.NONE, 4)
-    assert (dev.guidance, dev.default_steps) == (GuidanceKind.DISTILLED, 28)
+    fast, slow = schnell.denoising, dev.denoising
+    assert (fast.guidance, fast.default_steps) == (GuidanceKind.NONE, 4)
+    assert (slow.guidance, slow.default_steps) == (GuidanceKind.DISTILLED, 28)
     assert (dev.latent_channels, dev.vae_factor, dev.size_multiple) == (CHANNELS, FACTOR, 8)
-    assert dev.schedulers == ("euler", "heun")
+    assert slow.schedulers == ("euler", "heun")
     assert ImageTask.EDIT not in dev.tasks
     assert ImageTask.EDIT in family_of(flux_parts(1, DEV), edits=True).facts.tasks
     fill = family_of(flux_parts(1, FILL)).facts

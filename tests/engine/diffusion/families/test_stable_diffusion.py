@@ -322,12 +322,12 @@ def test_rows_of_different_prompt_lengths_are_masked() -> None:
 
 def test_facts() -> None:
     family = parts_of().family(defaults={"num_inference_steps": 9, "guidance_scale": 4, "size": 48})
-    facts = family.facts
-    assert (facts.default_steps, facts.default_guidance_scale) == (9, 4.0)
+    facts, denoising = family.facts, family.facts.denoising
+    assert (denoising.default_steps, denoising.default_guidance_scale) == (9, 4.0)
     assert (facts.default_width, facts.size_multiple, facts.min_side) == (48, 2, 4)
     assert facts.max_pixels == 4 * 48 * 48
-    assert facts.schedulers[0] == "ddim"
-    assert set(facts.schedulers) == set(DIFFUSION_SCHEDULES)
+    assert denoising.schedulers[0] == "ddim"
+    assert set(denoising.schedulers) == set(DIFFUSION_SCHEDULES)
     with pytest.raises(InvalidParameter, match="does not do edit"):
         family.denoiser_key(ImageTask.EDIT)
 

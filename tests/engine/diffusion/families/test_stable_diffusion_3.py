@@ -195,8 +195,8 @@ def test_rows_of_different_requests_equal_one_by_one() -> None:
 def test_facts_and_limits() -> None:
     family = family_of(sd3_parts(1))
     facts = family.facts
-    assert facts.guidance is GuidanceKind.CLASSIFIER_FREE
-    assert facts.schedulers == ("euler", "heun")
+    assert facts.denoising.guidance is GuidanceKind.CLASSIFIER_FREE
+    assert facts.denoising.schedulers == ("euler", "heun")
     assert (facts.latent_channels, facts.vae_factor, facts.size_multiple) == (CHANNELS, FACTOR, 8)
     assert ImageTask.EDIT not in facts.tasks
     assert (

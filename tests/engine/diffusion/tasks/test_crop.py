@@ -5,7 +5,7 @@ import pytest
 
 from engine.diffusion.families.family import FamilyFacts
 from engine.diffusion.tasks.crop import Region, region_of_mask, working_size
-from engine.image_types import GuidanceKind, ImageTask
+from engine.image_types import DenoisingFacts, GuidanceKind, ImageTask
 
 SEED = random.randrange(1 << 30)
 
@@ -14,15 +14,17 @@ def facts(width: int = 512, height: int = 512, multiple: int = 8) -> FamilyFacts
     return FamilyFacts(
         architecture="fake",
         tasks=tuple(ImageTask),
-        guidance=GuidanceKind.CLASSIFIER_FREE,
-        schedulers=("ddim",),
+        denoising=DenoisingFacts(
+            guidance=GuidanceKind.CLASSIFIER_FREE,
+            schedulers=("ddim",),
+            default_steps=20,
+            default_guidance_scale=7.5,
+        ),
         latent_channels=4,
         vae_factor=8,
         size_multiple=multiple,
         default_width=width,
         default_height=height,
-        default_steps=20,
-        default_guidance_scale=7.5,
         min_side=64,
         max_pixels=1 << 20,
     )

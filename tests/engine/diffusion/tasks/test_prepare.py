@@ -17,6 +17,7 @@ from engine.diffusion.tasks.prepare import Preparation, prepare
 from engine.diffusion.tasks.resize import resize_image
 from engine.errors import InvalidParameter
 from engine.image_types import (
+    DenoisingFacts,
     GuidanceKind,
     ImageParams,
     ImageRequest,
@@ -29,15 +30,17 @@ SEED = random.randrange(1 << 30)
 FACTS = FamilyFacts(
     architecture="fake",
     tasks=tuple(ImageTask),
-    guidance=GuidanceKind.CLASSIFIER_FREE,
-    schedulers=("ddim",),
+    denoising=DenoisingFacts(
+        guidance=GuidanceKind.CLASSIFIER_FREE,
+        schedulers=("ddim",),
+        default_steps=20,
+        default_guidance_scale=7.5,
+    ),
     latent_channels=4,
     vae_factor=8,
     size_multiple=16,
     default_width=64,
     default_height=48,
-    default_steps=20,
-    default_guidance_scale=7.5,
     min_side=32,
     max_pixels=40_000,
 )

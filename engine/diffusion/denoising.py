@@ -1,0 +1,181 @@
+"""Denoising of one image, a step after the other towards its prompt: a `Stage`."""
+
+import itertools
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+
+from engine.diffusion.blending import LatentBlend
+from engine.diffusion.decoding import finite
+from engine.diffusion.families.family import Family, Row
+from engine.diffusion.guidance import Guidance, combine_cfg, combine_dual, is_off
+from engine.diffusion.noise_schedule import NoiseSchedule
+from engine.diffusion.prompt.states import PromptStates
+from engine.diffusion.tasks.pixels import from_tensor
+from engine.diffusion.tasks.prepare import Preparation
+from engine.image_types import Pixels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branches:
+    """What the denoiser may be asked, `[1, K, h, w]` image latents beside each prompt.
+
+    Attributes:
+        full: prompt and image; always computed.
+        image_only: negative prompt and image; for dual guidance.
+        unconditional: negative prompt without image; None when guidance is off.
+    """
+
+    full: tuple[PromptStates, torch.Tensor | None]
+    image_only: tuple[PromptStates, torch.Tensor | None] | None = None
+    unconditional: tuple[PromptStates, torch.Tensor | None] | None = None
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Denoising:
+    """Where one image is in its noise schedule.
+
+    Attributes:
+        family: whose denoiser and decoder it uses; the same for all.
+        latents: `[1, C, h, w]` fp32 at the schedule's `timestep_index`.
+        timestep_index, first_timestep_index: within `schedule.timesteps`.
+        keeps_x0: whether previews were asked for.
+        x0: the picture that the newest prediction implies; previews show it.
+    """
+
+    family: Family
+    generator: torch.Generator
+    schedule: NoiseSchedule
+    latents: torch.Tensor
+    branches: Branches
+    guidance: Guidance
+    denoiser_key: Hashable
+    preparation: Preparation
+    blend: LatentBlend | None = None
+    first_timestep_index: int = 0
+    timestep_index: int = 0
+    keeps_x0: bool = False
+    x0: torch.Tensor | None = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        return "denoise"
+
+    @property
+    def num_steps(self) -> int:
+        """Denoiser calls from start to end."""
+        return self.schedule.num_timesteps - self.first_timestep_index
+
+    @property
+    def step(self) -> int:
+        """Denoiser calls done."""
+        return self.timestep_index - self.first_timestep_index
+
+    @property
+    def group(self) -> Hashable:
+        return (self.denoiser_key, tuple(self.latents.shape[1:]))
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows the next step has: one per guidance branch that acts in it."""
+        return len(self._active())
+
+    @property
+    def num_pixels(self) -> int:
+        return self.preparation.width * self.preparation.height
+
+    def compute(self, stages: Sequence["Denoising"]) -> list[list[torch.Tensor]]:
+        """What the denoiser says to the rows of each."""
+        rows = [stage.rows() for stage in stages]
+        flat = [row for each in rows for row in each]
+        predictions = iter(torch.split(self.family.denoise(self.denoiser_key, flat), 1))
+        return [list(itertools.islice(predictions, len(each))) for each in rows]
+
+    def rows(self) -> list[Row]:
+        """The next step's rows, in the order in which `advance` expects their predictions."""
+        latents = self._input()
+        scaled = self.schedule.scale(latents, self.timestep_index)
+        timestep = self.schedule.timesteps[self.timestep_index]
+        return [
+            Row(
+                latents=scaled,
+                timestep=timestep,
+                prompt=prompt,
+                image_latents=image,
+                guidance_scale=self.guidance.scale,
+                width=self.preparation.width,
+                height=self.preparation.height,
+            )
+            for prompt, image in self._active()
+        ]
+
+    def advance(self, outcome: Sequence[torch.Tensor]) -> None:
+        """Take the step that these predictions (`[1, C, h, w]` each) lead to."""
+        latents = self._input()
+        prediction = self._combine(outcome)
+        if self.blend is not None:
+            prediction = self.blend.prediction(
+                prediction, latents, self.schedule, self.timestep_index
+            )
+        if self.keeps_x0:
+            self.x0 = self.schedule.to_x0(prediction, latents, self.timestep_index)
+        self.latents = self.schedule.step(prediction, self.timestep_index, latents, self.generator)
+        self.timestep_index += 1
+
+    def result(self) -> Callable[[], Pixels]:
+        return partial(_decode, self.family.decode, self.final(), self.preparation.finish)
+
+    def preview(self) -> Callable[[], Pixels] | None:
+        if self.x0 is None:
+            return None
+        return partial(_decode, self.family.preview, self.x0, lambda pixels: pixels)
+
+    def final(self) -> torch.Tensor:
+        """The finished latents; what the mask protects is the input's own."""
+        return self.latents if self.blend is None else self.blend.result(self.latents)
+
+    def _input(self) -> torch.Tensor:
+        if self.blend is None:
+            return self.latents
+        return self.blend.input(self.latents, self.schedule, self.timestep_index)
+
+    def _active(self) -> list[tuple[PromptStates, torch.Tensor | None]]:
+        branches, guidance = self.branches, self.guidance
+        if branches.unconditional is None or not guidance.acts_at(self.step, self.num_steps):
+            return [branches.full]
+        if branches.image_only is None:
+            return [branches.unconditional, branches.full]
+        return [branches.full, branches.image_only, branches.unconditional]
+
+    def _combine(self, predictions: Sequence[torch.Tensor]) -> torch.Tensor:
+        guidance = self.guidance
+        if len(predictions) == 1:
+            return predictions[0]
+        if len(predictions) == 2:
+            unconditional, full = predictions
+            return combine_cfg(full, unconditional, guidance.scale, guidance.rescale)
+        full, image_only, unconditional = predictions
+        return combine_dual(
+            full,
+            image_only,
+            unconditional,
+            guidance.scale,
+            guidance.image_scale,
+            guidance.rescale,
+        )
+
+
+def _decode(
+    decode: Callable[[torch.Tensor], torch.Tensor],
+    latents: torch.Tensor,
+    finish: Callable[[Pixels], Pixels],
+) -> Pixels:
+    picture = finite(decode(finite(latents, "latents")), "a picture")
+    return finish(from_tensor(picture[0]))
+
+
+def needs_unconditional(guidance: Guidance, *, dual: bool) -> bool:
+    """Whether any branch beside the full one has an effect."""
+    return not (is_off(guidance.scale) and (not dual or is_off(guidance.image_scale)))
