@@ -6,7 +6,7 @@ with drafts is a span per row, each over the keys of those before it: a step of 
 shape of any other with as many rows, recorded or not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from engine.llm.decision import PENDING_TOKEN_ID, ScheduledSequence
 from engine.llm.logits_processors import SampleRow
+from engine.models.adapters import NO_ADAPTER
 from engine.models.forward_context import GroupContext
 from kernels import PagedBatch
 from kernels.shared.transfer import to_device
@@ -27,6 +28,8 @@ Int64Array = NDArray[np.int64]
 TOKEN_IDS, POSITIONS, SLOTS, BLOCK_IDS = range(4)
 """What `StepRows.inputs` holds of each row, in this order: from `BLOCK_IDS` on there is one per
 layer group."""
+
+_NO_SLOTS: Mapping[int, int] = {}
 
 
 class Span(NamedTuple):
@@ -66,6 +69,8 @@ class StepRows:
     """Rows from whose logits a token is drawn: those of one sequence together, in its order."""
     draws: list[SampleRow]
     """What is drawn from each of these."""
+    adapter_slots: Int32Array | None
+    """[T]: where each row's adapter is, `NO_ADAPTER` without one; None when no row has one."""
 
     @property
     def num_rows(self) -> int:
@@ -88,10 +93,13 @@ class Batch:
     """[T] int64."""
     groups: list[GroupContext]
     """Per layer group."""
+    adapter_slots: Tensor | None = None
+    """[T] int32, as in `StepRows`."""
 
     @classmethod
     def on(cls, device: torch.device, rows: StepRows) -> "Batch":
         inputs = to_device([rows.inputs], device)[0]
+        slots = rows.adapter_slots
         batches = PagedBatch.of_groups(
             rows.block_tables, rows.context_lens, rows.cu_seqlens_q, rows.num_decodes, device
         )
@@ -102,11 +110,20 @@ class Batch:
                 GroupContext(batch, (block_ids, inputs[SLOTS]))
                 for batch, block_ids in zip(batches, inputs[BLOCK_IDS:], strict=True)
             ],
+            adapter_slots=None if slots is None else to_device([slots], device)[0],
         )
 
 
-def lay_out(scheduled: Sequence[ScheduledSequence], block_size: int) -> StepRows:
-    """Order a step's rows. `scheduled` is not empty and each sequence has at least one token."""
+def lay_out(
+    scheduled: Sequence[ScheduledSequence],
+    block_size: int,
+    adapter_slots: Mapping[int, int] = _NO_SLOTS,
+) -> StepRows:
+    """Order a step's rows. `scheduled` is not empty and each sequence has at least one token.
+
+    Args:
+        adapter_slots: by sequence id where the adapters are of those that have one.
+    """
     spans = sorted((span for s in scheduled for span in _spans(s)), key=_row_order)
     lengths = np.array([span.num_rows for span in spans], dtype=np.int64)
     context_lens = np.array([span.context_len for span in spans], dtype=np.int64)
@@ -136,6 +153,7 @@ def lay_out(scheduled: Sequence[ScheduledSequence], block_size: int) -> StepRows
         pending_rows=np.flatnonzero(inputs[TOKEN_IDS] == PENDING_TOKEN_ID).tolist(),
         drawing_rows=drawing_rows,
         draws=draws,
+        adapter_slots=_adapter_slots(spans, adapter_slots, span_of_row),
     )
 
 
@@ -171,6 +189,16 @@ def _draws(spans: Sequence[Span], first_rows: Sequence[int]) -> tuple[list[int],
         order = sorted(range(len(draws)), key=lambda i: (draws[i].seq_id, draws[i].position))
         return [rows[i] for i in order], [draws[i] for i in order]
     return rows, draws
+
+
+def _adapter_slots(
+    spans: Sequence[Span], slots: Mapping[int, int], span_of_row: Int64Array
+) -> Int32Array | None:
+    """See `StepRows.adapter_slots`."""
+    if not slots or not any(span.sequence.seq_id in slots for span in spans):
+        return None
+    of_spans = [slots.get(span.sequence.seq_id, NO_ADAPTER) for span in spans]
+    return np.array(of_spans, dtype=np.int32)[span_of_row]
 
 
 def _block_tables(spans: Sequence[Span], num_blocks: Int64Array) -> Int32Array:

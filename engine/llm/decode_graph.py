@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from typing import ParamSpec, Protocol, TypeVar
 
 import numpy as np
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from engine.llm.batch import BLOCK_IDS, POSITIONS, SLOTS, TOKEN_IDS, Batch, StepRows
+from engine.models.adapters import NO_ADAPTER
 from engine.models.forward_context import GroupContext
 from kernels import PagedBatch
 from kernels.shared.transfer import to_device
@@ -78,11 +80,13 @@ class GraphSize:
 
     num_rows: int
     max_context_len: int
+    has_adapters: bool = False
+    """For steps of which some row has one: the others do without what adapters take."""
 
 
 class DecodeGraph:
     """A recorded decode step and its inputs. Rows behind those of a step are padding: they decode
-    token 0 at the start of the scratch block, which belongs to no sequence."""
+    token 0 at the start of the scratch block, which belongs to no sequence, without an adapter."""
 
     def __init__(
         self,
@@ -109,6 +113,11 @@ class DecodeGraph:
         self._context_lens = torch.ones(num_rows, dtype=torch.int32, device=device)
         self._cu_seqlens_q = torch.arange(num_rows + 1, dtype=torch.int32, device=device)
         self._max_context_len = size.max_context_len
+        self._adapter_slots = (
+            torch.full((num_rows,), NO_ADAPTER, dtype=torch.int32, device=device)
+            if size.has_adapters
+            else None
+        )
         self._recording = recorder.record(lambda: forward(self._batch()))
 
     @property
@@ -133,6 +142,10 @@ class DecodeGraph:
         for table, new_table in zip(self._tables, new_tables, strict=True):
             table[:, :width].copy_(new_table)
         self._context_lens.copy_(new_context_lens)
+        if self._adapter_slots is not None and rows.adapter_slots is not None:
+            slots = np.full(num_rows, NO_ADAPTER, dtype=np.int32)
+            slots[:count] = rows.adapter_slots
+            self._adapter_slots.copy_(to_device([slots], device)[0])
 
     def replay(self) -> Tensor:
         """[num_rows, C]: what the forward pass makes of the inputs."""
@@ -148,6 +161,7 @@ class DecodeGraph:
                 GroupContext(self._paged(table), (self._inputs[row], self._inputs[SLOTS]))
                 for row, table in enumerate(self._tables, BLOCK_IDS)
             ],
+            adapter_slots=self._adapter_slots,
         )
 
     def _paged(self, table: Tensor) -> PagedBatch:
@@ -170,6 +184,7 @@ class DecodeGraphs:
         forward: the model over a batch, [T, C]; reads nothing else that changes.
         scratch_block: for the padding's keys and values.
         num_groups: of the model's layers (`engine.kv_layout`).
+        adapters: whether rows may have some.
         background: where recordings are made; by default a thread.
     """
 
@@ -184,6 +199,7 @@ class DecodeGraphs:
         scratch_block: int,
         num_groups: int,
         device: torch.device,
+        adapters: bool = False,
         background: Executor | None = None,
     ) -> None:
         self._forward = forward
@@ -194,17 +210,19 @@ class DecodeGraphs:
         self._scratch_block = scratch_block
         self._num_groups = num_groups
         self._device = device
+        self._adapters = adapters
         self._background = background or ThreadPoolExecutor(1, "record-graphs")
         self._uses: Counter[GraphSize] = Counter()
         self._graphs: dict[GraphSize, Future[DecodeGraph]] = {}
-        self._is_broken = False
+        self._broken: set[bool] = set()
+        """Whether steps without or with adapters could not be recorded."""
 
     def find(self, rows: StepRows) -> DecodeGraph | None:
         """The graph that can run this step, if there is one by now."""
-        if self._is_broken or rows.num_decodes < len(rows.spans):
+        if rows.num_decodes < len(rows.spans):
             return None
         size = self._size_for(rows)
-        if size is None:
+        if size is None or size.has_adapters in self._broken:
             return None
         recorded = self._graphs.get(size)
         if recorded is None:
@@ -215,11 +233,12 @@ class DecodeGraphs:
         if not recorded.done():
             return None
         if error := recorded.exception():
-            self._is_broken = True
+            self._broken.add(size.has_adapters)
             log.warning(
                 "recorded steps are off: a decode step could not be recorded; steps run eagerly, "
                 "which is slower",
                 num_rows=size.num_rows,
+                adapters=size.has_adapters,
                 reason=f"{type(error).__name__}: {error}",
             )
             return None
@@ -232,7 +251,8 @@ class DecodeGraphs:
         contexts = [self._context_for(1)]
         while contexts[-1] < self._max_model_len:
             contexts.append(self._context_for(contexts[-1] + 1))
-        found = [GraphSize(num_rows, length) for num_rows in rows for length in contexts]
+        kinds = (False, True) if self._adapters else (False,)
+        found = [GraphSize(*size) for size in product(rows, contexts, kinds)]
         return sorted(found, reverse=True)
 
     def _size_for(self, rows: StepRows) -> GraphSize | None:
@@ -240,7 +260,8 @@ class DecodeGraphs:
         longest = int(rows.context_lens[0])
         if rows.num_rows > self._max_num_rows or longest > self._max_model_len:
             return None
-        return GraphSize(self._padded(rows.num_rows), self._context_for(longest))
+        num_rows, has_adapters = self._padded(rows.num_rows), rows.adapter_slots is not None
+        return GraphSize(num_rows, self._context_for(longest), has_adapters)
 
     def _padded(self, num_rows: int) -> int:
         return min(self._recorder.padded(num_rows), self._max_num_rows)

@@ -9,12 +9,13 @@ one to go on with:
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from engine.config import ResolvedConfig
+from engine.errors import UnknownAdapter
 from engine.llm.decision import ScheduleDecision
 from engine.llm.scheduler import Scheduler
 from engine.types import EngineStats, GenerateRequest, TokenEvent
@@ -27,6 +28,7 @@ class LLMEngine:
     """Turns queued requests into token events.
 
     Args:
+        adapters: names of those that the executor has.
         clock: `time.perf_counter`, or a test's own; only how prompts are cut depends on it.
     """
 
@@ -36,10 +38,12 @@ class LLMEngine:
         executor: "Executor",
         config: ResolvedConfig,
         *,
+        adapters: Collection[str] = (),
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         self._scheduler = scheduler
         self._executor = executor
+        self._adapters = adapters
         self._clock = clock
         self._checks_invariants = config.debug_invariants
         self._max_launched = 2 if config.async_scheduling else 1
@@ -56,6 +60,8 @@ class LLMEngine:
         Raises:
             RequestError, CapacityError: it cannot be taken; nothing was changed.
         """
+        if request.adapter is not None and request.adapter not in self._adapters:
+            raise UnknownAdapter(f"the model has no adapter {request.adapter!r}", param="model")
         self._scheduler.add(request)
 
     def abort(self, request_id: str) -> None:

@@ -5,7 +5,7 @@ Owns the model, the KV pool's memory and the sampling state; knows no queues. Lo
 
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import numpy as np
@@ -28,6 +28,7 @@ from engine.llm.kv_storage import KvStorage
 from engine.llm.sampling import LaunchedDraw, Sampler, SampleRow
 from engine.llm.warm_up import WarmUpStep, warm_up_steps
 from engine.llm.warm_up import decision as warm_up_decision
+from engine.models.adapters import NO_ADAPTER, Adapters
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.forward_context import ForwardContext
@@ -96,6 +97,7 @@ class ModelRunner:
     """Executes decisions one after the other.
 
     Args:
+        adapters: those that sequences may have; None: there are none.
         recorder: records decode steps; None runs all steps eagerly.
         background: where it does; by default a thread.
     """
@@ -107,6 +109,7 @@ class ModelRunner:
         config: ResolvedConfig,
         device: torch.device,
         *,
+        adapters: Adapters | None = None,
         recorder: Recorder | None = None,
         background: Executor | None = None,
     ) -> None:
@@ -115,6 +118,9 @@ class ModelRunner:
         self._config = config
         self._device = device
         self._vocab_size = model_config.vocab_size
+        self._adapters = adapters
+        self._adapter_slots: dict[int, int] = {}
+        """Of the sequences that have an adapter."""
         self._num_groups = len(model_config.layer_groups)
         self._kv = KvStorage(
             num_blocks=config.num_kv_blocks + (recorder is not None),
@@ -136,6 +142,7 @@ class ModelRunner:
                 scratch_block=config.num_kv_blocks,
                 num_groups=self._num_groups,
                 device=device,
+                adapters=adapters is not None,
                 background=background,
             )
         self._sampler = Sampler(model_config.vocab_size, device)
@@ -168,7 +175,7 @@ class ModelRunner:
         outputs = {s.seq_id: SequenceOutput(s.seq_id) for s in decision.scheduled}
         if not outputs:
             return LaunchedStep(outputs)
-        rows = lay_out(decision.scheduled, self._config.block_size)
+        rows = lay_out(decision.scheduled, self._config.block_size, self._adapter_slots)
         forward = self._prepare(rows, before)
         prepared = perf_counter()
         hidden = forward()
@@ -209,7 +216,8 @@ class ModelRunner:
             self.run_once(step)
 
     def run_once(self, step: WarmUpStep) -> None:
-        """Take a step that belongs to no request, eagerly; see `warm_up`.
+        """Take a step that belongs to no request, eagerly; see `warm_up`. Where there are adapters,
+        once more as one of which some row has one.
 
         Raises:
             ModelLoadError: the model gives no finite numbers.
@@ -218,6 +226,10 @@ class ModelRunner:
         graphs, self._graphs = self._graphs, None
         try:
             output = self.execute(decided)
+            if self._adapters is not None:
+                # None at all, as far as the numbers go: an adapter's cannot fail the model.
+                self._adapter_slots[decided.new[0].seq_id] = NO_ADAPTER
+                self.execute(replace(decided, new=[]))
             self.execute(ScheduleDecision(finished=[new.seq_id for new in decided.new]))
         finally:
             self._graphs = graphs
@@ -243,11 +255,19 @@ class ModelRunner:
         for seq_id in decision.finished:
             self._sampler.remove(seq_id)
             self._scored.pop(seq_id, None)
+            self._adapter_slots.pop(seq_id, None)
         for sequence in decision.new:
             self._sampler.add(sequence)
+            if sequence.adapter is not None:
+                self._adapter_slots[sequence.seq_id] = self._slot_of(sequence.adapter)
             if sequence.sampling.prompt_logprobs is not None:
                 self._scored[sequence.seq_id] = sequence
         self._kv.copy(decision.copies)
+
+    def _slot_of(self, adapter: str) -> int:
+        if self._adapters is None:
+            raise InvariantViolation("a sequence has an adapter, and this runner has none")
+        return self._adapters.slot_of(adapter)
 
     def _prepare(self, rows: StepRows, before: DrawnTokens | None) -> Callable[[], Tensor]:
         """Bring the step's inputs in place; what is returned computes its hidden states, [T, C]."""
@@ -263,10 +283,12 @@ class ModelRunner:
         return lambda: self._run_model(batch)
 
     def _run_model(self, batch: Batch) -> Tensor:
+        adapters, slots = self._adapters, batch.adapter_slots
         ctx = ForwardContext(
             groups=batch.groups,
             group_of_layer=self._kv.group_of_layer,
             kv_caches=self._kv.layers,
+            adapters=None if adapters is None or slots is None else adapters.of_rows(slots),
         )
         return self._model.forward(batch.token_ids, batch.positions, ctx)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from engine.errors import UnsupportedArchitecture
 from engine.models.config import MAX_LAYERS
 from engine.models.encoder import Encoder, EncoderConfig, EncoderFamily, TextRun
-from engine.models.forward_context import ForwardContext
+from engine.models.forward_context import NO_CONTEXT
 from engine.models.layers.embedding import TokenEmbedding
 from engine.models.layers.linear import Linear, Shard
 from engine.models.layers.norm import LayerNorm
@@ -21,7 +21,6 @@ from engine.models.metadata_keys import MetadataKeys
 from kernels import attention, geglu, gelu_mul
 
 _MAX_POSITIONS = 1 << 20
-_NO_CACHE = ForwardContext(groups=(), group_of_layer=(), kv_caches=())
 """Rows of an encoder have no past."""
 
 
@@ -82,7 +81,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, runs: Sequence[TextRun]) -> Tensor:
         """[T, C] → [T, C]. Texts of one length are one call; none sees another."""
-        qkv = self.qkv(x, _NO_CACHE)
+        qkv = self.qkv(x, NO_CONTEXT)
         parts = torch.split(qkv, [run.num_texts * run.num_tokens for run in runs])
         mixed = [self._of_run(part, run) for part, run in zip(parts, runs, strict=True)]
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
@@ -105,7 +104,7 @@ class Output(nn.Module):
 
     def forward(self, x: Tensor, before: Tensor) -> Tensor:
         """[T, inner] and [T, C] → [T, C]."""
-        return self.LayerNorm(self.dense(x, _NO_CACHE).add_(before))
+        return self.LayerNorm(self.dense(x, NO_CONTEXT).add_(before))
 
     __call__ = forward
 
@@ -131,7 +130,7 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, runs: Sequence[TextRun]) -> Tensor:
         """[T, C] → [T, C]."""
         x = self.attention["output"](self.attention["self"](x, runs), x)
-        return self.output(self._act(self.intermediate["dense"](x, _NO_CACHE)), x)
+        return self.output(self._act(self.intermediate["dense"](x, NO_CONTEXT)), x)
 
     __call__ = forward
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -18,6 +18,20 @@ class GroupContext(NamedTuple):
     """Where each row's key and value go: block ids and slots, each [T] int64."""
 
 
+class RowAdapters(Protocol):
+    """The adapters that some of the step's rows have beside the model's weights."""
+
+    def add(self, path: str, x: Tensor, y: Tensor) -> None:
+        """Add what each row's adapter makes of its input in the linear layer at `path`.
+
+        Args:
+            x: [T, in].
+            y: [T, out], what the layer itself makes of it. Mutated; rows without an adapter, or
+                whose adapter has nothing for this layer, keep their bits.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardContext:
     """One step's rows in the cache's terms. T rows: single decoded tokens first, then chunks."""
@@ -27,10 +41,14 @@ class ForwardContext:
     group_of_layer: Sequence[int]
     kv_caches: Sequence[Tensor]
     """Per layer [N, 2, K, S, D]."""
-    adapter_ids: Tensor | None = None
-    """[T] int32: LoRA adapter of each row, -1 for none; None when no row has one."""
+    adapters: RowAdapters | None = None
+    """None when no row has one."""
 
     @property
     def longest_context(self) -> int:
         """Of all sequences; new rows are at positions below it."""
         return self.groups[0].batch.longest_context
+
+
+NO_CONTEXT = ForwardContext(groups=(), group_of_layer=(), kv_caches=())
+"""For models that keep nothing between steps, and layers that are called alone."""

@@ -57,14 +57,22 @@ def iter_tensors(
         MissingWeight: the index names a file or tensor that is not there.
     """
     for path, names in _files(folder).items():
-        check_regular(path)
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in names:
-                    if not leave_out(name):
-                        yield name, file.get_tensor(name)
-        except SafetensorError as error:
-            raise CorruptFile(f"{path.name} is damaged; fetch it again") from error
+        yield from _tensors_of(path, [name for name in names if not leave_out(name)])
+
+
+def iter_file_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The same of one file, whose header has been read."""
+    return _tensors_of(path, _in_file_order(read_header(path)))
+
+
+def _tensors_of(path: Path, names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    check_regular(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in names:
+                yield name, file.get_tensor(name)
+    except SafetensorError as error:
+        raise CorruptFile(f"{path.name} is damaged; fetch it again") from error
 
 
 def folder_headers(folder: Path) -> dict[str, TensorHeader]:

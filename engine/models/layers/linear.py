@@ -45,26 +45,36 @@ class Linear(nn.Module, WeightOwner):
         self.shards = tuple(shards)
         self.bias = bias
         self.partition = partition
+        self.path = ""
+        """Its place in the model, known from `create_weights` on."""
         self._parallel = SINGLE
         self._loading: list[tuple[LinearMethod[Any], LinearPart]] = []
         self._parts: list[tuple[LinearMethod[Any], Any]] = []
         """Each with what its method made of its shards' tensors."""
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
-        """[T, in] → [T, out]. `ctx` is there for layers that add a LoRA adapter per row."""
+        """[T, in] → [T, out], with what the rows' adapters add."""
         method, state = self._parts[0]
         y: Tensor = method.apply(state, x)
         if len(self._parts) > 1:
             y = torch.cat((y, *(method.apply(state, x) for method, state in self._parts[1:])), -1)
+        if ctx.adapters is not None:
+            ctx.adapters.add(self.path, x, y)
         return self._parallel.sum(y) if self.partition == "inputs" else y
 
     __call__ = forward
 
+    @property
+    def shard_paths(self) -> list[str]:
+        """The checkpoint's names of its shards' layers, such as `model.layers.0.mlp.up_proj`."""
+        neighbours = self.path.rpartition(".")[0]
+        return [f"{neighbours}.{shard.name}".lstrip(".") for shard in self.shards]
+
     def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
+        self.path = path
         self._parallel = options.parallel
         self._loading = []
-        neighbours = path.rpartition(".")[0]
-        names = {shard: f"{neighbours}.{shard.name}".lstrip(".") for shard in self.shards}
+        names = dict(zip(self.shards, self.shard_paths, strict=True))
         slots: dict[str, WeightSlot] = {}
         for method, group in groupby(self.shards, lambda s: options.method_for(names[s])):
             shards = list(group)

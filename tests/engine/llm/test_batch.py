@@ -5,6 +5,7 @@ import torch
 from engine.llm.batch import BLOCK_IDS, TOKEN_IDS, Batch, lay_out
 from engine.llm.decision import PENDING_TOKEN_ID, GroupBlocks, ScheduledSequence
 from engine.llm.logits_processors import SampleRow
+from engine.models.adapters import NO_ADAPTER
 
 CPU = torch.device("cpu")
 
@@ -144,3 +145,15 @@ def test_a_chunk_may_draw_at_some_of_its_rows():
     assert rows.first_rows == [0]
     assert rows.drawing_rows == [2, 3]
     assert rows.draws == [SampleRow(1, 0), SampleRow(1, 1, draft=8)]
+
+
+def test_rows_have_their_sequences_adapters():
+    chunk, plain = sequence(1, [5, 6, 7], 0, [3]), sequence(2, [8], 5, [1, 2])
+    drafting = ScheduledSequence(4, [9, 8], 3, [GroupBlocks([5, 6])], 2, 10)
+    rows = lay_out([chunk, plain, drafting], 4, {1: 3, 4: 0, 77: 5})
+    assert [span.sequence.seq_id for span in rows.spans] == [2, 4, 4, 1]
+    assert rows.adapter_slots.tolist() == [NO_ADAPTER, 0, 0, 3, 3, 3]
+    assert Batch.on(CPU, rows).adapter_slots.dtype is torch.int32
+    without = lay_out([plain], 4, {1: 3, 77: 5})
+    assert without.adapter_slots is None
+    assert Batch.on(CPU, without).adapter_slots is None

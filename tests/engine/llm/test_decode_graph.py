@@ -183,6 +183,40 @@ def test_a_failed_recording_turns_graphs_off_with_one_warning():
     assert "operation not permitted" in line["reason"]
 
 
+def with_adapters(*context_lens):
+    rows = [decode(i, length) for i, length in enumerate(context_lens)]
+    return lay_out(rows, BLOCK, {0: 3, len(rows) - 1: 1})
+
+
+@torch.inference_mode()
+def test_steps_with_adapters_have_graphs_of_their_own():
+    seen = []
+
+    def forward(batch):
+        seen.append(batch.adapter_slots)
+        return batch.token_ids[:, None].float()
+
+    graphs = make_graphs(forward=forward, adapters=True)
+    graph, plain = find_often(graphs, with_adapters(9, 8, 7)), find_often(graphs, decodes(9, 8, 7))
+    graph.load(with_adapters(9, 8, 7))
+    graph.replay()
+    assert seen[-1].tolist() == [3, -1, 1, -1]
+    plain.load(decodes(9, 8, 7))
+    plain.replay()
+    assert seen[-1] is None
+    assert set(graphs._graphs) == {GraphSize(4, 1024, True), GraphSize(4, 1024)}
+    assert set(graphs._graphs) <= set(graphs.sizes)
+
+
+def test_steps_without_adapters_are_recorded_where_those_with_some_cannot_be():
+    recorder = Recorder(RuntimeError("no"))
+    graphs = make_graphs(recorder, adapters=True)
+    assert find_often(graphs, with_adapters(5)) is None
+    recorder.failure = None
+    assert find_often(graphs, with_adapters(5, 6)) is None
+    assert find_often(graphs, decodes(5)) is not None
+
+
 @torch.inference_mode()
 def test_padding_decodes_at_the_start_of_the_scratch_block():
     seen = []

@@ -6,7 +6,7 @@ import sys
 import pytest
 from paged_executor import PagedExecutor, make_config, make_request, make_scheduler
 
-from engine.errors import InvalidParameter, InvariantViolation
+from engine.errors import InvalidParameter, InvariantViolation, UnknownAdapter
 from engine.llm.engine import LLMEngine
 from engine.types import EngineStats, TokenEvent
 
@@ -25,6 +25,16 @@ def make_engine(**changes: object) -> tuple[LLMEngine, Executor]:
     config = make_config(**changes)
     executor = Executor(config)
     return LLMEngine(make_scheduler(config), executor, config), executor
+
+
+def test_adapters_that_the_executor_lacks_are_refused() -> None:
+    config = make_config()
+    engine = LLMEngine(make_scheduler(config), Executor(config), config, adapters={"a"})
+    engine.add(make_request("1", 6, 3, adapter="a"))
+    with pytest.raises(UnknownAdapter, match="no adapter 'b'"):
+        engine.add(make_request("2", 6, 3, adapter="b"))
+    events, _ = run(engine)
+    assert {event.request_id for event in events} == {"1"}
 
 
 def run(engine: LLMEngine) -> tuple[list[TokenEvent], list[EngineStats]]:

@@ -2,12 +2,14 @@
 
 import random
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
 from tiny_pairs import PagedTexts, create_pair, named_weights, their_logits
 
 from engine.errors import MissingWeight, ModelLoadError, ShapeMismatch
+from engine.models.forward_context import NO_CONTEXT
 from engine.models.layers.linear import Linear, Shard
 from engine.models.layers.parallel import TensorParallel
 from engine.models.layers.weight_slots import WeightOptions
@@ -139,7 +141,7 @@ def test_shards_of_different_methods_keep_their_order():
     assert len(layer._parts) == 2
     x = torch.randn(3, 8)
     expected = torch.cat((x @ weights["q"].T, 2 * x @ weights["k"].T, 2 * x @ weights["v"].T), 1)
-    torch.testing.assert_close(layer(x, None), expected)
+    torch.testing.assert_close(layer(x, NO_CONTEXT), expected)
 
 
 @pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3"])
@@ -187,3 +189,21 @@ def test_dummy_weights_fill_the_model(pair):
     texts = PagedTexts(model, pair[2])
     texts.add(0, [5, 6, 7])
     assert texts.run(0, [3]).isfinite().all()
+
+
+def test_layers_hand_their_rows_to_the_adapters():
+    class Doubling:
+        seen: ClassVar[list] = []
+
+        def add(self, path, x, y):
+            self.seen.append((path, x.shape[1], y.shape[1]))
+            y.mul_(2)
+
+    ours, _, _ = create_pair("Llama", 3)
+    layers = {m.path: m for m in ours.modules() if isinstance(m, Linear)}
+    layer = layers["model.layers.1.self_attn.qkv_proj"]
+    x = torch.randn(3, layer.in_features)
+    doubled = layer(x, replace(NO_CONTEXT, adapters=Doubling()))
+    assert torch.equal(doubled, 2 * layer(x, NO_CONTEXT))
+    assert Doubling.seen == [(layer.path, 48, 160)]
+    assert layer.shard_paths == [f"model.layers.1.self_attn.{one}_proj" for one in "qkv"]

@@ -8,6 +8,7 @@ from gptq_checkpoints import Layout, quantised
 from torch import nn
 
 from engine.errors import CorruptFile, MissingWeight, ModelLoadError, ShapeMismatch
+from engine.models.forward_context import NO_CONTEXT
 from engine.models.layers.embedding import LmHead, TokenEmbedding
 from engine.models.layers.linear import Linear, Shard
 from engine.models.layers.parallel import TensorParallel
@@ -89,7 +90,7 @@ def test_products_are_those_of_the_dequantised_weight(layout, dtype):
     bias = torch.cat([tensors[f"a.{name}.bias"] for name in weights])
     expected = x.float() @ torch.cat(list(weights.values())).T + bias.to(dtype).float()
     tolerance = linear_w4a16.cases.TOLERANCE[dtype] + torch.finfo(dtype).eps * 4
-    assert (layer(x, None).float() - expected).abs().max() <= tolerance
+    assert (layer(x, NO_CONTEXT).float() - expected).abs().max() <= tolerance
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=IDS)
@@ -98,9 +99,9 @@ def test_a_row_has_the_same_bits_in_any_batch(layout):
     for dtype in (torch.bfloat16, torch.float32):
         layer = loaded(tensors, weights, layout, dtype=dtype)
         x = torch.randn(33, 160).to(dtype)
-        together = layer(x, None)
+        together = layer(x, NO_CONTEXT)
         for rows in (slice(0, 1), slice(5, 9), slice(2, 32)):
-            assert torch.equal(layer(x[rows], None), together[rows])
+            assert torch.equal(layer(x[rows], NO_CONTEXT), together[rows])
 
 
 def test_bits_are_those_of_the_unpacked_twin():
@@ -111,7 +112,7 @@ def test_bits_are_those_of_the_unpacked_twin():
         packed = loaded(tensors, weights, layout, dtype=dtype)
         twin = loaded(tensors, weights, layout, change=unpack, dtype=dtype)
         x = torch.randn(9, 160).to(dtype)
-        assert torch.equal(packed(x, None), twin(x, None))
+        assert torch.equal(packed(x, NO_CONTEXT), twin(x, NO_CONTEXT))
 
 
 def test_shards_with_other_orders_of_inputs_are_multiplied_apart():
@@ -123,7 +124,7 @@ def test_shards_with_other_orders_of_inputs_are_multiplied_apart():
     assert [one.qweight.shape[1] for one in layer._parts[0][1]] == [48, 16, 16]
     x = torch.randn(5, 160)
     expected = x @ torch.cat(list(weights.values())).T
-    torch.testing.assert_close(layer(x, None), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(layer(x, NO_CONTEXT), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("sym", "has_zeros"), [(True, False), (False, True)])
@@ -159,7 +160,7 @@ def test_ranks_divide_a_layer(layout, partition):
     size = 192
     tensors, weights = random_layer(layout, (("q", 32),), size, bias=True)
     x = torch.randn(4, size)
-    whole = loaded(tensors, weights, layout, size=size)(x, None)
+    whole = loaded(tensors, weights, layout, size=size)(x, NO_CONTEXT)
     ranks = [
         loaded(
             tensors,
@@ -172,10 +173,11 @@ def test_ranks_divide_a_layer(layout, partition):
         for rank in (0, 1)
     ]
     if partition == "outputs":
-        found = torch.cat([layer(x, None) for layer in ranks], 1)
+        found = torch.cat([layer(x, NO_CONTEXT) for layer in ranks], 1)
     else:
         found = sum(
-            layer(part.contiguous(), None) for layer, part in zip(ranks, x.chunk(2, 1), strict=True)
+            layer(part.contiguous(), NO_CONTEXT)
+            for layer, part in zip(ranks, x.chunk(2, 1), strict=True)
         )
     torch.testing.assert_close(found, whole, atol=1e-5, rtol=0)
 
@@ -196,7 +198,7 @@ def test_an_order_that_the_configuration_denies_is_kept_on_one_rank_alone():
     layer = loaded(tensors, weights, denied)
     x = torch.randn(2, 160)
     expected = x @ torch.cat(list(weights.values())).T
-    torch.testing.assert_close(layer(x, None), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(layer(x, NO_CONTEXT), expected, atol=1e-5, rtol=0)
     tensors, weights = random_layer(layout, (("q", 16),), 128)
     with pytest.raises(ModelLoadError, match=r"a\.q\.g_idx .*desc_act is false"):
         parallel = TensorParallel(1, 2, lambda partial: partial)

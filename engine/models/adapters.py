@@ -1,0 +1,31 @@
+"""What the engine asks of adapters: small changes to a model's weights, chosen per row."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from engine.models.forward_context import RowAdapters
+
+NO_ADAPTER = -1
+"""The slot of rows that have none."""
+
+
+class Adapters(Protocol):
+    """Those that a model has loaded, in slots. Loop thread only."""
+
+    def slot_of(self, name: str) -> int:
+        """Where the adapter of that name is.
+
+        Raises:
+            UnknownAdapter: there is none.
+        """
+        ...
+
+    def of_rows(self, slots: Tensor) -> RowAdapters:
+        """The adapters of a step's rows.
+
+        Args:
+            slots: [T] int32, `NO_ADAPTER` where a row has none. A recorded step reads it again
+                each time that it is replayed, and nothing else that changes.
+        """
+        ...
