@@ -43,10 +43,13 @@ def knob(
     ge: float | None = None,
     le: float | None = None,
     form: str | None = None,
+    names_files: bool = False,
 ) -> Any:
     """A documented, bounded dataclass field. The text feeds `--help` and the docs' table; `form`
-    says there what may be given, where the type does not."""
-    return field(default=default, metadata={"help": help, "ge": ge, "le": le, "form": form})
+    says there what may be given, where the type does not. What `names_files` of this machine is
+    the operator's alone: clients neither set nor see it."""
+    metadata = {"help": help, "ge": ge, "le": le, "form": form, "names_files": names_files}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,7 +223,7 @@ class EngineConfig:
             )
         for f in fields(self):
             value = getattr(self, f.name)
-            if value is None or isinstance(value, bool | str):
+            if value is None or isinstance(value, bool | str | tuple):
                 continue
             low, high = f.metadata["ge"], f.metadata["le"]
             if (low is not None and value < low) or (high is not None and value > high):

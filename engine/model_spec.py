@@ -113,6 +113,12 @@ def settings_of_models() -> list[str]:
     return [f.name for f in fields(EngineConfig) if f.name not in NOT_OF_A_MODEL]
 
 
+def settings_of_clients() -> list[str]:
+    """Those of them that clients may give when they have a model loaded, and that they see."""
+    private = {f.name for f in fields(EngineConfig) if f.metadata["names_files"]}
+    return [name for name in settings_of_models() if name not in private]
+
+
 def _read_object(text: str) -> dict[str, Any]:
     try:
         given = msgspec.json.decode(text, type=dict[str, Any])

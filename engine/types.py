@@ -7,9 +7,9 @@ server and the worker process share them. `engine.messages` wraps them for the p
 those of text follow below, those of images are in `engine.image_types`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 from engine.errors import Failure
 from engine.sampling_params import SamplingParams as SamplingParams
@@ -106,6 +106,20 @@ class Info:
     """Short hash of the resolved configuration; part of `system_fingerprint`."""
     vocab_size: int | None = None
     """Token ids at or above it are refused. None: requests bring no token ids."""
+
+    @property
+    def name(self) -> str:
+        """As a request asked for it."""
+        return self.model
+
+    @property
+    def names(self) -> list[str]:
+        """All that it can be asked for by."""
+        return [self.model]
+
+    def named(self, name: str) -> Self | None:
+        """The info that a request for `name` is answered by; None: that is no name of it."""
+        return self if name == self.model else None
 
     @property
     def log_fields(self) -> dict[str, object]:
@@ -212,6 +226,25 @@ class ModelInfo(Info):
     default_sampling: dict[str, float] = field(default_factory=dict)
     """From the checkpoint's generation_config.json: temperature, top_p, top_k, min_p,
     repetition_penalty, where it gives them."""
+    adapters: tuple[str, ...] = ()
+    """LoRA adapters that it has, each asked for as a model of that name."""
+    failed_adapters: dict[str, str] = field(default_factory=dict)
+    """Those that it was to have, and why it has not."""
+    adapter: str | None = None
+    """The one that a request asked for, in the info that the request is answered by."""
+
+    @property
+    def name(self) -> str:
+        return self.adapter or self.model
+
+    @property
+    def names(self) -> list[str]:
+        return [self.model, *self.adapters]
+
+    def named(self, name: str) -> Self | None:
+        if name == self.model:
+            return self
+        return replace(self, adapter=name) if name in self.adapters else None
 
     @property
     def log_fields(self) -> dict[str, object]:

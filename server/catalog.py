@@ -43,9 +43,9 @@ def find_any_model(engine: EngineClient, name: str) -> Info:
         UnknownModel, ModelNotReady, ModelUnloading: as in `find_model`.
     """
     infos: list[Info] = [info for kind in KINDS.values() for info in engine.infos(kind)]
-    for info in infos:
-        if info.model == name:
-            return info
+    found = _named(infos, name)
+    if found is not None:
+        return found
     for status in engine.statuses():
         if status.model == name:
             raise _not_ready(status)
@@ -75,11 +75,20 @@ def served_names(engine: EngineClient, kind: AnyKind) -> list[str]:
 
 
 def unknown_model(engine: EngineClient, name: str) -> UnknownModel:
-    """What to say of a model that is not configured: names those that serve now, of any kind."""
+    """What to say of a model that is not configured: names those that serve now, of any kind. An
+    adapter that could not be loaded gets the reason."""
+    for info in engine.infos(TEXT):
+        if name in info.failed_adapters:
+            return UnknownModel(
+                f"adapter {name!r} of model {info.model!r} is not served: "
+                f"{info.failed_adapters[name]}",
+                param="model",
+            )
     names = [
-        info.model if kind is TEXT else f"{info.model} ({served.deed})"
+        name if kind is TEXT else f"{name} ({served.deed})"
         for kind, served in SERVED.items()
         for info in engine.infos(kind)
+        for name in info.names
     ]
     advice = f"use one of: {', '.join(names)}" if names else "no model serves yet; see GET /ready"
     return UnknownModel(f"model {name!r} is not served; {advice}", param="model")
@@ -94,9 +103,9 @@ def find_of_kind(engine: EngineClient, kind: Kind[Any, Any, InfoT], name: str | 
         if len(meant) != 1:
             raise InvalidParameter(f"model is required; {_use(served, kind)}", param="model")
         (name,) = meant
-    for info in engine.infos(kind):
-        if info.model == name:
-            return info
+    found = _named(engine.infos(kind), name)
+    if found is not None:
+        return found
     for status in engine.statuses():
         if status.model != name:
             continue
@@ -108,6 +117,12 @@ def find_of_kind(engine: EngineClient, kind: Kind[Any, Any, InfoT], name: str | 
             )
         raise _not_ready(status)
     raise unknown_model(engine, name)
+
+
+def _named(infos: Sequence[InfoT], name: str) -> InfoT | None:
+    """What a request for `name` is answered by: a model's id comes before what others call it."""
+    found = [named for info in infos if (named := info.named(name)) is not None]
+    return min(found, key=lambda info: info.model != name, default=None)
 
 
 def _of_kind(engine: EngineClient, kind: AnyKind) -> list[ModelStatus]:

@@ -31,8 +31,9 @@ def install(app: FastAPI, engine: EngineClient) -> None:
             if kind is not None:
                 names = served_names(engine, kind.kind)
                 configs = [config_of(engine, name) for name in names]
-                _name_models(schema, names)
-                kind.fill_in(schema["properties"], engine.infos(kind.kind))
+                infos = engine.infos(kind.kind)
+                _name_models(schema, names, [n for i in infos for n in i.names if n != i.model])
+                kind.fill_in(schema["properties"], infos)
                 describe_priority(schema["properties"], configs)
         served = [status.model for status in engine.statuses()]
         for path in ("/v1/models/{model_id}", "/ready/{model_id}"):
@@ -52,16 +53,16 @@ def _drop_unused_422(document: dict[str, Any]) -> None:
         document["components"]["schemas"].pop(name, None)
 
 
-def _name_models(schema: dict[str, Any], served: Sequence[str]) -> None:
+def _name_models(schema: dict[str, Any], served: Sequence[str], adapters: Sequence[str]) -> None:
     """Required where there is a choice; where there is none it may be left out or empty."""
     if not served:
         return
     model = schema["properties"]["model"]
     named = variant(model, "string")
     if len(served) == 1:
-        named["enum"] = [*served, ""]
+        named["enum"] = [*served, *adapters, ""]
         return
     del model["anyOf"]
     model.pop("default", None)
-    model |= named | {"enum": list(served)}
+    model |= named | {"enum": [*served, *adapters]}
     schema["required"] = ["model", *schema.get("required", [])]

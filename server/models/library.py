@@ -11,9 +11,16 @@ from functools import partial
 from typing import Any
 
 from engine.client import EngineClient
-from engine.errors import Draining, EngineError, Failure, NotAllowed, TooManyModels
+from engine.errors import (
+    Draining,
+    EngineError,
+    Failure,
+    InvalidParameter,
+    NotAllowed,
+    TooManyModels,
+)
 from engine.kinds import KINDS
-from engine.model_spec import ModelSpec, settings_of_models
+from engine.model_spec import ModelSpec, settings_of_clients, settings_of_models
 from engine.types import Info, ModelStatus
 from server.http.lifecycle import Lifecycle
 from server.models.loadable import LoadableModels
@@ -148,6 +155,13 @@ class ModelLibrary:
 
     @staticmethod
     def _ordered(spec: ModelSpec, order: LoadOrder) -> ModelSpec:
+        for key in order.settings or {}:
+            if key in settings_of_models() and key not in settings_of_clients():
+                raise InvalidParameter(
+                    f"{key} names files of the server's machine, which is its operator's to do: "
+                    f"leave it out",
+                    param=key,
+                )
         return ModelSpec.create(
             spec.ref,
             name=spec.name if order.ref is None else order.model,
@@ -162,7 +176,7 @@ class ModelLibrary:
             return {}
         return {
             field: getattr(config, field)
-            for field in ("device", *settings_of_models())
+            for field in ("device", *settings_of_clients())
             if getattr(config, field) != getattr(self._settings.engine, field)
         }
 
@@ -178,4 +192,5 @@ class ModelLibrary:
 def _given(spec: ModelSpec | None) -> dict[str, Any]:
     if spec is None:
         return {}
-    return {**({} if spec.device is None else {"device": spec.device}), **spec.settings}
+    seen = {key: spec.settings[key] for key in settings_of_clients() if key in spec.settings}
+    return {**({} if spec.device is None else {"device": spec.device}), **seen}

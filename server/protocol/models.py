@@ -8,7 +8,8 @@ from engine.image_types import GuidanceKind, ImageTask
 
 @dataclass(slots=True, kw_only=True)
 class ModelCard:
-    """A served model. `max_model_len` is vLLM's addition."""
+    """A served model, or an adapter, whose `parent` and `root` are the model it belongs to.
+    `max_model_len` is vLLM's addition."""
 
     id: str
     object: Literal["model"] = "model"

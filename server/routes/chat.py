@@ -66,7 +66,7 @@ async def answer_chat(
     settings = state.settings
     headers = report_ignored_fields(request, sent or body)
     info = find_model(state.engine, body.model)
-    annotate(request, model=info.model, stream=bool(body.stream))
+    annotate(request, model=info.name, stream=bool(body.stream))
     config = config_of(state.engine, info.model)
     check_tool_use(body)
     priority = acting_priority(body.priority, config)

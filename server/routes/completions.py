@@ -57,7 +57,7 @@ async def answer_completion(
     settings = state.settings
     headers = report_ignored_fields(request, sent or body)
     info = find_model(state.engine, body.model)
-    annotate(request, model=info.model, stream=bool(body.stream))
+    annotate(request, model=info.name, stream=bool(body.stream))
     if settings.log_prompts:
         annotate(request, prompts=body.prompt)
     num_choices = len(body.prompt) * (body.n or 1)

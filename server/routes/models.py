@@ -29,7 +29,8 @@ class ModelList:
 async def list_models(state: StateDep) -> ModelList:
     """Those that can be asked now; `/ready` also shows the ones that load."""
     infos = [info for kind in SERVED for info in state.engine.infos(kind)]
-    return ModelList(data=[_card(info) for info in infos])
+    named = [info.named(name) for info in infos for name in info.names]
+    return ModelList(data=[_card(info) for info in named if info is not None])
 
 
 @router.get(

@@ -70,8 +70,10 @@ def _split_commas(value: object) -> object:
 
 
 def _check_engine_keys(value: object) -> object:
-    """A dataclass would drop keys that it does not know."""
+    """A dataclass would drop keys that it does not know. Lists may come as text."""
     if isinstance(value, Mapping):
+        lists = [f.name for f in fields(EngineConfig) if isinstance(f.default, tuple)]
+        value = {k: _split_commas(v) if k in lists else v for k, v in value.items()}
         for key in value:
             if key in DERIVED_ENGINE_FIELDS:
                 raise ValueError(f"{key} follows from {DERIVED_ENGINE_FIELDS[key]}; set that")

@@ -208,6 +208,7 @@ def _generate_request(
         priority=priority,
         arrival_time_s=time.time(),
         cache_salt=request.cache_salt,
+        adapter=info.adapter,
     )
 
 

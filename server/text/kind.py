@@ -42,7 +42,11 @@ def _fill_in(properties: dict[str, Any], infos: Sequence[ModelInfo]) -> None:
 
 def _card(info: ModelInfo) -> ModelCard:
     return ModelCard(
-        id=info.model, created=info.created, max_model_len=info.max_model_len, root=info.model
+        id=info.name,
+        created=info.created,
+        max_model_len=info.max_model_len,
+        root=info.model,
+        parent=None if info.adapter is None else info.model,
     )
 
 

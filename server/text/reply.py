@@ -41,8 +41,8 @@ class ReplyHead:
     @classmethod
     def create(cls, prefix: str, info: ModelInfo) -> "ReplyHead":
         """A new reply of a model; `prefix` is OpenAI's for the kind of reply."""
-        fingerprint = system_fingerprint(info.model, info.config_hash)
-        return cls(f"{prefix}-{uuid.uuid4().hex}", int(time.time()), info.model, fingerprint)
+        fingerprint = system_fingerprint(info.name, info.config_hash)
+        return cls(f"{prefix}-{uuid.uuid4().hex}", int(time.time()), info.name, fingerprint)
 
 
 class TextReply(Reply):
