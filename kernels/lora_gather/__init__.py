@@ -11,14 +11,14 @@ from kernels.registry import op
 def lora_gather(
     y: Tensor, x: Tensor, a: Tensor, b: Tensor, adapter_ids: Tensor, scales: Tensor
 ) -> None:
-    """Add each row's low-rank update: `y[t] += scales[i] * b[i] @ (a[i] @ x[t])`, i its adapter.
+    """Add each row's low-rank update: `y[t] += scales[i] * (a[i] @ x[t]) @ b[i]`, i its adapter.
 
     Args:
         y: [T, N], fp32, bf16 or fp16; rows may be strided (part of a packed projection). Mutated.
         x: [T, K], y's dtype; rows may be strided.
         a: [L, r, K], y's dtype, contiguous; r <= 128. Adapters of a lower rank are padded with
             zeros in a and b.
-        b: [L, N, r], y's dtype, contiguous.
+        b: [L, r, N], y's dtype, contiguous: turned, as neighbouring outputs are read together.
         adapter_ids: [T] int32, -1: the row stays as it is.
         scales: [L] fp32.
 

@@ -76,7 +76,7 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
     x = torch.randn(case.rows, case.inputs * factor, device=device).to(dtype)
     num_stored = max(1, case.adapters)
     a = torch.randn(num_stored, case.rank, case.inputs, device=device) / case.inputs**0.5
-    b = torch.randn(num_stored, case.outputs, case.rank, device=device) / case.rank**0.5
+    b = torch.randn(num_stored, case.rank, case.outputs, device=device) / case.rank**0.5
     ids = torch.randint(-1, case.adapters, (case.rows,), dtype=torch.int32, device=device)
     return {
         "y": y[:, : case.outputs],

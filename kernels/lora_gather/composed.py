@@ -24,5 +24,5 @@ def lora_gather(
             continue
         rows = (adapter_ids == adapter).nonzero().flatten()
         inner = F.linear(x[rows].float(), a[adapter].float())
-        update = F.linear(inner, b[adapter].float())
+        update = inner @ b[adapter].float()
         y[rows] = (y[rows] + scales[adapter] * update).to(y.dtype)

@@ -1,74 +1,131 @@
 // Low-rank updates of rows with different adapters: shrink every row to the rank, then expand.
-// An element's sum is one thread's, in one order: other rows do not change it.
+// An element's sum is one thread's, in one order, whatever the tile: other rows do not change it.
 #include <algorithm>
 #include <numeric>
 #include <vector>
 
 #include "pieces.h"
+#include "products.h"
 
 namespace {
 
-constexpr int64_t kOutputs = 64;  // that a thread expands at a time
+using namespace native;
+
+// Of a tile, whose sums stay in registers.
+constexpr int kRows = 4, kRanks = 4, kColumns = 2;
 
 template <class T>
-float dot(const T* x, const T* y, int64_t size) {
-  float sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < size; ++i) sum += native::to_float(x[i]) * native::to_float(y[i]);
-  return sum;
-}
+struct Problem {
+  T* y;
+  int64_t y_stride;
+  const T* x;
+  int64_t x_stride;
+  const T* a;
+  const T* b;
+  const int32_t* ids;
+  const float* scales;
+  int64_t rows, outputs, size, rank;
+};
 
-// `count` rows of b, [count, rank], as fp32 columns: [rank, kOutputs], so that outputs are added
-// up side by side.
-template <class T>
-void transpose(const T* b, int64_t count, int64_t rank, float* columns) {
-  for (int64_t n = 0; n < count; ++n)
-    for (int64_t r = 0; r < rank; ++r) columns[r * kOutputs + n] = native::to_float(b[n * rank + r]);
-}
-
-template <class T>
-void expand(const float* inner, const float* columns, float scale, int64_t count, int64_t rank,
-            T* y) {
-  float update[kOutputs] = {};
-  for (int64_t r = 0; r < rank; ++r)
-    for (int64_t n = 0; n < kOutputs; ++n) update[n] += inner[r] * columns[r * kOutputs + n];
-  for (int64_t n = 0; n < count; ++n)
-    y[n] = native::from_float<T>(native::to_float(y[n]) + scale * update[n]);
-}
+// Up to kRows rows with the same adapter: each number of it is read and converted once for them.
+struct Group {
+  const int64_t* rows;
+  int64_t count, adapter;
+};
 
 template <class T>
-void gather(T* y, int64_t y_stride, const T* x, int64_t x_stride, const T* a, const T* b,
-            const int32_t* ids, const float* scales, int64_t rows, int64_t outputs, int64_t size,
-            int64_t rank) {
-  std::vector<float> inner(rows * rank);
-  // Rows with the same adapter one after the other: each block of it is transposed once.
-  std::vector<int64_t> order(rows);
-  std::iota(order.begin(), order.end(), 0);
+std::vector<Group> groups_of(const Problem<T>& p, std::vector<int64_t>& order) {
+  for (int64_t row = 0; row < p.rows; ++row)
+    if (p.ids[row] >= 0) order.push_back(row);
   std::stable_sort(order.begin(), order.end(),
-                   [&](int64_t left, int64_t right) { return ids[left] < ids[right]; });
-  int64_t blocks = (outputs + kOutputs - 1) / kOutputs;
-  native::for_ranges(rows * rank, rows * rank * size, [&](int64_t begin, int64_t end) {
+                   [&](int64_t left, int64_t right) { return p.ids[left] < p.ids[right]; });
+  std::vector<Group> groups;
+  for (const int64_t& row : order) {
+    int64_t adapter = p.ids[row];
+    if (groups.empty() || groups.back().adapter != adapter || groups.back().count == kRows)
+      groups.push_back({&row, 0, adapter});
+    ++groups.back().count;
+  }
+  return groups;
+}
+
+// inner[row] = a · x of `rows` rows, for `ranks` ranks from `first` on.
+template <int rows, int ranks, class T>
+void shrink(const Problem<T>& p, const Group& group, int64_t first, float* inner) {
+  const T* a = p.a + (group.adapter * p.rank + first) * p.size;
+  Lanes sums[rows][ranks] = {};
+  auto add = [&](int64_t i, int64_t count) INLINE_BODY {
+    Lanes factors[ranks];
+    for (int n = 0; n < ranks; ++n) factors[n] = load_some(a + n * p.size + i, count);
+    for (int m = 0; m < rows; ++m) {
+      Lanes x = load_some(p.x + group.rows[m] * p.x_stride + i, count);
+      for (int n = 0; n < ranks; ++n) sums[m][n] = multiply_add(x, factors[n], sums[m][n]);
+    }
+  };
+  int64_t whole = p.size / kLanes * kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes) add(i, kLanes);
+  if (whole < p.size) add(whole, p.size - whole);
+  for (int m = 0; m < rows; ++m)
+    for (int n = 0; n < ranks; ++n) inner[group.rows[m] * p.rank + first + n] = sum(sums[m][n]);
+}
+
+// y[row] += scale · inner[row] · b of `rows` rows, for the outputs of `columns` registers from
+// `first` on, of which the last one may be cut.
+template <int rows, int columns, class T>
+void expand(const Problem<T>& p, const Group& group, int64_t first, const float* inner) {
+  const T* b = p.b + group.adapter * p.rank * p.outputs + first;
+  int64_t last = std::min<int64_t>(kLanes, p.outputs - first - (columns - 1) * kLanes);
+  auto count = [&](int c) { return c == columns - 1 ? last : kLanes; };
+  Lanes updates[rows][columns] = {};
+  for (int64_t r = 0; r < p.rank; ++r) {
+    Lanes factors[columns];
+    for (int c = 0; c < columns; ++c)
+      factors[c] = load_some(b + r * p.outputs + c * kLanes, count(c));
+    for (int m = 0; m < rows; ++m) {
+      Lanes x = fill(inner[group.rows[m] * p.rank + r]);
+      for (int c = 0; c < columns; ++c) updates[m][c] = multiply_add(x, factors[c], updates[m][c]);
+    }
+  }
+  Lanes scale = fill(p.scales[group.adapter]);
+  for (int m = 0; m < rows; ++m)
+    for (int c = 0; c < columns; ++c) {
+      T* y = p.y + group.rows[m] * p.y_stride + first + c * kLanes;
+      float values[kLanes];
+      store(values, multiply_add(scale, updates[m][c], load_some(y, count(c))));
+      T rounded[kLanes];
+      for (int i = 0; i < kLanes; ++i) rounded[i] = from_float<T>(values[i]);
+      std::memcpy(y, rounded, count(c) * sizeof(T));
+    }
+}
+
+template <class T>
+void gather(const Problem<T>& p) {
+  std::vector<int64_t> order;
+  std::vector<Group> groups = groups_of(p, order);
+  std::vector<float> inner(p.rows * p.rank);
+  int64_t work = order.size() * p.rank;
+  int64_t parts = (p.rank + kRanks - 1) / kRanks;
+  for_ranges(groups.size() * parts, work * p.size, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      int64_t row = order[i / rank], r = i % rank, adapter = ids[row];
-      if (adapter >= 0)
-        inner[row * rank + r] = dot(x + row * x_stride, a + (adapter * rank + r) * size, size);
+      const Group& group = groups[i / parts];
+      int64_t first = i % parts * kRanks;
+      with_constant<kRows>(group.count, [&](auto rows) {
+        with_constant<kRanks>(std::min<int64_t>(kRanks, p.rank - first), [&](auto ranks) {
+          shrink<rows, ranks>(p, group, first, inner.data());
+        });
+      });
     }
   });
-  native::for_ranges(blocks, rows * rank * outputs, [&](int64_t begin, int64_t end) {
-    std::vector<float> columns(rank * kOutputs);
-    for (int64_t block = begin; block < end; ++block) {
-      int64_t first = block * kOutputs, count = std::min(outputs - first, kOutputs);
-      int64_t adapter = -1;
-      for (int64_t row : order) {
-        if (ids[row] < 0) continue;
-        if (ids[row] != adapter) {
-          adapter = ids[row];
-          transpose(b + (adapter * outputs + first) * rank, count, rank, columns.data());
-        }
-        expand(&inner[row * rank], columns.data(), scales[adapter], count, rank,
-               y + row * y_stride + first);
-      }
-    }
+  constexpr int64_t kWidth = kColumns * kLanes;
+  for_ranges((p.outputs + kWidth - 1) / kWidth, work * p.outputs, [&](int64_t begin, int64_t end) {
+    for (const Group& group : groups)
+      for (int64_t first = begin * kWidth; first < std::min(end * kWidth, p.outputs); first += kWidth)
+        with_constant<kRows>(group.count, [&](auto rows) {
+          int64_t columns = (std::min(kWidth, p.outputs - first) + kLanes - 1) / kLanes;
+          with_constant<kColumns>(columns, [&](auto columns) {
+            expand<rows, columns>(p, group, first, inner.data());
+          });
+        });
   });
 }
 
@@ -80,7 +137,7 @@ extern "C" void tandem_lora_gather(int64_t dtype, void* y, int64_t y_stride, con
                                    int64_t outputs, int64_t size, int64_t rank) {
   native::with_type(dtype, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
-    gather((T*)y, y_stride, (const T*)x, x_stride, (const T*)a, (const T*)b, ids, scales, rows,
-           outputs, size, rank);
+    gather<T>({(T*)y, y_stride, (const T*)x, x_stride, (const T*)a, (const T*)b, ids, scales, rows,
+               outputs, size, rank});
   });
 }

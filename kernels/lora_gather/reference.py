@@ -11,5 +11,5 @@ def lora_gather(
         if adapter < 0:
             continue
         inner = a[adapter].float() @ x[row].float()
-        update = b[adapter].float() @ inner
+        update = inner @ b[adapter].float()
         y[row] = (y[row].float() + scales[adapter] * update).to(y.dtype)

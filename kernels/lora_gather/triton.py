@@ -171,12 +171,12 @@ def _lora_expand_kernel(
     ids = tl.load(adapter_ids_ptr + rows, mask=rows < T, other=-1)
     inner_rows = inner_ptr + rows.to(tl.int64)[:, None] * R + ranks[None, :]
     # The last output again, past the end: what comes of it is not stored.
-    b_columns = b_ptr + tl.minimum(columns, N - 1).to(tl.int64)[None, :] * R + ranks[:, None]
+    b_columns = b_ptr + tl.minimum(columns, N - 1)[None, :] + ranks.to(tl.int64)[:, None] * N
     update = tl.zeros((BLOCK_T, BLOCK_N), tl.float32)
     adapter = tl.min(tl.where(ids >= 0, ids, NO_ADAPTER), 0)
     while adapter < NO_ADAPTER:
         mine = (ids == adapter)[:, None]
-        b = b_columns + adapter.to(tl.int64) * N * R
+        b = b_columns + adapter.to(tl.int64) * R * N
         product = tl.zeros((BLOCK_T, BLOCK_N), tl.float32)
         for r in range(0, R, BLOCK_R):
             mask = mine & (ranks < R - r)[None, :]
@@ -184,7 +184,7 @@ def _lora_expand_kernel(
             for part in range(1, PARTS):
                 # Parts are few rows long: no more than 32 bits.
                 inner += tl.load(inner_rows + (part * T * R + r), mask=mask, other=0.0)
-            b_tile = tl.load(b + r, mask=(ranks < R - r)[:, None], other=0.0).to(tl.float32)
+            b_tile = tl.load(b + r * N, mask=(ranks < R - r)[:, None], other=0.0).to(tl.float32)
             product = tl.dot(inner, b_tile, product, input_precision="ieee")
         update = tl.where(mine, product * tl.load(scales_ptr + adapter), update)
         adapter = tl.min(tl.where(ids > adapter, ids, NO_ADAPTER), 0)
