@@ -32,6 +32,8 @@ CpuIsa = Literal[
 ]
 
 GIB = 1 << 30
+MAX_ADAPTER_NAME = 256
+"""Characters."""
 AUTO_STEP_RATIO = 2.0
 """How much longer prompts may make a step unless `max_step_ms` says otherwise."""
 
@@ -210,6 +212,13 @@ class EngineConfig:
     max_num_images: int = knob(
         32, "Most images in work at once in one image model; more wait.", ge=1, le=4096
     )
+    lora: tuple[str, ...] = knob(
+        (),
+        "LoRA adapters of text models, as NAME=FOLDER: PEFT's adapter_config.json and "
+        "adapter_model.safetensors. Each is asked for as a model of its name.",
+        form="NAME=FOLDER",
+        names_files=True,
+    )
     deterministic: bool = knob(
         False,
         "Bit-equal answers whatever runs beside them: images at the price of batching, text on a "
@@ -221,6 +230,16 @@ class EngineConfig:
             raise InvalidParameter(
                 f"device is {self.device!r}; it must be auto, cpu, cuda or cuda:N", param="device"
             )
+        for name, folder in self.adapters.items():
+            is_printable = name.isprintable() and folder.isprintable()
+            if not folder or not 0 < len(name) <= MAX_ADAPTER_NAME or not is_printable:
+                raise InvalidParameter(
+                    f"lora must be NAME=FOLDER in printable characters, with up to "
+                    f"{MAX_ADAPTER_NAME} in the name",
+                    param="lora",
+                )
+        if len(self.adapters) < len(self.lora):
+            raise InvalidParameter("lora names two adapters alike", param="lora")
         for f in fields(self):
             value = getattr(self, f.name)
             if value is None or isinstance(value, bool | str | tuple):
@@ -232,6 +251,12 @@ class EngineConfig:
                     + [f"at most {high}"] * (high is not None)
                 )
                 raise InvalidParameter(f"{f.name} is {value}; it must be {bound}", param=f.name)
+
+    @property
+    def adapters(self) -> dict[str, str]:
+        """Folders of the adapters by their names."""
+        parts = (entry.partition("=") for entry in self.lora)
+        return {name.strip(): folder.strip() for name, _, folder in parts}
 
     @property
     def model_dtype(self) -> Literal["bfloat16", "float16", "float32"]:

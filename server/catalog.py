@@ -49,6 +49,7 @@ def find_any_model(engine: EngineClient, name: str) -> Info:
     for status in engine.statuses():
         if status.model == name:
             raise _not_ready(status)
+    _check_not_awaited(engine, engine.statuses(), name)
     raise unknown_model(engine, name)
 
 
@@ -116,7 +117,19 @@ def find_of_kind(engine: EngineClient, kind: Kind[Any, Any, InfoT], name: str | 
                 f"model {name} {does}; ask it with {routes}; {_use(served, kind)}", param="model"
             )
         raise _not_ready(status)
+    _check_not_awaited(engine, _of_kind(engine, kind), name)
     raise unknown_model(engine, name)
+
+
+def _check_not_awaited(engine: EngineClient, statuses: Sequence[ModelStatus], adapter: str) -> None:
+    """
+    Raises:
+        ModelNotReady, ModelUnloading: it is an adapter of a model that does not serve now.
+    """
+    for status in statuses:
+        config = engine.config(status.model)
+        if status.phase is not Phase.READY and config is not None and adapter in config.adapters:
+            raise _not_ready(status)
 
 
 def _named(infos: Sequence[InfoT], name: str) -> InfoT | None:

@@ -23,6 +23,8 @@ from engine.llm.model_runner import ModelRunner
 from engine.llm.scheduler import Scheduler
 from engine.llm.speculation import Speculation
 from engine.llm.step_memory import measure_step_memory
+from engine.lora.slots import load_adapters
+from engine.models.adapters import Adapters
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.runtime.device import machine_facts, torch_dtype
@@ -68,11 +70,13 @@ def load_engine(
             device=torch.device(config.device),
             deterministic=config.deterministic,
         )
+    adapters = load_adapters(intent.adapters, model, host, machine.free_memory_bytes)
     host.report(Phase.WARMING_UP)
     if config.device == "cuda":
-        config = measured(model, model_config, memory, host)
+        memory = memory.beside(adapters.num_bytes)
+        config = measured(model, model_config, memory, host, adapters.slots)
         memory.reserve_pool(config, host)
-    runner = create_runner(model, model_config, config)
+    runner = create_runner(model, model_config, config, adapters.slots)
     runner.warm_up()
     scheduler = Scheduler(
         config,
@@ -81,13 +85,14 @@ def load_engine(
         windows=model_config.group_windows,
         drafter=Speculation(config) if config.num_speculative_tokens else None,
     )
-    engine = LLMEngine(scheduler, LocalExecutor(runner), config)
+    engine = LLMEngine(scheduler, LocalExecutor(runner), config, adapters=adapters.names)
     log.info(
         "model loaded",
         seconds=round(time.monotonic() - started_s, 1),
         **asdict(config),
     )
-    return engine, model_info(model_id, checkpoint, model_config, config)
+    info = model_info(model_id, checkpoint, model_config, config)
+    return engine, replace(info, adapters=adapters.names, failed_adapters=adapters.failed)
 
 
 def planned(
@@ -123,6 +128,11 @@ class MemoryPlan:
         """The configuration, as far as is known."""
         return resolve(self.intent, self.model, self.machine)
 
+    def beside(self, num_bytes: int) -> "MemoryPlan":
+        """The plan where so much is kept beside the weights."""
+        weight_bytes = self.model.weight_bytes + num_bytes
+        return replace(self, model=replace(self.model, weight_bytes=weight_bytes))
+
     def reserve_pool(self, config: ResolvedConfig, host: Host) -> None:
         """Ask for the KV pool's memory."""
         pool = config.num_kv_blocks * config.block_size * self.model.kv_bytes_per_token
@@ -154,13 +164,17 @@ def reserve_weights(
 
 
 def measured(
-    model: CausalLM, model_config: ModelConfig, memory: MemoryPlan, host: Host
+    model: CausalLM,
+    model_config: ModelConfig,
+    memory: MemoryPlan,
+    host: Host,
+    adapters: Adapters | None = None,
 ) -> ResolvedConfig:
     """The configuration of a GPU, whose pool leaves the largest step the memory that it takes."""
     config = memory.resolved()
     device = torch.device(config.device)
     # Its steps use one block for everything.
-    runner = create_runner(model, model_config, replace(config, num_kv_blocks=1))
+    runner = create_runner(model, model_config, replace(config, num_kv_blocks=1), adapters)
     steps = measure_step_memory(runner, CudaMemory(device), config).total
     del runner
     host.reserve(config.device, "steps", steps, memory.machine.free_memory_bytes)
@@ -168,7 +182,10 @@ def measured(
 
 
 def create_runner(
-    model: CausalLM, model_config: ModelConfig, config: ResolvedConfig
+    model: CausalLM,
+    model_config: ModelConfig,
+    config: ResolvedConfig,
+    adapters: Adapters | None = None,
 ) -> ModelRunner:
     """With a KV pool of the configuration's size."""
     device = torch.device(config.device)
@@ -176,7 +193,13 @@ def create_runner(
     # On a CPU a recording is a step more, and the operations serve one thread at a time.
     background = AtOnce() if config.device == "cpu" else None
     return ModelRunner(
-        model, model_config, config, device, recorder=recorder, background=background
+        model,
+        model_config,
+        config,
+        device,
+        adapters=adapters,
+        recorder=recorder,
+        background=background,
     )
 
 

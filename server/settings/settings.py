@@ -413,6 +413,18 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _check_adapters(self) -> Self:
+        specs = [ModelSpec.parse(text) for text in self.models]
+        for spec in specs:
+            for name in spec.config(self.engine).adapters:
+                if name in [other.name for other in specs]:
+                    raise ValueError(
+                        f"an adapter and a model would be served as {name}; name one of them "
+                        f"otherwise"
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _check_tls(self) -> Self:
         if self.ssl_keyfile is not None and self.ssl_certfile is None:
             raise ValueError("ssl_keyfile is given without ssl_certfile; give both")

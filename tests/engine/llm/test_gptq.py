@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from gptq_checkpoints import Layout, write_gptq
+from peft_adapters import write_adapter
 from safetensors.torch import load_file, save_file
 
 from engine.config import EngineConfig, MachineFacts
@@ -226,3 +227,21 @@ def test_whatever_is_stated_the_answer_is_a_model_or_a_reason(write):
             assert str(packed) not in str(error)
         else:
             assert all(isinstance(layer.method, GptqMethod) for layer in plan.layers.values())
+
+
+def test_adapters_beside_packed_weights(engines, write, tmp_path):
+    packed, twin = write(LAYOUTS["act-order"])
+    write_adapter(twin, tmp_path / "lora")
+    requests = [
+        replace(request, adapter="x" if i % 2 else None)
+        for i, request in enumerate(requests_of(engines, 3, logprobs=0))
+    ]
+    found, wanted = (
+        engines.run(engines.make(folder, quantization=quantization, lora=lora), requests)
+        for folder, quantization in ((packed, "gptq"), (twin, "none"))
+        for lora in [(f"x={tmp_path / 'lora'}",)]
+    )
+    if native.library() is not None:
+        assert tokens(found) == tokens(wanted)
+    plain = engines.run(engines.make(packed, quantization="gptq"), requests[:1])
+    assert tokens(plain)["0", 0] == tokens(found)["0", 0]

@@ -113,7 +113,7 @@ def gpu(monkeypatch):
     gpu = Gpu(SIZES)
     gpu.pools = []
 
-    def create_runner(model, model_config, config):
+    def create_runner(model, model_config, config, adapters):
         gpu.pools.append(config.num_kv_blocks)
         return gpu
 

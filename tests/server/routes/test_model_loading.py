@@ -303,6 +303,16 @@ async def test_settings_of_the_operator_and_of_the_request(start: Start) -> None
     assert (await cards(server))[MODEL]["settings"] == {}
 
 
+async def test_files_of_the_machine_are_named_by_its_operator_alone(start: Start) -> None:
+    own = '{"ref": "org/tuned", "name": "tuned", "settings": {"lora": ["poet=/secret/poet"]}}'
+    server = start(loadable_models=[own, "small=org/small"], engine={"lora": ["a=/secret/a"]})
+    refused = error_of(await load(server, settings={"lora": ["x=/etc"]}), 400)
+    assert refused["param"] == "lora"
+    assert (await load(server, "tuned")).status_code == 200
+    assert server.engine.specs["tuned"].settings["lora"] == ("poet=/secret/poet",)
+    assert "secret" not in (await server.client.get("/models")).text
+
+
 async def test_one_checkpoint_under_another_name(start: Start) -> None:
     server = start()
     for ref in ("small", "org/small"):

@@ -70,6 +70,33 @@ def test_lists_in_the_environment(monkeypatch, text):
     assert load_settings({}).read_api_keys() == ("a", "b")
 
 
+@pytest.mark.parametrize("text", ["a=./x,b=./y", '["a=./x", "b=./y"]'])
+def test_lists_among_the_engines_knobs(monkeypatch, text):
+    monkeypatch.setenv("TANDEM_ENGINE__LORA", text)
+    assert load_settings({}).engine.adapters == {"a": "./x", "b": "./y"}
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"engine": {"lora": ["a"]}}, "NAME=FOLDER"),
+        ({"engine": {"lora": ["a="]}}, "NAME=FOLDER"),
+        ({"engine": {"lora": ["=x"]}}, "NAME=FOLDER"),
+        ({"engine": {"lora": ["a\tb=x"]}}, "NAME=FOLDER"),
+        ({"engine": {"lora": ["a=x\0"]}}, "NAME=FOLDER"),
+        ({"engine": {"lora": ["a" * 257 + "=x"]}}, "NAME=FOLDER"),
+        ({"engine": {"lora": ["a=x", "a=y"]}}, "two adapters alike"),
+        ({"engine": {"lora": ["m=x"]}, "models": ["m=./y"]}, "would be served as m"),
+        (
+            {"models": ['{"ref": "./x", "name": "m", "settings": {"lora": ["n=./a"]}}', "n=./y"]},
+            "would be served as n",
+        ),
+    ],
+)
+def test_adapters_have_names_of_their_own(given, reason):
+    assert reason in problem(given)
+
+
 def test_an_empty_key_does_not_open_the_server(monkeypatch, tmp_path):
     monkeypatch.setenv("TANDEM_API_KEYS", "")
     assert "TANDEM_API_KEYS" in problem({})

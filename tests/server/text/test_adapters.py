@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from text_server import MODEL, TextServer, text_info
 
+from engine.types import Phase
+
 MESSAGES = [{"role": "user", "content": "hi"}]
 
 
@@ -68,6 +70,18 @@ async def test_one_that_could_not_be_loaded_gets_the_reason(server: TextServer) 
     answer = await server.client.post("/v1/completions", json=body)
     assert answer.status_code == 404
     assert "it holds NaN" in answer.json()["error"]["message"]
+
+
+async def test_adapters_of_a_model_that_does_not_serve_yet_are_awaited(
+    tokenizer_folder: Path,
+) -> None:
+    server = TextServer(tokenizer_folder, engine={"lora": ["poet=/x"]})
+    server.engine.set_status(MODEL, Phase.LOADING)
+    for name, status in (("poet", 503), ("nope", 404)):
+        body = {"model": name, "prompt": "hi"}
+        assert (await server.client.post("/v1/completions", json=body)).status_code == status
+        assert (await server.client.get(f"/v1/models/{name}")).status_code == status
+    await server.aclose()
 
 
 async def test_a_models_id_comes_before_an_adapters(tokenizer_folder: Path) -> None:

@@ -1,0 +1,234 @@
+"""Adapters as PEFT saves them: `adapter_config.json` beside `adapter_model.safetensors`.
+
+Everything that could go wrong is found before any number is used: what the configuration asks for
+and we do not have, names and shapes from the file's header, then that the numbers are finite.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+import torch
+from torch import Tensor
+
+from engine.checkpoint_files import read_json
+from engine.errors import CorruptFile, ModelLoadError, ShapeMismatch
+from engine.weights.safetensors import file_headers, iter_file_tensors
+
+CONFIG, WEIGHTS, PICKLED = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+)
+MAX_RANK = 128
+"""That `kernels.lora_gather` takes."""
+MAX_NAMED = 3
+"""Layers that a message lists."""
+MAX_SHOWN = 100
+"""Characters of a name."""
+
+_PREFIX = "base_model.model."
+_UNSUPPORTED = {
+    "use_dora": "DoRA",
+    "modules_to_save": "whole modules (modules_to_save)",
+    "trainable_token_indices": "token embeddings (trainable_token_indices)",
+    "lora_bias": "biases of its own (lora_bias)",
+    "layer_replication": "layer_replication",
+    "target_parameters": "target_parameters",
+    "alora_invocation_tokens": "activation by tokens (aLoRA)",
+    "use_qalora": "QALoRA",
+    "use_bdlora": "block-diagonal LoRA",
+    "arrow_config": "Arrow routing",
+    "kasa_config": "KaSA",
+    "monteclora_config": "MonteCLoRA",
+}
+"""Keys of the configuration that make it something else than B·A beside linear layers."""
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Ways to begin that subtract the first adapter from the base, which ours is not then."""
+_LARGEST = torch.finfo(torch.float32).max
+_DTYPES = ("F32", "F16", "BF16")
+_PLAIN_PATTERN = re.compile(r"\^?(?:[\w-]|\\?\.)+")
+
+Shapes = Mapping[str, tuple[int, int]]
+"""Outputs and inputs of a model's linear layers, by the checkpoint's names."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """Of one linear layer: `x` gets `scale · b @ a @ x`."""
+
+    a: Tensor
+    """[r, in], of the file's memory."""
+    b: Tensor
+    """[out, r], likewise."""
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        return len(self.a)
+
+
+Adapter = dict[str, Update]
+"""By the checkpoint's name of the layer."""
+
+
+def read_adapter(folder: Path, shapes: Shapes, dtype: torch.dtype) -> Adapter:
+    """Read an adapter that was made for a model with these layers.
+
+    Args:
+        dtype: of the model, in which the numbers must be finite, too.
+
+    Raises:
+        ModelLoadError: what is wrong, in words that hold no path. CorruptFile: a file is damaged;
+            ShapeMismatch: it was made for another model.
+    """
+    config = read_json(folder / CONFIG)
+    _check_supported(config)
+    if not (folder / WEIGHTS).exists():
+        pickled = f", and {PICKLED} may run anything" if (folder / PICKLED).exists() else ""
+        raise ModelLoadError(f"there is no {WEIGHTS}{pickled}; save the adapter as safetensors")
+    ranks = _checked_ranks(folder, shapes)
+    for name, rank in ranks.items():
+        wanted = _by_pattern(config, "rank_pattern", name, config.get("r", 8))
+        if wanted != rank:
+            raise ShapeMismatch(f"{name} has rank {rank}; {CONFIG} says {_short(wanted)}")
+    tensors = {}
+    for key, tensor in iter_file_tensors(folder / WEIGHTS):
+        name, side = _layer_of(key)
+        # In the model's type: what is too large for it would be infinite.
+        if name in ranks and not tensor.to(dtype).isfinite().all():
+            raise ModelLoadError(f"{name} holds numbers that are not finite in {dtype}")
+        tensors[name, side] = tensor
+    return {
+        name: Update(tensors[name, "lora_A"], tensors[name, "lora_B"], _scale(config, name, rank))
+        for name, rank in ranks.items()
+    }
+
+
+def _check_supported(config: Mapping[str, Any]) -> None:
+    if config.get("peft_type") != "LORA":
+        raise ModelLoadError(
+            f"{CONFIG} says peft_type {_short(config.get('peft_type'))}; LORA it can be"
+        )
+    for key, what in _UNSUPPORTED.items():
+        if config.get(key):
+            raise ModelLoadError(f"it has {what}, which is not supported here")
+    if config.get("bias", "none") != "none":
+        raise ModelLoadError("it has biases, which are not supported here; train with bias none")
+    begun = str(config.get("init_lora_weights")).lower()
+    if begun.startswith(_CHANGES_BASE):
+        raise ModelLoadError(
+            f"it was begun with {_short(begun)}, which changes the base model; convert it to a "
+            f"plain LoRA when you save it (path_initial_model_for_weight_conversion)"
+        )
+
+
+def _checked_ranks(folder: Path, shapes: Shapes) -> dict[str, int]:
+    """The rank of each layer that the adapter has, by the header of its file."""
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    unknown: list[str] = []
+    for key, header in file_headers(folder / WEIGHTS).items():
+        name, side = _layer_of(key)
+        if side not in ("lora_A", "lora_B"):
+            raise ModelLoadError(f"it has {_short(key)}, which is not supported here")
+        if header.type not in _DTYPES:
+            raise ModelLoadError(
+                f"{_short(key)} holds {header.type}; {', '.join(_DTYPES)} it can be"
+            )
+        if name in shapes:
+            sides = found.setdefault(name, {})
+            if side in sides:
+                raise CorruptFile(f"{WEIGHTS} has {side} of {name} twice; fetch it again")
+            sides[side] = header.shape
+        else:
+            unknown.append(name)
+    _report(found, unknown, shapes)
+    return {name: _checked_rank(name, sides, shapes[name]) for name, sides in found.items()}
+
+
+def _checked_rank(name: str, sides: Mapping[str, tuple[int, ...]], shape: tuple[int, int]) -> int:
+    a, b = sides.get("lora_A"), sides.get("lora_B")
+    if a is None or b is None:
+        raise CorruptFile(f"{name} has one of lora_A and lora_B only; fetch the adapter again")
+    outputs, inputs = shape
+    rank = a[0] if a else 0
+    if rank < 1 or a != (rank, inputs) or b != (outputs, rank):
+        raise ShapeMismatch(
+            f"{name} has lora_A {_short(list(a))} and lora_B {_short(list(b))}; the model's layer "
+            f"has {inputs} inputs and {outputs} outputs: it was made for another model"
+        )
+    if rank > MAX_RANK:
+        raise ModelLoadError(f"{name} has rank {rank}; the limit is {MAX_RANK}")
+    return rank
+
+
+def _report(found: Mapping[str, object], unknown: list[str], shapes: Shapes) -> None:
+    """
+    Raises:
+        ModelLoadError: a layer that could only be one of the model's, or none is.
+    """
+    names = sorted(set(unknown))
+    foreign = [name for name in names if name.startswith("model.layers.")]
+    if foreign or not found:
+        raise ModelLoadError(
+            f"the model has no linear layers {_listed(foreign or names)}, of {len(names)} that it "
+            f"lacks; it has {len(found)} of the adapter's: it was made for another model"
+        )
+    for name in names:
+        if name.endswith(("lm_head", "embed_tokens")):
+            raise ModelLoadError(f"it changes {name}, which is not supported here")
+    if names:
+        log.warning(
+            "layers of an adapter that the model has not are left out", names=_listed(names)
+        )
+
+
+def _layer_of(key: str) -> tuple[str, str]:
+    """A tensor's layer, and what it is of it: `lora_A`, `lora_B` or something else."""
+    name, _, side = key.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".")
+    return name, side
+
+
+def _scale(config: Mapping[str, Any], name: str, rank: int) -> float:
+    """`alpha / r`, or `alpha / sqrt(r)` with rsLoRA (Kalajdzievski 2023, arXiv:2312.03732)."""
+    alpha = _by_pattern(config, "alpha_pattern", name, config.get("lora_alpha", 8))
+    is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+    if not is_number or not abs(alpha) <= _LARGEST:
+        raise CorruptFile(f"{CONFIG} has no usable lora_alpha for {name}")
+    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _by_pattern(config: Mapping[str, Any], key: str, name: str, default: Any) -> Any:
+    """The value of the first pattern that a layer's name ends with, whole words.
+
+    PEFT takes regular expressions. A stranger's could keep us busy for ever, and configurations in
+    use hold names, which these are.
+    """
+    patterns = config.get(key) or {}
+    if not isinstance(patterns, dict):
+        raise CorruptFile(f"{CONFIG} has a {key} that is no object")
+    for pattern, value in patterns.items():
+        if not _PLAIN_PATTERN.fullmatch(pattern):
+            raise ModelLoadError(
+                f"{CONFIG} has a {key} with a regular expression; write layers' names"
+            )
+        wanted = pattern.removeprefix("^").replace("\\.", ".")
+        if name == wanted or (not pattern.startswith("^") and name.endswith(f".{wanted}")):
+            return value
+    return default
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - MAX_NAMED
+    return ", ".join(map(_short, names[:MAX_NAMED])) + (f" and {more} more" if more > 0 else "")
+
+
+def _short(stated: object) -> str:
+    """What a stranger's file says, for a message."""
+    return str(stated)[:MAX_SHOWN]

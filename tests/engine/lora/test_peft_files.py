@@ -1,0 +1,291 @@
+"""What is read of PEFT's files, and what is refused, with the reason."""
+
+import json
+import os
+import pickle
+import shutil
+
+import pytest
+import torch
+from peft_adapters import Host, write_adapter
+from safetensors.torch import load_file, save_file
+from tiny_pairs import create_pair
+
+from engine.errors import ModelLoadError
+from engine.lora.peft_files import CONFIG, WEIGHTS, read_adapter
+from engine.lora.slots import load_adapters
+
+Q = "base_model.model.model.layers.0.self_attn.q_proj"
+SHAPES = {
+    f"model.layers.{layer}.{name}": shape
+    for layer in range(2)
+    for name, shape in {
+        "self_attn.q_proj": (96, 48),
+        "self_attn.k_proj": (32, 48),
+        "self_attn.v_proj": (32, 48),
+        "self_attn.o_proj": (48, 96),
+        "mlp.gate_proj": (80, 48),
+        "mlp.up_proj": (80, 48),
+        "mlp.down_proj": (48, 80),
+    }.items()
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    write_adapter(create_pair("Llama", 3)[1], folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A copy to damage."""
+    return shutil.copytree(saved, tmp_path / "adapter")
+
+
+def configure(folder, **changes):
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(config | changes))
+
+
+def rewrite(folder, change):
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS)
+
+
+def test_numbers_names_and_scales(folder):
+    adapter = read_adapter(folder, SHAPES, torch.float32)
+    assert adapter.keys() == SHAPES.keys()
+    tensors = load_file(folder / WEIGHTS)
+    update = adapter["model.layers.0.self_attn.q_proj"]
+    assert torch.equal(update.a, tensors[f"{Q}.lora_A.weight"])
+    assert torch.equal(update.b, tensors[f"{Q}.lora_B.weight"])
+    assert (update.rank, update.scale) == (4, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "scale"),
+    [
+        ({"lora_alpha": 6}, 1.5),
+        ({"use_rslora": True}, 4.0),
+        ({"alpha_pattern": {"q_proj": 1}}, 0.25),
+        ({"alpha_pattern": {"layers.1.self_attn.q_proj": 1}}, 2.0),
+        ({"alpha_pattern": {"layers.0.self_attn.q_proj": 1, "q_proj": 2}}, 0.25),
+        ({"alpha_pattern": {r"^model\.layers\.0\.self_attn\.q_proj": 1}}, 0.25),
+        ({"alpha_pattern": {"^q_proj": 1}}, 2.0),
+        ({"alpha_pattern": {"_proj": 1}}, 2.0),
+        ({"rank_pattern": {"q_proj": 4}, "r": 4}, 2.0),
+    ],
+)
+def test_scales(folder, changes, scale):
+    configure(folder, **changes)
+    adapter = read_adapter(folder, SHAPES, torch.float32)
+    assert adapter["model.layers.0.self_attn.q_proj"].scale == scale
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"peft_type": "LOHA"}, "peft_type LOHA"),
+        ({"peft_type": None}, "peft_type None"),
+        ({"use_dora": True}, "DoRA"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"bias": "all"}, "biases"),
+        ({"layer_replication": [[0, 1]]}, "layer_replication"),
+        ({"alora_invocation_tokens": [1]}, "aLoRA"),
+        ({"init_lora_weights": "pissa_niter_4"}, "changes the base"),
+        ({"lora_alpha": "8"}, "no usable lora_alpha"),
+        ({"lora_alpha": float("nan")}, "no usable lora_alpha"),
+        ({"lora_alpha": True}, "no usable lora_alpha"),
+        ({"lora_alpha": 10**400}, "no usable lora_alpha"),
+        ({"lora_alpha": 1e39}, "no usable lora_alpha"),
+        ({"alpha_pattern": {"(a+)+$": 1}}, "regular expression"),
+        ({"alpha_pattern": [1]}, "no object"),
+        ({"r": 5}, "rank 4; adapter_config.json says 5"),
+        ({"rank_pattern": {"q_proj": "x" * 9999}}, "says x"),
+    ],
+)
+def test_configurations_that_are_refused(folder, changes, reason):
+    configure(folder, **changes)
+    with pytest.raises(ModelLoadError, match=reason) as caught:
+        read_adapter(folder, SHAPES, torch.float32)
+    assert len(caught.value.message) < 500
+    assert str(folder) not in caught.value.message
+
+
+def nan(tensors):
+    tensors[f"{Q}.lora_A.weight"][1, 2] = torch.nan
+
+
+def large(tensors):
+    tensors[f"{Q}.lora_B.weight"][0, 0] = 1e30
+
+
+def half(tensors):
+    del tensors[f"{Q}.lora_B.weight"]
+
+
+def transposed(tensors):
+    key = f"{Q}.lora_A.weight"
+    tensors[key] = tensors[key].T.contiguous()
+
+
+def wide(tensors):
+    for key in list(tensors):
+        if key.endswith("lora_A.weight"):
+            tensors[key] = torch.zeros(tensors[key].shape[0], 64)
+
+
+def deep(tensors):
+    for side, shape in (("A", (4, 48)), ("B", (96, 4))):
+        tensors[f"{Q.replace('.0.', '.7.')}.lora_{side}.weight"] = torch.zeros(shape)
+
+
+def huge(tensors):
+    tensors[f"{Q}.lora_A.weight"] = torch.zeros(4096, 48)
+    tensors[f"{Q}.lora_B.weight"] = torch.zeros(96, 4096)
+
+
+def flat(tensors):
+    tensors[f"{Q}.lora_A.weight"] = torch.zeros(())
+
+
+def no_rank(tensors):
+    tensors[f"{Q}.lora_A.weight"] = torch.zeros(0, 48)
+    tensors[f"{Q}.lora_B.weight"] = torch.zeros(96, 0)
+
+
+def magnitudes(tensors):
+    tensors[f"{Q}.lora_magnitude_vector"] = torch.ones(96)
+
+
+def embedding(tensors):
+    tensors["base_model.model.model.embed_tokens.lora_embedding_A"] = torch.zeros(4, 131)
+
+
+def head(tensors):
+    tensors["base_model.model.lm_head.lora_A.weight"] = torch.zeros(4, 48)
+    tensors["base_model.model.lm_head.lora_B.weight"] = torch.zeros(131, 4)
+
+
+def integers(tensors):
+    tensors[f"{Q}.lora_A.weight"] = torch.zeros(4, 48, dtype=torch.int32)
+
+
+def strangers(tensors):
+    for key in list(tensors):
+        tensors[key.replace("model.layers", "transformer.h")] = tensors.pop(key)
+
+
+def twice(tensors):
+    tensors["model.layers.0.self_attn.q_proj.lora_A"] = torch.zeros(9, 48)
+
+
+def nothing(tensors):
+    tensors.clear()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (nan, "not finite"),
+        (large, "not finite in torch.float16"),
+        (half, "one of lora_A and lora_B only"),
+        (transposed, "made for another model"),
+        (wide, "made for another model"),
+        (deep, "no linear layers model.layers.7.self_attn.q_proj"),
+        (huge, "rank 4096; the limit is 128"),
+        (flat, "made for another model"),
+        (no_rank, "made for another model"),
+        (magnitudes, "lora_magnitude_vector, which is not supported"),
+        (embedding, "lora_embedding_A, which is not supported"),
+        (head, "it changes lm_head"),
+        (integers, "holds I32"),
+        (strangers, "it has 0 of the adapter's"),
+        (twice, "lora_A of model.layers.0.self_attn.q_proj twice"),
+        (nothing, "it has 0 of the adapter's"),
+    ],
+)
+def test_tensors_that_are_refused(folder, change, reason):
+    rewrite(folder, change)
+    with pytest.raises(ModelLoadError, match=reason):
+        read_adapter(folder, SHAPES, torch.float16)
+
+
+def truncate(folder):
+    os.truncate(folder / WEIGHTS, 999)
+
+
+def cut_header(folder):
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:20])
+
+
+def pickled(folder):
+    (folder / WEIGHTS).unlink()
+    (folder / "adapter_model.bin").write_bytes(pickle.dumps({"a": 1}))
+
+
+def disguised(folder):
+    (folder / WEIGHTS).write_bytes(pickle.dumps({"a": 1}))
+
+
+def no_weights(folder):
+    (folder / WEIGHTS).unlink()
+
+
+def no_config(folder):
+    (folder / CONFIG).unlink()
+
+
+def bad_config(folder):
+    (folder / CONFIG).write_text("{")
+
+
+def listed_config(folder):
+    (folder / CONFIG).write_text("[]")
+
+
+def pipe(folder):
+    (folder / WEIGHTS).unlink()
+    os.mkfifo(folder / WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        truncate,
+        cut_header,
+        pickled,
+        disguised,
+        no_weights,
+        no_config,
+        bad_config,
+        listed_config,
+        pipe,
+        shutil.rmtree,
+    ],
+)
+def test_damaged_files_harm_nobody(folder, saved, damage):
+    damage(folder)
+    with pytest.raises(ModelLoadError) as caught:
+        read_adapter(folder, SHAPES, torch.float32)
+    assert str(folder) not in caught.value.message
+    loaded = load_adapters(
+        {"bad": str(folder), "good": str(saved)}, create_pair("Llama", 3)[0], Host(), 1
+    )
+    assert loaded.names == ("good",)
+    assert loaded.failed == {"bad": caught.value.message}
+
+
+def test_layers_beside_the_decoders_are_left_out(folder):
+    def add(tensors):
+        for side, shape in (("A", (4, 9)), ("B", (9, 4))):
+            key = f"base_model.model.vision_tower.fc.lora_{side}.weight"
+            tensors[key] = torch.full(shape, torch.nan)
+
+    rewrite(folder, add)
+    assert read_adapter(folder, SHAPES, torch.float32).keys() == SHAPES.keys()

@@ -1,0 +1,52 @@
+"""Adapters that PEFT has made, and memory for them."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+
+from engine.errors import InsufficientMemory
+
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class Host:
+    """Grants memory up to a limit."""
+
+    def __init__(self, capacity: int = 1 << 40) -> None:
+        self.capacity = capacity
+        self.reserved: list[tuple[str, str, int]] = []
+
+    def report(self, *_: Any) -> None:
+        pass
+
+    def reserve(self, device: str, purpose: str, num_bytes: int, capacity_bytes: int) -> int:
+        if num_bytes > self.capacity:
+            raise InsufficientMemory("there is none left")
+        self.reserved.append((device, purpose, num_bytes))
+        return capacity_bytes
+
+
+def write_adapter(base: Any, folder: Path, seed: int = 0, **options: Any) -> Any:
+    """Save an adapter with random numbers in A and B.
+
+    Args:
+        base: a model of transformers, or the folder of one.
+
+    Returns:
+        PEFT's model with it.
+    """
+    if isinstance(base, Path):
+        base = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    torch.manual_seed(seed)
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": LINEAR} | options
+    config = peft.LoraConfig(init_lora_weights=False, **settings)
+    with warnings.catch_warnings():
+        # PEFT asks transformers by a name that is about to go.
+        warnings.simplefilter("ignore", FutureWarning)
+        model = peft.get_peft_model(base, config)
+        model.save_pretrained(folder)
+    return model.eval()
