@@ -35,7 +35,7 @@ def sample_tokens(logits: Tensor, rows: SamplingRows) -> SampledTokens:
 
     A row's steps, each on what the one before left:
 
-        edits      penalties, biases, forbidden tokens (`kernels.sample_tokens.rows.LogitEdits`)
+        edits      penalties, biases, bans, masks (`kernels.sample_tokens.rows.LogitEdits`)
         greedy     temperature 0: the first maximum, and nothing else applies
         steps      `reference.STEPS`, one after the other: which tokens may be drawn
         draw       token i with probability w_i / sum(w): the least of E_i / w_i, where E_i is

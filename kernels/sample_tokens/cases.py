@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.sample_tokens.columns import COLUMNS
@@ -224,6 +225,17 @@ def _edits(rng: np.random.Generator, num_rows: int, vocab_size: int) -> EditList
             edits.add(row, some, rng.uniform(-100, 100, len(some)))
         if rng.random() < 0.7:
             edits.forbid(row, rng.integers(0, vocab_size, int(rng.integers(1, 4))))
+        if rng.random() < 0.5:
+            edits.allow(row, _mask(rng, vocab_size))
     if num_rows > 4:
         edits.forbid(4, np.arange(vocab_size))
     return edits
+
+
+def _mask(rng: np.random.Generator, vocab_size: int) -> NDArray[np.int64]:
+    """Of many tokens or few, in words that are full, empty or mixed; bits beyond the vocabulary."""
+    bits = rng.random((-(-vocab_size // 64), 64)) < rng.choice([0.05, 0.9])
+    bits[rng.random(len(bits)) < 0.3] = True
+    bits[rng.random(len(bits)) < 0.3] = False
+    bits.flat[rng.integers(vocab_size)] = True
+    return np.packbits(bits, axis=1, bitorder="little").view(np.int64).ravel()

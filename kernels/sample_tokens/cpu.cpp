@@ -41,7 +41,7 @@ void sample_row(const T* logits, int64_t size, const Knobs& knobs, const Edits* 
     for (int64_t i = 0; i < size; ++i) values[i] = native::to_float(logits[i]);
     x = values;
     if (changes) {
-      edit(values, *edits, row, rows);
+      edit(values, size, *edits, row, rows);
       peak = find_peak(values, size);
       error = is_finite(peak) ? kFine : kNoTokenLeft;
       if (error != kFine) return;
@@ -61,11 +61,11 @@ extern "C" void tandem_sample_tokens(int64_t dtype, const void* logits, int64_t 
                                      const void* table, const void* offsets, const void* penalties,
                                      const void* penalised_ids, const void* counts,
                                      const void* biased_ids, const void* biases,
-                                     const void* forbidden_ids, void* token_ids, void* errors,
-                                     void* num_kept, int64_t rows, int64_t size) {
+                                     const void* forbidden_ids, const void* masks, void* token_ids,
+                                     void* errors, void* num_kept, int64_t rows, int64_t size) {
   Edits edits{(const int64_t*)offsets,       (const double*)penalties, (const int64_t*)penalised_ids,
               (const int64_t*)counts,        (const int64_t*)biased_ids, (const double*)biases,
-              (const int64_t*)forbidden_ids};
+              (const int64_t*)forbidden_ids, (const uint64_t*)masks};
   native::with_type(dtype, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     int64_t threads = native::worth_threads(rows * size) ? native::num_threads() : 1;

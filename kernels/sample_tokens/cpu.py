@@ -44,4 +44,4 @@ def _pointers(edits: LogitEdits | None) -> list[int | None]:
 
 @functools.cache
 def _function() -> native.Function:
-    return native.function("tandem_sample_tokens", "ipi" + "p" * 11 + "ii")
+    return native.function("tandem_sample_tokens", "ipi" + "p" * 12 + "ii")

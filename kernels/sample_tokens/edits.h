@@ -1,5 +1,7 @@
 // `edits.py`: what penalties, biases and bans make of a row.
 #pragma once
+#include <algorithm>
+
 #include "float_bits.h"
 #include "rows.h"
 
@@ -12,7 +14,17 @@ inline float finite(double changed, float before) {
   return float(changed > kMost ? kMost : changed < -kMost ? -kMost : changed);
 }
 
-void edit(float* x, const Edits& edits, int64_t row, int64_t rows) {
+// Of up to 64 tokens those whose bit is not set.
+inline void exclude(float* x, uint64_t bits, int length) {
+  if (bits == ~uint64_t(0)) return;
+  uint32_t set[64];
+#pragma omp simd
+  for (int j = 0; j < 64; ++j) set[j] = uint32_t(bits >> j) & 1;
+#pragma omp simd
+  for (int j = 0; j < length; ++j) x[j] = set[j] ? x[j] : -kInfinity;
+}
+
+void edit(float* x, int64_t size, const Edits& edits, int64_t row, int64_t rows) {
   const double* penalties = edits.penalties + row * 3;
   for (int64_t i = edits.offsets[row]; i < edits.offsets[row + 1]; ++i) {
     float& logit = x[edits.penalised_ids[i]];
@@ -29,10 +41,16 @@ void edit(float* x, const Edits& edits, int64_t row, int64_t rows) {
   const int64_t* forbidden = biased + (rows + 1);
   for (int64_t i = forbidden[row]; i < forbidden[row + 1]; ++i)
     x[edits.forbidden_ids[i]] = -kInfinity;
+  const int64_t* masked = forbidden + (rows + 1);
+  if (masked[row] < masked[row + 1]) {
+    const uint64_t* mask = edits.masks + masked[row] * ((size + 63) / 64);
+    for (int64_t start = 0; start < size; start += 64)
+      exclude(x + start, mask[start / 64], int(std::min<int64_t>(64, size - start)));
+  }
 }
 
 bool is_edited(const Edits& edits, int64_t row, int64_t rows) {
-  for (int list = 0; list < 3; ++list) {
+  for (int list = 0; list < 4; ++list) {
     const int64_t* offsets = edits.offsets + list * (rows + 1);
     if (offsets[row] < offsets[row + 1]) return true;
   }

@@ -21,7 +21,18 @@ def edited(logits: Tensor, edits: LogitEdits | None) -> Tensor:
     values = work[places].double()
     work[places] = _finite(values + edits.biases, values)
     work[_rows_of(edits.offsets[2], edits.forbidden_ids), edits.forbidden_ids] = -torch.inf
+    if len(edits.masks):
+        rows = _rows_of(edits.offsets[3], edits.masks)
+        work[rows] = work[rows].masked_fill(_excluded(edits.masks, work.shape[1]), -torch.inf)
     return work
+
+
+def _excluded(masks: Tensor, num_tokens: int) -> Tensor:
+    """[M, V] bool: whose bit is not set. A byte per token on the way, as V may be large."""
+    octets = masks.view(torch.uint8)
+    places = torch.arange(8, dtype=torch.uint8, device=masks.device)
+    bits = (octets.unsqueeze(-1) >> places) & 1
+    return bits.flatten(1)[:, :num_tokens] == 0
 
 
 def _penalise(work: Tensor, edits: LogitEdits) -> None:

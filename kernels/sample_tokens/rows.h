@@ -32,6 +32,7 @@ struct Edits {
   const int64_t* biased_ids;
   const double* biases;
   const int64_t* forbidden_ids;
+  const uint64_t* masks;
 };
 
 }  // namespace

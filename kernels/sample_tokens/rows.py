@@ -76,15 +76,17 @@ def _inverse(temperature: float) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogitEdits:
-    """What changes the logits of R rows before a token is chosen: three lists of (row, token).
+    """What changes the logits of R rows before a token is chosen: three lists of (row, token), and
+    one of masks.
 
     Row r owns the entries offsets[r] .. offsets[r + 1] of a list. Within a list a token appears at
-    most once per row. The lists apply one after the other:
+    most once per row, and a row has at most one mask. The lists apply one after the other:
 
         penalised   v > 0 ? v / repetition : v * repetition, for every entry; then minus
                     count * frequency, minus presence if count > 0
         biased      plus the bias
         forbidden   -infinity
+        masks       -infinity, for every token whose bit is not set
 
     Computed in fp64; the first two round to fp32 and clamp to its finite range, and leave
     -infinity alone, so that no penalty makes infinity or NaN.
@@ -93,7 +95,7 @@ class LogitEdits:
     """
 
     offsets: Tensor
-    """[3, R + 1] int64: of the penalised, the biased, the forbidden."""
+    """[4, R + 1] int64: of the penalised, the biased, the forbidden, the masks."""
     penalties: Tensor
     """[R, 3] fp64: repetition, frequency, presence."""
     penalised_ids: Tensor
@@ -106,6 +108,9 @@ class LogitEdits:
     """[E] fp64."""
     forbidden_ids: Tensor
     """[E] int64."""
+    masks: Tensor
+    """[M, ceil(V / 64)] int64: token i has bit i % 64 of word i // 64. Bits from V on do not
+    count."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,10 +163,11 @@ class EditLists:
     )
     biased: dict[int, tuple[Int64Array, Float64Array]] = field(default_factory=dict)
     forbidden: list[tuple[int, Int64Array]] = field(default_factory=list)
+    masks: list[tuple[int, Int64Array]] = field(default_factory=list)
 
     @property
     def is_empty(self) -> bool:
-        return not (self.penalised or self.biased or self.forbidden)
+        return not (self.penalised or self.biased or self.forbidden or self.masks)
 
     def penalise(
         self,
@@ -189,19 +195,23 @@ class EditLists:
         """Make tokens impossible; may be called again for a row."""
         self.forbidden.append((row, ids))
 
+    def allow(self, row: int, mask: Int64Array) -> None:
+        """Make all tokens impossible whose bit is not set (`LogitEdits.masks`); once per row."""
+        self.masks.append((row, mask))
+
     def arrays(self, num_rows: int) -> list[NDArray[Any]]:
         """The fields of `LogitEdits`, in their order."""
         penalties = np.tile(np.array([1.0, 0.0, 0.0]), (num_rows, 1))
         for row, _, _, values in self.penalised:
             penalties[row] = values
         biased = [(row, *entry) for row, entry in self.biased.items()]
-        lists: list[list[Any]] = [self.penalised, biased, self.forbidden]
+        lists: list[list[Any]] = [self.penalised, biased, self.forbidden, self.masks]
         for one in lists:
             one.sort(key=lambda entry: int(entry[0]))
-        offsets = np.zeros((3, num_rows + 1), dtype=np.int64)
+        offsets = np.zeros((4, num_rows + 1), dtype=np.int64)
         for lengths, one in zip(offsets, lists, strict=True):
             for entry in one:
-                lengths[entry[0] + 1] += len(entry[1])
+                lengths[entry[0] + 1] += 1 if one is self.masks else len(entry[1])
         return [
             offsets.cumsum(axis=1),
             penalties,
@@ -210,6 +220,9 @@ class EditLists:
             _joined([entry[1] for entry in biased], np.int64),
             _joined([entry[2] for entry in biased], np.float64),
             _joined([entry[1] for entry in self.forbidden], np.int64),
+            np.array([entry[1] for entry in self.masks], dtype=np.int64).reshape(
+                len(self.masks), -1 if self.masks else 0
+            ),
         ]
 
 
