@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, get_type_hints
 
+from engine.structure import Structure
+
 MAX_COUNT = (1 << 31) - 1
 """Largest whole number that a parameter takes."""
 MAX_STRINGS, MAX_STRING_CHARS = 16, 40
@@ -234,10 +236,14 @@ class SamplingParams:
     chosen token's own."""
     prompt_logprobs: int | None = None
     """The same for prompt tokens."""
+    structure: Structure | None = None
+    """What the text must look like."""
 
     @property
     def reads_text(self) -> bool:
         """Whether what may be drawn depends on the tokens before."""
+        if self.structure is not None:
+            return True
         return any(getattr(self, one.name) != one.neutral for one in _READS_TEXT)
 
 

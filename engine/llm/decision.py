@@ -7,6 +7,7 @@ local, tensor-parallel or remote without the scheduler knowing.
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from engine.errors import EngineError
 from engine.types import SamplingParams, TokenLogprob
 
 PENDING_TOKEN_ID = -1
@@ -117,8 +118,11 @@ class SequenceOutput:
     """One per token id, when its request asks for them."""
     prompt_logprobs: list[TokenLogprob] | None = None
     """Scores of prompt tokens `start + 1 ..` that this chunk could judge."""
-    error: str | None = None
-    """What failed behind `token_ids` (for example non-finite logits); other sequences are fine."""
+    forced: list[int] = field(default_factory=list)
+    """Tokens of which is certain that they follow those."""
+    error: EngineError | str | None = None
+    """What failed behind `token_ids` (for example non-finite logits), as an error if the request
+    itself is to blame; other sequences are fine."""
 
 
 @dataclass(slots=True)

@@ -15,13 +15,20 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from engine.config import ResolvedConfig
-from engine.errors import UnknownAdapter
+from engine.errors import InvalidParameter, UnknownAdapter
+from engine.fault import answer_for
 from engine.llm.decision import ScheduleDecision
+from engine.llm.preparation import Preparation
 from engine.llm.scheduler import Scheduler
+from engine.rejection import rejection
 from engine.types import EngineStats, GenerateRequest, TokenEvent
 
 if TYPE_CHECKING:  # the executor brings torch, which the engine itself does without
     from engine.llm.executor import Executor, LaunchedStep
+
+
+NAP_S = 0.005
+"""While there is nothing to do but to wait for a grammar. Messages wait as long, too."""
 
 
 class LLMEngine:
@@ -44,6 +51,7 @@ class LLMEngine:
         self._scheduler = scheduler
         self._executor = executor
         self._adapters = adapters
+        self._preparation = Preparation(executor)
         self._clock = clock
         self._checks_invariants = config.debug_invariants
         self._max_launched = 2 if config.async_scheduling else 1
@@ -58,19 +66,28 @@ class LLMEngine:
         """Queue a request.
 
         Raises:
-            RequestError, CapacityError: it cannot be taken; nothing was changed.
+            RequestError, CapacityError: it cannot be taken; nothing was changed. What is found out
+                about its structure later is told by an event.
         """
         if request.adapter is not None and request.adapter not in self._adapters:
             raise UnknownAdapter(f"the model has no adapter {request.adapter!r}", param="model")
-        self._scheduler.add(request)
+        structure = request.sampling.structure
+        if structure is None:
+            self._scheduler.add(request)
+            return
+        self._scheduler.check(request)
+        if request.request_id in self._preparation:
+            raise InvalidParameter("a request with this id is running", param="request_id")
+        self._preparation.add(request, structure)
 
     def abort(self, request_id: str) -> None:
         """End a request and free its blocks now. Unknown ids are ignored; no event follows."""
+        self._preparation.forget(request_id)
         self._scheduler.abort(request_id)
         self._put_in_order()
 
     def has_work(self) -> bool:
-        return self._scheduler.has_work() or bool(self._launched)
+        return self._scheduler.has_work() or bool(self._launched or self._preparation)
 
     def step(self) -> tuple[list[TokenEvent], EngineStats]:
         """Bring one step to its end and tell what came of it.
@@ -83,15 +100,28 @@ class LLMEngine:
                 be used again: its process ends, the supervisor starts a new one and tells the
                 clients.
         """
+        refused = self._admit_prepared()
         try:
-            result = self._step()
+            events, stats = self._step()
         except Exception as error:
             self._launched.clear()
-            result = self._scheduler.recover(error, self._current), self.stats()
+            events, stats = self._scheduler.recover(error, self._current), self.stats()
         self._put_in_order()
         if self._checks_invariants:
             self._scheduler.check_invariants()
-        return result
+        return refused + events, stats
+
+    def _admit_prepared(self) -> list[TokenEvent]:
+        """Queue those whose structure is ready; returns the ends of those that have none."""
+        if self._preparation and not (self._launched or self._scheduler.has_work()):
+            self._preparation.wait(NAP_S)
+        refused: list[TokenEvent] = []
+        for request, prepared in self._preparation.take_ready():
+            try:
+                self._scheduler.add(request, prepared.result())
+            except Exception as error:
+                refused += rejection(request, answer_for(error, request.request_id))
+        return refused
 
     def _step(self) -> tuple[list[TokenEvent], EngineStats]:
         schedule_time_s = self._launch_steps()

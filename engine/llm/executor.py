@@ -1,9 +1,11 @@
 """Who carries decisions out: the seam between the scheduler and devices or machines."""
 
+from concurrent.futures import Future
 from typing import Protocol
 
 from engine.llm.decision import ScheduleDecision, StepOutput
 from engine.llm.model_runner import ModelRunner
+from engine.structure import Structure
 
 
 class LaunchedStep(Protocol):
@@ -30,6 +32,14 @@ class Executor(Protocol):
         """
         ...
 
+    def prepare(self, structure: Structure) -> "Future[object]":
+        """Make ahead, beside the steps, what sequences with this structure need. While somebody
+        holds the result, announcing one takes no time.
+
+        The future's exception is an EngineError where the structure cannot be honoured.
+        """
+        ...
+
     def warm_up(self) -> None:
         """Do what would make the first requests slow."""
         ...
@@ -52,6 +62,9 @@ class LocalExecutor:
 
     def launch(self, decision: ScheduleDecision) -> LaunchedStep:
         return self._runner.launch(decision)
+
+    def prepare(self, structure: Structure) -> "Future[object]":
+        return self._runner.prepare(structure)
 
     def warm_up(self) -> None:
         self._runner.warm_up()

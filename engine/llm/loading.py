@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import structlog
 import torch
@@ -19,10 +20,14 @@ from engine.llm.cuda_recorder import CudaRecorder
 from engine.llm.decode_graph import AtOnce, Recorder
 from engine.llm.engine import LLMEngine
 from engine.llm.executor import LocalExecutor
+from engine.llm.forced_drafts import ForcedDrafts
 from engine.llm.model_runner import ModelRunner
 from engine.llm.scheduler import Scheduler
 from engine.llm.speculation import Speculation
 from engine.llm.step_memory import measure_step_memory
+from engine.llm.structure.grammars import Grammars
+from engine.llm.structure.reader_process import ReaderProcess
+from engine.llm.structure.token_table import load_token_table
 from engine.lora.slots import load_adapters
 from engine.models.adapters import Adapters
 from engine.models.causal_lm import CausalLM
@@ -76,14 +81,18 @@ def load_engine(
         memory = memory.beside(adapters.num_bytes)
         config = measured(model, model_config, memory, host, adapters.slots)
         memory.reserve_pool(config, host)
-    runner = create_runner(model, model_config, config, adapters.slots)
+    tokens = (checkpoint.path, model_config.vocab_size, model_config.eos_token_ids)
+    grammars = Grammars(partial(load_token_table, *tokens), ReaderProcess(*tokens).read)
+    runner = create_runner(model, model_config, config, adapters.slots, grammars)
     runner.warm_up()
     scheduler = Scheduler(
         config,
         eos_token_ids=model_config.eos_token_ids,
         vocab_size=model_config.vocab_size,
         windows=model_config.group_windows,
-        drafter=Speculation(config) if config.num_speculative_tokens else None,
+        drafter=ForcedDrafts(
+            config, Speculation(config) if config.num_speculative_tokens else None
+        ),
     )
     engine = LLMEngine(scheduler, LocalExecutor(runner), config, adapters=adapters.names)
     log.info(
@@ -186,6 +195,7 @@ def create_runner(
     model_config: ModelConfig,
     config: ResolvedConfig,
     adapters: Adapters | None = None,
+    grammars: Grammars | None = None,
 ) -> ModelRunner:
     """With a KV pool of the configuration's size."""
     device = torch.device(config.device)
@@ -200,6 +210,7 @@ def create_runner(
         adapters=adapters,
         recorder=recorder,
         background=background,
+        grammars=grammars,
     )
 
 

@@ -3,7 +3,7 @@
 A processor serves all sequences that asked for it and touches no other row: it says which logits
 are to change (`kernels.EditLists`), and the op that samples changes them. Its state is sparse (the
 ids a sequence has seen), lives from `add` to `remove`, and survives preemption. The sampler owns
-one chain and calls it on the loop thread; structured output joins as one more processor.
+one chain and calls it on the loop thread.
 """
 
 from collections.abc import Sequence
@@ -167,7 +167,8 @@ class LogitBias:
 
 
 class MinTokens:
-    """Forbids the tokens that would end a sequence before it has `min_tokens` tokens."""
+    """Forbids the tokens that would end a sequence before it has `min_tokens` tokens. Those with a
+    structure end where it ends: `engine.llm.structure.mask` sees to it."""
 
     needs_host_tokens: ClassVar[bool] = False
 
@@ -177,7 +178,7 @@ class MinTokens:
 
     def add(self, sequence: NewSequence) -> bool:
         ids = _in_vocabulary(sequence.suppressed_token_ids, self._vocab_size)
-        if not sequence.sampling.min_tokens or not len(ids):
+        if not sequence.sampling.min_tokens or not len(ids) or sequence.sampling.structure:
             return False
         self._limits[sequence.seq_id] = (sequence.sampling.min_tokens, ids)
         return True

@@ -4,7 +4,7 @@ Owns the model, the KV pool's memory and the sampling state; knows no queues. Lo
 """
 
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -26,12 +26,14 @@ from engine.llm.decision import (
 from engine.llm.decode_graph import DecodeGraph, DecodeGraphs, GraphSize, Recorder
 from engine.llm.kv_storage import KvStorage
 from engine.llm.sampling import LaunchedDraw, Sampler, SampleRow
+from engine.llm.structure.grammars import Grammars
 from engine.llm.warm_up import WarmUpStep, warm_up_steps
 from engine.llm.warm_up import decision as warm_up_decision
 from engine.models.adapters import NO_ADAPTER, Adapters
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.forward_context import ForwardContext
+from engine.structure import Structure
 from engine.types import TokenLogprob
 from kernels.shared.transfer import Milestone, to_device
 
@@ -89,6 +91,7 @@ class DrawnTokens:
                 output.error = token.error
                 continue
             output.token_ids.append(token.token_id)
+            output.forced = token.forced
             if token.logprob is not None:
                 output.logprobs = [*(output.logprobs or ()), token.logprob]
 
@@ -100,6 +103,7 @@ class ModelRunner:
         adapters: those that sequences may have; None: there are none.
         recorder: records decode steps; None runs all steps eagerly.
         background: where it does; by default a thread.
+        grammars: what structures need.
     """
 
     def __init__(
@@ -112,6 +116,7 @@ class ModelRunner:
         adapters: Adapters | None = None,
         recorder: Recorder | None = None,
         background: Executor | None = None,
+        grammars: Grammars | None = None,
     ) -> None:
         parallel = model.options.parallel
         self._model = model
@@ -145,7 +150,8 @@ class ModelRunner:
                 adapters=adapters is not None,
                 background=background,
             )
-        self._sampler = Sampler(model_config.vocab_size, device)
+        self._grammars = grammars
+        self._sampler = Sampler(model_config.vocab_size, device, grammars)
         self._scored: dict[int, NewSequence] = {}
         """Sequences whose prompt is to be scored: the targets come from it."""
         self._drawn: DrawnTokens | None = None
@@ -155,6 +161,16 @@ class ModelRunner:
     def kv_bytes_committed(self) -> int:
         """Physical memory that the KV pool takes so far."""
         return self._kv.bytes_committed
+
+    def prepare(self, structure: Structure) -> "Future[object]":
+        """See `engine.llm.executor.Executor`.
+
+        Raises:
+            InvariantViolation: this runner has no tokenizer to make grammars with.
+        """
+        if self._grammars is None:
+            raise InvariantViolation("this runner knows no grammars")
+        return self._grammars.prepare(structure)  # type: ignore[return-value]
 
     def execute(self, decision: ScheduleDecision) -> StepOutput:
         """Run one step to its end."""

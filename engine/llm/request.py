@@ -64,6 +64,8 @@ class ActiveRequest:
     """One of its sequences has run."""
     draws_by_history: bool = False
     """What it may draw depends on the tokens before, which the host must know by then."""
+    prepared: object = None
+    """What the executor has made ahead for its sequences: kept while they may be announced."""
 
     def __post_init__(self) -> None:
         self.draws_by_history = self.request.sampling.reads_text
@@ -111,6 +113,8 @@ class Sequence:
     """Tokens that launched steps compute and whose outcome is not committed."""
     num_pending: int = 0
     """Tokens that launched steps draw for certain: they follow `token_ids`."""
+    forced_token_ids: list[int] = field(default_factory=list)
+    """They follow `token_ids` for certain, and are to be drawn all the same."""
     num_cached_tokens: int = 0
     chain: list[bytes] = field(default_factory=list)
     """Hashes of the full blocks of `token_ids`, as far as they were needed."""
@@ -227,6 +231,7 @@ class Sequence:
         if self.prompt_logprobs is not None and result.prompt_logprobs:
             self.prompt_logprobs += result.prompt_logprobs
         num_taken, reason = self.accept(result.token_ids)
+        self.forced_token_ids = result.forced
         if scheduled.num_draws > num_taken:
             self.rewind(scheduled.num_draws - num_taken)
         if num_taken == 0 and reason is None:
@@ -281,12 +286,13 @@ class Sequence:
     def _append(self, token_id: int) -> FinishReason | None:
         self.token_ids.append(token_id)
         sampling = self.owner.request.sampling
-        if self.num_output_tokens > sampling.min_tokens:
-            if token_id in self.owner.eos_token_ids:
-                return FinishReason.STOP
-            if token_id in sampling.stop_token_ids:
-                self.stop_token_id = token_id
-                return FinishReason.STOP
+        may_end = self.num_output_tokens > sampling.min_tokens
+        # A structure that is complete allows nothing but the end, even before `min_tokens`.
+        if token_id in self.owner.eos_token_ids and (may_end or sampling.structure is not None):
+            return FinishReason.STOP
+        if may_end and token_id in sampling.stop_token_ids:
+            self.stop_token_id = token_id
+            return FinishReason.STOP
         return FinishReason.LENGTH if len(self.token_ids) >= self.max_num_tokens else None
 
 
@@ -310,6 +316,12 @@ def check_request(
     _check_token_ids(prompt, vocab_size, "prompt")
     _check_token_ids(sampling.stop_token_ids, vocab_size, "stop_token_ids")
     _check_token_ids(sampling.logit_bias, vocab_size, "logit_bias")
+    if sampling.structure is not None and sampling.ignore_eos:
+        raise InvalidParameter(
+            f"ignore_eos cannot be combined with {sampling.structure.param}, whose text ends where "
+            "it is complete; leave one of them out",
+            param="ignore_eos",
+        )
     for name, low in (("n", 1), ("max_tokens", 0), ("min_tokens", 0)):
         if getattr(sampling, name) < low:
             raise InvalidParameter(

@@ -9,14 +9,14 @@ own logits, history and random key:
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.errors import InvariantViolation
+from engine.errors import EngineError, InvariantViolation
 from engine.llm.decision import NewSequence
 from engine.llm.dry import Dry
 from engine.llm.logits_processors import (
@@ -27,6 +27,8 @@ from engine.llm.logits_processors import (
     SampleRow,
 )
 from engine.llm.logprobs import LaunchedScores, launch_logprobs, token_logprobs
+from engine.llm.structure.grammars import Grammars
+from engine.llm.structure.mask import StructureMask
 from engine.sampling_params import SAMPLER_PARAMETERS
 from engine.types import TokenLogprob
 from kernels import EditLists, SamplingRows, sample_tokens
@@ -53,7 +55,10 @@ class SampledToken:
     """-1 with an error."""
     logprob: TokenLogprob | None = None
     """When the request asks for log-probabilities."""
-    error: str | None = None
+    forced: list[int] = field(default_factory=list)
+    """Tokens that follow it for certain."""
+    error: EngineError | str | None = None
+    """The request's own fault as an error, anything else in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +88,12 @@ class _State:
 class Sampler:
     """Chooses tokens for all sequences of one model. Loop thread only; keeps no random state."""
 
-    def __init__(self, vocab_size: int, device: torch.device) -> None:
+    def __init__(
+        self, vocab_size: int, device: torch.device, grammars: Grammars | None = None
+    ) -> None:
         self._vocab_size = vocab_size
         self._device = device
+        self._structures = StructureMask(vocab_size, grammars)
         self._states: dict[int, _State] = {}
         self._processors = ProcessorChain(
             (
@@ -93,6 +101,7 @@ class Sampler:
                 Dry(vocab_size),
                 LogitBias(vocab_size),
                 MinTokens(vocab_size),
+                self._structures,
             )
         )
 
@@ -140,15 +149,16 @@ class Sampler:
             sampled = _without_void(
                 rows,
                 [
-                    SampledToken(-1, error=_ERRORS[error]) if error else SampledToken(token_id)
-                    for token_id, error in zip(
-                        token_ids.wait().tolist(), errors.wait().tolist(), strict=True
+                    self._sampled(row, token_id, error)
+                    for row, token_id, error in zip(
+                        rows, token_ids.wait().tolist(), errors.wait().tolist(), strict=True
                     )
                 ],
             )
             for row, token in zip(rows, sampled, strict=True):
                 if token is not None and token.error is None:
                     self._processors.advance(row, token.token_id)
+                    token.forced = self._structures.forced(row)
             for i, score in zip(scored, scores.collect(), strict=True):
                 token = sampled[i]
                 if token is not None and token.error is None:
@@ -181,6 +191,12 @@ class Sampler:
             InternalError: non-finite logits.
         """
         return token_logprobs(logits, targets, [num_top] * len(targets))
+
+    def _sampled(self, row: SampleRow, token_id: int, error: int) -> SampledToken:
+        if not error:
+            return SampledToken(token_id)
+        own_fault = self._structures.error(row.seq_id) if error == NO_TOKEN_LEFT else None
+        return SampledToken(-1, error=own_fault or _ERRORS[error])
 
     def _states_of(self, logits: Tensor, rows: Sequence[SampleRow]) -> list[_State]:
         if logits.shape != (len(rows), self._vocab_size):

@@ -133,17 +133,28 @@ class Scheduler:
         self._num_prefix_queries = 0
         self._num_prefix_hits = 0
 
-    def add(self, request: GenerateRequest) -> None:
+    def check(self, request: GenerateRequest) -> None:
+        """Refuse what can never run.
+
+        Raises:
+            InvalidParameter, ContextLengthExceeded, OutOfBlocks
+        """
+        check_request(request, self._config, self._vocab_size, self._pool.num_slots)
+        if request.request_id in self._roster:
+            raise InvalidParameter("a request with this id is running", param="request_id")
+
+    def add(self, request: GenerateRequest, prepared: object = None) -> None:
         """Put a request in the queue.
+
+        Args:
+            prepared: kept for the executor until the request has ended.
 
         Raises:
             InvalidParameter, ContextLengthExceeded: it can never run.
             OutOfBlocks: its prompt is larger than the pool.
             QueueFull: `max_num_queued` requests wait already, beyond those that find a place.
         """
-        check_request(request, self._config, self._vocab_size, self._pool.num_slots)
-        if request.request_id in self._roster:
-            raise InvalidParameter("a request with this id is running", param="request_id")
+        self.check(request)
         num_places = self._max_num_running - len(self._roster.running)
         if self._roster.num_new_requests - num_places >= self._config.max_num_queued:
             raise QueueFull(
@@ -158,6 +169,7 @@ class Scheduler:
             seed=self._seeds.getrandbits(63) if sampling.seed is None else sampling.seed,
             eos_token_ids=frozenset() if sampling.ignore_eos else self._eos_token_ids,
             chain_root=chain_root(request.cache_salt, request.adapter),
+            prepared=prepared,
         )
         self._num_arrivals += 1
         self._roster.add(owner, self._config.max_model_len)
@@ -463,7 +475,11 @@ class Scheduler:
         sequence.land(scheduled)
         failure: EngineError | None = None
         if result.error is not None:
-            failure = failed_row(result.error, sequence.owner.request.request_id)
+            failure = (
+                result.error
+                if isinstance(result.error, EngineError)
+                else failed_row(result.error, sequence.owner.request.request_id)
+            )
             if not result.token_ids:
                 self._fail(sequence, failure, events)
                 return

@@ -36,6 +36,12 @@ class Reply(ABC):
         """What the access log tells of the reply, once it is over."""
         return {}
 
+    @property
+    def may_be_refused(self) -> bool:
+        """Whether the engine finds out only later what is wrong with the request: a stream then
+        begins with its first event, so that an error has a status of its own."""
+        return False
+
     async def send(
         self,
         request: Request,
@@ -55,13 +61,16 @@ class Reply(ABC):
             annotate(request, **self.log_fields())
 
         if stream:
-            return EventStream(
+            events = EventStream(
                 self.events(),
                 close,
                 heartbeat_s=heartbeat_s,
                 headers=headers,
                 framing=self._shape.framing,
             )
+            if self.may_be_refused:
+                await until_disconnect(request.receive, events.begin(heartbeat_s))
+            return events
         try:
             body = await until_disconnect(request.receive, self.whole())
         finally:

@@ -82,10 +82,35 @@ class EventStream(Response):
         self._framing = framing
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
         self._events = events
+        self._first: asyncio.Task[bytes | None] | None = None
         self._close = close
         self._heartbeat_s = heartbeat_s
         self._last_sent_s = 0.0
         self._sending = False
+
+    async def begin(self, wait_s: float) -> None:
+        """Wait for the first event before anything is sent, but not longer than that.
+
+        Raises:
+            Exception: the events failed; nothing is to be sent. It is closed then.
+        """
+        self._first = asyncio.create_task(_next(self._events))
+        try:
+            await asyncio.wait({self._first}, timeout=wait_s)
+            if self._first.done():
+                self._first.result()
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        """End the source, which aborts what is unfinished."""
+        try:
+            if self._first is not None:
+                await _cancel(self._first)
+            await self._events.aclose()
+        finally:
+            await self._close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -96,8 +121,7 @@ class EventStream(Response):
             if not sender.cancelled():
                 sender.result()
         finally:
-            await self._events.aclose()
-            await self._close()
+            await self.aclose()
 
     async def _send_all(self, send: Send) -> None:
         async for data in self._all_events():
@@ -107,6 +131,10 @@ class EventStream(Response):
 
     async def _all_events(self) -> AsyncGenerator[bytes, None]:
         try:
+            if self._first is not None:
+                first = await self._first
+                if first is not None:
+                    yield first
             async for data in self._events:
                 yield data
         except Exception as error:
@@ -134,6 +162,10 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": data, "more_body": True})
         self._sending = False
         self._last_sent_s = time.monotonic()
+
+
+async def _next(events: AsyncGenerator[bytes, None]) -> bytes | None:
+    return await anext(events, None)
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

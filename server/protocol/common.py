@@ -19,6 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from engine.errors import InvalidParameter, UnsupportedFeature
 from server.protocol.sampler_fields import OTHER_NAMES, SamplerFields
+from server.protocol.structure_fields import StructureFields
 
 INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
 MAX_TOKEN_COUNT = (1 << 31) - 1
@@ -41,7 +42,6 @@ NO_EFFECT_FIELDS: Mapping[str, str] = {
 """OpenAI fields that are accepted and, by what they mean, change no answer of this server."""
 
 UNSUPPORTED_FIELDS: Mapping[str, tuple[Any, ...]] = {
-    "response_format": ({"type": "text"},),
     "tools": ([],),
     "tool_choice": ("none",),
     "functions": ([],),
@@ -56,7 +56,6 @@ UNSUPPORTED_FIELDS: Mapping[str, tuple[Any, ...]] = {
     "web_search_options": (),
     "reasoning_effort": ("none",),
     "verbosity": ("medium",),
-    "structured_outputs": (),
     "guided_json": (),
     "guided_regex": (),
     "guided_choice": (),
@@ -196,7 +195,7 @@ _OTHER_NAMES = {"n_predict": ("max_completion_tokens", "max_tokens"), **OTHER_NA
 """llama.cpp's names for what has another one here."""
 
 
-class SamplingRequest(SamplerFields, ModelRequest):
+class SamplingRequest(SamplerFields, StructureFields, ModelRequest):
     """What chat and plain completions have in common. Every field may be null: the default."""
 
     max_completion_tokens: TokenLimit | None = Field(
@@ -294,6 +293,13 @@ class SamplingRequest(SamplerFields, ModelRequest):
         if self.stream and self.prompt_logprobs is not None:
             raise InvalidParameter(
                 "prompt_logprobs is not available with stream: true", param="prompt_logprobs"
+            )
+        structure = self.structure
+        if structure is not None and self.ignore_eos:
+            raise InvalidParameter(
+                f"ignore_eos cannot be combined with {structure.param}, whose text ends where it "
+                "is complete; leave one of them out",
+                param="ignore_eos",
             )
         if self.truncate_prompt_tokens == 0:
             raise InvalidParameter(

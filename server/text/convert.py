@@ -287,6 +287,7 @@ def _sampling_params(
         ignore_eos=_or(request.ignore_eos, False),
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
+        structure=request.structure,
     )
 
 

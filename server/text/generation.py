@@ -152,6 +152,11 @@ class Generation(EngineRun):
             meter = self._metrics.meter(request.model)
             self.runs.append(PromptRun(request, stream, meter, choices, self._tally))
 
+    @property
+    def has_structure(self) -> bool:
+        """Some text is to have a form, which the engine has still to read."""
+        return any(run.request.sampling.structure is not None for run in self.runs)
+
     def usage(self) -> Usage:
         """Tokens so far. A stop string's last token counts, what came after it does not."""
         tally = self._tally

@@ -61,6 +61,10 @@ class TextReply(Reply):
         self._usage_at_end = bool(options and options.include_usage)
         self._usage_always = bool(options and options.continuous_usage_stats)
 
+    @property
+    def may_be_refused(self) -> bool:
+        return self.generation.has_structure
+
     async def whole(self) -> bytes:
         parts: list[list[Delta]] = [[] for _ in range(self.generation.num_choices)]
         async with aclosing(self.generation.deltas()) as deltas:

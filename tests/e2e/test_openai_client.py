@@ -64,10 +64,10 @@ def test_errors_are_the_clients_types(client):
     with pytest.raises(openai.BadRequestError) as caught:
         client.completions.create(model=MODEL, prompt="word " * 20000, max_tokens=1)
     assert caught.value.code == "context_length_exceeded"
-    with pytest.raises(openai.BadRequestError) as caught:
-        client.chat.completions.create(
-            model=MODEL, messages=QUESTION, response_format={"type": "json_object"}
-        )
+    schema = {"type": "array", "items": {"type": "integer"}, "uniqueItems": True}
+    asked = {"type": "json_schema", "json_schema": {"name": "set", "schema": schema}}
+    with pytest.raises(openai.BadRequestError, match="uniqueItems") as caught:
+        client.chat.completions.create(model=MODEL, messages=QUESTION, response_format=asked)
     assert caught.value.param == "response_format"
 
 

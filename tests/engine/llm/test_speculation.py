@@ -416,7 +416,7 @@ def test_an_engine_remembers_nobody(engines, folder, rng):
     engine = engines.make(folder, num_speculative_tokens=4)
     requests = make_requests(engines, rng)
     engines.run(engine, requests, aborts={"0": 3, "1": 5})
-    assert not engine._scheduler._drafter._records
+    assert not engine._scheduler._drafter._guesses._records
 
 
 def test_busy_engines_draft_nothing(engines, folder, monkeypatch):

@@ -41,19 +41,27 @@ class Connection:
     def body(self) -> bytes:
         return b"".join(m["body"] for m in self.sent if m["type"] == "http.response.body")
 
-    async def run(
+    def response(
         self,
         events: AsyncGenerator[bytes, None],
         heartbeat_s: float = 15,
         framing: sse.Framing = sse.OPENAI_FRAMING,
-    ) -> None:
-        response = EventStream(
+    ) -> EventStream:
+        return EventStream(
             events,
             self.close,
             heartbeat_s=heartbeat_s,
             headers={"X-Test": "yes"},
             framing=framing,
         )
+
+    async def run(
+        self,
+        events: AsyncGenerator[bytes, None],
+        heartbeat_s: float = 15,
+        framing: sse.Framing = sse.OPENAI_FRAMING,
+    ) -> None:
+        response = self.response(events, heartbeat_s, framing)
         await response({"type": "http"}, self.receive, self.send)
 
 
@@ -114,6 +122,46 @@ async def test_a_failure_is_an_event_and_done_still_comes(num_before: int) -> No
     body = json.loads(error.removeprefix(b"data: "))
     assert body["error"]["code"] == "engine_dead"
     assert body["error"]["message"] == "the engine died"
+    assert connection.closed == 1
+
+
+async def test_a_failure_at_the_beginning_can_be_waited_for() -> None:
+    connection = Connection()
+    response = connection.response(items(then=EngineDead("the engine died")))
+    with pytest.raises(EngineDead):
+        await response.begin(60)
+    assert connection.closed == 1
+    assert not connection.sent
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 60.0])
+@pytest.mark.parametrize("num_events", [0, 1, 3])
+async def test_what_has_begun_loses_nothing(wait_s: float, num_events: int) -> None:
+    connection = Connection()
+    response = connection.response(items(*[b"1"] * num_events))
+    await response.begin(wait_s)
+    assert not connection.sent
+    await response({"type": "http"}, connection.receive, connection.send)
+    assert connection.body == b"data: 1\n\n" * num_events + DONE
+    assert connection.closed == 1
+
+
+async def test_the_client_leaving_before_the_beginning_closes_the_source() -> None:
+    connection = Connection()
+    response = connection.response(items(then=asyncio.Event()))
+    work = until_disconnect(connection.receive, response.begin(60))
+    connection.gone.set()
+    with pytest.raises(RequestAborted):
+        await work
+    assert connection.closed == 1
+
+
+async def test_a_stream_may_end_before_its_beginning_has_come() -> None:
+    connection = Connection()
+    response = connection.response(items(then=asyncio.Event()))
+    await response.begin(0.0)
+    connection.gone.set()
+    await response({"type": "http"}, connection.receive, connection.send)
     assert connection.closed == 1
 
 

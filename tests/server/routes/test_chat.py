@@ -285,7 +285,7 @@ async def test_the_model_may_be_left_out_if_there_is_one(
         ({"messages": [{"role": "user", "content": "x " * 300}]}, "messages", None),
         ({"logit_bias": {"420": 1}}, "logit_bias", None),
         ({"stop_token_ids": [420]}, "stop_token_ids", None),
-        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_feature"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
         ({"priority": 1}, "priority", "unsupported_feature"),
         ({"temperature": 3}, "temperature", "invalid_value"),
         ({"messages": [{"role": "user", "content": "refuse me"}]}, "messages", None),
@@ -303,6 +303,17 @@ async def test_bad_requests_get_a_400_before_the_first_byte(
     assert code in (None, error["code"])
     assert not server.engine.requests
     assert server.app.state.tandem.admission.num_in_flight() == 0
+
+
+async def test_the_engine_hears_what_the_text_must_look_like(server: TextServer) -> None:
+    await server.chat(max_tokens=1, response_format={"type": "json_object"})
+    structure = server.last_request.sampling.structure
+    assert structure is not None and structure.text == '{"type": "object"}'
+    await server.complete(max_tokens=1, grammar='root ::= "a"')
+    structure = server.last_request.sampling.structure
+    assert structure is not None and structure.param == "grammar"
+    await server.complete(max_tokens=1)
+    assert server.last_request.sampling.structure is None
 
 
 async def test_a_model_without_chat_template_says_what_to_use(tmp_path: Path) -> None:
@@ -361,6 +372,21 @@ async def test_a_failure_before_any_token(server: TextServer) -> None:
     assert error_of(await server.chat(), 400)["code"] == "out_of_kv_blocks"
     [error] = events_of(await server.chat(stream=True))
     assert error["error"]["code"] == "out_of_kv_blocks"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_form_that_the_engine_refuses_is_a_400(server: TextServer, stream: bool) -> None:
+    """What cannot be honoured is found out beside the steps: no stream has begun by then."""
+    message = "response_format cannot be honoured: uniqueItems"
+    server.engine.failure = Failure(code="invalid_value", message=message, param="response_format")
+    asked = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"uniqueItems": True}}}
+    error = error_of(await server.chat(stream=stream, response_format=asked), 400)
+    assert (error["param"], error["message"]) == ("response_format", message)
+    assert server.app.state.tandem.admission.num_in_flight() == 0
+    server.engine.failure = None
+    answer = await server.chat(stream=stream, response_format=asked, max_tokens=3)
+    assert answer.status_code == 200
+    assert not stream or answer.text.endswith("data: [DONE]\n\n")
 
 
 async def test_a_failure_after_the_first_byte_is_an_event(server: TextServer) -> None:

@@ -1,0 +1,46 @@
+"""Requests that wait for what the executor makes ahead for them, while others are stepped."""
+
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import TYPE_CHECKING
+
+from engine.structure import Structure
+from engine.types import GenerateRequest
+
+if TYPE_CHECKING:  # the executor brings torch
+    from engine.llm.executor import Executor
+
+
+class Preparation:
+    """Those whose structure has no grammar yet."""
+
+    def __init__(self, executor: "Executor") -> None:
+        self._executor = executor
+        self._waiting: dict[str, tuple[GenerateRequest, Future[object]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._waiting
+
+    def add(self, request: GenerateRequest, structure: Structure) -> None:
+        """Begin with a request's structure."""
+        self._waiting[request.request_id] = (request, self._executor.prepare(structure))
+
+    def forget(self, request_id: str) -> None:
+        """It has been aborted; unknown ids are ignored."""
+        _, future = self._waiting.pop(request_id, (None, None))
+        if future is not None:
+            future.cancel()
+
+    def take_ready(self) -> list[tuple[GenerateRequest, "Future[object]"]]:
+        """Those that wait no longer, with the outcome, in the order of their arrival."""
+        ready = [entry for entry in self._waiting.values() if entry[1].done()]
+        for request, _ in ready:
+            del self._waiting[request.request_id]
+        return ready
+
+    def wait(self, seconds: float) -> None:
+        """Until one of them is ready, but not longer."""
+        futures = [future for _, future in self._waiting.values()]
+        wait(futures, timeout=seconds, return_when=FIRST_COMPLETED)

@@ -1,0 +1,98 @@
+"""What is made of a JSON Schema before llguidance reads it.
+
+llguidance refuses the keywords that it does not honour, by name. Here is what remains: what would
+take it too much, and the few places where it would allow more than the schema does, which the
+official test suite shows (`tests/engine/llm/structure/test_json_schema.py`).
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from engine.errors import InvalidParameter
+
+MAX_PROPERTIES = 2000
+"""Of all objects together."""
+MAX_VALUES = 10_000
+"""Of all enums together."""
+MAX_MULTIPLE = 10_000
+"""Sum of all `multipleOf`, or of their reciprocals: each is an automaton of that many states."""
+
+_DATA = frozenset(("const", "enum", "default", "example", "examples"))
+"""Keywords whose value is no schema."""
+_LEAP_YEAR = "(?:(?:[02468][048]|[13579][26])00|[0-9]{2}(?:0[48]|[2468][048]|[13579][26]))"
+_DATE = (
+    f"^(?:{_LEAP_YEAR}-02-29|[0-9]{{4}}-(?:0[13-9]|1[0-2])-[0-9]{{2}}"
+    "|[0-9]{4}-02-(?:[01][0-9]|2[0-8]))"
+)
+_TIME = "[0-9]{2}:[0-9]{2}:[0-5]"
+_PATTERNS = {"date": _DATE, "time": f"^{_TIME}", "date-time": f"{_DATE}[Tt]{_TIME}"}
+"""What holds of formats, too: February has 29 days in leap years only, and there is no leap second,
+which few readers take."""
+
+
+def readable_schema(schema: Any, param: str) -> Any:
+    """The schema as llguidance is to read it.
+
+    Raises:
+        InvalidParameter: it cannot be honoured; names the keyword.
+    """
+    if not isinstance(schema, Mapping | bool):
+        raise InvalidParameter(f"{param}: a JSON Schema is an object or a boolean", param=param)
+    _check(schema, param)
+    return _with_exact_dates(schema)
+
+
+def _check(schema: Any, param: str) -> None:
+    num_properties = num_values = 0
+    multiples = 0.0
+    for node in _objects(schema):
+        if "x-guidance" in node:
+            raise InvalidParameter(f"{param}: x-guidance is not supported", param=param)
+        num_properties += _size(node.get("properties"))
+        num_values += _size(node.get("enum"))
+        multiple = node.get("multipleOf")
+        if isinstance(multiple, int | float) and multiple > 0:
+            multiples += max(multiple, 1 / multiple)
+    for number, most, what in (
+        (num_properties, MAX_PROPERTIES, "properties"),
+        (num_values, MAX_VALUES, "values of enum"),
+        (multiples, MAX_MULTIPLE, "as the sum of multipleOf, or of 1 / multipleOf"),
+    ):
+        if number > most:
+            raise InvalidParameter(
+                f"{param} has {number:g} {what}; the limit is {most}", param=param
+            )
+
+
+def _with_exact_dates(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_with_exact_dates(one) for one in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    read = {
+        name: value if name in _DATA else _with_exact_dates(value) for name, value in schema.items()
+    }
+    form = schema.get("format")
+    if isinstance(form, str) and form in _PATTERNS:
+        others = read.get("allOf")
+        read["allOf"] = [
+            *(others if isinstance(others, list) else ()),
+            {"pattern": _PATTERNS[form]},
+        ]
+    return read
+
+
+def _size(value: Any) -> int:
+    return len(value) if isinstance(value, Mapping | list) else 0
+
+
+def _objects(schema: Any) -> Iterator[Mapping[str, Any]]:
+    """All objects in it, whatever their place means."""
+    left = [schema]
+    while left:
+        node = left.pop()
+        if isinstance(node, Mapping):
+            yield node
+            left += node.values()
+        elif isinstance(node, list):
+            left += node

@@ -1,0 +1,175 @@
+"""Lets a sequence draw only what its structure allows: a processor of logits."""
+
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import ClassVar
+
+import numpy as np
+from llguidance import LLMatcher
+from numpy.typing import NDArray
+
+from engine.errors import EngineError, InvariantViolation
+from engine.llm.decision import NewSequence
+from engine.llm.logits_processors import SampleRow
+from engine.llm.structure.grammars import Grammar, Grammars, refusal
+from engine.structure import Structure
+from kernels import EditLists
+
+MOST_FORCED = 16
+"""Tokens that are told ahead."""
+SECONDS_AT_FIRST = 0.5
+SECONDS_PER_TOKEN = 0.005
+"""What the masks of a text may take in all. A usual one takes a hundredth of it."""
+
+
+@dataclass(slots=True)
+class _Progress:
+    """Where a sequence's text is in its grammar."""
+
+    structure: Structure
+    """Its own request's: equal ones of other fields share the grammar."""
+    grammar: Grammar
+    matcher: LLMatcher
+    min_tokens: int
+    ends: NDArray[np.int64]
+    """Tokens that are not to be drawn before that."""
+    tokens: list[int] = field(default_factory=list)
+    num_matched: int = 0
+    """Tokens up to the first that the grammar does not allow, which is a draft."""
+    left_s: float = SECONDS_AT_FIRST
+    has_own_grammar: bool = False
+    """It was made anew for this text, after a first one had failed."""
+    error: EngineError | None = None
+
+    @property
+    def is_lost(self) -> bool:
+        """Nothing that is drawn here counts."""
+        return self.num_matched < len(self.tokens)
+
+    def rewind(self, position: int) -> None:
+        """Go back to the first `position` tokens."""
+        if position < self.num_matched:
+            self.matcher.rollback(self.num_matched - position)
+            self.num_matched = position
+        del self.tokens[position:]
+
+    def append(self, token_id: int) -> None:
+        if not self.is_lost:
+            self.num_matched += self.matcher.try_consume_tokens([token_id])
+        self.tokens.append(token_id)
+
+    def start_over(self, grammar: Grammar) -> None:
+        """Follow the same text by another grammar."""
+        tokens, self.tokens = self.tokens, []
+        self.grammar, self.matcher, self.num_matched = grammar, grammar.matcher(), 0
+        self.has_own_grammar = True
+        for token_id in tokens:
+            self.append(token_id)
+
+    def fail(self, reason: str) -> None:
+        """Its request is to end: its structure is to blame."""
+        self.error = refusal(self.structure, reason)
+
+
+class StructureMask:
+    """Masks of all sequences with a structure.
+
+    Where the grammar leaves one way to go on there is one token that may be drawn: the first of
+    those that the model's tokenizer makes of it.
+    """
+
+    needs_host_tokens: ClassVar[bool] = True
+
+    def __init__(self, vocab_size: int, grammars: Grammars | None) -> None:
+        self._vocab_size = vocab_size
+        self._grammars = grammars
+        self._progress: dict[int, _Progress] = {}
+
+    def add(self, sequence: NewSequence) -> bool:
+        structure = sequence.sampling.structure
+        if structure is None:
+            return False
+        if self._grammars is None:
+            raise InvariantViolation("a structure was asked for, and there are no grammars")
+        grammar = self._grammars.find(structure)
+        ends = np.array(sequence.suppressed_token_ids, dtype=np.int64)
+        self._progress[sequence.seq_id] = _Progress(
+            structure=structure,
+            grammar=grammar,
+            matcher=grammar.matcher(),
+            min_tokens=sequence.sampling.min_tokens,
+            ends=ends[ends < self._vocab_size],
+        )
+        return True
+
+    def remove(self, seq_id: int) -> None:
+        self._progress.pop(seq_id, None)
+
+    def edit(self, edits: EditLists, place: int, row: SampleRow) -> None:
+        progress = self._progress[row.seq_id]
+        progress.rewind(row.position)
+        bits = self._bits(progress)
+        if bits is None and progress.error is None:
+            return  # a row behind a draft that cannot be drawn
+        words = np.zeros(-(-self._vocab_size // 64), dtype=np.int64)
+        if bits is not None:
+            octets = words.view(np.uint8)
+            octets[: len(bits)] = np.frombuffer(bits, dtype=np.uint8)[: len(octets)]
+            if row.position < progress.min_tokens:
+                _forbid(octets, progress.ends)
+        edits.allow(place, words)
+
+    def advance(self, row: SampleRow, token_id: int) -> None:
+        progress = self._progress[row.seq_id]
+        if row.position < len(progress.tokens) and progress.tokens[row.position] == token_id:
+            return
+        progress.rewind(row.position)
+        progress.append(token_id)
+
+    def error(self, seq_id: int) -> EngineError | None:
+        """Why nothing could be drawn for a sequence, if its structure is to blame."""
+        progress = self._progress.get(seq_id)
+        return progress.error if progress is not None else None
+
+    def forced(self, row: SampleRow) -> list[int]:
+        """What must follow the token that was drawn for this row, some of it."""
+        progress = self._progress.get(row.seq_id)
+        if progress is None or progress.num_matched != row.position + 1 or progress.is_lost:
+            return []
+        return progress.matcher.compute_ff_tokens()[:MOST_FORCED]
+
+    def _bits(self, progress: _Progress) -> bytes | None:
+        """Which tokens may follow; None where nothing counts, or with an error."""
+        if progress.error is not None:
+            return None
+        started_s = perf_counter()
+        bits = _allowed(progress)
+        if progress.matcher.is_error() and not progress.has_own_grammar:
+            # Texts share a lexer: others may be to blame.
+            progress.start_over(self._renewed(progress.grammar))
+            bits = _allowed(progress)
+        progress.left_s += SECONDS_PER_TOKEN - (perf_counter() - started_s)
+        if progress.matcher.is_error():
+            progress.fail(progress.matcher.get_error())
+        elif progress.left_s < 0.0:
+            progress.fail("it takes too long to follow")
+        return bits if progress.error is None else None
+
+    def _renewed(self, grammar: Grammar) -> Grammar:
+        if self._grammars is None:
+            raise InvariantViolation("there are no grammars")
+        return self._grammars.renewed(grammar)
+
+
+def _allowed(progress: _Progress) -> bytes | None:
+    if progress.is_lost or progress.matcher.is_error():
+        return None
+    return progress.matcher.compute_bitmask()
+
+
+def _forbid(octets: NDArray[np.uint8], ends: NDArray[np.int64]) -> None:
+    """Take these tokens out, unless no other is left."""
+    before = octets.copy()
+    np.bitwise_and.at(octets, ends >> 3, ~(1 << (ends & 7)).astype(np.uint8))
+    if not octets.any():
+        octets[:] = before

@@ -1,0 +1,66 @@
+"""What llguidance knows of a model's tokens: the bytes of each, and how a text is cut into them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from llguidance import LLTokenizer, TokenizerWrapper
+
+from engine.errors import UnsupportedFeature
+from engine.text.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTable:
+    """A model's tokens."""
+
+    tokens: LLTokenizer
+    special: dict[str, int]
+    """Ids of the tokens that no text is cut into, those left out that end a text."""
+
+
+def load_token_table(path: Path, vocab_size: int, eos_token_ids: tuple[int, ...]) -> TokenTable:
+    """The table of a checkpoint.
+
+    Args:
+        vocab_size: logits per row; ids without a token are never allowed.
+        eos_token_ids: where a text of the given form may end, one of these is allowed.
+
+    Raises:
+        UnsupportedFeature: the tokens of this model have no bytes of their own.
+    """
+    tokenizer = load_tokenizer(path)
+    if tokenizer.pieces is None:
+        raise UnsupportedFeature(
+            "this model's tokenizer writes a token differently beside different neighbours, so its "
+            "texts cannot be held to a form; leave the form out, or use another model"
+        )
+    # A model without an end gets one that no logit stands for.
+    ends = list(eos_token_ids) or [vocab_size]
+    tokens = _Tokens(tokenizer, max(vocab_size, *(end + 1 for end in ends)), ends[0])
+    special = {
+        tokens.tokens[token_id].decode(errors="replace"): token_id
+        for token_id in tokens.special_token_ids
+        if token_id not in ends and tokens.tokens[token_id]
+    }
+    wrapped = TokenizerWrapper(tokens)
+    return TokenTable(LLTokenizer(wrapped, n_vocab=len(tokens.tokens), eos_token=ends), special)
+
+
+class _Tokens:
+    """What `TokenizerWrapper` asks for."""
+
+    def __init__(self, tokenizer: Tokenizer, num_tokens: int, eos_token_id: int) -> None:
+        self._tokenizer = tokenizer
+        self.eos_token_id = eos_token_id
+        self.bos_token_id = tokenizer.bos_token_id
+        self.tokens = [tokenizer.token_bytes(token_id) for token_id in range(num_tokens)]
+        self.special_token_ids = sorted(i for i in tokenizer.special_token_ids if i < num_tokens)
+
+    def __call__(self, text: bytes) -> list[int]:
+        """The tokens of a forced text, as the model would have been given it."""
+        ids = self._tokenizer.encode(text.decode(), add_special_tokens=False)
+        written = b"".join([self.tokens[i] for i in ids])
+        if written != text and written == b" " + text:
+            # SentencePiece puts a space before each text.
+            return ids[1:] if self.tokens[ids[0]] == b" " else []
+        return ids if written == text else []

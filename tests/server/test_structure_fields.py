@@ -1,0 +1,207 @@
+"""What the text must look like, in three dialects, becomes one structure or a 400."""
+
+import json
+from typing import Any
+
+import pytest
+
+from engine.errors import EngineError, InvalidParameter
+from engine.structure import MAX_CHARS, Structure, StructureKind
+from server.protocol.completions import CompletionRequest
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+TAG = {"begin": "<f>", "schema": SCHEMA, "end": "</f>"}
+
+
+def structure_of(**fields: Any) -> Structure | None:
+    return CompletionRequest.model_validate({"prompt": "x", **fields}).structure
+
+
+def of_schema(schema: Any) -> tuple[StructureKind, str]:
+    return StructureKind.JSON_SCHEMA, json.dumps(schema)
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind_and_text", "param"),
+    [
+        (
+            {"response_format": {"type": "json_object"}},
+            of_schema({"type": "object"}),
+            "response_format",
+        ),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "x", "strict": True, "schema": SCHEMA},
+                }
+            },
+            of_schema(SCHEMA),
+            "response_format",
+        ),
+        ({"json_schema": SCHEMA}, of_schema(SCHEMA), "json_schema"),
+        ({"json_schema": True}, of_schema(True), "json_schema"),
+        ({"grammar": 'root ::= "a"'}, (StructureKind.GRAMMAR, 'root ::= "a"'), "grammar"),
+        ({"structured_outputs": {"json": SCHEMA}}, of_schema(SCHEMA), "structured_outputs.json"),
+        (
+            {"structured_outputs": {"json": json.dumps(SCHEMA)}},
+            of_schema(SCHEMA),
+            "structured_outputs.json",
+        ),
+        (
+            {"structured_outputs": {"json_object": True}},
+            of_schema({"type": "object"}),
+            "structured_outputs.json_object",
+        ),
+        (
+            {"structured_outputs": {"regex": "a+"}},
+            (StructureKind.REGEX, "a+"),
+            "structured_outputs.regex",
+        ),
+        (
+            {"structured_outputs": {"choice": ["a", "b"]}},
+            (StructureKind.CHOICE, '["a", "b"]'),
+            "structured_outputs.choice",
+        ),
+        (
+            {"structured_outputs": {"grammar": "start: /a/"}},
+            (StructureKind.GRAMMAR, "start: /a/"),
+            "structured_outputs.grammar",
+        ),
+    ],
+)
+def test_each_dialect(fields: Any, kind_and_text: Any, param: str) -> None:
+    structure = structure_of(**fields)
+    assert structure is not None
+    assert (structure.kind, structure.text) == kind_and_text
+    assert structure.param == param
+    assert not structure.is_compact
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"structures": [TAG], "triggers": ["<f"]},
+        json.dumps({"structures": [TAG], "triggers": ["<f"]}),
+        {
+            "type": "structural_tag",
+            "format": {
+                "type": "triggered_tags",
+                "triggers": ["<f"],
+                "tags": [
+                    {
+                        "type": "tag",
+                        "begin": "<f>",
+                        "content": {"type": "json_schema", "json_schema": SCHEMA},
+                        "end": "</f>",
+                    }
+                ],
+                "at_least_one": False,
+            },
+        },
+    ],
+)
+def test_tags(tags: Any) -> None:
+    structure = structure_of(structured_outputs={"structural_tag": tags})
+    assert structure is not None
+    read = json.loads(structure.text)
+    assert read["triggers"] == ["<f"]
+    assert read["tags"] == [TAG]
+    assert not read["at_least_one"]
+    if isinstance(tags, dict):
+        again = structure_of(response_format={**tags, "type": "structural_tag"})
+        assert again == structure
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"response_format": {"type": "text"}},
+        {"grammar": ""},
+        {"response_format": None},
+        {"structured_outputs": None},
+        {"json_schema": None},
+    ],
+)
+def test_nothing_is_asked(fields: Any) -> None:
+    assert structure_of(**fields) is None
+
+
+def test_compact() -> None:
+    asked = {"json": SCHEMA, "disable_any_whitespace": True, "disable_fallback": False}
+    structure = structure_of(structured_outputs=asked)
+    assert structure is not None and structure.is_compact
+
+
+@pytest.mark.parametrize("depth", [400, 3000, 50_000])
+def test_deep_ones_are_short_or_refused(depth: int) -> None:
+    """Where they are short the engine counts the levels."""
+    schema: Any = {"type": "integer"}
+    for _ in range(depth):
+        schema = {"items": schema}
+    tags = {"structures": [{**TAG, "schema": schema}], "triggers": ["<f"]}
+    for fields in ({"json_schema": schema}, {"structured_outputs": {"structural_tag": tags}}):
+        try:
+            assert structure_of(**fields) is not None
+        except InvalidParameter as error:
+            assert depth > 400
+            assert "deeply" in error.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"response_format": {}}, "response_format.type"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": ["text"]}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+            "response_format.json_schema",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": 3}}},
+            "response_format",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": []}}},
+            "response_format",
+        ),
+        ({"structured_outputs": {}}, "structured_outputs"),
+        ({"structured_outputs": {"json": SCHEMA, "regex": "a"}}, "structured_outputs"),
+        (
+            {"structured_outputs": {"whitespace_pattern": " "}},
+            "structured_outputs.whitespace_pattern",
+        ),
+        (
+            {"structured_outputs": {"disable_additional_properties": True, "json": {}}},
+            "structured_outputs.disable_additional_properties",
+        ),
+        ({"structured_outputs": {"json": "{"}}, "structured_outputs.json"),
+        ({"structured_outputs": {"json": "[" * 5000}}, "structured_outputs.json"),
+        ({"structured_outputs": {"regex": 3}}, "structured_outputs.regex"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"choice": ["a", ""]}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"choice": ["a", 3]}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"choice": ["a"] * 5000}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"regex": "a" * (MAX_CHARS + 1)}}, "structured_outputs.regex"),
+        ({"structured_outputs": {"json_object": "yes"}}, "structured_outputs.json_object"),
+        ({"structured_outputs": {"structural_tag": {}}}, "structured_outputs.structural_tag"),
+        (
+            {"structured_outputs": {"structural_tag": {"structures": [3], "triggers": []}}},
+            "structured_outputs.structural_tag",
+        ),
+        (
+            {"structured_outputs": {"structural_tag": {"structures": [TAG], "triggers": [3]}}},
+            "structured_outputs.structural_tag",
+        ),
+        ({"json_schema": {"const": "x" * MAX_CHARS}}, "json_schema"),
+        ({"json_schema": {}, "grammar": "a"}, "json_schema"),
+        ({"json_schema": {}, "ignore_eos": True}, "ignore_eos"),
+    ],
+)
+def test_the_rest_is_refused_by_name(fields: Any, param: str) -> None:
+    with pytest.raises(EngineError) as caught:
+        structure_of(**fields)
+    assert caught.value.param == param
