@@ -74,11 +74,18 @@ def multiplies_bf16() -> bool:
     return "avx512_bf16" in RUNGS.get(_chosen, features())
 
 
+def multiplies_packed_bf16() -> bool:
+    """Whether packed weights meet bf16 activations in pairs of bf16 numbers, to which they are rounded:
+    with the matrix unit, or where such products are as fast as those of integers."""
+    has_unit = "amx_bf16" in RUNGS.get(_chosen, features())
+    return has_unit or (multiplies_bf16() and cpuinfo().get("vendor_id") != "GenuineIntel")
+
+
 def multiplies_int16(*, bf16: bool) -> bool:
-    """Whether activations meet weights of few bits as 16-bit integers; bf16 ones where products of
-    bf16 are not available, fp16 ones always, if there are dot products of integers."""
+    """Whether activations meet weights of few bits as 16-bit integers, if there are dot products of
+    integers: fp16 ones always, bf16 ones where they are not multiplied in pairs."""
     has = RUNGS.get(_chosen, features())
-    return ("avx512_vnni" in has or "avx_vnni" in has) and not (bf16 and multiplies_bf16())
+    return ("avx512_vnni" in has or "avx_vnni" in has) and not (bf16 and multiplies_packed_bf16())
 
 
 def missing(name: str) -> list[str]:

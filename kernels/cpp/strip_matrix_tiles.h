@@ -14,6 +14,11 @@ template <class Strips>
 class TileMultiplication {
   using Weights = Piece<BFloat16>;
 
+  // Rows times strips.
+  struct Area {
+    int64_t row = 0, rows = 0, strip = 0, strips = 0;
+  };
+
  public:
   static constexpr int64_t kInputs = 32;  // of one instruction
   static constexpr int64_t kFewRows = 32;  // that one set of tiles has sums for
@@ -27,6 +32,7 @@ class TileMultiplication {
       int64_t count = std::min<int64_t>(2, last_strip - s);
       run_rows(first, last, s, count, strips_.piece(s, count, 0, p_.inputs));
     }
+    finish_waiting();
     if (configured_) tile_release();
   }
 
@@ -36,6 +42,7 @@ class TileMultiplication {
     int64_t width = rows > 16 ? 2 : 4;
     for (int64_t s = first_strip; s < last_strip; s += width)
       run_blocks(row, rows, s, std::min(width, last_strip - s));
+    finish_waiting();
     tile_release();
   }
 
@@ -43,19 +50,21 @@ class TileMultiplication {
   // later: tiles wait long for what was stored just before.
   void run_blocks(int64_t row, int64_t rows, int64_t strip, int64_t strips) {
     constexpr int64_t kElements = 16 * kInputs, kSet = 4 * kElements;  // of a strip's block, of four
+    fetch_outputs(row, rows, strip);
     auto* unpacked = scratch<BFloat16>(2 * kSet);
     const auto* x = (const BFloat16*)p_.x + row * p_.x_stride;
     int64_t blocks = p_.inputs / kInputs;
     zero_sums();
     strips_.unpack_block(strip, strips, 0, unpacked);
     for (int64_t b = 0; b < blocks; ++b, x += kInputs) {
+      if (b == blocks / 2) finish_waiting();
       const auto* weights = unpacked + b % 2 * kSet;
       if (b + 1 < blocks)
         strips_.unpack_block(strip, strips, b + 1, unpacked + (b + 1) % 2 * kSet);
       if (rows > 16) add_block(x, rows, weights, kElements, strips);
       else add_wide_block(x, weights, strips);
     }
-    finish_tiles(row, rows, strip, strips);
+    store_sums({row, rows, strip, strips});
   }
 
   // Up to 16 rows times up to four strips.
@@ -116,10 +125,21 @@ class TileMultiplication {
 
   void run_tiles(int64_t row, int64_t rows, int64_t strip, int64_t strips, Weights weights) {
     const auto* x = (const BFloat16*)p_.x + row * p_.x_stride;
+    fetch_outputs(row, rows, strip);
     zero_sums();
-    for (int64_t k = 0; k < p_.inputs; k += kInputs)
-      add_block(x + k, rows, weights.data + k * 16, weights.stride, strips);
-    finish_tiles(row, rows, strip, strips);
+    int64_t k = 0;
+    auto add_until = [&](int64_t end) {
+      for (; k < end; k += kInputs)
+        add_block(x + k, rows, weights.data + k * 16, weights.stride, strips);
+    };
+    add_until(p_.inputs / 2);
+    finish_waiting();
+    add_until(p_.inputs);
+    store_sums({row, rows, strip, strips});
+  }
+
+  void fetch_outputs(int64_t row, int64_t rows, int64_t strip) const {
+    for (int64_t r = row; r < row + rows; ++r) fetch_output<BFloat16, 2>(p_, r, strip);
   }
 
   static void zero_sums() {
@@ -129,19 +149,26 @@ class TileMultiplication {
     tile_zero(3);
   }
 
-  void finish_tiles(int64_t row, int64_t rows, int64_t strip, int64_t strips) {
+  // Reading sums that were just stored takes long: they are finished amid the next products.
+  void store_sums(Area area) {
+    waiting_ = area;
     tile_store(0, sums_[0], 64);
     tile_store(1, sums_[1], 64);
     tile_store(2, sums_[2], 64);
     tile_store(3, sums_[3], 64);
-    for (int64_t v = 0; v < strips; ++v)
-      for (int64_t r = 0; r < rows; ++r)
-        finish<BFloat16>(p_, row + r, strip + v, sums_[2 * (r / 16) + v][r % 16]);
+  }
+
+  void finish_waiting() {
+    for (int64_t v = 0; v < waiting_.strips; ++v)
+      for (int64_t r = 0; r < waiting_.rows; ++r)
+        finish<BFloat16>(p_, waiting_.row + r, waiting_.strip + v, sums_[2 * (r / 16) + v][r % 16]);
+    waiting_ = {};
   }
 
   Problem p_;
   Strips strips_;
   int64_t configured_ = 0;  // rows
+  Area waiting_;            // whose sums are
   Vec sums_[4][16];
 };
 #endif

@@ -38,9 +38,9 @@ struct Piece {
 
 template <class T>
 void write(T* out, Vec sums, const float* bias, int64_t columns) {
+  if (columns == 16) return store(out, bias ? sums + load(bias) : sums);
   if (bias)
     for (int64_t c = 0; c < columns; ++c) sums[c] += bias[c];
-  if (columns == 16) return store(out, sums);
   for (int64_t c = 0; c < columns; ++c) out[c] = from_float<T>(sums[c]);
 }
 

@@ -253,6 +253,18 @@ class Unpacked {
 
 }  // namespace
 
+bool pairs_are_fast() {
+#if defined(TANDEM_MATRIX_TILES)
+  if (has_matrix_tiles()) return true;
+#endif
+#if defined(__AVX512BF16__)
+  static const bool is_intel = __builtin_cpu_is("intel");
+  return !is_intel;
+#else
+  return false;
+#endif
+}
+
 void multiply_in_pairs(const Product& product) {
   const strips::Problem& p = product.problem;
   with_record(product.format, [&](auto* record) {

@@ -17,7 +17,7 @@ extern "C" void tandem_linear_panels(int64_t dtype, const void* x, int64_t x_str
       p, dtype, (const uint8_t*)weight, {bits, group, scale_dtype, has_min != 0, offset}};
   if (int8_activations) return panels::multiply_in_int8(product);
 #if defined(TANDEM_BF16_PAIRS)
-  if (dtype == kBFloat16) return panels::multiply_in_pairs(product);
+  if (dtype == kBFloat16 && panels::pairs_are_fast()) return panels::multiply_in_pairs(product);
 #endif
 #if defined(TANDEM_INT16_ROWS)
   if (dtype != kFloat32) return panels::multiply_in_int16(product);

@@ -29,7 +29,9 @@ void multiply_in_fp32(const Product& product);
 // Rows of fewer bits than fp32 as integers.
 void multiply_in_int16(const Product& product);
 void multiply_in_int8(const Product& product);
-// Rows of bf16.
+// Rows of bf16, where pairs of them are multiplied as fast as integers: by the matrix unit, and by processors
+// of other makers. Intel's take two cycles for what AMD's do in one.
+bool pairs_are_fast();
 void multiply_in_pairs(const Product& product);
 
 }  // namespace native::panels

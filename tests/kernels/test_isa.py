@@ -23,11 +23,12 @@ ON_CPU = [op for op in kernels.OPS if "cpu" in op.implementations()]
 
 @pytest.fixture
 def processor(monkeypatch):
-    """`processor(features)`: this processor has no others."""
+    """`processor(features, maker)`: this processor has no others, and is of this maker."""
     monkeypatch.setattr(isa, "_chosen", isa.NATIVE)
 
-    def set_features(features):
+    def set_features(features, maker="GenuineIntel"):
         monkeypatch.setattr(isa, "features", lambda: frozenset(features))
+        monkeypatch.setattr(isa, "cpuinfo", lambda: {"vendor_id": maker})
 
     return set_features
 
@@ -89,17 +90,19 @@ def test_a_rung_says_whether_bf16_is_multiplied(rung, has_it, processor):
 
 
 @pytest.mark.parametrize(
-    ("rung", "bf16", "fp16"),
+    ("rung", "maker", "bf16", "fp16"),
     [
-        ("x86-64-v3", False, False),
-        ("x86-64-v3-vnni", True, True),
-        ("x86-64-v4", False, False),
-        ("x86-64-v4-vnni", True, True),
-        ("x86-64-v4-bf16", False, True),
+        ("x86-64-v3", "GenuineIntel", False, False),
+        ("x86-64-v3-vnni", "GenuineIntel", True, True),
+        ("x86-64-v4", "AuthenticAMD", False, False),
+        ("x86-64-v4-vnni", "AuthenticAMD", True, True),
+        ("x86-64-v4-bf16", "AuthenticAMD", False, True),
+        ("x86-64-v4-bf16", "GenuineIntel", True, True),
+        ("x86-64-v4-amx", "GenuineIntel", False, True),
     ],
 )
-def test_a_rung_says_whose_activations_become_integers(rung, bf16, fp16, processor):
-    processor(isa.RUNGS[rung])
+def test_a_rung_says_whose_activations_become_integers(rung, maker, bf16, fp16, processor):
+    processor(isa.RUNGS[rung], maker)
     assert isa.multiplies_int16(bf16=True) == bf16
     assert isa.multiplies_int16(bf16=False) == fp16
 
