@@ -6,6 +6,7 @@
     │  ├─ ContextLengthExceeded     prompt plus requested tokens do not fit
     │  ├─ UnknownModel              no such model is served
     │  ├─ UnknownAdapter            no such LoRA adapter is loaded
+    │  ├─ UnknownResponse           no such response is kept
     │  ├─ ModelConflict             a load or unload that what the model is doing does not allow
     │  ├─ NotAllowed                the operator has not allowed it
     │  └─ UnsupportedFeature        a known field that this server does not support
@@ -81,6 +82,10 @@ class UnknownModel(RequestError):
 
 class UnknownAdapter(RequestError):
     code = "adapter_not_found"
+
+
+class UnknownResponse(RequestError):
+    code = "response_not_found"
 
 
 class ModelConflict(RequestError):

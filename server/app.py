@@ -22,6 +22,8 @@ from server.images.store import ImageStore
 from server.kinds import SERVED
 from server.metrics import ServerMetrics
 from server.models.library import ModelLibrary
+from server.responses.background import BackgroundJobs
+from server.responses.store import ResponseStore
 from server.routes import docs, health, metrics, model_loading, models
 from server.settings import Settings
 from server.state import AppState
@@ -80,6 +82,13 @@ def _create_state(settings: Settings, engine: EngineClient) -> AppState:
         image_store=ImageStore(
             max_bytes=settings.image_store_bytes, ttl_s=settings.image_url_ttl_s
         ),
+        responses=ResponseStore(
+            max_bytes=settings.response_store_bytes,
+            max_items=settings.max_stored_responses,
+            ttl_s=settings.response_ttl_s,
+            max_conversation_bytes=settings.max_body_bytes,
+        ),
+        background_responses=BackgroundJobs(),
     )
 
 
@@ -102,4 +111,5 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             if not state.lifecycle.cut_short:
                 await state.engine.stop(state.lifecycle.remaining_drain_s())
         finally:
+            await state.background_responses.aclose()
             await state.texts.aclose()

@@ -9,6 +9,8 @@ from server.images.jobs import ImageJobs
 from server.images.store import ImageStore
 from server.metrics import ServerMetrics
 from server.models.library import ModelLibrary
+from server.responses.background import BackgroundJobs
+from server.responses.store import ResponseStore
 from server.settings import Settings
 from server.text.texts import TextRegistry
 
@@ -26,3 +28,5 @@ class AppState:
     admission: Admission
     image_jobs: ImageJobs
     image_store: ImageStore
+    responses: ResponseStore
+    background_responses: BackgroundJobs

@@ -61,6 +61,7 @@ STATUS_TABLE: Mapping[type[errors.EngineError], StatusRow] = {
     errors.ContextLengthExceeded: _CALLER,
     errors.UnknownModel: _UNKNOWN,
     errors.UnknownAdapter: _UNKNOWN,
+    errors.UnknownResponse: _UNKNOWN,
     errors.ModelConflict: _CONFLICT,
     errors.NotAllowed: StatusRow(403, INVALID_REQUEST),
     errors.UnsupportedFeature: _CALLER,
@@ -260,10 +261,14 @@ async def _on_engine_error(request: Request, error: Exception) -> Response:
 async def _on_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    location = first["loc"][1:] if first["loc"] else ()
-    param = _sanitised(field_path([p for p in location if p != "[key]"])) or None
-    message = f"{param or 'the body'}: {_explain(first)}"
+    param, message = explained(first, first["loc"][1:])
     return error_response(400, message, INVALID_REQUEST, param=param, code="invalid_value")
+
+
+def explained(error: Mapping[str, Any], location: Sequence[int | str]) -> tuple[str | None, str]:
+    """The field of one of pydantic's errors, and what is wrong with it."""
+    param = _sanitised(field_path([p for p in location if p != "[key]"])) or None
+    return param, f"{param or 'the body'}: {_explain(error)}"
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

@@ -30,6 +30,11 @@ def event(data: bytes) -> bytes:
     return b"data: " + data + b"\n\n"
 
 
+def named_event(name: str, data: bytes) -> bytes:
+    """One server-sent event with a name."""
+    return b"event: " + name.encode() + b"\n" + event(data)
+
+
 def failure_event(error: BaseException) -> bytes:
     """The event that ends a stream which failed."""
     return event(openai_shape(error_facts(error)))

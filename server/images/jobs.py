@@ -6,13 +6,13 @@ unguessable: whoever knows one may ask. Event loop only.
 
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from weakref import WeakValueDictionary
 
 from engine.errors import EngineError, RequestAborted
 from engine.image_types import ImageEvent, ImageRequest
 from server.http.errors import status_row
+from server.http.expiring import ExpiringTable
 from server.images.limits import steps_to_run
 from server.protocol.image_answers import ImageJobAnswer, JobStatus
 
@@ -34,7 +34,6 @@ class ImageJob:
         self.model = request.model
         self.priority = request.priority
         self.status = JobStatus.QUEUED
-        self.ended_s = 0.0
         self._abort = abort
         self._created = int(time.time())
         self._seed = request.params.seed
@@ -63,7 +62,6 @@ class ImageJob:
         """The request is over: with its answer, or for that reason. The first end counts."""
         if not self.is_live:
             return
-        self.ended_s = time.monotonic()
         if error is None:
             self.status = JobStatus.COMPLETED
         elif isinstance(error, RequestAborted):
@@ -106,7 +104,9 @@ class ImageJobs:
 
     def __init__(self) -> None:
         self._live: WeakValueDictionary[str, ImageJob] = WeakValueDictionary()
-        self._ended: OrderedDict[str, ImageJob] = OrderedDict()
+        self._ended: ExpiringTable[ImageJob] = ExpiringTable(
+            max_items=MAX_ENDED_JOBS, ttl_s=ENDED_JOB_TTL_S
+        )
 
     def add(self, job: ImageJob) -> None:
         self._live[job.id] = job
@@ -115,8 +115,7 @@ class ImageJobs:
         """Settle a job's outcome. Idempotent."""
         job.end(error)
         if self._live.pop(job.id, None) is not None:
-            self._ended[job.id] = job
-        self._forget()
+            self._ended.put(job.id, job)
 
     def answer(self, image_id: str) -> ImageJobAnswer | None:
         """The state of a job; None if there is none of that id, or none any more."""
@@ -124,7 +123,6 @@ class ImageJobs:
         return None if job is None else job.answer(self._queue_position(job))
 
     def get(self, image_id: str) -> ImageJob | None:
-        self._forget()
         return self._live.get(image_id) or self._ended.get(image_id)
 
     def _queue_position(self, job: ImageJob) -> int | None:
@@ -139,11 +137,3 @@ class ImageJobs:
                 limit = job.priority if before else job.priority - 1
                 position += other.priority <= limit
         return position
-
-    def _forget(self) -> None:
-        oldest_s = time.monotonic() - ENDED_JOB_TTL_S
-        while self._ended:
-            job = next(iter(self._ended.values()))
-            if len(self._ended) <= MAX_ENDED_JOBS and job.ended_s > oldest_s:
-                return
-            del self._ended[job.id]

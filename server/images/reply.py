@@ -5,11 +5,11 @@ import base64
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from typing import Any
 
 from engine.image_types import ImageEvent, Pixels
 from server.http.reply import Reply
 from server.http.shape import Shape, encode
+from server.http.sse import named_event
 from server.images.run import FileOptions, ImageRun, SubmittedOrder
 from server.protocol.image_answers import (
     CompletedImageEvent,
@@ -106,7 +106,7 @@ class ImageReply(Reply):
             step=event.step,
             num_steps=event.num_steps,
         )
-        return named_event(name, body)
+        return named_event(name, encode(body))
 
     async def _completed(self, event: ImageEvent, pixels: Pixels) -> bytes:
         seed = self._seed(event)
@@ -126,7 +126,7 @@ class ImageReply(Reply):
             seed=seed,
             warnings=list(dict.fromkeys([*self._submitted.order.warnings, *event.warnings])),
         )
-        return named_event(name, body)
+        return named_event(name, encode(body))
 
     def _answer(
         self, data: list[ImageData], usages: list[ImageUsage], warnings: list[str], size: str
@@ -174,11 +174,6 @@ class ImageReply(Reply):
 
     def _tokens(self, pixels: Pixels) -> int:
         return -(-pixels.width // self._block) * -(-pixels.height // self._block)
-
-
-def named_event(name: str, body: Any) -> bytes:
-    """One server-sent event with a name."""
-    return b"event: " + name.encode() + b"\ndata: " + encode(body) + b"\n\n"
 
 
 def _base64(data: bytes) -> str:

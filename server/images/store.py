@@ -5,20 +5,19 @@ The name is the secret: 192 random bits, served without an API key. Event loop o
 
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.errors import InvalidParameter
+from server.http.expiring import ExpiringTable
 
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """A file as it was encoded; `expires_s` on the store's clock."""
+    """A file as it was encoded."""
 
     data: bytes
     media_type: str
-    expires_s: float
 
 
 class ImageStore:
@@ -32,13 +31,16 @@ class ImageStore:
         self, *, max_bytes: int, ttl_s: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.max_bytes = max_bytes
-        self.num_bytes = 0
-        self._ttl_s = ttl_s
-        self._clock = clock
-        self._files: OrderedDict[str, StoredImage] = OrderedDict()
+        self._files: ExpiringTable[StoredImage] = ExpiringTable(
+            max_bytes=max_bytes, ttl_s=ttl_s, clock=clock
+        )
 
     def __len__(self) -> int:
         return len(self._files)
+
+    @property
+    def num_bytes(self) -> int:
+        return self._files.num_bytes
 
     def check_room(self, num_images: int, num_pixels: int) -> None:
         """Refuse what might not fit, before it is drawn. Assumes that nothing compresses.
@@ -61,31 +63,14 @@ class ImageStore:
 
     def put(self, data: bytes, output_format: str) -> str:
         """Keep a file; returns its name."""
-        self._drop_expired()
-        while self._files and self.num_bytes + len(data) > self.max_bytes:
-            self._drop(next(iter(self._files)))
         name = f"{secrets.token_hex(24)}.{output_format}"
-        expires_s = self._clock() + self._ttl_s
-        self._files[name] = StoredImage(data, f"image/{output_format}", expires_s)
-        self.num_bytes += len(data)
+        self._files.put(name, StoredImage(data, f"image/{output_format}"), len(data))
         return name
 
     def get(self, name: str) -> StoredImage | None:
         """The file of that name, or None if there is none, or none any more."""
-        self._drop_expired()
         return self._files.get(name)
 
-    def seconds_left(self, stored: StoredImage) -> int:
+    def seconds_left(self, name: str) -> int:
         """Whole seconds until a file expires."""
-        return max(0, int(stored.expires_s - self._clock()))
-
-    def _drop_expired(self) -> None:
-        now = self._clock()
-        while self._files:
-            name, stored = next(iter(self._files.items()))
-            if stored.expires_s > now:
-                return
-            self._drop(name)
-
-    def _drop(self, name: str) -> None:
-        self.num_bytes -= len(self._files.pop(name).data)
+        return self._files.seconds_left(name)

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.http.admin import note_admin_key
 from server.http.errors import INVALID_REQUEST, error_response
+from server.http.owner import note_owner
 from server.http.scope import get_header, get_path
 
 OPEN_PATHS = frozenset({"/health", "/ping", "/ready"})
@@ -39,6 +40,8 @@ class AuthMiddleware:
         given = _given_key(scope)
         is_admin = _is_one_of(given, self._admin_keys)
         is_known = _is_one_of(given, self._keys)
+        if given is not None and self._keys and (is_admin or is_known):
+            note_owner(scope, given)
         if is_admin:
             note_admin_key(scope)
         return is_admin or is_known or not self._keys

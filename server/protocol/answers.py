@@ -70,8 +70,9 @@ def error_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {s: {"model": ErrorAnswer, "description": _ERRORS[s]} for s in statuses or _ERRORS}
 
 
-def stream_answer(whole: type, chunk: str) -> dict[str, Any]:
-    """FastAPI's `responses` entry of a route that answers whole or as a stream of chunks."""
+def stream_answer(whole: type, chunk: str, *, done: bool = True) -> dict[str, Any]:
+    """FastAPI's `responses` entry of a route that answers whole or as a stream of chunks, then
+    `[DONE]` if `done`."""
     events = {
         # One event, as FastAPI documents its own streams; `schema` would be read as the whole body.
         "itemSchema": {
@@ -79,11 +80,12 @@ def stream_answer(whole: type, chunk: str) -> dict[str, Any]:
             "properties": {"data": {"type": "string"}},
             "required": ["data"],
         },
-        "example": 'data: {"object": ...}\n\ndata: [DONE]\n\n',
+        "example": 'data: {"object": ...}\n\n' + "data: [DONE]\n\n" * done,
     }
     return {
         "model": whole,
-        "description": f"The answer; with `stream` server-sent events, each a {chunk}, then "
-        "`[DONE]`. A failure after the first byte is an event with `error`.",
+        "description": f"The answer; with `stream` server-sent events, each a {chunk}"
+        + ", then `[DONE]`" * done
+        + ". A failure after the first byte is an event with `error`.",
         "content": {"text/event-stream": events},
     }

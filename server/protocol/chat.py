@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import msgspec
 from pydantic import ConfigDict, Field, PlainValidator, model_validator
@@ -188,6 +188,8 @@ class ChatCompletionRequest(SamplingRequest, ChatTemplateOptions, ToolUse):
             }
         }
     )
+
+    prompt_field: ClassVar[str] = "messages"
 
     messages: Messages
     max_tokens: TokenLimit | None = Field(

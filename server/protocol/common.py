@@ -198,6 +198,11 @@ _OTHER_NAMES = {"n_predict": ("max_completion_tokens", "max_tokens"), **OTHER_NA
 class SamplingRequest(SamplerFields, StructureFields, ModelRequest):
     """What chat and plain completions have in common. Every field may be null: the default."""
 
+    prompt_field: ClassVar[str] = "prompt"
+    """Where the client has put what is to be answered."""
+    limit_field: ClassVar[str] = "max_tokens"
+    """Where it says how long the answer may be."""
+
     max_completion_tokens: TokenLimit | None = Field(
         None, description="Most tokens to generate; wins over max_tokens."
     )

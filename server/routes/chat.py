@@ -63,8 +63,25 @@ async def answer_chat(
     Raises:
         EngineError: the request is refused, or fails before the first byte.
     """
-    settings = state.settings
     headers = report_ignored_fields(request, sent or body)
+    reply = await start_chat(body, request, state, shape)
+    return await reply.send(
+        request,
+        stream=body.stream,
+        heartbeat_s=state.settings.heartbeat_interval_s,
+        headers=headers,
+    )
+
+
+async def start_chat(
+    body: ChatCompletionRequest, request: Request, state: AppState, shape: Shape | None = None
+) -> ChatReply:
+    """The reply to a conversation that the engine has. Whoever gets it sends or closes it.
+
+    Raises:
+        EngineError: as in `answer_chat`; nothing is left to be closed.
+    """
+    settings = state.settings
     info = find_model(state.engine, body.model)
     annotate(request, model=info.name, stream=bool(body.stream))
     config = config_of(state.engine, info.model)
@@ -100,10 +117,4 @@ async def answer_chat(
             kept_special_tokens=text.special_ids(answers.special_texts()),
         )
         generation.submit(text.tokenizer, [engine_request], options)
-        reply = ChatReply(body, head, text, generation, answers, shape)
-        return await reply.send(
-            request,
-            stream=body.stream,
-            heartbeat_s=settings.heartbeat_interval_s,
-            headers=headers,
-        )
+        return ChatReply(body, head, text, generation, answers, shape)

@@ -126,7 +126,7 @@ async def get_image_file(name: FileName, state: StateDep) -> Response:
             code="image_not_found",
         )
     headers = {
-        "Cache-Control": f"private, max-age={state.image_store.seconds_left(stored)}, immutable",
+        "Cache-Control": f"private, max-age={state.image_store.seconds_left(name)}, immutable",
         "X-Content-Type-Options": "nosniff",
     }
     return Response(stored.data, media_type=stored.media_type, headers=headers)

@@ -315,6 +315,23 @@ class Settings(BaseSettings):
     image_url_ttl_s: float = Field(
         3600.0, ge=1, le=604_800, description="How long an image's url works, in seconds."
     )
+    response_store_bytes: int = Field(
+        64 << 20,
+        ge=0,
+        le=1 << 40,
+        description="Memory for responses of /v1/responses that may be continued or read again; "
+        "those used least recently make room. 0 keeps none.",
+    )
+    max_stored_responses: int = Field(
+        10_000, ge=1, le=10_000_000, description="Most responses that are kept."
+    )
+    response_ttl_s: float = Field(
+        86_400.0,
+        ge=1,
+        le=2_592_000,
+        description="How long a response is kept after it has ended or was last continued, in "
+        "seconds.",
+    )
     image_metadata: bool = Field(
         True,
         description="Write prompt, seed and parameters into the image files, so that they can be "

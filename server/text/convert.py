@@ -124,7 +124,7 @@ def prompt_limit(
     request: ChatCompletionRequest | CompletionRequest, info: ModelInfo
 ) -> PromptLimit:
     """What can be said of a request's prompts before they are token ids."""
-    param = _prompt_field(request)
+    param = request.prompt_field
     asked = _asked_tokens(request)
     asked = None if asked == _TO_THE_END else asked
     most = info.max_model_len - _or(asked, 1)
@@ -132,7 +132,7 @@ def prompt_limit(
 
     def exceeded(num_tokens: int, index: int) -> ContextLengthExceeded:
         room = info.max_model_len - num_tokens
-        however = _what_does_not_fit(num_tokens, asked, room, param, "at least ")
+        however = _what_does_not_fit(num_tokens, asked, room, request, "at least ")
         return ContextLengthExceeded.beyond(info.max_model_len, however, param=param)
 
     return PromptLimit(
@@ -194,12 +194,12 @@ def _generate_request(
     """
     if max_tokens == _TO_THE_END:
         max_tokens, default_max_tokens = None, info.max_model_len
-    param = _prompt_field(request)
+    param = request.prompt_field
     prompt = _truncated(prompt, request.truncate_prompt_tokens, info, _or(max_tokens, 1))
     if not prompt:
         raise InvalidParameter("the prompt has no tokens", param=param)
     check_token_ids(prompt, info, param)
-    max_tokens = _fitting_max_tokens(len(prompt), max_tokens, default_max_tokens, info, param)
+    max_tokens = _fitting_max_tokens(len(prompt), max_tokens, default_max_tokens, info, request)
     return GenerateRequest(
         request_id=request_id,
         model=info.model,
@@ -227,30 +227,35 @@ def _asked_tokens(request: ChatCompletionRequest | CompletionRequest) -> int | N
     return _first(request.max_completion_tokens, request.max_tokens, request.n_predict)
 
 
-def _prompt_field(request: SamplingRequest) -> str:
-    return "messages" if isinstance(request, ChatCompletionRequest) else "prompt"
-
-
 def _fitting_max_tokens(
-    num_prompt_tokens: int, asked: int | None, default: int, info: ModelInfo, param: str
+    num_prompt_tokens: int,
+    asked: int | None,
+    default: int,
+    info: ModelInfo,
+    request: SamplingRequest,
 ) -> int:
     room = info.max_model_len - num_prompt_tokens
     if _or(asked, 1) > room:
-        however = _what_does_not_fit(num_prompt_tokens, asked, room, param)
-        raise ContextLengthExceeded.beyond(info.max_model_len, however, param=param)
+        however = _what_does_not_fit(num_prompt_tokens, asked, room, request)
+        raise ContextLengthExceeded.beyond(info.max_model_len, however, param=request.prompt_field)
     return min(default, room) if asked is None else asked
 
 
 def _what_does_not_fit(
-    num_prompt_tokens: int, asked: int | None, room: int, param: str, about: str = ""
+    num_prompt_tokens: int,
+    asked: int | None,
+    room: int,
+    request: SamplingRequest,
+    about: str = "",
 ) -> str:
     """OpenAI's words for it, and what would fit. `about` stands before numbers that are bounds."""
+    param = request.prompt_field
     if not asked:
         return (
             f"your {param} resulted in {about}{num_prompt_tokens} tokens. Please reduce the length "
             f"of the {param} by at least {_or(asked, 1) - room}."
         )
-    fix = f"; max_tokens can be at most {room} here" if room > 0 else ""
+    fix = f"; {request.limit_field} can be at most {room} here" if room > 0 else ""
     return (
         f"you requested {about}{num_prompt_tokens + asked} tokens ({about}{num_prompt_tokens} in "
         f"the {param}, "

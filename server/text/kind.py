@@ -12,11 +12,18 @@ from server.http.served_kind import FirstQuestion, ServedKind
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.completions import CompletionRequest
 from server.protocol.models import ModelCard
+from server.protocol.responses import ResponseRequest
 from server.protocol.tokenize import DetokenizeRequest, TokenizeRequest
 from server.settings import Settings
 from server.text.metrics import TextMetrics
 
-_TOKEN_COUNTS = ("max_tokens", "max_completion_tokens", "n_predict", "min_tokens")
+_TOKEN_COUNTS = (
+    "max_tokens",
+    "max_completion_tokens",
+    "n_predict",
+    "min_tokens",
+    "max_output_tokens",
+)
 
 
 def _places(settings: Settings, config: EngineConfig) -> Places:
@@ -63,10 +70,18 @@ SERVED_TEXT = ServedKind(
     routers=(
         "server.routes.chat:router",
         "server.routes.completions:router",
+        "server.routes.responses:router",
+        "server.routes.responses:bare_router",
         "server.routes.tokenize:router",
     ),
     nothing_served="no text model is served here",
-    bodies=(ChatCompletionRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest),
+    bodies=(
+        ChatCompletionRequest,
+        CompletionRequest,
+        ResponseRequest,
+        TokenizeRequest,
+        DetokenizeRequest,
+    ),
     places=_places,
     fill_in=_fill_in,
     card=_card,

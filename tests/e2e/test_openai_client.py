@@ -51,6 +51,22 @@ def test_completions_with_log_probabilities_and_several_choices(client):
         assert all(value <= 0 for value in choice.logprobs.token_logprobs)
 
 
+def test_a_conversation_of_responses(client):
+    first = client.responses.create(
+        model=MODEL, input="What is the capital of France?", temperature=0, max_output_tokens=24
+    )
+    assert "Paris" in first.output_text
+    arguments = {"model": MODEL, "input": "And of Italy?", "previous_response_id": first.id}
+    whole = client.responses.create(**arguments, temperature=0, max_output_tokens=24)
+    assert whole.usage.input_tokens > first.usage.total_tokens
+    with client.responses.stream(**arguments, temperature=0, max_output_tokens=24) as stream:
+        texts = [e.delta for e in stream if e.type == "response.output_text.delta"]
+        final = stream.get_final_response()
+    assert "".join(texts) == final.output_text == whole.output_text
+    job = client.responses.create(**arguments, background=True)
+    assert client.responses.cancel(job.id).status == "cancelled"
+
+
 def test_a_repeated_prompt_is_found_in_the_cache(client):
     prompt = "A prompt of more than one block of sixteen tokens that comes twice, " * 3
     for _ in range(2):

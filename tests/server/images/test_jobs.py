@@ -122,7 +122,9 @@ async def test_ended_jobs_are_forgotten_in_time(monkeypatch: pytest.MonkeyPatch)
     statuses = [(await server.client.get(f"/v1/images/{i}")).status_code for i in ids]
     assert statuses == [404, 404, 200, 200]
     monkeypatch.setattr("server.images.jobs.ENDED_JOB_TTL_S", -1.0)
-    assert (await server.client.get(f"/v1/images/{ids[-1]}")).status_code == 404
+    server = ImageServer()
+    image_id = (await server.generate()).headers["X-Image-Id"]
+    assert (await server.client.get(f"/v1/images/{image_id}")).status_code == 404
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -114,7 +114,7 @@ def test_files_expire() -> None:
     clock.now_s += 59
     stored = store.get(name)
     assert stored is not None and stored.data == b"abc"
-    assert store.seconds_left(stored) == 1
+    assert store.seconds_left(name) == 1
     clock.now_s += 1
     assert store.get(name) is None
     assert (len(store), store.num_bytes) == (0, 0)

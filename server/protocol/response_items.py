@@ -1,0 +1,174 @@
+"""Items of OpenAI's Responses API: what a conversation is made of, as clients send it."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PlainValidator
+from pydantic_core import PydanticCustomError
+
+from server.protocol.common import WireModel
+from server.protocol.variants import read_variant
+
+MAX_ITEMS = 4096
+_MAX_ID_CHARS = 256
+
+Status = Literal["in_progress", "completed", "incomplete"]
+Id = Annotated[str, Field(max_length=_MAX_ID_CHARS)]
+
+_ONLY_TEXT = "only text is supported in input; leave images, audio and files out"
+
+
+class InputText(WireModel):
+    """Text that the model reads."""
+
+    type: Literal["input_text", "text"]
+    text: str
+
+
+class OutputText(WireModel):
+    """Text that it wrote before."""
+
+    type: Literal["output_text"]
+    text: str
+
+
+class Refusal(WireModel):
+    """A refusal that it wrote before, taken as text."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+_PARTS: Mapping[str, type[InputText | OutputText | Refusal]] = {
+    "input_text": InputText,
+    "text": InputText,
+    "output_text": OutputText,
+    "refusal": Refusal,
+}
+
+
+def part_texts(content: Any, path: tuple[int | str, ...]) -> list[str]:
+    """The text of each part of a message or of a function's output.
+
+    Raises:
+        InvalidParameter, UnsupportedFeature: a part is not text.
+    """
+    if isinstance(content, str):
+        return [content]
+    refused = dict.fromkeys(("input_image", "input_file", "input_audio"), _ONLY_TEXT)
+    texts = []
+    for index, part in enumerate(content):
+        read = read_variant(part, _PARTS, (*path, index), refused=refused)
+        texts.append(read.refusal if isinstance(read, Refusal) else read.text)
+    return texts
+
+
+_ContentParts = Annotated[list[InputText | OutputText | Refusal], Field(max_length=MAX_ITEMS)]
+
+
+def _is_content(value: Any) -> Any:
+    if isinstance(value, str | list):
+        return value
+    raise PydanticCustomError("content", "must be a string or an array of content parts")
+
+
+Content = Annotated[Any, PlainValidator(_is_content, json_schema_input_type=str | _ContentParts)]
+"""Read further by `part_texts`."""
+
+
+class MessageItem(WireModel):
+    """A message."""
+
+    type: Literal["message"] = "message"
+    role: Literal["user", "assistant", "system", "developer"]
+    content: Content
+    id: Id | None = None
+    status: Status | None = None
+
+
+class FunctionCallItem(WireModel):
+    """A call that the model made."""
+
+    type: Literal["function_call"]
+    call_id: Id
+    name: str = Field(min_length=1, max_length=_MAX_ID_CHARS)
+    arguments: str = Field(description="JSON text.")
+    id: Id | None = None
+    status: Status | None = None
+
+
+class FunctionCallOutputItem(WireModel):
+    """What the called function returned."""
+
+    type: Literal["function_call_output"]
+    call_id: Id
+    output: Content
+    id: Id | None = None
+    status: Status | None = None
+
+
+class ReasoningText(WireModel):
+    """A piece of reasoning."""
+
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class ReasoningItem(WireModel):
+    """What the model wrote to itself before. Summaries are not read."""
+
+    type: Literal["reasoning"]
+    id: Id | None = None
+    summary: list[dict[str, Any]] | None = Field(None, max_length=MAX_ITEMS)
+    content: list[ReasoningText] | None = Field(None, max_length=MAX_ITEMS)
+    encrypted_content: str | None = None
+    status: Status | None = None
+
+
+Item = MessageItem | FunctionCallItem | FunctionCallOutputItem | ReasoningItem
+
+_ITEMS: Mapping[str, type[Item]] = {
+    "message": MessageItem,
+    "function_call": FunctionCallItem,
+    "function_call_output": FunctionCallOutputItem,
+    "reasoning": ReasoningItem,
+}
+
+
+def read_items(value: Any) -> list[Item]:
+    """The items of an `input`; a text alone is the user's message.
+
+    Raises:
+        InvalidParameter, UnsupportedFeature: names the item.
+    """
+    if isinstance(value, str):
+        return [MessageItem(role="user", content=value)]
+    if not isinstance(value, list) or not 0 < len(value) <= MAX_ITEMS:
+        raise PydanticCustomError(
+            "items", "must be a string or an array of 1 to {most} items", {"most": MAX_ITEMS}
+        )
+    refused = {
+        "item_reference": "references to items are not supported here; send the item itself, or "
+        "previous_response_id",
+        "": "this type of item is not supported here; items may be: " + ", ".join(_ITEMS),
+    }
+    items = []
+    for index, item in enumerate(value):
+        path = ("input", index)
+        read = read_variant(item, _ITEMS, path, default="message", refused=refused)
+        if isinstance(read, MessageItem):
+            part_texts(read.content, (*path, "content"))
+        elif isinstance(read, FunctionCallOutputItem):
+            part_texts(read.output, (*path, "output"))
+        items.append(read)
+    return items
+
+
+Items = Annotated[
+    list[Item],
+    PlainValidator(
+        read_items,
+        json_schema_input_type=str | Annotated[list[Item], Field(min_length=1, max_length=64)],
+    ),
+]
+"""A conversation, or what is new of it."""

@@ -1,0 +1,308 @@
+"""Bodies of `POST /v1/responses` and what it answers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from engine.errors import InvalidParameter, UnsupportedFeature
+from server.protocol.common import (
+    MAX_LOGPROBS,
+    MAX_TOKEN_COUNT,
+    ModelRequest,
+    WireModel,
+)
+from server.protocol.response_items import Items
+from server.protocol.sampler_fields import SamplerFields
+
+_LOGPROBS = "message.output_text.logprobs"
+
+_NO_EFFECT: Mapping[str, str] = {
+    "user": "names the end user to OpenAI's abuse monitoring",
+    "safety_identifier": "names the end user to OpenAI's abuse monitoring",
+    "service_tier": "chooses OpenAI's price and latency tier",
+    "prompt_cache_key": "steers OpenAI's cache routing; prefix caching here needs no hint",
+    "prompt_cache_retention": "steers how long OpenAI keeps a cached prefix",
+    "prompt_cache_options": "steers how OpenAI caches prefixes",
+    "max_tool_calls": "bounds calls of tools that OpenAI runs",
+    "stream_options": "pads OpenAI's events against eavesdropping",
+}
+_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
+    "conversation": (),
+    "context_management": ([],),
+    "moderation": (),
+    "prompt": (),
+    "truncation": ("disabled",),
+}
+
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=16),
+]
+
+
+class TextFormat(WireModel):
+    """What the text must be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = Field(None, max_length=64)
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema", max_length=1024)
+    strict: bool | None = None
+
+
+class TextOptions(WireModel):
+    """About the text of the answer."""
+
+    format: TextFormat | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+
+class ReasoningOptions(WireModel):
+    """About reasoning. Nothing is summarised: what a model writes to itself is given as it is."""
+
+    effort: str | None = Field(None, max_length=16)
+    summary: str | None = Field(None, max_length=16)
+    generate_summary: str | None = Field(None, max_length=16)
+
+
+class ResponseRequest(SamplerFields, ModelRequest):
+    """OpenAI's request for a response. Sampler parameters that OpenAI does not have are those of
+    chats."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"input": "Say hello.", "max_output_tokens": 16}}
+    )
+
+    _no_effect: ClassVar[Mapping[str, str]] = _NO_EFFECT
+    _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = _UNSUPPORTED
+
+    input: Items = Field(description="A text, or items: messages, calls, what they returned.")
+    instructions: str | None = Field(
+        None, description="A system message before the conversation, for this response only."
+    )
+    previous_response_id: str | None = Field(
+        None, max_length=256, description="Continue the conversation of a stored response."
+    )
+    store: bool | None = Field(
+        None,
+        description="Keep the response for a while, to be continued or read again. Default true, "
+        "where the server keeps any.",
+    )
+    background: bool | None = Field(
+        None, description="Answer at once, and be asked for the response later by its id."
+    )
+    max_output_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_TOKEN_COUNT,
+        description="Most tokens to generate. Default: what the context has room for.",
+    )
+    text: TextOptions | None = Field(None, description="Format of the text.")
+    reasoning: ReasoningOptions | None = Field(None, description="How much to reason.")
+    tools: list[dict[str, Any]] | None = Field(
+        None, max_length=128, description="Functions that the model may call."
+    )
+    tool_choice: str | dict[str, Any] | None = Field(
+        None, description="auto, none, required, or a function that must be called."
+    )
+    parallel_tool_calls: bool | None = Field(
+        None, description="Let an answer have more than one call. Default true."
+    )
+    metadata: Metadata | None = Field(None, description="Given back with the response.")
+    include: list[Annotated[str, Field(max_length=64)]] | None = Field(
+        None,
+        max_length=16,
+        description=f"`{_LOGPROBS}` has the tokens' log-probabilities returned; what else OpenAI "
+        "could include does not exist here.",
+    )
+    top_logprobs: int | None = Field(
+        None, ge=0, le=MAX_LOGPROBS, description=f"Alternatives per token; only with {_LOGPROBS}."
+    )
+    stream: bool | None = Field(None, description="Answer with server-sent events.")
+
+    @property
+    def logprobs(self) -> bool:
+        """Whether log-probabilities are to be returned."""
+        return _LOGPROBS in (self.include or ())
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.background and self.stream:
+            raise UnsupportedFeature(
+                "a background response cannot be streamed here; leave stream out and ask for it "
+                "by its id",
+                param="stream",
+            )
+        if self.background and self.store is False:
+            raise InvalidParameter(
+                "a background response is asked for by its id, so it must be stored; leave store "
+                "out",
+                param="store",
+            )
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidParameter(
+                f"top_logprobs is only allowed with include: [{_LOGPROBS!r}]",
+                param="top_logprobs",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_text(self) -> Self:
+        if self.text is not None and self.text.verbosity not in (None, "medium"):
+            raise UnsupportedFeature(
+                "text.verbosity other than medium is not supported here; leave it out",
+                param="text.verbosity",
+            )
+        return self
+
+
+ResponseStatus = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
+
+
+@dataclass(slots=True, kw_only=True)
+class OutputTextPart:
+    """Text of a message."""
+
+    type: Literal["output_text"] = "output_text"
+    text: str
+    annotations: list[Any] = field(default_factory=list)
+    logprobs: list[Any] = field(default_factory=list)
+
+
+@dataclass(slots=True, kw_only=True)
+class OutputMessage:
+    """A message that the model wrote."""
+
+    id: str
+    type: Literal["message"] = "message"
+    role: Literal["assistant"] = "assistant"
+    status: str
+    content: list[OutputTextPart] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class ReasoningTextPart:
+    """Text that the model wrote to itself."""
+
+    text: str
+    type: Literal["reasoning_text"] = "reasoning_text"
+
+
+@dataclass(slots=True, kw_only=True)
+class OutputReasoning:
+    """What the model wrote to itself before it answered."""
+
+    id: str
+    type: Literal["reasoning"] = "reasoning"
+    status: str
+    summary: list[Any] = field(default_factory=list)
+    content: list[ReasoningTextPart] = field(default_factory=list)
+
+
+@dataclass(slots=True, kw_only=True)
+class OutputFunctionCall:
+    """A function that the model wants called."""
+
+    id: str
+    type: Literal["function_call"] = "function_call"
+    status: str
+    call_id: str
+    name: str
+    arguments: str = ""
+
+
+OutputItem = OutputMessage | OutputReasoning | OutputFunctionCall
+
+
+@dataclass(slots=True)
+class InputTokensDetails:
+    """Where the input's tokens came from."""
+
+    cached_tokens: int
+    cache_write_tokens: int = 0
+
+
+@dataclass(slots=True)
+class OutputTokensDetails:
+    """What the output's tokens are."""
+
+    reasoning_tokens: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class ResponseUsage:
+    """Tokens that a response took."""
+
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    output_tokens_details: OutputTokensDetails
+    total_tokens: int
+
+
+@dataclass(slots=True)
+class ResponseError:
+    """Why a response failed."""
+
+    code: str
+    message: str
+
+
+@dataclass(slots=True)
+class IncompleteDetails:
+    """Why a response ended early."""
+
+    reason: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Response:
+    """A response in any state."""
+
+    id: str
+    object: Literal["response"] = "response"
+    created_at: int
+    completed_at: int | None = None
+    status: ResponseStatus
+    background: bool
+    error: ResponseError | None = None
+    incomplete_details: IncompleteDetails | None = None
+    instructions: str | None
+    max_output_tokens: int | None
+    model: str
+    output: list[OutputItem] = field(default_factory=list)
+    parallel_tool_calls: bool
+    previous_response_id: str | None
+    reasoning: dict[str, Any]
+    store: bool
+    temperature: float | None
+    text: dict[str, Any]
+    tool_choice: Any
+    tools: list[Any]
+    top_logprobs: int
+    top_p: float | None
+    truncation: Literal["disabled"] = "disabled"
+    usage: ResponseUsage | None = None
+    metadata: dict[str, str]
+
+
+@dataclass(slots=True, kw_only=True)
+class DeletedResponse:
+    """The answer to `DELETE /v1/responses/{id}`."""
+
+    id: str
+    object: Literal["response"] = "response"
+    deleted: Literal[True] = True
+
+
+@dataclass(slots=True, kw_only=True)
+class ItemList:
+    """A page of a response's input items."""
+
+    object: Literal["list"] = "list"
+    data: list[Any]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool

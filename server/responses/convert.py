@@ -1,0 +1,136 @@
+"""From a request for a response to the chat that it asks for."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, ClassVar
+
+from engine.errors import UnsupportedFeature
+from server.protocol.chat import ChatCompletionRequest
+from server.protocol.response_items import (
+    FunctionCallItem,
+    FunctionCallOutputItem,
+    Item,
+    MessageItem,
+    ReasoningItem,
+    part_texts,
+)
+from server.protocol.responses import ResponseRequest, TextFormat
+from server.protocol.sampler_fields import SamplerFields
+from server.protocol.variants import read_model
+
+
+class ResponseChat(ChatCompletionRequest):
+    """The chat of a response; errors name the fields that the client knows."""
+
+    prompt_field: ClassVar[str] = "input"
+    limit_field: ClassVar[str] = "max_output_tokens"
+
+
+def chat_of(body: ResponseRequest, before: Sequence[Item]) -> ResponseChat:
+    """The chat that answers a request.
+
+    Args:
+        before: the conversation that it continues.
+
+    Raises:
+        InvalidParameter: what is allowed as a response is not as a chat.
+    """
+    messages = chat_messages([*before, *body.input])
+    if body.instructions is not None:
+        messages.insert(0, {"role": "system", "content": body.instructions})
+    fields: dict[str, Any] = {
+        **_tool_fields(body),
+        "model": body.model,
+        "messages": messages,
+        "max_completion_tokens": body.max_output_tokens,
+        "logprobs": body.logprobs,
+        "top_logprobs": body.top_logprobs,
+        "stream": body.stream,
+        **{name: getattr(body, name) for name in SamplerFields.model_fields},
+    }
+    if body.stream:
+        fields["stream_options"] = {"include_usage": True}
+    if body.reasoning is not None:
+        fields["reasoning_effort"] = body.reasoning.effort
+    if body.text is not None and body.text.format is not None:
+        fields["response_format"] = _response_format(body.text.format)
+    return read_model(ResponseChat, fields, ())
+
+
+def chat_messages(items: Sequence[Item]) -> list[dict[str, Any]]:
+    """Items as messages: what the assistant reasoned, said and called in a row is one message."""
+    messages: list[dict[str, Any]] = []
+    for item in items:
+        match item:
+            case MessageItem(role="assistant"):
+                message = _assistant(messages, ends_with=("content", "tool_calls"))
+                message["content"] = _content(item.content)
+            case MessageItem():
+                messages.append({"role": item.role, "content": _content(item.content)})
+            case ReasoningItem():
+                text = "".join(part.text for part in item.content or ())
+                if text:
+                    messages.append({"role": "assistant", "reasoning_content": text})
+            case FunctionCallItem():
+                function = {"name": item.name, "arguments": item.arguments}
+                call = {"id": item.call_id, "type": "function", "function": function}
+                message = _assistant(messages)
+                message.setdefault("tool_calls", []).append(call)
+            case FunctionCallOutputItem():
+                message = {"role": "tool", "tool_call_id": item.call_id}
+                messages.append({**message, "content": _content(item.output)})
+    for message in messages:
+        if not message.keys() & {"content", "tool_calls"}:
+            message["content"] = ""  # reasoned, and was cut off
+    return messages
+
+
+def _tool_fields(body: ResponseRequest) -> dict[str, Any]:
+    choice = body.tool_choice
+    if isinstance(choice, dict):
+        choice = {"type": choice.get("type"), "function": {"name": choice.get("name")}}
+    return {
+        "tools": [_tool(tool, index) for index, tool in enumerate(body.tools or ())] or None,
+        "tool_choice": choice,
+        "parallel_tool_calls": body.parallel_tool_calls,
+    }
+
+
+def _tool(tool: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """
+    Raises:
+        UnsupportedFeature: it is a tool that OpenAI runs.
+    """
+    if tool.get("type") != "function":
+        raise UnsupportedFeature(
+            "only tools of type function are supported here; leave others out",
+            param=f"tools[{index}]",
+        )
+    function = {k: v for k, v in tool.items() if k != "type" and v is not None}
+    return {"type": "function", "function": function}
+
+
+def _response_format(format: TextFormat) -> dict[str, Any]:
+    if format.type != "json_schema":
+        return {"type": format.type}
+    schema = format.model_dump(by_alias=True, exclude_none=True, exclude={"type"})
+    return {"type": "json_schema", "json_schema": schema}
+
+
+def _assistant(messages: list[dict[str, Any]], ends_with: Collection[str] = ()) -> dict[str, Any]:
+    """The assistant's message that is being put together: the last, or a new one if that has any
+    of these fields already."""
+    if (
+        messages
+        and messages[-1]["role"] == "assistant"
+        and not messages[-1].keys() & set(ends_with)
+    ):
+        return messages[-1]
+    messages.append({"role": "assistant"})
+    return messages[-1]
+
+
+def _content(content: Any) -> str | list[dict[str, str]]:
+    texts = part_texts(content, ())
+    if len(texts) == 1:
+        return texts[0]
+    return [{"type": "text", "text": text} for text in texts]

@@ -1,0 +1,184 @@
+"""Responses that are kept to be continued or read again: see docs/decisions for the bounds.
+
+Each has what was sent for it and what came of it; a conversation is a chain of them. In memory,
+and its owner's alone. Event loop only.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from engine.errors import InvalidParameter, UnknownResponse
+from server.http.expiring import ExpiringTable
+from server.http.owner import Owner
+from server.http.shape import encode
+from server.protocol.response_items import MAX_ITEMS, Item, MessageItem, part_texts, read_items
+from server.protocol.responses import Response
+
+_OVERHEAD_BYTES = 1024
+"""Of the objects around a response's bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResponse:
+    """Invariant: `response` is in its last state.
+
+    Attributes:
+        items: JSON of the items that were sent for it.
+        response: JSON of all of it.
+        previous: id of the response that it continues.
+        num_items: those sent and those that came.
+    """
+
+    owner: Owner | None
+    items: bytes
+    response: bytes
+    background: bool
+    previous: str | None
+    num_items: int
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.items) + len(self.response) + _OVERHEAD_BYTES
+
+
+class ResponseStore:
+    """Args:
+    max_bytes: of all responses together; 0 switches the store off.
+    max_conversation_bytes: of a chain of responses that is read as one.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_bytes: int,
+        max_items: int,
+        ttl_s: float,
+        max_conversation_bytes: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.is_on = max_bytes > 0
+        self._max_conversation_bytes = max_conversation_bytes
+        self._responses: ExpiringTable[StoredResponse] = ExpiringTable(
+            max_bytes=max_bytes, max_items=max_items, ttl_s=ttl_s, clock=clock
+        )
+
+    def __len__(self) -> int:
+        return len(self._responses)
+
+    @property
+    def num_bytes(self) -> int:
+        return self._responses.num_bytes
+
+    def add(self, response: Response, items: Sequence[Item], owner: Owner | None) -> None:
+        """Keep a response that has ended. The least recently used make room."""
+        stored = StoredResponse(
+            owner=owner,
+            items=encode([_shown(item, response.id, i) for i, item in enumerate(items)]),
+            response=encode(response),
+            background=response.background,
+            previous=response.previous_response_id,
+            num_items=len(items) + len(response.output),
+        )
+        self._responses.put(response.id, stored, stored.num_bytes)
+
+    def get(self, response_id: str, owner: Owner | None) -> StoredResponse:
+        """
+        Raises:
+            UnknownResponse: there is none, or none any more, or it is somebody else's.
+        """
+        stored = self._responses.get(response_id)
+        if stored is None or stored.owner != owner:
+            raise unknown_response()
+        return stored
+
+    def delete(self, response_id: str, owner: Owner | None) -> None:
+        """
+        Raises:
+            UnknownResponse: as in `get`.
+        """
+        self.get(response_id, owner)
+        self._responses.pop(response_id)
+
+    def conversation(self, response_id: str | None, owner: Owner | None) -> list[Item]:
+        """All items up to a response's last, oldest first; none without a response. All that it
+        is made of is as if it had just been stored.
+
+        Raises:
+            UnknownResponse: a response of the chain is not there.
+            InvalidParameter: it is too long.
+        """
+        items = [item for part in self._chain(response_id, owner) for item in part]
+        return read_items(items) if items else []
+
+    def input_items(self, response_id: str, owner: Owner | None) -> list[dict[str, Any]]:
+        """What the model read for a response, oldest first.
+
+        Raises:
+            UnknownResponse, InvalidParameter: as in `conversation`.
+        """
+        stored = self.get(response_id, owner)
+        before = [item for part in self._chain(stored.previous, owner) for item in part]
+        own: list[dict[str, Any]] = msgspec.json.decode(stored.items)
+        return [*before, *own]
+
+    def _chain(self, response_id: str | None, owner: Owner | None) -> list[list[dict[str, Any]]]:
+        chain: list[tuple[str, StoredResponse]] = []
+        num_bytes = num_items = 0
+        while response_id is not None:
+            stored = self._responses.get(response_id)
+            if stored is None or stored.owner != owner:
+                raise _broken(is_first=not chain)
+            chain.append((response_id, stored))
+            num_bytes += stored.num_bytes
+            num_items += stored.num_items
+            if num_bytes > self._max_conversation_bytes or num_items > MAX_ITEMS:
+                raise InvalidParameter(
+                    f"the conversation is longer than {self._max_conversation_bytes} bytes or "
+                    f"{MAX_ITEMS} items; begin a new one",
+                    param="previous_response_id",
+                )
+            response_id = stored.previous
+        # The newest last: what makes room is a conversation's beginning, and then the rest of it.
+        for name, _ in reversed(chain):
+            self._responses.renew(name)
+        return [
+            [*msgspec.json.decode(stored.items), *msgspec.json.decode(stored.response)["output"]]
+            for _, stored in reversed(chain)
+        ]
+
+
+def unknown_response(param: str = "response_id") -> UnknownResponse:
+    """What to say of an id that stands for nothing, or for something of somebody else's."""
+    return UnknownResponse(
+        "there is no response of that id here; it was not stored, is deleted, or was kept long "
+        "enough",
+        param=param,
+    )
+
+
+def _broken(*, is_first: bool) -> UnknownResponse:
+    if is_first:
+        return unknown_response("previous_response_id")
+    return UnknownResponse(
+        "the beginning of that response's conversation is deleted or was kept long enough; send "
+        "the whole conversation as input",
+        param="previous_response_id",
+    )
+
+
+def _shown(item: Item, response_id: str, index: int) -> dict[str, Any]:
+    """An item as the API lists it: with an id and a state, its text in parts."""
+    shown = item.model_dump(exclude_none=True)
+    shown.setdefault("id", f"item_{response_id.removeprefix('resp_')}{index:04x}")
+    shown.setdefault("status", "completed")
+    if isinstance(item, MessageItem):
+        kind = "output_text" if item.role == "assistant" else "input_text"
+        texts = part_texts(item.content, ())
+        shown["content"] = [{"type": kind, "text": text} for text in texts]
+        for part in shown["content"] if item.role == "assistant" else ():
+            part["annotations"] = []
+    return shown

@@ -1,0 +1,183 @@
+"""`/v1/responses`: answer in items, read again, cancel, delete."""
+
+import uuid
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Path, Query, Request
+from fastapi import Response as HttpResponse
+
+from engine.errors import InvalidParameter, UnsupportedFeature
+from server.catalog import find_model
+from server.http.json_route import JsonRoute
+from server.http.log_fields import annotate
+from server.http.owner import owner_of
+from server.http.shape import encode
+from server.protocol.answers import error_answers, stream_answer
+from server.protocol.responses import DeletedResponse, ItemList, Response, ResponseRequest
+from server.responses.convert import chat_of
+from server.responses.shape import ResponseShape
+from server.routes.chat import answer_chat, start_chat
+from server.routes.deps import StateDep
+from server.routes.ignored_fields import report_ignored_fields
+from server.state import AppState
+
+router = APIRouter(route_class=JsonRoute, tags=["text"])
+bare_router = APIRouter(tags=["text"])
+"""Of requests without a body."""
+
+ResponseId = Annotated[str, Path(max_length=256, description="The response's `id`.")]
+
+_KNOWN = error_answers(401, 404)
+
+
+@router.post(
+    "/v1/responses",
+    summary="Answer in items",
+    responses={200: stream_answer(Response, "`response.*`", done=False), **error_answers()},
+)
+async def create_response(body: ResponseRequest, request: Request, state: StateDep) -> HttpResponse:
+    """Whole, as server-sent events with `stream`, or later with `background`."""
+    store, owner = state.responses, owner_of(request)
+    model = find_model(state.engine, body.model).model
+    stores = _stores(body, state)
+    chat = chat_of(body, store.conversation(body.previous_response_id, owner))
+    unique = uuid.uuid4().hex
+
+    def keep(response: Response) -> None:
+        if stores:
+            store.add(response, body.input, owner)
+
+    shape = ResponseShape(body, unique, model=model, stores=stores, on_end=keep)
+    annotate(request, response_id=shape.response.id)
+    if not body.background:
+        return await answer_chat(chat, request, state, sent=body, shape=shape)
+    headers = report_ignored_fields(request, body)
+    reply = await start_chat(chat, request, state, shape)
+    job = state.background_responses.start(shape, reply, owner)
+    return _json(job.response(), headers)
+
+
+@bare_router.get(
+    "/v1/responses/{response_id}",
+    summary="A stored response",
+    responses={200: {"model": Response}, **_KNOWN},
+)
+async def get_response(
+    response_id: ResponseId,
+    request: Request,
+    state: StateDep,
+    stream: Annotated[bool, Query(description="Not supported.")] = False,
+) -> HttpResponse:
+    """Kept for a while, or being written in the background."""
+    if stream:
+        raise UnsupportedFeature(
+            "stored responses are not streamed; leave stream out and ask again until it has ended",
+            param="stream",
+        )
+    return _answer(response_id, request, state)
+
+
+@bare_router.delete(
+    "/v1/responses/{response_id}",
+    summary="Forget a response",
+    responses={200: {"model": DeletedResponse}, **_KNOWN},
+)
+async def delete_response(
+    response_id: ResponseId, request: Request, state: StateDep
+) -> HttpResponse:
+    """One that is being written is cancelled before. What continues it cannot be continued."""
+    job = state.background_responses.get(response_id, owner_of(request))
+    if job is not None:
+        await state.background_responses.cancel(job)
+    state.responses.delete(response_id, owner_of(request))
+    return _json(DeletedResponse(id=response_id))
+
+
+@bare_router.post(
+    "/v1/responses/{response_id}/cancel",
+    summary="Cancel a background response",
+    responses={200: {"model": Response}, **error_answers(400, 401, 404)},
+)
+async def cancel_response(
+    response_id: ResponseId, request: Request, state: StateDep
+) -> HttpResponse:
+    """One that has ended already stays as it is."""
+    job = state.background_responses.get(response_id, owner_of(request))
+    if job is not None:
+        await state.background_responses.cancel(job)
+        return _json(job.response())
+    if not state.responses.get(response_id, owner_of(request)).background:
+        raise InvalidParameter(
+            "only a response that was asked for with background: true can be cancelled",
+            param="response_id",
+        )
+    return _answer(response_id, request, state)
+
+
+@bare_router.get(
+    "/v1/responses/{response_id}/input_items",
+    summary="What a response was made from",
+    responses={200: {"model": ItemList}, **error_answers(400, 401, 404)},
+)
+async def list_input_items(
+    response_id: ResponseId,
+    request: Request,
+    state: StateDep,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Annotated[Literal["asc", "desc"], Query()] = "desc",
+    after: Annotated[str | None, Query(max_length=256)] = None,
+) -> HttpResponse:
+    """Its conversation, with the items of the responses that it continues."""
+    if state.background_responses.get(response_id, owner_of(request)) is not None:
+        raise InvalidParameter(
+            "the response is still being written; ask again when it has ended",
+            param="response_id",
+        )
+    items = state.responses.input_items(response_id, owner_of(request))
+    if order == "desc":
+        items.reverse()
+    ids = [item["id"] for item in items]
+    if after is not None:
+        if after not in ids:
+            raise InvalidParameter("after is no item of this response", param="after")
+        items = items[ids.index(after) + 1 :]
+    page = items[:limit]
+    return _json(
+        ItemList(
+            data=page,
+            first_id=page[0]["id"] if page else None,
+            last_id=page[-1]["id"] if page else None,
+            has_more=len(items) > len(page),
+        )
+    )
+
+
+def _stores(body: ResponseRequest, state: AppState) -> bool:
+    """Whether the response will be kept.
+
+    Raises:
+        InvalidParameter: it must be, and this server keeps none.
+    """
+    if state.responses.is_on:
+        return body.store is not False
+    for name in ("previous_response_id", "background", "store"):
+        if getattr(body, name):
+            raise InvalidParameter(
+                f"this server keeps no responses, which {name} needs; leave it out, and send the "
+                "whole conversation as input",
+                param=name,
+            )
+    return False
+
+
+def _answer(response_id: str, request: Request, state: AppState) -> HttpResponse:
+    owner = owner_of(request)
+    job = state.background_responses.get(response_id, owner)
+    if job is not None:
+        return _json(job.response())
+    stored = state.responses.get(response_id, owner)
+    return HttpResponse(stored.response, media_type="application/json")
+
+
+def _json(answer: Any, headers: dict[str, str] | None = None) -> HttpResponse:
+    return HttpResponse(encode(answer), media_type="application/json", headers=headers)
