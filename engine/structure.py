@@ -110,6 +110,8 @@ class Tags:
     """The text ends behind the first tag."""
     separator: str = ""
     """Between two tags, where there is no free text."""
+    answer: Mapping[str, Any] | bool | None = None
+    """Schema of JSON that may stand in place of tags, where there is no free text."""
 
     def structure(self, *, param: str = "structure") -> Structure:
         """As a request carries it.

@@ -137,6 +137,11 @@ class ToolUse(ToolOptions):
         None, description="Let an answer have more than one call. Default true."
     )
 
+    @property
+    def must_call(self) -> bool:
+        """The answer has to have a call."""
+        return self.tool_choice == "required" or isinstance(self.tool_choice, NamedToolChoice)
+
     @model_validator(mode="after")
     def _check_choice(self) -> Self:
         names = [tool.function.name for tool in self.tools or ()]

@@ -18,7 +18,8 @@ from server.routes.deps import StateDep
 from server.routes.ignored_fields import report_ignored_fields
 from server.state import AppState
 from server.text.answer_format import AnswerFormat
-from server.text.chat_prompt import chat_prompt, check_tool_use
+from server.text.answer_structure import answer_structure
+from server.text.chat_prompt import chat_prompt
 from server.text.chat_reply import ChatReply
 from server.text.convert import (
     chat_request,
@@ -85,7 +86,6 @@ async def start_chat(
     info = find_model(state.engine, body.model)
     annotate(request, model=info.name, stream=bool(body.stream))
     config = config_of(state.engine, info.model)
-    check_tool_use(body)
     priority = acting_priority(body.priority, config)
     lease = state.admission.admit(TEXT, info.model, body.n or 1)
     async with Generation(state.engine, state.metrics.of(SERVED_TEXT), lease) as generation:
@@ -102,6 +102,7 @@ async def start_chat(
         )
         prompt = await until_disconnect(request.receive, encoding)
         head = ReplyHead.create("chatcmpl", info)
+        answers = AnswerFormat.of(body, chat_format, text.end_of(prompt))
         engine_request = chat_request(
             body,
             info,
@@ -109,8 +110,8 @@ async def start_chat(
             request_id=head.id,
             priority=priority,
             patterns=await text.patterns(sampler_strings(body)),
+            structure=answer_structure(body, answers),
         )
-        answers = AnswerFormat.of(body, chat_format, text.end_of(prompt))
         options = text_options(
             body,
             keep_text=settings.log_prompts,

@@ -1,15 +1,18 @@
 """How the text of a chat's answers is read: which reasoning and which calls are looked for."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+from engine.errors import UnsupportedFeature
+from engine.structure import StructureKind
 from engine.text.answer_parser import AnswerParser
 from engine.text.chat_format import ChatFormat
 from engine.text.reasoning import REASONING_MARKERS, ReasoningMarkers, ReasoningReader
-from engine.text.tool_calls.parser import ToolCallParser
+from engine.text.tool_calls.json_calls import JsonCallsParser
+from engine.text.tool_calls.parser import CallSyntax, ToolCallParser
 from engine.text.tool_calls.table import TOOL_CALL_PARSERS
 from server.protocol.chat import ChatCompletionRequest
+from server.protocol.tools import FunctionTool
 from server.text.chat_prompt import offered_tools, parameters_of
 
 
@@ -20,15 +23,17 @@ class AnswerFormat:
     Attributes:
         reasoning: None where none is split off.
         is_open: the answer begins within the reasoning.
+        may_reason: the model may reason before it answers: the prompt has not ended that.
         calls: None where no tools are offered.
-        schemas: of the offered functions' parameters, by name.
+        tools: those that are.
         max_calls: in one answer; None is any number.
     """
 
     reasoning: ReasoningMarkers | None = None
     is_open: bool = False
+    may_reason: bool = False
     calls: type[ToolCallParser] | None = None
-    schemas: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    tools: Sequence[FunctionTool] = ()
     max_calls: int | None = None
 
     @classmethod
@@ -41,20 +46,40 @@ class AnswerFormat:
             prompt_end: the prompt's last characters.
         """
         tools = offered_tools(body)
-        name = chat_format.reasoning_parser
-        markers = REASONING_MARKERS[name] if name is not None else None
-        is_open = markers is not None and (
-            markers.is_open_within(body.messages[-1].text())
-            if body.continue_final_message
-            else markers.is_open_after(prompt_end)
-        )
+        calls = TOOL_CALL_PARSERS[chat_format.tool_call_parser]
+        if calls.syntax is None and (body.must_call or body.structure is not None):
+            calls = JsonCallsParser
+        markers = _reasoning_markers(body, chat_format)
+        is_open = may_reason = False
+        if markers is not None and body.continue_final_message:
+            is_open = may_reason = markers.is_open_within(body.messages[-1].text())
+        elif markers is not None:
+            is_open = markers.is_open_after(prompt_end)
+            may_reason = not prompt_end.rstrip().endswith(markers.closing)
         return cls(
             reasoning=markers,
             is_open=is_open,
-            calls=TOOL_CALL_PARSERS[chat_format.tool_call_parser] if tools else None,
-            schemas={tool.function.name: parameters_of(tool) for tool in tools},
+            may_reason=may_reason,
+            calls=calls if tools else None,
+            tools=tools,
             max_calls=1 if body.parallel_tool_calls is False else None,
         )
+
+    def syntax(self, param: str = "tools") -> CallSyntax:
+        """How a call is written.
+
+        Raises:
+            UnsupportedFeature: in a notation whose arguments cannot be held to a schema.
+        """
+        assert self.calls is not None
+        if self.calls.syntax is None:
+            raise UnsupportedFeature(
+                "this model writes calls in a notation of its own, which cannot be held to a "
+                "schema; leave strict out, set tool_choice to required, or start the server with "
+                "--tool-call-parser json",
+                param=param,
+            )
+        return self.calls.syntax
 
     @property
     def is_plain(self) -> bool:
@@ -72,5 +97,16 @@ class AnswerFormat:
         if self.reasoning is not None:
             reasoning = ReasoningReader(self.reasoning, is_open=self.is_open)
         if self.calls is not None:
-            calls = self.calls(self.schemas)
+            calls = self.calls({t.function.name: parameters_of(t) for t in self.tools})
         return AnswerParser(reasoning, calls, self.max_calls)
+
+
+def _reasoning_markers(
+    body: ChatCompletionRequest, chat_format: ChatFormat
+) -> ReasoningMarkers | None:
+    """None also where the form of the answer leaves no room for it."""
+    form = None if body.must_call else body.structure
+    if form is not None and (form.kind is not StructureKind.JSON_SCHEMA or offered_tools(body)):
+        return None
+    name = chat_format.reasoning_parser
+    return None if name is None else REASONING_MARKERS[name]

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from engine.errors import InvalidParameter, UnsupportedFeature
+from engine.errors import InvalidParameter
 from engine.text.chat_format import ChatFormat
-from server.protocol.chat import ChatCompletionRequest, ChatMessage, ChatTemplateOptions
+from server.protocol.chat import ChatMessage, ChatTemplateOptions
 from server.protocol.tools import FunctionTool
 from server.text.tool_prompt import with_plain_calls, with_tool_prompt
 
@@ -57,24 +57,6 @@ def offered_tools(body: ChatTemplateOptions) -> list[FunctionTool]:
     if getattr(body, "tool_choice", None) == "none":
         return []
     return body.tools or []
-
-
-def check_tool_use(body: ChatCompletionRequest) -> None:
-    """
-    Raises:
-        UnsupportedFeature: a call is to be forced, or its arguments.
-    """
-    if body.tool_choice not in (None, "none", "auto"):
-        raise UnsupportedFeature(
-            "tool_choice other than auto and none is not supported yet; use auto",
-            param="tool_choice",
-        )
-    for index, tool in enumerate(body.tools or ()):
-        if tool.function.strict:
-            raise UnsupportedFeature(
-                "strict functions are not supported yet; leave strict out",
-                param=f"tools[{index}].function.strict",
-            )
 
 
 def _template_options(body: ChatTemplateOptions, chat_format: ChatFormat) -> dict[str, Any]:

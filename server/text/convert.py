@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from engine.errors import ContextLengthExceeded, InvalidParameter
 from engine.sampling_params import SAMPLER_PARAMETERS, Patterns
+from engine.structure import Structure
 from engine.types import GenerateRequest, Info, ModelInfo, SamplingParams
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.common import SamplingRequest
@@ -55,11 +56,13 @@ def chat_request(
     request_id: str,
     priority: int = 0,
     patterns: Mapping[str, Patterns] = _NO_PATTERNS,
+    structure: Structure | None = None,
 ) -> GenerateRequest:
     """The engine's request for a chat whose prompt has been tokenised.
 
     Args:
         patterns: the tokens of `sampler_strings`.
+        structure: what the text must look like (`answer_structure`).
 
     Raises:
         InvalidParameter, ContextLengthExceeded: as in `_generate_request`.
@@ -75,6 +78,7 @@ def chat_request(
         logprobs=_or(request.top_logprobs, 0) if request.logprobs else None,
         prompt_logprobs=request.prompt_logprobs,
         patterns=patterns,
+        structure=structure,
     )
 
 
@@ -115,6 +119,7 @@ def completion_requests(
             logprobs=request.logprobs,
             prompt_logprobs=max((k for k in wanted if k is not None), default=None),
             patterns=patterns,
+            structure=request.structure,
         )
         for number, prompt in enumerate(prompts)
     ]
@@ -184,6 +189,7 @@ def _generate_request(
     logprobs: int | None,
     prompt_logprobs: int | None,
     patterns: Mapping[str, Patterns],
+    structure: Structure | None,
 ) -> GenerateRequest:
     """Join the request's fields with the model's defaults and limits.
 
@@ -204,7 +210,9 @@ def _generate_request(
         request_id=request_id,
         model=info.model,
         prompt_token_ids=prompt,
-        sampling=_sampling_params(request, info, max_tokens, logprobs, prompt_logprobs, patterns),
+        sampling=_sampling_params(
+            request, info, max_tokens, logprobs, prompt_logprobs, patterns, structure
+        ),
         priority=priority,
         arrival_time_s=time.time(),
         cache_salt=request.cache_salt,
@@ -270,6 +278,7 @@ def _sampling_params(
     logprobs: int | None,
     prompt_logprobs: int | None,
     patterns: Mapping[str, Patterns],
+    structure: Structure | None,
 ) -> SamplingParams:
     min_tokens = _or(request.min_tokens, 0)
     if min_tokens > max_tokens:
@@ -292,7 +301,7 @@ def _sampling_params(
         ignore_eos=_or(request.ignore_eos, False),
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
-        structure=request.structure,
+        structure=structure,
     )
 
 

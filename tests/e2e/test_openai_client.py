@@ -1,6 +1,7 @@
 """The official client, as its users use it."""
 
 import asyncio
+import json
 
 import openai
 import pytest
@@ -72,6 +73,81 @@ def test_a_repeated_prompt_is_found_in_the_cache(client):
     for _ in range(2):
         answer = client.completions.create(model=MODEL, prompt=prompt, max_tokens=1, temperature=0)
     assert answer.usage.prompt_tokens_details.cached_tokens >= 32
+
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather of a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "maxLength": 20},
+                "unit": {"enum": ["celsius", "fahrenheit"]},
+            },
+            "required": ["city", "unit"],
+        },
+    },
+}
+NOW = {"type": "function", "function": {"name": "now"}}
+
+
+@pytest.mark.parametrize("temperature", [0, 1.5])
+@pytest.mark.parametrize(
+    "choice", ["required", {"type": "function", "function": {"name": "get_weather"}}]
+)
+def test_a_call_that_must_come_is_valid(client, choice, temperature):
+    """The default model's template knows no tools, and the model hardly any."""
+    arguments = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "How is the weather in Paris?"}],
+        "tools": [WEATHER, NOW],
+        "tool_choice": choice,
+        "parallel_tool_calls": False,
+        "max_tokens": 100,
+        "temperature": temperature,
+        "seed": 5,
+    }
+    answer = client.chat.completions.create(**arguments).choices[0]
+    with client.chat.completions.stream(**arguments) as stream:
+        streamed = stream.get_final_completion().choices[0]
+    [call], [same] = answer.message.tool_calls, streamed.message.tool_calls
+    assert answer.finish_reason == streamed.finish_reason == "tool_calls"
+    assert (call.function.name, call.function.arguments) == (
+        same.function.name,
+        same.function.arguments,
+    )
+    assert answer.message.content is streamed.message.content is None
+    values = json.loads(call.function.arguments)
+    if call.function.name == "now":
+        assert values == {}
+    else:
+        assert values.keys() == {"city", "unit"}
+        assert values["unit"] in ("celsius", "fahrenheit")
+    result = {"role": "tool", "tool_call_id": call.id, "content": "18 degrees, sunny"}
+    arguments |= {"messages": [*arguments["messages"], answer.message, result]}
+    arguments |= {"tool_choice": "none"}
+    assert client.chat.completions.create(**arguments).choices[0].message.content
+
+
+def test_strict_functions_and_an_answers_form_leave_valid_json(client):
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": "How is the weather in Paris?"}],
+        tools=[{**WEATHER, "function": {**WEATHER["function"], "strict": True}}, NOW],
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "a", "schema": {"type": "object", "properties": {}}},
+        },
+        parallel_tool_calls=False,
+        max_tokens=100,
+        temperature=0,
+    ).choices[0]
+    texts = [call.function.arguments for call in answer.message.tool_calls or ()]
+    texts = texts or [answer.message.content]
+    if answer.finish_reason != "length":
+        assert all(isinstance(json.loads(text), dict) for text in texts)
 
 
 def test_errors_are_the_clients_types(client):

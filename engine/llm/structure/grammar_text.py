@@ -62,6 +62,8 @@ def _text(structure: Structure, special_tokens: Mapping[str, int]) -> str:
             tags = json.loads(text)
             for tag in tags["tags"]:
                 tag["schema"] = readable_schema(tag["schema"], structure.param)
+            if tags["answer"] is not None:
+                tags["answer"] = readable_schema(tags["answer"], structure.param)
             return _TagGrammar(special_tokens).text(tags)
 
 
@@ -105,10 +107,11 @@ class _TagGrammar:
             return self._rules_with_text(tags)
         bodies = [self._body(self._parts(tag["begin"]), tag) for tag in tags["tags"]]
         rules = [f"tag: {' | '.join(bodies)}"]
-        if tags["at_most_one"]:
-            return ["start: tag", *rules]
         separator = " ".join(self._parts(tags["separator"]))
-        return [f"start: tag ({separator} tag)*", *rules]
+        start = "tag" if tags["at_most_one"] else f"tag ({separator} tag)*"
+        if tags["answer"] is not None:
+            start += f" | %json {json.dumps(_with_options(tags['answer']))}"
+        return [f"start: {start}", *rules]
 
     def _rules_with_text(self, tags: Mapping[str, Any]) -> list[str]:
         """A trigger is a lexeme that ends where it has been written, or a special token."""

@@ -7,7 +7,7 @@
 
 from engine.text.answer_reader import Waiting
 from engine.text.tool_calls.call_object import CallObjectParser
-from engine.text.tool_calls.parser import MAX_NAME_CHARS, NotACall
+from engine.text.tool_calls.parser import MAX_NAME_CHARS, CallSyntax, NotACall
 
 _CALLS, _ID, _ARGUMENTS = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
 _MAX_ID_CHARS = 64
@@ -17,6 +17,9 @@ class MistralParser(CallObjectParser):
     """Whatever follows the token, if it is one of these. The models' ids are left out."""
 
     markers = (_CALLS, _ID, _ARGUMENTS)
+    syntax = CallSyntax(
+        begin='[TOOL_CALLS][{{"name": "{name}", "arguments": ', end="}]", trigger=_CALLS
+    )
 
     def _calls(self) -> Waiting[None]:
         self._known_only = False

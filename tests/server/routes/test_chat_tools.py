@@ -374,6 +374,20 @@ async def test_tools_that_cannot_fit_are_refused_before_they_are_rendered(
     assert error["code"] == "context_length_exceeded"
 
 
+async def test_the_engine_is_told_of_calls_that_must_come(server: TextServer) -> None:
+    server.say(CALL)
+    named = {"type": "function", "function": {"name": "get_weather"}}
+    for choice in ("required", named):
+        _, reason = await message_of(server, tools=[WEATHER, NOW], tool_choice=choice)
+        assert reason == "tool_calls"
+        structure = server.last_request.sampling.structure
+        assert structure is not None
+        assert "get_weather" in structure.text
+        assert structure.param == "tools"
+    await message_of(server, tools=[WEATHER])
+    assert server.last_request.sampling.structure is None
+
+
 async def test_hostile_schemas_end_with_the_templates_limits(server: TextServer) -> None:
     """A template that goes over what the client sends is stopped; others are answered meanwhile."""
     properties = {f"p{i}": {} for i in range(300)}
@@ -402,38 +416,57 @@ async def test_calls_in_the_history_nested_to_the_limit(server: TextServer) -> N
         assert response.status_code in (200, 400), response.text
 
 
-async def test_what_langchain_and_agents_send(server: TextServer) -> None:
-    """The bodies of `bind_tools(…, tool_choice="auto")` and of openai-agents' function tools."""
-    server.say(CALL)
-    bound = {
-        "type": "function",
-        "function": {
-            "name": "get_weather",
-            "description": "The weather of a city.",
-            "parameters": {
-                "properties": {"city": {"description": "Name.", "type": "string"}},
-                "required": ["city"],
-                "type": "object",
-            },
-        },
-    }
-    message, _ = await message_of(server, tools=[bound], tool_choice="auto", stream=False)
-    assert message["tool_calls"][0]["function"]["name"] == "get_weather"
-    history = [
-        {"role": "user", "content": "hi"},
+BOUND: dict[str, Any] = {
+    "name": "get_weather",
+    "description": "The weather of a city.",
+    "parameters": {
+        "properties": {"city": {"type": "string"}},
+        "required": ["city"],
+        "type": "object",
+    },
+}
+STRICT: dict[str, Any] = {
+    **BOUND,
+    "parameters": {**BOUND["parameters"], "additionalProperties": False},
+    "strict": True,
+}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"tool_choice": "required"},
         {
-            "content": None,
-            "role": "assistant",
-            "tool_calls": [
-                {
-                    "type": "function",
-                    "id": message["tool_calls"][0]["id"],
-                    "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'},
-                }
-            ],
+            "parallel_tool_calls": False,
+            "tool_choice": {"type": "function", "function": {"name": "get_weather"}},
         },
-        {"content": "18", "role": "tool", "tool_call_id": message["tool_calls"][0]["id"]},
-    ]
+    ],
+)
+@pytest.mark.parametrize("function", [BOUND, STRICT])
+async def test_what_langchain_sends(
+    server: TextServer, fields: dict[str, Any], function: dict[str, Any]
+) -> None:
+    """The bodies of `bind_tools` and `with_structured_output(method="function_calling")`, letter by
+    letter."""
+    server.say(CALL)
+    tools = [{"type": "function", "function": function}]
+    asked = [{"content": "hi", "role": "user"}]
+    message, _ = await message_of(server, messages=asked, tools=tools, stream=False, **fields)
+    [call] = message["tool_calls"]
+    said = {
+        "content": None,
+        "role": "assistant",
+        "tool_calls": [
+            {
+                "type": "function",
+                "id": call["id"],
+                "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'},
+            }
+        ],
+    }
+    result = {"content": "18", "role": "tool", "tool_call_id": call["id"]}
     server.say("18 degrees.")
-    message, _ = await message_of(server, messages=history, tools=[bound])
+    history = [*asked, said, result]
+    message, _ = await message_of(server, messages=history, tools=tools, stream=False)
     assert message["content"] == "18 degrees."

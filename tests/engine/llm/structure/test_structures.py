@@ -175,6 +175,8 @@ def test_random_schemas_are_followed(engines, engine, tokenizer, rng, is_compact
          r'(.|\n)*<call>\{"name": "f", "arguments": (.|\n)*\}</call>'),
         (Tags(tags=[CALL], triggers=[], has_text=False, at_most_one=True).structure(),
          r'<call>\{"name": "f", "arguments": (.|\n)*\}</call>'),
+        (Tags(tags=[CALL], triggers=[], has_text=False, answer={"enum": [7]}).structure(),
+         r'(<call>\{"name": "f", "arguments": (.|\n)*\}</call>)+|7'),
     ],
 )  # fmt: skip
 def test_text_matches(engines, engine, tokenizer, rng, structure, pattern):

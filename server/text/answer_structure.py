@@ -1,0 +1,121 @@
+"""The form that a chat's answer is held to: the one asked for, and that of calls that must come or
+must follow a schema."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from engine.errors import InvalidParameter, UnsupportedFeature
+from engine.structure import Structure, StructureKind, Tag, Tags
+from engine.text.tool_calls.parser import CallSyntax
+from server.protocol.chat import ChatCompletionRequest
+from server.protocol.tools import FunctionTool, NamedToolChoice
+from server.text.answer_format import AnswerFormat
+from server.text.chat_prompt import parameters_of
+
+_ANY_OBJECT = {"type": "object"}
+_MAY_ADD = frozenset(
+    ("additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref", "if")
+)
+_BREAK = "\n\n"
+"""Between reasoning and an answer of a given form."""
+
+
+def answer_structure(body: ChatCompletionRequest, answers: AnswerFormat) -> Structure | None:
+    """None where the model may write what it likes.
+
+    Calls that must come have arguments by their schemas; of others only those of strict functions.
+    Reasoning may come before calls, and before JSON alone.
+
+    Raises:
+        InvalidParameter, UnsupportedFeature: names the field that asks for what cannot be.
+    """
+    structure = _structure(body, answers)
+    if structure is None:
+        return None
+    structure.check_size()
+    if body.ignore_eos:
+        raise InvalidParameter(
+            "ignore_eos cannot be combined with calls of a given form, whose text ends where they "
+            "are complete; leave it out",
+            param="ignore_eos",
+        )
+    return structure
+
+
+def _structure(body: ChatCompletionRequest, answers: AnswerFormat) -> Structure | None:
+    if body.must_call:
+        return _calls(body, answers, answers.syntax())
+    if body.structure is not None and answers.tools:
+        return _calls(body, answers, answers.syntax(), answer=_schema(body.structure))
+    if body.structure is not None:
+        return _behind_reasoning(body.structure, answers)
+    for index, tool in enumerate(answers.tools):
+        if tool.function.strict:
+            return _calls(body, answers, answers.syntax(f"tools[{index}].function.strict"))
+    return None
+
+
+def _calls(
+    body: ChatCompletionRequest,
+    answers: AnswerFormat,
+    syntax: CallSyntax,
+    *,
+    answer: Any = None,
+) -> Structure:
+    """
+    Args:
+        answer: schema of JSON that may stand in place of calls.
+    """
+    name = body.tool_choice.name if isinstance(body.tool_choice, NamedToolChoice) else None
+    has_text = answers.may_reason if body.must_call else answer is None
+    tags = [
+        _tag(tool, syntax, is_strict=body.must_call or tool.function.strict is True)
+        for tool in answers.tools
+        if name in (None, tool.function.name)
+    ]
+    return Tags(
+        tags=tags,
+        triggers=[syntax.trigger],
+        has_text=has_text,
+        at_least_one=body.must_call,
+        at_most_one=name is not None or answers.max_calls == 1,
+        separator=syntax.separator,
+        answer=answer,
+    ).structure(param="tools")
+
+
+def _tag(tool: FunctionTool, syntax: CallSyntax, *, is_strict: bool) -> Tag:
+    begin = syntax.begin.format(name=tool.function.name)
+    return Tag(begin, _closed(parameters_of(tool)) if is_strict else _ANY_OBJECT, syntax.end)
+
+
+def _closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Arguments that a function does not name would only be made up."""
+    if "properties" not in schema or schema.keys() & _MAY_ADD:
+        return schema
+    return {**schema, "additionalProperties": False}
+
+
+def _behind_reasoning(structure: Structure, answers: AnswerFormat) -> Structure:
+    if not (answers.may_reason and answers.reasoning):
+        return structure
+    closing = answers.reasoning.closing
+    tag = Tag(closing + _BREAK, json.loads(structure.text))
+    return Tags(tags=[tag], triggers=[closing], at_least_one=True, at_most_one=True).structure(
+        param=structure.param
+    )
+
+
+def _schema(structure: Structure) -> Any:
+    """
+    Raises:
+        UnsupportedFeature: it is no JSON.
+    """
+    if structure.kind is not StructureKind.JSON_SCHEMA:
+        raise UnsupportedFeature(
+            f"{structure.param} cannot be combined with tools, as it is not JSON; set tool_choice "
+            "to none, or leave one of them out",
+            param=structure.param,
+        )
+    return json.loads(structure.text)
