@@ -31,6 +31,13 @@ LIMITS = LLParserLimits(
 docs/decisions/014-structured-output.md has what that comes to."""
 
 
+_ONE_OF = (
+    "more than one branch of a oneOf may hold; use anyOf, or require a property in each branch "
+    "whose const is a string of its own"
+)
+"""Instead of the library's words, which name an option that is not the client's."""
+
+
 class Grammar:
     """One structure's grammar."""
 
@@ -160,6 +167,8 @@ def refusal(structure: Structure, reason: str) -> InvalidParameter:
     """What a client is told of a structure that cannot be honoured."""
     lines = reason.replace("<non-verbose/>", "").split("\n")
     said = " ".join(line.strip() for line in lines if line.strip())[:400]
+    if "coerce_one_of" in said:
+        said = _ONE_OF
     return InvalidParameter(
         f"{structure.param} cannot be honoured: {said}; change it, or leave it out",
         param=structure.param,

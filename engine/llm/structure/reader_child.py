@@ -38,7 +38,11 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     path, vocab_size, *ends = sys.argv[1:]
-    table = load_token_table(Path(path), int(vocab_size), tuple(map(int, ends)))
+    table: TokenTable | EngineError
+    try:
+        table = load_token_table(Path(path), int(vocab_size), tuple(map(int, ends)))
+    except EngineError as error:
+        table = error
     _limit("RLIMIT_AS", MEMORY_BYTES)
     _limit("RLIMIT_STACK", STACK_BYTES)
     _limit("RLIMIT_CORE", 0)
@@ -49,8 +53,14 @@ def main() -> None:
         sys.stdout.flush()
 
 
-def answer(asked: Mapping[str, Any], table: TokenTable) -> dict[str, Any]:
-    """The grammar's text, tried out, or why there is none."""
+def answer(asked: Mapping[str, Any], table: TokenTable | EngineError) -> dict[str, Any]:
+    """The grammar's text, tried out, or why there is none.
+
+    Args:
+        table: the model's tokens, or why they cannot be used.
+    """
+    if isinstance(table, EngineError):
+        return {"refusal": table.message}
     structure = Structure(**{**asked, "kind": StructureKind(asked["kind"])})
     try:
         text = grammar_text(structure, table.special)

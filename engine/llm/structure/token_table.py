@@ -26,16 +26,20 @@ def load_token_table(path: Path, vocab_size: int, eos_token_ids: tuple[int, ...]
         eos_token_ids: where a text of the given form may end, one of these is allowed.
 
     Raises:
-        UnsupportedFeature: the tokens of this model have no bytes of their own.
+        UnsupportedFeature: the tokens of this model have no bytes of their own, or none is an end.
     """
+    if not eos_token_ids:
+        raise UnsupportedFeature(
+            "this model has no end-of-sequence token, so its texts cannot be held to a form; leave "
+            "the form out, or use another model"
+        )
     tokenizer = load_tokenizer(path)
     if tokenizer.pieces is None:
         raise UnsupportedFeature(
             "this model's tokenizer writes a token differently beside different neighbours, so its "
             "texts cannot be held to a form; leave the form out, or use another model"
         )
-    # A model without an end gets one that no logit stands for.
-    ends = list(eos_token_ids) or [vocab_size]
+    ends = list(eos_token_ids)
     tokens = _Tokens(tokenizer, max(vocab_size, *(end + 1 for end in ends)), ends[0])
     special = {
         tokens.tokens[token_id].decode(errors="replace"): token_id

@@ -65,6 +65,12 @@ def test_what_would_make_a_step_long_is_refused(reader):
         reader.read(Structure(StructureKind.REGEX, "ab" * 60_000))
 
 
+def test_models_whose_tokens_cannot_be_used_say_so(tiny_llama):
+    reader = ReaderProcess(tiny_llama(seed=1), 500, ())
+    with pytest.raises(InvalidParameter, match="no end-of-sequence"):
+        reader.read(FINE)
+
+
 def test_it_ends_when_nobody_holds_it(tiny_llama):
     reader = ReaderProcess(tiny_llama(seed=1), 500, (1,))
     reader.read(FINE)
