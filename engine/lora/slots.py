@@ -21,6 +21,7 @@ from engine.lora.peft_files import Adapter, Update, read_adapter
 from engine.models.causal_lm import CausalLM
 from engine.models.layers.linear import Linear
 from engine.models.layers.weight_slots import WeightOptions
+from engine.runtime.huge_pages import use_huge_pages
 from kernels import lora_gather
 
 log = structlog.get_logger(__name__)
@@ -154,6 +155,8 @@ def load_adapters(
         try:
             host.reserve(options.device.type, "adapters", loaded.num_bytes, capacity_bytes)
             loaded.slots = LoraSlots(model, adapters)
+            if options.device.type == "cpu":
+                use_huge_pages()
         except InsufficientMemory as error:
             loaded.num_bytes = 0
             loaded.failed |= dict.fromkeys(adapters, error.message)

@@ -11,8 +11,8 @@ namespace {
 
 using namespace native;
 
-// Of a tile, whose sums stay in registers.
-constexpr int kRows = 4, kRanks = 4, kColumns = 2;
+// Of a tile, whose sums stay in registers: with AVX-512 there are twice as many.
+constexpr int kRows = 4, kRanks = 4, kColumns = kLanes == 16 ? 4 : 2;
 
 template <class T>
 struct Problem {
@@ -53,20 +53,38 @@ std::vector<Group> groups_of(const Problem<T>& p, std::vector<int64_t>& order) {
 template <int rows, int ranks, class T>
 void shrink(const Problem<T>& p, const Group& group, int64_t first, float* inner) {
   const T* a = p.a + (group.adapter * p.rank + first) * p.size;
+  const T* x[rows];
+  each<rows>([&](auto m) INLINE_BODY { x[m] = p.x + group.rows[m] * p.x_stride; });
   Lanes sums[rows][ranks] = {};
   auto add = [&](int64_t i, int64_t count) INLINE_BODY {
     Lanes factors[ranks];
-    for (int n = 0; n < ranks; ++n) factors[n] = load_some(a + n * p.size + i, count);
-    for (int m = 0; m < rows; ++m) {
-      Lanes x = load_some(p.x + group.rows[m] * p.x_stride + i, count);
-      for (int n = 0; n < ranks; ++n) sums[m][n] = multiply_add(x, factors[n], sums[m][n]);
-    }
+    each<ranks>([&](auto n) INLINE_BODY { factors[n] = load_some(a + n * p.size + i, count); });
+    each<rows>([&](auto m) INLINE_BODY {
+      Lanes numbers = load_some(x[m] + i, count);
+      each<ranks>([&](auto n) INLINE_BODY {
+        sums[m][n] = multiply_add(numbers, factors[n], sums[m][n]);
+      });
+    });
   };
   int64_t whole = p.size / kLanes * kLanes;
   for (int64_t i = 0; i < whole; i += kLanes) add(i, kLanes);
   if (whole < p.size) add(whole, p.size - whole);
-  for (int m = 0; m < rows; ++m)
-    for (int n = 0; n < ranks; ++n) inner[group.rows[m] * p.rank + first + n] = sum(sums[m][n]);
+  each<rows>([&](auto m) INLINE_BODY {
+    each<ranks>([&](auto n) INLINE_BODY {
+      inner[group.rows[m] * p.rank + first + n] = sum(sums[m][n]);
+    });
+  });
+}
+
+// The first `count` numbers of `values`, rounded.
+template <class T>
+ALWAYS_INLINE void store_some(T* to, Lanes values, int64_t count) {
+  T rounded[kLanes];
+  for (int i = 0; i < kLanes; ++i) rounded[i] = from_float<T>(values[i]);
+  if (count == kLanes)
+    std::memcpy(to, rounded, sizeof rounded);
+  else
+    std::memcpy(to, rounded, count * sizeof(T));
 }
 
 // y[row] += scale · inner[row] · b of `rows` rows, for the outputs of `columns` registers from
@@ -75,27 +93,29 @@ template <int rows, int columns, class T>
 void expand(const Problem<T>& p, const Group& group, int64_t first, const float* inner) {
   const T* b = p.b + group.adapter * p.rank * p.outputs + first;
   int64_t last = std::min<int64_t>(kLanes, p.outputs - first - (columns - 1) * kLanes);
-  auto count = [&](int c) { return c == columns - 1 ? last : kLanes; };
+  const float* x[rows];
+  each<rows>([&](auto m) INLINE_BODY { x[m] = inner + group.rows[m] * p.rank; });
   Lanes updates[rows][columns] = {};
   for (int64_t r = 0; r < p.rank; ++r) {
     Lanes factors[columns];
-    for (int c = 0; c < columns; ++c)
-      factors[c] = load_some(b + r * p.outputs + c * kLanes, count(c));
-    for (int m = 0; m < rows; ++m) {
-      Lanes x = fill(inner[group.rows[m] * p.rank + r]);
-      for (int c = 0; c < columns; ++c) updates[m][c] = multiply_add(x, factors[c], updates[m][c]);
-    }
+    each<columns>([&](auto c) INLINE_BODY {
+      factors[c] = load_some(b + r * p.outputs + c * kLanes, c == columns - 1 ? last : kLanes);
+    });
+    each<rows>([&](auto m) INLINE_BODY {
+      Lanes number = fill(x[m][r]);
+      each<columns>([&](auto c) INLINE_BODY {
+        updates[m][c] = multiply_add(number, factors[c], updates[m][c]);
+      });
+    });
   }
   Lanes scale = fill(p.scales[group.adapter]);
-  for (int m = 0; m < rows; ++m)
-    for (int c = 0; c < columns; ++c) {
+  each<rows>([&](auto m) INLINE_BODY {
+    each<columns>([&](auto c) INLINE_BODY {
       T* y = p.y + group.rows[m] * p.y_stride + first + c * kLanes;
-      float values[kLanes];
-      store(values, multiply_add(scale, updates[m][c], load_some(y, count(c))));
-      T rounded[kLanes];
-      for (int i = 0; i < kLanes; ++i) rounded[i] = from_float<T>(values[i]);
-      std::memcpy(y, rounded, count(c) * sizeof(T));
-    }
+      int64_t count = c == columns - 1 ? last : kLanes;
+      store_some(y, multiply_add(scale, updates[m][c], load_some(y, count)), count);
+    });
+  });
 }
 
 template <class T>
