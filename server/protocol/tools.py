@@ -109,6 +109,11 @@ class ToolOptions(WireModel):
                     param=f"{param}.name",
                 )
             seen.add(function.name)
+            if (function.parameters or {}).get("type", "object") != "object":
+                raise InvalidParameter(
+                    "arguments are an object: parameters must have type object",
+                    param=f"{param}.parameters.type",
+                )
             fields = function.model_dump()
             if _is_deeper(fields, MAX_SCHEMA_DEPTH):
                 raise InvalidParameter(

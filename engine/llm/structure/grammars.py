@@ -1,5 +1,6 @@
 """Grammars of the structures that requests ask for: made in a thread, kept while there is room."""
 
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from engine.errors import InvalidParameter
 from engine.llm.structure.token_table import TokenTable
-from engine.structure import Structure
+from engine.structure import Structure, StructureKind
 
 MAX_KEPT_BYTES = 512 << 20
 """Of grammars that are kept for requests to come, if each has grown as large as it may."""
@@ -166,6 +167,9 @@ def matcher_of(structure: Structure, text: str, tokens: LLTokenizer) -> LLMatche
 def refusal(structure: Structure, reason: str) -> InvalidParameter:
     """What a client is told of a structure that cannot be honoured."""
     lines = reason.replace("<non-verbose/>", "").split("\n")
+    if structure.kind is StructureKind.TAGS:
+        # What follows is the grammar, which the client has not written.
+        lines = [re.sub(r"^at \d+\(\d+\): ", "", lines[0])]
     said = " ".join(line.strip() for line in lines if line.strip())[:400]
     if "coerce_one_of" in said:
         said = _ONE_OF

@@ -338,6 +338,11 @@ def nested(depth: int) -> dict[str, Any]:
         ({"tools": [{"type": "custom", "custom": {}}]}, "tools[0].type", "function"),
         ({"tools": [{"type": "function"}]}, "tools[0].function", "required"),
         ({"tools": [tool(parameters=5)]}, "tools[0].function.parameters", "object"),
+        (
+            {"tools": [tool(parameters={"type": "string"})]},
+            "tools[0].function.parameters.type",
+            "type object",
+        ),
         ({"tools": [tool(name=f"f{i}") for i in range(129)]}, "tools", "at most 128"),
         ({"tools": [tool(parameters=nested(65))]}, "tools[0].function.parameters", "64 levels"),
         ({"tools": [tool(parameters={"a": "x" * MAX_TOOLS_BYTES})]}, "tools", "bytes of JSON"),
