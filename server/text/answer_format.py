@@ -23,7 +23,8 @@ class AnswerFormat:
     Attributes:
         reasoning: None where none is split off.
         is_open: the answer begins within the reasoning.
-        may_reason: the model may reason before it answers: the prompt has not ended that.
+        may_reason: it is to reason before it answers: the prompt has begun that, or the template
+            can switch it off and has not.
         calls: None where no tools are offered.
         tools: those that are.
         max_calls: in one answer; None is any number.
@@ -55,7 +56,8 @@ class AnswerFormat:
             is_open = may_reason = markers.is_open_within(body.messages[-1].text())
         elif markers is not None:
             is_open = markers.is_open_after(prompt_end)
-            may_reason = not prompt_end.rstrip().endswith(markers.closing)
+            has_ended = prompt_end.rstrip().endswith(markers.closing)
+            may_reason = is_open or (chat_format.thinking_switch is not None and not has_ended)
         return cls(
             reasoning=markers,
             is_open=is_open,

@@ -43,9 +43,10 @@ def chat_prompt(
     options = _template_options(body, chat_format)
     if chat_format.short_call_ids:
         prepared = [_with_short_ids(message) for message in prepared]
-    if not chat_format.takes_calls:
+    tells_tools = bool(tools) and not chat_format.takes_tools
+    if tells_tools or not chat_format.takes_calls:
         prepared = with_plain_calls(prepared)
-    if tools and chat_format.takes_tools:
+    if tools and not tells_tools:
         options["tools"] = tools
     elif tools:
         prepared = with_tool_prompt(prepared, tools, takes_system=chat_format.takes_system)

@@ -18,7 +18,8 @@ CLOSED = {**SCHEMA, "additionalProperties": False}
 JSON_FORM = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
 NAMED = {"type": "function", "function": {"name": "g"}}
 HERMES = "{% if tools %}<tool_call>{% endif %}"
-THINKS = "{% if tools %}<tool_call></think>{% endif %}"
+THINKS = "{% if tools %}<tool_call></think>{% endif %}{% if enable_thinking %}{% endif %}"
+MENTIONS = "{% if tools %}<tool_call></think>{% endif %}"
 CODER = "{% if tools %}<tool_call><function={% endif %}"
 
 
@@ -79,8 +80,10 @@ def test_strict_functions_hold_calls_that_need_not_come() -> None:
 def test_reasoning_comes_before_calls() -> None:
     for end in ("assistant\n", "assistant\n<think>\n"):
         assert form(THINKS, end, tools=tools(), tool_choice="required")["has_text"]
+    assert form(MENTIONS, "<think>\n", tools=tools(), tool_choice="required")["has_text"]
     ended = "assistant\n<think>\n\n</think>\n\n"
     assert not form(THINKS, ended, tools=tools(), tool_choice="required")["has_text"]
+    assert not form(MENTIONS, tools=tools(), tool_choice="required")["has_text"]
 
 
 def test_reasoning_comes_before_json() -> None:
@@ -91,6 +94,7 @@ def test_reasoning_comes_before_json() -> None:
     for structure in (
         form(THINKS, ended, response_format=JSON_FORM),
         form(HERMES, response_format=JSON_FORM),
+        form(MENTIONS, response_format=JSON_FORM),
         form(THINKS, "<think>\n", structured_outputs={"regex": "a+"}),
     ):
         assert structure.kind in (StructureKind.JSON_SCHEMA, StructureKind.REGEX)

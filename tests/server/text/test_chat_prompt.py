@@ -136,6 +136,11 @@ def test_a_template_without_calls_gets_them_as_text() -> None:
         },
     ]
     assert prompt(KNOWS_TOOLS, messages=messages).messages[2]["role"] == "tool"
+    knows_calls = ChatFormat.of("{{ messages[0].tool_calls }}")
+    assert prompt(knows_calls, messages=messages).messages[2]["role"] == "tool"
+    # What is told of calls in plain text and what is shown of earlier ones must agree.
+    told = prompt(knows_calls, messages=messages, tools=[TOOL]).messages
+    assert [message["role"] for message in told] == ["system", "user", "assistant", "user"]
 
 
 def test_mistral_gets_the_ids_that_it_takes() -> None:
