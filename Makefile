@@ -4,6 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 ARGS   ?=
+# Test files run beside each other in so many processes; 0: all in one, for a debugger.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-fast check format kernels-compile mutants bench-kernels bench loadtest size clean
@@ -15,10 +18,10 @@ serve: $(VENV)/.serve  ## Install, fetch the default model and serve it (ARGS="-
 	@$(BIN)/tandem serve $(ARGS)
 
 test: $(VENV)/.dev  ## Install what the tests need and run all of them
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-fast: $(VENV)/.dev  ## The tests that need no server and no model, about two minutes
-	$(BIN)/python -m pytest -m "not slow and not e2e" $(ARGS)
+	$(PYTEST) -m "not slow and not e2e" $(ARGS)
 
 check: $(VENV)/.dev  ## Format, lint, types and import rules
 	$(BIN)/ruff format --check .

@@ -75,8 +75,8 @@ def multiplies_bf16() -> bool:
 
 
 def multiplies_packed_bf16() -> bool:
-    """Whether packed weights meet bf16 activations in pairs of bf16 numbers, to which they are rounded:
-    with the matrix unit, or where such products are as fast as those of integers."""
+    """Whether packed weights are rounded to bf16 and meet activations in pairs: with the matrix
+    unit, or where products of pairs are as fast as those of integers."""
     has_unit = "amx_bf16" in RUNGS.get(_chosen, features())
     return has_unit or (multiplies_bf16() and cpuinfo().get("vendor_id") != "GenuineIntel")
 

@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import filelock
 import torch
 
 from kernels import isa
@@ -116,15 +117,22 @@ def _compiler() -> str | None:
 
 
 def _built(compiler: str) -> Path:
-    """Path of the library. Two processes may build at once; the last one to finish wins."""
+    """Path of the library. Processes that start together leave building it to one of them."""
     target = _target(compiler)
     if not target.exists():
-        # The long ones first: one of them alone at the end would leave other cores idle.
-        sources = sorted(_sources(), key=_size, reverse=True)
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(functools.partial(_compiled, compiler), sources))
-        _run_to(target, [compiler, *flags(), "-shared", *map(str, objects)])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(target.with_suffix(".lock"), timeout=BUILD_TIMEOUT_S):
+            if not target.exists():
+                _build(compiler, target)
     return target
+
+
+def _build(compiler: str, target: Path) -> None:
+    # The long ones first: one of them alone at the end would leave other cores idle.
+    sources = sorted(_sources(), key=_size, reverse=True)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(functools.partial(_compiled, compiler), sources))
+    _run_to(target, [compiler, *flags(), "-shared", *map(str, objects)])
 
 
 def _compiled(compiler: str, source: Path) -> Path:

@@ -90,14 +90,23 @@ def test_what_killed_builds_left_is_removed_once_it_is_old(tmp_path):
 
 
 @pytest.mark.slow
-def test_builds_at_the_same_time_leave_one_good_library(fresh_cache, monkeypatch):
+def test_of_builds_at_the_same_time_one_is_done(fresh_cache, monkeypatch):
     # A part of them, unoptimised: many times faster to build, and as good for this.
     monkeypatch.setattr(native, "FLAGS", ("-O0", *native.FLAGS[1:]))
     sources = [native.KERNELS / op / "cpu.cpp" for op in ("rms_norm", "silu_mul")]
     monkeypatch.setattr(native, "_sources", lambda: sources)
+    made = []
+    run_to = native._run_to
+
+    def counted(target, command):
+        made.append(target.name)
+        run_to(target, command)
+
+    monkeypatch.setattr(native, "_run_to", counted)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         built = list(pool.map(native._built, ["g++", "g++"]))
     assert built[0] == built[1]
-    left = [path for path in fresh_cache.iterdir() if path.suffix != ".o"]
+    assert len(made) == len(set(made)) == len(sources) + 1
+    left = [path for path in fresh_cache.iterdir() if path.suffix not in (".o", ".lock")]
     assert [path.name for path in left] == [built[0].name]
     assert native.library() is not None
