@@ -14,6 +14,7 @@ from engine.kinds import AnyKind, imported
 from engine.version import __version__
 from server import middleware, openapi
 from server.catalog import config_of
+from server.dialects.table import DIALECTS
 from server.http import errors
 from server.http.admission import Admission, Places
 from server.http.lifecycle import Lifecycle
@@ -38,6 +39,7 @@ _ROUTERS = (
     health.router,
     metrics.router,
     docs.router,
+    *(dialect.router for dialect in DIALECTS),
 )
 
 
@@ -58,8 +60,8 @@ def create_app(settings: Settings, engine: EngineClient) -> FastAPI:
     app.state.tandem = state
     for router in _ROUTERS:
         app.include_router(router)
-    errors.install(app)
-    openapi.install(app, engine)
+    errors.install(app, {dialect.prefix: dialect.error_shape for dialect in DIALECTS})
+    openapi.install(app, engine, {k: v for one in DIALECTS for k, v in one.bodies.items()})
     middleware.install(app, settings, state.metrics)
     return app
 

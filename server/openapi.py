@@ -5,12 +5,14 @@ which schedulers exist, rather than just a string and an integer.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
+from pydantic import BaseModel
 
 from engine.client import EngineClient
+from engine.kinds import AnyKind
 from server.catalog import config_of, served_names
 from server.http.priority import describe_priority
 from server.http.schemas import variant
@@ -19,15 +21,20 @@ from server.kinds import SERVED
 _KINDS = {body.__name__: served for served in SERVED.values() for body in served.bodies}
 
 
-def install(app: FastAPI, engine: EngineClient) -> None:
-    """Make `/openapi.json` and `/docs` show the served models' facts."""
+def install(app: FastAPI, engine: EngineClient, more: Mapping[type[BaseModel], AnyKind]) -> None:
+    """Make `/openapi.json` and `/docs` show the served models' facts.
+
+    Args:
+        more: bodies beside those of the kinds themselves, and the kind of model that they name.
+    """
     describe = app.openapi
+    kinds = _KINDS | {body.__name__: SERVED[kind] for body, kind in more.items()}
 
     def openapi() -> dict[str, Any]:
         document = copy.deepcopy(describe())
         _drop_unused_422(document)
         for name, schema in document["components"]["schemas"].items():
-            kind = _KINDS.get(name)
+            kind = kinds.get(name)
             if kind is not None:
                 names = served_names(engine, kind.kind)
                 configs = [config_of(engine, name) for name in names]

@@ -33,7 +33,7 @@ LINGER_S = 5.0
 """A client that is still sending when we close would see a reset in place of the answer."""
 
 _UNUSED_S = 1.0
-_PROBES = (b"/health", b"/ready")
+_PROBES = (b"/health", b"/ping", b"/ready")
 
 log = structlog.get_logger(__name__)
 

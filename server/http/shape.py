@@ -19,6 +19,9 @@ class Shape:
 
     framing: Framing = OPENAI_FRAMING
 
+    def begin(self) -> None:
+        """The first of a text is there; not called for images."""
+
     def whole(self, answer: Any) -> bytes:
         """An answer that is sent at once."""
         return encode(answer)

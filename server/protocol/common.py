@@ -154,17 +154,11 @@ class WireModel(BaseModel):
     )
 
 
-class ModelRequest(WireModel):
-    """A request to one of the served models. Routes of another kind have tables of their own."""
+class RequestBody(WireModel):
+    """What a client sends. Routes of another kind than text have tables of their own."""
 
     _no_effect: ClassVar[Mapping[str, str]] = NO_EFFECT_FIELDS
     _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED_FIELDS
-
-    model: str | None = Field(
-        None,
-        max_length=256,
-        description="Id of a served model. May be left out where exactly one is served.",
-    )
 
     @model_validator(mode="before")
     @classmethod
@@ -178,6 +172,16 @@ class ModelRequest(WireModel):
         """Names of the fields that the client sent and nobody knows."""
         known = self._no_effect.keys() | self._unsupported.keys()
         return [name for name in self.model_extra or {} if name not in known]
+
+
+class ModelRequest(RequestBody):
+    """A request to one of the served models."""
+
+    model: str | None = Field(
+        None,
+        max_length=256,
+        description="Id of a served model. May be left out where exactly one is served.",
+    )
 
 
 class StreamOptions(WireModel):

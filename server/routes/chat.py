@@ -13,7 +13,7 @@ from server.http.shape import Shape
 from server.http.sse import until_disconnect
 from server.protocol.answers import error_answers, stream_answer
 from server.protocol.chat import ChatCompletion, ChatCompletionRequest
-from server.protocol.common import ModelRequest
+from server.protocol.common import RequestBody
 from server.routes.deps import StateDep
 from server.routes.ignored_fields import report_ignored_fields
 from server.state import AppState
@@ -52,7 +52,7 @@ async def answer_chat(
     request: Request,
     state: AppState,
     *,
-    sent: ModelRequest | None = None,
+    sent: RequestBody | None = None,
     shape: Shape | None = None,
 ) -> Response:
     """Admit, convert, submit, reply; for whoever asks in OpenAI's words or in a dialect's.

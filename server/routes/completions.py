@@ -14,7 +14,7 @@ from server.http.priority import acting_priority
 from server.http.shape import Shape
 from server.http.sse import until_disconnect
 from server.protocol.answers import error_answers, stream_answer
-from server.protocol.common import ModelRequest
+from server.protocol.common import RequestBody
 from server.protocol.completions import Completion, CompletionRequest
 from server.routes.deps import StateDep
 from server.routes.ignored_fields import report_ignored_fields
@@ -50,7 +50,7 @@ async def answer_completion(
     request: Request,
     state: AppState,
     *,
-    sent: ModelRequest | None = None,
+    sent: RequestBody | None = None,
     shape: Shape | None = None,
 ) -> Response:
     """As `server.routes.chat.answer_chat`, for text that no template is put around."""

@@ -18,7 +18,7 @@ from server.http.log_fields import annotate
 from server.http.priority import acting_priority
 from server.http.sse import until_disconnect
 from server.protocol.answers import error_answers
-from server.protocol.common import ModelRequest
+from server.protocol.common import RequestBody
 from server.protocol.embeddings import (
     EmbeddingModelRequest,
     EmbeddingsAnswer,
@@ -64,7 +64,7 @@ async def embed(
     request: Request,
     state: AppState,
     *,
-    sent: ModelRequest | None = None,
+    sent: RequestBody | None = None,
     dimensions: int | None = None,
 ) -> Response:
     """Admit the inputs, have them embedded, and answer with what `write` makes of that.

@@ -20,7 +20,7 @@ from server.images.reply import ImageReply, Keep
 from server.images.run import FileOptions, ImageRun
 from server.images.task import choose_task
 from server.protocol.answers import ErrorAnswer, error_answers, stream_answer
-from server.protocol.common import ModelRequest
+from server.protocol.common import RequestBody
 from server.protocol.image_answers import ImageJobAnswer, ImagesAnswer
 from server.protocol.images import (
     ImageEditRequest,
@@ -138,7 +138,7 @@ async def answer_images(
     state: AppState,
     event_prefix: str,
     *,
-    sent: ModelRequest | None = None,
+    sent: RequestBody | None = None,
     shape: Shape | None = None,
 ) -> Response:
     """Admit, decode, convert, submit, reply. The run is closed when the client leaves.

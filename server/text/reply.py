@@ -69,6 +69,8 @@ class TextReply(Reply):
         parts: list[list[Delta]] = [[] for _ in range(self.generation.num_choices)]
         async with aclosing(self.generation.deltas()) as deltas:
             async for delta in deltas:
+                if not any(parts):
+                    self._shape.begin()
                 parts[delta.index].append(delta)
         return self._shape.whole(self._answer(parts))
 
@@ -77,6 +79,8 @@ class TextReply(Reply):
         async with aclosing(self.generation.deltas()) as deltas:
             async for delta in deltas:
                 chunks = self._chunks(delta)
+                if not opened:
+                    self._shape.begin()
                 if delta.index not in opened:
                     opened.add(delta.index)
                     chunks = [*self._opening(delta.index), *chunks]

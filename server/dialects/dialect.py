@@ -1,0 +1,71 @@
+"""What the server must know of a dialect, and how its bodies become those of our own routes."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from fastapi import APIRouter
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
+
+from engine.kinds import AnyKind
+from server.http.errors import ErrorFacts, ErrorShape
+
+BodyT = TypeVar("BodyT", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """A row of `server/dialects/table.py`.
+
+    Attributes:
+        prefix: how all of its paths begin, and no others.
+        error_shape: writes every failure under these paths, also those of middleware.
+        bodies: requests that name a model in `model`, and of which kind it is.
+    """
+
+    prefix: str
+    router: APIRouter
+    error_shape: ErrorShape
+    bodies: Mapping[type[BaseModel], AnyKind]
+
+
+def responses(
+    example: Any, failure: Mapping[str, Any], *, stream_type: str | None = None
+) -> dict[int | str, dict[str, Any]]:
+    """FastAPI's `responses` of a route, by examples.
+
+    Args:
+        stream_type: media type of a stream, if it may answer with one.
+    """
+    types = ("application/json", *([stream_type] if stream_type else []))
+    whole: Any = {"content": {type: {"example": example} for type in types}}
+    content = {"application/json": {"example": failure, "schema": {"type": "object"}}}
+    failed = {"description": "A failure.", "content": content}
+    statuses = (400, 401, 404, 413, 415, 429, 500, 503)
+    return {200: whole | {"description": "The answer."}, **dict.fromkeys(statuses, failed)}
+
+
+def openai_body(model: type[BodyT], fields: Mapping[str, Any]) -> BodyT:
+    """The body of our own route with these fields, null ones left out.
+
+    Raises:
+        RequestValidationError, EngineError: what the route itself would refuse.
+    """
+    try:
+        return model.model_validate({k: v for k, v in fields.items() if v is not None})
+    except ValidationError as error:
+        found = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
+        raise RequestValidationError(found) from None
+
+
+def renamed(facts: ErrorFacts, names: Mapping[str, str]) -> ErrorFacts:
+    """A failure in a dialect's words: OpenAI's names of fields → its own."""
+
+    def own_name(match: re.Match[str]) -> str:
+        return names[match[0]]
+
+    pattern = rf"\b({'|'.join(map(re.escape, names))})\b"
+    param = None if facts.param is None else re.sub(pattern, own_name, facts.param)
+    return replace(facts, message=re.sub(pattern, own_name, facts.message), param=param)

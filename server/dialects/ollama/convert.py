@@ -1,0 +1,121 @@
+"""From Ollama's bodies to OpenAI's. Pure functions."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from engine.client import EngineClient
+from engine.errors import UnsupportedFeature
+from engine.kinds import EMBEDDING, TEXT
+from engine.types import Info
+from server.dialects.dialect import openai_body
+from server.dialects.ollama.options import option_fields
+from server.dialects.ollama.protocol import (
+    OllamaChatRequest,
+    OllamaGenerateRequest,
+    OllamaMessage,
+    TextFields,
+)
+from server.protocol.chat import ChatCompletionRequest
+from server.protocol.completions import CompletionRequest
+
+_DEFAULT_TAG = ":latest"
+
+OWN_NAMES: Mapping[str, str] = {
+    "max_tokens": "num_predict",
+    "max_completion_tokens": "num_predict",
+    "response_format": "format",
+    "reasoning_effort": "think",
+}
+"""OpenAI's names of fields → Ollama's, for what is said of them."""
+
+
+def served_name(engine: EngineClient, name: str | None) -> str | None:
+    """The id that a client means: Ollama's `name:latest` is `name`, unless it is served so."""
+    served = {status.model for status in engine.statuses()}
+    infos: list[Info] = [*engine.infos(TEXT), *engine.infos(EMBEDDING)]
+    served |= {each for info in infos for each in info.names}
+    bare = (name or "").removesuffix(_DEFAULT_TAG)
+    return bare if name not in served and bare in served else name
+
+
+def chat_body(body: OllamaChatRequest, model: str | None) -> ChatCompletionRequest:
+    """OpenAI's body for a conversation.
+
+    Raises:
+        RequestValidationError, EngineError: what is refused.
+    """
+    messages = [_message(message, index) for index, message in enumerate(body.messages or ())]
+    return openai_body(
+        ChatCompletionRequest,
+        {**_text_fields(body, model), "messages": messages, "tools": body.tools or None},
+    )
+
+
+def generate_chat_body(body: OllamaGenerateRequest, model: str | None) -> ChatCompletionRequest:
+    """OpenAI's body for a prompt that the chat template is put around."""
+    messages = [{"role": "user", "content": body.prompt or ""}]
+    if body.system:
+        messages.insert(0, {"role": "system", "content": body.system})
+    return openai_body(ChatCompletionRequest, {**_text_fields(body, model), "messages": messages})
+
+
+def raw_body(body: OllamaGenerateRequest, model: str | None) -> CompletionRequest:
+    """OpenAI's body for a prompt as it is.
+
+    Raises:
+        UnsupportedFeature: it asks for what needs a chat.
+    """
+    fields = _text_fields(body, model)
+    for name in ("system", "think", "logprobs"):
+        if getattr(body, name):
+            raise UnsupportedFeature(
+                f"{name} does not go with a prompt that no chat template is put around; leave it "
+                "out",
+                param=name,
+            )
+    return openai_body(CompletionRequest, {**fields, "logprobs": None, "prompt": body.prompt or ""})
+
+
+def _text_fields(body: TextFields, model: str | None) -> dict[str, Any]:
+    streams = body.stream is not False
+    fields = {
+        "model": model,
+        "stream": streams,
+        "stream_options": {"include_usage": True} if streams else None,
+        "response_format": _response_format(body.format),
+        "logprobs": body.logprobs,
+        "top_logprobs": body.top_logprobs or None,
+        "reasoning_effort": _effort(body.think),
+    }
+    return fields | option_fields(body.options or {})
+
+
+def _effort(think: bool | str | None) -> str | None:
+    if isinstance(think, bool):
+        return "medium" if think else "none"
+    return think
+
+
+def _response_format(format: str | dict[str, Any] | None) -> dict[str, Any] | None:
+    if not format:
+        return None
+    if format == "json":
+        return {"type": "json_object"}
+    schema = {"name": "format", "schema": format, "strict": True}
+    return {"type": "json_schema", "json_schema": schema}
+
+
+def _message(message: OllamaMessage, index: int) -> dict[str, Any]:
+    if message.images:
+        raise UnsupportedFeature(
+            "only text is supported in messages; leave images out",
+            param=f"messages[{index}].images",
+        )
+    fields = {
+        "role": message.role,
+        "content": message.content or "",
+        "name": message.tool_name,
+        "reasoning_content": message.thinking or None,
+        "tool_calls": [{"type": "function", **call} for call in message.tool_calls or ()] or None,
+    }
+    return {name: value for name, value in fields.items() if value is not None}

@@ -1,0 +1,83 @@
+"""What each of Ollama's `options` becomes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from engine.errors import InvalidParameter, UnsupportedFeature
+from server.protocol.common import integral
+from server.protocol.sampler_fields import SamplerFields
+
+_SAME_OPTIONS = frozenset((*SamplerFields.model_fields, "seed", "stop", "min_tokens"))
+_READ_OPTIONS = frozenset(("num_predict", "repeat_last_n"))
+_NO_EFFECT_OPTIONS = frozenset(
+    (
+        *("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "numa"),
+        *("low_vram", "f16_kv", "logits_all", "vocab_only", "use_mmap", "use_mlock"),
+        *("embedding_only", "mirostat_tau", "mirostat_eta"),
+    )
+)
+"""How Ollama loads and runs a model, and what acts with refused options only."""
+_UNSUPPORTED_OPTIONS: Mapping[str, tuple[Any, ...]] = {
+    "mirostat": (0,),
+    "tfs_z": (1,),
+    "penalize_newline": (True,),
+}
+"""With the values that ask for nothing and pass."""
+_WHOLE_TEXT = -1
+_NOTHING = 0
+
+
+def ignored_options(options: Mapping[str, Any]) -> list[str]:
+    """Those that nobody knows."""
+    known = _SAME_OPTIONS | _READ_OPTIONS | _NO_EFFECT_OPTIONS | _UNSUPPORTED_OPTIONS.keys()
+    return [f"options.{name}" for name in options if name not in known]
+
+
+def option_fields(options: Mapping[str, Any]) -> dict[str, Any]:
+    """OpenAI's fields for them.
+
+    Raises:
+        InvalidParameter, UnsupportedFeature: names the option.
+    """
+    for name, neutral in _UNSUPPORTED_OPTIONS.items():
+        if options.get(name) not in (None, *neutral):
+            raise UnsupportedFeature(
+                f"options.{name} is not supported by this server; leave it out",
+                param=f"options.{name}",
+            )
+    fields = {name: integral(options[name]) for name in options.keys() & _SAME_OPTIONS}
+    if fields.get("seed") == -1:
+        fields["seed"] = None
+    if _looked_back(options) == _NOTHING:
+        fields["repeat_penalty"] = None
+    return fields | {"max_tokens": _max_tokens(options.get("num_predict"))}
+
+
+def _looked_back(options: Mapping[str, Any]) -> int:
+    """How much of the text `repeat_penalty` looks at.
+
+    Raises:
+        UnsupportedFeature: neither all nor nothing, where that matters.
+    """
+    asked = integral(options.get("repeat_last_n"))
+    if options.get("repeat_penalty") in (None, 1) or asked in (None, _WHOLE_TEXT):
+        return _WHOLE_TEXT
+    if asked != _NOTHING:
+        raise UnsupportedFeature(
+            "options.repeat_last_n other than 0 and -1 is not supported: repeat_penalty looks at "
+            "the whole text; leave it out",
+            param="options.repeat_last_n",
+        )
+    return _NOTHING
+
+
+def _max_tokens(num_predict: Any) -> int:
+    """Zero and below are to the context's end, and so is nothing."""
+    asked = integral(num_predict)
+    if asked is None:
+        return -1
+    if not isinstance(asked, int) or isinstance(asked, bool):
+        raise InvalidParameter(
+            "options.num_predict must be an integer", param="options.num_predict"
+        )
+    return asked if asked > 0 else -1

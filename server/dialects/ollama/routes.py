@@ -1,0 +1,173 @@
+"""Ollama's routes, `/api/...`."""
+
+import time
+from functools import partial
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+
+from engine.errors import InvalidParameter
+from engine.kinds import EMBEDDING, TEXT
+from engine.version import __version__
+from server.catalog import find_any_model, find_model
+from server.dialects.dialect import Dialect, openai_body, responses
+from server.dialects.ollama.convert import (
+    chat_body,
+    generate_chat_body,
+    raw_body,
+    served_name,
+)
+from server.dialects.ollama.models import AnyTextInfo, described, listed, running
+from server.dialects.ollama.protocol import (
+    OllamaChatRequest,
+    OllamaEmbeddingsRequest,
+    OllamaEmbedRequest,
+    OllamaGenerateRequest,
+    OllamaShowRequest,
+)
+from server.dialects.ollama.shape import LINES, OllamaShape, error_shape, loaded
+from server.embeddings.answers import in_turns
+from server.embeddings.convert import Embedded, as_numbers
+from server.embeddings.inputs import Inputs
+from server.http.json_route import JsonRoute
+from server.http.shape import encode
+from server.protocol.embeddings import EmbeddingsRequest
+from server.routes.chat import answer_chat
+from server.routes.completions import answer_completion
+from server.routes.deps import StateDep
+from server.routes.embeddings import embed
+from server.state import AppState
+
+router = APIRouter(route_class=JsonRoute, tags=["Ollama"])
+
+_JSON = "application/json"
+_answers = partial(responses, failure={"error": "..."})
+
+
+@router.post(
+    "/api/chat",
+    summary="Answer a conversation",
+    responses=_answers(
+        {"message": {"role": "assistant", "content": "..."}}, stream_type=LINES.media_type
+    ),
+)
+async def chat(body: OllamaChatRequest, request: Request, state: StateDep) -> Response:
+    """Line by line, or whole with `stream: false`."""
+    model = served_name(state.engine, body.model)
+    if not body.messages:
+        info = find_model(state.engine, model)
+        return Response(loaded(body.model or info.name, "message"), media_type=_JSON)
+    shape = OllamaShape(body.model or find_model(state.engine, model).name, "message")
+    return await answer_chat(chat_body(body, model), request, state, sent=body, shape=shape)
+
+
+@router.post(
+    "/api/generate",
+    summary="Answer or continue a prompt",
+    responses=_answers({"response": "..."}, stream_type=LINES.media_type),
+)
+async def generate(body: OllamaGenerateRequest, request: Request, state: StateDep) -> Response:
+    """Line by line, or whole with `stream: false`."""
+    model = served_name(state.engine, body.model)
+    info = find_model(state.engine, model)
+    if not body.prompt:
+        return Response(loaded(body.model or info.name, "response"), media_type=_JSON)
+    shape = OllamaShape(body.model or info.name, "response")
+    if body.raw or not (await state.texts.get(info)).has_chat_template:
+        openai = raw_body(body, model)
+        return await answer_completion(openai, request, state, sent=body, shape=shape)
+    openai_chat = generate_chat_body(body, model)
+    return await answer_chat(openai_chat, request, state, sent=body, shape=shape)
+
+
+@router.post("/api/embed", summary="Embed texts", responses=_answers({"embeddings": [[0.1, 0.2]]}))
+async def embed_texts(body: OllamaEmbedRequest, request: Request, state: StateDep) -> Response:
+    """One embedding per text, in their order."""
+    start_ns = time.perf_counter_ns()
+    model = served_name(state.engine, body.model)
+
+    async def write(embedded: Embedded) -> bytes:
+        answer = {
+            "model": body.model or embedded.request.model,
+            "embeddings": await _numbers(embedded),
+            "total_duration": time.perf_counter_ns() - start_ns,
+            "load_duration": 0,
+            "prompt_eval_count": embedded.num_tokens,
+        }
+        return encode(answer)
+
+    fields = {"model": model, "input": body.input, "dimensions": body.dimensions}
+    openai = openai_body(EmbeddingsRequest, fields)
+    inputs = Inputs({"input": body.input})
+    return await embed(openai, inputs, write, request, state, sent=body, dimensions=body.dimensions)
+
+
+@router.post(
+    "/api/embeddings", summary="Embed a text", responses=_answers({"embedding": [0.1, 0.2]})
+)
+async def embed_text(body: OllamaEmbeddingsRequest, request: Request, state: StateDep) -> Response:
+    """As clients asked before `/api/embed`."""
+    model = served_name(state.engine, body.model)
+
+    async def write(embedded: Embedded) -> bytes:
+        [numbers] = await _numbers(embedded)
+        return encode({"embedding": numbers})
+
+    openai = openai_body(EmbeddingsRequest, {"model": model, "input": body.prompt})
+    return await embed(openai, Inputs({"prompt": [body.prompt]}), write, request, state, sent=body)
+
+
+@router.get("/api/tags", summary="List the models", responses=_answers({"models": []}))
+async def tags(state: StateDep) -> dict[str, Any]:
+    """Those that can be asked now for text or embeddings."""
+    return {"models": [listed(info) for info in _infos(state)]}
+
+
+@router.get("/api/ps", summary="List the loaded models", responses=_answers({"models": []}))
+async def ps(state: StateDep) -> dict[str, Any]:
+    """The same models: here they are loaded."""
+    return {"models": [running(info) for info in _infos(state)]}
+
+
+@router.post("/api/show", summary="Describe a model", responses=_answers({"model_info": {}}))
+async def show(body: OllamaShowRequest, state: StateDep) -> dict[str, Any]:
+    """Its chat template, context length and what it can do."""
+    name = served_name(state.engine, body.model or body.name)
+    info = find_any_model(state.engine, name) if name else find_model(state.engine, None)
+    if not isinstance(info, AnyTextInfo):
+        raise InvalidParameter(f"{info.model} is no model for text or embeddings", param="model")
+    text = await state.texts.get(info)
+    return described(info, text.tokenizer.chat_template)
+
+
+@router.get("/api/version", summary="The server's version", responses=_answers({"version": "1.0"}))
+async def version() -> dict[str, str]:
+    """Ours, not Ollama's."""
+    return {"version": __version__}
+
+
+def _infos(state: AppState) -> list[AnyTextInfo]:
+    """One for each name that can be asked for."""
+    infos: list[AnyTextInfo] = [*state.engine.infos(TEXT), *state.engine.infos(EMBEDDING)]
+    named = [info.named(name) for info in infos for name in info.names]
+    return [info for info in named if info is not None]
+
+
+async def _numbers(embedded: Embedded) -> list[msgspec.Raw]:
+    return await in_turns(
+        lambda event: msgspec.Raw(encode(as_numbers(event.embedding))), embedded.events
+    )
+
+
+OLLAMA = Dialect(
+    prefix="/api/",
+    router=router,
+    error_shape=error_shape,
+    bodies={
+        OllamaChatRequest: TEXT,
+        OllamaGenerateRequest: TEXT,
+        OllamaEmbedRequest: EMBEDDING,
+        OllamaEmbeddingsRequest: EMBEDDING,
+    },
+)
