@@ -1,6 +1,7 @@
 """The dialects that are spoken: a row each, from the folder of the dialect."""
 
+from server.dialects.a1111.routes import A1111
 from server.dialects.dialect import Dialect
 from server.dialects.ollama.routes import OLLAMA
 
-DIALECTS: tuple[Dialect, ...] = (OLLAMA,)
+DIALECTS: tuple[Dialect, ...] = (OLLAMA, A1111)

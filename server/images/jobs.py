@@ -122,6 +122,10 @@ class ImageJobs:
         job = self.get(image_id)
         return None if job is None else job.answer(self._queue_position(job))
 
+    def live(self) -> list[ImageJobAnswer]:
+        """Those that are not over, the oldest first."""
+        return [job.answer(self._queue_position(job)) for job in list(self._live.values())]
+
     def get(self, image_id: str) -> ImageJob | None:
         return self._live.get(image_id) or self._ended.get(image_id)
 

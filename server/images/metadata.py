@@ -10,6 +10,8 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from server.images.sampler_names import names_of
+
 PARAMETERS_CHUNK = "parameters"
 JSON_CHUNK = "tandem"
 
@@ -19,23 +21,6 @@ _USER_COMMENT = 0x9286
 _MAX_EXIF_BYTES = 65_500
 """A JPEG segment holds 65,533 bytes."""
 
-_SAMPLERS = {
-    "ddim": "DDIM",
-    "ddpm": "DDPM",
-    "pndm": "PLMS",
-    "lms": "LMS",
-    "euler": "Euler",
-    "euler_ancestral": "Euler a",
-    "heun": "Heun",
-    "dpmpp_2m": "DPM++ 2M",
-    "dpmpp_2m_sde": "DPM++ 2M SDE",
-    "dpmpp_2s": "DPM++ 2S",
-    "deis": "DEIS",
-    "unipc": "UniPC",
-    "lcm": "LCM",
-    "tcd": "TCD",
-}
-_SCHEDULE_TYPES = {"_karras": "Karras", "_exponential": "Exponential"}
 _SETTINGS = (
     ("guidance_scale", "CFG scale"),
     ("image_guidance_scale", "Image CFG scale"),
@@ -84,11 +69,8 @@ def exif_bytes(metadata: Mapping[str, Any]) -> bytes | None:
 def _sampler(name: str | None) -> dict[str, str]:
     if name is None:
         return {}
-    for suffix, schedule_type in _SCHEDULE_TYPES.items():
-        if name.endswith(suffix):
-            base = name.removesuffix(suffix)
-            return {"Sampler": _SAMPLERS.get(base, base), "Schedule type": schedule_type}
-    return {"Sampler": _SAMPLERS.get(name, name)}
+    sampler, schedule_type = names_of(name)
+    return {"Sampler": sampler} | ({"Schedule type": schedule_type} if schedule_type else {})
 
 
 def _quoted(value: Any) -> str:

@@ -74,6 +74,14 @@ def test_the_same_seed_is_the_same_picture_whatever_shares_the_batch(server):
     assert np.abs(drawn(server, seed=12, num_inference_steps=12) - alone).max() > 1
 
 
+def test_a1111s_api_draws_the_same_picture(server):
+    body = {"prompt": CIRCLE["prompt"], "seed": 3, "steps": 6, "width": 64, "height": 64}
+    answer = httpx.post(f"{server.url}/sdapi/v1/txt2img", json=body, timeout=60).json()
+    assert "Steps: 6" in answer["info"]
+    own = drawn(server, seed=3, prompt_syntax="a1111")
+    assert np.array_equal(pixels(answer["images"][0]), own)
+
+
 def test_image_i_of_a_request_has_seed_plus_i(client, server):
     answer = client.images.generate(
         **CIRCLE, n=3, extra_body={"seed": 20, "num_inference_steps": 6}

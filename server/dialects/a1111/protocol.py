@@ -1,0 +1,129 @@
+"""Bodies of A1111's routes. What becomes a field of our image routes is checked there."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+
+from server.protocol.common import RequestBody
+from server.protocol.images import MAX_INPUT_IMAGES
+
+_NO_EFFECT: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("do_not_save_samples", "do_not_save_grid", "include_init_images"),
+        "nothing is written to disk, and inputs are not sent back",
+    ),
+    **dict.fromkeys(
+        ("subseed", "seed_resize_from_h", "seed_resize_from_w"), "with subseed_strength"
+    ),
+    **dict.fromkeys(("s_tmin", "s_tmax", "s_noise"), "with s_churn"),
+    **dict.fromkeys(
+        (
+            *("hr_scale", "hr_upscaler", "hr_second_pass_steps", "hr_resize_x", "hr_resize_y"),
+            *("hr_checkpoint_name", "hr_sampler_name", "hr_scheduler", "hr_prompt"),
+            *("hr_negative_prompt", "firstphase_width", "firstphase_height"),
+        ),
+        "with enable_hr",
+    ),
+    "refiner_switch_at": "with refiner_checkpoint",
+    "disable_extra_networks": "there are none",
+    "comments": "goes into A1111's own files",
+    "force_task_id": "names a task to A1111's own page",
+    "mask_round": "grey levels of a mask are rounded",
+}
+"""Fields that change no picture of this server, and why: where a field is named, it is refused."""
+
+_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
+    "styles": ([],),
+    "subseed_strength": (0,),
+    "restore_faces": (False,),
+    "tiling": (False,),
+    "eta": (0,),
+    "s_churn": (0,),
+    "s_min_uncond": (0,),
+    "enable_hr": (False,),
+    "refiner_checkpoint": ("", "None"),
+    "script_name": ("", "None"),
+    "script_args": ([],),
+    "alwayson_scripts": ({},),
+    "save_images": (False,),
+    "infotext": ("",),
+    "override_settings_restore_afterwards": (True,),
+}
+"""Known fields that are refused, with the values that ask for nothing and pass. Null passes too."""
+
+_UNSUPPORTED_WITH_IMAGE: Mapping[str, tuple[Any, ...]] = {
+    **_UNSUPPORTED,
+    "resize_mode": (0,),
+    "inpainting_fill": (1,),
+    "inpainting_mask_invert": (0,),
+    "mask_blur_x": (4,),
+    "mask_blur_y": (4,),
+    "initial_noise_multiplier": (1,),
+    "latent_mask": ("",),
+}
+
+
+class DrawingFields(RequestBody):
+    """What `/txt2img` and `/img2img` share. What is left out or null is the model's default."""
+
+    _no_effect: ClassVar[Mapping[str, str]] = _NO_EFFECT
+    _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = _UNSUPPORTED
+
+    prompt: str | None = Field(None, description="What to draw, with A1111's weights.")
+    negative_prompt: str | None = None
+    seed: int | None = Field(None, ge=-1, description="-1 is a random one.")
+    batch_size: int | None = Field(None, ge=1, description="Images, times n_iter. Default 1.")
+    n_iter: int | None = Field(None, ge=1, description="Default 1.")
+    steps: int | None = None
+    cfg_scale: float | None = None
+    width: int | None = Field(None, ge=1, le=1 << 16)
+    height: int | None = Field(None, ge=1, le=1 << 16)
+    sampler_name: str | None = Field(None, max_length=64, description="See `samplers`.")
+    sampler_index: str | None = Field(
+        None, max_length=64, description="Older clients' name for it."
+    )
+    scheduler: str | None = Field(
+        None, max_length=64, description="Schedule type: Automatic, Uniform, Karras, Exponential."
+    )
+    denoising_strength: float | None = Field(
+        None, description="Share of the steps that is run on an input image. Default 0.75."
+    )
+    override_settings: dict[str, Any] | None = Field(
+        None,
+        max_length=64,
+        description="`sd_model_checkpoint`: id of a served model. `CLIP_stop_at_last_layers`.",
+    )
+    send_images: bool | None = Field(None, description="Default true.")
+
+
+class Txt2ImgRequest(DrawingFields):
+    """Draw from a prompt."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"prompt": "a red circle"}})
+
+
+class Img2ImgRequest(DrawingFields):
+    """Redraw an image, or a part of it."""
+
+    _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = _UNSUPPORTED_WITH_IMAGE
+
+    init_images: list[str] = Field(
+        min_length=1, max_length=MAX_INPUT_IMAGES, description="Base64, or data URLs."
+    )
+    mask: str | None = Field(None, description="White is redrawn.")
+    mask_blur: int | None = Field(
+        None, description="Pixels over which the edge is blended, all of them under the mask."
+    )
+    inpaint_full_res: bool | Literal[0, 1] | None = Field(
+        None, description="Work on the mask's surroundings only. Default true."
+    )
+    inpaint_full_res_padding: int | None = Field(None, description="Default 32.")
+    image_cfg_scale: float | None = None
+
+
+class OptionsRequest(RequestBody):
+    """Settings to change. Only what they are anyway can be asked for."""
+
+    _no_effect: ClassVar[Mapping[str, str]] = {}
+    _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {}

@@ -1,0 +1,129 @@
+"""A1111's routes, `/sdapi/v1/...`."""
+
+import time
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from engine.errors import UnsupportedFeature
+from engine.kinds import IMAGE
+from server.catalog import find_image_model
+from server.dialects.a1111.convert import drawing_body, model_of, redrawing_body
+from server.dialects.a1111.protocol import Img2ImgRequest, OptionsRequest, Txt2ImgRequest
+from server.dialects.a1111.shape import A1111Shape, error_shape
+from server.dialects.dialect import Dialect, responses
+from server.http.json_route import JsonRoute
+from server.images.sampler_names import names_of
+from server.routes.deps import StateDep
+from server.routes.images import answer_images
+from server.state import AppState
+
+router = APIRouter(route_class=JsonRoute, tags=["A1111"])
+
+_answers = partial(
+    responses, failure={"error": "...", "detail": "...", "body": "", "errors": "..."}
+)
+_IMAGES = _answers({"images": ["..."], "parameters": {}, "info": "{}"})
+
+
+@router.post("/sdapi/v1/txt2img", summary="Draw images", responses=_IMAGES)
+async def txt2img(body: Txt2ImgRequest, request: Request, state: StateDep) -> Response:
+    """From a prompt."""
+    openai = drawing_body(body, find_image_model(state.engine, model_of(body)))
+    shape = A1111Shape(body)
+    return await answer_images(openai, request, state, "image_generation", sent=body, shape=shape)
+
+
+@router.post("/sdapi/v1/img2img", summary="Redraw an image", responses=_IMAGES)
+async def img2img(body: Img2ImgRequest, request: Request, state: StateDep) -> Response:
+    """All of it, or what a mask marks."""
+    openai = redrawing_body(body, find_image_model(state.engine, model_of(body)))
+    shape = A1111Shape(body)
+    body.init_images, body.mask = [], None
+    return await answer_images(openai, request, state, "image_edit", sent=body, shape=shape)
+
+
+@router.get("/sdapi/v1/progress", summary="Progress", responses=_answers({"progress": 0.5}))
+async def progress(state: StateDep) -> dict[str, Any]:
+    """Of the oldest request that is not over, whoever sent it; `GET /v1/images/{id}` tells of any
+    one."""
+    job = next(iter(state.image_jobs.live()), None)
+    done = job.progress if job else 0.0
+    elapsed_s = time.time() - job.created if job else 0.0
+    return {
+        "progress": done,
+        "eta_relative": elapsed_s / done - elapsed_s if done else 0.0,
+        "state": {
+            "skipped": False,
+            "interrupted": False,
+            "stopping_generation": False,
+            "job": job.status if job else "",
+            "job_count": job.n if job else 0,
+            "job_timestamp": time.strftime(
+                "%Y%m%d%H%M%S", time.localtime(job.created if job else 0)
+            ),
+            "job_no": job.num_finished if job else 0,
+            "sampling_step": job.step if job else 0,
+            "sampling_steps": job.num_steps if job else 0,
+        },
+        "current_image": None,
+        "textinfo": None,
+    }
+
+
+@router.get("/sdapi/v1/samplers", summary="List the samplers", responses=_answers([]))
+async def samplers(state: StateDep) -> list[dict[str, Any]]:
+    """Of all image models, with their schedule types; aliases are our own names."""
+    facts = [info.denoising for info in state.engine.infos(IMAGE)]
+    names = {name: None for one in facts if one is not None for name in one.schedulers}
+    return [
+        {"name": " ".join(names_of(name)).strip(), "aliases": [name], "options": {}}
+        for name in names
+    ]
+
+
+@router.get("/sdapi/v1/sd-models", summary="List the image models", responses=_answers([]))
+async def sd_models(state: StateDep) -> list[dict[str, Any]]:
+    """Those that can be asked now. There are no hashes and no paths."""
+    return [
+        {
+            "title": info.model,
+            "model_name": info.model,
+            "hash": None,
+            "sha256": None,
+            "filename": info.model,
+            "config": None,
+        }
+        for info in state.engine.infos(IMAGE)
+    ]
+
+
+@router.get("/sdapi/v1/options", summary="Settings", responses=_answers({"samples_format": "png"}))
+async def get_options(state: StateDep) -> dict[str, Any]:
+    """What holds for a request that does not say otherwise."""
+    return _options(state)
+
+
+@router.post("/sdapi/v1/options", summary="Change settings", responses=_answers(None))
+async def set_options(body: OptionsRequest, state: StateDep) -> None:
+    """Only to what they are: one client's settings would be every other's too."""
+    settings = _options(state)
+    for name, value in (body.model_extra or {}).items():
+        if name not in settings or value != settings[name]:
+            raise UnsupportedFeature(
+                "settings cannot be changed for all clients; send override_settings with a request",
+                param="options",
+            )
+
+
+def _options(state: AppState) -> dict[str, Any]:
+    infos = state.engine.infos(IMAGE)
+    return {
+        "sd_model_checkpoint": infos[0].model if infos else "",
+        "samples_format": "png",
+        "CLIP_stop_at_last_layers": 1,
+    }
+
+
+A1111 = Dialect(prefix="/sdapi/", router=router, error_shape=error_shape, bodies={})

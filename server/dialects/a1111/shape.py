@@ -1,0 +1,90 @@
+"""Answers as A1111 writes them."""
+
+import json
+import time
+from typing import Any
+
+from server.dialects.a1111.convert import OWN_NAMES
+from server.dialects.a1111.protocol import DrawingFields
+from server.dialects.dialect import renamed
+from server.http.errors import ErrorFacts
+from server.http.shape import Shape, encode
+from server.images.metadata import parameters_text
+from server.images.sampler_names import names_of
+from server.protocol.image_answers import ImagesAnswer
+
+
+def error_shape(facts: ErrorFacts) -> bytes:
+    """Clients read `detail`, or `errors`."""
+    message = renamed(facts, OWN_NAMES).message
+    return encode({"error": facts.code, "detail": message, "body": "", "errors": message})
+
+
+class A1111Shape(Shape):
+    """Of one reply: `images`, `parameters` (the request's) and `info` (JSON within a string)."""
+
+    def __init__(self, body: DrawingFields) -> None:
+        self._body = body
+        # The pictures would wait in memory as long as the request does.
+        self._parameters = body.model_dump(exclude={"init_images", "mask"})
+
+    def whole(self, answer: Any) -> bytes:
+        images = [image.b64_json for image in answer.data]
+        return encode(
+            {
+                "images": [] if self._body.send_images is False else images,
+                "parameters": self._parameters,
+                "info": json.dumps(self._info(answer)),
+            }
+        )
+
+    def _info(self, answer: ImagesAnswer) -> dict[str, Any]:
+        prompt, negative = self._body.prompt or "", self._body.negative_prompt or ""
+        seeds = [image.seed for image in answer.data]
+        width, height = map(int, answer.size.split("x"))
+        return {
+            "prompt": prompt,
+            "all_prompts": [prompt] * len(seeds),
+            "negative_prompt": negative,
+            "all_negative_prompts": [negative] * len(seeds),
+            "seed": answer.seed,
+            "all_seeds": seeds,
+            "subseed": -1,
+            "all_subseeds": [-1] * len(seeds),
+            "subseed_strength": 0,
+            "width": width,
+            "height": height,
+            "sampler_name": " ".join(names_of(answer.scheduler)).strip(),
+            "cfg_scale": answer.guidance_scale,
+            "steps": answer.num_inference_steps,
+            "batch_size": len(seeds),
+            "restore_faces": False,
+            "face_restoration_model": None,
+            "sd_model_name": answer.model,
+            "sd_model_hash": None,
+            "seed_resize_from_w": -1,
+            "seed_resize_from_h": -1,
+            "denoising_strength": self._body.denoising_strength,
+            "extra_generation_params": {},
+            "index_of_first_image": 0,
+            "infotexts": [self._infotext(answer, seed) for seed in seeds],
+            "styles": [],
+            "job_timestamp": time.strftime("%Y%m%d%H%M%S"),
+            "is_using_inpainting_conditioning": False,
+            "warnings": answer.warnings,
+        }
+
+    def _infotext(self, answer: ImagesAnswer, seed: int) -> str:
+        return parameters_text(
+            {
+                "prompt": self._body.prompt or "",
+                "negative_prompt": self._body.negative_prompt,
+                "num_inference_steps": answer.num_inference_steps,
+                "scheduler": answer.scheduler,
+                "guidance_scale": answer.guidance_scale,
+                "seed": seed,
+                "size": answer.size,
+                "model": answer.model,
+                "strength": self._body.denoising_strength,
+            }
+        )

@@ -1,0 +1,277 @@
+"""A1111's routes over the engine that paints."""
+
+import asyncio
+import base64
+import json
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+from fake_engine import Failure, model_info
+from fake_image_engine import DENOISING, image_info
+from image_server import ImageServer, data_url, opened, png, saved
+from PIL import Image
+from text_server import until
+
+from engine.image_types import ImageTask, PromptSyntax
+
+TXT2IMG, IMG2IMG = "/sdapi/v1/txt2img", "/sdapi/v1/img2img"
+
+
+async def answered(server: ImageServer, path: str, **body: Any) -> dict[str, Any]:
+    response = await server.client.post(path, json=body)
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    assert answer.keys() == {"images", "parameters", "info"}
+    return answer | {"info": json.loads(answer["info"])}
+
+
+def refusal_of(response: httpx.Response, status: int = 400) -> str:
+    assert response.status_code == status, response.text
+    body = response.json()
+    assert body.keys() == {"error", "detail", "body", "errors"}
+    detail: str = body["detail"]
+    return detail
+
+
+def encoded(image: bytes) -> str:
+    return base64.b64encode(image).decode()
+
+
+def white_left(width: int = 64, height: int = 48) -> bytes:
+    """A mask in A1111's notation: its left half is white."""
+    mask = Image.new("L", (width, height), 0)
+    mask.paste(255, (0, 0, width // 2, height))
+    return saved(mask)
+
+
+async def test_what_is_left_out_is_the_models() -> None:
+    server = ImageServer()
+    answer = await answered(server, TXT2IMG, prompt="a (red:1.2) circle")
+    request = server.last
+    assert (request.prompt, request.params.task) == (
+        "a (red:1.2) circle",
+        ImageTask.TEXT_TO_IMAGE,
+    )
+    assert request.params.prompt_syntax is PromptSyntax.A1111
+    assert (request.params.width, request.params.num_inference_steps) == (64, 4)
+    assert (request.params.guidance_scale, request.params.scheduler) == (4.0, None)
+    [image] = answer["images"]
+    assert opened(image).size == (64, 64)
+    info = answer["info"]
+    assert (info["width"], info["height"], info["steps"], info["cfg_scale"]) == (64, 64, 4, 4.0)
+    assert info["sampler_name"] == "DDIM"
+    assert info["all_seeds"] == [info["seed"]] == [request.params.seed]
+    assert "Steps: 4, Sampler: DDIM, CFG scale: 4.0" in info["infotexts"][0]
+    assert answer["parameters"]["prompt"] == "a (red:1.2) circle"
+
+
+async def test_every_field_reaches_the_engine() -> None:
+    server = ImageServer()
+    body = {
+        "prompt": "a",
+        "negative_prompt": "b",
+        "seed": 7,
+        "batch_size": 2,
+        "n_iter": 2,
+        "steps": 3,
+        "cfg_scale": 5,
+        "width": 96,
+        "height": 32,
+        "sampler_name": "DPM++ 2M",
+        "override_settings": {"CLIP_stop_at_last_layers": 2, "sd_model_checkpoint": "painter"},
+    }
+    answer = await answered(server, TXT2IMG, **body)
+    params = server.last.params
+    assert (params.negative_prompt, params.seed, params.n) == ("b", 7, 4)
+    assert (params.num_inference_steps, params.guidance_scale, params.clip_skip) == (3, 5, 1)
+    assert (params.width, params.height, params.scheduler) == (96, 32, "dpmpp_2m")
+    assert answer["info"]["all_seeds"] == [7, 8, 9, 10]
+    assert len(answer["images"]) == 4
+    assert (await answered(server, TXT2IMG, prompt="a", send_images=False))["images"] == []
+    await answered(server, TXT2IMG, prompt="a", width=96, seed=-1)
+    assert (server.last.params.width, server.last.params.height) == (96, 64)
+
+
+async def test_what_the_swagger_page_sends_asks_for_nothing() -> None:
+    server = ImageServer()
+    neutral = {
+        "styles": [],
+        "subseed": -1,
+        "subseed_strength": 0,
+        "seed_resize_from_h": -1,
+        "restore_faces": False,
+        "tiling": False,
+        "do_not_save_samples": False,
+        "eta": None,
+        "s_churn": 0,
+        "s_noise": 1,
+        "override_settings": {},
+        "override_settings_restore_afterwards": True,
+        "enable_hr": False,
+        "hr_scale": 2,
+        "script_name": "",
+        "script_args": [],
+        "alwayson_scripts": {},
+        "save_images": False,
+        "infotext": None,
+        "denoising_strength": 0,
+    }
+    response = await server.client.post(TXT2IMG, json={"prompt": "a", **neutral})
+    assert response.status_code == 200, response.text
+    assert "X-Ignored-Fields" not in response.headers
+    response = await server.client.post(TXT2IMG, json={"prompt": "a", "odd": 1})
+    assert response.headers["X-Ignored-Fields"] == "odd"
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"sampler_name": "Euler a"}, "euler_ancestral"),
+        ({"sampler_index": "euler"}, "euler"),
+        ({"sampler_name": "DPM++ 2M Karras"}, "dpmpp_2m_karras"),
+        ({"sampler_name": "DPM++ 2M", "scheduler": "karras"}, "dpmpp_2m_karras"),
+        ({"sampler_name": "DPM++ 2M Karras", "scheduler": "Karras"}, "dpmpp_2m_karras"),
+        ({"sampler_name": "DPM++ 2M", "scheduler": "Automatic"}, "dpmpp_2m"),
+        ({"sampler_name": "dpmpp_2m_karras"}, "dpmpp_2m_karras"),
+        ({"scheduler": "karras"}, "dpmpp_2m_karras"),
+        ({"scheduler": "automatic"}, None),
+        ({}, None),
+    ],
+)
+async def test_samplers(asked: dict[str, str], expected: str | None) -> None:
+    names = ("dpmpp_2m", "dpmpp_2m_karras", "euler", "euler_ancestral")
+    server = ImageServer(image_info(denoising=replace(DENOISING, schedulers=names)))
+    await answered(server, TXT2IMG, prompt="a", **asked)
+    assert server.last.params.scheduler == expected
+    listed = (await server.client.get("/sdapi/v1/samplers")).json()
+    assert [one["name"] for one in listed] == ["DPM++ 2M", "DPM++ 2M Karras", "Euler", "Euler a"]
+    assert [one["aliases"] for one in listed] == [[name] for name in names]
+
+
+async def test_an_image_is_redrawn() -> None:
+    server = ImageServer()
+    answer = await answered(server, IMG2IMG, init_images=[encoded(png())], prompt="a", steps=8)
+    params = server.last.params
+    assert (params.task, params.strength) == (ImageTask.IMAGE_TO_IMAGE, 0.75)
+    assert (params.width, params.height) == (64, 48)
+    assert server.last.images[0].width == 64
+    assert answer["parameters"].keys().isdisjoint({"init_images", "mask"})
+    body = {"init_images": [data_url(png())] * 2, "denoising_strength": 0.5, "batch_size": 2}
+    answer = await answered(server, IMG2IMG, **body, n_iter=2, width=80, height=64)
+    assert len(answer["images"]) == 4
+    assert (server.last.params.strength, server.last.params.width) == (0.5, 80)
+
+
+async def test_a_part_is_redrawn() -> None:
+    server = ImageServer()
+    body = {"init_images": [encoded(png())], "mask": encoded(white_left()), "prompt": "a"}
+    await answered(server, IMG2IMG, **body, steps=8, inpainting_fill=1, resize_mode=0)
+    params = server.last.params
+    assert (params.task, params.strength, params.crop_to_mask) == (ImageTask.INPAINT, 0.75, True)
+    mask = server.last.mask
+    assert mask is not None
+    assert (mask.data[0], mask.data[63]) == (255, 0)
+    more = {"mask_blur": 9, "inpaint_full_res": 0, "inpaint_full_res_padding": 7}
+    await answered(server, IMG2IMG, **body, **more)
+    params = server.last.params
+    assert (params.feather, params.crop_to_mask, params.crop_padding) == (9, False, 7)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        (TXT2IMG, {"prompt": "a", "styles": ["x"]}, "styles is not supported"),
+        (TXT2IMG, {"prompt": "a", "enable_hr": True}, "enable_hr is not supported"),
+        (TXT2IMG, {"prompt": "a", "tiling": True}, "tiling is not supported"),
+        (TXT2IMG, {"prompt": "a", "alwayson_scripts": {"x": {}}}, "alwayson_scripts is not"),
+        (TXT2IMG, {"prompt": "a", "steps": 0}, "steps: must be"),
+        (TXT2IMG, {"prompt": "a", "steps": "x"}, "steps: must be"),
+        (TXT2IMG, {"prompt": "a", "cfg_scale": 1000}, "cfg_scale: must be"),
+        (TXT2IMG, {"prompt": "a", "batch_size": 4, "n_iter": 4}, "batch_size times n_iter is 16"),
+        (TXT2IMG, {"prompt": "a", "seed": -2}, "seed: must be"),
+        (TXT2IMG, {"prompt": "a", "width": 1001}, "size 1001x64"),
+        (TXT2IMG, {"prompt": "a", "sampler_name": "Restart"}, "use one of DDIM, Euler, DPM++ 2M"),
+        (TXT2IMG, {"prompt": "a", "scheduler": "karras"}, "use one of DDIM"),
+        (TXT2IMG, {"prompt": "a", "override_settings": {"x": 1}}, "override_settings takes"),
+        (
+            TXT2IMG,
+            {"prompt": "a", "override_settings": {"CLIP_stop_at_last_layers": 0}},
+            "from 1 to 12",
+        ),
+        (TXT2IMG, {"prompt": "x" * 4001}, "prompt: must"),
+        (TXT2IMG, {}, "the prompt is empty"),
+        (IMG2IMG, {"prompt": "a"}, "init_images: this field is required"),
+        (IMG2IMG, {"init_images": []}, "init_images: must have at least 1"),
+        (IMG2IMG, {"init_images": ["!"]}, "base64"),
+        (IMG2IMG, {"init_images": ["http://x/a.png"]}, "links are not fetched"),
+        (IMG2IMG, {"init_images": ["AAAA"], "resize_mode": 1}, "resize_mode is not supported"),
+        (IMG2IMG, {"init_images": ["AAAA"], "inpainting_fill": 0}, "inpainting_fill is not"),
+        (IMG2IMG, {"init_images": ["AAAA"], "inpainting_mask_invert": 1}, "inpainting_mask_invert"),
+        (IMG2IMG, {"init_images": ["AAAA"], "denoising_strength": 0}, "strength: must be"),
+        (IMG2IMG, {"init_images": ["AAAA"] * 2, "batch_size": 3}, "batch_size is 3 with 2"),
+    ],
+)
+async def test_refusals(path: str, body: dict[str, Any], said: str) -> None:
+    server = ImageServer()
+    assert said in refusal_of(await server.client.post(path, json=body))
+    assert server.engine.image_requests == []
+    assert server.app.state.tandem.admission.num_in_flight() == 0
+
+
+async def test_models_and_settings() -> None:
+    server = ImageServer(image_info("painter"), image_info("other"), model_info("writer"))
+    models = (await server.client.get("/sdapi/v1/sd-models")).json()
+    assert [model["title"] for model in models] == ["painter", "other"]
+    options = (await server.client.get("/sdapi/v1/options")).json()
+    assert options["sd_model_checkpoint"] == "painter"
+    assert (await server.client.post("/sdapi/v1/options", json=options)).status_code == 200
+    for change in ({"sd_model_checkpoint": "other"}, {"samples_format": "webp"}, {"odd": 1}):
+        refused = await server.client.post("/sdapi/v1/options", json=change)
+        assert "send override_settings" in refusal_of(refused)
+    refused = await server.client.post(TXT2IMG, json={"prompt": "a"})
+    assert "model is required" in refusal_of(refused)
+    body = {"prompt": "a", "override_settings": {"sd_model_checkpoint": "other"}}
+    assert (await answered(server, TXT2IMG, **body))["info"]["sd_model_name"] == "other"
+    body["override_settings"] = {"sd_model_checkpoint": "nobody"}
+    assert "'nobody'" in refusal_of(await server.client.post(TXT2IMG, json=body), 404)
+    body["override_settings"] = {"sd_model_checkpoint": "writer"}
+    assert "writer writes text" in refusal_of(await server.client.post(TXT2IMG, json=body))
+
+
+async def test_progress_and_a_full_queue() -> None:
+    server = ImageServer(engine={"max_num_images": 1}, max_queued_images=1)
+    idle = (await server.client.get("/sdapi/v1/progress")).json()
+    assert (idle["progress"], idle["state"]["job_count"]) == (0, 0)
+    server.engine.hold()
+    held = asyncio.create_task(server.client.post(TXT2IMG, json={"prompt": "a", "batch_size": 2}))
+    await until(lambda: len(server.engine.image_requests) == 1)
+    state = (await server.client.get("/sdapi/v1/progress?skip_current_image=true")).json()["state"]
+    assert (state["job_count"], state["sampling_steps"], state["job"]) == (2, 8, "queued")
+    refused = await server.client.post(TXT2IMG, json={"prompt": "a"})
+    assert "images are running or waiting" in refusal_of(refused, 429)
+    server.engine.release()
+    assert (await held).status_code == 200
+    assert (await server.client.get("/sdapi/v1/progress")).json()["progress"] == 0
+
+
+async def test_failures() -> None:
+    server = ImageServer(api_keys=("zebra",))
+    refusal_of(await server.client.post(TXT2IMG, json={"prompt": "a"}), 401)
+    server.client.headers["X-Api-Key"] = "zebra"
+    refusal_of(await server.client.get("/sdapi/v1/nowhere"), 404)
+    server.engine.failure = Failure()
+    refused = await server.client.post(TXT2IMG, json={"prompt": "a"})
+    assert refusal_of(refused) == server.engine.failure.message
+
+
+async def test_a_client_that_leaves_aborts_its_request() -> None:
+    server = ImageServer()
+    server.engine.hold()
+    async with server.listening() as url, httpx.AsyncClient() as client:
+        with pytest.raises(httpx.ReadTimeout):
+            await client.post(f"{url}{TXT2IMG}", json={"prompt": "a"}, timeout=0.3)
+        await until(lambda: bool(server.engine.aborted))
+        await until(lambda: server.app.state.tandem.admission.num_in_flight() == 0)
+    server.engine.release()
