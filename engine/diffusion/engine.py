@@ -202,7 +202,6 @@ class DiffusionEngine:
         """One call and what follows from it for each drawing."""
         drawings = [self._drawings[drawing_id] for drawing_id in decision.drawing_ids]
         started_s = time.perf_counter()
-        num_rows = sum(drawing.stage.num_rows for drawing in drawings)
         most_at_once = 1 if self._limits.deterministic else len(drawings)
         events: list[ImageEvent] = []
         for start in range(0, len(drawings), most_at_once):
@@ -210,7 +209,7 @@ class DiffusionEngine:
         elapsed_s = time.perf_counter() - started_s
         self._scheduler.commit(decision, elapsed_s)
         drawings = [drawing for drawing in drawings if drawing.drawing_id in self._drawings]
-        self._count_step(drawings, num_rows, elapsed_s)
+        self._count_step(drawings, decision.num_rows, elapsed_s)
         for drawing in drawings:
             drawing.stage_time_s += elapsed_s
         events += self._each(drawings, self._after_step)

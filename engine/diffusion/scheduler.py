@@ -57,6 +57,7 @@ class StepDecision:
 
     group: Hashable
     drawing_ids: tuple[int, ...]
+    num_rows: int
     is_express: bool = False
 
 
@@ -134,7 +135,9 @@ class StepScheduler:
         express = _express(members)
         is_express = bool(express) and (account.credit_s or 0.0) >= 0
         chosen = self._fill(express if is_express else members)
-        return StepDecision(group, tuple(entry.drawing_id for entry in chosen), is_express)
+        num_rows = sum(entry.num_rows for entry in chosen)
+        drawing_ids = tuple(entry.drawing_id for entry in chosen)
+        return StepDecision(group, drawing_ids, num_rows, is_express)
 
     def _keep_accounts(self, groups: Iterable[Hashable]) -> None:
         """Open accounts for newcomers at the present virtual time: idling earns no credit."""

@@ -1,17 +1,21 @@
 """The trial picture before an image model is ready."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from toy_family import ToyFamily, mask, picture, request
 
+from engine.config import EngineConfig
+from engine.diffusion import loading
 from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
 from engine.diffusion.loading import trial_request, warm_up
 from engine.errors import ModelLoadError
 from engine.image_types import ImageTask
 from engine.types import FinishReason
+from engine.weights.source import Checkpoint
 
 
 @pytest.fixture
@@ -26,6 +30,30 @@ def engine(family):
     )
     engine = DiffusionEngine(DrawingFactory(family), limits)
     yield engine
+    engine.shutdown()
+
+
+@pytest.mark.parametrize(("policy", "first"), [("fcfs", "a"), ("priority", "b")])
+def test_the_configured_policy_is_the_engines(family, monkeypatch, policy, first):
+    class Host:
+        def report(self, *args):
+            pass
+
+        def reserve(self, *args):
+            pass
+
+    monkeypatch.setattr(loading, "load_family", lambda *args, **options: family)
+    monkeypatch.setattr(loading, "weight_bytes", lambda *args, **options: 0)
+    monkeypatch.setattr(loading, "limit_threads", lambda num_threads: None)
+    config = EngineConfig(device="cpu", scheduling_policy=policy, max_num_images=1)
+    checkpoint = Checkpoint("diffusers", Path("unused"), "toy")
+    engine, info = loading.load_engine(checkpoint, "toy", config, Host())
+    assert info.denoising == family.facts.denoising
+    assert info.denoising.default_scheduler == info.denoising.schedulers[0]
+    for name, priority in (("a", 0), ("b", -1)):
+        engine.add(replace(request(name), priority=priority))
+    events, _ = engine.step()
+    assert events[0].request_id == first
     engine.shutdown()
 
 

@@ -204,6 +204,16 @@ def test_one_that_fails_ends_alone_and_is_released(make_both, monkeypatch, kind,
     assert alive("5") == []
 
 
+def test_one_whose_rows_cannot_be_counted_ends_alone(make_both, monkeypatch):
+    def broken(self):
+        return 1 if self.num_steps != 5 or self.step < 2 else 1 // 0
+
+    monkeypatch.setattr(Doubling, "num_rows", property(broken))
+    events = run(make_both(), [*(double(f"{n}", num_steps=n) for n in (4, 5, 6)), request("r")])
+    assert [e.request_id for e in events if e.failure is not None] == ["5"]
+    assert {key[0] for key in results(events)} == {"4", "6", "r"}
+
+
 def test_a_call_that_gives_too_little_fails(make_both, monkeypatch):
     monkeypatch.setattr(Doubling, "compute", lambda self, stages: [])
     events = run(make_both(), [double("a"), double("b"), request("r")])

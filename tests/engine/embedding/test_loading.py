@@ -89,6 +89,16 @@ def test_what_the_server_is_told(tmp_path: Path) -> None:
     assert load(folder, dtype="bfloat16")[1].dtype == "bfloat16"
 
 
+@pytest.mark.parametrize(("policy", "first"), [("fcfs", "a"), ("priority", "b")])
+def test_the_configured_policy_is_the_engines(tmp_path: Path, policy: str, first: str) -> None:
+    engine, _ = load(make_encoder(tmp_path), scheduling_policy=policy, max_num_seqs=1)
+    for name, priority in (("a", 0), ("b", -1)):
+        request = EmbeddingRequest(request_id=name, model="m", inputs=[[1]], priority=priority)
+        engine.add(request)
+    [event], _ = engine.step()
+    assert event.request_id == first
+
+
 def test_memory_is_asked_for_before_it_is_taken(tmp_path: Path) -> None:
     class Full(Host):
         def reserve(self, *args: Any) -> int:
