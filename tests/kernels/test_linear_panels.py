@@ -187,7 +187,7 @@ def test_other_processors_get_the_same(build, run_build_of):
         assert torch.equal(cpu.linear_panels(*one, int8_activations=True), wanted)
     for wanted, one in zip(floats, inputs, strict=True):
         # Rounding weights to bf16, as some do and some do not, moves what is nearly zero.
-        torch.testing.assert_close(cpu.linear_panels(*one), wanted, rtol=1.6e-2, atol=1e-2)
+        torch.testing.assert_close(cpu.linear_panels(*one), wanted, rtol=1.6e-2, atol=2e-2)
         assert differing_rows(functools.partial(cpu.linear_panels, panels=one[1]), one[0]) == []
     for wanted, one in zip(of_16_bits, inputs, strict=same):
         assert torch.equal(cpu.linear_panels(*one), wanted)
