@@ -38,7 +38,7 @@ _KNOWN = error_answers(401, 404)
 async def create_response(body: ResponseRequest, request: Request, state: StateDep) -> HttpResponse:
     """Whole, as server-sent events with `stream`, or later with `background`."""
     store, owner = state.responses, owner_of(request)
-    model = find_model(state.engine, body.model).model
+    model = find_model(state.engine, body.model).name
     stores = _stores(body, state)
     chat = chat_of(body, store.conversation(body.previous_response_id, owner))
     unique = uuid.uuid4().hex

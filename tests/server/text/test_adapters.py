@@ -38,10 +38,11 @@ async def test_requests_name_the_adapter(
     server: TextServer, name: str, adapter: str | None, stream: bool
 ) -> None:
     for route, body in (
-        ("chat/completions", {"messages": MESSAGES}),
-        ("completions", {"prompt": ["hi", "ho"]}),
+        ("chat/completions", {"messages": MESSAGES, "max_tokens": 4}),
+        ("completions", {"prompt": ["hi", "ho"], "max_tokens": 4}),
+        ("responses", {"input": "hi"}),
     ):
-        body |= {"model": name, "max_tokens": 4, "stream": stream}
+        body |= {"model": name, "stream": stream}
         answer = await server.client.post(f"/v1/{route}", json=body)
         assert answer.status_code == 200
         assert f'"model":"{name}"' in answer.text
