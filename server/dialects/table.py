@@ -1,7 +1,8 @@
 """The dialects that are spoken: a row each, from the folder of the dialect."""
 
 from server.dialects.a1111.routes import A1111
+from server.dialects.anthropic.routes import ANTHROPIC
 from server.dialects.dialect import Dialect
 from server.dialects.ollama.routes import OLLAMA
 
-DIALECTS: tuple[Dialect, ...] = (OLLAMA, A1111)
+DIALECTS: tuple[Dialect, ...] = (ANTHROPIC, OLLAMA, A1111)

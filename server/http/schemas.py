@@ -4,8 +4,8 @@ from typing import Any
 
 
 def variant(schema: dict[str, Any], type: str) -> dict[str, Any]:
-    """The member of a nullable field's `anyOf` that is not null."""
-    variants: list[dict[str, Any]] = schema["anyOf"]
+    """The member of a nullable field's `anyOf` that is not null; the schema of any other field."""
+    variants: list[dict[str, Any]] = schema.get("anyOf", [schema])
     return next(variant for variant in variants if variant.get("type") == type)
 
 

@@ -21,6 +21,7 @@ from server.protocol.tokenize import (
 )
 from server.routes.deps import StateDep
 from server.routes.ignored_fields import ignored_fields_header
+from server.state import AppState
 from server.text.chat_prompt import chat_prompt
 from server.text.convert import check_num_tokens, check_token_ids
 from server.text.prompt_limit import counting_limit
@@ -47,9 +48,7 @@ async def tokenize(body: TokenizeRequest, request: Request, state: StateDep) -> 
     times (or 65,536 tokens)."""
     info = find_model(state.engine, body.model)
     text = await state.texts.get(info)
-    chat_format = text.chat_format(config_of(state.engine, info.model))
-    encoding = _token_ids(body, text, info, chat_format)
-    tokens = await until_disconnect(request.receive, encoding)
+    tokens = await token_ids(body, request, state)
     answer = Tokenized(
         count=len(tokens),
         max_model_len=info.max_model_len,
@@ -83,6 +82,18 @@ async def get_tokenizer_info(state: StateDep, model: ModelName = None) -> Tokeni
     info = find_model(state.engine, model)
     text = await state.texts.get(info)
     return tokenizer_info(text.tokenizer, info)
+
+
+async def token_ids(body: TokenizeRequest, request: Request, state: AppState) -> list[int]:
+    """What a prompt or a conversation comes to, for whoever asks.
+
+    Raises:
+        EngineError: it is refused, or too long.
+    """
+    info = find_model(state.engine, body.model)
+    text = await state.texts.get(info)
+    chat_format = text.chat_format(config_of(state.engine, info.model))
+    return await until_disconnect(request.receive, _token_ids(body, text, info, chat_format))
 
 
 async def _token_ids(

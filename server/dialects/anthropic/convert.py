@@ -1,0 +1,192 @@
+"""From Anthropic's bodies to OpenAI's. Pure functions."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from engine.errors import InvalidParameter, UnsupportedFeature
+from server.dialects.anthropic.protocol import (
+    Block,
+    ConversationFields,
+    Message,
+    MessagesRequest,
+    TextBlock,
+    ThinkingBlock,
+    ToolResultBlock,
+    ToolUseBlock,
+)
+from server.dialects.dialect import openai_body
+from server.protocol.chat import ChatCompletionRequest
+from server.protocol.tokenize import TokenizeRequest
+
+OWN_NAMES: Mapping[str, str] = {
+    "max_completion_tokens": "max_tokens",
+    "stop": "stop_sequences",
+    "response_format": "output_config.format",
+    "reasoning_effort": "thinking",
+    "parallel_tool_calls": "tool_choice",
+    "function.name": "name",
+    "function.description": "description",
+    "function.parameters": "input_schema",
+    "function.strict": "strict",
+}
+"""OpenAI's names of fields → Anthropic's, for what is said of them."""
+
+_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+
+
+def chat_body(body: MessagesRequest) -> ChatCompletionRequest:
+    """OpenAI's body for a message.
+
+    Raises:
+        RequestValidationError, EngineError: what is refused.
+    """
+    fields: dict[str, Any] = {
+        **_conversation(body),
+        "max_tokens": body.max_tokens,
+        "stop": body.stop_sequences or None,
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "top_k": body.top_k,
+        "stream": body.stream,
+        "tool_choice": _tool_choice(body),
+        "parallel_tool_calls": _parallel(body),
+    }
+    if body.output_config is not None and body.output_config.format is not None:
+        fields["response_format"] = _response_format(body.output_config.format)
+    if body.stream:
+        fields["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
+    return openai_body(ChatCompletionRequest, fields)
+
+
+def count_body(body: ConversationFields) -> TokenizeRequest:
+    """The same for one that is only counted."""
+    return openai_body(TokenizeRequest, _conversation(body))
+
+
+def _conversation(body: ConversationFields) -> dict[str, Any]:
+    messages = _merged([one for message in body.messages for one in _messages(message)])
+    if body.system:
+        messages.insert(0, {"role": "system", "content": _content(body.system)})
+    continues = messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls")
+    tools = [_tool(tool) for tool in body.tools or ()]
+    return {
+        "model": body.model,
+        "messages": messages,
+        "continue_final_message": continues or None,
+        "tools": tools or None,
+        "reasoning_effort": _effort(body),
+    }
+
+
+def _messages(message: Message) -> list[dict[str, Any]]:
+    """What tools returned comes first: it belongs to the calls before."""
+    blocks: Sequence[Block] = message.content
+    if message.role == "assistant":
+        return [_assistant(blocks)]
+    results = [
+        {
+            "role": "tool",
+            "tool_call_id": block.tool_use_id,
+            "content": _content(block.content or ""),
+        }
+        for block in blocks
+        if isinstance(block, ToolResultBlock)
+    ]
+    texts = [block for block in blocks if isinstance(block, TextBlock)]
+    if texts or not results:
+        results.append({"role": "user", "content": _content(texts)})
+    return results
+
+
+def _assistant(blocks: Sequence[Block]) -> dict[str, Any]:
+    texts = [block for block in blocks if isinstance(block, TextBlock)]
+    thoughts = [block.thinking for block in blocks if isinstance(block, ThinkingBlock)]
+    calls = [
+        {
+            "id": block.id,
+            "type": "function",
+            "function": {"name": block.name, "arguments": block.input},
+        }
+        for block in blocks
+        if isinstance(block, ToolUseBlock)
+    ]
+    message: dict[str, Any] = {"role": "assistant", "content": _content(texts)}
+    if thoughts:
+        message["reasoning_content"] = "".join(thoughts)
+    if calls:
+        message["tool_calls"] = calls
+    return message
+
+
+def _merged(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Neighbours that are one turn, as one message."""
+    merged: list[dict[str, Any]] = []
+    for message in messages:
+        last = merged[-1] if merged else {}
+        if last.get("role") != message["role"] or message["role"] == "tool":
+            merged.append(message)
+            continue
+        last["content"] = "\n\n".join(filter(None, (last["content"], message["content"])))
+        for name, join in (("reasoning_content", ""), ("tool_calls", [])):
+            if name in message:
+                last[name] = last.get(name, join) + message[name]
+    return merged
+
+
+def _content(content: str | Sequence[TextBlock]) -> str:
+    return content if isinstance(content, str) else "\n\n".join(block.text for block in content)
+
+
+def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Raises:
+        UnsupportedFeature: it is one that Anthropic defines.
+    """
+    if tool.get("type", "custom") not in ("custom", None):
+        raise UnsupportedFeature(
+            "only tools that you define are supported here, with a name and an input_schema; leave "
+            "out those of Anthropic's types",
+            param="tools",
+        )
+    function = {
+        "name": tool.get("name"),
+        "description": tool.get("description"),
+        "parameters": tool.get("input_schema"),
+        "strict": tool.get("strict"),
+    }
+    return {
+        "type": "function",
+        "function": {name: value for name, value in function.items() if value is not None},
+    }
+
+
+def _tool_choice(body: MessagesRequest) -> Any:
+    choice = body.tool_choice
+    if choice is None:
+        return None
+    if choice.type == "tool":
+        if choice.name is None:
+            raise InvalidParameter("tool_choice of type tool needs a name", param="tool_choice")
+        return {"type": "function", "function": {"name": choice.name}}
+    return _CHOICES[choice.type]
+
+
+def _parallel(body: MessagesRequest) -> bool | None:
+    choice = body.tool_choice
+    return False if choice is not None and choice.disable_parallel_tool_use else None
+
+
+def _response_format(format: Mapping[str, Any]) -> dict[str, Any]:
+    if format.get("type") != "json_schema":
+        return dict(format)
+    schema = {"name": "output", "schema": format.get("schema"), "strict": True}
+    return {"type": "json_schema", "json_schema": schema}
+
+
+def _effort(body: ConversationFields) -> str | None:
+    """How much to think, for models that can be told."""
+    if body.thinking is not None and body.thinking.type == "disabled":
+        return "none"
+    if body.output_config is not None and body.output_config.effort is not None:
+        return body.output_config.effort
+    return "medium" if body.thinking is not None and body.thinking.type == "enabled" else None

@@ -1,0 +1,230 @@
+"""Bodies of Anthropic's routes. What becomes a field of OpenAI's is checked there."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field, PlainValidator
+from pydantic_core import PydanticCustomError
+
+from engine.errors import InvalidParameter
+from server.protocol.common import MAX_TOKEN_COUNT, ModelRequest, WireModel
+from server.protocol.variants import read_model, read_variant
+
+MAX_MESSAGES = 4096
+MAX_STOP_SEQUENCES = 16
+
+_NO_EFFECT: Mapping[str, str] = {
+    "metadata": "names the end user to Anthropic's abuse monitoring",
+    "service_tier": "chooses Anthropic's capacity",
+    "inference_geo": "chooses where Anthropic computes",
+    "speed": "chooses Anthropic's capacity",
+    "cache_control": "steers Anthropic's cache; prefix caching here needs no hint",
+    "diagnostics": "asks about Anthropic's cache",
+    "user_profile_id": "names the end user to Anthropic",
+    "workspace_id": "names a workspace of Anthropic's",
+    "context_management": "edits contexts that are longer than Anthropic's models take",
+}
+_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {"container": (), "mcp_servers": ([],)}
+
+_REFUSED_BLOCKS = {
+    "image": "only text is supported in messages; leave images out",
+    "document": "only text is supported in messages; send a document's text",
+    "": "this type of block is not supported here; blocks may be text, tool_use, tool_result and "
+    "thinking",
+}
+
+
+class TextBlock(WireModel):
+    """Text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ToolUseBlock(WireModel):
+    """A call that the assistant made."""
+
+    type: Literal["tool_use"]
+    id: str = Field(max_length=256)
+    name: str = Field(max_length=256)
+    input: dict[str, Any]
+
+
+class ThinkingBlock(WireModel):
+    """What the assistant wrote to itself."""
+
+    type: Literal["thinking"]
+    thinking: str
+    signature: str | None = None
+
+
+class RedactedThinkingBlock(WireModel):
+    """The same, which only Anthropic can read: left out."""
+
+    type: Literal["redacted_thinking"]
+
+
+def _read_texts(value: Any, path: tuple[int | str, ...]) -> str | list[TextBlock]:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list) or len(value) > MAX_MESSAGES:
+        raise PydanticCustomError("blocks", "must be a string or an array of blocks of text")
+    return [
+        read_variant(block, {"text": TextBlock}, (*path, index), refused=_REFUSED_BLOCKS)
+        for index, block in enumerate(value)
+    ]
+
+
+_TextBlocks = Annotated[list[TextBlock], Field(max_length=64)]
+
+
+class ToolResultBlock(WireModel):
+    """What a called tool returned."""
+
+    type: Literal["tool_result"]
+    tool_use_id: str = Field(max_length=256)
+    content: Annotated[
+        str | list[TextBlock] | None,
+        PlainValidator(
+            lambda value: None if value is None else _read_texts(value, ("content",)),
+            json_schema_input_type=str | _TextBlocks | None,
+        ),
+    ] = None
+    is_error: bool | None = None
+
+
+Block = TextBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock | RedactedThinkingBlock
+
+_BLOCKS: Mapping[str, Mapping[str, type[Block]]] = {
+    "user": {"text": TextBlock, "tool_result": ToolResultBlock},
+    "assistant": {
+        "text": TextBlock,
+        "tool_use": ToolUseBlock,
+        "thinking": ThinkingBlock,
+        "redacted_thinking": RedactedThinkingBlock,
+    },
+}
+
+
+class Message(WireModel):
+    """One turn."""
+
+    role: Literal["user", "assistant"]
+    content: Annotated[
+        Any,
+        PlainValidator(
+            lambda value: value,
+            json_schema_input_type=str | Annotated[list[TextBlock], Field(max_length=64)],
+        ),
+    ]
+
+
+def _read_messages(value: Any) -> list[Message]:
+    if not isinstance(value, list) or not 0 < len(value) <= MAX_MESSAGES:
+        raise PydanticCustomError(
+            "messages", "must be an array of 1 to {most} messages", {"most": MAX_MESSAGES}
+        )
+    messages = []
+    for index, one in enumerate(value):
+        path = ("messages", index)
+        message = read_model(Message, one, path)
+        content = message.content
+        if isinstance(content, str):
+            content = [{"type": "text", "text": content}]
+        if not isinstance(content, list) or len(content) > MAX_MESSAGES:
+            raise InvalidParameter(
+                f"messages[{index}].content: must be a string or an array of blocks",
+                param=f"messages[{index}].content",
+            )
+        message.content = [
+            read_variant(
+                block, _BLOCKS[message.role], (*path, "content", i), refused=_REFUSED_BLOCKS
+            )
+            for i, block in enumerate(content)
+        ]
+        messages.append(message)
+    return messages
+
+
+class ToolChoice(WireModel):
+    """Whether tools may or must be called."""
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = Field(None, max_length=256)
+    disable_parallel_tool_use: bool | None = None
+
+
+class Thinking(WireModel):
+    """Whether a model that can think does. How long is its own to say."""
+
+    type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: int | None = Field(None, ge=1, le=MAX_TOKEN_COUNT)
+    display: str | None = Field(None, max_length=64)
+
+
+class OutputConfig(WireModel):
+    """The form of the text, and how much effort to take."""
+
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    format: dict[str, Any] | None = Field(None, max_length=64)
+
+
+class ConversationFields(ModelRequest):
+    """What a message is written for; shared with `/v1/messages/count_tokens`."""
+
+    _no_effect: ClassVar[Mapping[str, str]] = _NO_EFFECT
+    _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = _UNSUPPORTED
+
+    messages: Annotated[
+        list[Message],
+        PlainValidator(
+            _read_messages,
+            json_schema_input_type=Annotated[list[Message], Field(min_length=1, max_length=64)],
+        ),
+    ] = Field(
+        description="Turns; neighbours of one role are one turn. An assistant's at the end "
+        "is continued."
+    )
+    system: Annotated[
+        str | list[TextBlock] | None,
+        PlainValidator(
+            lambda value: None if value is None else _read_texts(value, ("system",)),
+            json_schema_input_type=str | _TextBlocks | None,
+        ),
+    ] = Field(None, description="The system message.")
+    tools: list[dict[str, Any]] | None = Field(
+        None, max_length=4096, description="Tools that the model may call."
+    )
+    tool_choice: ToolChoice | None = None
+    thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+
+
+class CountTokensRequest(ConversationFields):
+    """A conversation to count the tokens of."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"messages": [{"role": "user", "content": "Say hello."}]}}
+    )
+
+
+class MessagesRequest(ConversationFields):
+    """A conversation to write the next message of."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "max_tokens": 16,
+                "messages": [{"role": "user", "content": "Say hello."}],
+            }
+        }
+    )
+
+    max_tokens: int = Field(ge=1, le=MAX_TOKEN_COUNT, description="Most tokens to generate.")
+    stop_sequences: list[Annotated[str, Field(min_length=1, max_length=1024)]] | None = Field(
+        None, max_length=MAX_STOP_SEQUENCES, description="Strings that end the message."
+    )
+    temperature: float | None = Field(None, ge=0, le=2, description="Default: the model's, or 1.")
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0, le=MAX_TOKEN_COUNT)
+    stream: bool | None = Field(None, description="Answer with server-sent events.")

@@ -1,0 +1,58 @@
+"""Anthropic's routes, `/v1/messages`."""
+
+from functools import partial
+
+from fastapi import APIRouter, Request, Response
+
+from engine.kinds import TEXT
+from server.dialects.anthropic.convert import chat_body, count_body
+from server.dialects.anthropic.protocol import CountTokensRequest, MessagesRequest
+from server.dialects.anthropic.shape import FRAMING, MessageShape, error_shape
+from server.dialects.dialect import Dialect, responses
+from server.http.json_route import JsonRoute
+from server.http.shape import encode
+from server.routes.chat import answer_chat
+from server.routes.deps import StateDep
+from server.routes.ignored_fields import report_ignored_fields
+from server.routes.tokenize import token_ids
+
+router = APIRouter(route_class=JsonRoute, tags=["Anthropic"])
+
+_FAILURE = {"type": "error", "error": {"type": "invalid_request_error", "message": "..."}}
+_answers = partial(responses, failure=_FAILURE)
+
+
+@router.post(
+    "/v1/messages",
+    summary="Write the next message",
+    responses=_answers(
+        {"type": "message", "role": "assistant", "content": [{"type": "text", "text": "..."}]},
+        stream_type=FRAMING.media_type,
+    ),
+)
+async def create_message(body: MessagesRequest, request: Request, state: StateDep) -> Response:
+    """Whole, or as server-sent events with `stream`."""
+    return await answer_chat(chat_body(body), request, state, sent=body, shape=MessageShape())
+
+
+@router.post(
+    "/v1/messages/count_tokens",
+    summary="Count a conversation's tokens",
+    responses=_answers({"input_tokens": 8}),
+)
+async def count_message_tokens(
+    body: CountTokensRequest, request: Request, state: StateDep
+) -> Response:
+    """As the model's chat template writes them."""
+    headers = report_ignored_fields(request, body)
+    tokens = await token_ids(count_body(body), request, state)
+    counted = encode({"input_tokens": len(tokens)})
+    return Response(counted, media_type="application/json", headers=headers)
+
+
+ANTHROPIC = Dialect(
+    prefix="/v1/messages",
+    router=router,
+    error_shape=error_shape,
+    bodies={MessagesRequest: TEXT, CountTokensRequest: TEXT},
+)

@@ -1,0 +1,319 @@
+"""Anthropic's routes over the scripted engine, asked by its own client and by hand."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import httpx
+import pytest
+from fake_engine import Failure
+from text_server import MODEL, TextServer, text_info, until, write_tokenizer
+
+ROUTE = "/v1/messages"
+TEMPLATE = (
+    "{% if tools %}{{ tools | tojson }}<tool_call>{% endif %}"
+    "{% for m in messages %}<|s|>{{ m.role }}\n{{ m.content }}"
+    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+    "{% for c in m.tool_calls or [] %}"
+    "<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}<|e|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|s|>assistant\n"
+    "{% if enable_thinking is defined %}<think>\n"
+    "{% if not enable_thinking %}\n</think>\n\n{% endif %}{% endif %}{% endif %}"
+)
+TOOLS: list[Any] = [
+    {
+        "name": "get_weather",
+        "description": "Get the current weather in a given location",
+        "input_schema": {
+            "type": "object",
+            "properties": {"location": {"type": "string"}},
+            "required": ["location"],
+        },
+    }
+]
+CALLS = (
+    "Let me see."
+    '<tool_call>{"name": "get_weather", "arguments": {"location": "Rome"}}</tool_call>'
+    '<tool_call>{"name": "get_weather", "arguments": {"location": "Oslo"}}</tool_call>'
+)
+HELLO: list[Any] = [{"role": "user", "content": "Hello, Claude"}]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tokenizer(tmp_path_factory.mktemp("anthropic"), chat_template=TEMPLATE)
+
+
+@pytest.fixture
+async def server(folder: Path) -> AsyncIterator[TextServer]:
+    server = TextServer(folder, text_info(folder, max_model_len=1024), api_keys=["secret"])
+    server.client.headers["x-api-key"] = "secret"
+    yield server
+    await server.aclose()
+
+
+@pytest.fixture
+async def client(server: TextServer) -> AsyncIterator[anthropic.AsyncAnthropic]:
+    async with (
+        server.listening() as url,
+        anthropic.AsyncAnthropic(base_url=url, api_key="secret", max_retries=0) as client,
+    ):
+        yield client
+
+
+def prompt_of(server: TextServer) -> str:
+    ids = server.last_request.prompt_token_ids
+    text: str = server.tokenizer.decode(ids, skip_special_tokens=False)
+    return text
+
+
+def error_of(response: httpx.Response, status: int = 400) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    body = response.json()
+    assert body.keys() == {"type", "error"} and body["type"] == "error"
+    assert body["error"].keys() == {"type", "message"}
+    error: dict[str, Any] = body["error"]
+    return error
+
+
+async def test_a_message(server: TextServer, client: anthropic.AsyncAnthropic) -> None:
+    server.say("the quick brown fox")
+    server.engine.num_cached_tokens = 3
+    message = await client.messages.create(
+        model=MODEL, max_tokens=64, system="You are a fox.", messages=HELLO
+    )
+    [block] = message.content
+    assert block.type == "text" and block.text == "the quick brown fox"
+    assert (message.role, message.model, message.stop_reason) == ("assistant", MODEL, "end_turn")
+    assert message.id.startswith("msg_") and message.stop_sequence is None
+    usage = message.usage
+    assert usage.cache_read_input_tokens == 3
+    assert usage.input_tokens + 3 == len(server.last_request.prompt_token_ids)
+    assert prompt_of(server) == (
+        "<|s|>system\nYou are a fox.<|e|>\n<|s|>user\nHello, Claude<|e|>\n<|s|>assistant\n"
+    )
+
+
+async def test_events_of_a_stream(server: TextServer, client: anthropic.AsyncAnthropic) -> None:
+    server.say("the fox")
+    stream = await client.messages.create(model=MODEL, max_tokens=64, messages=HELLO, stream=True)
+    events = [event async for event in stream]
+    kinds = [event.type for event in events]
+    assert [kind for i, kind in enumerate(kinds) if kind != kinds[i - 1]] == [
+        "message_start",
+        "content_block_start",
+        "content_block_delta",
+        "content_block_stop",
+        "message_delta",
+        "message_stop",
+    ]
+    start, delta = events[0], events[-2]
+    assert start.type == "message_start" and delta.type == "message_delta"
+    assert start.message.content == [] and start.message.stop_reason is None
+    assert start.message.usage.input_tokens == len(server.last_request.prompt_token_ids)
+    assert delta.delta.stop_reason == "end_turn" and delta.usage.output_tokens == 3
+
+
+async def test_the_clients_stream_helper(
+    server: TextServer, client: anthropic.AsyncAnthropic
+) -> None:
+    server.say("wizards make toxic brew")
+    async with client.messages.stream(max_tokens=64, messages=HELLO, model=MODEL) as stream:
+        text = "".join([text async for text in stream.text_stream])
+        final = await stream.get_final_message()
+    assert text == "wizards make toxic brew"
+    whole = await client.messages.create(max_tokens=64, messages=HELLO, model=MODEL)
+    assert final.content[0].text == whole.content[0].text == text  # type: ignore[union-attr]
+    assert (final.usage.input_tokens, final.usage.output_tokens) == (
+        whole.usage.input_tokens,
+        whole.usage.output_tokens,
+    )
+
+
+async def test_ends(server: TextServer, client: anthropic.AsyncAnthropic) -> None:
+    message = await client.messages.create(model=MODEL, max_tokens=3, messages=HELLO)
+    assert message.stop_reason == "max_tokens" and message.usage.output_tokens == 3
+    server.say("the quick brown fox")
+    arguments: Any = {"model": MODEL, "max_tokens": 64, "messages": HELLO}
+    message = await client.messages.create(**arguments, stop_sequences=["zzz", " brown"])
+    assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", " brown")
+    assert message.content[0].text == "the quick"  # type: ignore[union-attr]
+    async with client.messages.stream(**arguments, stop_sequences=[" brown"]) as stream:
+        final = await stream.get_final_message()
+    assert (final.stop_reason, final.stop_sequence) == ("stop_sequence", " brown")
+
+
+async def test_tools(server: TextServer, client: anthropic.AsyncAnthropic) -> None:
+    server.say(CALLS)
+    question: Any = {"role": "user", "content": "Is it warmer in Rome or in Oslo?"}
+    arguments: Any = {"model": MODEL, "max_tokens": 256, "tools": TOOLS}
+    message = await client.messages.create(**arguments, messages=[question])
+    assert message.stop_reason == "tool_use"
+    assert [block.type for block in message.content] == ["text", "tool_use", "tool_use"]
+    uses = [block for block in message.content if block.type == "tool_use"]
+    assert [use.input for use in uses] == [{"location": "Rome"}, {"location": "Oslo"}]
+    assert '"location"' in prompt_of(server)
+    for tokens_per_event in (1, 4, 1000):
+        server.engine.tokens_per_event = tokens_per_event
+        async with client.messages.stream(**arguments, messages=[question]) as stream:
+            final = await stream.get_final_message()
+        own = {"id", "caller"}
+        contents = [[b.model_dump(exclude=own) for b in m.content] for m in (final, message)]
+        for block in (*contents[0], *contents[1]):
+            block.pop("parsed_output", None)
+        assert contents[0] == contents[1]
+        assert final.stop_reason == "tool_use"
+    server.say("In Rome.")
+    results = [{"type": "tool_result", "tool_use_id": use.id, "content": "warm"} for use in uses]
+    answer: Any = {"role": "assistant", "content": message.content}
+    await client.messages.create(
+        **arguments, messages=[question, answer, {"role": "user", "content": results}]
+    )
+    prompt = prompt_of(server)
+    assert prompt.count("<|s|>tool\nwarm<|e|>") == 2 and prompt.count("<tool_call>") == 3
+    assert "<|s|>user\n<|e|>" not in prompt
+
+
+async def test_thinking(server: TextServer, client: anthropic.AsyncAnthropic) -> None:
+    server.say("Stars.\n</think>\n\nAn otter.")
+    arguments: Any = {
+        "model": MODEL,
+        "max_tokens": 256,
+        "messages": HELLO,
+        "thinking": {"type": "enabled", "budget_tokens": 1024},
+    }
+    message = await client.messages.create(**arguments)
+    thought, text = message.content
+    assert thought.type == "thinking" and thought.thinking == "Stars."
+    assert text.type == "text" and text.text == "An otter."
+    async with client.messages.stream(**arguments) as stream:
+        final = await stream.get_final_message()
+    assert [block.type for block in final.content] == ["thinking", "text"]
+    assert final.content[0].thinking == "Stars."  # type: ignore[union-attr]
+    server.say("An otter.")
+    history: Any = [*HELLO, {"role": "assistant", "content": message.content}, *HELLO]
+    await client.messages.create(
+        model=MODEL, max_tokens=9, messages=history, thinking={"type": "disabled"}
+    )
+    assert "An otter.<think>Stars.</think>" in prompt_of(server)
+    assert prompt_of(server).endswith("</think>\n\n")
+
+
+async def test_turns_of_one_role_are_one_and_the_last_is_continued(
+    server: TextServer, client: anthropic.AsyncAnthropic
+) -> None:
+    server.say("B)")
+    await client.messages.create(
+        model=MODEL,
+        max_tokens=9,
+        messages=[
+            {"role": "user", "content": "Hi."},
+            {"role": "user", "content": [{"type": "text", "text": "The name for Sun?"}]},
+            {"role": "assistant", "content": "The best answer is ("},
+        ],
+    )
+    assert prompt_of(server) == (
+        "<|s|>user\nHi.\n\nThe name for Sun?<|e|>\n<|s|>assistant\nThe best answer is ("
+    )
+
+
+async def test_tokens_are_counted(server: TextServer, client: anthropic.AsyncAnthropic) -> None:
+    arguments: Any = {"model": MODEL, "system": "You are a fox.", "messages": HELLO}
+    for more in ({}, {"tools": TOOLS}):
+        counted = await client.messages.count_tokens(**arguments, **more)
+        await client.messages.create(**arguments, **more, max_tokens=1)
+        assert counted.input_tokens == len(server.last_request.prompt_token_ids)
+
+
+async def test_errors_are_the_clients_types(
+    server: TextServer, client: anthropic.AsyncAnthropic
+) -> None:
+    with pytest.raises(anthropic.NotFoundError, match="claude-9"):
+        await client.messages.create(model="claude-9", max_tokens=1, messages=HELLO)
+    with pytest.raises(anthropic.BadRequestError, match="max_tokens can be at most"):
+        await client.messages.create(model=MODEL, max_tokens=1024, messages=HELLO)
+    with pytest.raises(anthropic.AuthenticationError):
+        await client.with_options(api_key="wrong").messages.create(
+            model=MODEL, max_tokens=1, messages=HELLO
+        )
+    server.engine.failure = Failure(after=2)
+    stream = await client.messages.create(model=MODEL, max_tokens=9, messages=HELLO, stream=True)
+    with pytest.raises(anthropic.APIStatusError, match="blocks"):
+        _ = [event async for event in stream]
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"max_tokens": None}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"messages": []}, "messages"),
+        ({"messages": [3]}, "messages[0]"),
+        ({"messages": [{"role": "system", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "images"),
+        ({"messages": [{"role": "user", "content": [{"type": "odd"}]}]}, "block"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "content[0].text"),
+        ({"messages": [{"role": "user", "content": [{"type": "tool_use"}]}]}, "block"),
+        ({"system": 3}, "system"),
+        ({"system": [{"type": "image"}]}, "images"),
+        ({"stop_sequences": [""]}, "stop_sequences"),
+        ({"temperature": -1}, "temperature"),
+        ({"tools": [{"name": "x y", "input_schema": {}}]}, "tools[0].name"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools that you"),
+        ({"tools": TOOLS, "tool_choice": {"type": "tool"}}, "tool_choice"),
+        ({"mcp_servers": [{"url": "x"}]}, "mcp_servers"),
+        ({"thinking": {"type": "sometimes"}}, "thinking.type"),
+    ],
+    ids=str,
+)
+async def test_bad_fields_are_named(server: TextServer, fields: Any, named: str) -> None:
+    body = {"max_tokens": 4, "messages": HELLO} | fields
+    error = error_of(await server.post(ROUTE, **body))
+    assert error["type"] == "invalid_request_error" and named in error["message"], error
+    assert not server.engine.requests
+
+
+async def test_failures_of_middleware_have_the_shape_too(server: TextServer) -> None:
+    body = {"max_tokens": 4, "messages": HELLO}
+    refused = await server.client.post(ROUTE, json=body, headers={"x-api-key": "no"})
+    assert error_of(refused, 401)["type"] == "authentication_error"
+    assert error_of(await server.client.get(f"{ROUTE}/nothing"), 404)["type"] == "not_found_error"
+    assert error_of(await server.client.post(ROUTE, content="x"), 415)
+    bearer = {"x-api-key": "", "Authorization": "Bearer secret"}
+    assert (await server.client.post(ROUTE, json=body, headers=bearer)).status_code == 200
+
+
+async def test_unknown_fields_are_reported_and_known_ones_are_not(server: TextServer) -> None:
+    body = {"max_tokens": 1, "messages": HELLO, "metadata": {"user_id": "me"}, "odd": 1}
+    answer = await server.post(ROUTE, **body, cache_control={"type": "ephemeral"}, top_k=3)
+    assert answer.headers["x-ignored-fields"] == "odd"
+    assert server.last_request.sampling.top_k == 3
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_ends_the_work(server: TextServer, stream: bool) -> None:
+    server.engine.hold()
+    body = {"max_tokens": 4, "messages": HELLO, "stream": stream}
+    async with server.listening() as url, httpx.AsyncClient() as client:
+        headers = {"x-api-key": "secret"}
+        task = asyncio.create_task(client.post(url + ROUTE, json=body, headers=headers))
+        await until(lambda: bool(server.engine.live))
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await until(lambda: not server.engine.live)
+        admission = server.app.state.tandem.admission
+        await until(lambda: admission.num_in_flight() == 0)
+        server.engine.release()
+
+
+async def test_a_stream_holds_nothing_but_named_events(server: TextServer) -> None:
+    body = {"max_tokens": 4, "messages": HELLO, "stream": True}
+    text = (await server.post(ROUTE, **body)).text
+    assert "[DONE]" not in text
+    for block in text.strip().split("\n\n"):
+        name, data = block.split("\n")
+        assert json.loads(data.removeprefix("data: "))["type"] == name.removeprefix("event: ")
