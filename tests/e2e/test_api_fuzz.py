@@ -11,7 +11,7 @@ from tiny_encoders import make_encoder
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 MODEL, IMAGE_MODEL = "smollm2-135m-instruct", "tandem-shapes"
 NUM_EXAMPLES = 25
-ENOUGH_ACCEPTED = 0.3
+ENOUGH_ACCEPTED = 0.2
 NOT_GUESSED = ("images", "/sdapi/", "_id}", "/tokenizer_info", "/models/load", "/models/unload")
 """Of pictures, ids and names; tests/server/images/test_fuzz.py has real ones. What loads and unloads
 models is off."""
@@ -47,7 +47,7 @@ def test_generated_requests_never_break_the_server(start_server, tmp_path):
     models = (MODEL, IMAGE_MODEL, f"embedder={make_encoder(tmp_path)}")
     server = start_server(
         *(option for model in models for option in ("--model", model)),
-        *("--max-model-len", "64", "--max-image-megapixel-steps", "1"),
+        *("--max-model-len", "96", "--max-image-megapixel-steps", "1"),
     )
     outcomes = {op.label: probed(op, server.url) for op in operations(server)}
     low = {
