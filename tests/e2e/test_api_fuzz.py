@@ -13,8 +13,8 @@ MODEL, IMAGE_MODEL = "smollm2-135m-instruct", "tandem-shapes"
 NUM_EXAMPLES = 25
 ENOUGH_ACCEPTED = 0.2
 NOT_GUESSED = ("images", "/sdapi/", "_id}", "/tokenizer_info", "/models/load", "/models/unload")
-"""Of pictures, ids and names; tests/server/images/test_fuzz.py has real ones. What loads and unloads
-models is off."""
+"""Of pictures, ids and names; tests/server/images/test_fuzz.py has real ones. What loads models is
+off."""
 
 
 def operations(server):
