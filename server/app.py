@@ -24,6 +24,7 @@ from server.kinds import SERVED
 from server.metrics import ServerMetrics
 from server.models.library import ModelLibrary
 from server.responses.background import BackgroundJobs
+from server.responses.shape import error_shape as responses_error_shape
 from server.responses.store import ResponseStore
 from server.routes import docs, health, metrics, model_loading, models
 from server.settings import Settings
@@ -60,7 +61,8 @@ def create_app(settings: Settings, engine: EngineClient) -> FastAPI:
     app.state.tandem = state
     for router in _ROUTERS:
         app.include_router(router)
-    errors.install(app, {dialect.prefix: dialect.error_shape for dialect in DIALECTS})
+    shapes = {dialect.prefix: dialect.error_shape for dialect in DIALECTS}
+    errors.install(app, {"/v1/responses": responses_error_shape, **shapes})
     openapi.install(app, engine, {k: v for one in DIALECTS for k, v in one.bodies.items()})
     middleware.install(app, settings, state.metrics)
     return app

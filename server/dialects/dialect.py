@@ -1,8 +1,7 @@
 """What the server must know of a dialect, and how its bodies become those of our own routes."""
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import APIRouter
@@ -10,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
 from engine.kinds import AnyKind
-from server.http.errors import ErrorFacts, ErrorShape
+from server.http.errors import ErrorShape
 
 BodyT = TypeVar("BodyT", bound=BaseModel)
 
@@ -58,14 +57,3 @@ def openai_body(model: type[BodyT], fields: Mapping[str, Any]) -> BodyT:
     except ValidationError as error:
         found = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
         raise RequestValidationError(found) from None
-
-
-def renamed(facts: ErrorFacts, names: Mapping[str, str]) -> ErrorFacts:
-    """A failure in a dialect's words: OpenAI's names of fields → its own."""
-
-    def own_name(match: re.Match[str]) -> str:
-        return names[match[0]]
-
-    pattern = rf"\b({'|'.join(map(re.escape, names))})\b"
-    param = None if facts.param is None else re.sub(pattern, own_name, facts.param)
-    return replace(facts, message=re.sub(pattern, own_name, facts.message), param=param)

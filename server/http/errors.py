@@ -8,7 +8,7 @@ prompt: the text of our own faults stays in the log.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -152,6 +152,17 @@ def openai_shape(facts: ErrorFacts) -> bytes:
         "code": facts.code,
     }
     return msgspec.json.encode({"error": content})
+
+
+def renamed(facts: ErrorFacts, names: Mapping[str, str]) -> ErrorFacts:
+    """A failure in the words of another API: OpenAI's names of fields in chats → its own."""
+
+    def own_name(match: re.Match[str]) -> str:
+        return names[match[0]]
+
+    pattern = rf"\b({'|'.join(map(re.escape, names))})\b"
+    param = None if facts.param is None else re.sub(pattern, own_name, facts.param)
+    return replace(facts, message=re.sub(pattern, own_name, facts.message), param=param)
 
 
 class ErrorResponse(Response):

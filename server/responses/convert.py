@@ -17,6 +17,17 @@ from server.protocol.responses import ResponseRequest, TextFormat
 from server.protocol.sampler_fields import SamplerFields
 from server.protocol.variants import read_model
 
+OWN_NAMES: Mapping[str, str] = {
+    "response_format.json_schema": "text.format",
+    "response_format": "text.format",
+    "reasoning_effort": "reasoning.effort",
+    "function.name": "name",
+    "function.description": "description",
+    "function.parameters": "parameters",
+    "function.strict": "strict",
+}
+"""Names of fields in chats → those in responses, for what is said of them."""
+
 
 class ResponseChat(ChatCompletionRequest):
     """The chat of a response; errors name the fields that the client knows."""

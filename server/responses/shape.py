@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from engine.errors import EngineError, RequestAborted
-from server.http.errors import error_facts
+from server.http.errors import ErrorFacts, error_facts, openai_shape, renamed
 from server.http.shape import Shape, encode
 from server.http.sse import OPENAI_FRAMING, named_event
 from server.protocol.answers import Usage
@@ -20,7 +20,13 @@ from server.protocol.responses import (
     ResponseRequest,
     ResponseUsage,
 )
+from server.responses.convert import OWN_NAMES
 from server.responses.output import Event, Output
+
+
+def error_shape(facts: ErrorFacts) -> bytes:
+    """OpenAI's, about the fields that a request for a response has."""
+    return openai_shape(renamed(facts, OWN_NAMES))
 
 
 class ResponseShape(Shape):
@@ -105,7 +111,7 @@ class ResponseShape(Shape):
         if isinstance(error, RequestAborted):
             self._end("cancelled")
             return
-        facts = error_facts(error)
+        facts = renamed(error_facts(error), OWN_NAMES)
         code = "rate_limit_exceeded" if facts.status == 429 else "server_error"
         if isinstance(error, EngineError) and facts.status == 400:
             code = "invalid_prompt"

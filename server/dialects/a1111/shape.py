@@ -6,8 +6,7 @@ from typing import Any
 
 from server.dialects.a1111.convert import OWN_NAMES
 from server.dialects.a1111.protocol import DrawingFields
-from server.dialects.dialect import renamed
-from server.http.errors import ErrorFacts
+from server.http.errors import ErrorFacts, renamed
 from server.http.shape import Shape, encode
 from server.images.metadata import parameters_text
 from server.images.sampler_names import names_of

@@ -4,8 +4,7 @@ import json
 from typing import Any
 
 from server.dialects.anthropic.convert import OWN_NAMES
-from server.dialects.dialect import renamed
-from server.http.errors import ErrorFacts, error_facts
+from server.http.errors import ErrorFacts, error_facts, renamed
 from server.http.shape import Shape, encode
 from server.http.sse import Framing, named_event
 from server.protocol.answers import Usage

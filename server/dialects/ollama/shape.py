@@ -8,9 +8,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from server.dialects.dialect import renamed
 from server.dialects.ollama.convert import OWN_NAMES
-from server.http.errors import ErrorFacts, error_facts
+from server.http.errors import ErrorFacts, error_facts, renamed
 from server.http.shape import Shape, encode
 from server.http.sse import Framing
 from server.protocol.answers import Usage

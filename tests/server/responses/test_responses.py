@@ -46,6 +46,7 @@ async def respond(server: TextServer, **body: Any) -> Any:
         ({"tools": [{"type": "web_search"}]}, "tools[0]"),
         ({"tools": 3}, "tools"),
         ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
+        ({"text": {"format": {"type": "json_schema"}}}, "text.format"),
         ({"text": {"verbosity": "low"}}, "text.verbosity"),
         ({"background": True, "stream": True}, "stream"),
         ({"background": True, "store": False}, "store"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import openai
 import pytest
+from pydantic import BaseModel
 from text_server import MODEL, TextServer, text_info, write_tokenizer
 
 TEMPLATE = (
@@ -155,12 +156,12 @@ async def test_calls_are_continued_from_the_store(
     ("fields", "param"),
     [
         ({"tools": [{"type": "web_search"}]}, "tools[0]"),
-        ({"tools": [*TOOLS, *TOOLS]}, "tools[1].function.name"),
-        ({"tools": [{"type": "function"}]}, "tools[0].function.name"),
+        ({"tools": [*TOOLS, *TOOLS]}, "tools[1].name"),
+        ({"tools": [{"type": "function"}]}, "tools[0].name"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "other"}}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": {"type": "hosted"}}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": "maybe"}, "tool_choice"),
-        ({"reasoning": {"effort": "gigantic"}}, "reasoning_effort"),
+        ({"reasoning": {"effort": "gigantic"}}, "reasoning.effort"),
     ],
     ids=str,
 )
@@ -168,3 +169,27 @@ async def test_bad_tools_are_named(server: TextServer, fields: Any, param: str) 
     answer = await server.post("/v1/responses", input="x", **fields)
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["param"] == param
+
+
+class CalendarEvent(BaseModel):
+    """As in the documentation of structured outputs."""
+
+    name: str
+    participants: list[str]
+
+
+async def test_structured_outputs(server: TextServer, client: openai.AsyncOpenAI) -> None:
+    server.say('{"name": "science fair", "participants": ["Alice", "Bob"]}')
+    arguments: Any = {
+        "model": MODEL,
+        "input": [{"role": "user", "content": "Alice and Bob are going to a science fair."}],
+        "text_format": CalendarEvent,
+    }
+    response = await client.responses.parse(**arguments)
+    event = response.output_parsed
+    assert event == CalendarEvent(name="science fair", participants=["Alice", "Bob"])
+    structure = server.last_request.sampling.structure
+    assert structure is not None and "participants" in structure.text
+    async with client.responses.stream(**arguments) as stream:
+        final = await stream.get_final_response()
+    assert final.output_parsed == event
