@@ -63,7 +63,7 @@ class CallObjectParser(ToolCallParser):
                 yield from self._json_arguments(name, *ends)
                 is_announced = True
             else:
-                value = yield from self._other_value()
+                value = yield from self._json_text()
                 arguments = value if key in _ARGUMENTS else arguments
             yield from self._skip_space()
             if not (yield from self._skip_held(",")):
@@ -94,17 +94,6 @@ class CallObjectParser(ToolCallParser):
         if not 0 < len(name) <= MAX_NAME_CHARS or (self._known_only and name not in self._schemas):
             raise NotACall
         return name
-
-    def _other_value(self) -> Waiting[str]:
-        parts: list[str] = []
-
-        def keep(text: str) -> None:
-            parts.append(text)
-            self._hold(text)
-
-        if not (yield from self._json_value(keep)):
-            raise NotACall
-        return "".join(parts)
 
 
 def _as_arguments(value: str) -> str:

@@ -148,6 +148,15 @@ class ToolCallParser(AnswerReader):
         """
         if (yield from self._peek()) != '"':
             raise NotACall
+        value: str = json.loads((yield from self._json_text()))
+        return value
+
+    def _json_text(self) -> Waiting[str]:
+        """What a JSON value is written as.
+
+        Raises:
+            NotACall: there is none.
+        """
         parts: list[str] = []
 
         def keep(text: str) -> None:
@@ -156,8 +165,7 @@ class ToolCallParser(AnswerReader):
 
         if not (yield from self._json_value(keep)):
             raise NotACall
-        value: str = json.loads("".join(parts))
-        return value
+        return "".join(parts)
 
     def _json_arguments(self, name: str, *ends: str) -> Waiting[None]:
         """Announce a call and hand its arguments on.
