@@ -299,17 +299,6 @@ class BlockTable:
             self._pool.set_written(block_id, tail)
 
 
-def reorder(tables: Sequence[BlockTable], parents: Sequence[int]) -> list[BlockTable]:
-    """Beam search's step: table `i` of the result continues `tables[parents[i]]`.
-
-    The old tables are emptied; what no new one continues is freed.
-    """
-    chosen = [tables[parent].fork(tables[parent].num_tokens) for parent in parents]
-    for table in tables:
-        table.clear()
-    return chosen
-
-
 def check(holds: bool, message: str) -> None:
     """
     Raises:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from engine.errors import InvariantViolation, OutOfBlocks
-from engine.llm.kv_cache import BlockPool, BlockTable, reorder
+from engine.llm.kv_cache import BlockPool, BlockTable
 from engine.llm.prefix_cache import PrefixCache
 
 
@@ -211,22 +211,6 @@ class TestTable:
         assert (again.block_ids, pool.num_free, pool.num_slots_unused) == ([0, 1], 2, 0)
         pool.check_invariants([again])
 
-    def test_reorder_follows_the_chosen_parents(self) -> None:
-        pool = make_pool(10)
-        tables = [make_table(pool, 6), make_table(pool, 7), make_table(pool, 5)]
-        chosen = reorder(tables, [2, 0, 2])
-        assert [(t.block_ids, t.num_tokens) for t in chosen] == [
-            ([4, 5], 5),
-            ([0, 1], 6),
-            ([4, 5], 5),
-        ]
-        assert pool.num_held == 4, "nobody continued the second"
-        assert [t.block_ids for t in tables] == [[], [], []]
-        assert all(t.reserve(t.num_tokens + 1) for t in chosen)
-        # Blocks 2 and 3 were the second's: the last freed is the first taken.
-        assert pool.take_copies() == [(5, 2)], "the last of two owners needs no copy"
-        pool.check_invariants(chosen)
-
 
 @pytest.mark.parametrize(
     "corrupt",
@@ -263,7 +247,7 @@ def test_random_tables_keep_their_contents() -> None:
         for _ in range(200):
             at = rng.randrange(len(live))
             table, text = live[at]
-            action = rng.choice(["write", "write", "write", "fork", "truncate", "clear", "reorder"])
+            action = rng.choice(["write", "write", "write", "fork", "truncate", "clear"])
             if action == "write":
                 end = len(text) + rng.randint(1, 2 * size)
                 free, needed = pool.num_free, table.blocks_to_reach(end)
@@ -288,10 +272,6 @@ def test_random_tables_keep_their_contents() -> None:
             elif action == "clear":
                 table.clear()
                 text.clear()
-            elif action == "reorder":
-                parents = [rng.randrange(len(live)) for _ in live]
-                tables = reorder([t for t, _ in live], parents)
-                live = [(t, list(live[p][1])) for t, p in zip(tables, parents, strict=True)]
             for table, text in live:
                 shown = [
                     slots[table.block_ids[i // size]][i % size] for i in range(table.num_tokens)
