@@ -15,6 +15,10 @@ from engine.llm.request import Sequence as RunningSequence
 class Drafter(Protocol):
     """Asked before each step that has nothing but decodes, told about each draft's outcome."""
 
+    def may_draft(self, decodes: Iterable[RunningSequence]) -> bool:
+        """Whether there may be drafts for any of them. Asked first: a row's price takes a while."""
+        ...
+
     def draft(
         self, decodes: Sequence[RunningSequence], num_rows: int, row_price: float
     ) -> Iterable[tuple[RunningSequence, list[int]]]:

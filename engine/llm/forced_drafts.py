@@ -4,7 +4,7 @@ The executor tells with a step's outcome what must follow (`SequenceOutput.force
 right for certain, as its row allows no other token, and costs a row.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from engine.config import ResolvedConfig
 from engine.llm.drafter import Drafter
@@ -26,6 +26,10 @@ class ForcedDrafts:
         self._guesses = guesses
         self._forced: set[int] = set()
         """Sequences whose drafts in flight were forced."""
+
+    def may_draft(self, decodes: Iterable[RunningSequence]) -> bool:
+        """See `Drafter`."""
+        return self._guesses is not None or any(one.forced_token_ids for one in decodes)
 
     def draft(
         self, decodes: Sequence[RunningSequence], num_rows: int, row_price: float

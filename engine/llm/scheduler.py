@@ -444,6 +444,8 @@ class Scheduler:
         """Have decodes try what may come next, where the step has nothing else to do."""
         if self._drafter is None or not step.budget or not step.chunks:
             return
+        if not self._drafter.may_draft(step.chunks):
+            return
         if any(sequence.num_missing > 1 for sequence in step.chunks):
             return
         price = self._budget.row_price(StepWork.of_decodes(s.num_known for s in step.chunks))

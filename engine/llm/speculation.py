@@ -7,7 +7,7 @@ by the tokens that were accepted; one that runs into debt pauses, longer each ti
 grows makes rows dearer, until nobody drafts.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from engine.config import ResolvedConfig
@@ -51,6 +51,10 @@ class Speculation:
         self._most_drafts = config.num_speculative_tokens
         self._records: dict[int, _Record] = {}
         """By sequence id."""
+
+    def may_draft(self, decodes: Iterable[RunningSequence]) -> bool:
+        """See `Drafter`."""
+        return True
 
     def draft(
         self, decodes: Sequence[RunningSequence], num_rows: int, row_price: float

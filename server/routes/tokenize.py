@@ -48,7 +48,7 @@ async def tokenize(body: TokenizeRequest, request: Request, state: StateDep) -> 
     times (or 65,536 tokens)."""
     info = find_model(state.engine, body.model)
     text = await state.texts.get(info)
-    tokens = await token_ids(body, request, state)
+    tokens = await _asked_ids(body, request, state, info, text)
     answer = Tokenized(
         count=len(tokens),
         max_model_len=info.max_model_len,
@@ -91,7 +91,12 @@ async def token_ids(body: TokenizeRequest, request: Request, state: AppState) ->
         EngineError: it is refused, or too long.
     """
     info = find_model(state.engine, body.model)
-    text = await state.texts.get(info)
+    return await _asked_ids(body, request, state, info, await state.texts.get(info))
+
+
+async def _asked_ids(
+    body: TokenizeRequest, request: Request, state: AppState, info: ModelInfo, text: ModelText
+) -> list[int]:
     chat_format = text.chat_format(config_of(state.engine, info.model))
     return await until_disconnect(request.receive, _token_ids(body, text, info, chat_format))
 

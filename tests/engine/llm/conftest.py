@@ -1,5 +1,6 @@
 """Whole engines over small models, stepped by hand."""
 
+import random
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from engine.config import EngineConfig
 from engine.llm.loading import load_engine
+from engine.llm.step_budget import StepBudget
 from engine.types import FinishReason, GenerateRequest, SamplingParams, TokenLogprob
 from engine.weights.source import resolve_source
 
@@ -114,3 +116,17 @@ def one_thread():
 def engines():
     """The functions above, for test modules: `make`, `run`, `request`."""
     return SimpleNamespace(make=make_engine, run=run, request=make_request)
+
+
+@pytest.fixture
+def rng(record_property):
+    seed = random.randrange(1 << 32)
+    record_property("seed", seed)
+    print("seed", seed)
+    return random.Random(seed)
+
+
+@pytest.fixture
+def cheap_rows(monkeypatch):
+    """Whoever drafts what must not depend on how busy the machine is."""
+    monkeypatch.setattr(StepBudget, "row_price", lambda budget, decodes: 0.02)

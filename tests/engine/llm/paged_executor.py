@@ -130,6 +130,9 @@ class Guesser:
     num_drafts: int = 0
     num_accepted: int = 0
 
+    def may_draft(self, decodes: Iterable[RunningSequence]) -> bool:
+        return True
+
     def draft(
         self, decodes: Sequence[RunningSequence], num_rows: int, row_price: float
     ) -> Iterator[tuple[RunningSequence, list[int]]]:

@@ -1,31 +1,16 @@
 """Texts of adapters: each as if its adapter were alone in the engine, and the base's as if there
 were none, bit for bit."""
 
-import random
 from dataclasses import replace
 
 import pytest
 from peft_adapters import write_adapter
 
 from engine.errors import UnknownAdapter
-from engine.llm.step_budget import StepBudget
 
+pytestmark = pytest.mark.usefixtures("cheap_rows")
 VOCAB = 400
 NAMES = ("a", "b", None)
-
-
-@pytest.fixture
-def rng(record_property):
-    seed = random.randrange(1 << 32)
-    record_property("seed", seed)
-    print("seed", seed)
-    return random.Random(seed)
-
-
-@pytest.fixture(autouse=True)
-def cheap_rows(monkeypatch):
-    """Whoever drafts what must not depend on how busy the machine is."""
-    monkeypatch.setattr(StepBudget, "row_price", lambda budget, decodes: 0.02)
 
 
 @pytest.fixture(scope="module")

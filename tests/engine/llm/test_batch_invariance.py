@@ -4,8 +4,6 @@ Each test compares the raw logits of every drawn token with those of the same re
 roomy engine without prefix cache: the default path on a CPU, in all dtypes, with fresh inputs.
 """
 
-import random
-
 import pytest
 import torch
 
@@ -50,14 +48,6 @@ def log(monkeypatch):
     log = LogitsLog()
     log.attach(monkeypatch)
     return log
-
-
-@pytest.fixture
-def rng(record_property):
-    seed = random.randrange(1 << 32)
-    record_property("seed", seed)
-    print("seed", seed)
-    return random.Random(seed)
 
 
 @pytest.fixture(scope="module", params=["tiny_llama", "tiny_gemma3"])

@@ -467,6 +467,9 @@ class FixedDrafts:
         self.token_ids = token_ids
         self.learned: list[object] = []
 
+    def may_draft(self, decodes):
+        return True
+
     def draft(self, decodes, num_rows, row_price):
         [sequence] = decodes
         drafts = self.token_ids[: min(num_rows, sequence.num_draftable)]

@@ -75,9 +75,10 @@ async def test_a_template_that_takes_gigabytes_is_a_400(
 async def test_a_crash_is_a_500_that_names_the_template(
     tmp_path: Path, tokenizer_folder: Path
 ) -> None:
+    others = templates()
     async with two_models(tmp_path, tokenizer_folder) as server:
         assert (await ask(server, BAD, "hi"))[0] == 200
-        [pid] = [child.pid for child in psutil.Process().children() if is_template(child)]
+        [pid] = templates() - others
         template = psutil.Process(pid)
         idle_s = template.cpu_times().user
         bad = asyncio.create_task(ask(server, BAD, "loop"))
@@ -100,13 +101,19 @@ async def test_messages_for_counting_go_the_same_way(
 
 @pytest.mark.parametrize("template", ["{% for %}", "{{ " + "+".join(["1"] * 300_000) + " }}"])
 async def test_a_template_that_cannot_be_compiled(tmp_path: Path, template: str) -> None:
+    others = templates()
     server = TextServer(write_tokenizer(tmp_path, chat_template=template))
     response = await server.chat()
     assert response.status_code == 503
     assert response.json()["error"]["code"] == "corrupt_file"
     assert "chat template" in response.json()["error"]["message"]
-    assert not [child for child in psutil.Process().children() if is_template(child)]
+    assert not templates() - others
     await server.aclose()
+
+
+def templates() -> set[int]:
+    """Ids of all processes of chat templates; a test that ran before may have left some."""
+    return {child.pid for child in psutil.Process().children() if is_template(child)}
 
 
 def is_template(process: psutil.Process) -> bool:

@@ -1,7 +1,6 @@
 """Texts of a given form, by whole engines: what comes out fits, whatever shares the step."""
 
 import json
-import random
 import re
 
 import jsonschema
@@ -53,14 +52,6 @@ def engine(engines, folder):
 @pytest.fixture(scope="module")
 def tokenizer(folder):
     return load_tokenizer(folder)
-
-
-@pytest.fixture
-def rng(record_property):
-    seed = random.randrange(1 << 32)
-    record_property("seed", seed)
-    print("seed", seed)
-    return random.Random(seed)
 
 
 def requests_for(engines, rng, structure, name="r", **sampling):
