@@ -111,15 +111,17 @@ def run_in_terminal(
         env=variables | {"TERM": "xterm-256color"} | (env or {}),
     )
     os.close(side)
-    shown, deadline_s = "", time.monotonic() + 60
+    shown, deadline_s, interrupted = "", time.monotonic() + 60, False
     while time.monotonic() < deadline_s:
         try:
             data = os.read(main, 65536)
         except OSError:  # the other side is closed
             break
         shown += data.decode(errors="replace")
-        if "Ready. Try" in shown or '"ready"' in shown or "try_with" in shown:
+        # Once only: a second interrupt is the impatient user's, who does not wait for the end.
+        if not interrupted and any(word in shown for word in ("Ready. Try", '"ready"', "try_with")):
             process.send_signal(signal.SIGINT)
+            interrupted = True
     os.close(main)
     return process.wait(30), shown
 
