@@ -27,6 +27,7 @@ class ServerCommand:
 
     `variables` are added to their environment, so the commands can be kept, and stored with
     results, without the paths of one machine. Servers are compared with others of their `group`.
+    `extra_body` is merged into every request that is measured.
     """
 
     name: str
@@ -36,6 +37,7 @@ class ServerCommand:
     version_command: str | None = None
     variables: dict[str, str] = field(default_factory=dict)
     group: str | None = None
+    extra_body: dict[str, Any] = field(default_factory=dict)
 
     def log_path(self, folder: Path) -> Path:
         """Where its output goes within `folder`."""
@@ -117,9 +119,11 @@ async def described(server: ServerCommand) -> dict[str, Any]:
     Raises RuntimeError when its version command fails.
     """
     group = {} if server.group is None else {"group": server.group}
+    body = {"extra_body": server.extra_body} if server.extra_body else {}
     return {
         "name": server.name,
         **group,
+        **body,
         "version": await version_of(server),
         "model": server.model,
         "command": server.command,

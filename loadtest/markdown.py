@@ -1,5 +1,6 @@
 """The pieces of Markdown that the sections of the benchmark page share."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +34,9 @@ def commands(comparison: dict[str, Any]) -> str:
     parts = []
     for server in comparison["servers"]:
         version = f" ({server['version']})" if server.get("version") else ""
-        parts.append(f"{server['name']}{version}:\n\n```sh\n{server['command']}\n```")
+        body = json.dumps(server["extra_body"]) if server.get("extra_body") else ""
+        with_body = f", with `{body}` in every request" if body else ""
+        parts.append(f"{server['name']}{version}{with_body}:\n\n```sh\n{server['command']}\n```")
     return "\n\n".join(parts)
 
 

@@ -16,8 +16,8 @@ _PLAN_KEYS = {
     *("label", "rung", "variables", "concurrencies", "repeats", "warmup", "servers"),
     *("prompt_words", "output_tokens", "num_requests"),
 }
-_SERVER_KEYS = {"name", "command", "url", "model", "version_command", "group"}
-_REQUIRED_SERVER_KEYS = _SERVER_KEYS - {"version_command", "group"}
+_REQUIRED_SERVER_KEYS = {"name", "command", "url", "model"}
+_SERVER_KEYS = {*_REQUIRED_SERVER_KEYS, "version_command", "group", "extra_body"}
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
@@ -124,6 +124,7 @@ def server_command(entry: dict[str, Any], variables: dict[str, str]) -> ServerCo
         model=expand(entry["model"], variables),
         version_command=entry.get("version_command"),
         group=entry.get("group"),
+        extra_body=entry.get("extra_body", {}),
         variables=variables,
     )
 

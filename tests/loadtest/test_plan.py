@@ -10,7 +10,8 @@ concurrencies: [1, 4]
 variables: {ROOT: "~/peers", MODELS: "${ROOT}/models", PORT: 8100}
 servers:
   - {name: a, command: "exec $ROOT/a --port ${PORT}", url: "http://h:${PORT}/v1", model: m}
-  - {name: b, command: exec b, url: "http://h:2/v1", model: "${MODELS}/m", version_command: b -v}
+  - {name: b, command: exec b, url: "http://h:2/v1", model: "${MODELS}/m", version_command: b -v,
+     extra_body: {ignore_eos: false}}
 """
 
 
@@ -36,6 +37,7 @@ def test_a_plan(plan_path: Path) -> None:
     assert first.url == "http://h:8100/v1"
     assert first.variables == second.variables
     assert second.model == "/home/x/peers/models/m"
+    assert (first.extra_body, second.extra_body) == ({}, {"ignore_eos": False})
     assert (plan.label, plan.concurrencies, plan.repeats, plan.warmup) == (
         "two servers",
         (1, 4),
