@@ -65,6 +65,12 @@ def load_engine(
     limit_threads(config.num_threads)
     if config.device == "cpu":
         memory.reserve_pool(config, host)
+    tokens = (checkpoint.path, model_config.vocab_size, model_config.eos_token_ids)
+    reader = ReaderProcess(*tokens)
+    grammars = Grammars(partial(load_token_table, *tokens), reader.read)
+    # While the weights are read, so that no request waits for what structures need.
+    reader.start()
+    grammars.warm_up()
     with sizes_within_memory():
         model = load_decoder(
             checkpoint,
@@ -81,8 +87,6 @@ def load_engine(
         memory = memory.beside(adapters.num_bytes)
         config = measured(model, model_config, memory, host, adapters.slots)
         memory.reserve_pool(config, host)
-    tokens = (checkpoint.path, model_config.vocab_size, model_config.eos_token_ids)
-    grammars = Grammars(partial(load_token_table, *tokens), ReaderProcess(*tokens).read)
     runner = create_runner(model, model_config, config, adapters.slots, grammars)
     runner.warm_up()
     scheduler = Scheduler(

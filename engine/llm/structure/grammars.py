@@ -60,8 +60,7 @@ class Grammars:
     """Those of one model.
 
     Args:
-        load_tokens: makes the model's table of tokens; called once, in the thread, when the first
-            structure comes.
+        load_tokens: makes the model's table of tokens; called once, in the thread.
         read: gives the text of a structure's grammar, or raises an EngineError; in the thread.
     """
 
@@ -80,6 +79,11 @@ class Grammars:
         """The one that was asked for last is the last."""
         self._num_kept_bytes = 0
 
+    def warm_up(self) -> None:
+        """Have the table of tokens made. If that cannot be, structures are refused with the
+        reason."""
+        self._running_thread().submit(self._known_tokens)
+
     def prepare(self, structure: Structure) -> "Future[Grammar]":
         """Make a grammar, unless it is there. Whoever holds it finds it by `find` at once.
 
@@ -91,9 +95,7 @@ class Grammars:
             done: Future[Grammar] = Future()
             done.set_result(known)
             return done
-        if self._thread is None:
-            self._thread = _thread_of_known_stack()
-        return self._thread.submit(self.find, structure)
+        return self._running_thread().submit(self.find, structure)
 
     def find(self, structure: Structure) -> Grammar:
         """A grammar, made now if it is not there.
@@ -125,9 +127,17 @@ class Grammars:
 
     def _make(self, structure: Structure) -> Grammar:
         text = self._read(structure)
+        return Grammar(structure, matcher_of(structure, text, self._known_tokens().tokens))
+
+    def _known_tokens(self) -> TokenTable:
         if self._tokens is None:
             self._tokens = self._load_tokens()
-        return Grammar(structure, matcher_of(structure, text, self._tokens.tokens))
+        return self._tokens
+
+    def _running_thread(self) -> ThreadPoolExecutor:
+        if self._thread is None:
+            self._thread = _thread_of_known_stack()
+        return self._thread
 
     def _keep(self, grammar: Grammar) -> None:
         with self._lock:

@@ -26,7 +26,8 @@ log = structlog.get_logger(__name__)
 
 
 class ReaderProcess:
-    """Of one model; used by one thread. Started when it is first needed, and again when it is lost.
+    """Of one model; used by one thread. Started when it is first needed, or before, and again when
+    it is lost.
 
     Args:
         path, vocab_size, eos_token_ids: as `load_token_table` takes them.
@@ -37,6 +38,13 @@ class ReaderProcess:
         self._command = module_command("engine.llm.structure.reader_child", *arguments)
         self._process: subprocess.Popen[str] | None = None
         self._end: weakref.finalize[..., ReaderProcess] | None = None
+
+    def start(self) -> None:
+        """Have it read the model's tokens, which takes longer than most structures do."""
+        try:
+            self._start()
+        except InternalError:
+            log.warning("the process that reads structures is not there yet", exc_info=True)
 
     def read(self, structure: Structure) -> str:
         """The text of its grammar, which is known to compile.

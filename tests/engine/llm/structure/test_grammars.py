@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from engine.errors import EngineError, InvalidParameter
+from engine.errors import EngineError, InvalidParameter, UnsupportedFeature
 from engine.llm.structure import grammars as module
 from engine.llm.structure.grammar_text import grammar_text
 from engine.llm.structure.grammars import Grammars
@@ -98,6 +98,25 @@ def test_what_cannot_be_read_is_refused(grammars, kind, text):
     with pytest.raises(EngineError) as caught:
         grammars.find(structure(kind, text))
     assert isinstance(caught.value, InvalidParameter)
+
+
+def test_the_tokens_are_there_before_the_first_one(grammars, table, monkeypatch):
+    made = []
+    monkeypatch.setattr(grammars, "_load_tokens", lambda: made.append(1) or table)
+    grammars.warm_up()
+    grammars.prepare(structure("regex", "a")).result(60)
+    grammars.prepare(structure("regex", "b")).result(60)
+    assert made == [1]
+
+
+def test_tokens_that_cannot_be_used_are_told_to_whoever_asks(grammars, monkeypatch):
+    def fail():
+        raise UnsupportedFeature("no end")
+
+    monkeypatch.setattr(grammars, "_load_tokens", fail)
+    grammars.warm_up()
+    with pytest.raises(UnsupportedFeature, match="no end"):
+        grammars.prepare(structure("regex", "a")).result(60)
 
 
 def test_a_thread_makes_them(grammars, table, monkeypatch):

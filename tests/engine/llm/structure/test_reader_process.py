@@ -37,6 +37,13 @@ def test_it_answers_and_refuses(reader):
     assert "<|im_start|>" not in reader.read(FINE)
 
 
+def test_it_may_be_started_before_it_is_needed(reader):
+    reader.start()
+    process = reader._process
+    assert "a+" in reader.read(FINE)
+    assert reader._process is process
+
+
 def test_one_that_ends_the_process_ends_nothing_else(reader):
     with pytest.raises(InvalidParameter, match="stack") as caught:
         reader.read(Structure.of_schema(DEEP, param="json_schema"))
