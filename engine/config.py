@@ -75,10 +75,10 @@ class EngineConfig:
     )
     quantization: Quantization = knob(
         "auto",
-        "How linear layers keep their weights: gguf and gptq as a checkpoint has them packed, "
-        "which takes less memory for the same results; none in dtype; auto is gptq, or gguf where "
-        "it can be on a CPU, unless products measured there are faster with none and the memory is "
-        "there; else none. "
+        "How linear layers keep their weights: gguf, gptq and awq as a checkpoint has them "
+        "packed, which takes less memory for the same results; none in dtype; auto is what the "
+        "checkpoint has, gguf on a CPU only, unless products measured on a CPU are faster with "
+        "none and the memory is there; else none. "
         "Faster and less precise, on CPUs: int8 rounds any weights to 8 bits at load, "
         "and activations as they come; gguf-int8 rounds a GGUF file's activations only.",
     )

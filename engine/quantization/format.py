@@ -84,8 +84,11 @@ class StoredFormat(ABC):
         """
 
     @abstractmethod
-    def layers(self, headers: Headers) -> dict[str, QuantizedLayer]:
+    def layers(self, headers: Headers, device: str = "cpu") -> dict[str, QuantizedLayer]:
         """Of all layers that it has, by name.
+
+        Args:
+            device: that is to keep them, `cpu` or `cuda`: on a CPU some take more memory.
 
         Raises:
             ModelLoadError: their tensors do not go together; names one.

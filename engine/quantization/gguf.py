@@ -5,23 +5,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-import structlog
 import torch
 from torch import Tensor
 
 from engine.errors import ModelLoadError
 from engine.quantization.format import Headers, QuantizedLayer, StoredFormat
 from engine.quantization.method import LinearMethod, LinearPart, TensorSpec, bias_tensors
-from engine.quantization.panels import PanelsState
+from engine.quantization.panels import PanelsState, are_panels_slower
 from kernels import GGUFType, linear_gguf, panels_from_gguf
 from kernels.linear_gguf.dequantize import dequantize
 from kernels.linear_gguf.quant_type import BLOCKS, row_bytes
 from kernels.linear_panels.gguf import FORMATS as PANEL_FORMATS
-from kernels.measured.product_times import mean_ratio, prefers_plain
-from kernels.measured.self_benchmark import product_times
-
-log = structlog.get_logger(__name__)
-
 
 @dataclass(frozen=True, slots=True)
 class RowsState:
@@ -93,7 +87,7 @@ class GgufFormat(StoredFormat):
         found = cls()
         return found if found.layers(headers) else None
 
-    def layers(self, headers: Headers) -> dict[str, QuantizedLayer]:
+    def layers(self, headers: Headers, device: str = "cpu") -> dict[str, QuantizedLayer]:
         known = GGUFType.__members__
         return {
             name.removesuffix(".weight"): QuantizedLayer(
@@ -104,20 +98,12 @@ class GgufFormat(StoredFormat):
         }
 
     def is_slower_packed(self, layers: Mapping[str, QuantizedLayer], dtype: torch.dtype) -> bool:
-        """Measured unless it is known (`kernels.measured.self_benchmark`)."""
+        """Measured unless it is known."""
         num_weights = Counter[GGUFType]()
         for layer in layers.values():
             assert isinstance(layer.method, GgufMethod)
             num_weights[layer.method.quant_type] += layer.out_features * layer.in_features
-        ratio = mean_ratio(product_times(num_weights.keys(), dtype), num_weights)
-        is_slower = prefers_plain(ratio)
-        log.info(
-            "packed weights timed against plain ones",
-            time_ratio=round(ratio, 2),
-            types=[one.name for one in num_weights],
-            keeps="plain" if is_slower else "packed",
-        )
-        return is_slower
+        return are_panels_slower(num_weights, dtype)
 
 
 class GgufInt8Format(GgufFormat):

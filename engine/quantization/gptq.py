@@ -1,8 +1,8 @@
-"""GPTQ checkpoints with 4 bits, as AutoGPTQ and GPTQModel write them; they stay packed.
+"""GPTQ checkpoints with 2, 3 and 4 bits, as AutoGPTQ and GPTQModel write them; they stay packed.
 
-A layer has `qweight` [K / 8, N] and `qzeros` [G, N / 8] (int32, eight 4-bit numbers each), `scales`
-[G, N] and `g_idx` [K], the group of each input. Groups are runs of `group_size` inputs unless
-`desc_act` took inputs by their activations.
+A layer has `qweight` [K · bits / 32, N] and `qzeros` [G, N · bits / 32] (int32, a stream of numbers
+each), `scales` [G, N] and `g_idx` [K], the group of each input. Groups are runs of `group_size`
+inputs unless `desc_act` took inputs by their activations. In memory a number has 4 bits.
 
 Paper: Frantar et al. 2022, arXiv:2210.17323.
 """
@@ -19,55 +19,31 @@ from torch import Tensor
 from engine.errors import CorruptFile, MissingWeight, ModelLoadError, ShapeMismatch
 from engine.quantization.format import Headers, QuantizedLayer, StoredFormat
 from engine.quantization.method import LinearMethod, LinearPart, TensorSpec, bias_tensors
-from kernels import linear_w4a16
-from kernels.linear_w4a16.layouts import PER_INT32, gptq_zeros
-from kernels.linear_w4a16.reference import SYMMETRIC_ZERO, dequantize
+from engine.quantization.int4_groups import (
+    BITS,
+    GroupedWeight,
+    GroupPanels,
+    check_finite,
+    grouped_bits,
+    is_slower_packed,
+    takes_panels,
+    unsupported,
+)
+from kernels.linear_panels.panels import BLOCK
+from kernels.linear_w4a16.layouts import gptq_weight, gptq_zeros, numbers_together
 
-BITS = 4
+_STORED_BITS = (2, 3, 4)
 _SCALE_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 _MINUS_ONE = {"gptq": True, "gptq_v2": False}
 """`checkpoint_format` → whether zero points are stored less one."""
-_CHUNK_WEIGHTS = 1 << 20
-"""Dequantised at a time."""
-
-
-@dataclass(frozen=True, slots=True)
-class GptqWeight:
-    """What `kernels.linear_w4a16` takes beside activations, of outputs whose inputs have the same
-    groups."""
-
-    qweight: Tensor
-    scales: Tensor
-    zeros: Tensor | None
-    group_size: int
-    g_idx: Tensor | None
-    bias: Tensor | None = None
-    """fp32."""
-
-    def multiply(self, x: Tensor) -> Tensor:
-        """[T, K] → [T, N]."""
-        return linear_w4a16(
-            x, self.qweight, self.scales, self.zeros, self.group_size, self.g_idx, self.bias
-        )
-
-    def dequantised(self, dtype: torch.dtype) -> Tensor:
-        """[N, K], new memory; the bias is left out."""
-        num_inputs, num_outputs = PER_INT32 * self.qweight.shape[0], self.qweight.shape[1]
-        weight = torch.empty(num_outputs, num_inputs, dtype=dtype, device=self.qweight.device)
-        step = max(1, _CHUNK_WEIGHTS // num_inputs)
-        for start in range(0, num_outputs, step):
-            some = slice(start, start + step)
-            zeros = None if self.zeros is None else self.zeros[:, some]
-            weight[some] = dequantize(
-                self.qweight[:, some], self.scales[:, some], zeros, self.group_size, self.g_idx
-            ).T
-        return weight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GptqMethod(LinearMethod[tuple[GptqWeight, ...]]):
+class GptqMethod(LinearMethod[tuple[GroupedWeight | GroupPanels, ...]]):
     """One product for neighbouring shards, or several where their inputs' groups differ."""
 
+    bits: int
+    """Of a number in the file."""
     group_size: int
     """Inputs that share a scale; -1: all."""
     desc_act: bool
@@ -77,7 +53,9 @@ class GptqMethod(LinearMethod[tuple[GptqWeight, ...]]):
     scale_dtype: torch.dtype
     has_g_idx: bool
     sym: bool
-    """Zero points are 8, and not kept."""
+    """Zero points are in the middle: with 4 bits 8, and not kept."""
+    device: str
+    """That keeps them: `cpu` or `cuda`."""
 
     def _num_groups(self, in_features: int) -> int:
         return 1 if self.group_size == -1 else math.ceil(in_features / self.group_size)
@@ -89,13 +67,13 @@ class GptqMethod(LinearMethod[tuple[GptqWeight, ...]]):
         int32 = (torch.int32,)
         specs = {
             "qweight": TensorSpec(
-                shape=(math.ceil(in_features / PER_INT32), out_features),
+                shape=(math.ceil(in_features * self.bits / 32), out_features),
                 in_axis=0,
                 out_axis=1,
                 dtypes=int32,
             ),
             "qzeros": TensorSpec(
-                shape=(groups, out_features // PER_INT32),
+                shape=(groups, out_features * self.bits // 32),
                 in_axis=group_axis,
                 out_axis=1,
                 dtypes=int32,
@@ -111,28 +89,28 @@ class GptqMethod(LinearMethod[tuple[GptqWeight, ...]]):
             specs["g_idx"] = TensorSpec(shape=(in_features,), in_axis=0, dtypes=int32)
         return specs | bias_tensors(out_features, has_bias)
 
-    def process(self, part: LinearPart) -> tuple[GptqWeight, ...]:
+    def process(self, part: LinearPart) -> tuple[GroupedWeight | GroupPanels, ...]:
         weights = self._weights(part)
         bias = part.bias()
-        if bias is None:
-            return tuple(weights)
-        sizes = [weight.qweight.shape[1] for weight in weights]
+        sizes = [weight.out_features for weight in weights]
+        biases = [None] * len(sizes) if bias is None else torch.split(bias, sizes)
         return tuple(
-            GptqWeight(one.qweight, one.scales, one.zeros, one.group_size, one.g_idx, its_bias)
-            for one, its_bias in zip(weights, torch.split(bias.float(), sizes), strict=True)
+            weight.arranged(part.device, its_bias)
+            for weight, its_bias in zip(weights, biases, strict=True)
         )
 
     def dequantised(self, part: LinearPart) -> Tensor:
-        return torch.cat([one.dequantised(part.dtype) for one in self._weights(part)])
+        weights = [one.dequantised(part.dtype) for one in self._weights(part)]
+        return torch.cat(weights).to(part.device)
 
-    def _weights(self, part: LinearPart) -> list[GptqWeight]:
-        """Loaded tensors, checked, on the device; shards with the same groups together."""
+    def _weights(self, part: LinearPart) -> list[GroupedWeight]:
+        """Loaded tensors, checked; shards with the same groups together."""
         self._check_sizes(part)
         kinds = ("qweight", "qzeros", "scales", *(["g_idx"] if self.has_g_idx else []))
         loaded = {kind: part.shards(kind) for kind in kinds}
         shards = range(len(part.out_features))
         for shard in shards:
-            _check_finite(part.name(shard, "scales"), loaded["scales"][shard])
+            check_finite(part.name(shard, "scales"), loaded["scales"][shard])
         orders = [
             self._order(part, shard, loaded["g_idx"][shard]) if self.has_g_idx else None
             for shard in shards
@@ -146,29 +124,26 @@ class GptqMethod(LinearMethod[tuple[GptqWeight, ...]]):
         g_idx: Tensor | None,
         shards: list[int],
         loaded: Mapping[str, list[Tensor]],
-    ) -> GptqWeight:
-        zeros = torch.cat(
-            [
-                gptq_zeros(loaded["qzeros"][shard], minus_one=self.zeros_minus_one)
-                for shard in shards
-            ],
-            1,
-        )
-        is_symmetric = bool((zeros == SYMMETRIC_ZERO).all())
-        return GptqWeight(
-            torch.cat([loaded["qweight"][shard] for shard in shards], 1).to(part.device),
-            torch.cat([loaded["scales"][shard] for shard in shards], 1).to(part.device),
-            None if is_symmetric else zeros.to(part.device),
+    ) -> GroupedWeight:
+        zeros = [
+            gptq_zeros(loaded["qzeros"][shard], self.bits, minus_one=self.zeros_minus_one)
+            for shard in shards
+        ]
+        return GroupedWeight.of_shards(
+            [gptq_weight(loaded["qweight"][shard], self.bits) for shard in shards],
+            [loaded["scales"][shard] for shard in shards],
+            zeros,
             part.in_features if self.group_size == -1 else min(self.group_size, part.in_features),
-            None if g_idx is None else g_idx.to(part.device, copy=True),
+            None if g_idx is None else g_idx.clone(),
         )
 
     def _check_sizes(self, part: LinearPart) -> None:
         """What is left to check once the tensors have the shapes that the sizes ask for."""
-        if part.in_features % PER_INT32:
+        together = numbers_together(self.bits)
+        if part.in_features % together:
             raise ModelLoadError(
                 f"{part.name(0, 'qweight')}: {part.in_features} input features are no multiple of "
-                f"{PER_INT32}, which GPTQ packs together; use another format of this model"
+                f"{together}, which GPTQ packs together; use another format of this model"
             )
         total = part.total_inputs or part.in_features
         are_cut = part.is_part_of_inputs and not self.desc_act and self._num_groups(total) > 1
@@ -207,25 +182,35 @@ class GptqMethod(LinearMethod[tuple[GptqWeight, ...]]):
             )
         return g_idx
 
-    def apply(self, state: tuple[GptqWeight, ...], x: Tensor) -> Tensor:
-        products = [weight.multiply(x) for weight in state]
-        return products[0] if len(products) == 1 else torch.cat(products, -1)
+    def apply(self, state: tuple[GroupedWeight | GroupPanels, ...], x: Tensor) -> Tensor:
+        return _joined([weight.multiply(x) for weight in state])
 
-    def apply_in_fp32(self, state: tuple[GptqWeight, ...], x: Tensor) -> Tensor:
-        return self.apply(state, x.float())
+    def apply_in_fp32(self, state: tuple[GroupedWeight | GroupPanels, ...], x: Tensor) -> Tensor:
+        return _joined([weight.multiply_in_fp32(x) for weight in state])
 
-    def _group_bits(self) -> int:
-        """Of one group of an output."""
-        return 8 * self.scale_dtype.itemsize + (0 if self.sym else 8)
+    def _in_panels(self, in_features: int) -> bool:
+        runs = in_features if self.group_size == -1 else self.group_size
+        return self.device == "cpu" and takes_panels() and runs % BLOCK == 0
+
+    def _is_symmetric(self) -> bool:
+        return self.sym and self.bits == BITS
 
     def bits_per_weight(self, dtype_bytes: int) -> float:
-        """Without `g_idx`, four bytes per input."""
-        return BITS + (0 if self.group_size == -1 else self._group_bits() / self.group_size)
+        """Of a large layer, without the order of its inputs."""
+        return self._bits(1 << 20)
 
     def num_bytes(self, out_features: int, in_features: int, dtype_bytes: int) -> float:
-        groups = out_features * self._num_groups(in_features)
         order = 4 * in_features if self.desc_act else 0
-        return (out_features * in_features * BITS + groups * self._group_bits()) / 8 + order
+        return out_features * in_features * self._bits(in_features) / 8 + order
+
+    def _bits(self, in_features: int) -> float:
+        """Per weight."""
+        return grouped_bits(
+            self.scale_dtype,
+            in_features / self._num_groups(in_features),
+            is_symmetric=self._is_symmetric(),
+            in_panels=self._in_panels(in_features),
+        )
 
     @property
     def takes_plain_weights(self) -> bool:
@@ -246,6 +231,10 @@ class _Order:
         return torch.equal(self.g_idx, other.g_idx)
 
 
+def _joined(products: list[Tensor]) -> Tensor:
+    return products[0] if len(products) == 1 else torch.cat(products, -1)
+
+
 class GptqFormat(StoredFormat):
     """By `quant_method` of the configuration, or an old tool's side file."""
 
@@ -253,6 +242,7 @@ class GptqFormat(StoredFormat):
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         _check_config(config)
+        self._bits: int = config["bits"]
         self._group_size: int = config["group_size"]
         self._desc_act: bool = config.get("desc_act", False)
         self._sym: bool = config.get("sym", True)
@@ -265,18 +255,19 @@ class GptqFormat(StoredFormat):
         return cls(config) if method == "gptq" else None
 
     def is_slower_packed(self, layers: Mapping[str, QuantizedLayer], dtype: torch.dtype) -> bool:
-        """Yes, by far: on a CPU each product unpacks the weights anew, so far."""
-        return True
+        return is_slower_packed(layers.values(), dtype, is_symmetric=self._sym and self._bits == BITS)
 
-    def layers(self, headers: Headers) -> dict[str, QuantizedLayer]:
+    def layers(self, headers: Headers, device: str = "cpu") -> dict[str, QuantizedLayer]:
         """Those that have a `qweight`: which are left out differs from model to model."""
         return {
-            name.removesuffix(".qweight"): self._layer(name.removesuffix(".qweight"), headers)
+            name.removesuffix(".qweight"): self._layer(
+                name.removesuffix(".qweight"), headers, device
+            )
             for name in headers
             if name.endswith(".qweight")
         }
 
-    def _layer(self, name: str, headers: Headers) -> QuantizedLayer:
+    def _layer(self, name: str, headers: Headers, device: str) -> QuantizedLayer:
         needed = ("qweight", "qzeros", "scales", *(["g_idx"] if self._desc_act else []))
         for kind in needed:
             if f"{name}.{kind}" not in headers:
@@ -289,24 +280,27 @@ class GptqFormat(StoredFormat):
             raise ShapeMismatch(
                 f"{name}.qweight has shape {packed.shape}; GPTQ packs a matrix of two dimensions"
             )
-        if packed.shape[1] % PER_INT32:
+        together = numbers_together(self._bits)
+        if packed.shape[1] % together:
             raise ShapeMismatch(
                 f"{name}.qweight has {packed.shape[1]} outputs; GPTQ packs the zero points of "
-                f"{PER_INT32} together"
+                f"{together} together"
             )
         if scales.type not in _SCALE_DTYPES:
             raise ShapeMismatch(
                 f"{name}.scales holds {scales.type}; {', '.join(_SCALE_DTYPES)} are supported"
             )
         method = GptqMethod(
+            bits=self._bits,
             group_size=self._group_size,
             desc_act=self._desc_act,
             zeros_minus_one=self._zeros_minus_one,
             scale_dtype=_SCALE_DTYPES[scales.type],
             has_g_idx=f"{name}.g_idx" in headers,
             sym=self._sym,
+            device=device,
         )
-        return QuantizedLayer(method, packed.shape[1], PER_INT32 * packed.shape[0])
+        return QuantizedLayer(method, packed.shape[1], 32 * packed.shape[0] // self._bits)
 
 
 def _layout(config: Mapping[str, Any]) -> Any:
@@ -321,34 +315,20 @@ def _check_config(config: Mapping[str, Any]) -> None:
     Raises:
         ModelLoadError: a key is missing, nonsense or not supported; names it.
     """
-    if config.get("bits") != BITS or isinstance(config.get("bits"), bool):
-        raise _unsupported("bits", config.get("bits"), f"{BITS} bits are")
+    if config.get("bits") not in _STORED_BITS or isinstance(config.get("bits"), bool | float):
+        raise unsupported("GPTQ", "bits", config.get("bits"), "2, 3 and 4 bits are")
     size: Any = config.get("group_size")
     is_size = isinstance(size, int) and not isinstance(size, bool)
     if not is_size or not (size == -1 or 0 < size < 1 << 31):
-        raise _unsupported("group_size", size, "a positive number, and -1 for one group, are")
+        raise unsupported("GPTQ", "group_size", size, "a positive number, and -1 for one group, are")
     for key in ("desc_act", "sym"):
         if not isinstance(config.get(key, False), bool):
-            raise _unsupported(key, config[key], "true and false are")
+            raise unsupported("GPTQ", key, config[key], "true and false are")
     layout = _layout(config)
     if not isinstance(layout, str) or layout not in _MINUS_ONE:
-        raise _unsupported("checkpoint_format", layout, f"{' and '.join(_MINUS_ONE)} are")
+        raise unsupported("GPTQ", "checkpoint_format", layout, f"{' and '.join(_MINUS_ONE)} are")
     if config.get("pack_dtype", "int32") != "int32":
-        raise _unsupported("pack_dtype", config["pack_dtype"], "int32 is")
+        raise unsupported("GPTQ", "pack_dtype", config["pack_dtype"], "int32 is")
     dynamic = config.get("dynamic") or {}
     if not isinstance(dynamic, dict) or any(not str(key).startswith("-:") for key in dynamic):
-        raise _unsupported("dynamic", dynamic, "layers that are left out (-:) are")
-
-
-def _unsupported(key: str, value: object, what: str) -> ModelLoadError:
-    shown = repr(value)
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    return ModelLoadError(
-        f"quantization_config: {key} is {shown}; of GPTQ {what} supported; use another variant of "
-        f"the model, or the unquantised one"
-    )
-
-
-def _check_finite(name: str, scales: Tensor) -> None:
-    if not torch.isfinite(scales).all():
-        raise CorruptFile(f"{name} has values that are not numbers; fetch the model again")
+        raise unsupported("GPTQ", "dynamic", dynamic, "layers that are left out (-:) are")

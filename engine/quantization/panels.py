@@ -1,10 +1,17 @@
 """Weights in panels, as several formats keep them on a CPU."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import structlog
+import torch
 from torch import Tensor
 
-from kernels import Panels, linear_panels
+from kernels import GGUFType, Panels, linear_panels
+from kernels.measured.product_times import mean_ratio, prefers_plain
+from kernels.measured.self_benchmark import product_times
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,3 +34,21 @@ class PanelsState:
         return linear_panels(
             x, self.panels, self.bias, int8_activations=int8_activations, fp32_out=fp32_out
         )
+
+
+def are_panels_slower(num_weights: Mapping[GGUFType, int], dtype: torch.dtype) -> bool:
+    """Whether this machine multiplies faster with the same weights in `dtype`; measured unless it
+    is known (`kernels.measured.self_benchmark`).
+
+    Args:
+        num_weights: by the GGUF type whose panels theirs are like.
+    """
+    ratio = mean_ratio(product_times(num_weights.keys(), dtype), num_weights)
+    is_slower = prefers_plain(ratio)
+    log.info(
+        "packed weights timed against plain ones",
+        time_ratio=round(ratio, 2),
+        types=[one.name for one in num_weights],
+        keeps="plain" if is_slower else "packed",
+    )
+    return is_slower

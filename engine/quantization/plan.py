@@ -42,7 +42,7 @@ def made_at_load(name: str, headers: Headers) -> dict[str, QuantizedLayer]:
 
 
 def unpacked(
-    stored: StoredFormat, headers: Headers, name: str, plain: UnquantizedMethod
+    stored: StoredFormat, headers: Headers, name: str, plain: UnquantizedMethod, device: str
 ) -> dict[str, QuantizedLayer]:
     """Layers that a checkpoint has in one format, kept plain or in one that is made at load.
 
@@ -50,7 +50,7 @@ def unpacked(
         name: of the format to keep, or `none`.
         plain: how weights are kept that are not quantised.
     """
-    found = stored.layers(headers)
+    found = stored.layers(headers, device)
     weights = {
         tensor: header
         for tensor, header in headers.items()

@@ -6,7 +6,7 @@ Knows no tensors: configuration is resolved where there is no torch.
 from dataclasses import dataclass
 from typing import Literal
 
-Quantization = Literal["auto", "none", "gguf", "gguf-int8", "gptq", "int8"]
+Quantization = Literal["auto", "none", "gguf", "gguf-int8", "gptq", "awq", "int8"]
 """`--quantization`, of text models."""
 ImageQuantization = Literal["none", "bnb-nf4", "bnb-int8"]
 """`--image-quantization`: formats made of plain weights. Those that a file has need no setting."""
@@ -50,6 +50,12 @@ FORMATS = {
         target="engine.quantization.gptq:GptqFormat",
         stored_as="gptq",
         described="in 4 bits as GPTQ has them",
+        kept_by_auto_on=("cpu", "cuda"),
+    ),
+    "awq": FormatFacts(
+        target="engine.quantization.awq:AwqFormat",
+        stored_as="awq",
+        described="in 4 bits as AWQ has them",
         kept_by_auto_on=("cpu", "cuda"),
     ),
     "int8": FormatFacts(

@@ -109,7 +109,9 @@ def plan_weights(
     if stays_packed:
         stored = stored_format(chosen, stated, headers)
     plain = UnquantizedMethod(invariant=intent.deterministic)
-    layers = planned_layers(chosen, stored, headers, plain, stays_packed=stays_packed)
+    layers = planned_layers(
+        chosen, stored, headers, plain, device, stays_packed=stays_packed
+    )
     return WeightPlan(
         quantization=cast(Quantization, chosen),
         shapes=shapes,
@@ -125,14 +127,15 @@ def planned_layers(
     stored: StoredFormat | None,
     headers: Headers,
     plain: UnquantizedMethod,
+    device: str,
     *,
     stays_packed: bool,
 ) -> Layers:
     """The quantised layers, or those that the checkpoint has quantised and the model has not."""
     if stored is not None and stays_packed:
-        layers = stored.layers(headers)
+        layers = stored.layers(headers, device)
     elif stored is not None and not stored.unpacked_by_reader:
-        layers = unpacked(stored, headers, chosen, plain)
+        layers = unpacked(stored, headers, chosen, plain, device)
     else:
         layers = {} if chosen == "none" else made_at_load(chosen, headers)
     if EMBEDDING in layers:
@@ -162,7 +165,7 @@ def prefers_plain(
     dtype = torch_dtype(intent.model_dtype)
     if 2 * num_bytes(shapes, {}, dtype.itemsize) > machine.free_memory_bytes:
         return False
-    return stored.is_slower_packed(stored.layers(headers), dtype)
+    return stored.is_slower_packed(stored.layers(headers, machine.device), dtype)
 
 
 def _none_of_ours(stated: dict[str, Any]) -> tuple[None, None]:

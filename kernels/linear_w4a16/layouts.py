@@ -24,20 +24,46 @@ def unpack(qweight: Tensor) -> Tensor:
     return (qweight[:, None] >> _shifts(qweight.device)[:, None] & 15).flatten(0, 1)
 
 
-def gptq_zeros(qzeros: Tensor, *, minus_one: bool) -> Tensor:
-    """Unpack GPTQ's zero points, eight consecutive outputs to an int32: [G, N / 8] → [G, N] uint8.
+def numbers_together(bits: int) -> int:
+    """How many numbers GPTQ packs into whole int32s."""
+    return 32 if 32 % bits else 32 // bits
 
-    `minus_one`: the file stores zero - 1 modulo 16, as `checkpoint_format` "gptq" (v1, which is
+
+def gptq_weight(qweight: Tensor, bits: int = 4) -> Tensor:
+    """GPTQ's weights of up to 4 bits, [K * bits / 32, N] int32, in our layout."""
+    return qweight if bits == 4 else pack(_unpack_stream(qweight, bits))
+
+
+def gptq_zeros(qzeros: Tensor, bits: int = 4, *, minus_one: bool) -> Tensor:
+    """Unpack GPTQ's zero points, consecutive outputs to an int32: [G, N * bits / 32] → [G, N] uint8.
+
+    `minus_one`: the file stores zero - 1 modulo 2^bits, as `checkpoint_format` "gptq" (v1, which is
     what a checkpoint without that field has) does; "gptq_v2" stores the zero itself.
     """
-    zeros = _unpack_outputs(qzeros, tuple(range(PER_INT32)))
-    return ((zeros + 1) & 15 if minus_one else zeros).to(torch.uint8)
+    zeros = _unpack_stream(qzeros.T, bits).T
+    return ((zeros + 1) & ((1 << bits) - 1) if minus_one else zeros).to(torch.uint8).contiguous()
 
 
 def from_awq(qweight: Tensor, qzeros: Tensor) -> tuple[Tensor, Tensor]:
     """Repack an AWQ layer (`version` "gemm"): [K, N / 8] and [G, N / 8] int32 → qweight, zeros."""
     zeros = _unpack_outputs(qzeros, AWQ_ORDER).to(torch.uint8)
     return pack(_unpack_outputs(qweight, AWQ_ORDER)), zeros
+
+
+def _unpack_stream(words: Tensor, bits: int) -> Tensor:
+    """[R * bits / 32, N] int32, a stream of numbers from low to high bits → [R, N] int32."""
+    together = numbers_together(bits)
+    num_words = together * bits // 32
+    groups = words.reshape(-1, num_words, words.shape[1])
+    numbers = []
+    for place in range(together):
+        word, shift = divmod(place * bits, 32)
+        number = groups[:, word] >> shift
+        left = 32 - shift
+        if left < bits:
+            number = number & (1 << left) - 1 | groups[:, word + 1] << left
+        numbers.append(number & (1 << bits) - 1)
+    return torch.stack(numbers, 1).flatten(0, 1)
 
 
 def _unpack_outputs(packed: Tensor, order: tuple[int, ...]) -> Tensor:

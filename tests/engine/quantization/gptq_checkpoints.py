@@ -20,6 +20,7 @@ from torch import Tensor
 class Layout:
     """How a checkpoint has its quantised layers."""
 
+    bits: int = 4
     group_size: int = 32
     desc_act: bool = False
     sym: bool = False
@@ -34,7 +35,7 @@ class Layout:
     def config(self) -> dict[str, Any]:
         """`quantization_config`."""
         found = {
-            "bits": 4,
+            "bits": self.bits,
             "group_size": self.group_size,
             "desc_act": self.desc_act,
             "sym": self.sym,
@@ -47,17 +48,19 @@ class Layout:
         return found if self.side_file else found | {"quant_method": "gptq"}
 
 
-def pack_inputs(q: Tensor) -> Tensor:
-    """[K, N] of 0 ... 15 → [K / 8, N] int32."""
-    packed = torch.zeros(q.shape[0] // 8, q.shape[1], dtype=torch.int32)
+def pack_inputs(q: Tensor, bits: int = 4) -> Tensor:
+    """[K, N] of 0 ... 2^bits - 1 → [K * bits / 32, N] int32, bit by bit."""
+    packed = torch.zeros(q.shape[0] * bits // 32, q.shape[1], dtype=torch.int32)
     for row in range(q.shape[0]):
-        packed[row // 8] |= q[row].int() << (4 * (row % 8))
+        for bit in range(bits):
+            word, place = divmod(row * bits + bit, 32)
+            packed[word] |= (q[row].int() >> bit & 1) << place
     return packed
 
 
-def pack_outputs(q: Tensor) -> Tensor:
-    """[G, N] of 0 ... 15 → [G, N / 8] int32."""
-    return pack_inputs(q.T).T.contiguous()
+def pack_outputs(q: Tensor, bits: int = 4) -> Tensor:
+    """[G, N] → [G, N * bits / 32] int32."""
+    return pack_inputs(q.T, bits).T.contiguous()
 
 
 def g_idx_of(size: int, layout: Layout) -> Tensor:
@@ -81,23 +84,24 @@ def quantised(
     groups = 1 if layout.group_size == -1 else math.ceil(size / layout.group_size)
     by_input = weight.T.float()
     scales = torch.empty(groups, weight.shape[0])
-    zeros = torch.full((groups, weight.shape[0]), 8)
+    most = 2**layout.bits - 1
+    zeros = torch.full((groups, weight.shape[0]), (most + 1) // 2)
     for group in range(groups):
         some = by_input[g_idx == group]
         if layout.sym:
-            scales[group] = some.abs().amax(0) / 7
+            scales[group] = some.abs().amax(0) / (most // 2)
         else:
             low, high = some.amin(0).clamp(max=0), some.amax(0).clamp(min=0)
-            scales[group] = (high - low) / 15
-            zeros[group] = (-low / scales[group]).round().clamp(0, 15).long()
+            scales[group] = (high - low) / most
+            zeros[group] = (-low / scales[group]).round().clamp(0, most).long()
     scales = scales.clamp(min=1e-4).to(layout.scale_dtype)
     of_input = g_idx.long()
     q = (by_input / scales.float()[of_input]).round().long() + zeros[of_input]
-    q = q.clamp(0, 15)
-    stored = (zeros - 1) % 16 if layout.version == "gptq" else zeros
+    q = q.clamp(0, most)
+    stored = (zeros - 1) % (most + 1) if layout.version == "gptq" else zeros
     tensors = {
-        "qweight": pack_inputs(q),
-        "qzeros": pack_outputs(stored),
+        "qweight": pack_inputs(q, layout.bits),
+        "qzeros": pack_outputs(stored, layout.bits),
         "scales": scales,
     }
     if layout.writes_g_idx:

@@ -1,6 +1,7 @@
 """GPTQ layers against the weights that their tensors stand for, and what is wrong with some."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,8 +17,10 @@ from engine.models.layers.weight_slots import WeightOptions
 from engine.models.loading import Loader
 from engine.quantization.format import TensorHeader
 from engine.quantization.gptq import GptqFormat, GptqMethod
+from engine.quantization.int4_groups import GroupPanels
 from engine.quantization.plain import UnpackingMethod, UnquantizedMethod
 from kernels import linear_w4a16
+from kernels.linear_panels.panels import unpack
 
 TYPES = {torch.int32: "I32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 LAYOUTS = (
@@ -30,6 +33,10 @@ LAYOUTS = (
     Layout(group_size=128, desc_act=True, sym=True),
     Layout(group_size=48, scale_dtype=torch.bfloat16),
     Layout(writes_g_idx=False, scale_dtype=torch.float32),
+    Layout(bits=3),
+    Layout(bits=2, sym=True, group_size=16),
+    Layout(bits=3, version="gptq_v2", desc_act=True),
+    Layout(sym=True, group_size=48),
 )
 IDS = [f"{i}" for i in range(len(LAYOUTS))]
 
@@ -45,8 +52,10 @@ def layers_of(tensors, layout):
     return found.layers(headers_of(tensors))
 
 
-def random_layer(layout, shards=(("q", 48), ("k", 16), ("v", 16)), size=160, *, bias=False):
+def random_layer(layout, shards=None, size=160, *, bias=False):
     """Tensors by checkpoint name, and the weights by shard."""
+    few = 32 if layout.bits == 3 else 16
+    shards = shards or (("q", 3 * few), ("k", few), ("v", few))
     tensors, weights = {}, {}
     shared = None
     for name, outputs in shards:
@@ -56,6 +65,12 @@ def random_layer(layout, shards=(("q", 48), ("k", 16), ("v", 16)), size=160, *, 
         if bias:
             tensors[f"a.{name}.bias"] = torch.randn(outputs)
     return tensors, weights
+
+
+def outputs_of(state):
+    """Of one product."""
+    is_panels = isinstance(state, GroupPanels)
+    return state.state.panels.out_features if is_panels else state.out_features
 
 
 def loaded(tensors, weights, layout, *, size=160, parallel=None, change=None, **options):
@@ -121,10 +136,27 @@ def test_shards_with_other_orders_of_inputs_are_multiplied_apart():
     made, weights["k"] = quantised(torch.randn(16, 160) / 13, layout)
     tensors |= {f"a.k.{kind}": tensor for kind, tensor in made.items()}
     layer = loaded(tensors, weights, layout)
-    assert [one.qweight.shape[1] for one in layer._parts[0][1]] == [48, 16, 16]
+    assert [outputs_of(one) for one in layer._parts[0][1]] == [48, 16, 16]
     x = torch.randn(5, 160)
     expected = x @ torch.cat(list(weights.values())).T
     torch.testing.assert_close(layer(x, NO_CONTEXT), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=IDS)
+def test_panels_hold_the_same_numbers(layout):
+    """Wherever 32 neighbours may share a scale, in their own order or another."""
+    tensors, weights = random_layer(layout)
+    (state,) = loaded(tensors, weights, layout)._parts[0][1]
+    fits = layout.group_size % 32 == 0 or layout.group_size == -1
+    assert isinstance(state, GroupPanels) is fits
+    if fits:
+        found = unpack(state.state.panels).dequantised()
+        if state.order is not None:
+            found = found[:, torch.argsort(state.order)]
+        # A minimum is a scale times a zero point: of fp32 scales it is rounded.
+        tolerance = 1e-6 if layout.scale_dtype == torch.float32 else 0.0
+        expected = torch.cat(list(weights.values()))
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize(("sym", "has_zeros"), [(True, False), (False, True)])
@@ -132,6 +164,10 @@ def test_symmetric_zero_points_are_not_kept(sym, has_zeros):
     layout = Layout(sym=sym)
     tensors, weights = random_layer(layout)
     (state,) = loaded(tensors, weights, layout)._parts[0][1]
+    assert state.state.panels.format.has_min is has_zeros
+    odd = replace(layout, group_size=48)
+    tensors, weights = random_layer(odd)
+    (state,) = loaded(tensors, weights, odd)._parts[0][1]
     assert (state.zeros is not None) is has_zeros
 
 
@@ -140,11 +176,14 @@ def test_memory_is_what_is_stated(layout):
     tensors, weights = random_layer(layout)
     stated = sum(layer.num_bytes(2) for layer in layers_of(tensors, layout).values())
     (state,) = loaded(tensors, weights, layout)._parts[0][1]
-    kept = [state.qweight, state.scales, state.zeros, state.g_idx]
+    if isinstance(state, GroupPanels):
+        kept = [state.state.panels.data, state.order]
+    else:
+        kept = [state.qweight, state.scales, state.zeros, state.g_idx]
     found = sum(tensor.nbytes for tensor in kept if tensor is not None)
     # Shards with one order of inputs keep it once.
     shared = 4 * 160 * (len(weights) - 1) if layout.desc_act else 0
-    trivial = 4 * 160 if layout.desc_act and state.g_idx is None else 0
+    trivial = 4 * 160 if layout.desc_act and kept[-1] is None else 0
     assert found == stated - shared - trivial
     method = layers_of(tensors, layout)["a.q"].method
     size = 1 << 20
@@ -315,8 +354,9 @@ def test_inputs_that_are_not_packed_evenly():
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("bits", 3),
+        ("bits", 1),
         ("bits", 8),
+        ("bits", 4.0),
         ("bits", "4"),
         ("bits", None),
         ("group_size", 0),

@@ -1,0 +1,256 @@
+"""AWQ checkpoints with 4 bits, as AutoAWQ writes them; they stay packed.
+
+A layer has int32 numbers of eight 4-bit ones each. Version `gemm`: `qweight` [K, N / 8] and `qzeros`
+[G, N / 8], in which eight outputs are interleaved, `scales` [G, N]. Version `gemv`: `qweight`
+[N, K / 8], `qzeros` [N, W] and `scales` [N, 8 W], where W leaves room for more than G groups.
+
+Paper: Lin et al. 2023, arXiv:2306.00978.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from engine.errors import MissingWeight, ModelLoadError, ShapeMismatch
+from engine.quantization.format import Headers, QuantizedLayer, StoredFormat
+from engine.quantization.int4_groups import (
+    BITS,
+    GroupedWeight,
+    GroupPanels,
+    check_finite,
+    grouped_bits,
+    is_slower_packed,
+    takes_panels,
+    unsupported,
+)
+from engine.quantization.method import LinearMethod, LinearPart, TensorSpec, bias_tensors
+from kernels.linear_panels.panels import BLOCK
+from kernels.linear_w4a16.layouts import PER_INT32, from_awq, gptq_zeros
+
+_SCALE_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+_KINDS = ("qweight", "qzeros", "scales")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AwqMethod(LinearMethod[GroupedWeight | GroupPanels]):
+    """One product for neighbouring shards; groups are runs of inputs."""
+
+    group_size: int
+    """Inputs that share a scale; -1: all."""
+    scale_dtype: torch.dtype
+    device: str
+    """That keeps them: `cpu` or `cuda`."""
+
+    def process(self, part: LinearPart) -> GroupedWeight | GroupPanels:
+        return self._weight(part).arranged(part.device, part.bias())
+
+    def dequantised(self, part: LinearPart) -> Tensor:
+        return self._weight(part).dequantised(part.dtype).to(part.device)
+
+    def _weight(self, part: LinearPart) -> GroupedWeight:
+        """Of loaded tensors."""
+        size = self._run(part.in_features)
+        if part.in_features % PER_INT32 or (part.is_part_of_inputs and part.in_features % size):
+            raise ModelLoadError(
+                f"{part.name(0, 'qweight')}: {part.in_features} input features are not whole "
+                f"groups of {size}; use another format of this model, or a smaller "
+                f"tensor_parallel_size"
+            )
+        loaded = {kind: part.shards(kind) for kind in _KINDS}
+        shards = range(len(part.out_features))
+        for shard in shards:
+            check_finite(part.name(shard, "scales"), loaded["scales"][shard])
+        groups = self._num_groups(part.in_features)
+        parts = [
+            self._kernels_own(*(loaded[kind][shard] for kind in _KINDS), groups)
+            for shard in shards
+        ]
+        qweight, zeros, scales = zip(*parts, strict=True)
+        return GroupedWeight.of_shards(qweight, scales, zeros, min(size, part.in_features))
+
+    @abstractmethod
+    def _kernels_own(
+        self, qweight: Tensor, qzeros: Tensor, scales: Tensor, groups: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`qweight`, zero points and scales of a shard in the layouts of `linear_w4a16`."""
+
+    def _run(self, in_features: int) -> int:
+        return in_features if self.group_size == -1 else self.group_size
+
+    def _num_groups(self, in_features: int) -> int:
+        return math.ceil(in_features / self._run(in_features))
+
+    def apply(self, state: GroupedWeight | GroupPanels, x: Tensor) -> Tensor:
+        return state.multiply(x)
+
+    def apply_in_fp32(self, state: GroupedWeight | GroupPanels, x: Tensor) -> Tensor:
+        return state.multiply_in_fp32(x)
+
+    def bits_per_weight(self, dtype_bytes: int) -> float:
+        return self._bits(1 << 20)
+
+    def num_bytes(self, out_features: int, in_features: int, dtype_bytes: int) -> float:
+        return out_features * in_features * self._bits(in_features) / 8
+
+    def _bits(self, in_features: int) -> float:
+        """Per weight."""
+        fits = self._run(in_features) % BLOCK == 0 and in_features % BLOCK == 0
+        return grouped_bits(
+            self.scale_dtype,
+            in_features / self._num_groups(in_features),
+            is_symmetric=False,
+            in_panels=self.device == "cpu" and takes_panels() and fits,
+        )
+
+    @property
+    def takes_plain_weights(self) -> bool:
+        return False
+
+
+class _Gemm(AwqMethod):
+    def tensors(self, in_features: int, out_features: int, has_bias: bool) -> dict[str, TensorSpec]:
+        groups = self._num_groups(in_features)
+        group_axis = None if groups == 1 else 0
+        packed = out_features // PER_INT32
+        int32 = (torch.int32,)
+        specs = {
+            "qweight": TensorSpec(
+                shape=(in_features, packed), in_axis=0, out_axis=1, dtypes=int32
+            ),
+            "qzeros": TensorSpec(
+                shape=(groups, packed), in_axis=group_axis, out_axis=1, dtypes=int32
+            ),
+            "scales": TensorSpec(
+                shape=(groups, out_features),
+                in_axis=group_axis,
+                out_axis=1,
+                dtypes=(self.scale_dtype,),
+            ),
+        }
+        return specs | bias_tensors(out_features, has_bias)
+
+    def _kernels_own(
+        self, qweight: Tensor, qzeros: Tensor, scales: Tensor, groups: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return (*from_awq(qweight, qzeros), scales)
+
+
+class _Gemv(AwqMethod):
+    def tensors(self, in_features: int, out_features: int, has_bias: bool) -> dict[str, TensorSpec]:
+        """Ranks cannot divide the inputs: zero points of several groups share an int32."""
+        width = _zeros_width(in_features, self._run(in_features))
+        int32 = (torch.int32,)
+        specs = {
+            "qweight": TensorSpec(
+                shape=(out_features, in_features // PER_INT32), out_axis=0, in_axis=1, dtypes=int32
+            ),
+            "qzeros": TensorSpec(shape=(out_features, width), out_axis=0, dtypes=int32),
+            "scales": TensorSpec(
+                shape=(out_features, PER_INT32 * width), out_axis=0, dtypes=(self.scale_dtype,)
+            ),
+        }
+        return specs | bias_tensors(out_features, has_bias)
+
+    def _weight(self, part: LinearPart) -> GroupedWeight:
+        if part.is_part_of_inputs:
+            raise ModelLoadError(
+                f"{part.name(0, 'qweight')}: ranks cannot divide the inputs of AWQ's version gemv; "
+                "use tensor_parallel_size 1, or the model in version gemm"
+            )
+        return super()._weight(part)
+
+    def _kernels_own(
+        self, qweight: Tensor, qzeros: Tensor, scales: Tensor, groups: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        zeros = gptq_zeros(qzeros, minus_one=False)[:, :groups]
+        return qweight.T.contiguous(), zeros.T, scales[:, :groups].T
+
+
+_VERSIONS = {"gemm": _Gemm, "gemv": _Gemv}
+
+
+class AwqFormat(StoredFormat):
+    """By `quant_method` of the configuration."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        _check_config(config)
+        self._group_size: int = config.get("group_size", config.get("q_group_size", 128))
+        self._method = _VERSIONS[_version(config)]
+
+    @classmethod
+    def detect(cls, config: Mapping[str, Any], headers: Headers) -> Self | None:
+        return cls(config) if config.get("quant_method") == "awq" else None
+
+    def is_slower_packed(self, layers: Mapping[str, QuantizedLayer], dtype: torch.dtype) -> bool:
+        return is_slower_packed(layers.values(), dtype, is_symmetric=False)
+
+    def layers(self, headers: Headers, device: str = "cpu") -> dict[str, QuantizedLayer]:
+        """Those that have a `qweight`: `modules_to_not_convert` names the others, by parts."""
+        return {
+            name.removesuffix(".qweight"): self._layer(
+                name.removesuffix(".qweight"), headers, device
+            )
+            for name in headers
+            if name.endswith(".qweight")
+        }
+
+    def _layer(self, name: str, headers: Headers, device: str) -> QuantizedLayer:
+        for kind in _KINDS:
+            if f"{name}.{kind}" not in headers:
+                raise MissingWeight(
+                    f"the checkpoint lacks {name}.{kind}, which an AWQ layer needs; fetch the "
+                    "model again"
+                )
+        packed, scales = headers[f"{name}.qweight"], headers[f"{name}.scales"]
+        if len(packed.shape) != 2:
+            raise ShapeMismatch(
+                f"{name}.qweight has shape {packed.shape}; AWQ packs a matrix of two dimensions"
+            )
+        if scales.type not in _SCALE_DTYPES:
+            raise ShapeMismatch(
+                f"{name}.scales holds {scales.type}; {', '.join(_SCALE_DTYPES)} are supported"
+            )
+        method = self._method(
+            group_size=self._group_size, scale_dtype=_SCALE_DTYPES[scales.type], device=device
+        )
+        rows, columns = packed.shape
+        if self._method is _Gemm:
+            return QuantizedLayer(method, PER_INT32 * columns, rows)
+        return QuantizedLayer(method, rows, PER_INT32 * columns)
+
+
+def _zeros_width(in_features: int, group_size: int) -> int:
+    """Int32 numbers per output, as AutoAWQ's kernels want them aligned."""
+    multiple = {64: 2, 32: 4}.get(group_size, 1)
+    words = math.ceil(in_features // group_size / PER_INT32)
+    return math.ceil(words / multiple) * multiple
+
+
+def _version(config: Mapping[str, Any]) -> Any:
+    version = config.get("version", "gemm")
+    return version.lower() if isinstance(version, str) else version
+
+
+def _check_config(config: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ModelLoadError: a key is missing, nonsense or not supported; names it.
+    """
+    bits = config.get("bits", config.get("w_bit"))
+    if bits != BITS or isinstance(bits, bool | float):
+        raise unsupported("AWQ", "bits", bits, f"{BITS} bits are")
+    size: Any = config.get("group_size", config.get("q_group_size", 128))
+    is_size = isinstance(size, int) and not isinstance(size, bool)
+    if not is_size or not (size == -1 or 0 < size < 1 << 31):
+        raise unsupported("AWQ", "group_size", size, "a positive number, and -1 for one group, are")
+    if config.get("zero_point", True) is not True:
+        raise unsupported("AWQ", "zero_point", config["zero_point"], "zero points are")
+    version = _version(config)
+    if not isinstance(version, str) or version not in _VERSIONS:
+        raise unsupported("AWQ", "version", version, f"{' and '.join(_VERSIONS)} are")
+

@@ -1,0 +1,236 @@
+"""4-bit weights whose inputs share a scale and a zero point by groups, as GPTQ and AWQ have them.
+
+`weight = scale * (code - zero)`. On a GPU they stay as `kernels.linear_w4a16` takes them; on a CPU
+they are brought into panels (`kernels.linear_panels`), which hold the same numbers.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from engine.errors import CorruptFile, ModelLoadError
+from engine.quantization.format import QuantizedLayer
+from engine.quantization.panels import PanelsState, are_panels_slower
+from kernels import GGUFType, linear_w4a16, native
+from kernels.linear_panels.panels import BLOCK, LANES, Codes, PanelFormat, Panels, pack
+from kernels.linear_w4a16.layouts import PER_INT32, unpack
+from kernels.linear_w4a16.reference import SYMMETRIC_ZERO, dequantize
+
+BITS = 4
+SYMMETRIC = PanelFormat(bits=BITS, offset=SYMMETRIC_ZERO)
+"""For fp16 scales; as GGUF's Q4_0."""
+ASYMMETRIC = PanelFormat(bits=BITS, scale_dtype=torch.float32, has_min=True)
+"""A minimum is a scale times a zero point, which fp32 holds exactly; as GGUF's Q4_K."""
+_CHUNK_WEIGHTS = 1 << 20
+"""Taken apart at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedWeight:
+    """What `kernels.linear_w4a16` takes beside activations, of outputs whose inputs have the same
+    groups."""
+
+    qweight: Tensor
+    scales: Tensor
+    zeros: Tensor | None
+    """None: 8 everywhere."""
+    group_size: int
+    g_idx: Tensor | None
+    bias: Tensor | None = None
+    """fp32."""
+
+    @classmethod
+    def of_shards(
+        cls,
+        qweight: Sequence[Tensor],
+        scales: Sequence[Tensor],
+        zeros: Sequence[Tensor],
+        group_size: int,
+        g_idx: Tensor | None = None,
+    ) -> "GroupedWeight":
+        """Of neighbouring outputs' tensors, in the kernel's layouts."""
+        all_zeros = torch.cat(list(zeros), 1)
+        is_symmetric = bool((all_zeros == SYMMETRIC_ZERO).all())
+        return cls(
+            torch.cat(list(qweight), 1),
+            torch.cat(list(scales), 1),
+            None if is_symmetric else all_zeros,
+            group_size,
+            g_idx,
+        )
+
+    @property
+    def out_features(self) -> int:
+        return self.qweight.shape[1]
+
+    @property
+    def in_features(self) -> int:
+        return PER_INT32 * self.qweight.shape[0]
+
+    def arranged(self, device: torch.device, bias: Tensor | None) -> "GroupedWeight | GroupPanels":
+        """The same where products are made of it."""
+        bias = None if bias is None else bias.float()
+        if device.type == "cpu" and takes_panels():
+            panels = GroupPanels.of(self, bias)
+            if panels is not None:
+                return panels
+        zeros, g_idx = (None if t is None else t.to(device) for t in (self.zeros, self.g_idx))
+        return replace(
+            self,
+            qweight=self.qweight.to(device),
+            scales=self.scales.to(device),
+            zeros=zeros,
+            g_idx=g_idx,
+            bias=bias,
+        )
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """[T, K] → [T, N]."""
+        return linear_w4a16(
+            x, self.qweight, self.scales, self.zeros, self.group_size, self.g_idx, self.bias
+        )
+
+    def multiply_in_fp32(self, x: Tensor) -> Tensor:
+        return self.multiply(x.float())
+
+    def dequantised(self, dtype: torch.dtype) -> Tensor:
+        """[N, K], new memory; the bias is left out."""
+        shape = (self.out_features, self.in_features)
+        weight = torch.empty(shape, dtype=dtype, device=self.qweight.device)
+        for some in _chunks(*shape):
+            zeros = None if self.zeros is None else self.zeros[:, some]
+            weight[some] = dequantize(
+                self.qweight[:, some], self.scales[:, some], zeros, self.group_size, self.g_idx
+            ).T
+        return weight
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPanels:
+    """The same numbers in panels, for a CPU."""
+
+    state: PanelsState
+    order: Tensor | None
+    """[K]: the input that lies at each place, where groups are no runs of inputs."""
+
+    @classmethod
+    def of(cls, weight: GroupedWeight, bias: Tensor | None) -> "GroupPanels | None":
+        """None where 32 neighbours do not share a scale, whatever the order."""
+        order, groups = None, _groups_of_runs(weight)
+        if weight.g_idx is not None:
+            order = torch.argsort(weight.g_idx, stable=True).int()
+            groups = weight.g_idx[order].long()
+        if weight.in_features % BLOCK:
+            return None
+        blocks = groups.view(-1, BLOCK)
+        if not bool((blocks == blocks[:, :1]).all()):
+            return None
+        return cls(PanelsState.of(_panels(weight, blocks[:, 0], order), bias), order)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """[T, K] → [T, N]."""
+        return self.state.multiply(self._ordered(x))
+
+    def multiply_in_fp32(self, x: Tensor) -> Tensor:
+        return self.state.multiply(self._ordered(x), fp32_out=True)
+
+    def _ordered(self, x: Tensor) -> Tensor:
+        return x if self.order is None else x.index_select(1, self.order)
+
+
+def is_slower_packed(
+    layers: Iterable[QuantizedLayer], dtype: torch.dtype, *, is_symmetric: bool
+) -> bool:
+    """On a CPU, than plain: without panels each product unpacks the weights anew."""
+    if not takes_panels():
+        return True
+    num_weights = sum(layer.out_features * layer.in_features for layer in layers)
+    like = GGUFType.Q4_0 if is_symmetric else GGUFType.Q4_K
+    return are_panels_slower({like: num_weights}, dtype)
+
+
+def takes_panels() -> bool:
+    """Whether products on this CPU are made of panels; else they unpack the weights each time."""
+    return native.library() is not None
+
+
+def panel_format(scale_dtype: torch.dtype, *, is_symmetric: bool) -> PanelFormat:
+    """Of weights with such scales."""
+    return SYMMETRIC if is_symmetric and scale_dtype == torch.float16 else ASYMMETRIC
+
+
+def grouped_bits(
+    scale_dtype: torch.dtype, group_size: float, *, is_symmetric: bool, in_panels: bool
+) -> float:
+    """Per weight, in memory."""
+    if in_panels:
+        return panel_format(scale_dtype, is_symmetric=is_symmetric).bits_per_weight
+    return BITS + (8 * scale_dtype.itemsize + (0 if is_symmetric else 8)) / group_size
+
+
+def check_finite(name: str, scales: Tensor) -> None:
+    """
+    Raises:
+        CorruptFile: names the tensor.
+    """
+    if not torch.isfinite(scales).all():
+        raise CorruptFile(f"{name} has values that are not numbers; fetch the model again")
+
+
+def unsupported(kind: str, key: str, value: object, what: str) -> ModelLoadError:
+    """What to say of a key of `quantization_config`.
+
+    Args:
+        kind: of checkpoint, such as GPTQ.
+        what: is supported, with its verb.
+    """
+    shown = repr(value)
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    return ModelLoadError(
+        f"quantization_config: {key} is {shown}; of {kind} {what} supported; use another variant "
+        f"of the model, or the unquantised one"
+    )
+
+
+def _groups_of_runs(weight: GroupedWeight) -> Tensor:
+    return torch.arange(weight.in_features) // weight.group_size
+
+
+def _panels(weight: GroupedWeight, groups: Tensor, order: Tensor | None) -> Panels:
+    """
+    Args:
+        groups: of each 32 inputs.
+        order: of the inputs, if not their own.
+    """
+    form = panel_format(weight.scales.dtype, is_symmetric=weight.zeros is None)
+    parts = []
+    for some in _chunks(weight.out_features, weight.in_features):
+        codes = unpack(weight.qweight[:, some]).to(torch.uint8)
+        scales = weight.scales[:, some][groups].T
+        mins = None
+        if form is ASYMMETRIC:
+            scales = scales.float()
+            zeros = SYMMETRIC_ZERO if weight.zeros is None else weight.zeros[:, some][groups].T
+            mins = scales * -zeros if isinstance(zeros, int) else -scales * zeros
+        ordered = codes if order is None else codes[order]
+        made = Codes(
+            format=form,
+            codes=ordered.T.contiguous(),
+            scales=scales.contiguous(),
+            mins=None if mins is None else mins.contiguous(),
+        )
+        parts.append(pack(made).data)
+    return Panels(
+        format=form,
+        out_features=weight.out_features,
+        in_features=weight.in_features,
+        data=torch.cat(parts),
+    )
+
+
+def _chunks(num_outputs: int, num_inputs: int) -> list[slice]:
+    """Of outputs, whole panels each."""
+    step = max(1, _CHUNK_WEIGHTS // max(1, num_inputs) // LANES) * LANES
+    return [slice(start, start + step) for start in range(0, num_outputs, step)]
