@@ -9,7 +9,7 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast check format kernels-compile mutants bench-kernels bench loadtest size clean
+.PHONY: help serve test test-fast clients check format kernels-compile mutants bench-kernels bench loadtest size clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ serve: $(VENV)/.serve  ## Install, fetch the default model and serve it (ARGS="-
 
 test: $(VENV)/.dev  ## Install what the tests need and run all of them
 	$(PYTEST) $(ARGS)
+
+clients: $(VENV)/.clients  ## Install the clients of docs/clients.md and run each against the default model
+	$(BIN)/python -m pytest tests/clients --clients $(ARGS)
 
 test-fast: $(VENV)/.dev  ## The tests that need no server and no model, about two minutes
 	$(PYTEST) -m "not slow and not e2e" $(ARGS)
@@ -68,3 +71,7 @@ $(VENV)/.serve: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@ $(VENV)/.serve
+
+$(VENV)/.clients: $(VENV)/.dev
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,clients]'
+	@touch $@

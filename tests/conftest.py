@@ -53,6 +53,10 @@ from engine.weights.source import Checkpoint, resolve_source  # noqa: E402
 choose_cpu_isa(CPU_ISA)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--clients", action="store_true", help="run tests/clients: make clients")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files of quick tests come first, those that start servers last. GPU tests are left out where
     there is no GPU; everything else always runs."""

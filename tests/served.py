@@ -1,0 +1,106 @@
+"""The installed command, started as a user starts it, on a free port."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+import pytest
+
+START_TIMEOUT_S = 300
+# What says that no text is asked for and no block held.
+TEXT_WORK = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_ratio")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Server:
+    """One `tandem serve` process."""
+
+    def __init__(self, log: Path, *args: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log_path = log
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "server", "serve", "--port", str(self.port), *args],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "COLUMNS": "200"},
+                start_new_session=True,
+            )
+        self.started_s = time.monotonic()
+
+    def get(self, path: str, timeout_s: float = 10.0) -> tuple[int, dict]:
+        try:
+            with urllib.request.urlopen(self.url + path, timeout=timeout_s) as response:
+                return response.status, json.loads(response.read() or b"{}")
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.loads(error.read() or b"{}")
+
+    def wait_for(self, path: str, timeout_s: float = START_TIMEOUT_S) -> dict:
+        """Poll until the path answers 200."""
+        deadline_s = time.monotonic() + timeout_s
+        while time.monotonic() < deadline_s:
+            if self.process.poll() is not None:
+                pytest.fail(f"the server ended with {self.process.returncode}:\n{self.log()}")
+            with contextlib.suppress(OSError):
+                status, body = self.get(path)
+                if status == 200:
+                    return body
+            time.sleep(0.02)
+        return pytest.fail(f"{path} did not answer 200 in {timeout_s} s:\n{self.log()}")
+
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def worker_pids(self) -> list[int]:
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [
+            pid
+            for pid in map(int, children.split())
+            if b"engine.loop" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Sum of a metric's samples that carry these labels."""
+        text = httpx.get(f"{self.url}/metrics", timeout=10).text
+        total = 0.0
+        for line in text.splitlines():
+            match = re.match(rf"{name}(?:\{{(.*)\}})? (\S+)$", line)
+            if match and all(f'{k}="{v}"' in (match[1] or "") for k, v in labels.items()):
+                total += float(match[2])
+        return total
+
+    def wait_idle(self, timeout_s: float, names: Sequence[str] = TEXT_WORK) -> float:
+        """Wait until these gauges stand at zero; returns the seconds it took."""
+        start_s = time.monotonic()
+        while any(self.metric(f"tandem_{name}") for name in names):
+            assert time.monotonic() - start_s < timeout_s, f"still busy after {timeout_s} s"
+            time.sleep(0.02)
+        return time.monotonic() - start_s
+
+    def stop(self) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                raise
+        return self.process.returncode
