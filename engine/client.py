@@ -62,6 +62,10 @@ class RequestEvents(Protocol[AnyEventT]):
 
     def __aiter__(self) -> AsyncIterator[AnyEventT]: ...
 
+    def end(self, index: int) -> None:
+        """Abort one completion in the engine, if it has not finished: nobody reads it on."""
+        ...
+
     async def aclose(self) -> None:
         """Abort in the engine if not finished. Idempotent."""
         ...

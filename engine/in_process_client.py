@@ -20,6 +20,9 @@ from engine.stepping import AnyEngine
 from engine.text_gate import TextCheck
 from engine.types import Event, EventT, Info, InfoT, ModelStatus, Phase, Request, Stats
 
+_Item = Request[Any] | tuple[str, int | None] | None
+"""A request, the arguments of an abort, or the end."""
+
 
 class InProcessEngineClient:
     """Steps one engine in a thread of this process."""
@@ -32,8 +35,8 @@ class InProcessEngineClient:
         self._info = info
         self._config = config or EngineConfig()
         self._stats: Stats | None = None
-        self._inbox: queue.SimpleQueue[Request[Any] | str | None] = queue.SimpleQueue()
-        self._streams = StreamTable(self._inbox.put)
+        self._inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
+        self._streams = StreamTable(lambda *ended: self._inbox.put(ended))
         self._phase = Phase.STARTING
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -102,8 +105,8 @@ class InProcessEngineClient:
                 return True
             if item is None:
                 return False
-            if isinstance(item, str):
-                self._engine.abort(item)
+            if isinstance(item, tuple):
+                self._engine.abort(*item)
             else:
                 self._add(item)
 

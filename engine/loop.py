@@ -197,8 +197,8 @@ class Loop:
                     self._submit(submit)
                 case messages.Throttle(share=share):
                     self._share = share
-                case messages.Abort(request_id=request_id):
-                    self._engine.abort(request_id)
+                case messages.Abort(request_id=request_id, index=index):
+                    self._engine.abort(request_id, index)
                     if not self._engine.has_work():
                         self._publish([], self._engine.stats())
                 case messages.Shutdown():

@@ -90,6 +90,8 @@ class Submit(msgspec.Struct, tag="submit", frozen=True):
 
 class Abort(msgspec.Struct, tag="abort", frozen=True):
     request_id: str
+    index: int | None = None
+    """Of the completion that nobody reads on. None: of the whole request."""
 
 
 class Granted(msgspec.Struct, tag="granted", frozen=True):

@@ -8,33 +8,34 @@ from typing import Any, Generic
 from engine.errors import EngineError
 from engine.types import Event, EventT, Request
 
+Abort = Callable[[str, int | None], None]
+"""Tells the engine to end the request of that id, or only its completion of that index."""
+
 
 class RequestStream(Generic[EventT]):
     """Events of one request, in order. Ends after each of its completions has finished."""
 
-    def __init__(
-        self,
-        request: Request[EventT],
-        on_close: Callable[["RequestStream[Any]"], None],
-    ) -> None:
+    def __init__(self, request: Request[EventT], table: "StreamTable") -> None:
         self.request_id = request.request_id
-        self._unfinished = request.num_completions
+        self._unfinished = set(range(request.num_completions))
         self._events: deque[EventT | EngineError] = deque()
         self._arrived = asyncio.Event()
-        self._on_close = on_close
+        self._table = table
         self._closed = False
 
     @property
     def finished(self) -> bool:
-        """Every completion has had its last event."""
-        return self._unfinished == 0
+        """Every completion has had its last event, or was ended here."""
+        return not self._unfinished
 
     def put(self, item: EventT | EngineError) -> None:
         """Hand over an event, or the error that ends the stream."""
         if isinstance(item, EngineError):
-            self._unfinished = 0
+            self._unfinished.clear()
+        elif item.index not in self._unfinished:
+            return  # on its way when the completion was ended
         elif item.finish_reason is not None:
-            self._unfinished -= 1
+            self._unfinished.remove(item.index)
         self._events.append(item)
         self._arrived.set()
 
@@ -50,18 +51,25 @@ class RequestStream(Generic[EventT]):
             self._arrived.clear()
             await self._arrived.wait()
 
+    def end(self, index: int) -> None:
+        """Abort one completion in the engine, if it has not finished: nobody reads it on."""
+        if index in self._unfinished:
+            self._unfinished.remove(index)
+            self._arrived.set()
+            self._table.end(self, index)
+
     async def aclose(self) -> None:
         """Abort in the engine what has not finished. Idempotent."""
         if not self._closed:
             self._closed = True
             self._arrived.set()
-            self._on_close(self)
+            self._table.close(self)
 
 
 class StreamTable:
     """The open streams of one model, by request id. Event loop only."""
 
-    def __init__(self, abort: Callable[[str], None]) -> None:
+    def __init__(self, abort: Abort) -> None:
         self._streams: dict[str, RequestStream[Any]] = {}
         self._abort = abort
         self._empty = asyncio.Event()
@@ -72,7 +80,7 @@ class StreamTable:
 
     def open(self, request: Request[EventT]) -> RequestStream[EventT]:
         """A stream for a request that is about to be sent."""
-        stream = RequestStream(request, self._close)
+        stream = RequestStream(request, self)
         self._streams[request.request_id] = stream
         self._empty.clear()
         return stream
@@ -104,9 +112,16 @@ class StreamTable:
             stream.put(error)
             self._drop(stream)
 
-    def _close(self, stream: RequestStream[Any]) -> None:
+    def end(self, stream: RequestStream[Any], index: int) -> None:
+        """Abort one completion of an open stream, which may have been its last."""
+        self._abort(stream.request_id, index)
+        if stream.finished:
+            self._drop(stream)
+
+    def close(self, stream: RequestStream[Any]) -> None:
+        """Abort a stream's request, if it is open."""
         if self._drop(stream):
-            self._abort(stream.request_id)
+            self._abort(stream.request_id, None)
 
     def _drop(self, stream: RequestStream[Any]) -> bool:
         """Forget the stream; False if it was not open any more."""

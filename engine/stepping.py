@@ -16,8 +16,12 @@ class SteppingEngine(Protocol[RequestT, EventT, StatsT]):
         """Queue a request. Raises RequestError or CapacityError when it cannot be taken."""
         ...
 
-    def abort(self, request_id: str) -> None:
-        """Drop a request at once; unknown ids are ignored."""
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """Drop a request at once, or only its completion of that index; unknown ones are ignored.
+
+        No event follows of what was dropped. An engine may go on with a completion that it cannot
+        end alone.
+        """
         ...
 
     def has_work(self) -> bool:

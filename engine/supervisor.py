@@ -100,7 +100,7 @@ class Supervisor:
         self._on_lost = on_lost
         self._check_text = check_text
         self._gate = self._new_gate()
-        self._streams = StreamTable(lambda request_id: self._send(messages.Abort(request_id)))
+        self._streams = StreamTable(lambda *ended: self._send(messages.Abort(*ended)))
         self._worker: WorkerProcess | None = None
         self._task: asyncio.Task[None] | None = None
         self._failure: Failure | None = None

@@ -100,8 +100,10 @@ class DiffusionEngine:
         rank = self._policy.rank(request, next(self._arrivals))
         self._waiting.push(_Waiting(rank, request))
 
-    def abort(self, request_id: str) -> None:
-        """Drop a request at once; unknown ids are ignored."""
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """Drop a request at once; unknown ids are ignored, and who asks for one image alone."""
+        if index is not None:
+            return
         for waiting in [w for w in self._waiting if w.request.request_id == request_id]:
             self._waiting.remove(waiting)
         for drawing in list(self._drawings.values()):

@@ -97,8 +97,11 @@ class EmbeddingEngine:
         left = deque(range(len(request.inputs)))
         self._waiting.push(_Waiting(self._next_rank(request), request, left))
 
-    def abort(self, request_id: str) -> None:
-        """Drop a request's inputs that wait; unknown ids are ignored."""
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """Drop a request's inputs that wait; unknown ids are ignored, and who asks for one input
+        alone."""
+        if index is not None:
+            return
         for waiting in [w for w in self._waiting if w.request.request_id == request_id]:
             self._waiting.remove(waiting)
 

@@ -80,10 +80,12 @@ class LLMEngine:
             raise InvalidParameter("a request with this id is running", param="request_id")
         self._preparation.add(request, structure)
 
-    def abort(self, request_id: str) -> None:
-        """End a request and free its blocks now. Unknown ids are ignored; no event follows."""
-        self._preparation.forget(request_id)
-        self._scheduler.abort(request_id)
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """End a request, or one of its completions, and free its blocks now. Unknown ones are
+        ignored; no event follows."""
+        if index is None:
+            self._preparation.forget(request_id)
+        self._scheduler.abort(request_id, index)
         self._put_in_order()
 
     def has_work(self) -> bool:

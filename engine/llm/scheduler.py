@@ -174,14 +174,19 @@ class Scheduler:
         self._num_arrivals += 1
         self._roster.add(owner, self._config.max_model_len)
 
-    def abort(self, request_id: str) -> None:
-        """End a request at once, whatever it is doing; no event follows. Unknown ids are ignored.
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """End a request, or its completion of that index, at once, whatever it is doing; no event
+        follows. Unknown ones are ignored.
 
         Between `schedule` and `commit` too: its outcomes are then dropped.
         """
         owner = self._roster.find_request(request_id)
-        for sequence in owner.sequences if owner else ():
-            self._end(sequence)
+        if owner is None:
+            return
+        for sequence in owner.sequences:
+            if index is None or sequence.index == index:
+                self._end(sequence)
+        self._roster.release_siblings(owner)
 
     def has_work(self) -> bool:
         return bool(self._roster.running or self._roster.waiting)

@@ -13,7 +13,8 @@ from engine.client import EngineClient, TokenStream
 from engine.text.tokenizer import Tokenizer
 from engine.types import FinishReason, GenerateRequest, TokenEvent, TokenLogprob
 from server.http.admission import Lease
-from server.http.engine_run import EngineRun, failure_of, read_events
+from server.http.engine_run import EngineRun, cancelled, cut_short, failure_of, read_events
+from server.http.live_requests import Progress
 from server.protocol.answers import PromptTokensDetails, Usage
 from server.text.metrics import RequestMeter, TextMetrics
 from server.text.output import ChoiceOutput, Delta, TextOptions
@@ -49,6 +50,7 @@ class PromptRun:
         self._stream = stream
         self._meter = meter
         self._num_open = len(choices)
+        self._is_closed = False
         self._unfinished = FinishReason.ABORT
         self._awaits_prompt = request.sampling.prompt_logprobs is not None
         self._tally = tally
@@ -59,12 +61,15 @@ class PromptRun:
         """What the engine's events bring, until every completion has ended.
 
         Raises:
+            RequestAborted: it was closed meanwhile.
             EngineError: the engine failed the request, or died.
         """
         held: list[TokenEvent] = []
         try:
             async with aclosing(read_events(self._stream)) as events:
                 async for event in events:
+                    if self._is_closed:
+                        break
                     held.append(event)
                     # The prompt's log-probabilities come with completion 0 and open every choice.
                     if self._awaits_prompt and event.index != 0:
@@ -77,6 +82,7 @@ class PromptRun:
                     held.clear()
                     if self._num_open == 0:
                         return
+            raise cancelled() if self._is_closed else cut_short()
         except Exception:
             self._unfinished = FinishReason.ERROR
             raise
@@ -99,10 +105,13 @@ class PromptRun:
         if delta.finish_reason is not None:
             self._num_open -= 1
             self._meter.complete(delta.finish_reason)
+            # After a stop string the engine, which knows none, would write on.
+            self._stream.end(event.index)
         return delta
 
     async def aclose(self) -> None:
         """Abort what is unfinished and count it. Idempotent."""
+        self._is_closed = True
         for _ in range(self._num_open):
             self._meter.complete(self._unfinished)
         self._num_open = 0
@@ -172,6 +181,20 @@ class Generation(EngineRun):
         if len(self.runs) == 1:
             return self.runs[0].deltas()
         return _merge([run.deltas() for run in self.runs])
+
+    def progress(self) -> Progress:
+        choices = [choice for run in self.runs for choice in run.choices]
+        return Progress(
+            is_begun=self._tally.num_generated_tokens > 0,
+            num_results=self.num_choices,
+            num_finished=sum(choice.finish_reason is not None for choice in choices),
+            num_prompt_tokens=self._tally.num_prompt_tokens,
+            num_generated_tokens=self._tally.num_generated_tokens,
+        )
+
+    async def cancel(self) -> None:
+        """Abort what is unfinished. Whoever reads the deltas gets `RequestAborted`."""
+        await self._end()
 
     async def _end(self) -> None:
         for run in self.runs:

@@ -50,7 +50,7 @@ class EchoEngine:
             raise InvalidParameter("a text is empty; leave it out", param="texts")
         self.waiting[request.request_id] = request
 
-    def abort(self, request_id):
+    def abort(self, request_id, index=None):
         self.waiting.pop(request_id, None)
 
     def has_work(self):

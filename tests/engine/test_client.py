@@ -232,6 +232,24 @@ async def test_closing_a_stream_aborts_once(start):
     assert [r.num_steps for r in reports if r.num_steps] == [1]
 
 
+async def test_one_completion_ends_and_the_others_go_on(in_process):
+    engine = in_process._engine
+    stream = in_process.submit(request([1], "many", n=2))
+    events = aiter(stream)
+    first = await anext(events)
+    stream.end(1)
+    stream.end(1)
+    rest = [event async for event in events]
+    assert {event.index for event in [first, *rest]} == {0}
+    assert rest[-1].finish_reason is FinishReason.LENGTH
+    assert engine.aborted == [("many", 1)], "once, and the request itself ended by itself"
+    alone = in_process.submit(request([1], "alone"))
+    alone.end(0)
+    await collect(alone)
+    await collect(in_process.submit(request([1], "after")))
+    assert engine.aborted[1:] == [("alone", 0)]
+
+
 async def test_stopping_lets_running_requests_finish_and_refuses_new_ones(start):
     client = await start("m=x")
     stream = client.submit(request([4, 7]))
@@ -303,9 +321,10 @@ class CountingEngine:
             raise ZeroDivisionError
         self.requests[request.request_id] = [request, 0]
 
-    def abort(self, request_id):
-        self.aborted.append(request_id)
-        self.requests.pop(request_id, None)
+    def abort(self, request_id, index=None):
+        self.aborted.append(request_id if index is None else (request_id, index))
+        if index is None:
+            self.requests.pop(request_id, None)
 
     def has_work(self):
         return bool(self.requests)

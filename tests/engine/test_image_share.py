@@ -67,7 +67,7 @@ class Engine:
     def stats(self):
         return ImageStats(num_steps=self.steps)
 
-    def abort(self, request_id):
+    def abort(self, request_id, index=None):
         self.aborted_after = self.steps
 
 

@@ -44,7 +44,7 @@ class Engine:
             raise ZeroDivisionError
         self.requests[request.request_id] = request
 
-    def abort(self, request_id):
+    def abort(self, request_id, index=None):
         if request_id == LAST:
             self.is_complete = True
         else:

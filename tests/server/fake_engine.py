@@ -90,6 +90,7 @@ class _Stream:
     request: GenerateRequest
     queue: "asyncio.Queue[TokenEvent | EngineDead]" = field(default_factory=asyncio.Queue)
     num_open: int = 0
+    ended: set[int] = field(default_factory=set)
     task: "asyncio.Task[None] | None" = None
 
     def __aiter__(self) -> AsyncIterator[TokenEvent]:
@@ -105,6 +106,10 @@ class _Stream:
         if item.finish_reason is not None:
             self.num_open -= 1
         return item
+
+    def end(self, index: int) -> None:
+        self.engine.ended.append((self.request.request_id, index))
+        self.ended.add(index)
 
     async def aclose(self) -> None:
         if self.engine.live.pop(self.request.request_id, None) is not None:
@@ -125,6 +130,7 @@ class FakeEngineClient:
         failure: fails the requests submitted while it is set.
         submit_error: raised by `submit`.
         requests, aborted: what was asked for, and request ids closed before their end.
+        ended: request ids and indices of completions that nobody reads on.
         live: streams not yet ended, by request id.
         stop_timeouts: the arguments of `stop`.
         config_of_server: the configuration of models without settings of their own.
@@ -155,6 +161,7 @@ class FakeEngineClient:
         self.submit_error: Exception | None = None
         self.requests: list[GenerateRequest] = []
         self.aborted: list[str] = []
+        self.ended: list[tuple[str, int]] = []
         self.live: dict[str, _Stream] = {}
         self.steps = StepListeners()
         self.started = False
@@ -324,6 +331,9 @@ class FakeEngineClient:
             for events in list(streams):
                 await asyncio.sleep(self.delay_s)
                 await self._may_write.wait()
+                if events.index in stream.ended:
+                    streams.remove(events)
+                    continue
                 event = next(events)
                 stream.queue.put_nowait(event)
                 if event.finish_reason is not None:

@@ -748,6 +748,28 @@ class TestAbort:
         assert ("a", 1) not in bench.answers
         assert bench.answers["b", 1].finish_reason == "length"
 
+    @pytest.mark.parametrize("index", [0, 1, 2])
+    def test_of_one_completion(self, index: int) -> None:
+        """Its blocks are free at once; the others go on, also those that waited for it."""
+        bench = Bench(max_num_batched_tokens=8)
+        for name, num_steps in (("begun", 3), ("not begun", 0)):
+            bench.add(name, 20, max_tokens=9, n=3)
+            bench.steps(num_steps)
+            num_blocks = bench.stats.kv_blocks_used
+            bench.scheduler.abort(name, index)
+            bench.scheduler.abort(name, index)
+            bench.scheduler.abort(name, 3)
+            bench.scheduler.check_invariants()
+            assert bench.stats.num_running + bench.stats.num_waiting == 2 * (1 + (not num_steps))
+            assert num_steps == 0 or bench.stats.kv_blocks_used <= num_blocks
+        bench.finish()
+        reasons = {key: answer.finish_reason for key, answer in bench.answers.items()}
+        left = [i for i in range(3) if i != index]
+        assert {key for key, reason in reasons.items() if reason == "length"} == {
+            (name, i) for name in ("begun", "not begun") for i in left
+        }
+        assert ("not begun", index) not in reasons
+
     def test_its_name_can_be_used_again(self) -> None:
         bench = Bench()
         bench.add("a", 6)

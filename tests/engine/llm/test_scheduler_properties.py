@@ -99,7 +99,8 @@ class Session:
     scheduler: Scheduler = field(init=False)
     executor: PagedExecutor = field(init=False)
     added: dict[str, GenerateRequest] = field(default_factory=dict)
-    aborted: set[str] = field(default_factory=set)
+    aborted: set[tuple[str, int]] = field(default_factory=set)
+    """Completions."""
     answers: Answers = field(default_factory=dict)
     seen: Counter[str] = field(default_factory=Counter)
 
@@ -154,8 +155,9 @@ class Session:
         aborted = self.maybe_abort(abort_rate)
         self.scheduler.note_time(decision, rng.choice([1e-4, 0.03, rng.lognormvariate(-3, 2)]))
         for event in self.scheduler.commit(decision, output):
-            assert event.request_id not in aborted, "an event after the abort"
-            self.answers.setdefault((event.request_id, event.index), Answer()).add(event)
+            key = (event.request_id, event.index)
+            assert key not in aborted, "an event after the abort"
+            self.answers.setdefault(key, Answer()).add(event)
         self.scheduler.check_invariants()
         self.check_windows()
         assert self.executor.num_steps < 20_000, "it does not end"
@@ -169,13 +171,17 @@ class Session:
                 assert table.num_passed >= num_passed
                 self.seen["windows that moved"] += num_passed > 0
 
-    def maybe_abort(self, rate: float) -> set[str]:
-        """Cancel some request, unfinished or not; twice is as good as once."""
+    def maybe_abort(self, rate: float) -> set[tuple[str, int]]:
+        """Cancel some request or one of its completions, unfinished or not; twice is as good as
+        once."""
         if self.added and self.rng.random() < rate:
-            request_id = self.rng.choice(list(self.added))
-            self.aborted.add(request_id)
-            self.scheduler.abort(request_id)
-            self.scheduler.abort(request_id)
+            request = self.rng.choice(list(self.added.values()))
+            request_id, completions = request.request_id, range(request.sampling.n)
+            index = self.rng.choice([None, *completions])
+            self.aborted |= {(request_id, i) for i in completions if index in (None, i)}
+            self.scheduler.abort(request_id, index)
+            self.scheduler.abort(request_id, index)
+            self.scheduler.abort(request_id, len(completions))
             self.scheduler.abort("never heard of")
         return self.aborted
 
@@ -198,7 +204,7 @@ class Session:
     def check_answer(self, request: GenerateRequest, index: int) -> None:
         expected = answer_alone(request, index, self.config, self.executor.error_rate, self.windows)
         answer = self.answers.get((request.request_id, index), Answer())
-        if request.request_id in self.aborted and answer.finish_reason is None:
+        if (request.request_id, index) in self.aborted and answer.finish_reason is None:
             assert answer.token_ids == expected.token_ids[: len(answer.token_ids)]
             return
         assert answer.token_ids == expected.token_ids
@@ -210,7 +216,8 @@ class Session:
         self.seen[f"{answer.finish_reason} {answer.error_code or ''}".strip()] += 1
         self.check_scores(request, index, answer)
         self.check_sharing(request, answer)
-        assert len(answer.queue_times_s) == (index == 0)
+        if (request.request_id, 0) not in self.aborted:
+            assert len(answer.queue_times_s) == (index == 0)
 
     def check_scores(self, request: GenerateRequest, index: int, answer: Answer) -> None:
         prompt, sampling = request.prompt_token_ids, request.sampling
