@@ -10,7 +10,13 @@ from pydantic_core import PydanticCustomError
 
 from engine.errors import InvalidParameter, UnsupportedFeature
 from server.protocol.answers import PromptLogprobs, Usage
-from server.protocol.common import MAX_LOGPROBS, SamplingRequest, TokenLimit, WireModel
+from server.protocol.common import (
+    MAX_LOGPROBS,
+    NO_MODEL_READS,
+    SamplingRequest,
+    TokenLimit,
+    WireModel,
+)
 from server.protocol.tools import AnswerToolCall, ToolCallDelta, ToolOptions, ToolUse
 
 _TEXT_PART_TYPES = ("text", "refusal")  # each also names the key that holds the text
@@ -136,7 +142,7 @@ def check_parts(messages: Any) -> None:
             kind = part.get("type") if isinstance(part, Mapping) else None
             if isinstance(kind, str) and kind.startswith(_REFUSED_PART_TYPES):
                 raise UnsupportedFeature(
-                    "only text is supported in messages; leave images, audio and files out",
+                    NO_MODEL_READS,
                     param=f"messages[{i}].content[{j}]",
                 )
 

@@ -29,6 +29,12 @@ MAX_COMPLETIONS = 128
 MAX_STOP_STRINGS = 16
 MAX_LOGPROBS = 20
 
+NO_MODEL_READS = (
+    "no model that Tandem serves reads images, audio or files in messages; send text, and change "
+    "pictures with /v1/images/edits"
+)
+"""What to say of a message's parts that are not text."""
+
 NO_EFFECT_FIELDS: Mapping[str, str] = {
     "user": "names the end user to OpenAI's abuse monitoring",
     "safety_identifier": "names the end user to OpenAI's abuse monitoring",

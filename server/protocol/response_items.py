@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
-from server.protocol.common import WireModel
+from server.protocol.common import NO_MODEL_READS, WireModel
 from server.protocol.variants import read_variant
 
 MAX_ITEMS = 4096
@@ -14,8 +14,6 @@ _MAX_ID_CHARS = 256
 
 Status = Literal["in_progress", "completed", "incomplete"]
 Id = Annotated[str, Field(max_length=_MAX_ID_CHARS)]
-
-_ONLY_TEXT = "only text is supported in input; leave images, audio and files out"
 
 
 class InputText(WireModel):
@@ -55,7 +53,7 @@ def part_texts(content: Any, path: tuple[int | str, ...]) -> list[str]:
     """
     if isinstance(content, str):
         return [content]
-    refused = dict.fromkeys(("input_image", "input_file", "input_audio"), _ONLY_TEXT)
+    refused = dict.fromkeys(("input_image", "input_file", "input_audio"), NO_MODEL_READS)
     texts = []
     for index, part in enumerate(content):
         read = read_variant(part, _PARTS, (*path, index), refused=refused)

@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
 from engine.errors import InvalidParameter
-from server.protocol.common import MAX_TOKEN_COUNT, ModelRequest, WireModel
+from server.protocol.common import MAX_TOKEN_COUNT, NO_MODEL_READS, ModelRequest, WireModel
 from server.protocol.variants import read_model, read_variant
 
 MAX_MESSAGES = 4096
@@ -27,8 +27,8 @@ _NO_EFFECT: Mapping[str, str] = {
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {"container": (), "mcp_servers": ([],)}
 
 _REFUSED_BLOCKS = {
-    "image": "only text is supported in messages; leave images out",
-    "document": "only text is supported in messages; send a document's text",
+    "image": NO_MODEL_READS,
+    "document": NO_MODEL_READS,
     "": "this type of block is not supported here; blocks may be text, tool_use, tool_result and "
     "thinking",
 }

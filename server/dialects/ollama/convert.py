@@ -16,6 +16,7 @@ from server.dialects.ollama.protocol import (
     TextFields,
 )
 from server.protocol.chat import ChatCompletionRequest
+from server.protocol.common import NO_MODEL_READS
 from server.protocol.completions import CompletionRequest
 
 _DEFAULT_TAG = ":latest"
@@ -108,7 +109,7 @@ def _response_format(format: str | dict[str, Any] | None) -> dict[str, Any] | No
 def _message(message: OllamaMessage, index: int) -> dict[str, Any]:
     if message.images:
         raise UnsupportedFeature(
-            "only text is supported in messages; leave images out",
+            NO_MODEL_READS,
             param=f"messages[{index}].images",
         )
     fields = {
