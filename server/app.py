@@ -18,6 +18,7 @@ from server.dialects.table import DIALECTS
 from server.http import errors
 from server.http.admission import Admission, Places
 from server.http.lifecycle import Lifecycle
+from server.http.live_requests import LiveRequests
 from server.images.jobs import ImageJobs
 from server.images.store import ImageStore
 from server.kinds import SERVED
@@ -26,7 +27,7 @@ from server.models.library import ModelLibrary
 from server.responses.background import BackgroundJobs
 from server.responses.shape import error_shape as responses_error_shape
 from server.responses.store import ResponseStore
-from server.routes import docs, health, metrics, model_loading, models
+from server.routes import docs, health, live_requests, metrics, model_loading, models
 from server.settings import Settings
 from server.state import AppState
 from server.text.check import check_text
@@ -37,6 +38,7 @@ _ROUTERS = (
     *(imported(name) for served in SERVED.values() for name in served.routers),
     models.router,
     model_loading.router,
+    live_requests.router,
     health.router,
     metrics.router,
     docs.router,
@@ -82,6 +84,7 @@ def _create_state(settings: Settings, engine: EngineClient) -> AppState:
         metrics=ServerMetrics(engine),
         lifecycle=lifecycle,
         admission=Admission(lifecycle, places),
+        live_requests=LiveRequests(),
         image_jobs=ImageJobs(),
         image_store=ImageStore(
             max_bytes=settings.image_store_bytes, ttl_s=settings.image_url_ttl_s

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from engine.client import EngineClient
 from server.http.admission import Admission
 from server.http.lifecycle import Lifecycle
+from server.http.live_requests import LiveRequests
 from server.images.jobs import ImageJobs
 from server.images.store import ImageStore
 from server.metrics import ServerMetrics
@@ -26,6 +27,7 @@ class AppState:
     metrics: ServerMetrics
     lifecycle: Lifecycle
     admission: Admission
+    live_requests: LiveRequests
     image_jobs: ImageJobs
     image_store: ImageStore
     responses: ResponseStore

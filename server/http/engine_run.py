@@ -9,9 +9,10 @@ from types import TracebackType
 from typing import Self
 
 from engine.client import RequestEvents
-from engine.errors import Draining, EngineError
+from engine.errors import Draining, EngineError, RequestAborted
 from engine.types import Event, EventT, FinishReason
 from server.http.admission import Lease
+from server.http.live_requests import Label
 
 
 class EngineRun(ABC):
@@ -19,9 +20,15 @@ class EngineRun(ABC):
 
     Enter it for the time until a reply owns it: an error within the block closes it, else whoever
     sends the reply calls `aclose`.
+
+    Attributes:
+        label: what it is listed by, where it is (`server.http.live_requests`).
+        is_open: nobody has closed it.
     """
 
     def __init__(self, lease: Lease) -> None:
+        self.label: Label | None = None
+        self.is_open = True
         self._lease = lease
 
     async def __aenter__(self) -> Self:
@@ -38,6 +45,7 @@ class EngineRun(ABC):
 
     async def aclose(self) -> None:
         """Abort what is unfinished and give the places back. Idempotent."""
+        self.is_open = False
         try:
             await self._end()
         finally:
@@ -66,6 +74,11 @@ def failure_of(event: Event) -> EngineError | None:
     if event.failure is not None:
         return event.failure.error()
     return cut_short() if event.finish_reason is FinishReason.ABORT else None
+
+
+def cancelled() -> RequestAborted:
+    """What a reply ends with when somebody has cancelled its request."""
+    return RequestAborted("the request was cancelled by its id")
 
 
 def cut_short() -> Draining:

@@ -13,6 +13,7 @@ from engine.errors import EngineError, RequestAborted
 from engine.image_types import ImageEvent, ImageRequest
 from server.http.errors import status_row
 from server.http.expiring import ExpiringTable
+from server.http.live_requests import Progress
 from server.images.limits import steps_to_run
 from server.protocol.image_answers import ImageJobAnswer, JobStatus
 
@@ -77,10 +78,17 @@ class ImageJob:
             self.end(RequestAborted("the request was cancelled"))
             await self._abort()
 
+    def progress(self) -> Progress:
+        """The job as one of all requests in flight."""
+        return Progress(
+            is_begun=self.status is not JobStatus.QUEUED,
+            num_results=len(self._steps),
+            num_finished=self._num_finished,
+            fraction=self._fraction(),
+        )
+
     def answer(self, queue_position: int | None) -> ImageJobAnswer:
         """The job as a client reads it."""
-        step, num_steps = sum(self._steps), len(self._steps) * self._steps_per_image
-        done = self.status is JobStatus.COMPLETED
         return ImageJobAnswer(
             id=self.id,
             model=self.model,
@@ -88,13 +96,18 @@ class ImageJob:
             status=self.status,
             n=len(self._steps),
             num_finished=self._num_finished,
-            step=step,
-            num_steps=num_steps,
-            progress=1.0 if done else min(1.0, round(step / num_steps, 4)),
+            step=sum(self._steps),
+            num_steps=len(self._steps) * self._steps_per_image,
+            progress=self._fraction(),
             queue_position=queue_position,
             seed=self._seed,
             error=self._error,
         )
+
+    def _fraction(self) -> float:
+        if self.status is JobStatus.COMPLETED:
+            return 1.0
+        return min(1.0, round(sum(self._steps) / len(self._steps) / self._steps_per_image, 4))
 
 
 class ImageJobs:

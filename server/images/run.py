@@ -14,7 +14,8 @@ from engine.errors import EngineError, RequestAborted
 from engine.image_types import ImageEvent, Pixels
 from engine.types import FinishReason
 from server.http.admission import Lease
-from server.http.engine_run import EngineRun, cut_short, failure_of, read_events
+from server.http.engine_run import EngineRun, cancelled, cut_short, failure_of, read_events
+from server.http.live_requests import Progress
 from server.http.model_metrics import Outcome
 from server.images.convert import ImageOrder
 from server.images.files import encode_image
@@ -34,7 +35,7 @@ class FileOptions:
 
 
 class SubmittedOrder:
-    """An order that the engine has, and its job."""
+    """An order that the engine has, and its `job`."""
 
     def __init__(
         self, order: ImageOrder, stream: ImageStream, meter: ImageMeter, jobs: ImageJobs
@@ -45,10 +46,10 @@ class SubmittedOrder:
         self._stream = stream
         self._meter = meter
         self._jobs = jobs
-        self._job = ImageJob(without_inputs, stream.aclose)
+        self.job = ImageJob(without_inputs, stream.aclose)
         self._num_open = without_inputs.num_completions
         self._error: BaseException | None = None
-        jobs.add(self._job)
+        jobs.add(self.job)
 
     async def events(self) -> AsyncGenerator[ImageEvent, None]:
         """What the engine brings, until every image has ended.
@@ -102,7 +103,7 @@ class SubmittedOrder:
                 self._meter.complete(outcome, self._num_open)
             self._num_open = 0
         self._meter.close()
-        self._jobs.end(self._job, self._error)
+        self._jobs.end(self.job, self._error)
 
     def _take(self, event: ImageEvent) -> None:
         if event.finish_reason is FinishReason.ABORT:
@@ -111,14 +112,14 @@ class SubmittedOrder:
         if failure is not None:
             raise failure
         self._meter.on_event(event)
-        self._job.on_event(event)
+        self.job.on_event(event)
         if event.finish_reason is not None:
             self._num_open -= 1
             self._meter.complete(Outcome.COMPLETED)
 
     def _cut_short(self) -> EngineError:
-        if not self._job.is_live:
-            return RequestAborted("the request was cancelled by its id")
+        if not self.job.is_live:
+            return cancelled()
         return cut_short()
 
 
@@ -148,6 +149,15 @@ class ImageRun(EngineRun):
         stream = self._engine.submit(order.request)
         self._submitted = SubmittedOrder(order, stream, self._meter, self._jobs)
         return self._submitted
+
+    def progress(self) -> Progress:
+        assert self._submitted is not None
+        return self._submitted.job.progress()
+
+    async def cancel(self) -> None:
+        """End the job, as whoever knows its id may do, too."""
+        if self._submitted is not None:
+            await self._submitted.job.cancel()
 
     async def _end(self) -> None:
         if self._submitted is not None:

@@ -118,4 +118,5 @@ async def start_chat(
             kept_special_tokens=text.special_ids(answers.special_texts()),
         )
         generation.submit(text.tokenizer, [engine_request], options)
+        state.live_requests.add(generation, request, id=head.id, kind=TEXT, model=head.model)
         return ChatReply(body, head, text, generation, answers, shape)

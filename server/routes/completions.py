@@ -80,6 +80,7 @@ async def answer_completion(
             body, offsets=body.logprobs is not None, keep_text=settings.log_prompts
         )
         generation.submit(text.tokenizer, requests, options)
+        state.live_requests.add(generation, request, id=head.id, kind=TEXT, model=head.model)
         reply = CompletionReply(body, head, text, generation, echoes, shape)
         return await reply.send(
             request,

@@ -173,6 +173,7 @@ async def answer_images(
             params = order.request.params
             state.image_store.check_room(params.n, params.width * params.height)
         submitted = run.submit(order)
+        state.live_requests.add(run, request, id=run.id, kind=IMAGE, model=info.model)
         options = FileOptions(
             output_format=body.output_format or "png",
             compression=100 if body.output_compression is None else body.output_compression,

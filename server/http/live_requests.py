@@ -1,0 +1,100 @@
+"""Requests in flight that can be listed and cancelled, by the id of their answer or by the
+`X-Request-Id` that they came with.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+from starlette.requests import Request
+
+from engine.kinds import AnyKind
+from server.http.owner import Owner, owner_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a request is. What its kind does not count is None.
+
+    Attributes:
+        fraction: of the work, 0 to 1.
+    """
+
+    is_begun: bool
+    num_results: int
+    num_finished: int
+    num_prompt_tokens: int | None = None
+    num_generated_tokens: int | None = None
+    fraction: float | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Only its answer is still on its way."""
+        return self.num_finished == self.num_results
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Label:
+    """What a request is found and shown by.
+
+    Attributes:
+        id: of its answer.
+        request_id: its `X-Request-Id`, which others may have, too.
+    """
+
+    id: str
+    request_id: str
+    kind: str
+    model: str
+    created: int
+    owner: Owner | None
+
+
+class LiveRun(Protocol):
+    """The engine's side of such a request. `label` is there once it was added."""
+
+    label: Label | None
+
+    @property
+    def is_open(self) -> bool:
+        """Nobody has closed it."""
+        ...
+
+    def progress(self) -> Progress: ...
+
+    async def cancel(self) -> None:
+        """Have it end in the engine; its reply ends with `RequestAborted`. Idempotent."""
+        ...
+
+
+class LiveRequests:
+    """Those of all models. Whoever runs one holds it: if that is dropped without an end, as when a
+    client leaves before its response starts, it is forgotten here, too. Event loop only."""
+
+    def __init__(self) -> None:
+        self._runs: WeakValueDictionary[str, LiveRun] = WeakValueDictionary()
+
+    def add(self, run: LiveRun, request: Request, *, id: str, kind: AnyKind, model: str) -> None:
+        """List a request that the engine has."""
+        run.label = Label(
+            id=id,
+            request_id=request.state.request_id,
+            kind=kind.name,
+            model=model,
+            created=int(time.time()),
+            owner=owner_of(request),
+        )
+        self._runs[id] = run
+
+    def of(self, owner: Owner | None, name: str | None = None) -> list[tuple[Label, LiveRun]]:
+        """An owner's requests, the oldest first: all, or those of that id or `X-Request-Id`."""
+        return [
+            (run.label, run)
+            for run in list(self._runs.values())
+            if run.label is not None
+            and run.label.owner == owner
+            and name in (None, run.label.id, run.label.request_id)
+            and run.is_open
+            and not run.progress().is_over
+        ]

@@ -1,0 +1,32 @@
+"""What `/v1/requests` answers with."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(slots=True, kw_only=True)
+class LiveRequest:
+    """A request in flight. Texts count tokens, images have a `progress` from 0 to 1."""
+
+    id: str
+    """Of its answer: `chatcmpl-…`, `cmpl-…` or `img-…`."""
+    object: Literal["request"] = "request"
+    request_id: str
+    """The `X-Request-Id` that it came with or was given."""
+    kind: str
+    model: str
+    created: int
+    status: Literal["queued", "running", "cancelled"]
+    n: int
+    num_finished: int
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    progress: float | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class LiveRequestList:
+    """The oldest first."""
+
+    object: Literal["list"] = "list"
+    data: list[LiveRequest]

@@ -1,0 +1,76 @@
+"""`/v1/requests`: what is in flight, and its end."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Request, Response
+
+from server.http.errors import INVALID_REQUEST, error_response
+from server.http.live_requests import Label, LiveRun
+from server.http.owner import owner_of
+from server.protocol.answers import error_answers
+from server.protocol.live_requests import LiveRequest, LiveRequestList
+from server.routes.deps import StateDep
+
+router = APIRouter(tags=["requests"])
+
+Name = Annotated[
+    str, Path(max_length=256, description="The answer's id, or the request's `X-Request-Id`.")
+]
+
+
+@router.get("/v1/requests", summary="Requests in flight", responses=error_answers(401))
+async def list_requests(
+    request: Request,
+    state: StateDep,
+    id: Annotated[
+        str | None, Query(max_length=256, description="Only those of this id or `X-Request-Id`.")
+    ] = None,
+) -> LiveRequestList:
+    """Those for text and images, of the API key that asks, or of all where there are no keys."""
+    found = state.live_requests.of(owner_of(request), id)
+    return LiveRequestList(data=[_shown(label, run) for label, run in found])
+
+
+@router.delete(
+    "/v1/requests/{name:path}",
+    summary="Cancel a request",
+    response_model=LiveRequestList,
+    responses=error_answers(401, 404),
+)
+async def cancel_request(
+    name: Name, request: Request, state: StateDep
+) -> LiveRequestList | Response:
+    """It ends in the engine at once, and its own answer with an error. An `X-Request-Id` that
+    several requests came with cancels them all."""
+    found = state.live_requests.of(owner_of(request), name)
+    if not found:
+        return error_response(
+            404,
+            "no request of that id is in flight here; GET /v1/requests lists those that are",
+            INVALID_REQUEST,
+            param="name",
+            code="request_not_found",
+        )
+    cancelled = []
+    for label, run in found:
+        cancelled.append(_shown(label, run))
+        cancelled[-1].status = "cancelled"
+        await run.cancel()
+    return LiveRequestList(data=cancelled)
+
+
+def _shown(label: Label, run: LiveRun) -> LiveRequest:
+    progress = run.progress()
+    return LiveRequest(
+        id=label.id,
+        request_id=label.request_id,
+        kind=label.kind,
+        model=label.model,
+        created=label.created,
+        status="running" if progress.is_begun else "queued",
+        n=progress.num_results,
+        num_finished=progress.num_finished,
+        prompt_tokens=progress.num_prompt_tokens,
+        completion_tokens=progress.num_generated_tokens,
+        progress=progress.fraction,
+    )
