@@ -10,7 +10,7 @@ Layouts: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h
 import torch
 from torch import Tensor
 
-from kernels.linear_gguf.quant_type import BLOCKS, GGUFType
+from kernels.linear_gguf.quant_type import BLOCKS, IQ4_NUMBERS, GGUFType
 
 
 def dequantize(weight: Tensor, quant_type: GGUFType) -> Tensor:
@@ -127,6 +127,25 @@ def _q6_k(blocks: Tensor) -> Tensor:
     return _times(scales, (low | high << 4).to(torch.int8) - 32)
 
 
+def _iq4_nl(blocks: Tensor) -> Tensor:
+    return _times(fp16(blocks, 0), _iq4_numbers(split(blocks[:, 2:], bits=4, span=16)))
+
+
+def iq4_xs_scales(blocks: Tensor) -> Tensor:
+    """[B, 8] of runs of 32 weights: a block's factor times integers of 6 bits around 32, whose high
+    two are kept apart."""
+    low, high = split(blocks[:, 4:8], bits=4, span=1), split(blocks[:, 2:4], bits=2, span=1)
+    return fp16(blocks, 0) * ((low | high << 4).to(torch.int8) - 32).float()
+
+
+def _iq4_xs(blocks: Tensor) -> Tensor:
+    return _times(iq4_xs_scales(blocks), _iq4_numbers(split(blocks[:, 8:], bits=4, span=16)))
+
+
+def _iq4_numbers(codes: Tensor) -> Tensor:
+    return torch.tensor(IQ4_NUMBERS, dtype=torch.int8, device=codes.device)[codes.int()]
+
+
 _FUNCTIONS = {
     GGUFType.Q4_0: _q4_0,
     GGUFType.Q4_1: _q4_1,
@@ -138,4 +157,6 @@ _FUNCTIONS = {
     GGUFType.Q4_K: _q4_k,
     GGUFType.Q5_K: _q5_k,
     GGUFType.Q6_K: _q6_k,
+    GGUFType.IQ4_NL: _iq4_nl,
+    GGUFType.IQ4_XS: _iq4_xs,
 }

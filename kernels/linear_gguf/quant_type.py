@@ -17,6 +17,8 @@ class GGUFType(IntEnum):
     Q4_K = 12
     Q5_K = 13
     Q6_K = 14
+    IQ4_NL = 20
+    IQ4_XS = 23
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,11 @@ BLOCKS = {
     GGUFType.Q4_K: Block(256, 144, (0, 2)),
     GGUFType.Q5_K: Block(256, 176, (0, 2)),
     GGUFType.Q6_K: Block(256, 210, (208,)),
+    GGUFType.IQ4_NL: Block(32, 18, (0,)),
+    GGUFType.IQ4_XS: Block(256, 136, (0,)),
 }
+IQ4_NUMBERS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+"""What the 4-bit codes of the IQ4 types stand for."""
 
 
 def row_bytes(quant_type: GGUFType, size: int) -> int:

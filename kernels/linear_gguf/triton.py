@@ -4,18 +4,24 @@ The sum's order depends on the weight's shape alone (`kernels/shared/triton_line
 products with int8 activations are not here.
 """
 
+import struct
+
 import torch
 from torch import Tensor
 
 from kernels import _triton
 from kernels._triton import tl, triton
-from kernels.linear_gguf.quant_type import BLOCKS, GGUFType
+from kernels.linear_gguf.quant_type import BLOCKS, IQ4_NUMBERS, GGUFType
 from kernels.shared.triton_linear import ROW_COUNT, Output, plan, write
 
 TENSOR_CORES = ("_linear_gguf_kernel",)
 TILE = 256
 """Weights of a tile along K, the unit in which K is cut into parts."""
 _SCALE_BYTES = 2
+_IQ4_0, _IQ4_4, _IQ4_8, _IQ4_12 = map(
+    tl.constexpr, struct.unpack("<4i", struct.pack("<16b", *IQ4_NUMBERS))
+)
+"""Four numbers to a word, the first in its lowest byte."""
 
 
 def supports(
@@ -105,7 +111,7 @@ def _linear_gguf_kernel(
         part_sum = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for unit in range(first, last):
             x = tl.load(x_rows + unit * UNIT, mask=(rows < M)[:, None], other=0.0)
-            if TYPE < 10:
+            if TYPE < 10 or TYPE == 20:
                 weight = _legacy_weights(weight_rows + unit * BLOCK_BYTES, inner[:, None], TYPE)
             else:
                 block = weight_rows + unit // 8 * BLOCK_BYTES
@@ -131,11 +137,13 @@ def _fp16(address):
 
 @triton.jit
 def _legacy_weights(block, inner, TYPE: tl.constexpr):
-    """A block of Q4_0 (2), Q4_1 (3), Q5_0 (6), Q5_1 (7) or Q8_0 (8)."""
+    """A block of Q4_0 (2), Q4_1 (3), Q5_0 (6), Q5_1 (7), Q8_0 (8) or IQ4_NL (20)."""
     HAS_MINIMUM: tl.constexpr = TYPE == 3 or TYPE == 7
     start: tl.constexpr = 4 if HAS_MINIMUM else 2
     if TYPE == 8:
         q = tl.load(block + start + inner).to(tl.int8, bitcast=True).to(tl.int32)
+    elif TYPE == 20:
+        q = _iq4_number(_byte(block + start + inner % 16) >> (inner // 16 * 4) & 15)
     elif TYPE < 6:
         q = _byte(block + start + inner % 16) >> (inner // 16 * 4) & 15
         q -= 0 if HAS_MINIMUM else 8
@@ -152,7 +160,7 @@ def _legacy_weights(block, inner, TYPE: tl.constexpr):
 
 @triton.jit
 def _k_weights(block, run, inner, TYPE: tl.constexpr):
-    """Run `run` (0 ... 7) of a block of Q2_K (10) ... Q6_K (14)."""
+    """Run `run` (0 ... 7) of a block of Q2_K (10) ... Q6_K (14) or IQ4_XS (23)."""
     if TYPE == 10:
         q = _byte(block + 16 + run // 4 * 32 + inner) >> (run % 4 * 2) & 3
         # A byte for each 16 weights.
@@ -174,6 +182,12 @@ def _k_weights(block, run, inner, TYPE: tl.constexpr):
         second = tl.load(block + 193 + run * 2).to(tl.int8, bitcast=True)
         scale = tl.where(inner < 16, first, second).to(tl.float32) * _fp16(block + 208)
         weight = ((low | high << 4) - 32).to(tl.float32) * scale
+    elif TYPE == 23:
+        q = _iq4_number(_byte(block + 8 + run * 16 + inner % 16) >> (inner // 16 * 4) & 15)
+        low = _byte(block + 4 + run // 2) >> (run % 2 * 4) & 15
+        high = _byte(block + 2 + run // 4) >> (run % 4 * 2) & 3
+        scale = ((low | high << 4) - 32).to(tl.float32) * _fp16(block)
+        weight = q.to(tl.float32) * scale
     else:
         start: tl.constexpr = 48 if TYPE == 13 else 16
         q = _byte(block + start + run // 2 * 32 + inner) >> (run % 2 * 4) & 15
@@ -194,3 +208,11 @@ def _q3_scale(block, run):
     low = _byte(block + 96 + run % 8) >> (run // 8 * 4) & 15
     high = _byte(block + 104 + run % 4) >> (run // 4 * 2) & 3
     return (low | high << 4) - 32
+
+
+@triton.jit
+def _iq4_number(code):
+    """What a code of 4 bits stands for."""
+    first, second = tl.where(code < 4, _IQ4_0, _IQ4_4), tl.where(code < 12, _IQ4_8, _IQ4_12)
+    word = tl.where(code < 8, first, second)
+    return (word >> code % 4 * 8).to(tl.int8).to(tl.int32)

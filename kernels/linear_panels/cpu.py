@@ -51,6 +51,7 @@ def linear_panels(
         native.DTYPES[form.scale_dtype],
         form.has_min,
         form.offset,
+        bool(form.table),
         int8_activations,
         None if bias is None else bias.data_ptr(),
         fp32_out,
@@ -62,4 +63,4 @@ def linear_panels(
 
 @functools.cache
 def _function() -> native.Function:
-    return native.function("tandem_linear_panels", "ipiiipiiiiiipipi")
+    return native.function("tandem_linear_panels", "ipiiipiiiiiiipipi")

@@ -2,20 +2,26 @@
 
 The first types keep their fp16 scales. A `_K` type's scale is the product of an fp16 number and an
 integer of up to 8 bits, which fp32 holds exactly. Codes keep their bits; those of Q2_K and Q3_K get
-four.
+four. Both IQ4 types have one format, with scales in fp32.
 """
 
 import torch
 from torch import Tensor
 
-from kernels.linear_gguf.dequantize import bits_of, fp16, k_scales, split
-from kernels.linear_gguf.quant_type import BLOCKS, GGUFType
+from kernels.linear_gguf.dequantize import bits_of, fp16, iq4_xs_scales, k_scales, split
+from kernels.linear_gguf.quant_type import BLOCKS, IQ4_NUMBERS, GGUFType
 from kernels.linear_panels.panels import LANES, Codes, PanelFormat, Panels, pack
 
 _CHUNK_WEIGHTS = 1 << 22
 """Weights taken apart at a time."""
 
 _FP32 = torch.float32
+_IQ4 = PanelFormat(
+    bits=4,
+    scale_dtype=_FP32,
+    offset=128,
+    table=tuple(number + 128 for number in IQ4_NUMBERS),
+)
 FORMATS = {
     GGUFType.Q4_0: PanelFormat(bits=4, offset=8),
     GGUFType.Q4_1: PanelFormat(bits=4, has_min=True),
@@ -27,6 +33,8 @@ FORMATS = {
     GGUFType.Q4_K: PanelFormat(bits=4, scale_dtype=_FP32, has_min=True),
     GGUFType.Q5_K: PanelFormat(bits=5, scale_dtype=_FP32, has_min=True),
     GGUFType.Q6_K: PanelFormat(bits=6, group=16, scale_dtype=_FP32, offset=32),
+    GGUFType.IQ4_NL: _IQ4,
+    GGUFType.IQ4_XS: _IQ4,
 }
 
 
@@ -124,6 +132,14 @@ def _q6_k(blocks: Tensor) -> _Parts:
     return low | high << 4, scales, None
 
 
+def _iq4_nl(blocks: Tensor) -> _Parts:
+    return split(blocks[:, 2:], bits=4, span=16), fp16(blocks, 0), None
+
+
+def _iq4_xs(blocks: Tensor) -> _Parts:
+    return split(blocks[:, 8:], bits=4, span=16), iq4_xs_scales(blocks), None
+
+
 _PARTS = {
     GGUFType.Q4_0: _q4_0,
     GGUFType.Q4_1: _q4_1,
@@ -135,4 +151,6 @@ _PARTS = {
     GGUFType.Q4_K: _q4_k,
     GGUFType.Q5_K: _q5_k,
     GGUFType.Q6_K: _q6_k,
+    GGUFType.IQ4_NL: _iq4_nl,
+    GGUFType.IQ4_XS: _iq4_xs,
 }

@@ -1,7 +1,8 @@
 """Block-quantised weights in the order in which `cpu.cpp` reads them.
 
 A weight is `scale * (code - offset) + min`; scale and min belong to a group of 16 or 32 inputs of
-one output. 16 outputs make a panel, 32 inputs of a panel a record:
+one output. Where the format has a table, the code is the number in it at the place that is stored.
+16 outputs make a panel, 32 inputs of a panel a record:
 
 - scales, [groups, 16 outputs], fp16 or fp32, then minima if the format has any;
 - 8-bit codes: [8 quads, 16 outputs, 4 inputs], one byte each;
@@ -25,13 +26,16 @@ class PanelFormat:
     """How a weight is put together; `cpu.cpp` knows the ones that `gguf.py` uses."""
 
     bits: int
-    """Of a code: 4, 5, 6 or 8."""
+    """Of a code as it is stored: 4, 5, 6 or 8."""
     group: int = BLOCK
     """Inputs that share a scale: 16 or 32."""
     scale_dtype: torch.dtype = torch.float16
     has_min: bool = False
     offset: int = 0
     """Subtracted from codes."""
+    table: tuple[int, ...] = ()
+    """16 codes of 8 bits, of which the stored ones are places; empty: they are codes themselves.
+    `records.h` has the one of GGUF's IQ4 types."""
 
     @property
     def record_bytes(self) -> int:
@@ -57,7 +61,10 @@ class Codes:
     def dequantised(self) -> Tensor:
         """[N, C] fp32."""
         group = self.format.group
-        codes = self.codes.float().sub_(self.format.offset).view(len(self.codes), -1, group)
+        codes = self.codes
+        if self.format.table:
+            codes = torch.tensor(self.format.table)[codes.int()]
+        codes = codes.float().sub_(self.format.offset).view(len(codes), -1, group)
         weights = codes.mul_(self.scales.float().unsqueeze(2))
         if self.mins is not None:
             weights.add_(self.mins.float().unsqueeze(2))

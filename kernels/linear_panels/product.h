@@ -16,6 +16,7 @@ struct Format {
   int64_t bits, group, scale_dtype;
   bool has_min;
   int64_t offset;
+  bool has_table;  // of which 4 bits are a place: it has the codes
 };
 
 struct Product {

@@ -11,16 +11,43 @@ constexpr int kVector = 64;  // bytes: four inputs of 16 outputs
 // Of a block.
 constexpr int groups_of(int64_t group) { return int(kBlock / group); }
 
-// What a panel has for one block: scales, minima, then codes.
-template <int kBits, int kGroup, class S, bool kHasMin>
+// The numbers of GGUF's IQ4 types plus 128.
+constexpr uint8_t kTable[16] = {1,   24,  45,  63,  79,  93,  106, 118,
+                                129, 141, 153, 166, 181, 197, 217, 241};
+
+// Places in the table, one to a byte → what it has there.
+template <class Bytes>
+ALWAYS_INLINE Bytes looked_up(Bytes places) {
+#if defined(__AVX2__)
+  const __m128i table = _mm_loadu_si128((const __m128i*)kTable);
+#if defined(__AVX512BW__)
+  if constexpr (sizeof places == 64)
+    return (Bytes)_mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), (__m512i)places);
+#endif
+  __m256i parts[sizeof places / 32];
+  std::memcpy(parts, &places, sizeof places);
+  for (__m256i& part : parts)
+    part = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), part);
+  std::memcpy(&places, parts, sizeof places);
+#else
+  uint8_t bytes[sizeof places];
+  std::memcpy(bytes, &places, sizeof places);
+  for (uint8_t& byte : bytes) byte = kTable[byte];
+  std::memcpy(&places, bytes, sizeof places);
+#endif
+  return places;
+}
+
+// What a panel has for one block: scales, minima, then codes, or 4-bit places of 8-bit codes.
+template <int kBits, int kGroup, class S, bool kHasMin, bool kLooksUp = false>
 struct Record {
-  static constexpr int bits = kBits;
+  static constexpr int bits = kBits, stored_bits = kLooksUp ? 4 : kBits;
   static constexpr int groups = groups_of(kGroup);
   static constexpr bool has_min = kHasMin;
   using Scale = S;
   static constexpr int scale_bytes = groups * kOutputs * sizeof(Scale);
   static constexpr int codes_at = scale_bytes * (has_min ? 2 : 1);
-  static constexpr int bytes = codes_at + kBlock * kOutputs * kBits / 8;
+  static constexpr int bytes = codes_at + kBlock * kOutputs * stored_bits / 8;
 
   static Vec scale(const uint8_t* record, int group) {
     return load((const Scale*)record + group * kOutputs);
@@ -42,7 +69,7 @@ struct Record {
   // Inputs 4q..4q+3 (low) and 16+4q..16+4q+3 (high) of all outputs.
   static void codes(const uint8_t* record, int q, U8x64& low, U8x64& high) {
     const uint8_t* at = record + codes_at;
-    if (bits == 8) {
+    if (stored_bits == 8) {
       low = load_codes(at + q * kVector);
       high = load_codes(at + (q + kQuads / 2) * kVector);
       return;
@@ -50,7 +77,10 @@ struct Record {
     U8x64 both = load_codes(at + q * kVector);
     low = both & 15;
     high = both >> 4;
-    if (bits > 4) {
+    if (kLooksUp) {
+      low = looked_up(low);
+      high = looked_up(high);
+    } else if (bits > 4) {
       low |= (U8x64)in_place(load_words(upper_bits(record, q)), q);
       high |= (U8x64)in_place(load_words(upper_bits(record, q + kQuads / 2)), q + kQuads / 2);
     }
@@ -60,10 +90,12 @@ struct Record {
   static ALWAYS_INLINE IntLanes words(const uint8_t* record, int half, int q, int part) {
     int quad = q + half * kQuads / 2;
     auto from = [part](const uint8_t* at) { return load_ints(at + part * 4 * kLanes); };
-    if (bits == 8) return from(record + codes_at + quad * kVector);
+    if (stored_bits == 8) return from(record + codes_at + quad * kVector);
     IntLanes both = from(nibbles(record, q));
     if (bits == 4) return both;
-    return ((half ? both >> 4 : both) & 0x0f0f0f0f) | in_place(from(upper_bits(record, quad)), quad);
+    IntLanes low = (half ? both >> 4 : both) & 0x0f0f0f0f;
+    if (kLooksUp) return looked_up(low);
+    return low | in_place(from(upper_bits(record, quad)), quad);
   }
 
  private:
@@ -100,6 +132,7 @@ template <class Function>
 void with_record(const Format& format, Function run) {
   int64_t bits = format.bits;
   bool half = format.scale_dtype == kFloat16;
+  if (format.has_table) return run((Record<8, 32, float, false, true>*)nullptr);
   if (format.group == 32 && half && !format.has_min) {
     if (bits == 4) return run((Record<4, 32, Float16, false>*)nullptr);
     if (bits == 5) return run((Record<5, 32, Float16, false>*)nullptr);

@@ -12,7 +12,7 @@ from kernels.linear_gguf.cases import random_weight
 from kernels.linear_gguf.dequantize import dequantize
 from kernels.linear_gguf.quant_type import BLOCKS, row_bytes
 
-QUANTIZABLE = [kind for kind in GGUFType if not kind.name.endswith("K")]
+QUANTIZABLE = [kind for kind in GGUFType if kind < GGUFType.Q2_K]
 """What the package can write; it reads all of them."""
 
 

@@ -18,12 +18,13 @@ from engine.llm import loading
 from engine.models.layers.linear import Linear
 from engine.models.layers.parallel import TensorParallel
 from engine.models.registry import create_model
-from engine.quantization import gguf as gguf_format
+from engine.quantization import panels as panels_format
 from engine.quantization.panels import PanelsState
 from engine.weights.loader import iter_weights, load_model_config
 from engine.weights.source import Checkpoint
 from engine.weights.weight_plan import plan_weights
 from kernels import GGUFType, isa
+from kernels.linear_gguf.cases import random_weight
 from kernels.linear_panels.panels import unpack
 from kernels.measured.product_times import ProductTimes
 
@@ -46,12 +47,16 @@ def write_gguf(tmp_path):
         names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
         for hf_name, weight in load_file(folder / "model.safetensors").items():
             name = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
-            rows = in_pairs(hf_name, weight, config).numpy()
+            rows = in_pairs(hf_name, weight, config).float().numpy()
             if rows.ndim == 1:
                 writer.add_tensor(name, rows)
                 continue
             kind = types.get(name.split(".")[-2], default)
-            writer.add_tensor(name, gguf.quants.quantize(rows, kind), raw_dtype=kind)
+            if kind == Type.IQ4_NL:  # The package reads it only.
+                stored = random_weight(GGUFType.IQ4_NL, *rows.shape).numpy()
+            else:
+                stored = gguf.quants.quantize(rows, kind)
+            writer.add_tensor(name, stored, raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -109,7 +114,8 @@ def plain_weights(path):
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_packed_weights_are_those_of_the_file(tied, engines, tiny_llama, write_gguf):
-    path = write_gguf(tiny_llama(seed=random.randrange(1000), tie_word_embeddings=tied), MIXED)
+    folder = tiny_llama(seed=random.randrange(1000), tie_word_embeddings=tied)
+    path = write_gguf(folder, MIXED | {"ffn_up": Type.IQ4_NL})
     engine = engines.make(path, quantization="gguf")
     plain = plain_weights(path)
     ours = linear_weights(engine)
@@ -126,6 +132,29 @@ def test_packed_weights_are_those_of_the_file(tied, engines, tiny_llama, write_g
     head = model_of(engine).lm_head._state.panels
     wanted = plain["model.embed_tokens.weight" if tied else "lm_head.weight"]
     torch.testing.assert_close(unpack(head).dequantised(), wanted, rtol=1e-6, atol=1e-7)
+
+
+def test_matrices_of_16_bits_stay_as_they_are(engines, tiny_llama, write_gguf):
+    types = {"attn_output": Type.F16, "ffn_down": Type.BF16}
+    seed = random.randrange(1000)
+    path = write_gguf(tiny_llama(seed=seed), types, Type.Q8_0)
+    plan = plan_of(path, quantization="gguf")
+    assert not [name for name in plan.layers if name.endswith(("o_proj", "down_proj"))]
+    kept = {name.split(".")[-2]: weight.dtype for name, weight in plain_weights(path).items()}
+    assert (kept["o_proj"], kept["down_proj"]) == (torch.float16, torch.bfloat16)
+    packed = scores_of(engines, path, seed, quantization="gguf")
+    plain = scores_of(engines, path, seed, quantization="none")
+    assert (packed - plain).abs().mean() < 1e-5, f"seed {seed}"
+
+
+@pytest.mark.parametrize("kind", [Type.F16, Type.BF16])
+def test_a_file_without_quantised_matrices_is_plain(kind, engines, tiny_llama, write_gguf):
+    seed = random.randrange(1000)
+    dtype = {Type.F16: "float16", Type.BF16: "bfloat16"}[kind]
+    folder = tiny_llama(seed=seed, dtype=dtype, rms_norm_eps=2.0**-17)
+    path = write_gguf(folder, {}, kind)
+    assert plan_of(path).quantization == "none"
+    assert torch.equal(scores_of(engines, path, seed), scores_of(engines, folder, seed))
 
 
 def scores_of(engines, path, seed, adapter=None, **knobs):
@@ -213,7 +242,7 @@ def measure(monkeypatch):
                 for one in types
             }
 
-        monkeypatch.setattr(gguf_format, "product_times", product_times)
+        monkeypatch.setattr(panels_format, "product_times", product_times)
         return asked
 
     return pretend
@@ -288,9 +317,9 @@ def test_weights_stay_packed_where_other_models_hold_the_memory(tiny_llama, writ
 def test_a_tied_output_layer_counts_as_the_embedding(tiny_llama, write_gguf, monkeypatch):
     path = write_gguf(tiny_llama(tie_word_embeddings=True, vocab_size=64), {})
     counted = []
-    monkeypatch.setattr(gguf_format, "product_times", lambda types, dtype: None)
+    monkeypatch.setattr(panels_format, "product_times", lambda types, dtype: None)
     monkeypatch.setattr(
-        gguf_format, "mean_ratio", lambda times, counts: counted.append(counts) or 1.0
+        panels_format, "mean_ratio", lambda times, counts: counted.append(counts) or 1.0
     )
     plan = plan_of(path)
     linears = [n.removesuffix(".weight") for n in plan.shapes if "_proj" in n]
