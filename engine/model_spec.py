@@ -11,6 +11,7 @@ import msgspec
 
 from engine.config import EngineConfig
 from engine.errors import InvalidParameter
+from engine.gguf_part_names import model_name
 
 DEFAULT_MODELS = ("smollm2-135m-instruct", "tandem-shapes")
 """What a fresh machine serves: text from a wheel, images from a model that we ship."""
@@ -181,6 +182,6 @@ def _meant(name: str, known: list[str]) -> str:
 
 def _default_name(ref: str) -> str:
     if ref.endswith(".gguf"):
-        return PurePath(ref.replace(":", "/")).stem
+        return model_name(ref.replace(":", "/"))
     is_path = ref.startswith(("/", ".", "~")) or ref.count("/") > 1
     return PurePath(ref).name if is_path else ref

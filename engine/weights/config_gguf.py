@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.checkpoint_files import open_regular
 from engine.errors import UnsupportedArchitecture
 from engine.models.config import ModelConfig
 from engine.models.gguf_keys import ROPE_DIVISORS, GgufKeys
@@ -34,7 +33,7 @@ def read_gguf_config(path: Path) -> ModelConfig:
         read_metadata(path),
         path.name,
         {name: tensor.shape for name, tensor in tensors.items()},
-        _rope_divisors(path, tensors.get(ROPE_DIVISORS)),
+        _rope_divisors(tensors.get(ROPE_DIVISORS)),
     )
     family = family_of_gguf(keys.architecture)
     if (
@@ -78,10 +77,8 @@ def _sampling_defaults(keys: GgufKeys) -> dict[str, float]:
     return {name: keys.number(key, positive=False) for name, key in present.items()}
 
 
-def _rope_divisors(path: Path, tensor: GGUFTensor | None) -> NDArray[np.float32] | None:
+def _rope_divisors(tensor: GGUFTensor | None) -> NDArray[np.float32] | None:
     if tensor is None:
         return None
-    with open_regular(path) as file:
-        data = np.memmap(file, mode="r", dtype=np.uint8)
-    divisors: NDArray[np.float32] = load_tensor(data, tensor, path.name).float().numpy().ravel()
+    divisors: NDArray[np.float32] = load_tensor(tensor).float().numpy().ravel()
     return divisors

@@ -5,7 +5,6 @@ tensors keep the type they are stored in. Weights of types that the kernels mult
 packed. Called by `loader.py`.
 """
 
-import functools
 import os
 from collections import deque
 from collections.abc import Container, Iterator, Mapping
@@ -17,7 +16,6 @@ import torch
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
-from engine.checkpoint_files import open_regular
 from engine.errors import ModelLoadError
 from engine.models.config import ModelConfig
 from engine.models.gguf_keys import ROPE_DIVISORS
@@ -55,7 +53,7 @@ def hugging_face_name(name: str, in_layer: Mapping[str, str]) -> str | None:
 
 
 def named_tensors(path: Path, config: ModelConfig) -> dict[str, GGUFTensor]:
-    """The directory under Hugging Face names, in the order of the file.
+    """The directory under Hugging Face names, in the order of the file or of its parts.
 
     Raises:
         CorruptFile: the file is damaged.
@@ -63,14 +61,14 @@ def named_tensors(path: Path, config: ModelConfig) -> dict[str, GGUFTensor]:
     """
     named = {}
     in_layer = family_of(config.architecture).gguf_tensors
-    for tensor in sorted(read_tensors(path).values(), key=lambda t: t.offset):
+    for tensor in sorted(read_tensors(path).values(), key=lambda t: (t.path, t.offset)):
         if tensor.name == ROPE_DIVISORS:
             continue
         name = hugging_face_name(tensor.name, in_layer)
         if name is None:
             raise ModelLoadError(
-                f"{path.name} holds tensor {tensor.name[:80]!r}, which no supported model family "
-                f"has; serve another model"
+                f"{tensor.path.name} holds tensor {tensor.name[:80]!r}, which no supported model "
+                f"family has; serve another model"
             )
         named[name] = tensor
     return named
@@ -94,8 +92,6 @@ def iter_gguf_weights(
     if config.tie_word_embeddings and _HEAD in packed:
         wanted.append((f"{_HEAD}.weight", named[f"{_EMBEDDING}.weight"], True))
     waiting = deque(wanted)
-    with open_regular(path) as file:
-        data = np.memmap(file, mode="r", dtype=np.uint8)
     ready: deque[tuple[str, int, Future[torch.Tensor]]] = deque()
     ahead_bytes = 0
     # More threads than two only fight for the interpreter lock between numpy calls.
@@ -107,15 +103,9 @@ def iter_gguf_weights(
             ):
                 name, tensor, is_packed = waiting.popleft()
                 ahead_bytes += _fp32_bytes(tensor)
-                load = functools.partial(
-                    load_tensor,
-                    data,
-                    tensor,
-                    path.name,
-                    rotary_heads=_rotary_heads(name, config),
-                    packed=is_packed,
-                )
-                ready.append((name, _fp32_bytes(tensor), pool.submit(load)))
+                heads = _rotary_heads(name, config)
+                load = pool.submit(load_tensor, tensor, rotary_heads=heads, packed=is_packed)
+                ready.append((name, _fp32_bytes(tensor), load))
             name, num_bytes, future = ready.popleft()
             yield name, future.result()
             ahead_bytes -= num_bytes
@@ -124,37 +114,32 @@ def iter_gguf_weights(
 
 
 def load_tensor(
-    data: np.ndarray,
-    tensor: GGUFTensor,
-    file_name: str,
-    *,
-    rotary_heads: int | None = None,
-    packed: bool = False,
+    tensor: GGUFTensor, *, rotary_heads: int | None = None, packed: bool = False
 ) -> torch.Tensor:
     """One tensor, read and dequantised.
 
     Args:
-        data: the whole file, [bytes] uint8.
         rotary_heads: with a number of heads, put its rows into Hugging Face's rotary order.
         packed: leave its blocks as they are: [rows, bytes of a row] uint8.
 
     Raises:
+        CorruptFile: the file has become shorter.
         ModelLoadError: a type that the `gguf` library cannot dequantise (named).
     """
-    flat = data[tensor.offset : tensor.offset + tensor.num_bytes]
+    flat = tensor.mapped()
     dtype = _PLAIN.get(tensor.type)
     if packed:
         loaded = torch.from_numpy(np.array(flat)).view(tensor.shape[0], -1)
     elif dtype is not None:
         loaded = torch.from_numpy(np.array(flat)).view(dtype).reshape(tensor.shape)
     else:
-        loaded = _dequantise(flat, tensor, file_name)
+        loaded = _dequantise(flat, tensor)
     if rotary_heads is None:
         return loaded
     return loaded[_rotary_order(tensor, rotary_heads)]
 
 
-def _dequantise(flat: np.ndarray, tensor: GGUFTensor, file_name: str) -> torch.Tensor:
+def _dequantise(flat: np.ndarray, tensor: GGUFTensor) -> torch.Tensor:
     """By chunks of rows: the library's temporaries are several times its result."""
     out = torch.empty(tensor.num_elements // tensor.shape[-1], tensor.shape[-1])
     rows = flat.reshape(out.shape[0], -1)
@@ -167,8 +152,8 @@ def _dequantise(flat: np.ndarray, tensor: GGUFTensor, file_name: str) -> torch.T
                 out[first : first + step] = torch.from_numpy(dequantize(chunk, tensor.type))
             except NotImplementedError as error:
                 raise ModelLoadError(
-                    f"{file_name}: tensor {tensor.name!r} has type {tensor.type.name}, which "
-                    f"cannot be dequantised; use a file in another quantisation"
+                    f"{tensor.path.name}: tensor {tensor.name!r} has type {tensor.type.name}, "
+                    f"which cannot be dequantised; use a file in another quantisation"
                 ) from error
     return out.reshape(tensor.shape)
 

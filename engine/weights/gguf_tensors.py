@@ -1,4 +1,5 @@
-"""The directory of tensors in a GGUF file: names, shapes, types and where their bytes lie.
+"""The directory of tensors in a GGUF file or the parts of one: names, shapes, types and where their
+bytes lie.
 
 Reads the header by itself rather than with `gguf.GGUFReader`, which takes seconds over a large
 vocabulary and believes what a damaged file says. Metadata values are `engine.text`'s business and
@@ -10,17 +11,22 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 import math
 import mmap
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from engine.checkpoint_files import open_regular, unreadable
 from engine.errors import CorruptFile, ModelLoadError
+from engine.gguf_part_names import part_names
 
 _VERSIONS = (2, 3)
 _SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _STRING, _ARRAY, _UINT32 = 8, 9, 4
+_INTEGERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 10: "Q", 11: "q"}
+_SPLIT = {b"split.no": "number", b"split.count": "count", b"split.tensors.count": "num_tensors"}
+"""Keys of a part → fields of `_Split`."""
 _MAX_DIMS = 4
 _MAX_DEPTH = 4
 _MAX_ENTRIES = 1 << 17
@@ -35,6 +41,8 @@ class GGUFTensor:
     type: GGMLQuantizationType
     shape: tuple[int, ...]
     """Rows first, as torch has it; GGUF counts the other way."""
+    path: Path
+    """Of the file that holds it."""
     offset: int
     """Of the first byte, from the start of the file."""
     num_bytes: int
@@ -43,19 +51,91 @@ class GGUFTensor:
     def num_elements(self) -> int:
         return math.prod(self.shape)
 
+    def mapped(self) -> np.ndarray:
+        """Its bytes, [num_bytes] uint8: the file's own memory, not to be written to.
+
+        Raises:
+            CorruptFile: the file has become shorter since its directory was read.
+            ModelLoadError: it cannot be read any more.
+        """
+        try:
+            with open_regular(self.path) as file:
+                return np.memmap(file, np.uint8, "r", self.offset, self.num_bytes)
+        except OSError as error:
+            raise unreadable(self.path, error) from error
+        except ValueError as error:
+            raise CorruptFile(
+                f"{self.path.name} became shorter while it was read; fetch it again"
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """What a file says of the split that it is a part of."""
+
+    number: int = 0
+    """From 0."""
+    count: int = 1
+    num_tensors: int | None = None
+    """Of all parts."""
+
+    def __str__(self) -> str:
+        return f"part {self.number + 1} of {self.count} with {self.num_tensors} tensors in all"
+
+
+@dataclass(frozen=True, slots=True)
+class _Directory:
+    """Of one file."""
+
+    split: _Split
+    tensors: dict[str, GGUFTensor]
+
 
 def read_tensors(path: Path) -> dict[str, GGUFTensor]:
     """
+    Args:
+        path: of the whole file, or of the first part of a split model beside the others.
+
     Raises:
-        CorruptFile: truncated, damaged or not GGUF.
-        ModelLoadError: a tensor type that nobody here knows (named), or one part of a split model.
+        CorruptFile: truncated, damaged or not GGUF, or parts that are not those of one model.
+        ModelLoadError: a tensor type that nobody here knows (named), or a part that is not the
+            first, or not called as parts are.
     """
+    first = _read_directory(path)
+    split, names = first.split, part_names(path.name)
+    if split.count <= 1:
+        return first.tensors
+    if split.number != 0 or names[0] != path.name or len(names) != split.count:
+        raise ModelLoadError(
+            f"{path.name} says that it is {split}; name the first part, NAME-00001-of-"
+            f"{split.count:05}.gguf with the others beside it under the names that they were made "
+            f"with, or join them with `llama-gguf-split --merge`"
+        )
+    tensors: dict[str, GGUFTensor] = {}
+    for number, name in enumerate(names):
+        part = _read_directory(path.with_name(name)) if number else first
+        if part.split != replace(split, number=number):
+            raise _not_of_one_model(f"{name} says that it is {part.split}, {path.name} {split}")
+        if tensors.keys() & part.tensors.keys():
+            twice = min(tensors.keys() & part.tensors.keys())
+            raise _not_of_one_model(f"{name} has tensor {twice[:80]!r} of another part again")
+        tensors |= part.tensors
+    if len(tensors) != split.num_tensors:
+        raise _not_of_one_model(f"{path.name} says that it is {split}; there are {len(tensors)}")
+    return tensors
+
+
+def _not_of_one_model(what: str) -> CorruptFile:
+    return CorruptFile(f"{what}; the parts are not those of one model: fetch all of them again")
+
+
+def _read_directory(path: Path) -> _Directory:
     try:
         with (
             open_regular(path) as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
         ):
-            return _Header(data, path.name).tensors()
+            return _Header(data, path).directory()
     except OSError as error:
         raise unreadable(path, error) from error
     except (struct.error, ValueError, KeyError, OverflowError) as error:
@@ -67,13 +147,15 @@ def read_tensors(path: Path) -> dict[str, GGUFTensor]:
 class _Header:
     """A cursor over the mapped file. `struct.error` is the sign of running off its end."""
 
-    def __init__(self, data: mmap.mmap, name: str) -> None:
+    def __init__(self, data: mmap.mmap, path: Path) -> None:
         self.data = data
-        self.name = name
+        self.path = path
+        self.name = path.name
         self.position = 0
         self.alignment = 32
+        self.split = _Split()
 
-    def tensors(self) -> dict[str, GGUFTensor]:
+    def directory(self) -> _Directory:
         if self.data[:4] != b"GGUF":
             raise ValueError("magic")
         _, version, num_tensors, num_keys = self._unpack("<IIQQ")
@@ -91,7 +173,7 @@ class _Header:
         tensors = {entry[0]: self._tensor(*entry, start) for entry in entries}
         if len(tensors) != num_tensors:
             raise ValueError("duplicate names")
-        return tensors
+        return _Directory(self.split, tensors)
 
     def _entry(self) -> tuple[str, tuple[int, ...], int, int]:
         name = self._string().decode()
@@ -120,7 +202,7 @@ class _Header:
                 f"{self.name} is truncated: tensor {name[:80]!r} ends at byte "
                 f"{start + offset + num_bytes}, the file at {len(self.data)}; fetch it again"
             )
-        return GGUFTensor(name, tensor_type, shape, start + offset, num_bytes)
+        return GGUFTensor(name, tensor_type, shape, self.path, start + offset, num_bytes)
 
     def _skip_key(self) -> None:
         key = self._string()
@@ -129,18 +211,11 @@ class _Header:
             (self.alignment,) = self._unpack("<I")
             if value_type != _UINT32 or self.alignment.bit_count() != 1:
                 raise ValueError("alignment")
-        elif key == b"split.count" and value_type == 2:
-            self._check_split()
+        elif key in _SPLIT:
+            (number,) = self._unpack(f"<{_INTEGERS[value_type]}")
+            self.split = replace(self.split, **{_SPLIT[key]: number})
         else:
             self._skip_value(value_type)
-
-    def _check_split(self) -> None:
-        (count,) = self._unpack("<H")
-        if count > 1:
-            raise ModelLoadError(
-                f"{self.name} is one of {count} parts of a split model; join them with "
-                f"`llama-gguf-split --merge`"
-            )
 
     def _skip_value(self, value_type: int, depth: int = 0) -> None:
         if value_type == _STRING:

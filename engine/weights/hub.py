@@ -21,6 +21,7 @@ import structlog
 
 from engine.checkpoint_files import read_json
 from engine.errors import ModelLoadError, ModelNotFound
+from engine.gguf_part_names import first_part, part_names
 from engine.weights import verified_file
 from engine.weights.diffusers_layout import HALF_FIRST, UNUSED, choose_weights, has_pickles
 
@@ -44,7 +45,8 @@ def fetch_hub_model(
     on_progress: Callable[[float | None, str], None],
     offline: bool = False,
 ) -> Path:
-    """Folder of the repository's files, or the path of its GGUF file `filename`.
+    """Folder of the repository's files, or the path of its GGUF file `filename`, beside which are
+    the other parts if it is one of several.
 
     Only what serving needs is fetched: safetensors if there are any, else the one GGUF file, and
     the small files beside them; of an image model each component once, in half precision if there
@@ -111,22 +113,19 @@ def select_files(repo: str, names: Sequence[str], filename: str | None) -> list[
     """What to fetch of a repository that holds `names`.
 
     Raises:
-        ModelNotFound: `filename` is not among them, or several GGUF files and none was named.
+        ModelNotFound: `filename`, or a part of the same model, is not among them, or several GGUF
+            files and none was named.
         ModelLoadError: pickles only, or no weights at all.
     """
     top = [name for name in names if "/" not in name]
-    ggufs = [name for name in names if name.endswith(".gguf")]
+    ggufs = list(dict.fromkeys(first_part(name) for name in names if name.endswith(".gguf")))
     if filename is not None:
-        if filename not in names:
-            raise ModelNotFound(
-                f"{repo} has no file {filename!r}; its GGUF files: {', '.join(ggufs) or 'none'}"
-            )
-        return [filename]
+        return _with_all_parts(repo, filename, names, ggufs)
     if _IMAGE_INDEX in top:
         return [_IMAGE_INDEX, *_component_files(repo, names)]
     weights = _safetensors(top)
     if not weights and len(ggufs) == 1:
-        return ggufs
+        return _with_all_parts(repo, ggufs[0], names, ggufs)
     if not weights and ggufs:
         raise ModelNotFound(
             f"{repo} holds several GGUF files; name one, as in {repo}:{ggufs[0]} (there are "
@@ -140,6 +139,19 @@ def select_files(repo: str, names: Sequence[str], filename: str | None) -> list[
     if not weights:
         raise ModelLoadError(f"{repo} holds neither .safetensors nor .gguf files; is it a model?")
     return [name for name in top if name in weights or name.endswith(_SMALL_FILES)]
+
+
+def _with_all_parts(
+    repo: str, filename: str, names: Sequence[str], ggufs: Sequence[str]
+) -> list[str]:
+    """A GGUF file, or all parts of the one that it is a part of."""
+    wanted, known = part_names(filename), set(names)
+    missing = [name for name in wanted if name not in known]
+    if missing:
+        raise ModelNotFound(
+            f"{repo} has no file {missing[0]!r}; its GGUF files: {', '.join(ggufs) or 'none'}"
+        )
+    return wanted
 
 
 def _component_files(repo: str, names: Sequence[str]) -> list[str]:
@@ -209,13 +221,14 @@ def _in_library_cache(repo: str, revision: str | None, filename: str | None) -> 
                 repo,
                 revision=revision,
                 local_files_only=True,
-                allow_patterns=filename
-                or ["config.json", "tokenizer.json", "*.safetensors", _IMAGE_INDEX],
+                allow_patterns=part_names(filename)
+                if filename
+                else ["config.json", "tokenizer.json", "*.safetensors", _IMAGE_INDEX],
             )
         )
         names = sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*"))
         if filename is not None:
-            return snapshot if filename in names else None
+            return snapshot if set(part_names(filename)) <= set(names) else None
         if _IMAGE_INDEX in names:
             return snapshot if _is_whole(snapshot, names) else None
         index = snapshot / "model.safetensors.index.json"

@@ -14,6 +14,7 @@ from typing import Literal
 
 from engine.checkpoint_files import open_regular
 from engine.errors import CorruptFile, ModelLoadError, ModelNotFound
+from engine.gguf_part_names import first_part, model_name, part_names
 from engine.weights import hub, pypi, suggestions
 
 Progress = Callable[[float | None, str], None]
@@ -33,9 +34,9 @@ class Checkpoint:
     """A model's files.
 
     Attributes:
-        kind: `folder` is a language model in Hugging Face layout, `gguf` one file of it;
-            `diffusers` an image model's folder with model_index.json, `single_file` all of an image
-            model in one .safetensors file.
+        kind: `folder` is a language model in Hugging Face layout, `gguf` one file of it or the
+            first of its parts; `diffusers` an image model's folder with model_index.json,
+            `single_file` all of an image model in one .safetensors file.
     """
 
     kind: Literal["folder", "gguf", "diffusers", "single_file"]
@@ -55,6 +56,7 @@ def resolve_source(
     Args:
         ref: a name of `pypi.MODELS` (or `smollm2`), `tandem-shapes`, a folder, a `.gguf` or
             `.safetensors` file, or a hub id: `org/name`, `org/name@revision`, `org/name:file.gguf`.
+            Of a split GGUF file any part stands for the whole.
             A built-in name wins over a folder of the same name (write `./smollm2` for the folder),
             a folder over a hub id.
         cache_dir: where built-in models and the records of finished downloads are kept. Hub
@@ -135,10 +137,12 @@ def _local(path: Path, name: str) -> Checkpoint:
 
 
 def _one_file(path: Path, name: str) -> Checkpoint:
+    _check_parts(path)
+    path = path.with_name(first_part(path.name))
     with open_regular(path) as file:
         magic = file.read(9)
     if magic.startswith(b"GGUF"):
-        return Checkpoint("gguf", path, Path(name).stem if name.endswith(".gguf") else name)
+        return Checkpoint("gguf", path, model_name(name) if name.endswith(".gguf") else name)
     if magic[8:] == b"{" and name.endswith(".safetensors"):
         return Checkpoint("single_file", path, Path(name).stem)
     if path.suffix in _PICKLES:
@@ -151,9 +155,20 @@ def _one_file(path: Path, name: str) -> Checkpoint:
     )
 
 
+def _check_parts(path: Path) -> None:
+    """That all files of a split model are there."""
+    names = part_names(path.name)
+    missing = [name for name in names if not path.with_name(name).exists()]
+    if len(names) > 1 and missing:
+        raise ModelNotFound(
+            f"{path.name!r} is one of {len(names)} parts of a model, of which {len(missing)} are "
+            f"not beside it ({', '.join(missing[:8])}); fetch all parts into one folder"
+        )
+
+
 def _folder(path: Path, name: str) -> Checkpoint:
     names = sorted(entry.name for entry in path.iterdir())
-    ggufs = [n for n in names if n.endswith(".gguf")]
+    ggufs = sorted({first_part(n) for n in names if n.endswith(".gguf")})
     if "model_index.json" in names:
         return Checkpoint("diffusers", path, name)
     if "config.json" in names and any(n.endswith(".safetensors") for n in names):

@@ -7,6 +7,7 @@ from pathlib import Path
 import structlog
 
 from engine.errors import InvalidParameter, UnknownModel
+from engine.gguf_part_names import first_part, model_name
 from engine.model_spec import ModelSpec
 from server.settings import ANY_MODEL, Settings
 
@@ -71,7 +72,7 @@ def _models_in(folder: Path) -> dict[str, ModelSpec]:
         return {}
     for entry in filter(_is_model, entries):
         # A file beside a folder of its name keeps its ending.
-        names = [entry.name] if entry.is_dir() else [entry.stem, entry.name]
+        names = [entry.name] if entry.is_dir() else [model_name(entry.name), entry.name]
         for spec in _specs(entry, names):
             if spec.name not in found:
                 found[spec.name] = spec
@@ -92,7 +93,7 @@ def _is_model(entry: Path) -> bool:
         return False
     try:
         if not entry.is_dir():
-            return entry.suffix in _FILES
+            return entry.suffix in _FILES and first_part(entry.name) == entry.name
         return any((entry / name).is_file() for name in _CONFIGURATIONS) or any(
             entry.glob("*.gguf")
         )

@@ -15,6 +15,7 @@ from engine.model_spec import ModelSpec
         ("org/name", "org/name", "org/name"),
         ("./models/tiny", "tiny", "./models/tiny"),
         ("org/name:file.Q4.gguf", "file.Q4", "org/name:file.Q4.gguf"),
+        ("./m.Q4-00002-of-00003.gguf", "m.Q4", "./m.Q4-00002-of-00003.gguf"),
         ("small=./a.gguf", "small", "./a.gguf"),
         ('{"ref": "./a.gguf"}', "a", "./a.gguf"),
         (' {"ref": "./a.gguf", "name": "small", "device": null}', "small", "./a.gguf"),

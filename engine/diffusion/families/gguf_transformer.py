@@ -17,10 +17,10 @@ from diffusers.quantizers.gguf.utils import SUPPORTED_GGUF_QUANT_TYPES, GGUFPara
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
-from engine.checkpoint_files import open_regular
 from engine.diffusion.families.components import check_component
 from engine.diffusion.families.flux_names import to_diffusers_names
 from engine.errors import CorruptFile, MissingWeight, ModelLoadError, ShapeMismatch
+from engine.gguf_part_names import first_part
 from engine.weights.gguf_tensors import GGUFTensor, read_tensors
 
 Transformer = TypeVar("Transformer", FluxTransformer2DModel, SD3Transformer2DModel)
@@ -31,18 +31,17 @@ _PLAIN = {GGMLQuantizationType.F32: np.float32, GGMLQuantizationType.F16: np.flo
 
 
 def find_gguf(folder: Path) -> Path | None:
-    """The GGUF file of a component's folder, if its weights come as one.
+    """The GGUF file of a component's folder, if its weights come as one, or the first of its parts.
 
     Raises:
         ModelLoadError: there are several.
     """
-    files = sorted(folder.glob("*.gguf"))
-    if len(files) > 1:
+    names = sorted({first_part(file.name) for file in folder.glob("*.gguf")})
+    if len(names) > 1:
         raise ModelLoadError(
-            f"component {folder.name!r} has {len(files)} GGUF files ("
-            f"{', '.join(file.name for file in files)}); leave one"
+            f"component {folder.name!r} has {len(names)} GGUF files ({', '.join(names)}); leave one"
         )
-    return files[0] if files else None
+    return folder / names[0] if names else None
 
 
 def load_gguf_transformer(
@@ -132,13 +131,11 @@ def _config(model: type[Transformer], path: Path) -> Mapping[str, Any]:
 def _read_state(path: Path) -> dict[str, torch.Tensor]:
     """Every tensor; matrices packed as they are stored, everything else expanded."""
     tensors = read_tensors(path)
-    with open_regular(path) as file:
-        data = np.memmap(file, dtype=np.uint8, mode="r")
-    return {name.removeprefix(_PREFIX): _tensor(data, entry) for name, entry in tensors.items()}
+    return {name.removeprefix(_PREFIX): _tensor(entry) for name, entry in tensors.items()}
 
 
-def _tensor(data: np.ndarray, entry: GGUFTensor) -> torch.Tensor:
-    packed = data[entry.offset : entry.offset + entry.num_bytes]
+def _tensor(entry: GGUFTensor) -> torch.Tensor:
+    packed = entry.mapped()
     if entry.type in _PLAIN:
         plain = np.array(packed).view(_PLAIN[entry.type])
         return _shaped(torch.from_numpy(plain).reshape(entry.shape), entry.name)

@@ -303,7 +303,8 @@ def make_gguf(tmp_path: Path) -> GGUFMaker:
     """`make_gguf(folder, arch, **keys)` → the model of a folder as llama.cpp's converter does it.
 
     `keys` add or replace metadata; a key set to None is left out. `skip` names tensors to omit,
-    `extra` adds some as {GGUF name: array}.
+    `extra` adds some as {GGUF name: array}. With `max_tensors` it is split into parts of so many;
+    the path is the first one's, which with `no_tensor_first` has metadata alone.
     """
 
     def make(
@@ -312,6 +313,8 @@ def make_gguf(tmp_path: Path) -> GGUFMaker:
         *,
         skip: tuple[str, ...] = (),
         extra: dict[str, np.ndarray] | None = None,
+        max_tensors: int = 0,
+        no_tensor_first: bool = False,
         **keys: Any,
     ) -> Path:
         import gguf
@@ -319,7 +322,9 @@ def make_gguf(tmp_path: Path) -> GGUFMaker:
 
         config = json.loads((folder / "config.json").read_text())
         path = tmp_path / f"{arch}-{len(list(tmp_path.iterdir()))}.gguf"
-        writer = gguf.GGUFWriter(path, arch)
+        writer = gguf.GGUFWriter(
+            path, arch, split_max_tensors=max_tensors, small_first_shard=no_tensor_first
+        )
         metadata = _gguf_metadata(config, arch) | {
             name.replace("__", "."): value for name, value in keys.items()
         }
@@ -336,7 +341,7 @@ def make_gguf(tmp_path: Path) -> GGUFMaker:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        return path
+        return writer.format_shard_names(path)[0]
 
     return make
 

@@ -10,7 +10,7 @@ import torch
 from gguf import GGMLQuantizationType
 from safetensors.torch import load_file
 
-from engine.errors import ModelLoadError
+from engine.errors import CorruptFile, ModelLoadError
 from engine.models.config import ModelConfig
 from engine.models.gguf_keys import LAYER_TENSORS
 from engine.quantization.plan import num_bytes
@@ -159,9 +159,9 @@ def test_converts_a_bounded_number_of_bytes_ahead(
     started: list[str] = []
     load = reader.load_tensor
 
-    def counted(data: Any, tensor: Any, *args: Any, **options: Any) -> torch.Tensor:
+    def counted(tensor: Any, **options: Any) -> torch.Tensor:
         started.append(tensor.name)
-        return load(data, tensor, *args, **options)
+        return load(tensor, **options)
 
     monkeypatch.setattr(reader, "load_tensor", counted)
     tensors = {f"blk.{i}.ffn_up.weight": (np.zeros((16, 32), np.float32), None) for i in range(20)}
@@ -179,6 +179,17 @@ def test_a_consumer_that_stops_early_leaves_no_threads(tmp_path: Path) -> None:
     next(weights)
     weights.close()  # type: ignore[attr-defined]
     assert [t.name for t in threading.enumerate() if t.name.startswith("gguf")] == []
+
+
+def test_a_file_that_becomes_shorter_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.gguf", {"blk.0.ffn_up.weight": (np.zeros((16, 32), "f4"), None)})
+    [tensor] = read_tensors(path).values()
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(CorruptFile, match=r"a\.gguf became shorter"):
+        reader.load_tensor(tensor)
+    path.unlink()
+    with pytest.raises(ModelLoadError, match=r"a\.gguf cannot be read"):
+        reader.load_tensor(tensor)
 
 
 def test_names() -> None:

@@ -109,6 +109,25 @@ def test_a_repository_with_one_gguf_file(local_hub: Any, tmp_path: Path) -> None
     assert (checkpoint.kind, checkpoint.path.name) == ("gguf", "a.gguf")
 
 
+@pytest.mark.parametrize(
+    ("folder", "ref"), [("", "org/model"), ("q4/", "org/model:q4/m-00002-of-00003.gguf")]
+)
+def test_all_parts_of_a_split_file_are_fetched(
+    folder: str, ref: str, local_hub: Any, tmp_path: Path
+) -> None:
+    parts = {f"{folder}m-0000{i}-of-00003.gguf": b"GGUF%d" % i for i in (1, 2, 3)}
+    local_hub.repos["org/model"] = parts | {"README.md": b""}
+    checkpoint = resolve(ref, tmp_path)
+    assert (checkpoint.kind, checkpoint.path.name) == ("gguf", "m-00001-of-00003.gguf")
+    assert checkpoint.name == ("m" if ":" in ref else "org/model")
+    beside = {path.name: path.read_bytes() for path in checkpoint.path.parent.iterdir()}
+    assert beside == {Path(name).name: data for name, data in parts.items()}
+    assert resolve(ref, tmp_path, offline=True) == checkpoint
+    local_hub.repos["org/other"] = dict(list(parts.items())[:2])
+    with pytest.raises(ModelNotFound, match=rf"no file '{folder}m-00003-of-00003.gguf'"):
+        resolve(ref.replace("model", "other"), tmp_path)
+
+
 def test_missing_and_private(local_hub: Any, tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound, match=r"no model org/typo .* spelling.* HF_TOKEN"):
         resolve("org/typo", tmp_path)

@@ -70,6 +70,29 @@ def test_a_gguf_file(tmp_path: Path) -> None:
     assert resolve(tmp_path / "blob").kind == "gguf"
 
 
+@pytest.mark.parametrize("part", [1, 2, 3])
+def test_any_part_of_a_split_model_is_the_model(part: int, tmp_path: Path) -> None:
+    path = folder(tmp_path / "big", *(f"Model.Q4-0000{i}-of-00003.gguf" for i in (1, 2, 3)))
+    first = path / "Model.Q4-00001-of-00003.gguf"
+    named = resolve(path / f"Model.Q4-0000{part}-of-00003.gguf")
+    assert named == Checkpoint("gguf", first, "Model.Q4")
+    assert resolve(path) == Checkpoint("gguf", first, "big")
+    (path / "Model.Q4-00002-of-00003.gguf").unlink()
+    if part != 2:
+        with pytest.raises(ModelNotFound, match=r"1 are not beside it \(Model.Q4-00002-of-00003"):
+            resolve(path / f"Model.Q4-0000{part}-of-00003.gguf")
+    with pytest.raises(ModelNotFound, match=r"Model.Q4-00002-of-00003.gguf"):
+        resolve(path)
+
+
+def test_parts_of_two_splits_are_two_models(tmp_path: Path) -> None:
+    names = [f"m-0000{i}-of-0000{n}.gguf" for n in (2, 3) for i in range(1, n + 1)]
+    path = folder(tmp_path / "m", *names, "m-00004-of-00003.gguf")
+    with pytest.raises(ModelNotFound, match=r"3 GGUF files .*00001-of-00002.*00004-of-00003"):
+        resolve(path)
+    assert resolve(path / "m-00002-of-00002.gguf").path.name == "m-00001-of-00002.gguf"
+
+
 def test_image_models(tmp_path: Path) -> None:
     path = folder(tmp_path / "draw", "model_index.json", "config.json", "x.safetensors")
     assert resolve(path) == Checkpoint("diffusers", path, "draw")

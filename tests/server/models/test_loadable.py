@@ -42,6 +42,15 @@ def test_each_model_of_the_folder_has_its_name(folder: Path) -> None:
     assert all(Path(ref).is_absolute() for ref in found.values())
 
 
+def test_the_parts_of_a_split_file_are_one_model(folder: Path) -> None:
+    for part in (1, 2, 3):
+        (folder / f"big.Q4-0000{part}-of-00003.gguf").touch()
+    models = loadable(models_dir=folder)
+    names = [spec.name for spec in models.specs() if spec.name.startswith("big")]
+    assert names == ["big.Q4"]
+    assert models.find("big.Q4").ref == str(folder / "big.Q4-00001-of-00003.gguf")
+
+
 def test_what_is_put_there_later_is_found(folder: Path) -> None:
     models = loadable(models_dir=folder)
     (folder / "late.gguf").touch()
