@@ -136,6 +136,11 @@ def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
 
 
 @pytest.fixture(scope="session")
+def tiny_phi3(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    return _tiny_factory(tmp_path_factory, "Phi3")
+
+
+@pytest.fixture(scope="session")
 def tiny_gemma3(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """Every second layer looks back 24 tokens only."""
     return _tiny_factory(

@@ -105,7 +105,7 @@ def _load_decoder(
     checkpoint: Checkpoint, intent: EngineConfig, machine: MachineFacts, host: Host
 ) -> LoadedEmbedder:
     try:
-        config = load_model_config(checkpoint)
+        config = load_model_config(checkpoint).within(intent.max_model_len)
     except UnsupportedArchitecture as error:
         encoders = ", ".join(supported_encoders())
         raise UnsupportedArchitecture(f"{error.message}; encoders: {encoders}") from error

@@ -56,7 +56,7 @@ def load_engine(
         ModelLoadError: one of its kinds; the message is fit for clients.
     """
     started_s = time.monotonic()
-    model_config = load_model_config(checkpoint)
+    model_config = load_model_config(checkpoint).within(intent.max_model_len)
     machine = machine_facts(intent.device)
     if machine.device == "cpu":
         build_operations(host)

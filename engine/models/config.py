@@ -1,7 +1,7 @@
 """What a decoder family must know to build itself, read from config.json or from GGUF metadata."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 from engine.kv_layout import LayerGroup, group_layers
 
@@ -30,6 +30,8 @@ class ModelConfig:
     rope_theta: float = 10000.0
     rope_scaling: dict[str, Any] | None = None
     """Hugging Face's dictionary (`rope_type`: linear, llama3, yarn ...); None is plain RoPE."""
+    rotary_dim: int | None = None
+    """Elements of a head that turn, the first ones; None: all."""
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
@@ -41,6 +43,18 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
     generation: dict[str, float] = field(default_factory=dict)
     """Sampling defaults of generation_config.json."""
+
+    def within(self, max_model_len: int | None) -> Self:
+        """The same for texts of that length at most; None: of any that it can use.
+
+        LongRoPE has other divisors for models that serve longer texts than they were first trained
+        for, and all cached keys must have the same.
+        """
+        scaling = self.rope_scaling or {}
+        if max_model_len is None or scaling.get("rope_type") != "longrope":
+            return self
+        longest = min(max_model_len, self.max_position_embeddings)
+        return replace(self, max_position_embeddings=longest)
 
     @property
     def layer_windows(self) -> tuple[int | None, ...]:

@@ -15,7 +15,7 @@ from engine.models.config import ModelConfig
 from engine.models.forward_context import ForwardContext
 from engine.models.layers.attention import PagedAttention
 from engine.models.layers.embedding import LmHead, TokenEmbedding
-from engine.models.layers.linear import Linear, Shard
+from engine.models.layers.linear import Linear, Shard, fused_shard
 from engine.models.layers.mlp import GatedMlp
 from engine.models.layers.norm import RmsNorm
 from engine.models.layers.rotary import Rope, RotaryTable, Rotation
@@ -34,6 +34,7 @@ class Attention(nn.Module):
         head_norms: of query and key heads before they turn.
         scale: factor of the scores; by default D**-0.5.
         soft_cap: see `PagedAttention`.
+        fused: the checkpoint has q, k and v in one tensor.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Attention(nn.Module):
         *,
         qkv_bias: bool = False,
         o_bias: bool = False,
+        fused: bool = False,
         head_norms: tuple[RmsNorm, RmsNorm] | None = None,
         scale: float | None = None,
         soft_cap: float | None = None,
@@ -51,13 +53,14 @@ class Attention(nn.Module):
         super().__init__()
         hidden, dim = config.hidden_size, config.head_dim
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        shards = (
+            Shard("q_proj", heads * dim),
+            Shard("k_proj", kv_heads * dim),
+            Shard("v_proj", kv_heads * dim),
+        )
         self.qkv_proj = Linear(
             hidden,
-            (
-                Shard("q_proj", heads * dim),
-                Shard("k_proj", kv_heads * dim),
-                Shard("v_proj", kv_heads * dim),
-            ),
+            (fused_shard("qkv_proj", shards),) if fused else shards,
             bias=qkv_bias,
             partition="outputs",
         )
@@ -195,11 +198,13 @@ def pre_norm_decoder(
     o_bias: bool = False,
     mlp_bias: bool = False,
     norms_heads: bool = False,
+    fused: bool = False,
 ) -> Decoder:
     """A decoder of `DecoderLayer`s.
 
     Args:
         norms_heads: query and key heads are normalised before they turn.
+        fused: the checkpoint has q, k and v in one tensor, and gate and up.
     """
 
     def head_norm() -> RmsNorm:
@@ -213,19 +218,20 @@ def pre_norm_decoder(
             qkv_bias=qkv_bias,
             o_bias=o_bias,
             head_norms=(head_norm(), head_norm()) if norms_heads else None,
+            fused=fused,
         )
-        return DecoderLayer(config, attention, gated_mlp(config, bias=mlp_bias))
+        return DecoderLayer(config, attention, gated_mlp(config, bias=mlp_bias, fused=fused))
 
     return Decoder(config, options, create_layer)
 
 
-def gated_mlp(config: ModelConfig, *, bias: bool = False) -> GatedMlp:
+def gated_mlp(config: ModelConfig, *, bias: bool = False, fused: bool = False) -> GatedMlp:
     """Of the configuration's sizes and activation."""
-    return GatedMlp(config.hidden_size, config.intermediate_size, config.hidden_act, bias=bias)
+    sizes = config.hidden_size, config.intermediate_size
+    return GatedMlp(*sizes, config.hidden_act, bias=bias, fused=fused)
 
 
 def rope_of(config: ModelConfig) -> Rope:
     """What the configuration says of positions."""
-    return Rope(
-        config.head_dim, config.rope_theta, config.max_position_embeddings, config.rope_scaling
-    )
+    dim = config.rotary_dim or config.head_dim
+    return Rope(dim, config.rope_theta, config.max_position_embeddings, config.rope_scaling)

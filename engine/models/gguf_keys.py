@@ -17,7 +17,9 @@ from engine.models.rope_keys import (
 )
 
 ROPE_DIVISORS = "rope_freqs.weight"
-"""No weight, but what each rotary frequency is divided by."""
+LONG_DIVISORS, SHORT_DIVISORS = "rope_factors_long.weight", "rope_factors_short.weight"
+NO_WEIGHTS = (ROPE_DIVISORS, LONG_DIVISORS, SHORT_DIVISORS)
+"""What each rotary frequency is divided by; LongRoPE has two lists."""
 LAYER_TENSORS = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -41,7 +43,7 @@ class GgufKeys(MetadataKeys):
         values: metadata by key.
         source: the file's name.
         shapes: of the tensors, by GGUF name.
-        rope_divisors: the file's `ROPE_DIVISORS`, [D/2] fp32, if it has them.
+        divisors: the file's tensors of `NO_WEIGHTS`, each [D/2] fp32.
     """
 
     def __init__(
@@ -49,12 +51,12 @@ class GgufKeys(MetadataKeys):
         values: Mapping[str, Any],
         source: str,
         shapes: Mapping[str, tuple[int, ...]],
-        rope_divisors: NDArray[np.float32] | None = None,
+        divisors: Mapping[str, NDArray[np.float32]],
     ) -> None:
         super().__init__(values, source)
         self.architecture: str = self.text("general.architecture")
         self.shapes = shapes
-        self.rope_divisors = rope_divisors
+        self.divisors = divisors
 
     def own(self, name: str) -> str:
         """The full name of one of the architecture's keys."""
@@ -83,9 +85,12 @@ def rope_fields(keys: GgufKeys) -> dict[str, Any]:
     trained = keys.integer(keys.own("context_length"), high=MAX_POSITIONS)
     theta = rope_base(keys, keys.own("rope.freq_base"))
     scaling = _rope_scaling(keys, trained)
-    if keys.rope_divisors is not None:
-        head_dim = _head_dim(keys, keys.integer(keys.own("attention.head_count")))
-        scaling = _llama3_scaling(keys, keys.rope_divisors, theta, head_dim)
+    head_dim = _head_dim(keys, keys.integer(keys.own("attention.head_count")))
+    if ROPE_DIVISORS in keys.divisors:
+        scaling = _llama3_scaling(keys, keys.divisors[ROPE_DIVISORS], theta, head_dim)
+    dimensions = keys.own("rope.dimension_count")
+    if keys.integer(dimensions, head_dim) != head_dim:
+        raise keys.nonsense(dimensions, f"{head_dim}, the size of a head")
     return {
         "rope_theta": theta,
         "rope_scaling": scaling,
@@ -103,9 +108,9 @@ def bias_fields(keys: GgufKeys) -> dict[str, Any]:
 
 def layer_windows(keys: GgufKeys) -> tuple[int | None, ...]:
     """`ModelConfig.windows` of a family whose layers all look back as far."""
-    window = keys.integer(keys.own("attention.sliding_window"), None)
+    window = keys.integer(keys.own("attention.sliding_window"), 0, low=0)
     num_layers: int = keys.integer(keys.own("block_count"), high=MAX_LAYERS)
-    return () if window is None else (window,) * num_layers
+    return (window,) * num_layers if window else ()
 
 
 def _vocab_size(keys: GgufKeys) -> int:
@@ -132,9 +137,8 @@ def _head_dim(keys: GgufKeys, num_heads: int) -> int:
             f"{keys.source}: {hidden_size} hidden units and {num_heads} heads give a head of "
             f"{head_dim}; rotary embeddings need it even"
         )
-    for name, wanted in (("attention.value_length", head_dim), ("rope.dimension_count", head_dim)):
-        if keys.integer(keys.own(name), wanted) != wanted:
-            raise keys.nonsense(keys.own(name), f"{head_dim}, the size of a head")
+    if keys.integer(keys.own("attention.value_length"), head_dim) != head_dim:
+        raise keys.nonsense(keys.own("attention.value_length"), f"{head_dim}, the size of a head")
     return head_dim
 
 

@@ -18,6 +18,8 @@ from engine.models.rope_keys import (
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 """Entries of `layer_types`."""
+ROPE_SOURCE = "config.json: rope_parameters"
+"""What messages name."""
 
 
 def size_fields(
@@ -48,12 +50,16 @@ def rope_fields(keys: MetadataKeys) -> dict[str, Any]:
 
     transformers 5 keeps theta and scaling in `rope_parameters`, 4 beside each other.
     """
+    parameters, base = rope_parameters(keys), rope_base(keys, "rope_theta")
+    return rope_fields_of(parameters, ROPE_SOURCE, trained_length(keys), base)
+
+
+def rope_parameters(keys: MetadataKeys) -> dict[str, Any]:
+    """What `rope_fields` reads, wherever the file has it; a copy."""
     parameters, scaling = (_object(keys, name) for name in ("rope_parameters", "rope_scaling"))
     merged = scaling | parameters
     merged.setdefault("partial_rotary_factor", keys.values.get("partial_rotary_factor"))
-    return rope_fields_of(
-        merged, "config.json: rope_parameters", trained_length(keys), rope_base(keys, "rope_theta")
-    )
+    return merged
 
 
 def rope_fields_of(

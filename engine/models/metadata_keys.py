@@ -51,6 +51,13 @@ class MetadataKeys:
             raise self.nonsense(key, f"a number from {low:g} to {high:g}")
         return float(value)
 
+    def numbers(self, key: str) -> tuple[float, ...]:
+        """A list of positive numbers."""
+        value = self._value(key, _MISSING)
+        if not isinstance(value, list | tuple) or not all(_is_number(n) and n > 0 for n in value):
+            raise self.nonsense(key, "a list of positive numbers")
+        return tuple(map(float, value))
+
     def flag(self, key: str, default: bool) -> bool:
         value = self._value(key, default)
         if not isinstance(value, bool):

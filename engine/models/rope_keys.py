@@ -1,5 +1,6 @@
 """The numbers of rotary embeddings, as config.json and GGUF files state them."""
 
+import math
 from typing import Any
 
 from engine.models.metadata_keys import MetadataKeys
@@ -44,11 +45,26 @@ def normalise_rope_scaling(raw: dict[str, Any], trained: int, source: str) -> di
         return None
     if scaling["rope_type"] in ("linear", "dynamic", "llama3", "yarn"):
         scaling["factor"] = keys.number("factor", low=1e-3, high=1e4)
-    if scaling["rope_type"] in ("llama3", "yarn"):
+    if scaling["rope_type"] in ("llama3", "yarn", "longrope"):
         name = "original_max_position_embeddings"
         scaling[name] = keys.integer(name, trained, high=MAX_POSITIONS)
+    if scaling["rope_type"] == "longrope":
+        scaling |= {name: keys.numbers(name) for name in ("short_factor", "long_factor")}
+        original = scaling["original_max_position_embeddings"]
+        factor = keys.number("factor", trained / original)
+        scaling.pop("factor", None)
+        scaling["attention_factor"] = keys.number(
+            "attention_factor", _attention_factor(factor, original), high=1e3
+        )
     _check_bends(keys, scaling["rope_type"])
     return scaling
+
+
+def _attention_factor(factor: float, original: int) -> float:
+    """LongRoPE's, of a model that can use `factor` times the `original` length."""
+    if factor <= 1 or original <= 1:
+        return 1.0
+    return math.sqrt(1 + math.log(factor) / math.log(original))
 
 
 def _check_bends(keys: MetadataKeys, rope_type: str) -> None:

@@ -34,8 +34,8 @@ _SPECIAL_IDS = {
 _END_IDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 END_TOKENS = frozenset(
     (
-        "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>", "<|end_of_text|>", "</s>",
-        "<end_of_turn>", "<end_of_utterance>", "<EOT>", "<\uff5cend▁of▁sentence\uff5c>",
+        "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>", "<|end_of_text|>", "<|end|>",
+        "</s>", "<end_of_turn>", "<end_of_utterance>", "<EOT>", "<\uff5cend▁of▁sentence\uff5c>",
     )
 )  # fmt: skip
 """Control tokens that end an answer by their name: many files state only one of two ends."""

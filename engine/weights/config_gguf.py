@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from engine.errors import UnsupportedArchitecture
 from engine.models.config import ModelConfig
-from engine.models.gguf_keys import ROPE_DIVISORS, GgufKeys
+from engine.models.gguf_keys import NO_WEIGHTS, GgufKeys
 from engine.models.registry import family_of_gguf, gguf_architectures
 from engine.sampling_params import SAMPLER_PARAMETERS
 from engine.text.gguf_metadata import read_metadata
@@ -33,7 +33,7 @@ def read_gguf_config(path: Path) -> ModelConfig:
         read_metadata(path),
         path.name,
         {name: tensor.shape for name, tensor in tensors.items()},
-        _rope_divisors(tensors.get(ROPE_DIVISORS)),
+        {name: _numbers(tensors[name]) for name in NO_WEIGHTS if name in tensors},
     )
     family = family_of_gguf(keys.architecture)
     if (
@@ -77,8 +77,6 @@ def _sampling_defaults(keys: GgufKeys) -> dict[str, float]:
     return {name: keys.number(key, positive=False) for name, key in present.items()}
 
 
-def _rope_divisors(tensor: GGUFTensor | None) -> NDArray[np.float32] | None:
-    if tensor is None:
-        return None
-    divisors: NDArray[np.float32] = load_tensor(tensor).float().numpy().ravel()
-    return divisors
+def _numbers(tensor: GGUFTensor) -> NDArray[np.float32]:
+    numbers: NDArray[np.float32] = load_tensor(tensor).float().numpy().ravel()
+    return numbers

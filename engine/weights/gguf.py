@@ -18,7 +18,7 @@ from gguf.quants import dequantize
 
 from engine.errors import ModelLoadError
 from engine.models.config import ModelConfig
-from engine.models.gguf_keys import ROPE_DIVISORS
+from engine.models.gguf_keys import NO_WEIGHTS
 from engine.models.registry import family_of
 from engine.weights.gguf_tensors import GGUFTensor, read_tensors
 
@@ -62,7 +62,7 @@ def named_tensors(path: Path, config: ModelConfig) -> dict[str, GGUFTensor]:
     named = {}
     in_layer = family_of(config.architecture).gguf_tensors
     for tensor in sorted(read_tensors(path).values(), key=lambda t: (t.path, t.offset)):
-        if tensor.name == ROPE_DIVISORS:
+        if tensor.name in NO_WEIGHTS:
             continue
         name = hugging_face_name(tensor.name, in_layer)
         if name is None:

@@ -24,6 +24,15 @@ class Shard:
     name: str
     """The checkpoint's name beside this layer, such as `q_proj`."""
     out_features: int
+    pieces: tuple[int, ...] = ()
+    """Of a tensor that is several in one, such as `qkv_proj`: their output features, each divided
+    between ranks. Empty: it is one."""
+
+
+def fused_shard(name: str, shards: Sequence[Shard]) -> Shard:
+    """Several that the checkpoint has in one tensor, in their order."""
+    pieces = tuple(shard.out_features for shard in shards)
+    return Shard(name, sum(pieces), pieces)
 
 
 class Linear(nn.Module, WeightOwner):
@@ -83,7 +92,7 @@ class Linear(nn.Module, WeightOwner):
             for index, shard in enumerate(shards):
                 specs = method.tensors(self.in_features, shard.out_features, self.bias)
                 for kind, spec in specs.items():
-                    load = self._loader(part, index, kind, spec)
+                    load = self._loader(part, index, kind, spec, shard)
                     slots[part.name(index, kind)] = WeightSlot(spec, load)
         return slots
 
@@ -115,17 +124,21 @@ class Linear(nn.Module, WeightOwner):
         )
 
     def _loader(
-        self, part: LinearPart, index: int, kind: str, spec: TensorSpec
+        self, part: LinearPart, index: int, kind: str, spec: TensorSpec, shard: Shard
     ) -> Callable[[Tensor], None]:
         name = part.name(index, kind)
-        return lambda tensor: part.take(index, kind, self._own(tensor, spec, name))
+        return lambda tensor: part.take(index, kind, self._own(tensor, spec, name, shard.pieces))
 
-    def _own(self, tensor: Tensor, spec: TensorSpec, name: str) -> Tensor:
+    def _own(self, tensor: Tensor, spec: TensorSpec, name: str, pieces: Sequence[int]) -> Tensor:
         """This rank's part of a checkpoint tensor."""
         parallel = self._parallel
         if parallel.size == 1 or self.partition == "none":
             return tensor
         axis = spec.out_axis if self.partition == "outputs" else spec.in_axis
+        if axis is not None and self.partition == "outputs" and pieces:
+            packed = sum(pieces) // tensor.shape[axis]
+            split = torch.split(tensor, [size // packed for size in pieces], axis)
+            return torch.cat([parallel.cut(piece, axis, name) for piece in split], axis)
         if axis is not None:
             return parallel.cut(tensor, axis, name)
         if spec.is_added and parallel.rank > 0:

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from engine.errors import UnsupportedArchitecture
 from engine.models.forward_context import ForwardContext
-from engine.models.layers.linear import Linear, Shard
+from engine.models.layers.linear import Linear, Shard, fused_shard
 from kernels import gelu_mul, silu_mul
 
 _GATES = {
@@ -22,21 +22,25 @@ class GatedMlp(nn.Module):
     Args:
         hidden, inner: sizes of what goes in and comes out, and of what lies between.
         act: the activation, by Hugging Face's name.
+        fused: the checkpoint has gate and up in one tensor.
 
     Raises:
         UnsupportedArchitecture: an activation that is not known here.
     """
 
-    def __init__(self, hidden: int, inner: int, act: str, *, bias: bool = False) -> None:
+    def __init__(
+        self, hidden: int, inner: int, act: str, *, bias: bool = False, fused: bool = False
+    ) -> None:
         super().__init__()
         if act not in _GATES:
             raise UnsupportedArchitecture(
                 f"hidden_act {act!r} is not supported; supported are {', '.join(_GATES)}"
             )
         self._gate = _GATES[act]
+        shards = (Shard("gate_proj", inner), Shard("up_proj", inner))
         self.gate_up_proj = Linear(
             hidden,
-            (Shard("gate_proj", inner), Shard("up_proj", inner)),
+            (fused_shard("gate_up_proj", shards),) if fused else shards,
             bias=bias,
             partition="outputs",
         )

@@ -26,7 +26,7 @@ class Rope:
     """How heads turn with their position."""
 
     dim: int
-    """Elements of a head, all of which turn."""
+    """Elements of a head that turn, the first ones."""
     theta: float
     """The base of the wavelengths."""
     max_positions: int
@@ -180,6 +180,22 @@ def _yarn_factor(scaling: dict[str, Any], factor: float) -> float:
     return magnitude(1.0)
 
 
+def _longrope(rope: Rope) -> Frequencies:
+    """LongRoPE, Ding et al. 2024, arXiv:2402.13753: a divisor for each frequency, in one list for
+    models of the length that was trained first and another for longer ones. transformers takes the
+    list by the length of each text, which makes cached keys useless when a text grows beyond it."""
+    is_longer = rope.max_positions > _scaling(rope, "original_max_position_embeddings")
+    name = "long_factor" if is_longer else "short_factor"
+    divisors = (rope.scaling or {}).get(name) or ()
+    if len(divisors) != rope.dim // 2:
+        raise ModelLoadError(
+            f"rope_scaling has {len(divisors)} numbers in {name}; heads have {rope.dim // 2} "
+            f"frequencies"
+        )
+    inv_freq, _ = _default(rope)
+    return inv_freq / torch.tensor(divisors), _scaling(rope, "attention_factor")
+
+
 def _scaling(rope: Rope, key: str) -> float:
     value = (rope.scaling or {}).get(key)
     if not isinstance(value, int | float) or isinstance(value, bool):
@@ -193,4 +209,5 @@ _SCHEMES: dict[str, Callable[[Rope], Frequencies]] = {
     "dynamic": _default,
     "llama3": _llama3,
     "yarn": _yarn,
+    "longrope": _longrope,
 }

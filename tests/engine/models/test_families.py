@@ -57,6 +57,29 @@ MODELS = {
         },
     ),
 }
+PHI3: dict[str, Any] = {"num_attention_heads": 3, "num_key_value_heads": 1}
+"""Its configuration takes the size of a head from the others."""
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.25, 1.5, 2.0, 3.0, 4.0],
+    "long_factor": [1.5, 2.0, 3.0, 5.0, 8.0, 12.0],
+    "original_max_position_embeddings": 4,
+    "partial_rotary_factor": 0.75,
+}
+"""Texts of up to four tokens would have other divisors in transformers."""
+MODELS |= {
+    "phi3": ("Phi3", PHI3),
+    "phi3_tied_window": ("Phi3", PHI3 | {"tie_word_embeddings": True, "sliding_window": 7}),
+    "phi3_partial_rope": (
+        "Phi3",
+        PHI3 | {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+    ),
+    "phi3_longrope": (
+        "Phi3",
+        PHI3 | {"rope_parameters": LONGROPE, "original_max_position_embeddings": 4},
+    ),
+}
 GEMMA: dict[str, Any] = {
     "num_hidden_layers": 4,
     "layer_types": None,
@@ -166,7 +189,7 @@ def test_any_block_size(block_size):
     assert_same(texts.run(0, [32, 1, 31, 1, 1]), their_logits(theirs, text), seed)
 
 
-@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Gemma3"])
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Gemma3", "Phi3"])
 def test_bf16_on_packed_weights_stays_near_fp32(family):
     seed = random.randrange(1 << 31)
     _, theirs, config = create_pair(family, seed, initializer_range=0.1)
@@ -184,7 +207,7 @@ def test_bf16_on_packed_weights_stays_near_fp32(family):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Gemma3"])
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Gemma3", "Phi3"])
 def test_cuda_equals_transformers(family):
     seed = random.randrange(1 << 31)
     _, theirs, config = create_pair(family, seed)

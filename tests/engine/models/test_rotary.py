@@ -134,8 +134,54 @@ def test_dynamic_scaling_past_the_trained_length_decodes_as_transformers_does():
 
 
 def test_unknown_scheme_is_named_with_the_known_ones():
-    with pytest.raises(UnsupportedArchitecture, match=r"'longrope'.*default, linear.*yarn"):
-        RotaryTable(with_scaling({"rope_type": "longrope"}), CPU)
+    with pytest.raises(UnsupportedArchitecture, match=r"'su'.*default, linear.*yarn"):
+        RotaryTable(with_scaling({"rope_type": "su"}), CPU)
+
+
+@pytest.mark.parametrize("attention_factor", [None, 1.25])
+@pytest.mark.parametrize("head_dim", [16, 80])
+def test_longrope_takes_its_list_by_the_longest_text(head_dim, attention_factor):
+    numbers = torch.rand(2, head_dim // 2) * 8 + 1
+    scaling = {
+        "rope_type": "longrope",
+        "short_factor": numbers[0].tolist(),
+        "long_factor": numbers[1].tolist(),
+        "original_max_position_embeddings": 256,
+    }
+    if attention_factor is not None:
+        scaling["attention_factor"] = attention_factor
+    hf_config = make_config(scaling, head_dim)
+    config = config_of("Llama", hf_config)
+    for longest, served in ((255, 256), (255, 100), (256, 257), (1023, 1024), (1023, None)):
+        positions = torch.tensor([0, 1, 77, min(longest, (served or 1024) - 1)])
+        asked = torch.cat([positions, torch.tensor([longest])])
+        their_cos, their_sin = LlamaRotaryEmbedding(hf_config)(torch.zeros(1), asked[None])
+        cos, sin = table_of(rope_of(config.within(served)))[positions].chunk(2, -1)
+        torch.testing.assert_close(cos.repeat(1, 2), their_cos[0, :4], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(sin.repeat(1, 2), their_sin[0, :4], rtol=1e-4, atol=1e-4)
+    assert config.within(4096) == config
+    assert config.within(100).max_position_embeddings == 100
+
+
+def test_other_schemes_do_not_ask_for_the_longest_text():
+    for scaling in SCALINGS.values():
+        config = config_of("Llama", make_config(scaling))
+        assert config.within(100) == config
+
+
+@pytest.mark.parametrize("name", ["short_factor", "long_factor"])
+def test_longrope_with_other_than_a_number_for_each_frequency_is_refused(name):
+    scaling = {
+        "rope_type": "longrope",
+        "short_factor": [1.0] * 32,
+        "long_factor": [1.0] * 32,
+        "original_max_position_embeddings": 256 if name == "long_factor" else 4096,
+        "attention_factor": 1.0,
+    }
+    RotaryTable(with_scaling(scaling), CPU)
+    for wrong in ([1.0] * 31, [], None):
+        with pytest.raises(ModelLoadError, match=f"numbers in {name}; heads have 32"):
+            RotaryTable(with_scaling(scaling | {name: wrong}), CPU)
 
 
 @pytest.mark.parametrize("factor", [None, "8", True])

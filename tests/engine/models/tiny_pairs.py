@@ -43,7 +43,7 @@ def create_pair(family: str, seed: int, **overrides: Any) -> tuple[CausalLM, Any
     """Our model and Hugging Face's with the same random weights, in fp32."""
     torch.manual_seed(seed)
     model_class = getattr(transformers, f"{family}ForCausalLM")
-    hf_config = model_class.config_class(**(SIZES | overrides))
+    hf_config = model_class.config_class(**({"pad_token_id": None} | SIZES | overrides))
     hf_config.head_dim = (SIZES | overrides)["head_dim"]
     theirs = model_class(hf_config).eval()
     with torch.no_grad():

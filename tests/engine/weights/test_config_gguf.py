@@ -15,7 +15,7 @@ def gguf_config(path: Path) -> ModelConfig:
     return load_model_config(Checkpoint("gguf", path, "tiny"))
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "phi3"])
 def test_says_the_same_as_config_json(
     family: str, make_gguf: Any, request: pytest.FixtureRequest
 ) -> None:

@@ -9,49 +9,17 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from checkpoint_logits import logits
 
 from engine.errors import ModelLoadError, UnsupportedArchitecture
-from engine.llm.batch import Batch, lay_out
-from engine.llm.decision import GroupBlocks, ScheduledSequence
-from engine.llm.kv_storage import KvStorage
-from engine.models.forward_context import ForwardContext
 from engine.models.gemma3 import Gemma3Config
-from engine.models.registry import create_model
-from engine.weights.loader import iter_weights, load_model_config
+from engine.weights.loader import load_model_config
 from engine.weights.source import Checkpoint
 
-CPU = torch.device("cpu")
 SCALED = {
     "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
 }
-
-
-@torch.inference_mode()
-def logits(checkpoint: Checkpoint, token_ids: list[int]) -> torch.Tensor:
-    """Ours of a whole text, in fp32: [T, V]."""
-    config = load_model_config(checkpoint)
-    model = create_model(config, dtype=torch.float32)
-    assert model.load_weights(iter_weights(checkpoint, config)) == []
-    num_blocks = -(-len(token_ids) // 4)
-    groups = config.layer_groups
-    storage = KvStorage(
-        num_blocks=num_blocks * len(groups),
-        layer_groups=[group.layers for group in groups],
-        num_kv_heads=config.num_key_value_heads,
-        block_size=4,
-        head_dim=config.head_dim,
-        dtype=torch.float32,
-        device=CPU,
-    )
-    blocks = [
-        GroupBlocks(list(range(i * num_blocks, (i + 1) * num_blocks))) for i in range(len(groups))
-    ]
-    batch = Batch.on(CPU, lay_out([ScheduledSequence(0, token_ids, 0, blocks, 0, 0)], 4))
-    ctx = ForwardContext(
-        groups=batch.groups, group_of_layer=storage.group_of_layer, kv_caches=storage.layers
-    )
-    return model.compute_logits(model.forward(batch.token_ids, batch.positions, ctx))
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ CONFIG = ModelConfig(
         ("llama", {"num_key_value_heads": 4, "attention_bias": True, "mlp_bias": True}),
         ("qwen2", {}),
         ("qwen3", {"dtype": "float16", "attention_bias": True}),
+        ("phi3", {}),
     ],
 )
 def test_gives_back_what_the_converter_was_given(
