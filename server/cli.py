@@ -1,14 +1,17 @@
-"""The installed command: `tandem serve | chat | models | kernels | version`.
+"""The installed command: `tandem serve | chat | models | perplexity | kernels | version`.
 
 Imports at the top are the quick ones; each command brings its own. A bad setting ends in one line
 on standard error and exit code 2.
 """
 
 import subprocess
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from engine.errors import EngineError
+from engine.model_spec import ModelSpec
 from engine.own_packages import HOME, foreign_distributions, module_command
 from engine.version import __version__
 from server.process.options import given_settings, serve_signature
@@ -88,6 +91,68 @@ def models(url: Url = None, api_key: ApiKey = None) -> None:
     from server.terminal.models import models_command
 
     raise typer.Exit(models_command(_client_settings(url, api_key)))
+
+
+@app.command()
+def perplexity(
+    text: Annotated[Path, typer.Option(help="File with the text to score, UTF-8.")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="Model to load here, as of serve; with --url the id of one it serves."),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="The original to compare with, such as the same model in bf16."),
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Measure a model of the server at this address instead.")
+    ] = None,
+    api_key: ApiKey = None,
+    context: Annotated[int, typer.Option(min=4, help="Tokens of a passage.")] = 512,
+    passages: Annotated[int | None, typer.Option(min=1, help="Only the first so many.")] = None,
+    device: Annotated[str | None, typer.Option(help="As of serve.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="As of serve.")] = None,
+    quantization: Annotated[
+        str | None, typer.Option(help="As of serve; the original's is none.")
+    ] = None,
+    num_threads: Annotated[str | None, typer.Option(help="As of serve.")] = None,
+    max_kl: Annotated[
+        float | None, typer.Option(min=0.0, help="Exit with code 1 if the divergence is larger.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure how well a model expects a text, as llama-perplexity does; with --against also how
+    far its distributions are from the original's."""
+    from engine.text.scores.passages import ScoredFile
+    from server.terminal import perplexity as measuring
+
+    knobs = {
+        "device": device,
+        "dtype": dtype,
+        "quantization": quantization,
+        "num_threads": num_threads,
+    }
+    engine = {name: value for name, value in knobs.items() if value is not None}
+    file = ScoredFile(path=text, context=context, passages=passages)
+    if max_kl is not None and against is None:
+        raise _fail("--max-kl needs --against")
+    if url is not None and (against is not None or engine):
+        raise _fail(
+            "--url measures a model as the server has it; --against and the engine's options are "
+            "for a --model that is loaded here, without --url"
+        )
+    if url is None and model is None:
+        raise _fail("give --model to load one here, or --url of a running server")
+    try:
+        if url is not None:
+            measure = measuring.served(_client_settings(url, api_key), model, file)
+        else:
+            settings = load_settings({"engine": engine} if engine else {})
+            original = None if against is None else ModelSpec.parse(against)
+            measure = measuring.local(settings, ModelSpec.parse(model or ""), original, file)
+    except (SettingsProblem, EngineError) as problem:
+        raise _fail(str(problem)) from None
+    raise typer.Exit(measuring.perplexity_command(measure, as_json=as_json, max_kl=max_kl))
 
 
 @app.command()

@@ -40,6 +40,7 @@ from engine.types import ModelInfo, Phase
 from engine.weights.decoder import load_decoder
 from engine.weights.loader import load_model_config
 from engine.weights.source import Checkpoint
+from engine.weights.stored_bits import FEW_BITS
 from engine.weights.weight_plan import WeightPlan, plan_within_memory
 from kernels import native
 from kernels.native_recording import NativeRecorder
@@ -104,6 +105,13 @@ def load_engine(
         seconds=round(time.monotonic() - started_s, 1),
         **asdict(config),
     )
+    if plan.stored_bits is not None and plan.stored_bits < FEW_BITS:
+        log.warning(
+            "the weights have fewer than 4 bits each, which can cost much more for digits, code, "
+            "rare words or some languages than on average; measure it with tandem perplexity "
+            "--against the original",
+            bits=round(plan.stored_bits, 2),
+        )
     info = model_info(model_id, checkpoint, model_config, config)
     return engine, replace(info, adapters=adapters.names, failed_adapters=adapters.failed)
 

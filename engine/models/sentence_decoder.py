@@ -2,24 +2,16 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from engine.models.causal_lm import CausalLM
-from engine.models.forward_context import ForwardContext, GroupContext
 from engine.models.sentence_encoder import Pooling, pool
-from kernels import PagedBatch
-from kernels.shared.transfer import to_device
-
-_BLOCK = 16
+from engine.models.whole_texts import WholeTexts
 
 
 class SentenceDecoder:
     """A decoder, which needs no output layer, as an `engine.models.sentence_encoder.Embedder`.
-
-    Texts are computed whole and forgotten: keys and values of one layer at a time lie in blocks
-    that the next layer overwrites.
 
     Args:
         max_tokens: of all texts of a call together.
@@ -29,72 +21,16 @@ class SentenceDecoder:
     def __init__(
         self, model: CausalLM, pooling: Pooling, *, max_tokens: int, max_texts: int
     ) -> None:
-        config, options = model.config, model.options
         self.model = model
         self._pooling = pooling
-        self._num_layers = config.num_hidden_layers
-        # Slots that no text has written hold finite numbers: attention multiplies them by zero.
-        self._scratch = torch.zeros(
-            (
-                max_tokens // _BLOCK + max_texts,
-                2,
-                config.num_key_value_heads,
-                _BLOCK,
-                config.head_dim,
-            ),
-            dtype=options.dtype,
-            device=options.device,
-        )
+        self._texts = WholeTexts(model, max_tokens=max_tokens, max_texts=max_texts)
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[Sequence[int]]) -> Tensor:
         """See `Embedder.embed`."""
-        # As `PagedBatch` wants them: single rows first, then the longest.
         order = sorted(range(len(texts)), key=lambda i: (len(texts[i]) > 1, -len(texts[i])))
         ordered = [texts[i] for i in order]
-        lengths = [len(text) for text in ordered]
-        token_ids, positions, ctx = self._lay_out(ordered, lengths)
-        hidden = self.model.forward(token_ids, positions, ctx)
-        pooled = pool(hidden, lengths, self._pooling)
+        hidden = self._texts.states(ordered)
+        pooled = pool(hidden, [len(text) for text in ordered], self._pooling)
         places = torch.tensor(order, device=pooled.device)
         return torch.empty_like(pooled).index_copy_(0, places, pooled)
-
-    def _lay_out(
-        self, texts: Sequence[Sequence[int]], lengths: Sequence[int]
-    ) -> tuple[Tensor, Tensor, ForwardContext]:
-        """Token ids and positions, [T] each, and where each text's keys and values lie: in blocks
-        of its own, one after the other."""
-        device = self._scratch.device
-        num_blocks = [-(-length // _BLOCK) for length in lengths]
-        first_blocks = np.cumsum([0, *num_blocks[:-1]])
-        columns = np.arange(max(num_blocks))
-        last = np.array(num_blocks)[:, np.newaxis] - 1
-        # Entries behind a text's last block repeat its first one.
-        tables = first_blocks[:, np.newaxis] + np.where(columns <= last, columns, 0)
-        offsets = np.zeros(len(texts) + 1, np.int32)
-        np.cumsum(lengths, out=offsets[1:])
-        text_of_row = np.repeat(np.arange(len(texts)), lengths)
-        positions = np.arange(offsets[-1]) - offsets[:-1][text_of_row]
-        token_ids = np.array([token for text in texts for token in text])
-        rows = np.stack(
-            [
-                token_ids,
-                positions,
-                tables[text_of_row, positions // _BLOCK],
-                positions % _BLOCK,
-            ]
-        ).astype(np.int64)
-        [inputs] = to_device([rows], device)
-        batch = PagedBatch.from_host(
-            tables.astype(np.int32),
-            np.array(lengths, np.int32),
-            offsets,
-            lengths.count(1),
-            device,
-        )
-        ctx = ForwardContext(
-            groups=(GroupContext(batch, (inputs[2], inputs[3])),),
-            group_of_layer=(0,) * self._num_layers,
-            kv_caches=(self._scratch,) * self._num_layers,
-        )
-        return inputs[0], inputs[1], ctx

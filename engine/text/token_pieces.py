@@ -10,7 +10,7 @@ OpenAI's `bytes` of a log-probability. `create_pieces` recognises these decoders
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tokenizers import Tokenizer as RawTokenizer
@@ -73,6 +73,25 @@ def _plain_pieces(raw: RawTokenizer, steps: list[dict[str, Any]]) -> TokenPieces
         return bytes.fromhex(byte[1]) if byte else token.encode()
 
     return TokenPieces(raw, to_bytes, strips_space=strips_space)
+
+
+def spelled_pieces(entries: Sequence[str], text: str) -> list[bytes] | None:
+    """The bytes of a text's tokens, where only the vocabulary's spelling of them is known.
+
+    Returns:
+        None: read in neither of the two ways above do they make the text.
+    """
+    data = text.encode()
+    for to_bytes in (_byte_level, _sentencepiece):
+        pieces = [to_bytes(entry) for entry in entries]
+        if b"".join(pieces) in (data, b" " + data):
+            return pieces
+    return None
+
+
+def _sentencepiece(token: str) -> bytes:
+    byte = _BYTE_TOKEN.fullmatch(token)
+    return bytes.fromhex(byte[1]) if byte else token.replace("▁", " ").encode()
 
 
 def _byte_level(token: str) -> bytes:

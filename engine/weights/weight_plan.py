@@ -16,6 +16,7 @@ from engine.quantization.table import FORMATS, Quantization
 from engine.runtime.device import torch_dtype
 from engine.weights.loader import quantization_config, weight_headers
 from engine.weights.source import Checkpoint
+from engine.weights.stored_bits import stored_bits
 from kernels import native
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
@@ -38,6 +39,8 @@ class WeightPlan:
     """The format that the checkpoint has."""
     could_stay_packed: bool = False
     """They are plain only because that is faster."""
+    stored_bits: float | None = None
+    """Of a weight in the checkpoint (`engine.weights.stored_bits`)."""
 
     def method_for(self, name: str) -> LinearMethod[Any] | None:
         """Of a layer; None: it stays plain."""
@@ -119,6 +122,7 @@ def plan_weights(
         packed=layers if stays_packed else (),
         stored=cast(Quantization, name or "none"),
         could_stay_packed=is_plain_better,
+        stored_bits=stored_bits(all_headers, stated),
     )
 
 

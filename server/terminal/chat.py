@@ -10,7 +10,7 @@ import httpx
 import typer
 
 from server.settings import ClientSettings
-from server.terminal.client import ServerProblem, fetch_text_models, open_client, read_events
+from server.terminal.client import ServerProblem, first_text_model, open_client, read_events
 from server.terminal.word_wrap import WordWrap
 
 _HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
@@ -29,7 +29,7 @@ def chat_command(
         question = sys.stdin.read().strip()
     with open_client(settings) as client:
         try:
-            conversation = Conversation(client, model or _first_model(client), system, sampling)
+            conversation = Conversation(client, model or first_text_model(client), system, sampling)
             if question is None:
                 _converse(conversation)
             else:
@@ -80,13 +80,6 @@ class Conversation:
                 self.messages.append({"role": "assistant", "content": answer})
             else:
                 self.messages.pop()
-
-
-def _first_model(client: httpx.Client) -> str:
-    models = fetch_text_models(client)
-    if not models:
-        raise ServerProblem("the server has no text model ready; try again later")
-    return models[0]
 
 
 def _answer(conversation: Conversation, question: str) -> None:

@@ -29,14 +29,31 @@ def fetch_text_models(client: httpx.Client) -> list[str]:
     return [card["id"] for card in cards if "architecture" not in card]
 
 
-def fetch(client: httpx.Client, path: str, *, accept: tuple[int, ...] = (200,)) -> Any:
-    """The JSON of a GET.
+def first_text_model(client: httpx.Client) -> str:
+    """
+    Raises:
+        ServerProblem: no server, or none is ready.
+    """
+    models = fetch_text_models(client)
+    if not models:
+        raise ServerProblem("the server has no text model ready; try again later")
+    return models[0]
+
+
+def fetch(
+    client: httpx.Client,
+    path: str,
+    body: dict[str, Any] | None = None,
+    *,
+    accept: tuple[int, ...] = (200,),
+) -> Any:
+    """The JSON that answers a GET, or the POST of a body.
 
     Raises:
         ServerProblem: no server, or another status than those accepted.
     """
     try:
-        response = client.get(path)
+        response = client.get(path) if body is None else client.post(path, json=body)
     except httpx.HTTPError as error:
         raise _unreachable(client, error) from None
     if response.status_code not in accept:

@@ -78,9 +78,9 @@ def test_a_texts_bits_do_not_depend_on_its_company(make_folder: Any, dtype: torc
 
 def test_the_largest_call_has_room() -> None:
     """In blocks: each text may leave its last one almost empty."""
-    from engine.models import sentence_decoder
+    from engine.models import whole_texts
 
-    block = sentence_decoder._BLOCK
+    block = whole_texts._BLOCK
     for seed in range(50):
         rng = random.Random(seed)
         lengths = [rng.randint(1, 40) for _ in range(rng.randint(1, 20))]

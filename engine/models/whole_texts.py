@@ -1,0 +1,92 @@
+"""Hidden states of texts that a decoder computes whole and forgets: no engine, no cache."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.models.causal_lm import CausalLM
+from engine.models.forward_context import ForwardContext, GroupContext
+from kernels import PagedBatch
+from kernels.shared.transfer import to_device
+
+_BLOCK = 16
+
+
+class WholeTexts:
+    """A decoder and the memory for one pass.
+
+    Keys and values of one layer at a time lie in blocks that the next layer overwrites.
+
+    Args:
+        max_tokens: of all texts of a call together.
+        max_texts: of a call.
+    """
+
+    def __init__(self, model: CausalLM, *, max_tokens: int, max_texts: int) -> None:
+        config, options = model.config, model.options
+        self.model = model
+        self._num_layers = config.num_hidden_layers
+        # Slots that no text has written hold finite numbers: attention multiplies them by zero.
+        self._scratch = torch.zeros(
+            (
+                max_tokens // _BLOCK + max_texts,
+                2,
+                config.num_key_value_heads,
+                _BLOCK,
+                config.head_dim,
+            ),
+            dtype=options.dtype,
+            device=options.device,
+        )
+
+    def states(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        """
+        Args:
+            texts: token ids, as `PagedBatch` wants them: single rows first, then the longest.
+
+        Returns:
+            [T, C], normalised, text after text.
+        """
+        return self.model.forward(*self._lay_out(texts, [len(text) for text in texts]))
+
+    def _lay_out(
+        self, texts: Sequence[Sequence[int]], lengths: Sequence[int]
+    ) -> tuple[Tensor, Tensor, ForwardContext]:
+        """Token ids and positions, [T] each, and where each text's keys and values lie: in blocks
+        of its own, one after the other."""
+        device = self._scratch.device
+        num_blocks = [-(-length // _BLOCK) for length in lengths]
+        first_blocks = np.cumsum([0, *num_blocks[:-1]])
+        columns = np.arange(max(num_blocks))
+        last = np.array(num_blocks)[:, np.newaxis] - 1
+        # Entries behind a text's last block repeat its first one.
+        tables = first_blocks[:, np.newaxis] + np.where(columns <= last, columns, 0)
+        offsets = np.zeros(len(texts) + 1, np.int32)
+        np.cumsum(lengths, out=offsets[1:])
+        text_of_row = np.repeat(np.arange(len(texts)), lengths)
+        positions = np.arange(offsets[-1]) - offsets[:-1][text_of_row]
+        token_ids = np.array([token for text in texts for token in text])
+        rows = np.stack(
+            [
+                token_ids,
+                positions,
+                tables[text_of_row, positions // _BLOCK],
+                positions % _BLOCK,
+            ]
+        ).astype(np.int64)
+        [inputs] = to_device([rows], device)
+        batch = PagedBatch.from_host(
+            tables.astype(np.int32),
+            np.array(lengths, np.int32),
+            offsets,
+            list(lengths).count(1),
+            device,
+        )
+        ctx = ForwardContext(
+            groups=(GroupContext(batch, (inputs[2], inputs[3])),),
+            group_of_layer=(0,) * self._num_layers,
+            kv_caches=(self._scratch,) * self._num_layers,
+        )
+        return inputs[0], inputs[1], ctx

@@ -1,0 +1,100 @@
+"""A whole measurement: find the models, cut the text, load, score passage by passage."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from engine.config import GIB, EngineConfig
+from engine.errors import InsufficientMemory, InvalidParameter
+from engine.quality.scored_model import FoundModel, ScoredModel, find_model, load_model
+from engine.quality.scoring import passage_scores
+from engine.text.scores.passages import Passage, ScoredFile
+from engine.text.scores.sums import Tell, text_report
+from engine.types import Phase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What is to be measured.
+
+    Attributes:
+        model, against: references (`engine.weights.source`); `against` is the original that the
+            model is compared with, if any.
+        cache_dir: where fetched models are.
+    """
+
+    model: str
+    config: EngineConfig
+    against: str | None = None
+    file: ScoredFile
+    cache_dir: Path
+    offline: bool = False
+
+
+class Host:
+    """Tells how loading goes, and grants what memory there is."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+
+    def report(
+        self, phase: Phase, progress: float | None = None, detail: str | None = None
+    ) -> None:
+        self._tell({"phase": phase.value, "progress": progress, "detail": detail})
+
+    def reserve(self, device: str, purpose: str, num_bytes: int, capacity_bytes: int) -> int:
+        if num_bytes > capacity_bytes:
+            raise InsufficientMemory(
+                f"{purpose} take {num_bytes / GIB:.2f} GiB; {capacity_bytes / GIB:.2f} GiB are "
+                f"free; use a smaller model or free memory"
+            )
+        return capacity_bytes - num_bytes
+
+
+def measure(order: Order, tell: Tell) -> dict[str, Any]:
+    """The report, as `tandem perplexity --json` prints it.
+
+    Raises:
+        EngineError: what was ordered is not possible; the message says why.
+    """
+    text = order.file.read()
+    host = Host(tell)
+    found = find_model(order.model, order.config, host, order.cache_dir, order.offline)
+    passages = found.passages(text, order.file)
+    original: ScoredModel | None = None
+    if order.against is not None:
+        # Plain, as nothing comes closer to what it was trained to be.
+        config = replace(order.config, quantization="none")
+        other = find_model(order.against, config, host, order.cache_dir, order.offline)
+        _check_alike(found, other, passages, other.passages(text, order.file))
+        original = load_model(other, config, host, order.file.context)
+    model = load_model(found, order.config, host, order.file.context)
+    report = text_report(
+        passages, lambda passage: passage_scores(model, passage.token_ids, original), tell
+    )
+    return {
+        **report,
+        "weight_bytes": model.weight_bytes,
+        "tokens_per_s": len(passages) * order.file.context / model.seconds,
+    }
+
+
+def _check_alike(
+    found: FoundModel, other: FoundModel, passages: list[Passage], others: list[Passage]
+) -> None:
+    """Only distributions over the same tokens can be compared.
+
+    Raises:
+        InvalidParameter: they are over different ones.
+    """
+    sizes = found.config.vocab_size, other.config.vocab_size
+    if sizes[0] != sizes[1]:
+        raise InvalidParameter(
+            f"the model has {sizes[0]} tokens and the original {sizes[1]}; give the same model in "
+            f"another format"
+        )
+    if others != passages:
+        raise InvalidParameter(
+            "the two models divide the text into different tokens; give the same model in another "
+            "format"
+        )

@@ -1,0 +1,142 @@
+"""A text model that gives the distribution of every token of a passage."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from engine.config import EngineConfig
+from engine.errors import InvalidParameter, UnsupportedFeature
+from engine.fault import sizes_within_memory
+from engine.host import Host
+from engine.kinds import TEXT, kind_of_checkpoint
+from engine.models.causal_lm import CausalLM
+from engine.models.config import ModelConfig
+from engine.models.whole_texts import WholeTexts
+from engine.runtime.device import machine_facts, torch_dtype
+from engine.runtime.operations import build_operations
+from engine.runtime.threads import limit_threads
+from engine.text.scores.passages import Passage, ScoredFile, cut_passages, start_token
+from engine.text.tokenizer import Tokenizer, load_tokenizer
+from engine.types import Phase
+from engine.weights.decoder import load_decoder
+from engine.weights.loader import load_model_config
+from engine.weights.source import Checkpoint, resolve_source
+from engine.weights.weight_plan import WeightPlan, plan_within_memory
+from kernels.shared.transfer import Milestone
+
+
+@dataclass(frozen=True, slots=True)
+class FoundModel:
+    """A text model of which no weight has been read yet."""
+
+    checkpoint: Checkpoint
+    config: ModelConfig
+    tokenizer: Tokenizer
+
+    def passages(self, text: str, file: ScoredFile) -> list[Passage]:
+        """Of the file's text.
+
+        Raises:
+            InvalidParameter: the text is shorter than a passage, or a passage is longer than what
+                the model takes.
+        """
+        longest = self.config.max_position_embeddings
+        if file.context > longest:
+            raise InvalidParameter(
+                f"a passage has {file.context} tokens; the model takes {longest}; give a "
+                f"smaller --context"
+            )
+        token_ids = self.tokenizer.encode(text, add_special_tokens=False)
+        probe = [self.tokenizer.encode("a", add_special_tokens=added) for added in (True, False)]
+        pieces = [self.tokenizer.token_bytes(token_id) for token_id in token_ids]
+        return cut_passages(token_ids, pieces, start=start_token(*probe), file=file)
+
+
+def find_model(
+    ref: str, config: EngineConfig, host: Host, cache: Path, offline: bool
+) -> FoundModel:
+    """Find a text model's files, or fetch them.
+
+    Raises:
+        ModelLoadError: one of its kinds.
+        UnsupportedFeature: it makes something else than text.
+    """
+    checkpoint = resolve_source(
+        ref,
+        cache_dir=cache,
+        offline=offline,
+        on_progress=lambda fraction, line: host.report(Phase.DOWNLOADING, fraction, line),
+    )
+    kind = kind_of_checkpoint(checkpoint, config.kind)
+    if kind is not TEXT:
+        raise UnsupportedFeature(
+            f"{checkpoint.name} makes {kind.makes}; perplexity is measured of text models"
+        )
+    tokenizer = load_tokenizer(checkpoint.path)
+    return FoundModel(checkpoint, load_model_config(checkpoint), tokenizer)
+
+
+class ScoredModel:
+    """One that is loaded. Its time counts, that of whoever looks at the result does not."""
+
+    def __init__(self, model: CausalLM, weight_bytes: int, max_tokens: int) -> None:
+        self.weight_bytes = weight_bytes
+        self.vocab_size = model.config.vocab_size
+        self.device = model.options.device
+        self.seconds = 0.0
+        self._model = model
+        self._texts = WholeTexts(model, max_tokens=max_tokens, max_texts=1)
+
+    def states(self, token_ids: Sequence[int]) -> Tensor:
+        """[T, C]: row i is what the model knows after token i."""
+        start = time.perf_counter()
+        return self._counted(self._texts.states([token_ids]), start)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """[R, C] → [R, V] in fp32."""
+        start = time.perf_counter()
+        # Copied, since a kernel is compiled anew for rows that start at an odd address.
+        return self._counted(self._model.compute_logits(states.clone()), start)
+
+    def _counted(self, result: Tensor, start: float) -> Tensor:
+        Milestone(self.device).wait()
+        self.seconds += time.perf_counter() - start
+        return result
+
+
+def load_model(found: FoundModel, intent: EngineConfig, host: Host, max_tokens: int) -> ScoredModel:
+    """Read the weights and keep them as an engine would.
+
+    Args:
+        max_tokens: of a passage.
+
+    Raises:
+        ModelLoadError: one of its kinds.
+    """
+    machine = machine_facts(intent.device)
+    if machine.device == "cpu":
+        build_operations(host)
+    limit_threads(intent.num_threads or machine.num_cores)
+    dtype = torch_dtype(intent.model_dtype)
+
+    def reserve(plan: WeightPlan) -> None:
+        host.reserve(
+            machine.device, "weights", plan.num_bytes(dtype.itemsize), machine.free_memory_bytes
+        )
+
+    plan, _ = plan_within_memory(found.checkpoint, found.config, intent, machine, reserve)
+    with sizes_within_memory():
+        model = load_decoder(
+            found.checkpoint,
+            plan,
+            found.config,
+            host,
+            dtype=dtype,
+            device=torch.device(machine.device),
+            deterministic=intent.deterministic,
+        )
+    return ScoredModel(model, plan.num_bytes(dtype.itemsize), max_tokens)

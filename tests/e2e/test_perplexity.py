@@ -1,0 +1,44 @@
+"""`tandem perplexity` as a user runs it: a server's model measures as the same one loaded anew."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+WORDS = ("the quick brown fox", " jumps\n", " 1984", " größe", " {x}", "zzqz")
+
+
+def perplexity(*args, code=0):
+    command = [sys.executable, "-m", "server", "perplexity", *map(str, args), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    return json.loads(done.stdout) if code == 0 else done.stderr
+
+
+def test_served_and_loaded_measure_alike(server, tiny_llama, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("".join(WORDS[i * i % 13 % len(WORDS)] for i in range(400)))
+    sizes = ("--text", text, "--context", 64, "--passages", 5)
+    served = perplexity("--url", server.url, "--model", "tiny", *sizes)
+    folder = tiny_llama()  # as the server's
+    loaded = perplexity("--model", f"tiny={folder}", *sizes)
+    differing = ("weight_bytes", "tokens_per_s")
+    assert served == {**loaded, **{name: served[name] for name in differing}}
+    assert served["tokens"] == 5 * 31
+    compared = perplexity("--model", folder, "--against", folder, *sizes, "--max-kl", 0)
+    assert compared["perplexity"] == loaded["perplexity"]
+    assert compared["kl_divergence"] == 0.0
+
+
+def test_what_cannot_be_measured_ends_with_code_2(server, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("too short")
+    assert "a passage has 512" in perplexity("--model", "smollm2", "--text", text, code=2)
+    images = ("--model", "tandem-shapes", "--text", text)
+    assert "makes images" in perplexity(*images, code=2)
+    assert "tandem-shapes" in perplexity("--url", server.url, *images, code=2)
+    gone = ("--url", "http://127.0.0.1:9", "--text", text)
+    assert "no server answers" in perplexity(*gone, code=2)
