@@ -62,6 +62,8 @@ class ActiveRequest:
     num_unfinished: int = 0
     was_started: bool = False
     """One of its sequences has run."""
+    holds_back: bool = False
+    """Its further completions wait for the first one to have computed the prompt."""
     draws_by_history: bool = False
     """What it may draw depends on the tokens before, which the host must know by then."""
     prepared: object = None

@@ -64,6 +64,7 @@ class Roster:
             owner.sequences.append(sequence)
         # Nothing is entered before all of it is made.
         owner.num_unfinished = len(owner.sequences)
+        owner.holds_back = len(owner.sequences) > 1
         self._requests[request.request_id] = owner
         self._sequences |= {sequence.seq_id: sequence for sequence in owner.sequences}
         self.num_new_requests += 1
@@ -72,12 +73,14 @@ class Roster:
 
     def release_siblings(self, owner: ActiveRequest) -> None:
         """Let further completions start once the first has computed the prompt, or is gone."""
-        first, last = owner.sequences[0], owner.sequences[-1]
-        if last.status is not Status.HELD_BACK:
+        if not owner.holds_back:
             return
+        first = owner.sequences[0]
         if first.status is Status.FINISHED or first.num_computed >= owner.prompt_len:
+            owner.holds_back = False
             for sibling in owner.sequences[1:]:
-                self._release(sibling)
+                if sibling.status is Status.HELD_BACK:  # else it was aborted alone
+                    self._release(sibling)
 
     def start(self, sequence: Sequence, table: SequenceBlocks) -> None:
         """Move one of the queue into the batch, with the blocks it starts from."""

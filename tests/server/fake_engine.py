@@ -88,7 +88,7 @@ class _Stream:
 
     engine: "FakeEngineClient"
     request: GenerateRequest
-    queue: "asyncio.Queue[TokenEvent | EngineDead]" = field(default_factory=asyncio.Queue)
+    queue: "asyncio.Queue[TokenEvent | EngineDead | None]" = field(default_factory=asyncio.Queue)
     num_open: int = 0
     ended: set[int] = field(default_factory=set)
     task: "asyncio.Task[None] | None" = None
@@ -100,6 +100,8 @@ class _Stream:
         if self.num_open == 0:
             raise StopAsyncIteration
         item = await self.queue.get()
+        if item is None:
+            raise StopAsyncIteration
         if isinstance(item, EngineDead):
             self.num_open = 0
             raise item
@@ -108,8 +110,9 @@ class _Stream:
         return item
 
     def end(self, index: int) -> None:
-        self.engine.ended.append((self.request.request_id, index))
-        self.ended.add(index)
+        if index not in self.ended:
+            self.engine.ended.append((self.request.request_id, index))
+            self.ended.add(index)
 
     async def aclose(self) -> None:
         if self.engine.live.pop(self.request.request_id, None) is not None:
@@ -117,6 +120,7 @@ class _Stream:
                 self.task.cancel()
             self.engine.aborted.append(self.request.request_id)
         self.num_open = 0
+        self.queue.put_nowait(None)  # for a reader who waits
 
 
 class FakeEngineClient:
@@ -337,6 +341,7 @@ class FakeEngineClient:
                 event = next(events)
                 stream.queue.put_nowait(event)
                 if event.finish_reason is not None:
+                    stream.ended.add(events.index)
                     streams.remove(events)
                 self._account(request.model, len(event.token_ids))
         self.live.pop(request.request_id, None)
