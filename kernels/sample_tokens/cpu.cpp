@@ -38,10 +38,10 @@ void sample_row(const T* logits, int64_t size, const Knobs& knobs, const Edits* 
   if (changes || !std::is_same_v<T, float>) {
     scratch.values.resize(size);
     float* values = scratch.values.data();
-    for (int64_t i = 0; i < size; ++i) values[i] = native::to_float(logits[i]);
+    copy(values, logits, size, changes ? mask_of(*edits, size, row, rows) : nullptr);
     x = values;
     if (changes) {
-      edit(values, size, *edits, row, rows);
+      edit(values, *edits, row, rows);
       peak = find_peak(values, size);
       error = is_finite(peak) ? kFine : kNoTokenLeft;
       if (error != kFine) return;

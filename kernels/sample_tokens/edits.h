@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "float_bits.h"
+#include "native.h"
 #include "rows.h"
 
 namespace {
@@ -24,7 +25,31 @@ inline void exclude(float* x, uint64_t bits, int length) {
   for (int j = 0; j < length; ++j) x[j] = set[j] ? x[j] : -kInfinity;
 }
 
-void edit(float* x, int64_t size, const Edits& edits, int64_t row, int64_t rows) {
+// The row's mask: a bit for each token that may be drawn. Null: it has none.
+const uint64_t* mask_of(const Edits& edits, int64_t size, int64_t row, int64_t rows) {
+  const int64_t* masked = edits.offsets + 3 * (rows + 1);
+  if (masked[row] == masked[row + 1]) return nullptr;
+  return edits.masks + masked[row] * ((size + 63) / 64);
+}
+
+// A row in fp32. What its mask forbids is impossible from the start, as no other edit changes that;
+// where it allows little, little of the row is read.
+template <class T>
+void copy(float* x, const T* logits, int64_t size, const uint64_t* mask) {
+  for (int64_t start = 0; start < size; start += 64) {
+    int length = int(std::min<int64_t>(64, size - start));
+    uint64_t bits = mask ? mask[start / 64] : ~uint64_t(0);
+    if (bits == 0) {
+      std::fill_n(x + start, length, -kInfinity);
+      continue;
+    }
+    for (int j = 0; j < length; ++j) x[start + j] = native::to_float(logits[start + j]);
+    exclude(x + start, bits, length);
+  }
+}
+
+// All but the mask.
+void edit(float* x, const Edits& edits, int64_t row, int64_t rows) {
   const double* penalties = edits.penalties + row * 3;
   for (int64_t i = edits.offsets[row]; i < edits.offsets[row + 1]; ++i) {
     float& logit = x[edits.penalised_ids[i]];
@@ -41,12 +66,6 @@ void edit(float* x, int64_t size, const Edits& edits, int64_t row, int64_t rows)
   const int64_t* forbidden = biased + (rows + 1);
   for (int64_t i = forbidden[row]; i < forbidden[row + 1]; ++i)
     x[edits.forbidden_ids[i]] = -kInfinity;
-  const int64_t* masked = forbidden + (rows + 1);
-  if (masked[row] < masked[row + 1]) {
-    const uint64_t* mask = edits.masks + masked[row] * ((size + 63) / 64);
-    for (int64_t start = 0; start < size; start += 64)
-      exclude(x + start, mask[start / 64], int(std::min<int64_t>(64, size - start)));
-  }
 }
 
 bool is_edited(const Edits& edits, int64_t row, int64_t rows) {
