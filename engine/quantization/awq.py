@@ -1,8 +1,9 @@
 """AWQ checkpoints with 4 bits, as AutoAWQ writes them; they stay packed.
 
-A layer has int32 numbers of eight 4-bit ones each. Version `gemm`: `qweight` [K, N / 8] and `qzeros`
-[G, N / 8], in which eight outputs are interleaved, `scales` [G, N]. Version `gemv`: `qweight`
-[N, K / 8], `qzeros` [N, W] and `scales` [N, 8 W], where W leaves room for more than G groups.
+An int32 has eight numbers. A layer of version `gemm` has `qweight` [K, N / 8] and `qzeros`
+[G, N / 8], in which eight outputs are interleaved, and `scales` [G, N]; one of version `gemv` has
+`qweight` [N, K / 8], `qzeros` [N, W] and `scales` [N, 8 W], where W leaves room for more than G
+groups.
 
 Paper: Lin et al. 2023, arXiv:2306.00978.
 """
@@ -67,15 +68,15 @@ class AwqMethod(LinearMethod[GroupedWeight | GroupPanels]):
             check_finite(part.name(shard, "scales"), loaded["scales"][shard])
         groups = self._num_groups(part.in_features)
         parts = [
-            self._kernels_own(*(loaded[kind][shard] for kind in _KINDS), groups)
+            self._in_kernels_layout(*(loaded[kind][shard] for kind in _KINDS), groups=groups)
             for shard in shards
         ]
         qweight, zeros, scales = zip(*parts, strict=True)
         return GroupedWeight.of_shards(qweight, scales, zeros, min(size, part.in_features))
 
     @abstractmethod
-    def _kernels_own(
-        self, qweight: Tensor, qzeros: Tensor, scales: Tensor, groups: int
+    def _in_kernels_layout(
+        self, qweight: Tensor, qzeros: Tensor, scales: Tensor, *, groups: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`qweight`, zero points and scales of a shard in the layouts of `linear_w4a16`."""
 
@@ -119,9 +120,7 @@ class _Gemm(AwqMethod):
         packed = out_features // PER_INT32
         int32 = (torch.int32,)
         specs = {
-            "qweight": TensorSpec(
-                shape=(in_features, packed), in_axis=0, out_axis=1, dtypes=int32
-            ),
+            "qweight": TensorSpec(shape=(in_features, packed), in_axis=0, out_axis=1, dtypes=int32),
             "qzeros": TensorSpec(
                 shape=(groups, packed), in_axis=group_axis, out_axis=1, dtypes=int32
             ),
@@ -134,8 +133,8 @@ class _Gemm(AwqMethod):
         }
         return specs | bias_tensors(out_features, has_bias)
 
-    def _kernels_own(
-        self, qweight: Tensor, qzeros: Tensor, scales: Tensor, groups: int
+    def _in_kernels_layout(
+        self, qweight: Tensor, qzeros: Tensor, scales: Tensor, *, groups: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         return (*from_awq(qweight, qzeros), scales)
 
@@ -164,8 +163,8 @@ class _Gemv(AwqMethod):
             )
         return super()._weight(part)
 
-    def _kernels_own(
-        self, qweight: Tensor, qzeros: Tensor, scales: Tensor, groups: int
+    def _in_kernels_layout(
+        self, qweight: Tensor, qzeros: Tensor, scales: Tensor, *, groups: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         zeros = gptq_zeros(qzeros, minus_one=False)[:, :groups]
         return qweight.T.contiguous(), zeros.T, scales[:, :groups].T
@@ -253,4 +252,3 @@ def _check_config(config: Mapping[str, Any]) -> None:
     version = _version(config)
     if not isinstance(version, str) or version not in _VERSIONS:
         raise unsupported("AWQ", "version", version, f"{' and '.join(_VERSIONS)} are")
-

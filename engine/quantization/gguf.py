@@ -17,6 +17,7 @@ from kernels.linear_gguf.dequantize import dequantize
 from kernels.linear_gguf.quant_type import BLOCKS, row_bytes
 from kernels.linear_panels.gguf import FORMATS as PANEL_FORMATS
 
+
 @dataclass(frozen=True, slots=True)
 class RowsState:
     """[out, bytes of a row] uint8, as in the file."""

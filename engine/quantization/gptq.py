@@ -18,7 +18,6 @@ from torch import Tensor
 
 from engine.errors import CorruptFile, MissingWeight, ModelLoadError, ShapeMismatch
 from engine.quantization.format import Headers, QuantizedLayer, StoredFormat
-from engine.quantization.method import LinearMethod, LinearPart, TensorSpec, bias_tensors
 from engine.quantization.int4_groups import (
     BITS,
     GroupedWeight,
@@ -29,6 +28,7 @@ from engine.quantization.int4_groups import (
     takes_panels,
     unsupported,
 )
+from engine.quantization.method import LinearMethod, LinearPart, TensorSpec, bias_tensors
 from kernels.linear_panels.panels import BLOCK
 from kernels.linear_w4a16.layouts import gptq_weight, gptq_zeros, numbers_together
 
@@ -255,7 +255,9 @@ class GptqFormat(StoredFormat):
         return cls(config) if method == "gptq" else None
 
     def is_slower_packed(self, layers: Mapping[str, QuantizedLayer], dtype: torch.dtype) -> bool:
-        return is_slower_packed(layers.values(), dtype, is_symmetric=self._sym and self._bits == BITS)
+        return is_slower_packed(
+            layers.values(), dtype, is_symmetric=self._sym and self._bits == BITS
+        )
 
     def layers(self, headers: Headers, device: str = "cpu") -> dict[str, QuantizedLayer]:
         """Those that have a `qweight`: which are left out differs from model to model."""
@@ -320,7 +322,9 @@ def _check_config(config: Mapping[str, Any]) -> None:
     size: Any = config.get("group_size")
     is_size = isinstance(size, int) and not isinstance(size, bool)
     if not is_size or not (size == -1 or 0 < size < 1 << 31):
-        raise unsupported("GPTQ", "group_size", size, "a positive number, and -1 for one group, are")
+        raise unsupported(
+            "GPTQ", "group_size", size, "a positive number, and -1 for one group, are"
+        )
     for key in ("desc_act", "sym"):
         if not isinstance(config.get(key, False), bool):
             raise unsupported("GPTQ", key, config[key], "true and false are")

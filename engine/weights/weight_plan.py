@@ -112,9 +112,7 @@ def plan_weights(
     if stays_packed:
         stored = stored_format(chosen, stated, headers)
     plain = UnquantizedMethod(invariant=intent.deterministic)
-    layers = planned_layers(
-        chosen, stored, headers, plain, device, stays_packed=stays_packed
-    )
+    layers = planned_layers(chosen, stored, headers, plain, device, stays_packed=stays_packed)
     return WeightPlan(
         quantization=cast(Quantization, chosen),
         shapes=shapes,

@@ -35,7 +35,7 @@ def gptq_weight(qweight: Tensor, bits: int = 4) -> Tensor:
 
 
 def gptq_zeros(qzeros: Tensor, bits: int = 4, *, minus_one: bool) -> Tensor:
-    """Unpack GPTQ's zero points, consecutive outputs to an int32: [G, N * bits / 32] → [G, N] uint8.
+    """Unpack GPTQ's zero points, a stream along the outputs: [G, N * bits / 32] → [G, N] uint8.
 
     `minus_one`: the file stores zero - 1 modulo 2^bits, as `checkpoint_format` "gptq" (v1, which is
     what a checkpoint without that field has) does; "gptq_v2" stores the zero itself.

@@ -111,7 +111,9 @@ def load_transformer(
     headers = {name: one for file in files for name, one in file_headers(file).items()}
     found = detect(stated, headers)
     if found is not None:
-        loaded = load_packed(model, component, files, found[1].layers(headers, options.device.type), options)
+        loaded = load_packed(
+            model, component, files, found[1].layers(headers, options.device.type), options
+        )
     else:
         _check_stored(stated, options)
         loaded = folder.load("transformer", model)
