@@ -419,11 +419,12 @@ def _watch(child: "subprocess.Popen[bytes]", wheel: Wheel, work: Path, progress:
 
 
 def _largest(work: Path) -> int:
-    sizes = [0]
-    for path in work.rglob("*.whl"):
-        with contextlib.suppress(FileNotFoundError):
-            sizes.append(path.stat().st_size)
-    return max(sizes)
+    """Of the wheels so far; pip removes files and folders meanwhile."""
+    largest = 0
+    with contextlib.suppress(FileNotFoundError):
+        for path in work.rglob("*.whl"):
+            largest = max(largest, path.stat().st_size)
+    return largest
 
 
 def _extract(

