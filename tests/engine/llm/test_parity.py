@@ -72,6 +72,22 @@ def test_tiny_models_in_fp32(family, implementation, engines, request, monkeypat
     assert_equal_to(model, prompts, generate(engines, engine, prompts))
 
 
+@pytest.mark.parametrize(("max_model_len", "lengths"), [(128, (1, 40, 100)), (None, (129, 200))])
+def test_longrope_is_that_of_the_longest_text_served(max_model_len, lengths, engines, tiny_phi3):
+    """transformers takes one list of divisors up to 128 tokens and the other for longer texts."""
+    rope = {
+        "rope_type": "longrope",
+        "short_factor": [1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0],
+        "long_factor": [1.5, 2.0, 3.0, 5.0, 8.0, 12.0, 16.0, 20.0],
+        "original_max_position_embeddings": 128,
+    }
+    folder = tiny_phi3(seed=11, rope_parameters=rope, original_max_position_embeddings=128)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    engine = engines.make(folder, max_num_batched_tokens=48, max_model_len=max_model_len)
+    prompts = random_prompts(random.Random(11), model.config.vocab_size, lengths)
+    assert_equal_to(model, prompts, generate(engines, engine, prompts, num_tokens=20))
+
+
 @pytest.fixture(scope="module")
 def text_prompts(smollm2_checkpoint):
     """Real text: chat questions and pieces of an encyclopedia, cut at the borders' lengths."""
