@@ -70,7 +70,7 @@ def test_a_stream_is_the_same_text(client):
 )
 def test_other_dialects(client, asked, pattern):
     answer = client.completions.create(
-        model=MODEL, prompt="Well:", max_tokens=60, temperature=1.0, n=3, extra_body=asked
+        model=MODEL, prompt="Well:", max_tokens=200, temperature=1.0, n=3, extra_body=asked
     )
     for choice in answer.choices:
         assert choice.finish_reason == "stop"
