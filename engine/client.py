@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 
+from engine.adapter_orders import AdapterOrder, AdapterReport
 from engine.config import EngineConfig
 from engine.errors import (
     Draining,
@@ -49,6 +50,7 @@ __all__ = [
 ]
 
 OnGone = Callable[[str, str | None], None]
+_CHANGES = "adapter {name!r} is being loaded or unloaded; try again once that is done"
 
 log = structlog.get_logger(__name__)
 
@@ -132,6 +134,34 @@ class EngineClient(Protocol):
             UnknownModel: there is none of that id.
             ModelConflict: it is being unloaded already.
             Draining, UnsupportedFeature: as in `load`.
+        """
+        ...
+
+    def load_adapter(self, model: str, order: AdapterOrder) -> "asyncio.Future[AdapterReport]":
+        """Begin to load a LoRA adapter, which is asked for by its name from then on, also after the
+        worker was started anew.
+
+        Returns:
+            What was loaded. Raises why it could not be: ModelLoadError, TooManyAdapters,
+            ModelConflict, EngineDead; then all is as before. As in `load`, it goes on by itself.
+
+        Raises:
+            ModelConflict: a model or an adapter of that name is there, comes or goes.
+            UnknownModel, UnsupportedFeature, ModelNotReady, ModelUnloading, Draining: the model
+                cannot have it, or not now.
+        """
+        ...
+
+    def unload_adapter(
+        self, model: str, name: str, drain_timeout_s: float
+    ) -> "asyncio.Future[None]":
+        """Begin to unload an adapter: from here on it takes no requests. Running ones end as in
+        `unload`.
+
+        Raises:
+            UnknownAdapter: the model has none of that name.
+            ModelConflict: it is being replaced.
+            UnknownModel, ModelNotReady, ModelUnloading, Draining: as in `load_adapter`.
         """
         ...
 
@@ -220,6 +250,19 @@ class ProcessEngineClient:
         supervisor.leave()
         return self._change(self._finish_unload(supervisor, drain_timeout_s))
 
+    def load_adapter(self, model: str, order: AdapterOrder) -> asyncio.Future[AdapterReport]:
+        supervisor = self._supervisor_of(model)
+        self._check_adapter_name(supervisor, order)
+        return supervisor.load_adapter(order)
+
+    def unload_adapter(self, model: str, name: str, drain_timeout_s: float) -> asyncio.Future[None]:
+        supervisor = self._supervisor_of(model)
+        if name in supervisor.adapter_changes:
+            raise ModelConflict(_CHANGES.format(name=name), param="lora_name")
+        unload = supervisor.unload_adapter(name, drain_timeout_s)
+        self._note_change(unload)
+        return unload
+
     def config(self, model: str) -> EngineConfig | None:
         return self._supervisors[model].config if model in self._supervisors else None
 
@@ -256,11 +299,40 @@ class ProcessEngineClient:
             on_demand=on_demand,
         )
 
+    def _supervisor_of(self, model: str) -> Supervisor:
+        self._check_not_draining()
+        supervisor = self._supervisors.get(model)
+        if supervisor is None:
+            raise self._unknown(model)
+        return supervisor
+
+    def _check_adapter_name(self, owner: Supervisor, order: AdapterOrder) -> None:
+        """
+        Raises:
+            ModelConflict: something else is or will be asked for by that name.
+        """
+        name = order.name
+        for supervisor in self._supervisors.values():
+            if name in supervisor.adapter_changes:
+                raise ModelConflict(_CHANGES.format(name=name), param="lora_name")
+            if supervisor is owner and supervisor.info is not None:
+                names = [] if order.replaces else supervisor.info.names
+            else:
+                names = list(supervisor.config.adapters)
+            if name in [supervisor.spec.name, *names]:
+                raise ModelConflict(
+                    f"{name!r} is served already; unload it first, or use another name",
+                    param="lora_name",
+                )
+
     def _change(self, change: Coroutine[Any, Any, ResultT]) -> asyncio.Task[ResultT]:
         task = asyncio.create_task(change)
+        self._note_change(task)
+        return task
+
+    def _note_change(self, task: asyncio.Task[Any]) -> None:
         self._changes.add(task)
         task.add_done_callback(self._end_change)
-        return task
 
     def _end_change(self, task: asyncio.Task[Any]) -> None:
         self._changes.discard(task)

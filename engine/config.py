@@ -4,7 +4,8 @@
 here reads the environment; `server/settings/settings.py` does, and builds an `EngineConfig`.
 """
 
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from engine.errors import InsufficientMemory, InvalidParameter, ModelLoadError
@@ -36,6 +37,27 @@ MAX_ADAPTER_NAME = 256
 """Characters."""
 AUTO_STEP_RATIO = 2.0
 """How much longer prompts may make a step unless `max_step_ms` says otherwise."""
+
+
+def split_adapter(entry: str) -> tuple[str, str]:
+    """Name and folder of `NAME=FOLDER`."""
+    name, _, folder = entry.partition("=")
+    return name.strip(), folder.strip()
+
+
+def check_adapter(name: str, folder: str, *, param: str = "lora") -> None:
+    """
+    Raises:
+        InvalidParameter: they could not be written as `NAME=FOLDER`.
+    """
+    is_printable = name.isprintable() and folder.isprintable() and "=" not in name
+    is_stripped = name == name.strip() and folder == folder.strip()
+    if not folder or not 0 < len(name) <= MAX_ADAPTER_NAME or not (is_printable and is_stripped):
+        raise InvalidParameter(
+            f"an adapter must be NAME=FOLDER in printable characters, with up to "
+            f"{MAX_ADAPTER_NAME} in the name and no = there",
+            param=param,
+        )
 
 
 def knob(
@@ -219,6 +241,13 @@ class EngineConfig:
         form="NAME=FOLDER",
         names_files=True,
     )
+    max_loras: int | None = knob(
+        None,
+        "Most LoRA adapters that a text model has at once. By default those of lora, and 16 where "
+        "clients may load some.",
+        ge=0,
+        le=1024,
+    )
     deterministic: bool = knob(
         False,
         "Bit-equal answers whatever runs beside them: images at the price of batching, text on a "
@@ -231,15 +260,14 @@ class EngineConfig:
                 f"device is {self.device!r}; it must be auto, cpu, cuda or cuda:N", param="device"
             )
         for name, folder in self.adapters.items():
-            is_printable = name.isprintable() and folder.isprintable()
-            if not folder or not 0 < len(name) <= MAX_ADAPTER_NAME or not is_printable:
-                raise InvalidParameter(
-                    f"lora must be NAME=FOLDER in printable characters, with up to "
-                    f"{MAX_ADAPTER_NAME} in the name",
-                    param="lora",
-                )
+            check_adapter(name, folder)
         if len(self.adapters) < len(self.lora):
             raise InvalidParameter("lora names two adapters alike", param="lora")
+        if len(self.lora) > self.max_adapters:
+            raise InvalidParameter(
+                f"lora names {len(self.lora)} adapters and max_loras is {self.max_loras}; raise it",
+                param="max_loras",
+            )
         for f in fields(self):
             value = getattr(self, f.name)
             if value is None or isinstance(value, bool | str | tuple):
@@ -255,8 +283,17 @@ class EngineConfig:
     @property
     def adapters(self) -> dict[str, str]:
         """Folders of the adapters by their names."""
-        parts = (entry.partition("=") for entry in self.lora)
-        return {name.strip(): folder.strip() for name, _, folder in parts}
+        return dict(map(split_adapter, self.lora))
+
+    @property
+    def max_adapters(self) -> int:
+        """How many a text model may have at once."""
+        return len(self.lora) if self.max_loras is None else self.max_loras
+
+    def with_adapters(self, adapters: Mapping[str, str]) -> "EngineConfig":
+        """The same with these adapters, and with as many at most."""
+        lora = tuple(f"{name}={folder}" for name, folder in adapters.items())
+        return replace(self, lora=lora, max_loras=self.max_adapters)
 
     @property
     def model_dtype(self) -> Literal["bfloat16", "float16", "float32"]:

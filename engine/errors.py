@@ -16,6 +16,7 @@
     │  ├─ ModelNotReady             the model is still loading, or failed to load
     │  ├─ ModelUnloading            the model is on its way out
     │  ├─ TooManyModels             as many models are loaded as may be
+    │  ├─ TooManyAdapters           as many LoRA adapters are loaded as may be
     │  └─ OutOfBlocks               one request needs more KV blocks than the pool has
     ├─ RequestAborted               the client left, or asked for the abort
     ├─ ModelLoadError               start-up
@@ -124,6 +125,11 @@ class ModelUnloading(CapacityError):
 
 class TooManyModels(CapacityError):
     code = "too_many_models"
+    retryable = False
+
+
+class TooManyAdapters(CapacityError):
+    code = "too_many_adapters"
     retryable = False
 
 

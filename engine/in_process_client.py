@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from engine.adapter_orders import AdapterOrder, AdapterReport
 from engine.client import OnGone
 from engine.config import EngineConfig
 from engine.errors import Draining, EngineDead, EngineError, UnknownModel, UnsupportedFeature
@@ -57,6 +58,12 @@ class InProcessEngineClient:
 
     def unload(self, model: str, drain_timeout_s: float) -> asyncio.Task[None]:
         raise UnsupportedFeature("this engine has the one model that it was made with")
+
+    def load_adapter(self, model: str, order: AdapterOrder) -> asyncio.Future[AdapterReport]:
+        raise UnsupportedFeature("this engine has the adapters that it was made with")
+
+    def unload_adapter(self, model: str, name: str, drain_timeout_s: float) -> asyncio.Future[None]:
+        raise UnsupportedFeature("this engine has the adapters that it was made with")
 
     def config(self, model: str) -> EngineConfig | None:
         return self._config if model == self._info.model else None

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,11 @@ import structlog
 import zmq
 
 from engine import messages
+from engine.adapter_orders import AdaptableEngine, AdapterReport
 from engine.config import EngineConfig
-from engine.errors import EngineError, Failure, InternalError
+from engine.errors import EngineError, Failure, InternalError, UnsupportedFeature
 from engine.fault import answer_for
+from engine.host import Grant
 from engine.kinds import imported, kind_of, kind_of_checkpoint
 from engine.logs import configure_logging
 from engine.pulse import Pulse, send_pulses
@@ -42,15 +44,6 @@ from engine.types import Event, Info, Phase, Request, Stats
 _LONGEST_NAP_S = 0.5
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """Memory that the arbiter has granted."""
-
-    id: int
-    free_bytes: int
-    """Left on the device after it."""
 
 
 class Link:
@@ -201,9 +194,27 @@ class Loop:
                     self._engine.abort(request_id, index)
                     if not self._engine.has_work():
                         self._publish([], self._engine.stats())
+                case messages.LoadAdapter() | messages.UnloadAdapter() as change:
+                    self._change_adapter(change)
                 case messages.Shutdown():
                     return False
         return True
+
+    def _change_adapter(self, change: messages.LoadAdapter | messages.UnloadAdapter) -> None:
+        """Pass an order on, which is answered once it is carried out, between two steps."""
+
+        def answer(outcome: AdapterReport | EngineError | None) -> None:
+            failure = Failure.of(outcome) if isinstance(outcome, EngineError) else None
+            report = outcome if isinstance(outcome, AdapterReport) else None
+            self._link.send(messages.AdapterChanged(change.id, report, failure))
+
+        engine = self._engine
+        if not isinstance(engine, AdaptableEngine):
+            answer(UnsupportedFeature("this kind of model takes no LoRA adapters"))
+        elif isinstance(change, messages.LoadAdapter):
+            engine.load_adapter(change.order, answer)
+        else:
+            engine.unload_adapter(change.name, answer)
 
     def _submit(self, submit: messages.Submit) -> None:
         """Take a request in. One that cannot be read is refused."""

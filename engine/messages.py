@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import msgspec
 
+from engine.adapter_orders import AdapterOrder, AdapterReport
 from engine.config import CpuIsa, EngineConfig
 from engine.errors import Failure
 from engine.kinds import KINDS, AnyKind, kind_of
@@ -114,6 +115,21 @@ class Throttle(msgspec.Struct, tag="throttle", frozen=True):
     share: float | None
 
 
+class LoadAdapter(msgspec.Struct, tag="load_adapter", frozen=True):
+    """Load a LoRA adapter; `AdapterChanged` answers."""
+
+    id: int
+    """The server's own number of it."""
+    order: AdapterOrder
+
+
+class UnloadAdapter(msgspec.Struct, tag="unload_adapter", frozen=True):
+    """Take no more requests for an adapter; `AdapterChanged` answers once it has none."""
+
+    id: int
+    name: str
+
+
 class Shutdown(msgspec.Struct, tag="shutdown", frozen=True):
     pass
 
@@ -194,8 +210,17 @@ class Refused(msgspec.Struct, tag="refused", frozen=True):
     failure: Failure
 
 
-ToWorker = Submit | Abort | Granted | Denied | Throttle | Shutdown
-FromWorker = Progress | Reserve | Release | Found | Ready | Failed | Refused | Step
+class AdapterChanged(msgspec.Struct, tag="adapter_changed", frozen=True):
+    """Answer to the `LoadAdapter` or `UnloadAdapter` of that id, with what was loaded, or why it
+    could not be done."""
+
+    id: int
+    report: AdapterReport | None = None
+    failure: Failure | None = None
+
+
+ToWorker = Submit | Abort | Granted | Denied | Throttle | LoadAdapter | UnloadAdapter | Shutdown
+FromWorker = Progress | Reserve | Release | Found | Ready | Failed | Refused | AdapterChanged | Step
 
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
 _from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)

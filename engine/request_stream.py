@@ -17,6 +17,7 @@ class RequestStream(Generic[EventT]):
 
     def __init__(self, request: Request[EventT], table: "StreamTable") -> None:
         self.request_id = request.request_id
+        self.adapter = request.adapter
         self._unfinished = set(range(request.num_completions))
         self._events: deque[EventT | EngineError] = deque()
         self._arrived = asyncio.Event()
@@ -111,6 +112,13 @@ class StreamTable:
         for stream in list(self._streams.values()):
             stream.put(error)
             self._drop(stream)
+
+    def end_adapter(self, adapter: str, error: EngineError) -> None:
+        """End the open streams of requests for an adapter with `error`, in the engine as well."""
+        for stream in list(self._streams.values()):
+            if stream.adapter == adapter:
+                self.fail(stream.request_id, error)
+                self._abort(stream.request_id, None)
 
     def end(self, stream: RequestStream[Any], index: int) -> None:
         """Abort one completion of an open stream, which may have been its last."""

@@ -7,7 +7,7 @@ that leaves takes no more requests, finishes those that it has, and then its wor
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import Context
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,8 @@ from pathlib import Path
 import structlog
 
 from engine import messages
+from engine.adapter_changes import AdapterChanges
+from engine.adapter_orders import AdapterOrder, AdapterReport
 from engine.config import CpuIsa, EngineConfig
 from engine.errors import (
     EngineDead,
@@ -23,6 +25,7 @@ from engine.errors import (
     InvalidParameter,
     ModelNotReady,
     ModelUnloading,
+    UnknownAdapter,
 )
 from engine.gpus import command_on, device_of_account
 from engine.kinds import AnyKind, kind_of
@@ -72,7 +75,8 @@ class Supervisor:
             is not started again then: whoever asked for it hears why.
 
     Attributes:
-        config: the model's own.
+        config: the model's own, with the adapters that its next worker will have.
+        adapter_changes: those that the worker has not answered yet.
         text_path: of the checkpoint, if it has a text side and was found.
     """
 
@@ -101,6 +105,7 @@ class Supervisor:
         self._check_text = check_text
         self._gate = self._new_gate()
         self._streams = StreamTable(lambda *ended: self._send(messages.Abort(*ended)))
+        self.adapter_changes = AdapterChanges(self._send)
         self._worker: WorkerProcess | None = None
         self._task: asyncio.Task[None] | None = None
         self._failure: Failure | None = None
@@ -148,6 +153,64 @@ class Supervisor:
             ModelUnloading: it is on its way out.
             ModelNotReady: there is no worker that could take it now.
         """
+        info = self._ready_info()
+        kind = kind_of(info)
+        if kind_of(request) is not kind:
+            raise InvalidParameter(f"model {self.spec.name!r} makes {kind.makes}", param="model")
+        data = messages.encode(messages.Submit.of(request))
+        # Not before it could be written: a stream without a request would never end.
+        stream = self._streams.open(request)
+        self._send_encoded(data)
+        return stream
+
+    def load_adapter(self, order: AdapterOrder) -> "asyncio.Future[AdapterReport]":
+        """Have the worker load an adapter, and those that follow it as well. It is the caller's to
+        see to it that the name is free.
+
+        Raises:
+            UnsupportedFeature: models of this kind have none.
+            ModelUnloading, ModelNotReady: as in `submit`.
+        """
+        self._ready_info().with_adapter(order.name)
+        return self.adapter_changes.load(order)
+
+    def unload_adapter(self, name: str, drain_timeout_s: float) -> "asyncio.Task[None]":
+        """Take no more requests for an adapter from now on, let the running ones finish for so
+        long, and end them then with `ModelUnloading`.
+
+        Raises:
+            UnknownAdapter: there is none of that name.
+            ModelUnloading, ModelNotReady: as in `submit`.
+        """
+        info = self._ready_info()
+        if name not in info.names or name == info.model:
+            raise UnknownAdapter(
+                f"model {self.spec.name!r} has no adapter {name!r}", param="lora_name"
+            )
+        self._serve_adapters(info.without_adapter(name), self.config.adapters)
+        gone = self.adapter_changes.unload(name)
+        return asyncio.create_task(self._wait_for_adapter(name, gone, drain_timeout_s))
+
+    async def _wait_for_adapter(
+        self, name: str, gone: "asyncio.Future[None]", drain_timeout_s: float
+    ) -> None:
+        done, _ = await asyncio.wait([gone], timeout=drain_timeout_s)
+        if not done:
+            self._streams.end_adapter(
+                name,
+                ModelUnloading(
+                    f"adapter {name!r} was unloaded before the request was complete; send it to "
+                    f"another model"
+                ),
+            )
+        await gone
+
+    def _ready_info(self) -> Info:
+        """
+        Raises:
+            ModelUnloading: it is on its way out.
+            ModelNotReady: there is no worker that could do something now.
+        """
         if self.is_leaving:
             raise ModelUnloading(f"model {self.spec.name!r} is being unloaded", param="model")
         if not self.is_ready or self._worker is None or self.info is None:
@@ -156,14 +219,7 @@ class Supervisor:
                 f"{f' ({self.status.news})' if self.status.news else ''}; "
                 f"wait until GET /ready answers 200"
             )
-        kind = kind_of(self.info)
-        if kind_of(request) is not kind:
-            raise InvalidParameter(f"model {self.spec.name!r} makes {kind.makes}", param="model")
-        data = messages.encode(messages.Submit.of(request))
-        # Not before it could be written: a stream without a request would never end.
-        stream = self._streams.open(request)
-        self._worker.send_encoded(data)
-        return stream
+        return self.info
 
     def throttle(self, share: float | None) -> None:
         """Bound the share of time that the worker's steps take; None lifts the bound."""
@@ -325,10 +381,24 @@ class Supervisor:
                 self._gate.found(path)
             case messages.Ready():
                 self._gate.loaded(message.read())
+            case messages.AdapterChanged():
+                self._end_adapter_change(message)
             case messages.Refused(request_id=request_id, failure=failure):
                 self._streams.fail(request_id, failure.error())
             case messages.Failed(failure=failure):
                 self._failure = failure
+
+    def _end_adapter_change(self, answer: messages.AdapterChanged) -> None:
+        loaded = self.adapter_changes.end(answer)
+        if loaded is not None and self.info is not None:
+            folders = {**self.config.adapters, loaded.name: loaded.folder}
+            self._serve_adapters(self.info.with_adapter(loaded.name), folders)
+
+    def _serve_adapters(self, info: Info, folders: Mapping[str, str]) -> None:
+        """Take requests for the adapters of `info`, which the next worker shall have, too."""
+        self.info = info
+        served = {name: folder for name, folder in folders.items() if name in info.names}
+        self.config = self.config.with_adapters(served)
 
     def _new_gate(self) -> TextGate:
         return TextGate(self._check_text, self._serve_requests, self._give_up)
@@ -373,8 +443,11 @@ class Supervisor:
             self._send(messages.Denied(ask.id, Failure.of(error)))
 
     def _send(self, message: messages.ToWorker) -> None:
+        self._send_encoded(messages.encode(message))
+
+    def _send_encoded(self, data: bytes) -> None:
         if self._worker is not None:
-            self._worker.send(message)
+            self._worker.send_encoded(data)
 
     def _note_end(self, code: int | None) -> None:
         """Log how a worker ended, if it was not to."""
@@ -396,9 +469,9 @@ class Supervisor:
         reason = f": {self._failure.message}" if self._failure else ""
         if self._stall is not None:
             reason = f": {self._stall}"
-        self._streams.fail_all(
-            EngineDead(f"the worker of model {self.spec.name!r} ended{reason}; try again")
-        )
+        death = EngineDead(f"the worker of model {self.spec.name!r} ended{reason}; try again")
+        self._streams.fail_all(death)
+        self.adapter_changes.end_all(death)
         self._on_lost(self.spec.name)
 
     def _set_phase(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Generic, Self, TypeVar
 
-from engine.errors import Failure
+from engine.errors import Failure, UnsupportedFeature
 from engine.sampling_params import SamplingParams as SamplingParams
 
 
@@ -65,6 +65,8 @@ class Request(Generic[EventT]):
     """Lower runs first, under the priority policy only."""
     arrival_time_s: float = 0.0
     """`time.time()` when the server accepted it."""
+    adapter: str | None = None
+    """Name of the model's LoRA adapter that it asks for."""
 
     @property
     def num_completions(self) -> int:
@@ -121,6 +123,18 @@ class Info:
         """The info that a request for `name` is answered by; None: that is no name of it."""
         return self if name == self.model else None
 
+    def with_adapter(self, name: str) -> Self:
+        """The same with one more adapter, or with another version of one.
+
+        Raises:
+            UnsupportedFeature: its kind has none.
+        """
+        raise UnsupportedFeature(f"{self.model} takes no LoRA adapters; text models do")
+
+    def without_adapter(self, name: str) -> Self:
+        """The same without an adapter."""
+        return self
+
     @property
     def log_fields(self) -> dict[str, object]:
         """What the log says of a model that begins to serve."""
@@ -138,8 +152,6 @@ class GenerateRequest(Request["TokenEvent"]):
     sampling: SamplingParams
     cache_salt: str | None = None
     """Requests share cached prefixes only with requests of the same salt."""
-    adapter: str | None = None
-    """LoRA adapter name; None is the base model."""
 
     @property
     def num_completions(self) -> int:
@@ -245,6 +257,15 @@ class ModelInfo(Info):
         if name == self.model:
             return self
         return replace(self, adapter=name) if name in self.adapters else None
+
+    def with_adapter(self, name: str) -> Self:
+        others = self.without_adapter(name)
+        return replace(others, adapters=(*others.adapters, name))
+
+    def without_adapter(self, name: str) -> Self:
+        kept = tuple(adapter for adapter in self.adapters if adapter != name)
+        failed = {key: why for key, why in self.failed_adapters.items() if key != name}
+        return replace(self, adapters=kept, failed_adapters=failed)
 
     @property
     def log_fields(self) -> dict[str, object]:

@@ -27,7 +27,15 @@ from server.models.library import ModelLibrary
 from server.responses.background import BackgroundJobs
 from server.responses.shape import error_shape as responses_error_shape
 from server.responses.store import ResponseStore
-from server.routes import docs, health, live_requests, metrics, model_loading, models
+from server.routes import (
+    adapter_loading,
+    docs,
+    health,
+    live_requests,
+    metrics,
+    model_loading,
+    models,
+)
 from server.settings import Settings
 from server.state import AppState
 from server.text.check import check_text
@@ -38,6 +46,7 @@ _ROUTERS = (
     *(imported(name) for served in SERVED.values() for name in served.routers),
     models.router,
     model_loading.router,
+    adapter_loading.router,
     live_requests.router,
     health.router,
     metrics.router,

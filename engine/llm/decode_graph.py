@@ -244,6 +244,13 @@ class DecodeGraphs:
             return None
         return recorded.result()
 
+    def forget_adapters(self) -> None:
+        """Record steps with adapters anew: what they read is somewhere else now."""
+        for size in [size for size in self._uses if size.has_adapters]:
+            del self._uses[size]
+            self._graphs.pop(size, None)
+        self._broken.discard(True)
+
     @property
     def sizes(self) -> list[GraphSize]:
         """All that a step can ask for, the largest first."""

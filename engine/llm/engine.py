@@ -9,13 +9,14 @@ one to go on with:
 """
 
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from engine.adapter_orders import AdapterOrder, AdapterShelf, Answer
 from engine.config import ResolvedConfig
-from engine.errors import InvalidParameter, UnknownAdapter
+from engine.errors import InvalidParameter, TooManyAdapters, UnknownAdapter
 from engine.fault import answer_for
 from engine.llm.decision import ScheduleDecision
 from engine.llm.preparation import Preparation
@@ -28,14 +29,15 @@ if TYPE_CHECKING:  # the executor brings torch, which the engine itself does wit
 
 
 NAP_S = 0.005
-"""While there is nothing to do but to wait for a grammar. Messages wait as long, too."""
+"""While there is nothing to do but to wait for a grammar or an adapter. Messages wait as long,
+too."""
 
 
 class LLMEngine:
     """Turns queued requests into token events.
 
     Args:
-        adapters: names of those that the executor has.
+        adapters: those that the executor has, which may come and go; None: it never has any.
         clock: `time.perf_counter`, or a test's own; only how prompts are cut depends on it.
     """
 
@@ -45,7 +47,7 @@ class LLMEngine:
         executor: "Executor",
         config: ResolvedConfig,
         *,
-        adapters: Collection[str] = (),
+        adapters: AdapterShelf | None = None,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         self._scheduler = scheduler
@@ -69,8 +71,11 @@ class LLMEngine:
             RequestError, CapacityError: it cannot be taken; nothing was changed. What is found out
                 about its structure later is told by an event.
         """
-        if request.adapter is not None and request.adapter not in self._adapters:
-            raise UnknownAdapter(f"the model has no adapter {request.adapter!r}", param="model")
+        if request.adapter is not None:
+            if self._adapters is None:
+                raise UnknownAdapter(f"the model has no adapter {request.adapter!r}", param="model")
+            # Its name may mean another one before the request ends, in caches as well.
+            request = replace(request, adapter=self._adapters.key_of(request.adapter))
         structure = request.sampling.structure
         if structure is None:
             self._scheduler.add(request)
@@ -88,8 +93,31 @@ class LLMEngine:
         self._scheduler.abort(request_id, index)
         self._put_in_order()
 
+    def load_adapter(self, order: AdapterOrder, answer: Answer) -> None:
+        """Begin to load an adapter, beside the steps; it is there once that is answered."""
+        if self._adapters is None:
+            answer(
+                TooManyAdapters(
+                    "the model may have no adapters; set max_loras to as many as it shall have",
+                    param="lora_name",
+                )
+            )
+        else:
+            self._adapters.load(order, answer)
+
+    def unload_adapter(self, name: str, answer: Answer) -> None:
+        """Take no more requests for an adapter. It goes, and that is answered, when it has none."""
+        if self._adapters is None:
+            answer(UnknownAdapter(f"the model has no adapter {name!r}", param="lora_name"))
+        else:
+            self._adapters.unload(name, answer)
+
     def has_work(self) -> bool:
-        return self._scheduler.has_work() or bool(self._launched or self._preparation)
+        return (
+            self._scheduler.has_work()
+            or bool(self._launched or self._preparation)
+            or (self._adapters is not None and self._adapters.has_work())
+        )
 
     def step(self) -> tuple[list[TokenEvent], EngineStats]:
         """Bring one step to its end and tell what came of it.
@@ -102,6 +130,7 @@ class LLMEngine:
                 be used again: its process ends, the supervisor starts a new one and tells the
                 clients.
         """
+        self._advance_adapters()
         refused = self._admit_prepared()
         try:
             events, stats = self._step()
@@ -112,6 +141,19 @@ class LLMEngine:
         if self._checks_invariants:
             self._scheduler.check_invariants()
         return refused + events, stats
+
+    def _advance_adapters(self) -> None:
+        """Put those in place that have been read, and let those go that nobody uses."""
+        if self._adapters is None or not self._adapters.has_work():
+            return
+        self._adapters.advance(self._adapters_in_use)
+        if not (self._launched or self._preparation or self._scheduler.has_work()):
+            self._adapters.wait(NAP_S)
+
+    def _adapters_in_use(self) -> set[str]:
+        """Keys of adapters that unfinished requests have."""
+        requests = (*self._scheduler.requests(), *self._preparation.requests())
+        return {request.adapter for request in requests if request.adapter is not None}
 
     def _admit_prepared(self) -> list[TokenEvent]:
         """Queue those whose structure is ready; returns the ends of those that have none."""

@@ -28,7 +28,7 @@ from engine.llm.step_memory import measure_step_memory
 from engine.llm.structure.grammars import Grammars
 from engine.llm.structure.reader_process import ReaderProcess
 from engine.llm.structure.token_table import load_token_table
-from engine.lora.slots import load_adapters
+from engine.lora.table import load_adapters
 from engine.models.adapters import Adapters
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
@@ -82,13 +82,19 @@ def load_engine(
             device=torch.device(config.device),
             deterministic=config.deterministic,
         )
-    adapters = load_adapters(intent.adapters, model, host, machine.free_memory_bytes)
+    adapters = load_adapters(
+        intent.adapters,
+        model,
+        host,
+        machine.free_memory_bytes,
+        max_adapters=intent.max_adapters,
+    )
     host.report(Phase.WARMING_UP)
     if config.device == "cuda":
-        memory = memory.beside(adapters.num_bytes)
-        config = measured(model, model_config, memory, host, adapters.slots)
+        memory = memory.beside(0 if adapters is None else adapters.num_bytes)
+        config = measured(model, model_config, memory, host, adapters)
         memory.reserve_pool(config, host)
-    runner = create_runner(model, model_config, config, adapters.slots, grammars)
+    runner = create_runner(model, model_config, config, adapters, grammars)
     runner.warm_up()
     scheduler = Scheduler(
         config,
@@ -99,7 +105,7 @@ def load_engine(
             config, Speculation(config) if config.num_speculative_tokens else None
         ),
     )
-    engine = LLMEngine(scheduler, LocalExecutor(runner), config, adapters=adapters.names)
+    engine = LLMEngine(scheduler, LocalExecutor(runner), config, adapters=adapters)
     log.info(
         "model loaded",
         seconds=round(time.monotonic() - started_s, 1),
@@ -113,7 +119,9 @@ def load_engine(
             bits=round(plan.stored_bits, 2),
         )
     info = model_info(model_id, checkpoint, model_config, config)
-    return engine, replace(info, adapters=adapters.names, failed_adapters=adapters.failed)
+    if adapters is not None:
+        info = replace(info, adapters=adapters.names, failed_adapters=adapters.failed)
+    return engine, info
 
 
 def planned(

@@ -126,6 +126,8 @@ class ModelRunner:
         self._adapters = adapters
         self._adapter_slots: dict[int, int] = {}
         """Of the sequences that have an adapter."""
+        self._recorded_version = 0 if adapters is None else adapters.version
+        """Of the adapters that steps were recorded with."""
         self._num_groups = len(model_config.layer_groups)
         self._kv = KvStorage(
             num_blocks=config.num_kv_blocks + (recorder is not None),
@@ -289,7 +291,7 @@ class ModelRunner:
         """Bring the step's inputs in place; what is returned computes its hidden states, [T, C]."""
         self._kv.clear(rows.entered_block_ids)
         self._kv.will_write(rows.inputs[BLOCK_IDS:])
-        graph = self._graphs.find(rows) if self._graphs is not None else None
+        graph = self._find_graph(rows)
         if graph is not None:
             graph.load(rows)
             _fill_in(graph.token_ids, rows, before)
@@ -297,6 +299,14 @@ class ModelRunner:
         batch = Batch.on(self._device, rows)
         _fill_in(batch.token_ids, rows, before)
         return lambda: self._run_model(batch)
+
+    def _find_graph(self, rows: StepRows) -> DecodeGraph | None:
+        if self._graphs is None:
+            return None
+        if self._adapters is not None and self._adapters.version != self._recorded_version:
+            self._recorded_version = self._adapters.version
+            self._graphs.forget_adapters()
+        return self._graphs.find(rows)
 
     def _run_model(self, batch: Batch) -> Tensor:
         adapters, slots = self._adapters, batch.adapter_slots

@@ -23,6 +23,10 @@ class Preparation:
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._waiting
 
+    def requests(self) -> list[GenerateRequest]:
+        """All of them."""
+        return [request for request, _ in self._waiting.values()]
+
     def add(self, request: GenerateRequest, structure: Structure) -> None:
         """Begin with a request's structure."""
         self._waiting[request.request_id] = (request, self._executor.prepare(structure))

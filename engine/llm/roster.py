@@ -14,6 +14,7 @@ from engine.llm.request import ActiveRequest, Sequence, Status
 from engine.llm.sequence_blocks import SequenceBlocks
 from engine.scheduling.policy import SchedulingPolicy
 from engine.scheduling.queue import WaitingQueue
+from engine.types import GenerateRequest
 
 
 class Roster:
@@ -35,6 +36,10 @@ class Roster:
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._requests
+
+    def requests(self) -> list[GenerateRequest]:
+        """Those that are unfinished."""
+        return [owner.request for owner in self._requests.values()]
 
     def find_request(self, request_id: str) -> ActiveRequest | None:
         return self._requests.get(request_id)

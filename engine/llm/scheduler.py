@@ -188,6 +188,10 @@ class Scheduler:
                 self._end(sequence)
         self._roster.release_siblings(owner)
 
+    def requests(self) -> list[GenerateRequest]:
+        """Those that are unfinished."""
+        return self._roster.requests()
+
     def has_work(self) -> bool:
         return bool(self._roster.running or self._roster.waiting)
 

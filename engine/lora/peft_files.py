@@ -6,15 +6,15 @@ and we do not have, names and shapes from the file's header, then that the numbe
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import structlog
 import torch
 from torch import Tensor
 
+from engine.adapter_orders import AdapterReport
 from engine.checkpoint_files import read_json
 from engine.errors import CorruptFile, ModelLoadError, ShapeMismatch
 from engine.weights.safetensors import file_headers, iter_file_tensors
@@ -24,7 +24,7 @@ CONFIG, WEIGHTS, PICKLED = (
     "adapter_model.safetensors",
     "adapter_model.bin",
 )
-MAX_RANK = 128
+MAX_RANK = 256
 """That `kernels.lora_gather` takes."""
 MAX_NAMED = 3
 """Layers that a message lists."""
@@ -34,7 +34,6 @@ MAX_SHOWN = 100
 _PREFIX = "base_model.model."
 _UNSUPPORTED = {
     "use_dora": "DoRA",
-    "modules_to_save": "whole modules (modules_to_save)",
     "trainable_token_indices": "token embeddings (trainable_token_indices)",
     "lora_bias": "biases of its own (lora_bias)",
     "layer_replication": "layer_replication",
@@ -56,17 +55,14 @@ _PLAIN_PATTERN = re.compile(r"\^?(?:[\w-]|\\?\.)+")
 Shapes = Mapping[str, tuple[int, int]]
 """Outputs and inputs of a model's linear layers, by the checkpoint's names."""
 
-log = structlog.get_logger(__name__)
-
-
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Of one linear layer: `x` gets `scale · b @ a @ x`."""
+    """Of one linear layer, whose output gets `scale · (a @ x) @ b`."""
 
     a: Tensor
-    """[r, in], of the file's memory."""
+    """[r, in]."""
     b: Tensor
-    """[out, r], likewise."""
+    """[r, out]: turned, as `kernels.lora_gather` takes it."""
     scale: float
 
     @property
@@ -74,15 +70,37 @@ class Update:
         return len(self.a)
 
 
-Adapter = dict[str, Update]
-"""By the checkpoint's name of the layer."""
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """What a folder holds for a model, in its type."""
+
+    updates: Mapping[str, Update]
+    """By the checkpoint's name of the layer."""
+    left_out: tuple[str, ...] = ()
+    """Layers that the model has not, beside its decoder's."""
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """By layer."""
+        return {name: update.rank for name, update in self.updates.items()}
+
+    @property
+    def report(self) -> AdapterReport:
+        """For whoever has asked for it."""
+        return AdapterReport(
+            num_layers=len(self.updates),
+            ranks=tuple(sorted(set(self.ranks.values()))),
+            num_left_out=len(self.left_out),
+            left_out=tuple(map(_short, self.left_out[:MAX_NAMED])),
+        )
 
 
 def read_adapter(folder: Path, shapes: Shapes, dtype: torch.dtype) -> Adapter:
-    """Read an adapter that was made for a model with these layers.
+    """Read an adapter that was made for a model with these layers. Nothing of it stays in the
+    file's memory, so that whoever installs it waits for no disk.
 
     Args:
-        dtype: of the model, in which the numbers must be finite, too.
+        dtype: of the model, in which the numbers must be finite.
 
     Raises:
         ModelLoadError: what is wrong, in words that hold no path. CorruptFile: a file is damaged;
@@ -93,7 +111,7 @@ def read_adapter(folder: Path, shapes: Shapes, dtype: torch.dtype) -> Adapter:
     if not (folder / WEIGHTS).exists():
         pickled = f", and {PICKLED} may run anything" if (folder / PICKLED).exists() else ""
         raise ModelLoadError(f"there is no {WEIGHTS}{pickled}; save the adapter as safetensors")
-    ranks = _checked_ranks(folder, shapes)
+    ranks, left_out = _checked_ranks(folder, shapes)
     for name, rank in ranks.items():
         wanted = _by_pattern(config, "rank_pattern", name, config.get("r", 8))
         if wanted != rank:
@@ -101,14 +119,19 @@ def read_adapter(folder: Path, shapes: Shapes, dtype: torch.dtype) -> Adapter:
     tensors = {}
     for key, tensor in iter_file_tensors(folder / WEIGHTS):
         name, side = _layer_of(key)
-        # In the model's type: what is too large for it would be infinite.
-        if name in ranks and not tensor.to(dtype).isfinite().all():
+        if name not in ranks:
+            continue
+        turned = tensor.T if side == "lora_B" else tensor
+        kept = torch.empty(turned.shape, dtype=dtype).copy_(turned)
+        # What is too large for the model's type is infinite in it.
+        if not kept.isfinite().all():
             raise ModelLoadError(f"{name} holds numbers that are not finite in {dtype}")
-        tensors[name, side] = tensor
-    return {
+        tensors[name, side] = kept
+    updates = {
         name: Update(tensors[name, "lora_A"], tensors[name, "lora_B"], _scale(config, name, rank))
         for name, rank in ranks.items()
     }
+    return Adapter(updates, left_out)
 
 
 def _check_supported(config: Mapping[str, Any]) -> None:
@@ -119,6 +142,12 @@ def _check_supported(config: Mapping[str, Any]) -> None:
     for key, what in _UNSUPPORTED.items():
         if config.get(key):
             raise ModelLoadError(f"it has {what}, which is not supported here")
+    if modules := config.get("modules_to_save"):
+        named = _listed(modules) if isinstance(modules, list) else _short(modules)
+        raise ModelLoadError(
+            f"it brings whole modules of its own (modules_to_save: {named}), which is not supported "
+            f"here: all adapters share the model's; train without, or serve the merged model"
+        )
     if config.get("bias", "none") != "none":
         raise ModelLoadError("it has biases, which are not supported here; train with bias none")
     begun = str(config.get("init_lora_weights")).lower()
@@ -129,8 +158,9 @@ def _check_supported(config: Mapping[str, Any]) -> None:
         )
 
 
-def _checked_ranks(folder: Path, shapes: Shapes) -> dict[str, int]:
-    """The rank of each layer that the adapter has, by the header of its file."""
+def _checked_ranks(folder: Path, shapes: Shapes) -> tuple[dict[str, int], tuple[str, ...]]:
+    """The rank of each layer that the adapter has, by the header of its file, and the layers that
+    are left out."""
     found: dict[str, dict[str, tuple[int, ...]]] = {}
     unknown: list[str] = []
     for key, header in file_headers(folder / WEIGHTS).items():
@@ -148,8 +178,18 @@ def _checked_ranks(folder: Path, shapes: Shapes) -> dict[str, int]:
             sides[side] = header.shape
         else:
             unknown.append(name)
-    _report(found, unknown, shapes)
-    return {name: _checked_rank(name, sides, shapes[name]) for name, sides in found.items()}
+    left_out = _checked_unknown(found, unknown)
+    ranks: dict[str, int] = {}
+    wrong: list[str] = []
+    for name, sides in found.items():
+        try:
+            ranks[name] = _checked_rank(name, sides, shapes[name])
+        except ShapeMismatch as error:
+            wrong.append(error.message)
+    if wrong:
+        others = f"; {len(wrong) - 1} more of its layers do not fit" if len(wrong) > 1 else ""
+        raise ShapeMismatch(wrong[0] + others)
+    return ranks, left_out
 
 
 def _checked_rank(name: str, sides: Mapping[str, tuple[int, ...]], shape: tuple[int, int]) -> int:
@@ -168,12 +208,13 @@ def _checked_rank(name: str, sides: Mapping[str, tuple[int, ...]], shape: tuple[
     return rank
 
 
-def _report(found: Mapping[str, object], unknown: list[str], shapes: Shapes) -> None:
-    """
+def _checked_unknown(found: Mapping[str, object], unknown: list[str]) -> tuple[str, ...]:
+    """Layers that the model has not, and that it need not have.
+
     Raises:
         ModelLoadError: a layer that could only be one of the model's, or none is.
     """
-    names = sorted(set(unknown))
+    names = tuple(sorted(set(unknown)))
     foreign = [name for name in names if name.startswith("model.layers.")]
     if foreign or not found:
         raise ModelLoadError(
@@ -183,10 +224,7 @@ def _report(found: Mapping[str, object], unknown: list[str], shapes: Shapes) -> 
     for name in names:
         if name.endswith(("lm_head", "embed_tokens")):
             raise ModelLoadError(f"it changes {name}, which is not supported here")
-    if names:
-        log.warning(
-            "layers of an adapter that the model has not are left out", names=_listed(names)
-        )
+    return names
 
 
 def _layer_of(key: str) -> tuple[str, str]:
@@ -224,7 +262,7 @@ def _by_pattern(config: Mapping[str, Any], key: str, name: str, default: Any) ->
     return default
 
 
-def _listed(names: list[str]) -> str:
+def _listed(names: Sequence[object]) -> str:
     more = len(names) - MAX_NAMED
     return ", ".join(map(_short, names[:MAX_NAMED])) + (f" and {more} more" if more > 0 else "")
 

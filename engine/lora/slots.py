@@ -5,26 +5,20 @@ highest rank: a launch serves rows with different adapters (`kernels.lora_gather
 that layer have zeros there. A row's bits depend on its own adapter alone.
 """
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Self
 
-import structlog
 import torch
 from torch import Tensor
 
-from engine.errors import InsufficientMemory, ModelLoadError, UnknownAdapter
-from engine.host import Host
-from engine.lora.peft_files import Adapter, Update, read_adapter
-from engine.models.causal_lm import CausalLM
+from engine.lora.peft_files import Adapter, Shapes, Update
 from engine.models.layers.linear import Linear
 from engine.models.layers.weight_slots import WeightOptions
-from engine.runtime.huge_pages import use_huge_pages
 from kernels import lora_gather
 
-log = structlog.get_logger(__name__)
+Ranks = Mapping[str, int]
+"""Of an adapter's layers, by the checkpoint's names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +54,24 @@ class ShardUpdates:
             torch.zeros(num_adapters, device=device),
         )
 
-    def put(self, slot: int, update: Update) -> None:
-        """Set what the adapter in a slot has."""
-        self.a[slot, : update.rank] = update.a
-        self.b[slot, : update.rank] = update.b.T
-        self.scales[slot] = update.scale
+    def put(self, slot: int, update: Update | None) -> None:
+        """Set what the adapter in a slot has, whatever was there before."""
+        rank = 0
+        if update is not None:
+            rank = update.rank
+            self.a[slot, :rank] = update.a
+            self.b[slot, :rank] = update.b
+        self.a[slot, rank:] = 0
+        self.b[slot, rank:] = 0
+        self.scales[slot] = 0.0 if update is None else update.scale
+
+    def copy_from(self, other: "ShardUpdates") -> None:
+        """Take the adapters over that others of the same layer have, as far as there is room."""
+        count = min(len(self.a), len(other.a))
+        rank = min(self.a.shape[1], other.a.shape[1])
+        self.a[:count, :rank] = other.a[:count, :rank]
+        self.b[:count, :rank] = other.b[:count, :rank]
+        self.scales[:count] = other.scales[:count]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,128 +87,74 @@ class LoraRows:
             lora_gather(part, x, shard.a, shard.b, self.slots, shard.scales)
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How many adapters the arrays of a model hold, and how high a rank of each layer."""
+
+    num_slots: int = 0
+    ranks: Ranks = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, num_slots: int, adapters: Iterable[Ranks]) -> Self:
+        """As much as these adapters need."""
+        highest: dict[str, int] = {}
+        for ranks in adapters:
+            for path, rank in ranks.items():
+                highest[path] = max(rank, highest.get(path, 0))
+        return cls(num_slots, highest)
+
+    def holds(self, slot: int, ranks: Ranks) -> bool:
+        """Whether such an adapter fits into that slot."""
+        fits = all(rank <= self.ranks.get(path, 0) for path, rank in ranks.items())
+        return fits and slot < self.num_slots
+
+    def num_bytes(self, shapes: Shapes, itemsize: int) -> int:
+        """Of the arrays."""
+        per_slot = sum(rank * sum(shapes[path]) for path, rank in self.ranks.items())
+        return self.num_slots * per_slot * itemsize
+
+
 class LoraSlots:
-    """`engine.models.adapters.Adapters`: never changed once it is filled.
+    """Arrays of a fixed size. A slot may be filled anew while no row has it.
 
     Args:
-        adapters: by name; the first one is in slot 0.
+        before: whose adapters keep their slots. None: all slots are empty.
     """
 
-    def __init__(self, model: CausalLM, adapters: Mapping[str, Adapter]) -> None:
-        self._slots = {name: slot for slot, name in enumerate(adapters)}
-        self._updates = {
-            layer.path: _layer_updates(layer, list(adapters.values()), model.options)
-            for layer in _linear_layers(model)
-        }
+    def __init__(
+        self,
+        layers: Iterable[Linear],
+        room: Room,
+        options: WeightOptions,
+        before: "LoraSlots | None" = None,
+    ) -> None:
+        self.room = room
+        self._shards: dict[str, ShardUpdates] = {}
+        self._updates = {layer.path: self._create(layer, options) for layer in layers}
+        if before is not None:
+            for path in self._shards.keys() & before._shards.keys():
+                self._shards[path].copy_from(before._shards[path])
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(self._slots)
-
-    def slot_of(self, name: str) -> int:
-        if name not in self._slots:
-            raise UnknownAdapter(f"the model has no adapter {name!r}", param="model")
-        return self._slots[name]
+    def put(self, slot: int, adapter: Adapter) -> None:
+        """Fill a slot in which the adapter fits."""
+        for path, shard in self._shards.items():
+            shard.put(slot, adapter.updates.get(path))
 
     def of_rows(self, slots: Tensor) -> LoraRows:
         return LoraRows(self._updates, slots)
 
-
-@dataclass(slots=True)
-class LoadedAdapters:
-    """What became of the adapters that a model was to have."""
-
-    slots: LoraSlots | None = None
-    """None: it has none."""
-    num_bytes: int = 0
-    failed: dict[str, str] = field(default_factory=dict)
-    """Why, by name, in words that hold no path."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return () if self.slots is None else self.slots.names
-
-
-def load_adapters(
-    folders: Mapping[str, str], model: CausalLM, host: Host, capacity_bytes: int
-) -> LoadedAdapters:
-    """Load adapters from folders, by the names under which they will be served.
-
-    One that cannot be loaded is left out, with the reason; the model and the others are as if it
-    had not been asked for.
-
-    Args:
-        capacity_bytes: see `Host.reserve`.
-    """
-    loaded = LoadedAdapters()
-    shapes = {
-        path: (shard.out_features, layer.in_features)
-        for layer in _linear_layers(model)
-        for path, shard in zip(layer.shard_paths, layer.shards, strict=True)
-    }
-    options = model.options
-    adapters: dict[str, Adapter] = {}
-    for name, folder in folders.items():
-        try:
-            place = Path(os.path.expanduser(folder))
-            adapters[name] = read_adapter(place, shapes, options.dtype)
-        except ModelLoadError as error:
-            loaded.failed[name] = error.message
-        except Exception as error:  # whatever a stranger's file can do, the model is served
-            log.exception("adapter failed to load", adapter=name)
-            loaded.failed[name] = f"{type(error).__name__} while its files were read"
-    if adapters:
-        loaded.num_bytes = _num_bytes(adapters, shapes, options.dtype.itemsize)
-        try:
-            host.reserve(options.device.type, "adapters", loaded.num_bytes, capacity_bytes)
-            loaded.slots = LoraSlots(model, adapters)
-            if options.device.type == "cpu":
-                use_huge_pages()
-        except InsufficientMemory as error:
-            loaded.num_bytes = 0
-            loaded.failed |= dict.fromkeys(adapters, error.message)
-    for name, reason in loaded.failed.items():
-        log.error("adapter failed to load", adapter=name, folder=folders[name], reason=reason)
-    for name in loaded.names:
-        ranks = sorted({update.rank for update in adapters[name].values()})
-        log.info("adapter loaded", adapter=name, layers=len(adapters[name]), ranks=ranks)
-    return loaded
-
-
-def _linear_layers(model: CausalLM) -> list[Linear]:
-    return [module for module in model.modules() if isinstance(module, Linear)]
-
-
-def _layer_updates(
-    layer: Linear, adapters: Sequence[Adapter], options: WeightOptions
-) -> list[ShardUpdates]:
-    found, first = [], 0
-    for path, shard in zip(layer.shard_paths, layer.shards, strict=True):
-        if rank := _rank(path, adapters):
-            updates = ShardUpdates.empty(
-                first,
-                num_adapters=len(adapters),
-                rank=rank,
-                inputs=layer.in_features,
-                outputs=shard.out_features,
-                options=options,
-            )
-            for slot, adapter in enumerate(adapters):
-                if path in adapter:
-                    updates.put(slot, adapter[path])
-            found.append(updates)
-        first += shard.out_features
-    return found
-
-
-def _rank(path: str, adapters: Sequence[Adapter]) -> int:
-    """The highest that an adapter has for a layer; 0: none has any."""
-    return max((adapter[path].rank for adapter in adapters if path in adapter), default=0)
-
-
-def _num_bytes(
-    adapters: Mapping[str, Adapter], shapes: Mapping[str, tuple[int, int]], itemsize: int
-) -> int:
-    stored = list(adapters.values())
-    per_adapter = sum(_rank(path, stored) * sum(shape) for path, shape in shapes.items())
-    return len(stored) * per_adapter * itemsize
+    def _create(self, layer: Linear, options: WeightOptions) -> list[ShardUpdates]:
+        found, first = [], 0
+        for path, shard in zip(layer.shard_paths, layer.shards, strict=True):
+            if rank := self.room.ranks.get(path):
+                self._shards[path] = ShardUpdates.empty(
+                    first,
+                    num_adapters=self.room.num_slots,
+                    rank=rank,
+                    inputs=layer.in_features,
+                    outputs=shard.out_features,
+                    options=options,
+                )
+                found.append(self._shards[path])
+            first += shard.out_features
+        return found

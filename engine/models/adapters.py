@@ -11,10 +11,17 @@ NO_ADAPTER = -1
 
 
 class Adapters(Protocol):
-    """Those that a model has loaded, in slots. Loop thread only."""
+    """Those that a model has loaded, in slots. Loop thread only.
 
-    def slot_of(self, name: str) -> int:
-        """Where the adapter of that name is.
+    Attributes:
+        version: another one when a recorded step must be recorded anew.
+    """
+
+    version: int
+
+    def slot_of(self, key: str) -> int:
+        """Where the adapter of that key is, as long as some request has it
+        (`engine.adapter_orders.AdapterShelf`).
 
         Raises:
             UnknownAdapter: there is none.

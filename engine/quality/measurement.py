@@ -6,6 +6,7 @@ from typing import Any
 
 from engine.config import GIB, EngineConfig
 from engine.errors import InsufficientMemory, InvalidParameter
+from engine.host import Grant
 from engine.quality.scored_model import FoundModel, ScoredModel, find_model, load_model
 from engine.quality.scoring import passage_scores
 from engine.text.scores.passages import Passage, ScoredFile
@@ -49,6 +50,12 @@ class Host:
                 f"free; use a smaller model or free memory"
             )
         return capacity_bytes - num_bytes
+
+    def borrow(self, device: str, purpose: str, num_bytes: int, capacity_bytes: int) -> Grant:
+        return Grant(0, self.reserve(device, purpose, num_bytes, capacity_bytes))
+
+    def give_back(self, grant: Grant) -> None:
+        """Nobody keeps an account."""
 
 
 def measure(order: Order, tell: Tell) -> dict[str, Any]:

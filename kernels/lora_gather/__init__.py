@@ -16,7 +16,7 @@ def lora_gather(
     Args:
         y: [T, N], fp32, bf16 or fp16; rows may be strided (part of a packed projection). Mutated.
         x: [T, K], y's dtype; rows may be strided.
-        a: [L, r, K], y's dtype, contiguous; r <= 128. Adapters of a lower rank are padded with
+        a: [L, r, K], y's dtype, contiguous; r <= 256. Adapters of a lower rank are padded with
             zeros in a and b.
         b: [L, r, N], y's dtype, contiguous: turned, as neighbouring outputs are read together.
         adapter_ids: [T] int32, -1: the row stays as it is.

@@ -44,6 +44,8 @@ CASES = (
     Case("rank_12", 5, 40, 96, rank=12),
     Case("rank_64", 19, 72, 128, rank=64),
     Case("rank_128", 19, 72, 128, rank=128),
+    Case("rank_200", 5, 40, 96, rank=200),
+    Case("rank_256", 19, 72, 128, rank=256),
     Case("odd", 7, 37, 131, rank=5, adapters=3),
     Case("strided", 17, 40, 96, strided=True),
     Case("only_without", 3, 40, 96, adapters=0),

@@ -5,7 +5,7 @@ have it; of every product it keeps the rows of that adapter. Decoding with many 
 prefilling with one are the same code. The inner product is cut along K by K alone: with few rows
 other programs sum other parts, with many a program sums all of them in the same order, so that a
 row's result does not depend on the others. The expansion is in fp32, not on tensor cores: at low
-ranks reading and writing y takes longer.
+ranks reading and writing y takes longer. Of ranks above 128 a program shrinks to 128 at a time.
 """
 
 import torch
@@ -24,7 +24,9 @@ EXPANDED_RANKS = 16
 FEW_ROWS = 64
 """Up to here a program sums one part of K."""
 MIN_TILES_PER_PART = 8
-MAX_RANK = 128
+MAX_BLOCK_R = 128
+"""Ranks that a program shrinks to."""
+MAX_RANK = 256
 NO_ADAPTER = 1 << 30
 """Larger than every adapter's number."""
 
@@ -55,7 +57,8 @@ def lora_gather(
     stored_parts = num_parts // parts_per_program
     inner = torch.empty(stored_parts, num_rows, rank, dtype=torch.float32, device=x.device)
     row_blocks = triton.cdiv(num_rows, BLOCK_T)
-    _lora_shrink_kernel[(row_blocks, stored_parts)](
+    block_r = _block_r(rank)
+    _lora_shrink_kernel[(row_blocks, stored_parts, triton.cdiv(rank, block_r))](
         x,
         x.stride(0),
         a,
@@ -68,7 +71,7 @@ def lora_gather(
         PARTS=parts_per_program,
         NO_ADAPTER=NO_ADAPTER,
         BLOCK_T=BLOCK_T,
-        BLOCK_R=_block_r(rank),
+        BLOCK_R=block_r,
         BLOCK_K=BLOCK_K,
     )
     _lora_expand_kernel[(triton.cdiv(num_outputs, BLOCK_N), row_blocks)](
@@ -96,7 +99,7 @@ def _cut(size: int) -> tuple[int, int]:
 
 
 def _block_r(rank: int) -> int:
-    return max(16, int(triton.next_power_of_2(rank)))
+    return min(MAX_BLOCK_R, max(16, int(triton.next_power_of_2(rank))))
 
 
 # The batch decides: no number of rows may need a kernel of its own.
@@ -118,7 +121,7 @@ def _lora_shrink_kernel(
     BLOCK_K: tl.constexpr,
 ):
     rows = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    ranks = tl.arange(0, BLOCK_R)
+    ranks = tl.program_id(2) * BLOCK_R + tl.arange(0, BLOCK_R)
     along_k = tl.arange(0, BLOCK_K)
     ids = tl.load(adapter_ids_ptr + rows, mask=rows < T, other=-1)
     x_rows = x_ptr + rows.to(tl.int64)[:, None] * x_row_stride + along_k[None, :]

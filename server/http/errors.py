@@ -72,6 +72,7 @@ STATUS_TABLE: Mapping[type[errors.EngineError], StatusRow] = {
     # Here it will not come back by itself, but perhaps behind the same address.
     errors.ModelUnloading: _UNAVAILABLE,
     errors.TooManyModels: _CONFLICT,
+    errors.TooManyAdapters: _CONFLICT,
     # Not retryable: the same request never fits this pool, so it is the request that must change.
     errors.OutOfBlocks: _CALLER,
     # What proxies log for a client that left; an image request cancelled by its id reads it.

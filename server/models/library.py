@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from engine.adapter_orders import AdapterOrder, AdapterReport
 from engine.client import EngineClient
 from engine.errors import (
     Draining,
@@ -24,6 +25,7 @@ from engine.model_spec import ModelSpec, settings_of_clients, settings_of_models
 from engine.types import Info, ModelStatus
 from server.http.lifecycle import Lifecycle
 from server.models.loadable import LoadableModels
+from server.models.loadable_adapters import LoadableAdapters
 from server.settings import Settings
 
 _KEPT_FAILURES = 64
@@ -72,6 +74,7 @@ class ModelLibrary:
         self._engine = engine
         self._lifecycle = lifecycle
         self._loadable = LoadableModels(settings)
+        self._loadable_adapters = LoadableAdapters(settings)
         self._failures: dict[str, Failure] = {}
 
     async def load(self, order: LoadOrder) -> tuple[str, asyncio.Task[Info]]:
@@ -88,7 +91,7 @@ class ModelLibrary:
             TooManyModels: as many models are there as may be.
             EngineError: as in `EngineClient.load`.
         """
-        self._check_open()
+        self.check_open()
         spec = self._ordered(
             await asyncio.to_thread(self._loadable.find, order.model, order.ref), order
         )
@@ -106,9 +109,41 @@ class ModelLibrary:
             NotAllowed, Draining: as in `load`.
             EngineError: as in `EngineClient.unload`.
         """
-        self._check_open()
+        self.check_open()
         most_s = self._settings.drain_timeout_s
         return self._engine.unload(model, most_s if drain_timeout_s is None else drain_timeout_s)
+
+    async def load_adapter(
+        self, model: str, name: str, place: str | None, *, replaces: bool
+    ) -> asyncio.Future[AdapterReport]:
+        """Begin to load a LoRA adapter.
+
+        Args:
+            place: which of those that may be loaded, by its name or folder; None: that of `name`.
+
+        Returns:
+            What `EngineClient.load_adapter` does.
+
+        Raises:
+            NotAllowed, Draining: as in `load`.
+            UnknownAdapter: it is none of those that may be loaded.
+            InvalidParameter: nothing can be asked for by such a name.
+            EngineError: as in `EngineClient.load_adapter`.
+        """
+        self.check_open()
+        folder = await asyncio.to_thread(self._loadable_adapters.find, name, place)
+        order = AdapterOrder(name=name, folder=folder, replaces=replaces)
+        return self._engine.load_adapter(model, order)
+
+    def unload_adapter(self, model: str, name: str) -> asyncio.Future[None]:
+        """Begin to unload a LoRA adapter, whose requests have the server's time for draining.
+
+        Raises:
+            NotAllowed, Draining: as in `load`.
+            EngineError: as in `EngineClient.unload_adapter`.
+        """
+        self.check_open()
+        return self._engine.unload_adapter(model, name, self._settings.drain_timeout_s)
 
     async def entries(self) -> list[LibraryEntry]:
         """The models that are there, then those that may be loaded, then other loads that failed
@@ -135,10 +170,14 @@ class ModelLibrary:
         entries = {entry.name: entry for entry in await self.entries()}
         return entries.get(name) or LibraryEntry(name=name, is_loadable=False, settings={})
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """
+        Raises:
+            NotAllowed, Draining: nothing may come or go, or not any more.
+        """
         if not self._settings.enable_runtime_loading:
             raise NotAllowed(
-                "models cannot be loaded or unloaded while this server runs; start it with "
+                "nothing can be loaded or unloaded while this server runs; start it with "
                 "--enable-runtime-loading"
             )
         if self._lifecycle.draining:
@@ -177,7 +216,7 @@ class ModelLibrary:
         return {
             field: getattr(config, field)
             for field in ("device", *settings_of_clients())
-            if getattr(config, field) != getattr(self._settings.engine, field)
+            if getattr(config, field) != getattr(self._settings.engine_config, field)
         }
 
     def _note_failure(self, name: str, load: asyncio.Task[Info]) -> None:

@@ -12,6 +12,7 @@ ENV_PREFIX = "TANDEM_"
 _SINGULAR = {
     "models": "model",
     "loadable_models": "loadable_model",
+    "loadable_loras": "loadable_lora",
     "api_keys": "api_key",
     "admin_keys": "admin_key",
     "cors_allow_origins": "cors_allow_origin",

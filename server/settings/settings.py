@@ -33,7 +33,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from engine.config import CpuIsa, EngineConfig
+from engine.config import CpuIsa, EngineConfig, check_adapter, split_adapter
 from engine.errors import InvalidParameter
 from engine.gpus import VARIABLE
 from engine.model_spec import DEFAULT_MODELS, ModelSpec
@@ -47,7 +47,9 @@ from server.settings.problem import (
 )
 
 ANY_MODEL = "*"
-"""In `loadable_models`: whatever is asked for."""
+"""In `loadable_models` and `loadable_loras`: whatever is asked for."""
+MAX_LORAS = 16
+"""Of a model, where clients may load some and `max_loras` is not set."""
 
 DERIVED_ENGINE_FIELDS = {"max_num_queued": "max_queued_requests"}
 """Engine fields that follow from a setting of ours and cannot be set themselves."""
@@ -110,6 +112,15 @@ def _check_loadable(value: object) -> object:
     return value if value == ANY_MODEL else _check_model(value)
 
 
+def _check_loadable_lora(value: str) -> str:
+    if value != ANY_MODEL:
+        try:
+            check_adapter(*split_adapter(value))
+        except InvalidParameter as error:
+            raise ValueError(error.message) from None
+    return value
+
+
 def _check_origin(origin: str) -> str:
     if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://[^/\s]+", origin):
         raise ValueError("must be *, or scheme and host without a path: https://app.example")
@@ -138,6 +149,7 @@ CommaList = (NoDecode, BeforeValidator(_split_commas))
 ApiKey = Annotated[SecretStr, AfterValidator(_check_key)]
 ModelText = Annotated[str, BeforeValidator(_check_model)]
 LoadableText = Annotated[str, BeforeValidator(_check_loadable)]
+LoadableLora = Annotated[str, AfterValidator(_check_loadable_lora)]
 Origin = Annotated[str, AfterValidator(_check_origin)]
 ExistingFile = Annotated[Path, AfterValidator(_check_is_file)]
 ExistingFolder = Annotated[Path, AfterValidator(_check_is_folder)]
@@ -179,7 +191,8 @@ class Settings(BaseSettings):
     enable_runtime_loading: bool = Field(
         False,
         description="Let clients load and unload models while the server runs: POST /models/load "
-        "and /models/unload.",
+        "and /models/unload; and LoRA adapters: POST /v1/load_lora_adapter and "
+        "/v1/unload_lora_adapter.",
     )
     models_dir: ExistingFolder | None = Field(
         None,
@@ -190,6 +203,16 @@ class Settings(BaseSettings):
         (),
         description="What else may be loaded at run time, written as models are; * is whatever is "
         "asked for: any hub id, and any file that the server can read.",
+    )
+    loras_dir: ExistingFolder | None = Field(
+        None,
+        description="Folder whose LoRA adapters may be loaded at run time: each folder in it with "
+        "an adapter_config.json, by its name.",
+    )
+    loadable_loras: Annotated[tuple[LoadableLora, ...], *CommaList] = Field(
+        (),
+        description="LoRA adapters that may be loaded at run time, as NAME=FOLDER; * is any folder "
+        "that the server can read.",
     )
     models_max: int = Field(
         8,
@@ -416,7 +439,8 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_loading(self) -> Self:
-        for name in ("models_dir", "loadable_models", "admin_keys"):
+        of_loading = ("models_dir", "loadable_models", "loras_dir", "loadable_loras", "admin_keys")
+        for name in of_loading:
             if getattr(self, name) and not self.enable_runtime_loading:
                 raise ValueError(f"{name} is given without enable_runtime_loading; give both")
         served = {spec.name: spec.ref for spec in map(ModelSpec.parse, self.models)}
@@ -455,7 +479,11 @@ class Settings(BaseSettings):
     @property
     def engine_config(self) -> EngineConfig:
         """The engine's knobs, with those that follow from the server's."""
-        return replace(self.engine, max_num_queued=self._max_num_queued(self.engine))
+        return replace(
+            self.engine,
+            max_num_queued=self._max_num_queued(self.engine),
+            max_loras=self._max_loras(),
+        )
 
     def complete(self, spec: ModelSpec) -> ModelSpec:
         """The model's settings, with those that follow from the server's."""
@@ -468,6 +496,12 @@ class Settings(BaseSettings):
         sequences = config.max_num_seqs + self.max_queued_requests
         images = config.max_num_images + self.max_queued_images
         return max(sequences, images)
+
+    def _max_loras(self) -> int | None:
+        if self.engine.max_loras is not None or not (self.loras_dir or self.loadable_loras):
+            return self.engine.max_loras
+        specs = map(ModelSpec.parse, self.models)
+        return max(MAX_LORAS, *(len(spec.config(self.engine).lora) for spec in specs))
 
     @property
     def cache_path(self) -> Path:

@@ -1,8 +1,14 @@
 """Adapters of a served model, chosen by their names with the official client."""
 
+import json
+import os
+import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import openai
+import psutil
 import pytest
 import torch
 import transformers
@@ -77,3 +83,85 @@ def test_adapters_are_chosen_by_model(start_server, base, expected, tmp_path):
                 complete(name)
             assert str(tmp_path) not in str(caught.value)
     assert "adapter failed to load" in server.log()
+
+
+LONG = {
+    "prompt": PROMPT,
+    "max_tokens": 220,
+    "ignore_eos": True,
+    "temperature": 0.9,
+    "seed": 7,
+    "logprobs": 2,
+    "return_token_ids": True,
+}
+
+
+def post(server, path, **body):
+    return httpx.post(f"{server.url}{path}", json=body, timeout=60)
+
+
+def streamed(server, model, times):
+    """Tokens and scores of a long stream."""
+    found = []
+    body = LONG | {"model": model, "stream": True}
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
+        for line in response.iter_lines():
+            if line.startswith("data: {"):
+                times.append(time.monotonic())
+                for choice in json.loads(line.removeprefix("data: "))["choices"]:
+                    scores = choice["logprobs"] or {}
+                    found.append((choice.get("token_ids"), scores.get("token_logprobs")))
+    return found
+
+
+def test_adapters_come_and_go_beside_streams(start_server, base, expected, tmp_path):
+    shutil.copytree(tmp_path / "judge", tmp_path / "broken")
+    os.truncate(tmp_path / "broken" / "adapter_model.safetensors", 999)
+    server = start_server(
+        f"base={base}",
+        *("--dtype", "float32", "--device", "cpu", "--enable-runtime-loading"),
+        *(f"--lora=poet={tmp_path / 'poet'}", "--loras-dir", str(tmp_path)),
+    )
+
+    def complete(name):
+        body = {"model": name, "prompt": PROMPT, "max_tokens": 16, "temperature": 0}
+        return post(server, "/v1/completions", **body)
+
+    def text(name):
+        return complete(name).json()["choices"][0]["text"]
+
+    names = ("base", "poet", "base", "poet")
+    alone = {name: streamed(server, name, []) for name in names}
+    times = [[] for _ in names]
+    with ThreadPoolExecutor(len(names)) as pool:
+        beside = [
+            pool.submit(streamed, server, name, at) for name, at in zip(names, times, strict=True)
+        ]
+        while not all(len(at) > 5 for at in times):
+            time.sleep(0.005)
+        num_loads = 0
+        while not any(stream.done() for stream in beside):
+            answer = post(server, "/v1/load_lora_adapter", lora_name="judge")
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["ranks"] == [9]
+            assert text("judge") == expected["judge"]
+            refused = post(server, "/v1/load_lora_adapter", lora_name="broken")
+            assert refused.status_code == 400, refused.text
+            assert str(tmp_path) not in refused.text
+            assert post(server, "/v1/unload_lora_adapter", lora_name="judge").status_code == 200
+            assert complete("judge").status_code == 404
+            num_loads += 1
+        assert num_loads > 0
+        for name, stream in zip(names, beside, strict=True):
+            assert stream.result() == alone[name]
+    assert text("base") == expected["base"]
+
+    assert post(server, "/v1/load_lora_adapter", lora_name="judge").status_code == 200
+    children = psutil.Process(server.process.pid).children()
+    [worker] = [child for child in children if "engine.loop" in " ".join(child.cmdline())]
+    worker.kill()
+    deadline_s = time.monotonic() + 60
+    while complete("judge").status_code != 200:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.1)
+    assert {name: text(name) for name in expected} == expected

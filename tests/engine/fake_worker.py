@@ -4,8 +4,10 @@ The first prompt token says what happens: 1 echoes the prompt's tokens back, 2 k
 the middle of the request, 3 never answers, 4 answers slowly, 5 starts a long process and answers
 with its id, 6 computes for ever, 7 computes for as many seconds as the next token says, 8 locks the
 loop for ever, 9 borrows as many bytes as the next token says and answers with what is free, 10
-gives them back. The model reference `broken` fails to load; `slow` takes half a second; `mute` says
-nothing; `dies` kills itself while it loads; `huge` asks for more memory than there is.
+gives them back. A request that is never answered keeps its adapter from going. An adapter from the
+folder `broken` cannot be loaded, one from `slow` never ends to be. The model reference `broken`
+fails to load; `slow` takes half a second; `mute` says nothing; `dies` kills itself while it loads;
+`huge` asks for more memory than there is.
 """
 
 import os
@@ -16,6 +18,7 @@ import threading
 import time
 
 from engine import messages
+from engine.adapter_orders import AdapterReport
 from engine.errors import Failure, InsufficientMemory
 from engine.loop import Link, end_with_the_server, read_spec
 from engine.pulse import Pulse, send_pulses
@@ -61,6 +64,7 @@ def main() -> int:
                 created=0,
                 num_kv_blocks=10,
                 kv_block_size=16,
+                adapters=tuple(spec.config.adapters),
             )
         )
     )
@@ -69,7 +73,19 @@ def main() -> int:
         match link.receive():
             case messages.Shutdown():
                 return 0
-            case messages.Abort():
+            case messages.LoadAdapter(id=id, order=order):
+                if order.folder == "broken":
+                    failure = Failure("corrupt_file", "it is cut off")
+                    link.send(messages.AdapterChanged(id, None, failure))
+                elif order.folder != "slow":
+                    report = AdapterReport(num_layers=3, ranks=(8,))
+                    link.send(messages.AdapterChanged(id, report))
+            case messages.UnloadAdapter(id=id, name=name):
+                leaving.append((id, name))
+                let_go(link)
+            case messages.Abort(request_id=request_id):
+                unanswered.pop(request_id, None)
+                let_go(link)
                 aborted += 1
                 link.send(messages.Step.of([], EngineStats(num_steps=aborted)))
             case messages.Submit() as submit:
@@ -96,11 +112,24 @@ def main() -> int:
                     lock = threading.Lock()
                     lock.acquire()
                     lock.acquire()
-                if kind != 3:
+                if kind == 3:
+                    unanswered[request.request_id] = request.adapter
+                else:
                     echo(link, request)
 
 
 GRANTS = []
+unanswered = {}
+"""Adapters of requests that are never answered, by request."""
+leaving = []
+"""Adapters that are to go."""
+
+
+def let_go(link):
+    for id, name in list(leaving):
+        if name not in unanswered.values():
+            leaving.remove((id, name))
+            link.send(messages.AdapterChanged(id))
 
 
 def borrow(link, request):

@@ -1,6 +1,7 @@
 """Adapters that PEFT has made, and memory for them."""
 
 import warnings
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 import transformers
 
 from engine.errors import InsufficientMemory
+from engine.host import Grant
+from engine.lora.table import AdapterTable
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -19,6 +22,9 @@ class Host:
     def __init__(self, capacity: int = 1 << 40) -> None:
         self.capacity = capacity
         self.reserved: list[tuple[str, str, int]] = []
+        self.lent: dict[int, int] = {}
+        """Bytes that were not given back, by grant."""
+        self._ids = count()
 
     def report(self, *_: Any) -> None:
         pass
@@ -28,6 +34,23 @@ class Host:
             raise InsufficientMemory("there is none left")
         self.reserved.append((device, purpose, num_bytes))
         return capacity_bytes
+
+    def borrow(self, device: str, purpose: str, num_bytes: int, capacity_bytes: int) -> Grant:
+        if num_bytes > self.capacity - sum(self.lent.values()):
+            raise InsufficientMemory("there is none left")
+        self.lent[next(self._ids)] = num_bytes
+        return Grant(max(self.lent), 0)
+
+    def give_back(self, grant: Grant) -> None:
+        del self.lent[grant.id]
+
+
+def load(model: Any, folders: dict[str, Any], host: Host | None = None, room: int = 0) -> Any:
+    """A table with these adapters, and room for more."""
+    limits = {"max_adapters": len(folders) + room, "capacity_bytes": 1}
+    table = AdapterTable(model, host or Host(), **limits)
+    table.load_first({name: str(folder) for name, folder in folders.items()})
+    return table
 
 
 def write_adapter(base: Any, folder: Path, seed: int = 0, **options: Any) -> Any:

@@ -8,6 +8,7 @@ import zmq
 from structlog.testing import capture_logs
 
 from engine import messages
+from engine.adapter_orders import AdapterOrder, AdapterReport
 from engine.errors import Failure, InsufficientMemory, QueueFull
 from engine.fault import answer_for, is_out_of_memory, names_device
 from engine.loop import Link, Loop
@@ -145,6 +146,27 @@ def test_a_request_that_cannot_be_read_ends_alone(serve):
     [refusal] = [answer for answer in answers if isinstance(answer, messages.Refused)]
     assert (refusal.request_id, refusal.failure.code) == ("bad", "request_failed")
     check_logged(logs, refusal.failure.message, "bad")
+
+
+def test_orders_about_adapters_are_answered(serve):
+    report = AdapterReport(num_layers=2, ranks=(4,))
+    orders = (
+        messages.LoadAdapter(7, AdapterOrder(name="poet", folder="/x", replaces=True)),
+        messages.UnloadAdapter(8, "judge"),
+    )
+    answers, _ = serve(*orders, messages.Submit.of(request("a")))
+    changes = [answer for answer in answers if isinstance(answer, messages.AdapterChanged)]
+    assert [(c.id, c.report, c.failure.code) for c in changes] == [
+        (7, None, "unsupported_feature"),
+        (8, None, "unsupported_feature"),
+    ]
+    seen = []
+    serve.engine.load_adapter = lambda order, answer: seen.append(order) or answer(report)
+    serve.engine.unload_adapter = lambda name, answer: seen.append(name) or answer(None)
+    answers, _ = serve(*orders, messages.Submit.of(request("b")))
+    changes = [answer for answer in answers if isinstance(answer, messages.AdapterChanged)]
+    assert changes == [messages.AdapterChanged(7, report), messages.AdapterChanged(8)]
+    assert seen == [orders[0].order, "judge"]
 
 
 def test_bytes_that_are_no_message_end_the_worker(serve):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine import errors
+from engine.adapter_orders import AdapterOrder, AdapterReport
 from engine.config import EngineConfig
 from engine.errors import (
     Draining,
@@ -21,6 +22,7 @@ from engine.errors import (
     ModelConflict,
     ModelNotReady,
     ModelUnloading,
+    UnknownAdapter,
     UnknownModel,
 )
 from engine.kinds import Kind
@@ -139,6 +141,7 @@ class FakeEngineClient:
         stop_timeouts: the arguments of `stop`.
         config_of_server: the configuration of models without settings of their own.
         specs: what was loaded on demand, by name.
+        adapter_orders: the adapters that were loaded on demand.
         load_error: what becomes of loads.
         make_info: the info of a model that is loaded.
         may_change: loads and unloads wait for it.
@@ -175,6 +178,7 @@ class FakeEngineClient:
         self.on_gone: Callable[[str, str | None], None] | None = None
         self.config_of_server = EngineConfig()
         self.specs: dict[str, ModelSpec] = {}
+        self.adapter_orders: list[AdapterOrder] = []
         self.load_error: EngineError | None = None
         self.make_info: Callable[[ModelSpec], Info] = lambda spec: model_info(spec.name)
         self.may_change = asyncio.Event()
@@ -242,6 +246,23 @@ class FakeEngineClient:
         self.set_status(model, Phase.DRAINING)
         return asyncio.get_running_loop().create_task(self._unload(model, drain_timeout_s))
 
+    def load_adapter(self, model: str, order: AdapterOrder) -> "asyncio.Future[AdapterReport]":
+        info = self.served[model]
+        info.with_adapter(order.name)
+        if order.name in info.names and not order.replaces:
+            raise ModelConflict(f"{order.name} is served already", param="lora_name")
+        self.adapter_orders.append(order)
+        return asyncio.get_running_loop().create_task(self._load_adapter(model, order))
+
+    def unload_adapter(
+        self, model: str, name: str, drain_timeout_s: float
+    ) -> "asyncio.Future[None]":
+        info = self.served[model]
+        if name == model or name not in info.names:
+            raise UnknownAdapter(f"{model} has no adapter {name}", param="lora_name")
+        self.served[model] = info.without_adapter(name)
+        return asyncio.get_running_loop().create_task(self._unload_adapter(model, name))
+
     async def start(self) -> None:
         self.started = True
 
@@ -272,6 +293,20 @@ class FakeEngineClient:
         await self.may_change.wait()
         self._end_all("the model was unloaded", model)
         self._forget(model)
+
+    async def _load_adapter(self, model: str, order: AdapterOrder) -> AdapterReport:
+        await self.may_change.wait()
+        if self.load_error is not None:
+            raise self.load_error
+        self.served[model] = self.served[model].with_adapter(order.name)
+        return AdapterReport(num_layers=14, ranks=(4, 8), num_left_out=1, left_out=("vision.fc",))
+
+    async def _unload_adapter(self, model: str, name: str) -> None:
+        live = [s for s in self.live.values() if s.request.adapter == name]
+        tasks = [stream.task for stream in live if stream.task is not None]
+        if tasks:
+            await asyncio.wait(tasks)
+        await self.may_change.wait()
 
     def _forget(self, model: str) -> None:
         info = self.served.pop(model, None)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from engine.config import EngineConfig
+from engine.host import Grant
 from engine.llm.loading import load_engine
 from engine.llm.step_budget import StepBudget
 from engine.types import FinishReason, GenerateRequest, SamplingParams, TokenLogprob
@@ -24,6 +25,12 @@ class QuietHost:
 
     def reserve(self, device, purpose, num_bytes, capacity_bytes):
         return capacity_bytes
+
+    def borrow(self, device, purpose, num_bytes, capacity_bytes):
+        return Grant(0, capacity_bytes)
+
+    def give_back(self, grant):
+        pass
 
 
 @dataclass
@@ -74,7 +81,7 @@ def run(engine, requests, *, arrivals=None, aborts=None):
                 engine.abort(request_id)
         step += 1
         if not engine.has_work():
-            if step > max(arrivals):
+            if step > max(arrivals, default=0):
                 return dict(done)
             continue
         events, _ = engine.step()

@@ -2,11 +2,13 @@
 were none, bit for bit."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from peft_adapters import write_adapter
 
-from engine.errors import UnknownAdapter
+from engine.adapter_orders import AdapterOrder, AdapterReport
+from engine.errors import TooManyAdapters, UnknownAdapter
 
 pytestmark = pytest.mark.usefixtures("cheap_rows")
 VOCAB = 400
@@ -144,3 +146,112 @@ def test_an_adapter_whose_logits_are_not_finite_ends_its_own_requests(
     done = engines.run(engine, requests)
     assert [done[str(i), 0].finish_reason for i in range(3)] == ["error", "length", "length"]
     assert done["1", 0].token_ids == engines.run(engine, requests[1:2])["1", 0].token_ids
+
+
+class Storm:
+    """An engine whose adapter `c` comes, is replaced and goes at random while it is stepped."""
+
+    def __init__(self, engine, folders, rng, request):
+        self.engine, self.folders, self.rng, self.request = engine, folders, rng, request
+        self.guests = {}
+        """Requests for `c` with its folder then."""
+        self.outcomes = []
+        self.is_there = self.is_loading = False
+        self.num_steps = 0
+        self.add, self.abort, self.has_work = engine.add, engine.abort, engine.has_work
+
+    def step(self):
+        self.num_steps += 1
+        if self.num_steps < 120 and not self.is_loading and self.rng.random() < 0.3:
+            self.change()
+        return self.engine.step()
+
+    def change(self):
+        if self.is_there and self.rng.random() < 0.5:
+            self.is_there = False
+            self.engine.unload_adapter("c", self.outcomes.append)
+            with pytest.raises(UnknownAdapter):
+                self.engine.add(replace(self.request("late", [5]), adapter="c"))
+            return
+        folder = self.rng.choice(self.folders)
+        self.is_loading = True
+        order = AdapterOrder(name="c", folder=str(folder), replaces=self.is_there)
+        self.engine.load_adapter(order, partial(self.note, folder))
+
+    def note(self, folder, outcome):
+        self.is_loading = False
+        self.outcomes.append(outcome)
+        if not isinstance(outcome, AdapterReport):
+            return
+        self.is_there = True
+        for _ in range(2):
+            # What the last adapter of that name has cached fits the prompt.
+            request = self.request(f"guest {len(self.guests)}", list(range(2, 60)))
+            self.guests[request.request_id] = (replace(request, adapter="c"), folder)
+            self.engine.add(self.guests[request.request_id][0])
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {},
+        {"async_scheduling": "on"},
+        {"num_kv_blocks": 20, "max_model_len": 16 * 16},
+    ],
+    ids=lambda knobs: ",".join(knobs) or "default",
+)
+def test_storms_of_adapters_change_no_text(engines, folder, lora, rng, tmp_path, knobs):
+    folders = [tmp_path / name for name in ("low", "high", "broken")]
+    write_adapter(folder, folders[0], 3, r=2, target_modules=("q_proj", "v_proj"))
+    write_adapter(folder, folders[1], 4, r=30)
+    kept = {name: knobs[name] for name in ("max_model_len",) if name in knobs}
+    requests = [
+        replace(r, sampling=replace(r.sampling, n=1))
+        for r in make_requests(engines, rng, 12, (40, 90))
+    ]
+    expected = alone(engines, folder, lora, requests, **kept)
+    engine = engines.make(folder, lora=lora, max_loras=4, **knobs)
+    guest = partial(engines.request, max_tokens=12, ignore_eos=True, logprobs=1)
+    storm = Storm(engine, folders, rng, guest)
+    found = outcome(engines.run(storm, requests, arrivals=[6 * i for i in range(12)]))
+    assert len(storm.guests) > 4
+    for place in folders[:2]:
+        only = engines.make(
+            folder, lora=(f"c={place}",), enable_prefix_caching=False, record_steps=False, **kept
+        )
+        for request, of_guest in storm.guests.values():
+            if of_guest == place:
+                expected |= outcome(engines.run(only, [request]))
+    assert found == expected
+    refusals = [o for o in storm.outcomes if o is not None and not isinstance(o, AdapterReport)]
+    assert all(
+        isinstance(o, TooManyAdapters) or "adapter_config.json" in o.message for o in refusals
+    )
+    if storm.is_there:
+        engine.unload_adapter("c", storm.outcomes.append)
+    engines.run(engine, [])
+    assert engine._adapters.names == ("a", "b")
+    assert len(engine._adapters._kept) == 2
+    assert engine.stats().kv_blocks_used == 0
+
+
+def test_a_model_without_room_for_adapters_says_so(engines, folder, tmp_path):
+    engine, answers = engines.make(folder), []
+    engine.load_adapter(AdapterOrder(name="c", folder=str(tmp_path)), answers.append)
+    engine.unload_adapter("c", answers.append)
+    assert [type(answer) for answer in answers] == [TooManyAdapters, UnknownAdapter]
+
+
+def test_a_model_that_began_without_adapters_records_steps_with_them(engines, folder, lora, rng):
+    place = lora[0].partition("=")[2]
+    request = replace(engines.request("x", [5, 6, 7], max_tokens=30, ignore_eos=True), adapter="a")
+    expected = alone(engines, folder, lora, [request])
+    engine, answers = engines.make(folder, max_loras=1), []
+    for _ in range(2):
+        engine.load_adapter(AdapterOrder(name="a", folder=place), answers.append)
+        engines.run(engine, [])
+        assert outcome(engines.run(engine, [request])) == expected
+        assert any(size.has_adapters for size in engine._executor._runner._graphs._graphs)
+        engine.unload_adapter("a", answers.append)
+        engines.run(engine, [])
+    assert [type(answer) for answer in answers] == [AdapterReport, type(None)] * 2

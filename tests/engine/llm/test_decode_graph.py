@@ -217,6 +217,21 @@ def test_steps_without_adapters_are_recorded_where_those_with_some_cannot_be():
     assert find_often(graphs, decodes(5)) is not None
 
 
+def test_steps_with_other_adapters_are_recorded_anew():
+    recorder = Recorder()
+    graphs = make_graphs(recorder, adapters=True)
+    first, plain = find_often(graphs, with_adapters(5, 6)), find_often(graphs, decodes(5, 6))
+    graphs.forget_adapters()
+    second = find_often(graphs, with_adapters(5, 6))
+    assert second is not None and second is not first
+    assert graphs.find(decodes(5, 6)) is plain
+    recorder.failure = RuntimeError("no")
+    assert find_often(graphs, with_adapters(9, 8, 7, 6, 5, 4, 3, 2)) is None
+    recorder.failure = None
+    graphs.forget_adapters()
+    assert find_often(graphs, with_adapters(5, 6)) is not None
+
+
 @torch.inference_mode()
 def test_padding_decodes_at_the_start_of_the_scratch_block():
     seen = []

@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from collections.abc import Callable, Collection
 
 import pytest
 from paged_executor import PagedExecutor, make_config, make_request, make_scheduler
 
+from engine.adapter_orders import AdapterOrder, Answer
 from engine.errors import InvalidParameter, InvariantViolation, UnknownAdapter
 from engine.llm.engine import LLMEngine
 from engine.types import EngineStats, TokenEvent
@@ -27,9 +29,37 @@ def make_engine(**changes: object) -> tuple[LLMEngine, Executor]:
     return LLMEngine(make_scheduler(config), executor, config), executor
 
 
+class Shelf:
+    """Adapters that neither come nor go."""
+
+    def __init__(self, keys: dict[str, str]) -> None:
+        self.keys = keys
+
+    def key_of(self, name: str) -> str:
+        if name not in self.keys:
+            raise UnknownAdapter(f"the model has no adapter {name!r}")
+        return self.keys[name]
+
+    def load(self, order: AdapterOrder, answer: Answer) -> None:
+        raise NotImplementedError
+
+    def unload(self, name: str, answer: Answer) -> None:
+        raise NotImplementedError
+
+    def has_work(self) -> bool:
+        return False
+
+    def advance(self, in_use: Callable[[], Collection[str]]) -> None:
+        raise NotImplementedError
+
+    def wait(self, seconds: float) -> None:
+        raise NotImplementedError
+
+
 def test_adapters_that_the_executor_lacks_are_refused() -> None:
     config = make_config()
-    engine = LLMEngine(make_scheduler(config), Executor(config), config, adapters={"a"})
+    shelf = Shelf({"a": "a0"})
+    engine = LLMEngine(make_scheduler(config), Executor(config), config, adapters=shelf)
     engine.add(make_request("1", 6, 3, adapter="a"))
     with pytest.raises(UnknownAdapter, match="no adapter 'b'"):
         engine.add(make_request("2", 6, 3, adapter="b"))

@@ -7,13 +7,13 @@ import shutil
 
 import pytest
 import torch
-from peft_adapters import Host, write_adapter
+from peft_adapters import load, write_adapter
 from safetensors.torch import load_file, save_file
 from tiny_pairs import create_pair
 
+from engine.adapter_orders import AdapterReport
 from engine.errors import ModelLoadError
 from engine.lora.peft_files import CONFIG, WEIGHTS, read_adapter
-from engine.lora.slots import load_adapters
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
 SHAPES = {
@@ -57,12 +57,13 @@ def rewrite(folder, change):
 
 def test_numbers_names_and_scales(folder):
     adapter = read_adapter(folder, SHAPES, torch.float32)
-    assert adapter.keys() == SHAPES.keys()
+    assert adapter.updates.keys() == SHAPES.keys()
     tensors = load_file(folder / WEIGHTS)
-    update = adapter["model.layers.0.self_attn.q_proj"]
+    update = adapter.updates["model.layers.0.self_attn.q_proj"]
     assert torch.equal(update.a, tensors[f"{Q}.lora_A.weight"])
-    assert torch.equal(update.b, tensors[f"{Q}.lora_B.weight"])
+    assert torch.equal(update.b, tensors[f"{Q}.lora_B.weight"].T)
     assert (update.rank, update.scale) == (4, 2.0)
+    assert adapter.report == AdapterReport(num_layers=14, ranks=(4,))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def test_numbers_names_and_scales(folder):
 def test_scales(folder, changes, scale):
     configure(folder, **changes)
     adapter = read_adapter(folder, SHAPES, torch.float32)
-    assert adapter["model.layers.0.self_attn.q_proj"].scale == scale
+    assert adapter.updates["model.layers.0.self_attn.q_proj"].scale == scale
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,8 @@ def test_scales(folder, changes, scale):
         ({"peft_type": "LOHA"}, "peft_type LOHA"),
         ({"peft_type": None}, "peft_type None"),
         ({"use_dora": True}, "DoRA"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"modules_to_save": ["lm_head", "embed_tokens"]}, "save: lm_head, embed_tokens"),
+        ({"modules_to_save": "lm_head"}, "save: lm_head"),
         ({"trainable_token_indices": [1]}, "trainable_token_indices"),
         ({"lora_bias": True}, "lora_bias"),
         ({"bias": "all"}, "biases"),
@@ -196,9 +198,9 @@ def nothing(tensors):
         (large, "not finite in torch.float16"),
         (half, "one of lora_A and lora_B only"),
         (transposed, "made for another model"),
-        (wide, "made for another model"),
+        (wide, "made for another model; 11 more of its layers do not fit"),
         (deep, "no linear layers model.layers.7.self_attn.q_proj"),
-        (huge, "rank 4096; the limit is 128"),
+        (huge, "rank 4096; the limit is 256"),
         (flat, "made for another model"),
         (no_rank, "made for another model"),
         (magnitudes, "lora_magnitude_vector, which is not supported"),
@@ -274,9 +276,7 @@ def test_damaged_files_harm_nobody(folder, saved, damage):
     with pytest.raises(ModelLoadError) as caught:
         read_adapter(folder, SHAPES, torch.float32)
     assert str(folder) not in caught.value.message
-    loaded = load_adapters(
-        {"bad": str(folder), "good": str(saved)}, create_pair("Llama", 3)[0], Host(), 1
-    )
+    loaded = load(create_pair("Llama", 3)[0], {"bad": folder, "good": saved})
     assert loaded.names == ("good",)
     assert loaded.failed == {"bad": caught.value.message}
 
@@ -288,4 +288,6 @@ def test_layers_beside_the_decoders_are_left_out(folder):
             tensors[key] = torch.full(shape, torch.nan)
 
     rewrite(folder, add)
-    assert read_adapter(folder, SHAPES, torch.float32).keys() == SHAPES.keys()
+    adapter = read_adapter(folder, SHAPES, torch.float32)
+    assert adapter.updates.keys() == SHAPES.keys()
+    assert (adapter.report.num_left_out, adapter.report.left_out) == (1, ("vision_tower.fc",))

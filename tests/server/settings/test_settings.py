@@ -86,6 +86,7 @@ def test_lists_among_the_engines_knobs(monkeypatch, text):
         ({"engine": {"lora": ["a=x\0"]}}, "NAME=FOLDER"),
         ({"engine": {"lora": ["a" * 257 + "=x"]}}, "NAME=FOLDER"),
         ({"engine": {"lora": ["a=x", "a=y"]}}, "two adapters alike"),
+        ({"engine": {"lora": ["a=x", "b=y"], "max_loras": 1}}, "max_loras is 1"),
         ({"engine": {"lora": ["m=x"]}, "models": ["m=./y"]}, "would be served as m"),
         (
             {"models": ['{"ref": "./x", "name": "m", "settings": {"lora": ["n=./a"]}}', "n=./y"]},
@@ -233,6 +234,30 @@ def test_a_models_own_queue_holds_whatever_admission_lets_in():
 
 
 @pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({}, 0),
+        ({"engine": {"lora": ["a=x", "b=y"]}}, 2),
+        ({"enable_runtime_loading": True}, 0),
+        ({"enable_runtime_loading": True, "loadable_loras": ["c=z"]}, 16),
+        ({"enable_runtime_loading": True, "loras_dir": ".", "engine": {"max_loras": 3}}, 3),
+        (
+            {
+                "enable_runtime_loading": True,
+                "loadable_loras": ["*"],
+                "engine": {"lora": [f"a{i}=x" for i in range(20)]},
+            },
+            20,
+        ),
+    ],
+)
+def test_models_have_room_for_adapters_where_clients_may_load_some(given, wanted):
+    settings = load_settings({"models": ["m"], **given})
+    [spec] = settings.model_specs
+    assert spec.config(settings.engine_config).max_adapters == wanted
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         (
@@ -253,6 +278,9 @@ def test_a_models_own_queue_holds_whatever_admission_lets_in():
             "{models: [a], loadable_models: [a=b], enable_runtime_loading: true}",
             ("served as a",),
         ),
+        ("loras_dir: .", ("loras_dir", "enable_runtime_loading")),
+        ("loadable_loras: ['*']", ("loadable_loras", "enable_runtime_loading")),
+        ("{loadable_loras: [a], enable_runtime_loading: true}", ("loadable_loras", "NAME=FOLDER")),
         ("admin_keys: [zebra]", ("admin_keys", "enable_runtime_loading")),
     ],
 )

@@ -1,0 +1,90 @@
+"""Adapters that come and go while a model serves: what is ordered, and what an engine asks of
+whoever keeps them (`engine.lora.table`). No torch, no wire library.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from engine.errors import EngineError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterOrder:
+    """Load the adapter in a folder, to be asked for by `name`."""
+
+    name: str
+    folder: str
+    replaces: bool = False
+    """It takes the place of the one of that name, whose running requests go on with what they
+    have."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterReport:
+    """What was found in the files of an adapter that is loaded."""
+
+    num_layers: int
+    """Of the model, that it changes."""
+    ranks: tuple[int, ...]
+    """Those that its layers have, in order."""
+    num_left_out: int = 0
+    """Its layers that the model has not, such as those of images."""
+    left_out: tuple[str, ...] = ()
+    """The first of them."""
+
+
+Answer = Callable[[AdapterReport | EngineError | None], None]
+"""Told how an order ended: what was loaded, why it could not be, or None once one is gone."""
+
+
+class AdapterShelf(Protocol):
+    """The adapters that a model has now. Between two steps only.
+
+    A name may mean another adapter later, so whatever outlasts a step goes by a key instead, which
+    no other adapter will ever have.
+    """
+
+    def key_of(self, name: str) -> str:
+        """
+        Raises:
+            UnknownAdapter: there is none of that name.
+        """
+        ...
+
+    def load(self, order: AdapterOrder, answer: Answer) -> None:
+        """Begin to load one, beside the steps."""
+        ...
+
+    def unload(self, name: str, answer: Answer) -> None:
+        """Take a name away now, and the adapter once nobody uses it."""
+        ...
+
+    def has_work(self) -> bool:
+        """Whether `advance` has something to do, or will have."""
+        ...
+
+    def advance(self, in_use: Callable[[], Collection[str]]) -> None:
+        """Bring forward what can be without waiting.
+
+        Args:
+            in_use: the keys that requests have.
+        """
+        ...
+
+    def wait(self, seconds: float) -> None:
+        """Until `advance` can go on, but not longer."""
+        ...
+
+
+@runtime_checkable
+class AdaptableEngine(Protocol):
+    """An engine whose adapters come and go."""
+
+    def load_adapter(self, order: AdapterOrder, answer: Answer) -> None:
+        """See `AdapterShelf.load`."""
+        ...
+
+    def unload_adapter(self, name: str, answer: Answer) -> None:
+        """See `AdapterShelf.unload`."""
+        ...

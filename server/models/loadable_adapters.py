@@ -1,0 +1,89 @@
+"""Which LoRA adapters clients may have loaded: those that the operator has named, no others."""
+
+import os
+from itertools import islice
+from pathlib import Path
+
+import structlog
+
+from engine.config import check_adapter, split_adapter
+from engine.errors import InvalidParameter, UnknownAdapter
+from engine.model_spec import ModelSpec
+from server.settings import ANY_MODEL, Settings
+
+_CONFIGURATION = "adapter_config.json"
+_MOST_ENTRIES = 4096
+"""Of the folder; the rest is not looked at."""
+_MAX_NAMED = 8
+"""Adapters that a message lists."""
+
+log = structlog.get_logger(__name__)
+
+
+class LoadableAdapters:
+    """The adapters of the settings, by name: those served from the start, `loadable_loras`, and
+    what lies in `loras_dir`, in this order where a name is taken twice."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._named: dict[str, str] = {}
+        for text in settings.models:
+            self._named |= ModelSpec.parse(text).config(settings.engine).adapters
+        listed = [text for text in settings.loadable_loras if text != ANY_MODEL]
+        self._named = {**dict(map(split_adapter, listed)), **self._named}
+        self._folder = settings.loras_dir
+        self._is_any_allowed = ANY_MODEL in settings.loadable_loras
+
+    def find(self, name: str, place: str | None = None) -> str:
+        """The folder to load as `name`: that of the entry of this name, or of the one that `place`
+        names or whose folder it is. Reads `loras_dir`: to be called in a thread.
+
+        What a client sends is compared with the list and never made a path, unless the operator
+        allows whatever is asked for.
+
+        Raises:
+            UnknownAdapter: it is not in the list.
+            InvalidParameter: nothing can be asked for by such a name.
+        """
+        check_adapter(name, "any", param="lora_name")
+        wanted = name if place is None else place
+        folders = {**self._found(), **self._named}
+        if wanted in folders:
+            return folders[wanted]
+        for folder in folders.values():
+            if os.path.normpath(folder) == os.path.normpath(wanted):
+                return folder
+        if self._is_any_allowed and place is not None:
+            check_adapter(name, place, param="lora_path")
+            return place
+        names = ", ".join(sorted(folders)[:_MAX_NAMED])
+        raise UnknownAdapter(
+            f"adapter {wanted[:80]!r} is not one of those that may be loaded"
+            f"{f' ({names})' if names else ''}; put it into loras_dir, or name it in "
+            f"loadable_loras",
+            param="lora_name" if place is None else "lora_path",
+        )
+
+    def _found(self) -> dict[str, str]:
+        """What lies in the folder."""
+        if self._folder is None:
+            return {}
+        found: dict[str, str] = {}
+        try:
+            entries = sorted(islice(self._folder.iterdir(), _MOST_ENTRIES))
+        except OSError as error:
+            log.warning("loras_dir cannot be read", reason=error.strerror)
+            return {}
+        for entry in filter(_is_adapter, entries):
+            try:
+                check_adapter(entry.name, str(entry.absolute()))
+            except InvalidParameter:  # a name that nobody can ask for
+                continue
+            found[entry.name] = str(entry.absolute())
+        return found
+
+
+def _is_adapter(entry: Path) -> bool:
+    try:
+        return not entry.name.startswith(".") and (entry / _CONFIGURATION).is_file()
+    except OSError:
+        return False

@@ -1,0 +1,78 @@
+"""`POST /v1/load_lora_adapter` and `POST /v1/unload_lora_adapter`, as vLLM has them."""
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+
+from engine.errors import ModelLoadError, UnknownAdapter
+from server.catalog import find_any_model, find_model
+from server.http.errors import load_error_response
+from server.http.json_route import JsonRoute
+from server.http.log_fields import annotate
+from server.protocol.adapter_loading import (
+    LoadAdapterRequest,
+    LoadedAdapter,
+    UnloadAdapterRequest,
+    UnloadedAdapter,
+)
+from server.protocol.answers import ErrorAnswer, error_answers
+from server.routes.deps import StateDep
+from server.routes.model_loading import check_admin
+
+router = APIRouter(route_class=JsonRoute, tags=["models"], dependencies=[Depends(check_admin)])
+
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    403: {"model": ErrorAnswer, "description": "The server does not allow it."},
+    409: {"model": ErrorAnswer, "description": "What is served does not allow it."},
+    **error_answers(400, 401, 404, 413, 415, 503),
+}
+
+
+@router.post(
+    "/v1/load_lora_adapter",
+    summary="Load a LoRA adapter",
+    response_model=LoadedAdapter,
+    responses=_ANSWERS,
+)
+async def load_adapter(body: LoadAdapterRequest, request: Request, state: StateDep) -> Any:
+    """Answers once it can be asked for, or says why it cannot; then nothing has changed. Streams go
+    on meanwhile. A client that leaves does not end the load."""
+    state.library.check_open()
+    model = find_model(state.engine, body.model).model
+    annotate(request, model=model)
+    load = await state.library.load_adapter(
+        model, body.lora_name, body.lora_path, replaces=body.load_inplace is True
+    )
+    try:
+        report = await asyncio.shield(load)
+    except ModelLoadError as error:
+        return load_error_response(error)
+    return LoadedAdapter(
+        lora_name=body.lora_name,
+        model=model,
+        num_layers=report.num_layers,
+        ranks=list(report.ranks),
+        num_left_out=report.num_left_out,
+        left_out=list(report.left_out),
+    )
+
+
+@router.post(
+    "/v1/unload_lora_adapter",
+    summary="Unload a LoRA adapter",
+    response_model=UnloadedAdapter,
+    responses=_ANSWERS,
+)
+async def unload_adapter(body: UnloadAdapterRequest, request: Request, state: StateDep) -> Any:
+    """From here on it takes no requests. Answers once those that it has have ended and its place is
+    free."""
+    state.library.check_open()
+    model = find_any_model(state.engine, body.lora_name).model
+    annotate(request, model=model)
+    if body.model not in (None, model):
+        raise UnknownAdapter(
+            f"adapter {body.lora_name!r} belongs to model {model!r}", param="lora_name"
+        )
+    await asyncio.shield(state.library.unload_adapter(model, body.lora_name))
+    return UnloadedAdapter(lora_name=body.lora_name, model=model)

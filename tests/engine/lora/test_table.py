@@ -1,0 +1,275 @@
+"""Adapters that come and go: their slots, their memory, and what is left of them."""
+
+import json
+import shutil
+import threading
+
+import pytest
+import torch
+from peft_adapters import Host, load, write_adapter
+from tiny_pairs import create_pair
+
+from engine.adapter_orders import AdapterOrder, AdapterReport
+from engine.errors import (
+    CorruptFile,
+    InsufficientMemory,
+    ModelConflict,
+    ModelLoadError,
+    TooManyAdapters,
+    UnknownAdapter,
+)
+from engine.lora import table as table_module
+from engine.lora.peft_files import CONFIG
+from engine.lora.table import load_adapters
+
+OPTIONS = {
+    "a": {"r": 5, "rank_pattern": {"v_proj": 9}},
+    "b": {"r": 12, "target_modules": ("k_proj", "o_proj", "up_proj")},
+    "c": {"r": 3, "target_modules": ("q_proj", "k_proj")},
+}
+ROWS = 7
+
+
+@pytest.fixture(scope="module")
+def model():
+    return create_pair("Qwen2", 3)[0]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Adapters of different ranks and layers, by name."""
+    found = {name: tmp_path_factory.mktemp(name) for name in OPTIONS}
+    for seed, (name, folder) in enumerate(found.items()):
+        write_adapter(create_pair("Qwen2", 3)[1], folder, seed, **OPTIONS[name])
+    return found
+
+
+def settle(table, in_use=()):
+    """Let all that was ordered come to its end."""
+    while table._loads:
+        table.wait(5)
+        table.advance(lambda: set(in_use))
+    table.advance(lambda: set(in_use))
+
+
+def ask(table, name, folder, *, replaces=False, in_use=()):
+    """Load an adapter; returns the answer."""
+    answers = []
+    order = AdapterOrder(name=name, folder=str(folder), replaces=replaces)
+    table.load(order, answers.append)
+    settle(table, in_use)
+    [answer] = answers
+    return answer
+
+
+def unload(table, name, in_use=()):
+    answers = []
+    table.unload(name, answers.append)
+    table.advance(lambda: set(in_use))
+    return answers
+
+
+def updates(table, model, name):
+    """What every layer adds to the same rows with that adapter."""
+    slots = torch.full((ROWS,), table.slot_of(table.key_of(name)), dtype=torch.int32)
+    rows = table.of_rows(slots)
+    found = {}
+    for layer in table._layers:
+        generator = torch.Generator().manual_seed(len(layer.path))
+        x = torch.randn(ROWS, layer.in_features, generator=generator)
+        y = torch.zeros(ROWS, sum(shard.out_features for shard in layer.shards))
+        rows.add(layer.path, x, y)
+        found[layer.path] = y
+    return found
+
+
+def check_same(table, model, name, folder):
+    """It is what it would be if it were the only one, bit for bit."""
+    alone = updates(load(model, {name: folder}), model, name)
+    here = updates(table, model, name)
+    assert all(torch.equal(here[path], y) for path, y in alone.items())
+    assert any(y.abs().max() > 0 for y in alone.values())
+
+
+def test_they_come_while_others_stay(model, folders):
+    host = Host()
+    table = load(model, {"a": folders["a"]}, host, room=2)
+    version = table.version
+    for name in "bc":
+        slot = table.slot_of(table.key_of("a"))
+        assert isinstance(ask(table, name, folders[name]), AdapterReport)
+        assert table.slot_of(table.key_of("a")) == slot, "running requests have it"
+    assert table.names == ("a", "b", "c")
+    assert table.version > version, "the arrays are others"
+    for name, folder in folders.items():
+        check_same(table, model, name, folder)
+    assert list(host.lent.values()) == [table.num_bytes]
+
+
+def test_what_fits_is_put_in_place_of_what_has_gone(model, folders):
+    table = load(model, {"a": folders["a"], "b": folders["b"]}, room=0)
+    assert unload(table, "a") == [None]
+    version, num_bytes = table.version, table.num_bytes
+    assert isinstance(ask(table, "c", folders["c"]), AdapterReport)
+    assert (table.version, table.num_bytes) == (version, num_bytes)
+    assert table.slot_of(table.key_of("c")) == 0
+    check_same(table, model, "c", folders["c"])
+    check_same(table, model, "b", folders["b"])
+
+
+def test_a_name_never_means_the_one_before(model, folders):
+    table = load(model, {"a": folders["a"]})
+    before = table.key_of("a")
+    assert unload(table, "a") == [None]
+    with pytest.raises(UnknownAdapter):
+        table.key_of("a")
+    ask(table, "a", folders["b"])
+    assert table.key_of("a") != before
+    check_same(table, model, "a", folders["b"])
+
+
+def test_the_last_one_gives_the_memory_back(model, folders):
+    host = Host()
+    table = load(model, {"a": folders["a"], "b": folders["b"]}, host)
+    for name in "ab":
+        assert host.lent
+        unload(table, name)
+    assert (host.lent, table.num_bytes, table.names) == ({}, 0, ())
+    assert isinstance(ask(table, "c", folders["c"]), AdapterReport)
+    check_same(table, model, "c", folders["c"])
+
+
+def test_one_that_is_in_use_stays_until_it_is_not(model, folders):
+    table = load(model, {"a": folders["a"]}, room=1)
+    key = table.key_of("a")
+    answers = unload(table, "a", in_use=[key])
+    with pytest.raises(UnknownAdapter):
+        table.key_of("a")
+    assert (answers, table.slot_of(key), table.has_work()) == ([], 0, True)
+    ask(table, "b", folders["b"], in_use=[key])
+    assert table.slot_of(table.key_of("b")) == 1
+    table.advance(lambda: {table.key_of("b")})
+    assert (answers, table.has_work()) == ([None], False)
+    with pytest.raises(UnknownAdapter):
+        table.slot_of(key)
+
+
+def test_one_takes_the_place_of_another(model, folders):
+    table = load(model, {"a": folders["a"]})
+    before = table.key_of("a")
+    error = ask(table, "a", folders["b"])
+    assert isinstance(error, ModelConflict)
+    assert table.key_of("a") == before
+    ask(table, "a", folders["b"], replaces=True, in_use=[before])
+    assert table.slot_of(before) == 0
+    check_same(table, model, "a", folders["b"])
+    error = ask(table, "a", folders["c"], replaces=True, in_use=[before])
+    assert isinstance(error, TooManyAdapters)
+    assert "2 adapters (1 of them until their requests end)" in error.message
+    ask(table, "a", folders["c"], replaces=True)
+    check_same(table, model, "a", folders["c"])
+    assert table.names == ("a",)
+
+
+def test_only_so_many(model, folders):
+    table = load(model, {"a": folders["a"]}, room=1)
+    ask(table, "b", folders["b"])
+    error = ask(table, "c", folders["c"])
+    assert isinstance(error, TooManyAdapters)
+    assert "max_loras is 2" in error.message
+    unload(table, "b")
+    assert isinstance(ask(table, "c", folders["c"]), AdapterReport)
+
+
+def cut(folder):
+    (folder / CONFIG).write_text("{")
+
+
+def deepen(folder):
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(config | {"r": 7}))
+
+
+@pytest.mark.parametrize(("damage", "error"), [(cut, CorruptFile), (deepen, ModelLoadError)])
+def test_a_broken_one_changes_nothing(model, folders, tmp_path, damage, error):
+    host = Host()
+    table = load(model, {"a": folders["a"]}, host, room=1)
+    before = (table.version, dict(host.lent), table.names)
+    damage(shutil.copytree(folders["b"], tmp_path / "b"))
+    answer = ask(table, "b", tmp_path / "b")
+    assert isinstance(answer, error)
+    assert str(tmp_path) not in answer.message
+    assert (table.version, host.lent, table.names) == before
+    check_same(table, model, "a", folders["a"])
+
+
+def test_memory_is_asked_for_before_it_is_taken(model, folders):
+    host = Host()
+    table = load(model, {"a": folders["a"]}, host, room=1)
+    taken = [s for shards in table._slots._updates.values() for s in shards]
+    assert table.num_bytes == sum(shard.a.nbytes + shard.b.nbytes for shard in taken)
+    assert list(host.lent.values()) == [table.num_bytes]
+    host.capacity = 2 * table.num_bytes
+    answer = ask(table, "b", folders["b"])
+    assert isinstance(answer, InsufficientMemory)
+    assert list(host.lent.values()) == [table.num_bytes]
+    refused = load(model, {"a": folders["a"]}, Host(9))
+    assert (refused.names, refused.num_bytes) == ((), 0)
+    assert refused.failed == {"a": "there is none left"}
+
+
+def test_memory_of_a_load_that_fails_later_is_given_back(model, folders, monkeypatch):
+    host = Host()
+    table = load(model, {"a": folders["a"]}, host, room=1)
+    monkeypatch.setattr(table, "_larger_slots", lambda room: 1 / 0)
+    answer = ask(table, "b", folders["b"])
+    assert answer.message == "ZeroDivisionError while it was loaded"
+    assert list(host.lent.values()) == [table.num_bytes]
+
+
+def test_steps_go_on_while_files_are_read(model, folders, monkeypatch):
+    table = load(model, {"a": folders["a"]}, room=2)
+    may_read, read = threading.Event(), table_module.read_adapter
+    monkeypatch.setattr(
+        table_module, "read_adapter", lambda *args: may_read.wait() and read(*args)
+    )
+    answers = []
+    for name in "bc":
+        table.load(AdapterOrder(name=name, folder=str(folders[name])), answers.append)
+    for _ in range(3):
+        table.advance(set)
+        table.wait(0.001)
+    assert (answers, table.has_work(), table.names) == ([], True, ("a",))
+    check_same(table, model, "a", folders["a"])
+    may_read.set()
+    settle(table)
+    assert table.names == ("a", "b", "c")
+    assert len(answers) == 2
+
+
+def test_what_nobody_thought_of_harms_no_model(model, folders, monkeypatch):
+    table = load(model, {"a": folders["a"]}, room=1)
+
+    def fail(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(table_module, "read_adapter", fail)
+    assert ask(table, "b", "/nowhere").message == "ZeroDivisionError while it was loaded"
+    assert load(model, {"a": "/nowhere"}).failed == {
+        "a": "ZeroDivisionError while it was loaded"
+    }
+
+
+def test_names_that_are_not_there(model, folders):
+    table = load(model, {"a": folders["a"]})
+    with pytest.raises(UnknownAdapter):
+        table.key_of("d")
+    [answer] = unload(table, "d")
+    assert isinstance(answer, UnknownAdapter)
+
+
+def test_a_model_that_never_has_any_asks_for_nothing(model):
+    host = Host()
+    assert load_adapters({}, model, host, 1, max_adapters=0) is None
+    assert load_adapters({}, model, host, 1, max_adapters=3).names == ()
+    assert (host.reserved, host.lent) == ([], {})

@@ -1,0 +1,237 @@
+"""`POST /v1/load_lora_adapter` and `/v1/unload_lora_adapter`, over a scripted engine."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fake_image_engine import image_info
+from image_server import ImageServer
+from text_server import MODEL, TextServer, text_info, until
+
+from engine.errors import CorruptFile, EngineError, InsufficientMemory, TooManyAdapters
+
+Start = Callable[..., TextServer]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The adapters that may be loaded: `poet` and `judge`."""
+    for name in ("poet", "judge", "no adapter", ".hidden"):
+        (tmp_path / "loras" / name).mkdir(parents=True)
+        if name != "no adapter":
+            (tmp_path / "loras" / name / "adapter_config.json").touch()
+    return tmp_path / "loras"
+
+
+@pytest.fixture
+async def start(tokenizer_folder: Path, folder: Path) -> AsyncIterator[Start]:
+    servers = []
+
+    def start(*models: str, **settings: Any) -> TextServer:
+        given = {"loras_dir": folder, "enable_runtime_loading": True}
+        infos = [text_info(tokenizer_folder, model) for model in models or (MODEL,)]
+        server = TextServer(tokenizer_folder, *infos, **{**given, **settings})
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        await server.aclose()
+
+
+async def load(server: TextServer, name: str = "poet", **fields: Any) -> httpx.Response:
+    return await server.post("/v1/load_lora_adapter", lora_name=name, **fields)
+
+
+async def unload(server: TextServer, name: str = "poet", **fields: Any) -> httpx.Response:
+    return await server.post("/v1/unload_lora_adapter", lora_name=name, **fields)
+
+
+async def served(server: TextServer) -> list[str]:
+    return [card["id"] for card in (await server.client.get("/v1/models")).json()["data"]]
+
+
+def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    error: dict[str, Any] = response.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    return error
+
+
+async def test_an_adapter_is_loaded_asked_and_unloaded(start: Start) -> None:
+    server = start()
+    error_of(await server.chat(model="poet"), 404)
+    response = await load(server)
+    assert response.status_code == 200, response.text
+    assert response.json() == {
+        "object": "lora_adapter",
+        "lora_name": "poet",
+        "model": MODEL,
+        "num_layers": 14,
+        "ranks": [4, 8],
+        "num_left_out": 1,
+        "left_out": ["vision.fc"],
+    }
+    assert await served(server) == [MODEL, "poet"]
+    assert (await server.chat(model="poet")).status_code == 200
+    assert server.last_request.adapter == "poet"
+    response = await unload(server)
+    assert response.json()["deleted"] is True
+    assert await served(server) == [MODEL]
+    error_of(await server.chat(model="poet"), 404)
+    assert (await server.chat(model=MODEL)).status_code == 200
+
+
+@pytest.mark.parametrize("by_folder", [False, True])
+async def test_what_vllms_clients_send(start: Start, folder: Path, by_folder: bool) -> None:
+    server = start()
+    path = f"{folder / 'poet'}/" if by_folder else "poet"
+    response = await load(server, "rhymes", lora_path=path, load_inplace=False)
+    assert response.status_code == 200
+    [order] = server.engine.adapter_orders
+    assert (order.name, order.folder, order.replaces) == ("rhymes", str(folder / "poet"), False)
+    assert (await load(server, "rhymes", lora_path="judge", load_inplace=True)).status_code == 200
+    assert server.engine.adapter_orders[1].replaces
+    assert await served(server) == [MODEL, "rhymes"]
+
+
+async def test_the_operator_names_what_may_be_loaded(start: Start, folder: Path) -> None:
+    settings = {"loadable_loras": ["mine=/secret/mine"], "engine": {"lora": ["first=/secret/1"]}}
+    server = start(**settings)
+    for name in ("mine", "first"):
+        assert (await load(server, name)).status_code == 200
+    assert [o.folder for o in server.engine.adapter_orders] == ["/secret/mine", "/secret/1"]
+    for path in ("/etc", "../poet", "poet/../judge", "no adapter", ".hidden", str(folder)):
+        error = error_of(await load(server, "x", lora_path=path), 404)
+        assert (error["code"], error["param"]) == ("adapter_not_found", "lora_path")
+        assert "judge, mine, poet" in error["message"] and "secret" not in error["message"]
+    assert error_of(await load(server, "nobody"), 404)["param"] == "lora_name"
+    anywhere = start(loadable_loras=["*"], loras_dir=None)
+    assert (await load(anywhere, "x", lora_path="/somewhere/x")).status_code == 200
+    assert anywhere.engine.adapter_orders[0].folder == "/somewhere/x"
+    error_of(await load(anywhere, "/somewhere/y"), 404)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (CorruptFile("the file is cut off"), 400),
+        (InsufficientMemory("9 MiB are asked for, 3 MiB are free"), 503),
+        (TooManyAdapters("the model has 16 adapters and max_loras is 16"), 409),
+    ],
+)
+async def test_a_load_that_fails_says_why(start: Start, error: EngineError, status: int) -> None:
+    server = start()
+    server.engine.load_error = error
+    answer = error_of(await load(server), status)
+    assert (answer["message"], answer["code"]) == (error.message, error.code)
+    assert await served(server) == [MODEL]
+    server.engine.load_error = None
+    assert (await load(server)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "param"),
+    [
+        ({"lora_name": ""}, 400, "lora_name"),
+        ({"lora_name": "n" * 257}, 400, "lora_name"),
+        ({"lora_name": "a=b", "lora_path": "poet"}, 400, "lora_name"),
+        ({"lora_name": " a", "lora_path": "poet"}, 400, "lora_name"),
+        ({"lora_name": "a\n", "lora_path": "poet"}, 400, "lora_name"),
+        ({"lora_name": "poet", "lora_path": "p" * 4097}, 400, "lora_path"),
+        ({"lora_name": "poet", "lora_path": ["poet"]}, 400, "lora_path"),
+        ({"lora_name": "poet", "load_inplace": 1}, 400, "load_inplace"),
+        ({"lora_name": "poet", "lora_int_id": 1}, 400, "lora_int_id"),
+        ({"lora_name": "poet", "model": "nobody"}, 404, "model"),
+        ({}, 400, "lora_name"),
+    ],
+)
+async def test_what_cannot_be_loaded_is_refused_at_once(
+    start: Start, fields: dict[str, Any], status: int, param: str
+) -> None:
+    server = start()
+    error = error_of(await server.post("/v1/load_lora_adapter", **fields), status)
+    assert error["param"] == param
+    assert not server.engine.adapter_orders
+
+
+async def test_a_name_that_is_taken(start: Start) -> None:
+    server = start()
+    assert (await load(server)).status_code == 200
+    for name in ("poet", MODEL):
+        error = error_of(await load(server, name, lora_path="judge"), 409)
+        assert error["code"] == "model_conflict"
+
+
+async def test_what_cannot_be_unloaded(start: Start) -> None:
+    server = start()
+    assert (await load(server)).status_code == 200
+    assert error_of(await unload(server, "nobody"), 404)["code"] == "model_not_found"
+    assert error_of(await unload(server, MODEL), 404)["code"] == "adapter_not_found"
+    assert error_of(await unload(server, model="other"), 404)["code"] == "adapter_not_found"
+    assert await served(server) == [MODEL, "poet"]
+    assert (await unload(server, model=MODEL)).status_code == 200
+
+
+async def test_its_requests_may_finish_and_new_ones_are_refused(start: Start) -> None:
+    server = start()
+    await load(server)
+    server.engine.hold()
+    asking = asyncio.create_task(server.chat(model="poet", max_tokens=4))
+    await until(lambda: bool(server.engine.live))
+    unloading = asyncio.create_task(unload(server))
+    await until(lambda: "poet" not in server.engine.served[MODEL].names)
+    error_of(await server.chat(model="poet"), 404)
+    assert await served(server) == [MODEL]
+    assert not unloading.done()
+    server.engine.release()
+    assert (await asking).status_code == 200
+    assert (await unloading).status_code == 200
+
+
+async def test_a_client_that_leaves_does_not_end_the_load(start: Start) -> None:
+    server = start()
+    server.engine.may_change.clear()
+    loading = asyncio.create_task(load(server))
+    await until(lambda: bool(server.engine.adapter_orders))
+    loading.cancel()
+    await asyncio.gather(loading, return_exceptions=True)
+    server.engine.may_change.set()
+    await until(lambda: "poet" in server.engine.served[MODEL].names)
+
+
+async def test_of_several_models_one_is_named(start: Start) -> None:
+    server = start("a", "b")
+    assert error_of(await load(server), 400)["param"] == "model"
+    response = await load(server, model="b")
+    assert (response.status_code, response.json()["model"]) == (200, "b")
+    assert server.engine.served["b"].names == ["b", "poet"]
+
+
+async def test_other_kinds_of_models_take_none() -> None:
+    server = ImageServer(image_info("painter"), loadable_loras=["*"], enable_runtime_loading=True)
+    body = {"lora_name": "poet", "lora_path": "/x", "model": "painter"}
+    error = error_of(await server.client.post("/v1/load_lora_adapter", json=body), 400)
+    assert "no text model is served here" in error["message"]
+    await server.client.aclose()
+
+
+async def test_it_is_off_unless_the_operator_wants_it(start: Start) -> None:
+    server = start(enable_runtime_loading=False, loras_dir=None)
+    for change in (load, unload):
+        error = error_of(await change(server), 403)
+        assert error["code"] == "not_allowed"
+        assert "--enable-runtime-loading" in error["message"]
+
+
+async def test_admin_keys_guard_it(start: Start) -> None:
+    server = start(api_keys=["user"], admin_keys=["chief"])
+    body = {"lora_name": "poet"}
+    for route in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter"):
+        for key, status in (("user", 403), ("chief", 200)):
+            headers = {"Authorization": f"Bearer {key}"}
+            response = await server.client.post(route, json=body, headers=headers)
+            assert response.status_code == status, response.text
