@@ -44,11 +44,13 @@ class MetricFactory:
         self._subsystem = subsystem
         self._created: list[tuple[Counter | Histogram, tuple[str, ...]]] = []
 
-    def forget(self, model: str) -> None:
-        """Show a model's numbers no more. Who still counts for it counts for nobody."""
+    def forget(self, model: str, **labelled: str) -> None:
+        """Show a model's numbers no more, or only those with certain labels. Who still counts for
+        it counts for nobody."""
+        wanted = {MODEL: model, **labelled}.items()
         for metric, labels in self._created:
             samples = [sample for family in metric.collect() for sample in family.samples]
-            its = [sample.labels for sample in samples if sample.labels[MODEL] == model]
+            its = [sample.labels for sample in samples if wanted <= sample.labels.items()]
             for values in {tuple(found[label] for label in labels) for found in its}:
                 metric.remove(*values)
 

@@ -19,6 +19,7 @@ from server.protocol.adapter_loading import (
 from server.protocol.answers import ErrorAnswer, error_answers
 from server.routes.deps import StateDep
 from server.routes.model_loading import check_admin
+from server.text.kind import SERVED_TEXT
 
 router = APIRouter(route_class=JsonRoute, tags=["models"], dependencies=[Depends(check_admin)])
 
@@ -74,5 +75,8 @@ async def unload_adapter(body: UnloadAdapterRequest, request: Request, state: St
         raise UnknownAdapter(
             f"adapter {body.lora_name!r} belongs to model {model!r}", param="lora_name"
         )
-    await asyncio.shield(state.library.unload_adapter(model, body.lora_name))
+    unload = state.library.unload_adapter(model, body.lora_name)
+    metrics = state.metrics.of(SERVED_TEXT)
+    unload.add_done_callback(lambda _: metrics.forget_adapter(model, body.lora_name))
+    await asyncio.shield(unload)
     return UnloadedAdapter(lora_name=body.lora_name, model=model)

@@ -158,7 +158,7 @@ class Generation(EngineRun):
             ]
             first_index += len(choices)
             stream = self._engine.submit(request)
-            meter = self._metrics.meter(request.model)
+            meter = self._metrics.meter(request.model, request.adapter)
             self.runs.append(PromptRun(request, stream, meter, choices, self._tally))
 
     @property

@@ -47,6 +47,10 @@ _STEP_TOKENS_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192,
 _STEP_PARTS = ("schedule", "prepare", "forward", "sample", "publish")
 
 
+ADAPTER = "lora_name"
+"""Label of the metrics of adapters."""
+
+
 class RequestMeter:
     """Measures one HTTP request from its arrival; made by `TextMetrics.meter`.
 
@@ -54,8 +58,14 @@ class RequestMeter:
     at the end.
     """
 
-    def __init__(self, model: "_ModelMetrics", clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        model: "_ModelMetrics",
+        clock: Callable[[], float],
+        adapter: "_AdapterMetrics | None" = None,
+    ) -> None:
         self._model = model
+        self._adapter = adapter
         self._clock = clock
         self._started_s = clock()
         self._last_s: dict[int, float] = {}
@@ -87,6 +97,10 @@ class RequestMeter:
         self._model.prompt_tokens.inc(num_prompt_tokens)
         self._model.generation_tokens.inc(num_generation_tokens)
         self._model.e2e_latency.observe(self._clock() - self._started_s)
+        if self._adapter is not None:
+            self._adapter.requests.inc()
+            self._adapter.prompt_tokens.inc(num_prompt_tokens)
+            self._adapter.generation_tokens.inc(num_generation_tokens)
 
 
 class TextMetrics(KindMetrics["_ModelMetrics"]):
@@ -100,16 +114,37 @@ class TextMetrics(KindMetrics["_ModelMetrics"]):
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         factory = MetricFactory(registry)
-        metrics = _Metrics(factory)
-        super().__init__(factory, partial(_ModelMetrics, metrics=metrics), clock)
+        self._metrics = _Metrics(factory)
+        super().__init__(factory, partial(_ModelMetrics, metrics=self._metrics), clock)
+        self._engine = engine
+        self._adapters: dict[tuple[str, str], _AdapterMetrics] = {}
         for status in engine.statuses():
             if status.kind in (TEXT.name, None):  # not known before a model is loaded
                 self._of(status.model)
         engine.steps.add(TEXT, self.on_step)
 
-    def meter(self, model: str) -> RequestMeter:
+    def meter(self, model: str, adapter: str | None = None) -> RequestMeter:
         """Start measuring a request. `model` is a served model's id, never a client's word."""
-        return RequestMeter(self._of(model), self._clock)
+        measured = None if adapter is None else self._of_adapter(model, adapter)
+        return RequestMeter(self._of(model), self._clock, measured)
+
+    def forget(self, model: str) -> None:
+        super().forget(model)
+        self._adapters = {key: of for key, of in self._adapters.items() if key[0] != model}
+
+    def forget_adapter(self, model: str, adapter: str) -> None:
+        """The adapter is gone, and its numbers with it."""
+        if self._adapters.pop((model, adapter), None) is not None:
+            self._factory.forget(model, **{ADAPTER: adapter})
+
+    def _of_adapter(self, model: str, adapter: str) -> "_AdapterMetrics | None":
+        """None: it has gone since the request came, and shall leave no numbers behind."""
+        found = self._adapters.get((model, adapter))
+        infos = self._engine.infos(TEXT)
+        if found is None and any(i.model == model and adapter in i.adapters for i in infos):
+            found = _AdapterMetrics(model, adapter, self._metrics)
+            self._adapters[model, adapter] = found
+        return found
 
 
 class _Metrics:
@@ -119,6 +154,15 @@ class _Metrics:
         self.prompt_tokens = create.counter("prompt_tokens", "Prompt tokens of all requests.")
         self.generation_tokens = create.counter(
             "generation_tokens", "Tokens generated for requests."
+        )
+        self.lora_requests = create.counter(
+            "lora_requests", "Requests for a LoRA adapter that have ended.", ADAPTER
+        )
+        self.lora_prompt_tokens = create.counter(
+            "lora_prompt_tokens", "Prompt tokens of requests for a LoRA adapter.", ADAPTER
+        )
+        self.lora_generation_tokens = create.counter(
+            "lora_generation_tokens", "Tokens generated for requests for a LoRA adapter.", ADAPTER
         )
         self.request_success = create.counter(
             "request_success", "Completions ended, by reason.", "finished_reason"
@@ -165,6 +209,15 @@ class _Metrics:
             "Time of a step over what was predicted, where steps have a target.",
             _PREDICTION_BUCKETS,
         )
+
+
+class _AdapterMetrics:
+    """One adapter's, in addition to what its requests count for the model."""
+
+    def __init__(self, model: str, adapter: str, metrics: _Metrics) -> None:
+        self.requests = metrics.lora_requests.labels(model, adapter)
+        self.prompt_tokens = metrics.lora_prompt_tokens.labels(model, adapter)
+        self.generation_tokens = metrics.lora_generation_tokens.labels(model, adapter)
 
 
 class _ModelMetrics:

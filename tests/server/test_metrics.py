@@ -99,6 +99,33 @@ def test_token_counters_are_the_sum_of_the_usages(metrics):
     assert value(metrics, "tandem_generation_tokens_total") == sum(g for _, g in usages), seed
 
 
+def test_an_adapters_requests_count_for_it_and_for_its_model(metrics, engine):
+    engine.served["m"] = model_info("m", adapters=("poet", "judge"))
+    text = metrics.of(SERVED_TEXT)
+    for adapter in ("poet", "poet", "judge", None):
+        text.meter("m", adapter).close(num_prompt_tokens=3, num_generation_tokens=5)
+    assert value(metrics, "tandem_prompt_tokens_total") == 12
+    assert value(metrics, "tandem_lora_requests_total", lora_name="poet") == 2
+    assert value(metrics, "tandem_lora_prompt_tokens_total", lora_name="poet") == 6
+    assert value(metrics, "tandem_lora_generation_tokens_total", lora_name="judge") == 5
+
+    late = text.meter("m", "poet")
+    engine.served["m"] = model_info("m", adapters=("judge",))
+    text.forget_adapter("m", "poet")
+    late.close(num_prompt_tokens=3, num_generation_tokens=5)
+    for unknown in ("poet", "stranger"):
+        text.meter("m", unknown).close(num_prompt_tokens=3, num_generation_tokens=5)
+    shown = generate_latest(metrics.registry).decode()
+    assert "poet" not in shown and "stranger" not in shown
+    assert value(metrics, "tandem_lora_requests_total", lora_name="judge") == 1
+    assert value(metrics, "tandem_prompt_tokens_total") == 21
+
+    metrics.forget("m")
+    assert "judge" not in generate_latest(metrics.registry).decode()
+    text.meter("m", "judge").close(num_prompt_tokens=3, num_generation_tokens=5)
+    assert value(metrics, "tandem_lora_requests_total", lora_name="judge") == 1
+
+
 def test_latencies_of_two_interleaved_completions(metrics, clock):
     meter = metrics.of(SERVED_TEXT).meter("m")
     clock.now = 0.5

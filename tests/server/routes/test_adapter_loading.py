@@ -78,8 +78,10 @@ async def test_an_adapter_is_loaded_asked_and_unloaded(start: Start) -> None:
     assert await served(server) == [MODEL, "poet"]
     assert (await server.chat(model="poet")).status_code == 200
     assert server.last_request.adapter == "poet"
+    assert 'lora_name="poet"' in (await server.client.get("/metrics")).text
     response = await unload(server)
     assert response.json()["deleted"] is True
+    assert "poet" not in (await server.client.get("/metrics")).text
     assert await served(server) == [MODEL]
     error_of(await server.chat(model="poet"), 404)
     assert (await server.chat(model=MODEL)).status_code == 200
