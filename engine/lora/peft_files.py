@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,8 +32,8 @@ MAX_SHOWN = 100
 """Characters of a name."""
 
 _PREFIX = "base_model.model."
+_MAGNITUDE = "lora_magnitude_vector"
 _UNSUPPORTED = {
-    "use_dora": "DoRA",
     "trainable_token_indices": "token embeddings (trainable_token_indices)",
     "lora_bias": "biases of its own (lora_bias)",
     "layer_replication": "layer_replication",
@@ -55,6 +55,24 @@ _PLAIN_PATTERN = re.compile(r"\^?(?:[\w-]|\\?\.)+")
 Shapes = Mapping[str, tuple[int, int]]
 """Outputs and inputs of a model's linear layers, by the checkpoint's names."""
 
+
+class Need(NamedTuple):
+    """What an adapter's part of a linear layer needs room for."""
+
+    rank: int
+    is_gated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """How DoRA scales a linear layer's whole outputs (`engine.lora.dora`)."""
+
+    less_one: Tensor
+    """[out] fp32: the factors, less one."""
+    bias: Tensor
+    """[out] fp32, the layer's own, which is not scaled."""
+
+
 @dataclass(frozen=True, slots=True)
 class Update:
     """Of one linear layer, whose output gets `scale · (a @ x) @ b`."""
@@ -64,10 +82,19 @@ class Update:
     b: Tensor
     """[r, out]: turned, as `kernels.lora_gather` takes it."""
     scale: float
+    magnitude: Tensor | None = None
+    """[out] fp32, of DoRA: how long the rows of the updated weights shall be."""
+    gate: Gate | None = None
+    """What that comes to with the model's weights."""
 
     @property
     def rank(self) -> int:
         return len(self.a)
+
+    @property
+    def need(self) -> Need:
+        """Of room."""
+        return Need(self.rank, self.gate is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +107,16 @@ class Adapter:
     """Layers that the model has not, beside its decoder's."""
 
     @property
-    def ranks(self) -> dict[str, int]:
+    def needs(self) -> dict[str, Need]:
         """By layer."""
-        return {name: update.rank for name, update in self.updates.items()}
+        return {name: update.need for name, update in self.updates.items()}
 
     @property
     def report(self) -> AdapterReport:
         """For whoever has asked for it."""
         return AdapterReport(
             num_layers=len(self.updates),
-            ranks=tuple(sorted(set(self.ranks.values()))),
+            ranks=tuple(sorted({update.rank for update in self.updates.values()})),
             num_left_out=len(self.left_out),
             left_out=tuple(map(_short, self.left_out[:MAX_NAMED])),
         )
@@ -111,7 +138,8 @@ def read_adapter(folder: Path, shapes: Shapes, dtype: torch.dtype) -> Adapter:
     if not (folder / WEIGHTS).exists():
         pickled = f", and {PICKLED} may run anything" if (folder / PICKLED).exists() else ""
         raise ModelLoadError(f"there is no {WEIGHTS}{pickled}; save the adapter as safetensors")
-    ranks, left_out = _checked_ranks(folder, shapes)
+    has_magnitudes = bool(config.get("use_dora"))
+    ranks, left_out = _checked_ranks(folder, shapes, has_magnitudes)
     for name, rank in ranks.items():
         wanted = _by_pattern(config, "rank_pattern", name, config.get("r", 8))
         if wanted != rank:
@@ -122,13 +150,19 @@ def read_adapter(folder: Path, shapes: Shapes, dtype: torch.dtype) -> Adapter:
         if name not in ranks:
             continue
         turned = tensor.T if side == "lora_B" else tensor
-        kept = torch.empty(turned.shape, dtype=dtype).copy_(turned)
+        kept_as = torch.float32 if side == _MAGNITUDE else dtype
+        kept = torch.empty(turned.shape, dtype=kept_as).copy_(turned)
         # What is too large for the model's type is infinite in it.
         if not kept.isfinite().all():
-            raise ModelLoadError(f"{name} holds numbers that are not finite in {dtype}")
+            raise ModelLoadError(f"{name} holds numbers that are not finite in {kept_as}")
         tensors[name, side] = kept
     updates = {
-        name: Update(tensors[name, "lora_A"], tensors[name, "lora_B"], _scale(config, name, rank))
+        name: Update(
+            tensors[name, "lora_A"],
+            tensors[name, "lora_B"],
+            _scale(config, name, rank),
+            tensors.get((name, _MAGNITUDE)),
+        )
         for name, rank in ranks.items()
     }
     return Adapter(updates, left_out)
@@ -145,8 +179,8 @@ def _check_supported(config: Mapping[str, Any]) -> None:
     if modules := config.get("modules_to_save"):
         named = _listed(modules) if isinstance(modules, list) else _short(modules)
         raise ModelLoadError(
-            f"it brings whole modules of its own (modules_to_save: {named}), which is not supported "
-            f"here: all adapters share the model's; train without, or serve the merged model"
+            f"it brings whole modules of its own (modules_to_save: {named}), which is not "
+            f"supported here: all adapters share the model's; train without, or merge it"
         )
     if config.get("bias", "none") != "none":
         raise ModelLoadError("it has biases, which are not supported here; train with bias none")
@@ -158,14 +192,17 @@ def _check_supported(config: Mapping[str, Any]) -> None:
         )
 
 
-def _checked_ranks(folder: Path, shapes: Shapes) -> tuple[dict[str, int], tuple[str, ...]]:
+def _checked_ranks(
+    folder: Path, shapes: Shapes, has_magnitudes: bool
+) -> tuple[dict[str, int], tuple[str, ...]]:
     """The rank of each layer that the adapter has, by the header of its file, and the layers that
     are left out."""
+    wanted = {"lora_A", "lora_B", *([_MAGNITUDE] if has_magnitudes else [])}
     found: dict[str, dict[str, tuple[int, ...]]] = {}
     unknown: list[str] = []
     for key, header in file_headers(folder / WEIGHTS).items():
         name, side = _layer_of(key)
-        if side not in ("lora_A", "lora_B"):
+        if side not in wanted:
             raise ModelLoadError(f"it has {_short(key)}, which is not supported here")
         if header.type not in _DTYPES:
             raise ModelLoadError(
@@ -183,6 +220,8 @@ def _checked_ranks(folder: Path, shapes: Shapes) -> tuple[dict[str, int], tuple[
     wrong: list[str] = []
     for name, sides in found.items():
         try:
+            if lacking := wanted - sides.keys():
+                raise CorruptFile(f"{name} has no {min(lacking)}; fetch the adapter again")
             ranks[name] = _checked_rank(name, sides, shapes[name])
         except ShapeMismatch as error:
             wrong.append(error.message)
@@ -193,15 +232,18 @@ def _checked_ranks(folder: Path, shapes: Shapes) -> tuple[dict[str, int], tuple[
 
 
 def _checked_rank(name: str, sides: Mapping[str, tuple[int, ...]], shape: tuple[int, int]) -> int:
-    a, b = sides.get("lora_A"), sides.get("lora_B")
-    if a is None or b is None:
-        raise CorruptFile(f"{name} has one of lora_A and lora_B only; fetch the adapter again")
+    a, b = sides["lora_A"], sides["lora_B"]
     outputs, inputs = shape
     rank = a[0] if a else 0
     if rank < 1 or a != (rank, inputs) or b != (outputs, rank):
         raise ShapeMismatch(
             f"{name} has lora_A {_short(list(a))} and lora_B {_short(list(b))}; the model's layer "
             f"has {inputs} inputs and {outputs} outputs: it was made for another model"
+        )
+    if sides.get(_MAGNITUDE, (outputs,)) != (outputs,):
+        raise ShapeMismatch(
+            f"{name} has {_short(list(sides[_MAGNITUDE]))} magnitudes; the model's layer has "
+            f"{outputs} outputs: it was made for another model"
         )
     if rank > MAX_RANK:
         raise ModelLoadError(f"{name} has rank {rank}; the limit is {MAX_RANK}")
@@ -228,7 +270,7 @@ def _checked_unknown(found: Mapping[str, object], unknown: list[str]) -> tuple[s
 
 
 def _layer_of(key: str) -> tuple[str, str]:
-    """A tensor's layer, and what it is of it: `lora_A`, `lora_B` or something else."""
+    """A tensor's layer, and what it is of it: `lora_A`, `lora_B`, magnitudes or something else."""
     name, _, side = key.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".")
     return name, side
 

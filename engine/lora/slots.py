@@ -12,12 +12,15 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from engine.lora.peft_files import Adapter, Shapes, Update
+from engine.lora.dora import Gates
+from engine.lora.peft_files import Adapter, Need, Shapes, Update
 from engine.models.layers.linear import Linear
 from engine.models.layers.weight_slots import WeightOptions
 from kernels import lora_gather
 
-Ranks = Mapping[str, int]
+_GATE_BYTES = torch.float32.itemsize
+
+Needs = Mapping[str, Need]
 """Of an adapter's layers, by the checkpoint's names."""
 
 
@@ -33,6 +36,8 @@ class ShardUpdates:
     """[L, r, out]."""
     scales: Tensor
     """[L] fp32."""
+    gates: Gates | None = None
+    """None: no adapter has any here."""
 
     @classmethod
     def empty(
@@ -40,18 +45,19 @@ class ShardUpdates:
         first: int,
         *,
         num_adapters: int,
-        rank: int,
+        need: Need,
         inputs: int,
         outputs: int,
         options: WeightOptions,
     ) -> Self:
         """Of adapters that change nothing."""
-        dtype, device = options.dtype, options.device
+        dtype, device, rank = options.dtype, options.device, need.rank
         return cls(
             first,
             torch.zeros(num_adapters, rank, inputs, dtype=dtype, device=device),
             torch.zeros(num_adapters, rank, outputs, dtype=dtype, device=device),
             torch.zeros(num_adapters, device=device),
+            Gates.empty(num_adapters, outputs, device) if need.is_gated else None,
         )
 
     def put(self, slot: int, update: Update | None) -> None:
@@ -64,6 +70,8 @@ class ShardUpdates:
         self.a[slot, rank:] = 0
         self.b[slot, rank:] = 0
         self.scales[slot] = 0.0 if update is None else update.scale
+        if self.gates is not None:
+            self.gates.put(slot, None if update is None else update.gate)
 
     def copy_from(self, other: "ShardUpdates") -> None:
         """Take the adapters over that others of the same layer have, as far as there is room."""
@@ -72,6 +80,8 @@ class ShardUpdates:
         self.a[:count, :rank] = other.a[:count, :rank]
         self.b[:count, :rank] = other.b[:count, :rank]
         self.scales[:count] = other.scales[:count]
+        if self.gates is not None and other.gates is not None:
+            self.gates.copy_from(other.gates)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,34 +94,47 @@ class LoraRows:
     def add(self, path: str, x: Tensor, y: Tensor) -> None:
         for shard in self.updates.get(path, ()):
             part = y.narrow(1, shard.first, shard.b.shape[2])
+            if shard.gates is not None:
+                shard.gates.apply(part, self.slots)
             lora_gather(part, x, shard.a, shard.b, self.slots, shard.scales)
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """How many adapters the arrays of a model hold, and how high a rank of each layer."""
+    """How many adapters the arrays of a model hold, and how much of each layer."""
 
     num_slots: int = 0
-    ranks: Ranks = field(default_factory=dict)
+    needs: Needs = field(default_factory=dict)
 
     @classmethod
-    def of(cls, num_slots: int, adapters: Iterable[Ranks]) -> Self:
+    def of(cls, num_slots: int, adapters: Iterable[Needs]) -> Self:
         """As much as these adapters need."""
-        highest: dict[str, int] = {}
-        for ranks in adapters:
-            for path, rank in ranks.items():
-                highest[path] = max(rank, highest.get(path, 0))
-        return cls(num_slots, highest)
+        most: dict[str, Need] = {}
+        for needs in adapters:
+            for path, need in needs.items():
+                other = most.get(path, need)
+                rank = max(need.rank, other.rank)
+                most[path] = Need(rank, need.is_gated or other.is_gated)
+        return cls(num_slots, most)
 
-    def holds(self, slot: int, ranks: Ranks) -> bool:
+    def holds(self, slot: int, needs: Needs) -> bool:
         """Whether such an adapter fits into that slot."""
-        fits = all(rank <= self.ranks.get(path, 0) for path, rank in ranks.items())
+        none = Need(0, False)
+        fits = all(
+            need.rank <= self.needs.get(path, none).rank
+            and need.is_gated <= self.needs.get(path, none).is_gated
+            for path, need in needs.items()
+        )
         return fits and slot < self.num_slots
 
     def num_bytes(self, shapes: Shapes, itemsize: int) -> int:
-        """Of the arrays."""
-        per_slot = sum(rank * sum(shapes[path]) for path, rank in self.ranks.items())
-        return self.num_slots * per_slot * itemsize
+        """Of the arrays of A, B and gates."""
+        total = 0
+        for path, need in self.needs.items():
+            outputs, inputs = shapes[path]
+            total += self.num_slots * need.rank * (outputs + inputs) * itemsize
+            total += (self.num_slots + 2) * outputs * _GATE_BYTES * need.is_gated
+        return total
 
 
 class LoraSlots:
@@ -146,11 +169,11 @@ class LoraSlots:
     def _create(self, layer: Linear, options: WeightOptions) -> list[ShardUpdates]:
         found, first = [], 0
         for path, shard in zip(layer.shard_paths, layer.shards, strict=True):
-            if rank := self.room.ranks.get(path):
+            if (need := self.room.needs.get(path)) is not None:
                 self._shards[path] = ShardUpdates.empty(
                     first,
                     num_adapters=self.room.num_slots,
-                    rank=rank,
+                    need=need,
                     inputs=layer.in_features,
                     outputs=shard.out_features,
                     options=options,

@@ -27,14 +27,15 @@ from engine.errors import (
     UnknownAdapter,
 )
 from engine.host import Grant, Host
+from engine.lora.dora import with_gates
 from engine.lora.peft_files import Adapter, read_adapter
-from engine.lora.slots import LoraRows, LoraSlots, Ranks, Room
+from engine.lora.slots import LoraRows, LoraSlots, Needs, Room
 from engine.models.causal_lm import CausalLM
 from engine.models.layers.linear import Linear
 from engine.runtime.huge_pages import use_huge_pages
 
-Steps = Generator["Future[Any]", None, AdapterReport]
-"""Of a load; each gives what the next one has to wait for."""
+Steps = Generator["Future[Any] | None", None, AdapterReport]
+"""Of a load; each gives what the next one has to wait for, None: for a step of the engine."""
 
 log = structlog.get_logger(__name__)
 
@@ -45,7 +46,7 @@ class _Kept:
 
     name: str
     slot: int
-    ranks: Ranks
+    needs: Needs
     is_leaving: bool = False
     answer: Answer | None = None
     """To be told when it is gone."""
@@ -132,10 +133,10 @@ class AdapterTable:
         adapters: dict[str, Adapter] = {}
         for name, folder in folders.items():
             try:
-                adapters[name] = self._read(folder)
+                adapters[name] = self._read_whole(folder)
             except Exception as error:  # whatever a stranger's file can do, the model is served
                 self.failed[name] = _cause(error, name).message
-        room = Room.of(len(adapters), [adapter.ranks for adapter in adapters.values()])
+        room = Room.of(len(adapters), [adapter.needs for adapter in adapters.values()])
         try:
             if adapters:
                 grant = self._borrow(room)
@@ -170,6 +171,8 @@ class AdapterTable:
             load = self._loads[0]
             try:
                 load.awaited = next(load.steps)
+                if load.awaited is None:
+                    return
                 continue
             except StopIteration as end:
                 outcome: AdapterReport | EngineError = end.value
@@ -193,12 +196,12 @@ class AdapterTable:
         self._check_name(order)
         reading = self._thread.submit(self._read, order.folder)
         yield reading
-        adapter = reading.result()
+        adapter = yield from with_gates(reading.result(), self._layers, self._options)
         # Others may have gone meanwhile, but none has come.
         taken = {kept.slot for kept in self._kept.values()}
         slot = next(number for number in count() if number not in taken)
-        if not self._slots.room.holds(slot, adapter.ranks):
-            yield from self._enlarge(slot, adapter.ranks)
+        if not self._slots.room.holds(slot, adapter.needs):
+            yield from self._enlarge(slot, adapter.needs)
         return self._enter(order.name, slot, adapter)
 
     def _check_name(self, order: AdapterOrder) -> None:
@@ -219,11 +222,11 @@ class AdapterTable:
                 param="lora_name",
             )
 
-    def _enlarge(self, slot: int, ranks: Ranks) -> Generator["Future[Any]", None, None]:
+    def _enlarge(self, slot: int, needs: Needs) -> Generator["Future[Any] | None", None, None]:
         """Replace the arrays by those that the kept adapters and a new one need."""
         highest_slot = max((kept.slot for kept in self._kept.values()), default=0)
         room = Room.of(
-            max(slot, highest_slot) + 1, [*(kept.ranks for kept in self._kept.values()), ranks]
+            max(slot, highest_slot) + 1, [*(kept.needs for kept in self._kept.values()), needs]
         )
         grant = self._borrow(room)
         try:
@@ -241,6 +244,15 @@ class AdapterTable:
     def _read(self, folder: str) -> Adapter:
         place = Path(os.path.expanduser(folder))
         return read_adapter(place, self._shapes, self._options.dtype)
+
+    def _read_whole(self, folder: str) -> Adapter:
+        gating = with_gates(self._read(folder), self._layers, self._options)
+        while True:
+            try:
+                next(gating)
+            except StopIteration as end:
+                adapter: Adapter = end.value
+                return adapter
 
     def _borrow(self, room: Room) -> Grant:
         device = self._options.device.type
@@ -270,7 +282,7 @@ class AdapterTable:
             self._kept[before].is_leaving = True
         # No name has such a character in it.
         key = self._keys[name] = f"{name}\0{next(self._num_ever)}"
-        self._kept[key] = _Kept(name, slot, adapter.ranks)
+        self._kept[key] = _Kept(name, slot, adapter.needs)
         report = adapter.report
         log.info(
             "adapter loaded",

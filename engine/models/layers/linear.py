@@ -79,6 +79,20 @@ class Linear(nn.Module, WeightOwner):
         neighbours = self.path.rpartition(".")[0]
         return [f"{neighbours}.{shard.name}".lstrip(".") for shard in self.shards]
 
+    @property
+    def places(self) -> dict[str, slice]:
+        """Where each shard's outputs are, by the checkpoint's name of its layer."""
+        found, first = {}, 0
+        for path, shard in zip(self.shard_paths, self.shards, strict=True):
+            found[path] = slice(first, first + shard.out_features)
+            first += shard.out_features
+        return found
+
+    def in_fp32(self, x: Tensor) -> Tensor:
+        """[T, in] → [T, out] fp32: its own product, as precisely as the weights' form allows."""
+        parts = [method.apply_in_fp32(state, x) for method, state in self._parts]
+        return torch.cat(parts, -1)
+
     def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
         self.path = path
         self._parallel = options.parallel

@@ -203,7 +203,7 @@ class Storm:
 def test_storms_of_adapters_change_no_text(engines, folder, lora, rng, tmp_path, knobs):
     folders = [tmp_path / name for name in ("low", "high", "broken")]
     write_adapter(folder, folders[0], 3, r=2, target_modules=("q_proj", "v_proj"))
-    write_adapter(folder, folders[1], 4, r=30)
+    write_adapter(folder, folders[1], 4, r=30, use_dora=True)
     kept = {name: knobs[name] for name in ("max_model_len",) if name in knobs}
     requests = [
         replace(r, sampling=replace(r.sampling, n=1))

@@ -15,7 +15,8 @@ from engine.adapter_orders import AdapterReport
 from engine.errors import ModelLoadError
 from engine.lora.peft_files import CONFIG, WEIGHTS, read_adapter
 
-Q = "base_model.model.model.layers.0.self_attn.q_proj"
+PREFIX = "base_model.model."
+Q = f"{PREFIX}model.layers.0.self_attn.q_proj"
 SHAPES = {
     f"model.layers.{layer}.{name}": shape
     for layer in range(2)
@@ -91,7 +92,7 @@ def test_scales(folder, changes, scale):
     [
         ({"peft_type": "LOHA"}, "peft_type LOHA"),
         ({"peft_type": None}, "peft_type None"),
-        ({"use_dora": True}, "DoRA"),
+        ({"use_dora": True}, "has no lora_magnitude_vector"),
         ({"modules_to_save": ["lm_head", "embed_tokens"]}, "save: lm_head, embed_tokens"),
         ({"modules_to_save": "lm_head"}, "save: lm_head"),
         ({"trainable_token_indices": [1]}, "trainable_token_indices"),
@@ -165,6 +166,35 @@ def magnitudes(tensors):
     tensors[f"{Q}.lora_magnitude_vector"] = torch.ones(96)
 
 
+@pytest.mark.parametrize(
+    ("magnitudes", "reason"),
+    [
+        (torch.ones(96), None),
+        (torch.ones(95), r"has \[95\] magnitudes"),
+        (torch.ones(96, 1), r"has \[96, 1\] magnitudes"),
+        (torch.full((96,), torch.inf), "not finite"),
+        (torch.ones(96, dtype=torch.int32), "holds I32"),
+    ],
+)
+def test_magnitudes_of_dora(folder, magnitudes, reason):
+    def add(tensors):
+        for key in list(tensors):
+            if key.endswith("lora_A.weight"):
+                name = key.replace("lora_A.weight", "lora_magnitude_vector")
+                other = key.replace("lora_A", "lora_B")
+                tensors[name] = torch.ones(len(tensors[other]))
+        tensors[f"{Q}.lora_magnitude_vector"] = magnitudes
+
+    configure(folder, use_dora=True)
+    rewrite(folder, add)
+    if reason is None:
+        update = read_adapter(folder, SHAPES, torch.bfloat16).updates[Q.removeprefix(PREFIX)]
+        assert torch.equal(update.magnitude, magnitudes)
+    else:
+        with pytest.raises(ModelLoadError, match=reason):
+            read_adapter(folder, SHAPES, torch.bfloat16)
+
+
 def embedding(tensors):
     tensors["base_model.model.model.embed_tokens.lora_embedding_A"] = torch.zeros(4, 131)
 
@@ -196,9 +226,9 @@ def nothing(tensors):
     [
         (nan, "not finite"),
         (large, "not finite in torch.float16"),
-        (half, "one of lora_A and lora_B only"),
+        (half, "q_proj has no lora_B"),
         (transposed, "made for another model"),
-        (wide, "made for another model; 11 more of its layers do not fit"),
+        (wide, "made for another model; 13 more of its layers do not fit"),
         (deep, "no linear layers model.layers.7.self_attn.q_proj"),
         (huge, "rank 4096; the limit is 256"),
         (flat, "made for another model"),

@@ -13,7 +13,11 @@ OPTIONS = (
     {"alpha_pattern": {"v_proj": 3, "layers.0.mlp.down_proj": 1}, "use_rslora": True},
     {"target_modules": ("q_proj", "o_proj"), "layers_to_transform": [1]},
     {"r": 256, "target_modules": ("v_proj", "gate_proj")},
+    {"use_dora": True, "r": 6, "rank_pattern": {"k_proj": 2}},
 )
+
+
+MIXED = (OPTIONS[0], OPTIONS[2], {"use_dora": True, "target_modules": ("q_proj", "down_proj")})
 
 
 class AdaptedTexts(PagedTexts):
@@ -61,7 +65,7 @@ def test_peft(family, options, tmp_path):
 def three(tmp_path_factory):
     """A model with adapters of different ranks and layers."""
     folders = {name: str(tmp_path_factory.mktemp(name)) for name in "abc"}
-    for seed, (folder, options) in enumerate(zip(folders.values(), OPTIONS[:3], strict=True)):
+    for seed, (folder, options) in enumerate(zip(folders.values(), MIXED, strict=True)):
         write_adapter(create_pair("Qwen2", 3)[1], folder, seed, **options)
     ours, _, config = create_pair("Qwen2", 3)
     host = Host()

@@ -21,11 +21,13 @@ from engine.errors import (
 from engine.lora import table as table_module
 from engine.lora.peft_files import CONFIG
 from engine.lora.table import load_adapters
+from engine.models.adapters import NO_ADAPTER
 
 OPTIONS = {
     "a": {"r": 5, "rank_pattern": {"v_proj": 9}},
     "b": {"r": 12, "target_modules": ("k_proj", "o_proj", "up_proj")},
     "c": {"r": 3, "target_modules": ("q_proj", "k_proj")},
+    "dora": {"r": 3, "target_modules": ("q_proj", "up_proj"), "use_dora": True},
 }
 ROWS = 7
 
@@ -71,13 +73,16 @@ def unload(table, name, in_use=()):
 
 def updates(table, model, name):
     """What every layer adds to the same rows with that adapter."""
-    slots = torch.full((ROWS,), table.slot_of(table.key_of(name)), dtype=torch.int32)
+    slot = NO_ADAPTER if name is None else table.slot_of(table.key_of(name))
+    slots = torch.full((ROWS,), slot, dtype=torch.int32)
     rows = table.of_rows(slots)
     found = {}
     for layer in table._layers:
         generator = torch.Generator().manual_seed(len(layer.path))
         x = torch.randn(ROWS, layer.in_features, generator=generator)
-        y = torch.zeros(ROWS, sum(shard.out_features for shard in layer.shards))
+        y = torch.randn(
+            ROWS, sum(shard.out_features for shard in layer.shards), generator=generator
+        )
         rows.add(layer.path, x, y)
         found[layer.path] = y
     return found
@@ -88,18 +93,19 @@ def check_same(table, model, name, folder):
     alone = updates(load(model, {name: folder}), model, name)
     here = updates(table, model, name)
     assert all(torch.equal(here[path], y) for path, y in alone.items())
-    assert any(y.abs().max() > 0 for y in alone.values())
+    without = updates(table, model, None)
+    assert any(not torch.equal(without[path], y) for path, y in alone.items())
 
 
 def test_they_come_while_others_stay(model, folders):
     host = Host()
-    table = load(model, {"a": folders["a"]}, host, room=2)
+    table = load(model, {"a": folders["a"]}, host, room=3)
     version = table.version
-    for name in "bc":
+    for name in ("b", "c", "dora"):
         slot = table.slot_of(table.key_of("a"))
         assert isinstance(ask(table, name, folders[name]), AdapterReport)
         assert table.slot_of(table.key_of("a")) == slot, "running requests have it"
-    assert table.names == ("a", "b", "c")
+    assert table.names == ("a", "b", "c", "dora")
     assert table.version > version, "the arrays are others"
     for name, folder in folders.items():
         check_same(table, model, name, folder)
@@ -115,6 +121,17 @@ def test_what_fits_is_put_in_place_of_what_has_gone(model, folders):
     assert table.slot_of(table.key_of("c")) == 0
     check_same(table, model, "c", folders["c"])
     check_same(table, model, "b", folders["b"])
+
+
+def test_a_slot_of_dora_is_another_ones_later(model, folders):
+    table = load(model, {"dora": folders["dora"], "a": folders["a"]})
+    unload(table, "dora")
+    ask(table, "c", folders["c"])
+    assert table.slot_of(table.key_of("c")) == 0
+    check_same(table, model, "c", folders["c"])
+    unload(table, "a")
+    ask(table, "dora", folders["dora"])
+    check_same(table, model, "dora", folders["dora"])
 
 
 def test_a_name_never_means_the_one_before(model, folders):
@@ -208,6 +225,10 @@ def test_memory_is_asked_for_before_it_is_taken(model, folders):
     table = load(model, {"a": folders["a"]}, host, room=1)
     taken = [s for shards in table._slots._updates.values() for s in shards]
     assert table.num_bytes == sum(shard.a.nbytes + shard.b.nbytes for shard in taken)
+    gated = load(model, {"dora": folders["dora"]}, Host())
+    shards = [s for shards in gated._slots._updates.values() for s in shards]
+    gates = sum(s.gates.less_one.nbytes + s.gates.bias.nbytes for s in shards)
+    assert gated.num_bytes == gates + sum(s.a.nbytes + s.b.nbytes for s in shards)
     assert list(host.lent.values()) == [table.num_bytes]
     host.capacity = 2 * table.num_bytes
     answer = ask(table, "b", folders["b"])
@@ -230,9 +251,7 @@ def test_memory_of_a_load_that_fails_later_is_given_back(model, folders, monkeyp
 def test_steps_go_on_while_files_are_read(model, folders, monkeypatch):
     table = load(model, {"a": folders["a"]}, room=2)
     may_read, read = threading.Event(), table_module.read_adapter
-    monkeypatch.setattr(
-        table_module, "read_adapter", lambda *args: may_read.wait() and read(*args)
-    )
+    monkeypatch.setattr(table_module, "read_adapter", lambda *args: may_read.wait() and read(*args))
     answers = []
     for name in "bc":
         table.load(AdapterOrder(name=name, folder=str(folders[name])), answers.append)
@@ -240,7 +259,6 @@ def test_steps_go_on_while_files_are_read(model, folders, monkeypatch):
         table.advance(set)
         table.wait(0.001)
     assert (answers, table.has_work(), table.names) == ([], True, ("a",))
-    check_same(table, model, "a", folders["a"])
     may_read.set()
     settle(table)
     assert table.names == ("a", "b", "c")
@@ -255,9 +273,7 @@ def test_what_nobody_thought_of_harms_no_model(model, folders, monkeypatch):
 
     monkeypatch.setattr(table_module, "read_adapter", fail)
     assert ask(table, "b", "/nowhere").message == "ZeroDivisionError while it was loaded"
-    assert load(model, {"a": "/nowhere"}).failed == {
-        "a": "ZeroDivisionError while it was loaded"
-    }
+    assert load(model, {"a": "/nowhere"}).failed == {"a": "ZeroDivisionError while it was loaded"}
 
 
 def test_names_that_are_not_there(model, folders):

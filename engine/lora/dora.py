@@ -1,0 +1,117 @@
+"""DoRA: adapters that also set how long the rows of the updated weights are.
+
+`y = g · (W + s·B·A) x + bias`, with `g = m / ‖W + s·B·A‖` for each output. The norms do
+not depend on x, so they are taken once, when the adapter is loaded; B then has g in it, and what is
+left for a step is `(g - 1) · (y - bias)`.
+
+Paper: Liu et al. 2024, arXiv:2402.09353.
+"""
+
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from engine.errors import ModelLoadError
+from engine.lora.peft_files import Adapter, Gate, Update
+from engine.models.layers.linear import Linear
+from engine.models.layers.weight_slots import WeightOptions
+
+INPUTS_AT_ONCE = 256
+"""Of a layer, whose weights are looked at between two steps."""
+_HOT = 256.0
+"""A power of two, large enough that a bias of some size does not drown the weight."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gates:
+    """Those of all adapters for some neighbouring outputs. Place 0 is for rows without any."""
+
+    less_one: Tensor
+    """[L + 1, out] fp32."""
+    is_set: Tensor
+    """[L + 1]."""
+    bias: Tensor
+    """[out] fp32, the layer's own."""
+
+    @classmethod
+    def empty(cls, num_adapters: int, outputs: int, device: torch.device) -> Self:
+        """Of adapters that have none."""
+        return cls(
+            torch.zeros(num_adapters + 1, outputs, device=device),
+            torch.zeros(num_adapters + 1, dtype=torch.bool, device=device),
+            torch.zeros(outputs, device=device),
+        )
+
+    def put(self, slot: int, gate: Gate | None) -> None:
+        """Set what the adapter in a slot has, whatever was there before."""
+        self.is_set[slot + 1] = gate is not None
+        self.less_one[slot + 1] = 0.0 if gate is None else gate.less_one.to(self.bias.device)
+        if gate is not None:
+            self.bias.copy_(gate.bias)
+
+    def copy_from(self, other: "Gates") -> None:
+        """Take those of other arrays over, as far as there is room."""
+        count = min(len(self.is_set), len(other.is_set))
+        self.less_one[:count] = other.less_one[:count]
+        self.is_set[:count] = other.is_set[:count]
+        self.bias.copy_(other.bias)
+
+    def apply(self, y: Tensor, slots: Tensor) -> None:
+        """Scale the rows, [T, out], whose adapters have gates; the others keep their bits."""
+        places = slots.long() + 1
+        whole = y.float()
+        scaled = (whole + self.less_one[places] * (whole - self.bias)).to(y.dtype)
+        y.copy_(torch.where(self.is_set[places][:, None], scaled, y))
+
+
+def with_gates(
+    adapter: Adapter, layers: Iterable[Linear], options: WeightOptions
+) -> Generator[None, None, Adapter]:
+    """The adapter with its magnitudes made gates. Pauses where a step may be taken.
+
+    Raises:
+        ModelLoadError: a row of the updated weights has no length.
+    """
+    updates = dict(adapter.updates)
+    for layer in layers:
+        waiting = {
+            path: updates[path]
+            for path in layer.places
+            if path in updates and updates[path].magnitude is not None
+        }
+        if not waiting:
+            continue
+        bias = layer.in_fp32(_one_hot(layer, 0, 0, options))[0]
+        squares = dict.fromkeys(waiting, torch.zeros(()))
+        for first in range(0, layer.in_features, INPUTS_AT_ONCE):
+            last = min(first + INPUTS_AT_ONCE, layer.in_features)
+            columns = (layer.in_fp32(_one_hot(layer, first, last, options)) - bias) / _HOT
+            for path, update in waiting.items():
+                own = columns[:, layer.places[path]].cpu()
+                own = own + update.scale * (update.a[:, first:last].T.float() @ update.b.float())
+                squares[path] = squares[path] + own.square().sum(0)
+            yield
+        for path, update in waiting.items():
+            updates[path] = _gated(path, update, squares[path].sqrt(), bias[layer.places[path]])
+    return replace(adapter, updates=updates)
+
+
+def _one_hot(layer: Linear, first: int, last: int, options: WeightOptions) -> Tensor:
+    """Rows that each have one input alone, which is how weights of any form can be read; a row of
+    zeros where there are none."""
+    shape = (max(1, last - first), layer.in_features)
+    rows = torch.zeros(shape, dtype=options.dtype, device=options.device)
+    rows.diagonal(first)[: last - first] = _HOT
+    return rows
+
+
+def _gated(path: str, update: Update, norms: Tensor, bias: Tensor) -> Update:
+    assert update.magnitude is not None
+    gate = update.magnitude / norms
+    b = (update.b.float() * gate).to(update.b.dtype)
+    if not (gate.isfinite().all() and b.isfinite().all()):
+        raise ModelLoadError(f"{path} has a row of weights without a length")
+    return replace(update, b=b, magnitude=None, gate=Gate(gate - 1, bias.cpu()))
