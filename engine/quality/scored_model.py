@@ -85,7 +85,6 @@ class ScoredModel:
 
     def __init__(self, model: CausalLM, weight_bytes: int, max_tokens: int) -> None:
         self.weight_bytes = weight_bytes
-        self.vocab_size = model.config.vocab_size
         self.device = model.options.device
         self.seconds = 0.0
         self._model = model
