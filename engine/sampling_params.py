@@ -229,6 +229,11 @@ class SamplingParams:
     )
 
     logit_bias: dict[int, float] = field(default_factory=dict)
+    allowed_token_ids: bytes | None = None
+    """The only tokens that may be drawn: little-endian int32, at least one, since there may be as
+    many as the vocabulary has tokens. None: any."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Token ids in a row, none empty, that the text must not contain."""
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
@@ -242,7 +247,7 @@ class SamplingParams:
     @property
     def reads_text(self) -> bool:
         """Whether what may be drawn depends on the tokens before."""
-        if self.structure is not None:
+        if self.structure is not None or any(len(word) > 1 for word in self.bad_words):
             return True
         return any(getattr(self, one.name) != one.neutral for one in _READS_TEXT)
 

@@ -318,6 +318,11 @@ def check_request(
     _check_token_ids(prompt, vocab_size, "prompt")
     _check_token_ids(sampling.stop_token_ids, vocab_size, "stop_token_ids")
     _check_token_ids(sampling.logit_bias, vocab_size, "logit_bias")
+    allowed = sampling.allowed_token_ids
+    if allowed is not None and (not allowed or len(allowed) % 4):
+        raise InvalidParameter(
+            "allowed_token_ids are whole ids of 32 bits, one at least", param="allowed_token_ids"
+        )
     if sampling.structure is not None and sampling.ignore_eos:
         raise InvalidParameter(
             f"ignore_eos cannot be combined with {sampling.structure.param}, whose text ends where "

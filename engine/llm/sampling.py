@@ -16,9 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.errors import EngineError, InvariantViolation
+from engine.errors import EngineError, InvalidParameter, InvariantViolation
 from engine.llm.decision import NewSequence
 from engine.llm.dry import Dry
+from engine.llm.forbidden_tokens import BadWords, ForbiddenTokens
 from engine.llm.logits_processors import (
     LogitBias,
     MinTokens,
@@ -32,15 +33,15 @@ from engine.llm.structure.mask import StructureMask
 from engine.sampling_params import SAMPLER_PARAMETERS
 from engine.types import TokenLogprob
 from kernels import EditLists, SamplingRows, sample_tokens
-from kernels.sample_tokens import NO_TOKEN_LEFT, NOT_FINITE, PARAMETERS, packed_row, reference
+from kernels.sample_tokens import NOT_FINITE, PARAMETERS, packed_row, reference
 from kernels.shared.transfer import HostCopy, to_device
 
 __all__ = ["LaunchedDraw", "SampleRow", "SampledToken", "Sampler"]
 
-_ERRORS = {
-    NOT_FINITE: "the model gave non-finite logits",
-    NO_TOKEN_LEFT: "penalties, bias and min_tokens leave no token",
-}
+_NO_TOKEN_LEFT = (
+    "after what was written so far the request leaves no token to go on with: allowed_token_ids, "
+    "bad_words, min_tokens and the form of the text exclude each other; ask for less of them"
+)
 
 _IN_ROWS = frozenset(name for name, one in SAMPLER_PARAMETERS.items() if not one.on_host)
 if unlike := _IN_ROWS ^ PARAMETERS:
@@ -101,6 +102,8 @@ class Sampler:
                 Dry(vocab_size),
                 LogitBias(vocab_size),
                 MinTokens(vocab_size),
+                ForbiddenTokens(vocab_size),
+                BadWords(vocab_size),
                 self._structures,
             )
         )
@@ -195,8 +198,10 @@ class Sampler:
     def _sampled(self, row: SampleRow, token_id: int, error: int) -> SampledToken:
         if not error:
             return SampledToken(token_id)
-        own_fault = self._structures.error(row.seq_id) if error == NO_TOKEN_LEFT else None
-        return SampledToken(-1, error=own_fault or _ERRORS[error])
+        if error == NOT_FINITE:
+            return SampledToken(-1, error="the model gave non-finite logits")
+        own_fault = self._structures.error(row.seq_id) or InvalidParameter(_NO_TOKEN_LEFT)
+        return SampledToken(-1, error=own_fault)
 
     def _states_of(self, logits: Tensor, rows: Sequence[SampleRow]) -> list[_State]:
         if logits.shape != (len(rows), self._vocab_size):

@@ -163,7 +163,7 @@ class EditLists:
     )
     biased: dict[int, tuple[Int64Array, Float64Array]] = field(default_factory=dict)
     forbidden: list[tuple[int, Int64Array]] = field(default_factory=list)
-    masks: list[tuple[int, Int64Array]] = field(default_factory=list)
+    masks: dict[int, Int64Array] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
@@ -196,8 +196,9 @@ class EditLists:
         self.forbidden.append((row, ids))
 
     def allow(self, row: int, mask: Int64Array) -> None:
-        """Make all tokens impossible whose bit is not set (`LogitEdits.masks`); once per row."""
-        self.masks.append((row, mask))
+        """Make all tokens impossible whose bit is not set (`LogitEdits.masks`). Where it is called
+        again for a row, a token needs its bit in all masks."""
+        self.masks[row] = mask & self.masks[row] if row in self.masks else mask
 
     def arrays(self, num_rows: int) -> list[NDArray[Any]]:
         """The fields of `LogitEdits`, in their order."""
@@ -205,13 +206,14 @@ class EditLists:
         for row, _, _, values in self.penalised:
             penalties[row] = values
         biased = [(row, *entry) for row, entry in self.biased.items()]
-        lists: list[list[Any]] = [self.penalised, biased, self.forbidden, self.masks]
+        masks = list(self.masks.items())
+        lists: list[list[Any]] = [self.penalised, biased, self.forbidden, masks]
         for one in lists:
             one.sort(key=lambda entry: int(entry[0]))
         offsets = np.zeros((4, num_rows + 1), dtype=np.int64)
         for lengths, one in zip(offsets, lists, strict=True):
             for entry in one:
-                lengths[entry[0] + 1] += 1 if one is self.masks else len(entry[1])
+                lengths[entry[0] + 1] += 1 if one is masks else len(entry[1])
         return [
             offsets.cumsum(axis=1),
             penalties,
@@ -220,8 +222,8 @@ class EditLists:
             _joined([entry[1] for entry in biased], np.int64),
             _joined([entry[2] for entry in biased], np.float64),
             _joined([entry[1] for entry in self.forbidden], np.int64),
-            np.array([entry[1] for entry in self.masks], dtype=np.int64).reshape(
-                len(self.masks), -1 if self.masks else 0
+            np.array([mask for _, mask in masks], dtype=np.int64).reshape(
+                len(masks), -1 if masks else 0
             ),
         ]
 

@@ -18,6 +18,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from engine.errors import InvalidParameter, UnsupportedFeature
+from server.protocol.logit_bias import LogitBias, Word
 from server.protocol.sampler_fields import OTHER_NAMES, SamplerFields
 from server.protocol.structure_fields import StructureFields
 
@@ -28,6 +29,9 @@ MAX_PROMPT_TOKENS = 1 << 22
 MAX_COMPLETIONS = 128
 MAX_STOP_STRINGS = 16
 MAX_LOGPROBS = 20
+MAX_ALLOWED_TOKENS = 1 << 18
+"""As many as the largest vocabularies have."""
+MAX_BAD_WORDS = 512
 
 NO_MODEL_READS = (
     "no model that Tandem serves reads images, audio or files in messages; send text, and change "
@@ -67,8 +71,6 @@ UNSUPPORTED_FIELDS: Mapping[str, tuple[Any, ...]] = {
     "guided_choice": (),
     "guided_grammar": (),
     "logits_processors": ([],),
-    "bad_words": ([],),
-    "allowed_token_ids": (),
     "prompt_embeds": (),
     "chat_template": (),
     "documents": ([],),
@@ -118,13 +120,6 @@ TokenLimit = Annotated[
 
 _TokenIds = Annotated[list[TokenId], Field(max_length=MAX_PROMPT_TOKENS)]
 TokenIds = Annotated[_TokenIds, BeforeValidator(integral_items, json_schema_input_type=_TokenIds)]
-LogitBias = Annotated[
-    dict[
-        Annotated[str, Field(pattern=r"^[0-9]{1,10}$")],
-        Annotated[float, Field(ge=-100, le=100)],
-    ],
-    Field(max_length=1024, json_schema_extra={"additionalProperties": False}),
-]
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
 Priority = Annotated[
     int | None,
@@ -248,7 +243,22 @@ class SamplingRequest(SamplerFields, StructureFields, ModelRequest):
         None, description="Leave special tokens out of the text. Default true."
     )
     logit_bias: LogitBias | None = Field(
-        None, description="Added to the logits of these token ids."
+        None,
+        description="Added to the logits of these token ids. As pairs also [text, bias], for each "
+        "token of a text, and false in place of a bias: never.",
+    )
+    allowed_token_ids: TokenIds | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_ALLOWED_TOKENS,
+        description="The only tokens that may be drawn. End-of-sequence is one of them only where "
+        "it is listed.",
+    )
+    bad_words: list[Word] | None = Field(
+        None,
+        max_length=MAX_BAD_WORDS,
+        description="Words that the text must not contain, as the tokenizer writes each of them "
+        "by itself and behind a space.",
     )
     prompt_logprobs: int | None = Field(
         None,

@@ -21,15 +21,11 @@ from server.text.answer_format import AnswerFormat
 from server.text.answer_structure import answer_structure
 from server.text.chat_prompt import chat_prompt
 from server.text.chat_reply import ChatReply
-from server.text.convert import (
-    chat_request,
-    prompt_limit,
-    sampler_strings,
-    text_options,
-)
+from server.text.convert import chat_request, prompt_limit, text_options
 from server.text.generation import Generation
 from server.text.kind import SERVED_TEXT
 from server.text.reply import ReplyHead
+from server.text.sampler_tokens import find_tokens
 
 router = APIRouter(route_class=JsonRoute, tags=["text"])
 
@@ -109,7 +105,7 @@ async def start_chat(
             prompt,
             request_id=head.id,
             priority=priority,
-            patterns=await text.patterns(sampler_strings(body)),
+            tokens=await find_tokens(body, text),
             structure=answer_structure(body, answers),
         )
         options = text_options(

@@ -20,15 +20,11 @@ from server.routes.deps import StateDep
 from server.routes.ignored_fields import report_ignored_fields
 from server.state import AppState
 from server.text.completion_reply import CompletionReply
-from server.text.convert import (
-    completion_requests,
-    prompt_limit,
-    sampler_strings,
-    text_options,
-)
+from server.text.convert import completion_requests, prompt_limit, text_options
 from server.text.generation import Generation
 from server.text.kind import SERVED_TEXT
 from server.text.reply import ReplyHead
+from server.text.sampler_tokens import find_tokens
 from server.text.texts import ModelText
 
 router = APIRouter(route_class=JsonRoute, tags=["text"])
@@ -73,7 +69,7 @@ async def answer_completion(
             prompts,
             request_id=head.id,
             priority=priority,
-            patterns=await text.patterns(sampler_strings(body)),
+            tokens=await find_tokens(body, text),
         )
         echoes = await _echoes(body, text, prompts, requests)
         options = text_options(

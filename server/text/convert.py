@@ -8,6 +8,8 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
+
 from engine.errors import ContextLengthExceeded, InvalidParameter
 from engine.sampling_params import SAMPLER_PARAMETERS, Patterns
 from engine.structure import Structure
@@ -17,6 +19,7 @@ from server.protocol.common import SamplingRequest
 from server.protocol.completions import CompletionRequest
 from server.text.output import TextOptions
 from server.text.prompt_limit import PromptLimit, max_counted_tokens, max_total_tokens
+from server.text.sampler_tokens import SamplerTokens
 
 DEFAULT_COMPLETION_TOKENS = 16
 MAX_CHOICES = 4096
@@ -24,7 +27,7 @@ MAX_CHOICES = 4096
 _TO_THE_END = -1
 """As many tokens as the context has room for."""
 
-_NO_PATTERNS: Mapping[str, Patterns] = {}
+_NO_TOKENS = SamplerTokens()
 
 T = TypeVar("T")
 
@@ -55,13 +58,13 @@ def chat_request(
     *,
     request_id: str,
     priority: int = 0,
-    patterns: Mapping[str, Patterns] = _NO_PATTERNS,
+    tokens: SamplerTokens = _NO_TOKENS,
     structure: Structure | None = None,
 ) -> GenerateRequest:
     """The engine's request for a chat whose prompt has been tokenised.
 
     Args:
-        patterns: the tokens of `sampler_strings`.
+        tokens: of its strings for the sampler.
         structure: what the text must look like (`answer_structure`).
 
     Raises:
@@ -77,7 +80,7 @@ def chat_request(
         default_max_tokens=info.max_model_len,
         logprobs=_or(request.top_logprobs, 0) if request.logprobs else None,
         prompt_logprobs=request.prompt_logprobs,
-        patterns=patterns,
+        tokens=tokens,
         structure=structure,
     )
 
@@ -89,12 +92,12 @@ def completion_requests(
     *,
     request_id: str,
     priority: int = 0,
-    patterns: Mapping[str, Patterns] = _NO_PATTERNS,
+    tokens: SamplerTokens = _NO_TOKENS,
 ) -> list[GenerateRequest]:
     """The engine's requests, one per prompt; their ids are `request_id` and the prompt's number.
 
     Args:
-        patterns: the tokens of `sampler_strings`.
+        tokens: of its strings for the sampler.
 
     Raises:
         InvalidParameter, ContextLengthExceeded: as in `_generate_request`.
@@ -118,7 +121,7 @@ def completion_requests(
             default_max_tokens=DEFAULT_COMPLETION_TOKENS,
             logprobs=request.logprobs,
             prompt_logprobs=max((k for k in wanted if k is not None), default=None),
-            patterns=patterns,
+            tokens=tokens,
             structure=request.structure,
         )
         for number, prompt in enumerate(prompts)
@@ -188,7 +191,7 @@ def _generate_request(
     default_max_tokens: int,
     logprobs: int | None,
     prompt_logprobs: int | None,
-    patterns: Mapping[str, Patterns],
+    tokens: SamplerTokens,
     structure: Structure | None,
 ) -> GenerateRequest:
     """Join the request's fields with the model's defaults and limits.
@@ -211,7 +214,7 @@ def _generate_request(
         model=info.model,
         prompt_token_ids=prompt,
         sampling=_sampling_params(
-            request, info, max_tokens, logprobs, prompt_logprobs, patterns, structure
+            request, info, max_tokens, logprobs, prompt_logprobs, tokens, structure
         ),
         priority=priority,
         arrival_time_s=time.time(),
@@ -277,7 +280,7 @@ def _sampling_params(
     max_tokens: int,
     logprobs: int | None,
     prompt_logprobs: int | None,
-    patterns: Mapping[str, Patterns],
+    tokens: SamplerTokens,
     structure: Structure | None,
 ) -> SamplingParams:
     min_tokens = _or(request.min_tokens, 0)
@@ -287,16 +290,19 @@ def _sampling_params(
             param="min_tokens",
         )
     stop_token_ids = tuple(dict.fromkeys(request.stop_token_ids or ()))
-    logit_bias = {int(key): bias for key, bias in (request.logit_bias or {}).items()}
+    named = [key for key, _ in request.logit_bias or () if isinstance(key, int)]
     check_token_ids(stop_token_ids, info, "stop_token_ids")
-    check_token_ids(logit_bias, info, "logit_bias")
+    check_token_ids(named, info, "logit_bias")
+    check_token_ids(request.allowed_token_ids or (), info, "allowed_token_ids")
     return SamplingParams(
         max_tokens=max_tokens,
         min_tokens=min_tokens,
         n=_or(request.n, 1),
         seed=request.seed,
-        **_sampler_values(request, info.default_sampling, patterns),
-        logit_bias=logit_bias,
+        **_sampler_values(request, info.default_sampling, tokens.patterns),
+        logit_bias=tokens.logit_bias(request),
+        allowed_token_ids=_as_bytes(request.allowed_token_ids),
+        bad_words=tokens.bad_words(request),
         stop_token_ids=stop_token_ids,
         ignore_eos=_or(request.ignore_eos, False),
         logprobs=logprobs,
@@ -305,17 +311,8 @@ def _sampling_params(
     )
 
 
-def sampler_strings(request: SamplingRequest) -> dict[str, tuple[str, ...]]:
-    """The strings whose tokens the engine needs, by parameter: none of what does not act."""
-    strings = {}
-    for name, one in SAMPLER_PARAMETERS.items():
-        if one.kind == Patterns and _acts(request, one.acts_with):
-            strings[name] = tuple(_or(getattr(request, name), one.strings))
-    return strings
-
-
-def _acts(request: SamplingRequest, name: str | None) -> bool:
-    return name is None or _or(getattr(request, name), 0) != SAMPLER_PARAMETERS[name].neutral
+def _as_bytes(token_ids: list[int] | None) -> bytes | None:
+    return None if token_ids is None else np.unique(token_ids).astype("<i4").tobytes()
 
 
 def _sampler_values(

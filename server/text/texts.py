@@ -31,6 +31,8 @@ THREAD_THRESHOLD_CHARS = 16_384
 
 _CHARS_PER_TOKEN = 4
 _KEPT_PATTERNS = 32
+_WORD_CHARS = 100
+"""That could be tokenised in the time that a word takes by itself."""
 _TEMPLATE_LEAVES = 4
 _PROMPT_END_TOKENS = 16
 _COUNTED_CHARS = 4096
@@ -189,6 +191,24 @@ class ModelText:
             if len(self._patterns) > _KEPT_PATTERNS:
                 del self._patterns[next(iter(self._patterns))]
         return found
+
+    async def words(self, words: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        """The token ids of each word by itself: none of those that the tokenizer drops.
+
+        Raises:
+            QueueFull: too many long texts are in work.
+        """
+
+        def encode() -> dict[str, tuple[int, ...]]:
+            return {
+                word: tuple(self.tokenizer.encode(word, add_special_tokens=False))
+                for word in dict.fromkeys(words)
+            }
+
+        if sum(map(len, words)) + len(words) * _WORD_CHARS < THREAD_THRESHOLD_CHARS:
+            return encode()
+        with self._pool.place():
+            return await self._pool.run(encode)
 
     def _find_patterns(self, strings: tuple[str, ...]) -> Patterns:
         """In a thread."""

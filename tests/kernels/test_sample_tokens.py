@@ -225,6 +225,19 @@ def test_biases_of_a_row_add_up(run):
     assert edits.arrays(1)[5].tolist() == [3.75, 3.5, 3.0]
 
 
+def test_masks_of_a_row_are_joined(run):
+    edits = EditLists()
+    masks = np.array([[0b0110, 0], [0b1100, 0], [0b0001, 1 << 5]], dtype=np.int64)
+    edits.allow(0, masks[2])
+    edits.allow(1, masks[0])
+    edits.allow(1, masks[1])
+    rows = SamplingRows.from_host([packed_row()] * 2, [0, 0], edits, CPU)
+    result = run(torch.zeros(2, 70), rows)
+    assert result.token_ids[1] == 2
+    assert result.num_kept.tolist() == [2, 1]
+    assert masks.tolist() == [[0b0110, 0], [0b1100, 0], [0b0001, 1 << 5]]
+
+
 @pytest.mark.slow
 def test_a_portable_build_decides_alike(run_build_of):
     """Other vector units, compiled without the ones that this machine has beyond AVX2."""

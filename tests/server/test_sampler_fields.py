@@ -18,6 +18,7 @@ from engine.types import ModelInfo
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.completions import CompletionRequest
 from server.text import convert
+from server.text.sampler_tokens import SamplerTokens, sampler_strings
 
 INFO = ModelInfo(
     model="m",
@@ -64,9 +65,9 @@ def check_strings(one, strings):
         (acts, {one.name: one.strings}),
     ):
         request = CompletionRequest.model_validate({"prompt": [1], **fields})
-        assert convert.sampler_strings(request) == expected
+        assert sampler_strings(request) == expected
     (engine_request,) = convert.completion_requests(
-        request, INFO, [[1]], request_id="r", patterns=patterns
+        request, INFO, [[1]], request_id="r", tokens=SamplerTokens(patterns)
     )
     assert getattr(engine_request.sampling, one.name) == patterns[one.name]
 

@@ -44,6 +44,7 @@ def make_requests(engines, rng, count=12, shared_prefix=0, output_tokens=(1, 50)
                 "xtc_probability": rng.choice([0.0, 0.5]),
                 "xtc_threshold": 0.01,
                 "dry_multiplier": rng.choice([0.0, 0.8]),
+                "bad_words": rng.choice([(), ((7,), (7, 8), (9, 7))]),
                 "n": rng.choice([1, 1, 3]),
             }
         requests.append(engines.request(str(i), prompt, **sampling))

@@ -5,6 +5,7 @@ import threading
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 import test_neutrality
@@ -191,9 +192,10 @@ def test_an_engine_with_only_a_dropped_step_in_flight_still_has_work() -> None:
         {"frequency_penalty": 0.5},
         {"presence_penalty": -0.5},
         {"dry_multiplier": 0.8},
+        {"bad_words": ((1, 2),)},
     ],
 )
-def test_penalties_wait_for_the_tokens(sampling: dict[str, float]) -> None:
+def test_penalties_wait_for_the_tokens(sampling: dict[str, Any]) -> None:
     bench = Bench()
     bench.run(make_request("a", 6, 5, seed=1, **sampling), make_request("b", 6, 5, seed=1))
     assert (bench.executor.num_pending, bench.executor.num_launched_ahead) == (0, 0)

@@ -367,7 +367,7 @@ def test_a_row_whose_last_token_is_suppressed_fails_alone() -> None:
     logits = torch.full((2, 10), -torch.inf)
     logits[:, 4] = 1.0
     tokens = sampler.sample(logits, _rows(2))
-    assert "min_tokens" in (tokens[0].error or "")
+    assert "min_tokens" in str(tokens[0].error)
     assert tokens[1] == SampledToken(4)
 
 

@@ -64,6 +64,8 @@ def make_requests(engines, rng, count=8, output_tokens=(1, 50), shared=0.4, **co
             "dry_multiplier": 0.8,
             "xtc_probability": 0.5,
             "xtc_threshold": 0.01,
+            "bad_words": tuple(pairwise(repetitive(rng, 60))),
+            "allowed_token_ids": np.arange(0, VOCAB, 3, dtype="<i4").tobytes(),
             "logit_bias": {rng.randrange(VOCAB): 3.0 for _ in range(3)},
             "min_tokens": rng.randrange(20),
             "stop_token_ids": tuple(rng.sample(range(VOCAB), 12)),

@@ -1,0 +1,75 @@
+"""The tokens of what a request names by strings for its sampler: the engine sees only these."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from engine.sampling_params import SAMPLER_PARAMETERS, Patterns
+from server.protocol.common import SamplingRequest
+from server.text.texts import ModelText
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerTokens:
+    """Of one request, by the strings that it has sent."""
+
+    patterns: Mapping[str, Patterns] = field(default_factory=dict)
+    """By parameter, of `sampler_strings`."""
+    words: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """By string, of `sampler_words`."""
+
+    def logit_bias(self, request: SamplingRequest) -> dict[int, float]:
+        """By token id; of several for a token the last one."""
+        return {
+            token_id: bias
+            for token_ids, bias in self._biases(request)
+            for token_id in token_ids
+            if bias is not False
+        }
+
+    def bad_words(self, request: SamplingRequest) -> tuple[tuple[int, ...], ...]:
+        """With the tokens whose bias is false: words of one token."""
+        words = [self.words[one] for word in request.bad_words or () for one in _spellings(word)]
+        for token_ids, bias in self._biases(request):
+            words += [(token_id,) for token_id in token_ids if bias is False]
+        return tuple(dict.fromkeys(word for word in words if word))
+
+    def _biases(self, request: SamplingRequest) -> Iterable[tuple[Sequence[int], float]]:
+        for key, bias in request.logit_bias or ():
+            yield self.words[key] if isinstance(key, str) else (key,), bias
+
+
+async def find_tokens(request: SamplingRequest, text: ModelText) -> SamplerTokens:
+    """
+    Raises:
+        QueueFull: too many long texts are in work.
+    """
+    return SamplerTokens(
+        await text.patterns(sampler_strings(request)), await text.words(sampler_words(request))
+    )
+
+
+def sampler_strings(request: SamplingRequest) -> dict[str, tuple[str, ...]]:
+    """The strings whose tokens the engine needs, by parameter: none of what does not act."""
+    strings = {}
+    for name, one in SAMPLER_PARAMETERS.items():
+        if one.kind == Patterns and _acts(request, one.acts_with):
+            asked = getattr(request, name)
+            strings[name] = one.strings if asked is None else tuple(asked)
+    return strings
+
+
+def sampler_words(request: SamplingRequest) -> list[str]:
+    """What is to be tokenised by itself."""
+    words = [spelling for word in request.bad_words or () for spelling in _spellings(word)]
+    return words + [key for key, _ in request.logit_bias or () if isinstance(key, str)]
+
+
+def _spellings(word: str) -> Sequence[str]:
+    """At a text's beginning and within it, as in vLLM, and as it was sent."""
+    bare = word.lstrip()
+    return (word, bare, f" {bare}") if bare else (word,)
+
+
+def _acts(request: SamplingRequest, name: str | None) -> bool:
+    asked = None if name is None else getattr(request, name)
+    return name is None or (asked is not None and asked != SAMPLER_PARAMETERS[name].neutral)
