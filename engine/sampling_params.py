@@ -140,6 +140,15 @@ class SamplingParams:
         on_host=True,
         reads_text=True,
     )
+    repeat_last_n: int = _parameter(
+        -1,
+        "The three penalties above look at so many of the last tokens of prompt and text; -1: at "
+        "all, 0: at none.",
+        ge=-1,
+        le=MAX_COUNT,
+        on_host=True,
+        gguf_key="penalty_last_n",
+    )
     dry_multiplier: float = _parameter(
         0.0,
         "DRY, don't repeat yourself: a token that would continue a repetition of some length "

@@ -93,6 +93,7 @@ class Penalties:
     """Repetition, frequency and presence penalties, with vLLM's arithmetic.
 
     The first concerns tokens of the prompt, too; `kernels.sample_tokens.rows.LogitEdits` says how.
+    `repeat_last_n` is llama.cpp's window, in which the other two, too, count generated tokens only.
     """
 
     needs_host_tokens: ClassVar[bool] = True
@@ -105,8 +106,10 @@ class Penalties:
         p = sequence.sampling
         if p.repetition_penalty == 1.0 and not p.frequency_penalty and not p.presence_penalty:
             return False
-        prompt = sequence.prompt_token_ids if p.repetition_penalty != 1.0 else ()
-        self._histories[sequence.seq_id] = _History(p, _in_vocabulary(prompt, self._vocab_size))
+        if p.repeat_last_n == 0:
+            return False
+        history = _History(p, sequence.prompt_token_ids, self._vocab_size)
+        self._histories[sequence.seq_id] = history
         return True
 
     def remove(self, seq_id: int) -> None:
@@ -196,21 +199,30 @@ class MinTokens:
 
 
 class _History:
-    """Distinct token ids of one sequence, each with the times it was generated.
+    """Distinct token ids among the last tokens of one sequence, and how often each was generated.
 
-    `ids` are the prompt's (where the repetition penalty needs them) followed by the generated ones
-    in order of appearance; `counts` stands beside them. `rewind` undoes tokens that were generated
-    but not kept, so a step that is run again sees what it saw the first time.
+    The window holds the last `repeat_last_n` tokens of prompt and text, so every token that comes
+    may push one out; `rewind` undoes tokens that were generated but not kept, so a step that is run
+    again sees what it saw the first time. Both take constant time per token. The prompt's tokens
+    count only for the repetition penalty.
     """
 
-    def __init__(self, params: SamplingParams, prompt: NDArray[np.int64]) -> None:
+    def __init__(self, params: SamplingParams, prompt: Sequence[int], vocab_size: int) -> None:
         self.params = params
-        self._num_prompt_ids = len(prompt)
-        self._ids = np.empty(max(16, 2 * len(prompt)), dtype=np.int64)
-        self._counts = np.zeros(len(self._ids), dtype=np.int64)
-        self._ids[: len(prompt)] = prompt
-        self._slots = {int(token_id): slot for slot, token_id in enumerate(prompt)}
+        self._vocab_size = vocab_size
+        self._prompt = prompt
         self._outputs: list[int] = []
+        window: Sequence[int] = ()
+        if params.repetition_penalty != 1.0:
+            window = prompt if params.repeat_last_n < 0 else prompt[self._start() :]
+        ids, times = np.unique(np.array(window, dtype=np.int64), return_counts=True)
+        known = (ids >= 0) & (ids < vocab_size)
+        ids, times = ids[known], times[known]
+        size = max(16, 2 * len(ids))
+        self._ids, self._counts, self._uses = np.zeros((3, size), dtype=np.int64)
+        """By slot: a token, how often it was generated in the window, how often it is there."""
+        self._ids[: len(ids)], self._uses[: len(ids)] = ids, times
+        self._slots = {token_id: slot for slot, token_id in enumerate(ids.tolist())}
 
     @property
     def ids(self) -> NDArray[np.int64]:
@@ -225,13 +237,9 @@ class _History:
         return position < len(self._outputs) and self._outputs[position] == token_id
 
     def append(self, token_id: int) -> None:
-        slot = self._slots.setdefault(token_id, len(self._slots))
-        if slot == len(self._ids):
-            self._ids = np.concatenate((self._ids, np.empty_like(self._ids)))
-            self._counts = np.concatenate((self._counts, np.zeros_like(self._counts)))
-        self._ids[slot] = token_id
-        self._counts[slot] += 1
         self._outputs.append(token_id)
+        self._count(len(self._prompt) + len(self._outputs) - 1, 1)
+        self._count(self._start() - 1, -1)
 
     def rewind(self, num_outputs: int) -> None:
         """Go back to the first `num_outputs` generated tokens; nothing to do if that is all."""
@@ -240,12 +248,47 @@ class _History:
                 f"sampling at position {num_outputs}, but only {len(self._outputs)} tokens of the "
                 f"sequence are known"
             )
-        for token_id in reversed(self._outputs[num_outputs:]):
-            slot = self._slots[token_id]
-            self._counts[slot] -= 1
-            if self._counts[slot] == 0 and slot >= self._num_prompt_ids:
-                del self._slots[token_id]
-        del self._outputs[num_outputs:]
+        while len(self._outputs) > num_outputs:
+            self._count(self._start() - 1, 1)
+            self._count(len(self._prompt) + len(self._outputs) - 1, -1)
+            self._outputs.pop()
+
+    def _start(self) -> int:
+        """Place of the window's first token."""
+        size, last_n = len(self._prompt) + len(self._outputs), self.params.repeat_last_n
+        return 0 if last_n < 0 else max(0, size - last_n)
+
+    def _count(self, place: int, step: int) -> None:
+        """The token of a place, if there is one, enters the window or leaves it."""
+        place -= len(self._prompt)
+        if place >= 0:
+            token_id = self._outputs[place]
+        elif place >= -len(self._prompt) and self.params.repetition_penalty != 1.0:
+            token_id = self._prompt[place]
+        else:
+            return
+        if not 0 <= token_id < self._vocab_size:
+            return
+        slot = self._slots.setdefault(token_id, len(self._slots))
+        if slot == len(self._ids):
+            self._ids, self._counts, self._uses = (
+                np.concatenate((one, np.zeros_like(one)))
+                for one in (self._ids, self._counts, self._uses)
+            )
+        self._ids[slot] = token_id
+        self._uses[slot] += step
+        self._counts[slot] += step if place >= 0 else 0
+        if not self._uses[slot]:
+            self._drop(slot)
+
+    def _drop(self, slot: int) -> None:
+        """Free a slot for the last one, as those in use stand together."""
+        last = len(self._slots) - 1
+        del self._slots[int(self._ids[slot])]
+        if slot < last:
+            self._slots[int(self._ids[last])] = slot
+        for one in (self._ids, self._counts, self._uses):
+            one[slot], one[last] = one[last], 0
 
 
 def _in_vocabulary(ids: Sequence[int], vocab_size: int) -> NDArray[np.int64]:

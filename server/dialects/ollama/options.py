@@ -8,7 +8,7 @@ from server.protocol.common import integral
 from server.protocol.sampler_fields import SamplerFields
 
 _SAME_OPTIONS = frozenset((*SamplerFields.model_fields, "seed", "stop", "min_tokens"))
-_READ_OPTIONS = frozenset(("num_predict", "repeat_last_n"))
+_READ_OPTIONS = frozenset(("num_predict",))
 _NO_EFFECT_OPTIONS = frozenset(
     (
         *("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "numa"),
@@ -23,8 +23,6 @@ _UNSUPPORTED_OPTIONS: Mapping[str, tuple[Any, ...]] = {
     "penalize_newline": (True,),
 }
 """With the values that ask for nothing and pass."""
-_WHOLE_TEXT = -1
-_NOTHING = 0
 
 
 def ignored_options(options: Mapping[str, Any]) -> list[str]:
@@ -48,27 +46,7 @@ def option_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     fields = {name: integral(options[name]) for name in options.keys() & _SAME_OPTIONS}
     if fields.get("seed") == -1:
         fields["seed"] = None
-    if _looked_back(options) == _NOTHING:
-        fields["repeat_penalty"] = None
     return fields | {"max_tokens": _max_tokens(options.get("num_predict"))}
-
-
-def _looked_back(options: Mapping[str, Any]) -> int:
-    """How much of the text `repeat_penalty` looks at.
-
-    Raises:
-        UnsupportedFeature: neither all nor nothing, where that matters.
-    """
-    asked = integral(options.get("repeat_last_n"))
-    if options.get("repeat_penalty") in (None, 1) or asked in (None, _WHOLE_TEXT):
-        return _WHOLE_TEXT
-    if asked != _NOTHING:
-        raise UnsupportedFeature(
-            "options.repeat_last_n other than 0 and -1 is not supported: repeat_penalty looks at "
-            "the whole text; leave it out",
-            param="options.repeat_last_n",
-        )
-    return _NOTHING
 
 
 def _max_tokens(num_predict: Any) -> int:

@@ -51,6 +51,10 @@ def penalised(
 ) -> Floats:
     """A copy with penalties and bias."""
     logits = logits.copy()
+    if params.repeat_last_n >= 0:
+        from_prompt = max(0, params.repeat_last_n - len(output_ids))
+        prompt_ids = list(prompt_ids)[max(0, len(prompt_ids) - from_prompt) :]
+        output_ids = list(output_ids)[max(0, len(output_ids) - params.repeat_last_n) :]
     for token_id in {*prompt_ids, *output_ids}:
         above = logits[token_id] > 0
         factor = 1 / params.repetition_penalty if above else params.repetition_penalty

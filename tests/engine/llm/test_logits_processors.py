@@ -56,6 +56,7 @@ def _random_params(rng: np.random.Generator) -> dict[str, Any]:
         "repetition_penalty": float(rng.uniform(0.5, 2)),
         "frequency_penalty": float(rng.uniform(-2, 2)),
         "presence_penalty": float(rng.uniform(-2, 2)),
+        "repeat_last_n": int(rng.choice([0, 1, 7, 30, 1000])),
         "logit_bias": {token_id: float(rng.uniform(-100, 100)) for token_id in ids},
     }
     return {name: value for name, value in choices.items() if rng.random() < 0.6}
@@ -90,7 +91,11 @@ def test_state_over_many_steps_equals_the_reference() -> None:
 def test_rewinding_is_as_if_the_tokens_never_came() -> None:
     seed = int(np.random.default_rng().integers(2**32))
     rng = np.random.default_rng(seed)
-    params: dict[str, Any] = {"repetition_penalty": 1.3, "frequency_penalty": 0.7}
+    params: dict[str, Any] = {
+        "repetition_penalty": float(rng.choice([1.0, 1.3])),
+        "frequency_penalty": 0.7,
+        "repeat_last_n": int(rng.choice([-1, 1, 3, 9, 50])),
+    }
     prompt = [1, 2, 3, 2]
     raw = torch.from_numpy(rng.normal(0, 4, (1, VOCAB))).float()
     chain, kept = _chain(), list[int]()
@@ -123,6 +128,19 @@ def test_frequency_and_presence_count_output_only() -> None:
         chain.advance(SampleRow(0, position), token_id)
     _apply(chain, logits, [SampleRow(0, 3)])
     assert logits[0, [5, 7, 8]].tolist() == [0.0, -2.25, -1.25]
+
+
+def test_penalties_look_at_the_last_tokens_only() -> None:
+    chain = _chain()
+    penalties: dict[str, Any] = {"repetition_penalty": 2.0, "presence_penalty": 0.5}
+    chain.add(_sequence(0, [0, 1, 2], **penalties, repeat_last_n=3))
+    chain.add(_sequence(1, [0, 1, 2], **penalties, repeat_last_n=0))
+    for position, token_id in enumerate([7, 1]):
+        chain.advance(SampleRow(0, position), token_id)
+    logits = torch.full((2, VOCAB), 4.0)
+    _apply(chain, logits, [SampleRow(0, 2), SampleRow(1, 2)])
+    assert logits[0, [0, 1, 2, 7]].tolist() == [4.0, 1.5, 2.0, 1.5]
+    assert bool((logits[1] == 4.0).all())
 
 
 def test_repetition_divides_positive_and_multiplies_negative() -> None:

@@ -41,6 +41,7 @@ def make_requests(engines, rng, count=12, shared_prefix=0, output_tokens=(1, 50)
                 "top_k": rng.choice([0, 20]),
                 "repetition_penalty": rng.choice([1.0, 1.2]),
                 "presence_penalty": rng.choice([0.0, 0.5]),
+                "repeat_last_n": rng.choice([-1, 8]),
                 "xtc_probability": rng.choice([0.0, 0.5]),
                 "xtc_threshold": 0.01,
                 "dry_multiplier": rng.choice([0.0, 0.8]),

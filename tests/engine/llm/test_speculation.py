@@ -61,6 +61,7 @@ def make_requests(engines, rng, count=8, output_tokens=(1, 50), shared=0.4, **co
             "repetition_penalty": rng.choice([0.8, 1.2]),
             "presence_penalty": rng.choice([-0.5, 0.5]),
             "frequency_penalty": rng.choice([-0.3, 0.3]),
+            "repeat_last_n": rng.choice([1, 5, 40]),
             "dry_multiplier": 0.8,
             "xtc_probability": 0.5,
             "xtc_threshold": 0.01,

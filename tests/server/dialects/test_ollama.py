@@ -93,7 +93,7 @@ async def test_options_reach_the_engine(server: TextServer) -> None:
         "min_p": 0.1,
         "typical_p": 0.7,
         "repeat_penalty": 1.25,
-        "repeat_last_n": -1,
+        "repeat_last_n": 64.0,
         "presence_penalty": 1.5,
         "frequency_penalty": 1,
         "seed": 42,
@@ -108,11 +108,12 @@ async def test_options_reach_the_engine(server: TextServer) -> None:
     assert (sampling.max_tokens, sampling.seed, sampling.top_k) == (3, 42, 20)
     assert (sampling.temperature, sampling.top_p, sampling.min_p) == (0.5, 0.9, 0.1)
     assert (sampling.typical_p, sampling.repetition_penalty) == (0.7, 1.25)
+    assert sampling.repeat_last_n == 64
     assert (sampling.presence_penalty, sampling.frequency_penalty) == (1.5, 1)
-    options = {"seed": -1, "num_predict": -2, "repeat_penalty": 1.25, "repeat_last_n": 0}
+    options = {"seed": -1, "num_predict": -2}
     await server.post("/api/generate", prompt="a", raw=True, options=options)
     sampling = server.last_request.sampling
-    assert (sampling.seed, sampling.repetition_penalty) == (None, 1)
+    assert sampling.seed is None
     assert sampling.max_tokens == MAX_MODEL_LEN - len(server.last_request.prompt_token_ids)
 
 
@@ -234,8 +235,8 @@ async def test_log_probabilities(server: TextServer) -> None:
         ),
         (
             "/api/chat",
-            {"messages": MESSAGES, "options": {"repeat_penalty": 1.1, "repeat_last_n": 64}},
-            "options.repeat_last_n",
+            {"messages": MESSAGES, "options": {"repeat_penalty": 1.1, "repeat_last_n": -2}},
+            "repeat_last_n: ",
         ),
         ("/api/chat", {"messages": MESSAGES, "options": [1]}, "options: must be an object"),
         ("/api/chat", {"messages": MESSAGES, "stream": "yes"}, "stream: must be"),
