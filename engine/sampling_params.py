@@ -45,6 +45,8 @@ class SamplerParameter:
     gt: float | None = None
     le: float | None = None
     """Bounds of what a request may say."""
+    choices: tuple[int, ...] = ()
+    """In place of bounds: all that it may say."""
     other_names: tuple[str, ...] = ()
     """Fields of a request that mean the same, such as llama.cpp's name for it."""
     on_host: bool = False
@@ -74,6 +76,8 @@ class SamplerParameter:
         """Such as `0 to 2`."""
         if self.kind == Patterns:
             return f"at most {MAX_STRINGS}, each of 1 to {MAX_STRING_CHARS} characters"
+        if self.choices:
+            return " or ".join(map(str, self.choices))
         least = f"above {self.gt:g}" if self.ge is None else f"{self.ge:g}"
         most = "2^31 - 1" if self.le == MAX_COUNT else f"{self.le:g}"
         return f"{least} to {most}"
@@ -192,6 +196,28 @@ class SamplingParams:
         # Dividing by less overflows; the draw would be greedy anyway, as in vLLM.
         settled=lambda value: 0.0 if value < _GREEDY_BELOW else value,
     )
+    dynatemp_range: float = _parameter(
+        0.0,
+        "Dynamic temperature: between so much below the temperature and so much above it, the "
+        "higher the less certain the model is. 0 is off.",
+        ge=0,
+        le=2,
+    )
+    dynatemp_exponent: float = _parameter(
+        1.0,
+        "The model's uncertainty, from 0 to 1, to this power says where in that range the "
+        "temperature is.",
+        ge=0,
+        le=100,
+    )
+    top_n_sigma: float = _parameter(
+        0.0,
+        "Keep tokens whose logit is at most this many standard deviations below the greatest, "
+        "at any temperature; 0 or less keeps all.",
+        ge=-1,
+        le=100,
+        settled=lambda value: max(value, 0.0),
+    )
     top_k: int = _parameter(
         0,
         "Keep this many tokens; 0 or -1 keeps all.",
@@ -235,6 +261,22 @@ class SamplingParams:
         ge=0,
         le=1,
         gguf_key="xtc_threshold",
+    )
+
+    mirostat: int = _parameter(
+        0,
+        "2: Mirostat 2 leaves out unlikely tokens so that the surprise of those that are drawn "
+        "comes near mirostat_tau. The steps that leave tokens out then do nothing: top_n_sigma, "
+        "top_k, top_p, min_p, typical_p and XTC. 0 is off.",
+        choices=(0, 2),
+        on_host=True,
+        reads_text=True,
+    )
+    mirostat_tau: float = _parameter(
+        5.0, "The surprise to come near, in bits per token.", ge=0, le=100, on_host=True
+    )
+    mirostat_eta: float = _parameter(
+        0.1, "How fast it gets there: this share of the error per token.", ge=0, le=1, on_host=True
     )
 
     logit_bias: dict[int, float] = field(default_factory=dict)

@@ -149,7 +149,10 @@ class Sequence:
 
     @property
     def num_draftable(self) -> int:
-        """Drafts of which each could be drawn, with a token behind the last one."""
+        """Drafts of which each could be drawn, with a token behind the last one; none where what
+        may come depends on how likely the tokens before were."""
+        if self.owner.request.sampling.mirostat:
+            return 0
         return max(0, self.last_num_tokens - self.num_known - 1)
 
     @property

@@ -28,6 +28,7 @@ from engine.llm.logits_processors import (
     SampleRow,
 )
 from engine.llm.logprobs import LaunchedScores, launch_logprobs, token_logprobs
+from engine.llm.mirostat import Mirostat
 from engine.llm.structure.grammars import Grammars
 from engine.llm.structure.mask import StructureMask
 from engine.sampling_params import SAMPLER_PARAMETERS
@@ -43,6 +44,8 @@ _NO_TOKEN_LEFT = (
     "bad_words, min_tokens and the form of the text exclude each other; ask for less of them"
 )
 
+_STEPS = ("top_n_sigma", "top_k", "top_p", "min_p", "typical_p", "xtc_probability")
+_WITHOUT_STEPS = {name: SAMPLER_PARAMETERS[name].neutral for name in _STEPS}
 _IN_ROWS = frozenset(name for name, one in SAMPLER_PARAMETERS.items() if not one.on_host)
 if unlike := _IN_ROWS ^ PARAMETERS:
     raise InvariantViolation(f"the sampler's table and its kernels differ in {sorted(unlike)}")
@@ -95,6 +98,7 @@ class Sampler:
         self._vocab_size = vocab_size
         self._device = device
         self._structures = StructureMask(vocab_size, grammars)
+        self._mirostat = Mirostat()
         self._states: dict[int, _State] = {}
         self._processors = ProcessorChain(
             (
@@ -104,6 +108,7 @@ class Sampler:
                 MinTokens(vocab_size),
                 ForbiddenTokens(vocab_size),
                 BadWords(vocab_size),
+                self._mirostat,
                 self._structures,
             )
         )
@@ -113,6 +118,8 @@ class Sampler:
         self.remove(sequence.seq_id)
         params = sequence.sampling
         values = {name: getattr(params, name) for name in _IN_ROWS}
+        if params.mirostat:
+            values |= _WITHOUT_STEPS
         knobs = packed_row(**values, seed=sequence.seed, index=sequence.index)
         self._states[sequence.seq_id] = _State(knobs, params.logprobs)
         self._processors.add(sequence)
@@ -145,6 +152,8 @@ class Sampler:
         states = self._states_of(logits, rows)
         drawn = sample_tokens(logits, self._parameters(states, rows))
         token_ids, errors = HostCopy(drawn.token_ids), HostCopy(drawn.errors)
+        are_read = [self._mirostat.reads(row) for row in rows]
+        masses = HostCopy(drawn.masses) if any(are_read) else None
         scored = [i for i, state in enumerate(states) if state.logprobs is not None]
         scores = self._launch_logprobs(logits, drawn.token_ids, states, scored)
 
@@ -162,6 +171,8 @@ class Sampler:
                 if token is not None and token.error is None:
                     self._processors.advance(row, token.token_id)
                     token.forced = self._structures.forced(row)
+            if masses is not None:
+                self._observe(rows, sampled, are_read, masses.wait().tolist())
             for i, score in zip(scored, scores.collect(), strict=True):
                 token = sampled[i]
                 if token is not None and token.error is None:
@@ -194,6 +205,17 @@ class Sampler:
             InternalError: non-finite logits.
         """
         return token_logprobs(logits, targets, [num_top] * len(targets))
+
+    def _observe(
+        self,
+        rows: Sequence[SampleRow],
+        sampled: Sequence[SampledToken | None],
+        are_read: Sequence[bool],
+        masses: Sequence[tuple[int, int]],
+    ) -> None:
+        for row, token, is_read, (mass, total) in zip(rows, sampled, are_read, masses, strict=True):
+            if is_read and token is not None and token.error is None:
+                self._mirostat.observe(row, mass, total)
 
     def _sampled(self, row: SampleRow, token_id: int, error: int) -> SampledToken:
         if not error:

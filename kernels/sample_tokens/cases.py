@@ -42,6 +42,12 @@ KINDS: tuple[dict[str, Any], ...] = (
     {"temperature": 1e30, "top_p": 0.5},
     {"temperature": 1.1e-5},
     {"temperature": 0.6, "top_k": 300, "top_p": 0.999, "min_p": 1e-6, "typical_p": 0.95},
+    {"top_n_sigma": 1.5},
+    {"top_n_sigma": 0.5, "top_k": 20, "temperature": 1.7},
+    {"dynatemp_range": 0.5},
+    {"dynatemp_range": 5.0, "dynatemp_exponent": 3.0, "top_n_sigma": 2.0, "top_p": 0.9},
+    {"least_probability": 0.001},
+    {"least_probability": 1.0, "temperature": 0.7},
 )
 """Parameters of rows; rows of a case take them in turn."""
 
@@ -132,7 +138,7 @@ def work(inputs: dict[str, Any]) -> Work:
 
 def outputs(result: SampledTokens, inputs: dict[str, object]) -> tuple[object, ...]:
     """Everything the op wrote."""
-    return (result.token_ids, result.errors, result.num_kept)
+    return (result.token_ids, result.errors, result.num_kept, result.masses)
 
 
 def _on(device: torch.device, rows: SamplingRows) -> SamplingRows:
@@ -147,7 +153,7 @@ def _random_kind(rng: np.random.Generator) -> dict[str, Any]:
     """Made of the columns there are: a new one is compared without a line here."""
     kind = {"temperature": float(rng.uniform(0.2, 2.0))}
     for column in COLUMNS:
-        if column.name in PARAMETERS and rng.random() < 0.5:
+        if column.name in {*PARAMETERS, "least_probability"} and rng.random() < 0.5:
             share = float(rng.random() ** rng.choice([1, 4]))
             kind[column.name] = share if column.is_float else int(rng.integers(1, 400))
     return kind

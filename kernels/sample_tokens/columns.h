@@ -4,8 +4,13 @@
 //
 //     type     name                 value that changes nothing
 COLUMN(double,  inverse_temperature, 1.0)
+COLUMN(double,  temperature,         1.0)
+COLUMN(double,  dynatemp_range,      0.0)
+COLUMN(double,  dynatemp_exponent,   1.0)
+COLUMN(double,  top_n_sigma,         0.0)
 COLUMN(double,  top_p,               1.0)
 COLUMN(double,  min_p,               0.0)
+COLUMN(double,  least_probability,   0.0)
 COLUMN(double,  typical_p,           1.0)
 COLUMN(double,  xtc_probability,     0.0)
 COLUMN(double,  xtc_threshold,       0.1)

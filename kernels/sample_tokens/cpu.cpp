@@ -19,8 +19,9 @@ namespace {
 
 template <class T>
 void sample_row(const T* logits, int64_t size, const Knobs& knobs, const Edits* edits, int64_t row,
-                int64_t rows, int64_t& token_id, int64_t& error, int64_t& num_kept) {
-  token_id = num_kept = 0;
+                int64_t rows, int64_t& token_id, int64_t& error, int64_t& num_kept,
+                int64_t* masses) {
+  token_id = num_kept = masses[0] = masses[1] = 0;
   Peak peak = find_peak(logits, size);
   error = is_finite(peak) ? kFine : kNotFinite;
   if (error != kFine) return;
@@ -35,7 +36,8 @@ void sample_row(const T* logits, int64_t size, const Knobs& knobs, const Edits* 
   static thread_local Scratch scratch;
   const float* x;
   if constexpr (std::is_same_v<T, float>) x = logits;
-  if (changes || !std::is_same_v<T, float>) {
+  bool cuts = !greedy && knobs.top_n_sigma > 0.0;
+  if (changes || cuts || !std::is_same_v<T, float>) {
     scratch.values.resize(size);
     float* values = scratch.values.data();
     copy(values, logits, size, changes ? mask_of(*edits, size, row, rows) : nullptr);
@@ -46,13 +48,14 @@ void sample_row(const T* logits, int64_t size, const Knobs& knobs, const Edits* 
       error = is_finite(peak) ? kFine : kNoTokenLeft;
       if (error != kFine) return;
     }
+    if (cuts) keep_near_peak(values, size, peak.value, knobs.top_n_sigma);
   }
   if (greedy) {
     token_id = peak.first;
     num_kept = 1;
     return;
   }
-  Row(knobs, x, size, peak, scratch).draw(token_id, num_kept);
+  Row(knobs, x, size, peak, scratch).draw(token_id, num_kept, masses);
 }
 
 }  // namespace
@@ -62,7 +65,8 @@ extern "C" void tandem_sample_tokens(int64_t dtype, const void* logits, int64_t 
                                      const void* penalised_ids, const void* counts,
                                      const void* biased_ids, const void* biases,
                                      const void* forbidden_ids, const void* masks, void* token_ids,
-                                     void* errors, void* num_kept, int64_t rows, int64_t size) {
+                                     void* errors, void* num_kept, void* masses, int64_t rows,
+                                     int64_t size) {
   Edits edits{(const int64_t*)offsets,       (const double*)penalties, (const int64_t*)penalised_ids,
               (const int64_t*)counts,        (const int64_t*)biased_ids, (const double*)biases,
               (const int64_t*)forbidden_ids, (const uint64_t*)masks};
@@ -72,7 +76,7 @@ extern "C" void tandem_sample_tokens(int64_t dtype, const void* logits, int64_t 
     native::for_pieces(rows, threads, [&](int64_t row) {
       sample_row((const T*)logits + row * stride, size, ((const Knobs*)table)[row],
                  offsets ? &edits : nullptr, row, rows, ((int64_t*)token_ids)[row],
-                 ((int64_t*)errors)[row], ((int64_t*)num_kept)[row]);
+                 ((int64_t*)errors)[row], ((int64_t*)num_kept)[row], (int64_t*)masses + row * 2);
     });
   });
 }

@@ -20,6 +20,7 @@ def sample_tokens(logits: Tensor, rows: SamplingRows) -> SampledTokens:
     logits = contiguous_rows(logits)
     num_rows, num_tokens = logits.shape
     token_ids, errors, num_kept = torch.empty(3, num_rows, dtype=torch.int64).unbind()
+    masses = torch.empty(num_rows, 2, dtype=torch.int64)
     _function()(
         native.DTYPES[logits.dtype],
         logits.data_ptr(),
@@ -29,10 +30,11 @@ def sample_tokens(logits: Tensor, rows: SamplingRows) -> SampledTokens:
         token_ids.data_ptr(),
         errors.data_ptr(),
         num_kept.data_ptr(),
+        masses.data_ptr(),
         num_rows,
         num_tokens,
     )
-    return SampledTokens(token_ids=token_ids, errors=errors, num_kept=num_kept)
+    return SampledTokens(token_ids=token_ids, errors=errors, num_kept=num_kept, masses=masses)
 
 
 def _pointers(edits: LogitEdits | None) -> list[int | None]:
@@ -44,4 +46,4 @@ def _pointers(edits: LogitEdits | None) -> list[int | None]:
 
 @functools.cache
 def _function() -> native.Function:
-    return native.function("tandem_sample_tokens", "ipi" + "p" * 12 + "ii")
+    return native.function("tandem_sample_tokens", "ipi" + "p" * 13 + "ii")

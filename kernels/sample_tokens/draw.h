@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "candidates.h"
+#include "near_peak.h"
 #include "peak.h"
 #include "race.h"
 #include "weights.h"
@@ -21,21 +22,25 @@ class Row {
  public:
   Row(const Knobs& knobs, const float* x, int64_t size, const Peak& peak, Scratch& scratch)
       : knobs_(knobs), x_(x), size_(size), peak_(peak), scratch_(scratch), race_(knobs) {
-    int32_t exponent = 62;
-    for (int64_t rest = size; rest; rest >>= 1) --exponent;
+    int32_t exponent = unit_exponent(size);
     weighing_ = {peak.value, float(knobs.inverse_temperature), exponent};
+    if (knobs.dynatemp_range > 0.0)
+      weighing_.inverse_temperature = dynamic_scale(knobs, x, size, peak.value);
     least_ = std::max<int64_t>(1, int64_t(knobs.min_p * double(int64_t(1) << exponent)));
   }
 
-  void draw(int64_t& token_id, int64_t& num_kept) {
+  // `masses` are the token's and all kept ones'.
+  void draw(int64_t& token_id, int64_t& num_kept, int64_t* masses) {
     has_top_k_ = knobs_.top_k > 0 && knobs_.top_k < size_;
     is_xtc_ = excludes_top_choices();
-    if (!has_top_k_ && knobs_.top_p >= 1.0 && knobs_.typical_p >= 1.0 && !is_xtc_) {
+    bool tells = knobs_.least_probability > 0.0;
+    if (!has_top_k_ && knobs_.top_p >= 1.0 && knobs_.typical_p >= 1.0 && !is_xtc_ && !tells) {
       num_kept = race_all();
     } else {
       Candidates kept = select();
       num_kept = kept.size;
       race_some(kept);
+      if (tells) tell(kept, masses);
     }
     token_id = race_.winner();
   }
@@ -95,6 +100,12 @@ class Row {
     }
   }
 
+  void tell(const Candidates& kept, int64_t* masses) const {
+    masses[1] = kept.total();
+    for (int64_t i = 0; i < kept.size; ++i)
+      if (kept.ids[i] == race_.winner()) masses[0] = kept.masses[i];
+  }
+
   // All steps that leave tokens out, one after the other.
   Candidates select() {
     scratch_.ids.resize(size_);
@@ -117,6 +128,11 @@ class Row {
     if (knobs_.top_p < 1.0)
       some.cut(needed_mass(knobs_.top_p, total < 0 ? some.total() : total), true, false);
     some.keep_if([&](int64_t i) { return some.masses[i] >= least_; });
+    if (knobs_.least_probability > 0.0) {
+      int64_t needed = needed_mass(knobs_.least_probability, some.total());
+      int64_t bound = std::min(needed, int64_t(1) << weighing_.exponent);
+      some.keep_if([&](int64_t i) { return some.masses[i] >= bound; });
+    }
     if (knobs_.typical_p < 1.0) keep_typical(some);
     if (is_xtc_) exclude_top_choices(some);
     return some;

@@ -64,23 +64,8 @@ inline Words philox(const Knobs& knobs, const uint32_t* blocks, uint32_t more) {
 inline uint32_t block_of(int64_t id) { return uint32_t(id / kBlock * kLanes + id % kLanes); }
 inline int word_of(int64_t id) { return int(id % kBlock / kLanes); }
 
-// `noise.exponential`.
-inline float exponential(uint32_t first, uint32_t second) {
-  float exponent = 0.0f, f;
-  if (first < 256) {
-    f = -(float(first) * 0x1p-32f + (float(second) + 0.5f) * 0x1p-64f);
-  } else if (first < 1u << 30) {
-    f = -((float(first) + 0.5f) * 0x1p-32f);
-  } else {
-    uint32_t bits = bits_of((float(~first) + 0.5f) * 0x1p-32f);
-    exponent = float(int32_t(bits >> 23) - 126);
-    float mantissa = float_of((bits & 0x7fffff) | 0x3f000000);
-    if (mantissa < 0.70710678f) {
-      exponent -= 1.0f;
-      mantissa += mantissa;
-    }
-    f = mantissa - 1.0f;
-  }
+// `noise._log`.
+inline float log_of(float f, float exponent) {
   float square = f * f;
   float p = 7.0376836292e-2f;
   p = p * f + -1.1514610310e-1f;
@@ -92,7 +77,27 @@ inline float exponential(uint32_t first, uint32_t second) {
   p = p * f + -2.4999993993e-1f;
   p = p * f + 3.3333331174e-1f;
   float tail = f * square * p + exponent * -2.12194440e-4f - square * 0.5f;
-  return -(f + tail + exponent * 0.693359375f);
+  return f + tail + exponent * 0.693359375f;
+}
+
+// `noise.logarithm`.
+inline float logarithm(float x) {
+  uint32_t bits = bits_of(x);
+  float exponent = float(int32_t(bits >> 23) - 126);
+  float mantissa = float_of((bits & 0x7fffff) | 0x3f000000);
+  if (mantissa < 0.70710678f) {
+    exponent -= 1.0f;
+    mantissa += mantissa;
+  }
+  return log_of(mantissa - 1.0f, exponent);
+}
+
+// `noise.exponential`.
+inline float exponential(uint32_t first, uint32_t second) {
+  if (first >= 1u << 30) return -logarithm((float(~first) + 0.5f) * 0x1p-32f);
+  float v = first < 256 ? float(first) * 0x1p-32f + (float(second) + 0.5f) * 0x1p-64f
+                        : (float(first) + 0.5f) * 0x1p-32f;
+  return -log_of(-v, 0.0f);
 }
 
 // `noise.reciprocal`.

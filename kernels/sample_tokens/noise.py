@@ -106,12 +106,28 @@ def exponential(first: Tensor, second: Tensor) -> Tensor:
     is_small = first < 1 << 30
     f = torch.where(is_small, -v, mantissa - 1.0)
     exponent = torch.where(is_small, 0.0, exponent)
+    return -_log(f, exponent)
+
+
+def logarithm(x: Tensor) -> Tensor:
+    """Natural logarithm of positive, normal fp32."""
+    bits = x.view(torch.int32)
+    exponent = ((bits >> 23) - 126).float()
+    mantissa = ((bits & 0x7FFFFF) | 0x3F000000).view(torch.float32)
+    low = mantissa < 0.70710678
+    exponent = torch.where(low, exponent - 1.0, exponent)
+    mantissa = torch.where(low, mantissa + mantissa, mantissa)
+    return _log(mantissa - 1.0, exponent)
+
+
+def _log(f: Tensor, exponent: Tensor) -> Tensor:
+    """`log((1 + f) * 2**exponent)`, f near 0."""
     square = f * f
     series = torch.full_like(f, _LOG_TERMS[0])
     for term in _LOG_TERMS[1:]:
         series = series * f + term
     tail = f * square * series + exponent * -2.12194440e-4 - square * 0.5
-    return -(f + tail + exponent * 0.693359375)
+    return f + tail + exponent * 0.693359375
 
 
 def reciprocal(x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from kernels.sample_tokens import noise
 from kernels.sample_tokens.edits import edited
 from kernels.sample_tokens.rows import (
     FINE,
+    MIN_TEMPERATURE,
     NO_TOKEN_LEFT,
     NOT_FINITE,
     SampledTokens,
@@ -39,12 +40,9 @@ def sample_tokens(logits: Tensor, rows: SamplingRows) -> SampledTokens:
     """See `kernels.sample_tokens`."""
     work = edited(logits, rows.edits)
     drawn = [_draw(logits[i], work[i], knobs) for i, knobs in enumerate(rows.host_knobs())]
-    token_ids, errors, num_kept = torch.tensor(drawn, dtype=torch.int64).view(-1, 3).unbind(1)
-    return SampledTokens(
-        token_ids=token_ids.to(logits.device),
-        errors=errors.to(logits.device),
-        num_kept=num_kept.to(logits.device),
-    )
+    table = torch.tensor(drawn, dtype=torch.int64).view(-1, 5).to(logits.device)
+    token_ids, errors, num_kept = table[:, :3].unbind(1)
+    return SampledTokens(token_ids=token_ids, errors=errors, num_kept=num_kept, masses=table[:, 3:])
 
 
 def weights(logits: Tensor, rows: SamplingRows) -> Tensor:
@@ -57,11 +55,11 @@ def weights(logits: Tensor, rows: SamplingRows) -> Tensor:
     return result
 
 
-def _draw(logits: Tensor, work: Tensor, knobs: dict[str, Any]) -> tuple[int, int, int]:
-    """Token, error and number of tokens kept, of one row."""
+def _draw(logits: Tensor, work: Tensor, knobs: dict[str, Any]) -> tuple[int, int, int, int, int]:
+    """Token, error, number of tokens kept, and its mass and theirs, of one row."""
     error = _error(logits, work)
     if error != FINE:
-        return 0, error, 0
+        return 0, error, 0, 0, 0
     kept = kept_weights(work, knobs)
     key = {name: knobs[name] for name in ("seed", "index", "position")}
     times = noise.exponentials(len(work), **key, device=work.device)
@@ -69,7 +67,9 @@ def _draw(logits: Tensor, work: Tensor, knobs: dict[str, Any]) -> tuple[int, int
     token_id = (
         (kept.float() * noise.reciprocal(times)).max(-1).indices
     )  # of equal maxima the first, as documented
-    return int(token_id), FINE, int((kept > 0).sum())
+    is_told = knobs["least_probability"] > 0.0 and knobs["inverse_temperature"] < math.inf
+    masses = (int(kept[token_id]), int(kept.sum())) if is_told else (0, 0)
+    return int(token_id), FINE, int((kept > 0).sum()), *masses
 
 
 def _error(logits: Tensor, work: Tensor) -> int:
@@ -88,11 +88,68 @@ def kept_weights(values: Tensor, knobs: dict[str, Any]) -> Tensor:
     order = (values + 0.0).sort(descending=True, stable=True).indices
     if knobs["inverse_temperature"] == math.inf:
         return torch.zeros_like(order).index_fill_(0, order[:1], 1)
-    scores = scaled_scores(values, values.max(), knobs["inverse_temperature"])[order]
+    values = _near_peak(values, knobs["top_n_sigma"])
+    scale = _dynamic_scale(values, knobs)
+    scores = scaled_scores(values, values.max(), scale)[order]
     kept = scaled_weights(scores, len(values))
     for step in STEPS:
         step(kept, scores, knobs)
     return torch.zeros_like(kept).index_put_((order,), kept)
+
+
+def _near_peak(values: Tensor, num_sigmas: float) -> Tensor:
+    """Without tokens more than so many standard deviations of all logits below the greatest; 0:
+    all. Temperature changes nothing about who stays.
+
+    The distances become integers of half a total's bits, so that the sums of their squares do not
+    depend on the order. They are halved before, as the whole ones may be beyond fp32.
+
+    Paper: Tang et al. 2024, arXiv:2411.07641, algorithm 1, as in llama.cpp: impossible tokens are
+    not among all.
+    """
+    if not num_sigmas > 0.0:
+        return values
+    possible = values > -torch.inf
+    distances = torch.where(possible, values.max() * 0.5 - values * 0.5, 0.0)
+    num_bits = unit_exponent(len(values)) // 2
+    exponent = max(num_bits, int(distances.max().view(torch.int32)) >> 23)
+    places = (distances * 2.0 ** (num_bits + 126 - exponent)).to(torch.int64)
+    num, total = float(possible.sum()), float(places.sum())
+    variance = num * float((places * places).sum()) - total * total
+    bound = num_sigmas * num_sigmas * variance
+    low, high = 0, (1 << num_bits) - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        reached = middle * num
+        low, high = (middle, high) if reached * reached <= bound else (low, middle - 1)
+    return values.masked_fill(places > low, -torch.inf)
+
+
+def _dynamic_scale(values: Tensor, knobs: dict[str, Any]) -> float:
+    """What scores are multiplied by: with dynatemp_range the inverse of a temperature within so
+    much of the row's own, the higher the less certain the model is.
+
+    That is measured by the entropy at temperature 1, divided by the greatest that so many possible
+    tokens can have, to the power of dynatemp_exponent. As in llama.cpp, by kalomaze.
+    """
+    num = (values > -torch.inf).sum()
+    if not knobs["dynatemp_range"] > 0.0 or num < 2:
+        return float(knobs["inverse_temperature"])
+    scores = scaled_scores(values, values.max(), 1.0)
+    masses = scaled_weights(scores, len(values))
+    total, weighted = masses.sum().float(), (masses.float() * -scores).to(torch.int64).sum().float()
+    entropy = noise.logarithm(total * 2.0 ** -unit_exponent(len(values)))
+    entropy += weighted * noise.reciprocal(total)
+    share = entropy * noise.reciprocal(noise.logarithm(num.float()))
+    power = _fp32(knobs["dynatemp_exponent"]) * noise.logarithm(share.clamp(1e-30, 1.0))
+    low = _fp32(max(0.0, knobs["temperature"] - knobs["dynatemp_range"]))
+    high = _fp32(knobs["temperature"] + knobs["dynatemp_range"])
+    temperature = low + (high - low) * _exp(torch.where(power < -87.0, -87.0, power), 0)
+    return float(noise.reciprocal(temperature.clamp(min=MIN_TEMPERATURE)))
+
+
+def _fp32(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float32)
 
 
 def _top_k(kept: Tensor, scores: Tensor, knobs: dict[str, Any]) -> None:
@@ -117,6 +174,13 @@ def _min_p(kept: Tensor, scores: Tensor, knobs: dict[str, Any]) -> None:
     Paper: Nguyen et al. 2024, arXiv:2407.01082, section 3.
     """
     kept[kept < int(knobs["min_p"] * weight_unit(len(kept)))] = 0
+
+
+def _least_probability(kept: Tensor, scores: Tensor, knobs: dict[str, Any]) -> None:
+    """Tokens with at least so much of the mass that is left, and the likeliest anyway."""
+    if knobs["least_probability"] > 0.0:
+        needed = needed_mass(knobs["least_probability"], int(kept.sum()))
+        kept[kept < min(needed, weight_unit(len(kept)))] = 0
 
 
 def _typical_p(kept: Tensor, scores: Tensor, knobs: dict[str, Any]) -> None:
@@ -156,7 +220,7 @@ def _xtc(kept: Tensor, scores: Tensor, knobs: dict[str, Any]) -> None:
         kept[(kept >= bound).nonzero().flatten()[:-1]] = 0
 
 
-STEPS = (_top_k, _top_p, _min_p, _typical_p, _xtc)
+STEPS = (_top_k, _top_p, _min_p, _least_probability, _typical_p, _xtc)
 """What each leaves of the tokens, in this order, each on what the one before left.
 
 A step gets the weights [V] int64, which it zeroes in place, and the scores [V] fp32, both from the
@@ -186,7 +250,12 @@ def scaled_scores(values: Tensor, peak: Tensor, inverse_temperature: float) -> T
 
 
 def scaled_weights(scores: Tensor, num_tokens: int) -> Tensor:
-    """`floor(exp(scores) * unit)` as int64.
+    """`floor(exp(scores) * unit)` as int64."""
+    return _exp(scores, unit_exponent(num_tokens)).to(torch.int64)
+
+
+def _exp(scores: Tensor, more: int) -> Tensor:
+    """`exp(scores) * 2**more` of scores from -87 to 0.
 
     Cephes' polynomial in single fp32 additions and multiplications, within 2 units in the last
     place; any IEEE machine computes the same bits.
@@ -197,5 +266,5 @@ def scaled_weights(scores: Tensor, num_tokens: int) -> Tensor:
     for term in _EXP_TERMS[1:]:
         series = series * r + term
     fraction = series * r * r + r + 1.0
-    power = (exponent.to(torch.int32) + (127 + unit_exponent(num_tokens))) << 23
-    return (fraction * power.view(torch.float32)).to(torch.int64)
+    power = (exponent.to(torch.int32) + (127 + more)) << 23
+    return fraction * power.view(torch.float32)

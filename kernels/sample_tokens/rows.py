@@ -23,10 +23,10 @@ MIN_TEMPERATURE = 1e-5
 
 
 PARAMETERS = frozenset(
-    {column.name for column in COLUMNS} - {"inverse_temperature", "seed", "index", "position"}
-    | {"temperature"}
+    {column.name for column in COLUMNS}
+    - {"inverse_temperature", "least_probability", "seed", "index", "position"}
 )
-"""What `packed_row` takes beside the key of the random numbers."""
+"""What `packed_row` takes beside the key of the random numbers and `least_probability`."""
 
 
 def packed_row(
@@ -50,10 +50,10 @@ def packed_row(
     Raises:
         TypeError: there is no column for a parameter.
     """
-    if unknown := parameters.keys() - PARAMETERS:
+    if unknown := parameters.keys() - PARAMETERS - {"least_probability"}:
         raise TypeError(f"sample_tokens has no column for {', '.join(sorted(unknown))}")
     wrapped = (seed + (1 << 63)) % (1 << 64) - (1 << 63)
-    parameters |= {"inverse_temperature": _inverse(temperature)}
+    parameters |= {"temperature": temperature, "inverse_temperature": _inverse(temperature)}
     parameters |= {"seed": wrapped, "index": index, "position": position}
     row = np.zeros(len(COLUMNS), dtype=np.int64)
     floats = row.view(np.float64)
@@ -138,6 +138,9 @@ class SamplingRows:
         """
         table = np.array(packed, dtype=np.int64).reshape(len(packed), len(COLUMNS))
         table[:, COLUMN["position"]] = positions
+        if edits is not None:
+            for row, probability in edits.least_probabilities.items():
+                table.view(np.float64)[row, COLUMN["least_probability"]] = probability
         if edits is None or edits.is_empty:
             return cls(table=_moved([table], device)[0])
         table_, *parts = _moved([table, *edits.arrays(len(packed))], device)
@@ -164,9 +167,12 @@ class EditLists:
     biased: dict[int, tuple[Int64Array, Float64Array]] = field(default_factory=dict)
     forbidden: list[tuple[int, Int64Array]] = field(default_factory=list)
     masks: dict[int, Int64Array] = field(default_factory=dict)
+    least_probabilities: dict[int, float] = field(default_factory=dict)
+    """These go into `SamplingRows.table`."""
 
     @property
     def is_empty(self) -> bool:
+        """Whether the logits stay as they are."""
         return not (self.penalised or self.biased or self.forbidden or self.masks)
 
     def penalise(
@@ -199,6 +205,10 @@ class EditLists:
         """Make all tokens impossible whose bit is not set (`LogitEdits.masks`). Where it is called
         again for a row, a token needs its bit in all masks."""
         self.masks[row] = mask & self.masks[row] if row in self.masks else mask
+
+    def leave_out_below(self, row: int, probability: float) -> None:
+        """Leave out tokens below a probability, above 0, and have the row's masses told."""
+        self.least_probabilities[row] = probability
 
     def arrays(self, num_rows: int) -> list[NDArray[Any]]:
         """The fields of `LogitEdits`, in their order."""
@@ -239,6 +249,9 @@ class SampledTokens:
     or `NO_TOKEN_LEFT` (the edits made all tokens impossible)."""
     num_kept: Tensor
     """[R] int64: tokens that the row could have drawn; 0 with an error."""
+    masses: Tensor
+    """[R, 2] int64: weight of the token, and of all that the row could have drawn. 0 where there is
+    no `least_probability`, at temperature 0, and with an error."""
 
 
 def _joined(parts: list[NDArray[Any]], dtype: type) -> NDArray[Any]:

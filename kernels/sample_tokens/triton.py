@@ -30,9 +30,14 @@ _LEAST_KEY, _GREATEST_KEY = tl.constexpr(-(1 << 31)), tl.constexpr((1 << 31) - 1
 _FINE, _NOT_FINITE = tl.constexpr(FINE), tl.constexpr(NOT_FINITE)
 _NUM_COLUMNS = tl.constexpr(len(COLUMNS))
 _INVERSE_TEMPERATURE = tl.constexpr(COLUMN["inverse_temperature"])
+_TEMPERATURE = tl.constexpr(COLUMN["temperature"])
+_DYNATEMP_RANGE = tl.constexpr(COLUMN["dynatemp_range"])
+_DYNATEMP_EXPONENT = tl.constexpr(COLUMN["dynatemp_exponent"])
+_TOP_N_SIGMA = tl.constexpr(COLUMN["top_n_sigma"])
 _TOP_K = tl.constexpr(COLUMN["top_k"])
 _TOP_P = tl.constexpr(COLUMN["top_p"])
 _MIN_P = tl.constexpr(COLUMN["min_p"])
+_LEAST_PROBABILITY = tl.constexpr(COLUMN["least_probability"])
 _TYPICAL_P = tl.constexpr(COLUMN["typical_p"])
 _XTC_PROBABILITY = tl.constexpr(COLUMN["xtc_probability"])
 _XTC_THRESHOLD = tl.constexpr(COLUMN["xtc_threshold"])
@@ -54,6 +59,7 @@ def sample_tokens(logits: Tensor, rows: SamplingRows) -> SampledTokens:
     token_ids, errors, num_kept = (
         torch.empty(num_rows, dtype=torch.int64, device=logits.device) for _ in range(3)
     )
+    masses = torch.empty(num_rows, 2, dtype=torch.int64, device=logits.device)
     if num_rows:
         _sample_tokens_kernel[(num_rows,)](
             work,
@@ -62,6 +68,7 @@ def sample_tokens(logits: Tensor, rows: SamplingRows) -> SampledTokens:
             token_ids,
             errors,
             num_kept,
+            masses,
             num_tokens,
             unit_exponent(num_tokens),
             BLOCK_SIZE=min(BLOCK_SIZE, max(64, triton.next_power_of_2(num_tokens))),
@@ -72,8 +79,9 @@ def sample_tokens(logits: Tensor, rows: SamplingRows) -> SampledTokens:
         was_fine = logits.amax(-1).isfinite()  # NaN and +infinity win every maximum
         token_ids *= was_fine
         num_kept *= was_fine
+        masses *= was_fine.unsqueeze(1)
         errors.masked_fill_(errors > 0, NO_TOKEN_LEFT).masked_fill_(~was_fine, NOT_FINITE)
-    return SampledTokens(token_ids=token_ids, errors=errors, num_kept=num_kept)
+    return SampledTokens(token_ids=token_ids, errors=errors, num_kept=num_kept, masses=masses)
 
 
 @triton.jit
@@ -84,6 +92,7 @@ def _sample_tokens_kernel(
     token_ids_ptr,
     errors_ptr,
     num_kept_ptr,
+    masses_ptr,
     num_tokens,
     unit_exponent,
     BLOCK_SIZE: tl.constexpr,
@@ -95,15 +104,19 @@ def _sample_tokens_kernel(
     error = tl.where(is_bad, _NOT_FINITE, _FINE)
     token_id = token_id.to(tl.int64)
     num_kept = tl.full((), 1, tl.int64)
+    mass = tl.full((), 0, tl.int64)
+    total = tl.full((), 0, tl.int64)
     inverse_temperature = _float(knobs_ptr + _INVERSE_TEMPERATURE)
     if (error == _FINE) & (inverse_temperature < float("inf")):
         scale = inverse_temperature.to(tl.float32)
-        token_id, num_kept = _drawn(
+        token_id, num_kept, mass, total = _drawn(
             x_ptr, peak, scale, knobs_ptr, num_tokens, unit_exponent, BLOCK_SIZE
         )
     tl.store(token_ids_ptr + row, tl.where(error == _FINE, token_id, 0))
     tl.store(errors_ptr + row, error.to(tl.int64))
     tl.store(num_kept_ptr + row, tl.where(error == _FINE, num_kept, 0))
+    tl.store(masses_ptr + row * 2, mass)
+    tl.store(masses_ptr + row * 2 + 1, total)
 
 
 @triton.jit
@@ -145,7 +158,12 @@ def _scores(x, peak, scale):
 @triton.jit
 def _masses(x, peak, scale, unit_exponent):
     """`reference.scaled_weights`."""
-    scores = _scores(x, peak, scale)
+    return _exp(_scores(x, peak, scale), unit_exponent).to(tl.int64)
+
+
+@triton.jit
+def _exp(scores, more):
+    """`reference._exp`."""
     exponent = tl.floor(scores * 1.44269504 + 0.5)
     r = scores - exponent * 0.693359375 + exponent * 2.12194440e-4
     p = r * 1.9875691500e-4 + 1.3981999507e-3
@@ -154,8 +172,8 @@ def _masses(x, peak, scale, unit_exponent):
     p = p * r + 1.6666665459e-1
     p = p * r + 5.0000001201e-1
     p = p * r * r + r + 1.0
-    power = (exponent.to(tl.int32) + (127 + unit_exponent)) << 23
-    return (p * power.to(tl.float32, bitcast=True)).to(tl.int64)
+    power = (exponent.to(tl.int32) + (127 + more)) << 23
+    return p * power.to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -278,16 +296,105 @@ def _total(
 
 
 @triton.jit
+def _places(x, peak, power):
+    """Distances from the peak in steps of `reference._near_peak`, and who has one."""
+    possible = x > float("-inf")
+    distances = tl.where(possible, peak * 0.5 - x * 0.5, 0.0)
+    return (distances * power).to(tl.int64), possible
+
+
+@triton.jit
+def _near_peak(x_ptr, peak, num_sigmas, num_tokens, unit_exponent, BLOCK_SIZE: tl.constexpr):
+    """`reference._near_peak`: the order key of the last token that stays, and how many do."""
+    largest = tl.zeros((BLOCK_SIZE,), tl.float32)
+    for start in range(0, num_tokens, BLOCK_SIZE):
+        x = _logits(x_ptr, start + tl.arange(0, BLOCK_SIZE), num_tokens)
+        largest = tl.maximum(largest, tl.where(x > float("-inf"), peak * 0.5 - x * 0.5, 0.0))
+    num_bits = tl.full((), 0, tl.int32) + unit_exponent // 2
+    exponent = tl.maximum(tl.max(largest, 0).to(tl.int32, bitcast=True) >> 23, num_bits)
+    power = ((num_bits + 253 - exponent) << 23).to(tl.float32, bitcast=True)
+    nums = tl.zeros((BLOCK_SIZE,), tl.int64)
+    sums = tl.zeros((BLOCK_SIZE,), tl.int64)
+    squares = tl.zeros((BLOCK_SIZE,), tl.int64)
+    for start in range(0, num_tokens, BLOCK_SIZE):
+        x = _logits(x_ptr, start + tl.arange(0, BLOCK_SIZE), num_tokens)
+        places, possible = _places(x, peak, power)
+        nums += tl.where(possible, 1, 0)
+        sums += places
+        squares += places * places
+    num, total = tl.sum(nums, 0).to(tl.float64), tl.sum(sums, 0).to(tl.float64)
+    variance = num * tl.sum(squares, 0).to(tl.float64) - total * total
+    bound = num_sigmas * num_sigmas * variance
+    low = tl.full((), 0, tl.int64)
+    high = (tl.full((), 1, tl.int64) << num_bits.to(tl.int64)) - 1
+    while low < high:
+        middle = low + ((high - low + 1) >> 1)
+        reached = middle.to(tl.float64) * num
+        is_within = reached * reached <= bound
+        low = tl.where(is_within, middle, low)
+        high = tl.where(is_within, high, middle - 1)
+    keys = tl.full((BLOCK_SIZE,), _GREATEST_KEY, tl.int32)
+    nums = tl.zeros((BLOCK_SIZE,), tl.int64)
+    for start in range(0, num_tokens, BLOCK_SIZE):
+        x = _logits(x_ptr, start + tl.arange(0, BLOCK_SIZE), num_tokens)
+        places, possible = _places(x, peak, power)
+        stays = possible & (places <= low)
+        keys = tl.minimum(keys, tl.where(stays, order_keys(x), _GREATEST_KEY))
+        nums += tl.where(stays, 1, 0)
+    return tl.min(keys, 0), tl.sum(nums, 0)
+
+
+@triton.jit
+def _dynamic_scale(
+    x_ptr, peak, scale, knobs_ptr, num_tokens, unit_exponent, key, BLOCK_SIZE: tl.constexpr
+):  # fmt: skip
+    """`reference._dynamic_scale`, of tokens down to an order key."""
+    nums = tl.zeros((BLOCK_SIZE,), tl.int64)
+    totals = tl.zeros((BLOCK_SIZE,), tl.int64)
+    weighted = tl.zeros((BLOCK_SIZE,), tl.int64)
+    for start in range(0, num_tokens, BLOCK_SIZE):
+        x = _logits(x_ptr, start + tl.arange(0, BLOCK_SIZE), num_tokens)
+        possible = (x > float("-inf")) & (order_keys(x) >= key)
+        scores = _scores(x, peak, 1.0)
+        masses = tl.where(possible, _exp(scores, unit_exponent).to(tl.int64), 0)
+        nums += tl.where(possible, 1, 0)
+        totals += masses
+        weighted += (masses.to(tl.float32) * -scores).to(tl.int64)
+    num, total = tl.sum(nums, 0), tl.sum(totals, 0).to(tl.float32)
+    if num > 1:
+        unit = ((tl.full((), 127, tl.int32) - unit_exponent) << 23).to(tl.float32, bitcast=True)
+        entropy = _logarithm(total * unit)
+        entropy += tl.sum(weighted, 0).to(tl.float32) * _reciprocal(total)
+        share = entropy * _reciprocal(_logarithm(num.to(tl.float32)))
+        share = tl.minimum(tl.maximum(share, 1e-30), 1.0)
+        power = _float(knobs_ptr + _DYNATEMP_EXPONENT).to(tl.float32) * _logarithm(share)
+        temperature, reach = _float(knobs_ptr + _TEMPERATURE), _float(knobs_ptr + _DYNATEMP_RANGE)
+        low = tl.maximum(temperature - reach, 0.0).to(tl.float32)
+        high = (temperature + reach).to(tl.float32)
+        power = tl.where(power < -87.0, -87.0, power)
+        scale = _reciprocal(tl.maximum(low + (high - low) * _exp(power, 0), 1e-5))
+    return scale
+
+
+@triton.jit
 def _drawn(
     x_ptr, peak, scale, knobs_ptr, num_tokens, unit_exponent, BLOCK_SIZE: tl.constexpr
 ):  # fmt: skip
-    """The token of a row that is not greedy, and how many it could have been."""
+    """The token of a row that is not greedy, how many it could have been, and the masses."""
     key = tl.full((), _LEAST_KEY, tl.int32)
     last_id = tl.full((), 0, tl.int32) + num_tokens
     least = tl.full((), 0, tl.int64)
     mean = tl.full((), 0.0, tl.float32)
+    num_left = tl.full((), 0, tl.int64) + num_tokens
+    top_n_sigma = _float(knobs_ptr + _TOP_N_SIGMA)
+    if top_n_sigma > 0.0:
+        key, num_left = _near_peak(x_ptr, peak, top_n_sigma, num_tokens, unit_exponent, BLOCK_SIZE)
+    if _float(knobs_ptr + _DYNATEMP_RANGE) > 0.0:
+        scale = _dynamic_scale(
+            x_ptr, peak, scale, knobs_ptr, num_tokens, unit_exponent, key, BLOCK_SIZE
+        )
     top_k = tl.load(knobs_ptr + _TOP_K)
-    if (top_k > 0) & (top_k < num_tokens):
+    if (top_k > 0) & (top_k < num_left):
         key, last_id = _cut(
             x_ptr, peak, scale, num_tokens, unit_exponent, key, last_id, least, mean, top_k,
             True, False, BLOCK_SIZE,
@@ -303,6 +410,12 @@ def _drawn(
         )  # fmt: skip
     unit = (tl.full((), 1, tl.int64) << unit_exponent).to(tl.float64)
     least = tl.maximum((_float(knobs_ptr + _MIN_P) * unit).to(tl.int64), 1)
+    least_probability = _float(knobs_ptr + _LEAST_PROBABILITY)
+    if least_probability > 0.0:
+        total = _total(
+            x_ptr, peak, scale, num_tokens, unit_exponent, key, last_id, least, False, BLOCK_SIZE
+        )
+        least = tl.maximum(least, tl.minimum(_needed(least_probability, total), unit.to(tl.int64)))
     typical_p = _float(knobs_ptr + _TYPICAL_P)
     typical_key = tl.full((), _LEAST_KEY, tl.int32)
     if typical_p < 1.0:
@@ -324,10 +437,12 @@ def _drawn(
             x_ptr, peak, scale, num_tokens, unit_exponent, key, last_id, least, mean,
             typical_key, typical_p < 1.0, _float(knobs_ptr + _XTC_THRESHOLD), BLOCK_SIZE,
         )  # fmt: skip
-    return _raced(
+    token_id, num_kept, mass, total = _raced(
         x_ptr, peak, scale, knobs_ptr, num_tokens, unit_exponent, key, last_id, least, mean,
         typical_key, typical_p < 1.0, bound, last_choice, is_xtc, BLOCK_SIZE,
     )  # fmt: skip
+    is_told = least_probability > 0.0
+    return token_id, num_kept, tl.where(is_told, mass, 0), tl.where(is_told, total, 0)
 
 
 @triton.jit
@@ -401,6 +516,8 @@ def _raced(
     best = tl.zeros((QUARTER,), tl.float32)
     winners = tl.zeros((QUARTER,), tl.int32)
     num_kept = tl.zeros((QUARTER,), tl.int32)
+    winner_masses = tl.zeros((QUARTER,), tl.int64)
+    totals = tl.zeros((QUARTER,), tl.int64)
     for start in range(0, num_tokens, BLOCK_SIZE):
         lanes = tl.arange(0, QUARTER)
         blocks = (start // 4 + lanes).to(tl.uint32)
@@ -416,12 +533,16 @@ def _raced(
             if is_xtc:
                 masses = tl.where((masses >= bound) & (ids != last_choice), 0, masses)
             num_kept += tl.where(masses > 0, 1, 0)
+            totals += masses
             rates = masses.to(tl.float32) * _reciprocal(_exponentials(words[word], more[word]))
+            winner_masses = tl.where(rates > best, masses, winner_masses)
             winners = tl.where(rates > best, ids, winners)  # a lane meets its ids in order
             best = tl.maximum(best, rates)
     most = tl.max(best, 0)
     winner = tl.min(tl.where(best == most, winners, num_tokens), 0)
-    return winner.to(tl.int64), tl.sum(num_kept, 0).to(tl.int64)
+    is_winner = (best == most) & (winners == winner)
+    mass = tl.max(tl.where(is_winner, winner_masses, 0), 0)
+    return winner.to(tl.int64), tl.sum(num_kept, 0).to(tl.int64), mass, tl.sum(totals, 0)
 
 
 @triton.jit
@@ -432,15 +553,32 @@ def _exponentials(first, second):
     smallest += (second.to(tl.float32) + 0.5) * 5.421010862427522e-20
     v = tl.where(first < 256, smallest, v)
     rest = ((~first).to(tl.float32) + 0.5) * 2.3283064365386963e-10
-    bits = rest.to(tl.int32, bitcast=True)
+    f, exponent = _parts(rest)
+    is_small = first < 1073741824
+    return -_log(tl.where(is_small, -v, f), tl.where(is_small, 0.0, exponent))
+
+
+@triton.jit
+def _logarithm(x):
+    """`noise.logarithm`."""
+    f, exponent = _parts(x)
+    return _log(f, exponent)
+
+
+@triton.jit
+def _parts(x):
+    """Of `(1 + f) * 2**exponent`."""
+    bits = x.to(tl.int32, bitcast=True)
     exponent = ((bits >> 23) - 126).to(tl.float32)
     mantissa = ((bits & 0x7FFFFF) | 0x3F000000).to(tl.float32, bitcast=True)
     is_low = mantissa < 0.70710678
     exponent = tl.where(is_low, exponent - 1.0, exponent)
-    mantissa = tl.where(is_low, mantissa + mantissa, mantissa)
-    is_small = first < 1073741824
-    f = tl.where(is_small, -v, mantissa - 1.0)
-    exponent = tl.where(is_small, 0.0, exponent)
+    return tl.where(is_low, mantissa + mantissa, mantissa) - 1.0, exponent
+
+
+@triton.jit
+def _log(f, exponent):
+    """`noise._log`."""
     square = f * f
     p = f * 7.0376836292e-2 + -1.1514610310e-1
     p = p * f + 1.1676998740e-1
@@ -451,7 +589,7 @@ def _exponentials(first, second):
     p = p * f + -2.4999993993e-1
     p = p * f + 3.3333331174e-1
     tail = f * square * p + exponent * -2.12194440e-4 - square * 0.5
-    return -(f + tail + exponent * 0.693359375)
+    return f + tail + exponent * 0.693359375
 
 
 @triton.jit

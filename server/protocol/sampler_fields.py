@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, create_model
 
@@ -35,6 +35,8 @@ def _fields() -> dict[str, Any]:
 def _field(one: SamplerParameter, description: str) -> tuple[Any, Any]:
     if one.kind == Patterns:
         return _Strings | None, Field(None, max_length=MAX_STRINGS, description=description)
+    if one.choices:
+        return Literal[one.choices] | None, Field(None, description=description)
     bounds: dict[str, Any] = {
         name: one.kind(bound)
         for name, bound in (("ge", one.ge), ("gt", one.gt), ("le", one.le))

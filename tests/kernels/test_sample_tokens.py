@@ -56,11 +56,11 @@ def test_columns_hold_what_was_packed():
             if column.is_float
             else int(rng.integers(-(2**63), 2**63))
             for column in COLUMNS
-            if column.name != "inverse_temperature"
+            if column.name not in ("temperature", "inverse_temperature")
         }
         packed = packed_row(**values, temperature=0.25)
         found = SamplingRows.from_host([packed], [values["position"]], None, CPU).host_knobs()
-        assert found == [values | {"inverse_temperature": 4.0}], values
+        assert found == [values | {"temperature": 0.25, "inverse_temperature": 4.0}], values
 
 
 def test_parameters_that_are_left_out_or_unknown():
@@ -223,6 +223,40 @@ def test_biases_of_a_row_add_up(run):
     assert run(torch.zeros(1, 8), rows).token_ids.tolist() == [2]
     assert edits.arrays(1)[4].tolist() == [2, 3, 5]
     assert edits.arrays(1)[5].tolist() == [3.75, 3.5, 3.0]
+
+
+def test_least_probabilities_are_told_with_their_masses(run):
+    logits = logits_of([0.5, 0.25, 0.125, 0.125]).expand(5, -1).contiguous()
+    edits = EditLists()
+    least = [0.2, 0.1, 1e-300, 1.0]
+    for row, probability in enumerate(least):
+        edits.leave_out_below(row, probability)
+    assert edits.is_empty
+    packed = [packed_row(seed=row) for row in range(5)]
+    result = run(logits, SamplingRows.from_host(packed, [0] * 5, edits, CPU))
+    assert result.num_kept.tolist() == [2, 4, 4, 1, 4]
+    assert result.masses[4].tolist() == [0, 0]
+    weights = scaled_weights(logits[0] - logits[0].max(), 4)
+    for token_id, (mass, total), kept in zip(
+        result.token_ids[:4].tolist(), result.masses.tolist(), [2, 4, 4, 1], strict=False
+    ):
+        assert mass == weights[token_id]
+        assert total == weights[:kept].sum()
+
+
+def test_masses_are_of_what_later_steps_leave_and_none_of_a_certain_token(run):
+    edits = EditLists()
+    for row in range(3):
+        edits.leave_out_below(row, 0.001)
+    edits.forbid(2, np.arange(4))
+    xtc = {"xtc_probability": 1.0, "xtc_threshold": 0.2}
+    packed = [packed_row(**xtc), packed_row(temperature=0.0), packed_row()]
+    logits = logits_of([0.5, 0.25, 0.125, 0.125]).expand(3, -1).contiguous()
+    result = run(logits, SamplingRows.from_host(packed, [0] * 3, edits, CPU))
+    assert result.num_kept.tolist() == [3, 1, 0]
+    total = int(scaled_weights(logits[0] - logits[0].max(), 4)[1:].sum())
+    assert int(result.masses[0, 1]) == total
+    assert result.masses[1:].tolist() == [[0, 0], [0, 0]]
 
 
 def test_masks_of_a_row_are_joined(run):

@@ -38,6 +38,8 @@ def within(one):
     """Some values that a request may give, the bounds among them."""
     if one.kind == Patterns:
         return [[], ["a"], ["é" * MAX_STRING_CHARS] * MAX_STRINGS]
+    if one.choices:
+        return [*one.choices, float(one.choices[-1])]
     low = one.ge if one.ge is not None else math.nextafter(one.gt, math.inf)
     return [one.kind(value) for value in (low, (low + one.le) / 2, one.le)]
 
@@ -45,6 +47,8 @@ def within(one):
 def beyond(one):
     if one.kind == Patterns:
         return [[""], ["a" * (MAX_STRING_CHARS + 1)], ["a"] * (MAX_STRINGS + 1), [1], "a"]
+    if one.choices:
+        return [min(one.choices) - 1, 1, max(one.choices) + 1, 0.5]
     step = 1 if one.kind is int else 0.001
     return [one.ge - step if one.ge is not None else one.gt, one.le + step]
 
@@ -120,6 +124,9 @@ def test_the_schema_tells_bounds_and_meaning():
         assert one.text in properties[name]["description"]
         if one.kind == Patterns:
             assert properties[name]["anyOf"][0]["maxItems"] == MAX_STRINGS
+            continue
+        if one.choices:
+            assert properties[name]["anyOf"][0] == {"enum": [*one.choices], "type": "integer"}
             continue
         number, null = properties[name]["anyOf"]
         assert number["type"] == {int: "integer", float: "number"}[one.kind]

@@ -13,12 +13,11 @@ _NO_EFFECT_OPTIONS = frozenset(
     (
         *("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "numa"),
         *("low_vram", "f16_kv", "logits_all", "vocab_only", "use_mmap", "use_mlock"),
-        *("embedding_only", "mirostat_tau", "mirostat_eta"),
+        "embedding_only",
     )
 )
-"""How Ollama loads and runs a model, and what acts with refused options only."""
+"""How Ollama loads and runs a model."""
 _UNSUPPORTED_OPTIONS: Mapping[str, tuple[Any, ...]] = {
-    "mirostat": (0,),
     "tfs_z": (1,),
     "penalize_newline": (True,),
 }

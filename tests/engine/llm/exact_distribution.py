@@ -35,7 +35,9 @@ def distribution(
         logits[list(suppressed_ids)] = -np.inf
     if params.temperature == 0:
         return _only(np.ones_like(logits), _by_logit(logits)[:1])
-    probabilities = softmax(logits / params.temperature)
+    if params.top_n_sigma:
+        logits = keep_near_peak(logits, params.top_n_sigma)
+    probabilities = softmax(logits / temperature_of(logits, params))
     probabilities = keep_top_k(probabilities, logits, params.top_k)
     probabilities = keep_top_p(probabilities, logits, params.top_p)
     probabilities = keep_min_p(probabilities, params.min_p)
@@ -65,6 +67,26 @@ def penalised(
     for token_id, bias in params.logit_bias.items():
         logits[token_id] += bias
     return logits
+
+
+def keep_near_peak(logits: Floats, num_sigmas: float) -> Floats:
+    """Keep those at most so many standard deviations of the possible ones below the greatest."""
+    sigma = logits[np.isfinite(logits)].std()
+    return np.where(logits >= logits.max() - num_sigmas * sigma, logits, -np.inf)
+
+
+def temperature_of(logits: Floats, params: SamplingParams) -> float:
+    """The dynamic one, if it is asked for."""
+    num_possible = int(np.isfinite(logits).sum())
+    if not params.dynatemp_range or num_possible < 2:
+        return params.temperature
+    probabilities = softmax(logits)
+    some = probabilities[probabilities > 0]
+    share = -(some * np.log(some)).sum() / np.log(num_possible)
+    low = max(0.0, params.temperature - params.dynatemp_range)
+    high = params.temperature + params.dynatemp_range
+    temperature: float = low + (high - low) * min(share, 1.0) ** params.dynatemp_exponent
+    return max(temperature, 1e-5)
 
 
 def softmax(scores: Floats) -> Floats:

@@ -193,6 +193,7 @@ def test_an_engine_with_only_a_dropped_step_in_flight_still_has_work() -> None:
         {"presence_penalty": -0.5},
         {"dry_multiplier": 0.8},
         {"bad_words": ((1, 2),)},
+        {"mirostat": 2},
     ],
 )
 def test_penalties_wait_for_the_tokens(sampling: dict[str, Any]) -> None:

@@ -49,6 +49,9 @@ def _random_params(rng: np.random.Generator, vocab_size: int) -> SamplingParams:
         "top_p": float(rng.choice([1e-9, 0.3, 0.9, 0.95, 0.999, rng.random()])),
         "min_p": float(rng.choice([1e-6, 0.02, 0.3, 1.0])),
         "typical_p": float(rng.choice([0.01, 0.2, 0.9, 0.95])),
+        "top_n_sigma": float(rng.choice([0.3, 1.0, 2.5, rng.random() * 4])),
+        "dynatemp_range": float(rng.choice([0.2, 0.9])),
+        "dynatemp_exponent": float(rng.choice([0.0, 0.5, 3.0])),
         "xtc_probability": 1.0,
         "xtc_threshold": float(rng.choice([0.01, 0.1, rng.random() / 2])),
     }
@@ -87,6 +90,7 @@ def _is_close_call(
             top_p=params.top_p * (1 + rng.normal(0, 1e-6)),
             min_p=params.min_p * (1 + rng.normal(0, 1e-6)) if params.min_p < 1 else 1.0,
             typical_p=params.typical_p * (1 + rng.normal(0, 1e-6)),
+            top_n_sigma=params.top_n_sigma * (1 + rng.normal(0, 1e-6)),
             xtc_threshold=params.xtc_threshold * (1 + rng.normal(0, 1e-6)),
         )
         if not np.array_equal(distribution(shaken, nearby) > 0, expected > 0):
@@ -97,7 +101,7 @@ def _is_close_call(
 @pytest.mark.parametrize("name", SAMPLER_PARAMETERS)
 def test_no_step_runs_ahead_of_what_needs_the_hosts_tokens(name: str) -> None:
     one = SAMPLER_PARAMETERS[name]
-    value = one.le if one.le is not None else one.neutral
+    value = one.choices[-1] if one.choices else one.le if one.le is not None else one.neutral
     params = SamplingParams(**{name: value})
     takers = [
         processor

@@ -98,7 +98,8 @@ async def test_options_reach_the_engine(server: TextServer) -> None:
         "frequency_penalty": 1,
         "seed": 42,
         "stop": ["\n", "user:"],
-        "mirostat": 0,
+        "mirostat": 2,
+        "mirostat_tau": 3,
         "num_ctx": 4096,
         "num_thread": 8,
     }
@@ -108,7 +109,7 @@ async def test_options_reach_the_engine(server: TextServer) -> None:
     assert (sampling.max_tokens, sampling.seed, sampling.top_k) == (3, 42, 20)
     assert (sampling.temperature, sampling.top_p, sampling.min_p) == (0.5, 0.9, 0.1)
     assert (sampling.typical_p, sampling.repetition_penalty) == (0.7, 1.25)
-    assert sampling.repeat_last_n == 64
+    assert (sampling.repeat_last_n, sampling.mirostat, sampling.mirostat_tau) == (64, 2, 3)
     assert (sampling.presence_penalty, sampling.frequency_penalty) == (1.5, 1)
     options = {"seed": -1, "num_predict": -2}
     await server.post("/api/generate", prompt="a", raw=True, options=options)
@@ -223,7 +224,7 @@ async def test_log_probabilities(server: TextServer) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "said"),
     [
-        ("/api/chat", {"messages": MESSAGES, "options": {"mirostat": 2}}, "options.mirostat"),
+        ("/api/chat", {"messages": MESSAGES, "options": {"mirostat": 1}}, "mirostat: "),
         ("/api/chat", {"messages": MESSAGES, "options": {"temperature": 9}}, "temperature: must"),
         ("/api/chat", {"messages": MESSAGES, "options": {"temperature": "x"}}, "temperature: must"),
         ("/api/chat", {"messages": MESSAGES, "options": {"num_predict": "x"}}, "num_predict"),

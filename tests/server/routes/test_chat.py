@@ -258,10 +258,10 @@ async def test_unknown_fields_are_named_in_a_header_and_the_log(
     server: TextServer, logs: list[Any]
 ) -> None:
     for stream in (False, True):
-        response = await server.chat(mirostat=2, user="u", tools=[], stream=stream, max_tokens=1)
+        response = await server.chat(tfs_z=2, user="u", tools=[], stream=stream, max_tokens=1)
         assert response.status_code == 200
-        assert response.headers["x-ignored-fields"] == "mirostat"
-        assert logs[-1]["ignored_fields"] == "mirostat"
+        assert response.headers["x-ignored-fields"] == "tfs_z"
+        assert logs[-1]["ignored_fields"] == "tfs_z"
 
 
 async def test_the_model_may_be_left_out_if_there_is_one(
