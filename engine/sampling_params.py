@@ -30,6 +30,16 @@ class TokenPattern:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RepetitionDetection:
+    """When a text that repeats itself ends: once a pattern of so many tokens stands there so many
+    times in a row."""
+
+    min_pattern_size: int
+    max_pattern_size: int
+    min_count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SamplerParameter:
     """One parameter, as everyone who reads requests, documents them or acts on them sees it."""
 
@@ -294,6 +304,7 @@ class SamplingParams:
     """The same for prompt tokens."""
     structure: Structure | None = None
     """What the text must look like."""
+    repetition_detection: RepetitionDetection | None = None
 
     @property
     def reads_text(self) -> bool:

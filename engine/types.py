@@ -20,6 +20,8 @@ class FinishReason(StrEnum):
 
     STOP = "stop"
     LENGTH = "length"
+    REPETITION = "repetition"
+    """As asked for by `SamplingParams.repetition_detection`; vLLM's word."""
     ABORT = "abort"
     ERROR = "error"
 

@@ -34,6 +34,7 @@ from engine.llm.decision import (
     SequenceOutput,
 )
 from engine.llm.prefix_cache import extend_chain
+from engine.llm.repetition import RepetitionDetector
 from engine.llm.sequence_blocks import SequenceBlocks
 from engine.types import FinishReason, GenerateRequest, TokenEvent, TokenLogprob
 
@@ -123,6 +124,7 @@ class Sequence:
     prompt_logprobs: list[TokenLogprob | None] | None = None
     """Scores so far, the first token's None included; None if not asked for, or once sent."""
     stop_token_id: int | None = None
+    detector: RepetitionDetector | None = None
     queue_time_s: float | None = None
     """Until it is sent with the first event."""
 
@@ -290,6 +292,7 @@ class Sequence:
 
     def _append(self, token_id: int) -> FinishReason | None:
         self.token_ids.append(token_id)
+        is_repeating = self.detector is not None and self.detector.append(token_id)
         sampling = self.owner.request.sampling
         may_end = self.num_output_tokens > sampling.min_tokens
         # A structure that is complete allows nothing but the end, even before `min_tokens`.
@@ -298,7 +301,9 @@ class Sequence:
         if may_end and token_id in sampling.stop_token_ids:
             self.stop_token_id = token_id
             return FinishReason.STOP
-        return FinishReason.LENGTH if len(self.token_ids) >= self.max_num_tokens else None
+        if len(self.token_ids) >= self.max_num_tokens:
+            return FinishReason.LENGTH
+        return FinishReason.REPETITION if is_repeating and may_end else None
 
 
 def check_request(

@@ -10,6 +10,7 @@ from bisect import insort
 from collections import Counter
 
 from engine.llm.kv_cache import BlockPool, check
+from engine.llm.repetition import RepetitionDetector
 from engine.llm.request import ActiveRequest, Sequence, Status
 from engine.llm.sequence_blocks import SequenceBlocks
 from engine.scheduling.policy import SchedulingPolicy
@@ -52,6 +53,7 @@ class Roster:
         request = owner.request
         rank = self._policy.rank(request, owner.arrival)
         max_num_tokens = min(owner.prompt_len + request.sampling.max_tokens, max_model_len)
+        detection = request.sampling.repetition_detection
         for index in range(request.sampling.n):
             scores_prompt = index == 0 and request.sampling.prompt_logprobs is not None
             sequence = Sequence(
@@ -64,6 +66,7 @@ class Roster:
                 max_num_tokens=max_num_tokens,
                 last_num_tokens=min(max_num_tokens, self._pool.num_slots + 1),
                 prompt_logprobs=[None] if scores_prompt else None,
+                detector=RepetitionDetector(detection) if detection is not None else None,
             )
             self._num_sequences_ever += 1
             owner.sequences.append(sequence)

@@ -32,6 +32,8 @@ MAX_LOGPROBS = 20
 MAX_ALLOWED_TOKENS = 1 << 18
 """As many as the largest vocabularies have."""
 MAX_BAD_WORDS = 512
+MAX_PATTERN_SIZE = 128
+"""Looking for patterns takes time per token of an answer and size of a pattern."""
 
 NO_MODEL_READS = (
     "no model that Tandem serves reads images, audio or files in messages; send text, and change "
@@ -196,6 +198,30 @@ class StreamOptions(WireModel):
     )
 
 
+class RepetitionDetectionField(WireModel):
+    """vLLM's: when a text that repeats itself ends."""
+
+    max_pattern_size: int = Field(
+        ge=0, le=MAX_PATTERN_SIZE, description="Most tokens of a pattern; 0: none is looked for."
+    )
+    min_pattern_size: int | None = Field(
+        None, ge=0, le=MAX_PATTERN_SIZE, description="Fewest tokens of a pattern. Default 1."
+    )
+    min_count: int = Field(
+        ge=2, le=MAX_TOKEN_COUNT, description="How often in a row a pattern ends the text."
+    )
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        if 0 < self.max_pattern_size < (self.min_pattern_size or 1):
+            raise InvalidParameter(
+                f"min_pattern_size is {self.min_pattern_size}; it must be at most "
+                f"max_pattern_size, here {self.max_pattern_size}",
+                param="repetition_detection.min_pattern_size",
+            )
+        return self
+
+
 _OTHER_NAMES = {"n_predict": ("max_completion_tokens", "max_tokens"), **OTHER_NAMES}
 """llama.cpp's names for what has another one here."""
 
@@ -235,6 +261,11 @@ class SamplingRequest(SamplerFields, StructureFields, ModelRequest):
     )
     include_stop_str_in_output: bool | None = Field(
         None, description="Keep what ended the text. Default false."
+    )
+    repetition_detection: RepetitionDetectionField | None = Field(
+        None,
+        description="End the text, with finish_reason repetition, once it says the same tokens "
+        "over and over.",
     )
     ignore_eos: bool | None = Field(
         None, description="Go on after end-of-sequence, up to max_tokens. Default false."

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from engine.errors import ContextLengthExceeded, InvalidParameter
-from engine.sampling_params import SAMPLER_PARAMETERS, Patterns
+from engine.sampling_params import SAMPLER_PARAMETERS, Patterns, RepetitionDetection
 from engine.structure import Structure
 from engine.types import GenerateRequest, Info, ModelInfo, SamplingParams
 from server.protocol.chat import ChatCompletionRequest
@@ -308,6 +308,18 @@ def _sampling_params(
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
         structure=structure,
+        repetition_detection=_repetition_detection(request),
+    )
+
+
+def _repetition_detection(request: SamplingRequest) -> RepetitionDetection | None:
+    wanted = request.repetition_detection
+    if wanted is None or not wanted.max_pattern_size:
+        return None
+    return RepetitionDetection(
+        min_pattern_size=wanted.min_pattern_size or 1,
+        max_pattern_size=wanted.max_pattern_size,
+        min_count=wanted.min_count,
     )
 
 

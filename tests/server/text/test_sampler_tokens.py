@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from text_server import EOS, VOCAB_SIZE, TextServer, encoding_threads
 
+from engine.sampling_params import RepetitionDetection
 from engine.types import SamplingParams
 
 ROUTES = ["chat", "complete"]
@@ -48,6 +49,15 @@ async def test_allowed_tokens_reach_the_engine_sorted(server: TextServer, route:
     assert (await _sampling(server, route)).allowed_token_ids is None
 
 
+@pytest.mark.parametrize("route", ROUTES)
+async def test_what_ends_repetitions_reaches_the_engine(server: TextServer, route: str) -> None:
+    wanted = {"max_pattern_size": 20, "min_count": 4}
+    found = (await _sampling(server, route, repetition_detection=wanted)).repetition_detection
+    assert found == RepetitionDetection(min_pattern_size=1, max_pattern_size=20, min_count=4)
+    off = {"max_pattern_size": 0, "min_count": 2, "min_pattern_size": 3}
+    assert (await _sampling(server, route, repetition_detection=off)).repetition_detection is None
+
+
 async def test_many_words_are_tokenised_in_a_thread(
     server: TextServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,6 +97,28 @@ async def test_many_words_are_tokenised_in_a_thread(
         ({"logit_bias": [["a", 1]] * 1025}, "logit_bias", "1024"),
         ({"logit_bias": ["a", 1]}, "logit_bias[0]", "array"),
         ({"logit_bias": "a"}, "logit_bias", "object"),
+        ({"repetition_detection": {}}, "repetition_detection.max_pattern_size", "required"),
+        (
+            {"repetition_detection": {"max_pattern_size": 129, "min_count": 2}},
+            "repetition_detection.max_pattern_size",
+            "128",
+        ),
+        (
+            {"repetition_detection": {"max_pattern_size": 9, "min_count": 1}},
+            "repetition_detection.min_count",
+            "2",
+        ),
+        (
+            {
+                "repetition_detection": {
+                    "max_pattern_size": 2,
+                    "min_pattern_size": 3,
+                    "min_count": 2,
+                }
+            },
+            "repetition_detection.min_pattern_size",
+            "at most",
+        ),
     ],
     ids=lambda value: str(value)[:40],
 )

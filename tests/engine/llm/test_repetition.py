@@ -1,0 +1,68 @@
+"""Texts that repeat themselves: vLLM's definition, written out, and how they end."""
+
+import random
+
+import numpy as np
+import pytest
+
+from engine.llm.repetition import RepetitionDetector
+from engine.sampling_params import RepetitionDetection
+from engine.types import FinishReason
+
+
+def _repeats(text: list[int], wanted: RepetitionDetection) -> bool:
+    """Whether it ends with some pattern, `min_count` times in a row."""
+    for size in range(wanted.min_pattern_size, wanted.max_pattern_size + 1):
+        length = size * wanted.min_count
+        if len(text) >= length and text[-length:] == text[-size:] * wanted.min_count:
+            return True
+    return False
+
+
+def test_it_equals_the_definition() -> None:
+    seed = random.randrange(1 << 31)
+    rng = random.Random(seed)
+    num_found = 0
+    for _ in range(60):
+        low, high = sorted((rng.randint(1, 9), rng.randint(1, 9)))
+        wanted = RepetitionDetection(
+            min_pattern_size=low, max_pattern_size=high, min_count=rng.randint(2, 4)
+        )
+        detector, text = RepetitionDetector(wanted), list[int]()
+        while len(text) < 120:
+            piece = [rng.randrange(3) for _ in range(rng.randint(1, 10))]
+            for token_id in piece * rng.randint(1, 5):
+                text.append(token_id)
+                expected = _repeats(text, wanted)
+                assert detector.append(token_id) == expected, (seed, wanted, text)
+                num_found += expected
+    assert num_found > 100, seed
+
+
+@pytest.mark.parametrize(
+    ("fields", "num_tokens", "reason"),
+    [
+        ({}, 6, FinishReason.REPETITION),
+        ({"min_tokens": 9}, 10, FinishReason.REPETITION),
+        ({"max_tokens": 6}, 6, FinishReason.LENGTH),
+        ({"stop_token_ids": (7,)}, 1, FinishReason.STOP),
+    ],
+)
+@pytest.mark.parametrize("drafts", [0, 5])
+def test_a_text_ends_where_it_has_repeated_itself(
+    engines, tiny_llama, fields, num_tokens, reason, drafts
+) -> None:
+    sampling = {
+        "max_tokens": 30,
+        "n": 2,
+        "allowed_token_ids": np.array([7], dtype="<i4").tobytes(),
+        "repetition_detection": RepetitionDetection(
+            min_pattern_size=2, max_pattern_size=5, min_count=3
+        ),
+    }
+    engine = engines.make(tiny_llama(seed=11), num_speculative_tokens=drafts, prompt_lookup_min=1)
+    done = engines.run(engine, [engines.request("a", [7] * 9, **(sampling | fields))])
+    for completion in done.values():
+        assert completion.token_ids == [7] * num_tokens
+        assert completion.finish_reason is reason
+    assert engine.stats().kv_blocks_used == 0
