@@ -1,6 +1,6 @@
 """Functions that a model may call, in requests and in answers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
@@ -46,41 +46,91 @@ class NamedToolChoice:
     name: str
 
 
-def _read_tool_choice(value: Any) -> str | NamedToolChoice | None:
-    if value is None or value in _MODES:
-        return value  # type: ignore[no-any-return]
-    if isinstance(value, dict) and value.get("type") == "function":
-        function = value.get("function")
-        name = function.get("name") if isinstance(function, dict) else None
-        if isinstance(name, str):
+@dataclass(frozen=True, slots=True)
+class AllowedTools:
+    """The functions that may, or of which one must, be called: `auto` or `required`."""
+
+    mode: str
+    names: Sequence[str]
+
+
+def _read_tool_choice(value: Any) -> str | NamedToolChoice | AllowedTools | None:
+    match value:
+        case None | "none" | "auto" | "required":
+            return value
+        case {"type": "function"} if (name := _named(value)) is not None:
             return NamedToolChoice(name)
+        case {
+            "type": "allowed_tools",
+            "allowed_tools": {"mode": "auto" | "required" as mode, "tools": list(tools)},
+        } if 0 < len(tools) <= MAX_TOOLS:
+            names = [name for tool in tools if (name := _named(tool)) is not None]
+            if len(names) == len(tools):
+                return AllowedTools(mode, names)
     raise PydanticCustomError(
         "tool_choice",
-        'must be "none", "auto", "required" or {example}',
-        {"example": '{"type": "function", "function": {"name": "…"}}'},
+        'must be "none", "auto", "required", {function} or {allowed}',
+        {
+            "function": '{"type": "function", "function": {"name": "…"}}',
+            "allowed": '{"type": "allowed_tools", "allowed_tools": {"mode": "auto" or "required", '
+            '"tools": [functions]}}',
+        },
     )
 
 
+def _named(tool: Any) -> str | None:
+    """The name of a function that is meant by it."""
+    match tool:
+        case {"type": "function", "function": {"name": str(name)}}:
+            return name
+    return None
+
+
+_NAMED_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "type": {"const": "function"},
+        "function": {
+            "type": "object",
+            "properties": {"name": {"type": "string", "pattern": _NAME_PATTERN}},
+            "required": ["name"],
+        },
+    },
+    "required": ["type", "function"],
+    "maxProperties": 16,
+}
+_ALLOWED_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "type": {"const": "allowed_tools"},
+        "allowed_tools": {
+            "type": "object",
+            "properties": {
+                "mode": {"enum": ["auto", "required"]},
+                "tools": {
+                    "type": "array",
+                    "items": _NAMED_SCHEMA,
+                    "minItems": 1,
+                    "maxItems": MAX_TOOLS,
+                },
+            },
+            "required": ["mode", "tools"],
+            "maxProperties": 16,
+        },
+    },
+    "required": ["type", "allowed_tools"],
+    "maxProperties": 16,
+}
+
 ToolChoice = Annotated[
-    str | NamedToolChoice | None,
+    str | NamedToolChoice | AllowedTools | None,
     PlainValidator(_read_tool_choice),
     WithJsonSchema(
         {
             "anyOf": [
                 {"type": "string", "enum": list(_MODES), "maxLength": 8},
-                {
-                    "type": "object",
-                    "properties": {
-                        "type": {"const": "function"},
-                        "function": {
-                            "type": "object",
-                            "properties": {"name": {"type": "string", "pattern": _NAME_PATTERN}},
-                            "required": ["name"],
-                        },
-                    },
-                    "required": ["type", "function"],
-                    "maxProperties": 16,
-                },
+                _NAMED_SCHEMA,
+                _ALLOWED_SCHEMA,
                 {"type": "null"},
             ]
         }
@@ -136,7 +186,8 @@ class ToolUse(ToolOptions):
     tool_choice: ToolChoice = Field(
         None,
         description="Whether the model may (auto, the default with tools), must (required, or a "
-        "named function) or may not call tools. Other than none and auto needs tools.",
+        "named function) or may not call tools, or which of them (allowed_tools). Other than none "
+        "and auto needs tools.",
     )
     parallel_tool_calls: bool | None = Field(
         None, description="Let an answer have more than one call. Default true."
@@ -149,20 +200,34 @@ class ToolUse(ToolOptions):
 
     @model_validator(mode="after")
     def _check_choice(self) -> Self:
-        names = [tool.function.name for tool in self.tools or ()]
         match self.tool_choice:
-            case NamedToolChoice(name) if name not in names:
-                offered = ", ".join(names[:16]) if names else "none"
-                raise InvalidParameter(
-                    f"tool_choice names the function {name[:64]!r}; the tools are: {offered}",
-                    param="tool_choice",
-                )
-            case "required" if not names:
+            case NamedToolChoice(name):
+                self._check_known([name])
+            case AllowedTools(mode, names):
+                self._check_known(names)
+                # Those that are left out are as if they had not been sent.
+                self.tools = [tool for tool in self.tools or () if tool.function.name in names]
+                self.tool_choice = mode
+            case "required" if not self.tools:
                 raise InvalidParameter(
                     "tool_choice is required, but there are no tools; send some",
                     param="tool_choice",
                 )
         return self
+
+    def _check_known(self, chosen: Sequence[str]) -> None:
+        """
+        Raises:
+            InvalidParameter: there is no tool of one of these names.
+        """
+        names = [tool.function.name for tool in self.tools or ()]
+        for name in chosen:
+            if name not in names:
+                offered = ", ".join(names[:16]) if names else "none"
+                raise InvalidParameter(
+                    f"tool_choice names the function {name[:64]!r}; the tools are: {offered}",
+                    param="tool_choice",
+                )
 
 
 def _is_deeper(value: Any, limit: int) -> bool:

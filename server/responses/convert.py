@@ -96,14 +96,29 @@ def chat_messages(items: Sequence[Item]) -> list[dict[str, Any]]:
 
 
 def _tool_fields(body: ResponseRequest) -> dict[str, Any]:
-    choice = body.tool_choice
-    if isinstance(choice, dict):
-        choice = {"type": choice.get("type"), "function": {"name": choice.get("name")}}
     return {
         "tools": [_tool(tool, index) for index, tool in enumerate(body.tools or ())] or None,
-        "tool_choice": choice,
+        "tool_choice": _tool_choice(body.tool_choice),
         "parallel_tool_calls": body.parallel_tool_calls,
     }
+
+
+def _tool_choice(choice: Any) -> Any:
+    """What is none is left as it is, to be refused."""
+    if not isinstance(choice, dict) or choice.get("type") != "allowed_tools":
+        return _named_tool(choice)
+    tools = choice.get("tools")
+    allowed = [_named_tool(tool) for tool in tools] if isinstance(tools, list) else None
+    return {
+        "type": "allowed_tools",
+        "allowed_tools": {"mode": choice.get("mode"), "tools": allowed},
+    }
+
+
+def _named_tool(tool: Any) -> Any:
+    if not isinstance(tool, dict):
+        return tool
+    return {"type": tool.get("type"), "function": {"name": tool.get("name")}}
 
 
 def _tool(tool: Mapping[str, Any], index: int) -> dict[str, Any]:

@@ -152,6 +152,22 @@ async def test_calls_are_continued_from_the_store(
     assert "<think>Stars.</think>" in prompt_of(server)
 
 
+async def test_allowed_tools(server: TextServer, client: openai.AsyncOpenAI) -> None:
+    server.say(ANSWER)
+    choice: Any = {
+        "type": "allowed_tools",
+        "mode": "required",
+        "tools": [{"type": "function", "name": "get_horoscope"}],
+    }
+    response = await client.responses.create(
+        model=MODEL, tools=[*TOOLS, {**TOOLS[0], "name": "other"}], input="Go.", tool_choice=choice
+    )
+    assert response.tool_choice.to_dict() == choice  # type: ignore[union-attr]
+    structure = server.last_request.sampling.structure
+    assert structure is not None
+    assert "get_horoscope" in structure.text and "other" not in structure.text
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -161,6 +177,7 @@ async def test_calls_are_continued_from_the_store(
         ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "other"}}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": {"type": "hosted"}}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": "maybe"}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
         ({"reasoning": {"effort": "gigantic"}}, "reasoning.effort"),
     ],
     ids=str,

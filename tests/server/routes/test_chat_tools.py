@@ -221,6 +221,27 @@ async def test_tool_choice_none_is_a_plain_chat(server: TextServer) -> None:
     assert message["content"] == CALL
 
 
+async def test_allowed_tools_are_the_only_ones(server: TextServer) -> None:
+    server.say(CALL)
+    named = {"type": "function", "function": {"name": "get_weather"}}
+    message, reason = await message_of(
+        server, tools=[NOW, WEATHER], tool_choice=allowed(named, mode="required")
+    )
+    assert (message["tool_calls"][0]["function"]["name"], reason) == ("get_weather", "tool_calls")
+    structure = server.last_request.sampling.structure
+    assert structure is not None
+    assert "get_weather" in structure.text and '"now"' not in structure.text
+    prompts = []
+    for fields in (
+        {"tools": [NOW, WEATHER], "tool_choice": allowed(named)},
+        {"tools": [WEATHER], "tool_choice": "auto"},
+    ):
+        await message_of(server, **fields)
+        assert server.last_request.sampling.structure is None
+        prompts.append(prompt_of(server))
+    assert prompts[0] == prompts[1]
+
+
 async def test_one_call_at_a_time(server: TextServer) -> None:
     server.say(TWO_CALLS)
     fields: dict[str, Any] = {"tools": [WEATHER, NOW], "parallel_tool_calls": False}
@@ -322,6 +343,10 @@ def tool(**function: Any) -> dict[str, Any]:
     return {"type": "function", "function": {"name": "f", **function}}
 
 
+def allowed(*tools: Any, mode: str = "auto") -> dict[str, Any]:
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": list(tools)}}
+
+
 def nested(depth: int) -> dict[str, Any]:
     schema: dict[str, Any] = {}
     for _ in range(depth):
@@ -355,6 +380,10 @@ def nested(depth: int) -> dict[str, Any]:
             "the tools are: now",
         ),
         ({"tool_choice": "required"}, "tool_choice", "no tools"),
+        ({"tools": [NOW], "tool_choice": allowed()}, "tool_choice", "must be"),
+        ({"tools": [NOW], "tool_choice": allowed(NOW, mode="none")}, "tool_choice", "must be"),
+        ({"tools": [NOW], "tool_choice": allowed(NOW, allowed(NOW))}, "tool_choice", "must be"),
+        ({"tools": [NOW], "tool_choice": allowed(NOW, WEATHER)}, "tool_choice", "the tools are"),
         ({"tools": [NOW], "parallel_tool_calls": "no"}, "parallel_tool_calls", "boolean"),
         ({"functions": [{"name": "f"}]}, "functions", "send tools instead"),
         ({"function_call": "auto"}, "function_call", "send tool_choice"),
