@@ -24,7 +24,11 @@ _NO_EFFECT: Mapping[str, str] = {
     "workspace_id": "names a workspace of Anthropic's",
     "context_management": "edits contexts that are longer than Anthropic's models take",
 }
-_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {"container": (), "mcp_servers": ([],)}
+_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
+    "container": (),
+    "mcp_servers": ([],),
+    "thread": (False,),
+}
 
 _REFUSED_BLOCKS = {
     "image": NO_MODEL_READS,

@@ -26,10 +26,14 @@ Block = dict[str, Any]
 def error_shape(facts: ErrorFacts) -> bytes:
     """`{"type": "error", "error": {type, message}}`."""
     fallback = "api_error" if facts.status >= 500 else "invalid_request_error"
-    error = {"type": _TYPES.get(facts.status, fallback)}
-    return encode(
-        {"type": "error", "error": error | {"message": renamed(facts, OWN_NAMES).message}}
-    )
+    error: Block = {
+        "type": _TYPES.get(facts.status, fallback),
+        "message": renamed(facts, OWN_NAMES).message,
+    }
+    if facts.param == "thread":
+        # By this Anthropic's client knows to send whole conversations.
+        error["details"] = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+    return encode({"type": "error", "error": error})
 
 
 FRAMING = Framing(

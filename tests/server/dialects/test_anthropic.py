@@ -177,6 +177,30 @@ async def test_tools(server: TextServer, client: anthropic.AsyncAnthropic) -> No
     assert "<|s|>user\n<|e|>" not in prompt
 
 
+async def test_the_clients_tool_runner_sends_whole_conversations(
+    server: TextServer, client: anthropic.AsyncAnthropic
+) -> None:
+    """It asks for a thread that the server keeps, unless it is told that there are none."""
+    server.say(CALLS)
+
+    @anthropic.beta_async_tool
+    async def get_weather(location: str) -> str:
+        """Get the current weather in a given location"""
+        return f"sunny in {location}"
+
+    arguments: Any = {"model": MODEL, "max_tokens": 256, "messages": HELLO}
+    runner = client.beta.messages.tool_runner(**arguments, tools=[get_weather], max_iterations=2)
+    assert [message.stop_reason async for message in runner] == ["tool_use", "tool_use"]
+    prompt = prompt_of(server)
+    assert "Hello, Claude" in prompt and "<tool_call>" in prompt and "sunny in Oslo" in prompt
+    refused = await server.post(ROUTE, **arguments, thread={"type": "create"})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["details"] == {
+        "error_code": "thread_unsupported_request",
+        "unsupported": ["thread"],
+    }
+
+
 async def test_thinking(server: TextServer, client: anthropic.AsyncAnthropic) -> None:
     server.say("Stars.\n</think>\n\nAn otter.")
     arguments: Any = {
