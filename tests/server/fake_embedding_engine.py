@@ -7,6 +7,7 @@ import asyncio
 import struct
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 from fake_engine import Failure, FakeEngineClient
@@ -77,7 +78,8 @@ class FakeEmbeddingEngine(FakeEngineClient):
         if self.submit_error is not None:
             raise self.submit_error
         self.embedding_requests.append(request)
-        stream = RequestStream(request, self._closed)
+        table: Any = SimpleNamespace(close=self._closed)
+        stream = RequestStream(request, table)
         self.open[request.request_id] = stream
         asyncio.get_running_loop().create_task(self._embed(stream, request, self.failure))
         return stream

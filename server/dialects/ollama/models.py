@@ -4,6 +4,7 @@ import hashlib
 from typing import Any
 
 from engine.embedding_types import EmbeddingModelInfo
+from engine.text.chat_format import ChatFormat
 from engine.types import ModelInfo
 from server.dialects.ollama.shape import timestamp
 
@@ -33,8 +34,14 @@ def running(info: AnyTextInfo) -> dict[str, Any]:
     }
 
 
-def described(info: AnyTextInfo, template: str | None) -> dict[str, Any]:
-    """The answer of `/api/show`."""
+def described(
+    info: AnyTextInfo, template: str | None, chat_format: ChatFormat | None
+) -> dict[str, Any]:
+    """The answer of `/api/show`.
+
+    Args:
+        chat_format: None where there is no chat.
+    """
     name = info.architecture
     facts: dict[str, Any] = {
         "general.architecture": name,
@@ -48,9 +55,19 @@ def described(info: AnyTextInfo, template: str | None) -> dict[str, Any]:
         "template": template or "",
         "details": _details(info),
         "model_info": facts,
-        "capabilities": ["completion" if isinstance(info, ModelInfo) else "embedding"],
+        "capabilities": _capabilities(info, chat_format),
         "modified_at": timestamp(info.created),
     }
+
+
+def _capabilities(info: AnyTextInfo, chat_format: ChatFormat | None) -> list[str]:
+    """By Ollama's names. Clients offer tools only where these are among them."""
+    if isinstance(info, EmbeddingModelInfo):
+        return ["embedding"]
+    if chat_format is None:
+        return ["completion"]
+    thinks = chat_format.takes_effort or chat_format.thinking_switch is not None
+    return ["completion", "tools", *(["thinking"] if thinks else [])]
 
 
 def _details(info: AnyTextInfo) -> dict[str, Any]:

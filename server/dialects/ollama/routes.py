@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from engine.errors import InvalidParameter
 from engine.kinds import EMBEDDING, TEXT
 from engine.version import __version__
-from server.catalog import find_any_model, find_model
+from server.catalog import config_of, find_any_model, find_model
 from server.dialects.dialect import Dialect, openai_body, responses
 from server.dialects.ollama.convert import (
     chat_body,
@@ -138,7 +138,9 @@ async def show(body: OllamaShowRequest, state: StateDep) -> dict[str, Any]:
     if not isinstance(info, AnyTextInfo):
         raise InvalidParameter(f"{info.model} is no model for text or embeddings", param="model")
     text = await state.texts.get(info)
-    return described(info, text.tokenizer.chat_template)
+    template = text.tokenizer.chat_template
+    chat_format = text.chat_format(config_of(state.engine, info.model)) if template else None
+    return described(info, template, chat_format)
 
 
 @router.get("/api/version", summary="The server's version", responses=_answers({"version": "1.0"}))

@@ -81,6 +81,8 @@ async def test_a_model_without_a_template_continues_the_prompt(tmp_path: Path) -
     assert server.last_request.prompt_token_ids == [0, *server.encode("hi")]
     response = await server.post("/api/generate", prompt="hi", system="be")
     assert "system does not go with" in refusal_of(response)
+    shown = (await server.client.post("/api/show", json={"model": MODEL})).json()
+    assert shown["capabilities"] == ["completion"]
     await server.aclose()
 
 
@@ -152,6 +154,8 @@ def thinker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 async def test_calls_and_thoughts(thinker: Path) -> None:
     server = TextServer(thinker, text_info(thinker, max_model_len=2048))
+    shown = (await server.client.post("/api/show", json={"model": MODEL})).json()
+    assert shown["capabilities"] == ["completion", "tools", "thinking"]
     call = {"function": {"name": "get_weather", "arguments": {"city": "Zürich"}}}
     server.say("Hm.\n</think>\nWait." + CALL)
     body = {"messages": MESSAGES, "tools": [WEATHER], "think": True}
@@ -244,7 +248,7 @@ async def test_log_probabilities(server: TextServer) -> None:
         ("/api/chat", {"messages": "hi"}, "messages: must be an array"),
         ("/api/chat", {"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
         ("/api/chat", {"messages": [{"content": "x"}]}, "messages[0].role: this field is required"),
-        ("/api/chat", {"messages": [{"role": "user", "images": ["x"]}]}, "leave images out"),
+        ("/api/chat", {"messages": [{"role": "user", "images": ["x"]}]}, "reads images, audio"),
         ("/api/chat", {"messages": [{"role": "user", "content": "x " * 9999}]}, "tokens"),
         ("/api/generate", {"prompt": "x", "suffix": "y"}, "suffix is not supported"),
         ("/api/generate", {"prompt": "x", "context": [1, 2]}, "context is not supported"),
@@ -335,7 +339,7 @@ async def test_models_are_listed_and_described(tokenizer_folder: Path) -> None:
     running = (await server.client.get("/api/ps")).json()["models"]
     assert [model["context_length"] for model in running] == [256, 64]
     shown = (await server.client.post("/api/show", json={"model": "writer:latest"})).json()
-    assert shown["capabilities"] == ["completion"]
+    assert shown["capabilities"] == ["completion", "tools"]
     assert shown["model_info"]["LlamaForCausalLM.context_length"] == 256
     assert "add_generation_prompt" in shown["template"]
     shown = (await server.client.post("/api/show", json={"name": "embedder"})).json()
@@ -400,7 +404,7 @@ async def test_the_official_client(server: TextServer, client: ollama.AsyncClien
     assert (generated.response, generated.done_reason) == ("the fox jumps", "stop")
     assert [model.model for model in (await client.list()).models] == [MODEL]
     assert (await client.ps()).models[0].context_length == MAX_MODEL_LEN
-    assert (await client.show(MODEL)).capabilities == ["completion"]
+    assert (await client.show(MODEL)).capabilities == ["completion", "tools"]
     assert (await client.chat(MODEL)).done_reason == "load"
     assert (await client.generate(MODEL)).done_reason == "load"
     with pytest.raises(ollama.ResponseError) as caught:

@@ -1,6 +1,7 @@
 """Requests of items, each answered by one event: in order, counted, closed."""
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,7 +40,8 @@ class Engine:
     def submit(self, request: Any) -> Any:
         if self.error is not None:
             raise self.error
-        self.stream = RequestStream(request, lambda s: self.aborted.append(s.request_id))
+        table: Any = SimpleNamespace(close=lambda s: self.aborted.append(s.request_id))
+        self.stream = RequestStream(request, table)
         return self.stream
 
     def infos(self, kind: Any) -> list[Any]:
