@@ -20,7 +20,7 @@ serve: $(VENV)/.serve  ## Install, fetch the default model and serve it (ARGS="-
 test: $(VENV)/.dev  ## Install what the tests need and run all of them
 	$(PYTEST) $(ARGS)
 
-clients: $(VENV)/.clients  ## Install the clients of docs/clients.md and run each against the default model
+clients: $(VENV)/.clients  ## Run each client of docs/clients.md, newly installed, against the default model
 	$(BIN)/python -m pytest tests/clients --clients $(ARGS)
 
 test-fast: $(VENV)/.dev  ## The tests that need no server and no model, about two minutes

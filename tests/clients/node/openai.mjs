@@ -24,6 +24,7 @@ const Event = z.object({ name: z.string(), date: z.string(), participants: z.arr
 const parsed = await client.chat.completions.parse({
   model,
   max_tokens: 300,
+  temperature: 0,
   messages: [
     { role: 'system', content: 'Extract the event information.' },
     { role: 'user', content: 'Alice and Bob are going to a science fair on Friday.' },
@@ -46,20 +47,20 @@ const tools = [{
   },
 }];
 const called = await client.chat.completions.create({
-  model, max_tokens: 100, tools, tool_choice: 'required',
+  model, max_tokens: 100, temperature: 0, tools, tool_choice: 'required',
   messages: [{ role: 'user', content: 'What is the weather like in Paris today?' }],
 });
 found.call = called.choices[0].message.tool_calls[0].function;
 
-const response = await client.responses.create({ model, input: 'Say this is a test', max_output_tokens: 32 });
+const response = await client.responses.create({ model, input: 'Say this is a test', max_output_tokens: 32, temperature: 0 });
 found.response = response.output_text;
 const again = await client.responses.retrieve(response.id);
 found.retrieved = again.output_text;
-const events = await client.responses.create({ model, input: 'Say "double bubble bath"', max_output_tokens: 32, stream: true });
+const events = await client.responses.create({ model, input: 'What is the capital of France?', max_output_tokens: 32, temperature: 0, stream: true });
 found.events = [];
 for await (const event of events) found.events.push(event.type);
 const structured = await client.responses.parse({
-  model, input: 'Alice goes to a fair on Friday.', max_output_tokens: 300,
+  model, input: 'Alice goes to a fair on Friday.', max_output_tokens: 300, temperature: 0,
   text: { format: zodTextFormat(Event, 'event') },
 });
 found.structured = structured.output_parsed;

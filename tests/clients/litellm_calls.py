@@ -1,13 +1,17 @@
+# /// script
+# dependencies = ["litellm", "pytest"]
+# ///
 """LiteLLM: https://docs.litellm.ai/docs/providers/openai_compatible"""
 
 import asyncio
 import json
+import os
 
 import litellm
 import pytest
 from pydantic import BaseModel
 
-pytestmark = pytest.mark.slow
+BASE_URL = os.environ["OPENAI_BASE_URL"]
 MODEL = "openai/smollm2-135m-instruct"
 HELLO = [{"role": "user", "content": "Hey, how's it going?"}]
 TOOLS = [
@@ -30,20 +34,20 @@ TOOLS = [
 
 
 @pytest.fixture
-def where(base_url):
-    return {"api_base": base_url, "api_key": "unused", "max_tokens": 64, "num_retries": 0}
+def where():
+    return {"api_base": BASE_URL, "api_key": "unused", "max_tokens": 64, "temperature": 0}
 
 
 def test_completion(where):
-    response = litellm.completion(model=MODEL, messages=HELLO, temperature=0, **where)
+    response = litellm.completion(model=MODEL, messages=HELLO, **where)
     whole = response.choices[0].message.content
     assert whole
     assert response.usage.completion_tokens > 0
-    stream = litellm.completion(model=MODEL, messages=HELLO, temperature=0, stream=True, **where)
+    stream = litellm.completion(model=MODEL, messages=HELLO, stream=True, **where)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == whole
 
     async def ask():
-        return await litellm.acompletion(model=MODEL, messages=HELLO, temperature=0, **where)
+        return await litellm.acompletion(model=MODEL, messages=HELLO, **where)
 
     assert asyncio.run(ask()).choices[0].message.content == whole
 
@@ -96,8 +100,8 @@ def test_a_context_that_is_too_long_is_known_as_such(where):
         litellm.completion(model=MODEL, messages=long, **where)
 
 
-def test_embedding_and_images(base_url):
-    where = {"api_base": base_url, "api_key": "unused"}
+def test_embedding_and_images():
+    where = {"api_base": BASE_URL, "api_key": "unused"}
     answer = litellm.embedding(model="openai/all-minilm-l6-v2", input=["good morning"], **where)
     assert len(answer.data[0]["embedding"]) == 384
     image = litellm.image_generation(
@@ -106,12 +110,13 @@ def test_embedding_and_images(base_url):
     assert image.data[0].b64_json
 
 
-def test_responses(base_url):
+def test_responses():
     response = litellm.responses(
         model=MODEL,
         input="Tell me a three sentence bedtime story.",
         max_output_tokens=48,
-        api_base=base_url,
+        temperature=0,
+        api_base=BASE_URL,
         api_key="unused",
     )
     assert response.output[0].content[0].text

@@ -1,7 +1,16 @@
+# /// script
+# dependencies = [
+#   "llama-index-core",
+#   "llama-index-llms-openai-like",
+#   "llama-index-embeddings-openai-like",
+#   "pytest",
+# ]
+# ///
 """LlamaIndex: https://docs.llamaindex.ai/en/stable/examples/llm/openai/, by its class for servers
 that speak as OpenAI's does."""
 
 import asyncio
+import os
 
 import pytest
 from llama_index.core.agent.workflow import FunctionAgent
@@ -12,15 +21,15 @@ from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 from llama_index.llms.openai_like import OpenAILike
 from pydantic import BaseModel, Field
 
-pytestmark = pytest.mark.slow
+BASE_URL = os.environ["OPENAI_BASE_URL"]
 MODEL = "smollm2-135m-instruct"
 
 
 @pytest.fixture
-def llm(base_url):
+def llm():
     return OpenAILike(
         model=MODEL,
-        api_base=base_url,
+        api_base=BASE_URL,
         api_key="unused",
         context_window=8192,
         is_chat_model=True,
@@ -88,9 +97,9 @@ def test_an_agent(llm):
     assert str(asyncio.run(run()))
 
 
-def test_embeddings(base_url):
+def test_embeddings():
     embedder = OpenAILikeEmbedding(
-        model_name="all-minilm-l6-v2", api_base=base_url, api_key="unused"
+        model_name="all-minilm-l6-v2", api_base=BASE_URL, api_key="unused"
     )
     assert len(embedder.get_text_embedding("Hello World!")) == 384
     assert len(embedder.get_text_embedding_batch(["a", "b", "c"])) == 3

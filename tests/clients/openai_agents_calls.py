@@ -1,6 +1,10 @@
+# /// script
+# dependencies = ["openai-agents", "pytest"]
+# ///
 """OpenAI's Agents SDK: https://openai.github.io/openai-agents-python/"""
 
 import asyncio
+import os
 
 import openai
 import pytest
@@ -16,15 +20,15 @@ from agents import (
 )
 from pydantic import BaseModel, Field
 
-pytestmark = pytest.mark.slow
+BASE_URL = os.environ["OPENAI_BASE_URL"]
 MODEL = "smollm2-135m-instruct"
 SETTINGS = ModelSettings(temperature=0.0, max_tokens=128)
 
 
 @pytest.fixture(params=[OpenAIChatCompletionsModel, OpenAIResponsesModel])
-def model(request, base_url):
+def model(request):
     set_tracing_disabled(True)
-    client = openai.AsyncOpenAI(base_url=base_url, api_key="unused", max_retries=0)
+    client = openai.AsyncOpenAI(base_url=BASE_URL, api_key="unused", max_retries=0)
     return request.param(model=MODEL, openai_client=client)
 
 
@@ -37,7 +41,7 @@ def test_hello_world(model):
     )
     result = Runner.run_sync(agent, "Write a haiku about recursion in programming.")
     assert result.final_output
-    followed = result.to_input_list() + [{"role": "user", "content": "And one about loops."}]
+    followed = [*result.to_input_list(), {"role": "user", "content": "And one about loops."}]
     assert Runner.run_sync(agent, followed).final_output
 
 
@@ -84,10 +88,10 @@ def test_function_tools(model):
 
 
 def test_streaming(model):
-    agent = Agent(name="Joker", instructions="Be brief.", model=model, model_settings=SETTINGS)
+    agent = Agent(name="Guide", instructions="Be brief.", model=model, model_settings=SETTINGS)
 
     async def stream():
-        result = Runner.run_streamed(agent, input="Please tell me a joke.")
+        result = Runner.run_streamed(agent, input="What is the capital of France?")
         text = ""
         async for event in result.stream_events():
             if event.type == "raw_response_event" and event.data.type.endswith("text.delta"):

@@ -1,22 +1,25 @@
+# /// script
+# dependencies = ["langchain", "langchain-openai", "pytest"]
+# ///
 """LangChain: https://python.langchain.com/docs/integrations/chat/openai/"""
 
 import asyncio
+import os
 
 import pytest
-from langchain_openai import ChatOpenAI, OpenAIEmbeddings
-from pydantic import BaseModel, Field
-
 from langchain.agents import create_agent
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.tools import tool
+from langchain_openai import ChatOpenAI, OpenAIEmbeddings
+from pydantic import BaseModel, Field
 
-pytestmark = pytest.mark.slow
+BASE_URL = os.environ["OPENAI_BASE_URL"]
 MODEL = "smollm2-135m-instruct"
 
 
 @pytest.fixture
-def llm(base_url):
-    return ChatOpenAI(model=MODEL, base_url=base_url, temperature=0, max_tokens=64, max_retries=0)
+def llm():
+    return ChatOpenAI(model=MODEL, base_url=BASE_URL, temperature=0, max_tokens=64, max_retries=0)
 
 
 def test_invocation(llm):
@@ -90,7 +93,9 @@ class Joke(BaseModel):
 
 @pytest.mark.parametrize("method", ["json_schema", "function_calling"])
 def test_with_structured_output(llm, method):
-    structured = llm.bind(max_tokens=256).bound.with_structured_output(Joke, method=method)
+    structured = llm.model_copy(update={"max_tokens": 256}).with_structured_output(
+        Joke, method=method
+    )
     joke = structured.invoke("Tell me a joke about cats")
     assert isinstance(joke, Joke)
 
@@ -101,8 +106,8 @@ def test_json_mode(llm):
     assert answer["raw"].content.startswith("{")
 
 
-def test_an_agent(base_url):
-    llm = ChatOpenAI(model=MODEL, base_url=base_url, temperature=0, max_tokens=64, max_retries=0)
+def test_an_agent():
+    llm = ChatOpenAI(model=MODEL, base_url=BASE_URL, temperature=0, max_tokens=64, max_retries=0)
 
     def get_weather(city: str) -> str:
         """Get weather for a given city."""
@@ -114,17 +119,17 @@ def test_an_agent(base_url):
     assert answer["messages"][-1].content
 
 
-def test_responses(base_url):
-    llm = ChatOpenAI(model=MODEL, base_url=base_url, use_responses_api=True, max_tokens=32)
+def test_responses():
+    llm = ChatOpenAI(model=MODEL, base_url=BASE_URL, use_responses_api=True, max_tokens=32)
     first = llm.invoke("Hi, I'm Bob")
     assert first.text
     second = llm.invoke("What is my name?", previous_response_id=first.response_metadata["id"])
     assert second.text
 
 
-def test_embeddings(base_url):
+def test_embeddings():
     embeddings = OpenAIEmbeddings(
-        model="all-minilm-l6-v2", base_url=base_url, check_embedding_ctx_length=False
+        model="all-minilm-l6-v2", base_url=BASE_URL, check_embedding_ctx_length=False
     )
     one = embeddings.embed_query("LangChain is the framework for building reasoning applications")
     two = embeddings.embed_documents(["LangGraph builds agents", "Rain"])

@@ -1,16 +1,21 @@
+# /// script
+# dependencies = ["smolagents[openai]", "pytest"]
+# ///
 """smolagents: https://huggingface.co/docs/smolagents/"""
+
+import os
 
 import pytest
 from smolagents import CodeAgent, OpenAIServerModel, ToolCallingAgent, tool
 
-pytestmark = pytest.mark.slow
+BASE_URL = os.environ["OPENAI_BASE_URL"]
 MODEL = "smollm2-135m-instruct"
 
 
 @pytest.fixture
-def model(base_url):
+def model():
     return OpenAIServerModel(
-        model_id=MODEL, api_base=base_url, api_key="unused", max_tokens=128, temperature=0.0
+        model_id=MODEL, api_base=BASE_URL, api_key="unused", max_tokens=64, temperature=0.0
     )
 
 
