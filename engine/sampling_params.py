@@ -9,12 +9,15 @@ a new parameter is a field here and the code that acts on it. Free of torch and 
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from engine.structure import Structure
 
 MAX_COUNT = (1 << 31) - 1
 """Largest whole number that a parameter takes."""
+MAX_BEAM_WIDTH, MAX_BEAM_ENDS = 16, 16
+"""Beams of a request, and tokens that can end one: the likeliest tokens of a row that a step brings
+back are at most as many as both."""
 MAX_STRINGS, MAX_STRING_CHARS = 16, 40
 """What a parameter takes that is strings: looking for them takes time, before the engine's steps
 and in them."""
@@ -91,6 +94,20 @@ class SamplerParameter:
         least = f"above {self.gt:g}" if self.ge is None else f"{self.ge:g}"
         most = "2^31 - 1" if self.le == MAX_COUNT else f"{self.le:g}"
         return f"{least} to {most}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeamParams:
+    """Beam search: no token is drawn, the likeliest texts are looked for."""
+
+    width: int
+    """Texts that are gone on with after each token."""
+    length_penalty: float = 1.0
+    """A text's score is its log-probability / (number of its tokens ^ this)."""
+    early_stopping: bool | Literal["never"] = False
+    """When the search is over, once as many texts as `width` have ended: True: at once; False: if
+    the best text that goes on, as long as it is, would score no higher than they; "never": if it
+    could not score higher at any length."""
 
 
 Patterns = tuple[TokenPattern, ...]
@@ -305,11 +322,20 @@ class SamplingParams:
     structure: Structure | None = None
     """What the text must look like."""
     repetition_detection: RepetitionDetection | None = None
+    beams: BeamParams | None = None
+    """Look for the `n` best texts instead of drawing; all that shapes a draw is neutral then."""
+
+    @property
+    def num_sequences(self) -> int:
+        """Texts in the making at a time."""
+        return self.n if self.beams is None else self.beams.width
 
     @property
     def reads_text(self) -> bool:
         """Whether what may be drawn depends on the tokens before."""
-        if self.structure is not None or any(len(word) > 1 for word in self.bad_words):
+        if self.structure is not None or self.beams is not None:
+            return True
+        if any(len(word) > 1 for word in self.bad_words):
             return True
         return any(getattr(self, one.name) != one.neutral for one in _READS_TEXT)
 

@@ -16,7 +16,7 @@ counts as computed and what it draws as known, though its id is pending:
 
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Any
+from typing import Any, Protocol
 
 from engine.config import ResolvedConfig
 from engine.errors import (
@@ -36,7 +36,13 @@ from engine.llm.decision import (
 from engine.llm.prefix_cache import extend_chain
 from engine.llm.repetition import RepetitionDetector
 from engine.llm.sequence_blocks import SequenceBlocks
-from engine.types import FinishReason, GenerateRequest, TokenEvent, TokenLogprob
+from engine.types import (
+    FinishReason,
+    GenerateRequest,
+    SamplingParams,
+    TokenEvent,
+    TokenLogprob,
+)
 
 
 class Status(Enum):
@@ -45,6 +51,52 @@ class Status(Enum):
     WAITING = auto()
     RUNNING = auto()
     FINISHED = auto()
+
+
+class Group(Protocol):
+    """Sequences of a request that run as one: they start, are preempted and end together, and what
+    a step brings each of them is decided on when all have it. None of them is a completion by
+    itself; the group says which texts are.
+
+    One sequence computes the prompt, the others have no tokens until they go on from a text.
+    """
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """What the executor is told of each sequence."""
+        ...
+
+    def waits(self, sequence: "Sequence") -> bool:
+        """Whether it has nothing to run: no text yet, or an outcome while others have none."""
+        ...
+
+    def note(self, sequence: "Sequence", result: SequenceOutput) -> bool:
+        """Take in what a step has brought a sequence.
+
+        Returns:
+            Whether all have an outcome now: `advance` is to be called.
+        """
+        ...
+
+    def advance(self) -> list[TokenEvent]:
+        """Give each sequence its next token, perhaps behind another one's text.
+
+        Returns:
+            The completions, once they are known: the group is over.
+        """
+        ...
+
+    def restart(self) -> None:
+        """Forget outcomes: what was computed is computed again."""
+        ...
+
+    def leave_out(self, index: int) -> bool:
+        """Nobody waits for that completion any more; says whether that is true of all."""
+        ...
+
+    def fail(self, error: EngineError) -> list[TokenEvent]:
+        """The last events, after an error."""
+        ...
 
 
 @dataclass(eq=False, slots=True)
@@ -59,6 +111,10 @@ class ActiveRequest:
     eos_token_ids: frozenset[int]
     """Those that end a sequence: none under `ignore_eos`."""
     chain_root: bytes
+    num_slots: int
+    """Tokens that the pool has room for in each of its sequences, should nothing else run."""
+    group: Group | None = None
+    """None: its sequences are completions that run independently."""
     sequences: list["Sequence"] = field(default_factory=list)
     num_unfinished: int = 0
     was_started: bool = False
@@ -76,6 +132,17 @@ class ActiveRequest:
     @property
     def prompt_len(self) -> int:
         return len(self.request.prompt_token_ids)
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Tokens that end a sequence."""
+        return self.eos_token_ids.union(self.request.sampling.stop_token_ids)
+
+    def without(self, index: int | None) -> list["Sequence"]:
+        """The sequences that end when nobody waits for that completion any more; None: for any."""
+        if index is None or (self.group is not None and self.group.leave_out(index)):
+            return self.sequences
+        return [s for s in self.sequences if s.index == index] if self.group is None else []
 
     def holds_up(self, scheduled: ScheduledSequence) -> bool:
         """Whether what follows a step of one of its sequences depends on the step's outcome."""
@@ -102,7 +169,7 @@ class Sequence:
     """Who goes first: the smaller. Unique."""
     table: SequenceBlocks
     token_ids: list[int]
-    """Prompt and output: what was accepted, never a draft. Only appended to."""
+    """Prompt and output: what was accepted, never a draft. Only appended to, but in a group."""
     max_num_tokens: int
     """Length at which it ends whatever it says."""
     last_num_tokens: int
@@ -127,6 +194,17 @@ class Sequence:
     detector: RepetitionDetector | None = None
     queue_time_s: float | None = None
     """Until it is sent with the first event."""
+
+    @property
+    def together(self) -> list["Sequence"]:
+        """Those that run as one, by rank: its group, or itself alone."""
+        return [self] if self.owner.group is None else self.owner.sequences
+
+    @property
+    def waits_for_others(self) -> bool:
+        """It has nothing to run until the others of its group have got as far."""
+        group = self.owner.group
+        return group is not None and group.waits(self)
 
     @property
     def num_output_tokens(self) -> int:
@@ -169,6 +247,8 @@ class Sequence:
     def restart(self) -> None:
         """Forget what was computed, keep what was said."""
         self.table.clear()
+        if self.owner.group is not None:
+            self.owner.group.restart()
         if self.prompt_logprobs is not None:
             self.prompt_logprobs = [None]
 
@@ -178,14 +258,18 @@ class Sequence:
         self.num_in_flight = self.num_pending = 0
         if self.prompt_logprobs is not None:
             self.prompt_logprobs = [None]
-        # With output, a step that brought it to the executor is over.
+        # With output, a step that brought it to the executor is over; in a group that may have been
+        # another sequence's.
         self.is_announced = self.is_announced and self.num_output_tokens > 0
+        if self.owner.group is not None:
+            self.owner.group.restart()
+            self.is_announced = False
 
     def announce(self) -> NewSequence:
         """For the executor: once, and again if the step that brought it failed."""
         self.is_announced = self.is_known = True
         owner = self.owner
-        sampling = owner.request.sampling
+        sampling = owner.request.sampling if owner.group is None else owner.group.sampling
         return NewSequence(
             seq_id=self.seq_id,
             prompt_token_ids=owner.request.prompt_token_ids,
@@ -195,6 +279,14 @@ class Sequence:
             suppressed_token_ids=(*sorted(owner.eos_token_ids), *sampling.stop_token_ids),
             adapter=owner.request.adapter,
         )
+
+    def go_on_from(self, other: "Sequence") -> None:
+        """Take over another one's text and share its blocks, in place of its own. All that it has
+        is computed, and nothing of either is in flight."""
+        self.table.clear()
+        self.table = other.table.fork(other.table.num_tokens)
+        self.token_ids = other.token_ids.copy()
+        self.chain = other.chain.copy()
 
     def launch(self, num_tokens: int, drafts: list[int]) -> ScheduledSequence:
         """Its share of a step: the next `num_tokens` missing tokens, which count as run then, and
@@ -235,22 +327,30 @@ class Sequence:
         Returns:
             What the client is to know, if anything: tokens, or the end.
         """
-        if self.prompt_logprobs is not None and result.prompt_logprobs:
-            self.prompt_logprobs += result.prompt_logprobs
+        self.note_scores(result)
         num_taken, reason = self.accept(result.token_ids)
         self.forced_token_ids = result.forced
         if scheduled.num_draws > num_taken:
             self.rewind(scheduled.num_draws - num_taken)
         if num_taken == 0 and reason is None:
             return None
-        prompt_logprobs, self.prompt_logprobs = self.prompt_logprobs, None
-        return self._report(
+        return self.report(
             token_ids=result.token_ids[:num_taken],
             logprobs=result.logprobs[:num_taken] if result.logprobs is not None else None,
-            prompt_logprobs=prompt_logprobs,
+            prompt_logprobs=self.take_scores(),
             finish_reason=reason,
             stop_token_id=self.stop_token_id,
         )
+
+    def note_scores(self, result: SequenceOutput) -> None:
+        """Of the prompt, from a step's outcome."""
+        if self.prompt_logprobs is not None and result.prompt_logprobs:
+            self.prompt_logprobs += result.prompt_logprobs
+
+    def take_scores(self) -> list[TokenLogprob | None] | None:
+        """Those of the whole prompt, once: they are sent, and need not be made again."""
+        scores, self.prompt_logprobs = self.prompt_logprobs, None
+        return scores
 
     def accept(self, token_ids: list[int]) -> tuple[int, FinishReason | None]:
         """Append tokens up to its end.
@@ -272,9 +372,10 @@ class Sequence:
 
     def fail(self, error: EngineError) -> TokenEvent:
         """Its last event, after an error."""
-        return self._report(finish_reason=FinishReason.ERROR, failure=Failure.of(error))
+        return self.report(finish_reason=FinishReason.ERROR, failure=Failure.of(error))
 
-    def _report(self, **contents: Any) -> TokenEvent:
+    def report(self, **contents: Any) -> TokenEvent:
+        """News of the completion of its index."""
         queue_time_s, self.queue_time_s = self.queue_time_s, None
         return TokenEvent(
             request_id=self.owner.request.request_id,

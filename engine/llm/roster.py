@@ -9,6 +9,7 @@ add ─► waiting ◄──── release ◄─ held back (further completions
 from bisect import insort
 from collections import Counter
 
+from engine.llm.beams import Beams
 from engine.llm.kv_cache import BlockPool, check
 from engine.llm.repetition import RepetitionDetector
 from engine.llm.request import ActiveRequest, Sequence, Status
@@ -49,12 +50,13 @@ class Roster:
         return self._sequences.get(seq_id)
 
     def add(self, owner: ActiveRequest, max_model_len: int) -> None:
-        """Create the request's sequences. The first one waits, the others wait for it."""
+        """Create the request's sequences. The first one waits, the others wait for it; those of a
+        group wait together."""
         request = owner.request
         rank = self._policy.rank(request, owner.arrival)
         max_num_tokens = min(owner.prompt_len + request.sampling.max_tokens, max_model_len)
         detection = request.sampling.repetition_detection
-        for index in range(request.sampling.n):
+        for index in range(request.sampling.num_sequences):
             scores_prompt = index == 0 and request.sampling.prompt_logprobs is not None
             sequence = Sequence(
                 seq_id=self._num_sequences_ever,
@@ -64,20 +66,24 @@ class Roster:
                 table=SequenceBlocks(self._pool),
                 token_ids=list(request.prompt_token_ids),
                 max_num_tokens=max_num_tokens,
-                last_num_tokens=min(max_num_tokens, self._pool.num_slots + 1),
+                last_num_tokens=min(max_num_tokens, owner.num_slots + 1),
                 prompt_logprobs=[None] if scores_prompt else None,
                 detector=RepetitionDetector(detection) if detection is not None else None,
             )
             self._num_sequences_ever += 1
             owner.sequences.append(sequence)
+        beams = request.sampling.beams
+        if beams is not None:
+            owner.group = Beams(owner, beams)
         # Nothing is entered before all of it is made.
         owner.num_unfinished = len(owner.sequences)
-        owner.holds_back = len(owner.sequences) > 1
+        owner.holds_back = owner.group is None and len(owner.sequences) > 1
         self._requests[request.request_id] = owner
         self._sequences |= {sequence.seq_id: sequence for sequence in owner.sequences}
         self.num_new_requests += 1
         self.num_held_back += len(owner.sequences)
-        self._release(owner.sequences[0])
+        for sequence in owner.sequences[0].together:
+            self._release(sequence)
 
     def release_siblings(self, owner: ActiveRequest) -> None:
         """Let further completions start once the first has computed the prompt, or is gone."""
@@ -100,11 +106,13 @@ class Roster:
         sequence.owner.was_started = True
 
     def preempt(self, sequence: Sequence) -> None:
-        """Free a running sequence's blocks and put it back in the queue."""
-        self.running.remove(sequence)
-        sequence.restart()
-        sequence.status = Status.WAITING
-        self.waiting.push(sequence)
+        """Free the blocks of a running sequence, and of those that it runs together with, and put
+        them back in the queue."""
+        for each in sequence.together:
+            self.running.remove(each)
+            each.restart()
+            each.status = Status.WAITING
+            self.waiting.push(each)
 
     def finish(self, sequence: Sequence) -> None:
         """Forget a sequence and free what it holds, wherever it is. One that is forgotten already
@@ -179,7 +187,10 @@ class Roster:
         check(not any(s.table.num_blocks for s in idle), "a sequence holds blocks but does not run")
         for sequence in self.running:
             has_more = sequence.num_missing >= 1 or sequence.num_in_flight >= 1
-            check(has_more, "a running sequence misses nothing")
+            check(has_more or sequence.waits_for_others, "a running sequence misses nothing")
+        for sequence in (*self.running, *waiting):
+            one = all(other.status is sequence.status for other in sequence.together)
+            check(one, "a group is torn apart")
         owners = {s.owner.request.request_id: s.owner for s in self._sequences.values()}
         check(owners == self._requests, "requests and their unfinished sequences disagree")
         num_new = sum(not owner.was_started for owner in owners.values())

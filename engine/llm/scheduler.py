@@ -17,7 +17,9 @@ follow. They take no blocks from anybody, since what they need is given back by 
 When blocks run out, the running sequence of the largest rank is preempted: its blocks are freed and
 it is computed again later, output included. The smallest rank is never preempted, so it advances
 in every step, and by induction everything finishes. A waiting sequence is admitted only if its
-whole text fits beside what the running ones still miss, with a block to grow for each of them.
+whole text fits beside what the running ones still miss, with a block to grow for each of them. Of a
+group (`engine.llm.request.Group`) all sequences are admitted at once and preempted at once, so that
+none holds blocks while it waits for one that has no room.
 
 A decision may be made while the one before is still executed, as if that went well: what it draws
 is a token to go on from, whose id the executor fills in. Rows of a sequence that turns out to have
@@ -41,18 +43,19 @@ from engine.errors import (
     QueueFull,
 )
 from engine.fault import answer_for, failed_row, raise_if_poisoned
+from engine.llm.beams import check_beams
 from engine.llm.decision import ScheduleDecision, ScheduledSequence, SequenceOutput, StepOutput
 from engine.llm.drafter import Drafter
 from engine.llm.kv_cache import BlockPool, check
 from engine.llm.prefix_cache import PrefixCache, chain_root
-from engine.llm.request import ActiveRequest, Sequence, Status, check_request
+from engine.llm.request import ActiveRequest, Group, Sequence, Status, check_request
 from engine.llm.roster import Roster
 from engine.llm.sequence_blocks import SequenceBlocks, find_cached
 from engine.llm.step_budget import StepBudget
 from engine.llm.step_cost import StepWork
 from engine.llm.trial import Trial
 from engine.scheduling.policy import create_policy
-from engine.types import EngineStats, GenerateRequest, TokenEvent
+from engine.types import EngineStats, GenerateRequest, SamplingParams, TokenEvent
 
 _PARTS_OF_BUDGET = 4
 """A long prompt leaves one of this many parts to those behind it."""
@@ -139,7 +142,12 @@ class Scheduler:
         Raises:
             InvalidParameter, ContextLengthExceeded, OutOfBlocks
         """
-        check_request(request, self._config, self._vocab_size, self._pool.num_slots)
+        sampling = request.sampling
+        check_request(request, self._config, self._vocab_size, self._num_slots(sampling))
+        if sampling.beams is not None:
+            ends = frozenset() if sampling.ignore_eos else self._eos_token_ids
+            num_ends = len(ends.union(sampling.stop_token_ids))
+            check_beams(sampling, sampling.beams, num_ends, self._max_num_running, self._vocab_size)
         if request.request_id in self._roster:
             raise InvalidParameter("a request with this id is running", param="request_id")
 
@@ -169,6 +177,7 @@ class Scheduler:
             seed=self._seeds.getrandbits(63) if sampling.seed is None else sampling.seed,
             eos_token_ids=frozenset() if sampling.ignore_eos else self._eos_token_ids,
             chain_root=chain_root(request.cache_salt, request.adapter),
+            num_slots=self._num_slots(sampling),
             prepared=prepared,
         )
         self._num_arrivals += 1
@@ -183,9 +192,8 @@ class Scheduler:
         owner = self._roster.find_request(request_id)
         if owner is None:
             return
-        for sequence in owner.sequences:
-            if index is None or sequence.index == index:
-                self._end(sequence)
+        for sequence in owner.without(index):
+            self._end(sequence)
         self._roster.release_siblings(owner)
 
     def requests(self) -> list[GenerateRequest]:
@@ -257,7 +265,8 @@ class Scheduler:
                 continue
             try:
                 self._commit_sequence(sequence, scheduled, result, self._events)
-                if scheduled.num_draws or sequence.status is Status.FINISHED:
+                moved_on = scheduled.num_draws and not sequence.waits_for_others
+                if moved_on or sequence.status is Status.FINISHED:
                     self._trial.clear(sequence)
             except Exception as error:
                 self.is_doubtful = True
@@ -303,13 +312,19 @@ class Scheduler:
     def _try_alone(self, suspect: Sequence, step: _Step) -> None:
         step.is_trial = True
         if suspect.status is Status.WAITING:
-            table = self._find_computed(suspect)
-            self._note_first_start(suspect, table)
-            self._roster.start(suspect, table)
-        num_tokens = min(suspect.num_missing, step.budget)
-        reached = suspect.table.num_tokens + num_tokens
-        check(suspect.table.reserve(reached), "a sequence alone has no room")
-        step.give(suspect, num_tokens)
+            tables = [self._find_computed(sequence) for sequence in suspect.together]
+            self._start(suspect.together, tables)
+        for sequence in suspect.together:
+            num_tokens = min(sequence.num_missing, step.budget)
+            if num_tokens:
+                reached = sequence.table.num_tokens + num_tokens
+                check(sequence.table.reserve(reached), "a sequence alone has no room")
+                step.give(sequence, num_tokens)
+
+    def _start(self, sequences: list[Sequence], tables: list[SequenceBlocks]) -> None:
+        self._note_first_start(sequences[0], tables[0])
+        for sequence, table in zip(sequences, tables, strict=True):
+            self._roster.start(sequence, table)
 
     def stats(self) -> EngineStats:
         """The scheduler's and the cache's share of a step's statistics; constant time."""
@@ -354,7 +369,7 @@ class Scheduler:
         num_tokens = self._share(num_missing, step)
         while not sequence.table.reserve(sequence.table.num_tokens + num_tokens):
             victim = self._roster.running[-1]
-            if victim is sequence:
+            if victim in sequence.together:
                 return  # keeps what it has and waits for smaller ranks to finish
             if self._num_in_flight:
                 step.is_short = True
@@ -372,29 +387,38 @@ class Scheduler:
 
     def _preempt(self, victim: Sequence, step: _Step) -> None:
         self._roster.preempt(victim)
-        step.drop(victim)
+        for sequence in victim.together:
+            step.drop(sequence)
         self._num_preemptions += 1
 
     def _admit_waiting(self, step: _Step) -> None:
         waiting, running = self._roster.waiting, self._roster.running
         while step.budget and waiting and len(running) < self._max_num_running:
-            sequence = waiting.peek()
-            table = self._find_computed(sequence)
-            if not self._make_room(sequence, table, step):
-                table.clear()
+            sequences = waiting.peek().together
+            if len(running) + len(sequences) > self._max_num_running:
                 return
-            self._note_first_start(sequence, table)
-            self._roster.start(sequence, table)
-            num_tokens = self._share(sequence.num_missing, step)
-            check(table.reserve(table.num_tokens + num_tokens), "an admitted sequence has no room")
-            step.give(sequence, num_tokens)
+            tables = [self._find_computed(sequence) for sequence in sequences]
+            if not self._make_room(sequences, tables, step):
+                for table in tables:
+                    table.clear()
+                return
+            self._start(sequences, tables)
+            for sequence, table in zip(sequences, tables, strict=True):
+                num_tokens = self._share(sequence.num_missing, step)
+                if num_tokens:
+                    reached = table.num_tokens + num_tokens
+                    check(table.reserve(reached), "an admitted sequence has no room")
+                    step.give(sequence, num_tokens)
 
     def _find_computed(self, sequence: Sequence) -> SequenceBlocks:
         """What is computed already, short of the last token: its logits are needed."""
         chain: list[bytes] = []
         if self._config.enable_prefix_caching and not sequence.scores_prompt:
             chain = sequence.extend_chain(self._pool.block_size)
-        cached = find_cached(self._pool, chain, len(sequence.token_ids) - 1)
+        most = max(0, len(sequence.token_ids) - 1)
+        if sequence.owner.group is not None:
+            most -= most % self._pool.block_size  # what they share is then never copied
+        cached = find_cached(self._pool, chain, most)
         donor, num_forked = sequence.owner.donor(), sequence.owner.prompt_len - 1
         if (
             donor is not None
@@ -404,11 +428,19 @@ class Scheduler:
             return donor.table.fork(num_forked)
         return SequenceBlocks(self._pool).adopt(cached)
 
-    def _make_room(self, sequence: Sequence, table: SequenceBlocks, step: _Step) -> bool:
-        """Whether all known tokens of a waiting sequence fit, if need be instead of others'."""
+    def _make_room(
+        self, sequences: list[Sequence], tables: list[SequenceBlocks], step: _Step
+    ) -> bool:
+        """Whether all known tokens of waiting sequences that start together fit, if need be instead
+        of others'."""
+
+        def num_needed() -> int:
+            needs = zip(sequences, tables, strict=True)
+            return sum(table.blocks_to_reach(len(each.token_ids)) for each, table in needs)
+
         victims: list[Sequence] = []
-        lacking = table.blocks_to_reach(len(sequence.token_ids)) - self._num_spare_blocks()
-        asks = sequence.owner.request
+        lacking = num_needed() - self._num_spare_blocks()
+        asks = sequences[0].owner.request
         for victim in reversed(self._roster.running):
             if lacking <= 0 or not self._policy.may_displace(asks, victim.owner.request):
                 break
@@ -420,9 +452,10 @@ class Scheduler:
             step.is_short = True
             return False
         for victim in victims:
-            self._preempt(victim, step)
+            if victim.status is Status.RUNNING:  # else it went with its group
+                self._preempt(victim, step)
         # Victims that share blocks free fewer than they hold.
-        return table.blocks_to_reach(len(sequence.token_ids)) <= self._num_spare_blocks()
+        return num_needed() <= self._num_spare_blocks()
 
     def _num_spare_blocks(self) -> int:
         """Free blocks beyond what running prompts miss and one per table to grow."""
@@ -451,14 +484,18 @@ class Scheduler:
 
     def _add_drafts(self, step: _Step) -> None:
         """Have decodes try what may come next, where the step has nothing else to do."""
-        if self._drafter is None or not step.budget or not step.chunks:
+        if self._drafter is None or not step.budget:
             return
-        if not self._drafter.may_draft(step.chunks):
+        decodes, num_rows = list(step.chunks), step.budget
+        if any(sequence.owner.group is not None for sequence in decodes):
+            num_rows = min(num_rows, self._config.max_decode_rows - len(decodes))
+            decodes = [sequence for sequence in decodes if sequence.owner.group is None]
+        if num_rows <= 0 or not decodes or not self._drafter.may_draft(decodes):
             return
         if any(sequence.num_missing > 1 for sequence in step.chunks):
             return
         price = self._budget.row_price(StepWork.of_decodes(s.num_known for s in step.chunks))
-        for sequence, drafts in self._drafter.draft(list(step.chunks), step.budget, price):
+        for sequence, drafts in self._drafter.draft(decodes, num_rows, price):
             if sequence.table.reserve(sequence.table.num_tokens + 1 + len(drafts)):
                 step.drafts[sequence] = drafts
 
@@ -499,6 +536,9 @@ class Scheduler:
         check(fits, f"{num_drawn} tokens came of {num_draws} draws")
         if num_draws > 1:
             self._note_draft(sequence, num_draws - 1, num_drawn - 1)
+        if sequence.owner.group is not None:
+            self._commit_in_group(sequence.owner.group, sequence, scheduled, result, events)
+            return
         event = sequence.take(scheduled, result)
         self._note_computed(sequence, scheduled.start)
         self._roster.release_siblings(sequence.owner)
@@ -508,12 +548,29 @@ class Scheduler:
             self._end(sequence)
         # Its last event is told once only, whatever goes wrong above.
         events.append(event)
-        if event.finish_reason is None and len(sequence.token_ids) > self._pool.num_slots:
-            failure = OutOfBlocks(
-                f"prompt and output have {len(sequence.token_ids)} tokens; the KV pool holds "
-                f"{self._pool.num_slots}; lower max_tokens or raise kv_cache_memory_gib"
-            )
-        if event.finish_reason is None and failure is not None:
+        if event.finish_reason is None:
+            failure = _outgrows(sequence) or failure
+            if failure is not None:
+                self._fail(sequence, failure, events)
+
+    def _commit_in_group(
+        self,
+        group: Group,
+        sequence: Sequence,
+        scheduled: ScheduledSequence,
+        result: SequenceOutput,
+        events: list[TokenEvent],
+    ) -> None:
+        self._note_computed(sequence, scheduled.start)
+        if not group.note(sequence, result):
+            return
+        completions = group.advance()
+        failure = None if completions else _outgrows(sequence)
+        if completions:
+            for each in sequence.together:
+                self._end(each)
+            events += completions
+        if failure is not None:
             self._fail(sequence, failure, events)
 
     def _note_draft(self, sequence: Sequence, num_drafts: int, num_accepted: int) -> None:
@@ -550,10 +607,29 @@ class Scheduler:
             self.is_doubtful = True
 
     def _fail(self, sequence: Sequence, error: EngineError, events: list[TokenEvent]) -> None:
-        events.append(sequence.fail(error))
-        self._end(sequence)
+        group = sequence.owner.group
+        events += [sequence.fail(error)] if group is None else group.fail(error)
+        for each in sequence.together:
+            self._end(each)
         self._roster.release_siblings(sequence.owner)
+
+    def _num_slots(self, sampling: SamplingParams) -> int:
+        """Tokens that the pool has room for in each of the sequences that run together."""
+        if sampling.beams is None:
+            return self._pool.num_slots
+        return self._layout.most_tokens(self._pool.num_blocks // max(1, sampling.beams.width))
 
     def _empty_pool(self) -> BlockPool:
         config, cache = self._config, PrefixCache(self._config.max_idle_cached_blocks)
         return BlockPool(config.num_kv_blocks, config.block_size, cache, self._layout)
+
+
+def _outgrows(sequence: Sequence) -> OutOfBlocks | None:
+    """What ends a sequence that the pool has no room for, with nothing else in it."""
+    num_tokens, num_slots = len(sequence.token_ids), sequence.owner.num_slots
+    if num_tokens <= num_slots:
+        return None
+    return OutOfBlocks(
+        f"prompt and output have {num_tokens} tokens; the KV pool holds {num_slots}; lower "
+        "max_tokens or raise kv_cache_memory_gib"
+    )

@@ -1,4 +1,5 @@
-"""Who is to blame for a step that failed: its sequences run one at a time until that is known.
+"""Who is to blame for a step that failed: its sequences run one at a time until that is known,
+those of a group together.
 
 One that fails alone is the culprit and ends. One that gets its next token, or ends, is cleared; so
 every trial moves its sequence on, and a fault that shows in company only cannot stop the engine.
@@ -38,20 +39,22 @@ class Trial:
             decision: None if it could not even be made.
         """
         members = self._members(decision)
-        if len(members) == 1 and (decision is None or _is_of_one(decision)):
+        firsts = dict.fromkeys(sequence.together[0] for sequence in members)
+        if len(firsts) == 1 and (decision is None or _is_of(members, decision)):
             return members[0]
         log.warning(
             "a step failed; its sequences are tried one at a time",
             error=type(error).__name__,
             num_sequences=len(members),
         )
-        self._suspects |= dict.fromkeys(sequence.seq_id for sequence in members)
+        self._suspects |= dict.fromkeys(sequence.seq_id for sequence in firsts)
         return None
 
     def clear(self, sequence: Sequence) -> None:
         """A step of it was good and brought a token, or its end. The next one needs its blocks: it
         goes on once all are tried."""
-        if self._suspects.pop(sequence.seq_id, 0) is None and sequence.status is Status.RUNNING:
+        first = sequence.together[0]
+        if self._suspects.pop(first.seq_id, 0) is None and first.status is Status.RUNNING:
             self._roster.preempt(sequence)
 
     def _members(self, decision: ScheduleDecision | None) -> list[Sequence]:
@@ -66,5 +69,8 @@ class Trial:
         return [*self._roster.running, *([waiting.peek()] if waiting else [])]
 
 
-def _is_of_one(decision: ScheduleDecision) -> bool:
-    return len(decision.scheduled) == 1 and not decision.scheduled[0].drafts
+def _is_of(members: list[Sequence], decision: ScheduleDecision) -> bool:
+    """Whether nothing but these was in a step."""
+    return len(decision.scheduled) == len(members) and not any(
+        scheduled.drafts for scheduled in decision.scheduled
+    )

@@ -20,13 +20,13 @@ from pydantic_core import PydanticCustomError
 from engine.errors import InvalidParameter, UnsupportedFeature
 from server.protocol.logit_bias import LogitBias, Word
 from server.protocol.sampler_fields import OTHER_NAMES, SamplerFields
+from server.protocol.search_fields import SearchFields, check_search
 from server.protocol.structure_fields import StructureFields
 
 INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
 MAX_TOKEN_COUNT = (1 << 31) - 1
 MAX_PROMPT_TOKENS = 1 << 22
 """More than any model takes; reading so many holds up other requests for a quarter of a second."""
-MAX_COMPLETIONS = 128
 MAX_STOP_STRINGS = 16
 MAX_LOGPROBS = 20
 MAX_ALLOWED_TOKENS = 1 << 18
@@ -58,10 +58,6 @@ UNSUPPORTED_FIELDS: Mapping[str, tuple[Any, ...]] = {
     "tool_choice": ("none",),
     "functions": ([],),
     "function_call": ("none",),
-    "best_of": (1,),
-    "use_beam_search": (False,),
-    "length_penalty": (1,),
-    "early_stopping": (False,),
     "suffix": ("",),
     "audio": (),
     "modalities": (["text"],),
@@ -226,7 +222,7 @@ _OTHER_NAMES = {"n_predict": ("max_completion_tokens", "max_tokens"), **OTHER_NA
 """llama.cpp's names for what has another one here."""
 
 
-class SamplingRequest(SamplerFields, StructureFields, ModelRequest):
+class SamplingRequest(SamplerFields, StructureFields, SearchFields, ModelRequest):
     """What chat and plain completions have in common. Every field may be null: the default."""
 
     prompt_field: ClassVar[str] = "prompt"
@@ -249,9 +245,6 @@ class SamplingRequest(SamplerFields, StructureFields, ModelRequest):
         ge=INT64_MIN,
         le=INT64_MAX,
         description="The same seed gives the same text, whatever else the server does.",
-    )
-    n: int | None = Field(
-        None, ge=1, le=MAX_COMPLETIONS, description="Completions per prompt. Default 1."
     )
     stop: StopStrings | None = Field(
         None, description="Strings that end the text; up to 16, none empty."
@@ -357,6 +350,7 @@ class SamplingRequest(SamplerFields, StructureFields, ModelRequest):
                 "is complete; leave one of them out",
                 param="ignore_eos",
             )
+        check_search(self)
         if self.truncate_prompt_tokens == 0:
             raise InvalidParameter(
                 "truncate_prompt_tokens must be -1 or at least 1", param="truncate_prompt_tokens"
@@ -376,7 +370,7 @@ def _check_supported(
         if name in supported:
             continue
         value, neutral = data[name], table[name]
-        if value is None or value in neutral or (name == "best_of" and value == data.get("n")):
+        if value is None or value in neutral:
             continue
         advice = _INSTEAD.get(name, f"{name} is not supported here; leave it out")
         raise UnsupportedFeature(advice, param=name)

@@ -21,7 +21,7 @@ from server.text.answer_format import AnswerFormat
 from server.text.answer_structure import answer_structure
 from server.text.chat_prompt import chat_prompt
 from server.text.chat_reply import ChatReply
-from server.text.convert import chat_request, prompt_limit, text_options
+from server.text.convert import chat_request, check_width, prompt_limit, text_options
 from server.text.generation import Generation
 from server.text.kind import SERVED_TEXT
 from server.text.reply import ReplyHead
@@ -83,7 +83,8 @@ async def start_chat(
     annotate(request, model=info.name, stream=bool(body.stream))
     config = config_of(state.engine, info.model)
     priority = acting_priority(body.priority, config)
-    lease = state.admission.admit(TEXT, info.model, body.n or 1)
+    check_width(body, config)
+    lease = state.admission.admit(TEXT, info.model, body.num_sequences)
     async with Generation(state.engine, state.metrics.of(SERVED_TEXT), lease) as generation:
         text = await state.texts.get(info)
         chat_format = text.chat_format(config)
@@ -113,6 +114,6 @@ async def start_chat(
             keep_text=settings.log_prompts,
             kept_special_tokens=text.special_ids(answers.special_texts()),
         )
-        generation.submit(text.tokenizer, [engine_request], options)
+        generation.submit(text.tokenizer, [engine_request], options, body.num_best)
         state.live_requests.add(generation, request, id=head.id, kind=TEXT, model=head.model)
         return ChatReply(body, head, text, generation, answers, shape)

@@ -20,7 +20,7 @@ from server.routes.deps import StateDep
 from server.routes.ignored_fields import report_ignored_fields
 from server.state import AppState
 from server.text.completion_reply import CompletionReply
-from server.text.convert import completion_requests, prompt_limit, text_options
+from server.text.convert import check_width, completion_requests, prompt_limit, text_options
 from server.text.generation import Generation
 from server.text.kind import SERVED_TEXT
 from server.text.reply import ReplyHead
@@ -56,9 +56,10 @@ async def answer_completion(
     annotate(request, model=info.name, stream=bool(body.stream))
     if settings.log_prompts:
         annotate(request, prompts=body.prompt)
-    num_choices = len(body.prompt) * (body.n or 1)
-    priority = acting_priority(body.priority, config_of(state.engine, info.model))
-    lease = state.admission.admit(TEXT, info.model, num_choices)
+    config = config_of(state.engine, info.model)
+    priority = acting_priority(body.priority, config)
+    check_width(body, config)
+    lease = state.admission.admit(TEXT, info.model, len(body.prompt) * body.num_sequences)
     async with Generation(state.engine, state.metrics.of(SERVED_TEXT), lease) as generation:
         text = await state.texts.get(info)
         prompts = await until_disconnect(request.receive, _token_ids(body, text, info))
@@ -75,7 +76,7 @@ async def answer_completion(
         options = text_options(
             body, offsets=body.logprobs is not None, keep_text=settings.log_prompts
         )
-        generation.submit(text.tokenizer, requests, options)
+        generation.submit(text.tokenizer, requests, options, body.num_best)
         state.live_requests.add(generation, request, id=head.id, kind=TEXT, model=head.model)
         reply = CompletionReply(body, head, text, generation, echoes, shape)
         return await reply.send(

@@ -123,7 +123,7 @@ class CompletionReply(TextReply):
         )
 
     def _prompt_of(self, index: int) -> "_Prompt":
-        return self._prompts[index // (self._request.n or 1)]
+        return self._prompts[index // self._request.num_choices]
 
     def _logprobs(
         self, prompt: "_Prompt", deltas: Sequence[Delta], *, with_prompt: bool

@@ -10,8 +10,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from engine.config import EngineConfig
 from engine.errors import ContextLengthExceeded, InvalidParameter
-from engine.sampling_params import SAMPLER_PARAMETERS, Patterns, RepetitionDetection
+from engine.sampling_params import (
+    MAX_BEAM_ENDS,
+    SAMPLER_PARAMETERS,
+    Patterns,
+    RepetitionDetection,
+)
 from engine.structure import Structure
 from engine.types import GenerateRequest, Info, ModelInfo, SamplingParams
 from server.protocol.chat import ChatCompletionRequest
@@ -102,11 +108,11 @@ def completion_requests(
     Raises:
         InvalidParameter, ContextLengthExceeded: as in `_generate_request`.
     """
-    num_choices = len(prompts) * _or(request.n, 1)
-    if num_choices > MAX_CHOICES:
+    num_sequences = len(prompts) * request.num_sequences
+    if num_sequences > MAX_CHOICES:
         raise InvalidParameter(
-            f"{len(prompts)} prompts with n={request.n} are {num_choices} choices; the limit is "
-            f"{MAX_CHOICES}; send fewer at once",
+            f"{len(prompts)} prompts with {request.num_sequences} texts each are {num_sequences}; "
+            f"the limit is {MAX_CHOICES}; send fewer at once",
             param="prompt",
         )
     wanted = [request.prompt_logprobs, request.logprobs if request.echo else None]
@@ -294,12 +300,19 @@ def _sampling_params(
     check_token_ids(stop_token_ids, info, "stop_token_ids")
     check_token_ids(named, info, "logit_bias")
     check_token_ids(request.allowed_token_ids or (), info, "allowed_token_ids")
+    if request.use_beam_search:
+        _check_beams(request, info, max_tokens, structure)
+        values: dict[str, Any] = {"temperature": 0.0}
+    else:
+        values = _sampler_values(request, info.default_sampling, tokens.patterns)
+    if request.num_best is not None:
+        logprobs = _or(logprobs, 0)
     return SamplingParams(
         max_tokens=max_tokens,
         min_tokens=min_tokens,
-        n=_or(request.n, 1),
+        n=request.num_choices if request.num_best is None else request.num_sequences,
         seed=request.seed,
-        **_sampler_values(request, info.default_sampling, tokens.patterns),
+        **values,
         logit_bias=tokens.logit_bias(request),
         allowed_token_ids=_as_bytes(request.allowed_token_ids),
         bad_words=tokens.bad_words(request),
@@ -308,6 +321,7 @@ def _sampling_params(
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
         structure=structure,
+        beams=request.beams,
         repetition_detection=_repetition_detection(request),
     )
 
@@ -325,6 +339,48 @@ def _repetition_detection(request: SamplingRequest) -> RepetitionDetection | Non
 
 def _as_bytes(token_ids: list[int] | None) -> bytes | None:
     return None if token_ids is None else np.unique(token_ids).astype("<i4").tobytes()
+
+
+def check_width(request: SamplingRequest, config: EngineConfig) -> None:
+    """Refuse more beams than a model of that configuration runs at a time.
+
+    Raises:
+        InvalidParameter: says how many can be.
+    """
+    most = min(config.max_num_seqs, config.max_num_batched_tokens)
+    if request.beams is not None and request.beams.width > most:
+        raise InvalidParameter(
+            f"{request.beams.width} beams were asked for; the model runs at most {most} at a time "
+            "(max_num_seqs)",
+            param=request.width_field,
+        )
+
+
+def _check_beams(
+    request: SamplingRequest, info: ModelInfo, max_tokens: int, structure: Structure | None
+) -> None:
+    """
+    Raises:
+        InvalidParameter: names the field that beam search cannot be combined with.
+    """
+    if structure is not None:
+        raise InvalidParameter(
+            f"{structure.param} asks for calls of a given form, which cannot be combined with "
+            "use_beam_search; leave one of them out",
+            param=structure.param,
+        )
+    if max_tokens == 0:
+        raise InvalidParameter(
+            f"{request.limit_field} is 0; with use_beam_search it must be at least 1",
+            param=request.limit_field,
+        )
+    ends = {*(request.stop_token_ids or ()), *(() if request.ignore_eos else info.eos_token_ids)}
+    if len(ends) > MAX_BEAM_ENDS:
+        raise InvalidParameter(
+            f"{len(ends)} tokens end the text, end-of-sequence among them; with use_beam_search "
+            f"there can be {MAX_BEAM_ENDS}",
+            param="stop_token_ids",
+        )
 
 
 def _sampler_values(

@@ -16,6 +16,7 @@ from server.http.admission import Lease
 from server.http.engine_run import EngineRun, cancelled, cut_short, failure_of, read_events
 from server.http.live_requests import Progress
 from server.protocol.answers import PromptTokensDetails, Usage
+from server.text.best_of import best_of
 from server.text.metrics import RequestMeter, TextMetrics
 from server.text.output import ChoiceOutput, Delta, TextOptions
 
@@ -126,37 +127,44 @@ class Generation(EngineRun):
     """All prompts of one HTTP request.
 
     Attributes:
+        num_choices: texts that are answered, of all prompts together.
         keeps_text: the choices have their whole text, to be logged.
     """
 
     def __init__(self, engine: EngineClient, metrics: TextMetrics, lease: Lease) -> None:
         super().__init__(lease)
         self.runs: list[PromptRun] = []
-        self.num_choices = lease.num_places
+        self.num_choices = 0
         self.keeps_text = False
         self._engine = engine
         self._metrics = metrics
         self._tally = Tally()
+        self._num_best: int | None = None
 
     def submit(
         self,
         tokenizer: Tokenizer,
         requests: Sequence[GenerateRequest],
         options: TextOptions,
+        num_best: int | None = None,
     ) -> None:
-        """Send the prompts to the engine; together they have `num_choices` completions.
+        """Send the prompts to the engine.
+
+        Args:
+            num_best: answer so many of each prompt's completions, which have log-probabilities; by
+                default all.
 
         Raises:
             Draining, UnknownModel, ModelNotReady: some may have been sent before; close this.
         """
         self.keeps_text = options.keep_text
-        first_index = 0
+        self._num_best = num_best
         for request in requests:
             choices = [
-                ChoiceOutput(first_index + i, tokenizer, request.prompt_token_ids, options)
+                ChoiceOutput(self.num_choices + i, tokenizer, request.prompt_token_ids, options)
                 for i in range(request.sampling.n)
             ]
-            first_index += len(choices)
+            self.num_choices += num_best or len(choices)
             stream = self._engine.submit(request)
             meter = self._metrics.meter(request.model, request.adapter)
             self.runs.append(PromptRun(request, stream, meter, choices, self._tally))
@@ -178,15 +186,17 @@ class Generation(EngineRun):
 
     def deltas(self) -> AsyncGenerator[Delta, None]:
         """The deltas of all prompts, as they come. Close the iterator if you leave it early."""
-        if len(self.runs) == 1:
-            return self.runs[0].deltas()
-        return _merge([run.deltas() for run in self.runs])
+        streams = [self._deltas_of(run) for run in self.runs]
+        return streams[0] if len(streams) == 1 else _merge(streams)
+
+    def _deltas_of(self, run: PromptRun) -> AsyncGenerator[Delta, None]:
+        return run.deltas() if self._num_best is None else best_of(run.deltas(), self._num_best)
 
     def progress(self) -> Progress:
         choices = [choice for run in self.runs for choice in run.choices]
         return Progress(
             is_begun=self._tally.num_generated_tokens > 0,
-            num_results=self.num_choices,
+            num_results=len(choices),
             num_finished=sum(choice.finish_reason is not None for choice in choices),
             num_prompt_tokens=self._tally.num_prompt_tokens,
             num_generated_tokens=self._tally.num_generated_tokens,

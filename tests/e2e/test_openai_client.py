@@ -52,6 +52,32 @@ def test_completions_with_log_probabilities_and_several_choices(client):
         assert all(value <= 0 for value in choice.logprobs.token_logprobs)
 
 
+def test_beam_search_finds_what_no_greedy_text_beats(client):
+    arguments = {"model": MODEL, "prompt": "Once upon a time", "max_tokens": 12, "logprobs": 0}
+    search = {"use_beam_search": True, "beam_width": 4}
+    whole = client.completions.create(**arguments, n=3, extra_body=search)
+    texts = [choice.text for choice in whole.choices]
+    assert len(set(texts)) == 3
+    scores = [
+        sum(choice.logprobs.token_logprobs) / len(choice.logprobs.tokens)
+        for choice in whole.choices
+    ]
+    assert scores == sorted(scores, reverse=True)
+    [greedy] = client.completions.create(**arguments, temperature=0).choices
+    assert scores[0] >= sum(greedy.logprobs.token_logprobs) / len(greedy.logprobs.tokens)
+    stream = client.completions.create(**arguments, n=3, stream=True, extra_body=search)
+    chunks = [choice for chunk in stream for choice in chunk.choices]
+    assert [(choice.index, choice.text) for choice in chunks] == list(enumerate(texts))
+
+
+def test_the_best_of_several_texts(client):
+    arguments = {"model": MODEL, "prompt": "Once upon a time", "max_tokens": 8, "seed": 3}
+    drawn = client.completions.create(**arguments, n=4, logprobs=0).choices
+    [best] = client.completions.create(**arguments, best_of=4).choices
+    means = {c.text: sum(c.logprobs.token_logprobs) / len(c.logprobs.tokens) for c in drawn}
+    assert best.text == max(means, key=means.get)
+
+
 def test_a_conversation_of_responses(client):
     first = client.responses.create(
         model=MODEL, input="What is the capital of France?", temperature=0, max_output_tokens=24

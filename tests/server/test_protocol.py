@@ -176,9 +176,6 @@ def test_neutral_and_no_effect_values_pass_and_are_not_reported(build: Any) -> N
         for value in (None, *neutral):
             assert build(**{name: value}).ignored_fields() == []
     assert build(**dict.fromkeys(NO_EFFECT_FIELDS, "x")).ignored_fields() == []
-    assert build(best_of=3, n=3).ignored_fields() == []
-    with pytest.raises(UnsupportedFeature):
-        build(best_of=3, n=2)
 
 
 def test_a_supported_field_is_in_no_table() -> None:

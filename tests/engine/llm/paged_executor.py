@@ -169,6 +169,15 @@ def score(digest: int, target: int) -> TokenLogprob:
     return TokenLogprob(target, -float(hash((digest, target)) % 1000), 1, [target], [0.0])
 
 
+def likeliest(digest: int, num_top: int) -> TokenLogprob:
+    """The tokens that may follow the text with this digest, as a beam's row has them. Few different
+    numbers, so that there are ties, and such whose sums are exact."""
+    logprobs = [-float(hash((digest, token_id)) % 512) / 64 for token_id in range(VOCAB_SIZE)]
+    ids = sorted(range(VOCAB_SIZE), key=lambda token_id: -logprobs[token_id])[:num_top]
+    tops = [logprobs[token_id] for token_id in ids]
+    return TokenLogprob(ids[0], tops[0], 1, ids, tops)
+
+
 def breaks(digest: int, error_rate: int) -> bool:
     """Whether the row after this text fails: about one in `error_rate`, none for 0."""
     return error_rate > 0 and hash((digest, 1)) % error_rate == 0
@@ -178,6 +187,8 @@ def breaks(digest: int, error_rate: int) -> bool:
 class _State:
     new: NewSequence
     history: list[int]
+    is_gone: bool = False
+    """A beam that was aborted since it was scheduled: what came of it does not count."""
 
 
 @dataclass
@@ -208,6 +219,8 @@ class PagedExecutor:
     sequences: dict[int, _State] = field(default_factory=dict)
     slots: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
     """By block and offset: the layer group that wrote it, and the digest."""
+    scheduler: Scheduler | None = None
+    """Who knows the texts of beams, which an executor does not see change."""
 
     def launch(self, decision: ScheduleDecision) -> "PagedStep":
         return PagedStep(self.execute(decision))
@@ -222,6 +235,8 @@ class PagedExecutor:
             assert new.seq_id not in self.sequences, "announced twice"
             self.sequences[new.seq_id] = _State(new, list(new.prompt_token_ids))
         self._copy(decision.copies)
+        for entry in decision.scheduled:
+            self._learn_text(entry)
         self._write(decision.scheduled)
         outputs = [self._attend(s) for s in decision.scheduled]
         self.drew = {s.seq_id for s in decision.scheduled if s.num_draws}
@@ -229,6 +244,16 @@ class PagedExecutor:
 
     def shutdown(self) -> None:
         self.sequences.clear()
+
+    def _learn_text(self, entry: ScheduledSequence) -> None:
+        state = self.sequences[entry.seq_id]
+        if state.new.sampling.beams is None:
+            return
+        assert self.scheduler is not None and not entry.drafts
+        sequence = self.scheduler._roster.find(entry.seq_id)
+        state.is_gone = sequence is None
+        if sequence is not None:
+            state.history = list(sequence.token_ids)
 
     def _copy(self, copies: list[tuple[int, int]]) -> None:
         self.num_copies += len(copies)
@@ -251,6 +276,8 @@ class PagedExecutor:
                 self.num_pending += 1
                 assert entry.seq_id in self.drew, "the step before drew no token for it"
                 assert len(token_ids) == len(entry.token_ids) - len(entry.drafts) == 1
+            elif state.is_gone:
+                token_ids = entry.token_ids
             else:
                 assert entry.token_ids == token_ids + entry.drafts
             assert not entry.drafts or known_end == len(state.history), "drafts of known tokens"
@@ -276,6 +303,8 @@ class PagedExecutor:
     def _attend(self, entry: ScheduledSequence) -> SequenceOutput:
         state = self.sequences[entry.seq_id]
         new, sampling = state.new, state.new.sampling
+        if state.is_gone:
+            return SequenceOutput(entry.seq_id, token_ids=[0] * entry.num_draws)
         end = entry.start + len(entry.token_ids)
         known_end = end - len(entry.drafts)
         text = digests(state.history[:known_end] + entry.drafts, new.adapter)
@@ -289,7 +318,7 @@ class PagedExecutor:
         assert (entry.num_draws > 0) == (is_last and sampling.max_tokens > 0)
         # Only where a row is judged alone too: chunks may end anywhere.
         if is_last and breaks(text[known_end - 1], self.error_rate):
-            if entry.num_draws:
+            if entry.num_draws and sampling.beams is None:
                 state.history.append(0)  # a step that is launched already starts from something
             return SequenceOutput(entry.seq_id, error="logits are not finite")
         output = SequenceOutput(entry.seq_id)
@@ -297,6 +326,12 @@ class PagedExecutor:
             scored = range(entry.start, min(end, len(new.prompt_token_ids) - 1))
             assert scored, "no prompt token to score in this chunk"
             output.prompt_logprobs = [score(text[p], state.history[p + 1]) for p in scored]
+        if sampling.beams is not None:
+            if entry.num_draws:
+                assert sampling.logprobs is not None and sampling.temperature == 0.0
+                output.logprobs = [likeliest(text[-1], sampling.logprobs)]
+                output.token_ids = [output.logprobs[0].token_id]
+            return output
         for row, digest in enumerate(text[end - entry.num_draws :] if entry.num_draws else ()):
             if row > 0 and entry.drafts[row - 1] != output.token_ids[-1]:
                 break
@@ -363,6 +398,8 @@ def answer_alone(
 ) -> Answer:
     """What the request must get whatever shares the batch: the rules, written down once more."""
     sampling, prompt = request.sampling, request.prompt_token_ids
+    if sampling.beams is not None:
+        return beams_alone(request, config, error_rate, windows)[index]
     suppressed = (() if sampling.ignore_eos else (EOS,)) + sampling.stop_token_ids
     assert sampling.seed is not None
     new = NewSequence(0, prompt, sampling, sampling.seed, index, suppressed, request.adapter)
@@ -392,6 +429,68 @@ def answer_alone(
             answer.finish_reason, answer.error_code = FinishReason.ERROR, "out_of_kv_blocks"
         if answer.finish_reason is not None:
             return answer
+
+
+def beams_alone(
+    request: GenerateRequest, config: ResolvedConfig, error_rate: int, windows: Windows
+) -> list[Answer]:
+    """The same for beam search: over whole vocabularies and texts, as transformers does it."""
+    sampling, prompt, beams = request.sampling, request.prompt_token_ids, request.sampling.beams
+    assert beams is not None
+    width, eos = beams.width, () if sampling.ignore_eos else (EOS,)
+    ends = {*eos, *sampling.stop_token_ids}
+    most = min(sampling.max_tokens, config.max_model_len - len(prompt))
+    capacity = config.kv_layout(windows).most_tokens(config.num_kv_blocks // width)
+    running: list[tuple[float, int, list[TokenLogprob]]] = [
+        (0.0, digests(prompt, request.adapter)[-1], [])
+    ]
+    done: list[tuple[float, list[TokenLogprob]]] = []
+
+    def failed(code: str) -> list[Answer]:
+        answer = Answer(finish_reason=FinishReason.ERROR, error_code=code)
+        return [answer] * sampling.n
+
+    for length in range(1, most + 1):
+        if any(breaks(digest, error_rate) for _, digest, _ in running):
+            return failed("request_failed")
+        found = []
+        for rank, (total, digest, text) in enumerate(running):
+            row = likeliest(digest, VOCAB_SIZE)
+            for token_id, logprob in zip(row.top_ids, row.top_logprobs, strict=True):
+                if length > sampling.min_tokens or token_id not in ends:
+                    place = 1 + sum(other > logprob for other in row.top_logprobs)
+                    token = TokenLogprob(token_id, logprob, place, [], [])
+                    found.append((total + logprob, -rank, hash((digest, token_id)), [*text, token]))
+        found.sort(key=lambda one: one[:2], reverse=True)  # of equals the first stays the first
+        over = [length == most or text[-1].token_id in ends for *_, text in found]
+        running = [
+            (total, digest, text)
+            for (total, _, digest, text), is_over in zip(found, over, strict=True)
+            if not is_over
+        ][:width]
+        for (total, _, _, text), is_over in list(zip(found, over, strict=True))[:width]:
+            if is_over:
+                done.append((total / length**beams.length_penalty, text))
+        done = sorted(done, key=lambda one: -one[0])[:width]
+        if len(done) == width and running:
+            could_grow = beams.early_stopping == "never" and beams.length_penalty > 0
+            best = running[0][0] / (most if could_grow else length) ** beams.length_penalty
+            if beams.early_stopping is True or best <= done[-1][0]:
+                break
+        if running and len(prompt) + length > capacity:
+            return failed("out_of_kv_blocks")
+    answers = []
+    for _, text in done[: sampling.n]:
+        last = text[-1].token_id
+        answers.append(
+            Answer(
+                token_ids=[token.token_id for token in text],
+                finish_reason=FinishReason.STOP if last in ends else FinishReason.LENGTH,
+                stop_token_id=last if last in ends and last not in eos else None,
+                logprobs=text,
+            )
+        )
+    return answers
 
 
 def run_step(scheduler: Scheduler, executor: PagedExecutor, answers: Answers) -> ScheduleDecision:

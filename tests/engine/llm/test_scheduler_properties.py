@@ -26,6 +26,7 @@ from paged_executor import (
 
 from engine.config import ResolvedConfig
 from engine.llm.scheduler import Scheduler
+from engine.sampling_params import BeamParams
 from engine.types import GenerateRequest
 
 
@@ -65,6 +66,11 @@ def random_request(
     windows: Windows,
 ) -> GenerateRequest:
     capacity = config.kv_layout(windows).most_tokens(config.num_kv_blocks)
+    beams = random_beams(rng, config)
+    if beams is not None:
+        capacity = config.kv_layout(windows).most_tokens(config.num_kv_blocks // beams.width)
+        if capacity < 2:
+            beams, capacity = None, config.kv_layout(windows).most_tokens(config.num_kv_blocks)
     longest = min(config.max_model_len, capacity) - 1
     stem = rng.choice(stems)
     # Few lengths, so that whole prompts repeat.
@@ -73,11 +79,13 @@ def random_request(
     ]
     prompt = prompt[:longest] or [rng.randrange(VOCAB_SIZE)]
     max_tokens = rng.choice([0, 1, 2, 5, 12, 40, 60, 1000])
+    if beams is not None:
+        max_tokens = max(1, min(max_tokens, 60))
     return make_request(
         name,
         prompt,
         max_tokens,
-        n=rng.choice([1, 1, 1, 2, 3, 5]),
+        n=rng.choice([1, 1, 1, 2, 3, 5]) if beams is None else rng.randint(1, beams.width),
         min_tokens=rng.choice([0, 0, 3]),
         ignore_eos=rng.random() < 0.6,
         stop_token_ids=tuple(rng.sample(range(VOCAB_SIZE), rng.choice([0, 0, 0, 1, 8]))),
@@ -87,6 +95,18 @@ def random_request(
         priority=rng.randint(-2, 2),
         cache_salt=rng.choice([None, None, None, None, "pepper"]),
         adapter=rng.choice([None, None, None, None, None, "lora"]),
+        beams=beams,
+    )
+
+
+def random_beams(rng: random.Random, config: ResolvedConfig) -> BeamParams | None:
+    most = min(5, config.max_num_seqs, config.max_num_batched_tokens)
+    if most == 1 or rng.random() < 0.7:
+        return None
+    return BeamParams(
+        width=rng.randint(2, most),
+        length_penalty=rng.choice([1.0, 0.0, -1.0, 2.0]),
+        early_stopping=rng.choice([True, False, "never"]),
     )
 
 
@@ -124,6 +144,7 @@ class Session:
         to_come = [
             random_request(rng, f"r{i}", stems, self.config, self.windows) for i in range(14)
         ]
+        self.executor.scheduler = self.scheduler
         while to_come or self.has_work():
             while to_come and rng.random() < pressure:
                 request = to_come.pop()
@@ -143,7 +164,8 @@ class Session:
         decision = self.scheduler.schedule()
         scheduled = {s.seq_id for s in decision.scheduled}
         running = self.scheduler._roster.running
-        assert running[0].seq_id in scheduled, "the first in rank made no progress"
+        first = {s.seq_id for s in running[0].together}
+        assert scheduled & first, "the first in rank made no progress"
         if (
             self.scheduler.stats().num_preemptions == num_preemptions
             and self.scheduler._pool.num_free >= len(self.windows)
@@ -214,6 +236,11 @@ class Session:
             expected.error_code,
         )
         self.seen[f"{answer.finish_reason} {answer.error_code or ''}".strip()] += 1
+        if request.sampling.beams is not None:
+            self.seen[f"beams {answer.finish_reason}"] += 1
+            assert answer.logprobs == (
+                [] if request.sampling.logprobs is None else expected.logprobs
+            )
         self.check_scores(request, index, answer)
         self.check_sharing(request, answer)
         if (request.request_id, 0) not in self.aborted:
@@ -222,7 +249,7 @@ class Session:
     def check_scores(self, request: GenerateRequest, index: int, answer: Answer) -> None:
         prompt, sampling = request.prompt_token_ids, request.sampling
         values = digests(prompt + answer.token_ids, request.adapter)
-        if sampling.logprobs is not None:
+        if sampling.logprobs is not None and sampling.beams is None:
             first = len(prompt) - 1
             assert answer.logprobs == [
                 score(values[first + i], token_id) for i, token_id in enumerate(answer.token_ids)
@@ -244,6 +271,12 @@ class Session:
                 request.adapter,
             ):
                 continue
+            prompt = other.prompt_token_ids
+            if (
+                other.sampling.beams is not None
+                and request.prompt_token_ids[: len(prompt)] == prompt
+            ):
+                return  # it may have tried any text
             for index in range(other.sampling.n):
                 said = self.answers.get((other.request_id, index), Answer()).token_ids
                 texts.append(other.prompt_token_ids + said)
@@ -283,6 +316,9 @@ EVERYTHING = {
     "error out_of_kv_blocks",
     "accepted drafts",
     "rejected drafts",
+    "beams stop",
+    "beams length",
+    "beams error",
 }
 """Of a run, however it steps."""
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -108,6 +109,39 @@ async def test_choices_of_a_batch_are_prompt_major(server: TextServer) -> None:
     usage = (await server.complete(prompt=[[5], [6], [7]], n=2)).json()["usage"]
     assert usage["prompt_tokens"] == 3
     assert usage["completion_tokens"] == 9 + 6
+
+
+async def test_the_best_of_several_texts_come_at_the_end(server: TextServer) -> None:
+    def reply(request: Any, index: int) -> list[int]:
+        return server.encode("pqr"[index] * (3 - index))
+
+    server.engine.reply = reply
+    fields: dict[str, Any] = {"prompt": [[5], [6]], "n": 2, "best_of": 3}
+    for more in ({}, {"logprobs": 1}):
+        response = await server.complete(**fields, **more)
+        found = {c["index"]: c["text"] for c in choices_of(response)}
+        # To this engine all tokens are equally likely.
+        assert found == dict(enumerate(["ppp", "qq"] * 2))
+        assert response.json()["usage"]["completion_tokens"] == 2 * (3 + 2 + 1) + 6
+        for choice in choices_of(response):
+            tokens = None if choice["logprobs"] is None else choice["logprobs"]["tokens"]
+            assert tokens is None if not more else "".join(tokens[:-1]) == choice["text"]
+        events = events_of(await server.complete(**fields, **more, stream=True))
+        assert joined(events, "text") == found
+        assert len(events) == 4
+    assert {r.sampling.n for r in server.engine.requests} == {3}
+    assert server.app.state.tandem.admission.num_in_flight() == 0
+
+
+async def test_more_beams_than_the_model_runs_at_a_time(tokenizer_folder: Path) -> None:
+    server = TextServer(tokenizer_folder, engine={"max_num_seqs": 3})
+    async with server.client:
+        response = await server.complete(use_beam_search=True, best_of=4)
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == "best_of"
+        assert (await server.complete(use_beam_search=True, best_of=3)).status_code == 200
+    [request] = server.engine.requests
+    assert request.sampling.num_sequences == 3
 
 
 async def test_stream_equals_whole(server: TextServer) -> None:
@@ -255,7 +289,9 @@ async def test_tokens_beyond_the_tokenizer_are_harmless(server: TextServer) -> N
         {"prompt": "x " * 500},
         {"logprobs": True},
         {"suffix": "z"},
-        {"best_of": 2},
+        {"best_of": 2, "n": 3},
+        {"best_of": 2, "use_beam_search": True, "temperature": 0.5},
+        {"best_of": 2, "use_beam_search": True, "max_tokens": 0},
         {"stream": True, "prompt_logprobs": 1},
     ],
     ids=lambda fields: str(fields)[:30],
