@@ -174,6 +174,7 @@ def config(config_class: Any, **knobs: Any) -> Any:
 
 def text_options(folder: str) -> Iterator[tuple[str, Check]]:
     sys.path.append(str(Path(__file__).parent / "engine/quantization"))
+    from awq_checkpoints import write_awq
     from gptq_checkpoints import Layout, write_gptq
 
     from engine.config import DType, EngineConfig, Policy, Quantization
@@ -210,8 +211,10 @@ def text_options(folder: str) -> Iterator[tuple[str, Check]]:
     gptq = str(write_gptq(Path(folder), Path(tempfile.mkdtemp()), Layout())[0])
     for name in get_args(DType):
         yield f"dtype {name}", lambda name=name: answer(folder, dtype=name)
+    awq = str(write_awq(Path(folder), Path(tempfile.mkdtemp())))
+    stored = {"gptq": gptq, "awq": awq, "gguf": gguf, "gguf-int8": gguf}
     for name in get_args(Quantization):
-        ref = gptq if name == "gptq" else gguf if name.startswith("gguf") else folder
+        ref = stored.get(name, folder)
         yield f"quantization {name}", lambda name=name, ref=ref: answer(ref, quantization=name)
     for name in get_args(Policy):
         yield f"policy {name}", lambda name=name: answer(folder, scheduling_policy=name)

@@ -13,7 +13,7 @@ from server.routes.deps import StateDep
 
 router = APIRouter(tags=["requests"])
 
-Name = Annotated[
+RequestId = Annotated[
     str, Path(max_length=256, description="The answer's id, or the request's `X-Request-Id`.")
 ]
 
@@ -32,23 +32,23 @@ async def list_requests(
 
 
 @router.delete(
-    "/v1/requests/{name:path}",
+    "/v1/requests/{request_id:path}",
     summary="Cancel a request",
     response_model=LiveRequestList,
     responses=error_answers(401, 404),
 )
 async def cancel_request(
-    name: Name, request: Request, state: StateDep
+    request_id: RequestId, request: Request, state: StateDep
 ) -> LiveRequestList | Response:
     """It ends in the engine at once, and its own answer with an error. An `X-Request-Id` that
     several requests came with cancels them all."""
-    found = state.live_requests.of(owner_of(request), name)
+    found = state.live_requests.of(owner_of(request), request_id)
     if not found:
         return error_response(
             404,
             "no request of that id is in flight here; GET /v1/requests lists those that are",
             INVALID_REQUEST,
-            param="name",
+            param="request_id",
             code="request_not_found",
         )
     cancelled = []

@@ -99,7 +99,7 @@ def test_a_stream_keeps_its_bits_while_another_model_comes_and_goes(server):
     assert response.status_code == 200, response.text
     assert response.json()["status"]["value"] == "loaded"
     with_tiny, memory_with = tree(server)
-    assert len(with_tiny) == len(before) + 2, "a worker and its template's process"
+    assert len(with_tiny) == len(before) + 3, "a worker, its template's and its structures' process"
     answer = post(server, "/v1/completions", model="tiny", prompt="a", max_tokens=4)
     assert answer.status_code == 200
     assert server.get("/ready")[0] == 200

@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from awq_checkpoints import config, quantised
 from torch import nn
 
 from engine.errors import CorruptFile, MissingWeight, ModelLoadError, ShapeMismatch
@@ -20,50 +21,8 @@ from kernels import linear_w4a16
 from kernels.linear_panels.panels import unpack
 
 TYPES = {torch.int32: "I32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
-ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-"""AutoAWQ's: which of eight outputs each nibble holds."""
-GEMV_MULTIPLES = {64: 2, 32: 4}
 CASES = [("gemm", 32), ("gemm", 128), ("gemm", 48), ("gemm", -1), ("gemv", 32), ("gemv", 64)]
 SIZE = 384
-
-
-def config(version="gemm", group_size=32, **changes):
-    given = {"quant_method": "awq", "bits": 4, "group_size": group_size, "zero_point": True}
-    return given | {"version": version} | changes
-
-
-def packed(q, order):
-    """[R, C] of 0 ... 15 → [R, C / 8] int32, number by number."""
-    words = torch.zeros(q.shape[0], q.shape[1] // 8, dtype=torch.int32)
-    for column in range(words.shape[1]):
-        for nibble, place in enumerate(order):
-            words[:, column] |= q[:, 8 * column + place].int() << 4 * nibble
-    return words
-
-
-def quantised(outputs, version, group_size, size=SIZE, dtype=torch.float16):
-    """A layer's tensors by kind, and the weight [N, K] fp32 that they stand for."""
-    run = size if group_size == -1 else group_size
-    groups = math.ceil(size / run)
-    q = torch.randint(0, 16, (size, outputs))
-    zeros = torch.randint(0, 16, (groups, outputs))
-    scales = (torch.rand(groups, outputs) / size).add(1e-4).to(dtype)
-    of_input = torch.arange(size) // run
-    weight = ((q - zeros[of_input]) * scales.float()[of_input]).T.contiguous()
-    if version == "gemm":
-        tensors = {"qweight": packed(q, ORDER), "qzeros": packed(zeros, ORDER), "scales": scales}
-        return tensors, weight
-    multiple = GEMV_MULTIPLES.get(group_size, 1)
-    width = math.ceil(math.ceil(groups / 8) / multiple) * multiple
-    room = 8 * width - groups
-    wide_zeros = torch.cat([zeros.T, torch.randint(0, 16, (outputs, room))], 1)
-    wide_scales = torch.cat([scales.T, torch.zeros(outputs, room, dtype=dtype)], 1)
-    tensors = {
-        "qweight": packed(q.T, range(8)),
-        "qzeros": packed(wide_zeros, range(8)),
-        "scales": wide_scales.contiguous(),
-    }
-    return tensors, weight
 
 
 def headers_of(tensors):
@@ -73,7 +32,7 @@ def headers_of(tensors):
 def random_layer(version, group_size, shards=(("q", 48), ("k", 16)), bias=True, **options):
     tensors, weights = {}, {}
     for name, outputs in shards:
-        made, weights[name] = quantised(outputs, version, group_size, **options)
+        made, weights[name] = quantised(outputs, SIZE, version, group_size, **options)
         tensors |= {f"a.{name}.{kind}": tensor for kind, tensor in made.items()}
         if bias:
             tensors[f"a.{name}.bias"] = torch.randn(outputs)

@@ -56,7 +56,7 @@ class ToyFormat(StoredFormat):
     def detect(cls, config, headers):
         return cls() if config.get("quant_method") == "toy" else None
 
-    def layers(self, headers):
+    def layers(self, headers, device="cpu"):
         return {
             name.removesuffix(".codes"): QuantizedLayer(ToyMethod(), *reversed(header.shape))
             for name, header in headers.items()

@@ -56,13 +56,15 @@ def test_equals_the_tokenizer_it_was_made_of(
 
 
 def test_facts(metadata: dict[str, Any], write_gguf: WriteGGUF) -> None:
+    metadata["tokenizer.ggml.tokens"].append("<|mark|>")
+    metadata["tokenizer.ggml.token_type"].append(4)
     tokenizer = load_tokenizer(write_gguf(metadata))
     assert tokenizer.special_tokens == {"bos_token": "<s>", "eos_token": "</s>"}
-    assert (tokenizer.bos_token_id, tokenizer.eos_token_ids) == (0, (1,))
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_ids) == (0, (1, 2))
     assert tokenizer.vocab_size == len(metadata["tokenizer.ggml.tokens"])
     assert tokenizer.chat_template == "{{ bos_token }}"
-    # Control tokens are left out of the text, user-defined ones are not.
-    assert tokenizer.decode(tokenizer.encode("<s>a<|end|></s>")) == "a<|end|>"
+    # Control tokens are left out of the text, user-defined ones are not, unless they end it.
+    assert tokenizer.decode(tokenizer.encode("<s>a<|mark|><|end|></s>")) == "a<|mark|>"
 
 
 @pytest.mark.parametrize(
@@ -94,7 +96,7 @@ def test_every_token_that_ends_an_answer(metadata: dict[str, Any]) -> None:
     types += [3, 4, 1, 3]
     metadata["tokenizer.ggml.eot_token_id"] = size + 3
     parts = gguf_tokenizer_parts(metadata)
-    assert parts.eos_token_ids == (1, size + 3, size, size + 1)
+    assert parts.eos_token_ids == (1, size + 3, 2, size, size + 1)
     tokenizer = Tokenizer(parts)
     assert tokenizer.decode(tokenizer.encode("a<|im_end|>b")) == "ab"
 

@@ -70,7 +70,7 @@ def test_facts(sentencepiece_tokenizer: Tokenizer, gguf_file: Path) -> None:
         }  # fmt: skip
         assert tokenizer.bos_token_id == 1
         assert tokenizer.vocab_size == 900
-    assert load_tokenizer(gguf_file).eos_token_ids == (2,)
+    assert load_tokenizer(gguf_file).eos_token_ids == (2, 3)
     assert load_tokenizer(gguf_file).encode("")[:1] == [1]
 
 

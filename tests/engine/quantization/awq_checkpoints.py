@@ -1,0 +1,72 @@
+"""Random weights in AWQ's layouts, packed as AutoAWQ does, and what they stand for.
+
+The packing is written out number by number, and shares no code with what reads it.
+"""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+"""AutoAWQ's: which of eight outputs each nibble holds."""
+GEMV_MULTIPLES = {64: 2, 32: 4}
+
+
+def config(version="gemm", group_size=32, **changes):
+    given = {"quant_method": "awq", "bits": 4, "group_size": group_size, "zero_point": True}
+    return given | {"version": version} | changes
+
+
+def packed(q, order):
+    """[R, C] of 0 ... 15 → [R, C / 8] int32, number by number."""
+    words = torch.zeros(q.shape[0], q.shape[1] // 8, dtype=torch.int32)
+    for column in range(words.shape[1]):
+        for nibble, place in enumerate(order):
+            words[:, column] |= q[:, 8 * column + place].int() << 4 * nibble
+    return words
+
+
+def quantised(outputs, size, version="gemm", group_size=32, dtype=torch.float16):
+    """A layer's tensors by kind, and the weight [N, K] fp32 that they stand for."""
+    run = size if group_size == -1 else group_size
+    groups = math.ceil(size / run)
+    q = torch.randint(0, 16, (size, outputs))
+    zeros = torch.randint(0, 16, (groups, outputs))
+    scales = (torch.rand(groups, outputs) / size).add(1e-4).to(dtype)
+    of_input = torch.arange(size) // run
+    weight = ((q - zeros[of_input]) * scales.float()[of_input]).T.contiguous()
+    if version == "gemm":
+        tensors = {"qweight": packed(q, ORDER), "qzeros": packed(zeros, ORDER), "scales": scales}
+        return tensors, weight
+    multiple = GEMV_MULTIPLES.get(group_size, 1)
+    width = math.ceil(math.ceil(groups / 8) / multiple) * multiple
+    room = 8 * width - groups
+    wide_zeros = torch.cat([zeros.T, torch.randint(0, 16, (outputs, room))], 1)
+    wide_scales = torch.cat([scales.T, torch.zeros(outputs, room, dtype=dtype)], 1)
+    tensors = {
+        "qweight": packed(q.T, range(8)),
+        "qzeros": packed(wide_zeros, range(8)),
+        "scales": wide_scales.contiguous(),
+    }
+    return tensors, weight
+
+
+def write_awq(original: Path, folder: Path) -> Path:
+    """A model folder whose linear layers are random ones in AWQ's layout."""
+    target = shutil.copytree(original, folder / "awq")
+    tensors = {}
+    for name, tensor in load_file(original / "model.safetensors").items():
+        layer, _, kind = name.rpartition(".")
+        if kind == "weight" and layer.endswith("_proj"):
+            made, _ = quantised(*tensor.shape)
+            tensors |= {f"{layer}.{one}": value for one, value in made.items()}
+        else:
+            tensors[name] = tensor.clone()
+    save_file(tensors, target / "model.safetensors", {"format": "pt"})
+    stated = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps(stated | {"quantization_config": config()}))
+    return target
