@@ -17,35 +17,30 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from engine.errors import MissingWeight, ModelLoadError, ShapeMismatch
+from engine.errors import MissingWeight, ModelLoadError
 from engine.quantization.format import Headers, QuantizedLayer, StoredFormat
 from engine.quantization.int4_groups import (
     BITS,
+    GroupedMethod,
     GroupedWeight,
     GroupPanels,
     check_finite,
-    grouped_bits,
+    check_group_size,
     is_slower_packed,
-    takes_panels,
+    packed_layers,
+    packed_shape,
+    stored_scale_dtype,
     unsupported,
 )
-from engine.quantization.method import LinearMethod, LinearPart, TensorSpec, bias_tensors
-from kernels.linear_panels.panels import BLOCK
+from engine.quantization.method import LinearPart, TensorSpec, bias_tensors
 from kernels.linear_w4a16.layouts import PER_INT32, from_awq, gptq_zeros
 
-_SCALE_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 _KINDS = ("qweight", "qzeros", "scales")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AwqMethod(LinearMethod[GroupedWeight | GroupPanels]):
+class AwqMethod(GroupedMethod[GroupedWeight | GroupPanels]):
     """One product for neighbouring shards; groups are runs of inputs."""
-
-    group_size: int
-    """Inputs that share a scale; -1: all."""
-    scale_dtype: torch.dtype
-    device: str
-    """That keeps them: `cpu` or `cuda`."""
 
     def process(self, part: LinearPart) -> GroupedWeight | GroupPanels:
         return self._weight(part).arranged(part.device, part.bias())
@@ -55,7 +50,7 @@ class AwqMethod(LinearMethod[GroupedWeight | GroupPanels]):
 
     def _weight(self, part: LinearPart) -> GroupedWeight:
         """Of loaded tensors."""
-        size = self._run(part.in_features)
+        size = self.run_of(part.in_features)
         if part.in_features % PER_INT32 or (part.is_part_of_inputs and part.in_features % size):
             raise ModelLoadError(
                 f"{part.name(0, 'qweight')}: {part.in_features} input features are not whole "
@@ -66,7 +61,7 @@ class AwqMethod(LinearMethod[GroupedWeight | GroupPanels]):
         shards = range(len(part.out_features))
         for shard in shards:
             check_finite(part.name(shard, "scales"), loaded["scales"][shard])
-        groups = self._num_groups(part.in_features)
+        groups = self.num_groups(part.in_features)
         parts = [
             self._in_kernels_layout(*(loaded[kind][shard] for kind in _KINDS), groups=groups)
             for shard in shards
@@ -80,42 +75,16 @@ class AwqMethod(LinearMethod[GroupedWeight | GroupPanels]):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`qweight`, zero points and scales of a shard in the layouts of `linear_w4a16`."""
 
-    def _run(self, in_features: int) -> int:
-        return in_features if self.group_size == -1 else self.group_size
-
-    def _num_groups(self, in_features: int) -> int:
-        return math.ceil(in_features / self._run(in_features))
-
     def apply(self, state: GroupedWeight | GroupPanels, x: Tensor) -> Tensor:
         return state.multiply(x)
 
     def apply_in_fp32(self, state: GroupedWeight | GroupPanels, x: Tensor) -> Tensor:
         return state.multiply_in_fp32(x)
 
-    def bits_per_weight(self, dtype_bytes: int) -> float:
-        return self._bits(1 << 20)
-
-    def num_bytes(self, out_features: int, in_features: int, dtype_bytes: int) -> float:
-        return out_features * in_features * self._bits(in_features) / 8
-
-    def _bits(self, in_features: int) -> float:
-        """Per weight."""
-        fits = self._run(in_features) % BLOCK == 0 and in_features % BLOCK == 0
-        return grouped_bits(
-            self.scale_dtype,
-            in_features / self._num_groups(in_features),
-            is_symmetric=False,
-            in_panels=self.device == "cpu" and takes_panels() and fits,
-        )
-
-    @property
-    def takes_plain_weights(self) -> bool:
-        return False
-
 
 class _Gemm(AwqMethod):
     def tensors(self, in_features: int, out_features: int, has_bias: bool) -> dict[str, TensorSpec]:
-        groups = self._num_groups(in_features)
+        groups = self.num_groups(in_features)
         group_axis = None if groups == 1 else 0
         packed = out_features // PER_INT32
         int32 = (torch.int32,)
@@ -142,7 +111,7 @@ class _Gemm(AwqMethod):
 class _Gemv(AwqMethod):
     def tensors(self, in_features: int, out_features: int, has_bias: bool) -> dict[str, TensorSpec]:
         """Ranks cannot divide the inputs: zero points of several groups share an int32."""
-        width = _zeros_width(in_features, self._run(in_features))
+        width = _zeros_width(in_features, self.run_of(in_features))
         int32 = (torch.int32,)
         specs = {
             "qweight": TensorSpec(
@@ -178,7 +147,7 @@ class AwqFormat(StoredFormat):
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         _check_config(config)
-        self._group_size: int = config.get("group_size", config.get("q_group_size", 128))
+        self._group_size: int = _group_size(config)
         self._method = _VERSIONS[_version(config)]
 
     @classmethod
@@ -189,14 +158,8 @@ class AwqFormat(StoredFormat):
         return is_slower_packed(layers.values(), dtype, is_symmetric=False)
 
     def layers(self, headers: Headers, device: str = "cpu") -> dict[str, QuantizedLayer]:
-        """Those that have a `qweight`: `modules_to_not_convert` names the others, by parts."""
-        return {
-            name.removesuffix(".qweight"): self._layer(
-                name.removesuffix(".qweight"), headers, device
-            )
-            for name in headers
-            if name.endswith(".qweight")
-        }
+        """`modules_to_not_convert` names the others, by parts."""
+        return {name: self._layer(name, headers, device) for name in packed_layers(headers)}
 
     def _layer(self, name: str, headers: Headers, device: str) -> QuantizedLayer:
         for kind in _KINDS:
@@ -205,19 +168,12 @@ class AwqFormat(StoredFormat):
                     f"the checkpoint lacks {name}.{kind}, which an AWQ layer needs; fetch the "
                     "model again"
                 )
-        packed, scales = headers[f"{name}.qweight"], headers[f"{name}.scales"]
-        if len(packed.shape) != 2:
-            raise ShapeMismatch(
-                f"{name}.qweight has shape {packed.shape}; AWQ packs a matrix of two dimensions"
-            )
-        if scales.type not in _SCALE_DTYPES:
-            raise ShapeMismatch(
-                f"{name}.scales holds {scales.type}; {', '.join(_SCALE_DTYPES)} are supported"
-            )
+        rows, columns = packed_shape("AWQ", name, headers)
         method = self._method(
-            group_size=self._group_size, scale_dtype=_SCALE_DTYPES[scales.type], device=device
+            group_size=self._group_size,
+            scale_dtype=stored_scale_dtype(name, headers),
+            device=device,
         )
-        rows, columns = packed.shape
         if self._method is _Gemm:
             return QuantizedLayer(method, PER_INT32 * columns, rows)
         return QuantizedLayer(method, rows, PER_INT32 * columns)
@@ -228,6 +184,10 @@ def _zeros_width(in_features: int, group_size: int) -> int:
     multiple = {64: 2, 32: 4}.get(group_size, 1)
     words = math.ceil(in_features // group_size / PER_INT32)
     return math.ceil(words / multiple) * multiple
+
+
+def _group_size(config: Mapping[str, Any]) -> Any:
+    return config.get("group_size", config.get("q_group_size", 128))
 
 
 def _version(config: Mapping[str, Any]) -> Any:
@@ -243,10 +203,7 @@ def _check_config(config: Mapping[str, Any]) -> None:
     bits = config.get("bits", config.get("w_bit"))
     if bits != BITS or isinstance(bits, bool | float):
         raise unsupported("AWQ", "bits", bits, f"{BITS} bits are")
-    size: Any = config.get("group_size", config.get("q_group_size", 128))
-    is_size = isinstance(size, int) and not isinstance(size, bool)
-    if not is_size or not (size == -1 or 0 < size < 1 << 31):
-        raise unsupported("AWQ", "group_size", size, "a positive number, and -1 for one group, are")
+    check_group_size("AWQ", _group_size(config))
     if config.get("zero_point", True) is not True:
         raise unsupported("AWQ", "zero_point", config["zero_point"], "zero points are")
     version = _version(config)

@@ -20,49 +20,46 @@ from engine.errors import CorruptFile, MissingWeight, ModelLoadError, ShapeMisma
 from engine.quantization.format import Headers, QuantizedLayer, StoredFormat
 from engine.quantization.int4_groups import (
     BITS,
+    GroupedMethod,
     GroupedWeight,
     GroupPanels,
     check_finite,
-    grouped_bits,
+    check_group_size,
     is_slower_packed,
-    takes_panels,
+    packed_layers,
+    packed_shape,
+    stored_scale_dtype,
     unsupported,
 )
-from engine.quantization.method import LinearMethod, LinearPart, TensorSpec, bias_tensors
-from kernels.linear_panels.panels import BLOCK
+from engine.quantization.method import LinearPart, TensorSpec, bias_tensors
 from kernels.linear_w4a16.layouts import gptq_weight, gptq_zeros, numbers_together
 
 _STORED_BITS = (2, 3, 4)
-_SCALE_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 _MINUS_ONE = {"gptq": True, "gptq_v2": False}
 """`checkpoint_format` → whether zero points are stored less one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GptqMethod(LinearMethod[tuple[GroupedWeight | GroupPanels, ...]]):
+class GptqMethod(GroupedMethod[tuple[GroupedWeight | GroupPanels, ...]]):
     """One product for neighbouring shards, or several where their inputs' groups differ."""
 
     bits: int
     """Of a number in the file."""
-    group_size: int
-    """Inputs that share a scale; -1: all."""
     desc_act: bool
     """The inputs of a group may lie anywhere."""
     zeros_minus_one: bool
     """Zero points are stored less one."""
-    scale_dtype: torch.dtype
     has_g_idx: bool
     sym: bool
     """Zero points are in the middle: with 4 bits 8, and not kept."""
-    device: str
-    """That keeps them: `cpu` or `cuda`."""
 
-    def _num_groups(self, in_features: int) -> int:
-        return 1 if self.group_size == -1 else math.ceil(in_features / self.group_size)
+    @property
+    def is_symmetric(self) -> bool:
+        return self.sym and self.bits == BITS
 
     def tensors(self, in_features: int, out_features: int, has_bias: bool) -> dict[str, TensorSpec]:
         """Groups are cut with the inputs where they are runs of them."""
-        groups = self._num_groups(in_features)
+        groups = self.num_groups(in_features)
         group_axis = None if self.desc_act or groups == 1 else 0
         int32 = (torch.int32,)
         specs = {
@@ -133,7 +130,7 @@ class GptqMethod(LinearMethod[tuple[GroupedWeight | GroupPanels, ...]]):
             [gptq_weight(loaded["qweight"][shard], self.bits) for shard in shards],
             [loaded["scales"][shard] for shard in shards],
             zeros,
-            part.in_features if self.group_size == -1 else min(self.group_size, part.in_features),
+            min(self.run_of(part.in_features), part.in_features),
             None if g_idx is None else g_idx.clone(),
         )
 
@@ -146,7 +143,7 @@ class GptqMethod(LinearMethod[tuple[GroupedWeight | GroupPanels, ...]]):
                 f"{together}, which GPTQ packs together; use another format of this model"
             )
         total = part.total_inputs or part.in_features
-        are_cut = part.is_part_of_inputs and not self.desc_act and self._num_groups(total) > 1
+        are_cut = part.is_part_of_inputs and not self.desc_act and self.num_groups(total) > 1
         if are_cut and part.in_features % self.group_size:
             raise ModelLoadError(
                 f"{part.name(0, 'scales')}: a rank's {part.in_features} input features are not "
@@ -161,14 +158,14 @@ class GptqMethod(LinearMethod[tuple[GroupedWeight | GroupPanels, ...]]):
         """
         name = part.name(shard, "g_idx")
         total = part.total_inputs or part.in_features
-        groups = self._num_groups(total)
+        groups = self.num_groups(total)
         low, high = int(g_idx.min()), int(g_idx.max())
         if low < 0 or high >= groups:
             raise CorruptFile(
                 f"{name} names group {low if low < 0 else high}; the tensors have groups 0 to "
                 f"{groups - 1}; fetch the model again"
             )
-        size = total if self.group_size == -1 else self.group_size
+        size = self.run_of(total)
         inputs = torch.arange(part.first_input, part.first_input + part.in_features)
         is_run = torch.equal(g_idx.long(), inputs // size)
         if not part.is_part_of_inputs:
@@ -188,33 +185,10 @@ class GptqMethod(LinearMethod[tuple[GroupedWeight | GroupPanels, ...]]):
     def apply_in_fp32(self, state: tuple[GroupedWeight | GroupPanels, ...], x: Tensor) -> Tensor:
         return _joined([weight.multiply_in_fp32(x) for weight in state])
 
-    def _in_panels(self, in_features: int) -> bool:
-        runs = in_features if self.group_size == -1 else self.group_size
-        return self.device == "cpu" and takes_panels() and runs % BLOCK == 0
-
-    def _is_symmetric(self) -> bool:
-        return self.sym and self.bits == BITS
-
-    def bits_per_weight(self, dtype_bytes: int) -> float:
-        """Of a large layer, without the order of its inputs."""
-        return self._bits(1 << 20)
-
     def num_bytes(self, out_features: int, in_features: int, dtype_bytes: int) -> float:
+        """With the order of inputs, four bytes each."""
         order = 4 * in_features if self.desc_act else 0
-        return out_features * in_features * self._bits(in_features) / 8 + order
-
-    def _bits(self, in_features: int) -> float:
-        """Per weight."""
-        return grouped_bits(
-            self.scale_dtype,
-            in_features / self._num_groups(in_features),
-            is_symmetric=self._is_symmetric(),
-            in_panels=self._in_panels(in_features),
-        )
-
-    @property
-    def takes_plain_weights(self) -> bool:
-        return False
+        return GroupedMethod.num_bytes(self, out_features, in_features, dtype_bytes) + order
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -260,14 +234,7 @@ class GptqFormat(StoredFormat):
         )
 
     def layers(self, headers: Headers, device: str = "cpu") -> dict[str, QuantizedLayer]:
-        """Those that have a `qweight`: which are left out differs from model to model."""
-        return {
-            name.removesuffix(".qweight"): self._layer(
-                name.removesuffix(".qweight"), headers, device
-            )
-            for name in headers
-            if name.endswith(".qweight")
-        }
+        return {name: self._layer(name, headers, device) for name in packed_layers(headers)}
 
     def _layer(self, name: str, headers: Headers, device: str) -> QuantizedLayer:
         needed = ("qweight", "qzeros", "scales", *(["g_idx"] if self._desc_act else []))
@@ -277,32 +244,24 @@ class GptqFormat(StoredFormat):
                     f"the checkpoint lacks {name}.{kind}, which a GPTQ layer needs"
                     f"{' with desc_act' if kind == 'g_idx' else ''}; fetch the model again"
                 )
-        packed, scales = headers[f"{name}.qweight"], headers[f"{name}.scales"]
-        if len(packed.shape) != 2:
-            raise ShapeMismatch(
-                f"{name}.qweight has shape {packed.shape}; GPTQ packs a matrix of two dimensions"
-            )
+        rows, columns = packed_shape("GPTQ", name, headers)
         together = numbers_together(self._bits)
-        if packed.shape[1] % together:
+        if columns % together:
             raise ShapeMismatch(
-                f"{name}.qweight has {packed.shape[1]} outputs; GPTQ packs the zero points of "
+                f"{name}.qweight has {columns} outputs; GPTQ packs the zero points of "
                 f"{together} together"
-            )
-        if scales.type not in _SCALE_DTYPES:
-            raise ShapeMismatch(
-                f"{name}.scales holds {scales.type}; {', '.join(_SCALE_DTYPES)} are supported"
             )
         method = GptqMethod(
             bits=self._bits,
             group_size=self._group_size,
             desc_act=self._desc_act,
             zeros_minus_one=self._zeros_minus_one,
-            scale_dtype=_SCALE_DTYPES[scales.type],
+            scale_dtype=stored_scale_dtype(name, headers),
             has_g_idx=f"{name}.g_idx" in headers,
             sym=self._sym,
             device=device,
         )
-        return QuantizedLayer(method, packed.shape[1], 32 * packed.shape[0] // self._bits)
+        return QuantizedLayer(method, columns, 32 * rows // self._bits)
 
 
 def _layout(config: Mapping[str, Any]) -> Any:
@@ -319,12 +278,7 @@ def _check_config(config: Mapping[str, Any]) -> None:
     """
     if config.get("bits") not in _STORED_BITS or isinstance(config.get("bits"), bool | float):
         raise unsupported("GPTQ", "bits", config.get("bits"), "2, 3 and 4 bits are")
-    size: Any = config.get("group_size")
-    is_size = isinstance(size, int) and not isinstance(size, bool)
-    if not is_size or not (size == -1 or 0 < size < 1 << 31):
-        raise unsupported(
-            "GPTQ", "group_size", size, "a positive number, and -1 for one group, are"
-        )
+    check_group_size("GPTQ", config.get("group_size"))
     for key in ("desc_act", "sym"):
         if not isinstance(config.get(key, False), bool):
             raise unsupported("GPTQ", key, config[key], "true and false are")

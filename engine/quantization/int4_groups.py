@@ -4,14 +4,16 @@
 they are brought into panels (`kernels.linear_panels`), which hold the same numbers.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from engine.errors import CorruptFile, ModelLoadError
-from engine.quantization.format import QuantizedLayer
+from engine.errors import CorruptFile, ModelLoadError, ShapeMismatch
+from engine.quantization.format import Headers, QuantizedLayer
+from engine.quantization.method import LinearMethod, State
 from engine.quantization.panels import PanelsState, are_panels_slower
 from kernels import GGUFType, linear_w4a16, native
 from kernels.linear_panels.panels import BLOCK, LANES, Codes, PanelFormat, Panels, pack
@@ -23,6 +25,7 @@ SYMMETRIC = PanelFormat(bits=BITS, offset=SYMMETRIC_ZERO)
 """For fp16 scales; as GGUF's Q4_0."""
 ASYMMETRIC = PanelFormat(bits=BITS, scale_dtype=torch.float32, has_min=True)
 """A minimum is a scale times a zero point, which fp32 holds exactly; as GGUF's Q4_K."""
+_SCALE_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 _CHUNK_WEIGHTS = 1 << 20
 """Taken apart at a time."""
 
@@ -118,8 +121,9 @@ class GroupPanels:
     @classmethod
     def of(cls, weight: GroupedWeight, bias: Tensor | None) -> "GroupPanels | None":
         """None where 32 neighbours do not share a scale, whatever the order."""
-        order, groups = None, _groups_of_runs(weight)
-        if weight.g_idx is not None:
+        if weight.g_idx is None:
+            order, groups = None, torch.arange(weight.in_features) // weight.group_size
+        else:
             order = torch.argsort(weight.g_idx, stable=True).int()
             groups = weight.g_idx[order].long()
         if weight.in_features % BLOCK:
@@ -161,13 +165,90 @@ def panel_format(scale_dtype: torch.dtype, *, is_symmetric: bool) -> PanelFormat
     return SYMMETRIC if is_symmetric and scale_dtype == torch.float16 else ASYMMETRIC
 
 
-def grouped_bits(
-    scale_dtype: torch.dtype, group_size: float, *, is_symmetric: bool, in_panels: bool
-) -> float:
-    """Per weight, in memory."""
-    if in_panels:
-        return panel_format(scale_dtype, is_symmetric=is_symmetric).bits_per_weight
-    return BITS + (8 * scale_dtype.itemsize + (0 if is_symmetric else 8)) / group_size
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupedMethod(LinearMethod[State]):
+    """What such formats have in common: how many groups a layer has, and what it takes."""
+
+    group_size: int
+    """Inputs that share a scale; -1: all."""
+    scale_dtype: torch.dtype
+    device: str
+    """That keeps them: `cpu` or `cuda`."""
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Zero points are 8, and not kept."""
+        return False
+
+    def run_of(self, in_features: int) -> int:
+        """Inputs of a group, where there are that many."""
+        return in_features if self.group_size == -1 else self.group_size
+
+    def num_groups(self, in_features: int) -> int:
+        return math.ceil(in_features / self.run_of(in_features))
+
+    def bits_per_weight(self, dtype_bytes: int) -> float:
+        """Of a large layer."""
+        return self._bits(1 << 20)
+
+    def num_bytes(self, out_features: int, in_features: int, dtype_bytes: int) -> float:
+        return out_features * in_features * self._bits(in_features) / 8
+
+    def _bits(self, in_features: int) -> float:
+        """Per weight."""
+        fits = self.run_of(in_features) % BLOCK == 0 and in_features % BLOCK == 0
+        if self.device == "cpu" and takes_panels() and fits:
+            return panel_format(self.scale_dtype, is_symmetric=self.is_symmetric).bits_per_weight
+        group_bits = 8 * self.scale_dtype.itemsize + (0 if self.is_symmetric else 8)
+        return BITS + group_bits * self.num_groups(in_features) / in_features
+
+    @property
+    def takes_plain_weights(self) -> bool:
+        return False
+
+
+def packed_layers(headers: Headers) -> list[str]:
+    """Names of the layers that have a `qweight`: which are left out differs between models."""
+    names = [name for name in headers if name.endswith(".qweight")]
+    return [name.removesuffix(".qweight") for name in names]
+
+
+def packed_shape(kind: str, name: str, headers: Headers) -> tuple[int, int]:
+    """Of a layer's `qweight`.
+
+    Raises:
+        ShapeMismatch: it is no matrix.
+    """
+    shape = headers[f"{name}.qweight"].shape
+    if len(shape) != 2:
+        raise ShapeMismatch(
+            f"{name}.qweight has shape {shape}; {kind} packs a matrix of two dimensions"
+        )
+    return shape[0], shape[1]
+
+
+def stored_scale_dtype(name: str, headers: Headers) -> torch.dtype:
+    """Of a layer's `scales`.
+
+    Raises:
+        ShapeMismatch: one that is not supported.
+    """
+    found = headers[f"{name}.scales"].type
+    if found not in _SCALE_DTYPES:
+        raise ShapeMismatch(
+            f"{name}.scales holds {found}; {', '.join(_SCALE_DTYPES)} are supported"
+        )
+    return _SCALE_DTYPES[found]
+
+
+def check_group_size(kind: str, size: object) -> None:
+    """
+    Raises:
+        ModelLoadError: no layer has such groups.
+    """
+    is_size = isinstance(size, int) and not isinstance(size, bool)
+    if not is_size or not (size == -1 or 0 < size < 1 << 31):  # type: ignore[operator]
+        raise unsupported(kind, "group_size", size, "a positive number, and -1 for one group, are")
 
 
 def check_finite(name: str, scales: Tensor) -> None:
@@ -194,10 +275,6 @@ def unsupported(kind: str, key: str, value: object, what: str) -> ModelLoadError
     )
 
 
-def _groups_of_runs(weight: GroupedWeight) -> Tensor:
-    return torch.arange(weight.in_features) // weight.group_size
-
-
 def _panels(weight: GroupedWeight, groups: Tensor, order: Tensor | None) -> Panels:
     """
     Args:
@@ -213,7 +290,7 @@ def _panels(weight: GroupedWeight, groups: Tensor, order: Tensor | None) -> Pane
         if form is ASYMMETRIC:
             scales = scales.float()
             zeros = SYMMETRIC_ZERO if weight.zeros is None else weight.zeros[:, some][groups].T
-            mins = scales * -zeros if isinstance(zeros, int) else -scales * zeros
+            mins = -scales * zeros
         ordered = codes if order is None else codes[order]
         made = Codes(
             format=form,
