@@ -3,20 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
+
+from server.protocol.model_loading import ChangeOrder
 
 _MODEL = "The text model that it belongs to; needed where several are served."
 
 
-class _Order(BaseModel):
-    """Whoever changes what is served hears of fields that mean nothing."""
-
-    model_config = ConfigDict(
-        strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
-    )
-
-
-class LoadAdapterRequest(_Order):
+class LoadAdapterRequest(ChangeOrder):
     """Load a LoRA adapter. Every field but `lora_name` may be null: the default."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"lora_name": "poet"}})
@@ -39,7 +33,7 @@ class LoadAdapterRequest(_Order):
     model: str | None = Field(None, min_length=1, max_length=256, description=_MODEL)
 
 
-class UnloadAdapterRequest(_Order):
+class UnloadAdapterRequest(ChangeOrder):
     """Unload a LoRA adapter."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"lora_name": "poet"}})

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class _Order(BaseModel):
+class ChangeOrder(BaseModel):
     """Whoever changes what is served hears of fields that mean nothing."""
 
     model_config = ConfigDict(
@@ -15,7 +15,7 @@ class _Order(BaseModel):
     )
 
 
-class LoadModelRequest(_Order):
+class LoadModelRequest(ChangeOrder):
     """Load one more model. Every field but `model` may be null: the default."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"model": "small"}})
@@ -47,7 +47,7 @@ class LoadModelRequest(_Order):
     )
 
 
-class UnloadModelRequest(_Order):
+class UnloadModelRequest(ChangeOrder):
     """Unload a model. Every field but `model` may be null: the default."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"model": "small"}})

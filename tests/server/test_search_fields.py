@@ -3,25 +3,19 @@
 from typing import Any
 
 import pytest
+from fake_engine import model_info
 from pydantic import ValidationError
 
 from engine.errors import InvalidParameter
 from engine.sampling_params import SAMPLER_PARAMETERS, BeamParams, Patterns, SamplingParams
-from engine.types import ModelInfo
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.completions import CompletionRequest
 from server.text import convert
 
-INFO = ModelInfo(
-    model="m",
-    path="",
-    architecture="",
+INFO = model_info(
+    "m",
     max_model_len=100,
     vocab_size=50,
-    dtype="float32",
-    created=0,
-    num_kv_blocks=1,
-    kv_block_size=16,
     eos_token_ids=(1, 2),
     default_sampling={"temperature": 0.5, "repetition_penalty": 1.3},
 )
