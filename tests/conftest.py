@@ -14,6 +14,8 @@ import pytest
 from engine.runtime.threads import prepare_process
 from server.settings import load_settings
 
+pytest_plugins = ["draws"]
+
 CPU_ISA = load_settings({}).cpu_isa
 """TANDEM_CPU_ISA, for the servers that tests start and for the tests' own process alike."""
 

@@ -44,7 +44,7 @@ STEPPING_CASES = [c for c in CASES if c[2] != "sample" or c[3] not in NO_SAMPLE_
 @pytest.mark.parametrize(("config", "named", "kind", "name"), CASES, ids=IDS)
 def test_x0_and_back(config, named, kind, name):
     schedule = schedules(config, named, kind).create(name, 7)
-    seed = torch.seed()
+    seed = torch.initial_seed()
     for index in range(schedule.num_timesteps):
         prediction, sample = torch.randn(2, 1, 4, 5, 6)
         x0 = schedule.to_x0(prediction, sample, index)

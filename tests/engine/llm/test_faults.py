@@ -444,7 +444,7 @@ def test_any_load_survives_faults() -> None:
     """Everybody but the culprits gets the very tokens and scores that they would get alone."""
     seen: Counter[str] = Counter()
     for _ in range(60):
-        seed = random.SystemRandom().getrandbits(32)
+        seed = random.getrandbits(32)
         session = FaultySession(seed)
         try:
             with capture_logs():

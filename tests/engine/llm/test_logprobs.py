@@ -1,5 +1,7 @@
 """Log-probabilities against torch's own log-softmax in double precision."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from engine.llm.sampling import Sampler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("num_rows", [1, 31, 70])
 def test_values_ranks_and_alternatives(num_rows: int, dtype: torch.dtype) -> None:
-    seed = torch.seed() % 2**32
+    seed = random.randrange(2**32)
     generator = torch.Generator().manual_seed(seed)
     logits = (torch.randn(num_rows, 700, generator=generator) * 5).to(dtype)
     targets = torch.randint(700, (num_rows,), generator=generator).tolist()

@@ -93,7 +93,7 @@ class OverlappedSession(Session):
 def run_sessions(count: int) -> Counter[str]:
     seen: Counter[str] = Counter()
     for _ in range(count):
-        seed = random.SystemRandom().getrandbits(32)
+        seed = random.getrandbits(32)
         session = OverlappedSession(seed)
         try:
             session.run()
@@ -233,7 +233,7 @@ def cached_texts(scheduler: Scheduler) -> set[tuple[int, bytes]]:
 
 
 def test_the_prefix_cache_ends_up_with_the_same_blocks() -> None:
-    rng = random.Random(seed := random.SystemRandom().getrandbits(32))
+    rng = random.Random(seed := random.getrandbits(32))
     print("seed", seed)
     requests = [
         make_request(

@@ -27,7 +27,7 @@ def test_a_hash_covers_everything_before_it() -> None:
 
 
 def test_extending_equals_hashing_at_once() -> None:
-    seed = random.SystemRandom().getrandbits(32)
+    seed = random.getrandbits(32)
     rng = random.Random(seed)
     token_ids = [rng.randrange(1 << 40) for _ in range(203)]
     for block_size in (1, 2, 5, 16):

@@ -22,7 +22,7 @@ def plain_search(text: list[int], shortest: int, longest: int) -> int:
 
 @pytest.fixture
 def rng() -> random.Random:
-    seed = random.SystemRandom().getrandbits(32)
+    seed = random.getrandbits(32)
     print("seed", seed)
     return random.Random(seed)
 

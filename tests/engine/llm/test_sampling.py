@@ -1,6 +1,7 @@
 """The sampler against its slow twin and transformers, and what must never change a row's token."""
 
 import dataclasses
+import random
 from typing import Any
 
 import numpy as np
@@ -114,7 +115,7 @@ def test_no_step_runs_ahead_of_what_needs_the_hosts_tokens(name: str) -> None:
 
 @pytest.mark.parametrize("vocab_size", [1, 2, 37, 300, 511])
 def test_probabilities_equal_the_reference(vocab_size: int) -> None:
-    seed = int(np.random.default_rng().integers(2**32))
+    seed = random.randrange(2**32)
     rng = np.random.default_rng(seed)
     num, num_close = 60, 0
     params = [_random_params(rng, vocab_size) for _ in range(num)]
@@ -131,7 +132,7 @@ def test_probabilities_equal_the_reference(vocab_size: int) -> None:
 
 
 def test_long_nuclei_of_a_real_vocabulary_equal_the_reference() -> None:
-    seed = int(np.random.default_rng().integers(2**32))
+    seed = random.randrange(2**32)
     rng = np.random.default_rng(seed)
     vocab_size = 49_152
     params = [
@@ -153,7 +154,7 @@ def test_long_nuclei_of_a_real_vocabulary_equal_the_reference() -> None:
 
 
 def test_full_chain_equals_the_reference() -> None:
-    seed = int(np.random.default_rng().integers(2**32))
+    seed = random.randrange(2**32)
     rng = np.random.default_rng(seed)
     vocab_size, num = 120, 30
     sampler = Sampler(vocab_size, CPU)
@@ -193,7 +194,7 @@ def test_full_chain_equals_the_reference() -> None:
 def test_masks_equal_transformers(vocab_size: int) -> None:
     from transformers.generation import logits_process as hf
 
-    seed = torch.seed() % 2**32
+    seed = random.randrange(2**32)
     logits = torch.randn(8, vocab_size, generator=torch.Generator().manual_seed(seed)) * 3
     ids = torch.zeros(8, 1, dtype=torch.int64)
     cases: list[tuple[dict[str, Any], list[Any]]] = [
@@ -245,7 +246,7 @@ def _mixed(rng: np.random.Generator, num: int, vocab_size: int) -> list[NewSeque
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("vocab_size", [263, 1500, 8192])
 def test_a_row_does_not_depend_on_its_company(vocab_size: int, dtype: torch.dtype) -> None:
-    seed = int(np.random.default_rng().integers(2**32))
+    seed = random.randrange(2**32)
     rng = np.random.default_rng(seed)
     num = 24
     sequences = _mixed(rng, num, vocab_size)
@@ -268,7 +269,7 @@ def test_a_row_does_not_depend_on_its_company(vocab_size: int, dtype: torch.dtyp
 
 
 def test_draws_do_not_depend_on_threads() -> None:
-    seed = torch.seed() % 2**32
+    seed = random.randrange(2**32)
     logits = torch.randn(16, 40_000, generator=torch.Generator().manual_seed(seed)) * 2
     kinds = [
         SamplingParams(),
@@ -496,7 +497,7 @@ def test_adding_again_replaces_the_state() -> None:
 
 @pytest.mark.gpu
 def test_cuda_draws_what_it_draws_alone() -> None:
-    seed = int(np.random.default_rng().integers(2**32))
+    seed = random.randrange(2**32)
     rng = np.random.default_rng(seed)
     device = torch.device("cuda")
     sequences = _mixed(rng, 24, 8192)
@@ -527,7 +528,7 @@ def _with_drafts(rng: np.random.Generator, texts: dict[int, list[int]]) -> dict[
 def test_drafts_bring_what_single_draws_bring() -> None:
     """Whatever counts of the tokens before, the tokens and scores are those of one row at a time,
     and drafts leave no trace."""
-    seed = int(np.random.default_rng().integers(2**32))
+    seed = random.randrange(2**32)
     rng = np.random.default_rng(seed)
     num_accepted = num_void = 0
     for _ in range(20):

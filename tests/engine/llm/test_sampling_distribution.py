@@ -3,6 +3,7 @@
 Thresholds are set so that a correct sampler fails one run in ten million or less; seeds are fresh.
 """
 
+import random
 from collections import Counter
 from typing import Any
 
@@ -22,7 +23,7 @@ NUM_SEQUENCES = 500
 
 
 def _fresh_seed() -> int:
-    return int(np.random.default_rng().integers(2**62))
+    return random.randrange(2**62)
 
 
 def _draws(

@@ -156,7 +156,7 @@ def serve(machine: Machine, clients: dict[str, Client], **knobs: float | int | b
 
 @pytest.fixture
 def seed() -> int:
-    seed = random.SystemRandom().getrandbits(32)
+    seed = random.getrandbits(32)
     print(f"{seed=}")
     return seed
 

@@ -20,7 +20,7 @@ MACHINES = {
 
 @pytest.fixture
 def rng() -> random.Random:
-    seed = random.SystemRandom().getrandbits(32)
+    seed = random.getrandbits(32)
     print(f"{seed=}")
     return random.Random(seed)
 

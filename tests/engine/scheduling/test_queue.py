@@ -58,7 +58,7 @@ def test_a_removed_item_can_return(queue: WaitingQueue[Item]) -> None:
 
 
 def test_random_use_keeps_the_order(queue: WaitingQueue[Item]) -> None:
-    seed = random.SystemRandom().getrandbits(32)
+    seed = random.getrandbits(32)
     rng = random.Random(seed)
     expected: list[Item] = []
     unused = [item(rank) for rank in range(60)]

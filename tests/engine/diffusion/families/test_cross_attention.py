@@ -30,7 +30,7 @@ def call(
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_equals_plain_attention_on_every_call(unet: UNet2DConditionModel, masked: bool) -> None:
-    seed = random.SystemRandom().randrange(2**31)
+    seed = random.randrange(2**31)
     generator = torch.Generator().manual_seed(seed)
     cached_unet = copy.deepcopy(unet)
     cache = CrossAttentionCache(cached_unet)

@@ -35,7 +35,7 @@ def parts_of(prediction_type: str = "epsilon", in_channels: int = 4) -> Parts:
 
 
 def fresh_seed() -> int:
-    return random.SystemRandom().randrange(2**31)
+    return random.randrange(2**31)
 
 
 def noise(seed: int, height: int = 8, width: int = 8) -> torch.Tensor:

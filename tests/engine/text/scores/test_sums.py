@@ -22,7 +22,7 @@ def random_scores(rng, count):
 
 
 def test_a_report_is_means_and_their_standard_errors():
-    rng = random.Random()
+    rng = random.Random(random.getrandbits(64))
     scores = random_scores(rng, 50)
     sizes = [rng.randint(0, 6) for _ in scores]
     sums = ScoreSums()
@@ -50,7 +50,7 @@ def test_a_report_is_means_and_their_standard_errors():
 
 
 def test_classes_add_up_to_the_whole():
-    rng = random.Random()
+    rng = random.Random(random.getrandbits(64))
     scores, total = TextScores(), []
     for _ in range(3):
         some = random_scores(rng, 20)
