@@ -82,10 +82,11 @@ def multiplies_packed_bf16() -> bool:
 
 
 def multiplies_int16(*, bf16: bool) -> bool:
-    """Whether activations meet weights of few bits as 16-bit integers, if there are dot products of
-    integers: fp16 ones always, bf16 ones where they are not multiplied in pairs."""
+    """Whether activations meet weights of few bits as 16-bit integers, where that is faster than
+    fp32: fp16 ones always, bf16 ones where they are not multiplied in pairs."""
     has = RUNGS.get(_chosen, features())
-    return ("avx512_vnni" in has or "avx_vnni" in has) and not (bf16 and multiplies_packed_bf16())
+    is_faster = "avx512_vnni" in has or ("avx2" in has and "avx512f" not in has)
+    return is_faster and not (bf16 and multiplies_packed_bf16())
 
 
 def missing(name: str) -> list[str]:

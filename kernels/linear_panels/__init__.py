@@ -24,8 +24,8 @@ def linear_panels(
     processor multiplies pairs of bf16 numbers and x is bf16, it is taken apart piece by piece and
     rounded: results are bit for bit those of `linear_packed` with the dequantised weight, from a
     third of the memory or less. Else no weight is rounded: arithmetic is fp32, or, for x of 16 bits
-    where the processor has dot products of integers (VNNI), x becomes 16-bit integers as
-    `kernels.linear_panels.int16_activations` says, and a group's sum is exact.
+    where products of integers are faster (`kernels.isa.multiplies_int16`), x becomes 16-bit
+    integers as `kernels.linear_panels.int16_activations` says, and a group's sum is exact.
 
     Args:
         x: [M, K], fp32, bf16 or fp16; rows may be strided. K is a multiple of 32.

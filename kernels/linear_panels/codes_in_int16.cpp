@@ -1,9 +1,10 @@
-// Rows of 16-bit integers times panels, where dot products of integers have instructions (VNNI): the
-// sums of a group of weights are exact integers, its scale and minimum meet them in fp32. Groups are
-// added from the first to the last.
+// Rows of 16-bit integers times panels, where their dot products take fewer instructions than those of
+// fp32 numbers: the sums of a group of weights are exact integers, its scale and minimum meet them in
+// fp32. Groups are added from the first to the last.
 //
-// Few rows multiply codes as the bytes they are, with the rows' two digits. For many, codes are
-// written to the cache as 16-bit numbers, piece by piece: no digits have to be joined then.
+// Few rows multiply codes as they come out of their words: with VNNI as the bytes they are, with the
+// rows' two digits; else as 16-bit numbers. For many, codes are written to the cache as 16-bit numbers,
+// piece by piece: no digits have to be joined then.
 #include "fp32_tiles.h"
 #include "int16.h"
 #include "packed_codes.h"
@@ -15,8 +16,27 @@ namespace {
 
 constexpr int kWords = kBlock / 2;  // of a block of a row: pairs of integers, or quads of digits
 
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+constexpr bool kTakesDigits = true;
+#else
+constexpr bool kTakesDigits = false;
+#endif
+
 // For so many rows, taking codes out for each few of them is faster than doing it once.
-constexpr int most_few(int64_t bits) { return bits == 4 ? 16 : 12; }
+constexpr int most_few(int64_t bits) {
+  if (kTakesDigits) return bits == 4 ? 16 : 12;
+  return bits == 5 || bits == 6 ? 3 : 8;
+}
+
+// Codes of four inputs as two registers of pairs of 16-bit numbers: the first and the third, the
+// second and the fourth.
+template <class R>
+ALWAYS_INLINE void take_pairs(IntLanes words, int half, IntLanes (&pairs)[2]) {
+  if (R::bits == 4 && half) words >>= 4;
+  constexpr int32_t kCode = R::bits == 4 ? 0x000f000f : 0x00ff00ff;
+  pairs[0] = words & kCode;
+  pairs[1] = (words >> 8) & kCode;
+}
 
 // Rows as blocks: words, the scale, then for each group of weights what belongs to its offset or
 // minimum: the integers' sum times -offset, or times the scale.
@@ -26,7 +46,7 @@ constexpr int kRowBlock = kWords + 1 + groups;
 template <class X>
 fp32::Rows<int32_t> prepared_rows(const strips::Problem& p, const Format& format) {
   int groups = groups_of(format.group);
-  bool digits = p.rows <= most_few(format.bits);
+  bool digits = kTakesDigits && p.rows <= most_few(format.bits);
   int64_t blocks = p.inputs / kBlock, size = kWords + 1 + groups;
   return fp32::prepared<int32_t>(p.rows, blocks * size, [&](int64_t row, int32_t* to) {
     const X* x = (const X*)p.x + row * p.x_stride;
@@ -112,8 +132,9 @@ struct InRegisters {
   const uint8_t* data;
   int64_t blocks;
 
-  // Two sums for each.
+  // With digits there are two sums for each.
   static constexpr int wide(int rows) {
+    if (!kTakesDigits) return fp32::tile_strips(rows);
     return fp32::kParts == 2 ? (rows == 1 ? 2 : 1) : rows <= 3 ? 4 : 2;
   }
 
@@ -130,7 +151,7 @@ struct InRegisters {
       for (int half = 0; half < 2; ++half) {
         if (half < R::groups)
           for_tile<rows, strips>([&](int r, int s, int part) INLINE_BODY {
-            upper(r, s, part) = IntLanes{};
+            if (kTakesDigits) upper(r, s, part) = IntLanes{};
             lower(r, s, part) = R::has_min ? IntLanes{} : IntLanes{} + row.offset(r, half);
           });
         for_quads<R, rows>([&](int q) INLINE_BODY {
@@ -146,7 +167,8 @@ struct InRegisters {
             },
             row, g,
             [&](int r, int s, int part) INLINE_BODY {
-              return (upper(r, s, part) << 8) + lower(r, s, part);
+              return kTakesDigits ? (upper(r, s, part) << 8) + lower(r, s, part)
+                                  : lower(r, s, part);
             });
       }
     }
@@ -157,18 +179,30 @@ struct InRegisters {
   static ALWAYS_INLINE void add_quad(int half, int q, const uint8_t* record, int64_t panel,
                                      const RowBlock<R::groups>& row, Dots<rows, strips>& upper,
                                      Dots<rows, strips>& lower) {
-    IntLanes codes[strips][fp32::kParts];
-    for_tile<1, strips>([&](int, int s, int part) INLINE_BODY {
-      IntLanes words = R::words(record + s * panel, half, q, part);
-      if (R::bits == 4) words = (half ? words >> 4 : words) & 0x0f0f0f0f;
-      codes[s][part] = words;
-    });
     int quad = half * kQuads / 2 + q;
-    for_tile<rows, strips>([&](int r, int s, int part) INLINE_BODY {
-      IntLanes &high = upper(r, s, part), &low = lower(r, s, part);
-      high = dot_quads(high, codes[s][part], row.word(r, quad));
-      low = dot_quads(low, codes[s][part], row.word(r, kQuads + quad));
-    });
+    if constexpr (kTakesDigits) {
+      IntLanes codes[strips][fp32::kParts];
+      for_tile<1, strips>([&](int, int s, int part) INLINE_BODY {
+        IntLanes words = R::words(record + s * panel, half, q, part);
+        if (R::bits == 4) words = (half ? words >> 4 : words) & 0x0f0f0f0f;
+        codes[s][part] = words;
+      });
+      for_tile<rows, strips>([&](int r, int s, int part) INLINE_BODY {
+        IntLanes &high = upper(r, s, part), &low = lower(r, s, part);
+        high = dot_quads(high, codes[s][part], row.word(r, quad));
+        low = dot_quads(low, codes[s][part], row.word(r, kQuads + quad));
+      });
+    } else {
+      for_tile<1, strips>([&](int, int s, int part) INLINE_BODY {
+        IntLanes pairs[2];
+        take_pairs<R>(R::words(record + s * panel, half, q, part), half, pairs);
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 2
+          for (int i = 0; i < 2; ++i)
+            lower(r, s, part) = dot_pairs(lower(r, s, part), pairs[i], row.word(r, 2 * quad + i));
+      });
+    }
   }
 };
 
@@ -197,9 +231,8 @@ struct InCache {
 
   template <class R>
   static ALWAYS_INLINE int32_t* put(IntLanes words, int half, int32_t* to) {
-    if (R::bits == 4 && half) words >>= 4;
-    constexpr int32_t kCode = R::bits == 4 ? 0x000f000f : 0x00ff00ff;
-    IntLanes pairs[] = {words & kCode, (words >> 8) & kCode};
+    IntLanes pairs[2];
+    take_pairs<R>(words, half, pairs);
     std::memcpy(to, &pairs[0], sizeof pairs[0]);
     std::memcpy(to + 16, &pairs[1], sizeof pairs[1]);
     return to + 32;
@@ -240,7 +273,8 @@ template <class R>
 struct Codes : PackedCodes<R, InRegisters<R>, InCache<R::groups, R::has_min>> {
   using Base = PackedCodes<R, InRegisters<R>, InCache<R::groups, R::has_min>>;
   using Base::Base;
-  static constexpr int kFew = most_few(R::bits), kFewAtOnce = fp32::kParts == 1 ? 6 : 3;
+  static constexpr int kFew = most_few(R::bits);
+  static constexpr int kFewAtOnce = fp32::kParts == 1 ? 6 : kTakesDigits ? 3 : 4;
   static constexpr int kRows = fp32::kTileRows;
   static constexpr int64_t kPieceInputs = (kLanes == 16 ? 4 : 16) * kBlock;  // about 17 KiB
 };

@@ -127,7 +127,7 @@ struct Tile {
 
   static void multiply(Dots& dots, U8x64 weights, const int32_t* x, int quad) {
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) dots.of[r] = dot4(dots.of[r], weights, x[quad * kRows + r]);
+    for (int r = 0; r < kRows; ++r) dots.of[r] = dot4<R::bits>(dots.of[r], weights, x[quad * kRows + r]);
   }
 
   void add(const Dots& dots, const uint8_t* record, const int32_t* x, int group) {

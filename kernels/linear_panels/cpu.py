@@ -1,4 +1,4 @@
-"""In C++: fp32, pairs of bf16 from unpacked strips, or integers of 8 or 16 bits (VNNI, AVX2)."""
+"""In C++: fp32, pairs of bf16 from unpacked strips, or integers of 8 or 16 bits."""
 
 import functools
 

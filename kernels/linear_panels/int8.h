@@ -44,11 +44,24 @@ ALWAYS_INLINE IntLanes dot_quads(IntLanes sum, IntLanes w, int32_t four) {
 #endif
 }
 
-// sum[o] += w[4o..4o+3] . four, which holds four signed bytes.
-inline I32x16 dot4(I32x16 sum, U8x64 w, int32_t four) {
+// sum[o] += w[4o..4o+3] . four, which holds four signed bytes. Codes have at most so many bits.
+template <int bits>
+ALWAYS_INLINE I32x16 dot4(I32x16 sum, U8x64 w, int32_t four) {
 #if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
-  // Even and odd bytes as 16-bit numbers: `maddubs` would saturate.
   __m256i both = _mm256_set1_epi32(four);
+  if constexpr (bits < 8) {
+    // Two products of 7 and 8 bits fit 16.
+    __m256i parts[2], totals[2];
+    std::memcpy(parts, &w, 64);
+    std::memcpy(totals, &sum, 64);
+    for (int h = 0; h < 2; ++h) {
+      __m256i pairs = _mm256_maddubs_epi16(parts[h], both);
+      totals[h] = _mm256_add_epi32(totals[h], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    }
+    std::memcpy(&sum, totals, 64);
+    return sum;
+  }
+  // Even and odd bytes as 16-bit numbers: `maddubs` would saturate.
   __m256i even_a = _mm256_srai_epi16(_mm256_slli_epi16(both, 8), 8);
   __m256i odd_a = _mm256_srai_epi16(both, 8);
   const __m256i low = _mm256_set1_epi16(0xff);

@@ -4,8 +4,9 @@
 #include "strip_problem.h"
 #include "strip_steps.h"
 
-// Elsewhere fp32 is about as quick. A test has the flag defined to run this with other instructions.
-#if !defined(TANDEM_INT16_ROWS) && (defined(__AVX512VNNI__) || defined(__AVXVNNI__))
+// In long registers without VNNI fp32 is as quick: products of pairs and their additions share two ports
+// there, and have three in short ones.
+#if defined(__AVX512VNNI__) || (defined(__AVX2__) && !defined(__AVX512F__))
 #define TANDEM_INT16_ROWS
 #endif
 

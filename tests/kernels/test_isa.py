@@ -92,7 +92,7 @@ def test_a_rung_says_whether_bf16_is_multiplied(rung, has_it, processor):
 @pytest.mark.parametrize(
     ("rung", "maker", "bf16", "fp16"),
     [
-        ("x86-64-v3", "GenuineIntel", False, False),
+        ("x86-64-v3", "AuthenticAMD", True, True),
         ("x86-64-v3-vnni", "GenuineIntel", True, True),
         ("x86-64-v4", "AuthenticAMD", False, False),
         ("x86-64-v4-vnni", "AuthenticAMD", True, True),

@@ -23,14 +23,12 @@ from kernels.linear_panels.int16_activations import round_to_int16
 from kernels.linear_panels.panels import BLOCK, unpack
 
 TYPES = list(GGUFType)
-INT16_IN_SHORT_REGISTERS = ("x86-64-v3", "-DTANDEM_INT16_ROWS")
+INT16_IN_SHORT_REGISTERS = ("x86-64-v3",)
 OTHERS = [
     *((rung,) for rung in isa.RUNGS),
     (isa.chosen(), "-DTANDEM_EMULATE_MATRIX_TILES"),
-    INT16_IN_SHORT_REGISTERS,
 ]
-"""The last but one has a matrix unit; the last one does in several instructions what AVX-VNNI does
-in one."""
+"""The last one has a matrix unit."""
 ROWS = (1, 2, 3, 4, 5, 6, 7, 13, 16, 17, 31, 33, 60)
 """In registers, a piece or block at a time, piece by piece; all heights of tiles."""
 
