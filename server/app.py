@@ -15,6 +15,7 @@ from engine.version import __version__
 from server import middleware, openapi
 from server.catalog import config_of
 from server.dialects.table import DIALECTS
+from server.first_use import FirstUse
 from server.http import errors
 from server.http.admission import Admission, Places
 from server.http.lifecycle import Lifecycle
@@ -89,6 +90,7 @@ def _create_state(settings: Settings, engine: EngineClient) -> AppState:
         settings=settings,
         engine=engine,
         library=ModelLibrary(settings, engine, lifecycle),
+        first_use=FirstUse(settings, engine),
         texts=TextRegistry(EncodingPool(settings.max_queued_encodings)),
         metrics=ServerMetrics(engine),
         lifecycle=lifecycle,

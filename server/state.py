@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from engine.client import EngineClient
+from server.first_use import FirstUse
 from server.http.admission import Admission
 from server.http.lifecycle import Lifecycle
 from server.http.live_requests import LiveRequests
@@ -23,6 +24,7 @@ class AppState:
     settings: Settings
     engine: EngineClient
     library: ModelLibrary
+    first_use: FirstUse
     texts: TextRegistry
     metrics: ServerMetrics
     lifecycle: Lifecycle

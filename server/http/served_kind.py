@@ -73,3 +73,7 @@ class ServedKind(Generic[InfoT, MetricsT]):
     """Those of its models, in the registry of an app."""
     first_question: Callable[[str], FirstQuestion]
     """To the model of that id."""
+    default_model: str | None = None
+    """What is loaded when somebody asks for the kind and no model of it is served."""
+    other_models: tuple[str, ...] = ()
+    """What is loaded as well when somebody asks for it by name."""

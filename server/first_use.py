@@ -1,0 +1,118 @@
+"""Models that are loaded when somebody first asks for what they do: `FirstUse`.
+
+A fresh server offers more than anybody may ever ask of it. What a kind of request has for a default
+model (`server.http.served_kind.ServedKind.default_model`) is fetched and loaded by its first
+request, which waits for it; the server's start does not.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from engine.client import EngineClient
+from engine.errors import EngineError, ModelNotReady, TooManyModels
+from engine.kinds import Kind
+from engine.model_spec import ModelSpec
+from engine.types import Info, InfoT, Phase
+from server.catalog import find_of_kind
+from server.kinds import SERVED
+from server.settings import Settings
+
+RETRY_S = 30.0
+"""A load that failed is not tried again for so long: each try may ask a package index."""
+
+
+class FirstUse:
+    """One app's. Event loop only."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        engine: EngineClient,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._clock = clock
+        self._loads: dict[str, asyncio.Task[Info]] = {}
+        self._failures: dict[str, tuple[float, EngineError]] = {}
+
+    async def find(self, kind: Kind[Any, Any, InfoT], name: str | None) -> InfoT:
+        """The ready model of that kind and id, as `server.catalog.find_of_kind`; the kind's default
+        one, or another that it loads by name, is loaded first, if it is meant. Whoever waits may be
+        cancelled: the load goes on.
+
+        Raises:
+            ModelNotReady: the default model could not be loaded, and why.
+            TooManyModels: as many models are there as may be.
+            EngineError: as in `find_of_kind`.
+        """
+        default = self._default(kind, name)
+        if default is None:
+            return find_of_kind(self._engine, kind, name)
+        if self._phase(default) in (None, Phase.FAILED) or default in self._loads:
+            await self._load(default)
+        return find_of_kind(self._engine, kind, default)
+
+    def _default(self, kind: Kind[Any, Any, InfoT], name: str | None) -> str | None:
+        """What is to be loaded, if a request for `name` means the kind's default model or another
+        one of those."""
+        default = SERVED[kind].default_model if self._settings.load_on_first_use else None
+        known = {default, *SERVED[kind].other_models} if default is not None else set()
+        if name:
+            return name if name in known else None
+        ready = {info.model for info in self._engine.infos(kind)}
+        others = [
+            status.model
+            for status in self._engine.statuses()
+            if (status.kind == kind.name or status.model in ready)
+            and status.phase is not Phase.FAILED
+        ]
+        return default if set(others) <= known else None
+
+    def _phase(self, model: str) -> Phase | None:
+        phases = [status.phase for status in self._engine.statuses() if status.model == model]
+        return phases[0] if phases else None
+
+    async def _load(self, model: str) -> None:
+        load = self._loads.get(model)
+        if load is None:
+            load = self._loads[model] = self._begin(model)
+            load.add_done_callback(lambda done: self._end(model, done))
+        try:
+            await asyncio.shield(load)
+        except EngineError as error:
+            raise _not_loaded(model, error) from error
+
+    def _begin(self, model: str) -> "asyncio.Task[Info]":
+        failed_s, error = self._failures.get(model, (0.0, None))
+        if error is not None and self._clock() - failed_s < RETRY_S:
+            raise _not_loaded(model, error)
+        others = [status.model for status in self._engine.statuses() if status.model != model]
+        if len(others) >= self._settings.models_max:
+            raise TooManyModels(
+                f"{model} is loaded when it is first asked for, but {len(others)} models are there "
+                f"and models_max is {self._settings.models_max}; raise it",
+                param="model",
+            )
+        return self._engine.load(self._settings.complete(ModelSpec.create(model)))
+
+    def _end(self, model: str, load: "asyncio.Task[Info]") -> None:
+        del self._loads[model]
+        error = None if load.cancelled() else load.exception()
+        if isinstance(error, EngineError):
+            self._failures[model] = (self._clock(), error)
+        else:
+            self._failures.pop(model, None)
+
+
+def _not_loaded(model: str, error: EngineError) -> ModelNotReady:
+    """The reason without its hint, which is for the operator."""
+    failed = ModelNotReady(
+        f"model {model}, which is loaded when it is first asked for, could not be: {error.message}",
+        param="model",
+    )
+    failed.retry_after_s = int(RETRY_S)
+    return failed
