@@ -18,7 +18,7 @@ from engine.text.chat_format import ReasoningParserSetting, ToolCallParserSettin
 Device = str
 """`auto`, `cpu`, `cuda` or `cuda:N` (`engine.gpus`)."""
 DType = Literal["auto", "bfloat16", "float16", "float32"]
-WantedKind = Literal["auto", "embedding"]
+WantedKind = Literal["auto", "embedding", "upscaler"]
 Policy = Literal["fcfs", "priority"]
 AsyncScheduling = Literal["auto", "on", "off"]
 CpuIsa = Literal[
@@ -92,8 +92,9 @@ class EngineConfig:
     )
     kind: WantedKind = knob(
         "auto",
-        "What language models are served as: auto is what their checkpoint is made for; embedding "
-        "has text models make embeddings, too, of the last token's state.",
+        "What models are served as: auto is what their checkpoint is made for; embedding has text "
+        "models make embeddings, too, of the last token's state; upscaler takes a .safetensors "
+        "file for a network that enlarges images, whatever its weights are called.",
     )
     quantization: Quantization = knob(
         "auto",

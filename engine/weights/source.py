@@ -36,10 +36,12 @@ class Checkpoint:
     Attributes:
         kind: `folder` is a language model in Hugging Face layout, `gguf` one file of it or the
             first of its parts; `diffusers` an image model's folder with model_index.json,
-            `single_file` all of an image model in one .safetensors file.
+            `single_file` all of an image model, or of an upscaler, in one .safetensors file;
+            `torch_file` an upscaler's weights as torch saves them, `ncnn` its .param file with the
+            .bin file beside it.
     """
 
-    kind: Literal["folder", "gguf", "diffusers", "single_file"]
+    kind: Literal["folder", "gguf", "diffusers", "single_file", "torch_file", "ncnn"]
     path: Path
     name: str
     """Default id under which it is served."""
@@ -141,10 +143,14 @@ def _one_file(path: Path, name: str) -> Checkpoint:
     path = path.with_name(first_part(path.name))
     with open_regular(path) as file:
         magic = file.read(9)
+    if path.suffix == ".param":
+        return _ncnn(path, name)
     if magic.startswith(b"GGUF"):
         return Checkpoint("gguf", path, model_name(name) if name.endswith(".gguf") else name)
     if magic[8:] == b"{" and name.endswith(".safetensors"):
         return Checkpoint("single_file", path, Path(name).stem)
+    if path.suffix == ".pth":
+        return Checkpoint("torch_file", path, Path(name).stem)
     if path.suffix in _PICKLES:
         raise _pickles(name)
     if path.suffix == ".safetensors":
@@ -166,6 +172,16 @@ def _check_parts(path: Path) -> None:
         )
 
 
+def _ncnn(path: Path, name: str) -> Checkpoint:
+    weights = path.with_suffix(".bin")
+    if not weights.exists():
+        raise ModelNotFound(
+            f"{path.name!r} is an ncnn model whose weights, {weights.name!r}, are not beside it; "
+            f"fetch both files"
+        )
+    return Checkpoint("ncnn", path, name.removesuffix(".param"))
+
+
 def _folder(path: Path, name: str) -> Checkpoint:
     names = sorted(entry.name for entry in path.iterdir())
     ggufs = sorted({first_part(n) for n in names if n.endswith(".gguf")})
@@ -179,6 +195,9 @@ def _folder(path: Path, name: str) -> Checkpoint:
         raise ModelNotFound(
             f"{name!r} holds {len(ggufs)} GGUF files ({', '.join(ggufs[:8])}); name one of them"
         )
+    params = [n for n in names if n.endswith(".param")]
+    if len(params) == 1:
+        return _ncnn(path / params[0], name)
     if "adapter_config.json" in names:
         raise ModelLoadError(f"{name!r} is a LoRA adapter; give the base model it was made for")
     if any(n.endswith(_PICKLES) for n in names):

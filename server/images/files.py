@@ -82,6 +82,16 @@ def decode_image(data: bytes, *, param: str, max_pixels: int, max_side: int) -> 
     return _pixels(np.dstack([planes.rgb, planes.alpha]))
 
 
+def image_size(data: bytes, *, param: str, max_pixels: int, max_side: int) -> tuple[int, int]:
+    """Width and height that a file's header tells; turned, if its orientation says so, they are
+    the other way round. Nothing is decoded.
+
+    Raises:
+        InvalidParameter: as for `decode_image`, as far as the header shows it.
+    """
+    return _opened(data, param, max_pixels, max_side).size
+
+
 def decode_mask(
     data: bytes, mode: MaskMode = "auto", *, param: str = "mask", max_pixels: int, max_side: int
 ) -> Pixels:

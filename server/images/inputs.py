@@ -44,14 +44,14 @@ def read_inputs(body: ImageInputFields, *, max_pixels: int) -> ImageInputs:
     left = max_pixels
     for number, reference in enumerate(body.images):
         param = "image" if len(body.images) == 1 else f"images[{number}]"
-        data = _file(reference, param)
+        data = file_of(reference, param)
         image = decode_image(data, param=param, max_pixels=max(1, left), max_side=MAX_INPUT_SIDE)
         left -= image.width * image.height
         images.append(image)
     if not isinstance(body, ImageEditRequest) or body.mask is None:
         return ImageInputs(images)
     mask = decode_mask(
-        _file(body.mask, "mask"),
+        file_of(body.mask, "mask"),
         body.mask_mode or "auto",
         param="mask",
         max_pixels=max_pixels,
@@ -61,7 +61,13 @@ def read_inputs(body: ImageInputFields, *, max_pixels: int) -> ImageInputs:
     return ImageInputs(images, mask, _is_empty(mask, soft=bool(body.soft_mask)))
 
 
-def _file(reference: ImageReference, param: str) -> bytes:
+def file_of(reference: ImageReference, param: str) -> bytes:
+    """What a client sent of an image.
+
+    Raises:
+        InvalidParameter: no data URL.
+        UnsupportedFeature: a link or a file id.
+    """
     if isinstance(reference, UploadedImage):
         return reference.data
     if reference.file_id:

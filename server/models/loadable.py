@@ -11,7 +11,7 @@ from engine.gguf_part_names import first_part, model_name
 from engine.model_spec import ModelSpec
 from server.settings import ANY_MODEL, Settings
 
-_FILES = (".gguf", ".safetensors")
+_FILES = (".gguf", ".safetensors", ".pth", ".param")
 _CONFIGURATIONS = ("config.json", "model_index.json")
 _MOST_ENTRIES = 4096
 """Of the folder; the rest is not looked at."""

@@ -188,6 +188,11 @@ class Settings(BaseSettings):
         'device and settings, in JSON or YAML: {"ref": "./a.gguf", "settings": {"max_model_len": '
         "2048}}.",
     )
+    load_on_first_use: bool = Field(
+        True,
+        description="Fetch and load the model that a kind of request has by default, such as "
+        "u2netp for background removal, when it is first asked for and none of its kind is served.",
+    )
     enable_runtime_loading: bool = Field(
         False,
         description="Let clients load and unload models while the server runs: POST /models/load "
@@ -196,8 +201,8 @@ class Settings(BaseSettings):
     )
     models_dir: ExistingFolder | None = Field(
         None,
-        description="Folder whose models may be loaded at run time: each folder, .gguf and "
-        ".safetensors file in it, by its name.",
+        description="Folder whose models may be loaded at run time: each folder, .gguf, "
+        ".safetensors, .pth and .param file in it, by its name.",
     )
     loadable_models: Annotated[tuple[LoadableText, ...], *CommaList] = Field(
         (),
@@ -327,6 +332,12 @@ class Settings(BaseSettings):
         ge=1,
         le=1 << 30,
         description="Pixels that the input images of a request may have together, once decoded.",
+    )
+    max_upscaled_pixels: int = Field(
+        1 << 26,
+        ge=1,
+        le=1 << 32,
+        description="Pixels that an enlarged image may have.",
     )
     image_store_bytes: int = Field(
         256 << 20,

@@ -1,0 +1,1 @@
+"""Enlarging images, tile by tile: networks, their files, tiles and seams, the engine."""

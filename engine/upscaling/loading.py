@@ -1,0 +1,183 @@
+"""From an upscaler's checkpoint to an engine: load, warm up, tell the server."""
+
+import math
+import time
+from dataclasses import asdict
+from typing import Any
+
+import structlog
+import torch
+
+from engine.config import EngineConfig, WantedKind
+from engine.errors import ModelLoadError, UnsupportedArchitecture
+from engine.fault import sizes_within_memory
+from engine.fingerprint import fingerprint
+from engine.host import Host
+from engine.image_types import Pixels
+from engine.runtime.device import machine_facts
+from engine.runtime.threads import limit_threads
+from engine.types import Phase
+from engine.upscale_types import UpscaleModelInfo, UpscaleRequest
+from engine.upscaling.architectures import has_own_names, network_of
+from engine.upscaling.engine import UpscalingEngine, UpscalingLimits
+from engine.upscaling.ncnn.graph import NcnnGraph
+from engine.upscaling.ncnn.param import read_param
+from engine.upscaling.ncnn.recognition import recognised
+from engine.upscaling.ncnn.weights import WeightReader
+from engine.upscaling.network import Network, NetworkFacts
+from engine.upscaling.picture import BORDER
+from engine.upscaling.precision import served_network
+from engine.upscaling.runner import TileRunner
+from engine.upscaling.state_dict import read_state_dict
+from engine.weights.safetensors import read_header
+from engine.weights.source import Checkpoint
+
+MAX_SCALE = 16
+MAX_TILE = 2048
+EXACT_UP_TO = 24
+"""Receptive radius, in pixels, of networks that are exact unless asked otherwise: tiles with so
+much around them cost a fifth more."""
+FAST_OVERLAP = 32
+_STEP_FLOPS = {"cpu": 6e11, "cuda": 5e13}
+"""A few seconds of a small CPU, a second of a large GPU: how long others wait for their turn."""
+_TILE_SHARE = 0.5
+"""Of the memory that is free, for the largest tile that may be asked for."""
+_WORK_BYTES = 1 << 30
+_TRIAL_SIDE = 32
+_TILES = (384, 256, 192, 128, 96, 64)
+
+log = structlog.get_logger(__name__)
+
+
+def is_upscaler(checkpoint: Checkpoint, wanted: WantedKind) -> bool:
+    """Whether that is wanted, or the file is of a kind that nothing else is read from, or its
+    weights are named as those of our own networks.
+
+    Raises:
+        CorruptFile: the header of a safetensors file is damaged.
+    """
+    if wanted == "upscaler" or checkpoint.kind != "single_file":
+        return True
+    return has_own_names(read_header(checkpoint.path))
+
+
+def load_engine(
+    checkpoint: Checkpoint, model_id: str, intent: EngineConfig, host: Host
+) -> tuple[UpscalingEngine, UpscaleModelInfo]:
+    """Load a checkpoint and serve it as `model_id`.
+
+    Raises:
+        ModelLoadError: one of its kinds; the message is fit for clients.
+    """
+    started_s = time.monotonic()
+    machine = machine_facts(intent.device)
+    limit_threads(intent.num_threads or machine.num_cores)
+    host.reserve(
+        machine.device, "weights", checkpoint.path.stat().st_size, machine.free_memory_bytes
+    )
+    with sizes_within_memory():
+        network = load_network(checkpoint)
+    facts = network.facts
+    if not 1 <= facts.scale <= MAX_SCALE:
+        raise UnsupportedArchitecture(
+            f"the network makes images {facts.scale} times as large; at most {MAX_SCALE} is served"
+        )
+    tile = default_tile(facts, machine.device)
+    free = host.reserve(
+        machine.device, "activations", facts.bytes_per_pixel * tile**2, machine.free_memory_bytes
+    )
+    max_tile = min(MAX_TILE, max(tile, int(math.sqrt(_TILE_SHARE * free / facts.bytes_per_pixel))))
+    device = torch.device(machine.device)
+    served, dtype = served_network(network, intent.image_dtype, device)
+    limits = UpscalingLimits(
+        max_step_flops=_STEP_FLOPS[machine.device],
+        max_num_rows=1 if intent.deterministic else intent.max_num_rows,
+        max_work_bytes=_WORK_BYTES,
+        max_num_images=intent.max_num_images,
+        max_num_queued=intent.max_num_queued,
+        max_tile=max_tile,
+        scheduling_policy=intent.scheduling_policy,
+    )
+    engine = UpscalingEngine(TileRunner(on_device(served, device), device), facts, limits)
+    host.report(Phase.WARMING_UP)
+    warm_up(engine, facts)
+    is_exact = facts.receptive_radius is not None and facts.receptive_radius <= EXACT_UP_TO
+    overlap = 2 * facts.receptive_radius if is_exact and facts.receptive_radius else FAST_OVERLAP
+    log.info(
+        "upscaler loaded",
+        seconds=round(time.monotonic() - started_s, 1),
+        tile=tile,
+        dtype=dtype,
+        **asdict(facts),
+    )
+    return engine, UpscaleModelInfo(
+        model=model_id,
+        path=str(checkpoint.path),
+        architecture=facts.architecture,
+        dtype=dtype,
+        created=int(time.time()),
+        scale=facts.scale,
+        receptive_radius=facts.receptive_radius,
+        default_tile=tile,
+        default_overlap=overlap,
+        exact_by_default=is_exact,
+        max_tile=max_tile,
+        config_hash=fingerprint((facts, dtype, tile, overlap, intent.deterministic)),
+    )
+
+
+def load_network(checkpoint: Checkpoint) -> Network:
+    """The network of a checkpoint, on the CPU.
+
+    Raises:
+        ModelLoadError: one of its kinds.
+    """
+    if checkpoint.kind != "ncnn":
+        return network_of(read_state_dict(checkpoint.path))
+    weights = WeightReader(checkpoint.path.with_suffix(".bin"))
+    graph = NcnnGraph(read_param(checkpoint.path), weights).eval().requires_grad_(False)
+    network: Network = graph
+    return recognised(graph) or network
+
+
+def on_device(network: Any, device: torch.device) -> Network:
+    """The network where it will run, its weights laid out as convolutions read them."""
+    moved: Network = network.to(device=device, memory_format=torch.channels_last)
+    return moved
+
+
+def default_tile(facts: NetworkFacts, device: str) -> int:
+    """The largest tile that a step has time for."""
+    most = math.sqrt(_STEP_FLOPS[device] / facts.flops_per_pixel)
+    tile = next((tile for tile in _TILES if tile <= most), _TILES[-1])
+    return max(tile, facts.min_side)
+
+
+def warm_up(engine: UpscalingEngine, facts: NetworkFacts) -> None:
+    """Enlarge a small grey image, so that the first request does not pay for lazy set-up.
+
+    Raises:
+        ModelLoadError: that fails, or makes numbers that are not finite.
+    """
+    side = _TRIAL_SIDE
+    grey = Pixels(width=side, height=side, channels=3, data=b"\x80" * (3 * side**2))
+    engine.add(
+        UpscaleRequest(
+            request_id="warm-up",
+            model="",
+            image=grey,
+            width=side * facts.scale,
+            height=side * facts.scale,
+            tile=side + 2 * BORDER + facts.size_multiple + facts.min_side,
+            overlap=0,
+        )
+    )
+    while engine.has_work():
+        events, _ = engine.step()
+        for event in events:
+            if event.failure is not None:
+                raise ModelLoadError(
+                    f"a trial image failed: {event.failure.message}; the weights are damaged: "
+                    f"fetch the model again"
+                )
+    engine.reset_totals()

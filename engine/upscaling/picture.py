@@ -1,0 +1,185 @@
+"""One image on its way: cut into tiles, and put together from the top down."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from engine.image_types import Pixels
+from engine.upscale_types import UpscaleRequest
+from engine.upscaling.bands import Bands
+from engine.upscaling.network import NetworkFacts
+from engine.upscaling.preview import PreviewCanvas
+from engine.upscaling.resampling import RowResampler
+from engine.upscaling.tiling import mirrored, plan_side
+
+BORDER = 10
+"""Pixels that an image goes on for, as in a mirror, beyond each of its borders. Networks pad with
+zeros, which shows as a rim."""
+_LEAST_ALPHA = 1 / 510
+"""Below it a pixel is fully transparent in 8 bits, and its colour cannot be found by division."""
+
+
+class Picture:
+    """A request's image and result. Tiles are claimed, and laid, in the order of their numbers.
+
+    Attributes:
+        num_tiles: all there are.
+        num_claimed, num_laid: those whose turn has come, and those in their place.
+        is_dropped: it has failed, and nothing more is wanted of it.
+    """
+
+    def __init__(self, request: UpscaleRequest, facts: NetworkFacts) -> None:
+        image, multiple = request.image, facts.size_multiple
+        self.request = request
+        self._facts = facts
+        self._border = -(-BORDER // multiple) * multiple
+        self._across, self._down = (
+            plan_side(
+                max(-(-(side + 2 * self._border) // multiple) * multiple, facts.min_side),
+                max(request.tile, facts.min_side),
+                request.overlap,
+                rim=rim_of(request, facts),
+                scale=facts.scale,
+                multiple=multiple,
+            )
+            for side in (image.width, image.height)
+        )
+        self.num_tiles = len(self._across.starts) * len(self._down.starts)
+        self.num_claimed = 0
+        self.num_laid = 0
+        self.is_dropped = False
+        self._given = np.frombuffer(image.data, np.uint8).reshape(
+            image.height, image.width, image.channels
+        )
+        self._has_alpha = image.channels == 4 and bool((self._given[..., 3] < 255).any())
+        self._resampler = RowResampler(
+            (image.width * facts.scale, image.height * facts.scale), (request.width, request.height)
+        )
+        self._bands: Bands | None = None
+        self._native_row = -self._border * facts.scale
+        """Which of the network's rows is finished next; those of the border come before 0."""
+        self._result_row = 0
+        self._canvas: PreviewCanvas | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many images of three channels a tile is to the network: two where alpha shows."""
+        return 2 if self._has_alpha else 1
+
+    @property
+    def tile_size(self) -> tuple[int, int]:
+        """Height and width of what the network sees, in pixels."""
+        return self._down.tile, self._across.tile
+
+    @property
+    def memory_bytes(self) -> int:
+        """What it holds while it is in work, beside its image: rows under construction, and
+        finished ones until they have been sent."""
+        pixels = self._down.tile * self._across.length * self._facts.scale**2
+        return 2 * 4 * pixels * self.request.image.channels
+
+    @property
+    def is_begun(self) -> bool:
+        return self.num_claimed > 0
+
+    def claim(self) -> int:
+        """Number of the next tile, whose turn has come."""
+        self.num_claimed += 1
+        return self.num_claimed - 1
+
+    def tile(self, number: int) -> Tensor:
+        """What the network is to see, `[rows, 3, height, width]`: RGB in [0, 1], multiplied by
+        alpha where there is any, followed by alpha as grey."""
+        row, column = divmod(number, len(self._across.starts))
+        top = self._down.starts[row] - self._border
+        left = self._across.starts[column] - self._border
+        height, width = self._given.shape[:2]
+        rows = mirrored(height, top, top + self._down.tile)
+        columns = mirrored(width, left, left + self._across.tile)
+        tile = _planes(self._given[rows[:, None], columns])
+        if not self._has_alpha:
+            return tile[None, :3]
+        return torch.stack([tile[:3] * tile[3:], tile[3:].expand(3, -1, -1)])
+
+    def lay(self, output: Tensor) -> tuple[int, bytes]:
+        """Put what the network made of the next tile in its place.
+
+        Returns:
+            The rows of the result that this has finished, perhaps none, and the first one's number.
+        """
+        tile = output[0]
+        if self._has_alpha:
+            tile = torch.cat([tile, output[1].mean(0, keepdim=True)])
+        if self._bands is None:
+            self._bands = Bands(self._across, self._down, len(tile), self._facts.scale)
+        finished = self._bands.add(self.num_laid, tile)
+        self._preview(tile)
+        self.num_laid += 1
+        first = self._result_row
+        if finished is None:
+            return first, b""
+        made = self._resampler.add(self._without_border(finished).clamp_(0, 1))
+        self._result_row += made.shape[1]
+        return first, self._bytes(made, first)
+
+    def preview(self) -> Pixels:
+        """What there is so far, over the image itself, at most `PreviewCanvas.MAX_SIDE` a side."""
+        return self._drawn().pixels()
+
+    def _drawn(self) -> PreviewCanvas:
+        if self._canvas is None:
+            size = (self.request.width, self.request.height)
+            thinned = max(1, max(self._given.shape) // (2 * PreviewCanvas.MAX_SIDE))
+            coarse = self._given[::thinned, ::thinned, : 4 if self._has_alpha else 3].copy()
+            self._canvas = PreviewCanvas(_planes(coarse), size)
+        return self._canvas
+
+    def _preview(self, tile: Tensor) -> None:
+        if self.request.num_previews:
+            row, column = divmod(self.num_laid, len(self._across.starts))
+            scale = self._facts.scale
+            top = (self._down.starts[row] - self._border) * scale
+            left = (self._across.starts[column] - self._border) * scale
+            height, width = (side * scale for side in self._given.shape[:2])
+            self._drawn().lay(tile, top / height, left / width, (height, width))
+
+    def _without_border(self, rows: Tensor) -> Tensor:
+        scale = self._facts.scale
+        height, width = (side * scale for side in self._given.shape[:2])
+        first, self._native_row = self._native_row, self._native_row + rows.shape[1]
+        left = self._border * scale
+        above = min(max(0, -first), rows.shape[1])
+        below = max(above, min(rows.shape[1], height - first))
+        return rows[:, above:below, left : left + width]
+
+    def _bytes(self, rows: Tensor, first: int) -> bytes:
+        rows = rows.clamp_(0, 1)
+        if self._has_alpha:
+            rows[:3] = self._straight(rows, first)
+        elif self.request.image.channels == 4:
+            rows = torch.cat([rows, torch.ones_like(rows[:1])])
+        levels = rows.mul_(255).round_().to(torch.uint8)
+        data: bytes = levels.permute(1, 2, 0).contiguous().numpy().tobytes()
+        return data
+
+    def _straight(self, rows: Tensor, first: int) -> Tensor:
+        """Colours that are not multiplied by alpha any more; where nothing shows, the image's."""
+        height, width = self._given.shape[:2]
+        at = ((np.arange(first, first + rows.shape[1]) + 0.5) * height / self.request.height) // 1
+        columns = ((np.arange(rows.shape[2]) + 0.5) * width / self.request.width) // 1
+        nearest = _planes(self._given[at.astype(int)[:, None], columns.astype(int)])[:3]
+        alpha = rows[3:]
+        return torch.where(alpha > _LEAST_ALPHA, (rows[:3] / alpha).clamp_(0, 1), nearest)
+
+
+def rim_of(request: UpscaleRequest, facts: NetworkFacts) -> int:
+    """What a tile is of no use for, at each end that has a neighbour, in pixels of the image."""
+    if request.exact and facts.receptive_radius is not None:
+        return facts.receptive_radius
+    return request.overlap // 4
+
+
+def _planes(pixels: npt.NDArray[np.uint8]) -> Tensor:
+    """`[H, W, C]` in 0 to 255 as `[C, H, W]` in [0, 1]."""
+    return torch.from_numpy(pixels).permute(2, 0, 1).float().div_(255)

@@ -1,0 +1,139 @@
+"""ESRGAN's network of residual-in-residual dense blocks (Wang et al. 2018, arXiv 1809.00219),
+with Real-ESRGAN's pixel-unshuffle in front for scales below 4 (arXiv 2107.10833).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from engine.upscaling.network import NetworkFacts
+
+_RESIDUAL_SCALE = 0.2
+_SLOPE = 0.2
+_CONVS_OF_BLOCK = 15
+"""3 dense blocks of 5 convolutions one after the other."""
+
+
+def _conv(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1)
+
+
+def _leaky(x: Tensor) -> Tensor:
+    return functional.leaky_relu(x, _SLOPE, inplace=True)
+
+
+def _run(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """In the type of its weights."""
+    made: Tensor = conv(x.to(conv.weight.dtype))
+    return made
+
+
+def _twice(x: Tensor) -> Tensor:
+    return functional.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+class DenseBlock(nn.Module):
+    """Five convolutions, each of all that came before it."""
+
+    def __init__(self, features: int, growth: int) -> None:
+        super().__init__()
+        self.conv1 = _conv(features, growth)
+        self.conv2 = _conv(features + growth, growth)
+        self.conv3 = _conv(features + 2 * growth, growth)
+        self.conv4 = _conv(features + 3 * growth, growth)
+        self.conv5 = _conv(features + 4 * growth, features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        known = [x.to(self.conv1.weight.dtype)]
+        for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
+            known.append(_leaky(conv(torch.cat(known, 1))))
+        return torch.add(x, self.conv5(torch.cat(known, 1)), alpha=_RESIDUAL_SCALE)
+
+
+class ResidualBlock(nn.Module):
+    """Three dense blocks around which the input goes once more."""
+
+    def __init__(self, features: int, growth: int) -> None:
+        super().__init__()
+        self.rdb1 = DenseBlock(features, growth)
+        self.rdb2 = DenseBlock(features, growth)
+        self.rdb3 = DenseBlock(features, growth)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.add(x, self.rdb3(self.rdb2(self.rdb1(x))), alpha=_RESIDUAL_SCALE)
+
+
+class RrdbNet(nn.Module):
+    """A `engine.upscaling.network.Network`; parameters are named as in Real-ESRGAN's files.
+
+    Args:
+        num_doublings: of the sides, behind the blocks.
+        shuffle: of so many pixels a side channels are made in front of them, so that it enlarges
+            `2 ** num_doublings / shuffle` times.
+    """
+
+    def __init__(
+        self,
+        *,
+        features: int = 64,
+        growth: int = 32,
+        num_blocks: int = 23,
+        num_doublings: int = 2,
+        shuffle: int = 1,
+    ) -> None:
+        super().__init__()
+        self._shuffle = shuffle
+        self._num_doublings = num_doublings
+        self.conv_first = _conv(3 * shuffle**2, features)
+        self.body = nn.Sequential(*(ResidualBlock(features, growth) for _ in range(num_blocks)))
+        self.conv_body = _conv(features, features)
+        for number in range(1, num_doublings + 1):
+            setattr(self, f"conv_up{number}", _conv(features, features))
+        self.conv_hr = _conv(features, features)
+        self.conv_last = _conv(features, 3)
+        self.facts = NetworkFacts(
+            architecture="ESRGAN",
+            scale=2**num_doublings // shuffle,
+            receptive_radius=shuffle * _radius(num_blocks, num_doublings),
+            size_multiple=shuffle,
+            flops_per_pixel=self._flops_per_pixel(),
+            # Behind the last doubling a convolution's input, output and workspace.
+            bytes_per_pixel=4 * 3 * features * 4**num_doublings // shuffle**2,
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self._shuffle > 1:
+            images = functional.pixel_unshuffle(images, self._shuffle)
+        first = _run(self.conv_first, images).to(images.dtype)
+        x = first + _run(self.conv_body, self.body(first))
+        for conv in self._convs_up:
+            x = _leaky(_run(conv, _twice(x.to(conv.weight.dtype))))
+        return _run(self.conv_last, _leaky(_run(self.conv_hr, x)))
+
+    @property
+    def last_convolution(self) -> nn.Conv2d:
+        return self.conv_last
+
+    @property
+    def _convs_up(self) -> list[nn.Conv2d]:
+        numbers = range(1, self._num_doublings + 1)
+        return [self.get_submodule(f"conv_up{number}") for number in numbers]  # type: ignore[misc]
+
+    def _flops_per_pixel(self) -> float:
+        """Each weight counts once per pixel at the size at which its convolution works."""
+        total = 0.0
+        for name, parameter in self.named_parameters():
+            times = 4**self._num_doublings if name.startswith(("conv_hr", "conv_last")) else 1
+            if name.startswith("conv_up"):
+                times = 4 ** int(name[len("conv_up")])
+            total += 2.0 * times * parameter.numel()
+        return total / self._shuffle**2
+
+
+def _radius(num_blocks: int, num_doublings: int) -> int:
+    """In pixels of what the first convolution sees. Behind the blocks two convolutions work on the
+    largest size, and one on each size that a doubling made."""
+    left, right = -2, 1
+    for _ in range(num_doublings):
+        left, right = (left - 1) // 2, (right + 1) // 2
+    return max(-left, right + 1) + _CONVS_OF_BLOCK * num_blocks + 2

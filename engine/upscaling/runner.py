@@ -1,0 +1,90 @@
+"""Runs a network over tiles, in smaller ones where memory runs out."""
+
+import structlog
+import torch
+from torch import Tensor
+
+from engine.fault import is_out_of_memory
+from engine.upscaling.bands import Bands
+from engine.upscaling.network import Network
+from engine.upscaling.tiling import plan_side
+
+_LEAST_TILE = 32
+"""Pixels a side below which memory is short for other reasons."""
+
+log = structlog.get_logger(__name__)
+
+
+class TileRunner:
+    """All tiles of an engine go through it. Results are on the CPU, in float32.
+
+    Attributes:
+        largest: side of the largest tile that is run whole, once memory has run out.
+    """
+
+    def __init__(self, network: Network, device: torch.device) -> None:
+        self._network = network
+        self._device = device
+        self.largest: int | None = None
+
+    @torch.inference_mode()
+    def run(self, tiles: Tensor, overlap: int, rim: int) -> Tensor:
+        """What the network makes of tiles, `[B, 3, H, W]`.
+
+        Args:
+            overlap, rim: of smaller tiles, should it come to that.
+
+        Raises:
+            RuntimeError, MemoryError: memory runs out even for the smallest tiles that the overlap
+                leaves room for.
+        """
+        if self.largest is None or max(tiles.shape[2:]) <= self.largest or self.largest <= overlap:
+            try:
+                return self._whole(tiles)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(tiles) == 1:
+                    self._halve(max(tiles.shape[2:]), overlap, error)
+        if len(tiles) > 1:
+            return torch.cat([self.run(tile[None], overlap, rim) for tile in tiles])
+        return self._in_parts(tiles, overlap, rim)
+
+    def forget(self) -> None:
+        """Memory may be there again."""
+        self.largest = None
+
+    def _whole(self, tiles: Tensor) -> Tensor:
+        given = tiles.to(self._device, memory_format=torch.channels_last)
+        return self._network(given).float().cpu()
+
+    def _halve(self, side: int, overlap: int, error: Exception) -> None:
+        multiple = self._network.facts.size_multiple
+        smaller = -(-side // 2 // multiple) * multiple
+        if smaller < max(_LEAST_TILE, self._network.facts.min_side) or smaller <= overlap:
+            raise error
+        log.warning("memory ran out for a tile; using smaller ones", side=side, then=smaller)
+        self.largest = smaller
+
+    def _in_parts(self, tile: Tensor, overlap: int, rim: int) -> Tensor:
+        assert self.largest is not None
+        facts = self._network.facts
+        down, across = (
+            plan_side(
+                side,
+                self.largest,
+                overlap,
+                rim=rim,
+                scale=facts.scale,
+                multiple=facts.size_multiple,
+            )
+            for side in tile.shape[2:]
+        )
+        bands = Bands(across, down, tile.shape[1], facts.scale)
+        finished = []
+        for number, (top, left) in enumerate((y, x) for y in down.starts for x in across.starts):
+            part = tile[:, :, top : top + down.tile, left : left + across.tile]
+            rows = bands.add(number, self.run(part, overlap, rim)[0])
+            if rows is not None:
+                finished.append(rows)
+        return torch.cat(finished, 1)[None]

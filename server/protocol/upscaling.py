@@ -1,0 +1,224 @@
+"""Body and answer of `POST /v1/images/upscale`, and the card of a model for it.
+
+An explicit null is the default. What needs the model or the image is checked in
+`server/upscaling/convert.py`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from engine.errors import InvalidParameter
+from server.http.form_values import read_fields
+from server.http.multipart import Form
+from server.protocol.common import ModelRequest, Priority
+from server.protocol.image_answers import OutputFormatName
+from server.protocol.image_inputs import ImageReference, uploaded
+from server.protocol.images import NO_EFFECT_FIELDS, OutputFormat
+
+MAX_SCALE = 16
+MIN_TILE = 16
+MAX_TILE = 2048
+
+
+class UpscaleImageRequest(ModelRequest):
+    """Enlarge an image."""
+
+    image: ImageReference = Field(
+        description="The image: PNG, JPEG or WebP. In a form it is a file."
+    )
+    scale: float | None = Field(
+        None,
+        ge=1,
+        le=MAX_SCALE,
+        description="How many times as large each side becomes. Default, and at most, what the "
+        "model makes; less is scaled down from that.",
+    )
+    tile: int | None = Field(
+        None,
+        ge=MIN_TILE,
+        le=MAX_TILE,
+        description="Side of what the network sees at once, in pixels of the image. Default: the "
+        "model's.",
+    )
+    overlap: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_TILE,
+        description="By how many pixels of the image tiles overlap at least. Default: the model's.",
+    )
+    exact: bool | None = Field(
+        None,
+        description="Tiles overlap by as much as it takes for every pixel to be what it would be "
+        "without tiles. Default: where the model's card says so.",
+    )
+    output_format: OutputFormat | None = Field(None, description="Default png.")
+    output_compression: int | None = Field(
+        None, ge=0, le=100, description="Quality of jpeg and webp, in percent. Default 100."
+    )
+    response_format: Literal["b64_json", "url"] | None = Field(
+        None,
+        description="url keeps the image on this server for a while; previews of a stream are "
+        "b64_json all the same. Default b64_json.",
+    )
+    stream: bool | None = Field(
+        None, description="Answer with server-sent events, one for each tile."
+    )
+    partial_images: int | None = Field(None, ge=0, le=3, description="Previews. Only with stream.")
+    priority: Priority = None
+
+    _no_effect: ClassVar[Mapping[str, str]] = NO_EFFECT_FIELDS
+    _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "n": (1,),
+        "mask": (),
+        "prompt": ("",),
+        "negative_prompt": ("",),
+        "denoise": (0, 0.0),
+        "size": ("auto",),
+    }
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_body(cls, data: Any) -> Any:
+        return _read_form(data) if isinstance(data, Form) else data
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.partial_images and not self.stream:
+            raise InvalidParameter(
+                "partial_images is only allowed with stream: true", param="partial_images"
+            )
+        if self.exact and self.overlap is not None:
+            raise InvalidParameter(
+                "exact says how much tiles overlap; leave overlap out, or exact", param="overlap"
+            )
+        if self.output_compression not in (None, 100) and self.output_format in (None, "png"):
+            raise InvalidParameter(
+                "png is compressed without loss; output_compression below 100 needs output_format "
+                "jpeg or webp",
+                param="output_compression",
+            )
+        return self
+
+
+@dataclass(slots=True, kw_only=True)
+class UpscaledImage:
+    """The result: `b64_json` or `url`."""
+
+    b64_json: str | None = None
+    url: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class UpscaleFacts:
+    """What answers and events say of a request."""
+
+    id: str
+    model: str
+    size: str
+    """Of the result, `WIDTHxHEIGHT`."""
+    scale: float
+    tile: int
+    overlap: int
+    exact: bool
+    """Every pixel is what it would be without tiles."""
+    num_tiles: int
+
+
+@dataclass(slots=True, kw_only=True)
+class UpscaleAnswer(UpscaleFacts):
+    """In the shape of OpenAI's image answers, whose `data` holds one here."""
+
+    created: int
+    data: list[UpscaledImage]
+    output_format: OutputFormatName
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True, kw_only=True)
+class UpscaleProgressEvent:
+    """A tile is done."""
+
+    type: Literal["image_upscale.progress"] = "image_upscale.progress"
+    id: str
+    tile: int
+    """How many are done."""
+    num_tiles: int
+    progress: float
+    """0 to 1."""
+
+
+@dataclass(slots=True, kw_only=True)
+class PartialUpscaleEvent:
+    """A small picture of what there is so far, over the image as it was."""
+
+    type: Literal["image_upscale.partial_image"] = "image_upscale.partial_image"
+    id: str
+    b64_json: str
+    created_at: int
+    output_format: OutputFormatName
+    partial_image_index: int
+    size: str
+    """Of the preview."""
+    tile: int
+    num_tiles: int
+
+
+@dataclass(slots=True, kw_only=True)
+class CompletedUpscaleEvent(UpscaleFacts):
+    """The finished image: `b64_json` or `url`."""
+
+    type: Literal["image_upscale.completed"] = "image_upscale.completed"
+    b64_json: str | None
+    url: str | None
+    created_at: int
+    output_format: OutputFormatName
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True, kw_only=True)
+class UpscaleModelCard:
+    """A served model that enlarges images."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    root: str
+    owned_by: str = "tandem"
+    parent: str | None = None
+    architecture: str
+    scale: int
+    default_tile: int
+    default_overlap: int
+    exact_by_default: bool
+    exact_overlap: int | None
+    """What `exact` takes; null where it cannot be told."""
+    max_tile: int
+
+
+def form_body() -> dict[str, Any]:
+    """OpenAPI's description of the body as a form: the file, and other fields as text."""
+    names = UpscaleImageRequest.model_fields
+    properties: dict[str, Any] = {name: {"type": "string"} for name in names}
+    properties["image"] = {"type": "string", "format": "binary"}
+    schema = {"type": "object", "properties": properties, "required": ["image"]}
+    return {"requestBody": {"content": {"multipart/form-data": {"schema": schema}}}}
+
+
+def _read_form(form: Form) -> dict[str, Any]:
+    """The form as the object that a JSON body would be."""
+    values = read_fields(form, UpscaleImageRequest, skip=["image"])
+    for name, value in values.items():
+        if value == "" and name in UpscaleImageRequest.model_fields:
+            values[name] = None
+    parts = form.get("image", [])
+    if len(parts) > 1:
+        raise InvalidParameter("image is given more than once", param="image")
+    if not parts or not parts[0].data:
+        raise InvalidParameter(
+            "image is required, as a file of the form that is not empty", param="image"
+        )
+    values["image"] = uploaded(parts[0])
+    return values

@@ -1,0 +1,109 @@
+"""`POST /v1/images/upscale`."""
+
+import asyncio
+from dataclasses import replace
+
+from fastapi import APIRouter, Request, Response
+
+from engine.image_types import Pixels
+from engine.kinds import UPSCALE
+from server.catalog import config_of
+from server.http.form_route import FormRoute
+from server.http.log_fields import annotate
+from server.http.priority import acting_priority
+from server.http.sse import until_disconnect
+from server.protocol.answers import ErrorAnswer, error_answers, stream_answer
+from server.protocol.image_inputs import ImageReference
+from server.protocol.upscaling import UpscaleAnswer, UpscaleImageRequest, form_body
+from server.routes.deps import StateDep
+from server.routes.ignored_fields import report_ignored_fields
+from server.state import AppState
+from server.upscaling.convert import (
+    UpscaleLimits,
+    read_image,
+    scale_of,
+    tiling,
+    upscale_request,
+)
+from server.upscaling.kind import SERVED_UPSCALING
+from server.upscaling.reply import Keep, UpscaleReply
+from server.upscaling.run import UpscaleRun
+
+router = APIRouter(route_class=FormRoute, tags=["images"])
+
+_EVENTS = "`image_upscale.progress`, `image_upscale.partial_image` or `image_upscale.completed`"
+_NOTHING = Pixels(width=0, height=0, channels=3, data=b"")
+
+
+@router.post(
+    "/v1/images/upscale",
+    summary="Enlarge an image",
+    responses={
+        200: stream_answer(UpscaleAnswer, _EVENTS),
+        **error_answers(),
+        499: {"model": ErrorAnswer, "description": "Cancelled by its id."},
+    },
+    openapi_extra=form_body(),
+)
+async def upscale_image(body: UpscaleImageRequest, request: Request, state: StateDep) -> Response:
+    """As a form with the file `image`, or as JSON with a data URL. The first request may wait for
+    the model to be fetched."""
+    headers = report_ignored_fields(request, body)
+    info = await until_disconnect(request.receive, state.first_use.find(UPSCALE, body.model))
+    annotate(request, model=info.model, stream=bool(body.stream), num_images=1)
+    priority = acting_priority(body.priority, config_of(state.engine, info.model))
+    settings = state.settings
+    scale, cut = scale_of(body, info), tiling(body, info)
+    lease = state.admission.admit(UPSCALE, info.model)
+    meter = state.metrics.of(SERVED_UPSCALING).meter(info.model)
+    async with UpscaleRun(state.engine, meter, lease) as run:
+        annotate(request, image_id=run.id)
+        limits = UpscaleLimits(
+            max_input_pixels=settings.max_image_input_pixels,
+            max_output_pixels=settings.max_upscaled_pixels,
+        )
+        image = await asyncio.to_thread(read_image, body, info, limits)
+        channels = image.channels
+        order = upscale_request(body, image, info, cut, request_id=run.id, priority=priority)
+        keep = _keeper(body, request, state, order.width * order.height)
+        run.submit(order)
+        # The engine has the image; here it would wait in memory as long as the request does.
+        order = replace(order, image=_NOTHING)
+        body.image = ImageReference(image_url=None, file_id=None)
+        del image
+        state.live_requests.add(run, request, id=run.id, kind=UPSCALE, model=info.model)
+        reply = UpscaleReply(
+            run,
+            order,
+            scale=scale,
+            channels=channels,
+            output_format=body.output_format or "png",
+            compression=100 if body.output_compression is None else body.output_compression,
+            keep=keep,
+        )
+        return await reply.send(
+            request,
+            stream=body.stream,
+            heartbeat_s=settings.heartbeat_interval_s,
+            headers={**headers, "X-Image-Id": run.id},
+        )
+
+
+def _keeper(
+    body: UpscaleImageRequest, request: Request, state: AppState, num_pixels: int
+) -> Keep | None:
+    """What stores the result, where it is asked for by url.
+
+    Raises:
+        InvalidParameter: it might not fit.
+    """
+    if body.response_format != "url":
+        return None
+    state.image_store.check_room(1, num_pixels)
+    output_format = body.output_format or "png"
+
+    def keep(file: bytes) -> str:
+        name = state.image_store.put(file, output_format)
+        return str(request.url_for("get_image_file", name=name))
+
+    return keep

@@ -1,0 +1,1 @@
+"""Enlarging images: bodies to requests, rows to files."""

@@ -1,0 +1,154 @@
+"""From the body of an upscaling request to what the engine takes: sizes, tiles, limits."""
+
+import time
+from dataclasses import dataclass
+
+from engine.errors import InvalidParameter, UnsupportedFeature
+from engine.image_types import Pixels
+from engine.upscale_types import UpscaleModelInfo, UpscaleRequest
+from server.images.files import check_sides, decode_image, image_size
+from server.images.inputs import MAX_INPUT_SIDE, file_of
+from server.protocol.upscaling import UpscaleImageRequest
+
+EXACT_CORE = 64
+"""Pixels a side that a tile with exact overlap is of use for, at least: less would compute each
+pixel of the image some hundred times."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpscaleLimits:
+    """What the operator allows one request."""
+
+    max_input_pixels: int
+    max_output_pixels: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How an image is to be cut, in its pixels."""
+
+    tile: int
+    overlap: int
+    exact: bool
+
+
+def read_image(body: UpscaleImageRequest, info: UpscaleModelInfo, limits: UpscaleLimits) -> Pixels:
+    """Decode the image, if the result may be as large. Blocking: call it in a thread.
+
+    Raises:
+        InvalidParameter: the file cannot be used, or it or the result is too large.
+        UnsupportedFeature: a link or a file id.
+    """
+    data = file_of(body.image, "image")
+    bounds = {"max_pixels": limits.max_input_pixels, "max_side": MAX_INPUT_SIDE}
+    width, height = result_size(*image_size(data, param="image", **bounds), body, info)
+    if width * height > limits.max_output_pixels:
+        raise InvalidParameter(
+            f"scale {scale_of(body, info):g} makes {width}x{height}, {width * height} pixels; this "
+            f"server makes at most {limits.max_output_pixels}; ask for a smaller scale",
+            param="scale",
+        )
+    check_sides(body.output_format or "png", width, height)
+    return decode_image(data, param="image", **bounds)
+
+
+def scale_of(body: UpscaleImageRequest, info: UpscaleModelInfo) -> float:
+    """
+    Raises:
+        InvalidParameter: more than the model makes.
+    """
+    scale = float(info.scale) if body.scale is None else body.scale
+    if scale > info.scale:
+        raise InvalidParameter(
+            f"scale is {scale:g}; {info.model} makes images {info.scale} times as large at most; "
+            f"ask for that, and enlarge the result once more",
+            param="scale",
+        )
+    return scale
+
+
+def result_size(
+    width: int, height: int, body: UpscaleImageRequest, info: UpscaleModelInfo
+) -> tuple[int, int]:
+    """Width and height."""
+    scale = scale_of(body, info)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def tiling(body: UpscaleImageRequest, info: UpscaleModelInfo) -> Tiling:
+    """
+    Raises:
+        InvalidParameter: a tile that is too large for the model, or too small for the overlap.
+        UnsupportedFeature: exact tiles of a network of which it is not known what they take.
+    """
+    tile = info.default_tile if body.tile is None else body.tile
+    if tile > info.max_tile:
+        raise InvalidParameter(
+            f"tile is {tile}; {info.model} sees at most {info.max_tile} pixels a side at once here",
+            param="tile",
+        )
+    if body.exact:
+        return _exact(body, info, tile)
+    if body.overlap is None:
+        overlap = info.default_overlap
+        if info.exact_by_default and body.exact is None and tile > overlap:
+            return Tiling(tile, overlap, exact=True)
+        return Tiling(tile, min(overlap, tile // 4), exact=False)
+    if body.overlap >= tile:
+        raise InvalidParameter(
+            f"overlap is {body.overlap}, which a tile of {tile} pixels has no room for; give less, "
+            f"or a larger tile",
+            param="overlap",
+        )
+    return Tiling(tile, body.overlap, exact=False)
+
+
+def _exact(body: UpscaleImageRequest, info: UpscaleModelInfo, tile: int) -> Tiling:
+    if info.receptive_radius is None:
+        raise UnsupportedFeature(
+            f"exact tiles are not possible with {info.model}: how far its network sees is not "
+            f"known; give overlap in pixels",
+            param="exact",
+        )
+    overlap = 2 * info.receptive_radius
+    needed = overlap + EXACT_CORE
+    if body.tile is None:
+        tile = max(tile, needed)
+    if tile < needed or tile > info.max_tile:
+        raise InvalidParameter(
+            f"exact takes tiles of at least {needed} pixels with {info.model}, whose "
+            f"network sees {info.receptive_radius} pixels far; "
+            + (
+                f"at most {info.max_tile} are possible here; give overlap in pixels"
+                if needed > info.max_tile
+                else "give a larger tile, or none"
+            ),
+            param="exact" if needed > info.max_tile else "tile",
+        )
+    return Tiling(tile, overlap, exact=True)
+
+
+def upscale_request(
+    body: UpscaleImageRequest,
+    image: Pixels,
+    info: UpscaleModelInfo,
+    cut: Tiling,
+    *,
+    request_id: str,
+    priority: int,
+) -> UpscaleRequest:
+    """The engine's request."""
+    width, height = result_size(image.width, image.height, body, info)
+    return UpscaleRequest(
+        request_id=request_id,
+        model=info.model,
+        image=image,
+        width=width,
+        height=height,
+        tile=cut.tile,
+        overlap=cut.overlap,
+        exact=cut.exact,
+        num_previews=body.partial_images or 0,
+        priority=priority,
+        arrival_time_s=time.time(),
+    )

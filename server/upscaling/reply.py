@@ -1,0 +1,147 @@
+"""An enlarged image in OpenAI's shape, whole or as server-sent events."""
+
+import asyncio
+import base64
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import asdict
+
+from engine.image_types import Pixels
+from engine.upscale_types import UpscaleEvent, UpscaleRequest
+from server.http.reply import Reply
+from server.http.shape import encode
+from server.http.sse import named_event
+from server.images.files import encode_image
+from server.protocol.image_answers import OutputFormatName
+from server.protocol.upscaling import (
+    CompletedUpscaleEvent,
+    PartialUpscaleEvent,
+    UpscaleAnswer,
+    UpscaledImage,
+    UpscaleFacts,
+    UpscaleProgressEvent,
+)
+from server.upscaling.result import ResultFile
+from server.upscaling.run import UpscaleRun
+
+Keep = Callable[[bytes], str]
+"""Stores a file and returns its URL."""
+
+
+class UpscaleReply(Reply):
+    """The image of a run.
+
+    Args:
+        request: without its image, which the engine has.
+        scale: as it was asked for.
+        keep: stores the finished image; None answers with the image itself.
+    """
+
+    def __init__(
+        self,
+        run: UpscaleRun,
+        request: UpscaleRequest,
+        *,
+        scale: float,
+        channels: int,
+        output_format: OutputFormatName,
+        compression: int,
+        keep: Keep | None,
+    ) -> None:
+        super().__init__(run)
+        self._upscale_run = run
+        self._request = request
+        self._scale = scale
+        self._format = output_format
+        self._compression = compression
+        self._keep = keep
+        self._created = int(time.time())
+        self._result = ResultFile(
+            request.width, request.height, channels, output_format, compression
+        )
+        self._num_tiles = 0
+
+    async def whole(self) -> bytes:
+        async with aclosing(self._upscale_run.events()) as events:
+            async for event in events:
+                await self._take(event)
+        file = await asyncio.to_thread(self._result.file)
+        url = self._keep(file) if self._keep else None
+        return await asyncio.to_thread(self._written, file, url)
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        async with aclosing(self._upscale_run.events()) as events:
+            async for event in events:
+                await self._take(event)
+                if event.preview is not None:
+                    yield await self._partial(event, event.preview)
+                yield self._progress(event)
+        file = await asyncio.to_thread(self._result.file)
+        url = self._keep(file) if self._keep else None
+        yield await asyncio.to_thread(self._completed, file, url)
+
+    async def _take(self, event: UpscaleEvent) -> None:
+        self._num_tiles = event.num_tiles
+        if event.rows:
+            await asyncio.to_thread(self._result.add, event.rows)
+
+    def _progress(self, event: UpscaleEvent) -> bytes:
+        body = UpscaleProgressEvent(
+            id=self._request.request_id,
+            tile=event.tile,
+            num_tiles=event.num_tiles,
+            progress=round(event.tile / event.num_tiles, 4),
+        )
+        return named_event(body.type, encode(body))
+
+    async def _partial(self, event: UpscaleEvent, pixels: Pixels) -> bytes:
+        file = await asyncio.to_thread(encode_image, pixels, self._format, self._compression)
+        body = PartialUpscaleEvent(
+            id=self._request.request_id,
+            b64_json=_base64(file),
+            created_at=int(time.time()),
+            output_format=self._format,
+            partial_image_index=event.preview_index,
+            size=f"{pixels.width}x{pixels.height}",
+            tile=event.tile,
+            num_tiles=event.num_tiles,
+        )
+        return named_event(body.type, encode(body))
+
+    def _written(self, file: bytes, url: str | None) -> bytes:
+        image = UpscaledImage(b64_json=None if url else _base64(file), url=url)
+        answer = UpscaleAnswer(
+            created=self._created,
+            data=[image],
+            output_format=self._format,
+            **asdict(self._facts()),
+        )
+        return self._shape.whole(answer)
+
+    def _completed(self, file: bytes, url: str | None) -> bytes:
+        body = CompletedUpscaleEvent(
+            b64_json=None if url else _base64(file),
+            url=url,
+            created_at=int(time.time()),
+            output_format=self._format,
+            **asdict(self._facts()),
+        )
+        return named_event(body.type, encode(body))
+
+    def _facts(self) -> UpscaleFacts:
+        request = self._request
+        return UpscaleFacts(
+            id=request.request_id,
+            model=request.model,
+            size=f"{request.width}x{request.height}",
+            scale=self._scale,
+            tile=request.tile,
+            overlap=request.overlap,
+            exact=request.exact,
+            num_tiles=self._num_tiles,
+        )
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
