@@ -19,6 +19,7 @@ Device = str
 """`auto`, `cpu`, `cuda` or `cuda:N` (`engine.gpus`)."""
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 WantedKind = Literal["auto", "embedding", "upscaler"]
+KvCacheDType = Literal["auto", "int8", "fp8"]
 Policy = Literal["fcfs", "priority"]
 AsyncScheduling = Literal["auto", "on", "off"]
 CpuIsa = Literal[
@@ -105,6 +106,13 @@ class EngineConfig:
         "Faster and less precise, on CPUs: int8 rounds any weights to 8 bits at load, "
         "and activations as they come; gguf-int8 rounds a GGUF file's activations only.",
     )
+    max_kl: float | None = knob(
+        None,
+        "Refuse a text model whose measured KL divergence from its original is larger, in nats. "
+        "Known is that of models, kept as they are served, for which tandem perplexity --save "
+        "wrote it down; others are served with a warning.",
+        ge=0.0,
+    )
     tool_call_parser: ToolCallParserSetting = knob(
         "auto",
         "How a text model's calls of functions are read: auto goes by its chat template; json "
@@ -143,6 +151,12 @@ class EngineConfig:
     )
     gpu_memory_utilization: float = knob(
         0.9, "Share of the GPU's memory for weights, activations and KV together.", ge=0.05, le=1.0
+    )
+    kv_cache_dtype: KvCacheDType = knob(
+        "auto",
+        "How the KV cache keeps keys and values: auto as dtype says; int8 and fp8 in a byte each, "
+        "with a scale for each token and head, so that about twice the tokens have room. "
+        "docs/quantization.md says what that costs.",
     )
     enable_prefix_caching: bool = knob(True, "Reuse the KV blocks of equal prompt prefixes.")
     prefix_cache_memory_gib: float | None = knob(
@@ -297,6 +311,11 @@ class EngineConfig:
         return replace(self, lora=lora, max_loras=self.max_adapters)
 
     @property
+    def resolved_kv_cache_dtype(self) -> Literal["bfloat16", "float16", "float32", "int8", "fp8"]:
+        """How keys and values are kept; `auto` is as weights and activations are."""
+        return self.model_dtype if self.kv_cache_dtype == "auto" else self.kv_cache_dtype
+
+    @property
     def model_dtype(self) -> Literal["bfloat16", "float16", "float32"]:
         """The type that weights are kept in and computed with; `auto` is bfloat16."""
         return "bfloat16" if self.dtype == "auto" else self.dtype
@@ -308,7 +327,7 @@ class ModelFacts:
 
     max_position_embeddings: int
     kv_bytes_per_token: int
-    """Keys and values of a group of layers that share blocks, in the cache's dtype."""
+    """Keys and values of a group of layers that share blocks, as the cache keeps them."""
     weight_bytes: int
     step_bytes: int = 0
     """Activations and graphs of the largest step; 0 until they are measured, and on a CPU."""
@@ -343,6 +362,7 @@ class ResolvedConfig:
     """Another one: how much longer it may take than one of decodes alone; 0 is none."""
     block_size: int
     num_kv_blocks: int
+    kv_cache_dtype: Literal["bfloat16", "float16", "float32", "int8", "fp8"]
     enable_prefix_caching: bool
     max_idle_cached_blocks: int
     """Cached blocks without an owner beyond this number are dropped, oldest first."""
@@ -406,13 +426,8 @@ def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> R
         )
     block_bytes = model.kv_bytes_per_token * intent.block_size
     overlaps = _wants_async_scheduling(intent, machine)
-    layout = _kv_layout(
-        model.kv_windows,
-        block_size=intent.block_size,
-        step_tokens=intent.max_num_batched_tokens,
-        overlaps=overlaps,
-    )
-    num_kv_blocks = intent.num_kv_blocks or _pool_bytes(intent, model, machine) // block_bytes
+    layout = kv_layout_of(intent, model, machine)
+    num_kv_blocks = intent.num_kv_blocks or pool_bytes(intent, model, machine) // block_bytes
     blocks_per_request = layout.most_blocks(max_model_len)
     if num_kv_blocks < blocks_per_request:
         if intent.max_model_len is not None:
@@ -441,6 +456,7 @@ def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> R
         max_step_ratio=_max_step_ratio(intent, machine),
         block_size=intent.block_size,
         num_kv_blocks=num_kv_blocks,
+        kv_cache_dtype=intent.resolved_kv_cache_dtype,
         enable_prefix_caching=intent.enable_prefix_caching,
         max_idle_cached_blocks=_max_idle_cached_blocks(intent, machine, num_kv_blocks, block_bytes),
         scheduling_policy=intent.scheduling_policy,
@@ -454,6 +470,16 @@ def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> R
         prompt_lookup_max=intent.prompt_lookup_max,
         deterministic=intent.deterministic,
         debug_invariants=intent.debug_invariants,
+    )
+
+
+def kv_layout_of(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> KvLayout:
+    """How texts will take blocks."""
+    return _kv_layout(
+        model.kv_windows,
+        block_size=intent.block_size,
+        step_tokens=intent.max_num_batched_tokens,
+        overlaps=_wants_async_scheduling(intent, machine),
     )
 
 
@@ -529,7 +555,7 @@ def _max_step_ratio(intent: EngineConfig, machine: MachineFacts) -> float:
     return AUTO_STEP_RATIO if is_auto and machine.device == "cpu" else 0.0
 
 
-def _pool_bytes(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> int:
+def pool_bytes(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> int:
     """The pool's limit. On a CPU at most 4 GiB unless asked for: memory is shared with others."""
     if intent.kv_cache_memory_gib is not None:
         return int(intent.kv_cache_memory_gib * GIB)

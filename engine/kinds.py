@@ -55,6 +55,9 @@ class Kind(Generic[EventT, StatsT, InfoT]):
     loader: str
     """`module:function` that makes an engine and its info of a checkpoint, a model id, an
     `EngineConfig` and a host, which it reports to and asks for memory."""
+    planner: str | None = None
+    """`module:function` that makes an `engine.planning.report.PlanReport` of a checkpoint, an
+    `EngineConfig` and a `Target`, for `tandem plan`. None: such models are not planned."""
     has_text_side: bool
     """Its tokenizer is the server's to use, and is tried before the model is ready."""
     yields: bool
@@ -76,6 +79,7 @@ TEXT = Kind(
     info=ModelInfo,
     layouts=("folder", "gguf"),
     loader="engine.llm.loading:load_engine",
+    planner="engine.planning.text:plan",
     has_text_side=True,
     yields=False,
     threads_change_bits=False,
@@ -89,6 +93,7 @@ IMAGE = Kind(
     info=ImageModelInfo,
     layouts=("diffusers", "single_file"),
     loader="engine.diffusion.loading:load_engine",
+    planner="engine.diffusion.planning:plan",
     has_text_side=False,
     yields=True,
     threads_change_bits=True,

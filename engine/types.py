@@ -240,6 +240,8 @@ class ModelInfo(Info):
     default_sampling: dict[str, float] = field(default_factory=dict)
     """From the checkpoint's generation_config.json: temperature, top_p, top_k, min_p,
     repetition_penalty, where it gives them."""
+    quality_kl: float | None = None
+    """Measured KL divergence of its distributions from its original's, in nats, if it is known."""
     adapters: tuple[str, ...] = ()
     """LoRA adapters that it has, each asked for as a model of that name."""
     failed_adapters: dict[str, str] = field(default_factory=dict)

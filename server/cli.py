@@ -1,4 +1,4 @@
-"""The installed command: `tandem serve | chat | models | perplexity | kernels | version`.
+"""The installed command: `tandem serve | chat | models | plan | perplexity | kernels | …`.
 
 Imports at the top are the quick ones; each command brings its own. A bad setting ends in one line
 on standard error and exit code 2.
@@ -115,10 +115,17 @@ def perplexity(
     quantization: Annotated[
         str | None, typer.Option(help="As of serve; the original's is none.")
     ] = None,
+    kv_cache_dtype: Annotated[
+        str | None, typer.Option(help="As of serve; the original's is auto.")
+    ] = None,
     num_threads: Annotated[str | None, typer.Option(help="As of serve.")] = None,
     max_kl: Annotated[
         float | None, typer.Option(min=0.0, help="Exit with code 1 if the divergence is larger.")
     ] = None,
+    save: Annotated[
+        bool,
+        typer.Option("--save", help="Write the result down beside the model, for serve --max-kl."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure how well a model expects a text, as llama-perplexity does; with --against also how
@@ -130,12 +137,15 @@ def perplexity(
         "device": device,
         "dtype": dtype,
         "quantization": quantization,
+        "kv_cache_dtype": kv_cache_dtype,
         "num_threads": num_threads,
     }
     engine = {name: value for name, value in knobs.items() if value is not None}
     file = ScoredFile(path=text, context=context, passages=passages)
     if max_kl is not None and against is None:
         raise _fail("--max-kl needs --against")
+    if save and against is None:
+        raise _fail("--save needs --against")
     if url is not None and (against is not None or engine):
         raise _fail(
             "--url measures a model as the server has it; --against and the engine's options are "
@@ -149,10 +159,50 @@ def perplexity(
         else:
             settings = load_settings({"engine": engine} if engine else {})
             original = None if against is None else ModelSpec.parse(against)
-            measure = measuring.local(settings, ModelSpec.parse(model or ""), original, file)
+            spec = ModelSpec.parse(model or "")
+            measure = measuring.local(settings, spec, original, file, save=save)
     except (SettingsProblem, EngineError) as problem:
         raise _fail(str(problem)) from None
     raise typer.Exit(measuring.perplexity_command(measure, as_json=as_json, max_kl=max_kl))
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Option(help="Model to plan, as of serve.")],
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="h100, a100, l4, 4090, …; by default this machine's device."),
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Texts, or pictures, at a time.")] = 1,
+    context: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of each text; by default the most.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="As of serve.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="As of serve.")] = None,
+    kv_cache_dtype: Annotated[str | None, typer.Option(help="As of serve.")] = None,
+    max_num_batched_tokens: Annotated[str | None, typer.Option(help="As of serve.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a model takes of a device, in each format, and how fast it can be at most. Reads the
+    headers of its files only."""
+    from server.terminal.plan import plan_command
+
+    knobs = {
+        "device": device,
+        "dtype": dtype,
+        "kv_cache_dtype": kv_cache_dtype,
+        "max_num_batched_tokens": max_num_batched_tokens,
+    }
+    engine = {name: value for name, value in knobs.items() if value is not None}
+    try:
+        settings = load_settings({"engine": engine} if engine else {})
+        spec = ModelSpec.parse(model)
+    except (SettingsProblem, EngineError) as problem:
+        raise _fail(str(problem)) from None
+    code = plan_command(
+        settings, spec, gpu=gpu, concurrency=concurrency, context=context, as_json=as_json
+    )
+    raise typer.Exit(code)
 
 
 @app.command()

@@ -28,6 +28,9 @@ class EngineCollector(Collector):
         for status in self._engine.statuses():
             is_live = status.phase in _LIVE_PHASES
             gauges.add(status, self._engine.stats(status.model) if is_live else None)
+        for info in self._engine.infos(TEXT):
+            if info.quality_kl is not None:
+                gauges.quality_kl.add_metric([info.model], info.quality_kl)
         return iter(gauges.all())
 
 
@@ -44,6 +47,10 @@ class _Gauges:
         self.budget = _gauge("step_token_budget", "Tokens that the last step could have had.")
         self.predicted = _gauge("step_predicted_seconds", "Expected time of the last step.")
         self.measured = _gauge("step_measured_seconds", "Time that it took.")
+        self.quality_kl = _gauge(
+            "model_quality_kl",
+            "Measured KL divergence from the model's original, in nats, if it is known.",
+        )
         self.ready = _gauge("model_ready", "1 while the model takes requests.")
         self.restarts = CounterMetricFamily(
             "tandem_engine_restarts", "Worker processes started anew.", labels=["model_name"]

@@ -21,7 +21,7 @@ from engine.runtime.threads import limit_threads
 from engine.types import Phase
 from engine.weights.source import Checkpoint
 
-_ACTIVATION_BYTES_PER_PIXEL = 1024
+ACTIVATION_BYTES_PER_PIXEL = 1024
 """Rough bound of one row's activations, the VAE's largest layer included; for the arbiter."""
 
 _WARM_UP_SIDE = 256
@@ -41,9 +41,7 @@ def load_engine(
     started_s = time.monotonic()
     machine = machine_facts(intent.device)
     limit_threads(intent.num_threads or machine.num_cores)
-    dtype_name = intent.image_dtype
-    if dtype_name == "auto":
-        dtype_name = "float32" if machine.device == "cpu" else "bfloat16"
+    dtype_name = image_dtype(intent, machine.device)
     dtype = torch_dtype(dtype_name)
     weights = weight_bytes(checkpoint, dtype=dtype, quantization=intent.image_quantization)
     host.reserve(machine.device, "weights", weights, machine.free_memory_bytes)
@@ -54,7 +52,7 @@ def load_engine(
         quantization=intent.image_quantization,
     )
     facts = family.facts
-    activations = _ACTIVATION_BYTES_PER_PIXEL * facts.default_width * facts.default_height
+    activations = ACTIVATION_BYTES_PER_PIXEL * facts.default_width * facts.default_height
     host.reserve(machine.device, "activations", activations, machine.free_memory_bytes)
     limits = DiffusionLimits(
         max_num_rows=intent.max_num_rows,
@@ -75,6 +73,13 @@ def load_engine(
         **asdict(limits),
     )
     return engine, model_info(model_id, checkpoint, facts, dtype_name, limits)
+
+
+def image_dtype(intent: EngineConfig, device: str) -> str:
+    """What `auto` stands for, and anything else as it is."""
+    if intent.image_dtype != "auto":
+        return intent.image_dtype
+    return "float32" if device == "cpu" else "bfloat16"
 
 
 def warm_up(engine: DiffusionEngine, trial: ImageRequest) -> None:

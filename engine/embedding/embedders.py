@@ -117,7 +117,7 @@ def _load_decoder(
     step_tokens = _step_tokens(intent, max_model_len)
 
     def reserve(plan: WeightPlan) -> None:
-        weights = plan.num_bytes(dtype.itemsize)
+        weights = plan.num_bytes(dtype.itemsize, with_head=False)
         host.reserve(machine.device, "weights", weights, machine.free_memory_bytes)
 
     plan, _ = plan_within_memory(checkpoint, config, intent, machine, reserve)

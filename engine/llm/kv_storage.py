@@ -12,13 +12,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.kv_numbers import SCALE_BYTES
+
 COMMITTED_AHEAD_BYTES = 256 << 20
 """Memory of the lowest blocks that is committed before it is written, on a CPU."""
 _MADV_POPULATE_WRITE = 23
 
 
 class KvStorage:
-    """All layers' keys and values: one tensor [N, L, 2, K, S, D], a block's bytes side by side.
+    """All layers' keys and values: one tensor [N, L, 2, K, S, D], a block's bytes side by side,
+    behind them in a packed cache its scales [L, 2, K, S].
 
     L are the layers of a group (`engine.kv_layout`), or of the largest one. A block is thus one run
     of memory: copying it (or moving it elsewhere) is one copy, and on a CPU memory is committed
@@ -43,14 +46,25 @@ class KvStorage:
         """
         Args:
             layer_groups: the layers of each group; every layer is in one.
+            dtype: of the numbers; int8 and float8_e4m3fn have a scale for each slot and head.
         """
         layers_per_block = max(map(len, layer_groups))
-        shape = (num_blocks, layers_per_block, 2, num_kv_heads, block_size, head_dim)
-        self._pool = _allocate(shape, dtype, device)
-        self._block_bytes = math.prod(shape[1:]) * dtype.itemsize
+        shape = (layers_per_block, 2, num_kv_heads, block_size, head_dim)
+        num_numbers, num_scales = math.prod(shape), math.prod(shape[:-1])
+        scales: Sequence[Tensor | None]
+        if dtype.itemsize == 1:
+            block = num_numbers + num_scales * SCALE_BYTES
+            self._pool = _allocate((num_blocks, block), torch.uint8, device)
+            numbers = self._pool[:, :num_numbers].view(dtype).view(num_blocks, *shape)
+            behind = self._pool[:, num_numbers:].view(torch.float32)
+            scales = behind.view(num_blocks, *shape[:-1]).unbind(1)
+        else:
+            self._pool = numbers = _allocate((num_blocks, *shape), dtype, device)
+            scales = [None] * layers_per_block
+        self._block_bytes = self._pool[:1].nbytes
         self._written = np.zeros(num_blocks, dtype=np.bool_)
         self._always_committed = device.type != "cpu"
-        shares = self._pool.unbind(1)
+        shares = numbers.unbind(1)
         places = {
             layer: (group, at)
             for group, layers in enumerate(layer_groups)
@@ -60,6 +74,9 @@ class KvStorage:
         self.layers: list[Tensor] = [shares[places[layer][1]] for layer in range(len(places))]
         """Per layer [N, 2, K, S, D]: what the kernels take as `kv_cache`. Layers of different
         groups may share it: their blocks are different ones."""
+        self.scales = [scales[places[layer][1]] for layer in range(len(places))]
+        """Per layer [N, 2, K, S] fp32: what the kernels take as `kv_scales`; None of a cache that
+        is not packed."""
 
     @property
     def bytes_committed(self) -> int:

@@ -1,6 +1,8 @@
 """From a model reference to an engine that can step: fetch, size, load, warm up."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
@@ -14,13 +16,16 @@ from engine.config import (
     ResolvedConfig,
     resolve,
 )
+from engine.errors import InsufficientMemory, ModelLoadError
 from engine.fault import sizes_within_memory
 from engine.host import Host
+from engine.kv_numbers import KvNumbers
 from engine.llm.cuda_recorder import CudaRecorder
 from engine.llm.decode_graph import AtOnce, Recorder
 from engine.llm.engine import LLMEngine
 from engine.llm.executor import LocalExecutor
 from engine.llm.forced_drafts import ForcedDrafts
+from engine.llm.known_quality import checked_quality
 from engine.llm.model_runner import ModelRunner
 from engine.llm.scheduler import Scheduler
 from engine.llm.speculation import Speculation
@@ -32,6 +37,8 @@ from engine.lora.table import load_adapters
 from engine.models.adapters import Adapters
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
+from engine.planning.shortage import shortage_hint
+from engine.planning.text import text_facts
 from engine.runtime.device import machine_facts, torch_dtype
 from engine.runtime.device_memory import CudaMemory
 from engine.runtime.operations import build_operations
@@ -42,7 +49,7 @@ from engine.weights.loader import load_model_config
 from engine.weights.source import Checkpoint
 from engine.weights.stored_bits import FEW_BITS
 from engine.weights.weight_plan import WeightPlan, plan_within_memory
-from kernels import native
+from kernels import native, paged_attention
 from kernels.native_recording import NativeRecorder
 
 log = structlog.get_logger(__name__)
@@ -61,11 +68,14 @@ def load_engine(
     machine = machine_facts(intent.device)
     if machine.device == "cpu":
         build_operations(host)
-    plan, memory = planned(checkpoint, model_config, intent, machine, host)
-    config = memory.resolved()
+    with explained_shortage(checkpoint, model_config, intent, machine):
+        plan, memory = planned(checkpoint, model_config, intent, machine, host)
+        config = memory.resolved()
+        check_kv_cache_dtype(config)
+        if config.device == "cpu":
+            memory.reserve_pool(config, host)
+    quality = checked_quality(checkpoint, config, intent.max_kl)
     limit_threads(config.num_threads)
-    if config.device == "cpu":
-        memory.reserve_pool(config, host)
     tokens = (checkpoint.path, model_config.vocab_size, model_config.eos_token_ids)
     reader = ReaderProcess(*tokens)
     grammars = Grammars(partial(load_token_table, *tokens), reader.read)
@@ -92,8 +102,9 @@ def load_engine(
     host.report(Phase.WARMING_UP)
     if config.device == "cuda":
         memory = memory.beside(0 if adapters is None else adapters.num_bytes)
-        config = measured(model, model_config, memory, host, adapters)
-        memory.reserve_pool(config, host)
+        with explained_shortage(checkpoint, model_config, intent, machine):
+            config = measured(model, model_config, memory, host, adapters)
+            memory.reserve_pool(config, host)
     runner = create_runner(model, model_config, config, adapters, grammars)
     runner.warm_up()
     scheduler = Scheduler(
@@ -119,9 +130,46 @@ def load_engine(
             bits=round(plan.stored_bits, 2),
         )
     info = model_info(model_id, checkpoint, model_config, config)
+    if quality is not None:
+        info = replace(info, quality_kl=quality.kl_divergence)
     if adapters is not None:
         info = replace(info, adapters=adapters.names, failed_adapters=adapters.failed)
     return engine, info
+
+
+@contextmanager
+def explained_shortage(
+    checkpoint: Checkpoint, model_config: ModelConfig, intent: EngineConfig, machine: MachineFacts
+) -> Iterator[None]:
+    """Tell the operator of a model that does not fit which ways to keep it would.
+
+    What other models hold is not free, but it is not known here: the message says who they are.
+    """
+    try:
+        yield
+    except InsufficientMemory as error:
+        longest = model_config.max_position_embeddings
+        error.hint = shortage_hint(checkpoint, intent, machine, longest)
+        raise
+
+
+def check_kv_cache_dtype(config: ResolvedConfig) -> None:
+    """
+    Raises:
+        ModelLoadError: nothing here reads a packed cache, but what is written for reading.
+    """
+    if not KvNumbers(config.kv_cache_dtype).is_packed:
+        return
+    if config.device == "cuda":
+        is_possible, missing = "triton" in paged_attention.implementations(), "Triton"
+    else:
+        is_possible, missing = native.library() is not None, "the C++ operations"
+    if not is_possible:
+        raise ModelLoadError(
+            f"kv_cache_dtype {config.kv_cache_dtype} was asked for: it needs {missing}, which this "
+            f"machine does not have; use auto",
+            param="kv_cache_dtype",
+        )
 
 
 def planned(
@@ -176,15 +224,9 @@ def reserve_weights(
     host: Host,
 ) -> MemoryPlan:
     """Ask for the weights' memory; the rest is planned by what is left."""
-    dtype_bytes = torch_dtype(intent.model_dtype).itemsize
-    weights = plan.num_bytes(dtype_bytes)
+    model = text_facts(plan, model_config, intent)
+    weights = model.weight_bytes
     free = host.reserve(machine.device, "weights", weights, machine.free_memory_bytes)
-    model = ModelFacts(
-        max_position_embeddings=model_config.max_position_embeddings,
-        kv_bytes_per_token=model_config.kv_bytes_per_token(dtype_bytes),
-        kv_windows=model_config.group_windows,
-        weight_bytes=weights,
-    )
     return MemoryPlan(
         replace(intent, quantization=plan.quantization),
         model,

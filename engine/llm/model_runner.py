@@ -33,6 +33,7 @@ from engine.models.adapters import NO_ADAPTER, Adapters
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.forward_context import ForwardContext
+from engine.runtime.device import PACKED_KV_DTYPES
 from engine.structure import Structure
 from engine.types import TokenLogprob
 from kernels.shared.transfer import Milestone, to_device
@@ -135,7 +136,7 @@ class ModelRunner:
             num_kv_heads=parallel.share(model_config.num_key_value_heads, "key/value heads"),
             block_size=config.block_size,
             head_dim=model_config.head_dim,
-            dtype=model.options.dtype,
+            dtype=PACKED_KV_DTYPES.get(config.kv_cache_dtype, model.options.dtype),
             device=device,
         )
         self._graphs: DecodeGraphs | None = None
@@ -314,6 +315,7 @@ class ModelRunner:
             groups=batch.groups,
             group_of_layer=self._kv.group_of_layer,
             kv_caches=self._kv.layers,
+            kv_scales=self._kv.scales,
             adapters=None if adapters is None or slots is None else adapters.of_rows(slots),
         )
         return self._model.forward(batch.token_ids, batch.positions, ctx)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from engine.kv_layout import LayerGroup, group_layers
+from engine.kv_numbers import KvNumbers
 
 MAX_LAYERS = 1024
 """Of a model that is built. Published ones have up to 130; each takes milliseconds to build."""
@@ -71,7 +72,7 @@ class ModelConfig:
         """How far each group looks back."""
         return tuple(group.window for group in self.layer_groups)
 
-    def kv_bytes_per_token(self, dtype_bytes: int) -> int:
+    def kv_bytes_per_token(self, kept: KvNumbers) -> int:
         """Keys and values of one token in one of the `layer_groups`, as blocks have room for."""
         num_layers = max(len(group.layers) for group in self.layer_groups)
-        return 2 * num_layers * self.num_key_value_heads * self.head_dim * dtype_bytes
+        return 2 * num_layers * self.num_key_value_heads * kept.head_bytes(self.head_dim)

@@ -41,6 +41,8 @@ class ForwardContext:
     group_of_layer: Sequence[int]
     kv_caches: Sequence[Tensor]
     """Per layer [N, 2, K, S, D]."""
+    kv_scales: Sequence[Tensor | None] = ()
+    """Per layer [N, 2, K, S] of packed caches, None of others; empty: none is packed."""
     adapters: RowAdapters | None = None
     """None when no row has one."""
 

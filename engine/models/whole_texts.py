@@ -22,24 +22,28 @@ class WholeTexts:
     Args:
         max_tokens: of all texts of a call together.
         max_texts: of a call.
+        kv_dtype: that keys and values are kept in until they are read; None: the model's. int8 and
+            float8_e4m3fn as in a packed cache.
     """
 
-    def __init__(self, model: CausalLM, *, max_tokens: int, max_texts: int) -> None:
+    def __init__(
+        self,
+        model: CausalLM,
+        *,
+        max_tokens: int,
+        max_texts: int,
+        kv_dtype: torch.dtype | None = None,
+    ) -> None:
         config, options = model.config, model.options
         self.model = model
         self._num_layers = config.num_hidden_layers
         # Slots that no text has written hold finite numbers: attention multiplies them by zero.
+        shape = (max_tokens // _BLOCK + max_texts, 2, config.num_key_value_heads, _BLOCK)
         self._scratch = torch.zeros(
-            (
-                max_tokens // _BLOCK + max_texts,
-                2,
-                config.num_key_value_heads,
-                _BLOCK,
-                config.head_dim,
-            ),
-            dtype=options.dtype,
-            device=options.device,
+            (*shape, config.head_dim), dtype=kv_dtype or options.dtype, device=options.device
         )
+        is_packed = self._scratch.dtype.itemsize == 1
+        self._scales = torch.zeros(shape, device=options.device) if is_packed else None
 
     def states(self, texts: Sequence[Sequence[int]]) -> Tensor:
         """
@@ -88,5 +92,6 @@ class WholeTexts:
             groups=(GroupContext(batch, (inputs[2], inputs[3])),),
             group_of_layer=(0,) * self._num_layers,
             kv_caches=(self._scratch,) * self._num_layers,
+            kv_scales=(self._scales,) * self._num_layers,
         )
         return inputs[0], inputs[1], ctx

@@ -4,14 +4,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engine.config import GIB, EngineConfig
-from engine.errors import InsufficientMemory, InvalidParameter
-from engine.host import Grant
+from engine.config import EngineConfig
+from engine.errors import InvalidParameter
 from engine.quality.scored_model import FoundModel, ScoredModel, find_model, load_model
 from engine.quality.scoring import passage_scores
+from engine.telling_host import TellingHost
 from engine.text.scores.passages import Passage, ScoredFile
 from engine.text.scores.sums import Tell, text_report
-from engine.types import Phase
+from engine.weights.quality_record import MeasuredQuality, save_quality
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +22,7 @@ class Order:
         model, against: references (`engine.weights.source`); `against` is the original that the
             model is compared with, if any.
         cache_dir: where fetched models are.
+        save: write the result down beside the model's weights; there is an original.
     """
 
     model: str
@@ -30,32 +31,7 @@ class Order:
     file: ScoredFile
     cache_dir: Path
     offline: bool = False
-
-
-class Host:
-    """Tells how loading goes, and grants what memory there is."""
-
-    def __init__(self, tell: Tell) -> None:
-        self._tell = tell
-
-    def report(
-        self, phase: Phase, progress: float | None = None, detail: str | None = None
-    ) -> None:
-        self._tell({"phase": phase.value, "progress": progress, "detail": detail})
-
-    def reserve(self, device: str, purpose: str, num_bytes: int, capacity_bytes: int) -> int:
-        if num_bytes > capacity_bytes:
-            raise InsufficientMemory(
-                f"{purpose} take {num_bytes / GIB:.2f} GiB; {capacity_bytes / GIB:.2f} GiB are "
-                f"free; use a smaller model or free memory"
-            )
-        return capacity_bytes - num_bytes
-
-    def borrow(self, device: str, purpose: str, num_bytes: int, capacity_bytes: int) -> Grant:
-        return Grant(0, self.reserve(device, purpose, num_bytes, capacity_bytes))
-
-    def give_back(self, grant: Grant) -> None:
-        """Nobody keeps an account."""
+    save: bool = False
 
 
 def measure(order: Order, tell: Tell) -> dict[str, Any]:
@@ -65,20 +41,27 @@ def measure(order: Order, tell: Tell) -> dict[str, Any]:
         EngineError: what was ordered is not possible; the message says why.
     """
     text = order.file.read()
-    host = Host(tell)
+    host = TellingHost(tell)
     found = find_model(order.model, order.config, host, order.cache_dir, order.offline)
     passages = found.passages(text, order.file)
     original: ScoredModel | None = None
+    original_name = ""
     if order.against is not None:
         # Plain, as nothing comes closer to what it was trained to be.
-        config = replace(order.config, quantization="none")
+        config = replace(order.config, quantization="none", kv_cache_dtype="auto")
         other = find_model(order.against, config, host, order.cache_dir, order.offline)
+        original_name = other.checkpoint.name
         _check_alike(found, other, passages, other.passages(text, order.file))
         original = load_model(other, config, host, order.file.context)
     model = load_model(found, order.config, host, order.file.context)
     report = text_report(
         passages, lambda passage: passage_scores(model, passage.token_ids, original), tell
     )
+    if order.save and original is not None:
+        measured = MeasuredQuality.of_report(
+            report, kept=model.kept, against=original_name, text=order.file.path.name
+        )
+        report["saved_to"] = save_quality(found.checkpoint, measured).name
     return {
         **report,
         "weight_bytes": model.weight_bytes,

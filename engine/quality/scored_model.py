@@ -16,7 +16,7 @@ from engine.kinds import TEXT, kind_of_checkpoint
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.whole_texts import WholeTexts
-from engine.runtime.device import machine_facts, torch_dtype
+from engine.runtime.device import PACKED_KV_DTYPES, machine_facts, torch_dtype
 from engine.runtime.operations import build_operations
 from engine.runtime.threads import limit_threads
 from engine.text.scores.passages import Passage, ScoredFile, cut_passages, start_token
@@ -24,6 +24,7 @@ from engine.text.tokenizer import Tokenizer, load_tokenizer
 from engine.types import Phase
 from engine.weights.decoder import load_decoder
 from engine.weights.loader import load_model_config
+from engine.weights.quality_record import Kept
 from engine.weights.source import Checkpoint, resolve_source
 from engine.weights.weight_plan import WeightPlan, plan_within_memory
 from kernels.shared.transfer import Milestone
@@ -83,12 +84,18 @@ def find_model(
 class ScoredModel:
     """One that is loaded. Its time counts, that of whoever looks at the result does not."""
 
-    def __init__(self, model: CausalLM, weight_bytes: int, max_tokens: int) -> None:
+    def __init__(self, model: CausalLM, kept: Kept, weight_bytes: int, max_tokens: int) -> None:
+        self.kept = kept
         self.weight_bytes = weight_bytes
         self.device = model.options.device
         self.seconds = 0.0
         self._model = model
-        self._texts = WholeTexts(model, max_tokens=max_tokens, max_texts=1)
+        self._texts = WholeTexts(
+            model,
+            max_tokens=max_tokens,
+            max_texts=1,
+            kv_dtype=PACKED_KV_DTYPES.get(kept.kv_cache_dtype),
+        )
 
     def states(self, token_ids: Sequence[int]) -> Tensor:
         """[T, C]: row i is what the model knows after token i."""
@@ -138,4 +145,9 @@ def load_model(found: FoundModel, intent: EngineConfig, host: Host, max_tokens: 
             device=torch.device(machine.device),
             deterministic=intent.deterministic,
         )
-    return ScoredModel(model, plan.num_bytes(dtype.itemsize), max_tokens)
+    kept = Kept(
+        quantization=plan.quantization,
+        dtype=intent.model_dtype,
+        kv_cache_dtype=intent.resolved_kv_cache_dtype,
+    )
+    return ScoredModel(model, kept, plan.num_bytes(dtype.itemsize), max_tokens)

@@ -18,6 +18,9 @@ DTYPES = {
     "float32": torch.float32,
 }
 
+PACKED_KV_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+"""By `kv_cache_dtype`; under its other names the cache is in the model's dtype."""
+
 
 def torch_dtype(name: str) -> torch.dtype:
     """`bfloat16`, `float16` or `float32` as torch knows it."""

@@ -1,5 +1,6 @@
 """How a text model's weights will be kept: decided from headers, before any weight is read."""
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
@@ -41,15 +42,43 @@ class WeightPlan:
     """They are plain only because that is faster."""
     stored_bits: float | None = None
     """Of a weight in the checkpoint (`engine.weights.stored_bits`)."""
+    packs_embedding: bool = False
+    """The output layer is a packed copy of the embedding, and plain."""
 
     def method_for(self, name: str) -> LinearMethod[Any] | None:
         """Of a layer; None: it stays plain."""
         layer = self.layers.get(name)
         return None if layer is None else layer.method
 
-    def num_bytes(self, dtype_bytes: int) -> int:
-        """Memory of all weights; numbers that are not quantised have `dtype_bytes`."""
-        return num_bytes(self.shapes, self.layers, dtype_bytes)
+    def num_bytes(self, dtype_bytes: int, *, with_head: bool = True) -> int:
+        """Memory of all weights; numbers that are not quantised have `dtype_bytes`.
+
+        Args:
+            with_head: with a packed copy of the embedding as the output layer, if there is one.
+        """
+        embedding = self.shapes.get(f"{EMBEDDING}.weight", (0,))
+        copied = math.prod(embedding) if self.packs_embedding and with_head else 0
+        return num_bytes(self.shapes, self.layers, dtype_bytes) + copied * dtype_bytes
+
+    @property
+    def multiplies_embedding(self) -> bool:
+        """Whether the embedding is the output layer, too: without a copy of its own."""
+        has_own = self.packs_embedding or HEAD in self.layers
+        return not has_own and f"{HEAD}.weight" not in self.shapes
+
+    @property
+    def num_layer_weights(self) -> int:
+        """Numbers that every token is multiplied with, the output layer's apart."""
+        ends = (EMBEDDING, HEAD)
+        owned = {
+            f"{name}.{kind}" for name, one in self.layers.items() for kind in one.owned_kinds()
+        }
+        owned |= {f"{name}.weight" for name in ends}
+        plain = (shape for name, shape in self.shapes.items() if name not in owned)
+        packed = (one for name, one in self.layers.items() if name not in ends)
+        return sum(math.prod(shape) for shape in plain if len(shape) == 2) + sum(
+            one.out_features * one.in_features for one in packed
+        )
 
 
 def plan_within_memory(
@@ -121,6 +150,7 @@ def plan_weights(
         stored=cast(Quantization, name or "none"),
         could_stay_packed=is_plain_better,
         stored_bits=stored_bits(all_headers, stated),
+        packs_embedding=has_native and model_config.tie_word_embeddings and HEAD not in layers,
     )
 
 

@@ -1,13 +1,12 @@
 """`tandem perplexity`: how well a model expects a text, here or on a running server."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 
 from engine.errors import EngineError
 from engine.model_spec import ModelSpec
@@ -15,7 +14,8 @@ from engine.text.scores.passages import ScoredFile
 from engine.text.scores.sums import Tell
 from server.settings import ClientSettings, Settings
 from server.terminal.client import ServerProblem, first_text_model, open_client
-from server.terminal.local_measurement import MeasurementProblem, local_report
+from server.terminal.own_process import OrderProblem, report_of
+from server.terminal.progress import progress_line
 from server.terminal.quality_table import quality_table
 from server.terminal.served_measurement import served_report
 
@@ -24,21 +24,30 @@ Measure = Callable[[Tell], dict[str, Any]]
 
 
 def local(
-    settings: Settings, model: ModelSpec, against: ModelSpec | None, file: ScoredFile
+    settings: Settings,
+    model: ModelSpec,
+    against: ModelSpec | None,
+    file: ScoredFile,
+    *,
+    save: bool = False,
 ) -> Measure:
-    """Of a model that is loaded here, as the settings say."""
+    """Of a model that is loaded here, as the settings say.
+
+    Args:
+        save: the result, beside the model's weights.
+    """
     other = None if against is None else against.name
 
     def measure(tell: Tell) -> dict[str, Any]:
         file.read()  # what is wrong with it is said before anything is loaded
-        report = local_report(
-            settings,
-            model.config(settings.engine),
-            model=model.ref,
-            against=None if against is None else against.ref,
-            file=file,
-            tell=tell,
-        )
+        order = {
+            "model": model.ref,
+            "against": None if against is None else against.ref,
+            "file": {**asdict(file), "path": str(file.path)},
+            "save": save,
+        }
+        config = model.config(settings.engine)
+        report = report_of("engine.quality", settings, config, order, tell)
         return {"model": model.name, "against": other, **report}
 
     return measure
@@ -61,9 +70,9 @@ def perplexity_command(measure: Measure, *, as_json: bool, max_kl: float | None)
     """Measure and print. Returns the exit code: 1 if the divergence is above `max_kl`, 2 if it
     cannot be measured."""
     try:
-        with _progress() as tell:
+        with progress_line() as tell:
             report = measure(tell)
-    except (EngineError, ServerProblem, MeasurementProblem) as problem:
+    except (EngineError, ServerProblem, OrderProblem) as problem:
         typer.echo(f"tandem: {problem}", err=True)
         return 2
     except KeyboardInterrupt:
@@ -77,26 +86,3 @@ def perplexity_command(measure: Measure, *, as_json: bool, max_kl: float | None)
         typer.echo(f"tandem: the KL divergence is {found}; --max-kl is {max_kl}", err=True)
         return 1
     return 0
-
-
-@contextmanager
-def _progress() -> Iterator[Tell]:
-    """A line on a terminal's standard error."""
-    console = Console(stderr=True, markup=False, highlight=False)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("starting", total=None)
-
-        def tell(message: Mapping[str, Any]) -> None:
-            if "passage" in message:
-                line = f"passage {message['passage']}/{message['of']}"
-                line += f", perplexity {message['perplexity']:.3f}"
-                progress.update(
-                    task, description=line, completed=message["passage"], total=message["of"]
-                )
-            else:
-                line = message["detail"] or message["phase"]
-                fraction = message["progress"]
-                total = None if fraction is None else 1.0
-                progress.update(task, description=line, completed=fraction or 0.0, total=total)
-
-        yield tell

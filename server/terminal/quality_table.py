@@ -36,6 +36,8 @@ def _rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ]
     if report["weight_bytes"] is not None:
         rows.append(("weights in memory", f"{report['weight_bytes'] / MIB:.1f} MiB"))
+    if report.get("saved_to") is not None:
+        rows.append(("saved to", f"{report['saved_to']}, beside the model"))
     rows.append(("speed", f"{report['tokens_per_s']:.0f} tokens/s"))
     return rows
 

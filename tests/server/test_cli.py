@@ -43,7 +43,10 @@ def test_version_as_an_option(invoke):
     assert "--version" in invoke("--help")[1]
 
 
-@pytest.mark.parametrize("command", ["serve", "chat", "models", "perplexity", "kernels", "version"])
+@pytest.mark.parametrize(
+    "command",
+    ["serve", "chat", "models", "plan", "perplexity", "kernels", "version"],
+)
 def test_every_command_explains_itself(invoke, command):
     code, output, _ = invoke(command, "--help")
     assert code == 0

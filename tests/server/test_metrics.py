@@ -323,3 +323,10 @@ def test_the_hot_path_is_cheap(metrics):
             meter.on_event(one)
         best_s = min(best_s, time.perf_counter() - start_s)
     assert best_s < 0.002, f"{best_s * 1e6:.0f} µs"
+
+
+def test_a_measured_quality_is_shown_where_there_is_one():
+    infos = replace(model_info("m"), quality_kl=0.125), model_info("other")
+    metrics = ServerMetrics(FakeEngineClient(*infos))
+    assert value(metrics, "tandem_model_quality_kl") == 0.125
+    assert value(metrics, "tandem_model_quality_kl", model_name="other") is None

@@ -58,6 +58,7 @@ class PagedAttention(nn.Module):
         `q_norm` and `k_norm` are the weights of RMS norms before the rotation, [D].
         """
         cache = ctx.kv_caches[self.layer]
+        scales = ctx.kv_scales[self.layer] if ctx.kv_scales else None
         batch, slot_mapping = ctx.groups[ctx.group_of_layer[self.layer]]
         heads = qkv.view(len(qkv), -1, self.head_dim)
         rope_store_kv(
@@ -70,10 +71,17 @@ class PagedAttention(nn.Module):
             q_norm=q_norm,
             k_norm=k_norm,
             eps=self.norm_eps,
+            kv_scales=scales,
         )
         q = heads.narrow(1, 0, self.num_heads)
         return paged_attention(
-            q, cache, batch, scale=self.scale, window=self.window, soft_cap=self.soft_cap
+            q,
+            cache,
+            batch,
+            scale=self.scale,
+            window=self.window,
+            soft_cap=self.soft_cap,
+            kv_scales=scales,
         )
 
     __call__ = forward

@@ -44,6 +44,7 @@ def make_config(**changes: object) -> ResolvedConfig:
         max_step_ratio=0.0,
         block_size=4,
         num_kv_blocks=64,
+        kv_cache_dtype="float32",
         enable_prefix_caching=True,
         max_idle_cached_blocks=64,
         scheduling_policy="fcfs",

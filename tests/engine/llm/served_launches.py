@@ -61,6 +61,7 @@ CONFIG = ResolvedConfig(
     max_step_ratio=0.0,
     block_size=16,
     num_kv_blocks=600,
+    kv_cache_dtype="bfloat16",
     enable_prefix_caching=True,
     max_idle_cached_blocks=8,
     scheduling_policy="fcfs",

@@ -36,14 +36,14 @@ def make_model(dtype, deterministic, family="Llama"):
     return model, config
 
 
-def logits_alone_and_among_others(dtype, deterministic, family="Llama"):
+def logits_alone_and_among_others(dtype, deterministic, family="Llama", kv_dtype=None):
     """Of one text of 13 tokens: in one piece, and in pieces beside other texts."""
     model, config = make_model(dtype, deterministic, family)
     text, other, third = ([random.randrange(131) for _ in range(n)] for n in (13, 40, 7))
-    texts = PagedTexts(model, config)
+    texts = PagedTexts(model, config, kv_dtype=kv_dtype)
     texts.add(0, text)
     alone = texts.run(0, [13])
-    texts = PagedTexts(model, config)
+    texts = PagedTexts(model, config, kv_dtype=kv_dtype)
     for text_id, token_ids in enumerate((text, other, third)):
         texts.add(text_id, token_ids)
     pieces = [
@@ -62,6 +62,12 @@ def test_a_text_has_the_same_logits_whatever_runs_beside_it(dtype, family):
     random.seed(seed := random.getrandbits(32))
     alone, among_others = logits_alone_and_among_others(dtype, True, family)
     assert torch.equal(alone, among_others), f"seed {seed}"
+
+
+@pytest.mark.parametrize("kv_dtype", [torch.int8, torch.float8_e4m3fn])
+def test_a_packed_cache_keeps_them_too(kv_dtype):
+    alone, among_others = logits_alone_and_among_others(torch.bfloat16, True, kv_dtype=kv_dtype)
+    assert torch.equal(alone, among_others)
 
 
 def test_without_determinism_the_check_fails():

@@ -35,6 +35,7 @@ def resolved(**overrides):
         "max_step_ratio": 0.0,
         "block_size": BLOCK,
         "num_kv_blocks": 64,
+        "kv_cache_dtype": "float32",
         "enable_prefix_caching": True,
         "max_idle_cached_blocks": 8,
         "scheduling_policy": "fcfs",

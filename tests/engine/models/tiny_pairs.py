@@ -80,6 +80,7 @@ class PagedTexts:
     block_size: int = 4
     num_blocks: int = 1024
     device: torch.device = CPU
+    kv_dtype: torch.dtype | None = None
     storage: KvStorage = field(init=False)
     texts: dict[int, list[int]] = field(default_factory=dict)
     blocks: dict[int, list[list[int]]] = field(default_factory=dict)
@@ -92,11 +93,14 @@ class PagedTexts:
             num_kv_heads=self.config.num_key_value_heads,
             block_size=self.block_size,
             head_dim=self.config.head_dim,
-            dtype=self.model.options.dtype,
+            dtype=self.kv_dtype or self.model.options.dtype,
             device=self.device,
         )
         # What earlier owners may have left.
-        self.storage._pool.normal_()
+        if self.kv_dtype is None:
+            self.storage._pool.normal_()
+        else:
+            self.storage._pool.random_(0, 127)
         self.storage._written[:] = True
         self._free = np.random.permutation(self.num_blocks).tolist()
 
@@ -129,6 +133,7 @@ class PagedTexts:
             groups=batch.groups,
             group_of_layer=self.storage.group_of_layer,
             kv_caches=self.storage.layers,
+            kv_scales=self.storage.scales,
         )
         hidden = self.model.forward(batch.token_ids, batch.positions, ctx)
         logits = self.model.compute_logits(hidden)

@@ -4,6 +4,7 @@ import json
 import math
 import random
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,9 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from engine.config import EngineConfig
 from engine.errors import InsufficientMemory, InvalidParameter, ModelLoadError, UnsupportedFeature
-from engine.quality.measurement import Host, Order, measure
+from engine.quality.measurement import Order, measure
 from engine.quality.scoring import divergence
+from engine.telling_host import TellingHost
 from engine.text.scores.passages import ScoredFile
+from engine.weights.quality_record import Kept, measured_quality
+from engine.weights.source import Checkpoint
 
 CONFIG = EngineConfig(device="cpu", dtype="float32", num_threads=1)
 SIZE = 24
@@ -186,7 +190,30 @@ def test_what_cannot_be_measured_is_said(tiny_llama, text, tmp_path):
 
 
 def test_memory_that_is_not_there_is_refused():
-    host = Host(lambda message: None)
+    host = TellingHost(lambda message: None)
     assert host.reserve("cpu", "weights", 3, 5) == 2
     with pytest.raises(InsufficientMemory, match="weights take"):
         host.reserve("cpu", "weights", 6, 5)
+
+
+def test_what_a_packed_cache_costs_is_measured(tiny_llama, text):
+    """int8 has steps of 1/254 of a head's range, fp8 of 1/16 of each number."""
+    folder = tiny_llama(seed=random.randrange(1 << 16), head_dim=64)
+    found = {}
+    for kind in ("int8", "fp8"):
+        config = replace(CONFIG, kv_cache_dtype=kind)
+        found[kind] = measured(folder, text, against=str(folder), config=config)["kl_divergence"]
+    assert 0 < found["int8"] < found["fp8"] < 1
+
+
+def test_a_result_is_saved_beside_the_model(tiny_llama, text, tmp_path):
+    original = tiny_llama(seed=random.randrange(1 << 16))
+    coarse = rounded(original, tmp_path / "coarse", 0.1)
+    report = measured(coarse, text, against=str(original), save=True)
+    assert report["saved_to"] == "tandem_quality.json"
+    kept = Kept(quantization="none", dtype="float32", kv_cache_dtype="float32")
+    found = measured_quality(Checkpoint("folder", coarse, "coarse"), kept)
+    assert found is not None
+    assert found.kl_divergence == report["kl_divergence"]
+    assert (found.against, found.text) == (original.name, "text.txt")
+    assert "saved_to" not in measured(original, text, save=True)

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from server.cli import app
-from server.terminal import local_measurement
+from server.terminal import own_process
 from server.terminal import perplexity as measuring
 
 TEXT = "".join(random.choices("ab 7é{\n", k=99)) + "x"
@@ -170,7 +170,7 @@ def test_options_that_do_not_go_together(text, arguments, words):
 @pytest.mark.parametrize("given", [("--model", "m"), ("--url", "http://s")])
 @pytest.mark.parametrize(("content", "words"), [("", "empty"), (None, "cannot be read")])
 def test_a_text_that_is_none(server, tmp_path, monkeypatch, given, content, words):
-    monkeypatch.setattr(local_measurement, "_result", None)  # nothing is started
+    monkeypatch.setattr(own_process, "_result", None)  # nothing is started
     path = tmp_path / "text"
     if content is not None:
         path.write_text(content)
@@ -196,7 +196,7 @@ def child(monkeypatch):
         script = "; ".join(f"print({line!r})" for line in lines)
         return [*command[:2], "-c", f"{script}; raise SystemExit({child['code']})"]
 
-    monkeypatch.setattr(local_measurement, "command_on", command_on)
+    monkeypatch.setattr(own_process, "command_on", command_on)
     return child
 
 

@@ -1,50 +1,41 @@
-"""Perplexity of a model that a process of this machine loads: `engine.quality`."""
+"""What a process of its own finds out, since this one does without torch."""
 
 import json
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from engine.config import EngineConfig
 from engine.gpus import command_on
 from engine.own_packages import module_command
-from engine.text.scores.passages import ScoredFile
 from engine.text.scores.sums import Tell
 from server.settings import Settings
 
 
-class MeasurementProblem(Exception):
-    """What was asked for cannot be measured. `str(problem)` is one line."""
+class OrderProblem(Exception):
+    """What was asked for cannot be done. `str(problem)` is one line, and perhaps a table."""
 
 
-def local_report(
-    settings: Settings,
-    config: EngineConfig,
-    *,
-    model: str,
-    against: str | None,
-    file: ScoredFile,
-    tell: Tell,
+def report_of(
+    module: str, settings: Settings, config: EngineConfig, order: Mapping[str, Any], tell: Tell
 ) -> dict[str, Any]:
-    """Measured by a process of its own, since this one does without torch.
+    """What `python -m module` reports of an order; the settings that all of them need are added.
 
     Args:
-        model, against: references.
         config: how the model is kept, and where.
 
     Raises:
-        MeasurementProblem: it cannot be done, or the process has ended without a result.
+        OrderProblem: it cannot be done, or the process has ended without a result.
     """
-    order = {
-        "model": model,
-        "against": against,
+    whole = {
+        **order,
         "config": asdict(config),
-        "file": {**asdict(file), "path": str(file.path)},
         "cache_dir": str(settings.cache_path.absolute()),
         "offline": settings.offline,
         "cpu_isa": settings.cpu_isa,
     }
-    command = module_command("engine.quality", json.dumps(order))
+    command = module_command(module, json.dumps(whole))
     return _result(command_on(config.device, settings.visible_gpus, command), tell)
 
 
@@ -57,14 +48,14 @@ def _result(command: list[str], tell: Tell) -> dict[str, Any]:
                     continue
                 message = json.loads(line)
                 if "problem" in message:
-                    raise MeasurementProblem(message["problem"])
+                    raise OrderProblem(message["problem"])
                 if "report" in message:
                     report: dict[str, Any] = message["report"]
                     return report
                 tell(message)
         finally:
             process.kill()
-    raise MeasurementProblem(
-        f"the process that measures has ended with exit code {process.returncode}; what it wrote "
+    raise OrderProblem(
+        f"the process has ended with exit code {process.returncode} and no result; what it wrote "
         f"above says why, if anything; killed (-9) it needed more memory than there is"
     )

@@ -1,0 +1,53 @@
+"""What was measured of a model that is about to be served (`engine.weights.quality_record`)."""
+
+from dataclasses import asdict
+
+import structlog
+
+from engine.config import ResolvedConfig
+from engine.errors import ModelLoadError
+from engine.weights.quality_record import Kept, MeasuredQuality, measured_quality
+from engine.weights.source import Checkpoint
+
+MUCH_KL = 0.1
+"""Nats, beyond which a model is warned of: two or three of ten first choices are others
+(docs/quantization.md)."""
+
+log = structlog.get_logger(__name__)
+
+
+def checked_quality(
+    checkpoint: Checkpoint, config: ResolvedConfig, max_kl: float | None
+) -> MeasuredQuality | None:
+    """What was measured of the model as it is kept; the log says what an operator should know.
+
+    Raises:
+        ModelLoadError: it is farther from its original than `max_kl`.
+    """
+    kept = Kept(
+        quantization=config.quantization,
+        dtype=config.dtype,
+        kv_cache_dtype=config.kv_cache_dtype,
+    )
+    found = measured_quality(checkpoint, kept)
+    if found is None:
+        if max_kl is not None:
+            log.warning(
+                "max_kl is given and nobody has measured this model as it is kept; tandem "
+                "perplexity --against ORIGINAL --save does",
+                **asdict(kept),
+            )
+        return None
+    if max_kl is not None and found.kl_divergence > max_kl:
+        raise ModelLoadError(
+            f"the model's KL divergence from {found.against} was measured to be "
+            f"{found.kl_divergence:.4f} nats; max_kl is {max_kl:g}; serve it in another format, or "
+            f"raise max_kl",
+            param="max_kl",
+        )
+    if found.kl_divergence > MUCH_KL:
+        log.warning(
+            "the model's probabilities are far from its original's, as measured",
+            **{name: value for name, value in asdict(found).items() if name != "kept"},
+        )
+    return found

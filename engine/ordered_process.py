@@ -1,0 +1,35 @@
+"""A process that the command line starts for one order, since it does without torch itself.
+
+The order is a JSON object, the only argument. What the process writes are JSON objects, one a line:
+progress, then `report`, or `problem` and exit code 2.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from engine.errors import EngineError
+from engine.logs import configure_logging
+from engine.runtime.threads import prepare_process
+from engine.text.scores.sums import Tell
+
+
+def run_ordered(carry_out: Callable[[Mapping[str, Any], Tell], Mapping[str, Any]]) -> int:
+    """Do what the argument orders, and tell the report. Returns the exit code."""
+    configure_logging("console", "warning")
+    prepare_process()
+    try:
+        _tell({"report": carry_out(json.loads(sys.argv[1]), _tell)})
+    except EngineError as error:
+        hint = f"; {error.hint}" if error.hint else ""
+        _tell({"problem": f"{error.message}{hint}"})
+        return 2
+    except KeyboardInterrupt:  # whoever started this is told, too
+        return 130
+    return 0
+
+
+def _tell(message: Mapping[str, Any]) -> None:
+    sys.stdout.write(f"{json.dumps(message)}\n")
+    sys.stdout.flush()

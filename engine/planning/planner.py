@@ -1,0 +1,100 @@
+"""A whole plan: find the model's files, say what device it is for, ask the model's kind."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.config import EngineConfig, MachineFacts
+from engine.errors import UnsupportedFeature
+from engine.kinds import KINDS, AnyKind, imported, kind_of_checkpoint
+from engine.planning.chips import CHIPS, Chip, chip_named
+from engine.planning.process_bytes import CONTEXT_BYTES, HOST_BYTES
+from engine.planning.report import PlanReport, Target
+from engine.planning.this_cpu import this_cpu
+from engine.runtime.device import machine_facts, num_usable_cores
+from engine.runtime.operations import build_operations
+from engine.runtime.threads import limit_threads
+from engine.telling_host import TellingHost
+from engine.text.scores.sums import Tell
+from engine.types import Phase
+from engine.weights.source import resolve_source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What is to be planned.
+
+    Attributes:
+        model: a reference (`engine.weights.source`).
+        gpu: a name of `CHIPS`; None: this machine's device.
+        concurrency, context: see `Target`.
+    """
+
+    model: str
+    config: EngineConfig
+    gpu: str | None
+    concurrency: int
+    context: int | None
+    cache_dir: Path
+    offline: bool
+
+
+def make_plan(order: Order, tell: Tell) -> dict[str, Any]:
+    """The report, as `tandem plan --json` prints it.
+
+    Raises:
+        EngineError: what was ordered is not possible; the message says why.
+    """
+    chip = None if order.gpu is None else chip_named(order.gpu)
+    host = TellingHost(tell)
+    checkpoint = resolve_source(
+        order.model,
+        cache_dir=order.cache_dir,
+        offline=order.offline,
+        on_progress=lambda fraction, line: host.report(Phase.DOWNLOADING, fraction, line),
+    )
+    kind = kind_of_checkpoint(checkpoint, order.config.kind)
+    if kind.planner is None:
+        planned = [one.makes for one in KINDS.values() if one.planner is not None]
+        raise UnsupportedFeature(
+            f"{checkpoint.name} makes {kind.makes}; models that make {' and '.join(planned)} are "
+            f"planned"
+        )
+    target = _for_chip(chip, order) if chip is not None else _here(kind, order, host)
+    report: PlanReport = imported(kind.planner)(checkpoint, order.config, target)
+    return report.as_json()
+
+
+def _for_chip(chip: Chip, order: Order) -> Target:
+    free = chip.memory_bytes - CONTEXT_BYTES
+    return Target(
+        machine=MachineFacts(device="cuda", num_cores=num_usable_cores(), free_memory_bytes=free),
+        process_bytes=CONTEXT_BYTES,
+        device=chip.title,
+        chip=chip,
+        concurrency=order.concurrency,
+        context=order.context,
+    )
+
+
+def _here(kind: AnyKind, order: Order, host: TellingHost) -> Target:
+    machine = machine_facts(order.config.device)
+    chip: Chip | None
+    if machine.device == "cpu":
+        build_operations(host)
+        limit_threads(order.config.num_threads or machine.num_cores)
+        chip = this_cpu(machine.free_memory_bytes)
+        title, taken = chip.title, HOST_BYTES[kind.name]
+    else:
+        title, taken = torch.cuda.get_device_name(), CONTEXT_BYTES
+        chip = next((one for one in CHIPS.values() if one.title == title), None)
+    return Target(
+        machine=machine,
+        process_bytes=taken,
+        device=title,
+        chip=chip,
+        concurrency=order.concurrency,
+        context=order.context,
+    )

@@ -1,0 +1,75 @@
+"""A plan: what is asked of a device, and what each way to keep the model comes to. No tensors."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from engine.config import MachineFacts
+from engine.planning.chips import Chip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What a model is planned for."""
+
+    machine: MachineFacts
+    """Its free memory is what a worker finds that has just started."""
+    process_bytes: int
+    """What that worker has taken by then: Python, libraries, a GPU's context."""
+    device: str
+    """In words."""
+    chip: Chip | None = None
+    """None: speeds are not known."""
+    concurrency: int = 1
+    """Texts, or pictures, at a time."""
+    context: int | None = None
+    """Tokens of each text; None: as many as the model takes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRow:
+    """One way to keep a model."""
+
+    quantization: str
+    is_stored: bool
+    """The checkpoint has its weights so."""
+    kv_cache_dtype: str | None = None
+    weight_bytes: int
+    kv_bytes: int = 0
+    """Of so many texts with so many tokens as were asked for."""
+    step_bytes: int
+    """Activations of the largest step."""
+    process_bytes: int
+    fits: bool
+    """All of it is there, the process's own apart, which has been taken already."""
+    max_tokens: int | None = None
+    """The most tokens that texts of that length can have together, in the memory there is."""
+    decode_tokens_per_s: float | None = None
+    """Of all texts together, if only the memory's bandwidth and the products' speed bound it."""
+    prefill_tokens_per_s: float | None = None
+    """Of a prompt of that length, in the same sense."""
+    flags: list[str] = field(default_factory=list)
+    """Of `tandem serve`, to have it so."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Of the worker while it does what was asked for."""
+        return self.process_bytes + self.weight_bytes + self.kv_bytes + self.step_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanReport:
+    """Every way, in the order of the formats' table."""
+
+    model: str
+    kind: str
+    device: str
+    free_bytes: int
+    concurrency: int
+    context: int | None
+    rows: Sequence[PlanRow]
+
+    def as_json(self) -> dict[str, Any]:
+        """As `tandem plan --json` prints it."""
+        rows = [{**asdict(row), "total_bytes": row.total_bytes} for row in self.rows]
+        return {**asdict(self), "rows": rows}

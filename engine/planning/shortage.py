@@ -1,0 +1,33 @@
+"""What to tell an operator whose model does not fit: the plan, and the flags that would."""
+
+from engine.config import EngineConfig, MachineFacts
+from engine.errors import EngineError
+from engine.planning.process_bytes import CONTEXT_BYTES, HOST_BYTES
+from engine.planning.report import Target
+from engine.planning.table import plan_table
+from engine.planning.text import plan
+from engine.weights.source import Checkpoint
+
+_CONTEXT = 2048
+"""Tokens of a text, where the operator does not say how long one may be."""
+
+
+def shortage_hint(
+    checkpoint: Checkpoint, intent: EngineConfig, machine: MachineFacts, longest: int
+) -> str | None:
+    """Of a text model, for one text at a time; None if its files tell nothing.
+
+    Args:
+        longest: text that the model takes.
+    """
+    is_cpu = machine.device == "cpu"
+    target = Target(
+        machine=machine,
+        process_bytes=HOST_BYTES["text"] if is_cpu else CONTEXT_BYTES,
+        device="this machine" if is_cpu else "this GPU",
+        context=min(intent.max_model_len or _CONTEXT, longest),
+    )
+    try:
+        return plan_table(plan(checkpoint, intent, target).as_json())
+    except EngineError:
+        return None

@@ -1,0 +1,106 @@
+"""A plan for people, in plain text: terminals and logs show the same."""
+
+from collections.abc import Mapping
+from typing import Any
+
+GIB, MIB = 1 << 30, 1 << 20
+MAX_ADVICE = 4
+"""Ways that fit which are spelled out as flags."""
+
+_Plan = Mapping[str, Any]
+"""`PlanReport.as_json`."""
+
+
+def plan_table(plan: _Plan) -> str:
+    """What is asked for, a line for each way to keep the model, and the flags of those that fit."""
+    rows = plan["rows"]
+    columns = _text_columns(rows) if plan["kind"] == "text" else _image_columns(rows)
+    lines = [_title(plan), "", *_aligned(columns), ""]
+    return "\n".join([*lines, *_advice(plan)])
+
+
+def _title(plan: _Plan) -> str:
+    things = "pictures" if plan["kind"] == "image" else "texts"
+    size = "" if plan["context"] is None else f" of {plan['context']} tokens"
+    count = plan["concurrency"]
+    wanted = f"{count} {things if count > 1 else things[:-1]}{size} at a time"
+    return f"{plan['model']} on {plan['device']}, {_size(plan['free_bytes'])} free: {wanted}"
+
+
+def _text_columns(rows: list[_Plan]) -> list[list[str]]:
+    return [
+        ["quantization", *(_format(row) for row in rows)],
+        ["kv cache", *(row["kv_cache_dtype"] for row in rows)],
+        *_memory_columns(rows, ("weights", "kv", "step", "process", "total")),
+        ["fits", *("yes" if row["fits"] else "no" for row in rows)],
+        ["most tokens", *(f"{row['max_tokens']:,}" for row in rows)],
+        ["decode", *(_speed(row["decode_tokens_per_s"]) for row in rows)],
+        ["prefill", *(_speed(row["prefill_tokens_per_s"]) for row in rows)],
+    ]
+
+
+def _image_columns(rows: list[_Plan]) -> list[list[str]]:
+    return [
+        ["quantization", *(_format(row) for row in rows)],
+        *_memory_columns(rows, ("weights", "step", "process", "total")),
+        ["fits", *("yes" if row["fits"] else "no" for row in rows)],
+    ]
+
+
+def _memory_columns(rows: list[_Plan], names: tuple[str, ...]) -> list[list[str]]:
+    keys = {name: f"{name.removesuffix('s')}_bytes" for name in names} | {
+        "process": "process_bytes"
+    }
+    return [[name, *(_size(row[keys[name]]) for row in rows)] for name in names]
+
+
+def _format(row: _Plan) -> str:
+    return f"{row['quantization']}{' (stored)' if row['is_stored'] else ''}"
+
+
+def _speed(tokens_per_s: float | None) -> str:
+    return "-" if tokens_per_s is None else f"{tokens_per_s:,.0f}/s"
+
+
+def _size(num_bytes: int) -> str:
+    if num_bytes >= GIB:
+        return f"{num_bytes / GIB:.2f} GiB"
+    return f"{num_bytes / MIB:.1f} MiB"
+
+
+def _aligned(columns: list[list[str]]) -> list[str]:
+    """Rows of text: the first column to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in columns]
+    lines = []
+    for cells in zip(*columns, strict=True):
+        first, *others = [
+            cell.ljust(width) if at == 0 else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        lines.append("  ".join([first, *others]).rstrip())
+    return lines
+
+
+def _advice(plan: _Plan) -> list[str]:
+    fitting = [row for row in plan["rows"] if row["fits"]]
+    if not fitting:
+        smallest = min(plan["rows"], key=lambda row: row["total_bytes"])
+        lacking = smallest["total_bytes"] - smallest["process_bytes"] - plan["free_bytes"]
+        shorter = [row for row in plan["rows"] if row["max_tokens"]]
+        if not shorter:
+            return [
+                f"Nothing fits: {_size(max(0, lacking))} more are needed at least; use a smaller "
+                f"model or free memory."
+            ]
+        roomiest = max(shorter, key=lambda row: row["max_tokens"])
+        length = roomiest["max_tokens"] // plan["concurrency"]
+        flags = [flag for flag in roomiest["flags"] if not flag.startswith("--kv-cache-memory")]
+        return [
+            "Nothing fits as it was asked for. Shorter texts would:",
+            f"  {' '.join([f'--max-model-len {max(1, length)}', *flags])}",
+        ]
+    lines = [
+        f"  {' '.join(row['flags']) or 'the defaults'}"
+        for row in sorted(fitting, key=lambda row: -row["weight_bytes"])
+    ]
+    return ["Fits with", *list(dict.fromkeys(lines))[:MAX_ADVICE]]

@@ -1,0 +1,171 @@
+"""Text models: memory and bounds of speed of each way to keep the weights and the KV cache.
+
+A step of decodes reads all weights that it multiplies with and every text's keys and values, and a
+prompt multiplies each token with all weights of the layers; nothing can be faster than the memory
+and the products are. Real steps take longer: 60 to 90 % of these bounds are usual on GPUs.
+
+Source: Pope et al. 2022, Efficiently Scaling Transformer Inference, arXiv:2211.05102.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import get_args
+
+from engine.config import (
+    GIB,
+    EngineConfig,
+    KvCacheDType,
+    ModelFacts,
+    kv_layout_of,
+    pool_bytes,
+)
+from engine.errors import InvalidParameter, ModelLoadError
+from engine.kv_numbers import KvNumbers
+from engine.models.config import ModelConfig
+from engine.planning.chips import Chip
+from engine.planning.report import PlanReport, PlanRow, Target
+from engine.planning.step_bytes import step_bytes
+from engine.quantization.table import Quantization
+from engine.runtime.device import torch_dtype
+from engine.weights.loader import load_model_config
+from engine.weights.source import Checkpoint
+from engine.weights.weight_plan import WeightPlan, plan_weights
+
+CACHES: tuple[KvCacheDType, ...] = ("auto", "int8")
+"""That are compared; fp8 takes what int8 does."""
+
+
+def text_facts(plan: WeightPlan, config: ModelConfig, intent: EngineConfig) -> ModelFacts:
+    """What memory is sized by, here and when the model is loaded."""
+    return ModelFacts(
+        max_position_embeddings=config.max_position_embeddings,
+        kv_bytes_per_token=config.kv_bytes_per_token(KvNumbers(intent.resolved_kv_cache_dtype)),
+        kv_windows=config.group_windows,
+        weight_bytes=plan.num_bytes(torch_dtype(intent.model_dtype).itemsize),
+    )
+
+
+def plan(checkpoint: Checkpoint, intent: EngineConfig, target: Target) -> PlanReport:
+    """Of a text model.
+
+    Raises:
+        ModelLoadError: its files cannot be used.
+        InvalidParameter: texts are to be longer than the model takes.
+    """
+    config = load_model_config(checkpoint).within(intent.max_model_len)
+    longest = intent.max_model_len or config.max_position_embeddings
+    context = longest if target.context is None else target.context
+    if context > config.max_position_embeddings:
+        raise InvalidParameter(
+            f"context is {context}; the model takes {config.max_position_embeddings} tokens",
+            param="context",
+        )
+    rows: list[PlanRow] = []
+    problem: ModelLoadError | None = None
+    for name in get_args(Quantization):
+        if name == "auto":
+            continue
+        of_format = replace(intent, quantization=name)
+        try:
+            kept = plan_weights(checkpoint, config, of_format, target.machine)
+        except ModelLoadError as error:  # not of this checkpoint, or not here
+            problem = error
+            continue
+        rows += _rows(kept, config, of_format, target, context)
+    if not rows and problem is not None:
+        raise problem
+    return PlanReport(
+        model=checkpoint.name,
+        kind="text",
+        device=target.device,
+        free_bytes=target.machine.free_memory_bytes,
+        concurrency=target.concurrency,
+        context=context,
+        rows=rows,
+    )
+
+
+def _rows(
+    kept: WeightPlan, config: ModelConfig, intent: EngineConfig, target: Target, context: int
+) -> Iterator[PlanRow]:
+    """Of one format of weights, for each kind of KV cache."""
+    for cache in dict.fromkeys((intent.kv_cache_dtype, *CACHES)):
+        yield _row(kept, config, replace(intent, kv_cache_dtype=cache), target, context)
+
+
+def _row(
+    kept: WeightPlan, config: ModelConfig, intent: EngineConfig, target: Target, context: int
+) -> PlanRow:
+    dtype_bytes = torch_dtype(intent.model_dtype).itemsize
+    step = step_bytes(
+        config,
+        rows=intent.max_num_batched_tokens,
+        drawing_rows=min(intent.max_num_seqs, intent.max_num_batched_tokens),
+        dtype_bytes=dtype_bytes,
+    )
+    facts = replace(text_facts(kept, config, intent), step_bytes=step)
+    machine = target.machine
+    usable = machine.free_memory_bytes
+    if machine.device == "cuda":
+        usable = int(usable * intent.gpu_memory_utilization)
+    block_bytes = facts.kv_bytes_per_token * intent.block_size
+    blocks_of_text = kv_layout_of(intent, facts, machine).most_blocks(context)
+    kv = target.concurrency * blocks_of_text * block_bytes
+    left = usable - facts.weight_bytes - step
+    flags = []
+    if (kept.quantization, kept.stored) != ("none", "none"):
+        flags.append(f"--quantization {kept.quantization}")
+    if intent.kv_cache_dtype != "auto":
+        flags.append(f"--kv-cache-dtype {intent.kv_cache_dtype}")
+    if kv > pool_bytes(intent, facts, machine):
+        flags.append(f"--kv-cache-memory-gib {math.ceil(100 * kv / GIB) / 100:g}")
+    if target.concurrency > intent.max_num_seqs:
+        flags.append(f"--max-num-seqs {target.concurrency}")
+    speeds = Speeds(kept, config, intent)
+    chip = target.chip
+    return PlanRow(
+        quantization=kept.quantization,
+        is_stored=kept.quantization == kept.stored,
+        kv_cache_dtype=intent.resolved_kv_cache_dtype,
+        weight_bytes=facts.weight_bytes,
+        kv_bytes=kv,
+        step_bytes=step,
+        process_bytes=target.process_bytes,
+        fits=kv <= left,
+        max_tokens=max(0, left) // block_bytes * context // blocks_of_text,
+        decode_tokens_per_s=speeds.decode(chip, target.concurrency, context) if chip else None,
+        prefill_tokens_per_s=speeds.prefill(chip, context) if chip else None,
+        flags=flags,
+    )
+
+
+class Speeds:
+    """What bounds a model's steps."""
+
+    def __init__(self, kept: WeightPlan, config: ModelConfig, intent: EngineConfig) -> None:
+        dtype_bytes = torch_dtype(intent.model_dtype).itemsize
+        self._config = config
+        self._head_bytes = KvNumbers(intent.resolved_kv_cache_dtype).head_bytes(config.head_dim)
+        self._head_weights = config.vocab_size * config.hidden_size
+        self._layer_weights = kept.num_layer_weights
+        looked_up = 0 if kept.multiplies_embedding else self._head_weights * dtype_bytes
+        self._weight_bytes = kept.num_bytes(dtype_bytes) - looked_up
+
+    def decode(self, chip: Chip, concurrency: int, context: int) -> float:
+        """Tokens a second of so many texts, each with so many tokens."""
+        config = self._config
+        seen = sum(min(context, window or context) for window in config.layer_windows)
+        kv = 2 * seen * config.num_key_value_heads * self._head_bytes
+        products = 2 * (self._layer_weights + self._head_weights)
+        attention = 4 * seen * config.num_attention_heads * config.head_dim
+        reading_s = (self._weight_bytes + concurrency * kv) / chip.bytes_per_s
+        computing_s = concurrency * (products + attention) / chip.flops
+        return concurrency / max(reading_s, computing_s)
+
+    def prefill(self, chip: Chip, context: int) -> float:
+        """Tokens a second of a prompt with so many."""
+        config = self._config
+        seen = sum(min(context / 2, window or context) for window in config.layer_windows)
+        attention = 4 * seen * config.num_attention_heads * config.head_dim
+        return chip.flops / (2 * self._layer_weights + attention)

@@ -1,0 +1,229 @@
+"""Plans against what engines resolve and hold, and against arithmetic done by hand."""
+
+import json
+import math
+import random
+import struct
+
+import pytest
+import torch
+
+from engine.config import GIB, EngineConfig, MachineFacts, ModelFacts, resolve
+from engine.errors import InsufficientMemory, InvalidParameter
+from engine.kv_numbers import KvNumbers
+from engine.llm.kv_storage import KvStorage
+from engine.planning.chips import CHIPS, chip_named
+from engine.planning.report import Target
+from engine.planning.table import plan_table
+from engine.planning.text import plan, text_facts
+from engine.runtime.device import PACKED_KV_DTYPES, torch_dtype
+from engine.weights.loader import load_model_config
+from engine.weights.source import Checkpoint
+from engine.weights.weight_plan import plan_weights
+
+LLAMA3 = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 8192,
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}
+
+
+def target(on="cuda", free=20 * GIB, **changes):
+    machine = MachineFacts(device=on, num_cores=2, free_memory_bytes=free)
+    return Target(**({"machine": machine, "process_bytes": 0, "device": "it"} | changes))
+
+
+def write_headers(folder, config):
+    """A checkpoint of a real size without a single weight: a sparse file behind its header."""
+    hidden, heads = config["hidden_size"], config["num_attention_heads"] * config["head_dim"]
+    kv = config["num_key_value_heads"] * config["head_dim"]
+    inner, vocab = config["intermediate_size"], config["vocab_size"]
+    shapes = {
+        "model.embed_tokens.weight": (vocab, hidden),
+        "lm_head.weight": (vocab, hidden),
+        "model.norm.weight": (hidden,),
+    }
+    for layer in range(config["num_hidden_layers"]):
+        shapes |= {
+            f"model.layers.{layer}.{name}.weight": shape
+            for name, shape in {
+                "self_attn.q_proj": (heads, hidden),
+                "self_attn.k_proj": (kv, hidden),
+                "self_attn.v_proj": (kv, hidden),
+                "self_attn.o_proj": (hidden, heads),
+                "mlp.gate_proj": (inner, hidden),
+                "mlp.up_proj": (inner, hidden),
+                "mlp.down_proj": (hidden, inner),
+                "input_layernorm": (hidden,),
+                "post_attention_layernorm": (hidden,),
+            }.items()
+        }
+    header, at = {}, 0
+    for name, shape in shapes.items():
+        end = at + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, end]}
+        at = end
+    data = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(data)) + data)
+        file.truncate(8 + len(data) + at)
+    (folder / "config.json").write_text(json.dumps(config))
+    return Checkpoint("folder", folder, "llama"), at
+
+
+@pytest.fixture(scope="module")
+def llama3(tmp_path_factory):
+    return write_headers(tmp_path_factory.mktemp("llama3"), LLAMA3)
+
+
+def rows_of(report):
+    return {(row.quantization, row.kv_cache_dtype): row for row in report.rows}
+
+
+def test_an_8b_model_on_an_h100(llama3):
+    """By hand: 8.03e9 numbers of two bytes, 128 KiB for each cached token, 3.35 TB/s."""
+    checkpoint, num_bytes = llama3
+    chip = CHIPS["h100"]
+    report = plan(checkpoint, EngineConfig(), target(free=79 * GIB, chip=chip, context=8192))
+    row = rows_of(report)["none", "bfloat16"]
+    assert row.weight_bytes == num_bytes == 2 * 8_030_261_248
+    assert row.kv_bytes == 8192 * 128 * 1024
+    read = num_bytes - 2 * 128256 * 4096 + row.kv_bytes
+    assert row.decode_tokens_per_s == pytest.approx(3.35e12 / read, rel=1e-6)
+    layers = 8_030_261_248 - 2 * 128256 * 4096 - 65 * 4096
+    per_token = 2 * layers + 4 * 32 * 4096 * 4096  # half the context is seen on average
+    assert row.prefill_tokens_per_s == pytest.approx(989e12 / per_token, rel=1e-6)
+    left = int(79 * GIB * 0.9) - row.weight_bytes - row.step_bytes
+    assert row.max_tokens == left // (16 * 128 * 1024) * 16
+    assert row.fits and row.flags == []
+
+
+def test_a_packed_cache_takes_half_and_its_scales(llama3):
+    report = plan(llama3[0], EngineConfig(), target(free=79 * GIB, context=4096))
+    rows = rows_of(report)
+    plain, packed = rows["none", "bfloat16"], rows["none", "int8"]
+    assert packed.kv_bytes / plain.kv_bytes == pytest.approx((128 + 4) / 256)
+    assert packed.max_tokens / plain.max_tokens == pytest.approx(256 / 132, rel=1e-3)
+    assert packed.flags == ["--kv-cache-dtype int8"]
+    assert packed.decode_tokens_per_s is None
+
+
+def test_many_texts_are_bounded_by_products(llama3):
+    chip = chip_named("L4")
+    row = rows_of(
+        plan(
+            llama3[0],
+            EngineConfig(),
+            target(free=200 * GIB, chip=chip, concurrency=4000, context=16),
+        )
+    )["none", "bfloat16"]
+    per_token = 2 * (8_030_261_248 - 128256 * 4096 - 65 * 4096) + 4 * 32 * 4096 * 16
+    assert row.decode_tokens_per_s == pytest.approx(chip.flops / per_token, rel=1e-3)
+    assert "--max-num-seqs 4000" in row.flags
+
+
+def engine_config(intent, flags):
+    """The configuration that these flags of `tandem serve` make."""
+    changes = {}
+    for flag in flags:
+        name, value = flag.removeprefix("--").replace("-", "_").split(" ")
+        changes[name] = {"kv_cache_memory_gib": float, "max_num_seqs": int}.get(name, str)(value)
+    return EngineConfig(**{"device": intent.device, **changes})
+
+
+def test_what_fits_is_what_an_engine_can_hold(llama3, tiny_gemma3):
+    """Whatever memory there is: the flags of a row that fits make room for all the texts, and
+    nobody finds room where a row does not fit."""
+    folders = [llama3[0], Checkpoint("folder", tiny_gemma3(), "g")]
+    for _ in range(40):
+        checkpoint = random.choice(folders)
+        is_large = checkpoint is folders[0]
+        free = int(random.uniform(1, 60) * GIB) if is_large else random.randrange(1 << 18, 64 << 20)
+        context = random.randrange(1, 8193 if is_large else 513)
+        concurrency = random.randrange(1, 200)
+        intent = EngineConfig(device="cpu")
+        wanted = target("cuda", free, concurrency=concurrency, context=context)
+        for row in plan(checkpoint, intent, wanted).rows:
+            assert row.fits == (row.max_tokens // context >= concurrency)
+            config = load_model_config(checkpoint)
+            asked = engine_config(intent, row.flags)
+            kept = plan_weights(checkpoint, config, asked, wanted.machine)
+            facts = text_facts(kept, config, asked)
+            facts = ModelFacts(
+                **{name: getattr(facts, name) for name in ModelFacts.__slots__}
+                | {"step_bytes": row.step_bytes}
+            )
+            try:
+                resolved = resolve(asked, facts, wanted.machine)
+            except InsufficientMemory:
+                assert not row.fits
+                continue
+            needed = resolved.kv_layout(config.group_windows).most_blocks(context) * concurrency
+            if row.fits:
+                assert resolved.num_kv_blocks >= needed
+                assert asked.max_num_seqs >= concurrency
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "int8", "fp8"])
+def test_cache_bytes_are_those_of_the_storage(tiny_gemma3, dtype):
+    config = load_model_config(Checkpoint("folder", tiny_gemma3(), "g"))
+    storage = KvStorage(
+        num_blocks=3,
+        layer_groups=[group.layers for group in config.layer_groups],
+        num_kv_heads=config.num_key_value_heads,
+        block_size=16,
+        head_dim=config.head_dim,
+        dtype=PACKED_KV_DTYPES.get(dtype) or torch_dtype(dtype),
+        device=torch.device("cpu"),
+    )
+    assert storage._pool.nbytes == 3 * 16 * config.kv_bytes_per_token(KvNumbers(dtype))
+
+
+def test_on_a_cpu_a_large_pool_must_be_asked_for(tiny_llama):
+    checkpoint = Checkpoint("folder", tiny_llama(max_position_embeddings=1 << 16), "t")
+    wanted = target("cpu", 64 * GIB, concurrency=100, context=1 << 16)
+    row = rows_of(plan(checkpoint, EngineConfig(dtype="float32"), wanted))["none", "float32"]
+    assert row.fits
+    [flag] = [flag for flag in row.flags if flag.startswith("--kv-cache-memory-gib")]
+    asked = engine_config(EngineConfig(device="cpu"), [flag])
+    assert 0 <= asked.kv_cache_memory_gib * GIB - row.kv_bytes < 0.011 * GIB
+
+
+def test_a_context_that_the_model_does_not_take(llama3):
+    with pytest.raises(InvalidParameter, match="takes 8192"):
+        plan(llama3[0], EngineConfig(), target(context=8193))
+
+
+def test_an_unknown_gpu_is_named_with_those_that_are_known():
+    with pytest.raises(InvalidParameter, match=r"'b300'.*h100.*4090"):
+        chip_named("b300")
+
+
+def test_the_table_says_what_fits_and_how(llama3):
+    chip = CHIPS["4090"]
+    wanted = target(
+        free=chip.memory_bytes - GIB, chip=chip, device=chip.title, concurrency=8, context=8192
+    )
+    lines = plan_table(plan(llama3[0], EngineConfig(), wanted).as_json()).splitlines()
+    assert "RTX 4090" in lines[0] and "8 texts of 8192 tokens" in lines[0]
+    head = next(line for line in lines if line.startswith("quantization"))
+    assert head.split()[-2:] == ["decode", "prefill"]
+    plain = [line.split() for line in lines if line.startswith("none (stored)")]
+    assert [words[2] for words in plain] == ["bfloat16", "int8"]
+    small = target(free=2 * GIB, context=8192)
+    text = plan_table(plan(llama3[0], EngineConfig(), small).as_json())
+    assert "Nothing fits" in text and "use a smaller model" in text
+    tight = target(free=17 * GIB + GIB // 2, concurrency=8, context=8192)
+    text = plan_table(plan(llama3[0], EngineConfig(gpu_memory_utilization=1.0), tight).as_json())
+    assert "--max-model-len" in text
