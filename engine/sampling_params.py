@@ -34,12 +34,14 @@ class TokenPattern:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepetitionDetection:
-    """When a text that repeats itself ends: once a pattern of so many tokens stands there so many
-    times in a row."""
+    """When a text repeats itself: once a pattern of so many tokens stands there so many times in a
+    row."""
 
     min_pattern_size: int
     max_pattern_size: int
     min_count: int
+    ends_text: bool = True
+    """Or it is only told of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -165,7 +165,8 @@ class TokenLogprob:
     """One token's log-probability beside the best alternatives at its position.
 
     `top_ids` and `top_logprobs` are sorted from the most to the least likely and need not hold the
-    token itself. `rank` is 1 for the most likely token.
+    token itself. `rank` is 1 for the most likely token. `entropy` and `varentropy` are mean and
+    variance of -log p over all tokens at its position, in nats: how uncertain the model was.
     """
 
     token_id: int
@@ -173,6 +174,19 @@ class TokenLogprob:
     rank: int
     top_ids: list[int]
     top_logprobs: list[float]
+    entropy: float = 0.0
+    varentropy: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Repetition:
+    """A stretch of a text that says the same tokens over and over."""
+
+    pattern_size: int
+    """Tokens after which it begins anew."""
+    start: int
+    """Generated tokens before it."""
+    num_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +200,8 @@ class TokenEvent(Event):
     """One per prompt token, in the first event of completion 0; the first prompt token has None."""
     stop_token_id: int | None = None
     """The token of `stop_token_ids` that ended it; None after end-of-sequence."""
+    repetition: Repetition | None = None
+    """The longest so far, where they are looked for."""
     num_cached_tokens: int = 0
     """Prompt tokens taken from the prefix cache."""
 

@@ -11,6 +11,7 @@ when the last token has come. Knows no sequences and no blocks (`engine.llm.beam
 """
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -145,8 +146,6 @@ def _tokens(text: _Text | None) -> list[TokenLogprob]:
         row, place = text.row, text.place
         logprob = row.top_logprobs[place]
         rank = 1 + sum(other > logprob for other in row.top_logprobs[:place])
-        tokens.append(
-            TokenLogprob(row.top_ids[place], logprob, rank, row.top_ids, row.top_logprobs)
-        )
+        tokens.append(replace(row, token_id=row.top_ids[place], logprob=logprob, rank=rank))
         text = text.before
     return tokens[::-1]

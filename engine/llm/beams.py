@@ -47,6 +47,8 @@ class Beams:
         self._prompt_scores: list[TokenLogprob | None] | None = None
         self._wanted = set(range(asked.n))
         """Completions."""
+        self._is_told_of = False
+        """Clients know that it has begun."""
         for sequence in owner.sequences[1:]:
             sequence.token_ids = []
 
@@ -74,7 +76,7 @@ class Beams:
         self._beams = self._assign(continuations)
         for sequence, continuation in zip(self._beams, continuations, strict=True):
             sequence.token_ids.append(continuation.token_id)
-        return []
+        return self._beginning()
 
     def restart(self) -> None:
         """See `Group`."""
@@ -106,6 +108,17 @@ class Beams:
             assigned.append(sequence)
         return assigned
 
+    def _beginning(self) -> list[TokenEvent]:
+        """News without a token, once."""
+        if self._is_told_of or 0 not in self._wanted:
+            return []
+        self._is_told_of = True
+        return [self._owner.sequences[0].report(prompt_logprobs=self._take_prompt_scores())]
+
+    def _take_prompt_scores(self) -> list[TokenLogprob | None] | None:
+        scores, self._prompt_scores = self._prompt_scores, None
+        return scores
+
     def _completions(self) -> list[TokenEvent]:
         texts = self._search.best(self._asked.n)
         return [self._completion(index, texts[index]) for index in sorted(self._wanted)]
@@ -116,7 +129,7 @@ class Beams:
         return self._owner.sequences[index].report(
             token_ids=[token.token_id for token in tokens],
             logprobs=None if num_top is None else [_cut(token, num_top) for token in tokens],
-            prompt_logprobs=self._prompt_scores if index == 0 else None,
+            prompt_logprobs=self._take_prompt_scores() if index == 0 else None,
             finish_reason=FinishReason.STOP if last in self._owner.ends else FinishReason.LENGTH,
             stop_token_id=None if by_eos or last not in self._owner.ends else last,
         )

@@ -72,19 +72,27 @@ class _Chunk:
         self._own = HostCopy(scores.logprobs.clamp(min=LEAST_LOGPROB))
         self._ranks = HostCopy(scores.ranks)
         self._finite = HostCopy(scores.is_finite)
+        self._entropies = HostCopy(scores.entropies)
+        self._varentropies = HostCopy(scores.varentropies)
         self._ids = HostCopy(scores.top_ids)
         self._tops = HostCopy(scores.top_logprobs.clamp(min=LEAST_LOGPROB))
 
     def collect(self) -> list[TokenLogprob | None]:
         return [
-            TokenLogprob(token_id, logprob, rank, row_ids[:num], row_tops[:num]) if fine else None
-            for token_id, logprob, rank, row_ids, row_tops, num, fine in zip(
+            TokenLogprob(
+                token_id, logprob, rank, row_ids[:num], row_tops[:num], entropy, varentropy
+            )
+            if fine
+            else None
+            for token_id, logprob, rank, row_ids, row_tops, num, entropy, varentropy, fine in zip(
                 self._targets.wait().tolist(),
                 self._own.wait().tolist(),
                 self._ranks.wait().tolist(),
                 self._ids.wait().tolist(),
                 self._tops.wait().tolist(),
                 self._num_top,
+                self._entropies.wait().tolist(),
+                self._varentropies.wait().tolist(),
                 self._finite.wait().tolist(),
                 strict=True,
             )

@@ -82,7 +82,8 @@ class Group(Protocol):
         """Give each sequence its next token, perhaps behind another one's text.
 
         Returns:
-            The completions, once they are known: the group is over.
+            What clients are to know: that it has begun, or the completions. The group is over with
+            these.
         """
         ...
 
@@ -382,6 +383,7 @@ class Sequence:
             index=self.index,
             num_cached_tokens=self.num_cached_tokens,
             queue_time_s=queue_time_s,
+            repetition=None if self.detector is None else self.detector.longest,
             **contents,
         )
 
@@ -404,7 +406,9 @@ class Sequence:
             return FinishReason.STOP
         if len(self.token_ids) >= self.max_num_tokens:
             return FinishReason.LENGTH
-        return FinishReason.REPETITION if is_repeating and may_end else None
+        if is_repeating and may_end and self.detector is not None and self.detector.ends_text:
+            return FinishReason.REPETITION
+        return None
 
 
 def check_request(
@@ -462,6 +466,10 @@ def check_request(
 def _check_token_ids(
     token_ids: list[int] | tuple[int, ...] | dict[int, float], vocab_size: int, param: str
 ) -> None:
+    """
+    Raises:
+        InvalidParameter: names an id that the model has no row for.
+    """
     if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
         bad = next(t for t in token_ids if not 0 <= t < vocab_size)
         raise InvalidParameter(

@@ -564,12 +564,14 @@ class Scheduler:
         self._note_computed(sequence, scheduled.start)
         if not group.note(sequence, result):
             return
-        completions = group.advance()
-        failure = None if completions else _outgrows(sequence)
-        if completions:
+        news = group.advance()
+        is_over = any(event.finish_reason is not None for event in news)
+        if is_over:
             for each in sequence.together:
                 self._end(each)
-            events += completions
+        events += news
+        failures = [] if is_over else [_outgrows(each) for each in sequence.together]
+        failure = next((one for one in failures if one is not None), None)
         if failure is not None:
             self._fail(sequence, failure, events)
 

@@ -12,7 +12,7 @@ __all__ = ["TokenScores", "score_tokens"]
 
 @op(cases)
 def score_tokens(logits: Tensor, token_ids: Tensor, num_top: int) -> TokenScores:
-    """Log-softmax of one token per row, its rank, and the likeliest tokens.
+    """Log-softmax of one token per row, its rank, the likeliest tokens, and the row's entropy.
 
     Ranks and alternatives follow the logits, so that no rounding of a logarithm decides: equal
     logits have equal ranks, and of equals the lower id comes first. Does not wait for the device.

@@ -103,6 +103,8 @@ def outputs(result: TokenScores, inputs: dict[str, object]) -> tuple[object, ...
         fine,
         result.logprobs.where(fine, 0),
         result.ranks.where(fine, 0),
+        result.entropies.where(fine, 0),
+        result.varentropies.where(fine, 0),
         result.top_ids.where(fine.unsqueeze(1), 0),
         result.top_logprobs.where(fine.unsqueeze(1), 0),
     )

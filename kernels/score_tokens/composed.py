@@ -6,6 +6,9 @@ from torch import Tensor
 from kernels.score_tokens.ranking import first_ids
 from kernels.score_tokens.token_scores import TokenScores
 
+LEAST_DISTANCE = -87.0
+"""Of a logit from the greatest: farther ones have no share in a mean."""
+
 
 def supports(logits: Tensor, token_ids: Tensor, num_top: int) -> bool:
     """Takes every call."""
@@ -16,7 +19,12 @@ def score_tokens(logits: Tensor, token_ids: Tensor, num_top: int) -> TokenScores
     """See `kernels.score_tokens`."""
     values = logits.float()
     peaks = values.amax(-1, keepdim=True)
-    log_sums = (values - peaks).exp_().sum(-1, keepdim=True).log_()
+    distances = (values - peaks).clamp_(min=LEAST_DISTANCE)
+    exponentials = (values - peaks).exp_()
+    sums = exponentials.sum(-1, keepdim=True)
+    log_sums = sums.log()
+    means = (exponentials * distances).sum(-1, keepdim=True) / sums
+    squares = (exponentials * distances.square_()).sum(-1, keepdim=True) / sums
     own = values.gather(1, token_ids.unsqueeze(1))
     num_top = min(num_top, values.shape[1])
     top_ids = first_ids(values, num_top) if num_top else token_ids.new_empty(len(token_ids), 0)
@@ -25,5 +33,7 @@ def score_tokens(logits: Tensor, token_ids: Tensor, num_top: int) -> TokenScores
         ranks=(values > own).sum(-1) + 1,
         top_ids=top_ids,
         top_logprobs=values.gather(1, top_ids) - peaks - log_sums,
+        entropies=(log_sums - means).squeeze(1),
+        varentropies=(squares - means.square()).clamp(min=0).squeeze(1),
         is_finite=torch.isfinite(peaks).squeeze(1),
     )

@@ -1,5 +1,6 @@
-// Three passes over a row where it lies: maximum, sum of exponentials, and the rank together with
+// Three passes over a row where it lies: maximum, sums of exponentials, and the rank together with
 // the likeliest tokens, which a short sorted list collects.
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -24,25 +25,36 @@ float peak_of(const T* x, int64_t size, bool& is_finite) {
   return peak;
 }
 
-float exp_sum(const float* x, float peak) {
-  float sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < kBlock; ++i) sum += native::exp_nonpositive(x[i] - peak);
-  return sum;
-}
+// Of e^d, d * e^d and d^2 * e^d, where d is a logit's distance from the greatest.
+struct Sums {
+  double mass = 0, first = 0, second = 0;
+
+  void add(const float* x, float peak) {
+    float masses = 0, firsts = 0, seconds = 0;
+#pragma omp simd reduction(+ : masses, firsts, seconds)
+    for (int64_t i = 0; i < kBlock; ++i) {
+      float distance = x[i] - peak < -87.0f ? -87.0f : x[i] - peak;
+      float share = native::exp_nonpositive(distance);
+      masses += share;
+      firsts += share * distance;
+      seconds += share * distance * distance;
+    }
+    mass += masses, first += firsts, second += seconds;
+  }
+};
 
 // Blocks are converted first, so that the order of a sum does not depend on the storage type.
 template <class T>
-float log_sum(const T* x, int64_t size, float peak) {
-  double total = 0;
+Sums sums_of(const T* x, int64_t size, float peak) {
+  Sums sums;
   float block[kBlock];
   for (int64_t start = 0; start < size; start += kBlock) {
     int64_t length = start + kBlock < size ? kBlock : size - start;
     for (int64_t i = 0; i < length; ++i) block[i] = native::to_float(x[start + i]);
     for (int64_t i = length; i < kBlock; ++i) block[i] = -kInfinity;
-    total += exp_sum(block, peak);
+    sums.add(block, peak);
   }
-  return float(std::log(total));
+  return sums;
 }
 
 // The likeliest tokens so far, the best first; of equals the one that came first.
@@ -67,14 +79,19 @@ struct Best {
 
 template <class T>
 void score_row(const T* x, int64_t size, int64_t token_id, int64_t num_top, float& logprob,
-               int64_t& rank, int64_t* top_ids, float* top_logprobs, bool& is_finite) {
+               int64_t& rank, int64_t* top_ids, float* top_logprobs, float& entropy,
+               float& varentropy, bool& is_finite) {
   float peak = peak_of(x, size, is_finite);
   if (!is_finite) {
-    logprob = 0, rank = 0;
+    logprob = 0, rank = 0, entropy = 0, varentropy = 0;
     for (int64_t i = 0; i < num_top; ++i) top_ids[i] = 0, top_logprobs[i] = 0;
     return;
   }
-  float sum = log_sum(x, size, peak), own = native::to_float(x[token_id]);
+  Sums sums = sums_of(x, size, peak);
+  float sum = float(std::log(sums.mass)), own = native::to_float(x[token_id]);
+  double mean = sums.first / sums.mass;
+  entropy = float(std::log(sums.mass) - mean);
+  varentropy = float(std::max(0.0, sums.second / sums.mass - mean * mean));
   Best best{top_ids, top_logprobs, num_top};
   int64_t greater = 0;
   for (int64_t start = 0; start < size; start += kBlock) {
@@ -104,7 +121,8 @@ void score_row(const T* x, int64_t size, int64_t token_id, int64_t num_top, floa
 extern "C" void tandem_score_tokens(int64_t dtype, const void* logits, int64_t stride,
                                     const void* token_ids, int64_t num_top, void* logprobs,
                                     void* ranks, void* top_ids, void* top_logprobs,
-                                    void* is_finite, int64_t rows, int64_t size) {
+                                    void* entropies, void* varentropies, void* is_finite,
+                                    int64_t rows, int64_t size) {
   native::with_type(dtype, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     native::for_ranges(rows, rows * size, [&](int64_t first, int64_t last) {
@@ -112,7 +130,7 @@ extern "C" void tandem_score_tokens(int64_t dtype, const void* logits, int64_t s
         score_row((const T*)logits + row * stride, size, ((const int64_t*)token_ids)[row], num_top,
                   ((float*)logprobs)[row], ((int64_t*)ranks)[row],
                   (int64_t*)top_ids + row * num_top, (float*)top_logprobs + row * num_top,
-                  ((bool*)is_finite)[row]);
+                  ((float*)entropies)[row], ((float*)varentropies)[row], ((bool*)is_finite)[row]);
     });
   });
 }

@@ -29,6 +29,8 @@ def score_tokens(logits: Tensor, token_ids: Tensor, num_top: int) -> TokenScores
         ranks=torch.empty(num_rows, dtype=torch.int64),
         top_ids=torch.empty(num_rows, num_top, dtype=torch.int64),
         top_logprobs=torch.empty(num_rows, num_top),
+        entropies=torch.empty(num_rows),
+        varentropies=torch.empty(num_rows),
         is_finite=torch.empty(num_rows, dtype=torch.bool),
     )
     _function()(
@@ -41,6 +43,8 @@ def score_tokens(logits: Tensor, token_ids: Tensor, num_top: int) -> TokenScores
         scores.ranks.data_ptr(),
         scores.top_ids.data_ptr(),
         scores.top_logprobs.data_ptr(),
+        scores.entropies.data_ptr(),
+        scores.varentropies.data_ptr(),
         scores.is_finite.data_ptr(),
         num_rows,
         num_tokens,
@@ -50,4 +54,4 @@ def score_tokens(logits: Tensor, token_ids: Tensor, num_top: int) -> TokenScores
 
 @functools.cache
 def _function() -> native.Function:
-    return native.function("tandem_score_tokens", "ipipipppppii")
+    return native.function("tandem_score_tokens", "ipipipppppppii")

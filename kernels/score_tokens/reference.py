@@ -9,7 +9,11 @@ from kernels.score_tokens.token_scores import TokenScores
 def score_tokens(logits: Tensor, token_ids: Tensor, num_top: int) -> TokenScores:
     """See `kernels.score_tokens`."""
     values = logits.float()
-    logprobs = values.double().log_softmax(-1).float()  # sums of 150 000 terms
+    exact = values.double().log_softmax(-1)  # sums of 150 000 terms
+    probabilities, surprises = exact.exp(), -exact.clamp(min=torch.finfo(torch.float64).min)
+    entropies = (probabilities * surprises).sum(-1)
+    spreads = (surprises - entropies.unsqueeze(1)).square()
+    logprobs = exact.float()
     target = token_ids.unsqueeze(1)
     # + 0.0 makes one zero of the two; NaN would come first, and its rows mean nothing.
     order = (values + 0.0).sort(dim=-1, descending=True, stable=True).indices
@@ -19,5 +23,7 @@ def score_tokens(logits: Tensor, token_ids: Tensor, num_top: int) -> TokenScores
         ranks=(values > values.gather(1, target)).sum(-1) + 1,
         top_ids=top_ids,
         top_logprobs=logprobs.gather(1, top_ids),
+        entropies=entropies.float(),
+        varentropies=torch.where(probabilities > 0, probabilities * spreads, 0).sum(-1).float(),
         is_finite=torch.isfinite(values.amax(-1)),
     )

@@ -17,5 +17,9 @@ class TokenScores:
     """[R, n] int64, the likeliest first; valid ids in any case."""
     top_logprobs: Tensor
     """[R, n] fp32."""
+    entropies: Tensor
+    """[R] fp32, in nats: what a token of the row's distribution tells on average, -log p."""
+    varentropies: Tensor
+    """[R] fp32, in squared nats: the variance of that."""
     is_finite: Tensor
     """[R] bool: the logits are numbers or -infinity, and not all the latter."""

@@ -3,10 +3,11 @@
     row      [ split                  | split                  | ...     4096 ids, a program each
              [ block | block | ...    | block | block | ...              64 ids
 
-A split gives its maximum, the sum of exponentials relative to it, and how many logits are above the
-chosen one's; if alternatives are wanted, also each block's maximum. A row's program adds that up in
-one order. As in `ranking.first_ids`, the likeliest n tokens are in the n blocks whose maxima are
-the greatest; both choices take the greatest key n times.
+A split gives its maximum, the sums of exponentials relative to it and of these times the distance
+from it and its square, and how many logits are above the chosen one's; if alternatives are wanted,
+also each block's maximum. A row's program adds that up in one order. As in `ranking.first_ids`, the
+likeliest n tokens are in the n blocks whose maxima are the greatest; both choices take the greatest
+key n times.
 
 Splits depend on the vocabulary alone, and nothing is fused, which might differ with and without
 alternatives: a row's bits do not depend on its neighbours, nor on what else they ask for.
@@ -30,10 +31,15 @@ BLOCKS_PER_SPLIT = 64
 SPLIT_SIZE = BLOCKS_PER_SPLIT * BLOCK_SIZE
 LEAST_MAX_SPLITS = 16
 """Small vocabularies share a kernel."""
+NUM_PARTS = 5
+"""Numbers of a split."""
 NUM_WARPS = 8
 
 _MAX_TOP, _BLOCK_SIZE = tl.constexpr(MAX_TOP), tl.constexpr(BLOCK_SIZE)
 _BLOCKS_PER_SPLIT, _SPLIT_SIZE = tl.constexpr(BLOCKS_PER_SPLIT), tl.constexpr(SPLIT_SIZE)
+_NUM_PARTS = tl.constexpr(NUM_PARTS)
+_LEAST_DISTANCE = tl.constexpr(-87.0)
+"""Of a logit from the greatest: farther ones have no share in a mean."""
 _MOST_ID = tl.constexpr((1 << 31) - 1)
 _LEAST_KEY = tl.constexpr(-(1 << 63))
 """Less than any token's."""
@@ -56,13 +62,15 @@ def score_tokens(logits: Tensor, token_ids: Tensor, num_top: int) -> TokenScores
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=logits.device)
 
-    parts = empty(num_rows, 3, num_splits)
+    parts = empty(num_rows, NUM_PARTS, num_splits)
     maxima = empty(num_rows, triton.cdiv(num_tokens, BLOCK_SIZE)) if num_top else None
     scores = TokenScores(
         logprobs=empty(num_rows),
         ranks=empty(num_rows, dtype=torch.int64),
         top_ids=empty(num_rows, num_top, dtype=torch.int64),
         top_logprobs=empty(num_rows, num_top),
+        entropies=empty(num_rows),
+        varentropies=empty(num_rows),
         is_finite=empty(num_rows, dtype=torch.bool),
     )
     if num_rows == 0:
@@ -87,6 +95,8 @@ def score_tokens(logits: Tensor, token_ids: Tensor, num_top: int) -> TokenScores
         scores.ranks,
         scores.top_ids,
         scores.top_logprobs,
+        scores.entropies,
+        scores.varentropies,
         scores.is_finite,
         num_tokens,
         num_top,
@@ -121,15 +131,19 @@ def _score_split_kernel(
     x = tl.where(is_fine, x, float("-inf"))
     maxima = tl.max(x, 1)
     peak = tl.max(maxima, 0)
-    exponentials = tl.exp(x - tl.where(peak > float("-inf"), peak, 0.0))
+    distances = x - tl.where(peak > float("-inf"), peak, 0.0)
+    exponentials = tl.exp(distances)
+    distances = tl.maximum(distances, _LEAST_DISTANCE)
     own = tl.load(x_ptr + tl.load(token_ids_ptr + row)).to(tl.float32)
     num_above = _sum(tl.where(x > own, 1, 0))
     is_bad = _sum(tl.where(is_fine, 0, 1)) > 0
     num_splits = tl.num_programs(1)
-    part_ptr = parts_ptr + row * 3 * num_splits + split
+    part_ptr = parts_ptr + row * _NUM_PARTS * num_splits + split
     tl.store(part_ptr, tl.where(is_bad, float("inf"), peak))
     tl.store(part_ptr + num_splits, _sum(exponentials))
     tl.store(part_ptr + 2 * num_splits, num_above.to(tl.float32))  # small enough to be exact
+    tl.store(part_ptr + 3 * num_splits, _sum(exponentials * distances))
+    tl.store(part_ptr + 4 * num_splits, _sum(exponentials * distances * distances))
     if maxima_ptr is not None:
         num_blocks = tl.cdiv(num_tokens, _BLOCK_SIZE)
         tl.store(maxima_ptr + row * num_blocks + blocks, maxima, mask=blocks < num_blocks)
@@ -153,6 +167,8 @@ def _score_row_kernel(
     ranks_ptr,
     top_ids_ptr,
     top_logprobs_ptr,
+    entropies_ptr,
+    varentropies_ptr,
     is_finite_ptr,
     num_tokens,
     num_top,
@@ -162,16 +178,27 @@ def _score_row_kernel(
     x_ptr = logits_ptr + row * logits_row_stride
     num_splits = tl.cdiv(num_tokens, _SPLIT_SIZE)
     splits = tl.arange(0, MAX_SPLITS)
-    part_ptr = parts_ptr + row * 3 * num_splits + splits
+    part_ptr = parts_ptr + row * _NUM_PARTS * num_splits + splits
     peaks = tl.load(part_ptr, mask=splits < num_splits, other=float("-inf"))
     sums = tl.load(part_ptr + num_splits, mask=splits < num_splits, other=0.0)
     above = tl.load(part_ptr + 2 * num_splits, mask=splits < num_splits, other=0.0)
+    firsts = tl.load(part_ptr + 3 * num_splits, mask=splits < num_splits, other=0.0)
+    seconds = tl.load(part_ptr + 4 * num_splits, mask=splits < num_splits, other=0.0)
     peak = tl.max(peaks, 0)
     is_fine = (peak < float("inf")) & (peak > float("-inf"))
     # Numbers of a bad row mean nothing; these are in range.
     peak = tl.where(is_fine, peak, 0.0)
     peaks = tl.where(is_fine, peaks, 0.0)
-    log_sum = tl.log(tl.where(is_fine, tl.sum(sums * tl.exp(peaks - peak), 0), 1.0))
+    total = tl.where(is_fine, tl.sum(sums * tl.exp(peaks - peak), 0), 1.0)
+    log_sum = tl.log(total)
+    # A split's distances, taken from the row's peak: each is farther by the same.
+    farther = tl.maximum(peaks - peak, _LEAST_DISTANCE)
+    shares = tl.exp(farther)
+    mean = tl.sum(shares * (firsts + farther * sums), 0) / total
+    second = seconds + 2.0 * farther * firsts + farther * farther * sums
+    varentropy = tl.sum(shares * second, 0) / total - mean * mean
+    tl.store(entropies_ptr + row, log_sum - mean)
+    tl.store(varentropies_ptr + row, tl.maximum(varentropy, 0.0))
     own = tl.load(x_ptr + tl.load(token_ids_ptr + row)).to(tl.float32)
     tl.store(logprobs_ptr + row, own - peak - log_sum)
     tl.store(ranks_ptr + row, tl.sum(above.to(tl.int32), 0).to(tl.int64) + 1)

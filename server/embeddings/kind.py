@@ -14,6 +14,7 @@ from server.http.item_metrics import ItemMetrics, ItemNames
 from server.http.schemas import integer_items, variant
 from server.http.served_kind import FirstQuestion, ServedKind
 from server.protocol.embeddings import EmbeddingModelCard, EmbeddingsRequest, PoolingRequest
+from server.protocol.groundedness import GroundednessRequest
 from server.protocol.prompts import MAX_PROMPTS
 from server.protocol.scores import RerankRequest, ScoreRequest
 from server.settings import Settings
@@ -78,7 +79,13 @@ SERVED_EMBEDDINGS = ServedKind(
     routers=("server.routes.embeddings:router", "server.routes.scores:router"),
     nothing_served="no embedding model is served here; start the server with one, such as "
     "--model all-minilm-l6-v2, or a text model with kind embedding in its settings",
-    bodies=(EmbeddingsRequest, PoolingRequest, RerankRequest, ScoreRequest),
+    bodies=(
+        EmbeddingsRequest,
+        PoolingRequest,
+        RerankRequest,
+        ScoreRequest,
+        GroundednessRequest,
+    ),
     places=_places,
     fill_in=_fill_in,
     card=_card,

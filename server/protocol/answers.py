@@ -33,6 +33,57 @@ class PromptLogprob:
     decoded_token: str
 
 
+@dataclass(slots=True)
+class TextSpan:
+    """Tokens of a text that were unlikely, one after the other.
+
+    Attributes:
+        tokens: the first one's number, and that of the one behind the last.
+        characters: the same of the text that was written.
+    """
+
+    tokens: list[int]
+    characters: list[int]
+    min_logprob: float
+
+
+@dataclass(slots=True)
+class Uncertainty:
+    """How sure the model was of a text's tokens; means are null if it has none."""
+
+    num_tokens: int
+    mean_logprob: float | None
+    mean_entropy: float | None
+    mean_varentropy: float | None
+    low_confidence_spans: list[TextSpan]
+
+
+@dataclass(slots=True, kw_only=True)
+class SemanticEntropy:
+    """How many things the answers of a request say.
+
+    Attributes:
+        entropy: of the clusters' shares, in nats.
+        clusters: of each choice the number of its cluster.
+    """
+
+    entropy: float
+    num_clusters: int
+    clusters: list[int]
+    threshold: float
+    embedding_model: str
+
+
+@dataclass(slots=True)
+class RepetitionReport:
+    """The longest stretch of a text that says the same tokens over and over; ranges as in
+    `TextSpan`."""
+
+    pattern_size: int
+    tokens: list[int]
+    characters: list[int]
+
+
 PromptLogprobs = list[dict[int, PromptLogprob] | None]
 
 

@@ -9,7 +9,13 @@ from pydantic import ConfigDict, Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
 from engine.errors import InvalidParameter, UnsupportedFeature
-from server.protocol.answers import PromptLogprobs, Usage
+from server.protocol.answers import (
+    PromptLogprobs,
+    RepetitionReport,
+    SemanticEntropy,
+    Uncertainty,
+    Usage,
+)
 from server.protocol.common import (
     MAX_LOGPROBS,
     NO_MODEL_READS,
@@ -17,6 +23,7 @@ from server.protocol.common import (
     TokenLimit,
     WireModel,
 )
+from server.protocol.signal_fields import MeaningFields, check_meanings
 from server.protocol.tools import AnswerToolCall, ToolCallDelta, ToolOptions, ToolUse
 
 _TEXT_PART_TYPES = ("text", "refusal")  # each also names the key that holds the text
@@ -183,7 +190,7 @@ class ChatTemplateOptions(ToolOptions):
         return self
 
 
-class ChatCompletionRequest(SamplingRequest, ChatTemplateOptions, ToolUse):
+class ChatCompletionRequest(SamplingRequest, ChatTemplateOptions, ToolUse, MeaningFields):
     """OpenAI's chat request with vLLM's additions."""
 
     model_config = ConfigDict(
@@ -229,6 +236,7 @@ class ChatCompletionRequest(SamplingRequest, ChatTemplateOptions, ToolUse):
             raise InvalidParameter(
                 "top_logprobs is only allowed with logprobs: true", param="top_logprobs"
             )
+        check_meanings(self, self.num_choices, is_stream=bool(self.stream))
         return self
 
 
@@ -286,6 +294,8 @@ class ChatChoice:
     finish_reason: str
     stop_reason: str | int | None
     token_ids: list[int] | None = None
+    uncertainty: Uncertainty | None = None
+    repetition: RepetitionReport | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -301,6 +311,7 @@ class ChatCompletion:
     system_fingerprint: str
     prompt_logprobs: PromptLogprobs | None = None
     prompt_token_ids: list[int] | None = None
+    semantic_entropy: SemanticEntropy | None = None
 
 
 class MessageDelta(msgspec.Struct, omit_defaults=True):
@@ -322,6 +333,8 @@ class ChatChunkChoice(msgspec.Struct):
     finish_reason: str | None = None
     stop_reason: str | int | msgspec.UnsetType | None = msgspec.UNSET
     token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    uncertainty: Uncertainty | msgspec.UnsetType = msgspec.UNSET
+    repetition: RepetitionReport | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatChunk(msgspec.Struct, kw_only=True):

@@ -5,7 +5,7 @@ table here is tolerated and reported.
 """
 
 from collections.abc import Container, Mapping
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -21,6 +21,7 @@ from engine.errors import InvalidParameter, UnsupportedFeature
 from server.protocol.logit_bias import LogitBias, Word
 from server.protocol.sampler_fields import OTHER_NAMES, SamplerFields
 from server.protocol.search_fields import SearchFields, check_search
+from server.protocol.signal_fields import SignalFields, check_signals
 from server.protocol.structure_fields import StructureFields
 
 INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
@@ -195,7 +196,7 @@ class StreamOptions(WireModel):
 
 
 class RepetitionDetectionField(WireModel):
-    """vLLM's: when a text that repeats itself ends."""
+    """vLLM's: when a text repeats itself; and what comes of it."""
 
     max_pattern_size: int = Field(
         ge=0, le=MAX_PATTERN_SIZE, description="Most tokens of a pattern; 0: none is looked for."
@@ -204,7 +205,12 @@ class RepetitionDetectionField(WireModel):
         None, ge=0, le=MAX_PATTERN_SIZE, description="Fewest tokens of a pattern. Default 1."
     )
     min_count: int = Field(
-        ge=2, le=MAX_TOKEN_COUNT, description="How often in a row a pattern ends the text."
+        ge=2, le=MAX_TOKEN_COUNT, description="How often in a row a pattern must stand there."
+    )
+    action: (
+        Annotated[Literal["stop", "report"], Field(json_schema_extra={"maxLength": 6})] | None
+    ) = Field(
+        None, description="End the text there, or only say where it repeats itself. Default stop."
     )
 
     @model_validator(mode="after")
@@ -222,7 +228,7 @@ _OTHER_NAMES = {"n_predict": ("max_completion_tokens", "max_tokens"), **OTHER_NA
 """llama.cpp's names for what has another one here."""
 
 
-class SamplingRequest(SamplerFields, StructureFields, SearchFields, ModelRequest):
+class SamplingRequest(SamplerFields, StructureFields, SearchFields, SignalFields, ModelRequest):
     """What chat and plain completions have in common. Every field may be null: the default."""
 
     prompt_field: ClassVar[str] = "prompt"
@@ -258,7 +264,7 @@ class SamplingRequest(SamplerFields, StructureFields, SearchFields, ModelRequest
     repetition_detection: RepetitionDetectionField | None = Field(
         None,
         description="End the text, with finish_reason repetition, once it says the same tokens "
-        "over and over.",
+        "over and over, or only say where it does.",
     )
     ignore_eos: bool | None = Field(
         None, description="Go on after end-of-sequence, up to max_tokens. Default false."
@@ -351,6 +357,7 @@ class SamplingRequest(SamplerFields, StructureFields, SearchFields, ModelRequest
                 param="ignore_eos",
             )
         check_search(self)
+        check_signals(self)
         if self.truncate_prompt_tokens == 0:
             raise InvalidParameter(
                 "truncate_prompt_tokens must be -1 or at least 1", param="truncate_prompt_tokens"

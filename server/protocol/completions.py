@@ -6,7 +6,7 @@ from typing import Literal
 import msgspec
 from pydantic import ConfigDict, Field
 
-from server.protocol.answers import PromptLogprobs, Usage
+from server.protocol.answers import PromptLogprobs, RepetitionReport, Uncertainty, Usage
 from server.protocol.common import MAX_LOGPROBS, SamplingRequest, TokenLimitOrZero
 from server.protocol.prompts import Prompts
 
@@ -60,6 +60,8 @@ class CompletionChoice:
     prompt_logprobs: PromptLogprobs | None = None
     token_ids: list[int] | None = None
     prompt_token_ids: list[int] | None = None
+    uncertainty: Uncertainty | None = None
+    repetition: RepetitionReport | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -85,6 +87,8 @@ class CompletionChunkChoice(msgspec.Struct):
     stop_reason: str | int | msgspec.UnsetType | None = msgspec.UNSET
     token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
     prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    uncertainty: Uncertainty | msgspec.UnsetType = msgspec.UNSET
+    repetition: RepetitionReport | msgspec.UnsetType = msgspec.UNSET
 
 
 class CompletionChunk(msgspec.Struct, kw_only=True):

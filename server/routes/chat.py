@@ -16,6 +16,7 @@ from server.protocol.chat import ChatCompletion, ChatCompletionRequest
 from server.protocol.common import RequestBody
 from server.routes.deps import StateDep
 from server.routes.ignored_fields import report_ignored_fields
+from server.routes.semantic_entropy import semantic_judge
 from server.state import AppState
 from server.text.answer_format import AnswerFormat
 from server.text.answer_structure import answer_structure
@@ -84,6 +85,7 @@ async def start_chat(
     config = config_of(state.engine, info.model)
     priority = acting_priority(body.priority, config)
     check_width(body, config)
+    judge = semantic_judge(body, state)
     lease = state.admission.admit(TEXT, info.model, body.num_sequences)
     async with Generation(state.engine, state.metrics.of(SERVED_TEXT), lease) as generation:
         text = await state.texts.get(info)
@@ -116,4 +118,4 @@ async def start_chat(
         )
         generation.submit(text.tokenizer, [engine_request], options, body.num_best)
         state.live_requests.add(generation, request, id=head.id, kind=TEXT, model=head.model)
-        return ChatReply(body, head, text, generation, answers, shape)
+        return ChatReply(body, head, text, generation, answers, shape, judge)

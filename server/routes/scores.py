@@ -1,12 +1,15 @@
-"""`POST /v1/rerank` and `POST /v1/score`: how alike texts are, by their embeddings."""
+"""`POST /v1/rerank`, `POST /v1/score` and `POST /v1/groundedness`: how alike texts are, by their
+embeddings."""
 
 from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
 from server.embeddings.answers import rerank_answer, score_answer
+from server.embeddings.groundedness import Comparison
 from server.embeddings.inputs import Inputs
 from server.http.json_route import JsonRoute
+from server.protocol.groundedness import GroundednessAnswer, GroundednessRequest
 from server.protocol.scores import RerankAnswer, RerankRequest, ScoreAnswer, ScoreRequest
 from server.routes.deps import StateDep
 from server.routes.embeddings import answers_with, embed
@@ -33,3 +36,14 @@ async def score(body: ScoreRequest, request: Request, state: StateDep) -> Respon
     """The cosine between the embeddings of each pair."""
     inputs = Inputs({"text_1": body.text_1, "text_2": body.text_2})
     return await embed(body, inputs, partial(score_answer, body), request, state)
+
+
+@router.post(
+    "/v1/groundedness",
+    summary="Compare an answer with passages",
+    responses=answers_with(GroundednessAnswer),
+)
+async def groundedness(body: GroundednessRequest, request: Request, state: StateDep) -> Response:
+    """Sentence by sentence: what of an answer the passages do not say, or say otherwise."""
+    comparison = Comparison.of(body)
+    return await embed(body, comparison.inputs(), comparison.written, request, state)

@@ -38,6 +38,8 @@ def _joined(deltas: Sequence[Delta]) -> Delta:
         offsets=[offset for delta in deltas for offset in delta.offsets],
         finish_reason=last.finish_reason,
         stop_reason=last.stop_reason,
+        uncertainty=last.uncertainty,
+        repetition=last.repetition,
     )
 
 

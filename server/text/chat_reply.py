@@ -1,12 +1,12 @@
 """A generation as OpenAI's chat answer, whole or in chunks."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
 from engine.types import FinishReason
 from server.http.shape import Shape
-from server.protocol.answers import PromptLogprobs, Usage
+from server.protocol.answers import PromptLogprobs, SemanticEntropy, Usage
 from server.protocol.chat import (
     ChatChoice,
     ChatChunk,
@@ -26,7 +26,11 @@ from server.text.texts import ModelText
 
 
 class ChatReply(TextReply):
-    """One prompt, `n` answers."""
+    """One prompt, `n` answers.
+
+    Args:
+        judge: compares the answers by meaning; None: that was not asked for.
+    """
 
     def __init__(
         self,
@@ -36,6 +40,7 @@ class ChatReply(TextReply):
         generation: Generation,
         answers: AnswerFormat,
         shape: Shape | None = None,
+        judge: Callable[[Sequence[str]], Awaitable[SemanticEntropy]] | None = None,
     ) -> None:
         super().__init__(head, generation, request.stream_options, shape)
         self._request = request
@@ -45,6 +50,7 @@ class ChatReply(TextReply):
         self._text = text
         self._names = token_names(text, as_ids=request.return_tokens_as_token_ids)
         self._prefix = _echoed_text(request)
+        self._judge = judge
 
     def _answer(self, parts: list[list[Delta]]) -> ChatCompletion:
         return ChatCompletion(
@@ -60,6 +66,12 @@ class ChatReply(TextReply):
             else None,
         )
 
+    async def _complete(self, answer: ChatCompletion) -> ChatCompletion:
+        if self._judge is not None:
+            texts = [choice.message.content or "" for choice in answer.choices]
+            answer.semantic_entropy = await self._judge(texts)
+        return answer
+
     def _choice(self, deltas: Sequence[Delta]) -> ChatChoice:
         last = deltas[-1]
         text = "".join(delta.text for delta in deltas)
@@ -73,6 +85,8 @@ class ChatReply(TextReply):
             token_ids=[i for delta in deltas for i in delta.token_ids]
             if self._request.return_token_ids
             else None,
+            uncertainty=last.uncertainty,
+            repetition=last.repetition,
         )
 
     def _opening(self, index: int) -> list[ChatChunk]:
@@ -88,9 +102,10 @@ class ChatReply(TextReply):
     def _chunks(self, delta: Delta) -> list[ChatChunk]:
         chunks = []
         with_ids = self._request.return_token_ids and delta.token_ids
+        with_logprobs = self._request.logprobs and delta.logprobs
         parser = self._parsers[delta.index]
         pieces = parser.add(delta.text, is_last=delta.finish_reason is not None)
-        if pieces or delta.logprobs or with_ids:
+        if pieces or with_logprobs or with_ids:
             message = message_delta(pieces)
             choice = ChatChunkChoice(delta.index, message, self._logprobs([delta]))
             if with_ids:
@@ -102,6 +117,8 @@ class ChatReply(TextReply):
                 MessageDelta(),
                 finish_reason=self._finish_reason(delta),
                 stop_reason=delta.stop_reason,
+                uncertainty=delta.uncertainty or msgspec.UNSET,
+                repetition=delta.repetition or msgspec.UNSET,
             )
             chunks.append(self._chunk(end))
         return chunks

@@ -77,6 +77,8 @@ class CompletionReply(TextReply):
             prompt_logprobs=prompt.wire_logprobs,
             token_ids=[i for delta in deltas for i in delta.token_ids] if with_ids else None,
             prompt_token_ids=prompt.token_ids if with_ids else None,
+            uncertainty=last.uncertainty,
+            repetition=last.repetition,
         )
 
     def _opening(self, index: int) -> list[CompletionChunk]:
@@ -93,7 +95,8 @@ class CompletionReply(TextReply):
 
     def _chunks(self, delta: Delta) -> list[CompletionChunk]:
         with_ids = self._request.return_token_ids and delta.token_ids
-        if not (delta.text or delta.logprobs or with_ids or delta.finish_reason):
+        with_logprobs = self._request.logprobs is not None and delta.logprobs
+        if not (delta.text or with_logprobs or with_ids or delta.finish_reason):
             return []
         choice = CompletionChunkChoice(
             delta.index,
@@ -105,6 +108,8 @@ class CompletionReply(TextReply):
         if delta.finish_reason is not None:
             choice.finish_reason = str(delta.finish_reason)
             choice.stop_reason = delta.stop_reason
+            choice.uncertainty = delta.uncertainty or msgspec.UNSET
+            choice.repetition = delta.repetition or msgspec.UNSET
         return [self._chunk(choice)]
 
     def _usage_chunk(self, usage: Usage) -> CompletionChunk:

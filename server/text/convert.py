@@ -53,6 +53,9 @@ def text_options(
         kept_special_tokens=kept_special_tokens,
         min_tokens=_or(request.min_tokens, 0),
         offsets=offsets,
+        uncertain_below=request.uncertain_below,
+        tells_ranges=request.uncertain_below is not None
+        or request.repetition_detection is not None,
         keep_text=keep_text,
     )
 
@@ -305,7 +308,7 @@ def _sampling_params(
         values: dict[str, Any] = {"temperature": 0.0}
     else:
         values = _sampler_values(request, info.default_sampling, tokens.patterns)
-    if request.num_best is not None:
+    if request.num_best is not None or request.return_uncertainty:
         logprobs = _or(logprobs, 0)
     return SamplingParams(
         max_tokens=max_tokens,
@@ -334,6 +337,7 @@ def _repetition_detection(request: SamplingRequest) -> RepetitionDetection | Non
         min_pattern_size=wanted.min_pattern_size or 1,
         max_pattern_size=wanted.max_pattern_size,
         min_count=wanted.min_count,
+        ends_text=wanted.action != "report",
     )
 
 

@@ -25,6 +25,7 @@ from server.text.output import ChoiceOutput, Delta, TextOptions
 class Tally:
     """Tokens of all prompts of a request so far; kept up as they come, as streams may ask often."""
 
+    is_begun: bool = False
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     num_generated_tokens: int = 0
@@ -96,6 +97,7 @@ class PromptRun:
         if failure is not None:
             raise failure
         self._meter.on_event(event)
+        self._tally.is_begun = True
         if event.num_cached_tokens > self._num_cached_tokens:
             self._tally.num_cached_tokens += event.num_cached_tokens - self._num_cached_tokens
             self._num_cached_tokens = event.num_cached_tokens
@@ -106,6 +108,7 @@ class PromptRun:
         if delta.finish_reason is not None:
             self._num_open -= 1
             self._meter.complete(delta.finish_reason)
+            self._meter.on_scores(choice.uncertainty)
             # After a stop string the engine, which knows none, would write on.
             self._stream.end(event.index)
         return delta
@@ -195,7 +198,7 @@ class Generation(EngineRun):
     def progress(self) -> Progress:
         choices = [choice for run in self.runs for choice in run.choices]
         return Progress(
-            is_begun=self._tally.num_generated_tokens > 0,
+            is_begun=self._tally.is_begun,
             num_results=len(choices),
             num_finished=sum(choice.finish_reason is not None for choice in choices),
             num_prompt_tokens=self._tally.num_prompt_tokens,

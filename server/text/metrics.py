@@ -15,6 +15,7 @@ from engine.client import EngineClient
 from engine.kinds import TEXT
 from engine.types import EngineStats, FinishReason, TokenEvent
 from server.http.model_metrics import KindMetrics, MetricFactory, WorkerTotals
+from server.text.uncertainty import TokenUncertainty
 
 _TTFT_BUCKETS_S = (
     *(0.001, 0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
@@ -43,6 +44,9 @@ _STEP_BUCKETS_S = (
 # Measured over predicted: 1 is right, above it a step was late.
 _PREDICTION_BUCKETS = (0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.5, 2.0, 3.0, 5.0, 10.0)
 _STEP_TOKENS_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+
+# A model that is well suited to its text has means around 1.
+_NATS_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 
 _STEP_PARTS = ("schedule", "prepare", "forward", "sample", "publish")
 
@@ -88,6 +92,12 @@ class RequestMeter:
     def complete(self, reason: FinishReason) -> None:
         """One completion ended: by the engine, by a stop string, or because the client left."""
         self._model.request_success[reason].inc()
+
+    def on_scores(self, text: TokenUncertainty) -> None:
+        """Of a completion that has ended; those without log-probabilities do not count."""
+        if text.num_tokens:
+            self._model.surprise.observe(-text.mean_logprob)
+            self._model.entropy.observe(text.mean_entropy)
 
     def close(self, *, num_prompt_tokens: int, num_generation_tokens: int) -> None:
         """The request is over; the numbers are those of its `usage`. Only the first call counts."""
@@ -198,6 +208,16 @@ class _Metrics:
         self.queue_time = create.histogram(
             "request_queue_time_seconds", "Arrival to first scheduling.", _QUEUE_BUCKETS_S
         )
+        self.surprise = create.histogram(
+            "mean_token_surprise_nats",
+            "Mean of -ln p over a completion's tokens, where requests ask for log-probabilities.",
+            _NATS_BUCKETS,
+        )
+        self.entropy = create.histogram(
+            "mean_token_entropy_nats",
+            "Mean of the entropy over a completion's tokens, of the same completions.",
+            _NATS_BUCKETS,
+        )
         self.iteration_tokens = create.histogram(
             "iteration_tokens", "Tokens computed in a step.", _STEP_TOKENS_BUCKETS
         )
@@ -233,6 +253,8 @@ class _ModelMetrics:
         self.inter_token_latency = metrics.inter_token_latency.labels(name)
         self.e2e_latency = metrics.e2e_latency.labels(name)
         self.queue_time = metrics.queue_time.labels(name)
+        self.surprise = metrics.surprise.labels(name)
+        self.entropy = metrics.entropy.labels(name)
         self.iteration_tokens = metrics.iteration_tokens.labels(name)
         self.step_prediction = metrics.step_prediction.labels(name)
         self.step_times = [metrics.step_time.labels(name, part) for part in _STEP_PARTS]

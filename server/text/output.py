@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from engine.text.detokenizer import IncrementalDetokenizer
 from engine.text.stop import StopMatcher
 from engine.text.tokenizer import Tokenizer
-from engine.types import FinishReason, TokenEvent, TokenLogprob
+from engine.types import FinishReason, Repetition, TokenEvent, TokenLogprob
+from server.protocol.answers import RepetitionReport, Uncertainty
+from server.text.uncertainty import TokenUncertainty
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +28,10 @@ class TextOptions:
     """Stop strings are looked for in the text after so many tokens."""
     offsets: bool = False
     """Say where in the text each token begins."""
+    uncertain_below: float | None = None
+    """Say at the end how sure the model was, and where tokens had a lower probability."""
+    tells_ranges: bool = False
+    """Characters will be told of ranges of tokens."""
     keep_text: bool = False
     """Keep the whole text in `ChoiceOutput.text`, for the log."""
 
@@ -44,10 +50,17 @@ class Delta:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     """The stop string or the token of `stop_token_ids` that ended it, as in vLLM."""
+    uncertainty: Uncertainty | None = None
+    """Of the whole text, in the last delta, when asked for."""
+    repetition: RepetitionReport | None = None
+    """The same, if there is any."""
 
 
 class ChoiceOutput:
     """One completion in the making.
+
+    Attributes:
+        uncertainty: of its tokens as far as they have log-probabilities.
 
     Args:
         index: its place among the answer's choices.
@@ -73,8 +86,14 @@ class ChoiceOutput:
             kept=options.kept_special_tokens,
         )
         self._stop = StopMatcher(options.stop, include=options.include_stop)
-        self._token_by_token = bool(options.stop) or options.offsets
+        self.uncertainty = TokenUncertainty(options.uncertain_below)
+        self._repetition: Repetition | None = None
+        self._token_by_token = bool(options.stop) or options.offsets or options.tells_ranges
         self._num_chars = 0
+        self._starts: list[int] = []
+        """Characters before each token, where ranges will be told; at the end those of all."""
+        self._num_shown = 0
+        """Characters of all deltas."""
 
     def add(self, event: TokenEvent) -> Delta:
         """Take an event in; a stop string in its text ends the completion here and now."""
@@ -90,6 +109,11 @@ class ChoiceOutput:
             delta.text = self._detokenizer.add(event.token_ids[:num_shown])
         if self.finish_reason is None and event.finish_reason is not None:
             self._finish(delta, event)
+        self._num_shown += len(delta.text)
+        self.uncertainty.add(delta.logprobs)
+        self._repetition = event.repetition or self._repetition
+        if self.finish_reason is not None:
+            self._tell_signals(delta)
         if self._options.keep_text:
             self.text += delta.text
         return delta
@@ -99,6 +123,8 @@ class ChoiceOutput:
             self.num_tokens += 1
             if self._options.offsets:
                 delta.offsets.append(self._num_chars)
+            if self._options.tells_ranges:
+                self._starts.append(self._num_chars)
             if position < num_shown:
                 delta.text += self._checked(self._detokenizer.add((token_id,)))
             if self._stop.matched is not None:
@@ -120,6 +146,21 @@ class ChoiceOutput:
         else:
             delta.text += self._stop.finish()
             self._end(delta, event.finish_reason, event.stop_token_id)
+
+    def _tell_signals(self, delta: Delta) -> None:
+        self._starts.append(self._num_chars)
+        if self._options.uncertain_below is not None:
+            delta.uncertainty = self.uncertainty.answer(self._characters)
+        found = self._repetition
+        if found is not None and found.start < self.num_tokens:
+            end = min(found.start + found.num_tokens, self.num_tokens)
+            delta.repetition = RepetitionReport(
+                found.pattern_size, [found.start, end], self._characters(found.start, end)
+            )
+
+    def _characters(self, first: int, end: int) -> list[int]:
+        """Where tokens of a range stand in the text, as far as that is shown."""
+        return [min(self._starts[place], self._num_shown) for place in (first, end)]
 
     def _end(self, delta: Delta, reason: FinishReason, cause: str | int | None) -> None:
         self.finish_reason = delta.finish_reason = reason

@@ -72,7 +72,7 @@ class TextReply(Reply):
                 if not any(parts):
                     self._shape.begin()
                 parts[delta.index].append(delta)
-        return self._shape.whole(self._answer(parts))
+        return self._shape.whole(await self._complete(self._answer(parts)))
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         opened: set[int] = set()
@@ -104,6 +104,10 @@ class TextReply(Reply):
     @abstractmethod
     def _answer(self, parts: list[list[Delta]]) -> Any:
         """The body of a whole reply, from the deltas of each choice."""
+
+    async def _complete(self, answer: Any) -> Any:
+        """The body, with what is found out when all of it is there."""
+        return answer
 
     @abstractmethod
     def _opening(self, index: int) -> list[Any]:

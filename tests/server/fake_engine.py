@@ -477,4 +477,5 @@ class _EventWriter:
         vocab_size = self.engine.served[self.request.model].vocab_size
         top_ids = [(token + i) % vocab_size for i in range(num_top)]
         top_logprobs = [-0.5 - i for i in range(num_top)]
-        return TokenLogprob(token, -0.5, 1, top_ids, top_logprobs)
+        entropy = token / 1024
+        return TokenLogprob(token, -0.5, 1, top_ids, top_logprobs, entropy, entropy / 2)

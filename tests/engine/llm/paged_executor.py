@@ -373,7 +373,8 @@ class Answer:
 
     def add(self, event: TokenEvent) -> None:
         assert self.finish_reason is None, "an event after the last one"
-        assert event.token_ids or event.finish_reason, "an event without news"
+        is_news = event.token_ids or event.finish_reason or event.queue_time_s is not None
+        assert is_news, "an event without news"
         if event.prompt_logprobs is not None:
             assert not self.token_ids and event.index == 0, "prompt scores belong to the first"
             self.prompt_logprobs = event.prompt_logprobs

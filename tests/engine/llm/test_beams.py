@@ -209,3 +209,22 @@ def test_what_cannot_be_searched_is_refused(param, sampling):
         bench.scheduler.add(make_request("r", 4, **sampling))
     assert caught.value.param == param
     assert not bench.scheduler.has_work()
+
+
+def test_clients_learn_once_that_a_search_has_begun():
+    """Long before its texts: `/v1/requests` shows it as running."""
+    bench = Bench(num_kv_blocks=20, block_size=4)
+    for name in ("r", "s"):  # too many to run together: one is preempted, or waits
+        bench.scheduler.add(make_request(name, 9, 12, n=2, seed=0, prompt_logprobs=0, **beams(3)))
+    events = []
+    while bench.scheduler.has_work():
+        decision = bench.scheduler.schedule()
+        events += bench.scheduler.commit(decision, bench.executor.execute(decision))
+    for name in ("r", "s"):
+        first, *rest = [event for event in events if event.request_id == name]
+        assert first.finish_reason is None and not first.token_ids
+        assert first.queue_time_s is not None and len(first.prompt_logprobs) == 9
+        assert [event.index for event in rest] == [0, 1]
+        for event in rest:
+            assert event.finish_reason is FinishReason.LENGTH and len(event.token_ids) == 12
+            assert event.queue_time_s is None and event.prompt_logprobs is None

@@ -26,6 +26,11 @@ def test_values_ranks_and_alternatives(num_rows: int, dtype: torch.dtype) -> Non
         assert score.logprob == pytest.approx(row[targets[i]], abs=1e-5), seed
         # The logits decide what is a tie: distinct ones may have equal log-probabilities in fp32.
         exact = logits[i].float().numpy()
+        surprises = -row
+        entropy = float(np.exp(row) @ surprises)
+        assert score.entropy == pytest.approx(entropy, abs=1e-5), seed
+        variance = float(np.exp(row) @ (surprises - entropy) ** 2)
+        assert score.varentropy == pytest.approx(variance, rel=1e-4, abs=1e-4), seed
         assert score.rank == 1 + int((exact > exact[targets[i]]).sum()), seed
         order = np.argsort(-exact, kind="stable")[: num_top[i]]
         assert score.top_ids == order.tolist(), seed
@@ -45,6 +50,7 @@ def test_impossible_tokens_have_a_finite_value() -> None:
     assert score.logprob == LEAST_LOGPROB
     assert score.top_logprobs == [0.0, LEAST_LOGPROB, LEAST_LOGPROB]
     assert score.top_ids == [0, 1, 2]
+    assert score.entropy == score.varentropy == 0.0
 
 
 def test_more_alternatives_than_tokens_are_all_tokens() -> None:

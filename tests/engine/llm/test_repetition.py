@@ -7,7 +7,7 @@ import pytest
 
 from engine.llm.repetition import RepetitionDetector
 from engine.sampling_params import RepetitionDetection
-from engine.types import FinishReason
+from engine.types import FinishReason, Repetition
 
 
 def _repeats(text: list[int], wanted: RepetitionDetection) -> bool:
@@ -17,6 +17,19 @@ def _repeats(text: list[int], wanted: RepetitionDetection) -> bool:
         if len(text) >= length and text[-length:] == text[-size:] * wanted.min_count:
             return True
     return False
+
+
+def _longest(text: list[int], wanted: RepetitionDetection) -> int:
+    """Tokens of the longest stretch of it that is a pattern and its repetitions, perhaps cut."""
+    most = 0
+    for size in range(wanted.min_pattern_size, wanted.max_pattern_size + 1):
+        for start in range(len(text)):
+            end = start + size
+            while end < len(text) and text[end] == text[end - size]:
+                end += 1
+            if end - start >= size * wanted.min_count and end <= len(text):
+                most = max(most, end - start)
+    return most
 
 
 def test_it_equals_the_definition() -> None:
@@ -36,6 +49,13 @@ def test_it_equals_the_definition() -> None:
                 expected = _repeats(text, wanted)
                 assert detector.append(token_id) == expected, (seed, wanted, text)
                 num_found += expected
+        longest = detector.longest
+        assert (longest.num_tokens if longest else 0) == _longest(text, wanted), (seed, text)
+        if longest is not None:
+            stretch = text[longest.start : longest.start + longest.num_tokens]
+            size = longest.pattern_size
+            assert len(stretch) == longest.num_tokens >= size * wanted.min_count, (seed, text)
+            assert stretch[size:] == stretch[:-size], (seed, text)
     assert num_found > 100, seed
 
 
@@ -66,3 +86,20 @@ def test_a_text_ends_where_it_has_repeated_itself(
         assert completion.token_ids == [7] * num_tokens
         assert completion.finish_reason is reason
     assert engine.stats().kv_blocks_used == 0
+
+
+def test_a_repetition_that_is_only_reported_ends_nothing(engines, tiny_llama) -> None:
+    wanted = RepetitionDetection(
+        min_pattern_size=1, max_pattern_size=5, min_count=3, ends_text=False
+    )
+    sampling = {
+        "max_tokens": 9,
+        "allowed_token_ids": np.array([7], dtype="<i4").tobytes(),
+        "repetition_detection": wanted,
+    }
+    engine = engines.make(tiny_llama(seed=11))
+    engine.add(engines.request("a", [7, 8], **sampling))
+    told = []
+    while engine.has_work():
+        told += [event.repetition for event in engine.step()[0]]
+    assert told == [None, None, *(Repetition(1, 0, num) for num in range(3, 10))]

@@ -72,6 +72,8 @@ async def test_whole_answer(server: TextServer) -> None:
                 "finish_reason": "stop",
                 "stop_reason": None,
                 "token_ids": None,
+                "uncertainty": None,
+                "repetition": None,
             }
         ],
         "usage": {
@@ -82,6 +84,7 @@ async def test_whole_answer(server: TextServer) -> None:
         },
         "prompt_logprobs": None,
         "prompt_token_ids": None,
+        "semantic_entropy": None,
     }
     assert "x-ignored-fields" not in response.headers
 

@@ -53,6 +53,8 @@ async def test_whole_answer(server: TextServer) -> None:
                 "prompt_logprobs": None,
                 "token_ids": None,
                 "prompt_token_ids": None,
+                "uncertainty": None,
+                "repetition": None,
             }
         ],
         "usage": {

@@ -10,6 +10,8 @@ import pytest
 from image_server import ImageServer
 from text_server import MODEL, TextServer, events_of, until
 
+from engine.types import TokenEvent
+
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HI = [{"role": "user", "content": "hi"}]
 
@@ -74,6 +76,19 @@ async def test_tokens_are_counted_while_it_runs(server: TextServer) -> None:
     assert 3 <= found["completion_tokens"] < 200
     assert (await server.client.delete(f"/v1/requests/{found['id']}")).status_code == 200
     await task
+
+
+async def test_a_beam_search_runs_from_its_first_news_on(server: TextServer) -> None:
+    server.engine.hold()
+    task = await begin(server, max_tokens=5, use_beam_search=True, best_of=2)
+    assert (await listed(server.client))[0]["status"] == "queued"
+    (stream,) = server.engine.live.values()
+    stream.queue.put_nowait(TokenEvent(request_id=stream.request.request_id))
+    async with asyncio.timeout(10):
+        while (await listed(server.client))[0]["status"] == "queued":  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+    server.engine.release()
+    assert (await task).status_code == 200
 
 
 @pytest.mark.parametrize("by", ["id", "request_id"])

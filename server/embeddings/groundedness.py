@@ -1,0 +1,148 @@
+"""Whether an answer says what given passages say: by embeddings of sentences, and by their words.
+
+Two ways to be ungrounded are told apart (Ji et al. 2023, arXiv:2202.03629, section 2.2): an
+intrinsic hallucination contradicts the passages, an extrinsic one cannot be checked against them.
+Neither is decided here. What can be seen cheaply is that a sentence speaks of what a passage says
+with other details, and that nothing in the passages is like it.
+"""
+
+import time
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.errors import InvalidParameter
+from server.embeddings.answers import in_turns
+from server.embeddings.convert import Embedded
+from server.embeddings.inputs import Inputs
+from server.embeddings.sentences import Sentence, sentences_of, terms_of, words_of
+from server.protocol.embeddings import EmbeddingUsage
+from server.protocol.groundedness import (
+    MAX_SENTENCES,
+    GroundednessAnswer,
+    GroundednessRequest,
+    GroundedSentence,
+    Risk,
+)
+from server.protocol.prompts import MAX_PROMPTS
+
+_DEFAULT_THRESHOLD = 0.5
+_NEGATION = "negation"
+_LEAST_NORM = 1e-8
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """An answer's sentences beside those of the passages, before they are embedded."""
+
+    body: GroundednessRequest
+    answer: list[Sentence]
+    passages: list[list[Sentence]]
+
+    @classmethod
+    def of(cls, body: GroundednessRequest) -> "Comparison":
+        """
+        Raises:
+            InvalidParameter: there are too many sentences, or none.
+        """
+        found = cls(body, sentences_of(body.answer), [sentences_of(p) for p in body.passages])
+        num = len(found.answer)
+        if not 1 <= num <= MAX_SENTENCES:
+            raise InvalidParameter(
+                f"answer has {num} sentences; it can have 1 to {MAX_SENTENCES}; send it in parts",
+                param="answer",
+            )
+        num_sources = sum(map(len, found.passages))
+        if not 1 <= num_sources <= MAX_PROMPTS - num:
+            raise InvalidParameter(
+                f"passages have {num_sources} sentences; beside this answer they can have 1 to "
+                f"{MAX_PROMPTS - num}; send fewer at once",
+                param="passages",
+            )
+        return found
+
+    def inputs(self) -> Inputs:
+        """What is to be embedded."""
+        parts = {"answer": [sentence.text for sentence in self.answer]}
+        for number, passage in enumerate(self.passages):
+            parts[f"passages[{number}]"] = [sentence.text for sentence in passage]
+        return Inputs(parts)
+
+    async def written(self, embedded: Embedded) -> bytes:
+        """The answer of `/v1/groundedness`."""
+        vectors = np.array(
+            [np.frombuffer(event.embedding, "<f4") for event in embedded.events], dtype=np.float64
+        )
+        vectors /= np.maximum(np.sqrt((vectors * vectors).sum(1, keepdims=True)), _LEAST_NORM)
+        num = len(self.answer)
+        sources = _Sources(self, vectors[num:])
+        pairs = list(zip(self.answer, vectors[:num], strict=True))
+        sentences = await in_turns(lambda pair: sources.judge(*pair), pairs)
+        answer = GroundednessAnswer(
+            id=f"ground-{embedded.request.request_id.removeprefix('embd-')}",
+            created=int(time.time()),
+            model=embedded.request.model,
+            groundedness=sum(map(_groundedness, sentences)) / num,
+            intrinsic_risk=max(sentence.intrinsic_risk for sentence in sentences),
+            extrinsic_risk=max(sentence.extrinsic_risk for sentence in sentences),
+            sentences=sentences,
+            usage=EmbeddingUsage(embedded.num_tokens, embedded.num_tokens),
+        )
+        return msgspec.json.encode(answer)
+
+
+class _Sources:
+    """The passages, ready to be compared with.
+
+    Args:
+        vectors: [sentences of all passages, dimensions] fp64, of length 1.
+    """
+
+    def __init__(self, comparison: Comparison, vectors: NDArray[np.float64]) -> None:
+        body, self._vectors = comparison.body, vectors
+        asked = body.risk_threshold
+        self._threshold = _DEFAULT_THRESHOLD if asked is None else asked
+        self._sentences = [
+            (number, sentence)
+            for number, passage in enumerate(comparison.passages)
+            for sentence in passage
+        ]
+        self._words = [words_of(passage) for passage in body.passages]
+        self._all_words = frozenset[str]().union(*self._words)
+
+    def judge(self, sentence: Sentence, vector: NDArray[np.float64]) -> GroundedSentence:
+        # Row by row, in 64 bits: it does not depend on what else a request asks for.
+        cosines = (self._vectors * vector).sum(1)
+        nearest = int(cosines.argmax())
+        similarity = min(1.0, max(0.0, float(cosines[nearest])))
+        passage, source = self._sentences[nearest]
+        terms = terms_of(sentence.text)
+        missing = [term for term in terms.content if term not in self._all_words]
+        coverage = 1.0 - len(missing) / len(terms.content) if terms.content else 1.0
+        conflicts = [term for term in terms.details if term not in self._words[passage]]
+        if terms.is_negated != terms_of(source.text).is_negated:
+            conflicts.append(_NEGATION)
+        intrinsic = similarity if conflicts else 0.0
+        extrinsic = 1.0 - (similarity + coverage) / 2
+        return GroundedSentence(
+            characters=sentence.characters,
+            passage=passage,
+            similarity=similarity,
+            coverage=coverage,
+            missing_terms=missing,
+            conflicts=conflicts,
+            intrinsic_risk=intrinsic,
+            extrinsic_risk=extrinsic,
+            risk=self._risk(intrinsic, extrinsic),
+        )
+
+    def _risk(self, intrinsic: float, extrinsic: float) -> Risk | None:
+        if max(intrinsic, extrinsic) < self._threshold:
+            return None
+        return "intrinsic" if intrinsic >= extrinsic else "extrinsic"
+
+
+def _groundedness(sentence: GroundedSentence) -> float:
+    return (1.0 - sentence.intrinsic_risk) * (1.0 - sentence.extrinsic_risk)

@@ -1,0 +1,79 @@
+"""A text's sentences and what they are about, by their letters alone: good enough to compare."""
+
+import re
+from itertools import pairwise
+from typing import NamedTuple
+
+# Possessive, so that a text of nothing but marks is read once.
+_END = re.compile(
+    r"(?<![.!?])[.!?]++[\"')\]”\u2019]*+(?=\s|$)|(?<![。\uff01\uff1f])[。\uff01\uff1f]++[”\u2019」』\uff09]*+"
+)
+_WORD = re.compile(r"\w+(?:['\u2019.,\-]\w+)*")
+_NEGATIONS = frozenset({"no", "not", "never", "none", "nor", "neither", "without", "cannot"})
+_SHORTEST_TERM = 4
+"""Letters; shorter words are mostly those that any text has."""
+
+
+class Sentence(NamedTuple):
+    """A stretch of a text."""
+
+    start: int
+    text: str
+
+    @property
+    def characters(self) -> list[int]:
+        return [self.start, self.start + len(self.text)]
+
+
+class Terms(NamedTuple):
+    """What a text says, as far as its words tell."""
+
+    content: dict[str, None]
+    """Longer words and numbers, in their order, all in lower case."""
+    details: dict[str, None]
+    """Numbers, and words that begin with a capital inside a sentence."""
+    is_negated: bool
+
+
+def sentences_of(text: str) -> list[Sentence]:
+    """Those of each line, without the white space around them; none is empty."""
+    found: list[Sentence] = []
+    at = 0
+    for line in text.splitlines(keepends=True):
+        ends = [match.end() for match in _END.finditer(line)]
+        for start, end in pairwise([0, *ends, len(line)]):
+            piece = line[start:end]
+            sentence = piece.strip()
+            if sentence:
+                indent = len(piece) - len(piece.lstrip())
+                found.append(Sentence(at + start + indent, sentence))
+        at += len(line)
+    return found
+
+
+def terms_of(sentence: str) -> Terms:
+    """The terms of a sentence, or of a passage: all words of its sentences' beginnings count as
+    details only if they hold a digit."""
+    content: dict[str, None] = {}
+    details: dict[str, None] = {}
+    is_negated = False
+    for number, match in enumerate(_WORD.finditer(sentence)):
+        word = match.group()
+        term = _normal(word)
+        has_digit = any(char.isdigit() for char in term)
+        is_negated |= term in _NEGATIONS or term.endswith(("n't", "n\u2019t"))
+        if has_digit or len(term) >= _SHORTEST_TERM:
+            content[term] = None
+        if has_digit or (number > 0 and word[0].isupper()):
+            details[term] = None
+    return Terms(content, details, is_negated)
+
+
+def words_of(text: str) -> frozenset[str]:
+    """All words, as terms are written."""
+    return frozenset(_normal(match.group()) for match in _WORD.finditer(text))
+
+
+def _normal(word: str) -> str:
+    word = word.casefold().removesuffix("'s").removesuffix("\u2019s")
+    return word.replace(",", "") if word[0].isdigit() else word

@@ -1,0 +1,86 @@
+"""How a chat's answers are compared by meaning, once they are written."""
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from engine.embedding_types import EmbeddingModelInfo
+from engine.errors import InvalidParameter, RequestError
+from engine.kinds import EMBEDDING
+from server.catalog import find_of_kind
+from server.embeddings.convert import embedding_request
+from server.embeddings.kind import SERVED_EMBEDDINGS
+from server.embeddings.semantic_entropy import (
+    CHARS_PER_TOKEN,
+    clusters_of,
+    entropy_of,
+    shortened,
+)
+from server.http.item_run import ItemRun
+from server.protocol.answers import SemanticEntropy
+from server.protocol.chat import ChatCompletionRequest
+from server.state import AppState
+from server.text.prompt_limit import PromptLimit
+
+Judge = Callable[[Sequence[str]], Awaitable[SemanticEntropy]]
+"""From the answers' texts."""
+
+
+def semantic_judge(body: ChatCompletionRequest, state: AppState) -> Judge | None:
+    """None: the request does not ask for it.
+
+    Raises:
+        InvalidParameter: no embedding model serves, or it is not clear which is meant.
+        ModelNotReady, ModelUnloading: it does not serve now.
+    """
+    if not body.semantic_entropy:
+        return None
+    info, threshold = _find(body, state), body.meaning_threshold
+
+    async def judge(texts: Sequence[str]) -> SemanticEntropy:
+        distinct = [text for text in dict.fromkeys(texts) if text]
+        embeddings = await _embeddings(distinct, info, state)
+        clusters = clusters_of(texts, dict(zip(distinct, embeddings, strict=True)), threshold)
+        return SemanticEntropy(
+            entropy=entropy_of(clusters),
+            num_clusters=max(clusters) + 1,
+            clusters=clusters,
+            threshold=threshold,
+            embedding_model=info.model,
+        )
+
+    return judge
+
+
+def _find(body: ChatCompletionRequest, state: AppState) -> EmbeddingModelInfo:
+    try:
+        return find_of_kind(state.engine, EMBEDDING, body.embedding_model)
+    except RequestError as error:
+        raise InvalidParameter(
+            f"semantic_entropy compares answers by an embedding model: {error.message}",
+            param="embedding_model",
+        ) from error
+
+
+async def _embeddings(
+    texts: Sequence[str], info: EmbeddingModelInfo, state: AppState
+) -> list[bytes]:
+    if not texts:
+        return []
+    most = CHARS_PER_TOKEN * info.max_model_len
+
+    def exceeded(num_tokens: int, index: int) -> InvalidParameter:
+        return InvalidParameter(
+            f"an answer's first {most} characters are at least {num_tokens} tokens",
+            param="semantic_entropy",
+        )
+
+    # As many as there can be of so many bytes: what is too long is cut behind.
+    limit = PromptLimit(4 * most, 4 * most * len(texts), exceeded, "semantic_entropy")
+    lease = state.admission.admit(EMBEDDING, info.model, len(texts))
+    meter = state.metrics.of(SERVED_EMBEDDINGS).meter(info.model)
+    async with ItemRun(state.engine, meter, lease) as run:
+        text = await state.texts.get(info)
+        ids_of = await text.encode_all(
+            [one[:most] for one in texts], add_special_tokens=True, limit=limit
+        )
+        asked = embedding_request([shortened(ids, info.max_model_len) for ids in ids_of], info)
+        return [event.embedding for event in await run.answers(asked)]

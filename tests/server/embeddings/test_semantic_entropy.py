@@ -1,0 +1,139 @@
+"""A chat's answers, compared by meaning: clusters and entropy written out, and over HTTP."""
+
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from embedding_server import MAX_MODEL_LEN, EmbeddingServer
+from fake_embedding_engine import vector
+from text_server import TextServer
+
+from server.embeddings.semantic_entropy import clusters_of, entropy_of, shortened
+
+HI = [{"role": "user", "content": "hi"}]
+ANSWERS = ["the lazy dog", "the fox", "the lazy dog", "", "seven wizards make toxic brew"]
+
+
+def say(server: EmbeddingServer, answers: list[str]) -> None:
+    replies = [server.tokenizer.encode(text, add_special_tokens=False).ids for text in answers]
+    server.engine.reply = lambda request, index: replies[index]
+
+
+async def ask(server: EmbeddingServer | TextServer, **body: Any) -> Any:
+    fields = {"model": "writer", "messages": HI, "n": len(ANSWERS), "semantic_entropy": True}
+    return await server.client.post("/v1/chat/completions", json=fields | body)
+
+
+def test_clusters_are_those_of_the_definition() -> None:
+    seed = random.randrange(1 << 30)
+    rng = random.Random(seed)
+    for _ in range(50):
+        texts = [rng.choice("abcdefgh") for _ in range(rng.randrange(1, 12))]
+        points = {text: np.array([rng.gauss(0, 1) for _ in range(2)], "<f4") for text in "abcdefgh"}
+        points = {t: p for t, p in points.items() if t != "h"}  # that one has no embedding
+        threshold = rng.choice([-0.5, 0.3, 0.9])
+        firsts: list[str] = []
+        expected = []
+        for text in texts:
+            for number, first in enumerate(firsts):
+                a, b = points.get(first), points.get(text)
+                near = a is not None and b is not None
+                if near:
+                    a, b = a.astype(float), b.astype(float)
+                    near = a @ b / np.linalg.norm(a) / np.linalg.norm(b) >= threshold
+                if text == first or near:
+                    expected.append(number)
+                    break
+            else:
+                expected.append(len(firsts))
+                firsts.append(text)
+        embeddings = {text: point.tobytes() for text, point in points.items()}
+        assert clusters_of(texts, embeddings, threshold) == expected, seed
+        shares = np.bincount(expected) / len(expected)
+        assert entropy_of(expected) == pytest.approx(-(shares * np.log(shares)).sum()), seed
+
+
+def test_a_long_answer_counts_by_its_beginning() -> None:
+    assert shortened([5, 6, 7, 8, 9], 5) == [5, 6, 7, 8, 9]
+    assert shortened([5, 6, 7, 8, 9], 3) == [5, 6, 9]
+
+
+async def test_answers_are_put_together_by_their_embeddings(both: EmbeddingServer) -> None:
+    say(both, ANSWERS)
+    answer = (await ask(both, semantic_threshold=0.999)).json()
+    texts = [choice["message"]["content"] for choice in answer["choices"]]
+    assert texts == ANSWERS
+    told = answer["semantic_entropy"]
+    vectors = {text: np.array(vector(both.ids(text)), "<f4").tobytes() for text in texts if text}
+    clusters = clusters_of(texts, vectors, 0.999)
+    assert told == {
+        "entropy": pytest.approx(entropy_of(clusters)),
+        "num_clusters": max(clusters) + 1,
+        "clusters": clusters,
+        "threshold": 0.999,
+        "embedding_model": "embedder",
+    }
+    assert clusters[0] == clusters[2] and told["num_clusters"] > 2
+    (request,) = both.engine.embedding_requests
+    assert len(request.inputs) == 3, "equal texts are embedded once, empty ones not at all"
+    assert both.app.state.tandem.admission.num_in_flight() == 0
+
+
+async def test_nothing_is_embedded_unasked_or_for_empty_answers(both: EmbeddingServer) -> None:
+    say(both, ["", "", "", "", ""])
+    assert (await ask(both, semantic_entropy=False)).json()["semantic_entropy"] is None
+    told = (await ask(both)).json()["semantic_entropy"]
+    assert (told["entropy"], told["clusters"], told["threshold"]) == (0.0, [0] * 5, 0.8)
+    assert both.engine.embedding_requests == []
+
+
+async def test_answers_longer_than_the_embedding_model_reads_are_cut(both: EmbeddingServer) -> None:
+    long = "the quick brown fox jumps over the lazy dog " * 20
+    say(both, [long, long + " seven", "x", "y", "z"])
+    told = (await ask(both)).json()["semantic_entropy"]
+    assert told["clusters"][0] == told["clusters"][1]
+    (request,) = both.engine.embedding_requests
+    assert max(map(len, request.inputs)) == MAX_MODEL_LEN
+
+
+@pytest.mark.parametrize(
+    ("param", "fields"),
+    [
+        ("semantic_entropy", {"stream": True}),
+        ("n", {"n": 1}),
+        ("n", {"n": None}),
+        ("semantic_threshold", {"semantic_entropy": None, "semantic_threshold": 0.5}),
+        ("embedding_model", {"semantic_entropy": False, "embedding_model": "embedder"}),
+        ("semantic_threshold", {"semantic_threshold": 1.5}),
+        ("embedding_model", {"embedding_model": "nobody"}),
+        ("embedding_model", {"embedding_model": "writer"}),
+    ],
+    ids=str,
+)
+async def test_what_cannot_be_compared_is_refused(
+    both: EmbeddingServer, param: str, fields: dict[str, Any]
+) -> None:
+    response = await ask(both, **fields)
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] == param
+    assert both.engine.requests == []
+
+
+async def test_without_an_embedding_model_it_is_a_400_that_says_how(
+    server_of_text: TextServer,
+) -> None:
+    response = await ask(server_of_text, model=None)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "embedding_model")
+    assert "no embedding model is served here" in error["message"]
+    assert "--model all-minilm-l6-v2" in error["message"]
+
+
+@pytest.fixture
+async def server_of_text(tokenizer_folder: Path) -> AsyncIterator[TextServer]:
+    server = TextServer(tokenizer_folder)
+    yield server
+    await server.aclose()
