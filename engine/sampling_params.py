@@ -308,6 +308,9 @@ class SamplingParams:
         0.1, "How fast it gets there: this share of the error per token.", ge=0, le=1, on_host=True
     )
 
+    order: tuple[str, ...] | None = None
+    """Samplers that act, where they do in another order than that of the fields above
+    (`engine.sampler_order`); none where tokens are not drawn."""
     logit_bias: dict[int, float] = field(default_factory=dict)
     allowed_token_ids: bytes | None = None
     """The only tokens that may be drawn: little-endian int32, at least one, since there may be as

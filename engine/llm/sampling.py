@@ -34,7 +34,7 @@ from engine.llm.structure.mask import StructureMask
 from engine.sampling_params import SAMPLER_PARAMETERS
 from engine.types import TokenLogprob
 from kernels import EditLists, SamplingRows, sample_tokens
-from kernels.sample_tokens import NOT_FINITE, PARAMETERS, packed_row, reference
+from kernels.sample_tokens import NOT_FINITE, PARAMETERS, in_order, packed_row, reference
 from kernels.shared.transfer import HostCopy, to_device
 
 __all__ = ["LaunchedDraw", "SampleRow", "SampledToken", "Sampler"]
@@ -87,6 +87,8 @@ class _State:
     knobs: NDArray[np.int64]
     """`packed_row`."""
     logprobs: int | None
+    order: tuple[str, ...] | None
+    """Of its steps, if it is not the usual one."""
 
 
 class Sampler:
@@ -121,7 +123,7 @@ class Sampler:
         if params.mirostat:
             values |= _WITHOUT_STEPS
         knobs = packed_row(**values, seed=sequence.seed, index=sequence.index)
-        self._states[sequence.seq_id] = _State(knobs, params.logprobs)
+        self._states[sequence.seq_id] = _State(knobs, params.logprobs, params.order)
         self._processors.add(sequence)
 
     def remove(self, seq_id: int) -> None:
@@ -147,10 +149,10 @@ class Sampler:
 
         Raises:
             InvariantViolation: an unknown sequence, a position beyond its history, a wrong shape.
-        Cost: no wait for the device.
+        Cost: no wait for the device, unless a row's steps have an order of their own.
         """
         states = self._states_of(logits, rows)
-        drawn = sample_tokens(logits, self._parameters(states, rows))
+        drawn = sample_tokens(*self._to_draw(logits, states, rows))
         token_ids, errors = HostCopy(drawn.token_ids), HostCopy(drawn.errors)
         are_read = [self._mirostat.reads(row) for row in rows]
         masses = HostCopy(drawn.masses) if any(are_read) else None
@@ -188,8 +190,8 @@ class Sampler:
         A row that would get an error is all zeros. Same arguments as `sample`. Changes no history,
         except that it forgets tokens at and after a row's position as `sample` does.
         """
-        parameters = self._parameters(self._states_of(logits, rows), rows)
-        weights = reference.weights(logits, parameters).to(torch.float64)
+        to_draw = self._to_draw(logits, self._states_of(logits, rows), rows)
+        weights = reference.weights(*to_draw).to(torch.float64)
         return weights / weights.sum(-1, keepdim=True).clamp(min=1.0)
 
     @torch.inference_mode()
@@ -236,11 +238,16 @@ class Sampler:
         except KeyError as error:
             raise InvariantViolation(f"sequence {error} was never added, or is finished") from None
 
-    def _parameters(self, states: Sequence[_State], rows: Sequence[SampleRow]) -> SamplingRows:
+    def _to_draw(
+        self, logits: Tensor, states: Sequence[_State], rows: Sequence[SampleRow]
+    ) -> tuple[Tensor, SamplingRows]:
+        """Arguments of `sample_tokens`."""
         edits = EditLists()
         self._processors.edit(edits, rows)
         knobs, positions = [state.knobs for state in states], [row.position for row in rows]
-        return SamplingRows.from_host(knobs, positions, edits, self._device)
+        parameters = SamplingRows.from_host(knobs, positions, edits, self._device)
+        orders = {i: state.order for i, state in enumerate(states) if state.order is not None}
+        return in_order(logits, parameters, orders) if orders else (logits, parameters)
 
     def _launch_logprobs(
         self, logits: Tensor, tokens: Tensor, states: Sequence[_State], rows: list[int]

@@ -5,6 +5,7 @@ from torch import Tensor
 from kernels import _triton
 from kernels.registry import op
 from kernels.sample_tokens import cases, cpu, reference
+from kernels.sample_tokens.ordered import in_order
 from kernels.sample_tokens.rows import (
     FINE,
     NO_TOKEN_LEFT,
@@ -24,6 +25,7 @@ __all__ = [
     "EditLists",
     "SampledTokens",
     "SamplingRows",
+    "in_order",
     "packed_row",
     "sample_tokens",
 ]

@@ -154,7 +154,7 @@ class Row {
     return total;
   }
 
-  // See `reference._keep_typical`.
+  // See `reference.typical_p`.
   void keep_typical(Candidates& some) {
     int64_t total = some.total(), weighted = 0;
     for (int64_t i = 0; i < some.size; ++i)
@@ -165,7 +165,7 @@ class Row {
     some.cut(needed_mass(knobs_.typical_p, total), true, true);
   }
 
-  // See `reference._xtc`.
+  // See `reference.xtc`.
   bool excludes_top_choices() const {
     if (!(knobs_.xtc_probability > 0.0) || knobs_.xtc_threshold > 0.5) return false;
     const uint32_t blocks[kLanes] = {};

@@ -1,4 +1,4 @@
-// `reference._near_peak` and `reference._dynamic_scale`: what depends on all logits of a row.
+// `reference.near_peak` and `reference.dynamic_scale`: what depends on all logits of a row.
 #pragma once
 #include <algorithm>
 #include <cmath>

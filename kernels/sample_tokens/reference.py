@@ -25,7 +25,7 @@ from kernels.sample_tokens.rows import (
 )
 
 _XTC_WORD = 2
-"""Last word of the random counter of `_xtc`."""
+"""Last word of the random counter of `xtc`."""
 _EXP_TERMS = (
     1.9875691500e-4,
     1.3981999507e-3,
@@ -88,8 +88,8 @@ def kept_weights(values: Tensor, knobs: dict[str, Any]) -> Tensor:
     order = (values + 0.0).sort(descending=True, stable=True).indices
     if knobs["inverse_temperature"] == math.inf:
         return torch.zeros_like(order).index_fill_(0, order[:1], 1)
-    values = _near_peak(values, knobs["top_n_sigma"])
-    scale = _dynamic_scale(values, knobs)
+    values = near_peak(values, knobs["top_n_sigma"])
+    scale = dynamic_scale(values, knobs)
     scores = scaled_scores(values, values.max(), scale)[order]
     kept = scaled_weights(scores, len(values))
     for step in STEPS:
@@ -97,7 +97,7 @@ def kept_weights(values: Tensor, knobs: dict[str, Any]) -> Tensor:
     return torch.zeros_like(kept).index_put_((order,), kept)
 
 
-def _near_peak(values: Tensor, num_sigmas: float) -> Tensor:
+def near_peak(values: Tensor, num_sigmas: float) -> Tensor:
     """Without tokens more than so many standard deviations of all logits below the greatest; 0:
     all. Temperature changes nothing about who stays.
 
@@ -125,7 +125,7 @@ def _near_peak(values: Tensor, num_sigmas: float) -> Tensor:
     return values.masked_fill(places > low, -torch.inf)
 
 
-def _dynamic_scale(values: Tensor, knobs: dict[str, Any]) -> float:
+def dynamic_scale(values: Tensor, knobs: dict[str, Any]) -> float:
     """What scores are multiplied by: with dynatemp_range the inverse of a temperature within so
     much of the row's own, the higher the less certain the model is.
 
@@ -152,13 +152,13 @@ def _fp32(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float32)
 
 
-def _top_k(kept: Tensor, scores: Tensor, knobs: dict[str, Any]) -> None:
+def top_k(kept: Tensor, scores: Tensor, knobs: dict[str, Any]) -> None:
     """The k likeliest tokens; among equal logits those with the lowest ids."""
     if knobs["top_k"] > 0:
         kept[knobs["top_k"] :] = 0
 
 
-def _top_p(kept: Tensor, scores: Tensor, knobs: dict[str, Any]) -> None:
+def top_p(kept: Tensor, scores: Tensor, knobs: dict[str, Any]) -> None:
     """The shortest prefix of that order with at least p of the mass that top_k left.
 
     Paper: Holtzman et al. 2020, arXiv:1904.09751, section 3.1.
@@ -168,7 +168,7 @@ def _top_p(kept: Tensor, scores: Tensor, knobs: dict[str, Any]) -> None:
         kept[before >= needed_mass(knobs["top_p"], int(kept.sum()))] = 0
 
 
-def _min_p(kept: Tensor, scores: Tensor, knobs: dict[str, Any]) -> None:
+def min_p(kept: Tensor, scores: Tensor, knobs: dict[str, Any]) -> None:
     """Tokens with at least min_p of the likeliest token's probability.
 
     Paper: Nguyen et al. 2024, arXiv:2407.01082, section 3.
@@ -183,7 +183,7 @@ def _least_probability(kept: Tensor, scores: Tensor, knobs: dict[str, Any]) -> N
         kept[kept < min(needed, weight_unit(len(kept)))] = 0
 
 
-def _typical_p(kept: Tensor, scores: Tensor, knobs: dict[str, Any]) -> None:
+def typical_p(kept: Tensor, scores: Tensor, knobs: dict[str, Any]) -> None:
     """Tokens with information closest to the entropy, up to mass p; ties of the last one stay.
 
     A token's information is the constant `log(total)` minus its score, and the entropy is that
@@ -204,7 +204,7 @@ def _typical_p(kept: Tensor, scores: Tensor, knobs: dict[str, Any]) -> None:
     kept[distances > last] = 0
 
 
-def _xtc(kept: Tensor, scores: Tensor, knobs: dict[str, Any]) -> None:
+def xtc(kept: Tensor, scores: Tensor, knobs: dict[str, Any]) -> None:
     """Sometimes, with xtc_probability, without the top choices: those with at least xtc_threshold
     of the mass that is left. The last one of them stays.
 
@@ -220,7 +220,7 @@ def _xtc(kept: Tensor, scores: Tensor, knobs: dict[str, Any]) -> None:
         kept[(kept >= bound).nonzero().flatten()[:-1]] = 0
 
 
-STEPS = (_top_k, _top_p, _min_p, _least_probability, _typical_p, _xtc)
+STEPS = (top_k, top_p, min_p, _least_probability, typical_p, xtc)
 """What each leaves of the tokens, in this order, each on what the one before left.
 
 A step gets the weights [V] int64, which it zeroes in place, and the scores [V] fp32, both from the

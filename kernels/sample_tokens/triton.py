@@ -297,7 +297,7 @@ def _total(
 
 @triton.jit
 def _places(x, peak, power):
-    """Distances from the peak in steps of `reference._near_peak`, and who has one."""
+    """Distances from the peak in steps of `reference.near_peak`, and who has one."""
     possible = x > float("-inf")
     distances = tl.where(possible, peak * 0.5 - x * 0.5, 0.0)
     return (distances * power).to(tl.int64), possible
@@ -305,7 +305,7 @@ def _places(x, peak, power):
 
 @triton.jit
 def _near_peak(x_ptr, peak, num_sigmas, num_tokens, unit_exponent, BLOCK_SIZE: tl.constexpr):
-    """`reference._near_peak`: the order key of the last token that stays, and how many do."""
+    """`reference.near_peak`: the order key of the last token that stays, and how many do."""
     largest = tl.zeros((BLOCK_SIZE,), tl.float32)
     for start in range(0, num_tokens, BLOCK_SIZE):
         x = _logits(x_ptr, start + tl.arange(0, BLOCK_SIZE), num_tokens)
@@ -348,7 +348,7 @@ def _near_peak(x_ptr, peak, num_sigmas, num_tokens, unit_exponent, BLOCK_SIZE: t
 def _dynamic_scale(
     x_ptr, peak, scale, knobs_ptr, num_tokens, unit_exponent, key, BLOCK_SIZE: tl.constexpr
 ):  # fmt: skip
-    """`reference._dynamic_scale`, of tokens down to an order key."""
+    """`reference.dynamic_scale`, of tokens down to an order key."""
     nums = tl.zeros((BLOCK_SIZE,), tl.int64)
     totals = tl.zeros((BLOCK_SIZE,), tl.int64)
     weighted = tl.zeros((BLOCK_SIZE,), tl.int64)
@@ -463,7 +463,7 @@ def _drawable(
 
 @triton.jit
 def _excludes_top_choices(knobs_ptr):
-    """Whether `reference._xtc` does something to this row at this position."""
+    """Whether `reference.xtc` does something to this row at this position."""
     probability = _float(knobs_ptr + _XTC_PROBABILITY)
     is_xtc = (probability > 0.0) & (_float(knobs_ptr + _XTC_THRESHOLD) <= 0.5)
     if is_xtc:

@@ -1,11 +1,13 @@
-"""The fields of a request that shape the distribution of its next token: the engine's table."""
+"""The fields of a request that shape the distribution of its next token: the engine's table, and in
+which order what is in it acts."""
 
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, create_model
+from pydantic import AfterValidator, BaseModel, Field, create_model
 
+from engine.sampler_order import OTHER_SAMPLER_NAMES, SAMPLERS, check_order
 from engine.sampling_params import (
     MAX_STRING_CHARS,
     MAX_STRINGS,
@@ -23,8 +25,31 @@ OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
 _Strings = list[Annotated[str, Field(min_length=1, max_length=MAX_STRING_CHARS)]]
 
 
+def _checked_order(samplers: list[str]) -> list[str]:
+    check_order([OTHER_SAMPLER_NAMES.get(name, name) for name in samplers])
+    return samplers
+
+
+_Sampler = Annotated[
+    str, Field(json_schema_extra={"enum": [*SAMPLERS, *OTHER_SAMPLER_NAMES], "maxLength": 16})
+]
+_Samplers = Annotated[
+    list[_Sampler], Field(max_length=len(SAMPLERS)), AfterValidator(_checked_order)
+]
+
+
 def _fields() -> dict[str, Any]:
-    fields: dict[str, Any] = {}
+    fields: dict[str, Any] = {
+        "samplers": (
+            _Samplers | None,
+            Field(
+                None,
+                description="The samplers that act, in their order, as llama-server has it; one "
+                "that is not listed does nothing. penalties and dry come first. Default: "
+                f"{json.dumps(list(SAMPLERS))}.",
+            ),
+        )
+    }
     for name, one in SAMPLER_PARAMETERS.items():
         fields[name] = _field(one, _description(one))
         for other in one.other_names:
@@ -54,7 +79,9 @@ def _description(one: SamplerParameter) -> str:
 if TYPE_CHECKING:
 
     class SamplerFields(BaseModel):
-        """One nullable field per row of the table, and one per other name."""
+        """One nullable field per row of the table, one per other name, and `samplers`."""
+
+        samplers: list[str] | None
 
 else:
     SamplerFields = create_model("SamplerFields", **_fields())

@@ -135,6 +135,7 @@ _OF_DRAWS: Mapping[str, tuple[Any, ...]] = {
     "allowed_token_ids": (),
     "bad_words": ([],),
     "stop": ([],),
+    "samplers": (),
     "repetition_detection": (),
     "structure": (),
 }

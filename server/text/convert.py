@@ -12,6 +12,7 @@ import numpy as np
 
 from engine.config import EngineConfig
 from engine.errors import ContextLengthExceeded, InvalidParameter
+from engine.sampler_order import OTHER_SAMPLER_NAMES, acting_order, without_unlisted
 from engine.sampling_params import (
     MAX_BEAM_ENDS,
     SAMPLER_PARAMETERS,
@@ -308,6 +309,10 @@ def _sampling_params(
         values: dict[str, Any] = {"temperature": 0.0}
     else:
         values = _sampler_values(request, info.default_sampling, tokens.patterns)
+        if request.samplers is not None:
+            samplers = [OTHER_SAMPLER_NAMES.get(name, name) for name in request.samplers]
+            values = without_unlisted(values, samplers)
+            values["order"] = acting_order(values, samplers)
     if request.num_best is not None or request.return_uncertainty:
         logprobs = _or(logprobs, 0)
     return SamplingParams(

@@ -133,3 +133,26 @@ def test_the_schema_tells_bounds_and_meaning():
         assert number.get("minimum", number.get("exclusiveMinimum")) in (one.ge, one.gt)
         assert number["maximum"] == one.le
         assert null == {"type": "null"}
+
+
+def test_samplers_act_in_the_order_that_is_sent():
+    fields = {"top_p": 0.5, "temperature": 0.7, "top_k": 5, "repetition_penalty": 2.0}
+    found = sampling(**fields, samplers=["top_p", "temperature"])
+    assert found.order == ("top_p", "temperature")
+    assert (found.top_p, found.temperature) == (0.5, 0.7)
+    assert (found.top_k, found.repetition_penalty) == (0, 1.0)
+    assert sampling(**fields, samplers=None) == sampling(**fields)
+    whole = ["penalties", "dry", "temperature", "top_k", "top_p"]
+    assert sampling(**fields, samplers=whole) == sampling(**fields)
+    assert sampling(typical_p=0.5, top_p=0.5, samplers=["typ_p", "top_p"]).order == (
+        "typical_p",
+        "top_p",
+    )
+
+
+@pytest.mark.parametrize(
+    "bad", [["top_a"], ["top_k", "top_k"], ["top_k", "dry"], "top_k", [1], ["typ_p", "typical_p"]]
+)
+def test_other_samplers_are_refused(bad):
+    with pytest.raises((ValidationError, InvalidParameter)):
+        CompletionRequest.model_validate({"prompt": [1], "samplers": bad})

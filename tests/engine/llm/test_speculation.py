@@ -65,6 +65,7 @@ def make_requests(engines, rng, count=8, output_tokens=(1, 50), shared=0.4, **co
             "dry_multiplier": 0.8,
             "xtc_probability": 0.5,
             "top_n_sigma": 1.0,
+            "order": ("min_p", "temperature", "top_k"),
             "dynatemp_range": 0.5,
             "mirostat": 2 if i % 4 == 3 else 0,
             "mirostat_tau": 2.0,
