@@ -112,6 +112,15 @@ class BeamParams:
     could not score higher at any length."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuidanceParams:
+    """Classifier-free guidance: tokens are drawn away from what a negative prompt makes likely."""
+
+    scale: float
+    """Times the difference of the log-probabilities behind both prompts; 1 is no guidance."""
+    negative_token_ids: tuple[int, ...]
+
+
 Patterns = tuple[TokenPattern, ...]
 
 _KEY = "sampler"
@@ -329,16 +338,19 @@ class SamplingParams:
     repetition_detection: RepetitionDetection | None = None
     beams: BeamParams | None = None
     """Look for the `n` best texts instead of drawing; all that shapes a draw is neutral then."""
+    guidance: GuidanceParams | None = None
 
     @property
     def num_sequences(self) -> int:
         """Texts in the making at a time."""
+        if self.guidance is not None:
+            return 2
         return self.n if self.beams is None else self.beams.width
 
     @property
     def reads_text(self) -> bool:
         """Whether what may be drawn depends on the tokens before."""
-        if self.structure is not None or self.beams is not None:
+        if self.structure is not None or self.beams is not None or self.guidance is not None:
             return True
         if any(len(word) > 1 for word in self.bad_words):
             return True

@@ -33,6 +33,8 @@ class NewSequence:
     suppressed_token_ids: tuple[int, ...]
     """End-of-sequence and stop tokens: not to be drawn before `sampling.min_tokens` tokens."""
     adapter: str | None = None
+    guides: int | None = None
+    """Of a sequence that has the negative prompt: the one that it guides."""
 
 
 class GroupBlocks(NamedTuple):

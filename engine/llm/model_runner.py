@@ -17,6 +17,7 @@ from engine.errors import EngineError, InsufficientMemory, InvariantViolation, M
 from engine.fault import is_out_of_memory
 from engine.llm.batch import BLOCK_IDS, Batch, StepRows, lay_out
 from engine.llm.decision import (
+    PENDING_TOKEN_ID,
     NewSequence,
     ScheduleDecision,
     ScheduledSequence,
@@ -24,6 +25,7 @@ from engine.llm.decision import (
     StepOutput,
 )
 from engine.llm.decode_graph import DecodeGraph, DecodeGraphs, GraphSize, Recorder
+from engine.llm.guidance import Guidance
 from engine.llm.kv_storage import KvStorage
 from engine.llm.sampling import LaunchedDraw, Sampler, SampleRow
 from engine.llm.structure.grammars import Grammars
@@ -76,6 +78,8 @@ class DrawnTokens:
 
     draw: LaunchedDraw
     rows: list[SampleRow]
+    receivers: list[int]
+    """By row the sequence whose outcome the token is."""
 
     @property
     def places(self) -> dict[int, int]:
@@ -84,8 +88,8 @@ class DrawnTokens:
 
     def add_to(self, outputs: dict[int, SequenceOutput]) -> None:
         """Wait for the tokens and tell each sequence those that follow its text."""
-        for row, token in zip(self.rows, self.draw.collect(), strict=True):
-            output = outputs[row.seq_id]
+        for seq_id, token in zip(self.receivers, self.draw.collect(), strict=True):
+            output = outputs[seq_id]
             if token is None or output.error is not None:
                 continue
             if token.error is not None:
@@ -155,6 +159,7 @@ class ModelRunner:
             )
         self._grammars = grammars
         self._sampler = Sampler(model_config.vocab_size, device, grammars)
+        self._guidance = Guidance()
         self._scored: dict[int, NewSequence] = {}
         """Sequences whose prompt is to be scored: the targets come from it."""
         self._drawn: DrawnTokens | None = None
@@ -201,7 +206,7 @@ class ModelRunner:
         logits = self._logits_to_sample(rows, hidden)
         computed = perf_counter()
         self._score_prompts(rows, hidden, outputs)
-        self._drawn = self._draw(rows, logits)
+        self._drawn = self._draw(rows, logits, outputs)
         return LaunchedStep(
             outputs,
             self._drawn,
@@ -273,10 +278,13 @@ class ModelRunner:
     def _apply_changes(self, decision: ScheduleDecision) -> None:
         for seq_id in decision.finished:
             self._sampler.remove(seq_id)
+            self._guidance.remove(seq_id)
             self._scored.pop(seq_id, None)
             self._adapter_slots.pop(seq_id, None)
         for sequence in decision.new:
-            self._sampler.add(sequence)
+            self._guidance.add(sequence)
+            if sequence.guides is None:
+                self._sampler.add(sequence)
             if sequence.adapter is not None:
                 self._adapter_slots[sequence.seq_id] = self._slot_of(sequence.adapter)
             if sequence.sampling.prompt_logprobs is not None:
@@ -327,9 +335,18 @@ class ModelRunner:
             hidden = hidden[to_device([np.array(places, dtype=np.int64)], self._device)[0]]
         return self._model.compute_logits(hidden)
 
-    def _draw(self, step_rows: StepRows, logits: Tensor) -> DrawnTokens | None:
-        draws = step_rows.draws
-        return DrawnTokens(self._sampler.launch(logits, draws), draws) if draws else None
+    def _draw(
+        self, step_rows: StepRows, logits: Tensor, outputs: dict[int, SequenceOutput]
+    ) -> DrawnTokens | None:
+        ready = self._guidance.ready(logits, step_rows.draws)
+        for output in (outputs[seq_id] for seq_id in ready.waiting):
+            if output.error is None:
+                output.token_ids.append(PENDING_TOKEN_ID)
+        if not ready.rows:
+            return None
+        return DrawnTokens(
+            self._sampler.launch(ready.logits, ready.rows), ready.rows, ready.receivers
+        )
 
     def _score_prompts(
         self, step_rows: StepRows, hidden: Tensor, outputs: dict[int, SequenceOutput]

@@ -193,6 +193,9 @@ class Sequence:
     """Scores so far, the first token's None included; None if not asked for, or once sent."""
     stop_token_id: int | None = None
     detector: RepetitionDetector | None = None
+    num_prompt_tokens: int = 0
+    guides: int | None = None
+    """The sequence that it is there for, if it has a negative prompt (`NewSequence.guides`)."""
     queue_time_s: float | None = None
     """Until it is sent with the first event."""
 
@@ -209,7 +212,7 @@ class Sequence:
 
     @property
     def num_output_tokens(self) -> int:
-        return len(self.token_ids) - self.owner.prompt_len
+        return len(self.token_ids) - self.num_prompt_tokens
 
     @property
     def num_known(self) -> int:
@@ -279,6 +282,7 @@ class Sequence:
             index=self.index,
             suppressed_token_ids=(*sorted(owner.eos_token_ids), *sampling.stop_token_ids),
             adapter=owner.request.adapter,
+            guides=self.guides,
         )
 
     def go_on_from(self, other: "Sequence") -> None:
@@ -309,7 +313,7 @@ class Sequence:
                 GroupBlocks(table.block_ids.copy(), table.num_passed) for table in self.table.tables
             ],
             num_draws=len(token_ids) - num_tokens + 1 if draws else 0,
-            num_output_tokens=known - owner.prompt_len,
+            num_output_tokens=known - self.num_prompt_tokens,
             prompt_logprobs=self.scores_prompt and start < owner.prompt_len - 1,
         )
         self.table.advance(start + len(token_ids))
@@ -428,9 +432,9 @@ def check_request(
     prompt, sampling = request.prompt_token_ids, request.sampling
     if not prompt:
         raise InvalidParameter("the prompt is empty; send at least one token", param="prompt")
-    _check_token_ids(prompt, vocab_size, "prompt")
-    _check_token_ids(sampling.stop_token_ids, vocab_size, "stop_token_ids")
-    _check_token_ids(sampling.logit_bias, vocab_size, "logit_bias")
+    check_token_ids(prompt, vocab_size, "prompt")
+    check_token_ids(sampling.stop_token_ids, vocab_size, "stop_token_ids")
+    check_token_ids(sampling.logit_bias, vocab_size, "logit_bias")
     allowed = sampling.allowed_token_ids
     if allowed is not None and (not allowed or len(allowed) % 4):
         raise InvalidParameter(
@@ -463,7 +467,7 @@ def check_request(
         )
 
 
-def _check_token_ids(
+def check_token_ids(
     token_ids: list[int] | tuple[int, ...] | dict[int, float], vocab_size: int, param: str
 ) -> None:
     """

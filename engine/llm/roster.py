@@ -10,6 +10,7 @@ from bisect import insort
 from collections import Counter
 
 from engine.llm.beams import Beams
+from engine.llm.guided_pair import GuidedPair
 from engine.llm.kv_cache import BlockPool, check
 from engine.llm.repetition import RepetitionDetector
 from engine.llm.request import ActiveRequest, Sequence, Status
@@ -69,12 +70,15 @@ class Roster:
                 last_num_tokens=min(max_num_tokens, owner.num_slots + 1),
                 prompt_logprobs=[None] if scores_prompt else None,
                 detector=RepetitionDetector(detection) if detection is not None else None,
+                num_prompt_tokens=owner.prompt_len,
             )
             self._num_sequences_ever += 1
             owner.sequences.append(sequence)
-        beams = request.sampling.beams
+        beams, guidance = request.sampling.beams, request.sampling.guidance
         if beams is not None:
             owner.group = Beams(owner, beams)
+        elif guidance is not None:
+            owner.group = GuidedPair(owner, guidance, max_model_len)
         # Nothing is entered before all of it is made.
         owner.num_unfinished = len(owner.sequences)
         owner.holds_back = owner.group is None and len(owner.sequences) > 1

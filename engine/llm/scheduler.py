@@ -46,6 +46,7 @@ from engine.fault import answer_for, failed_row, raise_if_poisoned
 from engine.llm.beams import check_beams
 from engine.llm.decision import ScheduleDecision, ScheduledSequence, SequenceOutput, StepOutput
 from engine.llm.drafter import Drafter
+from engine.llm.guided_pair import check_guidance
 from engine.llm.kv_cache import BlockPool, check
 from engine.llm.prefix_cache import PrefixCache, chain_root
 from engine.llm.request import ActiveRequest, Group, Sequence, Status, check_request
@@ -143,11 +144,17 @@ class Scheduler:
             InvalidParameter, ContextLengthExceeded, OutOfBlocks
         """
         sampling = request.sampling
-        check_request(request, self._config, self._vocab_size, self._num_slots(sampling))
+        capacity = self._num_slots(sampling)
+        check_request(request, self._config, self._vocab_size, capacity)
         if sampling.beams is not None:
             ends = frozenset() if sampling.ignore_eos else self._eos_token_ids
             num_ends = len(ends.union(sampling.stop_token_ids))
             check_beams(sampling, sampling.beams, num_ends, self._max_num_running, self._vocab_size)
+        if sampling.guidance is not None:
+            longest = min(capacity, self._config.max_model_len)
+            check_guidance(
+                sampling, sampling.guidance, self._max_num_running, longest, self._vocab_size
+            )
         if request.request_id in self._roster:
             raise InvalidParameter("a request with this id is running", param="request_id")
 
@@ -617,9 +624,9 @@ class Scheduler:
 
     def _num_slots(self, sampling: SamplingParams) -> int:
         """Tokens that the pool has room for in each of the sequences that run together."""
-        if sampling.beams is None:
+        if sampling.beams is None and sampling.guidance is None:
             return self._pool.num_slots
-        return self._layout.most_tokens(self._pool.num_blocks // max(1, sampling.beams.width))
+        return self._layout.most_tokens(self._pool.num_blocks // max(1, sampling.num_sequences))
 
     def _empty_pool(self) -> BlockPool:
         config, cache = self._config, PrefixCache(self._config.max_idle_cached_blocks)

@@ -18,6 +18,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from engine.errors import InvalidParameter, UnsupportedFeature
+from server.protocol.guidance_fields import GuidanceFields, check_guidance
 from server.protocol.logit_bias import LogitBias, Word
 from server.protocol.sampler_fields import OTHER_NAMES, SamplerFields
 from server.protocol.search_fields import SearchFields, check_search
@@ -228,7 +229,9 @@ _OTHER_NAMES = {"n_predict": ("max_completion_tokens", "max_tokens"), **OTHER_NA
 """llama.cpp's names for what has another one here."""
 
 
-class SamplingRequest(SamplerFields, StructureFields, SearchFields, SignalFields, ModelRequest):
+class SamplingRequest(
+    SamplerFields, StructureFields, SearchFields, SignalFields, GuidanceFields, ModelRequest
+):
     """What chat and plain completions have in common. Every field may be null: the default."""
 
     prompt_field: ClassVar[str] = "prompt"
@@ -326,6 +329,11 @@ class SamplingRequest(SamplerFields, StructureFields, SearchFields, SignalFields
         None, description="Return the token ids of prompt and text."
     )
 
+    @property
+    def num_places(self) -> int:
+        """Sequences that run at a time for a prompt."""
+        return 2 if self.is_guided else self.num_sequences
+
     @model_validator(mode="after")
     def _check_names(self) -> Self:
         for name, others in _OTHER_NAMES.items():
@@ -358,6 +366,7 @@ class SamplingRequest(SamplerFields, StructureFields, SearchFields, SignalFields
             )
         check_search(self)
         check_signals(self)
+        check_guidance(self, self.num_sequences, bool(self.use_beam_search))
         if self.truncate_prompt_tokens == 0:
             raise InvalidParameter(
                 "truncate_prompt_tokens must be -1 or at least 1", param="truncate_prompt_tokens"

@@ -5,6 +5,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from engine.kinds import TEXT
+from engine.text.chat_format import ChatFormat
+from engine.types import ModelInfo
 from server.catalog import config_of, find_model
 from server.http.json_route import JsonRoute
 from server.http.log_fields import annotate
@@ -12,7 +14,7 @@ from server.http.priority import acting_priority
 from server.http.shape import Shape
 from server.http.sse import until_disconnect
 from server.protocol.answers import error_answers, stream_answer
-from server.protocol.chat import ChatCompletion, ChatCompletionRequest
+from server.protocol.chat import ChatCompletion, ChatCompletionRequest, ChatMessage
 from server.protocol.common import RequestBody
 from server.routes.deps import StateDep
 from server.routes.ignored_fields import report_ignored_fields
@@ -25,8 +27,10 @@ from server.text.chat_reply import ChatReply
 from server.text.convert import chat_request, check_width, prompt_limit, text_options
 from server.text.generation import Generation
 from server.text.kind import SERVED_TEXT
+from server.text.prompt_limit import counting_limit
 from server.text.reply import ReplyHead
 from server.text.sampler_tokens import find_tokens
+from server.text.texts import ModelText
 
 router = APIRouter(route_class=JsonRoute, tags=["text"])
 
@@ -71,6 +75,23 @@ async def answer_chat(
     )
 
 
+async def _negative_ids(
+    body: ChatCompletionRequest, text: ModelText, chat_format: ChatFormat, info: ModelInfo
+) -> list[int] | None:
+    """The conversation with another system message."""
+    if body.negative_prompt is None:
+        return None
+    others = [one for one in body.messages if one.role not in ("system", "developer")]
+    instead = ChatMessage.model_validate({"role": "system", "content": body.negative_prompt})
+    rendered = chat_prompt(body, [instead, *others], chat_format)
+    return await text.encode_chat(
+        rendered.messages,
+        rendered.options,
+        add_special_tokens=bool(body.add_special_tokens),
+        limit=counting_limit(info, "negative_prompt"),
+    )
+
+
 async def start_chat(
     body: ChatCompletionRequest, request: Request, state: AppState, shape: Shape | None = None
 ) -> ChatReply:
@@ -86,7 +107,7 @@ async def start_chat(
     priority = acting_priority(body.priority, config)
     check_width(body, config)
     judge = semantic_judge(body, state)
-    lease = state.admission.admit(TEXT, info.model, body.num_sequences)
+    lease = state.admission.admit(TEXT, info.model, body.num_places)
     async with Generation(state.engine, state.metrics.of(SERVED_TEXT), lease) as generation:
         text = await state.texts.get(info)
         chat_format = text.chat_format(config)
@@ -110,6 +131,7 @@ async def start_chat(
             priority=priority,
             tokens=await find_tokens(body, text),
             structure=answer_structure(body, answers),
+            negative=await _negative_ids(body, text, chat_format, info),
         )
         options = text_options(
             body,

@@ -23,6 +23,7 @@ from server.text.completion_reply import CompletionReply
 from server.text.convert import check_width, completion_requests, prompt_limit, text_options
 from server.text.generation import Generation
 from server.text.kind import SERVED_TEXT
+from server.text.prompt_limit import counting_limit
 from server.text.reply import ReplyHead
 from server.text.sampler_tokens import find_tokens
 from server.text.texts import ModelText
@@ -59,7 +60,7 @@ async def answer_completion(
     config = config_of(state.engine, info.model)
     priority = acting_priority(body.priority, config)
     check_width(body, config)
-    lease = state.admission.admit(TEXT, info.model, len(body.prompt) * body.num_sequences)
+    lease = state.admission.admit(TEXT, info.model, len(body.prompt) * body.num_places)
     async with Generation(state.engine, state.metrics.of(SERVED_TEXT), lease) as generation:
         text = await state.texts.get(info)
         prompts = await until_disconnect(request.receive, _token_ids(body, text, info))
@@ -71,6 +72,7 @@ async def answer_completion(
             request_id=head.id,
             priority=priority,
             tokens=await find_tokens(body, text),
+            negative=await _negative_ids(body, text, info),
         )
         echoes = await _echoes(body, text, prompts, requests)
         options = text_options(
@@ -96,6 +98,19 @@ async def _token_ids(body: CompletionRequest, text: ModelText, info: ModelInfo) 
         add_special_tokens=body.add_special_tokens is not False,
         limit=prompt_limit(body, info),
     )
+
+
+async def _negative_ids(
+    body: CompletionRequest, text: ModelText, info: ModelInfo
+) -> list[int] | None:
+    if body.negative_prompt is None:
+        return None
+    (ids,) = await text.encode_all(
+        [body.negative_prompt],
+        add_special_tokens=body.add_special_tokens is not False,
+        limit=counting_limit(info, "negative_prompt"),
+    )
+    return ids
 
 
 async def _echoes(

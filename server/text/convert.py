@@ -6,6 +6,7 @@ served model: its defaults, its vocabulary, its context length.
 
 import time
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from engine.sampler_order import OTHER_SAMPLER_NAMES, acting_order, without_unli
 from engine.sampling_params import (
     MAX_BEAM_ENDS,
     SAMPLER_PARAMETERS,
+    GuidanceParams,
     Patterns,
     RepetitionDetection,
 )
@@ -70,11 +72,13 @@ def chat_request(
     priority: int = 0,
     tokens: SamplerTokens = _NO_TOKENS,
     structure: Structure | None = None,
+    negative: list[int] | None = None,
 ) -> GenerateRequest:
     """The engine's request for a chat whose prompt has been tokenised.
 
     Args:
         tokens: of its strings for the sampler.
+        negative: the negative prompt's tokens, if it has one.
         structure: what the text must look like (`answer_structure`).
 
     Raises:
@@ -92,6 +96,7 @@ def chat_request(
         prompt_logprobs=request.prompt_logprobs,
         tokens=tokens,
         structure=structure,
+        negative=negative,
     )
 
 
@@ -103,11 +108,13 @@ def completion_requests(
     request_id: str,
     priority: int = 0,
     tokens: SamplerTokens = _NO_TOKENS,
+    negative: list[int] | None = None,
 ) -> list[GenerateRequest]:
     """The engine's requests, one per prompt; their ids are `request_id` and the prompt's number.
 
     Args:
         tokens: of its strings for the sampler.
+        negative: the negative prompt's tokens, if it has one.
 
     Raises:
         InvalidParameter, ContextLengthExceeded: as in `_generate_request`.
@@ -133,6 +140,7 @@ def completion_requests(
             prompt_logprobs=max((k for k in wanted if k is not None), default=None),
             tokens=tokens,
             structure=request.structure,
+            negative=negative,
         )
         for number, prompt in enumerate(prompts)
     ]
@@ -203,6 +211,7 @@ def _generate_request(
     prompt_logprobs: int | None,
     tokens: SamplerTokens,
     structure: Structure | None,
+    negative: list[int] | None,
 ) -> GenerateRequest:
     """Join the request's fields with the model's defaults and limits.
 
@@ -223,8 +232,11 @@ def _generate_request(
         request_id=request_id,
         model=info.model,
         prompt_token_ids=prompt,
-        sampling=_sampling_params(
-            request, info, max_tokens, logprobs, prompt_logprobs, tokens, structure
+        sampling=replace(
+            _sampling_params(
+                request, info, max_tokens, logprobs, prompt_logprobs, tokens, structure
+            ),
+            guidance=_guidance(request, info, prompt, negative, max_tokens),
         ),
         priority=priority,
         arrival_time_s=time.time(),
@@ -334,6 +346,32 @@ def _sampling_params(
     )
 
 
+def _guidance(
+    request: SamplingRequest,
+    info: ModelInfo,
+    prompt: list[int],
+    negative: list[int] | None,
+    max_tokens: int,
+) -> GuidanceParams | None:
+    if not request.is_guided or request.guidance_scale is None:
+        return None
+    if max_tokens == 0:
+        raise InvalidParameter(
+            f"{request.limit_field} is 0; with guidance_scale it must be at least 1",
+            param=request.limit_field,
+        )
+    token_ids = prompt[-1:] if negative is None else negative
+    if not token_ids:
+        raise InvalidParameter("negative_prompt has no tokens", param="negative_prompt")
+    if len(token_ids) >= info.max_model_len:
+        raise ContextLengthExceeded.beyond(
+            info.max_model_len,
+            f"negative_prompt has {len(token_ids)} tokens. Please shorten it.",
+            param="negative_prompt",
+        )
+    return GuidanceParams(scale=request.guidance_scale, negative_token_ids=tuple(token_ids))
+
+
 def _repetition_detection(request: SamplingRequest) -> RepetitionDetection | None:
     wanted = request.repetition_detection
     if wanted is None or not wanted.max_pattern_size:
@@ -351,12 +389,18 @@ def _as_bytes(token_ids: list[int] | None) -> bytes | None:
 
 
 def check_width(request: SamplingRequest, config: EngineConfig) -> None:
-    """Refuse more beams than a model of that configuration runs at a time.
+    """Refuse more beams, or guided rows, than a model of that configuration runs at a time.
 
     Raises:
         InvalidParameter: says how many can be.
     """
     most = min(config.max_num_seqs, config.max_num_batched_tokens)
+    if request.is_guided and most < 2:
+        raise InvalidParameter(
+            "guidance_scale takes two places, and the model runs one sequence at a time "
+            "(max_num_seqs)",
+            param="guidance_scale",
+        )
     if request.beams is not None and request.beams.width > most:
         raise InvalidParameter(
             f"{request.beams.width} beams were asked for; the model runs at most {most} at a time "

@@ -32,12 +32,12 @@ class LogitsLog:
                 self._sequences[new.seq_id] = (tuple(new.prompt_token_ids), new.index)
             apply_changes(runner, decision)
 
-        def note_logits(runner, step_rows, logits):
+        def note_logits(runner, step_rows, logits, outputs):
             for drawn, row in zip(step_rows.draws, logits, strict=True):
                 if drawn.seq_id >= 0:
                     key = (*self._sequences[drawn.seq_id], drawn.position)
                     self.rows[key] = row.clone()
-            return draw(runner, step_rows, logits)
+            return draw(runner, step_rows, logits, outputs)
 
         monkeypatch.setattr(ModelRunner, "_apply_changes", note_new)
         monkeypatch.setattr(ModelRunner, "_draw", note_logits)

@@ -1,0 +1,117 @@
+"""The two sequences of a request with classifier-free guidance: a `Group`.
+
+The first has the prompt, the second (the guide) the negative prompt; both have the same text behind
+it. What is drawn depends on the logits of both, which the executor puts together
+(`engine.llm.guidance`): of the outcomes that the two bring for a token, one is that token and the
+other says that it was not known yet.
+"""
+
+from engine.errors import ContextLengthExceeded, EngineError, InvalidParameter, InvariantViolation
+from engine.llm.decision import PENDING_TOKEN_ID, SequenceOutput
+from engine.llm.request import ActiveRequest, Sequence, check_token_ids
+from engine.sampling_params import GuidanceParams
+from engine.types import SamplingParams, TokenEvent
+
+
+class GuidedPair:
+    """Of one request.
+
+    Args:
+        owner: whose two sequences there are.
+        max_model_len: tokens that either may have.
+    """
+
+    def __init__(self, owner: ActiveRequest, params: GuidanceParams, max_model_len: int) -> None:
+        self.sampling = owner.request.sampling
+        self._main, self._guide = owner.sequences
+        self._outcomes: dict[Sequence, SequenceOutput] = {}
+        num_negative = len(params.negative_token_ids)
+        room = min(self.sampling.max_tokens, max_model_len - num_negative)
+        most = min(self._main.max_num_tokens, owner.prompt_len + room)
+        for sequence, max_num_tokens in ((self._main, most), (self._guide, num_negative + room)):
+            sequence.max_num_tokens = max_num_tokens
+            sequence.last_num_tokens = min(max_num_tokens, owner.num_slots + 1)
+        self._guide.token_ids = list(params.negative_token_ids)
+        self._guide.num_prompt_tokens = num_negative
+        self._guide.guides = self._main.seq_id
+
+    def waits(self, sequence: Sequence) -> bool:
+        """See `Group`."""
+        return sequence in self._outcomes
+
+    def note(self, sequence: Sequence, result: SequenceOutput) -> bool:
+        """See `Group`."""
+        sequence.note_scores(result)
+        if not result.token_ids:
+            return False
+        self._outcomes[sequence] = result
+        return len(self._outcomes) == 2
+
+    def advance(self) -> list[TokenEvent]:
+        """See `Group`."""
+        drawn = [one for one in self._outcomes.values() if one.token_ids != [PENDING_TOKEN_ID]]
+        self._outcomes.clear()
+        if len(drawn) != 1:
+            raise InvariantViolation(f"of two guided rows {len(drawn)} brought a token")
+        (result,), main = drawn, self._main
+        _, reason = main.accept(result.token_ids)
+        self._guide.token_ids += result.token_ids
+        return [
+            main.report(
+                token_ids=result.token_ids,
+                logprobs=result.logprobs,
+                prompt_logprobs=main.take_scores(),
+                finish_reason=reason,
+                stop_token_id=main.stop_token_id,
+            )
+        ]
+
+    def restart(self) -> None:
+        """See `Group`."""
+        self._outcomes.clear()
+
+    def leave_out(self, index: int) -> bool:
+        """See `Group`."""
+        return index == 0
+
+    def fail(self, error: EngineError) -> list[TokenEvent]:
+        """See `Group`."""
+        return [self._main.fail(error)]
+
+
+def check_guidance(
+    sampling: SamplingParams,
+    params: GuidanceParams,
+    max_num_running: int,
+    max_model_len: int,
+    vocab_size: int,
+) -> None:
+    """Refuse guidance that cannot be given. The server checks first, and the engine does not trust
+    it.
+
+    Raises:
+        InvalidParameter, ContextLengthExceeded: names the field, and the limit.
+    """
+    if sampling.n != 1 or sampling.beams is not None:
+        raise InvalidParameter(
+            "guidance_scale is for one text of a prompt; leave n and beam search out",
+            param="guidance_scale",
+        )
+    if max_num_running < 2:
+        raise InvalidParameter(
+            "guidance_scale takes two places, and the model runs one sequence at a time "
+            "(max_num_seqs)",
+            param="guidance_scale",
+        )
+    if sampling.max_tokens < 1:
+        raise InvalidParameter("guidance_scale needs max_tokens of at least 1", param="max_tokens")
+    num_tokens = len(params.negative_token_ids)
+    if num_tokens < 1:
+        raise InvalidParameter("the negative prompt has no tokens", param="negative_prompt")
+    check_token_ids(params.negative_token_ids, vocab_size, "negative_prompt")
+    if num_tokens >= max_model_len:
+        raise ContextLengthExceeded.beyond(
+            max_model_len,
+            f"the negative prompt has {num_tokens} tokens. Please shorten it.",
+            param="negative_prompt",
+        )
