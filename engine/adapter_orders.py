@@ -2,11 +2,12 @@
 whoever keeps them (`engine.lora.table`). No torch, no wire library.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
-from engine.errors import EngineError
+from engine.errors import EngineError, TooManyAdapters, UnknownAdapter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +76,36 @@ class AdapterShelf(Protocol):
     def wait(self, seconds: float) -> None:
         """Until `advance` can go on, but not longer."""
         ...
+
+
+class NoAdapters:
+    """The `AdapterShelf` of a model that may have none."""
+
+    names: tuple[str, ...] = ()
+    failed: Mapping[str, str] = MappingProxyType({})
+
+    def key_of(self, name: str) -> str:
+        raise UnknownAdapter(f"the model has no adapter {name!r}", param="model")
+
+    def load(self, order: AdapterOrder, answer: Answer) -> None:
+        answer(
+            TooManyAdapters(
+                "the model may have no adapters; set max_loras to as many as it shall have",
+                param="lora_name",
+            )
+        )
+
+    def unload(self, name: str, answer: Answer) -> None:
+        answer(UnknownAdapter(f"the model has no adapter {name!r}", param="lora_name"))
+
+    def has_work(self) -> bool:
+        return False
+
+    def advance(self, in_use: Callable[[], Collection[str]]) -> None:
+        """There is nothing to do."""
+
+    def wait(self, seconds: float) -> None:
+        """There is nothing to wait for."""
 
 
 @runtime_checkable

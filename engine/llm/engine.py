@@ -14,9 +14,9 @@ from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from engine.adapter_orders import AdapterOrder, AdapterShelf, Answer
+from engine.adapter_orders import AdapterOrder, AdapterShelf, Answer, NoAdapters
 from engine.config import ResolvedConfig
-from engine.errors import InvalidParameter, TooManyAdapters, UnknownAdapter
+from engine.errors import InvalidParameter
 from engine.fault import answer_for
 from engine.llm.decision import ScheduleDecision
 from engine.llm.preparation import Preparation
@@ -52,7 +52,7 @@ class LLMEngine:
     ) -> None:
         self._scheduler = scheduler
         self._executor = executor
-        self._adapters = adapters
+        self._adapters = adapters or NoAdapters()
         self._preparation = Preparation(executor)
         self._clock = clock
         self._checks_invariants = config.debug_invariants
@@ -72,8 +72,6 @@ class LLMEngine:
                 about its structure later is told by an event.
         """
         if request.adapter is not None:
-            if self._adapters is None:
-                raise UnknownAdapter(f"the model has no adapter {request.adapter!r}", param="model")
             # Its name may mean another one before the request ends, in caches as well.
             request = replace(request, adapter=self._adapters.key_of(request.adapter))
         structure = request.sampling.structure
@@ -95,28 +93,17 @@ class LLMEngine:
 
     def load_adapter(self, order: AdapterOrder, answer: Answer) -> None:
         """Begin to load an adapter, beside the steps; it is there once that is answered."""
-        if self._adapters is None:
-            answer(
-                TooManyAdapters(
-                    "the model may have no adapters; set max_loras to as many as it shall have",
-                    param="lora_name",
-                )
-            )
-        else:
-            self._adapters.load(order, answer)
+        self._adapters.load(order, answer)
 
     def unload_adapter(self, name: str, answer: Answer) -> None:
         """Take no more requests for an adapter. It goes, and that is answered, when it has none."""
-        if self._adapters is None:
-            answer(UnknownAdapter(f"the model has no adapter {name!r}", param="lora_name"))
-        else:
-            self._adapters.unload(name, answer)
+        self._adapters.unload(name, answer)
 
     def has_work(self) -> bool:
         return (
             self._scheduler.has_work()
             or bool(self._launched or self._preparation)
-            or (self._adapters is not None and self._adapters.has_work())
+            or self._adapters.has_work()
         )
 
     def step(self) -> tuple[list[TokenEvent], EngineStats]:
@@ -144,7 +131,7 @@ class LLMEngine:
 
     def _advance_adapters(self) -> None:
         """Put those in place that have been read, and let those go that nobody uses."""
-        if self._adapters is None or not self._adapters.has_work():
+        if not self._adapters.has_work():
             return
         self._adapters.advance(self._adapters_in_use)
         if not (self._launched or self._preparation or self._scheduler.has_work()):

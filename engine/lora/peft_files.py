@@ -4,12 +4,10 @@ Everything that could go wrong is found before any number is used: what the conf
 and we do not have, names and shapes from the file's header, then that the numbers are finite.
 """
 
-import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,40 +15,24 @@ from torch import Tensor
 from engine.adapter_orders import AdapterReport
 from engine.checkpoint_files import read_json
 from engine.errors import CorruptFile, ModelLoadError, ShapeMismatch
+from engine.lora.peft_config import (
+    CONFIG,
+    MAX_NAMED,
+    by_pattern,
+    check_supported,
+    listed,
+    shortened,
+    stated_scale,
+)
 from engine.weights.safetensors import file_headers, iter_file_tensors
 
-CONFIG, WEIGHTS, PICKLED = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "adapter_model.bin",
-)
+WEIGHTS, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 MAX_RANK = 256
 """That `kernels.lora_gather` takes."""
-MAX_NAMED = 3
-"""Layers that a message lists."""
-MAX_SHOWN = 100
-"""Characters of a name."""
+DTYPES = ("F32", "F16", "BF16")
 
 _PREFIX = "base_model.model."
 _MAGNITUDE = "lora_magnitude_vector"
-_UNSUPPORTED = {
-    "trainable_token_indices": "token embeddings (trainable_token_indices)",
-    "lora_bias": "biases of its own (lora_bias)",
-    "layer_replication": "layer_replication",
-    "target_parameters": "target_parameters",
-    "alora_invocation_tokens": "activation by tokens (aLoRA)",
-    "use_qalora": "QALoRA",
-    "use_bdlora": "block-diagonal LoRA",
-    "arrow_config": "Arrow routing",
-    "kasa_config": "KaSA",
-    "monteclora_config": "MonteCLoRA",
-}
-"""Keys of the configuration that make it something else than B·A beside linear layers."""
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Ways to begin that subtract the first adapter from the base, which ours is not then."""
-_LARGEST = torch.finfo(torch.float32).max
-_DTYPES = ("F32", "F16", "BF16")
-_PLAIN_PATTERN = re.compile(r"\^?(?:[\w-]|\\?\.)+")
 
 Shapes = Mapping[str, tuple[int, int]]
 """Outputs and inputs of a model's linear layers, by the checkpoint's names."""
@@ -118,7 +100,7 @@ class Adapter:
             num_layers=len(self.updates),
             ranks=tuple(sorted({update.rank for update in self.updates.values()})),
             num_left_out=len(self.left_out),
-            left_out=tuple(map(_short, self.left_out[:MAX_NAMED])),
+            left_out=tuple(map(shortened, self.left_out[:MAX_NAMED])),
         )
 
 
@@ -134,16 +116,16 @@ def read_adapter(folder: Path, shapes: Shapes, dtype: torch.dtype) -> Adapter:
             ShapeMismatch: it was made for another model.
     """
     config = read_json(folder / CONFIG)
-    _check_supported(config)
+    check_supported(config)
     if not (folder / WEIGHTS).exists():
         pickled = f", and {PICKLED} may run anything" if (folder / PICKLED).exists() else ""
         raise ModelLoadError(f"there is no {WEIGHTS}{pickled}; save the adapter as safetensors")
     has_magnitudes = bool(config.get("use_dora"))
     ranks, left_out = _checked_ranks(folder, shapes, has_magnitudes)
     for name, rank in ranks.items():
-        wanted = _by_pattern(config, "rank_pattern", name, config.get("r", 8))
+        wanted = by_pattern(config, "rank_pattern", name, config.get("r", 8))
         if wanted != rank:
-            raise ShapeMismatch(f"{name} has rank {rank}; {CONFIG} says {_short(wanted)}")
+            raise ShapeMismatch(f"{name} has rank {rank}; {CONFIG} says {shortened(wanted)}")
     tensors = {}
     for key, tensor in iter_file_tensors(folder / WEIGHTS):
         name, side = _layer_of(key)
@@ -160,36 +142,12 @@ def read_adapter(folder: Path, shapes: Shapes, dtype: torch.dtype) -> Adapter:
         name: Update(
             tensors[name, "lora_A"],
             tensors[name, "lora_B"],
-            _scale(config, name, rank),
+            stated_scale(config, name, rank),
             tensors.get((name, _MAGNITUDE)),
         )
         for name, rank in ranks.items()
     }
     return Adapter(updates, left_out)
-
-
-def _check_supported(config: Mapping[str, Any]) -> None:
-    if config.get("peft_type") != "LORA":
-        raise ModelLoadError(
-            f"{CONFIG} says peft_type {_short(config.get('peft_type'))}; LORA it can be"
-        )
-    for key, what in _UNSUPPORTED.items():
-        if config.get(key):
-            raise ModelLoadError(f"it has {what}, which is not supported here")
-    if modules := config.get("modules_to_save"):
-        named = _listed(modules) if isinstance(modules, list) else _short(modules)
-        raise ModelLoadError(
-            f"it brings whole modules of its own (modules_to_save: {named}), which is not "
-            f"supported here: all adapters share the model's; train without, or merge it"
-        )
-    if config.get("bias", "none") != "none":
-        raise ModelLoadError("it has biases, which are not supported here; train with bias none")
-    begun = str(config.get("init_lora_weights")).lower()
-    if begun.startswith(_CHANGES_BASE):
-        raise ModelLoadError(
-            f"it was begun with {_short(begun)}, which changes the base model; convert it to a "
-            f"plain LoRA when you save it (path_initial_model_for_weight_conversion)"
-        )
 
 
 def _checked_ranks(
@@ -203,10 +161,10 @@ def _checked_ranks(
     for key, header in file_headers(folder / WEIGHTS).items():
         name, side = _layer_of(key)
         if side not in wanted:
-            raise ModelLoadError(f"it has {_short(key)}, which is not supported here")
-        if header.type not in _DTYPES:
+            raise ModelLoadError(f"it has {shortened(key)}, which is not supported here")
+        if header.type not in DTYPES:
             raise ModelLoadError(
-                f"{_short(key)} holds {header.type}; {', '.join(_DTYPES)} it can be"
+                f"{shortened(key)} holds {header.type}; {', '.join(DTYPES)} it can be"
             )
         if name in shapes:
             sides = found.setdefault(name, {})
@@ -237,12 +195,12 @@ def _checked_rank(name: str, sides: Mapping[str, tuple[int, ...]], shape: tuple[
     rank = a[0] if a else 0
     if rank < 1 or a != (rank, inputs) or b != (outputs, rank):
         raise ShapeMismatch(
-            f"{name} has lora_A {_short(list(a))} and lora_B {_short(list(b))}; the model's layer "
-            f"has {inputs} inputs and {outputs} outputs: it was made for another model"
+            f"{name} has lora_A {shortened(list(a))} and lora_B {shortened(list(b))}; the model's "
+            f"layer has {inputs} inputs and {outputs} outputs: it was made for another model"
         )
     if sides.get(_MAGNITUDE, (outputs,)) != (outputs,):
         raise ShapeMismatch(
-            f"{name} has {_short(list(sides[_MAGNITUDE]))} magnitudes; the model's layer has "
+            f"{name} has {shortened(list(sides[_MAGNITUDE]))} magnitudes; the model's layer has "
             f"{outputs} outputs: it was made for another model"
         )
     if rank > MAX_RANK:
@@ -260,7 +218,7 @@ def _checked_unknown(found: Mapping[str, object], unknown: list[str]) -> tuple[s
     foreign = [name for name in names if name.startswith("model.layers.")]
     if foreign or not found:
         raise ModelLoadError(
-            f"the model has no linear layers {_listed(foreign or names)}, of {len(names)} that it "
+            f"the model has no linear layers {listed(foreign or names)}, of {len(names)} that it "
             f"lacks; it has {len(found)} of the adapter's: it was made for another model"
         )
     for name in names:
@@ -273,42 +231,3 @@ def _layer_of(key: str) -> tuple[str, str]:
     """A tensor's layer, and what it is of it: `lora_A`, `lora_B`, magnitudes or something else."""
     name, _, side = key.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".")
     return name, side
-
-
-def _scale(config: Mapping[str, Any], name: str, rank: int) -> float:
-    """`alpha / r`, or `alpha / sqrt(r)` with rsLoRA (Kalajdzievski 2023, arXiv:2312.03732)."""
-    alpha = _by_pattern(config, "alpha_pattern", name, config.get("lora_alpha", 8))
-    is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
-    if not is_number or not abs(alpha) <= _LARGEST:
-        raise CorruptFile(f"{CONFIG} has no usable lora_alpha for {name}")
-    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
-def _by_pattern(config: Mapping[str, Any], key: str, name: str, default: Any) -> Any:
-    """The value of the first pattern that a layer's name ends with, whole words.
-
-    PEFT takes regular expressions. A stranger's could keep us busy for ever, and configurations in
-    use hold names, which these are.
-    """
-    patterns = config.get(key) or {}
-    if not isinstance(patterns, dict):
-        raise CorruptFile(f"{CONFIG} has a {key} that is no object")
-    for pattern, value in patterns.items():
-        if not _PLAIN_PATTERN.fullmatch(pattern):
-            raise ModelLoadError(
-                f"{CONFIG} has a {key} with a regular expression; write layers' names"
-            )
-        wanted = pattern.removeprefix("^").replace("\\.", ".")
-        if name == wanted or (not pattern.startswith("^") and name.endswith(f".{wanted}")):
-            return value
-    return default
-
-
-def _listed(names: Sequence[object]) -> str:
-    more = len(names) - MAX_NAMED
-    return ", ".join(map(_short, names[:MAX_NAMED])) + (f" and {more} more" if more > 0 else "")
-
-
-def _short(stated: object) -> str:
-    """What a stranger's file says, for a message."""
-    return str(stated)[:MAX_SHOWN]

@@ -13,7 +13,8 @@ from tiny_pairs import create_pair
 
 from engine.adapter_orders import AdapterReport
 from engine.errors import ModelLoadError
-from engine.lora.peft_files import CONFIG, WEIGHTS, read_adapter
+from engine.lora.peft_config import CONFIG
+from engine.lora.peft_files import WEIGHTS, read_adapter
 
 PREFIX = "base_model.model."
 Q = f"{PREFIX}model.layers.0.self_attn.q_proj"

@@ -19,7 +19,7 @@ from engine.errors import (
     UnknownAdapter,
 )
 from engine.lora import table as table_module
-from engine.lora.peft_files import CONFIG
+from engine.lora.peft_config import CONFIG
 from engine.lora.table import load_adapters
 from engine.models.adapters import NO_ADAPTER
 
