@@ -19,6 +19,10 @@ class ImageTask(StrEnum):
     """Redraw under the mask; also outpainting, where the mask is the new part of the canvas."""
     EDIT = "edit"
     """Follow an instruction: InstructPix2Pix, Kontext."""
+    UPSCALE = "upscale"
+    """Draw the image larger, with the detail that its size could not hold."""
+    RESTORE = "restore"
+    """Enlarge the image and redraw it in part, in tiles, pulled towards what it was."""
 
 
 class PromptSyntax(StrEnum):
@@ -51,6 +55,50 @@ class Pixels:
     height: int
     channels: int
     data: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Faithfulness:
+    """How closely an enlarged picture is to keep to its input, and what is to be said of that."""
+
+    fidelity: float = 0.0
+    """Share of its contradictions to the input that is taken back, 0 to 1."""
+    face_guard: float = 0.0
+    """By how much faces are drawn towards the input's, plainly enlarged, 0 to 1."""
+    heat_map: bool = False
+    """Whether a picture is wanted of where detail was added."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Consistency:
+    """Of an enlarged picture, made smaller again, with its input, over pixels and channels of the
+    input's size."""
+
+    psnr_db: float
+    """Peak signal to error, in decibels: higher is closer."""
+    rms_error: float
+    """Root of the mean square of the error, in levels of 255."""
+    share_changed: float
+    """Of the input's pixels, those that come back visibly off in some channel."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examination:
+    """What is said of an enlarged picture."""
+
+    consistency: Consistency
+    num_faces: int | None = None
+    """That were guarded; None: they were not to be."""
+    heat_map: Pixels | None = None
+    """RGB, of the input's size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """An enlarged picture, and what is said of it."""
+
+    pixels: Pixels
+    examination: Examination
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +138,13 @@ class ImageParams:
     scheduler: str | None = None
     """One of the model's `schedulers`; None is its own."""
     strength: float = 0.8
-    """Of IMAGE_TO_IMAGE and INPAINT: share of the schedule that is run; 1 starts from noise."""
+    """Of IMAGE_TO_IMAGE, INPAINT and RESTORE: share of the schedule that is run; 1 starts from
+    noise."""
+    restoration: float = 2.0
+    """Of RESTORE: the pull towards the input falls with this power of the noise."""
+    noise_level: int = 0
+    """Of UPSCALE: how much of the input is taken for noise, at most the model's
+    `max_noise_level`."""
     clip_skip: int = 0
     """Layers of the CLIP text encoder to leave out at its end."""
     prompt_syntax: PromptSyntax = PromptSyntax.PLAIN
@@ -105,6 +159,8 @@ class ImageParams:
     outpaint: Outpaint | None = None
     num_previews: int = 0
     """Previews per image, at equally spaced steps."""
+    faithfulness: Faithfulness | None = None
+    """Of UPSCALE and RESTORE; None: nothing is to be said of the result."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +193,8 @@ class ImageEvent(Event):
     preview_index: int = 0
     image: Pixels | None = None
     """The result, with finish reason `stop`."""
+    examination: Examination | None = None
+    """Of the result, where one was asked for."""
     seed: int | None = None
     num_prompt_tokens: int = 0
     warnings: tuple[str, ...] = ()
@@ -188,6 +246,16 @@ class DenoisingFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UpscalingFacts:
+    """What a model that draws images larger is asked by."""
+
+    scale: int
+    """How many times it makes their sides."""
+    default_noise_level: int
+    max_noise_level: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImageModelInfo(Info):
     """Of an image model; `architecture` is the name of its family, such as `flux`."""
 
@@ -201,3 +269,7 @@ class ImageModelInfo(Info):
     """Width times height at most."""
     denoising: DenoisingFacts | None
     """None: it does other things to images only."""
+    upscaling: UpscalingFacts | None = None
+    """Of one that does UPSCALE."""
+    max_restored_pixels: int = 0
+    """Width times height at most, of RESTORE."""

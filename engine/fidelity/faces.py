@@ -1,0 +1,105 @@
+"""Less invention in faces: there people see, and mind, what a network made up.
+
+Faces are found by the cascade that comes with OpenCV (Viola and Jones 2001), which knows upright
+faces that look at the camera, misses others, and sometimes takes something else for one.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from engine.fidelity.planes import Bytes, Planes, bytes_of, planes_of
+from engine.fidelity.resampling import Resampling
+
+_LONGEST_SIDE = 1280
+"""Pixels at which faces are looked for: larger pictures are shrunk, which bounds the time."""
+_SMALLEST_FACE = 24
+"""Pixels, the side of the cascade's window."""
+_NUM_NEIGHBOURS = 5
+"""Overlapping finds that make a face."""
+_FULL, _NONE = 0.6, 1.0
+"""Distances from a face's middle, in sides of its box: up to where it is guarded in full, and where
+that has faded to nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Face:
+    """A square around a face, its corner and side as shares of the picture's width and height."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+def find_faces(picture: Bytes) -> list[Face]:
+    """Faces in a picture `[H, W, C]`, from the top left."""
+    height, width = picture.shape[:2]
+    grey = cv2.cvtColor(np.rint(planes_of(picture)[..., :3]).astype(np.uint8), cv2.COLOR_RGB2GRAY)
+    scale = min(1.0, _LONGEST_SIDE / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = cv2.equalizeHist(cv2.resize(grey, size, interpolation=cv2.INTER_AREA))
+    boxes = _cascade().detectMultiScale(
+        small, scaleFactor=1.1, minNeighbors=_NUM_NEIGHBOURS, minSize=(_SMALLEST_FACE,) * 2
+    )
+    return sorted(
+        (
+            Face(x / size[0], y / size[1], w / size[0], h / size[1])
+            for x, y, w, h in np.asarray(boxes, np.float64).reshape(-1, 4).tolist()
+        ),
+        key=lambda face: (face.top, face.left),
+    )
+
+
+class FaceGuard:
+    """Draws faces of a result towards those of its input, enlarged.
+
+    Args:
+        original: `[h, w, C]`, the input.
+        faces: of the input.
+        height, width: of the result.
+        strength: 0 leaves the faces as they are, 1 gives them the original's pixels alone.
+    """
+
+    def __init__(
+        self, original: Bytes, faces: Sequence[Face], height: int, width: int, strength: float
+    ) -> None:
+        self._size = height, width
+        self._faces, self._strength = faces, strength
+        self._plain = planes_of(original)
+        self._enlarge = Resampling.between(original.shape[:2], self._size)
+
+    def guarded(self, rows: Bytes, first: int) -> Bytes:
+        """Rows `[B, W, C]` of the result from that one on; where there is no face, as they are."""
+        end = first + len(rows)
+        weights = self._strength * face_weights(self._faces, self._size, first, end)[..., None]
+        if not weights.any():
+            return rows
+        planes = planes_of(rows)
+        planes += weights * (self._enlarge.band(self._plain, first, end) - planes)
+        return np.where(weights == 0, rows, bytes_of(planes, rows))
+
+
+def face_weights(faces: Sequence[Face], size: tuple[int, ...], first: int, end: int) -> Planes:
+    """The soft mask of these rows of a picture of `size` (height, width): `[end - first, W]` in
+    [0, 1], 1 in the middle of faces, 0 away from them."""
+    height, width = size
+    rows = (np.arange(first, end, dtype=np.float32)[:, None] + 0.5) / height
+    columns = (np.arange(width, dtype=np.float32)[None, :] + 0.5) / width
+    weights = np.zeros((end - first, width), np.float32)
+    for face in faces:
+        down = (rows - face.top - face.height / 2) / face.height
+        right = (columns - face.left - face.width / 2) / face.width
+        fade = np.clip((np.hypot(down, right) - _FULL) / (_NONE - _FULL), 0, 1)
+        np.maximum(weights, 0.5 + 0.5 * np.cos(math.pi * fade), out=weights)
+    return weights
+
+
+def _cascade() -> cv2.CascadeClassifier:
+    """A new one each time: it is not safe to share between threads, and loads in milliseconds."""
+    folder = Path(cv2.data.haarcascades)
+    return cv2.CascadeClassifier(str(folder / "haarcascade_frontalface_default.xml"))

@@ -1,0 +1,54 @@
+"""The input's colours for a result that drifted from them: low bands are exchanged.
+
+As in StableSR (Wang et al. 2023, arXiv:2305.07015) and SUPIR (Yu et al. 2024, arXiv:2401.13627):
+an à-trous wavelet of five levels splits both pictures; the answer has the result's detail and the
+lowest band of the input, enlarged. As the wavelet is linear, that is the result plus the lowest
+band of the difference.
+"""
+
+import numpy as np
+
+from engine.fidelity.planes import Bytes, Planes, bands, bytes_of, planes_of
+from engine.fidelity.resampling import Resampling
+
+NUM_LEVELS = 5
+REACH = 2**NUM_LEVELS - 1
+"""Pixels to each side that a pixel's lowest band depends on."""
+
+
+def wavelet_colour(result: Bytes, original: Bytes) -> Bytes:
+    """The result in the original's colours, a new array.
+
+    Args:
+        result, original: `[H, W, C]` and `[h, w, C]` of equal C.
+    """
+    height, width = result.shape[:2]
+    enlarge = Resampling.between(original.shape[:2], (height, width))
+    plain = planes_of(original)
+    corrected = np.empty_like(result)
+    for first, end in bands(height, width):
+        top, bottom = max(0, first - REACH), min(height, end + REACH)
+        planes = planes_of(result[top:bottom])
+        drift = lowest_band(enlarge.band(plain, top, bottom) - planes)
+        own = slice(first - top, end - top)
+        corrected[first:end] = bytes_of(planes[own] + drift[own], result[first:end])
+    return corrected
+
+
+def lowest_band(planes: Planes) -> Planes:
+    """What is left of `[H, W, C]` after all levels; edges are repeated outwards at each."""
+    for level in range(NUM_LEVELS):
+        for axis in (0, 1):
+            planes = _blurred(planes, 2**level, axis)
+    return planes
+
+
+def _blurred(planes: Planes, distance: int, axis: int) -> Planes:
+    """A quarter of each neighbour that far away, and half of the pixel itself."""
+    padding = [(0, 0)] * 3
+    padding[axis] = (distance, distance)
+    padded = np.moveaxis(np.pad(planes, padding, mode="edge"), axis, 0)
+    size = planes.shape[axis]
+    neighbours = padded[:size] + padded[2 * distance :]
+    blurred: Planes = np.moveaxis(neighbours, 0, axis) / 4 + planes / 2
+    return blurred
