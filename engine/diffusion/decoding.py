@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from engine.fault import Unusable
-from engine.image_types import Pixels
+from engine.image_types import Examined, Pixels
 
-Work = Callable[[], Pixels]
+Work = Callable[[], Pixels | Examined]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Decoded:
     """What came of a piece of work: a picture, or the exception that it ended with."""
 
     key: tuple[int, int]
-    pixels: Pixels | None
+    picture: Pixels | Examined | None
     error: Exception | None
     elapsed_s: float
 
@@ -80,11 +80,11 @@ class DecodeThread:
         while (item := self._inbox.get()) is not None:
             key, work = item
             started_s = time.perf_counter()
-            pixels: Pixels | None = None
+            picture: Pixels | Examined | None = None
             error: Exception | None = None
             try:
                 with torch.inference_mode():
-                    pixels = work()
+                    picture = work()
             except Exception as failure:
                 error = failure
-            self._done.put(Decoded(key, pixels, error, time.perf_counter() - started_s))
+            self._done.put(Decoded(key, picture, error, time.perf_counter() - started_s))

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
 import torch
 
@@ -13,9 +14,12 @@ from engine.diffusion.families.family import Family, Row
 from engine.diffusion.guidance import Guidance, combine_cfg, combine_dual, is_off
 from engine.diffusion.noise_schedule import NoiseSchedule
 from engine.diffusion.prompt.states import PromptStates
+from engine.diffusion.pull import LatentPull
 from engine.diffusion.tasks.pixels import from_tensor
 from engine.diffusion.tasks.prepare import Preparation
-from engine.image_types import Pixels
+from engine.image_types import Examined, Pixels
+
+Finished = TypeVar("Finished")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +45,7 @@ class Denoising:
         family: whose denoiser and decoder it uses; the same for all.
         latents: `[1, C, h, w]` fp32 at the schedule's `timestep_index`.
         timestep_index, first_timestep_index: within `schedule.timesteps`.
+        noise_level: of the image beside the latents.
         keeps_x0: whether previews were asked for.
         x0: the picture that the newest prediction implies; previews show it.
     """
@@ -53,9 +58,10 @@ class Denoising:
     guidance: Guidance
     denoiser_key: Hashable
     preparation: Preparation
-    blend: LatentBlend | None = None
+    blend: LatentBlend | LatentPull | None = None
     first_timestep_index: int = 0
     timestep_index: int = 0
+    noise_level: int = 0
     keeps_x0: bool = False
     x0: torch.Tensor | None = field(default=None, repr=False)
 
@@ -89,9 +95,7 @@ class Denoising:
     def compute(self, stages: Sequence["Denoising"]) -> list[list[torch.Tensor]]:
         """What the denoiser says to the rows of each."""
         rows = [stage.rows() for stage in stages]
-        flat = [row for each in rows for row in each]
-        predictions = iter(torch.split(self.family.denoise(self.denoiser_key, flat), 1))
-        return [list(itertools.islice(predictions, len(each))) for each in rows]
+        return denoise_rows(self.family, self.denoiser_key, rows)
 
     def rows(self) -> list[Row]:
         """The next step's rows, in the order in which `advance` expects their predictions."""
@@ -107,6 +111,7 @@ class Denoising:
                 guidance_scale=self.guidance.scale,
                 width=self.preparation.width,
                 height=self.preparation.height,
+                noise_level=self.noise_level,
             )
             for prompt, image in self._active()
         ]
@@ -124,7 +129,7 @@ class Denoising:
         self.latents = self.schedule.step(prediction, self.timestep_index, latents, self.generator)
         self.timestep_index += 1
 
-    def result(self) -> Callable[[], Pixels]:
+    def result(self) -> Callable[[], Pixels | Examined]:
         return partial(_decode, self.family.decode, self.final(), self.preparation.finish)
 
     def preview(self) -> Callable[[], Pixels] | None:
@@ -167,11 +172,20 @@ class Denoising:
         )
 
 
+def denoise_rows(
+    family: Family, denoiser_key: Hashable, rows: Sequence[Sequence[Row]]
+) -> list[list[torch.Tensor]]:
+    """Rows of several images in one call, and the predictions of each."""
+    flat = [row for each in rows for row in each]
+    predictions = iter(torch.split(family.denoise(denoiser_key, flat), 1))
+    return [list(itertools.islice(predictions, len(each))) for each in rows]
+
+
 def _decode(
     decode: Callable[[torch.Tensor], torch.Tensor],
     latents: torch.Tensor,
-    finish: Callable[[Pixels], Pixels],
-) -> Pixels:
+    finish: Callable[[Pixels], Finished],
+) -> Finished:
     picture = finite(decode(finite(latents, "latents")), "a picture")
     return finish(from_tensor(picture[0]))
 

@@ -2,11 +2,13 @@
 
 Each image has one CPU generator seeded seed + index, and draws from it in diffusers' order: the
 posterior of the input image where the latents need it, the first noise, the posterior of the image
-beside the latents, then whatever the noise schedule needs.
+beside the latents, then whatever the noise schedule needs. Upscaling draws the noise of the image
+beside the latents before the first noise.
 """
 
 import time
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,8 +20,16 @@ from engine.diffusion.guidance import Guidance, is_off
 from engine.diffusion.prompt.states import PromptStates
 from engine.diffusion.prompt.text import PromptText
 from engine.diffusion.prompt_cache import Lookups, PromptCache
+from engine.diffusion.pull import LatentPull
+from engine.diffusion.restoring import Restoring, encode_tiles
+from engine.diffusion.stage import Stage
 from engine.diffusion.tasks.prepare import Preparation, prepare
+from engine.diffusion.tiling import Tiling, tile
 from engine.image_types import GuidanceKind, ImageParams, ImageRequest, ImageTask
+
+if TYPE_CHECKING:
+    # It imports diffusers, which takes seconds.
+    from engine.diffusion.noise_schedule import NoiseSchedule
 
 UNUSED_NEGATIVE = "negative_prompt has no effect: {reason}"
 UNUSED_GUIDANCE = (
@@ -106,21 +116,20 @@ class DrawingFactory:
     ) -> Drawing:
         params, family = request.params, self._family
         generator = torch.Generator("cpu").manual_seed(_wrapped(params.seed + index))
-        schedule = family.new_noise_schedule(
-            params.scheduler, params.num_inference_steps, preparation.width, preparation.height
-        )
-        clean = None
-        if self._starts_from_image(params):
-            assert preparation.image is not None
-            clean = family.encode_image(preparation.image.to(family.device), generator)
+        tiling = self._tiling(preparation) if params.task is ImageTask.RESTORE else None
+        schedule = self._schedule(params, preparation, tiling)
+        clean = self._clean(params, preparation, tiling, generator)
+        upscales = params.task is ImageTask.UPSCALE
+        condition = self._condition(params, preparation, generator) if upscales else None
         noise = self._draw(preparation, generator)
         first = 0
         latents = noise * schedule.init_noise_sigma
         if clean is not None and params.strength < 1.0:
             first = schedule.start_of(params.strength, params.num_inference_steps)
             latents = schedule.noised(clean, noise, first)
-        condition = self._condition(params.task, preparation, generator)
-        stage = Denoising(
+        if not upscales:
+            condition = self._condition(params, preparation, generator)
+        denoising = Denoising(
             family=family,
             generator=generator,
             schedule=schedule,
@@ -131,17 +140,23 @@ class DrawingFactory:
             preparation=preparation,
             first_timestep_index=first,
             timestep_index=first,
+            noise_level=params.noise_level,
             keeps_x0=params.num_previews > 0,
         )
         if params.task is ImageTask.INPAINT and condition is None:
             assert clean is not None and preparation.latent_mask is not None
             mask = preparation.latent_mask.to(family.device)
-            stage.blend = LatentBlend(
+            denoising.blend = LatentBlend(
                 mask, clean, noise, soft=params.soft_mask, first_timestep_index=first
             )
+        stage: Stage = denoising
+        if tiling is not None:
+            assert clean is not None
+            denoising.blend = LatentPull(clean, params.restoration, first)
+            stage = Restoring(canvas=denoising, tiling=tiling)
         warnings = (*self._warnings(params), *_prompt_warnings(states))
-        if states[1] is not None and not guidance.acts_within(stage.num_steps):
-            warnings += (_unused_guidance(guidance, stage.num_steps),)
+        if states[1] is not None and not guidance.acts_within(denoising.num_steps):
+            warnings += (_unused_guidance(guidance, denoising.num_steps),)
         return Drawing(
             request=request,
             index=index,
@@ -150,6 +165,45 @@ class DrawingFactory:
             num_prompt_tokens=states[0].num_tokens,
             warnings=warnings,
         )
+
+    def _tiling(self, preparation: Preparation) -> Tiling:
+        """Of the latents, in tiles of the size that the model draws best."""
+        facts = self._family.facts
+        sides = (
+            preparation.height,
+            preparation.width,
+            facts.default_height,
+            facts.default_width,
+            facts.size_multiple,
+        )
+        return tile(*(side // facts.vae_factor for side in sides))
+
+    def _schedule(
+        self, params: ImageParams, preparation: Preparation, tiling: Tiling | None
+    ) -> "NoiseSchedule":
+        """For the size that the denoiser sees at once."""
+        height, width = preparation.height, preparation.width
+        if tiling is not None:
+            height, width = (side * self._family.facts.vae_factor for side in tiling.tile_size)
+        return self._family.new_noise_schedule(
+            params.scheduler, params.num_inference_steps, width, height
+        )
+
+    def _clean(
+        self,
+        params: ImageParams,
+        preparation: Preparation,
+        tiling: Tiling | None,
+        generator: torch.Generator,
+    ) -> torch.Tensor | None:
+        """Latents of the input image, where they are needed."""
+        if tiling is None and not self._starts_from_image(params):
+            return None
+        assert preparation.image is not None
+        image = preparation.image.to(self._family.device)
+        if tiling is not None:
+            return encode_tiles(self._family, image, tiling)
+        return self._family.encode_image(image, generator)
 
     def _starts_from_image(self, params: ImageParams) -> bool:
         """Whether the input's latents are needed: to start from, or to keep under the mask."""
@@ -168,16 +222,17 @@ class DrawingFactory:
         return torch.randn(shape, generator=generator).to(self._family.device)
 
     def _condition(
-        self, task: ImageTask, preparation: Preparation, generator: torch.Generator
+        self, params: ImageParams, preparation: Preparation, generator: torch.Generator
     ) -> torch.Tensor | None:
         if preparation.image is None:
             return None
         device, mask = self._family.device, preparation.mask
         return self._family.image_condition(
-            task,
+            params.task,
             preparation.image.to(device),
             None if mask is None else (mask > 0.5).float().to(device),
             generator,
+            noise_level=params.noise_level,
         )
 
     def _warnings(self, params: ImageParams) -> tuple[str, ...]:

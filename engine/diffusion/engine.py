@@ -18,7 +18,7 @@ from engine.diffusion.drawing import Drawing, DrawingSource
 from engine.diffusion.scheduler import Entry, StepDecision, StepScheduler
 from engine.errors import QueueFull
 from engine.fault import answer_for, raise_if_poisoned
-from engine.image_types import ImageEvent, ImageRequest, ImageStats
+from engine.image_types import Examined, ImageEvent, ImageRequest, ImageStats
 from engine.rejection import rejection
 from engine.scheduling.policy import create_policy
 from engine.scheduling.queue import WaitingQueue
@@ -297,10 +297,14 @@ class DiffusionEngine:
         if index != _RESULT:
             # The drawing has gone on since.
             step = drawing.preview_steps[index]
-            return self._event(drawing, step=step, preview=decoded.pixels, preview_index=index)
+            return self._event(drawing, step=step, preview=decoded.picture, preview_index=index)
+        picture, examination = decoded.picture, None
+        if isinstance(picture, Examined):
+            picture, examination = picture.pixels, picture.examination
         return self._event(
             drawing,
-            image=decoded.pixels,
+            image=picture,
+            examination=examination,
             finish_reason=FinishReason.STOP,
             warnings=drawing.warnings,
             decode_time_s=decoded.elapsed_s,

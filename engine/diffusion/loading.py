@@ -103,11 +103,14 @@ def warm_up(engine: DiffusionEngine, trial: ImageRequest) -> None:
 def trial_request(facts: FamilyFacts) -> ImageRequest:
     """A small picture of the first task that the family has, of a grey one where it needs one."""
     task = next(task for task in ImageTask if task in facts.tasks)
+    scale = 1
+    if task is ImageTask.UPSCALE and facts.upscaling is not None:
+        scale = facts.upscaling.scale
     width = min(facts.default_width, _WARM_UP_SIDE)
     height = min(facts.default_height, _WARM_UP_SIDE)
     needs_image, needs_mask = task is not ImageTask.TEXT_TO_IMAGE, task is ImageTask.INPAINT
-    grey = Pixels(width=width, height=height, channels=3, data=b"\x80" * (3 * width * height))
-    mask = Pixels(width=width, height=height, channels=1, data=b"\xff" * (width * height))
+    grey = _flat(width // scale, height // scale, 3, 0x80)
+    mask = _flat(width, height, 1, 0xFF)
     return ImageRequest(
         request_id="warm-up",
         model="",
@@ -124,6 +127,11 @@ def trial_request(facts: FamilyFacts) -> ImageRequest:
         images=[grey] if needs_image else [],
         mask=mask if needs_mask else None,
     )
+
+
+def _flat(width: int, height: int, channels: int, level: int) -> Pixels:
+    data = bytes([level]) * (width * height * channels)
+    return Pixels(width=width, height=height, channels=channels, data=data)
 
 
 def model_info(
@@ -147,5 +155,7 @@ def model_info(
         min_side=facts.min_side,
         max_pixels=facts.max_pixels,
         denoising=facts.denoising,
+        upscaling=facts.upscaling,
+        max_restored_pixels=facts.max_restored_pixels,
         config_hash=fingerprint((facts, dtype, limits.deterministic)),
     )

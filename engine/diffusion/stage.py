@@ -7,7 +7,7 @@ any kind side by side: each has its turns, is cancelled, fails and is released i
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol, Self
 
-from engine.image_types import Pixels
+from engine.image_types import Examined, Pixels
 
 
 class Stage(Protocol):
@@ -56,7 +56,7 @@ class Stage(Protocol):
         """Take the step to which `compute` gave that."""
         ...
 
-    def result(self) -> Callable[[], Pixels]:
+    def result(self) -> Callable[[], Pixels | Examined]:
         """What makes the finished picture, in another thread. It holds no more than it needs."""
         ...
 

@@ -160,17 +160,20 @@ class ComponentFolder:
             )
         return tokenizer
 
-    def autoencoder(self, name: str = "vae") -> Autoencoder:
+    def autoencoder(self, name: str = "vae", *, scaling_factor: float | None = None) -> Autoencoder:
         """The VAE on the device.
+
+        Args:
+            scaling_factor: in place of what its config says.
 
         Raises:
             ModelLoadError: one of its kinds.
         """
         config = self.config(name)
-        return place_autoencoder(
-            self.load(name, AutoencoderKL, dtype=autoencoder_dtype(config, self._options.dtype)),
-            self._options,
-        )
+        vae = self.load(name, AutoencoderKL, dtype=autoencoder_dtype(config, self._options.dtype))
+        if scaling_factor is not None:
+            vae.register_to_config(scaling_factor=scaling_factor)
+        return place_autoencoder(vae, self._options)
 
     def config(self, name: str, file: str = "config.json") -> dict[str, Any]:
         """A component's configuration."""

@@ -13,11 +13,15 @@ import torch
 
 from engine.diffusion.prompt.states import PromptStates
 from engine.diffusion.prompt.text import PromptText
-from engine.image_types import DenoisingFacts, ImageTask
+from engine.image_types import DenoisingFacts, ImageTask, UpscalingFacts
 
 if TYPE_CHECKING:
     # It imports diffusers, which takes seconds and is not needed to name a family.
     from engine.diffusion.noise_schedule import NoiseSchedule
+
+
+_RESTORED_AREAS = 32
+"""Largest picture that is redrawn in tiles, in areas of the model's own size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +42,13 @@ class FamilyFacts:
     image_free_at_full_strength: tuple[ImageTask, ...] = ()
     """Tasks that at strength 1 take nothing of the input image into the latents: the denoiser sees
     it beside them. Nothing is drawn for it then, as in diffusers' pipelines."""
+    upscaling: UpscalingFacts | None = None
+    """Of a family that does UPSCALE: its latents then have a cell for each pixel of the input."""
+
+    @property
+    def max_restored_pixels(self) -> int:
+        """Of RESTORE."""
+        return _RESTORED_AREAS * self.default_width * self.default_height
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -53,6 +64,7 @@ class Row:
             Kontext.
         guidance_scale: for models that take it as an input.
         width, height: of the picture in pixels, for families with size conditioning.
+        noise_level: of the image beside the latents, for families that take it as an input.
     """
 
     latents: torch.Tensor
@@ -62,6 +74,7 @@ class Row:
     guidance_scale: float = 1.0
     width: int = 0
     height: int = 0
+    noise_level: int = 0
 
 
 class Family(Protocol):
@@ -74,10 +87,11 @@ class Family(Protocol):
         """States of each prompt, in order. They do not depend on which prompts come together."""
         ...
 
-    def encode_image(self, image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def encode_image(self, image: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         """Pixels `[1, 3, H, W]` in [-1, 1] to scaled latents `[1, C, H/f, W/f]`.
 
-        Draws from the posterior with `generator` (on the CPU), as diffusers' pipelines do.
+        Draws from the posterior with `generator` (on the CPU), as diffusers' pipelines do; without
+        one, takes its mode.
         """
         ...
 
@@ -87,12 +101,15 @@ class Family(Protocol):
         image: torch.Tensor,
         mask: torch.Tensor | None,
         generator: torch.Generator,
+        *,
+        noise_level: int = 0,
     ) -> torch.Tensor | None:
         """The `image_latents` of conditional rows, or None where the denoiser takes none.
 
         Args:
             image: `[1, 3, H, W]` in [-1, 1].
             mask: `[1, 1, H, W]` in {0, 1}, 1 where to redraw.
+            noise_level: for families that noise the image, of UPSCALE.
         """
         ...
 

@@ -32,7 +32,12 @@ from engine.weights.source import Checkpoint
 _PATCH = 2
 """Latent cells of a token, on a side."""
 _MAX_SHIFT = 1.15
-_GENERAL_TASKS = (ImageTask.TEXT_TO_IMAGE, ImageTask.IMAGE_TO_IMAGE, ImageTask.INPAINT)
+_GENERAL_TASKS = (
+    ImageTask.TEXT_TO_IMAGE,
+    ImageTask.IMAGE_TO_IMAGE,
+    ImageTask.INPAINT,
+    ImageTask.RESTORE,
+)
 _PROMPT_TOKENS = 512
 _SCHNELL_PROMPT_TOKENS = 256
 """Lengths that prompts are padded to, those the models were trained with."""
@@ -106,7 +111,7 @@ class FluxFamily:
         """T5's states, padded to one length, and CLIP's pooled state of each prompt."""
         return [self._encode(prompt) for prompt in prompts]
 
-    def encode_image(self, image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def encode_image(self, image: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         """Pixels `[1, 3, H, W]` in [-1, 1] to scaled latents."""
         return self._autoencoder.encode(image, generator)
 
@@ -116,6 +121,8 @@ class FluxFamily:
         image: torch.Tensor,
         mask: torch.Tensor | None,
         generator: torch.Generator,
+        *,
+        noise_level: int = 0,
     ) -> torch.Tensor | None:
         """Kontext: latents of the reference. Fill: those of the masked image, and the mask."""
         if task is ImageTask.EDIT:

@@ -18,6 +18,7 @@ from engine.weights.source import Checkpoint
 
 _SD = "engine.diffusion.families.stable_diffusion:StableDiffusionFamily"
 _SDXL = "engine.diffusion.families.stable_diffusion_xl:StableDiffusionXLFamily"
+_UPSCALE = "engine.diffusion.families.stable_diffusion_upscale:StableDiffusionUpscaleFamily"
 _SD3 = "engine.diffusion.families.stable_diffusion_3:StableDiffusion3Family"
 _FLUX = "engine.diffusion.families.flux:FluxFamily"
 
@@ -26,6 +27,7 @@ FAMILIES = {
     "StableDiffusionImg2ImgPipeline": _SD,
     "StableDiffusionInpaintPipeline": _SD,
     "StableDiffusionInstructPix2PixPipeline": _SD,
+    "StableDiffusionUpscalePipeline": _UPSCALE,
     "StableDiffusionXLPipeline": _SDXL,
     "StableDiffusionXLImg2ImgPipeline": _SDXL,
     "StableDiffusionXLInpaintPipeline": _SDXL,

@@ -41,8 +41,6 @@ from engine.weights.source import Checkpoint
 
 _Stacked = tuple[torch.Tensor, torch.Tensor | None]
 
-_AREA_FACTOR = 4
-"""Largest picture, in areas of the one that the model was trained on."""
 _CHEAP_DECODER = 2_000_000
 """Weights; Stable Diffusion's own has 50 million."""
 
@@ -66,6 +64,9 @@ class StableDiffusionFamily:
 
     architecture: ClassVar[str] = "stable-diffusion"
     guidance_scale: ClassVar[float] = 7.5
+    num_steps: ClassVar[int] = 30
+    area_factor: ClassVar[int] = 4
+    """Largest picture, in areas of the one that the model was trained on."""
     num_encoders: ClassVar[int] = 1
 
     def __init__(
@@ -81,7 +82,7 @@ class StableDiffusionFamily:
     ) -> None:
         self.device = device
         self._vocabulary = vocabulary
-        self._by_task = unets_by_task(unets)
+        self._by_task = self.unets_by_task(unets)
         self._unets = {name: _placed(unet, device) for name, unet in unets.items()}
         self._caches = {name: CrossAttentionCache(unet) for name, unet in self._unets.items()}
         # Asked for here: the property walks through all modules.
@@ -119,14 +120,23 @@ class StableDiffusionFamily:
         ]
         return cls(
             unets=unets,
-            autoencoder=folder.autoencoder(),
+            autoencoder=cls.autoencoder_of(folder),
             encoders=encoders,
             scheduler_config=folder.scheduler_config(),
             device=options.device,
             defaults=folder.defaults(),
             vocabulary=folder.vocabulary(),
-            **cls.index_options(folder.index),
+            **cls.options_of(folder),
         )
+
+    @classmethod
+    def unets_by_task(cls, unets: Mapping[str, UNet2DConditionModel]) -> dict[ImageTask, str]:
+        """Name of the UNet for each task that the model offers.
+
+        Raises:
+            UnsupportedArchitecture: a UNet of some other kind.
+        """
+        return unets_by_task(unets)
 
     @classmethod
     def prompt_encoder(cls, tokenizer: Any, text_encoder: Any) -> ClipPromptEncoder:
@@ -134,9 +144,14 @@ class StableDiffusionFamily:
         return ClipPromptEncoder(tokenizer, text_encoder, final_norm=True)
 
     @classmethod
-    def index_options(cls, index: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments of the class that model_index.json has values for."""
+    def options_of(cls, folder: ComponentFolder) -> dict[str, Any]:
+        """Arguments of the class that a folder has values for."""
         return {}
+
+    @classmethod
+    def autoencoder_of(cls, folder: ComponentFolder) -> Autoencoder:
+        """Its VAE."""
+        return folder.autoencoder()
 
     @classmethod
     def corrected(cls, scheduler_config: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,7 +171,7 @@ class StableDiffusionFamily:
         """States of each prompt, encoded one by one."""
         return [self._with_warning(prompt, self._encode(prompt)) for prompt in prompts]
 
-    def encode_image(self, image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def encode_image(self, image: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         """Pixels `[1, 3, H, W]` in [-1, 1] to scaled latents `[1, 4, H/f, W/f]`, fp32."""
         return self._autoencoder.encode(image, generator)
 
@@ -166,6 +181,8 @@ class StableDiffusionFamily:
         image: torch.Tensor,
         mask: torch.Tensor | None,
         generator: torch.Generator,
+        *,
+        noise_level: int = 0,
     ) -> torch.Tensor | None:
         """What the task's UNet takes beside the latents.
 
@@ -279,7 +296,7 @@ class StableDiffusionFamily:
             denoising=DenoisingFacts(
                 guidance=GuidanceKind.CLASSIFIER_FREE,
                 schedulers=self._schedules.names,
-                default_steps=int(defaults.get("num_inference_steps", 30)),
+                default_steps=int(defaults.get("num_inference_steps", self.num_steps)),
                 default_guidance_scale=float(defaults.get("guidance_scale", self.guidance_scale)),
                 default_edit_guidance_scale=defaults.get("edit_guidance_scale"),
             ),
@@ -289,7 +306,7 @@ class StableDiffusionFamily:
             default_width=size,
             default_height=size,
             min_side=autoencoder.factor * 2**unet.num_upsamplers,
-            max_pixels=_AREA_FACTOR * max(trained, size) ** 2,
+            max_pixels=self.area_factor * max(trained, size) ** 2,
             image_free_at_full_strength=tuple(
                 task for task, name in self._by_task.items() if takes_mask(self._unets[name])
             ),

@@ -111,7 +111,7 @@ class StableDiffusion3Family:
         """States `[1, 77k + 256, D]` and pooled states of both CLIPs, of each prompt."""
         return [self._encode(prompt) for prompt in prompts]
 
-    def encode_image(self, image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def encode_image(self, image: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         """Pixels `[1, 3, H, W]` in [-1, 1] to scaled latents."""
         return self._autoencoder.encode(image, generator)
 
@@ -121,6 +121,8 @@ class StableDiffusion3Family:
         image: torch.Tensor,
         mask: torch.Tensor | None,
         generator: torch.Generator,
+        *,
+        noise_level: int = 0,
     ) -> torch.Tensor | None:
         """None: the transformer sees nothing but latents."""
         return None
@@ -202,7 +204,12 @@ class StableDiffusion3Family:
         autoencoder = self._autoencoder
         return FamilyFacts(
             architecture="stable-diffusion-3",
-            tasks=(ImageTask.TEXT_TO_IMAGE, ImageTask.IMAGE_TO_IMAGE, ImageTask.INPAINT),
+            tasks=(
+                ImageTask.TEXT_TO_IMAGE,
+                ImageTask.IMAGE_TO_IMAGE,
+                ImageTask.INPAINT,
+                ImageTask.RESTORE,
+            ),
             denoising=DenoisingFacts(
                 guidance=GuidanceKind.CLASSIFIER_FREE,
                 schedulers=self._schedules.names,

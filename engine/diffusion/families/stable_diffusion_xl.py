@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from engine.diffusion.families.components import ComponentFolder
 from engine.diffusion.families.family import Row
 from engine.diffusion.families.stable_diffusion import StableDiffusionFamily
 from engine.diffusion.prompt.clip import ClipPromptEncoder
@@ -38,18 +39,18 @@ class StableDiffusionXLFamily(StableDiffusionFamily):
         return ClipPromptEncoder(tokenizer, text_encoder, final_norm=False, default_skip=1)
 
     @classmethod
-    def index_options(cls, index: Mapping[str, Any]) -> dict[str, Any]:
+    def options_of(cls, folder: ComponentFolder) -> dict[str, Any]:
         """Whether the empty prompt is zeros; refiners are refused.
 
         Raises:
             UnsupportedArchitecture: it refines another model's pictures.
         """
-        if index.get("requires_aesthetics_score"):
+        if folder.index.get("requires_aesthetics_score"):
             raise UnsupportedArchitecture(
                 "this is an SDXL refiner, which only finishes another model's pictures; give the "
                 "base model"
             )
-        return {"zeros_for_empty": bool(index.get("force_zeros_for_empty_prompt", True))}
+        return {"zeros_for_empty": bool(folder.index.get("force_zeros_for_empty_prompt", True))}
 
     @classmethod
     def corrected(cls, scheduler_config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Which UNet of a model serves which task, told by the number of its input channels.
 
-    4  latents alone: text and image to image, inpainting by blending
+    4  latents alone: text and image to image, inpainting by blending, restoring
     8  latents and the image to edit (InstructPix2Pix, Brooks et al. 2023, arXiv:2211.09800)
     9  latents, mask and masked image: inpainting
 
@@ -20,7 +20,12 @@ EXTRA = {"unet_edit": ImageTask.EDIT, "unet_inpaint": ImageTask.INPAINT}
 _EDIT_CHANNELS = 8
 _INPAINT_CHANNELS = 9
 _TASKS = {
-    4: (ImageTask.TEXT_TO_IMAGE, ImageTask.IMAGE_TO_IMAGE, ImageTask.INPAINT),
+    4: (
+        ImageTask.TEXT_TO_IMAGE,
+        ImageTask.IMAGE_TO_IMAGE,
+        ImageTask.INPAINT,
+        ImageTask.RESTORE,
+    ),
     _EDIT_CHANNELS: (ImageTask.EDIT,),
     _INPAINT_CHANNELS: (ImageTask.INPAINT,),
 }
@@ -65,7 +70,7 @@ def _tasks_of(name: str, unet: UNet2DConditionModel) -> tuple[ImageTask, ...]:
         )
     if config.class_embed_type or config.num_class_embeds or config.time_cond_proj_dim:
         raise UnsupportedArchitecture(
-            f"{name} is conditioned on more than text and time (an upscaler, or a latent "
-            f"consistency model); use such a model's plain base model, or its LoRA"
+            f"{name} is conditioned on more than text and time, as a latent consistency model is; "
+            f"use such a model's plain base model, or its LoRA"
         )
     return tasks

@@ -24,10 +24,20 @@ from engine.diffusion.tasks.pixels import (
     from_array,
     to_array,
 )
-from engine.diffusion.tasks.resize import resize_image, resize_mask
+from engine.diffusion.tasks.resize import lift_off_white, resize_image, resize_mask
 from engine.diffusion.tasks.seam import match_colours, trust_levels
 from engine.errors import InvalidParameter
-from engine.image_types import ImageParams, ImageRequest, ImageTask, Outpaint, Pixels
+from engine.fidelity.aftercare import Aftercare
+from engine.fidelity.wavelet_colour import wavelet_colour
+from engine.image_types import (
+    Examined,
+    Faithfulness,
+    ImageParams,
+    ImageRequest,
+    ImageTask,
+    Outpaint,
+    Pixels,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -35,7 +45,8 @@ class Preparation:
     """What the engine denoises for a request, and what becomes of the picture.
 
     Attributes:
-        image: `[1, 3, H, W]` fp32 in [-1, 1], RGBA seen on white; None without an input image.
+        image: `[1, 3, H, W]` fp32 in [-1, 1], RGBA seen on white; None without an input image. Of
+            UPSCALE it is small, `width` and `height` divided by the model's scale.
         mask: `[1, 1, H, W]` in [0, 1], 1 where to redraw; in {0, 1} unless the mask is soft.
         latent_mask: the mask over latent cells, `[1, 1, h, w]`.
         width, height: at which the image is drawn, multiples of the model's `size_multiple`.
@@ -49,7 +60,7 @@ class Preparation:
     latent_mask: torch.Tensor | None
     width: int
     height: int
-    finish: Callable[[Pixels], Pixels]
+    finish: Callable[[Pixels], Pixels | Examined]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -94,10 +105,17 @@ def prepare(request: ImageRequest, facts: FamilyFacts) -> Preparation:
     if params.task is ImageTask.TEXT_TO_IMAGE:
         return _from_text(params, facts)
     check_request(request)
+    if params.task is ImageTask.UPSCALE:
+        return _to_upscale(request, facts)
     picture = _picture(request)
     region, (width, height) = _working_area(picture, params, facts)
-    _check_area(width, height, facts)
+    restores = params.task is ImageTask.RESTORE
+    _check_area(width, height, facts.max_restored_pixels if restores else facts.max_pixels)
     image = array_to_tensor(_seen(picture, region, width, height, is_cropped=params.crop_to_mask))
+    if restores:
+        original = to_array(request.images[0])
+        finish = _examined(_recoloured(original, picture), original, params.faithfulness)
+        return _preparation(image, None, facts, finish)
     if picture.levels is None:
         return _preparation(image, None, facts, _cut(picture.width, picture.height))
     fit_mask = resize_mask if params.crop_to_mask else canvas.pad_to
@@ -114,7 +132,7 @@ def _from_text(params: ImageParams, facts: FamilyFacts) -> Preparation:
         raise InvalidParameter(
             f"size {params.width}x{params.height} is not a multiple of {multiple}", param="size"
         )
-    _check_area(params.width, params.height, facts)
+    _check_area(params.width, params.height, facts.max_pixels)
     return Preparation(
         image=None,
         mask=None,
@@ -125,11 +143,71 @@ def _from_text(params: ImageParams, facts: FamilyFacts) -> Preparation:
     )
 
 
+def _to_upscale(request: ImageRequest, facts: FamilyFacts) -> Preparation:
+    """The image as it is, its right and bottom edge repeated where the model needs more."""
+    params, upscaling = request.params, facts.upscaling
+    if upscaling is None or not 0 <= params.noise_level <= upscaling.max_noise_level:
+        limit = 0 if upscaling is None else upscaling.max_noise_level
+        raise InvalidParameter(
+            f"noise_level is {params.noise_level}; this model takes 0 to {limit}",
+            param="noise_level",
+        )
+    small, scale = to_array(request.images[0]), upscaling.scale
+    least = math.ceil(facts.min_side / scale)
+    height, width = (max(side, least) for side in small.shape[:2])
+    if width * height * scale**2 > facts.max_pixels:
+        raise InvalidParameter(
+            f"an image of {width}x{height} px, {scale} times enlarged, is "
+            f"{width * height * scale**2} pixels; this model draws at most {facts.max_pixels}: "
+            f"send a smaller image",
+            param="image",
+        )
+    return Preparation(
+        image=array_to_tensor(canvas.pad_to(flatten(small), width, height)),
+        mask=None,
+        latent_mask=None,
+        width=width * scale,
+        height=height * scale,
+        finish=_examined(
+            _enlarged(small, scale, params.width, params.height), small, params.faithfulness
+        ),
+    )
+
+
+def _enlarged(small: Bytes, scale: int, width: int, height: int) -> Callable[[Pixels], Pixels]:
+    """What cuts a drawn picture to the image's shape, gives it the image's alpha and the size."""
+
+    def finish(drawn: Pixels) -> Pixels:
+        picture = to_array(drawn)[: small.shape[0] * scale, : small.shape[1] * scale]
+        if small.shape[2] == 4:
+            picture = lift_off_white(picture, small[..., 3:])
+        return from_array(resize_image(picture, width, height))
+
+    return finish
+
+
+def _examined(
+    finish: Callable[[Pixels], Pixels], original: Bytes, wanted: Faithfulness | None
+) -> Callable[[Pixels], Pixels | Examined]:
+    """`finish`, and then what is asked for beside it."""
+    if wanted is None:
+        return finish
+
+    def examined(drawn: Pixels) -> Examined:
+        picture = to_array(finish(drawn))
+        care = Aftercare(original, *picture.shape[:2], wanted)
+        rows = care.take(picture)
+        held, examination = care.end()
+        return Examined(from_array(np.concatenate([rows, held])), examination)
+
+    return examined
+
+
 def _preparation(
     image: torch.Tensor,
     mask: torch.Tensor | None,
     facts: FamilyFacts,
-    finish: Callable[[Pixels], Pixels],
+    finish: Callable[[Pixels], Pixels | Examined],
 ) -> Preparation:
     return Preparation(
         image=image,
@@ -210,6 +288,19 @@ def _cut(width: int, height: int) -> Callable[[Pixels], Pixels]:
     return lambda drawn: from_array(to_array(drawn)[:height, :width])
 
 
+def _recoloured(original: Bytes, picture: _Picture) -> Callable[[Pixels], Pixels]:
+    """What cuts a drawn picture to the answer's size and gives it the input's colours and alpha."""
+
+    def finish(drawn: Pixels) -> Pixels:
+        cut = to_array(drawn)[: picture.height, : picture.width]
+        recoloured = wavelet_colour(cut, flatten(original))
+        if original.shape[2] == 4:
+            recoloured = lift_off_white(recoloured, original[..., 3:])
+        return from_array(recoloured)
+
+    return finish
+
+
 def _paste(
     picture: _Picture, weights: Bytes, trust: Bytes, region: Region, *, is_cropped: bool
 ) -> Callable[[Pixels], Pixels]:
@@ -238,10 +329,10 @@ def _paste(
     return finish
 
 
-def _check_area(width: int, height: int, facts: FamilyFacts) -> None:
-    if width * height > facts.max_pixels:
+def _check_area(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
         raise InvalidParameter(
             f"{width}x{height} px is {width * height} pixels; this model draws at most "
-            f"{facts.max_pixels}: ask for a smaller size, or redraw a part with crop_to_mask",
+            f"{max_pixels}: ask for a smaller size, or redraw a part with crop_to_mask",
             param="size",
         )

@@ -1,5 +1,6 @@
 """Resampling of images and masks to another size."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -22,6 +23,21 @@ def resize_image(array: Bytes, width: int, height: int) -> Bytes:
         resized = _bicubic(planes, (height, width)).clamp(0, 1)
     levels = (resized[0] * 255).round().to(torch.uint8)
     return levels.permute(1, 2, 0).contiguous().numpy()
+
+
+def lift_off_white(rgb: Bytes, alpha: Bytes) -> Bytes:
+    """RGBA `[H, W, 4]` that looks like the picture when it is seen on white.
+
+    Args:
+        rgb: `[H, W, 3]`.
+        alpha: `[h, w, 1]`, resampled to the picture's size.
+    """
+    height, width = rgb.shape[:2]
+    levels = resize_image(alpha, width, height)
+    share = levels.astype(np.float32) / 255
+    straight = 255 - (255 - rgb.astype(np.float32)) / np.maximum(share, _SMALLEST_ALPHA)
+    colour = np.where(levels > 0, np.rint(np.clip(straight, 0, 255)), rgb)
+    return np.concatenate([colour.astype(np.uint8), levels], axis=2)
 
 
 def resize_mask(mask: Bytes, width: int, height: int) -> Bytes:
@@ -49,4 +65,11 @@ def _resize_premultiplied(planes: torch.Tensor, size: tuple[int, int]) -> torch.
 
 
 def _bicubic(planes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    if size[1] == 1:
+        # torch 2 gives all rows of a column that it shrinks to the first one's values.
+        return _bicubic_rows(planes.mT.contiguous(), (1, size[0])).mT
+    return _bicubic_rows(planes, size)
+
+
+def _bicubic_rows(planes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return F.interpolate(planes, size=size, mode="bicubic", align_corners=False, antialias=True)

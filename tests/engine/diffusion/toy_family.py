@@ -18,6 +18,7 @@ from engine.image_types import (
     ImageRequest,
     ImageTask,
     Pixels,
+    UpscalingFacts,
 )
 
 CHANNELS, FACTOR = 4, 4
@@ -54,6 +55,7 @@ class ToyFamily:
             default_height=32,
             min_side=FACTOR,
             max_pixels=1 << 20,
+            upscaling=UpscalingFacts(scale=FACTOR, default_noise_level=1, max_noise_level=3),
         )
         self.weight = 0.3 * torch.randn(CHANNELS, 2 * CHANNELS, 3, 3, generator=generator)
         self.calls = []
@@ -74,7 +76,10 @@ class ToyFamily:
         pooled = torch.nn.functional.avg_pool2d(image, FACTOR)
         return torch.cat([pooled, pooled.mean(1, keepdim=True)], dim=1)
 
-    def image_condition(self, task, image, mask, generator):
+    def image_condition(self, task, image, mask, generator, *, noise_level=0):
+        if task is ImageTask.UPSCALE:
+            noise = torch.randn(image.shape, generator=generator)
+            return torch.cat([image + noise_level * noise, image[:, :1]], dim=1)
         return self.encode_image(image, generator) if task is ImageTask.EDIT else None
 
     def denoiser_key(self, task):

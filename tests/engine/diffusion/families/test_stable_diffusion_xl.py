@@ -1,6 +1,7 @@
 """Stable Diffusion XL against diffusers' pipelines over the same tiny random weights."""
 
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -222,4 +223,6 @@ def test_rows_of_different_pictures_know_their_own_size() -> None:
 
 def test_refiners_are_refused() -> None:
     with pytest.raises(UnsupportedArchitecture, match="refiner"):
-        StableDiffusionXLFamily.index_options({"requires_aesthetics_score": True})
+        StableDiffusionXLFamily.options_of(
+            SimpleNamespace(index={"requires_aesthetics_score": True})
+        )

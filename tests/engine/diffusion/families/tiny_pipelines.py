@@ -119,10 +119,11 @@ def tiny_parts(
     return parts
 
 
-def tiny_unet(in_channels: int = 4, *, xl: bool = False) -> UNet2DConditionModel:
-    conditioning: dict[str, Any] = {}
+def tiny_unet(
+    in_channels: int = 4, *, xl: bool = False, **conditioning: Any
+) -> UNet2DConditionModel:
     if xl:
-        conditioning = {
+        conditioning |= {
             "addition_embed_type": "text_time",
             "addition_time_embed_dim": 4,
             "projection_class_embeddings_input_dim": 8 + 6 * 4,

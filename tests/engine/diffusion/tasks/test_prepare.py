@@ -24,6 +24,7 @@ from engine.image_types import (
     ImageTask,
     Outpaint,
     Pixels,
+    UpscalingFacts,
 )
 
 SEED = random.randrange(1 << 30)
@@ -416,3 +417,56 @@ def test_images_of_a_request_can_be_finished_more_than_once() -> None:
     first, other = preparation.finish(picture), drawn(preparation, np.random.default_rng(1))
     preparation.finish(other)
     assert preparation.finish(picture) == first
+
+
+UPSCALER = replace(
+    FACTS,
+    vae_factor=4,
+    size_multiple=4,
+    upscaling=UpscalingFacts(scale=4, default_noise_level=20, max_noise_level=50),
+)
+
+
+@pytest.mark.parametrize(("height", "width"), [(20, 30), (9, 8), (7, 3), (1, 1)])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_upscaling_sees_the_image_and_answers_in_any_size(
+    height: int, width: int, channels: int
+) -> None:
+    image = noise(height, width, channels)
+    if channels == 4:
+        image[..., 3] = 255
+    for size in ((4 * width, 4 * height), (3 * width + 1, 2 * height)):
+        preparation = prepare(request(image, task=ImageTask.UPSCALE, size=size), UPSCALER)
+        tall, wide = max(height, 8), max(width, 8)
+        assert (preparation.width, preparation.height) == (4 * wide, 4 * tall)
+        assert preparation.image is not None
+        assert preparation.image.shape == (1, 3, tall, wide)
+        seen = ((preparation.image[0] + 1) * 127.5).round().permute(1, 2, 0).numpy()
+        assert (seen[:height, :width] == image[..., :3]).all()
+        picture = noise(4 * tall, 4 * wide, 3)
+        answer = to_array(preparation.finish(from_array(picture)))
+        expected = resize_image(picture[: 4 * height, : 4 * width], *size)
+        assert (answer[..., :3] == expected).all()
+        assert answer.shape == (size[1], size[0], channels)
+
+
+def test_upscaling_keeps_transparency() -> None:
+    image = np.zeros((10, 10, 4), np.uint8)
+    image[:, :5] = (200, 40, 90, 255)
+    preparation = prepare(request(image, task=ImageTask.UPSCALE, size=(40, 40)), UPSCALER)
+    assert preparation.image is not None
+    assert preparation.image[..., 5:].min() == 1, "seen on white"
+    on_white = np.full((40, 40, 3), 255, np.uint8)
+    on_white[:, :20] = (200, 40, 90)
+    answer = to_array(preparation.finish(from_array(on_white)))
+    assert (answer[:, :14] == (200, 40, 90, 255)).all()
+    assert not answer[:, 26:, 3].any()
+
+
+def test_upscaling_refuses_what_the_model_cannot_do() -> None:
+    image = noise(20, 20, 3)
+    for level in (-1, 51):
+        with pytest.raises(InvalidParameter, match="takes 0 to 50"):
+            prepare(request(image, task=ImageTask.UPSCALE, noise_level=level), UPSCALER)
+    with pytest.raises(InvalidParameter, match="at most 40000"):
+        prepare(request(noise(60, 60, 3), task=ImageTask.UPSCALE), UPSCALER)

@@ -1,0 +1,142 @@
+"""Stable Diffusion's upscaler: draws an image at four times its sides.
+
+Its UNet sees the small image beside the latents, a pixel to a cell, with some noise, and is told
+how much. More noise lets it invent more. As diffusers' `StableDiffusionUpscalePipeline`; the model
+is described at stabilityai/stable-diffusion-x4-upscaler.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+
+from engine.diffusion.families.autoencoder import Autoencoder
+from engine.diffusion.families.components import ComponentFolder
+from engine.diffusion.families.family import FamilyFacts, Row
+from engine.diffusion.families.stable_diffusion import StableDiffusionFamily
+from engine.diffusion.families.unet_tasks import BASE
+from engine.errors import CorruptFile, UnsupportedArchitecture
+from engine.image_types import ImageTask, UpscalingFacts
+
+_IMAGE_CHANNELS = 3
+_MAX_NOISE_LEVEL = 350
+_NOISE_LEVEL = 20
+_LATENT_SCALE = 0.08333
+"""Of its VAE, as in diffusers' pipeline: published configs lack it."""
+
+
+class StableDiffusionUpscaleFamily(StableDiffusionFamily):
+    """`StableDiffusionFamily` with a noised image beside the latents and the level of its noise.
+
+    Args:
+        low_res_scheduler_config: of the noise schedule that levels count in.
+        max_noise_level: the highest that the model was trained on.
+    """
+
+    architecture: ClassVar[str] = "stable-diffusion-upscale"
+    guidance_scale: ClassVar[float] = 9.0
+    num_steps: ClassVar[int] = 75
+    area_factor: ClassVar[int] = 16
+
+    def __init__(
+        self,
+        *,
+        low_res_scheduler_config: Mapping[str, Any],
+        max_noise_level: int = _MAX_NOISE_LEVEL,
+        **parts: Any,
+    ) -> None:
+        schedule = DDPMScheduler.from_config(dict(low_res_scheduler_config))
+        self._kept: torch.Tensor = schedule.alphas_cumprod.float()
+        self._max_noise_level = max_noise_level
+        super().__init__(**parts)
+
+    @classmethod
+    def unets_by_task(cls, unets: Mapping[str, UNet2DConditionModel]) -> dict[ImageTask, str]:
+        """The one for the one task.
+
+        Raises:
+            UnsupportedArchitecture: a UNet of some other kind.
+        """
+        config = unets[BASE].config
+        expected = config.out_channels + _IMAGE_CHANNELS
+        if config.in_channels != expected or not config.num_class_embeds:
+            raise UnsupportedArchitecture(
+                f"the UNet takes {config.in_channels} channels and {config.num_class_embeds or 0} "
+                f"levels of noise; an upscaler's takes {expected} channels and a level"
+            )
+        return {ImageTask.UPSCALE: BASE}
+
+    @classmethod
+    def options_of(cls, folder: ComponentFolder) -> dict[str, Any]:
+        """The schedule of the image's noise, and its highest level.
+
+        Raises:
+            CorruptFile: that is no number.
+        """
+        highest = folder.index.get("max_noise_level", _MAX_NOISE_LEVEL)
+        if not isinstance(highest, int) or highest < 0:
+            raise CorruptFile("max_noise_level of model_index.json must be a number of 0 or more")
+        return {
+            "low_res_scheduler_config": folder.config("low_res_scheduler", "scheduler_config.json"),
+            "max_noise_level": highest,
+        }
+
+    @classmethod
+    def autoencoder_of(cls, folder: ComponentFolder) -> Autoencoder:
+        """Its VAE, in the scale that the UNet was trained on."""
+        return folder.autoencoder(scaling_factor=_LATENT_SCALE)
+
+    @classmethod
+    def corrected(cls, scheduler_config: Mapping[str, Any]) -> dict[str, Any]:
+        """Its configs were right from the start."""
+        return dict(scheduler_config)
+
+    def image_condition(
+        self,
+        task: ImageTask,
+        image: torch.Tensor,
+        mask: torch.Tensor | None,
+        generator: torch.Generator,
+        *,
+        noise_level: int = 0,
+    ) -> torch.Tensor:
+        """The small image, noised: `[1, 3, h, w]`, fp32."""
+        noise = torch.randn(image.shape, generator=generator).to(image.device)
+        kept = float(self._kept[noise_level])
+        return kept**0.5 * image + (1 - kept) ** 0.5 * noise
+
+    def denoise(self, key: Hashable, rows: Sequence[Row]) -> torch.Tensor:
+        """A UNet call for each length of prompts among the rows.
+
+        Some of its layers attend to prompts where others attend to themselves, and take no mask.
+        """
+        by_length: dict[int, list[int]] = {}
+        for index, row in enumerate(rows):
+            by_length.setdefault(row.prompt.states.shape[1], []).append(index)
+        if len(by_length) == 1:
+            return super().denoise(key, rows)
+        predictions: list[torch.Tensor] = [rows[0].latents] * len(rows)
+        for indices in by_length.values():
+            found = super().denoise(key, [rows[index] for index in indices])
+            for index, prediction in zip(indices, found.split(1), strict=True):
+                predictions[index] = prediction
+        return torch.cat(predictions)
+
+    def _conditions(self, rows: Sequence[Row]) -> dict[str, Any]:
+        levels = [row.noise_level for row in rows]
+        return {"class_labels": torch.tensor(levels, device=self.device)}
+
+    def _facts(self, defaults: dict[str, Any]) -> FamilyFacts:
+        known = min(len(self._kept), int(self._unets[BASE].config.num_class_embeds)) - 1
+        highest = min(self._max_noise_level, known)
+        facts = super()._facts(defaults)
+        return replace(
+            facts,
+            upscaling=UpscalingFacts(
+                scale=facts.vae_factor,
+                default_noise_level=min(_NOISE_LEVEL, highest),
+                max_noise_level=highest,
+            ),
+        )
