@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from engine.image_types import Pixels
+from engine.image_types import Examination, Faithfulness, Pixels
 from engine.types import Event, Info, Request, Stats
 
 
@@ -23,6 +23,7 @@ class UpscaleRequest(Request["UpscaleEvent"]):
     exact: bool = False
     """Every pixel is what it would be without tiles: needs an overlap of two receptive radii."""
     num_previews: int = 0
+    faithfulness: Faithfulness = Faithfulness()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,9 +35,13 @@ class UpscaleEvent(Event):
     num_tiles: int = 0
     first_row: int = 0
     rows: bytes = b""
-    """Finished ones, as in `Pixels.data`, with the channels of the image."""
+    """Finished ones, as in `Pixels.data`, with the channels of the image. With `fidelity` all of
+    them come at the end."""
     preview: Pixels | None = None
     preview_index: int = 0
+    examination: Examination | None = None
+    """Of the result, with the last tile."""
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

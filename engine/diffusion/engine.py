@@ -298,13 +298,11 @@ class DiffusionEngine:
             # The drawing has gone on since.
             step = drawing.preview_steps[index]
             return self._event(drawing, step=step, preview=decoded.picture, preview_index=index)
-        picture, examination = decoded.picture, None
-        if isinstance(picture, Examined):
-            picture, examination = picture.pixels, picture.examination
+        found = decoded.picture
         return self._event(
             drawing,
-            image=picture,
-            examination=examination,
+            image=found.pixels if isinstance(found, Examined) else found,
+            examination=found.examination if isinstance(found, Examined) else None,
             finish_reason=FinishReason.STOP,
             warnings=drawing.warnings,
             decode_time_s=decoded.elapsed_s,

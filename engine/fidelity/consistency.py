@@ -41,12 +41,17 @@ class Comparison:
 
     def consistency(self) -> Consistency:
         """Once all rows have come."""
-        errors = np.abs(self.seen - planes_of(self._original))
-        rms = math.sqrt(float(np.mean(np.square(errors), dtype=np.float64)))
+        squares, num_changed = 0.0, 0
+        height, width = self.seen.shape[:2]
+        for first, end in bands(height, width):
+            errors = np.abs(self.seen[first:end] - planes_of(self._original[first:end]))
+            num_changed += int(np.count_nonzero(errors.max(axis=2) > VISIBLE_LEVELS))
+            squares += float(np.square(errors).sum(dtype=np.float64))
+        rms = math.sqrt(squares / self.seen.size)
         return Consistency(
             psnr_db=min(MAX_PSNR_DB, 20 * math.log10(255 / max(rms, 1e-9))),
             rms_error=rms,
-            share_changed=float(np.mean(errors.max(axis=2) > VISIBLE_LEVELS)),
+            share_changed=num_changed / (height * width),
         )
 
 

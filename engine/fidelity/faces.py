@@ -101,5 +101,5 @@ def face_weights(faces: Sequence[Face], size: tuple[int, ...], first: int, end: 
 
 def _cascade() -> cv2.CascadeClassifier:
     """A new one each time: it is not safe to share between threads, and loads in milliseconds."""
-    folder = Path(cv2.data.haarcascades)
+    folder = Path(cv2.__file__).parent / "data"
     return cv2.CascadeClassifier(str(folder / "haarcascade_frontalface_default.xml"))

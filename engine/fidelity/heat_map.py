@@ -55,7 +55,8 @@ class HeatMap:
         for colour, levels in ((_BLUE, detail), (_RED, contradiction)):
             share = np.minimum(levels / FULL_LEVELS, 1)
             colours += share * (colour - colours)
-        return np.rint(colours).astype(np.uint8)
+        picture: Bytes = np.rint(colours).astype(np.uint8)
+        return picture
 
 
 def heat_map(result: Bytes, original: Bytes) -> Bytes:

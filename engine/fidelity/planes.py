@@ -11,7 +11,7 @@ Planes = npt.NDArray[np.float32]
 """`[H, W, C]` in levels, 0 to 255 for pictures; of RGBA premultiplied, as what is invisible must
 not count."""
 
-_BAND_PIXELS = 1 << 19
+_BAND_PIXELS = 1 << 17
 
 
 def bands(height: int, width: int) -> Iterator[tuple[int, int]]:

@@ -5,13 +5,15 @@ and torch with `antialias` do (Keys 1981, a = -0.5), and the camera that most tr
 assumes. Matrices are sparse, so transposes, which back-projection needs, are exact.
 """
 
+from typing import TypeAlias
+
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
 from engine.fidelity.planes import Bytes, Planes, bands, planes_of
 
-Matrix = sparse.csr_array
+Matrix: TypeAlias = sparse.csr_array
 """fp32, one row per output line; rows sum to 1."""
 
 _CUBIC_REACH = 2.0

@@ -50,5 +50,5 @@ def _blurred(planes: Planes, distance: int, axis: int) -> Planes:
     padded = np.moveaxis(np.pad(planes, padding, mode="edge"), axis, 0)
     size = planes.shape[axis]
     neighbours = padded[:size] + padded[2 * distance :]
-    blurred: Planes = np.moveaxis(neighbours, 0, axis) / 4 + planes / 2
-    return blurred
+    blurred = np.moveaxis(neighbours, 0, axis) / 4 + planes / 2
+    return blurred.astype(np.float32, copy=False)

@@ -278,6 +278,7 @@ class UpscalingEngine:
                 preview=preview,
                 preview_index=preview_index,
                 queue_time_s=tile.queue_time_s,
+                examination=picture.examination,
                 finish_reason=FinishReason.STOP if is_last else None,
             )
         ]

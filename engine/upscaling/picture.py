@@ -5,7 +5,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from engine.image_types import Pixels
+from engine.fidelity.aftercare import Aftercare
+from engine.fidelity.planes import Bytes
+from engine.image_types import Examination, Pixels
 from engine.upscale_types import UpscaleRequest
 from engine.upscaling.bands import Bands
 from engine.upscaling.network import NetworkFacts
@@ -16,6 +18,8 @@ from engine.upscaling.tiling import mirrored, plan_side
 BORDER = 10
 """Pixels that an image goes on for, as in a mirror, beyond each of its borders. Networks pad with
 zeros, which shows as a rim."""
+_CARE_BYTES = 24
+"""For each number of the image, of what compares the result with it."""
 _LEAST_ALPHA = 1 / 510
 """Below it a pixel is fully transparent in 8 bits, and its colour cannot be found by division."""
 
@@ -27,6 +31,7 @@ class Picture:
         num_tiles: all there are.
         num_claimed, num_laid: those whose turn has come, and those in their place.
         is_dropped: it has failed, and nothing more is wanted of it.
+        examination: of the result, once the last tile is in its place.
     """
 
     def __init__(self, request: UpscaleRequest, facts: NetworkFacts) -> None:
@@ -60,6 +65,9 @@ class Picture:
         self._native_row = -self._border * facts.scale
         """Which of the network's rows is finished next; those of the border come before 0."""
         self._result_row = 0
+        self._sent_row = 0
+        self._care: Aftercare | None = None
+        self.examination: Examination | None = None
         self._canvas: PreviewCanvas | None = None
 
     @property
@@ -77,7 +85,9 @@ class Picture:
         """What it holds while it is in work, beside its image: rows under construction, and
         finished ones until they have been sent."""
         pixels = self._down.tile * self._across.length * self._facts.scale**2
-        return 2 * 4 * pixels * self.request.image.channels
+        request, channels = self.request, self.request.image.channels
+        held = request.width * request.height if request.faithfulness.fidelity > 0 else 0
+        return (2 * 4 * pixels + held + _CARE_BYTES * self._given[..., 0].size) * channels
 
     @property
     def is_begun(self) -> bool:
@@ -116,12 +126,12 @@ class Picture:
         finished = self._bands.add(self.num_laid, tile)
         self._preview(tile)
         self.num_laid += 1
-        first = self._result_row
         if finished is None:
-            return first, b""
+            return self._sent_row, b""
         made = self._resampler.add(self._without_border(finished).clamp_(0, 1))
-        self._result_row += made.shape[1]
-        return first, self._bytes(made, first)
+        rows = self._levels(made, self._result_row)
+        self._result_row += len(rows)
+        return self._cared_for(rows)
 
     def preview(self) -> Pixels:
         """What there is so far, over the image itself, at most `PreviewCanvas.MAX_SIDE` a side."""
@@ -153,15 +163,28 @@ class Picture:
         below = max(above, min(rows.shape[1], height - first))
         return rows[:, above:below, left : left + width]
 
-    def _bytes(self, rows: Tensor, first: int) -> bytes:
+    def _cared_for(self, rows: Bytes) -> tuple[int, bytes]:
+        """What can be sent after these rows have come, and the first one's number."""
+        request, first = self.request, self._sent_row
+        if self._care is None:
+            self._care = Aftercare(self._given, request.height, request.width, request.faithfulness)
+        parts = [self._care.take(rows)]
+        if self.num_laid == self.num_tiles:
+            held, self.examination = self._care.end()
+            parts.append(held)
+        self._sent_row += sum(map(len, parts))
+        return first, b"".join(part.tobytes() for part in parts)
+
+    def _levels(self, rows: Tensor, first: int) -> Bytes:
+        """`[rows, width, channels]` with the channels of the image."""
         rows = rows.clamp_(0, 1)
         if self._has_alpha:
             rows[:3] = self._straight(rows, first)
         elif self.request.image.channels == 4:
             rows = torch.cat([rows, torch.ones_like(rows[:1])])
         levels = rows.mul_(255).round_().to(torch.uint8)
-        data: bytes = levels.permute(1, 2, 0).contiguous().numpy().tobytes()
-        return data
+        interleaved: Bytes = levels.permute(1, 2, 0).contiguous().numpy()
+        return interleaved
 
     def _straight(self, rows: Tensor, first: int) -> Tensor:
         """Colours that are not multiplied by alpha any more; where nothing shows, the image's."""

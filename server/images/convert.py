@@ -150,7 +150,7 @@ def _params(
         guidance_rescale=_or(body.guidance_rescale, 0.0),
         guidance_start=_or(body.guidance_start, 0.0),
         guidance_end=_or(body.guidance_end, 1.0),
-        scheduler=_scheduler(body.scheduler, info.model, denoising.schedulers),
+        scheduler=offered_scheduler(body.scheduler, info.model, denoising.schedulers),
         strength=_strength(body, task),
         clip_skip=_or(body.clip_skip, 0),
         prompt_syntax=PromptSyntax(_or(body.prompt_syntax, "plain")),
@@ -233,9 +233,14 @@ def _num_steps(body: ImageFields, denoising: DenoisingFacts) -> int:
     return max(1, math.ceil(denoising.default_steps * _QUALITY_STEPS[_or(body.quality, "auto")]))
 
 
+def new_seed() -> int:
+    """A random one, short enough to be typed."""
+    return secrets.randbelow(1 << 32)
+
+
 def _seed(body: ImageFields, n: int) -> int:
     if body.seed is None:
-        return secrets.randbelow(1 << 32)
+        return new_seed()
     if body.seed + n - 1 > INT64_MAX:
         raise InvalidParameter(
             f"image i uses seed + i, and seed + {n - 1} is above {INT64_MAX}; use a smaller seed",
@@ -244,7 +249,12 @@ def _seed(body: ImageFields, n: int) -> int:
     return body.seed
 
 
-def _scheduler(name: str | None, model: str, offered: Sequence[str]) -> str | None:
+def offered_scheduler(name: str | None, model: str, offered: Sequence[str]) -> str | None:
+    """The same name.
+
+    Raises:
+        InvalidParameter: the model has none of that name.
+    """
     if name is None or name in offered:
         return name
     raise InvalidParameter(

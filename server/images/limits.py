@@ -10,7 +10,7 @@ from engine.errors import InvalidParameter
 from engine.image_types import ImageModelInfo, ImageParams, ImageTask, Outpaint, Pixels
 
 _SIZE = re.compile(r"([0-9]{1,6})[xX]([0-9]{1,6})")
-_PARTIAL_TASKS = (ImageTask.IMAGE_TO_IMAGE, ImageTask.INPAINT)
+_PARTIAL_TASKS = (ImageTask.IMAGE_TO_IMAGE, ImageTask.INPAINT, ImageTask.RESTORE)
 
 Size = tuple[int, int]
 """Width and height in pixels."""

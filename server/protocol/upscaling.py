@@ -11,12 +11,13 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from engine.errors import InvalidParameter
+from engine.image_types import Consistency
 from server.http.form_values import read_fields
 from server.http.multipart import Form
-from server.protocol.common import ModelRequest, Priority
+from server.protocol.common import INT64_MAX, ModelRequest, Priority
 from server.protocol.image_answers import OutputFormatName
 from server.protocol.image_inputs import ImageReference, uploaded
-from server.protocol.images import NO_EFFECT_FIELDS, OutputFormat
+from server.protocol.images import MAX_STEPS, NO_EFFECT_FIELDS, OutputFormat, Prompt
 
 MAX_SCALE = 16
 MIN_TILE = 16
@@ -54,6 +55,47 @@ class UpscaleImageRequest(ModelRequest):
         description="Tiles overlap by as much as it takes for every pixel to be what it would be "
         "without tiles. Default: where the model's card says so.",
     )
+    prompt: Prompt | None = Field(
+        None, description="What the image shows. For models that draw; others refuse it."
+    )
+    negative_prompt: Prompt | None = Field(None, description="What to steer away from; as prompt.")
+    denoise: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="How much of the image is taken for noise, and so may be made up anew. For "
+        "models that draw.",
+    )
+    num_inference_steps: int | None = Field(
+        None, ge=1, le=MAX_STEPS, description="Of models that draw. Default: the model's."
+    )
+    guidance_scale: float | None = Field(
+        None, ge=0, le=100, description="Of models that draw. Default: the model's."
+    )
+    scheduler: str | None = Field(
+        None, max_length=64, description="Noise schedule of models that draw."
+    )
+    seed: int | None = Field(
+        None, ge=0, le=INT64_MAX, description="Of models that draw. Default: a random one."
+    )
+    fidelity: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Share of the result's contradictions to the image that is taken back. "
+        "Default 0.",
+    )
+    face_guard: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="By how much faces are drawn towards the image plainly enlarged. Default 0.",
+    )
+    heat_map: bool | None = Field(
+        None,
+        description="Answer with a picture of where detail was added, and where the result "
+        "contradicts the image. Default false.",
+    )
     output_format: OutputFormat | None = Field(None, description="Default png.")
     output_compression: int | None = Field(
         None, ge=0, le=100, description="Quality of jpeg and webp, in percent. Default 100."
@@ -73,9 +115,6 @@ class UpscaleImageRequest(ModelRequest):
     _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "n": (1,),
         "mask": (),
-        "prompt": ("",),
-        "negative_prompt": ("",),
-        "denoise": (0, 0.0),
         "size": ("auto",),
     }
 
@@ -125,6 +164,15 @@ class UpscaleFacts:
     exact: bool
     """Every pixel is what it would be without tiles."""
     num_tiles: int
+    consistency: Consistency | None
+    """Of the result, made smaller again, with the image."""
+    num_faces: int | None = None
+    """That face_guard found; null without it."""
+    seed: int | None = None
+    """Of a model that draws."""
+    heat_map: str | None = None
+    """A PNG of the image's size, in base64: blue where detail was added, red where the result
+    contradicts the image."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -2,16 +2,20 @@
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
-from engine.image_types import Pixels
-from engine.kinds import UPSCALE
+from engine.image_types import ImageModelInfo, Pixels
+from engine.kinds import IMAGE, UPSCALE
 from server.catalog import config_of
 from server.http.form_route import FormRoute
 from server.http.log_fields import annotate
 from server.http.priority import acting_priority
 from server.http.sse import until_disconnect
+from server.images.convert import ImageLimits
+from server.images.kind import SERVED_IMAGES
+from server.images.run import ImageRun
 from server.protocol.answers import ErrorAnswer, error_answers, stream_answer
 from server.protocol.image_inputs import ImageReference
 from server.protocol.upscaling import UpscaleAnswer, UpscaleImageRequest, form_body
@@ -24,6 +28,13 @@ from server.upscaling.convert import (
     scale_of,
     tiling,
     upscale_request,
+)
+from server.upscaling.drawing import (
+    as_upscaling,
+    drawing_model,
+    drawing_order,
+    read_small,
+    upscale_events,
 )
 from server.upscaling.kind import SERVED_UPSCALING
 from server.upscaling.reply import Keep, UpscaleReply
@@ -49,6 +60,9 @@ async def upscale_image(body: UpscaleImageRequest, request: Request, state: Stat
     """As a form with the file `image`, or as JSON with a data URL. The first request may wait for
     the model to be fetched."""
     headers = report_ignored_fields(request, body)
+    drawing = drawing_model(state.engine, body.model)
+    if drawing is not None:
+        return await _draw(body, request, state, drawing, headers)
     info = await until_disconnect(request.receive, state.first_use.find(UPSCALE, body.model))
     annotate(request, model=info.model, stream=bool(body.stream), num_images=1)
     priority = acting_priority(body.priority, config_of(state.engine, info.model))
@@ -74,12 +88,71 @@ async def upscale_image(body: UpscaleImageRequest, request: Request, state: Stat
         state.live_requests.add(run, request, id=run.id, kind=UPSCALE, model=info.model)
         reply = UpscaleReply(
             run,
+            run.events,
             order,
             scale=scale,
             channels=channels,
             output_format=body.output_format or "png",
             compression=100 if body.output_compression is None else body.output_compression,
             keep=keep,
+        )
+        return await reply.send(
+            request,
+            stream=body.stream,
+            heartbeat_s=settings.heartbeat_interval_s,
+            headers={**headers, "X-Image-Id": run.id},
+        )
+
+
+async def _draw(
+    body: UpscaleImageRequest,
+    request: Request,
+    state: AppState,
+    info: ImageModelInfo,
+    headers: dict[str, str],
+) -> Response:
+    """By a model that draws: an image request, answered as one for enlargement."""
+    annotate(request, model=info.model, stream=bool(body.stream), num_images=1)
+    priority = acting_priority(body.priority, config_of(state.engine, info.model))
+    settings = state.settings
+    lease = state.admission.admit(IMAGE, info.model)
+    meter = state.metrics.of(SERVED_IMAGES).meter(info.model)
+    async with ImageRun(state.engine, meter, state.image_jobs, lease) as run:
+        annotate(request, image_id=run.id)
+        image, scale = await asyncio.to_thread(
+            read_small,
+            body,
+            info,
+            UpscaleLimits(
+                max_input_pixels=settings.max_image_input_pixels,
+                max_output_pixels=settings.max_upscaled_pixels,
+            ),
+        )
+        limits = ImageLimits(
+            max_megapixel_steps=settings.max_image_megapixel_steps,
+            max_input_pixels=settings.max_image_input_pixels,
+        )
+        order = drawing_order(
+            body, image, scale, info, limits, request_id=run.id, priority=priority
+        )
+        params = order.request.params
+        if settings.log_prompts:
+            annotate(request, prompt=order.request.prompt)
+        keep = _keeper(body, request, state, params.width * params.height)
+        submitted = run.submit(order)
+        channels = image.channels
+        body.image = ImageReference(image_url=None, file_id=None)
+        state.live_requests.add(run, request, id=run.id, kind=IMAGE, model=info.model)
+        reply = UpscaleReply(
+            run,
+            partial(upscale_events, submitted),
+            as_upscaling(order),
+            scale=scale,
+            channels=channels,
+            output_format=body.output_format or "png",
+            compression=100 if body.output_compression is None else body.output_compression,
+            keep=keep,
+            seed=params.seed,
         )
         return await reply.send(
             request,

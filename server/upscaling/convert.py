@@ -4,12 +4,21 @@ import time
 from dataclasses import dataclass
 
 from engine.errors import InvalidParameter, UnsupportedFeature
-from engine.image_types import Pixels
+from engine.image_types import Faithfulness, Pixels
 from engine.upscale_types import UpscaleModelInfo, UpscaleRequest
 from server.images.files import check_sides, decode_image, image_size
 from server.images.inputs import MAX_INPUT_SIDE, file_of
 from server.protocol.upscaling import UpscaleImageRequest
 
+_DRAWING_FIELDS = (
+    "prompt",
+    "negative_prompt",
+    "denoise",
+    "num_inference_steps",
+    "guidance_scale",
+    "scheduler",
+    "seed",
+)
 EXACT_CORE = 64
 """Pixels a side that a tile with exact overlap is of use for, at least: less would compute each
 pixel of the image some hundred times."""
@@ -39,6 +48,7 @@ def read_image(body: UpscaleImageRequest, info: UpscaleModelInfo, limits: Upscal
         InvalidParameter: the file cannot be used, or it or the result is too large.
         UnsupportedFeature: a link or a file id.
     """
+    _check_fields(body, info)
     data = file_of(body.image, "image")
     bounds = {"max_pixels": limits.max_input_pixels, "max_side": MAX_INPUT_SIDE}
     width, height = result_size(*image_size(data, param="image", **bounds), body, info)
@@ -50,6 +60,20 @@ def read_image(body: UpscaleImageRequest, info: UpscaleModelInfo, limits: Upscal
         )
     check_sides(body.output_format or "png", width, height)
     return decode_image(data, param="image", **bounds)
+
+
+def _check_fields(body: UpscaleImageRequest, info: UpscaleModelInfo) -> None:
+    """
+    Raises:
+        UnsupportedFeature: a field of models that draw.
+    """
+    for name in _DRAWING_FIELDS:
+        if getattr(body, name):
+            raise UnsupportedFeature(
+                f"{name} is for models that draw; {info.model} knows nothing but the image: leave "
+                f"it out, or name such a model",
+                param=name,
+            )
 
 
 def scale_of(body: UpscaleImageRequest, info: UpscaleModelInfo) -> float:
@@ -128,6 +152,15 @@ def _exact(body: UpscaleImageRequest, info: UpscaleModelInfo, tile: int) -> Tili
     return Tiling(tile, overlap, exact=True)
 
 
+def faithfulness(body: UpscaleImageRequest) -> Faithfulness:
+    """How closely the result is to keep to the image."""
+    return Faithfulness(
+        fidelity=body.fidelity or 0.0,
+        face_guard=body.face_guard or 0.0,
+        heat_map=bool(body.heat_map),
+    )
+
+
 def upscale_request(
     body: UpscaleImageRequest,
     image: Pixels,
@@ -149,6 +182,7 @@ def upscale_request(
         overlap=cut.overlap,
         exact=cut.exact,
         num_previews=body.partial_images or 0,
+        faithfulness=faithfulness(body),
         priority=priority,
         arrival_time_s=time.time(),
     )

@@ -7,8 +7,9 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import asdict
 
-from engine.image_types import Pixels
+from engine.image_types import Examination, Pixels
 from engine.upscale_types import UpscaleEvent, UpscaleRequest
+from server.http.engine_run import EngineRun
 from server.http.reply import Reply
 from server.http.shape import encode
 from server.http.sse import named_event
@@ -23,7 +24,6 @@ from server.protocol.upscaling import (
     UpscaleProgressEvent,
 )
 from server.upscaling.result import ResultFile
-from server.upscaling.run import UpscaleRun
 
 Keep = Callable[[bytes], str]
 """Stores a file and returns its URL."""
@@ -33,6 +33,7 @@ class UpscaleReply(Reply):
     """The image of a run.
 
     Args:
+        events: what the engine brings, to the last.
         request: without its image, which the engine has.
         scale: as it was asked for.
         keep: stores the finished image; None answers with the image itself.
@@ -40,7 +41,8 @@ class UpscaleReply(Reply):
 
     def __init__(
         self,
-        run: UpscaleRun,
+        run: EngineRun,
+        events: Callable[[], AsyncGenerator[UpscaleEvent, None]],
         request: UpscaleRequest,
         *,
         scale: float,
@@ -48,22 +50,26 @@ class UpscaleReply(Reply):
         output_format: OutputFormatName,
         compression: int,
         keep: Keep | None,
+        seed: int | None = None,
     ) -> None:
         super().__init__(run)
-        self._upscale_run = run
+        self._events = events
         self._request = request
         self._scale = scale
         self._format = output_format
         self._compression = compression
         self._keep = keep
+        self._seed = seed
+        self._warnings: tuple[str, ...] = ()
         self._created = int(time.time())
         self._result = ResultFile(
             request.width, request.height, channels, output_format, compression
         )
         self._num_tiles = 0
+        self._examination: Examination | None = None
 
     async def whole(self) -> bytes:
-        async with aclosing(self._upscale_run.events()) as events:
+        async with aclosing(self._events()) as events:
             async for event in events:
                 await self._take(event)
         file = await asyncio.to_thread(self._result.file)
@@ -71,7 +77,7 @@ class UpscaleReply(Reply):
         return await asyncio.to_thread(self._written, file, url)
 
     async def events(self) -> AsyncGenerator[bytes, None]:
-        async with aclosing(self._upscale_run.events()) as events:
+        async with aclosing(self._events()) as events:
             async for event in events:
                 await self._take(event)
                 if event.preview is not None:
@@ -83,6 +89,8 @@ class UpscaleReply(Reply):
 
     async def _take(self, event: UpscaleEvent) -> None:
         self._num_tiles = event.num_tiles
+        self._examination = event.examination or self._examination
+        self._warnings = event.warnings or self._warnings
         if event.rows:
             await asyncio.to_thread(self._result.add, event.rows)
 
@@ -115,6 +123,7 @@ class UpscaleReply(Reply):
             created=self._created,
             data=[image],
             output_format=self._format,
+            warnings=list(self._warnings),
             **asdict(self._facts()),
         )
         return self._shape.whole(answer)
@@ -125,12 +134,14 @@ class UpscaleReply(Reply):
             url=url,
             created_at=int(time.time()),
             output_format=self._format,
+            warnings=list(self._warnings),
             **asdict(self._facts()),
         )
         return named_event(body.type, encode(body))
 
     def _facts(self) -> UpscaleFacts:
-        request = self._request
+        request, found = self._request, self._examination
+        heat_map = found.heat_map if found else None
         return UpscaleFacts(
             id=request.request_id,
             model=request.model,
@@ -140,6 +151,10 @@ class UpscaleReply(Reply):
             overlap=request.overlap,
             exact=request.exact,
             num_tiles=self._num_tiles,
+            consistency=found.consistency if found else None,
+            num_faces=found.num_faces if found else None,
+            seed=self._seed,
+            heat_map=_base64(encode_image(heat_map, "png", 100)) if heat_map else None,
         )
 
 

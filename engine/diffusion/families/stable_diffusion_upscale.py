@@ -5,6 +5,7 @@ how much. More noise lets it invent more. As diffusers' `StableDiffusionUpscaleP
 is described at stabilityai/stable-diffusion-x4-upscaler.
 """
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -105,7 +106,7 @@ class StableDiffusionUpscaleFamily(StableDiffusionFamily):
         """The small image, noised: `[1, 3, h, w]`, fp32."""
         noise = torch.randn(image.shape, generator=generator).to(image.device)
         kept = float(self._kept[noise_level])
-        return kept**0.5 * image + (1 - kept) ** 0.5 * noise
+        return math.sqrt(kept) * image + math.sqrt(1 - kept) * noise
 
     def denoise(self, key: Hashable, rows: Sequence[Row]) -> torch.Tensor:
         """A UNet call for each length of prompts among the rows.
@@ -120,7 +121,7 @@ class StableDiffusionUpscaleFamily(StableDiffusionFamily):
         predictions: list[torch.Tensor] = [rows[0].latents] * len(rows)
         for indices in by_length.values():
             found = super().denoise(key, [rows[index] for index in indices])
-            for index, prediction in zip(indices, found.split(1), strict=True):
+            for index, prediction in zip(indices, torch.split(found, 1), strict=True):
                 predictions[index] = prediction
         return torch.cat(predictions)
 

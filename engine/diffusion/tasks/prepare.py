@@ -195,7 +195,8 @@ def _examined(
 
     def examined(drawn: Pixels) -> Examined:
         picture = to_array(finish(drawn))
-        care = Aftercare(original, *picture.shape[:2], wanted)
+        height, width = picture.shape[:2]
+        care = Aftercare(original, height, width, wanted)
         rows = care.take(picture)
         held, examination = care.end()
         return Examined(from_array(np.concatenate([rows, held])), examination)

@@ -1,6 +1,8 @@
 """`POST /v1/images/upscale`: what is taken, what is refused and how, what comes back."""
 
 import asyncio
+import base64
+import random
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,6 +15,7 @@ from text_server import until
 from upscaling_server import UPSCALE_PATH, UpscalingServer, upscaler_info
 
 from engine.errors import ModelNotFound
+from engine.fidelity.consistency import measure
 
 
 @pytest.fixture
@@ -76,6 +79,40 @@ async def test_formats(server: UpscalingServer, format: str) -> None:
     assert opened(answer["data"][0]["b64_json"]).format == format.upper()
 
 
+async def test_every_answer_says_how_far_it_agrees_with_the_image(server: UpscalingServer) -> None:
+    answer = (await server.send()).json()
+    result = pixels_of(answer["data"][0]["b64_json"])
+    expected = measure(result, pixels_of(base64.b64encode(png()).decode()))
+    assert answer["consistency"] == {
+        "psnr_db": pytest.approx(expected.psnr_db, abs=0.01),
+        "rms_error": pytest.approx(expected.rms_error, abs=0.01),
+        "share_changed": pytest.approx(expected.share_changed, abs=0.01),
+    }
+    assert (answer["num_faces"], answer["heat_map"]) == (None, None)
+    events = named_events((await server.send(stream="true")).text)
+    assert events[-1][1]["consistency"] == answer["consistency"]
+
+
+@pytest.mark.parametrize("stream", ["false", "true"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+async def test_closer_to_the_image(server: UpscalingServer, mode: str, stream: str) -> None:
+    """The engine repeats pixels, which made smaller again is not the image."""
+    levels = bytes(random.choices(range(60, 200), k=64 * 48 * len(mode)))
+    file = saved(Image.frombytes(mode, (64, 48), levels))
+    before = (await server.send(file)).json()
+    response = await server.send(
+        file, fidelity="1", face_guard="1", heat_map="true", stream=stream, tile="16"
+    )
+    after = response.json() if stream == "false" else named_events(response.text)[-1][1]
+    assert after["consistency"]["psnr_db"] > before["consistency"]["psnr_db"] + 3
+    assert after["num_faces"] == 0
+    assert opened(after["heat_map"]).size == (64, 48)
+    image = after["b64_json"] if stream == "true" else after["data"][0]["b64_json"]
+    plain = before["data"][0]["b64_json"]
+    assert pixels_of(image).shape == pixels_of(plain).shape
+    assert (pixels_of(image) != pixels_of(plain)).any()
+
+
 async def test_results_by_url(server: UpscalingServer) -> None:
     answer = (await server.send(response_format="url")).json()
     [image] = answer["data"]
@@ -120,6 +157,9 @@ async def test_a_stream(server: UpscalingServer) -> None:
         ({"output_format": "gif"}, "output_format"),
         ({"output_compression": "50"}, "output_compression"),
         ({"partial_images": "2"}, "partial_images"),
+        ({"fidelity": "1.5"}, "fidelity"),
+        ({"face_guard": "-1"}, "face_guard"),
+        ({"heat_map": "red"}, "heat_map"),
         ({"prompt": "sharper"}, "prompt"),
         ({"denoise": "0.5"}, "denoise"),
         ({"n": "2"}, "n"),

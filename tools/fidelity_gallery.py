@@ -1,0 +1,74 @@
+"""Draws the pictures of docs/fidelity.md: what a server makes of a photograph made small.
+
+    python -m tools.fidelity_gallery astronaut.png --crop 96,24,128 --out docs/img/fidelity.png
+
+From left to right: the photograph, the small image enlarged by a bicubic filter, by the server, by
+it with `fidelity` 1 and with `face_guard` 1, and the map of the first of the three. The answers'
+numbers are printed.
+"""
+
+import argparse
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import httpx
+from PIL import Image
+
+_GAP = 4
+_WAYS: tuple[dict[str, str], ...] = ({"heat_map": "true"}, {"fidelity": "1"}, {"face_guard": "1"})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("photograph", type=Path)
+    parser.add_argument("--crop", required=True, help="left,top,side in pixels")
+    parser.add_argument("--shrink", type=int, default=2, help="how many times smaller it is sent")
+    parser.add_argument("--model", default="realesrgan-x4plus")
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    left, top, side = map(int, args.crop.split(","))
+    photograph = Image.open(args.photograph).convert("RGB")
+    original = photograph.crop((left, top, left + side, top + side))
+    small = original.resize((side // args.shrink,) * 2, Image.Resampling.BICUBIC)
+    answers = [ask(small, args.url, args.model, **fields) for fields in _WAYS]
+    results = [opened(answer["data"][0]["b64_json"]) for answer in answers]
+    size = results[0].size
+    panels = [
+        original.resize(size, Image.Resampling.BICUBIC),
+        small.resize(size, Image.Resampling.BICUBIC),
+        *results,
+        opened(answers[0]["heat_map"]).resize(size, Image.Resampling.NEAREST),
+    ]
+    strip = Image.new("RGB", (len(panels) * (size[0] + _GAP) - _GAP, size[1]), "white")
+    for number, panel in enumerate(panels):
+        strip.paste(panel, (number * (size[0] + _GAP), 0))
+    strip.save(args.out, optimize=True)
+    for fields, answer in zip(_WAYS, answers, strict=True):
+        print(fields, answer["consistency"], "faces:", answer["num_faces"])
+
+
+def ask(image: Image.Image, url: str, model: str, **fields: str) -> dict[str, Any]:
+    """The server's answer."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    response = httpx.post(
+        f"{url}/v1/images/upscale",
+        files={"image": file.getvalue()},
+        data={"model": model, **fields},
+        timeout=None,
+    )
+    response.raise_for_status()
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def opened(encoded: str) -> Image.Image:
+    """A picture of an answer."""
+    return Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
+
+
+if __name__ == "__main__":
+    main()
