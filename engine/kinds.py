@@ -18,6 +18,12 @@ from engine.embedding_types import (
 )
 from engine.errors import InternalError
 from engine.image_types import ImageEvent, ImageModelInfo, ImageRequest, ImageStats
+from engine.matting_types import (
+    MattingEvent,
+    MattingModelInfo,
+    MattingRequest,
+    MattingStats,
+)
 from engine.types import (
     EngineStats,
     EventT,
@@ -112,6 +118,19 @@ EMBEDDING = Kind(
     yields=False,
     threads_change_bits=False,
 )
+MATTING = Kind(
+    name="matting",
+    makes="mattes",
+    request=MattingRequest,
+    event=MattingEvent,
+    stats=MattingStats,
+    info=MattingModelInfo,
+    layouts=("onnx",),
+    loader="engine.matting.loading:load_engine",
+    has_text_side=False,
+    yields=True,
+    threads_change_bits=True,
+)
 
 UPSCALE = Kind(
     name="upscale",
@@ -129,7 +148,7 @@ UPSCALE = Kind(
 )
 
 AnyKind = Kind[Any, Any, Any]
-KINDS: dict[str, AnyKind] = {kind.name: kind for kind in (TEXT, IMAGE, EMBEDDING, UPSCALE)}
+KINDS: dict[str, AnyKind] = {kind.name: kind for kind in (TEXT, IMAGE, EMBEDDING, UPSCALE, MATTING)}
 """By name, in the order in which models are listed."""
 
 

@@ -6,7 +6,9 @@ from engine.kinds import AnyKind
 from server.embeddings.kind import SERVED_EMBEDDINGS
 from server.http.served_kind import ServedKind
 from server.images.kind import SERVED_IMAGES
+from server.matting.kind import SERVED_MATTING
 from server.protocol.embeddings import EmbeddingModelCard
+from server.protocol.matting import MattingModelCard
 from server.protocol.models import ImageModelCard, ModelCard
 from server.protocol.upscaling import UpscaleModelCard
 from server.text.kind import SERVED_TEXT
@@ -17,8 +19,9 @@ SERVED: dict[AnyKind, ServedKind[Any, Any]] = {
     SERVED_IMAGES.kind: SERVED_IMAGES,
     SERVED_EMBEDDINGS.kind: SERVED_EMBEDDINGS,
     SERVED_UPSCALING.kind: SERVED_UPSCALING,
+    SERVED_MATTING.kind: SERVED_MATTING,
 }
 """In the order in which models are listed."""
 
-AnyCard = ModelCard | ImageModelCard | EmbeddingModelCard | UpscaleModelCard
+AnyCard = ModelCard | ImageModelCard | EmbeddingModelCard | UpscaleModelCard | MattingModelCard
 """What `GET /v1/models` may list."""

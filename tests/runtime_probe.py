@@ -161,6 +161,29 @@ def load_images(**knobs: Any) -> Any:
     return load_engine(checkpoint("tandem-shapes"), "m", config(EngineConfig, **knobs), Host())
 
 
+def matting_options() -> Iterator[tuple[str, Check]]:
+    from engine.config import EngineConfig
+    from engine.image_types import Pixels
+    from engine.matting.loading import load_engine
+    from engine.matting_types import MattingMethod, MattingRequest
+
+    engine, _ = load_engine(checkpoint("u2netp"), "m", config(EngineConfig), Host())
+    image = Pixels(width=64, height=64, channels=3, data=bytes(range(256)) * 48)
+    levels = bytes([0] * 24 + [128] * 16 + [255] * 24) * 64
+    trimap = Pixels(width=64, height=64, channels=1, data=levels)
+
+    def cut(**fields: Any) -> None:
+        engine.add(MattingRequest(request_id="r", model="m", image=image, **fields))
+        while engine.has_work():
+            for event in engine.step()[0]:
+                assert event.failure is None, event.failure
+
+    yield "matte by the network", cut
+    yield "matte by a box", lambda: cut(box=(4, 4, 60, 60))
+    for method in MattingMethod:
+        yield f"matte by {method}", lambda method=method: cut(trimap=trimap, method=method)
+
+
 def checkpoint(ref: str) -> Any:
     from engine.weights.source import resolve_source
 
@@ -248,7 +271,8 @@ def server_options() -> Iterator[tuple[str, Check]]:
 def main() -> None:
     hide(json.loads(sys.argv[1]))
     results: dict[str, str | None] = {}
-    options = (modules(), server_options(), image_options(), text_options(sys.argv[2]))
+    options = (modules(), server_options(), image_options(), matting_options())
+    options = (*options, text_options(sys.argv[2]))
     for name, check in (option for group in options for option in group):
         try:
             check()

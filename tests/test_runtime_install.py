@@ -19,6 +19,7 @@ from packaging.utils import canonicalize_name
 
 from engine.diffusion.noise_schedule import DIFFUSION_SCHEDULES, FLOW_SCHEDULES
 from engine.image_types import PromptSyntax
+from engine.matting_types import MattingMethod
 from server.protocol.images import OutputFormat
 
 pytestmark = pytest.mark.slow
@@ -95,6 +96,9 @@ def test_the_probe_tries_what_is_offered(results: dict[str, str | None]) -> None
         "quantization gguf-int8",
         "embeddings of an encoder",
         "embeddings of a decoder",
+        "matte by the network",
+        "matte by a box",
+        *(f"matte by {method}" for method in MattingMethod),
         "module engine.loop",
         "event loop",
     ]

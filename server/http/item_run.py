@@ -6,10 +6,11 @@ from typing import Any
 
 from engine.client import EngineClient, RequestEvents
 from engine.errors import RequestAborted
-from engine.types import EventT, Request
+from engine.types import Event, EventT, Request
 from server.http.admission import Lease
-from server.http.engine_run import EngineRun, cut_short, failure_of, read_events
+from server.http.engine_run import EngineRun, cancelled, cut_short, failure_of, read_events
 from server.http.item_metrics import ItemMeter
+from server.http.live_requests import Progress
 from server.http.model_metrics import Outcome
 
 
@@ -23,6 +24,7 @@ class ItemRun(EngineRun):
         self._stream: RequestEvents[Any] | None = None
         self._num_open = lease.num_places
         self._error: BaseException | None = None
+        self._is_begun = self._is_cancelled = False
 
     async def __aexit__(
         self,
@@ -47,14 +49,34 @@ class ItemRun(EngineRun):
                 failure = failure_of(event)
                 if failure is not None:
                     raise failure
-                self._meter.on_event(event)
+                self.on_event(event)
                 if event.finish_reason is not None:
                     found[event.index] = event
                     self._num_open -= 1
                     self._meter.complete(Outcome.COMPLETED)
         if len(found) < request.num_completions:
-            raise cut_short()
+            raise cancelled() if self._is_cancelled else cut_short()
         return [found[index] for index in range(request.num_completions)]
+
+    def on_event(self, event: Event) -> None:
+        """The engine has brought something."""
+        self._is_begun = True
+        self._meter.on_event(event)
+
+    def progress(self) -> Progress:
+        """How far it is."""
+        num_results = self._lease.num_places
+        return Progress(
+            is_begun=self._is_begun,
+            num_results=num_results,
+            num_finished=num_results - self._num_open,
+        )
+
+    async def cancel(self) -> None:
+        """Have it end in the engine: `answers` raises `RequestAborted` then. Idempotent."""
+        self._is_cancelled = True
+        if self._stream is not None:
+            await self._stream.aclose()
 
     async def _end(self) -> None:
         if self._num_open:

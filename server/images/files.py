@@ -127,6 +127,16 @@ def decode_mask(
     return _pixels(levels[..., None])
 
 
+def decode_grey(data: bytes, *, param: str, max_pixels: int, max_side: int) -> Pixels:
+    """A file as one channel: luminance, where what is transparent counts as black.
+
+    Raises:
+        InvalidParameter: as for `decode_image`.
+    """
+    image = _opened(data, param, max_pixels, max_side)
+    return _pixels(_luminance(_decoded(image, param, use_profile=False))[..., None])
+
+
 def encode_image(
     pixels: Pixels,
     format: ImageFormat,

@@ -117,6 +117,7 @@ class ImageReply(Reply):
             b64_json=None if self._keep else await asyncio.to_thread(_base64, file),
             url=self._keep(file) if self._keep else None,
             created_at=int(time.time()),
+            background=self._options.background,
             output_format=self._options.output_format,
             quality=self._submitted.order.quality,
             size=_size(pixels),
@@ -136,6 +137,7 @@ class ImageReply(Reply):
         return ImagesAnswer(
             created=self._created,
             data=data,
+            background=self._options.background,
             output_format=self._options.output_format,
             quality=order.quality,
             size=size,

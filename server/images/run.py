@@ -5,7 +5,7 @@ The request is a job, too, that can be asked for and cancelled by its id.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
@@ -22,7 +22,7 @@ from server.images.files import encode_image
 from server.images.jobs import ImageJob, ImageJobs, new_image_id
 from server.images.metrics import ImageMeter
 from server.images.replay import replay_fields
-from server.protocol.image_answers import OutputFormatName
+from server.protocol.image_answers import BackgroundName, OutputFormatName
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +32,24 @@ class FileOptions:
     output_format: OutputFormatName
     compression: int
     with_metadata: bool
+    background: BackgroundName = "opaque"
+    """Of the finished pictures."""
+
+
+Finish = Callable[[Pixels], Awaitable[tuple[Pixels, tuple[str, ...]]]]
+"""Changes a drawn picture before it is answered with; gives warnings, too."""
 
 
 class SubmittedOrder:
     """An order that the engine has, and its `job`."""
 
     def __init__(
-        self, order: ImageOrder, stream: ImageStream, meter: ImageMeter, jobs: ImageJobs
+        self,
+        order: ImageOrder,
+        stream: ImageStream,
+        meter: ImageMeter,
+        jobs: ImageJobs,
+        finish: Finish | None = None,
     ) -> None:
         # The engine has the pictures; here they would wait in memory as long as the request does.
         without_inputs = replace(order.request, images=[], mask=None)
@@ -46,7 +57,9 @@ class SubmittedOrder:
         self._stream = stream
         self._meter = meter
         self._jobs = jobs
-        self.job = ImageJob(without_inputs, stream.aclose)
+        self._finish = finish
+        self._finishing: asyncio.Future[tuple[Pixels, tuple[str, ...]]] | None = None
+        self.job = ImageJob(without_inputs, self._close)
         self._num_open = without_inputs.num_completions
         self._error: BaseException | None = None
         jobs.add(self.job)
@@ -60,7 +73,8 @@ class SubmittedOrder:
         """
         try:
             async with aclosing(read_events(self._stream)) as events:
-                async for event in events:
+                async for drawn in events:
+                    event = await self._finished(drawn)
                     self._take(event)
                     yield event
                     if self._num_open == 0:
@@ -92,6 +106,25 @@ class SubmittedOrder:
     async def aclose(self) -> None:
         """Abort what is unfinished and count it. Idempotent."""
         self._settle()
+        await self._close()
+
+    async def _finished(self, event: ImageEvent) -> ImageEvent:
+        if self._finish is None or event.image is None:
+            return event
+        work = self._finishing = asyncio.ensure_future(self._finish(event.image))
+        try:
+            await asyncio.wait([work])
+        finally:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+        if work.cancelled():
+            raise self._cut_short()
+        image, warnings = work.result()
+        return replace(event, image=image, warnings=(*event.warnings, *warnings))
+
+    async def _close(self) -> None:
+        if self._finishing is not None:
+            self._finishing.cancel()
         await self._stream.aclose()
 
     def _settle(self) -> None:
@@ -140,14 +173,17 @@ class ImageRun(EngineRun):
         self._jobs = jobs
         self._submitted: SubmittedOrder | None = None
 
-    def submit(self, order: ImageOrder) -> SubmittedOrder:
+    def submit(self, order: ImageOrder, finish: Finish | None = None) -> SubmittedOrder:
         """Send the request to the engine; its id is this run's.
+
+        Args:
+            finish: what becomes of each picture before it is answered with.
 
         Raises:
             Draining, UnknownModel, ModelNotReady: close this.
         """
         stream = self._engine.submit(order.request)
-        self._submitted = SubmittedOrder(order, stream, self._meter, self._jobs)
+        self._submitted = SubmittedOrder(order, stream, self._meter, self._jobs, finish)
         return self._submitted
 
     def progress(self) -> Progress:

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Literal
 
 OutputFormatName = Literal["png", "jpeg", "webp"]
+BackgroundName = Literal["opaque", "transparent"]
 
 
 class JobStatus(StrEnum):
@@ -52,7 +53,7 @@ class ImagesAnswer:
 
     created: int
     data: list[ImageData]
-    background: Literal["opaque"] = "opaque"
+    background: BackgroundName = "opaque"
     output_format: OutputFormatName
     quality: str
     size: str
@@ -96,7 +97,7 @@ class CompletedImageEvent:
     type: str
     b64_json: str | None
     url: str | None
-    background: Literal["opaque"] = "opaque"
+    background: BackgroundName = "opaque"
     created_at: int
     output_format: OutputFormatName
     quality: str

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from engine.errors import InvalidParameter, UnsupportedFeature
+from engine.errors import InvalidParameter
 from server.http.form_values import read_fields
 from server.http.multipart import Form, Part
 from server.protocol.common import INT64_MAX, ModelRequest, Priority
@@ -77,7 +77,9 @@ class ImageFields(ModelRequest):
         "are the model's, low half as many, high 1.5 times, xhigh twice, max three times.",
     )
     background: Literal["auto", "opaque", "transparent"] | None = Field(
-        None, description="transparent is not supported."
+        None,
+        description="transparent: the drawn image's background is taken away, as "
+        "/v1/images/matte does; previews keep theirs. Not as jpeg. Default opaque.",
     )
     output_format: OutputFormat | None = Field(None, description="Default png.")
     output_compression: int | None = Field(
@@ -164,10 +166,11 @@ class ImageFields(ModelRequest):
             raise InvalidParameter(
                 "partial_images is only allowed with stream: true", param="partial_images"
             )
-        if self.background == "transparent":
-            raise UnsupportedFeature(
-                "background transparent is not supported by the models here; use opaque",
-                param="background",
+        if self.background == "transparent" and self.output_format == "jpeg":
+            raise InvalidParameter(
+                "jpeg cannot be transparent; with background transparent use output_format png or "
+                "webp",
+                param="output_format",
             )
         if self.output_compression not in (None, 100) and self.output_format in (None, "png"):
             raise InvalidParameter(

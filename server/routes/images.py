@@ -13,6 +13,7 @@ from server.http.json_route import JsonRoute
 from server.http.log_fields import annotate
 from server.http.priority import acting_priority
 from server.http.shape import Shape
+from server.http.sse import until_disconnect
 from server.images.convert import ImageLimits, image_order
 from server.images.inputs import ImageInputs, read_inputs
 from server.images.kind import SERVED_IMAGES
@@ -32,6 +33,7 @@ from server.protocol.images import (
 )
 from server.routes.deps import StateDep
 from server.routes.ignored_fields import report_ignored_fields
+from server.routes.matting import create_cutter
 from server.state import AppState
 
 router = APIRouter(route_class=JsonRoute, tags=["images"])
@@ -172,12 +174,17 @@ async def answer_images(
         if body.response_format == "url":
             params = order.request.params
             state.image_store.check_room(params.n, params.width * params.height)
-        submitted = run.submit(order)
+        cutter = None
+        if body.background == "transparent":
+            find = create_cutter(state, order.request.params.n, priority)
+            cutter = await until_disconnect(request.receive, find)
+        submitted = run.submit(order, cutter)
         state.live_requests.add(run, request, id=run.id, kind=IMAGE, model=info.model)
         options = FileOptions(
             output_format=body.output_format or "png",
             compression=100 if body.output_compression is None else body.output_compression,
             with_metadata=settings.image_metadata,
+            background="opaque" if cutter is None else "transparent",
         )
         reply = ImageReply(
             run,

@@ -188,7 +188,6 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"seed": 2**63 - 2, "n": 3}, "seed", "smaller seed"),
     ({"scheduler": "warp"}, "scheduler", "ddim, euler, dpmpp_2m"),
     ({"quality": "ultra"}, "quality", "low"),
-    ({"background": "transparent"}, "background", "not supported"),
     ({"output_format": "gif"}, "output_format", "png"),
     ({"output_compression": 50}, "output_compression", "jpeg or webp"),
     ({"output_compression": 101, "output_format": "jpeg"}, "output_compression", "100"),

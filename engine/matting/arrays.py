@@ -1,0 +1,49 @@
+"""Pictures as arrays, rows first, and back to `Pixels`.
+
+Shapes: `H W` are a picture's rows and columns.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.image_types import Pixels
+
+Bytes = npt.NDArray[np.uint8]
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+
+STRIP_PIXELS = 1 << 17
+"""Large pictures are worked on in strips of rows of about so many: what is made on the way, at
+dozens of numbers a pixel, exists for one strip at a time."""
+
+
+def array_of(pixels: Pixels) -> Bytes:
+    """[H, W, channels], or [H, W] of a single one. Shares the memory, read-only."""
+    shape = (pixels.height, pixels.width, pixels.channels)[: 2 if pixels.channels == 1 else 3]
+    return np.frombuffer(pixels.data, np.uint8).reshape(shape)
+
+
+def pixels_of(array: Bytes) -> Pixels:
+    """The inverse."""
+    height, width = array.shape[:2]
+    channels = 1 if array.ndim == 2 else array.shape[2]
+    return Pixels(width=width, height=height, channels=channels, data=array.tobytes())
+
+
+def unit(levels: Bytes) -> Floats:
+    """From 0 to 1, of 0 to 255."""
+    return np.divide(levels, 255, dtype=np.float32)
+
+
+def strips(height: int, width: int) -> list[slice]:
+    """Rows of a picture in parts."""
+    rows = max(1, STRIP_PIXELS // width)
+    return [slice(top, min(top + rows, height)) for top in range(0, height, rows)]
+
+
+def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
+    """(height, width), at least one pixel a side; scales of 1 and above change nothing."""
+    if scale >= 1.0:
+        return height, width
+    return max(1, round(height * scale)), max(1, round(width * scale))

@@ -1,0 +1,165 @@
+"""One request from its picture to its answer, in stages: `Job`.
+
+segment → steer → trimap → solve → foreground → compose; with a trimap it begins at solve.
+"""
+
+from collections.abc import Generator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from engine.image_types import Pixels
+from engine.matting.alpha import NOT_CONVERGED, Matte, estimate_alpha
+from engine.matting.arrays import Bytes, Floats, array_of, pixels_of, scaled_size
+from engine.matting.composition import alpha_levels, covering, over
+from engine.matting.foreground import estimate_foreground
+from engine.matting.network import Network
+from engine.matting.resampling import resize
+from engine.matting.steering import steer, with_points
+from engine.matting.trimap import Trimap, trimap_of_mask
+from engine.matting_types import MattingEvent, MattingOutput, MattingRequest
+from engine.types import FinishReason
+
+MASK_SIDE = 1024
+"""Most pixels of the longer side of the picture that an automatic trimap is made at."""
+NO_SUBJECT = (
+    "no subject was found, so everything is background; mark it with box or points, or send a "
+    "trimap"
+)
+_PROGRESS = {
+    "segment": 0.0,
+    "steer": 0.1,
+    "trimap": 0.15,
+    "solve": 0.2,
+    "foreground": 0.75,
+    "compose": 0.95,
+}
+"""How far a request is when a stage begins, by the times that they usually take."""
+
+
+@dataclass(slots=True)
+class Job:
+    """A request in work.
+
+    Attributes:
+        stage: what `work` is at.
+        work: does it; to be advanced until it ends with the last event, or closed.
+    """
+
+    request: MattingRequest
+    network: Network
+    stage: str = ""
+    num_unknown: int = 0
+    work: Generator[None, None, MattingEvent] = field(init=False)
+    _found: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.work = self._run()
+
+    @property
+    def progress(self) -> float:
+        return _PROGRESS.get(self.stage, 0.0)
+
+    def _run(self) -> Generator[None, None, MattingEvent]:
+        request = self.request
+        picture = array_of(request.image)
+        image = picture[..., :3]
+        own_alpha = picture[..., 3] if picture.shape[2] == 4 else None
+        trimap = yield from self._trimap(image)
+        self.num_unknown = trimap.num_unknown
+        event = MattingEvent(
+            request_id=request.request_id,
+            unknown_fraction=trimap.num_unknown / trimap.is_unknown.size,
+            finish_reason=FinishReason.STOP,
+            warnings=() if trimap.is_subject.any() else (NO_SUBJECT,),
+            progress=1.0,
+        )
+        if request.output is MattingOutput.TRIMAP:
+            return replace(event, image=pixels_of(trimap.levels()))
+        self.stage = "solve"
+        yield
+        matte = yield from estimate_alpha(image, trimap, request.method)
+        event = replace(
+            event,
+            uncertain_fraction=_uncertain(matte, trimap),
+            width=matte.width,
+            height=matte.height,
+            warnings=(*event.warnings, *([] if matte.is_converged else [NOT_CONVERGED])),
+        )
+        levels = alpha_levels(matte.alpha, own_alpha)
+        if request.output is MattingOutput.ALPHA:
+            return replace(event, image=pixels_of(levels))
+        self.stage = "foreground"
+        yield
+        foreground = yield from estimate_foreground(image, matte.alpha)
+        self.stage = "compose"
+        yield
+        return replace(
+            event,
+            image=self._composed(foreground.colours, levels),
+            foreground_width=foreground.width,
+            foreground_height=foreground.height,
+        )
+
+    def _trimap(self, image: Bytes) -> Generator[None, None, Trimap]:
+        request = self.request
+        if request.trimap is not None:
+            return Trimap.of(array_of(request.trimap))
+        self.stage = "segment"
+        yield
+        mask = self._mask(image)
+        if request.box is not None or request.points:
+            self.stage = "steer"
+            yield
+            mask = steer(image, mask, request.box, request.points)
+        self.stage = "trimap"
+        yield
+        height, width = image.shape[:2]
+        low = scaled_size(height, width, MASK_SIDE / max(height, width))
+        trimap = trimap_of_mask(resize(mask, *low), height, width)
+        trimap = with_points(trimap, request.points)
+        if trimap.is_subject.any():
+            return trimap
+        nothing = np.zeros((height, width), np.bool_)
+        return Trimap(nothing, nothing)
+
+    def _mask(self, image: Bytes) -> Floats:
+        """Of the network, which looks at the box alone, if there is one."""
+        box = self.request.box
+        if box is None:
+            return self.network.mask(image)
+        left, top, right, bottom = box
+        across, down = (right - left) // 8 + 1, (bottom - top) // 8 + 1
+        height, width = image.shape[:2]
+        rows = slice(max(0, top - down), min(height, bottom + down))
+        columns = slice(max(0, left - across), min(width, right + across))
+        part = self.network.mask(np.ascontiguousarray(image[rows, columns]))
+        # At a size that is enough for the mask of the whole.
+        scale = min(1.0, MASK_SIDE / max(height, width))
+        low = scaled_size(height, width, scale)
+        mask = np.zeros(low, np.float32)
+        place = tuple(
+            slice(int(side.start * scale), max(int(side.start * scale) + 1, int(side.stop * scale)))
+            for side in (rows, columns)
+        )
+        target = mask[place]
+        target[...] = resize(part, *target.shape)
+        return mask
+
+    def _composed(self, colours: Bytes, levels: Bytes) -> Pixels:
+        request = self.request
+        if request.output is MattingOutput.CUTOUT:
+            return pixels_of(np.dstack([colours, levels]))
+        background: Any = request.colour
+        if request.background is not None:
+            background = covering(array_of(request.background), *levels.shape)
+        return pixels_of(over(colours, levels, background))
+
+
+def _uncertain(matte: Matte, trimap: Trimap) -> float:
+    """Share of the open pixels that are neither subject nor background after all."""
+    if not trimap.num_unknown:
+        return 0.0
+    alpha = matte.alpha[trimap.is_unknown]
+    return float(np.count_nonzero((alpha > 0.1) & (alpha < 0.9))) / trimap.num_unknown

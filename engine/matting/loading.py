@@ -1,0 +1,100 @@
+"""From a network's file to an engine that takes backgrounds away: check, load, warm up."""
+
+import time
+
+import cv2
+import numpy as np
+import structlog
+
+from engine.config import EngineConfig
+from engine.errors import ModelLoadError
+from engine.fingerprint import fingerprint
+from engine.host import Host
+from engine.matting.arrays import pixels_of
+from engine.matting.engine import WORK_BYTES, MattingEngine, MattingLimits
+from engine.matting.network import load_network
+from engine.matting.network_files import read_facts
+from engine.matting_types import MattingModelInfo, MattingRequest
+from engine.runtime.device import num_usable_cores
+from engine.runtime.memory import available_host_memory
+from engine.runtime.threads import limit_threads
+from engine.types import Phase
+from engine.weights.source import Checkpoint
+
+_WEIGHT_COPIES = 2
+"""onnxruntime keeps weights in its own layout beside the file's."""
+
+log = structlog.get_logger(__name__)
+
+
+def load_engine(
+    checkpoint: Checkpoint, model_id: str, intent: EngineConfig, host: Host
+) -> tuple[MattingEngine, MattingModelInfo]:
+    """Load a network and serve it as `model_id`. All runs on the CPU, whatever `intent` says.
+
+    Raises:
+        ModelLoadError: one of its kinds; the message is fit for clients.
+    """
+    started_s = time.monotonic()
+    facts = read_facts(checkpoint.path)
+    capacity = available_host_memory()
+    weights = _WEIGHT_COPIES * checkpoint.path.stat().st_size
+    host.reserve("cpu", "weights", weights, capacity)
+    host.reserve("cpu", "pictures in work", WORK_BYTES, capacity)
+    num_threads = intent.num_threads or num_usable_cores()
+    limit_threads(num_threads)
+    cv2.setNumThreads(num_threads)
+    network = load_network(checkpoint.path, facts, num_threads)
+    host.report(Phase.WARMING_UP, None, "compiling what solves for alpha, unless it is cached")
+    engine = MattingEngine(
+        network,
+        MattingLimits(
+            max_num_images=intent.max_num_images,
+            max_num_queued=intent.max_num_queued,
+            scheduling_policy=intent.scheduling_policy,
+        ),
+    )
+    warm_up(engine)
+    facts = network.facts
+    log.info("matting model loaded", seconds=round(time.monotonic() - started_s, 1))
+    return engine, MattingModelInfo(
+        model=model_id,
+        path=str(checkpoint.path),
+        architecture=facts.architecture,
+        dtype="float32",
+        created=int(time.time()),
+        side=facts.side,
+        config_hash=fingerprint(
+            (facts.architecture, facts.side, tuple(facts.mean), tuple(facts.std))
+        ),
+    )
+
+
+def warm_up(engine: MattingEngine) -> None:
+    """A small picture, so that the first request does not pay for lazy set-up. What the methods
+    beside closed-form matting need is imported by the first request for each.
+
+    Raises:
+        ModelLoadError: it fails.
+    """
+    rows, columns = np.mgrid[:32, :32]
+    disc = np.hypot(rows - 16, columns - 16)
+    image = np.where(disc[..., None] < 8, 230, 20).astype(np.uint8).repeat(3, axis=2)
+    levels = np.select([disc < 6, disc > 10], [255, 0], 128).astype(np.uint8)
+    for number, trimap in enumerate((None, pixels_of(levels))):
+        engine.add(
+            MattingRequest(
+                request_id=f"warm-up-{number}",
+                model="",
+                image=pixels_of(image),
+                trimap=trimap,
+            )
+        )
+    while engine.has_work():
+        for event in engine.step()[0]:
+            if event.failure is not None:
+                raise ModelLoadError(
+                    f"a trial picture failed: {event.failure.message}; the network is damaged, or "
+                    f"not one that finds subjects"
+                )
+    engine.reset_totals()

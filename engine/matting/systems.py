@@ -1,0 +1,143 @@
+"""Equations for alpha in a trimap's open band, by pymatting's Laplacians.
+
+A Laplacian L says how alpha of neighbouring pixels goes together; with the known pixels put in,
+`L_UU x = -L_UK alpha_K` remains for the unknown ones (U). Closed-form matting (Levin et al. 2008,
+"A Closed-Form Solution to Natural Image Matting") and learning-based matting (Zheng and Kambhamettu
+2009, "Learning Based Digital Matting") sum L over windows of 3x3 pixels. Windows without an unknown
+pixel add nothing to L_UU or L_UK, and the others may be summed in any parts: so memory goes by the
+band and not by the picture. KNN matting (Chen et al. 2013) pairs pixels of like colour wherever
+they are: its picture is cut to the band's surroundings.
+"""
+
+import contextlib
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+
+from engine.matting.arrays import Bools, Bytes, Doubles, strips
+from engine.matting.pymatting_library import pymatting, silent
+from engine.matting.trimap import Trimap
+from engine.matting_types import MattingMethod
+
+LEAST_SIDE = 5
+"""Pixels of a picture: windows have three, and KNN matting needs twenty neighbours."""
+FACTOR_THRESHOLDS = (1e-4, 1e-2)
+"""Smaller numbers of a preconditioner's factor are left out. The first is pymatting's."""
+FACTOR_NUMBERS = 96
+"""That a factor may have for each unknown pixel; at the first threshold most have 60 to 70."""
+KNN_MARGIN = 24
+"""Pixels around the band from which KNN matting takes colours."""
+
+Laplacian = Callable[[Doubles, Bools], Any]
+"""Of a picture [h, w, 3] from 0 to 1, and of which pixels are known: a sparse [h w, h w] matrix."""
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """`matrix x = rhs`, with what makes solving it quick; alpha of the unknown pixels, row by row,
+    is `x[places]`."""
+
+    matrix: Any
+    rhs: Doubles
+    precondition: Callable[[Doubles], Doubles]
+    places: Any
+
+
+def band_system(
+    image: Bytes, trimap: Trimap, method: MattingMethod
+) -> Generator[None, None, System]:
+    """The equations for a picture [H, W, 3] of at least `LEAST_SIDE` pixels a side. Pauses where
+    others may have their turn."""
+    if method is MattingMethod.KNN:
+        return (yield from _knn_system(image, trimap))
+    if method is MattingMethod.LEARNING_BASED:
+        laplacian: Laplacian = _learning_based
+    else:
+        laplacian = _closed_form
+    matrix, rhs = yield from _window_sums(image, trimap, laplacian)
+    precondition = _preconditioner(matrix)
+    yield
+    return System(matrix, rhs, precondition, slice(None))
+
+
+def _preconditioner(matrix: Any) -> Callable[[Doubles], Doubles]:
+    """An incomplete Cholesky factor, a sparser one where that has too much, or the diagonal."""
+    most = FACTOR_NUMBERS * matrix.shape[0] + 1024
+    for threshold in FACTOR_THRESHOLDS:
+        with contextlib.suppress(ValueError), silent():
+            factor: Callable[[Doubles], Doubles] = pymatting("ichol")(
+                matrix, discard_threshold=threshold, max_nnz=most
+            )
+            return factor
+    diagonal: Callable[[Doubles], Doubles] = pymatting("jacobi")(matrix)
+    return diagonal
+
+
+def _window_sums(
+    image: Bytes, trimap: Trimap, laplacian: Laplacian
+) -> Generator[None, None, tuple[Any, Doubles]]:
+    """L_UU and -L_UK alpha_K. Each strip has the windows around the pixels of its rows."""
+    is_unknown = trimap.is_unknown
+    height, width = is_unknown.shape
+    num_unknown = trimap.num_unknown
+    number = np.full((height, width), -1, np.int32)
+    number[is_unknown] = np.arange(num_unknown, dtype=np.int32)
+    rhs = np.zeros(num_unknown)
+    parts: list[tuple[Any, Any, Any]] = []
+    for centres in strips(height - 2, width):
+        rows = slice(centres.start, centres.stop + 2)
+        columns = np.flatnonzero(is_unknown[rows].any(axis=0))
+        if not columns.size:
+            continue
+        left, right = max(0, columns[0] - 2), min(width, columns[-1] + 3)
+        left, right = min(left, width - 3), max(right, 3)
+        area = (rows, slice(left, right))
+        sums = laplacian(image[area] / 255.0, ~is_unknown[area])
+        numbers = number[area].ravel()
+        unknown = np.flatnonzero(numbers >= 0)
+        of_unknown = sums[unknown]
+        rhs[numbers[unknown]] -= of_unknown @ trimap.is_subject[area].ravel().astype(np.float64)
+        block = of_unknown[:, unknown].tocoo()
+        block.eliminate_zeros()
+        parts.append((block.data, numbers[unknown[block.row]], numbers[unknown[block.col]]))
+        yield
+    data, row, column = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    parts.clear()
+    shape = (num_unknown, num_unknown)
+    matrix = scipy.sparse.coo_matrix((data, (row, column)), shape).tocsr()
+    yield
+    return matrix, rhs
+
+
+def _closed_form(image: Doubles, is_known: Bools) -> Any:
+    return pymatting("cf_laplacian")(image, is_known=is_known)
+
+
+def _learning_based(image: Doubles, is_known: Bools) -> Any:
+    return pymatting("lbdm_laplacian")(image)
+
+
+def _knn_system(image: Bytes, trimap: Trimap) -> Generator[None, None, System]:
+    """As pymatting poses it: known pixels stay among the unknowns, held by a weight."""
+    area = surroundings(trimap.is_unknown, KNN_MARGIN)
+    laplacian = pymatting("knn_laplacian")(image[area] / 255.0)
+    yield
+    is_unknown = trimap.is_unknown[area]
+    levels = np.where(is_unknown, 0.5, trimap.is_subject[area].astype(np.float64))
+    matrix, rhs = pymatting("make_linear_system")(laplacian, levels)
+    yield
+    places = np.flatnonzero(is_unknown.ravel())
+    return System(matrix, rhs, pymatting("jacobi")(matrix), places)
+
+
+def surroundings(region: Bools, margin: int) -> tuple[slice, slice]:
+    """Rows and columns of a region that is not empty, and so many more on each side."""
+    sides = []
+    for axis in (0, 1):
+        inside = np.flatnonzero(region.any(axis=1 - axis))
+        size = region.shape[axis]
+        sides.append(slice(max(0, inside[0] - margin), min(size, inside[-1] + 1 + margin)))
+    return sides[0], sides[1]

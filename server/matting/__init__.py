@@ -1,0 +1,1 @@
+"""Background removal: bodies to matting requests, mattes to answers."""

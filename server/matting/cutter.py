@@ -1,0 +1,54 @@
+"""Takes the background of pictures that an image model has drawn: `Cutter`."""
+
+import time
+from dataclasses import dataclass
+
+from engine.client import EngineClient
+from engine.image_types import Pixels
+from engine.matting_types import MattingRequest
+from server.http.admission import Lease
+from server.http.item_metrics import ItemMetrics
+from server.matting.convert import new_matte_id
+from server.matting.run import MatteRun
+
+_UNCERTAIN = 0.5
+"""From this `uncertain_fraction` on an answer says so."""
+
+
+@dataclass(slots=True)
+class Cutter:
+    """For the pictures of one request, each of which has a place at the matting model. Places that
+    are left are given back when this is dropped."""
+
+    engine: EngineClient
+    metrics: ItemMetrics
+    model: str
+    priority: int
+    places: list[Lease]
+
+    async def __call__(self, picture: Pixels) -> tuple[Pixels, tuple[str, ...]]:
+        """The picture with alpha, and warnings.
+
+        Raises:
+            EngineError: the matting model's.
+        """
+        lease = self.places.pop()
+        async with MatteRun(self.engine, self.metrics.meter(self.model), lease) as run:
+            event = await run.answer(
+                MattingRequest(
+                    request_id=new_matte_id(),
+                    model=self.model,
+                    image=picture,
+                    priority=self.priority,
+                    arrival_time_s=time.time(),
+                )
+            )
+        assert event.image is not None
+        warnings = event.warnings
+        if event.uncertain_fraction >= _UNCERTAIN:
+            warnings = (
+                *warnings,
+                f"of the subject's border {event.uncertain_fraction:.0%} came out neither opaque "
+                f"nor transparent; look at it",
+            )
+        return event.image, warnings

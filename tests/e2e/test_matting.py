@@ -1,0 +1,79 @@
+"""Background removal in a real server: the default model is loaded by its first request."""
+
+import base64
+import concurrent.futures
+import io
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.e2e
+DATA = Path(__file__).parents[1] / "data"
+LEMUR = (DATA / "lemur.png").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def server(start_shared_server):
+    return start_shared_server("--model", "tandem-shapes")
+
+
+def matte(server, **files):
+    return httpx.post(f"{server.url}/v1/images/matte", files=files, timeout=300)
+
+
+def rgba(b64: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(b64))))
+
+
+def test_the_first_request_loads_the_model(server):
+    assert "u2netp" not in httpx.get(f"{server.url}/v1/models").text
+    body = matte(server, image=LEMUR).json()
+    assert (body["model"], body["source"]) == ("u2netp", "network")
+    expected = np.asarray(Image.open(DATA / "lemur_alpha.png").convert("L")) / 255
+    alpha = rgba(body["data"][0]["b64_json"])[..., 3] / 255
+    assert np.abs(alpha - expected).mean() < 0.05
+    assert "u2netp" in httpx.get(f"{server.url}/v1/models").text
+
+
+def test_a_drawn_image_with_a_transparent_background(server):
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        answer = client.images.generate(
+            model="tandem-shapes",
+            prompt="a large red circle on a white background",
+            background="transparent",
+            size="64x64",
+            extra_body={"seed": 3, "num_inference_steps": 8},
+        )
+    assert answer.background == "transparent"
+    assert rgba(answer.data[0].b64_json).shape == (64, 64, 4)
+
+
+def test_others_are_answered_while_a_large_picture_is_solved(server):
+    """And a client that leaves ends it."""
+    rows, columns = np.mgrid[:2000, :2000]
+    distance = np.hypot(rows - 1000, columns - 1000)
+    levels = np.select([distance < 300, distance > 900], [255, 0], 128).astype(np.uint8)
+    noise = np.random.default_rng(1).integers(0, 255, (2000, 2000, 3), dtype=np.uint8)
+    files = {}
+    for name, array in (("image", noise), ("trimap", levels)):
+        file = io.BytesIO()
+        Image.fromarray(array).save(file, "PNG", compress_level=1)
+        files[name] = file.getvalue()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        large = pool.submit(matte, server, **files)
+        small = matte(server, image=LEMUR)
+        assert small.status_code == 200
+        for _ in range(20):
+            assert httpx.get(f"{server.url}/health", timeout=5).status_code == 200
+            time.sleep(0.02)
+        assert large.result().status_code == 200
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(
+            f"{server.url}/v1/images/matte", files=files, timeout=httpx.Timeout(60, read=0.3)
+        )
+    server.wait_idle(60, ("matting_num_running", "matting_num_waiting"))

@@ -1,0 +1,170 @@
+"""Alpha against pymatting's own, against scenes that were composed, and within bounds."""
+
+import random
+import tracemalloc
+from collections.abc import Generator
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from matting_scenes import Scene, finished, lemur, rms, scene
+
+from engine.matting import alpha as alpha_module
+from engine.matting.alpha import Matte, estimate_alpha
+from engine.matting.arrays import STRIP_PIXELS, strips
+from engine.matting.pymatting_library import pymatting_module
+from engine.matting.resampling import nearest
+from engine.matting.trimap import Trimap
+from engine.matting_types import MattingMethod
+
+
+def levels(trimap: Trimap) -> np.ndarray:
+    return np.where(trimap.is_unknown, 0.5, trimap.is_subject.astype(np.float64))
+
+
+def library_alpha(name: str, image: np.ndarray, trimap: Trimap) -> np.ndarray:
+    """By pymatting itself: the whole picture at once."""
+    module = pymatting_module(f"alpha.estimate_alpha_{name}")
+    return getattr(module, f"estimate_alpha_{name}")(image / 255.0, levels(trimap))
+
+
+@pytest.mark.parametrize("name", ["cf", "lbdm"])
+def test_the_band_alone_gives_pymattings_alpha(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strips of few rows, so that the band crosses many."""
+    from engine.matting import arrays
+
+    monkeypatch.setattr(arrays, "STRIP_PIXELS", 7 * 60)
+    made = scene(48, 60, band=3)
+    assert len(strips(46, 60)) > 5
+    method = MattingMethod.CLOSED_FORM if name == "cf" else MattingMethod.LEARNING_BASED
+    ours = finished(estimate_alpha(made.image, made.trimap, method))
+    own = library_alpha(name, made.image, made.trimap)
+    assert (ours.width, ours.height, ours.is_converged) == (60, 48, True)
+    # Learning-based matting there holds known pixels by a weight of 100 and not exactly.
+    assert np.abs(ours.alpha - own).max() < (1e-3 if name == "cf" else 2e-2)
+
+
+def test_knn_gives_pymattings_alpha_where_nothing_is_cut() -> None:
+    made = scene(48, 60, band=3)
+    ours = finished(estimate_alpha(made.image, made.trimap, MattingMethod.KNN))
+    own = library_alpha("knn", made.image, made.trimap)
+    assert np.abs(ours.alpha - own)[made.trimap.is_unknown].max() < 1e-3
+
+
+@pytest.mark.parametrize("method", list(MattingMethod))
+def test_composed_scenes(method: MattingMethod) -> None:
+    made = scene()
+    found = finished(estimate_alpha(made.image, made.trimap, method)).alpha
+    limit = {"closed_form": 0.03, "learning_based": 0.03, "knn": 0.15}[method]
+    assert rms(found - made.alpha, made.trimap.is_unknown) < limit
+    known = ~made.trimap.is_unknown
+    assert np.array_equal(found[known], made.trimap.is_subject[known].astype(np.float32))
+
+
+def test_pymattings_scene_within_its_error() -> None:
+    """Against the alpha that PyMatting ships."""
+    image, trimap, expected = lemur()
+    found = finished(estimate_alpha(image, trimap)).alpha
+    assert rms(found - expected, trimap.is_unknown) < 0.06
+
+
+def test_a_large_picture_is_solved_small_and_follows_the_edges(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = scene(240, 320, band=8)
+    exact = finished(estimate_alpha(made.image, made.trimap)).alpha
+    monkeypatch.setattr(alpha_module, "MAX_UNKNOWNS", made.trimap.num_unknown // 4)
+    found = finished(estimate_alpha(made.image, made.trimap))
+    assert found.width < 200
+    unknown = made.trimap.is_unknown
+    assert rms(found.alpha - made.alpha, unknown) < 0.06
+    blurred = cv2.resize(
+        cv2.resize(exact, (found.width, found.height), interpolation=cv2.INTER_AREA), (320, 240)
+    )
+    # The hairs, one pixel wide, are what plain enlarging loses.
+    assert rms(found.alpha - made.alpha, unknown) < rms(blurred - made.alpha, unknown)
+
+
+def traced_peak(work: Generator[Any, None, Matte]) -> tuple[Matte, int]:
+    """What comes of it, and the most bytes that it had at once."""
+    tracemalloc.start()
+    try:
+        return finished(work), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_of_12_megapixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which 2.5 are open: a few numbers for each pixel, beside what is solved for."""
+    height, width = 3000, 4000
+    distance = np.hypot(np.arange(height)[:, None] - 1500, np.arange(width)[None] - 2000)
+    trimap = Trimap(distance < 900, (distance >= 900) & (distance < 1280))
+    assert trimap.num_unknown > 2_500_000
+    image = np.empty((height, width, 3), np.uint8)
+    image[...] = np.where(distance < 1090, 200, 40).astype(np.uint8)[..., None]
+    monkeypatch.setattr(alpha_module, "MAX_UNKNOWNS", 20_000)
+    found, peak = traced_peak(estimate_alpha(image, trimap))
+    assert found.width * found.height < 12_000_000 * 20_000 / trimap.num_unknown * 1.05
+    assert peak < 300 << 20
+    assert found.alpha.shape == (height, width)
+    assert found.alpha[1500, 2000] == 1 and found.alpha[0, 0] == 0
+
+
+def test_memory_of_what_is_solved_for() -> None:
+    """Goes by the open pixels: a picture six times as large around the same band takes no more."""
+    made = scene(240, 320, band=8)
+    image = np.pad(made.image, [(200, 200), (240, 240), (0, 0)], mode="edge")
+    trimap = Trimap(
+        np.pad(made.trimap.is_subject, [(200, 200), (240, 240)]),
+        np.pad(made.trimap.is_unknown, [(200, 200), (240, 240)]),
+    )
+    small, peak = traced_peak(estimate_alpha(made.image, made.trimap))
+    large, peak_of_large = traced_peak(estimate_alpha(image, trimap))
+    assert np.abs(large.alpha[200:-200, 240:-240] - small.alpha).max() < 1e-3
+    strips_bytes = 1000 * STRIP_PIXELS
+    assert peak < strips_bytes + 4000 * trimap.num_unknown
+    assert peak_of_large < strips_bytes + 4000 * trimap.num_unknown + 16 * trimap.is_unknown.size
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 9), (9, 1), (2, 2), (3, 3), (2, 50)])
+@pytest.mark.parametrize("method", list(MattingMethod))
+def test_tiny_pictures(height: int, width: int, method: MattingMethod) -> None:
+    image = np.array([random.randrange(256) for _ in range(height * width * 3)], np.uint8).reshape(
+        height, width, 3
+    )
+    subject = np.zeros((height, width), bool)
+    subject.flat[0] = True
+    unknown = ~subject
+    if unknown.size > 2:
+        unknown.flat[-1] = False
+    found = finished(estimate_alpha(image, Trimap(subject, unknown), method)).alpha
+    assert np.isfinite(found).all()
+    assert found.min() >= 0 and found.max() <= 1
+    assert found.flat[0] == 1
+
+
+def test_what_is_known_needs_no_equations() -> None:
+    made = scene()
+    trimap = Trimap(made.trimap.is_subject, np.zeros_like(made.trimap.is_unknown))
+    found = finished(estimate_alpha(made.image, trimap))
+    assert np.array_equal(found.alpha, trimap.is_subject.astype(np.float32))
+
+
+def test_one_colour_leaves_alpha_open_but_finite() -> None:
+    made: Scene = scene(40, 50)
+    grey = np.full_like(made.image, 128)
+    found = finished(estimate_alpha(grey, made.trimap))
+    assert np.isfinite(found.alpha).all()
+
+
+def test_a_smaller_trimap_knows_only_what_all_its_pixels_know() -> None:
+    made = scene(96, 128)
+    small = made.trimap.scaled(31, 41)
+    large = {
+        name: nearest(getattr(small, name).astype(np.uint8), 96, 128) > 0
+        for name in ("is_subject", "is_unknown")
+    }
+    background = ~large["is_subject"] & ~large["is_unknown"]
+    assert not (large["is_subject"] & ~made.trimap.is_subject).any()
+    assert not (background & (made.trimap.is_subject | made.trimap.is_unknown)).any()

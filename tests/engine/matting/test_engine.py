@@ -1,0 +1,280 @@
+"""Pictures in work: whose turn it is, what comes out, what a fault or an abort does to others."""
+
+import random
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from matting_scenes import scene
+
+from engine.errors import InvalidParameter, QueueFull
+from engine.image_types import Pixels
+from engine.matting import engine as engine_module
+from engine.matting.arrays import array_of, pixels_of
+from engine.matting.engine import MattingEngine, MattingLimits
+from engine.matting.job import NO_SUBJECT
+from engine.matting_types import MattingEvent, MattingMethod, MattingOutput, MattingRequest, Point
+from engine.types import FinishReason
+
+
+class Bright:
+    """Finds what is warm; fails on a picture whose first pixel is pure green."""
+
+    def mask(self, image: np.ndarray) -> np.ndarray:
+        if image[0, 0].tolist() == [0, 255, 0]:
+            raise ZeroDivisionError
+        return (image[..., 0] > image[..., 2]).astype(np.float32)
+
+
+def make(clock: Any = time.perf_counter, **limits: Any) -> MattingEngine:
+    given = MattingLimits(**{"max_num_images": 8, "max_num_queued": 8} | limits)
+    return MattingEngine(Bright(), given, clock=clock)
+
+
+def ask(request_id: str, **fields: Any) -> MattingRequest:
+    image = fields.pop("image", None)
+    pixels = pixels_of(scene(48, 64, 3).image if image is None else image)
+    return MattingRequest(request_id=request_id, model="m", image=pixels, **fields)
+
+
+def run(engine: MattingEngine) -> dict[str, Any]:
+    """The last event of each request."""
+    found: dict[str, Any] = {}
+    while engine.has_work():
+        for event in engine.step()[0]:
+            assert event.request_id not in found
+            if event.finish_reason is not None:
+                found[event.request_id] = event
+    return found
+
+
+@pytest.mark.parametrize(
+    ("output", "channels"), [("cutout", 4), ("alpha", 1), ("trimap", 1), ("composite", 3)]
+)
+@pytest.mark.parametrize("with_trimap", [True, False])
+def test_outputs(output: str, channels: int, with_trimap: bool) -> None:
+    made, engine = scene(48, 64, 3), make()
+    trimap = pixels_of(made.trimap.levels()) if with_trimap else None
+    engine.add(ask("a", image=made.image, trimap=trimap, output=MattingOutput(output)))
+    event = run(engine)["a"]
+    assert event.finish_reason is FinishReason.STOP and event.warnings == ()
+    assert (event.image.width, event.image.height, event.image.channels) == (64, 48, channels)
+    assert 0 < event.unknown_fraction < 1 and 0 <= event.uncertain_fraction <= 1
+    if with_trimap:
+        assert event.unknown_fraction == made.trimap.num_unknown / made.alpha.size
+        if output == "trimap":
+            assert event.image == trimap
+        if output in ("alpha", "cutout"):
+            levels = array_of(event.image)
+            levels = levels if output == "alpha" else levels[..., 3]
+            assert np.abs(levels / 255 - made.alpha).mean() < 0.02
+
+
+def test_what_comes_out_does_not_depend_on_company() -> None:
+    """Equal bits alone, beside others, and in another order."""
+    pictures = [scene(40 + 8 * i, 64, 3).image for i in range(3)]
+    orders = [
+        {"image": pictures[0], "method": MattingMethod.KNN},
+        {"image": pictures[1], "box": (10, 5, 54, 43)},
+        {"image": pictures[2]},
+    ]
+    alone = []
+    for fields in orders:
+        engine = make()
+        engine.add(ask("x", **fields))
+        alone.append(run(engine)["x"].image)
+    numbers = [0, 1, 2]
+    random.shuffle(numbers)
+    engine = make()
+    for number in numbers:
+        engine.add(ask(str(number), **orders[number]))
+    together = run(engine)
+    assert [together[str(number)].image for number in range(3)] == alone
+
+
+class Clock:
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def script(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock, turns: dict[str, list[float]]
+) -> list[str]:
+    """Have jobs do nothing but take so many seconds in each turn; notes whose turn it was."""
+    order: list[str] = []
+
+    class Scripted:
+        stage, progress, num_unknown = "solve", 0.5, 0
+
+        def __init__(self, request: MattingRequest, network: Any) -> None:
+            self.work = self.run(request.request_id)
+
+        def run(self, name: str) -> Any:
+            for seconds in turns[name]:
+                order.append(name)
+                clock.now_s += seconds
+                yield
+            return MattingEvent(request_id=name, finish_reason=FinishReason.STOP)
+
+    monkeypatch.setattr(engine_module, "Job", Scripted)
+    return order
+
+
+def test_pictures_share_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small one that comes later gets as much time as the large one, and is soon done; the large
+    one is not starved by it."""
+    clock = Clock()
+    turns = {"large": [1.0] * 20, "small": [0.25] * 8, "other": [0.25] * 40}
+    order = script(monkeypatch, clock, turns)
+    engine = make(clock=clock)
+    engine.add(ask("large"))
+    for _ in range(5):
+        engine.step()
+    engine.add(ask("small"))
+    engine.add(ask("other"))
+    for _ in range(24):
+        engine.step()
+    later = order[5:]
+    assert later.count("small") == 8
+    assert later.index("large") <= 8
+    assert 0.5 <= later.count("large") / (0.25 * later.count("other")) <= 2
+
+
+def test_those_that_do_not_fit_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "WORK_BYTES", 1)
+    engine = make()
+    engine.add(ask("a"))
+    engine.add(ask("b"))
+    _, stats = engine.step()
+    assert (stats.num_running, stats.num_waiting) == (1, 1)
+    assert run(engine).keys() == {"a", "b"}
+
+
+def test_the_important_go_first() -> None:
+    engine = make(scheduling_policy="priority", max_num_images=1)
+    for name, priority in (("a", 5), ("b", 0), ("c", -5)):
+        engine.add(ask(name, priority=priority))
+    assert list(run(engine)) == ["c", "b", "a"]
+
+
+def test_an_abort_between_any_two_pauses_ends_it_alone() -> None:
+    for after in range(12):
+        engine = make()
+        engine.add(ask("a"))
+        engine.add(ask("b"))
+        for _ in range(after):
+            engine.step()
+        engine.abort("nobody")
+        engine.abort("a")
+        found = run(engine)
+        assert "b" in found or after > 8
+        stats = engine.stats()
+        assert (stats.num_running, stats.num_waiting) == (0, 0)
+
+
+def test_a_fault_ends_its_own_request() -> None:
+    engine = make()
+    image = scene(48, 64, 3).image.copy()
+    image[0, 0] = (0, 255, 0)
+    engine.add(ask("bad", image=image))
+    engine.add(ask("good"))
+    found = run(engine)
+    assert found["bad"].finish_reason is FinishReason.ERROR
+    assert found["good"].finish_reason is FinishReason.STOP
+    assert engine.stats().num_images == 1
+
+
+def test_events_tell_how_far_it_is() -> None:
+    engine = make()
+    engine.add(ask("a", points=[Point(x=32, y=24, is_subject=True)]))
+    stages, progress = [], []
+    while engine.has_work():
+        for event in engine.step()[0]:
+            stages.append(event.stage)
+            progress.append(event.progress)
+    assert [stage for stage in stages if stage] == [
+        "segment",
+        "steer",
+        "trimap",
+        "solve",
+        "foreground",
+        "compose",
+    ]
+    assert progress == sorted(progress) and progress[-1] == 1.0
+
+
+def test_totals() -> None:
+    engine = make()
+    made = scene(48, 64, 3)
+    engine.add(ask("a", image=made.image, trimap=pixels_of(made.trimap.levels())))
+    run(engine)
+    stats = engine.stats()
+    expected = (1, 48 * 64, made.trimap.num_unknown)
+    assert (stats.num_images, stats.num_pixels, stats.num_unknown_pixels) == expected
+    assert stats.num_steps > 3
+    engine.reset_totals()
+    assert engine.stats().num_steps == 0
+
+
+def test_no_subject_is_all_background_with_a_warning() -> None:
+    engine = make()
+    engine.add(ask("a", image=np.full((30, 40, 3), (0, 0, 200), np.uint8)))
+    event = run(engine)["a"]
+    assert event.warnings == (NO_SUBJECT,)
+    assert not array_of(event.image)[..., 3].any()
+
+
+def test_alpha_that_a_picture_has_is_kept() -> None:
+    made = scene(48, 64, 3)
+    own = np.full((48, 64), 100, np.uint8)
+    engine = make()
+    engine.add(ask("a", image=np.dstack([made.image, own]), output=MattingOutput.ALPHA))
+    assert array_of(run(engine)["a"].image).max() == 100
+
+
+def test_a_background_picture_shows_where_the_subject_is_not() -> None:
+    made = scene(48, 64, 3)
+    background = np.full((5, 9, 3), (9, 99, 9), np.uint8)
+    engine = make()
+    engine.add(
+        ask(
+            "a",
+            image=made.image,
+            trimap=pixels_of(made.trimap.levels()),
+            output=MattingOutput.COMPOSITE,
+            background=pixels_of(background),
+        )
+    )
+    result = array_of(run(engine)["a"].image)
+    nothing = ~made.trimap.is_subject & ~made.trimap.is_unknown
+    assert (result[nothing] == (9, 99, 9)).all()
+    assert np.array_equal(result[made.trimap.is_subject], made.image[made.trimap.is_subject])
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"box": (0, 0, 65, 48)}, "box"),
+        ({"box": (5, 5, 5, 9)}, "box"),
+        ({"points": [Point(x=64, y=0, is_subject=True)]}, "points"),
+        ({"trimap": Pixels(width=48, height=64, channels=1, data=bytes(48 * 64))}, "trimap"),
+        ({"trimap": Pixels(width=64, height=48, channels=1, data=bytes(48 * 64))}, "trimap"),
+    ],
+)
+def test_bad_requests_are_refused(fields: dict[str, Any], param: str) -> None:
+    engine = make()
+    with pytest.raises(InvalidParameter) as caught:
+        engine.add(ask("a", **fields))
+    assert caught.value.param == param
+    assert not engine.has_work()
+
+
+def test_a_full_queue_refuses() -> None:
+    engine = make(max_num_queued=2)
+    engine.add(ask("a"))
+    engine.add(ask("b"))
+    with pytest.raises(QueueFull, match="limit is 2"):
+        engine.add(ask("c"))
