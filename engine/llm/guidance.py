@@ -52,12 +52,16 @@ class Guidance:
         """The same."""
 
     def add(self, sequence: NewSequence) -> None:
-        """Know a sequence, guided or not."""
+        """Know a sequence, guided or not; what was kept of one that comes again goes."""
         params = sequence.sampling.guidance
-        if params is not None:
-            main = sequence.seq_id if sequence.guides is None else sequence.guides
-            self._main_of[sequence.seq_id] = main
-            self._scales[main] = params.scale
+        if params is None:
+            return
+        main = sequence.seq_id if sequence.guides is None else sequence.guides
+        self._main_of[sequence.seq_id] = main
+        self._scales[main] = params.scale
+        kept = self._halves.get(main)
+        if kept is not None and kept.row.seq_id == sequence.seq_id:
+            del self._halves[main]
 
     def remove(self, seq_id: int) -> None:
         """Forget it; unknown ids are fine."""

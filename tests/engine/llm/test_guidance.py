@@ -194,6 +194,11 @@ def test_halves_wait_for_each_other_in_any_order():
         assert (apart.rows, apart.receivers) == ([SampleRow(5, 1)], [order[1]])
         assert torch.equal(apart.logits[0], expected)
     table.ready(logits[:1], [SampleRow(5, 2)])
+    table.add(NewSequence(6, [1], params, 0, 0, (), guides=5))
+    assert table._halves, "what is kept is another one's"
+    table.add(NewSequence(5, [1], params, 0, 0, ()))
+    assert not table._halves
+    table.ready(logits[:1], [SampleRow(5, 2)])
     for seq_id in (6, 5, 7, 8):
         table.remove(seq_id)
     assert not (table._halves or table._main_of or table._scales)
