@@ -5,7 +5,7 @@ from pydantic import BaseModel, Field
 from engine.errors import InvalidParameter
 
 DEFAULT_THRESHOLD = 0.2
-DEFAULT_MEANING_THRESHOLD = 0.8
+DEFAULT_MEANING_THRESHOLD = 0.7
 
 
 class SignalFields(BaseModel):
