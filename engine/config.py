@@ -209,6 +209,13 @@ class EngineConfig:
     prompt_lookup_max: int = knob(
         8, "Tokens that are compared to choose between such places.", ge=1, le=64
     )
+    shared_lookup_tokens: int = knob(
+        0,
+        "Guess also from texts that have ended: so many of their newest tokens are kept, about 200 "
+        "bytes each. Only requests of the same cache_salt and adapter share them. 0 is off.",
+        ge=0,
+        le=1 << 24,
+    )
     worker_timeout_s: float = knob(
         60.0,
         "A worker without a sign of life for so many seconds is ended and started anew; so is one "
@@ -376,6 +383,7 @@ class ResolvedConfig:
     """Longest draft; 0 is no speculation."""
     prompt_lookup_min: int
     prompt_lookup_max: int
+    shared_lookup_tokens: int
     deterministic: bool
     debug_invariants: bool
 
@@ -468,6 +476,7 @@ def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> R
         num_speculative_tokens=intent.num_speculative_tokens,
         prompt_lookup_min=intent.prompt_lookup_min,
         prompt_lookup_max=intent.prompt_lookup_max,
+        shared_lookup_tokens=intent.shared_lookup_tokens,
         deterministic=intent.deterministic,
         debug_invariants=intent.debug_invariants,
     )

@@ -1,4 +1,5 @@
-"""Speculation by prompt lookup: whose next tokens are guessed, and how many of them.
+"""Speculation by lookup, in the text itself and in those that have ended: whose next tokens are
+guessed, and how many of them.
 
 A row more is cheap as long as a step's time is that of reading the weights, and a loss once it is
 that of computing rows. So a draft has a price: its rows, in tokens that the step would have
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from engine.config import ResolvedConfig
 from engine.llm.prompt_lookup import PromptLookup
 from engine.llm.request import Sequence as RunningSequence
+from engine.llm.shared_lookup import SharedLookup
 
 HIGHEST_PRICE = 0.25
 """Of a row, in accepted tokens: nobody drafts where it is higher."""
@@ -44,13 +46,17 @@ class _Record:
 
 
 class Speculation:
-    """Drafts for the sequences of one engine: an `engine.llm.drafter.Drafter`."""
+    """Drafts for the sequences of one engine: an `engine.llm.drafter.Drafter`. A sequence's own
+    text comes first; where that says nothing, those of others may."""
 
     def __init__(self, config: ResolvedConfig) -> None:
         self._config = config
         self._most_drafts = config.num_speculative_tokens
         self._records: dict[int, _Record] = {}
         """By sequence id."""
+        self._shared: SharedLookup | None = None
+        if config.shared_lookup_tokens:
+            self._shared = SharedLookup(config.shared_lookup_tokens, config.prompt_lookup_min)
 
     def may_draft(self, decodes: Iterable[RunningSequence]) -> bool:
         """See `Drafter`."""
@@ -64,6 +70,8 @@ class Speculation:
             return
         num_rows = min(num_rows, self._config.max_decode_rows - len(decodes))
         num_places = INDEXED_PER_STEP
+        if self._shared is not None:
+            num_places -= self._shared.read(num_places)
         for sequence in decodes:
             record = self._record_of(sequence)
             if record.pause > 0:
@@ -75,9 +83,12 @@ class Speculation:
             if num_drafts <= 0 or record.lookup.num_indexed < len(token_ids):
                 continue
             drafts = record.lookup.find(token_ids, sequence.num_pending, num_drafts)
+            if not drafts and self._shared is not None:
+                key = sequence.owner.chain_root
+                drafts = self._shared.find(key, token_ids, sequence.num_pending, num_drafts)
             if drafts:
-                num_rows -= num_drafts
-                record.price = num_drafts * row_price
+                num_rows -= len(drafts)
+                record.price = len(drafts) * row_price
                 yield sequence, drafts
 
     def learn(self, sequence: RunningSequence, num_drafts: int, num_accepted: int) -> None:
@@ -97,8 +108,11 @@ class Speculation:
             record.pause = min(2**record.num_pauses, LONGEST_PAUSE)
 
     def forget(self, sequence: RunningSequence) -> None:
-        """See `Drafter`."""
+        """See `Drafter`. What it has written may come again."""
         self._records.pop(sequence.seq_id, None)
+        if self._shared is not None and sequence.num_output_tokens > 0:
+            first = max(0, sequence.num_prompt_tokens - self._config.prompt_lookup_min)
+            self._shared.add(sequence.owner.chain_root, sequence.token_ids[first:])
 
     def _record_of(self, sequence: RunningSequence) -> _Record:
         record = self._records.get(sequence.seq_id)

@@ -56,6 +56,7 @@ def make_config(**changes: object) -> ResolvedConfig:
         num_speculative_tokens=0,
         prompt_lookup_min=3,
         prompt_lookup_max=8,
+        shared_lookup_tokens=0,
         quantization="none",
         deterministic=False,
         debug_invariants=True,

@@ -73,6 +73,7 @@ CONFIG = ResolvedConfig(
     num_speculative_tokens=0,
     prompt_lookup_min=3,
     prompt_lookup_max=8,
+    shared_lookup_tokens=0,
     quantization="none",
     deterministic=True,
     debug_invariants=False,

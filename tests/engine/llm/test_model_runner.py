@@ -47,6 +47,7 @@ def resolved(**overrides):
         "num_speculative_tokens": 0,
         "prompt_lookup_min": 3,
         "prompt_lookup_max": 8,
+        "shared_lookup_tokens": 0,
         "quantization": "none",
         "deterministic": False,
         "debug_invariants": True,

@@ -187,6 +187,34 @@ def test_guesses_from_the_text_itself(engines, folder, rng, temperature):
 
 
 @pytest.mark.parametrize("overlap", ["off", "on"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_guesses_from_texts_that_have_ended(engines, folder, rng, temperature, overlap):
+    """A text is its own last answer's: guessed at once, though its prompt repeats nothing."""
+    prompt = rng.sample(range(VOCAB), 20)
+    sampling = {"max_tokens": 30, "temperature": temperature, "seed": 5, "ignore_eos": True}
+    [expected] = engines.run(
+        engines.make(folder), [engines.request("x", prompt, **sampling)]
+    ).values()
+    engine = engines.make(
+        folder, num_speculative_tokens=7, shared_lookup_tokens=1000, async_scheduling=overlap
+    )
+    accepted = []
+    for name in "abc":
+        [found] = engines.run(engine, [engines.request(name, prompt, **sampling)]).values()
+        assert found.token_ids == expected.token_ids
+        accepted.append(engine.stats().num_accepted_tokens)
+    assert accepted[0] < accepted[1] < accepted[2]
+
+
+def test_any_requests_beside_texts_that_have_ended(engines, folder, rng):
+    requests = make_requests(engines, rng, 6)
+    arrivals = [rng.randrange(60) for _ in requests]
+    same_with_and_without(
+        engines, folder, requests, None, arrivals=arrivals, shared_lookup_tokens=500
+    )
+
+
+@pytest.mark.parametrize("overlap", ["off", "on"])
 @pytest.mark.parametrize("records", [True, False])
 def test_steps_launched_ahead_and_recorded_ones(engines, folder, rng, overlap, records):
     requests = make_requests(engines, rng, 6, (30, 60))
