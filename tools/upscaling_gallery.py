@@ -1,6 +1,6 @@
 """Draws the pictures of docs/upscaling.md: a photograph made small, and what a server makes of it.
 
-    python -m tools.upscaling_gallery astronaut.png --crop 96,32,96 --out docs/img/face.png
+    python -m tools.upscaling_gallery astronaut.png --crop 96,16,128 --out face.jpg
 
 From left to right: the small image with its pixels repeated, enlarged by a bicubic filter and by
 the server, and the photograph itself.
@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("photograph", type=Path)
     parser.add_argument("--crop", required=True, help="left,top,side in pixels")
-    parser.add_argument("--shrink", type=int, default=4, help="how many times smaller it is sent")
+    parser.add_argument("--shrink", type=int, default=2, help="how many times smaller it is sent")
     parser.add_argument("--model", default="realesrgan-x4plus")
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--out", type=Path, required=True)
@@ -42,7 +42,7 @@ def main() -> None:
     strip = Image.new("RGB", (len(panels) * (size[0] + _GAP) - _GAP, size[1]), "white")
     for number, panel in enumerate(panels):
         strip.paste(panel, (number * (size[0] + _GAP), 0))
-    strip.save(args.out, optimize=True)
+    strip.save(args.out, optimize=True, quality=90)
 
 
 def ask(image: Image.Image, url: str, model: str) -> Image.Image:

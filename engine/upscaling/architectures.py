@@ -171,10 +171,11 @@ class _SpandrelNetwork(nn.Module):
 def _of_spandrel(weights: StateDict) -> Network:
     try:
         spandrel = import_module("spandrel")
-    except ImportError as error:
+    except Exception as error:  # torchvision for another build of torch fails in its own ways
         raise UnsupportedArchitecture(
             "the weights are of none of the networks that are built in (ESRGAN, Real-ESRGAN and "
-            f"its compact one); install spandrel, which knows some forty others: {INSTALL_SPANDREL}"
+            f"its compact one); install spandrel, which knows some forty others: "
+            f"{INSTALL_SPANDREL}, with torchvision from the index that torch came from"
         ) from error
     try:
         descriptor = spandrel.ModelLoader().load_from_state_dict(weights)

@@ -1,6 +1,8 @@
 """Writes our networks as ncnn's files, as its own converters do."""
 
 import struct
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +45,41 @@ class NcnnWriter:
 
     def save(self, folder: Path, name: str = "model") -> Path:
         path = folder / f"{name}.param"
-        head = ["7767517", f"{len(self.lines)} {self._num_blobs + 1}"]
-        path.write_text("\n".join([*head, *self.lines]) + "\n")
+        lines, num_blobs = _with_splits(self.lines)
+        head = ["7767517", f"{len(lines)} {num_blobs}"]
+        path.write_text("\n".join([*head, *lines]) + "\n")
         path.with_suffix(".bin").write_bytes(self.data)
         return path
+
+
+def _with_splits(lines: list[str]) -> tuple[list[str], int]:
+    """The layers, and the number of blobs, with a copy of what is read more than once for each
+    that reads it, as ncnn needs it."""
+    readers = Counter(name for line in lines for name in _inputs(line))
+    copies: dict[str, Iterator[int]] = {}
+    made: list[str] = []
+    num_blobs = 0
+    for line in lines:
+        words = line.split()
+        for at, name in enumerate(_inputs(line), 4):
+            if readers[name] > 1:
+                words[at] = f"{name}_{next(copies[name])}"
+        made.append(" ".join(words))
+        output = words[4 + int(words[2])]
+        num_blobs += 1
+        if readers[output] > 1:
+            names = [f"{output}_{number}" for number in range(readers[output])]
+            made.append(
+                " ".join(["Split", f"split_{output}", "1", str(len(names)), output, *names])
+            )
+            num_blobs += len(names)
+            copies[output] = iter(range(len(names)))
+    return made, num_blobs
+
+
+def _inputs(line: str) -> list[str]:
+    words = line.split()
+    return words[4 : 4 + int(words[2])]
 
 
 def write_compact(net: CompactNet, folder: Path, *, tag: int = 0x01306B47) -> Path:

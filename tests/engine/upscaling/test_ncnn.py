@@ -112,7 +112,7 @@ def test_weights_that_end_early_or_late_are_refused(tmp_path: Path) -> None:
         ("0=8", "0=8.5"),
         ("-23310=1", "-23310=7"),
         ("Input input 0 1 data", "Input input 0 1000000000 data"),
-        ("data b1", "nothing b1"),
+        ("data_0 b1", "nothing b1"),
         ("b1 0=", "data 0="),
         ("0=2", "0=1000000"),
     ],
