@@ -1,4 +1,4 @@
-"""The installed command: `tandem serve | chat | models | plan | perplexity | kernels | …`.
+"""The installed command `tandem`.
 
 Imports at the top are the quick ones; each command brings its own. A bad setting ends in one line
 on standard error and exit code 2.
@@ -6,7 +6,7 @@ on standard error and exit code 2.
 
 import subprocess
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -164,6 +164,88 @@ def perplexity(
     except (SettingsProblem, EngineError) as problem:
         raise _fail(str(problem)) from None
     raise typer.Exit(measuring.perplexity_command(measure, as_json=as_json, max_kl=max_kl))
+
+
+@app.command("lora-train")
+def lora_train(
+    task: Annotated[Literal["text", "image"], typer.Option(help="What the model makes.")],
+    model: Annotated[str, typer.Option(help="Model to adapt, as of serve.")] = "",
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Texts: a JSONL file. Images: a folder of pictures with captions."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for everything that is made.")] = None,
+    rank: Annotated[int, typer.Option(help="Of the update; 1 to 256.")] = 8,
+    alpha: Annotated[
+        float | None, typer.Option(help="The update counts alpha/rank times. [the rank]")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Batches to learn from.")] = 300,
+    batch_size: Annotated[int, typer.Option(help="Examples of a step.")] = 4,
+    learning_rate: Annotated[float, typer.Option(help="At its highest.")] = 2e-4,
+    optimizer: Annotated[Literal["adamw", "sgd"], typer.Option()] = "adamw",
+    precision: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="Of the frozen weights.")
+    ] = "float32",
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name of layers to adapt, such as q_proj; repeat it. [all that are usual]"
+        ),
+    ] = None,
+    max_length: Annotated[int, typer.Option(help="Tokens of a text; the rest is cut.")] = 256,
+    size: Annotated[int, typer.Option(help="Width and height of pictures.")] = 64,
+    caption_dropout: Annotated[
+        float, typer.Option(help="How often an image learns without its caption.")
+    ] = 0.1,
+    seed: Annotated[int, typer.Option(help="The same one trains the same adapter.")] = 0,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0: none.")] = 100,
+    sample_every: Annotated[int, typer.Option(help="Steps between samples; 0: none.")] = 0,
+    sample_prompt: Annotated[
+        list[str] | None, typer.Option(help="What samples are made of; repeat it.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the output's last checkpoint.")] = False,
+    estimate: Annotated[
+        str | None,
+        typer.Option(
+            help="Only say what memory training such a model takes: llama-3-8b, sd-1.5, sdxl, flux."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Train a LoRA adapter, on the CPU, that this server, PEFT and diffusers load. Needs the extra
+    train."""
+    from server.terminal.lora_train import lora_train_command
+
+    if estimate is None and not (model and data and output):
+        raise _fail("give --model, --data and --output; or --estimate")
+    order = {
+        "task": task,
+        "model": model,
+        "data": str(data or ""),
+        "output": str(output or ""),
+        "rank": rank,
+        "alpha": rank if alpha is None else alpha,
+        "steps": steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "optimizer": optimizer,
+        "precision": precision,
+        "targets": target or [],
+        "max_length": max_length,
+        "size": size,
+        "caption_dropout": caption_dropout,
+        "seed": seed,
+        "save_every": save_every,
+        "sample_every": sample_every,
+        "sample_prompts": sample_prompt or [],
+        "resume": resume,
+        "estimate": estimate,
+    }
+    try:
+        settings = load_settings({})
+    except SettingsProblem as problem:
+        raise _fail(str(problem)) from None
+    raise typer.Exit(lora_train_command(order, settings, as_json=as_json))
 
 
 @app.command()

@@ -1,0 +1,150 @@
+"""The steps of a training, whatever is trained: draw, loss, gradient, update; write and save.
+
+Step i draws from a generator that is seeded by the order's seed and i alone, so that a training
+that was interrupted and resumed has the same numbers as one that was not.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from engine.errors import EngineError
+from engine.training.checkpoints import TrainingCheckpoints
+from engine.training.losses import Losses
+from engine.training.order import TrainingOrder
+
+Tell = Callable[[Mapping[str, Any]], None]
+WARM_UP_STEPS = 50
+"""At most; a tenth of all at most."""
+LEAST_RATE = 0.1
+"""Of the learning rate, at the end."""
+MAX_GRADIENT_NORM = 1.0
+_SEEDS_APART = 1_000_003
+
+
+class TrainingDiverged(EngineError):
+    """The loss is no number any more."""
+
+    code = "training_diverged"
+
+
+class Learner(Protocol):
+    """A model with an adapter that learns."""
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The adapter's own, always in the same order."""
+
+    def loss(self, draws: torch.Generator) -> Tensor:
+        """Of one batch, which is drawn: a scalar with a gradient."""
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter as it is served."""
+
+    def restore(self, folder: Path) -> None:
+        """Set the adapter to what `save` wrote."""
+
+    def sample(self, folder: Path, step: int) -> None:
+        """Write what it makes of the order's prompts by now."""
+
+
+def train(learner: Learner, order: TrainingOrder, tell: Tell) -> dict[str, Any]:
+    """All steps that are still to do. Returns the report.
+
+    Args:
+        tell: is told of each step.
+
+    Raises:
+        TrainingDiverged: the loss is not finite; the last checkpoint stays.
+        CorruptFile: the checkpoint to go on from is damaged.
+    """
+    checkpoints = TrainingCheckpoints(order.output)
+    parameters = learner.parameters
+    optimizer = _optimizer(order, parameters)
+    losses = Losses(order.output)
+    first = 0
+    if order.resume and (last := checkpoints.last()) is not None:
+        learner.restore(last.adapter)
+        optimizer.load_state_dict(last.optimizer_state())
+        losses.resume(last.step)
+        first = last.step
+    start = time.perf_counter()
+    for step in range(first, order.steps):
+        rate = order.learning_rate * learning_rate_factor(step, order.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = _step(learner, optimizer, parameters, order.seed, step)
+        if not math.isfinite(loss):
+            raise TrainingDiverged(
+                f"the loss of step {step + 1} is {loss}; lower --learning-rate, or use --precision "
+                f"float32"
+            )
+        done = step + 1
+        losses.add(done, loss, rate)
+        seconds = time.perf_counter() - start
+        left = (order.steps - done) * seconds / (done - first)
+        tell({"step": done, "of": order.steps, "loss": loss, "rate": rate, "left_s": left})
+        if order.sample_every and done % order.sample_every == 0:
+            with _undisturbed():
+                learner.sample(order.output / "samples", done)
+        if order.save_every and done % order.save_every == 0 and done < order.steps:
+            losses.write()
+            checkpoints.write(done, learner.save, optimizer)
+    losses.write()
+    checkpoints.write(order.steps, learner.save, optimizer)
+    learner.save(order.output / "adapter")
+    return {
+        "steps": order.steps,
+        "seconds": time.perf_counter() - start,
+        "first_loss": losses.mean_of_first(),
+        "last_loss": losses.mean_of_last(),
+        "adapter": str(order.output / "adapter"),
+    }
+
+
+def learning_rate_factor(step: int, num_steps: int) -> float:
+    """Rises linearly, then falls along a cosine (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
+    warm_up = min(WARM_UP_STEPS, num_steps // 10)
+    if step < warm_up:
+        return (step + 1) / (warm_up + 1)
+    done = (step - warm_up) / max(1, num_steps - warm_up)
+    return LEAST_RATE + (1 - LEAST_RATE) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _step(
+    learner: Learner,
+    optimizer: torch.optim.Optimizer,
+    parameters: list[nn.Parameter],
+    seed: int,
+    step: int,
+) -> float:
+    draws = torch.Generator().manual_seed(seed * _SEEDS_APART + step)
+    # Dropout draws from the global generator.
+    torch.manual_seed(seed * _SEEDS_APART + step)
+    optimizer.zero_grad(set_to_none=True)
+    loss = learner.loss(draws)
+    value = float(loss.detach())
+    if math.isfinite(value):
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
+        optimizer.step()
+    return value
+
+
+def _optimizer(order: TrainingOrder, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    if order.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=order.learning_rate, momentum=0.9)
+    return torch.optim.AdamW(parameters, lr=order.learning_rate, weight_decay=0.01)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Samples are drawn without gradients, and move no generator."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        yield

@@ -1,0 +1,164 @@
+"""A language model that learns to go on with texts: transformers' class of it, with PEFT's LoRA."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.errors import UnsupportedFeature
+from engine.text.tokenizer import Tokenizer, load_tokenizer
+from engine.training.adapter import peft_config, restore_adapter, trainable
+from engine.training.order import TrainingOrder
+from engine.training.text_data import TextExample, TextReader
+from engine.weights.source import Checkpoint
+
+IGNORED = -100
+"""transformers' label of what is not learned."""
+SAMPLE_TOKENS = 64
+
+
+class TextLearner:
+    """See `engine.training.loop.Learner`.
+
+    Args:
+        model: with an adapter of PEFT.
+        examples: of which each step draws some.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        examples: Sequence[TextExample],
+        order: TrainingOrder,
+    ) -> None:
+        self._model: Any = model
+        self._tokenizer = tokenizer
+        self._examples = examples
+        self._order = order
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return trainable(self._model)
+
+    def loss(self, draws: torch.Generator) -> Tensor:
+        """Mean surprise of the learned tokens, in nats."""
+        picked = torch.randint(len(self._examples), (self._order.batch_size,), generator=draws)
+        token_ids, labels, mask = padded([self._examples[i] for i in picked.tolist()])
+        self._model.train()
+        loss: Tensor = self._model(input_ids=token_ids, attention_mask=mask, labels=labels).loss
+        return loss
+
+    def save(self, folder: Path) -> None:
+        self._model.peft_config["default"].base_model_name_or_path = self._order.model
+        # Else it looks for the base's configuration on the hub.
+        self._model.save_pretrained(folder, save_embedding_layers=False)
+        # PEFT's model card is a form that nobody has filled in.
+        (folder / "README.md").unlink(missing_ok=True)
+
+    def restore(self, folder: Path) -> None:
+        restore_adapter(self._model, folder / "adapter_model.safetensors")
+
+    def sample(self, folder: Path, step: int) -> None:
+        """Greedy answers, in a text file."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._model.eval()
+        lines = []
+        for prompt in self._order.sample_prompts:
+            token_ids = TextReader(self._tokenizer, self._order.max_length).question(prompt)
+            answer = self._model.generate(
+                input_ids=torch.tensor([token_ids]),
+                attention_mask=torch.ones(1, len(token_ids), dtype=torch.long),
+                max_new_tokens=SAMPLE_TOKENS,
+                do_sample=False,
+                pad_token_id=0,
+                eos_token_id=list(self._tokenizer.eos_token_ids) or None,
+            )[0, len(token_ids) :]
+            lines.append(f"{prompt}\n→ {self._tokenizer.decode(answer.tolist())}\n")
+        (folder / f"step-{step:08d}.txt").write_text("\n".join(lines), encoding="utf-8")
+
+
+def padded(examples: Sequence[TextExample]) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids, labels and mask, each [B, T] int64: texts side by side, filled up on the right."""
+    longest = max(len(example.token_ids) for example in examples)
+    token_ids = torch.zeros(len(examples), longest, dtype=torch.long)
+    labels = torch.full_like(token_ids, IGNORED)
+    mask = torch.zeros_like(token_ids)
+    for row, example in enumerate(examples):
+        size = len(example.token_ids)
+        token_ids[row, :size] = torch.tensor(example.token_ids)
+        labels[row, example.first_learned : size] = token_ids[row, example.first_learned : size]
+        mask[row, :size] = 1
+    return token_ids, labels, mask
+
+
+def text_config(checkpoint: Checkpoint) -> Any:
+    """transformers' configuration of a model.
+
+    Raises:
+        UnsupportedFeature: transformers cannot read it.
+    """
+    import transformers
+
+    path, options = _place(checkpoint)
+    with _understood():
+        return transformers.AutoConfig.from_pretrained(path, **options)
+
+
+def load_text_model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
+    """transformers' model, unpacked.
+
+    Raises:
+        UnsupportedFeature: transformers cannot read it.
+    """
+    import transformers
+
+    path, options = _place(checkpoint)
+    transformers.utils.logging.disable_progress_bar()
+    if "gguf_file" in options:
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    with _understood():
+        model: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, **options
+        )
+    return model
+
+
+def _place(checkpoint: Checkpoint) -> tuple[Path, dict[str, Any]]:
+    """Where transformers finds a checkpoint."""
+    path = checkpoint.path
+    options: dict[str, Any] = {"local_files_only": True}
+    if path.is_file():
+        return path.parent, options | {"gguf_file": path.name}
+    return path, options
+
+
+@contextmanager
+def _understood() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, OSError, ImportError) as error:
+        raise UnsupportedFeature(
+            f"transformers cannot load the model to train it: {error}; give it as a folder of "
+            f"plain safetensors"
+        ) from error
+
+
+def load_text_learner(checkpoint: Checkpoint, order: TrainingOrder) -> tuple[TextLearner, int]:
+    """A learner and how many of its examples were cut.
+
+    Raises:
+        InvalidParameter: the data is wrong. UnsupportedFeature: the model cannot be trained.
+    """
+    import peft
+
+    tokenizer = load_tokenizer(checkpoint.path)
+    data = TextReader(tokenizer, order.max_length).read(order.data)
+    model: Any = load_text_model(checkpoint, getattr(torch, order.precision))
+    model.config.use_cache = False
+    torch.manual_seed(order.seed)
+    adapted = peft.get_peft_model(model, peft_config(order, "all-linear", task_type="CAUSAL_LM"))
+    return TextLearner(adapted, tokenizer, data.examples, order), data.num_cut
