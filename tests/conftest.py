@@ -143,6 +143,18 @@ def tiny_phi3(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
 
 
 @pytest.fixture(scope="session")
+def tiny_gpt_neox(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """One without a family here, whose checkpoint has other names than its modules."""
+    return _tiny_factory(tmp_path_factory, "GPTNeoX")
+
+
+@pytest.fixture(scope="session")
+def tiny_olmo2(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """Another without a family here."""
+    return _tiny_factory(tmp_path_factory, "Olmo2")
+
+
+@pytest.fixture(scope="session")
 def tiny_gemma3(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """Every second layer looks back 24 tokens only."""
     return _tiny_factory(

@@ -261,7 +261,8 @@ def create_runner(
 ) -> ModelRunner:
     """With a KV pool of the configuration's size."""
     device = torch.device(config.device)
-    recorder = _recorder(device) if config.record_steps else None
+    records = config.record_steps and model.can_be_recorded
+    recorder = _recorder(device) if records else None
     # On a CPU a recording is a step more, and the operations serve one thread at a time.
     background = AtOnce() if config.device == "cpu" else None
     return ModelRunner(

@@ -52,7 +52,11 @@ class AdapterTable(Shelf[_Slot]):
         self._host = host
         self._options = model.options
         self._capacity_bytes = capacity_bytes
-        self._layers = [module for module in model.modules() if isinstance(module, Linear)]
+        self._layers = [
+            module
+            for module in model.modules()
+            if isinstance(module, Linear) and module.takes_adapters
+        ]
         self._shapes = {
             path: (shard.out_features, layer.in_features)
             for layer in self._layers

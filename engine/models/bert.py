@@ -13,34 +13,16 @@ from engine.errors import UnsupportedArchitecture
 from engine.models.config import MAX_LAYERS
 from engine.models.encoder import Encoder, EncoderConfig, EncoderFamily, TextRun
 from engine.models.forward_context import NO_CONTEXT
+from engine.models.layers.activation import ACTIVATIONS
 from engine.models.layers.embedding import TokenEmbedding
 from engine.models.layers.linear import Linear, Shard
 from engine.models.layers.norm import LayerNorm
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.metadata_keys import MetadataKeys
-from kernels import attention, geglu, gelu_mul
+from kernels import attention
 
 _MAX_POSITIONS = 1 << 20
 """Rows of an encoder have no past."""
-
-
-# PyTorch's own GELU computes an element by its place in a vector, so bits would depend on how many
-# rows there are. The gated operations do not; the other factor is 1.
-def _gelu(x: Tensor) -> Tensor:
-    return geglu(torch.cat((torch.ones_like(x), x), -1))
-
-
-def _gelu_tanh(x: Tensor) -> Tensor:
-    return gelu_mul(torch.cat((x, torch.ones_like(x)), -1))
-
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": _gelu,
-    "gelu_new": _gelu_tanh,
-    "gelu_pytorch_tanh": _gelu_tanh,
-    "relu": torch.relu,
-}
-"""By Hugging Face's `hidden_act`."""
 
 
 class Embeddings(nn.Module):
@@ -154,11 +136,11 @@ class Bert(Encoder):
 
 
 def _activation(name: str) -> Callable[[Tensor], Tensor]:
-    if name not in _ACTIVATIONS:
+    if name not in ACTIVATIONS:
         raise UnsupportedArchitecture(
-            f"hidden_act {name!r} is not supported; supported are {', '.join(_ACTIVATIONS)}"
+            f"hidden_act {name!r} is not supported; supported are {', '.join(ACTIVATIONS)}"
         )
-    return _ACTIVATIONS[name]
+    return ACTIVATIONS[name]
 
 
 def read_bert(keys: MetadataKeys) -> EncoderConfig:

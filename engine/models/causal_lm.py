@@ -16,6 +16,8 @@ class CausalLM(nn.Module, ABC):
     """A decoder with its output layer. Built without memory; weights come with `load_weights`."""
 
     lm_head: LmHead
+    can_be_recorded: bool = True
+    """Whether a decode step launches the same operations whatever its tokens are."""
 
     def __init__(self, config: ModelConfig, options: WeightOptions) -> None:
         super().__init__()
@@ -33,6 +35,10 @@ class CausalLM(nn.Module, ABC):
         Returns:
             [T, C], normalised hidden states.
         """
+
+    def leave_out_head(self) -> None:
+        """Before its weights are loaded: it will only be asked for states."""
+        del self.lm_head
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """[R, C] → [R, V] in fp32, for the rows that need them only."""

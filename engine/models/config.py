@@ -8,6 +8,7 @@ from engine.kv_numbers import KvNumbers
 
 MAX_LAYERS = 1024
 """Of a model that is built. Published ones have up to 130; each takes milliseconds to build."""
+_BARE_NAMES = ("embed_tokens.", "layers.", "norm.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,8 @@ class ModelConfig:
     windows: tuple[int | None, ...] = ()
     """Per layer how many positions each looks back at, itself included; None is all. Empty: all
     layers look back at all."""
+    embedding: str = "model.embed_tokens"
+    """The checkpoint's name of the input embedding."""
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     generation: dict[str, float] = field(default_factory=dict)
@@ -56,6 +59,11 @@ class ModelConfig:
             return self
         longest = min(max_model_len, self.max_position_embeddings)
         return replace(self, max_position_embeddings=longest)
+
+    def tensor_name(self, name: str) -> str:
+        """What the model calls a tensor of a safetensors file. Folders of a decoder alone, as of
+        sentence encoders, leave `model.` out."""
+        return f"model.{name}" if name.startswith(_BARE_NAMES) else name
 
     @property
     def layer_windows(self) -> tuple[int | None, ...]:

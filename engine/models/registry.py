@@ -66,13 +66,14 @@ def families() -> dict[str, Family]:
 
 def family_of(architecture: str) -> Family:
     """The one that implements an architecture of config.json; that of a decoder alone, such as
-    `Qwen3Model`, counts as the one with its output layer.
+    `Qwen3Model`, counts as the one with its output layer. What only transformers implements comes
+    from `engine.models.fallback`.
 
     Raises:
         UnsupportedArchitecture: none does.
     """
     whole = f"{architecture.removesuffix('Model')}ForCausalLM"
-    family = families().get(architecture) or families().get(whole)
+    family = families().get(architecture) or families().get(whole) or _fallback(architecture)
     if family is None:
         nearest = difflib.get_close_matches(architecture, families(), n=3, cutoff=0.4)
         supported = ", ".join(nearest or families())
@@ -81,6 +82,13 @@ def family_of(architecture: str) -> Family:
             f"{'the nearest supported ones are' if nearest else 'supported are'} {supported}"
         )
     return family
+
+
+def _fallback(architecture: str) -> Family | None:
+    """By transformers' code; imported here, since models of our own families do without it."""
+    module = importlib.import_module("engine.models.fallback.family")
+    found: Family | None = module.fallback_family(architecture)
+    return found
 
 
 def family_of_model_type(model_type: str) -> Family | None:

@@ -55,7 +55,7 @@ def load_decoder(
     )
     weights = iter_weights(checkpoint, model_config, plan.packed)
     if not with_head:
-        del model.lm_head
+        model.leave_out_head()
         weights = (pair for pair in weights if not pair[0].startswith(f"{HEAD}."))
     unexpected = model.load_weights(counted(weights, plan.shapes, host))
     if unexpected:

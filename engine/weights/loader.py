@@ -17,7 +17,6 @@ from engine.weights.config_gguf import read_gguf_config
 from engine.weights.config_json import read_config_json
 from engine.weights.gguf import iter_gguf_weights, named_tensors
 from engine.weights.safetensors import (
-    decoder_name,
     folder_headers,
     is_redundant,
     iter_folder_weights,
@@ -83,7 +82,9 @@ def weight_headers(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, Ten
         }
     headers = folder_headers(checkpoint.path)
     return {
-        decoder_name(name): one for name, one in headers.items() if not is_redundant(name, config)
+        config.tensor_name(name): one
+        for name, one in headers.items()
+        if not is_redundant(name, config)
     }
 
 

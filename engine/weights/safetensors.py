@@ -25,7 +25,6 @@ from engine.models.config import ModelConfig
 from engine.quantization.format import TensorHeader
 
 _INDEX = "model.safetensors.index.json"
-_BARE_NAMES = ("embed_tokens.", "layers.", "norm.")
 _MAX_HEADER_BYTES = 100 << 20
 """The format's own limit."""
 
@@ -33,13 +32,7 @@ _MAX_HEADER_BYTES = 100 << 20
 def iter_folder_weights(folder: Path, config: ModelConfig) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (name, tensor) of what a decoder reads, as `iter_tensors` does."""
     for name, tensor in iter_tensors(folder, leave_out=lambda name: is_redundant(name, config)):
-        yield decoder_name(name), tensor
-
-
-def decoder_name(name: str) -> str:
-    """A tensor's name in a decoder with an output layer; folders of a decoder alone, as of
-    sentence encoders, leave `model.` out."""
-    return f"model.{name}" if name.startswith(_BARE_NAMES) else name
+        yield config.tensor_name(name), tensor
 
 
 def iter_tensors(
@@ -100,7 +93,7 @@ def file_headers(path: Path) -> dict[str, TensorHeader]:
 
 def is_redundant(name: str, config: ModelConfig) -> bool:
     """Whether the model does not read this: a tied output layer, or old files' rotary tables."""
-    if name.startswith("lm_head."):
+    if config.tensor_name(name).startswith("lm_head."):
         return config.tie_word_embeddings
     return name.endswith("rotary_emb.inv_freq")
 

@@ -20,7 +20,7 @@ from engine.weights.source import Checkpoint
 from engine.weights.stored_bits import stored_bits
 from kernels import native
 
-EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
+HEAD = "lm_head"
 
 T = TypeVar("T")
 
@@ -42,6 +42,8 @@ class WeightPlan:
     """They are plain only because that is faster."""
     stored_bits: float | None = None
     """Of a weight in the checkpoint (`engine.weights.stored_bits`)."""
+    embedding: str
+    """The checkpoint's name of the input embedding."""
     packs_embedding: bool = False
     """The output layer is a packed copy of the embedding, and plain."""
 
@@ -56,7 +58,7 @@ class WeightPlan:
         Args:
             with_head: with a packed copy of the embedding as the output layer, if there is one.
         """
-        embedding = self.shapes.get(f"{EMBEDDING}.weight", (0,))
+        embedding = self.shapes.get(f"{self.embedding}.weight", (0,))
         copied = math.prod(embedding) if self.packs_embedding and with_head else 0
         return num_bytes(self.shapes, self.layers, dtype_bytes) + copied * dtype_bytes
 
@@ -69,7 +71,7 @@ class WeightPlan:
     @property
     def num_layer_weights(self) -> int:
         """Numbers that every token is multiplied with, the output layer's apart."""
-        ends = (EMBEDDING, HEAD)
+        ends = (self.embedding, HEAD)
         owned = {
             f"{name}.{kind}" for name, one in self.layers.items() for kind in one.owned_kinds()
         }
@@ -119,7 +121,7 @@ def plan_weights(
     """
     all_headers = weight_headers(checkpoint, model_config)
     shapes = {name: header.shape for name, header in all_headers.items()}
-    headers = linear_headers(all_headers, tied=model_config.tie_word_embeddings)
+    headers = linear_headers(all_headers, model_config)
     stated = quantization_config(checkpoint)
     name, stored = detect(stated, headers) or _none_of_ours(stated)
     wanted, device = intent.quantization, machine.device
@@ -142,6 +144,9 @@ def plan_weights(
         stored = stored_format(chosen, stated, headers)
     plain = UnquantizedMethod(invariant=intent.deterministic)
     layers = planned_layers(chosen, stored, headers, plain, device, stays_packed=stays_packed)
+    embedding = model_config.embedding
+    if embedding in layers:
+        layers = {**layers, embedding: kept_by(plain, layers[embedding])}
     return WeightPlan(
         quantization=cast(Quantization, chosen),
         shapes=shapes,
@@ -150,6 +155,7 @@ def plan_weights(
         stored=cast(Quantization, name or "none"),
         could_stay_packed=is_plain_better,
         stored_bits=stored_bits(all_headers, stated),
+        embedding=embedding,
         packs_embedding=has_native and model_config.tie_word_embeddings and HEAD not in layers,
     )
 
@@ -170,17 +176,15 @@ def planned_layers(
         layers = unpacked(stored, headers, chosen, plain, device)
     else:
         layers = {} if chosen == "none" else made_at_load(chosen, headers)
-    if EMBEDDING in layers:
-        layers[EMBEDDING] = kept_by(plain, layers[EMBEDDING])
     return layers
 
 
-def linear_headers(headers: Headers, *, tied: bool) -> Headers:
+def linear_headers(headers: Headers, config: ModelConfig) -> Headers:
     """Those of linear layers and norms: without the embedding, which is looked up, unless it is the
     output layer, too."""
     found = dict(headers)
-    embedding = found.pop(f"{EMBEDDING}.weight", None)
-    if tied and embedding is not None:
+    embedding = found.pop(f"{config.embedding}.weight", None)
+    if config.tie_word_embeddings and embedding is not None:
         found[f"{HEAD}.weight"] = embedding
     return found
 

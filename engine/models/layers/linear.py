@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,9 @@ class Linear(nn.Module, WeightOwner):
 
     Neighbouring shards of the same linear method become one multiplication.
     """
+
+    takes_adapters: ClassVar[bool] = True
+    """Whether `forward` adds what rows' adapters have for it."""
 
     def __init__(
         self,

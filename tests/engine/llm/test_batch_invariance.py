@@ -50,7 +50,7 @@ def log(monkeypatch):
     return log
 
 
-@pytest.fixture(scope="module", params=["tiny_llama", "tiny_gemma3"])
+@pytest.fixture(scope="module", params=["tiny_llama", "tiny_gemma3", "tiny_olmo2"])
 def folder(request):
     # Heads of 64 as in real models, sizes that no tile divides evenly.
     make = request.getfixturevalue(request.param)

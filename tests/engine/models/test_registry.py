@@ -40,8 +40,8 @@ def test_a_name_of_two_families_is_noticed():
 @pytest.mark.parametrize(
     ("architecture", "nearest"),
     [
-        ("Qwen3MoeForCausalLM", "Qwen3ForCausalLM"),
-        ("Llama4ForCausalLM", "LlamaForCausalLM"),
+        ("Qwen3NewForCausalLM", "Qwen3ForCausalLM"),
+        ("Llama45ForCausalLM", "LlamaForCausalLM"),
         ("llamaforcausallm", "LlamaForCausalLM"),
         ("MistralForSequenceClassification", "MistralForCausalLM"),
     ],

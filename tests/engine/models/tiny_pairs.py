@@ -36,13 +36,17 @@ SIZES: dict[str, Any] = {
 def config_of(family: str, hf: Any) -> ModelConfig:
     """What our family reads in a Hugging Face configuration."""
     keys = MetadataKeys(hf.to_dict(), "config.json")
-    return family_of(f"{family}ForCausalLM").read_json(keys)
+    return family_of(_architecture(family)).read_json(keys)
+
+
+def _architecture(family: str) -> str:
+    return family if family.endswith("Model") else f"{family}ForCausalLM"
 
 
 def create_pair(family: str, seed: int, **overrides: Any) -> tuple[CausalLM, Any, ModelConfig]:
     """Our model and Hugging Face's with the same random weights, in fp32."""
     torch.manual_seed(seed)
-    model_class = getattr(transformers, f"{family}ForCausalLM")
+    model_class = getattr(transformers, _architecture(family))
     hf_config = model_class.config_class(**({"pad_token_id": None} | SIZES | overrides))
     hf_config.head_dim = (SIZES | overrides)["head_dim"]
     theirs = model_class(hf_config).eval()

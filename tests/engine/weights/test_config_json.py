@@ -187,8 +187,13 @@ def test_nonsense_sampling_defaults_are_named(tmp_path: Path) -> None:
 
 
 def test_another_architecture_is_named_before_its_missing_keys(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedArchitecture, match="GPT2LMHeadModel"):
-        read(tmp_path, architectures=["GPT2LMHeadModel"], hidden_size=..., rms_norm_eps=...)
+    with pytest.raises(UnsupportedArchitecture, match="T5ForConditionalGeneration"):
+        read(
+            tmp_path,
+            architectures=["T5ForConditionalGeneration"],
+            hidden_size=...,
+            rms_norm_eps=...,
+        )
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", '{"a": ', "\x00", "[" * 100_000])

@@ -1,0 +1,98 @@
+"""Which classes of transformers there are, and their configurations."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from engine.errors import ModelLoadError, UnsupportedArchitecture
+from engine.models.config import MAX_LAYERS
+from engine.models.rope_keys import MAX_POSITIONS
+
+NOT_OURS = (
+    "auto_map",
+    "quantization_config",
+    "attn_implementation",
+    "_attn_implementation",
+    "experts_implementation",
+    "_experts_implementation",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "return_dict",
+    "use_cache",
+)
+"""Keys of config.json that choose code to run, or outputs that nobody here reads."""
+_OTHER_STATES = ("linear", "mamba", "conv", "recurrent", "ssm")
+"""Parts of the names of layers' types."""
+_MOVING_ROPES = ("dynamic", "longrope")
+
+
+def causal_class(architecture: str) -> Any | None:
+    """transformers' class of that name, if it is a causal language model."""
+    if architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        return None
+    return getattr(transformers, architecture, None)
+
+
+def read_config(architecture: str, values: Mapping[str, Any]) -> Any:
+    """transformers' configuration of the class, from config.json's keys.
+
+    Raises:
+        UnsupportedArchitecture: the model is of a kind that cannot run on a paged cache.
+        ModelLoadError: transformers refuses the keys, or a size is absurd.
+    """
+    kept = {key: value for key, value in values.items() if key not in NOT_OURS}
+    try:
+        config = causal_class(architecture).config_class.from_dict(kept)  # type: ignore[union-attr]
+        num_layers, vocab_size = config.num_hidden_layers, config.vocab_size
+        max_positions = config.max_position_embeddings
+    except Exception as error:  # whatever a class of transformers makes of a stranger's file
+        raise ModelLoadError(
+            f"config.json is not one of {architecture}'s: {type(error).__name__}: "
+            f"{str(error)[:300]}"
+        ) from error
+    for name, value, least, most in (
+        ("num_hidden_layers", num_layers, 1, MAX_LAYERS),
+        ("vocab_size", vocab_size, 1, 1 << 31),
+        ("max_position_embeddings", max_positions, 8, MAX_POSITIONS),
+    ):
+        if not isinstance(value, int) or not least <= value <= most:
+            raise ModelLoadError(f"config.json: {name} must be an integer from {least} to {most}")
+    _check_kind(architecture, config)
+    return config
+
+
+def _check_kind(architecture: str, config: Any) -> None:
+    if getattr(config, "is_encoder_decoder", False):
+        raise refusal(architecture, "it is the decoder of an encoder-decoder model")
+    types = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
+    others = [str(one) for one in types or () if any(part in str(one) for part in _OTHER_STATES)]
+    if others:
+        raise refusal(
+            architecture, f"it has layers of type {others[0]}, whose state is not keys and values"
+        )
+    moving = sorted(set(_rope_types(getattr(config, "rope_parameters", None))) & {*_MOVING_ROPES})
+    if moving:
+        raise refusal(
+            architecture,
+            f"its rotary embedding ({moving[0]}) depends on the longest text of a step, so texts "
+            f"would change each other",
+        )
+
+
+def _rope_types(parameters: Any) -> list[str]:
+    """Of one dictionary, or of one for each type of layer."""
+    if not isinstance(parameters, dict):
+        return []
+    nested = [entry for entry in parameters.values() if isinstance(entry, dict)]
+    return [str(entry.get("rope_type")) for entry in (parameters, *nested)]
+
+
+def refusal(architecture: str, reason: str) -> UnsupportedArchitecture:
+    """Why transformers' code for it cannot be served."""
+    return UnsupportedArchitecture(
+        f"architecture {architecture!r} has no family here, and transformers' code for it cannot "
+        f"run on the paged KV cache: {reason}"
+    )

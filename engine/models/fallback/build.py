@@ -1,0 +1,136 @@
+"""Builds a class of transformers without memory for its weights, with our layers in it."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from engine.models.fallback.architecture import causal_class, read_config, refusal
+from engine.models.fallback.attention import PAGED
+from engine.models.fallback.layers import KeptEmbedding, replacement, replacement_for_head
+from engine.models.layers.embedding import TokenEmbedding
+from engine.models.layers.weight_slots import WeightOptions, WeightOwner, WeightSlot
+from engine.quantization.method import TensorSpec
+
+HEAD = "lm_head"
+_LEFT_EMPTY = (torch.empty, torch.rand, torch.randn)
+"""What layers make weights with; buffers are computed by other functions."""
+
+
+def create_class(
+    architecture: str, values: Mapping[str, Any], *, attention: str, experts: str
+) -> Any:
+    """An instance as transformers builds it.
+
+    Args:
+        values: of config.json.
+        attention, experts: which of transformers' implementations of them run.
+
+    Raises:
+        ModelLoadError: see `read_config`.
+    """
+    config = read_config(architecture, values)
+    config._attn_implementation = attention
+    config._experts_implementation = experts
+    return causal_class(architecture)(config)  # type: ignore[misc]
+
+
+def build(
+    architecture: str,
+    values: Mapping[str, Any],
+    options: WeightOptions,
+    *,
+    windows: Sequence[int | None],
+    embedding: str,
+) -> Any:
+    """The class with our layers in it, whose owners of weights are at the checkpoint's names.
+
+    Args:
+        windows: per layer.
+        embedding: path of the input embedding.
+
+    Raises:
+        UnsupportedArchitecture: parts of it cannot be replaced.
+    """
+    with _default_dtype(options.dtype), _NoWeights():
+        causal = create_class(architecture, values, attention=PAGED, experts="eager")
+    causal.eval().requires_grad_(False)
+    empty = [name for name, buffer in causal.named_buffers() if buffer.is_meta]
+    if empty:
+        raise refusal(architecture, f"it fills {empty[0]} in a way of its own")
+    tied = bool(causal.config.tie_word_embeddings)
+    places: dict[str, nn.Module] = {}
+    words: nn.Embedding = causal.get_submodule(embedding)
+    rows: TokenEmbedding = KeptEmbedding(words)
+    if type(words) is nn.Embedding:
+        rows = places[embedding] = TokenEmbedding(words.num_embeddings, words.embedding_dim)
+    for path, module in causal.named_modules():
+        if path != HEAD and (ours := replacement(path, module)) is not None:
+            places[path] = ours
+        if isinstance(getattr(module, "layer_idx", None), int):
+            module.tandem_window = windows[module.layer_idx]
+    places[HEAD] = replacement_for_head(causal.get_output_embeddings(), rows, tied=tied)
+    for path, module in places.items():
+        causal.set_submodule(path, module)
+    for module in causal.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.to(options.device)
+    causal.other_tensors = OtherTensors(causal)
+    return causal
+
+
+class OtherTensors(nn.Module, WeightOwner):
+    """The weights of a model that no layer of ours has: norms, position embeddings, experts."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        # In a tuple so that the model does not become a part of itself.
+        self._model = (model,)
+
+    def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
+        [model] = self._model
+        in_fp32 = tuple(model._keep_in_fp32_modules_strict or ())
+        slots = {}
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            dtype = torch.float32 if any(part in name for part in in_fp32) else options.dtype
+            fill = partial(self._fill, name, dtype, options.device)
+            slots[name] = WeightSlot(TensorSpec(shape=tuple(tensor.shape)), fill)
+        return slots
+
+    def _fill(self, name: str, dtype: torch.dtype, device: torch.device, tensor: Tensor) -> None:
+        path, _, last = name.rpartition(".")
+        module = self._model[0].get_submodule(path)
+        # Always new memory: what comes may be a mapped file.
+        value = tensor.to(device=device, dtype=dtype, copy=True)
+        if last in module._parameters:
+            module._parameters[last] = nn.Parameter(value, requires_grad=False)
+        else:
+            module._buffers[last] = value
+
+
+class _NoWeights(TorchFunctionMode):
+    """While it is on, new weights have no memory."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in _LEFT_EMPTY:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Buffers have the model's type, as where transformers loads a model."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

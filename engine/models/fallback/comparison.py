@@ -1,0 +1,117 @@
+"""A text through the paged cache, in pieces and in company, beside transformers' own attention.
+
+What a model's code asks for has been examined without numbers (`trace.py`). This is the proof with
+them: a model that keeps other state between steps, or means something else by a mask or a position,
+comes out different.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.models.config import ModelConfig
+from engine.models.forward_context import ForwardContext, GroupContext
+from engine.models.layers.weight_slots import WeightOptions
+from kernels import PagedBatch
+
+_BLOCK = 16
+_SHORTEST, _LONGEST = 24, 160
+_COMPANY = 7
+"""Tokens of the text beside it."""
+
+
+class Compared(Protocol):
+    """A model that can do it both ways."""
+
+    config: ModelConfig
+    options: WeightOptions
+
+    def forward(self, token_ids: Tensor, positions: Tensor, ctx: ForwardContext) -> Tensor:
+        """See `CausalLM.forward`."""
+        ...
+
+    def forward_in_their_way(self, token_ids: Tensor, ctx: ForwardContext) -> Tensor:
+        """[T] of one whole text → [T, C]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What came out."""
+
+    difference: float
+    """Median over the text's tokens of how far states are off, relative to their length. Routers
+    may choose other experts for single tokens, since sums are rounded in another order."""
+    same_bits: bool
+    """Whether the text alone has the same bits as in pieces and in company."""
+
+
+def compare(model: Compared) -> Comparison:
+    """Long enough, within reason, that a text leaves the shortest window."""
+    config, device = model.config, model.options.device
+    window = min((w for w in config.layer_windows if w is not None), default=0)
+    longest = min(_LONGEST, config.max_position_embeddings)
+    length = min(max(_SHORTEST, window + 8), longest)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(config.vocab_size, (length + _COMPANY,), generator=generator).to(device)
+    text, company = drawn[:length], drawn[length:]
+    cut = length // 2
+    alone = _Cache(model).run([(text, 0)])[0]
+    cache = _Cache(model)
+    begin = cache.run([(text[:cut], 0), (company[:-1], 0)])[0]
+    middle, _ = cache.run([(text[cut : cut + 1], cut), (company[-1:], len(company) - 1)])
+    end = cache.run([(text[cut + 1 :], cut + 1)])[0]
+    pieces = torch.cat((begin, middle, end))
+    theirs = model.forward_in_their_way(text, cache.context([len(text)], [0])).float()
+    errors = (pieces.float() - theirs).norm(dim=-1) / theirs.norm(dim=-1).clamp_min(1e-12)
+    return Comparison(errors.nan_to_num(0.0).median().item(), torch.equal(alone, pieces))
+
+
+class _Cache:
+    """Two texts' keys and values: text t has the blocks from t times the blocks of a text on."""
+
+    def __init__(self, model: Compared) -> None:
+        self._model = model
+        self._num_layers = model.config.num_hidden_layers
+        self._width = -(-_LONGEST // _BLOCK)
+        shape = (2 * self._width, 2, model.config.num_key_value_heads, _BLOCK)
+        options = model.options
+        self._layers = [
+            torch.zeros(*shape, model.config.head_dim, dtype=options.dtype, device=options.device)
+            for _ in range(self._num_layers)
+        ]
+
+    def run(self, pieces: list[tuple[Tensor, int]]) -> list[Tensor]:
+        """The next tokens of some texts, with where they begin → their states."""
+        sizes = [len(tokens) for tokens, _ in pieces]
+        starts = [start for _, start in pieces]
+        device = self._layers[0].device
+        at = [range(start, start + size) for start, size in zip(starts, sizes, strict=True)]
+        positions = torch.tensor([p for text in at for p in text], device=device)
+        tokens = torch.cat([tokens for tokens, _ in pieces])
+        states = self._model.forward(tokens, positions, self.context(sizes, starts))
+        return list(torch.split(states, sizes))
+
+    def context(self, sizes: list[int], starts: list[int]) -> ForwardContext:
+        """Of texts 0, 1, … with so many tokens each, from there on."""
+        tables = np.arange(len(sizes) * self._width, dtype=np.int32).reshape(len(sizes), -1)
+        device = self._layers[0].device
+        lengths = np.array(starts, np.int32) + np.array(sizes, np.int32)
+        offsets = np.concatenate(([0], np.cumsum(sizes))).astype(np.int32)
+        # Single tokens come first, as batches want it: only steps of nothing else have them.
+        num_decodes = len(sizes) if max(sizes) == 1 else 0
+        batch = PagedBatch.from_host(tables, lengths, offsets, num_decodes, device)
+        rows = [
+            (text * self._width + position // _BLOCK, position % _BLOCK)
+            for text, (start, size) in enumerate(zip(starts, sizes, strict=True))
+            for position in range(start, start + size)
+        ]
+        blocks, slots = torch.tensor(rows, device=device).T.contiguous()
+        return ForwardContext(
+            groups=(GroupContext(batch, (blocks, slots)),),
+            group_of_layer=(0,) * self._num_layers,
+            kv_caches=self._layers,
+        )

@@ -1,0 +1,88 @@
+"""The family of models that have none."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from engine.errors import ModelLoadError
+from engine.models.causal_lm import CausalLM
+from engine.models.config import ModelConfig
+from engine.models.fallback.architecture import causal_class, refusal
+from engine.models.fallback.build import HEAD, create_class
+from engine.models.fallback.model import FallbackConfig, FallbackModel
+from engine.models.fallback.names import TensorNames
+from engine.models.fallback.trace import TRACED, trace_layers
+from engine.models.family import Family
+from engine.models.layers.weight_slots import WeightOptions
+from engine.models.metadata_keys import MetadataKeys
+
+
+@functools.cache
+def fallback_family(architecture: str) -> Family | None:
+    """Of a causal language model that transformers has; None: it has none of that name."""
+    if causal_class(architecture) is None:
+        return None
+    return Family(
+        architecture=architecture,
+        model_type="",
+        create=create,
+        read_json=functools.partial(read_json, architecture=architecture),
+    )
+
+
+def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
+    assert isinstance(config, FallbackConfig)
+    return FallbackModel(config, options)
+
+
+def read_json(keys: MetadataKeys, *, architecture: str) -> ModelConfig:
+    """
+    Raises:
+        UnsupportedArchitecture: it cannot run on a paged cache, and why.
+        ModelLoadError: transformers refuses the file.
+    """
+    model = _without_memory(architecture, keys.values)
+    config, layers = model.config, trace_layers(architecture, model)
+    if len({(one.num_heads, one.num_kv_heads, one.head_dim) for one in layers}) > 1:
+        raise refusal(architecture, "its layers' keys and values are of different sizes")
+    paths = {id(module): path for path, module in model.named_modules()}
+    if paths.get(id(model.get_output_embeddings())) != HEAD:
+        raise refusal(architecture, f"its output layer is not called {HEAD}")
+    return FallbackConfig(
+        architecture=architecture,
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=layers[0].num_heads,
+        num_key_value_heads=layers[0].num_kv_heads,
+        head_dim=layers[0].head_dim,
+        rms_norm_eps=0.0,
+        max_position_embeddings=config.max_position_embeddings,
+        tie_word_embeddings=bool(config.tie_word_embeddings),
+        windows=tuple(one.window for one in layers),
+        embedding=paths[id(model.get_input_embeddings())],
+        values=dict(keys.values),
+        names=TensorNames(architecture, model),
+    )
+
+
+def _without_memory(architecture: str, values: Mapping[str, Any]) -> Any:
+    """To be examined.
+
+    Raises:
+        ModelLoadError: transformers refuses the file.
+    """
+    try:
+        # Of the ways to multiply with experts the one that does not ask which of them are used.
+        with torch.device("meta"):
+            model = create_class(architecture, values, attention=TRACED, experts="batched_mm")
+    except ModelLoadError:
+        raise
+    except Exception as error:  # whatever transformers' code makes of a stranger's sizes
+        raise refusal(
+            architecture, f"it cannot be built: {type(error).__name__}: {error}"
+        ) from error
+    return model.eval()

@@ -1,0 +1,185 @@
+"""A model of transformers as one of ours."""
+
+from collections.abc import Iterable
+from copy import copy
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import structlog
+import torch
+from torch import Tensor, nn
+
+from engine.errors import ModelLoadError, UnsupportedArchitecture
+from engine.fault import is_out_of_memory
+from engine.models.causal_lm import CausalLM
+from engine.models.config import ModelConfig
+from engine.models.fallback.architecture import refusal
+from engine.models.fallback.attention import PAGED
+from engine.models.fallback.build import build
+from engine.models.fallback.comparison import compare
+from engine.models.fallback.names import TensorNames
+from engine.models.fallback.step import in_step
+from engine.models.forward_context import NO_CONTEXT, ForwardContext
+from engine.models.layers.weight_slots import WeightOptions
+from engine.models.loading import load_dummy_weights, load_weights
+
+LARGEST_DIFFERENCE = {torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.1}
+"""Of hidden states from those of transformers' own attention, relative to these."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FallbackConfig(ModelConfig):
+    """What the model's own code was found to ask for."""
+
+    values: dict[str, Any]
+    """Of config.json."""
+    names: TensorNames
+
+    def tensor_name(self, name: str) -> str:
+        """See `ModelConfig.tensor_name`."""
+        return self.names.of(name)
+
+
+class FallbackModel(CausalLM):
+    """transformers' code, in which linear layers, activations and attention are ours.
+
+    Every forward pass runs that code in Python: steps are not recorded.
+    """
+
+    can_be_recorded = False
+
+    def __init__(self, config: FallbackConfig, options: WeightOptions) -> None:
+        super().__init__(config, options)
+        if options.parallel.size > 1:
+            raise ModelLoadError(
+                f"{config.architecture} runs by transformers' code, which is not divided between "
+                f"ranks; use a tensor_parallel_size of 1"
+            )
+        self.causal: Any = build(
+            config.architecture,
+            config.values,
+            options,
+            windows=config.layer_windows,
+            embedding=config.embedding,
+        )
+        # In a tuple so that its parts do not become submodules twice.
+        self._head = (_head_of(self.causal),)
+
+    def forward(self, token_ids: Tensor, positions: Tensor, ctx: ForwardContext) -> Tensor:
+        """See `CausalLM.forward`."""
+        with in_step(ctx):
+            given = {"input_ids": token_ids[None], "position_ids": positions[None]}
+            states: Tensor = self.causal.base_model(**given, use_cache=False).last_hidden_state
+        return states[0]
+
+    def forward_in_their_way(self, token_ids: Tensor, ctx: ForwardContext) -> Tensor:
+        """[T] of one whole text → [T, C], by transformers' own attention and masks."""
+        config = self.causal.config
+        config._attn_implementation = "eager"
+        try:
+            mask = torch.ones_like(token_ids)[None]
+            positions = torch.arange(len(token_ids), device=token_ids.device)[None]
+            with in_step(ctx):
+                states: Tensor = self.causal.base_model(
+                    input_ids=token_ids[None],
+                    position_ids=positions,
+                    attention_mask=mask,
+                    use_cache=False,
+                ).last_hidden_state
+        finally:
+            config._attn_implementation = PAGED
+        return states[0]
+
+    def leave_out_head(self) -> None:
+        """
+        Raises:
+            UnsupportedArchitecture: it cannot; only families of our own embed texts.
+        """
+        raise UnsupportedArchitecture(
+            f"{self.config.architecture} runs by transformers' code, which makes texts and no "
+            f"embeddings here"
+        )
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """See `CausalLM.compute_logits`."""
+        with in_step(NO_CONTEXT):
+            logits: Tensor = self._head[0](inputs_embeds=hidden[None], use_cache=False).logits
+        return logits[0].float()
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> list[str]:
+        """See `CausalLM.load_weights`.
+
+        Raises:
+            UnsupportedArchitecture: what it computes on the paged cache is not what it computes by
+                transformers' own attention.
+        """
+        unexpected = load_weights(self.causal, weights, self.options)
+        self._check()
+        return unexpected
+
+    def load_dummy_weights(self, seed: int = 0) -> None:
+        """See `CausalLM.load_dummy_weights`."""
+        load_dummy_weights(self.causal, self.options, seed)
+
+    @torch.inference_mode()
+    def _check(self) -> None:
+        try:
+            found = compare(self)
+        except Exception as error:  # whatever transformers' code does among our layers
+            if is_out_of_memory(error):
+                raise
+            raise refusal(
+                self.config.architecture, f"a trial failed: {type(error).__name__}: {error}"
+            ) from error
+        if found.difference > LARGEST_DIFFERENCE[self.options.dtype]:
+            raise refusal(
+                self.config.architecture,
+                f"there it computes something else than with transformers' own attention: states "
+                f"differ by {found.difference:.1%}",
+            )
+        if self.options.deterministic and not found.same_bits:
+            raise ModelLoadError(
+                f"{self.config.architecture} runs by transformers' code, in which the bits of a "
+                f"text depend on what shares its steps; leave deterministic off"
+            )
+        log.warning(
+            "no family here has this architecture: transformers' code runs it, between our "
+            "products and our attention; steps are not recorded, so each takes longer by what "
+            "that code takes in Python and by operations that families of our own have fused",
+            architecture=self.config.architecture,
+            difference=f"{found.difference:.1e}",
+            same_bits_in_any_company=found.same_bits,
+        )
+
+
+def _head_of(causal: Any) -> Any:
+    """The same model with `GivenStates` for a body."""
+    head = copy(causal)
+    head._modules = causal._modules | {causal.base_model_prefix: GivenStates()}
+    return head
+
+
+class GivenStates(nn.Module):
+    """In the place of a body, for a class that goes on from its states: what it is given."""
+
+    @property
+    def decoder(self) -> nn.Module:
+        """Some classes ask a part of the body."""
+        return self
+
+    def forward(self, *args: Any, inputs_embeds: Tensor, **kwargs: Any) -> Any:
+        return _Output(last_hidden_state=inputs_embeds)
+
+
+class _Output(SimpleNamespace):
+    """Of a body: it has nothing but states, whatever it is asked for."""
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+    def __getitem__(self, index: int) -> Tensor:
+        states: Tensor = self.last_hidden_state
+        return states

@@ -1,0 +1,211 @@
+"""Architectures without a family here, by transformers' code on our cache, against transformers."""
+
+import random
+from dataclasses import replace
+
+import pytest
+import structlog
+import torch
+from tiny_pairs import SIZES, PagedTexts, create_pair, named_weights, their_logits
+
+from engine.errors import ModelLoadError, UnsupportedArchitecture
+from engine.models.fallback import comparison
+from engine.models.fallback.family import fallback_family
+from engine.models.fallback.model import FallbackModel
+from engine.models.layers.parallel import TensorParallel
+from engine.models.metadata_keys import MetadataKeys
+from engine.models.registry import create_model
+
+TOLERANCE = 1e-4
+SHARED = {"head_dim": 8}
+"""Of models that take the size of a head from the others."""
+WINDOW = {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"]}
+# What comes out behind many norms is large otherwise, and its roundings with it.
+SMALL = {"initializer_range": 0.1}
+MODELS = {
+    "cohere": ("Cohere", SHARED | SMALL),
+    "cohere2": ("Cohere2", WINDOW | SMALL),
+    "gemma": ("Gemma", SMALL),
+    "gemma2": ("Gemma2", WINDOW | SMALL | {"query_pre_attn_scalar": 16}),
+    "glm": ("Glm", SMALL),
+    "gpt2": ("GPT2LMHeadModel", SHARED | {"n_inner": 80}),
+    "gpt_neox": ("GPTNeoX", SHARED),
+    "gpt_neox_untied_serial": ("GPTNeoX", SHARED | {"use_parallel_residual": False}),
+    "granite": ("Granite", {"logits_scaling": 3.0, "attention_multiplier": 0.2}),
+    "nemotron": ("Nemotron", SMALL),
+    "olmo2": ("Olmo2", SHARED),
+    "opt": ("OPT", SHARED | {"ffn_dim": 80, "word_embed_proj_dim": 48}),
+    "phi": ("Phi", SHARED | {"num_key_value_heads": 6}),
+    "smollm3": ("SmolLM3", SHARED | {"no_rope_layers": [1, 0]}),
+    "stablelm": ("StableLm", SHARED | {"use_qkv_bias": True}),
+    "starcoder2": ("Starcoder2", SHARED | {"sliding_window": 9}),
+}
+
+
+@pytest.fixture(params=MODELS)
+def pair(request):
+    family, overrides = MODELS[request.param]
+    seed = random.randrange(1 << 31)
+    return seed, *create_pair(family, seed, **overrides)
+
+
+def random_text(length):
+    return [random.randrange(131) for _ in range(length)]
+
+
+def test_whole_prompts_chunks_and_decodes_equal_transformers(pair):
+    seed, ours, theirs, config = pair
+    assert isinstance(ours, FallbackModel)
+    random.seed(seed)
+    text = random_text(50)
+    expected = their_logits(theirs, text)
+    texts = PagedTexts(ours, config)
+    for number, sizes in enumerate([[50], [1, 3, 17, 4, 25], [31] + [1] * 19]):
+        texts.add(number, text)
+        error = (texts.run(number, sizes) - expected).abs().max().item()
+        assert error < TOLERANCE, f"{sizes}: logits differ by {error}, seed {seed}"
+
+
+def test_neighbours_and_chunks_leave_the_bits(pair):
+    seed, ours, _, config = pair
+    random.seed(seed)
+    texts = PagedTexts(ours, config)
+    text = random_text(45)
+    texts.add(0, text)
+    alone = texts.run(0, [45])
+    texts.add(1, text)
+    texts.add(2, random_text(37))
+    texts.add(3, random_text(60))
+    steps = [
+        {1: 12, 2: 5, 3: 20},
+        {1: 1, 3: 19},
+        {2: 1, 1: 1},
+        {1: 1},
+        {3: 1, 1: 1, 2: 30},
+        {1: 29, 2: 1, 3: 1},
+    ]
+    together = torch.cat([texts.step(pieces)[1] for pieces in steps])
+    assert torch.equal(alone, together), f"seed {seed}"
+
+
+@pytest.mark.parametrize("family", ["GPTNeoX", "Gemma2"])
+def test_bf16_stays_near_fp32(family):
+    seed = random.randrange(1 << 31)
+    overrides = next(more for name, more in MODELS.values() if name == family)
+    _, theirs, config = create_pair(family, seed, **(overrides | SMALL))
+    random.seed(seed)
+    text = random_text(40)
+    expected = their_logits(theirs, text)
+    half = create_model(config, dtype=torch.bfloat16)
+    half.load_weights(named_weights(theirs))
+    texts = PagedTexts(half, config)
+    texts.add(0, text)
+    error = (texts.run(0, [33] + [1] * 7) - expected).abs().max() / expected.abs().max()
+    # Roundings alone come to a few percent, for Gemma 2 to more; another model would to all.
+    assert error < 0.25, f"relative error {error}, seed {seed}"
+
+
+def test_windows_are_those_of_the_masks():
+    _, _, config = create_pair("Cohere2", 1, **MODELS["cohere2"][1])
+    assert config.windows == (7, None)
+    _, _, config = create_pair("Starcoder2", 1, **MODELS["starcoder2"][1])
+    assert config.windows == (9, 9)
+
+
+def read(architecture, **values):
+    sizes = {k: v for k, v in SIZES.items() if k != "attn_implementation"}
+    keys = MetadataKeys(sizes | SHARED | values, "config.json")
+    return fallback_family(architecture).read_json(keys)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "values", "reason"),
+    [
+        ("BartForCausalLM", {"is_encoder_decoder": True}, "encoder-decoder"),
+        ("Mamba2ForCausalLM", {"layer_types": None}, "state is not keys and values|Mamba2"),
+        ("Qwen3NextForCausalLM", {}, "layers of type linear_attention"),
+        ("RwkvForCausalLM", {}, "0 of its 2 layers"),
+        ("BloomForCausalLM", {}, "attend by transformers' attention interface"),
+        ("GptOssForCausalLM", {"head_dim": 16}, "its attention takes s_aux"),
+        ("Llama4ForCausalLM", {}, "in a pattern that is no window"),
+        ("BertLMHeadModel", {}, "in a pattern that is no window"),
+        ("DogeForCausalLM", {}, "changes the mask"),
+        ("GotOcr2ForConditionalGeneration", {}, "layers attend"),
+    ],
+)
+def test_what_cannot_run_is_refused_with_its_reason(architecture, values, reason):
+    with pytest.raises(ModelLoadError, match=reason):
+        read(architecture, **values)
+
+
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+def test_a_rope_that_moves_with_the_longest_text_is_refused(rope_type):
+    rope = {"rope_type": rope_type, "factor": 2.0, "rope_theta": 1e4}
+    rope |= {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    with pytest.raises(UnsupportedArchitecture, match=f"{rope_type}.*longest text of a step"):
+        read("Olmo2ForCausalLM", rope_parameters=rope)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"num_hidden_layers": 10**9},
+        {"num_hidden_layers": "two"},
+        {"vocab_size": -1},
+        {"max_position_embeddings": None},
+        {"hidden_size": 0},
+        {"num_attention_heads": 0},
+        {"rope_parameters": [1, 2]},
+    ],
+)
+def test_nonsense_is_refused(values):
+    with pytest.raises(ModelLoadError):
+        read("Olmo2ForCausalLM", **values)
+
+
+def test_code_of_a_checkpoint_is_never_asked_for():
+    values = {
+        "auto_map": {"AutoModelForCausalLM": "evil.Evil"},
+        "_attn_implementation": "somebody/kernel",
+        "attn_implementation": "somebody/kernel",
+    }
+    assert read("Olmo2ForCausalLM", **values).num_hidden_layers == 2
+
+
+def test_ranks_are_refused():
+    _, _, config = create_pair("Olmo2", 1, **SHARED)
+    with pytest.raises(ModelLoadError, match="tensor_parallel_size of 1"):
+        create_model(config, dtype=torch.float32, parallel=TensorParallel(0, 2))
+
+
+def test_the_log_says_that_transformers_runs():
+    with structlog.testing.capture_logs() as logs:
+        create_pair("Olmo2", 1, **SHARED)
+    [entry] = [one for one in logs if "transformers' code runs it" in one["event"]]
+    assert entry["architecture"] == "Olmo2ForCausalLM"
+    assert entry["same_bits_in_any_company"] is True
+
+
+def test_a_model_that_means_something_else_on_the_cache_is_refused():
+    """As one whose masks say more than was seen: here its windows are left out."""
+    _, theirs, config = create_pair("Starcoder2", 1, **MODELS["starcoder2"][1])
+    ours = create_model(replace(config, windows=()), dtype=torch.float32)
+    with pytest.raises(UnsupportedArchitecture, match="something else than with transformers'"):
+        ours.load_weights(named_weights(theirs))
+
+
+def test_a_model_that_fails_among_our_layers_is_refused(monkeypatch):
+    _, theirs, config = create_pair("Olmo2", 1, **SHARED)
+    ours = create_model(config, dtype=torch.float32)
+    monkeypatch.delattr(type(ours.causal.model.layers[0].mlp.act_fn), "forward")
+    with pytest.raises(UnsupportedArchitecture, match="a trial failed: NotImplementedError"):
+        ours.load_weights(named_weights(theirs))
+
+
+def test_deterministic_is_refused_where_bits_depend_on_company(monkeypatch):
+    _, theirs, config = create_pair("Olmo2", 1, **SHARED)
+    ours = create_model(config, dtype=torch.float32, deterministic=True)
+    found = comparison.Comparison(0.0, same_bits=False)
+    monkeypatch.setattr("engine.models.fallback.model.compare", lambda model: found)
+    with pytest.raises(ModelLoadError, match="leave deterministic off"):
+        ours.load_weights(named_weights(theirs))
