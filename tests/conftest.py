@@ -143,6 +143,26 @@ def tiny_phi3(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
 
 
 @pytest.fixture(scope="session")
+def tiny_mixtral(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    return _tiny_factory(tmp_path_factory, "Mixtral", num_local_experts=5)
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3_moe(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """The second layer has no experts."""
+    return _tiny_factory(
+        tmp_path_factory,
+        "Qwen3Moe",
+        num_experts=8,
+        num_experts_per_tok=3,
+        moe_intermediate_size=32,
+        norm_topk_prob=True,
+        mlp_only_layers=[1],
+        head_dim=32,
+    )
+
+
+@pytest.fixture(scope="session")
 def tiny_gpt_neox(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """One without a family here, whose checkpoint has other names than its modules."""
     return _tiny_factory(tmp_path_factory, "GPTNeoX")

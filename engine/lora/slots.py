@@ -98,6 +98,9 @@ class LoraRows:
                 shard.gates.apply(part, self.slots)
             lora_gather(part, x, shard.a, shard.b, self.slots, shard.scales)
 
+    def at(self, rows: Tensor) -> "LoraRows":
+        return LoraRows(self.updates, self.slots[rows])
+
 
 @dataclass(frozen=True, slots=True)
 class Room:

@@ -15,6 +15,7 @@ from engine.models.config import ModelConfig
 from engine.models.forward_context import ForwardContext
 from engine.models.layers.attention import PagedAttention
 from engine.models.layers.embedding import LmHead, TokenEmbedding
+from engine.models.layers.experts import SparseMlp
 from engine.models.layers.linear import Linear, Shard, fused_shard
 from engine.models.layers.mlp import GatedMlp
 from engine.models.layers.norm import RmsNorm
@@ -94,9 +95,11 @@ class Attention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """A norm before attention and one before the MLP."""
+    """A norm before attention and one before the MLP, which may be a mixture of experts."""
 
-    def __init__(self, config: ModelConfig, self_attn: Attention, mlp: GatedMlp) -> None:
+    def __init__(
+        self, config: ModelConfig, self_attn: Attention, mlp: GatedMlp | SparseMlp
+    ) -> None:
         super().__init__()
         self.input_layernorm = RmsNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = self_attn

@@ -31,6 +31,14 @@ class RowAdapters(Protocol):
         """
         ...
 
+    def at(self, rows: Tensor) -> "RowAdapters":
+        """Those of some rows, which may come more than once.
+
+        Args:
+            rows: [R] int64.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardContext:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import MissingWeight, ModelLoadError
+from engine.errors import MissingWeight, ModelLoadError, UnsupportedArchitecture
 from engine.models.config import MAX_LAYERS
 from engine.models.metadata_keys import MetadataKeys
 from engine.models.rope_keys import (
@@ -63,9 +63,20 @@ class GgufKeys(MetadataKeys):
         return f"{self.architecture}.{name}"
 
 
-def size_fields(keys: GgufKeys) -> dict[str, Any]:
-    """Fields of `ModelConfig` that are sizes."""
+def size_fields(keys: GgufKeys, *, experts: bool = False) -> dict[str, Any]:
+    """Fields of `ModelConfig` that are sizes.
+
+    Args:
+        experts: whether the family may have some.
+
+    Raises:
+        UnsupportedArchitecture: the model has experts, and the family has none.
+    """
     own = keys.own
+    if not experts and keys.integer(own("expert_count"), 0, low=0):
+        raise UnsupportedArchitecture(
+            f"GGUF architecture {keys.architecture[:80]!r} (mixture of experts) is not supported"
+        )
     num_heads = keys.integer(own("attention.head_count"))
     return {
         "vocab_size": _vocab_size(keys),

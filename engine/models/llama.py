@@ -3,7 +3,7 @@
 Paper: Touvron et al. 2023, arXiv:2302.13971.
 """
 
-from engine.models import gguf_keys, json_keys
+from engine.models import gguf_keys, json_keys, mixtral
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.decoder import pre_norm_decoder
@@ -45,7 +45,9 @@ def read_mistral(keys: MetadataKeys) -> ModelConfig:
 
 
 def read_gguf(keys: GgufKeys) -> ModelConfig:
-    """GGUF has one name for both."""
+    """GGUF has one name for both, and for Mixtral."""
+    if keys.integer(keys.own("expert_count"), 0, low=0):
+        return mixtral.read_gguf(keys)
     return ModelConfig(
         architecture=LLAMA,
         **gguf_keys.size_fields(keys),

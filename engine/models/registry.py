@@ -16,7 +16,7 @@ from engine.models.layers.parallel import SINGLE, TensorParallel
 from engine.models.layers.weight_slots import WeightOptions
 from engine.quantization.method import LinearMethod
 
-MODULES = ("gemma3", "llama", "phi3", "qwen2", "qwen3")
+MODULES = ("gemma3", "llama", "mixtral", "phi3", "qwen2", "qwen3", "qwen3_moe")
 """Of `engine.models`, each with its `FAMILIES`; imported when the first model is looked for."""
 
 

@@ -36,15 +36,10 @@ def read_gguf_config(path: Path) -> ModelConfig:
         {name: _numbers(tensors[name]) for name in NO_WEIGHTS if name in tensors},
     )
     family = family_of_gguf(keys.architecture)
-    if (
-        family is None
-        or family.read_gguf is None
-        or keys.integer(keys.own("expert_count"), 0, low=0)
-    ):
-        mixture = "" if family is None else " (mixture of experts)"
+    if family is None or family.read_gguf is None:
         raise UnsupportedArchitecture(
-            f"GGUF architecture {keys.architecture[:80]!r}{mixture} is not supported; supported "
-            f"are {', '.join(gguf_architectures())}"
+            f"GGUF architecture {keys.architecture[:80]!r} is not supported; supported are "
+            f"{', '.join(gguf_architectures())}"
         )
     return replace(
         family.read_gguf(keys),

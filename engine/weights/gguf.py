@@ -28,6 +28,8 @@ _PLAIN = {
     GGMLQuantizationType.F16: torch.float16,
     GGMLQuantizationType.BF16: torch.bfloat16,
 }
+EXPERT = "*"
+"""In a name of `Family.gguf_tensors`: the tensor holds all experts', one after the other."""
 _EMBEDDING, _HEAD = _TOP["token_embd"], _TOP["output"]
 
 _MAX_AHEAD_BYTES = 128 << 20
@@ -70,7 +72,11 @@ def named_tensors(path: Path, config: ModelConfig) -> dict[str, GGUFTensor]:
                 f"{tensor.path.name} holds tensor {tensor.name[:80]!r}, which no supported model "
                 f"family has; serve another model"
             )
-        named[name] = tensor
+        if f".{EXPERT}." in name:
+            for number, part in enumerate(tensor.parts()):
+                named[name.replace(EXPERT, str(number))] = part
+        else:
+            named[name] = tensor
     return named
 
 

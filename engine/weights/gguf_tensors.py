@@ -51,6 +51,15 @@ class GGUFTensor:
     def num_elements(self) -> int:
         return math.prod(self.shape)
 
+    def parts(self) -> "list[GGUFTensor]":
+        """One for each place along the first axis: blocks lie along the last one."""
+        count = self.shape[0] if len(self.shape) > 1 else 0
+        size = self.num_bytes // max(1, count)
+        return [
+            replace(self, shape=self.shape[1:], offset=self.offset + at * size, num_bytes=size)
+            for at in range(count)
+        ]
+
     def mapped(self) -> np.ndarray:
         """Its bytes, [num_bytes] uint8: the file's own memory, not to be written to.
 

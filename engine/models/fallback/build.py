@@ -1,6 +1,6 @@
 """Builds a class of transformers without memory for its weights, with our layers in it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -11,7 +11,12 @@ from torch.overrides import TorchFunctionMode
 
 from engine.models.fallback.architecture import causal_class, read_config, refusal
 from engine.models.fallback.attention import PAGED
-from engine.models.fallback.layers import KeptEmbedding, replacement, replacement_for_head
+from engine.models.fallback.layers import (
+    Experts,
+    KeptEmbedding,
+    replacement,
+    replacement_for_head,
+)
 from engine.models.layers.embedding import TokenEmbedding
 from engine.models.layers.weight_slots import WeightOptions, WeightOwner, WeightSlot
 from engine.quantization.method import TensorSpec
@@ -46,12 +51,14 @@ def build(
     *,
     windows: Sequence[int | None],
     embedding: str,
+    experts: Collection[str],
 ) -> Any:
     """The class with our layers in it, whose owners of weights are at the checkpoint's names.
 
     Args:
         windows: per layer.
         embedding: path of the input embedding.
+        experts: paths of those that become ours.
 
     Raises:
         UnsupportedArchitecture: parts of it cannot be replaced.
@@ -68,7 +75,12 @@ def build(
     rows: TokenEmbedding = KeptEmbedding(words)
     if type(words) is nn.Embedding:
         rows = places[embedding] = TokenEmbedding(words.num_embeddings, words.embedding_dim)
+    for path in experts:
+        places[path] = Experts.replacing(causal.get_submodule(path))
+    within = tuple(f"{path}." for path in experts)
     for path, module in causal.named_modules():
+        if path.startswith(within) or path in experts:
+            continue
         if path != HEAD and (ours := replacement(path, module)) is not None:
             places[path] = ours
         if isinstance(getattr(module, "layer_idx", None), int):

@@ -14,7 +14,9 @@ from engine.models.fallback.step import current_context
 from engine.models.forward_context import ForwardContext
 from engine.models.layers.activation import gelu, gelu_tanh, silu
 from engine.models.layers.embedding import LmHead, TokenEmbedding
+from engine.models.layers.experts import mix
 from engine.models.layers.linear import Linear, Shard
+from engine.models.layers.mlp import GatedMlp
 from engine.models.layers.weight_slots import WeightOptions, WeightSlot
 from engine.quantization.method import TensorSpec
 from engine.quantization.plain import UnquantizedMethod
@@ -148,6 +150,37 @@ class RotaryTable(nn.Module):
         return list(inspect.signature(module.forward).parameters)[:2] == ["x", "position_ids"]
 
 
+class Experts(nn.ModuleList):
+    """In the place of a mixture's experts, which checkpoints have one by one."""
+
+    def __init__(self, num_experts: int, hidden: int, inner: int, act: str) -> None:
+        super().__init__(GatedMlp(hidden, inner, act) for _ in range(num_experts))
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """[..., C], and for each of its T rows k experts and their weights → [..., C]."""
+        rows = hidden_states.reshape(-1, hidden_states.shape[-1])
+        choice, weights = (one.reshape(len(rows), -1) for one in (top_k_index, top_k_weights))
+        experts: Any = tuple(self)
+        return mix(rows, experts, choice, weights.float(), current_context()).view_as(hidden_states)
+
+    @classmethod
+    def replacing(cls, module: Any) -> "Experts":
+        """Those of a module of transformers that has an `activation_of`."""
+        num_experts, hidden, inner = module.down_proj.shape
+        return cls(num_experts, hidden, inner, cls.activation_of(module) or "")
+
+    @staticmethod
+    def activation_of(module: Any) -> str | None:
+        """Of transformers' experts, if these compute the same; None: they, or it, are others."""
+        gate = getattr(type(module), "_apply_gate", None)
+        if getattr(gate, "__name__", "") != "_default_apply_gate":
+            return None
+        if module.has_bias or module.is_transposed or not module.has_gate:
+            return None
+        function = _activation(module.act_fn) if module.is_concatenated else None
+        return {silu: "silu", gelu_tanh: "gelu_pytorch_tanh"}.get(function)  # type: ignore[arg-type]
+
+
 _ACTIVATIONS: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
     nn.SiLU: silu,
     activations.SiLUActivation: silu,
@@ -166,11 +199,15 @@ def replacement(path: str, module: Any) -> nn.Module | None:
         return FallbackLinear(name, module.in_features, module.out_features, bias=has_bias)
     if type(module) is Conv1D:
         return TransposedLinear(name, module.nx, module.nf, bias=True)
-    if type(module) in _ACTIVATIONS:
-        return Activation(_ACTIVATIONS[type(module)])
-    if type(module) is nn.GELU:
-        return Activation(gelu if module.approximate == "none" else gelu_tanh)
+    if (function := _activation(module)) is not None:
+        return Activation(function)
     return RotaryTable(module) if RotaryTable.fits(module) else None
+
+
+def _activation(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    if type(module) is nn.GELU:
+        return gelu if module.approximate == "none" else gelu_tanh
+    return _ACTIVATIONS.get(type(module))
 
 
 def replacement_for_head(head: Any, embedding: TokenEmbedding, *, tied: bool) -> nn.Module:

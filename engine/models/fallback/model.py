@@ -64,6 +64,7 @@ class FallbackModel(CausalLM):
             options,
             windows=config.layer_windows,
             embedding=config.embedding,
+            experts=config.names.experts,
         )
         # In a tuple so that its parts do not become submodules twice.
         self._head = (_head_of(self.causal),)

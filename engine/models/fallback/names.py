@@ -4,12 +4,23 @@ Files keep the names that they were written with. transformers renames them whil
 tables of its own.
 """
 
+import re
 from typing import Any
 
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    apply_renamings,
+    rename_source_key,
+)
 
 from engine.models.fallback.architecture import refusal
+from engine.models.fallback.layers import Experts
+
+_EXPERTS_PART = re.compile(r"(.*\.experts)(\.\d+\.)(gate_proj|up_proj|down_proj|w1|w2|w3)(\..+)")
+_PARTS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
+"""Of Mixtral's experts, and those like it → of others'."""
 
 
 class TensorNames:
@@ -17,6 +28,10 @@ class TensorNames:
 
     Args:
         model: an instance, without memory.
+
+    Attributes:
+        experts: paths of the experts that are ours: their tensors come one by one, and transformers
+            would merge them.
     """
 
     def __init__(self, architecture: str, model: Any) -> None:
@@ -26,12 +41,20 @@ class TensorNames:
         transforms = get_model_conversion_mapping(model)
         self._renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
         self._converters = [one for one in transforms if isinstance(one, WeightConverter)]
+        self.experts = frozenset(
+            path
+            for path, module in model.named_modules()
+            if self._converters and Experts.activation_of(module) is not None
+        )
 
     def of(self, name: str) -> str:
         """
         Raises:
             UnsupportedArchitecture: the tensor is one of several that become one, or the like.
         """
+        part = _EXPERTS_PART.fullmatch(apply_renamings(name, self._renamings))
+        if part is not None and part[1] in self.experts:
+            return f"{part[1]}{part[2]}{_PARTS.get(part[3], part[3])}{part[4]}"
         found, converter = rename_source_key(
             name, self._renamings, self._converters, self._prefix, self._known
         )

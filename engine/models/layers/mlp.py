@@ -1,5 +1,7 @@
 """The gated MLP that Llama and most of its descendants use."""
 
+from typing import NamedTuple
+
 from torch import Tensor, nn
 
 from engine.errors import UnsupportedArchitecture
@@ -16,6 +18,17 @@ _GATES = {
 """Hugging Face's `hidden_act` → the product of the activated gate and the rest."""
 
 
+class MlpNames(NamedTuple):
+    """What a checkpoint calls the layers of an MLP."""
+
+    gate: str
+    up: str
+    down: str
+
+
+MLP_NAMES = MlpNames("gate_proj", "up_proj", "down_proj")
+
+
 class GatedMlp(nn.Module):
     """`down(act(gate(x)) * up(x))`.
 
@@ -23,13 +36,21 @@ class GatedMlp(nn.Module):
         hidden, inner: sizes of what goes in and comes out, and of what lies between.
         act: the activation, by Hugging Face's name.
         fused: the checkpoint has gate and up in one tensor.
+        names: of the layers.
 
     Raises:
         UnsupportedArchitecture: an activation that is not known here.
     """
 
     def __init__(
-        self, hidden: int, inner: int, act: str, *, bias: bool = False, fused: bool = False
+        self,
+        hidden: int,
+        inner: int,
+        act: str,
+        *,
+        bias: bool = False,
+        fused: bool = False,
+        names: MlpNames = MLP_NAMES,
     ) -> None:
         super().__init__()
         if act not in _GATES:
@@ -37,14 +58,14 @@ class GatedMlp(nn.Module):
                 f"hidden_act {act!r} is not supported; supported are {', '.join(_GATES)}"
             )
         self._gate = _GATES[act]
-        shards = (Shard("gate_proj", inner), Shard("up_proj", inner))
+        shards = (Shard(names.gate, inner), Shard(names.up, inner))
         self.gate_up_proj = Linear(
             hidden,
             (fused_shard("gate_up_proj", shards),) if fused else shards,
             bias=bias,
             partition="outputs",
         )
-        self.down_proj = Linear(inner, (Shard("down_proj", hidden),), bias=bias, partition="inputs")
+        self.down_proj = Linear(inner, (Shard(names.down, hidden),), bias=bias, partition="inputs")
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         """[T, C] → [T, C]."""

@@ -50,7 +50,9 @@ def log(monkeypatch):
     return log
 
 
-@pytest.fixture(scope="module", params=["tiny_llama", "tiny_gemma3", "tiny_olmo2"])
+@pytest.fixture(
+    scope="module", params=["tiny_llama", "tiny_gemma3", "tiny_olmo2", "tiny_qwen3_moe"]
+)
 def folder(request):
     # Heads of 64 as in real models, sizes that no tile divides evenly.
     make = request.getfixturevalue(request.param)

@@ -58,7 +58,16 @@ def assert_equal_to(model, prompts, completions):
 @pytest.mark.parametrize("implementation", ["cpu", "composed"])
 @pytest.mark.parametrize(
     "family",
-    ["tiny_llama", "tiny_qwen2", "tiny_qwen3", "tiny_gemma3", "tiny_phi3", "tiny_gpt_neox"],
+    [
+        "tiny_llama",
+        "tiny_qwen2",
+        "tiny_qwen3",
+        "tiny_gemma3",
+        "tiny_phi3",
+        "tiny_mixtral",
+        "tiny_qwen3_moe",
+        "tiny_gpt_neox",
+    ],
 )
 def test_tiny_models_in_fp32(family, implementation, engines, request, monkeypatch):
     if implementation == "composed":

@@ -104,6 +104,28 @@ MODELS |= {
     ),
     "gemma3_soft_cap": ("Gemma3", GEMMA | {"final_logit_softcapping": 3.0}),
 }
+MODELS |= {
+    "mixtral": ("Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2}),
+    "mixtral_window": (
+        "Mixtral",
+        {"num_local_experts": 4, "num_experts_per_tok": 1, "sliding_window": 7},
+    ),
+    "qwen3_moe": (
+        "Qwen3Moe",
+        {"num_experts": 9, "num_experts_per_tok": 4, "moe_intermediate_size": 24},
+    ),
+    "qwen3_moe_mixed": (
+        "Qwen3Moe",
+        {
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 40,
+            "norm_topk_prob": True,
+            "mlp_only_layers": [0],
+            "attention_bias": True,
+        },
+    ),
+}
 TOLERANCE = 1e-4
 
 

@@ -62,11 +62,26 @@ def create_pair(family: str, seed: int, **overrides: Any) -> tuple[CausalLM, Any
 
 
 def named_weights(theirs: Any) -> list[tuple[str, torch.Tensor]]:
-    """What a checkpoint would hold: a tied output layer is left out."""
+    """What a checkpoint would hold: a tied output layer is left out, experts come one by one."""
     weights = theirs.state_dict()
     if theirs.config.tie_word_embeddings:
         weights.pop("lm_head.weight")
-    return list(weights.items())
+    mixtral = theirs.config.model_type == "mixtral"
+    gate, up, down = ("w1", "w3", "w2") if mixtral else ("gate_proj", "up_proj", "down_proj")
+    found = []
+    for name, tensor in weights.items():
+        path = name.replace(".mlp.", ".block_sparse_moe.") if mixtral else name
+        experts = path.rpartition(".")[0]
+        for number, expert in enumerate(tensor if ".experts." in name else ()):
+            if name.endswith("gate_up_proj"):
+                halves = expert.chunk(2)
+                found.append((f"{experts}.{number}.{gate}.weight", halves[0]))
+                found.append((f"{experts}.{number}.{up}.weight", halves[1]))
+            else:
+                found.append((f"{experts}.{number}.{down}.weight", expert))
+        if ".experts." not in name:
+            found.append((path, tensor))
+    return found
 
 
 @torch.no_grad()

@@ -303,7 +303,8 @@ def make_gguf(tmp_path: Path) -> GGUFMaker:
     """`make_gguf(folder, arch, **keys)` → the model of a folder as llama.cpp's converter does it.
 
     `keys` add or replace metadata; a key set to None is left out. `skip` names tensors to omit,
-    `extra` adds some as {GGUF name: array}. With `max_tensors` it is split into parts of so many;
+    `skip_hf` by the folder's names; `extra` adds some as {GGUF name: array}, of quantised ones the
+    bytes, whose types are in `extra_types`. With `max_tensors` it is split into parts of so many;
     the path is the first one's, which with `no_tensor_first` has metadata alone.
     """
 
@@ -312,6 +313,8 @@ def make_gguf(tmp_path: Path) -> GGUFMaker:
         arch: str,
         *,
         skip: tuple[str, ...] = (),
+        skip_hf: tuple[str, ...] = (),
+        extra_types: dict[str, Any] | None = None,
         extra: dict[str, np.ndarray] | None = None,
         max_tensors: int = 0,
         no_tensor_first: bool = False,
@@ -332,11 +335,13 @@ def make_gguf(tmp_path: Path) -> GGUFMaker:
             _add(writer, name, value)
         names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], config["num_hidden_layers"])
         for hf_name, weight in load_file(folder / "model.safetensors").items():
+            if hf_name in skip_hf:
+                continue
             name = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
             if name not in skip:
                 writer.add_tensor(name, _converted(hf_name, weight, config, arch))
         for name, weight in (extra or {}).items():
-            writer.add_tensor(name, weight)
+            writer.add_tensor(name, weight, raw_dtype=(extra_types or {}).get(name))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

@@ -61,7 +61,7 @@ def test_sampling_defaults(make_gguf: Any, tiny_llama: Any) -> None:
             "gemma2",
             "'gemma2' is not supported; supported are gemma3, llama",
         ),
-        ("llama.expert_count", 8, "mixture of experts"),
+        ("llama.expert_count", 8, "no llama.expert_used_count"),
         ("llama.block_count", None, "no llama.block_count"),
         ("llama.block_count", 0, "llama.block_count is 0"),
         ("llama.embedding_length", "big", "llama.embedding_length is 'big'"),

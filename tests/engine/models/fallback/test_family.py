@@ -37,9 +37,44 @@ MODELS = {
     "opt": ("OPT", SHARED | {"ffn_dim": 80, "word_embed_proj_dim": 48}),
     "phi": ("Phi", SHARED | {"num_key_value_heads": 6}),
     "smollm3": ("SmolLM3", SHARED | {"no_rope_layers": [1, 0]}),
+    "deepseek_v3": (
+        "DeepseekV3",
+        {
+            "num_key_value_heads": 6,
+            "head_dim": 8,
+            "q_lora_rank": 24,
+            "kv_lora_rank": 32,
+            "qk_nope_head_dim": 8,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 12,
+            "n_routed_experts": 8,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 3,
+            "n_group": 2,
+            "topk_group": 1,
+            "moe_intermediate_size": 24,
+            "first_k_dense_replace": 1,
+        },
+    ),
+    "olmoe": ("Olmoe", SHARED | {"num_experts": 6, "num_experts_per_tok": 2}),
+    "phimoe": ("Phimoe", SHARED | {"num_local_experts": 5}),
+    "qwen2_moe": (
+        "Qwen2Moe",
+        SHARED
+        | {
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 24,
+            "shared_expert_intermediate_size": 40,
+        },
+    ),
     "stablelm": ("StableLm", SHARED | {"use_qkv_bias": True}),
     "starcoder2": ("Starcoder2", SHARED | {"sliding_window": 9}),
 }
+
+
+MIXTURES = {"deepseek_v3", "olmoe", "phimoe", "qwen2_moe"}
+"""Their routers multiply by transformers' own code, whose bits depend on the number of rows."""
 
 
 @pytest.fixture(params=MODELS)
@@ -66,8 +101,11 @@ def test_whole_prompts_chunks_and_decodes_equal_transformers(pair):
         assert error < TOLERANCE, f"{sizes}: logits differ by {error}, seed {seed}"
 
 
-def test_neighbours_and_chunks_leave_the_bits(pair):
-    seed, ours, _, config = pair
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - MIXTURES))
+def test_neighbours_and_chunks_leave_the_bits(name):
+    family, overrides = MODELS[name]
+    seed = random.randrange(1 << 31)
+    ours, _, config = create_pair(family, seed, **overrides)
     random.seed(seed)
     texts = PagedTexts(ours, config)
     text = random_text(45)
