@@ -315,10 +315,12 @@ class ProcessEngineClient:
         for supervisor in self._supervisors.values():
             if name in supervisor.adapter_changes:
                 raise ModelConflict(_CHANGES.format(name=name), param="lora_name")
-            if supervisor is owner and supervisor.info is not None:
-                names = [] if order.replaces else supervisor.info.names
-            else:
+            if supervisor.info is None:
                 names = list(supervisor.config.adapters)
+            else:
+                names = supervisor.info.names
+            if supervisor is owner and order.replaces:
+                names = []
             if name in [supervisor.spec.name, *names]:
                 raise ModelConflict(
                     f"{name!r} is served already; unload it first, or use another name",

@@ -41,7 +41,7 @@ AUTO_STEP_RATIO = 2.0
 
 
 def split_adapter(entry: str) -> tuple[str, str]:
-    """Name and folder of `NAME=FOLDER`."""
+    """Name and folder, or file, of `NAME=PATH`."""
     name, _, folder = entry.partition("=")
     return name.strip(), folder.strip()
 
@@ -49,13 +49,13 @@ def split_adapter(entry: str) -> tuple[str, str]:
 def check_adapter(name: str, folder: str, *, param: str = "lora") -> None:
     """
     Raises:
-        InvalidParameter: they could not be written as `NAME=FOLDER`.
+        InvalidParameter: they could not be written as `NAME=PATH`.
     """
     is_printable = name.isprintable() and folder.isprintable() and "=" not in name
     is_stripped = name == name.strip() and folder == folder.strip()
     if not folder or not 0 < len(name) <= MAX_ADAPTER_NAME or not (is_printable and is_stripped):
         raise InvalidParameter(
-            f"an adapter must be NAME=FOLDER in printable characters, with up to "
+            f"an adapter must be NAME=PATH in printable characters, with up to "
             f"{MAX_ADAPTER_NAME} in the name and no = there",
             param=param,
         )
@@ -258,14 +258,15 @@ class EngineConfig:
     )
     lora: tuple[str, ...] = knob(
         (),
-        "LoRA adapters of text models, as NAME=FOLDER: PEFT's adapter_config.json and "
-        "adapter_model.safetensors. Each is asked for as a model of its name.",
-        form="NAME=FOLDER",
+        "LoRA adapters, as NAME=PATH. Of text models: a folder with PEFT's adapter_config.json and "
+        "adapter_model.safetensors. Of image models: the same, or a .safetensors file of kohya, "
+        "LyCORIS or diffusers. Each is asked for by its name.",
+        form="NAME=PATH",
         names_files=True,
     )
     max_loras: int | None = knob(
         None,
-        "Most LoRA adapters that a text model has at once. By default those of lora, and 16 where "
+        "Most LoRA adapters that a model has at once. By default those of lora, and 16 where "
         "clients may load some.",
         ge=0,
         le=1024,
@@ -304,12 +305,12 @@ class EngineConfig:
 
     @property
     def adapters(self) -> dict[str, str]:
-        """Folders of the adapters by their names."""
+        """Folders or files of the adapters by their names."""
         return dict(map(split_adapter, self.lora))
 
     @property
     def max_adapters(self) -> int:
-        """How many a text model may have at once."""
+        """How many a model may have at once."""
         return len(self.lora) if self.max_loras is None else self.max_loras
 
     def with_adapters(self, adapters: Mapping[str, str]) -> "EngineConfig":

@@ -6,7 +6,7 @@ Plain frozen dataclasses like those of `engine.types`, free of torch and of wire
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from engine.types import Event, Info, Request, Stats
+from engine.types import AdaptableInfo, Event, Request, Stats
 
 
 class ImageTask(StrEnum):
@@ -123,7 +123,7 @@ class ImageParams:
     num_inference_steps: int = 1
     """Of denoising; other stages count their own."""
     seed: int
-    """Image i of the request uses seed + i."""
+    """Image i of the request uses seed + i; of several settings of adapters, image i of each."""
     n: int = 1
     negative_prompt: str = ""
     guidance_scale: float = 7.5
@@ -164,6 +164,14 @@ class ImageParams:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoraUse:
+    """A LoRA adapter of the model, and how strongly it acts; 0 is not at all."""
+
+    name: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRequest(Request["ImageEvent"]):
     """One prompt to draw, `params.n` times."""
 
@@ -174,10 +182,22 @@ class ImageRequest(Request["ImageEvent"]):
     in their order; a mask needs one alone."""
     mask: Pixels | None = None
     """One channel, 255 where to edit, of the first image's size."""
+    loras: list[list[LoraUse]] = field(default_factory=list)
+    """Adapters to draw with. Of several settings, `params.n` divided by their number is drawn with
+    each, in their order, with the same seeds and from the same input images."""
 
     @property
     def num_completions(self) -> int:
         return self.params.n
+
+    @property
+    def num_settings(self) -> int:
+        """At least one: without adapters."""
+        return max(1, len(self.loras))
+
+    @property
+    def adapter_names(self) -> tuple[str, ...]:
+        return tuple({use.name: None for setting in self.loras for use in setting})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,7 +276,7 @@ class UpscalingFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImageModelInfo(Info):
+class ImageModelInfo(AdaptableInfo):
     """Of an image model; `architecture` is the name of its family, such as `flux`."""
 
     tasks: tuple[ImageTask, ...]

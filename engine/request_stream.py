@@ -17,7 +17,7 @@ class RequestStream(Generic[EventT]):
 
     def __init__(self, request: Request[EventT], table: "StreamTable") -> None:
         self.request_id = request.request_id
-        self.adapter = request.adapter
+        self.adapter_names = request.adapter_names
         self._unfinished = set(range(request.num_completions))
         self._events: deque[EventT | EngineError] = deque()
         self._arrived = asyncio.Event()
@@ -116,7 +116,7 @@ class StreamTable:
     def end_adapter(self, adapter: str, error: EngineError) -> None:
         """End the open streams of requests for an adapter with `error`, in the engine as well."""
         for stream in list(self._streams.values()):
-            if stream.adapter == adapter:
+            if adapter in stream.adapter_names:
                 self.fail(stream.request_id, error)
                 self._abort(stream.request_id, None)
 

@@ -75,6 +75,11 @@ class Request(Generic[EventT]):
         """Completions that will end with an event each."""
         return 1
 
+    @property
+    def adapter_names(self) -> tuple[str, ...]:
+        """All adapters without which it cannot be answered."""
+        return () if self.adapter is None else (self.adapter,)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
@@ -131,7 +136,7 @@ class Info:
         Raises:
             UnsupportedFeature: its kind has none.
         """
-        raise UnsupportedFeature(f"{self.model} takes no LoRA adapters; text models do")
+        raise UnsupportedFeature(f"{self.model} takes no LoRA adapters; text and image models do")
 
     def without_adapter(self, name: str) -> Self:
         """The same without an adapter."""
@@ -144,6 +149,40 @@ class Info:
 
 
 InfoT = TypeVar("InfoT", bound=Info)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdaptableInfo(Info):
+    """Of a model that may have LoRA adapters."""
+
+    adapters: tuple[str, ...] = ()
+    """Those that it has, each asked for as a model of that name."""
+    failed_adapters: dict[str, str] = field(default_factory=dict)
+    """Those that it was to have, and why it has not."""
+    adapter: str | None = None
+    """The one that a request asked for, in the info that the request is answered by."""
+
+    @property
+    def name(self) -> str:
+        return self.adapter or self.model
+
+    @property
+    def names(self) -> list[str]:
+        return [self.model, *self.adapters]
+
+    def named(self, name: str) -> Self | None:
+        if name == self.model:
+            return self
+        return replace(self, adapter=name) if name in self.adapters else None
+
+    def with_adapter(self, name: str) -> Self:
+        others = self.without_adapter(name)
+        return replace(others, adapters=(*others.adapters, name))
+
+    def without_adapter(self, name: str) -> Self:
+        kept = tuple(adapter for adapter in self.adapters if adapter != name)
+        failed = {key: why for key, why in self.failed_adapters.items() if key != name}
+        return replace(self, adapters=kept, failed_adapters=failed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,7 +283,7 @@ class EngineStats(Stats):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelInfo(Info):
+class ModelInfo(AdaptableInfo):
     """Of a text model, whose `path` holds tokenizer and chat template."""
 
     max_model_len: int
@@ -258,34 +297,6 @@ class ModelInfo(Info):
     repetition_penalty, where it gives them."""
     quality_kl: float | None = None
     """Measured KL divergence of its distributions from its original's, in nats, if it is known."""
-    adapters: tuple[str, ...] = ()
-    """LoRA adapters that it has, each asked for as a model of that name."""
-    failed_adapters: dict[str, str] = field(default_factory=dict)
-    """Those that it was to have, and why it has not."""
-    adapter: str | None = None
-    """The one that a request asked for, in the info that the request is answered by."""
-
-    @property
-    def name(self) -> str:
-        return self.adapter or self.model
-
-    @property
-    def names(self) -> list[str]:
-        return [self.model, *self.adapters]
-
-    def named(self, name: str) -> Self | None:
-        if name == self.model:
-            return self
-        return replace(self, adapter=name) if name in self.adapters else None
-
-    def with_adapter(self, name: str) -> Self:
-        others = self.without_adapter(name)
-        return replace(others, adapters=(*others.adapters, name))
-
-    def without_adapter(self, name: str) -> Self:
-        kept = tuple(adapter for adapter in self.adapters if adapter != name)
-        failed = {key: why for key, why in self.failed_adapters.items() if key != name}
-        return replace(self, adapters=kept, failed_adapters=failed)
 
     @property
     def log_fields(self) -> dict[str, object]:

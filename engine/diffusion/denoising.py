@@ -18,6 +18,7 @@ from engine.diffusion.pull import LatentPull
 from engine.diffusion.tasks.pixels import from_tensor
 from engine.diffusion.tasks.prepare import Preparation
 from engine.image_types import Examined, Pixels
+from engine.lora.images.layers import Uses
 
 Finished = TypeVar("Finished")
 
@@ -48,6 +49,7 @@ class Denoising:
         noise_level: of the image beside the latents.
         keeps_x0: whether previews were asked for.
         x0: the picture that the newest prediction implies; previews show it.
+        adapters: that the denoiser has in each of its rows.
     """
 
     family: Family
@@ -64,6 +66,7 @@ class Denoising:
     noise_level: int = 0
     keeps_x0: bool = False
     x0: torch.Tensor | None = field(default=None, repr=False)
+    adapters: Uses = ()
 
     @property
     def name(self) -> str:
@@ -112,6 +115,7 @@ class Denoising:
                 width=self.preparation.width,
                 height=self.preparation.height,
                 noise_level=self.noise_level,
+                adapters=self.adapters,
             )
             for prompt, image in self._active()
         ]

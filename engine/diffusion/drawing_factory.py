@@ -26,6 +26,7 @@ from engine.diffusion.stage import Stage
 from engine.diffusion.tasks.prepare import Preparation, prepare
 from engine.diffusion.tiling import Tiling, tile
 from engine.image_types import GuidanceKind, ImageParams, ImageRequest, ImageTask
+from engine.lora.images.layers import Uses
 
 if TYPE_CHECKING:
     # It imports diffusers, which takes seconds.
@@ -55,16 +56,19 @@ class DrawingFactory:
         Raises:
             InvalidParameter: the request does not fit the model or itself.
         """
-        started_s, n = time.perf_counter(), request.params.n
+        started_s, params = time.perf_counter(), request.params
+        n = params.n // request.num_settings
         preparations = self._prepare(request)
-        guidance = self._guidance(request.params)
-        states = self._encode(request.prompt, request.params, guidance)
-        drawings = [
-            self._create(
-                request, index, preparations[index * len(preparations) // n], guidance, states
-            )
-            for index in range(n)
-        ]
+        guidance = self._guidance(params)
+        drawings = []
+        for setting, uses in enumerate(_settings(request)):
+            states = self._encode(request.prompt, params, guidance, uses)
+            for place in range(n):
+                preparation = preparations[place * len(preparations) // n]
+                index, seed = setting * n + place, params.seed + place
+                drawings.append(
+                    self._create(request, index, seed, preparation, guidance, states, uses)
+                )
         each_s = (time.perf_counter() - started_s) / len(drawings)
         for drawing in drawings:
             drawing.encode_time_s = each_s
@@ -87,17 +91,18 @@ class DrawingFactory:
         )
 
     def _encode(
-        self, prompt: str, params: ImageParams, guidance: Guidance
+        self, prompt: str, params: ImageParams, guidance: Guidance, uses: Uses
     ) -> tuple[PromptStates, PromptStates | None]:
         """States of the prompt and, where it has an effect, of the negative prompt.
 
         As in diffusers' pipelines, `clip_skip` is for the prompt alone.
         """
         syntax = params.prompt_syntax
-        text = PromptText(text=prompt, syntax=syntax, clip_skip=params.clip_skip)
+        adapters = self._family.adapted.of_prompts(uses) if uses else ()
+        text = PromptText(text=prompt, syntax=syntax, clip_skip=params.clip_skip, adapters=adapters)
         if not self._is_guided(params, guidance):
             return self._prompts.encode([text])[0], None
-        unwanted = PromptText(text=params.negative_prompt, syntax=syntax)
+        unwanted = PromptText(text=params.negative_prompt, syntax=syntax, adapters=adapters)
         positive, negative = self._prompts.encode([text, unwanted])
         return positive, negative
 
@@ -110,12 +115,14 @@ class DrawingFactory:
         self,
         request: ImageRequest,
         index: int,
+        seed: int,
         preparation: Preparation,
         guidance: Guidance,
         states: tuple[PromptStates, PromptStates | None],
+        uses: Uses,
     ) -> Drawing:
         params, family = request.params, self._family
-        generator = torch.Generator("cpu").manual_seed(_wrapped(params.seed + index))
+        generator = torch.Generator("cpu").manual_seed(_wrapped(seed))
         tiling = self._tiling(preparation) if params.task is ImageTask.RESTORE else None
         schedule = self._schedule(params, preparation, tiling)
         clean = self._clean(params, preparation, tiling, generator)
@@ -142,6 +149,7 @@ class DrawingFactory:
             timestep_index=first,
             noise_level=params.noise_level,
             keeps_x0=params.num_previews > 0,
+            adapters=uses,
         )
         if params.task is ImageTask.INPAINT and condition is None:
             assert clean is not None and preparation.latent_mask is not None
@@ -160,7 +168,7 @@ class DrawingFactory:
         return Drawing(
             request=request,
             index=index,
-            seed=params.seed + index,
+            seed=seed,
             stage=stage,
             num_prompt_tokens=states[0].num_tokens,
             warnings=warnings,
@@ -245,6 +253,12 @@ class DrawingFactory:
         else:
             return ()
         return (UNUSED_NEGATIVE.format(reason=reason),)
+
+
+def _settings(request: ImageRequest) -> list[Uses]:
+    """The adapters of each: those that act."""
+    settings = [tuple(use for use in one if use.scale != 0) for one in request.loras]
+    return settings or [()]
 
 
 def _unused_guidance(guidance: Guidance, num_steps: int) -> str:

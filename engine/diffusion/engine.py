@@ -7,11 +7,12 @@ one kind, such as denoising. Between two iterations requests join, leave and are
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 import torch
 
+from engine.adapter_orders import AdapterOrder, AdapterShelf, Answer, NoAdapters
 from engine.config import Policy
 from engine.diffusion.decoding import Decoded, DecodeThread
 from engine.diffusion.drawing import Drawing, DrawingSource
@@ -72,8 +73,14 @@ class _Totals:
 class DiffusionEngine:
     """A `SteppingEngine` for images. All calls come from one thread."""
 
-    def __init__(self, source: DrawingSource, limits: DiffusionLimits) -> None:
+    def __init__(
+        self,
+        source: DrawingSource,
+        limits: DiffusionLimits,
+        adapters: AdapterShelf | None = None,
+    ) -> None:
         self._source = source
+        self._adapters = adapters or NoAdapters()
         self._limits = limits
         self._scheduler = StepScheduler(limits.max_num_rows, limits.max_batch_pixels)
         self._decoder = DecodeThread()
@@ -91,12 +98,19 @@ class DiffusionEngine:
 
         Raises:
             QueueFull: too many wait already.
+            UnknownAdapter: the model has not, or no more, what it asks for.
         """
         if len(self._waiting) >= self._limits.max_num_queued:
             raise QueueFull(
                 f"{len(self._waiting)} image requests wait; the limit is "
                 f"{self._limits.max_num_queued}; try again later"
             )
+        # Their names may mean other ones before the request ends.
+        keyed = [
+            [replace(use, name=self._adapters.key_of(use.name)) for use in setting]
+            for setting in request.loras
+        ]
+        request = replace(request, loras=keyed)
         rank = self._policy.rank(request, next(self._arrivals))
         self._waiting.push(_Waiting(rank, request))
 
@@ -114,11 +128,20 @@ class DiffusionEngine:
 
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self._waiting or self._drawings or self._decoder.num_pending)
+        return self._has_requests() or self._adapters.has_work()
+
+    def load_adapter(self, order: AdapterOrder, answer: Answer) -> None:
+        """Begin to load an adapter, beside the steps; it is there once that is answered."""
+        self._adapters.load(order, answer)
+
+    def unload_adapter(self, name: str, answer: Answer) -> None:
+        """Take no more requests for an adapter. It goes, and that is answered, when it has none."""
+        self._adapters.unload(name, answer)
 
     @torch.inference_mode()
     def step(self) -> tuple[list[ImageEvent], ImageStats]:
         """Admit requests, compute one call, collect what was decoded."""
+        self._advance_adapters()
         events = self._admit()
         decision, failures = self._decide()
         events += failures
@@ -156,6 +179,23 @@ class DiffusionEngine:
     def shutdown(self) -> None:
         """End the decode thread."""
         self._decoder.close()
+
+    def _has_requests(self) -> bool:
+        return bool(self._waiting or self._drawings or self._decoder.num_pending)
+
+    def _advance_adapters(self) -> None:
+        """Put those in place that have been read, and let those go that nobody uses."""
+        if not self._adapters.has_work():
+            return
+        self._adapters.advance(self._adapters_in_use)
+        if not self._has_requests():
+            self._adapters.wait(_DECODE_WAIT_S)
+
+    def _adapters_in_use(self) -> set[str]:
+        """Keys of adapters that unfinished requests have."""
+        requests = [waiting.request for waiting in self._waiting]
+        requests += [drawing.request for drawing in self._drawings.values()]
+        return {name for request in requests for name in request.adapter_names}
 
     def _admit(self) -> list[ImageEvent]:
         """Prepare waiting requests, whose turn comes first, as long as there is room and for so

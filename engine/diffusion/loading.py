@@ -1,7 +1,7 @@
 """From an image checkpoint to an engine that can step: size, load, warm up."""
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import structlog
 import torch
@@ -16,6 +16,7 @@ from engine.errors import ModelLoadError
 from engine.fingerprint import fingerprint
 from engine.host import Host
 from engine.image_types import ImageModelInfo, ImageParams, ImageRequest, ImageTask, Pixels
+from engine.lora.images.table import load_image_adapters
 from engine.runtime.device import machine_facts, torch_dtype
 from engine.runtime.threads import limit_threads
 from engine.types import Phase
@@ -62,7 +63,15 @@ def load_engine(
         scheduling_policy=intent.scheduling_policy,
         deterministic=intent.deterministic,
     )
-    engine = DiffusionEngine(DrawingFactory(family), limits)
+    adapters = load_image_adapters(
+        intent.adapters,
+        family.adapted,
+        host,
+        dtype=dtype,
+        max_adapters=intent.max_adapters,
+        capacity_bytes=machine.free_memory_bytes,
+    )
+    engine = DiffusionEngine(DrawingFactory(family), limits, adapters)
     host.report(Phase.WARMING_UP)
     warm_up(engine, trial_request(facts))
     log.info(
@@ -72,7 +81,8 @@ def load_engine(
         dtype=dtype_name,
         **asdict(limits),
     )
-    return engine, model_info(model_id, checkpoint, facts, dtype_name, limits)
+    info = model_info(model_id, checkpoint, facts, dtype_name, limits)
+    return engine, replace(info, adapters=adapters.names, failed_adapters=dict(adapters.failed))
 
 
 def image_dtype(intent: EngineConfig, device: str) -> str:

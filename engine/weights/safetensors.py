@@ -78,16 +78,18 @@ def folder_headers(folder: Path) -> dict[str, TensorHeader]:
     }
 
 
-def file_headers(path: Path) -> dict[str, TensorHeader]:
+def file_headers(
+    path: Path, *, max_header_bytes: int = _MAX_HEADER_BYTES
+) -> dict[str, TensorHeader]:
     """The same of one file.
 
     Raises:
-        CorruptFile: truncated or damaged.
+        CorruptFile: truncated or damaged, or its header is larger than that.
         ModelLoadError: it cannot be read.
     """
     return {
         name: TensorHeader(tuple(entry["shape"]), str(entry.get("dtype")))
-        for name, entry in read_header(path).items()
+        for name, entry in read_header(path, max_bytes=max_header_bytes).items()
     }
 
 
@@ -141,14 +143,14 @@ def _in_file_order(header: dict[str, Any]) -> list[str]:
     return sorted(header, key=lambda name: header[name]["data_offsets"][0])
 
 
-def read_header(path: Path) -> dict[str, Any]:
+def read_header(path: Path, *, max_bytes: int = _MAX_HEADER_BYTES) -> dict[str, Any]:
     """Entry of each tensor: `dtype`, `shape` and `data_offsets`, checked against the file's size.
 
     Raises:
         CorruptFile: truncated or damaged.
         ModelLoadError: it cannot be read.
     """
-    header, start, size = _read_raw_header(path)
+    header, start, size = _read_raw_header(path, max_bytes)
     header.pop("__metadata__", None)
     try:
         ends = [_checked_end(entry) for entry in header.values()]
@@ -162,24 +164,24 @@ def read_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def read_file_metadata(path: Path) -> dict[str, Any]:
+def read_file_metadata(path: Path, *, max_header_bytes: int = _MAX_HEADER_BYTES) -> dict[str, Any]:
     """What a file says of itself in its header, under free names; often nothing.
 
     Raises:
         CorruptFile: truncated or damaged.
         ModelLoadError: it cannot be read.
     """
-    metadata = _read_raw_header(path)[0].get("__metadata__")
+    metadata = _read_raw_header(path, max_header_bytes)[0].get("__metadata__")
     return metadata if isinstance(metadata, dict) else {}
 
 
-def _read_raw_header(path: Path) -> tuple[dict[str, Any], int, int]:
+def _read_raw_header(path: Path, max_bytes: int) -> tuple[dict[str, Any], int, int]:
     """The header as it is written, the number of bytes before the tensors, and of the file."""
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             (length,) = struct.unpack("<Q", file.read(8))
-            if length > min(_MAX_HEADER_BYTES, size - 8):
+            if length > min(max_bytes, size - 8):
                 raise _damaged(path)
             data = file.read(length)
     except OSError as error:

@@ -14,6 +14,7 @@ import torch
 from engine.diffusion.prompt.states import PromptStates
 from engine.diffusion.prompt.text import PromptText
 from engine.image_types import DenoisingFacts, ImageTask, UpscalingFacts
+from engine.lora.images.layers import AdaptedLayers, Uses
 
 if TYPE_CHECKING:
     # It imports diffusers, which takes seconds and is not needed to name a family.
@@ -65,6 +66,7 @@ class Row:
         guidance_scale: for models that take it as an input.
         width, height: of the picture in pixels, for families with size conditioning.
         noise_level: of the image beside the latents, for families that take it as an input.
+        adapters: that the denoiser has for it, by their keys.
     """
 
     latents: torch.Tensor
@@ -75,13 +77,20 @@ class Row:
     width: int = 0
     height: int = 0
     noise_level: int = 0
+    adapters: Uses = ()
 
 
 class Family(Protocol):
-    """All methods run without gradients on the engine's thread, `decode` on any thread."""
+    """All methods run without gradients on the engine's thread, `decode` on any thread.
+
+    Attributes:
+        adapted: the layers of denoisers and text encoders, which `encode_prompts` and `denoise`
+            tell whose adapters their rows have.
+    """
 
     facts: FamilyFacts
     device: torch.device
+    adapted: AdaptedLayers
 
     def encode_prompts(self, prompts: Sequence[PromptText]) -> list[PromptStates]:
         """States of each prompt, in order. They do not depend on which prompts come together."""

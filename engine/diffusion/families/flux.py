@@ -17,6 +17,7 @@ from engine.diffusion.families.autoencoder import Autoencoder
 from engine.diffusion.families.components import ComponentFolder
 from engine.diffusion.families.family import FamilyFacts, Row
 from engine.diffusion.families.flow_schedules import FlowSchedules
+from engine.diffusion.families.flux_names import original_names
 from engine.diffusion.families.options import LoadOptions
 from engine.diffusion.families.quantized import load_t5, load_transformer
 from engine.diffusion.families.row_layouts import denoise_by_layout, stack_timesteps
@@ -27,6 +28,7 @@ from engine.diffusion.prompt.t5 import T5PromptEncoder
 from engine.diffusion.prompt.text import PromptText
 from engine.errors import InvalidParameter, UnsupportedArchitecture
 from engine.image_types import DenoisingFacts, GuidanceKind, ImageTask
+from engine.lora.images.layers import AdaptedLayers, text_encoders
 from engine.weights.source import Checkpoint
 
 _PATCH = 2
@@ -71,6 +73,11 @@ class FluxFamily:
         self._transformer = transformer.eval()
         self._autoencoder = autoencoder
         self._clip, self._t5 = clip, t5
+        self.adapted = AdaptedLayers(
+            {"transformer": [self._transformer]} | text_encoders([clip.model, t5.model]),
+            device=device,
+            aliases={"transformer": original_names(transformer.config)},
+        )
         self._schedules = FlowSchedules(
             scheduler_config, max_shift=_MAX_SHIFT, spans_unit_interval=True
         )
@@ -109,7 +116,11 @@ class FluxFamily:
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[PromptText]) -> list[PromptStates]:
         """T5's states, padded to one length, and CLIP's pooled state of each prompt."""
-        return [self._encode(prompt) for prompt in prompts]
+        found = []
+        for prompt in prompts:
+            with self.adapted.rows([prompt.adapters]):
+                found.append(self._encode(prompt))
+        return found
 
     def encode_image(self, image: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         """Pixels `[1, 3, H, W]` in [-1, 1] to scaled latents."""
@@ -180,16 +191,17 @@ class FluxFamily:
         if self._takes_guidance:
             scales = [row.guidance_scale for row in rows]
             guidance = torch.tensor(scales, dtype=torch.float32, device=self.device)
-        predictions = self._transformer(
-            hidden_states=tokens.to(self._dtype),
-            timestep=stack_timesteps(rows, self.device) / 1000,
-            guidance=guidance,
-            pooled_projections=pooled.to(self._dtype),
-            encoder_hidden_states=states.to(self._dtype),
-            txt_ids=torch.zeros((states.shape[1], 3), device=self.device),
-            img_ids=ids.to(self.device),
-            return_dict=False,
-        )[0]
+        with self.adapted.rows(row.adapters for row in rows):
+            predictions = self._transformer(
+                hidden_states=tokens.to(self._dtype),
+                timestep=stack_timesteps(rows, self.device) / 1000,
+                guidance=guidance,
+                pooled_projections=pooled.to(self._dtype),
+                encoder_hidden_states=states.to(self._dtype),
+                txt_ids=torch.zeros((states.shape[1], 3), device=self.device),
+                img_ids=ids.to(self.device),
+                return_dict=False,
+            )[0]
         num_tokens = (height // _PATCH) * (width // _PATCH)
         return unpack(predictions[:, :num_tokens].float(), height, width)
 

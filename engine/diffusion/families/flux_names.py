@@ -5,6 +5,7 @@ quantised matrix split the same way.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -62,6 +63,30 @@ def to_diffusers_names(
     for name, tensor in state.items():
         converted.update(_convert(name, tensor, inner_dim))
     return converted
+
+
+def original_names(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Of linear layers: the original's name, and diffusers' of those that it holds, in order. The
+    last modulation is left out, whose halves changed places.
+
+    Args:
+        config: of the transformer, with the numbers of its blocks.
+    """
+    names: dict[str, tuple[str, ...]] = {name: (renamed,) for name, renamed in _SINGLE.items()}
+    kinds = (
+        ("double_blocks", "transformer_blocks", _DOUBLE_BLOCK, int(config["num_layers"])),
+        ("single_blocks", "single_transformer_blocks", _SINGLE_BLOCK, config["num_single_layers"]),
+    )
+    for kind, prefix, renamings, num_blocks in kinds:
+        fused = [name for name in _FUSED if (name == "linear1") == (kind == "single_blocks")]
+        table: dict[str, tuple[str, ...]] = {
+            name: (one,) for name, one in renamings.items() if "norm." not in name
+        }
+        table |= {name: _FUSED[name] for name in fused}
+        for number in range(num_blocks):
+            for name, parts in table.items():
+                names[f"{kind}.{number}.{name}"] = tuple(f"{prefix}.{number}.{p}" for p in parts)
+    return names
 
 
 def _convert(name: str, tensor: torch.Tensor, inner_dim: int) -> dict[str, torch.Tensor]:

@@ -23,6 +23,7 @@ from engine.diffusion.families.fused_layers import fuse_layers
 from engine.diffusion.families.options import LoadOptions
 from engine.diffusion.families.quantized import quantize
 from engine.diffusion.families.row_layouts import stack_timesteps
+from engine.diffusion.families.unet_names import original_names
 from engine.diffusion.families.unet_tasks import (
     BASE,
     EXTRA,
@@ -37,6 +38,7 @@ from engine.diffusion.prompt.text import PromptText
 from engine.diffusion.prompt.vocabulary import unknown_words, unknown_words_warning
 from engine.errors import InvalidParameter, UnsupportedArchitecture
 from engine.image_types import DenoisingFacts, GuidanceKind, ImageTask
+from engine.lora.images.layers import AdaptedLayers, text_encoders
 from engine.weights.source import Checkpoint
 
 _Stacked = tuple[torch.Tensor, torch.Tensor | None]
@@ -90,6 +92,7 @@ class StableDiffusionFamily:
         self._stacked: tuple[Hashable, _Stacked] | None = None
         self._autoencoder = autoencoder
         self._encoders = tuple(encoders)
+        self.adapted = self._adapted()
         self._schedules = NoiseSchedules(self.corrected(scheduler_config), DIFFUSION_SCHEDULES)
         self.facts = self._facts(dict(defaults or {}))
         self._check_parts()
@@ -169,7 +172,11 @@ class StableDiffusionFamily:
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[PromptText]) -> list[PromptStates]:
         """States of each prompt, encoded one by one."""
-        return [self._with_warning(prompt, self._encode(prompt)) for prompt in prompts]
+        found = []
+        for prompt in prompts:
+            with self.adapted.rows([prompt.adapters]):
+                found.append(self._with_warning(prompt, self._encode(prompt)))
+        return found
 
     def encode_image(self, image: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         """Pixels `[1, 3, H, W]` in [-1, 1] to scaled latents `[1, 4, H/f, W/f]`, fp32."""
@@ -231,8 +238,8 @@ class StableDiffusionFamily:
     def denoise(self, key: Hashable, rows: Sequence[Row]) -> torch.Tensor:
         """One UNet call, see `family.Family`."""
         unet, cache = self._unets[str(key)], self._caches[str(key)]
-        composition = tuple(row.prompt.key for row in rows)
-        with torch.inference_mode():
+        composition = tuple((row.prompt.key, row.adapters) for row in rows)
+        with torch.inference_mode(), self.adapted.rows(row.adapters for row in rows):
             states, mask = self._states_of(composition, rows)
             cache.select(composition)
             prediction = unet(
@@ -258,6 +265,16 @@ class StableDiffusionFamily:
         if self._autoencoder.num_decoder_weights < _CHEAP_DECODER:
             return self._autoencoder.decode(latents)
         return self._autoencoder.preview(latents)
+
+    def _adapted(self) -> AdaptedLayers:
+        # The first is the one that adapters are made for; the others are fine-tunes of it.
+        unets = [self._unets[BASE], *(u for name, u in self._unets.items() if name != BASE)]
+        paths = [path for path, _ in unets[0].named_modules()]
+        return AdaptedLayers(
+            {BASE: unets} | text_encoders(encoder.model for encoder in self._encoders),
+            device=self.device,
+            aliases={BASE: original_names(paths)},
+        )
 
     def _encode(self, prompt: PromptText) -> PromptStates:
         encoded = self._encoders[0].encode(prompt)

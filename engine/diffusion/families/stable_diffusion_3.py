@@ -19,6 +19,7 @@ from engine.diffusion.families.flow_schedules import FlowSchedules
 from engine.diffusion.families.options import LoadOptions
 from engine.diffusion.families.quantized import load_t5, load_transformer
 from engine.diffusion.families.row_layouts import denoise_by_layout, stack_timesteps
+from engine.diffusion.families.stable_diffusion_3_names import original_names
 from engine.diffusion.noise_schedule import NoiseSchedule
 from engine.diffusion.prompt.clip import ClipPromptEncoder
 from engine.diffusion.prompt.states import PromptStates
@@ -26,6 +27,7 @@ from engine.diffusion.prompt.t5 import T5PromptEncoder
 from engine.diffusion.prompt.text import PromptText
 from engine.errors import InvalidParameter, UnsupportedArchitecture
 from engine.image_types import DenoisingFacts, GuidanceKind, ImageTask
+from engine.lora.images.layers import AdaptedLayers, text_encoders
 from engine.weights.source import Checkpoint
 
 _MAX_SHIFT = 1.16
@@ -67,6 +69,12 @@ class StableDiffusion3Family:
         self._transformer = transformer.eval()
         self._autoencoder = autoencoder
         self._clips, self._t5 = clips, t5
+        encoders = [clip.model for clip in clips] + ([] if t5 is None else [t5.model])
+        self.adapted = AdaptedLayers(
+            {"transformer": [self._transformer]} | text_encoders(encoders),
+            device=device,
+            aliases={"transformer": original_names(int(config.num_layers))},
+        )
         self._schedules = FlowSchedules(
             scheduler_config, max_shift=_MAX_SHIFT, spans_unit_interval=False
         )
@@ -109,7 +117,11 @@ class StableDiffusion3Family:
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[PromptText]) -> list[PromptStates]:
         """States `[1, 77k + 256, D]` and pooled states of both CLIPs, of each prompt."""
-        return [self._encode(prompt) for prompt in prompts]
+        found = []
+        for prompt in prompts:
+            with self.adapted.rows([prompt.adapters]):
+                found.append(self._encode(prompt))
+        return found
 
     def encode_image(self, image: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         """Pixels `[1, 3, H, W]` in [-1, 1] to scaled latents."""
@@ -191,13 +203,14 @@ class StableDiffusion3Family:
         latents = torch.cat([row.latents for row in rows])
         states = torch.cat([row.prompt.states for row in rows])
         pooled = torch.cat([_pooled(row) for row in rows])
-        predictions: torch.Tensor = self._transformer(
-            hidden_states=latents.to(self._dtype),
-            timestep=stack_timesteps(rows, self.device),
-            encoder_hidden_states=states.to(self._dtype),
-            pooled_projections=pooled.to(self._dtype),
-            return_dict=False,
-        )[0]
+        with self.adapted.rows(row.adapters for row in rows):
+            predictions: torch.Tensor = self._transformer(
+                hidden_states=latents.to(self._dtype),
+                timestep=stack_timesteps(rows, self.device),
+                encoder_hidden_states=states.to(self._dtype),
+                pooled_projections=pooled.to(self._dtype),
+                return_dict=False,
+            )[0]
         return predictions.float()
 
     def _facts(self, default_side: int) -> FamilyFacts:

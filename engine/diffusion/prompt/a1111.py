@@ -5,7 +5,8 @@ multiplies, brackets left open run to the end, `\( \) \[ \] \\` are the characte
 (a backslash before anything else vanishes), and `BREAK` ends a chunk, inside brackets too.
 
 Refused, because as plain text they would be silently wrong: composition with `AND`, prompt editing
-`[a:b:0.4]`, alternation `[a|b]`, and `<lora:name:1>`.
+`[a:b:0.4]`, alternation `[a|b]`, and what is left of `<lora:name:1>`, which the server takes out of
+prompts.
 """
 
 import re

@@ -41,6 +41,9 @@ class ClipPromptEncoder:
         final_norm: apply the final norm to an earlier layer's states, too (SD 1 and 2); SDXL and
             SD 3 take them as they are.
         default_skip: layers that are left out at `clip_skip` 0: 1 for SDXL and SD 3.
+
+    Attributes:
+        model: the text encoder.
     """
 
     def __init__(
@@ -52,7 +55,7 @@ class ClipPromptEncoder:
         default_skip: int = 0,
     ) -> None:
         self._tokenizer = tokenizer
-        self._encoder = text_encoder
+        self.model = self._encoder = text_encoder
         self._final_norm = final_norm
         self._default_skip = default_skip
         self._length = min(

@@ -50,13 +50,16 @@ class T5PromptEncoder:
 
     Args:
         max_sequence_length: tokens that a prompt is padded and cut to (256 in SD 3, 512 in FLUX).
+
+    Attributes:
+        model: the text encoder.
     """
 
     def __init__(
         self, tokenizer: T5Tokenizer, text_encoder: T5EncoderModel, *, max_sequence_length: int
     ) -> None:
         self._tokenizer = tokenizer
-        self._encoder = text_encoder
+        self.model = self._encoder = text_encoder
         self._length = max_sequence_length
 
     def encode(self, prompt: PromptText) -> T5States:

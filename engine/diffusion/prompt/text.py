@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from engine.image_types import PromptSyntax
+from engine.image_types import LoraUse, PromptSyntax
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,3 +12,5 @@ class PromptText:
     text: str
     syntax: PromptSyntax = PromptSyntax.PLAIN
     clip_skip: int = 0
+    adapters: tuple[LoraUse, ...] = ()
+    """By their keys, those that change a text encoder."""

@@ -20,6 +20,7 @@ from engine.image_types import (
     Pixels,
     UpscalingFacts,
 )
+from engine.lora.images.layers import AdaptedLayers
 
 CHANNELS, FACTOR = 4, 4
 SCHEDULE = {
@@ -38,6 +39,7 @@ class ToyFamily:
     def __init__(self, *, guidance=GuidanceKind.CLASSIFIER_FREE):
         generator = torch.Generator().manual_seed(5)
         self.device = torch.device("cpu")
+        self.adapted = AdaptedLayers({}, device=self.device)
         self.schedules = NoiseSchedules(SCHEDULE, DIFFUSION_SCHEDULES)
         self.facts = FamilyFacts(
             architecture="toy",

@@ -1,0 +1,176 @@
+"""What an adapter adds to a layer's output, computed beside the layer and never merged into it."""
+
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A linear layer, or a convolution, as far as an adapter must fit it."""
+
+    out_features: int
+    in_features: int
+    kernel: tuple[int, ...] | None = None
+    """Of a convolution; None: it is linear."""
+    stride: tuple[int, ...] = (1, 1)
+    padding: tuple[int, ...] = (0, 0)
+    dilation: tuple[int, ...] = (1, 1)
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "Layer | None":
+        """None: it is of a kind that no adapter changes."""
+        if isinstance(module, nn.Conv2d):
+            if module.groups != 1 or isinstance(module.padding, str):
+                return None
+            return cls(
+                module.out_channels,
+                module.in_channels,
+                tuple(module.kernel_size),
+                tuple(module.stride),
+                tuple(module.padding),
+                tuple(module.dilation),
+            )
+        # Packed layers are modules of their own, with the sizes of `nn.Linear`.
+        sizes = getattr(module, "out_features", None), getattr(module, "in_features", None)
+        if any(not isinstance(size, int) for size in sizes) or list(module.children()):
+            return None
+        return cls(*sizes)  # type: ignore[arg-type]
+
+    @property
+    def is_map(self) -> bool:
+        """Whether its inputs are `[R, C, h, w]`; else they are `[R, ..., C]`."""
+        return self.kernel is not None
+
+    @property
+    def num_cells(self) -> int:
+        """Of the kernel."""
+        cells = 1
+        for side in self.kernel or ():
+            cells *= side
+        return cells
+
+    def convolved(self, x: Tensor, weight: Tensor) -> Tensor:
+        """`[R, C, h, w]` by a kernel of this layer's size, moved as this layer is."""
+        return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation)
+
+
+class Change(Protocol):
+    """Of one layer, by one adapter. Loop thread only."""
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Its weights."""
+        ...
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> Self:
+        """The same with its weights there, in the order of memory that they are used in."""
+        ...
+
+    def __call__(self, x: Tensor, scales: Tensor) -> Tensor:
+        """What it adds to the layer's output.
+
+        Args:
+            x: the layer's input for the rows that have the adapter, `[n, ..., in]`, or
+                `[n, in, h, w]` of a convolution.
+            scales: `[n]` fp32, how strongly it acts on each.
+        """
+        ...
+
+    def part(self, first: int, num_outputs: int) -> "Change":
+        """The same for neighbouring outputs alone."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """One weight after the other: `B·A`, a Tucker product of three, or a whole update alone.
+
+    Attributes:
+        weights: the first is applied first. `[out, in]` mixes channels, `[out, in, k, k]` is
+            convolved as the layer is. The adapter's own scale is in the last one.
+    """
+
+    layer: Layer
+    weights: tuple[Tensor, ...]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.weights
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> Self:
+        return replace(self, weights=tuple(_placed(w, dtype, device) for w in self.weights))
+
+    def __call__(self, x: Tensor, scales: Tensor) -> Tensor:
+        for place, weight in enumerate(self.weights):
+            # A layer that is kept in another type, as T5's `wo` is, has inputs of that type.
+            x = self._multiplied(x, weight.to(x.dtype))
+            if place == 0:
+                x = scaled(x, scales)
+        return x
+
+    def part(self, first: int, num_outputs: int) -> "Product":
+        *others, last = self.weights
+        return Product(self.layer, (*others, last[first : first + num_outputs].clone()))
+
+    def _multiplied(self, x: Tensor, weight: Tensor) -> Tensor:
+        if weight.ndim == 4:
+            return self.layer.convolved(x, weight)
+        if self.layer.is_map:
+            return F.linear(x.movedim(1, -1), weight).movedim(-1, 1)
+        return F.linear(x, weight)
+
+
+@dataclass(frozen=True, slots=True)
+class KroneckerProduct:
+    """`kron(left, right)`, which is never put together.
+
+    Attributes:
+        left: `[o1, i1]`, with the adapter's own scale in it.
+        right: `[o2, i2]`, or `[o2, i2, k, k]`.
+    """
+
+    layer: Layer
+    left: Tensor
+    right: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.left, self.right
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> Self:
+        left, right = (_placed(weight, dtype, device) for weight in self.tensors)
+        return replace(self, left=left, right=right)
+
+    def __call__(self, x: Tensor, scales: Tensor) -> Tensor:
+        left, right = self.left.to(x.dtype), self.right.to(x.dtype)
+        i1, i2 = left.shape[1], right.shape[1]
+        if not self.layer.is_map:
+            parts = F.linear(torch.unflatten(x, -1, (i1, i2)), right)
+            mixed = torch.einsum("...io,pi->...po", parts, left)
+            return scaled(mixed.flatten(-2), scales)
+        split = torch.unflatten(x, 1, (i1, i2)).flatten(0, 1)
+        if right.ndim == 2:
+            right = right[:, :, None, None]
+        maps = torch.unflatten(self.layer.convolved(split, right), 0, (len(x), i1))
+        return scaled(torch.einsum("riohw,pi->rpohw", maps, left).flatten(1, 2), scales)
+
+    def part(self, first: int, num_outputs: int) -> "Change":
+        left = self.left.reshape(*self.left.shape, *[1] * (self.right.ndim - 2))
+        whole = torch.kron(left, self.right.contiguous())
+        return Product(self.layer, (whole,)).part(first, num_outputs)
+
+
+def scaled(x: Tensor, scales: Tensor) -> Tensor:
+    """Each row by its own scale."""
+    return x * scales.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+
+
+def _placed(weight: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    placed = weight.to(device=device, dtype=dtype)
+    if placed.ndim == 4:  # as the maps that it meets
+        return placed.contiguous(memory_format=torch.channels_last)
+    return placed.contiguous()

@@ -1,0 +1,256 @@
+"""What the file of an image adapter holds: found out and checked by its header, then read.
+
+A trainer's single file (kohya, LyCORIS, diffusers of any age), a folder as diffusers saves it, or
+PEFT's folder of a denoiser or a text encoder with its configuration.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.adapter_orders import AdapterReport
+from engine.checkpoint_files import read_optional_json
+from engine.errors import CorruptFile, ModelLoadError, ShapeMismatch
+from engine.lora.images.changes import Change, Layer
+from engine.lora.images.contents import MAX_HEADER_BYTES, find_file, read_contents
+from engine.lora.images.form import Form, Shape
+from engine.lora.images.forms import FORMS
+from engine.lora.images.layers import Place
+from engine.lora.images.names import Target
+from engine.lora.peft_config import (
+    CONFIG,
+    MAX_NAMED,
+    by_pattern,
+    check_supported,
+    listed,
+    shortened,
+    stated_scale,
+)
+from engine.lora.peft_files import WEIGHTS
+from engine.weights.safetensors import iter_file_tensors, read_file_metadata
+
+_METADATA = "lora_adapter_metadata"
+"""diffusers' own, in a file's header: what PEFT has in a configuration, by component."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Module:
+    """What a file has of a layer of the model, or of several that the file holds as one."""
+
+    name: str
+    """In the file."""
+    target: Target
+    layers: tuple[Layer, ...]
+    form: Form
+    keys: Mapping[str, str]
+    """Tensors by their parts."""
+    rank: int | None
+    num_weights: int
+
+    @property
+    def whole(self) -> Layer:
+        return _joined(self.layers)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A file that fits the model, and that `read` has still to read."""
+
+    file: Path
+    modules: tuple[_Module, ...]
+    alphas: Mapping[str, str]
+    """Tensors with a module's alpha, by module."""
+    config: Mapping[str, Any]
+    """PEFT's, of all modules; or each component's, by diffusers' names of its keys."""
+    left_out: tuple[str, ...]
+
+    @property
+    def num_weights(self) -> int:
+        return sum(module.num_weights for module in self.modules)
+
+    @property
+    def report(self) -> AdapterReport:
+        """For whoever has asked for it."""
+        ranks = {module.rank for module in self.modules} - {None}
+        return AdapterReport(
+            num_layers=len({place for module in self.modules for place in module.target}),
+            ranks=tuple(sorted(rank for rank in ranks if rank is not None)),
+            num_left_out=len(self.left_out),
+            left_out=tuple(shortened(name) for name in self.left_out[:MAX_NAMED]),
+        )
+
+
+def plan_adapter(place: Path, names: Mapping[str, Target], layers: Mapping[Place, Layer]) -> Plan:
+    """Look at an adapter's header.
+
+    Args:
+        place: a file, or a folder with one.
+        names: of the layers, as files spell them.
+
+    Raises:
+        ModelLoadError: what is wrong, in words that hold no path. CorruptFile: the file is damaged;
+            ShapeMismatch: it was made for another model.
+    """
+    file = find_file(place)
+    config = read_optional_json(file.parent / CONFIG) if file.name == WEIGHTS else {}
+    if config:
+        check_supported(config, [form.peft_type for form in FORMS])
+    else:
+        config = _metadata(file)
+    found = read_contents(file)
+    modules: list[_Module] = []
+    left_out: list[str] = []
+    wrong: list[ShapeMismatch] = []
+    taken: dict[Place, str] = {}
+    for name, parts in found.parts.items():
+        target = names.get(_module_name(name))
+        if target is None:
+            left_out.append(name)
+            continue
+        _check_free(name, target, taken)
+        own = tuple(layers[place] for place in target)
+        form = _form_of(name, parts)
+        try:
+            rank = form.rank(shortened(name), found.shapes[name], _joined(own))
+        except ShapeMismatch as error:
+            wrong.append(error)
+            continue
+        count = _num_weights(form, found.shapes[name], own)
+        modules.append(_Module(name, target, own, form, parts, rank, count))
+    if wrong:
+        others = f"; {len(wrong) - 1} more of its layers do not fit" if len(wrong) > 1 else ""
+        raise ShapeMismatch(wrong[0].message + others)
+    if not modules:
+        some = f" ({listed(left_out)})" if left_out else ""
+        raise ModelLoadError(
+            f"none of its {len(left_out)} layers is one of the model's{some}: it was made for "
+            f"another model"
+        )
+    return Plan(file, tuple(modules), found.alphas, config, tuple(sorted(left_out)))
+
+
+def read_changes(plan: Plan, dtype: torch.dtype, device: torch.device) -> dict[Place, Change]:
+    """Read the numbers. Nothing of them stays in the file's memory.
+
+    Args:
+        dtype: of the model, in which they must be finite.
+
+    Raises:
+        ModelLoadError: they are not. CorruptFile: the file is damaged.
+    """
+    owners = {key: (one, part) for one in plan.modules for part, key in one.keys.items()}
+    alpha_of = {key: name for name, key in plan.alphas.items()}
+    tensors: dict[str, dict[str, Tensor]] = {one.name: {} for one in plan.modules}
+    alphas: dict[str, float] = {}
+    for key, tensor in iter_file_tensors(plan.file):
+        if key in alpha_of:
+            alphas[alpha_of[key]] = float(tensor.float().reshape(-1)[0])
+        elif key in owners:
+            module, part = owners[key]
+            tensors[module.name][part] = torch.empty(tensor.shape).copy_(tensor)
+    changes: dict[Place, Change] = {}
+    for module in plan.modules:
+        scale = _scale(module, alphas.get(module.name), plan.config)
+        parts = tensors.pop(module.name)
+        change = module.form.change(parts, module.whole, scale)
+        first = 0
+        for place, layer in zip(module.target, module.layers, strict=True):
+            alone = len(module.target) == 1
+            own = change if alone else change.part(first, layer.out_features)
+            changes[place] = _placed(module.name, own, dtype, device)
+            first += layer.out_features
+    return changes
+
+
+def _module_name(name: str) -> str:
+    """Old diffusers put attention's adapters into processors."""
+    return name.replace(".processor.", ".")
+
+
+def _form_of(name: str, parts: Mapping[str, str]) -> Form:
+    for form in FORMS:
+        if parts.keys() <= form.parts:
+            lacking = form.lacks(parts.keys())
+            if lacking is not None:
+                raise CorruptFile(f"{shortened(name)} has no {lacking}; fetch the adapter again")
+            return form
+    raise CorruptFile(f"{shortened(name)} is written in two ways at once; fetch the adapter again")
+
+
+def _check_free(name: str, target: Target, taken: dict[Place, str]) -> None:
+    for place in target:
+        if place in taken:
+            raise CorruptFile(
+                f"{shortened(name)} and {shortened(taken[place])} are the same layer; fetch the "
+                f"adapter again"
+            )
+        taken[place] = name
+
+
+def _joined(layers: tuple[Layer, ...]) -> Layer:
+    """One layer with all the outputs."""
+    if len(layers) == 1:
+        return layers[0]
+    return Layer(sum(layer.out_features for layer in layers), layers[0].in_features)
+
+
+def _num_weights(form: Form, shapes: Mapping[str, Shape], layers: tuple[Layer, ...]) -> int:
+    whole = _joined(layers)
+    if len(layers) > 1 and not form.splits:
+        return whole.out_features * whole.in_features
+    return form.num_weights(shapes, whole)
+
+
+def _metadata(file: Path) -> dict[str, Any]:
+    text = read_file_metadata(file, max_header_bytes=MAX_HEADER_BYTES).get(_METADATA)
+    if text is None:
+        return {}
+    try:
+        value = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CorruptFile(f"{file.name} has a {_METADATA} that is no JSON") from error
+    if not isinstance(value, dict):
+        raise CorruptFile(f"{file.name} has a {_METADATA} that is no object")
+    return value
+
+
+def _scale(module: _Module, alpha: float | None, config: Mapping[str, Any]) -> float:
+    """Alpha over the rank; 1 where a file does not say, as in diffusers."""
+    component, path = module.target[0]
+    kind = config.get("peft_type")
+    if kind in ("LOHA", "LOKR"):
+        return _peft_scale(config, path)
+    if module.rank is None:
+        return 1.0
+    if alpha is not None:
+        if not math.isfinite(alpha):
+            raise ModelLoadError(f"{shortened(module.name)} has an alpha that is not finite")
+        return alpha / module.rank
+    if kind is None:
+        prefix = f"{component}."
+        config = {key.removeprefix(prefix): config[key] for key in config if key.startswith(prefix)}
+    if "lora_alpha" not in config:
+        return 1.0
+    return stated_scale(config, path, module.rank)
+
+
+def _peft_scale(config: Mapping[str, Any], path: str) -> float:
+    """Of PEFT's LoHa and LoKr, whose configuration has other names, and a rank in any case."""
+    rank = by_pattern(config, "rank_pattern", path, config.get("r"))
+    if not isinstance(rank, int) or rank < 1:
+        raise CorruptFile(f"{CONFIG} has no usable r for {path}")
+    own = {"lora_alpha": config.get("alpha", 8), "alpha_pattern": config.get("alpha_pattern")}
+    return stated_scale(own, path, rank)
+
+
+def _placed(name: str, change: Change, dtype: torch.dtype, device: torch.device) -> Change:
+    placed = change.to(dtype, device)
+    if not all(bool(weight.isfinite().all()) for weight in placed.tensors):
+        raise ModelLoadError(f"{shortened(name)} holds numbers that are not finite in {dtype}")
+    return placed

@@ -1,0 +1,8 @@
+"""All ways to write a change that are served."""
+
+from engine.lora.images.form import Form
+from engine.lora.images.hadamard import Hadamard
+from engine.lora.images.kronecker import Kronecker
+from engine.lora.images.low_rank import LowRank
+
+FORMS: tuple[Form, ...] = (LowRank(), Hadamard(), Kronecker())

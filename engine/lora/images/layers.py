@@ -1,0 +1,178 @@
+"""A model's layers, to whose outputs adapters add what they change, each row its own.
+
+A layer is watched (by a forward hook of torch) only while an adapter changes it, and computes what
+it always does: whatever its weights are kept in, a row without an adapter has the bits that it has
+without any, and nothing is left of an adapter that is gone.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from engine.image_types import LoraUse
+from engine.lora.images.changes import Change, Layer
+
+Uses = tuple[LoraUse, ...]
+"""Of a row: its adapters by their keys. Scale 0 is left out."""
+Place = tuple[str, str]
+"""A component, by its name in model_index.json, and a path in it."""
+
+TEXT_ENCODER = "text_encoder"
+"""What the names of components that read prompts begin with."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """The rows that have an adapter.
+
+    Attributes:
+        index: `[n]`; None: all of them.
+        scales: `[n]` fp32.
+    """
+
+    key: str
+    index: Tensor | None
+    scales: Tensor
+
+    def add(self, change: Change, x: Tensor, y: Tensor) -> None:
+        if self.index is None:
+            y.add_(change(x, self.scales))
+        else:
+            y.index_add_(0, self.index, change(x.index_select(0, self.index), self.scales))
+
+
+class _Watch:
+    """One layer's hook."""
+
+    def __init__(self, module: nn.Module, step: "_Step") -> None:
+        self.changes: dict[str, Change] = {}
+        self._step = step
+        self._handle: RemovableHandle = module.register_forward_hook(self._add)
+
+    def close(self) -> None:
+        self._handle.remove()
+
+    def _add(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        for group in self._step.groups:
+            change = self.changes.get(group.key)
+            if change is not None:
+                assert len(output) == self._step.num_rows, "a layer's first axis is its rows"
+                group.add(change, inputs[0], output)
+
+
+class _Step:
+    """Whose rows the model computes now."""
+
+    def __init__(self) -> None:
+        self.groups: Sequence[_Group] = ()
+        self.num_rows = 0
+
+
+class AdaptedLayers:
+    """Loop thread only.
+
+    Args:
+        components: the model's parts by their names. A list holds fine-tunes of one another (the
+            UNets of several tasks): adapters are for the first, and act in the others where their
+            layers have the same sizes.
+        aliases: of a component's paths, other names: each for one layer, or for several whose
+            outputs lie one after the other in the original release.
+        device: of the rows.
+    """
+
+    def __init__(
+        self,
+        components: Mapping[str, Sequence[nn.Module]],
+        *,
+        device: torch.device,
+        aliases: Mapping[str, Mapping[str, tuple[str, ...]]] | None = None,
+    ) -> None:
+        self.device = device
+        self.aliases = dict(aliases or {})
+        self.layers: dict[Place, Layer] = {}
+        self._modules: dict[Place, list[nn.Module]] = {}
+        for component, models in components.items():
+            for model in models:
+                self._enter(component, model, is_first=model is models[0])
+        self._watches: dict[nn.Module, _Watch] = {}
+        self._of_text: set[str] = set()
+        self._step = _Step()
+        self._known: tuple[tuple[Uses, ...], Sequence[_Group]] = ((), ())
+
+    def put(self, key: str, changes: Mapping[Place, Change]) -> None:
+        """Have rows with that adapter change."""
+        for place, change in changes.items():
+            for module in self._modules[place]:
+                if module not in self._watches:
+                    self._watches[module] = _Watch(module, self._step)
+                self._watches[module].changes[key] = change
+        if any(component.startswith(TEXT_ENCODER) for component, _ in changes):
+            self._of_text.add(key)
+
+    def drop(self, key: str) -> None:
+        """Forget an adapter that no row has any more."""
+        self._of_text.discard(key)
+        self._known = ((), ())
+        for module, watch in list(self._watches.items()):
+            watch.changes.pop(key, None)
+            if not watch.changes:
+                watch.close()
+                del self._watches[module]
+
+    def of_prompts(self, uses: Uses) -> Uses:
+        """Those of a row that change what becomes of its prompts."""
+        return tuple(use for use in uses if use.name in self._of_text)
+
+    @contextmanager
+    def rows(self, uses: Iterable[Uses]) -> Iterator[None]:
+        """Within it the model computes rows that have these adapters."""
+        each = tuple(uses)
+        if self._known[0] != each:  # steps repeat them
+            self._known = each, _grouped(each, self.device)
+        self._step.groups, self._step.num_rows = self._known[1], len(each)
+        try:
+            yield
+        finally:
+            self._step.groups = ()
+
+    def _enter(self, component: str, model: nn.Module, *, is_first: bool) -> None:
+        for path, module in model.named_modules():
+            layer, place = Layer.of(module), (component, path)
+            if layer is None:
+                continue
+            if is_first:
+                self.layers[place] = layer
+                self._modules[place] = [module]
+            elif self.layers.get(place) == layer:
+                self._modules[place].append(module)
+
+
+def text_encoders(models: Iterable[nn.Module | None]) -> dict[str, list[nn.Module]]:
+    """Components by diffusers' names for the first text encoder, the second and so on."""
+    return {
+        f"{TEXT_ENCODER}{f'_{number}' if number > 1 else ''}": [model]
+        for number, model in enumerate(models, 1)
+        if model is not None
+    }
+
+
+def _grouped(each: Sequence[Uses], device: torch.device) -> list[_Group]:
+    """By adapter, in an order that does not depend on which rows come together: a row's sum has one
+    order then."""
+    members: dict[str, dict[int, float]] = {}
+    for row, uses in enumerate(each):
+        for use in uses:
+            scales = members.setdefault(use.name, {})
+            scales[row] = scales.get(row, 0.0) + use.scale
+    return [
+        _Group(
+            key,
+            None if len(scales) == len(each) else torch.tensor(list(scales), device=device),
+            torch.tensor(list(scales.values()), dtype=torch.float32, device=device),
+        )
+        for key, scales in sorted(members.items())
+    ]

@@ -1,0 +1,294 @@
+"""Adapters of every family: unmerged against merged weights, and against diffusers with PEFT."""
+
+import copy
+import json
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    FluxPipeline,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
+from image_adapters import dotted, kohya, layer_paths, load, merge, table_of, unload, write
+from original_names import unet_tensors
+from tiny_pipelines import tiny_parts
+from tiny_transformers import draw as draw_with
+from tiny_transformers import flux_parts, sd3_parts
+from torch import nn
+from toy_family import request as toy_request
+
+from engine.adapter_orders import AdapterReport
+from engine.diffusion.denoising import Denoising
+from engine.diffusion.drawing_factory import DrawingFactory
+from engine.diffusion.families.autoencoder import Autoencoder
+from engine.diffusion.families.flux import FluxFamily, pack
+from engine.diffusion.families.flux_names import original_names as flux_names
+from engine.diffusion.families.flux_names import to_diffusers_names
+from engine.diffusion.families.stable_diffusion_3 import StableDiffusion3Family
+from engine.diffusion.families.stable_diffusion_3_names import original_names as sd3_names
+from engine.diffusion.families.unet_names import original_names as unet_names
+from engine.diffusion.prompt.clip import ClipPromptEncoder
+from engine.diffusion.prompt.t5 import T5PromptEncoder
+from engine.image_types import LoraUse
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
+
+CPU = torch.device("cpu")
+FAMILIES = ("sd", "sdxl", "sd3", "flux")
+WIDTH, HEIGHT, STEPS, SCALE, LENGTH = 16, 16, 2, 3.0, 24
+UNMERGED, PARITY = 1e-5, 1e-4
+"""Of latents up to 1, in fp32."""
+PROMPT, NEGATIVE = "a red fox", "rain"
+
+
+def parts_of(kind: str, seed: int) -> Any:
+    if kind in ("sd", "sdxl"):
+        return tiny_parts(seed, xl=kind == "sdxl")
+    return sd3_parts(seed) if kind == "sd3" else flux_parts(seed, {"guidance_embeds": True})
+
+
+def family_of(kind: str, parts: Any) -> Any:
+    if kind in ("sd", "sdxl"):
+        return parts.family()
+    common = {
+        "transformer": parts.transformer,
+        "autoencoder": Autoencoder(parts.vae, dtype=torch.float32, device=CPU),
+        "scheduler_config": json.loads(parts.scheduler.to_json_string()),
+        "dtype": torch.float32,
+        "device": CPU,
+    }
+    if kind == "flux":
+        clip = ClipPromptEncoder(parts.tokenizer, parts.text_encoder, final_norm=True)
+        t5 = T5PromptEncoder(parts.tokenizer_2, parts.text_encoder_2, max_sequence_length=LENGTH)
+        return FluxFamily(clip=clip, t5=t5, edits=False, **common)
+    pairs = ((parts.tokenizer, parts.text_encoder), (parts.tokenizer_2, parts.text_encoder_2))
+    first, second = (ClipPromptEncoder(*pair, final_norm=False, default_skip=1) for pair in pairs)
+    t5 = T5PromptEncoder(parts.tokenizer_3, parts.text_encoder_3, max_sequence_length=256)
+    return StableDiffusion3Family(clips=(first, second), t5=t5, **common)
+
+
+def pipeline_of(kind: str, parts: Any) -> Any:
+    if kind in ("sd", "sdxl"):
+        return parts.pipeline(
+            StableDiffusionXLPipeline if kind == "sdxl" else StableDiffusionPipeline
+        )
+    classes = {"sd3": StableDiffusion3Pipeline, "flux": FluxPipeline}
+    pipeline = classes[kind](**vars(parts))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def denoiser(kind: str) -> str:
+    return "unet" if kind in ("sd", "sdxl") else "transformer"
+
+
+def components(kind: str) -> dict[str, str]:
+    """That an adapter changes, with kohya's names for them."""
+    others = {
+        "sd": {"text_encoder": "lora_te"},
+        "sdxl": {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
+        "sd3": {"text_encoder": "lora_te1", "text_encoder_3": "lora_te3"},
+        "flux": {"text_encoder": "lora_te1", "text_encoder_2": "lora_te3"},
+    }
+    return {denoiser(kind): "lora_unet"} | others[kind]
+
+
+def request(loras: Any = (), **changes: Any) -> Any:
+    settings = {
+        "width": WIDTH,
+        "height": HEIGHT,
+        "num_inference_steps": STEPS,
+        "guidance_scale": SCALE,
+        "negative_prompt": NEGATIVE,
+    }
+    made = toy_request(prompt=PROMPT, **{**settings, **changes})
+    return replace(made, loras=[list(setting) for setting in loras])
+
+
+@torch.inference_mode()
+def draw(family: Any, *requests: Any) -> list[torch.Tensor]:
+    """Final latents of all their images, drawn in shared calls."""
+    factory = DrawingFactory(family)
+    drawings = [drawing for one in requests for drawing in factory.create(one)]
+    while not drawings[0].finished:
+        stages = [drawing.stage for drawing in drawings]
+        for stage, outcome in zip(stages, stages[0].compute(stages), strict=True):
+            stage.advance(outcome)
+    assert all(isinstance(drawing.stage, Denoising) for drawing in drawings)
+    return [drawing.stage.final().clone() for drawing in drawings]
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor, limit: float, case: Any) -> None:
+    worst, size = (ours - theirs).abs().max().item(), max(1.0, theirs.abs().max().item())
+    assert worst < limit * size, f"{case}: {worst} at latents up to {size}"
+
+
+def adapters(kind: str, parts: Any, path: Any, seed: int, way: str = "lora") -> dict[str, Any]:
+    """A file for some layers of each component: kohya's names of it, and updates by component."""
+    tensors, updates = {}, {}
+    for place, (name, prefix) in enumerate(components(kind).items()):
+        model = getattr(parts, name)
+        paths = layer_paths(model)
+        paths = sorted(random.Random(seed).sample(paths, min(12, len(paths))))
+        made = write(model, paths, kohya(prefix), way=way, seed=seed + place, size=0.5)
+        tensors |= made.tensors
+        updates[name] = made.updates
+    made.tensors = tensors
+    made.save(path)
+    return updates
+
+
+@pytest.fixture
+def seed() -> int:
+    return random.randrange(1 << 30)
+
+
+@pytest.mark.parametrize("way", ["lora", "locon", "loha", "lokr"])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_unmerged_equals_merged(kind: str, way: str, tmp_path: Any, seed: int) -> None:
+    parts = parts_of(kind, seed % 1000)
+    other = copy.deepcopy(parts)
+    family = family_of(kind, parts)
+    [base] = draw(family, request(seed=seed))
+    updates = adapters(kind, parts, tmp_path / "a.safetensors", seed, way)
+    table = table_of(family.adapted)
+    report = load(table, "a", tmp_path / "a.safetensors")
+    assert isinstance(report, AdapterReport), report
+    assert report.num_layers == sum(len(each) for each in updates.values())
+    use = LoraUse(name=table.key_of("a"), scale=0.8)
+    [ours] = draw(family, request([[use]], seed=seed))
+    for name, each in updates.items():
+        merge(getattr(other, name), each, 0.8)
+    [merged] = draw(family_of(kind, other), request(seed=seed))
+    close(ours, merged, UNMERGED, (kind, way, seed))
+    assert (merged - base).abs().max() > 1e-3, "it does something"
+    nothing = LoraUse(name=use.name, scale=0.0)
+    [zero] = draw(family, request([[nothing]], seed=seed))
+    assert torch.equal(zero, base), "bit for bit"
+    unload(table, "a")
+    assert torch.equal(draw(family, request(seed=seed))[0], base), "nothing is left of it"
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_mixture_is_what_each_is_alone(kind: str, tmp_path: Any, seed: int) -> None:
+    parts = parts_of(kind, seed % 1000)
+    family = family_of(kind, parts)
+    table = table_of(family.adapted)
+    for place, name in enumerate("ab"):
+        adapters(kind, parts, tmp_path / f"{name}.safetensors", seed + 10 * place)
+        load(table, name, tmp_path / f"{name}.safetensors")
+    a, b = (LoraUse(name=table.key_of(name)) for name in "ab")
+    weak = replace(a, scale=0.25)
+    settings = [[a], [], [b], [b, weak], [weak]]
+    requests = [request([one], seed=seed + place) for place, one in enumerate(settings)]
+    together = draw(family, *requests)
+    for one, found in zip(requests, together, strict=True):
+        close(found, draw(family, one)[0], UNMERGED, (kind, seed, one.loras))
+    assert len({round(float(found.sum()), 6) for found in together}) == len(settings)
+
+
+PEFT_LAYERS = {
+    "unet": ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "conv1", "conv2", "proj_in"),
+    "transformer": ("to_q", "to_k", "add_v_proj", "ff.net.2", "norm1.linear", "proj_mlp"),
+    "text_encoder": ("q_proj", "v_proj", "out_proj", "fc1"),
+}
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_it_is_what_diffusers_draws(kind: str, tmp_path: Any, seed: int) -> None:
+    """The same file in both, as diffusers saves it."""
+    parts = parts_of(kind, seed % 1000)
+    family = family_of(kind, copy.deepcopy(parts))
+    written: dict[str, Any] = {}
+    for place, name in enumerate((denoiser(kind), "text_encoder")):
+        model = getattr(parts, name)
+        paths = [path for path in layer_paths(model) if path.endswith(PEFT_LAYERS[name])]
+        made = write(model, paths, dotted(name), alpha=None, seed=seed + place, size=0.5)
+        written |= made.tensors
+    made.tensors = {
+        key.replace("lora_down.", "lora_A.").replace("lora_up.", "lora_B."): tensor
+        for key, tensor in written.items()
+    }
+    file = made.save(tmp_path / "pytorch_lora_weights.safetensors")
+    table = table_of(family.adapted)
+    report = load(table, "a", tmp_path)
+    assert isinstance(report, AdapterReport) and report.num_left_out == 0, report
+    [base] = draw(family, request(seed=seed))
+    [ours] = draw(family, request([[LoraUse(name=table.key_of("a"), scale=0.6)]], seed=seed))
+    pipeline = pipeline_of(kind, parts)
+    pipeline.load_lora_weights(str(file.parent), adapter_name="a")
+    pipeline.set_adapters(["a"], [0.6])
+    arguments = {
+        "prompt": PROMPT,
+        "num_inference_steps": STEPS,
+        "guidance_scale": SCALE,
+        "width": WIDTH,
+        "height": HEIGHT,
+        "generator": torch.Generator().manual_seed(seed),
+    }
+    if kind == "flux":
+        arguments["max_sequence_length"] = LENGTH
+    else:
+        arguments["negative_prompt"] = NEGATIVE
+    theirs = draw_with(pipeline, **arguments)[0]
+    if kind == "flux":
+        ours, base = pack(ours), pack(base)
+    close(ours, theirs, PARITY, (kind, seed))
+    assert (theirs - base).abs().max() > 1e-3, "it does something"
+
+
+def test_names_of_the_original_unet() -> None:
+    for xl in (False, True):
+        unet = tiny_parts(xl=xl).unet
+        wanted = {}
+        tensors = unet_tensors(unet)
+        by_place = {tensor.data_ptr(): name for name, tensor in tensors.items()}
+        for path in layer_paths(unet):
+            original = by_place[unet.get_submodule(path).weight.data_ptr()]
+            name = original.removeprefix("model.diffusion_model.").removesuffix(".weight")
+            wanted[name] = (path,)
+        paths = [path for path, _ in unet.named_modules()]
+        found = unet_names(paths)
+        assert {name: found.get(name) for name in wanted} == wanted
+
+
+def test_names_of_the_original_transformers() -> None:
+    """Those of FLUX as its GGUF files are read; those of SD3 are the model's, and each once."""
+    transformer = flux_parts(0, {"guidance_embeds": True}).transformer
+    names, width = flux_names(transformer.config), 64
+    sizes = {path: len(transformer.get_submodule(path).weight) for path in layer_paths(transformer)}
+    state = {
+        f"{name}.weight": torch.arange(sum(sizes[path] for path in paths))
+        for name, paths in names.items()
+    }
+    converted = to_diffusers_names(state, inner_dim=width)
+    for name, paths in names.items():
+        first = 0
+        for path in paths:
+            wanted = torch.arange(first, first + sizes[path])
+            assert torch.equal(converted[f"{path}.weight"], wanted), (name, path)
+            first += sizes[path]
+    assert set(sizes) - {path for paths in names.values() for path in paths} == {"norm_out.linear"}
+    sd3 = sd3_parts(0).transformer
+    known = [path for paths in sd3_names(int(sd3.config.num_layers)).values() for path in paths]
+    assert len(known) == len(set(known))
+    left = set(layer_paths(sd3)) - set(known)
+    assert left == {"norm_out.linear", "transformer_blocks.1.norm1_context.linear"}
+
+
+def test_layers_are_named_by_their_paths() -> None:
+    """Fused blocks have the paths of those that they replace."""
+    parts = tiny_parts()
+    before = set(layer_paths(parts.unet))
+    adapted = parts.family().adapted
+    assert {path for component, path in adapted.layers if component == "unet"} == before
+    assert all(isinstance(module, nn.Module) for module in parts.unet.modules())

@@ -1,0 +1,242 @@
+"""Adapters in the image engine: who draws with what, sweeps, and adapters that come and go."""
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from engine_runs import results, run
+from image_adapters import kohya, table_of, write
+from tiny_pipelines import tiny_parts
+from toy_family import picture, request
+
+from engine.adapter_orders import AdapterOrder, AdapterReport
+from engine.diffusion.drawing_factory import DrawingFactory
+from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
+from engine.errors import TooManyAdapters, UnknownAdapter
+from engine.image_types import ImageTask, LoraUse
+
+SIZE = {"width": 16, "height": 16, "num_inference_steps": 3, "guidance_scale": 2.0}
+LIMITS = DiffusionLimits(
+    max_num_rows=16, max_batch_pixels=1 << 20, max_num_images=32, max_num_queued=64
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A tiny family, and files of adapters `a` and `b` for its UNet, `t` for its text encoder."""
+    parts, folder = tiny_parts(3), tmp_path_factory.mktemp("adapters")
+    block = "mid_block.attentions.0.transformer_blocks.0"
+    blocks = [f"{block}.attn{n}.to_{x}" for n in (1, 2) for x in "qkv"]
+    texts = [f"encoder.layers.{n}.mlp.fc1" for n in (0, 1)]
+    if not any(path == texts[0] for path, _ in parts.text_encoder.named_modules()):
+        texts = [f"text_model.{path}" for path in texts]
+    for seed, name in enumerate("ab"):
+        made = write(parts.unet, [*blocks, "conv_in"], kohya("lora_unet"), seed=seed, size=2.0)
+        made.save(folder / f"{name}.safetensors")
+    made = write(parts.text_encoder, texts, kohya("lora_te"), size=2.0)
+    made.save(folder / "t.safetensors")
+    return parts, folder
+
+
+@pytest.fixture
+def start(model):
+    engines = []
+
+    def start(*names, room=4, **limits):
+        parts, folder = model
+        family = parts.family()
+        table = table_of(family.adapted, room=room)
+        table.load_first({name: str(folder / f"{name}.safetensors") for name in names})
+        assert table.failed == {}
+        engine = DiffusionEngine(DrawingFactory(family), replace(LIMITS, **limits), table)
+        engines.append(engine)
+        return engine
+
+    yield start
+    for engine in engines:
+        engine.shutdown()
+
+
+def ask(id, *settings, n=None, prompt="a fox", **changes):
+    """A request; each setting is {name: scale}."""
+    made = request(id, prompt=prompt, n=n or max(1, len(settings)), **{**SIZE, **changes})
+    loras = [[LoraUse(name=name, scale=scale) for name, scale in one.items()] for one in settings]
+    return replace(made, loras=loras)
+
+
+def drawn(engine, *requests, **options):
+    found = results(run(engine, list(requests), **options))
+    return {key: found[key] for key in sorted(found)}
+
+
+def differ(one, other):
+    return np.abs(one - other).max() > 0
+
+
+def test_rows_with_different_adapters_share_steps(start):
+    engine = start("a", "b", "t")
+    settings = [{"a": 1.0}, {}, {"b": 0.7}, {"a": 0.5, "b": -0.5}, {"t": 1.0}, {"t": 0.5, "a": 1.0}]
+    requests = [ask(f"r{n}", one, seed=n) for n, one in enumerate(settings)]
+    together = drawn(engine, *requests)
+    assert engine.stats().num_steps < sum(one.params.num_inference_steps for one in requests)
+    base = start()
+    for n, one in enumerate(requests):
+        [alone] = drawn(start("a", "b", "t"), one).values()
+        assert np.abs(together[f"r{n}", 0] - alone).max() <= 1
+        [plain] = drawn(base, ask(f"p{n}", seed=n)).values()
+        assert differ(plain, alone) == bool(settings[n])
+
+
+def test_deterministic_ones_have_the_same_bits(start):
+    requests = [ask("x", {"a": 1.0, "t": 0.3}), ask("y", {"b": 1.0}), ask("z")]
+    together = drawn(start("a", "b", "t", deterministic=True), *requests)
+    for one in requests:
+        [alone] = drawn(start("a", "b", "t", deterministic=True), one).values()
+        assert np.array_equal(together[one.request_id, 0], alone)
+
+
+def test_a_sweep_draws_the_same_noise_with_each_scale(start):
+    engine = start("a", deterministic=True)
+    scales = [0.0, 0.5, 1.0]
+    swept = drawn(engine, ask("s", *({"a": scale} for scale in scales), n=6, seed=40))
+    assert list(swept) == [("s", index) for index in range(6)]
+    for place, scale in enumerate(scales):
+        for image in range(2):
+            one = ask("one", {"a": scale}, n=1, seed=40 + image)
+            [alone] = drawn(engine, one).values()
+            assert np.array_equal(swept["s", 2 * place + image], alone)
+    [plain] = drawn(engine, ask("plain", seed=40)).values()
+    assert np.array_equal(swept["s", 0], plain), "scale 0 is the base, bit for bit"
+    assert differ(swept["s", 2], swept["s", 4])
+
+
+def test_seeds_of_a_sweep_are_told(start):
+    events = run(start("a"), [ask("s", {"a": 0.0}, {"a": 1.0}, n=4, seed=7)])
+    seeds = {event.index: event.seed for event in events if event.image is not None}
+    assert seeds == {0: 7, 1: 8, 2: 7, 3: 8}
+
+
+def test_a_sweep_over_several_input_images(start):
+    engine = start("a", deterministic=True)
+    images = [picture(16, 16, seed) for seed in (1, 2)]
+    options = {"task": ImageTask.IMAGE_TO_IMAGE, "strength": 0.7, "seed": 5}
+    both = ask("s", {"a": 0.0}, {"a": 1.0}, n=4, **options)
+    swept = drawn(engine, replace(both, images=images))
+    for index, (scale, image) in enumerate([(0.0, 0), (0.0, 1), (1.0, 0), (1.0, 1)]):
+        one = ask("one", {"a": scale}, n=1, **{**options, "seed": 5 + image})
+        [alone] = drawn(engine, replace(one, images=[images[image]])).values()
+        assert np.array_equal(swept["s", index], alone)
+
+
+def test_prompts_are_kept_by_the_adapters_that_read_them(start):
+    engine = start("a", "t", deterministic=True)
+    first = drawn(engine, ask("x"), ask("y", {"t": 1.0}), ask("z", {"a": 1.0}))
+    lookups = engine.stats()
+    assert lookups.prompt_cache_hits == 2, "that of the denoiser alone reads as the base does"
+    again = drawn(engine, ask("x"), ask("y", {"t": 1.0}), ask("z", {"a": 1.0}))
+    assert engine.stats().prompt_cache_hits == lookups.prompt_cache_hits + 6
+    assert all(np.array_equal(first[key], again[key]) for key in first)
+    weaker = drawn(engine, ask("w", {"t": 0.5}))
+    assert differ(weaker["w", 0], first["y", 0])
+
+
+def test_what_the_model_has_not_is_refused(start):
+    engine = start("a")
+    with pytest.raises(UnknownAdapter) as caught:
+        engine.add(ask("x", {"nobody": 1.0}))
+    assert caught.value.param == "loras"
+    assert not engine.has_work()
+    bare = DiffusionEngine(DrawingFactory(tiny_parts(0).family()), LIMITS)
+    with pytest.raises(UnknownAdapter):
+        bare.add(ask("x", {"a": 1.0}))
+    answers = []
+    bare.load_adapter(AdapterOrder(name="a", folder="x"), answers.append)
+    bare.unload_adapter("a", answers.append)
+    assert [type(answer) for answer in answers] == [TooManyAdapters, UnknownAdapter]
+    bare.shutdown()
+
+
+def test_an_unload_waits_for_those_who_draw(start, model):
+    engine = start("a", deterministic=True)
+    [wanted] = drawn(start("a", deterministic=True), ask("x", {"a": 1.0})).values()
+    engine.add(ask("x", {"a": 1.0}))
+    engine.step()
+    answers = []
+    engine.unload_adapter("a", answers.append)
+    with pytest.raises(UnknownAdapter):
+        engine.add(ask("y", {"a": 1.0}))
+    events = []
+    while not answers:
+        events += engine.step()[0]
+    [found] = results(events).values()
+    assert np.array_equal(found, wanted)
+    assert answers == [None]
+    base = drawn(start(deterministic=True), ask("z"))
+    assert np.array_equal(drawn(engine, ask("z"))["z", 0], base["z", 0]), "nothing is left"
+
+
+def test_one_that_waits_has_what_its_name_meant(start, model):
+    _, folder = model
+    engine = start("a", max_num_images=1, deterministic=True)
+    waiting = [ask(f"r{n}", {"a": 1.0}, seed=n) for n in range(2)]
+    for one in waiting:
+        engine.add(one)
+    engine.step()
+    answers = []
+    file = str(folder / "b.safetensors")
+    engine.load_adapter(AdapterOrder(name="a", folder=file, replaces=True), answers.append)
+    events = []
+    while not answers:
+        events += engine.step()[0]
+    assert isinstance(answers[0], AdapterReport)
+    found = results(events + run(engine, [ask("r2", {"a": 1.0}, seed=0)]))
+    for one in waiting:
+        [alone] = drawn(start("a", deterministic=True), one).values()
+        assert np.array_equal(found[one.request_id, 0], alone)
+    [other] = drawn(start("b", deterministic=True), ask("r2", {"b": 1.0}, seed=0)).values()
+    assert np.array_equal(found["r2", 0], other)
+
+
+def test_storms_of_loads_and_unloads_change_nobodys_picture(start, model):
+    """Adapters that come, go and are replaced beside requests; whoever is taken draws what it asked
+    for, and nothing is left at the end."""
+    _, folder = model
+    rng = random.Random(random.randrange(1 << 30))
+    names = ("a", "b", "t")
+    engine = start(room=3, deterministic=True)
+    wanted = {}
+    for name in names:
+        [alone] = drawn(start(name, deterministic=True), ask("x", {name: 1.0})).values()
+        wanted[name] = alone
+    answers, asked, events = [], {}, []
+    for turn in range(60):
+        name = rng.choice(names)
+        match rng.randrange(4):
+            case 0:
+                order = AdapterOrder(name=name, folder=str(folder / f"{name}.safetensors"))
+                engine.load_adapter(replace(order, replaces=rng.random() < 0.5), answers.append)
+            case 1:
+                engine.unload_adapter(name, answers.append)
+            case 2:
+                try:
+                    engine.add(ask(f"r{turn}", {name: 1.0}))
+                    asked[f"r{turn}"] = name
+                except UnknownAdapter:
+                    pass
+            case _:
+                if asked:
+                    engine.abort(rng.choice(list(asked)))
+        if engine.has_work():
+            events += engine.step()[0]
+    while engine.has_work():
+        events += engine.step()[0]
+    for name in names:
+        engine.unload_adapter(name, answers.append)
+    while engine.has_work():
+        events += engine.step()[0]
+    found = results(events)
+    assert all(np.array_equal(image, wanted[asked[key[0]]]) for key, image in found.items())
+    assert engine._adapters._host.lent == {}
+    base = drawn(start(deterministic=True), ask("z"))
+    assert np.array_equal(drawn(engine, ask("z"))["z", 0], base["z", 0])

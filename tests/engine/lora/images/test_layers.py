@@ -1,0 +1,175 @@
+"""What adapters add to the rows of a small network, against the same weights merged."""
+
+import copy
+import random
+from functools import partial
+
+import pytest
+import torch
+from image_adapters import WAYS, dotted, load, merge, table_of, unload, write
+from torch import nn
+
+from engine.adapter_orders import AdapterReport
+from engine.image_types import LoraUse
+from engine.lora.images.layers import AdaptedLayers
+from engine.quantization.method_module import MethodModule
+
+ROWS = 5
+CPU = torch.device("cpu")
+
+
+class Network(nn.Module):
+    """Linear layers and convolutions of several kinds, the first axis of all its rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.grow = nn.Conv2d(4, 6, 3, padding=1)
+        self.halve = nn.Conv2d(6, 6, 3, stride=2, padding=1)
+        self.mix = nn.Conv2d(6, 8, 1)
+        self.inner = nn.Linear(8, 12)
+        self.out = nn.Linear(12, 6, bias=False)
+
+    def forward(self, x):
+        maps = self.mix(torch.tanh(self.halve(torch.tanh(self.grow(x)))))
+        tokens = torch.tanh(maps).flatten(2).transpose(1, 2)
+        return self.out(torch.tanh(self.inner(tokens)))
+
+
+PATHS = ("grow", "halve", "mix", "inner", "out")
+
+
+@pytest.fixture
+def seed():
+    return random.randrange(1 << 30)
+
+
+@pytest.fixture
+def network(seed):
+    torch.manual_seed(seed)
+    return Network().requires_grad_(False).double().float()
+
+
+@pytest.fixture
+def x(network, seed):
+    return torch.randn(ROWS, 4, 6, 8, generator=torch.Generator().manual_seed(seed + 1))
+
+
+def adapted(network):
+    return AdaptedLayers({"unet": [network]}, device=CPU)
+
+
+@torch.no_grad()
+def ran(layers, network, x, uses):
+    with layers.rows(uses):
+        return network(x)
+
+
+@torch.no_grad()
+def merged(network, x, *parts):
+    """With updates at their scales in the weights."""
+    other = copy.deepcopy(network)
+    for made, scale in parts:
+        merge(other, made.updates, scale)
+    return other(x)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_write_it_is_what_it_comes_to(network, x, tmp_path, seed, way, layout):
+    expected = copy.deepcopy(network)
+    made = write(network, PATHS, dotted("unet"), way=way, seed=seed)
+    base = ran(adapted(network), network, x, [()] * ROWS)
+    layers = adapted(network)
+    table = table_of(layers)
+    report = load(table, "a", made.save(tmp_path / "a.safetensors"))
+    assert isinstance(report, AdapterReport), report
+    assert report.num_layers == len(PATHS)
+    use = LoraUse(name=table.key_of("a"), scale=0.7)
+    found = ran(layers, network.to(memory_format=layout), x, [(use,)] * ROWS)
+    wanted = merged(expected, x, (made, 0.7))
+    assert (wanted - base).abs().max() > 1e-2, "it does something"
+    assert (found - wanted).abs().max() < 1e-5 * max(1, wanted.abs().max()), way
+
+
+@pytest.mark.parametrize("way", ["lora", "loha", "lokr"])
+def test_rows_have_their_own(network, x, tmp_path, seed, way):
+    clean = copy.deepcopy(network)
+    layers = adapted(network)
+    base = ran(layers, network, x, [()] * ROWS)
+    table, made = table_of(layers), {}
+    for place, (name, paths) in enumerate({"a": PATHS, "b": PATHS[1:4]}.items()):
+        made[name] = write(network, paths, dotted("unet"), way=way, seed=seed + place)
+        load(table, name, made[name].save(tmp_path / f"{name}.safetensors"))
+    a, b = (LoraUse(name=table.key_of(name)) for name in "ab")
+    half = LoraUse(name=a.name, scale=0.5)
+    uses = [(a,), (), (b,), (b, half), (half,)]
+    together = ran(layers, network, x, uses)
+    parts = [[("a", 1)], [], [("b", 1)], [("a", 0.5), ("b", 1)], [("a", 0.5)]]
+    for row, own in enumerate(parts):
+        alone = ran(layers, network, x[row : row + 1], uses[row : row + 1])
+        wanted = merged(clean, x[row : row + 1], *((made[name], scale) for name, scale in own))
+        limit = 1e-5 * max(1, wanted.abs().max())
+        assert (together[row] - wanted[0]).abs().max() < limit, row
+        assert (together[row] - alone[0]).abs().max() < limit, row
+    assert torch.equal(together[1], base[1]), "bit for bit"
+
+
+def test_nothing_is_left_of_what_has_gone(network, x, tmp_path, seed):
+    layers = adapted(network)
+    base = ran(layers, network, x, [()] * ROWS)
+    table = table_of(layers)
+    made = write(network, PATHS, dotted("unet"), seed=seed)
+    file = made.save(tmp_path / "a.safetensors")
+    load(table, "a", file)
+    use = LoraUse(name=table.key_of("a"))
+    assert not torch.equal(ran(layers, network, x, [(use,)] * ROWS), base)
+    assert torch.equal(ran(layers, network, x, [()] * ROWS), base)
+    assert unload(table, "a") == [None]
+    assert torch.equal(ran(layers, network, x, [(use,)] * ROWS), base)
+    assert not any(module._forward_hooks for module in network.modules())
+    load(table, "a", file)
+    assert table.key_of("a") != use.name
+
+
+def test_fine_tunes_of_a_component_have_it_where_their_layers_fit(network, x, tmp_path, seed):
+    torch.manual_seed(seed + 9)
+    tuned = Network().requires_grad_(False)
+    tuned.grow = nn.Conv2d(4, 6, 5, padding=2).requires_grad_(False)
+    layers = AdaptedLayers({"unet": [network, tuned]}, device=CPU)
+    made = write(network, PATHS, dotted("unet"), seed=seed)
+    wanted = merged(tuned, x, (made_without(made, "grow"), 1.0))
+    table = table_of(layers)
+    load(table, "a", made.save(tmp_path / "a.safetensors"))
+    found = ran(layers, tuned, x, [(LoraUse(name=table.key_of("a")),)] * ROWS)
+    assert (found - wanted).abs().max() < 1e-5 * max(1, wanted.abs().max())
+
+
+def made_without(made, path):
+    kept = {name: update for name, update in made.updates.items() if name != path}
+    return type(made)(made.tensors, kept)
+
+
+def test_packed_layers_have_them_as_plain_ones_do(network, x, tmp_path, seed):
+    plain = copy.deepcopy(network)
+    for name in ("inner", "out"):
+        layer = getattr(network, name)
+        product = partial(nn.functional.linear, weight=layer.weight, bias=layer.bias)
+        setattr(network, name, MethodModule(product, layer.in_features, layer.out_features))
+    layers = adapted(network)
+    made = write(plain, PATHS, dotted("unet"), seed=seed)
+    table = table_of(layers)
+    report = load(table, "a", made.save(tmp_path / "a.safetensors"))
+    assert report.num_layers == len(PATHS)
+    found = ran(layers, network, x, [(LoraUse(name=table.key_of("a")),)] * ROWS)
+    wanted = merged(plain, x, (made, 1.0))
+    assert (found - wanted).abs().max() < 1e-5 * max(1, wanted.abs().max())
+
+
+def test_a_layer_of_another_type_gets_its_inputs_type(network, x, tmp_path, seed):
+    layers = adapted(network)
+    table = table_of(layers)
+    made = write(network, PATHS, dotted("unet"), seed=seed)
+    load(table, "a", made.save(tmp_path / "a.safetensors"))
+    network.to(torch.bfloat16)
+    use = LoraUse(name=table.key_of("a"))
+    assert ran(layers, network, x.bfloat16(), [(use,)] * ROWS).dtype is torch.bfloat16
