@@ -14,7 +14,7 @@ from engine.errors import (
 )
 from engine.image_types import ImageModelInfo
 from engine.kinds import IMAGE, KINDS, TEXT, AnyKind, Kind
-from engine.types import Info, InfoT, ModelInfo, ModelStatus, Phase
+from engine.types import AdaptableInfo, Info, InfoT, ModelInfo, ModelStatus, Phase
 from server.kinds import SERVED
 
 
@@ -78,8 +78,9 @@ def served_names(engine: EngineClient, kind: AnyKind) -> list[str]:
 def unknown_model(engine: EngineClient, name: str) -> UnknownModel:
     """What to say of a model that is not configured: names those that serve now, of any kind. An
     adapter that could not be loaded gets the reason."""
-    for info in engine.infos(TEXT):
-        if name in info.failed_adapters:
+    infos = [info for kind in KINDS.values() for info in engine.infos(kind)]
+    for info in infos:
+        if isinstance(info, AdaptableInfo) and name in info.failed_adapters:
             return UnknownModel(
                 f"adapter {name!r} of model {info.model!r} is not served: "
                 f"{info.failed_adapters[name]}",

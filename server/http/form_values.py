@@ -51,7 +51,8 @@ def read_fields(form: Form, model: type[BaseModel], skip: Sequence[str]) -> dict
 
 
 def read_value(name: str, text: str, kind: Any) -> Any:
-    """A text as `kind`: bool, int, float, str, a model, or a `Literal` of strings."""
+    """A text as `kind`: bool, int, float, str, a model or a list as JSON, or a `Literal` of
+    strings."""
     if kind is str:
         return text
     if not text:
@@ -70,6 +71,8 @@ def read_value(name: str, text: str, kind: Any) -> Any:
         return float(text)
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return _read_object(name, text)
+    if get_origin(kind) is list:
+        return _read_list(name, text)
     return text
 
 
@@ -84,15 +87,26 @@ def _given_twice(name: str) -> InvalidParameter:
 
 
 def _read_object(name: str, text: str) -> Mapping[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = None
+    value = _parsed(text)
     if not isinstance(value, dict):
         raise InvalidParameter(
             f"{name} must be a JSON object, or one field for each value: {name}[...]", param=name
         )
     return value
+
+
+def _read_list(name: str, text: str) -> Sequence[Any]:
+    value = _parsed(text)
+    if not isinstance(value, list):
+        raise InvalidParameter(f"{name} must be a JSON array", param=name)
+    return value
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _kind(model: type[BaseModel], name: str) -> Any:

@@ -33,6 +33,7 @@ from server.images.limits import (
     steps_to_run,
     worked_pixels,
 )
+from server.images.loras import lora_settings, take_tags
 from server.images.task import outpaint_of
 from server.protocol.common import INT64_MAX
 from server.protocol.images import (
@@ -104,7 +105,11 @@ def image_order(
     if denoising is None:
         raise UnsupportedFeature(f"{info.model} cannot do {task.value}", param="model")
     params = _params(body, task, inputs, info, denoising, limits)
-    prompt = _prompt(body, params.task)
+    prompt = _prompt_text(body)
+    tags: dict[str, float] = {}
+    if params.prompt_syntax is PromptSyntax.A1111:
+        prompt, tags = take_tags(prompt)
+    _check_prompt(prompt, params.task)
     params_guided = _without_idle_guidance(body, params, prompt, denoising)
     request = ImageRequest(
         request_id=request_id,
@@ -113,6 +118,7 @@ def image_order(
         params=params_guided,
         images=list(inputs.images),
         mask=inputs.mask,
+        loras=lora_settings(body, tags, info),
         priority=priority,
         arrival_time_s=time.time(),
     )
@@ -133,8 +139,9 @@ def _params(
     denoising: DenoisingFacts,
     limits: ImageLimits,
 ) -> ImageParams:
-    # With several input images each is edited n times.
-    n = _or(body.n, 1) * max(1, len(inputs.images))
+    # With several input images each is edited n times, and with each setting of adapters.
+    per_setting = _or(body.n, 1) * max(1, len(inputs.images))
+    n = per_setting * body.num_settings
     width, height = _size(body, task, inputs, info, limits)
     edit = body if isinstance(body, ImageEditRequest) else None
     params = ImageParams(
@@ -142,7 +149,7 @@ def _params(
         width=width,
         height=height,
         num_inference_steps=_num_steps(body, denoising),
-        seed=_seed(body, n),
+        seed=_seed(body, per_setting),
         n=n,
         negative_prompt=_or(body.negative_prompt, ""),
         guidance_scale=_or(body.guidance_scale, _default_guidance(task, denoising)),
@@ -283,11 +290,9 @@ def _is_faithful(body: ImageFields) -> bool:
     return isinstance(body, ImageEditRequest) and body.input_fidelity == "high"
 
 
-def _prompt(body: ImageFields, task: ImageTask) -> str:
-    prompt = _prompt_text(body)
+def _check_prompt(prompt: str, task: ImageTask) -> None:
     if not prompt.strip() and task not in _TAKES_NO_PROMPT:
         raise InvalidParameter("the prompt is empty; say what to draw", param="prompt")
-    return prompt
 
 
 def _prompt_text(body: ImageFields) -> str:

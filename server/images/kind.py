@@ -37,9 +37,10 @@ def _fill_in(properties: dict[str, Any], infos: Sequence[ImageModelInfo]) -> Non
 
 def _card(info: ImageModelInfo) -> ImageModelCard:
     return ImageModelCard(
-        id=info.model,
+        id=info.name,
         created=info.created,
         root=info.model,
+        parent=None if info.adapter is None else info.model,
         architecture=info.architecture,
         tasks=list(info.tasks),
         default_size=f"{info.default_width}x{info.default_height}",

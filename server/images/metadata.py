@@ -35,7 +35,9 @@ _SETTINGS = (
 
 def parameters_text(metadata: Mapping[str, Any]) -> str:
     """A1111's `parameters`: the prompt, the negative prompt, and one line of settings."""
-    lines = [str(metadata.get("prompt", ""))]
+    prompt = str(metadata.get("prompt", ""))
+    tags = [f"<lora:{lora['name']}:{lora['scale']:g}>" for lora in metadata.get("loras", [])]
+    lines = [" ".join([prompt, *tags])]
     if negative := metadata.get("negative_prompt"):
         lines.append(f"Negative prompt: {negative}")
     settings = {"Steps": metadata.get("num_inference_steps")}

@@ -24,7 +24,7 @@ _UNLESS_DEFAULT: Mapping[str, Any] = {
 }
 
 
-def replay_fields(order: ImageOrder, seed: int) -> dict[str, Any]:
+def replay_fields(order: ImageOrder, seed: int, index: int = 0) -> dict[str, Any]:
     """A body for the same route and the same input images, for this image alone."""
     request, params = order.request, order.request.params
     fields: dict[str, Any] = {
@@ -38,6 +38,9 @@ def replay_fields(order: ImageOrder, seed: int) -> dict[str, Any]:
         fields["task"] = params.task.value
     if params.prompt_syntax is not PromptSyntax.PLAIN:
         fields["prompt_syntax"] = params.prompt_syntax.value
+    if request.loras:
+        setting = request.loras[index * request.num_settings // params.n]
+        fields["loras"] = [{"name": use.name, "scale": use.scale} for use in setting]
     return fields | _params(params)
 
 

@@ -69,7 +69,9 @@ class ImageReply(Reply):
                 if event.image is None:
                     continue
                 seed = self._seed(event)
-                files[event.index] = await self._submitted.encode(event.image, self._options, seed)
+                files[event.index] = await self._submitted.encode(
+                    event.image, self._options, seed, event.index
+                )
                 data[event.index] = ImageData(seed=seed)
                 usages.append(self._usage(event))
                 sizes.add(_size(event.image))
@@ -110,7 +112,7 @@ class ImageReply(Reply):
 
     async def _completed(self, event: ImageEvent, pixels: Pixels) -> bytes:
         seed = self._seed(event)
-        file = await self._submitted.encode(pixels, self._options, seed)
+        file = await self._submitted.encode(pixels, self._options, seed, event.index)
         name = f"{self._prefix}.completed"
         body = CompletedImageEvent(
             type=name,

@@ -87,11 +87,17 @@ class SubmittedOrder:
             # Here, so that a client that has read the end finds the job ended.
             self._settle()
 
-    async def encode(self, pixels: Pixels, options: FileOptions, seed: int | None) -> bytes:
-        """A picture as a file, in a thread. Without a seed it is a preview, without metadata."""
+    async def encode(
+        self, pixels: Pixels, options: FileOptions, seed: int | None, index: int = 0
+    ) -> bytes:
+        """A picture as a file, in a thread. Without a seed it is a preview, without metadata.
+
+        Args:
+            index: of the image within the request.
+        """
         metadata = None
         if options.with_metadata and seed is not None:
-            metadata = replay_fields(self.order, seed)
+            metadata = replay_fields(self.order, seed, index)
         start_s = time.perf_counter()
         try:
             data = await asyncio.to_thread(

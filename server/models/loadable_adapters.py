@@ -12,6 +12,8 @@ from engine.model_spec import ModelSpec
 from server.settings import ANY_MODEL, Settings
 
 _CONFIGURATION = "adapter_config.json"
+_WEIGHTS = ".safetensors"
+_DIFFUSERS = "pytorch_lora_weights.safetensors"
 _MOST_ENTRIES = 4096
 """Of the folder; the rest is not looked at."""
 _MAX_NAMED = 8
@@ -34,8 +36,8 @@ class LoadableAdapters:
         self._is_any_allowed = ANY_MODEL in settings.loadable_loras
 
     def find(self, name: str, place: str | None = None) -> str:
-        """The folder to load as `name`: that of the entry of this name, or of the one that `place`
-        names or whose folder it is. Reads `loras_dir`: to be called in a thread.
+        """The folder or file to load as `name`: that of the entry of this name, or of the one that
+        `place` names or whose folder it is. Reads `loras_dir`: to be called in a thread.
 
         What a client sends is compared with the list and never made a path, unless the operator
         allows whatever is asked for.
@@ -74,16 +76,22 @@ class LoadableAdapters:
             log.warning("loras_dir cannot be read", reason=error.strerror)
             return {}
         for entry in filter(_is_adapter, entries):
+            name = entry.name.removesuffix(_WEIGHTS)
             try:
-                check_adapter(entry.name, str(entry.absolute()))
+                check_adapter(name, str(entry.absolute()))
             except InvalidParameter:  # a name that nobody can ask for
                 continue
-            found[entry.name] = str(entry.absolute())
+            found.setdefault(name, str(entry.absolute()))
         return found
 
 
 def _is_adapter(entry: Path) -> bool:
+    """PEFT's folder, diffusers', or a file of an image adapter."""
+    if entry.name.startswith("."):
+        return False
     try:
-        return not entry.name.startswith(".") and (entry / _CONFIGURATION).is_file()
+        if entry.suffix == _WEIGHTS:
+            return entry.is_file()
+        return (entry / _CONFIGURATION).is_file() or (entry / _DIFFUSERS).is_file()
     except OSError:
         return False

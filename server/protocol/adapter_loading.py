@@ -7,7 +7,9 @@ from pydantic import ConfigDict, Field
 
 from server.protocol.model_loading import ChangeOrder
 
-_MODEL = "The text model that it belongs to; needed where several are served."
+_MODEL = (
+    "The text or image model that it belongs to. Default: the text model, if it is the only one."
+)
 
 
 class LoadAdapterRequest(ChangeOrder):
@@ -22,8 +24,8 @@ class LoadAdapterRequest(ChangeOrder):
         None,
         min_length=1,
         max_length=4096,
-        description="Which of the adapters that the server allows: its name there, or its folder. "
-        "By default the one of that name.",
+        description="Which of the adapters that the server allows: its name there, or its folder "
+        "or file. By default the one of that name.",
     )
     load_inplace: bool | None = Field(
         None,
@@ -42,7 +44,7 @@ class UnloadAdapterRequest(ChangeOrder):
         min_length=1, max_length=256, description="A loaded adapter, as GET /v1/models lists it."
     )
     model: str | None = Field(
-        None, min_length=1, max_length=256, description="The text model that it belongs to."
+        None, min_length=1, max_length=256, description="The model that it belongs to."
     )
 
 

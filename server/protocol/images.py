@@ -15,6 +15,14 @@ from server.http.form_values import read_fields
 from server.http.multipart import Form, Part
 from server.protocol.common import INT64_MAX, ModelRequest, Priority
 from server.protocol.image_inputs import ImageReference, OutpaintFields, uploaded
+from server.protocol.loras import (
+    MAX_LORAS,
+    LoraField,
+    check_loras,
+    is_form_lora,
+    num_settings,
+    read_form_loras,
+)
 
 MAX_PROMPT_CHARS = 4000
 MAX_IMAGES = 10
@@ -40,7 +48,6 @@ UNSUPPORTED_FIELDS: Mapping[str, tuple[Any, ...]] = {
     "frame_duration_ms": (),
     "prompt_rewriter": (),
     "lora": ([],),
-    "loras": ([],),
     "controlnet": (),
 }
 """Known fields that are refused, with the values that ask for nothing and pass. Null passes too."""
@@ -128,6 +135,11 @@ class ImageFields(ModelRequest):
     clip_skip: int | None = Field(
         None, ge=0, le=11, description="Layers of the CLIP text encoder to leave out at its end."
     )
+    loras: list[LoraField] | None = Field(
+        None,
+        max_length=MAX_LORAS,
+        description="LoRA adapters of the model to draw with. In a form: JSON.",
+    )
     priority: Priority = None
 
     _no_effect: ClassVar[Mapping[str, str]] = NO_EFFECT_FIELDS
@@ -146,7 +158,10 @@ class ImageFields(ModelRequest):
     @classmethod
     def _read_form(cls, form: Form) -> dict[str, Any]:
         names = [name for name in form if _FILE_FIELD.fullmatch(name)]
-        values = read_fields(form, cls, skip=[*names, "mask"])
+        adapters = [name for name in form if is_form_lora(name)]
+        values = read_fields(form, cls, skip=[*names, *adapters, "mask"])
+        if (loras := read_form_loras(form)) is not None:
+            values["loras"] = loras
         for name in _NEVER_EMPTY & values.keys():
             values[name] = values[name] or None
         files = [part for name in names for part in form[name] if _is_given(part)]
@@ -184,7 +199,13 @@ class ImageFields(ModelRequest):
                 f"{_or(self.guidance_end, 1.0)}",
                 param="guidance_start",
             )
+        check_loras(self.loras or [], self.n or 1, MAX_IMAGES)
         return self
+
+    @property
+    def num_settings(self) -> int:
+        """How many sets of scales of adapters images are made with, `n` with each."""
+        return num_settings(self.loras)
 
 
 class ImageGenerationRequest(ImageFields):

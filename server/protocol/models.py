@@ -22,8 +22,9 @@ class ModelCard:
 
 @dataclass(slots=True, kw_only=True)
 class ImageModelCard:
-    """A served image model; what comes after `parent` says what its routes take. What a model is
-    denoised by is null where it does other things only."""
+    """A served image model, or an adapter, whose `parent` and `root` are the model it belongs to;
+    what comes after `parent` says what its routes take. What a model is denoised by is null where
+    it does other things only."""
 
     id: str
     object: Literal["model"] = "model"

@@ -40,7 +40,10 @@ async def load_adapter(body: LoadAdapterRequest, request: Request, state: StateD
     """Answers once it can be asked for, or says why it cannot; then nothing has changed. Streams go
     on meanwhile. A client that leaves does not end the load."""
     state.library.check_open()
-    model = find_model(state.engine, body.model).model
+    if body.model:
+        model = find_any_model(state.engine, body.model).model
+    else:
+        model = find_model(state.engine, None).model
     annotate(request, model=model)
     load = await state.library.load_adapter(
         model, body.lora_name, body.lora_path, replaces=body.load_inplace is True

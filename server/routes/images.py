@@ -206,7 +206,7 @@ async def answer_images(
 
 def _num_results(body: ImageFields) -> int:
     num_inputs = len(body.images) if isinstance(body, ImageInputFields) else 1
-    return (body.n or 1) * num_inputs
+    return (body.n or 1) * num_inputs * body.num_settings
 
 
 async def _read_inputs(body: ImageFields, limits: ImageLimits) -> ImageInputs:

@@ -211,13 +211,13 @@ class Settings(BaseSettings):
     )
     loras_dir: ExistingFolder | None = Field(
         None,
-        description="Folder whose LoRA adapters may be loaded at run time: each folder in it with "
-        "an adapter_config.json, by its name.",
+        description="Folder whose LoRA adapters may be loaded at run time: each folder of an "
+        "adapter and each .safetensors file in it, by its name.",
     )
     loadable_loras: Annotated[tuple[LoadableLora, ...], *CommaList] = Field(
         (),
-        description="LoRA adapters that may be loaded at run time, as NAME=FOLDER; * is any folder "
-        "that the server can read.",
+        description="LoRA adapters that may be loaded at run time, as NAME=PATH; * is any folder "
+        "or file that the server can read.",
     )
     models_max: int = Field(
         8,

@@ -56,12 +56,25 @@ def image_info(model: str = "painter", **changes: object) -> ImageModelInfo:
 
 def picture(request: ImageRequest, index: int) -> Pixels:
     """Colour noise with a phase of its own."""
-    params = request.params
-    key = zlib.crc32(repr((request.prompt, params.seed + index)).encode())
+    params, loras = request.params, setting_of(request, index)
+    key = zlib.crc32(repr((request.prompt, seed_of(request, index), loras)).encode())
     num_bytes = params.width * params.height * 3
     pattern = bytes((key + 31 * i) % 256 for i in range(256))
     data = (pattern * (num_bytes // 256 + 1))[:num_bytes]
     return Pixels(width=params.width, height=params.height, channels=3, data=data)
+
+
+def seed_of(request: ImageRequest, index: int) -> int:
+    """Settings of adapters have the same ones."""
+    return request.params.seed + index % (request.params.n // request.num_settings)
+
+
+def setting_of(request: ImageRequest, index: int) -> list[tuple[str, float]]:
+    """The adapters that an image is drawn with."""
+    if not request.loras:
+        return []
+    setting = request.loras[index * request.num_settings // request.params.n]
+    return [(use.name, use.scale) for use in setting if use.scale]
 
 
 class ImageStream:
@@ -213,7 +226,7 @@ def _step_event(request: ImageRequest, index: int, step: int, num_steps: int) ->
         index=index,
         step=step,
         num_steps=num_steps,
-        seed=request.params.seed + index,
+        seed=seed_of(request, index),
         num_prompt_tokens=len(request.prompt.split()),
         queue_time_s=waited_s if step == 0 else None,
         encode_time_s=0.5,

@@ -26,7 +26,6 @@ _NO_EFFECT: Mapping[str, str] = {
         "with enable_hr",
     ),
     "refiner_switch_at": "with refiner_checkpoint",
-    "disable_extra_networks": "there are none",
     "comments": "goes into A1111's own files",
     "force_task_id": "names a task to A1111's own page",
     "mask_round": "grey levels of a mask are rounded",
@@ -35,6 +34,7 @@ _NO_EFFECT: Mapping[str, str] = {
 
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "styles": ([],),
+    "disable_extra_networks": (False,),
     "subseed_strength": (0,),
     "restore_faces": (False,),
     "tiling": (False,),

@@ -99,6 +99,16 @@ async def sd_models(state: StateDep) -> list[dict[str, Any]]:
     ]
 
 
+@router.get("/sdapi/v1/loras", summary="List the LoRA adapters", responses=_answers([]))
+async def loras(state: StateDep) -> list[dict[str, Any]]:
+    """Of all image models: what prompts ask for by `<lora:NAME:SCALE>`. There are no paths."""
+    return [
+        {"name": name, "alias": name, "path": "", "metadata": {"model": info.model}}
+        for info in state.engine.infos(IMAGE)
+        for name in info.adapters
+    ]
+
+
 @router.get("/sdapi/v1/options", summary="Settings", responses=_answers({"samples_format": "png"}))
 async def get_options(state: StateDep) -> dict[str, Any]:
     """What holds for a request that does not say otherwise."""

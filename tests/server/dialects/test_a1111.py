@@ -275,3 +275,33 @@ async def test_a_client_that_leaves_aborts_its_request() -> None:
         await until(lambda: bool(server.engine.aborted))
         await until(lambda: server.app.state.tandem.admission.num_in_flight() == 0)
     server.engine.release()
+
+
+async def test_adapters_in_prompts() -> None:
+    server = ImageServer(image_info(adapters=("ink", "neon")))
+    prompt = "a (red) circle <lora:ink:0.8> <lora:neon>"
+    answer = await answered(server, TXT2IMG, prompt=prompt, seed=4)
+    assert server.last.prompt == "a (red) circle"
+    assert [[(use.name, use.scale) for use in one] for one in server.last.loras] == [
+        [("ink", 0.8), ("neon", 1.0)]
+    ]
+    assert answer["info"]["prompt"] == prompt
+    image = encoded(png())
+    await answered(server, IMG2IMG, prompt="<lora:neon:-1>x", init_images=[image])
+    assert [[(use.name, use.scale) for use in one] for one in server.last.loras] == [[("neon", -1)]]
+    response = await server.client.post(TXT2IMG, json={"prompt": "a fox <lora:nobody:1>"})
+    assert "no adapter 'nobody'; it has ink, neon" in refusal_of(response, 404)
+    listed = (await server.client.get("/sdapi/v1/loras")).json()
+    assert [(one["name"], one["metadata"]) for one in listed] == [
+        ("ink", {"model": "painter"}),
+        ("neon", {"model": "painter"}),
+    ]
+    await server.client.aclose()
+
+
+async def test_adapters_cannot_be_switched_off_silently() -> None:
+    server = ImageServer(image_info(adapters=("ink",)))
+    body = {"prompt": "a fox <lora:ink:1>", "disable_extra_networks": True}
+    assert "disable_extra_networks" in refusal_of(await server.client.post(TXT2IMG, json=body))
+    await answered(server, TXT2IMG, prompt="a fox", disable_extra_networks=False)
+    await server.client.aclose()

@@ -20,6 +20,8 @@ NAMES = [
     "outpaint[left]",
     "outpaint[x]",
     "lora",
+    "loras[][name]",
+    "loras[][scale]",
 ]
 FUZZ = settings(
     max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck)

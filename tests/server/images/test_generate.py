@@ -199,7 +199,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"guidance_scale": "7"}, "guidance_scale", "number"),
     ({"prompt_syntax": "midjourney"}, "prompt_syntax", "plain"),
     ({"image": "data:,"}, "image", "/v1/images/edits"),
-    ({"loras": [{"name": "x"}]}, "loras", "not supported"),
+    ({"lora": [{"name": "x"}]}, "lora", "not supported"),
     ({"model": "nope"}, "model", "painter"),
 ]
 

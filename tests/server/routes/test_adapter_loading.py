@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+from embedding_server import EmbeddingServer
 from fake_image_engine import image_info
 from image_server import ImageServer
 from text_server import MODEL, TextServer, text_info, until
@@ -213,12 +214,45 @@ async def test_of_several_models_one_is_named(start: Start) -> None:
     assert server.engine.served["b"].names == ["b", "poet"]
 
 
-async def test_other_kinds_of_models_take_none() -> None:
+async def test_an_image_model_has_those_that_name_it() -> None:
     server = ImageServer(image_info("painter"), loadable_loras=["*"], enable_runtime_loading=True)
-    body = {"lora_name": "poet", "lora_path": "/x", "model": "painter"}
+    body = {"lora_name": "style", "lora_path": "/x.safetensors"}
     error = error_of(await server.client.post("/v1/load_lora_adapter", json=body), 400)
     assert "no text model is served here" in error["message"]
+    body["model"] = "painter"
+    response = await server.client.post("/v1/load_lora_adapter", json=body)
+    assert (response.status_code, response.json()["model"]) == (200, "painter")
+    [order] = server.engine.adapter_orders
+    assert (order.name, order.folder) == ("style", "/x.safetensors")
+    cards = (await server.client.get("/v1/models")).json()["data"]
+    assert [(card["id"], card["parent"], card["root"]) for card in cards] == [
+        ("painter", None, "painter"),
+        ("style", "painter", "painter"),
+    ]
+    assert (await server.generate(loras=[{"name": "style"}])).status_code == 200
+    body = {"lora_name": "style"}
+    assert (await server.client.post("/v1/unload_lora_adapter", json=body)).status_code == 200
+    error = error_of(await server.generate(loras=[{"name": "style"}]), 404)
+    assert error["param"] == "loras"
     await server.client.aclose()
+
+
+async def test_other_kinds_of_models_take_none(tokenizer_folder: Path) -> None:
+    server = EmbeddingServer(tokenizer_folder, enable_runtime_loading=True, loadable_loras=["*"])
+    body = {"lora_name": "poet", "lora_path": "/x", "model": "embedder"}
+    error = error_of(await server.client.post("/v1/load_lora_adapter", json=body), 400)
+    assert "takes no LoRA adapters" in error["message"]
+    await server.client.aclose()
+
+
+async def test_files_and_folders_of_image_adapters_are_found(start: Start, folder: Path) -> None:
+    (folder / "style.safetensors").touch()
+    (folder / "saved").mkdir()
+    (folder / "saved" / "pytorch_lora_weights.safetensors").touch()
+    server = start()
+    for name, place in (("style", "style.safetensors"), ("saved", "saved")):
+        assert (await load(server, name)).status_code == 200
+        assert server.engine.adapter_orders[-1].folder == str(folder / place)
 
 
 async def test_it_is_off_unless_the_operator_wants_it(start: Start) -> None:

@@ -79,12 +79,12 @@ def test_lists_among_the_engines_knobs(monkeypatch, text):
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ({"engine": {"lora": ["a"]}}, "NAME=FOLDER"),
-        ({"engine": {"lora": ["a="]}}, "NAME=FOLDER"),
-        ({"engine": {"lora": ["=x"]}}, "NAME=FOLDER"),
-        ({"engine": {"lora": ["a\tb=x"]}}, "NAME=FOLDER"),
-        ({"engine": {"lora": ["a=x\0"]}}, "NAME=FOLDER"),
-        ({"engine": {"lora": ["a" * 257 + "=x"]}}, "NAME=FOLDER"),
+        ({"engine": {"lora": ["a"]}}, "NAME=PATH"),
+        ({"engine": {"lora": ["a="]}}, "NAME=PATH"),
+        ({"engine": {"lora": ["=x"]}}, "NAME=PATH"),
+        ({"engine": {"lora": ["a\tb=x"]}}, "NAME=PATH"),
+        ({"engine": {"lora": ["a=x\0"]}}, "NAME=PATH"),
+        ({"engine": {"lora": ["a" * 257 + "=x"]}}, "NAME=PATH"),
         ({"engine": {"lora": ["a=x", "a=y"]}}, "two adapters alike"),
         ({"engine": {"lora": ["a=x", "b=y"], "max_loras": 1}}, "max_loras is 1"),
         ({"engine": {"lora": ["m=x"]}, "models": ["m=./y"]}, "would be served as m"),
@@ -280,7 +280,7 @@ def test_models_have_room_for_adapters_where_clients_may_load_some(given, wanted
         ),
         ("loras_dir: .", ("loras_dir", "enable_runtime_loading")),
         ("loadable_loras: ['*']", ("loadable_loras", "enable_runtime_loading")),
-        ("{loadable_loras: [a], enable_runtime_loading: true}", ("loadable_loras", "NAME=FOLDER")),
+        ("{loadable_loras: [a], enable_runtime_loading: true}", ("loadable_loras", "NAME=PATH")),
         ("admin_keys: [zebra]", ("admin_keys", "enable_runtime_loading")),
     ],
 )
