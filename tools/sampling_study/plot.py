@@ -65,8 +65,9 @@ def _samplers(data: Mapping[str, Any], key: str, label: str, path: Path) -> None
     figure, axis = plt.subplots(figsize=(6.4, 3.6))
     for name, row in data.items():
         axis.plot(row["distinct"], row[key], "o", color=_RED if name == "none" else _BLUE)
+        place = (row["distinct"], row[key])
         axis.annotate(
-            name, (row["distinct"], row[key]), xytext=(4, 3), fontsize=7, textcoords="offset points"
+            name, place, xytext=(3, 3), fontsize=7, rotation=30, textcoords="offset points"
         )
     axis.set_xlabel("distinct pairs of words in a text")
     axis.set_ylabel(label)
