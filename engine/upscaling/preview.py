@@ -53,6 +53,9 @@ def _place(start: float, length: float, side: int) -> tuple[int, int]:
 
 
 def _resized(planes: Tensor, size: tuple[int, int]) -> Tensor:
+    if size[1] == 1 < size[0]:
+        # torch 2 gives all rows of a column that it shrinks to the first one's values.
+        return _resized(planes.mT.contiguous(), size[::-1]).mT
     return functional.interpolate(
         planes[None], size, mode="bilinear", antialias=True, align_corners=False
     )[0]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from engine.diffusion.noise_schedule import NoiseSchedule
 
 
-_RESTORED_AREAS = 32
+_RESTORED_AREAS = 16
 """Largest picture that is redrawn in tiles, in areas of the model's own size."""
 
 

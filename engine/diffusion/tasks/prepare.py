@@ -27,8 +27,6 @@ from engine.diffusion.tasks.pixels import (
 from engine.diffusion.tasks.resize import lift_off_white, resize_image, resize_mask
 from engine.diffusion.tasks.seam import match_colours, trust_levels
 from engine.errors import InvalidParameter
-from engine.fidelity.aftercare import Aftercare
-from engine.fidelity.wavelet_colour import wavelet_colour
 from engine.image_types import (
     Examined,
     Faithfulness,
@@ -193,6 +191,9 @@ def _examined(
     if wanted is None:
         return finish
 
+    # It brings OpenCV and scipy, which take time to load and which other tasks do without.
+    from engine.fidelity.aftercare import Aftercare
+
     def examined(drawn: Pixels) -> Examined:
         picture = to_array(finish(drawn))
         height, width = picture.shape[:2]
@@ -291,6 +292,8 @@ def _cut(width: int, height: int) -> Callable[[Pixels], Pixels]:
 
 def _recoloured(original: Bytes, picture: _Picture) -> Callable[[Pixels], Pixels]:
     """What cuts a drawn picture to the answer's size and gives it the input's colours and alpha."""
+
+    from engine.fidelity.wavelet_colour import wavelet_colour
 
     def finish(drawn: Pixels) -> Pixels:
         cut = to_array(drawn)[: picture.height, : picture.width]

@@ -165,7 +165,7 @@ def test_more_pull_keeps_closer_to_the_input():
 
 
 def test_sizes_have_a_limit(make_engine):
-    limit = 32 * SIDE * SIDE
+    limit = 16 * SIDE * SIDE
     factory = DrawingFactory(ToyFamily())
     assert factory.create(restoration(width=256, height=limit // 256))
     with pytest.raises(InvalidParameter, match=f"at most {limit}"):
