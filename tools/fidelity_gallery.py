@@ -1,6 +1,6 @@
 """Draws the pictures of docs/fidelity.md: what a server makes of a photograph made small.
 
-    python -m tools.fidelity_gallery astronaut.png --crop 96,24,128 --out docs/img/fidelity.png
+    python -m tools.fidelity_gallery astronaut.png --crop 96,24,128 --out docs/img/fidelity-face.jpg
 
 From left to right: the photograph, the small image enlarged by a bicubic filter, by the server, by
 it with `fidelity` 1 and with `face_guard` 1, and the map of the first of the three. The answers'
@@ -45,7 +45,7 @@ def main() -> None:
     strip = Image.new("RGB", (len(panels) * (size[0] + _GAP) - _GAP, size[1]), "white")
     for number, panel in enumerate(panels):
         strip.paste(panel, (number * (size[0] + _GAP), 0))
-    strip.save(args.out, optimize=True)
+    strip.save(args.out, optimize=True, quality=90)
     for fields, answer in zip(_WAYS, answers, strict=True):
         print(fields, answer["consistency"], "faces:", answer["num_faces"])
 
