@@ -58,6 +58,19 @@ def test_documents_are_ranked_by_what_they_mean(server):
     assert scores == [ranked[1]["relevance_score"], ranked[0]["relevance_score"]]
 
 
+def test_claims_are_compared_with_a_passage(server):
+    passage = "The bridge was opened in 1931. It is 412 metres long and closed to lorries."
+    claims = (
+        "The bridge is 412 metres long.",
+        "The bridge is 540 metres long.",
+        "Tourists love to eat ice cream nearby.",
+    )
+    body = {"model": MINILM, "answer": " ".join(claims), "passages": [passage]}
+    found = httpx.post(f"{server.url}/v1/groundedness", json=body).json()["sentences"]
+    assert [one["risk"] for one in found] == [None, "intrinsic", "extrinsic"]
+    assert found[1]["conflicts"] == ["540"]
+
+
 def test_each_model_has_its_routes(client):
     with pytest.raises(openai.BadRequestError, match="ask it with /v1/embeddings"):
         client.chat.completions.create(

@@ -78,6 +78,40 @@ def test_the_best_of_several_texts(client):
     assert best.text == max(means, key=means.get)
 
 
+def test_how_sure_the_model_was_and_where_it_loops(client):
+    arguments = {"model": MODEL, "prompt": "la la la la", "max_tokens": 30, "temperature": 0}
+    extra = {
+        "return_uncertainty": True,
+        "uncertainty_threshold": 0.5,
+        "repetition_detection": {"max_pattern_size": 8, "min_count": 3, "action": "report"},
+        "logit_bias": [[" la", 50]],
+    }
+    [whole] = client.completions.create(**arguments, logprobs=0, extra_body=extra).choices
+    told, values = whole.uncertainty, whole.logprobs.token_logprobs
+    assert told["num_tokens"] == len(values)
+    assert told["mean_logprob"] == pytest.approx(sum(values) / len(values))
+    assert whole.repetition["tokens"] == [0, 30] and whole.finish_reason == "length"
+    assert set(whole.text[slice(*whole.repetition["characters"])].split()) == {"la"}
+    stream = client.completions.create(**arguments, stream=True, extra_body=extra)
+    [*_, last] = [choice for chunk in stream for choice in chunk.choices]
+    assert (last.uncertainty, last.repetition) == (told, whole.repetition)
+
+
+def test_a_negative_prompt_and_an_order_of_samplers(client):
+    arguments = {"model": MODEL, "messages": QUESTION, "max_tokens": 16, "seed": 3}
+    plain = client.chat.completions.create(**arguments, temperature=0)
+    away = {"guidance_scale": 4, "negative_prompt": "You always answer in one word."}
+    guided = [
+        client.chat.completions.create(**arguments, temperature=0, extra_body=away)
+        for _ in range(2)
+    ]
+    texts = [answer.choices[0].message.content for answer in guided]
+    assert texts[0] == texts[1] != plain.choices[0].message.content
+    order = {"samplers": ["top_k", "temperature"], "top_k": 1}
+    drawn = client.chat.completions.create(**arguments, temperature=2, extra_body=order)
+    assert drawn.choices[0].message.content == plain.choices[0].message.content
+
+
 def test_a_conversation_of_responses(client):
     first = client.responses.create(
         model=MODEL, input="What is the capital of France?", temperature=0, max_output_tokens=24
