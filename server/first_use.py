@@ -12,7 +12,7 @@ from typing import Any
 
 from engine.client import EngineClient
 from engine.errors import EngineError, ModelNotReady, TooManyModels
-from engine.kinds import Kind
+from engine.kinds import AnyKind, Kind
 from engine.model_spec import ModelSpec
 from engine.types import Info, InfoT, Phase
 from server.catalog import find_of_kind
@@ -37,6 +37,8 @@ class FirstUse:
         self._engine = engine
         self._clock = clock
         self._loads: dict[str, asyncio.Task[Info]] = {}
+        self._begun: set[str] = set()
+        """What was loaded here and not by the operator."""
         self._failures: dict[str, tuple[float, EngineError]] = {}
 
     async def find(self, kind: Kind[Any, Any, InfoT], name: str | None) -> InfoT:
@@ -49,30 +51,36 @@ class FirstUse:
             TooManyModels: as many models are there as may be.
             EngineError: as in `find_of_kind`.
         """
-        default = self._default(kind, name)
-        if default is None:
-            return find_of_kind(self._engine, kind, name)
-        if self._phase(default) in (None, Phase.FAILED) or default in self._loads:
-            await self._load(default)
-        return find_of_kind(self._engine, kind, default)
+        meant = name or self._meant(kind)
+        is_absent = meant in self._loads or self._phase(meant) in (None, Phase.FAILED)
+        if meant is not None and meant in self._offered(kind) and is_absent:
+            await self._load(meant)
+        return find_of_kind(self._engine, kind, meant)
 
-    def _default(self, kind: Kind[Any, Any, InfoT], name: str | None) -> str | None:
-        """What is to be loaded, if a request for `name` means the kind's default model or another
-        one of those."""
-        default = SERVED[kind].default_model if self._settings.load_on_first_use else None
-        known = {default, *SERVED[kind].other_models} if default is not None else set()
-        if name:
-            return name if name in known else None
+    def _offered(self, kind: AnyKind) -> list[str]:
+        """What is loaded when a request means it, the kind's default model first."""
+        served = SERVED[kind]
+        if not self._settings.load_on_first_use or served.default_model is None:
+            return []
+        return [served.default_model, *served.other_models]
+
+    def _meant(self, kind: AnyKind) -> str | None:
+        """What a request without a name means: the only model that the operator serves, or the
+        default one where that is none; never what others happen to have asked for. None: there is
+        a choice, or nothing to be loaded."""
         ready = {info.model for info in self._engine.infos(kind)}
-        others = [
+        served = [
             status.model
             for status in self._engine.statuses()
             if (status.kind == kind.name or status.model in ready)
             and status.phase is not Phase.FAILED
+            and status.model not in self._begun
         ]
-        return default if set(others) <= known else None
+        if served:
+            return served[0] if len(served) == 1 else None
+        return next(iter(self._offered(kind)), None)
 
-    def _phase(self, model: str) -> Phase | None:
+    def _phase(self, model: str | None) -> Phase | None:
         phases = [status.phase for status in self._engine.statuses() if status.model == model]
         return phases[0] if phases else None
 
@@ -97,7 +105,9 @@ class FirstUse:
                 f"and models_max is {self._settings.models_max}; raise it",
                 param="model",
             )
-        return self._engine.load(self._settings.complete(ModelSpec.create(model)))
+        load = self._engine.load(self._settings.complete(ModelSpec.create(model)))
+        self._begun.add(model)
+        return load
 
     def _end(self, model: str, load: "asyncio.Task[Info]") -> None:
         del self._loads[model]

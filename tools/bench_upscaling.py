@@ -43,16 +43,21 @@ def main() -> None:
     if checkpoint.kind == "ncnn":
         runs["ncnn"] = ncnn_run(checkpoint, tile, args.threads)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
+    cpu_seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(args.rounds + 1):
         for name, run in runs.items():
-            started_s = time.perf_counter()
+            started_s, started_cpu_s = time.perf_counter(), time.process_time()
             run()
             if number:  # the first round warms up
                 seconds[name].append(time.perf_counter() - started_s)
+                cpu_seconds[name].append(time.process_time() - started_cpu_s)
     megapixels = (args.tile * plain.facts.scale) ** 2 / 1e6
     for name, found in seconds.items():
-        median = statistics.median(found)
-        print(f"{name:20} {megapixels / median:8.3f} MP/s  {1e3 * median:8.1f} ms")
+        median, cpu = statistics.median(found), statistics.median(cpu_seconds[name])
+        print(
+            f"{name:20} {megapixels / median:8.3f} MP/s  {1e3 * median:8.1f} ms  "
+            f"processor time {1e3 * cpu:8.1f} ms"
+        )
 
 
 def torch_run(network: Any, tile: torch.Tensor) -> Callable[[], Any]:

@@ -38,8 +38,11 @@ EXACT_UP_TO = 24
 """Receptive radius, in pixels, of networks that are exact unless asked otherwise: tiles with so
 much around them cost a fifth more."""
 FAST_OVERLAP = 32
-_STEP_FLOPS = {"cpu": 6e11, "cuda": 5e13}
-"""A few seconds of a small CPU, a second of a large GPU: how long others wait for their turn."""
+_TILE_FLOPS = {"cpu": 6e11, "cuda": 5e13}
+"""Of a tile, unless asked otherwise: a few seconds of a small CPU, a second of a large GPU. So long
+others wait for their turn."""
+_STEP_FLOPS = {"cpu": 2e11, "cuda": 5e13}
+"""Up to which tiles share a step: small ones gain by it."""
 _TILE_SHARE = 0.5
 """Of the memory that is free, for the largest tile that may be asked for."""
 _WORK_BYTES = 1 << 30
@@ -148,7 +151,7 @@ def on_device(network: Any, device: torch.device) -> Network:
 
 def default_tile(facts: NetworkFacts, device: str) -> int:
     """The largest tile that a step has time for."""
-    most = math.sqrt(_STEP_FLOPS[device] / facts.flops_per_pixel)
+    most = math.sqrt(_TILE_FLOPS[device] / facts.flops_per_pixel)
     tile = next((tile for tile in _TILES if tile <= most), _TILES[-1])
     return max(tile, facts.min_side)
 

@@ -20,8 +20,9 @@ _DRAWING_FIELDS = (
     "seed",
 )
 EXACT_CORE = 64
-"""Pixels a side that a tile with exact overlap is of use for, at least: less would compute each
-pixel of the image some hundred times."""
+EXACT_CORE_SHARE = 4
+"""Pixels a side that a tile with exact overlap is of use for: at least so many, and at least this
+part of the overlap. With less each pixel of the image would be computed a hundred times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +119,10 @@ def tiling(body: UpscaleImageRequest, info: UpscaleModelInfo) -> Tiling:
         if info.exact_by_default and body.exact is None and tile > overlap:
             return Tiling(tile, overlap, exact=True)
         return Tiling(tile, min(overlap, tile // 4), exact=False)
-    if body.overlap >= tile:
+    if body.overlap > tile // 2:
         raise InvalidParameter(
-            f"overlap is {body.overlap}, which a tile of {tile} pixels has no room for; give less, "
-            f"or a larger tile",
+            f"overlap is {body.overlap}; of a tile of {tile} pixels it may be half, as more "
+            f"computes each pixel many times; give less, or a larger tile",
             param="overlap",
         )
     return Tiling(tile, body.overlap, exact=False)
@@ -135,7 +136,7 @@ def _exact(body: UpscaleImageRequest, info: UpscaleModelInfo, tile: int) -> Tili
             param="exact",
         )
     overlap = 2 * info.receptive_radius
-    needed = overlap + EXACT_CORE
+    needed = overlap + max(EXACT_CORE, overlap // EXACT_CORE_SHARE)
     if body.tile is None:
         tile = max(tile, needed)
     if tile < needed or tile > info.max_tile:

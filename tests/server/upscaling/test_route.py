@@ -148,7 +148,7 @@ async def test_a_stream(server: UpscalingServer) -> None:
         ({"scale": "nan"}, "scale"),
         ({"tile": "8"}, "tile"),
         ({"tile": "512"}, "tile"),
-        ({"tile": "32", "overlap": "32"}, "overlap"),
+        ({"tile": "32", "overlap": "17"}, "overlap"),
         ({"overlap": "-1"}, "overlap"),
         ({"overlap": "some"}, "overlap"),
         ({"tile": "64", "exact": "true"}, "tile"),
@@ -187,7 +187,7 @@ async def test_exact_tiles_that_cannot_be() -> None:
     assert (await server.refused(exact="true"))["code"] == "unsupported_feature"
     server = UpscalingServer(upscaler_info(receptive_radius=349, exact_by_default=False))
     error = await server.refused(exact="true")
-    assert error["param"] == "exact" and "762" in error["message"]
+    assert error["param"] == "exact" and "872" in error["message"]
 
 
 @pytest.mark.parametrize("image", [b"", b"hello", png()[:60], b"GIF89a"])
@@ -301,9 +301,20 @@ async def test_nothing_is_loaded_where_the_operator_does_not_want_it() -> None:
     assert "--model realesrgan-x4plus" in (await server.refused())["message"]
 
 
-async def test_a_model_of_its_own_is_the_default(server: UpscalingServer) -> None:
-    assert (await server.send()).json()["model"] == "enlarger"
+@pytest.mark.parametrize("name", ["enlarger", "realesr-animevideov3"])
+async def test_what_the_operator_serves_is_the_default(name: str) -> None:
+    server = UpscalingServer(upscaler_info(name))
+    assert (await server.send()).json()["model"] == name
     assert not server.engine.specs
+    # So it stays when somebody has had another one loaded.
+    answer = (await server.send(model="realesrgan-x4plus")).json()
+    assert answer["model"] == "realesrgan-x4plus"
+    assert (await server.send()).json()["model"] == name
+
+
+async def test_of_several_models_one_must_be_named() -> None:
+    server = UpscalingServer(upscaler_info("a"), upscaler_info("b"))
+    assert "a, b" in (await server.refused())["message"]
 
 
 async def test_the_card(server: UpscalingServer) -> None:
