@@ -288,6 +288,42 @@ def plan(
 
 
 @app.command()
+def quantize(
+    model: Annotated[str, typer.Option(help="Model to make it of, as of serve.")],
+    method: Annotated[
+        str, typer.Option(help="int8, int4, gptq, awq, or gguf- and a type: gguf-q4_k_m.")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder, or GGUF file, to make.")],
+    bits: Annotated[int | None, typer.Option(min=1, help="Of gptq: 2, 3, 4 or 8.")] = None,
+    group_size: Annotated[
+        int | None, typer.Option(min=1, help="Weights that share a scale.")
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Text that gptq and awq fit the weights to.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Make a checkpoint of fewer bits, which transformers (llama.cpp, for gguf-) reads, too."""
+    from server.terminal.quantize import quantize_command
+
+    try:
+        settings, ref = load_settings({}), ModelSpec.parse(model).ref
+    except (SettingsProblem, EngineError) as problem:
+        raise _fail(str(problem)) from None
+    code = quantize_command(
+        settings,
+        ref,
+        method,
+        output,
+        bits=bits,
+        group_size=group_size,
+        calibration=calibration,
+        as_json=as_json,
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
 def kernels(
     cpu_isa: Annotated[
         str | None, typer.Option(help="As of serve. [TANDEM_CPU_ISA]", metavar="ISA")

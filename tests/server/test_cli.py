@@ -45,7 +45,7 @@ def test_version_as_an_option(invoke):
 
 @pytest.mark.parametrize(
     "command",
-    ["serve", "chat", "models", "plan", "perplexity", "kernels", "version"],
+    ["serve", "chat", "models", "plan", "perplexity", "quantize", "kernels", "version"],
 )
 def test_every_command_explains_itself(invoke, command):
     code, output, _ = invoke(command, "--help")

@@ -1,0 +1,101 @@
+"""GPTQ and AWQ, made by GPTQModel: weights are fitted to what a text's activations need of them.
+
+Papers: Frantar et al. 2022, arXiv:2210.17323; Lin et al. 2023, arXiv:2306.00978.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from engine.errors import InvalidParameter, ModelLoadError, UnsupportedFeature
+from engine.text.scores.sums import Tell
+from engine.text.tokenizer import load_tokenizer
+from engine.weights.source import Checkpoint
+
+SAMPLE_TOKENS = 512
+NUM_SAMPLES = 128
+"""What both papers use; fewer where the text is shorter."""
+_LEAST_SAMPLES = 8
+_LEAST_CORES = 3
+"""GPTQModel divides its work among threads that it keeps apart, and does not start with fewer."""
+
+
+def write_with_gptqmodel(
+    checkpoint: Checkpoint,
+    folder: Path,
+    tell: Tell,
+    *,
+    method: str,
+    bits: int,
+    group_size: int,
+    calibration: Path,
+) -> dict[str, Any]:
+    """Make `folder`. GPTQModel shows its own progress on standard error.
+
+    Raises:
+        ModelLoadError: GPTQModel is not installed, or fails.
+        UnsupportedFeature: the checkpoint is no folder.
+        InvalidParameter: the text is too short.
+    """
+    if checkpoint.kind != "folder":
+        raise UnsupportedFeature(
+            f"{checkpoint.name} is no folder with config.json and safetensors, which {method} needs"
+        )
+    samples = calibration_samples(checkpoint.path, calibration)
+    library = _library(method)
+    tell({"phase": "quantising", "progress": None, "detail": f"{method}: {len(samples)} samples"})
+    try:
+        model = library.GPTQModel.load(
+            str(checkpoint.path), _config(library, method, bits, group_size)
+        )
+        model.quantize(samples, batch_size=1)
+        model.save(str(folder))
+    except Exception as error:  # whatever a library of its size raises
+        raise ModelLoadError(
+            f"GPTQModel could not quantise {checkpoint.name}: {type(error).__name__}: {error}"
+        ) from error
+    return {"bits": bits, "group_size": group_size, "samples": len(samples)}
+
+
+def calibration_samples(model: Path, calibration: Path) -> list[dict[str, list[int]]]:
+    """Pieces of the text, as many tokens each.
+
+    Raises:
+        InvalidParameter: it cannot be read, or is too short.
+    """
+    try:
+        text = calibration.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise InvalidParameter(f"the calibration text cannot be read: {reason}") from None
+    token_ids = load_tokenizer(model).encode(text, add_special_tokens=False)
+    count = min(NUM_SAMPLES, len(token_ids) // SAMPLE_TOKENS)
+    if count < _LEAST_SAMPLES:
+        raise InvalidParameter(
+            f"the calibration text has {len(token_ids)} tokens; at least "
+            f"{_LEAST_SAMPLES * SAMPLE_TOKENS} are needed, and {NUM_SAMPLES * SAMPLE_TOKENS} used",
+            param="calibration",
+        )
+    # From all of the text, evenly.
+    step = len(token_ids) // count
+    pieces = [token_ids[at * step : at * step + SAMPLE_TOKENS] for at in range(count)]
+    return [{"input_ids": piece, "attention_mask": [1] * len(piece)} for piece in pieces]
+
+
+def _library(method: str) -> Any:
+    cores = os.cpu_count() or 1
+    if cores < _LEAST_CORES:
+        os.cpu_count = lambda: _LEAST_CORES
+    try:
+        import gptqmodel
+    except ImportError as error:
+        raise ModelLoadError(
+            f"{method} is made by GPTQModel, which is not installed; run pip install "
+            f"'tandem-server[quantize]'"
+        ) from error
+    return gptqmodel
+
+
+def _config(library: Any, method: str, bits: int, group_size: int) -> Any:
+    create = library.QuantizeConfig if method == "gptq" else library.quantization.AWQConfig
+    return create(bits=bits, group_size=group_size)

@@ -1,0 +1,157 @@
+"""A whole order: find the model's files, choose who makes the checkpoint, put it in its place."""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.errors import InvalidParameter
+from engine.quantizing.gguf_file import gguf_types, write_gguf
+from engine.quantizing.gptq_model import write_with_gptqmodel
+from engine.quantizing.rounded import write_rounded
+from engine.telling_host import TellingHost
+from engine.text.scores.sums import Tell
+from engine.types import Phase
+from engine.weights.source import Checkpoint, resolve_source
+
+GGUF = "gguf-"
+"""A method's name begins so; a type of llama.cpp's follows, such as q4_k_m."""
+BITS = {"int4": 4, "int8": 8}
+"""Of the methods that round to the nearest."""
+CALIBRATED_BITS = {"gptq": (2, 3, 4, 8), "awq": (4,)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What is to be made.
+
+    Attributes:
+        model: a reference (`engine.weights.source`).
+        method: int4, int8, gptq, awq, or gguf- and a type.
+        bits, group_size: None leaves them to the method.
+        calibration: a text file that the weights are fitted to, for gptq and awq.
+        output: a folder, or for gguf a file, that is not there yet.
+    """
+
+    model: str
+    method: str
+    bits: int | None
+    group_size: int | None
+    calibration: Path | None
+    output: Path
+    cache_dir: Path
+    offline: bool
+
+
+def carry_out(order: Order, tell: Tell) -> dict[str, Any]:
+    """The report, as `tandem quantize --json` prints it.
+
+    Raises:
+        EngineError: what was ordered is not possible; the message says why.
+    """
+    write = _writer(order)
+    if os.path.lexists(order.output):
+        raise InvalidParameter(
+            f"{order.output.name} is there already; nothing is overwritten: give another --output",
+            param="output",
+        )
+    if not order.output.absolute().parent.is_dir():
+        raise InvalidParameter(
+            f"the folder for {order.output.name} is not there; make it first", param="output"
+        )
+    host = TellingHost(tell)
+    checkpoint = resolve_source(
+        order.model,
+        cache_dir=order.cache_dir,
+        offline=order.offline,
+        on_progress=lambda fraction, line: host.report(Phase.DOWNLOADING, fraction, line),
+    )
+    unfinished = order.output.with_name(f".{order.output.name}.{os.getpid()}")
+    try:
+        facts = write(checkpoint, unfinished, tell)
+        os.rename(unfinished, order.output)
+    except OSError as error:
+        raise InvalidParameter(
+            f"{order.output.name} cannot be written: {error.strerror}", param="output"
+        ) from error
+    finally:
+        _remove(unfinished)
+    return {
+        "model": checkpoint.name,
+        "method": order.method,
+        "output": str(order.output),
+        "bytes_before": size_of(checkpoint.path),
+        "bytes_after": size_of(order.output),
+        **facts,
+    }
+
+
+def size_of(path: Path) -> int:
+    """Of a file, or of the weights in a folder."""
+    if not path.is_dir():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.glob("*.safetensors"))
+
+
+Write = Callable[[Checkpoint, Path, Tell], dict[str, Any]]
+
+
+def _writer(order: Order) -> Write:
+    """
+    Raises:
+        InvalidParameter: there is no such method, or it does not go together with the rest.
+    """
+    method, bits, group_size = order.method, order.bits, order.group_size
+    if method in CALIBRATED_BITS:
+        if order.calibration is None:
+            raise InvalidParameter(
+                f"{method} fits weights to a text; give one like your own with --calibration FILE",
+                param="calibration",
+            )
+        wanted, file = bits or 4, order.calibration
+        _check_bits(method, wanted, CALIBRATED_BITS[method])
+        return lambda checkpoint, folder, tell: write_with_gptqmodel(
+            checkpoint,
+            folder,
+            tell,
+            method=method,
+            bits=wanted,
+            group_size=group_size or 128,
+            calibration=file,
+        )
+    if order.calibration is not None:
+        raise InvalidParameter(
+            f"{method} takes no calibration; gptq and awq do", param="calibration"
+        )
+    if method in BITS:
+        _check_bits(method, bits or BITS[method], (BITS[method],))
+        return lambda checkpoint, folder, tell: write_rounded(
+            checkpoint, folder, tell, bits=BITS[method], group_size=group_size
+        )
+    quant_type = method.removeprefix(GGUF)
+    if quant_type == method or quant_type.upper() not in gguf_types():
+        known = ", ".join([*BITS, *CALIBRATED_BITS, *(GGUF + t.lower() for t in gguf_types())])
+        raise InvalidParameter(f"method is {method!r}; it must be one of {known}", param="method")
+    if bits is not None or group_size is not None:
+        raise InvalidParameter(
+            f"{method} says how many bits there are, in groups of its own; leave --bits and "
+            f"--group-size out",
+            param="bits" if bits is not None else "group_size",
+        )
+    return lambda checkpoint, file, tell: write_gguf(checkpoint, file, tell, quant_type.upper())
+
+
+def _check_bits(method: str, bits: int, possible: tuple[int, ...]) -> None:
+    if bits not in possible:
+        raise InvalidParameter(
+            f"bits is {bits}; {method} has {' or '.join(map(str, possible))}", param="bits"
+        )
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,60 @@
+"""`tandem quantize`: a checkpoint of fewer bits."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from server.settings import Settings
+from server.terminal.own_process import OrderProblem, report_of
+from server.terminal.progress import progress_line
+
+MIB = 1 << 20
+
+
+def quantize_command(
+    settings: Settings,
+    model: str,
+    method: str,
+    output: Path,
+    *,
+    bits: int | None,
+    group_size: int | None,
+    calibration: Path | None,
+    as_json: bool,
+) -> int:
+    """Make it, and say what it is. Returns the exit code: 2 if it cannot be made."""
+    order = {
+        "model": model,
+        "method": method.lower(),
+        "bits": bits,
+        "group_size": group_size,
+        "calibration": None if calibration is None else str(calibration),
+        "output": str(output),
+    }
+    try:
+        with progress_line() as tell:
+            report = report_of("engine.quantizing", settings, settings.engine, order, tell)
+    except OrderProblem as problem:
+        typer.echo(f"tandem: {problem}", err=True)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    typer.echo(json.dumps(report, indent=2) if as_json else _told(report))
+    return 0
+
+
+def _told(report: Mapping[str, Any]) -> str:
+    sizes = [f"{report[name] / MIB:.1f} MiB" for name in ("bytes_before", "bytes_after")]
+    lines = [f"{report['output']}: {report['method']} of {report['model']}, {' → '.join(sizes)}"]
+    if "layers" in report:
+        lines.append(
+            f"{report['layers']} layers in groups of {report['group_size']}; the mean error is "
+            f"{report['relative_error']:.1%} of a layer's weights"
+        )
+    measure = (
+        f"tandem perplexity --model {report['output']} --against {report['model']} --text FILE"
+    )
+    return "\n".join([*lines, f"What it costs: {measure}"])
