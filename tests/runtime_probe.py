@@ -6,6 +6,7 @@ Prints a JSON object: for each option what went wrong, or null.
 """
 
 import asyncio
+import functools
 import importlib
 import importlib.machinery
 import io
@@ -167,15 +168,18 @@ def matting_options() -> Iterator[tuple[str, Check]]:
     from engine.matting.loading import load_engine
     from engine.matting_types import MattingMethod, MattingRequest
 
-    engine, _ = load_engine(checkpoint("u2netp"), "m", config(EngineConfig), Host())
+    @functools.cache
+    def engine() -> Any:
+        return load_engine(checkpoint("u2netp"), "m", config(EngineConfig), Host())[0]
+
     image = Pixels(width=64, height=64, channels=3, data=bytes(range(256)) * 48)
     levels = bytes([0] * 24 + [128] * 16 + [255] * 24) * 64
     trimap = Pixels(width=64, height=64, channels=1, data=levels)
 
     def cut(**fields: Any) -> None:
-        engine.add(MattingRequest(request_id="r", model="m", image=image, **fields))
-        while engine.has_work():
-            for event in engine.step()[0]:
+        engine().add(MattingRequest(request_id="r", model="m", image=image, **fields))
+        while engine().has_work():
+            for event in engine().step()[0]:
                 assert event.failure is None, event.failure
 
     yield "matte by the network", cut
@@ -271,8 +275,8 @@ def server_options() -> Iterator[tuple[str, Check]]:
 def main() -> None:
     hide(json.loads(sys.argv[1]))
     results: dict[str, str | None] = {}
-    options = (modules(), server_options(), image_options(), matting_options())
-    options = (*options, text_options(sys.argv[2]))
+    groups = (modules(), server_options(), image_options(), matting_options())
+    options = (*groups, text_options(sys.argv[2]))
     for name, check in (option for group in options for option in group):
         try:
             check()

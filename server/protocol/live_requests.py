@@ -9,7 +9,7 @@ class LiveRequest:
     """A request in flight. Texts count tokens, images have a `progress` from 0 to 1."""
 
     id: str
-    """Of its answer: `chatcmpl-…`, `cmpl-…`, `img-…` or `upscale-…`."""
+    """Of its answer: `chatcmpl-…`, `cmpl-…`, `img-…`, `upscale-…` or `matte-…`."""
     object: Literal["request"] = "request"
     request_id: str
     """The `X-Request-Id` that it came with or was given."""

@@ -39,7 +39,7 @@ from server.state import AppState
 router = APIRouter(route_class=JsonRoute, tags=["images"])
 form_router = APIRouter(route_class=FormRoute, tags=["images"])
 
-_POST_ONLY = ("generations", "edits", "variations", "upscale")
+_POST_ONLY = ("generations", "edits", "variations", "upscale", "matte")
 """Names under /v1/images that are no ids: who gets them has mistaken the method."""
 
 ImageId = Annotated[str, Path(description="The answer's `X-Image-Id`.")]

@@ -253,6 +253,10 @@ async def test_the_models_card(server: MattingServer) -> None:
     assert card["methods"] == ["closed_form", "knn", "learning_based"]
 
 
+async def test_only_post(server: MattingServer) -> None:
+    assert (await server.client.get(MATTE)).status_code == 405
+
+
 async def test_keys_guard_it() -> None:
     server = MattingServer(api_keys=["k" * 16])
     error_of(await server.matte(), 401)
