@@ -1,4 +1,4 @@
-"""The built-in image model learns a style; diffusers loads what is saved."""
+"""The built-in image model learns a style; diffusers and our engine load what is saved."""
 
 import dataclasses
 import random
@@ -7,10 +7,16 @@ import warnings
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from image_adapters import load, table_of
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
+from engine.adapter_orders import AdapterReport
+from engine.diffusion.families.family import Row
+from engine.diffusion.families.registry import load_family
+from engine.diffusion.prompt.text import PromptText
 from engine.errors import UnsupportedFeature
+from engine.image_types import LoraUse
 from engine.training.image_learner import WEIGHTS, check_family, load_image_learner
 from engine.training.order import TrainingOrder
 from engine.training.run import run
@@ -66,6 +72,32 @@ def test_it_is_saved_as_diffusers_loads_it(order):
         pipeline.load_lora_weights(order.output / "adapter")
     config = pipeline.unet.peft_config["default_0"]
     assert (config.r, config.lora_alpha) == (4, 4)
+
+
+def test_it_is_served_as_diffusers_computes_it(order):
+    """Alpha is in the record that diffusers keeps in the file's header."""
+    run(dataclasses.replace(order, alpha=10.0), PLENTY, lambda message: None)
+    checkpoint = built_in(order)
+    family = load_family(checkpoint, dtype=torch.float32, device=torch.device("cpu"))
+    table = table_of(family.adapted)
+    report = load(table, "style", order.output / "adapter")
+    assert isinstance(report, AdapterReport), report
+    assert (report.ranks, report.num_left_out) == ((4,), 0)
+    [prompt] = family.encode_prompts([PromptText(text="a red circle")])
+    with warnings.catch_warnings(action="ignore"):
+        pipeline = StableDiffusionPipeline.from_pretrained(checkpoint.path, local_files_only=True)
+        pipeline.load_lora_weights(order.output / "adapter")
+    unet = pipeline.unet
+    side = unet.config.sample_size
+    latents = torch.randn(1, unet.config.in_channels, side, side)
+    row = Row(latents=latents, timestep=torch.tensor(500.0), prompt=prompt)
+    adapted = dataclasses.replace(row, adapters=(LoraUse(name=table.key_of("style")),))
+    plain, ours = family.denoise("unet", [row, adapted]).split(1)
+    with torch.no_grad():
+        theirs = unet(latents, 500, prompt.states).sample
+    size = max(1.0, theirs.abs().max().item())
+    assert (ours - theirs).abs().max() < 1e-4 * size
+    assert (ours - plain).abs().max() > 1e-3, "it has learned something"
 
 
 def test_one_that_is_resumed_is_the_same(order, tmp_path):
