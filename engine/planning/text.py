@@ -23,6 +23,7 @@ from engine.config import (
 from engine.errors import InvalidParameter, ModelLoadError
 from engine.kv_numbers import KvNumbers
 from engine.models.config import ModelConfig
+from engine.models.experts_config import ExpertsConfig
 from engine.planning.chips import Chip
 from engine.planning.report import PlanReport, PlanRow, Target
 from engine.planning.step_bytes import step_bytes
@@ -148,9 +149,16 @@ class Speeds:
         self._config = config
         self._head_bytes = KvNumbers(intent.resolved_kv_cache_dtype).head_bytes(config.head_dim)
         self._head_weights = config.vocab_size * config.hidden_size
-        self._layer_weights = kept.num_layer_weights
+        sizes = kept.layer_weights()
+        experts = sum(number for name, number in sizes.items() if ".experts." in name)
+        self._unchosen = 0.0
+        if isinstance(config, ExpertsConfig):
+            self._unchosen = 1 - config.experts_per_token / config.num_experts
+        self._layer_weights = sum(sizes.values()) - experts * self._unchosen
         looked_up = 0 if kept.multiplies_embedding else self._head_weights * dtype_bytes
         self._weight_bytes = kept.num_bytes(dtype_bytes) - looked_up
+        all_weights = sum(sizes.values()) + self._head_weights
+        self._expert_bytes = self._weight_bytes * experts / all_weights
 
     def decode(self, chip: Chip, concurrency: int, context: int) -> float:
         """Tokens a second of so many texts, each with so many tokens."""
@@ -159,7 +167,9 @@ class Speeds:
         kv = 2 * seen * config.num_key_value_heads * self._head_bytes
         products = 2 * (self._layer_weights + self._head_weights)
         attention = 4 * seen * config.num_attention_heads * config.head_dim
-        reading_s = (self._weight_bytes + concurrency * kv) / chip.bytes_per_s
+        # Experts that no token of a step has chosen are not read.
+        weights = self._weight_bytes - self._expert_bytes * self._unchosen**concurrency
+        reading_s = (weights + concurrency * kv) / chip.bytes_per_s
         computing_s = concurrency * (products + attention) / chip.flops
         return concurrency / max(reading_s, computing_s)
 

@@ -68,19 +68,25 @@ class WeightPlan:
         has_own = self.packs_embedding or HEAD in self.layers
         return not has_own and f"{HEAD}.weight" not in self.shapes
 
-    @property
-    def num_layer_weights(self) -> int:
-        """Numbers that every token is multiplied with, the output layer's apart."""
+    def layer_weights(self) -> dict[str, int]:
+        """How many numbers each matrix has that tokens are multiplied with, by its tensor or layer;
+        the output layer's apart."""
         ends = (self.embedding, HEAD)
         owned = {
             f"{name}.{kind}" for name, one in self.layers.items() for kind in one.owned_kinds()
         }
         owned |= {f"{name}.weight" for name in ends}
-        plain = (shape for name, shape in self.shapes.items() if name not in owned)
-        packed = (one for name, one in self.layers.items() if name not in ends)
-        return sum(math.prod(shape) for shape in plain if len(shape) == 2) + sum(
-            one.out_features * one.in_features for one in packed
-        )
+        plain = {
+            name: math.prod(shape)
+            for name, shape in self.shapes.items()
+            if name not in owned and len(shape) == 2
+        }
+        packed = {
+            name: one.out_features * one.in_features
+            for name, one in self.layers.items()
+            if name not in ends
+        }
+        return plain | packed
 
 
 def plan_within_memory(

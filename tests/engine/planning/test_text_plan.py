@@ -48,7 +48,7 @@ def write_headers(folder, config):
     """A checkpoint of a real size without a single weight: a sparse file behind its header."""
     hidden, heads = config["hidden_size"], config["num_attention_heads"] * config["head_dim"]
     kv = config["num_key_value_heads"] * config["head_dim"]
-    inner, vocab = config["intermediate_size"], config["vocab_size"]
+    vocab = config["vocab_size"]
     shapes = {
         "model.embed_tokens.weight": (vocab, hidden),
         "lm_head.weight": (vocab, hidden),
@@ -62,9 +62,7 @@ def write_headers(folder, config):
                 "self_attn.k_proj": (kv, hidden),
                 "self_attn.v_proj": (kv, hidden),
                 "self_attn.o_proj": (hidden, heads),
-                "mlp.gate_proj": (inner, hidden),
-                "mlp.up_proj": (inner, hidden),
-                "mlp.down_proj": (hidden, inner),
+                **mlp_shapes(config),
                 "input_layernorm": (hidden,),
                 "post_attention_layernorm": (hidden,),
             }.items()
@@ -80,6 +78,21 @@ def write_headers(folder, config):
         file.truncate(8 + len(data) + at)
     (folder / "config.json").write_text(json.dumps(config))
     return Checkpoint("folder", folder, "llama"), at
+
+
+def mlp_shapes(config):
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    num_experts = config.get("num_local_experts")
+    if num_experts is None:
+        inside, outside = ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",)
+        return dict.fromkeys(inside, (inner, hidden)) | dict.fromkeys(outside, (hidden, inner))
+    moe = "block_sparse_moe"
+    found = {f"{moe}.gate": (num_experts, hidden)}
+    for expert in range(num_experts):
+        one = f"{moe}.experts.{expert}"
+        found |= {f"{one}.w1": (inner, hidden), f"{one}.w3": (inner, hidden)}
+        found[f"{one}.w2"] = (hidden, inner)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +144,39 @@ def test_many_texts_are_bounded_by_products(llama3):
     per_token = 2 * (8_030_261_248 - 128256 * 4096 - 65 * 4096) + 4 * 32 * 4096 * 16
     assert row.decode_tokens_per_s == pytest.approx(chip.flops / per_token, rel=1e-3)
     assert "--max-num-seqs 4000" in row.flags
+
+
+def test_experts_that_nobody_chose_are_neither_read_nor_multiplied(tmp_path):
+    """2 of 8 for each token: with many texts nearly all are read, and each token pays for its 2."""
+    config = LLAMA3 | {
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        "num_hidden_layers": 2,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+    }
+    checkpoint, _ = write_headers(tmp_path, config)
+    chip = CHIPS["h100"]
+    found = {
+        texts: rows_of(
+            plan(
+                checkpoint,
+                EngineConfig(),
+                target(free=70 * GIB, chip=chip, concurrency=texts, context=1),
+            )
+        )["none", "bfloat16"]
+        for texts in (1, 64)
+    }
+    expert, hidden = 3 * 4096 * 14336, 4096
+    attention = 2 * (2 * hidden * hidden + 2 * hidden * 1024 + 8 * hidden)
+    head = 128256 * hidden
+    for texts, row in found.items():
+        experts = 16 * expert * (1 - 0.75**texts)
+        read = 2 * (experts + attention + head)
+        wanted = texts * chip.bytes_per_s / read
+        assert row.decode_tokens_per_s == pytest.approx(wanted, rel=1e-3)
+    multiplied = 2 * (4 * expert + attention)
+    assert found[1].prefill_tokens_per_s == pytest.approx(chip.flops / multiplied, rel=1e-3)
 
 
 def engine_config(intent, flags):
