@@ -43,20 +43,32 @@ def estimate_alpha(
     height, width = trimap.is_unknown.shape
     if not trimap.num_unknown:
         return Matte(trimap.is_subject.astype(np.float32), width, height)
-    low = scaled_size(height, width, _scale(trimap, method))
-    small, small_trimap = shrink(image, *low), trimap.scaled(*low)
+    small_trimap = _within_bounds(trimap, method)
+    low = small_trimap.is_unknown.shape
+    small = shrink(image, *low)
     alpha, is_converged = yield from _solved(small, small_trimap, method)
     if low != (height, width):
         alpha = yield from guided.upsample(small, alpha, image, trimap)
     return Matte(alpha, low[1], low[0], is_converged)
 
 
-def _scale(trimap: Trimap, method: MattingMethod) -> float:
-    """How much smaller the picture must be to be within the bounds."""
-    if method is not MattingMethod.KNN:
-        return math.sqrt(MAX_UNKNOWNS / trimap.num_unknown)
+def _within_bounds(trimap: Trimap, method: MattingMethod) -> Trimap:
+    """The trimap, or one as much smaller as it takes. A smaller one leaves more open than its share
+    where open pixels are scattered, so that one try may not be enough."""
+    height, width = trimap.is_unknown.shape
+    scale, small = 1.0, trimap
+    while (excess := _excess(small, method)) > 1.0:
+        scale *= 0.97 / math.sqrt(excess)
+        small = trimap.scaled(*scaled_size(height, width, scale))
+    return small
+
+
+def _excess(trimap: Trimap, method: MattingMethod) -> float:
+    """How many times the bound it is."""
+    if method is not MattingMethod.KNN or not trimap.num_unknown:
+        return trimap.num_unknown / MAX_UNKNOWNS
     area = surroundings(trimap.is_unknown, KNN_MARGIN)
-    return math.sqrt(MAX_KNN_PIXELS / trimap.is_unknown[area].size)
+    return trimap.is_unknown[area].size / MAX_KNN_PIXELS
 
 
 def _solved(

@@ -24,7 +24,6 @@ _PLACES = {
     "cf_laplacian": "laplacian.cf_laplacian",
     "knn_laplacian": "laplacian.knn_laplacian",
     "lbdm_laplacian": "laplacian.lbdm_laplacian",
-    "make_linear_system": "laplacian.laplacian",
     "ichol": "preconditioner.ichol",
     "jacobi": "preconditioner.jacobi",
     "estimate_foreground_ml": "foreground.estimate_foreground_ml",

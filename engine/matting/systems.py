@@ -28,6 +28,8 @@ FACTOR_THRESHOLDS = (1e-4, 1e-2)
 """Smaller numbers of a preconditioner's factor are left out. The first is pymatting's."""
 FACTOR_NUMBERS = 96
 """That a factor may have for each unknown pixel; at the first threshold most have 60 to 70."""
+KNOWN_WEIGHT = 100.0
+"""How firmly KNN matting holds known pixels: pymatting's."""
 KNN_MARGIN = 24
 """Pixels around the band from which KNN matting takes colours."""
 
@@ -126,8 +128,9 @@ def _knn_system(image: Bytes, trimap: Trimap) -> Generator[None, None, System]:
     laplacian = pymatting("knn_laplacian")(image[area] / 255.0)
     yield
     is_unknown = trimap.is_unknown[area]
-    levels = np.where(is_unknown, 0.5, trimap.is_subject[area].astype(np.float64))
-    matrix, rhs = pymatting("make_linear_system")(laplacian, levels)
+    known = KNOWN_WEIGHT * ~is_unknown.ravel()
+    matrix = (laplacian + scipy.sparse.diags(known)).tocsr()
+    rhs = np.asarray(known * trimap.is_subject[area].ravel(), np.float64)
     yield
     places = np.flatnonzero(is_unknown.ravel())
     return System(matrix, rhs, pymatting("jacobi")(matrix), places)

@@ -127,6 +127,23 @@ def test_memory_of_what_is_solved_for() -> None:
     assert peak_of_large < strips_bytes + 4000 * trimap.num_unknown + 16 * trimap.is_unknown.size
 
 
+@pytest.mark.parametrize("method", list(MattingMethod))
+def test_scattered_open_pixels_stay_within_the_bound(
+    method: MattingMethod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any pixel of a smaller picture has one of them in it, so all are open there."""
+    monkeypatch.setattr(alpha_module, "MAX_UNKNOWNS", 2_000)
+    monkeypatch.setattr(alpha_module, "MAX_KNN_PIXELS", 2_000)
+    made = scene(150, 200)
+    unknown = np.zeros((150, 200), bool)
+    unknown[::3, ::3] = True
+    found = finished(
+        estimate_alpha(made.image, Trimap((made.alpha > 0.5) & ~unknown, unknown), method)
+    )
+    assert found.width * found.height <= 2_000
+    assert found.alpha.shape == (150, 200)
+
+
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 9), (9, 1), (2, 2), (3, 3), (2, 50)])
 @pytest.mark.parametrize("method", list(MattingMethod))
 def test_tiny_pictures(height: int, width: int, method: MattingMethod) -> None:
