@@ -1,4 +1,4 @@
-"""Multiplication with a weight in bitsandbytes' 4-bit NormalFloat."""
+"""Multiplication with a weight in bitsandbytes' 4-bit numbers: NormalFloat, or small floats."""
 
 from torch import Tensor
 
@@ -16,6 +16,8 @@ def linear_nf4(
     block_size: int,
     shape: tuple[int, int],
     bias: Tensor | None = None,
+    *,
+    fp4: bool = False,
 ) -> Tensor:
     """Multiply rows with an NF4 weight: `x @ dequantize(weight).T + bias`.
 
@@ -23,12 +25,13 @@ def linear_nf4(
         x: [M, K], fp32, bf16 or fp16; rows may be strided.
         weight: uint8, contiguous, in whatever shape it is stored: the weight's elements row by
             row, two to a byte, the first in the high four bits; each an index into
-            `reference.CODE`.
+            `kernels.shared.four_bit_numbers.NF4`.
         absmax: [ceil(N K / block_size)] fp32, which each block's codes are multiplied with. Where
             the checkpoint has quantised these too, `resolve_absmax` gives them.
         block_size: consecutive elements that share a magnitude; blocks may reach across rows.
         shape: (N, K).
         bias: [N], fp32 or x's dtype.
+        fp4: the indices are into `FP4`.
 
     Returns:
         [M, N], contiguous, x's dtype; sums in fp32. An implementation on tensor cores may round
@@ -36,7 +39,7 @@ def linear_nf4(
 
     Paper: Dettmers et al. 2023, arXiv:2305.14314, sections 3 and E.
     """
-    return reference.linear_nf4(x, weight, absmax, block_size, shape, bias)
+    return reference.linear_nf4(x, weight, absmax, block_size, shape, bias, fp4=fp4)
 
 
 linear_nf4.implementation("composed", supports=composed.supports)(composed.linear_nf4)

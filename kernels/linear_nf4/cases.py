@@ -35,6 +35,7 @@ class Case:
     bias: bool = False
     strided: bool = False
     """Rows of x are views of wider ones."""
+    fp4: bool = False
 
 
 _ACROSS_ROWS = (
@@ -51,6 +52,7 @@ CASES = (
     Case("odd_outputs", 7, 37, 128, bias=True),
     Case("many_rows", 129, 130, 256),
     Case("strided", 17, 40, 128, strided=True),
+    Case("fp4", 7, 37, 192, bias=True, fp4=True),
     Case("no_rows", 0, 40, 128),
     *_ACROSS_ROWS,
 )
@@ -97,6 +99,7 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
         "block_size": case.block_size,
         "shape": (case.outputs, case.inputs),
         "bias": torch.randn(case.outputs, device=device).to(dtype) if case.bias else None,
+        "fp4": case.fp4,
     }
 
 

@@ -20,6 +20,8 @@ def supports(
     block_size: int,
     shape: tuple[int, int],
     bias: Tensor | None = None,
+    *,
+    fp4: bool = False,
 ) -> bool:
     """Rows that start with a block, so that some of them can be dequantised alone."""
     return shape[1] % block_size == 0
@@ -32,6 +34,8 @@ def linear_nf4(
     block_size: int,
     shape: tuple[int, int],
     bias: Tensor | None = None,
+    *,
+    fp4: bool = False,
 ) -> Tensor:
     """See `kernels.linear_nf4`."""
     num_outputs, size = shape
@@ -42,6 +46,7 @@ def linear_nf4(
     for start in range(0, num_outputs, step):
         rows = slice(start, start + step)
         part = packed[rows]
-        chunk = dequantize(part, magnitudes[rows].flatten(), block_size, (len(part), size))
+        its_absmax, its_shape = magnitudes[rows].flatten(), (len(part), size)
+        chunk = dequantize(part, its_absmax, block_size, its_shape, fp4=fp4)
         out[:, rows] = F.linear(x, chunk.to(x.dtype))
     return out if bias is None else out.add_(bias)

@@ -4,25 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CODE = (
-    -1.0,
-    -0.6961928009986877,
-    -0.5250730514526367,
-    -0.39491748809814453,
-    -0.28444138169288635,
-    -0.18477343022823334,
-    -0.09105003625154495,
-    0.0,
-    0.07958029955625534,
-    0.16093020141124725,
-    0.24611230194568634,
-    0.33791524171829224,
-    0.44070982933044434,
-    0.5626170039176941,
-    0.7229568362236023,
-    1.0,
-)
-"""NF4: quantiles of a normal distribution, with an exact zero (QLoRA, appendix E)."""
+from kernels.shared.four_bit_numbers import FP4, NF4
 
 
 def linear_nf4(
@@ -32,18 +14,22 @@ def linear_nf4(
     block_size: int,
     shape: tuple[int, int],
     bias: Tensor | None = None,
+    *,
+    fp4: bool = False,
 ) -> Tensor:
     """See `kernels.linear_nf4`."""
-    whole = dequantize(weight, absmax, block_size, shape)
+    whole = dequantize(weight, absmax, block_size, shape, fp4=fp4)
     return F.linear(x.float(), whole, None if bias is None else bias.float()).to(x.dtype)
 
 
-def dequantize(weight: Tensor, absmax: Tensor, block_size: int, shape: tuple[int, int]) -> Tensor:
+def dequantize(
+    weight: Tensor, absmax: Tensor, block_size: int, shape: tuple[int, int], *, fp4: bool = False
+) -> Tensor:
     """The weight, [N, K] fp32."""
     packed = weight.flatten()
     # A last byte may hold one weight only.
     index = torch.stack([packed >> 4, packed & 15], dim=1).flatten()[: shape[0] * shape[1]]
-    values = torch.tensor(CODE, device=packed.device)[index.int()]
+    values = torch.tensor(FP4 if fp4 else NF4, device=packed.device)[index.int()]
     return (values * absmax.repeat_interleave(block_size)[: len(values)]).view(shape)
 
 

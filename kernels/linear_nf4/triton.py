@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernels import _triton
 from kernels._triton import tl, triton
-from kernels.linear_nf4.reference import CODE
+from kernels.shared.four_bit_numbers import FP4, NF4
 from kernels.shared.triton_linear import ROW_COUNT, Output, plan, runs_of, spread, write
 
 TENSOR_CORES = ("_linear_nf4_kernel",)
@@ -24,6 +24,8 @@ def supports(
     block_size: int,
     shape: tuple[int, int],
     bias: Tensor | None = None,
+    *,
+    fp4: bool = False,
 ) -> bool:
     """GPU tensors whose last dimension is contiguous; rows that start with a byte."""
     return (
@@ -41,6 +43,8 @@ def linear_nf4(
     block_size: int,
     shape: tuple[int, int],
     bias: Tensor | None = None,
+    *,
+    fp4: bool = False,
 ) -> Tensor:
     """See `kernels.linear_nf4`."""
     num_rows = x.shape[0]
@@ -54,7 +58,7 @@ def linear_nf4(
             x.stride(0),
             weight,
             absmax,
-            _code(x.device),
+            _code(x.device, fp4),
             bias,
             out.written,
             num_rows,
@@ -72,8 +76,8 @@ def linear_nf4(
 
 
 @functools.cache
-def _code(device: torch.device) -> Tensor:
-    return torch.tensor(CODE, device=device)
+def _code(device: torch.device, fp4: bool) -> Tensor:
+    return torch.tensor(FP4 if fp4 else NF4, device=device)
 
 
 @triton.jit(do_not_specialize=ROW_COUNT)

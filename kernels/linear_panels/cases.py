@@ -8,8 +8,9 @@ from torch import Tensor
 
 from kernels.linear_gguf.cases import random_weight
 from kernels.linear_gguf.quant_type import GGUFType
+from kernels.linear_panels.formats import WIDE
 from kernels.linear_panels.gguf import panels_from_gguf
-from kernels.linear_panels.panels import Panels
+from kernels.linear_panels.panels import Codes, Meaning, PanelFormat, Panels, pack
 from kernels.linear_panels.quantize import panels_from_floats
 from kernels.shared.model_shapes import LLAMA3_1B
 from kernels.shared.work import Work, product_work
@@ -29,7 +30,7 @@ class Case:
 
     name: str
     quant_type: GGUFType | None
-    """None: plain weights, rounded to 8 bits."""
+    """None: plain weights, rounded to 8 bits, or of the format `form`."""
     rows: int
     outputs: int
     inputs: int
@@ -38,8 +39,14 @@ class Case:
     """Rows of x are views of wider ones."""
     int8_activations: bool = False
     fp32_out: bool = False
+    form: PanelFormat | None = None
+    """Of none of GGUF's types."""
 
 
+_WIDE = (
+    *(Case(f"{name}_one_row", None, 1, 48, 512, form=one) for name, one in WIDE.items()),
+    *(Case(f"{name}_rows", None, 19, 37, 768, bias=True, form=one) for name, one in WIDE.items()),
+)
 _FLOATS = (
     *(Case(f"{one.name.lower()}_one_row", one, 1, 48, 512) for one in GGUFType),
     *(Case(f"{one.name.lower()}_rows", one, 19, 37, 768, bias=True) for one in GGUFType),
@@ -54,6 +61,7 @@ _FLOATS = (
 )
 CASES = (
     *_FLOATS,
+    *_WIDE,
     *(replace(case, name=f"{case.name}_int8", int8_activations=True) for case in _FLOATS),
     *(
         Case(f"tile_of_{rows}_int8", GGUFType.Q4_1, rows, 40, 96, int8_activations=True)
@@ -107,10 +115,30 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
 
 
 def _panels(case: Case) -> Panels:
+    if case.form is not None:
+        return pack(random_codes(case.form, case.outputs, case.inputs))
     if case.quant_type is None:
         return panels_from_floats(torch.randn(case.outputs, case.inputs) / case.inputs**0.5)
     weight = random_weight(case.quant_type, case.outputs, case.inputs)
     return panels_from_gguf(weight, case.quant_type)
+
+
+def random_codes(form: PanelFormat, outputs: int, inputs: int) -> Codes:
+    """Of a weight whose products with random rows are near one."""
+    codes = torch.randint(1 << form.bits, (outputs, inputs), dtype=torch.uint8)
+    if form.meaning == Meaning.FP8:
+        codes[codes & 127 == 127] = 0  # NaN
+    groups = (outputs, inputs // form.group)
+    whole = Codes(format=form, codes=codes, scales=torch.ones(groups), mins=torch.zeros(groups))
+    middle = 0 if form.offset or form.meaning != Meaning.INTEGERS else 1 << form.bits - 1
+    size = (whole.dequantised() - middle).square().mean().sqrt()
+    scales = ((torch.rand(groups) + 0.5) / (size * inputs**0.5)).to(form.scale_dtype)
+    mins = None
+    if form.has_min:
+        # A scale times an integer, exactly, as with weights that have zero points.
+        scales = scales.half().to(form.scale_dtype)
+        mins = -scales * torch.randint(middle // 2, 3 * middle // 2, groups)
+    return Codes(format=form, codes=codes, scales=scales, mins=mins)
 
 
 def outputs(result: Tensor, inputs: dict[str, object]) -> tuple[object, ...]:

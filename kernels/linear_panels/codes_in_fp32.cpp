@@ -34,6 +34,15 @@ struct Cut {
   }
 };
 
+template <class R>
+ALWAYS_INLINE Lanes number_at(IntLanes words, int half, int i) {
+  using Own = Cut<R::bits == 4>;
+  if constexpr (is_integer(R::meaning))
+    return Own::number(words, half, i);
+  else
+    return number_of<R::meaning, Lanes>(words >> Own::place(half, i));
+}
+
 // Rows as blocks: 32 numbers times the inverse of their code's place, then for each group of weights
 // what belongs to its minimum or offset: the numbers' sum, or that times -offset.
 template <int groups>
@@ -45,7 +54,9 @@ fp32::Rows<float> prepared_rows(const strips::Problem& p, const Format& format) 
   float inverses[kBlock];
   for (int i = 0; i < kBlock; ++i) {
     int half = i / kHalf, place = i % 4;
-    inverses[i] = format.bits == 4 ? Cut<true>::inverse(half, place) : Cut<false>::inverse(half, place);
+    inverses[i] = !is_integer(format.meaning) ? 1.0f
+                  : format.bits == 4          ? Cut<true>::inverse(half, place)
+                                              : Cut<false>::inverse(half, place);
   }
   int groups = groups_of(format.group);
   int64_t blocks = p.inputs / kBlock, size = kBlock + groups;
@@ -172,7 +183,7 @@ struct InRegisters {
           fp32::Numbers weights;
 #pragma GCC unroll 2
           for (int part = 0; part < fp32::kParts; ++part)
-            weights.of[part] = Cut<R::bits == 4>::number(words[part], half, i);
+            weights.of[part] = number_at<R>(words[part], half, i);
           group.add(s, weights, x + 4 * q + i, x_stride);
         }
       }
@@ -214,7 +225,7 @@ struct InCache {
   template <class R>
   static ALWAYS_INLINE float* put(IntLanes words, int half, float* to) {
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i, to += 16) store(to, Cut<R::bits == 4>::number(words, half, i));
+    for (int i = 0; i < 4; ++i, to += 16) store(to, number_at<R>(words, half, i));
     return to;
   }
 

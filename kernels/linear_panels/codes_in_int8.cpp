@@ -182,7 +182,7 @@ void multiply_in_int8(const Product& product) {
       for (int64_t tile = first; tile < last; ++tile)
         activations.quantise(tile, (const X*)p.x, p.x_stride);
     });
-    with_record(product.format, [&](auto* record) {
+    with_gguf_record(product.format, [&](auto* record) {
       multiply<std::remove_pointer_t<decltype(record)>, X>(p, product.panels, activations);
     });
   });

@@ -8,8 +8,10 @@ namespace native::panels {
 namespace {
 
 // The lowest bits of each word as a number.
-template <int bits>
+template <class R>
 inline Vec low_bits(Words words) {
+  constexpr int bits = R::bits;
+  if constexpr (!is_integer(R::meaning)) return number_of<R::meaning, Vec>(words);
 #if defined(__AVX512F__)
   if constexpr (bits == 4) {
     // Looked up, which is one instruction; it ignores the other bits.
@@ -46,7 +48,7 @@ class Unpacking {
     }
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i)
-      inputs[i] = multiply_add(low_bits<R::bits>(codes >> 8 * i), scales_[group], mins_[group]);
+      inputs[i] = multiply_add(low_bits<R>(codes >> 8 * i), scales_[group], mins_[group]);
   }
 
  private:
@@ -115,15 +117,20 @@ class PairUnpacking {
       __m512i words = _mm512_permutexvar_epi8(_mm512_load_si512(places), (__m512i)codes);
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i)
-        numbers[i] = low_bits<4>((Words)words >> (8 * i + 4 * half));
+        numbers[i] = low_bits<R>((Words)words >> (8 * i + 4 * half));
     } else {
       constexpr __mmask64 kLowest = 0x1111111111111111;
       alignas(64) static constexpr char places[4][64] = {
           {place(at / 4, 0)...}, {place(at / 4, 1)...}, {place(at / 4, 2)...}, {place(at / 4, 3)...}};
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i)
-        numbers[i] = (Vec)_mm512_cvtepi32_ps(_mm512_maskz_permutexvar_epi8(
-            kLowest, _mm512_load_si512(places[i]), (__m512i)codes));
+      for (int i = 0; i < 4; ++i) {
+        __m512i alone = _mm512_maskz_permutexvar_epi8(kLowest, _mm512_load_si512(places[i]),
+                                                      (__m512i)codes);
+        if constexpr (is_integer(R::meaning))
+          numbers[i] = (Vec)_mm512_cvtepi32_ps(alone);
+        else
+          numbers[i] = number_of<R::meaning, Vec>((Words)alone);
+      }
     }
   }
 

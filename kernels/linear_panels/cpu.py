@@ -20,6 +20,7 @@ def supports(
     """CPU tensors; rows of x whose elements are contiguous."""
     return (
         x.dim() == 2
+        and (not int8_activations or panels.format.takes_int8_activations)
         and x.stride(1) == 1
         and (bias is None or bias.is_contiguous())
         and native.runs_on(x)
@@ -51,7 +52,7 @@ def linear_panels(
         native.DTYPES[form.scale_dtype],
         form.has_min,
         form.offset,
-        bool(form.table),
+        form.meaning,
         int8_activations,
         None if bias is None else bias.data_ptr(),
         fp32_out,

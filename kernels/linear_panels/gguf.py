@@ -9,19 +9,14 @@ import torch
 from torch import Tensor
 
 from kernels.linear_gguf.dequantize import bits_of, fp16, iq4_xs_scales, k_scales, split
-from kernels.linear_gguf.quant_type import BLOCKS, IQ4_NUMBERS, GGUFType
-from kernels.linear_panels.panels import LANES, Codes, PanelFormat, Panels, pack
+from kernels.linear_gguf.quant_type import BLOCKS, GGUFType
+from kernels.linear_panels.panels import LANES, Codes, Meaning, PanelFormat, Panels, pack
 
 _CHUNK_WEIGHTS = 1 << 22
 """Weights taken apart at a time."""
 
 _FP32 = torch.float32
-_IQ4 = PanelFormat(
-    bits=4,
-    scale_dtype=_FP32,
-    offset=128,
-    table=tuple(number + 128 for number in IQ4_NUMBERS),
-)
+_IQ4 = PanelFormat(bits=4, scale_dtype=_FP32, offset=128, meaning=Meaning.IQ4)
 FORMATS = {
     GGUFType.Q4_0: PanelFormat(bits=4, offset=8),
     GGUFType.Q4_1: PanelFormat(bits=4, has_min=True),

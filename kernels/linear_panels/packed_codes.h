@@ -71,10 +71,14 @@ void multiply_packed(const Product& product, Prepare prepare) {
     rows = prepare(tag);
     finish = strips::finish<std::remove_pointer_t<decltype(tag)>>;
   });
-  with_record(product.format, [&](auto* record) {
+  auto run = [&](auto* record) {
     using R = std::remove_pointer_t<decltype(record)>;
     fp32::multiply(p, rows, Codes<R>(product.panels, p.inputs / kBlock), finish);
-  });
+  };
+  if constexpr (std::is_integral_v<Number>)
+    with_integers(product.format, run);
+  else
+    with_record(product.format, run);
 }
 
 }  // namespace native::panels

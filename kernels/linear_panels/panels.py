@@ -1,7 +1,7 @@
 """Block-quantised weights in the order in which `cpu.cpp` reads them.
 
 A weight is `scale * (code - offset) + min`; scale and min belong to a group of 16 or 32 inputs of
-one output. Where the format has a table, the code is the number in it at the place that is stored.
+one output. What is stored of a code may be something else, see `Meaning`.
 16 outputs make a panel, 32 inputs of a panel a record:
 
 - scales, [groups, 16 outputs], fp16 or fp32, then minima if the format has any;
@@ -12,13 +12,34 @@ one output. Where the format has a table, the code is the number in it at the pl
 A panel is its records in order of inputs, so that a multiplication reads memory once, in order.
 """
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
+from enum import IntEnum
 
 import torch
 from torch import Tensor
 
+from kernels.linear_gguf.quant_type import IQ4_NUMBERS
+from kernels.shared.four_bit_numbers import FP4, NF4
+
 LANES, BLOCK = 16, 32
+_CHUNK_WEIGHTS = 1 << 20
 _QUADS = BLOCK // 4
+
+
+class Meaning(IntEnum):
+    """What stored codes stand for, as `product.h` numbers it."""
+
+    INTEGERS = 0
+    """Themselves."""
+    IQ4 = 1
+    """The 4-bit types of GGUF files that have 16 integers of 8 bits; here plus 128."""
+    NF4 = 2
+    """bitsandbytes' 16 numbers."""
+    FP4 = 3
+    FP8 = 4
+    """Numbers of 8 bits, float8_e4m3fn, without NaN."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,9 +54,7 @@ class PanelFormat:
     has_min: bool = False
     offset: int = 0
     """Subtracted from codes."""
-    table: tuple[int, ...] = ()
-    """16 codes of 8 bits, of which the stored ones are places; empty: they are codes themselves.
-    `records.h` has the one of GGUF's IQ4 types."""
+    meaning: Meaning = Meaning.INTEGERS
 
     @property
     def record_bytes(self) -> int:
@@ -46,6 +65,12 @@ class PanelFormat:
     def bits_per_weight(self) -> float:
         """With scales and minima."""
         return 8 * self.record_bytes / (BLOCK * LANES)
+
+    @property
+    def takes_int8_activations(self) -> bool:
+        """Whether there are products of integers of 8 bits: for what GGUF files have."""
+        is_wide = self.bits == 8 and self.scale_dtype == torch.float32
+        return self.meaning <= Meaning.IQ4 and not is_wide
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,13 +87,22 @@ class Codes:
         """[N, C] fp32."""
         group = self.format.group
         codes = self.codes
-        if self.format.table:
-            codes = torch.tensor(self.format.table)[codes.int()]
+        if self.format.meaning != Meaning.INTEGERS:
+            codes = _numbers(self.format.meaning)[codes.int()]
         codes = codes.float().sub_(self.format.offset).view(len(codes), -1, group)
         weights = codes.mul_(self.scales.float().unsqueeze(2))
         if self.mins is not None:
             weights.add_(self.mins.float().unsqueeze(2))
         return weights.flatten(1)
+
+
+@functools.cache
+def _numbers(meaning: Meaning) -> Tensor:
+    """What each code stands for."""
+    if meaning == Meaning.FP8:
+        return torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    tables = {Meaning.IQ4: [n + 128 for n in IQ4_NUMBERS], Meaning.NF4: NF4, Meaning.FP4: FP4}
+    return torch.tensor(tables[meaning], dtype=torch.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +114,28 @@ class Panels:
     in_features: int
     data: Tensor
     """[panels, records, bytes] uint8; outputs beyond the last are zero."""
+
+
+def pack_in_parts(out_features: int, in_features: int, codes: Callable[[slice], Codes]) -> Panels:
+    """Panels of a weight that is taken apart some outputs at a time.
+
+    Args:
+        codes: of a range of outputs.
+    """
+    parts = [pack(codes(some)) for some in chunks(out_features, in_features)]
+    return Panels(
+        format=parts[0].format,
+        out_features=out_features,
+        in_features=in_features,
+        data=torch.cat([part.data for part in parts]),
+    )
+
+
+def chunks(out_features: int, in_features: int) -> list[slice]:
+    """Of outputs, whole panels each, of about a million weights."""
+    step = max(1, _CHUNK_WEIGHTS // max(1, in_features) // LANES) * LANES
+    starts = range(0, out_features, step)
+    return [slice(start, min(start + step, out_features)) for start in starts]
 
 
 def pack(weight: Codes) -> Panels:

@@ -12,12 +12,18 @@
 
 namespace native::panels {
 
+// What codes are: integers, 4-bit places in a list of 8-bit ones, or numbers of few bits. `panels.py` has
+// the same.
+enum class Meaning : int64_t { kIntegers, kIq4, kNf4, kFp4, kFp8 };
+
+constexpr bool is_integer(Meaning meaning) { return meaning <= Meaning::kIq4; }
+
 // How weights are put together: a code minus the offset times its group's scale, or plus its minimum.
 struct Format {
   int64_t bits, group, scale_dtype;
   bool has_min;
   int64_t offset;
-  bool has_table;  // of which 4 bits are a place: it has the codes
+  Meaning meaning;
 };
 
 struct Product {

@@ -15,6 +15,49 @@ constexpr int groups_of(int64_t group) { return int(kBlock / group); }
 constexpr uint8_t kTable[16] = {1,   24,  45,  63,  79,  93,  106, 118,
                                 129, 141, 153, 166, 181, 197, 217, 241};
 
+// The numbers of bitsandbytes' 4-bit types, as kernels/shared/four_bit_numbers.py has them.
+alignas(64) constexpr float kNf4[16] = {
+    -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f,
+    -0.28444138169288635f, -0.18477343022823334f, -0.09105003625154495f, 0.0f,
+    0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f,
+    0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
+alignas(64) constexpr float kFp4[16] = {
+    0.0f, 0.0052083334885537624f, 0.6666666865348816f, 1.0f, 0.3333333432674408f, 0.5f,
+    0.1666666716337204f, 0.25f, 0.0f, -0.0052083334885537624f, -0.6666666865348816f, -1.0f,
+    -0.3333333432674408f, -0.5f, -0.1666666716337204f, -0.25f};
+
+// The lowest bits of each word, a code that is no integer, as the number that it stands for; other bits
+// are ignored. `Numbers` and `Integers` are a register's, or as many as one with AVX-512 has.
+template <Meaning meaning, class Numbers, class Integers>
+ALWAYS_INLINE Numbers number_of(Integers codes) {
+  if constexpr (meaning == Meaning::kFp8) {
+    // float8_e4m3fn: exponent and mantissa in their places, the exponent's bias not yet.
+    Integers bits = (codes & 0x80) << 24 | (codes & 0x7f) << 20;
+    return (Numbers)bits * 0x1p120f;
+  } else {
+    const float* table = meaning == Meaning::kNf4 ? kNf4 : kFp4;
+#if defined(__AVX512F__)
+    if constexpr (sizeof codes == 64)
+      return (Numbers)_mm512_permutexvar_ps((__m512i)codes, _mm512_load_ps(table));
+#elif defined(__AVX2__)
+    const __m256 low = _mm256_load_ps(table), high = _mm256_load_ps(table + 8);
+    __m256i parts[sizeof codes / 32];
+    std::memcpy(parts, &codes, sizeof codes);
+    for (__m256i& part : parts)
+      // The code's uppermost bit, as a sign, says which half.
+      part = (__m256i)_mm256_blendv_ps(_mm256_permutevar8x32_ps(low, part),
+                                       _mm256_permutevar8x32_ps(high, part),
+                                       (__m256)_mm256_slli_epi32(part, 28));
+    Numbers found;
+    std::memcpy(&found, parts, sizeof found);
+    return found;
+#endif
+    Numbers numbers;
+    for (size_t i = 0; i < sizeof codes / 4; ++i) numbers[i] = table[codes[i] & 15];
+    return numbers;
+  }
+}
+
 // Places in the table, one to a byte → what it has there.
 template <class Bytes>
 ALWAYS_INLINE Bytes looked_up(Bytes places) {
@@ -39,8 +82,10 @@ ALWAYS_INLINE Bytes looked_up(Bytes places) {
 }
 
 // What a panel has for one block: scales, minima, then codes, or 4-bit places of 8-bit codes.
-template <int kBits, int kGroup, class S, bool kHasMin, bool kLooksUp = false>
+template <int kBits, int kGroup, class S, bool kHasMin, Meaning kMeaning = Meaning::kIntegers>
 struct Record {
+  static constexpr Meaning meaning = kMeaning;
+  static constexpr bool kLooksUp = kMeaning == Meaning::kIq4;
   static constexpr int bits = kBits, stored_bits = kLooksUp ? 4 : kBits;
   static constexpr int groups = groups_of(kGroup);
   static constexpr bool has_min = kHasMin;
@@ -127,12 +172,13 @@ ALWAYS_INLINE void for_quads(Function function) {
   }
 }
 
-// The formats that `panels.py` makes.
+// The formats that `panels.py` makes: of GGUF files and of what is rounded like them,
 template <class Function>
-void with_record(const Format& format, Function run) {
+void with_gguf_record(const Format& format, Function run) {
   int64_t bits = format.bits;
   bool half = format.scale_dtype == kFloat16;
-  if (format.has_table) return run((Record<8, 32, float, false, true>*)nullptr);
+  if (format.meaning == Meaning::kIq4)
+    return run((Record<8, 32, float, false, Meaning::kIq4>*)nullptr);
   if (format.group == 32 && half && !format.has_min) {
     if (bits == 4) return run((Record<4, 32, Float16, false>*)nullptr);
     if (bits == 5) return run((Record<5, 32, Float16, false>*)nullptr);
@@ -149,6 +195,27 @@ void with_record(const Format& format, Function run) {
   if (bits == 6) return run((Record<6, 16, float, false>*)nullptr);
   if (format.has_min) return run((Record<4, 16, float, true>*)nullptr);
   return run((Record<4, 16, float, false>*)nullptr);
+}
+
+// those whose codes are integers,
+template <class Function>
+void with_integers(const Format& format, Function run) {
+  if (format.bits == 8 && format.meaning == Meaning::kIntegers && format.scale_dtype == kFloat32) {
+    if (format.has_min) return run((Record<8, 32, float, true>*)nullptr);
+    return run((Record<8, 32, float, false>*)nullptr);
+  }
+  with_gguf_record(format, run);
+}
+
+// and all.
+template <class Function>
+void with_record(const Format& format, Function run) {
+  switch (format.meaning) {
+    case Meaning::kNf4: return run((Record<4, 32, float, false, Meaning::kNf4>*)nullptr);
+    case Meaning::kFp4: return run((Record<4, 32, float, false, Meaning::kFp4>*)nullptr);
+    case Meaning::kFp8: return run((Record<8, 32, float, false, Meaning::kFp8>*)nullptr);
+    default: with_integers(format, run);
+  }
 }
 
 }  // namespace native::panels

@@ -34,6 +34,11 @@ def gptq_weight(qweight: Tensor, bits: int = 4) -> Tensor:
     return qweight if bits == 4 else pack(_unpack_stream(qweight, bits))
 
 
+def gptq_bytes(qweight: Tensor) -> Tensor:
+    """GPTQ's weights of 8 bits, [K / 4, N] int32 → [N, K] uint8."""
+    return qweight.unsqueeze(2).view(torch.uint8).transpose(0, 1).flatten(1)
+
+
 def gptq_zeros(qzeros: Tensor, bits: int = 4, *, minus_one: bool) -> Tensor:
     """Unpack GPTQ's zero points, a stream along the outputs: [G, N * bits / 32] → [G, N] uint8.
 

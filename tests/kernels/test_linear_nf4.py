@@ -5,16 +5,19 @@ import pytest
 import torch
 
 from kernels import linear_nf4
-from kernels.linear_nf4.reference import CODE, dequantize, resolve_absmax
+from kernels.linear_nf4.reference import dequantize, resolve_absmax
+from kernels.shared.four_bit_numbers import FP4, NF4
 
 
 @pytest.mark.parametrize("block_size", [64, 128])
 @pytest.mark.parametrize("shape", [(24, 128), (10, 65), (3, 7)])
-def test_dequantisation_is_that_of_bitsandbytes_bit_for_bit(shape, block_size):
-    packed, state = bnb.quantize_4bit(torch.randn(shape), blocksize=block_size, quant_type="nf4")
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_dequantisation_is_that_of_bitsandbytes_bit_for_bit(shape, block_size, kind):
+    packed, state = bnb.quantize_4bit(torch.randn(shape), blocksize=block_size, quant_type=kind)
     expected = bnb.dequantize_4bit(packed, state)
-    assert torch.equal(dequantize(packed, state.absmax, block_size, shape), expected)
-    assert tuple(state.code.tolist()) == CODE
+    found = dequantize(packed, state.absmax, block_size, shape, fp4=kind == "fp4")
+    assert torch.equal(found, expected)
+    assert torch.equal(state.code, torch.tensor(FP4 if kind == "fp4" else NF4))
 
 
 def test_double_quantisation_is_undone():

@@ -13,16 +13,19 @@ from kernels.linear_gguf.cases import random_weight
 from kernels.linear_gguf.dequantize import dequantize
 from kernels.linear_gguf.quant_type import GGUFType
 from kernels.linear_panels import (
+    cases,
     cpu,
     linear_panels,
     panels_from_floats,
     panels_from_gguf,
     reference,
 )
+from kernels.linear_panels.formats import WIDE
 from kernels.linear_panels.int16_activations import round_to_int16
-from kernels.linear_panels.panels import BLOCK, unpack
+from kernels.linear_panels.panels import BLOCK, Meaning, pack, unpack
 
 TYPES = list(GGUFType)
+FORMATS = [*(one.name for one in GGUFType), *WIDE]
 INT16_IN_SHORT_REGISTERS = ("x86-64-v3",)
 OTHERS = [
     *((rung,) for rung in isa.RUNGS),
@@ -38,12 +41,32 @@ def seed():
     torch.manual_seed(random.randrange(1 << 31))
 
 
+def random_panels(name, outputs, inputs):
+    """A weight of a format, and the numbers that it stands for, in fp32."""
+    if name in WIDE:
+        codes = cases.random_codes(WIDE[name], outputs, inputs)
+        return pack(codes), codes.dequantised()
+    weight = random_weight(GGUFType[name], outputs, inputs)
+    return panels_from_gguf(weight, GGUFType[name]), dequantize(weight, GGUFType[name])
+
+
 @pytest.mark.parametrize("quant_type", TYPES, ids=lambda one: one.name)
 def test_packing_keeps_every_weight(quant_type):
     weight = random_weight(quant_type, 37, 512)
     kept = unpack(panels_from_gguf(weight, quant_type)).dequantised()
     wanted = gguf.quants.dequantize(weight.numpy(), gguf.GGMLQuantizationType(quant_type))
     np.testing.assert_allclose(kept.numpy(), wanted, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("form", WIDE.values(), ids=WIDE)
+def test_packing_keeps_every_code(form):
+    codes = cases.random_codes(form, 37, 96)
+    found = unpack(pack(codes))
+    assert torch.equal(found.codes, codes.codes)
+    assert torch.equal(found.scales, codes.scales)
+    assert (found.mins is None) is (codes.mins is None)
+    assert codes.mins is None or torch.equal(found.mins, codes.mins)
+    assert pack(codes).data.nbytes * 8 == 48 * 96 * form.bits_per_weight
 
 
 def test_rounding_keeps_eight_bits():
@@ -55,38 +78,37 @@ def test_rounding_keeps_eight_bits():
     assert ((kept - weight).unflatten(1, (3, 32)).abs() <= 0.57 * step).all()
 
 
-@pytest.mark.parametrize("quant_type", TYPES, ids=lambda one: one.name)
-def test_pairs_of_bf16_give_the_bits_of_plain_weights(quant_type):
+@pytest.mark.parametrize("name", FORMATS)
+def test_pairs_of_bf16_give_the_bits_of_plain_weights(name):
     if not isa.multiplies_packed_bf16():
         pytest.skip("packed weights are not rounded here")
-    weight = random_weight(quant_type, 75, random.choice([512, 4096]))
-    plain = PackedWeight.pack(dequantize(weight, quant_type).bfloat16())
-    panels = panels_from_gguf(weight, quant_type)
+    panels, numbers = random_panels(name, 75, random.choice([512, 4096]))
+    plain = PackedWeight.pack(numbers.bfloat16())
     for rows in ROWS:
         x = torch.randn(rows, panels.in_features).bfloat16()
         wanted = linear_packed(x, plain, fp32_out=True)
         assert torch.equal(linear_panels(x, panels, fp32_out=True), wanted), rows
 
 
-@pytest.mark.parametrize("quant_type", TYPES, ids=lambda one: one.name)
+@pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])
-def test_arithmetic_in_fp32_rounds_no_weight(quant_type, dtype):
+def test_arithmetic_in_fp32_rounds_no_weight(name, dtype):
     if dtype == torch.bfloat16 and isa.multiplies_packed_bf16():
         pytest.skip("bf16 is multiplied in pairs here")
-    weight = random_weight(quant_type, 75, random.choice([512, 4096]))
-    panels = panels_from_gguf(weight, quant_type)
-    exact = dequantize(weight, quant_type).double().T
+    panels, numbers = random_panels(name, 75, random.choice([512, 4096]))
+    exact = numbers.double().T
     for rows in ROWS:
         x = torch.randn(rows, panels.in_features).to(dtype)
         found = linear_panels(x, panels, fp32_out=True)
-        assert excess(found, as_multiplied(x), exact) < 1, rows
+        assert excess(found, as_multiplied(x, panels.format), exact) < 1, rows
     rounded = x.float() @ exact.bfloat16().float()
     assert excess(rounded, x.double(), exact) > 1, "weights in bf16 would be found out"
 
 
-def as_multiplied(x):
+def as_multiplied(x, form):
     """What the numbers of x are when they meet the weights."""
-    if x.dtype == torch.float32 or not isa.multiplies_int16(bf16=x.dtype == torch.bfloat16):
+    in_fp32 = x.dtype == torch.float32 or form.meaning > Meaning.IQ4
+    if in_fp32 or not isa.multiplies_int16(bf16=x.dtype == torch.bfloat16):
         return x.double()
     q, scale = round_to_int16(x, BLOCK)
     return (q * scale.double()).view(x.shape)
@@ -109,7 +131,7 @@ def test_activations_of_any_size_are_rounded_block_by_block(quant_type, dtype):
         x[:, 3] = 0
         x = x.view(rows, 512).to(dtype)
         found = linear_panels(x, panels, fp32_out=True)
-        assert excess(found, as_multiplied(x), exact) < 1, rows
+        assert excess(found, as_multiplied(x, panels.format), exact) < 1, rows
 
 
 def excess(found, x, exact):
@@ -118,11 +140,13 @@ def excess(found, x, exact):
     return ((found - x @ exact).abs() / allowed.clamp(min=1e-30)).max()
 
 
-@pytest.mark.parametrize("quant_type", TYPES, ids=lambda one: one.name)
+@pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("int8_activations", [False, True])
-def test_a_row_is_bitwise_the_same_whatever_is_beside_it(quant_type, dtype, int8_activations):
-    panels = panels_from_gguf(random_weight(quant_type, 75, 768), quant_type)
+def test_a_row_is_bitwise_the_same_whatever_is_beside_it(name, dtype, int8_activations):
+    panels, _ = random_panels(name, 75, 768)
+    if int8_activations and not panels.format.takes_int8_activations:
+        pytest.skip("not multiplied in integers")
     x = torch.randn(41, 768, dtype=dtype)
     multiply = functools.partial(linear_panels, panels=panels, int8_activations=int8_activations)
     together = multiply(x)
@@ -171,21 +195,33 @@ def test_other_processors_get_the_same(build, run_build_of):
     """The same integers, so the same bits. In floats a rung rounds as its instructions do, but
     every row by itself. 16-bit integers are exact, too, whatever the registers."""
     inputs = []
-    for quant_type in TYPES:
-        panels = panels_from_gguf(random_weight(quant_type, 37, 512), quant_type)
+    for name in FORMATS:
+        panels, _ = random_panels(name, 37, 512)
         for rows in (1, 3, 11, 20):
             inputs.append((torch.randn(rows, 512).to(torch.bfloat16), panels))
-    here = [cpu.linear_panels(*one, int8_activations=True) for one in inputs]
+    with_integers = [one for one in inputs if one[1].format.takes_int8_activations]
+    here = [cpu.linear_panels(*one, int8_activations=True) for one in with_integers]
     floats = [reference.linear_panels(*one) for one in inputs]
     same = isa.multiplies_int16(bf16=True) and build == INT16_IN_SHORT_REGISTERS
-    of_16_bits = [cpu.linear_panels(*one) for one in inputs] if same else []
+    of_16_bits = [cpu.linear_panels(*one) for one in with_integers] if same else []
     # Built five times sooner: arithmetic does not depend on the optimisation.
     run_build_of(cpu, *build, "-O0", "-Wno-psabi")
-    for wanted, one in zip(here, inputs, strict=True):
+    for wanted, one in zip(here, with_integers, strict=True):
         assert torch.equal(cpu.linear_panels(*one, int8_activations=True), wanted)
     for wanted, one in zip(floats, inputs, strict=True):
         # Rounding weights to bf16, as some do and some do not, moves what is nearly zero.
         torch.testing.assert_close(cpu.linear_panels(*one), wanted, rtol=1.6e-2, atol=2e-2)
         assert differing_rows(functools.partial(cpu.linear_panels, panels=one[1]), one[0]) == []
-    for wanted, one in zip(of_16_bits, inputs, strict=same):
+    for wanted, one in zip(of_16_bits, with_integers, strict=same):
         assert torch.equal(cpu.linear_panels(*one), wanted)
+
+
+def test_numbers_of_few_bits_are_not_multiplied_in_integers():
+    """The reference does, where it is asked."""
+    panels = pack(cases.random_codes(WIDE["nf4"], 20, 64))
+    x = torch.randn(3, 64)
+    assert not cpu.supports(x, panels, int8_activations=True)
+    assert cpu.supports(x, panels) == cpu.supports(x, panels_from_floats(torch.randn(20, 64)))
+    found = linear_panels(x, panels, int8_activations=True)
+    exact = linear_panels(x, panels)
+    assert 0 < (found - exact).abs().max() < 0.1

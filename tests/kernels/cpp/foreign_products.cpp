@@ -11,7 +11,7 @@ extern "C" void tandem_linear_packed(int64_t dtype, const void* x, int64_t x_str
 extern "C" void tandem_linear_panels(int64_t dtype, const void* x, int64_t x_stride, int64_t rows,
                                      int64_t blocks, const void* weight, int64_t bits,
                                      int64_t group, int64_t scale_dtype, int64_t has_min,
-                                     int64_t offset, int64_t has_table, int64_t int8_activations,
+                                     int64_t offset, int64_t meaning, int64_t int8_activations,
                                      const float* bias, int64_t fp32_out, void* out,
                                      int64_t outputs);
 

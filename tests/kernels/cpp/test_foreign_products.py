@@ -103,7 +103,7 @@ def test_weights_of_few_bits(program, tmp_path, case, dtype):
         native.DTYPES[form.scale_dtype],
         form.has_min,
         form.offset,
-        bool(form.table),
+        form.meaning,
         case.int8_activations,
         case.fp32_out,
         case.outputs,

@@ -1,0 +1,22 @@
+"""Formats of panels beside those of GGUF files: whole bytes, and numbers of few bits.
+
+Their scales are fp32: of what other tools write, each 32 inputs get the one that is theirs.
+"""
+
+import torch
+
+from kernels.linear_panels.panels import Meaning, PanelFormat
+
+BYTES = PanelFormat(bits=8, scale_dtype=torch.float32, offset=128)
+BYTES_WITH_MIN = PanelFormat(bits=8, scale_dtype=torch.float32, has_min=True)
+NF4 = PanelFormat(bits=4, scale_dtype=torch.float32, meaning=Meaning.NF4)
+FP4 = PanelFormat(bits=4, scale_dtype=torch.float32, meaning=Meaning.FP4)
+FP8 = PanelFormat(bits=8, scale_dtype=torch.float32, meaning=Meaning.FP8)
+
+WIDE = {
+    "bytes": BYTES,
+    "bytes_with_min": BYTES_WITH_MIN,
+    "nf4": NF4,
+    "fp4": FP4,
+    "fp8": FP8,
+}
