@@ -99,10 +99,13 @@ class EngineConfig:
     )
     quantization: Quantization = knob(
         "auto",
-        "How linear layers keep their weights: gguf, gptq and awq as a checkpoint has them "
-        "packed, which takes less memory for the same results; none in dtype; auto is what the "
+        "How linear layers keep their weights: gguf, gptq, awq, bitsandbytes, compressed-tensors "
+        "and fp8 as a checkpoint has them packed, which takes less memory for the same results; "
+        "none in dtype; auto is what the "
         "checkpoint has, gguf on a CPU only, unless products measured on a CPU are faster with "
         "none and the memory is there; else none. "
+        "Rounded when they are loaded: int8-weights and int4 in groups of 32; bnb-nf4, bnb-fp4 "
+        "and bnb-int8 as bitsandbytes does. "
         "Faster and less precise, on CPUs: int8 rounds any weights to 8 bits at load, "
         "and activations as they come; gguf-int8 rounds a GGUF file's activations only.",
     )
@@ -244,8 +247,8 @@ class EngineConfig:
     )
     image_quantization: ImageQuantization = knob(
         "none",
-        "Quantise an image model's denoiser and its T5 encoder at load, with bitsandbytes; "
-        "CLIP encoders and the autoencoder stay as they are.",
+        "Quantise an image model's denoiser and its T5 encoder at load, to formats of "
+        "quantization; CLIP encoders and the autoencoder stay as they are.",
     )
     max_num_rows: int = knob(
         32, "Most rows (images times guidance branches) in one denoiser call.", ge=1, le=1024

@@ -43,7 +43,7 @@ class AwqMethod(GroupedMethod[GroupedWeight | GroupPanels]):
     """One product for neighbouring shards; groups are runs of inputs."""
 
     def process(self, part: LinearPart) -> GroupedWeight | GroupPanels:
-        return self._weight(part).arranged(part.device, part.bias())
+        return self._weight(part).arranged(part.device, part.dtype, part.bias())
 
     def dequantised(self, part: LinearPart) -> Tensor:
         return self._weight(part).dequantised(part.dtype).to(part.device)

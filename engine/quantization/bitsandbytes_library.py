@@ -1,10 +1,9 @@
-"""The library bitsandbytes: run where a model needs it and nowhere else, without its notices.
+"""The library bitsandbytes: run where another one needs it and nowhere else, without its notices.
 
-diffusers and transformers import it with their models wherever it is installed, which takes a
-second or two.
+Its formats are read and made without it (`bitsandbytes.py`). diffusers and transformers import it
+with their models wherever it is installed, which takes a second or two.
 """
 
-import importlib
 import importlib.util
 import logging
 import sys
@@ -53,15 +52,3 @@ def defer_bitsandbytes() -> None:
         module = importlib.util.module_from_spec(spec)
         module.__class__ = _Deferred
         sys.modules[_NAME] = module
-
-
-def import_bitsandbytes() -> ModuleType:
-    """
-    Raises:
-        ImportError: it is not installed, or does not start.
-    """
-    defer_bitsandbytes()
-    module = importlib.import_module(_NAME)
-    # Runs it, if that is still to be done.
-    module.__version__  # noqa: B018
-    return module

@@ -1,8 +1,8 @@
 """What a format is: which layers of a checkpoint it holds, or makes, and with which method."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import torch
@@ -19,6 +19,8 @@ class TensorHeader:
     """As it comes; of GGUF's blocks in numbers, not in bytes."""
     type: str
     """As the file names it: `BF16`, `I32`; of GGUF `Q4_K`."""
+    content: Callable[[], bytes] | None = field(default=None, compare=False, repr=False)
+    """Reads a tensor that is as small as a header, such as the shape of one that is packed."""
 
 
 Headers = Mapping[str, TensorHeader]
@@ -50,16 +52,13 @@ class QuantizedLayer:
 class LoadFormat(ABC):
     """Made of plain weights when they are loaded."""
 
-    def check_package(self) -> None:
-        """
-        Raises:
-            ImportError: the package that it is made with is missing or does not start.
-        """
-        return
-
     @abstractmethod
     def method_for(self, out_features: int, in_features: int) -> LinearMethod[Any] | None:
         """For a weight of this size; None: it does not fit and stays plain."""
+
+    def output_method_for(self, out_features: int, in_features: int) -> LinearMethod[Any] | None:
+        """The same for a text model's output layer, in which errors show most."""
+        return self.method_for(out_features, in_features)
 
 
 class StoredFormat(ABC):

@@ -40,11 +40,15 @@ class GgufMethod(LinearMethod[PanelsState | RowsState]):
         return {"weight": weight} | bias_tensors(out_features, has_bias)
 
     def process(self, part: LinearPart) -> PanelsState | RowsState:
-        rows = self._rows(part)
-        bias = part.bias()
-        if part.device.type == "cpu":
+        return self.keep(self._rows(part), part.device, part.bias())
+
+    def keep(
+        self, rows: Tensor, device: torch.device, bias: Tensor | None
+    ) -> PanelsState | RowsState:
+        """Rows as a file has them, for products on a device."""
+        if device.type == "cpu":
             return PanelsState.of(panels_from_gguf(rows, self.quant_type), bias)
-        return RowsState(rows.to(part.device), None if bias is None else bias.float())
+        return RowsState(rows.to(device), None if bias is None else bias.float())
 
     def dequantised(self, part: LinearPart) -> Tensor:
         rows = self._rows(part).to(part.device)

@@ -1,8 +1,8 @@
-"""GPTQ checkpoints with 2, 3 and 4 bits, as AutoGPTQ and GPTQModel write them; they stay packed.
+"""GPTQ checkpoints with 2, 3, 4 and 8 bits, as AutoGPTQ and GPTQModel write them; they stay packed.
 
 A layer has `qweight` [K · bits / 32, N] and `qzeros` [G, N · bits / 32] (int32, a stream of numbers
 each), `scales` [G, N] and `g_idx` [K], the group of each input. Groups are runs of `group_size`
-inputs unless `desc_act` took inputs by their activations. In memory a number has 4 bits.
+inputs unless `desc_act` took inputs by their activations. In memory a number has 4 bits, or 8.
 
 Paper: Frantar et al. 2022, arXiv:2210.17323.
 """
@@ -17,30 +17,34 @@ import torch
 from torch import Tensor
 
 from engine.errors import CorruptFile, MissingWeight, ModelLoadError, ShapeMismatch
+from engine.quantization.byte_groups import ByteWeight, bits_of_bytes
 from engine.quantization.format import Headers, QuantizedLayer, StoredFormat
 from engine.quantization.int4_groups import (
     BITS,
     GroupedMethod,
     GroupedWeight,
-    GroupPanels,
     check_finite,
     check_group_size,
-    is_slower_packed,
+    is_slower_packed_like,
     packed_layers,
     packed_shape,
     stored_scale_dtype,
     unsupported,
 )
 from engine.quantization.method import LinearPart, TensorSpec, bias_tensors
-from kernels.linear_w4a16.layouts import gptq_weight, gptq_zeros, numbers_together
+from engine.quantization.products import Product
+from kernels import GGUFType
+from kernels.linear_w4a16.layouts import gptq_bytes, gptq_weight, gptq_zeros, numbers_together
 
-_STORED_BITS = (2, 3, 4)
+_STORED_BITS = (2, 3, 4, 8)
 _MINUS_ONE = {"gptq": True, "gptq_v2": False}
 """`checkpoint_format` → whether zero points are stored less one."""
+_LEFT_OUT = "-:"
+"""What patterns of layers begin with that stay plain."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GptqMethod(GroupedMethod[tuple[GroupedWeight | GroupPanels, ...]]):
+class GptqMethod(GroupedMethod[tuple[Product, ...]]):
     """One product for neighbouring shards, or several where their inputs' groups differ."""
 
     bits: int
@@ -51,11 +55,11 @@ class GptqMethod(GroupedMethod[tuple[GroupedWeight | GroupPanels, ...]]):
     """Zero points are stored less one."""
     has_g_idx: bool
     sym: bool
-    """Zero points are in the middle: with 4 bits 8, and not kept."""
+    """Zero points are in the middle: with 4 and 8 bits 8 and 128, and not kept."""
 
     @property
     def is_symmetric(self) -> bool:
-        return self.sym and self.bits == BITS
+        return self.sym and self.bits >= BITS
 
     def tensors(self, in_features: int, out_features: int, has_bias: bool) -> dict[str, TensorSpec]:
         """Groups are cut with the inputs where they are runs of them."""
@@ -86,13 +90,13 @@ class GptqMethod(GroupedMethod[tuple[GroupedWeight | GroupPanels, ...]]):
             specs["g_idx"] = TensorSpec(shape=(in_features,), in_axis=0, dtypes=int32)
         return specs | bias_tensors(out_features, has_bias)
 
-    def process(self, part: LinearPart) -> tuple[GroupedWeight | GroupPanels, ...]:
+    def process(self, part: LinearPart) -> tuple[Product, ...]:
         weights = self._weights(part)
         bias = part.bias()
         sizes = [weight.out_features for weight in weights]
         biases = [None] * len(sizes) if bias is None else torch.split(bias, sizes)
         return tuple(
-            weight.arranged(part.device, its_bias)
+            weight.arranged(part.device, part.dtype, its_bias)
             for weight, its_bias in zip(weights, biases, strict=True)
         )
 
@@ -100,7 +104,7 @@ class GptqMethod(GroupedMethod[tuple[GroupedWeight | GroupPanels, ...]]):
         weights = [one.dequantised(part.dtype) for one in self._weights(part)]
         return torch.cat(weights).to(part.device)
 
-    def _weights(self, part: LinearPart) -> list[GroupedWeight]:
+    def _weights(self, part: LinearPart) -> list[GroupedWeight | ByteWeight]:
         """Loaded tensors, checked; shards with the same groups together."""
         self._check_sizes(part)
         kinds = ("qweight", "qzeros", "scales", *(["g_idx"] if self.has_g_idx else []))
@@ -121,18 +125,19 @@ class GptqMethod(GroupedMethod[tuple[GroupedWeight | GroupPanels, ...]]):
         g_idx: Tensor | None,
         shards: list[int],
         loaded: Mapping[str, list[Tensor]],
-    ) -> GroupedWeight:
+    ) -> GroupedWeight | ByteWeight:
         zeros = [
             gptq_zeros(loaded["qzeros"][shard], self.bits, minus_one=self.zeros_minus_one)
             for shard in shards
         ]
-        return GroupedWeight.of_shards(
-            [gptq_weight(loaded["qweight"][shard], self.bits) for shard in shards],
-            [loaded["scales"][shard] for shard in shards],
-            zeros,
-            min(self.run_of(part.in_features), part.in_features),
-            None if g_idx is None else g_idx.clone(),
-        )
+        scales = [loaded["scales"][shard] for shard in shards]
+        size = min(self.run_of(part.in_features), part.in_features)
+        own_g_idx = None if g_idx is None else g_idx.clone()
+        if self.bits > BITS:
+            codes = [gptq_bytes(loaded["qweight"][shard]) for shard in shards]
+            return ByteWeight.of_shards(codes, scales, zeros, size, own_g_idx)
+        codes = [gptq_weight(loaded["qweight"][shard], self.bits) for shard in shards]
+        return GroupedWeight.of_shards(codes, scales, zeros, size, own_g_idx)
 
     def _check_sizes(self, part: LinearPart) -> None:
         """What is left to check once the tensors have the shapes that the sizes ask for."""
@@ -179,16 +184,29 @@ class GptqMethod(GroupedMethod[tuple[GroupedWeight | GroupPanels, ...]]):
             )
         return g_idx
 
-    def apply(self, state: tuple[GroupedWeight | GroupPanels, ...], x: Tensor) -> Tensor:
+    def apply(self, state: tuple[Product, ...], x: Tensor) -> Tensor:
         return _joined([weight.multiply(x) for weight in state])
 
-    def apply_in_fp32(self, state: tuple[GroupedWeight | GroupPanels, ...], x: Tensor) -> Tensor:
+    def apply_in_fp32(self, state: tuple[Product, ...], x: Tensor) -> Tensor:
         return _joined([weight.multiply_in_fp32(x) for weight in state])
 
     def num_bytes(self, out_features: int, in_features: int, dtype_bytes: int) -> float:
         """With the order of inputs, four bytes each."""
         order = 4 * in_features if self.desc_act else 0
-        return GroupedMethod.num_bytes(self, out_features, in_features, dtype_bytes) + order
+        bits = self._bits(in_features, dtype_bytes)
+        return out_features * in_features * bits / 8 + order
+
+    def _bits(self, in_features: int, dtype_bytes: int = 2) -> float:
+        if self.bits <= BITS:
+            return GroupedMethod._bits(self, in_features)
+        return bits_of_bytes(
+            in_features,
+            self.run_of(in_features),
+            self.scale_dtype,
+            self.device,
+            dtype_bytes,
+            is_symmetric=self.is_symmetric,
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -219,8 +237,13 @@ class GptqFormat(StoredFormat):
         self._bits: int = config["bits"]
         self._group_size: int = config["group_size"]
         self._desc_act: bool = config.get("desc_act", False)
-        self._sym: bool = config.get("sym", True)
+        dynamic = _dynamic(config)
+        self._sym: bool = config.get("sym", True) and not any(
+            "sym" in _rule(dynamic, key) for key in dynamic
+        )
         self._zeros_minus_one = _MINUS_ONE[_layout(config)]
+        self._is_mixed = any(not str(key).startswith(_LEFT_OUT) for key in dynamic)
+        """Whether some layers have other bits or groups than most."""
 
     @classmethod
     def detect(cls, config: Mapping[str, Any], headers: Headers) -> Self | None:
@@ -229,9 +252,13 @@ class GptqFormat(StoredFormat):
         return cls(config) if method == "gptq" else None
 
     def is_slower_packed(self, layers: Mapping[str, QuantizedLayer], dtype: torch.dtype) -> bool:
-        return is_slower_packed(
-            layers.values(), dtype, is_symmetric=self._sym and self._bits == BITS
-        )
+        def like(layer: QuantizedLayer) -> GGUFType:
+            assert isinstance(layer.method, GptqMethod)
+            if layer.method.bits > BITS:
+                return GGUFType.Q8_0
+            return GGUFType.Q4_0 if layer.method.is_symmetric else GGUFType.Q4_K
+
+        return is_slower_packed_like(layers.values(), dtype, like)
 
     def layers(self, headers: Headers, device: str = "cpu") -> dict[str, QuantizedLayer]:
         return {name: self._layer(name, headers, device) for name in packed_layers(headers)}
@@ -245,23 +272,53 @@ class GptqFormat(StoredFormat):
                     f"{' with desc_act' if kind == 'g_idx' else ''}; fetch the model again"
                 )
         rows, columns = packed_shape("GPTQ", name, headers)
-        together = numbers_together(self._bits)
+        bits, group_size = self._bits, self._group_size
+        if self._is_mixed:
+            bits, group_size = _own_bits_and_groups(name, headers, group_size)
+        together = numbers_together(bits)
         if columns % together:
             raise ShapeMismatch(
                 f"{name}.qweight has {columns} outputs; GPTQ packs the zero points of "
                 f"{together} together"
             )
         method = GptqMethod(
-            bits=self._bits,
-            group_size=self._group_size,
-            desc_act=self._desc_act,
+            bits=bits,
+            group_size=group_size,
+            desc_act=self._desc_act or (self._is_mixed and f"{name}.g_idx" in headers),
             zeros_minus_one=self._zeros_minus_one,
             scale_dtype=stored_scale_dtype(name, headers),
             has_g_idx=f"{name}.g_idx" in headers,
             sym=self._sym,
             device=device,
         )
-        return QuantizedLayer(method, columns, 32 * rows // self._bits)
+        return QuantizedLayer(method, columns, 32 * rows // bits)
+
+
+def _own_bits_and_groups(name: str, headers: Headers, usual: int) -> tuple[int, int]:
+    """What a layer's tensors say, where the configuration has rules by name.
+
+    The rules are patterns, which strangers could write so that matching never ends; what they come
+    to is in the shapes.
+
+    Args:
+        usual: the group size of most layers.
+
+    Raises:
+        ShapeMismatch: the tensors do not go together.
+    """
+    rows, columns = headers[f"{name}.qweight"].shape
+    zeros, scales = headers[f"{name}.qzeros"].shape, headers[f"{name}.scales"].shape
+    bits = 32 * zeros[1] // columns if len(zeros) == 2 and columns else 0
+    in_features = 32 * rows // bits if bits in _STORED_BITS else 0
+    groups = scales[0] if len(scales) == 2 else 0
+    if groups and math.ceil(in_features / (in_features if usual == -1 else usual)) == groups:
+        return bits, usual
+    if not groups or not in_features or in_features % groups:
+        raise ShapeMismatch(
+            f"{name}.qzeros has shape {zeros} and scales {scales}, which do not go with {columns} "
+            f"outputs of {', '.join(map(str, _STORED_BITS))} bits"
+        )
+    return bits, in_features // groups
 
 
 def _layout(config: Mapping[str, Any]) -> Any:
@@ -277,7 +334,7 @@ def _check_config(config: Mapping[str, Any]) -> None:
         ModelLoadError: a key is missing, nonsense or not supported; names it.
     """
     if config.get("bits") not in _STORED_BITS or isinstance(config.get("bits"), bool | float):
-        raise unsupported("GPTQ", "bits", config.get("bits"), "2, 3 and 4 bits are")
+        raise unsupported("GPTQ", "bits", config.get("bits"), "2, 3, 4 and 8 bits are")
     check_group_size("GPTQ", config.get("group_size"))
     for key in ("desc_act", "sym"):
         if not isinstance(config.get(key, False), bool):
@@ -287,6 +344,16 @@ def _check_config(config: Mapping[str, Any]) -> None:
         raise unsupported("GPTQ", "checkpoint_format", layout, f"{' and '.join(_MINUS_ONE)} are")
     if config.get("pack_dtype", "int32") != "int32":
         raise unsupported("GPTQ", "pack_dtype", config["pack_dtype"], "int32 is")
-    dynamic = config.get("dynamic") or {}
-    if not isinstance(dynamic, dict) or any(not str(key).startswith("-:") for key in dynamic):
-        raise unsupported("GPTQ", "dynamic", dynamic, "layers that are left out (-:) are")
+    if not isinstance(_dynamic(config), dict):
+        raise unsupported("GPTQ", "dynamic", config["dynamic"], "rules by names of layers are")
+
+
+def _dynamic(config: Mapping[str, Any]) -> Any:
+    """Rules for layers by patterns of their names."""
+    return config.get("dynamic") or {}
+
+
+def _rule(dynamic: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """What one of them changes."""
+    rule = dynamic[key]
+    return rule if isinstance(rule, dict) else {}

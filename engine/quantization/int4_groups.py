@@ -5,7 +5,8 @@ they are brought into panels (`kernels.linear_panels`), which hold the same numb
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +17,7 @@ from engine.quantization.format import Headers, QuantizedLayer
 from engine.quantization.method import LinearMethod, State
 from engine.quantization.panels import PanelsState, are_panels_slower
 from kernels import GGUFType, linear_w4a16, native
-from kernels.linear_panels.panels import BLOCK, LANES, Codes, PanelFormat, Panels, pack
+from kernels.linear_panels.panels import BLOCK, Codes, PanelFormat, Panels, chunks, pack_in_parts
 from kernels.linear_w4a16.layouts import PER_INT32, unpack
 from kernels.linear_w4a16.reference import SYMMETRIC_ZERO, dequantize
 
@@ -25,9 +26,8 @@ SYMMETRIC = PanelFormat(bits=BITS, offset=SYMMETRIC_ZERO)
 """For fp16 scales; as GGUF's Q4_0."""
 ASYMMETRIC = PanelFormat(bits=BITS, scale_dtype=torch.float32, has_min=True)
 """A minimum is a scale times a zero point, which fp32 holds exactly; as GGUF's Q4_K."""
-_SCALE_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
-_CHUNK_WEIGHTS = 1 << 20
-"""Taken apart at a time."""
+FP16_SCALES = (torch.float16, torch.bfloat16)
+SCALE_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,10 @@ class GroupedWeight:
     def in_features(self) -> int:
         return PER_INT32 * self.qweight.shape[0]
 
-    def arranged(self, device: torch.device, bias: Tensor | None) -> "GroupedWeight | GroupPanels":
-        """The same where products are made of it."""
+    def arranged(
+        self, device: torch.device, dtype: torch.dtype, bias: Tensor | None
+    ) -> "GroupedWeight | GroupPanels":
+        """The same where products are made of it, for activations in `dtype`."""
         bias = None if bias is None else bias.float()
         if device.type == "cpu" and takes_panels():
             panels = GroupPanels.of(self, bias)
@@ -102,7 +104,7 @@ class GroupedWeight:
         """[N, K], new memory; the bias is left out."""
         shape = (self.out_features, self.in_features)
         weight = torch.empty(shape, dtype=dtype, device=self.qweight.device)
-        for some in _chunks(*shape):
+        for some in chunks(*shape):
             zeros = None if self.zeros is None else self.zeros[:, some]
             weight[some] = dequantize(
                 self.qweight[:, some], self.scales[:, some], zeros, self.group_size, self.g_idx
@@ -121,17 +123,11 @@ class GroupPanels:
     @classmethod
     def of(cls, weight: GroupedWeight, bias: Tensor | None) -> "GroupPanels | None":
         """None where 32 neighbours do not share a scale, whatever the order."""
-        if weight.g_idx is None:
-            order, groups = None, torch.arange(weight.in_features) // weight.group_size
-        else:
-            order = torch.argsort(weight.g_idx, stable=True).int()
-            groups = weight.g_idx[order].long()
-        if weight.in_features % BLOCK:
+        found = groups_of_blocks(weight.in_features, weight.group_size, weight.g_idx)
+        if found is None:
             return None
-        blocks = groups.view(-1, BLOCK)
-        if not bool((blocks == blocks[:, :1]).all()):
-            return None
-        return cls(PanelsState.of(_panels(weight, blocks[:, 0], order), bias), order)
+        order, groups = found
+        return cls(PanelsState.of(_panels(weight, groups, order), bias), order)
 
     def multiply(self, x: Tensor) -> Tensor:
         """[T, K] → [T, N]."""
@@ -147,12 +143,55 @@ class GroupPanels:
 def is_slower_packed(
     layers: Iterable[QuantizedLayer], dtype: torch.dtype, *, is_symmetric: bool
 ) -> bool:
-    """On a CPU, than plain: without panels each product unpacks the weights anew."""
+    """On a CPU, than plain."""
+    like = GGUFType.Q4_0 if is_symmetric else GGUFType.Q4_K
+    return is_slower_packed_like(layers, dtype, lambda _: like)
+
+
+def is_slower_packed_like(
+    layers: Iterable[QuantizedLayer],
+    dtype: torch.dtype,
+    like: Callable[[QuantizedLayer], GGUFType],
+) -> bool:
+    """On a CPU, than plain: without panels each product unpacks the weights anew.
+
+    Args:
+        like: the GGUF type whose panels a layer's are like.
+    """
     if not takes_panels():
         return True
-    num_weights = sum(layer.out_features * layer.in_features for layer in layers)
-    like = GGUFType.Q4_0 if is_symmetric else GGUFType.Q4_K
-    return are_panels_slower({like: num_weights}, dtype)
+    num_weights = Counter[GGUFType]()
+    for layer in layers:
+        num_weights[like(layer)] += layer.out_features * layer.in_features
+    return bool(num_weights) and are_panels_slower(num_weights, dtype)
+
+
+def groups_of_blocks(
+    in_features: int, group_size: int, g_idx: Tensor | None
+) -> tuple[Tensor | None, Tensor] | None:
+    """In which order 32 neighbours share a group, and the group of each 32; None: in none.
+
+    Args:
+        g_idx: the group of each input; None: they are runs of `group_size`, in their own order,
+            for which None stands.
+    """
+    if in_features % BLOCK:
+        return None
+    if g_idx is None:
+        order, groups = None, torch.arange(in_features) // group_size
+    else:
+        order = torch.argsort(g_idx, stable=True).int()
+        groups = g_idx[order].long()
+    blocks = groups.view(-1, BLOCK)
+    return (order, blocks[:, 0]) if bool((blocks == blocks[:, :1]).all()) else None
+
+
+def scales_of_panels(scales: Tensor) -> Tensor:
+    """In fp16 if that holds them all, as it nearly always does those in bf16; else in fp32."""
+    if scales.dtype not in FP16_SCALES:
+        return scales.float()
+    half = scales.half()
+    return half if torch.equal(half.to(scales.dtype), scales) else scales.float()
 
 
 def takes_panels() -> bool:
@@ -161,8 +200,23 @@ def takes_panels() -> bool:
 
 
 def panel_format(scale_dtype: torch.dtype, *, is_symmetric: bool) -> PanelFormat:
-    """Of weights with such scales."""
-    return SYMMETRIC if is_symmetric and scale_dtype == torch.float16 else ASYMMETRIC
+    """Of weights with such scales, which in bf16 are ones that fp16 holds."""
+    return SYMMETRIC if is_symmetric and scale_dtype in FP16_SCALES else ASYMMETRIC
+
+
+def bits_of_nibbles(
+    in_features: int, group_size: int, scale_dtype: torch.dtype, device: str, *, is_symmetric: bool
+) -> float:
+    """Of a weight in memory, scales included.
+
+    Args:
+        device: `cpu` or `cuda`.
+    """
+    fits = group_size % BLOCK == 0 and in_features % BLOCK == 0
+    if device == "cpu" and takes_panels() and fits:
+        return panel_format(scale_dtype, is_symmetric=is_symmetric).bits_per_weight
+    group_bits = 8 * scale_dtype.itemsize + (0 if is_symmetric else 8)
+    return BITS + group_bits * math.ceil(in_features / group_size) / in_features
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,11 +250,13 @@ class GroupedMethod(LinearMethod[State]):
 
     def _bits(self, in_features: int) -> float:
         """Per weight."""
-        fits = self.run_of(in_features) % BLOCK == 0 and in_features % BLOCK == 0
-        if self.device == "cpu" and takes_panels() and fits:
-            return panel_format(self.scale_dtype, is_symmetric=self.is_symmetric).bits_per_weight
-        group_bits = 8 * self.scale_dtype.itemsize + (0 if self.is_symmetric else 8)
-        return BITS + group_bits * self.num_groups(in_features) / in_features
+        return bits_of_nibbles(
+            in_features,
+            self.run_of(in_features),
+            self.scale_dtype,
+            self.device,
+            is_symmetric=self.is_symmetric,
+        )
 
     @property
     def takes_plain_weights(self) -> bool:
@@ -234,11 +290,9 @@ def stored_scale_dtype(name: str, headers: Headers) -> torch.dtype:
         ShapeMismatch: one that is not supported.
     """
     found = headers[f"{name}.scales"].type
-    if found not in _SCALE_DTYPES:
-        raise ShapeMismatch(
-            f"{name}.scales holds {found}; {', '.join(_SCALE_DTYPES)} are supported"
-        )
-    return _SCALE_DTYPES[found]
+    if found not in SCALE_DTYPES:
+        raise ShapeMismatch(f"{name}.scales holds {found}; {', '.join(SCALE_DTYPES)} are supported")
+    return SCALE_DTYPES[found]
 
 
 def check_group_size(kind: str, size: object) -> None:
@@ -281,33 +335,23 @@ def _panels(weight: GroupedWeight, groups: Tensor, order: Tensor | None) -> Pane
         groups: of each 32 inputs.
         order: of the inputs, if not their own.
     """
-    form = panel_format(weight.scales.dtype, is_symmetric=weight.zeros is None)
-    parts = []
-    for some in _chunks(weight.out_features, weight.in_features):
+    of_panels = scales_of_panels(weight.scales)
+    form = panel_format(of_panels.dtype, is_symmetric=weight.zeros is None)
+
+    def part(some: slice) -> Codes:
         codes = unpack(weight.qweight[:, some]).to(torch.uint8)
-        scales = weight.scales[:, some][groups].T
+        scales = of_panels[:, some][groups].T
         mins = None
         if form is ASYMMETRIC:
             scales = scales.float()
             zeros = SYMMETRIC_ZERO if weight.zeros is None else weight.zeros[:, some][groups].T
             mins = -scales * zeros
         ordered = codes if order is None else codes[order]
-        made = Codes(
+        return Codes(
             format=form,
             codes=ordered.T.contiguous(),
             scales=scales.contiguous(),
             mins=None if mins is None else mins.contiguous(),
         )
-        parts.append(pack(made).data)
-    return Panels(
-        format=form,
-        out_features=weight.out_features,
-        in_features=weight.in_features,
-        data=torch.cat(parts),
-    )
 
-
-def _chunks(num_outputs: int, num_inputs: int) -> list[slice]:
-    """Of outputs, whole panels each."""
-    step = max(1, _CHUNK_WEIGHTS // max(1, num_inputs) // LANES) * LANES
-    return [slice(start, start + step) for start in range(0, num_outputs, step)]
+    return pack_in_parts(weight.out_features, weight.in_features, part)

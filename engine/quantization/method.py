@@ -26,13 +26,18 @@ class TensorSpec:
     """That it may have; None: any."""
     is_added: bool = False
     """Added to the product: where ranks' results are summed, one rank alone brings it."""
+    is_most: bool = False
+    """A vector may be shorter."""
 
     def check(self, name: str, tensor: Tensor) -> None:
         """
         Raises:
             ShapeMismatch: another shape or dtype; names the tensor.
         """
-        if tuple(tensor.shape) != self.shape:
+        fits = tuple(tensor.shape) == self.shape
+        if self.is_most:
+            fits = tensor.dim() == 1 and len(tensor) <= self.shape[0]
+        if not fits:
             raise ShapeMismatch(
                 f"{name} has shape {tuple(tensor.shape)}; the configuration says {self.shape}"
             )
@@ -152,7 +157,7 @@ class LinearMethod(ABC, Generic[State]):
 
     def module(self, state: State, in_features: int, out_features: int) -> nn.Module:
         """In the place of a `torch.nn.Linear`: [..., in] → [..., out]."""
-        return MethodModule(lambda x: self.apply(state, x), in_features, out_features)
+        return MethodModule(self.apply, state, in_features, out_features)
 
 
 def bias_tensors(out_features: int, has_bias: bool) -> dict[str, TensorSpec]:

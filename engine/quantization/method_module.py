@@ -1,21 +1,27 @@
 """A module of torch around a format's product, for models that are put together of `nn.Linear`."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
 
 class MethodModule(nn.Module):
-    """`torch.nn.Linear` but for its weights, which are behind `product`: [T, in] → [T, out]."""
+    """`torch.nn.Linear` but for its weights, which `product` has first: [T, in] → [T, out]."""
 
     def __init__(
-        self, product: Callable[[Tensor], Tensor], in_features: int, out_features: int
+        self,
+        product: Callable[[Any, Tensor], Tensor],
+        state: Any,
+        in_features: int,
+        out_features: int,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
+        self.state = state
         self._product = product
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] → [..., out]."""
-        rows = self._product(x.reshape(-1, self.in_features))
+        rows = self._product(self.state, x.reshape(-1, self.in_features))
         return rows.view(*x.shape[:-1], self.out_features)

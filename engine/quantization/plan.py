@@ -15,6 +15,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 """Checkpoint name → shape, of GGUF's blocks in numbers."""
 Layers = Mapping[str, QuantizedLayer]
 """By name, without a tensor's kind."""
+OUTPUT_LAYER = "lm_head"
+"""Of a text model."""
 
 log = structlog.get_logger(__name__)
 
@@ -31,11 +33,13 @@ def made_at_load(name: str, headers: Headers) -> dict[str, QuantizedLayer]:
         layer = tensor.removesuffix(".weight")
         if layer == tensor or len(header.shape) != 2:
             continue
-        method = chosen.method_for(*header.shape)
-        if method is None:
-            odd.append(layer)
-        else:
+        is_output = layer == OUTPUT_LAYER
+        method_for = chosen.output_method_for if is_output else chosen.method_for
+        method = method_for(*header.shape)
+        if method is not None:
             layers[layer] = QuantizedLayer(method, *header.shape)
+        elif not is_output:
+            odd.append(layer)
     if odd:
         log.info("layers whose sizes do not divide stay plain", format=name, names=sorted(odd))
     return layers
@@ -51,11 +55,8 @@ def unpacked(
         plain: how weights are kept that are not quantised.
     """
     found = stored.layers(headers, device)
-    weights = {
-        tensor: header
-        for tensor, header in headers.items()
-        if tensor.rpartition(".")[0] not in found
-    }
+    owned = {f"{layer}.{kind}" for layer, one in found.items() for kind in one.owned_kinds()}
+    weights = {tensor: header for tensor, header in headers.items() if tensor not in owned}
     weights |= {
         f"{layer}.weight": TensorHeader((one.out_features, one.in_features), "")
         for layer, one in found.items()

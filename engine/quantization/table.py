@@ -6,9 +6,25 @@ Knows no tensors: configuration is resolved where there is no torch.
 from dataclasses import dataclass
 from typing import Literal
 
-Quantization = Literal["auto", "none", "gguf", "gguf-int8", "gptq", "awq", "int8"]
+Quantization = Literal[
+    "auto",
+    "none",
+    "gguf",
+    "gguf-int8",
+    "gptq",
+    "awq",
+    "bitsandbytes",
+    "compressed-tensors",
+    "fp8",
+    "int8",
+    "int8-weights",
+    "int4",
+    "bnb-nf4",
+    "bnb-fp4",
+    "bnb-int8",
+]
 """`--quantization`, of text models."""
-ImageQuantization = Literal["none", "bnb-nf4", "bnb-int8"]
+ImageQuantization = Literal["none", "int8-weights", "int4", "bnb-nf4", "bnb-fp4", "bnb-int8"]
 """`--image-quantization`: formats made of plain weights. Those that a file has need no setting."""
 
 
@@ -27,8 +43,6 @@ class FormatFacts:
     cpu_only: bool = False
     needs_native: bool = False
     """On a CPU it needs the C++ operations."""
-    package: str | None = None
-    """Of PyPI, in the extra `quantization`."""
 
 
 FORMATS = {
@@ -49,22 +63,41 @@ FORMATS = {
     "gptq": FormatFacts(
         target="engine.quantization.gptq:GptqFormat",
         stored_as="gptq",
-        described="in 4 bits as GPTQ has them",
+        described="as GPTQ has them",
         kept_by_auto_on=("cpu", "cuda"),
     ),
     "awq": FormatFacts(
         target="engine.quantization.awq:AwqFormat",
         stored_as="awq",
-        described="in 4 bits as AWQ has them",
+        described="as AWQ has them",
+        kept_by_auto_on=("cpu", "cuda"),
+    ),
+    "bitsandbytes": FormatFacts(
+        target="engine.quantization.bitsandbytes:BitsandbytesFormat",
+        stored_as="bitsandbytes",
+        described="as bitsandbytes has them",
+        kept_by_auto_on=("cpu", "cuda"),
+    ),
+    "compressed-tensors": FormatFacts(
+        target="engine.quantization.compressed_tensors:CompressedTensorsFormat",
+        stored_as="compressed-tensors",
+        described="as compressed-tensors has them",
+        kept_by_auto_on=("cpu", "cuda"),
+    ),
+    "fp8": FormatFacts(
+        target="engine.quantization.fp8:Fp8Format",
+        stored_as="fp8",
+        described="in 8-bit floats, and none are made of plain ones: take int8-weights instead",
         kept_by_auto_on=("cpu", "cuda"),
     ),
     "int8": FormatFacts(
         target="engine.quantization.int8:Int8Format", cpu_only=True, needs_native=True
     ),
-    "bnb-nf4": FormatFacts(
-        target="engine.quantization.bitsandbytes:Nf4Format", package="bitsandbytes"
+    "int8-weights": FormatFacts(
+        target="engine.quantization.rounded:Int8WeightsFormat", needs_native=True
     ),
-    "bnb-int8": FormatFacts(
-        target="engine.quantization.bitsandbytes:LlmInt8Format", package="bitsandbytes"
-    ),
+    "int4": FormatFacts(target="engine.quantization.rounded:Int4Format", needs_native=True),
+    "bnb-nf4": FormatFacts(target="engine.quantization.bitsandbytes:Nf4Format"),
+    "bnb-fp4": FormatFacts(target="engine.quantization.bitsandbytes:Fp4Format"),
+    "bnb-int8": FormatFacts(target="engine.quantization.bitsandbytes:LlmInt8Format"),
 }

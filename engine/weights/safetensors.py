@@ -27,6 +27,8 @@ from engine.quantization.format import TensorHeader
 _INDEX = "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 100 << 20
 """The format's own limit."""
+_MAX_SMALL_BYTES = 4096
+"""Of a tensor that says something of another one."""
 
 
 def iter_folder_weights(folder: Path, config: ModelConfig) -> Iterator[tuple[str, torch.Tensor]]:
@@ -87,10 +89,30 @@ def file_headers(
         CorruptFile: truncated or damaged, or its header is larger than that.
         ModelLoadError: it cannot be read.
     """
+    header, first = _checked_header(path, max_header_bytes)
     return {
-        name: TensorHeader(tuple(entry["shape"]), str(entry.get("dtype")))
-        for name, entry in read_header(path, max_bytes=max_header_bytes).items()
+        name: TensorHeader(
+            tuple(entry["shape"]), str(entry.get("dtype")), _small_content(path, first, entry)
+        )
+        for name, entry in header.items()
     }
+
+
+def _small_content(path: Path, first: int, entry: dict[str, Any]) -> Callable[[], bytes] | None:
+    """What reads a tensor's bytes, if they are few."""
+    start, end = entry["data_offsets"]
+    if end - start > _MAX_SMALL_BYTES:
+        return None
+
+    def read() -> bytes:
+        try:
+            with open_regular(path) as file:
+                file.seek(first + start)
+                return file.read(end - start)
+        except OSError as error:
+            raise unreadable(path, error) from error
+
+    return read
 
 
 def is_redundant(name: str, config: ModelConfig) -> bool:
@@ -150,6 +172,11 @@ def read_header(path: Path, *, max_bytes: int = _MAX_HEADER_BYTES) -> dict[str, 
         CorruptFile: truncated or damaged.
         ModelLoadError: it cannot be read.
     """
+    return _checked_header(path, max_bytes)[0]
+
+
+def _checked_header(path: Path, max_bytes: int) -> tuple[dict[str, Any], int]:
+    """With the number of bytes before the tensors."""
     header, start, size = _read_raw_header(path, max_bytes)
     header.pop("__metadata__", None)
     try:
@@ -161,7 +188,7 @@ def read_header(path: Path, *, max_bytes: int = _MAX_HEADER_BYTES) -> dict[str, 
             f"{path.name} has {size} bytes and should have {start + max(ends, default=0)}; "
             f"fetch it again"
         )
-    return header
+    return header, start
 
 
 def read_file_metadata(path: Path, *, max_header_bytes: int = _MAX_HEADER_BYTES) -> dict[str, Any]:

@@ -11,7 +11,15 @@ from engine.models.config import ModelConfig
 from engine.quantization.format import Headers, StoredFormat
 from engine.quantization.method import LinearMethod
 from engine.quantization.plain import UnquantizedMethod
-from engine.quantization.plan import Layers, Shapes, kept_by, made_at_load, num_bytes, unpacked
+from engine.quantization.plan import (
+    OUTPUT_LAYER,
+    Layers,
+    Shapes,
+    kept_by,
+    made_at_load,
+    num_bytes,
+    unpacked,
+)
 from engine.quantization.registry import detect, stored_format
 from engine.quantization.table import FORMATS, Quantization
 from engine.runtime.device import torch_dtype
@@ -20,7 +28,7 @@ from engine.weights.source import Checkpoint
 from engine.weights.stored_bits import stored_bits
 from kernels import native
 
-HEAD = "lm_head"
+HEAD = OUTPUT_LAYER
 
 T = TypeVar("T")
 

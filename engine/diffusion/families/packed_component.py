@@ -14,7 +14,7 @@ from engine.diffusion.families.components import check_component
 from engine.diffusion.families.options import LoadOptions
 from engine.errors import CorruptFile, MissingWeight, ModelLoadError, ShapeMismatch
 from engine.quantization.format import QuantizedLayer
-from engine.quantization.method import LinearPart
+from engine.quantization.method import LinearPart, TensorSpec
 
 Component = TypeVar("Component", bound=ModelMixin)
 
@@ -63,7 +63,9 @@ class _Waiting:
         self._model = model
         self._layers = layers
         self._parts: dict[str, LinearPart] = {}
-        self._missing: dict[str, dict[str, Any]] = {}
+        self._missing: dict[str, dict[str, TensorSpec]] = {}
+        self._places: dict[str, tuple[str, str]] = {}
+        """Name of a tensor → its layer's path, and its kind."""
         for path, layer in layers.items():
             plain = _linear(model, path, layer)
             part = self._parts[path] = LinearPart(
@@ -75,14 +77,15 @@ class _Waiting:
                 device=options.device,
             )
             sizes = (layer.in_features, layer.out_features, part.has_bias)
-            self._missing[path] = layer.method.tensors(*sizes)
+            specs = self._missing[path] = layer.method.tensors(*sizes)
+            self._places |= {f"{path}.{kind}": (path, kind) for kind in specs}
 
     def take(self, name: str, tensor: Tensor) -> bool:
         """Whether a tensor is one of a quantised layer."""
-        path, _, kind = name.rpartition(".")
-        missing = self._missing.get(path, {})
-        if kind not in missing:
+        if name not in self._places:
             return False
+        path, kind = self._places.pop(name)
+        missing = self._missing[path]
         missing.pop(kind).check(name, tensor)
         part = self._parts[path]
         part.take(0, kind, tensor)

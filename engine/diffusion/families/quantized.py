@@ -25,19 +25,18 @@ from engine.diffusion.prompt.t5 import T5PromptEncoder
 from engine.errors import ModelLoadError
 from engine.quantization.format import QuantizedLayer
 from engine.quantization.method import LinearPart
-from engine.quantization.registry import detect, load_format, stated_in
-from engine.quantization.table import FORMATS, ImageQuantization
+from engine.quantization.registry import detect, stated_in
+from engine.quantization.table import ImageQuantization
 from engine.weights.safetensors import file_headers
 
 
 def check_quantization(name: str) -> ImageQuantization:
     """
     Raises:
-        ModelLoadError: no such quantisation, or its package is missing or does not start.
+        ModelLoadError: no such quantisation.
     """
     for known in QUANTIZATIONS:
         if name == known:
-            _check_package(known)
             return known
     raise ModelLoadError(
         f"image_quantization {name!r} is unknown; use one of {', '.join(QUANTIZATIONS)}"
@@ -159,16 +158,3 @@ def _layers(
             layer = quantized_layer(path, (child.out_features, child.in_features), kind)
             if layer is not None:
                 yield path, child, layer
-
-
-def _check_package(kind: ImageQuantization) -> None:
-    if kind == "none":
-        return
-    try:
-        load_format(kind).check_package()
-    except ImportError as error:
-        raise ModelLoadError(
-            f"image_quantization {kind!r} needs the package {FORMATS[kind].package}, which cannot "
-            f"be imported; install it (pip install 'tandem-server[quantization]') or set "
-            f"image_quantization to none"
-        ) from error

@@ -37,6 +37,11 @@ LAYOUTS = (
     Layout(bits=2, sym=True, group_size=16),
     Layout(bits=3, version="gptq_v2", desc_act=True),
     Layout(sym=True, group_size=48),
+    Layout(bits=8, sym=True),
+    Layout(bits=8, group_size=-1),
+    Layout(bits=8, desc_act=True, version="gptq_v2"),
+    Layout(bits=8, sym=True, desc_act=True, group_size=64, scale_dtype=torch.bfloat16),
+    Layout(bits=8, sym=True, group_size=-1, scale_dtype=torch.float32),
 )
 IDS = [f"{i}" for i in range(len(LAYOUTS))]
 
@@ -336,6 +341,66 @@ def test_a_layer_without_its_qweight_is_a_plain_one_that_is_missing():
     assert "lacks a.q.weight" in str(caught.value)
 
 
+RULES = {"+:.*k": {"bits": 8, "group_size": -1}, "w": {"bits": 3, "sym": True}, "-:.*v": {}}
+
+
+def mixed_layer():
+    """One of 4, 8 and 3 bits by rules that are patterns, and a plain one."""
+    layouts = {"q": Layout(), "k": Layout(bits=8, group_size=-1), "w": Layout(bits=3, sym=True)}
+    tensors, weights = {}, {"v": torch.randn(32, 160) / 13}
+    for name, layout in layouts.items():
+        made, weights[name] = random_layer(layout, ((name, 32),))
+        tensors |= made
+        weights[name] = weights[name][name]
+    return tensors | {"a.v.weight": weights["v"]}, weights
+
+
+@pytest.mark.parametrize("pattern", ["+:.*k", "(a+)+$" * 20])
+def test_layers_may_have_bits_and_groups_of_their_own(pattern):
+    """Told by their tensors: no pattern is matched."""
+    tensors, weights = mixed_layer()
+    config = Layout().config() | {"dynamic": {pattern: RULES["+:.*k"]} | RULES}
+    headers = headers_of({n: t for n, t in tensors.items() if t.dtype in TYPES})
+    layers = GptqFormat.detect(config, headers).layers(headers)
+    assert {name: one.method.bits for name, one in layers.items()} == {
+        "a.q": 4,
+        "a.k": 8,
+        "a.w": 3,
+    }
+    assert layers["a.k"].method.group_size in (-1, 160)
+    methods = {name: one.method for name, one in layers.items()}
+    model = nn.Module()
+    model.a = nn.Module()
+    layer = Linear(160, [Shard(name, 32) for name in weights])
+    model.a.all = layer
+    options = WeightOptions(
+        dtype=torch.float32, device=torch.device("cpu"), linear_method=methods.get
+    )
+    Loader(model, options).load(tensors.items())
+    x = torch.randn(3, 160)
+    expected = x @ torch.cat(list(weights.values())).T
+    torch.testing.assert_close(layer(x, NO_CONTEXT), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.update({"a.k.qzeros": t["a.k.qzeros"][:, :-1]}),
+        lambda t: t.update({"a.k.qzeros": t["a.k.qzeros"][0]}),
+        lambda t: t.update({"a.k.scales": t["a.k.scales"][:0]}),
+        lambda t: t.update({"a.k.scales": torch.ones(7, 32)}),
+        lambda t: t.update({"a.k.qweight": t["a.k.qweight"][:0]}),
+    ],
+)
+def test_tensors_that_go_with_no_rule_are_named(change):
+    tensors, _ = mixed_layer()
+    change(tensors)
+    headers = headers_of(tensors)
+    config = Layout().config() | {"dynamic": RULES}
+    with pytest.raises(ShapeMismatch, match=r"a\.k\.qzeros has shape"):
+        GptqFormat.detect(config, headers).layers(headers)
+
+
 def test_outputs_that_are_not_packed_evenly():
     tensors = {"a.q.qweight": torch.zeros(4, 20, dtype=torch.int32)}
     tensors |= {"a.q.scales": torch.ones(1, 20).half(), "a.q.g_idx": torch.zeros(32).int()}
@@ -355,7 +420,7 @@ def test_inputs_that_are_not_packed_evenly():
     ("key", "value"),
     [
         ("bits", 1),
-        ("bits", 8),
+        ("bits", 16),
         ("bits", 4.0),
         ("bits", "4"),
         ("bits", None),
@@ -370,7 +435,7 @@ def test_inputs_that_are_not_packed_evenly():
         ("checkpoint_format", "marlin"),
         ("checkpoint_format", ["gptq"]),
         ("pack_dtype", "int8"),
-        ("dynamic", {"+:.*down.*": {"bits": 8}}),
+        ("dynamic", "+:x"),
         ("dynamic", ["-:x"]),
     ],
 )

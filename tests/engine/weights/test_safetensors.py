@@ -11,7 +11,12 @@ from safetensors.torch import load_file, save_file
 from engine.errors import CorruptFile, MissingWeight, ModelLoadError
 from engine.quantization.plan import num_bytes
 from engine.weights.loader import iter_weights, load_model_config, weight_shapes
-from engine.weights.safetensors import folder_headers, iter_folder_weights, read_header
+from engine.weights.safetensors import (
+    file_headers,
+    folder_headers,
+    iter_folder_weights,
+    read_header,
+)
 from engine.weights.source import Checkpoint
 
 INDEX = "model.safetensors.index.json"
@@ -174,3 +179,18 @@ def test_a_header_length_that_cannot_be(length: int, tmp_path: Path) -> None:
     path.write_bytes(struct.pack("<Q", length) + b"{" * 100)
     with pytest.raises(CorruptFile):
         read_header(path)
+
+
+def test_headers_read_small_tensors_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    tensors = {"few": torch.tensor([3, 1 << 40]), "none": torch.zeros(0), "many": torch.zeros(2000)}
+    save_file(tensors, path)
+    headers = file_headers(path)
+    assert headers["few"].content is not None
+    assert headers["few"].content() == tensors["few"].numpy().tobytes()
+    assert headers["none"].content is not None
+    assert headers["none"].content() == b""
+    assert headers["many"].content is None
+    path.unlink()
+    with pytest.raises(ModelLoadError):
+        headers["few"].content()

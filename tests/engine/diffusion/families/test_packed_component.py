@@ -10,6 +10,7 @@ import toy_format
 from diffusers import FluxPipeline, StableDiffusion3Pipeline
 from gptq_checkpoints import Layout, quantised
 from safetensors.torch import load_file, save_file
+from stored_formats import VARIETIES
 from tiny_transformers import CHANNELS, FACTOR, flux_parts, sd3_parts
 
 from engine.diffusion.families.family import Row
@@ -143,3 +144,20 @@ def test_gptq_transformers_are_served_packed(kind: str, layout: Layout, tmp_path
     found = predict(family)
     use_twin(tmp_path / "transformer")
     torch.testing.assert_close(found, predict(load(tmp_path)), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", VARIETIES)
+def test_transformers_of_every_format_are_served_packed(name: str, tmp_path: Path) -> None:
+    variety = VARIETIES[name]
+    save("flux", tmp_path)
+    count = rewrite(tmp_path / "transformer", variety.quantise, variety.config)
+    family = load(tmp_path)
+    layers = [m for m in family._transformer.modules() if isinstance(m, MethodModule)]
+    assert len(layers) == count
+    found = predict(family)
+    packed = weight_bytes(Checkpoint("diffusers", tmp_path, "tiny"), dtype=torch.float32)
+    use_twin(tmp_path / "transformer")
+    torch.testing.assert_close(found, predict(load(tmp_path)), atol=1e-3, rtol=0)
+    plain = weight_bytes(Checkpoint("diffusers", tmp_path, "tiny"), dtype=torch.float32)
+    numbers = sum(m.in_features * m.out_features for m in layers)
+    assert plain - packed == pytest.approx(numbers * (4 - variety.bits / 8), rel=0.05)

@@ -1,0 +1,131 @@
+"""Engines with checkpoints of bitsandbytes, compressed-tensors and FP8, beside plain twins."""
+
+import random
+from dataclasses import replace
+
+import pytest
+from peft_adapters import write_adapter
+from stored_formats import VARIETIES, write_checkpoint
+
+from engine.config import EngineConfig, MachineFacts
+from engine.errors import ModelLoadError
+from engine.models.layers.linear import Linear
+from engine.quantization import int4_groups
+from engine.quantization.int4_groups import GroupPanels, takes_panels
+from engine.weights.loader import load_model_config
+from engine.weights.source import Checkpoint
+from engine.weights.weight_plan import plan_weights
+
+CPU = MachineFacts(device="cpu", num_cores=1, free_memory_bytes=1 << 40)
+SOME = ("bnb nf4, nested", "bnb int8", "W4A16", "FP8 blocks")
+
+
+@pytest.fixture
+def write(tiny_llama, tmp_path):
+    """`write(name)` → folders of a random model in a format and of its twin."""
+
+    def make(name):
+        original = tiny_llama(seed=random.randrange(1000), vocab_size=64)
+        return write_checkpoint(original, tmp_path, VARIETIES[name])
+
+    return make
+
+
+def requests_of(engines, seed, **sampling):
+    rng = random.Random(seed)
+    prompts = [[rng.randrange(2, 60) for _ in range(rng.randrange(1, 40))] for _ in range(5)]
+    return [
+        engines.request(str(i), p, **({"max_tokens": 8, "ignore_eos": True} | sampling))
+        for i, p in enumerate(prompts)
+    ]
+
+
+def scores_of(done):
+    return {key: [entry.logprob for entry in one.logprobs] for key, one in done.items()}
+
+
+def assert_alike(found, wanted):
+    assert found.keys() == wanted.keys()
+    for key, one in wanted.items():
+        assert found[key].token_ids == one.token_ids
+        ours = [entry.logprob for entry in found[key].logprobs]
+        assert ours == pytest.approx([entry.logprob for entry in one.logprobs], abs=1e-3)
+
+
+@pytest.mark.parametrize("name", VARIETIES)
+def test_texts_and_scores_are_those_of_the_plain_twin(name, engines, write):
+    packed, twin = write(name)
+    requests = requests_of(engines, name, logprobs=0)
+    wanted = engines.run(engines.make(twin, dtype="float32"), requests)
+    kept = VARIETIES[name].name
+    for quantization in (kept, "none"):
+        engine = engines.make(packed, dtype="float32", quantization=quantization)
+        assert engine._executor._runner._config.quantization == quantization
+        assert_alike(engines.run(engine, requests), wanted)
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_text_does_not_depend_on_what_shares_the_step(name, engines, write):
+    packed, _ = write(name)
+    requests = requests_of(engines, 5)
+    rng = random.Random(5)
+    knobs = {"dtype": "bfloat16", "quantization": VARIETIES[name].name}
+    together = engines.run(
+        engines.make(packed, max_num_batched_tokens=24, **knobs),
+        requests,
+        arrivals=[rng.randrange(10) for _ in requests],
+    )
+    alone = engines.make(packed, **knobs)
+    for request in requests:
+        (done,) = engines.run(alone, [request]).values()
+        assert done.token_ids == together[request.request_id, 0].token_ids
+
+
+@pytest.mark.parametrize("name", VARIETIES)
+def test_weights_stay_packed_and_take_what_was_planned(name, engines, write, monkeypatch):
+    """By themselves, where that is not slower."""
+    if not takes_panels():
+        pytest.skip("no C++ compiler")
+    monkeypatch.setattr(int4_groups, "are_panels_slower", lambda *_: False)
+    packed, _ = write(name)
+    model = engines.make(packed, dtype="bfloat16")._executor._runner._model
+    states = [state for m in model.modules() if isinstance(m, Linear) for _, state in m._parts]
+    assert all(isinstance(state, GroupPanels) for state in states)
+    checkpoint = Checkpoint("folder", packed, "m")
+    plan = plan_weights(checkpoint, load_model_config(checkpoint), EngineConfig(), CPU)
+    assert plan.quantization == VARIETIES[name].name
+    stated = sum(layer.num_bytes(2) for layer in plan.layers.values())
+    assert sum(state.state.panels.data.nbytes for state in states) == stated
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_adapters_beside_packed_weights(name, engines, write, tmp_path):
+    packed, twin = write(name)
+    write_adapter(twin, tmp_path / "lora")
+    lora = (f"x={tmp_path / 'lora'}",)
+    requests = [
+        replace(request, adapter="x" if i % 2 else None)
+        for i, request in enumerate(requests_of(engines, 3, logprobs=0))
+    ]
+    kept = VARIETIES[name].name
+    engine = engines.make(packed, dtype="float32", quantization=kept, lora=lora)
+    found = engines.run(engine, requests)
+    wanted = engines.run(engines.make(twin, dtype="float32", lora=lora), requests)
+    assert_alike(found, wanted)
+    without = engines.run(engines.make(packed, dtype="float32", quantization=kept), requests[:1])
+    assert scores_of(without)["0", 0] == scores_of(found)["0", 0]
+
+
+def test_another_format_may_be_made_of_them(engines, write):
+    packed, twin = write("FP8")
+    requests = requests_of(engines, 4, logprobs=0)
+    found, wanted = (
+        engines.run(engines.make(folder, dtype="float32", quantization="int4"), requests)
+        for folder in (packed, twin)
+    )
+    assert_alike(found, wanted)
+
+
+def test_fp8_is_not_made_of_plain_weights(engines, tiny_llama):
+    with pytest.raises(ModelLoadError, match="none are made of plain ones: take int8-weights"):
+        engines.make(tiny_llama(), quantization="fp8")

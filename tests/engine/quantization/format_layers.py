@@ -1,0 +1,104 @@
+"""Layers of a model filled with a format's tensors, without a file."""
+
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.models.layers.linear import Linear, Shard
+from engine.models.layers.weight_slots import WeightOptions
+from engine.models.loading import Loader
+from engine.quantization.format import QuantizedLayer, TensorHeader
+from engine.quantization.method import LinearMethod
+from engine.quantization.registry import detect
+
+TYPES = {
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.float8_e4m3fn: "F8_E4M3",
+}
+
+
+def headers_of(tensors: Mapping[str, Tensor]) -> dict[str, TensorHeader]:
+    """As a file has them."""
+    return {
+        name: TensorHeader(
+            tuple(one.shape), TYPES[one.dtype], lambda one=one: one.numpy().tobytes()
+        )
+        if one.dtype not in (torch.bfloat16, torch.float8_e4m3fn)
+        else TensorHeader(tuple(one.shape), TYPES[one.dtype])
+        for name, one in tensors.items()
+    }
+
+
+def layers_of(
+    tensors: Mapping[str, Tensor], config: dict[str, Any], device: str = "cpu"
+) -> dict[str, QuantizedLayer]:
+    """The layers that are told by themselves."""
+    found = detect(config, headers_of(tensors))
+    assert found is not None
+    return found[1].layers(headers_of(tensors), device)
+
+
+def random_layer(
+    quantise: Callable[[Tensor], tuple[dict[str, Tensor], Tensor]],
+    shards: Mapping[str, int],
+    size: int,
+    *,
+    bias: bool = False,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Tensors by checkpoint name, and the weights by shard."""
+    tensors, weights = {}, {}
+    for name, outputs in shards.items():
+        made, weights[name] = quantise(torch.randn(outputs, size) / size**0.5)
+        tensors |= {f"a.{name}.{kind}": one for kind, one in made.items()}
+        if bias:
+            tensors[f"a.{name}.bias"] = torch.randn(outputs)
+    return tensors, weights
+
+
+def filled(
+    tensors: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    methods: Mapping[str, LinearMethod[Any]],
+    dtype: torch.dtype = torch.float32,
+    *,
+    may_have_others: bool = False,
+    **options: Any,
+) -> Linear:
+    """A `Linear` that has taken them, in any order."""
+    layer = Linear(
+        next(iter(weights.values())).shape[1],
+        [Shard(name, len(weight)) for name, weight in weights.items()],
+        bias=any(name.endswith("bias") for name in tensors),
+        partition=options.pop("partition", "none"),
+    )
+    parent = nn.Module()
+    parent.a = nn.Module()
+    parent.a.qkv_proj = layer
+    slots = WeightOptions(
+        dtype=dtype, device=torch.device("cpu"), linear_method=methods.get, **options
+    )
+    shuffled = sorted(tensors.items(), key=lambda _: random.random())
+    unexpected = Loader(parent, slots).load(shuffled)
+    assert may_have_others or not unexpected
+    return layer
+
+
+def loaded(
+    tensors: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    config: dict[str, Any],
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
+) -> Linear:
+    """The same, by the methods of the format that is told from the tensors."""
+    methods = {name: one.method for name, one in layers_of(tensors, config).items()}
+    return filled(tensors, weights, methods, dtype, **options)

@@ -1,0 +1,193 @@
+"""Layers of bitsandbytes, compressed-tensors and FP8 against the weights that they stand for."""
+
+import random
+
+import pytest
+import torch
+from format_layers import filled, headers_of, layers_of, loaded, random_layer
+from stored_formats import VARIETIES
+
+from engine.errors import ModelLoadError
+from engine.models.forward_context import NO_CONTEXT
+from engine.models.layers.parallel import TensorParallel
+from engine.quantization.int4_groups import GroupPanels, takes_panels
+from engine.quantization.plain import UnpackingMethod, UnquantizedMethod
+from engine.quantization.registry import detect
+from kernels.linear_panels import cases
+
+SHARDS = {"q": 96, "k": 32, "v": 32}
+SIZE = 192
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+needs_panels = pytest.mark.skipif(not takes_panels(), reason="no C++ compiler")
+
+
+@pytest.fixture(params=VARIETIES)
+def variety(request):
+    return VARIETIES[request.param]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_products_are_those_of_the_dequantised_weight(variety, dtype):
+    tensors, weights = random_layer(variety.quantise, SHARDS, SIZE, bias=True)
+    layer = loaded(tensors, weights, variety.config, dtype)
+    assert len(layer._parts) == 1  # One product for all shards.
+    x = torch.randn(7, SIZE).to(dtype)
+    bias = torch.cat([tensors[f"a.{name}.bias"] for name in weights])
+    expected = x.float() @ torch.cat(list(weights.values())).T + bias.to(dtype).float()
+    tolerance = cases.TOLERANCE[dtype] + torch.finfo(dtype).eps * 4
+    assert (layer(x, NO_CONTEXT).float() - expected).abs().max() <= tolerance
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_products_without_panels(variety, device, monkeypatch):
+    """As on a GPU, or without a C++ compiler."""
+    monkeypatch.setattr("engine.quantization.four_bit_blocks.takes_panels", lambda: False)
+    monkeypatch.setattr("engine.quantization.byte_groups.takes_panels", lambda: False)
+    monkeypatch.setattr("engine.quantization.fp8_blocks.takes_panels", lambda: False)
+    monkeypatch.setattr("engine.quantization.int4_groups.takes_panels", lambda: False)
+    tensors, weights = random_layer(variety.quantise, SHARDS, SIZE, bias=True)
+    methods = {name: one.method for name, one in layers_of(tensors, variety.config, device).items()}
+    layer = filled(tensors, weights, methods)
+    x = torch.randn(3, SIZE)
+    bias = torch.cat([tensors[f"a.{name}.bias"] for name in weights])
+    expected = x @ torch.cat(list(weights.values())).T + bias
+    torch.testing.assert_close(layer(x, NO_CONTEXT), expected, atol=1e-4, rtol=0)
+
+
+@needs_panels
+def test_a_row_has_the_same_bits_in_any_batch(variety):
+    tensors, weights = random_layer(variety.quantise, SHARDS, SIZE)
+    for dtype in (torch.bfloat16, torch.float32):
+        layer = loaded(tensors, weights, variety.config, dtype)
+        x = torch.randn(33, SIZE).to(dtype)
+        together = layer(x, NO_CONTEXT)
+        for rows in (slice(0, 1), slice(5, 9), slice(2, 32)):
+            assert torch.equal(layer(x[rows], NO_CONTEXT), together[rows])
+
+
+@needs_panels
+def test_memory_is_what_is_stated(variety):
+    tensors, weights = random_layer(variety.quantise, SHARDS, SIZE)
+    layers = layers_of(tensors, variety.config)
+    ((_, state),) = loaded(tensors, weights, variety.config)._parts
+    assert isinstance(state, GroupPanels)
+    numbers = sum(weight.numel() for weight in weights.values())
+    assert state.state.panels.data.nbytes == numbers * variety.bits / 8
+    assert sum(one.num_bytes(2) for one in layers.values()) == numbers * variety.bits / 8
+    for layer in layers.values():
+        assert layer.method.bits_per_weight(2) == pytest.approx(variety.bits)
+
+
+def test_what_is_unpacked_equals_what_it_stands_for(variety):
+    tensors, weights = random_layer(variety.quantise, SHARDS, SIZE)
+    plain = UnquantizedMethod()
+    methods = {
+        name: UnpackingMethod(one.method, plain)
+        for name, one in layers_of(tensors, variety.config).items()
+    }
+    found = filled(tensors, weights, methods)
+    part = torch.eye(SIZE)
+    # Each row takes one input's weights out, exactly.
+    torch.testing.assert_close(
+        found(part, NO_CONTEXT).T, torch.cat(list(weights.values())), rtol=1e-6, atol=1e-7
+    )
+
+
+@pytest.mark.parametrize("size", [40, 200])
+def test_sizes_that_panels_do_not_take(variety, size):
+    """Rows of which 32 neighbours do not divide."""
+    if (
+        variety.quantise(torch.zeros(8, 32))[0].get("weight_packed") is not None
+        and variety.bits < 8
+    ):
+        pytest.skip("its groups of 32 divide no such rows")
+    tensors, weights = random_layer(variety.quantise, {"q": 24}, size)
+    layer = loaded(tensors, weights, variety.config)
+    x = torch.randn(3, size)
+    torch.testing.assert_close(layer(x, NO_CONTEXT), x @ weights["q"].T, atol=1e-4, rtol=0)
+
+
+def test_a_tensor_that_is_not_there_is_named(variety):
+    tensors, weights = random_layer(variety.quantise, {"q": 32}, 64)
+    used = [kind for kind in tensors if not kind.endswith(("input_scale", "weight_format"))]
+    for name in used:
+        rest = {other: one for other, one in tensors.items() if other != name}
+        with pytest.raises(ModelLoadError, match=r"a\.q"):
+            loaded(rest, weights, variety.config)
+
+
+def test_damage_is_refused_or_changes_nothing(variety):
+    """Any tensor cut, lengthened, retyped, or filled with what is no number."""
+    tensors, weights = random_layer(variety.quantise, {"q": 32}, 64)
+    spoilers = {
+        "cut": lambda t: t.flatten()[:-1].contiguous(),
+        "longer": lambda t: torch.cat([t.flatten(), t.flatten()[:1]]),
+        "none": lambda t: t.flatten()[:0],
+        "type": lambda t: t.to(torch.float16) if t.dtype == torch.float32 else t.to(torch.float32),
+        "nan": lambda t: torch.full_like(t, float("nan")) if t.is_floating_point() else t,
+        "inf": lambda t: torch.full_like(t, float("inf")) if t.dtype == torch.float32 else t,
+        "ones": lambda t: torch.full_like(t, 1),
+    }
+    for name, tensor in tensors.items():
+        for spoil in spoilers.values():
+            spoilt = tensors | {name: spoil(tensor)}
+            try:
+                layer = loaded(spoilt, weights, variety.config, may_have_others=True)
+            except ModelLoadError as error:
+                assert "a.q" in str(error)
+            else:
+                assert layer(torch.randn(2, 64), NO_CONTEXT).isfinite().all()
+
+
+def test_ranks_do_not_divide_what_they_cannot(variety):
+    """Each rank's part is right, or the rank says why there is none."""
+    tensors, weights = random_layer(variety.quantise, {"q": 64}, SIZE)
+    x = torch.randn(3, SIZE)
+    for partition in ("outputs", "inputs"):
+        parts = []
+        for rank in (0, 1):
+            parallel = TensorParallel(rank, 2, lambda partial: partial)
+            try:
+                layer = loaded(
+                    tensors, weights, variety.config, parallel=parallel, partition=partition
+                )
+            except ModelLoadError as error:
+                assert "tensor_parallel_size" in str(error)
+            else:
+                parts.append(layer)
+        if not parts:
+            continue
+        wanted = x @ weights["q"].T
+        if partition == "outputs":
+            found = torch.cat([layer(x, NO_CONTEXT) for layer in parts], 1)
+        else:
+            halves = [half.contiguous() for half in x.chunk(2, 1)]
+            found = sum(layer(half, NO_CONTEXT) for layer, half in zip(parts, halves, strict=True))
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+
+
+JUNK = (None, True, -1, 0, 2**70, float("nan"), "", "x", [], {}, [[]], {"": None}, 1e308, [2, 3])
+
+
+def junk_of(value, dice):
+    """A configuration with one thing in it changed, however deep."""
+    if isinstance(value, dict) and value and dice.random() < 0.9:
+        key = dice.choice(sorted(value))
+        return value | {key: junk_of(value[key], dice)}
+    return dice.choice(JUNK)
+
+
+def test_whatever_is_stated_the_answer_is_layers_or_a_reason(variety):
+    tensors, _ = random_layer(variety.quantise, {"q": 32}, 64)
+    headers = headers_of(tensors)
+    dice = random.Random(random.randrange(1 << 30))
+    for _ in range(60):
+        stated = junk_of(variety.config, dice)
+        if not isinstance(stated, dict):
+            continue
+        try:
+            found = detect(stated, headers)
+            if found is not None:
+                found[1].layers(headers)
+        except ModelLoadError as error:
+            assert str(error)
