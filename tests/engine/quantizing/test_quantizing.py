@@ -121,13 +121,14 @@ def test_a_rounded_model_is_near_its_original(model, tmp_path, method, most):
     assert {"tokenizer.json", "tokenizer_config.json"} <= files
 
 
-def test_a_rounded_model_serves_as_its_numbers_say(model, tmp_path):
-    made(model, tmp_path / "made")
+@pytest.mark.parametrize(("method", "bits"), [("int4", 4), ("int8", 8)])
+def test_a_rounded_model_serves_as_its_numbers_say(model, tmp_path, method, bits):
+    made(model, tmp_path / "made", method)
     text = tmp_path / "text"
     text.write_text("".join(random.choices(["the quick", " brown fox", " 1984", "{ _"], k=60)))
     compared = MeasuringOrder(
         model=str(tmp_path / "made"),
-        against=str(twin_of(tmp_path / "made", model, tmp_path / "twin", 4)),
+        against=str(twin_of(tmp_path / "made", model, tmp_path / "twin", bits)),
         config=EngineConfig(device="cpu", dtype="float32", num_threads=1),
         file=ScoredFile(path=text, context=24, passages=2),
         cache_dir=tmp_path,
