@@ -42,7 +42,13 @@ def estimate_foreground(image: Bytes, alpha: Floats) -> Generator[None, None, Fo
     low = scaled_size(height, width, math.sqrt(MAX_PIXELS / part_alpha.size))
     small = unit(np.ascontiguousarray(shrink(part, *low)))
     small_alpha = np.ascontiguousarray(shrink(part_alpha, *low))
-    front, back = pymatting("estimate_foreground_ml")(small, small_alpha, return_background=True)
+    # It goes from one pixel to more, so there must be more.
+    padding = [(0, max(0, 2 - side)) for side in low]
+    padded = np.pad(small, [*padding, (0, 0)], mode="edge")
+    both = pymatting("estimate_foreground_ml")(
+        padded, np.pad(small_alpha, padding, mode="edge"), return_background=True
+    )
+    front, back = (np.ascontiguousarray(found[: low[0], : low[1]]) for found in both)
     yield
     if low == (height, width):
         colours[area] = _bytes(front)

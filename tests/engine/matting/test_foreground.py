@@ -65,6 +65,14 @@ def test_nothing_has_no_colours() -> None:
     assert not found.colours.any()
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 7), (7, 1), (2, 2)])
+def test_tiny_pictures(height: int, width: int) -> None:
+    image = np.full((height, width, 3), (9, 99, 200), np.uint8)
+    found = finished(estimate_foreground(image, np.full((height, width), 0.5, np.float32)))
+    assert found.colours.shape == image.shape
+    assert np.abs(found.colours.astype(int) - image).max() <= 1
+
+
 def test_over_rounds_to_the_nearest() -> None:
     colours = np.full((1, 3, 3), 200, np.uint8)
     levels = np.array([[0, 128, 255]], np.uint8)
