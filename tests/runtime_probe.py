@@ -1,8 +1,9 @@
 """Tries whatever a client or an operator can ask for, with some packages as if not installed.
 
-    python runtime_probe.py '["scipy", …]' FOLDER_OF_A_TEXT_MODEL
+    python runtime_probe.py '["scipy", …]' FOLDER_OF_A_TEXT_MODEL '{"bitsandbytes": FOLDER, …}'
 
-Prints a JSON object: for each option what went wrong, or null.
+The last argument has models in formats that only other packages write. Prints a JSON object: for
+each option what went wrong, or null.
 """
 
 import asyncio
@@ -189,7 +190,7 @@ def config(config_class: Any, **knobs: Any) -> Any:
     return config_class(**({"device": "cpu", "num_threads": 1, "num_kv_blocks": 32} | knobs))
 
 
-def text_options(folder: str) -> Iterator[tuple[str, Check]]:
+def text_options(folder: str, written: dict[str, str]) -> Iterator[tuple[str, Check]]:
     sys.path.append(str(Path(__file__).parent / "engine/quantization"))
     from awq_checkpoints import write_awq
     from gptq_checkpoints import Layout, write_gptq
@@ -229,7 +230,7 @@ def text_options(folder: str) -> Iterator[tuple[str, Check]]:
     for name in get_args(DType):
         yield f"dtype {name}", lambda name=name: answer(folder, dtype=name)
     awq = str(write_awq(Path(folder), Path(tempfile.mkdtemp())))
-    stored = {"gptq": gptq, "awq": awq, "gguf": gguf, "gguf-int8": gguf}
+    stored = {"gptq": gptq, "awq": awq, "gguf": gguf, "gguf-int8": gguf, **written}
     for name in get_args(Quantization):
         ref = stored.get(name, folder)
         yield f"quantization {name}", lambda name=name, ref=ref: answer(ref, quantization=name)
@@ -266,7 +267,7 @@ def main() -> None:
     hide(json.loads(sys.argv[1]))
     results: dict[str, str | None] = {}
     groups = (modules(), server_options(), image_options(), matting_options())
-    options = (*groups, text_options(sys.argv[2]))
+    options = (*groups, text_options(sys.argv[2], json.loads(sys.argv[3])))
     for name, check in (option for group in options for option in group):
         try:
             check()

@@ -16,6 +16,7 @@ from typing import Any, get_args
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from stored_formats import VARIETIES, write_checkpoint
 
 from engine.diffusion.noise_schedule import DIFFUSION_SCHEDULES, FLOW_SCHEDULES
 from engine.image_types import PromptSyntax
@@ -63,10 +64,11 @@ def modules_of_extras(dependencies: list[str]) -> list[str]:
     )
 
 
-def probe(dependencies: list[str], folder: Path) -> dict[str, str | None]:
+def probe(dependencies: list[str], folder: Path, written: dict[str, str]) -> dict[str, str | None]:
     hidden = json.dumps(modules_of_extras(dependencies))
+    program = str(ROOT / "tests/runtime_probe.py")
     result = subprocess.run(
-        [sys.executable, str(ROOT / "tests/runtime_probe.py"), hidden, str(folder)],
+        [sys.executable, program, hidden, str(folder), json.dumps(written)],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -78,8 +80,18 @@ def probe(dependencies: list[str], folder: Path) -> dict[str, str | None]:
 
 
 @pytest.fixture(scope="module")
-def results(tiny_llama: Any) -> dict[str, str | None]:
-    return probe(PROJECT["dependencies"], tiny_llama())
+def written(tiny_llama: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Models by their format, for whose writing packages are needed that an installation lacks."""
+    folders = {}
+    for variety in (VARIETIES[name] for name in ("bnb nf4", "W4A16", "FP8 blocks")):
+        packed, _ = write_checkpoint(tiny_llama(), tmp_path_factory.mktemp("written"), variety)
+        folders[variety.name] = str(packed)
+    return folders
+
+
+@pytest.fixture(scope="module")
+def results(tiny_llama: Any, written: dict[str, str]) -> dict[str, str | None]:
+    return probe(PROJECT["dependencies"], tiny_llama(), written)
 
 
 def test_all_that_is_offered_works(results: dict[str, str | None]) -> None:
@@ -111,8 +123,9 @@ def test_what_the_extras_bring_is_hidden() -> None:
     assert not {"scipy", "torch", "numpy", "PIL", "uvloop", "yaml", "zmq"} & set(hidden)
 
 
-def test_a_missing_dependency_would_be_seen(tiny_llama: Any) -> None:
+def test_a_missing_dependency_would_be_seen(tiny_llama: Any, written: dict[str, str]) -> None:
     without = [text for text in PROJECT["dependencies"] if not text.startswith("uvloop")]
     assert len(without) == len(PROJECT["dependencies"]) - 1
-    failed = {name for name, error in probe(without, tiny_llama()).items() if error is not None}
+    results = probe(without, tiny_llama(), written)
+    failed = {name for name, error in results.items() if error is not None}
     assert failed == {"event loop"}

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from engine.errors import EngineError
+from engine.errors import InvalidParameter
 from engine.training.checkpoints import TrainingCheckpoints
 from engine.training.losses import Losses
 from engine.training.order import TrainingOrder
@@ -26,12 +26,6 @@ LEAST_RATE = 0.1
 """Of the learning rate, at the end."""
 MAX_GRADIENT_NORM = 1.0
 _SEEDS_APART = 1_000_003
-
-
-class TrainingDiverged(EngineError):
-    """The loss is no number any more."""
-
-    code = "training_diverged"
 
 
 class Learner(Protocol):
@@ -61,7 +55,7 @@ def train(learner: Learner, order: TrainingOrder, tell: Tell) -> dict[str, Any]:
         tell: is told of each step.
 
     Raises:
-        TrainingDiverged: the loss is not finite; the last checkpoint stays.
+        InvalidParameter: the loss is not finite at this learning rate; the last checkpoint stays.
         CorruptFile: the checkpoint to go on from is damaged.
     """
     checkpoints = TrainingCheckpoints(order.output)
@@ -81,9 +75,10 @@ def train(learner: Learner, order: TrainingOrder, tell: Tell) -> dict[str, Any]:
             group["lr"] = rate
         loss = _step(learner, optimizer, parameters, order.seed, step)
         if not math.isfinite(loss):
-            raise TrainingDiverged(
+            raise InvalidParameter(
                 f"the loss of step {step + 1} is {loss}; lower --learning-rate, or use --precision "
-                f"float32"
+                f"float32",
+                param="learning_rate",
             )
         done = step + 1
         losses.add(done, loss, rate)

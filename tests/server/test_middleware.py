@@ -13,6 +13,7 @@ from starlette.responses import StreamingResponse
 
 from server.app import create_app
 from server.http.log_fields import annotate
+from server.middleware import body_limit
 from server.middleware.body_limit import BodyLimitMiddleware
 from server.routes import docs
 from server.settings import Settings
@@ -255,7 +256,8 @@ async def test_bodies_up_to_the_limit_pass(sizes):
 
 
 @pytest.mark.parametrize("sizes", [(LIMIT + 1,), (LIMIT, 1), (1000, 1000, 1000, 1000)])
-async def test_larger_ones_are_refused_with_and_without_a_length(sizes):
+async def test_larger_ones_are_refused_with_and_without_a_length(sizes, monkeypatch):
+    monkeypatch.setattr(body_limit, "_LINGER_S", 100)
     async with client_of(create(max_body_bytes=LIMIT)) as client:
         for content in (pieces(*sizes), b"x" * sum(sizes)):
             start_s = time.perf_counter()
@@ -266,7 +268,7 @@ async def test_larger_ones_are_refused_with_and_without_a_length(sizes):
             assert str(LIMIT) in error["message"]
             assert response.headers["connection"] == "close"
             assert response.headers["x-request-id"]
-            assert time.perf_counter() - start_s < 1, "waited for a body that had ended"
+            assert time.perf_counter() - start_s < 50, "waited for a body that had ended"
 
 
 async def test_the_limit_also_holds_for_the_json_routes():

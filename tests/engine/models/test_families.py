@@ -143,7 +143,8 @@ def random_text(length):
 def assert_same(found, expected, seed):
     assert found.shape == expected.shape
     error = (found - expected).abs().max().item()
-    assert error < TOLERANCE, f"logits differ by {error}, seed {seed}"
+    largest = expected.abs().max().item()
+    assert error < TOLERANCE * max(1, largest), f"logits differ by {error}, seed {seed}"
 
 
 def test_whole_prompts_chunks_and_decodes_equal_transformers(pair):

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from engine.errors import CorruptFile
-from engine.training.loop import LEAST_RATE, TrainingDiverged, learning_rate_factor, train
+from engine.errors import CorruptFile, InvalidParameter
+from engine.training.loop import LEAST_RATE, learning_rate_factor, train
 from engine.training.order import TrainingOrder
 
 WANTED = torch.tensor([1.0, -2.0, 3.0])
@@ -106,7 +106,7 @@ def test_samples_change_nothing(order, tmp_path):
 
 
 def test_a_loss_that_is_no_number_ends_it_and_leaves_the_checkpoint(order):
-    with pytest.raises(TrainingDiverged, match=r"step 16.*learning-rate"):
+    with pytest.raises(InvalidParameter, match=r"step 16.*learning-rate"):
         finished(order, is_broken_at=16)
     checkpoint = order.output / "checkpoints" / "step-00000014"
     assert torch.load(checkpoint / "adapter" / "weight.pt", weights_only=True).isfinite().all()

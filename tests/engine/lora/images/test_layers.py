@@ -2,7 +2,6 @@
 
 import copy
 import random
-from functools import partial
 
 import pytest
 import torch
@@ -150,11 +149,15 @@ def made_without(made, path):
 
 
 def test_packed_layers_have_them_as_plain_ones_do(network, x, tmp_path, seed):
+    def product(weight_and_bias, rows):
+        return nn.functional.linear(rows, *weight_and_bias)
+
     plain = copy.deepcopy(network)
     for name in ("inner", "out"):
         layer = getattr(network, name)
-        product = partial(nn.functional.linear, weight=layer.weight, bias=layer.bias)
-        setattr(network, name, MethodModule(product, layer.in_features, layer.out_features))
+        state = layer.weight, layer.bias
+        module = MethodModule(product, state, layer.in_features, layer.out_features)
+        setattr(network, name, module)
     layers = adapted(network)
     made = write(plain, PATHS, dotted("unet"), seed=seed)
     table = table_of(layers)
