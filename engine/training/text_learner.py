@@ -67,8 +67,9 @@ class TextLearner:
         folder.mkdir(parents=True, exist_ok=True)
         self._model.eval()
         lines = []
+        reader = TextReader(self._tokenizer, self._order.max_length)
         for prompt in self._order.sample_prompts:
-            token_ids = TextReader(self._tokenizer, self._order.max_length).question(prompt)
+            token_ids = reader.question(prompt)
             answer = self._model.generate(
                 input_ids=torch.tensor([token_ids]),
                 attention_mask=torch.ones(1, len(token_ids), dtype=torch.long),

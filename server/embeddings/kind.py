@@ -1,11 +1,9 @@
 """Embedding models, as the server knows them beside their routes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from prometheus_client import CollectorRegistry
-
-from engine.client import EngineClient
 from engine.config import EngineConfig
 from engine.embedding_types import EmbeddingModelInfo
 from engine.kinds import EMBEDDING
@@ -60,12 +58,6 @@ def _card(info: EmbeddingModelInfo) -> EmbeddingModelCard:
     )
 
 
-def _metrics(
-    registry: CollectorRegistry, engine: EngineClient, *, clock: Callable[[], float]
-) -> ItemMetrics:
-    return ItemMetrics(EMBEDDING, _METRICS, registry, engine, clock=clock)
-
-
 def _first_question(model: str) -> FirstQuestion:
     return FirstQuestion(
         path="/v1/embeddings", fields={"model": model, "input": "The sky is blue."}
@@ -89,6 +81,6 @@ SERVED_EMBEDDINGS = ServedKind(
     places=_places,
     fill_in=_fill_in,
     card=_card,
-    metrics=_metrics,
+    metrics=partial(ItemMetrics, EMBEDDING, _METRICS),
     first_question=_first_question,
 )

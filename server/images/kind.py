@@ -20,7 +20,8 @@ from server.protocol.models import ImageModelCard
 from server.settings import Settings
 
 
-def _places(settings: Settings, config: EngineConfig) -> Places:
+def image_places(settings: Settings, config: EngineConfig) -> Places:
+    """Of every kind of model whose requests are for images."""
     return Places(
         what="images",
         num_running=config.max_num_images,
@@ -80,7 +81,7 @@ SERVED_IMAGES = ServedKind(
     nothing_served="no image model is served here; start the server with one, such as "
     "--model HUB_ID_OR_FOLDER",
     bodies=(ImageGenerationRequest, ImageEditRequest, ImageVariationRequest),
-    places=_places,
+    places=image_places,
     fill_in=_fill_in,
     card=_card,
     metrics=ImageMetrics,

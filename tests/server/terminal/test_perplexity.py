@@ -185,21 +185,6 @@ def test_a_text_shorter_than_a_passage(server, text):
     assert "a passage has 512" in error
 
 
-@pytest.fixture
-def child(monkeypatch):
-    """What the process that measures is told, and what it says."""
-    child = {"orders": [], "lines": [], "code": 0}
-
-    def command_on(device, visible, command):
-        child["orders"].append(json.loads(command[-1]))
-        lines = ["Some library says hello", *map(json.dumps, child["lines"])]
-        script = "; ".join(f"print({line!r})" for line in lines)
-        return [*command[:2], "-c", f"{script}; raise SystemExit({child['code']})"]
-
-    monkeypatch.setattr(own_process, "command_on", command_on)
-    return child
-
-
 REPORT = {
     "context": 512,
     "passages": 3,

@@ -6,7 +6,6 @@ import pytest
 from typer.testing import CliRunner
 
 from server.cli import app
-from server.terminal import own_process
 
 REPORT = {
     "model": "m",
@@ -21,18 +20,9 @@ REPORT = {
 }
 
 
-@pytest.fixture
-def child(monkeypatch):
-    """What the process that makes it is told, and what it says."""
-    child = {"orders": [], "lines": [{"report": REPORT}], "code": 0}
-
-    def command_on(device, visible, command):
-        child["orders"].append(json.loads(command[-1]))
-        script = "; ".join(f"print({json.dumps(line)!r})" for line in child["lines"])
-        return [*command[:2], "-c", f"{script}; raise SystemExit({child['code']})"]
-
-    monkeypatch.setattr(own_process, "command_on", command_on)
-    return child
+@pytest.fixture(autouse=True)
+def reports(child):
+    child["lines"] = [{"report": REPORT}]
 
 
 def invoke(*arguments):

@@ -1,0 +1,26 @@
+"""What the tests of commands share that start a process of their own."""
+
+import json
+import sys
+
+import pytest
+
+from server.terminal import own_process
+
+
+@pytest.fixture
+def child(monkeypatch):
+    """The process that a command starts: `orders` are what it was told, `devices` and `commands`
+    how it was started; `lines` are what it says, before it ends with `code`."""
+    child = {"orders": [], "devices": [], "commands": [], "lines": [], "code": 0}
+
+    def command_on(device, visible, command):
+        child["devices"].append(device)
+        child["commands"].append(" ".join(command))
+        child["orders"].append(json.loads(command[-1]))
+        lines = ["Some library says hello", *map(json.dumps, child["lines"])]
+        script = "; ".join(f"print({line!r})" for line in lines)
+        return [sys.executable, "-c", f"{script}; raise SystemExit({child['code']})"]
+
+    monkeypatch.setattr(own_process, "command_on", command_on)
+    return child
