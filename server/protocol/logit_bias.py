@@ -16,7 +16,9 @@ Word = Annotated[str, Field(min_length=1, max_length=MAX_WORD_CHARS)]
 def _is_key(value: Any) -> bool:
     if isinstance(value, str):
         return 1 <= len(value) <= MAX_WORD_CHARS
-    return type(value) in (int, float) and value in range(MAX_TOKEN_ID + 1)
+    # Not `in range(…)`, which would count up to a float.
+    is_number = type(value) in (int, float)
+    return is_number and 0 <= value <= MAX_TOKEN_ID and value == int(value)
 
 
 def _is_bias(value: Any) -> bool:
