@@ -48,6 +48,12 @@ class ModelConfig:
     generation: dict[str, float] = field(default_factory=dict)
     """Sampling defaults of generation_config.json."""
 
+    @property
+    def experts(self) -> tuple[int, int] | None:
+        """How many a layer of experts has, and how many of them each token passes; None: there are
+        no such layers."""
+        return None
+
     def within(self, max_model_len: int | None) -> Self:
         """The same for texts of that length at most; None: of any that it can use.
 

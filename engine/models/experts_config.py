@@ -23,6 +23,20 @@ class ExpertsConfig(ModelConfig):
     plain_layers: frozenset[int] = frozenset()
     """Those without experts."""
 
+    @property
+    def experts(self) -> tuple[int, int]:
+        return self.num_experts, self.experts_per_token
+
+
+def expert_row_counts(config: ModelConfig) -> tuple[int, ...]:
+    """Numbers of a step's rows from which a GPU cuts products over experts in another way
+    (`kernels/experts/triton_linear.py`): by all pairs of a row and an expert, and by those that an
+    expert has on average."""
+    if config.experts is None:
+        return ()
+    number, per_token = config.experts
+    return tuple(sorted({pairs // per_token + 1 for pairs in (64, 16 * number, 64 * number)}))
+
 
 def gguf_expert_fields(keys: GgufKeys, expert_size: int) -> dict[str, Any]:
     """Fields of `ExpertsConfig`.

@@ -35,6 +35,8 @@ class PlanRow:
     """The checkpoint has its weights so."""
     kv_cache_dtype: str | None = None
     weight_bytes: int
+    read_bytes: int | None = None
+    """Of these, by a step that decodes so many texts as were asked for."""
     kv_bytes: int = 0
     """Of so many texts with so many tokens as were asked for."""
     step_bytes: int
@@ -58,6 +60,21 @@ class PlanRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertFacts:
+    """Of a mixture."""
+
+    per_layer: int
+    per_token: int
+    per_step: float
+    """Different ones of a layer that a step which decodes all texts is expected to read, where the
+    router likes all equally well. One that prefers some reads fewer."""
+    parameters: int
+    """Of the whole model."""
+    active_parameters: int
+    """That each token meets."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlanReport:
     """Every way, in the order of the formats' table."""
 
@@ -67,6 +84,7 @@ class PlanReport:
     free_bytes: int
     concurrency: int
     context: int | None
+    experts: ExpertFacts | None = None
     rows: Sequence[PlanRow]
 
     def as_json(self) -> dict[str, Any]:

@@ -14,8 +14,11 @@ _Plan = Mapping[str, Any]
 def plan_table(plan: _Plan) -> str:
     """What is asked for, a line for each way to keep the model, and the flags of those that fit."""
     rows = plan["rows"]
-    columns = _text_columns(rows) if plan["kind"] == "text" else _image_columns(rows)
-    lines = [_title(plan), "", *_aligned(columns), ""]
+    if plan["kind"] == "text":
+        columns = _text_columns(rows, has_experts=plan.get("experts") is not None)
+    else:
+        columns = _image_columns(rows)
+    lines = [_title(plan), *_experts(plan), "", *_aligned(columns), ""]
     return "\n".join([*lines, *_advice(plan)])
 
 
@@ -27,11 +30,27 @@ def _title(plan: _Plan) -> str:
     return f"{plan['model']} on {plan['device']}, {_size(plan['free_bytes'])} free: {wanted}"
 
 
-def _text_columns(rows: list[_Plan]) -> list[list[str]]:
+def _experts(plan: _Plan) -> list[str]:
+    """Of a mixture: what its tokens take of it."""
+    experts = plan.get("experts")
+    if experts is None:
+        return []
+    texts = plan["concurrency"]
+    return [
+        f"{_count(experts['parameters'])} parameters, of which each token meets "
+        f"{_count(experts['active_parameters'])}: {experts['per_token']} of "
+        f"{experts['per_layer']} experts in a layer.",
+        f"A step of {texts} text{'s' if texts > 1 else ''} is expected to read "
+        f"{experts['per_step']:.1f} of them (fewer, where the router prefers some).",
+    ]
+
+
+def _text_columns(rows: list[_Plan], *, has_experts: bool) -> list[list[str]]:
+    names = ("weights", "read") if has_experts else ("weights",)
     return [
         ["quantization", *(_format(row) for row in rows)],
         ["kv cache", *(row["kv_cache_dtype"] for row in rows)],
-        *_memory_columns(rows, ("weights", "kv", "step", "process", "total")),
+        *_memory_columns(rows, (*names, "kv", "step", "process", "total")),
         ["fits", *("yes" if row["fits"] else "no" for row in rows)],
         ["most tokens", *(f"{row['max_tokens']:,}" for row in rows)],
         ["decode", *(_speed(row["decode_tokens_per_s"]) for row in rows)],
@@ -60,6 +79,10 @@ def _format(row: _Plan) -> str:
 
 def _speed(tokens_per_s: float | None) -> str:
     return "-" if tokens_per_s is None else f"{tokens_per_s:,.0f}/s"
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e9:.1f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"
 
 
 def _size(num_bytes: int) -> str:

@@ -23,9 +23,9 @@ from engine.config import (
 from engine.errors import InvalidParameter, ModelLoadError
 from engine.kv_numbers import KvNumbers
 from engine.models.config import ModelConfig
-from engine.models.experts_config import ExpertsConfig
 from engine.planning.chips import Chip
-from engine.planning.report import PlanReport, PlanRow, Target
+from engine.planning.mixture import Mixture, expert_bytes
+from engine.planning.report import ExpertFacts, PlanReport, PlanRow, Target
 from engine.planning.step_bytes import step_bytes
 from engine.quantization.table import Quantization
 from engine.runtime.device import torch_dtype
@@ -63,6 +63,7 @@ def plan(checkpoint: Checkpoint, intent: EngineConfig, target: Target) -> PlanRe
             param="context",
         )
     rows: list[PlanRow] = []
+    experts: ExpertFacts | None = None
     problem: ModelLoadError | None = None
     for name in get_args(Quantization):
         if name == "auto":
@@ -74,6 +75,7 @@ def plan(checkpoint: Checkpoint, intent: EngineConfig, target: Target) -> PlanRe
             problem = error
             continue
         rows += _rows(kept, config, of_format, target, context)
+        experts = _expert_facts(Mixture.of(kept, config), target.concurrency)
     if not rows and problem is not None:
         raise problem
     return PlanReport(
@@ -83,7 +85,21 @@ def plan(checkpoint: Checkpoint, intent: EngineConfig, target: Target) -> PlanRe
         free_bytes=target.machine.free_memory_bytes,
         concurrency=target.concurrency,
         context=context,
+        experts=experts,
         rows=rows,
+    )
+
+
+def _expert_facts(mixture: Mixture, texts: int) -> ExpertFacts | None:
+    """None: the model has no experts."""
+    if mixture.num_experts == 1:
+        return None
+    return ExpertFacts(
+        per_layer=mixture.num_experts,
+        per_token=mixture.per_token,
+        per_step=mixture.expected_experts(texts),
+        parameters=mixture.parameters,
+        active_parameters=mixture.active_parameters,
     )
 
 
@@ -130,6 +146,7 @@ def _row(
         is_stored=kept.quantization == kept.stored,
         kv_cache_dtype=intent.resolved_kv_cache_dtype,
         weight_bytes=facts.weight_bytes,
+        read_bytes=speeds.read_bytes(target.concurrency),
         kv_bytes=kv,
         step_bytes=step,
         process_bytes=target.process_bytes,
@@ -149,16 +166,19 @@ class Speeds:
         self._config = config
         self._head_bytes = KvNumbers(intent.resolved_kv_cache_dtype).head_bytes(config.head_dim)
         self._head_weights = config.vocab_size * config.hidden_size
-        sizes = kept.layer_weights()
-        experts = sum(number for name, number in sizes.items() if ".experts." in name)
-        self._unchosen = 0.0
-        if isinstance(config, ExpertsConfig):
-            self._unchosen = 1 - config.experts_per_token / config.num_experts
-        self._layer_weights = sum(sizes.values()) - experts * self._unchosen
+        self._mixture = mixture = Mixture.of(kept, config)
+        unchosen = mixture.parameters - mixture.active_parameters
+        self._layer_weights = sum(kept.layer_weights().values()) - unchosen
         looked_up = 0 if kept.multiplies_embedding else self._head_weights * dtype_bytes
         self._weight_bytes = kept.num_bytes(dtype_bytes) - looked_up
-        all_weights = sum(sizes.values()) + self._head_weights
-        self._expert_bytes = self._weight_bytes * experts / all_weights
+        self._expert_bytes = expert_bytes(kept, dtype_bytes)
+
+    def read_bytes(self, texts: int) -> int:
+        """Of weights, by a step of decodes: without experts that none of its tokens is expected to
+        choose."""
+        mixture = self._mixture
+        share = mixture.expected_experts(texts) / mixture.num_experts
+        return math.ceil(self._weight_bytes - self._expert_bytes * (1 - share))
 
     def decode(self, chip: Chip, concurrency: int, context: int) -> float:
         """Tokens a second of so many texts, each with so many tokens."""
@@ -167,9 +187,7 @@ class Speeds:
         kv = 2 * seen * config.num_key_value_heads * self._head_bytes
         products = 2 * (self._layer_weights + self._head_weights)
         attention = 4 * seen * config.num_attention_heads * config.head_dim
-        # Experts that no token of a step has chosen are not read.
-        weights = self._weight_bytes - self._expert_bytes * self._unchosen**concurrency
-        reading_s = (weights + concurrency * kv) / chip.bytes_per_s
+        reading_s = (self.read_bytes(concurrency) + concurrency * kv) / chip.bytes_per_s
         computing_s = concurrency * (products + attention) / chip.flops
         return concurrency / max(reading_s, computing_s)
 

@@ -26,6 +26,8 @@ from engine.models.loading import load_dummy_weights, load_weights
 
 LARGEST_DIFFERENCE = {torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.1}
 """Of hidden states from those of transformers' own attention, relative to these."""
+_NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""What configurations call it."""
 
 log = structlog.get_logger(__name__)
 
@@ -38,6 +40,16 @@ class FallbackConfig(ModelConfig):
     """Of config.json."""
     names: TensorNames
 
+    @property
+    def experts(self) -> tuple[int, int] | None:
+        """See `ModelConfig.experts`: of those that are computed by ours."""
+        counts = [self.values.get(key) for key in _NUM_EXPERTS]
+        number = next((count for count in counts if isinstance(count, int)), None)
+        chosen = self.values.get("num_experts_per_tok")
+        if not self.names.experts or number is None or not isinstance(chosen, int):
+            return None
+        return (number, chosen) if 0 < chosen <= number else None
+
     def tensor_name(self, name: str) -> str:
         """See `ModelConfig.tensor_name`."""
         return self.names.of(name)
@@ -48,8 +60,6 @@ class FallbackModel(CausalLM):
 
     Every forward pass runs that code in Python: steps are not recorded.
     """
-
-    can_be_recorded = False
 
     def __init__(self, config: FallbackConfig, options: WeightOptions) -> None:
         super().__init__(config, options)
@@ -68,6 +78,10 @@ class FallbackModel(CausalLM):
         )
         # In a tuple so that its parts do not become submodules twice.
         self._head = (_head_of(self.causal),)
+
+    @property
+    def can_be_recorded(self) -> bool:
+        return False
 
     def forward(self, token_ids: Tensor, positions: Tensor, ctx: ForwardContext) -> Tensor:
         """See `CausalLM.forward`."""

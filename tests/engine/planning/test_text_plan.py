@@ -86,12 +86,15 @@ def mlp_shapes(config):
     if num_experts is None:
         inside, outside = ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",)
         return dict.fromkeys(inside, (inner, hidden)) | dict.fromkeys(outside, (hidden, inner))
-    moe = "block_sparse_moe"
+    moe, gate, up, down = "block_sparse_moe", "w1", "w3", "w2"
+    if config["model_type"] == "qwen3_moe":
+        moe, gate, up, down = "mlp", "gate_proj", "up_proj", "down_proj"
+        inner = config["moe_intermediate_size"]
     found = {f"{moe}.gate": (num_experts, hidden)}
     for expert in range(num_experts):
         one = f"{moe}.experts.{expert}"
-        found |= {f"{one}.w1": (inner, hidden), f"{one}.w3": (inner, hidden)}
-        found[f"{one}.w2"] = (hidden, inner)
+        found |= {f"{one}.{gate}": (inner, hidden), f"{one}.{up}": (inner, hidden)}
+        found[f"{one}.{down}"] = (hidden, inner)
     return found
 
 
@@ -175,8 +178,61 @@ def test_experts_that_nobody_chose_are_neither_read_nor_multiplied(tmp_path):
         read = 2 * (experts + attention + head)
         wanted = texts * chip.bytes_per_s / read
         assert row.decode_tokens_per_s == pytest.approx(wanted, rel=1e-3)
+        assert row.read_bytes == pytest.approx(read, rel=1e-3)
     multiplied = 2 * (4 * expert + attention)
     assert found[1].prefill_tokens_per_s == pytest.approx(chip.flops / multiplied, rel=1e-3)
+
+
+QWEN3_30B = LLAMA3 | {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "vocab_size": 151936,
+    "hidden_size": 2048,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 4,
+    "num_local_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": True,
+}
+
+
+def test_what_a_mixture_has_and_what_a_token_meets(tmp_path):
+    """Qwen3-30B-A3B: 30.5 billion parameters, 3.3 of them active, as its page says."""
+    checkpoint, _ = write_headers(tmp_path, QWEN3_30B)
+    wanted = target(free=70 * GIB, chip=CHIPS["h100"], concurrency=16, context=100)
+    report = plan(checkpoint, EngineConfig(), wanted)
+    experts = report.experts
+    assert (experts.per_layer, experts.per_token) == (128, 8)
+    assert experts.per_step == pytest.approx(128 * (1 - (15 / 16) ** 16))
+    assert experts.parameters == pytest.approx(30.53e9, rel=1e-3)
+    assert experts.active_parameters == pytest.approx(3.35e9, rel=1e-2)
+    text = plan_table(report.as_json())
+    assert "30.5 B parameters" in text and "8 of 128 experts" in text and "82.4 of them" in text
+    rows = rows_of(report)
+    # With int4 the output layer has 8.5 bits: experts that are not read count with their own.
+    for name, bits in (("none", 16), ("int4", 5)):
+        row = rows[name, "bfloat16"]
+        each = 48 * 3 * 2048 * 768 * bits / 8
+        unread = 128 - experts.per_step
+        embedding = 2 * 151936 * 2048
+        assert row.weight_bytes - row.read_bytes - embedding == pytest.approx(
+            unread * each, rel=1e-3
+        )
+
+
+def test_a_model_without_experts_says_nothing_of_them(llama3):
+    report = plan(llama3[0], EngineConfig(), target(context=100))
+    assert report.experts is None
+    text = plan_table(report.as_json())
+    assert "experts" not in text and " read " not in text
+
+
+def test_a_step_holds_the_rows_of_all_experts(tmp_path):
+    checkpoint, _ = write_headers(tmp_path, QWEN3_30B)
+    intent = EngineConfig(max_num_batched_tokens=512, max_num_seqs=1)
+    [row, *_] = plan(checkpoint, intent, target(free=70 * GIB, context=100)).rows
+    assert row.step_bytes > 512 * 8 * (2048 + 3 * 768) * 2
 
 
 def engine_config(intent, flags):
