@@ -10,6 +10,13 @@ images: `R` rows (request × guidance branch), `Q` queries, `L` keys.
 """
 
 from kernels.attention import attention
+from kernels.experts import (
+    ExpertWeights,
+    Routing,
+    linear_experts,
+    route_experts,
+    sum_experts,
+)
 from kernels.geglu import geglu
 from kernels.gelu_mul import gelu_mul
 from kernels.group_norm_silu import group_norm_silu
@@ -51,6 +58,9 @@ OPS = (
     lora_gather,
     linear,
     linear_packed,
+    route_experts,
+    linear_experts,
+    sum_experts,
     sample_tokens,
     score_tokens,
 )
@@ -59,10 +69,12 @@ OPS = (
 __all__ = [
     "OPS",
     "EditLists",
+    "ExpertWeights",
     "GGUFType",
     "PackedWeight",
     "PagedBatch",
     "Panels",
+    "Routing",
     "SampledTokens",
     "SamplingRows",
     "TokenScores",
@@ -72,6 +84,7 @@ __all__ = [
     "gelu_mul",
     "group_norm_silu",
     "linear",
+    "linear_experts",
     "linear_gguf",
     "linear_nf4",
     "linear_packed",
@@ -84,7 +97,9 @@ __all__ = [
     "panels_from_gguf",
     "rms_norm",
     "rope_store_kv",
+    "route_experts",
     "sample_tokens",
     "score_tokens",
     "silu_mul",
+    "sum_experts",
 ]

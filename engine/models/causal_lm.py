@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from engine.models.config import ModelConfig
 from engine.models.forward_context import ForwardContext
 from engine.models.layers.embedding import LmHead
+from engine.models.layers.experts import Experts
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.loading import load_dummy_weights, load_weights
 
@@ -16,8 +17,6 @@ class CausalLM(nn.Module, ABC):
     """A decoder with its output layer. Built without memory; weights come with `load_weights`."""
 
     lm_head: LmHead
-    can_be_recorded: bool = True
-    """Whether a decode step launches the same operations whatever its tokens are."""
 
     def __init__(self, config: ModelConfig, options: WeightOptions) -> None:
         super().__init__()
@@ -35,6 +34,13 @@ class CausalLM(nn.Module, ABC):
         Returns:
             [T, C], normalised hidden states.
         """
+
+    @property
+    def can_be_recorded(self) -> bool:
+        """Whether a decode step launches the same operations whatever its tokens are; known once
+        weights are loaded."""
+        mixtures = (module for module in self.modules() if isinstance(module, Experts))
+        return all(experts.can_be_recorded for experts in mixtures)
 
     def leave_out_head(self) -> None:
         """Before its weights are loaded: it will only be asked for states."""

@@ -58,9 +58,7 @@ class MixtralLayer(nn.Module):
 
 def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
     assert isinstance(config, ExpertsConfig)
-    model = Decoder(config, options, lambda layer: MixtralLayer(config, options, layer))
-    model.can_be_recorded = False
-    return model
+    return Decoder(config, options, lambda layer: MixtralLayer(config, options, layer))
 
 
 def read_json(keys: MetadataKeys) -> ModelConfig:

@@ -43,9 +43,7 @@ def create(config: ModelConfig, options: WeightOptions) -> CausalLM:
         )
         return DecoderLayer(config, attention, experts)
 
-    model = Decoder(config, options, create_layer)
-    model.can_be_recorded = False
-    return model
+    return Decoder(config, options, create_layer)
 
 
 def read_json(keys: MetadataKeys) -> ModelConfig:

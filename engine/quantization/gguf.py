@@ -47,7 +47,8 @@ class GgufMethod(LinearMethod[PanelsState | RowsState]):
     ) -> PanelsState | RowsState:
         """Rows as a file has them, for products on a device."""
         if device.type == "cpu":
-            return PanelsState.of(panels_from_gguf(rows, self.quant_type), bias)
+            panels = panels_from_gguf(rows, self.quant_type)
+            return PanelsState.of(panels, bias, int8_activations=self.int8_activations)
         return RowsState(rows.to(device), None if bias is None else bias.float())
 
     def dequantised(self, part: LinearPart) -> Tensor:
@@ -64,12 +65,12 @@ class GgufMethod(LinearMethod[PanelsState | RowsState]):
 
     def apply(self, state: PanelsState | RowsState, x: Tensor) -> Tensor:
         if isinstance(state, PanelsState):
-            return state.multiply(x, int8_activations=self.int8_activations)
+            return state.multiply(x)
         return linear_gguf(x, state.rows, self.quant_type, state.bias)
 
     def apply_in_fp32(self, state: PanelsState | RowsState, x: Tensor) -> Tensor:
         if isinstance(state, PanelsState):
-            return state.multiply(x, int8_activations=self.int8_activations, fp32_out=True)
+            return state.multiply(x, fp32_out=True)
         return self.apply(state, x.float())
 
     def bits_per_weight(self, dtype_bytes: int) -> float:

@@ -21,13 +21,13 @@ class Int8Method(LinearMethod[PanelsState]):
         return self.arrange(part.concatenated_as_loaded("weight"), part.bias())
 
     def arrange(self, weight: Tensor, bias: Tensor | None = None) -> PanelsState:
-        return PanelsState.of(panels_from_floats(weight), bias)
+        return PanelsState.of(panels_from_floats(weight), bias, int8_activations=True)
 
     def apply(self, state: PanelsState, x: Tensor) -> Tensor:
-        return state.multiply(x, int8_activations=True)
+        return state.multiply(x)
 
     def apply_in_fp32(self, state: PanelsState, x: Tensor) -> Tensor:
-        return state.multiply(x, int8_activations=True, fp32_out=True)
+        return state.multiply(x, fp32_out=True)
 
     def bits_per_weight(self, dtype_bytes: int) -> float:
         return INT8.bits_per_weight

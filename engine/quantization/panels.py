@@ -21,18 +21,20 @@ class PanelsState:
     panels: Panels
     bias: Tensor | None
     """fp32: the kernel adds it to its sums."""
+    int8_activations: bool = False
+    """Multiplied in 8-bit integers."""
 
     @classmethod
-    def of(cls, panels: Panels, bias: Tensor | None) -> "PanelsState":
+    def of(
+        cls, panels: Panels, bias: Tensor | None, *, int8_activations: bool = False
+    ) -> "PanelsState":
         """With a bias of any float dtype."""
-        return cls(panels, None if bias is None else bias.float())
+        return cls(panels, None if bias is None else bias.float(), int8_activations)
 
-    def multiply(
-        self, x: Tensor, *, int8_activations: bool = False, fp32_out: bool = False
-    ) -> Tensor:
+    def multiply(self, x: Tensor, *, fp32_out: bool = False) -> Tensor:
         """[T, in] → [T, out]; see `kernels.linear_panels`."""
         return linear_panels(
-            x, self.panels, self.bias, int8_activations=int8_activations, fp32_out=fp32_out
+            x, self.panels, self.bias, int8_activations=self.int8_activations, fp32_out=fp32_out
         )
 
 

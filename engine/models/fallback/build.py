@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from engine.models.fallback.architecture import causal_class, read_config, refusal
 from engine.models.fallback.attention import PAGED
 from engine.models.fallback.layers import (
-    Experts,
+    FallbackExperts,
     KeptEmbedding,
     replacement,
     replacement_for_head,
@@ -76,7 +76,7 @@ def build(
     if type(words) is nn.Embedding:
         rows = places[embedding] = TokenEmbedding(words.num_embeddings, words.embedding_dim)
     for path in experts:
-        places[path] = Experts.replacing(causal.get_submodule(path))
+        places[path] = FallbackExperts.replacing(causal.get_submodule(path))
     within = tuple(f"{path}." for path in experts)
     for path, module in causal.named_modules():
         if path.startswith(within) or path in experts:

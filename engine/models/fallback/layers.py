@@ -14,12 +14,12 @@ from engine.models.fallback.step import current_context
 from engine.models.forward_context import ForwardContext
 from engine.models.layers.activation import gelu, gelu_tanh, silu
 from engine.models.layers.embedding import LmHead, TokenEmbedding
-from engine.models.layers.experts import mix
+from engine.models.layers.experts import Experts
 from engine.models.layers.linear import Linear, Shard
-from engine.models.layers.mlp import GatedMlp
 from engine.models.layers.weight_slots import WeightOptions, WeightSlot
 from engine.quantization.method import TensorSpec
 from engine.quantization.plain import UnquantizedMethod
+from kernels import Routing
 
 
 class FallbackLinear(Linear):
@@ -150,21 +150,18 @@ class RotaryTable(nn.Module):
         return list(inspect.signature(module.forward).parameters)[:2] == ["x", "position_ids"]
 
 
-class Experts(nn.ModuleList):
+class FallbackExperts(Experts):
     """In the place of a mixture's experts, which checkpoints have one by one."""
-
-    def __init__(self, num_experts: int, hidden: int, inner: int, act: str) -> None:
-        super().__init__(GatedMlp(hidden, inner, act) for _ in range(num_experts))
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """[..., C], and for each of its T rows k experts and their weights → [..., C]."""
         rows = hidden_states.reshape(-1, hidden_states.shape[-1])
         choice, weights = (one.reshape(len(rows), -1) for one in (top_k_index, top_k_weights))
-        experts: Any = tuple(self)
-        return mix(rows, experts, choice, weights.float(), current_context()).view_as(hidden_states)
+        routing = Routing.of(choice, weights.float(), len(self))
+        return self.mix(rows, routing, current_context()).view_as(hidden_states)
 
     @classmethod
-    def replacing(cls, module: Any) -> "Experts":
+    def replacing(cls, module: Any) -> "FallbackExperts":
         """Those of a module of transformers that has an `activation_of`."""
         num_experts, hidden, inner = module.down_proj.shape
         return cls(num_experts, hidden, inner, cls.activation_of(module) or "")

@@ -16,7 +16,7 @@ from transformers.core_model_loading import (
 )
 
 from engine.models.fallback.architecture import refusal
-from engine.models.fallback.layers import Experts
+from engine.models.fallback.layers import FallbackExperts
 
 _EXPERTS_PART = re.compile(r"(.*\.experts)(\.\d+\.)(gate_proj|up_proj|down_proj|w1|w2|w3)(\..+)")
 _PARTS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
@@ -44,7 +44,7 @@ class TensorNames:
         self.experts = frozenset(
             path
             for path, module in model.named_modules()
-            if self._converters and Experts.activation_of(module) is not None
+            if self._converters and FallbackExperts.activation_of(module) is not None
         )
 
     def of(self, name: str) -> str:

@@ -1,24 +1,28 @@
 """Mixtures of experts: a router chooses some MLPs for each token, and their answers are added up.
 
-Tokens are sorted by expert, and each expert that is wanted multiplies its own in one call, with
-weights in any format that linear layers may have. A token's result has the same bits whoever shares
-its experts: products give a row the same bits among any others, and a token's answers are added in
-the order of its router's choice.
+Tokens are sorted by expert. Where all experts keep their weights in one form that
+`kernels.linear_experts` takes, one call multiplies with those of all; else each expert that is
+wanted multiplies its own rows. A token's result has the same bits either way and whoever shares its
+experts: products give a row the same bits among any others, and a token's answers are added in the
+order of its router's choice.
 
 Paper: Switch Transformers, Fedus et al. 2021, arXiv:2101.03961; Mixtral, Jiang et al. 2024,
 arXiv:2401.04088.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+import itertools
+from dataclasses import dataclass, replace
+from functools import cached_property
 
-import torch
 from torch import Tensor, nn
 
 from engine.models.forward_context import ForwardContext
 from engine.models.layers.linear import Linear, Shard
 from engine.models.layers.mlp import MLP_NAMES, GatedMlp, MlpNames
 from engine.models.layers.weight_slots import WeightOptions, WeightSlot
+from engine.quantization.grouped import GroupedState
+from kernels import Routing, route_experts, sum_experts
+from kernels.native_recording import refuse_recording
 
 
 class Router(Linear):
@@ -39,18 +43,73 @@ class Router(Linear):
         self._top_k = top_k
         self._normalised = normalised
 
-    def choose(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[T, C] → experts [T, k] int64, the best first, and their weights [T, k] fp32."""
-        weights, experts = self.in_fp32(x).softmax(-1).topk(self._top_k, -1)
-        if self._normalised:
-            weights = weights / weights.sum(-1, keepdim=True)
-        return experts, weights
+    def choose(self, x: Tensor) -> Routing:
+        """[T, C] → who computes what."""
+        return route_experts(self.in_fp32(x), self._top_k, normalised=self._normalised)
 
     def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
         """Plain unless the checkpoint has few bits: choices hang on these weights."""
         if options.method_for(path).takes_plain_weights:
             options = replace(options, linear_method=None)
         return super().create_weights(path, options)
+
+
+@dataclass(frozen=True, slots=True)
+class _Grouped:
+    """All experts' layers."""
+
+    gate_up: GroupedState
+    down: GroupedState
+
+
+class Experts(nn.ModuleList):
+    """MLPs of one shape, by number.
+
+    Args:
+        hidden, inner: sizes of what goes in and comes out, and of what lies between.
+        act: their activation.
+        names: of their layers.
+    """
+
+    def __init__(
+        self, number: int, hidden: int, inner: int, act: str, *, names: MlpNames = MLP_NAMES
+    ) -> None:
+        mlps = [GatedMlp(hidden, inner, act, names=names) for _ in range(number)]
+        super().__init__(mlps)
+        self._mlps = tuple(mlps)
+
+    def mix(self, x: Tensor, routing: Routing, ctx: ForwardContext) -> Tensor:
+        """[T, C] → [T, C]: the sum of the chosen experts' answers, each times its weight, in fp32,
+        in the order of the choice, rounded once."""
+        grouped = self._grouped if ctx.adapters is None else None
+        if grouped is None:
+            answers = self._one_by_one(x, routing, ctx)
+        else:
+            inner = grouped.gate_up.multiply(x, routing.starts, routing.rows)
+            answers = grouped.down.multiply(self._mlps[0].gate(inner), routing.starts)
+        return sum_experts(answers, routing.weights, routing.places)
+
+    @property
+    def can_be_recorded(self) -> bool:
+        """Whether nothing is asked of the host; known once weights are loaded."""
+        return self._grouped is not None
+
+    @cached_property
+    def _grouped(self) -> _Grouped | None:
+        gate_up = GroupedState.of([expert.gate_up_proj.state for expert in self._mlps])
+        down = GroupedState.of([expert.down_proj.state for expert in self._mlps])
+        return None if gate_up is None or down is None else _Grouped(gate_up, down)
+
+    def _one_by_one(self, x: Tensor, routing: Routing, ctx: ForwardContext) -> Tensor:
+        """[T·k, C], sorted by expert. Where experts change is needed on the host: a GPU waits for
+        the router here, and a recording would keep what it has chosen."""
+        refuse_recording("each expert multiplies rows that were chosen for this step")
+        answers = x.new_empty(len(routing.rows), x.shape[1])
+        for number, (first, last) in enumerate(itertools.pairwise(routing.starts.tolist())):
+            if first < last:
+                rows = routing.rows[first:last]
+                answers[first:last] = self._mlps[number](x[rows], _context_of(rows, ctx))
+        return answers
 
 
 class SparseMlp(nn.Module):
@@ -75,50 +134,13 @@ class SparseMlp(nn.Module):
     ) -> None:
         super().__init__()
         self.gate = Router("gate", hidden, num_experts, top_k, normalised=normalised)
-        self.experts = nn.ModuleList(
-            GatedMlp(hidden, inner, act, names=names) for _ in range(num_experts)
-        )
+        self.experts = Experts(num_experts, hidden, inner, act, names=names)
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         """[T, C] → [T, C]."""
-        choice, weights = self.gate.choose(x)
-        return mix(x, self.experts, choice, weights, ctx)  # type: ignore[arg-type]
+        return self.experts.mix(x, self.gate.choose(x), ctx)
 
     __call__ = forward
-
-
-def mix(
-    x: Tensor, experts: Sequence[GatedMlp], choice: Tensor, weights: Tensor, ctx: ForwardContext
-) -> Tensor:
-    """The sum of the chosen experts' answers, each times its weight.
-
-    Args:
-        x: [T, C].
-        choice: [T, k] int64, numbers of experts.
-        weights: [T, k] fp32.
-
-    Returns:
-        [T, C]; summed in fp32, in the order of `choice`, rounded once.
-    """
-    num_tokens, top_k = choice.shape
-    chosen = choice.flatten()
-    order = chosen.argsort(stable=True)
-    token_of_row = order // top_k
-    # Where experts change is needed on the host: a GPU waits for the router here.
-    counts = torch.bincount(chosen, minlength=len(experts)).tolist()
-    answers = x.new_empty(num_tokens * top_k, x.shape[1])
-    first = 0
-    for number, count in enumerate(counts):
-        if count:
-            rows = token_of_row[first : first + count]
-            answer = experts[number](x[rows], _context_of(rows, ctx))
-            answers[order[first : first + count]] = answer
-            first += count
-    ranked = answers.view(num_tokens, top_k, x.shape[1])
-    total = ranked[:, 0].float() * weights[:, :1]
-    for rank in range(1, top_k):
-        total += ranked[:, rank].float() * weights[:, rank : rank + 1]
-    return total.to(x.dtype)
 
 
 def _context_of(rows: Tensor, ctx: ForwardContext) -> ForwardContext:

@@ -91,6 +91,14 @@ class Linear(nn.Module, WeightOwner):
             first += shard.out_features
         return found
 
+    @property
+    def state(self) -> object:
+        """What its method has made of its tensors; None: it is divided between ranks, or its shards
+        have several methods."""
+        if self._parallel.size > 1 or len(self._parts) > 1:
+            return None
+        return self._parts[0][1]
+
     def in_fp32(self, x: Tensor) -> Tensor:
         """[T, in] → [T, out] fp32: its own product, as precisely as the weights' form allows."""
         parts = [method.apply_in_fp32(state, x) for method, state in self._parts]

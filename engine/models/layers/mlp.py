@@ -57,7 +57,8 @@ class GatedMlp(nn.Module):
             raise UnsupportedArchitecture(
                 f"hidden_act {act!r} is not supported; supported are {', '.join(_GATES)}"
             )
-        self._gate = _GATES[act]
+        self.gate = _GATES[act]
+        """[T, 2·I] → [T, I]."""
         shards = (Shard(names.gate, inner), Shard(names.up, inner))
         self.gate_up_proj = Linear(
             hidden,
@@ -69,6 +70,6 @@ class GatedMlp(nn.Module):
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         """[T, C] → [T, C]."""
-        return self.down_proj(self._gate(self.gate_up_proj(x, ctx)), ctx)
+        return self.down_proj(self.gate(self.gate_up_proj(x, ctx)), ctx)
 
     __call__ = forward

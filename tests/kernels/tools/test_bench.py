@@ -22,6 +22,7 @@ MODELS = (
     "llama3_8b",
     "llama3.2_1b",
     "qwen3_0.6b",
+    "qwen3_30b",
     "gemma",
     "shapes",
     "sd15",

@@ -1,0 +1,82 @@
+"""Mixtures of experts: which rows go to which expert, products with each one's own weights, and the
+sum of their answers."""
+
+from torch import Tensor
+
+from kernels.experts import cpu, linear_cases, reference, route_cases, sum_cases
+from kernels.experts.expert_weights import ExpertWeights
+from kernels.experts.routing import Routing
+from kernels.registry import op
+
+__all__ = [
+    "ExpertWeights",
+    "Routing",
+    "linear_experts",
+    "route_experts",
+    "sum_experts",
+]
+
+
+@op(route_cases)
+def route_experts(logits: Tensor, top_k: int, *, normalised: bool) -> Routing:
+    """Choose each token's experts and sort what is to be computed by expert.
+
+    A token's weights are the softmax of its logits at the `top_k` largest; of equal ones the first
+    is chosen first.
+
+    Args:
+        logits: [T, E] fp32, rows may be strided; E experts of which each token gets `top_k`.
+        normalised: the chosen ones' weights are scaled to the sum of 1.
+
+    Returns:
+        See `Routing`. A token's choice and weights depend on its logits alone.
+
+    Paper: Shazeer et al. 2017, arXiv:1701.06538.
+    """
+    return reference.route_experts(logits, top_k, normalised=normalised)
+
+
+@op(linear_cases)
+def linear_experts(
+    x: Tensor,
+    weights: ExpertWeights,
+    starts: Tensor,
+    rows: Tensor | None = None,
+    *,
+    int8_activations: bool = False,
+) -> Tensor:
+    """Multiply rows that are sorted by expert, each with the weight of its own.
+
+    Args:
+        x: [T, K], fp32, bf16 or fp16; rows may be strided.
+        weights: of E experts, [N, K] each.
+        starts: [E + 1] int64: rows starts[e] ... starts[e + 1] - 1 of the result are expert e's;
+            the first is 0, the last the number of rows.
+        rows: [R] int64: which row of x each row of the result is made of; None: row by row.
+        int8_activations: as of `linear_panels`; for panels of GGUF's types.
+
+    Returns:
+        [R, N], contiguous, x's dtype. A row is bit for bit what the product for this form of
+        weights (`linear_packed`, `linear_panels`) gives for it alone.
+    """
+    return reference.linear_experts(x, weights, starts, rows, int8_activations=int8_activations)
+
+
+@op(sum_cases)
+def sum_experts(answers: Tensor, weights: Tensor, places: Tensor) -> Tensor:
+    """Add up what the chosen experts say of each token, the first choice first.
+
+    Args:
+        answers: [T·k, C], sorted by expert; any float dtype, contiguous.
+        weights: [T, k] fp32.
+        places: [T, k] int64: where each token's answers are.
+
+    Returns:
+        [T, C], contiguous, the answers' dtype; products and sums are rounded to fp32 one by one.
+    """
+    return reference.sum_experts(answers, weights, places)
+
+
+route_experts.implementation("cpu", supports=cpu.supports_route)(cpu.route_experts)
+linear_experts.implementation("cpu", supports=cpu.supports_linear)(cpu.linear_experts)
+sum_experts.implementation("cpu", supports=cpu.supports_sum)(cpu.sum_experts)

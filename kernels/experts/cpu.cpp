@@ -1,0 +1,116 @@
+// Mixtures of experts: choices sorted by expert, products with each one's weights, sums of answers.
+// compile with -ffp-contract=off
+#include <algorithm>
+#include <vector>
+
+#include "experts.h"
+#include "pieces.h"
+
+namespace native::experts {
+namespace {
+
+// One token's best `top_k` of `experts`, of equal ones the first, and their shares of the softmax.
+void choose(const float* logits, int64_t experts, int64_t top_k, bool normalised, float* weights,
+            int64_t* chosen) {
+  std::vector<char> taken(experts);
+  for (int64_t rank = 0; rank < top_k; ++rank) {
+    // Whatever is in them, NaN included, these are `top_k` different ones.
+    int64_t best = -1;
+    for (int64_t e = 0; e < experts; ++e)
+      if (!taken[e] && (best < 0 || logits[e] > logits[best])) best = e;
+    taken[best] = true;
+    chosen[rank] = best;
+  }
+  float most = logits[chosen[0]], sum = 0;
+  for (int64_t e = 0; e < experts; ++e) sum += std::exp(logits[e] - most);
+  for (int64_t rank = 0; rank < top_k; ++rank)
+    weights[rank] = std::exp(logits[chosen[rank]] - most) / sum;
+  if (!normalised) return;
+  float share = 0;
+  for (int64_t rank = 0; rank < top_k; ++rank) share += weights[rank];
+  for (int64_t rank = 0; rank < top_k; ++rank) weights[rank] /= share;
+}
+
+template <class T>
+void add_up(const T* answers, const float* weights, const int64_t* places, int64_t top_k,
+            int64_t size, float* total, T* out) {
+  for (int64_t rank = 0; rank < top_k; ++rank) {
+    const T* answer = answers + places[rank] * size;
+    float weight = weights[rank];
+    if (rank == 0)
+      for (int64_t i = 0; i < size; ++i) total[i] = to_float(answer[i]) * weight;
+    else
+      for (int64_t i = 0; i < size; ++i) total[i] += to_float(answer[i]) * weight;
+  }
+  for (int64_t i = 0; i < size; ++i) out[i] = from_float<T>(total[i]);
+}
+
+}  // namespace
+}  // namespace native::experts
+
+extern "C" void tandem_route_experts(const float* logits, int64_t stride, int64_t tokens,
+                                     int64_t experts, int64_t top_k, int64_t normalised,
+                                     float* weights, int64_t* places, int64_t* rows,
+                                     int64_t* starts) {
+  using namespace native;
+  // Until they are sorted, places are the experts' numbers.
+  for_ranges(tokens, tokens * experts * top_k, [&](int64_t first, int64_t last) {
+    for (int64_t t = first; t < last; ++t)
+      experts::choose(logits + t * stride, experts, top_k, normalised, weights + t * top_k,
+                      places + t * top_k);
+  });
+  std::fill(starts, starts + experts + 1, 0);
+  for (int64_t i = 0; i < tokens * top_k; ++i) ++starts[places[i] + 1];
+  for (int64_t e = 0; e < experts; ++e) starts[e + 1] += starts[e];
+  std::vector<int64_t> next(starts, starts + experts);
+  for (int64_t i = 0; i < tokens * top_k; ++i) {
+    int64_t place = next[places[i]]++;
+    rows[place] = i / top_k;
+    places[i] = place;
+  }
+}
+
+extern "C" void tandem_linear_experts_packed(int64_t dtype, const void* x, int64_t x_stride,
+                                             const int64_t* rows, const int64_t* starts,
+                                             const void* const* weights, int64_t experts,
+                                             int64_t inputs, int64_t outputs, char* out) {
+  using namespace native::experts;
+  int64_t size = dtype == native::kFloat32 ? 4 : 2;
+  Rows of_x{(const char*)x, x_stride, rows, inputs, size};
+  for_experts(starts, experts, of_x, [&](const Share& one) {
+    tandem_linear_packed(dtype, one.x, one.x_stride, weights[one.expert], nullptr,
+                         out + one.first * outputs * size, one.rows, inputs, (outputs + 15) / 16,
+                         outputs, false);
+  });
+}
+
+extern "C" void tandem_linear_experts_panels(int64_t dtype, const void* x, int64_t x_stride,
+                                             const int64_t* rows, const int64_t* starts,
+                                             const void* const* weights, int64_t experts,
+                                             int64_t blocks, int64_t bits, int64_t group,
+                                             int64_t scale_dtype, int64_t has_min, int64_t offset,
+                                             int64_t meaning, int64_t int8_activations,
+                                             int64_t outputs, char* out, int64_t size) {
+  using namespace native::experts;
+  Rows of_x{(const char*)x, x_stride, rows, blocks * 32, size};
+  for_experts(starts, experts, of_x, [&](const Share& one) {
+    tandem_linear_panels(dtype, one.x, one.x_stride, one.rows, blocks, weights[one.expert], bits,
+                         group, scale_dtype, has_min, offset, meaning, int8_activations, nullptr,
+                         false, out + one.first * outputs * size, outputs);
+  });
+}
+
+extern "C" void tandem_sum_experts(int64_t dtype, const void* answers, const float* weights,
+                                   const int64_t* places, int64_t tokens, int64_t top_k,
+                                   int64_t size, void* out) {
+  using namespace native;
+  with_type(dtype, [&](auto* tag) {
+    using T = std::remove_pointer_t<decltype(tag)>;
+    for_ranges(tokens, tokens * top_k * size, [&](int64_t first, int64_t last) {
+      std::vector<float> total(size);
+      for (int64_t t = first; t < last; ++t)
+        experts::add_up((const T*)answers, weights + t * top_k, places + t * top_k, top_k, size,
+                        total.data(), (T*)out + t * size);
+    });
+  });
+}

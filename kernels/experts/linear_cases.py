@@ -1,0 +1,122 @@
+"""Inputs for `linear_experts`: packed and plain weights, experts with many rows, few and none."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.experts.expert_weights import ExpertWeights, Weight
+from kernels.experts.routing import Routing
+from kernels.linear_gguf.cases import random_weight
+from kernels.linear_gguf.quant_type import GGUFType
+from kernels.linear_packed import PackedWeight
+from kernels.linear_panels import panels_from_gguf
+from kernels.shared.work import Work, num_bytes
+
+TOLERANCE = {
+    # Sums in fp32 of up to 2048 products, in another order.
+    torch.float32: 2e-5,
+    # Packed weights are rounded to x's type before they are multiplied; see `linear_gguf`.
+    torch.bfloat16: 1.6e-2,
+    torch.float16: 2e-3,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """`tokens` for `top_k` of `experts` weights [`outputs`, `inputs`]."""
+
+    name: str
+    quant_type: GGUFType | None
+    """None: plain weights."""
+    experts: int
+    top_k: int
+    tokens: int
+    outputs: int
+    inputs: int
+    gathered: bool = True
+    """Rows are copies of tokens, sorted by expert; else x has a row for each already."""
+    int8_activations: bool = False
+    strided: bool = False
+    """Rows of x are views of wider ones."""
+    favourite: int | None = None
+    """All rows are this expert's."""
+
+
+CASES = (
+    Case("qwen3_30b_decode", GGUFType.Q4_K, 16, 8, 1, 192, 256),
+    Case("qwen3_30b_down", GGUFType.Q6_K, 16, 8, 5, 128, 768, gathered=False),
+    Case("each_row_another", GGUFType.Q4_0, 40, 8, 9, 48, 64),
+    Case("plain", None, 40, 8, 9, 48, 64),
+    Case("plain_decode", None, 8, 2, 1, 64, 96),
+    Case("plain_odd", None, 5, 2, 33, 45, 37, strided=True),
+    Case("plain_down", None, 5, 3, 21, 64, 40, gathered=False),
+    Case("bytes", GGUFType.Q8_0, 6, 2, 70, 37, 96, strided=True),
+    Case("bytes_int8", GGUFType.Q8_0, 6, 2, 17, 37, 96, int8_activations=True),
+    Case("all_the_same", GGUFType.Q4_1, 4, 1, 50, 64, 64, favourite=3),
+    Case("one_expert", GGUFType.Q5_0, 1, 1, 3, 16, 32),
+    Case("no_rows", GGUFType.Q4_0, 3, 2, 0, 16, 32),
+)
+_SIZES = {"gate_up": (1536, 2048), "down": (2048, 768)}
+"""Qwen3-30B-A3B's, of which this many experts are a quarter: as many as fit many machines."""
+BENCHMARKS: dict[str, tuple[Case, ...]] = {
+    "cpu": tuple(
+        Case(f"qwen3_30b {layer} {tokens} {kind}", one, 32, 8, tokens, *_SIZES[layer])
+        for layer, kind, one in (
+            ("gate_up", "q4_k", GGUFType.Q4_K),
+            ("down", "q6_k", GGUFType.Q6_K),
+            ("gate_up", "bf16", None),
+        )
+        for tokens in (1, 8, 64)
+    ),
+    "cuda": (),
+}
+"""Shapes of real models by type of device; `kernels.tools.bench` times them."""
+
+
+def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
+    """Keyword arguments of the op."""
+    device = torch.device("cpu")
+    routing = _routing(case, device)
+    num_rows = case.tokens if case.gathered else case.tokens * case.top_k
+    width = case.inputs * 2 if case.strided else case.inputs
+    x = torch.randn(num_rows, width, device=device).to(dtype)[:, : case.inputs]
+    weights = [_weight(case, dtype) for _ in range(case.experts)]
+    return {
+        "x": x,
+        "weights": ExpertWeights(tuple(weights)),
+        "starts": routing.starts,
+        "rows": routing.rows if case.gathered else None,
+        "int8_activations": case.int8_activations,
+    }
+
+
+def _routing(case: Case, device: torch.device) -> Routing:
+    choice = torch.rand(case.tokens, case.experts, device=device).argsort(-1)[:, : case.top_k]
+    if case.favourite is not None:
+        choice = torch.full_like(choice, case.favourite)
+    return Routing.of(choice, torch.ones(choice.shape, device=device), case.experts)
+
+
+def _weight(case: Case, dtype: torch.dtype) -> Weight:
+    if case.quant_type is None:
+        weight = torch.randn(case.outputs, case.inputs) / case.inputs**0.5
+        return PackedWeight.pack(weight.to(dtype))
+    rows = random_weight(case.quant_type, case.outputs, case.inputs)
+    return panels_from_gguf(rows, case.quant_type)
+
+
+def outputs(result: Tensor, inputs: dict[str, object]) -> tuple[object, ...]:
+    """Everything the op wrote."""
+    return (result,)
+
+
+def work(inputs: dict[str, Any]) -> Work:
+    """Weights that no row asks for are not read."""
+    weights, x = inputs["weights"], inputs["x"]
+    wanted = int((inputs["starts"].diff() > 0).sum())
+    rows = int(inputs["starts"][-1])
+    size = weights.out_features
+    moved = wanted * num_bytes(weights.of[0]) + num_bytes(x) + rows * size * x.element_size()
+    return Work(moved, 2 * rows * weights.in_features * size)

@@ -1,0 +1,68 @@
+"""Inputs for `route_experts`: few and many experts, equal logits, one token or none."""
+
+from dataclasses import dataclass
+
+import torch
+
+from kernels.experts.routing import Routing
+
+TOLERANCE = {
+    # An exponential and sums of up to 512 of them, in another order; weights are below 1.
+    torch.float32: 2e-6,
+    torch.bfloat16: 2e-6,
+    torch.float16: 2e-6,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """`tokens` that choose `top_k` of `experts`."""
+
+    name: str
+    tokens: int
+    experts: int
+    top_k: int
+    normalised: bool = True
+    levels: int | None = None
+    """So many different logits: most are equal to others."""
+    strided: bool = False
+
+
+CASES = (
+    Case("mixtral_decode", 1, 8, 2),
+    Case("qwen3_30b_decode", 1, 128, 8),
+    Case("qwen3_30b_chunk", 700, 128, 8),
+    Case("shares_of_all", 33, 60, 4, normalised=False),
+    Case("equal", 50, 9, 3, levels=2),
+    Case("all_equal", 5, 16, 16, levels=1),
+    Case("one_expert", 7, 1, 1),
+    Case("strided", 6, 24, 5, strided=True),
+    Case("no_tokens", 0, 8, 2),
+)
+BENCHMARKS: dict[str, tuple[Case, ...]] = {
+    "cpu": (
+        Case("qwen3_30b decode 1", 1, 128, 8),
+        Case("qwen3_30b decode 32", 32, 128, 8),
+        Case("qwen3_30b prompt 512", 512, 128, 8),
+    ),
+    "cuda": (),
+}
+"""Shapes of real models by type of device; `kernels.tools.bench` times them."""
+
+
+def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
+    """Keyword arguments of the op; logits are fp32 whatever the model's dtype."""
+    width = case.experts * 2 if case.strided else case.experts
+    logits = torch.randn(case.tokens, width, device=device)
+    if case.levels is not None:
+        logits = torch.randint(case.levels, logits.shape, device=device).float()
+    return {
+        "logits": logits[:, : case.experts],
+        "top_k": case.top_k,
+        "normalised": case.normalised,
+    }
+
+
+def outputs(result: Routing, inputs: dict[str, object]) -> tuple[object, ...]:
+    """Everything the op wrote."""
+    return (result.weights, result.places, result.rows, result.starts)
