@@ -44,14 +44,16 @@ from engine.errors import (
 )
 from engine.fault import answer_for, failed_row, raise_if_poisoned
 from engine.llm.beams import check_beams
+from engine.llm.computed_prefixes import ComputedPrefixes
 from engine.llm.decision import ScheduleDecision, ScheduledSequence, SequenceOutput, StepOutput
 from engine.llm.drafter import Drafter
 from engine.llm.guided_pair import check_guidance
 from engine.llm.kv_cache import BlockPool, check
 from engine.llm.prefix_cache import PrefixCache, chain_root
 from engine.llm.request import ActiveRequest, Group, Sequence, Status, check_request
+from engine.llm.room import Room
 from engine.llm.roster import Roster
-from engine.llm.sequence_blocks import SequenceBlocks, find_cached
+from engine.llm.sequence_blocks import SequenceBlocks
 from engine.llm.step_budget import StepBudget
 from engine.llm.step_cost import StepWork
 from engine.llm.trial import Trial
@@ -117,6 +119,8 @@ class Scheduler:
         self._layout = config.kv_layout(windows)
         self._pool = self._empty_pool()
         self._roster = Roster(self._policy, self._pool)
+        self._prefixes = ComputedPrefixes(config, self._pool)
+        self._room = Room(self._pool, self._roster, self._policy)
         self._trial = Trial(self._roster)
         self._budget = StepBudget(config, drafts=drafter is not None)
         self._events: list[TokenEvent] = []
@@ -134,8 +138,6 @@ class Scheduler:
         self._num_steps = 0
         self._num_in_flight = 0
         self._num_step_tokens = 0
-        self._num_prefix_queries = 0
-        self._num_prefix_hits = 0
 
     def check(self, request: GenerateRequest) -> None:
         """Refuse what can never run.
@@ -308,7 +310,7 @@ class Scheduler:
                 and what was cached is lost.
         """
         if not keeps_blocks:
-            self._pool = self._empty_pool()
+            self._pool = self._prefixes.pool = self._room.pool = self._empty_pool()
         self._roster.start_over(self._pool)
         self._num_in_flight = 0
         self.is_doubtful = False
@@ -319,7 +321,7 @@ class Scheduler:
     def _try_alone(self, suspect: Sequence, step: _Step) -> None:
         step.is_trial = True
         if suspect.status is Status.WAITING:
-            tables = [self._find_computed(sequence) for sequence in suspect.together]
+            tables = [self._prefixes.find(sequence) for sequence in suspect.together]
             self._start(suspect.together, tables)
         for sequence in suspect.together:
             num_tokens = min(sequence.num_missing, step.budget)
@@ -329,7 +331,10 @@ class Scheduler:
                 step.give(sequence, num_tokens)
 
     def _start(self, sequences: list[Sequence], tables: list[SequenceBlocks]) -> None:
-        self._note_first_start(sequences[0], tables[0])
+        first = sequences[0]
+        if not first.owner.was_started:
+            first.queue_time_s = max(0.0, self._clock() - first.owner.arrival_time_s)
+            self._prefixes.note_first_start(first, tables[0])
         for sequence, table in zip(sequences, tables, strict=True):
             self._roster.start(sequence, table)
 
@@ -342,8 +347,8 @@ class Scheduler:
             kv_blocks_used=self._pool.num_held,
             kv_slots_unused=self._pool.num_slots_unused,
             kv_block_size=self._pool.block_size,
-            prefix_cache_queries=self._num_prefix_queries,
-            prefix_cache_hits=self._num_prefix_hits,
+            prefix_cache_queries=self._prefixes.num_queries,
+            prefix_cache_hits=self._prefixes.num_hits,
             num_preemptions=self._num_preemptions,
             num_drafts=self._num_drafts,
             num_draft_tokens=self._num_draft_tokens,
@@ -404,7 +409,7 @@ class Scheduler:
             sequences = waiting.peek().together
             if len(running) + len(sequences) > self._max_num_running:
                 return
-            tables = [self._find_computed(sequence) for sequence in sequences]
+            tables = [self._prefixes.find(sequence) for sequence in sequences]
             if not self._make_room(sequences, tables, step):
                 for table in tables:
                     table.clear()
@@ -417,43 +422,12 @@ class Scheduler:
                     check(table.reserve(reached), "an admitted sequence has no room")
                     step.give(sequence, num_tokens)
 
-    def _find_computed(self, sequence: Sequence) -> SequenceBlocks:
-        """What is computed already, short of the last token: its logits are needed."""
-        chain: list[bytes] = []
-        if self._config.enable_prefix_caching and not sequence.scores_prompt:
-            chain = sequence.extend_chain(self._pool.block_size)
-        most = max(0, len(sequence.token_ids) - 1)
-        if sequence.owner.group is not None:
-            most -= most % self._pool.block_size  # what they share is then never copied
-        cached = find_cached(self._pool, chain, most)
-        donor, num_forked = sequence.owner.donor(), sequence.owner.prompt_len - 1
-        if (
-            donor is not None
-            and num_forked >= cached.num_tokens
-            and donor.table.can_fork(num_forked)
-        ):
-            return donor.table.fork(num_forked)
-        return SequenceBlocks(self._pool).adopt(cached)
-
     def _make_room(
         self, sequences: list[Sequence], tables: list[SequenceBlocks], step: _Step
     ) -> bool:
-        """Whether all known tokens of waiting sequences that start together fit, if need be instead
-        of others'."""
-
-        def num_needed() -> int:
-            needs = zip(sequences, tables, strict=True)
-            return sum(table.blocks_to_reach(len(each.token_ids)) for each, table in needs)
-
-        victims: list[Sequence] = []
-        lacking = num_needed() - self._num_spare_blocks()
-        asks = sequences[0].owner.request
-        for victim in reversed(self._roster.running):
-            if lacking <= 0 or not self._policy.may_displace(asks, victim.owner.request):
-                break
-            victims.append(victim)
-            lacking -= victim.table.num_blocks
-        if lacking > 0:
+        """Whether waiting sequences that start together fit, if need be instead of others."""
+        victims = self._room.victims(sequences, tables)
+        if victims is None:
             return False
         if victims and self._num_in_flight:
             step.is_short = True
@@ -462,26 +436,7 @@ class Scheduler:
             if victim.status is Status.RUNNING:  # else it went with its group
                 self._preempt(victim, step)
         # Victims that share blocks free fewer than they hold.
-        return num_needed() <= self._num_spare_blocks()
-
-    def _num_spare_blocks(self) -> int:
-        """Free blocks beyond what running prompts miss and one per table to grow."""
-        num_promised = len(self._roster.running) * len(self._layout.windows)
-        for sequence in self._roster.running:
-            if sequence.num_missing > 1:
-                num_promised += sequence.table.blocks_lacking(sequence.num_known)
-        return self._pool.num_free - num_promised
-
-    def _note_first_start(self, sequence: Sequence, table: SequenceBlocks) -> None:
-        owner = sequence.owner
-        if owner.was_started:
-            return
-        sequence.queue_time_s = max(0.0, self._clock() - owner.arrival_time_s)
-        for sibling in owner.sequences:
-            sibling.num_cached_tokens = table.num_tokens
-        if self._config.enable_prefix_caching and not sequence.scores_prompt:
-            self._num_prefix_queries += owner.prompt_len
-            self._num_prefix_hits += table.num_tokens
+        return self._room.fits(sequences, tables)
 
     def _hand_out_rest(self, step: _Step) -> None:
         for sequence, num_tokens in list(step.chunks.items()):
@@ -547,7 +502,7 @@ class Scheduler:
             self._commit_in_group(sequence.owner.group, sequence, scheduled, result, events)
             return
         event = sequence.take(scheduled, result)
-        self._note_computed(sequence, scheduled.start)
+        self._prefixes.note_computed(sequence, scheduled.start)
         self._roster.release_siblings(sequence.owner)
         if event is None:
             return
@@ -568,7 +523,7 @@ class Scheduler:
         result: SequenceOutput,
         events: list[TokenEvent],
     ) -> None:
-        self._note_computed(sequence, scheduled.start)
+        self._prefixes.note_computed(sequence, scheduled.start)
         if not group.note(sequence, result):
             return
         news = group.advance()
@@ -588,19 +543,6 @@ class Scheduler:
         self._num_accepted_tokens += num_accepted
         if self._drafter is not None:
             self._drafter.learn(sequence, num_drafts, num_accepted)
-
-    def _note_computed(self, sequence: Sequence, start: int) -> None:
-        """From token `start` on more of its text is computed than was: offer the blocks that this
-        filled to others, and give back those that its windows have passed."""
-        filled = self._pool.filled_by(start, sequence.num_computed)
-        if filled and self._config.enable_prefix_caching:
-            chain = sequence.extend_chain(self._pool.block_size)
-            for group, table in enumerate(sequence.table.tables):
-                for index in filled:
-                    block_id = table.block_ids[index - table.num_passed]
-                    self._pool.cache.register(block_id, chain[index], group)
-        if self._layout.slides:
-            sequence.table.leave(sequence.num_computed)
 
     def _end(self, sequence: Sequence) -> None:
         try:

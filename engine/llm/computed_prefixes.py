@@ -1,0 +1,65 @@
+"""What of a text is computed already, by others or before it was preempted: a new sequence starts
+from there, and offers what it computes itself."""
+
+from engine.config import ResolvedConfig
+from engine.llm.kv_cache import BlockPool
+from engine.llm.request import Sequence
+from engine.llm.sequence_blocks import SequenceBlocks, find_cached
+
+
+class ComputedPrefixes:
+    """The cache of prefixes as sequences meet it, and how often it had something for them.
+
+    Args:
+        pool: its blocks; another takes its place when the scheduler starts over.
+    """
+
+    def __init__(self, config: ResolvedConfig, pool: BlockPool) -> None:
+        self.pool = pool
+        self.num_queries = 0
+        """Prompt tokens that were looked up."""
+        self.num_hits = 0
+        """Prompt tokens that were found."""
+        self._is_enabled = config.enable_prefix_caching
+
+    def find(self, sequence: Sequence) -> SequenceBlocks:
+        """Blocks short of the last token: its logits are needed."""
+        chain: list[bytes] = []
+        if self._counts(sequence):
+            chain = sequence.extend_chain(self.pool.block_size)
+        most = max(0, len(sequence.token_ids) - 1)
+        if sequence.owner.group is not None:
+            most -= most % self.pool.block_size  # what they share is then never copied
+        cached = find_cached(self.pool, chain, most)
+        donor, num_forked = sequence.owner.donor(), sequence.owner.prompt_len - 1
+        if (
+            donor is not None
+            and num_forked >= cached.num_tokens
+            and donor.table.can_fork(num_forked)
+        ):
+            return donor.table.fork(num_forked)
+        return SequenceBlocks(self.pool).adopt(cached)
+
+    def note_first_start(self, sequence: Sequence, table: SequenceBlocks) -> None:
+        """The first sequence of a request starts with `table`."""
+        for sibling in sequence.owner.sequences:
+            sibling.num_cached_tokens = table.num_tokens
+        if self._counts(sequence):
+            self.num_queries += sequence.owner.prompt_len
+            self.num_hits += table.num_tokens
+
+    def note_computed(self, sequence: Sequence, start: int) -> None:
+        """From token `start` on more of its text is computed than was: offer the blocks that this
+        filled to others, and give back those that its windows have passed."""
+        filled = self.pool.filled_by(start, sequence.num_computed)
+        if filled and self._is_enabled:
+            chain = sequence.extend_chain(self.pool.block_size)
+            for group, table in enumerate(sequence.table.tables):
+                for index in filled:
+                    block_id = table.block_ids[index - table.num_passed]
+                    self.pool.cache.register(block_id, chain[index], group)
+        if self.pool.layout.slides:
+            sequence.table.leave(sequence.num_computed)
+
+    def _counts(self, sequence: Sequence) -> bool:
+        return self._is_enabled and not sequence.scores_prompt

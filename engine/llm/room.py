@@ -1,0 +1,52 @@
+"""Whether waiting sequences have room to start, and who has to go for them."""
+
+from engine.llm.kv_cache import BlockPool
+from engine.llm.request import Sequence
+from engine.llm.roster import Roster
+from engine.llm.sequence_blocks import SequenceBlocks
+from engine.scheduling.policy import SchedulingPolicy
+
+
+class Room:
+    """Free blocks, less what those that run are still to need.
+
+    Args:
+        pool: another takes its place when the scheduler starts over.
+    """
+
+    def __init__(self, pool: BlockPool, roster: Roster, policy: SchedulingPolicy) -> None:
+        self.pool = pool
+        self._roster = roster
+        self._policy = policy
+
+    def fits(self, sequences: list[Sequence], tables: list[SequenceBlocks]) -> bool:
+        """Whether all known tokens of waiting sequences that start together, with `tables`, fit."""
+        return self._num_lacking(sequences, tables) <= 0
+
+    def victims(
+        self, sequences: list[Sequence], tables: list[SequenceBlocks]
+    ) -> list[Sequence] | None:
+        """Whose blocks they would need: running sequences that the policy lets them displace, the
+        largest rank first. None: they have no room even so."""
+        victims: list[Sequence] = []
+        lacking = self._num_lacking(sequences, tables)
+        asks = sequences[0].owner.request
+        for victim in reversed(self._roster.running):
+            if lacking <= 0 or not self._policy.may_displace(asks, victim.owner.request):
+                break
+            victims.append(victim)
+            lacking -= victim.table.num_blocks
+        return victims if lacking <= 0 else None
+
+    def _num_lacking(self, sequences: list[Sequence], tables: list[SequenceBlocks]) -> int:
+        needs = zip(sequences, tables, strict=True)
+        num_needed = sum(table.blocks_to_reach(len(each.token_ids)) for each, table in needs)
+        return num_needed - self._num_spare()
+
+    def _num_spare(self) -> int:
+        """Free blocks beyond what running prompts miss and one per table to grow."""
+        num_promised = len(self._roster.running) * len(self.pool.layout.windows)
+        for sequence in self._roster.running:
+            if sequence.num_missing > 1:
+                num_promised += sequence.table.blocks_lacking(sequence.num_known)
+        return self.pool.num_free - num_promised
