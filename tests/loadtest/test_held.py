@@ -22,7 +22,9 @@ PROBE = r"""
 static void show(const char *where) {
     unsigned a, b, c, d;
     __cpuid_count(7, 0, a, b, c, d);
-    printf("%s avx2=%u avx512f=%u vnni=%u\n", where, b >> 5 & 1, b >> 16 & 1, c >> 11 & 1);
+    printf("%s avx2=%u avx512f=%u vnni=%u", where, b >> 5 & 1, b >> 16 & 1, c >> 11 & 1);
+    __cpuid_count(7, 1, a, b, c, d);
+    printf(" avx_vnni=%u bf16=%u\n", a >> 4 & 1, a >> 5 & 1);
     fflush(stdout);
 }
 static void *in_thread(void *unused) { show("thread"); return unused; }
@@ -82,9 +84,11 @@ def test_the_instructions_that_a_program_sees(probe: Path) -> None:
     assert set(everywhere) == {"main", "thread", "child", "handled"}
     has = everywhere["main"]
     for rung, expected in (
-        ("x86-64-v3", has | {"avx512f": 0, "vnni": 0}),
-        ("x86-64-v4", has | {"vnni": 0}),
-        ("x86-64-v4-vnni", has),
+        ("x86-64-v3", has | {"avx512f": 0, "vnni": 0, "avx_vnni": 0, "bf16": 0}),
+        ("x86-64-v3-vnni", has | {"avx512f": 0, "vnni": 0, "bf16": 0}),
+        ("x86-64-v4", has | {"vnni": 0, "avx_vnni": 0, "bf16": 0}),
+        ("x86-64-v4-vnni", has | {"avx_vnni": 0, "bf16": 0}),
+        ("x86-64-v4-bf16", has | {"avx_vnni": 0}),
     ):
         done = held(rung, probe)
         if "cannot trap CPUID" in done.stderr:

@@ -18,6 +18,7 @@ from test_scheduler_properties import Session
 
 from engine.errors import InvariantViolation
 from engine.llm import model_runner
+from engine.llm.computed_prefixes import ComputedPrefixes
 from engine.llm.decision import ScheduleDecision, StepOutput
 from engine.llm.engine import LLMEngine
 from engine.llm.logits_processors import LogitBias, ProcessorChain
@@ -25,7 +26,6 @@ from engine.llm.model_runner import DrawnTokens, ModelRunner
 from engine.llm.request import Sequence
 from engine.llm.roster import Roster
 from engine.llm.sampling import Sampler
-from engine.llm.scheduler import Scheduler
 from engine.types import FinishReason, GenerateRequest
 
 CULPRIT = 2
@@ -61,7 +61,7 @@ def holds(*things: object) -> bool:
 
 
 STAGES: dict[str, tuple[object, str]] = {
-    "schedule": (Scheduler, "_find_computed"),
+    "schedule": (ComputedPrefixes, "find"),
     "decide": (Sequence, "launch"),
     "announce": (Sequence, "announce"),
     "start": (Roster, "start"),
