@@ -18,6 +18,8 @@ MAX_COUNT = (1 << 31) - 1
 MAX_BEAM_WIDTH, MAX_BEAM_ENDS = 16, 16
 """Beams of a request, and tokens that can end one: the likeliest tokens of a row that a step brings
 back are at most as many as both."""
+MIN_CANDIDATES, MAX_CANDIDATES = 2, 16
+"""Tokens that contrastive search tries."""
 MAX_STRINGS, MAX_STRING_CHARS = 16, 40
 """What a parameter takes that is strings: looking for them takes time, before the engine's steps
 and in them."""
@@ -110,6 +112,16 @@ class BeamParams:
     """When the search is over, once as many texts as `width` have ended: True: at once; False: if
     the best text that goes on, as long as it is, would score no higher than they; "never": if it
     could not score higher at any length."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContrastParams:
+    """Contrastive search: of the likeliest tokens the one with the best (1 - alpha) * probability
+    - alpha * similarity to the text before is taken."""
+
+    alpha: float
+    width: int
+    """Tokens that are tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -339,18 +351,29 @@ class SamplingParams:
     beams: BeamParams | None = None
     """Look for the `n` best texts instead of drawing; all that shapes a draw is neutral then."""
     guidance: GuidanceParams | None = None
+    contrast: ContrastParams | None = None
+    """Tokens are not drawn: all that shapes a draw is neutral then."""
+
+    @property
+    def num_together(self) -> int:
+        """Sequences that run as one; of independent ones 1."""
+        if self.beams is not None:
+            return self.beams.width
+        if self.contrast is not None:
+            return self.contrast.width
+        return 1 if self.guidance is None else 2
 
     @property
     def num_sequences(self) -> int:
         """Texts in the making at a time."""
-        if self.guidance is not None:
-            return 2
-        return self.n if self.beams is None else self.beams.width
+        searches = self.beams is not None or self.contrast is not None
+        return self.num_together * (1 if searches else self.n)
 
     @property
     def reads_text(self) -> bool:
         """Whether what may be drawn depends on the tokens before."""
-        if self.structure is not None or self.beams is not None or self.guidance is not None:
+        in_groups = (self.beams, self.guidance, self.contrast)
+        if self.structure is not None or any(one is not None for one in in_groups):
             return True
         if any(len(word) > 1 for word in self.bad_words):
             return True

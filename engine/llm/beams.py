@@ -25,6 +25,7 @@ class Beams:
 
     def __init__(self, owner: ActiveRequest, params: BeamParams) -> None:
         self._owner = owner
+        self.sequences = owner.sequences
         self._asked = asked = owner.request.sampling
         first = owner.sequences[0]
         self._search = BeamSearch(
@@ -97,8 +98,7 @@ class Beams:
         parents = [self._beams[continuation.beam] for continuation in continuations]
         spare = [s for s in self._owner.sequences if s not in parents]
         for sequence in spare:
-            sequence.table.clear()
-            sequence.token_ids = []
+            sequence.drop_text()
         assigned: list[Sequence] = []
         for parent in parents:
             sequence = parent

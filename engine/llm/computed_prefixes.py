@@ -28,10 +28,11 @@ class ComputedPrefixes:
         if self._counts(sequence):
             chain = sequence.extend_chain(self.pool.block_size)
         most = max(0, len(sequence.token_ids) - 1)
-        if sequence.owner.group is not None:
+        if sequence.group is not None:
             most -= most % self.pool.block_size  # what they share is then never copied
         cached = find_cached(self.pool, chain, most)
-        donor, num_forked = sequence.owner.donor(), sequence.owner.prompt_len - 1
+        donor = None if sequence.group is not None else sequence.owner.donor()
+        num_forked = sequence.owner.prompt_len - 1
         if (
             donor is not None
             and num_forked >= cached.num_tokens
@@ -62,4 +63,4 @@ class ComputedPrefixes:
             sequence.table.leave(sequence.num_computed)
 
     def _counts(self, sequence: Sequence) -> bool:
-        return self._is_enabled and not sequence.scores_prompt
+        return self._is_enabled and sequence.may_skip

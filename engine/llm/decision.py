@@ -74,6 +74,9 @@ class ScheduledSequence:
     """Tokens generated so far; the position of the random number that the first draw would use."""
     prompt_logprobs: bool = False
     """Score this chunk's tokens against the next prompt tokens."""
+    follows: int | None = None
+    """Of a candidate, in contrastive search: the sequence whose last row its text goes on from,
+    with one token more. Only of a sequence that is no candidate is the text certain."""
 
     @property
     def is_decode(self) -> bool:
@@ -122,6 +125,8 @@ class SequenceOutput:
     """Scores of prompt tokens `start + 1 ..` that this chunk could judge."""
     forced: list[int] = field(default_factory=list)
     """Tokens of which is certain that they follow those."""
+    similarity: float | None = None
+    """Of a candidate: the greatest cosine of its hidden state and those of the text before it."""
     error: EngineError | str | None = None
     """What failed behind `token_ids` (for example non-finite logits), as an error if the request
     itself is to blame; other sequences are fine."""

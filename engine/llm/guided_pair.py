@@ -1,4 +1,4 @@
-"""The two sequences of a request with classifier-free guidance: a `Group`.
+"""The two sequences of a text with classifier-free guidance: a `Group`.
 
 The first has the prompt, the second (the guide) the negative prompt; both have the same text behind
 it. What is drawn depends on the logits of both, which the executor puts together
@@ -14,16 +14,24 @@ from engine.types import SamplingParams, TokenEvent
 
 
 class GuidedPair:
-    """Of one request.
+    """Of one completion.
 
     Args:
-        owner: whose two sequences there are.
+        main, guide: those of its index.
         max_model_len: tokens that either may have.
     """
 
-    def __init__(self, owner: ActiveRequest, params: GuidanceParams, max_model_len: int) -> None:
+    def __init__(
+        self,
+        owner: ActiveRequest,
+        main: Sequence,
+        guide: Sequence,
+        params: GuidanceParams,
+        max_model_len: int,
+    ) -> None:
         self.sampling = owner.request.sampling
-        self._main, self._guide = owner.sequences
+        self.sequences = [main, guide]
+        self._main, self._guide = main, guide
         self._outcomes: dict[Sequence, SequenceOutput] = {}
         num_negative = len(params.negative_token_ids)
         room = min(self.sampling.max_tokens, max_model_len - num_negative)
@@ -72,7 +80,7 @@ class GuidedPair:
 
     def leave_out(self, index: int) -> bool:
         """See `Group`."""
-        return index == 0
+        return index == self._main.index
 
     def fail(self, error: EngineError) -> list[TokenEvent]:
         """See `Group`."""
@@ -92,9 +100,9 @@ def check_guidance(
     Raises:
         InvalidParameter, ContextLengthExceeded: names the field, and the limit.
     """
-    if sampling.n != 1 or sampling.beams is not None:
+    if sampling.beams is not None or sampling.contrast is not None:
         raise InvalidParameter(
-            "guidance_scale is for one text of a prompt; leave n and beam search out",
+            "guidance_scale is for texts that are drawn; leave beam search and penalty_alpha out",
             param="guidance_scale",
         )
     if max_num_running < 2:

@@ -5,7 +5,7 @@ Owns the model, the KV pool's memory and the sampling state; knows no queues. Lo
 
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 import numpy as np
@@ -29,6 +29,7 @@ from engine.llm.guidance import Guidance
 from engine.llm.kv_storage import KvStorage
 from engine.llm.sampling import LaunchedDraw, Sampler, SampleRow
 from engine.llm.structure.grammars import Grammars
+from engine.llm.text_states import TextStates
 from engine.llm.warm_up import WarmUpStep, warm_up_steps
 from engine.llm.warm_up import decision as warm_up_decision
 from engine.models.adapters import NO_ADAPTER, Adapters
@@ -38,7 +39,7 @@ from engine.models.forward_context import ForwardContext
 from engine.runtime.device import PACKED_KV_DTYPES
 from engine.structure import Structure
 from engine.types import TokenLogprob
-from kernels.shared.transfer import Milestone, to_device
+from kernels.shared.transfer import HostCopy, Milestone, to_device
 
 SCORED_ROWS = 128
 """Prompt rows whose logits exist at one time."""
@@ -51,6 +52,8 @@ class LaunchedStep:
     outputs: dict[int, SequenceOutput]
     """By sequence id, in the decision's order; tokens are added when they are collected."""
     drawn: "DrawnTokens | None" = None
+    similarities: dict[int, HostCopy] = field(default_factory=dict)
+    """See `TextStates.compare`."""
     end: Milestone | None = None
     prepare_time_s: float = 0.0
     forward_time_s: float = 0.0
@@ -64,6 +67,8 @@ class LaunchedStep:
         waited = perf_counter()
         if self.drawn is not None:
             self.drawn.add_to(self.outputs)
+        for seq_id, similarity in self.similarities.items():
+            self.outputs[seq_id].similarity = similarity.wait().item()
         return StepOutput(
             list(self.outputs.values()),
             prepare_time_s=self.prepare_time_s,
@@ -160,6 +165,7 @@ class ModelRunner:
         self._grammars = grammars
         self._sampler = Sampler(model_config.vocab_size, device, grammars)
         self._guidance = Guidance()
+        self._states = TextStates()
         self._scored: dict[int, NewSequence] = {}
         """Sequences whose prompt is to be scored: the targets come from it."""
         self._drawn: DrawnTokens | None = None
@@ -206,10 +212,12 @@ class ModelRunner:
         logits = self._logits_to_sample(rows, hidden)
         computed = perf_counter()
         self._score_prompts(rows, hidden, outputs)
+        similarities = self._states.compare(rows, hidden)
         self._drawn = self._draw(rows, logits, outputs)
         return LaunchedStep(
             outputs,
             self._drawn,
+            similarities,
             Milestone(self._device),
             prepare_time_s=prepared - started,
             forward_time_s=computed - prepared,
@@ -279,10 +287,12 @@ class ModelRunner:
         for seq_id in decision.finished:
             self._sampler.remove(seq_id)
             self._guidance.remove(seq_id)
+            self._states.remove(seq_id)
             self._scored.pop(seq_id, None)
             self._adapter_slots.pop(seq_id, None)
         for sequence in decision.new:
             self._guidance.add(sequence)
+            self._states.add(sequence)
             if sequence.guides is None:
                 self._sampler.add(sequence)
             if sequence.adapter is not None:

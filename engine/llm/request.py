@@ -62,6 +62,11 @@ class Group(Protocol):
     """
 
     @property
+    def sequences(self) -> "list[Sequence]":
+        """Its own, by rank."""
+        ...
+
+    @property
     def sampling(self) -> SamplingParams:
         """What the executor is told of each sequence."""
         ...
@@ -92,7 +97,8 @@ class Group(Protocol):
         ...
 
     def leave_out(self, index: int) -> bool:
-        """Nobody waits for that completion any more; says whether that is true of all."""
+        """Nobody waits for that completion any more; says whether that is true of all of its
+        own."""
         ...
 
     def fail(self, error: EngineError) -> list[TokenEvent]:
@@ -114,8 +120,8 @@ class ActiveRequest:
     chain_root: bytes
     num_slots: int
     """Tokens that the pool has room for in each of its sequences, should nothing else run."""
-    group: Group | None = None
-    """None: its sequences are completions that run independently."""
+    groups: list[Group] = field(default_factory=list)
+    """All sequences are in one of these, or, where there is none, run independently."""
     sequences: list["Sequence"] = field(default_factory=list)
     num_unfinished: int = 0
     was_started: bool = False
@@ -141,9 +147,12 @@ class ActiveRequest:
 
     def without(self, index: int | None) -> list["Sequence"]:
         """The sequences that end when nobody waits for that completion any more; None: for any."""
-        if index is None or (self.group is not None and self.group.leave_out(index)):
+        if index is None:
             return self.sequences
-        return [s for s in self.sequences if s.index == index] if self.group is None else []
+        if not self.groups:
+            return [s for s in self.sequences if s.index == index]
+        ended = [group for group in self.groups if group.leave_out(index)]
+        return [sequence for group in ended for sequence in group.sequences]
 
     def holds_up(self, scheduled: ScheduledSequence) -> bool:
         """Whether what follows a step of one of its sequences depends on the step's outcome."""
@@ -184,6 +193,8 @@ class Sequence:
     """Tokens that launched steps compute and whose outcome is not committed."""
     num_pending: int = 0
     """Tokens that launched steps draw for certain: they follow `token_ids`."""
+    group: Group | None = None
+    """None: it runs independently of the others."""
     forced_token_ids: list[int] = field(default_factory=list)
     """They follow `token_ids` for certain, and are to be drawn all the same."""
     num_cached_tokens: int = 0
@@ -196,19 +207,20 @@ class Sequence:
     num_prompt_tokens: int = 0
     guides: int | None = None
     """The sequence that it is there for, if it has a negative prompt (`NewSequence.guides`)."""
+    follows: int | None = None
+    """See `ScheduledSequence`."""
     queue_time_s: float | None = None
     """Until it is sent with the first event."""
 
     @property
     def together(self) -> list["Sequence"]:
         """Those that run as one, by rank: its group, or itself alone."""
-        return [self] if self.owner.group is None else self.owner.sequences
+        return [self] if self.group is None else self.group.sequences
 
     @property
     def waits_for_others(self) -> bool:
         """It has nothing to run until the others of its group have got as far."""
-        group = self.owner.group
-        return group is not None and group.waits(self)
+        return self.group is not None and self.group.waits(self)
 
     @property
     def num_output_tokens(self) -> int:
@@ -244,6 +256,12 @@ class Sequence:
         """Its prompt must be run, cached or not, to be scored."""
         return self.prompt_logprobs is not None
 
+    @property
+    def may_skip(self) -> bool:
+        """Whether what is cached of its text need not be run: nothing but keys and values is
+        wanted of it."""
+        return not self.scores_prompt and self.owner.request.sampling.contrast is None
+
     def extend_chain(self, block_size: int) -> list[bytes]:
         """Block hashes of all known tokens."""
         return extend_chain(self.chain, self.owner.chain_root, self.token_ids, block_size)
@@ -251,8 +269,8 @@ class Sequence:
     def restart(self) -> None:
         """Forget what was computed, keep what was said."""
         self.table.clear()
-        if self.owner.group is not None:
-            self.owner.group.restart()
+        if self.group is not None:
+            self.group.restart()
         if self.prompt_logprobs is not None:
             self.prompt_logprobs = [None]
 
@@ -265,15 +283,15 @@ class Sequence:
         # With output, a step that brought it to the executor is over; in a group that may have been
         # another sequence's.
         self.is_announced = self.is_announced and self.num_output_tokens > 0
-        if self.owner.group is not None:
-            self.owner.group.restart()
+        if self.group is not None:
+            self.group.restart()
             self.is_announced = False
 
     def announce(self) -> NewSequence:
         """For the executor: once, and again if the step that brought it failed."""
         self.is_announced = self.is_known = True
         owner = self.owner
-        sampling = owner.request.sampling if owner.group is None else owner.group.sampling
+        sampling = owner.request.sampling if self.group is None else self.group.sampling
         return NewSequence(
             seq_id=self.seq_id,
             prompt_token_ids=owner.request.prompt_token_ids,
@@ -292,6 +310,18 @@ class Sequence:
         self.table = other.table.fork(other.table.num_tokens)
         self.token_ids = other.token_ids.copy()
         self.chain = other.chain.copy()
+
+    def swap_text(self, other: "Sequence") -> None:
+        """Exchange texts and blocks. Nothing of either is in flight."""
+        self.table, other.table = other.table, self.table
+        self.token_ids, other.token_ids = other.token_ids, self.token_ids
+        self.chain, other.chain = other.chain, self.chain
+
+    def drop_text(self) -> None:
+        """Have none, until it goes on from another one's."""
+        self.table.clear()
+        self.token_ids = []
+        self.chain = []
 
     def launch(self, num_tokens: int, drafts: list[int]) -> ScheduledSequence:
         """Its share of a step: the next `num_tokens` missing tokens, which count as run then, and
@@ -315,6 +345,7 @@ class Sequence:
             num_draws=len(token_ids) - num_tokens + 1 if draws else 0,
             num_output_tokens=known - self.num_prompt_tokens,
             prompt_logprobs=self.scores_prompt and start < owner.prompt_len - 1,
+            follows=self.follows,
         )
         self.table.advance(start + len(token_ids))
         self.num_in_flight += len(token_ids)

@@ -10,10 +10,11 @@ from bisect import insort
 from collections import Counter
 
 from engine.llm.beams import Beams
+from engine.llm.contrastive_search import Candidates
 from engine.llm.guided_pair import GuidedPair
 from engine.llm.kv_cache import BlockPool, check
 from engine.llm.repetition import RepetitionDetector
-from engine.llm.request import ActiveRequest, Sequence, Status
+from engine.llm.request import ActiveRequest, Group, Sequence, Status
 from engine.llm.sequence_blocks import SequenceBlocks
 from engine.scheduling.policy import SchedulingPolicy
 from engine.scheduling.queue import WaitingQueue
@@ -57,13 +58,15 @@ class Roster:
         rank = self._policy.rank(request, owner.arrival)
         max_num_tokens = min(owner.prompt_len + request.sampling.max_tokens, max_model_len)
         detection = request.sampling.repetition_detection
-        for index in range(request.sampling.num_sequences):
-            scores_prompt = index == 0 and request.sampling.prompt_logprobs is not None
+        sampling = request.sampling
+        for number in range(sampling.num_sequences):
+            scores_prompt = number == 0 and sampling.prompt_logprobs is not None
             sequence = Sequence(
                 seq_id=self._num_sequences_ever,
                 owner=owner,
-                index=index,
-                rank=(*rank, index),
+                # A negative prompt's sequence has the index of the text that it is there for.
+                index=number if sampling.guidance is None else number // 2,
+                rank=(*rank, number),
                 table=SequenceBlocks(self._pool),
                 token_ids=list(request.prompt_token_ids),
                 max_num_tokens=max_num_tokens,
@@ -74,14 +77,13 @@ class Roster:
             )
             self._num_sequences_ever += 1
             owner.sequences.append(sequence)
-        beams, guidance = request.sampling.beams, request.sampling.guidance
-        if beams is not None:
-            owner.group = Beams(owner, beams)
-        elif guidance is not None:
-            owner.group = GuidedPair(owner, guidance, max_model_len)
+        owner.groups = _groups(owner, max_model_len)
+        for group in owner.groups:
+            for sequence in group.sequences:
+                sequence.group = group
         # Nothing is entered before all of it is made.
         owner.num_unfinished = len(owner.sequences)
-        owner.holds_back = owner.group is None and len(owner.sequences) > 1
+        owner.holds_back = len(owner.sequences) > len(owner.sequences[0].together)
         self._requests[request.request_id] = owner
         self._sequences |= {sequence.seq_id: sequence for sequence in owner.sequences}
         self.num_new_requests += 1
@@ -204,6 +206,18 @@ class Roster:
         self.num_held_back -= 1
         sequence.status = Status.WAITING
         self.waiting.push(sequence)
+
+
+def _groups(owner: ActiveRequest, max_model_len: int) -> list[Group]:
+    sampling, sequences = owner.request.sampling, owner.sequences
+    if sampling.beams is not None:
+        return [Beams(owner, sampling.beams)]
+    if sampling.contrast is not None:
+        return [Candidates(owner, sampling.contrast)]
+    if sampling.guidance is not None:
+        pairs = zip(sequences[::2], sequences[1::2], strict=True)
+        return [GuidedPair(owner, *pair, sampling.guidance, max_model_len) for pair in pairs]
+    return []
 
 
 def _rank(sequence: Sequence) -> tuple[int, ...]:

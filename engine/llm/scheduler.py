@@ -45,6 +45,7 @@ from engine.errors import (
 from engine.fault import answer_for, failed_row, raise_if_poisoned
 from engine.llm.beams import check_beams
 from engine.llm.computed_prefixes import ComputedPrefixes
+from engine.llm.contrastive_search import check_contrast
 from engine.llm.decision import ScheduleDecision, ScheduledSequence, SequenceOutput, StepOutput
 from engine.llm.drafter import Drafter
 from engine.llm.guided_pair import check_guidance
@@ -152,6 +153,15 @@ class Scheduler:
             ends = frozenset() if sampling.ignore_eos else self._eos_token_ids
             num_ends = len(ends.union(sampling.stop_token_ids))
             check_beams(sampling, sampling.beams, num_ends, self._max_num_running, self._vocab_size)
+        if sampling.contrast is not None:
+            check_contrast(
+                request,
+                sampling.contrast,
+                self._max_num_running,
+                self._config.max_model_len,
+                self._vocab_size,
+                beside=self._roster.requests(),
+            )
         if sampling.guidance is not None:
             longest = min(capacity, self._config.max_model_len)
             check_guidance(
@@ -449,9 +459,9 @@ class Scheduler:
         if self._drafter is None or not step.budget:
             return
         decodes, num_rows = list(step.chunks), step.budget
-        if any(sequence.owner.group is not None for sequence in decodes):
+        if any(sequence.group is not None for sequence in decodes):
             num_rows = min(num_rows, self._config.max_decode_rows - len(decodes))
-            decodes = [sequence for sequence in decodes if sequence.owner.group is None]
+            decodes = [sequence for sequence in decodes if sequence.group is None]
         if num_rows <= 0 or not decodes or not self._drafter.may_draft(decodes):
             return
         if any(sequence.num_missing > 1 for sequence in step.chunks):
@@ -498,8 +508,8 @@ class Scheduler:
         check(fits, f"{num_drawn} tokens came of {num_draws} draws")
         if num_draws > 1:
             self._note_draft(sequence, num_draws - 1, num_drawn - 1)
-        if sequence.owner.group is not None:
-            self._commit_in_group(sequence.owner.group, sequence, scheduled, result, events)
+        if sequence.group is not None:
+            self._commit_in_group(sequence.group, sequence, scheduled, result, events)
             return
         event = sequence.take(scheduled, result)
         self._prefixes.note_computed(sequence, scheduled.start)
@@ -524,6 +534,7 @@ class Scheduler:
         events: list[TokenEvent],
     ) -> None:
         self._prefixes.note_computed(sequence, scheduled.start)
+        self._roster.release_siblings(sequence.owner)
         if not group.note(sequence, result):
             return
         news = group.advance()
@@ -558,7 +569,7 @@ class Scheduler:
             self.is_doubtful = True
 
     def _fail(self, sequence: Sequence, error: EngineError, events: list[TokenEvent]) -> None:
-        group = sequence.owner.group
+        group = sequence.group
         events += [sequence.fail(error)] if group is None else group.fail(error)
         for each in sequence.together:
             self._end(each)
@@ -566,9 +577,9 @@ class Scheduler:
 
     def _num_slots(self, sampling: SamplingParams) -> int:
         """Tokens that the pool has room for in each of the sequences that run together."""
-        if sampling.beams is None and sampling.guidance is None:
+        if sampling.num_together == 1:
             return self._pool.num_slots
-        return self._layout.most_tokens(self._pool.num_blocks // max(1, sampling.num_sequences))
+        return self._layout.most_tokens(self._pool.num_blocks // max(1, sampling.num_together))
 
     def _empty_pool(self) -> BlockPool:
         config, cache = self._config, PrefixCache(self._config.max_idle_cached_blocks)

@@ -18,6 +18,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from engine.errors import InvalidParameter, UnsupportedFeature
+from engine.sampling_params import ContrastParams
+from server.protocol.contrast_fields import ContrastFields, check_contrast
 from server.protocol.guidance_fields import GuidanceFields, check_guidance
 from server.protocol.logit_bias import LogitBias, Word
 from server.protocol.sampler_fields import OTHER_NAMES, SamplerFields
@@ -230,7 +232,13 @@ _OTHER_NAMES = {"n_predict": ("max_completion_tokens", "max_tokens"), **OTHER_NA
 
 
 class SamplingRequest(
-    SamplerFields, StructureFields, SearchFields, SignalFields, GuidanceFields, ModelRequest
+    SamplerFields,
+    StructureFields,
+    SearchFields,
+    SignalFields,
+    GuidanceFields,
+    ContrastFields,
+    ModelRequest,
 ):
     """What chat and plain completions have in common. Every field may be null: the default."""
 
@@ -332,7 +340,16 @@ class SamplingRequest(
     @property
     def num_places(self) -> int:
         """Sequences that run at a time for a prompt."""
-        return 2 if self.is_guided else self.num_sequences
+        if self.contrast is not None:
+            return self.contrast.width
+        return self.num_sequences * (2 if self.is_guided else 1)
+
+    @property
+    def contrast(self) -> ContrastParams | None:
+        """None: no contrastive search."""
+        if not self.penalty_alpha:
+            return None
+        return ContrastParams(alpha=float(self.penalty_alpha), width=self.top_k or 0)
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
@@ -366,7 +383,8 @@ class SamplingRequest(
             )
         check_search(self)
         check_signals(self)
-        check_guidance(self, self.num_sequences, bool(self.use_beam_search))
+        check_contrast(self, self.top_k)
+        check_guidance(self, bool(self.use_beam_search))
         if self.truncate_prompt_tokens == 0:
             raise InvalidParameter(
                 "truncate_prompt_tokens must be -1 or at least 1", param="truncate_prompt_tokens"

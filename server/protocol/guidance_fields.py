@@ -15,8 +15,8 @@ class GuidanceFields(BaseModel):
         ge=0,
         le=MAX_GUIDANCE_SCALE,
         description="Classifier-free guidance: so many times the difference that the prompt makes "
-        "to the log-probabilities behind negative_prompt. 1, the default, is off. For one text of "
-        "a prompt, which takes two places.",
+        "to the log-probabilities behind negative_prompt. 1, the default, is off. Each text then "
+        "takes two places.",
     )
     negative_prompt: str | None = Field(
         None,
@@ -32,7 +32,7 @@ class GuidanceFields(BaseModel):
         return self.guidance_scale not in (None, 1.0)
 
 
-def check_guidance(request: GuidanceFields, num_sequences: int, has_beams: bool) -> None:
+def check_guidance(request: GuidanceFields, has_beams: bool) -> None:
     """
     Raises:
         InvalidParameter: names the field.
@@ -43,9 +43,9 @@ def check_guidance(request: GuidanceFields, num_sequences: int, has_beams: bool)
                 "negative_prompt is only allowed with a guidance_scale other than 1",
                 param="negative_prompt",
             )
-    elif num_sequences > 1 or has_beams:
+    elif has_beams:
         raise InvalidParameter(
-            "guidance_scale is for one text of a prompt; it cannot be combined with n, best_of or "
+            "guidance_scale is for texts that are drawn; it cannot be combined with "
             "use_beam_search",
             param="guidance_scale",
         )

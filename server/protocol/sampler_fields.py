@@ -82,6 +82,7 @@ if TYPE_CHECKING:
         """One nullable field per row of the table, one per other name, and `samplers`."""
 
         samplers: list[str] | None
+        top_k: int | None
 
 else:
     SamplerFields = create_model("SamplerFields", **_fields())

@@ -108,14 +108,14 @@ def check_search(request: SearchFields) -> None:
             param=request.width_field,
         )
     if not request.use_beam_search:
-        _check_neutral(request, _OF_BEAMS, "is only allowed with use_beam_search: true")
+        check_neutral(request, _OF_BEAMS, "is only allowed with use_beam_search: true")
         return
     if request.num_sequences > MAX_BEAM_WIDTH:
         raise InvalidParameter(
             f"{request.num_sequences} beams were asked for; there can be {MAX_BEAM_WIDTH}",
             param=request.width_field,
         )
-    _check_neutral(request, _OF_DRAWS, "cannot be combined with use_beam_search; leave it out")
+    check_neutral(request, OF_DRAWS, "cannot be combined with use_beam_search; leave it out")
 
 
 _OF_BEAMS: Mapping[str, tuple[Any, ...]] = {
@@ -123,7 +123,7 @@ _OF_BEAMS: Mapping[str, tuple[Any, ...]] = {
     "length_penalty": (1,),
     "early_stopping": (False,),
 }
-_OF_DRAWS: Mapping[str, tuple[Any, ...]] = {
+OF_DRAWS: Mapping[str, tuple[Any, ...]] = {
     name: (one.neutral,)
     for one in SAMPLER_PARAMETERS.values()
     if one.kind != Patterns
@@ -142,7 +142,11 @@ _OF_DRAWS: Mapping[str, tuple[Any, ...]] = {
 """Fields, or what they amount to, and values that ask for nothing."""
 
 
-def _check_neutral(request: SearchFields, table: Mapping[str, tuple[Any, ...]], why: str) -> None:
+def check_neutral(request: BaseModel, table: Mapping[str, tuple[Any, ...]], why: str) -> None:
+    """
+    Raises:
+        InvalidParameter: a field of the table asks for something.
+    """
     for name, neutral in table.items():
         value = getattr(request, name)
         if value is not None and value not in neutral:

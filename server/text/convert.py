@@ -316,8 +316,8 @@ def _sampling_params(
     check_token_ids(stop_token_ids, info, "stop_token_ids")
     check_token_ids(named, info, "logit_bias")
     check_token_ids(request.allowed_token_ids or (), info, "allowed_token_ids")
-    if request.use_beam_search:
-        _check_beams(request, info, max_tokens, structure)
+    if request.use_beam_search or request.contrast is not None:
+        _check_search(request, info, max_tokens, structure)
         values: dict[str, Any] = {"temperature": 0.0}
     else:
         values = _sampler_values(request, info.default_sampling, tokens.patterns)
@@ -342,6 +342,7 @@ def _sampling_params(
         prompt_logprobs=prompt_logprobs,
         structure=structure,
         beams=request.beams,
+        contrast=request.contrast,
         repetition_detection=_repetition_detection(request),
     )
 
@@ -389,7 +390,7 @@ def _as_bytes(token_ids: list[int] | None) -> bytes | None:
 
 
 def check_width(request: SamplingRequest, config: EngineConfig) -> None:
-    """Refuse more beams, or guided rows, than a model of that configuration runs at a time.
+    """Refuse more sequences that run as one than a model of that configuration runs at a time.
 
     Raises:
         InvalidParameter: says how many can be.
@@ -407,26 +408,35 @@ def check_width(request: SamplingRequest, config: EngineConfig) -> None:
             "(max_num_seqs)",
             param=request.width_field,
         )
+    if request.contrast is not None and request.contrast.width > most:
+        raise InvalidParameter(
+            f"top_k is {request.contrast.width}; with penalty_alpha each token that is tried takes "
+            f"a place, and the model has {most} (max_num_seqs)",
+            param="top_k",
+        )
 
 
-def _check_beams(
+def _check_search(
     request: SamplingRequest, info: ModelInfo, max_tokens: int, structure: Structure | None
 ) -> None:
     """
     Raises:
-        InvalidParameter: names the field that beam search cannot be combined with.
+        InvalidParameter: names the field that does not go with a search in place of draws.
     """
+    search = "use_beam_search" if request.use_beam_search else "penalty_alpha"
     if structure is not None:
         raise InvalidParameter(
             f"{structure.param} asks for calls of a given form, which cannot be combined with "
-            "use_beam_search; leave one of them out",
+            f"{search}; leave one of them out",
             param=structure.param,
         )
     if max_tokens == 0:
         raise InvalidParameter(
-            f"{request.limit_field} is 0; with use_beam_search it must be at least 1",
+            f"{request.limit_field} is 0; with {search} it must be at least 1",
             param=request.limit_field,
         )
+    if not request.use_beam_search:
+        return
     ends = {*(request.stop_token_ids or ()), *(() if request.ignore_eos else info.eos_token_ids)}
     if len(ends) > MAX_BEAM_ENDS:
         raise InvalidParameter(

@@ -2,6 +2,8 @@
 
 from engine.text.reasoning import REASONING_MARKERS
 from engine.text.tool_calls.table import TOOL_CALL_PARSERS
+from server.protocol.chat import ChatCompletionRequest
+from server.protocol.completions import CompletionRequest
 from server.text.tool_prompt import TOOL_PROMPT
 from tools import sampler_table
 
@@ -20,3 +22,9 @@ def test_the_page_has_a_row_for_every_parser():
     page = sampler_table.PAGE.read_text()
     for name in (*TOOL_CALL_PARSERS, *REASONING_MARKERS):
         assert f"\n| `{name}` " in page
+
+
+def test_the_page_names_every_field_of_a_request_for_text():
+    page = sampler_table.PAGE.read_text()
+    for request in (ChatCompletionRequest, CompletionRequest):
+        assert [name for name in request.model_fields if f"`{name}`" not in page] == []

@@ -8,6 +8,7 @@ back too early is caught where it happens. The drawn token is a pure function of
 what was read.
 """
 
+import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -180,6 +181,11 @@ def likeliest(digest: int, num_top: int) -> TokenLogprob:
     return TokenLogprob(ids[0], tops[0], 1, ids, tops)
 
 
+def similarity(digest: int) -> float:
+    """Of the last token's state to those before it. Few different numbers."""
+    return (hash((digest, 2)) % 32) / 32
+
+
 def breaks(digest: int, error_rate: int) -> bool:
     """Whether the row after this text fails: about one in `error_rate`, none for 0."""
     return error_rate > 0 and hash((digest, 1)) % error_rate == 0
@@ -221,8 +227,12 @@ class PagedExecutor:
     sequences: dict[int, _State] = field(default_factory=dict)
     slots: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
     """By block and offset: the layer group that wrote it, and the digest."""
+    states: dict[int, list[int]] = field(default_factory=dict)
+    """By sequence with contrastive search: whose hidden states its text's are known to be."""
+    last_states: dict[int, int] = field(default_factory=dict)
+    """By candidate: its own."""
     scheduler: Scheduler | None = None
-    """Who knows the texts of beams, which an executor does not see change."""
+    """Who knows the texts of groups, which an executor does not see change."""
 
     def launch(self, decision: ScheduleDecision) -> "PagedStep":
         return PagedStep(self.execute(decision))
@@ -249,7 +259,7 @@ class PagedExecutor:
 
     def _learn_text(self, entry: ScheduledSequence) -> None:
         state = self.sequences[entry.seq_id]
-        if state.new.sampling.beams is None:
+        if not _is_searched(state.new.sampling):
             return
         assert self.scheduler is not None and not entry.drafts
         sequence = self.scheduler._roster.find(entry.seq_id)
@@ -320,15 +330,17 @@ class PagedExecutor:
         assert (entry.num_draws > 0) == (is_last and sampling.max_tokens > 0)
         # Only where a row is judged alone too: chunks may end anywhere.
         if is_last and breaks(text[known_end - 1], self.error_rate):
-            if entry.num_draws and sampling.beams is None:
+            if entry.num_draws and not _is_searched(sampling):
                 state.history.append(0)  # a step that is launched already starts from something
             return SequenceOutput(entry.seq_id, error="logits are not finite")
         output = SequenceOutput(entry.seq_id)
+        if sampling.contrast is not None:
+            output.similarity = self._compare(entry, text)
         if entry.prompt_logprobs:
             scored = range(entry.start, min(end, len(new.prompt_token_ids) - 1))
             assert scored, "no prompt token to score in this chunk"
             output.prompt_logprobs = [score(text[p], state.history[p + 1]) for p in scored]
-        if sampling.beams is not None:
+        if _is_searched(sampling):
             if entry.num_draws:
                 assert sampling.logprobs is not None and sampling.temperature == 0.0
                 output.logprobs = [likeliest(text[-1], sampling.logprobs)]
@@ -347,6 +359,22 @@ class PagedExecutor:
                 output.logprobs = [*(output.logprobs or []), score(digest, token_id)]
         return output
 
+    def _compare(self, entry: ScheduledSequence, text: list[int]) -> float | None:
+        """Keep states as the model runner does, and check that they are those of the text."""
+        if entry.follows is None:
+            known = self.states[entry.seq_id][: entry.start] if entry.start else []
+            assert len(known) == entry.start, "states of the text are missing"
+            self.states[entry.seq_id] = known + text[entry.start :]
+            return None
+        assert len(entry.token_ids) == 1
+        known = self.states[entry.follows]
+        if len(known) == entry.start - 1:
+            known.append(self.last_states[entry.follows])
+        assert known == text[:-1], "a candidate is compared with another text"
+        self.states[entry.seq_id] = known
+        self.last_states[entry.seq_id] = text[-1]
+        return similarity(text[-1])
+
     def _slot(self, entry: ScheduledSequence, group: int, position: int) -> tuple[int, int]:
         index, offset = divmod(position, self.config.block_size)
         block_ids, num_passed = entry.blocks[group]
@@ -357,6 +385,11 @@ class PagedExecutor:
         writer, value = self.slots[self._slot(entry, group, position)]
         assert writer == group, "the slots are another group's"
         return value
+
+
+def _is_searched(sampling: SamplingParams) -> bool:
+    """Its sequences' texts are a group's, which nothing is drawn for."""
+    return sampling.beams is not None or sampling.contrast is not None
 
 
 @dataclass
@@ -403,6 +436,8 @@ def answer_alone(
     sampling, prompt = request.sampling, request.prompt_token_ids
     if sampling.beams is not None:
         return beams_alone(request, config, error_rate, windows)[index]
+    if sampling.contrast is not None:
+        return contrast_alone(request, config, error_rate, windows)
     suppressed = (() if sampling.ignore_eos else (EOS,)) + sampling.stop_token_ids
     assert sampling.seed is not None
     new = NewSequence(0, prompt, sampling, sampling.seed, index, suppressed, request.adapter)
@@ -494,6 +529,51 @@ def beams_alone(
             )
         )
     return answers
+
+
+def contrast_alone(
+    request: GenerateRequest, config: ResolvedConfig, error_rate: int, windows: Windows
+) -> Answer:
+    """The same for contrastive search."""
+    sampling, contrast = request.sampling, request.sampling.contrast
+    assert contrast is not None
+    text, answer = list(request.prompt_token_ids), Answer()
+    capacity = config.kv_layout(windows).most_tokens(config.num_kv_blocks // contrast.width)
+    most = min(sampling.max_tokens, config.max_model_len - len(text))
+
+    def digest_of(*more: int) -> int:
+        return digests([*text, *more], request.adapter)[-1]
+
+    def failed(code: str) -> Answer:
+        answer.finish_reason, answer.error_code = FinishReason.ERROR, code
+        return answer
+
+    if breaks(digest_of(), error_rate):
+        return failed("request_failed")
+    while answer.finish_reason is None:
+        if len(text) + 1 > capacity:
+            return failed("out_of_kv_blocks")
+        row = likeliest(digest_of(), contrast.width)
+        after = [digest_of(token_id) for token_id in row.top_ids]
+        if any(breaks(digest, error_rate) for digest in after):
+            return failed("request_failed")
+        scores = [
+            (1.0 - contrast.alpha) * math.exp(logprob) - contrast.alpha * similarity(digest)
+            for logprob, digest in zip(row.top_logprobs, after, strict=True)
+        ]
+        place = scores.index(max(scores))
+        token_id, logprob = row.top_ids[place], row.top_logprobs[place]
+        rank = 1 + sum(other > logprob for other in row.top_logprobs)
+        text.append(token_id)
+        answer.token_ids.append(token_id)
+        answer.logprobs.append(TokenLogprob(token_id, logprob, rank, [], []))
+        if token_id == EOS and not sampling.ignore_eos:
+            answer.finish_reason = FinishReason.STOP
+        elif token_id in sampling.stop_token_ids:
+            answer.finish_reason, answer.stop_token_id = FinishReason.STOP, token_id
+        elif len(answer.token_ids) == most:
+            answer.finish_reason = FinishReason.LENGTH
+    return answer
 
 
 def run_step(scheduler: Scheduler, executor: PagedExecutor, answers: Answers) -> ScheduleDecision:

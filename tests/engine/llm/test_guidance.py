@@ -93,6 +93,9 @@ def requests(engines):
         ),
         engines.request("d", prompt(rng, 90), max_tokens=60),
         engines.request("e", prompt(rng, 30), seed=4, **drawn, **guidance(4.0, prompt(rng, 30))),
+        engines.request(
+            "f", prompt(rng, 40), seed=5, n=3, **drawn, **guidance(2.0, prompt(rng, 5))
+        ),
     ]
 
 
@@ -142,6 +145,29 @@ def test_an_abort_leaves_nothing(engines, folder, requests, alone):
         for key in ("b", 0), ("b", 1), ("c", 0):
             assert _told(done[key]) == alone[key]
         assert engine.stats().kv_blocks_used == 0 and engine.stats().num_running == 0
+
+
+def test_texts_of_a_prompt_are_drawn_and_left_out_one_by_one(engines, folder, requests, alone):
+    several = requests[-1]
+    texts = [alone["f", index].token_ids for index in range(3)]
+    assert len(set(map(tuple, texts))) == 3
+    first = replace(several, request_id="g", sampling=replace(several.sampling, n=1))
+    engine = engines.make(folder)
+    engine.add(first)
+    engine.add(several)
+    told = {}
+    for step in range(10_000):
+        if not engine.has_work():
+            break
+        if step == 7:
+            engine.abort("f", 1)
+        for event in engine.step()[0]:
+            assert step < 7 or (event.request_id, event.index) != ("f", 1)
+            told.setdefault((event.request_id, event.index), []).extend(event.token_ids)
+    assert told["g", 0] == told["f", 0] == texts[0]
+    assert told["f", 2] == texts[2]
+    assert told["f", 1] == texts[1][: len(told["f", 1])] and len(told["f", 1]) < 40
+    assert engine.stats().kv_blocks_used == 0
 
 
 def test_a_text_ends_where_the_guide_s_context_ends(engines, folder):
@@ -214,7 +240,6 @@ def test_impossible_tokens_stay_impossible():
 @pytest.mark.parametrize(
     ("param", "sampling", "error"),
     [
-        ("guidance_scale", {"n": 2} | guidance(2.0, [1]), InvalidParameter),
         ("guidance_scale", {"beams": BeamParams(width=2)} | guidance(2.0, [1]), InvalidParameter),
         ("max_tokens", {"max_tokens": 0} | guidance(2.0, [1]), InvalidParameter),
         ("negative_prompt", guidance(2.0, []), InvalidParameter),

@@ -26,7 +26,7 @@ from paged_executor import (
 
 from engine.config import ResolvedConfig
 from engine.llm.scheduler import Scheduler
-from engine.sampling_params import BeamParams
+from engine.sampling_params import BeamParams, ContrastParams
 from engine.types import GenerateRequest
 
 
@@ -71,6 +71,12 @@ def random_request(
         capacity = config.kv_layout(windows).most_tokens(config.num_kv_blocks // beams.width)
         if capacity < 2:
             beams, capacity = None, config.kv_layout(windows).most_tokens(config.num_kv_blocks)
+    contrast = None if beams is not None else random_contrast(rng, config)
+    if contrast is not None:
+        capacity = config.kv_layout(windows).most_tokens(config.num_kv_blocks // contrast.width)
+        if capacity < 2:
+            contrast = None
+            capacity = config.kv_layout(windows).most_tokens(config.num_kv_blocks)
     longest = min(config.max_model_len, capacity) - 1
     stem = rng.choice(stems)
     # Few lengths, so that whole prompts repeat.
@@ -79,14 +85,17 @@ def random_request(
     ]
     prompt = prompt[:longest] or [rng.randrange(VOCAB_SIZE)]
     max_tokens = rng.choice([0, 1, 2, 5, 12, 40, 60, 1000])
-    if beams is not None:
+    if beams is not None or contrast is not None:
         max_tokens = max(1, min(max_tokens, 60))
+    n = rng.choice([1, 1, 1, 2, 3, 5])
+    if beams is not None:
+        n = rng.randint(1, beams.width)
     return make_request(
         name,
         prompt,
         max_tokens,
-        n=rng.choice([1, 1, 1, 2, 3, 5]) if beams is None else rng.randint(1, beams.width),
-        min_tokens=rng.choice([0, 0, 3]),
+        n=n if contrast is None else 1,
+        min_tokens=rng.choice([0, 0, 3]) if contrast is None else 0,
         ignore_eos=rng.random() < 0.6,
         stop_token_ids=tuple(rng.sample(range(VOCAB_SIZE), rng.choice([0, 0, 0, 1, 8]))),
         seed=rng.getrandbits(64) - 2**63,
@@ -96,7 +105,15 @@ def random_request(
         cache_salt=rng.choice([None, None, None, None, "pepper"]),
         adapter=rng.choice([None, None, None, None, None, "lora"]),
         beams=beams,
+        contrast=contrast,
     )
+
+
+def random_contrast(rng: random.Random, config: ResolvedConfig) -> ContrastParams | None:
+    most = min(5, config.max_num_seqs, config.max_num_batched_tokens)
+    if most == 1 or rng.random() < 0.7:
+        return None
+    return ContrastParams(alpha=rng.choice([0.1, 0.6, 1.0]), width=rng.randint(2, most))
 
 
 def random_beams(rng: random.Random, config: ResolvedConfig) -> BeamParams | None:
@@ -236,8 +253,9 @@ class Session:
             expected.error_code,
         )
         self.seen[f"{answer.finish_reason} {answer.error_code or ''}".strip()] += 1
-        if request.sampling.beams is not None:
-            self.seen[f"beams {answer.finish_reason}"] += 1
+        search = _search(request)
+        if search is not None:
+            self.seen[f"{search} {answer.finish_reason}"] += 1
             assert answer.logprobs == (
                 [] if request.sampling.logprobs is None else expected.logprobs
             )
@@ -249,7 +267,7 @@ class Session:
     def check_scores(self, request: GenerateRequest, index: int, answer: Answer) -> None:
         prompt, sampling = request.prompt_token_ids, request.sampling
         values = digests(prompt + answer.token_ids, request.adapter)
-        if sampling.logprobs is not None and sampling.beams is None:
+        if sampling.logprobs is not None and _search(request) is None:
             first = len(prompt) - 1
             assert answer.logprobs == [
                 score(values[first + i], token_id) for i, token_id in enumerate(answer.token_ids)
@@ -276,10 +294,7 @@ class Session:
             ):
                 continue
             prompt = other.prompt_token_ids
-            if (
-                other.sampling.beams is not None
-                and request.prompt_token_ids[: len(prompt)] == prompt
-            ):
+            if _search(other) and request.prompt_token_ids[: len(prompt)] == prompt:
                 return  # it may have tried any text
             for index in range(other.sampling.n):
                 said = self.answers.get((other.request_id, index), Answer()).token_ids
@@ -288,6 +303,13 @@ class Session:
         assert answer.num_cached_tokens < len(prompt)
         shared = max(common_prefix(prompt, text) for text in texts)
         assert answer.num_cached_tokens <= shared
+
+
+def _search(request: GenerateRequest) -> str | None:
+    """What it asks for in place of draws."""
+    if request.sampling.beams is not None:
+        return "beams"
+    return None if request.sampling.contrast is None else "contrast"
 
 
 def common_prefix(left: list[int], right: list[int]) -> int:
@@ -323,6 +345,8 @@ EVERYTHING = {
     "beams stop",
     "beams length",
     "beams error",
+    "contrast length",
+    "contrast error",
 }
 """Of a run, however it steps."""
 

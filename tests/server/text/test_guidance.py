@@ -63,14 +63,27 @@ async def test_a_guided_text_takes_two_places(server: TextServer) -> None:
     assert (await task).status_code == 200
 
 
+@pytest.mark.parametrize(("fields", "num_answers"), [({"n": 3}, 3), ({"n": 1, "best_of": 3}, 1)])
+async def test_several_guided_texts_take_two_places_each(
+    server: TextServer, fields: dict[str, Any], num_answers: int
+) -> None:
+    server.engine.hold()
+    task = asyncio.create_task(server.complete(guidance_scale=2, **fields))
+    await until(lambda: len(server.engine.requests) == 1)
+    assert server.app.state.tandem.admission.num_in_flight() == 6
+    server.engine.release()
+    answer = (await task).json()
+    assert len(answer["choices"]) == num_answers
+    sampling = server.last_request.sampling
+    assert (sampling.n, sampling.num_together, sampling.num_sequences) == (3, 2, 6)
+
+
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize(
     ("param", "fields"),
     [
         ("guidance_scale", {"guidance_scale": -1}),
         ("guidance_scale", {"guidance_scale": 21}),
-        ("guidance_scale", {"guidance_scale": 2, "n": 2}),
-        ("guidance_scale", {"guidance_scale": 2, "best_of": 2}),
         ("guidance_scale", {"guidance_scale": 2, "use_beam_search": True}),
         ("negative_prompt", {"negative_prompt": "x"}),
         ("negative_prompt", {"negative_prompt": "x", "guidance_scale": 1}),

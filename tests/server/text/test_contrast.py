@@ -1,0 +1,87 @@
+"""Contrastive search on the wire: what the engine gets, and what is refused."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from text_server import TextServer, until
+
+from engine.sampling_params import ContrastParams, SamplingParams
+
+ROUTES = ["/v1/chat/completions", "/v1/completions"]
+SEARCH = {"penalty_alpha": 0.6, "top_k": 4}
+
+
+async def _post(server: TextServer, route: str, **fields: Any) -> Any:
+    return await (server.chat if "chat" in route else server.complete)(**fields)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+async def test_penalty_alpha_and_top_k_ask_for_it(server: TextServer, route: str) -> None:
+    extra = {"temperature": 0, "stop": ["x"], "repetition_detection": None, "n": 1}
+    assert (await _post(server, route, **SEARCH, **extra)).status_code == 200
+    sampling = server.last_request.sampling
+    assert sampling.contrast == ContrastParams(alpha=0.6, width=4)
+    assert (sampling.num_together, sampling.num_sequences) == (4, 4)
+    assert sampling.reads_text, "no step is launched ahead"
+    neutral = SamplingParams(temperature=0.0, max_tokens=sampling.max_tokens)
+    assert (sampling.top_k, sampling.temperature) == (neutral.top_k, neutral.temperature)
+    for off in (None, 0, 0.0):
+        assert (await _post(server, route, penalty_alpha=off, top_k=4)).status_code == 200
+        assert server.last_request.sampling.contrast is None
+        assert server.last_request.sampling.top_k == 4
+
+
+async def test_each_token_that_is_tried_takes_a_place(tokenizer_folder: Path) -> None:
+    server = TextServer(tokenizer_folder, engine={"max_num_seqs": 4})
+    server.engine.hold()
+    task = asyncio.create_task(server.complete(prompt=["a", "b"], **SEARCH, max_tokens=1))
+    await until(lambda: len(server.engine.requests) == 2)
+    assert server.app.state.tandem.admission.num_in_flight() == 8
+    server.engine.release()
+    assert (await task).status_code == 200
+    response = await server.complete(**SEARCH | {"top_k": 5})
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["param"] == "top_k" and "the model has 4" in error["message"]
+    await server.aclose()
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize(
+    ("param", "fields"),
+    [
+        ("penalty_alpha", {"penalty_alpha": -0.1}),
+        ("penalty_alpha", {"penalty_alpha": 1.1}),
+        ("top_k", {"top_k": None}),
+        ("top_k", {"top_k": 1}),
+        ("top_k", {"top_k": 17}),
+        ("top_k", {"top_k": -1}),
+        ("n", {"n": 2}),
+        ("best_of", {"best_of": 2}),
+        ("top_k", {"use_beam_search": True}),
+        ("guidance_scale", {"guidance_scale": 2}),
+        ("temperature", {"temperature": 0.7}),
+        ("top_p", {"top_p": 0.9}),
+        ("repetition_penalty", {"repetition_penalty": 1.1}),
+        ("min_tokens", {"min_tokens": 2}),
+        ("logit_bias", {"logit_bias": {"1": 1}}),
+        ("bad_words", {"bad_words": ["x"]}),
+        ("samplers", {"samplers": ["top_k"]}),
+        ("grammar", {"grammar": 'root ::= "a"'}),
+    ],
+    ids=str,
+)
+async def test_what_does_not_go_with_it_is_refused(
+    server: TextServer, route: str, param: str, fields: dict[str, Any]
+) -> None:
+    answer = await _post(server, route, **SEARCH | fields)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == param
+    assert server.engine.requests == []
+
+
+async def test_nothing_is_searched_for_no_tokens(server: TextServer) -> None:
+    answer = await server.complete(**SEARCH, max_tokens=0)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "max_tokens")
