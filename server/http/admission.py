@@ -4,6 +4,7 @@ Called by routes before anything expensive. A refused request gets `QueueFull` (
 (503) with a time to come back. The engine's own limits stay behind this one.
 """
 
+import asyncio
 import math
 import time
 from collections import deque
@@ -16,6 +17,7 @@ from server.http.lifecycle import Lifecycle
 
 _MAX_RETRY_AFTER_S = 60
 _RATE_WINDOW_S = 60.0
+_LOOK_AGAIN_S = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +110,24 @@ class Admission:
             full.retry_after_s = self._retry_after_s(model, in_flight + num_more - places.limit)
             raise full
         return Lease(self, model, num_more)
+
+    async def admit_later(
+        self, kind: AnyKind, model: str, num_more: int, patience_s: float
+    ) -> Lease:
+        """As `admit`, for work that follows some that is done: wait while too much is in flight.
+
+        Raises:
+            Draining: the server is shutting down.
+            QueueFull: it still is after so many seconds.
+        """
+        end = self._clock() + patience_s
+        while True:
+            try:
+                return self.admit(kind, model, num_more)
+            except QueueFull:
+                if self._clock() >= end:
+                    raise
+            await asyncio.sleep(_LOOK_AGAIN_S)
 
     def _enter(self, model: str, num_places: int) -> None:
         self.num_requests += 1

@@ -65,13 +65,15 @@ class SemanticEntropy:
     Attributes:
         entropy: of the clusters' shares, in nats.
         clusters: of each choice the number of its cluster.
+        error: why the answers could not be compared: these three are null then.
     """
 
-    entropy: float
-    num_clusters: int
-    clusters: list[int]
+    entropy: float | None
+    num_clusters: int | None
+    clusters: list[int] | None
     threshold: float
     embedding_model: str
+    error: str | None = None
 
 
 @dataclass(slots=True)

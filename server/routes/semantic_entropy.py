@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Sequence
 
 from engine.embedding_types import EmbeddingModelInfo
-from engine.errors import InvalidParameter, RequestError
+from engine.errors import EngineError, InvalidParameter, RequestAborted, RequestError
 from engine.kinds import EMBEDDING
 from server.catalog import find_of_kind
 from server.embeddings.convert import embedding_request
@@ -19,6 +19,9 @@ from server.protocol.answers import SemanticEntropy
 from server.protocol.chat import ChatCompletionRequest
 from server.state import AppState
 from server.text.prompt_limit import PromptLimit
+
+PATIENCE_S = 30.0
+"""Written answers wait so long for room at the embedding model."""
 
 Judge = Callable[[Sequence[str]], Awaitable[SemanticEntropy]]
 """From the answers' texts."""
@@ -37,7 +40,20 @@ def semantic_judge(body: ChatCompletionRequest, state: AppState) -> Judge | None
 
     async def judge(texts: Sequence[str]) -> SemanticEntropy:
         distinct = [text for text in dict.fromkeys(texts) if text]
-        embeddings = await _embeddings(distinct, info, state)
+        try:
+            embeddings = await _embeddings(distinct, info, state)
+        except RequestAborted:
+            raise
+        except EngineError as error:
+            # The answers are there, and cost more than their comparison.
+            return SemanticEntropy(
+                entropy=None,
+                num_clusters=None,
+                clusters=None,
+                threshold=threshold,
+                embedding_model=info.model,
+                error=error.message,
+            )
         clusters = clusters_of(texts, dict(zip(distinct, embeddings, strict=True)), threshold)
         return SemanticEntropy(
             entropy=entropy_of(clusters),
@@ -75,7 +91,7 @@ async def _embeddings(
 
     # As many as there can be of so many bytes: what is too long is cut behind.
     limit = PromptLimit(4 * most, 4 * most * len(texts), exceeded, "semantic_entropy")
-    lease = state.admission.admit(EMBEDDING, info.model, len(texts))
+    lease = await state.admission.admit_later(EMBEDDING, info.model, len(texts), PATIENCE_S)
     meter = state.metrics.of(SERVED_EMBEDDINGS).meter(info.model)
     async with ItemRun(state.engine, meter, lease) as run:
         text = await state.texts.get(info)

@@ -1,5 +1,6 @@
 """A chat's answers, compared by meaning: clusters and entropy written out, and over HTTP."""
 
+import asyncio
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,9 +10,12 @@ import numpy as np
 import pytest
 from embedding_server import MAX_MODEL_LEN, EmbeddingServer
 from fake_embedding_engine import vector
-from text_server import TextServer
+from fake_engine import Failure
+from text_server import TextServer, until
 
+from engine.kinds import EMBEDDING
 from server.embeddings.semantic_entropy import clusters_of, entropy_of, shortened
+from server.routes import semantic_entropy
 
 HI = [{"role": "user", "content": "hi"}]
 ANSWERS = ["the lazy dog", "the fox", "the lazy dog", "", "seven wizards make toxic brew"]
@@ -75,6 +79,7 @@ async def test_answers_are_put_together_by_their_embeddings(both: EmbeddingServe
         "clusters": clusters,
         "threshold": 0.999,
         "embedding_model": "embedder",
+        "error": None,
     }
     assert clusters[0] == clusters[2] and told["num_clusters"] > 2
     (request,) = both.engine.embedding_requests
@@ -97,6 +102,46 @@ async def test_answers_longer_than_the_embedding_model_reads_are_cut(both: Embed
     assert told["clusters"][0] == told["clusters"][1]
     (request,) = both.engine.embedding_requests
     assert max(map(len, request.inputs)) == MAX_MODEL_LEN
+
+
+async def test_written_answers_wait_for_room_at_the_embedding_model(
+    both: EmbeddingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say(both, ANSWERS)
+    admission = both.app.state.tandem.admission
+    others = admission.admit(EMBEDDING, "embedder", 100_000)
+    task = asyncio.create_task(ask(both))
+    await until(lambda: admission.num_in_flight("writer") > 0)
+    await until(lambda: bool(both.engine.requests))
+    await asyncio.sleep(0.2)
+    assert not task.done() and both.engine.embedding_requests == []
+    others.release()
+    assert (await task).json()["semantic_entropy"]["num_clusters"] > 1
+
+    monkeypatch.setattr(semantic_entropy, "PATIENCE_S", 0.0)
+    others = admission.admit(EMBEDDING, "embedder", 100_000)
+    response = await ask(both)
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    assert [choice["message"]["content"] for choice in answer["choices"]] == ANSWERS
+    told = answer["semantic_entropy"]
+    assert (told["entropy"], told["num_clusters"], told["clusters"]) == (None, None, None)
+    assert "the limit is" in told["error"] and told["embedding_model"] == "embedder"
+    others.release()
+    assert admission.num_in_flight() == 0
+
+
+async def test_answers_survive_the_embedding_model(both: EmbeddingServer) -> None:
+    say(both, ANSWERS)
+    both.engine.hold()
+    task = asyncio.create_task(ask(both))
+    await until(lambda: len(both.engine.requests) == 1)
+    both.engine.failure = Failure()
+    both.engine.release()
+    answer = (await task).json()
+    assert [choice["message"]["content"] for choice in answer["choices"]] == ANSWERS
+    told = answer["semantic_entropy"]
+    assert (told["entropy"], told["error"]) == (None, both.engine.failure.value().message)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Places are counted exactly, whatever happens to the requests that hold them."""
 
+import asyncio
 import gc
 import random
 
@@ -177,3 +178,23 @@ async def test_random_traffic_leaves_nothing_behind(lifecycle, clock):
     for _, lease in held:
         lease.release()
     assert admission.num_in_flight() == 0
+
+
+async def test_work_that_follows_some_that_is_done_waits_for_places(lifecycle, clock):
+    admission = create(lifecycle, clock)
+    held = admission.admit(TEXT, "m", 3)
+    task = asyncio.create_task(admission.admit_later(TEXT, "m", 2, patience_s=30.0))
+    await asyncio.sleep(0.1)
+    assert not task.done()
+    held.release()
+    lease = await task
+    assert (lease.num_places, admission.num_in_flight("m")) == (2, 2)
+    task = asyncio.create_task(admission.admit_later(TEXT, "m", 2, patience_s=30.0))
+    await asyncio.sleep(0.1)
+    clock.now += 30.0
+    with pytest.raises(QueueFull):
+        await task
+    lifecycle.begin_drain()
+    with pytest.raises(Draining):
+        await admission.admit_later(TEXT, "m", 1, patience_s=30.0)
+    lease.release()
