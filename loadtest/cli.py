@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from loadtest.cli_decoding import decoding
 from loadtest.cli_images import images
 from loadtest.cli_options import (
     LOGS,
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command()(images)
+app.command()(decoding)
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 

@@ -19,6 +19,13 @@ def story_prompt(seed: int, num_words: int = 100) -> str:
     return STORY + " ".join(rng.choice(WORDS) for _ in range(num_words)) + "."
 
 
+def copy_prompt(seed: int, num_words: int = 80) -> str:
+    """Words twice, and the first of them once more: what follows is known from the text."""
+    rng = random.Random(seed)
+    words = [rng.choice(WORDS) for _ in range(num_words)]
+    return f"{' '.join(words)}\n\n{' '.join(words)}\n\n{' '.join(words[:4])}"
+
+
 @dataclass(frozen=True, slots=True)
 class TokenEstimate:
     """How many tokens a prompt of `num_words` has: a straight line fitted to the server's usage.

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from loadtest.decoding_report import decoding_section
 from loadtest.image_report import images_section
 from loadtest.markdown import commands, heading, noise_note, number, ratio, table
 from loadtest.metrics import ITL_LIMITS_MS
@@ -26,6 +27,7 @@ from loadtest.points import (
 )
 from loadtest.results import (
     COMPARISON_FORMAT,
+    DECODING_FORMAT,
     IMAGES_FORMAT,
     RUN_FORMAT,
     STARTS_FORMAT,
@@ -279,6 +281,7 @@ _SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     STARTS_FORMAT: starts_section,
     RUN_FORMAT: run_section,
     IMAGES_FORMAT: images_section,
+    DECODING_FORMAT: decoding_section,
 }
 
 

@@ -1,0 +1,74 @@
+"""`python -m loadtest decoding`: what decoding features cost, beside plain sampling."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from loadtest.cli_options import LOGS, Label, LogDir, Output, Repeats, Seed, Variables
+from loadtest.decoding import DecodingComparison
+from loadtest.decoding_plan import load_decoding_plan
+from loadtest.decoding_report import decoding_section
+from loadtest.interrupt import Interrupt
+from loadtest.launch import described
+from loadtest.machine import provenance
+from loadtest.plan import parse_overrides
+from loadtest.results import DECODING_FORMAT, save_result
+from loadtest.scenario import random_seed
+
+console = Console(highlight=False)
+
+_PLAN = Path("loadtest/scenarios/decoding.yaml")
+
+
+def decoding(
+    plan_path: Annotated[
+        Path,
+        typer.Argument(metavar="PLAN", help="A YAML file like loadtest/scenarios/decoding.yaml"),
+    ] = _PLAN,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="A case of the plan. Repeatable.")
+    ] = None,
+    variables: Variables = None,
+    repeats: Repeats = None,
+    seed: Seed = None,
+    output: Output = None,
+    log_dir: LogDir = LOGS,
+    label: Label = None,
+) -> None:
+    """Start the plan's servers together and measure its cases by turns.
+
+    Ctrl-C stops the servers and keeps the runs that are complete.
+    """
+    plan = load_decoding_plan(plan_path, parse_overrides(variables))
+    plan = (plan.only(only) if only else plan).having(repeats=repeats)
+    document: dict[str, Any] = {
+        "format": DECODING_FORMAT,
+        **provenance(plan.label if label is None else label),
+    }
+
+    def save(measured: dict[str, Any]) -> None:
+        document.update(measured)
+        if output is not None:
+            save_result(document, output)
+
+    comparison = DecodingComparison(
+        plan,
+        seed=random_seed() if seed is None else seed,
+        log_dir=log_dir,
+        say=lambda line: console.print(line, markup=False, soft_wrap=True),
+        save=save,
+    )
+
+    async def work() -> None:
+        document["servers"] = [await described(server) for server in plan.servers]
+        async with Interrupt() as interrupt:
+            await comparison.run(interrupt)
+
+    try:
+        asyncio.run(work())
+    finally:
+        if document.get("runs"):
+            console.print(decoding_section(document), markup=False, soft_wrap=True)

@@ -1,0 +1,130 @@
+"""What decoding features cost: one server or several of one kind, asked for them by turns.
+
+All servers of a plan run at a time, so that each case is measured shortly before or after the one
+that it is compared with; one of them has work at a time. In each repeat the cases come in another
+order, and those with one task get the same prompts.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+from loadtest.client import CompletionClient, Target
+from loadtest.decoding_plan import TASKS, DecodingCase, DecodingPlan
+from loadtest.drive import drive
+from loadtest.interrupt import Interrupt
+from loadtest.launch import launched
+from loadtest.noise import CpuTimes, cpu_shares
+from loadtest.record import RequestRecord
+from loadtest.workload import PlannedRequest, Workload
+
+_WARM_UP = -1
+"""The repeat that is not measured."""
+
+
+class DecodingComparison:
+    """Runs a plan. `document` holds what has been measured so far, at any moment."""
+
+    def __init__(
+        self,
+        plan: DecodingPlan,
+        *,
+        seed: int,
+        log_dir: Path,
+        say: Callable[[str], None],
+        save: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self._plan = plan
+        self._seed = seed
+        self._log_dir = log_dir
+        self._say = say
+        self._save = save
+        self._pids: list[int] = []
+        self._clients: dict[str, CompletionClient] = {}
+        """By case."""
+        self.document: dict[str, Any] = {
+            "rung": plan.rung,
+            "num_requests": {str(key): value for key, value in plan.num_requests.items()},
+            "output_tokens": plan.output_tokens,
+            "warmup_tokens": plan.warmup_tokens,
+            "repeats": plan.repeats,
+            "seed": seed,
+            "cases": [
+                {"name": case.name, "server": case.server, "task": case.task, "body": case.body}
+                | ({} if case.against is None else {"against": case.against})
+                for case in plan.cases
+            ],
+            "partial": True,
+            "runs": [],
+        }
+
+    async def run(self, interrupt: Interrupt) -> None:
+        """Measure everything, saving after every repeat; `partial` stays true when cut short."""
+        try:
+            async with AsyncExitStack() as stack:
+                for server in self._plan.servers:
+                    self._say(f"starting {server.name}")
+                    log = server.log_path(self._log_dir)
+                    launch = await stack.enter_async_context(launched(server, log))
+                    self._pids.append(launch.pid)
+                self._clients = {case.name: self._client(case) for case in self._plan.cases}
+                for repeat in range(_WARM_UP, self._plan.repeats):
+                    await self._round(repeat, interrupt)
+                    self._save(self.document)
+            self.document["partial"] = False
+        finally:
+            self._save(self.document)
+
+    def _client(self, case: DecodingCase) -> CompletionClient:
+        server = next(one for one in self._plan.servers if one.name == case.server)
+        return CompletionClient(Target(server.url, server.model, extra_body=case.body))
+
+    async def _round(self, repeat: int, interrupt: Interrupt) -> None:
+        name = "warm-up" if repeat == _WARM_UP else f"repeat {repeat + 1} of {self._plan.repeats}"
+        for concurrency in self._plan.num_requests:
+            self._say(f"{name}, {concurrency} at a time")
+            cases = list(self._plan.cases)
+            random.Random(f"{self._seed} {repeat} {concurrency}").shuffle(cases)
+            for case in cases:
+                run = await self._run(case, repeat, concurrency, interrupt)
+                if repeat != _WARM_UP:
+                    self.document["runs"].append(run)
+
+    async def _run(
+        self, case: DecodingCase, repeat: int, concurrency: int, interrupt: Interrupt
+    ) -> dict[str, Any]:
+        workload = self._workload(case, repeat, concurrency)
+        before = CpuTimes.read(self._pids)
+        outcome = await drive(workload, self._clients[case.name], interrupt=interrupt)
+        after = CpuTimes.read(self._pids)
+        if outcome.interrupted or interrupt.requested:
+            raise asyncio.CancelledError
+        if errors := [record.error for record in outcome.records if record.error]:
+            self._say(f"  {case.name}: {len(errors)} failed: {errors[0]}")
+        return {
+            "case": case.name,
+            "repeat": repeat,
+            "concurrency": concurrency,
+            "cpu": cpu_shares(before, after),
+            "requests": [_row(record) for record in outcome.records],
+        }
+
+    def _workload(self, case: DecodingCase, repeat: int, concurrency: int) -> Workload:
+        is_again = case.task == "again"
+        rng = random.Random(f"{self._seed} {case.task} {0 if is_again else repeat} {concurrency}")
+        # Texts that are to come again must have come whole.
+        is_short = repeat == _WARM_UP and not is_again
+        max_tokens = self._plan.warmup_tokens if is_short else self._plan.output_tokens
+        requests = [
+            PlannedRequest(i, TASKS[case.task](rng.randrange(2**40)), max_tokens)
+            for i in range(self._plan.num_requests[concurrency])
+        ]
+        return Workload(case.task, requests, concurrency)
+
+
+def _row(record: RequestRecord) -> dict[str, Any]:
+    """Without the time of each token: there is none where a text comes at its end."""
+    return {key: value for key, value in record.to_row().items() if key != "gaps_ms"}
