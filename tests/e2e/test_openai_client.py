@@ -6,6 +6,8 @@ import json
 import openai
 import pytest
 
+from engine.sampling_params import SAMPLER_PARAMETERS
+
 pytestmark = pytest.mark.e2e
 MODEL = "smollm2-135m-instruct"
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -95,6 +97,66 @@ def test_how_sure_the_model_was_and_where_it_loops(client):
     stream = client.completions.create(**arguments, stream=True, extra_body=extra)
     [*_, last] = [choice for chunk in stream for choice in chunk.choices]
     assert (last.uncertainty, last.repetition) == (told, whole.repetition)
+
+
+SAMPLERS = {
+    "repetition_penalty": 1.1,
+    "frequency_penalty": 0.1,
+    "presence_penalty": 0.1,
+    "repeat_last_n": 64,
+    "dry_multiplier": 0.5,
+    "dry_base": 1.5,
+    "dry_allowed_length": 3,
+    "dry_penalty_last_n": 100,
+    "dry_sequence_breakers": ["\n", "."],
+    "temperature": 0.9,
+    "dynatemp_range": 0.3,
+    "dynatemp_exponent": 0.8,
+    "top_n_sigma": 2.0,
+    "top_k": 40,
+    "top_p": 0.95,
+    "min_p": 0.02,
+    "typical_p": 0.9,
+    "xtc_probability": 0.5,
+    "xtc_threshold": 0.2,
+    "mirostat": 2,
+    "mirostat_tau": 4.0,
+    "mirostat_eta": 0.2,
+}
+OPENAI_S = {"frequency_penalty", "presence_penalty", "temperature", "top_p"}
+
+
+def test_every_sampler_parameter_is_taken(client):
+    assert SAMPLERS.keys() == SAMPLER_PARAMETERS.keys(), "a value for each"
+    named = {name: value for name, value in SAMPLERS.items() if name in OPENAI_S}
+    extra = {name: value for name, value in SAMPLERS.items() if name not in OPENAI_S}
+    texts = []
+    for mirostat in (0, 2, 2):
+        body = extra | {"mirostat": mirostat, "bad_words": ["sea"], "ignore_eos": True}
+        answer = client.completions.with_raw_response.create(
+            model=MODEL, prompt="The sea", max_tokens=12, seed=5, **named, extra_body=body
+        )
+        assert "x-ignored-fields" not in answer.headers
+        texts.append(answer.parse().choices[0].text)
+    assert texts[1] == texts[2] and texts[0]
+
+
+def test_contrastive_search_and_several_guided_texts(client):
+    arguments = {"model": MODEL, "prompt": "la la la la", "max_tokens": 16}
+    texts = [
+        client.completions.create(**arguments, extra_body=extra).choices[0].text
+        for extra in ({"penalty_alpha": 0.6, "top_k": 4}, {"penalty_alpha": 1.0, "top_k": 4})
+    ]
+    stream = client.completions.create(
+        **arguments, stream=True, extra_body={"penalty_alpha": 0.6, "top_k": 4}
+    )
+    assert "".join(c.text for chunk in stream for c in chunk.choices) == texts[0] != texts[1]
+    away = {"guidance_scale": 1.5, "negative_prompt": "la"}
+    several = client.completions.create(**arguments, n=2, seed=3, extra_body=away)
+    [one] = client.completions.create(**arguments, seed=3, extra_body=away).choices
+    assert [choice.index for choice in several.choices] == [0, 1]
+    assert one.text == several.choices[0].text != several.choices[1].text
+    assert several.usage.prompt_tokens == client.completions.create(**arguments).usage.prompt_tokens
 
 
 def test_a_negative_prompt_and_an_order_of_samplers(client):
