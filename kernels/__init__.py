@@ -32,7 +32,7 @@ from kernels.linear_panels import (
 )
 from kernels.linear_w4a16 import linear_w4a16
 from kernels.linear_w8 import linear_w8
-from kernels.lora_gather import lora_gather
+from kernels.lora_gather import LoraShard, lora_gather
 from kernels.paged_attention import PagedBatch, paged_attention
 from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.rope_store_kv import rope_store_kv
@@ -71,6 +71,7 @@ __all__ = [
     "EditLists",
     "ExpertWeights",
     "GGUFType",
+    "LoraShard",
     "PackedWeight",
     "PagedBatch",
     "Panels",

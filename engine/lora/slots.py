@@ -16,7 +16,7 @@ from engine.lora.dora import Gates
 from engine.lora.peft_files import Adapter, Need, Shapes, Update
 from engine.models.layers.linear import Linear
 from engine.models.layers.weight_slots import WeightOptions
-from kernels import lora_gather
+from kernels import LoraShard, lora_gather
 
 _GATE_BYTES = torch.float32.itemsize
 
@@ -25,17 +25,9 @@ Needs = Mapping[str, Need]
 
 
 @dataclass(frozen=True, slots=True)
-class ShardUpdates:
+class ShardUpdates(LoraShard):
     """What all adapters have for some neighbouring outputs of a linear layer."""
 
-    first: int
-    """Of the outputs."""
-    a: Tensor
-    """[L, r, in]."""
-    b: Tensor
-    """[L, r, out]."""
-    scales: Tensor
-    """[L] fp32."""
     gates: Gates | None = None
     """None: no adapter has any here."""
 
@@ -92,11 +84,13 @@ class LoraRows:
     slots: Tensor
 
     def add(self, path: str, x: Tensor, y: Tensor) -> None:
-        for shard in self.updates.get(path, ()):
-            part = y.narrow(1, shard.first, shard.b.shape[2])
+        shards = self.updates.get(path)
+        if not shards:
+            return
+        for shard in shards:
             if shard.gates is not None:
-                shard.gates.apply(part, self.slots)
-            lora_gather(part, x, shard.a, shard.b, self.slots, shard.scales)
+                shard.gates.apply(shard.part_of(y), self.slots)
+        lora_gather(y, x, shards, self.slots)
 
     def at(self, rows: Tensor) -> "LoraRows":
         return LoraRows(self.updates, self.slots[rows])

@@ -1,10 +1,12 @@
-"""Inputs for `lora_gather`: decode with many adapters, prefill with one, ranks, strided rows."""
+"""Inputs for `lora_gather`: decode with many adapters, prefill with one, ranks, shards, strided
+rows."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from kernels.lora_gather.shard import LoraShard
 from kernels.shared.work import Work, num_bytes
 
 TOLERANCE = {
@@ -33,6 +35,8 @@ class Case:
     """Rows of x and y are views of wider ones."""
     sorted: bool = False
     """Rows of a request are together, as in a prefill."""
+    more: tuple[tuple[int, int], ...] = ()
+    """Outputs and rank of further shards. One output that none has is before each."""
 
 
 CASES = (
@@ -46,6 +50,8 @@ CASES = (
     Case("rank_128", 19, 72, 128, rank=128),
     Case("rank_200", 5, 40, 96, rank=200),
     Case("rank_256", 19, 72, 128, rank=256),
+    Case("shards", 9, 64, 96, more=((24, 3), (40, 20))),
+    Case("shards_of_one_prompt", 21, 64, 96, adapters=1, sorted=True, more=((24, 3),)),
     Case("odd", 7, 37, 131, rank=5, adapters=3),
     Case("strided", 17, 40, 96, strided=True),
     Case("only_without", 3, 40, 96, adapters=0),
@@ -53,8 +59,13 @@ CASES = (
 )
 BENCHMARKS = {
     "cpu": (
-        Case("smollm2 qkv decode 32", 32, 960, 576, adapters=8),
-        Case("smollm2 qkv prompt 512", 512, 960, 576, adapters=1, sorted=True),
+        Case("smollm2 qkv decode 32", 32, 576, 576, adapters=16, more=((192, 16), (192, 16))),
+        Case(
+            *("smollm2 qkv prompt 512", 512, 576, 576),
+            adapters=1,
+            sorted=True,
+            more=((192, 16), (192, 16)),
+        ),
     ),
     "cuda": (
         Case("llama3_8b qkv decode 64", 64, 6144, 4096, adapters=16),
@@ -74,20 +85,31 @@ COMPILED = (
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
     """Keyword arguments of the op."""
     factor = 2 if case.strided else 1
-    y = torch.randn(case.rows, case.outputs * factor, device=device).to(dtype)
+    sizes = ((case.outputs, case.rank), *case.more)
+    shards: list[LoraShard] = []
+    width = 0
+    for outputs, rank in sizes:
+        first = width + bool(shards)
+        shards.append(_shard(case, first, outputs, rank, dtype, device))
+        width = first + outputs
+    y = torch.randn(case.rows, width * factor, device=device).to(dtype)
     x = torch.randn(case.rows, case.inputs * factor, device=device).to(dtype)
-    num_stored = max(1, case.adapters)
-    a = torch.randn(num_stored, case.rank, case.inputs, device=device) / case.inputs**0.5
-    b = torch.randn(num_stored, case.rank, case.outputs, device=device) / case.rank**0.5
     ids = torch.randint(-1, case.adapters, (case.rows,), dtype=torch.int32, device=device)
     return {
-        "y": y[:, : case.outputs],
+        "y": y[:, :width],
         "x": x[:, : case.inputs],
-        "a": a.to(dtype),
-        "b": b.to(dtype),
+        "shards": tuple(shards),
         "adapter_ids": ids.sort().values if case.sorted else ids,
-        "scales": torch.rand(num_stored, device=device) + 0.5,
     }
+
+
+def _shard(
+    case: Case, first: int, outputs: int, rank: int, dtype: torch.dtype, device: torch.device
+) -> LoraShard:
+    num_stored = max(1, case.adapters)
+    a = torch.randn(num_stored, rank, case.inputs, device=device) / case.inputs**0.5
+    b = torch.randn(num_stored, rank, outputs, device=device) / rank**0.5
+    return LoraShard(first, a.to(dtype), b.to(dtype), torch.rand(num_stored, device=device) + 0.5)
 
 
 def outputs(result: None, inputs: dict[str, object]) -> tuple[object, ...]:
@@ -97,8 +119,12 @@ def outputs(result: None, inputs: dict[str, object]) -> tuple[object, ...]:
 
 def work(inputs: dict[str, Any]) -> Work:
     """Two thin products for each row that has an adapter; each used adapter is read once."""
-    y, x, a, b, ids = (inputs[name] for name in ("y", "x", "a", "b", "adapter_ids"))
+    y, x, shards, ids = (inputs[name] for name in ("y", "x", "shards", "adapter_ids"))
     used = ids[ids >= 0]
-    read = num_bytes((a[0], b[0])) * torch.unique(used).numel() + num_bytes((x, y, y))
-    rank, size = a.shape[1:]
-    return Work(read, 2 * len(used) * rank * (size + y.shape[1]))
+    num_used = torch.unique(used).numel()
+    read = num_bytes((x, y, y))
+    operations = 0
+    for shard in shards:
+        read += num_bytes((shard.a[0], shard.b[0])) * num_used
+        operations += 2 * len(used) * (shard.a[0].numel() + shard.b[0].numel())
+    return Work(read, operations)

@@ -4,25 +4,27 @@ Waits for the device, to learn which adapters there are; the sum's order is that
 which may depend on the number of rows.
 """
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.lora_gather.shard import LoraShard
 
-def supports(
-    y: Tensor, x: Tensor, a: Tensor, b: Tensor, adapter_ids: Tensor, scales: Tensor
-) -> bool:
+
+def supports(y: Tensor, x: Tensor, shards: Sequence[LoraShard], adapter_ids: Tensor) -> bool:
     """Takes every call."""
     return True
 
 
-def lora_gather(
-    y: Tensor, x: Tensor, a: Tensor, b: Tensor, adapter_ids: Tensor, scales: Tensor
-) -> None:
+def lora_gather(y: Tensor, x: Tensor, shards: Sequence[LoraShard], adapter_ids: Tensor) -> None:
     """See `kernels.lora_gather`."""
     for adapter in sorted(set(adapter_ids.tolist())):
         if adapter < 0:
             continue
         rows = (adapter_ids == adapter).nonzero().flatten()
-        inner = F.linear(x[rows].float(), a[adapter].float())
-        update = inner @ b[adapter].float()
-        y[rows] = (y[rows] + scales[adapter] * update).to(y.dtype)
+        given = x[rows].float()
+        for shard in shards:
+            part = shard.part_of(y)
+            update = F.linear(given, shard.a[adapter].float()) @ shard.b[adapter].float()
+            part[rows] = (part[rows] + shard.scales[adapter] * update).to(y.dtype)

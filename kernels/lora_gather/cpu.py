@@ -1,47 +1,53 @@
-"""Dot products of each row with its adapter's, in C++: nothing is copied or widened before."""
+"""Adapters read once and from front to back, in C++: nothing is copied or widened before."""
 
+import ctypes
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from kernels import native
+from kernels.lora_gather.shard import LoraShard
 
 
-def supports(
-    y: Tensor, x: Tensor, a: Tensor, b: Tensor, adapter_ids: Tensor, scales: Tensor
-) -> bool:
+def supports(y: Tensor, x: Tensor, shards: Sequence[LoraShard], adapter_ids: Tensor) -> bool:
     """CPU tensors whose last dimension is contiguous."""
     return (
-        native.runs_on(y, x, a, b)
+        native.runs_on(y, x, *(one for shard in shards for one in (shard.a, shard.b)))
         and x.stride(1) == y.stride(1) == 1
-        and all(one.is_contiguous() for one in (a, b, adapter_ids, scales))
+        and adapter_ids.is_contiguous()
         and adapter_ids.dtype is torch.int32
+        and all(
+            shard.a.is_contiguous() and shard.b.is_contiguous() and shard.scales.is_contiguous()
+            for shard in shards
+        )
     )
 
 
-def lora_gather(
-    y: Tensor, x: Tensor, a: Tensor, b: Tensor, adapter_ids: Tensor, scales: Tensor
-) -> None:
+def lora_gather(y: Tensor, x: Tensor, shards: Sequence[LoraShard], adapter_ids: Tensor) -> None:
     """See `kernels.lora_gather`."""
     num_rows, size = x.shape
+    table: list[int] = []
+    for shard in shards:
+        _, rank, outputs = shard.b.shape
+        arrays = shard.a.data_ptr(), shard.b.data_ptr(), shard.scales.data_ptr()
+        table += (shard.first, outputs, rank, *arrays)
     _function()(
         native.DTYPES[y.dtype],
         y.data_ptr(),
         y.stride(0),
         x.data_ptr(),
         x.stride(0),
-        a.data_ptr(),
-        b.data_ptr(),
+        # A recording of the call keeps it.
+        (ctypes.c_int64 * len(table))(*table),
+        len(shards),
         adapter_ids.data_ptr(),
-        scales.data_ptr(),
         num_rows,
-        y.shape[1],
         size,
-        a.shape[1],
     )
 
 
 @functools.cache
 def _function() -> native.Function:
-    return native.function("tandem_lora_gather", "ipipippppiiii")
+    return native.function("tandem_lora_gather", "ipipipipii")

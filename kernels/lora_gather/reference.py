@@ -1,15 +1,19 @@
 """The definition: row by row, in fp32, rounded once."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
+from kernels.lora_gather.shard import LoraShard
 
-def lora_gather(
-    y: Tensor, x: Tensor, a: Tensor, b: Tensor, adapter_ids: Tensor, scales: Tensor
-) -> None:
+
+def lora_gather(y: Tensor, x: Tensor, shards: Sequence[LoraShard], adapter_ids: Tensor) -> None:
     """See `kernels.lora_gather`."""
-    for row, adapter in enumerate(adapter_ids.tolist()):
-        if adapter < 0:
-            continue
-        inner = a[adapter].float() @ x[row].float()
-        update = inner @ b[adapter].float()
-        y[row] = (y[row].float() + scales[adapter] * update).to(y.dtype)
+    for shard in shards:
+        part = shard.part_of(y)
+        for row, adapter in enumerate(adapter_ids.tolist()):
+            if adapter < 0:
+                continue
+            inner = shard.a[adapter].float() @ x[row].float()
+            update = inner @ shard.b[adapter].float()
+            part[row] = (part[row].float() + shard.scales[adapter] * update).to(y.dtype)

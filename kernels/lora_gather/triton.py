@@ -1,4 +1,4 @@
-"""Two launches: shrink to the rank on tensor cores, then expand and add.
+"""Two launches a shard: shrink to the rank on tensor cores, then expand and add.
 
 A program takes 16 rows and one adapter of theirs after the other, each read once, whatever rows
 have it; of every product it keeps the rows of that adapter. Decoding with many adapters and
@@ -8,11 +8,14 @@ row's result does not depend on the others. The expansion is in fp32, not on ten
 ranks reading and writing y takes longer. Of ranks above 128 a program shrinks to 128 at a time.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from kernels import _triton
 from kernels._triton import tl, triton
+from kernels.lora_gather.shard import LoraShard
 from kernels.shared.triton_linear import MAX_PARTS, parts_of
 
 TENSOR_CORES = ("_lora_shrink_kernel",)
@@ -31,26 +34,31 @@ NO_ADAPTER = 1 << 30
 """Larger than every adapter's number."""
 
 
-def supports(
-    y: Tensor, x: Tensor, a: Tensor, b: Tensor, adapter_ids: Tensor, scales: Tensor
-) -> bool:
+def supports(y: Tensor, x: Tensor, shards: Sequence[LoraShard], adapter_ids: Tensor) -> bool:
     """GPU tensors whose last dimension is contiguous."""
     return (
-        _triton.runs_on(y, x, a, b, adapter_ids, scales)
+        _triton.runs_on(y, x, adapter_ids)
         and x.stride(1) == y.stride(1) == 1
-        and a.is_contiguous()
-        and b.is_contiguous()
-        and a.shape[1] <= MAX_RANK
+        and all(
+            _triton.runs_on(shard.a, shard.b, shard.scales)
+            and shard.a.is_contiguous()
+            and shard.b.is_contiguous()
+            and shard.a.shape[1] <= MAX_RANK
+            for shard in shards
+        )
     )
 
 
-def lora_gather(
-    y: Tensor, x: Tensor, a: Tensor, b: Tensor, adapter_ids: Tensor, scales: Tensor
-) -> None:
+def lora_gather(y: Tensor, x: Tensor, shards: Sequence[LoraShard], adapter_ids: Tensor) -> None:
     """See `kernels.lora_gather`."""
+    if len(x):
+        for shard in shards:
+            _update(shard.part_of(y), x, shard, adapter_ids)
+
+
+def _update(y: Tensor, x: Tensor, shard: LoraShard, adapter_ids: Tensor) -> None:
     num_rows, size = x.shape
-    if not num_rows:
-        return
+    a, b, scales = shard.a, shard.b, shard.scales
     rank, num_outputs = a.shape[1], y.shape[1]
     num_parts, tiles_per_part = _cut(size)
     parts_per_program = 1 if num_rows <= FEW_ROWS else num_parts

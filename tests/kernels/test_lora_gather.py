@@ -21,9 +21,8 @@ def updates(name, inputs, rows):
 
 @pytest.fixture
 def inputs(request):
-    case = dataclasses.replace(
-        lora_gather.cases.CASES[0], rows=NUM_ROWS, outputs=40, inputs=1100, adapters=5
-    )
+    sizes = {"rows": NUM_ROWS, "outputs": 40, "inputs": 1100, "more": ((33, 5),)}
+    case = dataclasses.replace(lora_gather.cases.CASES[0], adapters=5, **sizes)
     return lora_gather.cases.make_inputs(case, torch.bfloat16, torch.device(request.param))
 
 
@@ -42,6 +41,10 @@ def test_rows_do_not_depend_on_who_shares_the_launch(name, inputs, monkeypatch):
     assert not torch.equal(whole, inputs["y"])
     for rows in (slice(0, 1), slice(3, 20), slice(0, 64), slice(40, 41)):
         assert torch.equal(updates(name, inputs, rows), whole[rows])
+    # Threads share the work of a single adapter in another way.
+    rows = (inputs["adapter_ids"] == 0).nonzero().flatten()[:4]
+    one = inputs | {"shards": inputs["shards"][:1]}
+    assert torch.equal(updates(name, one, rows)[:, :40], whole[rows][:, :40])
     order = torch.randperm(NUM_ROWS, device=whole.device)
     assert torch.equal(updates(name, inputs, order), whole[order])
 
