@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from loadtest.cli_decoding import decoding
+from loadtest.cli_hot_loads import hot_loads
 from loadtest.cli_images import images
 from loadtest.cli_options import (
     LOGS,
@@ -41,6 +42,7 @@ app = typer.Typer(
 app.command()(run)
 app.command()(images)
 app.command()(decoding)
+app.command()(hot_loads)
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 

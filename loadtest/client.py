@@ -23,6 +23,7 @@ class Target:
     """The server under test and how its requests are made.
 
     `url` is the API's base (`http://127.0.0.1:8000/v1`); `extra_body` is merged into every request.
+    Requests ask for `models` in turn, or, without any, for `model`.
     """
 
     url: str
@@ -34,21 +35,23 @@ class Target:
     temperature: float = 0.0
     ignore_eos: bool = True
     extra_body: dict[str, Any] = field(default_factory=dict)
+    models: tuple[str, ...] = ()
 
     @property
     def path(self) -> str:
         return "/chat/completions" if self.endpoint == "chat" else "/completions"
 
-    def body(self, prompt: str, max_tokens: int) -> dict[str, Any]:
+    def body(self, planned: PlannedRequest) -> dict[str, Any]:
+        models = self.models or (self.model,)
         text: dict[str, Any] = (
-            {"messages": [{"role": "user", "content": prompt}]}
+            {"messages": [{"role": "user", "content": planned.prompt}]}
             if self.endpoint == "chat"
-            else {"prompt": prompt}
+            else {"prompt": planned.prompt}
         )
         body = {
-            "model": self.model,
+            "model": models[planned.index % len(models)],
             **text,
-            "max_tokens": max_tokens,
+            "max_tokens": planned.max_tokens,
             "temperature": self.temperature,
             "stream": True,
             "stream_options": {"include_usage": True},
@@ -75,7 +78,7 @@ class CompletionClient:
 
     def encode(self, planned: PlannedRequest) -> bytes:
         """The bytes that `send` will write; made ahead of a run to keep it cheap."""
-        body = json.dumps(self.target.body(planned.prompt, planned.max_tokens)).encode()
+        body = json.dumps(self.target.body(planned)).encode()
         return self._connector.origin.request("POST", self.target.path, self._headers, body)
 
     def new_record(self, planned: PlannedRequest) -> RequestRecord:

@@ -90,9 +90,10 @@ class Comparison:
         start: dict[str, Any] = {"server": server.name, "repeat": repeat}
         async with launched(server, server.log_path(self._log_dir)) as launch:
             self._say(f"  serving after {launch.ready_s:.1f} s")
-            client = CompletionClient(
-                Target(server.url, server.model, extra_body=server.extra_body)
+            target = Target(
+                server.url, server.model, extra_body=server.extra_body, models=server.models
             )
+            client = CompletionClient(target)
             for num_words in self._plan.prompt_words:
                 for concurrency in self._plan.concurrencies:
                     where = {

@@ -22,15 +22,17 @@ _PNG_SIZE = struct.Struct(">II")
 
 @dataclass(frozen=True, slots=True)
 class ImageTarget:
-    """The server under test."""
+    """The server under test. Requests ask for `models` in turn, or, without any, for `model`."""
 
     url: str
     model: str
     timeout_s: float = 600.0
+    models: tuple[str, ...] = ()
 
     def body(self, planned: PlannedImage) -> dict[str, Any]:
+        models = self.models or (self.model,)
         return {
-            "model": self.model,
+            "model": models[planned.index % len(models)],
             "prompt": planned.prompt,
             "n": 1,
             "size": f"{planned.size}x{planned.size}",

@@ -42,7 +42,8 @@ class Running:
 
     @property
     def client(self) -> ImageClient:
-        return ImageClient(ImageTarget(self.server.url, self.server.model))
+        server = self.server
+        return ImageClient(ImageTarget(server.url, server.model, models=server.models))
 
 
 def image_probe(server: ServerCommand, settings: ImageSettings) -> Probe:

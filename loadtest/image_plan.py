@@ -19,7 +19,10 @@ from loadtest.plan import (
 from loadtest.plan_file import load_yaml
 
 _PLAN_KEYS = {"label", "rung", "variables", "repeats", "servers", "scenarios"}
-_SERVER_KEYS = {"name", "command", "url", "model", "version_command", "variants", "same_variant_as"}
+_SERVER_KEYS = {
+    *("name", "command", "url", "model", "models", "version_command"),
+    *("variants", "same_variant_as"),
+}
 _REQUIRED_SERVER_KEYS = {"name", "command", "url", "model"}
 
 VARIANT = "VARIANT"

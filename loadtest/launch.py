@@ -26,8 +26,9 @@ class ServerCommand:
     """How to start one server. `command` and `version_command` are given to `/bin/sh -c`.
 
     `variables` are added to their environment, so the commands can be kept, and stored with
-    results, without the paths of one machine. Servers are compared with others of their `group`.
-    `extra_body` is merged into every request that is measured.
+    results, without the paths of one machine. Servers are compared with others of their `groups`.
+    `extra_body` is merged into every request that is measured. These ask for `models` in turn, such
+    as adapters of `model`, or, without any, for `model`.
     """
 
     name: str
@@ -36,7 +37,8 @@ class ServerCommand:
     model: str
     version_command: str | None = None
     variables: dict[str, str] = field(default_factory=dict)
-    group: str | None = None
+    groups: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
     extra_body: dict[str, Any] = field(default_factory=dict)
 
     def log_path(self, folder: Path) -> Path:
@@ -118,12 +120,14 @@ async def described(server: ServerCommand) -> dict[str, Any]:
 
     Raises RuntimeError when its version command fails.
     """
-    group = {} if server.group is None else {"group": server.group}
-    body = {"extra_body": server.extra_body} if server.extra_body else {}
+    optional = {
+        "groups": list(server.groups),
+        "models": list(server.models),
+        "extra_body": server.extra_body,
+    }
     return {
         "name": server.name,
-        **group,
-        **body,
+        **{key: value for key, value in optional.items() if value},
         "version": await version_of(server),
         "model": server.model,
         "command": server.command,

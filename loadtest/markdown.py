@@ -36,7 +36,11 @@ def commands(comparison: dict[str, Any]) -> str:
         version = f" ({server['version']})" if server.get("version") else ""
         body = json.dumps(server["extra_body"]) if server.get("extra_body") else ""
         with_body = f", with `{body}` in every request" if body else ""
-        parts.append(f"{server['name']}{version}{with_body}:\n\n```sh\n{server['command']}\n```")
+        models = ", ".join(f"`{name}`" for name in server.get("models", ()))
+        asked_for = f", asked for {models} in turn" if models else ""
+        parts.append(
+            f"{server['name']}{version}{with_body}{asked_for}:\n\n```sh\n{server['command']}\n```"
+        )
     return "\n\n".join(parts)
 
 

@@ -17,7 +17,7 @@ _PLAN_KEYS = {
     *("prompt_words", "output_tokens", "num_requests"),
 }
 _REQUIRED_SERVER_KEYS = {"name", "command", "url", "model"}
-_SERVER_KEYS = {*_REQUIRED_SERVER_KEYS, "version_command", "group", "extra_body"}
+_SERVER_KEYS = {*_REQUIRED_SERVER_KEYS, "version_command", "groups", "models", "extra_body"}
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
@@ -123,7 +123,8 @@ def server_command(entry: dict[str, Any], variables: dict[str, str]) -> ServerCo
         url=expand(entry["url"], variables),
         model=expand(entry["model"], variables),
         version_command=entry.get("version_command"),
-        group=entry.get("group"),
+        groups=tuple(entry.get("groups", ())),
+        models=tuple(entry.get("models", ())),
         extra_body=entry.get("extra_body", {}),
         variables=variables,
     )

@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from loadtest.decoding_report import decoding_section
+from loadtest.hot_load_report import hot_loads_section
 from loadtest.image_report import images_section
 from loadtest.markdown import commands, heading, noise_note, number, ratio, table
 from loadtest.metrics import ITL_LIMITS_MS
@@ -28,6 +29,7 @@ from loadtest.points import (
 from loadtest.results import (
     COMPARISON_FORMAT,
     DECODING_FORMAT,
+    HOT_LOADS_FORMAT,
     IMAGES_FORMAT,
     RUN_FORMAT,
     STARTS_FORMAT,
@@ -176,7 +178,9 @@ def _ratio_parts(comparison: dict[str, Any], measured: list[Point]) -> list[str]
     """For every group of servers: the first one's medians divided by each other one's."""
     groups: dict[str | None, list[str]] = {}
     for server in comparison["servers"]:
-        groups.setdefault(server.get("group"), []).append(server["name"])
+        # Older results have one group at most.
+        for group in server.get("groups") or [server.get("group")]:
+            groups.setdefault(group, []).append(server["name"])
     parts = []
     for subject, *others in groups.values():
         ours = {point.load: point for point in measured if point.server == subject}
@@ -282,6 +286,7 @@ _SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     RUN_FORMAT: run_section,
     IMAGES_FORMAT: images_section,
     DECODING_FORMAT: decoding_section,
+    HOT_LOADS_FORMAT: hot_loads_section,
 }
 
 

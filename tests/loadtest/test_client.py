@@ -91,6 +91,12 @@ async def test_the_request_says_what_the_workload_means(fake_openai: Any, send: 
     assert "ignore_eos" not in seen.body
 
 
+def test_models_take_turns() -> None:
+    target = Target("http://h/v1", "m", models=("a", "b"))
+    requests = [PlannedRequest(index, PROMPT, 1) for index in range(3)]
+    assert [target.body(one)["model"] for one in requests] == ["a", "b", "a"]
+
+
 async def test_chunks_are_timed(fake_openai: Any, send: Send) -> None:
     fake_openai.token_s = 0.03
     record = await send(max_tokens=4)

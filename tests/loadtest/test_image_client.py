@@ -39,6 +39,12 @@ async def send_one(fake: Any) -> ImageRecord:
     return record
 
 
+def test_models_take_turns() -> None:
+    target = ImageTarget("http://h/v1", "m", models=("a", "b"))
+    planned = closed_images(ImageSettings(64, StepRange(7, 7), 3.5), 1, 3, seed=3).requests
+    assert [target.body(one)["model"] for one in planned] == ["a", "b", "a"]
+
+
 async def test_a_picture_is_asked_for_and_looked_at(fake_openai: Any) -> None:
     data = png(64, 64)
     fake_openai.answer = answering("200 OK", picture(data))

@@ -113,3 +113,9 @@ def test_the_shipped_plan() -> None:
     assert quick.repeats == 1
     assert all(s.num_requests <= 2 and s.clients <= 2 for s in quick.scenarios)
     assert [s.name for s in quick.scenarios] == [s.name for s in plan.scenarios]
+
+
+def test_the_plan_of_adapters() -> None:
+    plan = load_image_plan(ROOT / "loadtest/scenarios/image-adapters.yaml")
+    models = {server.name: len(server.command.models) for server in plan.servers}
+    assert models == {"one adapter": 0, "eight adapters": 8, "no adapter": 0}

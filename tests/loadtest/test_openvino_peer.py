@@ -156,7 +156,7 @@ async def test_a_client_that_leaves_ends_its_request() -> None:
     pipeline = BytePipeline()
     async with serving(pipeline) as url:
         pipeline.gate.clear()
-        body = json.dumps(Target(url, "m").body("x", 100_000)).encode()
+        body = json.dumps(Target(url, "m").body(PlannedRequest(0, "x", 100_000))).encode()
         host, port = url.removeprefix("http://").removesuffix("/v1").split(":")
         _, writer = await asyncio.open_connection(host, int(port))
         head = b"POST /v1/completions HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body)

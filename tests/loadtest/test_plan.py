@@ -83,16 +83,16 @@ def test_plans_that_are_wrong(tmp_path: Path, text: str, message: str) -> None:
 
 def test_the_projects_own_plans_load() -> None:
     folder = Path(__file__).parents[2] / "loadtest" / "scenarios"
-    names = ("peers", "llama-1b", "long-prompts")
+    names = ("peers", "llama-1b", "long-prompts", "adapters")
     plans = {name: load_plan(folder / f"{name}.yaml") for name in names}
     assert {plan.rung for plan in plans.values()} == {"native"}
-    assert {plan.output_tokens for plan in plans.values()} == {64, 16, 32}
+    assert [plan.output_tokens for plan in plans.values()] == [64, 16, 32, 64]
     for plan in plans.values():
         assert len({server.url for server in plan.servers}) == len(plan.servers)
     held = load_plan(folder / "peers.yaml", {"ISA": "x86-64-v3"})
     assert held.rung == "x86-64-v3"
-    groups = [server.group for server in plans["llama-1b"].servers]
-    assert groups == ["Q4_0"] * 2 + ["Q4_K_M"] * 3 + ["Q8_0"] * 3 + ["BF16"] * 2
+    groups = [server.groups for server in plans["llama-1b"].servers]
+    assert groups == [("Q4_0",)] * 2 + [("Q4_K_M",)] * 3 + [("Q8_0",)] * 3 + [("BF16",)] * 2
 
 
 def test_lengths_counts_rung_and_groups(tmp_path: Path) -> None:
@@ -106,14 +106,15 @@ concurrencies: [1, 8]
 prompt_words: [503, 2039]
 output_tokens: 16
 num_requests: {1: 3}
-servers: [{name: a, command: b, url: c, model: d, group: e}]
+servers: [{name: a, command: b, url: c, model: d, groups: [e, f], models: [g, h]}]
 """
     )
     plan = load_plan(path, {"RUNG": "x86-64-v3"})
     assert (plan.label, plan.rung) == ("on x86-64-v3", "x86-64-v3")
     assert (plan.prompt_words, plan.output_tokens) == ((503, 2039), 16)
     assert plan.num_requests == {1: 3}
-    assert plan.servers[0].group == "e"
+    assert plan.servers[0].groups == ("e", "f")
+    assert plan.servers[0].models == ("g", "h")
     assert plan.having(repeats=2).num_requests == {1: 3}
     assert plan.having(concurrencies=(1, 2), num_requests=5).num_requests == {1: 5, 2: 5}
     assert load_plan(path).rung == "native"

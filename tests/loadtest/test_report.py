@@ -99,8 +99,8 @@ def test_a_rung_lengths_and_groups(tmp_path: Path) -> None:
         "warmup": 1,
     }
     servers = [
-        server | {"name": f"{server['name']} {group}", "group": group}
-        for group in ("A", "B")
+        server | {"name": f"{server['name']} {group}"} | where
+        for group, where in (("A", {"groups": ["A"], "models": ["x", "y"]}), ("B", {"group": "B"}))
         for server in document["servers"]
     ]
     runs = [
@@ -120,6 +120,7 @@ def test_a_rung_lengths_and_groups(tmp_path: Path) -> None:
     ) in page
     assert "| ours A |  | 512 | 1 | 3 (2-6) | 100 / 100 | 10.0 / 10.0 | 500 | 0 |" in page
     assert "|  |  | 2048 | 1 | 3 (2-6) | 100 / 100 | 10.0 / 10.0 | 500 | 0 |" in page
+    assert "ours A (ours 1.0), asked for `x`, `y` in turn:\n\n```sh" in page
     assert "| ours B | 512 | 1 | 1.0 | 1.00 | 1.00 | 1.00 | 1.00 |" in page
     for group in ("A", "B"):
         table = page.split(f"ours {group} against the others")[1].split("\n\n")[1]
@@ -127,6 +128,21 @@ def test_a_rung_lengths_and_groups(tmp_path: Path) -> None:
             f"| theirs {group} | 512 | 1 | 2.00 | 1.00 | 0.50 | 0.50 | 1.00 |",
             f"| theirs {group} | 2048 | 1 | 2.00 | 1.00 | 0.50 | 0.50 | 1.00 |",
         ]
+
+
+def test_a_server_may_be_compared_in_several_groups(tmp_path: Path) -> None:
+    document = comparison()
+    base = document["servers"][1] | {"groups": ["A", "B"]}
+    subjects = [document["servers"][0] | {"name": f"ours {g}", "groups": [g]} for g in ("A", "B")]
+    runs = [run | {"server": f"ours {g}"} for g in ("A", "B") for run in document["runs"][:3]]
+    save_result(
+        document | {"servers": [*subjects, base], "runs": runs + document["runs"][3:]},
+        tmp_path / "a.json",
+    )
+    page = render_page(tmp_path)
+    for group in ("A", "B"):
+        table = page.split(f"ours {group} against the others")[1].split("\n\n")[1]
+        assert table.splitlines()[2:] == ["| theirs | 1 | 2.00 | 1.00 | 0.50 | 0.50 | 1.00 |"]
 
 
 def test_numbers_come_from_the_rows_not_from_the_summary(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """A server to launch in a process of its own: word_server.py PORT [--child] [--load SECONDS].
 
-Streams as many words as asked, and counts words as tokens. `--child` leaves a sleeping process
-behind it; `--load` answers 503 for so long first.
+Streams as many words as asked, `--word` seconds apart, and counts words as tokens. `--child` leaves
+a sleeping process behind it; `--load` answers 503 for so long first. Adapters are loaded in no
+time, but for those called `missing`.
 """
 
 import argparse
@@ -15,6 +16,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("port", type=int)
 parser.add_argument("--child", action="store_true")
 parser.add_argument("--load", type=float, default=0.0)
+parser.add_argument("--word", type=float, default=0.0)
 args = parser.parse_args()
 READY_AT = time.monotonic() + args.load
 
@@ -27,9 +29,14 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(b'{"error": {"message": "loading"}}')
             return
-        self.send_response(200)
+        is_missing = body.get("lora_name") == "missing"
+        self.send_response(404 if is_missing else 200)
         self.end_headers()
+        if "lora_name" in body:
+            self.wfile.write(b'{"error": {"message": "no such adapter"}}' if is_missing else b"{}")
+            return
         for _ in range(body["max_tokens"]):
+            time.sleep(args.word)
             self.event(json.dumps({"choices": [{"text": " word"}]}))
         usage = {
             "prompt_tokens": len(body["prompt"].split()),
