@@ -18,10 +18,7 @@ def supports(y: Tensor, x: Tensor, shards: Sequence[LoraShard], adapter_ids: Ten
         and x.stride(1) == y.stride(1) == 1
         and adapter_ids.is_contiguous()
         and adapter_ids.dtype is torch.int32
-        and all(
-            shard.a.is_contiguous() and shard.b.is_contiguous() and shard.scales.is_contiguous()
-            for shard in shards
-        )
+        and all(shard.is_contiguous() for shard in shards)
     )
 
 
@@ -31,8 +28,7 @@ def lora_gather(y: Tensor, x: Tensor, shards: Sequence[LoraShard], adapter_ids: 
     table: list[int] = []
     for shard in shards:
         _, rank, outputs = shard.b.shape
-        arrays = shard.a.data_ptr(), shard.b.data_ptr(), shard.scales.data_ptr()
-        table += (shard.first, outputs, rank, *arrays)
+        table += (shard.first, outputs, rank, *(one.data_ptr() for one in shard.arrays))
     _function()(
         native.DTYPES[y.dtype],
         y.data_ptr(),

@@ -21,6 +21,15 @@ class LoraShard:
     scales: Tensor
     """[L] fp32."""
 
+    @property
+    def arrays(self) -> tuple[Tensor, Tensor, Tensor]:
+        """a, b and scales."""
+        return self.a, self.b, self.scales
+
+    def is_contiguous(self) -> bool:
+        """Whether all arrays are."""
+        return self.a.is_contiguous() and self.b.is_contiguous() and self.scales.is_contiguous()
+
     def part_of(self, y: Tensor) -> Tensor:
         """[T, N]: its outputs of the layer's, [T, ...]."""
         return y.narrow(1, self.first, self.b.shape[2])

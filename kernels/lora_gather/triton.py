@@ -37,15 +37,9 @@ NO_ADAPTER = 1 << 30
 def supports(y: Tensor, x: Tensor, shards: Sequence[LoraShard], adapter_ids: Tensor) -> bool:
     """GPU tensors whose last dimension is contiguous."""
     return (
-        _triton.runs_on(y, x, adapter_ids)
+        _triton.runs_on(y, x, adapter_ids, *(one for shard in shards for one in shard.arrays))
         and x.stride(1) == y.stride(1) == 1
-        and all(
-            _triton.runs_on(shard.a, shard.b, shard.scales)
-            and shard.a.is_contiguous()
-            and shard.b.is_contiguous()
-            and shard.a.shape[1] <= MAX_RANK
-            for shard in shards
-        )
+        and all(shard.is_contiguous() and shard.a.shape[1] <= MAX_RANK for shard in shards)
     )
 
 
@@ -58,18 +52,16 @@ def lora_gather(y: Tensor, x: Tensor, shards: Sequence[LoraShard], adapter_ids: 
 
 def _update(y: Tensor, x: Tensor, shard: LoraShard, adapter_ids: Tensor) -> None:
     num_rows, size = x.shape
-    a, b, scales = shard.a, shard.b, shard.scales
-    rank, num_outputs = a.shape[1], y.shape[1]
+    rank, num_outputs = shard.a.shape[1], y.shape[1]
     num_parts, tiles_per_part = _cut(size)
     parts_per_program = 1 if num_rows <= FEW_ROWS else num_parts
     stored_parts = num_parts // parts_per_program
     inner = torch.empty(stored_parts, num_rows, rank, dtype=torch.float32, device=x.device)
-    row_blocks = triton.cdiv(num_rows, BLOCK_T)
-    block_r = _block_r(rank)
+    row_blocks, block_r = triton.cdiv(num_rows, BLOCK_T), _block_r(rank)
     _lora_shrink_kernel[(row_blocks, stored_parts, triton.cdiv(rank, block_r))](
         x,
         x.stride(0),
-        a,
+        shard.a,
         adapter_ids,
         inner,
         num_rows,
@@ -86,9 +78,9 @@ def _update(y: Tensor, x: Tensor, shard: LoraShard, adapter_ids: Tensor) -> None
         y,
         y.stride(0),
         inner,
-        b,
+        shard.b,
         adapter_ids,
-        scales,
+        shard.scales,
         num_rows,
         num_outputs,
         rank,
