@@ -78,8 +78,8 @@ def test_the_lemur_by_itself(engine: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "inside", "outside"),
     [
-        ("astronaut.jpg", (0.40, 0.5), (0.05, 0.9)),
-        ("chelsea.jpg", (0.6, 0.5), (0.03, 0.97)),
+        ("astronaut.png", (0.40, 0.5), (0.05, 0.9)),
+        ("chelsea.png", (0.6, 0.5), (0.03, 0.97)),
         ("coffee.jpg", (0.5, 0.5), (0.04, 0.04)),
     ],
 )
@@ -87,7 +87,7 @@ def test_photographs(
     name: str, inside: tuple[float, float], outside: tuple[float, float], engine: Any
 ) -> None:
     """Places (row, column; shares of the sides) that anybody would say are subject, or not."""
-    image = load(name)
+    image = load(f"photographs/{name}")
     event = ask(engine, image, output=MattingOutput.ALPHA)
     alpha = array_of(event.image)
     height, width = alpha.shape
@@ -98,7 +98,7 @@ def test_photographs(
 
 def test_points_change_the_subject(engine: Any) -> None:
     """The cup's coffee, taken away by one point."""
-    image = load("coffee.jpg")
+    image = load("photographs/coffee.jpg")
     height, width = image.shape[:2]
     plain = array_of(ask(engine, image, output=MattingOutput.ALPHA).image)
     away = Point(x=width // 2, y=height // 2, is_subject=False)
