@@ -1,11 +1,13 @@
 """Input images and canvas sizes within the bodies of the image routes."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from engine.errors import InvalidParameter
-from server.http.multipart import Part
+from server.http.form_values import read_fields
+from server.http.multipart import Form, Part
 from server.protocol.common import WireModel
 
 MAX_OUTPAINT_PIXELS = 4096
@@ -51,6 +53,44 @@ def uploaded(part: Part) -> UploadedImage:
         )
     data, part.data = bytes(part.data), bytearray()
     return UploadedImage(image_url=None, file_id=None, data=data)
+
+
+def read_image_form(form: Form, model: type[BaseModel], files: Sequence[str]) -> dict[str, Any]:
+    """A form as the object that a JSON body of `model` would be; an empty field is null.
+
+    Args:
+        files: fields that are images. The first one is required.
+
+    Raises:
+        InvalidParameter: what is wrong with which field.
+    """
+    values = read_fields(form, model, skip=files)
+    for name in values.keys() & model.model_fields.keys():
+        if values[name] == "":
+            values[name] = None
+    for name in files:
+        parts = form.get(name, [])
+        if len(parts) > 1:
+            raise InvalidParameter(f"{name} is given more than once", param=name)
+        if not parts or (not parts[0].data and not parts[0].has_file_name):
+            continue
+        if not parts[0].data:
+            raise InvalidParameter(
+                f"{name} is an empty file (0 bytes); send its content, or leave the field out",
+                param=name,
+            )
+        values[name] = uploaded(parts[0])
+    if files[0] not in values:
+        raise InvalidParameter(f"{files[0]} is required, as a file of the form", param=files[0])
+    return values
+
+
+def image_form_body(model: type[BaseModel], files: Sequence[str]) -> dict[str, Any]:
+    """OpenAPI's description of such a form: the files, and other fields as text."""
+    properties: dict[str, Any] = {name: {"type": "string"} for name in model.model_fields}
+    properties |= {name: {"type": "string", "format": "binary"} for name in files}
+    schema = {"type": "object", "properties": properties, "required": [files[0]]}
+    return {"requestBody": {"content": {"multipart/form-data": {"schema": schema}}}}
 
 
 class OutpaintFields(WireModel):

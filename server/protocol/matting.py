@@ -4,7 +4,6 @@ An explicit null is the default. What needs the decoded image, as the marks do, 
 engine.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,18 +13,16 @@ from pydantic import Field, model_validator
 
 from engine.errors import InvalidParameter
 from engine.matting_types import MattingMethod
-from server.http.form_values import read_fields
 from server.http.multipart import Form
 from server.protocol.common import ModelRequest, Priority, WireModel
 from server.protocol.image_answers import OutputFormatName
-from server.protocol.image_inputs import ImageReference, uploaded
+from server.protocol.image_inputs import ImageReference, image_form_body, read_image_form
 from server.protocol.images import NO_EFFECT_FIELDS, OutputFormat
 
 MAX_POINTS = 64
 MAX_COORDINATE = 1 << 20
 
 _FILES = ("image", "trimap", "background_image")
-_ARRAYS = ("box", "points")
 _COLOUR = re.compile(r"#(?:[0-9a-fA-F]{3}|[0-9a-fA-F]{6})")
 
 OutputName = Literal["cutout", "alpha", "trimap", "composite"]
@@ -97,7 +94,7 @@ class MatteRequest(ModelRequest):
     @model_validator(mode="before")
     @classmethod
     def _read_body(cls, data: Any) -> Any:
-        return _read_form(data) if isinstance(data, Form) else data
+        return read_image_form(data, cls, _FILES) if isinstance(data, Form) else data
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -107,7 +104,7 @@ class MatteRequest(ModelRequest):
                 param="background_color",
             )
         if self.trimap is not None:
-            for name in _ARRAYS:
+            for name in ("box", "points"):
                 if getattr(self, name):
                     raise InvalidParameter(
                         f"{name} says where the subject is, and so does the trimap; send one of "
@@ -204,44 +201,5 @@ class MattingModelCard:
 
 
 def form_body() -> dict[str, Any]:
-    """OpenAPI's description of the body as a form: the files, and other fields as text."""
-    properties: dict[str, Any] = {name: {"type": "string"} for name in MatteRequest.model_fields}
-    properties |= {name: {"type": "string", "format": "binary"} for name in _FILES}
-    schema = {"type": "object", "properties": properties, "required": ["image"]}
-    return {"requestBody": {"content": {"multipart/form-data": {"schema": schema}}}}
-
-
-def _read_form(form: Form) -> dict[str, Any]:
-    """The form as the object that a JSON body would be; `box` and `points` are JSON in it."""
-    values = read_fields(form, MatteRequest, skip=_FILES)
-    for name in values.keys() & MatteRequest.model_fields.keys():
-        if values[name] == "":
-            values[name] = None
-    for name in _ARRAYS:
-        if isinstance(values.get(name), str):
-            values[name] = _array(name, values[name])
-    for name in _FILES:
-        parts = form.get(name, [])
-        if len(parts) > 1:
-            raise InvalidParameter(f"{name} is given more than once", param=name)
-        if not parts or (not parts[0].data and not parts[0].has_file_name):
-            continue
-        if not parts[0].data:
-            raise InvalidParameter(
-                f"{name} is an empty file (0 bytes); send its content, or leave the field out",
-                param=name,
-            )
-        values[name] = uploaded(parts[0])
-    if "image" not in values:
-        raise InvalidParameter("image is required, as a file of the form", param="image")
-    return values
-
-
-def _array(name: str, text: str) -> list[Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, list):
-        raise InvalidParameter(f"{name} must be a JSON array", param=name)
-    return value
+    """OpenAPI's description of the body as a form."""
+    return image_form_body(MatteRequest, _FILES)

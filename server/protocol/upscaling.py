@@ -12,16 +12,17 @@ from pydantic import Field, model_validator
 
 from engine.errors import InvalidParameter
 from engine.image_types import Consistency
-from server.http.form_values import read_fields
 from server.http.multipart import Form
 from server.protocol.common import INT64_MAX, ModelRequest, Priority
 from server.protocol.image_answers import OutputFormatName
-from server.protocol.image_inputs import ImageReference, uploaded
+from server.protocol.image_inputs import ImageReference, image_form_body, read_image_form
 from server.protocol.images import MAX_STEPS, NO_EFFECT_FIELDS, OutputFormat, Prompt
 
 MAX_SCALE = 16
 MIN_TILE = 16
 MAX_TILE = 2048
+
+_FILES = ("image",)
 
 
 class UpscaleImageRequest(ModelRequest):
@@ -121,7 +122,7 @@ class UpscaleImageRequest(ModelRequest):
     @model_validator(mode="before")
     @classmethod
     def _read_body(cls, data: Any) -> Any:
-        return _read_form(data) if isinstance(data, Form) else data
+        return read_image_form(data, cls, _FILES) if isinstance(data, Form) else data
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -247,26 +248,5 @@ class UpscaleModelCard:
 
 
 def form_body() -> dict[str, Any]:
-    """OpenAPI's description of the body as a form: the file, and other fields as text."""
-    names = UpscaleImageRequest.model_fields
-    properties: dict[str, Any] = {name: {"type": "string"} for name in names}
-    properties["image"] = {"type": "string", "format": "binary"}
-    schema = {"type": "object", "properties": properties, "required": ["image"]}
-    return {"requestBody": {"content": {"multipart/form-data": {"schema": schema}}}}
-
-
-def _read_form(form: Form) -> dict[str, Any]:
-    """The form as the object that a JSON body would be."""
-    values = read_fields(form, UpscaleImageRequest, skip=["image"])
-    for name, value in values.items():
-        if value == "" and name in UpscaleImageRequest.model_fields:
-            values[name] = None
-    parts = form.get("image", [])
-    if len(parts) > 1:
-        raise InvalidParameter("image is given more than once", param="image")
-    if not parts or not parts[0].data:
-        raise InvalidParameter(
-            "image is required, as a file of the form that is not empty", param="image"
-        )
-    values["image"] = uploaded(parts[0])
-    return values
+    """OpenAPI's description of the body as a form."""
+    return image_form_body(UpscaleImageRequest, _FILES)
