@@ -1,10 +1,11 @@
 """A large picture, or its latents, as tiles of equal size that overlap."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+
+from engine.tile_places import spread
 
 Window = tuple[slice, slice]
 """Rows and columns."""
@@ -80,10 +81,9 @@ def tile(height: int, width: int, tile_height: int, tile_width: int, unit: int =
 
 def _spread(length: int, side: int, unit: int) -> list[slice]:
     """Tiles along a side, as few as overlap enough."""
-    overlap = min(side // unit - 1, math.ceil(side / unit / _OVERLAP_SHARE)) * unit
-    gaps = math.ceil((length - side) / (side - overlap))
-    starts = [round((length - side) / unit * i / gaps) * unit for i in range(1, gaps + 1)]
-    return [slice(start, start + side) for start in (0, *starts)]
+    overlap = min(side // unit - 1, -(-side // unit // _OVERLAP_SHARE))
+    starts = spread(length // unit, side // unit, overlap)
+    return [slice(start * unit, start * unit + side) for start in starts]
 
 
 def _tiling(height: int, width: int, windows: tuple[Window, ...]) -> Tiling:

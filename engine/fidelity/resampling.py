@@ -54,6 +54,14 @@ class Resampling:
         narrow = _along_columns(self.columns, band)
         total[top:end] += _along_rows(matrix[:, top:end].T.tocsr(), narrow)
 
+    def narrowed(self, band: Planes) -> Planes:
+        """Any rows, `[B, W, C]`, in the result's width."""
+        return _along_columns(self.columns, band)
+
+    def rows_between(self, narrow: Planes, top: int, first: int, end: int) -> Planes:
+        """These rows of the result, of rows from `top` on that have its width already."""
+        return _along_rows(self.rows[first:end, top : top + len(narrow)], narrow)
+
     def band(self, picture: Planes, first: int, end: int) -> Planes:
         """These rows of the result, of the whole picture `[H, W, C]`."""
         return _rows_of(self.rows[first:end], self.columns, picture)

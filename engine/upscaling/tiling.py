@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from engine.tile_places import spread
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Side:
@@ -43,7 +45,7 @@ def plan_side(
         rim: what a tile is of no use for, at each end that has a neighbour.
     """
     tile = min(length, tile // multiple * multiple)
-    starts = _starts(length // multiple, tile // multiple, -(-overlap // multiple))
+    starts = spread(length // multiple, tile // multiple, -(-overlap // multiple))
     first = tuple(start * multiple for start in starts)
     return Side(tile, first, _shares(length, tile, first, rim, scale))
 
@@ -54,14 +56,6 @@ def mirrored(length: int, start: int, stop: int) -> npt.NDArray[np.intp]:
     period = max(1, 2 * (length - 1))
     at = np.arange(start, stop) % period
     return np.minimum(at, period - at).astype(np.intp)
-
-
-def _starts(length: int, tile: int, overlap: int) -> list[int]:
-    if length <= tile:
-        return [0]
-    advance = max(1, tile - overlap)
-    num_gaps = -(-(length - tile) // advance)
-    return [number * (length - tile) // num_gaps for number in range(num_gaps + 1)]
 
 
 def _shares(
