@@ -20,8 +20,7 @@ from engine.diffusion.guidance import Guidance, is_off
 from engine.diffusion.prompt.states import PromptStates
 from engine.diffusion.prompt.text import PromptText
 from engine.diffusion.prompt_cache import Lookups, PromptCache
-from engine.diffusion.pull import LatentPull
-from engine.diffusion.restoring import Restoring, encode_tiles
+from engine.diffusion.restoring import Restoring
 from engine.diffusion.stage import Stage
 from engine.diffusion.tasks.prepare import Preparation, prepare
 from engine.diffusion.tiling import Tiling, tile
@@ -125,15 +124,15 @@ class DrawingFactory:
         generator = torch.Generator("cpu").manual_seed(_wrapped(seed))
         tiling = self._tiling(preparation) if params.task is ImageTask.RESTORE else None
         schedule = self._schedule(params, preparation, tiling)
-        clean = self._clean(params, preparation, tiling, generator)
+        clean = self._clean(params, preparation, generator)
         upscales = params.task is ImageTask.UPSCALE
         condition = self._condition(params, preparation, generator) if upscales else None
         noise = self._draw(preparation, generator)
         first = 0
         latents = noise * schedule.init_noise_sigma
-        if clean is not None and params.strength < 1.0:
+        if params.strength < 1.0 and (clean is not None or tiling is not None):
             first = schedule.start_of(params.strength, params.num_inference_steps)
-            latents = schedule.noised(clean, noise, first)
+            latents = latents if clean is None else schedule.noised(clean, noise, first)
         if not upscales:
             condition = self._condition(params, preparation, generator)
         denoising = Denoising(
@@ -159,9 +158,14 @@ class DrawingFactory:
             )
         stage: Stage = denoising
         if tiling is not None:
-            assert clean is not None
-            denoising.blend = LatentPull(clean, params.restoration, first)
-            stage = Restoring(canvas=denoising, tiling=tiling)
+            assert preparation.image is not None
+            stage = Restoring(
+                canvas=denoising,
+                tiling=tiling,
+                image=preparation.image.to(family.device),
+                noise=noise if params.strength < 1.0 else None,
+                pull=params.restoration,
+            )
         warnings = (*self._warnings(params), *_prompt_warnings(states))
         if states[1] is not None and not guidance.acts_within(denoising.num_steps):
             warnings += (_unused_guidance(guidance, denoising.num_steps),)
@@ -198,20 +202,13 @@ class DrawingFactory:
         )
 
     def _clean(
-        self,
-        params: ImageParams,
-        preparation: Preparation,
-        tiling: Tiling | None,
-        generator: torch.Generator,
+        self, params: ImageParams, preparation: Preparation, generator: torch.Generator
     ) -> torch.Tensor | None:
-        """Latents of the input image, where they are needed."""
-        if tiling is None and not self._starts_from_image(params):
+        """Latents of the input image, where they are needed before the first step."""
+        if not self._starts_from_image(params):
             return None
         assert preparation.image is not None
-        image = preparation.image.to(self._family.device)
-        if tiling is not None:
-            return encode_tiles(self._family, image, tiling)
-        return self._family.encode_image(image, generator)
+        return self._family.encode_image(preparation.image.to(self._family.device), generator)
 
     def _starts_from_image(self, params: ImageParams) -> bool:
         """Whether the input's latents are needed: to start from, or to keep under the mask."""

@@ -1,8 +1,9 @@
 """Redrawing a large image tile by tile: a `Stage` around the denoising of the whole.
 
-All tiles are windows on one canvas of latents, with one noise. In each timestep they are denoised a
-few at a time, and the mean of their predictions, where they overlap, takes the canvas a step on
-(MultiDiffusion, Bar-Tal et al. 2023, arXiv:2302.08113): so there are no seams between them.
+All tiles are windows on one canvas of latents, with one noise. First the image is encoded, a few
+tiles at a time. Then in each timestep they are denoised, a few at a time, and the mean of their
+predictions, where they overlap, takes the canvas a step on (MultiDiffusion, Bar-Tal et al. 2023,
+arXiv:2302.08113): so there are no seams between them.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -14,6 +15,7 @@ import torch
 from engine.diffusion.decoding import finite
 from engine.diffusion.denoising import Denoising, denoise_rows
 from engine.diffusion.families.family import Family, Row
+from engine.diffusion.pull import LatentPull
 from engine.diffusion.tasks.pixels import from_tensor
 from engine.diffusion.tiling import Tiling, Window
 from engine.image_types import Examined, Pixels
@@ -29,12 +31,20 @@ class Restoring:
     Attributes:
         canvas: the denoising of the whole, which never computes by itself.
         tiling: of its latents.
-        num_done: tiles of the present timestep that have their predictions.
-        sums: of these, weighted, one for each guidance branch.
+        image: `[1, 3, H, W]` in [-1, 1]; its latents are the modes of what the autoencoder says, as
+            noise would not agree where tiles overlap.
+        noise: that the canvas is to begin with beside the image; None: it begins as it is.
+        pull: `LatentPull`'s exponent.
+        num_done: tiles of the present pass that are done. The first pass encodes, the others are
+            timesteps.
+        sums: of what these gave, weighted: latents, or predictions, one for each guidance branch.
     """
 
     canvas: Denoising
     tiling: Tiling
+    image: torch.Tensor = field(repr=False)
+    noise: torch.Tensor | None = field(repr=False)
+    pull: float
     num_done: int = 0
     sums: list[torch.Tensor] = field(default_factory=list, repr=False)
 
@@ -48,7 +58,7 @@ class Restoring:
 
     @property
     def num_rows(self) -> int:
-        return self.canvas.num_rows * len(self._windows())
+        return (self.canvas.num_rows if self._is_encoded else 1) * len(self._windows())
 
     @property
     def num_pixels(self) -> int:
@@ -57,17 +67,19 @@ class Restoring:
 
     @property
     def num_steps(self) -> int:
-        return self.canvas.num_steps * -(-len(self.tiling.windows) // _TILES_PER_STEP)
+        return (1 + self.canvas.num_steps) * self._steps_of_pass
 
     @property
     def step(self) -> int:
-        per_timestep = -(-len(self.tiling.windows) // _TILES_PER_STEP)
-        return self.canvas.step * per_timestep + self.num_done // _TILES_PER_STEP
+        passes = 1 + self.canvas.step if self._is_encoded else 0
+        return passes * self._steps_of_pass + self.num_done // _TILES_PER_STEP
 
     def compute(self, stages: Sequence["Restoring"]) -> list[list[torch.Tensor]]:
-        """What the denoiser says to the rows of each."""
-        rows = [stage.rows() for stage in stages]
-        return denoise_rows(self.canvas.family, self.canvas.denoiser_key, rows)
+        """What the denoiser says to the rows of each, or the autoencoder to its tiles."""
+        rows = [stage.rows() for stage in stages if stage._is_encoded]
+        family, key = self.canvas.family, self.canvas.denoiser_key
+        predictions = iter(denoise_rows(family, key, rows) if rows else [])
+        return [next(predictions) if stage._is_encoded else stage._encode() for stage in stages]
 
     def rows(self) -> list[Row]:
         """The next tiles', all guidance branches of one after the other."""
@@ -80,7 +92,7 @@ class Restoring:
         ]
 
     def advance(self, outcome: Sequence[torch.Tensor]) -> None:
-        """Take these predictions in; after the last tile's, take the canvas a step on."""
+        """Take in latents or predictions; after the last tile's, take the canvas a step on."""
         windows = self._windows()
         num_branches = len(outcome) // len(windows)
         if not self.sums:
@@ -91,9 +103,12 @@ class Restoring:
         self.num_done += len(windows)
         if self.num_done == len(self.tiling.windows):
             weights = self.tiling.total_weights(self.sums[0])
-            predictions = [total / weights for total in self.sums]
+            means = [total / weights for total in self.sums]
             self.num_done, self.sums = 0, []
-            self.canvas.advance(predictions)
+            if self._is_encoded:
+                self.canvas.advance(means)
+            else:
+                self._begin(means[0])
 
     def result(self) -> Callable[[], Pixels | Examined]:
         canvas = self.canvas
@@ -104,6 +119,28 @@ class Restoring:
     def preview(self) -> Callable[[], Pixels] | None:
         return self.canvas.preview()
 
+    @property
+    def _is_encoded(self) -> bool:
+        return self.canvas.blend is not None
+
+    @property
+    def _steps_of_pass(self) -> int:
+        return -(-len(self.tiling.windows) // _TILES_PER_STEP)
+
+    def _encode(self) -> list[torch.Tensor]:
+        """Latents of the next tiles."""
+        family = self.canvas.family
+        windows = self.tiling.scaled(family.facts.vae_factor).windows
+        chosen = windows[self.num_done : self.num_done + _TILES_PER_STEP]
+        return [family.encode_image(self.image[(..., *window)], None) for window in chosen]
+
+    def _begin(self, clean: torch.Tensor) -> None:
+        """Have the canvas begin with the image's latents."""
+        canvas, first = self.canvas, self.canvas.first_timestep_index
+        if self.noise is not None:
+            canvas.latents = canvas.schedule.noised(clean, self.noise, first)
+        canvas.blend = LatentPull(clean, self.pull, first)
+
     def _windows(self) -> tuple[Window, ...]:
         return self.tiling.windows[self.num_done : self.num_done + _TILES_PER_STEP]
 
@@ -111,17 +148,6 @@ class Restoring:
         factor = self.canvas.family.facts.vae_factor
         height, width = self.tiling.tile_size
         return height * factor, width * factor
-
-
-def encode_tiles(family: Family, image: torch.Tensor, tiling: Tiling) -> torch.Tensor:
-    """Latents `[1, C, h, w]` of an image `[1, 3, H, W]` in [-1, 1], a tile at a time, merged.
-
-    They are the modes of what the autoencoder says: noise would not agree where tiles overlap.
-    """
-    pixels = tiling.scaled(family.facts.vae_factor)
-    return tiling.merged(
-        family.encode_image(image[(..., *window)], None) for window in pixels.windows
-    )
 
 
 def _decode(

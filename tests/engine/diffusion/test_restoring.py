@@ -48,12 +48,21 @@ def stage_of(family, **changes):
     return drawing.stage
 
 
+def encoded(stage):
+    """After its first pass."""
+    with torch.inference_mode():
+        while stage.canvas.blend is None:
+            (outcome,) = stage.compute([stage])
+            stage.advance(outcome)
+    return stage
+
+
 @pytest.mark.parametrize("scheduler", [None, "euler_ancestral", "dpmpp_2m"])
 def test_it_is_the_mean_of_predictions_on_one_canvas(scheduler):
     """A tile at a time, each timestep by hand."""
     family, seed = ToyFamily(), random.randrange(1 << 30)
     ours = finished(stage_of(family, seed=seed, scheduler=scheduler)).canvas.final()
-    stage = stage_of(family, seed=seed, scheduler=scheduler)
+    stage = encoded(stage_of(family, seed=seed, scheduler=scheduler))
     canvas, tiling = stage.canvas, stage.tiling
     assert len(tiling.windows) > 4
     with torch.inference_mode():
@@ -85,32 +94,43 @@ def fields(row):
 def test_tiles_of_a_denoiser_that_sees_points_are_the_whole():
     family = PointFamily()
     tiled = stage_of(family)
-    whole = stage_of(family).canvas
+    whole = encoded(stage_of(family)).canvas
     assert len(tiled.tiling.windows) > 4
     finished(tiled)
     finished(whole)
     torch.testing.assert_close(tiled.canvas.final(), whole.final(), atol=1e-4, rtol=1e-4)
 
 
-def test_calls_hold_a_few_tiles_and_steps_count_them():
+def test_steps_hold_a_few_tiles_also_of_the_autoencoder():
     family = ToyFamily()
     stage = stage_of(family, strength=1.0, num_inference_steps=3)
     num_tiles = len(stage.tiling.windows)
-    assert stage.num_steps == 3 * -(-num_tiles // 4)
-    seen = []
+    per_pass = -(-num_tiles // 4)
+    assert stage.num_steps == (1 + 3) * per_pass
+    seen, num_encoded = [], 0
     with torch.inference_mode():
         while stage.step < stage.num_steps:
             seen.append(stage.step)
-            num_rows = stage.num_rows
+            num_rows, num_calls = stage.num_rows, len(family.calls)
             (outcome,) = stage.compute([stage])
-            assert family.calls[-1] == (
-                "base",
-                num_rows,
-                (CHANNELS, SIDE // FACTOR, SIDE // FACTOR),
-            )
+            if stage.step < per_pass:
+                assert len(outcome) == num_rows <= 4 and len(family.calls) == num_calls
+                num_encoded += num_rows
+            else:
+                tile = CHANNELS, SIDE // FACTOR, SIDE // FACTOR
+                assert family.calls[-1] == ("base", num_rows, tile)
             stage.advance(outcome)
     assert seen == list(range(stage.num_steps))
+    assert num_encoded == num_tiles
     assert sum(rows for _, rows, _ in family.calls) == 3 * 2 * num_tiles
+
+
+def test_it_begins_with_the_latents_of_the_whole_image():
+    """The toy's autoencoder sees cells alone, so that tiles cannot matter."""
+    family = ToyFamily()
+    stage = encoded(stage_of(family))
+    latents = family.encode_image(stage.image, None)
+    torch.testing.assert_close(stage.canvas.blend._image, latents)
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
