@@ -179,6 +179,33 @@ def matting_options() -> Iterator[tuple[str, Check]]:
         yield f"matte by {method}", lambda method=method: cut(trimap=trimap, method=method)
 
 
+def upscaling_options() -> Iterator[tuple[str, Check]]:
+    from engine.config import EngineConfig
+    from engine.image_types import Faithfulness, Pixels
+    from engine.upscale_types import UpscaleRequest
+    from engine.upscaling.loading import load_engine
+
+    @functools.cache
+    def engine() -> Any:
+        return load_engine(checkpoint("realesr-animevideov3"), "m", config(EngineConfig), Host())[0]
+
+    def enlarge(channels: int = 3, side: int = 256, **faithfulness: Any) -> None:
+        image = Pixels(width=64, height=64, channels=channels, data=bytes(4096 * channels))
+        wanted = Faithfulness(**faithfulness)
+        sizes = {"width": side, "height": side, "tile": 48, "overlap": 16}
+        engine().add(
+            UpscaleRequest(request_id="r", model="m", image=image, faithfulness=wanted, **sizes)
+        )
+        while engine().has_work():
+            for event in engine().step()[0]:
+                assert event.failure is None, event.failure
+
+    yield "upscale", enlarge
+    yield "upscale with alpha to another size", lambda: enlarge(channels=4, side=100)
+    for name, value in (("fidelity", 1.0), ("face_guard", 1.0), ("heat_map", True)):
+        yield f"upscale with {name}", lambda name=name, value=value: enlarge(**{name: value})
+
+
 def checkpoint(ref: str) -> Any:
     from engine.weights.source import resolve_source
 
@@ -266,8 +293,9 @@ def server_options() -> Iterator[tuple[str, Check]]:
 def main() -> None:
     hide(json.loads(sys.argv[1]))
     results: dict[str, str | None] = {}
-    groups = (modules(), server_options(), image_options(), matting_options())
-    options = (*groups, text_options(sys.argv[2], json.loads(sys.argv[3])))
+    pictures = (image_options(), matting_options(), upscaling_options())
+    texts = text_options(sys.argv[2], json.loads(sys.argv[3]))
+    options = (modules(), server_options(), *pictures, texts)
     for name, check in (option for group in options for option in group):
         try:
             check()

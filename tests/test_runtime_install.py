@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 from stored_formats import VARIETIES, write_checkpoint
 
 from engine.diffusion.noise_schedule import DIFFUSION_SCHEDULES, FLOW_SCHEDULES
-from engine.image_types import PromptSyntax
+from engine.image_types import Faithfulness, PromptSyntax
 from engine.matting_types import MattingMethod
 from server.protocol.images import OutputFormat
 
@@ -111,6 +111,7 @@ def test_the_probe_tries_what_is_offered(results: dict[str, str | None]) -> None
         "matte by the network",
         "matte by a box",
         *(f"matte by {method}" for method in MattingMethod),
+        *(f"upscale with {name}" for name in Faithfulness.__slots__),
         "module engine.loop",
         "event loop",
     ]
