@@ -62,18 +62,18 @@ def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def provenance(label: str) -> dict[str, Any]:
+def provenance(label: str, module: str = "loadtest") -> dict[str, Any]:
     """What a reader needs to repeat the run: command, time, commit, machine."""
     return {
         "label": label,
-        "command": command_line(sys.argv[1:]),
+        "command": command_line(sys.argv[1:], module),
         "started_at": _now(),
         **_commit(),
         "machine": machine_facts(),
     }
 
 
-def command_line(arguments: list[str]) -> str:
+def command_line(arguments: list[str], module: str = "loadtest") -> str:
     """The command as typed, without the value of a key."""
     shown = list(arguments)
     for i, argument in enumerate(shown):
@@ -81,4 +81,4 @@ def command_line(arguments: list[str]) -> str:
             shown[i + 1] = "***"
         elif argument.startswith("--api-key="):
             shown[i] = "--api-key=***"
-    return shlex.join(["python", "-m", "loadtest", *shown])
+    return shlex.join(["python", "-m", module, *shown])

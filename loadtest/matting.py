@@ -1,131 +1,195 @@
-"""Background removal beside pymatting's own functions and rembg, interleaved.
+"""Background removal beside pymatting's own functions and rembg, in turns.
 
-    python -m loadtest.matting --image photo.png --trimap trimap.png --url http://127.0.0.1:8000
+    python -m loadtest.matting --image photo.png --trimap trimap.png
 
-Runs take turns: a request to a running server, the same picture by `pymatting` (closed-form alpha
-and multi-level foreground, whole picture), and, without the trimap, by `rembg` with u2netp and
-alpha matting. Each library runs in a process of its own that has loaded and warmed up before, so
-that neither pays for imports; a run of the server pays for HTTP and for its PNG, which the
-others make as well. Prints medians and ranges as JSON.
-Needs pymatting, and rembg unless `--without-rembg`.
+Starts a server and asks it over HTTP for a cut-out, with the trimap and without; beside it
+`pymatting` makes one of the same picture and trimap (closed-form alpha and multi-level foreground,
+whole picture) and `rembg` one without (u2netp and alpha matting). Each library runs in a process of
+its own (`loadtest/matting_peer.py`), so that none pays for imports. All of them decode the picture
+and encode a PNG; the server does so over HTTP.
+Needs pymatting. `--rembg-python` is the interpreter of an environment that has rembg.
 """
 
 import argparse
+import asyncio
 import base64
 import io
-import json
-import multiprocessing
-import resource
-import statistics
-import time
+import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import httpx
+from PIL import Image
 
-Run = Callable[[], float]
+from loadtest.launch import ServerCommand, launched
+from loadtest.machine import provenance
+from loadtest.processes import process_trees
+from loadtest.record import RequestRecord
+from loadtest.results import TURNS_FORMAT, save_result
+from loadtest.turns import Turn, take_turns, turns_section
+
+_PORT = 8765
+_URL = f"http://127.0.0.1:{_PORT}"
+_NETWORKS = Path.home() / ".cache" / "tandem" / "models" / "u2netp"
+"""Where the server keeps u2netp.onnx; rembg is to run the same file, and not to fetch it."""
+_SERVER = ServerCommand(
+    name="tandem",
+    command=f"{sys.executable} -m server serve --model u2netp --port {_PORT}",
+    url=_URL,
+    model="u2netp",
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m loadtest.matting")
     parser.add_argument("--image", type=Path, required=True)
     parser.add_argument("--trimap", type=Path, required=True)
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--without-rembg", action="store_true")
+    parser.add_argument("--megapixels", type=float, default=1.0, help="both are scaled to that")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rembg-python", type=Path)
+    parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    image, trimap = args.image.read_bytes(), args.trimap.read_bytes()
-    peers = {"pymatting": _Peer(_pymatting, image, trimap)}
-    if not args.without_rembg:
-        peers["rembg"] = _Peer(_rembg, image, trimap)
-    runs: dict[str, Run] = {
-        "tandem, trimap": lambda: _ask(args.url, image=image, trimap=trimap),
-        "pymatting, trimap": peers["pymatting"].run,
-        "tandem, automatic": lambda: _ask(args.url, image=image),
+    document: dict[str, Any] = {
+        "format": TURNS_FORMAT,
+        **provenance("Taking a background away", "loadtest.matting"),
+        "rounds": args.rounds,
     }
-    if "rembg" in peers:
-        runs["rembg, automatic"] = peers["rembg"].run
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()  # the server's first request may load its model
-    for _ in range(args.repeats):
-        for name, run in runs.items():
-            seconds[name].append(run())
-    rows: dict[str, Any] = {
-        name: {
-            "median_s": round(statistics.median(found), 3),
-            "min_s": round(min(found), 3),
-            "max_s": round(max(found), 3),
+    with tempfile.TemporaryDirectory() as folder:
+        files = {
+            name: _scaled(path, args.megapixels, Path(folder) / f"{name}.png")
+            for name, path in (("image", args.image), ("trimap", args.trimap))
         }
-        for name, found in seconds.items()
-    }
-    for name, peer in peers.items():
-        rows[f"{name}, peak MiB"] = peer.close()
-    print(json.dumps(rows, indent=1))
+        measured = _measured(files, args.rounds, args.rembg_python, Path(folder))
+        document["tasks"] = asyncio.run(measured)
+    print(turns_section(document))
+    if args.output is not None:
+        save_result(document, args.output)
 
 
-def _ask(url: str, **files: bytes) -> float:
-    started_s = time.perf_counter()
-    response = httpx.post(f"{url}/v1/images/matte", files=files, timeout=600)
-    response.raise_for_status()
-    base64.b64decode(response.json()["data"][0]["b64_json"])
-    return time.perf_counter() - started_s
+def _scaled(path: Path, megapixels: float, to: Path) -> Path:
+    """A trimap keeps its three levels."""
+    image = Image.open(path)
+    factor = (1e6 * megapixels / (image.width * image.height)) ** 0.5
+    size = round(image.width * factor), round(image.height * factor)
+    is_colour = "RGB" in image.mode
+    resampling = Image.Resampling.BICUBIC if is_colour else Image.Resampling.NEAREST
+    image.convert("RGB" if is_colour else "L").resize(size, resampling).save(to)
+    return to
+
+
+async def _measured(
+    files: dict[str, Path], rounds: int, rembg_python: Path | None, folder: Path
+) -> list[dict[str, Any]]:
+    content = {name: path.read_bytes() for name, path in files.items()}
+    photograph = {"image": content["image"]}
+    async with launched(_SERVER, folder / "server.log", probes=[_probe(photograph)]) as launch:
+        tasks = []
+        pymatting = _Peer("pymatting", Path(sys.executable), files)
+        turns = [Turn("Tandem", _ask(**content)), Turn("pymatting", pymatting.run)]
+        tasks.append(await _task("with a trimap", turns, rounds, launch.pid, pymatting))
+        turns = [Turn("Tandem", _ask(**photograph))]
+        rembg = None
+        if rembg_python is not None:
+            rembg = _Peer("rembg", rembg_python, files)
+            turns.append(Turn("rembg", rembg.run))
+        tasks.append(await _task("automatic", turns, rounds, launch.pid, rembg))
+    return tasks
+
+
+async def _task(
+    name: str, turns: list[Turn], rounds: int, server: int, peer: "_Peer | None"
+) -> dict[str, Any]:
+    roots = [server] if peer is None else [server, peer.pid]
+    shares = await asyncio.to_thread(take_turns, turns, rounds, roots)
+    turns[0].peak_mib = max(_peak_mib(stat.pid) for stat in process_trees([server]))
+    if peer is not None:
+        turns[1].peak_mib = peer.close()
+    return {"name": name, "runs": [turn.to_json() for turn in turns], "cpu": shares}
+
+
+def _ask(**files: bytes) -> Callable[[], None]:
+    def ask() -> None:
+        response = httpx.post(f"{_URL}/v1/images/matte", files=files, timeout=600)
+        response.raise_for_status()
+        image = base64.b64decode(response.json()["data"][0]["b64_json"])
+        Image.open(io.BytesIO(image)).verify()
+
+    return ask
+
+
+def _probe(files: dict[str, bytes]) -> Any:
+    """Whether the server makes a cut-out."""
+
+    async def probe() -> RequestRecord:
+        record = RequestRecord(0, 1)
+        try:
+            await asyncio.to_thread(_ask(**files))
+            record.status = 200
+        except httpx.HTTPStatusError as error:
+            record.status = error.response.status_code
+            record.error = str(error)
+        except httpx.HTTPError as error:
+            record.error = str(error) or type(error).__name__
+        return record
+
+    return probe
+
+
+def _peak_mib(pid: int) -> int:
+    """Of resident memory; 0 of a process that is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) >> 10 for line in lines if line.startswith("VmHWM:")), 0)
 
 
 class _Peer:
     """A library in a process of its own."""
 
-    def __init__(self, work: Callable[..., None], *files: bytes) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, other = context.Pipe()
-        self._process = context.Process(target=work, args=(other, *files), daemon=True)
-        self._process.start()
+    def __init__(self, name: str, python: Path, files: dict[str, Path]) -> None:
+        program = Path(__file__).with_name("matting_peer.py")
+        command = [str(python), "-P", str(program), name, str(files["image"]), str(files["trimap"])]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            # The project's folder has modules of its own, such as `kernels`.
+            env={"U2NET_HOME": str(_NETWORKS)}
+            | {key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+        )
+        self.pid = self._process.pid
 
     def run(self) -> float:
-        self._pipe.send("run")
-        seconds: float = self._pipe.recv()
-        return seconds
+        """Once; the seconds that it took.
+
+        Raises:
+            RuntimeError: it has ended.
+        """
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return float(self._line())
 
     def close(self) -> int:
         """Its peak of resident memory, in MiB."""
-        self._pipe.send("end")
-        peak: int = self._pipe.recv()
-        self._process.join()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        peak = int(self._line())
+        self._process.wait()
         return peak
 
-
-def _serve(pipe: Connection, work: Callable[[], None]) -> None:
-    work()  # compiles and loads
-    while pipe.recv() == "run":
-        started_s = time.perf_counter()
-        work()
-        pipe.send(time.perf_counter() - started_s)
-    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
-
-
-def _pymatting(pipe: Connection, image: bytes, trimap: bytes) -> None:
-    import numpy as np
-    from PIL import Image
-    from pymatting import estimate_alpha_cf, estimate_foreground_ml
-
-    def work() -> None:
-        picture = np.asarray(Image.open(io.BytesIO(image)).convert("RGB")) / 255.0
-        levels = np.asarray(Image.open(io.BytesIO(trimap)).convert("L")) / 255.0
-        alpha = estimate_alpha_cf(picture, levels)
-        colours = estimate_foreground_ml(picture, alpha)
-        cutout = np.dstack([colours, alpha]).clip(0, 1)
-        Image.fromarray(np.rint(255 * cutout).astype(np.uint8)).save(io.BytesIO(), "PNG")
-
-    _serve(pipe, work)
-
-
-def _rembg(pipe: Connection, image: bytes, trimap: bytes) -> None:
-    from rembg import new_session, remove
-
-    session = new_session("u2netp")
-    _serve(pipe, lambda: remove(image, session=session, alpha_matting=True))
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("the library's process ended; what it wrote says why")
+        return line
 
 
 if __name__ == "__main__":

@@ -33,8 +33,10 @@ from loadtest.results import (
     IMAGES_FORMAT,
     RUN_FORMAT,
     STARTS_FORMAT,
+    TURNS_FORMAT,
     load_any_result,
 )
+from loadtest.turns import turns_section
 from loadtest.workload import PEERS_NUM_WORDS, PEERS_OUTPUT_TOKENS
 
 _INTRODUCTION = """\
@@ -87,6 +89,12 @@ servers get the same prompts, seeds and steps, spread evenly over the range.
   many of the long ones, at least, were not done when the short one was.
 - **text beside images**: the comparison's text workload at one client, alone and while image
   clients keep the server busy, for several values of `--image-share`.
+
+**In turns** (`python -m tools.bench_upscaling`, `python -m loadtest.matting`): programs do the same
+work one after the other, then all of them again. Upscalers are given one tile, in one process;
+background removal runs as a server here and as the libraries themselves beside it, each in a
+process of its own that has loaded and warmed up before. **peak memory** is the resident memory of
+the process that does the work, at most.
 """
 
 
@@ -287,6 +295,7 @@ _SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     IMAGES_FORMAT: images_section,
     DECODING_FORMAT: decoding_section,
     HOT_LOADS_FORMAT: hot_loads_section,
+    TURNS_FORMAT: turns_section,
 }
 
 

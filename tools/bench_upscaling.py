@@ -1,74 +1,93 @@
 """Times upscalers beside a plain PyTorch network and the ncnn package: the same weights and tile,
-in turns, medians.
+in turns.
 
-    python -m tools.bench_upscaling realesrgan-x4plus --tile 128 --rounds 5
+    python -m tools.bench_upscaling --output docs/benchmarks/raw/upscaling-native.json
+    loadtest/peers/held.sh x86-64-v3 python -m tools.bench_upscaling --cpu-isa x86-64-v3
 """
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+from engine.runtime.threads import prepare_process
 
-from engine.upscaling.loading import load_network, on_device
-from engine.upscaling.precision import served_network
-from engine.weights.source import Checkpoint, resolve_source
+# Before torch is imported, as in a worker.
+prepare_process()
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from engine.upscaling.loading import load_network, on_device  # noqa: E402
+from engine.upscaling.precision import served_network  # noqa: E402
+from engine.weights.source import Checkpoint, resolve_source  # noqa: E402
+from kernels import isa  # noqa: E402
+from loadtest.machine import provenance  # noqa: E402
+from loadtest.results import TURNS_FORMAT, save_result  # noqa: E402
+from loadtest.turns import Turn, take_turns, turns_section  # noqa: E402
 
 CPU = torch.device("cpu")
+TILES = {"realesr-animevideov3": 128, "realesrgan-x4plus-anime": 96, "realesrgan-x4plus": 64}
+"""Pixels a side, for about a second of the slowest."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", help="a name or file as for --model; ncnn's for a full comparison")
-    parser.add_argument("--tile", type=int, default=128, help="pixels a side")
+    parser.add_argument("models", nargs="*", default=list(TILES), help="names or files, as --model")
+    parser.add_argument("--tile", type=int, help="pixels a side; default: by model")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, nargs="*", default=[1, torch.get_num_threads()])
     parser.add_argument("--cache-dir", type=Path, default=Path.home() / ".cache" / "tandem")
+    parser.add_argument("--output", type=Path)
+    isa.add_argument(parser)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    checkpoint = resolve_source(args.model, cache_dir=args.cache_dir, on_progress=lambda *_: None)
+    isa.choose(args.cpu_isa)
+    document: dict[str, Any] = {
+        "format": TURNS_FORMAT,
+        **provenance("Enlarging one tile", "tools.bench_upscaling"),
+        "rung": isa.chosen(),
+        "rounds": args.rounds,
+        "tasks": [],
+    }
+    for model in args.models:
+        side = args.tile or TILES.get(model, 96)
+        for threads in dict.fromkeys(args.threads):
+            torch.set_num_threads(threads)
+            turns = turns_of(model, side, threads, args.cache_dir)
+            shares = take_turns(turns, args.rounds)
+            name = f"`{model}`, {side} px, {threads} thread{'s' if threads > 1 else ''}"
+            runs = [turn.to_json() for turn in turns]
+            document["tasks"].append({"name": name, "runs": runs, "cpu": shares})
+    print(turns_section(document))
+    if args.output is not None:
+        save_result(document, args.output)
+
+
+def turns_of(model: str, side: int, threads: int, cache_dir: Path) -> list[Turn]:
+    """Ours, as it is served; PyTorch's; and ncnn's of weights in its format."""
+    checkpoint = resolve_source(model, cache_dir=cache_dir, on_progress=lambda *_: None)
     plain = load_network(checkpoint)
     ours, dtype = served_network(load_network(checkpoint), "auto", CPU)
-    tile = torch.rand(1, 3, args.tile, args.tile)
-    runs = {
-        "plain PyTorch": torch_run(plain, tile),
-        f"Tandem ({dtype})": torch_run(
-            on_device(ours, CPU), tile.contiguous(memory_format=torch.channels_last)
-        ),
-    }
+    tile = torch.rand(1, 3, side, side)
+    last = tile.contiguous(memory_format=torch.channels_last)
+    turns = [
+        Turn(f"Tandem ({dtype})", torch_run(on_device(ours, CPU), last)),
+        Turn("plain PyTorch", torch_run(plain, tile)),
+    ]
     if checkpoint.kind == "ncnn":
-        runs["ncnn"] = ncnn_run(checkpoint, tile, args.threads)
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    cpu_seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(args.rounds + 1):
-        for name, run in runs.items():
-            started_s, started_cpu_s = time.perf_counter(), time.process_time()
-            run()
-            if number:  # the first round warms up
-                seconds[name].append(time.perf_counter() - started_s)
-                cpu_seconds[name].append(time.process_time() - started_cpu_s)
-    megapixels = (args.tile * plain.facts.scale) ** 2 / 1e6
-    for name, found in seconds.items():
-        median, cpu = statistics.median(found), statistics.median(cpu_seconds[name])
-        print(
-            f"{name:20} {megapixels / median:8.3f} MP/s  {1e3 * median:8.1f} ms  "
-            f"processor time {1e3 * cpu:8.1f} ms"
-        )
+        turns.append(Turn("ncnn", ncnn_run(checkpoint, tile, threads)))
+    return turns
 
 
-def torch_run(network: Any, tile: torch.Tensor) -> Callable[[], Any]:
-    def run() -> Any:
+def torch_run(network: Any, tile: torch.Tensor) -> Callable[[], None]:
+    def run() -> None:
         with torch.inference_mode():
-            return network(tile)
+            network(tile)
 
     return run
 
 
-def ncnn_run(checkpoint: Checkpoint, tile: torch.Tensor, threads: int) -> Callable[[], Any]:
+def ncnn_run(checkpoint: Checkpoint, tile: torch.Tensor, threads: int) -> Callable[[], None]:
     import ncnn
 
     net = ncnn.Net()
@@ -80,10 +99,10 @@ def ncnn_run(checkpoint: Checkpoint, tile: torch.Tensor, threads: int) -> Callab
     result = last[4 + int(last[2])]
     given = ncnn.Mat(np.ascontiguousarray(tile[0].numpy())).clone()
 
-    def run() -> Any:
+    def run() -> None:
         extractor = net.create_extractor()
         extractor.input("data", given)
-        return extractor.extract(result)
+        extractor.extract(result)
 
     return run
 
