@@ -93,10 +93,11 @@ def _tiling(height: int, width: int, windows: tuple[Window, ...]) -> Tiling:
 
 
 def _ramp(side: int) -> torch.Tensor:
-    """Rises over a quarter of the side, and falls over the last one."""
+    """Rises to the middle and falls behind it: however much tiles of a few cells overlap, what an
+    edge adds is a small part of what is there."""
     places = torch.arange(side, dtype=torch.float32)
-    from_edge = torch.minimum(places, side - 1 - places) + 1
-    return (from_edge / (side / _OVERLAP_SHARE)).clamp(max=1.0)
+    from_edge = torch.minimum(places, side - 1 - places) + 0.5
+    return from_edge / (side / 2)
 
 
 def _times(lines: slice, factor: int) -> slice:

@@ -55,6 +55,14 @@ def test_a_tile_counts_little_at_its_edges():
     assert merged.diff(dim=1).abs().max() < 0.2, "no jump where a tile begins"
 
 
+def test_tiles_of_a_few_cells_show_no_edges():
+    """Of neighbours that differ by 1, where one begins in the middle of the other."""
+    tiling = tile(1, 16, 1, 8)
+    tiles = [torch.full((1, 1, 1, 8), float(index)) for index in range(len(tiling.windows))]
+    assert len(tiles) == 3
+    assert tiling.merged(tiles)[0, 0, 0].diff().abs().max() < 0.26
+
+
 def test_the_same_tiles_at_another_scale():
     tiling = tile(12, 20, 6, 8, 2)
     larger = tiling.scaled(4)
