@@ -10,6 +10,7 @@ images: `R` rows (request × guidance branch), `Q` queries, `L` keys.
 """
 
 from kernels.attention import attention
+from kernels.conv3x3 import Convolution, conv3x3
 from kernels.experts import (
     ExpertWeights,
     Routing,
@@ -63,11 +64,13 @@ OPS = (
     sum_experts,
     sample_tokens,
     score_tokens,
+    conv3x3,
 )
 """Every op, for tests and benchmarks."""
 
 __all__ = [
     "OPS",
+    "Convolution",
     "EditLists",
     "ExpertWeights",
     "GGUFType",
@@ -81,6 +84,7 @@ __all__ = [
     "TokenScores",
     "add_rms_norm",
     "attention",
+    "conv3x3",
     "geglu",
     "gelu_mul",
     "group_norm_silu",

@@ -19,6 +19,7 @@ from engine.runtime.threads import limit_threads
 from engine.types import Phase
 from engine.upscale_types import UpscaleModelInfo, UpscaleRequest
 from engine.upscaling.architectures import has_own_names, network_of
+from engine.upscaling.convolution import num_arranged_bytes
 from engine.upscaling.engine import UpscalingEngine, UpscalingLimits
 from engine.upscaling.ncnn.graph import NcnnGraph
 from engine.upscaling.ncnn.param import read_param
@@ -92,6 +93,8 @@ def load_engine(
     max_tile = min(MAX_TILE, max(tile, int(math.sqrt(_TILE_SHARE * free / facts.bytes_per_pixel))))
     device = torch.device(machine.device)
     served, dtype = served_network(network, intent.image_dtype, device)
+    if arranged := num_arranged_bytes(served):
+        host.reserve(machine.device, "arranged weights", arranged, machine.free_memory_bytes)
     limits = UpscalingLimits(
         max_step_flops=_STEP_FLOPS[machine.device],
         max_num_rows=1 if intent.deterministic else intent.max_num_rows,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from engine.config import DType
 from engine.upscaling.network import Network
-from kernels import isa
+from kernels import isa, native
 
 LEAST_DECIBELS = 50.0
 """Peak signal to noise ratio to 32 bits, from which on 16 do not show: an error of less than one
@@ -29,11 +29,20 @@ def served_network(network: Network, wanted: DType, device: torch.device) -> tup
     """
     is_fast = device.type != "cpu" or isa.multiplies_bf16()
     if wanted == "float32" or (wanted == "auto" and not is_fast):
-        return network, "float32"
+        return arranged(network, device), "float32"
     narrow = narrowed(network)
     if narrow is None or (wanted == "auto" and decibels(network, narrow) < LEAST_DECIBELS):
-        return network, "float32"
+        return arranged(network, device), "float32"
     return narrow, "bfloat16"
+
+
+def arranged(network: Any, device: torch.device) -> Network:
+    """The network itself; one of ours computes in fp32 with our own operation from now on, on a CPU
+    that has it."""
+    if device.type == "cpu" and hasattr(network, "arrange") and native.missing() is None:
+        network.arrange()
+    served: Network = network
+    return served
 
 
 def narrowed(network: Any) -> Network | None:

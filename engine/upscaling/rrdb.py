@@ -2,30 +2,19 @@
 with Real-ESRGAN's pixel-unshuffle in front for scales below 4 (arXiv 2107.10833).
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from engine.upscaling.convolution import Conv3x3
 from engine.upscaling.network import NetworkFacts
 
 _RESIDUAL_SCALE = 0.2
 _SLOPE = 0.2
 _CONVS_OF_BLOCK = 15
 """3 dense blocks of 5 convolutions one after the other."""
-
-
-def _conv(inputs: int, outputs: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, padding=1)
-
-
-def _leaky(x: Tensor) -> Tensor:
-    return functional.leaky_relu(x, _SLOPE, inplace=True)
-
-
-def _run(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """In the type of its weights."""
-    made: Tensor = conv(x.to(conv.weight.dtype))
-    return made
 
 
 def _twice(x: Tensor) -> Tensor:
@@ -37,17 +26,28 @@ class DenseBlock(nn.Module):
 
     def __init__(self, features: int, growth: int) -> None:
         super().__init__()
-        self.conv1 = _conv(features, growth)
-        self.conv2 = _conv(features + growth, growth)
-        self.conv3 = _conv(features + 2 * growth, growth)
-        self.conv4 = _conv(features + 3 * growth, growth)
-        self.conv5 = _conv(features + 4 * growth, features)
+        self.conv1 = Conv3x3(features, growth, _SLOPE)
+        self.conv2 = Conv3x3(features + growth, growth, _SLOPE)
+        self.conv3 = Conv3x3(features + 2 * growth, growth, _SLOPE)
+        self.conv4 = Conv3x3(features + 3 * growth, growth, _SLOPE)
+        self.conv5 = Conv3x3(features + 4 * growth, features)
 
     def forward(self, x: Tensor) -> Tensor:
         known = [x.to(self.conv1.weight.dtype)]
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
-            known.append(_leaky(conv(torch.cat(known, 1))))
-        return torch.add(x, self.conv5(torch.cat(known, 1)), alpha=_RESIDUAL_SCALE)
+            known.append(conv(torch.cat(known, 1)))
+        made: Tensor = self.conv5(torch.cat(known, 1), x, _RESIDUAL_SCALE)
+        return made
+
+    def write(self, wide: Tensor, out: Tensor) -> None:
+        """The same without copies: x is the first channels of `wide`, which has room for all that
+        is computed of it. Only if arranged."""
+        features, growth = self.conv1.in_channels, self.conv1.out_channels
+        num_known = features
+        for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
+            conv.write(wide[:, :num_known], wide[:, num_known : num_known + growth])
+            num_known += growth
+        self.conv5.write(wide, out, wide[:, :features], _RESIDUAL_SCALE)
 
 
 class ResidualBlock(nn.Module):
@@ -61,6 +61,14 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.add(x, self.rdb3(self.rdb2(self.rdb1(x))), alpha=_RESIDUAL_SCALE)
+
+    def replace(self, wide: Sequence[Tensor]) -> None:
+        """The same in place, in the first channels of the first of three wide maps."""
+        x, once, twice = (whole[:, : self.rdb1.conv1.in_channels] for whole in wide)
+        self.rdb1.write(wide[0], once)
+        self.rdb2.write(wide[1], twice)
+        self.rdb3.write(wide[2], once)
+        x.add_(once, alpha=_RESIDUAL_SCALE)
 
 
 class RrdbNet(nn.Module):
@@ -84,13 +92,14 @@ class RrdbNet(nn.Module):
         super().__init__()
         self._shuffle = shuffle
         self._num_doublings = num_doublings
-        self.conv_first = _conv(3 * shuffle**2, features)
+        self._num_known = features + 4 * growth
+        self.conv_first = Conv3x3(3 * shuffle**2, features)
         self.body = nn.Sequential(*(ResidualBlock(features, growth) for _ in range(num_blocks)))
-        self.conv_body = _conv(features, features)
+        self.conv_body = Conv3x3(features, features)
         for number in range(1, num_doublings + 1):
-            setattr(self, f"conv_up{number}", _conv(features, features))
-        self.conv_hr = _conv(features, features)
-        self.conv_last = _conv(features, 3)
+            setattr(self, f"conv_up{number}", Conv3x3(features, features, _SLOPE))
+        self.conv_hr = Conv3x3(features, features, _SLOPE)
+        self.conv_last = Conv3x3(features, 3)
         self.facts = NetworkFacts(
             architecture="ESRGAN",
             scale=2**num_doublings // shuffle,
@@ -104,18 +113,36 @@ class RrdbNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if self._shuffle > 1:
             images = functional.pixel_unshuffle(images, self._shuffle)
-        first = _run(self.conv_first, images).to(images.dtype)
-        x = first + _run(self.conv_body, self.body(first))
+        first = self.conv_first(images).to(images.dtype)
+        blocks = self._blocks_in_place if self.conv_first.arranged else self.body
+        x: Tensor = self.conv_body(blocks(first), first)
         for conv in self._convs_up:
-            x = _leaky(_run(conv, _twice(x.to(conv.weight.dtype))))
-        return _run(self.conv_last, _leaky(_run(self.conv_hr, x)))
+            x = conv(_twice(x.to(conv.weight.dtype)))
+        made: Tensor = self.conv_last(self.conv_hr(x))
+        return made
+
+    def arrange(self) -> None:
+        """Have our own operation compute all convolutions from now on: on a CPU, in fp32."""
+        for module in self.modules():
+            if isinstance(module, Conv3x3):
+                module.arrange()
+
+    def _blocks_in_place(self, first: Tensor) -> Tensor:
+        rows, features, height, width = first.shape
+        size = (rows, self._num_known, height, width)
+        wide = [torch.empty(size, memory_format=torch.channels_last) for _ in range(3)]
+        x = wide[0][:, :features].copy_(first)
+        for block in self.body:
+            assert isinstance(block, ResidualBlock)
+            block.replace(wide)
+        return x
 
     @property
     def last_convolution(self) -> nn.Conv2d:
         return self.conv_last
 
     @property
-    def _convs_up(self) -> list[nn.Conv2d]:
+    def _convs_up(self) -> list[Conv3x3]:
         numbers = range(1, self._num_doublings + 1)
         return [self.get_submodule(f"conv_up{number}") for number in numbers]  # type: ignore[misc]
 

@@ -4,6 +4,7 @@
 from torch import Tensor, nn
 from torch.nn import functional
 
+from engine.upscaling.convolution import Conv3x3
 from engine.upscaling.network import NetworkFacts
 
 
@@ -15,10 +16,10 @@ class CompactNet(nn.Module):
 
     def __init__(self, *, features: int = 64, num_convs: int = 16, scale: int = 4) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(3, features, 3, padding=1), nn.PReLU(features)]
+        layers: list[nn.Module] = [Conv3x3(3, features), nn.PReLU(features)]
         for _ in range(num_convs):
-            layers += [nn.Conv2d(features, features, 3, padding=1), nn.PReLU(features)]
-        layers.append(nn.Conv2d(features, 3 * scale**2, 3, padding=1))
+            layers += [Conv3x3(features, features), nn.PReLU(features)]
+        layers.append(Conv3x3(features, 3 * scale**2))
         self.body = nn.Sequential(*layers)
         self.facts = NetworkFacts(
             architecture="Compact",
@@ -30,14 +31,25 @@ class CompactNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         scale = self.facts.scale
-        first, last = self.body[0], self.last_convolution
-        assert isinstance(first, nn.Conv2d)
-        x = self.body[:-1](images.to(first.weight.dtype))
+        last = self.last_convolution
+        x = images.to(self._convolutions[0].weight.dtype)
+        layers: list[nn.Module] = [*self._convolutions] if last.arranged else [*self.body]
+        for layer in layers[:-1]:
+            x = layer(x)
         details = functional.pixel_shuffle(last(x.to(last.weight.dtype)), scale)
         return details + functional.interpolate(images, scale_factor=float(scale), mode="nearest")
 
+    def arrange(self) -> None:
+        """Have our own operation compute all convolutions, and what follows them, from now on: on a
+        CPU, in fp32."""
+        activations = [module for module in self.body if isinstance(module, nn.PReLU)]
+        for conv, activation in zip(self._convolutions, [*activations, None], strict=True):
+            conv.arrange(None if activation is None else activation.weight)
+
     @property
-    def last_convolution(self) -> nn.Conv2d:
-        last = self.body[-1]
-        assert isinstance(last, nn.Conv2d)
-        return last
+    def last_convolution(self) -> Conv3x3:
+        return self._convolutions[-1]
+
+    @property
+    def _convolutions(self) -> list[Conv3x3]:
+        return [module for module in self.body if isinstance(module, Conv3x3)]

@@ -27,6 +27,8 @@ MODELS = (
     "shapes",
     "sd15",
     "sdxl",
+    "compact",
+    "esrgan",
     "the same",
 )
 CEILINGS = ceilings.Ceilings(

@@ -1,0 +1,86 @@
+"""Inputs for `conv3x3`: layers of networks that enlarge images, odd sizes and numbers."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.conv3x3.convolution import Convolution
+from kernels.shared.work import Work, num_bytes
+
+# The sums that patches and kernels are taken to are up to 10 times as large as the results, and
+# their roundings with them.
+TOLERANCE = dict.fromkeys((torch.float32, torch.bfloat16, torch.float16), 1e-4)
+"""Numbers are fp32, whatever the type that is asked for."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """`rows` maps of `height` x `width` cells."""
+
+    name: str
+    rows: int
+    inputs: int
+    outputs: int
+    height: int
+    width: int
+    is_slice: bool = False
+    """Whether inputs and outputs are channels of one map."""
+    has_addend: bool = False
+    has_slopes: bool = True
+
+
+CASES = (
+    Case("esrgan_grows", 1, 96, 32, 18, 21, is_slice=True),
+    Case("esrgan_block", 1, 192, 64, 12, 9, has_addend=True, has_slopes=False),
+    Case("compact", 2, 64, 64, 17, 16),
+    Case("first", 2, 3, 64, 10, 11),
+    Case("last", 2, 64, 3, 13, 7, has_slopes=False),
+    Case("odd", 5, 21, 45, 7, 5, has_addend=True, is_slice=True),
+    Case("one_cell", 3, 16, 16, 1, 1),
+    Case("one_column", 2, 5, 17, 9, 1, has_addend=True),
+    Case("one_channel", 1, 1, 1, 6, 30),
+    Case("no_rows", 0, 8, 8, 4, 4),
+)
+BENCHMARKS: dict[str, tuple[Case, ...]] = {
+    "cpu": (
+        Case("compact 128 px", 1, 64, 64, 128, 128),
+        Case("esrgan grows 128 px", 1, 128, 32, 128, 128, is_slice=True),
+    ),
+    "cuda": (),
+}
+"""Shapes of real models by type of device; `kernels.tools.bench` times them."""
+
+
+def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
+    """Keyword arguments of the op."""
+    weight = torch.randn(case.outputs, case.inputs, 3, 3).mul_((9 * case.inputs) ** -0.5)
+    slopes = torch.rand(case.outputs) if case.has_slopes else 1.0
+    whole = _map(case, case.inputs + case.outputs + 3)
+    return {
+        "x": whole[:, : case.inputs] if case.is_slice else _map(case, case.inputs),
+        "convolution": Convolution.of(weight, torch.randn(case.outputs), slopes),
+        "addend": _map(case, case.outputs) if case.has_addend else None,
+        "scale": 0.2 if case.has_addend else 1.0,
+        "out": whole[:, case.inputs : -3] if case.is_slice else None,
+    }
+
+
+def outputs(result: Tensor, inputs: dict[str, object]) -> tuple[object, ...]:
+    """Everything the op wrote."""
+    return (result,)
+
+
+def work(inputs: dict[str, Any]) -> Work:
+    """As the definition has it, of the weights as they were."""
+    x, weight = inputs["x"], inputs["convolution"].weight
+    cells = x[:, 0].numel()
+    written = 4 * cells * len(weight)
+    moved = 4 * x.numel() + num_bytes((weight, inputs["addend"])) + written
+    return Work(moved, 2 * weight.numel() * cells)
+
+
+def _map(case: Case, channels: int) -> Tensor:
+    numbers = torch.randn(case.rows, case.height, case.width, channels)
+    return numbers.permute(0, 3, 1, 2)

@@ -1,0 +1,79 @@
+"""In C++, by Winograd's way: a quarter of the multiplications."""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from kernels import native
+from kernels.conv3x3.convolution import Convolution
+
+
+def supports(
+    x: Tensor,
+    convolution: Convolution,
+    addend: Tensor | None = None,
+    scale: float = 1.0,
+    out: Tensor | None = None,
+) -> bool:
+    """Maps in fp32 on the CPU, a cell's channels side by side and cells evenly apart."""
+    others = [given for given in (addend, out) if given is not None]
+    return (
+        x.dtype is torch.float32
+        and native.runs_on(x, *others)
+        and all(_cell_stride(given) is not None for given in (x, *others))
+    )
+
+
+def conv3x3(
+    x: Tensor,
+    convolution: Convolution,
+    addend: Tensor | None = None,
+    scale: float = 1.0,
+    out: Tensor | None = None,
+) -> Tensor:
+    """See `kernels.conv3x3`."""
+    rows, inputs, height, width = x.shape
+    outputs = convolution.num_outputs
+    if out is None:
+        size = (rows, outputs, height, width)
+        out = torch.empty(size, memory_format=torch.channels_last)
+    _, strips, padded_inputs, _ = convolution.transformed.shape
+    _function()(
+        x.data_ptr(),
+        _cell_stride(x),
+        convolution.transformed.data_ptr(),
+        convolution.bias.data_ptr(),
+        convolution.slopes.data_ptr(),
+        None if addend is None else addend.data_ptr(),
+        0 if addend is None else _cell_stride(addend),
+        scale,
+        out.data_ptr(),
+        _cell_stride(out),
+        rows,
+        height,
+        width,
+        inputs,
+        padded_inputs,
+        outputs,
+        strips,
+    )
+    return out
+
+
+def _cell_stride(x: Tensor) -> int | None:
+    """From cell to cell, also from a line's last to the next one's first; None: not the same."""
+    rows, channels, height, width = x.shape
+    of_row, of_channel, of_line, of_cell = x.stride()
+    stride = of_cell if width > 1 else of_line if height > 1 else of_row if rows > 1 else channels
+    is_even = (
+        (channels == 1 or of_channel == 1)
+        and (height == 1 or of_line == width * stride)
+        and (rows == 1 or of_row == height * width * stride)
+    )
+    return stride if is_even else None
+
+
+@functools.cache
+def _function() -> native.Function:
+    return native.function("tandem_conv3x3", "pippppifpiiiiiiii")
