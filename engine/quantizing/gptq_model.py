@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from engine.errors import InvalidParameter, ModelLoadError, UnsupportedFeature
+from engine.errors import InvalidParameter, ModelLoadError
+from engine.quantizing.plain_folder import block_matrices, group_size, plain_config
 from engine.text.scores.sums import Tell
 from engine.text.tokenizer import load_tokenizer
 from engine.weights.source import Checkpoint
@@ -27,34 +28,30 @@ def write_with_gptqmodel(
     *,
     method: str,
     bits: int,
-    group_size: int,
+    wanted_group: int | None,
     calibration: Path,
 ) -> dict[str, Any]:
     """Make `folder`. GPTQModel shows its own progress on standard error.
 
     Raises:
         ModelLoadError: GPTQModel is not installed, or fails.
-        UnsupportedFeature: the checkpoint is no folder.
-        InvalidParameter: the text is too short.
+        UnsupportedFeature: the checkpoint is no folder with plain weights.
+        InvalidParameter: the text is too short, or `wanted_group` does not divide the rows.
     """
-    if checkpoint.kind != "folder":
-        raise UnsupportedFeature(
-            f"{checkpoint.name} is no folder with config.json and safetensors, which {method} needs"
-        )
+    plain_config(checkpoint)
+    size = group_size(wanted_group, block_matrices(checkpoint).values())
     samples = calibration_samples(checkpoint.path, calibration)
     library = _library(method)
     tell({"phase": "quantising", "progress": None, "detail": f"{method}: {len(samples)} samples"})
     try:
-        model = library.GPTQModel.load(
-            str(checkpoint.path), _config(library, method, bits, group_size)
-        )
+        model = library.GPTQModel.load(str(checkpoint.path), _config(library, method, bits, size))
         model.quantize(samples, batch_size=1)
         model.save(str(folder))
     except Exception as error:  # whatever a library of its size raises
         raise ModelLoadError(
             f"GPTQModel could not quantise {checkpoint.name}: {type(error).__name__}: {error}"
         ) from error
-    return {"bits": bits, "group_size": group_size, "samples": len(samples)}
+    return {"bits": bits, "group_size": size, "samples": len(samples)}
 
 
 def calibration_samples(model: Path, calibration: Path) -> list[dict[str, list[int]]]:
@@ -96,6 +93,6 @@ def _library(method: str) -> Any:
     return gptqmodel
 
 
-def _config(library: Any, method: str, bits: int, group_size: int) -> Any:
+def _config(library: Any, method: str, bits: int, size: int) -> Any:
     create = library.QuantizeConfig if method == "gptq" else library.quantization.AWQConfig
-    return create(bits=bits, group_size=group_size)
+    return create(bits=bits, group_size=size)

@@ -118,7 +118,7 @@ def _writer(order: Order) -> Write:
             tell,
             method=method,
             bits=wanted,
-            group_size=group_size or 128,
+            wanted_group=group_size,
             calibration=file,
         )
     if order.calibration is not None:
@@ -128,7 +128,7 @@ def _writer(order: Order) -> Write:
     if method in BITS:
         _check_bits(method, bits or BITS[method], (BITS[method],))
         return lambda checkpoint, folder, tell: write_rounded(
-            checkpoint, folder, tell, bits=BITS[method], group_size=group_size
+            checkpoint, folder, tell, bits=BITS[method], wanted_group=group_size
         )
     quant_type = method.removeprefix(GGUF)
     if quant_type == method or quant_type.upper() not in gguf_types():

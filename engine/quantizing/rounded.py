@@ -17,9 +17,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from engine.checkpoint_files import read_json
-from engine.errors import InvalidParameter, ModelLoadError, UnsupportedFeature
-from engine.quantization.registry import stated_in
+from engine.errors import ModelLoadError, UnsupportedFeature
+from engine.quantizing.plain_folder import group_size, is_of_a_block, plain_config
 from engine.text.scores.sums import Tell
 from engine.version import __version__
 from engine.weights.safetensors import folder_headers, iter_tensors
@@ -27,8 +26,6 @@ from engine.weights.source import Checkpoint
 
 SHARD_BYTES = 4 << 30
 """Of a file of weights."""
-GROUP_SIZES = (128, 64, 32)
-"""The first that divides all rows is taken."""
 _SHRINKS = tuple(1 - step / 40 for step in range(13))
 """Scales that are tried, as multiples of the largest one: 1 to 0.7."""
 _FLOATS = ("F32", "F16", "BF16")
@@ -37,16 +34,16 @@ _NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".index.json", ".gguf")
 
 
 def write_rounded(
-    checkpoint: Checkpoint, folder: Path, tell: Tell, *, bits: int, group_size: int | None
+    checkpoint: Checkpoint, folder: Path, tell: Tell, *, bits: int, wanted_group: int | None
 ) -> dict[str, Any]:
     """Make `folder`, with the linear layers of all blocks rounded and everything else as it was.
 
     Raises:
         UnsupportedFeature: the checkpoint is no folder with plain weights.
-        InvalidParameter: `group_size` does not divide the rows.
+        InvalidParameter: `wanted_group` does not divide the rows.
         ModelLoadError: a file is damaged, or has numbers that are not finite.
     """
-    config = _plain_config(checkpoint)
+    config = plain_config(checkpoint)
     headers = folder_headers(checkpoint.path)
     layers = {
         name.removesuffix(".weight"): header.shape
@@ -55,7 +52,7 @@ def write_rounded(
     }
     if not layers:
         raise UnsupportedFeature(f"{checkpoint.name} has no linear layers in blocks to quantise")
-    size = _group_size(group_size, layers)
+    size = group_size(wanted_group, layers.values())
     folder.mkdir()
     _copy_others(checkpoint.path, folder)
     left_out = _left_out(headers, layers)
@@ -197,54 +194,15 @@ class Shards:
         self._tensors, self._num_bytes = {}, 0
 
 
-def _plain_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    if checkpoint.kind != "folder":
-        raise UnsupportedFeature(
-            f"{checkpoint.name} is no folder of a language model with config.json and safetensors; "
-            f"give that, or a gguf- method for a GGUF file"
-        )
-    config = read_json(checkpoint.path / "config.json")
-    if stated_in(config):
-        raise UnsupportedFeature(
-            f"{checkpoint.name} is quantised already; give the model that it was made of"
-        )
-    return config
-
-
 def _is_linear(name: str, shape: tuple[int, ...], bits: int) -> bool:
     """Whose numbers can be packed, too: whole int32 along both sides."""
-    is_linear = ".layers." in f".{name}" and name.endswith(".weight") and len(shape) == 2
+    is_linear = is_of_a_block(name) and name.endswith(".weight") and len(shape) == 2
     return is_linear and not any(size % (32 // bits) for size in shape)
 
 
 def _left_out(headers: Mapping[str, Any], layers: Mapping[str, Any]) -> list[str]:
     names = (name.removesuffix(".weight") for name, one in headers.items() if len(one.shape) == 2)
-    return [name for name in names if ".layers." in f".{name}" and name not in layers]
-
-
-def _group_size(wanted: int | None, layers: Mapping[str, tuple[int, ...]]) -> int:
-    """
-    Raises:
-        InvalidParameter: rows are no whole groups.
-    """
-    widths = sorted({shape[1] for shape in layers.values()})
-    if wanted is not None:
-        if wanted < 8 or any(width % wanted for width in widths):
-            raise InvalidParameter(
-                f"group_size is {wanted}; the rows have {', '.join(map(str, widths))} weights, "
-                f"which must be whole groups of at least 8",
-                param="group_size",
-            )
-        return wanted
-    fitting = (size for size in GROUP_SIZES if not any(width % size for width in widths))
-    found = next(fitting, None)
-    if found is None:
-        raise InvalidParameter(
-            f"the rows have {', '.join(map(str, widths))} weights, which are no whole groups of "
-            f"32; give a --group-size that divides them",
-            param="group_size",
-        )
-    return found
+    return [name for name in names if is_of_a_block(name) and name not in layers]
 
 
 def _copy_others(source: Path, folder: Path) -> None:

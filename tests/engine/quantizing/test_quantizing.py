@@ -165,6 +165,7 @@ def test_large_models_come_in_several_files(model, tmp_path, monkeypatch):
         ({"method": "int8", "calibration": "t"}, "takes no calibration"),
         ({"method": "gguf-q8_0", "bits": 8}, "leave --bits"),
         ({"group_size": 48}, "group_size is 48"),
+        ({"method": "gptq", "calibration": "short", "group_size": 48}, "group_size is 48"),
         ({"group_size": 4}, "at least 8"),
         ({"method": "gptq", "calibration": "nothing"}, "cannot be read"),
         ({"method": "gptq", "calibration": "short"}, "at least 4096"),
@@ -199,15 +200,17 @@ def test_nothing_is_overwritten(model, tmp_path):
 
 def test_what_is_quantised_or_damaged_is_not_quantised(model, tmp_path):
     made(model, tmp_path / "once")
-    with pytest.raises(UnsupportedFeature, match="quantised already"):
-        made(tmp_path / "once", tmp_path / "twice")
+    (tmp_path / "text").write_text("words")
+    for changes in ({}, {"method": "gptq", "calibration": tmp_path / "text"}):
+        with pytest.raises(UnsupportedFeature, match="quantised already"):
+            made(tmp_path / "once", tmp_path / "twice", **changes)
     tensors = load_file(model / "model.safetensors")
     name = next(name for name in tensors if name.endswith("up_proj.weight"))
     tensors[name][1, 2] = random.choice([float("nan"), float("inf")])
     save_file(tensors, model / "model.safetensors", {"format": "pt"})
     with pytest.raises(ModelLoadError, match="not finite"):
         made(model, tmp_path / "bad")
-    assert {path.name for path in tmp_path.iterdir()} == {"once"}
+    assert {path.name for path in tmp_path.iterdir()} == {"once", "text"}
 
 
 @pytest.fixture
@@ -312,8 +315,10 @@ def test_gptqmodel_gets_samples_and_enough_cores(model, tmp_path, monkeypatch, l
 
     library.GPTQModel = SimpleNamespace(load=load)
     monkeypatch.setitem(sys.modules, "gptqmodel", library)
-    report = made(model, tmp_path / "made", method, calibration=long_text, group_size=32)
+    report = made(model, tmp_path / "made", method, calibration=long_text)
+    # The largest that divides all rows.
     assert (report["bits"], report["group_size"]) == (4, 32)
+    assert asked["config"]["group_size"] == 32
     assert asked["cores"] == 3
     assert asked["config"].get("is", "gptq") == method
     assert len(asked["samples"]) == report["samples"] <= gptq_model.NUM_SAMPLES

@@ -1,0 +1,75 @@
+"""A folder of a language model that is to be quantised: its config, and groups of its rows."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from engine.checkpoint_files import read_json
+from engine.errors import InvalidParameter, UnsupportedFeature
+from engine.quantization.registry import stated_in
+from engine.weights.safetensors import folder_headers
+from engine.weights.source import Checkpoint
+
+GROUP_SIZES = (128, 64, 32)
+"""The first that divides all rows is taken."""
+
+
+def plain_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Its config.json.
+
+    Raises:
+        UnsupportedFeature: the checkpoint is no folder, or not plain.
+    """
+    if checkpoint.kind != "folder":
+        raise UnsupportedFeature(
+            f"{checkpoint.name} is no folder of a language model with config.json and safetensors; "
+            f"give that, or a gguf- method for a GGUF file"
+        )
+    config = read_json(checkpoint.path / "config.json")
+    if stated_in(config):
+        raise UnsupportedFeature(
+            f"{checkpoint.name} is quantised already; give the model that it was made of"
+        )
+    return config
+
+
+def block_matrices(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """Shapes [N, K] of the blocks' matrices by their tensors' names, from the files' headers."""
+    return {
+        name: header.shape
+        for name, header in folder_headers(checkpoint.path).items()
+        if is_of_a_block(name) and len(header.shape) == 2
+    }
+
+
+def is_of_a_block(name: str) -> bool:
+    return ".layers." in f".{name}"
+
+
+def group_size(wanted: int | None, shapes: Iterable[tuple[int, ...]]) -> int:
+    """How many weights of a row share a scale.
+
+    Args:
+        wanted: None takes the first of `GROUP_SIZES` that fits.
+        shapes: [N, K] of all matrices.
+
+    Raises:
+        InvalidParameter: rows are no whole groups.
+    """
+    widths = sorted({shape[1] for shape in shapes})
+    if wanted is not None:
+        if wanted < 8 or any(width % wanted for width in widths):
+            raise InvalidParameter(
+                f"group_size is {wanted}; the rows have {', '.join(map(str, widths))} weights, "
+                f"which must be whole groups of at least 8",
+                param="group_size",
+            )
+        return wanted
+    fitting = (size for size in GROUP_SIZES if not any(width % size for width in widths))
+    found = next(fitting, None)
+    if found is None:
+        raise InvalidParameter(
+            f"the rows have {', '.join(map(str, widths))} weights, which are no whole groups of "
+            f"32; give a --group-size that divides them",
+            param="group_size",
+        )
+    return found
