@@ -44,6 +44,7 @@ class CausalLM(nn.Module, ABC):
 
     def leave_out_head(self) -> None:
         """Before its weights are loaded: it will only be asked for states."""
+        self.lm_head.part_from_embedding()
         del self.lm_head
 
     def compute_logits(self, hidden: Tensor) -> Tensor:

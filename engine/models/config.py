@@ -1,7 +1,7 @@
 """What a decoder family must know to build itself, read from config.json or from GGUF metadata."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from engine.kv_layout import LayerGroup, group_layers
 from engine.kv_numbers import KvNumbers
@@ -18,6 +18,8 @@ class ModelConfig:
     A family that needs more derives its own from it: nobody else reads those fields.
     """
 
+    borrows_rows: ClassVar[bool] = True
+    """Whether the embedding looks up in a tied output layer that can lend its rows."""
     architecture: str
     """As in `architectures[0]`, e.g. `LlamaForCausalLM`."""
     vocab_size: int

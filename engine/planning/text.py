@@ -169,7 +169,7 @@ class Speeds:
         self._mixture = mixture = Mixture.of(kept, config)
         unchosen = mixture.parameters - mixture.active_parameters
         self._layer_weights = sum(kept.layer_weights().values()) - unchosen
-        looked_up = 0 if kept.multiplies_embedding else self._head_weights * dtype_bytes
+        looked_up = self._head_weights * dtype_bytes if kept.has_lookup_rows else 0
         self._weight_bytes = kept.num_bytes(dtype_bytes) - looked_up
         self._expert_bytes = expert_bytes(kept, dtype_bytes)
 

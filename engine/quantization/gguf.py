@@ -10,7 +10,13 @@ from torch import Tensor
 
 from engine.errors import ModelLoadError
 from engine.quantization.format import Headers, QuantizedLayer, StoredFormat
-from engine.quantization.method import LinearMethod, LinearPart, TensorSpec, bias_tensors
+from engine.quantization.method import (
+    LinearMethod,
+    LinearPart,
+    RowLookup,
+    TensorSpec,
+    bias_tensors,
+)
 from engine.quantization.panels import PanelsState, are_panels_slower
 from kernels import GGUFType, linear_gguf, panels_from_gguf
 from kernels.linear_gguf.dequantize import dequantize
@@ -72,6 +78,15 @@ class GgufMethod(LinearMethod[PanelsState | RowsState]):
         if isinstance(state, PanelsState):
             return state.multiply(x, fp32_out=True)
         return self.apply(state, x.float())
+
+    def lends_rows(self, device: str) -> bool:
+        return device == "cpu"
+
+    def row_lookup(self, state: PanelsState | RowsState, dtype: torch.dtype) -> RowLookup | None:
+        if not isinstance(state, PanelsState):
+            return None
+        look_up = state.panels.row_lookup()
+        return lambda rows: look_up(rows).to(dtype)
 
     def bits_per_weight(self, dtype_bytes: int) -> float:
         return PANEL_FORMATS[self.quant_type].bits_per_weight

@@ -1,6 +1,7 @@
 """How a linear layer keeps its weights and multiplies by them."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -11,6 +12,8 @@ from engine.errors import ShapeMismatch
 from engine.quantization.method_module import MethodModule
 
 State = TypeVar("State")
+RowLookup = Callable[[Tensor], Tensor]
+"""[T] int64 → [T, in], new memory in the layer's dtype."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +153,15 @@ class LinearMethod(ABC, Generic[State]):
     def arrange(self, weight: Tensor, bias: Tensor | None = None) -> State:
         """Keep a plain weight [out, in], of another layer for example; a packed one is a copy."""
         raise NotImplementedError
+
+    def row_lookup(self, state: State, dtype: torch.dtype) -> RowLookup | None:
+        """What finds single rows of the weight, so that an embedding that is the output layer, too,
+        needs none of its own; None: rows of what `apply` uses are others, or hard to find."""
+        return None
+
+    def lends_rows(self, device: str) -> bool:
+        """Whether `row_lookup` finds rows of what the checkpoint has packed, kept on a device."""
+        return False
 
     def dequantised(self, part: LinearPart) -> Tensor:
         """The plain weight [out, in] of loaded tensors, in new memory; the bias stays in `part`."""

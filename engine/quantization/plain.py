@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from engine.quantization.method import LinearMethod, LinearPart, TensorSpec
+from engine.quantization.method import LinearMethod, LinearPart, RowLookup, TensorSpec
 from kernels import PackedWeight, linear, linear_packed, native
 
 
@@ -49,6 +50,9 @@ class UnquantizedMethod(LinearMethod[PlainState]):
         if self.invariant or _keeps_sums(x, weight):
             return linear(x, weight, bias, fp32_out=True, invariant=True)
         return linear(x, weight, bias).float()
+
+    def row_lookup(self, state: PlainState, dtype: torch.dtype) -> RowLookup | None:
+        return state.weight.row_lookup() if isinstance(state.weight, PackedWeight) else None
 
     def bits_per_weight(self, dtype_bytes: int) -> float:
         return 8 * dtype_bytes

@@ -36,6 +36,12 @@ class RoundedMethod(GgufMethod):
     def takes_plain_weights(self) -> bool:
         return True
 
+    def lends_rows(self, device: str) -> bool:
+        return False
+
+    def row_lookup(self, state: PanelsState | RowsState, dtype: torch.dtype) -> None:
+        """None: the plain weight's rows are other numbers."""
+
     def _rows(self, part: LinearPart) -> Tensor:
         # In the dtype they came in: rounding to the layer's first would round twice.
         return rounded(part.concatenated_as_loaded("weight"), self.quant_type)

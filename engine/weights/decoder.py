@@ -53,11 +53,13 @@ def load_decoder(
         deterministic=deterministic,
         linear_method=plan.method_for,
     )
-    weights = iter_weights(checkpoint, model_config, plan.packed)
+    left_out = {plan.embedding} if plan.leaves_out_embedding else set()
     if not with_head:
         model.leave_out_head()
-        weights = (pair for pair in weights if not pair[0].startswith(f"{HEAD}."))
-    unexpected = model.load_weights(counted(weights, plan.shapes, host))
+        left_out = {HEAD}
+    weights = iter_weights(checkpoint, model_config, plan.packed, left_out)
+    shapes = {n: s for n, s in plan.shapes.items() if n.rpartition(".")[0] not in left_out}
+    unexpected = model.load_weights(counted(weights, shapes, host))
     if unexpected:
         log.warning("the checkpoint has tensors that the model does not use", names=unexpected)
     if device.type == "cpu":

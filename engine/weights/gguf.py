@@ -81,23 +81,28 @@ def named_tensors(path: Path, config: ModelConfig) -> dict[str, GGUFTensor]:
 
 
 def iter_gguf_weights(
-    path: Path, config: ModelConfig, packed: Container[str] = ()
+    path: Path,
+    config: ModelConfig,
+    packed: Container[str] = (),
+    left_out: Container[str] = (),
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (Hugging Face name, tensor), converting a little ahead of the consumer.
 
     Weights of the layers in `packed` come as [rows, bytes of a row] uint8; if it has the output
-    layer of a model that ties it to the embedding, that follows the embedding.
+    layer of a model that ties it to the embedding, that follows the others.
 
     Memory beyond the tensor in hand: at most `_MAX_AHEAD_BYTES` of converted tensors, or one
     tensor if that is larger, and one chunk per thread.
     """
     named = named_tensors(path, config)
-    wanted = [
-        (name, tensor, name.removesuffix(".weight") in packed) for name, tensor in named.items()
-    ]
+    sources = dict(named)
     if config.tie_word_embeddings and _HEAD in packed:
-        wanted.append((f"{_HEAD}.weight", named[f"{_EMBEDDING}.weight"], True))
-    waiting = deque(wanted)
+        sources[f"{_HEAD}.weight"] = named[f"{_EMBEDDING}.weight"]
+    waiting = deque(
+        (name, tensor, layer in packed)
+        for name, tensor in sources.items()
+        if (layer := name.rpartition(".")[0]) not in left_out
+    )
     ready: deque[tuple[str, int, Future[torch.Tensor]]] = deque()
     ahead_bytes = 0
     # More threads than two only fight for the interpreter lock between numpy calls.

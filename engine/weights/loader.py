@@ -51,7 +51,10 @@ def quantization_config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def iter_weights(
-    checkpoint: Checkpoint, config: ModelConfig, packed: Container[str] = ()
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    packed: Container[str] = (),
+    left_out: Container[str] = (),
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield every weight once as (Hugging Face name, tensor on the CPU).
 
@@ -61,7 +64,7 @@ def iter_weights(
 
     Layers of a GGUF file in `packed`, of types that the kernels multiply with, come as the file has
     them: rows of bytes, also in Hugging Face's rotary order. So does a tied output layer, beside
-    the embedding.
+    the embedding. Those in `left_out` do not come at all.
 
     Raises:
         CorruptFile: a file is damaged.
@@ -69,8 +72,9 @@ def iter_weights(
         ModelLoadError: a tensor or a tensor type that is unknown here (named).
     """
     if checkpoint.kind == "gguf":
-        return iter_gguf_weights(checkpoint.path, config, packed)
-    return iter_folder_weights(checkpoint.path, config)
+        return iter_gguf_weights(checkpoint.path, config, packed, left_out)
+    weights = iter_folder_weights(checkpoint.path, config)
+    return (pair for pair in weights if pair[0].rpartition(".")[0] not in left_out)
 
 
 def weight_headers(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, TensorHeader]:

@@ -52,8 +52,10 @@ class WeightPlan:
     """Of a weight in the checkpoint (`engine.weights.stored_bits`)."""
     embedding: str
     """The checkpoint's name of the input embedding."""
-    packs_embedding: bool = False
-    """The output layer is a packed copy of the embedding, and plain."""
+    copies_embedding: bool = False
+    """The output layer is a packed copy beside the embedding, and plain."""
+    leaves_out_embedding: bool = False
+    """Its rows are looked up in the output layer, which stays packed."""
 
     def method_for(self, name: str) -> LinearMethod[Any] | None:
         """Of a layer; None: it stays plain."""
@@ -64,17 +66,19 @@ class WeightPlan:
         """Memory of all weights; numbers that are not quantised have `dtype_bytes`.
 
         Args:
-            with_head: with a packed copy of the embedding as the output layer, if there is one.
+            with_head: with the output layer that a tied embedding may have beside it, or in the
+                place of rows of its own.
         """
-        embedding = self.shapes.get(f"{self.embedding}.weight", (0,))
-        copied = math.prod(embedding) if self.packs_embedding and with_head else 0
-        return num_bytes(self.shapes, self.layers, dtype_bytes) + copied * dtype_bytes
+        embedding = math.prod(self.shapes.get(f"{self.embedding}.weight", (0,)))
+        times = self.copies_embedding - self.leaves_out_embedding if with_head else 0
+        found = num_bytes(self.shapes, self.layers, dtype_bytes)
+        return found + times * embedding * dtype_bytes
 
     @property
-    def multiplies_embedding(self) -> bool:
-        """Whether the embedding is the output layer, too: without a copy of its own."""
-        has_own = self.packs_embedding or HEAD in self.layers
-        return not has_own and f"{HEAD}.weight" not in self.shapes
+    def has_lookup_rows(self) -> bool:
+        """Whether the embedding has plain rows that no product reads."""
+        has_head = HEAD in self.layers or f"{HEAD}.weight" in self.shapes
+        return self.copies_embedding or (has_head and not self.leaves_out_embedding)
 
     def layer_weights(self) -> dict[str, int]:
         """How many numbers each matrix has that tokens are multiplied with, by its tensor or layer;
@@ -158,7 +162,8 @@ def plan_weights(
         stored = stored_format(chosen, stated, headers)
     plain = UnquantizedMethod(invariant=intent.deterministic)
     layers = planned_layers(chosen, stored, headers, plain, device, stays_packed=stays_packed)
-    embedding = model_config.embedding
+    embedding, head = model_config.embedding, layers.get(HEAD)
+    is_tied, borrows = model_config.tie_word_embeddings, model_config.borrows_rows
     if embedding in layers:
         layers = {**layers, embedding: kept_by(plain, layers[embedding])}
     return WeightPlan(
@@ -170,7 +175,10 @@ def plan_weights(
         could_stay_packed=is_plain_better,
         stored_bits=stored_bits(all_headers, stated),
         embedding=embedding,
-        packs_embedding=has_native and model_config.tie_word_embeddings and HEAD not in layers,
+        copies_embedding=has_native and is_tied and head is None and not borrows,
+        leaves_out_embedding=(
+            is_tied and borrows and head is not None and head.method.lends_rows(device)
+        ),
     )
 
 

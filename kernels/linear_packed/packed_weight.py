@@ -1,18 +1,18 @@
 """The arrangement of a weight that the CPU kernel reads from front to back."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-STRIP = 16
-"""Output features whose numbers lie side by side: a vector register of fp32 sums."""
+from kernels.shared.strip_rows import STRIP, StripRows
 
 
 @dataclass(frozen=True, slots=True)
 class PackedWeight:
-    """W [N, K] in strips of 16 outputs, padded with zeros.
+    """W [N, K] in strips of 16 outputs, a vector register of fp32 sums, padded with zeros.
 
         fp32, fp16   [N/16, K, 16]
         bf16         [N/16, K/2, 16, 2]      pairs of inputs: processors multiply two at a time
@@ -48,3 +48,9 @@ class PackedWeight:
         strips = self.data.view(len(self.data), -1, STRIP, self.group)
         rows = strips.transpose(1, 2).reshape(-1, self.padded_inputs)
         return rows[: self.out_features, : self.in_features]
+
+    def row_lookup(self) -> Callable[[Tensor], Tensor]:
+        """What gives rows as they were: [T] int64 → [T, K], new memory."""
+        numbers = self.data.view(torch.int32) if self.group == 2 else self.data
+        find = StripRows(numbers, torch.arange(self.padded_inputs // self.group) * STRIP)
+        return lambda rows: find(rows).view(self.dtype)[:, : self.in_features].contiguous()

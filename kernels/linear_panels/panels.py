@@ -22,8 +22,9 @@ from torch import Tensor
 
 from kernels.linear_gguf.quant_type import IQ4_NUMBERS
 from kernels.shared.four_bit_numbers import FP4, NF4
+from kernels.shared.strip_rows import STRIP, StripRows
 
-LANES, BLOCK = 16, 32
+LANES, BLOCK = STRIP, 32
 _CHUNK_WEIGHTS = 1 << 20
 _QUADS = BLOCK // 4
 
@@ -115,6 +116,39 @@ class Panels:
     data: Tensor
     """[panels, records, bytes] uint8; outputs beyond the last are zero."""
 
+    def row_lookup(self) -> Callable[[Tensor], Tensor]:
+        """What gives dequantised rows: [T] int64 → [T, C] fp32, new memory."""
+        form = self.format
+        groups = BLOCK // form.group
+        num_scales = groups * (2 if form.has_min else 1)
+        scale_bytes = form.scale_dtype.itemsize
+        find_scales = self._finder(form.scale_dtype, 0, num_scales)
+        # As many words of 4 codes, or bits of them, as a code has bits.
+        find_codes = self._finder(torch.int32, num_scales * LANES * scale_bytes // 4, form.bits)
+
+        def look_up(rows: Tensor) -> Tensor:
+            scales = find_scales(rows).view(len(rows), -1, num_scales)
+            words = find_codes(rows).view(torch.uint8).view(len(rows), -1, 4 * form.bits)
+            return Codes(
+                format=form,
+                codes=_unpacked_codes(words, form.bits, lanes=1).view(len(rows), -1),
+                scales=scales[:, :, :groups].reshape(len(rows), -1),
+                mins=scales[:, :, groups:].reshape(len(rows), -1) if form.has_min else None,
+            ).dequantised()
+
+        return look_up
+
+    def _finder(self, dtype: torch.dtype, first: int, count: int) -> StripRows:
+        """Of so many numbers that every record has of an output.
+
+        Args:
+            first: where a record has the first of them, in numbers.
+        """
+        records = torch.arange(self.data.shape[1]).unsqueeze(1)
+        starts = records * (self.format.record_bytes // dtype.itemsize) + first
+        places = (starts + torch.arange(count) * LANES).view(-1)
+        return StripRows(self.data.view(len(self.data), -1).view(dtype), places)
+
 
 def pack_in_parts(out_features: int, in_features: int, codes: Callable[[slice], Codes]) -> Panels:
     """Panels of a weight that is taken apart some outputs at a time.
@@ -168,7 +202,7 @@ def unpack(panels: Panels) -> Codes:
     scales = [
         _rows_first(part.contiguous().view(form.scale_dtype), panels, groups) for part in parts[:-1]
     ]
-    quads = _unpacked_codes(parts[-1].contiguous(), form.bits).view(torch.int32)
+    quads = _unpacked_codes(parts[-1].contiguous(), form.bits, lanes=LANES).view(torch.int32)
     return Codes(
         format=form,
         codes=_rows_first(quads, panels, _QUADS).contiguous().view(torch.uint8),
@@ -177,15 +211,17 @@ def unpack(panels: Panels) -> Codes:
     )
 
 
-def _unpacked_codes(data: Tensor, bits: int) -> Tensor:
-    """[panels, records, bytes] → [panels, records, 8 quads * 16 outputs * 4 inputs]."""
+def _unpacked_codes(data: Tensor, bits: int, *, lanes: int) -> Tensor:
+    """[panels, records, bytes] → [panels, records, 8 quads * lanes * 4 inputs], of 16 outputs or
+    of one."""
     if bits == 8:
         return data
-    nibbles, rest = data.tensor_split([BLOCK * LANES // 2], 2)
+    size = BLOCK * lanes // 2
+    nibbles, rest = data[:, :, :size], data[:, :, size:]
     codes = torch.cat([nibbles & 15, nibbles >> 4], 2)
     if bits > 4:
         upper = bits - 4
-        bytes_ = rest.view(*rest.shape[:2], upper, 1, 4 * LANES)
+        bytes_ = rest.view(*rest.shape[:2], upper, 1, 4 * lanes)
         codes |= ((bytes_ >> _places(upper) & (1 << upper) - 1) << 4).flatten(2)
     return codes
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from kernels import native
 from kernels.linear_packed import PackedWeight, linear_packed
-from kernels.linear_packed.packed_weight import STRIP
 from kernels.linear_w4a16.columns import dequantized_columns
+from kernels.shared.strip_rows import STRIP
 
 CHUNK_WEIGHTS = 1 << 17
 """Weights dequantised at a time: half a megabyte in fp32, which a cache holds."""

@@ -33,7 +33,13 @@ def differences_alone(multiply, x):
 @pytest.mark.parametrize("shape", [(1, 1), (16, 32), (45, 37), (960, 576), (100, 9000)])
 def test_unpacking_returns_what_was_packed(dtype, shape, seed):
     weight = torch.randn(shape).to(dtype)
-    assert torch.equal(PackedWeight.pack(weight).unpack(), weight)
+    packed = PackedWeight.pack(weight)
+    assert torch.equal(packed.unpack(), weight)
+    rows = torch.tensor([len(weight) - 1, 0, *random.choices(range(len(weight)), k=20)])
+    for _ in range(2):
+        found = packed.row_lookup()(rows)
+        assert found.is_contiguous() and torch.equal(found, weight[rows])
+        found.zero_()  # is nobody else's memory
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -69,6 +69,20 @@ def test_packing_keeps_every_code(form):
     assert pack(codes).data.nbytes * 8 == 48 * 96 * form.bits_per_weight
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_single_rows_are_found(name):
+    # Of the last panel, most outputs are missing.
+    panels, _ = random_panels(name, 33, 512)
+    wanted = unpack(panels).dequantised()
+    look_up = panels.row_lookup()
+    for rows in ([32], [0, 15, 16, 31, 32], random.choices(range(33), k=50)):
+        rows = torch.tensor(rows)
+        found = look_up(rows)
+        assert torch.equal(found, wanted[rows])
+        found.zero_()  # is nobody else's memory
+    assert torch.equal(look_up(rows), wanted[rows])
+
+
 def test_rounding_keeps_eight_bits():
     weight = torch.randn(33, 96)
     weight[2, :32] = 0

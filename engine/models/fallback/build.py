@@ -14,10 +14,10 @@ from engine.models.fallback.attention import PAGED
 from engine.models.fallback.layers import (
     FallbackExperts,
     KeptEmbedding,
+    OwnEmbedding,
     replacement,
     replacement_for_head,
 )
-from engine.models.layers.embedding import TokenEmbedding
 from engine.models.layers.weight_slots import WeightOptions, WeightOwner, WeightSlot
 from engine.quantization.method import TensorSpec
 
@@ -72,9 +72,9 @@ def build(
     tied = bool(causal.config.tie_word_embeddings)
     places: dict[str, nn.Module] = {}
     words: nn.Embedding = causal.get_submodule(embedding)
-    rows: TokenEmbedding = KeptEmbedding(words)
+    rows: OwnEmbedding = KeptEmbedding(words)
     if type(words) is nn.Embedding:
-        rows = places[embedding] = TokenEmbedding(words.num_embeddings, words.embedding_dim)
+        rows = places[embedding] = OwnEmbedding(words.num_embeddings, words.embedding_dim)
     for path in experts:
         places[path] = FallbackExperts.replacing(causal.get_submodule(path))
     within = tuple(f"{path}." for path in experts)

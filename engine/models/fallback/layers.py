@@ -17,7 +17,7 @@ from engine.models.layers.embedding import LmHead, TokenEmbedding
 from engine.models.layers.experts import Experts
 from engine.models.layers.linear import Linear, Shard
 from engine.models.layers.weight_slots import WeightOptions, WeightSlot
-from engine.quantization.method import TensorSpec
+from engine.quantization.method import RowLookup, TensorSpec
 from engine.quantization.plain import UnquantizedMethod
 from kernels import Routing
 
@@ -83,7 +83,14 @@ class Head(LmHead):
     __call__ = forward
 
 
-class KeptEmbedding(TokenEmbedding):
+class OwnEmbedding(TokenEmbedding):
+    """Has its rows for itself: the model's code may look at them."""
+
+    def borrow(self, rows: RowLookup) -> None:
+        """Nothing."""
+
+
+class KeptEmbedding(OwnEmbedding):
     """An embedding of the model's own kind, such as one that scales, as an output layer sees it."""
 
     def __init__(self, module: nn.Embedding) -> None:

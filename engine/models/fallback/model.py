@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from copy import copy
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import structlog
 import torch
@@ -36,6 +36,7 @@ log = structlog.get_logger(__name__)
 class FallbackConfig(ModelConfig):
     """What the model's own code was found to ask for."""
 
+    borrows_rows: ClassVar[bool] = False
     values: dict[str, Any]
     """Of config.json."""
     names: TensorNames

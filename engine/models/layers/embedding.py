@@ -1,4 +1,8 @@
-"""Token ids in, logits out: the two ends of a decoder, which often share one matrix."""
+"""Token ids in, logits out: the two ends of a decoder, which often share one matrix.
+
+On a CPU the output layer's weights are arranged for products, and rows for the embedding can be
+looked up in them all the same: a tied matrix is there once.
+"""
 
 from typing import Any
 
@@ -7,14 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.models.layers.weight_slots import WeightOptions, WeightOwner, WeightSlot
-from engine.quantization.method import LinearMethod, LinearPart
+from engine.quantization.method import LinearMethod, LinearPart, RowLookup
+from engine.quantization.plan import OUTPUT_LAYER
 
 
 class TokenEmbedding(nn.Module, WeightOwner):
-    """[V, C]; on every rank whole, and plain whatever the checkpoint has: rows are looked up.
+    """[V, C]; on every rank whole, and plain whatever the checkpoint has: rows are looked up. A
+    tied output layer may lend its own.
 
     Args:
         scale: factor of what is looked up, rounded to the weights' dtype.
+
+    Attributes:
+        is_tied: there is an output layer with the same matrix.
+        weight: not while rows are lent.
     """
 
     weight: Tensor
@@ -22,32 +32,43 @@ class TokenEmbedding(nn.Module, WeightOwner):
     def __init__(self, vocab_size: int, hidden_size: int, *, scale: float = 1.0) -> None:
         super().__init__()
         self.shape = (vocab_size, hidden_size)
+        self.is_tied = False
         self._scale = scale
         self._loading: tuple[LinearMethod[Any], LinearPart]
+        self._lent: RowLookup | None = None
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """[T] int64 → [T, C], new memory."""
-        rows = F.embedding(token_ids, self.weight)
+        lent = self._lent
+        rows = F.embedding(token_ids, self.weight) if lent is None else lent(token_ids)
         return rows if self._scale == 1.0 else rows.mul_(self._scale)
 
     __call__ = forward
 
     def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
         self._scale = torch.tensor(self._scale).to(options.dtype).item()
+        if self.is_tied and options.method_for(OUTPUT_LAYER).lends_rows(options.device.type):
+            return {}
         self._loading = options.method_for(path), _part(path, self.shape, options)
         return _slots(*self._loading)
 
     def process_weights_after_loading(self) -> None:
-        method, part = self._loading
-        self.weight = method.dequantised(part)
+        if self._lent is None:
+            method, part = self._loading
+            self.weight = method.dequantised(part)
+
+    def borrow(self, rows: RowLookup) -> None:
+        """Look up there from now on, and give up what is its own."""
+        self._lent = rows
+        self.__dict__.pop("weight", None)
 
 
 class LmHead(nn.Module, WeightOwner):
-    """The output layer. A tied one uses the embedding's matrix.
+    """The output layer. A tied one uses the embedding's matrix, or lends it its own.
 
-    On a CPU that packs weights, a tied head keeps its own packed copy beside the embedding: a
-    lookup needs plain rows, and plain rows multiply at two thirds of the speed. A method whose
-    weights come packed asks the checkpoint for them a second time.
+    On a CPU that packs weights, a tied head packs the embedding's: plain rows multiply at two
+    thirds of the speed. A method whose weights come packed asks the checkpoint for the embedding's.
+    Where it rounds them, the embedding keeps its rows as they were.
 
     Args:
         soft_cap: c bends each logit x to c·tanh(x / c); None leaves them as they are.
@@ -61,6 +82,7 @@ class LmHead(nn.Module, WeightOwner):
         self._soft_cap = soft_cap
         # In a tuple so that the embedding does not become a submodule twice.
         self._tied: tuple[TokenEmbedding, ...] = (embedding,) if tied else ()
+        embedding.is_tied = tied
         self._method: LinearMethod[Any]
         self._part: LinearPart
         self._state: Any = None
@@ -79,6 +101,11 @@ class LmHead(nn.Module, WeightOwner):
         self._part = _part(path, self.shape, options)
         return {} if self._arranges_embedding() else _slots(self._method, self._part)
 
+    def part_from_embedding(self) -> None:
+        """Before weights are loaded: the embedding needs its own."""
+        for embedding in self._tied:
+            embedding.is_tied = False
+
     def _arranges_embedding(self) -> bool:
         return bool(self._tied) and self._method.takes_plain_weights
 
@@ -87,6 +114,8 @@ class LmHead(nn.Module, WeightOwner):
             self._state = self._method.arrange(self._tied[0].weight)
         else:
             self._state = self._method.process(self._part)
+        if self._tied and (rows := self._method.row_lookup(self._state, self._part.dtype)):
+            self._tied[0].borrow(rows)
 
 
 def _part(path: str, shape: tuple[int, int], options: WeightOptions) -> LinearPart:

@@ -353,8 +353,40 @@ def test_memory_is_counted_as_it_is_kept(tied, engines, tiny_llama, write_gguf):
     panels = [state.panels for state in [*states, model.lm_head._state]]
     packed = sum(one.data.numel() for one in panels)
     norms = sum(t.numel() for n, t in plain_weights(path).items() if "norm" in n)
-    embedding = model.model.embed_tokens.weight.numel()
+    # A tied output layer lends its rows.
+    embedding = 0 if tied else model.model.embed_tokens.weight.numel()
+    assert hasattr(model.model.embed_tokens, "weight") is not tied
     assert plan.num_bytes(2) == packed + 2 * (norms + embedding)
+    if tied:
+        # Nobody lends any to a model without output layer.
+        assert plan.num_bytes(2, with_head=False) == plan.num_bytes(2) + 2 * 64 * config.hidden_size
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_plain_weights_are_counted_as_they_are_kept(tied, dtype, engines, tiny_llama):
+    path = tiny_llama(tie_word_embeddings=tied, vocab_size=64)
+    checkpoint = Checkpoint("folder", path, "m")
+    config = load_model_config(checkpoint)
+    plan = plan_weights(checkpoint, config, EngineConfig(dtype=dtype), CPU)
+    model = model_of(engines.make(path, dtype=dtype))
+    states = [state for m in model.modules() if isinstance(m, Linear) for _, state in m._parts]
+    packed = sum(state.weight.data.numel() for state in [*states, model.lm_head._state])
+    norms = sum(t.numel() for n, t in iter_weights(checkpoint, config) if "norm" in n)
+    embedding = 0 if tied else model.model.embed_tokens.weight.numel()
+    itemsize = 4 if dtype == "float32" else 2
+    assert plan.num_bytes(itemsize) == itemsize * (packed + norms + embedding)
+
+
+@pytest.mark.parametrize("quantization", ["none", "gguf", "int8-weights"])
+def test_a_tied_embedding_finds_the_rows_of_the_file(quantization, engines, tiny_llama, write_gguf):
+    path = write_gguf(tiny_llama(seed=random.randrange(1000), tie_word_embeddings=True), MIXED)
+    model = model_of(engines.make(path, quantization=quantization, dtype="bfloat16"))
+    wanted = plain_weights(path)["model.embed_tokens.weight"].bfloat16()
+    ids = torch.tensor([len(wanted) - 1, *random.choices(range(len(wanted)), k=40)])
+    assert torch.equal(model.model.embed_tokens(ids), wanted[ids])
+    # Rounded rows are not what was stored: the embedding keeps its own.
+    assert hasattr(model.model.embed_tokens, "weight") is (quantization == "int8-weights")
 
 
 def rank_of_two(path, rank):
