@@ -1,0 +1,136 @@
+"""The page's tables are what was measured: nothing typed by hand, nothing of another day."""
+
+import json
+import re
+
+import pytest
+
+from tools.quantization_table.formats import FORMATS, MODELS
+from tools.quantization_table.page import DATA, PAGE, page_with, sections
+
+MIB = 1 << 20
+
+
+def report(perplexity, divergence, agreement):
+    return {
+        "tokens": 10,
+        "perplexity": perplexity,
+        "original_perplexity": 20.0,
+        "kl_divergence": divergence,
+        "top1_agreement": agreement,
+    }
+
+
+def quality(perplexity, divergence, agreement, **changes):
+    whole = report(perplexity, divergence, agreement)
+    return {
+        **whole,
+        "classes": {"digits": whole, "rest": report(perplexity * 2, divergence, agreement)},
+        "file_bytes": 90 * MIB,
+        "stored_bits": 4.54,
+        "types": {},
+        "weight_bytes": 100 * MIB,
+        "planned_bytes": 700 * MIB,
+        **changes,
+    }
+
+
+def served(*rates, **changes):
+    runs = [{"tokens_per_s": rate, "others": 0.013} for rate in rates]
+    return {
+        "worker_bytes": 714 * MIB,
+        "front_bytes": 80 * MIB,
+        "warnings": [],
+        "runs": {
+            "1": runs,
+            "16": [{**run, "tokens_per_s": 9 * run["tokens_per_s"]} for run in runs],
+        },
+        **changes,
+    }
+
+
+@pytest.fixture
+def data():
+    """Of one model in three formats."""
+    rows = {
+        "BF16": quality(20.0, 0.0, 1.0, file_bytes=200 * MIB, llama_perplexity=20.02),
+        "Q2_K": quality(31.0, 0.4, 0.667, types={"Q4_0": 180, "Q2_K": 30}, llama_perplexity=31.31),
+        "GPTQ, 3 bits": quality(4242.4, 1.25, 0.4),
+    }
+    warning = {"timestamp": "now", "level": "warning", "event": "few bits", "bits": 3.0}
+    speeds = {
+        "BF16": served(50.0, 70.0, 61.0),
+        "Q2_K": served(100.0, 101.0, 102.0, warnings=[warning]),
+    }
+    machine = {"cores": 2, "cpu": "A Processor", "cpu_flags": "avx2"}
+    return {
+        "quality": {"models": {MODELS[0].name: rows}},
+        "speed": {
+            "machine": machine,
+            "started_at": "2026-01-02T03:04:05Z",
+            "commit": "0123456789abcdef",
+            "uncommitted_changes": False,
+            "models": {MODELS[0].name: speeds},
+        },
+    }
+
+
+def cells(text, name):
+    [line] = [line for line in text.splitlines() if line.startswith(f"| {name}")]
+    return [cell.strip() for cell in line.split("|")[1:-1]]
+
+
+def test_a_row_says_what_was_measured(data):
+    text = sections(data)["formats"]
+    assert cells(text, "Q2_K") == [
+        *("Q2_K (180 Q4_0, 30 Q2_K)", "4.5", "90", "100", "714", "31.00", "31.31"),
+        *("0.4000", "66.7 %", "101", "909"),
+    ]
+    assert cells(text, "BF16")[-2:] == ["61", "549"]
+    # Nobody has served it, and llama.cpp cannot.
+    assert cells(text, "GPTQ")[4:7] == ["-", "4,242", "-"]
+    assert cells(text, "GPTQ")[-2:] == ["-", "-"]
+
+
+def test_notes_tell_the_worst(data):
+    text = sections(data)["formats"]
+    assert "at most 0.99 % away, those of BF16 0.1 %" in text
+    assert "medians of 3 rounds" in text and "commit 0123456789ab, 2 cores" in text
+    assert "all within 18 %; other programs took at most 1.3 %" in text
+    data["speed"]["uncommitted_changes"] = True
+    assert "0123456789ab with changes" in sections(data)["formats"]
+
+
+def test_classes_and_memory_and_warnings(data):
+    found = sections(data)
+    assert cells(found["classes"], "Q2_K") == ["Q2_K", "1.55 times, 67 %", "3.10 times, 67 %"]
+    title = MODELS[0].title
+    # 100 of weights in the place of a file of 200.
+    assert cells(found["memory"], f"{title}, BF16")[2:] == ["100", "0.50", "714", "700", "614"]
+    assert "614 to 614 MiB here" in found["memory"] and "to within 2 %" in found["memory"]
+    [line] = [line for line in found["warnings"].splitlines() if line.startswith("{")]
+    assert json.loads(line) == {"level": "warning", "event": "few bits", "bits": 3.0}
+
+
+def test_nothing_is_said_of_what_was_not_measured():
+    for text in sections({}).values():
+        assert not re.search(r"\d", text)
+
+
+def test_only_what_is_between_the_marks_is_written():
+    page = PAGE.read_text()
+    marked = page_with(page, dict.fromkeys(sections({}), "new"))
+    assert marked.count("\n\nnew\n\n<!-- end -->\n") == len(sections({}))
+    assert page_with(marked, sections(json.loads(DATA.read_text()))) == page
+
+
+def test_the_page_has_the_numbers_of_its_data():
+    page = PAGE.read_text()
+    written = page_with(page, sections(json.loads(DATA.read_text())))
+    assert written == page, "run: python -m tools.quantization_table page"
+
+
+def test_formats_have_files_of_their_own_or_are_made_at_load():
+    stored = [one.ending for one in FORMATS if not one.is_made_at_load]
+    assert len(set(stored)) == len(stored)
+    assert len({one.name for one in FORMATS}) == len(FORMATS)

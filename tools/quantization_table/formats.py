@@ -1,0 +1,78 @@
+"""The models that are measured, in which formats, and the files that both are in."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A row of a table.
+
+    Attributes:
+        name: in the table and in the results.
+        ending: of its file's, or folder's, name; a model's name and a dash come before it.
+        quantization: of `tandem serve`.
+    """
+
+    name: str
+    ending: str
+    quantization: str
+
+    @property
+    def is_made_at_load(self) -> bool:
+        return self.ending == PLAIN and self.quantization != "none"
+
+
+GGUF_TYPES = ("Q8_0", "Q6_K", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K")
+"""That llama.cpp's `llama-quantize` makes of the original."""
+PLAIN = "bf16.gguf"
+FITTED = {"gptq-4": ("gptq", 4), "gptq-3": ("gptq", 3), "awq-4": ("awq", 4)}
+"""Folders that GPTQModel makes: method and bits."""
+ORIGINAL = Format("BF16", PLAIN, "none")
+FORMATS = (
+    ORIGINAL,
+    *(Format(name, f"{name.lower()}.gguf", "gguf") for name in GGUF_TYPES),
+    Format("GPTQ, 4 bits", "gptq-4", "gptq"),
+    Format("GPTQ, 3 bits", "gptq-3", "gptq"),
+    Format("AWQ, 4 bits", "awq-4", "awq"),
+    Format("`int8-weights`, at load", PLAIN, "int8-weights"),
+    Format("`int8`, at load", PLAIN, "int8"),
+    Format("`bnb-int8`, at load", PLAIN, "bnb-int8"),
+    Format("`int4`, at load", PLAIN, "int4"),
+    Format("`bnb-nf4`, at load", PLAIN, "bnb-nf4"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model of the tables.
+
+    Attributes:
+        name: of its files and in the results.
+        title: in the tables.
+        ref: what it is fetched by (`engine.weights.source`); None: its files must be there.
+        stored: how its only weights that there are were rounded before.
+    """
+
+    name: str
+    title: str
+    ref: str | None = None
+    stored: str | None = None
+
+    def path(self, folder: Path, ending: str) -> Path:
+        return folder / f"{self.name}-{ending}"
+
+    def formats(self, folder: Path) -> Iterator[tuple[Format, Path]]:
+        """Those whose files are there."""
+        for one in FORMATS:
+            if (path := self.path(folder, one.ending)).exists():
+                yield one, path
+
+
+MODELS = (
+    Model("smollm2", "SmolLM2-135M-Instruct", "smollm2-135m-instruct", "Q4_1"),
+    Model("gemma3", "Gemma-3-270M", "gemma-3-270m", "Q4_K_M"),
+)
+LARGE = Model("llama-1b", "a random Llama of 1 B parameters")
+"""Only its memory is measured: `loadtest.random_llama` writes its files."""

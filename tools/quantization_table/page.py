@@ -1,0 +1,233 @@
+"""From docs/quantization.json to the parts of docs/quantization.md between marks."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from loadtest.markdown import table
+from tools.quantization_table.formats import FORMATS, MODELS, ORIGINAL, Format, Model
+
+DOCS = Path(__file__).parents[2] / "docs"
+DATA = DOCS / "quantization.json"
+PAGE = DOCS / "quantization.md"
+MIB = 1 << 20
+SHOWN_CLASSES = ("Q8_0", "Q4_K_M", "Q3_K_M", "Q2_K", "GPTQ, 4 bits", "GPTQ, 3 bits", "AWQ, 4 bits")
+WARNED = ("Q2_K", "GPTQ, 3 bits")
+
+Rows = Mapping[str, Mapping[str, Any]]
+
+
+def begin_of(name: str) -> str:
+    return f"<!-- {name}: written by python -m tools.quantization_table page -->\n"
+
+
+END = "<!-- end -->\n"
+
+
+def page_with(page: str, texts: Mapping[str, str]) -> str:
+    """The page with each text between its marks."""
+    for name, text in texts.items():
+        start = page.index(begin_of(name)) + len(begin_of(name))
+        end = page.index(END, start)
+        page = f"{page[:start]}\n{text}\n\n{page[end:]}"
+    return page
+
+
+def sections(data: Mapping[str, Any]) -> dict[str, str]:
+    """The text of each pair of marks."""
+    return {
+        "formats": formats(data),
+        "classes": classes(data),
+        "memory": memory(data),
+        "warnings": warnings(data),
+    }
+
+
+def formats(data: Mapping[str, Any]) -> str:
+    """A table for each model, and what goes for all of it."""
+    parts = []
+    for model, quality, speed in _measured(data):
+        heads = (
+            *("format", "bits", "file MiB", "weights MiB", "process MiB", "perplexity"),
+            *("llama.cpp's", "KL divergence", "same first choice", "tokens/s, 1", "16"),
+        )
+        rows = [_row(one, quality[one.name], speed.get(one.name)) for one in _known(quality)]
+        parts += [f"**{model.title}**", table(heads, rows, num_text_columns=1)]
+    return "\n\n".join([*parts, *_notes(data)])
+
+
+def classes(data: Mapping[str, Any]) -> str:
+    """Perplexity as a multiple of the original's, and how often the first choice is the same."""
+    parts = []
+    for model, quality, _ in _measured(data):
+        counts = quality[ORIGINAL.name]["classes"]
+        rows = [["tokens", *(str(one["tokens"]) for one in counts.values())]]
+        for name in SHOWN_CLASSES:
+            if name in quality:
+                rows.append([name, *map(_class, quality[name]["classes"].values())])
+        parts += [f"**{model.title}**", table(["", *counts], rows, num_text_columns=1)]
+    return "\n\n".join(parts)
+
+
+def memory(data: Mapping[str, Any]) -> str:
+    """What of a 4-bit model is resident, against the size in 16 bits."""
+    rows, overheads, apart = [], [], []
+    for title, found in _resident(data):
+        whole = found[ORIGINAL.name]["file_bytes"]
+        for name in ("BF16", "Q8_0", "Q4_K_M", "Q4_0"):
+            if name not in found or "worker_bytes" not in found[name]:
+                continue
+            row = found[name]
+            overheads.append(row["worker_bytes"] - row["weight_bytes"])
+            apart.append(abs(row["worker_bytes"] / row["planned_bytes"] - 1))
+            rows.append(
+                [
+                    f"{title}, {name}",
+                    *(_mib(row[key]) for key in ("file_bytes", "weight_bytes")),
+                    f"{row['weight_bytes'] / whole:.2f}",
+                    *(_mib(row[key]) for key in ("worker_bytes", "planned_bytes")),
+                    _mib(overheads[-1]),
+                ]
+            )
+    if not rows:
+        return "Not measured yet."
+    heads = (
+        *("", "file MiB", "weights MiB", "of BF16's file"),
+        *("process MiB", "planned MiB", "without weights MiB"),
+    )
+    return "\n\n".join(
+        [
+            table(heads, rows, num_text_columns=1),
+            f"Beside its weights a process has {min(overheads) / MIB:.0f} to "
+            f"{max(overheads) / MIB:.0f} MiB here, 102 of them for keys and values. `tandem plan` "
+            f"had said so to within {100 * max(apart):.0f} %.",
+        ]
+    )
+
+
+def warnings(data: Mapping[str, Any]) -> str:
+    """Lines of the servers' logs."""
+    lines = []
+    for model, _, speed in _measured(data):
+        for name in WARNED:
+            for event in speed.get(name, {}).get("warnings", ()):
+                told = {key: value for key, value in event.items() if key not in _NOT_SHOWN}
+                lines += [f"{model.title}, {name}:", f"```json\n{json.dumps(told)}\n```"]
+    return "\n\n".join(lines) or "Not measured yet."
+
+
+_NOT_SHOWN = ("timestamp", "model", "process", "pid")
+
+
+def _measured(data: Mapping[str, Any]) -> Iterator[tuple[Model, Rows, Rows]]:
+    """Models with what is known of their formats' quality and speed."""
+    for model in MODELS:
+        quality = data.get("quality", {}).get("models", {}).get(model.name)
+        if quality:
+            yield model, quality, data.get("speed", {}).get("models", {}).get(model.name, {})
+
+
+def _resident(data: Mapping[str, Any]) -> Iterator[tuple[str, Rows]]:
+    for model, quality, speed in _measured(data):
+        yield model.title, {name: {**row, **speed.get(name, {})} for name, row in quality.items()}
+    for found in data.get("memory", {}).values():
+        yield "random Llama of 1 B", found
+
+
+def _known(quality: Rows) -> list[Format]:
+    return [one for one in FORMATS if "perplexity" in quality.get(one.name, {})]
+
+
+def _row(one: Format, quality: Mapping[str, Any], speed: Mapping[str, Any] | None) -> list[str]:
+    bits, theirs = quality["stored_bits"], quality.get("llama_perplexity")
+    return [
+        _title(one.name, quality["types"]),
+        "-" if bits is None else f"{bits:.1f}",
+        _mib(quality["file_bytes"]),
+        _mib(quality["weight_bytes"]),
+        _mib(speed["worker_bytes"]) if speed else "-",
+        _perplexity(quality["perplexity"]),
+        "-" if theirs is None else _perplexity(theirs),
+        f"{quality['kl_divergence']:.4f}",
+        f"{100 * quality['top1_agreement']:.1f} %",
+        *(_speed(speed, clients) for clients in ("1", "16")),
+    ]
+
+
+def _title(name: str, types: Mapping[str, int]) -> str:
+    """With what the types of its matrices are, if that is not what it is called."""
+    if len(types) < 2:
+        return name
+    return f"{name} ({', '.join(f'{count} {kind}' for kind, count in types.items())})"
+
+
+def _speed(speed: Mapping[str, Any] | None, clients: str) -> str:
+    if not speed or not speed["runs"][clients]:
+        return "-"
+    return f"{median(_rates(speed, clients)):.0f}"
+
+
+def _rates(speed: Mapping[str, Any], clients: str) -> list[float]:
+    return [run["tokens_per_s"] for run in speed["runs"][clients]]
+
+
+def _class(report: Mapping[str, Any]) -> str:
+    ratio = report["perplexity"] / report["original_perplexity"]
+    return f"{ratio:.2f} times, {100 * report['top1_agreement']:.0f} %"
+
+
+def _perplexity(value: float) -> str:
+    return f"{value:.2f}" if value < 1000 else f"{value:,.0f}"
+
+
+def _mib(num_bytes: int | None) -> str:
+    return "-" if num_bytes is None else f"{num_bytes / MIB:,.0f}"
+
+
+def _notes(data: Mapping[str, Any]) -> Iterator[str]:
+    gaps: dict[bool, list[float]] = {True: [], False: []}
+    for _, quality, _ in _measured(data):
+        for name, row in quality.items():
+            if "llama_perplexity" in row and "perplexity" in row:
+                apart = abs(row["perplexity"] / row["llama_perplexity"] - 1)
+                gaps[name == ORIGINAL.name].append(apart)
+    if gaps[True] and gaps[False]:
+        yield (
+            f"llama.cpp's perplexities are at most {_percent(gaps[False])} away, those of BF16 "
+            f"{_percent(gaps[True])}: with packed weights llama.cpp rounds activations to 8 bits."
+        )
+    if "speed" in data:
+        yield _conditions(data["speed"])
+
+
+def _conditions(speed: Mapping[str, Any]) -> str:
+    rows = [row for rows in speed["models"].values() for row in rows.values()]
+    runs = [runs for row in rows for runs in row["runs"].values()]
+    rounds = sorted({len(one) for one in runs})
+    others = max((run["others"] for one in runs for run in one), default=0.0)
+    spreads = [_spread([run["tokens_per_s"] for run in one]) for one in runs if one]
+    machine = speed["machine"]
+    changes = " with changes" if speed["uncommitted_changes"] else ""
+    return (
+        f"Tokens/s are medians of {_among(rounds)} rounds in which all formats of a model took "
+        f"turns, {speed['started_at'][:10]}, commit {(speed['commit'] or '')[:12]}{changes}, "
+        f"{machine['cores']} cores of {machine['cpu']} ({machine['cpu_flags']}). Half of the cells "
+        f"had rounds within {_percent([median(spreads)])} of their median, all within "
+        f"{_percent(spreads)}; other programs took at most {_percent([others])} of the processor."
+    )
+
+
+def _spread(values: Sequence[float]) -> float:
+    middle = median(values)
+    return max(abs(value / middle - 1) for value in values)
+
+
+def _percent(shares: Iterable[float]) -> str:
+    """The largest."""
+    return f"{100 * max(shares):.2g} %"
+
+
+def _among(numbers: Sequence[int]) -> str:
+    return " or ".join(map(str, numbers))

@@ -1,0 +1,100 @@
+"""Makes the files of all formats. What is there already stays."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from engine.weights.source import resolve_source
+from tools.quantization_table.formats import FITTED, GGUF_TYPES, PLAIN, Model
+
+CACHE = Path("~/.cache/tandem").expanduser()
+FOLDER = "hf"
+"""The original for programs that read folders: GPTQModel does."""
+
+
+def prepare(folder: Path, model: Model, llama: Path, gptq_python: str | None, text: Path) -> None:
+    """Fetch the model and make the rest of it.
+
+    Args:
+        llama: where llama.cpp's programs are.
+        gptq_python: a Python that has GPTQModel; None makes no GPTQ and no AWQ.
+        text: what these are fitted to: its second half. Perplexity is measured on the beginning.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = model.path(folder, PLAIN)
+    if not plain.exists():
+        source = resolve_source(
+            model.ref, cache_dir=CACHE, offline=False, on_progress=lambda fraction, line: None
+        )
+        _quantize(llama, source.path, plain, "BF16")
+    for name in GGUF_TYPES:
+        path = model.path(folder, f"{name.lower()}.gguf")
+        if not path.exists():
+            _quantize(llama, plain, path, name)
+    whole = model.path(folder, FOLDER)
+    if not whole.exists():
+        _write_folder(plain, whole)
+    if gptq_python is not None:
+        _fit(folder, model, gptq_python, text)
+
+
+def run_llama(folder: Path, program: str, *arguments: str) -> str:
+    """What one of llama.cpp's programs prints.
+
+    Raises:
+        RuntimeError: it fails.
+    """
+    done = subprocess.run(
+        [folder / program, *arguments],
+        env=os.environ | {"LD_LIBRARY_PATH": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"{program} failed: {done.stdout[-2000:]}")
+    return done.stdout
+
+
+def _quantize(llama: Path, source: Path, path: Path, name: str) -> None:
+    print(f"{path.name} ...", flush=True)
+    part = path.with_suffix(".part")
+    run_llama(llama, "llama-quantize", "--allow-requantize", str(source), str(part), name)
+    part.rename(path)
+
+
+def _write_folder(plain: Path, folder: Path) -> None:
+    """The same numbers as the GGUF file's."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    print(f"{folder.name} ...", flush=True)
+    source = {"pretrained_model_name_or_path": plain.parent, "gguf_file": plain.name}
+    part = folder.with_suffix(".part")
+    AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16).save_pretrained(part)
+    AutoTokenizer.from_pretrained(**source).save_pretrained(part)
+    part.rename(folder)
+
+
+def _fit(folder: Path, model: Model, python: str, text: Path) -> None:
+    words = text.read_text()
+    calibration = folder / "calibration.txt"
+    calibration.write_text(words[words.index("\n", len(words) // 2) :])
+    for ending, (method, bits) in FITTED.items():
+        path = model.path(folder, ending)
+        if path.exists():
+            continue
+        print(f"{path.name} ...", flush=True)
+        given = {
+            "--model": model.path(folder, FOLDER),
+            "--method": method,
+            "--bits": bits,
+            "--calibration": calibration,
+            "--output": path,
+        }
+        words_of = [str(word) for pair in given.items() for word in pair]
+        done = subprocess.run([python, "-m", "server", "quantize", *words_of])
+        if done.returncode != 0:
+            print(f"{path.name} was not made", file=sys.stderr)

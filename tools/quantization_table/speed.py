@@ -1,0 +1,172 @@
+"""How fast served formats are, and what their workers take in memory.
+
+All servers of a model are up at once and idle but for one, so that formats can take turns every few
+seconds: the machine's better and worse minutes come to all of them.
+"""
+
+import asyncio
+import json
+import re
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loadtest.client import CompletionClient, Target
+from loadtest.drive import drive, warm_up
+from loadtest.launch import ServerCommand, launched
+from loadtest.metrics import summarise
+from loadtest.noise import CpuTimes, cpu_shares
+from loadtest.processes import PROC, process_trees
+from loadtest.workload import peers_workload
+from tools.quantization_table.formats import Format
+from tools.quantization_table.quality import POOL_GIB
+
+NUM_REQUESTS = {1: 3, 16: 16}
+"""By how many clients send them."""
+FIRST_PORT = 8240
+_WARMUP_TOKENS = 4
+_SETTLED_BYTES = 1 << 20
+
+
+@dataclass(slots=True)
+class Served:
+    """A format that is being served."""
+
+    format: Format
+    client: CompletionClient
+    pid: int
+    log: Path
+
+    async def warm_up(self, seed: int) -> None:
+        for clients in NUM_REQUESTS:
+            await warm_up(self.client, clients, clients, seed, output_tokens=_WARMUP_TOKENS)
+
+    async def run(self, clients: int, seed: int) -> dict[str, float]:
+        """Tokens a second, and the share of the machine that others took meanwhile.
+
+        Raises:
+            RuntimeError: a request fails.
+        """
+        workload = peers_workload(clients, seed, NUM_REQUESTS[clients])
+        before = CpuTimes.read([self.pid])
+        outcome = await drive(workload, self.client)
+        shares = cpu_shares(before, CpuTimes.read([self.pid]))
+        summary = summarise(outcome.records, outcome.wall_s, outcome.num_planned)
+        if summary["num_failed"] or summary["num_short"]:
+            raise RuntimeError(f"{self.format.name}: {summary['errors'] or 'short answers'}")
+        return {"tokens_per_s": summary["output_tok_s"], "others": shares["others"]}
+
+    def warnings(self) -> list[dict[str, Any]]:
+        """Of the server's log, so far."""
+        lines = self.log.read_text(errors="replace").splitlines()
+        events = (json.loads(line) for line in lines if line.startswith("{"))
+        return [event for event in events if event.get("level") == "warning"]
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of the worker, and of the process that speaks HTTP."""
+        found = {"worker_bytes": 0, "front_bytes": 0}
+        for stat in process_trees([self.pid]):
+            command = (PROC / str(stat.pid) / "cmdline").read_bytes()
+            found["worker_bytes" if b"engine.loop" in command else "front_bytes"] += process_bytes(
+                stat.pid
+            )
+        return found
+
+    async def settled_memory(self) -> dict[str, int]:
+        """Once no memory is being committed any more."""
+        before = 0
+        while abs((now := self.memory())["worker_bytes"] - before) > _SETTLED_BYTES:
+            before = now["worker_bytes"]
+            await asyncio.sleep(0.5)
+        return now
+
+
+def process_bytes(pid: int) -> int:
+    """PSS, but the pages of mapped files whole: as of a process that shares its libraries with no
+    other, which many servers at once do."""
+    text = (PROC / str(pid) / "smaps_rollup").read_text()
+    kib = {name: int(value) for name, value in re.findall(r"^(\w+):\s+(\d+) kB", text, re.M)}
+    return 1024 * (kib["Pss_Anon"] + kib["Pss_Shmem"] + kib["Rss"] - kib["Anonymous"])
+
+
+async def measure_speed(
+    formats: Sequence[tuple[Format, Path]],
+    *,
+    seconds: float,
+    rounds: int,
+    seed: int,
+    logs: Path,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """By the formats' names: tokens a second of every round, memory, and what the server warned of.
+
+    Args:
+        seconds: within which all is done, starts and stops included; rounds after the first that
+            would take longer are left out.
+        rounds: most of them.
+    """
+    started = time.monotonic()
+    async with AsyncExitStack() as stack:
+        all_served = []
+        for place, (one, path) in enumerate(formats):
+            all_served.append(await _serve(stack, one, path, FIRST_PORT + place, logs))
+            await all_served[-1].warm_up(seed)
+            say(f"{one.name} serves after {time.monotonic() - started:.0f} s")
+        found: dict[str, Any] = {
+            one.format.name: {
+                **await one.settled_memory(),
+                "warnings": one.warnings(),
+                "runs": {clients: [] for clients in NUM_REQUESTS},
+            }
+            for one in all_served
+        }
+        longest = 0.0
+        for number in range(rounds):
+            begun = time.monotonic()
+            if number and begun - started + longest > seconds - len(all_served):
+                break
+            shift = number % len(all_served)
+            for one in all_served[shift:] + all_served[:shift]:
+                for clients in NUM_REQUESTS:
+                    run = await one.run(clients, seed + 1 + number)
+                    found[one.format.name]["runs"][clients].append(run)
+            longest = max(longest, time.monotonic() - begun)
+            say(f"round {number + 1} took {time.monotonic() - begun:.0f} s")
+    return found
+
+
+async def measure_memory(
+    formats: Sequence[tuple[Format, Path]], *, logs: Path, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """By the formats' names: bytes of the processes, one server after the other."""
+    found = {}
+    for one, path in formats:
+        async with AsyncExitStack() as stack:
+            served = await _serve(stack, one, path, FIRST_PORT, logs)
+            await warm_up(served.client, 1, 1, 0)
+            found[one.name] = await served.settled_memory()
+        say(f"{one.name}: {found[one.name]}")
+    return found
+
+
+async def _serve(stack: AsyncExitStack, one: Format, path: Path, port: int, logs: Path) -> Served:
+    arguments = {
+        "--model": f"measured={path}",
+        "--port": port,
+        "--device": "cpu",
+        "--dtype": "bfloat16",
+        "--quantization": one.quantization,
+        "--kv-cache-memory-gib": POOL_GIB,
+    }
+    words = [str(word) for pair in arguments.items() for word in pair]
+    command = shlex.join(["exec", sys.executable, "-m", "server", "serve", *words])
+    url = f"http://127.0.0.1:{port}/v1"
+    server = ServerCommand(f"{port}", command, url, "measured")
+    launch = await stack.enter_async_context(launched(server, server.log_path(logs)))
+    client = CompletionClient(Target(url, "measured"))
+    return Served(one, client, launch.pid, server.log_path(logs))
