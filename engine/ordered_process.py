@@ -1,10 +1,12 @@
 """A process that the command line starts for one order, since it does without torch itself.
 
 The order is a JSON object, the only argument. What the process writes are JSON objects, one a line:
-progress, then `report`, or `problem` and exit code 2.
+progress, then `report`, or `problem` and exit code 2. What libraries print goes to standard error:
+some print objects, too.
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,22 +16,32 @@ from engine.logs import configure_logging
 from engine.runtime.threads import prepare_process
 from engine.text.scores.sums import Tell
 
+_OUTPUT, _ERRORS = 1, 2
+
 
 def run_ordered(carry_out: Callable[[Mapping[str, Any], Tell], Mapping[str, Any]]) -> int:
     """Do what the argument orders, and tell the report. Returns the exit code."""
     configure_logging("console", "warning")
     prepare_process()
+    tell = _tell_alone()
     try:
-        _tell({"report": carry_out(json.loads(sys.argv[1]), _tell)})
+        tell({"report": carry_out(json.loads(sys.argv[1]), tell)})
     except EngineError as error:
         hint = f"; {error.hint}" if error.hint else ""
-        _tell({"problem": f"{error.message}{hint}"})
+        tell({"problem": f"{error.message}{hint}"})
         return 2
     except KeyboardInterrupt:  # whoever started this is told, too
         return 130
     return 0
 
 
-def _tell(message: Mapping[str, Any]) -> None:
-    sys.stdout.write(f"{json.dumps(message)}\n")
-    sys.stdout.flush()
+def _tell_alone() -> Tell:
+    """The only way to standard output from now on."""
+    output = os.fdopen(os.dup(_OUTPUT), "w", encoding="utf-8")
+    os.dup2(_ERRORS, _OUTPUT)
+
+    def tell(message: Mapping[str, Any]) -> None:
+        output.write(f"{json.dumps(message)}\n")
+        output.flush()
+
+    return tell
