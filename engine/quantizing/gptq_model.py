@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from engine.errors import InvalidParameter, ModelLoadError
+import torch
+
+from engine.errors import InvalidParameter, ModelLoadError, UnsupportedFeature
 from engine.quantizing.plain_folder import block_matrices, group_size, plain_config
 from engine.text.scores.sums import Tell
 from engine.text.tokenizer import load_tokenizer
@@ -17,6 +19,7 @@ SAMPLE_TOKENS = 512
 NUM_SAMPLES = 128
 """What both papers use; fewer where the text is shorter."""
 _LEAST_SAMPLES = 8
+_NEED_A_GPU = ("awq",)
 _LEAST_CORES = 3
 """GPTQModel divides its work among threads that it keeps apart, and does not start with fewer."""
 
@@ -35,13 +38,18 @@ def write_with_gptqmodel(
 
     Raises:
         ModelLoadError: GPTQModel is not installed, or fails.
-        UnsupportedFeature: the checkpoint is no folder with plain weights.
+        UnsupportedFeature: the checkpoint is no folder with plain weights, or the method needs a
+            GPU that is not there.
         InvalidParameter: the text is too short, or `wanted_group` does not divide the rows.
     """
     plain_config(checkpoint)
     size = group_size(wanted_group, block_matrices(checkpoint).values())
     samples = calibration_samples(checkpoint.path, calibration)
     library = _library(method)
+    if method in _NEED_A_GPU and not torch.cuda.is_available():
+        raise UnsupportedFeature(
+            f"GPTQModel makes {method} on an NVIDIA GPU only, and there is none; gptq needs none"
+        )
     tell({"phase": "quantising", "progress": None, "detail": f"{method}: {len(samples)} samples"})
     try:
         model = library.GPTQModel.load(str(checkpoint.path), _config(library, method, bits, size))

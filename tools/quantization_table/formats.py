@@ -28,7 +28,7 @@ GGUF_TYPES = ("Q8_0", "Q6_K", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K")
 """That llama.cpp's `llama-quantize` makes of the original."""
 PLAIN = "bf16.gguf"
 FITTED = {"gptq-4": ("gptq", 4), "gptq-3": ("gptq", 3), "awq-4": ("awq", 4)}
-"""Folders that GPTQModel makes: method and bits."""
+"""Folders that GPTQModel makes: method and bits. AWQ needs a GPU."""
 ORIGINAL = Format("BF16", PLAIN, "none")
 FORMATS = (
     ORIGINAL,

@@ -295,6 +295,7 @@ def test_calibrated_methods_name_what_to_install(model, tmp_path, monkeypatch, l
 @pytest.mark.parametrize("method", ["gptq", "awq"])
 def test_gptqmodel_gets_samples_and_enough_cores(model, tmp_path, monkeypatch, long_text, method):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: method == "awq")
     asked = {}
 
     class Made:
@@ -323,3 +324,12 @@ def test_gptqmodel_gets_samples_and_enough_cores(model, tmp_path, monkeypatch, l
     assert asked["config"].get("is", "gptq") == method
     assert len(asked["samples"]) == report["samples"] <= gptq_model.NUM_SAMPLES
     assert {len(one["input_ids"]) for one in asked["samples"]} == {gptq_model.SAMPLE_TOKENS}
+
+
+def test_awq_is_made_on_a_gpu(model, tmp_path, monkeypatch, long_text):
+    monkeypatch.setitem(sys.modules, "gptqmodel", ModuleType("gptqmodel"))
+    monkeypatch.setattr(os, "cpu_count", os.cpu_count)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UnsupportedFeature, match="NVIDIA GPU only"):
+        made(model, tmp_path / "made", "awq", calibration=long_text)
+    assert not (tmp_path / "made").exists()
