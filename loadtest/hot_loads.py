@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.client import CompletionClient, Target, error_text
+from loadtest.drive import warm_up
 from loadtest.exchange import Connector, Origin
 from loadtest.interrupt import Interrupt
 from loadtest.launch import ServerCommand, launched
@@ -103,8 +104,10 @@ async def measure_hot_loads(
 
 
 async def _run(plan: HotLoadPlan, clients: int, rng: random.Random) -> dict[str, Any]:
-    started = time.perf_counter()
     client = CompletionClient(Target(plan.server.url, plan.server.model))
+    # What a server does at its first texts, such as recording steps, is no load's fault.
+    await warm_up(client, 2 * clients, clients, rng.randrange(2**40))
+    started = time.perf_counter()
     orders = _Orders(plan.server.url, started)
     records, tasks = [], []
     for index in range(clients):
