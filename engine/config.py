@@ -197,11 +197,23 @@ class EngineConfig:
     )
     num_speculative_tokens: int = knob(
         0,
-        "Most tokens per request and step that are guessed from its own text so far (prompt "
-        "lookup): where answers repeat what they are about, a step brings several tokens. Texts "
+        "Most tokens per request and step that are guessed, from its own text so far (prompt "
+        "lookup) or by speculative_model: where answers repeat what they are about, or where that "
+        "is often right, a step brings several tokens. Texts "
         "stay the same; under load nothing is guessed. 0 is off, 8 a good value on a CPU.",
         ge=0,
         le=64,
+    )
+    speculative_model: str | None = knob(
+        None,
+        "A second, cheaper text model that guesses where prompt lookup has nothing to say: its "
+        "tokens must be the model's own. It can be the same model in fewer bits. How many it "
+        "guesses follows from how often it is right and from the time it takes.",
+        form="MODEL",
+        names_files=True,
+    )
+    speculative_quantization: Quantization = knob(
+        "auto", "How the linear layers of speculative_model keep their weights, as quantization."
     )
     prompt_lookup_min: int = knob(
         3,
@@ -344,6 +356,13 @@ class ModelFacts:
     """Activations and graphs of the largest step; 0 until they are measured, and on a CPU."""
     kv_windows: tuple[int | None, ...] = (None,)
     """How far each of these groups looks back (`engine.kv_layout`)."""
+    draft_kv_bytes_per_token: int = 0
+    """What a draft model's cache takes for each token that a group has room for."""
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Both caches, for a token of one group of the model's own."""
+        return self.kv_bytes_per_token + self.draft_kv_bytes_per_token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -419,7 +438,7 @@ def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> R
 
     Raises:
         InvalidParameter: `max_model_len` is more than the model was trained for, or
-            `prompt_lookup_min` more than `prompt_lookup_max`.
+            `prompt_lookup_min` more than `prompt_lookup_max`, or a draft model may guess nothing.
         InsufficientMemory: the pool would not hold one request of `max_model_len`.
     """
     trained = model.max_position_embeddings
@@ -436,7 +455,13 @@ def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> R
             f"{intent.prompt_lookup_max}; raise the one or lower the other",
             param="prompt_lookup_min",
         )
-    block_bytes = model.kv_bytes_per_token * intent.block_size
+    if intent.speculative_model is not None and not intent.num_speculative_tokens:
+        raise InvalidParameter(
+            "speculative_model is to guess, and num_speculative_tokens is 0; set it to 8, say, or "
+            "leave speculative_model out",
+            param="num_speculative_tokens",
+        )
+    block_bytes = model.cache_bytes_per_token * intent.block_size
     overlaps = _wants_async_scheduling(intent, machine)
     layout = kv_layout_of(intent, model, machine)
     num_kv_blocks = intent.num_kv_blocks or pool_bytes(intent, model, machine) // block_bytes

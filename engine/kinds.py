@@ -5,11 +5,12 @@ here and a folder of its own; `docs/ADDING_A_KIND.md` says the rest. Engines are
 imported, as the server process reads this table, too, and does without torch.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic
 
-from engine.config import WantedKind
+from engine.config import EngineConfig, WantedKind
 from engine.embedding_types import (
     EmbeddingEvent,
     EmbeddingModelInfo,
@@ -64,6 +65,8 @@ class Kind(Generic[EventT, StatsT, InfoT]):
     planner: str | None = None
     """`module:function` that makes an `engine.planning.report.PlanReport` of a checkpoint, an
     `EngineConfig` and a `Target`, for `tandem plan`. None: such models are not planned."""
+    further_models: tuple[str, ...] = ()
+    """Fields of `EngineConfig` that name models which are fetched with it."""
     has_text_side: bool
     """Its tokenizer is the server's to use, and is tried before the model is ready."""
     yields: bool
@@ -86,6 +89,7 @@ TEXT = Kind(
     layouts=("folder", "gguf"),
     loader="engine.llm.loading:load_engine",
     planner="engine.planning.text:plan",
+    further_models=("speculative_model",),
     has_text_side=True,
     yields=False,
     threads_change_bits=False,
@@ -172,6 +176,17 @@ def kind_of_checkpoint(checkpoint: "Checkpoint", wanted: WantedKind = "auto") ->
         if kind.recognise is not None and imported(kind.recognise)(checkpoint, wanted):
             return kind
     return next(kind for kind in fitting if kind.recognise is None)
+
+
+def with_fetched(
+    config: EngineConfig, kind: AnyKind, fetch: Callable[[str], "Checkpoint"]
+) -> EngineConfig:
+    """The configuration with the further models that it names as paths of this machine."""
+    named = {name: getattr(config, name) for name in kind.further_models}
+    found: dict[str, Any] = {
+        name: str(fetch(ref).path.absolute()) for name, ref in named.items() if ref is not None
+    }
+    return replace(config, **found)
 
 
 def imported(name: str) -> Any:

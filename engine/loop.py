@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from engine.config import EngineConfig
 from engine.errors import EngineError, Failure, InternalError, UnsupportedFeature
 from engine.fault import answer_for
 from engine.host import Grant
-from engine.kinds import imported, kind_of, kind_of_checkpoint
+from engine.kinds import imported, kind_of, kind_of_checkpoint, with_fetched
 from engine.logs import configure_logging
 from engine.pulse import Pulse, send_pulses
 from engine.rejection import rejection
@@ -272,19 +273,19 @@ def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, Info]:
     use_cache_folder(Path(spec.cache_dir) / "kernels")
 
     choose_cpu_isa(spec.cpu_isa)
-    checkpoint = resolve_source(
-        spec.ref,
+    fetch = partial(
+        resolve_source,
         cache_dir=Path(spec.cache_dir),
         offline=spec.offline,
         on_progress=lambda fraction, line: link.report(Phase.DOWNLOADING, fraction, line),
     )
+    checkpoint = fetch(spec.ref)
     kind = kind_of_checkpoint(checkpoint, spec.config.kind)
     if kind.has_text_side:
         link.send(messages.Found(str(checkpoint.path)))
+    config = with_fetched(spec.config, kind, fetch)
     link.report(Phase.LOADING, 0.0, kind=kind.name)
-    loaded: tuple[AnyEngine, Info] = imported(kind.loader)(
-        checkpoint, spec.model, spec.config, link
-    )
+    loaded: tuple[AnyEngine, Info] = imported(kind.loader)(checkpoint, spec.model, config, link)
     return loaded
 
 

@@ -245,6 +245,26 @@ class TokenEvent(Event):
     """Prompt tokens taken from the prefix cache."""
 
 
+class DrafterName(StrEnum):
+    """Who guesses tokens."""
+
+    FORCED = "forced"
+    LOOKUP = "lookup"
+    MODEL = "model"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftCounts:
+    """What a drafter has guessed, and how that went."""
+
+    num_drafts: int = 0
+    """Times that the next tokens of a sequence were guessed."""
+    num_draft_tokens: int = 0
+    """The guessed tokens."""
+    num_accepted_tokens: int = 0
+    """Those of them that were drawn, too."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats(Stats):
     """Those of a text engine: `num_running` and `num_waiting` count sequences."""
@@ -262,12 +282,8 @@ class EngineStats(Stats):
     prefix_cache_hits: int = 0
     """Prompt tokens found."""
     num_preemptions: int = 0
-    num_drafts: int = 0
-    """Times that the next tokens of a sequence were guessed."""
-    num_draft_tokens: int = 0
-    """The guessed tokens."""
-    num_accepted_tokens: int = 0
-    """Those of them that were drawn, too."""
+    drafts: dict[str, DraftCounts] = field(default_factory=dict)
+    """By `DrafterName`."""
     step_tokens: int = 0
     """Tokens computed in this step."""
     step_token_budget: int = 0
@@ -280,6 +296,19 @@ class EngineStats(Stats):
     prepare_time_s: float = 0.0
     forward_time_s: float = 0.0
     sample_time_s: float = 0.0
+
+    @property
+    def num_drafts(self) -> int:
+        """Of all drafters, as the next two."""
+        return sum(counts.num_drafts for counts in self.drafts.values())
+
+    @property
+    def num_draft_tokens(self) -> int:
+        return sum(counts.num_draft_tokens for counts in self.drafts.values())
+
+    @property
+    def num_accepted_tokens(self) -> int:
+        return sum(counts.num_accepted_tokens for counts in self.drafts.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

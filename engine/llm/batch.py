@@ -174,7 +174,7 @@ def _draws(spans: Sequence[Span], first_rows: Sequence[int]) -> tuple[list[int],
     draws: list[SampleRow] = []
     has_drafts = False
     for (sequence, first, num_rows, _), first_row in zip(spans, first_rows, strict=True):
-        if sequence.num_draws == 1:
+        if sequence.num_draws == 1 and num_rows == len(sequence.token_ids):
             rows.append(first_row + num_rows - 1)
             draws.append(SampleRow(sequence.seq_id, sequence.num_output_tokens))
             continue

@@ -4,7 +4,7 @@ from there, and offers what it computes itself."""
 from engine.config import ResolvedConfig
 from engine.llm.kv_cache import BlockPool
 from engine.llm.request import Sequence
-from engine.llm.sequence_blocks import SequenceBlocks, find_cached
+from engine.llm.sequence_blocks import SequenceBlocks, find_cached, offer_cached
 
 
 class ComputedPrefixes:
@@ -55,10 +55,7 @@ class ComputedPrefixes:
         filled = self.pool.filled_by(start, sequence.num_computed)
         if filled and self._is_enabled:
             chain = sequence.extend_chain(self.pool.block_size)
-            for group, table in enumerate(sequence.table.tables):
-                for index in filled:
-                    block_id = table.block_ids[index - table.num_passed]
-                    self.pool.cache.register(block_id, chain[index], group)
+            offer_cached(self.pool, sequence.table, chain, filled)
         if self.pool.layout.slides:
             sequence.table.leave(sequence.num_computed)
 

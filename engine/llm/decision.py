@@ -77,11 +77,14 @@ class ScheduledSequence:
     follows: int | None = None
     """Of a candidate, in contrastive search: the sequence whose last row its text goes on from,
     with one token more. Only of a sequence that is no candidate is the text certain."""
+    is_apart: bool = False
+    """Few rows that are to be computed as decodes are, so that the step can be replayed."""
 
     @property
     def is_decode(self) -> bool:
-        """All its rows draw, or there is one only: each can be computed as if it were alone."""
-        return len(self.token_ids) == max(self.num_draws, 1)
+        """Each of its rows is computed as if it were alone: all of them draw, or there is one only,
+        or it is wanted so."""
+        return self.is_apart or len(self.token_ids) == max(self.num_draws, 1)
 
     @property
     def drafts(self) -> list[int]:

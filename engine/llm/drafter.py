@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from engine.llm.request import Sequence as RunningSequence
+from engine.llm.step_budget import Price
 
 
 class Drafter(Protocol):
@@ -20,14 +21,15 @@ class Drafter(Protocol):
         ...
 
     def draft(
-        self, decodes: Sequence[RunningSequence], num_rows: int, row_price: float
+        self, decodes: Sequence[RunningSequence], num_rows: int, price: Price
     ) -> Iterable[tuple[RunningSequence, list[int]]]:
         """Guess.
 
         Args:
-            decodes: who gets one token from the step, whatever else is drafted.
-            num_rows: the step has room for so many rows more.
-            row_price: what a row costs, in accepted tokens: below it a draft is a loss.
+            decodes: who gets one token from the step, whatever else is drafted; those that another
+                drafter has drafted for are not among them.
+            num_rows: the step has room for so many rows more, at least one.
+            price: what brings less than it costs is a loss.
 
         Returns:
             For some of them the tokens that may follow its known ones (`num_known`, the pending one

@@ -3,30 +3,25 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 
 import structlog
 import torch
 
-from engine.config import (
-    EngineConfig,
-    MachineFacts,
-    ModelFacts,
-    ResolvedConfig,
-    resolve,
-)
+from engine.config import EngineConfig, MachineFacts, ResolvedConfig
 from engine.errors import InsufficientMemory, ModelLoadError
 from engine.fault import sizes_within_memory
 from engine.host import Host
 from engine.kv_numbers import KvNumbers
-from engine.llm.cuda_recorder import CudaRecorder
-from engine.llm.decode_graph import AtOnce, Recorder
+from engine.llm.draft_loading import LoadedDraft, load_draft
+from engine.llm.drafter import Drafter
 from engine.llm.engine import LLMEngine
 from engine.llm.executor import LocalExecutor
 from engine.llm.forced_drafts import ForcedDrafts
 from engine.llm.known_quality import checked_quality
-from engine.llm.model_runner import ModelRunner
+from engine.llm.memory_plan import MemoryPlan
+from engine.llm.runner_factory import create_runner
 from engine.llm.scheduler import Scheduler
 from engine.llm.speculation import Speculation
 from engine.llm.step_memory import measure_step_memory
@@ -37,20 +32,20 @@ from engine.lora.table import load_adapters
 from engine.models.adapters import Adapters
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
+from engine.planning.draft import plan_draft
+from engine.planning.facts import text_facts
 from engine.planning.shortage import shortage_hint
-from engine.planning.text import text_facts
 from engine.runtime.device import machine_facts, torch_dtype
 from engine.runtime.device_memory import CudaMemory
 from engine.runtime.operations import build_operations
 from engine.runtime.threads import limit_threads
-from engine.types import ModelInfo, Phase
+from engine.types import DrafterName, ModelInfo, Phase
 from engine.weights.decoder import load_decoder
 from engine.weights.loader import load_model_config
 from engine.weights.source import Checkpoint
 from engine.weights.stored_bits import FEW_BITS
 from engine.weights.weight_plan import WeightPlan, plan_within_memory
 from kernels import native, paged_attention
-from kernels.native_recording import NativeRecorder
 
 log = structlog.get_logger(__name__)
 
@@ -70,6 +65,9 @@ def load_engine(
         build_operations(host)
     with explained_shortage(checkpoint, model_config, intent, machine):
         plan, memory = planned(checkpoint, model_config, intent, machine, host)
+        draft_plan = plan_draft(checkpoint, model_config, intent, memory.machine_beside)
+        if draft_plan is not None:
+            memory = memory.with_draft(draft_plan, host)
         config = memory.resolved()
         check_kv_cache_dtype(config)
         if config.device == "cpu":
@@ -92,6 +90,7 @@ def load_engine(
             device=torch.device(config.device),
             deterministic=config.deterministic,
         )
+    draft = None if draft_plan is None else load_draft(draft_plan, config, host)
     adapters = load_adapters(
         intent.adapters,
         model,
@@ -103,7 +102,7 @@ def load_engine(
     if config.device == "cuda":
         memory = memory.beside(0 if adapters is None else adapters.num_bytes)
         with explained_shortage(checkpoint, model_config, intent, machine):
-            config = measured(model, model_config, memory, host, adapters)
+            config = measured(model, model_config, memory, host, adapters, draft)
             memory.reserve_pool(config, host)
     runner = create_runner(model, model_config, config, adapters, grammars)
     runner.warm_up()
@@ -112,9 +111,7 @@ def load_engine(
         eos_token_ids=model_config.eos_token_ids,
         vocab_size=model_config.vocab_size,
         windows=model_config.group_windows,
-        drafter=ForcedDrafts(
-            config, Speculation(config) if config.num_speculative_tokens else None
-        ),
+        drafters=drafters(config, model_config, draft),
     )
     engine = LLMEngine(scheduler, LocalExecutor(runner), config, adapters=adapters)
     log.info(
@@ -135,6 +132,18 @@ def load_engine(
     if adapters is not None:
         info = replace(info, adapters=adapters.names, failed_adapters=adapters.failed)
     return engine, info
+
+
+def drafters(
+    config: ResolvedConfig, model_config: ModelConfig, draft: LoadedDraft | None
+) -> dict[DrafterName, Drafter]:
+    """Those that are sure first, then those that cost least."""
+    found: dict[DrafterName, Drafter] = {DrafterName.FORCED: ForcedDrafts()}
+    if config.num_speculative_tokens:
+        found[DrafterName.LOOKUP] = Speculation(config)
+    if draft is not None:
+        found[DrafterName.MODEL] = draft.drafter(config, model_config)
+    return found
 
 
 @contextmanager
@@ -178,7 +187,7 @@ def planned(
     intent: EngineConfig,
     machine: MachineFacts,
     host: Host,
-) -> tuple[WeightPlan, "MemoryPlan"]:
+) -> tuple[WeightPlan, MemoryPlan]:
     """How weights are kept, with the memory for it.
 
     Raises:
@@ -191,29 +200,6 @@ def planned(
         machine,
         reserve=lambda plan: reserve_weights(plan, model_config, intent, machine, host),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryPlan:
-    """What the KV pool is sized by."""
-
-    intent: EngineConfig
-    model: ModelFacts
-    machine: MachineFacts
-
-    def resolved(self) -> ResolvedConfig:
-        """The configuration, as far as is known."""
-        return resolve(self.intent, self.model, self.machine)
-
-    def beside(self, num_bytes: int) -> "MemoryPlan":
-        """The plan where so much is kept beside the weights."""
-        weight_bytes = self.model.weight_bytes + num_bytes
-        return replace(self, model=replace(self.model, weight_bytes=weight_bytes))
-
-    def reserve_pool(self, config: ResolvedConfig, host: Host) -> None:
-        """Ask for the KV pool's memory."""
-        pool = config.num_kv_blocks * config.block_size * self.model.kv_bytes_per_token
-        host.reserve(config.device, "KV cache", pool, self.machine.free_memory_bytes)
 
 
 def reserve_weights(
@@ -240,48 +226,22 @@ def measured(
     memory: MemoryPlan,
     host: Host,
     adapters: Adapters | None = None,
+    draft: LoadedDraft | None = None,
 ) -> ResolvedConfig:
     """The configuration of a GPU, whose pool leaves the largest step the memory that it takes."""
     config = memory.resolved()
-    device = torch.device(config.device)
+    device = CudaMemory(torch.device(config.device))
     # Its steps use one block for everything.
-    runner = create_runner(model, model_config, replace(config, num_kv_blocks=1), adapters)
-    steps = measure_step_memory(runner, CudaMemory(device), config).total
+    smallest = replace(config, num_kv_blocks=1)
+    runner = create_runner(model, model_config, smallest, adapters)
+    steps = measure_step_memory(runner, device, config).total
     del runner
+    if draft is not None:
+        runner = draft.runner(smallest, model_config)
+        steps += measure_step_memory(runner, device, config).total
+        del runner
     host.reserve(config.device, "steps", steps, memory.machine.free_memory_bytes)
     return replace(memory, model=replace(memory.model, step_bytes=steps)).resolved()
-
-
-def create_runner(
-    model: CausalLM,
-    model_config: ModelConfig,
-    config: ResolvedConfig,
-    adapters: Adapters | None = None,
-    grammars: Grammars | None = None,
-) -> ModelRunner:
-    """With a KV pool of the configuration's size."""
-    device = torch.device(config.device)
-    records = config.record_steps and model.can_be_recorded
-    recorder = _recorder(device) if records else None
-    # On a CPU a recording is a step more, and the operations serve one thread at a time.
-    background = AtOnce() if config.device == "cpu" else None
-    return ModelRunner(
-        model,
-        model_config,
-        config,
-        device,
-        adapters=adapters,
-        recorder=recorder,
-        background=background,
-        grammars=grammars,
-    )
-
-
-def _recorder(device: torch.device) -> Recorder | None:
-    if device.type == "cuda":
-        return CudaRecorder(device)
-    # What is composed of PyTorch may plan by the host's numbers, which a recording would keep.
-    return NativeRecorder() if native.library() is not None else None
 
 
 def model_info(

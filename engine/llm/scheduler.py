@@ -29,7 +29,7 @@ decision says when the next one has to wait for its outcome (`blocks_next`).
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import structlog
@@ -48,6 +48,7 @@ from engine.llm.computed_prefixes import ComputedPrefixes
 from engine.llm.contrastive_search import check_contrast
 from engine.llm.decision import ScheduleDecision, ScheduledSequence, SequenceOutput, StepOutput
 from engine.llm.drafter import Drafter
+from engine.llm.drafting import Drafting
 from engine.llm.guided_pair import check_guidance
 from engine.llm.kv_cache import BlockPool, check
 from engine.llm.prefix_cache import PrefixCache, chain_root
@@ -59,7 +60,7 @@ from engine.llm.step_budget import StepBudget
 from engine.llm.step_cost import StepWork
 from engine.llm.trial import Trial
 from engine.scheduling.policy import create_policy
-from engine.types import EngineStats, GenerateRequest, SamplingParams, TokenEvent
+from engine.types import DrafterName, EngineStats, GenerateRequest, SamplingParams, TokenEvent
 
 _PARTS_OF_BUDGET = 4
 """A long prompt leaves one of this many parts to those behind it."""
@@ -97,7 +98,7 @@ class Scheduler:
         eos_token_ids: end a sequence unless its request ignores them.
         vocab_size: token ids at or above it are refused.
         windows: how far each group of the model's layers looks back (`engine.kv_layout`).
-        drafter: guesses tokens; None: every step brings a text one token.
+        drafters: guess tokens, in this order; without any, every step brings a text one token.
         clock: `time.time`, or a test's own; only queue times depend on it.
     """
 
@@ -108,13 +109,13 @@ class Scheduler:
         eos_token_ids: tuple[int, ...],
         vocab_size: int,
         windows: tuple[int | None, ...] = (None,),
-        drafter: Drafter | None = None,
+        drafters: Mapping[DrafterName, Drafter] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._config = config
         self._eos_token_ids = frozenset(eos_token_ids)
         self._vocab_size = vocab_size
-        self._drafter = drafter
+        self._drafting = Drafting(config, drafters or {})
         self._clock = clock
         self._policy = create_policy(config.scheduling_policy)
         self._layout = config.kv_layout(windows)
@@ -123,7 +124,7 @@ class Scheduler:
         self._prefixes = ComputedPrefixes(config, self._pool)
         self._room = Room(self._pool, self._roster, self._policy)
         self._trial = Trial(self._roster)
-        self._budget = StepBudget(config, drafts=drafter is not None)
+        self._budget = StepBudget(config, drafts=bool(drafters))
         self._events: list[TokenEvent] = []
         """Of a commit that was not completed."""
         self.is_doubtful = False
@@ -133,9 +134,6 @@ class Scheduler:
         self._seeds = random.Random(config.seed)
         self._num_arrivals = 0
         self._num_preemptions = 0
-        self._num_drafts = 0
-        self._num_draft_tokens = 0
-        self._num_accepted_tokens = 0
         self._num_steps = 0
         self._num_in_flight = 0
         self._num_step_tokens = 0
@@ -360,9 +358,7 @@ class Scheduler:
             prefix_cache_queries=self._prefixes.num_queries,
             prefix_cache_hits=self._prefixes.num_hits,
             num_preemptions=self._num_preemptions,
-            num_drafts=self._num_drafts,
-            num_draft_tokens=self._num_draft_tokens,
-            num_accepted_tokens=self._num_accepted_tokens,
+            drafts=self._drafting.counts,
             num_steps=self._num_steps,
             step_tokens=self._num_step_tokens,
             step_token_budget=self._budget.num_tokens,
@@ -456,18 +452,7 @@ class Scheduler:
 
     def _add_drafts(self, step: _Step) -> None:
         """Have decodes try what may come next, where the step has nothing else to do."""
-        if self._drafter is None or not step.budget:
-            return
-        decodes, num_rows = list(step.chunks), step.budget
-        if any(sequence.group is not None for sequence in decodes):
-            num_rows = min(num_rows, self._config.max_decode_rows - len(decodes))
-            decodes = [sequence for sequence in decodes if sequence.group is None]
-        if num_rows <= 0 or not decodes or not self._drafter.may_draft(decodes):
-            return
-        if any(sequence.num_missing > 1 for sequence in step.chunks):
-            return
-        price = self._budget.row_price(StepWork.of_decodes(s.num_known for s in step.chunks))
-        for sequence, drafts in self._drafter.draft(decodes, num_rows, price):
+        for sequence, drafts in self._drafting.of(step.chunks, step.budget, self._budget):
             if sequence.table.reserve(sequence.table.num_tokens + 1 + len(drafts)):
                 step.drafts[sequence] = drafts
 
@@ -507,7 +492,7 @@ class Scheduler:
         fits = min(num_draws, 1) <= num_drawn <= num_draws
         check(fits, f"{num_drawn} tokens came of {num_draws} draws")
         if num_draws > 1:
-            self._note_draft(sequence, num_draws - 1, num_drawn - 1)
+            self._drafting.learn(sequence, num_draws - 1, num_drawn - 1)
         if sequence.group is not None:
             self._commit_in_group(sequence.group, sequence, scheduled, result, events)
             return
@@ -548,17 +533,9 @@ class Scheduler:
         if failure is not None:
             self._fail(sequence, failure, events)
 
-    def _note_draft(self, sequence: Sequence, num_drafts: int, num_accepted: int) -> None:
-        self._num_drafts += 1
-        self._num_draft_tokens += num_drafts
-        self._num_accepted_tokens += num_accepted
-        if self._drafter is not None:
-            self._drafter.learn(sequence, num_drafts, num_accepted)
-
     def _end(self, sequence: Sequence) -> None:
         try:
-            if self._drafter is not None:
-                self._drafter.forget(sequence)
+            self._drafting.forget(sequence)
             self._roster.finish(sequence)
         except Exception:
             # Its end is told all the same; what it held is found again by starting over.

@@ -100,6 +100,20 @@ class SequenceBlocks:
             table.leave(num_tokens)
 
 
+def offer_cached(
+    pool: BlockPool, table: SequenceBlocks, chain: Sequence[bytes], filled: range
+) -> None:
+    """Let other sequences find blocks that are full of a text's tokens.
+
+    Args:
+        chain: hashes of the text's full blocks.
+        filled: numbers of such blocks.
+    """
+    for group, blocks in enumerate(table.tables):
+        for index in filled:
+            pool.cache.register(blocks.block_ids[index - blocks.num_passed], chain[index], group)
+
+
 def find_cached(pool: BlockPool, chain: Sequence[bytes], most: int) -> CachedPrefix:
     """The longest beginning of a text whose blocks are cached, as far back as its next token looks.
 

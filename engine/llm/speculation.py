@@ -15,6 +15,7 @@ from engine.config import ResolvedConfig
 from engine.llm.prompt_lookup import PromptLookup
 from engine.llm.request import Sequence as RunningSequence
 from engine.llm.shared_lookup import SharedLookup
+from engine.llm.step_budget import Price
 
 HIGHEST_PRICE = 0.25
 """Of a row, in accepted tokens: nobody drafts where it is higher."""
@@ -63,12 +64,11 @@ class Speculation:
         return True
 
     def draft(
-        self, decodes: Sequence[RunningSequence], num_rows: int, row_price: float
+        self, decodes: Sequence[RunningSequence], num_rows: int, price: Price
     ) -> Iterator[tuple[RunningSequence, list[int]]]:
         """See `Drafter`. Where rows are few, the first sequences get them."""
-        if row_price > HIGHEST_PRICE:
+        if price.row > HIGHEST_PRICE:
             return
-        num_rows = min(num_rows, self._config.max_decode_rows - len(decodes))
         num_places = INDEXED_PER_STEP
         if self._shared is not None:
             num_places -= self._shared.read(num_places)
@@ -88,7 +88,7 @@ class Speculation:
                 drafts = self._shared.find(key, token_ids, sequence.num_pending, num_drafts)
             if drafts:
                 num_rows -= len(drafts)
-                record.price = len(drafts) * row_price
+                record.price = len(drafts) * price.row
                 yield sequence, drafts
 
     def learn(self, sequence: RunningSequence, num_drafts: int, num_accepted: int) -> None:

@@ -10,6 +10,8 @@ once all of them decode: what everybody gets soon, whatever prompts do, is the m
 waiting is noticed. Such a target does not depend on how fast the machine is.
 """
 
+from typing import NamedTuple
+
 from engine.config import ResolvedConfig
 from engine.llm.step_cost import StepCost, StepWork
 
@@ -21,11 +23,27 @@ _LEAST_TARGET_S = 0.025
 """Of a target that follows from `max_step_ratio`: 40 tokens a second are more than anyone reads."""
 
 
+class Price(NamedTuple):
+    """What is done beside a step of decodes is paid for with its time."""
+
+    row: float
+    """What one more row costs, in tokens that the step would have brought in that time."""
+    step_s: float
+    """Seconds that the step takes as it is."""
+    num_tokens: int
+    """That it brings as it is."""
+
+    @property
+    def second(self) -> float:
+        """What a second costs, in tokens."""
+        return self.num_tokens / self.step_s
+
+
 class StepBudget:
     """Bounds the prompt tokens of the next step, and learns from those that were taken.
 
     Args:
-        drafts: whether it will be asked for `row_price`.
+        drafts: whether it will be asked for `price`.
 
     Attributes:
         num_tokens: what the last decided step could have had, decodes included.
@@ -70,10 +88,10 @@ class StepBudget:
             return self._target_s
         return max(_LEAST_TARGET_S, self._ratio * self._cost.predict(batch))
 
-    def row_price(self, decodes: StepWork) -> float:
-        """What one more row costs a step of decodes, at least one, in tokens that the step would
-        have brought in that time."""
-        return decodes.num_decodes * self._cost.row_share(decodes)
+    def price(self, decodes: StepWork) -> Price:
+        """Of a step of decodes, at least one."""
+        row = decodes.num_decodes * self._cost.row_share(decodes)
+        return Price(row, self._cost.predict(decodes), decodes.num_decodes)
 
     def observe(self, work: StepWork, seconds: float) -> None:
         """A step with this work took so long."""

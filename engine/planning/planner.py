@@ -1,6 +1,7 @@
 """A whole plan: find the model's files, say what device it is for, ask the model's kind."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 
 from engine.config import EngineConfig, MachineFacts
 from engine.errors import UnsupportedFeature
-from engine.kinds import KINDS, AnyKind, imported, kind_of_checkpoint
+from engine.kinds import KINDS, AnyKind, imported, kind_of_checkpoint, with_fetched
 from engine.planning.chips import CHIPS, Chip, chip_named
 from engine.planning.process_bytes import CONTEXT_BYTES, HOST_BYTES
 from engine.planning.report import PlanReport, Target
@@ -49,12 +50,13 @@ def make_plan(order: Order, tell: Tell) -> dict[str, Any]:
     """
     chip = None if order.gpu is None else chip_named(order.gpu)
     host = TellingHost(tell)
-    checkpoint = resolve_source(
-        order.model,
+    fetch = partial(
+        resolve_source,
         cache_dir=order.cache_dir,
         offline=order.offline,
         on_progress=lambda fraction, line: host.report(Phase.DOWNLOADING, fraction, line),
     )
+    checkpoint = fetch(order.model)
     kind = kind_of_checkpoint(checkpoint, order.config.kind)
     if kind.planner is None:
         planned = [one.makes for one in KINDS.values() if one.planner is not None]
@@ -63,7 +65,8 @@ def make_plan(order: Order, tell: Tell) -> dict[str, Any]:
             f"planned"
         )
     target = _for_chip(chip, order) if chip is not None else _here(kind, order, host)
-    report: PlanReport = imported(kind.planner)(checkpoint, order.config, target)
+    config = with_fetched(order.config, kind, fetch)
+    report: PlanReport = imported(kind.planner)(checkpoint, config, target)
     return report.as_json()
 
 

@@ -16,7 +16,6 @@ from engine.config import (
     GIB,
     EngineConfig,
     KvCacheDType,
-    ModelFacts,
     kv_layout_of,
     pool_bytes,
 )
@@ -24,6 +23,8 @@ from engine.errors import InvalidParameter, ModelLoadError
 from engine.kv_numbers import KvNumbers
 from engine.models.config import ModelConfig
 from engine.planning.chips import Chip
+from engine.planning.draft import DraftPlan, plan_draft
+from engine.planning.facts import text_facts
 from engine.planning.mixture import Mixture, expert_bytes
 from engine.planning.report import ExpertFacts, PlanReport, PlanRow, Target
 from engine.planning.step_bytes import step_bytes
@@ -35,16 +36,6 @@ from engine.weights.weight_plan import WeightPlan, plan_weights
 
 CACHES: tuple[KvCacheDType, ...] = ("auto", "int8")
 """That are compared; fp8 takes what int8 does."""
-
-
-def text_facts(plan: WeightPlan, config: ModelConfig, intent: EngineConfig) -> ModelFacts:
-    """What memory is sized by, here and when the model is loaded."""
-    return ModelFacts(
-        max_position_embeddings=config.max_position_embeddings,
-        kv_bytes_per_token=config.kv_bytes_per_token(KvNumbers(intent.resolved_kv_cache_dtype)),
-        kv_windows=config.group_windows,
-        weight_bytes=plan.num_bytes(torch_dtype(intent.model_dtype).itemsize),
-    )
 
 
 def plan(checkpoint: Checkpoint, intent: EngineConfig, target: Target) -> PlanReport:
@@ -62,6 +53,7 @@ def plan(checkpoint: Checkpoint, intent: EngineConfig, target: Target) -> PlanRe
             f"context is {context}; the model takes {config.max_position_embeddings} tokens",
             param="context",
         )
+    draft = plan_draft(checkpoint, config, intent, target.machine)
     rows: list[PlanRow] = []
     experts: ExpertFacts | None = None
     problem: ModelLoadError | None = None
@@ -74,7 +66,7 @@ def plan(checkpoint: Checkpoint, intent: EngineConfig, target: Target) -> PlanRe
         except ModelLoadError as error:  # not of this checkpoint, or not here
             problem = error
             continue
-        rows += _rows(kept, config, of_format, target, context)
+        rows += _rows(kept, config, of_format, target, context, draft)
         experts = _expert_facts(Mixture.of(kept, config), target.concurrency)
     if not rows and problem is not None:
         raise problem
@@ -104,15 +96,25 @@ def _expert_facts(mixture: Mixture, texts: int) -> ExpertFacts | None:
 
 
 def _rows(
-    kept: WeightPlan, config: ModelConfig, intent: EngineConfig, target: Target, context: int
+    kept: WeightPlan,
+    config: ModelConfig,
+    intent: EngineConfig,
+    target: Target,
+    context: int,
+    draft: DraftPlan | None,
 ) -> Iterator[PlanRow]:
     """Of one format of weights, for each kind of KV cache."""
     for cache in dict.fromkeys((intent.kv_cache_dtype, *CACHES)):
-        yield _row(kept, config, replace(intent, kv_cache_dtype=cache), target, context)
+        yield _row(kept, config, replace(intent, kv_cache_dtype=cache), target, context, draft)
 
 
 def _row(
-    kept: WeightPlan, config: ModelConfig, intent: EngineConfig, target: Target, context: int
+    kept: WeightPlan,
+    config: ModelConfig,
+    intent: EngineConfig,
+    target: Target,
+    context: int,
+    draft: DraftPlan | None,
 ) -> PlanRow:
     dtype_bytes = torch_dtype(intent.model_dtype).itemsize
     step = step_bytes(
@@ -122,11 +124,13 @@ def _row(
         dtype_bytes=dtype_bytes,
     )
     facts = replace(text_facts(kept, config, intent), step_bytes=step)
+    if draft is not None:
+        facts = draft.with_cache(intent).beside(facts)
     machine = target.machine
     usable = machine.free_memory_bytes
     if machine.device == "cuda":
         usable = int(usable * intent.gpu_memory_utilization)
-    block_bytes = facts.kv_bytes_per_token * intent.block_size
+    block_bytes = facts.cache_bytes_per_token * intent.block_size
     blocks_of_text = kv_layout_of(intent, facts, machine).most_blocks(context)
     kv = target.concurrency * blocks_of_text * block_bytes
     left = usable - facts.weight_bytes - step

@@ -6,14 +6,14 @@ arrive through `on_step`. What can be read at scrape time is in `server/engine_c
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from prometheus_client import CollectorRegistry
 
 from engine.client import EngineClient
 from engine.kinds import TEXT
-from engine.types import EngineStats, FinishReason, TokenEvent
+from engine.types import DraftCounts, DrafterName, EngineStats, FinishReason, TokenEvent
 from server.http.model_metrics import KindMetrics, MetricFactory, WorkerTotals
 from server.text.uncertainty import TokenUncertainty
 
@@ -53,6 +53,8 @@ _STEP_PARTS = ("schedule", "prepare", "forward", "sample", "publish")
 
 ADAPTER = "lora_name"
 """Label of the metrics of adapters."""
+DRAFTER = "drafter"
+"""Label of the metrics of guesses."""
 
 
 class RequestMeter:
@@ -188,13 +190,13 @@ class _Metrics:
         )
         # As vLLM calls them.
         self.num_drafts = create.counter(
-            "spec_decode_num_drafts", "Times that a sequence's next tokens were guessed."
+            "spec_decode_num_drafts", "Times that a sequence's next tokens were guessed.", DRAFTER
         )
         self.num_draft_tokens = create.counter(
-            "spec_decode_num_draft_tokens", "Tokens that were guessed."
+            "spec_decode_num_draft_tokens", "Tokens that were guessed.", DRAFTER
         )
         self.num_accepted_tokens = create.counter(
-            "spec_decode_num_accepted_tokens", "Guessed tokens that were drawn."
+            "spec_decode_num_accepted_tokens", "Guessed tokens that were drawn.", DRAFTER
         )
         self.time_to_first_token = create.histogram(
             "time_to_first_token_seconds", "Arrival to first token.", _TTFT_BUCKETS_S
@@ -264,9 +266,15 @@ class _ModelMetrics:
                 metrics.prefix_cache_queries.labels(name),
                 metrics.prefix_cache_hits.labels(name),
                 metrics.num_preemptions.labels(name),
-                metrics.num_drafts.labels(name),
-                metrics.num_draft_tokens.labels(name),
-                metrics.num_accepted_tokens.labels(name),
+                *(
+                    counter.labels(name, drafter.value)
+                    for drafter in DrafterName
+                    for counter in (
+                        metrics.num_drafts,
+                        metrics.num_draft_tokens,
+                        metrics.num_accepted_tokens,
+                    )
+                ),
             )
         )
 
@@ -277,9 +285,7 @@ class _ModelMetrics:
                 stats.prefix_cache_queries,
                 stats.prefix_cache_hits,
                 stats.num_preemptions,
-                stats.num_drafts,
-                stats.num_draft_tokens,
-                stats.num_accepted_tokens,
+                *_draft_totals(stats),
             )
         )
         if not num_steps:
@@ -290,6 +296,13 @@ class _ModelMetrics:
             self.step_prediction.observe(stats.step_measured_s / stats.step_predicted_s)
         for histogram, seconds in zip(self.step_times, _step_seconds(stats), strict=True):
             histogram.observe(seconds)
+
+
+def _draft_totals(stats: EngineStats) -> Iterator[int]:
+    """In the order of the counters."""
+    for drafter in DrafterName:
+        counts = stats.drafts.get(drafter.value, DraftCounts())
+        yield from (counts.num_drafts, counts.num_draft_tokens, counts.num_accepted_tokens)
 
 
 def _step_seconds(stats: EngineStats) -> tuple[float, ...]:

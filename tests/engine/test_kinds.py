@@ -13,7 +13,7 @@ from engine import messages
 from engine.client import ProcessEngineClient, WorkerOptions
 from engine.config import EngineConfig
 from engine.errors import Failure, InternalError, InvalidParameter, RequestFailed
-from engine.kinds import IMAGE, KINDS, TEXT, kind_of, kind_of_checkpoint
+from engine.kinds import IMAGE, KINDS, TEXT, kind_of, kind_of_checkpoint, with_fetched
 from engine.model_spec import ModelSpec
 from engine.rejection import rejection
 from engine.types import GenerateRequest, Phase, SamplingParams, Stats
@@ -65,6 +65,19 @@ def test_a_kind_that_recognises_a_checkpoint_comes_before_those_that_take_the_re
     assert kind_of_checkpoint(Checkpoint("folder", folder, "m")) is ECHO
     assert kind_of_checkpoint(Checkpoint("folder", tmp_path, "m")) is TEXT
     assert kind_of_checkpoint(Checkpoint("diffusers", folder, "m")) is IMAGE
+
+
+def test_models_that_a_configuration_names_are_fetched_for_the_kinds_that_use_them(tmp_path):
+    config = EngineConfig(speculative_model="some/draft", num_speculative_tokens=4)
+
+    def fetch(ref):
+        assert ref == "some/draft"
+        return Checkpoint("folder", tmp_path, "draft")
+
+    found = with_fetched(config, TEXT, fetch)
+    assert found.speculative_model == str(tmp_path)
+    assert with_fetched(config, IMAGE, fetch) == config
+    assert with_fetched(EngineConfig(), TEXT, fetch) == EngineConfig()
 
 
 def test_reading_the_table_imports_no_engine():

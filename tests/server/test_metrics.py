@@ -12,7 +12,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine.image_types import ImageStats
-from engine.types import EngineStats, FinishReason, Phase, TokenEvent
+from engine.types import DraftCounts, EngineStats, FinishReason, Phase, TokenEvent
 from server.images.kind import SERVED_IMAGES
 from server.metrics import ServerMetrics
 from server.text.kind import SERVED_TEXT
@@ -170,12 +170,21 @@ def test_worker_totals_become_increments_and_survive_a_restart(metrics, engine):
 
 
 def test_drafts_are_counted(metrics, engine):
-    totals = {"num_drafts": 3, "num_draft_tokens": 17, "num_accepted_tokens": 11}
-    engine.publish("m", step(1, **totals))
-    engine.publish("m", step(2, **totals))
-    assert value(metrics, "tandem_spec_decode_num_drafts_total") == 3
-    assert value(metrics, "tandem_spec_decode_num_draft_tokens_total") == 17
-    assert value(metrics, "tandem_spec_decode_num_accepted_tokens_total") == 11
+    drafts = {
+        "lookup": DraftCounts(num_drafts=3, num_draft_tokens=17, num_accepted_tokens=11),
+        "model": DraftCounts(num_drafts=5, num_draft_tokens=20, num_accepted_tokens=19),
+    }
+    engine.publish("m", step(1, drafts=drafts))
+    engine.publish("m", step(2, drafts=drafts))
+    name = "tandem_spec_decode_num"
+    for drafter, numbers in {
+        "forced": (0, 0, 0),
+        "lookup": (3, 17, 11),
+        "model": (5, 20, 19),
+    }.items():
+        totals = ("drafts", "draft_tokens", "accepted_tokens")
+        found = [value(metrics, f"{name}_{of}_total", drafter=drafter) for of in totals]
+        assert found == list(numbers)
 
 
 def test_a_new_worker_is_seen_by_any_total_that_fell(metrics, engine):

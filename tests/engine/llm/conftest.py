@@ -12,7 +12,7 @@ import torch
 from engine.config import EngineConfig
 from engine.host import Grant
 from engine.llm.loading import load_engine
-from engine.llm.step_budget import StepBudget
+from engine.llm.step_budget import Price, StepBudget
 from engine.types import FinishReason, GenerateRequest, SamplingParams, TokenLogprob
 from engine.weights.source import resolve_source
 
@@ -136,4 +136,5 @@ def rng(record_property):
 @pytest.fixture
 def cheap_rows(monkeypatch):
     """Whoever drafts what must not depend on how busy the machine is."""
-    monkeypatch.setattr(StepBudget, "row_price", lambda budget, decodes: 0.02)
+    price = Price(row=0.02, step_s=1000.0, num_tokens=1)
+    monkeypatch.setattr(StepBudget, "price", lambda budget, decodes: price)

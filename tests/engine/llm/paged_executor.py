@@ -26,7 +26,15 @@ from engine.llm.decision import (
 from engine.llm.drafter import Drafter
 from engine.llm.request import Sequence as RunningSequence
 from engine.llm.scheduler import Scheduler
-from engine.types import FinishReason, GenerateRequest, SamplingParams, TokenEvent, TokenLogprob
+from engine.llm.step_budget import Price
+from engine.types import (
+    DrafterName,
+    FinishReason,
+    GenerateRequest,
+    SamplingParams,
+    TokenEvent,
+    TokenLogprob,
+)
 
 VOCAB_SIZE = 50
 EOS = 0
@@ -76,7 +84,7 @@ def make_scheduler(
         eos_token_ids=(EOS,),
         vocab_size=VOCAB_SIZE,
         windows=windows,
-        drafter=drafter,
+        drafters={} if drafter is None else {DrafterName.LOOKUP: drafter},
         clock=lambda: 100.0,
     )
 
@@ -137,9 +145,9 @@ class Guesser:
         return True
 
     def draft(
-        self, decodes: Sequence[RunningSequence], num_rows: int, row_price: float
+        self, decodes: Sequence[RunningSequence], num_rows: int, price: Price
     ) -> Iterator[tuple[RunningSequence, list[int]]]:
-        assert num_rows > 0 and row_price >= 0.0
+        assert num_rows > 0 and price.row >= 0.0 and price.step_s > 0.0
         for sequence in decodes:
             num_drafts = min(self.rng.randint(0, 6), num_rows, sequence.num_draftable)
             if num_drafts > 0:

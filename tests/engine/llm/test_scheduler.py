@@ -470,7 +470,7 @@ class FixedDrafts:
     def may_draft(self, decodes):
         return True
 
-    def draft(self, decodes, num_rows, row_price):
+    def draft(self, decodes, num_rows, price):
         [sequence] = decodes
         drafts = self.token_ids[: min(num_rows, sequence.num_draftable)]
         return [(sequence, drafts)] if drafts else []
@@ -509,7 +509,7 @@ class TestEnding:
         """Tokens drawn at once, as drafts were right, and one by one."""
         for chunks in ([drawn], [[token] for token in drawn]):
             drafter = FixedDrafts(chunks[0][:-1])
-            scheduler = make_scheduler(max_model_len=7, drafter=drafter)
+            scheduler = make_scheduler(max_model_len=7, drafter=drafter, num_speculative_tokens=9)
             scheduler.add(make_request("a", 1, **{"max_tokens": 20, "logprobs": 0} | sampling))
             answer = Answer()
             for chunk in chunks:
@@ -610,7 +610,9 @@ class TestDrafts:
         assert drafter.learned == [(3, 1), 0], "it may forget the sequence"
 
     def test_blocks_of_what_was_rejected_are_given_back(self) -> None:
-        scheduler = make_scheduler(drafter=FixedDrafts([5] * 12), block_size=4)
+        scheduler = make_scheduler(
+            drafter=FixedDrafts([5] * 12), block_size=4, num_speculative_tokens=12
+        )
         scheduler.add(make_request("a", 3, 40))
         commit(scheduler, scheduler.schedule(), [1])
         decision = scheduler.schedule()
@@ -624,7 +626,9 @@ class TestDrafts:
         scheduler.check_invariants()
 
     def test_only_accepted_tokens_are_cached(self) -> None:
-        scheduler = make_scheduler(drafter=FixedDrafts([5] * 8), block_size=4)
+        scheduler = make_scheduler(
+            drafter=FixedDrafts([5] * 8), block_size=4, num_speculative_tokens=8
+        )
         scheduler.add(make_request("a", [1, 2, 3], 40))
         commit(scheduler, scheduler.schedule(), [4])
         commit(scheduler, scheduler.schedule(), [5, 5, 6])

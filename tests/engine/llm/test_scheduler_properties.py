@@ -55,6 +55,7 @@ def random_config(rng: random.Random, num_groups: int) -> ResolvedConfig:
         enable_prefix_caching=rng.random() < 0.8,
         max_idle_cached_blocks=rng.choice([0, 1, 4, num_blocks]),
         scheduling_policy=rng.choice(["fcfs", "priority"]),
+        num_speculative_tokens=6,
     )
 
 

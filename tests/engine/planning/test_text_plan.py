@@ -4,18 +4,22 @@ import json
 import math
 import random
 import struct
+from dataclasses import replace
 
 import pytest
 import torch
 
-from engine.config import GIB, EngineConfig, MachineFacts, ModelFacts, resolve
+from engine.config import GIB, EngineConfig, MachineFacts, ModelFacts, pool_bytes, resolve
 from engine.errors import InsufficientMemory, InvalidParameter
 from engine.kv_numbers import KvNumbers
 from engine.llm.kv_storage import KvStorage
+from engine.llm.memory_plan import MemoryPlan
 from engine.planning.chips import CHIPS, chip_named
+from engine.planning.draft import plan_draft
+from engine.planning.facts import text_facts
 from engine.planning.report import Target
 from engine.planning.table import plan_table
-from engine.planning.text import plan, text_facts
+from engine.planning.text import plan
 from engine.runtime.device import PACKED_KV_DTYPES, torch_dtype
 from engine.weights.loader import load_model_config
 from engine.weights.source import Checkpoint
@@ -37,6 +41,13 @@ LLAMA3 = {
     "tie_word_embeddings": False,
     "torch_dtype": "bfloat16",
 }
+
+
+class Host:
+    """Grants everything."""
+
+    def reserve(self, device, purpose, num_bytes, capacity_bytes):
+        return capacity_bytes - num_bytes
 
 
 def target(on="cuda", free=20 * GIB, **changes):
@@ -291,6 +302,45 @@ def test_cache_bytes_are_those_of_the_storage(tiny_gemma3, dtype):
         device=torch.device("cpu"),
     )
     assert storage._pool.nbytes == 3 * 16 * config.kv_bytes_per_token(KvNumbers(dtype))
+
+
+@pytest.mark.parametrize("on", ["cpu", "cuda"])
+def test_a_draft_model_is_counted(tiny_gemma3, tiny_llama, on):
+    """Its weights, and a cache for as many tokens as the model's; when it is loaded as well."""
+    folders = {"model": tiny_gemma3(), "draft": tiny_llama()}
+    checkpoint = Checkpoint("folder", folders["model"], "g")
+    intent = EngineConfig(
+        dtype="float32",
+        quantization="none",
+        speculative_model=str(folders["draft"]),
+        num_speculative_tokens=4,
+    )
+    wanted = target(on, 8 * GIB, concurrency=2, context=256)
+    rows = [
+        rows_of(plan(checkpoint, one, wanted))["none", "float32"]
+        for one in (intent, replace(intent, speculative_model=None))
+    ]
+    config = load_model_config(Checkpoint("folder", folders["draft"], "l"))
+    weights = plan_weights(
+        Checkpoint("folder", folders["draft"], "l"), config, intent, wanted.machine
+    )
+    assert rows[0].weight_bytes - rows[1].weight_bytes == weights.num_bytes(4)
+    model_config = load_model_config(checkpoint)
+    draft = plan_draft(checkpoint, model_config, intent, wanted.machine)
+    kept = plan_weights(checkpoint, model_config, intent, wanted.machine)
+    facts = text_facts(kept, model_config, intent)
+    memory = MemoryPlan(intent, facts, wanted.machine).with_draft(draft, Host())
+    resolved = memory.resolved()
+    own = draft.num_kv_blocks(resolved.num_kv_blocks, model_config)
+    num_bytes = resolved.num_kv_blocks * 16 * facts.kv_bytes_per_token
+    num_bytes += own * 16 * draft.facts.kv_bytes_per_token
+    assert num_bytes <= pool_bytes(intent, memory.model, memory.machine)
+    num_groups = len(model_config.layer_groups)
+    assert own == resolved.num_kv_blocks // num_groups, "as many tokens, in one group of layers"
+    per_token = rows[0].kv_bytes / rows[1].kv_bytes
+    assert per_token == pytest.approx(
+        1 + draft.facts.kv_bytes_per_token / num_groups / facts.kv_bytes_per_token, rel=1e-3
+    )
 
 
 def test_on_a_cpu_a_large_pool_must_be_asked_for(tiny_llama):

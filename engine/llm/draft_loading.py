@@ -1,0 +1,82 @@
+"""A draft model (`engine.llm.draft_model`), loaded beside the model that it guesses for."""
+
+from dataclasses import dataclass, replace
+
+import structlog
+import torch
+
+from engine.config import ResolvedConfig
+from engine.fault import sizes_within_memory
+from engine.host import Host
+from engine.llm.draft_model import DraftModel
+from engine.llm.executor import LocalExecutor
+from engine.llm.model_runner import ModelRunner
+from engine.llm.runner_factory import create_runner
+from engine.models.causal_lm import CausalLM
+from engine.models.config import ModelConfig
+from engine.planning.draft import DraftPlan
+from engine.runtime.device import torch_dtype
+from engine.weights.decoder import load_decoder
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedDraft:
+    """Its weights, and how its cache is to be kept."""
+
+    plan: DraftPlan
+    model: CausalLM
+
+    def runner(self, config: ResolvedConfig, model_config: ModelConfig) -> ModelRunner:
+        """With a cache beside the model's.
+
+        Args:
+            config, model_config: of the model that it guesses for.
+        """
+        return create_runner(self.model, self.plan.config, self._config(config, model_config))
+
+    def drafter(self, config: ResolvedConfig, model_config: ModelConfig) -> DraftModel:
+        """Ready to draft. Same arguments."""
+        runner = self.runner(config, model_config)
+        runner.warm_up()
+        return DraftModel(
+            self._config(config, model_config),
+            LocalExecutor(runner),
+            windows=self.plan.config.group_windows,
+            vocab_size=self.plan.config.vocab_size,
+            target_vocab_size=model_config.vocab_size,
+        )
+
+    def _config(self, config: ResolvedConfig, model_config: ModelConfig) -> ResolvedConfig:
+        return replace(
+            config,
+            quantization=self.plan.weights.quantization,
+            max_model_len=min(config.max_model_len, self.plan.config.max_position_embeddings),
+            num_kv_blocks=self.plan.num_kv_blocks(config.num_kv_blocks, model_config),
+        )
+
+
+def load_draft(plan: DraftPlan, config: ResolvedConfig, host: Host) -> LoadedDraft:
+    """Read its weights, whose memory is reserved.
+
+    Raises:
+        ModelLoadError: one of its kinds.
+    """
+    with sizes_within_memory():
+        model = load_decoder(
+            plan.checkpoint,
+            plan.weights,
+            plan.config,
+            host,
+            dtype=torch_dtype(config.dtype),
+            device=torch.device(config.device),
+            deterministic=config.deterministic,
+        )
+    log.info(
+        "draft model loaded",
+        draft=plan.checkpoint.name,
+        quantization=plan.weights.quantization,
+        weight_bytes=plan.facts.weight_bytes,
+    )
+    return LoadedDraft(plan, model)

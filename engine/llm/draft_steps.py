@@ -1,0 +1,106 @@
+"""The steps of a draft model: what its executor is told of sequences, and what steps take."""
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import Protocol
+
+from engine.llm.decision import (
+    NewSequence,
+    ScheduleDecision,
+    ScheduledSequence,
+    SequenceOutput,
+    StepOutput,
+)
+from engine.llm.request import Sequence
+from engine.llm.step_cost import StepCost, StepWork
+from engine.sampling_params import SAMPLER_PARAMETERS
+from engine.types import SamplingParams
+
+
+class _Step(Protocol):
+    def collect(self) -> StepOutput: ...
+
+
+class DraftExecutor(Protocol):
+    """As much as is needed of `engine.llm.executor.Executor`."""
+
+    def launch(self, decision: ScheduleDecision) -> _Step:
+        """Begin a step."""
+        ...
+
+
+class DraftSteps:
+    """Taken one after the other, to their ends.
+
+    Args:
+        clock: `time.perf_counter`, or a test's own.
+
+    Attributes:
+        cost: how long steps take.
+    """
+
+    def __init__(self, executor: DraftExecutor, clock: Callable[[], float] = perf_counter) -> None:
+        self.cost = StepCost()
+        self._executor = executor
+        self._clock = clock
+        self._announced: set[int] = set()
+        self._new: list[NewSequence] = []
+        self._finished: list[int] = []
+        """For the next step."""
+
+    @property
+    def num_sequences(self) -> int:
+        """That the executor knows, and that have not ended."""
+        return len(self._announced)
+
+    def announce(self, sequence: Sequence) -> None:
+        """It is in the next step; once more is fine."""
+        if sequence.seq_id not in self._announced:
+            self._announced.add(sequence.seq_id)
+            self._new.append(announcement(sequence))
+
+    def forget(self, seq_id: int) -> None:
+        """It has ended; unknown ones are fine."""
+        if seq_id in self._announced:
+            self._announced.remove(seq_id)
+            self._finished.append(seq_id)
+
+    def start_over(self) -> None:
+        """A step has failed: the executor is to forget all sequences, should it know them."""
+        self._finished += self._announced
+        self._announced, self._new = set(), []
+
+    def run(
+        self, shares: list[ScheduledSequence], copies: list[tuple[int, int]]
+    ) -> dict[int, SequenceOutput]:
+        """Take a step; none if nothing is shared.
+
+        Returns:
+            What came of it, by sequence id.
+        """
+        if not shares:
+            return {}
+        decision = ScheduleDecision(
+            new=self._new, scheduled=shares, copies=copies, finished=self._finished
+        )
+        started_s = self._clock()
+        output = self._executor.launch(decision).collect()
+        self.cost.observe(StepWork.of(decision), self._clock() - started_s)
+        self._new, self._finished = [], []
+        return {one.seq_id: one for one in output.outputs}
+
+
+def announcement(sequence: Sequence) -> NewSequence:
+    """What a draft model is told of a sequence: how tokens are drawn, and nothing that depends on
+    the text or names tokens."""
+    sampling, owner = sequence.owner.request.sampling, sequence.owner
+    names = [name for name, one in SAMPLER_PARAMETERS.items() if not one.on_host]
+    params = {name: getattr(sampling, name) for name in names}
+    return NewSequence(
+        seq_id=sequence.seq_id,
+        prompt_token_ids=[],
+        sampling=SamplingParams(**params, order=sampling.order),
+        seed=owner.seed,
+        index=sequence.index,
+        suppressed_token_ids=(),
+    )

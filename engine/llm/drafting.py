@@ -1,0 +1,80 @@
+"""Has a step's decodes drafted for, where it has nothing else to do, and counts how that went."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+
+from engine.config import ResolvedConfig
+from engine.llm.drafter import Drafter
+from engine.llm.request import Sequence
+from engine.llm.step_budget import StepBudget
+from engine.llm.step_cost import StepWork
+from engine.types import DraftCounts, DrafterName
+
+
+class Drafting:
+    """The drafters of one scheduler. Each is asked for the sequences that those before it have
+    nothing for.
+
+    Args:
+        drafters: in the order in which they are asked.
+    """
+
+    def __init__(self, config: ResolvedConfig, drafters: Mapping[DrafterName, Drafter]) -> None:
+        self._most_rows = config.max_decode_rows
+        self._drafters = dict(drafters)
+        self._counts = {name: DraftCounts() for name in drafters}
+        self._authors: dict[int, DrafterName] = {}
+        """Of the last drafts of unfinished sequences."""
+
+    @property
+    def counts(self) -> dict[str, DraftCounts]:
+        """By drafter."""
+        return {name.value: counts for name, counts in self._counts.items()}
+
+    def of(
+        self, scheduled: Iterable[Sequence], num_rows: int, budget: StepBudget
+    ) -> Iterator[tuple[Sequence, list[int]]]:
+        """Drafts for some sequences of a step; none beside prompts, and none in groups.
+
+        Args:
+            scheduled: the step's sequences.
+            num_rows: the step may have so many rows more.
+            budget: knows what they cost.
+        """
+        everybody = list(scheduled)
+        num_rows = min(num_rows, self._most_rows - len(everybody))
+        left = [sequence for sequence in everybody if sequence.group is None]
+        if num_rows <= 0 or not left:
+            return
+        willing = [name for name, one in self._drafters.items() if one.may_draft(left)]
+        if not willing or any(sequence.num_missing > 1 for sequence in everybody):
+            return
+        price = budget.price(StepWork.of_decodes(s.num_known for s in everybody))
+        for name in willing:
+            served = set()
+            for sequence, drafts in self._drafters[name].draft(left, num_rows, price):
+                served.add(sequence.seq_id)
+                self._authors[sequence.seq_id] = name
+                num_rows -= len(drafts)
+                yield sequence, drafts
+            left = [sequence for sequence in left if sequence.seq_id not in served]
+            if num_rows <= 0 or not left:
+                return
+
+    def learn(self, sequence: Sequence, num_drafts: int, num_accepted: int) -> None:
+        """How a draft went: see `Drafter.learn`."""
+        name = self._authors[sequence.seq_id]
+        before = self._counts[name]
+        self._counts[name] = replace(
+            before,
+            num_drafts=before.num_drafts + 1,
+            num_draft_tokens=before.num_draft_tokens + num_drafts,
+            num_accepted_tokens=before.num_accepted_tokens + num_accepted,
+        )
+        self._drafters[name].learn(sequence, num_drafts, num_accepted)
+
+    def forget(self, sequence: Sequence) -> None:
+        """It has ended."""
+        self._authors.pop(sequence.seq_id, None)
+        for drafter in self._drafters.values():
+            drafter.forget(sequence)

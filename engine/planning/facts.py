@@ -1,0 +1,17 @@
+"""What a text model's memory is sized by."""
+
+from engine.config import EngineConfig, ModelFacts
+from engine.kv_numbers import KvNumbers
+from engine.models.config import ModelConfig
+from engine.runtime.device import torch_dtype
+from engine.weights.weight_plan import WeightPlan
+
+
+def text_facts(plan: WeightPlan, config: ModelConfig, intent: EngineConfig) -> ModelFacts:
+    """In a plan, and when the model is loaded."""
+    return ModelFacts(
+        max_position_embeddings=config.max_position_embeddings,
+        kv_bytes_per_token=config.kv_bytes_per_token(KvNumbers(intent.resolved_kv_cache_dtype)),
+        kv_windows=config.group_windows,
+        weight_bytes=plan.num_bytes(torch_dtype(intent.model_dtype).itemsize),
+    )
