@@ -1,6 +1,6 @@
 """Computations on the CPU that are recorded, to be done again without the Python between the calls.
 
-A decode step calls a few hundred operations, each for some microseconds of Python: checks, memory,
+A step calls a few hundred operations, each for some microseconds of Python: checks, memory,
 views. What they then call in C++ is the same in every step with as many rows, if inputs and results
 keep their addresses. So a recording is a list of calls, as a CUDA graph is one of launches.
 """
@@ -19,6 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from kernels import native
 
+PROMPT_ROWS = 8
+"""Steps with prompts are recorded for multiples of so many rows."""
+MOST_PROMPT_ROWS = 256
 SMALLEST_BUFFER = 4096
 """Bytes; sizes above are rounded up to powers of two, so that recordings share buffers."""
 
@@ -70,6 +73,13 @@ class NativeRecorder:
     def padded(self, num_rows: int) -> int:
         """The number of rows to record for so many: the same, since on a CPU each one costs."""
         return num_rows
+
+    def padded_with_prompts(self, num_rows: int) -> int | None:
+        """Few numbers for many, since each has to be recorded, and none for so many rows that
+        Python hardly counts beside them."""
+        if num_rows > MOST_PROMPT_ROWS:
+            return None
+        return -(-num_rows // PROMPT_ROWS) * PROMPT_ROWS
 
     def record(self, run: Callable[[], Tensor]) -> NativeRecording:
         """`run` is called once, for real. It must be a fixed sequence of operations, whatever its
@@ -123,6 +133,11 @@ class _Noting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._buffers = buffers
         self._calls = calls
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Else torch imports its compiler, for seconds, when the first step is recorded.
+        return False
 
     def __torch_dispatch__(
         self,

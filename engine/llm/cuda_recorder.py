@@ -41,6 +41,10 @@ class CudaRecorder:
             return 1 << (num_rows - 1).bit_length()
         return -(-num_rows // 8) * 8
 
+    def padded_with_prompts(self, num_rows: int) -> int | None:
+        """None: attention chooses its programs by the lengths of prompts."""
+        return None
+
     def record(self, run: Callable[[], Tensor]) -> CudaRecording:
         """Capture `run`, after running it once for real; see `Recorder.record`."""
         self._rehearsing.wait_stream(torch.cuda.current_stream(self._rehearsing.device))

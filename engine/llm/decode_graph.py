@@ -1,10 +1,11 @@
-"""Recorded decode steps: one launch instead of a few hundred on a GPU, calls of C++ with no Python
-between them on a CPU.
+"""Recorded steps: one launch instead of a few hundred on a GPU, calls of C++ with no Python between
+them on a CPU.
 
 A graph computes a fixed number of rows from inputs at fixed addresses. Steps of decodes, with or
-without drafts, are padded to the next size that has a graph; others run eagerly. Nothing is
-recorded at start-up: a size is recorded once it has been met a few times, and runs eagerly until
-then.
+without drafts, are padded to the next size that has a graph, and on a CPU, whose attention reads
+the rows of a span where it is called, so are steps with pieces of prompts; others run eagerly.
+Nothing is recorded at start-up: a size is recorded once it has been met a few times, and runs
+eagerly until then.
 
 The recorder is all that knows the device (`engine/llm/cuda_recorder.py`,
 `kernels/native_recording.py`); tests put one in its place that runs the same code again.
@@ -69,6 +70,10 @@ class Recorder(Protocol):
         """The number of rows to record for steps of so many: as many, or more."""
         ...
 
+    def padded_with_prompts(self, num_rows: int) -> int | None:
+        """The same for steps whose spans may have several rows; None: they are not recorded."""
+        ...
+
     def record(self, run: Callable[[], Tensor]) -> Recording:
         """`run` is called once for real, perhaps more often. Raises whatever goes wrong."""
         ...
@@ -82,11 +87,20 @@ class GraphSize:
     max_context_len: int
     has_adapters: bool = False
     """For steps of which some row has one: the others do without what adapters take."""
+    has_prompts: bool = False
+    """For steps with spans of several rows, as many rows in all; without adapters, which may choose
+    their programs by how many rows share one."""
+
+    @property
+    def kind(self) -> tuple[bool, bool]:
+        """What makes its calls others than those of another size."""
+        return self.has_adapters, self.has_prompts
 
 
 class DecodeGraph:
-    """A recorded decode step and its inputs. Rows behind those of a step are padding: they decode
-    token 0 at the start of the scratch block, which belongs to no sequence, without an adapter."""
+    """A recorded step and its inputs. Rows behind those of a step are padding: they decode token 0
+    at the start of the scratch block, which belongs to no sequence, without an adapter. There are
+    as many spans as rows; those that are left over where spans have several have none."""
 
     def __init__(
         self,
@@ -113,6 +127,7 @@ class DecodeGraph:
         self._context_lens = torch.ones(num_rows, dtype=torch.int32, device=device)
         self._cu_seqlens_q = torch.arange(num_rows + 1, dtype=torch.int32, device=device)
         self._max_context_len = size.max_context_len
+        self._has_prompts = size.has_prompts
         self._adapter_slots = (
             torch.full((num_rows,), NO_ADAPTER, dtype=torch.int32, device=device)
             if size.has_adapters
@@ -128,20 +143,25 @@ class DecodeGraph:
     def load(self, rows: StepRows) -> None:
         """Put a step into the inputs. The copies are queued behind replays of the step before."""
         count, num_rows = rows.num_rows, self._inputs.shape[1]
-        num_groups, _, width = rows.block_tables.shape
+        num_groups, num_spans, width = rows.block_tables.shape
         inputs = np.zeros((len(self._inputs), num_rows), dtype=np.int64)
         inputs[BLOCK_IDS:] = self._scratch_block
         inputs[:, :count] = rows.inputs
         tables = np.full((num_groups, num_rows, width), self._scratch_block, dtype=np.int32)
-        tables[:, :count] = rows.block_tables
+        tables[:, :num_spans] = rows.block_tables
         context_lens = np.ones(num_rows, dtype=np.int32)
-        context_lens[:count] = rows.context_lens
+        context_lens[:num_spans] = rows.context_lens
         device = self._inputs.device
         self._inputs.copy_(to_device([inputs], device)[0])
         *new_tables, new_context_lens = to_device([*tables, context_lens], device)
         for table, new_table in zip(self._tables, new_tables, strict=True):
             table[:, :width].copy_(new_table)
         self._context_lens.copy_(new_context_lens)
+        if self._has_prompts:
+            # Each row of padding is a span, and then there are no rows.
+            ends = np.arange(num_rows + 1, dtype=np.int32) + (count - num_spans)
+            ends[: num_spans + 1] = rows.cu_seqlens_q
+            self._cu_seqlens_q.copy_(to_device([np.minimum(ends, num_rows)], device)[0])
         if self._adapter_slots is not None and rows.adapter_slots is not None:
             slots = np.full(num_rows, NO_ADAPTER, dtype=np.int32)
             slots[:count] = rows.adapter_slots
@@ -214,15 +234,13 @@ class DecodeGraphs:
         self._background = background or ThreadPoolExecutor(1, "record-graphs")
         self._uses: Counter[GraphSize] = Counter()
         self._graphs: dict[GraphSize, Future[DecodeGraph]] = {}
-        self._broken: set[bool] = set()
-        """Whether steps without or with adapters could not be recorded."""
+        self._broken: set[tuple[bool, bool]] = set()
+        """Kinds of sizes of which one could not be recorded."""
 
     def find(self, rows: StepRows) -> DecodeGraph | None:
         """The graph that can run this step, if there is one by now."""
-        if rows.num_decodes < len(rows.spans):
-            return None
         size = self._size_for(rows)
-        if size is None or size.has_adapters in self._broken:
+        if size is None or size.kind in self._broken:
             return None
         recorded = self._graphs.get(size)
         if recorded is None:
@@ -233,12 +251,13 @@ class DecodeGraphs:
         if not recorded.done():
             return None
         if error := recorded.exception():
-            self._broken.add(size.has_adapters)
+            self._broken.add(size.kind)
             log.warning(
-                "recorded steps are off: a decode step could not be recorded; steps run eagerly, "
+                "recorded steps are off: a step could not be recorded; steps like it run eagerly, "
                 "which is slower",
                 num_rows=size.num_rows,
                 adapters=size.has_adapters,
+                prompts=size.has_prompts,
                 reason=f"{type(error).__name__}: {error}",
             )
             return None
@@ -249,11 +268,11 @@ class DecodeGraphs:
         for size in [size for size in self._uses if size.has_adapters]:
             del self._uses[size]
             self._graphs.pop(size, None)
-        self._broken.discard(True)
+        self._broken.discard((True, False))
 
     @property
     def sizes(self) -> list[GraphSize]:
-        """All that a step can ask for, the largest first."""
+        """All that a step of decodes can ask for, the largest first."""
         rows = {self._padded(n) for n in range(1, self._max_num_rows + 1)}
         contexts = [self._context_for(1)]
         while contexts[-1] < self._max_model_len:
@@ -264,11 +283,18 @@ class DecodeGraphs:
 
     def _size_for(self, rows: StepRows) -> GraphSize | None:
         """The smallest size that holds a step; None if none does."""
-        longest = int(rows.context_lens[0])
-        if rows.num_rows > self._max_num_rows or longest > self._max_model_len:
+        longest, num_rows = int(rows.context_lens.max()), rows.num_rows
+        has_prompts = rows.num_decodes < len(rows.spans)
+        has_adapters = rows.adapter_slots is not None
+        if longest > self._max_model_len or (has_prompts and has_adapters):
             return None
-        num_rows, has_adapters = self._padded(rows.num_rows), rows.adapter_slots is not None
-        return GraphSize(num_rows, self._context_for(longest), has_adapters)
+        if has_prompts:
+            padded = self._recorder.padded_with_prompts(num_rows)
+        else:
+            padded = self._padded(num_rows) if num_rows <= self._max_num_rows else None
+        if padded is None:
+            return None
+        return GraphSize(padded, self._context_for(longest), has_adapters, has_prompts)
 
     def _padded(self, num_rows: int) -> int:
         return min(self._recorder.padded(num_rows), self._max_num_rows)

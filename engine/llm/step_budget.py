@@ -17,6 +17,8 @@ from engine.llm.step_cost import StepCost, StepWork
 
 LEAST_TOKENS = 16
 """Prompts always get so many."""
+_ROUND_ROWS = 8
+"""Steps of so many rows, or two, three, … times as many, are recorded; others are padded."""
 _LEAST_SHARE = 0.25
 """Nor do they get less time than this share of the decodes', however long those take."""
 _LEAST_TARGET_S = 0.025
@@ -80,6 +82,8 @@ class StepBudget:
             decodes_s = self._cost.predict(decodes)
             left_s = max(self._target(batch) - decodes_s, _LEAST_SHARE * decodes_s)
             room = min(room, max(LEAST_TOKENS, self._cost.prompt_tokens_in(left_s, start)))
+            beyond = (decodes.num_decodes + room) % _ROUND_ROWS
+            room -= beyond if room - beyond >= LEAST_TOKENS else 0
             self.num_tokens = decodes.num_decodes + room
         return room
 

@@ -50,6 +50,7 @@ class Recorder:
         self.num_recordings = 0
 
     padded = CudaRecorder.padded
+    padded_with_prompts = CudaRecorder.padded_with_prompts
 
     def record(self, run):
         self.num_recordings += 1
@@ -263,6 +264,42 @@ def test_padding_decodes_at_the_start_of_the_scratch_block():
         assert len(batch.groups) == 2
 
 
+@torch.inference_mode()
+def test_spans_of_prompts_lie_between_decodes_and_padding():
+    seen = []
+
+    def forward(batch):
+        seen.append(batch)
+        return batch.token_ids[:, None].float()
+
+    def chunk(seq_id, start, num_tokens):
+        blocks = [GroupBlocks(list(range(start + num_tokens)))] * 2
+        return ScheduledSequence(seq_id, list(range(1, num_tokens + 1)), start, blocks, 1, 0)
+
+    recorder = Recorder()
+    recorder.padded_with_prompts = NativeRecorder().padded_with_prompts
+    graphs = make_graphs(recorder, forward=forward, max_num_rows=4)
+    steps = [
+        lay_out([decode(0, 5), chunk(1, 0, 4), chunk(2, 7, 5)], BLOCK),
+        lay_out([chunk(1, 3, 15)], BLOCK),
+        lay_out([decode(n, 9) for n in range(14)] + [chunk(20, 0, 2)], BLOCK),
+    ]
+    graph = find_often(graphs, steps[0])
+    assert all(graphs.find(rows) is graph for rows in steps)
+    assert list(graphs._graphs) == [GraphSize(16, 1024, has_prompts=True)]
+    for rows in (*steps, steps[0]):
+        graph.load(rows)
+        graph.replay()
+        count, num_spans = rows.num_rows, len(rows.spans)
+        [paged, *_] = [paged for paged, _ in seen[-1].groups]
+        ends = [*rows.cu_seqlens_q.tolist(), *range(count + 1, 17)]
+        assert paged.cu_seqlens_q.tolist() == ends + [16] * (17 - len(ends))
+        expected = [*rows.context_lens.tolist(), *[1] * (16 - num_spans)]
+        assert paged.context_lens.tolist() == expected
+        assert (paged.block_tables[num_spans:, 0] == 999).all()
+    assert find_often(graphs, lay_out([chunk(1, 0, 257)], BLOCK)) is None, "many rows"
+
+
 @pytest.fixture(scope="module")
 def pair():
     return create_pair("Llama", 11)
@@ -335,7 +372,9 @@ def test_recorded_calls_of_c_give_the_bits_of_eager_steps(family, dtype, monkeyp
     recorder = CountingNativeRecorder()
     recorded, runner = make_engine(pair, recorder)
     assert run(recorded, asked) == run(eager, asked), seed
-    assert len(recorder.made) >= 3, "of several sizes"
+    sizes = runner._graphs._graphs
+    assert {size.has_prompts for size in sizes} == {False, True}
+    assert len(recorder.made) == len(sizes) >= 3
     for ours, theirs in zip(runner._kv.layers, eager_runner._kv.layers, strict=True):
         assert torch.equal(ours[:80], theirs[:80]), seed
 
