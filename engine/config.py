@@ -102,8 +102,8 @@ class EngineConfig:
         "How linear layers keep their weights: gguf, gptq, awq, bitsandbytes, compressed-tensors "
         "and fp8 as a checkpoint has them packed, which takes less memory for the same results; "
         "none in dtype; auto is what the "
-        "checkpoint has, gguf on a CPU only, unless products measured on a CPU are faster with "
-        "none and the memory is there; else none. "
+        "checkpoint has, unless products measured on a CPU are faster with none and the memory is "
+        "there; else none. "
         "Rounded when they are loaded: int8-weights and int4 in groups of 32; bnb-nf4, bnb-fp4 "
         "and bnb-int8 as bitsandbytes does. "
         "Faster and less precise, on CPUs: int8 rounds any weights to 8 bits at load, "
@@ -543,7 +543,8 @@ def resolve_quantization(
     Args:
         wanted: how linear layers are to be kept.
         stored: the format that the checkpoint has them in, one that the kernels multiply with.
-        has_native: whether the C++ operations are available.
+        has_native: whether the device's own operations are available: C++ on a CPU, Triton on a
+            GPU.
         prefers_plain: whether packed weights, though possible, would be slower than plain ones.
 
     Raises:
@@ -566,7 +567,7 @@ def resolve_quantization(
 def _is_kept(stored: str, device: str, has_native: bool, prefers_plain: bool) -> bool:
     """Whether a checkpoint's format is kept if nothing is asked for."""
     facts = FORMATS[stored]
-    has_operations = has_native or device != "cpu" or not facts.needs_native
+    has_operations = has_native or not facts.needs_native
     return device in facts.kept_by_auto_on and has_operations and not prefers_plain
 
 

@@ -22,7 +22,7 @@ from kernels.geglu import geglu
 from kernels.gelu_mul import gelu_mul
 from kernels.group_norm_silu import group_norm_silu
 from kernels.linear import linear
-from kernels.linear_gguf import GGUFType, linear_gguf
+from kernels.linear_gguf import GGUFType, fields_apart, linear_gguf
 from kernels.linear_nf4 import linear_nf4
 from kernels.linear_packed import PackedWeight, linear_packed
 from kernels.linear_panels import (
@@ -85,6 +85,7 @@ __all__ = [
     "add_rms_norm",
     "attention",
     "conv3x3",
+    "fields_apart",
     "geglu",
     "gelu_mul",
     "group_norm_silu",

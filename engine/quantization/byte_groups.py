@@ -26,7 +26,7 @@ from engine.quantization.products import (
     RowScaledProduct,
     fp32_bias,
 )
-from kernels import GGUFType
+from kernels import GGUFType, fields_apart
 from kernels.linear_panels.formats import BYTES, BYTES_WITH_MIN
 from kernels.linear_panels.panels import BLOCK, Codes, PanelFormat, Panels, chunks, pack_in_parts
 from kernels.linear_panels.quantize import INT8
@@ -94,6 +94,7 @@ class ByteWeight:
         if found is not None and self.zeros is None and of_blocks.dtype == torch.float16:
             order, groups = found
             rows = self._blocks(of_blocks[:, groups], order).to(device)
+            rows = fields_apart(rows, GGUFType.Q8_0)
             order = None if order is None else order.to(device)
             return BlocksProduct(rows, GGUFType.Q8_0, fp32_bias(bias), order)
         return PlainProduct.of(self.dequantised(dtype).to(device), bias)

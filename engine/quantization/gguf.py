@@ -18,26 +18,21 @@ from engine.quantization.method import (
     bias_tensors,
 )
 from engine.quantization.panels import PanelsState, are_panels_slower
-from kernels import GGUFType, linear_gguf, panels_from_gguf
+from engine.quantization.products import BlocksProduct, fp32_bias
+from kernels import GGUFType, fields_apart, panels_from_gguf
 from kernels.linear_gguf.dequantize import dequantize
 from kernels.linear_gguf.quant_type import BLOCKS, row_bytes
 from kernels.linear_panels.gguf import FORMATS as PANEL_FORMATS
 
 
 @dataclass(frozen=True, slots=True)
-class RowsState:
-    """[out, bytes of a row] uint8, as in the file."""
-
-    rows: Tensor
-    bias: Tensor | None
-
-
-@dataclass(frozen=True, slots=True)
-class GgufMethod(LinearMethod[PanelsState | RowsState]):
-    """On a CPU in panels, which hold the same numbers; on a GPU as they are in the file."""
+class GgufMethod(LinearMethod[PanelsState | BlocksProduct]):
+    """On a CPU in panels, which hold the same numbers; on a GPU with the bytes of the file."""
 
     quant_type: GGUFType
     int8_activations: bool = False
+    device: str = "cpu"
+    """`cpu` or `cuda`: what memory is counted for."""
 
     def tensors(self, in_features: int, out_features: int, has_bias: bool) -> dict[str, TensorSpec]:
         """The weight's shape is [N, bytes of a row]."""
@@ -45,17 +40,18 @@ class GgufMethod(LinearMethod[PanelsState | RowsState]):
         weight = TensorSpec(shape=shape, out_axis=0, in_axis=1, dtypes=(torch.uint8,))
         return {"weight": weight} | bias_tensors(out_features, has_bias)
 
-    def process(self, part: LinearPart) -> PanelsState | RowsState:
+    def process(self, part: LinearPart) -> PanelsState | BlocksProduct:
         return self.keep(self._rows(part), part.device, part.bias())
 
     def keep(
         self, rows: Tensor, device: torch.device, bias: Tensor | None
-    ) -> PanelsState | RowsState:
+    ) -> PanelsState | BlocksProduct:
         """Rows as a file has them, for products on a device."""
         if device.type == "cpu":
             panels = panels_from_gguf(rows, self.quant_type)
             return PanelsState.of(panels, bias, int8_activations=self.int8_activations)
-        return RowsState(rows.to(device), None if bias is None else bias.float())
+        apart = fields_apart(rows.to(device), self.quant_type)
+        return BlocksProduct(apart, self.quant_type, fp32_bias(bias))
 
     def dequantised(self, part: LinearPart) -> Tensor:
         rows = self._rows(part).to(part.device)
@@ -69,15 +65,13 @@ class GgufMethod(LinearMethod[PanelsState | RowsState]):
             )
         return part.concatenated_as_loaded("weight")
 
-    def apply(self, state: PanelsState | RowsState, x: Tensor) -> Tensor:
-        if isinstance(state, PanelsState):
-            return state.multiply(x)
-        return linear_gguf(x, state.rows, self.quant_type, state.bias)
+    def apply(self, state: PanelsState | BlocksProduct, x: Tensor) -> Tensor:
+        return state.multiply(x)
 
-    def apply_in_fp32(self, state: PanelsState | RowsState, x: Tensor) -> Tensor:
+    def apply_in_fp32(self, state: PanelsState | BlocksProduct, x: Tensor) -> Tensor:
         if isinstance(state, PanelsState):
             return state.multiply(x, fp32_out=True)
-        return self.apply(state, x.float())
+        return state.multiply_in_fp32(x)
 
     def lends_rows(self, device: str) -> bool:
         return device == "cpu"
@@ -89,7 +83,8 @@ class GgufMethod(LinearMethod[PanelsState | RowsState]):
         return lambda rows: look_up(rows).to(dtype)
 
     def bits_per_weight(self, dtype_bytes: int) -> float:
-        return PANEL_FORMATS[self.quant_type].bits_per_weight
+        of_device = PANEL_FORMATS if self.device == "cpu" else BLOCKS
+        return of_device[self.quant_type].bits_per_weight
 
     @property
     def takes_plain_weights(self) -> bool:
@@ -112,7 +107,7 @@ class GgufFormat(StoredFormat):
         known = GGUFType.__members__
         return {
             name.removesuffix(".weight"): QuantizedLayer(
-                GgufMethod(known[header.type], self.int8_activations), *header.shape
+                GgufMethod(known[header.type], self.int8_activations, device), *header.shape
             )
             for name, header in headers.items()
             if name.endswith(".weight") and len(header.shape) == 2 and header.type in known

@@ -71,7 +71,7 @@ class RowScaledProduct:
 
 @dataclass(frozen=True, slots=True)
 class BlocksProduct:
-    """Rows of one of GGUF's types; see `kernels.linear_gguf`."""
+    """Rows of one of GGUF's types, fields apart; see `kernels.linear_gguf`."""
 
     rows: Tensor
     quant_type: GGUFType

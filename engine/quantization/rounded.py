@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from engine.quantization.format import LoadFormat
-from engine.quantization.gguf import GgufMethod, RowsState
+from engine.quantization.gguf import GgufMethod
 from engine.quantization.method import LinearMethod, LinearPart, TensorSpec
 from engine.quantization.panels import PanelsState
+from engine.quantization.products import BlocksProduct
 from kernels import GGUFType
 from kernels.linear_panels.panels import BLOCK, chunks
 
@@ -26,7 +27,7 @@ class RoundedMethod(GgufMethod):
     def tensors(self, in_features: int, out_features: int, has_bias: bool) -> dict[str, TensorSpec]:
         return LinearMethod.tensors(self, in_features, out_features, has_bias)
 
-    def arrange(self, weight: Tensor, bias: Tensor | None = None) -> PanelsState | RowsState:
+    def arrange(self, weight: Tensor, bias: Tensor | None = None) -> PanelsState | BlocksProduct:
         return self.keep(rounded(weight, self.quant_type), weight.device, bias)
 
     def dequantised(self, part: LinearPart) -> Tensor:

@@ -42,7 +42,7 @@ class FormatFacts:
     """Where a checkpoint's weights stay in it unless something else is asked for."""
     cpu_only: bool = False
     needs_native: bool = False
-    """On a CPU it needs the C++ operations."""
+    """On a CPU it needs the C++ operations; `auto` keeps it on a GPU only where Triton is."""
 
 
 FORMATS = {
@@ -50,7 +50,7 @@ FORMATS = {
         target="engine.quantization.gguf:GgufFormat",
         stored_as="gguf",
         described="packed as in GGUF files",
-        kept_by_auto_on=("cpu",),
+        kept_by_auto_on=("cpu", "cuda"),
         needs_native=True,
     ),
     "gguf-int8": FormatFacts(

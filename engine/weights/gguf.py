@@ -6,12 +6,13 @@ packed. Called by `loader.py`.
 """
 
 import os
-from collections import deque
-from collections.abc import Container, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import structlog
 import torch
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
@@ -34,6 +35,8 @@ _EMBEDDING, _HEAD = _TOP["token_embd"], _TOP["output"]
 
 _MAX_AHEAD_BYTES = 128 << 20
 _CHUNK_ELEMENTS = 1 << 18
+
+log = structlog.get_logger(__name__)
 
 
 def hugging_face_name(name: str, in_layer: Mapping[str, str]) -> str | None:
@@ -98,11 +101,13 @@ def iter_gguf_weights(
     sources = dict(named)
     if config.tie_word_embeddings and _HEAD in packed:
         sources[f"{_HEAD}.weight"] = named[f"{_EMBEDDING}.weight"]
-    waiting = deque(
+    wanted = [
         (name, tensor, layer in packed)
         for name, tensor in sources.items()
         if (layer := name.rpartition(".")[0]) not in left_out
-    )
+    ]
+    _tell_unpacked(wanted)
+    waiting = deque(wanted)
     ready: deque[tuple[str, int, Future[torch.Tensor]]] = deque()
     ahead_bytes = 0
     # More threads than two only fight for the interpreter lock between numpy calls.
@@ -122,6 +127,19 @@ def iter_gguf_weights(
             ahead_bytes -= num_bytes
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _tell_unpacked(wanted: Sequence[tuple[str, GGUFTensor, bool]]) -> None:
+    """Where weights stay packed, those of some types may not."""
+    if not any(is_packed for _, _, is_packed in wanted):
+        return
+    unpacked = Counter(
+        tensor.type.name
+        for name, tensor, is_packed in wanted
+        if not is_packed and tensor.type not in _PLAIN and name != f"{_EMBEDDING}.weight"
+    )
+    if unpacked:
+        log.info("weights of types without packed products are unpacked", tensors=dict(unpacked))
 
 
 def load_tensor(

@@ -26,7 +26,7 @@ from engine.runtime.device import torch_dtype
 from engine.weights.loader import quantization_config, weight_headers
 from engine.weights.source import Checkpoint
 from engine.weights.stored_bits import stored_bits
-from kernels import native
+from kernels import _triton, native
 
 HEAD = OUTPUT_LAYER
 
@@ -154,7 +154,7 @@ def plan_weights(
         wanted,
         device,
         stored=name,
-        has_native=has_native,
+        has_native=has_native or (device == "cuda" and _triton.AVAILABLE),
         prefers_plain=is_plain_better,
     )
     stays_packed = chosen != "none" and FORMATS[chosen].stored_as is not None

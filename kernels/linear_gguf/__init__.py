@@ -1,9 +1,10 @@
-"""Multiplication with a matrix that stays as it is in a GGUF file."""
+"""Multiplication with a matrix that keeps the bytes that it has in a GGUF file."""
 
 from torch import Tensor
 
 from kernels import _triton
 from kernels.linear_gguf import cases, composed, reference
+from kernels.linear_gguf.fields import fields_apart
 from kernels.linear_gguf.quant_type import GGUFType
 from kernels.registry import op
 
@@ -22,8 +23,8 @@ def linear_gguf(
     Args:
         x: [M, K], fp32, bf16 or fp16; rows may be strided. K is a multiple of the type's block:
             32 weights, or 256 for the `_K` types.
-        weight: [N, bytes of a row] uint8, contiguous: each row is K / block blocks, exactly as in
-            the file (`quant_type.row_bytes`). Nothing is aligned to more than a byte.
+        weight: [N, bytes of a row] uint8, contiguous: each row is K / block blocks with the bytes
+            of the file (`quant_type.row_bytes`), in the order of `fields_apart`.
         quant_type: how the blocks are packed.
         bias: [N], fp32 or x's dtype.
         int8_activations: first round each 32 elements of x to int8 with an fp32 scale, as
@@ -46,4 +47,4 @@ if _triton.AVAILABLE:
 
     linear_gguf.implementation("triton", supports=triton_gguf.supports)(triton_gguf.linear_gguf)
 
-__all__ = ["GGUFType", "linear_gguf"]
+__all__ = ["GGUFType", "fields_apart", "linear_gguf"]

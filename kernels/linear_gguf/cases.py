@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels.linear_gguf.dequantize import dequantize
+from kernels.linear_gguf.fields import fields_apart
 from kernels.linear_gguf.quant_type import BLOCKS, GGUFType, row_bytes
 from kernels.shared.work import Work, product_work
 
@@ -113,13 +114,15 @@ def _weight(case: Case, device: torch.device) -> Tensor:
     if device.type == "meta":
         shape = (case.outputs, row_bytes(case.quant_type, case.inputs))
         return torch.empty(shape, dtype=torch.uint8, device=device)
-    return random_weight(case.quant_type, case.outputs, case.inputs).to(device)
+    rows = random_weight(case.quant_type, case.outputs, case.inputs)
+    return fields_apart(rows, case.quant_type).to(device)
 
 
 def random_weight(quant_type: GGUFType, outputs: int, inputs: int) -> Tensor:
-    """[outputs, bytes] uint8 on the CPU; weights of all signs, root mean square 1 / sqrt(inputs).
+    """[outputs, bytes] uint8 as in a file, on the CPU.
 
-    All bytes are random, then the scales are set: small ones are subnormal, as in real files.
+    Weights have all signs and a root mean square of 1 / sqrt(inputs). All bytes are random, then
+    the scales are set: small ones are subnormal, as in real files.
     """
     packed = torch.randint(256, (outputs, row_bytes(quant_type, inputs)), dtype=torch.uint8)
     block = BLOCKS[quant_type]

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.linear_gguf.dequantize import dequantize
+from kernels.linear_gguf.fields import fields_together
 from kernels.linear_gguf.quant_type import GGUFType
 from kernels.linear_gguf.reference import INT8_GROUP
 from kernels.shared.int8_activations import round_to_int8
@@ -47,5 +48,6 @@ def linear_gguf(
     for start in range(0, weight.shape[0], step):
         rows = slice(start, start + step)
         part = None if bias is None else bias[rows].to(y.dtype)
-        out[:, rows] = F.linear(y, dequantize(weight[rows], quant_type).to(y.dtype), part)
+        plain = dequantize(fields_together(weight[rows], quant_type), quant_type)
+        out[:, rows] = F.linear(y, plain.to(y.dtype), part)
     return out

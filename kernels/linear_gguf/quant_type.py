@@ -29,21 +29,28 @@ class Block:
     num_bytes: int
     scale_offsets: tuple[int, ...]
     """Bytes at which its fp16 factors start: the scale, then the minimum where there is one."""
+    fields: tuple[tuple[int, int], ...]
+    """First byte and size of each of its parts, the largest part first; see `fields_apart`."""
+
+    @property
+    def bits_per_weight(self) -> float:
+        """With scales and minima."""
+        return 8 * self.num_bytes / self.num_weights
 
 
 BLOCKS = {
-    GGUFType.Q4_0: Block(32, 18, (0,)),
-    GGUFType.Q4_1: Block(32, 20, (0, 2)),
-    GGUFType.Q5_0: Block(32, 22, (0,)),
-    GGUFType.Q5_1: Block(32, 24, (0, 2)),
-    GGUFType.Q8_0: Block(32, 34, (0,)),
-    GGUFType.Q2_K: Block(256, 84, (80, 82)),
-    GGUFType.Q3_K: Block(256, 110, (108,)),
-    GGUFType.Q4_K: Block(256, 144, (0, 2)),
-    GGUFType.Q5_K: Block(256, 176, (0, 2)),
-    GGUFType.Q6_K: Block(256, 210, (208,)),
-    GGUFType.IQ4_NL: Block(32, 18, (0,)),
-    GGUFType.IQ4_XS: Block(256, 136, (0,)),
+    GGUFType.Q4_0: Block(32, 18, (0,), ((2, 16), (0, 2))),
+    GGUFType.Q4_1: Block(32, 20, (0, 2), ((4, 16), (0, 4))),
+    GGUFType.Q5_0: Block(32, 22, (0,), ((6, 16), (2, 4), (0, 2))),
+    GGUFType.Q5_1: Block(32, 24, (0, 2), ((8, 16), (4, 4), (0, 4))),
+    GGUFType.Q8_0: Block(32, 34, (0,), ((2, 32), (0, 2))),
+    GGUFType.Q2_K: Block(256, 84, (80, 82), ((16, 64), (0, 16), (80, 4))),
+    GGUFType.Q3_K: Block(256, 110, (108,), ((32, 64), (0, 32), (96, 12), (108, 2))),
+    GGUFType.Q4_K: Block(256, 144, (0, 2), ((16, 128), (4, 12), (0, 4))),
+    GGUFType.Q5_K: Block(256, 176, (0, 2), ((48, 128), (16, 32), (4, 12), (0, 4))),
+    GGUFType.Q6_K: Block(256, 210, (208,), ((0, 128), (128, 64), (192, 16), (208, 2))),
+    GGUFType.IQ4_NL: Block(32, 18, (0,), ((2, 16), (0, 2))),
+    GGUFType.IQ4_XS: Block(256, 136, (0,), ((8, 128), (4, 4), (2, 2), (0, 2))),
 }
 IQ4_NUMBERS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 """What the 4-bit codes of the IQ4 types stand for."""

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.linear_gguf.dequantize import dequantize
+from kernels.linear_gguf.fields import fields_together
 from kernels.linear_gguf.quant_type import GGUFType
 from kernels.shared.int8_activations import round_to_int8
 
@@ -24,5 +25,6 @@ def linear_gguf(
     if int8_activations:
         q, scale = round_to_int8(y, INT8_GROUP)
         y = (q * scale).reshape(x.shape)
-    out = F.linear(y, dequantize(weight, quant_type), None if bias is None else bias.float())
+    plain = dequantize(fields_together(weight, quant_type), quant_type)
+    out = F.linear(y, plain, None if bias is None else bias.float())
     return out.to(x.dtype)

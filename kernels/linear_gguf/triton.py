@@ -32,7 +32,7 @@ def supports(
     *,
     int8_activations: bool = False,
 ) -> bool:
-    """GPU tensors whose last dimension is contiguous, as they are; fp16 scales can be loaded."""
+    """GPU tensors whose last dimension is contiguous; fp16 scales can be loaded."""
     return (
         _triton.runs_on(x, weight)
         and not int8_activations
@@ -68,7 +68,7 @@ def linear_gguf(
             size,
             cut.tiles_per_part,
             TYPE=int(quant_type),
-            BLOCK_BYTES=BLOCKS[quant_type].num_bytes,
+            BLOCK_WEIGHTS=BLOCKS[quant_type].num_weights,
             TILE=TILE,
             **cut.constants,
             **cut.tuned_options(f"linear_gguf {quant_type.name}", x.dtype),
@@ -89,7 +89,7 @@ def _linear_gguf_kernel(
     K,
     tiles_per_part,
     TYPE: tl.constexpr,
-    BLOCK_BYTES: tl.constexpr,
+    BLOCK_WEIGHTS: tl.constexpr,
     TILE: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -103,6 +103,7 @@ def _linear_gguf_kernel(
     # The last weight again, past the end: what comes of it is not stored.
     column = tl.minimum(columns, N - 1).to(tl.int64)
     weight_rows = weight_ptr + column[None, :] * weight_row_bytes
+    num_blocks = K // BLOCK_WEIGHTS
     units_per_part = tiles_per_part * (TILE // UNIT)
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for part in range(PARTS):
@@ -111,18 +112,25 @@ def _linear_gguf_kernel(
         part_sum = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for unit in range(first, last):
             x = tl.load(x_rows + unit * UNIT, mask=(rows < M)[:, None], other=0.0)
-            if TYPE < 10 or TYPE == 20:
-                weight = _legacy_weights(weight_rows + unit * BLOCK_BYTES, inner[:, None], TYPE)
-            else:
-                block = weight_rows + unit // 8 * BLOCK_BYTES
-                weight = _k_weights(block, unit % 8, inner[:, None], TYPE)
+            weight = gguf_weights(weight_rows, num_blocks, unit, inner[:, None], TYPE)
             part_sum = tl.dot(x, weight.to(x.dtype), part_sum, input_precision="ieee")
         total += part_sum
     write(total, rows, columns, None, None, bias_ptr, out_ptr, M, N)
 
 
-# The functions below take pointers to blocks, [1, BLOCK_N], and places in a run of 32 weights,
-# [32, 1], and return these weights in fp32, [32, BLOCK_N]. `dequantize.py` says the same in words.
+# The functions below take pointers to rows, [1, BLOCK_N], of so many blocks, and places in a run of
+# 32 weights, [32, 1], and return the weights of a run in fp32, [32, BLOCK_N]. Fields lie as in
+# `BLOCKS`; `dequantize.py` says in words what they mean.
+
+
+@triton.jit
+def gguf_weights(row, num_blocks, unit, inner, TYPE: tl.constexpr):
+    """Weights 32 · unit ... of a type that `GGUFType` numbers."""
+    if TYPE < 10 or TYPE == 20:
+        weight = _legacy_weights(row, num_blocks, unit, inner, TYPE)
+    else:
+        weight = _k_weights(row, num_blocks, unit // 8, unit % 8, inner, TYPE)
+    return weight
 
 
 @triton.jit
@@ -136,77 +144,89 @@ def _fp16(address):
 
 
 @triton.jit
-def _legacy_weights(block, inner, TYPE: tl.constexpr):
+def _legacy_weights(row, num_blocks, block, inner, TYPE: tl.constexpr):
     """A block of Q4_0 (2), Q4_1 (3), Q5_0 (6), Q5_1 (7), Q8_0 (8) or IQ4_NL (20)."""
     HAS_MINIMUM: tl.constexpr = TYPE == 3 or TYPE == 7
-    start: tl.constexpr = 4 if HAS_MINIMUM else 2
+    CODES: tl.constexpr = 32 if TYPE == 8 else 16
+    HIGH_BITS: tl.constexpr = 4 if TYPE == 6 or TYPE == 7 else 0
     if TYPE == 8:
-        q = tl.load(block + start + inner).to(tl.int8, bitcast=True).to(tl.int32)
-    elif TYPE == 20:
-        q = _iq4_number(_byte(block + start + inner % 16) >> (inner // 16 * 4) & 15)
-    elif TYPE < 6:
-        q = _byte(block + start + inner % 16) >> (inner // 16 * 4) & 15
-        q -= 0 if HAS_MINIMUM else 8
+        q = tl.load(row + block * CODES + inner).to(tl.int8, bitcast=True).to(tl.int32)
     else:
-        low = _byte(block + start + 4 + inner % 16) >> (inner // 16 * 4) & 15
-        high = _byte(block + start + inner // 8) >> (inner % 8) & 1
-        q = low | (high << 4)
-        q -= 0 if HAS_MINIMUM else 16
-    weight = q.to(tl.float32) * _fp16(block)
+        q = _byte(row + block * CODES + inner % 16) >> (inner // 16 * 4) & 15
+        if HIGH_BITS > 0:
+            high = row + CODES * num_blocks + block * HIGH_BITS
+            q |= (_byte(high + inner // 8) >> (inner % 8) & 1) << 4
+        if TYPE == 20:
+            q = _iq4_number(q)
+        elif not HAS_MINIMUM:
+            q -= 16 if HIGH_BITS > 0 else 8
+    factors = row + (CODES + HIGH_BITS) * num_blocks + block * (4 if HAS_MINIMUM else 2)
+    weight = q.to(tl.float32) * _fp16(factors)
     if HAS_MINIMUM:
-        weight += _fp16(block + 2)
+        weight += _fp16(factors + 2)
     return weight
 
 
 @triton.jit
-def _k_weights(block, run, inner, TYPE: tl.constexpr):
+def _k_weights(row, num_blocks, block, run, inner, TYPE: tl.constexpr):
     """Run `run` (0 ... 7) of a block of Q2_K (10) ... Q6_K (14) or IQ4_XS (23)."""
     if TYPE == 10:
-        q = _byte(block + 16 + run // 4 * 32 + inner) >> (run % 4 * 2) & 3
+        q = _byte(row + block * 64 + run // 4 * 32 + inner) >> (run % 4 * 2) & 3
         # A byte for each 16 weights.
-        packed = tl.where(inner < 16, _byte(block + run * 2), _byte(block + run * 2 + 1))
-        scale = (packed & 15).to(tl.float32) * _fp16(block + 80)
-        minimum = (packed >> 4).to(tl.float32) * _fp16(block + 82)
+        scales = row + 64 * num_blocks + block * 16 + run * 2
+        factors = row + 80 * num_blocks + block * 4
+        packed = tl.where(inner < 16, _byte(scales), _byte(scales + 1))
+        scale = (packed & 15).to(tl.float32) * _fp16(factors)
+        minimum = (packed >> 4).to(tl.float32) * _fp16(factors + 2)
         weight = q.to(tl.float32) * scale - minimum
     elif TYPE == 11:
-        low = _byte(block + 32 + run // 4 * 32 + inner) >> (run % 4 * 2) & 3
-        high = _byte(block + inner) >> run & 1
-        first, second = _q3_scale(block, run * 2), _q3_scale(block, run * 2 + 1)
-        scale = tl.where(inner < 16, first, second).to(tl.float32) * _fp16(block + 108)
+        low = _byte(row + block * 64 + run // 4 * 32 + inner) >> (run % 4 * 2) & 3
+        high = _byte(row + 64 * num_blocks + block * 32 + inner) >> run & 1
+        scales = row + 96 * num_blocks + block * 12
+        first, second = _q3_scale(scales, run * 2), _q3_scale(scales, run * 2 + 1)
+        factor = _fp16(row + 108 * num_blocks + block * 2)
+        scale = tl.where(inner < 16, first, second).to(tl.float32) * factor
         weight = (low - 4 + high * 4).to(tl.float32) * scale
     elif TYPE == 14:
         half = run // 4
-        low = _byte(block + half * 64 + run % 2 * 32 + inner) >> (run % 4 // 2 * 4) & 15
-        high = _byte(block + 128 + half * 32 + inner) >> (run % 4 * 2) & 3
-        first = tl.load(block + 192 + run * 2).to(tl.int8, bitcast=True)
-        second = tl.load(block + 193 + run * 2).to(tl.int8, bitcast=True)
-        scale = tl.where(inner < 16, first, second).to(tl.float32) * _fp16(block + 208)
+        codes = row + block * 128 + half * 64 + run % 2 * 32
+        low = _byte(codes + inner) >> (run % 4 // 2 * 4) & 15
+        high_bits = row + 128 * num_blocks + block * 64 + half * 32
+        high = _byte(high_bits + inner) >> (run % 4 * 2) & 3
+        scales = row + 192 * num_blocks + block * 16 + run * 2
+        first = tl.load(scales).to(tl.int8, bitcast=True)
+        second = tl.load(scales + 1).to(tl.int8, bitcast=True)
+        factor = _fp16(row + 208 * num_blocks + block * 2)
+        scale = tl.where(inner < 16, first, second).to(tl.float32) * factor
         weight = ((low | high << 4) - 32).to(tl.float32) * scale
     elif TYPE == 23:
-        q = _iq4_number(_byte(block + 8 + run * 16 + inner % 16) >> (inner // 16 * 4) & 15)
-        low = _byte(block + 4 + run // 2) >> (run % 2 * 4) & 15
-        high = _byte(block + 2 + run // 4) >> (run % 4 * 2) & 3
-        scale = ((low | high << 4) - 32).to(tl.float32) * _fp16(block)
-        weight = q.to(tl.float32) * scale
+        codes = row + block * 128 + run * 16
+        q = _iq4_number(_byte(codes + inner % 16) >> (inner // 16 * 4) & 15)
+        low = _byte(row + 128 * num_blocks + block * 4 + run // 2) >> (run % 2 * 4) & 15
+        high = _byte(row + 132 * num_blocks + block * 2 + run // 4) >> (run % 4 * 2) & 3
+        factor = _fp16(row + 134 * num_blocks + block * 2)
+        weight = q.to(tl.float32) * (((low | high << 4) - 32).to(tl.float32) * factor)
     else:
-        start: tl.constexpr = 48 if TYPE == 13 else 16
-        q = _byte(block + start + run // 2 * 32 + inner) >> (run % 2 * 4) & 15
+        # Q5_K has 32 bytes of high bits between codes and scales.
+        HIGH_BITS: tl.constexpr = 32 if TYPE == 13 else 0
+        q = _byte(row + block * 128 + run // 2 * 32 + inner) >> (run % 2 * 4) & 15
         if TYPE == 13:
-            q |= (_byte(block + 16 + inner) >> run & 1) << 4
-        place = run % 4
-        first_scales, first_minima = _byte(block + 4 + place), _byte(block + 8 + place)
-        last = _byte(block + 12 + place)
+            q |= (_byte(row + 128 * num_blocks + block * 32 + inner) >> run & 1) << 4
+        scales = row + (128 + HIGH_BITS) * num_blocks + block * 12 + run % 4
+        first_scales, first_minima = _byte(scales), _byte(scales + 4)
+        last = _byte(scales + 8)
         scale = tl.where(run < 4, first_scales & 63, (last & 15) | (first_scales >> 2 & 48))
         minimum = tl.where(run < 4, first_minima & 63, (last >> 4) | (first_minima >> 2 & 48))
-        scale = scale.to(tl.float32) * _fp16(block)
-        weight = q.to(tl.float32) * scale - minimum.to(tl.float32) * _fp16(block + 2)
+        factors = row + (140 + HIGH_BITS) * num_blocks + block * 4
+        scale = scale.to(tl.float32) * _fp16(factors)
+        weight = q.to(tl.float32) * scale - minimum.to(tl.float32) * _fp16(factors + 2)
     return weight
 
 
 @triton.jit
-def _q3_scale(block, run):
-    low = _byte(block + 96 + run % 8) >> (run // 8 * 4) & 15
-    high = _byte(block + 104 + run % 4) >> (run // 4 * 2) & 3
+def _q3_scale(scales, run):
+    low = _byte(scales + run % 8) >> (run // 8 * 4) & 15
+    high = _byte(scales + 8 + run % 4) >> (run // 4 * 2) & 3
     return (low | high << 4) - 32
 
 

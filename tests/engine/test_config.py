@@ -100,7 +100,7 @@ def test_packed_weights_stay_packed_where_that_costs_nothing(device, is_packed, 
     found = resolve_quantization(
         "auto", device, stored="gguf" if is_packed else None, has_native=has_native
     )
-    packed = device == "cpu" and is_packed and has_native
+    packed = is_packed and has_native
     assert found == ("gguf" if packed else "none")
     facts = {
         "stored": "gguf" if is_packed else None,

@@ -7,9 +7,10 @@ import torch
 from gguf.quants import dequantize as expected_weights
 from gguf.quants import quantize
 
-from kernels import GGUFType, linear_gguf
+from kernels import GGUFType, fields_apart, linear_gguf
 from kernels.linear_gguf.cases import random_weight
 from kernels.linear_gguf.dequantize import dequantize
+from kernels.linear_gguf.fields import fields_together
 from kernels.linear_gguf.quant_type import BLOCKS, row_bytes
 
 QUANTIZABLE = [kind for kind in GGUFType if kind < GGUFType.Q2_K]
@@ -42,6 +43,24 @@ def test_blocks_have_the_sizes_of_ggml(kind):
     assert gguf.GGMLQuantizationType(kind).name == kind.name
 
 
+@pytest.mark.parametrize("kind", GGUFType, ids=lambda kind: kind.name)
+def test_fields_lie_apart_each_at_a_multiple_of_its_size(kind):
+    block = BLOCKS[kind]
+    assert sorted(byte for first, size in block.fields for byte in range(first, first + size)) == (
+        list(range(block.num_bytes))
+    )
+    start = 0
+    for _, size in block.fields:
+        assert start % (size & -size) == 0
+        start += size
+    rows = random_weight(kind, 5, 768)
+    apart = fields_apart(rows, kind)
+    (first, size), num_blocks = block.fields[0], 768 // block.num_weights
+    codes = rows.view(5, num_blocks, -1)[:, :, first : first + size]
+    assert torch.equal(apart[:, : num_blocks * size].reshape(codes.shape), codes)
+    assert torch.equal(fields_together(apart, kind), rows)
+
+
 def test_half_a_block_is_no_row():
     with pytest.raises(ValueError, match="no whole Q4_K blocks"):
         row_bytes(GGUFType.Q4_K, 128)
@@ -52,6 +71,7 @@ def test_int8_activations_round_what_is_multiplied():
     weight = torch.from_numpy(
         quantize(np.eye(32, dtype=np.float32), gguf.GGMLQuantizationType.Q8_0)
     )
+    weight = fields_apart(weight, GGUFType.Q8_0)
     x = torch.zeros(1, 32)
     x[0, :5] = torch.tensor([127.0, 0.5, 1.5, -2.5, 3.25])
     found = linear_gguf(x, weight, GGUFType.Q8_0, int8_activations=True)
