@@ -13,6 +13,7 @@ from kernels.attention import attention
 from kernels.conv3x3 import Convolution, conv3x3
 from kernels.experts import (
     ExpertWeights,
+    GgufRows,
     Routing,
     linear_experts,
     route_experts,
@@ -74,6 +75,7 @@ __all__ = [
     "EditLists",
     "ExpertWeights",
     "GGUFType",
+    "GgufRows",
     "LoraShard",
     "PackedWeight",
     "PagedBatch",

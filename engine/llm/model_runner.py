@@ -35,6 +35,7 @@ from engine.llm.warm_up import decision as warm_up_decision
 from engine.models.adapters import NO_ADAPTER, Adapters
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
+from engine.models.experts_config import expert_row_counts
 from engine.models.forward_context import ForwardContext
 from engine.runtime.device import PACKED_KV_DTYPES
 from engine.structure import Structure
@@ -139,6 +140,7 @@ class ModelRunner:
         self._recorded_version = 0 if adapters is None else adapters.version
         """Of the adapters that steps were recorded with."""
         self._num_groups = len(model_config.layer_groups)
+        self._expert_rows = expert_row_counts(model_config)
         self._kv = KvStorage(
             num_blocks=config.num_kv_blocks + (recorder is not None),
             layer_groups=[group.layers for group in model_config.layer_groups],
@@ -244,7 +246,7 @@ class ModelRunner:
 
     def _run_warm_up_steps(self) -> None:
         self._kv.commit_ahead()
-        for step in warm_up_steps(self._config):
+        for step in warm_up_steps(self._config, self._expert_rows):
             self.run_once(step)
 
     def run_once(self, step: WarmUpStep) -> None:

@@ -7,6 +7,7 @@ in the head and among scored tokens; whether a context is longer than one split 
 rows have alternatives and edits.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from engine.config import ResolvedConfig
@@ -37,14 +38,18 @@ class Text:
 WarmUpStep = list[Text]
 
 
-def warm_up_steps(config: ResolvedConfig) -> list[WarmUpStep]:
-    """In the order they are to be taken."""
+def warm_up_steps(config: ResolvedConfig, more_rows: Iterable[int] = ()) -> list[WarmUpStep]:
+    """In the order they are to be taken.
+
+    Args:
+        more_rows: on a GPU, sizes of chunks for which a model has kernels beside `GPU_ROWS`.
+    """
     if config.device == "cpu":
         most = config.max_decode_rows
         sizes = sorted({min(rows, most) for rows in CPU_ROWS})
         chunk = min(config.block_size, _most_tokens(config))
         return [*([Text(1)] * size for size in sizes), [Text(chunk)]]
-    return [*_decodes(config), *_chunks(config)]
+    return [*_decodes(config), *_chunks(config, {*GPU_ROWS, *more_rows})]
 
 
 def largest_steps(config: ResolvedConfig) -> list[WarmUpStep]:
@@ -89,11 +94,11 @@ def _decodes(config: ResolvedConfig) -> list[WarmUpStep]:
     return steps
 
 
-def _chunks(config: ResolvedConfig) -> list[WarmUpStep]:
+def _chunks(config: ResolvedConfig, sizes: Iterable[int]) -> list[WarmUpStep]:
     """Of prompts whose tokens are scored: the head then has as many rows."""
     return [
         [Text(rows, sampling=SamplingParams(max_tokens=1, prompt_logprobs=num_top))]
-        for rows in GPU_ROWS
+        for rows in sorted(sizes)
         if rows <= _most_tokens(config)
         for num_top in (0, 1)
     ]

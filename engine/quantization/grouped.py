@@ -8,7 +8,8 @@ from torch import Tensor
 from engine.quantization.int4_groups import GroupPanels
 from engine.quantization.panels import PanelsState
 from engine.quantization.plain import PlainState
-from kernels import ExpertWeights, linear_experts
+from engine.quantization.products import BlocksProduct
+from kernels import ExpertWeights, GgufRows, linear_experts
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ def _without_bias(state: object) -> tuple[object, bool]:
     """A layer's weight, and whether it meets 8-bit integers; None: it is more than a weight."""
     if isinstance(state, GroupPanels) and state.order is None:
         state = state.state
+    if isinstance(state, BlocksProduct) and state.bias is None and state.order is None:
+        return GgufRows(state.rows, state.quant_type), False
     if isinstance(state, PanelsState | PlainState) and state.bias is None:
         if isinstance(state, PanelsState):
             return state.panels, state.int8_activations

@@ -3,13 +3,15 @@ sum of their answers."""
 
 from torch import Tensor
 
+from kernels import _triton
 from kernels.experts import cpu, linear_cases, reference, route_cases, sum_cases
-from kernels.experts.expert_weights import ExpertWeights
+from kernels.experts.expert_weights import ExpertWeights, GgufRows
 from kernels.experts.routing import Routing
 from kernels.registry import op
 
 __all__ = [
     "ExpertWeights",
+    "GgufRows",
     "Routing",
     "linear_experts",
     "route_experts",
@@ -57,7 +59,8 @@ def linear_experts(
 
     Returns:
         [R, N], contiguous, x's dtype. A row is bit for bit what the product for this form of
-        weights (`linear_packed`, `linear_panels`) gives for it alone.
+        weights (`linear_packed`, `linear_panels`, on a GPU `linear_gguf`) gives for it alone; of
+        plain weights on a GPU it depends on nothing but the row and the weight.
     """
     return reference.linear_experts(x, weights, starts, rows, int8_activations=int8_activations)
 
@@ -80,3 +83,11 @@ def sum_experts(answers: Tensor, weights: Tensor, places: Tensor) -> Tensor:
 route_experts.implementation("cpu", supports=cpu.supports_route)(cpu.route_experts)
 linear_experts.implementation("cpu", supports=cpu.supports_linear)(cpu.linear_experts)
 sum_experts.implementation("cpu", supports=cpu.supports_sum)(cpu.sum_experts)
+if _triton.AVAILABLE:
+    from kernels.experts import triton, triton_linear
+
+    route_experts.implementation("triton", supports=triton.supports_route)(triton.route_experts)
+    linear_experts.implementation("triton", supports=triton_linear.supports)(
+        triton_linear.linear_experts
+    )
+    sum_experts.implementation("triton", supports=triton.supports_sum)(triton.sum_experts)

@@ -10,7 +10,7 @@ from kernels import native
 from kernels.experts.expert_weights import ExpertWeights
 from kernels.experts.routing import Routing
 from kernels.linear_packed import PackedWeight
-from kernels.linear_panels.panels import BLOCK
+from kernels.linear_panels.panels import BLOCK, Panels
 
 _SIGNATURES = {
     "tandem_route_experts": "piiiiipppp",
@@ -61,8 +61,10 @@ def supports_linear(
     first = weights.of[0]
     if isinstance(first, PackedWeight):
         fits = first.dtype == x.dtype and not int8_activations
-    else:
+    elif isinstance(first, Panels):
         fits = not int8_activations or first.format.takes_int8_activations
+    else:
+        fits = False
     return fits and x.stride(1) == 1 and native.runs_on(x)
 
 
@@ -76,6 +78,7 @@ def linear_experts(
 ) -> Tensor:
     """See `kernels.experts`."""
     first = weights.of[0]
+    assert isinstance(first, PackedWeight | Panels)
     if isinstance(first, PackedWeight) and first.padded_inputs != first.in_features:
         x = F.pad(x, (0, first.padded_inputs - first.in_features))
     num_rows = x.shape[0] if rows is None else rows.shape[0]

@@ -9,15 +9,37 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kernels import _triton
+from kernels.linear_gguf.dequantize import dequantize
+from kernels.linear_gguf.fields import fields_together
+from kernels.linear_gguf.quant_type import BLOCKS, GGUFType
 from kernels.linear_packed import PackedWeight
 from kernels.linear_panels.panels import Panels, unpack
 
-Weight = PackedWeight | Panels
+
+@dataclass(frozen=True, slots=True)
+class GgufRows:
+    """[N, bytes of a row] uint8, fields apart (`kernels.linear_gguf`), for a GPU."""
+
+    data: Tensor
+    quant_type: GGUFType
+
+    @property
+    def out_features(self) -> int:
+        return self.data.shape[0]
+
+    @property
+    def in_features(self) -> int:
+        block = BLOCKS[self.quant_type]
+        return self.data.shape[1] // block.num_bytes * block.num_weights
+
+
+Weight = PackedWeight | Panels | GgufRows | Tensor
 
 
 @dataclass(frozen=True)
 class ExpertWeights:
-    """[N, K] of each expert: panels of one format, or plain numbers packed for a CPU.
+    """[N, K] of each expert: on a CPU packed or in panels, on a GPU plain or GGUF's blocks.
 
     Each weight has memory of its own, as it was loaded: kernels find them in a table.
     """
@@ -27,31 +49,60 @@ class ExpertWeights:
     @classmethod
     def together(cls, weights: Sequence[object]) -> "ExpertWeights | None":
         """None: they are not of one form that there is a product for."""
-        found = tuple(weight for weight in weights if isinstance(weight, Weight))
+        found = tuple(
+            weight for weight in weights if isinstance(weight, Weight) and _is_taken(weight)
+        )
         forms = {_form(weight) for weight in found}
         return cls(found) if len(found) == len(weights) and len(forms) == 1 else None
 
     @property
     def out_features(self) -> int:
-        return self.of[0].out_features
+        first = self.of[0]
+        return first.shape[0] if isinstance(first, Tensor) else first.out_features
 
     @property
     def in_features(self) -> int:
-        return self.of[0].in_features
+        first = self.of[0]
+        return first.shape[1] if isinstance(first, Tensor) else first.in_features
 
     def plain(self, expert: int, dtype: torch.dtype) -> Tensor:
         """[N, K] fp32 of numbers that are rounded to `dtype`."""
         weight = self.of[expert]
+        if isinstance(weight, Tensor):
+            return weight.float()
         if isinstance(weight, PackedWeight):
             return weight.unpack().float()
-        return unpack(weight).dequantised().to(dtype).float()
+        if isinstance(weight, Panels):
+            return unpack(weight).dequantised().to(dtype).float()
+        rows = fields_together(weight.data, weight.quant_type)
+        return dequantize(rows, weight.quant_type).to(dtype).float()
 
     @cached_property
     def addresses(self) -> NDArray[np.int64]:
         """[E]: where each expert's numbers are."""
-        return np.array([weight.data.data_ptr() for weight in self.of], dtype=np.int64)
+        data = [weight if isinstance(weight, Tensor) else weight.data for weight in self.of]
+        return np.array([one.data_ptr() for one in data], dtype=np.int64)
+
+    @cached_property
+    def table(self) -> Tensor:
+        """The same on the weights' device."""
+        first = self.of[0]
+        device = (first if isinstance(first, Tensor) else first.data).device
+        return torch.tensor(self.addresses.tolist(), dtype=torch.int64, device=device)
+
+
+def _is_taken(weight: Weight) -> bool:
+    """Plain tensors and blocks only by Triton's kernel."""
+    if isinstance(weight, PackedWeight | Panels):
+        return True
+    data = weight if isinstance(weight, Tensor) else weight.data
+    return _triton.AVAILABLE and _triton.runs_on(data)
 
 
 def _form(weight: Weight) -> object:
     """Equal for weights that one product takes together."""
-    return weight.format if isinstance(weight, Panels) else weight.dtype
+    if isinstance(weight, Panels):
+        return weight.format
+    if isinstance(weight, GgufRows):
+        return weight.quant_type
+    return type(weight), weight.dtype

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.experts.expert_weights import ExpertWeights, Weight
+from kernels.experts.expert_weights import ExpertWeights, GgufRows, Weight
 from kernels.experts.routing import Routing
 from kernels.linear_gguf.cases import random_weight
-from kernels.linear_gguf.quant_type import GGUFType
+from kernels.linear_gguf.fields import fields_apart
+from kernels.linear_gguf.quant_type import GGUFType, row_bytes
 from kernels.linear_packed import PackedWeight
 from kernels.linear_panels import panels_from_gguf
 from kernels.shared.work import Work, num_bytes
@@ -42,6 +43,8 @@ class Case:
     """Rows of x are views of wider ones."""
     favourite: int | None = None
     """All rows are this expert's."""
+    for_gpu: bool = False
+    """Weights as a GPU has them, on whatever device."""
 
 
 CASES = (
@@ -57,7 +60,19 @@ CASES = (
     Case("all_the_same", GGUFType.Q4_1, 4, 1, 50, 64, 64, favourite=3),
     Case("one_expert", GGUFType.Q5_0, 1, 1, 3, 16, 32),
     Case("no_rows", GGUFType.Q4_0, 3, 2, 0, 16, 32),
+    Case("gpu_q4_k", GGUFType.Q4_K, 12, 4, 1, 40, 1024, for_gpu=True),
+    Case("gpu_q6_k", GGUFType.Q6_K, 5, 2, 21, 40, 256, gathered=False, for_gpu=True),
+    Case("gpu_q8_0", GGUFType.Q8_0, 6, 3, 40, 37, 96, strided=True, for_gpu=True),
+    Case("gpu_plain", None, 9, 2, 7, 48, 128, for_gpu=True),
+    Case("gpu_plain_odd", None, 3, 2, 40, 45, 72, gathered=False, for_gpu=True),
+    Case("gpu_all_the_same", None, 4, 1, 70, 33, 64, favourite=2, for_gpu=True),
+    Case("gpu_no_rows", None, 3, 2, 0, 16, 32, for_gpu=True),
 )
+REFUSED = {
+    "cpu": {case.name for case in CASES if case.for_gpu},
+    "triton": {case.name for case in CASES if not case.for_gpu},
+}
+"""Cases that an implementation leaves to the next."""
 _SIZES = {"gate_up": (1536, 2048), "down": (2048, 768)}
 """Qwen3-30B-A3B's, of which this many experts are a quarter: as many as fit many machines."""
 BENCHMARKS: dict[str, tuple[Case, ...]] = {
@@ -70,19 +85,30 @@ BENCHMARKS: dict[str, tuple[Case, ...]] = {
         )
         for tokens in (1, 8, 64)
     ),
-    "cuda": (),
+    "cuda": tuple(
+        Case(
+            f"qwen3_30b {layer} {tokens} {kind}", one, 128, 8, tokens, *_SIZES[layer], for_gpu=True
+        )
+        for layer, kind, one in (
+            ("gate_up", "q4_k", GGUFType.Q4_K),
+            ("down", "q6_k", GGUFType.Q6_K),
+            ("gate_up", "bf16", None),
+        )
+        for tokens in (1, 64, 2048)
+    ),
 }
 """Shapes of real models by type of device; `kernels.tools.bench` times them."""
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
     """Keyword arguments of the op."""
-    device = torch.device("cpu")
+    if not case.for_gpu:
+        device = torch.device("cpu")
     routing = _routing(case, device)
     num_rows = case.tokens if case.gathered else case.tokens * case.top_k
     width = case.inputs * 2 if case.strided else case.inputs
     x = torch.randn(num_rows, width, device=device).to(dtype)[:, : case.inputs]
-    weights = [_weight(case, dtype) for _ in range(case.experts)]
+    weights = [_weight(case, dtype, device) for _ in range(case.experts)]
     return {
         "x": x,
         "weights": ExpertWeights(tuple(weights)),
@@ -93,17 +119,26 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
 
 
 def _routing(case: Case, device: torch.device) -> Routing:
+    if device.type == "meta":
+        pairs = torch.empty(case.tokens * case.top_k, dtype=torch.int64, device=device)
+        starts = torch.empty(case.experts + 1, dtype=torch.int64, device=device)
+        return Routing(weights=pairs, places=pairs, rows=pairs, starts=starts)
     choice = torch.rand(case.tokens, case.experts, device=device).argsort(-1)[:, : case.top_k]
     if case.favourite is not None:
         choice = torch.full_like(choice, case.favourite)
     return Routing.of(choice, torch.ones(choice.shape, device=device), case.experts)
 
 
-def _weight(case: Case, dtype: torch.dtype) -> Weight:
+def _weight(case: Case, dtype: torch.dtype, device: torch.device) -> Weight:
     if case.quant_type is None:
-        weight = torch.randn(case.outputs, case.inputs) / case.inputs**0.5
-        return PackedWeight.pack(weight.to(dtype))
+        weight = torch.randn(case.outputs, case.inputs, device=device) / case.inputs**0.5
+        return weight.to(dtype) if case.for_gpu else PackedWeight.pack(weight.to(dtype))
+    if device.type == "meta":
+        shape = (case.outputs, row_bytes(case.quant_type, case.inputs))
+        return GgufRows(torch.empty(shape, dtype=torch.uint8, device=device), case.quant_type)
     rows = random_weight(case.quant_type, case.outputs, case.inputs)
+    if case.for_gpu:
+        return GgufRows(fields_apart(rows, case.quant_type).to(device), case.quant_type)
     return panels_from_gguf(rows, case.quant_type)
 
 

@@ -45,7 +45,11 @@ BENCHMARKS: dict[str, tuple[Case, ...]] = {
         Case("qwen3_30b decode 32", 32, 128, 8),
         Case("qwen3_30b prompt 512", 512, 128, 8),
     ),
-    "cuda": (),
+    "cuda": (
+        Case("qwen3_30b decode 1", 1, 128, 8),
+        Case("qwen3_30b decode 64", 64, 128, 8),
+        Case("qwen3_30b prompt 2048", 2048, 128, 8),
+    ),
 }
 """Shapes of real models by type of device; `kernels.tools.bench` times them."""
 

@@ -36,7 +36,11 @@ BENCHMARKS: dict[str, tuple[Case, ...]] = {
         Case("qwen3_30b decode 32", 32, 8, 2048),
         Case("qwen3_30b prompt 512", 512, 8, 2048),
     ),
-    "cuda": (),
+    "cuda": (
+        Case("qwen3_30b decode 1", 1, 8, 2048),
+        Case("qwen3_30b decode 64", 64, 8, 2048),
+        Case("qwen3_30b prompt 2048", 2048, 8, 2048),
+    ),
 }
 """Shapes of real models by type of device; `kernels.tools.bench` times them."""
 

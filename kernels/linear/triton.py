@@ -149,7 +149,7 @@ def linear(
     out = x.new_empty(num_rows, num_outputs, dtype=torch.float32 if fp32_out else x.dtype)
     if out.numel() == 0:
         return out
-    tile = _tile(num_rows, x.dtype)
+    tile = tile_of(num_rows, x.dtype)
     num_parts, tiles_per_part = cut(num_outputs, size)
     together = num_parts == 1 or num_rows > FEW_ROWS
     written = out if together else x.new_empty(num_parts, *out.shape, dtype=torch.float32)
@@ -179,7 +179,8 @@ def linear(
     return out
 
 
-def _tile(num_rows: int, dtype: torch.dtype) -> Tile:
+def tile_of(num_rows: int, dtype: torch.dtype) -> Tile:
+    """For so many rows."""
     if dtype is torch.float32:
         return FULL_PRECISION
     return FEW if num_rows <= FEW_ROWS else MANY

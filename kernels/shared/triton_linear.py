@@ -123,9 +123,18 @@ def runs_of(length: int, block_k: int) -> int:
 class Output:
     """The result of a launch, and the sums of the parts where programs do not add them up."""
 
-    def __init__(self, cut: Plan, x: Tensor, num_outputs: int, sums: torch.dtype) -> None:
+    def __init__(
+        self,
+        cut: Plan,
+        x: Tensor,
+        num_outputs: int,
+        sums: torch.dtype,
+        *,
+        num_rows: int | None = None,
+    ) -> None:
         self._cut = cut
-        self.result = torch.empty(x.shape[0], num_outputs, dtype=x.dtype, device=x.device)
+        shape = (x.shape[0] if num_rows is None else num_rows, num_outputs)
+        self.result = torch.empty(shape, dtype=x.dtype, device=x.device)
         self._in_parts = cut.in_parts
         self.written = self.result
         if self._in_parts:

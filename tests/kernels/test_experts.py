@@ -8,8 +8,12 @@ import torch
 from kernels import (
     ExpertWeights,
     PackedWeight,
+    Panels,
     Routing,
+    _triton,
+    linear,
     linear_experts,
+    linear_gguf,
     linear_packed,
     linear_panels,
     native,
@@ -18,14 +22,23 @@ from kernels import route_experts as route
 from kernels.experts import cpu, linear_cases
 
 CPU = torch.device("cpu")
+GPU = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+"""Triton's kernels are interpreted where there is none."""
+ON_CPU = [case for case in linear_cases.CASES if not case.for_gpu]
+ON_GPU = [case for case in linear_cases.CASES if case.for_gpu]
 needs_native = pytest.mark.skipif(native.library() is None, reason=str(native.missing()))
+needs_triton = pytest.mark.skipif(not _triton.AVAILABLE, reason="Triton is not installed")
 
 
 def alone(x, weight, int8_activations):
     """One row times one weight."""
     if isinstance(weight, PackedWeight):
         return linear_packed(x, weight)
-    return linear_panels(x, weight, int8_activations=int8_activations)
+    if isinstance(weight, Panels):
+        return linear_panels(x, weight, int8_activations=int8_activations)
+    if isinstance(weight, torch.Tensor):
+        return linear.implementations()["triton"].function(x, weight, invariant=True)
+    return linear_gguf.implementations()["triton"].function(x, weight.data, weight.quant_type)
 
 
 def check_rows(case, dtype, device, run, count):
@@ -40,9 +53,18 @@ def check_rows(case, dtype, device, run, count):
 
 @needs_native
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("case", linear_cases.CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", ON_CPU, ids=lambda case: case.name)
 def test_a_row_has_the_bits_of_its_own_product(case, dtype):
     check_rows(case, dtype, CPU, linear_experts, 12)
+
+
+@needs_triton
+@pytest.mark.parametrize("case", ON_GPU, ids=lambda case: case.name)
+def test_so_it_has_on_a_gpu(case, monkeypatch):
+    """Whatever tiles other rows are in: sums go in the order of a weight's own kernel."""
+    monkeypatch.setattr(_triton, "runs_on", lambda *tensors: True)
+    run = linear_experts.implementations()["triton"].function
+    check_rows(case, torch.bfloat16, GPU, run, 3)
 
 
 def check_routing(found: Routing, tokens: int, experts: int, top_k: int) -> None:
@@ -82,5 +104,5 @@ def test_weights_of_several_forms_are_not_together():
     assert ExpertWeights.together([first, first]) is not None
     assert ExpertWeights.together([first, second]) is None
     assert ExpertWeights.together([second, None]) is None
-    # Plain tensors, as on a GPU, are multiplied one by one.
+    # Plain tensors have a product of their own on a GPU only.
     assert ExpertWeights.together([torch.randn(3, 4)]) is None

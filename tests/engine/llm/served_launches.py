@@ -7,7 +7,7 @@ caches and inputs lie on the `meta` device, which keeps addresses (so alignments
 import json
 import random
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from engine.llm.decision import GroupBlocks, NewSequence, ScheduleDecision, Sche
 from engine.llm.decode_graph import AtOnce
 from engine.llm.model_runner import ModelRunner
 from engine.models.config import ModelConfig
+from engine.models.experts_config import ExpertsConfig
 from engine.models.registry import create_model
 from engine.types import SamplingParams
 from kernels.linear.triton import _linear_add_kernel, _linear_kernel
@@ -50,7 +51,15 @@ QWEN = replace(LLAMA, architecture="Qwen3ForCausalLM", num_attention_heads=8, nu
 WINDOWED = replace(
     LLAMA, architecture="MistralForCausalLM", windows=(600,) * LLAMA.num_hidden_layers
 )
-MODELS = {"llama": LLAMA, "odd": ODD, "qwen3": QWEN, "windowed": WINDOWED}
+_SIZES = {field.name: getattr(QWEN, field.name) for field in fields(ModelConfig) if field.init}
+MIXTURE = ExpertsConfig(
+    **_SIZES | {"architecture": "Qwen3MoeForCausalLM"},
+    num_experts=16,
+    experts_per_token=4,
+    expert_size=96,
+    normalised=True,
+)
+MODELS = {"mixture": MIXTURE, "llama": LLAMA, "odd": ODD, "qwen3": QWEN, "windowed": WINDOWED}
 CONFIG = ResolvedConfig(
     device="cuda",
     dtype="bfloat16",

@@ -19,6 +19,7 @@ MODELS = [
     ("odd", {"block_size": 7, "max_num_seqs": 20}),
     ("qwen3", {"dtype": "float32", "max_num_seqs": 3}),
     ("windowed", {"max_num_seqs": 9}),
+    ("mixture", {"max_num_seqs": 20}),
     ("llama", {"max_num_batched_tokens": 16, "max_num_seqs": 16, "max_model_len": 400}),
 ]
 

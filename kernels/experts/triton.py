@@ -1,0 +1,187 @@
+"""Choosing, sorting and adding up on a GPU. Nothing is asked of the host, so steps can be recorded.
+
+Sorting counts: a pair's place is the number of pairs whose expert comes before its own, and of
+those before it that have the same. A program compares some pairs with all, which for the pairs of a
+step takes less time than a sort of several launches.
+"""
+
+import torch
+from torch import Tensor
+
+from kernels import _triton
+from kernels._triton import tl, triton
+from kernels.experts.routing import Routing
+
+PAIRS = 128
+"""That a program sorts."""
+OTHERS = 32
+"""That it compares them with at a time: more would not fit registers."""
+SUM_BLOCK = 1024
+MOST_EXPERTS = 4096
+MOST_CHOSEN = 64
+_COUNTS = ("num_pairs",)
+"""No number of pairs may need a kernel of its own."""
+
+
+def supports_route(logits: Tensor, top_k: int, *, normalised: bool) -> bool:
+    """fp32 on a GPU; a row of logits fits registers."""
+    return (
+        logits.dtype == torch.float32
+        and logits.stride(1) == 1
+        and logits.shape[1] <= MOST_EXPERTS
+        and top_k <= MOST_CHOSEN
+        and _triton.runs_on(logits)
+    )
+
+
+def route_experts(logits: Tensor, top_k: int, *, normalised: bool) -> Routing:
+    """See `kernels.experts`."""
+    tokens, experts = logits.shape
+    device = logits.device
+    num_pairs = tokens * top_k
+    choice = torch.empty(num_pairs, dtype=torch.int32, device=device)
+    found = Routing(
+        weights=torch.empty((tokens, top_k), device=device),
+        places=torch.empty((tokens, top_k), dtype=torch.int64, device=device),
+        rows=torch.empty(num_pairs, dtype=torch.int64, device=device),
+        starts=torch.empty(experts + 1, dtype=torch.int64, device=device),
+    )
+    if tokens:
+        _choose_experts_kernel[(tokens,)](
+            logits,
+            logits.stride(0),
+            choice,
+            found.weights,
+            NUM_EXPERTS=experts,
+            BLOCK_SIZE=triton.next_power_of_2(experts),
+            TOP_K=top_k,
+            CHOSEN=triton.next_power_of_2(top_k),
+            NORMALISED=normalised,
+        )
+    num_blocks = triton.cdiv(num_pairs, PAIRS)
+    _sort_pairs_kernel[(num_blocks + triton.cdiv(experts + 1, PAIRS),)](
+        choice,
+        found.places,
+        found.rows,
+        found.starts,
+        num_pairs,
+        NUM_EXPERTS=experts,
+        TOP_K=top_k,
+        PAIRS=PAIRS,
+        OTHERS=OTHERS,
+    )
+    return found
+
+
+@triton.jit
+def _choose_experts_kernel(
+    logits_ptr,
+    row_stride,
+    choice_ptr,
+    weights_ptr,
+    NUM_EXPERTS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    TOP_K: tl.constexpr,
+    CHOSEN: tl.constexpr,
+    NORMALISED: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    number = tl.arange(0, BLOCK_SIZE)
+    rank = tl.arange(0, CHOSEN)
+    is_one = number < NUM_EXPERTS
+    logits = tl.load(logits_ptr + token * row_stride + number, mask=is_one, other=float("-inf"))
+    # NaN is chosen like the lowest number, so that different ones are whatever there is.
+    keys = tl.where(logits == logits, logits, float("-inf"))
+    left = is_one
+    choice = tl.zeros((CHOSEN,), tl.int32)
+    chosen_logits = tl.zeros((CHOSEN,), tl.float32)
+    for place in tl.static_range(TOP_K):
+        most = tl.max(tl.where(left, keys, float("-inf")), 0)
+        best = tl.min(tl.where(left & (keys == most), number, BLOCK_SIZE), 0)
+        logit = tl.sum(tl.where(number == best, logits, 0.0), 0)
+        choice = tl.where(rank == place, best, choice)
+        chosen_logits = tl.where(rank == place, logit, chosen_logits)
+        left = left & (number != best)
+    most = tl.max(keys, 0)
+    total = tl.sum(tl.where(is_one, tl.exp(logits - most), 0.0), 0)
+    weights = tl.where(rank < TOP_K, tl.exp(chosen_logits - most) / total, 0.0)
+    if NORMALISED:
+        weights = weights / tl.sum(weights, 0)
+    at = token * TOP_K + rank
+    tl.store(choice_ptr + at, choice, mask=rank < TOP_K)
+    tl.store(weights_ptr + at, weights, mask=rank < TOP_K)
+
+
+@triton.jit(do_not_specialize=_COUNTS)
+def _sort_pairs_kernel(
+    choice_ptr,
+    places_ptr,
+    rows_ptr,
+    starts_ptr,
+    num_pairs,
+    NUM_EXPERTS: tl.constexpr,
+    TOP_K: tl.constexpr,
+    PAIRS: tl.constexpr,
+    OTHERS: tl.constexpr,
+):
+    num_blocks = tl.cdiv(num_pairs, PAIRS)
+    # The last programs count the pairs before each expert's, the others those before each pair.
+    is_pairs = tl.program_id(0) < num_blocks
+    mine = tl.program_id(0) * PAIRS + tl.arange(0, PAIRS)
+    if is_pairs:
+        expert = tl.load(choice_ptr + mine, mask=mine < num_pairs, other=NUM_EXPERTS)
+    else:
+        mine -= num_blocks * PAIRS
+        expert = mine.to(tl.int32)
+    count = tl.zeros((PAIRS,), tl.int32)
+    for block in range(tl.cdiv(num_pairs, OTHERS)):
+        other = block * OTHERS + tl.arange(0, OTHERS)
+        theirs = tl.load(choice_ptr + other, mask=other < num_pairs, other=NUM_EXPERTS)
+        is_before = theirs[None, :] < expert[:, None]
+        if is_pairs:
+            is_before |= (theirs[None, :] == expert[:, None]) & (other[None, :] < mine[:, None])
+        is_before &= (other < num_pairs)[None, :]
+        count += tl.sum(is_before.to(tl.int32), 1)
+    if is_pairs:
+        tl.store(places_ptr + mine, count.to(tl.int64), mask=mine < num_pairs)
+        tl.store(rows_ptr + count, (mine // TOP_K).to(tl.int64), mask=mine < num_pairs)
+    else:
+        tl.store(starts_ptr + mine, count.to(tl.int64), mask=mine <= NUM_EXPERTS)
+
+
+def supports_sum(answers: Tensor, weights: Tensor, places: Tensor) -> bool:
+    """Contiguous, on a GPU."""
+    return answers.is_contiguous() and _triton.runs_on(answers)
+
+
+def sum_experts(answers: Tensor, weights: Tensor, places: Tensor) -> Tensor:
+    """See `kernels.experts`."""
+    (tokens, top_k), size = places.shape, answers.shape[1]
+    out = answers.new_empty(tokens, size)
+    if tokens:
+        _sum_experts_kernel[(tokens, triton.cdiv(size, SUM_BLOCK))](
+            answers, weights, places, out, size, TOP_K=top_k, BLOCK_SIZE=SUM_BLOCK
+        )
+    return out
+
+
+@triton.jit
+def _sum_experts_kernel(
+    answers_ptr,
+    weights_ptr,
+    places_ptr,
+    out_ptr,
+    size,
+    TOP_K: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
+    total = tl.zeros((BLOCK_SIZE,), tl.float32)
+    for rank in tl.static_range(TOP_K):
+        place = tl.load(places_ptr + token * TOP_K + rank)
+        weight = tl.load(weights_ptr + token * TOP_K + rank)
+        answer = tl.load(answers_ptr + place * size + column, mask=column < size, other=0.0)
+        total += answer.to(tl.float32) * weight
+    at = out_ptr + token * size + column
+    tl.store(at, total.to(out_ptr.dtype.element_ty), mask=column < size)
