@@ -76,7 +76,9 @@ class GgufMethod(LinearMethod[PanelsState | BlocksProduct]):
     def lends_rows(self, device: str) -> bool:
         return device == "cpu"
 
-    def row_lookup(self, state: PanelsState | RowsState, dtype: torch.dtype) -> RowLookup | None:
+    def row_lookup(
+        self, state: PanelsState | BlocksProduct, dtype: torch.dtype
+    ) -> RowLookup | None:
         if not isinstance(state, PanelsState):
             return None
         look_up = state.panels.row_lookup()

@@ -40,7 +40,7 @@ class RoundedMethod(GgufMethod):
     def lends_rows(self, device: str) -> bool:
         return False
 
-    def row_lookup(self, state: PanelsState | RowsState, dtype: torch.dtype) -> None:
+    def row_lookup(self, state: PanelsState | BlocksProduct, dtype: torch.dtype) -> None:
         """None: the plain weight's rows are other numbers."""
 
     def _rows(self, part: LinearPart) -> Tensor:
