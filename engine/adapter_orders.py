@@ -2,7 +2,7 @@
 whoever keeps them (`engine.lora.table`). No torch, no wire library.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol, runtime_checkable
@@ -53,6 +53,21 @@ class AdapterShelf(Protocol):
         """
         ...
 
+    def check(self, keys: Collection[str]) -> None:
+        """
+        Raises:
+            InvalidParameter: they cannot be in place all at once.
+        """
+        ...
+
+    def take(self, keys: Collection[str]) -> bool:
+        """Whether they are in place for a request that begins now; True: it does begin."""
+        ...
+
+    def failure_of(self, keys: Collection[str]) -> EngineError | None:
+        """Why one of them could not be brought in place since `advance` began."""
+        ...
+
     def load(self, order: AdapterOrder, answer: Answer) -> None:
         """Begin to load one, beside the steps."""
         ...
@@ -65,11 +80,14 @@ class AdapterShelf(Protocol):
         """Whether `advance` has something to do, or will have."""
         ...
 
-    def advance(self, in_use: Callable[[], Collection[str]]) -> None:
+    def advance(
+        self, in_use: Callable[[], Collection[str]], waiting: Sequence[Collection[str]] = ()
+    ) -> None:
         """Bring forward what can be without waiting.
 
         Args:
-            in_use: the keys that requests have.
+            in_use: the keys that requests have which have begun.
+            waiting: those of each request that has not, because `take` said no, first come first.
         """
         ...
 
@@ -98,10 +116,21 @@ class NoAdapters:
     def unload(self, name: str, answer: Answer) -> None:
         answer(UnknownAdapter(f"the model has no adapter {name!r}", param="lora_name"))
 
+    def check(self, keys: Collection[str]) -> None:
+        """There are none to ask for."""
+
+    def take(self, keys: Collection[str]) -> bool:
+        return not keys
+
+    def failure_of(self, keys: Collection[str]) -> None:
+        """Nothing is ever brought."""
+
     def has_work(self) -> bool:
         return False
 
-    def advance(self, in_use: Callable[[], Collection[str]]) -> None:
+    def advance(
+        self, in_use: Callable[[], Collection[str]], waiting: Sequence[Collection[str]] = ()
+    ) -> None:
         """There is nothing to do."""
 
     def wait(self, seconds: float) -> None:

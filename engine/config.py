@@ -281,10 +281,24 @@ class EngineConfig:
     )
     max_loras: int | None = knob(
         None,
-        "Most LoRA adapters that a model has at once. By default those of lora, and 16 where "
-        "clients may load some.",
+        "Most LoRA adapters that steps of a model have at once: requests for others wait until one "
+        "of these has no requests. By default as many as the model has: those of lora, and 16 "
+        "where clients may load some.",
         ge=0,
         le=1024,
+    )
+    max_cpu_loras: int | None = knob(
+        None,
+        "Most LoRA adapters that a model has, be they in steps or not; by default max_loras, and "
+        "at least those of lora.",
+        ge=0,
+        le=65536,
+    )
+    lora_memory_gib: float | None = knob(
+        None,
+        "Limit of what a model's LoRA adapters take. Those that were used least lately make way, "
+        "and are read again when somebody asks for them. By default as much as max_loras need.",
+        ge=0.0,
     )
     deterministic: bool = knob(
         False,
@@ -303,7 +317,14 @@ class EngineConfig:
             raise InvalidParameter("lora names two adapters alike", param="lora")
         if len(self.lora) > self.max_adapters:
             raise InvalidParameter(
-                f"lora names {len(self.lora)} adapters and max_loras is {self.max_loras}; raise it",
+                f"lora names {len(self.lora)} adapters and max_cpu_loras is {self.max_cpu_loras}; "
+                f"raise it",
+                param="max_cpu_loras",
+            )
+        if not min(1, self.max_adapters) <= self.max_adapter_slots <= self.max_adapters:
+            raise InvalidParameter(
+                f"max_loras is {self.max_loras}; it must be from 1 to max_cpu_loras, which is "
+                f"{self.max_adapters}",
                 param="max_loras",
             )
         for f in fields(self):
@@ -325,13 +346,26 @@ class EngineConfig:
 
     @property
     def max_adapters(self) -> int:
-        """How many a model may have at once."""
-        return len(self.lora) if self.max_loras is None else self.max_loras
+        """How many a model may have."""
+        if self.max_cpu_loras is not None:
+            return self.max_cpu_loras
+        return max(len(self.lora), self.max_loras or 0)
+
+    @property
+    def max_adapter_slots(self) -> int:
+        """How many its steps may have at once."""
+        return self.max_adapters if self.max_loras is None else self.max_loras
+
+    @property
+    def adapter_bytes(self) -> int | None:
+        """That they may take. None: there is no limit."""
+        return None if self.lora_memory_gib is None else int(self.lora_memory_gib * GIB)
 
     def with_adapters(self, adapters: Mapping[str, str]) -> "EngineConfig":
         """The same with these adapters, and with as many at most."""
         lora = tuple(f"{name}={folder}" for name, folder in adapters.items())
-        return replace(self, lora=lora, max_loras=self.max_adapters)
+        most, slots = self.max_adapters, self.max_adapter_slots
+        return replace(self, lora=lora, max_cpu_loras=most, max_loras=slots)
 
     @property
     def resolved_kv_cache_dtype(self) -> Literal["bfloat16", "float16", "float32", "int8", "fp8"]:

@@ -13,6 +13,7 @@ import structlog
 import torch
 
 from engine.adapter_orders import AdapterOrder, AdapterShelf, Answer, NoAdapters
+from engine.adapter_queue import AdapterQueue
 from engine.config import Policy
 from engine.diffusion.decoding import Decoded, DecodeThread
 from engine.diffusion.drawing import Drawing, DrawingSource
@@ -81,6 +82,7 @@ class DiffusionEngine:
     ) -> None:
         self._source = source
         self._adapters = adapters or NoAdapters()
+        self._without_adapters: AdapterQueue[ImageRequest] = AdapterQueue(self._adapters)
         self._limits = limits
         self._scheduler = StepScheduler(limits.max_num_rows, limits.max_batch_pixels)
         self._decoder = DecodeThread()
@@ -100,9 +102,10 @@ class DiffusionEngine:
             QueueFull: too many wait already.
             UnknownAdapter: the model has not, or no more, what it asks for.
         """
-        if len(self._waiting) >= self._limits.max_num_queued:
+        num_waiting = len(self._waiting) + len(self._without_adapters)
+        if num_waiting >= self._limits.max_num_queued:
             raise QueueFull(
-                f"{len(self._waiting)} image requests wait; the limit is "
+                f"{num_waiting} image requests wait; the limit is "
                 f"{self._limits.max_num_queued}; try again later"
             )
         # Their names may mean other ones before the request ends.
@@ -111,6 +114,14 @@ class DiffusionEngine:
             for setting in request.loras
         ]
         request = replace(request, loras=keyed)
+        self._adapters.check(request.adapter_names)
+        if self._adapters.take(request.adapter_names):
+            self._queue(request)
+        else:
+            self._without_adapters.add(request)
+
+    def _queue(self, request: ImageRequest) -> None:
+        """Have a request wait for its turn, whose adapters are in place."""
         rank = self._policy.rank(request, next(self._arrivals))
         self._waiting.push(_Waiting(rank, request))
 
@@ -118,6 +129,7 @@ class DiffusionEngine:
         """Drop a request at once; unknown ids are ignored, and who asks for one image alone."""
         if index is not None:
             return
+        self._without_adapters.forget(request_id)
         for waiting in [w for w in self._waiting if w.request.request_id == request_id]:
             self._waiting.remove(waiting)
         for drawing in list(self._drawings.values()):
@@ -128,7 +140,7 @@ class DiffusionEngine:
 
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return self._has_requests() or self._adapters.has_work()
+        return self._has_requests() or self._without_adapters.has_work()
 
     def load_adapter(self, order: AdapterOrder, answer: Answer) -> None:
         """Begin to load an adapter, beside the steps; it is there once that is answered."""
@@ -141,8 +153,8 @@ class DiffusionEngine:
     @torch.inference_mode()
     def step(self) -> tuple[list[ImageEvent], ImageStats]:
         """Admit requests, compute one call, collect what was decoded."""
-        self._advance_adapters()
-        events = self._admit()
+        events = self._advance_adapters()
+        events += self._admit()
         decision, failures = self._decide()
         events += failures
         if decision is not None:
@@ -155,7 +167,7 @@ class DiffusionEngine:
         """The statistics as of now."""
         return ImageStats(
             num_running=len(self._drawings),
-            num_waiting=sum(waiting.request.params.n for waiting in self._waiting),
+            num_waiting=sum(request.params.n for request in self._waiting_requests()),
             step_rows=self._step_rows,
             step_time_s=self._step_time_s,
             num_steps=self._totals.num_steps,
@@ -183,16 +195,27 @@ class DiffusionEngine:
     def _has_requests(self) -> bool:
         return bool(self._waiting or self._drawings or self._decoder.num_pending)
 
-    def _advance_adapters(self) -> None:
-        """Put those in place that have been read, and let those go that nobody uses."""
-        if not self._adapters.has_work():
-            return
-        self._adapters.advance(self._adapters_in_use)
+    def _waiting_requests(self) -> list[ImageRequest]:
+        return [*(one.request for one in self._waiting), *self._without_adapters.requests()]
+
+    def _advance_adapters(self) -> list[ImageEvent]:
+        """Put those in place that have been read, and let those go that nobody uses; returns the
+        ends of requests whose adapters cannot be had."""
+        if not self._without_adapters.has_work():
+            return []
+        self._without_adapters.advance(self._adapters_in_use)
+        refused: list[ImageEvent] = []
+        for request, error in self._without_adapters.take_ready():
+            if error is None:
+                self._queue(request)
+            else:
+                refused += rejection(request, error)
         if not self._has_requests():
             self._adapters.wait(_DECODE_WAIT_S)
+        return refused
 
     def _adapters_in_use(self) -> set[str]:
-        """Keys of adapters that unfinished requests have."""
+        """Keys of adapters that unfinished requests have which are in place."""
         requests = [waiting.request for waiting in self._waiting]
         requests += [drawing.request for drawing in self._drawings.values()]
         return {name for request in requests for name in request.adapter_names}

@@ -17,6 +17,7 @@ from engine.fingerprint import fingerprint
 from engine.host import Host
 from engine.image_types import ImageModelInfo, ImageParams, ImageRequest, ImageTask, Pixels
 from engine.lora.images.table import load_image_adapters
+from engine.lora.shelf import AdapterLimits
 from engine.runtime.device import machine_facts, torch_dtype
 from engine.runtime.threads import limit_threads
 from engine.types import Phase
@@ -63,13 +64,14 @@ def load_engine(
         scheduling_policy=intent.scheduling_policy,
         deterministic=intent.deterministic,
     )
-    adapters = load_image_adapters(
-        intent.adapters,
-        family.adapted,
-        host,
-        dtype=dtype,
+    adapter_limits = AdapterLimits(
         max_adapters=intent.max_adapters,
+        max_slots=intent.max_adapter_slots,
+        max_bytes=intent.adapter_bytes,
         capacity_bytes=machine.free_memory_bytes,
+    )
+    adapters = load_image_adapters(
+        intent.adapters, family.adapted, host, adapter_limits, dtype=dtype
     )
     engine = DiffusionEngine(DrawingFactory(family), limits, adapters)
     host.report(Phase.WARMING_UP)

@@ -15,6 +15,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from engine.adapter_orders import AdapterOrder, AdapterShelf, Answer, NoAdapters
+from engine.adapter_queue import AdapterQueue
 from engine.config import ResolvedConfig
 from engine.errors import InvalidParameter
 from engine.fault import answer_for
@@ -53,6 +54,7 @@ class LLMEngine:
         self._scheduler = scheduler
         self._executor = executor
         self._adapters = adapters or NoAdapters()
+        self._without_adapter: AdapterQueue[GenerateRequest] = AdapterQueue(self._adapters)
         self._preparation = Preparation(executor)
         self._clock = clock
         self._checks_invariants = config.debug_invariants
@@ -69,25 +71,41 @@ class LLMEngine:
 
         Raises:
             RequestError, CapacityError: it cannot be taken; nothing was changed. What is found out
-                about its structure later is told by an event.
+                about its structure or its adapter later is told by an event.
         """
+        if request.request_id in self._without_adapter:
+            raise InvalidParameter("a request with this id is running", param="request_id")
         if request.adapter is not None:
             # Its name may mean another one before the request ends, in caches as well.
             request = replace(request, adapter=self._adapters.key_of(request.adapter))
+            self._adapters.check(request.adapter_names)
+            if not self._adapters.take(request.adapter_names):
+                self._check(request)
+                self._without_adapter.add(request)
+                return
+        self._begin(request)
+
+    def _begin(self, request: GenerateRequest) -> None:
+        """Queue a request whose adapter is in place."""
         structure = request.sampling.structure
         if structure is None:
             self._scheduler.add(request)
             return
+        self._check(request)
+        self._preparation.add(request, structure)
+
+    def _check(self, request: GenerateRequest) -> None:
+        """Refuse at once what could not be queued later."""
         self._scheduler.check(request)
         if request.request_id in self._preparation:
             raise InvalidParameter("a request with this id is running", param="request_id")
-        self._preparation.add(request, structure)
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """End a request, or one of its completions, and free its blocks now. Unknown ones are
         ignored; no event follows."""
         if index is None:
             self._preparation.forget(request_id)
+            self._without_adapter.forget(request_id)
         self._scheduler.abort(request_id, index)
         self._put_in_order()
 
@@ -103,7 +121,7 @@ class LLMEngine:
         return (
             self._scheduler.has_work()
             or bool(self._launched or self._preparation)
-            or self._adapters.has_work()
+            or self._without_adapter.has_work()
         )
 
     def step(self) -> tuple[list[TokenEvent], EngineStats]:
@@ -117,8 +135,8 @@ class LLMEngine:
                 be used again: its process ends, the supervisor starts a new one and tells the
                 clients.
         """
-        self._advance_adapters()
-        refused = self._admit_prepared()
+        refused = self._advance_adapters()
+        refused += self._admit_prepared()
         try:
             events, stats = self._step()
         except Exception as error:
@@ -129,16 +147,26 @@ class LLMEngine:
             self._scheduler.check_invariants()
         return refused + events, stats
 
-    def _advance_adapters(self) -> None:
-        """Put those in place that have been read, and let those go that nobody uses."""
-        if not self._adapters.has_work():
-            return
-        self._adapters.advance(self._adapters_in_use)
+    def _advance_adapters(self) -> list[TokenEvent]:
+        """Put those in place that have been read, and let those go that nobody uses; returns the
+        ends of requests whose adapters cannot be had."""
+        if not self._without_adapter.has_work():
+            return []
+        self._without_adapter.advance(self._adapters_in_use)
+        refused: list[TokenEvent] = []
+        for request, error in self._without_adapter.take_ready():
+            try:
+                if error is not None:
+                    raise error
+                self._begin(request)
+            except Exception as error:
+                refused += rejection(request, answer_for(error, request.request_id))
         if not (self._launched or self._preparation or self._scheduler.has_work()):
             self._adapters.wait(NAP_S)
+        return refused
 
     def _adapters_in_use(self) -> set[str]:
-        """Keys of adapters that unfinished requests have."""
+        """Keys of adapters that unfinished requests have which are in place."""
         requests = (*self._scheduler.requests(), *self._preparation.requests())
         return {request.adapter for request in requests if request.adapter is not None}
 
@@ -166,8 +194,7 @@ class LLMEngine:
         started = perf_counter()
         events = self._scheduler.commit(decision, output)
         stats = replace(
-            self._scheduler.stats(),
-            kv_bytes_committed=self._executor.kv_bytes_committed,
+            self._stats(),
             schedule_time_s=schedule_time_s + perf_counter() - started,
             prepare_time_s=output.prepare_time_s,
             forward_time_s=output.forward_time_s,
@@ -177,10 +204,14 @@ class LLMEngine:
 
     def stats(self) -> EngineStats:
         """The statistics as of now, between two steps: no tokens, no times."""
+        return replace(self._stats(), step_tokens=0)
+
+    def _stats(self) -> EngineStats:
+        stats = self._scheduler.stats()
         return replace(
-            self._scheduler.stats(),
+            stats,
+            num_waiting=stats.num_waiting + len(self._without_adapter),
             kv_bytes_committed=self._executor.kv_bytes_committed,
-            step_tokens=0,
         )
 
     def _launch_steps(self) -> float:

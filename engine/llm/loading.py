@@ -28,6 +28,7 @@ from engine.llm.step_memory import measure_step_memory
 from engine.llm.structure.grammars import Grammars
 from engine.llm.structure.reader_process import ReaderProcess
 from engine.llm.structure.token_table import load_token_table
+from engine.lora.shelf import AdapterLimits
 from engine.lora.table import load_adapters
 from engine.models.adapters import Adapters
 from engine.models.causal_lm import CausalLM
@@ -65,6 +66,7 @@ def load_engine(
         build_operations(host)
     with explained_shortage(checkpoint, model_config, intent, machine):
         plan, memory = planned(checkpoint, model_config, intent, machine, host)
+        memory = memory.beside(intent.adapter_bytes or 0)
         draft_plan = plan_draft(checkpoint, model_config, intent, memory.machine_beside)
         if draft_plan is not None:
             memory = memory.with_draft(draft_plan, host)
@@ -91,16 +93,17 @@ def load_engine(
             deterministic=config.deterministic,
         )
     draft = None if draft_plan is None else load_draft(draft_plan, config, host)
-    adapters = load_adapters(
-        intent.adapters,
-        model,
-        host,
-        machine.free_memory_bytes,
+    limits = AdapterLimits(
         max_adapters=intent.max_adapters,
+        max_slots=intent.max_adapter_slots,
+        max_bytes=intent.adapter_bytes,
+        capacity_bytes=machine.free_memory_bytes,
     )
+    adapters = load_adapters(intent.adapters, model, host, limits)
     host.report(Phase.WARMING_UP)
     if config.device == "cuda":
-        memory = memory.beside(0 if adapters is None else adapters.num_bytes)
+        loaded_bytes = 0 if adapters is None else adapters.num_bytes
+        memory = memory.beside(max(0, loaded_bytes - (intent.adapter_bytes or 0)))
         with explained_shortage(checkpoint, model_config, intent, machine):
             config = measured(model, model_config, memory, host, adapters, draft)
             memory.reserve_pool(config, host)

@@ -78,6 +78,12 @@ class Update:
         """Of room."""
         return Need(self.rank, self.gate is not None)
 
+    @property
+    def num_bytes(self) -> int:
+        """Of its tensors."""
+        gate = () if self.gate is None else (self.gate.less_one, self.gate.bias)
+        return sum(tensor.nbytes for tensor in (self.a, self.b, *gate))
+
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
@@ -92,6 +98,11 @@ class Adapter:
     def needs(self) -> dict[str, Need]:
         """By layer."""
         return {name: update.need for name, update in self.updates.items()}
+
+    @property
+    def num_bytes(self) -> int:
+        """Of memory."""
+        return sum(update.num_bytes for update in self.updates.values())
 
     @property
     def report(self) -> AdapterReport:

@@ -509,7 +509,8 @@ class Settings(BaseSettings):
         return max(sequences, images)
 
     def _max_loras(self) -> int | None:
-        if self.engine.max_loras is not None or not (self.loras_dir or self.loadable_loras):
+        is_said = self.engine.max_loras is not None or self.engine.max_cpu_loras is not None
+        if is_said or not (self.loras_dir or self.loadable_loras):
             return self.engine.max_loras
         specs = map(ModelSpec.parse, self.models)
         return max(MAX_LORAS, *(len(spec.config(self.engine).lora) for spec in specs))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from peft_adapters import Host
+from peft_adapters import Host, limits_of
 from safetensors.torch import save_file
 from torch import nn
 
@@ -176,11 +176,10 @@ def dotted(prefix):
     return lambda path: f"{prefix}.{path}"
 
 
-def table_of(adapted, *, room=8, host=None):
+def table_of(adapted, *, room=8, host=None, **limits):
     """An empty table of a model's layers."""
-    return ImageAdapterTable(
-        adapted, host or Host(), dtype=torch.float32, max_adapters=room, capacity_bytes=1
-    )
+    most = limits_of(room, **limits)
+    return ImageAdapterTable(adapted, host or Host(), most, dtype=torch.float32)
 
 
 def settle(table, in_use=()):

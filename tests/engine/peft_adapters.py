@@ -11,6 +11,7 @@ import transformers
 
 from engine.errors import InsufficientMemory
 from engine.host import Grant
+from engine.lora.shelf import AdapterLimits
 from engine.lora.table import AdapterTable
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -45,10 +46,17 @@ class Host:
         del self.lent[grant.id]
 
 
-def load(model: Any, folders: dict[str, Any], host: Host | None = None, room: int = 0) -> Any:
+def limits_of(num_adapters: int, **given: Any) -> AdapterLimits:
+    """As many in place, unless told otherwise."""
+    most = {"max_adapters": num_adapters, "max_slots": num_adapters, "capacity_bytes": 1}
+    return AdapterLimits(**(most | given))
+
+
+def load(
+    model: Any, folders: dict[str, Any], host: Host | None = None, room: int = 0, **limits: Any
+) -> Any:
     """A table with these adapters, and room for more."""
-    limits = {"max_adapters": len(folders) + room, "capacity_bytes": 1}
-    table = AdapterTable(model, host or Host(), **limits)
+    table = AdapterTable(model, host or Host(), limits_of(len(folders) + room, **limits))
     table.load_first({name: str(folder) for name, folder in folders.items()})
     return table
 

@@ -1,48 +1,54 @@
 """The adapters that an image model has now."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import structlog
 import torch
 
-from engine.adapter_orders import AdapterOrder, AdapterReport, NoAdapters
+from engine.adapter_orders import AdapterOrder, NoAdapters
+from engine.errors import ModelLoadError
 from engine.host import Grant, Host
 from engine.lora.images.changes import Change
 from engine.lora.images.files import Plan, plan_adapter, read_changes
 from engine.lora.images.layers import AdaptedLayers, Place
 from engine.lora.images.names import layer_names
-from engine.lora.shelf import Shelf, Steps, cause_of
+from engine.lora.peft_config import CONFIG
+from engine.lora.shelf import AdapterLimits, Shelf, Steps, cause_of
+from engine.lora.source import Source
 
 log = structlog.get_logger(__name__)
 
 
-class ImageAdapterTable(Shelf[Grant]):
-    """An adapter has weights of its own, whose memory is lent to it for as long as it is there.
+class _Read(NamedTuple):
+    """An adapter that is whole, in memory that was lent for it."""
+
+    source: Source
+    plan: Plan
+    changes: Mapping[Place, Change]
+    grant: Grant
+
+
+class ImageAdapterTable(Shelf[int, Grant]):
+    """An adapter has weights of its own, whose memory is lent to it for as long as it is in place.
+    One that comes back is read from its files again.
 
     Args:
         dtype: of the model.
-        max_adapters: as many names there may be at a time.
-        capacity_bytes: see `Host.reserve`.
     """
 
     asked_by = "loras"
 
     def __init__(
-        self,
-        adapted: AdaptedLayers,
-        host: Host,
-        *,
-        dtype: torch.dtype,
-        max_adapters: int,
-        capacity_bytes: int,
+        self, adapted: AdaptedLayers, host: Host, limits: AdapterLimits, *, dtype: torch.dtype
     ) -> None:
-        super().__init__(max_adapters=max_adapters)
+        super().__init__(limits)
         self._adapted = adapted
         self._host = host
         self._dtype = dtype
-        self._capacity_bytes = capacity_bytes
         self._names = layer_names(adapted)
 
     def load_first(self, places: Mapping[str, str]) -> None:
@@ -63,52 +69,86 @@ class ImageAdapterTable(Shelf[Grant]):
                 log.error("adapter failed to load", adapter=name, folder=place, reason=reason)
 
     def _steps(self, order: AdapterOrder) -> Steps:
-        planning = self._thread.submit(self._plan, order.folder)
+        source, plan, changes, grant = yield from self._reading(order.folder)
+        has_room = self._has_room(order.name, self._size(plan))
+        key, _ = self._keep(order.name, source, self._size(plan), plan.report)
+        if has_room:
+            self._enter(key, changes, grant)
+        else:  # it was read to know that it can be
+            self._host.give_back(grant)
+        return plan.report
+
+    def _return(self, key: str) -> Steps:
+        kept = self._kept[key]
+        source, _, changes, grant = yield from self._reading(kept.source.folder)
+        try:
+            kept.source.check_unchanged(source)
+        except ModelLoadError:
+            self._host.give_back(grant)
+            raise
+        if self._fits(kept.size):
+            self._enter(key, changes, grant)
+        else:
+            self._host.give_back(grant)
+        return None
+
+    def _reading(self, place: str) -> Generator["Future[Any] | None", None, _Read]:
+        planning = self._thread.submit(self._plan, place)
         yield planning
-        plan = planning.result()
-        grant = self._borrow(plan.num_weights * self._dtype.itemsize)
+        source, plan = planning.result()
+        self._check_size(self._size(plan))
+        grant = self._borrow(self._size(plan))
         try:
             reading = self._thread.submit(read_changes, plan, self._dtype, self._adapted.device)
             yield reading
-            changes = reading.result()
+            return _Read(source, plan, reading.result(), grant)
         except Exception:
             self._host.give_back(grant)
             raise
-        return self._enter(order.name, changes, grant, plan.report)
 
-    def _plan(self, place: str) -> Plan:
-        return plan_adapter(Path(os.path.expanduser(place)), self._names, self._adapted.layers)
+    def _fits(self, size: int, without: Collection[str] = (), *, more: int = 0) -> bool:
+        sizes = [kept.size for kept in self._placed(without)]
+        is_free = len(sizes) < self._limits.max_slots + more
+        return is_free and not self._exceeds(self._bytes_of([*sizes, size]))
+
+    def _bytes_of(self, sizes: Iterable[int]) -> int:
+        return sum(sizes)
+
+    def _size(self, plan: Plan) -> int:
+        return plan.num_weights * self._dtype.itemsize
+
+    def _plan(self, place: str) -> tuple[Source, Plan]:
+        plan = plan_adapter(Path(os.path.expanduser(place)), self._names, self._adapted.layers)
+        return Source.of(place, plan.file, plan.file.parent / CONFIG), plan
 
     def _borrow(self, num_bytes: int) -> Grant:
         device = self._adapted.device.type
-        return self._host.borrow(device, "adapters", num_bytes, self._capacity_bytes)
+        return self._host.borrow(device, "adapters", num_bytes, self._limits.capacity_bytes)
 
-    def _enter(
-        self, name: str, changes: Mapping[Place, Change], grant: Grant, report: AdapterReport
-    ) -> AdapterReport:
-        self._adapted.put(self._keep(name, grant, report), changes)
-        return report
+    def _enter(self, key: str, changes: Mapping[Place, Change], grant: Grant) -> None:
+        self._adapted.put(key, changes)
+        self._put(self._kept[key], grant)
 
-    def _forget(self, key: str, place: Grant) -> None:
+    def _withdraw(self, key: str, place: Grant) -> None:
         self._adapted.drop(key)
         self._host.give_back(place)
+
+    def _forget(self, key: str) -> None:
+        """Nothing is kept beside the places."""
 
 
 def load_image_adapters(
     places: Mapping[str, str],
     adapted: AdaptedLayers,
     host: Host,
+    limits: AdapterLimits,
     *,
     dtype: torch.dtype,
-    max_adapters: int,
-    capacity_bytes: int,
 ) -> "ImageAdapterTable | NoAdapters":
     """The adapters that a model begins with, by the names under which they will be served, and room
     for more."""
-    if not max_adapters:
+    if not limits.max_adapters:
         return NoAdapters()
-    table = ImageAdapterTable(
-        adapted, host, dtype=dtype, max_adapters=max_adapters, capacity_bytes=capacity_bytes
-    )
+    table = ImageAdapterTable(adapted, host, limits, dtype=dtype)
     table.load_first(places)
     return table

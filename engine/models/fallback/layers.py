@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from engine.errors import ModelLoadError
 from engine.models.fallback.step import current_context
-from engine.models.forward_context import ForwardContext
+from engine.models.forward_context import ForwardContext, RowAdapters
 from engine.models.layers.activation import gelu, gelu_tanh, silu
 from engine.models.layers.embedding import LmHead, TokenEmbedding
 from engine.models.layers.experts import Experts
@@ -75,7 +75,7 @@ class BiasedHead(FallbackLinear):
 class Head(LmHead):
     """An output layer without a bias: logits in fp32."""
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, adapters: RowAdapters | None = None) -> Tensor:
         """[..., C] → [..., V] fp32."""
         logits = super().forward(hidden.reshape(-1, hidden.shape[-1]))
         return logits.view(*hidden.shape[:-1], logits.shape[-1])

@@ -13,7 +13,7 @@ from toy_family import picture, request
 from engine.adapter_orders import AdapterOrder, AdapterReport
 from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
-from engine.errors import TooManyAdapters, UnknownAdapter
+from engine.errors import InvalidParameter, TooManyAdapters, UnknownAdapter
 from engine.image_types import ImageTask, LoraUse
 
 SIZE = {"width": 16, "height": 16, "num_inference_steps": 3, "guidance_scale": 2.0}
@@ -43,10 +43,10 @@ def model(tmp_path_factory):
 def start(model):
     engines = []
 
-    def start(*names, room=4, **limits):
+    def start(*names, room=4, shelf=None, **limits):
         parts, folder = model
         family = parts.family()
-        table = table_of(family.adapted, room=room)
+        table = table_of(family.adapted, room=room, **(shelf or {}))
         table.load_first({name: str(folder / f"{name}.safetensors") for name in names})
         assert table.failed == {}
         engine = DiffusionEngine(DrawingFactory(family), replace(LIMITS, **limits), table)
@@ -240,3 +240,47 @@ def test_storms_of_loads_and_unloads_change_nobodys_picture(start, model):
     assert engine._adapters._host.lent == {}
     base = drawn(start(deterministic=True), ask("z"))
     assert np.array_equal(drawn(engine, ask("z"))["z", 0], base["z", 0])
+
+
+@pytest.mark.parametrize("most", ["max_slots", "max_bytes"])
+def test_more_adapters_than_there_is_room_for(start, most):
+    """Random requests for adapters that have to make way for one another draw what each would
+    alone; those that ask for several at once have all of them."""
+    rng = random.Random(random.randrange(1 << 30))
+    whole = start("a", "b", "t")._adapters
+    sizes = sorted(kept.size for kept in whole._kept.values())
+    limit = {"max_slots": 2, "max_bytes": sum(sizes[1:])}[most]
+    engine = start("a", "b", "t", deterministic=True, shelf={most: limit})
+    settings = [{"a": 1.0}, {"b": 0.5}, {"t": 1.0}, {"a": 0.5, "t": 1.0}, {}, {"a": 1.0, "b": 1.0}]
+    wanted = []
+    for one in settings:
+        [alone] = drawn(start(*one, deterministic=True), ask("x", one)).values()
+        wanted.append(alone)
+    chosen = [rng.randrange(len(settings)) for _ in range(16)]
+    found = {}
+    for number, one in enumerate(chosen):
+        engine.add(ask(f"r{number}", settings[one]))
+        if number % 5 == 0:
+            engine.abort(f"r{rng.randrange(number + 1)}")
+        for _ in range(rng.randrange(4)):
+            found |= results(engine.step()[0])
+    while engine.has_work():
+        found |= results(engine.step()[0])
+    assert len(found) >= 12
+    assert all(
+        np.array_equal(image, wanted[chosen[int(key[0][1:])]]) for key, image in found.items()
+    )
+    answers = []
+    for name in ("a", "b", "t"):
+        engine.unload_adapter(name, answers.append)
+    while engine.has_work():
+        engine.step()
+    assert (answers, engine._adapters._host.lent) == ([None] * 3, {})
+
+
+def test_more_than_can_be_there_at_once_are_refused(start):
+    engine = start("a", "b", "t", shelf={"max_slots": 2})
+    with pytest.raises(InvalidParameter, match="max_loras is 2") as caught:
+        engine.add(ask("x", {"a": 1.0, "b": 1.0, "t": 1.0}))
+    assert caught.value.param == "loras"
+    assert not engine.has_work()

@@ -1,6 +1,7 @@
 """Texts of adapters: each as if its adapter were alone in the engine, and the base's as if there
 were none, bit for bit."""
 
+import shutil
 from dataclasses import replace
 from functools import partial
 
@@ -8,6 +9,7 @@ import pytest
 from peft_adapters import write_adapter
 
 from engine.adapter_orders import AdapterOrder, AdapterReport
+from engine.config import GIB
 from engine.errors import TooManyAdapters, UnknownAdapter
 
 pytestmark = pytest.mark.usefixtures("cheap_rows")
@@ -53,11 +55,11 @@ def outcome(done):
     return {key: (one.token_ids, one.logprobs, one.prompt_logprobs) for key, one in done.items()}
 
 
-def alone(engines, folder, lora, requests, **knobs):
+def alone(engines, folder, lora, requests, names=NAMES, **knobs):
     """Each request in an engine that has its adapter only, without anything that could go wrong."""
     plain = {"enable_prefix_caching": False, "record_steps": False} | knobs
     found = {}
-    for name in NAMES:
+    for name in names:
         own = tuple(entry for entry in lora if entry.partition("=")[0] == name)
         engine = engines.make(folder, lora=own, **plain)
         for request in requests:
@@ -255,3 +257,57 @@ def test_a_model_that_began_without_adapters_records_steps_with_them(engines, fo
         engine.unload_adapter("a", answers.append)
         engines.run(engine, [])
     assert [type(answer) for answer in answers] == [AdapterReport, type(None)] * 2
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"max_loras": 3},
+        {"max_loras": 1, "async_scheduling": "on"},
+        {"lora_memory_gib": 0.5, "num_kv_blocks": 20, "max_model_len": 16 * 16},
+    ],
+    ids=",".join,
+)
+def test_twice_as_many_as_there_is_room_for(engines, folder, lora, rng, tmp_path, knobs):
+    """Random requests for more adapters than have slots or memory: each text is that of its
+    adapter, nobody waits for ever, and nothing is left."""
+    names = (*"abcdef", None)
+    for seed, name in enumerate("cdef", 5):
+        modules = rng.sample(("q_proj", "k_proj", "o_proj", "down_proj"), 2)
+        write_adapter(folder, tmp_path / name, seed, r=rng.randrange(2, 20), target_modules=modules)
+    lora = (*lora, *(f"{name}={tmp_path / name}" for name in "cdef"))
+    if "lora_memory_gib" in knobs:  # as a share of what all of them take
+        whole = engines.make(folder, lora=lora)._adapters.num_bytes
+        knobs = knobs | {"lora_memory_gib": knobs["lora_memory_gib"] * whole / GIB}
+    requests = [
+        replace(r, sampling=replace(r.sampling, n=1), adapter=rng.choice(names))
+        for r in make_requests(engines, rng, 24, (5, 40))
+    ]
+    aborts = {request.request_id: rng.randrange(20) for request in rng.sample(requests, 4)}
+    engine = engines.make(folder, lora=lora, **knobs)
+    arrivals = [rng.randrange(24) for _ in requests]
+    found = outcome(engines.run(engine, requests, arrivals=arrivals, aborts=aborts))
+    kept = {name: knobs[name] for name in ("max_model_len",) if name in knobs}
+    expected = alone(engines, folder, lora, requests, names, **kept)
+    served = {key: text for key, text in found.items() if key[0] not in aborts}
+    assert served == {key: text for key, text in expected.items() if key[0] not in aborts}
+    for name in names[:-1]:
+        engine.unload_adapter(name, lambda answer: None)
+    engines.run(engine, [])
+    table = engine._adapters
+    assert (table._kept, table._copies.num_bytes, table.num_bytes, table._grant) == ({}, 0, 0, None)
+    assert engine.stats().kv_blocks_used == 0
+
+
+def test_one_whose_files_are_gone_fails_its_own_requests(engines, folder, lora, tmp_path):
+    write_adapter(folder, tmp_path / "c", 3)
+    engine = engines.make(folder, lora=(*lora, f"c={tmp_path / 'c'}"), max_loras=1)
+    engine._adapters._copies.shrink(0)
+    shutil.rmtree(tmp_path / "c")
+    requests = [
+        replace(engines.request(str(i), [5, 6, 7]), adapter=name)
+        for i, name in enumerate(("c", "b", None))
+    ]
+    done = engines.run(engine, requests)
+    assert [done[str(i), 0].finish_reason for i in range(3)] == ["error", "length", "length"]
+    assert engine.stats().num_waiting == 0

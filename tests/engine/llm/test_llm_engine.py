@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import pytest
 from paged_executor import PagedExecutor, make_config, make_request, make_scheduler
@@ -40,6 +40,15 @@ class Shelf:
             raise UnknownAdapter(f"the model has no adapter {name!r}")
         return self.keys[name]
 
+    def check(self, keys: Collection[str]) -> None:
+        assert set(keys) <= set(self.keys.values())
+
+    def take(self, keys: Collection[str]) -> bool:
+        return True
+
+    def failure_of(self, keys: Collection[str]) -> None:
+        raise NotImplementedError
+
     def load(self, order: AdapterOrder, answer: Answer) -> None:
         raise NotImplementedError
 
@@ -49,7 +58,9 @@ class Shelf:
     def has_work(self) -> bool:
         return False
 
-    def advance(self, in_use: Callable[[], Collection[str]]) -> None:
+    def advance(
+        self, in_use: Callable[[], Collection[str]], waiting: Sequence[Collection[str]] = ()
+    ) -> None:
         raise NotImplementedError
 
     def wait(self, seconds: float) -> None:

@@ -353,8 +353,8 @@ class Broken(torch.nn.Module):
         hidden[self.poison(token_ids)] = torch.nan
         return hidden
 
-    def compute_logits(self, hidden):
-        return self.model.compute_logits(hidden)
+    def compute_logits(self, hidden, adapters=None):
+        return self.model.compute_logits(hidden, adapters)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from peft_adapters import Host, load, write_adapter
+from peft_adapters import Host, limits_of, load, write_adapter
 from tiny_pairs import create_pair
 
 from engine.adapter_orders import AdapterOrder, AdapterReport
@@ -52,6 +52,18 @@ def settle(table, in_use=()):
         table.wait(5)
         table.advance(lambda: set(in_use))
     table.advance(lambda: set(in_use))
+
+
+def bring(table, name, in_use=()):
+    """Have a request wait for an adapter; returns why it cannot be had, or None."""
+    key = table.key_of(name)
+    if not table.take([key]):
+        table.advance(lambda: set(in_use), [[key]])
+        while table._loads:
+            table.wait(5)
+            table.advance(lambda: set(in_use), [[key]])
+        return table.failure_of([key])
+    return None
 
 
 def ask(table, name, folder, *, replaces=False, in_use=()):
@@ -286,6 +298,83 @@ def test_names_that_are_not_there(model, folders):
 
 def test_a_model_that_never_has_any_asks_for_nothing(model):
     host = Host()
-    assert load_adapters({}, model, host, 1, max_adapters=0) is None
-    assert load_adapters({}, model, host, 1, max_adapters=3).names == ()
+    assert load_adapters({}, model, host, limits_of(0)) is None
+    assert load_adapters({}, model, host, limits_of(3)).names == ()
     assert (host.reserved, host.lent) == ([], {})
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_more_of_them_than_slots(model, folders, monkeypatch, copies):
+    """Each is what it would be alone, whoever had the slot before; with copies nothing is read
+    again."""
+    host = Host()
+    table = load(model, folders, host, max_slots=2)
+    assert table.names == tuple(folders)
+    assert sum(kept.place is not None for kept in table._kept.values()) == 2
+    reads, read = [], table._read
+    monkeypatch.setattr(table, "_read", lambda folder: reads.append(folder) or read(folder))
+    if not copies:
+        table._copies.shrink(0)
+        monkeypatch.setattr(table._copies, "keep", lambda *_: None)
+    for name in ("dora", "a", "c", "b", "dora", "c"):
+        assert bring(table, name) is None
+        check_same(table, model, name, folders[name])
+        assert {kept.place for kept in table._kept.values()} <= {None, 0, 1}
+    assert bool(reads) != copies
+    assert sum(host.lent.values()) == table.num_bytes + table._copies.num_bytes
+    for name in folders:
+        unload(table, name)
+    assert host.lent == {}
+
+
+def test_memory_has_a_limit(model, folders):
+    """Arrays and copies together; what does not fit is read again, and one that is larger than all
+    of it is refused."""
+    sizes = {name: load(model, {name: folder}).num_bytes for name, folder in folders.items()}
+    most = max(sizes.values())
+    host = Host()
+    table = load(model, folders, host, max_bytes=most)
+    assert table.failed == {}
+    for name in (*folders, *reversed(folders)):
+        assert bring(table, name) is None
+        check_same(table, model, name, folders[name])
+        assert table.num_bytes + table._copies.num_bytes <= most
+        assert sum(host.lent.values()) == table.num_bytes + table._copies.num_bytes
+    small = load(model, {"c": folders["c"]}, room=3, max_bytes=most - 1)
+    [largest] = [name for name, size in sizes.items() if size == most]
+    answer = ask(small, largest, folders[largest])
+    assert isinstance(answer, InsufficientMemory)
+    assert "lora_memory_gib" in answer.message
+
+
+def test_one_whose_files_have_changed_is_not_what_its_key_meant(model, folders, tmp_path):
+    places = {name: shutil.copytree(folders[name], tmp_path / name) for name in "ab"}
+    table = load(model, places, max_slots=1)
+    table._copies.shrink(0)
+    shutil.copytree(folders["c"], places["b"], dirs_exist_ok=True)
+    error = bring(table, "b")
+    assert isinstance(error, UnknownAdapter)
+    assert "have changed" in error.message
+    assert str(tmp_path) not in error.message
+    assert bring(table, "a") is None
+    check_same(table, model, "a", folders["a"])
+    assert isinstance(ask(table, "b", places["b"], replaces=True), AdapterReport)
+    assert bring(table, "b") is None
+    check_same(table, model, "b", folders["c"])
+
+
+def test_one_with_requests_keeps_its_slot(model, folders):
+    table = load(model, {name: folders[name] for name in "abc"}, max_slots=2)
+    a, b, c = (table.key_of(name) for name in "abc")
+    for _ in range(3):
+        table.advance(lambda: {a, b}, [[c]])
+        table.wait(0.001)
+    assert (table.slot_of(a), table.slot_of(b), table.take([c])) == (0, 1, False)
+    assert not table.take([a]), "it takes no more requests before `c` had its turn"
+    assert table.take([b])
+    while not table.take([c]):
+        table.advance(lambda: {b}, [[c]])
+        table.wait(5)
+    assert (table.slot_of(c), table.slot_of(b)) == (0, 1)
+    with pytest.raises(UnknownAdapter):
+        table.slot_of(a)

@@ -86,7 +86,9 @@ def test_lists_among_the_engines_knobs(monkeypatch, text):
         ({"engine": {"lora": ["a=x\0"]}}, "NAME=PATH"),
         ({"engine": {"lora": ["a" * 257 + "=x"]}}, "NAME=PATH"),
         ({"engine": {"lora": ["a=x", "a=y"]}}, "two adapters alike"),
-        ({"engine": {"lora": ["a=x", "b=y"], "max_loras": 1}}, "max_loras is 1"),
+        ({"engine": {"lora": ["a=x", "b=y"], "max_cpu_loras": 1}}, "max_cpu_loras is 1"),
+        ({"engine": {"max_loras": 4, "max_cpu_loras": 3}}, "max-loras is 4"),
+        ({"engine": {"lora": ["a=x"], "max_loras": 0}}, "max-loras is 0"),
         ({"engine": {"lora": ["m=x"]}, "models": ["m=./y"]}, "would be served as m"),
         (
             {"models": ['{"ref": "./x", "name": "m", "settings": {"lora": ["n=./a"]}}', "n=./y"]},
@@ -238,9 +240,12 @@ def test_a_models_own_queue_holds_whatever_admission_lets_in():
     [
         ({}, 0),
         ({"engine": {"lora": ["a=x", "b=y"]}}, 2),
+        ({"engine": {"lora": ["a=x", "b=y"], "max_loras": 1}}, 2),
+        ({"engine": {"max_loras": 2, "max_cpu_loras": 30}}, 30),
         ({"enable_runtime_loading": True}, 0),
         ({"enable_runtime_loading": True, "loadable_loras": ["c=z"]}, 16),
         ({"enable_runtime_loading": True, "loras_dir": ".", "engine": {"max_loras": 3}}, 3),
+        ({"enable_runtime_loading": True, "loras_dir": ".", "engine": {"max_cpu_loras": 3}}, 3),
         (
             {
                 "enable_runtime_loading": True,

@@ -1,0 +1,40 @@
+"""Where an adapter was read from, and what tells whether the same is there still."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.errors import ModelLoadError
+
+Mark = tuple[int, int]
+"""Bytes of a file, and when it was written, in ns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What is asked for by a key has the same numbers for as long as there is that key: caches go
+    by it. So an adapter is read again from the files that it was read from, or not at all."""
+
+    folder: str
+    """Or a file."""
+    marks: tuple[Mark | None, ...]
+
+    @classmethod
+    def of(cls, folder: str, *files: Path) -> "Source":
+        """As the files are now. None of them need be there."""
+        return cls(folder, tuple(map(_mark, files)))
+
+    def check_unchanged(self, now: "Source") -> None:
+        """
+        Raises:
+            ModelLoadError: the files are others now.
+        """
+        if self != now:
+            raise ModelLoadError("its files have changed since it was loaded; load it anew")
+
+
+def _mark(file: Path) -> Mark | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns

@@ -1,0 +1,249 @@
+"""Turns of adapters on any shelf: more of them than places, and requests that want them."""
+
+import random
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import pytest
+
+from engine.adapter_orders import AdapterOrder, AdapterReport
+from engine.adapter_queue import AdapterQueue
+from engine.errors import InsufficientMemory, InvalidParameter, UnknownAdapter
+from engine.lora.shelf import AdapterLimits, Shelf
+from engine.lora.source import Source
+from engine.types import Request
+
+REPORT = AdapterReport(num_layers=1, ranks=(1,))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish(Request):
+    """A request for several adapters."""
+
+    keys: tuple[str, ...] = ()
+
+    @property
+    def adapter_names(self):
+        return self.keys
+
+
+class Board(Shelf):
+    """Adapters are numbers of bytes: their folders. Reading takes a random number of steps."""
+
+    def __init__(self, **limits):
+        super().__init__(AdapterLimits(capacity_bytes=1, **{"max_adapters": 99, **limits}))
+        self.broken = set()
+        self.num_read = 0
+
+    def _steps(self, order):
+        yield from self._reading(order.folder)
+        size = int(order.folder)
+        self._check_size(size)
+        fits = self._has_room(order.name, size)
+        _, kept = self._keep(order.name, Source.of(order.folder), size, REPORT)
+        if fits:
+            self._put(kept, size)
+        return REPORT
+
+    def _return(self, key):
+        kept = self._kept[key]
+        yield from self._reading(kept.source.folder)
+        if self._fits(kept.size):
+            self._put(kept, kept.size)
+
+    def _reading(self, folder):
+        for _ in range(random.randrange(3)):
+            done = Future()
+            done.set_result(None)
+            yield random.choice([None, done])
+        self.num_read += 1
+        if folder in self.broken:
+            raise ZeroDivisionError
+
+    def _fits(self, size, without=(), *, more=0):
+        sizes = [kept.size for kept in self._placed(without)]
+        most = self._limits.max_slots + more
+        return len(sizes) < most and not self._exceeds(sum(sizes) + size)
+
+    def _bytes_of(self, sizes):
+        return sum(sizes)
+
+    def _withdraw(self, key, place):
+        pass
+
+    def _forget(self, key):
+        pass
+
+
+class Play:
+    """An engine that gives each request some steps, and checks after each that those which have
+    begun have their adapters."""
+
+    def __init__(self, board):
+        self.board, self.queue = board, AdapterQueue(board)
+        self.running: dict[str, list] = {}
+        """Requests that have begun, with the steps that they still take."""
+        self.begun, self.refused, self.steps_of, self.num_steps = [], {}, {}, 0
+
+    def add(self, id, *names, steps=3):
+        wish = Wish(request_id=id, model="m", keys=tuple(map(self.board.key_of, names)))
+        self.board.check(wish.keys)
+        self.steps_of[id] = steps
+        if self.board.take(wish.keys):
+            self.begin(wish)
+        else:
+            self.queue.add(wish)
+
+    def begin(self, wish):
+        self.begun.append(wish.request_id)
+        self.running[wish.request_id] = [wish, self.steps_of[wish.request_id]]
+
+    def step(self):
+        self.num_steps += 1
+        self.queue.advance(lambda: {k for wish, _ in self.running.values() for k in wish.keys})
+        for wish, error in self.queue.take_ready():
+            if error is None:
+                self.begin(wish)
+            else:
+                self.refused[wish.request_id] = error
+        for id, entry in list(self.running.items()):
+            assert all(self.board._kept[key].place is not None for key in entry[0].keys)
+            entry[1] -= 1
+            if entry[1] <= 0:
+                del self.running[id]
+        placed = self.board._placed()
+        assert len(placed) <= self.board._limits.max_slots + sum(
+            kept.is_leaving for kept in self.board._kept.values()
+        )
+
+    def settle(self):
+        while self.queue.has_work() or self.running:
+            assert self.num_steps < 10_000, "somebody waits for ever"
+            self.step()
+
+
+def play_of(sizes, **limits):
+    play = Play(Board(**limits))
+    for name, size in sizes.items():
+        answers = []
+        play.board.load(AdapterOrder(name=name, folder=str(size)), answers.append)
+        play.settle()
+        assert answers == [REPORT]
+    return play
+
+
+def test_the_one_used_least_lately_makes_way():
+    play = play_of({"a": 1, "b": 1, "c": 1}, max_slots=2)
+    assert [kept.name for kept in play.board._placed()] == ["a", "b"]
+    play.add("1", "b")
+    play.settle()
+    play.add("2", "a")
+    play.settle()
+    play.add("3", "c")
+    play.settle()
+    assert {kept.name for kept in play.board._placed()} == {"a", "c"}
+    read = play.board.num_read
+    play.add("4", "a")
+    assert (play.begun, play.board.num_read) == (["1", "2", "3", "4"], read)
+
+
+def test_one_in_use_is_waited_for_and_newcomers_of_it_go_behind():
+    """Without that rule, requests for `a` that overlap would keep `b` out for ever."""
+    play = play_of({"a": 1, "b": 1}, max_slots=1)
+    play.add("a0", "a", steps=4)
+    play.add("b0", "b", steps=2)
+    for number in range(1, 20):
+        play.step()
+        play.add(f"a{number}", "a", steps=4)
+    assert "b0" in play.begun
+    play.settle()
+    assert len(play.begun) == 21
+    assert play.begun.index("b0") < 3
+
+
+def test_as_many_go_as_a_large_one_needs():
+    play = play_of({"a": 2, "b": 3, "c": 1, "large": 8}, max_slots=9, max_bytes=9)
+    play.add("small", "c", steps=9)
+    play.add("x", "large")
+    assert "x" not in play.begun
+    play.settle()
+    assert {kept.name for kept in play.board._placed()} == {"c", "large"}
+
+
+def test_what_can_never_be_in_place_is_refused():
+    play = play_of({"a": 4, "b": 4, "c": 1}, max_slots=2, max_bytes=7)
+    with pytest.raises(InvalidParameter, match="ask for fewer"):
+        play.add("x", "a", "b")
+    with pytest.raises(InvalidParameter, match="max_loras is 2"):
+        play.add("x", "a", "b", "c")
+    answers = []
+    play.board.load(AdapterOrder(name="d", folder="8"), answers.append)
+    play.settle()
+    assert isinstance(answers[0], InsufficientMemory)
+    assert play.board.names == ("a", "b", "c")
+
+
+def test_one_that_cannot_be_had_again_fails_its_requests_alone():
+    play = play_of({"a": 1, "b": 2, "c": 3}, max_slots=1)
+    play.board.broken = {"2"}
+    for id, name in (("0", "b"), ("1", "c"), ("2", "b"), ("3", "a")):
+        play.add(id, name)
+    play.settle()
+    assert sorted(play.begun) == ["1", "3"]
+    assert sorted(play.refused) == ["0", "2"]
+    assert isinstance(play.refused["0"], UnknownAdapter)
+    play.board.broken = set()
+    play.add("4", "b")
+    play.settle()
+    assert "4" in play.begun
+
+
+def test_an_unload_waits_for_those_who_wait():
+    play = play_of({"a": 1, "b": 1}, max_slots=1)
+    play.add("a", "a", steps=5)
+    play.add("b", "b")
+    answers = []
+    play.board.unload("b", answers.append)
+    play.step()
+    assert answers == []
+    play.settle()
+    assert answers == [None]
+    assert play.begun == ["a", "b"]
+
+
+@pytest.mark.parametrize("limits", [{"max_slots": 3}, {"max_slots": 3, "max_bytes": 12}])
+def test_whoever_asks_is_served(limits):
+    """Random requests for one to three of many adapters, aborted now and then, while adapters are
+    loaded, replaced and unloaded: all that were taken begin, and nothing is left."""
+    rng = random.Random(random.randrange(1 << 30))
+    sizes = {name: rng.randrange(1, 5) for name in "abcdefgh"}
+    play = play_of(sizes, **limits)
+    taken, aborted, answers = [], set(), []
+    for number in range(200):
+        names = rng.sample(sorted(sizes), rng.randrange(1, 4))
+        try:
+            play.add(str(number), *names, steps=rng.randrange(1, 6))
+            taken.append(str(number))
+        except UnknownAdapter:
+            pass
+        if rng.random() < 0.1:
+            name = rng.choice(sorted(sizes))
+            if name in play.board.names and rng.random() < 0.5:
+                play.board.unload(name, answers.append)
+            else:
+                order = AdapterOrder(name=name, folder=str(sizes[name]), replaces=True)
+                play.board.load(order, answers.append)
+        if rng.random() < 0.1 and taken:
+            id = rng.choice(taken)
+            aborted.add(id)
+            play.queue.forget(id)
+            play.running.pop(id, None)
+        for _ in range(rng.randrange(3)):
+            play.step()
+    play.settle()
+    assert not play.refused
+    assert set(taken) - aborted <= set(play.begun)
+    for name in play.board.names:
+        play.board.unload(name, answers.append)
+    play.settle()
+    assert play.board._kept == {}
