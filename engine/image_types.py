@@ -195,6 +195,10 @@ class ImageRequest(Request["ImageEvent"]):
         """At least one: without adapters."""
         return max(1, len(self.loras))
 
+    def setting_of(self, index: int) -> list[LoraUse]:
+        """The adapters that an image is drawn with."""
+        return self.loras[index * self.num_settings // self.params.n] if self.loras else []
+
     @property
     def adapter_names(self) -> tuple[str, ...]:
         return tuple({use.name: None for setting in self.loras for use in setting})

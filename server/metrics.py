@@ -58,6 +58,11 @@ class ServerMetrics:
         for metrics in self._of.values():
             metrics.forget(model)
 
+    def forget_adapter(self, model: str, adapter: str) -> None:
+        """The adapter is gone, and its numbers with it."""
+        for metrics in self._of.values():
+            metrics.forget_adapter(model, adapter)
+
     def count_http(self, method: str, route: str, status: int) -> None:
         """`route` is a route's template, not a path: paths are the client's to choose."""
         self._http_requests.labels(method, route, str(status)).inc()

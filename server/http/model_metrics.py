@@ -14,9 +14,12 @@ from prometheus_client.registry import Collector
 from engine.client import EngineClient
 from engine.errors import RequestAborted, RequestError
 from engine.kinds import Kind
+from engine.types import AdaptableInfo
 
 MODEL = "model_name"
 """The first label of each metric, as in vLLM."""
+ADAPTER = "lora_name"
+"""Label of the metrics of adapters."""
 
 
 class Outcome(StrEnum):
@@ -153,11 +156,52 @@ class OneModelsMetrics(Protocol):
 MetricsT = TypeVar("MetricsT", bound=OneModelsMetrics)
 
 
+SeriesT = TypeVar("SeriesT")
+
+
+AdaptableT = TypeVar("AdaptableT", bound=AdaptableInfo)
+
+
+class AdapterMetrics(Generic[SeriesT, AdaptableT]):
+    """What the requests for adapters of a kind's models count, in addition to their model's.
+
+    Args:
+        create: given the names of a model and an adapter, the latter's metrics.
+    """
+
+    def __init__(
+        self,
+        engine: EngineClient,
+        kind: Kind[Any, Any, AdaptableT],
+        create: Callable[[str, str], SeriesT],
+    ) -> None:
+        self._engine = engine
+        self._kind = kind
+        self._create = create
+        self._found: dict[tuple[str, str], SeriesT] = {}
+
+    def of(self, model: str, adapter: str) -> SeriesT | None:
+        """None: it has gone since the request came, and shall leave no numbers behind."""
+        found = self._found.get((model, adapter))
+        infos = self._engine.infos(self._kind)
+        if found is None and any(i.model == model and adapter in i.adapters for i in infos):
+            found = self._found[model, adapter] = self._create(model, adapter)
+        return found
+
+    def forget(self, model: str, adapter: str | None = None) -> bool:
+        """Count for an adapter no more, or for none of the model's; whether one had counted."""
+        gone = [key for key in self._found if key[0] == model and adapter in (None, key[1])]
+        for key in gone:
+            del self._found[key]
+        return bool(gone)
+
+
 class KindMetrics(Generic[MetricsT]):
     """One app's, of one kind of model. Event loop only.
 
     Args:
         create: given a model's name, its metrics.
+        adapters: None: models of this kind have none.
     """
 
     def __init__(
@@ -165,10 +209,12 @@ class KindMetrics(Generic[MetricsT]):
         factory: MetricFactory,
         create: Callable[[str], MetricsT],
         clock: Callable[[], float],
+        adapters: AdapterMetrics[Any, Any] | None = None,
     ) -> None:
         self._factory = factory
         self._create = create
         self._clock = clock
+        self._of_adapters = adapters
         self._models: dict[str, MetricsT] = {}
 
     def on_step(self, model: str, stats: Any) -> None:
@@ -177,8 +223,15 @@ class KindMetrics(Generic[MetricsT]):
 
     def forget(self, model: str) -> None:
         """The model is gone, and its numbers with it."""
+        if self._of_adapters is not None:
+            self._of_adapters.forget(model)
         if self._models.pop(model, None) is not None:
             self._factory.forget(model)
+
+    def forget_adapter(self, model: str, adapter: str) -> None:
+        """The adapter is gone, and its numbers with it."""
+        if self._of_adapters is not None and self._of_adapters.forget(model, adapter):
+            self._factory.forget(model, **{ADAPTER: adapter})
 
     def _of(self, model: str) -> MetricsT:
         metrics = self._models.get(model)

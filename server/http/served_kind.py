@@ -35,6 +35,10 @@ class KindMetrics(Protocol):
         """The model is gone, and its numbers with it."""
         ...
 
+    def forget_adapter(self, model: str, adapter: str) -> None:
+        """The adapter is gone, and its numbers with it."""
+        ...
+
 
 MetricsT = TypeVar("MetricsT", bound=KindMetrics)
 MadeT = TypeVar("MadeT", bound=KindMetrics, covariant=True)

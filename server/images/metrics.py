@@ -12,9 +12,11 @@ from functools import partial
 from prometheus_client import CollectorRegistry, Histogram
 
 from engine.client import EngineClient
-from engine.image_types import ImageEvent, ImageStats
+from engine.image_types import ImageEvent, ImageRequest, ImageStats
 from engine.kinds import IMAGE
 from server.http.model_metrics import (
+    ADAPTER,
+    AdapterMetrics,
     KindMetrics,
     MetricFactory,
     Outcome,
@@ -43,9 +45,25 @@ is the encoding of the picture as PNG, JPEG or WebP."""
 class ImageMeter(OutcomeMeter):
     """Made by `ImageMetrics.meter`."""
 
-    def __init__(self, model: "_ModelMetrics", clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        model: "_ModelMetrics",
+        clock: Callable[[], float],
+        adapter_of: Callable[[str], "_OneAdapter | None"],
+    ) -> None:
         super().__init__(model.images, model.latency, clock)
         self._model = model
+        self._adapter_of = adapter_of
+        self._adapters: dict[str, _OneAdapter] = {}
+        self._request: ImageRequest | None = None
+
+    def begin(self, request: ImageRequest) -> None:
+        """The engine has the request; its adapters count from here on."""
+        self._request = request
+        found = {name: self._adapter_of(name) for name in request.adapter_names}
+        self._adapters = {name: one for name, one in found.items() if one is not None}
+        for adapter in self._adapters.values():
+            adapter.requests.inc()
 
     def on_event(self, event: ImageEvent) -> None:
         """Time in the queue, previews, and the phases of a finished image."""
@@ -58,10 +76,16 @@ class ImageMeter(OutcomeMeter):
             phase("encode").observe(event.encode_time_s)
             phase(event.stage).observe(event.stage_time_s)
             phase("decode").observe(event.decode_time_s)
+            self._count_adapters(event.index)
 
     def on_file(self, seconds: float) -> None:
         """Count the time that encoding a picture as a file took."""
         self._model.phase("file").observe(seconds)
+
+    def _count_adapters(self, index: int) -> None:
+        for use in self._request.setting_of(index) if self._request is not None else ():
+            if use.scale != 0 and use.name in self._adapters:
+                self._adapters[use.name].images.inc()
 
 
 class ImageMetrics(KindMetrics["_ModelMetrics"]):
@@ -76,7 +100,8 @@ class ImageMetrics(KindMetrics["_ModelMetrics"]):
     ) -> None:
         factory = MetricFactory(registry, "image")
         metrics = _Metrics(factory)
-        super().__init__(factory, partial(_ModelMetrics, metrics=metrics), clock)
+        self._adapters = AdapterMetrics(engine, IMAGE, partial(_OneAdapter, metrics=metrics))
+        super().__init__(factory, partial(_ModelMetrics, metrics=metrics), clock, self._adapters)
         registry.register(
             QueueGauges(
                 engine,
@@ -90,7 +115,7 @@ class ImageMetrics(KindMetrics["_ModelMetrics"]):
 
     def meter(self, model: str) -> ImageMeter:
         """Start measuring a request. `model` is a served model's id, never a client's word."""
-        return ImageMeter(self._of(model), self._clock)
+        return ImageMeter(self._of(model), self._clock, partial(self._adapters.of, model))
 
 
 class _Metrics:
@@ -99,6 +124,12 @@ class _Metrics:
     def __init__(self, create: MetricFactory) -> None:
         self.images = create.counter("images", "Images ended, by outcome.", "outcome")
         self.previews = create.counter("previews", "Previews sent to clients.")
+        self.lora_requests = create.counter(
+            "lora_requests", "Requests to draw with a LoRA adapter.", ADAPTER
+        )
+        self.lora_images = create.counter(
+            "lora_images", "Images drawn with a LoRA adapter that had an effect.", ADAPTER
+        )
         self.latency = create.histogram(
             "request_latency_seconds", "Arrival to end of a request.", _REQUEST_BUCKETS_S
         )
@@ -119,6 +150,14 @@ class _Metrics:
             create.counter("prompt_cache_queries", "Prompts looked up in the prompt cache."),
             create.counter("prompt_cache_hits", "Prompts found in the prompt cache."),
         )
+
+
+class _OneAdapter:
+    """One adapter's, in addition to what its requests count for the model."""
+
+    def __init__(self, model: str, adapter: str, metrics: _Metrics) -> None:
+        self.requests = metrics.lora_requests.labels(model, adapter)
+        self.images = metrics.lora_images.labels(model, adapter)
 
 
 class _ModelMetrics:

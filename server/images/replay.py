@@ -39,7 +39,7 @@ def replay_fields(order: ImageOrder, seed: int, index: int = 0) -> dict[str, Any
     if params.prompt_syntax is not PromptSyntax.PLAIN:
         fields["prompt_syntax"] = params.prompt_syntax.value
     if request.loras:
-        setting = request.loras[index * request.num_settings // params.n]
+        setting = request.setting_of(index)
         fields["loras"] = [{"name": use.name, "scale": use.scale} for use in setting]
     return fields | _params(params)
 

@@ -189,6 +189,7 @@ class ImageRun(EngineRun):
             Draining, UnknownModel, ModelNotReady: close this.
         """
         stream = self._engine.submit(order.request)
+        self._meter.begin(order.request)
         self._submitted = SubmittedOrder(order, stream, self._meter, self._jobs, finish)
         return self._submitted
 

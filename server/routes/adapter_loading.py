@@ -19,7 +19,6 @@ from server.protocol.adapter_loading import (
 from server.protocol.answers import ErrorAnswer, error_answers
 from server.routes.deps import StateDep
 from server.routes.model_loading import check_admin
-from server.text.kind import SERVED_TEXT
 
 router = APIRouter(route_class=JsonRoute, tags=["models"], dependencies=[Depends(check_admin)])
 
@@ -45,10 +44,10 @@ async def load_adapter(body: LoadAdapterRequest, request: Request, state: StateD
     else:
         model = find_model(state.engine, None).model
     annotate(request, model=model)
-    load = await state.library.load_adapter(
-        model, body.lora_name, body.lora_path, replaces=body.load_inplace is True
-    )
     try:
+        load = await state.library.load_adapter(
+            model, body.lora_name, body.lora_path, replaces=body.load_inplace is True
+        )
         report = await asyncio.shield(load)
     except ModelLoadError as error:
         return load_error_response(error)
@@ -79,7 +78,6 @@ async def unload_adapter(body: UnloadAdapterRequest, request: Request, state: St
             f"adapter {body.lora_name!r} belongs to model {model!r}", param="lora_name"
         )
     unload = state.library.unload_adapter(model, body.lora_name)
-    metrics = state.metrics.of(SERVED_TEXT)
-    unload.add_done_callback(lambda _: metrics.forget_adapter(model, body.lora_name))
+    unload.add_done_callback(lambda _: state.metrics.forget_adapter(model, body.lora_name))
     await asyncio.shield(unload)
     return UnloadedAdapter(lora_name=body.lora_name, model=model)

@@ -14,7 +14,13 @@ from prometheus_client import CollectorRegistry
 from engine.client import EngineClient
 from engine.kinds import TEXT
 from engine.types import DraftCounts, DrafterName, EngineStats, FinishReason, TokenEvent
-from server.http.model_metrics import KindMetrics, MetricFactory, WorkerTotals
+from server.http.model_metrics import (
+    ADAPTER,
+    AdapterMetrics,
+    KindMetrics,
+    MetricFactory,
+    WorkerTotals,
+)
 from server.text.uncertainty import TokenUncertainty
 
 _TTFT_BUCKETS_S = (
@@ -51,8 +57,6 @@ _NATS_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8
 _STEP_PARTS = ("schedule", "prepare", "forward", "sample", "publish")
 
 
-ADAPTER = "lora_name"
-"""Label of the metrics of adapters."""
 DRAFTER = "drafter"
 """Label of the metrics of guesses."""
 
@@ -68,7 +72,7 @@ class RequestMeter:
         self,
         model: "_ModelMetrics",
         clock: Callable[[], float],
-        adapter: "_AdapterMetrics | None" = None,
+        adapter: "_OneAdapter | None" = None,
     ) -> None:
         self._model = model
         self._adapter = adapter
@@ -127,9 +131,9 @@ class TextMetrics(KindMetrics["_ModelMetrics"]):
     ) -> None:
         factory = MetricFactory(registry)
         self._metrics = _Metrics(factory)
-        super().__init__(factory, partial(_ModelMetrics, metrics=self._metrics), clock)
-        self._engine = engine
-        self._adapters: dict[tuple[str, str], _AdapterMetrics] = {}
+        self._adapters = AdapterMetrics(engine, TEXT, partial(_OneAdapter, metrics=self._metrics))
+        create = partial(_ModelMetrics, metrics=self._metrics)
+        super().__init__(factory, create, clock, self._adapters)
         for status in engine.statuses():
             if status.kind in (TEXT.name, None):  # not known before a model is loaded
                 self._of(status.model)
@@ -137,26 +141,8 @@ class TextMetrics(KindMetrics["_ModelMetrics"]):
 
     def meter(self, model: str, adapter: str | None = None) -> RequestMeter:
         """Start measuring a request. `model` is a served model's id, never a client's word."""
-        measured = None if adapter is None else self._of_adapter(model, adapter)
+        measured = None if adapter is None else self._adapters.of(model, adapter)
         return RequestMeter(self._of(model), self._clock, measured)
-
-    def forget(self, model: str) -> None:
-        super().forget(model)
-        self._adapters = {key: of for key, of in self._adapters.items() if key[0] != model}
-
-    def forget_adapter(self, model: str, adapter: str) -> None:
-        """The adapter is gone, and its numbers with it."""
-        if self._adapters.pop((model, adapter), None) is not None:
-            self._factory.forget(model, **{ADAPTER: adapter})
-
-    def _of_adapter(self, model: str, adapter: str) -> "_AdapterMetrics | None":
-        """None: it has gone since the request came, and shall leave no numbers behind."""
-        found = self._adapters.get((model, adapter))
-        infos = self._engine.infos(TEXT)
-        if found is None and any(i.model == model and adapter in i.adapters for i in infos):
-            found = _AdapterMetrics(model, adapter, self._metrics)
-            self._adapters[model, adapter] = found
-        return found
 
 
 class _Metrics:
@@ -233,7 +219,7 @@ class _Metrics:
         )
 
 
-class _AdapterMetrics:
+class _OneAdapter:
     """One adapter's, in addition to what its requests count for the model."""
 
     def __init__(self, model: str, adapter: str, metrics: _Metrics) -> None:

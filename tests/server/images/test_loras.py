@@ -61,6 +61,26 @@ async def test_a_sweep_draws_each_scale_with_the_same_seeds(server: ImageServer)
     assert asked(server) == [{"ink": 0, "neon": 1}, {"ink": 1, "neon": 0}]
 
 
+async def test_adapters_count_what_is_drawn_with_them(server: ImageServer) -> None:
+    def value(name: str, adapter: str) -> float | None:
+        metrics = server.app.state.tandem.metrics
+        labels = {"model_name": "painter", "lora_name": adapter}
+        found: float | None = metrics.registry.get_sample_value(name, labels)
+        return found
+
+    sweep = [{"name": "ink", "scale": [0, 0.5, 1]}, {"name": "neon"}]
+    assert (await server.generate(loras=sweep, n=2)).status_code == 200
+    assert (await server.generate(model="ink")).status_code == 200
+    assert (await server.generate()).status_code == 200
+    assert value("tandem_image_lora_requests_total", "ink") == 2
+    assert value("tandem_image_lora_images_total", "ink") == 5, "scale 0 has no effect"
+    assert value("tandem_image_lora_requests_total", "neon") == 1
+    assert value("tandem_image_lora_images_total", "neon") == 6
+    server.app.state.tandem.metrics.forget_adapter("painter", "ink")
+    assert value("tandem_image_lora_images_total", "ink") is None
+    assert value("tandem_image_lora_images_total", "neon") == 6
+
+
 async def test_files_say_with_what_they_were_drawn(server: ImageServer) -> None:
     body = [{"name": "ink", "scale": [0.25, 1]}, {"name": "neon"}]
     answer = (await server.generate(loras=body, seed=3)).json()
