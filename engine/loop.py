@@ -25,7 +25,13 @@ import zmq
 from engine import messages
 from engine.adapter_orders import AdaptableEngine, AdapterReport
 from engine.config import EngineConfig
-from engine.errors import EngineError, Failure, InternalError, UnsupportedFeature
+from engine.errors import (
+    EngineError,
+    Failure,
+    InternalError,
+    ModelLoadError,
+    UnsupportedFeature,
+)
 from engine.fault import answer_for
 from engine.host import Grant
 from engine.kinds import imported, kind_of, kind_of_checkpoint, with_fetched
@@ -40,7 +46,7 @@ from engine.runtime.threads import (
 )
 from engine.socket_folder import remove_socket
 from engine.stepping import AnyEngine
-from engine.types import Event, Info, Phase, Request, Stats
+from engine.types import AdaptableInfo, Event, Info, Phase, Request, Stats
 
 _LONGEST_NAP_S = 0.5
 
@@ -283,10 +289,41 @@ def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, Info]:
     kind = kind_of_checkpoint(checkpoint, spec.config.kind)
     if kind.has_text_side:
         link.send(messages.Found(str(checkpoint.path)))
-    config = with_fetched(spec.config, kind, fetch)
+    config, failed = with_adapters_here(spec, link)
+    config = with_fetched(config, kind, fetch)
     link.report(Phase.LOADING, 0.0, kind=kind.name)
-    loaded: tuple[AnyEngine, Info] = imported(kind.loader)(checkpoint, spec.model, config, link)
-    return loaded
+    engine: AnyEngine
+    info: Info
+    engine, info = imported(kind.loader)(checkpoint, spec.model, config, link)
+    if failed and isinstance(info, AdaptableInfo):
+        info = replace(info, failed_adapters={**info.failed_adapters, **failed})
+    return engine, info
+
+
+def with_adapters_here(
+    spec: messages.WorkerSpec, link: Link
+) -> tuple[EngineConfig, dict[str, str]]:
+    """The model's settings with its adapters' hub ids replaced by folders of this machine; and
+    those that cannot be had, with the reason."""
+    from engine.adapter_source import needs_hub, resolve_adapter
+
+    adapters = spec.config.adapters
+    if not any(map(needs_hub, adapters.values())):
+        return spec.config, {}
+    found: dict[str, str] = {}
+    failed: dict[str, str] = {}
+    for name, ref in adapters.items():
+        try:
+            found[name] = resolve_adapter(
+                ref,
+                cache_dir=Path(spec.cache_dir),
+                offline=spec.offline,
+                on_progress=lambda fraction, line: link.report(Phase.DOWNLOADING, fraction, line),
+            )
+        except ModelLoadError as error:  # the model is served without it
+            failed[name] = error.message
+            log.error("adapter failed to load", adapter=name, ref=ref, reason=error.message)
+    return spec.config.with_adapters(found), failed
 
 
 def serve(spec: messages.WorkerSpec) -> int:

@@ -14,6 +14,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,11 @@ _POLL_S = 0.25
 _SMALL_FILES = (".json", ".jinja", ".txt", ".model")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _IMAGE_INDEX = "model_index.json"
+_ADAPTER_LAYOUTS = (
+    ("adapter_config.json", "adapter_model.safetensors"),
+    ("pytorch_lora_weights.safetensors",),
+)
+"""PEFT's folder, and diffusers'."""
 
 
 def fetch_hub_model(
@@ -59,31 +65,87 @@ def fetch_hub_model(
         ModelNotFound: no such repository, revision or file, no access to it, or no network.
         ModelLoadError: it holds no weights that we read, or the disk is full.
     """
-    record = _record_path(cache_dir, repo, revision, filename)
-    found = _recorded(record)
-    if found is None and not offline:
-        try:
-            with _clear_errors(repo, revision):
-                found = _download(repo, revision, filename, record, on_progress)
-        except ModelNotFound:
-            found = _in_library_cache(repo, revision, filename)
-            if found is None:
-                raise
-            log.warning("the hub is out of reach; using the copy in its cache", model=repo)
-    elif found is None:
-        found = _in_library_cache(repo, revision, filename)
-    if found is None:
-        raise ModelNotFound(
-            f"{repo} is not in the cache and offline mode is on; start once with network access"
-        )
+    found = _fetch_files(
+        _Wanted(repo, revision, _record_path(cache_dir, repo, revision, filename)),
+        lambda names: select_files(repo, names, filename),
+        lambda: _in_library_cache(repo, revision, filename),
+        on_progress=on_progress,
+        offline=offline,
+    )
     return found if filename is None else found / filename
 
 
-def _download(
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """Files of a repository, and where a completed download is noted."""
+
+    repo: str
+    revision: str | None
+    record: Path
+
+
+def fetch_hub_adapter(
     repo: str,
+    *,
     revision: str | None,
     filename: str | None,
-    record: Path,
+    cache_dir: Path,
+    on_progress: Callable[[float | None, str], None],
+    offline: bool = False,
+) -> Path:
+    """Folder with a LoRA adapter's files, or the path of its .safetensors file `filename`. Else as
+    `fetch_hub_model`.
+
+    Raises:
+        ModelNotFound, ModelLoadError: as there.
+    """
+    found = _fetch_files(
+        _Wanted(repo, revision, _record_path(cache_dir, repo, revision, filename, "adapter")),
+        lambda names: select_adapter_files(repo, names, filename),
+        lambda: _adapter_in_library_cache(repo, revision, filename),
+        on_progress=on_progress,
+        offline=offline,
+    )
+    return found if filename is None else found / filename
+
+
+def _fetch_files(
+    wanted: _Wanted,
+    select: Callable[[Sequence[str]], list[str]],
+    find_cached: Callable[[], Path | None],
+    *,
+    on_progress: Callable[[float | None, str], None],
+    offline: bool,
+) -> Path:
+    """The snapshot folder with some files of a repository.
+
+    Args:
+        select: given the names of all files, those to fetch.
+        find_cached: looks for what another tool has fetched.
+    """
+    found = _recorded(wanted.record)
+    if found is None and not offline:
+        try:
+            with _clear_errors(wanted.repo, wanted.revision):
+                found = _download(wanted, select, on_progress)
+        except ModelNotFound:
+            found = find_cached()
+            if found is None:
+                raise
+            log.warning("the hub is out of reach; using the copy in its cache", model=wanted.repo)
+    elif found is None:
+        found = find_cached()
+    if found is None:
+        raise ModelNotFound(
+            f"{wanted.repo} is not in the cache and offline mode is on; start once with network "
+            f"access"
+        )
+    return found
+
+
+def _download(
+    wanted: _Wanted,
+    select: Callable[[Sequence[str]], list[str]],
     on_progress: Callable[[float | None, str], None],
 ) -> Path:
     import huggingface_hub
@@ -91,10 +153,11 @@ def _download(
 
     # Its bars would fill the log; progress goes to `on_progress`.
     disable_progress_bars()
+    repo, revision, record = wanted.repo, wanted.revision, wanted.record
     on_progress(None, f"asking the hub for {repo}")
     info = huggingface_hub.HfApi().model_info(repo, revision=revision, files_metadata=True)
     siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
-    names = select_files(repo, list(siblings), filename)
+    names = select(list(siblings))
     with _reported(repo, [siblings[name] for name in names], on_progress):
         snapshot = Path(
             huggingface_hub.snapshot_download(
@@ -139,6 +202,36 @@ def select_files(repo: str, names: Sequence[str], filename: str | None) -> list[
     if not weights:
         raise ModelLoadError(f"{repo} holds neither .safetensors nor .gguf files; is it a model?")
     return [name for name in top if name in weights or name.endswith(_SMALL_FILES)]
+
+
+def select_adapter_files(repo: str, names: Sequence[str], filename: str | None) -> list[str]:
+    """What to fetch of a repository with a LoRA adapter.
+
+    Raises:
+        ModelNotFound: `filename` is not among them, or several files and none was named.
+        ModelLoadError: pickles only, or no weights at all.
+    """
+    if filename is not None:
+        if filename not in names or not filename.endswith(".safetensors"):
+            raise ModelNotFound(f"{repo} has no .safetensors file {filename!r}")
+        return [filename]
+    for files in _ADAPTER_LAYOUTS:
+        if set(files) <= set(names):
+            return list(files)
+    weights = [name for name in names if "/" not in name and name.endswith(".safetensors")]
+    if len(weights) == 1:
+        return weights
+    if weights:
+        raise ModelNotFound(
+            f"{repo} holds several .safetensors files; name one, as in {repo}:{weights[0]} (there "
+            f"are {', '.join(weights[:20])})"
+        )
+    if any(name.endswith(_PICKLES) for name in names):
+        raise ModelLoadError(
+            f"{repo} has its weights as pickles only ({'/'.join(_PICKLES)}), which can run code "
+            f"when read; look for an adapter with safetensors"
+        )
+    raise ModelLoadError(f"{repo} holds no .safetensors files; is it a LoRA adapter?")
 
 
 def _with_all_parts(
@@ -192,8 +285,8 @@ def _safetensors(top: Sequence[str]) -> set[str]:
     return {"model.safetensors"} & weights or weights
 
 
-def _record_path(cache_dir: Path, repo: str, revision: str | None, filename: str | None) -> Path:
-    asked = json.dumps([repo, revision, filename])
+def _record_path(cache_dir: Path, *wanted: str | None) -> Path:
+    asked = json.dumps(wanted)
     return cache_dir / "hub" / f"{hashlib.sha256(asked.encode()).hexdigest()[:24]}.json"
 
 
@@ -241,6 +334,22 @@ def _in_library_cache(repo: str, revision: str | None, filename: str | None) -> 
     ):
         return None
     return snapshot if needed <= set(names) else None
+
+
+def _adapter_in_library_cache(repo: str, revision: str | None, filename: str | None) -> Path | None:
+    """A snapshot that another tool fetched, if the adapter's files are there."""
+    import huggingface_hub
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        snapshot = Path(
+            huggingface_hub.snapshot_download(repo, revision=revision, local_files_only=True)
+        )
+        found = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*")]
+        select_adapter_files(repo, found, filename)
+    except (OSError, ValueError, HFValidationError, ModelLoadError):
+        return None
+    return snapshot
 
 
 def _is_whole(snapshot: Path, names: Sequence[str]) -> bool:

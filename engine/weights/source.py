@@ -82,7 +82,7 @@ def resolve_source(
     except ModelNotFound as error:
         if ref.lower() not in (*_BUILT_IN, *_SHIPPED):
             error.hint = suggestions.hint(
-                ref, (*_BUILT_IN, *_SHIPPED), may_be_hub_id=_hub_id(ref) is not None
+                ref, (*_BUILT_IN, *_SHIPPED), may_be_hub_id=hub_id_of(ref) is not None
             )
         raise
 
@@ -103,7 +103,7 @@ def _resolve(ref: str, cache_dir: Path, on_progress: Progress, offline: bool) ->
     local = os.path.expanduser(ref)
     if os.path.exists(local):
         return _local(Path(local), Path(os.path.abspath(local)).name)
-    hub_id = _hub_id(ref)
+    hub_id = hub_id_of(ref)
     if hub_id is None:
         raise _nothing_there(ref)
     path = hub.fetch_hub_model(
@@ -117,7 +117,8 @@ def _resolve(ref: str, cache_dir: Path, on_progress: Progress, offline: bool) ->
     return _local(path, hub_id["repo"] if hub_id["filename"] is None else Path(ref).name)
 
 
-def _hub_id(ref: str) -> re.Match[str] | None:
+def hub_id_of(ref: str) -> re.Match[str] | None:
+    """Its `repo`, `revision` and `filename`; None: it is none."""
     return None if ref.startswith(".") else _HUB_ID.fullmatch(ref)
 
 

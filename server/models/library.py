@@ -6,11 +6,13 @@ remembers why the last loads failed.
 
 import asyncio
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from engine.adapter_orders import AdapterOrder, AdapterReport
+from engine.adapter_source import needs_hub, resolve_adapter
 from engine.client import EngineClient
 from engine.errors import (
     Draining,
@@ -76,6 +78,8 @@ class ModelLibrary:
         self._loadable = LoadableModels(settings)
         self._loadable_adapters = LoadableAdapters(settings)
         self._failures: dict[str, Failure] = {}
+        # Apart from other work, which a slow network shall not hold up.
+        self._fetching = ThreadPoolExecutor(1, "fetch-adapters")
 
     async def load(self, order: LoadOrder) -> tuple[str, asyncio.Task[Info]]:
         """Begin to load a model.
@@ -127,13 +131,25 @@ class ModelLibrary:
         Raises:
             NotAllowed, Draining: as in `load`.
             UnknownAdapter: it is none of those that may be loaded.
+            ModelLoadError: it cannot be fetched from the hub.
             InvalidParameter: nothing can be asked for by such a name.
             EngineError: as in `EngineClient.load_adapter`.
         """
         self.check_open()
         folder = await asyncio.to_thread(self._loadable_adapters.find, name, place)
+        if await asyncio.to_thread(needs_hub, folder):
+            loop = asyncio.get_running_loop()
+            folder = await loop.run_in_executor(self._fetching, self._fetch_adapter, folder)
         order = AdapterOrder(name=name, folder=folder, replaces=replaces)
         return self._engine.load_adapter(model, order)
+
+    def _fetch_adapter(self, ref: str) -> str:
+        return resolve_adapter(
+            ref,
+            cache_dir=self._settings.cache_path,
+            offline=self._settings.offline,
+            on_progress=lambda fraction, line: None,
+        )
 
     def unload_adapter(self, model: str, name: str) -> asyncio.Future[None]:
         """Begin to unload a LoRA adapter, whose requests have the server's time for draining.

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from engine.adapter_source import resolve_adapter
 from engine.errors import ModelLoadError, ModelNotFound
 from engine.weights import hub
 from engine.weights.source import Checkpoint, resolve_source
@@ -344,3 +345,83 @@ def test_an_image_model_that_another_tool_fetched(
         return
     with pytest.raises(ModelNotFound):
         resolve("org/draw", tmp_path, offline=True)
+
+
+PEFT = {
+    "README.md": b"hello",
+    "adapter_config.json": b"{}",
+    "adapter_model.safetensors": bytes(3000),
+    "tokenizer.json": b"{}",
+    "model.safetensors": bytes(3000),
+}
+"""An adapter beside what serves no purpose for it."""
+
+
+def adapter(ref: str, tmp_path: Path, **options: Any) -> Path:
+    on_progress: Any = lambda fraction, line: None  # noqa: E731
+    return Path(
+        resolve_adapter(ref, cache_dir=tmp_path / "cache", on_progress=on_progress, **options)
+    )
+
+
+def test_an_adapter_is_fetched_once(local_hub: Any, tmp_path: Path) -> None:
+    local_hub.repos["org/poet"] = PEFT
+    folder = adapter("org/poet", tmp_path)
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["adapter_config.json", "adapter_model.safetensors"]
+    num_requests = len(local_hub.requests)
+    assert adapter("org/poet", tmp_path) == folder
+    assert adapter("org/poet", tmp_path, offline=True) == folder
+    assert len(local_hub.requests) == num_requests
+
+
+@pytest.mark.parametrize(
+    ("files", "ref", "wanted"),
+    [
+        ({"pytorch_lora_weights.safetensors": b"1", "x.safetensors": b"2"}, "", None),
+        ({"ink.safetensors": b"1", "ink.png": b"2"}, "", None),
+        ({"a.safetensors": b"1", "b.safetensors": b"2"}, ":b.safetensors", "b.safetensors"),
+        ({"v1/a.safetensors": b"1"}, "@v1:v1/a.safetensors", "v1/a.safetensors"),
+    ],
+)
+def test_files_of_image_adapters(
+    files: dict[str, bytes], ref: str, wanted: str | None, local_hub: Any, tmp_path: Path
+) -> None:
+    local_hub.repos["org/ink"] = files
+    place = adapter(f"org/ink{ref}", tmp_path)
+    assert place.is_file() == (wanted is not None)
+    if wanted is not None:
+        assert place.read_bytes() == files[wanted]
+    else:
+        assert len(list(place.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "ref", "error", "words"),
+    [
+        ({"adapter_config.json": b"{}", "adapter_model.bin": b"1"}, "", ModelLoadError, "pickles"),
+        ({"README.md": b"1"}, "", ModelLoadError, "is it a LoRA adapter"),
+        ({"a.safetensors": b"1", "b.safetensors": b"2"}, "", ModelNotFound, "org/x:a.safetensors"),
+        ({"a.safetensors": b"1"}, ":c.safetensors", ModelNotFound, "no .safetensors file 'c"),
+        ({"a.gguf": b"1"}, ":a.gguf", ModelNotFound, "no .safetensors file"),
+    ],
+)
+def test_adapters_that_cannot_be_had(
+    files: dict[str, bytes],
+    ref: str,
+    error: type[Exception],
+    words: str,
+    local_hub: Any,
+    tmp_path: Path,
+) -> None:
+    local_hub.repos["org/x"] = files
+    with pytest.raises(error, match=words):
+        adapter(f"org/x{ref}", tmp_path)
+
+
+def test_an_adapter_that_is_not_here_and_no_network(local_hub: Any, tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound, match="org/poet is not in the cache and offline mode is on"):
+        adapter("org/poet", tmp_path, offline=True)
+    assert not local_hub.requests
+    for local in (str(tmp_path), "no such folder", "./org/poet"):
+        assert adapter(local, tmp_path, offline=True) == Path(local)

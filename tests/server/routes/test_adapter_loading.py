@@ -13,6 +13,7 @@ from image_server import ImageServer
 from text_server import MODEL, TextServer, text_info, until
 
 from engine.errors import CorruptFile, EngineError, InsufficientMemory, TooManyAdapters
+from server.models import library
 
 Start = Callable[..., TextServer]
 
@@ -116,6 +117,20 @@ async def test_the_operator_names_what_may_be_loaded(start: Start, folder: Path)
     assert (await load(anywhere, "x", lora_path="/somewhere/x")).status_code == 200
     assert anywhere.engine.adapter_orders[0].folder == "/somewhere/x"
     error_of(await load(anywhere, "/somewhere/y"), 404)
+
+
+async def test_a_hub_id_is_fetched_before_it_is_loaded(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"loadable_loras": ["far=org/poet"], "offline": True}
+    error = error_of(await load(start(**settings), "far"), 404)
+    assert error["code"] == "model_source_not_found"
+    assert "offline mode is on" in error["message"]
+    monkeypatch.setattr(library, "resolve_adapter", lambda ref, **_: f"/snapshots/{ref}")
+    server = start(**settings)
+    assert (await load(server, "far")).status_code == 200
+    assert server.engine.adapter_orders[0].folder == "/snapshots/org/poet"
+    error_of(await load(server, "x", lora_path="org/else"), 404)
 
 
 @pytest.mark.parametrize(
