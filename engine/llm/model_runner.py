@@ -15,7 +15,7 @@ from torch import Tensor
 from engine.config import ResolvedConfig
 from engine.errors import EngineError, InsufficientMemory, InvariantViolation, ModelLoadError
 from engine.fault import is_out_of_memory
-from engine.llm.batch import BLOCK_IDS, Batch, StepRows, lay_out
+from engine.llm.batch import BLOCK_IDS, Batch, Int32Array, StepRows, lay_out
 from engine.llm.decision import (
     PENDING_TOKEN_ID,
     NewSequence,
@@ -36,7 +36,7 @@ from engine.models.adapters import NO_ADAPTER, Adapters
 from engine.models.causal_lm import CausalLM
 from engine.models.config import ModelConfig
 from engine.models.experts_config import expert_row_counts
-from engine.models.forward_context import ForwardContext
+from engine.models.forward_context import ForwardContext, RowAdapters
 from engine.runtime.device import PACKED_KV_DTYPES
 from engine.structure import Structure
 from engine.types import TokenLogprob
@@ -343,9 +343,17 @@ class ModelRunner:
     def _logits_to_sample(self, rows: StepRows, hidden: Tensor) -> Tensor:
         """Logits of the rows that draw, in the order of `StepRows.draws`."""
         places = rows.drawing_rows
+        slots = rows.adapter_slots
         if len(places) < len(hidden) or places != sorted(places):
             hidden = hidden[to_device([np.array(places, dtype=np.int64)], self._device)[0]]
-        return self._model.compute_logits(hidden)
+            slots = None if slots is None else slots[places]
+        return self._model.compute_logits(hidden, self._of_logits(slots))
+
+    def _of_logits(self, slots: Int32Array | None) -> RowAdapters | None:
+        """The adapters of rows whose logits are to be computed, if they change those."""
+        if slots is None or self._adapters is None or not self._adapters.change_logits:
+            return None
+        return self._adapters.of_rows(to_device([slots], self._device)[0])
 
     def _draw(
         self, step_rows: StepRows, logits: Tensor, outputs: dict[int, SequenceOutput]
@@ -379,11 +387,15 @@ class ModelRunner:
         next_at = sequence.start + 1
         targets = new.prompt_token_ids[next_at : next_at + len(rows)]
         num_top = new.sampling.prompt_logprobs or 0
+        slot = self._adapter_slots.get(sequence.seq_id)
         scores: list[TokenLogprob] = []
         for start in range(0, len(targets), SCORED_ROWS):
             piece = targets[start : start + SCORED_ROWS]
             # Copied, since a kernel is compiled anew for rows that start at an odd address.
-            logits = self._model.compute_logits(rows[start : start + len(piece)].clone())
+            of_rows = None if slot is None else np.full(len(piece), slot, dtype=np.int32)
+            logits = self._model.compute_logits(
+                rows[start : start + len(piece)].clone(), self._of_logits(of_rows)
+            )
             scores += self._sampler.score(logits, piece, num_top)
         return scores
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from engine.errors import ModelLoadError
 from engine.lora.peft_files import Adapter, Gate, Update
+from engine.models.layers.embedding import LmHead
 from engine.models.layers.linear import Linear
 from engine.models.layers.weight_slots import WeightOptions
 
@@ -68,7 +69,7 @@ class Gates:
 
 
 def with_gates(
-    adapter: Adapter, layers: Iterable[Linear], options: WeightOptions
+    adapter: Adapter, layers: Iterable[Linear | LmHead], options: WeightOptions
 ) -> Generator[None, None, Adapter]:
     """The adapter with its magnitudes made gates. Pauses where a step may be taken.
 
@@ -99,7 +100,7 @@ def with_gates(
     return replace(adapter, updates=updates)
 
 
-def _one_hot(layer: Linear, first: int, last: int, options: WeightOptions) -> Tensor:
+def _one_hot(layer: Linear | LmHead, first: int, last: int, options: WeightOptions) -> Tensor:
     """Rows that each have one input alone, which is how weights of any form can be read; a row of
     zeros where there are none."""
     shape = (max(1, last - first), layer.in_features)

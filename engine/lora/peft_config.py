@@ -21,6 +21,7 @@ _UNSUPPORTED = {
     "alora_invocation_tokens": "activation by tokens (aLoRA)",
     "use_qalora": "QALoRA",
     "use_bdlora": "block-diagonal LoRA",
+    "ensure_weight_tying": "copies that are tied to one another (ensure_weight_tying)",
     "arrow_config": "Arrow routing",
     "kasa_config": "KaSA",
     "monteclora_config": "MonteCLoRA",
@@ -49,12 +50,6 @@ def check_supported(config: Mapping[str, Any], kinds: Collection[str] = ("LORA",
     for key, what in _UNSUPPORTED.items():
         if config.get(key):
             raise ModelLoadError(f"it has {what}, which is not supported here")
-    if modules := config.get("modules_to_save"):
-        named = listed(modules) if isinstance(modules, list) else shortened(modules)
-        raise ModelLoadError(
-            f"it brings whole modules of its own (modules_to_save: {named}), which is not "
-            f"supported here: all adapters share the model's; train without, or merge it"
-        )
     if config.get("bias", "none") != "none":
         raise ModelLoadError("it has biases, which are not supported here; train with bias none")
     begun = str(config.get("init_lora_weights")).lower()
@@ -63,6 +58,37 @@ def check_supported(config: Mapping[str, Any], kinds: Collection[str] = ("LORA",
             f"it was begun with {shortened(begun)}, which changes the base model; convert it to a "
             f"plain LoRA when you save it (path_initial_model_for_weight_conversion)"
         )
+
+
+def check_no_copies(config: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ModelLoadError: it brings whole modules.
+    """
+    if modules := config.get("modules_to_save"):
+        named = listed(modules) if isinstance(modules, list) else shortened(modules)
+        raise ModelLoadError(
+            f"it brings whole modules of its own (modules_to_save: {named}), which is not "
+            f"supported here: all adapters share the model's; train without, or merge it"
+        )
+
+
+def check_copies(config: Mapping[str, Any], copies: Collection[str]) -> None:
+    """
+    Args:
+        copies: the modules that the adapter's file holds whole.
+
+    Raises:
+        ModelLoadError: there are to be others.
+    """
+    stated = config.get("modules_to_save") or []
+    if not isinstance(stated, list) or not all(isinstance(name, str) for name in stated):
+        raise CorruptFile(f"{CONFIG} has a modules_to_save that is no list of names")
+    for name in stated:
+        if not any(copy.endswith(name) for copy in copies):
+            raise CorruptFile(
+                f"{CONFIG} has {shortened(name)} in modules_to_save, and the file does not have it"
+            )
 
 
 def stated_scale(config: Mapping[str, Any], name: str, rank: int) -> float:

@@ -4,8 +4,8 @@ Everything that could go wrong is found before any number is used: what the conf
 and we do not have, names and shapes from the file's header, then that the numbers are finite.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from engine.lora.peft_config import (
     CONFIG,
     MAX_NAMED,
     by_pattern,
+    check_copies,
     check_supported,
     listed,
     shortened,
@@ -33,13 +34,39 @@ DTYPES = ("F32", "F16", "BF16")
 
 _PREFIX = "base_model.model."
 _MAGNITUDE = "lora_magnitude_vector"
+_LINEAR, _TABLE = ("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")
+_BASE = "base_layer"
+"""The base model's own embedding or output layer, which PEFT saves beside an update of it."""
+_COPY = "weight"
+"""Of a whole module: one of `modules_to_save`."""
 
 Shapes = Mapping[str, tuple[int, int]]
 """Outputs and inputs of a model's linear layers, by the checkpoint's names."""
 
 
+@dataclass(frozen=True, slots=True)
+class ModelShapes:
+    """What an adapter may change, by the checkpoint's names."""
+
+    linear: Shapes
+    tables: Shapes = field(default_factory=dict)
+    """Of embeddings: the size of a row, and how many there are."""
+    copies: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Of weights that it may bring whole."""
+
+    def sides(self, name: str) -> tuple[str, str] | None:
+        """The tensors of an update. None: it cannot be updated."""
+        if name in self.linear:
+            return _LINEAR
+        return _TABLE if name in self.tables else None
+
+    def sizes(self, name: str) -> tuple[int, int]:
+        """Outputs and inputs of what can be updated."""
+        return self.linear[name] if name in self.linear else self.tables[name]
+
+
 class Need(NamedTuple):
-    """What an adapter's part of a linear layer needs room for."""
+    """What an adapter's part of a layer needs room for."""
 
     rank: int
     is_gated: bool
@@ -86,36 +113,50 @@ class Update:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterSize:
+    """What an adapter needs room for."""
+
+    needs: Mapping[str, Need]
+    """By layer: in arrays that all adapters share."""
+    copy_bytes: int = 0
+    """Its own."""
+
+
+@dataclass(frozen=True, slots=True)
 class Adapter:
     """What a folder holds for a model, in its type."""
 
     updates: Mapping[str, Update]
-    """By the checkpoint's name of the layer."""
+    """By the checkpoint's name of the layer. Of an embedding, A is what is looked up, [r, V]."""
+    copies: Mapping[str, Tensor] = field(default_factory=dict)
+    """Weights of whole modules in place of the model's."""
     left_out: tuple[str, ...] = ()
     """Layers that the model has not, beside its decoder's."""
 
     @property
-    def needs(self) -> dict[str, Need]:
-        """By layer."""
-        return {name: update.need for name, update in self.updates.items()}
+    def size(self) -> AdapterSize:
+        """Of room."""
+        needs = {name: update.need for name, update in self.updates.items()}
+        return AdapterSize(needs, sum(copy.nbytes for copy in self.copies.values()))
 
     @property
     def num_bytes(self) -> int:
         """Of memory."""
-        return sum(update.num_bytes for update in self.updates.values())
+        updates = sum(update.num_bytes for update in self.updates.values())
+        return updates + self.size.copy_bytes
 
     @property
     def report(self) -> AdapterReport:
         """For whoever has asked for it."""
         return AdapterReport(
-            num_layers=len(self.updates),
+            num_layers=len(self.updates) + len(self.copies),
             ranks=tuple(sorted({update.rank for update in self.updates.values()})),
             num_left_out=len(self.left_out),
             left_out=tuple(map(shortened, self.left_out[:MAX_NAMED])),
         )
 
 
-def read_adapter(folder: Path, shapes: Shapes, dtype: torch.dtype) -> Adapter:
+def read_adapter(folder: Path, shapes: ModelShapes, dtype: torch.dtype) -> Adapter:
     """Read an adapter that was made for a model with these layers. Nothing of it stays in the
     file's memory, so that whoever installs it waits for no disk.
 
@@ -131,78 +172,120 @@ def read_adapter(folder: Path, shapes: Shapes, dtype: torch.dtype) -> Adapter:
     if not (folder / WEIGHTS).exists():
         pickled = f", and {PICKLED} may run anything" if (folder / PICKLED).exists() else ""
         raise ModelLoadError(f"there is no {WEIGHTS}{pickled}; save the adapter as safetensors")
-    has_magnitudes = bool(config.get("use_dora"))
-    ranks, left_out = _checked_ranks(folder, shapes, has_magnitudes)
-    for name, rank in ranks.items():
+    found = _checked(folder, shapes, has_magnitudes=bool(config.get("use_dora")))
+    check_copies(config, found.copies)
+    for name, rank in found.ranks.items():
         wanted = by_pattern(config, "rank_pattern", name, config.get("r", 8))
         if wanted != rank:
             raise ShapeMismatch(f"{name} has rank {rank}; {CONFIG} says {shortened(wanted)}")
-    tensors = {}
+    tensors: dict[tuple[str, str], Tensor] = {}
     for key, tensor in iter_file_tensors(folder / WEIGHTS):
         name, side = _layer_of(key)
-        if name not in ranks:
+        if side == _BASE or not (name in found.copies if side == _COPY else name in found.ranks):
             continue
-        turned = tensor.T if side == "lora_B" else tensor
-        kept_as = torch.float32 if side == _MAGNITUDE else dtype
+        turned = tensor.T if side in (_LINEAR[1], _TABLE[1]) else tensor
+        # Of one number each: magnitudes, norms.
+        kept_as = torch.float32 if tensor.ndim == 1 else dtype
         kept = torch.empty(turned.shape, dtype=kept_as).copy_(turned)
         # What is too large for the model's type is infinite in it.
         if not kept.isfinite().all():
             raise ModelLoadError(f"{name} holds numbers that are not finite in {kept_as}")
         tensors[name, side] = kept
-    updates = {
-        name: Update(
-            tensors[name, "lora_A"],
-            tensors[name, "lora_B"],
+    updates = {}
+    for name, rank in found.ranks.items():
+        a, b = shapes.sides(name) or _LINEAR
+        updates[name] = Update(
+            tensors[name, a],
+            tensors[name, b],
             stated_scale(config, name, rank),
             tensors.get((name, _MAGNITUDE)),
         )
-        for name, rank in ranks.items()
-    }
-    return Adapter(updates, left_out)
+    copies = {name: tensors[name, _COPY] for name in found.copies}
+    return Adapter(updates, copies, found.left_out)
 
 
-def _checked_ranks(
-    folder: Path, shapes: Shapes, has_magnitudes: bool
-) -> tuple[dict[str, int], tuple[str, ...]]:
-    """The rank of each layer that the adapter has, by the header of its file, and the layers that
-    are left out."""
-    wanted = {"lora_A", "lora_B", *([_MAGNITUDE] if has_magnitudes else [])}
+class _Found(NamedTuple):
+    """What the header of a file has for a model."""
+
+    ranks: dict[str, int]
+    """Of each layer that it updates."""
+    copies: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+def _checked(folder: Path, shapes: ModelShapes, *, has_magnitudes: bool) -> _Found:
     found: dict[str, dict[str, tuple[int, ...]]] = {}
+    copies: list[str] = []
     unknown: list[str] = []
+    wrong: list[str] = []
+    known = {*_LINEAR, *_TABLE, _COPY, *([_MAGNITUDE] if has_magnitudes else [])}
     for key, header in file_headers(folder / WEIGHTS).items():
         name, side = _layer_of(key)
-        if side not in wanted:
+        if side == _BASE and shapes.copies.get(name) == header.shape:
+            continue
+        if side not in known:
             raise ModelLoadError(f"it has {shortened(key)}, which is not supported here")
         if header.type not in DTYPES:
             raise ModelLoadError(
                 f"{shortened(key)} holds {header.type}; {', '.join(DTYPES)} it can be"
             )
-        if name in shapes:
+        if side == _COPY:
+            if name not in shapes.copies:
+                raise ModelLoadError(f"it brings {shortened(name)} whole, which is not supported")
+            if name in copies:
+                raise CorruptFile(f"{WEIGHTS} has {name} twice; fetch it again")
+            copies.append(name)
+            if header.shape != shapes.copies[name]:
+                wrong.append(_misfit(name, header.shape, shapes.copies[name]))
+        elif shapes.sides(name) is not None:
             sides = found.setdefault(name, {})
             if side in sides:
                 raise CorruptFile(f"{WEIGHTS} has {side} of {name} twice; fetch it again")
             sides[side] = header.shape
         else:
             unknown.append(name)
-    left_out = _checked_unknown(found, unknown)
+    left_out = _checked_unknown({*found, *copies}, unknown)
     ranks: dict[str, int] = {}
-    wrong: list[str] = []
     for name, sides in found.items():
+        if name in copies:
+            raise CorruptFile(f"{WEIGHTS} both updates {name} and brings it whole")
+        wanted = _wanted_sides(name, shapes, has_magnitudes=has_magnitudes)
+        if more := sides.keys() - wanted:
+            raise ModelLoadError(f"it has {min(more)} of {name}, which is not supported here")
+        if lacking := wanted - sides.keys():
+            raise CorruptFile(f"{name} has no {min(lacking)}; fetch the adapter again")
         try:
-            if lacking := wanted - sides.keys():
-                raise CorruptFile(f"{name} has no {min(lacking)}; fetch the adapter again")
-            ranks[name] = _checked_rank(name, sides, shapes[name])
+            ranks[name] = _checked_rank(name, sides, shapes)
         except ShapeMismatch as error:
             wrong.append(error.message)
     if wrong:
         others = f"; {len(wrong) - 1} more of its layers do not fit" if len(wrong) > 1 else ""
         raise ShapeMismatch(wrong[0] + others)
-    return ranks, left_out
+    return _Found(ranks, tuple(copies), left_out)
 
 
-def _checked_rank(name: str, sides: Mapping[str, tuple[int, ...]], shape: tuple[int, int]) -> int:
-    a, b = sides["lora_A"], sides["lora_B"]
-    outputs, inputs = shape
+def _wanted_sides(name: str, shapes: ModelShapes, *, has_magnitudes: bool) -> set[str]:
+    """
+    Raises:
+        ModelLoadError: DoRA of an embedding.
+    """
+    if name in shapes.linear:
+        return {*_LINEAR, *([_MAGNITUDE] if has_magnitudes else [])}
+    if has_magnitudes:
+        raise ModelLoadError(f"it has DoRA of {name}, which is supported for linear layers only")
+    return set(_TABLE)
+
+
+def _misfit(name: str, shape: tuple[int, ...], own: tuple[int, ...]) -> str:
+    return (
+        f"{name} has {shortened(list(shape))} weights; the model's has {list(own)}: it was made "
+        f"for another model, or another vocabulary"
+    )
+
+
+def _checked_rank(name: str, sides: Mapping[str, tuple[int, ...]], shapes: ModelShapes) -> int:
+    a, b = (sides[side] for side in shapes.sides(name) or _LINEAR)
+    outputs, inputs = shapes.sizes(name)
     rank = a[0] if a else 0
     if rank < 1 or a != (rank, inputs) or b != (outputs, rank):
         raise ShapeMismatch(
@@ -219,7 +302,7 @@ def _checked_rank(name: str, sides: Mapping[str, tuple[int, ...]], shape: tuple[
     return rank
 
 
-def _checked_unknown(found: Mapping[str, object], unknown: list[str]) -> tuple[str, ...]:
+def _checked_unknown(found: Collection[str], unknown: list[str]) -> tuple[str, ...]:
     """Layers that the model has not, and that it need not have.
 
     Raises:
@@ -239,6 +322,10 @@ def _checked_unknown(found: Mapping[str, object], unknown: list[str]) -> tuple[s
 
 
 def _layer_of(key: str) -> tuple[str, str]:
-    """A tensor's layer, and what it is of it: `lora_A`, `lora_B`, magnitudes or something else."""
-    name, _, side = key.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".")
+    """A tensor's layer, and what it is of it: a part of its update, or its weight."""
+    path = key.removeprefix(_PREFIX)
+    name, _, side = path.removesuffix(".weight").rpartition(".")
+    is_part = side.startswith("lora_") or side == _BASE
+    if path.endswith(f".{_COPY}") and not is_part:
+        return path.removesuffix(f".{_COPY}"), _COPY
     return name, side

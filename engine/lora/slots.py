@@ -5,15 +5,17 @@ highest rank: a launch serves rows with different adapters (`kernels.lora_gather
 that layer have zeros there. A row's bits depend on its own adapter alone.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Self
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from engine.lora.dora import Gates
-from engine.lora.peft_files import Adapter, Need, Shapes, Update
+from engine.lora.peft_files import Adapter, ModelShapes, Need, Update
+from engine.models.layers.embedding import LmHead, TokenEmbedding
 from engine.models.layers.linear import Linear
 from engine.models.layers.weight_slots import WeightOptions
 from kernels import LoraShard, lora_gather
@@ -22,6 +24,10 @@ _GATE_BYTES = torch.float32.itemsize
 
 Needs = Mapping[str, Need]
 """Of an adapter's layers, by the checkpoint's names."""
+Adaptable = Linear | LmHead | TokenEmbedding
+CopiesOf = Mapping[str, Sequence[tuple[int, Any]]]
+"""Of whole modules, by their paths: the slot of whose adapter brings one, and what the module has
+made of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +83,73 @@ class ShardUpdates(LoraShard):
 
 
 @dataclass(frozen=True, slots=True)
+class TableUpdates:
+    """What all adapters have for an embedding: what is looked up, times B."""
+
+    looked_up: Tensor
+    """[L, V, r]."""
+    shard: ShardUpdates
+    """Its A is the identity, since what is looked up is what A makes of a token."""
+
+    @classmethod
+    def empty(
+        cls, *, num_adapters: int, rank: int, table: TokenEmbedding, options: WeightOptions
+    ) -> Self:
+        """Of adapters that change nothing."""
+        vocab_size, outputs = table.shape
+        shape = (num_adapters, vocab_size, rank)
+        return cls(
+            torch.zeros(shape, dtype=options.dtype, device=options.device),
+            ShardUpdates.empty(
+                0,
+                num_adapters=num_adapters,
+                need=Need(rank, False),
+                inputs=rank,
+                outputs=outputs,
+                options=options,
+            ),
+        )
+
+    def put(self, slot: int, update: Update | None, scale: float) -> None:
+        """Set what the adapter in a slot has.
+
+        Args:
+            scale: of the embedding's rows.
+        """
+        rank = 0 if update is None else update.rank
+        self.looked_up[slot, :, rank:] = 0
+        if update is None:
+            self.shard.put(slot, None)
+            return
+        self.looked_up[slot, :, :rank] = update.a.T
+        same = torch.eye(rank, self.looked_up.shape[2])
+        self.shard.put(slot, replace(update, a=same, scale=update.scale * scale))
+
+    def copy_from(self, other: "TableUpdates") -> None:
+        """Take the adapters over that others have, as far as there is room."""
+        count = min(len(self.looked_up), len(other.looked_up))
+        rank = min(self.looked_up.shape[2], other.looked_up.shape[2])
+        self.looked_up[:count, :, :rank] = other.looked_up[:count, :, :rank]
+        mine, its = self.shard, other.shard
+        mine.a[:count, :rank, :rank] = its.a[:count, :rank, :rank]
+        mine.b[:count, :rank] = its.b[:count, :rank]
+        mine.scales[:count] = its.scales[:count]
+
+    def inner(self, token_ids: Tensor, slots: Tensor) -> Tensor:
+        """[T, r]: what rows look up; anything for those without an adapter."""
+        _, vocab_size, rank = self.looked_up.shape
+        places = slots.clamp(min=0).long() * vocab_size + token_ids
+        return F.embedding(places, self.looked_up.view(-1, rank))
+
+
+@dataclass(frozen=True, slots=True)
 class LoraRows:
     """A step's rows: `engine.models.forward_context.RowAdapters`."""
 
     updates: Mapping[str, Sequence[ShardUpdates]]
     slots: Tensor
+    tables: Mapping[str, TableUpdates] = field(default_factory=dict)
+    copies: CopiesOf = field(default_factory=dict)
 
     def add(self, path: str, x: Tensor, y: Tensor) -> None:
         shards = self.updates.get(path)
@@ -92,8 +160,34 @@ class LoraRows:
                 shard.gates.apply(shard.part_of(y), self.slots)
         lora_gather(y, x, shards, self.slots)
 
+    def add_looked_up(self, path: str, token_ids: Tensor, y: Tensor) -> None:
+        if (table := self.tables.get(path)) is not None:
+            self.add(path, table.inner(token_ids, self.slots), y)
+
+    def take_copies(self, path: str, y: Tensor, compute: Callable[[Any], Tensor]) -> None:
+        for slot, copy in self.copies.get(path, ()):
+            has_it = (self.slots == slot)[:, None]
+            y.copy_(torch.where(has_it, compute(copy), y))
+
+    def add_to_logits(
+        self, path: str, hidden: Tensor, logits: Tensor, compute: Callable[[Any, Tensor], Tensor]
+    ) -> None:
+        for slot, copy in self.copies.get(path, ()):
+            rows = (self.slots == slot).nonzero().flatten()
+            if len(rows):
+                logits[rows] = compute(copy, hidden[rows])
+        shards = self.updates.get(path)
+        if not shards:
+            return
+        for shard in shards:
+            if shard.gates is not None:
+                shard.gates.apply(shard.part_of(logits), self.slots)
+        update = torch.zeros(logits.shape, dtype=hidden.dtype, device=hidden.device)
+        lora_gather(update, hidden, shards, self.slots)
+        logits += update
+
     def at(self, rows: Tensor) -> "LoraRows":
-        return LoraRows(self.updates, self.slots[rows])
+        return replace(self, slots=self.slots[rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +218,13 @@ class Room:
         )
         return fits and slot < self.num_slots
 
-    def num_bytes(self, shapes: Shapes, itemsize: int) -> int:
+    def num_bytes(self, shapes: ModelShapes, itemsize: int) -> int:
         """Of the arrays of A, B and gates."""
         total = 0
         for path, need in self.needs.items():
-            outputs, inputs = shapes[path]
+            outputs, inputs = shapes.sizes(path)
+            if path in shapes.tables:
+                inputs += need.rank
             total += self.num_slots * need.rank * (outputs + inputs) * itemsize
             total += (self.num_slots + 2) * outputs * _GATE_BYTES * need.is_gated
         return total
@@ -143,27 +239,49 @@ class LoraSlots:
 
     def __init__(
         self,
-        layers: Iterable[Linear],
+        layers: Iterable[Adaptable],
         room: Room,
         options: WeightOptions,
         before: "LoraSlots | None" = None,
     ) -> None:
         self.room = room
         self._shards: dict[str, ShardUpdates] = {}
-        self._updates = {layer.path: self._create(layer, options) for layer in layers}
+        self._tables: dict[str, tuple[TableUpdates, float]] = {}
+        """With the factor of what is looked up."""
+        self._updates: dict[str, list[ShardUpdates]] = {}
+        for layer in layers:
+            if isinstance(layer, TokenEmbedding):
+                self._create_table(layer, options)
+            else:
+                self._updates[layer.path] = self._create(layer, options)
         if before is not None:
             for path in self._shards.keys() & before._shards.keys():
                 self._shards[path].copy_from(before._shards[path])
+            for path in self._tables.keys() & before._tables.keys():
+                self._tables[path][0].copy_from(before._tables[path][0])
 
     def put(self, slot: int, adapter: Adapter) -> None:
         """Fill a slot in which the adapter fits."""
         for path, shard in self._shards.items():
             shard.put(slot, adapter.updates.get(path))
+        for path, (table, scale) in self._tables.items():
+            table.put(slot, adapter.updates.get(path), scale)
 
-    def of_rows(self, slots: Tensor) -> LoraRows:
-        return LoraRows(self._updates, slots)
+    def of_rows(self, slots: Tensor, copies: CopiesOf | None = None) -> LoraRows:
+        tables = {path: table for path, (table, _) in self._tables.items()}
+        return LoraRows(self._updates, slots, tables, copies or {})
 
-    def _create(self, layer: Linear, options: WeightOptions) -> list[ShardUpdates]:
+    def _create_table(self, layer: TokenEmbedding, options: WeightOptions) -> None:
+        need = self.room.needs.get(layer.path)
+        if need is None:
+            return
+        table = TableUpdates.empty(
+            num_adapters=self.room.num_slots, rank=need.rank, table=layer, options=options
+        )
+        self._tables[layer.path] = table, layer.scale
+        self._updates[layer.path] = [table.shard]
+
+    def _create(self, layer: Linear | LmHead, options: WeightOptions) -> list[ShardUpdates]:
         found, first = [], 0
         for path, shard in zip(layer.shard_paths, layer.shards, strict=True):
             if (need := self.room.needs.get(path)) is not None:

@@ -5,30 +5,44 @@ from collections.abc import Collection, Generator, Iterable, Mapping
 from concurrent.futures import Future
 from itertools import count
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import structlog
 from torch import Tensor
 
-from engine.adapter_orders import AdapterOrder, AdapterReport
+from engine.adapter_orders import AdapterOrder
 from engine.errors import InsufficientMemory, UnknownAdapter
 from engine.host import Grant, Host
 from engine.lora.copies import Copies
 from engine.lora.dora import with_gates
+from engine.lora.own_modules import OwnModules
 from engine.lora.peft_config import CONFIG
-from engine.lora.peft_files import WEIGHTS, Adapter, read_adapter
-from engine.lora.shelf import AdapterLimits, Shelf, Steps, cause_of
-from engine.lora.slots import LoraRows, LoraSlots, Needs, Room
+from engine.lora.peft_files import WEIGHTS, Adapter, AdapterSize, ModelShapes, read_adapter
+from engine.lora.shelf import AdapterLimits, Kept, Shelf, Steps, cause_of
+from engine.lora.slots import CopiesOf, LoraRows, LoraSlots, Room
 from engine.lora.source import Source
 from engine.models.causal_lm import CausalLM
+from engine.models.layers.embedding import LmHead, TokenEmbedding
 from engine.models.layers.linear import Linear
+from engine.models.layers.norm import RmsNorm
 from engine.runtime.huge_pages import use_huge_pages
 from engine.runtime.memory import available_host_memory
 
 log = structlog.get_logger(__name__)
 
 
-class AdapterTable(Shelf[Needs, int]):
+class _Ready(NamedTuple):
+    """What an adapter is put in place with."""
+
+    slot: int
+    made: Mapping[str, Any] = MappingProxyType({})
+    """Of its whole modules."""
+    grant: Grant | None = None
+    """Of their memory."""
+
+
+class AdapterTable(Shelf[AdapterSize, int]):
     """`engine.models.adapters.Adapters`, and the engine's `engine.adapter_orders.AdapterShelf`.
 
     Places are slots of the arrays. Where there may be more adapters than slots, or memory is
@@ -46,16 +60,28 @@ class AdapterTable(Shelf[Needs, int]):
         self.version = 0
         self._host = host
         self._options = model.options
-        self._layers = [
+        self._layers: list[Linear | LmHead] = [
             module
             for module in model.modules()
             if isinstance(module, Linear) and module.takes_adapters
         ]
-        self._shapes = {
-            path: (shard.out_features, layer.in_features)
-            for layer in self._layers
-            for path, shard in zip(layer.shard_paths, layer.shards, strict=True)
-        }
+        ends = list(model.modules()) if model.ends_take_adapters else []
+        self._layers += [module for module in ends if isinstance(module, LmHead)]
+        self._embeddings = [module for module in ends if isinstance(module, TokenEmbedding)]
+        norms = [one for one in ends if isinstance(one, RmsNorm) and one.takes_adapters]
+        heads = [module for module in ends if isinstance(module, LmHead)]
+        self._own = OwnModules([*self._embeddings, *norms, *heads])
+        self._copies_in_place: CopiesOf = {}
+        self._shapes = ModelShapes(
+            linear={
+                path: (shard.out_features, layer.in_features)
+                for layer in self._layers
+                for path, shard in zip(layer.shard_paths, layer.shards, strict=True)
+            },
+            tables={one.path: (one.shape[1], one.shape[0]) for one in self._embeddings},
+            copies=self._own.shapes,
+        )
+        self._heads = [head.path for head in heads]
         self._slots = self._empty_slots()
         self._grant: Grant | None = None
         is_on_host = self._options.device.type == "cpu"
@@ -64,8 +90,13 @@ class AdapterTable(Shelf[Needs, int]):
 
     @property
     def num_bytes(self) -> int:
-        """Memory that the arrays take."""
-        return self._array_bytes(self._slots.room)
+        """Memory that adapters in place take: the arrays, and whole modules of their own."""
+        return self._array_bytes(self._slots.room) + self._own_bytes(self._placed())
+
+    @property
+    def change_logits(self) -> bool:
+        needs = self._slots.room.needs
+        return any(path in needs or path in self._copies_in_place for path in self._heads)
 
     def slot_of(self, key: str) -> int:
         kept = self._kept.get(key)
@@ -74,7 +105,7 @@ class AdapterTable(Shelf[Needs, int]):
         return kept.place
 
     def of_rows(self, slots: Tensor) -> LoraRows:
-        return self._slots.of_rows(slots)
+        return self._slots.of_rows(slots, self._copies_in_place)
 
     def load_first(self, folders: Mapping[str, str]) -> None:
         """Load the adapters that the model begins with, as many at once as have room.
@@ -87,13 +118,13 @@ class AdapterTable(Shelf[Needs, int]):
         for name, folder in folders.items():
             try:
                 source, adapter = self._read_whole(folder)
-                self._check_size(adapter.needs)
+                self._check_size(adapter.size)
             except Exception as error:  # whatever a stranger's file can do, the model is served
                 self.failed[name] = cause_of(error, name).message
                 continue
-            key, _ = self._keep(name, source, adapter.needs, adapter.report)
-            needs = [one.needs for one in (*first.values(), adapter)]
-            if len(needs) <= self._limits.max_slots and not self._exceeds(self._bytes_of(needs)):
+            key, _ = self._keep(name, source, adapter.size, adapter.report)
+            sizes = [one.size for one in (*first.values(), adapter)]
+            if len(sizes) <= self._limits.max_slots and not self._exceeds(self._bytes_of(sizes)):
                 first[key] = adapter
             else:
                 self._keep_copy(key, adapter)
@@ -110,25 +141,38 @@ class AdapterTable(Shelf[Needs, int]):
 
     def _fill(self, adapters: Mapping[str, Adapter]) -> None:
         """Put them into the first slots."""
-        room = Room.of(len(adapters), [adapter.needs for adapter in adapters.values()])
-        grant = self._borrow(room)
+        room = Room.of(len(adapters), [adapter.size.needs for adapter in adapters.values()])
+        grant = self._borrow(self._array_bytes(room))
+        own: dict[str, Grant | None] = {}
+        try:
+            for key, adapter in adapters.items():
+                own[key] = self._borrow_own(adapter)
+        except InsufficientMemory:
+            for one in (grant, *own.values()):
+                if one is not None:
+                    self._host.give_back(one)
+            raise
+        if self._limits.max_bytes is not None:
+            taken = self._bytes_of(adapter.size for adapter in adapters.values())
+            self._copies.shrink(self._limits.max_bytes - taken)
         self._take(self._larger_slots(room), grant)
         if self._options.device.type == "cpu":
             use_huge_pages()
         for slot, (key, adapter) in enumerate(adapters.items()):
-            self._enter(key, slot, adapter)
+            ready = _Ready(slot, self._own.make(adapter.copies), own[key])
+            self._enter(key, adapter, ready)
 
     def _steps(self, order: AdapterOrder) -> Steps:
         source, adapter = yield from self._reading(order.folder)
-        self._check_size(adapter.needs)
-        slot = None
-        if self._has_room(order.name, adapter.needs):
-            slot = yield from self._free_slot(adapter.needs)
-        key, _ = self._keep(order.name, source, adapter.needs, adapter.report)
-        if slot is None:
+        self._check_size(adapter.size)
+        ready = None
+        if self._has_room(order.name, adapter.size):
+            ready = yield from self._making_ready(adapter)
+        key, _ = self._keep(order.name, source, adapter.size, adapter.report)
+        if ready is None:
             self._keep_copy(key, adapter)
         else:
-            self._enter(key, slot, adapter)
+            self._enter(key, adapter, ready)
         return adapter.report
 
     def _return(self, key: str) -> Steps:
@@ -137,9 +181,27 @@ class AdapterTable(Shelf[Needs, int]):
             source, adapter = yield from self._reading(kept.source.folder)
             kept.source.check_unchanged(source)
         if self._fits(kept.size):
-            slot = yield from self._free_slot(kept.size)
-            self._enter(key, slot, adapter)
+            ready = yield from self._making_ready(adapter)
+            self._enter(key, adapter, ready)
         return None
+
+    def _making_ready(self, adapter: Adapter) -> Generator["Future[Any] | None", None, "_Ready"]:
+        """A slot in which an adapter fits, and what modules make of its copies of them."""
+        slot = yield from self._free_slot(adapter.size)
+        grant = self._borrow_own(adapter)
+        if grant is None:
+            return _Ready(slot)
+        try:
+            making = self._thread.submit(self._own.make, adapter.copies)
+            yield making
+            return _Ready(slot, making.result(), grant)
+        except Exception:
+            self._host.give_back(grant)
+            raise
+
+    def _borrow_own(self, adapter: Adapter) -> Grant | None:
+        """Memory for whole modules, if it brings some."""
+        return self._borrow(adapter.size.copy_bytes) if adapter.copies else None
 
     def _reading(
         self, folder: str
@@ -149,18 +211,19 @@ class AdapterTable(Shelf[Needs, int]):
         source, adapter = reading.result()
         return source, (yield from with_gates(adapter, self._layers, self._options))
 
-    def _free_slot(self, needs: Needs) -> Generator["Future[Any] | None", None, int]:
+    def _free_slot(self, size: AdapterSize) -> Generator["Future[Any] | None", None, int]:
         """A slot in which such an adapter fits; the arrays are replaced by larger ones if there is
         none. Others may go meanwhile, but none comes."""
-        room, slot = self._room_with(needs)
+        room, slot = self._room_with(size)
+        if self._limits.max_bytes is not None:
+            taken = self._own_bytes(self._placed()) + size.copy_bytes + self._array_bytes(room)
+            self._copies.shrink(self._limits.max_bytes - taken)
         if room is not self._slots.room:
             yield from self._enlarge(room)
         return slot
 
     def _enlarge(self, room: Room) -> Generator["Future[Any] | None", None, None]:
-        if self._limits.max_bytes is not None:
-            self._copies.shrink(self._limits.max_bytes - self._array_bytes(room))
-        grant = self._borrow(room)
+        grant = self._borrow(self._array_bytes(room))
         try:
             if self._options.device.type == "cpu":
                 filling = self._thread.submit(self._larger_slots, room)
@@ -173,25 +236,31 @@ class AdapterTable(Shelf[Needs, int]):
             raise
         self._take(larger, grant)
 
-    def _room_with(self, needs: Needs, without: Collection[str] = ()) -> tuple[Room, int]:
+    def _room_with(self, size: AdapterSize, without: Collection[str] = ()) -> tuple[Room, int]:
         """What the arrays must have room for with one adapter more, and the slot that it gets."""
         placed = self._placed(without)
         taken = {kept.place for kept in placed}
         slot = next(number for number in count() if number not in taken)
-        if self._slots.room.holds(slot, needs):
-            return self._slots.room, slot
+        room, copy_bytes = self._slots.room, self._own_bytes(placed) + size.copy_bytes
+        if room.holds(slot, size.needs) and not self._exceeds(self._array_bytes(room) + copy_bytes):
+            return room, slot
         highest = max((kept.place or 0 for kept in placed), default=0)
-        sizes = [*(kept.size for kept in placed), needs]
-        return Room.of(max(slot, highest) + 1, sizes), slot
+        needs = [*(kept.size.needs for kept in placed), size.needs]
+        return Room.of(max(slot, highest) + 1, needs), slot
 
-    def _fits(self, size: Needs, without: Collection[str] = (), *, more: int = 0) -> bool:
+    def _fits(self, size: AdapterSize, without: Collection[str] = (), *, more: int = 0) -> bool:
+        placed = self._placed(without)
         room, _ = self._room_with(size, without)
-        is_free = len(self._placed(without)) < self._limits.max_slots + more
-        return is_free and not self._exceeds(self._array_bytes(room))
+        num_bytes = self._array_bytes(room) + self._own_bytes(placed) + size.copy_bytes
+        return len(placed) < self._limits.max_slots + more and not self._exceeds(num_bytes)
 
-    def _bytes_of(self, sizes: Iterable[Needs]) -> int:
+    def _bytes_of(self, sizes: Iterable[AdapterSize]) -> int:
         every = list(sizes)
-        return self._array_bytes(Room.of(len(every), every))
+        room = Room.of(len(every), [size.needs for size in every])
+        return self._array_bytes(room) + sum(size.copy_bytes for size in every)
+
+    def _own_bytes(self, placed: Iterable[Kept[AdapterSize, int]]) -> int:
+        return sum(kept.size.copy_bytes for kept in placed)
 
     def _read(self, folder: str) -> tuple[Source, Adapter]:
         place = Path(os.path.expanduser(folder))
@@ -207,18 +276,19 @@ class AdapterTable(Shelf[Needs, int]):
             except StopIteration as end:
                 return source, end.value
 
-    def _borrow(self, room: Room) -> Grant:
-        device, num_bytes = self._options.device.type, self._array_bytes(room)
+    def _borrow(self, num_bytes: int) -> Grant:
+        device = self._options.device.type
         return self._host.borrow(device, "adapters", num_bytes, self._limits.capacity_bytes)
 
     def _array_bytes(self, room: Room) -> int:
         return room.num_bytes(self._shapes, self._options.dtype.itemsize)
 
     def _larger_slots(self, room: Room) -> LoraSlots:
-        return LoraSlots(self._layers, room, self._options, self._slots)
+        layers = [*self._layers, *self._embeddings]
+        return LoraSlots(layers, room, self._options, self._slots)
 
     def _empty_slots(self) -> LoraSlots:
-        return LoraSlots(self._layers, Room(), self._options)
+        return LoraSlots([*self._layers, *self._embeddings], Room(), self._options)
 
     def _take(self, slots: LoraSlots, grant: Grant | None) -> None:
         """Use other arrays from now on."""
@@ -228,10 +298,18 @@ class AdapterTable(Shelf[Needs, int]):
         if before is not None:
             self._host.give_back(before)
 
-    def _enter(self, key: str, slot: int, adapter: Adapter) -> None:
-        self._slots.put(slot, adapter)
-        self._put(self._kept[key], slot)
+    def _enter(self, key: str, adapter: Adapter, ready: _Ready) -> None:
+        self._slots.put(ready.slot, adapter)
+        if ready.grant is not None:
+            self._own.put(ready.slot, ready.made, ready.grant)
+            self._changed_copies()
+        self._put(self._kept[key], ready.slot)
         self._keep_copy(key, adapter)
+
+    def _changed_copies(self) -> None:
+        """Which adapters have whole modules is a matter of recorded steps."""
+        self._copies_in_place = self._own.copies
+        self.version += 1
 
     def _keep_copy(self, key: str, adapter: Adapter) -> None:
         if self._is_in_turns:
@@ -240,6 +318,10 @@ class AdapterTable(Shelf[Needs, int]):
 
     def _withdraw(self, key: str, place: int) -> None:
         """The arrays stay as they are: whoever comes next fills the slot."""
+        grant = self._own.drop(place)
+        if grant is not None:
+            self._host.give_back(grant)
+            self._changed_copies()
 
     def _forget(self, key: str) -> None:
         self._copies.drop(key)

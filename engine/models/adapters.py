@@ -15,9 +15,13 @@ class Adapters(Protocol):
 
     Attributes:
         version: another one when a recorded step must be recorded anew.
+        change_logits: whether some of them change the output layer.
     """
 
     version: int
+
+    @property
+    def change_logits(self) -> bool: ...
 
     def slot_of(self, key: str) -> int:
         """Where the adapter of that key is, as long as some request has it

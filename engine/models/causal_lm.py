@@ -2,11 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from engine.models.config import ModelConfig
-from engine.models.forward_context import ForwardContext
+from engine.models.forward_context import ForwardContext, RowAdapters
 from engine.models.layers.embedding import LmHead
 from engine.models.layers.experts import Experts
 from engine.models.layers.weight_slots import WeightOptions
@@ -17,6 +18,8 @@ class CausalLM(nn.Module, ABC):
     """A decoder with its output layer. Built without memory; weights come with `load_weights`."""
 
     lm_head: LmHead
+    ends_take_adapters: ClassVar[bool] = False
+    """Whether embedding, norms and output layer are changed by adapters, as linear layers are."""
 
     def __init__(self, config: ModelConfig, options: WeightOptions) -> None:
         super().__init__()
@@ -47,9 +50,13 @@ class CausalLM(nn.Module, ABC):
         self.lm_head.part_from_embedding()
         del self.lm_head
 
-    def compute_logits(self, hidden: Tensor) -> Tensor:
-        """[R, C] → [R, V] in fp32, for the rows that need them only."""
-        return self.lm_head.forward(hidden)
+    def compute_logits(self, hidden: Tensor, adapters: RowAdapters | None = None) -> Tensor:
+        """[R, C] → [R, V] in fp32, for the rows that need them only.
+
+        Args:
+            adapters: the rows'; None: those that they have change no output layer.
+        """
+        return self.lm_head.forward(hidden, adapters)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> list[str]:
         """Fill the model from (checkpoint name, tensor) pairs; returns the names it ignored.

@@ -71,6 +71,8 @@ class Attention(nn.Module):
         self.q_norm: RmsNorm | None
         self.k_norm: RmsNorm | None
         self.q_norm, self.k_norm = head_norms or (None, None)
+        for norm in head_norms or ():  # attention itself multiplies with their weights
+            norm.takes_adapters = False
         self.attention = PagedAttention(
             layer,
             options.parallel,
@@ -111,9 +113,9 @@ class DecoderLayer(nn.Module):
     ) -> Tensor:
         """Both [T, C]; `x` is what the layer before adds to the residual stream, which is mutated.
         Returns what this layer adds."""
-        x = self.input_layernorm.add(x, residual)
+        x = self.input_layernorm.add(x, residual, ctx)
         x = self.self_attn(x, rotation, ctx)
-        return self.mlp(self.post_attention_layernorm.add(x, residual), ctx)
+        return self.mlp(self.post_attention_layernorm.add(x, residual, ctx), ctx)
 
     __call__ = forward
 
@@ -143,13 +145,13 @@ class DecoderModel(nn.Module):
 
     def forward(self, token_ids: Tensor, positions: Tensor, ctx: ForwardContext) -> Tensor:
         """See `CausalLM.forward`."""
-        residual = self.embed_tokens(token_ids)
+        residual = self.embed_tokens(token_ids, ctx)
         longest = ctx.longest_context
         rotations = [table.at(positions, longest) for table in self._tables]
         x = torch.zeros_like(residual)
         for layer, table in zip(self.layers, self._table_of_layer, strict=True):
             x = layer(x, residual, rotations[table], ctx)
-        return self.norm.add(x, residual)
+        return self.norm.add(x, residual, ctx)
 
     __call__ = forward
 
@@ -163,6 +165,8 @@ class Decoder(CausalLM):
         ropes: of each layer; by default the configuration's.
         embedding_scale, soft_cap: see `TokenEmbedding` and `LmHead`.
     """
+
+    ends_take_adapters = True
 
     def __init__(
         self,

@@ -1,8 +1,8 @@
 """What a forward pass must know beside its tokens. Passed as an argument, never kept."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -28,6 +28,36 @@ class RowAdapters(Protocol):
             x: [T, in].
             y: [T, out], what the layer itself makes of it. Mutated; rows without an adapter, or
                 whose adapter has nothing for this layer, keep their bits.
+        """
+        ...
+
+    def add_looked_up(self, path: str, token_ids: Tensor, y: Tensor) -> None:
+        """The same for the embedding at `path`.
+
+        Args:
+            token_ids: [T] int64.
+            y: [T, C], its rows. Mutated.
+        """
+        ...
+
+    def take_copies(self, path: str, y: Tensor, compute: Callable[[Any], Tensor]) -> None:
+        """Where a row's adapter brings a copy of the whole module at `path`, take what that gives.
+
+        Args:
+            y: [T, C], what the module itself gives. Mutated.
+            compute: given what the module has made of a copy, [T, C] for all rows.
+        """
+        ...
+
+    def add_to_logits(
+        self, path: str, hidden: Tensor, logits: Tensor, compute: Callable[[Any, Tensor], Tensor]
+    ) -> None:
+        """Both for the output layer at `path`. Reads which adapters there are: never recorded.
+
+        Args:
+            hidden: [R, C].
+            logits: [R, V] fp32. Mutated.
+            compute: given what the layer has made of a copy and some of the rows, their logits.
         """
         ...
 

@@ -75,10 +75,10 @@ class Gemma3Layer(nn.Module):
         self, x: Tensor, residual: Tensor, rotation: Rotation, ctx: ForwardContext
     ) -> Tensor:
         """See `DecoderLayer.forward`."""
-        x = self.self_attn(self.input_layernorm.add(x, residual), rotation, ctx)
-        x = self.post_attention_layernorm(x)
-        x = self.mlp(self.pre_feedforward_layernorm.add(x, residual), ctx)
-        return self.post_feedforward_layernorm(x)
+        x = self.self_attn(self.input_layernorm.add(x, residual, ctx), rotation, ctx)
+        x = self.post_attention_layernorm(x, ctx)
+        x = self.mlp(self.pre_feedforward_layernorm.add(x, residual, ctx), ctx)
+        return self.post_feedforward_layernorm(x, ctx)
 
     __call__ = forward
 

@@ -50,8 +50,8 @@ class MixtralLayer(nn.Module):
         self, x: Tensor, residual: Tensor, rotation: Rotation, ctx: ForwardContext
     ) -> Tensor:
         """See `DecoderLayer.forward`."""
-        x = self.self_attn(self.input_layernorm.add(x, residual), rotation, ctx)
-        return self.block_sparse_moe(self.post_attention_layernorm.add(x, residual), ctx)
+        x = self.self_attn(self.input_layernorm.add(x, residual, ctx), rotation, ctx)
+        return self.block_sparse_moe(self.post_attention_layernorm.add(x, residual, ctx), ctx)
 
     __call__ = forward
 

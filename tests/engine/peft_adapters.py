@@ -76,8 +76,12 @@ def write_adapter(base: Any, folder: Path, seed: int = 0, **options: Any) -> Any
     settings = {"r": 4, "lora_alpha": 8, "target_modules": LINEAR} | options
     config = peft.LoraConfig(init_lora_weights=False, **settings)
     with warnings.catch_warnings():
-        # PEFT asks transformers by a name that is about to go.
-        warnings.simplefilter("ignore", FutureWarning)
+        # PEFT asks transformers by a name that is about to go, and warns of tied embeddings.
+        warnings.simplefilter("ignore")
         model = peft.get_peft_model(base, config)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "modules_to_save" in name:  # they begin as the base's
+                    parameter += 0.3 * parameter.std() * torch.randn_like(parameter)
         model.save_pretrained(folder)
     return model.eval()

@@ -27,6 +27,7 @@ from engine.lora.peft_config import (
     CONFIG,
     MAX_NAMED,
     by_pattern,
+    check_no_copies,
     check_supported,
     listed,
     shortened,
@@ -101,6 +102,7 @@ def plan_adapter(place: Path, names: Mapping[str, Target], layers: Mapping[Place
     config = read_optional_json(file.parent / CONFIG) if file.name == WEIGHTS else {}
     if config:
         check_supported(config, [form.peft_type for form in FORMS])
+        check_no_copies(config)
     else:
         config = _metadata(file)
     found = read_contents(file)

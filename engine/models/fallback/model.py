@@ -20,7 +20,7 @@ from engine.models.fallback.build import build
 from engine.models.fallback.comparison import compare
 from engine.models.fallback.names import TensorNames
 from engine.models.fallback.step import in_step
-from engine.models.forward_context import NO_CONTEXT, ForwardContext
+from engine.models.forward_context import NO_CONTEXT, ForwardContext, RowAdapters
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.loading import load_dummy_weights, load_weights
 
@@ -119,7 +119,7 @@ class FallbackModel(CausalLM):
             f"embeddings here"
         )
 
-    def compute_logits(self, hidden: Tensor) -> Tensor:
+    def compute_logits(self, hidden: Tensor, adapters: RowAdapters | None = None) -> Tensor:
         """See `CausalLM.compute_logits`."""
         with in_step(NO_CONTEXT):
             logits: Tensor = self._head[0](inputs_embeds=hidden[None], use_cache=False).logits

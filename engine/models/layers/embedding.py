@@ -4,12 +4,15 @@ On a CPU the output layer's weights are arranged for products, and rows for the 
 looked up in them all the same: a tied matrix is there once.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.models.forward_context import NO_CONTEXT, ForwardContext, RowAdapters
+from engine.models.layers.linear import Shard
 from engine.models.layers.weight_slots import WeightOptions, WeightOwner, WeightSlot
 from engine.quantization.method import LinearMethod, LinearPart, RowLookup
 from engine.quantization.plan import OUTPUT_LAYER
@@ -33,20 +36,38 @@ class TokenEmbedding(nn.Module, WeightOwner):
         super().__init__()
         self.shape = (vocab_size, hidden_size)
         self.is_tied = False
-        self._scale = scale
+        self.scale = scale
+        self.path = ""
+        """Its place in the model, known from `create_weights` on."""
+        self._options: WeightOptions
         self._loading: tuple[LinearMethod[Any], LinearPart]
         self._lent: RowLookup | None = None
 
-    def forward(self, token_ids: Tensor) -> Tensor:
-        """[T] int64 → [T, C], new memory."""
+    def forward(self, token_ids: Tensor, ctx: ForwardContext = NO_CONTEXT) -> Tensor:
+        """[T] int64 → [T, C], new memory, with what the rows' adapters change."""
         lent = self._lent
-        rows = F.embedding(token_ids, self.weight) if lent is None else lent(token_ids)
-        return rows if self._scale == 1.0 else rows.mul_(self._scale)
+        found = F.embedding(token_ids, self.weight) if lent is None else lent(token_ids)
+        rows = self._scaled(found)
+        if ctx.adapters is not None:
+            ctx.adapters.add_looked_up(self.path, token_ids, rows)
+            ctx.adapters.take_copies(self.path, rows, partial(self._look_up, token_ids))
+        return rows
+
+    def own_copy(self, tensor: Tensor) -> Tensor:
+        """What an adapter brings in the weight's place, as it is looked up."""
+        return tensor.to(self._options.device, self._options.dtype)
+
+    def _look_up(self, token_ids: Tensor, weight: Tensor) -> Tensor:
+        return self._scaled(F.embedding(token_ids, weight))
+
+    def _scaled(self, rows: Tensor) -> Tensor:
+        return rows if self.scale == 1.0 else rows.mul_(self.scale)
 
     __call__ = forward
 
     def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
-        self._scale = torch.tensor(self._scale).to(options.dtype).item()
+        self.path, self._options = path, options
+        self.scale = torch.tensor(self.scale).to(options.dtype).item()
         if self.is_tied and options.method_for(OUTPUT_LAYER).lends_rows(options.device.type):
             return {}
         self._loading = options.method_for(path), _part(path, self.shape, options)
@@ -83,20 +104,47 @@ class LmHead(nn.Module, WeightOwner):
         # In a tuple so that the embedding does not become a submodule twice.
         self._tied: tuple[TokenEmbedding, ...] = (embedding,) if tied else ()
         embedding.is_tied = tied
+        self.path = ""
+        self.in_features = self.shape[1]
+        self.shards: tuple[Shard, ...] = ()
         self._method: LinearMethod[Any]
+        self._plain: LinearMethod[Any]
         self._part: LinearPart
         self._state: Any = None
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """[R, C] → [R, V], logits in fp32."""
-        logits = self._method.apply_in_fp32(self._state, hidden)
+    def forward(self, hidden: Tensor, adapters: RowAdapters | None = None) -> Tensor:
+        """[R, C] → [R, V], logits in fp32, with what the rows' adapters change."""
+        logits = self.in_fp32(hidden)
+        if adapters is not None:
+            adapters.add_to_logits(self.path, hidden, logits, self._plain.apply_in_fp32)
         if self._soft_cap is not None:
             logits.div_(self._soft_cap).tanh_().mul_(self._soft_cap)
         return logits
 
     __call__ = forward
 
+    @property
+    def places(self) -> dict[str, slice]:
+        """As of a `Linear`."""
+        return {self.path: slice(0, self.shape[0])}
+
+    @property
+    def shard_paths(self) -> list[str]:
+        """As of a `Linear`."""
+        return [self.path]
+
+    def in_fp32(self, hidden: Tensor) -> Tensor:
+        """[R, C] → [R, V] fp32: the product alone."""
+        return self._method.apply_in_fp32(self._state, hidden)
+
+    def own_copy(self, tensor: Tensor) -> Any:
+        """What an adapter brings in the weight's place, arranged as plain weights are."""
+        return self._plain.arrange(tensor.to(self._part.device, self._part.dtype))
+
     def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
+        self.path = path
+        self.shards = (Shard(path.rpartition(".")[2], self.shape[0]),)
+        self._plain = options.plain_method()
         self._method = options.method_for(path)
         self._part = _part(path, self.shape, options)
         return {} if self._arranges_embedding() else _slots(self._method, self._part)

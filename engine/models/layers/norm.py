@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.models.forward_context import NO_CONTEXT, ForwardContext
 from engine.models.layers.weight_slots import WeightOptions, WeightOwner, WeightSlot
 from engine.quantization.method import TensorSpec
 from kernels import add_rms_norm, rms_norm
@@ -23,18 +24,33 @@ class RmsNorm(nn.Module, WeightOwner):
         self.size = size
         self.eps = eps
         self.offset = offset
+        self.takes_adapters = True
+        """Whether it is called with a step's context."""
+        self.path = ""
+        """Its place in the model, known from `create_weights` on."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., C] → [..., C], contiguous."""
-        return rms_norm(x, self.weight, self.eps)
+    def forward(self, x: Tensor, ctx: ForwardContext = NO_CONTEXT) -> Tensor:
+        """[..., C] → [..., C], contiguous. Of a step: by the rows' adapters where they have one."""
+        return self._adapted(rms_norm(x, self.weight, self.eps), x, ctx)
 
     __call__ = forward
 
-    def add(self, x: Tensor, residual: Tensor) -> Tensor:
+    def add(self, x: Tensor, residual: Tensor, ctx: ForwardContext = NO_CONTEXT) -> Tensor:
         """Add `x` to the residual stream, in place, and normalise the sum. Both [T, C]."""
-        return add_rms_norm(x, residual, self.weight, self.eps)
+        return self._adapted(add_rms_norm(x, residual, self.weight, self.eps), residual, ctx)
+
+    def own_copy(self, tensor: Tensor) -> Tensor:
+        """What an adapter brings in the weight's place."""
+        copy = tensor.to(self.weight.device, self.weight.dtype)
+        return copy + self.offset if self.offset else copy
+
+    def _adapted(self, y: Tensor, x: Tensor, ctx: ForwardContext) -> Tensor:
+        if ctx.adapters is not None:
+            ctx.adapters.take_copies(self.path, y, lambda weight: rms_norm(x, weight, self.eps))
+        return y
 
     def create_weights(self, path: str, options: WeightOptions) -> dict[str, WeightSlot]:
+        self.path = path
         # On a CPU in fp32, as the kernel computes: other dtypes would be converted in every call.
         # With an offset everywhere: a sum of 16 bits would lose the last bits of its small part.
         is_fp32 = options.device.type == "cpu" or self.offset != 0.0

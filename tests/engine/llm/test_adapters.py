@@ -273,8 +273,10 @@ def test_twice_as_many_as_there_is_room_for(engines, folder, lora, rng, tmp_path
     adapter, nobody waits for ever, and nothing is left."""
     names = (*"abcdef", None)
     for seed, name in enumerate("cdef", 5):
-        modules = rng.sample(("q_proj", "k_proj", "o_proj", "down_proj"), 2)
-        write_adapter(folder, tmp_path / name, seed, r=rng.randrange(2, 20), target_modules=modules)
+        modules = rng.sample(("q_proj", "k_proj", "o_proj", "down_proj", "embed_tokens"), 2)
+        own = rng.sample(("lm_head", "input_layernorm", "model.norm"), 2) if name in "cd" else None
+        options = {"target_modules": modules, "modules_to_save": own}
+        write_adapter(folder, tmp_path / name, seed, r=rng.randrange(2, 20), **options)
     lora = (*lora, *(f"{name}={tmp_path / name}" for name in "cdef"))
     if "lora_memory_gib" in knobs:  # as a share of what all of them take
         whole = engines.make(folder, lora=lora)._adapters.num_bytes

@@ -14,7 +14,7 @@ from tiny_pairs import create_pair
 from engine.adapter_orders import AdapterReport
 from engine.errors import ModelLoadError
 from engine.lora.peft_config import CONFIG
-from engine.lora.peft_files import WEIGHTS, read_adapter
+from engine.lora.peft_files import WEIGHTS, ModelShapes, read_adapter
 
 PREFIX = "base_model.model."
 Q = f"{PREFIX}model.layers.0.self_attn.q_proj"
@@ -31,6 +31,16 @@ SHAPES = {
         "mlp.down_proj": (48, 80),
     }.items()
 }
+
+
+MODEL = ModelShapes(SHAPES)
+TABLE, HEAD, NORM = "model.embed_tokens", "lm_head", "model.norm"
+WHOLE = ModelShapes(
+    SHAPES | {HEAD: (131, 48)},
+    tables={TABLE: (48, 131)},
+    copies={TABLE: (131, 48), HEAD: (131, 48), NORM: (48,)},
+)
+"""With the ends of the model, too."""
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +68,7 @@ def rewrite(folder, change):
 
 
 def test_numbers_names_and_scales(folder):
-    adapter = read_adapter(folder, SHAPES, torch.float32)
+    adapter = read_adapter(folder, MODEL, torch.float32)
     assert adapter.updates.keys() == SHAPES.keys()
     tensors = load_file(folder / WEIGHTS)
     update = adapter.updates["model.layers.0.self_attn.q_proj"]
@@ -84,7 +94,7 @@ def test_numbers_names_and_scales(folder):
 )
 def test_scales(folder, changes, scale):
     configure(folder, **changes)
-    adapter = read_adapter(folder, SHAPES, torch.float32)
+    adapter = read_adapter(folder, MODEL, torch.float32)
     assert adapter.updates["model.layers.0.self_attn.q_proj"].scale == scale
 
 
@@ -94,8 +104,10 @@ def test_scales(folder, changes, scale):
         ({"peft_type": "LOHA"}, "peft_type LOHA"),
         ({"peft_type": None}, "peft_type None"),
         ({"use_dora": True}, "has no lora_magnitude_vector"),
-        ({"modules_to_save": ["lm_head", "embed_tokens"]}, "save: lm_head, embed_tokens"),
-        ({"modules_to_save": "lm_head"}, "save: lm_head"),
+        ({"modules_to_save": ["lm_head", "embed_tokens"]}, "lm_head in modules_to_save, and"),
+        ({"modules_to_save": "lm_head"}, "no list of names"),
+        ({"modules_to_save": [7]}, "no list of names"),
+        ({"ensure_weight_tying": True}, "ensure_weight_tying"),
         ({"trainable_token_indices": [1]}, "trainable_token_indices"),
         ({"lora_bias": True}, "lora_bias"),
         ({"bias": "all"}, "biases"),
@@ -116,7 +128,7 @@ def test_scales(folder, changes, scale):
 def test_configurations_that_are_refused(folder, changes, reason):
     configure(folder, **changes)
     with pytest.raises(ModelLoadError, match=reason) as caught:
-        read_adapter(folder, SHAPES, torch.float32)
+        read_adapter(folder, MODEL, torch.float32)
     assert len(caught.value.message) < 500
     assert str(folder) not in caught.value.message
 
@@ -189,11 +201,11 @@ def test_magnitudes_of_dora(folder, magnitudes, reason):
     configure(folder, use_dora=True)
     rewrite(folder, add)
     if reason is None:
-        update = read_adapter(folder, SHAPES, torch.bfloat16).updates[Q.removeprefix(PREFIX)]
+        update = read_adapter(folder, MODEL, torch.bfloat16).updates[Q.removeprefix(PREFIX)]
         assert torch.equal(update.magnitude, magnitudes)
     else:
         with pytest.raises(ModelLoadError, match=reason):
-            read_adapter(folder, SHAPES, torch.bfloat16)
+            read_adapter(folder, MODEL, torch.bfloat16)
 
 
 def embedding(tensors):
@@ -235,7 +247,7 @@ def nothing(tensors):
         (flat, "made for another model"),
         (no_rank, "made for another model"),
         (magnitudes, "lora_magnitude_vector, which is not supported"),
-        (embedding, "lora_embedding_A, which is not supported"),
+        (embedding, "it changes model.embed_tokens"),
         (head, "it changes lm_head"),
         (integers, "holds I32"),
         (strangers, "it has 0 of the adapter's"),
@@ -246,7 +258,7 @@ def nothing(tensors):
 def test_tensors_that_are_refused(folder, change, reason):
     rewrite(folder, change)
     with pytest.raises(ModelLoadError, match=reason):
-        read_adapter(folder, SHAPES, torch.float16)
+        read_adapter(folder, MODEL, torch.float16)
 
 
 def truncate(folder):
@@ -305,7 +317,7 @@ def pipe(folder):
 def test_damaged_files_harm_nobody(folder, saved, damage):
     damage(folder)
     with pytest.raises(ModelLoadError) as caught:
-        read_adapter(folder, SHAPES, torch.float32)
+        read_adapter(folder, MODEL, torch.float32)
     assert str(folder) not in caught.value.message
     loaded = load(create_pair("Llama", 3)[0], {"bad": folder, "good": saved})
     assert loaded.names == ("good",)
@@ -319,6 +331,104 @@ def test_layers_beside_the_decoders_are_left_out(folder):
             tensors[key] = torch.full(shape, torch.nan)
 
     rewrite(folder, add)
-    adapter = read_adapter(folder, SHAPES, torch.float32)
+    adapter = read_adapter(folder, MODEL, torch.float32)
     assert adapter.updates.keys() == SHAPES.keys()
     assert (adapter.report.num_left_out, adapter.report.left_out) == (1, ("vision_tower.fc",))
+
+
+def with_ends(tensors):
+    tensors[f"{PREFIX}{TABLE}.lora_embedding_A"] = torch.randn(4, 131)
+    tensors[f"{PREFIX}{TABLE}.lora_embedding_B"] = torch.randn(48, 4)
+    tensors[f"{PREFIX}{TABLE}.base_layer.weight"] = torch.full((131, 48), torch.nan)
+    tensors[f"{PREFIX}{HEAD}.weight"] = torch.randn(131, 48)
+    tensors[f"{PREFIX}{NORM}.weight"] = torch.randn(48)
+
+
+def test_the_ends_of_a_model(folder):
+    """The base's own embedding, which PEFT saves beside an update of it, is not looked at."""
+    rewrite(folder, with_ends)
+    configure(folder, modules_to_save=["lm_head", "norm"])
+    adapter = read_adapter(folder, WHOLE, torch.bfloat16)
+    tensors = load_file(folder / WEIGHTS)
+    update = adapter.updates[TABLE]
+    assert torch.equal(update.a, tensors[f"{PREFIX}{TABLE}.lora_embedding_A"].bfloat16())
+    assert torch.equal(update.b, tensors[f"{PREFIX}{TABLE}.lora_embedding_B"].bfloat16().T)
+    assert adapter.copies.keys() == {HEAD, NORM}
+    assert torch.equal(adapter.copies[NORM], tensors[f"{PREFIX}{NORM}.weight"])
+    assert adapter.size.copy_bytes == 131 * 48 * 2 + 48 * 4
+    assert adapter.report.num_layers == len(SHAPES) + 3
+
+
+def other_vocabulary(tensors):
+    tensors[f"{PREFIX}{HEAD}.weight"] = torch.zeros(132, 48)
+
+
+def other_table(tensors):
+    tensors[f"{PREFIX}{TABLE}.lora_embedding_A"] = torch.zeros(4, 132)
+
+
+def resized(tensors):
+    tensors[f"{PREFIX}{TABLE}.base_layer.weight"] = torch.zeros(132, 48)
+
+
+def half_table(tensors):
+    del tensors[f"{PREFIX}{TABLE}.lora_embedding_B"]
+
+
+def both(tensors):
+    tensors[f"{PREFIX}{HEAD}.lora_A.weight"] = torch.zeros(4, 48)
+    tensors[f"{PREFIX}{HEAD}.lora_B.weight"] = torch.zeros(131, 4)
+
+
+def mixed(tensors):
+    tensors[f"{PREFIX}{TABLE}.lora_A.weight"] = torch.zeros(4, 131)
+
+
+def whole_layer(tensors):
+    tensors[f"{Q}.weight"] = torch.zeros(96, 48)
+
+
+def head_norm(tensors):
+    tensors[f"{Q.replace('q_proj', 'q_norm')}.weight"] = torch.zeros(16)
+
+
+def copy_twice(tensors):
+    tensors["lm_head.weight"] = torch.zeros(131, 48)
+
+
+def infinite_norm(tensors):
+    tensors[f"{PREFIX}{NORM}.weight"][3] = torch.inf
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (other_vocabulary, "another vocabulary"),
+        (other_table, "made for another model"),
+        (resized, "base_layer.weight, which is not supported"),
+        (half_table, "has no lora_embedding_B"),
+        (both, "both updates lm_head and brings it whole"),
+        (mixed, "it has lora_A of model.embed_tokens"),
+        (whole_layer, "it brings model.layers.0.self_attn.q_proj whole"),
+        (head_norm, "it brings model.layers.0.self_attn.q_norm whole"),
+        (copy_twice, "lm_head twice"),
+        (infinite_norm, "model.norm holds numbers that are not finite"),
+    ],
+)
+def test_ends_that_are_refused(folder, change, reason):
+    rewrite(folder, with_ends)
+    rewrite(folder, change)
+    with pytest.raises(ModelLoadError, match=reason):
+        read_adapter(folder, WHOLE, torch.float32)
+
+
+def test_dora_is_for_linear_layers(folder):
+    def only_table(tensors):
+        tensors.clear()
+        with_ends(tensors)
+        tensors[f"{PREFIX}{TABLE}.lora_magnitude_vector"] = torch.ones(48)
+
+    rewrite(folder, only_table)
+    configure(folder, use_dora=True)
+    with pytest.raises(ModelLoadError, match=r"DoRA of model\.embed_tokens"):
+        read_adapter(folder, WHOLE, torch.float32)

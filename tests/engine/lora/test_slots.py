@@ -17,6 +17,14 @@ OPTIONS = (
 )
 
 
+ENDS = (
+    {"r": 5, "target_modules": ("q_proj", "embed_tokens", "lm_head")},
+    {"target_modules": ("v_proj",), "modules_to_save": ["embed_tokens", "lm_head"]},
+    {"target_modules": ("v_proj",), "modules_to_save": ["layernorm", "model.norm"]},
+    {"use_dora": True, "target_modules": ("q_proj", "lm_head")},
+)
+"""Of embeddings, output layers and norms: updates, and whole ones."""
+MIXED_ENDS = (ENDS[0], ENDS[1] | {"modules_to_save": ["embed_tokens", "lm_head", "norm"]}, ENDS[3])
 MIXED = (OPTIONS[0], OPTIONS[2], {"use_dora": True, "target_modules": ("q_proj", "down_proj")})
 
 
@@ -25,7 +33,8 @@ class AdaptedTexts(PagedTexts):
 
     def __init__(self, model, config, loaded, slots):
         super().__init__(model, config)
-        self._forward, self._loaded, self._slots = model.forward, loaded, slots
+        self._forward, self._compute = model.forward, model.compute_logits
+        self._loaded, self._slots = loaded, slots
 
     def step(self, pieces):
         # `lay_out` puts single rows first.
@@ -35,17 +44,18 @@ class AdaptedTexts(PagedTexts):
         self.model.forward = lambda ids, at, ctx: self._forward(
             ids, at, replace(ctx, adapters=rows)
         )
+        self.model.compute_logits = lambda hidden: self._compute(hidden, rows)
         try:
             return super().step(pieces)
         finally:
-            self.model.forward = self._forward
+            self.model.forward, self.model.compute_logits = self._forward, self._compute
 
 
 def random_text(length=20):
     return torch.randint(0, 131, (length,)).tolist()
 
 
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("options", [*OPTIONS, *ENDS])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_peft(family, options, tmp_path):
     ours, theirs, config = create_pair(family, 3)
@@ -61,11 +71,11 @@ def test_peft(family, options, tmp_path):
     torch.testing.assert_close(texts.run(0, [7, 1, 12]), expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.fixture(scope="module")
-def three(tmp_path_factory):
+@pytest.fixture(scope="module", params=[MIXED, MIXED_ENDS], ids=["layers", "ends"])
+def three(tmp_path_factory, request):
     """A model with adapters of different ranks and layers."""
     folders = {name: str(tmp_path_factory.mktemp(name)) for name in "abc"}
-    for seed, (folder, options) in enumerate(zip(folders.values(), MIXED, strict=True)):
+    for seed, (folder, options) in enumerate(zip(folders.values(), request.param, strict=True)):
         write_adapter(create_pair("Qwen2", 3)[1], folder, seed, **options)
     ours, _, config = create_pair("Qwen2", 3)
     host = Host()
