@@ -131,10 +131,13 @@ class Written:
         return path
 
 
-def write(model, paths, name_of, *, way="lora", ranks=(3, 5), alpha=2.0, seed=0, size=0.3):
+def write(
+    model, paths, name_of, *, way="lora", ranks=(3, 5), alpha=2.0, seed=0, size=0.3, lengths=None
+):
     """An adapter of layers of a model.
 
     Args:
+        lengths: the name of DoRA's tensor; None: it is none.
         name_of: a layer's name in the file, by its path.
         ranks: of the layers in turn.
         alpha: None: the file does not say.
@@ -150,10 +153,25 @@ def write(model, paths, name_of, *, way="lora", ranks=(3, 5), alpha=2.0, seed=0,
         parts[last] = parts[last] * factor
         scale = 1.0 if rank is None or alpha is None else alpha / rank
         made.updates[path] = update * factor * scale
+        if lengths is not None:
+            parts[lengths], made.updates[path] = dora(module, made.updates[path], lengths, g)
         made.tensors |= {f"{name_of(path)}.{part}": tensor for part, tensor in parts.items()}
         if alpha is not None:
             made.tensors[f"{name_of(path)}.alpha"] = torch.tensor(alpha)
     return made
+
+
+def dora(module, update, lengths, g):
+    """Lengths of the updated weights' rows, and what the update comes to with them."""
+    weight = module.weight.detach()
+    whole = weight + update
+    norms = whole.flatten(1).norm(dim=1)
+    wanted = norms * (0.7 + 0.6 * torch.rand(len(norms), generator=g))
+    last = [1] * (weight.ndim - 1)
+    change = whole * (wanted / norms).view(-1, *last) - weight
+    if lengths == "dora_scale":
+        return wanted.view(-1, *last), change
+    return wanted.view(1, -1, 1, 1) if weight.ndim == 4 else wanted, change
 
 
 def merge(model, updates, scale=1.0):

@@ -84,6 +84,10 @@ class Change(Protocol):
         """The same for neighbouring outputs alone."""
         ...
 
+    def matrix(self) -> Tensor:
+        """[out, in], or [out, in, k, k], fp32: the whole update put together."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Product:
@@ -115,6 +119,15 @@ class Product:
     def part(self, first: int, num_outputs: int) -> "Product":
         *others, last = self.weights
         return Product(self.layer, (*others, last[first : first + num_outputs].clone()))
+
+    def matrix(self) -> Tensor:
+        whole, *others = (weight.float() for weight in self.weights)
+        for weight in others:
+            if weight.ndim == 4:
+                whole = torch.einsum("omkl,mi->oikl", weight, whole)
+            else:
+                whole = torch.tensordot(weight, whole, dims=1)
+        return whole
 
     def _multiplied(self, x: Tensor, weight: Tensor) -> Tensor:
         if weight.ndim == 4:
@@ -159,9 +172,14 @@ class KroneckerProduct:
         return scaled(torch.einsum("riohw,pi->rpohw", maps, left).flatten(1, 2), scales)
 
     def part(self, first: int, num_outputs: int) -> "Change":
+        return Product(self.layer, (self._whole(),)).part(first, num_outputs)
+
+    def matrix(self) -> Tensor:
+        return self._whole().float()
+
+    def _whole(self) -> Tensor:
         left = self.left.reshape(*self.left.shape, *[1] * (self.right.ndim - 2))
-        whole = torch.kron(left, self.right.contiguous())
-        return Product(self.layer, (whole,)).part(first, num_outputs)
+        return torch.kron(left, self.right.contiguous())
 
 
 def scaled(x: Tensor, scales: Tensor) -> Tensor:

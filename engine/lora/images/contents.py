@@ -24,6 +24,7 @@ _PART = re.compile(
     r"(?P<module>.+?)"
     r"(?:\.lora_(?P<peft>[AB])(?:\.[^.]+)?\.weight"
     r"|(?:\.lora_|\.lora\.|_lora\.|\.lora_linear_layer\.)(?P<side>down|mid|up)\.weight"
+    r"|\.(?P<lengths>dora_scale|lora_magnitude_vector)(?:\.[^.]+)?(?:\.weight)?"
     r"|\.(?P<part>alpha|hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t2)(?:\.default)?)"
 )
 
@@ -35,6 +36,8 @@ class Contents:
     parts: dict[str, dict[str, str]] = field(default_factory=dict)
     shapes: dict[str, dict[str, Shape]] = field(default_factory=dict)
     alphas: dict[str, str] = field(default_factory=dict)
+    lengths: dict[str, tuple[str, Shape]] = field(default_factory=dict)
+    """DoRA's, by module: the tensor, and its shape."""
 
 
 def find_file(place: Path) -> Path:
@@ -88,13 +91,20 @@ def read_contents(file: Path) -> Contents:
                 raise CorruptFile(f"{shortened(key)} is no single number")
             found.alphas[name] = key
             continue
+        if match["lengths"]:
+            if name in found.lengths:
+                raise CorruptFile(f"{file.name} has {shortened(key)} twice; fetch it again")
+            found.lengths[name] = (key, header.shape)
+            continue
         parts = found.parts.setdefault(name, {})
         if part in parts:
             raise CorruptFile(f"{file.name} has {part} of {shortened(name)} twice; fetch it again")
         parts[part] = key
         found.shapes.setdefault(name, {})[part] = header.shape
+    if alone := found.lengths.keys() - found.parts.keys():
+        raise CorruptFile(f"{shortened(min(alone))} has lengths of rows and nothing else")
     return found
 
 
 def _part_of(match: re.Match[str]) -> str:
-    return match["side"] or match["part"] or _SIDES[match["peft"]]
+    return match["side"] or match["part"] or match["lengths"] or _SIDES[match["peft"]]

@@ -19,7 +19,8 @@ from engine.checkpoint_files import read_optional_json
 from engine.errors import CorruptFile, ModelLoadError, ShapeMismatch
 from engine.lora.images.changes import Change, Layer
 from engine.lora.images.contents import MAX_HEADER_BYTES, find_file, read_contents
-from engine.lora.images.form import Form, Shape
+from engine.lora.images.dora import Lengths
+from engine.lora.images.form import Form, Shape, misfit
 from engine.lora.images.forms import FORMS
 from engine.lora.images.layers import Place
 from engine.lora.images.names import Target
@@ -36,6 +37,7 @@ from engine.lora.peft_config import (
 from engine.lora.peft_files import WEIGHTS
 from engine.weights.safetensors import iter_file_tensors, read_file_metadata
 
+_LENGTHS = "lengths"
 _METADATA = "lora_adapter_metadata"
 """diffusers' own, in a file's header: what PEFT has in a configuration, by component."""
 
@@ -53,6 +55,8 @@ class _Module:
     """Tensors by their parts."""
     rank: int | None
     num_weights: int
+    lengths: str | None = None
+    """DoRA's tensor."""
 
     @property
     def whole(self) -> Layer:
@@ -124,7 +128,13 @@ def plan_adapter(place: Path, names: Mapping[str, Target], layers: Mapping[Place
             wrong.append(error)
             continue
         count = _num_weights(form, found.shapes[name], own)
-        modules.append(_Module(name, target, own, form, parts, rank, count))
+        lengths = None
+        if name in found.lengths:
+            lengths = _checked_lengths(name, *found.lengths[name], _joined(own))
+            count += 4 * _joined(own).out_features  # factors and biases, in fp32
+        elif config.get("use_dora"):
+            raise CorruptFile(f"{shortened(name)} has no lora_magnitude_vector, and is DoRA")
+        modules.append(_Module(name, target, own, form, parts, rank, count, lengths))
     if wrong:
         others = f"; {len(wrong) - 1} more of its layers do not fit" if len(wrong) > 1 else ""
         raise ShapeMismatch(wrong[0].message + others)
@@ -137,7 +147,9 @@ def plan_adapter(place: Path, names: Mapping[str, Target], layers: Mapping[Place
     return Plan(file, tuple(modules), found.alphas, config, tuple(sorted(left_out)))
 
 
-def read_changes(plan: Plan, dtype: torch.dtype, device: torch.device) -> dict[Place, Change]:
+def read_changes(
+    plan: Plan, dtype: torch.dtype, device: torch.device
+) -> dict[Place, Change | Lengths]:
     """Read the numbers. Nothing of them stays in the file's memory.
 
     Args:
@@ -147,6 +159,7 @@ def read_changes(plan: Plan, dtype: torch.dtype, device: torch.device) -> dict[P
         ModelLoadError: they are not. CorruptFile: the file is damaged.
     """
     owners = {key: (one, part) for one in plan.modules for part, key in one.keys.items()}
+    owners |= {one.lengths: (one, _LENGTHS) for one in plan.modules if one.lengths is not None}
     alpha_of = {key: name for name, key in plan.alphas.items()}
     tensors: dict[str, dict[str, Tensor]] = {one.name: {} for one in plan.modules}
     alphas: dict[str, float] = {}
@@ -156,16 +169,22 @@ def read_changes(plan: Plan, dtype: torch.dtype, device: torch.device) -> dict[P
         elif key in owners:
             module, part = owners[key]
             tensors[module.name][part] = torch.empty(tensor.shape).copy_(tensor)
-    changes: dict[Place, Change] = {}
+    changes: dict[Place, Change | Lengths] = {}
     for module in plan.modules:
         scale = _scale(module, alphas.get(module.name), plan.config)
         parts = tensors.pop(module.name)
+        lengths = parts.pop(_LENGTHS, None)
         change = module.form.change(parts, module.whole, scale)
         first = 0
         for place, layer in zip(module.target, module.layers, strict=True):
             alone = len(module.target) == 1
             own = change if alone else change.part(first, layer.out_features)
-            changes[place] = _placed(module.name, own, dtype, device)
+            placed = _placed(module.name, own, dtype, device)
+            if lengths is None:
+                changes[place] = placed
+            else:
+                own_lengths = lengths.flatten()[first : first + layer.out_features]
+                changes[place] = _with_lengths(module.name, layer, placed, own_lengths, device)
             first += layer.out_features
     return changes
 
@@ -249,6 +268,32 @@ def _peft_scale(config: Mapping[str, Any], path: str) -> float:
         raise CorruptFile(f"{CONFIG} has no usable r for {path}")
     own = {"lora_alpha": config.get("alpha", 8), "alpha_pattern": config.get("alpha_pattern")}
     return stated_scale(own, path, rank)
+
+
+def _checked_lengths(name: str, key: str, shape: Shape, layer: Layer) -> str:
+    """
+    Raises:
+        ModelLoadError: they are of inputs. ShapeMismatch: they do not fit.
+    """
+    sides = [side for side in shape if side != 1] or [1]
+    is_first = shape[:1] == (layer.out_features,)
+    of_outputs = is_first or "lora_magnitude_vector" in key
+    if sides == [layer.out_features] and of_outputs:
+        return key
+    if sides == [layer.in_features]:
+        raise ModelLoadError(
+            f"{shortened(name)} has DoRA's lengths of inputs, which is not supported here; train "
+            f"with lengths of outputs (wd_on_output)"
+        )
+    raise misfit(name, {_LENGTHS: shape}, layer)
+
+
+def _with_lengths(
+    name: str, layer: Layer, change: Change, lengths: Tensor, device: torch.device
+) -> Lengths:
+    if not lengths.isfinite().all():
+        raise ModelLoadError(f"{shortened(name)} holds numbers that are not finite")
+    return Lengths(shortened(name), layer, change, lengths.to(device))
 
 
 def _placed(name: str, change: Change, dtype: torch.dtype, device: torch.device) -> Change:

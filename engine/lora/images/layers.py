@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from engine.image_types import LoraUse
 from engine.lora.images.changes import Change, Layer
+from engine.lora.images.dora import Gated, GatedChange
 
 Uses = tuple[LoraUse, ...]
 """Of a row: its adapters by their keys. Scale 0 is left out."""
@@ -38,18 +39,30 @@ class _Group:
     index: Tensor | None
     scales: Tensor
 
-    def add(self, change: Change, x: Tensor, y: Tensor) -> None:
-        if self.index is None:
-            y.add_(change(x, self.scales))
+    def add(self, change: Change | GatedChange, x: Tensor, own: Tensor, y: Tensor) -> None:
+        """
+        Args:
+            own: what the layer makes of x.
+            y: the same, and what others have added.
+        """
+        if self.index is not None:
+            x = x.index_select(0, self.index)
+        if isinstance(change, GatedChange):
+            rows = own if self.index is None else own.index_select(0, self.index)
+            update = change.with_output(x, rows, self.scales)
         else:
-            y.index_add_(0, self.index, change(x.index_select(0, self.index), self.scales))
+            update = change(x, self.scales)
+        if self.index is None:
+            y.add_(update)
+        else:
+            y.index_add_(0, self.index, update)
 
 
 class _Watch:
     """One layer's hook."""
 
     def __init__(self, module: nn.Module, step: "_Step") -> None:
-        self.changes: dict[str, Change] = {}
+        self.changes: dict[str, Change | GatedChange] = {}
         self._step = step
         self._handle: RemovableHandle = module.register_forward_hook(self._add)
 
@@ -57,11 +70,16 @@ class _Watch:
         self._handle.remove()
 
     def _add(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        for group in self._step.groups:
-            change = self.changes.get(group.key)
-            if change is not None:
-                assert len(output) == self._step.num_rows, "a layer's first axis is its rows"
-                group.add(change, inputs[0], output)
+        acting = [
+            (group, self.changes[group.key])
+            for group in self._step.groups
+            if group.key in self.changes
+        ]
+        several = len(acting) > 1 and any(isinstance(one, GatedChange) for _, one in acting)
+        own = output.clone() if several else output
+        for group, change in acting:
+            assert len(output) == self._step.num_rows, "a layer's first axis is its rows"
+            group.add(change, inputs[0], own, output)
 
 
 class _Step:
@@ -103,13 +121,18 @@ class AdaptedLayers:
         self._step = _Step()
         self._known: tuple[tuple[Uses, ...], Sequence[_Group]] = ((), ())
 
-    def put(self, key: str, changes: Mapping[Place, Change]) -> None:
+    def modules(self, place: Place) -> Sequence[nn.Module]:
+        """The layer, and that of each fine-tune in which it has the same sizes."""
+        return self._modules[place]
+
+    def put(self, key: str, changes: Mapping[Place, Change | Gated]) -> None:
         """Have rows with that adapter change."""
         for place, change in changes.items():
-            for module in self._modules[place]:
+            for number, module in enumerate(self._modules[place]):
                 if module not in self._watches:
                     self._watches[module] = _Watch(module, self._step)
-                self._watches[module].changes[key] = change
+                own = change.changes[number] if isinstance(change, Gated) else change
+                self._watches[module].changes[key] = own
         if any(component.startswith(TEXT_ENCODER) for component, _ in changes):
             self._of_text.add(key)
 

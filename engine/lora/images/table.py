@@ -13,6 +13,7 @@ from engine.adapter_orders import AdapterOrder, NoAdapters
 from engine.errors import ModelLoadError
 from engine.host import Grant, Host
 from engine.lora.images.changes import Change
+from engine.lora.images.dora import Gated, Lengths, is_plain
 from engine.lora.images.files import Plan, plan_adapter, read_changes
 from engine.lora.images.layers import AdaptedLayers, Place
 from engine.lora.images.names import layer_names
@@ -28,7 +29,7 @@ class _Read(NamedTuple):
 
     source: Source
     plan: Plan
-    changes: Mapping[Place, Change]
+    changes: Mapping[Place, Change | Gated]
     grant: Grant
 
 
@@ -101,10 +102,35 @@ class ImageAdapterTable(Shelf[int, Grant]):
         try:
             reading = self._thread.submit(read_changes, plan, self._dtype, self._adapted.device)
             yield reading
-            return _Read(source, plan, reading.result(), grant)
+            changes = yield from self._gating(reading.result())
+            return _Read(source, plan, changes, grant)
         except Exception:
             self._host.give_back(grant)
             raise
+
+    def _gating(
+        self, changes: Mapping[Place, Change | Lengths]
+    ) -> Generator["Future[Any] | None", None, dict[Place, Change | Gated]]:
+        """Find out what DoRA's lengths come to: with plain weights in the thread, with packed ones
+        between steps."""
+        done: dict[Place, Change | Gated] = {
+            place: one for place, one in changes.items() if not isinstance(one, Lengths)
+        }
+        waiting = {place: one for place, one in changes.items() if isinstance(one, Lengths)}
+        modules = {place: self._adapted.modules(place) for place in waiting}
+        plain = [place for place in waiting if all(map(is_plain, modules[place]))]
+        if plain:
+            found = self._thread.submit(
+                lambda: {place: waiting[place].gated(modules[place]) for place in plain}
+            )
+            yield found
+            done |= found.result()
+        for place in [place for place in waiting if place not in plain]:
+            for gated in waiting[place].gating(modules[place], self._dtype):
+                if gated is not None:
+                    done[place] = gated
+                yield None
+        return done
 
     def _fits(self, size: int, without: Collection[str] = (), *, more: int = 0) -> bool:
         sizes = [kept.size for kept in self._placed(without)]
@@ -125,7 +151,7 @@ class ImageAdapterTable(Shelf[int, Grant]):
         device = self._adapted.device.type
         return self._host.borrow(device, "adapters", num_bytes, self._limits.capacity_bytes)
 
-    def _enter(self, key: str, changes: Mapping[Place, Change], grant: Grant) -> None:
+    def _enter(self, key: str, changes: Mapping[Place, Change | Gated], grant: Grant) -> None:
         self._adapted.put(key, changes)
         self._put(self._kept[key], grant)
 

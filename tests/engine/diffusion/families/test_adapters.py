@@ -132,14 +132,17 @@ def close(ours: torch.Tensor, theirs: torch.Tensor, limit: float, case: Any) -> 
     assert worst < limit * size, f"{case}: {worst} at latents up to {size}"
 
 
-def adapters(kind: str, parts: Any, path: Any, seed: int, way: str = "lora") -> dict[str, Any]:
+def adapters(
+    kind: str, parts: Any, path: Any, seed: int, way: str = "lora", lengths: str | None = None
+) -> dict[str, Any]:
     """A file for some layers of each component: kohya's names of it, and updates by component."""
     tensors, updates = {}, {}
     for place, (name, prefix) in enumerate(components(kind).items()):
         model = getattr(parts, name)
         paths = layer_paths(model)
         paths = sorted(random.Random(seed).sample(paths, min(12, len(paths))))
-        made = write(model, paths, kohya(prefix), way=way, seed=seed + place, size=0.5)
+        named = kohya(prefix)
+        made = write(model, paths, named, way=way, seed=seed + place, size=0.5, lengths=lengths)
         tensors |= made.tensors
         updates[name] = made.updates
     made.tensors = tensors
@@ -152,14 +155,15 @@ def seed() -> int:
     return random.randrange(1 << 30)
 
 
-@pytest.mark.parametrize("way", ["lora", "locon", "loha", "lokr"])
+@pytest.mark.parametrize("way", ["lora", "locon", "loha", "lokr", "dora"])
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_unmerged_equals_merged(kind: str, way: str, tmp_path: Any, seed: int) -> None:
     parts = parts_of(kind, seed % 1000)
     other = copy.deepcopy(parts)
     family = family_of(kind, parts)
     [base] = draw(family, request(seed=seed))
-    updates = adapters(kind, parts, tmp_path / "a.safetensors", seed, way)
+    written = ("lora", "dora_scale") if way == "dora" else (way, None)
+    updates = adapters(kind, parts, tmp_path / "a.safetensors", seed, *written)
     table = table_of(family.adapted)
     report = load(table, "a", tmp_path / "a.safetensors")
     assert isinstance(report, AdapterReport), report
@@ -203,16 +207,24 @@ PEFT_LAYERS = {
 }
 
 
+@pytest.mark.parametrize("lengths", [None, "lora_magnitude_vector"])
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_it_is_what_diffusers_draws(kind: str, tmp_path: Any, seed: int) -> None:
-    """The same file in both, as diffusers saves it."""
+def test_it_is_what_diffusers_draws(
+    kind: str, lengths: str | None, tmp_path: Any, seed: int
+) -> None:
+    """The same file in both, as diffusers saves it. DoRA at a scale other than 1 is PEFT's own."""
+    scale = 0.6 if lengths is None else 1.0
     parts = parts_of(kind, seed % 1000)
     family = family_of(kind, copy.deepcopy(parts))
     written: dict[str, Any] = {}
     for place, name in enumerate((denoiser(kind), "text_encoder")):
         model = getattr(parts, name)
         paths = [path for path in layer_paths(model) if path.endswith(PEFT_LAYERS[name])]
-        made = write(model, paths, dotted(name), alpha=None, seed=seed + place, size=0.5)
+        # transformers, which reads those of text encoders, leaves DoRA's lengths out.
+        own = None if name == "text_encoder" else lengths
+        made = write(
+            model, paths, dotted(name), alpha=None, seed=seed + place, size=0.5, lengths=own
+        )
         written |= made.tensors
     made.tensors = {
         key.replace("lora_down.", "lora_A.").replace("lora_up.", "lora_B."): tensor
@@ -223,10 +235,10 @@ def test_it_is_what_diffusers_draws(kind: str, tmp_path: Any, seed: int) -> None
     report = load(table, "a", tmp_path)
     assert isinstance(report, AdapterReport) and report.num_left_out == 0, report
     [base] = draw(family, request(seed=seed))
-    [ours] = draw(family, request([[LoraUse(name=table.key_of("a"), scale=0.6)]], seed=seed))
+    [ours] = draw(family, request([[LoraUse(name=table.key_of("a"), scale=scale)]], seed=seed))
     pipeline = pipeline_of(kind, parts)
     pipeline.load_lora_weights(str(file.parent), adapter_name="a")
-    pipeline.set_adapters(["a"], [0.6])
+    pipeline.set_adapters(["a"], [scale])
     arguments = {
         "prompt": PROMPT,
         "num_inference_steps": STEPS,

@@ -231,6 +231,14 @@ def two_ways(tensors):
     tensors[key.replace("lora_down.weight", "hada_w1_a")] = torch.ones(8, 2)
 
 
+def lengths(value):
+    def damage(tensors):
+        key = first(tensors, "lora_down.weight")
+        tensors[key.replace("lora_down.weight", "dora_scale")] = value
+
+    return damage
+
+
 DAMAGES = {
     "no up": (without("lora_up.weight"), CorruptFile, "has no up"),
     "no down": (without("lora_down.weight"), CorruptFile, "has no down"),
@@ -247,11 +255,14 @@ DAMAGES = {
     "twice": (twice, CorruptFile, "twice"),
     "spelt twice": (both_spellings, CorruptFile, "the same layer"),
     "two ways": (two_ways, CorruptFile, "two ways"),
-    "magnitudes": (
-        lambda t: t.update({"unet.attn_blocks.0.to_q.dora_scale": torch.ones(8, 1)}),
-        ModelLoadError,
-        "dora_scale, which is not supported",
+    "lengths alone": (
+        lambda t: t.update({"unet.attn_blocks.9.to_q.dora_scale": torch.ones(8, 1)}),
+        CorruptFile,
+        "lengths of rows and nothing else",
     ),
+    "lengths of inputs": (lengths(torch.ones(1, 8)), ModelLoadError, "of inputs"),
+    "lengths of another": (lengths(torch.ones(7, 1)), ShapeMismatch, "another model"),
+    "endless lengths": (lengths(torch.full((8, 1), torch.inf)), ModelLoadError, "not finite"),
     "a long name": (lambda t: t.update({"x" * 600 + ".alpha": torch.ones(())}), ModelLoadError, ""),
     "nothing": (dict.clear, ModelLoadError, "none of its 0 layers"),
 }

@@ -90,6 +90,41 @@ def test_every_way_to_write_it_is_what_it_comes_to(network, x, tmp_path, seed, w
     assert (found - wanted).abs().max() < 1e-5 * max(1, wanted.abs().max()), way
 
 
+@pytest.mark.parametrize("lengths", ["dora_scale", "lora_magnitude_vector"])
+@pytest.mark.parametrize("way", WAYS)
+def test_dora_is_what_it_comes_to(network, x, tmp_path, seed, way, lengths):
+    """Part of the way from the base with a scale, of layers with and without biases."""
+    clean = copy.deepcopy(network)
+    made = write(network, PATHS, dotted("unet"), way=way, seed=seed, lengths=lengths)
+    layers = adapted(network)
+    table = table_of(layers)
+    report = load(table, "a", made.save(tmp_path / "a.safetensors"))
+    assert isinstance(report, AdapterReport), report
+    for scale in (1.0, 0.4):
+        use = LoraUse(name=table.key_of("a"), scale=scale)
+        found = ran(layers, network, x, [(use,)] * ROWS)
+        wanted = merged(clean, x, (made, scale))
+        assert (found - wanted).abs().max() < 1e-5 * max(1, wanted.abs().max()), (way, scale)
+
+
+def test_dora_beside_another_one(network, x, tmp_path, seed):
+    """Each changes what the layer itself makes of a row, in any order."""
+    clean, layers = copy.deepcopy(network), adapted(network)
+    table, made = table_of(layers), {}
+    for place, (name, lengths) in enumerate(
+        {"a": "dora_scale", "b": None, "c": "dora_scale"}.items()
+    ):
+        made[name] = write(clean, PATHS, dotted("unet"), seed=seed + place, lengths=lengths)
+        load(table, name, made[name].save(tmp_path / f"{name}.safetensors"))
+    a, b, c = (LoraUse(name=table.key_of(name)) for name in "abc")
+    uses = [(a, b, c), (), (c,), (b, a), (b,)]
+    found = ran(layers, network, x, uses)
+    names = {use.name: name for name, use in zip("abc", (a, b, c), strict=True)}
+    for row, own in enumerate(uses):
+        wanted = merged(clean, x[row : row + 1], *((made[names[one.name]], 1) for one in own))
+        assert (found[row] - wanted[0]).abs().max() < 1e-5 * max(1, wanted.abs().max()), row
+
+
 @pytest.mark.parametrize("way", ["lora", "loha", "lokr"])
 def test_rows_have_their_own(network, x, tmp_path, seed, way):
     clean = copy.deepcopy(network)
@@ -148,7 +183,8 @@ def made_without(made, path):
     return type(made)(made.tensors, kept)
 
 
-def test_packed_layers_have_them_as_plain_ones_do(network, x, tmp_path, seed):
+@pytest.mark.parametrize("lengths", [None, "dora_scale"])
+def test_packed_layers_have_them_as_plain_ones_do(network, x, tmp_path, seed, lengths):
     def product(weight_and_bias, rows):
         return nn.functional.linear(rows, *weight_and_bias)
 
@@ -159,7 +195,7 @@ def test_packed_layers_have_them_as_plain_ones_do(network, x, tmp_path, seed):
         module = MethodModule(product, state, layer.in_features, layer.out_features)
         setattr(network, name, module)
     layers = adapted(network)
-    made = write(plain, PATHS, dotted("unet"), seed=seed)
+    made = write(plain, PATHS, dotted("unet"), seed=seed, lengths=lengths)
     table = table_of(layers)
     report = load(table, "a", made.save(tmp_path / "a.safetensors"))
     assert report.num_layers == len(PATHS)
