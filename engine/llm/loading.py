@@ -66,10 +66,12 @@ def load_engine(
         build_operations(host)
     with explained_shortage(checkpoint, model_config, intent, machine):
         plan, memory = planned(checkpoint, model_config, intent, machine, host)
-        memory = memory.beside(intent.adapter_bytes or 0)
-        draft_plan = plan_draft(checkpoint, model_config, intent, memory.machine_beside)
+        adapter_bytes = intent.adapter_bytes or 0
+        left = memory.beside(adapter_bytes).machine_beside
+        draft_plan = plan_draft(checkpoint, model_config, intent, left)
         if draft_plan is not None:
             memory = memory.with_draft(draft_plan, host)
+        memory = memory.beside(adapter_bytes)  # asked for as they come: what is free has them still
         config = memory.resolved()
         check_kv_cache_dtype(config)
         if config.device == "cpu":
@@ -103,7 +105,7 @@ def load_engine(
     host.report(Phase.WARMING_UP)
     if config.device == "cuda":
         loaded_bytes = 0 if adapters is None else adapters.num_bytes
-        memory = memory.beside(max(0, loaded_bytes - (intent.adapter_bytes or 0)))
+        memory = memory.beside(max(0, loaded_bytes - adapter_bytes))
         with explained_shortage(checkpoint, model_config, intent, machine):
             config = measured(model, model_config, memory, host, adapters, draft)
             memory.reserve_pool(config, host)
