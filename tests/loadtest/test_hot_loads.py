@@ -42,7 +42,7 @@ async def test_loads_beside_streams(unused_tcp_port: int, tmp_path: Path) -> Non
         assert all(row["error"] == "interrupted" for row in run["requests"])
         gaps = Gaps.of(run)
         assert gaps.others
-        assert min(gaps.others) > 0
+        assert min(gaps.others) >= 0 and max(gaps.others) > 0, "several tokens may come at once"
     with pytest.raises(OSError):
         await asyncio.open_connection("127.0.0.1", unused_tcp_port)
 

@@ -103,6 +103,7 @@ class Recorder:
     """Runs what it is to record."""
 
     padded = CudaRecorder.padded
+    padded_with_prompts = CudaRecorder.padded_with_prompts
 
     def record(self, run: Any) -> Recording:
         return Recording(run())

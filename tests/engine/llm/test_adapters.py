@@ -94,7 +94,7 @@ def test_any_mixture(engines, folder, lora, rng, knobs):
     assert outcome(engines.run(engine, requests, arrivals=arrivals)) == expected
     stats = engine.stats()
     assert stats.kv_blocks_used == 0
-    assert stats.prefix_cache_hits > 0
+    assert stats.prefix_cache_hits > 0 or tight, "blocks that are kept by chance alone"
     assert stats.num_preemptions > 0 or not tight
 
 
