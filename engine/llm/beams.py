@@ -53,6 +53,11 @@ class Beams:
         for sequence in owner.sequences[1:]:
             sequence.token_ids = []
 
+    @property
+    def keeps_outcome(self) -> bool:
+        """See `Group`."""
+        return True
+
     def waits(self, sequence: Sequence) -> bool:
         """See `Group`."""
         return not sequence.token_ids or sequence in self._rows

@@ -59,10 +59,18 @@ class Candidates:
         )
         self._offer: TokenLogprob | None = None
         """What may follow the text; None while that itself is computed, by the first sequence."""
+        self._has_accepted = False
+        """The last step brought a token."""
         self._rows: dict[Sequence, _Row] = {}
         """Of sequences for which the step is over."""
         for sequence in self.sequences[1:]:
             sequence.token_ids = []
+
+    @property
+    def keeps_outcome(self) -> bool:
+        """See `Group`. Candidates of a text that was computed again are none: what a step fails for
+        may come with theirs."""
+        return self._has_accepted
 
     def waits(self, sequence: Sequence) -> bool:
         """See `Group`."""
@@ -81,6 +89,7 @@ class Candidates:
     def advance(self) -> list[TokenEvent]:
         """See `Group`."""
         rows, self._rows = self._rows, {}
+        self._has_accepted = self._offer is not None
         if self._offer is None:
             self._try(self._first, rows[self._first].offer)
             return []

@@ -43,6 +43,11 @@ class GuidedPair:
         self._guide.num_prompt_tokens = num_negative
         self._guide.guides = self._main.seq_id
 
+    @property
+    def keeps_outcome(self) -> bool:
+        """See `Group`."""
+        return True
+
     def waits(self, sequence: Sequence) -> bool:
         """See `Group`."""
         return sequence in self._outcomes

@@ -71,6 +71,11 @@ class Group(Protocol):
         """What the executor is told of each sequence."""
         ...
 
+    @property
+    def keeps_outcome(self) -> bool:
+        """Whether what the last step has brought is there after `restart`, too."""
+        ...
+
     def waits(self, sequence: "Sequence") -> bool:
         """Whether it has nothing to run: no text yet, or an outcome while others have none."""
         ...
@@ -221,6 +226,11 @@ class Sequence:
     def waits_for_others(self) -> bool:
         """It has nothing to run until the others of its group have got as far."""
         return self.group is not None and self.group.waits(self)
+
+    @property
+    def has_moved_on(self) -> bool:
+        """Its last step, one that draws, has brought it further for good."""
+        return self.group is None or (self.group.keeps_outcome and not self.group.waits(self))
 
     @property
     def num_output_tokens(self) -> int:

@@ -282,7 +282,7 @@ class Scheduler:
                 continue
             try:
                 self._commit_sequence(sequence, scheduled, result, self._events)
-                moved_on = scheduled.num_draws and not sequence.waits_for_others
+                moved_on = scheduled.num_draws and sequence.has_moved_on
                 if moved_on or sequence.status is Status.FINISHED:
                     self._trial.clear(sequence)
             except Exception as error:
