@@ -30,7 +30,7 @@ from loadtest.launch import described
 from loadtest.machine import provenance
 from loadtest.plan import ComparisonPlan, load_plan, parse_overrides
 from loadtest.report import comparison_section, render_page, starts_section
-from loadtest.results import COMPARISON_FORMAT, STARTS_FORMAT, save_result
+from loadtest.results import COMPARISON_FORMAT, STARTS_FORMAT, keeping, save_result
 from loadtest.scenario import random_seed
 
 app = typer.Typer(
@@ -99,11 +99,6 @@ def compare(
         **provenance(plan.label if label is None else label),
     }
 
-    def save(measured: dict[str, Any]) -> None:
-        document.update(measured)
-        if output is not None:
-            save_result(document, output)
-
     comparison = Comparison(
         plan.having(
             repeats=repeats,
@@ -114,7 +109,7 @@ def compare(
         noise=NoiseLimit(max_noise, max_attempts),
         log_dir=log_dir,
         say=_say,
-        save=save,
+        save=keeping(document, output),
     )
 
     async def work() -> None:

@@ -15,7 +15,7 @@ from loadtest.interrupt import Interrupt
 from loadtest.launch import described
 from loadtest.machine import provenance
 from loadtest.plan import parse_overrides
-from loadtest.results import DECODING_FORMAT, save_result
+from loadtest.results import DECODING_FORMAT, keeping
 from loadtest.scenario import random_seed
 
 console = Console(highlight=False)
@@ -49,17 +49,12 @@ def decoding(
         **provenance(plan.label if label is None else label),
     }
 
-    def save(measured: dict[str, Any]) -> None:
-        document.update(measured)
-        if output is not None:
-            save_result(document, output)
-
     comparison = DecodingComparison(
         plan,
         seed=random_seed() if seed is None else seed,
         log_dir=log_dir,
         say=lambda line: console.print(line, markup=False, soft_wrap=True),
-        save=save,
+        save=keeping(document, output),
     )
 
     async def work() -> None:

@@ -27,7 +27,7 @@ from loadtest.interrupt import Interrupt
 from loadtest.launch import described
 from loadtest.machine import provenance
 from loadtest.plan import parse_overrides
-from loadtest.results import IMAGES_FORMAT, save_result
+from loadtest.results import IMAGES_FORMAT, keeping
 from loadtest.scenario import random_seed
 
 console = Console(highlight=False)
@@ -70,18 +70,13 @@ def images(
         "quick": quick,
     }
 
-    def save(measured: dict[str, Any]) -> None:
-        document.update(measured)
-        if output is not None:
-            save_result(document, output)
-
     comparison = ImageComparison(
         plan,
         seed=random_seed() if seed is None else seed,
         noise=NoiseLimit(max_noise, max_attempts),
         log_dir=log_dir,
         say=lambda line: console.print(line, markup=False, soft_wrap=True),
-        save=save,
+        save=keeping(document, output),
     )
 
     async def work() -> None:

@@ -1,6 +1,7 @@
 """Result files: JSON that diffs well, one line per request."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,17 @@ def save_result(document: dict[str, Any], path: Path) -> None:
     part = path.with_name(path.name + ".part")
     part.write_text(render_json(document) + "\n")
     part.replace(path)
+
+
+def keeping(document: dict[str, Any], path: Path | None) -> Callable[[dict[str, Any]], None]:
+    """A function that adds to a result what has been measured, and writes it if it has a file."""
+
+    def save(measured: dict[str, Any]) -> None:
+        document.update(measured)
+        if path is not None:
+            save_result(document, path)
+
+    return save
 
 
 def load_any_result(path: Path) -> dict[str, Any]:

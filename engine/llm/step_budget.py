@@ -18,7 +18,8 @@ from engine.llm.step_cost import StepCost, StepWork
 LEAST_TOKENS = 16
 """Prompts always get so many."""
 _ROUND_ROWS = 8
-"""Steps of so many rows, or two, three, … times as many, are recorded; others are padded."""
+"""Steps of so many rows, or two, three, … times as many, are recorded; others are padded
+(`kernels.native_recording.PROMPT_ROWS`, whose module imports torch)."""
 _LEAST_SHARE = 0.25
 """Nor do they get less time than this share of the decodes', however long those take."""
 _LEAST_TARGET_S = 0.025
