@@ -1,4 +1,4 @@
-"""Records decode steps as CUDA graphs: `engine.llm.decode_graph.Recorder`."""
+"""Records decode steps as CUDA graphs: `engine.llm.step_graph.Recorder`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

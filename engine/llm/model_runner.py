@@ -24,10 +24,10 @@ from engine.llm.decision import (
     SequenceOutput,
     StepOutput,
 )
-from engine.llm.decode_graph import DecodeGraph, DecodeGraphs, GraphSize, Recorder
 from engine.llm.guidance import Guidance
 from engine.llm.kv_storage import KvStorage
 from engine.llm.sampling import LaunchedDraw, Sampler, SampleRow
+from engine.llm.step_graph import GraphSize, Recorder, StepGraph, StepGraphs
 from engine.llm.structure.grammars import Grammars
 from engine.llm.text_states import TextStates
 from engine.llm.warm_up import WarmUpStep, warm_up_steps
@@ -150,9 +150,9 @@ class ModelRunner:
             dtype=PACKED_KV_DTYPES.get(config.kv_cache_dtype, model.options.dtype),
             device=device,
         )
-        self._graphs: DecodeGraphs | None = None
+        self._graphs: StepGraphs | None = None
         if recorder is not None:
-            self._graphs = DecodeGraphs(
+            self._graphs = StepGraphs(
                 self._run_model,
                 recorder,
                 max_num_rows=config.max_decode_rows,
@@ -279,7 +279,7 @@ class ModelRunner:
         """All that may be recorded, the largest first; none if steps are not recorded."""
         return self._graphs.sizes if self._graphs is not None else []
 
-    def record(self, size: GraphSize) -> DecodeGraph:
+    def record(self, size: GraphSize) -> StepGraph:
         """Record a decode step that is not kept for later ones; for measuring."""
         if self._graphs is None:
             raise InvariantViolation("this runner records nothing")
@@ -321,7 +321,7 @@ class ModelRunner:
         _fill_in(batch.token_ids, rows, before)
         return lambda: self._run_model(batch)
 
-    def _find_graph(self, rows: StepRows) -> DecodeGraph | None:
+    def _find_graph(self, rows: StepRows) -> StepGraph | None:
         if self._graphs is None:
             return None
         if self._adapters is not None and self._adapters.version != self._recorded_version:

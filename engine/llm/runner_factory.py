@@ -4,8 +4,8 @@ import torch
 
 from engine.config import ResolvedConfig
 from engine.llm.cuda_recorder import CudaRecorder
-from engine.llm.decode_graph import AtOnce, Recorder
 from engine.llm.model_runner import ModelRunner
+from engine.llm.step_graph import AtOnce, Recorder
 from engine.llm.structure.grammars import Grammars
 from engine.models.adapters import Adapters
 from engine.models.causal_lm import CausalLM

@@ -14,7 +14,7 @@ import structlog
 from engine.config import ResolvedConfig
 from engine.errors import InsufficientMemory
 from engine.fault import is_out_of_memory
-from engine.llm.decode_graph import GraphSize
+from engine.llm.step_graph import GraphSize
 from engine.llm.warm_up import WarmUpStep, largest_steps
 from engine.runtime.device_memory import DeviceMemory
 

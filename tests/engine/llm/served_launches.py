@@ -15,8 +15,8 @@ import torch
 from engine.config import ResolvedConfig
 from engine.llm.cuda_recorder import CudaRecorder
 from engine.llm.decision import GroupBlocks, NewSequence, ScheduleDecision, ScheduledSequence
-from engine.llm.decode_graph import AtOnce
 from engine.llm.model_runner import ModelRunner
+from engine.llm.step_graph import AtOnce
 from engine.models.config import ModelConfig
 from engine.models.experts_config import ExpertsConfig
 from engine.models.registry import create_model

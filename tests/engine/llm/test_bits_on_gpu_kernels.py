@@ -4,13 +4,13 @@ import random
 
 import pytest
 import torch
-from test_decode_graph import Recorder
 from test_model_runner import new, part, resolved
+from test_step_graph import Recorder
 from tiny_pairs import PagedTexts, create_pair, named_weights
 
 from engine.llm.decision import ScheduleDecision
-from engine.llm.decode_graph import AtOnce
 from engine.llm.model_runner import ModelRunner
+from engine.llm.step_graph import AtOnce
 from engine.models.registry import create_model
 from kernels import _triton, native
 

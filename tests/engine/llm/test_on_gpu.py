@@ -4,17 +4,17 @@ import random
 
 import pytest
 import torch
-from test_decode_graph import requests, run
 from test_model_runner import new, part, resolved
+from test_step_graph import requests, run
 from tiny_pairs import create_pair, named_weights
 
 from engine.llm.cuda_recorder import CudaRecorder
 from engine.llm.decision import PENDING_TOKEN_ID, ScheduleDecision
-from engine.llm.decode_graph import AtOnce
 from engine.llm.engine import LLMEngine
 from engine.llm.executor import LocalExecutor
 from engine.llm.model_runner import ModelRunner
 from engine.llm.scheduler import Scheduler
+from engine.llm.step_graph import AtOnce
 from engine.models.registry import create_model
 
 pytestmark = pytest.mark.gpu
@@ -71,7 +71,7 @@ def make_engine(model, runner, **facts):
 
 @pytest.mark.parametrize("in_thread", [False, True])
 def test_recorded_overlapped_steps_say_what_plain_ones_say(model, in_thread):
-    asked = requests(random.Random(20), 14)  # fixed, as in test_decode_graph
+    asked = requests(random.Random(20), 14)  # fixed, as in test_step_graph
     expected = run(make_engine(model, make_runner(model)), asked)
     recorder = CountingRecorder(torch.device("cuda"))
     runner = make_runner(model, recorder, None if in_thread else AtOnce())

@@ -9,9 +9,9 @@ from test_model_runner import resolved
 from engine.config import EngineConfig, MachineFacts, ModelFacts
 from engine.errors import InsufficientMemory
 from engine.llm import loading
-from engine.llm.decode_graph import GraphSize
 from engine.llm.loading import measured
 from engine.llm.memory_plan import MemoryPlan
+from engine.llm.step_graph import GraphSize
 from engine.llm.step_memory import StepMemory, measure_step_memory
 
 CONFIG = resolved(device="cuda", max_num_seqs=8, max_num_batched_tokens=64)

@@ -64,7 +64,7 @@ class Recording(Protocol):
 
 
 class Recorder(Protocol):
-    """Records what a function launches. Called where `DecodeGraphs.background` works."""
+    """Records what a function launches. Called where `StepGraphs.background` works."""
 
     def padded(self, num_rows: int) -> int:
         """The number of rows to record for steps of so many: as many, or more."""
@@ -97,7 +97,7 @@ class GraphSize:
         return self.has_adapters, self.has_prompts
 
 
-class DecodeGraph:
+class StepGraph:
     """A recorded step and its inputs. Rows behind those of a step are padding: they decode token 0
     at the start of the scratch block, which belongs to no sequence, without an adapter. There are
     as many spans as rows; those that are left over where spans have several have none."""
@@ -197,7 +197,7 @@ class DecodeGraph:
         )
 
 
-class DecodeGraphs:
+class StepGraphs:
     """The graphs of one model, by size. Loop thread only, but for making recordings.
 
     Args:
@@ -233,11 +233,11 @@ class DecodeGraphs:
         self._adapters = adapters
         self._background = background or ThreadPoolExecutor(1, "record-graphs")
         self._uses: Counter[GraphSize] = Counter()
-        self._graphs: dict[GraphSize, Future[DecodeGraph]] = {}
+        self._graphs: dict[GraphSize, Future[StepGraph]] = {}
         self._broken: set[tuple[bool, bool]] = set()
         """Kinds of sizes of which one could not be recorded."""
 
-    def find(self, rows: StepRows) -> DecodeGraph | None:
+    def find(self, rows: StepRows) -> StepGraph | None:
         """The graph that can run this step, if there is one by now."""
         size = self._size_for(rows)
         if size is None or size.kind in self._broken:
@@ -306,9 +306,9 @@ class DecodeGraphs:
         return min(max_context_len, self._max_model_len)
 
     @torch.inference_mode()
-    def record(self, size: GraphSize) -> DecodeGraph:
+    def record(self, size: GraphSize) -> StepGraph:
         """Here and now; it is kept by whoever asked."""
-        return DecodeGraph(
+        return StepGraph(
             size,
             self._forward,
             self._recorder,

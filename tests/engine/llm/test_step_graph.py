@@ -11,15 +11,15 @@ import torch
 from test_model_runner import resolved
 from tiny_pairs import create_pair, named_weights
 
-from engine.llm import decode_graph
+from engine.llm import step_graph
 from engine.llm.batch import lay_out
 from engine.llm.cuda_recorder import CudaRecorder
 from engine.llm.decision import GroupBlocks, ScheduledSequence
-from engine.llm.decode_graph import EAGER_STEPS, AtOnce, DecodeGraphs, GraphSize
 from engine.llm.engine import LLMEngine
 from engine.llm.executor import LocalExecutor
 from engine.llm.model_runner import ModelRunner
 from engine.llm.scheduler import Scheduler
+from engine.llm.step_graph import EAGER_STEPS, AtOnce, GraphSize, StepGraphs
 from engine.models.layers import rotary
 from engine.models.registry import create_model
 from engine.types import GenerateRequest, SamplingParams
@@ -88,7 +88,7 @@ def decodes(*context_lens):
 
 
 def make_graphs(recorder=None, background=None, forward=None, **limits):
-    return DecodeGraphs(
+    return StepGraphs(
         forward or (lambda batch: batch.token_ids[:, None].float()),
         recorder or Recorder(),
         block_size=BLOCK,
@@ -340,7 +340,7 @@ def run(engine, asked):
 
 @pytest.mark.parametrize("is_async", [False, True])
 def test_answers_and_cache_are_those_of_eager_steps(pair, monkeypatch, is_async):
-    monkeypatch.setattr(decode_graph, "SHORTEST_CONTEXT", 16)
+    monkeypatch.setattr(step_graph, "SHORTEST_CONTEXT", 16)
     seed = 20  # fixed: in fp32 a draw can be so close to a border that padding moves it
     asked = requests(random.Random(seed), 14)
     eager, eager_runner = make_engine(pair)
@@ -359,8 +359,8 @@ def test_answers_and_cache_are_those_of_eager_steps(pair, monkeypatch, is_async)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Mistral"])
 def test_recorded_calls_of_c_give_the_bits_of_eager_steps(family, dtype, monkeypatch):
-    monkeypatch.setattr(decode_graph, "SHORTEST_CONTEXT", 16)
-    monkeypatch.setattr(decode_graph, "EAGER_STEPS", 1)
+    monkeypatch.setattr(step_graph, "SHORTEST_CONTEXT", 16)
+    monkeypatch.setattr(step_graph, "EAGER_STEPS", 1)
     monkeypatch.setattr(rotary, "CHUNK", 8)  # the table moves under the recordings
     seed = random.randrange(1 << 30)
     _, theirs, model_config = create_pair(family, seed)
