@@ -62,6 +62,8 @@ def load_network(path: Path, facts: NetworkFacts, num_threads: int) -> OnnxNetwo
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
+    # What it allocates for a picture goes back afterwards: the equations for alpha need it next.
+    options.enable_cpu_mem_arena = False
     # Threads that spin between two pictures would take the cores from other models.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
