@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
-from typing import ParamSpec, Protocol, TypeVar
+from typing import NamedTuple, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 import structlog
@@ -79,6 +79,13 @@ class Recorder(Protocol):
         ...
 
 
+class StepKind(NamedTuple):
+    """What a step has beside decodes of the base model."""
+
+    has_adapters: bool
+    has_prompts: bool
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class GraphSize:
     """What a graph is recorded for."""
@@ -88,13 +95,12 @@ class GraphSize:
     has_adapters: bool = False
     """For steps of which some row has one: the others do without what adapters take."""
     has_prompts: bool = False
-    """For steps with spans of several rows, as many rows in all; without adapters, which may choose
-    their programs by how many rows share one."""
+    """For steps with spans of several rows, as many rows in all."""
 
     @property
-    def kind(self) -> tuple[bool, bool]:
+    def kind(self) -> StepKind:
         """What makes its calls others than those of another size."""
-        return self.has_adapters, self.has_prompts
+        return StepKind(self.has_adapters, self.has_prompts)
 
 
 class StepGraph:
@@ -234,7 +240,7 @@ class StepGraphs:
         self._background = background or ThreadPoolExecutor(1, "record-graphs")
         self._uses: Counter[GraphSize] = Counter()
         self._graphs: dict[GraphSize, Future[StepGraph]] = {}
-        self._broken: set[tuple[bool, bool]] = set()
+        self._broken: set[StepKind] = set()
         """Kinds of sizes of which one could not be recorded."""
 
     def find(self, rows: StepRows) -> StepGraph | None:
@@ -268,7 +274,7 @@ class StepGraphs:
         for size in [size for size in self._uses if size.has_adapters]:
             del self._uses[size]
             self._graphs.pop(size, None)
-        self._broken.discard((True, False))
+        self._broken = {kind for kind in self._broken if not kind.has_adapters}
 
     @property
     def sizes(self) -> list[GraphSize]:
@@ -286,7 +292,7 @@ class StepGraphs:
         longest, num_rows = int(rows.context_lens.max()), rows.num_rows
         has_prompts = rows.num_decodes < len(rows.spans)
         has_adapters = rows.adapter_slots is not None
-        if longest > self._max_model_len or (has_prompts and has_adapters):
+        if longest > self._max_model_len:
             return None
         if has_prompts:
             padded = self._recorder.padded_with_prompts(num_rows)

@@ -11,6 +11,9 @@ from peft_adapters import write_adapter
 from engine.adapter_orders import AdapterOrder, AdapterReport
 from engine.config import GIB
 from engine.errors import TooManyAdapters, UnknownAdapter
+from engine.llm import step_graph
+from engine.llm.step_graph import StepKind
+from kernels import native
 
 pytestmark = pytest.mark.usefixtures("cheap_rows")
 VOCAB = 400
@@ -112,6 +115,29 @@ def test_recorded_steps_carry_adapters(engines, folder, lora, rng):
     recorded = {size.has_adapters for size in engine._executor._runner._graphs._graphs}
     assert recorded == {True, False}
     assert found == alone(engines, folder, lora, requests)
+
+
+@pytest.mark.skipif(native.library() is None, reason=str(native.missing()))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_recorded_steps_with_prompts_carry_adapters(
+    engines, folder, lora, rng, tmp_path, monkeypatch, dtype
+):
+    """One recording serves every mixture of decodes, prompts and adapters: also those that scale
+    whole outputs, or bring modules of their own."""
+    monkeypatch.setattr(step_graph, "EAGER_STEPS", 1)
+    own = {"use_dora": True, "modules_to_save": ["input_layernorm"]}
+    write_adapter(folder, tmp_path, 3, r=3, target_modules=("q_proj", "down_proj"), **own)
+    names, lora = (*"abc", None), (*lora, f"c={tmp_path}")
+    requests = [
+        replace(request, adapter=names[i % 4])
+        for i, request in enumerate(make_requests(engines, rng, 12, (1, 30)))
+    ]
+    engine = engines.make(folder, lora=lora, dtype=dtype, max_num_batched_tokens=24)
+    arrivals = [3 * i for i in range(len(requests))]
+    found = outcome(engines.run(engine, requests, arrivals=arrivals))
+    sizes = engine._executor._runner._graphs._graphs
+    assert StepKind(has_adapters=True, has_prompts=True) in {size.kind for size in sizes}
+    assert found == alone(engines, folder, lora, requests, names, dtype=dtype)
 
 
 def test_what_one_adapter_has_cached_serves_no_other(engines, folder, lora):
