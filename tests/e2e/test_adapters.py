@@ -16,16 +16,24 @@ from peft_adapters import write_adapter
 
 pytestmark = pytest.mark.e2e
 PROMPT = "The quick brown fox jumps over"
+RANKS = {"poet": 4, "judge": 9, "clerk": 2, "sage": 16, "fool": 7, "bard": 3}
+"""Of adapters, by name."""
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def base(tiny_llama):
     return tiny_llama(seed=11)
 
 
-@pytest.fixture
-def expected(base, tmp_path):
-    """What transformers and PEFT write, by name; the adapters are in folders of their names."""
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Of all adapters, each in one of its name."""
+    return tmp_path_factory.mktemp("adapters")
+
+
+@pytest.fixture(scope="module")
+def expected(base, folder):
+    """What transformers and PEFT write, by name."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
     ids = torch.tensor([tokenizer(PROMPT)["input_ids"]])
 
@@ -34,26 +42,30 @@ def expected(base, tmp_path):
         return tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True)
 
     texts = {"base": text(transformers.AutoModelForCausalLM.from_pretrained(base))}
-    for seed, (name, rank) in enumerate((("poet", 4), ("judge", 9))):
-        model = write_adapter(base, tmp_path / name, seed, r=rank)
-        texts[name] = text(model)
+    for seed, (name, rank) in enumerate(RANKS.items()):
+        texts[name] = text(write_adapter(base, folder / name, seed, r=rank))
     assert len(set(texts.values())) == len(texts)
     return texts
 
 
-def test_adapters_are_chosen_by_model(start_server, base, expected, tmp_path):
-    server = start_server(
+@pytest.fixture(scope="module")
+def server(start_shared_server, base, expected, folder):
+    """It has places for two adapters at a time."""
+    names = (*RANKS, "nobody")
+    return start_shared_server(
         f"base={base}",
         *("--dtype", "float32", "--device", "cpu"),
-        *(f"--lora={name}={tmp_path / name}" for name in ("poet", "judge", "nobody")),
+        *(f"--lora={name}={folder / name}" for name in names),
+        *("--max-loras", "2", "--max-cpu-loras", str(len(names))),
+        *("--enable-runtime-loading", "--loras-dir", str(folder)),
     )
+
+
+def test_adapters_are_chosen_by_model(server, expected, folder):
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as client:
         cards = {card.id: card.model_dump() for card in client.models.list()}
-        assert {name: card["parent"] for name, card in cards.items()} == {
-            "base": None,
-            "poet": "base",
-            "judge": "base",
-        }
+        parents = {name: card["parent"] for name, card in cards.items()}
+        assert parents == {"base": None} | dict.fromkeys(RANKS, "base")
 
         def complete(name):
             answer = client.completions.create(
@@ -62,7 +74,7 @@ def test_adapters_are_chosen_by_model(start_server, base, expected, tmp_path):
             assert answer.model == name
             return name, answer.choices[0].text
 
-        names = [*expected] * 6
+        names = [*expected] * 4
         with ThreadPoolExecutor(len(names)) as pool:
             found = list(pool.map(complete, names))
         assert found == [(name, expected[name]) for name in names]
@@ -81,7 +93,7 @@ def test_adapters_are_chosen_by_model(start_server, base, expected, tmp_path):
         for name, reason in (("nobody", "adapter_config.json"), ("unheard of", "poet")):
             with pytest.raises(openai.NotFoundError, match=reason) as caught:
                 complete(name)
-            assert str(tmp_path) not in str(caught.value)
+            assert str(folder) not in str(caught.value)
     assert "adapter failed to load" in server.log()
 
 
@@ -114,13 +126,60 @@ def streamed(server, model, times):
     return found
 
 
-def test_adapters_come_and_go_beside_streams(start_server, base, expected, tmp_path):
-    shutil.copytree(tmp_path / "judge", tmp_path / "broken")
-    os.truncate(tmp_path / "broken" / "adapter_model.safetensors", 999)
+def wait_until(is_so):
+    deadline_s = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.005)
+
+
+def test_adapters_take_turns_and_leave_while_they_stream(server, expected):
+    """Three times as many as have places are asked for at once, and each is taken away amid its own
+    streams: these are what they were alone, and nothing is left of it."""
+    body = {"prompt": PROMPT, "max_tokens": 16, "temperature": 0}
+
+    def complete(name):
+        return post(server, "/v1/completions", **body, model=name)
+
+    def change(what, name):
+        return post(server, f"/v1/{what}_lora_adapter", lora_name=name)
+
+    alone = {name: streamed(server, name, []) for name in RANKS}
+
+    def come_and_go(name):
+        times = [[], []]
+        with ThreadPoolExecutor(len(times)) as pool:
+            streams = [pool.submit(streamed, server, name, at) for at in times]
+            wait_until(lambda: all(times))
+            assert change("unload", name).status_code == 200
+            assert all(stream.result() == alone[name] for stream in streams)
+        assert complete(name).status_code == 404
+        answer = change("load", name)
+        assert (answer.status_code, answer.json()["ranks"]) == (200, [RANKS[name]])
+        return name, complete(name).json()["choices"][0]["text"]
+
+    for _ in range(2):
+        with ThreadPoolExecutor(len(RANKS)) as pool:
+            assert all(text == expected[name] for name, text in pool.map(come_and_go, RANKS))
+    server.wait_idle(30)
+    for name in RANKS:
+        assert server.metric("tandem_lora_requests_total", lora_name=name) == 1, "of this load's"
+        assert change("unload", name).status_code == 200
+    assert server.metric("tandem_lora_requests_total") == 0
+    # There is room for all of them again.
+    for name in RANKS:
+        assert change("load", name).status_code == 200
+    assert {name: complete(name).json()["choices"][0]["text"] for name in expected} == expected
+    server.wait_idle(30)
+
+
+def test_adapters_come_and_go_beside_streams(start_server, base, expected, folder):
+    shutil.copytree(folder / "judge", folder / "broken")
+    os.truncate(folder / "broken" / "adapter_model.safetensors", 999)
     server = start_server(
         f"base={base}",
         *("--dtype", "float32", "--device", "cpu", "--enable-runtime-loading"),
-        *(f"--lora=poet={tmp_path / 'poet'}", "--loras-dir", str(tmp_path)),
+        *(f"--lora=poet={folder / 'poet'}", "--loras-dir", str(folder)),
     )
 
     def complete(name):
@@ -137,8 +196,7 @@ def test_adapters_come_and_go_beside_streams(start_server, base, expected, tmp_p
         beside = [
             pool.submit(streamed, server, name, at) for name, at in zip(names, times, strict=True)
         ]
-        while not all(len(at) > 5 for at in times):
-            time.sleep(0.005)
+        wait_until(lambda: all(len(at) > 5 for at in times))
         num_loads = 0
         while not any(stream.done() for stream in beside):
             answer = post(server, "/v1/load_lora_adapter", lora_name="judge")
@@ -147,7 +205,7 @@ def test_adapters_come_and_go_beside_streams(start_server, base, expected, tmp_p
             assert text("judge") == expected["judge"]
             refused = post(server, "/v1/load_lora_adapter", lora_name="broken")
             assert refused.status_code == 400, refused.text
-            assert str(tmp_path) not in refused.text
+            assert str(folder) not in refused.text
             assert post(server, "/v1/unload_lora_adapter", lora_name="judge").status_code == 200
             assert complete("judge").status_code == 404
             num_loads += 1
@@ -160,8 +218,6 @@ def test_adapters_come_and_go_beside_streams(start_server, base, expected, tmp_p
     children = psutil.Process(server.process.pid).children()
     [worker] = [child for child in children if "engine.loop" in " ".join(child.cmdline())]
     worker.kill()
-    deadline_s = time.monotonic() + 60
-    while complete("judge").status_code != 200:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.1)
-    assert {name: text(name) for name in expected} == expected
+    wait_until(lambda: complete("judge").status_code == 200)
+    for name in ("base", "poet", "judge"):
+        assert text(name) == expected[name]
