@@ -6,7 +6,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.http.json_route import Handler, JsonRoute, is_json
+from server.http.json_route import Handler, JsonRoute, declared_json, is_json
 from server.http.multipart import Form, read_form
 
 
@@ -37,9 +37,7 @@ class _FormRequest(Request):
     both."""
 
     def __init__(self, request: Request, form: Form) -> None:
-        headers = [item for item in request.scope["headers"] if item[0] != b"content-type"]
-        headers.append((b"content-type", b"application/json"))
-        super().__init__({**request.scope, "headers": headers}, request.receive)
+        super().__init__(declared_json(request.scope), request.receive)
         self._form_content = form
 
     async def body(self) -> bytes:

@@ -22,6 +22,7 @@ from server.protocol.common import (
     SamplingRequest,
     TokenLimit,
     WireModel,
+    check_num_parts,
 )
 from server.protocol.signal_fields import MeaningFields, check_meanings
 from server.protocol.tools import AnswerToolCall, ToolCallDelta, ToolOptions, ToolUse
@@ -29,6 +30,7 @@ from server.protocol.tools import AnswerToolCall, ToolCallDelta, ToolOptions, To
 _TEXT_PART_TYPES = ("text", "refusal")  # each also names the key that holds the text
 _REFUSED_PART_TYPES = ("image", "input_", "audio", "video", "file")  # how their names begin
 _MAX_MESSAGES = 4096
+_MAX_MESSAGE_FIELDS = 64
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 
@@ -138,14 +140,27 @@ Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=_MAX_MESS
 
 
 def check_parts(messages: Any) -> None:
-    """Refuse images, audio and files within messages.
+    """Refuse images, audio and files within messages, and more than can be read at once.
 
     Raises:
+        InvalidParameter: there are too many parts, or fields of a message.
         UnsupportedFeature: names the part.
     """
-    for i, message in enumerate(messages if isinstance(messages, list) else ()):
-        content = message.get("content") if isinstance(message, Mapping) else None
-        for j, part in enumerate(content if isinstance(content, list) else ()):
+    num_parts = 0
+    for i, message in enumerate(messages[:_MAX_MESSAGES] if isinstance(messages, list) else ()):
+        if not isinstance(message, Mapping):
+            continue
+        if len(message) > _MAX_MESSAGE_FIELDS:
+            raise InvalidParameter(
+                f"messages[{i}] has {len(message)} fields; it can have {_MAX_MESSAGE_FIELDS}",
+                param=f"messages[{i}]",
+            )
+        content = message.get("content")
+        if not isinstance(content, list):
+            continue
+        num_parts += len(content)
+        check_num_parts(num_parts, f"messages[{i}].content")
+        for j, part in enumerate(content):
             kind = part.get("type") if isinstance(part, Mapping) else None
             if isinstance(kind, str) and kind.startswith(_REFUSED_PART_TYPES):
                 raise UnsupportedFeature(

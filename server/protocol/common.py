@@ -27,6 +27,10 @@ from server.protocol.search_fields import SearchFields, check_search
 from server.protocol.signal_fields import SignalFields, check_signals
 from server.protocol.structure_fields import StructureFields
 
+MAX_FIELDS = 1024
+"""Of a body: checking each takes a microsecond, during which nobody else is served."""
+MAX_PARTS = 16_384
+"""Of all messages of a conversation."""
 INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
 MAX_TOKEN_COUNT = (1 << 31) - 1
 MAX_PROMPT_TOKENS = 1 << 22
@@ -87,6 +91,11 @@ _INSTEAD = {
     "function_call": "function_call is deprecated and not supported here; send tool_choice "
     'instead, to /v1/chat/completions: "none", "auto", "required" or {"type": "function", '
     '"function": {"name": "…"}}',
+    **{
+        f"guided_{kind}": f"guided_{kind} is not supported here, nor by vLLM any more; send "
+        f'structured_outputs instead: {{"{kind}": …}}'
+        for kind in ("json", "regex", "choice", "grammar")
+    },
 }
 """What to do about those that have a successor."""
 
@@ -168,6 +177,10 @@ class RequestBody(WireModel):
     def _read(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
+        if len(data) > MAX_FIELDS:
+            raise InvalidParameter(
+                f"the body has {len(data)} fields; it can have {MAX_FIELDS}; send fewer"
+            )
         _check_supported(data, cls._unsupported, cls.model_fields)
         return {name: integral(value) for name, value in data.items()}
 
@@ -390,6 +403,18 @@ class SamplingRequest(
                 "truncate_prompt_tokens must be -1 or at least 1", param="truncate_prompt_tokens"
             )
         return self
+
+
+def check_num_parts(num_parts: int, param: str) -> None:
+    """
+    Raises:
+        InvalidParameter: the conversation has more up to this field than there can be in all.
+    """
+    if num_parts > MAX_PARTS:
+        raise InvalidParameter(
+            f"{param}: with it the conversation has more than {MAX_PARTS} parts; put some together",
+            param=param,
+        )
 
 
 def _check_supported(

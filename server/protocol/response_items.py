@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
-from server.protocol.common import NO_MODEL_READS, WireModel
+from server.protocol.common import NO_MODEL_READS, WireModel, check_num_parts
 from server.protocol.variants import read_variant
 
 MAX_ITEMS = 4096
@@ -150,14 +150,17 @@ def read_items(value: Any) -> list[Item]:
         "previous_response_id",
         "": "this type of item is not supported here; items may be: " + ", ".join(_ITEMS),
     }
-    items = []
+    items: list[Item] = []
+    num_parts = 0
     for index, item in enumerate(value):
         path = ("input", index)
         read = read_variant(item, _ITEMS, path, default="message", refused=refused)
-        if isinstance(read, MessageItem):
-            part_texts(read.content, (*path, "content"))
-        elif isinstance(read, FunctionCallOutputItem):
-            part_texts(read.output, (*path, "output"))
+        if isinstance(read, MessageItem | FunctionCallOutputItem):
+            field = "content" if isinstance(read, MessageItem) else "output"
+            content = getattr(read, field)
+            num_parts += len(content) if isinstance(content, list) else 1
+            check_num_parts(num_parts, f"input[{index}].{field}")
+            part_texts(content, (*path, field))
         items.append(read)
     return items
 

@@ -164,19 +164,19 @@ class ToolOptions(WireModel):
                     "arguments are an object: parameters must have type object",
                     param=f"{param}.parameters.type",
                 )
-            fields = function.model_dump()
+            fields = dict(function)
+            num_bytes += _num_json_bytes(fields)
+            if num_bytes > MAX_TOOLS_BYTES:
+                raise InvalidParameter(
+                    f"tools have at least {num_bytes} bytes of JSON; the limit is "
+                    f"{MAX_TOOLS_BYTES}; send fewer or shorten their schemas",
+                    param="tools",
+                )
             if _is_deeper(fields, MAX_SCHEMA_DEPTH):
                 raise InvalidParameter(
                     f"{param} is nested more than {MAX_SCHEMA_DEPTH} levels deep; flatten it",
                     param=f"{param}.parameters",
                 )
-            num_bytes += len(msgspec.json.encode(fields))
-        if num_bytes > MAX_TOOLS_BYTES:
-            raise InvalidParameter(
-                f"tools have {num_bytes} bytes of JSON; the limit is {MAX_TOOLS_BYTES}; send fewer "
-                f"or shorten their schemas",
-                param="tools",
-            )
         return self
 
 
@@ -228,6 +228,14 @@ class ToolUse(ToolOptions):
                     f"tool_choice names the function {name[:64]!r}; the tools are: {offered}",
                     param="tool_choice",
                 )
+
+
+def _num_json_bytes(value: Any) -> int:
+    """0 where it is too deep to be written, as `_is_deeper` will find."""
+    try:
+        return len(msgspec.json.encode(value))
+    except RecursionError:
+        return 0
 
 
 def _is_deeper(value: Any, limit: int) -> bool:

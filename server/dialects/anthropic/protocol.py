@@ -7,7 +7,13 @@ from pydantic import ConfigDict, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
 from engine.errors import InvalidParameter
-from server.protocol.common import MAX_TOKEN_COUNT, NO_MODEL_READS, ModelRequest, WireModel
+from server.protocol.common import (
+    MAX_TOKEN_COUNT,
+    NO_MODEL_READS,
+    ModelRequest,
+    WireModel,
+    check_num_parts,
+)
 from server.protocol.variants import read_model, read_variant
 
 MAX_MESSAGES = 4096
@@ -128,7 +134,8 @@ def _read_messages(value: Any) -> list[Message]:
         raise PydanticCustomError(
             "messages", "must be an array of 1 to {most} messages", {"most": MAX_MESSAGES}
         )
-    messages = []
+    messages: list[Message] = []
+    num_blocks = 0
     for index, one in enumerate(value):
         path = ("messages", index)
         message = read_model(Message, one, path)
@@ -140,6 +147,8 @@ def _read_messages(value: Any) -> list[Message]:
                 f"messages[{index}].content: must be a string or an array of blocks",
                 param=f"messages[{index}].content",
             )
+        num_blocks += len(content)
+        check_num_parts(num_blocks, f"messages[{index}].content")
         message.content = [
             read_variant(
                 block, _BLOCKS[message.role], (*path, "content", i), refused=_REFUSED_BLOCKS

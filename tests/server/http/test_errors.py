@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import httpx
+import msgspec
 import pytest
 from fastapi import APIRouter, FastAPI
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from engine import errors as engine_errors
 from engine.errors import all_error_types
 from server.http import errors
-from server.http.json_route import JsonRoute
+from server.http.json_route import MAX_CONTAINERS, MAX_NAMES, MAX_VALUES, JsonRoute
 
 SECRET = "/srv/models/secret"
 
@@ -201,6 +202,25 @@ async def test_only_json_is_read(
     assert response.status_code == status
     if status == 415:
         assert error_of(response)["code"] == "unsupported_media_type"
+
+
+@pytest.mark.parametrize(
+    ("item", "most", "said"),
+    [
+        (b"1", MAX_VALUES, "values"),
+        (b"[]", MAX_CONTAINERS, "arrays and objects"),
+        (b"{}", MAX_CONTAINERS, "arrays and objects"),
+        (b'"a:b"', MAX_NAMES, "named values"),
+    ],
+)
+async def test_what_takes_long_to_decode_is_refused_undecoded(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, item: bytes, most: int, said: str
+) -> None:
+    monkeypatch.setattr(msgspec.json, "decode", lambda body: pytest.fail("decoded"))
+    body = b"[" + b",".join([item] * (most + 2)) + b"]"
+    headers = {"Content-Type": "application/json"}
+    response = await client.post("/echo", content=body, headers=headers)
+    assert f"more than {most} {said}" in error_of(response)["message"]
 
 
 async def test_keys_of_the_client_come_back_only_in_plain_characters() -> None:

@@ -22,6 +22,7 @@ from text_server import (
 
 from engine.errors import EngineDead, ModelNotReady
 from engine.types import Phase
+from server.protocol.common import MAX_PARTS
 
 PATH = "/v1/chat/completions"
 
@@ -564,6 +565,31 @@ async def test_deep_nesting_is_no_fault_of_ours(server: TextServer, depth: int) 
             PATH, content=body, headers={"Content-Type": "application/json"}
         )
         assert response.status_code in (200, 400), response.text
+
+
+USER = {"role": "user", "content": "hi"}
+MANY_PARTS = {"role": "user", "content": [{"type": "text", "text": "x"}] * (MAX_PARTS // 8)}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        (PATH, {"messages": [USER], **{f"x{i}": 1 for i in range(1024)}}, "has 1025 fields"),
+        ("/tokenize", {f"x{i}": 1 for i in range(1025)}, "has 1025 fields"),
+        (PATH, {"messages": [USER | {f"x{i}": 1 for i in range(63)}]}, "has 65 fields"),
+        (PATH, {"messages": [MANY_PARTS] * 8 + [USER, MANY_PARTS]}, "messages[9].content"),
+        ("/tokenize", {"messages": [MANY_PARTS] * 9}, "messages[8].content"),
+        ("/v1/responses", {"input": [MANY_PARTS] * 9}, "input[8].content"),
+        ("/v1/messages", {"messages": [MANY_PARTS] * 9, "max_tokens": 1}, "messages[8].content"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_what_takes_long_to_read_is_refused_by_its_size(
+    server: TextServer, path: str, body: dict[str, Any], said: str
+) -> None:
+    error = (await server.post(path, **body)).json()["error"]
+    assert said in f"{error['message']} {error.get('param')}"
+    assert server.engine.requests == []
 
 
 async def test_logs_hold_no_prompts_unless_asked(tokenizer_folder: Path, logs: list[Any]) -> None:
