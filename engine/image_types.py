@@ -25,6 +25,14 @@ class ImageTask(StrEnum):
     """Enlarge the image and redraw it in part, in tiles, pulled towards what it was."""
 
 
+class MaskContent(StrEnum):
+    """What stands under a mask before it is redrawn. It shows through at a strength below 1."""
+
+    ORIGINAL = "original"
+    FILL = "fill"
+    """The colours around the mask, smoothly continued."""
+
+
 class PromptSyntax(StrEnum):
     """How weights are written in a prompt; see `engine.diffusion.prompt`."""
 
@@ -153,6 +161,7 @@ class ImageParams:
     new part of the canvas."""
     soft_mask: bool = False
     """Differential diffusion: a mask's grey levels say how much may change (arXiv 2306.00950)."""
+    mask_content: MaskContent = MaskContent.ORIGINAL
     crop_to_mask: bool = False
     """Work on the mask's surroundings only, at the model's full size, and paste the result."""
     crop_padding: int = 32

@@ -41,6 +41,13 @@ class FirstUse:
         """What was loaded here and not by the operator."""
         self._failures: dict[str, tuple[float, EngineError]] = {}
 
+    def offered(self, kind: AnyKind) -> list[str]:
+        """What is loaded when a request means it, the kind's default model first."""
+        served = SERVED[kind]
+        if not self._settings.load_on_first_use or served.default_model is None:
+            return []
+        return [served.default_model, *served.other_models]
+
     async def find(self, kind: Kind[Any, Any, InfoT], name: str | None) -> InfoT:
         """The ready model of that kind and id, as `server.catalog.find_of_kind`; the kind's default
         one, or another that it loads by name, is loaded first, if it is meant. Whoever waits may be
@@ -53,16 +60,9 @@ class FirstUse:
         """
         meant = name or self._meant(kind)
         is_absent = meant in self._loads or self._phase(meant) in (None, Phase.FAILED)
-        if meant is not None and meant in self._offered(kind) and is_absent:
+        if meant is not None and meant in self.offered(kind) and is_absent:
             await self._load(meant)
         return find_of_kind(self._engine, kind, meant)
-
-    def _offered(self, kind: AnyKind) -> list[str]:
-        """What is loaded when a request means it, the kind's default model first."""
-        served = SERVED[kind]
-        if not self._settings.load_on_first_use or served.default_model is None:
-            return []
-        return [served.default_model, *served.other_models]
 
     def _meant(self, kind: AnyKind) -> str | None:
         """What a request without a name means: the only model that the operator serves, or the
@@ -78,7 +78,7 @@ class FirstUse:
         ]
         if served:
             return served[0] if len(served) == 1 else None
-        return next(iter(self._offered(kind)), None)
+        return next(iter(self.offered(kind)), None)
 
     def _phase(self, model: str | None) -> Phase | None:
         phases = [status.phase for status in self._engine.statuses() if status.model == model]

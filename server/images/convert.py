@@ -19,6 +19,7 @@ from engine.image_types import (
     ImageParams,
     ImageRequest,
     ImageTask,
+    MaskContent,
     PromptSyntax,
 )
 from server.images.files import check_sides
@@ -163,6 +164,7 @@ def _params(
         prompt_syntax=PromptSyntax(_or(body.prompt_syntax, "plain")),
         feather=_or(edit.feather, 4) if edit else 4,
         soft_mask=bool(edit and edit.soft_mask),
+        mask_content=MaskContent(_or(edit.mask_content, "original") if edit else "original"),
         crop_to_mask=bool(edit and edit.crop_to_mask),
         crop_padding=_or(edit.crop_padding, 32) if edit else 32,
         outpaint=outpaint_of(edit.outpaint) if edit else None,
@@ -338,6 +340,8 @@ def _edit_warnings(body: ImageEditRequest, task: ImageTask, guidance: GuidanceKi
         idle.append("feather")
     if not body.crop_to_mask and body.crop_padding is not None:
         idle.append("crop_padding")
+    if body.mask_content == "fill" and _strength(body, task) == 1.0 and not body.soft_mask:
+        idle.append("mask_content")
     return [f"{name} has no effect on {task.value} as asked for" for name in idle]
 
 

@@ -93,7 +93,13 @@ def image_size(data: bytes, *, param: str, max_pixels: int, max_side: int) -> tu
 
 
 def decode_mask(
-    data: bytes, mode: MaskMode = "auto", *, param: str = "mask", max_pixels: int, max_side: int
+    data: bytes,
+    mode: MaskMode = "auto",
+    *,
+    inverts: bool = False,
+    param: str = "mask",
+    max_pixels: int,
+    max_side: int,
 ) -> Pixels:
     """A mask file as one channel, 255 where to edit.
 
@@ -101,10 +107,11 @@ def decode_mask(
         mode: `alpha`: transparent is edited, as OpenAI defines it. `luminance`: white is edited,
             what is transparent counts as black. `auto`: alpha where the file has any transparency,
             else luminance.
+        inverts: what that marks is kept, and all else is edited.
 
     Raises:
-        InvalidParameter: as for `decode_image`; no alpha channel with mode `alpha`; or the mask
-            marks nothing.
+        InvalidParameter: as for `decode_image`; no alpha channel with mode `alpha`; or nothing is
+            to be edited.
     """
     image = _opened(data, param, max_pixels, max_side)
     planes = _decoded(image, param, use_profile=False)
@@ -120,6 +127,11 @@ def decode_mask(
     else:
         levels = _luminance(planes)
         meaning = "transparent or white" if mode == "auto" else "white"
+    if inverts and levels.min() == 255:
+        raise InvalidParameter(
+            f"{param} marks everything, and with invert_mask nothing is left to edit", param=param
+        )
+    levels = 255 - levels if inverts else levels
     if not levels.any():
         raise InvalidParameter(
             f"{param} is empty: it has no {meaning} pixels, which mark what to edit", param=param

@@ -53,6 +53,7 @@ def read_inputs(body: ImageInputFields, *, max_pixels: int) -> ImageInputs:
     mask = decode_mask(
         file_of(body.mask, "mask"),
         body.mask_mode or "auto",
+        inverts=bool(body.invert_mask),
         param="mask",
         max_pixels=max_pixels,
         max_side=MAX_INPUT_SIDE,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from engine.image_types import ImageParams, ImageTask, PromptSyntax
+from engine.image_types import ImageParams, ImageTask, MaskContent, PromptSyntax
 from server.images.convert import ImageOrder
 
 _ALWAYS = ("num_inference_steps", "guidance_scale")
@@ -20,6 +20,7 @@ _UNLESS_DEFAULT: Mapping[str, Any] = {
     "guidance_end": 1.0,
     "clip_skip": 0,
     "soft_mask": False,
+    "mask_content": MaskContent.ORIGINAL,
     "crop_to_mask": False,
 }
 

@@ -19,6 +19,8 @@ _SAMPLERS = {
     "tcd": "TCD",
 }
 _SCHEDULE_TYPES = {"_karras": "Karras", "_exponential": "Exponential"}
+SCHEDULE_TYPES = tuple(_SCHEDULE_TYPES.values())
+"""Those that A1111 has names for, beside what a sampler does by itself."""
 _PLAIN_TYPES = ("", "automatic", "uniform")
 
 

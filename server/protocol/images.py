@@ -60,6 +60,7 @@ _INPUT_NAMES = ("images", "image", "image[]")
 Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
 OutputFormat = Literal["png", "jpeg", "webp"]
 MaskMode = Literal["auto", "alpha", "luminance"]
+MaskContentName = Literal["original", "fill"]
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
 
 
@@ -260,6 +261,14 @@ class ImageEditRequest(ImageInputFields):
         description="alpha: edit where the mask is transparent, as OpenAI does. luminance: where "
         "it is white. Default auto: alpha where the file has any transparency, else luminance.",
     )
+    invert_mask: bool | None = Field(
+        None, description="Edit where the mask does not say so. Default false."
+    )
+    mask_content: MaskContentName | None = Field(
+        None,
+        description="What stands under the mask before it is redrawn with a strength below 1: the "
+        "original, or fill: the colours around it. Default original.",
+    )
     feather: int | None = Field(
         None, ge=0, le=256, description="Pixels over which the mask's edge is blended. Default 4."
     )
@@ -279,7 +288,7 @@ class ImageEditRequest(ImageInputFields):
 
     @model_validator(mode="after")
     def _check_mask_fields(self) -> Self:
-        for name in ("mask_mode", "soft_mask"):
+        for name in ("mask_mode", "soft_mask", "invert_mask", "mask_content"):
             if getattr(self, name) and self.mask is None:
                 raise InvalidParameter(f"{name} needs a mask", param=name)
         if self.crop_to_mask and self.mask is None and self.outpaint is None:

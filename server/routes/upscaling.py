@@ -12,11 +12,13 @@ from server.catalog import config_of
 from server.http.form_route import FormRoute
 from server.http.log_fields import annotate
 from server.http.priority import acting_priority
+from server.http.shape import Shape
 from server.http.sse import until_disconnect
 from server.images.convert import ImageLimits
 from server.images.kind import SERVED_IMAGES
 from server.images.run import ImageRun
 from server.protocol.answers import ErrorAnswer, error_answers, stream_answer
+from server.protocol.common import RequestBody
 from server.protocol.image_inputs import ImageReference
 from server.protocol.upscaling import UpscaleAnswer, UpscaleImageRequest, form_body
 from server.routes.deps import StateDep
@@ -59,10 +61,22 @@ _NOTHING = Pixels(width=0, height=0, channels=3, data=b"")
 async def upscale_image(body: UpscaleImageRequest, request: Request, state: StateDep) -> Response:
     """As a form with the file `image`, or as JSON with a data URL. The first request may wait for
     the model to be fetched."""
-    headers = report_ignored_fields(request, body)
+    return await answer_upscaling(body, request, state)
+
+
+async def answer_upscaling(
+    body: UpscaleImageRequest,
+    request: Request,
+    state: AppState,
+    *,
+    sent: RequestBody | None = None,
+    shape: Shape | None = None,
+) -> Response:
+    """As `server.routes.images.answer_images`, for an image to enlarge."""
+    headers = report_ignored_fields(request, sent or body)
     drawing = drawing_model(state.engine, body.model)
     if drawing is not None:
-        return await _draw(body, request, state, drawing, headers)
+        return await _draw(body, request, state, drawing, headers, shape)
     info = await until_disconnect(request.receive, state.first_use.find(UPSCALE, body.model))
     annotate(request, model=info.model, stream=bool(body.stream), num_images=1)
     priority = acting_priority(body.priority, config_of(state.engine, info.model))
@@ -95,6 +109,7 @@ async def upscale_image(body: UpscaleImageRequest, request: Request, state: Stat
             output_format=body.output_format or "png",
             compression=100 if body.output_compression is None else body.output_compression,
             keep=keep,
+            shape=shape,
         )
         return await reply.send(
             request,
@@ -110,6 +125,7 @@ async def _draw(
     state: AppState,
     info: ImageModelInfo,
     headers: dict[str, str],
+    shape: Shape | None,
 ) -> Response:
     """By a model that draws: an image request, answered as one for enlargement."""
     annotate(request, model=info.model, stream=bool(body.stream), num_images=1)
@@ -153,6 +169,7 @@ async def _draw(
             compression=100 if body.output_compression is None else body.output_compression,
             keep=keep,
             seed=params.seed,
+            shape=shape,
         )
         return await reply.send(
             request,

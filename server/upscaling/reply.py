@@ -11,7 +11,7 @@ from engine.image_types import Examination, Pixels
 from engine.upscale_types import UpscaleEvent, UpscaleRequest
 from server.http.engine_run import EngineRun
 from server.http.reply import Reply
-from server.http.shape import encode
+from server.http.shape import Shape, encode
 from server.http.sse import named_event
 from server.images.files import encode_image
 from server.protocol.image_answers import OutputFormatName
@@ -51,8 +51,9 @@ class UpscaleReply(Reply):
         compression: int,
         keep: Keep | None,
         seed: int | None = None,
+        shape: Shape | None = None,
     ) -> None:
-        super().__init__(run)
+        super().__init__(run, shape)
         self._events = events
         self._request = request
         self._scale = scale

@@ -33,6 +33,7 @@ from engine.image_types import (
     ImageParams,
     ImageRequest,
     ImageTask,
+    MaskContent,
     Outpaint,
     Pixels,
 )
@@ -109,7 +110,9 @@ def prepare(request: ImageRequest, facts: FamilyFacts) -> Preparation:
     region, (width, height) = _working_area(picture, params, facts)
     restores = params.task is ImageTask.RESTORE
     _check_area(width, height, facts.max_restored_pixels if restores else facts.max_pixels)
-    image = array_to_tensor(_seen(picture, region, width, height, is_cropped=params.crop_to_mask))
+    filled = _filled(picture, params.mask_content)
+    seen = _seen(picture, filled, region, width, height, is_cropped=params.crop_to_mask)
+    image = array_to_tensor(seen)
     if restores:
         original = to_array(request.images[0])
         finish = _examined(_recoloured(original, picture), original, params.faithfulness)
@@ -254,15 +257,30 @@ def _levels(request: ImageRequest) -> Bytes | None:
     raise InvalidParameter(f"mask is empty: it marks no pixel to redraw{hint}", param="mask")
 
 
-def _seen(picture: _Picture, region: Region, width: int, height: int, *, is_cropped: bool) -> Bytes:
+def _filled(picture: _Picture, content: MaskContent) -> Bits | None:
+    """Where the model sees the colours around in place of the input."""
+    if content is MaskContent.ORIGINAL or picture.levels is None:
+        return picture.new
+    return picture.levels > 0
+
+
+def _seen(
+    picture: _Picture,
+    filled: Bits | None,
+    region: Region,
+    width: int,
+    height: int,
+    *,
+    is_cropped: bool,
+) -> Bytes:
     """What the model sees, at the size it works at."""
     fit_image = resize_image if is_cropped else canvas.pad_to
     seen = fit_image(picture.seen[region.window], width, height)
-    if picture.new is None:
+    if filled is None:
         return seen
     fit_mask = resize_mask if is_cropped else canvas.pad_to
-    new = fit_mask(picture.new[region.window].astype(np.uint8), width, height)
-    return canvas.fill_new(seen, new.astype(np.bool_))
+    area = fit_mask(filled[region.window].astype(np.uint8), width, height)
+    return canvas.fill_new(seen, area.astype(np.bool_))
 
 
 def _working_area(

@@ -5,11 +5,17 @@ from typing import Any
 
 from engine.errors import InvalidParameter, UnsupportedFeature
 from engine.image_types import ImageModelInfo
-from server.dialects.a1111.protocol import DrawingFields, Img2ImgRequest, Txt2ImgRequest
+from server.dialects.a1111.protocol import (
+    DrawingFields,
+    ExtraSingleImageRequest,
+    Img2ImgRequest,
+    Txt2ImgRequest,
+)
 from server.dialects.dialect import openai_body
 from server.images.sampler_names import names_of, scheduler_of
 from server.protocol.common import integral
 from server.protocol.images import MAX_IMAGES, ImageEditRequest, ImageGenerationRequest
+from server.protocol.upscaling import UpscaleImageRequest
 
 OWN_NAMES: Mapping[str, str] = {
     "num_inference_steps": "steps",
@@ -17,10 +23,17 @@ OWN_NAMES: Mapping[str, str] = {
     "guidance_scale": "cfg_scale",
     "crop_to_mask": "inpaint_full_res",
     "crop_padding": "inpaint_full_res_padding",
+    "invert_mask": "inpainting_mask_invert",
+    "mask_content": "inpainting_fill",
 }
 """Our names of fields → A1111's, for what is said of them."""
 
-_DEFAULT_STRENGTH = 0.75
+_DEFAULT_STRENGTH, _DEFAULT_RESIZE = 0.75, 2.0
+_MASK_CONTENTS = {0: "fill", 1: "original"}
+_ETAS = {"ddim": 0, "euler_ancestral": 1, "dpmpp_2m_sde": 1, "dpmpp_2m_sde_karras": 1}
+"""What the samplers whose fresh noise A1111 lets a request scale scale it by here."""
+_SENT_ANYWAY = (0, 1)
+"""Values of eta that clients send whatever the sampler is."""
 _CHECKPOINT, _CLIP_LAYERS = "sd_model_checkpoint", "CLIP_stop_at_last_layers"
 
 
@@ -72,11 +85,71 @@ def redrawing_body(body: Img2ImgRequest, info: ImageModelInfo) -> ImageEditReque
             "feather": body.mask_blur,
             "crop_to_mask": body.inpaint_full_res in (None, True),
             "crop_padding": body.inpaint_full_res_padding,
+            "invert_mask": bool(body.inpainting_mask_invert) or None,
+            "mask_content": _mask_content(body.inpainting_fill),
         }
     return openai_body(ImageEditRequest, fields)
 
 
+def upscaling_body(body: ExtraSingleImageRequest) -> UpscaleImageRequest:
+    """The body of `/v1/images/upscale`.
+
+    Raises:
+        RequestValidationError, EngineError: what is refused.
+    """
+    if body.upscaler_1 == "None":
+        raise UnsupportedFeature(
+            "upscaler_1 None only scales; name one of /sdapi/v1/upscalers, or leave it out",
+            param="upscaler_1",
+        )
+    scale = _DEFAULT_RESIZE if body.upscaling_resize is None else body.upscaling_resize
+    fields = {"image": body.image, "model": body.upscaler_1, "scale": scale}
+    return openai_body(UpscaleImageRequest, fields)
+
+
+def eta_warnings(eta: float | None, scheduler: str) -> list[str]:
+    """What to say of an eta that would act in A1111 and does not here."""
+    own = _ETAS.get(scheduler)
+    if eta is None or own is None or eta == own:
+        return []
+    return [f"eta has no effect: {_shown(scheduler)} has {own} here"]
+
+
+def _mask_content(fill: int | None) -> str | None:
+    """
+    Raises:
+        UnsupportedFeature: noise under the mask.
+    """
+    if fill is None:
+        return None
+    if fill not in _MASK_CONTENTS:
+        raise UnsupportedFeature(
+            f"inpainting_fill {fill} is not supported by this server; use 0 or 1, or "
+            "denoising_strength 1, which keeps nothing of what is under the mask",
+            param="inpainting_fill",
+        )
+    return _MASK_CONTENTS[fill]
+
+
+def _check_eta(body: DrawingFields, scheduler: str | None, info: ImageModelInfo) -> None:
+    """
+    Raises:
+        UnsupportedFeature: another share of fresh noise than the sampler has.
+    """
+    name = scheduler or (info.denoising.default_scheduler if info.denoising else "")
+    if body.eta not in _SENT_ANYWAY and eta_warnings(body.eta, name):
+        raise UnsupportedFeature(
+            f"eta of {_shown(name)} is {_ETAS[name]} here; leave it out", param="eta"
+        )
+
+
+def _shown(scheduler: str) -> str:
+    return " ".join(names_of(scheduler)).strip()
+
+
 def _fields(body: DrawingFields, info: ImageModelInfo) -> dict[str, Any]:
+    scheduler = _scheduler(body, info)
+    _check_eta(body, scheduler, info)
     return {
         "model": info.model,
         "prompt": body.prompt or "",
@@ -85,7 +158,7 @@ def _fields(body: DrawingFields, info: ImageModelInfo) -> dict[str, Any]:
         "num_inference_steps": body.steps,
         "guidance_scale": body.cfg_scale,
         "seed": None if body.seed == -1 else body.seed,
-        "scheduler": _scheduler(body, info),
+        "scheduler": scheduler,
         "size": _size(body, info),
         "clip_skip": _clip_skip(body),
     }
@@ -120,7 +193,7 @@ def _scheduler(body: DrawingFields, info: ImageModelInfo) -> str | None:
         sampler = names_of(offered[0])[0] if offered else ""
     found = scheduler_of(sampler, schedule_type, offered)
     if found is None:
-        names = ", ".join(" ".join(names_of(name)).strip() for name in offered)
+        names = ", ".join(map(_shown, offered))
         raise InvalidParameter(
             f"that sampler and schedule type are not offered for {info.model}; use one of {names}",
             param="sampler_name",

@@ -38,7 +38,6 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "subseed_strength": (0,),
     "restore_faces": (False,),
     "tiling": (False,),
-    "eta": (0,),
     "s_churn": (0,),
     "s_min_uncond": (0,),
     "enable_hr": (False,),
@@ -55,8 +54,6 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
 _UNSUPPORTED_WITH_IMAGE: Mapping[str, tuple[Any, ...]] = {
     **_UNSUPPORTED,
     "resize_mode": (0,),
-    "inpainting_fill": (1,),
-    "inpainting_mask_invert": (0,),
     "mask_blur_x": (4,),
     "mask_blur_y": (4,),
     "initial_noise_multiplier": (1,),
@@ -85,6 +82,13 @@ class DrawingFields(RequestBody):
     )
     scheduler: str | None = Field(
         None, max_length=64, description="Schedule type: Automatic, Uniform, Karras, Exponential."
+    )
+    eta: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Share of fresh noise in samplers that add some: 1 here, or 0 in DDIM. 0 and 1 "
+        "pass with all samplers, as clients send them, and have no effect.",
     )
     denoising_strength: float | None = Field(
         None, description="Share of the steps that is run on an input image. Default 0.75."
@@ -119,7 +123,41 @@ class Img2ImgRequest(DrawingFields):
         None, description="Work on the mask's surroundings only. Default true."
     )
     inpaint_full_res_padding: int | None = Field(None, description="Default 32.")
+    inpainting_fill: Literal[0, 1, 2, 3] | None = Field(
+        None, description="Under a mask: 0 the colours around it, 1 the image. Default 1."
+    )
+    inpainting_mask_invert: bool | Literal[0, 1] | None = Field(
+        None, description="Black is redrawn instead. Default false."
+    )
     image_cfg_scale: float | None = None
+
+
+class ExtraSingleImageRequest(RequestBody):
+    """Enlarge an image."""
+
+    _no_effect: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(
+            ("upscaling_resize_w", "upscaling_resize_h", "upscaling_crop"), "with resize_mode 1"
+        ),
+        "codeformer_weight": "with codeformer_visibility",
+        "extras_upscaler_2_visibility": "with upscaler_2",
+        "show_extras_results": "shows the result on A1111's own page",
+        "upscale_first": "orders what is done beside upscaling",
+    }
+    _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "resize_mode": (0,),
+        "gfpgan_visibility": (0,),
+        "codeformer_visibility": (0,),
+        "upscaler_2": ("", "None"),
+    }
+
+    image: str = Field(description="Base64, or a data URL.")
+    upscaling_resize: float | None = Field(
+        None, description="How many times as large each side becomes. Default 2."
+    )
+    upscaler_1: str | None = Field(
+        None, max_length=256, description="See `upscalers`. Default: the server's own."
+    )
 
 
 class OptionsRequest(RequestBody):

@@ -1,4 +1,4 @@
-"""A1111's routes, `/sdapi/v1/...`."""
+"""A1111's routes, `/sdapi/v1/...`, but for those that only list things (`listings.py`)."""
 
 import time
 from functools import partial
@@ -9,17 +9,31 @@ from fastapi import APIRouter, Request, Response
 from engine.errors import UnsupportedFeature
 from engine.kinds import IMAGE
 from server.catalog import find_image_model
-from server.dialects.a1111.convert import drawing_body, model_of, redrawing_body
-from server.dialects.a1111.protocol import Img2ImgRequest, OptionsRequest, Txt2ImgRequest
-from server.dialects.a1111.shape import A1111Shape, error_shape
+from server.dialects.a1111 import listings
+from server.dialects.a1111.convert import (
+    drawing_body,
+    model_of,
+    redrawing_body,
+    upscaling_body,
+)
+from server.dialects.a1111.protocol import (
+    ExtraSingleImageRequest,
+    Img2ImgRequest,
+    OptionsRequest,
+    Txt2ImgRequest,
+)
+from server.dialects.a1111.shape import A1111Shape, EnlargedShape, error_shape
 from server.dialects.dialect import Dialect, responses
 from server.http.json_route import JsonRoute
-from server.images.sampler_names import names_of
+from server.http.owner import owner_of
 from server.routes.deps import StateDep
 from server.routes.images import answer_images
+from server.routes.upscaling import answer_upscaling
 from server.state import AppState
 
 router = APIRouter(route_class=JsonRoute, tags=["A1111"])
+bare_router = APIRouter(tags=["A1111"])
+"""Of requests without a body."""
 
 _answers = partial(
     responses, failure={"error": "...", "detail": "...", "body": "", "errors": "..."}
@@ -42,6 +56,20 @@ async def img2img(body: Img2ImgRequest, request: Request, state: StateDep) -> Re
     shape = A1111Shape(body)
     body.init_images, body.mask = [], None
     return await answer_images(openai, request, state, "image_edit", sent=body, shape=shape)
+
+
+@router.post(
+    "/sdapi/v1/extra-single-image",
+    summary="Enlarge an image",
+    responses=_answers({"html_info": "", "image": "..."}),
+)
+async def extra_single_image(
+    body: ExtraSingleImageRequest, request: Request, state: StateDep
+) -> Response:
+    """By the upscaler that is named; faces are not restored."""
+    openai = upscaling_body(body)
+    body.image = ""
+    return await answer_upscaling(openai, request, state, sent=body, shape=EnlargedShape())
 
 
 @router.get("/sdapi/v1/progress", summary="Progress", responses=_answers({"progress": 0.5}))
@@ -72,41 +100,15 @@ async def progress(state: StateDep) -> dict[str, Any]:
     }
 
 
-@router.get("/sdapi/v1/samplers", summary="List the samplers", responses=_answers([]))
-async def samplers(state: StateDep) -> list[dict[str, Any]]:
-    """Of all image models, with their schedule types; aliases are our own names."""
-    facts = [info.denoising for info in state.engine.infos(IMAGE)]
-    names = {name: None for one in facts if one is not None for name in one.schedulers}
-    return [
-        {"name": " ".join(names_of(name)).strip(), "aliases": [name], "options": {}}
-        for name in names
-    ]
-
-
-@router.get("/sdapi/v1/sd-models", summary="List the image models", responses=_answers([]))
-async def sd_models(state: StateDep) -> list[dict[str, Any]]:
-    """Those that can be asked now. There are no hashes and no paths."""
-    return [
-        {
-            "title": info.model,
-            "model_name": info.model,
-            "hash": None,
-            "sha256": None,
-            "filename": info.model,
-            "config": None,
-        }
-        for info in state.engine.infos(IMAGE)
-    ]
-
-
-@router.get("/sdapi/v1/loras", summary="List the LoRA adapters", responses=_answers([]))
-async def loras(state: StateDep) -> list[dict[str, Any]]:
-    """Of all image models: what prompts ask for by `<lora:NAME:SCALE>`. There are no paths."""
-    return [
-        {"name": name, "alias": name, "path": "", "metadata": {"model": info.model}}
-        for info in state.engine.infos(IMAGE)
-        for name in info.adapters
-    ]
+@bare_router.post("/sdapi/v1/interrupt", summary="Cancel a request", responses=_answers({}))
+async def interrupt(request: Request, state: StateDep) -> dict[str, Any]:
+    """The oldest image request that is not over, of the key that asks. Its client gets a failure,
+    not what there is of the image; `DELETE /v1/requests/{id}` cancels any one."""
+    found = state.live_requests.of(owner_of(request))
+    oldest = next((run for label, run in found if label.kind == IMAGE.name), None)
+    if oldest is not None:
+        await oldest.cancel()
+    return {}
 
 
 @router.get("/sdapi/v1/options", summary="Settings", responses=_answers({"samples_format": "png"}))
@@ -135,5 +137,8 @@ def _options(state: AppState) -> dict[str, Any]:
         "CLIP_stop_at_last_layers": 1,
     }
 
+
+router.include_router(bare_router)
+router.include_router(listings.router)
 
 A1111 = Dialect(prefix="/sdapi/", router=router, error_shape=error_shape, bodies={})

@@ -4,13 +4,14 @@ import json
 import time
 from typing import Any
 
-from server.dialects.a1111.convert import OWN_NAMES
+from server.dialects.a1111.convert import OWN_NAMES, eta_warnings
 from server.dialects.a1111.protocol import DrawingFields
 from server.http.errors import ErrorFacts, renamed
 from server.http.shape import Shape, encode
 from server.images.metadata import parameters_text
 from server.images.sampler_names import names_of
 from server.protocol.image_answers import ImagesAnswer
+from server.protocol.upscaling import UpscaleAnswer
 
 
 def error_shape(facts: ErrorFacts) -> bytes:
@@ -70,7 +71,7 @@ class A1111Shape(Shape):
             "styles": [],
             "job_timestamp": time.strftime("%Y%m%d%H%M%S"),
             "is_using_inpainting_conditioning": False,
-            "warnings": answer.warnings,
+            "warnings": [*answer.warnings, *eta_warnings(self._body.eta, answer.scheduler)],
         }
 
     def _infotext(self, answer: ImagesAnswer, seed: int) -> str:
@@ -87,3 +88,10 @@ class A1111Shape(Shape):
                 "strength": self._body.denoising_strength,
             }
         )
+
+
+class EnlargedShape(Shape):
+    """Of an enlarged image: `image` and `html_info`."""
+
+    def whole(self, answer: UpscaleAnswer) -> bytes:
+        return encode({"html_info": "", "image": answer.data[0].b64_json})

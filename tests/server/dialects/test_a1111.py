@@ -13,10 +13,12 @@ from fake_image_engine import DENOISING, image_info
 from image_server import ImageServer, data_url, opened, png, saved
 from PIL import Image
 from text_server import until
+from upscaling_server import UpscalingServer
 
-from engine.image_types import ImageTask, PromptSyntax
+from engine.image_types import ImageTask, MaskContent, PromptSyntax
 
 TXT2IMG, IMG2IMG = "/sdapi/v1/txt2img", "/sdapi/v1/img2img"
+EXTRA = "/sdapi/v1/extra-single-image"
 
 
 async def answered(server: ImageServer, path: str, **body: Any) -> dict[str, Any]:
@@ -125,6 +127,65 @@ async def test_what_the_swagger_page_sends_asks_for_nothing() -> None:
     assert response.headers["X-Ignored-Fields"] == "odd"
 
 
+async def test_what_webuiapi_sends_when_it_is_told_nothing() -> None:
+    names = ("ddim", "euler_ancestral", "euler")
+    server = ImageServer(image_info(denoising=replace(DENOISING, schedulers=names)))
+    body = {
+        "enable_hr": False,
+        "hr_scale": 2,
+        "hr_upscaler": "Latent",
+        "hr_second_pass_steps": 0,
+        "hr_resize_x": 0,
+        "denoising_strength": 0.7,
+        "firstphase_width": 0,
+        "styles": [],
+        "subseed": -1,
+        "subseed_strength": 0.0,
+        "seed_resize_from_h": 0,
+        "eta": 1.0,
+        "s_churn": 0,
+        "s_tmax": 0,
+        "s_noise": 1,
+        "override_settings": {},
+        "sampler_name": "Euler a",
+        "sampler_index": "Euler a",
+        "script_name": None,
+        "script_args": [],
+        "alwayson_scripts": {},
+    }
+    answer = await answered(server, TXT2IMG, prompt="a", **body)
+    assert server.last.params.scheduler == "euler_ancestral"
+    assert answer["info"]["warnings"] == []
+    with_image = {
+        "resize_mode": 0,
+        "mask_blur": 4,
+        "inpainting_fill": 0,
+        "inpaint_full_res": True,
+        "inpaint_full_res_padding": 0,
+        "inpainting_mask_invert": 0,
+        "initial_noise_multiplier": 1,
+        "image_cfg_scale": 1.5,
+        "include_init_images": False,
+    }
+    body |= with_image | {"init_images": [data_url(png())]}
+    await answered(server, IMG2IMG, prompt="a", **body)
+    assert server.last.params.task is ImageTask.IMAGE_TO_IMAGE
+
+
+async def test_an_eta_that_cannot_act_is_told_of() -> None:
+    names = ("ddim", "euler_ancestral", "euler", "dpmpp_2m_sde_karras")
+    server = ImageServer(image_info(denoising=replace(DENOISING, schedulers=names)))
+    for sampler, eta, said in (
+        (None, 1, ["eta has no effect: DDIM has 0 here"]),
+        ("DDIM", 0, []),
+        ("Euler a", 0, ["eta has no effect: Euler a has 1 here"]),
+        ("DPM++ 2M SDE Karras", 1, []),
+        ("Euler", 0.5, []),
+    ):
+        answer = await answered(server, TXT2IMG, prompt="a", eta=eta, sampler_name=sampler)
+        assert answer["info"]["warnings"] == said
+
+
 @pytest.mark.parametrize(
     ("asked", "expected"),
     [
@@ -179,6 +240,18 @@ async def test_a_part_is_redrawn() -> None:
     assert (params.feather, params.crop_to_mask, params.crop_padding) == (9, False, 7)
 
 
+async def test_masks_may_be_black_and_what_is_under_them_filled() -> None:
+    server = ImageServer()
+    body = {"init_images": [encoded(png())], "mask": encoded(white_left()), "prompt": "a"}
+    await answered(server, IMG2IMG, **body, inpainting_mask_invert=1, inpainting_fill=0)
+    mask = server.last.mask
+    assert mask is not None
+    assert (mask.data[0], mask.data[63]) == (0, 255)
+    assert server.last.params.mask_content is MaskContent.FILL
+    await answered(server, IMG2IMG, **body, inpainting_mask_invert=False, inpainting_fill=1)
+    assert server.last.params.mask_content is MaskContent.ORIGINAL
+
+
 @pytest.mark.parametrize(
     ("path", "body", "said"),
     [
@@ -207,8 +280,13 @@ async def test_a_part_is_redrawn() -> None:
         (IMG2IMG, {"init_images": ["!"]}, "base64"),
         (IMG2IMG, {"init_images": ["http://x/a.png"]}, "links are not fetched"),
         (IMG2IMG, {"init_images": ["AAAA"], "resize_mode": 1}, "resize_mode is not supported"),
-        (IMG2IMG, {"init_images": ["AAAA"], "inpainting_fill": 0}, "inpainting_fill is not"),
-        (IMG2IMG, {"init_images": ["AAAA"], "inpainting_mask_invert": 1}, "inpainting_mask_invert"),
+        (
+            IMG2IMG,
+            {"init_images": ["AAAA"], "mask": "AAAA", "inpainting_fill": 2},
+            "inpainting_fill 2 is not supported",
+        ),
+        (TXT2IMG, {"prompt": "a", "eta": 0.5}, "eta of DDIM is 0 here"),
+        (TXT2IMG, {"prompt": "a", "eta": 2}, "eta: must be"),
         (IMG2IMG, {"init_images": ["AAAA"], "denoising_strength": 0}, "strength: must be"),
         (IMG2IMG, {"init_images": ["AAAA"] * 2, "batch_size": 3}, "batch_size is 3 with 2"),
     ],
@@ -254,6 +332,57 @@ async def test_progress_and_a_full_queue() -> None:
     server.engine.release()
     assert (await held).status_code == 200
     assert (await server.client.get("/sdapi/v1/progress")).json()["progress"] == 0
+
+
+async def test_the_oldest_request_is_interrupted() -> None:
+    server = ImageServer()
+    server.engine.hold()
+    first, second = (
+        asyncio.create_task(server.client.post(TXT2IMG, json={"prompt": prompt}))
+        for prompt in ("a", "b")
+    )
+    await until(lambda: len(server.engine.image_requests) == 2)
+    cancelled = server.engine.image_requests[0]
+    assert (await server.client.post("/sdapi/v1/interrupt")).json() == {}
+    others = {"a": second, "b": first}
+    refusal_of(await {"a": first, "b": second}[cancelled.prompt], 499)
+    server.engine.release()
+    assert (await others[cancelled.prompt]).status_code == 200
+    assert (await server.client.post("/sdapi/v1/interrupt")).json() == {}
+
+
+async def test_an_image_is_enlarged() -> None:
+    server = UpscalingServer()
+    body = {"image": data_url(png()), "resize_mode": 0, "upscaler_1": "enlarger", "upscaler_2": ""}
+    answer = (await server.client.post(EXTRA, json=body | {"upscaling_resize": 1.5})).json()
+    assert answer.keys() == {"html_info", "image"}
+    assert opened(answer["image"]).size == (96, 72)
+    answer = (await server.client.post(EXTRA, json={"image": encoded(png())})).json()
+    assert opened(answer["image"]).size == (128, 96)
+    listed = (await server.client.get("/sdapi/v1/upscalers")).json()
+    assert {"name": "enlarger", "scale": 2}.items() <= listed[-1].items()
+    for wrong, said in (
+        ({"upscaler_1": "None"}, "name one of /sdapi/v1/upscalers"),
+        ({"resize_mode": 1}, "resize_mode is not supported"),
+        ({"gfpgan_visibility": 1}, "gfpgan_visibility is not supported"),
+        ({"upscaling_resize": 17}, "scale: must be"),
+        ({"upscaling_resize": 3}, "scale is 3; enlarger makes images 2 times"),
+    ):
+        assert said in refusal_of(await server.client.post(EXTRA, json=body | wrong))
+    await server.client.aclose()
+
+
+async def test_menus_are_filled() -> None:
+    server = ImageServer(load_on_first_use=False)
+    labels = [one["label"] for one in (await server.client.get("/sdapi/v1/schedulers")).json()]
+    assert labels == ["Automatic", "Uniform", "Karras", "Exponential"]
+    for name, empty in {
+        "upscalers": [],
+        "embeddings": {"loaded": {}, "skipped": {}},
+        "sd-vae": [],
+        "scripts": {"txt2img": [], "img2img": []},
+    }.items():
+        assert (await server.client.get(f"/sdapi/v1/{name}")).json() == empty
 
 
 async def test_failures() -> None:

@@ -23,7 +23,7 @@ from image_server import (
 )
 from PIL import Image
 
-from engine.image_types import ImageTask, Outpaint
+from engine.image_types import ImageTask, MaskContent, Outpaint
 
 NO_EDIT = (ImageTask.TEXT_TO_IMAGE, ImageTask.IMAGE_TO_IMAGE, ImageTask.INPAINT)
 
@@ -132,6 +132,31 @@ async def test_a_models_guidance_for_instructions() -> None:
         assert server.last.params.guidance_scale == expected
 
 
+async def test_an_inverted_mask_marks_what_is_kept() -> None:
+    server = ImageServer()
+    response = await server.edit(mask=mask_png(), invert_mask="true")
+    assert response.status_code == 200, response.text
+    assert server.last.mask is not None
+    mask = np.frombuffer(server.last.mask.data, np.uint8).reshape(48, 64)
+    assert (mask[:, :32] == 0).all() and (mask[:, 32:] == 255).all()
+    unmarked = await server.edit(mask=mask_png(marked=False), mask_mode="alpha", invert_mask="true")
+    assert unmarked.status_code == 200, unmarked.text
+    white = saved(Image.new("L", (64, 48), 255))
+    error = error_of(await server.edit(mask=white, invert_mask="true"))
+    assert "nothing is left to edit" in error["message"]
+
+
+async def test_what_is_under_a_mask_may_be_filled() -> None:
+    server = ImageServer()
+    answer = (await server.edit(mask=mask_png(), strength="0.5", mask_content="fill")).json()
+    assert server.last.params.mask_content is MaskContent.FILL
+    assert answer["warnings"] == []
+    answer = (await server.edit(mask=mask_png(), mask_content="fill")).json()
+    assert [line.split()[0] for line in answer["warnings"]] == ["mask_content"]
+    await server.edit(mask=mask_png())
+    assert server.last.params.mask_content is MaskContent.ORIGINAL
+
+
 async def test_fields_without_effect_are_warned_about() -> None:
     server = ImageServer()
     answer = (await server.edit(task="edit", strength="0.5", feather="3")).json()
@@ -152,6 +177,9 @@ REFUSED: list[tuple[dict[str, str], str, str]] = [
     ({"outpaint[left]": "x"}, "outpaint.left", "integer"),
     ({"outpaint[lef]": "8"}, "outpaint", "left, right, top, bottom"),
     ({"mask_mode": "alpha"}, "mask_mode", "needs a mask"),
+    ({"invert_mask": "true"}, "invert_mask", "needs a mask"),
+    ({"mask_content": "fill"}, "mask_content", "needs a mask"),
+    ({"mask_content": "noise"}, "mask_content", "must be"),
     ({"crop_to_mask": "true"}, "crop_to_mask", "needs a mask"),
     ({"task": "inpaint"}, "task", "mask or outpaint"),
     ({"task": "text_to_image"}, "task", "image_to_image"),

@@ -22,6 +22,7 @@ from engine.image_types import (
     ImageParams,
     ImageRequest,
     ImageTask,
+    MaskContent,
     Outpaint,
     Pixels,
     UpscalingFacts,
@@ -253,6 +254,22 @@ def test_a_crop_puts_things_back_where_they_were() -> None:
     same = ((preparation.image[0] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     answer = to_array(preparation.finish(from_array(same.permute(1, 2, 0).contiguous().numpy())))
     assert np.abs(answer.astype(int) - image).max() <= 3
+
+
+@pytest.mark.parametrize("crop", [False, True])
+def test_what_is_under_the_mask_may_be_the_colours_around_it(crop: bool) -> None:
+    image = np.full((64, 64, 3), (10, 200, 90), np.uint8)
+    image[24:40, 24:40] = (250, 0, 0)
+    mask = np.zeros((64, 64), np.uint8)
+    mask[24:40, 24:40] = 255
+    asked = {"crop_to_mask": crop, "crop_padding": 16}
+    kept = prepare(request(image, mask, **asked), FACTS)
+    filled = prepare(request(image, mask, mask_content=MaskContent.FILL, **asked), FACTS)
+    assert kept.image is not None and filled.image is not None
+    green = torch.tensor((10, 200, 90)).view(1, 3, 1, 1) / 127.5 - 1
+    assert (filled.image - green).abs().max() <= 1.5 / 127.5 + 1e-6
+    assert (kept.image - green).abs().max() > 1
+    assert np.array_equal(finished(filled)[:24], image[:24])
 
 
 def test_outpainting_keeps_every_byte_of_the_original() -> None:

@@ -1,0 +1,110 @@
+"""What A1111's clients ask for to fill their menus, `/sdapi/v1/...`: lists, some always empty."""
+
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter
+
+from engine.kinds import IMAGE, UPSCALE
+from server.dialects.dialect import responses
+from server.images.sampler_names import SCHEDULE_TYPES, names_of
+from server.routes.deps import StateDep
+
+router = APIRouter(tags=["A1111"])
+
+_answers = partial(
+    responses, failure={"error": "...", "detail": "...", "body": "", "errors": "..."}
+)
+
+_EMPTY: dict[str, Any] = {
+    "embeddings": {"loaded": {}, "skipped": {}},
+    "face-restorers": [],
+    "hypernetworks": [],
+    "latent-upscale-modes": [],
+    "prompt-styles": [],
+    "realesrgan-models": [],
+    "scripts": {"txt2img": [], "img2img": []},
+    "sd-vae": [],
+}
+"""What there is none of here."""
+
+
+@router.get("/sdapi/v1/samplers", summary="List the samplers", responses=_answers([]))
+async def samplers(state: StateDep) -> list[dict[str, Any]]:
+    """Of all image models, with their schedule types; aliases are our own names."""
+    facts = [info.denoising for info in state.engine.infos(IMAGE)]
+    names = {name: None for one in facts if one is not None for name in one.schedulers}
+    return [
+        {"name": " ".join(names_of(name)).strip(), "aliases": [name], "options": {}}
+        for name in names
+    ]
+
+
+@router.get("/sdapi/v1/sd-models", summary="List the image models", responses=_answers([]))
+async def sd_models(state: StateDep) -> list[dict[str, Any]]:
+    """Those that can be asked now. There are no hashes and no paths."""
+    return [
+        {
+            "title": info.model,
+            "model_name": info.model,
+            "hash": None,
+            "sha256": None,
+            "filename": info.model,
+            "config": None,
+        }
+        for info in state.engine.infos(IMAGE)
+    ]
+
+
+@router.get("/sdapi/v1/loras", summary="List the LoRA adapters", responses=_answers([]))
+async def loras(state: StateDep) -> list[dict[str, Any]]:
+    """Of all image models: what prompts ask for by `<lora:NAME:SCALE>`. There are no paths."""
+    return [
+        {"name": name, "alias": name, "path": "", "metadata": {"model": info.model}}
+        for info in state.engine.infos(IMAGE)
+        for name in info.adapters
+    ]
+
+
+@router.get("/sdapi/v1/schedulers", summary="List the schedule types", responses=_answers([]))
+async def schedulers() -> list[dict[str, Any]]:
+    """Which of them goes with a sampler is the model's to say: see `samplers`."""
+    return [
+        {
+            "name": label.lower(),
+            "label": label,
+            "aliases": None,
+            "default_rho": -1.0,
+            "need_inner_model": False,
+        }
+        for label in ("Automatic", "Uniform", *SCHEDULE_TYPES)
+    ]
+
+
+@router.get("/sdapi/v1/upscalers", summary="List the upscalers", responses=_answers([]))
+async def upscalers(state: StateDep) -> list[dict[str, Any]]:
+    """Those that serve now, and those that are loaded when they are asked for. There are no
+    paths."""
+    scales: dict[str, int | None] = dict.fromkeys(state.first_use.offered(UPSCALE))
+    scales |= {info.model: info.scale for info in state.engine.infos(UPSCALE)}
+    return [
+        {
+            "name": name,
+            "model_name": name,
+            "model_path": None,
+            "model_url": None,
+            "scale": scale,
+        }
+        for name, scale in scales.items()
+    ]
+
+
+def _add_empty(name: str, listing: Any) -> None:
+    async def empty() -> Any:
+        return listing
+
+    router.add_api_route(f"/sdapi/v1/{name}", empty, include_in_schema=False)
+
+
+for _name, _listing in _EMPTY.items():
+    _add_empty(_name, _listing)
