@@ -1,10 +1,13 @@
-"""API keys: `Authorization: Bearer KEY` or `X-Api-Key: KEY`.
+"""API keys: `Authorization: Bearer KEY`, `X-Api-Key: KEY`, or as the password of basic
+authentication, which is all that A1111's clients send.
 
 Guards every path, also those without a route, so that routes cannot be found by trying; only the
 probes are open, and stored images, whose names are secrets themselves. Without API keys everything
 is open, and admin keys only tell who may change what is served.
 """
 
+import base64
+import binascii
 import hmac
 from collections.abc import Sequence
 
@@ -77,5 +80,15 @@ def _given_key(scope: Scope) -> bytes | None:
     authorization = get_header(scope, b"authorization")
     if authorization is not None:
         scheme, _, key = authorization.partition(b" ")
+        if scheme.lower() == b"basic":
+            return _password(key)
         return key.strip() if scheme.lower() == b"bearer" else None
     return get_header(scope, b"x-api-key")
+
+
+def _password(credentials: bytes) -> bytes | None:
+    """Of `user:password` in base64, whoever the user is."""
+    try:
+        return base64.b64decode(credentials.strip(), validate=True).partition(b":")[2]
+    except binascii.Error:
+        return None

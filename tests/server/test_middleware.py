@@ -149,6 +149,8 @@ async def test_methods_made_up_by_clients_do_not_become_labels():
         {"Authorization": "bearer second-key"},
         {"Authorization": "Bearer   second-key "},
         {"X-Api-Key": "second-key"},
+        {"Authorization": "Basic dXNlcjpmaXJzdC1rZXk="},  # user:first-key
+        {"Authorization": "basic OnNlY29uZC1rZXk="},  # :second-key
     ],
 )
 async def test_each_key_opens_in_each_way(headers):
@@ -166,6 +168,8 @@ async def test_each_key_opens_in_each_way(headers):
         {"Authorization": "Bearer first-key2"},
         {"Authorization": "Bearer FIRST-KEY"},
         {"Authorization": "Basic first-key"},
+        {"Authorization": "Basic Zmlyc3Qta2V5"},  # first-key
+        {"Authorization": "Basic Zmlyc3Qta2V5Og=="},  # first-key:
         {"Authorization": "first-key"},
         {"Authorization": b"Bearer \xff\xfe"},
         {"X-Api-Key": ""},
