@@ -25,6 +25,11 @@ class AnswerParser:
         self._calls = calls
         self._max_calls = max_calls
 
+    @property
+    def reasoning_reach(self) -> int:
+        """Characters of the text that are certain to be reasoning, its markers among them."""
+        return 0 if self._reasoning is None else self._reasoning.reach
+
     def add(self, text: str, *, is_last: bool) -> list[Piece]:
         """More text. Returns what it makes certain; with the last, all that was held back."""
         if self._reasoning is None:

@@ -25,6 +25,8 @@ class AnswerReader(ABC):
     def __init__(self) -> None:
         self._text = ""
         self._at = 0
+        self._num_past = 0
+        """Characters before those of `_text`."""
         self._is_whole = False
         self._said: list[Piece] = []
         self._reading = self._read()
@@ -33,6 +35,7 @@ class AnswerReader(ABC):
         """More text. Returns what it makes certain."""
         pieces: list[Piece] = []
         for start in range(0, len(text), _PART_CHARS):
+            self._num_past += self._at
             self._text = self._text[self._at :] + text[start : start + _PART_CHARS]
             self._at = 0
             pieces += self._go_on()
@@ -51,6 +54,11 @@ class AnswerReader(ABC):
         next(self._reading, None)
         said, self._said = self._said, []
         return joined(said)
+
+    @property
+    def _num_read(self) -> int:
+        """Characters of the text that are behind."""
+        return self._num_past + self._at
 
     def _take(self, num_chars: int) -> str:
         """The next characters, which have come."""

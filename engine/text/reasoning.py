@@ -61,6 +61,15 @@ class ReasoningReader(AnswerReader):
         super().__init__()
         self._markers = markers
         self._is_open = is_open
+        self._has_begun = False
+        self._end: int | None = None
+
+    @property
+    def reach(self) -> int:
+        """Characters of the text that are certain to be reasoning, its markers among them."""
+        if self._end is not None:
+            return self._end
+        return self._num_read if self._has_begun else 0
 
     def _read(self) -> Waiting[None]:
         space = ""
@@ -79,6 +88,7 @@ class ReasoningReader(AnswerReader):
 
     def _reasoning(self, begun: str) -> Waiting[None]:
         """Up to its end, and past the line breaks behind that."""
+        self._has_begun = True
         held = begun.lstrip("\n")
         if not held:
             yield from self._line_breaks()
@@ -88,6 +98,7 @@ class ReasoningReader(AnswerReader):
             held = part[len(shown) :]
             self._said.append(Reasoning(shown))
             if (yield from self._skip(self._markers.closing)):
+                self._end = self._num_read
                 return (yield from self._line_breaks())
             if self._at == len(self._text):
                 if self._is_whole:

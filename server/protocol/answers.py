@@ -3,7 +3,7 @@
 Dataclasses, which FastAPI documents and msgspec encodes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -15,6 +15,13 @@ class PromptTokensDetails:
 
 
 @dataclass(slots=True)
+class CompletionTokensDetails:
+    """What the answers' tokens are."""
+
+    reasoning_tokens: int = 0
+
+
+@dataclass(slots=True)
 class Usage:
     """Tokens that a request took."""
 
@@ -22,6 +29,9 @@ class Usage:
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails = field(
+        default_factory=CompletionTokensDetails
+    )
 
 
 @dataclass(slots=True)

@@ -135,6 +135,7 @@ async def start_chat(
         )
         options = text_options(
             body,
+            offsets=answers.reasoning is not None,  # its tokens are counted
             keep_text=settings.log_prompts,
             kept_special_tokens=text.special_ids(answers.special_texts()),
         )

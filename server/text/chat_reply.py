@@ -6,7 +6,12 @@ import msgspec
 
 from engine.types import FinishReason
 from server.http.shape import Shape
-from server.protocol.answers import PromptLogprobs, SemanticEntropy, Usage
+from server.protocol.answers import (
+    CompletionTokensDetails,
+    PromptLogprobs,
+    SemanticEntropy,
+    Usage,
+)
 from server.protocol.chat import (
     ChatChoice,
     ChatChunk,
@@ -21,6 +26,7 @@ from server.text.chat_message import message_delta, whole_message
 from server.text.generation import Generation
 from server.text.logprobs import chat_logprobs, prompt_logprobs, token_names
 from server.text.output import Delta
+from server.text.reasoning_count import ReasoningCount
 from server.text.reply import ReplyHead, TextReply
 from server.text.texts import ModelText
 
@@ -46,6 +52,7 @@ class ChatReply(TextReply):
         self._request = request
         self._answers = answers
         self._parsers = [answers.parser() for _ in range(generation.num_choices)]
+        self._reasoning = [ReasoningCount(parser) for parser in self._parsers]
         self._prompt_run = generation.runs[0]
         self._text = text
         self._names = token_names(text, as_ids=request.return_tokens_as_token_ids)
@@ -59,7 +66,7 @@ class ChatReply(TextReply):
             model=self.head.model,
             system_fingerprint=self.head.system_fingerprint,
             choices=[self._choice(deltas) for deltas in parts],
-            usage=self.generation.usage(),
+            usage=self._usage(),
             prompt_logprobs=self._prompt_logprobs(),
             prompt_token_ids=self._prompt_run.request.prompt_token_ids
             if self._request.return_token_ids
@@ -76,6 +83,7 @@ class ChatReply(TextReply):
         last = deltas[-1]
         text = "".join(delta.text for delta in deltas)
         pieces = self._parsers[last.index].add(text, is_last=True)
+        self._reasoning[last.index].add(start for delta in deltas for start in delta.offsets)
         return ChatChoice(
             index=last.index,
             message=whole_message(pieces, self._prefix),
@@ -105,6 +113,7 @@ class ChatReply(TextReply):
         with_logprobs = self._request.logprobs and delta.logprobs
         parser = self._parsers[delta.index]
         pieces = parser.add(delta.text, is_last=delta.finish_reason is not None)
+        self._reasoning[delta.index].add(delta.offsets)
         if pieces or with_logprobs or with_ids:
             message = message_delta(pieces)
             choice = ChatChunkChoice(delta.index, message, self._logprobs([delta]))
@@ -128,6 +137,12 @@ class ChatReply(TextReply):
         if last.finish_reason is FinishReason.STOP and self._parsers[last.index].num_calls:
             return "tool_calls"
         return str(last.finish_reason)
+
+    def _usage(self) -> Usage:
+        usage = self.generation.usage()
+        num_tokens = sum(count.num_tokens for count in self._reasoning)
+        usage.completion_tokens_details = CompletionTokensDetails(reasoning_tokens=num_tokens)
+        return usage
 
     def _usage_chunk(self, usage: Usage) -> ChatChunk:
         return self._chunk(usage=usage)

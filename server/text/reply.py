@@ -88,7 +88,7 @@ class TextReply(Reply):
                 if data:
                     yield data
         if self._usage_at_end:
-            yield self._shape.chunk(self._usage_chunk(self.generation.usage()))
+            yield self._shape.chunk(self._usage_chunk(self._usage()))
 
     def log_fields(self) -> dict[str, Any]:
         usage = self.generation.usage()
@@ -125,4 +125,7 @@ class TextReply(Reply):
         """A chunk's `usage`: absent, null until the last chunk, or the numbers so far."""
         if not self._usage_at_end:
             return msgspec.UNSET
-        return self.generation.usage() if self._usage_always else None
+        return self._usage() if self._usage_always else None
+
+    def _usage(self) -> Usage:
+        return self.generation.usage()

@@ -7,10 +7,18 @@ import pytest
 from engine.text.answer_parser import AnswerParser
 from engine.text.answer_pieces import Content, Reasoning
 from engine.text.chat_format import ChatFormat
-from engine.text.reasoning import REASONING_MARKERS, ReasoningReader
+from engine.text.reasoning import REASONING_MARKERS, ReasoningMarkers, ReasoningReader
 from engine.text.tool_calls.table import TOOL_CALL_PARSERS
 
 QWEN = REASONING_MARKERS["qwen3"]
+
+
+def reach_of(text: str, markers: ReasoningMarkers, is_open: bool) -> int:
+    """Characters up to the end of the reasoning, all where nothing ends it."""
+    if not is_open and not text.strip().startswith(markers.opening):
+        return 0
+    end = text.find(markers.closing)
+    return len(text) if end < 0 else end + len(markers.closing)
 
 
 def split(text: str, *, name: str = "qwen3", is_open: bool = False) -> tuple[str, str]:
@@ -18,7 +26,13 @@ def split(text: str, *, name: str = "qwen3", is_open: bool = False) -> tuple[str
 
     def read(parts: list[str]) -> tuple[str, str]:
         reader = ReasoningReader(REASONING_MARKERS[name], is_open=is_open)  # type: ignore[index]
-        pieces = [p for part in parts for p in reader.add(part)] + reader.finish()
+        reach, pieces = 0, []
+        for part in parts:
+            pieces += reader.add(part)
+            assert reader.reach >= reach
+            reach = reader.reach
+        pieces += reader.finish()
+        assert reader.reach == reach_of(text, REASONING_MARKERS[name], is_open)  # type: ignore[index]
         reasoning = "".join(p.text for p in pieces if isinstance(p, Reasoning))
         content = "".join(p.text for p in pieces if isinstance(p, Content))
         return reasoning, content

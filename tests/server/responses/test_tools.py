@@ -131,6 +131,7 @@ async def test_a_stream_builds_what_the_whole_is(
     assert added[2].item.arguments == "" and added[2].item.call_id
     reasoning = "".join(e.delta for e in events if e.type == "response.reasoning_text.delta")
     assert reasoning == "Stars."
+    assert 0 < final.usage.output_tokens_details.reasoning_tokens < final.usage.output_tokens
 
 
 async def test_calls_are_continued_from_the_store(

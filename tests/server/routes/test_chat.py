@@ -82,6 +82,7 @@ async def test_whole_answer(server: TextServer) -> None:
             "completion_tokens": num_output,
             "total_tokens": num_prompt + num_output,
             "prompt_tokens_details": {"cached_tokens": 4},
+            "completion_tokens_details": {"reasoning_tokens": 0},
         },
         "prompt_logprobs": None,
         "prompt_token_ids": None,

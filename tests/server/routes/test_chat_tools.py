@@ -285,6 +285,28 @@ async def test_reasoning_is_split_off(server: TextServer) -> None:
     assert (message["reasoning"], message["content"]) == (" more.", "Yes.")
 
 
+@pytest.mark.parametrize(
+    ("said", "reasoning", "fields"),
+    [
+        ("<think>\nthe lazy dog\n</think>\n\nthe fox", "<think>\nthe lazy dog\n</think>", {}),
+        ("the dog</think>the fox", "the dog</think>", {"reasoning_effort": "high"}),
+        ("the fox", "", {}),
+        ("the fox </think>", "", {}),
+    ],
+)
+async def test_tokens_of_reasoning_are_counted(
+    server: TextServer, said: str, reasoning: str, fields: dict[str, Any]
+) -> None:
+    starts = [start for start, _ in server.tokenizer.encode(said, add_special_tokens=False).offsets]
+    expected = sum(start < len(reasoning) for start in starts)
+    server.say(said)
+    usage = (await server.chat(n=2, **fields)).json()["usage"]
+    assert usage["completion_tokens_details"] == {"reasoning_tokens": 2 * expected}
+    options = {"include_usage": True}
+    streamed = await server.chat(n=2, **fields, stream=True, stream_options=options)
+    assert events_of(streamed)[-1]["usage"] == usage
+
+
 async def test_the_operator_chooses_the_parsers(folder: Path) -> None:
     engine = {"tool_call_parser": "json", "reasoning_parser": "none"}
     server = TextServer(folder, text_info(folder), engine=engine)

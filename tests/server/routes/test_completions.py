@@ -62,6 +62,7 @@ async def test_whole_answer(server: TextServer) -> None:
             "completion_tokens": len(server.encode(" jumps")) + 1,
             "total_tokens": num_prompt + len(server.encode(" jumps")) + 1,
             "prompt_tokens_details": {"cached_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": 0},
         },
     }
 
