@@ -32,8 +32,13 @@ class Embedded:
         return sum(map(len, self.request.inputs))
 
 
-def check_inputs(inputs: Inputs, info: EmbeddingModelInfo, dimensions: int | None) -> None:
+def check_inputs(
+    inputs: Inputs, info: EmbeddingModelInfo, dimensions: int | None, keep: int | None = None
+) -> None:
     """Refuse what can be seen to be too much, before anything is tokenised.
+
+    Args:
+        keep: tokens of an input that are kept; None: an input that is too long is refused.
 
     Raises:
         InvalidParameter: names the field, and which of the inputs it is.
@@ -44,6 +49,9 @@ def check_inputs(inputs: Inputs, info: EmbeddingModelInfo, dimensions: int | Non
             f"numbers; ask for at most that",
             param="dimensions",
         )
+    if keep is not None:
+        _check_kept(keep, info)
+        return
     most = MAX_CHARS_PER_TOKEN * info.max_model_len
     for index, text in enumerate(inputs):
         if isinstance(text, str) and len(text) > most:
@@ -54,19 +62,29 @@ def check_inputs(inputs: Inputs, info: EmbeddingModelInfo, dimensions: int | Non
             )
 
 
-async def token_ids(inputs: Inputs, info: EmbeddingModelInfo, text: ModelText) -> list[list[int]]:
+async def token_ids(
+    inputs: Inputs, info: EmbeddingModelInfo, text: ModelText, keep: int | None = None
+) -> list[list[int]]:
     """Each input's.
+
+    Args:
+        keep: only the first so many of each, -1: as many as the model takes; what the tokenizer
+            puts behind a text stays. None: all.
 
     Raises:
         ContextLengthExceeded: an input has more tokens than the model takes; says which.
         InvalidParameter: all together have too many, or one has none, or one beyond the vocabulary.
         QueueFull: too many long texts are being tokenised.
     """
-    limit = _limit(inputs, info)
+    keep = info.max_model_len if keep == -1 else keep
+    limit = _limit(inputs, info, keep)
     texts = [given for given in inputs if isinstance(given, str)]
     ids_of: Sequence[list[int]] = [given for given in inputs if isinstance(given, list)]
     if texts:
+        _check_room(keep, text)
         ids_of = await text.encode_all(texts, add_special_tokens=True, limit=limit)
+    if keep is not None:
+        ids_of = [ids[:keep] for ids in ids_of]
     for index, ids in enumerate(ids_of):
         field = inputs.field(index)
         if not ids:
@@ -108,15 +126,35 @@ def as_numbers(numbers: bytes) -> list[float]:
     return list(struct.unpack(f"<{len(numbers) // 4}f", numbers))
 
 
-def _limit(inputs: Inputs, info: EmbeddingModelInfo) -> PromptLimit:
+def _check_kept(keep: int, info: EmbeddingModelInfo) -> None:
+    if keep == 0 or keep > info.max_model_len:
+        raise InvalidParameter(
+            f"truncate_prompt_tokens is {keep}; {info.model} takes 1 to {info.max_model_len} "
+            f"tokens, and -1 is as many as it takes",
+            param="truncate_prompt_tokens",
+        )
+
+
+def _check_room(keep: int | None, text: ModelText) -> None:
+    """What is kept must hold more than the tokenizer adds."""
+    if keep is not None and keep <= text.num_added_tokens:
+        raise InvalidParameter(
+            f"truncate_prompt_tokens is {keep}, and the tokenizer itself adds "
+            f"{text.num_added_tokens}; it must be at least {text.num_added_tokens + 1}",
+            param="truncate_prompt_tokens",
+        )
+
+
+def _limit(inputs: Inputs, info: EmbeddingModelInfo, keep: int | None) -> PromptLimit:
     def exceeded(num_tokens: int, index: int) -> ContextLengthExceeded:
         return _too_long(inputs, info, index, f"at least {num_tokens}")
 
     return PromptLimit(
-        max_tokens=info.max_model_len,
+        max_tokens=info.max_model_len if keep is None else keep,
         max_total_tokens=max_total_tokens(info.max_model_len),
         exceeded=exceeded,
         param=inputs.last_field,
+        cuts_end=keep is not None,
     )
 
 

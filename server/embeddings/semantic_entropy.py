@@ -12,9 +12,6 @@ from collections.abc import Mapping, Sequence
 
 from server.embeddings.scores import cosine
 
-CHARS_PER_TOKEN = 16
-"""An answer's text is cut behind so many for each token that the embedding model takes."""
-
 
 def clusters_of(
     texts: Sequence[str], embeddings: Mapping[str, bytes], threshold: float
@@ -49,8 +46,3 @@ def entropy_of(clusters: Sequence[int]) -> float:
     """Of the clusters' shares, in nats: 0 where all say one thing, ln n where n say n."""
     num = len(clusters)
     return math.fsum(-count / num * math.log(count / num) for count in Counter(clusters).values())
-
-
-def shortened(token_ids: list[int], most: int) -> list[int]:
-    """The first so many tokens, the last of which stays what ends a text."""
-    return token_ids if len(token_ids) <= most else [*token_ids[: most - 1], token_ids[-1]]

@@ -11,7 +11,6 @@ from server.protocol.prompts import Prompts
 
 UNSUPPORTED_EMBEDDING_FIELDS: Mapping[str, tuple[Any, ...]] = {
     "messages": (),
-    "truncate_prompt_tokens": (),
     "normalize": (True,),
 }
 """Known fields of other servers that are refused, with the values that ask for nothing."""
@@ -35,7 +34,20 @@ class EmbeddingModelRequest(ModelRequest):
     priority: Priority = None
 
 
-class EmbeddingFields(EmbeddingModelRequest):
+class CutRequest(EmbeddingModelRequest):
+    """Whose texts may be cut."""
+
+    truncate_prompt_tokens: int | None = Field(
+        None,
+        ge=-1,
+        le=MAX_TOKEN_COUNT,
+        description="Keep only the first so many tokens of each text, among them those that the "
+        "tokenizer adds; -1 keeps as many as the model takes. Default: a longer one is refused.",
+        json_schema_extra={"not": {"const": 0}},
+    )
+
+
+class EmbeddingFields(CutRequest):
     """Texts, and how their embeddings are written."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"input": ["The sky is blue."]}})

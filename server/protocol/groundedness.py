@@ -27,7 +27,10 @@ class GroundednessRequest(EmbeddingModelRequest):
             }
         }
     )
-    _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED_SCORE_FIELDS
+    _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **UNSUPPORTED_SCORE_FIELDS,
+        "truncate_prompt_tokens": (),
+    }
 
     answer: Text = Field(description=f"At most {MAX_SENTENCES} sentences.")
     passages: Annotated[list[Text], Field(min_length=1, max_length=MAX_PASSAGES)] = Field(

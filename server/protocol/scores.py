@@ -8,11 +8,10 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from engine.errors import InvalidParameter
 from server.protocol.common import MAX_TOKEN_COUNT, WireModel
-from server.protocol.embeddings import EmbeddingModelRequest, EmbeddingUsage
+from server.protocol.embeddings import CutRequest, EmbeddingUsage
 from server.protocol.prompts import MAX_PROMPTS
 
 UNSUPPORTED_SCORE_FIELDS: Mapping[str, tuple[Any, ...]] = {
-    "truncate_prompt_tokens": (),
     "max_tokens_per_doc": (),
     "max_chunks_per_doc": (),
     "rank_fields": (["text"],),
@@ -45,7 +44,7 @@ _Texts = Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
 Texts = Annotated[_Texts, BeforeValidator(_as_list, json_schema_input_type=Text | _Texts)]
 
 
-class RerankRequest(EmbeddingModelRequest):
+class RerankRequest(CutRequest):
     """Documents to put in the order of how well they answer a query."""
 
     model_config = ConfigDict(
@@ -70,7 +69,7 @@ class RerankRequest(EmbeddingModelRequest):
     )
 
 
-class ScoreRequest(EmbeddingModelRequest):
+class ScoreRequest(CutRequest):
     """Pairs of texts: one with each of the others, or each with the one of the same number."""
 
     model_config = ConfigDict(

@@ -46,7 +46,15 @@ async def create_embeddings(body: EmbeddingsRequest, request: Request, state: St
     """One embedding per input, in their order."""
     write = partial(embeddings_answer, body)
     inputs = Inputs({"input": body.input})
-    return await embed(body, inputs, write, request, state, dimensions=body.dimensions)
+    return await embed(
+        body,
+        inputs,
+        write,
+        request,
+        state,
+        dimensions=body.dimensions,
+        keep=body.truncate_prompt_tokens,
+    )
 
 
 @router.post("/pooling", summary="Pool texts", responses=answers_with(PoolingAnswer))
@@ -54,7 +62,15 @@ async def create_pooling(body: PoolingRequest, request: Request, state: StateDep
     """The same as embeddings, in vLLM's shape."""
     write = partial(pooling_answer, body)
     inputs = Inputs({"input": body.input})
-    return await embed(body, inputs, write, request, state, dimensions=body.dimensions)
+    return await embed(
+        body,
+        inputs,
+        write,
+        request,
+        state,
+        dimensions=body.dimensions,
+        keep=body.truncate_prompt_tokens,
+    )
 
 
 async def embed(
@@ -66,11 +82,13 @@ async def embed(
     *,
     sent: RequestBody | None = None,
     dimensions: int | None = None,
+    keep: int | None = None,
 ) -> Response:
     """Admit the inputs, have them embedded, and answer with what `write` makes of that.
 
     Args:
         sent: what the client sent, if `body` has been made of it.
+        keep: tokens of each text that are kept, as `truncate_prompt_tokens` says.
 
     Raises:
         EngineError: the request is refused or fails.
@@ -81,14 +99,14 @@ async def embed(
     if state.settings.log_prompts:
         annotate(request, prompts=list(inputs))
     priority = acting_priority(body.priority, config_of(state.engine, info.model))
-    check_inputs(inputs, info, dimensions)
+    check_inputs(inputs, info, dimensions, keep)
     lease = state.admission.admit(EMBEDDING, info.model, inputs.num_inputs)
     meter = state.metrics.of(SERVED_EMBEDDINGS).meter(info.model)
     async with ItemRun(state.engine, meter, lease) as run:
 
         async def work() -> bytes:
             text = await state.texts.get(info)
-            ids_of = await token_ids(inputs, info, text)
+            ids_of = await token_ids(inputs, info, text, keep)
             asked = embedding_request(ids_of, info, dimensions=dimensions, priority=priority)
             return await write(Embedded(asked, await run.answers(asked)))
 

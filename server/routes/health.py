@@ -15,6 +15,13 @@ from server.routes.models import ModelId
 router = APIRouter(tags=["operations"])
 
 
+@router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+async def root() -> Response:
+    """For who opens the address in a browser, and for clients that ask here whether there is a
+    server, as Ollama's do."""
+    return Response("Tandem is running; /docs describes its API.\n", media_type="text/plain")
+
+
 @router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def get_health() -> dict[str, str]:

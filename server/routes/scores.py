@@ -27,7 +27,8 @@ router = APIRouter(route_class=JsonRoute, tags=["embeddings"])
 async def rerank(body: RerankRequest, request: Request, state: StateDep) -> Response:
     """By the cosine between the query's embedding and each document's."""
     inputs = Inputs({"query": [body.query], "documents": body.documents})
-    return await embed(body, inputs, partial(rerank_answer, body), request, state)
+    write = partial(rerank_answer, body)
+    return await embed(body, inputs, write, request, state, keep=body.truncate_prompt_tokens)
 
 
 @router.post("/v1/score", summary="Compare texts", responses=answers_with(ScoreAnswer))
@@ -35,7 +36,8 @@ async def rerank(body: RerankRequest, request: Request, state: StateDep) -> Resp
 async def score(body: ScoreRequest, request: Request, state: StateDep) -> Response:
     """The cosine between the embeddings of each pair."""
     inputs = Inputs({"text_1": body.text_1, "text_2": body.text_2})
-    return await embed(body, inputs, partial(score_answer, body), request, state)
+    write = partial(score_answer, body)
+    return await embed(body, inputs, write, request, state, keep=body.truncate_prompt_tokens)
 
 
 @router.post(

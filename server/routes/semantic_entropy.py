@@ -6,22 +6,19 @@ from engine.embedding_types import EmbeddingModelInfo
 from engine.errors import EngineError, InvalidParameter, RequestAborted, RequestError
 from engine.kinds import EMBEDDING
 from server.catalog import find_of_kind
-from server.embeddings.convert import embedding_request
+from server.embeddings.convert import embedding_request, token_ids
+from server.embeddings.inputs import Inputs
 from server.embeddings.kind import SERVED_EMBEDDINGS
-from server.embeddings.semantic_entropy import (
-    CHARS_PER_TOKEN,
-    clusters_of,
-    entropy_of,
-    shortened,
-)
+from server.embeddings.semantic_entropy import clusters_of, entropy_of
 from server.http.item_run import ItemRun
 from server.protocol.answers import SemanticEntropy
 from server.protocol.chat import ChatCompletionRequest
 from server.state import AppState
-from server.text.prompt_limit import PromptLimit
 
 PATIENCE_S = 30.0
 """Written answers wait so long for room at the embedding model."""
+_ALL_THAT_FIT = -1
+"""Tokens of an answer that are embedded: what is behind them is left out."""
 
 Judge = Callable[[Sequence[str]], Awaitable[SemanticEntropy]]
 """From the answers' texts."""
@@ -81,22 +78,10 @@ async def _embeddings(
 ) -> list[bytes]:
     if not texts:
         return []
-    most = CHARS_PER_TOKEN * info.max_model_len
-
-    def exceeded(num_tokens: int, index: int) -> InvalidParameter:
-        return InvalidParameter(
-            f"an answer's first {most} characters are at least {num_tokens} tokens",
-            param="semantic_entropy",
-        )
-
-    # As many as there can be of so many bytes: what is too long is cut behind.
-    limit = PromptLimit(4 * most, 4 * most * len(texts), exceeded, "semantic_entropy")
     lease = await state.admission.admit_later(EMBEDDING, info.model, len(texts), PATIENCE_S)
     meter = state.metrics.of(SERVED_EMBEDDINGS).meter(info.model)
     async with ItemRun(state.engine, meter, lease) as run:
         text = await state.texts.get(info)
-        ids_of = await text.encode_all(
-            [one[:most] for one in texts], add_special_tokens=True, limit=limit
-        )
-        asked = embedding_request([shortened(ids, info.max_model_len) for ids in ids_of], info)
+        ids_of = await token_ids(Inputs({"answers": texts}), info, text, _ALL_THAT_FIT)
+        asked = embedding_request(ids_of, info)
         return [event.embedding for event in await run.answers(asked)]

@@ -17,6 +17,8 @@ class PromptLimit:
     Attributes:
         max_tokens: of each text; one that has more is refused.
         keep_last: leave out what is before so many last tokens, in place of refusing.
+        cuts_end: leave out what is behind `max_tokens`, but for what ends every text, in place of
+            refusing.
         max_total_tokens: of all texts together.
         exceeded: the refusal of a text, from its number of tokens as far as that is known, `at
             least 9000`, and which of the texts it is.
@@ -28,6 +30,7 @@ class PromptLimit:
     exceeded: Callable[[int, int], EngineError]
     param: str
     keep_last: int | None = None
+    cuts_end: bool = False
 
     def total_exceeded(self, num_tokens: int) -> InvalidParameter:
         return InvalidParameter(

@@ -91,6 +91,11 @@ class ModelText:
     def has_chat_template(self) -> bool:
         return self._template is not None
 
+    @property
+    def num_added_tokens(self) -> int:
+        """Those that `add_special_tokens` puts around a text."""
+        return len(self._long.prefix) + len(self._long.suffix)
+
     def chat_format(self, config: EngineConfig) -> ChatFormat:
         """How calls and reasoning are written, by the template and what the operator has set."""
         key = (config.tool_call_parser, config.reasoning_parser)
@@ -114,7 +119,8 @@ class ModelText:
         add_special_tokens: bool,
         limit: PromptLimit | None = None,
     ) -> list[list[int]]:
-        """Token ids of each text; with `keep_last` as they are or the last ones.
+        """Token ids of each text; with `keep_last` as they are or the last ones, with `cuts_end`
+        the first ones.
 
         Raises:
             EngineError: a text, or all of them, are too long, as `limit` puts it.
@@ -124,7 +130,15 @@ class ModelText:
         limit = limit or _SMALL
         self._check_lengths(texts, limit)
         if sum(map(len, texts)) < THREAD_THRESHOLD_CHARS:
-            return [self.tokenizer.encode(t, add_special_tokens=add_special_tokens) for t in texts]
+            suffix = self._long.suffix if add_special_tokens else []
+            return [
+                _without_end(
+                    self.tokenizer.encode(text, add_special_tokens=add_special_tokens),
+                    suffix,
+                    limit,
+                )
+                for text in texts
+            ]
         prompts, num_tokens = [], 0
         with self._pool.place():
             for index, text in enumerate(texts):
@@ -218,7 +232,7 @@ class ModelText:
 
     def _check_lengths(self, texts: Sequence[str], limit: PromptLimit) -> None:
         """Refuse what cannot fit, before anything of it is tokenised."""
-        if limit.keep_last is not None:
+        if limit.keep_last is not None or limit.cuts_end:
             return
         num_tokens = 0
         for index, text in enumerate(texts):
@@ -253,6 +267,9 @@ class ModelText:
             token_ids = []
             for part in self._long.parts(text, limit.max_tokens):
                 token_ids += await self._pool.run(partial(self._long.encode, part))
+                if len(token_ids) > most and limit.cuts_end:
+                    del token_ids[most:]
+                    break
                 if len(token_ids) > most:
                     num_tokens = len(token_ids) + len(prefix) + len(suffix)
                     raise limit.exceeded(num_tokens, index)
@@ -343,6 +360,12 @@ class TextRegistry:
 def _close_loaded(load: asyncio.Task[ModelText]) -> None:
     if not load.cancelled() and load.exception() is None:
         load.result().close()
+
+
+def _without_end(token_ids: list[int], suffix: list[int], limit: PromptLimit) -> list[int]:
+    if not limit.cuts_end or len(token_ids) <= limit.max_tokens:
+        return token_ids
+    return [*token_ids[: limit.max_tokens - len(suffix)], *suffix]
 
 
 def _texts(message: Mapping[str, Any]) -> Iterator[str]:

@@ -13,7 +13,7 @@ _MAX_MESSAGES = 4096
 
 _NO_EFFECT: Mapping[str, str] = {
     "keep_alive": "models stay loaded until they are unloaded",
-    "truncate": "a prompt that is too long is refused, never cut",
+    "truncate": "a conversation that is too long is refused, never cut",
     "shift": "a text ends where the context does",
 }
 
@@ -103,6 +103,9 @@ class OllamaEmbedRequest(OllamaRequest):
     model_config = ConfigDict(json_schema_extra={"example": {"input": "The sky is blue."}})
 
     input: Texts
+    truncate: bool | None = Field(
+        None, description="Cut a text that is too long at its end. Default true, as in Ollama."
+    )
     dimensions: int | None = Field(
         None, ge=1, le=MAX_TOKEN_COUNT, description="Only the first so many numbers."
     )

@@ -39,9 +39,24 @@ from server.routes.deps import StateDep
 from server.routes.embeddings import embed
 from server.state import AppState
 
-router = APIRouter(route_class=JsonRoute, tags=["Ollama"])
+
+class _Route(JsonRoute):
+    """Ollama's examples for curl do not declare their JSON. Pages of other sites need not either,
+    but a browser says in the headers that it was a page which asked."""
+
+    def check_declared(self, request: Request) -> None:
+        is_by_page = any(name in request.headers for name in _SENT_BY_BROWSERS)
+        if is_by_page or request.headers.get("content-type", "") not in _SENT_BY_CURL:
+            super().check_declared(request)
+
+
+router = APIRouter(route_class=_Route, tags=["Ollama"])
 
 _JSON = "application/json"
+_ALL_THAT_FIT = -1
+_SENT_BY_BROWSERS = ("origin", "referer", "sec-fetch-site")
+_SENT_BY_CURL = ("", "application/x-www-form-urlencoded")
+"""Of a body, where it is told no content type."""
 _answers = partial(responses, failure={"error": "..."})
 
 
@@ -100,7 +115,16 @@ async def embed_texts(body: OllamaEmbedRequest, request: Request, state: StateDe
     fields = {"model": model, "input": body.input, "dimensions": body.dimensions}
     openai = openai_body(EmbeddingsRequest, fields)
     inputs = Inputs({"input": body.input})
-    return await embed(openai, inputs, write, request, state, sent=body, dimensions=body.dimensions)
+    return await embed(
+        openai,
+        inputs,
+        write,
+        request,
+        state,
+        sent=body,
+        dimensions=body.dimensions,
+        keep=None if body.truncate is False else _ALL_THAT_FIT,
+    )
 
 
 @router.post(
@@ -115,7 +139,8 @@ async def embed_text(body: OllamaEmbeddingsRequest, request: Request, state: Sta
         return encode({"embedding": numbers})
 
     openai = openai_body(EmbeddingsRequest, {"model": model, "input": body.prompt})
-    return await embed(openai, Inputs({"prompt": [body.prompt]}), write, request, state, sent=body)
+    inputs = Inputs({"prompt": [body.prompt]})
+    return await embed(openai, inputs, write, request, state, sent=body, keep=_ALL_THAT_FIT)
 
 
 @router.get("/api/tags", summary="List the models", responses=_answers({"models": []}))

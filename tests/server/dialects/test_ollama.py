@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import ollama
 import pytest
+from embedding_server import MAX_MODEL_LEN as MOST_EMBEDDED
 from embedding_server import EmbeddingServer
 from fake_embedding_engine import vector
 from fake_engine import Failure
@@ -264,6 +265,14 @@ async def test_refusals(server: TextServer, path: str, body: dict[str, Any], sai
     assert server.app.state.tandem.admission.num_in_flight() == 0
 
 
+@pytest.mark.parametrize("declared", [{}, {"Content-Type": "application/x-www-form-urlencoded"}])
+async def test_what_curl_sends(server: TextServer, declared: dict[str, str]) -> None:
+    body = json.dumps({"messages": MESSAGES, "stream": False})
+    answer = await server.client.post("/api/chat", content=body, headers=declared)
+    assert answer.json()["done"] is True
+    assert "valid JSON" in refusal_of(await server.client.post("/api/chat", content="a=b"))
+
+
 async def test_failures_before_any_route_have_the_shape(tokenizer_folder: Path) -> None:
     server = TextServer(tokenizer_folder, api_keys=("zebra",), max_body_bytes=2000)
     assert "API key" in refusal_of(await server.post("/api/chat", messages=MESSAGES), 401)
@@ -274,8 +283,9 @@ async def test_failures_before_any_route_have_the_shape(tokenizer_folder: Path) 
     refusal_of(await client.get("/api/chat", headers=keyed), 405)
     big = await client.post("/api/chat", json={"x": "y" * 4000}, headers=keyed)
     assert "larger than 2000 bytes" in refusal_of(big, 413)
-    text = await client.post("/api/chat", content="{}", headers=keyed)
-    assert "application/json" in refusal_of(text, 415)
+    for header in ({"Origin": "http://x"}, {"Content-Type": "text/plain"}):
+        text = await client.post("/api/chat", content="{}", headers=keyed | header)
+        assert "application/json" in refusal_of(text, 415)
     assert (await client.post("/v1/chat/completions", json={}, headers=keyed)).json()["error"][
         "type"
     ]
@@ -377,8 +387,14 @@ async def test_embeddings(tokenizer_folder: Path) -> None:
     assert "X-Ignored-Fields" not in response.headers
     response = await server.client.post("/api/embeddings", json={"prompt": "the fox"})
     assert response.json() == {"embedding": vector(server.ids("the fox"))}
-    response = await server.client.post("/api/embed", json={"input": ["a", "wizard " * 65]})
-    assert "input[1] has" in refusal_of(response)
+    long = "wizard " * 65
+    body = {"input": ["a", long], "truncate": False}
+    assert "input[1] has" in refusal_of(await server.client.post("/api/embed", json=body))
+    cut = vector(server.ids(long)[:MOST_EMBEDDED])
+    response = await server.client.post("/api/embed", json={"input": ["a", long]})
+    assert response.json()["embeddings"][1] == cut
+    response = await server.client.post("/api/embeddings", json={"prompt": long})
+    assert response.json()["embedding"] == cut
     response = await server.client.post("/api/embed", json={"input": ["a", ""]})
     assert "input[1]" in refusal_of(response)
     response = await server.client.post("/api/chat", json={"messages": MESSAGES})

@@ -106,6 +106,32 @@ async def test_a_text_that_is_too_long_is_named(server: EmbeddingServer, thread:
     assert server.engine.embedding_requests == []
 
 
+async def test_texts_are_cut_where_that_is_asked_for(server: EmbeddingServer) -> None:
+    long = "fox " * 70
+    ids = server.ids(long)
+    for keep, most in ((-1, MAX_MODEL_LEN), (MAX_MODEL_LEN, MAX_MODEL_LEN), (8, 8), (2, 2)):
+        answer = (await server.embed(input=["fox", long], truncate_prompt_tokens=keep)).json()
+        inputs = server.engine.embedding_requests[-1].inputs
+        assert inputs == [server.ids("fox")[:most], ids[:most]]
+        assert answer["usage"]["prompt_tokens"] == sum(map(len, inputs))
+    await server.embed(input=[[5] * 100, [6]], truncate_prompt_tokens=3)
+    assert server.engine.embedding_requests[-1].inputs == [[5, 5, 5], [6]]
+    body = {"query": long, "documents": [long, "fox"], "truncate_prompt_tokens": -1}
+    for path in ("/v1/rerank", "/v1/score"):
+        response = await server.client.post(path, json=body | {"text_1": long, "text_2": long})
+        assert response.status_code == 200, response.text
+        assert server.engine.embedding_requests[-1].inputs[0] == ids[:MAX_MODEL_LEN]
+    for keep, said in (
+        (0, "1 to 64 tokens"),
+        (MAX_MODEL_LEN + 1, "1 to 64 tokens"),
+        (1, "must be at least 2"),
+        (-2, "must be"),
+    ):
+        error = await server.refused(truncate_prompt_tokens=keep)
+        assert error["param"] == "truncate_prompt_tokens"
+        assert said in error["message"]
+
+
 async def test_the_only_text_has_no_number(server: EmbeddingServer) -> None:
     error = await server.refused(input="fox " * 70)
     assert f"However, input has {len(server.ids('fox ' * 70))} tokens" in error["message"]
@@ -134,8 +160,8 @@ async def test_characters_are_bounded_before_anything_is_tokenised(
 async def test_what_is_refused_and_what_is_tolerated(server: EmbeddingServer) -> None:
     assert (await server.refused(encoding_format="int8"))["param"] == "encoding_format"
     assert (await server.refused(dimensions=0))["param"] == "dimensions"
-    error = await server.refused(truncate_prompt_tokens=8)
-    assert (error["param"], error["code"]) == ("truncate_prompt_tokens", "unsupported_feature")
+    error = await server.refused(messages=[])
+    assert (error["param"], error["code"]) == ("messages", "unsupported_feature")
     response = await server.embed(user="me", encoding_format=None, dimensions=None, mood="odd")
     assert response.status_code == 200
     assert response.headers["x-ignored-fields"] == "mood"

@@ -14,7 +14,7 @@ from fake_engine import Failure
 from text_server import TextServer, until
 
 from engine.kinds import EMBEDDING
-from server.embeddings.semantic_entropy import clusters_of, entropy_of, shortened
+from server.embeddings.semantic_entropy import clusters_of, entropy_of
 from server.routes import semantic_entropy
 
 HI = [{"role": "user", "content": "hi"}]
@@ -58,11 +58,6 @@ def test_clusters_are_those_of_the_definition() -> None:
         assert clusters_of(texts, embeddings, threshold) == expected, seed
         shares = np.bincount(expected) / len(expected)
         assert entropy_of(expected) == pytest.approx(-(shares * np.log(shares)).sum()), seed
-
-
-def test_a_long_answer_counts_by_its_beginning() -> None:
-    assert shortened([5, 6, 7, 8, 9], 5) == [5, 6, 7, 8, 9]
-    assert shortened([5, 6, 7, 8, 9], 3) == [5, 6, 9]
 
 
 async def test_answers_are_put_together_by_their_embeddings(both: EmbeddingServer) -> None:

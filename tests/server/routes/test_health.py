@@ -38,6 +38,12 @@ async def test_health_is_live_whatever_the_models_do(client, engine, app):
     assert (await client.head("/health")).status_code == 200
 
 
+async def test_the_address_itself_answers(client):
+    assert "/docs" in (await client.get("/")).text
+    answer = await client.head("/")
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
 @pytest.mark.parametrize("method", ["GET", "POST", "HEAD"])
 async def test_ping_is_health_without_a_body_or_a_key(engine, method):
     transport = httpx.ASGITransport(create_app(Settings(api_keys=("zebra",)), engine))

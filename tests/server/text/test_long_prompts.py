@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from text_server import MAX_MODEL_LEN, TextServer, encoding_threads, text_info, until
+from tokenizers import Tokenizer, processors
 
 from engine.errors import InvalidParameter
 from engine.text import long_text
@@ -171,6 +172,31 @@ async def test_random_texts_in_small_parts_against_the_whole(
         one_less = PromptLimit(len(whole) - 1, 10_000, lambda n, _: InvalidParameter(str(n)), "p")
         with pytest.raises(InvalidParameter):
             await text_side.encode_all([text], add_special_tokens=special, limit=one_less)
+    text_side.close()
+
+
+@pytest.mark.parametrize("thread", [False, True], ids=["short", "in a thread"])
+async def test_a_text_cut_at_its_end_against_the_library(
+    tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch, thread: bool
+) -> None:
+    """With tokens around every text, as encoders have them: these stay."""
+    if thread:
+        monkeypatch.setattr(long_text, "PART_CHARS", 30)
+        monkeypatch.setattr(texts_module, "THREAD_THRESHOLD_CHARS", 0)
+    tokenizer = load_tokenizer(tokenizer_folder)
+    tokenizer.raw.post_processor = processors.TemplateProcessing(
+        single="<|s|> $A <|e|>", special_tokens=[("<|s|>", 0), ("<|e|>", 1)]
+    )
+    reference = Tokenizer.from_str(tokenizer.raw.to_str())
+    text_side = ModelText(tokenizer, EncodingPool(100))
+    assert text_side.num_added_tokens == 2
+    for _ in range(50):
+        text = " ".join(random.choices(WORDS.split(), k=random.randint(1, 60)))
+        most = random.randint(3, 40)
+        reference.enable_truncation(most)
+        limit = PromptLimit(most, 10_000, lambda n, _: InvalidParameter(str(n)), "p", cuts_end=True)
+        [ids] = await text_side.encode_all([text], add_special_tokens=True, limit=limit)
+        assert ids == reference.encode(text).ids
     text_side.close()
 
 
