@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.lora.arrays import Arrays
 from engine.lora.dora import Gates
 from engine.lora.peft_files import Adapter, ModelShapes, Need, Update
 from engine.models.layers.embedding import LmHead, TokenEmbedding
@@ -46,14 +47,14 @@ class ShardUpdates(LoraShard):
         need: Need,
         inputs: int,
         outputs: int,
-        options: WeightOptions,
+        arrays: Arrays,
     ) -> Self:
         """Of adapters that change nothing."""
-        dtype, device, rank = options.dtype, options.device, need.rank
+        device = arrays.options.device
         return cls(
             first,
-            torch.zeros(num_adapters, rank, inputs, dtype=dtype, device=device),
-            torch.zeros(num_adapters, rank, outputs, dtype=dtype, device=device),
+            arrays.zeros(num_adapters, need.rank, inputs),
+            arrays.zeros(num_adapters, need.rank, outputs),
             torch.zeros(num_adapters, device=device),
             Gates.empty(num_adapters, outputs, device) if need.is_gated else None,
         )
@@ -92,21 +93,18 @@ class TableUpdates:
     """Its A is the identity, since what is looked up is what A makes of a token."""
 
     @classmethod
-    def empty(
-        cls, *, num_adapters: int, rank: int, table: TokenEmbedding, options: WeightOptions
-    ) -> Self:
+    def empty(cls, *, num_adapters: int, rank: int, table: TokenEmbedding, arrays: Arrays) -> Self:
         """Of adapters that change nothing."""
         vocab_size, outputs = table.shape
-        shape = (num_adapters, vocab_size, rank)
         return cls(
-            torch.zeros(shape, dtype=options.dtype, device=options.device),
+            arrays.zeros(num_adapters, vocab_size, rank),
             ShardUpdates.empty(
                 0,
                 num_adapters=num_adapters,
                 need=Need(rank, False),
                 inputs=rank,
                 outputs=outputs,
-                options=options,
+                arrays=arrays,
             ),
         )
 
@@ -245,15 +243,16 @@ class LoraSlots:
         before: "LoraSlots | None" = None,
     ) -> None:
         self.room = room
+        arrays = Arrays(options)
         self._shards: dict[str, ShardUpdates] = {}
         self._tables: dict[str, tuple[TableUpdates, float]] = {}
         """With the factor of what is looked up."""
         self._updates: dict[str, list[ShardUpdates]] = {}
         for layer in layers:
             if isinstance(layer, TokenEmbedding):
-                self._create_table(layer, options)
+                self._create_table(layer, arrays)
             else:
-                self._updates[layer.path] = self._create(layer, options)
+                self._updates[layer.path] = self._create(layer, arrays)
         if before is not None:
             for path in self._shards.keys() & before._shards.keys():
                 self._shards[path].copy_from(before._shards[path])
@@ -271,17 +270,17 @@ class LoraSlots:
         tables = {path: table for path, (table, _) in self._tables.items()}
         return LoraRows(self._updates, slots, tables, copies or {})
 
-    def _create_table(self, layer: TokenEmbedding, options: WeightOptions) -> None:
+    def _create_table(self, layer: TokenEmbedding, arrays: Arrays) -> None:
         need = self.room.needs.get(layer.path)
         if need is None:
             return
         table = TableUpdates.empty(
-            num_adapters=self.room.num_slots, rank=need.rank, table=layer, options=options
+            num_adapters=self.room.num_slots, rank=need.rank, table=layer, arrays=arrays
         )
         self._tables[layer.path] = table, layer.scale
         self._updates[layer.path] = [table.shard]
 
-    def _create(self, layer: Linear | LmHead, options: WeightOptions) -> list[ShardUpdates]:
+    def _create(self, layer: Linear | LmHead, arrays: Arrays) -> list[ShardUpdates]:
         found, first = [], 0
         for path, shard in zip(layer.shard_paths, layer.shards, strict=True):
             if (need := self.room.needs.get(path)) is not None:
@@ -291,7 +290,7 @@ class LoraSlots:
                     need=need,
                     inputs=layer.in_features,
                     outputs=shard.out_features,
-                    options=options,
+                    arrays=arrays,
                 )
                 found.append(self._shards[path])
             first += shard.out_features

@@ -37,6 +37,14 @@ def use_huge_pages() -> int:
     return 0
 
 
+def huge_zeros(num_bytes: int) -> mmap.mmap:
+    """New memory that is committed as it is touched, in huge pages where the kernel has them."""
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError, AttributeError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
+
+
 def _large_private_ranges() -> Iterator[tuple[int, int]]:
     """(start, size) of whole huge pages inside anonymous writable mappings."""
     for line in Path("/proc/self/maps").read_text().splitlines():
