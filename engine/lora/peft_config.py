@@ -12,6 +12,8 @@ MAX_NAMED = 3
 """Layers that a message lists."""
 MAX_SHOWN = 100
 """Characters of a name."""
+MAX_PATTERNS = 4096
+"""Of ranks or alphas; each layer is compared with all of them."""
 
 _UNSUPPORTED = {
     "trainable_token_indices": "token embeddings (trainable_token_indices)",
@@ -109,6 +111,10 @@ def by_pattern(config: Mapping[str, Any], key: str, name: str, default: Any) -> 
     patterns = config.get(key) or {}
     if not isinstance(patterns, dict):
         raise CorruptFile(f"{CONFIG} has a {key} that is no object")
+    if len(patterns) > MAX_PATTERNS:
+        raise ModelLoadError(
+            f"{CONFIG} has {len(patterns)} patterns in {key}; {MAX_PATTERNS} it can be"
+        )
     for pattern, value in patterns.items():
         if not _PLAIN_PATTERN.fullmatch(pattern):
             raise ModelLoadError(

@@ -4,10 +4,11 @@ Everything that could go wrong is found before any number is used: what the conf
 and we do not have, names and shapes from the file's header, then that the numbers are finite.
 """
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from engine.lora.peft_config import (
     shortened,
     stated_scale,
 )
-from engine.weights.safetensors import file_headers, iter_file_tensors
+from engine.weights.safetensors import file_headers, read_tensors
 
 WEIGHTS, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 MAX_RANK = 256
@@ -156,9 +157,72 @@ class Adapter:
         )
 
 
-def read_adapter(folder: Path, shapes: ModelShapes, dtype: torch.dtype) -> Adapter:
-    """Read an adapter that was made for a model with these layers. Nothing of it stays in the
-    file's memory, so that whoever installs it waits for no disk.
+@dataclass(frozen=True, slots=True)
+class AdapterPlan:
+    """A folder that fits the model, whose numbers have still to be read."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    shapes: ModelShapes
+    dtype: torch.dtype
+    ranks: Mapping[str, int]
+    """Of each layer that it updates."""
+    copies: tuple[str, ...]
+    """Whole modules."""
+    left_out: tuple[str, ...]
+
+    @property
+    def size(self) -> AdapterSize:
+        """What it will need room for."""
+        is_gated = bool(self.config.get("use_dora"))
+        needs = {name: Need(rank, is_gated) for name, rank in self.ranks.items()}
+        whole = (self.shapes.copies[name] for name in self.copies)
+        return AdapterSize(
+            needs, sum(math.prod(shape) * self._kept_as(len(shape)).itemsize for shape in whole)
+        )
+
+    def read(self) -> Adapter:
+        """Read the numbers, into memory of their own.
+
+        Raises:
+            ModelLoadError: some are not finite in the model's type. CorruptFile: a file is damaged.
+        """
+        wanted = {
+            key: (name, side)
+            for key in file_headers(self.folder / WEIGHTS)
+            for name, side in [_layer_of(key)]
+            if side != _BASE and (name in self.copies if side == _COPY else name in self.ranks)
+        }
+        tensors: dict[tuple[str, str], Tensor] = {}
+        for key, tensor in read_tensors(self.folder / WEIGHTS, wanted):
+            name, side = wanted[key]
+            turned = tensor.T if side in (_LINEAR[1], _TABLE[1]) else tensor
+            kept = turned.to(self._kept_as(tensor.ndim)).contiguous()
+            # What is too large for the model's type is infinite in it.
+            if not kept.isfinite().all():
+                raise ModelLoadError(f"{name} holds numbers that are not finite in {kept.dtype}")
+            tensors[name, side] = kept
+        updates = {name: self._update(name, rank, tensors) for name, rank in self.ranks.items()}
+        copies = {name: tensors[name, _COPY] for name in self.copies}
+        return Adapter(updates, copies, self.left_out)
+
+    def _update(self, name: str, rank: int, tensors: Mapping[tuple[str, str], Tensor]) -> Update:
+        a, b = self.shapes.sides(name) or _LINEAR
+        return Update(
+            tensors[name, a],
+            tensors[name, b],
+            stated_scale(self.config, name, rank),
+            tensors.get((name, _MAGNITUDE)),
+        )
+
+    def _kept_as(self, num_dimensions: int) -> torch.dtype:
+        """Of one number each: magnitudes, norms."""
+        return torch.float32 if num_dimensions == 1 else self.dtype
+
+
+def plan_adapter(folder: Path, shapes: ModelShapes, dtype: torch.dtype) -> AdapterPlan:
+    """Look at an adapter that was made for a model with these layers: at its configuration and at
+    the header of its file.
 
     Args:
         dtype: of the model, in which the numbers must be finite.
@@ -178,30 +242,8 @@ def read_adapter(folder: Path, shapes: ModelShapes, dtype: torch.dtype) -> Adapt
         wanted = by_pattern(config, "rank_pattern", name, config.get("r", 8))
         if wanted != rank:
             raise ShapeMismatch(f"{name} has rank {rank}; {CONFIG} says {shortened(wanted)}")
-    tensors: dict[tuple[str, str], Tensor] = {}
-    for key, tensor in iter_file_tensors(folder / WEIGHTS):
-        name, side = _layer_of(key)
-        if side == _BASE or not (name in found.copies if side == _COPY else name in found.ranks):
-            continue
-        turned = tensor.T if side in (_LINEAR[1], _TABLE[1]) else tensor
-        # Of one number each: magnitudes, norms.
-        kept_as = torch.float32 if tensor.ndim == 1 else dtype
-        kept = torch.empty(turned.shape, dtype=kept_as).copy_(turned)
-        # What is too large for the model's type is infinite in it.
-        if not kept.isfinite().all():
-            raise ModelLoadError(f"{name} holds numbers that are not finite in {kept_as}")
-        tensors[name, side] = kept
-    updates = {}
-    for name, rank in found.ranks.items():
-        a, b = shapes.sides(name) or _LINEAR
-        updates[name] = Update(
-            tensors[name, a],
-            tensors[name, b],
-            stated_scale(config, name, rank),
-            tensors.get((name, _MAGNITUDE)),
-        )
-    copies = {name: tensors[name, _COPY] for name in found.copies}
-    return Adapter(updates, copies, found.left_out)
+        stated_scale(config, name, rank)  # refused here, if there is none
+    return AdapterPlan(folder, config, shapes, dtype, found.ranks, found.copies, found.left_out)
 
 
 class _Found(NamedTuple):

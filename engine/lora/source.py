@@ -23,13 +23,13 @@ class Source:
         """As the files are now. None of them need be there."""
         return cls(folder, tuple(map(_mark, files)))
 
-    def check_unchanged(self, now: "Source") -> None:
+    def check_unchanged(self, now: "Source", since: str = "it was loaded") -> None:
         """
         Raises:
             ModelLoadError: the files are others now.
         """
         if self != now:
-            raise ModelLoadError("its files have changed since it was loaded; load it anew")
+            raise ModelLoadError(f"its files have changed since {since}; load it anew")
 
 
 def _mark(file: Path) -> Mark | None:

@@ -18,7 +18,7 @@ from engine.lora.copies import Copies
 from engine.lora.dora import with_gates
 from engine.lora.own_modules import OwnModules
 from engine.lora.peft_config import CONFIG
-from engine.lora.peft_files import WEIGHTS, Adapter, AdapterSize, ModelShapes, read_adapter
+from engine.lora.peft_files import WEIGHTS, Adapter, AdapterSize, ModelShapes, plan_adapter
 from engine.lora.shelf import AdapterLimits, Kept, Shelf, Steps, cause_of
 from engine.lora.slots import CopiesOf, LoraRows, LoraSlots, Room
 from engine.lora.source import Source
@@ -26,7 +26,6 @@ from engine.models.causal_lm import CausalLM
 from engine.models.layers.embedding import LmHead, TokenEmbedding
 from engine.models.layers.linear import Linear
 from engine.models.layers.norm import RmsNorm
-from engine.runtime.huge_pages import use_huge_pages
 from engine.runtime.memory import available_host_memory
 
 log = structlog.get_logger(__name__)
@@ -118,7 +117,6 @@ class AdapterTable(Shelf[AdapterSize, int]):
         for name, folder in folders.items():
             try:
                 source, adapter = self._read_whole(folder)
-                self._check_size(adapter.size)
             except Exception as error:  # whatever a stranger's file can do, the model is served
                 self.failed[name] = cause_of(error, name).message
                 continue
@@ -156,15 +154,12 @@ class AdapterTable(Shelf[AdapterSize, int]):
             taken = self._bytes_of(adapter.size for adapter in adapters.values())
             self._copies.shrink(self._limits.max_bytes - taken)
         self._take(self._larger_slots(room), grant)
-        if self._options.device.type == "cpu":
-            use_huge_pages()
         for slot, (key, adapter) in enumerate(adapters.items()):
             ready = _Ready(slot, self._own.make(adapter.copies), own[key])
             self._enter(key, adapter, ready)
 
     def _steps(self, order: AdapterOrder) -> Steps:
         source, adapter = yield from self._reading(order.folder)
-        self._check_size(adapter.size)
         ready = None
         if self._has_room(order.name, adapter.size):
             ready = yield from self._making_ready(adapter)
@@ -263,9 +258,16 @@ class AdapterTable(Shelf[AdapterSize, int]):
         return sum(kept.size.copy_bytes for kept in placed)
 
     def _read(self, folder: str) -> tuple[Source, Adapter]:
+        """In any thread."""
         place = Path(os.path.expanduser(folder))
-        source = Source.of(folder, place / CONFIG, place / WEIGHTS)
-        return source, read_adapter(place, self._shapes, self._options.dtype)
+        files = place / CONFIG, place / WEIGHTS
+        source = Source.of(folder, *files)
+        try:
+            plan = plan_adapter(place, self._shapes, self._options.dtype)
+            self._check_size(plan.size)
+            return source, plan.read()
+        finally:  # whatever has come of it then
+            source.check_unchanged(Source.of(folder, *files), since="reading them began")
 
     def _read_whole(self, folder: str) -> tuple[Source, Adapter]:
         source, adapter = self._read(folder)

@@ -6,7 +6,7 @@ Called by `loader.py`.
 import math
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from engine.quantization.format import TensorHeader
 _INDEX = "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 100 << 20
 """The format's own limit."""
+_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _MAX_SMALL_BYTES = 4096
 """Of a tensor that says something of another one."""
 
@@ -68,6 +69,39 @@ def _tensors_of(path: Path, names: list[str]) -> Iterator[tuple[str, torch.Tenso
                 yield name, file.get_tensor(name)
     except SafetensorError as error:
         raise CorruptFile(f"{path.name} is damaged; fetch it again") from error
+
+
+def read_tensors(path: Path, names: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield (name, tensor) of some tensors of a file whose header has been read, in new memory.
+
+    For files that may be written to meanwhile: of a mapped one that is cut short pages are gone,
+    and with them the process that reads them.
+
+    Raises:
+        CorruptFile: it is damaged, lacks one of them, or they are of a type that is not of floats.
+        ModelLoadError: it cannot be read.
+    """
+    header, first = _checked_header(path, _MAX_HEADER_BYTES)
+    if not header.keys() >= set(names):
+        raise _damaged(path)
+    try:
+        with open_regular(path) as file:
+            for name in (one for one in _in_file_order(header) if one in names):
+                start, end = header[name]["data_offsets"]
+                data = bytearray(end - start)
+                file.seek(first + start)
+                if file.readinto(data) < len(data):  # type: ignore[attr-defined]
+                    raise _damaged(path)
+                yield name, _tensor_of(path, header[name], data)
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _tensor_of(path: Path, entry: dict[str, Any], data: bytearray) -> torch.Tensor:
+    dtype, shape = _FLOATS.get(entry.get("dtype")), entry["shape"]  # type: ignore[arg-type]
+    if dtype is None or math.prod(shape) * dtype.itemsize != len(data):
+        raise _damaged(path)
+    return torch.frombuffer(data, dtype=dtype).view(shape) if data else torch.empty(shape)
 
 
 def folder_headers(folder: Path) -> dict[str, TensorHeader]:

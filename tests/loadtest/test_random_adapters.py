@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from engine.lora.peft_files import ModelShapes, read_adapter
+from engine.lora.peft_files import ModelShapes, plan_adapter
 from loadtest.random_adapters import layer_shapes, write_random_adapter
 
 SIZES = {"model.layers.0.self_attn.q_proj": (192, 256), "model.layers.0.mlp.up_proj": (512, 256)}
@@ -35,7 +35,7 @@ def test_an_adapter_is_read_as_it_was_written(tmp_path: Path) -> None:
     a, b, c = ((tmp_path / n / "adapter_model.safetensors").read_bytes() for n in "abc")
     assert a == b
     assert a != c
-    updates = read_adapter(tmp_path / "a", ModelShapes(SIZES), torch.float32).updates
+    updates = plan_adapter(tmp_path / "a", ModelShapes(SIZES), torch.float32).read().updates
     assert updates.keys() == SIZES.keys()
     for update in updates.values():
         assert (update.rank, update.scale) == (16, 1.0)

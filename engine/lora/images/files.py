@@ -35,7 +35,7 @@ from engine.lora.peft_config import (
     stated_scale,
 )
 from engine.lora.peft_files import WEIGHTS
-from engine.weights.safetensors import iter_file_tensors, read_file_metadata
+from engine.weights.safetensors import read_file_metadata, read_tensors
 
 _LENGTHS = "lengths"
 _METADATA = "lora_adapter_metadata"
@@ -150,7 +150,7 @@ def plan_adapter(place: Path, names: Mapping[str, Target], layers: Mapping[Place
 def read_changes(
     plan: Plan, dtype: torch.dtype, device: torch.device
 ) -> dict[Place, Change | Lengths]:
-    """Read the numbers. Nothing of them stays in the file's memory.
+    """Read the numbers, into memory of their own.
 
     Args:
         dtype: of the model, in which they must be finite.
@@ -163,12 +163,12 @@ def read_changes(
     alpha_of = {key: name for name, key in plan.alphas.items()}
     tensors: dict[str, dict[str, Tensor]] = {one.name: {} for one in plan.modules}
     alphas: dict[str, float] = {}
-    for key, tensor in iter_file_tensors(plan.file):
+    for key, tensor in read_tensors(plan.file, alpha_of.keys() | owners.keys()):
         if key in alpha_of:
             alphas[alpha_of[key]] = float(tensor.float().reshape(-1)[0])
-        elif key in owners:
+        else:
             module, part = owners[key]
-            tensors[module.name][part] = torch.empty(tensor.shape).copy_(tensor)
+            tensors[module.name][part] = tensor.float()
     changes: dict[Place, Change | Lengths] = {}
     for module in plan.modules:
         scale = _scale(module, alphas.get(module.name), plan.config)

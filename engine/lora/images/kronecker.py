@@ -62,13 +62,15 @@ class Kronecker:
     def _left(self, shapes: Mapping[str, Shape]) -> Shape | None:
         """`[o1, i1]`; None: its parts do not go together."""
         if LEFT in shapes:
-            return shapes[LEFT] if len(shapes[LEFT]) == 2 else None
+            is_alone = shapes.keys().isdisjoint(LEFT_FACTORS)
+            return shapes[LEFT] if is_alone and len(shapes[LEFT]) == 2 else None
         return _product(*(shapes[part] for part in LEFT_FACTORS))
 
     def _right(self, shapes: Mapping[str, Shape], layer: Layer) -> Shape | None:
         """`[o2, i2]`, or `[o2, i2, k, k]`."""
         if RIGHT in shapes:
-            return shapes[RIGHT] if len(shapes[RIGHT]) in (2, 4) else None
+            is_alone = shapes.keys().isdisjoint((*RIGHT_FACTORS, CORE))
+            return shapes[RIGHT] if is_alone and len(shapes[RIGHT]) in (2, 4) else None
         a, b = (shapes[part] for part in RIGHT_FACTORS)
         if CORE in shapes:
             core = shapes[CORE]

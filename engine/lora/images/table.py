@@ -13,6 +13,7 @@ from engine.adapter_orders import AdapterOrder, NoAdapters
 from engine.errors import ModelLoadError
 from engine.host import Grant, Host
 from engine.lora.images.changes import Change
+from engine.lora.images.contents import find_file
 from engine.lora.images.dora import Gated, Lengths, is_plain
 from engine.lora.images.files import Plan, plan_adapter, read_changes
 from engine.lora.images.layers import AdaptedLayers, Place
@@ -100,7 +101,7 @@ class ImageAdapterTable(Shelf[int, Grant]):
         self._check_size(self._size(plan))
         grant = self._borrow(self._size(plan))
         try:
-            reading = self._thread.submit(read_changes, plan, self._dtype, self._adapted.device)
+            reading = self._thread.submit(self._read, source, plan)
             yield reading
             changes = yield from self._gating(reading.result())
             return _Read(source, plan, changes, grant)
@@ -144,8 +145,15 @@ class ImageAdapterTable(Shelf[int, Grant]):
         return plan.num_weights * self._dtype.itemsize
 
     def _plan(self, place: str) -> tuple[Source, Plan]:
-        plan = plan_adapter(Path(os.path.expanduser(place)), self._names, self._adapted.layers)
-        return Source.of(place, plan.file, plan.file.parent / CONFIG), plan
+        path = Path(os.path.expanduser(place))
+        source = _source(place, find_file(path))
+        return source, plan_adapter(path, self._names, self._adapted.layers)
+
+    def _read(self, source: Source, plan: Plan) -> dict[Place, Change | Lengths]:
+        try:
+            return read_changes(plan, self._dtype, self._adapted.device)
+        finally:  # whatever has come of it then
+            source.check_unchanged(_source(source.folder, plan.file), since="reading them began")
 
     def _borrow(self, num_bytes: int) -> Grant:
         device = self._adapted.device.type
@@ -161,6 +169,10 @@ class ImageAdapterTable(Shelf[int, Grant]):
 
     def _forget(self, key: str) -> None:
         """Nothing is kept beside the places."""
+
+
+def _source(place: str, file: Path) -> Source:
+    return Source.of(place, file, file.parent / CONFIG)
 
 
 def load_image_adapters(

@@ -14,7 +14,7 @@ from tiny_pairs import create_pair
 from engine.adapter_orders import AdapterReport
 from engine.errors import ModelLoadError
 from engine.lora.peft_config import CONFIG
-from engine.lora.peft_files import WEIGHTS, ModelShapes, read_adapter
+from engine.lora.peft_files import WEIGHTS, ModelShapes, plan_adapter
 
 PREFIX = "base_model.model."
 Q = f"{PREFIX}model.layers.0.self_attn.q_proj"
@@ -68,7 +68,7 @@ def rewrite(folder, change):
 
 
 def test_numbers_names_and_scales(folder):
-    adapter = read_adapter(folder, MODEL, torch.float32)
+    adapter = plan_adapter(folder, MODEL, torch.float32).read()
     assert adapter.updates.keys() == SHAPES.keys()
     tensors = load_file(folder / WEIGHTS)
     update = adapter.updates["model.layers.0.self_attn.q_proj"]
@@ -94,7 +94,7 @@ def test_numbers_names_and_scales(folder):
 )
 def test_scales(folder, changes, scale):
     configure(folder, **changes)
-    adapter = read_adapter(folder, MODEL, torch.float32)
+    adapter = plan_adapter(folder, MODEL, torch.float32).read()
     assert adapter.updates["model.layers.0.self_attn.q_proj"].scale == scale
 
 
@@ -121,6 +121,7 @@ def test_scales(folder, changes, scale):
         ({"lora_alpha": 1e39}, "no usable lora_alpha"),
         ({"alpha_pattern": {"(a+)+$": 1}}, "regular expression"),
         ({"alpha_pattern": [1]}, "no object"),
+        ({"rank_pattern": {f"layer{n}": 4 for n in range(5000)}}, "has 5000 patterns in rank_pat"),
         ({"r": 5}, "rank 4; adapter_config.json says 5"),
         ({"rank_pattern": {"q_proj": "x" * 9999}}, "says x"),
     ],
@@ -128,7 +129,7 @@ def test_scales(folder, changes, scale):
 def test_configurations_that_are_refused(folder, changes, reason):
     configure(folder, **changes)
     with pytest.raises(ModelLoadError, match=reason) as caught:
-        read_adapter(folder, MODEL, torch.float32)
+        plan_adapter(folder, MODEL, torch.float32).read()
     assert len(caught.value.message) < 500
     assert str(folder) not in caught.value.message
 
@@ -201,11 +202,11 @@ def test_magnitudes_of_dora(folder, magnitudes, reason):
     configure(folder, use_dora=True)
     rewrite(folder, add)
     if reason is None:
-        update = read_adapter(folder, MODEL, torch.bfloat16).updates[Q.removeprefix(PREFIX)]
+        update = plan_adapter(folder, MODEL, torch.bfloat16).read().updates[Q.removeprefix(PREFIX)]
         assert torch.equal(update.magnitude, magnitudes)
     else:
         with pytest.raises(ModelLoadError, match=reason):
-            read_adapter(folder, MODEL, torch.bfloat16)
+            plan_adapter(folder, MODEL, torch.bfloat16).read()
 
 
 def embedding(tensors):
@@ -258,7 +259,7 @@ def nothing(tensors):
 def test_tensors_that_are_refused(folder, change, reason):
     rewrite(folder, change)
     with pytest.raises(ModelLoadError, match=reason):
-        read_adapter(folder, MODEL, torch.float16)
+        plan_adapter(folder, MODEL, torch.float16).read()
 
 
 def truncate(folder):
@@ -317,7 +318,7 @@ def pipe(folder):
 def test_damaged_files_harm_nobody(folder, saved, damage):
     damage(folder)
     with pytest.raises(ModelLoadError) as caught:
-        read_adapter(folder, MODEL, torch.float32)
+        plan_adapter(folder, MODEL, torch.float32).read()
     assert str(folder) not in caught.value.message
     loaded = load(create_pair("Llama", 3)[0], {"bad": folder, "good": saved})
     assert loaded.names == ("good",)
@@ -331,7 +332,7 @@ def test_layers_beside_the_decoders_are_left_out(folder):
             tensors[key] = torch.full(shape, torch.nan)
 
     rewrite(folder, add)
-    adapter = read_adapter(folder, MODEL, torch.float32)
+    adapter = plan_adapter(folder, MODEL, torch.float32).read()
     assert adapter.updates.keys() == SHAPES.keys()
     assert (adapter.report.num_left_out, adapter.report.left_out) == (1, ("vision_tower.fc",))
 
@@ -348,7 +349,7 @@ def test_the_ends_of_a_model(folder):
     """The base's own embedding, which PEFT saves beside an update of it, is not looked at."""
     rewrite(folder, with_ends)
     configure(folder, modules_to_save=["lm_head", "norm"])
-    adapter = read_adapter(folder, WHOLE, torch.bfloat16)
+    adapter = plan_adapter(folder, WHOLE, torch.bfloat16).read()
     tensors = load_file(folder / WEIGHTS)
     update = adapter.updates[TABLE]
     assert torch.equal(update.a, tensors[f"{PREFIX}{TABLE}.lora_embedding_A"].bfloat16())
@@ -419,7 +420,7 @@ def test_ends_that_are_refused(folder, change, reason):
     rewrite(folder, with_ends)
     rewrite(folder, change)
     with pytest.raises(ModelLoadError, match=reason):
-        read_adapter(folder, WHOLE, torch.float32)
+        plan_adapter(folder, WHOLE, torch.float32).read()
 
 
 def test_dora_is_for_linear_layers(folder):
@@ -431,4 +432,4 @@ def test_dora_is_for_linear_layers(folder):
     rewrite(folder, only_table)
     configure(folder, use_dora=True)
     with pytest.raises(ModelLoadError, match=r"DoRA of model\.embed_tokens"):
-        read_adapter(folder, WHOLE, torch.float32)
+        plan_adapter(folder, WHOLE, torch.float32).read()

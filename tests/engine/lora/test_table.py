@@ -1,12 +1,14 @@
 """Adapters that come and go: their slots, their memory, and what is left of them."""
 
 import json
+import os
 import shutil
 import threading
 
 import pytest
 import torch
 from peft_adapters import Host, limits_of, load, write_adapter
+from safetensors.torch import load_file, save_file
 from tiny_pairs import create_pair
 
 from engine.adapter_orders import AdapterOrder, AdapterReport
@@ -20,6 +22,7 @@ from engine.errors import (
 )
 from engine.lora import table as table_module
 from engine.lora.peft_config import CONFIG
+from engine.lora.peft_files import WEIGHTS, AdapterPlan
 from engine.lora.table import load_adapters
 from engine.models.adapters import NO_ADAPTER
 
@@ -262,8 +265,8 @@ def test_memory_of_a_load_that_fails_later_is_given_back(model, folders, monkeyp
 
 def test_steps_go_on_while_files_are_read(model, folders, monkeypatch):
     table = load(model, {"a": folders["a"]}, room=2)
-    may_read, read = threading.Event(), table_module.read_adapter
-    monkeypatch.setattr(table_module, "read_adapter", lambda *args: may_read.wait() and read(*args))
+    may_read, plan = threading.Event(), table_module.plan_adapter
+    monkeypatch.setattr(table_module, "plan_adapter", lambda *args: may_read.wait() and plan(*args))
     answers = []
     for name in "bc":
         table.load(AdapterOrder(name=name, folder=str(folders[name])), answers.append)
@@ -283,7 +286,7 @@ def test_what_nobody_thought_of_harms_no_model(model, folders, monkeypatch):
     def fail(*_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(table_module, "read_adapter", fail)
+    monkeypatch.setattr(table_module, "plan_adapter", fail)
     assert ask(table, "b", "/nowhere").message == "ZeroDivisionError while it was loaded"
     assert load(model, {"a": "/nowhere"}).failed == {"a": "ZeroDivisionError while it was loaded"}
 
@@ -327,9 +330,9 @@ def test_more_of_them_than_slots(model, folders, monkeypatch, copies):
     assert host.lent == {}
 
 
-def test_memory_has_a_limit(model, folders):
+def test_memory_has_a_limit(model, folders, monkeypatch):
     """Arrays and copies together; what does not fit is read again, and one that is larger than all
-    of it is refused."""
+    of it is refused before it is read."""
     sizes = {name: load(model, {name: folder}).num_bytes for name, folder in folders.items()}
     most = max(sizes.values())
     host = Host()
@@ -342,6 +345,7 @@ def test_memory_has_a_limit(model, folders):
         assert sum(host.lent.values()) == table.num_bytes + table._copies.num_bytes
     small = load(model, {"c": folders["c"]}, room=3, max_bytes=most - 1)
     [largest] = [name for name, size in sizes.items() if size == most]
+    monkeypatch.setattr(AdapterPlan, "read", lambda plan: 1 / 0)
     answer = ask(small, largest, folders[largest])
     assert isinstance(answer, InsufficientMemory)
     assert "lora_memory_gib" in answer.message
@@ -361,6 +365,42 @@ def test_one_whose_files_have_changed_is_not_what_its_key_meant(model, folders, 
     assert isinstance(ask(table, "b", places["b"], replaces=True), AdapterReport)
     assert bring(table, "b") is None
     check_same(table, model, "b", folders["c"])
+
+
+def save_anew(folder):
+    tensors = {key: tensor + 1 for key, tensor in load_file(folder / WEIGHTS).items()}
+    save_file(tensors, folder / WEIGHTS)
+
+
+def save_another(folder):
+    write_adapter(create_pair("Qwen2", 3)[1], folder, 9, r=2, target_modules=("v_proj",))
+
+
+def shorten(folder):
+    os.truncate(folder / WEIGHTS, 999)
+
+
+@pytest.mark.parametrize("change", [save_anew, save_another, shorten, cut])
+def test_one_that_is_written_to_while_it_is_read_is_refused(
+    model, folders, tmp_path, monkeypatch, change
+):
+    place, plan = shutil.copytree(folders["b"], tmp_path / "b"), table_module.plan_adapter
+    os.utime(place / WEIGHTS, ns=(0, 0))  # clocks of file systems are coarse
+
+    def planned(*args):
+        found = plan(*args)
+        change(place)
+        return found
+
+    host = Host()
+    table = load(model, {"a": folders["a"]}, host, room=1)
+    lent = dict(host.lent)
+    monkeypatch.setattr(table_module, "plan_adapter", planned)
+    answer = ask(table, "b", place)
+    assert isinstance(answer, ModelLoadError)
+    assert "its files have changed since reading them began" in answer.message
+    assert (table.names, host.lent) == (("a",), lent)
+    check_same(table, model, "a", folders["a"])
 
 
 def test_one_with_requests_keeps_its_slot(model, folders):

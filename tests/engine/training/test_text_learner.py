@@ -10,7 +10,7 @@ import transformers
 from peft import PeftModel
 
 from engine.errors import InvalidParameter, ShapeMismatch, UnsupportedFeature
-from engine.lora.peft_files import ModelShapes, read_adapter
+from engine.lora.peft_files import ModelShapes, plan_adapter
 from engine.text.tokenizer import load_tokenizer
 from engine.training.order import TrainingOrder
 from engine.training.run import run
@@ -71,7 +71,7 @@ def test_it_learns_and_others_load_it(order, folder):
         for name, layer in base.named_modules()
         if isinstance(layer, torch.nn.Linear) and name != "lm_head"
     }
-    ours = read_adapter(saved, ModelShapes(shapes), torch.float32)
+    ours = plan_adapter(saved, ModelShapes(shapes), torch.float32).read()
     assert ours.report.num_layers == len(shapes)
     assert ours.report.ranks == (8,)
     model = PeftModel.from_pretrained(base, saved)

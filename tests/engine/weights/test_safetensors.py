@@ -1,4 +1,5 @@
 import json
+import os
 import random
 import struct
 from pathlib import Path
@@ -10,12 +11,14 @@ from safetensors.torch import load_file, save_file
 
 from engine.errors import CorruptFile, MissingWeight, ModelLoadError
 from engine.quantization.plan import num_bytes
+from engine.weights import safetensors as reading
 from engine.weights.loader import iter_weights, load_model_config, weight_shapes
 from engine.weights.safetensors import (
     file_headers,
     folder_headers,
     iter_folder_weights,
     read_header,
+    read_tensors,
 )
 from engine.weights.source import Checkpoint
 
@@ -166,11 +169,55 @@ def test_truncated_or_changed_anywhere(config: Any, tmp_path: Path) -> None:
         path.write_bytes(data)
         try:
             folder_headers(tmp_path)
+            dict(read_tensors(path, "xyz"))
             dict(iter_folder_weights(tmp_path, config))
         except ModelLoadError:
             pass
         except BaseException as error:
             pytest.fail(f"{error!r}, seed {seed}")
+
+
+def test_some_tensors_in_memory_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    tensors = {
+        "a": torch.randn(3, 5),
+        "b": torch.randn(7).bfloat16(),
+        "c": torch.randn(2, 2, 2).half(),
+        "none": torch.zeros(0, 4),
+        "one": torch.tensor(3.0),
+        "other": torch.arange(9),
+    }
+    save_file(tensors, path)
+    wanted = tensors.keys() - {"other"}
+    found = dict(read_tensors(path, wanted))
+    os.truncate(path, 10)
+    assert found.keys() == wanted
+    for name, tensor in found.items():
+        assert (tensor.dtype, tensor.shape) == (tensors[name].dtype, tensors[name].shape)
+        assert torch.equal(tensor, tensors[name])
+
+
+@pytest.mark.parametrize("names", [("other",), ("a", "unheard of")])
+def test_tensors_that_are_not_read(names: tuple[str, ...], tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.zeros(3), "other": torch.arange(9)}, path)
+    with pytest.raises(CorruptFile):
+        dict(read_tensors(path, names))
+
+
+def test_a_file_that_is_cut_short_while_it_is_read(tmp_path: Path, monkeypatch: Any) -> None:
+    """Of a mapped one pages would be gone, and with them the process."""
+    path, look = tmp_path / "a.safetensors", reading._checked_header
+    save_file({"a": torch.zeros(1 << 20)}, path)
+
+    def looked_at(*args: Any) -> Any:
+        found = look(*args)
+        os.truncate(path, 1 << 16)
+        return found
+
+    monkeypatch.setattr(reading, "_checked_header", looked_at)
+    with pytest.raises(CorruptFile):
+        dict(read_tensors(path, ("a",)))
 
 
 @pytest.mark.parametrize("length", [2**63, 2**40, 100 << 20, 10])

@@ -1,6 +1,7 @@
 """Files of image adapters: what they may be called, and what is refused, why, and before what."""
 
 import json
+import os
 import random
 import struct
 
@@ -21,6 +22,7 @@ from engine.errors import (
     TooManyAdapters,
 )
 from engine.image_types import LoraUse
+from engine.lora.images import table as table_module
 from engine.lora.images.layers import AdaptedLayers
 
 CPU = torch.device("cpu")
@@ -334,6 +336,48 @@ def test_pickles_are_never_opened(layers, tmp_path, name):
         error = load(table_of(layers), "a", place)
         assert isinstance(error, ModelLoadError) and "may run anything" in error.message
     assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "value"), [("lokr_w1_b", torch.ones(())), ("lokr_w2", torch.ones(4, 4))]
+)
+def test_a_side_of_lokr_is_whole_or_in_factors(layers, model, tmp_path, part, value):
+    made = write(model, PATHS, dotted("unet"), way="lokr")
+    made.tensors[f"{LAYER}.{part}"] = value
+    error = load(table_of(layers), "a", made.save(tmp_path / "a.safetensors"))
+    assert isinstance(error, ShapeMismatch) and part in error.message
+
+
+def same_shapes(made):
+    for tensor in made.tensors.values():
+        tensor.mul_(2)
+
+
+def another_rank(made):
+    made.tensors = write(Model(), PATHS, dotted("unet"), ranks=(4,)).tensors
+
+
+@pytest.mark.parametrize("change", [same_shapes, another_rank])
+def test_one_that_is_written_to_while_it_is_read_is_refused(
+    layers, model, tmp_path, monkeypatch, change
+):
+    made, plan = write(model, PATHS, dotted("unet")), table_module.plan_adapter
+    file = made.save(tmp_path / "a.safetensors")
+    os.utime(file, ns=(0, 0))  # clocks of file systems are coarse
+
+    def planned(*args):
+        found = plan(*args)
+        change(made)
+        made.save(file)
+        return found
+
+    monkeypatch.setattr(table_module, "plan_adapter", planned)
+    host = Host()
+    table = table_of(layers, host=host)
+    error = load(table, "a", file)
+    assert isinstance(error, ModelLoadError)
+    assert "have changed since reading them began" in error.message
+    assert (table.names, host.lent) == ((), {})
 
 
 def test_a_place_that_is_not_there(layers, tmp_path):
