@@ -42,6 +42,11 @@ _KINDS = ("qweight", "qzeros", "scales")
 class AwqMethod(GroupedMethod[GroupedWeight | GroupPanels]):
     """One product for neighbouring shards; groups are runs of inputs."""
 
+    @property
+    def may_cut_groups(self) -> bool:
+        """Whether the last one may have fewer inputs than the others."""
+        return True
+
     def process(self, part: LinearPart) -> GroupedWeight | GroupPanels:
         return self._weight(part).arranged(part.device, part.dtype, part.bias())
 
@@ -51,7 +56,8 @@ class AwqMethod(GroupedMethod[GroupedWeight | GroupPanels]):
     def _weight(self, part: LinearPart) -> GroupedWeight:
         """Of loaded tensors."""
         size = self.run_of(part.in_features)
-        if part.in_features % PER_INT32 or (part.is_part_of_inputs and part.in_features % size):
+        may_cut_groups = self.may_cut_groups and not part.is_part_of_inputs
+        if part.in_features % PER_INT32 or (part.in_features % size and not may_cut_groups):
             raise ModelLoadError(
                 f"{part.name(0, 'qweight')}: {part.in_features} input features are not whole "
                 f"groups of {size}; use another format of this model, or a smaller "
@@ -109,6 +115,10 @@ class _Gemm(AwqMethod):
 
 
 class _Gemv(AwqMethod):
+    @property
+    def may_cut_groups(self) -> bool:
+        return False
+
     def tensors(self, in_features: int, out_features: int, has_bias: bool) -> dict[str, TensorSpec]:
         """Ranks cannot divide the inputs: zero points of several groups share an int32."""
         width = _zeros_width(in_features, self.run_of(in_features))

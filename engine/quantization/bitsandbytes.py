@@ -25,7 +25,7 @@ from engine.errors import CorruptFile, MissingWeight, ModelLoadError, ShapeMisma
 from engine.quantization.byte_groups import SYMMETRIC_ZERO, ByteWeight, bits_of_bytes
 from engine.quantization.format import Headers, LoadFormat, QuantizedLayer, StoredFormat
 from engine.quantization.four_bit_blocks import FourBitMethod, Numbers, rounded_to_4_bits
-from engine.quantization.int4_groups import check_finite, is_slower_packed_like
+from engine.quantization.int4_groups import check_finite, is_matrix, is_slower_packed_like
 from engine.quantization.method import LinearPart, TensorSpec, bias_tensors
 from engine.quantization.products import Product, ProductMethod
 from kernels import GGUFType
@@ -48,6 +48,7 @@ _STORAGE = {
 _BYTES = ("I8", "U8")
 _TABLES = {"nf4": four_bit_numbers.NF4, "fp4": four_bit_numbers.FP4}
 _INT8_MOST = 127
+_LAYOUT_DTYPES = (torch.uint8, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +227,7 @@ class StoredLlmInt8Method(LlmInt8Method):
             "SCB": TensorSpec(shape=(out_features,), out_axis=0, dtypes=(torch.float32,)),
         }
         if self.has_layout:
-            specs["weight_format"] = TensorSpec(shape=())
+            specs["weight_format"] = TensorSpec(shape=(), dtypes=_LAYOUT_DTYPES)
         return specs | bias_tensors(out_features, has_bias)
 
     def process(self, part: LinearPart) -> Product:
@@ -327,7 +328,7 @@ def _int8_layer(name: str, headers: Headers, device: str) -> QuantizedLayer:
     weight = headers.get(f"{name}.weight")
     if weight is None:
         raise MissingWeight(f"the checkpoint lacks {name}.weight; fetch the model again")
-    if len(weight.shape) != 2:
+    if not is_matrix(weight.shape):
         raise ShapeMismatch(f"{name}.weight has shape {weight.shape} and is no matrix")
     method = StoredLlmInt8Method(device, f"{name}.weight_format" in headers)
     return QuantizedLayer(method, *weight.shape)

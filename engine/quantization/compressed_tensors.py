@@ -24,13 +24,14 @@ from torch import Tensor
 from engine.errors import CorruptFile, MissingWeight, ModelLoadError, ShapeMismatch
 from engine.quantization.byte_groups import SYMMETRIC_ZERO, ByteWeight, bits_of_bytes
 from engine.quantization.format import Headers, QuantizedLayer, StoredFormat
-from engine.quantization.fp8 import fp8_layer, fp8_layers, left_out
+from engine.quantization.fp8 import fp8_layer, fp8_layers, left_out, stated_block
 from engine.quantization.int4_groups import (
     BITS,
     SCALE_DTYPES,
     GroupedWeight,
     bits_of_nibbles,
     check_finite,
+    is_matrix,
     is_slower_packed_like,
     unsupported,
 )
@@ -95,7 +96,8 @@ class CompressedMethod(ProductMethod):
             dtypes = int32 if self.is_packed else (torch.int8,)
             specs["weight_zero_point"] = TensorSpec(shape=shape, dtypes=dtypes)
         if self.has_g_idx:
-            specs["weight_g_idx"] = TensorSpec(shape=(in_features,))
+            integers = (torch.int32, torch.int64)
+            specs["weight_g_idx"] = TensorSpec(shape=(in_features,), dtypes=integers)
         specs |= {kind: TensorSpec(shape=shape) for kind, shape in self.left_out}
         return specs | bias_tensors(out_features, has_bias)
 
@@ -262,7 +264,7 @@ def _integer_layer(name: str, headers: Headers, device: str) -> QuantizedLayer:
     scale = headers.get(f"{name}.weight_scale")
     if scale is None:
         raise MissingWeight(f"the checkpoint lacks {name}.weight_scale; fetch the model again")
-    if len(weight.shape) != 2 or scale.type not in SCALE_DTYPES:
+    if not is_matrix(weight.shape) or scale.type not in SCALE_DTYPES:
         raise ShapeMismatch(
             f"{name} has weights of shape {weight.shape} and scales of {scale.type}; a matrix with "
             f"scales of {', '.join(SCALE_DTYPES)} is supported"
@@ -360,13 +362,6 @@ def _block_of(config: Mapping[str, Any]) -> tuple[int, int] | None:
     """Outputs and inputs that share a scale where a scheme names them."""
     for group in (config.get("config_groups") or {}).values():
         block = group["weights"].get("block_structure")
-        if block is None:
-            continue
-        if (
-            isinstance(block, list)
-            and len(block) == 2
-            and all(type(n) is int and 0 < n < 1 << 31 for n in block)
-        ):
-            return block[0], block[1]
-        raise unsupported("compressed-tensors", "block_structure", block, "two numbers are")
+        if block is not None:
+            return stated_block("compressed-tensors", "block_structure", block)
     return None

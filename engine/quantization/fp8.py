@@ -20,6 +20,7 @@ from engine.quantization.fp8_blocks import Fp8Weight, bits_of_fp8
 from engine.quantization.int4_groups import (
     SCALE_DTYPES,
     check_finite,
+    is_matrix,
     is_slower_packed_like,
     unsupported,
 )
@@ -171,7 +172,7 @@ def fp8_layer(
     if not kinds:
         raise MissingWeight(f"the checkpoint lacks the scales of {name}.weight; fetch it again")
     scale = headers[f"{name}.{kinds[0]}"]
-    if len(shape) != 2 or scale.type not in SCALE_DTYPES:
+    if not is_matrix(shape) or scale.type not in SCALE_DTYPES:
         raise ShapeMismatch(
             f"{name}.weight has shape {shape} and {kinds[0]} holds {scale.type}; a matrix with "
             f"scales of {', '.join(SCALE_DTYPES)} is supported"
@@ -223,12 +224,16 @@ def _block_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
     if kind not in ("e4m3", "float8_e4m3fn"):
         raise unsupported("FP8", "fmt", kind, "e4m3 is")
     block = config.get("weight_block_size")
-    if block is None:
-        return None
-    if (
-        not isinstance(block, list)
-        or len(block) != 2
-        or not all(type(n) is int and 0 < n < 1 << 31 for n in block)
-    ):
-        raise unsupported("FP8", "weight_block_size", block, "two positive numbers are")
+    return None if block is None else stated_block("FP8", "weight_block_size", block)
+
+
+def stated_block(kind: str, key: str, block: Any) -> tuple[int, int]:
+    """Outputs and inputs that share a scale, as a configuration says.
+
+    Raises:
+        ModelLoadError: that is nonsense.
+    """
+    are_sizes = isinstance(block, list) and all(type(n) is int and 0 < n < 1 << 31 for n in block)
+    if not are_sizes or len(block) != 2:
+        raise unsupported(kind, key, block, "two positive numbers are")
     return block[0], block[1]

@@ -35,9 +35,7 @@ class Fp8Weight:
             shards: numbers [N, K] and scales of neighbouring outputs, one for each rectangle of
                 `height` outputs and `width` inputs.
         """
-        scales = [
-            its.float().repeat_interleave(height, 0)[: len(numbers)] for numbers, its in shards
-        ]
+        scales = [its.float()[torch.arange(len(numbers)) // height] for numbers, its in shards]
         return cls(torch.cat([numbers for numbers, _ in shards]), torch.cat(scales), width)
 
     def arranged(self, device: torch.device, dtype: torch.dtype, bias: Tensor | None) -> Product:

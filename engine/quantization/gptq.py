@@ -311,14 +311,15 @@ def _own_bits_and_groups(name: str, headers: Headers, usual: int) -> tuple[int, 
     bits = 32 * zeros[1] // columns if len(zeros) == 2 and columns else 0
     in_features = 32 * rows // bits if bits in _STORED_BITS else 0
     groups = scales[0] if len(scales) == 2 else 0
-    if groups and math.ceil(in_features / (in_features if usual == -1 else usual)) == groups:
-        return bits, usual
-    if not groups or not in_features or in_features % groups:
-        raise ShapeMismatch(
-            f"{name}.qzeros has shape {zeros} and scales {scales}, which do not go with {columns} "
-            f"outputs of {', '.join(map(str, _STORED_BITS))} bits"
-        )
-    return bits, in_features // groups
+    if groups and in_features:
+        if math.ceil(in_features / (in_features if usual == -1 else usual)) == groups:
+            return bits, usual
+        if in_features % groups == 0:
+            return bits, in_features // groups
+    raise ShapeMismatch(
+        f"{name}.qzeros has shape {zeros} and scales {scales}, which do not go with {columns} "
+        f"outputs of {', '.join(map(str, _STORED_BITS))} bits"
+    )
 
 
 def _layout(config: Mapping[str, Any]) -> Any:

@@ -276,11 +276,16 @@ def packed_shape(kind: str, name: str, headers: Headers) -> tuple[int, int]:
         ShapeMismatch: it is no matrix.
     """
     shape = headers[f"{name}.qweight"].shape
-    if len(shape) != 2:
+    if not is_matrix(shape):
         raise ShapeMismatch(
             f"{name}.qweight has shape {shape}; {kind} packs a matrix of two dimensions"
         )
     return shape[0], shape[1]
+
+
+def is_matrix(shape: tuple[int, ...]) -> bool:
+    """With numbers in it."""
+    return len(shape) == 2 and 0 not in shape
 
 
 def stored_scale_dtype(name: str, headers: Headers) -> torch.dtype:

@@ -51,5 +51,5 @@ def resolve_absmax(
     Returns:
         [blocks] fp32.
     """
-    scale = nested_absmax.repeat_interleave(nested_block_size)[: len(absmax)]
-    return nested_code[absmax.int()] * scale + offset
+    places = torch.arange(len(absmax), device=absmax.device) // nested_block_size
+    return nested_code[absmax.int()] * nested_absmax[places] + offset

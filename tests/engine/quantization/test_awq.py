@@ -140,6 +140,16 @@ def test_ranks_cannot_divide_a_group(version, group_size):
         loaded(tensors, weights, given, partition="inputs", parallel=parallel)
 
 
+def test_groups_are_not_cut_in_gemv():
+    """Zero points have room for whole groups alone: here for eight, of eight and a half."""
+    made, weight = quantised(16, 1088, "gemv", 128)
+    tensors = {f"a.q.{kind}": tensor for kind, tensor in made.items()}
+    for kind, width in (("qzeros", 1), ("scales", 8)):
+        tensors[f"a.q.{kind}"] = tensors[f"a.q.{kind}"][:, :width].contiguous()
+    with pytest.raises(ModelLoadError, match=r"1088 input features are not whole groups of 128"):
+        loaded(tensors, {"q": weight}, config("gemv", 128))
+
+
 def spoilt(change):
     tensors, weights = random_layer("gemm", 32, (("q", 48),))
     change(tensors)

@@ -392,13 +392,22 @@ def test_layers_may_have_bits_and_groups_of_their_own(pattern):
         lambda t: t.update({"a.k.qweight": t["a.k.qweight"][:0]}),
     ],
 )
-def test_tensors_that_go_with_no_rule_are_named(change):
+@pytest.mark.parametrize("group_size", [32, -1])
+def test_tensors_that_go_with_no_rule_are_named(change, group_size):
     tensors, _ = mixed_layer()
     change(tensors)
     headers = headers_of(tensors)
-    config = Layout().config() | {"dynamic": RULES}
-    with pytest.raises(ShapeMismatch, match=r"a\.k\.qzeros has shape"):
+    config = Layout().config() | {"dynamic": RULES, "group_size": group_size}
+    with pytest.raises(ShapeMismatch, match=r"a\.k\.q(zeros|weight) has shape"):
         GptqFormat.detect(config, headers).layers(headers)
+
+
+@pytest.mark.parametrize("cut", [lambda t: t[:0], lambda t: t[:, :0]])
+def test_a_weight_without_numbers(cut):
+    tensors, _ = random_layer(Layout(), (("q", 32),))
+    tensors["a.q.qweight"] = cut(tensors["a.q.qweight"])
+    with pytest.raises(ShapeMismatch, match=r"a\.q\.qweight has shape"):
+        layers_of(tensors, Layout())
 
 
 def test_outputs_that_are_not_packed_evenly():

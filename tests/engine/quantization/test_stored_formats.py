@@ -1,11 +1,13 @@
 """Layers of bitsandbytes, compressed-tensors and FP8 against the weights that they stand for."""
 
+import json
 import random
 
 import pytest
 import torch
 from format_layers import filled, headers_of, layers_of, loaded, random_layer
 from stored_formats import VARIETIES
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.errors import ModelLoadError
 from engine.models.forward_context import NO_CONTEXT
@@ -124,6 +126,7 @@ def test_damage_is_refused_or_changes_nothing(variety):
         "longer": lambda t: torch.cat([t.flatten(), t.flatten()[:1]]),
         "none": lambda t: t.flatten()[:0],
         "type": lambda t: t.to(torch.float16) if t.dtype == torch.float32 else t.to(torch.float32),
+        "no numbers": lambda t: torch.full(t.shape, float("nan")) if t.dim() < 2 else t,
         "nan": lambda t: torch.full_like(t, float("nan")) if t.is_floating_point() else t,
         "inf": lambda t: torch.full_like(t, float("inf")) if t.dtype == torch.float32 else t,
         "ones": lambda t: torch.full_like(t, 1),
@@ -137,6 +140,54 @@ def test_damage_is_refused_or_changes_nothing(variety):
                 assert "a.q" in str(error)
             else:
                 assert layer(torch.randn(2, 64), NO_CONTEXT).isfinite().all()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_weight_without_numbers_is_refused_by_its_header(variety, device):
+    tensors, _ = random_layer(variety.quantise, {"q": 32}, 64)
+    [name] = [name for name in tensors if name.endswith((".weight", ".weight_packed"))]
+    for cut in (tensors[name][:0], tensors[name][:, :0]):
+        with pytest.raises(ModelLoadError, match=r"a\.q"):
+            layers = layers_of(tensors | {name: cut}, variety.config, device)
+            sum(layer.num_bytes(2) for layer in layers.values())
+
+
+class Largest(TorchDispatchMode):
+    """Numbers of the largest tensor that is computed within it."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.most = max(self.most, result.numel())
+        return result
+
+
+def endless_nested_blocks():
+    variety = VARIETIES["bnb nf4, nested"]
+    tensors, weights = random_layer(variety.quantise, {"q": 32}, 64)
+    name = "a.q.weight.quant_state.bitsandbytes__nf4"
+    state = json.loads(tensors[name].numpy().tobytes()) | {"nested_blocksize": 1 << 28}
+    tensors[name] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+    return tensors, weights, variety.config
+
+
+def endless_rectangles():
+    numbers = torch.randn(32, 64).to(torch.float8_e4m3fn)
+    tensors = {"a.q.weight": numbers, "a.q.weight_scale_inv": torch.full((1, 1), 0.5)}
+    config = {"quant_method": "fp8", "weight_block_size": [1 << 28, 1 << 28]}
+    return tensors, {"q": numbers.float() * 0.5}, config
+
+
+@pytest.mark.parametrize("made", [endless_nested_blocks, endless_rectangles])
+def test_sizes_that_are_merely_stated_take_no_memory(made):
+    tensors, weights, config = made()
+    with Largest() as largest:
+        layer = loaded(tensors, weights, config)
+    assert largest.most < 1 << 20
+    x = torch.randn(3, 64)
+    torch.testing.assert_close(layer(x, NO_CONTEXT), x @ weights["q"].T, atol=1e-4, rtol=0)
 
 
 def test_ranks_do_not_divide_what_they_cannot(variety):
