@@ -1,10 +1,17 @@
 """Where a LoRA adapter's files are: a folder, a file, or a repository of the hub. No torch."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+import structlog
+
+from engine.config import EngineConfig
+from engine.errors import ModelLoadError
 from engine.weights.hub import fetch_hub_adapter
 from engine.weights.source import Progress, hub_id_of
+
+log = structlog.get_logger(__name__)
 
 
 def needs_hub(ref: str) -> bool:
@@ -38,3 +45,25 @@ def resolve_adapter(
         offline=offline,
     )
     return str(path)
+
+
+def with_adapters_here(
+    config: EngineConfig, fetch: Callable[[str], str]
+) -> tuple[EngineConfig, dict[str, str]]:
+    """A model's settings with its adapters' hub ids replaced by folders of this machine; and those
+    that cannot be had, with the reason.
+
+    Args:
+        fetch: `resolve_adapter`, told where to.
+    """
+    if not any(map(needs_hub, config.adapters.values())):
+        return config, {}
+    found: dict[str, str] = {}
+    failed: dict[str, str] = {}
+    for name, ref in config.adapters.items():
+        try:
+            found[name] = fetch(ref)
+        except ModelLoadError as error:  # the model is served without it
+            failed[name] = error.message
+            log.error("adapter failed to load", adapter=name, ref=ref, reason=error.message)
+    return config.with_adapters(found), failed

@@ -29,7 +29,6 @@ from engine.errors import (
     EngineError,
     Failure,
     InternalError,
-    ModelLoadError,
     UnsupportedFeature,
 )
 from engine.fault import answer_for
@@ -272,6 +271,7 @@ class Loop:
 def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, Info]:
     """Fetch and load the model, reporting each phase."""
     # torch takes a second to import: the server hears "starting" before that.
+    from engine.adapter_source import resolve_adapter, with_adapters_here
     from engine.runtime.device import choose_cpu_isa
     from engine.weights.source import resolve_source
     from kernels.cache_folder import use_cache_folder
@@ -279,17 +279,15 @@ def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, Info]:
     use_cache_folder(Path(spec.cache_dir) / "kernels")
 
     choose_cpu_isa(spec.cpu_isa)
-    fetch = partial(
-        resolve_source,
-        cache_dir=Path(spec.cache_dir),
-        offline=spec.offline,
-        on_progress=lambda fraction, line: link.report(Phase.DOWNLOADING, fraction, line),
-    )
+    cache_dir, offline = Path(spec.cache_dir), spec.offline
+    tell = partial(link.report, Phase.DOWNLOADING)
+    fetch = partial(resolve_source, cache_dir=cache_dir, offline=offline, on_progress=tell)
+    fetch_adapter = partial(resolve_adapter, cache_dir=cache_dir, offline=offline, on_progress=tell)
     checkpoint = fetch(spec.ref)
     kind = kind_of_checkpoint(checkpoint, spec.config.kind)
     if kind.has_text_side:
         link.send(messages.Found(str(checkpoint.path)))
-    config, failed = with_adapters_here(spec, link)
+    config, failed = with_adapters_here(spec.config, fetch_adapter)
     config = with_fetched(config, kind, fetch)
     link.report(Phase.LOADING, 0.0, kind=kind.name)
     engine: AnyEngine
@@ -298,32 +296,6 @@ def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, Info]:
     if failed and isinstance(info, AdaptableInfo):
         info = replace(info, failed_adapters={**info.failed_adapters, **failed})
     return engine, info
-
-
-def with_adapters_here(
-    spec: messages.WorkerSpec, link: Link
-) -> tuple[EngineConfig, dict[str, str]]:
-    """The model's settings with its adapters' hub ids replaced by folders of this machine; and
-    those that cannot be had, with the reason."""
-    from engine.adapter_source import needs_hub, resolve_adapter
-
-    adapters = spec.config.adapters
-    if not any(map(needs_hub, adapters.values())):
-        return spec.config, {}
-    found: dict[str, str] = {}
-    failed: dict[str, str] = {}
-    for name, ref in adapters.items():
-        try:
-            found[name] = resolve_adapter(
-                ref,
-                cache_dir=Path(spec.cache_dir),
-                offline=spec.offline,
-                on_progress=lambda fraction, line: link.report(Phase.DOWNLOADING, fraction, line),
-            )
-        except ModelLoadError as error:  # the model is served without it
-            failed[name] = error.message
-            log.error("adapter failed to load", adapter=name, ref=ref, reason=error.message)
-    return spec.config.with_adapters(found), failed
 
 
 def serve(spec: messages.WorkerSpec) -> int:

@@ -263,6 +263,10 @@ def plan(
     dtype: Annotated[str | None, typer.Option(help="As of serve.")] = None,
     kv_cache_dtype: Annotated[str | None, typer.Option(help="As of serve.")] = None,
     max_num_batched_tokens: Annotated[str | None, typer.Option(help="As of serve.")] = None,
+    lora: Annotated[list[str] | None, typer.Option(help="As of serve.")] = None,
+    max_loras: Annotated[str | None, typer.Option(help="As of serve.")] = None,
+    max_cpu_loras: Annotated[str | None, typer.Option(help="As of serve.")] = None,
+    lora_memory_gib: Annotated[str | None, typer.Option(help="As of serve.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what a model takes of a device, in each format, and how fast it can be at most. Reads the
@@ -274,6 +278,10 @@ def plan(
         "dtype": dtype,
         "kv_cache_dtype": kv_cache_dtype,
         "max_num_batched_tokens": max_num_batched_tokens,
+        "lora": lora or None,
+        "max_loras": max_loras,
+        "max_cpu_loras": max_cpu_loras,
+        "lora_memory_gib": lora_memory_gib,
     }
     engine = {name: value for name, value in knobs.items() if value is not None}
     try:

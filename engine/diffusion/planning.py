@@ -1,12 +1,18 @@
 """What an image model will take of a device, from the headers of its files."""
 
+import math
+import os
+from heapq import nlargest
+from pathlib import Path
 from typing import get_args
 
 from engine.checkpoint_files import read_optional_json
 from engine.config import EngineConfig
 from engine.diffusion.families.footprint import weight_bytes
 from engine.diffusion.loading import ACTIVATION_BYTES_PER_PIXEL, image_dtype
-from engine.planning.report import PlanReport, PlanRow, Target
+from engine.lora.images.contents import find_file, read_contents
+from engine.lora.shelf import cause_of
+from engine.planning.report import AdapterFacts, PlanReport, PlanRow, Target
 from engine.quantization.table import ImageQuantization
 from engine.runtime.device import torch_dtype
 from engine.weights.source import Checkpoint
@@ -26,6 +32,8 @@ def plan(checkpoint: Checkpoint, intent: EngineConfig, target: Target) -> PlanRe
     side = _usual_side(checkpoint)
     step = ACTIVATION_BYTES_PER_PIXEL * side * side * target.concurrency
     free = target.machine.free_memory_bytes
+    adapters = adapter_facts(intent, dtype.itemsize)
+    held = 0 if adapters is None else adapters.held_bytes
     rows = []
     for name in get_args(ImageQuantization):
         weights = weight_bytes(checkpoint, dtype=dtype, quantization=name)
@@ -34,9 +42,10 @@ def plan(checkpoint: Checkpoint, intent: EngineConfig, target: Target) -> PlanRe
                 quantization=name,
                 is_stored=False,
                 weight_bytes=weights,
+                adapter_bytes=held,
                 step_bytes=step,
                 process_bytes=target.process_bytes,
-                fits=weights + step <= free,
+                fits=weights + held + step <= free,
                 flags=[] if name == "none" else [f"--image-quantization {name}"],
             )
         )
@@ -47,7 +56,36 @@ def plan(checkpoint: Checkpoint, intent: EngineConfig, target: Target) -> PlanRe
         free_bytes=free,
         concurrency=target.concurrency,
         context=None,
+        adapters=adapters,
         rows=rows,
+    )
+
+
+def adapter_facts(intent: EngineConfig, dtype_bytes: int) -> AdapterFacts | None:
+    """What LoRA adapters take: the numbers of their files, in the model's type. None: the model may
+    have none."""
+    if not intent.max_adapters:
+        return None
+    sizes: list[int] = []
+    failed: dict[str, str] = {}
+    for name, place in intent.adapters.items():
+        try:
+            shapes = read_contents(find_file(Path(os.path.expanduser(place)))).shapes
+        except Exception as error:  # whatever a stranger's file can do, the model is planned
+            failed[name] = cause_of(error, name).message
+            continue
+        numbers = sum(math.prod(shape) for one in shapes.values() for shape in one.values())
+        sizes.append(numbers * dtype_bytes)
+    places = sum(nlargest(intent.max_adapter_slots, sizes))
+    limit = intent.adapter_bytes
+    return AdapterFacts(
+        max_adapters=intent.max_adapters,
+        max_slots=intent.max_adapter_slots,
+        num_read=len(sizes),
+        place_bytes=places,
+        limit_bytes=limit,
+        held_bytes=places if limit is None else min(places, limit),
+        failed=failed,
     )
 
 

@@ -21,7 +21,7 @@ def _planned(order: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     choose_cpu_isa(order["cpu_isa"])
     wanted = Order(
         model=order["model"],
-        config=EngineConfig(**{**order["config"], "lora": ()}),
+        config=EngineConfig(**{**order["config"], "lora": tuple(order["config"]["lora"])}),
         gpu=order["gpu"],
         concurrency=order["concurrency"],
         context=order["context"],

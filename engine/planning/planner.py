@@ -1,12 +1,13 @@
 """A whole plan: find the model's files, say what device it is for, ask the model's kind."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from engine.adapter_source import resolve_adapter, with_adapters_here
 from engine.config import EngineConfig, MachineFacts
 from engine.errors import UnsupportedFeature
 from engine.kinds import KINDS, AnyKind, imported, kind_of_checkpoint, with_fetched
@@ -50,12 +51,10 @@ def make_plan(order: Order, tell: Tell) -> dict[str, Any]:
     """
     chip = None if order.gpu is None else chip_named(order.gpu)
     host = TellingHost(tell)
-    fetch = partial(
-        resolve_source,
-        cache_dir=order.cache_dir,
-        offline=order.offline,
-        on_progress=lambda fraction, line: host.report(Phase.DOWNLOADING, fraction, line),
-    )
+    cache_dir, offline = order.cache_dir, order.offline
+    show = partial(host.report, Phase.DOWNLOADING)
+    fetch = partial(resolve_source, cache_dir=cache_dir, offline=offline, on_progress=show)
+    fetch_adapter = partial(resolve_adapter, cache_dir=cache_dir, offline=offline, on_progress=show)
     checkpoint = fetch(order.model)
     kind = kind_of_checkpoint(checkpoint, order.config.kind)
     if kind.planner is None:
@@ -65,8 +64,12 @@ def make_plan(order: Order, tell: Tell) -> dict[str, Any]:
             f"planned"
         )
     target = _for_chip(chip, order) if chip is not None else _here(kind, order, host)
-    config = with_fetched(order.config, kind, fetch)
+    config, failed = with_adapters_here(order.config, fetch_adapter)
+    config = with_fetched(config, kind, fetch)
     report: PlanReport = imported(kind.planner)(checkpoint, config, target)
+    if failed and report.adapters is not None:
+        adapters = replace(report.adapters, failed={**failed, **report.adapters.failed})
+        report = replace(report, adapters=adapters)
     return report.as_json()
 
 

@@ -1,6 +1,6 @@
 """A plan: what is asked of a device, and what each way to keep the model comes to. No tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -39,6 +39,8 @@ class PlanRow:
     """Of these, by a step that decodes so many texts as were asked for."""
     kv_bytes: int = 0
     """Of so many texts with so many tokens as were asked for."""
+    adapter_bytes: int = 0
+    """Left to adapters: `AdapterFacts.held_bytes`."""
     step_bytes: int
     """Activations of the largest step."""
     process_bytes: int
@@ -56,7 +58,8 @@ class PlanRow:
     @property
     def total_bytes(self) -> int:
         """Of the worker while it does what was asked for."""
-        return self.process_bytes + self.weight_bytes + self.kv_bytes + self.step_bytes
+        held = self.weight_bytes + self.kv_bytes + self.adapter_bytes
+        return self.process_bytes + held + self.step_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +78,31 @@ class ExpertFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterFacts:
+    """Of the LoRA adapters that a model may have."""
+
+    max_adapters: int
+    max_slots: int
+    """That steps have at a time."""
+    num_read: int
+    """Of those that are named: their headers fit the model."""
+    ranks: Sequence[int] = ()
+    """Theirs."""
+    place_bytes: int
+    """Of as many of these as steps have at a time."""
+    copy_bytes: int = 0
+    """Of copies of them, kept where they take turns and as long as there is memory."""
+    rank_bytes: int | None = None
+    """Of one rank of all linear layers of the blocks, in one place; None: of no interest."""
+    limit_bytes: int | None = None
+    """That the operator has set for all of it."""
+    held_bytes: int
+    """That the plan leaves to them."""
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """Those that would not be served, by name, and why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlanReport:
     """Every way, in the order of the formats' table."""
 
@@ -85,6 +113,7 @@ class PlanReport:
     concurrency: int
     context: int | None
     experts: ExpertFacts | None = None
+    adapters: AdapterFacts | None = None
     rows: Sequence[PlanRow]
 
     def as_json(self) -> dict[str, Any]:

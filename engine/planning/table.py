@@ -13,12 +13,8 @@ _Plan = Mapping[str, Any]
 
 def plan_table(plan: _Plan) -> str:
     """What is asked for, a line for each way to keep the model, and the flags of those that fit."""
-    rows = plan["rows"]
-    if plan["kind"] == "text":
-        columns = _text_columns(rows, has_experts=plan.get("experts") is not None)
-    else:
-        columns = _image_columns(rows)
-    lines = [_title(plan), *_experts(plan), "", *_aligned(columns), ""]
+    columns = _text_columns(plan) if plan["kind"] == "text" else _image_columns(plan)
+    lines = [_title(plan), *_experts(plan), *_adapters(plan), "", *_aligned(columns), ""]
     return "\n".join([*lines, *_advice(plan)])
 
 
@@ -45,12 +41,39 @@ def _experts(plan: _Plan) -> list[str]:
     ]
 
 
-def _text_columns(rows: list[_Plan], *, has_experts: bool) -> list[list[str]]:
-    names = ("weights", "read") if has_experts else ("weights",)
+def _adapters(plan: _Plan) -> list[str]:
+    """What LoRA adapters may take."""
+    found = plan.get("adapters")
+    if found is None:
+        return []
+    places, names = found["max_slots"], found["max_adapters"]
+    turns = "" if names == places else f" of {names}, which take turns"
+    lines = [f"LoRA adapters: {places} in steps at a time{turns}."]
+    if found["num_read"]:
+        copies = f", their copies {_size(found['copy_bytes'])}" if found["copy_bytes"] else ""
+        ranks = f" (rank {', '.join(map(str, found['ranks']))})" if found["ranks"] else ""
+        lines.append(
+            f"Those that are named, {found['num_read']}{ranks}, take "
+            f"{_size(found['place_bytes'])} in steps{copies}."
+        )
+    if found["rank_bytes"] is not None:
+        lines.append(
+            f"Each rank of all linear layers takes {_size(found['rank_bytes'])} in a place: with "
+            f"rank 16, {places} take {_size(16 * places * found['rank_bytes'])}."
+        )
+    if found["limit_bytes"] is not None:
+        lines.append(f"--lora-memory-gib leaves them {_size(found['limit_bytes'])}.")
+    failed = found["failed"].items()
+    return [*lines, *(f"{name} would not be served: {reason}" for name, reason in failed)]
+
+
+def _text_columns(plan: _Plan) -> list[list[str]]:
+    rows = plan["rows"]
+    names = ("weights", "read") if plan.get("experts") is not None else ("weights",)
     return [
         ["quantization", *(_format(row) for row in rows)],
         ["kv cache", *(row["kv_cache_dtype"] for row in rows)],
-        *_memory_columns(rows, (*names, "kv", "step", "process", "total")),
+        *_memory_columns(rows, (*names, "kv", *_of_adapters(plan), "step", "process", "total")),
         ["fits", *("yes" if row["fits"] else "no" for row in rows)],
         ["most tokens", *(f"{row['max_tokens']:,}" for row in rows)],
         ["decode", *(_speed(row["decode_tokens_per_s"]) for row in rows)],
@@ -58,12 +81,17 @@ def _text_columns(rows: list[_Plan], *, has_experts: bool) -> list[list[str]]:
     ]
 
 
-def _image_columns(rows: list[_Plan]) -> list[list[str]]:
+def _image_columns(plan: _Plan) -> list[list[str]]:
+    rows = plan["rows"]
     return [
         ["quantization", *(_format(row) for row in rows)],
-        *_memory_columns(rows, ("weights", "step", "process", "total")),
+        *_memory_columns(rows, ("weights", *_of_adapters(plan), "step", "process", "total")),
         ["fits", *("yes" if row["fits"] else "no" for row in rows)],
     ]
+
+
+def _of_adapters(plan: _Plan) -> tuple[str, ...]:
+    return () if plan.get("adapters") is None else ("adapters",)
 
 
 def _memory_columns(rows: list[_Plan], names: tuple[str, ...]) -> list[list[str]]:

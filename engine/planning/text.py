@@ -22,11 +22,12 @@ from engine.config import (
 from engine.errors import InvalidParameter, ModelLoadError
 from engine.kv_numbers import KvNumbers
 from engine.models.config import ModelConfig
+from engine.planning.adapters import adapter_facts
 from engine.planning.chips import Chip
 from engine.planning.draft import DraftPlan, plan_draft
 from engine.planning.facts import text_facts
 from engine.planning.mixture import Mixture, expert_bytes
-from engine.planning.report import ExpertFacts, PlanReport, PlanRow, Target
+from engine.planning.report import AdapterFacts, ExpertFacts, PlanReport, PlanRow, Target
 from engine.planning.step_bytes import step_bytes
 from engine.quantization.table import Quantization
 from engine.runtime.device import torch_dtype
@@ -56,6 +57,7 @@ def plan(checkpoint: Checkpoint, intent: EngineConfig, target: Target) -> PlanRe
     draft = plan_draft(checkpoint, config, intent, target.machine)
     rows: list[PlanRow] = []
     experts: ExpertFacts | None = None
+    adapters: AdapterFacts | None = None
     problem: ModelLoadError | None = None
     for name in get_args(Quantization):
         if name == "auto":
@@ -66,7 +68,9 @@ def plan(checkpoint: Checkpoint, intent: EngineConfig, target: Target) -> PlanRe
         except ModelLoadError as error:  # not of this checkpoint, or not here
             problem = error
             continue
-        rows += _rows(kept, config, of_format, target, context, draft)
+        adapters = adapters or adapter_facts(kept, config, intent)
+        adapter_bytes = 0 if adapters is None else adapters.held_bytes
+        rows += _rows(kept, config, of_format, target, context, draft, adapter_bytes)
         experts = _expert_facts(Mixture.of(kept, config), target.concurrency)
     if not rows and problem is not None:
         raise problem
@@ -78,6 +82,7 @@ def plan(checkpoint: Checkpoint, intent: EngineConfig, target: Target) -> PlanRe
         concurrency=target.concurrency,
         context=context,
         experts=experts,
+        adapters=adapters,
         rows=rows,
     )
 
@@ -102,10 +107,12 @@ def _rows(
     target: Target,
     context: int,
     draft: DraftPlan | None,
+    adapter_bytes: int,
 ) -> Iterator[PlanRow]:
     """Of one format of weights, for each kind of KV cache."""
     for cache in dict.fromkeys((intent.kv_cache_dtype, *CACHES)):
-        yield _row(kept, config, replace(intent, kv_cache_dtype=cache), target, context, draft)
+        of_cache = replace(intent, kv_cache_dtype=cache)
+        yield _row(kept, config, of_cache, target, context, draft, adapter_bytes)
 
 
 def _row(
@@ -115,6 +122,7 @@ def _row(
     target: Target,
     context: int,
     draft: DraftPlan | None,
+    adapter_bytes: int,
 ) -> PlanRow:
     dtype_bytes = torch_dtype(intent.model_dtype).itemsize
     step = step_bytes(
@@ -133,13 +141,15 @@ def _row(
     block_bytes = facts.cache_bytes_per_token * intent.block_size
     blocks_of_text = kv_layout_of(intent, facts, machine).most_blocks(context)
     kv = target.concurrency * blocks_of_text * block_bytes
-    left = usable - facts.weight_bytes - step
+    # As an engine sets the pool's size.
+    held = replace(facts, weight_bytes=facts.weight_bytes + adapter_bytes)
+    left = usable - held.weight_bytes - step
     flags = []
     if (kept.quantization, kept.stored) != ("none", "none"):
         flags.append(f"--quantization {kept.quantization}")
     if intent.kv_cache_dtype != "auto":
         flags.append(f"--kv-cache-dtype {intent.kv_cache_dtype}")
-    if kv > pool_bytes(intent, facts, machine):
+    if kv > pool_bytes(intent, held, machine):
         flags.append(f"--kv-cache-memory-gib {math.ceil(100 * kv / GIB) / 100:g}")
     if target.concurrency > intent.max_num_seqs:
         flags.append(f"--max-num-seqs {target.concurrency}")
@@ -152,6 +162,7 @@ def _row(
         weight_bytes=facts.weight_bytes,
         read_bytes=speeds.read_bytes(target.concurrency),
         kv_bytes=kv,
+        adapter_bytes=adapter_bytes,
         step_bytes=step,
         process_bytes=target.process_bytes,
         fits=kv <= left,

@@ -9,10 +9,9 @@ from structlog.testing import capture_logs
 
 from engine import messages
 from engine.adapter_orders import AdapterOrder, AdapterReport
-from engine.config import EngineConfig
 from engine.errors import Failure, InsufficientMemory, QueueFull
 from engine.fault import answer_for, is_out_of_memory, names_device
-from engine.loop import Link, Loop, with_adapters_here
+from engine.loop import Link, Loop
 from engine.runtime.threads import ComputeThreads
 from engine.types import EngineStats, FinishReason, GenerateRequest, SamplingParams, TokenEvent
 
@@ -275,25 +274,3 @@ def test_memory_that_is_refused_keeps_what_came_before(tmp_path):
         assert link.receive() == messages.Abort("a")
     finally:
         close()
-
-
-def test_a_hub_id_that_cannot_be_had_costs_its_own_adapter(tmp_path):
-    config = EngineConfig(lora=("near=./near", "far=org/far"), max_cpu_loras=5, max_loras=2)
-    spec = messages.WorkerSpec(
-        address="",
-        ref="m",
-        model="m",
-        config=config,
-        cache_dir=str(tmp_path),
-        offline=True,
-        cpu_isa="auto",
-        log_format="json",
-        log_level="info",
-        pulse_fd=0,
-    )
-    found, failed = with_adapters_here(spec, None)
-    assert (found.adapters, found.max_adapters) == ({"near": "./near"}, 5)
-    assert list(failed) == ["far"]
-    assert "offline mode is on" in failed["far"]
-    near = msgspec.structs.replace(spec, config=EngineConfig(lora=("near=./near",)))
-    assert with_adapters_here(near, None) == (near.config, {})

@@ -5,12 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from peft_adapters import write_adapter
+from safetensors.torch import save_file
 
 from engine.config import EngineConfig
 from engine.errors import InsufficientMemory, InvalidParameter, UnsupportedFeature
 from engine.host import Grant
 from engine.llm import loading
 from engine.planning.planner import Order, make_plan
+from engine.planning.table import plan_table
 from engine.weights.source import Checkpoint
 
 SHAPES = Path(loading.__file__).parents[1] / "data" / "shapes"
@@ -32,6 +36,13 @@ class Host:
 
     def give_back(self, grant):
         pass
+
+
+class Lender(Host):
+    """Has memory for everything."""
+
+    def reserve(self, device, purpose, num_bytes, capacity_bytes):
+        return capacity_bytes - num_bytes
 
 
 def order(model, tmp_path, **changes):
@@ -58,7 +69,7 @@ def test_a_plan_is_json_and_has_measured_speeds_here(tiny_llama, tmp_path):
     for row in plan["rows"]:
         assert row["decode_tokens_per_s"] > 0 and row["prefill_tokens_per_s"] > 0
         assert row["total_bytes"] == sum(
-            row[f"{part}_bytes"] for part in ("process", "weight", "kv", "step")
+            row[f"{part}_bytes"] for part in ("process", "weight", "kv", "adapter", "step")
         )
     assert {row["kv_cache_dtype"] for row in plan["rows"]} == {"bfloat16", "int8"}
 
@@ -80,6 +91,61 @@ def test_image_models_have_weights_and_steps(tmp_path):
     assert files / 4 < plain["weight_bytes"] <= files
     twice = made(SHAPES, tmp_path, gpu="4090", concurrency=2)["rows"][0]
     assert twice["step_bytes"] == 2 * plain["step_bytes"]
+
+
+def test_adapters_take_what_was_planned(tiny_llama, tmp_path):
+    """Of any kind, whole modules and those of other ranks, layer by layer."""
+    folder = tiny_llama()
+    options = {
+        "a": {"r": 5, "rank_pattern": {"v_proj": 9}},
+        "b": {"r": 12, "target_modules": ("k_proj", "down_proj"), "use_dora": True},
+        "c": {"r": 3, "target_modules": ("embed_tokens", "lm_head")},
+        "d": {"r": 2, "target_modules": ("q_proj",), "modules_to_save": ["model.norm"]},
+    }
+    for seed, (name, its) in enumerate(options.items()):
+        write_adapter(folder, tmp_path / name, seed, **its)
+    config = EngineConfig(
+        device="cpu",
+        num_threads=1,
+        num_kv_blocks=64,
+        lora=tuple(f"{name}={tmp_path / name}" for name in options),
+    )
+    checkpoint = Checkpoint("folder", folder, "t")
+    engine, _ = loading.load_engine(checkpoint, "t", config, Lender())
+    plan = made(folder, tmp_path, config=config, context=100)
+    adapters = plan["adapters"]
+    assert adapters["place_bytes"] == engine._adapters.num_bytes > 0
+    assert (adapters["ranks"], adapters["num_read"]) == ([2, 3, 5, 9, 12], 4)
+    assert {row["adapter_bytes"] for row in plan["rows"]} == {adapters["place_bytes"]}
+    turns = made(folder, tmp_path, config=replace(config, max_loras=1), context=100)["adapters"]
+    assert turns["place_bytes"] < adapters["place_bytes"] and turns["copy_bytes"] > 0
+
+
+def test_adapters_that_would_not_be_served_are_named(tiny_llama, tmp_path):
+    write_adapter(tiny_llama(), tmp_path / "a")
+    lora = (f"a={tmp_path / 'a'}", f"b={tmp_path}", "far=org/far")
+    config = EngineConfig(device="cpu", num_threads=1, lora=lora)
+    plan = made(tiny_llama(), tmp_path, config=config, context=100)
+    assert plan["adapters"]["num_read"] == 1
+    assert plan["adapters"]["failed"].keys() == {"b", "far"}
+    text = plan_table(plan)
+    assert "b would not be served: adapter_config.json" in text
+    assert "far would not be served" in text and "offline" in text
+
+
+def test_adapters_of_image_models(tmp_path):
+    tensors = {
+        "unet.a.lora_A.weight": torch.zeros(4, 8),
+        "unet.a.lora_B.weight": torch.zeros(8, 4),
+        "unet.a.alpha": torch.ones(()),
+    }
+    for name in "ab":
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    lora = tuple(f"{name}={tmp_path / name}.safetensors" for name in "abc")
+    config = EngineConfig(lora=lora, max_loras=1)
+    plan = made(SHAPES, tmp_path, config=config, gpu="4090")
+    assert {row["adapter_bytes"] for row in plan["rows"]} == {2 * 64}
+    assert "c would not be served" in plan_table(plan)
 
 
 def test_models_that_embed_are_not_planned(tiny_llama, tmp_path):

@@ -343,6 +343,29 @@ def test_a_draft_model_is_counted(tiny_gemma3, tiny_llama, on):
     )
 
 
+def test_memory_that_is_set_aside_for_adapters(llama3):
+    """A rank of all linear layers has 32 layers of 81,920 numbers: 5 MiB."""
+    intent = EngineConfig(max_loras=16, max_cpu_loras=200)
+    wanted = target(free=40 * GIB, context=4096)
+    without = plan(llama3[0], EngineConfig(), wanted)
+    assert without.adapters is None and "adapters" not in plan_table(without.as_json())
+    report = plan(llama3[0], intent, wanted)
+    assert (report.adapters.rank_bytes, report.adapters.held_bytes) == (5 << 20, 0)
+    text = plan_table(report.as_json())
+    assert "LoRA adapters: 16 in steps at a time of 200, which take turns." in text
+    assert "Each rank of all linear layers takes 5.0 MiB in a place" in text
+    assert "with rank 16, 16 take 1.25 GiB" in text
+    limited = plan(llama3[0], replace(intent, lora_memory_gib=8.0), wanted)
+    assert "--lora-memory-gib leaves them 8.00 GiB" in plan_table(limited.as_json())
+    for row, plain in zip(limited.rows, without.rows, strict=True):
+        assert (row.adapter_bytes, row.total_bytes) == (8 * GIB, plain.total_bytes + 8 * GIB)
+        per_token = row.kv_bytes / 4096
+        fewer = plain.max_tokens - row.max_tokens
+        assert fewer == pytest.approx(8 * GIB / per_token, abs=16) or row.max_tokens == 0
+    too_large = plan(llama3[0], replace(intent, lora_memory_gib=39.0), wanted)
+    assert not any(row.fits for row in too_large.rows)
+
+
 def test_on_a_cpu_a_large_pool_must_be_asked_for(tiny_llama):
     checkpoint = Checkpoint("folder", tiny_llama(max_position_embeddings=1 << 16), "t")
     wanted = target("cpu", 64 * GIB, concurrency=100, context=1 << 16)

@@ -58,6 +58,19 @@ def test_what_is_ordered_and_printed(child):
     assert json.loads(invoke(*arguments, "--json")[1]) == PLAN
 
 
+def test_adapters_are_ordered_as_serve_takes_them(child):
+    lora = ("--lora", "a=./a", "--lora", "b=./b", "--max-loras", 1, "--lora-memory-gib", 0.5)
+    assert invoke("--model", "m", *lora)[0] == 0
+    config = child["orders"][0]["config"]
+    assert (config["lora"], config["max_loras"], config["lora_memory_gib"]) == (
+        ["a=./a", "b=./b"],
+        1,
+        0.5,
+    )
+    code, output, error = invoke("--model", "m", "--max-loras", 3, "--max-cpu-loras", 2)
+    assert (code, output) == (2, "") and "max_cpu_loras" in error
+
+
 def test_the_exit_code_says_whether_it_fits(child):
     child["lines"] = [{"report": {**PLAN, "rows": [{**ROW, "fits": False}]}}]
     code, output, _ = invoke("--model", "a")

@@ -1,0 +1,78 @@
+"""What LoRA adapters take beside a text model's weights, from the headers of their files."""
+
+import os
+from heapq import nlargest
+from pathlib import Path
+
+from engine.config import EngineConfig
+from engine.lora.peft_files import AdapterSize, ModelShapes, plan_adapter
+from engine.lora.shelf import cause_of
+from engine.lora.slots import Room
+from engine.models.config import ModelConfig
+from engine.planning.report import AdapterFacts
+from engine.quantization.plan import OUTPUT_LAYER
+from engine.runtime.device import torch_dtype
+from engine.weights.weight_plan import WeightPlan
+
+
+def adapter_facts(
+    kept: WeightPlan, config: ModelConfig, intent: EngineConfig
+) -> AdapterFacts | None:
+    """None: the model may have no adapters."""
+    if not intent.max_adapters:
+        return None
+    dtype = torch_dtype(intent.model_dtype)
+    shapes = model_shapes(kept, config)
+    sizes: list[AdapterSize] = []
+    failed: dict[str, str] = {}
+    for name, folder in intent.adapters.items():
+        try:
+            sizes.append(plan_adapter(Path(os.path.expanduser(folder)), shapes, dtype).size)
+        except Exception as error:  # whatever a stranger's file can do, the model is planned
+            failed[name] = cause_of(error, name).message
+    # As many as have places, the largest of each kind among them.
+    count = min(len(sizes), intent.max_adapter_slots)
+    arrays = Room.of(count, [size.needs for size in sizes]).num_bytes(shapes, dtype.itemsize)
+    own = nlargest(count, (size.copy_bytes for size in sizes))
+    copies = 0
+    if intent.max_adapter_slots < intent.max_adapters or intent.adapter_bytes is not None:
+        alone = (Room.of(1, [size.needs]).num_bytes(shapes, dtype.itemsize) for size in sizes)
+        copies = sum(alone) + sum(size.copy_bytes for size in sizes)
+    places = arrays + sum(own)
+    return AdapterFacts(
+        max_adapters=intent.max_adapters,
+        max_slots=intent.max_adapter_slots,
+        num_read=len(sizes),
+        ranks=sorted({need.rank for size in sizes for need in size.needs.values()}),
+        place_bytes=places,
+        copy_bytes=copies,
+        rank_bytes=dtype.itemsize
+        * sum(sum(shape) for name, shape in shapes.linear.items() if ".layers." in name),
+        limit_bytes=intent.adapter_bytes,
+        held_bytes=places if intent.adapter_bytes is None else intent.adapter_bytes,
+        failed=failed,
+    )
+
+
+def model_shapes(kept: WeightPlan, config: ModelConfig) -> ModelShapes:
+    """What adapters may change, as a checkpoint's headers have it."""
+    shapes: dict[str, tuple[int, ...]] = {
+        name.removesuffix(".weight"): shape
+        for name, shape in kept.shapes.items()
+        if name.endswith(".weight") and ".experts." not in name
+    }
+    shapes |= {
+        name: (one.out_features, one.in_features)
+        for name, one in kept.layers.items()
+        if ".experts." not in name
+    }
+    ends = (config.vocab_size, config.hidden_size)
+    shapes |= {kept.embedding: ends, OUTPUT_LAYER: ends}
+    matrices = {name: (shape[0], shape[1]) for name, shape in shapes.items() if len(shape) == 2}
+    del matrices[kept.embedding]
+    norms = {name: shape for name, shape in shapes.items() if len(shape) == 1}
+    return ModelShapes(
+        matrices,
+        tables={kept.embedding: (config.hidden_size, config.vocab_size)},
+        copies={**norms, kept.embedding: ends, OUTPUT_LAYER: ends},
+    )
