@@ -2,13 +2,14 @@
 
     python -m tools.quantization_table prepare FOLDER --text TEXT --llama BIN [--gptq-python PYTHON]
     python -m tools.quantization_table quality FOLDER --text TEXT --llama BIN
-    python -m tools.quantization_table memory FOLDER_OF_RANDOM_LLAMA
+    python -m tools.quantization_table memory FOLDER
     python -m tools.quantization_table speed FOLDER
     python -m tools.quantization_table page
 
 `prepare` makes the files, by llama.cpp's programs (in BIN) and, with a Python that has it, by
-GPTQModel; `quality` takes minutes and may be interrupted: it goes on where it was. Only `speed`
-needs a quiet machine. All write docs/quantization.json, and `page` writes the page from it.
+GPTQModel; `quality` takes minutes and may be interrupted: it goes on where it was; `memory` looks
+at those models whose files are in the folder, also at those of `loadtest.random_llama`. Only
+`speed` needs a quiet machine. All write docs/quantization.json, and `page` writes the page from it.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.machine import provenance
-from tools.quantization_table.formats import LARGE, MODELS, Model
+from tools.quantization_table.formats import ALL_MODELS, MODELS, RESIDENT, Model
 from tools.quantization_table.page import DATA, PAGE, page_with, sections
 
 LOGS = Path("/tmp/quantization-table")
@@ -101,12 +102,15 @@ def memory(options: argparse.Namespace) -> None:
     from tools.quantization_table import quality as measuring
     from tools.quantization_table import speed as serving
 
-    formats = list(LARGE.formats(options.folder))
-    formats = [pair for pair in formats if not pair[0].is_made_at_load]
-    found = asyncio.run(serving.measure_memory(formats, logs=LOGS, say=print))
-    for one, path in formats:
-        found[one.name] |= measuring.sizes(one, path)
-    _save("memory", {LARGE.name: found})
+    known = _data().get("memory", {})
+    for model in ALL_MODELS:
+        formats = [pair for pair in model.formats(options.folder) if pair[0].name in RESIDENT]
+        if formats:
+            found = asyncio.run(serving.measure_memory(formats, logs=LOGS, say=print))
+            for one, path in formats:
+                found[one.name] |= measuring.sizes(one, path)
+            known[model.name] = found
+            _save("memory", known)
 
 
 def speed(options: argparse.Namespace) -> None:

@@ -26,6 +26,8 @@ class Format:
 
 GGUF_TYPES = ("Q8_0", "Q6_K", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K")
 """That llama.cpp's `llama-quantize` makes of the original."""
+RESIDENT = ("BF16", "Q8_0", "Q4_K_M", "Q4_0")
+"""Whose memory is looked at more closely."""
 PLAIN = "bf16.gguf"
 FITTED = {"gptq-4": ("gptq", 4), "gptq-3": ("gptq", 3), "awq-4": ("awq", 4)}
 """Folders that GPTQModel makes: method and bits. AWQ needs a GPU."""
@@ -76,3 +78,4 @@ MODELS = (
 )
 LARGE = Model("llama-1b", "a random Llama of 1 B parameters")
 """Only its memory is measured: `loadtest.random_llama` writes its files."""
+ALL_MODELS = (*MODELS, LARGE)

@@ -7,7 +7,15 @@ from statistics import median
 from typing import Any
 
 from loadtest.markdown import table
-from tools.quantization_table.formats import FORMATS, MODELS, ORIGINAL, Format, Model
+from tools.quantization_table.formats import (
+    ALL_MODELS,
+    FORMATS,
+    MODELS,
+    ORIGINAL,
+    RESIDENT,
+    Format,
+    Model,
+)
 
 DOCS = Path(__file__).parents[2] / "docs"
 DATA = DOCS / "quantization.json"
@@ -73,13 +81,15 @@ def classes(data: Mapping[str, Any]) -> str:
 
 def memory(data: Mapping[str, Any]) -> str:
     """What of a 4-bit model is resident, against the size in 16 bits."""
-    rows, overheads, apart = [], [], []
+    rows, overheads, apart, shares = [], [], [], []
     for title, found in _resident(data):
         whole = found[ORIGINAL.name]["file_bytes"]
-        for name in ("BF16", "Q8_0", "Q4_K_M", "Q4_0"):
+        for name in RESIDENT:
             if name not in found or "worker_bytes" not in found[name]:
                 continue
             row = found[name]
+            if name.startswith("Q4"):
+                shares.append(row["weight_bytes"] / whole)
             overheads.append(row["worker_bytes"] - row["weight_bytes"])
             apart.append(abs(row["worker_bytes"] / row["planned_bytes"] - 1))
             rows.append(
@@ -97,10 +107,11 @@ def memory(data: Mapping[str, Any]) -> str:
         *("", "file MiB", "weights MiB", "of BF16's file"),
         *("process MiB", "planned MiB", "without weights MiB"),
     )
+    of_4_bits = f"In 4 bits weights take at most {max(shares):.2f} of that. " if shares else ""
     return "\n\n".join(
         [
             table(heads, rows, num_text_columns=1),
-            f"Beside its weights a process has {min(overheads) / MIB:.0f} to "
+            f"{of_4_bits}Beside its weights a process has {min(overheads) / MIB:.0f} to "
             f"{max(overheads) / MIB:.0f} MiB here, 102 of them for keys and values. `tandem plan` "
             f"had said so to within {100 * max(apart):.0f} %.",
         ]
@@ -130,10 +141,16 @@ def _measured(data: Mapping[str, Any]) -> Iterator[tuple[Model, Rows, Rows]]:
 
 
 def _resident(data: Mapping[str, Any]) -> Iterator[tuple[str, Rows]]:
-    for model, quality, speed in _measured(data):
-        yield model.title, {name: {**row, **speed.get(name, {})} for name, row in quality.items()}
-    for found in data.get("memory", {}).values():
-        yield "random Llama of 1 B", found
+    """All that is known of formats' memory, by the model's title."""
+    for model in ALL_MODELS:
+        found: dict[str, dict[str, Any]] = {}
+        for step in ("quality", "speed"):
+            for name, row in data.get(step, {}).get("models", {}).get(model.name, {}).items():
+                found.setdefault(name, {}).update(row)
+        for name, row in data.get("memory", {}).get(model.name, {}).items():
+            found.setdefault(name, {}).update(row)
+        if ORIGINAL.name in found:
+            yield model.title, found
 
 
 def _known(quality: Rows) -> list[Format]:

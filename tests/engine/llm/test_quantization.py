@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 from engine.config import EngineConfig, MachineFacts
 from engine.errors import InsufficientMemory, ModelLoadError
 from engine.llm import loading
+from engine.models.layers.embedding import TokenEmbedding
 from engine.models.layers.linear import Linear
+from engine.models.layers.norm import RmsNorm
 from engine.models.layers.parallel import TensorParallel
 from engine.models.registry import create_model
 from engine.quantization import panels as panels_format
@@ -132,6 +134,25 @@ def test_packed_weights_are_those_of_the_file(tied, engines, tiny_llama, write_g
     head = model_of(engine).lm_head._state.panels
     wanted = plain["model.embed_tokens.weight" if tied else "lm_head.weight"]
     torch.testing.assert_close(unpack(head).dequantised(), wanted, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", [Type.Q4_0, Type.Q4_1])
+def test_a_file_of_4_bits_takes_less_than_two_fifths_of_16(kind, engines, tiny_llama, write_gguf):
+    """All of the model: the matrix that is embedding and output layer is there once."""
+    folder = tiny_llama(tie_word_embeddings=True)
+    numbers = sum(tensor.numel() for tensor in load_file(folder / "model.safetensors").values())
+    path = write_gguf(folder, {}, kind)
+    model = model_of(engines.make(path, quantization="gguf", dtype="bfloat16"))
+    states = [state for m in model.modules() if isinstance(m, Linear) for _, state in m._parts]
+    resident = sum(state.panels.data.nbytes for state in [*states, model.lm_head._state])
+    others = [
+        m.weight
+        for m in model.modules()
+        if isinstance(m, RmsNorm | TokenEmbedding)
+        if hasattr(m, "weight")
+    ]
+    resident += sum(weight.nbytes for weight in others)
+    assert resident <= 0.4 * 2 * numbers
 
 
 def test_matrices_of_16_bits_stay_as_they_are(engines, tiny_llama, write_gguf):

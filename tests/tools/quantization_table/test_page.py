@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tools.quantization_table.formats import FORMATS, MODELS
+from tools.quantization_table.formats import FORMATS, LARGE, MODELS
 from tools.quantization_table.page import DATA, PAGE, page_with, sections
 
 MIB = 1 << 20
@@ -110,6 +110,20 @@ def test_classes_and_memory_and_warnings(data):
     assert "614 to 614 MiB here" in found["memory"] and "to within 2 %" in found["memory"]
     [line] = [line for line in found["warnings"].splitlines() if line.startswith("{")]
     assert json.loads(line) == {"level": "warning", "event": "few bits", "bits": 3.0}
+
+
+def test_memory_of_models_that_are_not_compared(data):
+    memory = {"worker_bytes": 714 * MIB, "planned_bytes": 700 * MIB, "file_bytes": 100 * MIB}
+    data["memory"] = {
+        LARGE.name: {
+            "BF16": {**memory, "weight_bytes": 100 * MIB},
+            "Q4_0": {**memory, "weight_bytes": 37 * MIB},
+        }
+    }
+    text = sections(data)["memory"]
+    assert cells(text, f"{LARGE.title}, Q4_0")[2:] == ["37", "0.37", "714", "700", "677"]
+    assert "In 4 bits weights take at most 0.37 of that. Beside its weights" in text
+    assert "614 to 677 MiB here" in text
 
 
 def test_nothing_is_said_of_what_was_not_measured():
