@@ -192,8 +192,8 @@ class EngineConfig:
     )
     record_steps: bool = knob(
         True,
-        "Replay decode steps that were recorded while serving: on a GPU as CUDA graphs, on a CPU "
-        "as lists of calls of the C++ operations.",
+        "Replay steps that were recorded before: on a GPU decode steps as CUDA graphs, on a CPU "
+        "most steps as lists of calls of the C++ operations.",
     )
     num_speculative_tokens: int = knob(
         0,

@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import structlog
 import zmq
@@ -44,10 +44,12 @@ from engine.runtime.threads import (
     prepare_process,
 )
 from engine.socket_folder import remove_socket
-from engine.stepping import AnyEngine
+from engine.stepping import AnyEngine, PreparingEngine
 from engine.types import AdaptableInfo, Event, Info, Phase, Request, Stats
 
 _LONGEST_NAP_S = 0.5
+_IDLE_S = 0.5
+"""Without messages, until the engine is asked to prepare: not between two requests of a client."""
 
 log = structlog.get_logger(__name__)
 
@@ -143,6 +145,7 @@ class Loop:
         pulse: Pulse | None = None,
     ) -> None:
         self._engine = engine
+        self._can_prepare = isinstance(engine, PreparingEngine)
         self._link = link
         self._pulse = pulse or Pulse()
         self._threads = threads
@@ -191,6 +194,7 @@ class Loop:
     def _drain_inbox(self) -> bool:
         """Take in what has arrived; wait when there is nothing to do. False: shut down."""
         while self._link.has_message() or not self._engine.has_work():
+            self._prepare_until_message()
             match self._link.receive():
                 case messages.Submit() as submit:
                     self._submit(submit)
@@ -205,6 +209,13 @@ class Loop:
                 case messages.Shutdown():
                     return False
         return True
+
+    def _prepare_until_message(self) -> None:
+        """Let an engine without work make ready for what may come."""
+        wait_s = _IDLE_S
+        while self._can_prepare and not self._link.has_message(wait_s):
+            self._can_prepare = cast(PreparingEngine, self._engine).use_idle_time()
+            wait_s = 0.0
 
     def _change_adapter(self, change: messages.LoadAdapter | messages.UnloadAdapter) -> None:
         """Pass an order on, which is answered once it is carried out, between two steps."""

@@ -1,6 +1,6 @@
 """What an engine must offer to be stepped by a worker's loop or by a thread."""
 
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from engine.types import Event, Request, Stats
 
@@ -38,6 +38,15 @@ class SteppingEngine(Protocol[RequestT, EventT, StatsT]):
 
     def shutdown(self) -> None:
         """End threads and give the device's memory back."""
+        ...
+
+
+@runtime_checkable
+class PreparingEngine(Protocol):
+    """An engine that can prepare for requests while it has none."""
+
+    def use_idle_time(self) -> bool:
+        """Prepare for some milliseconds, in which a request would wait. False: all is prepared."""
         ...
 
 

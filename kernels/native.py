@@ -216,8 +216,9 @@ def function(name: str, signature: str) -> Function:
     found.restype = None
 
     def call(*arguments: object) -> None:
-        found(*arguments)
-        if _noted.calls is not None:
+        if _noted.calls is None:
+            found(*arguments)
+        else:
             _noted.calls.append(functools.partial(found, *arguments))
 
     return call
@@ -234,14 +235,25 @@ _noted = _Noted()
 
 @contextlib.contextmanager
 def noting_calls() -> Iterator[list[Callable[[], object]]]:
-    """The list that this thread's calls of C functions are added to meanwhile, ready to be made
-    again with the same arguments. Calls are made all the same."""
+    """The list that this thread's calls of C functions are added to meanwhile instead of being
+    made: what they would fill holds anything."""
     calls: list[Callable[[], object]] = []
-    _noted.calls = calls
-    try:
+    with _noting_to(calls):
         yield calls
+
+
+def making_calls() -> contextlib.AbstractContextManager[None]:
+    """Calls are made and not noted meanwhile, whatever is around."""
+    return _noting_to(None)
+
+
+@contextlib.contextmanager
+def _noting_to(calls: list[Callable[[], object]] | None) -> Iterator[None]:
+    before, _noted.calls = _noted.calls, calls
+    try:
+        yield
     finally:
-        _noted.calls = None
+        _noted.calls = before
 
 
 def is_noting() -> bool:

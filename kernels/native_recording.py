@@ -67,6 +67,8 @@ class NativeRecording:
 class NativeRecorder:
     """Records functions of tensors. All recordings work in the same memory: one runs at a time."""
 
+    is_cheap = True
+
     def __init__(self) -> None:
         self._buffers = _Buffers()
 
@@ -82,8 +84,9 @@ class NativeRecorder:
         return -(-num_rows // PROMPT_ROWS) * PROMPT_ROWS
 
     def record(self, run: Callable[[], Tensor]) -> NativeRecording:
-        """`run` is called once, for real. It must be a fixed sequence of operations, whatever its
-        inputs hold: those of C++ are noted as they are called, PyTorch's with their arguments.
+        """`run` is called once. It must be a fixed sequence of operations, whatever its inputs
+        hold: those of C++ are noted instead of being computed, which is most of a step's time;
+        PyTorch's are computed, from what their inputs happen to hold, and noted as well.
 
         Raises:
             NotRecordable: it reads numbers of a tensor, or calls what gives several.
@@ -97,7 +100,7 @@ class NativeRecorder:
 def computed_once() -> Iterator[None]:
     """For what a function does only when it is first needed, such as to fill a table: it is no part
     of a recording that happens to be made then."""
-    with _disable_current_modes():
+    with _disable_current_modes(), native.making_calls():
         yield
 
 

@@ -30,6 +30,8 @@ class CudaRecorder:
     what runs for real, perhaps while a graph is replayed, has another one.
     """
 
+    is_cheap = False
+
     def __init__(self, device: torch.device) -> None:
         self._rehearsing = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._recording = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -147,6 +147,10 @@ class LLMEngine:
             self._scheduler.check_invariants()
         return refused + events, stats
 
+    def use_idle_time(self) -> bool:
+        """See `engine.stepping.PreparingEngine`."""
+        return self._executor.use_idle_time()
+
     def _advance_adapters(self) -> list[TokenEvent]:
         """Put those in place that have been read, and let those go that nobody uses; returns the
         ends of requests whose adapters cannot be had."""

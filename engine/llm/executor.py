@@ -44,6 +44,11 @@ class Executor(Protocol):
         """Do what would make the first requests slow."""
         ...
 
+    def use_idle_time(self) -> bool:
+        """Do something short that makes later steps faster, while there are none. False: there is
+        nothing left."""
+        ...
+
     @property
     def kv_bytes_committed(self) -> int:
         """Physical memory that the KV pool takes so far."""
@@ -68,6 +73,9 @@ class LocalExecutor:
 
     def warm_up(self) -> None:
         self._runner.warm_up()
+
+    def use_idle_time(self) -> bool:
+        return self._runner.record_ahead()
 
     @property
     def kv_bytes_committed(self) -> int:

@@ -285,6 +285,10 @@ class ModelRunner:
             raise InvariantViolation("this runner records nothing")
         return self._graphs.record(size)
 
+    def record_ahead(self) -> bool:
+        """See `StepGraphs.record_ahead`."""
+        return self._graphs is not None and self._graphs.record_ahead()
+
     def _apply_changes(self, decision: ScheduleDecision) -> None:
         for seq_id in decision.finished:
             self._sampler.remove(seq_id)

@@ -4,8 +4,9 @@ them on a CPU.
 A graph computes a fixed number of rows from inputs at fixed addresses. Steps of decodes, with or
 without drafts, are padded to the next size that has a graph, and on a CPU, whose attention reads
 the rows of a span where it is called, so are steps with pieces of prompts; others run eagerly.
-Nothing is recorded at start-up: a size is recorded once it has been met a few times, and runs
-eagerly until then.
+Nothing is recorded at start-up. Where a recording is dear, a size is recorded once it has been met
+a few times, and runs eagerly until then. Where it is cheap, a size is recorded when it is first
+met, and likely ones before, while there is nothing else to do.
 
 The recorder is all that knows the device (`engine/llm/cuda_recorder.py`,
 `kernels/native_recording.py`); tests put one in its place that runs the same code again.
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
+from time import thread_time
 from typing import NamedTuple, ParamSpec, Protocol, TypeVar
 
 import numpy as np
@@ -33,7 +35,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 EAGER_STEPS = 3
-"""Steps of a size that run eagerly before it is worth a recording."""
+"""Steps of a size that run eagerly before it is worth a recording that is not cheap."""
+MOST_ROWS_AHEAD = 256
+"""Steps of more rows are not recorded before they are met."""
+AHEAD_S = 3.0
+"""Seconds of a processor that recording ahead may take in all."""
 SHORTEST_CONTEXT = 1024
 """Attention is recorded with programs for so many keys, or 4, 16, … times as many: most of a grid
 for the longest context would find nothing to do."""
@@ -66,6 +72,11 @@ class Recording(Protocol):
 class Recorder(Protocol):
     """Records what a function launches. Called where `StepGraphs.background` works."""
 
+    @property
+    def is_cheap(self) -> bool:
+        """Whether a recording takes hardly more than a step that runs eagerly."""
+        ...
+
     def padded(self, num_rows: int) -> int:
         """The number of rows to record for steps of so many: as many, or more."""
         ...
@@ -75,7 +86,8 @@ class Recorder(Protocol):
         ...
 
     def record(self, run: Callable[[], Tensor]) -> Recording:
-        """`run` is called once for real, perhaps more often. Raises whatever goes wrong."""
+        """`run` is called once or more often, perhaps not for real: what it computes then means
+        nothing. Raises whatever goes wrong."""
         ...
 
 
@@ -238,6 +250,8 @@ class StepGraphs:
         self._device = device
         self._adapters = adapters
         self._background = background or ThreadPoolExecutor(1, "record-graphs")
+        self._ahead = iter(self._likely_sizes if recorder.is_cheap else ())
+        self._ahead_s = 0.0
         self._uses: Counter[GraphSize] = Counter()
         self._graphs: dict[GraphSize, Future[StepGraph]] = {}
         self._broken: set[StepKind] = set()
@@ -248,12 +262,32 @@ class StepGraphs:
         size = self._size_for(rows)
         if size is None or size.kind in self._broken:
             return None
-        recorded = self._graphs.get(size)
-        if recorded is None:
+        if size not in self._graphs:
             self._uses[size] += 1
-            if self._uses[size] >= EAGER_STEPS:
-                self._graphs[size] = self._background.submit(self.record, size)
-            return None
+            if not self._recorder.is_cheap and self._uses[size] <= EAGER_STEPS:
+                return None
+            self._begin(size)
+        return self._recorded(size)
+
+    def record_ahead(self) -> bool:
+        """Record one of the sizes that are likely to be asked for. False: that is not worth it, or
+        done."""
+        size = next((size for size in self._ahead if size not in self._graphs), None)
+        if size is None or self._ahead_s >= AHEAD_S:
+            return False
+        if size.kind not in self._broken:
+            started_s = thread_time()
+            self._begin(size)
+            self._recorded(size)
+            self._ahead_s += thread_time() - started_s
+        return True
+
+    def _begin(self, size: GraphSize) -> None:
+        self._graphs[size] = self._background.submit(self.record, size)
+
+    def _recorded(self, size: GraphSize) -> StepGraph | None:
+        """The graph of a size that was begun; None if it is not done yet, or could not be."""
+        recorded = self._graphs[size]
         if not recorded.done():
             return None
         if error := recorded.exception():
@@ -286,6 +320,20 @@ class StepGraphs:
         kinds = (False, True) if self._adapters else (False,)
         found = [GraphSize(*size) for size in product(rows, contexts, kinds)]
         return sorted(found, reverse=True)
+
+    @property
+    def _likely_sizes(self) -> list[GraphSize]:
+        """Of short texts without adapters, small ones first."""
+        context = self._context_for(1)
+        decodes = {self._padded(n) for n in range(1, min(MOST_ROWS_AHEAD, self._max_num_rows) + 1)}
+        prompts = {self._recorder.padded_with_prompts(n) for n in range(1, MOST_ROWS_AHEAD + 1)}
+        found = [GraphSize(num_rows, context) for num_rows in decodes]
+        found += [
+            GraphSize(num_rows, context, has_prompts=True)
+            for num_rows in prompts
+            if num_rows is not None
+        ]
+        return sorted(found)
 
     def _size_for(self, rows: StepRows) -> GraphSize | None:
         """The smallest size that holds a step; None if none does."""

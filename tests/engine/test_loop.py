@@ -7,7 +7,7 @@ import pytest
 import zmq
 from structlog.testing import capture_logs
 
-from engine import messages
+from engine import loop, messages
 from engine.adapter_orders import AdapterOrder, AdapterReport
 from engine.errors import Failure, InsufficientMemory, QueueFull
 from engine.fault import answer_for, is_out_of_memory, names_device
@@ -100,6 +100,27 @@ def serve(tmp_path):
     yield serve
     server.close(0)
     context.term()
+
+
+def test_an_engine_without_work_prepares_until_it_has_nothing_to_prepare(serve, monkeypatch):
+    monkeypatch.setattr(loop, "_IDLE_S", 0.0)
+    engine, left = serve.engine, [False, True, True]
+
+    def use_idle_time():
+        if len(left) == 1:
+            engine.on_step()  # the server ends the loop
+        return left.pop()
+
+    engine.use_idle_time = use_idle_time
+    serve()
+    assert not left
+
+
+def test_an_engine_prepares_only_after_a_while_without_messages(serve, monkeypatch):
+    monkeypatch.setattr(loop, "_IDLE_S", 60.0)
+    serve.engine.use_idle_time = None  # a call would fail
+    answers, _ = serve(messages.Submit.of(request("a")))
+    assert [e.request_id for e in events_of(answers)] == ["a"]
 
 
 def events_of(answers):

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kernels import add_rms_norm, native, rms_norm, silu_mul
+from kernels import add_rms_norm, native, rms_norm, rope_store_kv, silu_mul
 from kernels.native_recording import NativeRecorder, NotRecordable, computed_once, refuse_recording
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason=str(native.missing()))
@@ -46,6 +46,23 @@ def test_a_replay_equals_the_function_on_new_inputs(dtype, rows, size):
             one.copy_(new)
         expected = block(*inputs)
         assert torch.equal(recording.replay(), expected)
+
+
+@torch.inference_mode()
+def test_recording_computes_nothing():
+    rows = torch.arange(3)
+    heads, cos_sin = torch.randn(3, 3, 8), torch.randn(4, 8)
+    cache, before = torch.zeros(1, 2, 1, 4, 8), heads.clone()
+
+    def store():
+        rope_store_kv(heads, rows, cos_sin, cache, (torch.zeros_like(rows), rows), num_heads=1)
+        return rms_norm(heads.view(9, 8), torch.ones(8), 1e-5)
+
+    recording = NativeRecorder().record(store)
+    assert torch.equal(heads, before)
+    assert not cache.any()
+    recording.replay()
+    assert cache[0, :, 0, :3].all()
 
 
 @torch.inference_mode()
@@ -125,7 +142,7 @@ def test_what_is_computed_once_is_no_part_of_a_recording():
 
     @computed_once()
     def fill():
-        tables.append(torch.randn(4, 8).cos())
+        tables.append(rms_norm(torch.randn(4, 8).cos(), torch.ones(8), 1e-5))
 
     def run():
         if not tables:
@@ -134,6 +151,7 @@ def test_what_is_computed_once_is_no_part_of_a_recording():
 
     recording = NativeRecorder().record(run)
     assert len(recording.calls) == 2, "ones and the norm"
+    torch.testing.assert_close(tables[0].square().mean(-1), torch.ones(4), rtol=0.1, atol=0.0)
     tables[0].normal_()
     assert torch.equal(recording.replay(), run())
 

@@ -102,6 +102,7 @@ class Recording:
 class Recorder:
     """Runs what it is to record."""
 
+    is_cheap = False
     padded = CudaRecorder.padded
     padded_with_prompts = CudaRecorder.padded_with_prompts
 

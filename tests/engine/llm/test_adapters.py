@@ -11,7 +11,6 @@ from peft_adapters import write_adapter
 from engine.adapter_orders import AdapterOrder, AdapterReport
 from engine.config import GIB
 from engine.errors import TooManyAdapters, UnknownAdapter
-from engine.llm import step_graph
 from engine.llm.step_graph import StepKind
 from kernels import native
 
@@ -119,12 +118,9 @@ def test_recorded_steps_carry_adapters(engines, folder, lora, rng):
 
 @pytest.mark.skipif(native.library() is None, reason=str(native.missing()))
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_recorded_steps_with_prompts_carry_adapters(
-    engines, folder, lora, rng, tmp_path, monkeypatch, dtype
-):
+def test_recorded_steps_with_prompts_carry_adapters(engines, folder, lora, rng, tmp_path, dtype):
     """One recording serves every mixture of decodes, prompts and adapters: also those that scale
     whole outputs, or bring modules of their own."""
-    monkeypatch.setattr(step_graph, "EAGER_STEPS", 1)
     own = {"use_dora": True, "modules_to_save": ["input_layernorm"]}
     write_adapter(folder, tmp_path, 3, r=3, target_modules=("q_proj", "down_proj"), **own)
     names, lora = (*"abc", None), (*lora, f"c={tmp_path}")

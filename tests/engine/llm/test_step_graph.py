@@ -44,6 +44,8 @@ class Rerun:
 
 
 class Recorder:
+    is_cheap = False
+
     def __init__(self, failure=None):
         self.failure = failure
         self.num_replays = 0
@@ -161,15 +163,67 @@ def test_a_size_is_recorded_once_it_was_met_a_few_times_and_used_once_that_is_do
     background, recorder = Later(), Recorder()
     graphs = make_graphs(recorder, background)
     for _ in range(EAGER_STEPS):
-        assert not background.waiting
         assert graphs.find(decodes(3, 4)) is None
-    assert len(background.waiting) == 1
+        assert not background.waiting
     for _ in range(5):
         assert graphs.find(decodes(2, 9)) is None, "not ready"
+        assert len(background.waiting) == 1
     background.work()
     graph = graphs.find(decodes(2, 9))
     assert graph is graphs.find(decodes(7, 7)) is not None
     assert recorder.num_recordings == 1
+
+
+class CheapRecorder(Recorder):
+    is_cheap = True
+    padded = NativeRecorder.padded
+    padded_with_prompts = NativeRecorder.padded_with_prompts
+
+
+def test_a_cheap_recording_is_made_and_used_when_its_size_is_first_met():
+    recorder = CheapRecorder()
+    graphs = make_graphs(recorder)
+    assert graphs.find(decodes(3, 4)) is graphs.find(decodes(2, 9)) is not None
+    assert recorder.num_recordings == 1
+
+
+def test_cheap_recordings_of_short_texts_are_made_ahead_small_ones_first():
+    recorder = CheapRecorder()
+    graphs = make_graphs(recorder, adapters=True)
+    met = graphs.find(decodes(3, 4))
+    while graphs.record_ahead():
+        pass
+    [_, *ahead] = graphs._graphs
+    assert ahead == sorted(ahead)
+    wanted = [GraphSize(n, 1024) for n in range(1, 31)]
+    wanted += [GraphSize(n, 1024, has_prompts=True) for n in range(8, 257, 8)]
+    assert sorted(graphs._graphs) == sorted(wanted)
+    assert recorder.num_recordings == len(wanted)
+    assert graphs.find(decodes(3, 4)) is met
+    assert graphs.find(decodes(*[5] * 30)) is not None
+    assert not graphs.record_ahead()
+    assert recorder.num_recordings == len(wanted)
+
+
+def test_recording_ahead_ends_when_its_time_is_over(monkeypatch):
+    graphs = make_graphs(CheapRecorder())
+    assert graphs.record_ahead()
+    monkeypatch.setattr(step_graph, "AHEAD_S", 0.0)
+    assert not graphs.record_ahead()
+    assert len(graphs._graphs) == 1
+
+
+def test_recording_ahead_stops_at_what_cannot_be_recorded():
+    recorder = CheapRecorder(RuntimeError("no"))
+    graphs = make_graphs(recorder)
+    with structlog.testing.capture_logs() as lines:
+        while graphs.record_ahead():
+            pass
+    assert recorder.num_recordings == len(lines) == 2, "one of each kind"
+
+
+def test_dear_recordings_are_not_made_ahead():
+    assert not make_graphs().record_ahead()
 
 
 def test_a_failed_recording_turns_graphs_off_with_one_warning():
@@ -360,7 +414,6 @@ def test_answers_and_cache_are_those_of_eager_steps(pair, monkeypatch, is_async)
 @pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Mistral"])
 def test_recorded_calls_of_c_give_the_bits_of_eager_steps(family, dtype, monkeypatch):
     monkeypatch.setattr(step_graph, "SHORTEST_CONTEXT", 16)
-    monkeypatch.setattr(step_graph, "EAGER_STEPS", 1)
     monkeypatch.setattr(rotary, "CHUNK", 8)  # the table moves under the recordings
     seed = random.randrange(1 << 30)
     _, theirs, model_config = create_pair(family, seed)
@@ -371,9 +424,12 @@ def test_recorded_calls_of_c_give_the_bits_of_eager_steps(family, dtype, monkeyp
     eager, eager_runner = make_engine(pair)
     recorder = CountingNativeRecorder()
     recorded, runner = make_engine(pair, recorder)
+    for _ in range(random.randrange(20)):
+        recorded.use_idle_time()
     assert run(recorded, asked) == run(eager, asked), seed
     sizes = runner._graphs._graphs
     assert {size.has_prompts for size in sizes} == {False, True}
+    assert not runner._graphs._broken
     assert len(recorder.made) == len(sizes) >= 3
     for ours, theirs in zip(runner._kv.layers, eager_runner._kv.layers, strict=True):
         assert torch.equal(ours[:80], theirs[:80]), seed
