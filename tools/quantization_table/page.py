@@ -22,6 +22,8 @@ DATA = DOCS / "quantization.json"
 PAGE = DOCS / "quantization.md"
 MIB = 1 << 20
 SHOWN_CLASSES = ("Q8_0", "Q4_K_M", "Q3_K_M", "Q2_K", "GPTQ, 4 bits", "GPTQ, 3 bits", "AWQ, 4 bits")
+SHARE_OF_4_BITS = 0.4
+"""Of the file in 16 bits, that such weights should take."""
 WARNED = ("Q2_K", "GPTQ, 3 bits")
 
 Rows = Mapping[str, Mapping[str, Any]]
@@ -81,7 +83,7 @@ def classes(data: Mapping[str, Any]) -> str:
 
 def memory(data: Mapping[str, Any]) -> str:
     """What of a 4-bit model is resident, against the size in 16 bits."""
-    rows, overheads, apart, shares = [], [], [], []
+    rows, overheads, apart, shares, fixed = [], [], [], [], []
     for title, found in _resident(data):
         whole = found[ORIGINAL.name]["file_bytes"]
         for name in RESIDENT:
@@ -90,6 +92,7 @@ def memory(data: Mapping[str, Any]) -> str:
             row = found[name]
             if name.startswith("Q4"):
                 shares.append(row["weight_bytes"] / whole)
+                fixed.append(row["worker_bytes"] - SHARE_OF_4_BITS * whole)
             overheads.append(row["worker_bytes"] - row["weight_bytes"])
             apart.append(abs(row["worker_bytes"] / row["planned_bytes"] - 1))
             rows.append(
@@ -107,7 +110,13 @@ def memory(data: Mapping[str, Any]) -> str:
         *("", "file MiB", "weights MiB", "of BF16's file"),
         *("process MiB", "planned MiB", "without weights MiB"),
     )
-    of_4_bits = f"In 4 bits weights take at most {max(shares):.2f} of that. " if shares else ""
+    of_4_bits = ""
+    if shares:
+        of_4_bits = (
+            f"In 4 bits a process takes at most {SHARE_OF_4_BITS} of BF16's file and "
+            f"{max(fixed) / MIB:.0f} MiB beside; its weights are {min(shares):.2f} to "
+            f"{max(shares):.2f} of that file. "
+        )
     return "\n\n".join(
         [
             table(heads, rows, num_text_columns=1),

@@ -122,7 +122,8 @@ def test_memory_of_models_that_are_not_compared(data):
     }
     text = sections(data)["memory"]
     assert cells(text, f"{LARGE.title}, Q4_0")[2:] == ["37", "0.37", "714", "700", "677"]
-    assert "In 4 bits weights take at most 0.37 of that. Beside its weights" in text
+    assert "at most 0.4 of BF16's file and 674 MiB beside" in text
+    assert "its weights are 0.37 to 0.37 of that file. Beside its weights" in text
     assert "614 to 677 MiB here" in text
 
 
