@@ -3,10 +3,14 @@
 All servers of a plan run at a time, so that each case is measured shortly before or after the one
 that it is compared with; one of them has work at a time. In each repeat the cases come in another
 order, and those with one task get the same prompts.
+
+What a server has done before is not to decide: each case has a prefix cache to itself, and before
+anything is measured all servers do about as many runs, as steps get faster once they are recorded.
 """
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -22,7 +26,7 @@ from loadtest.record import RequestRecord
 from loadtest.workload import PlannedRequest, Workload
 
 _WARM_UP = -1
-"""The repeat that is not measured."""
+"""The repeat that is not measured; its further runs count down from here."""
 
 
 class DecodingComparison:
@@ -53,7 +57,7 @@ class DecodingComparison:
             "repeats": plan.repeats,
             "seed": seed,
             "cases": [
-                {"name": case.name, "server": case.server, "task": case.task, "body": case.body}
+                {"name": case.name, "server": case.server, "task": case.task, "body": _body(case)}
                 | ({} if case.against is None else {"against": case.against})
                 for case in plan.cases
             ],
@@ -80,7 +84,7 @@ class DecodingComparison:
 
     def _client(self, case: DecodingCase) -> CompletionClient:
         server = next(one for one in self._plan.servers if one.name == case.server)
-        return CompletionClient(Target(server.url, server.model, extra_body=case.body))
+        return CompletionClient(Target(server.url, server.model, extra_body=_body(case)))
 
     async def _round(self, repeat: int, interrupt: Interrupt) -> None:
         name = "warm-up" if repeat == _WARM_UP else f"repeat {repeat + 1} of {self._plan.repeats}"
@@ -89,9 +93,15 @@ class DecodingComparison:
             cases = list(self._plan.cases)
             random.Random(f"{self._seed} {repeat} {concurrency}").shuffle(cases)
             for case in cases:
-                run = await self._run(case, repeat, concurrency, interrupt)
-                if repeat != _WARM_UP:
-                    self.document["runs"].append(run)
+                if repeat == _WARM_UP:
+                    await self._warm_up(case, concurrency, interrupt)
+                    continue
+                self.document["runs"].append(await self._run(case, repeat, concurrency, interrupt))
+
+    async def _warm_up(self, case: DecodingCase, concurrency: int, interrupt: Interrupt) -> None:
+        num_cases = Counter(one.server for one in self._plan.cases)
+        for i in range(max(num_cases.values()) // num_cases[case.server]):
+            await self._run(case, _WARM_UP - i, concurrency, interrupt)
 
     async def _run(
         self, case: DecodingCase, repeat: int, concurrency: int, interrupt: Interrupt
@@ -116,13 +126,17 @@ class DecodingComparison:
         is_again = case.task == "again"
         rng = random.Random(f"{self._seed} {case.task} {0 if is_again else repeat} {concurrency}")
         # Texts that are to come again must have come whole.
-        is_short = repeat == _WARM_UP and not is_again
+        is_short = repeat <= _WARM_UP and not is_again
         max_tokens = self._plan.warmup_tokens if is_short else self._plan.output_tokens
         requests = [
             PlannedRequest(i, TASKS[case.task](rng.randrange(2**40)), max_tokens)
             for i in range(self._plan.num_requests[concurrency])
         ]
         return Workload(case.task, requests, concurrency)
+
+
+def _body(case: DecodingCase) -> dict[str, Any]:
+    return {"cache_salt": case.name} | case.body
 
 
 def _row(record: RequestRecord) -> dict[str, Any]:

@@ -107,6 +107,7 @@ async def test_cases_are_measured_by_turns(tmp_path: Path, unused_tcp_port_facto
         await comparison.run(interrupt)
     document = comparison.document
     assert document["partial"] is False
+    assert document["cases"][1]["body"] == {"cache_salt": "other", "n": 1}
     runs = document["runs"]
     for block in range(4):
         some = runs[4 * block : 4 * block + 4]
