@@ -6,6 +6,8 @@ each takes p times as long as that one, n is to make (1 + a + … + aⁿ) / (1 +
 (Leviathan et al. 2023, arXiv:2211.17192, theorem 3.8).
 """
 
+from collections.abc import Iterable
+
 FIRST_RATE = 0.8
 """Of right tokens, as long as nothing is known."""
 _MEMORY = 16
@@ -46,4 +48,28 @@ def best_length(rate: float, price: float, most: int) -> int:
         if gain <= best_gain:
             break  # what each further one brings falls, and its price does not
         best, best_gain = length, gain
+    return best
+
+
+def best_length_by(
+    rates: Iterable[float], price: float, *, num_given: int = 0, least_gain: float = 1.0
+) -> int:
+    """The same where each token has a probability of its own to be right if those before it are.
+
+    Args:
+        rates: of as many tokens as could be drafted, behind those that are given.
+        num_given: tokens that the step computes anyway: nobody knows yet what they are, and the
+            draft is for nothing if they are others.
+        least_gain: what is not worth so many times its price is not drafted.
+    """
+    best, best_gain = 0, least_gain
+    expected, likely = 1.0, 1.0
+    for length, rate in enumerate(rates, 1 - num_given):
+        likely *= rate
+        if length < 1:
+            continue
+        expected += likely
+        gain = expected / (1.0 + length * price)
+        if gain > best_gain:
+            best, best_gain = length, gain
     return best

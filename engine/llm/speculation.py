@@ -3,47 +3,45 @@ guessed, and how many of them.
 
 A row more is cheap as long as a step's time is that of reading the weights, and a loss once it is
 that of computing rows. So a draft has a price: its rows, in tokens that the step would have
-brought in the same time, as `engine.llm.step_cost` has learned it. A sequence's drafts are paid for
-by the tokens that were accepted; one that runs into debt pauses, longer each time. A batch that
-grows makes rows dearer, until nobody drafts.
+brought in the same time, as `engine.llm.step_budget` has learned it. What it is expected to bring
+is what guesses like it have brought to all texts of the worker (`engine.llm.guess_rates`), and its
+length is what is worth most at that price. A guess that is worth nothing is compared with what
+comes all the same, which costs no row: so nothing is drafted to try it out, and a text that begins
+to copy is drafted for after a token or two.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from engine.config import ResolvedConfig
+from engine.llm.draft_length import best_length_by
+from engine.llm.guess_rates import GuessRates
 from engine.llm.prompt_lookup import PromptLookup
 from engine.llm.request import Sequence as RunningSequence
 from engine.llm.shared_lookup import SharedLookup
 from engine.llm.step_budget import Price
 
 HIGHEST_PRICE = 0.25
-"""Of a row, in accepted tokens: nobody drafts where it is higher."""
+"""Of a row, in accepted tokens: where it is higher, nobody drafts, and nothing is looked up."""
+LEAST_GAIN = 1.02
+"""Times the tokens of a step without drafts in the same time: neither price nor rates are exact."""
 INDEXED_PER_STEP = 1024
 """Places that all sequences' indexes grow by in a step: about half a millisecond."""
-FIRST_DRAFT = 4
-SHORTEST_DRAFT = 2
-LONGEST_PAUSE = 64
-"""Steps."""
-MOST_CREDIT = 2.0
-"""Accepted tokens that may be spent on drafts in vain before a pause."""
 
 
 @dataclass(slots=True)
 class _Record:
-    """How a sequence's drafts went."""
+    """What has been guessed of a sequence."""
 
     lookup: PromptLookup
-    num_drafts: int
-    """To be tried next."""
-    price: float = 0.0
-    """Of those in flight."""
-    credit: float = 0.0
-    """Accepted tokens, less what drafts cost, since the last pause."""
-    num_pauses: int = 0
-    """Since the last accepted token."""
-    pause: int = 0
-    """Steps to wait."""
+    rates: GuessRates
+    """Of guesses like the last one."""
+    guess: Sequence[int] = ()
+    """The tokens that were expected to follow."""
+    start: int = 0
+    """Tokens that the text had then."""
+    num_right: int = 0
+    """Guessed tokens in a row."""
 
 
 class Speculation:
@@ -55,6 +53,7 @@ class Speculation:
         self._most_drafts = config.num_speculative_tokens
         self._records: dict[int, _Record] = {}
         """By sequence id."""
+        self._own_rates, self._shared_rates = GuessRates(), GuessRates()
         self._shared: SharedLookup | None = None
         if config.shared_lookup_tokens:
             self._shared = SharedLookup(config.shared_lookup_tokens, config.prompt_lookup_min)
@@ -73,46 +72,53 @@ class Speculation:
         if self._shared is not None:
             num_places -= self._shared.read(num_places)
         for sequence in decodes:
+            if sequence.num_draftable <= 0:
+                continue
             record = self._record_of(sequence)
-            if record.pause > 0:
-                record.pause -= 1
-                continue
-            token_ids = sequence.token_ids
-            num_places -= record.lookup.extend(token_ids, num_places)
-            num_drafts = min(record.num_drafts, sequence.num_draftable, num_rows)
-            if num_drafts <= 0 or record.lookup.num_indexed < len(token_ids):
-                continue
-            drafts = record.lookup.find(token_ids, sequence.num_pending, num_drafts)
-            if not drafts and self._shared is not None:
-                key = sequence.owner.chain_root
-                drafts = self._shared.find(key, token_ids, sequence.num_pending, num_drafts)
+            num_places -= record.lookup.extend(sequence.token_ids, num_places)
+            _judge(record, sequence.token_ids)
+            self._guess(record, sequence)
+            drafts = self._worth(record, sequence, num_rows, price)
             if drafts:
                 num_rows -= len(drafts)
-                record.price = len(drafts) * price.row
                 yield sequence, drafts
 
     def learn(self, sequence: RunningSequence, num_drafts: int, num_accepted: int) -> None:
-        """See `Drafter`: drafts double while all of them are right, and begin anew if not."""
-        record = self._records[sequence.seq_id]
-        record.credit = min(MOST_CREDIT, record.credit + num_accepted - record.price)
-        if num_accepted:
-            record.num_pauses = 0
-        if num_accepted == num_drafts:
-            longer = max(record.num_drafts, 2 * num_drafts)
-        else:
-            longer = max(SHORTEST_DRAFT, num_accepted + 1)
-        record.num_drafts = min(longer, self._most_drafts)
-        if record.credit < 0.0:
-            record.credit = 0.0
-            record.num_pauses += 1
-            record.pause = min(2**record.num_pauses, LONGEST_PAUSE)
+        """See `Drafter`: the text that comes says it, too."""
 
     def forget(self, sequence: RunningSequence) -> None:
         """See `Drafter`. What it has written may come again."""
-        self._records.pop(sequence.seq_id, None)
+        record = self._records.pop(sequence.seq_id, None)
+        if record is not None:
+            _judge(record, sequence.token_ids)
         if self._shared is not None and sequence.num_output_tokens > 0:
             first = max(0, sequence.num_prompt_tokens - self._config.prompt_lookup_min)
             self._shared.add(sequence.owner.chain_root, sequence.token_ids[first:])
+
+    def _guess(self, record: _Record, sequence: RunningSequence) -> None:
+        """Look up what may follow the known tokens: a token more than could be drafted."""
+        token_ids = sequence.token_ids
+        record.start, record.guess = len(token_ids), ()
+        if record.lookup.num_indexed < len(token_ids):
+            return
+        num_tokens = sequence.num_pending + self._most_drafts + 1
+        record.rates = self._own_rates
+        record.guess = record.lookup.find(token_ids, 0, num_tokens)
+        if not record.guess and self._shared is not None:
+            record.rates = self._shared_rates
+            record.guess = self._shared.find(sequence.owner.chain_root, token_ids, 0, num_tokens)
+        if not record.guess:
+            record.num_right = 0
+
+    def _worth(
+        self, record: _Record, sequence: RunningSequence, num_rows: int, price: Price
+    ) -> list[int]:
+        """As much of a guess as is worth its price."""
+        num_given = sequence.num_pending
+        most = num_given + min(self._most_drafts, sequence.num_draftable, num_rows)
+        rates = (record.rates.after(record.num_right + i) for i in range(len(record.guess[:most])))
+        length = best_length_by(rates, price.draft_row, num_given=num_given, least_gain=LEAST_GAIN)
+        return list(record.guess[num_given : num_given + length])
 
     def _record_of(self, sequence: RunningSequence) -> _Record:
         record = self._records.get(sequence.seq_id)
@@ -121,6 +127,23 @@ class Speculation:
             lookup = PromptLookup(
                 config.prompt_lookup_min, config.prompt_lookup_max, sequence.last_num_tokens
             )
-            first = min(FIRST_DRAFT, self._most_drafts)
-            record = self._records[sequence.seq_id] = _Record(lookup, first)
+            record = _Record(lookup, self._own_rates, start=len(sequence.token_ids))
+            self._records[sequence.seq_id] = record
         return record
+
+
+def _judge(record: _Record, token_ids: Sequence[int]) -> None:
+    """Compare the last guess with what has come since."""
+    come = token_ids[record.start :]
+    if not come:
+        return
+    for guessed, token_id in zip(record.guess, come, strict=False):
+        is_right = guessed == token_id
+        record.rates.learn(record.num_right, is_right)
+        if not is_right:
+            record.num_right = 0
+            break
+        record.num_right += 1
+    if len(come) > len(record.guess):  # what came behind it was not guessed
+        record.num_right = 0
+    record.guess = ()

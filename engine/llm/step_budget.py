@@ -10,9 +10,11 @@ once all of them decode: what everybody gets soon, whatever prompts do, is the m
 waiting is noticed. Such a target does not depend on how fast the machine is.
 """
 
+import math
 from typing import NamedTuple
 
 from engine.config import ResolvedConfig
+from engine.llm.draft_surcharge import DraftSurcharge
 from engine.llm.step_cost import StepCost, StepWork
 
 LEAST_TOKENS = 16
@@ -35,6 +37,13 @@ class Price(NamedTuple):
     """Seconds that the step takes as it is."""
     num_tokens: int
     """That it brings as it is."""
+    surcharge: float = 1.0
+    """How many times as much a row of drafts has cost of late."""
+
+    @property
+    def draft_row(self) -> float:
+        """What a row costs that is there for a draft."""
+        return self.row * self.surcharge
 
     @property
     def second(self) -> float:
@@ -59,6 +68,7 @@ class StepBudget:
         self._target_s = config.max_step_ms / 1000
         self._ratio = config.max_step_ratio
         self._cost = StepCost()
+        self._surcharge = DraftSurcharge()
         self._learns = self.is_bounded or drafts
         self.num_tokens = self._most
         self.predicted_s = 0.0
@@ -96,7 +106,8 @@ class StepBudget:
     def price(self, decodes: StepWork) -> Price:
         """Of a step of decodes, at least one."""
         row = decodes.num_decodes * self._cost.row_share(decodes)
-        return Price(row, self._cost.predict(decodes), decodes.num_decodes)
+        step_s = self._cost.predict(decodes)
+        return Price(row, step_s, decodes.num_decodes, self._surcharge.factor)
 
     def observe(self, work: StepWork, seconds: float) -> None:
         """A step with this work took so long."""
@@ -104,4 +115,9 @@ class StepBudget:
             return
         self.predicted_s = self._cost.predict(work) if self._cost.is_known else seconds
         self.measured_s = seconds
+        if not work.num_drafts:
+            self._surcharge.pass_by()
+        elif self._cost.is_known and 0.0 < seconds < math.inf:
+            plain_s = self._cost.predict(work.without_drafts)
+            self._surcharge.learn(plain_s, self.predicted_s, seconds)
         self._cost.observe(work, seconds)

@@ -52,6 +52,8 @@ class StepWork:
     """Rows of the other sequences."""
     num_pairs: float = 0.0
     """Pairs of such a row and a token that it attends to."""
+    num_drafts: int = 0
+    """Rows among those of decodes that are there for drafts."""
 
     @classmethod
     def of(cls, decision: ScheduleDecision) -> Self:
@@ -64,6 +66,7 @@ class StepWork:
             decode_context=sum(num_rows * start for start, num_rows in decodes),
             num_prompt_tokens=sum(length for _, length in chunks),
             num_pairs=sum(length * (start + length / 2) for start, length in chunks),
+            num_drafts=sum(max(0, s.num_draws - 1) for s in decision.scheduled),
         )
 
     @classmethod
@@ -71,6 +74,13 @@ class StepWork:
         """That of a step of one row per context."""
         lengths = list(contexts)
         return cls(num_decodes=len(lengths), decode_context=sum(lengths))
+
+    @property
+    def without_drafts(self) -> Self:
+        """The same step with the rows that it would have had anyway."""
+        num_rows = self.num_decodes - self.num_drafts
+        context = self.decode_context * num_rows // max(1, self.num_decodes)
+        return replace(self, num_decodes=num_rows, decode_context=context, num_drafts=0)
 
     @property
     def sizes(self) -> tuple[float, ...]:

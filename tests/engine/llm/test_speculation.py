@@ -13,13 +13,7 @@ from scipy import stats
 from engine.llm import sampling
 from engine.llm.model_runner import ModelRunner
 from engine.llm.request import Sequence
-from engine.llm.speculation import (
-    FIRST_DRAFT,
-    HIGHEST_PRICE,
-    INDEXED_PER_STEP,
-    LONGEST_PAUSE,
-    Speculation,
-)
+from engine.llm.speculation import HIGHEST_PRICE, INDEXED_PER_STEP, Speculation
 from engine.llm.step_budget import Price, StepBudget
 from engine.types import DrafterName, FinishReason
 from engine.weights.loader import load_model_config
@@ -361,13 +355,22 @@ class Text:
         self.last_num_tokens = 1000
 
 
+class Copy(Text):
+    """One that says the same five tokens again and again, as long as it is told to."""
+
+    def __init__(self, seq_id: int = 0) -> None:
+        super().__init__(seq_id, [1, 2, 3, 4, 5] * 10)
+
+    def go_on(self, num_tokens: int) -> None:
+        self.token_ids += [self.token_ids[-5 + i % 5] for i in range(num_tokens)]
+
+    def digress(self) -> None:
+        self.token_ids.append(99)
+
+
 def make_speculation(**changes) -> Speculation:
     facts = {"num_speculative_tokens": 8, "prompt_lookup_min": 2, "max_num_batched_tokens": 64}
     return Speculation(make_config(**(facts | changes)))
-
-
-def repeating(seq_id: int = 0) -> Text:
-    return Text(seq_id, [1, 2, 3, 4, 5] * 10)
 
 
 def price_of(row: float) -> Price:
@@ -379,68 +382,100 @@ def lengths(speculation, *texts, num_rows=50, price=0.05):
 
 
 def test_drafts_grow_while_they_are_right_and_shrink_when_not():
-    speculation, text = make_speculation(), repeating()
+    speculation, text = make_speculation(), Copy()
     found = []
-    for num_accepted in (4, 8, 3, 4, 8):
+    for _ in range(4):
         [num_drafts] = lengths(speculation, text)
         found.append(num_drafts)
-        speculation.learn(text, num_drafts, min(num_accepted, num_drafts))
-    assert found == [FIRST_DRAFT, 8, 8, 4, 8]
+        text.go_on(num_drafts + 1)
+    assert 0 < found[0] < 8 and found == sorted(found) and found[-1] == 8
+    text.digress()
+    text.token_ids += text.token_ids[:7]
+    [num_drafts] = lengths(speculation, text)
+    assert num_drafts < 8
 
 
 def test_a_draft_is_what_followed_before():
     speculation = make_speculation()
-    [(_, drafts)] = speculation.draft([repeating()], 50, price_of(0.0))
-    assert drafts == [1, 2, 3, 4]
+    [(_, drafts)] = speculation.draft([Copy()], 50, price_of(0.0))
+    assert drafts == [1, 2, 3, 4, 5, 1, 2, 3]
     text = Text(0, [1, 2, 3, 4, 5] * 2, num_pending=1)
     [(_, drafts)] = make_speculation().draft([text], 50, price_of(0.0))
-    assert drafts == [2, 3, 4, 5], "the pending token is expected to be 1"
+    assert drafts == [2, 3, 4, 5, 1, 2, 3, 4], "the pending token is expected to be 1"
 
 
-def test_a_sequence_that_loses_pauses_longer_each_time():
-    speculation, text = make_speculation(), repeating()
-    steps = []
-    for step in range(400):
-        for num_drafts in lengths(speculation, text):
-            steps.append(step)
-            speculation.learn(text, num_drafts, 0)
-    pauses = [after - before - 1 for before, after in pairwise(steps)]
-    assert pauses[:7] == [2, 4, 8, 16, 32, LONGEST_PAUSE, LONGEST_PAUSE]
+def taught_by_texts_that_do_not_copy(speculation, count=300, price=0.1) -> int:
+    """Texts of one guess, which is wrong, one after the other; returns how many rows it cost."""
+    num_rows = 0
+    for i in range(count):
+        text = Copy(i)
+        num_rows += sum(lengths(speculation, text, price=price))
+        text.digress()
+        speculation.forget(text)
+    return num_rows
 
 
-def test_what_was_won_pays_for_wrong_guesses():
-    speculation, text = make_speculation(), repeating()
-    [num_drafts] = lengths(speculation, text)
-    speculation.learn(text, num_drafts, num_drafts)
-    for _ in range(4):
-        [num_drafts] = lengths(speculation, text)
-        speculation.learn(text, num_drafts, 0)
-    assert lengths(speculation, text), "four wrong drafts of 2 or 8 rows cost less than 2 tokens"
-
-
-def test_rows_that_cost_too_much_end_it():
+def test_texts_that_do_not_copy_teach_it_for_all_and_no_row_is_spent_to_try_again():
     speculation = make_speculation()
-    assert lengths(speculation, repeating(), price=HIGHEST_PRICE)
-    assert not lengths(speculation, repeating(), price=HIGHEST_PRICE * 1.01)
+    assert taught_by_texts_that_do_not_copy(speculation) > 0
+    assert taught_by_texts_that_do_not_copy(speculation, 2000) == 0
+
+
+@pytest.mark.parametrize("price", [0.02, 0.1, 0.2])
+def test_a_text_that_copies_is_noticed_within_a_few_tokens_all_the_same(price):
+    speculation = make_speculation()
+    taught_by_texts_that_do_not_copy(speculation)
+    text, num_steps = Copy(1000), 0
+    while not lengths(speculation, text, price=price):
+        text.go_on(1)
+        num_steps += 1
+    assert num_steps <= 4
+
+
+def test_what_was_not_looked_at_for_a_while_is_no_copy_any_more():
+    speculation, text = make_speculation(), Copy()
+    lengths(speculation, text)
+    text.go_on(40)
+    assert not lengths(speculation, text, price=HIGHEST_PRICE * 1.01)
+    lengths(speculation, text)
+    assert speculation._records[0].num_right == 0
+    text.go_on(3)
+    lengths(speculation, text)
+    assert speculation._records[0].num_right == 3
+
+
+def test_rows_that_cost_too_much_end_it_and_nothing_is_looked_up():
+    speculation = make_speculation()
+    assert not lengths(speculation, Copy(), price=HIGHEST_PRICE * 1.01)
+    assert not speculation._records
+    lengths(speculation, Copy(), price=HIGHEST_PRICE)
+    assert speculation._records
+
+
+def test_drafts_that_have_taken_longer_than_their_rows_are_shorter():
+    dear = Price(0.05, step_s=1.0, num_tokens=1, surcharge=8.0)
+    [(_, drafts)] = make_speculation().draft([Copy()], 50, price_of(0.05))
+    assert not list(make_speculation().draft([Copy()], 50, dear))
+    assert len(drafts) > 0
 
 
 @pytest.mark.parametrize("num_rows", [1, 5, 50])
 def test_a_step_has_no_more_rows_than_it_may(num_rows):
     speculation = make_speculation()
-    texts = [repeating(i) for i in range(10)]
-    total = sum(lengths(speculation, *texts, num_rows=num_rows))
-    assert total == min(num_rows, 10 * FIRST_DRAFT)
+    total = sum(lengths(speculation, *(Copy(i) for i in range(10)), num_rows=num_rows))
+    assert total == min(num_rows, 10 * lengths(make_speculation(), Copy())[0])
 
 
 def test_a_long_text_is_indexed_over_several_steps():
     speculation = make_speculation()
     text = Text(0, [1, 2, 3, 4, 5] * (2 * INDEXED_PER_STEP // 5))
-    assert [lengths(speculation, text) for _ in range(3)] == [[], [FIRST_DRAFT], [FIRST_DRAFT]]
+    found = [lengths(speculation, text) for _ in range(3)]
+    assert found[0] == [] and found[1] == found[2] and found[1][0] > 0
 
 
 def test_it_forgets_who_has_ended():
     speculation = make_speculation()
-    texts = [repeating(i) for i in range(3)]
+    texts = [Copy(i) for i in range(3)]
     lengths(speculation, *texts)
     for text in texts:
         speculation.forget(text)

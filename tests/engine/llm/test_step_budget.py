@@ -101,3 +101,14 @@ def test_what_is_told_of_a_step() -> None:
     assert budget.measured_s == 1.0
     num_tokens = budget.beside(SIXTEEN, SIXTEEN, 0)
     assert budget.num_tokens == 16 + num_tokens < 512
+
+
+def test_rows_of_drafts_that_take_longer_than_others_cost_more() -> None:
+    budget = make(80.0)
+    before = budget.price(FOUR)
+    assert before.surcharge == 1.0 and before.draft_row == before.row > 0.0
+    drafts = StepWork(num_decodes=8, decode_context=800, num_drafts=4)
+    budget.observe(drafts, 2 * seconds(FOUR))
+    after = budget.price(FOUR)
+    assert after.surcharge > 1.5
+    assert after.draft_row == pytest.approx(after.row * after.surcharge)

@@ -58,6 +58,10 @@ def test_the_work_of_a_decision() -> None:
     assert StepWork.of(decision) == StepWork(
         num_decodes=2, decode_context=120, num_prompt_tokens=10, num_pairs=8 * 4 + 2 * 33
     )
+    drafted = ScheduledSequence(0, [1, 2, 3], 50, [], 3, 0)
+    work = StepWork.of(ScheduleDecision(scheduled=[drafted]))
+    assert work == StepWork(num_decodes=3, decode_context=150, num_drafts=2)
+    assert work.without_drafts == StepWork(num_decodes=1, decode_context=50)
 
 
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
