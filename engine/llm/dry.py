@@ -28,6 +28,8 @@ _LARGEST_LOG = 88.0
 MAX_PLACES = 4096
 """Of more places at which the last token stood before, the latest count: a step's bound."""
 _FEW = 8
+_NO_IDS = np.empty(0, dtype=np.int64)
+_NO_PENALTIES = np.empty(0)
 
 
 class Dry:
@@ -53,6 +55,8 @@ class Dry:
         text = self._texts[row.seq_id]
         text.rewind(row.position)
         ids, penalties = text.penalties()
+        if not len(ids):
+            return
         known = ids < self._vocab_size
         if known.any():
             edits.add(place, ids[known], -penalties[known])
@@ -85,6 +89,8 @@ class _RepeatingText:
         # Of the place before: the first entry stays 0.
         self._lengths = np.zeros(len(self._tokens) + 1, dtype=np.int32)
         self._places = np.empty(0, dtype=np.int64)
+        self._longest = 0
+        """Of the lengths of these places, or more."""
         self._start = 0
         """Where what came after the last breaker begins."""
         self._compare_all()
@@ -106,8 +112,12 @@ class _RepeatingText:
         same = np.flatnonzero(self._tokens[begin : self._size - 1] == token_id)
         places = begin + same[-MAX_PLACES:]
         lengths = self._lengths[places] + 1
-        self._lengths[self._places + 1] = 0
-        self._lengths[places + 1] = lengths
+        if len(self._places):
+            self._lengths[self._places + 1] = 0
+        self._longest = 0
+        if len(places):
+            self._lengths[places + 1] = lengths
+            self._longest = int(lengths.max())
         self._places = places
         if self._breakers.end_at(self._tokens, self._size - 1):
             self._start = self._size
@@ -128,11 +138,13 @@ class _RepeatingText:
         """Distinct token ids that would continue a repetition, and what that costs them."""
         params, begin = self._params, self._begin()
         longest = self._size - max(begin, self._start)
+        if min(self._longest, longest) < params.dry_allowed_length:  # so it is in most steps
+            return _NO_IDS, _NO_PENALTIES
         lengths = self._lengths[self._places + 1]
         lengths = np.minimum(lengths, np.minimum(self._places - begin + 1, longest))
         is_long = lengths >= params.dry_allowed_length
         if not is_long.any():
-            return np.empty(0, dtype=np.int64), np.empty(0)
+            return _NO_IDS, _NO_PENALTIES
         following = self._tokens[self._places[is_long] + 1].astype(np.int64)
         pairs = np.sort(following << 32 | lengths[is_long])
         ids = pairs >> 32
@@ -156,6 +168,7 @@ class _RepeatingText:
         )
         self._places = begin + places
         self._lengths[self._places + 1] = lengths
+        self._longest = int(lengths.max(initial=0))
 
 
 @functools.lru_cache(maxsize=8)
@@ -213,13 +226,14 @@ class _Breakers:
                 node = node.before.setdefault(token_id, _Node())
             heads = np.frombuffer(pattern.heads, dtype="<i4")
             node.heads = np.union1d(node.heads, heads).astype(np.int32)
+            node.known = frozenset(node.heads.tolist())
 
     def end_at(self, tokens: Int32Array, place: int) -> bool:
         """Whether a breaker ends at a place."""
         node: _Node | None = self._root
         while node is not None and place >= 0:
             token_id = int(tokens[place])
-            if node.has(token_id):
+            if token_id in node.known:
                 return True
             node = node.before.get(token_id)
             place -= 1
@@ -257,13 +271,11 @@ def _breakers_of(patterns: Patterns) -> _Breakers:
 
 
 class _Node:
-    __slots__ = ("before", "heads")
+    __slots__ = ("before", "heads", "known")
 
     def __init__(self) -> None:
         self.before: dict[int, _Node] = {}
         self.heads: Int32Array = np.empty(0, dtype=np.int32)
         """Ascending."""
-
-    def has(self, token_id: int) -> bool:
-        place = int(self.heads.searchsorted(token_id))
-        return place < len(self.heads) and int(self.heads[place]) == token_id
+        self.known: frozenset[int] = frozenset()
+        """The same."""
