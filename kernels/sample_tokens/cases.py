@@ -48,6 +48,8 @@ KINDS: tuple[dict[str, Any], ...] = (
     {"dynatemp_range": 5.0, "dynatemp_exponent": 3.0, "top_n_sigma": 2.0, "top_p": 0.9},
     {"least_probability": 0.001},
     {"least_probability": 1.0, "temperature": 0.7},
+    {"xtc_probability": 1.0, "xtc_threshold": 0.0005},
+    {"xtc_probability": 0.7, "xtc_threshold": 0.02, "min_p": 0.03, "temperature": 1.4},
 )
 """Parameters of rows; rows of a case take them in turn."""
 
@@ -77,11 +79,11 @@ CASES = (
     Case("edited", 811, (0, 1, 2, 3, 1, 5, 8), edited=True),
     Case("one_token", 1, (0, 1, 2, 3, 5)),
     Case("two_tokens", 2, (1, 3, 5, 6)),
-    Case("ties", 1500, (0, 2, 3, 5, 8, 12), logits="few"),
-    Case("all_equal", 700, (0, 2, 3, 5), logits="equal"),
-    Case("mostly_impossible", 1100, (0, 1, 2, 3, 5), logits="masked"),
-    Case("extreme", 700, (1, 2, 3, 5, 10), logits="extreme"),
-    Case("flat_tail", 2000, (1, 3, 5), logits="flat"),
+    Case("ties", 1500, (0, 2, 3, 5, 8, 12, 19, 20), logits="few"),
+    Case("all_equal", 700, (0, 2, 3, 5, 19), logits="equal"),
+    Case("mostly_impossible", 1100, (0, 1, 2, 3, 5, 19), logits="masked"),
+    Case("extreme", 700, (1, 2, 3, 5, 10, 19), logits="extreme"),
+    Case("flat_tail", 2000, (1, 3, 5, 19, 20), logits="flat"),
     Case("bad_rows", 650, (0, 0, 2, 3, 4, 5, 6), logits="bad"),
     Case("edited_bad_rows", 650, (0, 1, 2, 3, 4, 5), logits="bad", edited=True),
     Case("strided", 512, (0, 1, 2), strided=True),

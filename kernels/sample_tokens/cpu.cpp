@@ -48,7 +48,8 @@ void sample_row(const T* logits, int64_t size, const Knobs& knobs, const Edits* 
       error = is_finite(peak) ? kFine : kNoTokenLeft;
       if (error != kFine) return;
     }
-    if (cuts) keep_near_peak(values, size, peak.value, knobs.top_n_sigma);
+    if (cuts)
+      keep_near_peak(values, size, peak.value, knobs.top_n_sigma, unit_exponent(size) / 2);
   }
   if (greedy) {
     token_id = peak.first;

@@ -26,7 +26,7 @@ def sample_tokens(logits: Tensor, rows: SamplingRows) -> SampledTokens:
         logits.data_ptr(),
         logits.stride(0),
         rows.table.data_ptr(),
-        *_pointers(rows.edits),
+        *edit_pointers(rows.edits),
         token_ids.data_ptr(),
         errors.data_ptr(),
         num_kept.data_ptr(),
@@ -37,7 +37,8 @@ def sample_tokens(logits: Tensor, rows: SamplingRows) -> SampledTokens:
     return SampledTokens(token_ids=token_ids, errors=errors, num_kept=num_kept, masses=masses)
 
 
-def _pointers(edits: LogitEdits | None) -> list[int | None]:
+def edit_pointers(edits: LogitEdits | None) -> list[int | None]:
+    """Where the arrays of edits are, as the C++ operations take them."""
     names = LogitEdits.__dataclass_fields__
     if edits is None:
         return [None] * len(names)

@@ -2,21 +2,15 @@
 #pragma once
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
 #include "candidates.h"
 #include "near_peak.h"
 #include "peak.h"
 #include "race.h"
+#include "steps.h"
 #include "weights.h"
 
 namespace {
-
-struct Scratch {
-  std::vector<float> values, weights, maxima;
-  std::vector<int32_t> ids, keys;
-  std::vector<int64_t> masses;
-};
 
 class Row {
  public:
@@ -25,16 +19,17 @@ class Row {
     int32_t exponent = unit_exponent(size);
     weighing_ = {peak.value, float(knobs.inverse_temperature), exponent};
     if (knobs.dynatemp_range > 0.0)
-      weighing_.inverse_temperature = dynamic_scale(knobs, x, size, peak.value);
-    least_ = std::max<int64_t>(1, int64_t(knobs.min_p * double(int64_t(1) << exponent)));
+      weighing_.inverse_temperature = dynamic_scale(knobs, x, size, peak.value, exponent);
+    least_ = min_p_bound(knobs.min_p, exponent);
   }
 
   // `masses` are the token's and all kept ones'.
   void draw(int64_t& token_id, int64_t& num_kept, int64_t* masses) {
     has_top_k_ = knobs_.top_k > 0 && knobs_.top_k < size_;
-    is_xtc_ = excludes_top_choices();
+    is_xtc_ = excludes_top_choices(knobs_);
     bool tells = knobs_.least_probability > 0.0;
-    if (!has_top_k_ && knobs_.top_p >= 1.0 && knobs_.typical_p >= 1.0 && !is_xtc_ && !tells) {
+    if (!has_top_k_ && knobs_.top_p >= 1.0 && knobs_.typical_p >= 1.0 && !tells) {
+      if (is_xtc_) find_top_choices();
       num_kept = race_all();
     } else {
       Candidates kept = select();
@@ -46,11 +41,12 @@ class Row {
   }
 
  private:
-  // All tokens of sufficient weight.
+  // All tokens of sufficient weight, without the top choices but the last.
   int64_t race_all() {
-    race_.enter(peak_.first, weighing_.weight(peak_.value));
+    int64_t first = last_choice_ < 0 ? peak_.first : last_choice_;
+    race_.enter(first, float(int64_t(weighing_.weight(x_[first]))));
     float least = at_least(least_);
-    int64_t kept = 0;
+    int64_t kept = last_choice_ < 0 ? 0 : 1;
     for (int64_t start = 0; start < size_; start += kBlock) {
       int length = int(std::min<int64_t>(kBlock, size_ - start));
       float padded[kBlock], weights[kBlock];
@@ -62,8 +58,9 @@ class Row {
       int32_t fine = 0;
       for (int j = 0; j < kBlock; ++j) {
         float weight = weighing_.weight(x[j]);
-        weights[j] = weight >= least ? weight : 0.0f;
-        fine += weight >= least ? 1 : 0;
+        bool stays = (weight >= least) & (weight < choice_);
+        weights[j] = stays ? weight : 0.0f;
+        fine += stays ? 1 : 0;
       }
       if (!fine) continue;
       kept += fine;
@@ -106,12 +103,26 @@ class Row {
       if (kept.ids[i] == race_.winner()) masses[0] = kept.masses[i];
   }
 
+  // See `reference.xtc`, where no other step leaves out more than those of little weight.
+  void find_top_choices() {
+    Candidates some = scratch_.candidates(size_);
+    float* weights = scratch_.weights.data();
+    float least = at_least(least_);
+    int64_t total = 0;
+    for (int64_t i = 0; i < size_; ++i) {
+      float weight = weighing_.weight(x_[i]);
+      weights[i] = weight;
+      total += weight >= least ? int64_t(weight) : 0;
+    }
+    float bound = std::max(least, at_least(needed_mass(knobs_.xtc_threshold, total)));
+    some.size = collect(weights, size_, bound, some.ids);
+    last_choice_ = last_choice(some.ids, some.size, x_, [](int64_t) { return true; });
+    if (last_choice_ >= 0) choice_ = bound;
+  }
+
   // All steps that leave tokens out, one after the other.
   Candidates select() {
-    scratch_.ids.resize(size_);
-    scratch_.keys.resize(size_);
-    scratch_.masses.resize(size_);
-    Candidates some{scratch_.ids.data(), scratch_.keys.data(), scratch_.masses.data()};
+    Candidates some = scratch_.candidates(size_);
     int64_t total = -1;
     if (has_top_k_) {
       float bound = top_k_bound(x_, size_, knobs_.top_k, scratch_.maxima);
@@ -119,7 +130,6 @@ class Row {
     } else {
       total = collect_heavy(some);
     }
-    scratch_.weights.resize(size_);
     float* values = scratch_.weights.data();
     for (int64_t i = 0; i < some.size; ++i) values[i] = x_[some.ids[i]];
     for (int64_t i = 0; i < some.size; ++i) some.keys[i] = order_key(values[i]);
@@ -133,53 +143,22 @@ class Row {
       int64_t bound = std::min(needed, int64_t(1) << weighing_.exponent);
       some.keep_if([&](int64_t i) { return some.masses[i] >= bound; });
     }
-    if (knobs_.typical_p < 1.0) keep_typical(some);
-    if (is_xtc_) exclude_top_choices(some);
+    if (knobs_.typical_p < 1.0) keep_typical(some, x_, weighing_, knobs_.typical_p);
+    if (is_xtc_) exclude_top_choices(some, x_, knobs_.xtc_threshold);
     return some;
   }
 
-  // Tokens that a nucleus may hold, and the mass of all. Those below (1 - p) / V of the mass hold
-  // less than 1 - p together; half of that leaves room for rounding.
+  // Tokens that a nucleus may hold, and the mass of all.
   int64_t collect_heavy(Candidates& some) {
-    scratch_.weights.resize(size_);
     float* weights = scratch_.weights.data();
     int64_t total = 0;
     for (int64_t i = 0; i < size_; ++i) {
       weights[i] = weighing_.weight(x_[i]);
       total += int64_t(weights[i]);
     }
-    double spared = knobs_.top_p < 1.0 ? (1.0 - knobs_.top_p) * double(total) : 0.0;
-    float bound = at_least(std::max<int64_t>(1, int64_t(spared) / size_ / 2 + 1));
+    float bound = at_least(nucleus_bound(knobs_.top_p, total, size_));
     some.size = collect(weights, size_, bound, some.ids);
     return total;
-  }
-
-  // See `reference.typical_p`.
-  void keep_typical(Candidates& some) {
-    int64_t total = some.total(), weighted = 0;
-    for (int64_t i = 0; i < some.size; ++i)
-      weighted += int64_t(float(some.masses[i]) * -weighing_.score(x_[some.ids[i]]));
-    float mean = float(weighted) * reciprocal(float(total));
-    for (int64_t i = 0; i < some.size; ++i)
-      some.keys[i] = -int32_t(bits_of(std::fabs(-weighing_.score(x_[some.ids[i]]) - mean)));
-    some.cut(needed_mass(knobs_.typical_p, total), true, true);
-  }
-
-  // See `reference.xtc`.
-  bool excludes_top_choices() const {
-    if (!(knobs_.xtc_probability > 0.0) || knobs_.xtc_threshold > 0.5) return false;
-    const uint32_t blocks[kLanes] = {};
-    return int64_t(philox(knobs_, blocks, 2).of[0][0]) < int64_t(knobs_.xtc_probability * 0x1p32);
-  }
-
-  void exclude_top_choices(Candidates& some) {
-    int64_t bound = needed_mass(knobs_.xtc_threshold, some.total()), last = -1;
-    int32_t last_key = INT_MAX;
-    for (int64_t i = 0; i < some.size; ++i) {
-      int32_t key = order_key(x_[some.ids[i]]);
-      if (some.masses[i] >= bound && key <= last_key) last = some.ids[i], last_key = key;
-    }
-    some.keep_if([&](int64_t i) { return some.masses[i] < bound || some.ids[i] == last; });
   }
 
   const Knobs& knobs_;
@@ -191,6 +170,8 @@ class Row {
   Weighing weighing_;
   int64_t least_;  // weight that min_p leaves
   bool has_top_k_ = false, is_xtc_ = false;
+  float choice_ = kInfinity;  // weight of a top choice that is left out
+  int64_t last_choice_ = -1;
 };
 
 }  // namespace

@@ -14,13 +14,14 @@ inline int32_t unit_exponent(int64_t size) {
   return exponent;
 }
 
-// Tokens far below the peak become impossible, in place.
-inline void keep_near_peak(float* x, int64_t size, float peak, double num_sigmas) {
+// Tokens far below the peak become impossible, in place. `num_bits`: of a distance, half of those
+// that a total of the possible tokens has.
+inline void keep_near_peak(float* x, int64_t size, float peak, double num_sigmas,
+                           int32_t num_bits) {
   float half = peak * 0.5f, largest = 0.0f;
   auto distance = [&](float value) { return value > -kInfinity ? half - value * 0.5f : 0.0f; };
 #pragma omp simd reduction(max : largest)
   for (int64_t i = 0; i < size; ++i) largest = std::max(largest, distance(x[i]));
-  int32_t num_bits = unit_exponent(size) / 2;
   int32_t exponent = std::max(num_bits, int32_t(bits_of(largest) >> 23));
   float power = float_of(uint32_t(num_bits + 253 - exponent) << 23);
   int64_t possible = 0, sum = 0, squares = 0;
@@ -46,9 +47,9 @@ inline void keep_near_peak(float* x, int64_t size, float peak, double num_sigmas
     x[i] = int32_t(distance(x[i]) * power) > low ? -kInfinity : x[i];
 }
 
-inline float dynamic_scale(const Knobs& knobs, const float* x, int64_t size, float peak) {
+inline float dynamic_scale(const Knobs& knobs, const float* x, int64_t size, float peak,
+                           int32_t exponent) {
   int64_t possible = 0, masses = 0, weighted = 0;
-  int32_t exponent = unit_exponent(size);
   Weighing weighing{peak, 1.0f, exponent};
   for (int64_t i = 0; i < size; ++i) {
     int64_t mass = int64_t(weighing.weight(x[i]));

@@ -1,9 +1,9 @@
 """Rows whose steps come in an order of their own: what they leave is found before the draw.
 
 Steps leave tokens out, and temperature scales what is left: so whatever the order, a row draws from
-some tokens at some temperature. Both are worked out here row by row, as the definition does it, by
-sorting; then the row goes the way of all others, with no step of its own left to do. It waits for
-the device: this is for the few who ask.
+some tokens at some temperature. Both are worked out here; then the row goes the way of all others,
+with no step of its own left to do. On a CPU that is done in C++; elsewhere row by row, as the
+definition does it, by sorting, which waits for the device: it is for the few who ask.
 """
 
 import math
@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.sample_tokens import reference
-from kernels.sample_tokens.columns import COLUMNS
+from kernels.sample_tokens import narrow_cpu, reference
+from kernels.sample_tokens.columns import COLUMN, COLUMNS
 from kernels.sample_tokens.edits import edited
 from kernels.sample_tokens.rows import SamplingRows
 
@@ -28,7 +29,14 @@ STEPS: Mapping[str, _Step] = {
     "typical_p": reference.typical_p,
     "xtc": reference.xtc,
 }
-_KEPT_COLUMNS = ("seed", "index", "position")
+_KEPT_COLUMNS = np.array([COLUMN[name] for name in ("seed", "index", "position")])
+_NEUTRAL = np.array(
+    [
+        np.float64(column.neutral).view(np.int64) if column.is_float else int(column.neutral)
+        for column in COLUMNS
+    ],
+    dtype=np.int64,
+)
 
 
 def in_order(
@@ -46,23 +54,41 @@ def in_order(
     Returns:
         Logits and rows in which all else is as it was.
     """
+    # The edits leave -infinity alone, so they can be applied to what is left once more.
+    find = narrow_cpu.narrow if narrow_cpu.supports(logits) else narrow
+    left, scales = find(logits, rows, orders)
+    table = rows.table.cpu().numpy().copy()
+    has_acted = scales > 0.0
+    places = np.fromiter(orders, dtype=np.int64)[has_acted]
+    acted = np.tile(_NEUTRAL, (len(places), 1))
+    acted[:, _KEPT_COLUMNS] = table[np.ix_(places, _KEPT_COLUMNS)]
+    acted[:, COLUMN["inverse_temperature"]] = scales[has_acted].view(np.int64)
+    table[places] = acted
+    return left, SamplingRows(table=torch.from_numpy(table).to(left.device), edits=rows.edits)
+
+
+def narrow(
+    logits: Tensor, rows: SamplingRows, orders: Mapping[int, Sequence[str]]
+) -> tuple[Tensor, NDArray[np.float64]]:
+    """The definition, of which `narrow_cpu` is another one.
+
+    Returns:
+        New logits, in which the tokens that the steps of such a row leave out are impossible. Per
+        such row, in the order of `orders`, what its values are multiplied by before the draw; 0
+        where it stays as it is.
+    """
     all_knobs, work = rows.host_knobs(), edited(logits, rows.edits)
     logits = logits.clone()
-    table = rows.table.cpu().numpy().copy()
-    for row, order in orders.items():
+    scales = np.zeros(len(orders))
+    for place, (row, order) in enumerate(orders.items()):
         knobs, values = all_knobs[row], work[row]
         is_bad = not bool(logits[row].amax().isfinite() & values.amax().isfinite())
         if is_bad or knobs["inverse_temperature"] == math.inf:
             continue
-        ids, scale = narrowed(values, knobs, order)
-        # The edits leave -infinity alone, so they can be applied to what is left once more.
+        ids, scales[place] = narrowed(values, knobs, order)
         left = torch.full_like(logits[row], -torch.inf).index_copy_(0, ids, logits[row][ids])
         logits[row] = left
-        for place, column in enumerate(COLUMNS):
-            if column.name not in _KEPT_COLUMNS:
-                neutral = scale if column.name == "inverse_temperature" else column.neutral
-                table[row, place] = _bits(neutral) if column.is_float else int(neutral)
-    return logits, SamplingRows(table=torch.from_numpy(table).to(logits.device), edits=rows.edits)
+    return logits, scales
 
 
 def narrowed(values: Tensor, knobs: dict[str, Any], order: Sequence[str]) -> tuple[Tensor, float]:
@@ -82,7 +108,7 @@ def narrowed(values: Tensor, knobs: dict[str, Any], order: Sequence[str]) -> tup
         if name == "temperature":
             scale = reference.dynamic_scale(values, knobs)
             continue
-        if name == "top_k" and knobs["top_k"] < len(ids):  # sorting all of them takes long
+        if name == "top_k" and 0 < knobs["top_k"] < len(ids):  # sorting all of them takes long
             few = values >= values.topk(knobs["top_k"]).values[-1]
             ids, values = ids[few], values[few]
         left = _left_by(name, values, scale, knobs)
@@ -101,7 +127,3 @@ def _left_by(name: str, values: Tensor, scale: float, knobs: dict[str, Any]) -> 
     kept = reference.scaled_weights(scores, len(values))
     STEPS[name](kept, scores, knobs)
     return places[kept > 0].sort().values
-
-
-def _bits(number: float) -> int:
-    return int(np.float64(number).view(np.int64))
