@@ -45,7 +45,12 @@ def load_engine(
     limit_threads(intent.num_threads or machine.num_cores)
     dtype_name = image_dtype(intent, machine.device)
     dtype = torch_dtype(dtype_name)
-    weights = weight_bytes(checkpoint, dtype=dtype, quantization=intent.image_quantization)
+    weights = weight_bytes(
+        checkpoint,
+        dtype=dtype,
+        quantization=intent.image_quantization,
+        device=machine.device,
+    )
     host.reserve(machine.device, "weights", weights, machine.free_memory_bytes)
     family = load_family(
         checkpoint,

@@ -28,7 +28,8 @@ def plan(checkpoint: Checkpoint, intent: EngineConfig, target: Target) -> PlanRe
     Raises:
         ModelLoadError: its files cannot be used.
     """
-    dtype = torch_dtype(image_dtype(intent, target.machine.device))
+    device = target.machine.device
+    dtype = torch_dtype(image_dtype(intent, device))
     side = _usual_side(checkpoint)
     step = ACTIVATION_BYTES_PER_PIXEL * side * side * target.concurrency
     free = target.machine.free_memory_bytes
@@ -36,7 +37,7 @@ def plan(checkpoint: Checkpoint, intent: EngineConfig, target: Target) -> PlanRe
     held = 0 if adapters is None else adapters.held_bytes
     rows = []
     for name in get_args(ImageQuantization):
-        weights = weight_bytes(checkpoint, dtype=dtype, quantization=name)
+        weights = weight_bytes(checkpoint, dtype=dtype, quantization=name, device=device)
         rows.append(
             PlanRow(
                 quantization=name,

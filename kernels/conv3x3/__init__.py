@@ -1,4 +1,4 @@
-"""3x3 convolution of feature maps with what follows it in networks that enlarge images."""
+"""3x3 convolution of feature maps, with what follows it in networks that enlarge images."""
 
 from torch import Tensor
 

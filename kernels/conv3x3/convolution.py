@@ -1,5 +1,6 @@
 """The weights of a 3x3 convolution, arranged for the CPU kernel."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +48,12 @@ class Convolution:
         strips = sums.reshape(PLACES, sums.shape[1], -1, STRIP).transpose(1, 2).contiguous()
         all_slopes = torch.as_tensor(slopes, dtype=torch.float32).expand(outputs)
         return cls(weight, strips, _padded(bias), _padded(all_slopes))
+
+    @staticmethod
+    def num_bytes(outputs: int, inputs: int) -> int:
+        """What transformed weights take, without the weights themselves."""
+        padded = (-(-channels // STRIP) * STRIP for channels in (outputs, inputs))
+        return PLACES * math.prod(padded) * torch.float32.itemsize
 
     @property
     def num_inputs(self) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from engine.checkpoint_files import read_json, read_optional_json
+from engine.diffusion.families.convolutions import arranged_bytes
 from engine.diffusion.families.quantized_layers import quantized_layer
 from engine.diffusion.families.registry import INDEX
 from engine.quantization.format import Headers
@@ -23,7 +24,11 @@ _T5 = "T5EncoderModel"
 
 
 def weight_bytes(
-    checkpoint: Checkpoint, *, dtype: torch.dtype, quantization: ImageQuantization = "none"
+    checkpoint: Checkpoint,
+    *,
+    dtype: torch.dtype,
+    quantization: ImageQuantization = "none",
+    device: str = "cpu",
 ) -> int:
     """Size of all weights once they are loaded.
 
@@ -32,14 +37,20 @@ def weight_bytes(
     Args:
         dtype: of plain weights.
         quantization: of the denoiser and of T5 encoders.
+        device: on a CPU convolutions in fp32, as autoencoders of fp16 may be, are there a second
+            time, arranged. So at most: headers do not tell which ones skip cells.
     """
+    is_arranged = device == "cpu" and dtype is not torch.bfloat16
     if checkpoint.kind == "single_file":
-        headers = file_headers(checkpoint.path)
-        return _plain_bytes(headers, dtype, quantization, prefix=_SINGLE_FILE_DENOISER)
-    return sum(
-        _component_bytes(folder, dtype, quantization if quantizable else "none")
-        for folder, quantizable in _components(checkpoint.path)
-    )
+        whole = file_headers(checkpoint.path)
+        plain = _plain_bytes(whole, dtype, quantization, prefix=_SINGLE_FILE_DENOISER)
+        return plain + (_arranged_bytes(whole) if is_arranged else 0)
+    total = 0
+    for folder, quantizable in _components(checkpoint.path):
+        headers = _headers(folder)
+        total += _component_bytes(folder, headers, dtype, quantization if quantizable else "none")
+        total += _arranged_bytes(headers) if is_arranged else 0
+    return total
 
 
 def _components(path: Path) -> Iterator[tuple[Path, bool]]:
@@ -49,9 +60,14 @@ def _components(path: Path) -> Iterator[tuple[Path, bool]]:
             yield path / name, name.startswith(_DENOISERS) or entry[-1] == _T5
 
 
-def _component_bytes(folder: Path, dtype: torch.dtype, quantization: ImageQuantization) -> int:
+def _headers(folder: Path) -> Headers:
     _, names = choose_weights([file.name for file in folder.iterdir()], FULL_FIRST)
-    headers = {name: one for file in names for name, one in file_headers(folder / file).items()}
+    return {name: one for file in names for name, one in file_headers(folder / file).items()}
+
+
+def _component_bytes(
+    folder: Path, headers: Headers, dtype: torch.dtype, quantization: ImageQuantization
+) -> int:
     stated = stated_in(read_optional_json(folder / "config.json"))
     stored = detect(stated, headers)
     if stored is not None:
@@ -73,6 +89,10 @@ def _plain_bytes(
             if found is not None:
                 layers[layer] = found
     return num_bytes(_shapes(headers), layers, dtype.itemsize)
+
+
+def _arranged_bytes(headers: Headers) -> int:
+    return sum(arranged_bytes(header.shape) for header in headers.values())
 
 
 def _shapes(headers: Headers) -> Shapes:

@@ -1,4 +1,5 @@
-"""Layers of diffusers' UNets and VAEs with their norms, activations and attention from `kernels`.
+"""Layers of diffusers' UNets and VAEs with their norms, activations, attention and 3x3 convolutions
+from `kernels`.
 
 The weights and their names stay. Layers of another kind than the ones here stay as they are, so
 that a model with them is right, only not faster.
@@ -12,12 +13,13 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
+from engine.diffusion.families.convolutions import arrange_convolutions
 from engine.diffusion.families.products import simplify_products
 from kernels import attention, geglu, group_norm_silu
 
 
 def fuse_layers(model: nn.Module) -> None:
-    """Replace what can be replaced, in place."""
+    """Replace what can be replaced, in place. The model is where it will run, in its dtype."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is ResnetBlock2D and _is_plain(child):
@@ -33,6 +35,7 @@ def fuse_layers(model: nn.Module) -> None:
         if isinstance(module, Attention) and _attends_to_itself(module):
             module.set_processor(FusedSelfAttention())
     simplify_products(model)
+    arrange_convolutions(model)
 
 
 class FusedGroupNorm(nn.GroupNorm):

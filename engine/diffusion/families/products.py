@@ -29,7 +29,7 @@ class BiasedProduct(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., in]` to `[..., out]`."""
-        if _is_plain(x, self.weight):
+        if is_plain(x, self.weight):
             return F.linear(x, self.weight).add_(self.bias)
         return super().forward(x)
 
@@ -46,7 +46,7 @@ class PointwiseConvolution(nn.Conv2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[R, C, h, w]` to `[R, C', h, w]`."""
         is_last = x.is_contiguous(memory_format=torch.channels_last)
-        if not (_is_plain(x, self.weight) and is_last):
+        if not (is_plain(x, self.weight) and is_last):
             return super().forward(x)
         product = F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1))
         if self.bias is not None:
@@ -54,7 +54,8 @@ class PointwiseConvolution(nn.Conv2d):
         return product.permute(0, 3, 1, 2)
 
 
-def _is_plain(x: torch.Tensor, weight: torch.Tensor) -> bool:
+def is_plain(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether these are multiplied in fp32 on a CPU, and no gradients are wanted."""
     return x.is_cpu and x.dtype is weight.dtype is torch.float32 and not torch.is_grad_enabled()
 
 

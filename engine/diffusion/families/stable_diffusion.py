@@ -386,5 +386,6 @@ def _side(sample_size: int | Sequence[int] | None) -> int:
 def _placed(unet: UNet2DConditionModel, device: torch.device) -> UNet2DConditionModel:
     """Convolutions are fastest with channels last."""
     unet.requires_grad_(False)
+    unet.to(device=device, memory_format=torch.channels_last)
     fuse_layers(unet)
-    return unet.to(device=device, memory_format=torch.channels_last).eval()
+    return unet.eval()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FluxPipeline, StableDiffusion3Pipeline
+from diffusers import AutoencoderKL, FluxPipeline, StableDiffusion3Pipeline
 from gguf import GGMLQuantizationType
 from gguf_transformers import original_flux, write_gguf
 from safetensors.torch import save_file
@@ -14,6 +14,7 @@ from tiny_transformers import flux_parts, sd3_parts
 from torch import nn
 
 from engine.config import EngineConfig
+from engine.diffusion.families.convolutions import ArrangedConvolution, arrange_convolutions
 from engine.diffusion.families.footprint import weight_bytes
 from engine.diffusion.families.quantized import quantize
 from engine.diffusion.families.quantized_layers import QUANTIZATIONS
@@ -22,6 +23,7 @@ from engine.quantization.method_module import MethodModule
 from engine.quantization.registry import load_format
 from engine.quantization.table import ImageQuantization
 from engine.weights.source import Checkpoint
+from kernels import native
 
 CPU = torch.device("cpu")
 KINDS: tuple[ImageQuantization, ...] = QUANTIZATIONS[1:]
@@ -93,6 +95,28 @@ def test_the_engine_asks_for_the_quantised_size(tmp_path: Path) -> None:
     engine.shutdown()
     expected = weight_bytes(checkpoint, dtype=torch.float32, quantization="bnb-int8")
     assert asked["weights"] == expected
+
+
+@pytest.mark.skipif(native.missing() is not None, reason="no C++ operations")
+def test_arranged_convolutions_are_there_a_second_time(tmp_path: Path) -> None:
+    """On a CPU in fp32. The two that halve maps are counted with them."""
+    vae = AutoencoderKL(
+        block_out_channels=(32, 48, 64),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=8,
+    )
+    vae.save_pretrained(tmp_path / "vae")
+    (tmp_path / "model_index.json").write_text('{"vae": ["diffusers", "AutoencoderKL"]}')
+    checkpoint, plain = Checkpoint("diffusers", tmp_path, "m"), size_of(vae)
+    arrange_convolutions(vae)
+    layers = [layer for layer in vae.modules() if isinstance(layer, ArrangedConvolution)]
+    assert len(layers) > 10
+    taken = sum(layer.arranged.transformed.nbytes for layer in layers)
+    found = weight_bytes(checkpoint, dtype=torch.float32) - plain
+    assert found == taken + 4 * 36 * (32 * 32 + 48 * 48)
+    assert weight_bytes(checkpoint, dtype=torch.float32, device="cuda") == plain
+    assert weight_bytes(checkpoint, dtype=torch.bfloat16) == plain / 2
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 
+from engine.diffusion.families.convolutions import ArrangedConvolution
 from engine.diffusion.families.fused_layers import (
     FusedGeglu,
     FusedGroupNorm,
@@ -70,7 +71,8 @@ def test_a_unet_predicts_what_it_did(changes):
     expected, found = predict(plain), predict(fused)
     assert (found - expected).abs().max() < 1e-5, f"seed {seed}"
     kinds = {type(module) for module in fused.modules()}
-    assert {FusedGroupNorm, FusedResnetBlock, FusedGeglu} <= kinds and ResnetBlock2D not in kinds
+    expected_kinds = {FusedGroupNorm, FusedResnetBlock, FusedGeglu, ArrangedConvolution}
+    assert expected_kinds <= kinds and ResnetBlock2D not in kinds
 
 
 def test_a_vae_gives_what_it_did():

@@ -9,6 +9,7 @@ from image_adapters import WAYS, dotted, load, merge, table_of, unload, write
 from torch import nn
 
 from engine.adapter_orders import AdapterReport
+from engine.diffusion.families.convolutions import ArrangedConvolution, arrange_convolutions
 from engine.image_types import LoraUse
 from engine.lora.images.layers import AdaptedLayers
 from engine.quantization.method_module import MethodModule
@@ -202,6 +203,29 @@ def test_packed_layers_have_them_as_plain_ones_do(network, x, tmp_path, seed, le
     found = ran(layers, network, x, [(LoraUse(name=table.key_of("a")),)] * ROWS)
     wanted = merged(plain, x, (made, 1.0))
     assert (found - wanted).abs().max() < 1e-5 * max(1, wanted.abs().max())
+
+
+@pytest.mark.parametrize("lengths", [None, "dora_scale"])
+def test_arranged_convolutions_have_them_as_plain_ones_do(tmp_path, seed, lengths):
+    """And a row without them has the same bits as before."""
+    plain = nn.Sequential(nn.Conv2d(20, 36, 3, padding=1), nn.Conv2d(36, 17, 3, padding=1))
+    plain.requires_grad_(False)
+    network = copy.deepcopy(plain)
+    arrange_convolutions(network)
+    assert {type(module) for module in network} == {ArrangedConvolution}
+    x = torch.randn(ROWS, 20, 9, 6).contiguous(memory_format=torch.channels_last)
+    layers = adapted(network)
+    base = ran(layers, network, x, [()] * ROWS)
+    table, made = (
+        table_of(layers),
+        write(plain, ("0", "1"), dotted("unet"), seed=seed, lengths=lengths),
+    )
+    load(table, "a", made.save(tmp_path / "a.safetensors"))
+    use = LoraUse(name=table.key_of("a"))
+    found = ran(layers, network, x, [(use,)] * (ROWS - 1) + [()])
+    wanted = merged(plain, x, (made, 1.0))
+    assert (found - wanted)[:-1].abs().max() < 1e-5 * max(1, wanted.abs().max())
+    assert torch.equal(found[-1], base[-1])
 
 
 def test_a_layer_of_another_type_gets_its_inputs_type(network, x, tmp_path, seed):
