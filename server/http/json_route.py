@@ -18,10 +18,9 @@ from engine.errors import InvalidParameter
 
 MAX_VALUES = 5 << 20
 """Of a body, as its commas tell: more than the longest prompt of token ids has."""
-MAX_NAMES = 1 << 20
-MAX_CONTAINERS = 1 << 18
-"""Arrays and objects. Decoding so many of either takes a tenth of a second to half of one, in which
-nobody else is served."""
+MAX_NAMED = MAX_CONTAINERS = 1 << 18
+"""Values with a name, and arrays and objects. Decoding as many as there may be of either takes a
+tenth of a second, in which nobody else is served."""
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -104,7 +103,7 @@ def _check_amount(body: bytes) -> None:
     for found, most, what in (
         (num_commas, MAX_VALUES, "values"),
         (body.count(b"[") + body.count(b"{"), MAX_CONTAINERS, "arrays and objects"),
-        (body.count(b":"), MAX_NAMES, "named values"),
+        (body.count(b":"), MAX_NAMED, "named values"),
     ):
         if found > most:
             raise InvalidParameter(

@@ -30,7 +30,7 @@ from server.protocol.tools import AnswerToolCall, ToolCallDelta, ToolOptions, To
 _TEXT_PART_TYPES = ("text", "refusal")  # each also names the key that holds the text
 _REFUSED_PART_TYPES = ("image", "input_", "audio", "video", "file")  # how their names begin
 _MAX_MESSAGES = 4096
-_MAX_MESSAGE_FIELDS = 64
+_MAX_CALLS = 4096
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 
@@ -143,17 +143,19 @@ def check_parts(messages: Any) -> None:
     """Refuse images, audio and files within messages, and more than can be read at once.
 
     Raises:
-        InvalidParameter: there are too many parts, or fields of a message.
+        InvalidParameter: there are too many parts or calls.
         UnsupportedFeature: names the part.
     """
-    num_parts = 0
+    num_parts = num_calls = 0
     for i, message in enumerate(messages[:_MAX_MESSAGES] if isinstance(messages, list) else ()):
         if not isinstance(message, Mapping):
             continue
-        if len(message) > _MAX_MESSAGE_FIELDS:
+        calls = message.get("tool_calls")
+        num_calls += len(calls) if isinstance(calls, list) else 0
+        if num_calls > _MAX_CALLS:
             raise InvalidParameter(
-                f"messages[{i}] has {len(message)} fields; it can have {_MAX_MESSAGE_FIELDS}",
-                param=f"messages[{i}]",
+                f"the messages have more than {_MAX_CALLS} tool calls in all; leave some out",
+                param=f"messages[{i}].tool_calls",
             )
         content = message.get("content")
         if not isinstance(content, list):

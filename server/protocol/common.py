@@ -27,8 +27,9 @@ from server.protocol.search_fields import SearchFields, check_search
 from server.protocol.signal_fields import SignalFields, check_signals
 from server.protocol.structure_fields import StructureFields
 
-MAX_FIELDS = 1024
-"""Of a body: checking each takes a microsecond, during which nobody else is served."""
+MAX_FIELDS, MAX_INNER_FIELDS = 1024, 64
+"""Of a body, and of an object in it whose fields are known: checking each takes microseconds, in
+which nobody else is served."""
 MAX_PARTS = 16_384
 """Of all messages of a conversation."""
 INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
@@ -164,11 +165,22 @@ class WireModel(BaseModel):
     model_config = ConfigDict(
         strict=True, extra="allow", allow_inf_nan=False, protected_namespaces=()
     )
+    _max_fields: ClassVar[int] = MAX_INNER_FIELDS
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_num_fields(cls, data: Any) -> Any:
+        if isinstance(data, dict) and len(data) > cls._max_fields:
+            raise InvalidParameter(
+                f"an object has {len(data)} fields; it can have {cls._max_fields}; send fewer"
+            )
+        return data
 
 
 class RequestBody(WireModel):
     """What a client sends. Routes of another kind than text have tables of their own."""
 
+    _max_fields: ClassVar[int] = MAX_FIELDS
     _no_effect: ClassVar[Mapping[str, str]] = NO_EFFECT_FIELDS
     _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED_FIELDS
 
@@ -177,10 +189,6 @@ class RequestBody(WireModel):
     def _read(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        if len(data) > MAX_FIELDS:
-            raise InvalidParameter(
-                f"the body has {len(data)} fields; it can have {MAX_FIELDS}; send fewer"
-            )
         _check_supported(data, cls._unsupported, cls.model_fields)
         return {name: integral(value) for name, value in data.items()}
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from engine import errors as engine_errors
 from engine.errors import all_error_types
 from server.http import errors
-from server.http.json_route import MAX_CONTAINERS, MAX_NAMES, MAX_VALUES, JsonRoute
+from server.http.json_route import MAX_CONTAINERS, MAX_NAMED, MAX_VALUES, JsonRoute
 
 SECRET = "/srv/models/secret"
 
@@ -210,7 +210,7 @@ async def test_only_json_is_read(
         (b"1", MAX_VALUES, "values"),
         (b"[]", MAX_CONTAINERS, "arrays and objects"),
         (b"{}", MAX_CONTAINERS, "arrays and objects"),
-        (b'"a:b"', MAX_NAMES, "named values"),
+        (b'"a:b"', MAX_NAMED, "named values"),
     ],
 )
 async def test_what_takes_long_to_decode_is_refused_undecoded(
