@@ -51,7 +51,7 @@ class FoundModel:
                 f"a passage has {file.context} tokens; the model takes {longest}; give a "
                 f"smaller --context"
             )
-        token_ids = self.tokenizer.encode(text, add_special_tokens=False)
+        token_ids = self.tokenizer.encode_literally(text)
         probe = [self.tokenizer.encode("a", add_special_tokens=added) for added in (True, False)]
         pieces = [self.tokenizer.token_bytes(token_id) for token_id in token_ids]
         return cut_passages(token_ids, pieces, start=start_token(*probe), file=file)

@@ -58,6 +58,19 @@ class Tokenizer:
                 "Unicode"
             ) from None
 
+    def encode_literally(self, text: str) -> list[int]:
+        """Token ids of `text` alone. Special tokens written out in it are text like any other, as
+        for llama.cpp's programs. Not thread-safe, as `encode` is.
+
+        Raises:
+            InvalidParameter: the text holds half of a surrogate pair.
+        """
+        self.raw.encode_special_tokens = True
+        try:
+            return self.encode(text, add_special_tokens=False)
+        finally:
+            self.raw.encode_special_tokens = False
+
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids; ids without a token have none.
 

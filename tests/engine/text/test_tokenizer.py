@@ -53,6 +53,16 @@ def test_special_tokens_have_text_but_are_skipped(byte_level_tokenizer: Tokenize
     assert byte_level_tokenizer.token_text(ids[1]) == "<|end|>"
 
 
+def test_special_tokens_are_text_where_text_is_read_literally(
+    byte_level_tokenizer: Tokenizer,
+) -> None:
+    ids = byte_level_tokenizer.encode_literally("a<|end|>b")
+    assert not byte_level_tokenizer.special_token_ids & set(ids)
+    assert byte_level_tokenizer.decode(ids) == "a<|end|>b"
+    with_special = byte_level_tokenizer.encode("a<|end|>b")
+    assert byte_level_tokenizer.special_token_ids & set(with_special)
+
+
 def test_ids_without_a_token_have_no_text(byte_level_tokenizer: Tokenizer) -> None:
     size = byte_level_tokenizer.vocab_size
     assert byte_level_tokenizer.token_text(size - 1)
