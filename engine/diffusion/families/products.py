@@ -35,7 +35,8 @@ class BiasedProduct(nn.Linear):
 
 
 class PointwiseConvolution(nn.Conv2d):
-    """A convolution of single cells, whose weights it takes, over maps with channels last."""
+    """A convolution of single cells, whose weights it takes; in fp32 it makes maps with channels
+    last."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         channels = convolution.in_channels, convolution.out_channels
@@ -45,9 +46,10 @@ class PointwiseConvolution(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[R, C, h, w]` to `[R, C', h, w]`."""
-        is_last = x.is_contiguous(memory_format=torch.channels_last)
-        if not (is_plain(x, self.weight) and is_last):
+        if not is_plain(x, self.weight):
             return super().forward(x)
+        # diffusers' transformers lay out otherwise what they give to their last layer.
+        x = x.contiguous(memory_format=torch.channels_last)
         product = F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1))
         if self.bias is not None:
             product.add_(self.bias)
