@@ -17,6 +17,7 @@ _answers = partial(
 )
 
 _EMPTY: dict[str, Any] = {
+    "cmd-flags": {},
     "embeddings": {"loaded": {}, "skipped": {}},
     "face-restorers": [],
     "hypernetworks": [],
