@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -17,14 +18,16 @@ import pytest
 pytestmark = pytest.mark.e2e
 
 CHILD = """
-import sys
+import gc, sys
 sys.path.insert(0, {here!r})
 from fake_engine import FakeEngineClient
 from text_server import babble, text_info
 from server.process.serve import run
 from server.settings import load_settings
 engine = FakeEngineClient(text_info({folder!r}), reply=babble, delay_s={delay_s})
-sys.exit(run(load_settings({given!r}), lambda settings: engine))
+code = run(load_settings({given!r}), lambda settings: engine)
+print("objects that no collection walks:", gc.get_freeze_count())
+sys.exit(code)
 """
 
 
@@ -141,6 +144,18 @@ def test_without_work_it_stops_at_once(start):
     child.kill(signal.SIGTERM)
     assert child.wait() == 0
     assert time.monotonic() - start_s < 3
+
+
+def test_collections_do_not_walk_what_is_loaded(start):
+    child = start()
+    deadline_s = time.monotonic() + 30
+    while "try_with" not in child.log():
+        assert time.monotonic() < deadline_s, child.log()
+        time.sleep(0.05)
+    child.kill(signal.SIGTERM)
+    assert child.wait() == 0
+    (count,) = re.findall(r"no collection walks: (\d+)", child.log())
+    assert int(count) > 50_000
 
 
 def test_what_does_not_finish_in_time_ends_with_an_error(start):
