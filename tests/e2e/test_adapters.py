@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import httpx
 import openai
@@ -146,6 +147,8 @@ def test_adapters_take_turns_and_leave_while_they_stream(server, expected):
 
     alone = {name: streamed(server, name, []) for name in RANKS}
 
+    num_requests = partial(server.metric, "tandem_lora_requests_total")
+
     def come_and_go(name):
         times = [[], []]
         with ThreadPoolExecutor(len(times)) as pool:
@@ -163,9 +166,10 @@ def test_adapters_take_turns_and_leave_while_they_stream(server, expected):
             assert all(text == expected[name] for name, text in pool.map(come_and_go, RANKS))
     server.wait_idle(30)
     for name in RANKS:
-        assert server.metric("tandem_lora_requests_total", lora_name=name) == 1, "of this load's"
+        # Of this load's: those of the one before have gone with it.
+        wait_until(lambda: num_requests(lora_name=name) == 1)  # noqa: B023
         assert change("unload", name).status_code == 200
-    assert server.metric("tandem_lora_requests_total") == 0
+    wait_until(lambda: num_requests() == 0)
     # There is room for all of them again.
     for name in RANKS:
         assert change("load", name).status_code == 200
