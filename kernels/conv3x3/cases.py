@@ -47,9 +47,9 @@ BENCHMARKS: dict[str, tuple[Case, ...]] = {
     "cpu": (
         Case("compact 128 px", 1, 64, 64, 128, 128),
         Case("esrgan grows 128 px", 1, 128, 32, 128, 128, is_slice=True),
-        Case("eight pictures, 4x4 cells", 16, 128, 128, 4, 4, has_slopes=False),
-        Case("eight pictures, 16x16 cells", 16, 64, 64, 16, 16, has_slopes=False),
-        Case("SD 1.5, 64x64 cells", 2, 320, 320, 64, 64, has_slopes=False),
+        Case("shapes 4x4 cells", 16, 128, 128, 4, 4, has_slopes=False),
+        Case("shapes 16x16 cells", 16, 64, 64, 16, 16, has_slopes=False),
+        Case("sd15 64x64 cells", 2, 320, 320, 64, 64, has_slopes=False),
     ),
     "cuda": (),
 }

@@ -1,5 +1,7 @@
 """The instruction set of the settings reaches the worker's operations before anything is loaded."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from engine import loop
@@ -40,7 +42,7 @@ def load(tmp_path, monkeypatch):
             log_level="info",
             pulse_fd=-1,
         )
-        loop.load(spec, None)
+        loop.load(spec, SimpleNamespace(report=print))
 
     return run
 
