@@ -7,6 +7,7 @@ the end of the input it prints its peak of resident memory in MiB. It may run in
 than this project's, which needs the library alone.
 """
 
+import contextlib
 import io
 import resource
 import sys
@@ -45,7 +46,8 @@ def main() -> None:
     work = {"pymatting": pymatting, "rembg": rembg}[sys.argv[1]](image, trimap)
     for _ in sys.stdin:
         started_s = time.perf_counter()
-        work()
+        with contextlib.redirect_stdout(sys.stderr):  # pymatting prints warnings
+            work()
         print(time.perf_counter() - started_s, flush=True)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10, flush=True)
 
