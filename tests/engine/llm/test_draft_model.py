@@ -87,12 +87,12 @@ def check_clean(engine) -> None:
     assert engine.stats().kv_blocks_used == 0
 
 
-def plain_requests(engines, rng, count=6, **sampling):
+def plain_requests(engines, rng, count=6, longest=60, **sampling):
     """Whose tokens are drawn from the model's distribution as it is."""
     return [
         engines.request(
             str(i),
-            [rng.randrange(400) for _ in range(rng.randrange(1, 60))],
+            [rng.randrange(400) for _ in range(rng.randrange(1, longest))],
             **({"max_tokens": rng.randrange(20, 40), "seed": rng.getrandbits(60)} | sampling),
         )
         for i in range(count)
@@ -146,8 +146,8 @@ def test_a_twin_in_fewer_bits(engines, llama, rng):
 
 
 def test_preemption(engines, folder, rng, tmp_path):
-    """And a draft cache that is as small as the model's."""
-    requests = plain_requests(engines, rng, max_tokens=80, ignore_eos=True)
+    """And a draft cache that is as small as the model's. Short prompts all start, and all grow."""
+    requests = plain_requests(engines, rng, longest=16, max_tokens=80, ignore_eos=True)
     plain = engines.make(folder, max_model_len=14 * 16)
     expected = outcome(engines.run(plain, requests))
     num_groups = len(load_model_config(Checkpoint("folder", folder, "m")).layer_groups)
