@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_map
 
 from kernels import native
 
@@ -109,8 +110,10 @@ class _Buffers:
 
     def __init__(self) -> None:
         self._free: dict[int, list[Tensor]] = defaultdict(list)
+        self._made: dict[int, Tensor] = {}
+        """All buffers that there are, by address."""
         self.num_bytes = 0
-        """Of all buffers that there are."""
+        """Of them."""
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         num_bytes = dtype.itemsize
@@ -120,6 +123,7 @@ class _Buffers:
         free = self._free[rounded]
         if not free:
             free.append(torch.empty(rounded, dtype=torch.uint8))
+            self._made[free[0].data_ptr()] = free[0]
             self.num_bytes += rounded
         buffer = free.pop()
         # A tensor keeps the array that it was made from, not its views: when the last tensor goes
@@ -127,6 +131,17 @@ class _Buffers:
         array = buffer.numpy()[:num_bytes]
         weakref.finalize(array, free.append, buffer).atexit = False
         return torch.from_numpy(array).view(dtype).view(tuple(shape))
+
+    def borrowed(self, given: Any) -> Any:
+        """Of a tensor in a buffer, one over the same memory that does not keep it from being used
+        again; anything else as it is."""
+        if not isinstance(given, Tensor):
+            return given
+        buffer = self._made.get(given.untyped_storage().data_ptr())
+        if buffer is None:
+            return given
+        numbers = buffer.view(given.dtype)
+        return numbers.as_strided(given.shape, given.stride(), given.storage_offset())
 
 
 class _Noting(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -150,28 +165,34 @@ class _Noting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         run = functools.partial(func, *args, **(kwargs or {}))
+        # What is noted stays, and its arguments with it: they would be all layers' at once.
+        again = functools.partial(func, *self._borrowed(args), **self._borrowed(kwargs or {}))
         if func.is_view:
             view = run()
             if _shares_memory(view, args):
                 return view
             # In inference mode `contiguous` and `reshape` come as views, and may have copied.
-            return self._computed(run, view)
+            return self._computed(again, view)
         if func in _ALLOCATIONS:
             return self._lasting(run())
         result = run()
         if func._schema.is_mutable:
-            self._calls.append(run)
+            self._calls.append(again)
             return result
         if not isinstance(result, Tensor):
             # Numbers that the host reads, by which it may go on differently.
             raise NotRecordable(f"{func}: only operations that give one tensor are recorded")
-        return self._computed(run, result)
+        return self._computed(again, result)
 
-    def _computed(self, run: Callable[[], Tensor], result: Tensor) -> Tensor:
-        """A result in memory that lasts, which `run` fills again."""
+    def _computed(self, again: Callable[[], Tensor], result: Tensor) -> Tensor:
+        """A result in memory that lasts, which `again` fills again."""
         lasting = self._lasting(result).copy_(result)
-        self._calls.append(lambda: lasting.copy_(run()))
+        place = self._buffers.borrowed(lasting)
+        self._calls.append(lambda: place.copy_(again()))
         return lasting
+
+    def _borrowed(self, arguments: Any) -> Any:
+        return tree_map(self._buffers.borrowed, arguments)
 
     def _lasting(self, result: Tensor) -> Tensor:
         """Contiguous memory of a recording for a tensor like this."""

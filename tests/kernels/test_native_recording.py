@@ -79,7 +79,9 @@ def test_recordings_share_memory_and_do_not_disturb_each_other():
 
 
 @torch.inference_mode()
-def test_memory_is_used_again_within_a_recording_and_by_the_next():
+@pytest.mark.parametrize("by_torch", [False, True])
+def test_memory_is_used_again_within_a_recording_and_by_the_next(by_torch):
+    """What PyTorch computes is noted with its arguments, which must not keep theirs."""
     recorder = NativeRecorder()
     x, weight = torch.randn(2, 5000), torch.ones(5000)
 
@@ -87,6 +89,9 @@ def test_memory_is_used_again_within_a_recording_and_by_the_next():
         y = x
         for _ in range(steps):
             y = rms_norm(y, weight, 1e-5)
+            if by_torch:
+                y = torch.cat((y[:1], y[1:]))
+                y.mul_(0.5)
         return y
 
     recorder.record(lambda: run(40))
