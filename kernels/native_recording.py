@@ -165,34 +165,34 @@ class _Noting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         run = functools.partial(func, *args, **(kwargs or {}))
-        # What is noted stays, and its arguments with it: they would be all layers' at once.
-        again = functools.partial(func, *self._borrowed(args), **self._borrowed(kwargs or {}))
         if func.is_view:
             view = run()
             if _shares_memory(view, args):
                 return view
             # In inference mode `contiguous` and `reshape` come as views, and may have copied.
-            return self._computed(again, view)
+            return self._computed(run, view)
         if func in _ALLOCATIONS:
             return self._lasting(run())
         result = run()
         if func._schema.is_mutable:
-            self._calls.append(again)
+            self._calls.append(self._again(run))
             return result
         if not isinstance(result, Tensor):
             # Numbers that the host reads, by which it may go on differently.
             raise NotRecordable(f"{func}: only operations that give one tensor are recorded")
-        return self._computed(again, result)
+        return self._computed(run, result)
 
-    def _computed(self, again: Callable[[], Tensor], result: Tensor) -> Tensor:
-        """A result in memory that lasts, which `again` fills again."""
+    def _computed(self, run: functools.partial[Any], result: Tensor) -> Tensor:
+        """A result in memory that lasts, which `run` fills again."""
         lasting = self._lasting(result).copy_(result)
-        place = self._buffers.borrowed(lasting)
+        place, again = self._buffers.borrowed(lasting), self._again(run)
         self._calls.append(lambda: place.copy_(again()))
         return lasting
 
-    def _borrowed(self, arguments: Any) -> Any:
-        return tree_map(self._buffers.borrowed, arguments)
+    def _again(self, run: functools.partial[Any]) -> functools.partial[Any]:
+        """What is noted stays, and its arguments with it: they would be all layers' at once."""
+        args, kwargs = tree_map(self._buffers.borrowed, (run.args, run.keywords))
+        return functools.partial(run.func, *args, **kwargs)
 
     def _lasting(self, result: Tensor) -> Tensor:
         """Contiguous memory of a recording for a tensor like this."""

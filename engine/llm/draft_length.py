@@ -7,6 +7,7 @@ each takes p times as long as that one, n is to make (1 + a + … + aⁿ) / (1 +
 """
 
 from collections.abc import Iterable
+from itertools import repeat
 
 FIRST_RATE = 0.8
 """Of right tokens, as long as nothing is known."""
@@ -39,16 +40,7 @@ def best_length(rate: float, price: float, most: int) -> int:
         rate: how many of the tokens are right.
         price: of one, in tokens that would have come in the same time.
     """
-    best, best_gain = 0, 1.0
-    expected, likely = 1.0, 1.0
-    for length in range(1, most + 1):
-        likely *= rate
-        expected += likely
-        gain = expected / (1.0 + length * price)
-        if gain <= best_gain:
-            break  # what each further one brings falls, and its price does not
-        best, best_gain = length, gain
-    return best
+    return best_length_by(repeat(rate, most), price)
 
 
 def best_length_by(

@@ -20,6 +20,7 @@ from server.http.sse import until_disconnect
 from server.protocol.answers import error_answers
 from server.protocol.common import RequestBody
 from server.protocol.embeddings import (
+    EmbeddingFields,
     EmbeddingModelRequest,
     EmbeddingsAnswer,
     EmbeddingsRequest,
@@ -44,27 +45,21 @@ def answers_with(model: type) -> dict[int | str, dict[str, Any]]:
 @router.post("/v1/embeddings", summary="Embed texts", responses=answers_with(EmbeddingsAnswer))
 async def create_embeddings(body: EmbeddingsRequest, request: Request, state: StateDep) -> Response:
     """One embedding per input, in their order."""
-    write = partial(embeddings_answer, body)
-    inputs = Inputs({"input": body.input})
-    return await embed(
-        body,
-        inputs,
-        write,
-        request,
-        state,
-        dimensions=body.dimensions,
-        keep=body.truncate_prompt_tokens,
-    )
+    return await _embed_fields(body, partial(embeddings_answer, body), request, state)
 
 
 @router.post("/pooling", summary="Pool texts", responses=answers_with(PoolingAnswer))
 async def create_pooling(body: PoolingRequest, request: Request, state: StateDep) -> Response:
     """The same as embeddings, in vLLM's shape."""
-    write = partial(pooling_answer, body)
-    inputs = Inputs({"input": body.input})
+    return await _embed_fields(body, partial(pooling_answer, body), request, state)
+
+
+async def _embed_fields(
+    body: EmbeddingFields, write: Write, request: Request, state: AppState
+) -> Response:
     return await embed(
         body,
-        inputs,
+        Inputs({"input": body.input}),
         write,
         request,
         state,

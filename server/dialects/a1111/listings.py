@@ -1,20 +1,15 @@
 """What A1111's clients ask for to fill their menus, `/sdapi/v1/...`: lists, some always empty."""
 
-from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
 
 from engine.kinds import IMAGE, UPSCALE
-from server.dialects.dialect import responses
+from server.dialects.a1111.shape import answers
 from server.images.sampler_names import SCHEDULE_TYPES, names_of
 from server.routes.deps import StateDep
 
 router = APIRouter(tags=["A1111"])
-
-_answers = partial(
-    responses, failure={"error": "...", "detail": "...", "body": "", "errors": "..."}
-)
 
 _EMPTY: dict[str, Any] = {
     "cmd-flags": {},
@@ -30,7 +25,7 @@ _EMPTY: dict[str, Any] = {
 """What there is none of here."""
 
 
-@router.get("/sdapi/v1/samplers", summary="List the samplers", responses=_answers([]))
+@router.get("/sdapi/v1/samplers", summary="List the samplers", responses=answers([]))
 async def samplers(state: StateDep) -> list[dict[str, Any]]:
     """Of all image models, with their schedule types; aliases are our own names."""
     facts = [info.denoising for info in state.engine.infos(IMAGE)]
@@ -41,7 +36,7 @@ async def samplers(state: StateDep) -> list[dict[str, Any]]:
     ]
 
 
-@router.get("/sdapi/v1/sd-models", summary="List the image models", responses=_answers([]))
+@router.get("/sdapi/v1/sd-models", summary="List the image models", responses=answers([]))
 async def sd_models(state: StateDep) -> list[dict[str, Any]]:
     """Those that can be asked now. There are no hashes and no paths."""
     return [
@@ -57,7 +52,7 @@ async def sd_models(state: StateDep) -> list[dict[str, Any]]:
     ]
 
 
-@router.get("/sdapi/v1/loras", summary="List the LoRA adapters", responses=_answers([]))
+@router.get("/sdapi/v1/loras", summary="List the LoRA adapters", responses=answers([]))
 async def loras(state: StateDep) -> list[dict[str, Any]]:
     """Of all image models: what prompts ask for by `<lora:NAME:SCALE>`. There are no paths."""
     return [
@@ -67,7 +62,7 @@ async def loras(state: StateDep) -> list[dict[str, Any]]:
     ]
 
 
-@router.get("/sdapi/v1/schedulers", summary="List the schedule types", responses=_answers([]))
+@router.get("/sdapi/v1/schedulers", summary="List the schedule types", responses=answers([]))
 async def schedulers() -> list[dict[str, Any]]:
     """Which of them goes with a sampler is the model's to say: see `samplers`."""
     return [
@@ -82,7 +77,7 @@ async def schedulers() -> list[dict[str, Any]]:
     ]
 
 
-@router.get("/sdapi/v1/upscalers", summary="List the upscalers", responses=_answers([]))
+@router.get("/sdapi/v1/upscalers", summary="List the upscalers", responses=answers([]))
 async def upscalers(state: StateDep) -> list[dict[str, Any]]:
     """Those that serve now, and those that are loaded when they are asked for. There are no
     paths."""

@@ -1,7 +1,6 @@
 """A1111's routes, `/sdapi/v1/...`, but for those that only list things (`listings.py`)."""
 
 import time
-from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -22,8 +21,8 @@ from server.dialects.a1111.protocol import (
     OptionsRequest,
     Txt2ImgRequest,
 )
-from server.dialects.a1111.shape import A1111Shape, EnlargedShape, error_shape
-from server.dialects.dialect import Dialect, responses
+from server.dialects.a1111.shape import A1111Shape, EnlargedShape, answers, error_shape
+from server.dialects.dialect import Dialect
 from server.http.json_route import JsonRoute
 from server.http.owner import owner_of
 from server.routes.deps import StateDep
@@ -35,10 +34,7 @@ router = APIRouter(route_class=JsonRoute, tags=["A1111"])
 bare_router = APIRouter(tags=["A1111"])
 """Of requests without a body."""
 
-_answers = partial(
-    responses, failure={"error": "...", "detail": "...", "body": "", "errors": "..."}
-)
-_IMAGES = _answers({"images": ["..."], "parameters": {}, "info": "{}"})
+_IMAGES = answers({"images": ["..."], "parameters": {}, "info": "{}"})
 
 
 @router.post("/sdapi/v1/txt2img", summary="Draw images", responses=_IMAGES)
@@ -61,7 +57,7 @@ async def img2img(body: Img2ImgRequest, request: Request, state: StateDep) -> Re
 @router.post(
     "/sdapi/v1/extra-single-image",
     summary="Enlarge an image",
-    responses=_answers({"html_info": "", "image": "..."}),
+    responses=answers({"html_info": "", "image": "..."}),
 )
 async def extra_single_image(
     body: ExtraSingleImageRequest, request: Request, state: StateDep
@@ -72,7 +68,7 @@ async def extra_single_image(
     return await answer_upscaling(openai, request, state, sent=body, shape=EnlargedShape())
 
 
-@router.get("/sdapi/v1/progress", summary="Progress", responses=_answers({"progress": 0.5}))
+@router.get("/sdapi/v1/progress", summary="Progress", responses=answers({"progress": 0.5}))
 async def progress(state: StateDep) -> dict[str, Any]:
     """Of the oldest request that is not over, whoever sent it; `GET /v1/images/{id}` tells of any
     one."""
@@ -100,7 +96,7 @@ async def progress(state: StateDep) -> dict[str, Any]:
     }
 
 
-@bare_router.post("/sdapi/v1/interrupt", summary="Cancel a request", responses=_answers({}))
+@bare_router.post("/sdapi/v1/interrupt", summary="Cancel a request", responses=answers({}))
 async def interrupt(request: Request, state: StateDep) -> dict[str, Any]:
     """The oldest image request that is not over, of the key that asks. Its client gets a failure,
     not what there is of the image; `DELETE /v1/requests/{id}` cancels any one."""
@@ -111,13 +107,13 @@ async def interrupt(request: Request, state: StateDep) -> dict[str, Any]:
     return {}
 
 
-@router.get("/sdapi/v1/options", summary="Settings", responses=_answers({"samples_format": "png"}))
+@router.get("/sdapi/v1/options", summary="Settings", responses=answers({"samples_format": "png"}))
 async def get_options(state: StateDep) -> dict[str, Any]:
     """What holds for a request that does not say otherwise."""
     return _options(state)
 
 
-@router.post("/sdapi/v1/options", summary="Change settings", responses=_answers(None))
+@router.post("/sdapi/v1/options", summary="Change settings", responses=answers(None))
 async def set_options(body: OptionsRequest, state: StateDep) -> None:
     """Only to what they are: one client's settings would be every other's too."""
     settings = _options(state)

@@ -2,16 +2,21 @@
 
 import json
 import time
+from functools import partial
 from typing import Any
 
 from server.dialects.a1111.convert import OWN_NAMES, eta_warnings
 from server.dialects.a1111.protocol import DrawingFields
+from server.dialects.dialect import responses
 from server.http.errors import ErrorFacts, renamed
 from server.http.shape import Shape, encode
 from server.images.metadata import parameters_text
 from server.images.sampler_names import names_of
 from server.protocol.image_answers import ImagesAnswer
 from server.protocol.upscaling import UpscaleAnswer
+
+answers = partial(responses, failure={"error": "...", "detail": "...", "body": "", "errors": "..."})
+"""FastAPI's `responses` of a route."""
 
 
 def error_shape(facts: ErrorFacts) -> bytes:
