@@ -62,6 +62,19 @@ FLOW_SCHEDULES: Mapping[str, Named] = {
 }
 """For rectified-flow models."""
 
+_NO_SAMPLE_PREDICTION = frozenset(("EulerAncestralDiscreteScheduler", "PNDMScheduler"))
+"""Classes of diffusers that refuse to step by a predicted picture."""
+
+_SPACES_ONE_MORE = frozenset(
+    (
+        "DPMSolverMultistepScheduler",
+        "DPMSolverSinglestepScheduler",
+        "DEISMultistepScheduler",
+        "UniPCMultistepScheduler",
+    )
+)
+"""They space one timestep more than there are steps, unless from the last one down."""
+
 _VARIANCE_EXPLODING = frozenset(
     (
         "LMSDiscreteScheduler",
@@ -192,7 +205,8 @@ class NoiseSchedules:
     """Makes schedules for one model, from its own scheduler config.
 
     A model that was trained to start from pure noise (zero terminal SNR, Lin et al. 2023, arXiv
-    2305.08891) is offered the samplers that can start there, see `starts_from_pure_noise`.
+    2305.08891) is offered the samplers that can start there, see `starts_from_pure_noise`; one that
+    predicts the picture those that step by it.
 
     Args:
         config: of the model's `scheduler/scheduler_config.json`, with `_class_name`.
@@ -206,7 +220,7 @@ class NoiseSchedules:
         self._named = {
             name: entry
             for name, entry in named.items()
-            if name == self.default or not config.get(_ZERO_SNR) or starts_from_pure_noise(entry)
+            if name == self.default or _suits(entry, config)
         }
 
     @property
@@ -230,10 +244,11 @@ class NoiseSchedules:
             mu: resolution-dependent shift of flow schedules.
 
         Raises:
-            InvalidParameter: no such name.
+            InvalidParameter: no such name, or more steps than the model's timesteps give it.
         """
         # A copy costs a fifth of building one: betas and alphas are already there.
         scheduler = copy.deepcopy(self._prototype(name or self.default))
+        _check_steps(scheduler, name or self.default, num_steps)
         options: dict[str, Any] = {}
         accepted = inspect.signature(scheduler.set_timesteps).parameters
         if sigmas is not None and "sigmas" in accepted:
@@ -278,6 +293,41 @@ class NoiseSchedules:
         if not fits:
             return same_class[0] if same_class else "default"
         return max(fits, key=lambda name: len(named[name].overrides))
+
+
+def most_steps(scheduler: Any) -> int | None:
+    """Steps up to which a scheduler's timesteps are distinct and within those that the model was
+    trained on; None where there is no such limit, as flow's are points of a line.
+
+    Distilled samplers choose theirs from a fixed few.
+    """
+    config = scheduler.config
+    if type(scheduler).__name__.startswith("FlowMatch"):
+        return None
+    most = int(config.num_train_timesteps)
+    spacing = config.get("timestep_spacing")
+    if spacing == "leading":
+        most -= int(config.get("steps_offset", 0))
+    if spacing in ("leading", "linspace") and type(scheduler).__name__ in _SPACES_ONE_MORE:
+        most -= 1
+    return min(most, int(config.get("original_inference_steps", most)))
+
+
+def _check_steps(scheduler: Any, name: str, num_steps: int) -> None:
+    most = most_steps(scheduler)
+    if most is not None and num_steps > most:
+        raise InvalidParameter(
+            f"num_inference_steps is {num_steps}, and {name} takes at most {most} with this model; "
+            "use fewer, or another scheduler",
+            param="num_inference_steps",
+        )
+
+
+def _suits(entry: Named, config: Mapping[str, Any]) -> bool:
+    predicts_sample = config.get("prediction_type") == "sample"
+    if predicts_sample and entry.class_name in _NO_SAMPLE_PREDICTION:
+        return False
+    return not config.get(_ZERO_SNR) or starts_from_pure_noise(entry)
 
 
 def starts_from_pure_noise(entry: Named) -> bool:

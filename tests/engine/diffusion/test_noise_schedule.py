@@ -24,9 +24,12 @@ FLOW = {
     "num_train_timesteps": 1000,
     "shift": 3.0,
 }
+NO_SAMPLE_PREDICTION = ("pndm", "euler_ancestral")
+"""diffusers' classes refuse models that predict the sample itself."""
 CASES = [
     *((DIFFUSION, DIFFUSION_SCHEDULES, kind, name)
-      for name in DIFFUSION_SCHEDULES for kind in ("epsilon", "v_prediction", "sample")),
+      for name in DIFFUSION_SCHEDULES for kind in ("epsilon", "v_prediction", "sample")
+      if kind != "sample" or name not in NO_SAMPLE_PREDICTION),
     *((FLOW, FLOW_SCHEDULES, None, name) for name in FLOW_SCHEDULES),
 ]  # fmt: skip
 IDS = [f"{name}-{kind or 'flow'}" for _, _, kind, name in CASES]
@@ -34,11 +37,6 @@ IDS = [f"{name}-{kind or 'flow'}" for _, _, kind, name in CASES]
 
 def schedules(config, named, kind=None):
     return NoiseSchedules(config if kind is None else {**config, "prediction_type": kind}, named)
-
-
-NO_SAMPLE_PREDICTION = ("pndm", "deis", "unipc", "heun", "lms", "euler_ancestral")
-"""diffusers' classes refuse models that predict the sample itself."""
-STEPPING_CASES = [c for c in CASES if c[2] != "sample" or c[3] not in NO_SAMPLE_PREDICTION]
 
 
 @pytest.mark.parametrize(("config", "named", "kind", "name"), CASES, ids=IDS)
@@ -71,7 +69,7 @@ def test_a_perfect_denoiser_is_recognised_at_every_timestep(config, named, kind,
         torch.testing.assert_close(implied, x0, atol=2e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize(("config", "named", "kind", "name"), STEPPING_CASES)
+@pytest.mark.parametrize(("config", "named", "kind", "name"), CASES, ids=IDS)
 def test_a_perfect_denoiser_reaches_x0(config, named, kind, name):
     schedule = schedules(config, named, kind).create(name, 12)
     x0, noise = torch.randn(2, 1, 4, 8, 8)
@@ -137,6 +135,30 @@ def test_the_models_own_schedule_comes_first():
     assert schedules(karras, DIFFUSION_SCHEDULES).names[0] == "dpmpp_2m_karras"
     assert schedules(DIFFUSION, DIFFUSION_SCHEDULES).names[0] == "ddim"
     assert set(schedules(DIFFUSION, DIFFUSION_SCHEDULES).names) == set(DIFFUSION_SCHEDULES)
+
+
+def test_models_that_predict_the_picture_are_offered_what_steps_by_it():
+    offered = schedules(DIFFUSION, DIFFUSION_SCHEDULES, "sample").names
+    assert set(offered) == set(DIFFUSION_SCHEDULES) - set(NO_SAMPLE_PREDICTION)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("name", DIFFUSION_SCHEDULES)
+def test_as_many_steps_as_there_are_and_not_one_more(name, spacing):
+    config = {**DIFFUSION, "timestep_spacing": spacing, "num_train_timesteps": 60}
+    factory = schedules(config, DIFFUSION_SCHEDULES)
+    spaces_one_more = name.startswith(("dpmpp", "deis", "unipc")) and spacing != "trailing"
+    limit = 60 - (spacing == "leading") - spaces_one_more
+    limit = min(limit, 50) if name in ("lcm", "tcd") else limit
+    schedule, generator = factory.create(name, limit), torch.Generator().manual_seed(1)
+    sample = torch.randn(1, 4, 4, 4) * schedule.init_noise_sigma
+    for index in range(schedule.num_timesteps):
+        schedule.scale(sample, index)
+        sample = schedule.step(torch.zeros_like(sample), index, sample, generator)
+    assert sample.isfinite().all()
+    with pytest.raises(InvalidParameter, match=f"{name} takes at most {limit} with") as refusal:
+        factory.create(name, limit + 1)
+    assert refusal.value.param == "num_inference_steps"
 
 
 def test_an_unknown_name_lists_the_offered_ones():
