@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llguidance import LLMatcher
-from llguidance.gbnf_to_lark import any_to_lark
 
 from engine.errors import InvalidParameter
+from engine.llm.structure.gbnf_lark import lark_of_gbnf
 from engine.llm.structure.json_schema import readable_schema
 from engine.structure import Structure, StructureKind
 
@@ -19,6 +19,7 @@ WHITESPACE = r"[ \n\t]{0,20}"
 """Between JSON's tokens: enough for an indentation, and nobody can go on with it for ever."""
 _SPACED = {"whitespace_pattern": WHITESPACE}
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_LARK = re.compile(r"^\s*(?:%llguidance\b|start\s*:(?!:=))", re.MULTILINE)
 _FREE_TEXT = "TEXT: /(.|\\n)*/"
 
 
@@ -57,7 +58,7 @@ def _text(structure: Structure, special_tokens: Mapping[str, int]) -> str:
         case StructureKind.CHOICE:
             return f"start: {_alternatives(json.loads(text))}"
         case StructureKind.GRAMMAR:
-            return _lark(text)
+            return text if _LARK.search(text) else lark_of_gbnf(text)
         case StructureKind.TAGS:
             tags = json.loads(text)
             for tag in tags["tags"]:
@@ -71,14 +72,6 @@ def _alternatives(choices: Sequence[str]) -> str:
     if not choices:
         raise ValueError("there is nothing to choose from")
     return " | ".join(map(json.dumps, choices))
-
-
-def _lark(grammar: str) -> str:
-    """GBNF is rewritten, by a program that raises whatever it likes."""
-    try:
-        return any_to_lark(grammar)
-    except Exception as error:
-        raise ValueError(str(error)) from error
 
 
 def _with_options(schema: Any, options: Mapping[str, Any] = _SPACED) -> dict[str, Any]:

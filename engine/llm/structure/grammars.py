@@ -37,6 +37,8 @@ _ONE_OF = (
     "whose const is a string of its own"
 )
 """Instead of the library's words, which name an option that is not the client's."""
+_NO_TEXT = "no text fits it, for something in it needs itself without end"
+"""Instead of the library's `NoExtensionBias`."""
 
 
 class Grammar:
@@ -183,6 +185,8 @@ def refusal(structure: Structure, reason: str) -> InvalidParameter:
     said = " ".join(line.strip() for line in lines if line.strip())[:400]
     if "coerce_one_of" in said:
         said = _ONE_OF
+    elif "NoExtensionBias" in said:
+        said = _NO_TEXT
     return InvalidParameter(
         f"{structure.param} cannot be honoured: {said}; change it, or leave it out",
         param=structure.param,

@@ -16,6 +16,9 @@ MAX_VALUES = 10_000
 """Of all enums together."""
 MAX_MULTIPLE = 10_000
 """Sum of all `multipleOf`, or of their reciprocals: each is an automaton of that many states."""
+MAX_EXACT = 1 << 53
+"""llguidance reads numbers as floats: a whole one beyond this may be taken for its neighbour."""
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 
 _DATA = frozenset(("const", "enum", "default", "example", "examples"))
 """Keywords whose value is no schema."""
@@ -48,6 +51,7 @@ def _check(schema: Any, param: str) -> None:
     for node in _objects(schema):
         if "x-guidance" in node:
             raise InvalidParameter(f"{param}: x-guidance is not supported", param=param)
+        _check_numbers(node, param)
         num_properties += _size(node.get("properties"))
         num_values += _size(node.get("enum"))
         multiple = node.get("multipleOf")
@@ -62,6 +66,32 @@ def _check(schema: Any, param: str) -> None:
             raise InvalidParameter(
                 f"{param} has {number:g} {what}; the limit is {most}", param=param
             )
+
+
+def _check_numbers(node: Mapping[str, Any], param: str) -> None:
+    numbers = [
+        (name, value) for name in ("const", "enum") for value in _whole_numbers(node.get(name))
+    ]
+    numbers += [(name, node[name]) for name in _BOUNDS if isinstance(node.get(name), int | float)]
+    for keyword, number in numbers:
+        if abs(number) > MAX_EXACT - keyword.startswith("exclusive"):
+            raise InvalidParameter(
+                f"{param} has the {keyword} {str(number)[:24]}; those beyond {MAX_EXACT} "
+                "cannot be told from their neighbours; make them strings, or leave them out",
+                param=param,
+            )
+
+
+def _whole_numbers(value: Any) -> Iterator[int]:
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, int):
+            yield one
+        elif isinstance(one, Mapping):
+            left += one.values()
+        elif isinstance(one, list):
+            left += one
 
 
 def _with_exact_dates(schema: Any) -> Any:

@@ -1,0 +1,249 @@
+"""llama.cpp's grammars, GBNF: read into rules.
+
+https://github.com/ggml-org/llama.cpp/blob/master/grammars/README.md describes the language. Its
+tokens (`<think>`, `<[1000]>`) are not read.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+LAST_CHARACTER = 0x10FFFF
+_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", '"': '"', "[": "[", "]": "]"}
+_HEX_DIGITS = {"x": 2, "u": 4, "U": 8}
+_TIMES_OF_SIGNS: dict[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?": (0, 1)}
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_SPACE = re.compile(r"(?:[ \t]|#[^\r\n]*)*")
+_SPACE_AND_LINES = re.compile(r"(?:[ \t\r\n]|#[^\r\n]*)*")
+_TIMES = re.compile(r"\{\s*([0-9]{1,9})\s*(,?)\s*([0-9]{0,9})\s*\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Characters:
+    """One character, of these ranges or of all others."""
+
+    ranges: tuple[tuple[int, int], ...]
+    """First and last of each."""
+    is_negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What the rule of that name stands for."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """One behind the other; of none, the empty text."""
+
+    parts: "tuple[Node, ...]"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of them."""
+
+    ways: "tuple[Node, ...]"
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """Several times in a row.
+
+    Attributes:
+        most: None is any number.
+    """
+
+    part: "Node"
+    least: int
+    most: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """What another node was that names no rule: see `gbnf_lark.py`. None is read, some are made.
+
+    Attributes:
+        first: what it begins with.
+    """
+
+    expression: str
+    first: Characters
+
+
+Node = Characters | Rule | Sequence | Choice | Repeated | Stretch
+
+
+def read_gbnf(text: str) -> dict[str, Node]:
+    """The rules by name. All that are named are there, and `root`, where a text begins.
+
+    Raises:
+        ValueError: it is no GBNF; says what is wrong and in which line.
+        RecursionError: it is nested too deeply.
+    """
+    rules = _Parser(text).rules()
+    for name in {one.name for node in rules.values() for one in rules_in(node)}:
+        if name not in rules:
+            raise ValueError(f"there is no rule {name}")
+    if "root" not in rules:
+        raise ValueError("there is no rule root, which is where a text begins")
+    return rules
+
+
+def rules_in(node: Node) -> Iterator[Rule]:
+    """Those that it names, each as often as it does."""
+    left = [node]
+    while left:
+        match left.pop():
+            case Rule() as rule:
+                yield rule
+            case Sequence(parts) | Choice(parts):
+                left += parts
+            case Repeated(part):
+                left.append(part)
+
+
+class _Parser:
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._at = 0
+
+    def rules(self) -> dict[str, Node]:
+        """By name. Of rules of one name the last counts, as in llama.cpp."""
+        rules = {}
+        self._skip(_SPACE_AND_LINES)
+        while self._at < len(self._text):
+            name = self._name()
+            self._skip(_SPACE)
+            if not self._text.startswith("::=", self._at):
+                raise self._error("::= is missing")
+            self._at += 3
+            self._skip(_SPACE_AND_LINES)
+            rules[name] = self._choice(_SPACE)
+            if self._at < len(self._text) and self._here not in "\r\n":
+                raise self._error(f"unexpected {self._here!r}")
+            self._skip(_SPACE_AND_LINES)
+        return rules
+
+    def _choice(self, space: re.Pattern[str]) -> Node:
+        ways = [self._sequence(space)]
+        while self._goes_on():
+            self._at += 1
+            self._skip(_SPACE_AND_LINES)
+            ways.append(self._sequence(space))
+        return ways[0] if len(ways) == 1 else Choice(tuple(ways))
+
+    def _goes_on(self) -> bool:
+        """With another way, which may stand in a line of its own."""
+        found = _SPACE_AND_LINES.match(self._text, self._at)
+        if found is not None and self._text.startswith("|", found.end()):
+            self._at = found.end()
+            return True
+        return False
+
+    def _sequence(self, space: re.Pattern[str]) -> Node:
+        parts: list[Node] = []
+        while self._at < len(self._text) and self._here not in "|)\r\n":
+            parts.append(self._part())
+            self._skip(space)
+            while self._here and self._here in "*+?{":
+                parts[-1] = Repeated(parts[-1], *self._times())
+                self._skip(space)
+        return parts[0] if len(parts) == 1 else Sequence(tuple(parts))
+
+    def _part(self) -> Node:
+        match self._here:
+            case '"':
+                self._at += 1
+                literal = tuple(Characters(((ord(one),) * 2,)) for one in self._characters('"'))
+                return literal[0] if len(literal) == 1 else Sequence(literal)
+            case "[":
+                return self._class()
+            case "(":
+                self._at += 1
+                self._skip(_SPACE_AND_LINES)
+                group = self._choice(_SPACE_AND_LINES)
+                if not self._text.startswith(")", self._at):
+                    raise self._error(") is missing")
+                self._at += 1
+                return group
+            case ".":
+                self._at += 1
+                return Characters(((0, LAST_CHARACTER),))
+        return Rule(self._name())
+
+    def _class(self) -> Node:
+        self._at += 1
+        is_negated = self._here == "^"
+        self._at += is_negated
+        ranges = []
+        while self._here != "]":
+            first = last = self._character()
+            if self._here == "-" and self._text[self._at + 1 : self._at + 2] != "]":
+                self._at += 1
+                last = self._character()
+            if last < first:
+                raise self._error("a range of characters goes backwards")
+            ranges.append((ord(first), ord(last)))
+        self._at += 1
+        if not ranges:
+            raise self._error("a class of no characters")
+        return Characters(tuple(ranges), is_negated)
+
+    def _characters(self, end: str) -> Iterator[str]:
+        while self._here != end:
+            yield self._character()
+        self._at += 1
+
+    def _character(self) -> str:
+        one = self._here
+        if not one:
+            raise self._error("the end is missing")
+        self._at += 1
+        if one != "\\":
+            return one
+        kind = self._here
+        self._at += 1
+        if kind in _HEX_DIGITS:
+            digits = self._text[self._at : self._at + _HEX_DIGITS[kind]]
+            if re.fullmatch("[0-9A-Fa-f]+", digits) and len(digits) == _HEX_DIGITS[kind]:
+                self._at += len(digits)
+                number = int(digits, 16)
+                if number <= 0x10FFFF and not 0xD800 <= number < 0xE000:
+                    return chr(number)
+        elif kind and kind in _ESCAPES:
+            return _ESCAPES[kind]
+        raise self._error(f"\\{kind} stands for no character")
+
+    def _times(self) -> tuple[int, int | None]:
+        if self._here != "{":
+            self._at += 1
+            return _TIMES_OF_SIGNS[self._text[self._at - 1]]
+        found = _TIMES.match(self._text, self._at)
+        if found is None:
+            raise self._error("{ is not followed by numbers and }")
+        self._at = found.end()
+        least, comma, most = found.groups()
+        if most and (not comma or int(most) < int(least)):
+            raise self._error(f"{found[0]} is no number of times")
+        return int(least), int(most or least) if most or not comma else None
+
+    def _name(self) -> str:
+        found = _NAME.match(self._text, self._at)
+        if found is None:
+            raise self._error(f"unexpected {self._here!r}")
+        self._at = found.end()
+        return found[0]
+
+    @property
+    def _here(self) -> str:
+        return self._text[self._at : self._at + 1]
+
+    def _skip(self, space: re.Pattern[str]) -> None:
+        found = space.match(self._text, self._at)
+        self._at = found.end() if found is not None else self._at
+
+    def _error(self, what: str) -> ValueError:
+        return ValueError(f"{what} in line {self._text.count(chr(10), 0, self._at) + 1}")

@@ -1,0 +1,265 @@
+"""GBNF for llguidance, with the same texts.
+
+GBNF knows characters, llguidance lexemes, each as long as it can be. So what is rewritten rule by
+rule takes fewer texts: of `w "ing"` with `w ::= [a-z]*` not one, for w has eaten the end. A grammar
+whose rules do not lead back to themselves becomes one regular expression. Of others each character
+is a lexeme, but where that changes nothing a stretch is one, such as a string of JSON, since rows
+of one character cost time: where everything else in the grammar begins otherwise, and no text of
+the stretch is the beginning of another.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import replace
+from itertools import combinations
+
+from engine.llm.structure.gbnf import (
+    LAST_CHARACTER,
+    Characters,
+    Choice,
+    Node,
+    Repeated,
+    Rule,
+    Sequence,
+    Stretch,
+    read_gbnf,
+)
+
+MAX_EXPRESSION_CHARS = 200_000
+"""Of the one regular expression: rules that are used twice stand in it twice."""
+
+
+def lark_of_gbnf(text: str) -> str:
+    """The same language for llguidance.
+
+    Raises:
+        ValueError: it is no GBNF; says what is wrong and in which line.
+        RecursionError: it is nested too deeply.
+    """
+    rules = read_gbnf(text)
+    expression = _one_expression(rules)
+    if expression is not None:
+        return f"start: /{expression}/"
+    for _ in range(2):  # The second time fewer lexemes are in the way.
+        rules = _with_stretches(rules)
+    names = {name: f"r{number}" for number, name in enumerate(rules)}
+    bodies = [f"{names[name]}: {_lark(node, names)}" for name, node in rules.items()]
+    return "\n".join([f"start: {names['root']}", *bodies, ""])
+
+
+class _NoExpressionError(Exception):
+    """A rule leads back to itself, or too much would have to be written."""
+
+
+def _one_expression(rules: Mapping[str, Node]) -> str | None:
+    written: dict[str, str | None] = {}
+
+    def rule(name: str) -> str:
+        if name not in written:
+            written[name] = None
+            written[name] = _expression(rules[name], rule)
+        expression = written[name]
+        if expression is None:
+            raise _NoExpressionError
+        return expression
+
+    try:
+        return rule("root")
+    except _NoExpressionError:
+        return None
+
+
+def _no_rule(name: str) -> str:
+    raise _NoExpressionError
+
+
+def _expression(node: Node, rule: Callable[[str], str] = _no_rule) -> str:
+    match node:
+        case Characters():
+            return _class(node)
+        case Stretch(expression):
+            return expression
+        case Rule(name):
+            return rule(name)
+        case Sequence(parts):
+            written = "".join(_expression(part, rule) for part in parts)
+        case Choice(ways):
+            written = "|".join(_expression(way, rule) for way in ways)
+        case Repeated(part):
+            written = f"{_expression(part, rule)}{_times(node)}"
+    if len(written) > MAX_EXPRESSION_CHARS:
+        raise _NoExpressionError
+    return f"(?:{written})"
+
+
+def _lark(node: Node, names: Mapping[str, str]) -> str:
+    match node:
+        case Rule(name):
+            return names[name]
+        case Sequence(parts):
+            return f"({' '.join(_lark(part, names) for part in parts)})" if parts else '""'
+        case Choice(ways):
+            return f"({' | '.join(_lark(way, names) for way in ways)})"
+        case Repeated(part):
+            return f"({_lark(part, names)}){_times(node)}"
+    return f"/{_expression(node)}/"
+
+
+def _class(node: Characters) -> str:
+    if node.ranges == ((0, LAST_CHARACTER),):
+        return r"[\s\S]"
+    [(first, last), *more] = node.ranges
+    if first == last and not more and not node.is_negated:
+        return _character(first)
+    ranges = "".join(f"{_character(first)}-{_character(last)}" for first, last in node.ranges)
+    return f"[{'^' if node.is_negated else ''}{ranges}]"
+
+
+def _character(code: int) -> str:
+    return chr(code) if code < 128 and chr(code).isalnum() else f"\\x{{{code:x}}}"
+
+
+def _times(node: Repeated) -> str:
+    match node.least, node.most:
+        case 0, None:
+            return "*"
+        case 1, None:
+            return "+"
+        case 0, 1:
+            return "?"
+    return f"{{{node.least},{'' if node.most is None else node.most}}}"
+
+
+def _with_stretches(rules: Mapping[str, Node]) -> dict[str, Node]:
+    """The same rules; of their sequences, what may be one lexeme is a stretch."""
+    lexemes = Counter(one for node in rules.values() for one in _lexemes(node))
+
+    def rewritten(node: Node) -> Node:
+        match node:
+            case Sequence(parts):
+                return Sequence(tuple(cut(parts)))
+            case Choice(ways):
+                return Choice(tuple(map(rewritten, ways)))
+            case Repeated(part):
+                return replace(node, part=rewritten(part))
+        return node
+
+    def cut(parts: tuple[Node, ...]) -> Iterator[Node]:
+        at = 0
+        while at < len(parts):
+            end = _definite_end(parts, at)
+            if end > at + 1 and is_apart(whole := Sequence(parts[at:end])):
+                yield Stretch(_expression(whole), Characters(tuple(_first(whole))))
+            elif all(isinstance(part, Characters) for part in parts[at:]):
+                yield from parts[at:]  # A long text between quotes is tried once.
+                return
+            else:
+                end = at + 1
+                yield rewritten(parts[at])
+            at = end
+
+    def is_apart(whole: Node) -> bool:
+        others = lexemes - Counter(_lexemes(whole))
+        return not any(_meet(_first(whole), _first(other)) for other in others)
+
+    return {name: rewritten(node) for name, node in rules.items()}
+
+
+def _lexemes(node: Node) -> Iterator[Node]:
+    match node:
+        case Characters() | Stretch():
+            yield node
+        case Sequence(parts) | Choice(parts):
+            for part in parts:
+                yield from _lexemes(part)
+        case Repeated(part):
+            yield from _lexemes(part)
+
+
+def _has_definite_end(node: Node) -> bool:
+    """Whether it names no rule, and none of its texts is empty or the beginning of another: where a
+    part of it may go on or end, the next character says which. False if that is not seen."""
+    match node:
+        case Characters() | Stretch():
+            return True
+        case Choice(ways):
+            return all(map(_has_definite_end, ways)) and not any(
+                _meet(_first(one), _first(other)) for one, other in combinations(ways, 2)
+            )
+        case Repeated(part, least, most):
+            return least == most and least > 0 and _has_definite_end(part)
+        case Sequence(parts):
+            return bool(parts) and _definite_end(parts, 0) == len(parts)
+    return False
+
+
+def _definite_end(parts: Seq[Node], begin: int) -> int:
+    """Up to where the sequence from there on, as long as it can be, has a definite end; else
+    `begin`."""
+    end = begin
+    may_go_on: list[tuple[int, int]] = []
+    """What a part that may have ended goes on with otherwise."""
+    for number in range(begin, len(parts)):
+        part = parts[number]
+        if _meet(may_go_on, _first(part)):
+            break
+        if _has_definite_end(part):
+            may_go_on, end = [], number + 1
+        elif isinstance(part, Repeated) and _has_definite_end(part.part):
+            may_go_on = _first(part) + (may_go_on if part.least == 0 else [])
+        else:
+            break
+    return end
+
+
+def _is_optional(node: Node) -> bool:
+    match node:
+        case Sequence(parts):
+            return all(map(_is_optional, parts))
+        case Choice(ways):
+            return any(map(_is_optional, ways))
+        case Repeated(part, least):
+            return least == 0 or _is_optional(part)
+    return False
+
+
+def _first(node: Node) -> list[tuple[int, int]]:
+    """Ranges of the characters that begin its texts; of rules nothing is known."""
+    match node:
+        case Characters(ranges, is_negated):
+            return list(_all_but(ranges) if is_negated else ranges)
+        case Stretch(_, first):
+            return list(first.ranges)
+        case Choice(ways):
+            return [one for way in ways for one in _first(way)]
+        case Repeated(part):
+            return _first(part)
+        case Sequence(parts):
+            ranges_of_all = []
+            for part in parts:
+                ranges_of_all += _first(part)
+                if not _is_optional(part):
+                    break
+            return ranges_of_all
+    return []
+
+
+def _all_but(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    begin = 0
+    for first, last in sorted(ranges):
+        if begin < first:
+            yield begin, first - 1
+        begin = max(begin, last + 1)
+    if begin <= LAST_CHARACTER:
+        yield begin, LAST_CHARACTER
+
+
+def _meet(ones: list[tuple[int, int]], others: list[tuple[int, int]]) -> bool:
+    both = sorted([(*one, 0) for one in ones] + [(*other, 1) for other in others])
+    ends = [-1, -1]
+    for first, last, side in both:
+        if first <= ends[1 - side]:
+            return True
+        ends[side] = max(ends[side], last)
+    return False

@@ -1,0 +1,192 @@
+"""llama.cpp's grammars take the texts that they describe, and no others."""
+
+from itertools import product
+
+import pytest
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+
+from engine.llm.structure.gbnf_lark import lark_of_gbnf
+from engine.llm.structure.grammars import LIMITS
+
+END = 256
+LONGEST = 4
+"""Characters of the texts that random grammars are asked about."""
+
+
+class Bytes:
+    """Each byte is a token."""
+
+    eos_token_id = END
+    bos_token_id = None
+    special_token_ids = (END,)
+    tokens = (*(bytes([value]) for value in range(256)), b"<end>")
+
+    def __call__(self, text):
+        return list(text)
+
+
+TOKENS = LLTokenizer(TokenizerWrapper(Bytes()))
+
+
+def matcher(grammar):
+    made = LLMatcher(TOKENS, lark_of_gbnf(grammar), log_level=0, limits=LIMITS)
+    assert not made.is_error(), (grammar, made.get_error())
+    return made
+
+
+def takes(start, text):
+    """Whether the text may be written byte by byte and end there."""
+    at = start.deep_copy()
+    tokens = [*text.encode(), END]
+    return at.validate_tokens(tokens) == len(tokens)
+
+
+ARITHMETIC = r"""
+root  ::= (expr "=" ws term "\n")+
+expr  ::= term ([-+*/] term)*
+term  ::= ident | num | "(" ws expr ")" ws
+ident ::= [a-z] [a-z0-9_]* ws
+num   ::= [0-9]+ ws
+ws    ::= [ \t\n]*
+"""
+JSON = r"""
+root   ::= object
+value  ::= object | array | string | number | ("true" | "false" | "null") ws
+
+object ::=
+  "{" ws (
+            string ":" ws value
+    ("," ws string ":" ws value)*
+  )? "}" ws
+
+array  ::=
+  "[" ws (
+            value
+    ("," ws value)*
+  )? "]" ws
+
+string ::=
+  "\"" (
+    [^"\\\x7F\x00-\x1F] |
+    "\\" (["\\bfnrt] | "u" [0-9a-fA-F]{4}) # escapes
+  )* "\"" ws
+
+number ::= ("-"? ([0-9] | [1-9] [0-9]{0,15})) ("." [0-9]+)? ([eE] [-+]? [0-9] [1-9]{0,15})? ws
+
+# Optional space: by convention, applied in this grammar after literal chars when allowed
+ws ::= | " " | "\n" [ \t]{0,20}
+"""
+
+
+@pytest.mark.parametrize(
+    ("grammar", "taken", "not_taken"),
+    [
+        # Both of llama.cpp's own examples, as they stand there.
+        (ARITHMETIC, ["a=1\n", "x+1=  2\n", "(a*3)-b = c\n\nd=e\n"], ["a=1", "=1\n", "(a=1\n"]),
+        (
+            JSON,
+            [
+                "{}",
+                '{"a": 1}',
+                '{"a":"\\"\\n","c":[1,-2.5e3,true,null,{}]}',
+                '{"a":\n  "\\u00e9"\n}',
+            ],
+            ['{"a" 1}', '{"a":tru}', '{"a":"\n"}', "[]", '{"a":"\\u00e"}'],
+        ),
+        # What may go on is not read as far as it can be.
+        ('root ::= [a-z]+ "ing"', ["singing", "inning"], ["ing", "sin"]),
+        ('root ::= w "ing"\nw ::= [a-z]*', ["sing", "ing", "singing"], ["sin"]),
+        ('root ::= ("ab" | "a") "bc" s\ns ::= "(" s ")" | ""', ["abc", "abbc(())"], ["abc("]),
+        # Repetitions of repetitions.
+        ('root ::= ("a"*)* "b"', ["b", "aab"], ["a"]),
+        ('root ::= ("a"+)? (("b"{2}){2,3})', ["bbbb", "aabbbbbb"], ["bb", "bbbbb"]),
+        # Characters.
+        (r'root ::= "é\u00e9\u3041\U0001F600\x41" [\u00e9]', ["ééぁ😀Aé"], ["éé"]),
+        (r"root ::= [\]\[a&&b^.-]+ . [^\n]", ["[]&^.-\na"], ["[\n\n", "c.."]),
+        (r"root ::= [^a-cé]", ["d", "\n", "😀"], ["b", "é"]),
+        # Layout, comments and names.
+        (
+            'root ::= # what it is\n  "a"\n  | b-c b_c\nb-c ::= "x"\r\nb_c ::= "y"',
+            ["a", "xy"],
+            ["x"],
+        ),
+        ("root ::= start R\nstart ::= [0-9]\nR ::= r\nr ::= start", ["12"], ["1"]),
+    ],
+)
+def test_what_a_grammar_takes(grammar, taken, not_taken):
+    start = matcher(grammar)
+    assert [text for text in taken if not takes(start, text)] == []
+    assert [text for text in not_taken if takes(start, text)] == []
+
+
+def random_rule(rng, depth=0):
+    """As text and as what gives the texts of at most LONGEST characters, given those of `s`."""
+    match rng.choice("lc" if depth > 2 else "lcsss||*r"):
+        case "l":
+            literal = "".join(rng.choices("ab", k=rng.randrange(3)))
+            return f'"{literal}"', lambda known: {literal}
+        case "c":
+            letters = rng.sample("abc", 2)
+            return f"[{''.join(letters)}]", lambda known: set(letters)
+        case "r":
+            return "s", lambda known: known
+        case "s":
+            (left, some), (right, others) = (random_rule(rng, depth + 1) for _ in range(2))
+            return f"{left} {right}", lambda known: joined(some(known), others(known))
+        case "|":
+            (left, some), (right, others) = (random_rule(rng, depth + 1) for _ in range(2))
+            return f"({left} | {right})", lambda known: some(known) | others(known)
+    inner, some = random_rule(rng, depth + 1)
+    sign, least, most = rng.choice(
+        [("*", 0, LONGEST), ("+", 1, LONGEST), ("?", 0, 1), ("{2}", 2, 2)]
+    )
+    return f"({inner}){sign}", lambda known: repeated(some(known), least, most)
+
+
+def joined(some, others):
+    return {one + other for one in some for other in others if len(one + other) <= LONGEST}
+
+
+def repeated(some, least, most):
+    found, last = set(), {""}
+    for times in range(most + 1):
+        found |= last if times >= least else set()
+        last = joined(last, some)
+    return found
+
+
+def test_random_grammars_take_their_texts_and_no_others(rng):
+    letters = ["".join(one) for size in range(LONGEST + 1) for one in product("abc", repeat=size)]
+    num_asked = 0
+    while num_asked < 60:
+        body, texts_with = random_rule(rng)
+        known: set[str] = set()
+        while (more := texts_with(known)) - known:
+            known |= more
+        if not known:
+            continue  # no text at all
+        num_asked += 1
+        start = matcher(f"root ::= s\ns ::= {body}")
+        assert {text for text in letters if takes(start, text)} == known, body
+
+
+@pytest.mark.parametrize(
+    ("grammar", "said"),
+    [
+        ('x ::= "a"', "there is no rule root"),
+        ("root ::= x", "there is no rule x"),
+        ('root = "a"', "::= is missing in line 1"),
+        ('root ::= "a', "the end is missing in line 1"),
+        ('root ::= ("a"', r"\) is missing in line 1"),
+        ('root ::= "a")', "unexpected '\\)' in line 1"),
+        ("root ::=\n  [z-a]", "backwards in line 2"),
+        ("root ::= []", "no characters"),
+        (r'root ::= "\q"', "stands for no character"),
+        (r'root ::= "\ud800"', "stands for no character"),
+        ('root ::= "a"{2,1}', "no number of times"),
+        ("root ::= <think>", "unexpected '<'"),
+    ],
+)
+def test_what_is_no_grammar_is_refused(grammar, said):
+    with pytest.raises(ValueError, match=said):
+        lark_of_gbnf(grammar)
