@@ -73,7 +73,7 @@ def create_app(settings: Settings, engine: EngineClient) -> FastAPI:
     app.state.tandem = state
     for router in _ROUTERS:
         app.include_router(router)
-    shapes = {dialect.prefix: dialect.error_shape for dialect in DIALECTS}
+    shapes = dict(dialect.failures for dialect in DIALECTS if dialect.failures is not None)
     errors.install(app, {"/v1/responses": responses_error_shape, **shapes})
     openapi.install(app, engine, {k: v for one in DIALECTS for k, v in one.bodies.items()})
     middleware.install(app, settings, state.metrics)

@@ -19,14 +19,13 @@ class Dialect:
     """A row of `server/dialects/table.py`.
 
     Attributes:
-        prefix: how all of its paths begin, and no others.
-        error_shape: writes every failure under these paths, also those of middleware.
+        failures: how all of its paths begin, and no others, and what writes every failure under
+            these, also those of middleware. None: failures are OpenAI's.
         bodies: requests that name a model in `model`, and of which kind it is.
     """
 
-    prefix: str
     router: APIRouter
-    error_shape: ErrorShape
+    failures: tuple[str, ErrorShape] | None = None
     bodies: Mapping[type[BaseModel], AnyKind]
 
 

@@ -10,6 +10,8 @@ from engine.errors import InvalidParameter
 from server.protocol.chat import ChatTemplateOptions, Messages, check_parts
 from server.protocol.common import ModelRequest, TokenIds
 
+_SOURCES = ("prompt", "messages", "content")
+
 
 class TokenizeRequest(ModelRequest, ChatTemplateOptions):
     """Either a prompt or messages."""
@@ -19,23 +21,32 @@ class TokenizeRequest(ModelRequest, ChatTemplateOptions):
             "example": {"prompt": "Hello world"},
             "oneOf": [
                 {
-                    "required": ["prompt"],
-                    "properties": {"prompt": {"type": "string"}, "messages": {"type": "null"}},
-                },
-                {
-                    "required": ["messages"],
-                    "properties": {"messages": {"type": "array"}, "prompt": {"type": "null"}},
-                },
+                    "required": [name],
+                    "properties": {
+                        each: {"type": ("array" if each == "messages" else "string")}
+                        if each == name
+                        else {"type": "null"}
+                        for each in _SOURCES
+                    },
+                }
+                for name in _SOURCES
             ],
         }
     )
 
     prompt: str | None = Field(None, description="Plain text.")
     messages: Messages | None = Field(None, description="A chat, put through the template.")
+    content: str | None = Field(
+        None, description="llama-server's name of prompt; add_special is then false by default."
+    )
     add_special_tokens: bool | None = Field(
         None,
         description="Let the tokenizer add its own, such as begin-of-sequence. Default: true "
         "for a prompt, false for messages.",
+    )
+    add_special: bool | None = Field(None, description="llama-server's name of add_special_tokens.")
+    with_pieces: bool | None = Field(
+        None, description="As llama-server: each of tokens is an id and its text. Default false."
     )
     return_token_strs: bool | None = Field(
         None, description="Return the vocabulary's entry of each token. Default false."
@@ -50,9 +61,17 @@ class TokenizeRequest(ModelRequest, ChatTemplateOptions):
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:
-        if (self.prompt is None) == (self.messages is None):
+        if [getattr(self, name) for name in _SOURCES].count(None) != len(_SOURCES) - 1:
             raise InvalidParameter("give either prompt or messages", param="prompt")
         return self
+
+    @property
+    def adds_special_tokens(self) -> bool:
+        """What the tokenizer adds is there."""
+        for asked in (self.add_special_tokens, self.add_special):
+            if asked is not None:
+                return asked
+        return self.prompt is not None
 
 
 class DetokenizeRequest(ModelRequest):
@@ -64,20 +83,37 @@ class DetokenizeRequest(ModelRequest):
 
 
 @dataclass(slots=True)
+class Piece:
+    """A token, as llama-server shows it.
+
+    Attributes:
+        piece: its text; its bytes where these are no text.
+    """
+
+    id: int
+    piece: str | list[int]
+
+
+@dataclass(slots=True)
 class Tokenized:
     """The prompt's tokens and how many the model takes."""
 
     count: int
     max_model_len: int
-    tokens: list[int]
+    tokens: list[int] | list[Piece]
     token_strs: list[str] | None
 
 
 @dataclass(slots=True)
 class Detokenized:
-    """The text of the tokens."""
+    """The text of the tokens.
+
+    Attributes:
+        content: llama-server's name of it.
+    """
 
     prompt: str
+    content: str
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ from server.protocol.common import ModelRequest
 from server.protocol.tokenize import (
     Detokenized,
     DetokenizeRequest,
+    Piece,
     Tokenized,
     TokenizeRequest,
     TokenizerInfo,
@@ -52,7 +53,7 @@ async def tokenize(body: TokenizeRequest, request: Request, state: StateDep) -> 
     answer = Tokenized(
         count=len(tokens),
         max_model_len=info.max_model_len,
-        tokens=tokens,
+        tokens=_pieces(tokens, text) if body.with_pieces else tokens,
         token_strs=text.vocabulary_entries(tokens) if body.return_token_strs else None,
     )
     return _respond(answer, body)
@@ -68,7 +69,7 @@ async def detokenize(body: DetokenizeRequest, request: Request, state: StateDep)
     text = await state.texts.get(info)
     decoding = text.decode(body.tokens, skip_special_tokens=False)
     prompt = await until_disconnect(request.receive, decoding)
-    return _respond(Detokenized(prompt=prompt), body)
+    return _respond(Detokenized(prompt, prompt), body)
 
 
 @router.get(
@@ -109,15 +110,26 @@ async def _token_ids(
         return await text.encode_chat(
             rendered.messages,
             rendered.options,
-            add_special_tokens=bool(body.add_special_tokens),
+            add_special_tokens=body.adds_special_tokens,
             limit=counting_limit(info, "messages"),
         )
     [tokens] = await text.encode_all(
-        [body.prompt or ""],
-        add_special_tokens=body.add_special_tokens is not False,
+        [body.prompt or body.content or ""],
+        add_special_tokens=body.adds_special_tokens,
         limit=counting_limit(info),
     )
     return tokens
+
+
+def _pieces(tokens: list[int], text: ModelText) -> list[Piece]:
+    pieces = []
+    for token_id in tokens:
+        octets = text.token_bytes(token_id)
+        try:
+            pieces.append(Piece(token_id, bytes(octets).decode()))
+        except UnicodeDecodeError:
+            pieces.append(Piece(token_id, octets))
+    return pieces
 
 
 def _respond(answer: Tokenized | Detokenized, body: ModelRequest) -> Response:

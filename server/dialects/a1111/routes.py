@@ -137,4 +137,4 @@ def _options(state: AppState) -> dict[str, Any]:
 router.include_router(bare_router)
 router.include_router(listings.router)
 
-A1111 = Dialect(prefix="/sdapi/", router=router, error_shape=error_shape, bodies={})
+A1111 = Dialect(router=router, failures=("/sdapi/", error_shape), bodies={})

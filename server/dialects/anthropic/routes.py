@@ -51,8 +51,7 @@ async def count_message_tokens(
 
 
 ANTHROPIC = Dialect(
-    prefix="/v1/messages",
     router=router,
-    error_shape=error_shape,
+    failures=("/v1/messages", error_shape),
     bodies={MessagesRequest: TEXT, CountTokensRequest: TEXT},
 )

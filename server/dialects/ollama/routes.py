@@ -188,9 +188,8 @@ async def _numbers(embedded: Embedded) -> list[msgspec.Raw]:
 
 
 OLLAMA = Dialect(
-    prefix="/api/",
     router=router,
-    error_shape=error_shape,
+    failures=("/api/", error_shape),
     bodies={
         OllamaChatRequest: TEXT,
         OllamaGenerateRequest: TEXT,

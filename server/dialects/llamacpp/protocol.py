@@ -1,0 +1,103 @@
+"""Bodies of llama-server's own routes. Most of its names are ours; here is what is not."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from engine.errors import UnsupportedFeature
+from server.protocol.common import (
+    MAX_LOGPROBS,
+    NO_EFFECT_FIELDS,
+    UNSUPPORTED_FIELDS,
+    SamplingRequest,
+    TokenLimitOrZero,
+)
+from server.protocol.prompts import Prompts
+
+_NO_EFFECT: Mapping[str, str] = {
+    **NO_EFFECT_FIELDS,
+    "cache_prompt": "known prefixes are always reused, which changes no text",
+    "id_slot": "there are no slots to choose from; blocks of the cache are shared",
+    "n_keep": "a text ends where the context does, and nothing is shifted",
+    "n_discard": "a text ends where the context does, and nothing is shifted",
+    "n_cache_reuse": "steers what of the cache is reused, which changes no text",
+    "return_progress": "tells how far the prompt has come",
+    "return_tokens": "answers have their tokens in any case",
+    "timings_per_token": "answers have their timings, parts of a stream have none",
+    "sse_ping_interval": "silence is broken as everywhere here",
+    "response_fields": "answers have all fields",
+    "speculative.n_min": "the operator chooses how texts are drafted, which changes none",
+    "speculative.n_max": "the operator chooses how texts are drafted, which changes none",
+    "speculative.p_min": "the operator chooses how texts are drafted, which changes none",
+}
+_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
+    **UNSUPPORTED_FIELDS,
+    "min_keep": (0, 1),
+    "t_max_predict_ms": (-1, 0),
+    "n_indent": (0,),
+    "post_sampling_probs": (False,),
+    "image_data": ([],),
+    "lora": ([],),
+    "grammar_lazy": (False,),
+    "grammar_triggers": ([],),
+}
+"""Known fields that are refused, with the values that ask for nothing and pass. Null passes too."""
+
+
+class LlamaTextRequest(SamplingRequest):
+    """What is said of the text to be written."""
+
+    _no_effect: ClassVar[Mapping[str, str]] = _NO_EFFECT
+    _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = _UNSUPPORTED
+    limit_field: ClassVar[str] = "n_predict"
+
+    n_predict: TokenLimitOrZero | None = Field(
+        None, description="Most tokens to generate; -1, the default, is what the context has."
+    )
+    max_tokens: TokenLimitOrZero | None = Field(None, description="OpenAI's name of n_predict.")
+    n_probs: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_LOGPROBS,
+        description="Return each token's log-probability and so many alternatives.",
+    )
+
+    @model_validator(mode="after")
+    def _check_num_texts(self) -> Self:
+        if self.num_choices > 1:
+            raise UnsupportedFeature(
+                "this route writes one text; ask /v1/completions for several", param="n"
+            )
+        return self
+
+
+class LlamaCompletionRequest(LlamaTextRequest):
+    """A prompt to continue."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"prompt": "The sky is", "n_predict": 16}}
+    )
+
+    prompt: Prompts = Field(description="Text or token ids.")
+
+    @model_validator(mode="after")
+    def _check_num_prompts(self) -> Self:
+        if len(self.prompt) > 1:
+            raise UnsupportedFeature(
+                "this route continues one prompt; ask /v1/completions for several", param="prompt"
+            )
+        return self
+
+
+class LlamaInfillRequest(LlamaTextRequest):
+    """What stands before and behind a gap that is to be filled."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"input_prefix": "def f(", "input_suffix": "return a"}}
+    )
+    _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {**_UNSUPPORTED, "input_extra": ([],)}
+
+    input_prefix: str
+    input_suffix: str
+    prompt: str | None = Field(None, description="How what fills the gap begins.")

@@ -1,0 +1,137 @@
+"""llama-server's own routes. `/tokenize`, `/detokenize` and `/models` are vLLM's and ours, too, and
+stand there."""
+
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+
+from engine.kinds import TEXT
+from engine.types import ModelInfo
+from engine.version import __version__
+from server.catalog import config_of, find_model
+from server.dialects.dialect import Dialect, responses
+from server.dialects.llamacpp.convert import completion_body, infill_body
+from server.dialects.llamacpp.protocol import (
+    LlamaCompletionRequest,
+    LlamaInfillRequest,
+    LlamaTextRequest,
+)
+from server.dialects.llamacpp.shape import LlamaShape
+from server.http.json_route import JsonRoute
+from server.http.owner import owner_of
+from server.http.sse import until_disconnect
+from server.protocol.completions import CompletionRequest
+from server.protocol.tokenize import TokenizeRequest
+from server.routes.completions import answer_completion
+from server.routes.deps import StateDep
+from server.routes.tokenize import token_ids
+from server.state import AppState
+from server.text.prompt_limit import counting_limit
+
+router = APIRouter(route_class=JsonRoute, tags=["llama-server"])
+
+_FAILURE = {"error": {"message": "...", "type": "invalid_request_error"}}
+_answers = partial(responses, failure=_FAILURE)
+_text_answers = partial(
+    _answers, {"content": "...", "stop": True}, stream_type=LlamaShape.framing.media_type
+)
+_PROMPTS = {"prompt", "input_prefix", "input_suffix"}
+ModelName = Annotated[
+    str | None,
+    Query(max_length=256, description="Id of a served text model, if there are several."),
+]
+
+
+@router.post("/completion", summary="Continue a prompt", responses=_text_answers())
+@router.post("/completions", include_in_schema=False)
+async def complete(body: LlamaCompletionRequest, request: Request, state: StateDep) -> Response:
+    """Whole, or as server-sent events with `stream`."""
+    return await _answer(completion_body(body), body, request, state)
+
+
+@router.post("/infill", summary="Fill a gap", responses=_text_answers())
+async def infill(body: LlamaInfillRequest, request: Request, state: StateDep) -> Response:
+    """With models that have tokens for that."""
+    info = find_model(state.engine, body.model)
+    text = await state.texts.get(info)
+    texts = [body.input_prefix, body.input_suffix, body.prompt or ""]
+    encoding = text.encode_all(
+        texts, add_special_tokens=False, limit=counting_limit(info, "input_prefix")
+    )
+    ids = dict(zip(texts, await until_disconnect(request.receive, encoding), strict=True))
+    openai = infill_body(body, text.tokenizer.raw.token_to_id, ids.__getitem__)
+    return await _answer(openai, body, request, state)
+
+
+@router.post(
+    "/apply-template", summary="Write a conversation out", responses=_answers({"prompt": "..."})
+)
+async def apply_template(
+    body: TokenizeRequest, request: Request, state: StateDep
+) -> dict[str, str]:
+    """As the model sees it."""
+    tokens = await token_ids(body, request, state)
+    text = await state.texts.get(find_model(state.engine, body.model))
+    return {"prompt": await text.decode(tokens, skip_special_tokens=False)}
+
+
+@router.get("/props", summary="A model and its settings", responses=_answers({"total_slots": 64}))
+async def props(state: StateDep, model: ModelName = None) -> dict[str, Any]:
+    """What clients of llama-server ask before they begin. A slot is a text that runs."""
+    info = find_model(state.engine, model)
+    tokenizer = (await state.texts.get(info)).tokenizer
+    return {
+        "default_generation_settings": {
+            "n_ctx": info.max_model_len,
+            "params": {"n_predict": -1, **info.default_sampling},
+        },
+        "total_slots": config_of(state.engine, info.model).max_num_seqs,
+        "model_alias": info.name,
+        "model_path": info.name,
+        "modalities": {"vision": False, "audio": False},
+        "chat_template": tokenizer.chat_template or "",
+        "bos_token": tokenizer.special_tokens.get("bos_token") or "",
+        "eos_token": tokenizer.special_tokens.get("eos_token") or "",
+        "build_info": f"tandem {__version__}",
+        "is_sleeping": False,
+    }
+
+
+@router.get("/slots", summary="Texts that run", responses=_answers([{"id": 0}]))
+async def slots(request: Request, state: StateDep, model: ModelName = None) -> list[dict[str, Any]]:
+    """As many as may run at a time; with API keys only those of the key that asks are busy."""
+    info = find_model(state.engine, model)
+    busy = _running(info, request, state)
+    free = {"n_ctx": info.max_model_len, "speculative": False, "is_processing": False}
+    total = config_of(state.engine, info.model).max_num_seqs
+    shown = [free | one for one in busy[:total]]
+    return [{"id": number, **one} for number, one in enumerate([*shown, *[free] * total][:total])]
+
+
+def _running(info: ModelInfo, request: Request, state: AppState) -> list[dict[str, Any]]:
+    busy = []
+    for label, run in state.live_requests.of(owner_of(request)):
+        progress = run.progress()
+        if label.kind == TEXT.name and label.model in info.names and progress.is_begun:
+            left = (progress.num_results or 1) - (progress.num_finished or 0)
+            one = {"id_task": label.id, "is_processing": True}
+            busy += [one | {"n_decoded": progress.num_generated_tokens}] * left
+    return busy
+
+
+async def _answer(
+    openai: CompletionRequest, body: LlamaTextRequest, request: Request, state: AppState
+) -> Response:
+    text = await state.texts.get(find_model(state.engine, body.model))
+    told = (body.model_fields_set & type(body).model_fields.keys()) - _PROMPTS
+    [prompt] = openai.prompt
+    shape = LlamaShape(
+        text,
+        prompt if isinstance(prompt, str) else "",
+        body.model_dump(mode="json", include=told),
+    )
+    return await answer_completion(openai, request, state, sent=body, shape=shape)
+
+
+LLAMACPP = Dialect(router=router, bodies={LlamaCompletionRequest: TEXT, LlamaInfillRequest: TEXT})

@@ -1,0 +1,180 @@
+"""llama-server's own routes over the scripted engine."""
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+import pytest
+from text_server import MAX_MODEL_LEN, MODEL, TextServer
+
+from engine.errors import UnsupportedFeature
+from server.dialects.llamacpp.convert import infill_body
+from server.dialects.llamacpp.protocol import LlamaInfillRequest
+
+
+def events_of(response: httpx.Response) -> list[dict[str, Any]]:
+    """Of a stream, which has no [DONE] here."""
+    assert response.status_code == 200, response.text
+    lines = [line for line in response.text.split("\n\n") if line]
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+async def test_a_text_goes_to_the_contexts_end_unless_told_otherwise(server: TextServer) -> None:
+    server.say("the fox jumps")
+    prompt = "the fox"
+    answer = (await server.post("/completion", prompt=prompt, seed=-1, cache_prompt=True)).json()
+    sent = server.last_request
+    assert sent.sampling.max_tokens == MAX_MODEL_LEN - len(sent.prompt_token_ids)
+    assert (answer["content"], answer["stop"], answer["stop_type"]) == (
+        "the fox jumps",
+        True,
+        "eos",
+    )
+    assert answer["model"] == MODEL
+    assert answer["tokens"][:-1] == server.encode("the fox jumps")
+    assert answer["tokens_predicted"] == len(answer["tokens"]) == answer["timings"]["predicted_n"]
+    assert answer["tokens_evaluated"] == len(sent.prompt_token_ids)
+    assert answer["generation_settings"] == {"seed": -1}
+    assert answer["prompt"] == prompt
+    assert answer["truncated"] is answer["has_new_line"] is False
+    assert sent.sampling.seed is None
+
+
+async def test_why_a_text_ended(server: TextServer) -> None:
+    server.say("the quick brown fox")
+    for fields, kind, word in (
+        ({"stop": [" fox", " brown"]}, "word", " brown"),
+        ({"n_predict": 2}, "limit", ""),
+        ({}, "eos", ""),
+    ):
+        answer = (await server.post("/completion", prompt="a", **fields)).json()
+        assert (answer["stop_type"], answer["stopping_word"]) == (kind, word)
+
+
+async def test_a_streams_parts_join_to_the_whole(server: TextServer) -> None:
+    body = {"prompt": "a", "n_predict": 30, "seed": 5, "n_probs": 2}
+    whole = (await server.post("/completion", **body)).json()
+    *parts, last = events_of(await server.post("/completions", **body, stream=True))
+    assert {part["stop"] for part in parts} == {False}
+    for name, nothing in (("content", ""), ("tokens", []), ("completion_probabilities", [])):
+        joined = nothing
+        for part in parts:
+            joined = joined + part[name]
+        assert joined == whole[name], name
+    assert last["stop"] is True
+    assert last["content"] == ""
+    told = ("stop_type", "tokens_predicted", "tokens_evaluated", "has_new_line", "model")
+    assert [last[name] for name in told] == [whole[name] for name in told]
+
+
+async def test_probabilities(server: TextServer) -> None:
+    server.say("the fox")
+    answer = (await server.post("/completion", prompt="a", n_probs=3)).json()
+    entries = answer["completion_probabilities"]
+    assert [entry["id"] for entry in entries] == answer["tokens"]
+    assert entries[0]["token"] == "the"
+    assert bytes(entries[0]["bytes"]) == b"the"
+    assert [len(entry["top_logprobs"]) for entry in entries] == [3] * len(entries)
+    assert all(
+        entry["top_logprobs"][0].keys() == {"id", "token", "bytes", "logprob"} for entry in entries
+    )
+    assert "completion_probabilities" not in (await server.post("/completion", prompt="a")).json()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/completion", {"prompt": ["a", "b"]}, "prompt"),
+        ("/completion", {"prompt": "a", "n": 2}, "n"),
+        ("/completion", {"prompt": "a", "n_probs": 21}, "n_probs"),
+        ("/completion", {"prompt": "a", "n_predict": -2}, "n_predict"),
+        ("/completion", {"prompt": "a", "t_max_predict_ms": 5}, "t_max_predict_ms"),
+        ("/completion", {"prompt": "a", "mirostat": 1}, "mirostat"),
+        ("/completion", {}, "prompt"),
+        ("/infill", {"input_prefix": "a", "input_suffix": "b"}, "input_prefix"),
+        ("/infill", {"input_prefix": "a"}, "input_suffix"),
+        ("/infill", {"input_prefix": "", "input_suffix": "", "input_extra": [{}]}, "input_extra"),
+        ("/apply-template", {}, "prompt"),
+    ],
+)
+async def test_refusals(server: TextServer, path: str, body: dict[str, Any], param: str) -> None:
+    response = await server.post(path, **body)
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] == param
+    assert server.engine.requests == []
+
+
+async def test_what_nobody_knows_is_named(server: TextServer) -> None:
+    server.say("x")
+    body = {"prompt": "a", "id_slot": -1, "n_keep": 5, "min_keep": 0, "lora": [], "logprobs": 2}
+    response = await server.post("/completion", **body, warp=1)
+    assert response.headers["X-Ignored-Fields"] == "logprobs, warp"
+
+
+def test_a_gap_is_marked_by_the_models_own_tokens() -> None:
+    names = {"<fim_prefix>": 5, "<fim_suffix>": 6, "<fim_middle>": 7}
+    fields = {"input_prefix": "ab", "input_suffix": "c", "prompt": "d", "stop_token_ids": [9]}
+    body = LlamaInfillRequest.model_validate(fields)
+    openai = infill_body(body, names.get, lambda text: [*text.encode()])
+    assert openai.prompt == [[5, *b"ab", 6, *b"c", 7, *b"d"]]
+    assert openai.stop_token_ids == [9, 5, 6, 7]
+    del names["<fim_suffix>"]
+    with pytest.raises(UnsupportedFeature, match="mark a gap"):
+        infill_body(body, names.get, lambda text: [])
+
+
+async def test_a_conversation_is_written_out_as_the_model_sees_it(server: TextServer) -> None:
+    messages = [{"role": "user", "content": "hi é"}]
+    answer = (await server.post("/apply-template", messages=messages)).json()
+    assert answer == {"prompt": "<|s|>user\nhi é<|e|>\n<|s|>assistant\n"}
+
+
+async def test_a_text_is_cut_into_pieces(server: TextServer) -> None:
+    ids = server.encode("the é")
+    assert (await server.post("/tokenize", content="the é")).json()["tokens"] == ids
+    for fields in ({"add_special": True}, {"add_special_tokens": True}):
+        tokens = (await server.post("/tokenize", content="the é", **fields)).json()["tokens"]
+        assert tokens[1:] == ids
+    pieces = (await server.post("/tokenize", content="the é", with_pieces=True)).json()["tokens"]
+    assert [piece["id"] for piece in pieces] == ids
+    assert pieces[0]["piece"] == "the"
+    octets = b"".join(
+        piece["piece"].encode() if isinstance(piece["piece"], str) else bytes(piece["piece"])
+        for piece in pieces
+    )
+    assert octets.decode() == "the é"
+    assert (await server.post("/detokenize", tokens=ids)).json()["content"] == "the é"
+    both = await server.post("/tokenize", content="a", prompt="a")
+    assert both.status_code == 400
+
+
+async def test_a_model_describes_itself(server: TextServer) -> None:
+    props = (await server.client.get("/props")).json()
+    assert props["default_generation_settings"]["n_ctx"] == MAX_MODEL_LEN
+    assert (props["model_alias"], props["bos_token"], props["eos_token"]) == (
+        MODEL,
+        "<|s|>",
+        "<|e|>",
+    )
+    assert "<|s|>{{ m.role }}" in props["chat_template"]
+    assert str(server.folder) not in json.dumps(props)
+    assert (await server.client.get("/props?model=none")).status_code == 404
+
+
+async def test_slots_are_texts_that_run(server: TextServer) -> None:
+    async def busy() -> list[dict[str, Any]]:
+        slots = (await server.client.get("/slots")).json()
+        assert [slot["id"] for slot in slots] == list(range(server.settings.engine.max_num_seqs))
+        return [slot for slot in slots if slot["is_processing"]]
+
+    server.engine.delay_s = 0.002
+    assert await busy() == []
+    running = asyncio.create_task(server.post("/completion", prompt="a", n_predict=200))
+    async with asyncio.timeout(10):
+        while not (found := await busy()):  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+    assert (found[0]["id"], found[0]["n_decoded"] > 0) == (0, True)
+    assert (await server.client.delete(f"/v1/requests/{found[0]['id_task']}")).status_code == 200
+    assert (await running).status_code == 499
+    assert await busy() == []
