@@ -139,7 +139,7 @@ class Denoising:
     def preview(self) -> Callable[[], Pixels] | None:
         if self.x0 is None:
             return None
-        return partial(_decode, self.family.preview, self.x0, lambda pixels: pixels)
+        return partial(_decode, self.family.preview, self.x0, self.preparation.show)
 
     def final(self) -> torch.Tensor:
         """The finished latents; what the mask protects is the input's own."""

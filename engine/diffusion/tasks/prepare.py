@@ -7,6 +7,7 @@ model's grid. `Preparation.finish` goes the same way back.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -52,6 +53,8 @@ class Preparation:
         finish: takes the drawn picture (RGB, of this size) and returns the answer. With a mask,
             every pixel that it does not mark has the bytes of the input. Pure, so any thread may
             call it.
+        show: the same for a preview, which may be smaller, at less cost: the colours at a mask's
+            edge are not matched. Previews of RESTORE and UPSCALE stay as they are.
     """
 
     image: torch.Tensor | None
@@ -60,6 +63,7 @@ class Preparation:
     width: int
     height: int
     finish: Callable[[Pixels], Pixels | Examined]
+    show: Callable[[Pixels], Pixels]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -116,15 +120,17 @@ def prepare(request: ImageRequest, facts: FamilyFacts) -> Preparation:
     if restores:
         original = to_array(request.images[0])
         finish = _examined(_recoloured(original, picture), original, params.faithfulness)
-        return _preparation(image, None, facts, finish)
+        return _preparation(image, None, facts, finish, _same)
     if picture.levels is None:
-        return _preparation(image, None, facts, _cut(picture.width, picture.height))
+        cut = _cut(picture.width, picture.height)
+        return _preparation(image, None, facts, cut, _scaled(width, height, cut))
     fit_mask = resize_mask if params.crop_to_mask else canvas.pad_to
     mask = _mask_tensor(fit_mask(picture.levels[region.window], width, height))
     trust = trust_levels(latent_mask(mask, facts.vae_factor), facts.vae_factor)
     weights = paste_weights(picture.levels > 0, params.feather)
-    finish = _paste(picture, weights, trust, region, is_cropped=params.crop_to_mask)
-    return _preparation(image, mask, facts, finish)
+    paste = partial(_paste, picture, weights, region, is_cropped=params.crop_to_mask)
+    show = _scaled(width, height, paste(None))
+    return _preparation(image, mask, facts, paste(trust), show)
 
 
 def _from_text(params: ImageParams, facts: FamilyFacts) -> Preparation:
@@ -140,7 +146,8 @@ def _from_text(params: ImageParams, facts: FamilyFacts) -> Preparation:
         latent_mask=None,
         width=params.width,
         height=params.height,
-        finish=lambda drawn: drawn,
+        finish=_same,
+        show=_scaled(params.width, params.height, _same),
     )
 
 
@@ -172,6 +179,7 @@ def _to_upscale(request: ImageRequest, facts: FamilyFacts) -> Preparation:
         finish=_examined(
             _enlarged(small, scale, params.width, params.height), small, params.faithfulness
         ),
+        show=_same,
     )
 
 
@@ -213,6 +221,7 @@ def _preparation(
     mask: torch.Tensor | None,
     facts: FamilyFacts,
     finish: Callable[[Pixels], Pixels | Examined],
+    show: Callable[[Pixels], Pixels],
 ) -> Preparation:
     return Preparation(
         image=image,
@@ -221,6 +230,7 @@ def _preparation(
         width=image.shape[3],
         height=image.shape[2],
         finish=finish,
+        show=show,
     )
 
 
@@ -304,6 +314,17 @@ def _mask_tensor(levels: Bytes) -> torch.Tensor:
     return torch.from_numpy(levels.copy())[None, None].float() / 255
 
 
+def _same(drawn: Pixels) -> Pixels:
+    return drawn
+
+
+def _scaled(
+    width: int, height: int, finish: Callable[[Pixels], Pixels]
+) -> Callable[[Pixels], Pixels]:
+    """`finish` for a picture of any size."""
+    return lambda preview: finish(from_array(resize_image(to_array(preview), width, height)))
+
+
 def _cut(width: int, height: int) -> Callable[[Pixels], Pixels]:
     return lambda drawn: from_array(to_array(drawn)[:height, :width])
 
@@ -324,26 +345,30 @@ def _recoloured(original: Bytes, picture: _Picture) -> Callable[[Pixels], Pixels
 
 
 def _paste(
-    picture: _Picture, weights: Bytes, trust: Bytes, region: Region, *, is_cropped: bool
+    picture: _Picture, weights: Bytes, region: Region, trust: Bytes | None, *, is_cropped: bool
 ) -> Callable[[Pixels], Pixels]:
     """What puts a drawn picture back.
 
     Args:
         weights: `[H, W]` of the answer.
-        trust: of the drawn picture, before it is resized or cut to the region.
+        trust: of the drawn picture, before it is resized or cut to the region; None leaves its
+            colours as they are.
     """
     window = region.window
 
-    if is_cropped:
-        # The largest doubt of what a pixel covers.
-        trust = ~resize_mask(~trust, region.width, region.height)
-    trust = trust[: region.height, : region.width]
+    if trust is not None:
+        if is_cropped:
+            # The largest doubt of what a pixel covers.
+            trust = ~resize_mask(~trust, region.width, region.height)
+        trust = trust[: region.height, : region.width]
 
     def finish(drawn: Pixels) -> Pixels:
         part = to_array(drawn)
         if is_cropped:
             part = resize_image(part, region.width, region.height)
-        part = match_colours(part[: region.height, : region.width], picture.seen[window], trust)
+        part = part[: region.height, : region.width]
+        if trust is not None:
+            part = match_colours(part, picture.seen[window], trust)
         answer = picture.base.copy()
         answer[window] = composite(picture.base[window], part, weights[window])
         return from_array(answer)

@@ -214,6 +214,37 @@ def test_without_a_mask_the_answer_is_rgb_of_the_size_asked_for() -> None:
     assert finished(preparation).shape == (45, 70, 3)
 
 
+@pytest.mark.parametrize("per_pixel", [1, 8])
+@pytest.mark.parametrize(
+    ("task", "params"),
+    [
+        (ImageTask.TEXT_TO_IMAGE, {}),
+        (ImageTask.IMAGE_TO_IMAGE, {}),
+        (ImageTask.INPAINT, {}),
+        (ImageTask.INPAINT, {"crop_to_mask": True, "crop_padding": 4}),
+        (ImageTask.INPAINT, {"outpaint": Outpaint(left=5, top=9)}),
+    ],
+)
+def test_a_preview_is_the_answer_so_far(
+    task: ImageTask, params: dict[str, Any], per_pixel: int
+) -> None:
+    """Of whatever size it is decoded, it has the answer's, and the input's bytes around a mask."""
+    image, mask = noise(50, 70, 3), np.zeros((50, 70), np.uint8)
+    mask[20:30, 11:40] = 255
+    if task is ImageTask.TEXT_TO_IMAGE:
+        preparation = prepare(request(task=task, size=(64, 48), **params), FACTS)
+    else:
+        marked = mask if task is ImageTask.INPAINT else None
+        preparation = prepare(request(image, marked, task, **params), FACTS)
+    height, width = preparation.height // per_pixel, preparation.width // per_pixel
+    preview = to_array(preparation.show(from_array(noise(height, width, 3))))
+    finished = to_array(preparation.finish(drawn(preparation)))
+    assert preview.shape == finished.shape
+    if task is ImageTask.INPAINT:
+        kept = preview[-50:, -70:][mask == 0]
+        assert np.array_equal(kept, image[mask == 0])
+
+
 def test_hard_masks_are_ones_and_zeros_and_soft_ones_keep_their_levels() -> None:
     image, mask = noise(48, 64, 3), noise(48, 64)
     hard = prepare(request(image, mask), FACTS).mask
