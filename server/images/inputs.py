@@ -18,6 +18,8 @@ from server.protocol.images import ImageEditRequest, ImageInputFields
 MAX_INPUT_SIDE = 16_384
 
 _DATA_URL = re.compile(r"data:[a-z0-9/+.-]{0,64}(;[a-z0-9=-]{1,64})*;base64,", re.IGNORECASE)
+_WHITESPACE = b" \t\r\n"
+"""As in MIME's base64, which tools write in lines; none of it is data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ def file_of(reference: ImageReference, param: str) -> bytes:
 def _data_of(url: str, param: str) -> bytes:
     head = _DATA_URL.match(url)
     try:
-        encoded = url[head.end() if head else 0 :].encode("ascii")
+        encoded = url[head.end() if head else 0 :].encode("ascii").translate(None, _WHITESPACE)
         return binascii.a2b_base64(encoded, strict_mode=True)
     except (binascii.Error, UnicodeEncodeError):
         raise InvalidParameter(

@@ -2,6 +2,7 @@
 
 import io
 import json
+import textwrap
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -495,7 +496,9 @@ async def test_a_form_without_a_file_is_asked_for_one() -> None:
 async def test_json_takes_strings_under_the_names_of_forms(name: str) -> None:
     server = ImageServer()
     url = data_url(png(40, 56))
-    for value in (url, [url], url.partition(",")[2], {"image_url": url}):
+    bare = url.partition(",")[2]
+    in_lines = "\r\n".join(textwrap.wrap(bare, 76)) + "\n"
+    for value in (url, [url], bare, in_lines, {"image_url": url}):
         body = {"prompt": "x", name: value, "mask": data_url(mask_png(40, 56))}
         response = await server.client.post(EDITS, json=body)
         assert response.status_code == 200, response.text
