@@ -24,14 +24,14 @@ from loadtest.cli_options import (
     Variables,
 )
 from loadtest.cli_run import EXIT_INTERRUPTED, run
+from loadtest.cli_session import say, session_of
 from loadtest.compare import Comparison, NoiseLimit, time_starts
 from loadtest.interrupt import Interrupt
 from loadtest.launch import described
 from loadtest.machine import provenance
 from loadtest.plan import ComparisonPlan, load_plan, parse_overrides
 from loadtest.report import comparison_section, render_page, starts_section
-from loadtest.results import COMPARISON_FORMAT, STARTS_FORMAT, keeping, save_result
-from loadtest.scenario import random_seed
+from loadtest.results import COMPARISON_FORMAT, STARTS_FORMAT, save_result
 
 app = typer.Typer(
     help="Drive any OpenAI-compatible server over HTTP and measure it.",
@@ -43,7 +43,6 @@ app.command()(run)
 app.command()(images)
 app.command()(decoding)
 app.command()(hot_loads)
-console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
 EXIT_OUTDATED = 1
@@ -105,11 +104,8 @@ def compare(
             concurrencies=tuple(concurrency or ()),
             num_requests=num_requests,
         ),
-        seed=random_seed() if seed is None else seed,
-        noise=NoiseLimit(max_noise, max_attempts),
-        log_dir=log_dir,
-        say=_say,
-        save=keeping(document, output),
+        session_of(document, output, seed=seed, log_dir=log_dir),
+        NoiseLimit(max_noise, max_attempts),
     )
 
     async def work() -> None:
@@ -121,7 +117,7 @@ def compare(
         asyncio.run(work())
     finally:
         if document.get("runs"):
-            console.print(comparison_section(document), markup=False, soft_wrap=True)
+            say(comparison_section(document))
 
 
 @app.command()
@@ -141,12 +137,12 @@ def starts(
     async def work() -> None:
         document["servers"] = [await described(server) for server in plan.servers]
         async with Interrupt():
-            document["starts"] = await time_starts(plan.servers, repeats, log_dir, _say)
+            document["starts"] = await time_starts(plan.servers, repeats, log_dir, say)
 
     asyncio.run(work())
     if output is not None:
         save_result(document, output)
-    console.print(starts_section(document), markup=False, soft_wrap=True)
+    say(starts_section(document))
 
 
 @app.command()
@@ -164,10 +160,6 @@ def report(
     elif not page.exists() or page.read_text() != text:
         errors.print(f"{page} is not what the raw results give: run python -m loadtest report")
         raise typer.Exit(EXIT_OUTDATED)
-
-
-def _say(line: str) -> None:
-    console.print(line, markup=False, soft_wrap=True)
 
 
 def _plan(path: Path, only: list[str] | None, variables: list[str] | None) -> ComparisonPlan:

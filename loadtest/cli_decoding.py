@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from loadtest.cli_options import LOGS, Label, LogDir, Output, Repeats, Seed, Variables
+from loadtest.cli_session import say, session_of
 from loadtest.decoding import DecodingComparison
 from loadtest.decoding_plan import load_decoding_plan
 from loadtest.decoding_report import decoding_section
@@ -15,10 +15,7 @@ from loadtest.interrupt import Interrupt
 from loadtest.launch import described
 from loadtest.machine import provenance
 from loadtest.plan import parse_overrides
-from loadtest.results import DECODING_FORMAT, keeping
-from loadtest.scenario import random_seed
-
-console = Console(highlight=False)
+from loadtest.results import DECODING_FORMAT
 
 _PLAN = Path("loadtest/scenarios/decoding.yaml")
 
@@ -49,13 +46,8 @@ def decoding(
         **provenance(plan.label if label is None else label),
     }
 
-    comparison = DecodingComparison(
-        plan,
-        seed=random_seed() if seed is None else seed,
-        log_dir=log_dir,
-        say=lambda line: console.print(line, markup=False, soft_wrap=True),
-        save=keeping(document, output),
-    )
+    session = session_of(document, output, seed=seed, log_dir=log_dir)
+    comparison = DecodingComparison(plan, session)
 
     async def work() -> None:
         document["servers"] = [await described(server) for server in plan.servers]
@@ -66,4 +58,4 @@ def decoding(
         asyncio.run(work())
     finally:
         if document.get("runs"):
-            console.print(decoding_section(document), markup=False, soft_wrap=True)
+            say(decoding_section(document))

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from loadtest.cli_options import LOGS, Label, LogDir, Output, Repeats, Seed, Variables
+from loadtest.cli_session import say
 from loadtest.hot_load_report import hot_loads_section
 from loadtest.hot_loads import load_hot_load_plan, measure_hot_loads
 from loadtest.interrupt import Interrupt
@@ -16,8 +16,6 @@ from loadtest.machine import provenance
 from loadtest.plan import parse_overrides
 from loadtest.results import HOT_LOADS_FORMAT, save_result
 from loadtest.scenario import random_seed
-
-console = Console(highlight=False)
 
 _PLAN = Path("loadtest/scenarios/hot-loads.yaml")
 
@@ -55,10 +53,10 @@ def hot_loads(
                 seed=seed,
                 log_dir=log_dir,
                 interrupt=interrupt,
-                say=lambda line: console.print(line, markup=False, soft_wrap=True),
+                say=say,
             )
 
     asyncio.run(work())
     if output is not None:
         save_result(document, output)
-    console.print(hot_loads_section(document), markup=False, soft_wrap=True)
+    say(hot_loads_section(document))

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from loadtest.cli_options import (
     LOGS,
@@ -19,6 +18,7 @@ from loadtest.cli_options import (
     Seed,
     Variables,
 )
+from loadtest.cli_session import say, session_of
 from loadtest.compare import NoiseLimit
 from loadtest.image_compare import ImageComparison
 from loadtest.image_plan import load_image_plan
@@ -27,10 +27,7 @@ from loadtest.interrupt import Interrupt
 from loadtest.launch import described
 from loadtest.machine import provenance
 from loadtest.plan import parse_overrides
-from loadtest.results import IMAGES_FORMAT, keeping
-from loadtest.scenario import random_seed
-
-console = Console(highlight=False)
+from loadtest.results import IMAGES_FORMAT
 
 _PLAN = Path("loadtest/scenarios/images.yaml")
 
@@ -72,11 +69,8 @@ def images(
 
     comparison = ImageComparison(
         plan,
-        seed=random_seed() if seed is None else seed,
-        noise=NoiseLimit(max_noise, max_attempts),
-        log_dir=log_dir,
-        say=lambda line: console.print(line, markup=False, soft_wrap=True),
-        save=keeping(document, output),
+        session_of(document, output, seed=seed, log_dir=log_dir),
+        NoiseLimit(max_noise, max_attempts),
     )
 
     async def work() -> None:
@@ -91,4 +85,4 @@ def images(
         asyncio.run(work())
     finally:
         if document.get("runs"):
-            console.print(images_section(document), markup=False, soft_wrap=True)
+            say(images_section(document))

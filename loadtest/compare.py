@@ -19,6 +19,7 @@ from loadtest.launch import Launch, ServerCommand, launched
 from loadtest.measure import measure
 from loadtest.noise import CpuTimes, cpu_shares
 from loadtest.plan import ComparisonPlan
+from loadtest.session import Session
 from loadtest.workload import peers_workload
 
 
@@ -40,20 +41,14 @@ class Comparison:
     def __init__(
         self,
         plan: ComparisonPlan,
-        *,
-        seed: int,
+        session: Session,
         noise: NoiseLimit,
-        log_dir: Path,
-        say: Callable[[str], None],
-        save: Callable[[dict[str, Any]], None],
+        *,
         idle_s: float = 4.0,
     ) -> None:
         self._plan = plan
-        self._seed = seed
+        self._session = session
         self._noise = noise
-        self._log_dir = log_dir
-        self._say = say
-        self._save = save
         self._idle_s = idle_s
         self.document: dict[str, Any] = {
             "workload": "peers",
@@ -64,7 +59,7 @@ class Comparison:
             "num_requests": {str(key): value for key, value in plan.num_requests.items()},
             "repeats": plan.repeats,
             "warmup": plan.warmup,
-            "seed": seed,
+            "seed": session.seed,
             "max_others": noise.max_others,
             "partial": True,
             "starts": [],
@@ -75,21 +70,18 @@ class Comparison:
     async def run(self, interrupt: Interrupt) -> None:
         """Measure everything, saving after every server; `partial` stays true when cut short."""
         servers = self._plan.servers
-        try:
+        with self._session.measuring(self.document):
             for repeat in range(self._plan.repeats):
                 shift = repeat % len(servers)
                 for server in servers[shift:] + servers[:shift]:
                     await self._visit(server, repeat, interrupt)
-                    self._save(self.document)
-            self.document["partial"] = False
-        finally:
-            self._save(self.document)
+                    self._session.save(self.document)
 
     async def _visit(self, server: ServerCommand, repeat: int, interrupt: Interrupt) -> None:
-        self._say(f"repeat {repeat + 1} of {self._plan.repeats}: starting {server.name}")
+        self._session.say(f"repeat {repeat + 1} of {self._plan.repeats}: starting {server.name}")
         start: dict[str, Any] = {"server": server.name, "repeat": repeat}
-        async with launched(server, server.log_path(self._log_dir)) as launch:
-            self._say(f"  serving after {launch.ready_s:.1f} s")
+        async with launched(server, server.log_path(self._session.log_dir)) as launch:
+            self._session.say(f"  serving after {launch.ready_s:.1f} s")
             target = Target(
                 server.url, server.model, extra_body=server.extra_body, models=server.models
             )
@@ -127,7 +119,7 @@ class Comparison:
             if run["partial"] or interrupt.requested:
                 raise asyncio.CancelledError
             quiet = run["cpu"]["others"] <= self._noise.max_others
-            self._say(_line(run, num_words, concurrency, "" if quiet else "  NOISY"))
+            self._session.say(_line(run, num_words, concurrency, "" if quiet else "  NOISY"))
             if quiet or attempt + 1 == self._noise.max_attempts:
                 break
             self.document["discarded"].append(where | {"cpu": run["cpu"]})
@@ -135,7 +127,7 @@ class Comparison:
 
     def _point_seed(self, *which: int) -> int:
         """The same for every server; different for every other run of the comparison."""
-        return random.Random(f"{self._seed} {which}").randrange(2**40)
+        return random.Random(f"{self._session.seed} {which}").randrange(2**40)
 
 
 async def time_starts(

@@ -11,9 +11,7 @@ anything is measured all servers do about as many runs, as steps get faster once
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
 from loadtest.client import CompletionClient, Target
@@ -23,6 +21,7 @@ from loadtest.interrupt import Interrupt
 from loadtest.launch import launched
 from loadtest.noise import CpuTimes, cpu_shares
 from loadtest.record import RequestRecord
+from loadtest.session import Session
 from loadtest.workload import PlannedRequest, Workload
 
 _WARM_UP = -1
@@ -32,20 +31,9 @@ _WARM_UP = -1
 class DecodingComparison:
     """Runs a plan. `document` holds what has been measured so far, at any moment."""
 
-    def __init__(
-        self,
-        plan: DecodingPlan,
-        *,
-        seed: int,
-        log_dir: Path,
-        say: Callable[[str], None],
-        save: Callable[[dict[str, Any]], None],
-    ) -> None:
+    def __init__(self, plan: DecodingPlan, session: Session) -> None:
         self._plan = plan
-        self._seed = seed
-        self._log_dir = log_dir
-        self._say = say
-        self._save = save
+        self._session = session
         self._pids: list[int] = []
         self._clients: dict[str, CompletionClient] = {}
         """By case."""
@@ -55,7 +43,7 @@ class DecodingComparison:
             "output_tokens": plan.output_tokens,
             "warmup_tokens": plan.warmup_tokens,
             "repeats": plan.repeats,
-            "seed": seed,
+            "seed": session.seed,
             "cases": [
                 {"name": case.name, "server": case.server, "task": case.task, "body": _body(case)}
                 | ({} if case.against is None else {"against": case.against})
@@ -67,20 +55,17 @@ class DecodingComparison:
 
     async def run(self, interrupt: Interrupt) -> None:
         """Measure everything, saving after every repeat; `partial` stays true when cut short."""
-        try:
+        with self._session.measuring(self.document):
             async with AsyncExitStack() as stack:
                 for server in self._plan.servers:
-                    self._say(f"starting {server.name}")
-                    log = server.log_path(self._log_dir)
+                    self._session.say(f"starting {server.name}")
+                    log = server.log_path(self._session.log_dir)
                     launch = await stack.enter_async_context(launched(server, log))
                     self._pids.append(launch.pid)
                 self._clients = {case.name: self._client(case) for case in self._plan.cases}
                 for repeat in range(_WARM_UP, self._plan.repeats):
                     await self._round(repeat, interrupt)
-                    self._save(self.document)
-            self.document["partial"] = False
-        finally:
-            self._save(self.document)
+                    self._session.save(self.document)
 
     def _client(self, case: DecodingCase) -> CompletionClient:
         server = next(one for one in self._plan.servers if one.name == case.server)
@@ -89,9 +74,9 @@ class DecodingComparison:
     async def _round(self, repeat: int, interrupt: Interrupt) -> None:
         name = "warm-up" if repeat == _WARM_UP else f"repeat {repeat + 1} of {self._plan.repeats}"
         for concurrency in self._plan.num_requests:
-            self._say(f"{name}, {concurrency} at a time")
+            self._session.say(f"{name}, {concurrency} at a time")
             cases = list(self._plan.cases)
-            random.Random(f"{self._seed} {repeat} {concurrency}").shuffle(cases)
+            random.Random(f"{self._session.seed} {repeat} {concurrency}").shuffle(cases)
             for case in cases:
                 if repeat == _WARM_UP:
                     await self._warm_up(case, concurrency, interrupt)
@@ -113,7 +98,7 @@ class DecodingComparison:
         if outcome.interrupted or interrupt.requested:
             raise asyncio.CancelledError
         if errors := [record.error for record in outcome.records if record.error]:
-            self._say(f"  {case.name}: {len(errors)} failed: {errors[0]}")
+            self._session.say(f"  {case.name}: {len(errors)} failed: {errors[0]}")
         return {
             "case": case.name,
             "repeat": repeat,
@@ -124,7 +109,8 @@ class DecodingComparison:
 
     def _workload(self, case: DecodingCase, repeat: int, concurrency: int) -> Workload:
         is_again = case.task == "again"
-        rng = random.Random(f"{self._seed} {case.task} {0 if is_again else repeat} {concurrency}")
+        which = f"{case.task} {0 if is_again else repeat} {concurrency}"
+        rng = random.Random(f"{self._session.seed} {which}")
         # Texts that are to come again must have come whole.
         is_short = repeat <= _WARM_UP and not is_again
         max_tokens = self._plan.warmup_tokens if is_short else self._plan.output_tokens

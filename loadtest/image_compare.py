@@ -5,8 +5,6 @@ and all of them get the same prompts, seeds and steps in the same repeat.
 """
 
 import random
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from loadtest.compare import NoiseLimit
@@ -15,6 +13,7 @@ from loadtest.image_plan import ImagePlan, ImageScenario, ImageServer, ScenarioK
 from loadtest.image_table import phase_lines
 from loadtest.interrupt import Interrupt
 from loadtest.launch import Probe, launched, text_probe
+from loadtest.session import Session
 
 
 class ImageComparison:
@@ -23,25 +22,18 @@ class ImageComparison:
     def __init__(
         self,
         plan: ImagePlan,
-        *,
-        seed: int,
+        session: Session,
         noise: NoiseLimit,
-        log_dir: Path,
-        say: Callable[[str], None],
-        save: Callable[[dict[str, Any]], None],
     ) -> None:
         self._plan = plan
-        self._seed = seed
+        self._session = session
         self._noise = noise
-        self._log_dir = log_dir
-        self._say = say
-        self._save = save
         self._chosen: dict[tuple[str, str], str] = {}
         self.document: dict[str, Any] = {
             "rung": plan.rung,
             "scenarios": [scenario.to_json() for scenario in plan.scenarios],
             "repeats": plan.repeats,
-            "seed": seed,
+            "seed": session.seed,
             "max_others": noise.max_others,
             "partial": True,
             "trials": [],
@@ -53,18 +45,15 @@ class ImageComparison:
     async def run(self, interrupt: Interrupt) -> None:
         """Measure everything, saving after every server; `partial` stays true when cut short."""
         servers = self._plan.servers
-        try:
+        with self._session.measuring(self.document):
             for server in servers:
                 await self._choose(server, interrupt)
             for repeat in range(self._plan.repeats):
                 shift = repeat % len(servers)
                 for server in servers[shift:] + servers[:shift]:
-                    self._say(f"repeat {repeat + 1} of {self._plan.repeats}: {server.name}")
+                    self._session.say(f"repeat {repeat + 1} of {self._plan.repeats}: {server.name}")
                     await self._visit(server, repeat, interrupt)
-                    self._save(self.document)
-            self.document["partial"] = False
-        finally:
-            self._save(self.document)
+                    self._session.save(self.document)
 
     async def _choose(self, server: ImageServer, interrupt: Interrupt) -> None:
         """A short run of every variant in every scenario; the fastest is the one compared."""
@@ -76,7 +65,7 @@ class ImageComparison:
             return
         rates: dict[str, dict[str, float]] = {scenario.name: {} for scenario in scenarios}
         for variant in server.variants:
-            self._say(f"trying {server.name} {variant}")
+            self._session.say(f"trying {server.name} {variant}")
             trials = [scenario.as_trial() for scenario in scenarios]
             for scenario, run in await self._measure(server, variant, trials, "trial", interrupt):
                 where = {"server": server.name, "variant": variant, "scenario": scenario.name}
@@ -115,8 +104,9 @@ class ImageComparison:
         models = {s.text_model for s in scenarios if s.kind is ScenarioKind.TEXT}
         probes += [text_probe(command, model) for model in sorted(models)]
         found = []
-        async with launched(command, command.log_path(self._log_dir), probes=probes) as launch:
-            self._say(f"  serving after {launch.ready_s:.1f} s")
+        log = command.log_path(self._session.log_dir)
+        async with launched(command, log, probes=probes) as launch:
+            self._session.say(f"  serving after {launch.ready_s:.1f} s")
             running = Running(command, launch.pid, interrupt)
             for scenario in scenarios:
                 found.append((scenario, await self._quiet_run(running, scenario, round_name)))
@@ -134,7 +124,7 @@ class ImageComparison:
             quiet = cpu["others"] <= self._noise.max_others
             mark = "" if quiet else "  NOISY"
             for line in phase_lines(run):
-                self._say(f"  {scenario.name}: {line}{mark}")
+                self._session.say(f"  {scenario.name}: {line}{mark}")
             if quiet or attempt + 1 == self._noise.max_attempts:
                 break
             where = {"server": running.server.name, "scenario": scenario.name}
@@ -143,5 +133,5 @@ class ImageComparison:
 
     def _run_seed(self, scenario: ImageScenario, round_name: str, attempt: int) -> int:
         """The same for every server; different for every other run of the comparison."""
-        key = f"{self._seed} {scenario.name} {round_name} {attempt}"
+        key = f"{self._session.seed} {scenario.name} {round_name} {attempt}"
         return random.Random(key).randrange(2**40)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from quiet_session import quiet_session
 
 from loadtest.compare import Comparison, NoiseLimit
 from loadtest.interrupt import Interrupt
@@ -28,16 +29,8 @@ def plan(unused_tcp_port_factory: Any) -> ComparisonPlan:
     return ComparisonPlan(tuple(servers), (1, 2), 2, 1, "test")
 
 
-def comparison(plan: ComparisonPlan, log_dir: Path, noise: NoiseLimit) -> Comparison:
-    return Comparison(
-        plan,
-        seed=5,
-        noise=noise,
-        log_dir=log_dir,
-        say=lambda line: None,
-        save=lambda document: None,
-        idle_s=0.0,
-    )
+def comparison(plan: ComparisonPlan, log_dir: Path, noise: NoiseLimit, **hooks: Any) -> Comparison:
+    return Comparison(plan, quiet_session(log_dir, **hooks), noise, idle_s=0.0)
 
 
 async def test_servers_take_turns(plan: ComparisonPlan, tmp_path: Path) -> None:
@@ -106,16 +99,17 @@ async def test_an_interrupt_keeps_complete_points(plan: ComparisonPlan, tmp_path
 
     async def work() -> None:
         async with Interrupt() as interrupt:
-
-            def say(line: str) -> None:
-                if "c=2" in line:
-                    interrupt.fire()
-
-            measured._say = say
+            running.append(interrupt)
             await measured.run(interrupt)
 
-    measured = comparison(plan, tmp_path, NoiseLimit(max_others=1.0))
-    measured._save = lambda document: saved.append(len(document["runs"]))
+    running: list[Interrupt] = []
+    measured = comparison(
+        plan,
+        tmp_path,
+        NoiseLimit(max_others=1.0),
+        say=lambda line: running[0].fire() if "c=2" in line else None,
+        save=lambda document: saved.append(len(document["runs"])),
+    )
     with pytest.raises(asyncio.CancelledError):
         await asyncio.create_task(work())
     assert measured.document["partial"] is True

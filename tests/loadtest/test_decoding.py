@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from quiet_session import quiet_session
 
 from loadtest.decoding import DecodingComparison
 from loadtest.decoding_plan import DecodingCase, DecodingPlan, load_decoding_plan
@@ -76,8 +77,7 @@ def _plan(*ports: int) -> DecodingPlan:
 
 
 def _comparison(plan: DecodingPlan, folder: Path, **hooks: Any) -> DecodingComparison:
-    hooks = {"say": lambda line: None, "save": lambda document: None} | hooks
-    return DecodingComparison(plan, seed=5, log_dir=folder, **hooks)
+    return DecodingComparison(plan, quiet_session(folder, **hooks))
 
 
 def test_cases_of_a_task_get_the_same_prompts(tmp_path: Path) -> None:
@@ -134,12 +134,14 @@ async def test_an_interrupt_keeps_what_is_complete(
 
     async def work() -> None:
         async with Interrupt() as interrupt:
-            comparison._say = lambda line: interrupt.fire() if line.startswith("repeat 2") else None
+            running.append(interrupt)
             await comparison.run(interrupt)
 
+    running: list[Interrupt] = []
     comparison = _comparison(
         _plan(unused_tcp_port_factory(), unused_tcp_port_factory()),
         tmp_path,
+        say=lambda line: running[0].fire() if line.startswith("repeat 2") else None,
         save=lambda document: saved.append(len(document["runs"])),
     )
     with pytest.raises(asyncio.CancelledError):

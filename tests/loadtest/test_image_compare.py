@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from quiet_session import quiet_session
 
 from loadtest.compare import NoiseLimit
 from loadtest.image_compare import ImageComparison
@@ -56,14 +57,7 @@ def server(unused_tcp_port_factory: Any) -> Any:
 
 
 async def run(plan: ImagePlan, log_dir: Path, noise: NoiseLimit) -> dict[str, Any]:
-    measured = ImageComparison(
-        plan,
-        seed=5,
-        noise=noise,
-        log_dir=log_dir,
-        say=lambda line: None,
-        save=lambda document: None,
-    )
+    measured = ImageComparison(plan, quiet_session(log_dir), noise)
     async with Interrupt() as interrupt:
         await measured.run(interrupt)
     return measured.document
@@ -128,14 +122,8 @@ async def test_an_interrupt_stops_the_server(server: Any, tmp_path: Path) -> Non
     theirs = server("theirs", "50")
     long = ImagePlan((theirs,), (WAIT,), 1, "test")
     said = asyncio.Event()
-    measured = ImageComparison(
-        long,
-        seed=1,
-        noise=NoiseLimit(max_others=1.0),
-        log_dir=tmp_path,
-        say=lambda line: said.set() if "serving" in line else None,
-        save=lambda document: None,
-    )
+    session = quiet_session(tmp_path, say=lambda line: said.set() if "serving" in line else None)
+    measured = ImageComparison(long, session, NoiseLimit(max_others=1.0))
 
     async def work() -> None:
         async with Interrupt() as interrupt:
