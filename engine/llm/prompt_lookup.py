@@ -59,22 +59,18 @@ class PromptLookup:
                 heads[head] = place
         return max(0, last - first)
 
-    def find(self, token_ids: Sequence[int], num_skipped: int, num_tokens: int) -> list[int]:
+    def find(self, token_ids: Sequence[int], num_tokens: int) -> list[int]:
         """What may come after the text, all of whose tokens but the last ones are in the index.
 
-        Args:
-            num_skipped: tokens that come first and are known already, but to whoever asks.
-            num_tokens: how many are wanted behind those.
-
         Returns:
-            As many, or none. Where the text repeats itself, it is expected to go on so.
+            As many as are wanted, or none. Where the text repeats itself, it is expected to go on
+            so.
         """
         place = self._best_place(token_ids)
         if place < 0:
             return []
         period = len(token_ids) - place
-        wanted = range(num_skipped, num_skipped + num_tokens)
-        return [token_ids[place + i % period] for i in wanted]
+        return [token_ids[place + i % period] for i in range(num_tokens)]
 
     def _best_place(self, token_ids: Sequence[int]) -> int:
         end = len(token_ids)

@@ -73,9 +73,7 @@ class SharedLookup:
                 self._unread.popleft()
         return num_places - num_left
 
-    def find(
-        self, key: bytes, token_ids: Sequence[int], num_skipped: int, num_tokens: int
-    ) -> list[int]:
+    def find(self, key: bytes, token_ids: Sequence[int], num_tokens: int) -> list[int]:
         """What may come after a text, as `PromptLookup.find`, but perhaps fewer tokens."""
         end = len(token_ids)
         if end < self._size:
@@ -85,8 +83,7 @@ class SharedLookup:
             return []
         if list(text.token_ids[place - self._size : place]) != token_ids[end - self._size :]:
             return []
-        start = place + num_skipped
-        return list(text.token_ids[start : start + num_tokens])
+        return list(text.token_ids[place : place + num_tokens])
 
     def _head(self, key: bytes, token_ids: Sequence[int], place: int) -> int:
         return hash((key, *token_ids[max(0, place - self._size) : place]))

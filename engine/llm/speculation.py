@@ -103,12 +103,10 @@ class Speculation:
             return
         num_tokens = sequence.num_pending + self._most_drafts + 1
         record.rates = self._own_rates
-        record.guess = record.lookup.find(token_ids, 0, num_tokens)
+        record.guess = record.lookup.find(token_ids, num_tokens)
         if not record.guess and self._shared is not None:
             record.rates = self._shared_rates
-            record.guess = self._shared.find(sequence.owner.chain_root, token_ids, 0, num_tokens)
-        if not record.guess:
-            record.num_right = 0
+            record.guess = self._shared.find(sequence.owner.chain_root, token_ids, num_tokens)
 
     def _worth(
         self, record: _Record, sequence: RunningSequence, num_rows: int, price: Price

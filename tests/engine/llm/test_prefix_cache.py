@@ -71,6 +71,14 @@ def test_find_returns_the_longest_prefix() -> None:
     assert cache.find(chain_of([1, 2, 3, 4])) == []
 
 
+def test_layer_groups_have_blocks_of_their_own() -> None:
+    cache, (text,) = PrefixCache(9), chain_of([1, 2, 3, 4])
+    cache.register(7, text, 0)
+    assert not cache.has(text, 1)
+    cache.register(8, text, 1)
+    assert (cache.find([text], 0), cache.find([text], 1)) == ([7], [8])
+
+
 def test_the_first_block_with_a_text_is_kept() -> None:
     cache = PrefixCache(10)
     [block_hash] = chain_of([1, 2, 3, 4])

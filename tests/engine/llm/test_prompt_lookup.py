@@ -40,7 +40,7 @@ def test_it_finds_what_a_search_of_the_whole_text_finds(rng: random.Random) -> N
             text.append(rng.randrange(letters))
             while lookup.extend(text, rng.randint(1, 5)):
                 pass
-            found = lookup.find(text, 0, 5)
+            found = lookup.find(text, 5)
             tail = text[-shortest:]
             ends = range(shortest, len(text))
             num_places = sum(text[end - shortest : end] == tail for end in ends)
@@ -57,37 +57,29 @@ def test_it_finds_what_a_search_of_the_whole_text_finds(rng: random.Random) -> N
     assert num_found > 100
 
 
-def test_known_tokens_are_skipped() -> None:
-    lookup = PromptLookup(2, 4, 10)
-    text = [1, 2, 3, 4, 5, 6, 1, 2]
-    lookup.extend(text, 100)
-    assert lookup.find(text, 0, 3) == [3, 4, 5]
-    assert lookup.find(text, 1, 3) == [4, 5, 6]
-
-
 def test_a_text_that_repeats_itself_is_expected_to_go_on_so() -> None:
     lookup = PromptLookup(2, 4, 10)
     text = [9, 7, 8, 7, 8, 7, 8]
     lookup.extend(text, 100)
-    assert lookup.find(text, 0, 5) == [7, 8, 7, 8, 7]
+    assert lookup.find(text, 5) == [7, 8, 7, 8, 7]
 
 
 def test_of_equal_places_the_latest_counts_and_of_others_the_most_alike() -> None:
     lookup = PromptLookup(1, 3, 10)
     text = [5, 1, 10, 1, 20, 5, 1]
     lookup.extend(text, 100)
-    assert lookup.find(text, 0, 1) == [10], "5 1 stood before it"
+    assert lookup.find(text, 1) == [10], "5 1 stood before it"
     text = [6, 1, 10, 1, 20, 5, 1]
     lookup = PromptLookup(1, 3, 10)
     lookup.extend(text, 100)
-    assert lookup.find(text, 0, 1) == [20]
+    assert lookup.find(text, 1) == [20]
 
 
 def test_nothing_is_found_in_texts_that_are_too_short() -> None:
     lookup = PromptLookup(3, 8, 10)
     for text in ([], [1], [1, 1], [1, 1, 1]):
         lookup.extend(text, 100)
-        assert lookup.find(text, 0, 4) == []
+        assert lookup.find(text, 4) == []
 
 
 def test_it_grows_by_what_it_may(rng: random.Random) -> None:
@@ -109,5 +101,5 @@ def test_a_step_costs_the_same_in_any_text(letters: int, rng: random.Random) -> 
     for _ in range(2_000):
         text.append(rng.randrange(letters))
         lookup.extend(text, 10)
-        lookup.find(text, 0, 8)
+        lookup.find(text, 8)
     assert time.process_time() - start < 5

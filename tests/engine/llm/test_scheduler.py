@@ -116,6 +116,12 @@ class TestBudget:
         assert bench.step() == "b 5:6*, c 3:4*, long 56:79, d 0:7"
         assert bench.step() == "b 6:7*, c 4:5*, long 79:102, d 7:14"
 
+    def test_a_prompt_that_ends_in_this_step_leaves_nothing(self) -> None:
+        bench = Bench(max_num_batched_tokens=32)
+        bench.add("all", 32)
+        bench.add("b", 9)
+        assert bench.steps(2) == ["all 0:32*", "all 32:33*, b 0:9*"]
+
     def test_a_share_is_at_least_a_block(self) -> None:
         bench = Bench(max_num_batched_tokens=8, block_size=4)
         bench.add("a", 30)

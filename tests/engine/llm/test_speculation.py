@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -347,10 +348,13 @@ def test_tokens_come_as_often_as_without(engines, tiny_llama):
 class Text:
     """As much of a running sequence as speculation looks at."""
 
-    def __init__(self, seq_id: int, token_ids: list[int], num_pending: int = 0) -> None:
+    def __init__(self, seq_id, token_ids, *, num_pending=0, num_prompt_tokens=None, root=b""):
         self.seq_id = seq_id
         self.token_ids = token_ids
         self.num_pending = num_pending
+        self.num_prompt_tokens = num_prompt_tokens or len(token_ids)
+        self.num_output_tokens = len(token_ids) - self.num_prompt_tokens
+        self.owner = SimpleNamespace(chain_root=root)
         self.num_draftable = 100
         self.last_num_tokens = 1000
 
@@ -393,6 +397,7 @@ def test_drafts_grow_while_they_are_right_and_shrink_when_not():
     text.token_ids += text.token_ids[:7]
     [num_drafts] = lengths(speculation, text)
     assert num_drafts < 8
+    assert speculation._records[0].num_right == 0
 
 
 def test_a_draft_is_what_followed_before():
@@ -430,6 +435,21 @@ def test_a_text_that_copies_is_noticed_within_a_few_tokens_all_the_same(price):
         text.go_on(1)
         num_steps += 1
     assert num_steps <= 4
+
+
+def test_answers_are_guessed_for_others_who_may_know_them_and_prompts_are_not():
+    speculation = make_speculation(shared_lookup_tokens=1000)
+    prompt, answer = [*range(10, 20)], [*range(20, 40)]
+    taught_by_texts_that_do_not_copy(speculation)
+    speculation.forget(Text(0, prompt + answer, num_prompt_tokens=len(prompt)))
+
+    def drafts_of(text):
+        return [drafts for _, drafts in speculation.draft([text], 50, price_of(0.1))]
+
+    [drafts] = drafts_of(Text(1, prompt[-2:]))
+    assert drafts == answer[: len(drafts)], "wrong guesses in texts themselves do not count"
+    assert drafts_of(Text(2, prompt[-2:], root=b"others")) == []
+    assert drafts_of(Text(3, prompt[:4])) == []
 
 
 def test_what_was_not_looked_at_for_a_while_is_no_copy_any_more():

@@ -43,6 +43,11 @@ def test_a_step_takes_as_long_as_asked(step_ms: float, start: int) -> None:
     )
 
 
+def test_steps_have_numbers_of_rows_that_are_recorded() -> None:
+    for step_ms in range(120, 300, 7):
+        assert (4 + make(float(step_ms)).beside(FOUR, SIXTEEN, 0)) % 8 == 0
+
+
 @pytest.mark.parametrize("slowness", [1.0, 3.0, 30.0])
 def test_a_ratio_asks_for_the_same_on_every_machine(slowness: float) -> None:
     num_tokens = make(ratio=2.0, slowness=slowness).beside(SIXTEEN, SIXTEEN, 0)
