@@ -8,7 +8,12 @@ import pytest
 
 from engine.adapter_orders import AdapterOrder, AdapterReport
 from engine.adapter_queue import AdapterQueue
-from engine.errors import InsufficientMemory, InvalidParameter, UnknownAdapter
+from engine.errors import (
+    InsufficientMemory,
+    InvalidParameter,
+    TooManyAdapters,
+    UnknownAdapter,
+)
 from engine.lora.shelf import AdapterLimits, Shelf
 from engine.lora.source import Source
 from engine.types import Request
@@ -32,8 +37,8 @@ class Board(Shelf):
 
     def __init__(self, **limits):
         super().__init__(AdapterLimits(capacity_bytes=1, **{"max_adapters": 99, **limits}))
-        self.broken = set()
-        self.num_read = 0
+        self.broken, self.error = set(), ZeroDivisionError()
+        self.read = []
 
     def _steps(self, order):
         yield from self._reading(order.folder)
@@ -56,9 +61,9 @@ class Board(Shelf):
             done = Future()
             done.set_result(None)
             yield random.choice([None, done])
-        self.num_read += 1
+        self.read.append(folder)
         if folder in self.broken:
-            raise ZeroDivisionError
+            raise self.error
 
     def _fits(self, size, without=(), *, more=0):
         sizes = [kept.size for kept in self._placed(without)]
@@ -142,9 +147,49 @@ def test_the_one_used_least_lately_makes_way():
     play.add("3", "c")
     play.settle()
     assert {kept.name for kept in play.board._placed()} == {"a", "c"}
-    read = play.board.num_read
+    read = play.board.read.copy()
     play.add("4", "a")
-    assert (play.begun, play.board.num_read) == (["1", "2", "3", "4"], read)
+    assert (play.begun, play.board.read) == (["1", "2", "3", "4"], read)
+
+
+def test_one_that_nobody_has_makes_way_at_once_though_it_was_used_last():
+    play = play_of({"a": 1, "b": 1, "c": 1}, max_slots=2)
+    play.add("1", "b", steps=99)
+    play.add("2", "a", steps=1)
+    for _ in range(9):
+        play.step()
+    play.add("3", "c", steps=1)
+    for _ in range(9):
+        play.step()
+    assert (play.begun, list(play.running)) == (["1", "2", "3"], ["1"])
+
+
+def test_of_those_in_use_the_one_that_came_first_makes_way():
+    play = play_of({"a": 1, "b": 1, "c": 1}, max_slots=2)
+    play.add("1", "b", steps=99)
+    play.add("2", "a", steps=99)
+    play.add("3", "c")
+    play.step()
+    play.add("4", "b")
+    play.add("5", "a")
+    assert play.begun == ["1", "2", "4"], "a waits until c has had its turn"
+
+
+def test_what_is_asked_for_together_does_not_make_way_for_each_other():
+    play = play_of({"a": 1, "b": 1, "c": 2}, max_slots=2)
+    read = play.board.read.copy()
+    play.add("1", "a", "c")
+    play.settle()
+    assert (play.begun, play.board.read) == (["1"], [*read, "2"])
+
+
+def test_nobody_waits_for_loads_that_were_ordered_later():
+    play = play_of({"a": 1, "b": 2}, max_slots=1)
+    for name, folder in (("x", "3"), ("y", "4")):
+        play.board.load(AdapterOrder(name=name, folder=folder), lambda outcome: None)
+    play.add("1", "b")
+    play.settle()
+    assert play.board.read[2:4] == ["3", "2"], "x has begun, y has not"
 
 
 def test_one_in_use_is_waited_for_and_newcomers_of_it_go_behind():
@@ -196,6 +241,36 @@ def test_one_that_cannot_be_had_again_fails_its_requests_alone():
     play.add("4", "b")
     play.settle()
     assert "4" in play.begun
+
+
+def test_a_place_that_cannot_be_had_again_is_told_of_as_such():
+    play = play_of({"a": 1, "b": 2}, max_slots=1)
+    play.board.broken = {"2"}
+    play.board.error = InsufficientMemory("no room")
+    play.add("1", "b")
+    play.settle()
+    assert play.refused["1"] is play.board.error
+
+
+def test_no_more_are_kept_than_may_be():
+    play = play_of({"a": 1, "b": 1}, max_slots=1, max_adapters=2)
+    answers = []
+    for name, replaces in (("c", False), ("b", True)):
+        order = AdapterOrder(name=name, folder="1", replaces=replaces)
+        play.board.load(order, answers.append)
+    play.settle()
+    assert isinstance(answers[0], TooManyAdapters) and answers[1] == REPORT
+
+
+def test_one_that_takes_the_place_of_another_is_in_place_at_once():
+    play = play_of({"a": 1}, max_slots=1)
+    play.add("1", "a", steps=9)
+    play.step()
+    play.board.load(AdapterOrder(name="a", folder="2", replaces=True), lambda outcome: None)
+    while play.board._loads:
+        play.step()
+    play.add("2", "a")
+    assert play.begun == ["1", "2"]
 
 
 def test_an_unload_waits_for_those_who_wait():
