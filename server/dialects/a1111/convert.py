@@ -55,6 +55,14 @@ def model_of(body: DrawingFields) -> str | None:
     return model or None
 
 
+def strength_of(body: DrawingFields) -> float | None:
+    """The share of the steps that is run on an input image; None: there is none, whatever is
+    said."""
+    if not isinstance(body, Img2ImgRequest):
+        return None
+    return _DEFAULT_STRENGTH if body.denoising_strength is None else body.denoising_strength
+
+
 def drawing_body(body: Txt2ImgRequest, info: ImageModelInfo) -> ImageGenerationRequest:
     """The body of `/v1/images/generations`.
 
@@ -71,11 +79,10 @@ def redrawing_body(body: Img2ImgRequest, info: ImageModelInfo) -> ImageEditReque
     Raises:
         RequestValidationError, EngineError: what is refused.
     """
-    strength = body.denoising_strength
     fields = _fields(body, info) | {
         "n": _num_images(body),
         "images": body.init_images,
-        "strength": _DEFAULT_STRENGTH if strength is None else strength,
+        "strength": strength_of(body),
         "image_guidance_scale": body.image_cfg_scale,
     }
     if body.mask:

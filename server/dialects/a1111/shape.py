@@ -5,7 +5,7 @@ import time
 from functools import partial
 from typing import Any
 
-from server.dialects.a1111.convert import OWN_NAMES, eta_warnings
+from server.dialects.a1111.convert import OWN_NAMES, eta_warnings, strength_of
 from server.dialects.a1111.protocol import DrawingFields
 from server.dialects.dialect import responses
 from server.http.errors import ErrorFacts, renamed
@@ -69,7 +69,7 @@ class A1111Shape(Shape):
             "sd_model_hash": None,
             "seed_resize_from_w": -1,
             "seed_resize_from_h": -1,
-            "denoising_strength": self._body.denoising_strength,
+            "denoising_strength": strength_of(self._body),
             "extra_generation_params": {},
             "index_of_first_image": 0,
             "infotexts": [self._infotext(answer, seed) for seed in seeds],
@@ -90,7 +90,7 @@ class A1111Shape(Shape):
                 "seed": seed,
                 "size": answer.size,
                 "model": answer.model,
-                "strength": self._body.denoising_strength,
+                "strength": strength_of(self._body),
             }
         )
 

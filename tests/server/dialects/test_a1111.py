@@ -156,6 +156,8 @@ async def test_what_webuiapi_sends_when_it_is_told_nothing() -> None:
     answer = await answered(server, TXT2IMG, prompt="a", **body)
     assert server.last.params.scheduler == "euler_ancestral"
     assert answer["info"]["warnings"] == []
+    assert answer["info"]["denoising_strength"] is None
+    assert "strength" not in answer["info"]["infotexts"][0], "a value that had no effect"
     with_image = {
         "resize_mode": 0,
         "mask_blur": 4,
@@ -216,6 +218,8 @@ async def test_an_image_is_redrawn() -> None:
     answer = await answered(server, IMG2IMG, init_images=[encoded(png())], prompt="a", steps=8)
     params = server.last.params
     assert (params.task, params.strength) == (ImageTask.IMAGE_TO_IMAGE, 0.75)
+    assert answer["info"]["denoising_strength"] == 0.75
+    assert "Denoising strength: 0.75" in answer["info"]["infotexts"][0]
     assert (params.width, params.height) == (64, 48)
     assert server.last.images[0].width == 64
     assert answer["parameters"].keys().isdisjoint({"init_images", "mask"})
