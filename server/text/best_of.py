@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from math import fsum
 
 from server.text.output import Delta
@@ -29,17 +30,12 @@ async def best_of(
 
 
 def _joined(deltas: Sequence[Delta]) -> Delta:
-    last = deltas[-1]
-    return Delta(
-        index=last.index,
+    return replace(
+        deltas[-1],
         text="".join(delta.text for delta in deltas),
         token_ids=[token_id for delta in deltas for token_id in delta.token_ids],
         logprobs=[logprob for delta in deltas for logprob in delta.logprobs],
         offsets=[offset for delta in deltas for offset in delta.offsets],
-        finish_reason=last.finish_reason,
-        stop_reason=last.stop_reason,
-        uncertainty=last.uncertainty,
-        repetition=last.repetition,
     )
 
 

@@ -2,7 +2,7 @@
 
 import random
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -97,6 +97,19 @@ def run(engine, requests, *, arrivals=None, aborts=None):
         assert step < 20_000, "no end in sight"
 
 
+def told(done):
+    """Of what `run` returns all that must not depend on who shared the engine."""
+    return {key: replace(completion, num_cached_tokens=0) for key, completion in done.items()}
+
+
+def run_alone(ref, requests):
+    """What each request is `told` by an engine of its own, which caches nothing."""
+    done = {}
+    for request in requests:
+        done |= run(make_engine(ref, enable_prefix_caching=False), [request])
+    return told(done)
+
+
 def make_request(request_id, prompt, **sampling):
     priority = sampling.pop("priority", 0)
     salt = sampling.pop("cache_salt", None)
@@ -121,8 +134,10 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def engines():
-    """The functions above, for test modules: `make`, `run`, `request`."""
-    return SimpleNamespace(make=make_engine, run=run, request=make_request)
+    """The functions above, for test modules."""
+    return SimpleNamespace(
+        make=make_engine, run=run, run_alone=run_alone, told=told, request=make_request
+    )
 
 
 @pytest.fixture

@@ -84,14 +84,7 @@ def requests(engines):
 
 @pytest.fixture(scope="module")
 def alone(engines, folder, requests):
-    done = {}
-    for request in requests:
-        done |= engines.run(engines.make(folder, enable_prefix_caching=False), [request])
-    return {key: _told(completion) for key, completion in done.items()}
-
-
-def _told(completion):
-    return replace(completion, num_cached_tokens=0)
+    return engines.run_alone(folder, requests)
 
 
 @pytest.mark.parametrize(
@@ -114,11 +107,11 @@ def test_neighbours_change_no_bit(engines, folder, requests, alone, knobs, rng):
     engine = engines.make(folder, **knobs)
     arrivals = [rng.randrange(12) for _ in requests]
     done = engines.run(engine, requests, arrivals=arrivals)
-    assert {key: _told(completion) for key, completion in done.items()} == alone
+    assert engines.told(done) == alone
     assert engine.stats().kv_blocks_used == 0
     # Again, over what the first time left in the prefix cache: a text's states are not in there.
     done = engines.run(engine, requests[::-1])
-    assert {key: _told(completion) for key, completion in done.items()} == alone
+    assert engines.told(done) == alone
     left = engine._executor._runner._states
     assert not left._texts.keys() - set(engine._scheduler._roster.take_finished())
 
@@ -126,9 +119,9 @@ def test_neighbours_change_no_bit(engines, folder, requests, alone, knobs, rng):
 def test_an_abort_leaves_nothing(engines, folder, requests, alone):
     engine = engines.make(folder)
     for step in (1, 2, 5, 9):
-        done = engines.run(engine, requests[:3], aborts={"a": step})
+        done = engines.told(engines.run(engine, requests[:3], aborts={"a": step}))
         for key in ("b", 0), ("b", 1), ("c", 0):
-            assert _told(done[key]) == alone[key]
+            assert done[key] == alone[key]
         assert engine.stats().kv_blocks_used == 0 and engine.stats().num_running == 0
 
 

@@ -101,14 +101,7 @@ def requests(engines):
 
 @pytest.fixture(scope="module")
 def alone(engines, folder, requests):
-    done = {}
-    for request in requests:
-        done |= engines.run(engines.make(folder, enable_prefix_caching=False), [request])
-    return {key: _told(completion) for key, completion in done.items()}
-
-
-def _told(completion):
-    return replace(completion, num_cached_tokens=0)
+    return engines.run_alone(folder, requests)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +121,7 @@ def test_neighbours_change_no_bit(engines, folder, requests, alone, knobs, rng):
     engine = engines.make(folder, **knobs)
     arrivals = [rng.randrange(12) for _ in requests]
     done = engines.run(engine, requests, arrivals=arrivals)
-    assert {key: _told(completion) for key, completion in done.items()} == alone
+    assert engines.told(done) == alone
     assert engine.stats().kv_blocks_used == 0
     assert not engine._executor._runner._guidance._main_of.keys() - _last_finished(engine)
 
@@ -141,9 +134,9 @@ def _last_finished(engine):
 def test_an_abort_leaves_nothing(engines, folder, requests, alone):
     for step in (1, 2, 5, 9):
         engine = engines.make(folder)
-        done = engines.run(engine, requests[:3], aborts={"a": step})
+        done = engines.told(engines.run(engine, requests[:3], aborts={"a": step}))
         for key in ("b", 0), ("b", 1), ("c", 0):
-            assert _told(done[key]) == alone[key]
+            assert done[key] == alone[key]
         assert engine.stats().kv_blocks_used == 0 and engine.stats().num_running == 0
 
 
