@@ -36,8 +36,8 @@ class Op(Generic[P, R]):
     `TOLERANCE[dtype]` and `outputs(result, inputs)`; tests and benchmarks read it. `TOLERANCE` is
     for inputs of that dtype and comes on top of one rounding of each output to its own type.
     Optional: `SLACK` (implementation name → dtype → more of it, where intermediate results are
-    rounded, too) and `REFUSED` (implementation name → names of cases), exactly what it leaves to
-    others.
+    rounded, too), `REFUSED` (implementation name → names of cases), exactly what it leaves to
+    others, and `TESTED_DTYPES`, where inputs are the same for other dtypes.
     """
 
     def __init__(self, reference: Callable[P, R], cases: ModuleType) -> None:

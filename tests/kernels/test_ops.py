@@ -23,7 +23,7 @@ def implementations():
             for number, case in enumerate(op.cases.CASES):
                 for device in devices(name):
                     marks = [pytest.mark.gpu] if device is GPU else []
-                    for dtype in dtypes(name, number, device):
+                    for dtype in dtypes(op, name, number, device):
                         kind = str(dtype).removeprefix("torch.")
                         id = f"{op.name}-{name}-{case.name}-{kind}-{device.type}"
                         yield pytest.param(op, name, case, dtype, device, id=id, marks=marks)
@@ -38,10 +38,11 @@ def devices(name):
     return [CPU, GPU]
 
 
-def dtypes(name, number, device):
+def dtypes(op, name, number, device):
     """Interpreting takes minutes, and fp16 goes the way of bf16: every third case will do."""
     interpreted = name == "triton" and device is CPU
-    return DTYPES[:2] if interpreted and number % 3 < 2 else DTYPES
+    every = getattr(op.cases, "TESTED_DTYPES", DTYPES)
+    return every[:2] if interpreted and number % 3 < 2 else every
 
 
 @pytest.mark.parametrize(("op", "name", "case", "dtype", "device"), list(implementations()))
