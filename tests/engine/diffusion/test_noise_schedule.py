@@ -1,7 +1,10 @@
 """Named noise schedules: conversions between predictions and x0, noising, starts, defaults."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from diffusers import StableDiffusion3Img2ImgPipeline, StableDiffusionImg2ImgPipeline
 
 from engine.diffusion.noise_schedule import (
     DIFFUSION_SCHEDULES,
@@ -96,6 +99,32 @@ def test_noising_at_a_strength_equals_diffusers(name, strength):
     x0, noise = torch.randn(2, 1, 4, 5, 6)
     expected = theirs.add_noise(x0, noise, ours.timesteps[begin : begin + 1])
     torch.testing.assert_close(ours.noised(x0, noise, begin), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("config", "named", "pipeline"),
+    [
+        (DIFFUSION, DIFFUSION_SCHEDULES, StableDiffusionImg2ImgPipeline),
+        (FLOW, FLOW_SCHEDULES, StableDiffusion3Img2ImgPipeline),
+    ],
+)
+def test_a_strength_runs_the_steps_that_a_pipeline_of_diffusers_runs(config, named, pipeline):
+    for name, num_steps in (("euler", 7), ("euler", 20), ("heun", 9)):
+        for strength in (0.2, 0.55, 0.75, 0.99, 1.0):
+            schedule = schedules(config, named).create(name, num_steps)
+            theirs = SimpleNamespace(scheduler=schedule._scheduler)
+            timesteps, _ = pipeline.get_timesteps(theirs, num_steps, strength, "cpu")
+            begin = schedule.start_of(strength, num_steps)
+            assert schedule.timesteps[begin:].tolist() == timesteps.tolist()
+
+
+def test_a_name_says_how_sigmas_are_spaced_whatever_the_models_own_schedule_does():
+    own = {**DIFFUSION, "_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True}
+    factory, plain = schedules(own, DIFFUSION_SCHEDULES), schedules(DIFFUSION, DIFFUSION_SCHEDULES)
+    assert factory.default == "euler_karras"
+    for name in ("euler", "euler_karras", "dpmpp_2m"):
+        found, expected = factory.create(name, 7), plain.create(name, 7)
+        assert torch.equal(found._scheduler.sigmas, expected._scheduler.sigmas)
 
 
 def test_schedules_of_two_images_share_nothing():
