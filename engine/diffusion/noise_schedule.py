@@ -31,6 +31,8 @@ _SPACING_PREFIX = "use_"
 
 _KARRAS = {"use_karras_sigmas": True}
 _EXPONENTIAL = {"use_exponential_sigmas": True}
+_ODE = {"algorithm_type": "dpmsolver++"}
+_SDE = {"algorithm_type": "sde-dpmsolver++"}
 
 DIFFUSION_SCHEDULES: Mapping[str, Named] = {
     "ddim": Named("DDIMScheduler"),
@@ -41,14 +43,12 @@ DIFFUSION_SCHEDULES: Mapping[str, Named] = {
     "euler_karras": Named("EulerDiscreteScheduler", _KARRAS),
     "euler_ancestral": Named("EulerAncestralDiscreteScheduler"),
     "heun": Named("HeunDiscreteScheduler"),
-    "dpmpp_2m": Named("DPMSolverMultistepScheduler"),
-    "dpmpp_2m_karras": Named("DPMSolverMultistepScheduler", _KARRAS),
-    "dpmpp_2m_exponential": Named("DPMSolverMultistepScheduler", _EXPONENTIAL),
-    "dpmpp_2m_sde": Named("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
-    "dpmpp_2m_sde_karras": Named(
-        "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", **_KARRAS}
-    ),
-    "dpmpp_2s": Named("DPMSolverSinglestepScheduler"),
+    "dpmpp_2m": Named("DPMSolverMultistepScheduler", _ODE),
+    "dpmpp_2m_karras": Named("DPMSolverMultistepScheduler", _ODE | _KARRAS),
+    "dpmpp_2m_exponential": Named("DPMSolverMultistepScheduler", _ODE | _EXPONENTIAL),
+    "dpmpp_2m_sde": Named("DPMSolverMultistepScheduler", _SDE),
+    "dpmpp_2m_sde_karras": Named("DPMSolverMultistepScheduler", _SDE | _KARRAS),
+    "dpmpp_2s": Named("DPMSolverSinglestepScheduler", _ODE),
     "deis": Named("DEISMultistepScheduler"),
     "unipc": Named("UniPCMultistepScheduler"),
     "lcm": Named("LCMScheduler"),
@@ -288,11 +288,19 @@ class NoiseSchedules:
         fits = [
             name
             for name in same_class
-            if all(self._config.get(k) == v for k, v in named[name].overrides.items())
+            if all(self._option(k) == v for k, v in named[name].overrides.items())
         ]
         if not fits:
-            return same_class[0] if same_class else "default"
+            # An algorithm without a name stays the model's own; other options are ours to choose.
+            has_algorithm = self._option("algorithm_type") is not None
+            return same_class[0] if same_class and not has_algorithm else "default"
         return max(fits, key=lambda name: len(named[name].overrides))
+
+    def _option(self, name: str) -> Any:
+        """Of the model's own scheduler, as set or by its class's default."""
+        parameters = inspect.signature(getattr(diffusers, self._config["_class_name"])).parameters
+        default = parameters[name].default if name in parameters else None
+        return self._config.get(name, default)
 
 
 def most_steps(scheduler: Any) -> int | None:

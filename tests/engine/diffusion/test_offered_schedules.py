@@ -188,6 +188,23 @@ def test_a_models_own_sampler_is_always_offered(config: dict[str, Any], default:
     assert own.config.get("use_karras_sigmas", False) == config.get("use_karras_sigmas", False)
 
 
+@pytest.mark.parametrize("algorithm", ["dpmsolver++", "sde-dpmsolver++", "dpmsolver"])
+def test_names_mean_the_same_whatever_the_models_own_algorithm(algorithm: str) -> None:
+    own = diffusers.DPMSolverMultistepScheduler(
+        algorithm_type=algorithm, final_sigmas_type="sigma_min", use_karras_sigmas=True
+    )
+    config = {**own.config, "_class_name": type(own).__name__}
+    schedules = NoiseSchedules(config, DIFFUSION_SCHEDULES)
+    names = {"dpmsolver++": "dpmpp_2m_karras", "sde-dpmsolver++": "dpmpp_2m_sde_karras"}
+    assert schedules.default == names.get(algorithm, "default")
+    assert schedules.create(None, 5)._scheduler.config.algorithm_type == algorithm
+    for name in (name for name in DIFFUSION_SCHEDULES if name.startswith("dpmpp")):
+        chosen = schedules.create(name, 5)._scheduler.config
+        meant = "sde-dpmsolver++" if "sde" in name else "dpmsolver++"
+        assert (name, chosen.algorithm_type) == (name, meant)
+        assert chosen.get("use_karras_sigmas", False) == name.endswith("karras")
+
+
 @pytest.mark.slow
 def test_the_built_in_model_draws_what_is_asked_for_with_each_sampler_it_is_offered() -> None:
     """Eight prompts each, in 20 steps. What cannot start from pure noise fails at half of them."""
