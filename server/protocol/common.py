@@ -73,10 +73,6 @@ UNSUPPORTED_FIELDS: Mapping[str, tuple[Any, ...]] = {
     "web_search_options": (),
     "reasoning_effort": ("none",),
     "verbosity": ("medium",),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
     "logits_processors": ([],),
     "prompt_embeds": (),
     "chat_template": (),
@@ -92,11 +88,6 @@ _INSTEAD = {
     "function_call": "function_call is deprecated and not supported here; send tool_choice "
     'instead, to /v1/chat/completions: "none", "auto", "required" or {"type": "function", '
     '"function": {"name": "…"}}',
-    **{
-        f"guided_{kind}": f"guided_{kind} is not supported here, nor by vLLM any more; send "
-        f'structured_outputs instead: {{"{kind}": …}}'
-        for kind in ("json", "regex", "choice", "grammar")
-    },
 }
 """What to do about those that have a successor."""
 

@@ -1,7 +1,7 @@
 """The fields of a request that say what form the text must have, in three dialects.
 
-OpenAI's `response_format`, vLLM's `structured_outputs`, llama.cpp's `grammar` and `json_schema`:
-all become one `engine.structure.Structure`.
+OpenAI's `response_format`, vLLM's `structured_outputs` (and `guided_…`, as it was before),
+llama.cpp's `grammar` and `json_schema`: all become one `engine.structure.Structure`.
 """
 
 import json
@@ -17,6 +17,7 @@ from engine.structure import MAX_CHARS, Structure, StructureKind, Tag, Tags
 
 MAX_CHOICES = 2048
 _Object = Annotated[dict[str, Any], Field(max_length=64)]
+_Text = Annotated[str, Field(max_length=MAX_CHARS)]
 _ANY_OBJECT = {"type": "object"}
 
 
@@ -52,6 +53,15 @@ class StructureFields(BaseModel):
         examples=[{"type": "object"}],
     )
 
+    guided_json: _Object | bool | _Text | None = Field(
+        None, description="vLLM's name, of before, for `structured_outputs` with `json`."
+    )
+    guided_regex: _Text | None = Field(None, description="The same with `regex`.")
+    guided_choice: list[_Text] | None = Field(
+        None, max_length=MAX_CHOICES, description="The same with `choice`."
+    )
+    guided_grammar: _Text | None = Field(None, description="The same with `grammar`.")
+
     @model_validator(mode="after")
     def _check_structure(self) -> Self:
         _ = self.structure
@@ -71,6 +81,7 @@ class StructureFields(BaseModel):
                 _of_structured_outputs(self.structured_outputs),
                 _of_grammar(self.grammar),
                 _of_schema(self.json_schema, "json_schema"),
+                *(_of_guided(getattr(self, f"guided_{kind}"), kind) for kind in _GUIDED),
             )
             if structure is not None
         ]
@@ -229,6 +240,16 @@ _KINDS: Mapping[str, Any] = {
     "structural_tag": _of_tags,
 }
 """What `structured_outputs` may hold, and who reads it."""
+
+
+_GUIDED = ("json", "regex", "choice", "grammar")
+
+
+def _of_guided(value: Any, kind: str) -> Structure | None:
+    if value is None:
+        return None
+    structure: Structure | None = _KINDS[kind](value, f"guided_{kind}")
+    return structure
 
 
 def _string(value: Any, param: str) -> str:

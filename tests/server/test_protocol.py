@@ -341,6 +341,8 @@ def test_every_request_property_is_described_and_bounded() -> None:
         for name, schema in model.model_json_schema()["properties"].items():
             if name in ("prompt", "messages", "stream_options", "repetition_detection"):
                 continue
+            if (model, name) == (TokenizeRequest, "content"):  # the same as its prompt
+                continue
             assert "description" in schema, name
             for variant in schema.get("anyOf", [schema]):
                 if "enum" in variant:

@@ -41,6 +41,11 @@ def of_schema(schema: Any) -> tuple[StructureKind, str]:
         ),
         ({"json_schema": SCHEMA}, of_schema(SCHEMA), "json_schema"),
         ({"json_schema": True}, of_schema(True), "json_schema"),
+        ({"guided_json": SCHEMA}, of_schema(SCHEMA), "guided_json"),
+        ({"guided_json": json.dumps(SCHEMA)}, of_schema(SCHEMA), "guided_json"),
+        ({"guided_regex": "a+"}, (StructureKind.REGEX, "a+"), "guided_regex"),
+        ({"guided_choice": ["a"]}, (StructureKind.CHOICE, '["a"]'), "guided_choice"),
+        ({"guided_grammar": "x"}, (StructureKind.GRAMMAR, "x"), "guided_grammar"),
         ({"grammar": 'root ::= "a"'}, (StructureKind.GRAMMAR, 'root ::= "a"'), "grammar"),
         ({"structured_outputs": {"json": SCHEMA}}, of_schema(SCHEMA), "structured_outputs.json"),
         (
