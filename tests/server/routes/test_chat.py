@@ -572,6 +572,10 @@ USER = {"role": "user", "content": "hi"}
 TOOL_OF_MANY = {"type": "function", "function": {f"x{i}": 1 for i in range(65)}}
 CALL = {"function": {"name": "f", "arguments": "{}"}}
 MANY_CALLS = {"role": "assistant", "tool_calls": [CALL] * 256}
+MANY_VALUES = {
+    "role": "assistant",
+    "tool_calls": [{"function": {"name": "f", "arguments": f"[{'1,' * 70_000}1]"}}] * 2,
+}
 MANY_PARTS = {"role": "user", "content": [{"type": "text", "text": "x"}] * (MAX_PARTS // 8)}
 
 
@@ -583,6 +587,7 @@ MANY_PARTS = {"role": "user", "content": [{"type": "text", "text": "x"}] * (MAX_
         (PATH, {"messages": [USER | {f"x{i}": 1 for i in range(63)}]}, "has 65 fields"),
         (PATH, {"messages": [USER], "tools": [TOOL_OF_MANY]}, "has 65 fields"),
         (PATH, {"messages": [USER, *[MANY_CALLS] * 17]}, "messages[17].tool_calls"),
+        (PATH, {"messages": [USER, MANY_VALUES, MANY_VALUES]}, "262144 values"),
         (PATH, {"messages": [MANY_PARTS] * 8 + [USER, MANY_PARTS]}, "messages[9].content"),
         ("/tokenize", {"messages": [MANY_PARTS] * 9}, "messages[8].content"),
         ("/v1/responses", {"input": [MANY_PARTS] * 9}, "input[8].content"),
