@@ -28,7 +28,8 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 class JsonRoute(APIRoute):
     """Use as `APIRouter(route_class=JsonRoute)`.
 
-    Answers 415 to a body that is not declared as JSON and 400 to one that is not JSON.
+    Answers 415 to a body that is not declared as JSON, or is compressed, and 400 to one that is
+    not JSON.
     """
 
     def get_route_handler(self) -> Handler:
@@ -37,6 +38,7 @@ class JsonRoute(APIRoute):
         async def handle(request: Request) -> Response:
             if request.method == "POST":
                 self.check_declared(request)
+                _check_plain(request)
                 request = await _JsonRequest.read(request)
             return await handler(request)
 
@@ -49,6 +51,14 @@ class JsonRoute(APIRoute):
         """
         if not is_json(request.headers.get("content-type", "")):
             raise HTTPException(415, "the body must be JSON; send Content-Type: application/json")
+
+
+def _check_plain(request: Request) -> None:
+    coding = request.headers.get("content-encoding", "").strip().lower()
+    if coding not in ("", "identity"):
+        raise HTTPException(
+            415, "compressed bodies are not read here; send it without Content-Encoding"
+        )
 
 
 class _JsonRequest(Request):

@@ -204,6 +204,17 @@ async def test_only_json_is_read(
         assert error_of(response)["code"] == "unsupported_media_type"
 
 
+@pytest.mark.parametrize(("coding", "status"), [("gzip", 415), ("Identity", 200), ("", 200)])
+async def test_compressed_bodies_are_called_that(
+    client: httpx.AsyncClient, coding: str, status: int
+) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": coding}
+    response = await client.post("/echo", content=b'{"number": 5}', headers=headers)
+    assert response.status_code == status
+    if status == 415:
+        assert "Content-Encoding" in error_of(response)["message"]
+
+
 @pytest.mark.parametrize(
     ("item", "most", "said"),
     [
