@@ -31,6 +31,7 @@ from engine.llm.logprobs import LaunchedScores, launch_logprobs, token_logprobs
 from engine.llm.mirostat import Mirostat
 from engine.llm.structure.grammars import Grammars
 from engine.llm.structure.mask import StructureMask
+from engine.sampler_order import without_unlisted
 from engine.sampling_params import SAMPLER_PARAMETERS
 from engine.types import TokenLogprob
 from kernels import EditLists, SamplingRows, sample_tokens
@@ -44,8 +45,8 @@ _NO_TOKEN_LEFT = (
     "bad_words, min_tokens and the form of the text exclude each other; ask for less of them"
 )
 
-_STEPS = ("top_n_sigma", "top_k", "top_p", "min_p", "typical_p", "xtc_probability")
-_WITHOUT_STEPS = {name: SAMPLER_PARAMETERS[name].neutral for name in _STEPS}
+_BESIDE_MIROSTAT = without_unlisted({}, ("penalties", "dry", "temperature"))
+"""Values with which no step leaves tokens out."""
 _IN_ROWS = frozenset(name for name, one in SAMPLER_PARAMETERS.items() if not one.on_host)
 if unlike := _IN_ROWS ^ PARAMETERS:
     raise InvariantViolation(f"the sampler's table and its kernels differ in {sorted(unlike)}")
@@ -121,7 +122,7 @@ class Sampler:
         params = sequence.sampling
         values = {name: getattr(params, name) for name in _IN_ROWS}
         if params.mirostat:
-            values |= _WITHOUT_STEPS
+            values |= _BESIDE_MIROSTAT
         knobs = packed_row(**values, seed=sequence.seed, index=sequence.index)
         self._states[sequence.seq_id] = _State(knobs, params.logprobs, params.order)
         self._processors.add(sequence)

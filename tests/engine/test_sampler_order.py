@@ -16,6 +16,13 @@ def test_the_usual_order_is_that_of_the_table() -> None:
     assert others == sorted(others, key=places.index)
 
 
+def test_what_acts_in_rows_belongs_to_a_sampler() -> None:
+    """Else it would act where it is not listed, and beside Mirostat."""
+    named = {name for names in SAMPLERS.values() for name in names}
+    in_rows = {name for name, one in SAMPLER_PARAMETERS.items() if not one.on_host}
+    assert in_rows - named == {"dynatemp_exponent", "xtc_threshold"}, "which go with others"
+
+
 @pytest.mark.parametrize(
     ("changes", "samplers", "expected"),
     [
