@@ -30,6 +30,7 @@ from engine.errors import (
 )
 from engine.llm.decision import ScheduleDecision, SequenceOutput, StepOutput
 from engine.llm.scheduler import Scheduler
+from engine.sampling_params import BeamParams
 from engine.types import EngineStats, FinishReason, TokenEvent
 
 
@@ -162,6 +163,27 @@ class TestBudget:
         assert decision == ScheduleDecision()
         assert scheduler.commit(decision, StepOutput([])) == []
         scheduler.check_invariants()
+
+
+class TestGroups:
+    def test_they_share_whole_blocks_of_what_is_cached_so_that_none_is_copied(self) -> None:
+        bench = Bench(block_size=4)
+        bench.add("a", range(16), max_tokens=1)
+        bench.step()
+        bench.add("b", range(16), max_tokens=2, beams=BeamParams(width=2))
+        assert [one.start for one in bench.scheduler.schedule().scheduled] == [12]
+
+
+class TestTrials:
+    def test_each_is_tried_until_it_draws(self) -> None:
+        bench = Bench(max_num_batched_tokens=8, enable_prefix_caching=False)
+        bench.add("a", 20)
+        bench.add("b", 3)
+        bench.steps(3)
+        both = bench.scheduler.schedule()
+        assert len(both.scheduled) == 2
+        bench.scheduler.recover(RuntimeError(), both)
+        assert bench.steps(4) == ["a 0:8", "a 8:16", "a 16:21*", "b 0:4*"]
 
 
 class TestOrder:
