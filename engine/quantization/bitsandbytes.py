@@ -171,9 +171,7 @@ class LlmInt8Method(ProductMethod):
         device: torch.device,
         bias: Tensor | None,
     ) -> Product:
-        codes = weight.view(torch.uint8) ^ SYMMETRIC_ZERO
-        of_bytes = ByteWeight(codes, scales[:, None], None, weight.shape[1])
-        return of_bytes.arranged(device, part_dtype, bias)
+        return _byte_weight(weight, scales).arranged(device, part_dtype, bias)
 
     def bits_per_weight(self, dtype_bytes: int) -> float:
         return self._bits(1 << 20, dtype_bytes)
@@ -235,10 +233,7 @@ class StoredLlmInt8Method(LlmInt8Method):
         return self._product(weight, scales, part.dtype, part.device, part.bias())
 
     def dequantised(self, part: LinearPart) -> Tensor:
-        weight, scales = self._loaded(part)
-        codes = weight.view(torch.uint8) ^ SYMMETRIC_ZERO
-        of_bytes = ByteWeight(codes, scales[:, None], None, weight.shape[1])
-        return of_bytes.dequantised(part.dtype).to(part.device)
+        return _byte_weight(*self._loaded(part)).dequantised(part.dtype).to(part.device)
 
     def _loaded(self, part: LinearPart) -> tuple[Tensor, Tensor]:
         """int8 [N, K] and scales [N], checked."""
@@ -287,6 +282,12 @@ class BitsandbytesFormat(StoredFormat):
             return GGUFType.Q8_0 if is_bytes else GGUFType.IQ4_NL
 
         return is_slower_packed_like(layers.values(), dtype, like)
+
+
+def _byte_weight(weight: Tensor, scales: Tensor) -> ByteWeight:
+    """int8 [N, K] and scales [N] as panels take them."""
+    codes = weight.view(torch.uint8) ^ SYMMETRIC_ZERO
+    return ByteWeight(codes, scales[:, None], None, weight.shape[1])
 
 
 def _four_bit_layer(

@@ -38,11 +38,6 @@ def from_array(array: Bytes) -> Pixels:
     return Pixels(width=width, height=height, channels=channels, data=array.tobytes())
 
 
-def to_tensor(pixels: Pixels) -> torch.Tensor:
-    """`[1, 3, H, W]` fp32 in [-1, 1]; RGBA is seen on white, grey as RGB."""
-    return array_to_tensor(flatten(to_array(pixels)))
-
-
 def array_to_tensor(rgb: Bytes) -> torch.Tensor:
     """RGB bytes `[H, W, 3]` to `[1, 3, H, W]` fp32 in [-1, 1], as diffusers normalises."""
     planes = torch.from_numpy(rgb.transpose(2, 0, 1).copy())
