@@ -55,6 +55,7 @@ def split(text: str, *, name: str = "qwen3", is_open: bool = False) -> tuple[str
         ("<think>\nSum them.\n</think>It is 5.", True, ("Sum them.", "It is 5.")),
         ("<think>a\n\nb < c </thin", False, ("a\n\nb < c </thin", "")),
         ("a </think> b </think> c", True, ("a ", " b </think> c")),
+        ("\n  a</think>b", True, ("  a", "b")),
         (" It is 5.\n", False, ("", " It is 5.\n")),
         ("It is <think>5</think>.", False, ("", "It is <think>5</think>.")),
         ("  ", False, ("", "  ")),
