@@ -184,19 +184,22 @@ class ComponentFolder:
         config = self.config("scheduler", "scheduler_config.json")
         config.setdefault("_class_name", self.class_name("scheduler"))
         found = getattr(diffusers, str(config["_class_name"]), None)
-        if found is None:
-            raise UnsupportedArchitecture(
-                f"scheduler class {config['_class_name']!r} is not one of diffusers"
-            )
+        unknown = UnsupportedArchitecture(
+            f"scheduler class {config['_class_name']!r} is not one of diffusers"
+        )
+        if not isinstance(found, type):
+            raise unknown
         # diffusers has stand-ins for classes whose packages are missing: they cannot be created.
         try:
             diffusers.utils.requires_backends(found, getattr(found, "_backends", []))
         except ImportError:
-            needed = " and ".join(sorted({*found._backends} - {"torch"}))
+            needed = " and ".join(sorted({*getattr(found, "_backends", [])} - {"torch"}))
             raise UnsupportedArchitecture(
                 f"scheduler class {config['_class_name']!r} needs the package {needed}, which is "
                 f"not installed; install it, or name another class in scheduler_config.json"
             ) from None
+        if not hasattr(found, "set_timesteps"):
+            raise unknown
         return config
 
     def _check_class(self, name: str, *expected: str) -> None:

@@ -291,6 +291,14 @@ def test_a_noise_schedule_whose_package_is_missing_is_named_at_load(folder: Path
         load(folder)
 
 
+@pytest.mark.parametrize("name", ["NoScheduler", "__version__", "StableDiffusionPipeline"])
+def test_a_noise_schedule_that_is_none_is_refused_at_load(folder: Path, name: str) -> None:
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": name}))
+    with pytest.raises(UnsupportedArchitecture, match=f"{name}' is not one of diffusers"):
+        load(folder)
+
+
 def test_a_tokenizer_that_needs_another_package_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_2").mkdir()
     (tmp_path / "tokenizer_2" / "spiece.model").touch()
