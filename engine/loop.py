@@ -282,24 +282,22 @@ class Loop:
 def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, Info]:
     """Fetch and load the model, reporting each phase."""
     # torch takes a second to import: the server hears "starting" before that.
-    from engine.adapter_source import resolve_adapter, with_adapters_here
+    from engine.adapter_source import with_adapters_here
+    from engine.fetchers import Fetchers
     from engine.runtime.device import choose_cpu_isa
-    from engine.weights.source import resolve_source
     from kernels.cache_folder import use_cache_folder
 
     use_cache_folder(Path(spec.cache_dir) / "kernels")
 
     choose_cpu_isa(spec.cpu_isa)
-    cache_dir, offline = Path(spec.cache_dir), spec.offline
     tell = partial(link.report, Phase.DOWNLOADING)
-    fetch = partial(resolve_source, cache_dir=cache_dir, offline=offline, on_progress=tell)
-    fetch_adapter = partial(resolve_adapter, cache_dir=cache_dir, offline=offline, on_progress=tell)
-    checkpoint = fetch(spec.ref)
+    fetch = Fetchers.to(Path(spec.cache_dir), tell, offline=spec.offline)
+    checkpoint = fetch.model(spec.ref)
     kind = kind_of_checkpoint(checkpoint, spec.config.kind)
     if kind.has_text_side:
         link.send(messages.Found(str(checkpoint.path)))
-    config, failed = with_adapters_here(spec.config, fetch_adapter)
-    config = with_fetched(config, kind, fetch)
+    config, failed = with_adapters_here(spec.config, fetch.adapter)
+    config = with_fetched(config, kind, fetch.model)
     link.report(Phase.LOADING, 0.0, kind=kind.name)
     engine: AnyEngine
     info: Info

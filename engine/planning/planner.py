@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from engine.adapter_source import resolve_adapter, with_adapters_here
+from engine.adapter_source import with_adapters_here
 from engine.config import EngineConfig, MachineFacts
 from engine.errors import UnsupportedFeature
+from engine.fetchers import Fetchers
 from engine.kinds import KINDS, AnyKind, imported, kind_of_checkpoint, with_fetched
 from engine.planning.chips import CHIPS, Chip, chip_named
 from engine.planning.process_bytes import CONTEXT_BYTES, HOST_BYTES
@@ -21,7 +22,6 @@ from engine.runtime.threads import limit_threads
 from engine.telling_host import TellingHost
 from engine.text.scores.sums import Tell
 from engine.types import Phase
-from engine.weights.source import resolve_source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +51,9 @@ def make_plan(order: Order, tell: Tell) -> dict[str, Any]:
     """
     chip = None if order.gpu is None else chip_named(order.gpu)
     host = TellingHost(tell)
-    cache_dir, offline = order.cache_dir, order.offline
     show = partial(host.report, Phase.DOWNLOADING)
-    fetch = partial(resolve_source, cache_dir=cache_dir, offline=offline, on_progress=show)
-    fetch_adapter = partial(resolve_adapter, cache_dir=cache_dir, offline=offline, on_progress=show)
-    checkpoint = fetch(order.model)
+    fetch = Fetchers.to(order.cache_dir, show, offline=order.offline)
+    checkpoint = fetch.model(order.model)
     kind = kind_of_checkpoint(checkpoint, order.config.kind)
     if kind.planner is None:
         planned = [one.makes for one in KINDS.values() if one.planner is not None]
@@ -64,8 +62,8 @@ def make_plan(order: Order, tell: Tell) -> dict[str, Any]:
             f"planned"
         )
     target = _for_chip(chip, order) if chip is not None else _here(kind, order, host)
-    config, failed = with_adapters_here(order.config, fetch_adapter)
-    config = with_fetched(config, kind, fetch)
+    config, failed = with_adapters_here(order.config, fetch.adapter)
+    config = with_fetched(config, kind, fetch.model)
     report: PlanReport = imported(kind.planner)(checkpoint, config, target)
     if failed and report.adapters is not None:
         adapters = replace(report.adapters, failed={**failed, **report.adapters.failed})
