@@ -20,6 +20,7 @@ Device = str
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 WantedKind = Literal["auto", "embedding", "upscaler"]
 KvCacheDType = Literal["auto", "int8", "fp8"]
+LoraDType = Literal["auto", "model", "int8"]
 Policy = Literal["fcfs", "priority"]
 AsyncScheduling = Literal["auto", "on", "off"]
 CpuIsa = Literal[
@@ -300,6 +301,12 @@ class EngineConfig:
         "and are read again when somebody asks for them. By default as much as max_loras need.",
         ge=0.0,
     )
+    lora_dtype: LoraDType = knob(
+        "auto",
+        "How a text model's LoRA adapters are kept. int8 (on a CPU alone) is half of what bfloat16 "
+        "reads in every step, and off by less than 1% of an update. auto is int8 on a CPU where "
+        "the model's own weights are quantised and dtype is not float32, else model: in its dtype.",
+    )
     deterministic: bool = knob(
         False,
         "Bit-equal answers whatever runs beside them: images at the price of batching, text on a "
@@ -360,6 +367,27 @@ class EngineConfig:
     def adapter_bytes(self) -> int | None:
         """That they may take. None: there is no limit."""
         return None if self.lora_memory_gib is None else int(self.lora_memory_gib * GIB)
+
+    def has_packed_adapters(self, device: str, quantization: str) -> bool:
+        """Whether adapters of a text model are kept in 8 bits.
+
+        Args:
+            device: cpu or cuda.
+            quantization: of the model's weights, as they are kept.
+
+        Raises:
+            ModelLoadError: it was asked for, and is not for this device.
+        """
+        if self.lora_dtype == "auto":
+            is_exact = self.model_dtype == "float32" or quantization == "none"
+            return device == "cpu" and not is_exact
+        if self.lora_dtype == "int8" and device != "cpu":
+            raise ModelLoadError(
+                f"lora_dtype is int8 and the model is on {device}; only a CPU keeps adapters so: "
+                f"use auto",
+                param="lora_dtype",
+            )
+        return self.lora_dtype == "int8"
 
     def with_adapters(self, adapters: Mapping[str, str]) -> "EngineConfig":
         """The same with these adapters, and with as many at most."""

@@ -67,6 +67,7 @@ def load_engine(
     with explained_shortage(checkpoint, model_config, intent, machine):
         plan, memory = planned(checkpoint, model_config, intent, machine, host)
         adapter_bytes = intent.adapter_bytes or 0
+        is_packed = intent.has_packed_adapters(machine.device, plan.quantization)
         left = memory.beside(adapter_bytes).machine_beside
         draft_plan = plan_draft(checkpoint, model_config, intent, left)
         if draft_plan is not None:
@@ -101,7 +102,7 @@ def load_engine(
         max_bytes=intent.adapter_bytes,
         capacity_bytes=machine.free_memory_bytes,
     )
-    adapters = load_adapters(intent.adapters, model, host, limits)
+    adapters = load_adapters(intent.adapters, model, host, limits, is_packed=is_packed)
     host.report(Phase.WARMING_UP)
     if config.device == "cuda":
         loaded_bytes = 0 if adapters is None else adapters.num_bytes

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from engine.models.layers.weight_slots import WeightOptions
+from engine.lora.numbers import AdapterNumbers
 from engine.runtime.huge_pages import huge_zeros
 
 PIECE_BYTES = 64 << 20
@@ -13,20 +13,30 @@ _LINE_BYTES = 64
 
 
 class Arrays:
-    """Zeros in the model's type and where it is. On a CPU they lie side by side in large pieces of
+    """Zeros where the model is. On a CPU they lie side by side in large pieces of
     huge pages: each alone is too small for one. What is left over of a piece is never touched, and
     takes no memory."""
 
-    def __init__(self, options: WeightOptions) -> None:
-        self.options = options
+    def __init__(self, numbers: AdapterNumbers, device: torch.device) -> None:
+        self.device = device
+        self._numbers = numbers
         self._piece = torch.empty(0, dtype=torch.uint8)
         self._used = 0
 
     def zeros(self, *shape: int) -> Tensor:
-        """New ones."""
-        dtype, device = self.options.dtype, self.options.device
-        if device.type != "cpu":
-            return torch.zeros(shape, dtype=dtype, device=device)
+        """New ones in the model's type."""
+        return self._zeros(shape, self._numbers.dtype)
+
+    def rows(self, num_adapters: int, rank: int, length: int) -> Tensor:
+        """[L, r, length], or packed if adapters are."""
+        if self._numbers.is_packed:
+            shape = (num_adapters, rank, self._numbers.row_bytes(length))
+            return self._zeros(shape, torch.uint8)
+        return self.zeros(num_adapters, rank, length)
+
+    def _zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        if self.device.type != "cpu":
+            return torch.zeros(shape, dtype=dtype, device=self.device)
         num_bytes = math.prod(shape) * dtype.itemsize
         if num_bytes > len(self._piece) - self._used:
             piece = huge_zeros(max(PIECE_BYTES, num_bytes))

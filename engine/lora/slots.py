@@ -15,10 +15,10 @@ from torch import Tensor
 
 from engine.lora.arrays import Arrays
 from engine.lora.dora import Gates
+from engine.lora.numbers import AdapterNumbers
 from engine.lora.peft_files import Adapter, ModelShapes, Need, Update
 from engine.models.layers.embedding import LmHead, TokenEmbedding
 from engine.models.layers.linear import Linear
-from engine.models.layers.weight_slots import WeightOptions
 from kernels import LoraShard, lora_gather
 
 _GATE_BYTES = torch.float32.itemsize
@@ -47,14 +47,19 @@ class ShardUpdates(LoraShard):
         need: Need,
         inputs: int,
         outputs: int,
-        arrays: Arrays,
+        zeros: Callable[[int, int, int], Tensor],
+        device: torch.device,
     ) -> Self:
-        """Of adapters that change nothing."""
-        device = arrays.options.device
+        """Of adapters that change nothing.
+
+        Args:
+            zeros: what A and B are made of.
+        """
         return cls(
             first,
-            arrays.zeros(num_adapters, need.rank, inputs),
-            arrays.zeros(num_adapters, need.rank, outputs),
+            outputs,
+            zeros(num_adapters, need.rank, inputs),
+            zeros(num_adapters, need.rank, outputs),
             torch.zeros(num_adapters, device=device),
             Gates.empty(num_adapters, outputs, device) if need.is_gated else None,
         )
@@ -104,7 +109,8 @@ class TableUpdates:
                 need=Need(rank, False),
                 inputs=rank,
                 outputs=outputs,
-                arrays=arrays,
+                zeros=arrays.zeros,
+                device=arrays.device,
             ),
         )
 
@@ -216,14 +222,16 @@ class Room:
         )
         return fits and slot < self.num_slots
 
-    def num_bytes(self, shapes: ModelShapes, itemsize: int) -> int:
+    def num_bytes(self, shapes: ModelShapes, numbers: AdapterNumbers) -> int:
         """Of the arrays of A, B and gates."""
         total = 0
         for path, need in self.needs.items():
             outputs, inputs = shapes.sizes(path)
             if path in shapes.tables:
-                inputs += need.rank
-            total += self.num_slots * need.rank * (outputs + inputs) * itemsize
+                rank_bytes = (outputs + inputs + need.rank) * numbers.dtype.itemsize
+            else:
+                rank_bytes = numbers.row_bytes(outputs) + numbers.row_bytes(inputs)
+            total += self.num_slots * need.rank * rank_bytes
             total += (self.num_slots + 2) * outputs * _GATE_BYTES * need.is_gated
         return total
 
@@ -239,11 +247,12 @@ class LoraSlots:
         self,
         layers: Iterable[Adaptable],
         room: Room,
-        options: WeightOptions,
+        numbers: AdapterNumbers,
+        device: torch.device,
         before: "LoraSlots | None" = None,
     ) -> None:
         self.room = room
-        arrays = Arrays(options)
+        arrays = Arrays(numbers, device)
         self._shards: dict[str, ShardUpdates] = {}
         self._tables: dict[str, tuple[TableUpdates, float]] = {}
         """With the factor of what is looked up."""
@@ -290,7 +299,8 @@ class LoraSlots:
                     need=need,
                     inputs=layer.in_features,
                     outputs=shard.out_features,
-                    arrays=arrays,
+                    zeros=arrays.rows,
+                    device=arrays.device,
                 )
                 found.append(self._shards[path])
             first += shard.out_features

@@ -16,6 +16,7 @@ from engine.errors import InsufficientMemory, UnknownAdapter
 from engine.host import Grant, Host
 from engine.lora.copies import Copies
 from engine.lora.dora import with_gates
+from engine.lora.numbers import AdapterNumbers
 from engine.lora.own_modules import OwnModules
 from engine.lora.peft_config import CONFIG
 from engine.lora.peft_files import WEIGHTS, Adapter, AdapterSize, ModelShapes, plan_adapter
@@ -54,11 +55,14 @@ class AdapterTable(Shelf[AdapterSize, int]):
         version: of the arrays; what was recorded with other ones is worthless.
     """
 
-    def __init__(self, model: CausalLM, host: Host, limits: AdapterLimits) -> None:
+    def __init__(
+        self, model: CausalLM, host: Host, limits: AdapterLimits, *, is_packed: bool = False
+    ) -> None:
         super().__init__(limits)
         self.version = 0
         self._host = host
         self._options = model.options
+        self._numbers = AdapterNumbers(model.options.dtype, is_packed)
         self._layers: list[Linear | LmHead] = [
             module
             for module in model.modules()
@@ -204,7 +208,10 @@ class AdapterTable(Shelf[AdapterSize, int]):
         reading = self._thread.submit(self._read, folder)
         yield reading
         source, adapter = reading.result()
-        return source, (yield from with_gates(adapter, self._layers, self._options))
+        adapter = yield from with_gates(adapter, self._layers, self._options)
+        keeping = self._thread.submit(self._kept_as, adapter)
+        yield keeping
+        return source, keeping.result()
 
     def _free_slot(self, size: AdapterSize) -> Generator["Future[Any] | None", None, int]:
         """A slot in which such an adapter fits; the arrays are replaced by larger ones if there is
@@ -276,21 +283,28 @@ class AdapterTable(Shelf[AdapterSize, int]):
             try:
                 next(gating)
             except StopIteration as end:
-                return source, end.value
+                return source, self._kept_as(end.value)
+
+    def _kept_as(self, adapter: Adapter) -> Adapter:
+        """In any thread."""
+        return self._numbers.kept(adapter, self._shapes.linear)
 
     def _borrow(self, num_bytes: int) -> Grant:
         device = self._options.device.type
         return self._host.borrow(device, "adapters", num_bytes, self._limits.capacity_bytes)
 
     def _array_bytes(self, room: Room) -> int:
-        return room.num_bytes(self._shapes, self._options.dtype.itemsize)
+        return room.num_bytes(self._shapes, self._numbers)
 
     def _larger_slots(self, room: Room) -> LoraSlots:
-        layers = [*self._layers, *self._embeddings]
-        return LoraSlots(layers, room, self._options, self._slots)
+        return self._new_slots(room, self._slots)
 
     def _empty_slots(self) -> LoraSlots:
-        return LoraSlots([*self._layers, *self._embeddings], Room(), self._options)
+        return self._new_slots(Room())
+
+    def _new_slots(self, room: Room, before: LoraSlots | None = None) -> LoraSlots:
+        layers = [*self._layers, *self._embeddings]
+        return LoraSlots(layers, room, self._numbers, self._options.device, before)
 
     def _take(self, slots: LoraSlots, grant: Grant | None) -> None:
         """Use other arrays from now on."""
@@ -332,12 +346,21 @@ class AdapterTable(Shelf[AdapterSize, int]):
 
 
 def load_adapters(
-    folders: Mapping[str, str], model: CausalLM, host: Host, limits: AdapterLimits
+    folders: Mapping[str, str],
+    model: CausalLM,
+    host: Host,
+    limits: AdapterLimits,
+    *,
+    is_packed: bool = False,
 ) -> AdapterTable | None:
     """The adapters that a model begins with, by the names under which they will be served, and room
-    for more; None: it never has any."""
+    for more; None: it never has any.
+
+    Args:
+        is_packed: they are kept in 8 bits.
+    """
     if not limits.max_adapters:
         return None
-    table = AdapterTable(model, host, limits)
+    table = AdapterTable(model, host, limits, is_packed=is_packed)
     table.load_first(folders)
     return table

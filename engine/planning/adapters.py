@@ -5,6 +5,7 @@ from heapq import nlargest
 from pathlib import Path
 
 from engine.config import EngineConfig
+from engine.lora.numbers import AdapterNumbers
 from engine.lora.peft_files import AdapterSize, ModelShapes, plan_adapter
 from engine.lora.shelf import cause_of
 from engine.lora.slots import Room
@@ -16,13 +17,14 @@ from engine.weights.weight_plan import WeightPlan
 
 
 def adapter_facts(
-    kept: WeightPlan, config: ModelConfig, intent: EngineConfig
+    kept: WeightPlan, config: ModelConfig, intent: EngineConfig, device: str
 ) -> AdapterFacts | None:
-    """None: the model may have no adapters."""
+    """With weights that are kept so. None: the model may have no adapters."""
     if not intent.max_adapters:
         return None
     dtype = torch_dtype(intent.model_dtype)
     shapes = model_shapes(kept, config)
+    numbers = AdapterNumbers(dtype, intent.has_packed_adapters(device, kept.quantization))
     sizes: list[AdapterSize] = []
     failed: dict[str, str] = {}
     for name, folder in intent.adapters.items():
@@ -32,11 +34,11 @@ def adapter_facts(
             failed[name] = cause_of(error, name).message
     # As many as have places, the largest of each kind among them.
     count = min(len(sizes), intent.max_adapter_slots)
-    arrays = Room.of(count, [size.needs for size in sizes]).num_bytes(shapes, dtype.itemsize)
+    arrays = Room.of(count, [size.needs for size in sizes]).num_bytes(shapes, numbers)
     own = nlargest(count, (size.copy_bytes for size in sizes))
     copies = 0
     if intent.max_adapter_slots < intent.max_adapters or intent.adapter_bytes is not None:
-        alone = (Room.of(1, [size.needs]).num_bytes(shapes, dtype.itemsize) for size in sizes)
+        alone = (Room.of(1, [size.needs]).num_bytes(shapes, numbers) for size in sizes)
         copies = sum(alone) + sum(size.copy_bytes for size in sizes)
     places = arrays + sum(own)
     return AdapterFacts(
@@ -46,8 +48,12 @@ def adapter_facts(
         ranks=sorted({need.rank for size in sizes for need in size.needs.values()}),
         place_bytes=places,
         copy_bytes=copies,
-        rank_bytes=dtype.itemsize
-        * sum(sum(shape) for name, shape in shapes.linear.items() if ".layers." in name),
+        rank_bytes=sum(
+            numbers.row_bytes(size)
+            for name, shape in shapes.linear.items()
+            if ".layers." in name
+            for size in shape
+        ),
         limit_bytes=intent.adapter_bytes,
         held_bytes=places if intent.adapter_bytes is None else intent.adapter_bytes,
         failed=failed,

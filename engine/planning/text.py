@@ -68,8 +68,11 @@ def plan(checkpoint: Checkpoint, intent: EngineConfig, target: Target) -> PlanRe
         except ModelLoadError as error:  # not of this checkpoint, or not here
             problem = error
             continue
-        adapters = adapters or adapter_facts(kept, config, intent)
-        adapter_bytes = 0 if adapters is None else adapters.held_bytes
+        facts = adapter_facts(kept, config, intent, target.machine.device)
+        # Of the format that the checkpoint has, if it has one of ours.
+        if adapters is None or kept.quantization == kept.stored:
+            adapters = facts
+        adapter_bytes = 0 if facts is None else facts.held_bytes
         rows += _rows(kept, config, of_format, target, context, draft, adapter_bytes)
         experts = _expert_facts(Mixture.of(kept, config), target.concurrency)
     if not rows and problem is not None:

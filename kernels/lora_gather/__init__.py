@@ -6,10 +6,11 @@ from torch import Tensor
 
 from kernels import _triton
 from kernels.lora_gather import cases, composed, cpu, reference
+from kernels.lora_gather.packed import pack, row_bytes
 from kernels.lora_gather.shard import LoraShard
 from kernels.registry import op
 
-__all__ = ["LoraShard", "lora_gather"]
+__all__ = ["LoraShard", "lora_gather", "pack", "row_bytes"]
 
 
 @op(cases)
@@ -20,7 +21,7 @@ def lora_gather(y: Tensor, x: Tensor, shards: Sequence[LoraShard], adapter_ids: 
     Args:
         y: [T, ...], fp32, bf16 or fp16; rows may be strided. Mutated.
         x: [T, K], y's dtype; rows may be strided.
-        shards: of y's dtype; no two have the same outputs.
+        shards: of y's dtype, or all of them packed in 8 bits; no two have the same outputs.
         adapter_ids: [T] int32, -1: the row stays as it is.
 
     The inner product of r elements stays in fp32 and the sum is rounded once. No host sync,

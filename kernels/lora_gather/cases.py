@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from kernels.lora_gather.packed import pack
 from kernels.lora_gather.shard import LoraShard
 from kernels.shared.work import Work, num_bytes
 
@@ -35,6 +36,8 @@ class Case:
     """Rows of x and y are views of wider ones."""
     sorted: bool = False
     """Rows of a request are together, as in a prefill."""
+    packed: bool = False
+    """Adapters are, in 8 bits."""
     more: tuple[tuple[int, int], ...] = ()
     """Outputs and rank of further shards. One output that none has is before each."""
 
@@ -54,12 +57,24 @@ CASES = (
     Case("shards_of_one_prompt", 21, 64, 96, adapters=1, sorted=True, more=((24, 3),)),
     Case("odd", 7, 37, 131, rank=5, adapters=3),
     Case("strided", 17, 40, 96, strided=True),
+    Case("packed", 33, 576, 576, packed=True),
+    Case("packed_odd", 7, 37, 131, rank=5, adapters=3, packed=True, strided=True, more=((70, 1),)),
+    Case("packed_prompt", 130, 192, 576, adapters=1, sorted=True, packed=True),
+    Case("packed_wide", 9, 4500, 64, rank=256, packed=True),
+    Case("packed_one_row", 1, 100, 30, rank=200, packed=True),
     Case("only_without", 3, 40, 96, adapters=0),
     Case("no_rows", 0, 40, 96),
 )
+REFUSED = {"triton": {case.name for case in CASES if case.packed}}
 BENCHMARKS = {
     "cpu": (
         Case("smollm2 qkv decode 32", 32, 576, 576, adapters=16, more=((192, 16), (192, 16))),
+        Case(
+            *("smollm2 qkv decode 32, 8 bits", 32, 576, 576),
+            adapters=16,
+            packed=True,
+            more=((192, 16), (192, 16)),
+        ),
         Case(
             *("smollm2 qkv prompt 512", 512, 576, 576),
             adapters=1,
@@ -109,7 +124,8 @@ def _shard(
     num_stored = max(1, case.adapters)
     a = torch.randn(num_stored, rank, case.inputs, device=device) / case.inputs**0.5
     b = torch.randn(num_stored, rank, outputs, device=device) / rank**0.5
-    return LoraShard(first, a.to(dtype), b.to(dtype), torch.rand(num_stored, device=device) + 0.5)
+    a, b = (pack(one).to(device) if case.packed else one.to(dtype) for one in (a, b))
+    return LoraShard(first, outputs, a, b, torch.rand(num_stored, device=device) + 0.5)
 
 
 def outputs(result: None, inputs: dict[str, object]) -> tuple[object, ...]:
@@ -126,5 +142,6 @@ def work(inputs: dict[str, Any]) -> Work:
     operations = 0
     for shard in shards:
         read += num_bytes((shard.a[0], shard.b[0])) * num_used
-        operations += 2 * len(used) * (shard.a[0].numel() + shard.b[0].numel())
+        rank = shard.a.shape[1]
+        operations += 2 * len(used) * rank * (x.shape[1] + shard.outputs)
     return Work(read, operations)

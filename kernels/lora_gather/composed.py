@@ -26,5 +26,6 @@ def lora_gather(y: Tensor, x: Tensor, shards: Sequence[LoraShard], adapter_ids: 
         given = x[rows].float()
         for shard in shards:
             part = shard.part_of(y)
-            update = F.linear(given, shard.a[adapter].float()) @ shard.b[adapter].float()
+            a, b = shard.in_fp32(adapter, x.shape[1])
+            update = F.linear(given, a) @ b
             part[rows] = (part[rows] + shard.scales[adapter] * update).to(y.dtype)

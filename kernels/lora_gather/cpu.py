@@ -1,4 +1,4 @@
-"""Adapters read once and from front to back, in C++: nothing is copied or widened before."""
+"""Adapters read once and from front to back, in C++: none of them is copied or widened before."""
 
 import ctypes
 import functools
@@ -13,8 +13,10 @@ from kernels.lora_gather.shard import LoraShard
 
 def supports(y: Tensor, x: Tensor, shards: Sequence[LoraShard], adapter_ids: Tensor) -> bool:
     """CPU tensors whose last dimension is contiguous."""
+    plain = [shard for shard in shards if not shard.is_packed]
     return (
-        native.runs_on(y, x, *(one for shard in shards for one in (shard.a, shard.b)))
+        native.runs_on(y, x, *(one for shard in plain for one in (shard.a, shard.b)))
+        and len(plain) in (0, len(shards))
         and x.stride(1) == y.stride(1) == 1
         and adapter_ids.is_contiguous()
         and adapter_ids.dtype is torch.int32
@@ -27,10 +29,11 @@ def lora_gather(y: Tensor, x: Tensor, shards: Sequence[LoraShard], adapter_ids: 
     num_rows, size = x.shape
     table: list[int] = []
     for shard in shards:
-        _, rank, outputs = shard.b.shape
-        table += (shard.first, outputs, rank, *(one.data_ptr() for one in shard.arrays))
+        rank = shard.b.shape[1]
+        table += (shard.first, shard.outputs, rank, *(one.data_ptr() for one in shard.arrays))
     _function()(
         native.DTYPES[y.dtype],
+        int(any(shard.is_packed for shard in shards)),
         y.data_ptr(),
         y.stride(0),
         x.data_ptr(),
@@ -46,4 +49,4 @@ def lora_gather(y: Tensor, x: Tensor, shards: Sequence[LoraShard], adapter_ids: 
 
 @functools.cache
 def _function() -> native.Function:
-    return native.function("tandem_lora_gather", "ipipipipii")
+    return native.function("tandem_lora_gather", "iipipipipii")

@@ -57,6 +57,20 @@ ALWAYS_INLINE void store_halves(BFloat16* to, Lanes first, Lanes second) {
 #endif
 }
 
+// The same of neighbours.
+template <class T>
+ALWAYS_INLINE void store_in_order(T* to, Lanes first, Lanes second) {
+  store_halves(to, first, second);
+}
+ALWAYS_INLINE void store_in_order(BFloat16* to, Lanes first, Lanes second) {
+#if defined(__AVX512BF16__)
+  _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first));
+#else
+  store_exact(to, (Lanes)(rounded_bits(first) & 0xffff0000u));
+  store_exact(to + kLanes, (Lanes)(rounded_bits(second) & 0xffff0000u));
+#endif
+}
+
 // One of the two: where its sums are beside the other's, and how its numbers are read.
 template <int half, bool is_whole>
 struct Half {

@@ -14,6 +14,6 @@ def lora_gather(y: Tensor, x: Tensor, shards: Sequence[LoraShard], adapter_ids: 
         for row, adapter in enumerate(adapter_ids.tolist()):
             if adapter < 0:
                 continue
-            inner = shard.a[adapter].float() @ x[row].float()
-            update = inner @ shard.b[adapter].float()
+            a, b = shard.in_fp32(adapter, x.shape[1])
+            update = (a @ x[row].float()) @ b
             part[row] = (part[row].float() + shard.scales[adapter] * update).to(y.dtype)

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from kernels.lora_gather.packed import unpack
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,8 +17,10 @@ class LoraShard:
 
     first: int
     """Of the outputs, in the layer's."""
+    outputs: int
+    """N, how many there are."""
     a: Tensor
-    """[L, r, K], contiguous; r <= 256."""
+    """[L, r, K], contiguous; r <= 256. Or uint8, whose rows are packed (`packed.pack`), as b's."""
     b: Tensor
     """[L, r, N], contiguous: turned, as neighbouring outputs are read together."""
     scales: Tensor
@@ -26,10 +31,22 @@ class LoraShard:
         """a, b and scales."""
         return self.a, self.b, self.scales
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether a and b have 8 bits a number."""
+        return self.a.dtype is torch.uint8
+
+    def in_fp32(self, adapter: int, inputs: int) -> tuple[Tensor, Tensor]:
+        """One adapter's [r, K] and [r, N]."""
+        a, b = self.a[adapter], self.b[adapter]
+        if self.is_packed:
+            return unpack(a, inputs), unpack(b, self.outputs)
+        return a.float(), b.float()
+
     def is_contiguous(self) -> bool:
         """Whether all arrays are."""
         return self.a.is_contiguous() and self.b.is_contiguous() and self.scales.is_contiguous()
 
     def part_of(self, y: Tensor) -> Tensor:
         """[T, N]: its outputs of the layer's, [T, ...]."""
-        return y.narrow(1, self.first, self.b.shape[2])
+        return y.narrow(1, self.first, self.outputs)

@@ -39,7 +39,10 @@ def supports(y: Tensor, x: Tensor, shards: Sequence[LoraShard], adapter_ids: Ten
     return (
         _triton.runs_on(y, x, adapter_ids, *(one for shard in shards for one in shard.arrays))
         and x.stride(1) == y.stride(1) == 1
-        and all(shard.is_contiguous() and shard.a.shape[1] <= MAX_RANK for shard in shards)
+        and all(
+            shard.is_contiguous() and not shard.is_packed and shard.a.shape[1] <= MAX_RANK
+            for shard in shards
+        )
     )
 
 

@@ -53,10 +53,17 @@ def limits_of(num_adapters: int, **given: Any) -> AdapterLimits:
 
 
 def load(
-    model: Any, folders: dict[str, Any], host: Host | None = None, room: int = 0, **limits: Any
+    model: Any,
+    folders: dict[str, Any],
+    host: Host | None = None,
+    room: int = 0,
+    *,
+    is_packed: bool = False,
+    **limits: Any,
 ) -> Any:
     """A table with these adapters, and room for more."""
-    table = AdapterTable(model, host or Host(), limits_of(len(folders) + room, **limits))
+    most = limits_of(len(folders) + room, **limits)
+    table = AdapterTable(model, host or Host(), most, is_packed=is_packed)
     table.load_first({name: str(folder) for name, folder in folders.items()})
     return table
 

@@ -146,3 +146,23 @@ def test_a_sliding_model_needs_blocks_for_its_windows_only():
         resolve(replace(intent, max_model_len=1000), model, machine)
     twice = replace(intent, async_scheduling="on")
     assert resolve(twice, model, machine).max_model_len < 992
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "quantization", "is_packed"),
+    [
+        ({}, "cpu", "gguf", True),
+        ({}, "cpu", "none", False),
+        ({}, "cuda", "gguf", False),
+        ({"dtype": "float32"}, "cpu", "gguf", False),
+        ({"lora_dtype": "model"}, "cpu", "gguf", False),
+        ({"lora_dtype": "int8", "dtype": "float32"}, "cpu", "none", True),
+    ],
+)
+def test_adapters_have_few_bits_where_the_model_has(asked, device, quantization, is_packed):
+    assert EngineConfig(**asked).has_packed_adapters(device, quantization) is is_packed
+
+
+def test_a_gpu_keeps_adapters_in_the_models_type():
+    with pytest.raises(ModelLoadError, match="lora_dtype is int8 and the model is on cuda"):
+        EngineConfig(lora_dtype="int8").has_packed_adapters("cuda", "gguf")

@@ -76,6 +76,7 @@ def alone(engines, folder, lora, requests, names=NAMES, **knobs):
         {},
         {"dtype": "bfloat16"},
         {"dtype": "float16"},
+        {"lora_dtype": "int8"},
         {"max_num_batched_tokens": 9, "max_num_seqs": 5},
         {"num_kv_blocks": 14, "max_model_len": 14 * 16},
         {"num_speculative_tokens": 6, "prompt_lookup_min": 1},
@@ -90,7 +91,7 @@ def test_any_mixture(engines, folder, lora, rng, knobs):
     requests = make_requests(engines, rng, output_tokens=(50, 90) if tight else (1, 40))
     # The later ones find the prefix that one of the earlier ones has computed.
     arrivals = [rng.randrange(6) + 30 * (i > 5) for i in range(len(requests))]
-    kept = {name: knobs[name] for name in ("dtype", "max_model_len") if name in knobs}
+    kept = {name: knobs[name] for name in ("dtype", "lora_dtype", "max_model_len") if name in knobs}
     expected = alone(engines, folder, lora, requests, **kept)
     engine = engines.make(folder, lora=lora, **knobs)
     assert outcome(engines.run(engine, requests, arrivals=arrivals)) == expected

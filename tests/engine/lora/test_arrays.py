@@ -7,15 +7,14 @@ import torch
 
 from engine.lora import arrays as module
 from engine.lora.arrays import Arrays
-from engine.models.layers.weight_slots import WeightOptions
+from engine.lora.numbers import AdapterNumbers
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_arrays_begin_as_zeros_and_lie_apart(dtype, monkeypatch):
     """Those that are larger than a piece, too."""
     monkeypatch.setattr(module, "PIECE_BYTES", 4096)
-    options = WeightOptions(dtype=dtype, device=torch.device("cpu"))
-    made = Arrays(options)
+    made = Arrays(AdapterNumbers(dtype), torch.device("cpu"))
     found = []
     for number in range(1, 40):
         shape = [random.randrange(1, 12) for _ in range(3)]
