@@ -267,6 +267,8 @@ def plan(
     max_loras: Annotated[str | None, typer.Option(help="As of serve.")] = None,
     max_cpu_loras: Annotated[str | None, typer.Option(help="As of serve.")] = None,
     lora_memory_gib: Annotated[str | None, typer.Option(help="As of serve.")] = None,
+    lora_dtype: Annotated[str | None, typer.Option(help="As of serve.")] = None,
+    loras_dir: Annotated[Path | None, typer.Option(help="As of serve.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what a model takes of a device, in each format, and how fast it can be at most. Reads the
@@ -282,11 +284,17 @@ def plan(
         "max_loras": max_loras,
         "max_cpu_loras": max_cpu_loras,
         "lora_memory_gib": lora_memory_gib,
+        "lora_dtype": lora_dtype,
     }
     engine = {name: value for name, value in knobs.items() if value is not None}
+    given: dict[str, object] = {"models": [model]}
+    if engine:
+        given["engine"] = engine
+    if loras_dir is not None:
+        given |= {"loras_dir": loras_dir, "enable_runtime_loading": True}
     try:
-        settings = load_settings({"engine": engine} if engine else {})
         spec = ModelSpec.parse(model)
+        settings = load_settings(given)
     except (SettingsProblem, EngineError) as problem:
         raise _fail(str(problem)) from None
     code = plan_command(

@@ -25,7 +25,7 @@ def plan_command(
     order = {"model": model.ref, "gpu": gpu, "concurrency": concurrency, "context": context}
     try:
         with progress_line() as tell:
-            config = model.config(settings.engine)
+            config = model.config(settings.engine_config)
             plan = report_of("engine.planning", settings, config, order, tell)
     except (EngineError, OrderProblem) as problem:
         typer.echo(f"tandem: {problem}", err=True)

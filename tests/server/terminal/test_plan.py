@@ -52,6 +52,7 @@ def test_what_is_ordered_and_printed(child):
     wanted = {"model": "/x/a", "gpu": "l4", "concurrency": 2, "context": 100}
     assert order | wanted == order
     assert order["config"]["kv_cache_dtype"] == "int8"
+    assert order["config"]["max_loras"] is None
     for shown in ("NVIDIA L4", "2 texts of 100 tokens", "3.00 GiB", "5.0 MiB", "12,345", "1,234/s"):
         assert shown in output
     assert "  --kv-cache-memory-gib 5\n" in output
@@ -94,3 +95,10 @@ def test_what_is_refused(child):
     ):
         code, output, error = invoke(*arguments)
         assert (code, output) == (2, "") and error
+
+
+def test_a_folder_of_adapters_gives_places(child, tmp_path):
+    """As many as the server has then, without a word of runtime loading."""
+    invoke("--model", "/x/a", "--loras-dir", tmp_path, "--lora-dtype", "model")
+    [order] = child["orders"]
+    assert (order["config"]["max_loras"], order["config"]["lora_dtype"]) == (16, "model")
