@@ -77,6 +77,9 @@ def compare(
     concurrency: Annotated[
         list[int] | None, typer.Option("--concurrency", "-c", min=1, help="Repeatable.")
     ] = None,
+    prompt_words: Annotated[
+        list[int] | None, typer.Option(min=1, help="Of a prompt. Repeatable. Default: the plan's.")
+    ] = None,
     num_requests: Annotated[
         int | None,
         typer.Option("--num-requests", "-n", min=1, help="In a run. Default: the plan's."),
@@ -102,6 +105,7 @@ def compare(
         plan.having(
             repeats=repeats,
             concurrencies=tuple(concurrency or ()),
+            prompt_words=tuple(prompt_words or ()),
             num_requests=num_requests,
         ),
         session_of(document, output, seed=seed, log_dir=log_dir),

@@ -53,6 +53,7 @@ class ComparisonPlan:
         *,
         repeats: int | None = None,
         concurrencies: tuple[int, ...] = (),
+        prompt_words: tuple[int, ...] = (),
         num_requests: int | None = None,
     ) -> "ComparisonPlan":
         """With what is given here in place of the file's."""
@@ -61,6 +62,7 @@ class ComparisonPlan:
             self,
             repeats=repeats or self.repeats,
             concurrencies=concurrencies,
+            prompt_words=prompt_words or self.prompt_words,
             num_requests=dict.fromkeys(concurrencies, num_requests)
             if num_requests
             else self.num_requests,

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -116,5 +117,6 @@ servers: [{name: a, command: b, url: c, model: d, groups: [e, f], models: [g, h]
     assert plan.servers[0].groups == ("e", "f")
     assert plan.servers[0].models == ("g", "h")
     assert plan.having(repeats=2).num_requests == {1: 3}
+    assert plan.having(prompt_words=(9,)) == replace(plan, prompt_words=(9,))
     assert plan.having(concurrencies=(1, 2), num_requests=5).num_requests == {1: 5, 2: 5}
     assert load_plan(path).rung == "native"
