@@ -112,7 +112,7 @@ def read_json(keys: MetadataKeys) -> ModelConfig:
     sizes = json_keys.size_fields(keys, head_dim=HEAD_DIM, tied=True)
     num_layers = sizes["num_hidden_layers"]
     per_type = keys.values.get("rope_parameters") or {}
-    if not isinstance(per_type, dict) or not all(isinstance(v, dict) for v in per_type.values()):
+    if not isinstance(per_type, dict) or not _are_ropes_of_types(per_type):
         raise keys.nonsense("rope_parameters", "an object with one for each type of layer")
     # transformers 4 keeps both bases beside each other, and a scaling for the global one only.
     whole = per_type.get(FULL) or keys.values.get("rope_scaling") or {}
@@ -166,6 +166,12 @@ def read_gguf(keys: GgufKeys) -> ModelConfig:
         norm_offset=0.0,
         logit_soft_cap=keys.number(keys.own("final_logit_softcapping"), None),
     )
+
+
+def _are_ropes_of_types(per_type: dict[str, Any]) -> bool:
+    """What tools such as GPTQModel write beside the types' own does not count."""
+    known = [per_type[kind] for kind in (FULL, SLIDING) if kind in per_type]
+    return bool(known or not per_type) and all(isinstance(one, dict) for one in known)
 
 
 def _layer_types(num_layers: int, period: int) -> list[str]:

@@ -58,6 +58,17 @@ def test_folder_and_gguf_give_the_logits_of_transformers(
     assert read.windows == (24,) * 5 + (None,)
 
 
+def test_what_gptqmodel_writes_beside_the_types_of_layers_does_not_count(tiny_gemma3: Any) -> None:
+    folder: Path = tiny_gemma3(rope_parameters=SCALED)
+    expected = load_model_config(Checkpoint("folder", folder, "tiny"))
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    bases = {"global": 1e6, "local": 1e4}
+    config["rope_parameters"] |= {"rope_type": "default", "rope_theta": bases}
+    path.write_text(json.dumps(config))
+    assert load_model_config(Checkpoint("folder", folder, "tiny")) == expected
+
+
 def test_reads_what_transformers_4_wrote(tiny_gemma3: Any) -> None:
     folder: Path = tiny_gemma3()
     path = folder / "config.json"
@@ -127,6 +138,7 @@ def test_a_pattern_that_is_none_is_named(pattern: Any, tiny_gemma3: Any, make_gg
     [
         ({"rope_parameters": 3}, "rope_parameters is 3"),
         ({"rope_parameters": {"full_attention": 3}}, "rope_parameters is"),
+        ({"rope_parameters": {"rope_type": "default"}}, "rope_parameters is"),
         ({"rope_parameters": None, "rope_scaling": [1]}, r"rope_scaling is \[1\]"),
         ({"layer_types": ["full_attention"]}, "layer_types is"),
         ({"layer_types": None, "sliding_window_pattern": 0}, "sliding_window_pattern is 0"),
