@@ -3,23 +3,23 @@
 Papers: Frantar et al. 2022, arXiv:2210.17323; Lin et al. 2023, arXiv:2306.00978.
 """
 
+import contextlib
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from engine.errors import InvalidParameter, ModelLoadError, UnsupportedFeature
+from engine.errors import InvalidParameter, ModelLoadError
 from engine.quantizing.plain_folder import block_matrices, group_size, plain_config
 from engine.text.scores.sums import Tell
 from engine.text.tokenizer import load_tokenizer
 from engine.weights.source import Checkpoint
 
 SAMPLE_TOKENS = 512
-NUM_SAMPLES = 128
-"""What both papers use; fewer where the text is shorter."""
+NUM_SAMPLES = {"gptq": 128, "awq": 32}
+"""At most; fewer where the text is shorter. AWQ reads them again for every scale that it tries, and
+is content with fewer (its paper, section 5.3)."""
 _LEAST_SAMPLES = 8
-_NEED_A_GPU = ("awq",)
 _LEAST_CORES = 3
 """GPTQModel divides its work among threads that it keeps apart, and does not start with fewer."""
 
@@ -38,23 +38,21 @@ def write_with_gptqmodel(
 
     Raises:
         ModelLoadError: GPTQModel is not installed, or fails.
-        UnsupportedFeature: the checkpoint is no folder with plain weights, or the method needs a
-            GPU that is not there.
+        UnsupportedFeature: the checkpoint is no folder with plain weights.
         InvalidParameter: the text is too short, or `wanted_group` does not divide the rows.
     """
     plain_config(checkpoint)
     size = group_size(wanted_group, block_matrices(checkpoint).values())
-    samples = calibration_samples(checkpoint.path, calibration)
+    samples = calibration_samples(checkpoint.path, calibration, NUM_SAMPLES[method])
     library = _library(method)
-    if method in _NEED_A_GPU and not torch.cuda.is_available():
-        raise UnsupportedFeature(
-            f"GPTQModel makes {method} on an NVIDIA GPU only, and there is none; gptq needs none"
-        )
     tell({"phase": "quantising", "progress": None, "detail": f"{method}: {len(samples)} samples"})
+    source, made = checkpoint.path.absolute(), folder.absolute()
     try:
-        model = library.GPTQModel.load(str(checkpoint.path), _config(library, method, bits, size))
-        model.quantize(samples, batch_size=1)
-        model.save(str(folder))
+        # It leaves logs where it runs.
+        with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
+            model = library.GPTQModel.load(str(source), _config(library, method, bits, size))
+            model.quantize(samples, batch_size=1, backend=_backend(library, method))
+            model.save(str(made))
     except Exception as error:  # whatever a library of its size raises
         raise ModelLoadError(
             f"GPTQModel could not quantise {checkpoint.name}: {type(error).__name__}: {error}"
@@ -62,8 +60,8 @@ def write_with_gptqmodel(
     return {"bits": bits, "group_size": size, "samples": len(samples)}
 
 
-def calibration_samples(model: Path, calibration: Path) -> list[dict[str, list[int]]]:
-    """Pieces of the text, as many tokens each.
+def calibration_samples(model: Path, calibration: Path, most: int) -> list[dict[str, list[int]]]:
+    """At most as many pieces of the text, of `SAMPLE_TOKENS` each.
 
     Raises:
         InvalidParameter: it cannot be read, or is too short.
@@ -74,11 +72,11 @@ def calibration_samples(model: Path, calibration: Path) -> list[dict[str, list[i
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise InvalidParameter(f"the calibration text cannot be read: {reason}") from None
     token_ids = load_tokenizer(model).encode(text, add_special_tokens=False)
-    count = min(NUM_SAMPLES, len(token_ids) // SAMPLE_TOKENS)
+    count = min(most, len(token_ids) // SAMPLE_TOKENS)
     if count < _LEAST_SAMPLES:
         raise InvalidParameter(
             f"the calibration text has {len(token_ids)} tokens; at least "
-            f"{_LEAST_SAMPLES * SAMPLE_TOKENS} are needed, and {NUM_SAMPLES * SAMPLE_TOKENS} used",
+            f"{_LEAST_SAMPLES * SAMPLE_TOKENS} are needed, and {most * SAMPLE_TOKENS} used",
             param="calibration",
         )
     # From all of the text, evenly.
@@ -102,5 +100,13 @@ def _library(method: str) -> Any:
 
 
 def _config(library: Any, method: str, bits: int, size: int) -> Any:
-    create = library.QuantizeConfig if method == "gptq" else library.quantization.AWQConfig
-    return create(bits=bits, group_size=size)
+    if method == "gptq":
+        return library.QuantizeConfig(bits=bits, group_size=size)
+    # With zero points, as AutoAWQ writes it and all readers of AWQ expect it.
+    return library.quantization.AWQConfig(bits=bits, group_size=size, sym=False)
+
+
+def _backend(library: Any, method: str) -> Any:
+    """Whose layers GPTQModel packs. Left to itself it takes for AWQ those of a CUDA extension,
+    which write the same as PyTorch's and need an NVIDIA GPU."""
+    return library.BACKEND.AUTO if method == "gptq" else library.BACKEND.AWQ_TORCH

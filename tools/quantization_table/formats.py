@@ -30,7 +30,7 @@ RESIDENT = ("BF16", "Q8_0", "Q4_K_M", "Q4_0")
 """Whose memory is looked at more closely."""
 PLAIN = "bf16.gguf"
 FITTED = {"gptq-4": ("gptq", 4), "gptq-3": ("gptq", 3), "awq-4": ("awq", 4)}
-"""Folders that GPTQModel makes: method and bits. AWQ needs a GPU."""
+"""Folders that GPTQModel makes: method and bits."""
 ORIGINAL = Format("BF16", PLAIN, "none")
 FORMATS = (
     ORIGINAL,

@@ -68,12 +68,16 @@ def _quantize(llama: Path, source: Path, path: Path, name: str) -> None:
 def _write_folder(plain: Path, folder: Path) -> None:
     """The same numbers as the GGUF file's."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     print(f"{folder.name} ...", flush=True)
     source = {"pretrained_model_name_or_path": plain.parent, "gguf_file": plain.name}
     part = folder.with_suffix(".part")
-    AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16).save_pretrained(part)
+    read = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
+    # transformers saves nothing that it has read from a GGUF file.
+    written = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(**source))
+    written.to(torch.bfloat16).load_state_dict(read.state_dict())
+    written.save_pretrained(part)
     AutoTokenizer.from_pretrained(**source).save_pretrained(part)
     part.rename(folder)
 

@@ -7,6 +7,7 @@ import random
 import shutil
 import stat
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import gguf
@@ -295,18 +296,20 @@ def test_calibrated_methods_name_what_to_install(model, tmp_path, monkeypatch, l
 @pytest.mark.parametrize("method", ["gptq", "awq"])
 def test_gptqmodel_gets_samples_and_enough_cores(model, tmp_path, monkeypatch, long_text, method):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: method == "awq")
     asked = {}
 
     class Made:
-        def quantize(self, samples, batch_size):
+        def quantize(self, samples, batch_size, backend):
             asked["samples"] = samples
+            asked["backend"] = backend
             asked["cores"] = os.cpu_count()
+            Path("a_log").touch()
 
         def save(self, folder):
             shutil.copytree(model, folder)
 
     library = ModuleType("gptqmodel")
+    library.BACKEND = SimpleNamespace(AUTO="any", AWQ_TORCH="without a GPU")
     library.QuantizeConfig = lambda **values: values
     library.quantization = SimpleNamespace(AWQConfig=lambda **values: {**values, "is": "awq"})
 
@@ -321,15 +324,11 @@ def test_gptqmodel_gets_samples_and_enough_cores(model, tmp_path, monkeypatch, l
     assert (report["bits"], report["group_size"]) == (4, 32)
     assert asked["config"]["group_size"] == 32
     assert asked["cores"] == 3
+    assert not Path("a_log").exists()
     assert asked["config"].get("is", "gptq") == method
-    assert len(asked["samples"]) == report["samples"] <= gptq_model.NUM_SAMPLES
+    assert asked["backend"] == ("any" if method == "gptq" else "without a GPU")
+    # AWQ without zero points is no AWQ to those who read it, us among them.
+    assert asked["config"].get("sym", True) == (method == "gptq")
+    assert len(asked["samples"]) == report["samples"]
+    assert 8 <= report["samples"] <= gptq_model.NUM_SAMPLES[method]
     assert {len(one["input_ids"]) for one in asked["samples"]} == {gptq_model.SAMPLE_TOKENS}
-
-
-def test_awq_is_made_on_a_gpu(model, tmp_path, monkeypatch, long_text):
-    monkeypatch.setitem(sys.modules, "gptqmodel", ModuleType("gptqmodel"))
-    monkeypatch.setattr(os, "cpu_count", os.cpu_count)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UnsupportedFeature, match="NVIDIA GPU only"):
-        made(model, tmp_path / "made", "awq", calibration=long_text)
-    assert not (tmp_path / "made").exists()
