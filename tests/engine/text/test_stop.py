@@ -61,6 +61,8 @@ def test_equals_naive_search(chunks: list[str], stop: list[str], include: bool) 
         (["bc", "abc"], ["zabc"], ["z", ""], "abc"),
         (["b", "ab"], ["a", "b"], ["", "", ""], "ab"),
         (["aab"], ["aaaa", "b"], ["aa", "", ""], "aab"),
+        (["aab"], ["aaa", "b"], ["a", "", ""], "aab"),
+        (["abac"], ["ababa", "cd"], ["ab", "", ""], "abac"),
         (["abab", "babb"], ["aba", "bb"], ["", "", ""], "abab"),
         (["🇩🇪"], ["🇩", "🇫🇩", "🇪"], ["", "🇩🇫", "", ""], "🇩🇪"),
         (["x", "x"], ["axb", "x"], ["a", "", ""], "x"),
