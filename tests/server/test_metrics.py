@@ -307,6 +307,13 @@ def test_a_dead_worker_reads_as_idle_and_restarts_are_counted(metrics, engine):
     assert value(metrics, "tandem_num_requests_running") == 3
 
 
+def test_a_model_that_leaves_is_not_ready_and_says_what_it_still_does(metrics, engine):
+    engine.publish("m", EngineStats(num_running=3, num_steps=1))
+    engine.set_status("m", Phase.DRAINING)
+    assert value(metrics, "tandem_model_ready") == 0
+    assert value(metrics, "tandem_num_requests_running") == 3
+
+
 def test_apps_do_not_share_a_registry(engine):
     first, second = ServerMetrics(engine), ServerMetrics(FakeEngineClient("m"))
     first.of(SERVED_TEXT).meter("m").close(num_prompt_tokens=1, num_generation_tokens=1)
