@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from engine.diffusion.scheduler import Entry, StepScheduler
+from engine.diffusion.scheduler import EXPRESS_LEAD, Entry, StepScheduler
 
 
 def make_scheduler(max_num_rows, max_pixels=1 << 40):
@@ -145,6 +145,39 @@ def test_several_short_jobs_share_their_express_calls():
     calls = [sorted(device.call().drawing_ids) for _ in range(12)]
     assert calls.count([97, 98]) >= 6
     assert all(call in ([97, 98], [*range(8), 97, 98], [*range(8)]) for call in calls)
+
+
+@pytest.mark.parametrize(("steps", "is_express"), [(9, True), (10, False)])
+def test_short_is_what_has_less_than_a_third_of_the_others_work(steps, is_express):
+    scheduler = make_scheduler(8)
+    for item in (entry(1, steps=30), entry(2, steps=30), entry(3, steps=steps)):
+        scheduler.add(item)
+    assert scheduler.schedule().is_express == is_express
+
+
+def test_however_long_there_was_none_express_calls_run_ahead_by_a_few_steps_alone():
+    scheduler = make_scheduler(8)
+    for item in (entry(1, steps=1000), entry(2, steps=1000)):
+        scheduler.add(item)
+    for _ in range(50):
+        scheduler.commit(scheduler.schedule(), 1.0)
+    scheduler.add(entry(3, steps=100))
+    found = []
+    for _ in range(EXPRESS_LEAD + 2):
+        decision = scheduler.schedule()
+        scheduler.commit(decision, 1.0)
+        found.append(decision.is_express)
+    assert found == [True] * (EXPRESS_LEAD + 1) + [False]
+
+
+def test_priority_goes_before_how_long_one_has_waited():
+    scheduler = make_scheduler(2)
+    for item in (entry(1, priority=1), entry(2)):
+        scheduler.add(item)
+    for _ in range(3):
+        decision = scheduler.schedule()
+        scheduler.commit(decision, 1.0)
+        assert decision.drawing_ids == (2,)
 
 
 def test_drawings_that_are_nearly_done_stay_in_the_batch():
