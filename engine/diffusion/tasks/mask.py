@@ -55,8 +55,7 @@ def paste_weights(redrawn: Bits, feather: int) -> Bytes:
     distance = _distance_inside(redrawn[window], width)
     thickness = _largest_nearby(distance, width)
     share = distance / np.maximum(thickness, 1.0)
-    ramp = np.rint(255 * (0.5 - 0.5 * np.cos(np.pi * share))).astype(np.uint8)
-    weights[window] = np.where(redrawn[window], ramp, 0)
+    weights[window] = np.rint(255 * (0.5 - 0.5 * np.cos(np.pi * share))).astype(np.uint8)
     return weights
 
 

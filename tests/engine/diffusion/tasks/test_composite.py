@@ -49,3 +49,8 @@ def test_the_base_is_left_alone() -> None:
     base = np.zeros((2, 2, 3), np.uint8)
     composite(base, base + 9, np.full((2, 2), 255, np.uint8))
     assert not base.any()
+
+
+def test_the_smallest_weight_is_seen() -> None:
+    black, white = np.zeros((1, 1, 3), np.uint8), np.full((1, 1, 3), 255, np.uint8)
+    assert composite(black, white, np.array([[1]], np.uint8)).tolist() == [[[1, 1, 1]]]
