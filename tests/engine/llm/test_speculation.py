@@ -393,11 +393,13 @@ def test_drafts_grow_while_they_are_right_and_shrink_when_not():
         found.append(num_drafts)
         text.go_on(num_drafts + 1)
     assert 0 < found[0] < 8 and found == sorted(found) and found[-1] == 8
+    assert lengths(speculation, text) == [8]
     text.digress()
+    lengths(speculation, text)
+    assert speculation._records[0].num_right == 0
     text.token_ids += text.token_ids[:7]
     [num_drafts] = lengths(speculation, text)
     assert num_drafts < 8
-    assert speculation._records[0].num_right == 0
 
 
 def test_a_draft_is_what_followed_before():
