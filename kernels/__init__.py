@@ -35,6 +35,7 @@ from kernels.linear_panels import (
 from kernels.linear_w4a16 import linear_w4a16
 from kernels.linear_w8 import linear_w8
 from kernels.lora_gather import LoraShard, lora_gather
+from kernels.lora_rows import RowUpdates, lora_rows
 from kernels.paged_attention import PagedBatch, paged_attention
 from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.rope_store_kv import rope_store_kv
@@ -58,6 +59,7 @@ OPS = (
     linear_w4a16,
     linear_nf4,
     lora_gather,
+    lora_rows,
     linear,
     linear_packed,
     route_experts,
@@ -81,6 +83,7 @@ __all__ = [
     "PagedBatch",
     "Panels",
     "Routing",
+    "RowUpdates",
     "SampledTokens",
     "SamplingRows",
     "TokenScores",
@@ -100,6 +103,7 @@ __all__ = [
     "linear_w4a16",
     "linear_w8",
     "lora_gather",
+    "lora_rows",
     "paged_attention",
     "panels_from_floats",
     "panels_from_gguf",

@@ -1,11 +1,15 @@
 """What an adapter adds to a layer's output, computed beside the layer and never merged into it."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from kernels import RowUpdates, lora_rows, native
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,17 +100,24 @@ class Product:
     Attributes:
         weights: the first is applied first. `[out, in]` mixes channels, `[out, in, k, k]` is
             convolved as the layer is. The adapter's own scale is in the last one.
+        is_turned: whether these are two as `RowUpdates` has them, to be added by `add_by_rows`.
     """
 
     layer: Layer
     weights: tuple[Tensor, ...]
+    is_turned: bool = False
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         return self.weights
 
     def to(self, dtype: torch.dtype, device: torch.device) -> Self:
-        return replace(self, weights=tuple(_placed(w, dtype, device) for w in self.weights))
+        weights = tuple(_placed(w, dtype, device) for w in self.weights)
+        mixes = len(weights) == 2 and all(weight.ndim == 2 for weight in weights)
+        if not mixes or dtype is not torch.float32 or device.type != "cpu" or native.missing():
+            return replace(self, weights=weights)
+        turned = tuple(weight.t().contiguous().t() for weight in weights)
+        return replace(self, weights=turned, is_turned=True)
 
     def __call__(self, x: Tensor, scales: Tensor) -> Tensor:
         for place, weight in enumerate(self.weights):
@@ -182,9 +193,29 @@ class KroneckerProduct:
         return torch.kron(left, self.right.contiguous())
 
 
+def add_by_rows(updates: Sequence[RowUpdates], x: Tensor, y: Tensor, *, is_map: bool) -> None:
+    """Add several products to a layer's output, each to its rows, in one call.
+
+    Args:
+        x, y: what goes into the layer and comes out, fp32; `[R, ..., C]`, or `[R, C, h, w]` of a
+            convolution.
+    """
+    if is_map:
+        x, y = x.movedim(1, -1), y.movedim(1, -1)
+    whole = y.contiguous()
+    lora_rows(_positions(whole), _positions(x.contiguous()), updates)
+    if whole is not y:
+        y.copy_(whole)
+
+
 def scaled(x: Tensor, scales: Tensor) -> Tensor:
     """Each row by its own scale."""
     return x * scales.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+
+
+def _positions(x: Tensor) -> Tensor:
+    """`[R, P, C]` of `[R, ..., C]`."""
+    return x.view(len(x), math.prod(x.shape[1:-1]), x.shape[-1])
 
 
 def _placed(weight: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from engine.image_types import LoraUse
-from engine.lora.images.changes import Change, Layer
+from engine.lora.images.changes import Change, Layer, Product, add_by_rows
 from engine.lora.images.dora import Gated, GatedChange
+from kernels import RowUpdates
 
 Uses = tuple[LoraUse, ...]
 """Of a row: its adapters by their keys. Scale 0 is left out."""
@@ -31,12 +32,14 @@ class _Group:
     """The rows that have an adapter.
 
     Attributes:
-        index: `[n]`; None: all of them.
+        rows: `[n]` int64.
+        is_all: whether there are no others.
         scales: `[n]` fp32.
     """
 
     key: str
-    index: Tensor | None
+    rows: Tensor
+    is_all: bool
     scales: Tensor
 
     def add(self, change: Change | GatedChange, x: Tensor, own: Tensor, y: Tensor) -> None:
@@ -45,41 +48,85 @@ class _Group:
             own: what the layer makes of x.
             y: the same, and what others have added.
         """
-        if self.index is not None:
-            x = x.index_select(0, self.index)
+        if not self.is_all:
+            x = x.index_select(0, self.rows)
         if isinstance(change, GatedChange):
-            rows = own if self.index is None else own.index_select(0, self.index)
+            rows = own if self.is_all else own.index_select(0, self.rows)
             update = change.with_output(x, rows, self.scales)
         else:
             update = change(x, self.scales)
-        if self.index is None:
+        if self.is_all:
             y.add_(update)
         else:
-            y.index_add_(0, self.index, update)
+            y.index_add_(0, self.rows, update)
 
 
 class _Watch:
     """One layer's hook."""
 
     def __init__(self, module: nn.Module, step: "_Step") -> None:
-        self.changes: dict[str, Change | GatedChange] = {}
+        self._changes: dict[str, Change | GatedChange] = {}
+        self._known: _Sorted | None = None
         self._step = step
         self._handle: RemovableHandle = module.register_forward_hook(self._add)
+
+    def put(self, key: str, change: Change | GatedChange) -> None:
+        self._changes[key] = change
+        self._known = None
+
+    def drop(self, key: str) -> bool:
+        """Whether no adapter changes the layer now."""
+        self._changes.pop(key, None)
+        self._known = None
+        return not self._changes
 
     def close(self) -> None:
         self._handle.remove()
 
     def _add(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        acting = [
-            (group, self.changes[group.key])
-            for group in self._step.groups
-            if group.key in self.changes
-        ]
-        several = len(acting) > 1 and any(isinstance(one, GatedChange) for _, one in acting)
-        own = output.clone() if several else output
-        for group, change in acting:
-            assert len(output) == self._step.num_rows, "a layer's first axis is its rows"
-            group.add(change, inputs[0], own, output)
+        x, groups = inputs[0], self._step.groups
+        acting = self._known
+        # Steps repeat them.
+        if acting is None or acting.groups is not groups or acting.dtype is not x.dtype:
+            acting = self._known = self._sort(groups, x.dtype)
+        if not acting.by_rows and not acting.others:
+            return
+        assert len(output) == self._step.num_rows, "a layer's first axis is its rows"
+        own = output.clone() if acting.needs_own else output
+        if acting.by_rows:
+            add_by_rows(acting.by_rows, x, output, is_map=isinstance(module, nn.Conv2d))
+        for group, change in acting.others:
+            group.add(change, x, own, output)
+
+    def _sort(self, groups: Sequence[_Group], dtype: torch.dtype) -> "_Sorted":
+        by_rows: list[RowUpdates] = []
+        others: list[tuple[_Group, Change | GatedChange]] = []
+        for group in groups:
+            change = self._changes.get(group.key)
+            if isinstance(change, Product) and change.is_turned and dtype is torch.float32:
+                a, b = change.weights
+                by_rows.append(RowUpdates(a, b, group.rows, group.scales))
+            elif change is not None:
+                others.append((group, change))
+        is_gated = any(isinstance(change, GatedChange) for _, change in others)
+        needs_own = is_gated and len(by_rows) + len(others) > 1
+        return _Sorted(groups, dtype, by_rows, others, needs_own)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sorted:
+    """What changes a layer in a step with these groups, whose inputs have that type.
+
+    First what is added by rows: the order in which a row gets what it has must not depend on other
+    rows' adapters.
+    """
+
+    groups: Sequence[_Group]
+    dtype: torch.dtype
+    by_rows: Sequence[RowUpdates]
+    others: Sequence[tuple[_Group, Change | GatedChange]]
+    needs_own: bool
+    """Whether one of several looks at what the layer itself makes."""
 
 
 class _Step:
@@ -132,7 +179,7 @@ class AdaptedLayers:
                 if module not in self._watches:
                     self._watches[module] = _Watch(module, self._step)
                 own = change.changes[number] if isinstance(change, Gated) else change
-                self._watches[module].changes[key] = own
+                self._watches[module].put(key, own)
         if any(component.startswith(TEXT_ENCODER) for component, _ in changes):
             self._of_text.add(key)
 
@@ -141,8 +188,7 @@ class AdaptedLayers:
         self._of_text.discard(key)
         self._known = ((), ())
         for module, watch in list(self._watches.items()):
-            watch.changes.pop(key, None)
-            if not watch.changes:
+            if watch.drop(key):
                 watch.close()
                 del self._watches[module]
 
@@ -194,7 +240,8 @@ def _grouped(each: Sequence[Uses], device: torch.device) -> list[_Group]:
     return [
         _Group(
             key,
-            None if len(scales) == len(each) else torch.tensor(list(scales), device=device),
+            torch.tensor(list(scales), device=device),
+            len(scales) == len(each),
             torch.tensor(list(scales.values()), dtype=torch.float32, device=device),
         )
         for key, scales in sorted(members.items())

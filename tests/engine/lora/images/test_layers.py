@@ -149,6 +149,33 @@ def test_rows_have_their_own(network, x, tmp_path, seed, way):
     assert torch.equal(together[1], base[1]), "bit for bit"
 
 
+class Nothing(nn.Linear):
+    """Makes zeros of everything: what is found are the updates alone."""
+
+    def forward(self, x):
+        return torch.zeros(*x.shape[:-1], self.out_features)
+
+
+def test_a_rows_updates_have_the_same_bits_whatever_the_others_have(tmp_path, seed):
+    layer = nn.Sequential(Nothing(24, 40, bias=False).requires_grad_(False))
+    layers = adapted(layer)
+    table, uses = table_of(layers), {}
+    ways = {"a": "lora", "b": "lokr", "c": "loha", "d": "lora"}
+    for place, (name, way) in enumerate(ways.items()):
+        lengths = "dora_scale" if name == "d" else None
+        made = write(layer, ("0",), dotted("unet"), way=way, seed=seed + place, lengths=lengths)
+        report = load(table, name, made.save(tmp_path / f"{name}.safetensors"))
+        assert isinstance(report, AdapterReport), report
+        uses[name] = LoraUse(name=table.key_of(name), scale=random.uniform(0.5, 2))
+    a, b, c, d = uses.values()
+    x = torch.randn(ROWS, random.randrange(1, 40), 24)
+    together = ran(layers, layer, x, [(a,), (b,), (d, a), (c, a), (b, d)])
+    for row, own in ((0, (a,)), (3, (a, c))):
+        alone = ran(layers, layer, x[row : row + 1], [own])
+        assert alone.abs().max() > 1e-2, "it does something"
+        assert torch.equal(together[row], alone[0])
+
+
 def test_nothing_is_left_of_what_has_gone(network, x, tmp_path, seed):
     layers = adapted(network)
     base = ran(layers, network, x, [()] * ROWS)
