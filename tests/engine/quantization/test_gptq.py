@@ -383,6 +383,19 @@ def test_layers_may_have_bits_and_groups_of_their_own(pattern):
 
 
 @pytest.mark.parametrize(
+    ("rules", "is_symmetric"),
+    [({}, True), ({"+:.*k": {"bits": 8}}, True), ({"+:.*k": {"sym": False}}, False)],
+)
+def test_zero_points_are_kept_where_some_rule_speaks_of_them(rules, is_symmetric):
+    layout = Layout(sym=True)
+    tensors, _ = random_layer(layout, (("q", 32),))
+    headers = headers_of(tensors)
+    config = layout.config() | {"dynamic": rules}
+    [layer] = GptqFormat.detect(config, headers).layers(headers).values()
+    assert layer.method.is_symmetric == is_symmetric
+
+
+@pytest.mark.parametrize(
     "change",
     [
         lambda t: t.update({"a.k.qzeros": t["a.k.qzeros"][:, :-1]}),
