@@ -84,6 +84,7 @@ def test_other_layers_stay():
         convolution(stride=2),
         convolution(padding=0),
         convolution(padding=2, dilation=2),
+        convolution(dilation=2),
         convolution(padding_mode="reflect"),
         convolution(kernel_size=1, padding=0),
         convolution(kernel_size=5),
