@@ -15,7 +15,7 @@ from PIL import Image, ImageCms
 
 from engine.errors import InvalidParameter
 from engine.image_types import Pixels
-from server.images.metadata import exif_bytes, png_chunks
+from server.images.metadata import EXIF_COMMENT, exif_bytes, png_chunks, user_comment
 
 ImageFormat = Literal["png", "jpeg", "webp"]
 MaskMode = Literal["auto", "alpha", "luminance"]
@@ -28,6 +28,9 @@ _MAX_SIDE = {"webp": 16383, "jpeg": 65500}
 """Pixels a side that an encoder takes."""
 _FULL_CHROMA_FROM = 90
 """JPEG quality from which colour is not subsampled."""
+_MAX_TEXT = 1 << 20
+"""Characters beside a file's pixels: compressed, there may be a thousand times as many as it has
+bytes."""
 _ORIENTATION = 0x0112
 
 _UPRIGHT: Mapping[int, Callable[[_Array], _Array]] = {
@@ -90,6 +93,27 @@ def image_size(data: bytes, *, param: str, max_pixels: int, max_side: int) -> tu
         InvalidParameter: as for `decode_image`, as far as the header shows it.
     """
     return _opened(data, param, max_pixels, max_side).size
+
+
+def texts_of(data: bytes, *, param: str, max_pixels: int, max_side: int) -> dict[str, str]:
+    """What is written in a file beside its pixels, by its names; of EXIF data the user's comment
+    alone, as `exif comment`. Nothing is decoded.
+
+    Raises:
+        InvalidParameter: as for `image_size`, or there is too much of it.
+    """
+    image = _opened(data, param, max_pixels, max_side)
+    found = {str(name): str(text) for name, text in image.info.items() if isinstance(text, str)}
+    comment = user_comment(image)
+    if comment is not None:
+        found[EXIF_COMMENT] = comment
+    length = sum(map(len, found.values()))
+    if length > _MAX_TEXT:
+        raise InvalidParameter(
+            f"{param} has {length} characters of text in it; at most {_MAX_TEXT} are read",
+            param=param,
+        )
+    return found
 
 
 def decode_mask(

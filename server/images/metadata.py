@@ -4,6 +4,7 @@ The JSON is the metadata as it is given, by the names of the HTTP API, so that i
 """
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,12 +15,21 @@ from server.images.sampler_names import names_of
 
 PARAMETERS_CHUNK = "parameters"
 JSON_CHUNK = "tandem"
+EXIF_COMMENT = "exif comment"
+"""A1111's name for what JPEG and WebP have in place of `parameters`."""
 
 _IMAGE_DESCRIPTION = 0x010E
 _EXIF_IFD = 0x8769
 _USER_COMMENT = 0x9286
+_UNICODE = b"UNICODE\0"
 _MAX_EXIF_BYTES = 65_500
 """A JPEG segment holds 65,533 bytes."""
+
+_LEAST_SETTINGS, _MOST_SETTINGS = 3, 200
+"""That a last line of settings has, as A1111 has it."""
+_NAME = re.compile(r"\s*(\w[\w /-]{1,63}):\s*")
+_VALUE = re.compile(r'("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+_NEGATIVE = "Negative prompt:"
 
 _SETTINGS = (
     ("guidance_scale", "CFG scale"),
@@ -49,6 +59,22 @@ def parameters_text(metadata: Mapping[str, Any]) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
+def read_parameters(text: str) -> dict[str, str]:
+    """What `parameters_text`, or A1111, has written: settings by A1111's names, sizes in two parts,
+    with `Prompt` and `Negative prompt`. Of any other text all is the prompt."""
+    *lines, last = text.strip().split("\n")
+    settings = _read_settings(last)
+    if len(settings) < _LEAST_SETTINGS:
+        lines, settings = [*lines, last], {}
+    prompt, _, negative = "\n".join(["", *lines]).partition(f"\n{_NEGATIVE}")
+    found = {"Prompt": prompt.strip(), "Negative prompt": negative.strip()}
+    for name, value in settings.items():
+        size = re.fullmatch(r"(\d+)x(\d+)", value, re.ASCII)
+        parts = {f"{name}-{n}": side for n, side in enumerate(size.groups(), 1)} if size else None
+        found |= parts or {name: value}
+    return found
+
+
 def png_chunks(metadata: Mapping[str, Any]) -> PngInfo:
     """Text chunks `parameters` and `tandem`."""
     chunks = PngInfo()
@@ -62,10 +88,44 @@ def exif_bytes(metadata: Mapping[str, Any]) -> bytes | None:
     for a JPEG file."""
     exif = Image.Exif()
     exif[_IMAGE_DESCRIPTION] = json.dumps(metadata)
-    comment = b"UNICODE\0" + parameters_text(metadata).encode("utf-16-be")
+    comment = _UNICODE + parameters_text(metadata).encode("utf-16-be")
     exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = comment
     data = exif.tobytes()
     return data if len(data) <= _MAX_EXIF_BYTES else None
+
+
+def user_comment(image: Image.Image) -> str | None:
+    """Of a file's EXIF data, as `exif_bytes` writes it; None: there is none that can be read."""
+    try:
+        comment = image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT)
+    except Exception:  # Pillow lets through whatever its parsers trip over.
+        return None
+    if not isinstance(comment, bytes) or not comment.startswith(_UNICODE):
+        return None
+    return comment.removeprefix(_UNICODE).decode("utf-16-be", "replace")
+
+
+def _read_settings(line: str) -> dict[str, str]:
+    """Empty: it is no line of settings."""
+    found: dict[str, str] = {}
+    at = 0
+    while at < len(line):
+        name = _NAME.match(line, at)
+        value = _VALUE.match(line, name.end()) if name else None
+        if name is None or value is None or len(found) == _MOST_SETTINGS:
+            return {}
+        found[name[1]] = _unquoted(value[1].strip())
+        at = value.end()
+    return found
+
+
+def _unquoted(value: str) -> str:
+    if not value.startswith('"'):
+        return value
+    try:
+        return str(json.loads(value))
+    except ValueError:
+        return value
 
 
 def _sampler(name: str | None) -> dict[str, str]:

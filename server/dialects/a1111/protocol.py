@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, Field
 
 from server.protocol.common import RequestBody
+from server.protocol.image_inputs import ImageReference
 from server.protocol.images import MAX_INPUT_IMAGES
 
 _NO_EFFECT: Mapping[str, str] = {
@@ -158,6 +159,15 @@ class ExtraSingleImageRequest(RequestBody):
     upscaler_1: str | None = Field(
         None, max_length=256, description="See `upscalers`. Default: the server's own."
     )
+
+
+class PngInfoRequest(RequestBody):
+    """An image to read."""
+
+    _no_effect: ClassVar[Mapping[str, str]] = {}
+    _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+
+    image: ImageReference = Field(description="Base64, or a data URL: PNG, JPEG or WebP.")
 
 
 class OptionsRequest(RequestBody):

@@ -1,5 +1,6 @@
 """A1111's routes, `/sdapi/v1/...`, but for those that only list things (`listings.py`)."""
 
+import asyncio
 import time
 from typing import Any
 
@@ -19,12 +20,21 @@ from server.dialects.a1111.protocol import (
     ExtraSingleImageRequest,
     Img2ImgRequest,
     OptionsRequest,
+    PngInfoRequest,
     Txt2ImgRequest,
 )
-from server.dialects.a1111.shape import A1111Shape, EnlargedShape, answers, error_shape
+from server.dialects.a1111.shape import (
+    A1111Shape,
+    EnlargedShape,
+    answers,
+    error_shape,
+    read_texts,
+)
 from server.dialects.dialect import Dialect
 from server.http.json_route import JsonRoute
 from server.http.owner import owner_of
+from server.images.files import texts_of
+from server.images.inputs import MAX_INPUT_SIDE, file_of
 from server.routes.deps import StateDep
 from server.routes.images import answer_images
 from server.routes.upscaling import answer_upscaling
@@ -66,6 +76,21 @@ async def extra_single_image(
     openai = upscaling_body(body)
     body.image = ""
     return await answer_upscaling(openai, request, state, sent=body, shape=EnlargedShape())
+
+
+@router.post(
+    "/sdapi/v1/png-info",
+    summary="Read how an image was made",
+    responses=answers({"info": "...", "items": {}, "parameters": {}}),
+)
+async def png_info(body: PngInfoRequest, state: StateDep) -> dict[str, Any]:
+    """What this server, or A1111, has written into its file."""
+    bounds = {"max_pixels": state.settings.max_image_input_pixels, "max_side": MAX_INPUT_SIDE}
+
+    def read() -> dict[str, Any]:
+        return read_texts(texts_of(file_of(body.image, "image"), param="image", **bounds))
+
+    return await asyncio.to_thread(read)
 
 
 @router.get("/sdapi/v1/progress", summary="Progress", responses=answers({"progress": 0.5}))

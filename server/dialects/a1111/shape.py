@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,12 @@ from server.dialects.a1111.protocol import DrawingFields
 from server.dialects.dialect import responses
 from server.http.errors import ErrorFacts, renamed
 from server.http.shape import Shape, encode
-from server.images.metadata import parameters_text
+from server.images.metadata import (
+    EXIF_COMMENT,
+    PARAMETERS_CHUNK,
+    parameters_text,
+    read_parameters,
+)
 from server.images.sampler_names import names_of
 from server.protocol.image_answers import ImagesAnswer
 from server.protocol.upscaling import UpscaleAnswer
@@ -100,3 +106,10 @@ class EnlargedShape(Shape):
 
     def whole(self, answer: UpscaleAnswer) -> bytes:
         return encode({"html_info": "", "image": answer.data[0].b64_json})
+
+
+def read_texts(texts: Mapping[str, str]) -> dict[str, Any]:
+    """The answer of `png-info` to what is written in a file."""
+    items = dict(texts)
+    info = items.pop(PARAMETERS_CHUNK, None) or items.get(EXIF_COMMENT, "")
+    return {"info": info, "items": items, "parameters": read_parameters(info) if info else {}}

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import io
 import json
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from fake_engine import Failure, model_info
 from fake_image_engine import DENOISING, image_info
 from image_server import ImageServer, data_url, opened, png, saved
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from text_server import until
 from upscaling_server import UpscalingServer
 
@@ -19,6 +21,7 @@ from engine.image_types import ImageTask, MaskContent, PromptSyntax
 
 TXT2IMG, IMG2IMG = "/sdapi/v1/txt2img", "/sdapi/v1/img2img"
 EXTRA = "/sdapi/v1/extra-single-image"
+PNG_INFO = "/sdapi/v1/png-info"
 
 
 async def answered(server: ImageServer, path: str, **body: Any) -> dict[str, Any]:
@@ -387,6 +390,46 @@ async def test_menus_are_filled() -> None:
         "scripts": {"txt2img": [], "img2img": []},
     }.items():
         assert (await server.client.get(f"/sdapi/v1/{name}")).json() == empty
+
+
+async def test_a_file_tells_how_it_was_made() -> None:
+    server = ImageServer()
+    made: dict[str, Any] = {"prompt": "a red circle,\nSteps: 3, big", "negative_prompt": "blue"}
+    answer = await answered(server, TXT2IMG, **made, seed=7, width=96, steps=3)
+    for sent in (answer["images"][0], f"data:image/png;base64,{answer['images'][0]}"):
+        read = (await server.client.post(PNG_INFO, json={"image": sent})).json()
+        assert read["info"] == answer["info"]["infotexts"][0]
+        assert json.loads(read["items"]["tandem"])["seed"] == 7
+        assert (
+            read["parameters"].items()
+            >= {
+                "Prompt": made["prompt"],
+                "Negative prompt": "blue",
+                "Steps": "3",
+                "Sampler": "DDIM",
+                "Seed": "7",
+                "Size-1": "96",
+                "Size-2": "64",
+            }.items()
+        )
+    for format in ("jpeg", "webp"):
+        drawn = await server.generate(**made, seed=7, output_format=format)
+        [image] = drawn.json()["data"]
+        read = (await server.client.post(PNG_INFO, json={"image": image["b64_json"]})).json()
+        assert read["parameters"]["Prompt"] == made["prompt"], format
+        assert read["info"] == read["items"]["exif comment"]
+    read = (await server.client.post(PNG_INFO, json={"image": encoded(png())})).json()
+    assert read == {"info": "", "items": {}, "parameters": {}}
+    for image in ("", "nothing", encoded(b"GIF89a"), "http://localhost/a.png", 3):
+        refusal_of(await server.client.post(PNG_INFO, json={"image": image}))
+    chunks = PngInfo()
+    chunks.add_text("parameters", "a" * (1 << 19), zip=True)
+    chunks.add_text("more", "b" * (1 << 19) + "b", zip=True)
+    file = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(file, "PNG", pnginfo=chunks)
+    response = await server.client.post(PNG_INFO, json={"image": encoded(file.getvalue())})
+    assert "1048577 characters" in refusal_of(response)
+    await server.client.aclose()
 
 
 async def test_failures() -> None:
