@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import leftovers
@@ -56,7 +57,9 @@ def start_tests(tmp_path):
         (tmp_path / "conftest.py").write_text(CONFTEST)
         (tmp_path / "test_it.py").write_text(HANGS.format(folder=tmp_path, then=then))
         command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir", "."]
-        process = subprocess.Popen([*command, "test_it.py"], cwd=tmp_path)
+        # Whoever runs tests in the background may have had SIGINT ignored.
+        heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        process = subprocess.Popen([*command, "test_it.py"], cwd=tmp_path, preexec_fn=heed)
         pids.append(process.pid)
         until((tmp_path / "both").exists)
         until((tmp_path / "both").read_text)

@@ -27,7 +27,7 @@ def load(tmp_path, monkeypatch):
     def stop(*_, **__):
         raise Reached
 
-    monkeypatch.setattr("engine.weights.source.resolve_source", stop)
+    monkeypatch.setattr("engine.fetchers.resolve_source", stop)
 
     def run(cpu_isa):
         spec = WorkerSpec(
