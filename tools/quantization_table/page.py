@@ -236,13 +236,22 @@ def _conditions(speed: Mapping[str, Any]) -> str:
     spreads = [_spread([run["tokens_per_s"] for run in one]) for one in runs if one]
     machine = speed["machine"]
     changes = " with changes" if speed["uncommitted_changes"] else ""
-    return (
-        f"Tokens/s are medians of {_among(rounds)} rounds in which all formats of a model took "
-        f"turns, {speed['started_at'][:10]}, commit {(speed['commit'] or '')[:12]}{changes}, "
-        f"{machine['cores']} cores of {machine['cpu']} ({machine['cpu_flags']}). Half of the cells "
-        f"had rounds within {_percent([median(spreads)])} of their median, all within "
-        f"{_percent(spreads)}; other programs took at most {_percent([others])} of the processor."
+    told = (
+        f"Tokens/s are medians of {_among(rounds)} rounds"
+        if rounds[-1:] > [1]
+        else "Tokens/s are those of one round"
     )
+    told += (
+        f" in which all formats of a model took turns, {speed['started_at'][:10]}, commit "
+        f"{(speed['commit'] or '')[:12]}{changes}, {machine['cores']} cores of {machine['cpu']} "
+        f"({machine['cpu_flags']}). "
+    )
+    if rounds[-1:] > [1]:
+        told += (
+            f"Half of the cells had rounds within {_percent([median(spreads)])} of their median, "
+            f"all within {_percent(spreads)}. "
+        )
+    return f"{told}Other programs took at most {_percent([others])} of the processor."
 
 
 def _spread(values: Sequence[float]) -> float:

@@ -96,7 +96,7 @@ def test_notes_tell_the_worst(data):
     text = sections(data)["formats"]
     assert "at most 0.99 % away, those of BF16 0.1 %" in text
     assert "medians of 3 rounds" in text and "commit 0123456789ab, 2 cores" in text
-    assert "all within 18 %; other programs took at most 1.3 %" in text
+    assert "all within 18 %. Other programs took at most 1.3 %" in text
     data["speed"]["uncommitted_changes"] = True
     assert "0123456789ab with changes" in sections(data)["formats"]
 
