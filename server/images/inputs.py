@@ -78,8 +78,10 @@ def file_of(reference: ImageReference, param: str) -> bytes:
             "file_id is not supported by this server; send the image itself", param=param
         )
     url = reference.image_url
-    if not url:
+    if url is None:
         raise InvalidParameter(f"{param} needs image_url", param=param)
+    if not url:
+        raise InvalidParameter(f"{param} is empty; send the image as base64", param=param)
     if url[:8].lower().startswith(("http:", "https:")):
         raise UnsupportedFeature(
             "links are not fetched by this server; send the image as a data URL, or as a file of "

@@ -422,6 +422,8 @@ async def test_a_file_tells_how_it_was_made() -> None:
     assert read == {"info": "", "items": {}, "parameters": {}}
     for image in ("", "nothing", encoded(b"GIF89a"), "http://localhost/a.png", 3):
         refusal_of(await server.client.post(PNG_INFO, json={"image": image}))
+    nothing = await server.client.post(PNG_INFO, json={"image": ""})
+    assert refusal_of(nothing) == "image is empty; send the image as base64"
     chunks = PngInfo()
     chunks.add_text("parameters", "a" * (1 << 19), zip=True)
     chunks.add_text("more", "b" * (1 << 19) + "b", zip=True)

@@ -247,7 +247,7 @@ REFERENCES: list[tuple[Any, str, str]] = [
     ({"image_url": 5}, "images[0].image_url", "string"),
     ("data:", "image", "data URL"),
     ("cat.png", "image", "data URL"),
-    ("", "image", "image_url"),
+    ("", "image", "is empty"),
     (5, "images[0]", "object"),
 ]
 
