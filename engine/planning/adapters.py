@@ -3,6 +3,7 @@
 import os
 from heapq import nlargest
 from pathlib import Path
+from typing import NamedTuple
 
 from engine.config import EngineConfig
 from engine.lora.numbers import AdapterNumbers
@@ -16,15 +17,19 @@ from engine.runtime.device import torch_dtype
 from engine.weights.weight_plan import WeightPlan
 
 
-def adapter_facts(
-    kept: WeightPlan, config: ModelConfig, intent: EngineConfig, device: str
-) -> AdapterFacts | None:
-    """With weights that are kept so. None: the model may have no adapters."""
-    if not intent.max_adapters:
-        return None
+class AdaptersRead(NamedTuple):
+    """What the headers of a model's adapters say."""
+
+    shapes: ModelShapes
+    sizes: list[AdapterSize]
+    failed: dict[str, str]
+    """Those that cannot be used, by name, and why."""
+
+
+def read_adapters(kept: WeightPlan, config: ModelConfig, intent: EngineConfig) -> AdaptersRead:
+    """Those of the intent. What the weights are kept as changes nothing."""
     dtype = torch_dtype(intent.model_dtype)
     shapes = model_shapes(kept, config)
-    numbers = AdapterNumbers(dtype, intent.has_packed_adapters(device, kept.quantization))
     sizes: list[AdapterSize] = []
     failed: dict[str, str] = {}
     for name, folder in intent.adapters.items():
@@ -32,6 +37,18 @@ def adapter_facts(
             sizes.append(plan_adapter(Path(os.path.expanduser(folder)), shapes, dtype).size)
         except Exception as error:  # whatever a stranger's file can do, the model is planned
             failed[name] = cause_of(error, name).message
+    return AdaptersRead(shapes, sizes, failed)
+
+
+def adapter_facts(
+    read: AdaptersRead, intent: EngineConfig, device: str, quantization: str
+) -> AdapterFacts | None:
+    """With weights that are kept so. None: the model may have no adapters."""
+    if not intent.max_adapters:
+        return None
+    shapes, sizes, failed = read
+    is_packed = intent.has_packed_adapters(device, quantization)
+    numbers = AdapterNumbers(torch_dtype(intent.model_dtype), is_packed)
     # As many as have places, the largest of each kind among them.
     count = min(len(sizes), intent.max_adapter_slots)
     arrays = Room.of(count, [size.needs for size in sizes]).num_bytes(shapes, numbers)

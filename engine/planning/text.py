@@ -22,7 +22,7 @@ from engine.config import (
 from engine.errors import InvalidParameter, ModelLoadError
 from engine.kv_numbers import KvNumbers
 from engine.models.config import ModelConfig
-from engine.planning.adapters import adapter_facts
+from engine.planning.adapters import AdaptersRead, adapter_facts, read_adapters
 from engine.planning.chips import Chip
 from engine.planning.draft import DraftPlan, plan_draft
 from engine.planning.facts import text_facts
@@ -57,6 +57,7 @@ def plan(checkpoint: Checkpoint, intent: EngineConfig, target: Target) -> PlanRe
     draft = plan_draft(checkpoint, config, intent, target.machine)
     rows: list[PlanRow] = []
     experts: ExpertFacts | None = None
+    read: AdaptersRead | None = None
     adapters: AdapterFacts | None = None
     problem: ModelLoadError | None = None
     for name in get_args(Quantization):
@@ -68,7 +69,8 @@ def plan(checkpoint: Checkpoint, intent: EngineConfig, target: Target) -> PlanRe
         except ModelLoadError as error:  # not of this checkpoint, or not here
             problem = error
             continue
-        facts = adapter_facts(kept, config, intent, target.machine.device)
+        read = read or read_adapters(kept, config, intent)
+        facts = adapter_facts(read, intent, target.machine.device, kept.quantization)
         # Of the format that the checkpoint has, if it has one of ours.
         if adapters is None or kept.quantization == kept.stored:
             adapters = facts
