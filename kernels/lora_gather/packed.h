@@ -35,7 +35,7 @@ struct Packed {
                           float* inner, const Ranks& then) {
     const char* factors[ranks];
     const char* ahead[ranks];
-    begin<ranks>(all, from, then, factors, ahead);
+    begin_with_steps<ranks>(all, from, then, factors, ahead);
     Lanes sums[rows][ranks] = {};
     groups(size, [&](int64_t i, auto part) INLINE_BODY {
       each<ranks>([&](auto n) INLINE_BODY { fetch<kGroup>(ahead[n] + i); });
@@ -57,11 +57,7 @@ struct Packed {
         });
       });
     });
-    each<rows>([&](auto m) INLINE_BODY {
-      each<ranks>([&](auto n) INLINE_BODY {
-        inner[m * all.count + from + n] = sum(sums[m][n]);
-      });
-    });
+    put_sums(sums, all, from, inner);
   }
 
   // Adds the products of some ranks to sums that are `width` apart from row to row.
@@ -70,7 +66,7 @@ struct Packed {
                           float* sums, int64_t width, const Ranks& then) {
     const char* factors[ranks];
     const char* ahead[ranks];
-    begin<ranks>(all, from, then, factors, ahead);
+    begin_with_steps<ranks>(all, from, then, factors, ahead);
     groups(count, [&](int64_t i, auto part) INLINE_BODY {
       Lanes given[rows][ranks];
       each<ranks>([&](auto n) INLINE_BODY {
@@ -130,14 +126,12 @@ struct Packed {
     if (i < size) work(i, Part<false>{size - i});
   }
 
+  // As `begin`, and the steps.
   template <int ranks>
-  static ALWAYS_INLINE void begin(const Ranks& all, int64_t from, const Ranks& then,
-                                  const char** factors, const char** ahead) {
-    each<ranks>([&](auto n) INLINE_BODY {
-      factors[n] = all.at(from + n);
-      ahead[n] = all.ahead(from + n, then);
-      fetch<64>(ahead[n] - 64);  // the steps' end
-    });
+  static ALWAYS_INLINE void begin_with_steps(const Ranks& all, int64_t from, const Ranks& then,
+                                             const char** factors, const char** ahead) {
+    begin<ranks>(all, from, then, factors, ahead);
+    each<ranks>([&](auto n) INLINE_BODY { fetch<64>(ahead[n] - 64); });  // their end
   }
 
   static ALWAYS_INLINE float step_of(const char* steps, int64_t i) {

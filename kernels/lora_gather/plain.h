@@ -24,10 +24,7 @@ struct Plain {
                           float* inner, const Ranks& then) {
     const T* factors[ranks];
     const T* ahead[ranks];
-    each<ranks>([&](auto n) INLINE_BODY {
-      factors[n] = (const T*)all.at(from + n);
-      ahead[n] = (const T*)all.ahead(from + n, then);
-    });
+    begin<ranks>(all, from, then, factors, ahead);
     Lanes sums[rows][ranks] = {};
     in_halves(size, [&](int64_t i, auto half) INLINE_BODY {
       if constexpr (half.is_first)
@@ -41,11 +38,7 @@ struct Plain {
         });
       });
     });
-    each<rows>([&](auto m) INLINE_BODY {
-      each<ranks>([&](auto n) INLINE_BODY {
-        inner[m * all.count + from + n] = sum(sums[m][n]);
-      });
-    });
+    put_sums(sums, all, from, inner);
   }
 
   // Adds the products of some ranks to sums that are `width` apart from row to row.
@@ -55,9 +48,8 @@ struct Plain {
     const T* factors[ranks];
     const T* ahead[ranks];
     Lanes given[rows][ranks];
+    begin<ranks>(all, from, then, factors, ahead);
     each<ranks>([&](auto n) INLINE_BODY {
-      factors[n] = (const T*)all.at(from + n);
-      ahead[n] = (const T*)all.ahead(from + n, then);
       each<rows>([&](auto m) INLINE_BODY {
         given[m][n] = fill(inner[m * all.count + from + n]);
       });

@@ -31,4 +31,25 @@ struct Ranks {
   }
 };
 
+// Where the numbers of ranks from `from` on are, and what is fetched meanwhile.
+template <int ranks, class Number>
+ALWAYS_INLINE void begin(const Ranks& all, int64_t from, const Ranks& then, const Number** factors,
+                         const Number** ahead) {
+  each<ranks>([&](auto n) INLINE_BODY {
+    factors[n] = (const Number*)all.at(from + n);
+    ahead[n] = (const Number*)all.ahead(from + n, then);
+  });
+}
+
+// inner[m] of these ranks for each row.
+template <int rows, int ranks>
+ALWAYS_INLINE void put_sums(const Lanes (&sums)[rows][ranks], const Ranks& all, int64_t from,
+                            float* inner) {
+  each<rows>([&](auto m) INLINE_BODY {
+    each<ranks>([&](auto n) INLINE_BODY {
+      inner[m * all.count + from + n] = sum(sums[m][n]);
+    });
+  });
+}
+
 }  // namespace native::lora
