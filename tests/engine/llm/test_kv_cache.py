@@ -213,25 +213,28 @@ class TestTable:
 
 
 @pytest.mark.parametrize(
-    "corrupt",
+    ("corrupt", "noticed"),
     [
-        lambda pool, table: pool._free.append(0),
-        lambda pool, table: pool._free.pop(),
-        lambda pool, table: pool.ref_counts.__setitem__(0, 2),
-        lambda pool, table: table.block_ids.append(table.block_ids[0]),
-        lambda pool, table: pool.set_written(0, 3),
-        lambda pool, table: setattr(pool, "num_held", 3),
-        lambda pool, table: pool.cache.register(pool._free[0], b"x"),
-        lambda pool, table: table.fork(3).reserve(4),
+        (lambda pool, table: pool._free.append(0), "not all touched blocks, each once"),
+        (lambda pool, table: pool._free.pop(), "not all touched blocks, each once"),
+        (lambda pool, table: pool.ref_counts.__setitem__(0, 2), "reference counts"),
+        (lambda pool, table: table.block_ids.append(table.block_ids[0]), "reference counts"),
+        (lambda pool, table: pool.set_written(0, 3), "written slots"),
+        (lambda pool, table: setattr(pool, "num_held", 3), "3 held, counted 2"),
+        (lambda pool, table: pool.cache.register(pool._free[0], b"x"), "in the prefix cache"),
+        (lambda pool, table: pool.cache._block_of.update({(0, b"x"): 0}), "two indexes"),
+        (lambda pool, table: table.fork(3).reserve(4), "copies"),
     ],
 )
-def test_check_notices_corruption(corrupt: Callable[[BlockPool, BlockTable], object]) -> None:
+def test_check_notices_corruption(
+    corrupt: Callable[[BlockPool, BlockTable], object], noticed: str
+) -> None:
     pool = make_pool()
     table = make_table(pool, 6)
     make_table(pool, 4).clear()
     pool.check_invariants([table])
     corrupt(pool, table)
-    with pytest.raises(InvariantViolation):
+    with pytest.raises(InvariantViolation, match=noticed):
         pool.check_invariants([table])
 
 

@@ -108,6 +108,20 @@ def ct_packed(
     return tensors, plain_of(codes, scales, zeros)
 
 
+def ct_ordered(weight: Tensor, size: int = 32) -> Made:
+    """Inputs of a group lie anywhere: in the same places for all weights as wide."""
+    order = torch.randperm(weight.shape[1], generator=torch.Generator().manual_seed(1))
+    place = order.argsort()
+    codes, scales, zeros = grouped(weight[:, order], 4, size, symmetric=True)
+    tensors = {
+        "weight_packed": pack_inputs((codes[:, place] + 8).T, 4).T.contiguous(),
+        "weight_scale": scales,
+        "weight_shape": torch.tensor(weight.shape),
+        "weight_g_idx": (place // size).int(),
+    }
+    return tensors, plain_of(codes, scales, zeros)[:, place]
+
+
 def ct_int8(weight: Tensor, *, whole: bool = False, symmetric: bool = True) -> Made:
     codes, scales, zeros = grouped(weight, 8, None, symmetric=symmetric)
     if whole:

@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 from format_layers import filled, headers_of, layers_of, loaded, random_layer
-from stored_formats import VARIETIES
+from stored_formats import VARIETIES, ct_config, ct_ordered, ct_packed
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.errors import ModelLoadError
@@ -215,6 +215,77 @@ def test_ranks_do_not_divide_what_they_cannot(variety):
             halves = [half.contiguous() for half in x.chunk(2, 1)]
             found = sum(layer(half, NO_CONTEXT) for layer, half in zip(parts, halves, strict=True))
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+
+
+ORDERED = ct_config("pack-quantized", num_bits=4, strategy="group", group_size=32, actorder="group")
+
+
+def test_inputs_that_share_a_scale_may_lie_anywhere():
+    tensors, weights = random_layer(ct_ordered, SHARDS, SIZE)
+    for numbers in (torch.int32, torch.int64):
+        names = {name: one.to(numbers) for name, one in tensors.items() if "g_idx" in name}
+        layer = loaded(tensors | names, weights, ORDERED)
+        x = torch.randn(3, SIZE)
+        expected = x @ torch.cat(list(weights.values())).T
+        torch.testing.assert_close(layer(x, NO_CONTEXT), expected, atol=1e-4, rtol=0)
+    (one, *_) = layers_of(tensors, ORDERED).values()
+    (plain, *_) = layers_of(
+        random_layer(ct_packed, SHARDS, SIZE)[0], VARIETIES["W4A16"].config
+    ).values()
+    assert one.num_bytes(2) - plain.num_bytes(2) == 4 * SIZE
+
+
+@pytest.mark.parametrize("stated", [torch.full((SIZE,), -1), torch.arange(SIZE) // 32])
+def test_an_order_that_is_none_takes_nothing(stated):
+    tensors, weights = random_layer(ct_packed, {"q": 32}, SIZE)
+    tensors["a.q.weight_g_idx"] = stated.int()
+    ((_, state),) = loaded(tensors, weights, ORDERED)._parts
+    assert getattr(state, "order", None) is None and getattr(state, "g_idx", None) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda its: its.clamp_(min=1).sub_(2), "groups other than 0 to 5"),
+        (lambda its: its.clamp_(min=1).add_(1), "groups other than 0 to 5"),
+        (lambda its: its.copy_(its.roll(1)), "and its neighbour's differ"),
+    ],
+)
+def test_orders_that_cannot_be(change, reason):
+    tensors, weights = random_layer(ct_ordered, SHARDS, SIZE)
+    change(tensors["a.k.weight_g_idx"])
+    if "groups" in reason:
+        tensors |= {f"a.{name}.weight_g_idx": tensors["a.k.weight_g_idx"] for name in SHARDS}
+    with pytest.raises(ModelLoadError, match=reason):
+        loaded(tensors, weights, ORDERED)
+
+
+@pytest.mark.parametrize("given", ["weight_g_idx", "weight_zero_point"])
+def test_tensors_that_a_configuration_speaks_of_are_missed(given):
+    tensors, weights = random_layer(ct_packed, {"q": 32}, SIZE)
+    stated = {"actorder": True} if given == "weight_g_idx" else {"symmetric": False}
+    with pytest.raises(ModelLoadError, match=f"lacks a.q.{given}, which its configuration"):
+        loaded(tensors, weights, ct_config("pack-quantized", num_bits=4, **stated))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("format", "marlin-24"),
+        ("sparsity_config", {"format": "sparse-24-bitmask"}),
+        ("sparsity_config", ["dense"]),
+        ("transform_config", {"config_groups": {}}),
+        ("config_groups", ["group_0"]),
+        ("weights", {"config_groups": {"group_0": {"weights": None}}}),
+        ("weights", {"config_groups": {"group_0": 4}}),
+        ("weights", ct_config("pack-quantized", num_bits=2)),
+        ("weights", ct_config("pack-quantized", num_bits=4, type="float")),
+    ],
+)
+def test_configurations_that_are_not_supported_are_refused_by_key(key, value):
+    changes = value if key == "weights" else {key: value}
+    with pytest.raises(ModelLoadError, match=rf"quantization_config: {key} is .*of compressed-te"):
+        detect(ct_config("pack-quantized") | changes, {})
 
 
 JUNK = (None, True, -1, 0, 2**70, float("nan"), "", "x", [], {}, [[]], {"": None}, 1e308, [2, 3])

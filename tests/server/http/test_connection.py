@@ -154,7 +154,7 @@ async def test_headers_within_the_limits_pass(tokenizer_folder: Path) -> None:
     async with listening(tokenizer_folder) as site:
         for headers in (
             [b"X-Value: " + b"v" * (LIMIT - 100)],
-            [b"X-%d: v" % i for i in range(MAX_NUM_HEADERS - 10)],
+            [b"X-%d: v" % i for i in range(MAX_NUM_HEADERS - 2)],
         ):
             answer = await site.send(get(b"/health", *headers, b"Connection: close"))
             assert answer.startswith(b"HTTP/1.1 200 ")
@@ -373,11 +373,15 @@ async def test_the_time_for_headers(bench: Bench) -> None:
 
 async def test_a_used_connection_may_rest_longer_than_a_new_one(bench: Bench) -> None:
     used, used_wire = bench.connect()
-    _, new_wire = bench.connect()
     used.data_received(get())
+    bench.pass_time(KEEP_ALIVE_S + 1)
+    assert not used_wire.closed  # while it is answered
+    _, new_wire = bench.connect()
     await until(lambda: b'"ok"' in used_wire.written)
     bench.pass_time(10.5)
-    assert new_wire.closed and not used_wire.closed
+    assert new_wire.closed
+    bench.pass_time(KEEP_ALIVE_S - 1)
+    assert not used_wire.is_closing()
     bench.pass_time(KEEP_ALIVE_S + 1)
     assert used_wire.closed
 
