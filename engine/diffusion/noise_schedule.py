@@ -119,7 +119,7 @@ class NoiseSchedule:
         run = min(num_steps * strength, num_steps)
         # Flow pipelines round the steps left out down, the others the steps run.
         skipped = int(num_steps - run) if self._is_flow else num_steps - int(run)
-        begin = skipped * int(getattr(self._scheduler, "order", 1))
+        begin = min(skipped * int(getattr(self._scheduler, "order", 1)), self.num_timesteps)
         self._set_begin(begin)
         return begin
 

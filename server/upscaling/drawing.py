@@ -32,6 +32,7 @@ from server.upscaling.convert import UpscaleLimits, faithfulness
 
 RESTORED_SCALE = 2.0
 RESTORED_DENOISE = 0.4
+_DRAWING_FIELDS = ("prompt", "negative_prompt", "guidance_scale", "scheduler")
 _TILING_FIELDS = ("tile", "overlap", "exact")
 
 
@@ -99,10 +100,10 @@ def drawing_order(
         faithfulness=faithfulness(body),
     )
     steps = steps_to_run(params)
-    if steps == 0:
+    if steps == 0 and params.strength > 0:
         raise InvalidParameter(
             f"denoise {params.strength:g} of {params.num_inference_steps} steps runs none of them; "
-            f"raise either",
+            f"raise either, or ask for denoise 0, which only enlarges",
             param="denoise",
         )
     check_budget(width * height, steps, 1, limits.max_megapixel_steps)
@@ -115,7 +116,8 @@ def drawing_order(
         priority=priority,
         arrival_time_s=time.time(),
     )
-    return ImageOrder(request, "auto", params.scheduler or denoising.default_scheduler, ())
+    warnings = _unused(body) if steps == 0 else ()
+    return ImageOrder(request, "auto", params.scheduler or denoising.default_scheduler, warnings)
 
 
 def as_upscaling(order: ImageOrder) -> UpscaleRequest:
@@ -152,7 +154,7 @@ async def upscale_events(submitted: SubmittedOrder) -> AsyncGenerator[UpscaleEve
                     preview=event.preview,
                     preview_index=event.preview_index,
                     examination=event.examination,
-                    warnings=event.warnings,
+                    warnings=(*submitted.order.warnings, *event.warnings),
                     finish_reason=None if event.image is None else FinishReason.STOP,
                 )
 
@@ -209,6 +211,12 @@ def _guidance(body: UpscaleImageRequest, denoising: DenoisingFacts) -> float:
     if idle and denoising.guidance is GuidanceKind.CLASSIFIER_FREE:
         return 1.0
     return denoising.default_guidance_scale
+
+
+def _unused(body: UpscaleImageRequest) -> tuple[str, ...]:
+    """What cannot act where no step is run."""
+    given = [name for name in _DRAWING_FIELDS if getattr(body, name)]
+    return tuple(f"{name} has no effect: denoise 0 only enlarges" for name in given)
 
 
 def _noise_level(body: UpscaleImageRequest, info: ImageModelInfo) -> int:

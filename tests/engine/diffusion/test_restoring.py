@@ -133,6 +133,14 @@ def test_it_begins_with_the_latents_of_the_whole_image():
     torch.testing.assert_close(stage.canvas.blend._image, latents)
 
 
+@pytest.mark.parametrize("scheduler", ["ddim", "euler"])
+def test_no_strength_is_no_step(scheduler):
+    stage = finished(stage_of(ToyFamily(), strength=0.0, scheduler=scheduler))
+    assert stage.canvas.num_steps == 0
+    latents = stage.canvas.family.encode_image(stage.image, None)
+    torch.testing.assert_close(stage.canvas.final(), latents)
+
+
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_company_changes_nothing(make_engine, deterministic):
     requests = [

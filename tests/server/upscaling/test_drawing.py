@@ -133,6 +133,18 @@ async def test_a_model_that_redraws_in_tiles() -> None:
         assert plain["consistency"]["psnr_db"] < answer["consistency"]["psnr_db"]
 
 
+async def test_without_a_step_the_image_is_only_enlarged() -> None:
+    async with serving(RESTORER) as client:
+        answer = (await client.send(prompt="x", denoise="0", seed="1")).json()
+        assert client.requests[0].params.strength == 0
+        assert answer["warnings"] == ["prompt has no effect: denoise 0 only enlarges"]
+        other = (await client.send(denoise="0", seed="2")).json()
+        assert other["data"] == answer["data"] and other["warnings"] == []
+    async with serving(UPSCALER) as client:
+        assert (await client.send(denoise="0")).status_code == 200
+        assert client.requests[0].params.noise_level == 0
+
+
 @pytest.mark.parametrize(
     ("info", "fields", "param"),
     [
