@@ -13,7 +13,7 @@ from engine.diffusion.decoding import finite
 from engine.diffusion.families.family import Family, Row
 from engine.diffusion.guidance import Guidance, combine_cfg, combine_dual, is_off
 from engine.diffusion.noise_schedule import NoiseSchedule
-from engine.diffusion.prompt.states import PromptStates
+from engine.diffusion.prompt.states import PromptCourse
 from engine.diffusion.pull import LatentPull
 from engine.diffusion.tasks.pixels import from_tensor
 from engine.diffusion.tasks.prepare import Preparation
@@ -33,9 +33,9 @@ class Branches:
         unconditional: negative prompt without image; None when guidance is off.
     """
 
-    full: tuple[PromptStates, torch.Tensor | None]
-    image_only: tuple[PromptStates, torch.Tensor | None] | None = None
-    unconditional: tuple[PromptStates, torch.Tensor | None] | None = None
+    full: tuple[PromptCourse, torch.Tensor | None]
+    image_only: tuple[PromptCourse, torch.Tensor | None] | None = None
+    unconditional: tuple[PromptCourse, torch.Tensor | None] | None = None
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -109,7 +109,7 @@ class Denoising:
             Row(
                 latents=scaled,
                 timestep=timestep,
-                prompt=prompt,
+                prompt=course.at(self.step, self.num_steps),
                 image_latents=image,
                 guidance_scale=self.guidance.scale,
                 width=self.preparation.width,
@@ -117,7 +117,7 @@ class Denoising:
                 noise_level=self.noise_level,
                 adapters=self.adapters,
             )
-            for prompt, image in self._active()
+            for course, image in self._active()
         ]
 
     def advance(self, outcome: Sequence[torch.Tensor]) -> None:
@@ -150,7 +150,7 @@ class Denoising:
             return self.latents
         return self.blend.input(self.latents, self.schedule, self.timestep_index)
 
-    def _active(self) -> list[tuple[PromptStates, torch.Tensor | None]]:
+    def _active(self) -> list[tuple[PromptCourse, torch.Tensor | None]]:
         branches, guidance = self.branches, self.guidance
         if branches.unconditional is None or not guidance.acts_at(self.step, self.num_steps):
             return [branches.full]

@@ -17,19 +17,23 @@ from engine.diffusion.denoising import Branches, Denoising, needs_unconditional
 from engine.diffusion.drawing import Drawing
 from engine.diffusion.families.family import Family
 from engine.diffusion.guidance import Guidance, is_off
-from engine.diffusion.prompt.states import PromptStates
+from engine.diffusion.prompt.course import course_of
+from engine.diffusion.prompt.states import PromptCourse
 from engine.diffusion.prompt.text import PromptText
 from engine.diffusion.prompt_cache import Lookups, PromptCache
 from engine.diffusion.restoring import Restoring
 from engine.diffusion.stage import Stage
 from engine.diffusion.tasks.prepare import Preparation, prepare
 from engine.diffusion.tiling import Tiling, tile
-from engine.image_types import GuidanceKind, ImageParams, ImageRequest, ImageTask
+from engine.image_types import GuidanceKind, ImageParams, ImageRequest, ImageTask, PromptSyntax
 from engine.lora.images.layers import Uses
 
 if TYPE_CHECKING:
     # It imports diffusers, which takes seconds.
     from engine.diffusion.noise_schedule import NoiseSchedule
+
+_PARTIAL_TASKS = (ImageTask.IMAGE_TO_IMAGE, ImageTask.INPAINT, ImageTask.RESTORE)
+"""Of which `strength` is the share of the steps that is run."""
 
 UNUSED_NEGATIVE = "negative_prompt has no effect: {reason}"
 UNUSED_GUIDANCE = (
@@ -91,19 +95,27 @@ class DrawingFactory:
 
     def _encode(
         self, prompt: str, params: ImageParams, guidance: Guidance, uses: Uses
-    ) -> tuple[PromptStates, PromptStates | None]:
+    ) -> tuple[PromptCourse, PromptCourse | None]:
         """States of the prompt and, where it has an effect, of the negative prompt.
 
         As in diffusers' pipelines, `clip_skip` is for the prompt alone.
         """
         syntax = params.prompt_syntax
         adapters = self._family.adapted.of_prompts(uses) if uses else ()
-        text = PromptText(text=prompt, syntax=syntax, clip_skip=params.clip_skip, adapters=adapters)
-        if not self._is_guided(params, guidance):
-            return self._prompts.encode([text])[0], None
-        unwanted = PromptText(text=params.negative_prompt, syntax=syntax, adapters=adapters)
-        positive, negative = self._prompts.encode([text, unwanted])
-        return positive, negative
+        wanted = [
+            PromptText(text=text, syntax=syntax, clip_skip=params.clip_skip, adapters=adapters)
+            for text in _texts(prompt, params)
+        ]
+        unwanted = [
+            PromptText(text=text, syntax=syntax, adapters=adapters)
+            for text in _texts(params.negative_prompt, params)
+            if self._is_guided(params, guidance)
+        ]
+        texts = list(dict.fromkeys([*wanted, *unwanted]))
+        states = dict(zip(texts, self._prompts.encode(texts), strict=True))
+        positive = PromptCourse(tuple(states[text] for text in wanted))
+        negative = PromptCourse(tuple(states[text] for text in unwanted))
+        return positive, negative if unwanted else None
 
     def _is_guided(self, params: ImageParams, guidance: Guidance) -> bool:
         if self._family.facts.denoising.guidance is not GuidanceKind.CLASSIFIER_FREE:
@@ -117,7 +129,7 @@ class DrawingFactory:
         seed: int,
         preparation: Preparation,
         guidance: Guidance,
-        states: tuple[PromptStates, PromptStates | None],
+        states: tuple[PromptCourse, PromptCourse | None],
         uses: Uses,
     ) -> Drawing:
         params, family = request.params, self._family
@@ -130,7 +142,7 @@ class DrawingFactory:
         noise = self._draw(preparation, generator)
         first = 0
         latents = noise * schedule.init_noise_sigma
-        if params.strength < 1.0 and (clean is not None or tiling is not None):
+        if _starts_later(params) and (clean is not None or tiling is not None):
             first = schedule.start_of(params.strength, params.num_inference_steps)
             latents = latents if clean is None else schedule.noised(clean, noise, first)
         if not upscales:
@@ -167,8 +179,9 @@ class DrawingFactory:
                 pull=params.restoration,
             )
         warnings = (*self._warnings(params), *_prompt_warnings(states))
-        if states[1] is not None and not guidance.acts_within(denoising.num_steps):
-            warnings += (_unused_guidance(guidance, denoising.num_steps),)
+        num_steps = denoising.num_steps
+        if states[1] is not None and num_steps and not guidance.acts_within(num_steps):
+            warnings += (_unused_guidance(guidance, num_steps),)
         return Drawing(
             request=request,
             index=index,
@@ -258,17 +271,31 @@ def _settings(request: ImageRequest) -> list[Uses]:
     return settings or [()]
 
 
+def _starts_later(params: ImageParams) -> bool:
+    return params.strength < 1.0 and params.task in _PARTIAL_TASKS
+
+
+def _texts(prompt: str, params: ImageParams) -> tuple[str, ...]:
+    """Of each step that is run, or one for all."""
+    if params.prompt_syntax is not PromptSyntax.A1111:
+        return (prompt,)
+    num_steps = params.num_inference_steps
+    if _starts_later(params):
+        num_steps = max(1, int(num_steps * params.strength))
+    return course_of(prompt, num_steps)
+
+
 def _unused_guidance(guidance: Guidance, num_steps: int) -> str:
     return UNUSED_GUIDANCE.format(num_steps=num_steps, start=guidance.start, end=guidance.end)
 
 
-def _prompt_warnings(states: tuple[PromptStates, PromptStates | None]) -> tuple[str, ...]:
+def _prompt_warnings(states: tuple[PromptCourse, PromptCourse | None]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(w for each in states if each is not None for w in each.warnings))
 
 
 def _branches(
     task: ImageTask,
-    states: tuple[PromptStates, PromptStates | None],
+    states: tuple[PromptCourse, PromptCourse | None],
     condition: torch.Tensor | None,
 ) -> Branches:
     positive, negative = states

@@ -2,11 +2,11 @@ r"""The prompt syntax of AUTOMATIC1111's web UI.
 
 `(x)` multiplies the weight by 1.1, `[x]` divides by it, `(x:1.3)` multiplies by 1.3; nesting
 multiplies, brackets left open run to the end, `\( \) \[ \] \\` are the characters themselves
-(a backslash before anything else vanishes), and `BREAK` ends a chunk, inside brackets too.
+(a backslash before anything else vanishes), and `BREAK` ends a chunk, inside brackets too. What
+changes from step to step, `[a:b:0.4]` and `[a|b]`, is read before, in `course`.
 
-Refused, because as plain text they would be silently wrong: composition with `AND`, prompt editing
-`[a:b:0.4]`, alternation `[a|b]`, and what is left of `<lora:name:1>`, which the server takes out of
-prompts.
+Refused, because as plain text they would be silently wrong: composition with `AND`, and what is
+left of `<lora:name:1>`, which the server takes out of prompts.
 """
 
 import re
@@ -20,11 +20,10 @@ _NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)"
 
 _TOKEN = re.compile(
     rf"""
-    \\(?P<literal>[()\[\]\\|]?)
+    \\(?P<literal>[()\[\]\\]?)
     | :\s*(?P<weight>{_NUMBER})\s*\)
-    | (?P<editing>:\s*{_NUMBER}\s*\])
-    | [()\[\]|:]
-    | [^\\()\[\]:|]+
+    | [()\[\]:]
+    | [^\\()\[\]:]+
     """,
     re.VERBOSE,
 )
@@ -61,10 +60,6 @@ class _Reader:
             self._close("(", float(match["weight"]))
         elif token == ")" and self._is_open("("):
             self._close("(", _ROUND)
-        elif match["editing"] and self._is_open("["):
-            raise _unsupported("prompt editing like [a:b:0.4]", "name one of the two")
-        elif token == "|" and self._open and self._open[-1][0] == "[":
-            raise _unsupported("alternation like [a|b]", "name one of them")
         elif token == "]" and self._is_open("["):
             self._close("[", _SQUARE)
         else:

@@ -23,3 +23,25 @@ class PromptStates:
     pooled: torch.Tensor | None = None
     num_tokens: int = 0
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptCourse:
+    """What the denoiser is told in the course of a drawing: states for each step that is run, or
+    the same for all."""
+
+    steps: tuple[PromptStates, ...]
+
+    def at(self, step: int, num_steps: int) -> PromptStates:
+        """Those for a call of the denoiser, counted from 0; samplers may need several a step."""
+        return self.steps[step * len(self.steps) // num_steps]
+
+    @property
+    def num_tokens(self) -> int:
+        """Of the longest text."""
+        return max(states.num_tokens for states in self.steps)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Of all texts, each once."""
+        return tuple(dict.fromkeys(said for states in self.steps for said in states.warnings))

@@ -7,12 +7,12 @@ import diffusers
 import pytest
 import torch
 from tiny_pipelines import Parts, tiny_parts
-from toy_family import mask, picture, request
+from toy_family import ToyFamily, mask, picture, request
 
 from engine.diffusion.denoising import Denoising
 from engine.diffusion.drawing import Drawing
 from engine.diffusion.drawing_factory import DrawingFactory
-from engine.image_types import ImageTask
+from engine.image_types import ImageTask, PromptSyntax
 
 SIDE = 16
 TOLERANCE = 1e-4
@@ -100,6 +100,26 @@ def test_layers_are_skipped_for_the_prompt_alone(xl: bool) -> None:
     kind = "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline"
     worst = (finish(drawing) - oracle(parts, kind, drawing, clip_skip=1)).abs().max().item()
     assert worst < TOLERANCE, (seed, worst)
+
+
+def test_a_prompt_that_is_edited_says_in_each_step_what_it_says_then() -> None:
+    family = ToyFamily()
+    options = {"prompt_syntax": PromptSyntax.A1111, "num_inference_steps": 8, "scheduler": "euler"}
+    whole = {"image": picture(), "task": ImageTask.IMAGE_TO_IMAGE, "strength": 0.5}
+    for inputs, changes in (({}, 4), (whole, 2)):
+        factory = DrawingFactory(family)
+        (drawing,) = factory.create(
+            request(prompt="a [cat:dog:0.5]", negative_prompt="[x|y]", **options, **inputs)
+        )
+        said = []
+        while not drawing.finished:
+            unwanted, wanted = (row.prompt.key.text for row in drawing.stage.rows())
+            said.append((wanted, unwanted))
+            (outcome,) = drawing.stage.compute([drawing.stage])
+            drawing.stage.advance(outcome)
+        cats, dogs = ["a cat"] * changes, ["a dog"] * changes
+        assert said == list(zip(cats + dogs, ["x", "y"] * changes, strict=True))
+    assert len(family.encoded) == 8, "each text once a request"
 
 
 def test_the_posterior_is_drawn_from() -> None:

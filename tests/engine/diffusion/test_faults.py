@@ -43,7 +43,7 @@ def is_culprit(thing: object) -> bool:
     if isinstance(thing, StepScheduler):
         return any(entry.num_steps == 7 for entry in thing._entries.values())
     if isinstance(thing, Denoising):
-        return thing.branches.full[0].key.text == PROMPT
+        return thing.branches.full[0].steps[0].key.text == PROMPT
     if isinstance(thing, str):
         return thing == PROMPT
     return isinstance(thing, list | tuple) and any(map(is_culprit, thing))
