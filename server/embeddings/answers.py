@@ -23,6 +23,7 @@ from server.protocol.embeddings import (
 from server.protocol.scores import (
     Document,
     Ranked,
+    RankedText,
     RerankAnswer,
     RerankRequest,
     Score,
@@ -61,9 +62,9 @@ async def pooling_answer(body: PoolingRequest, embedded: Embedded) -> bytes:
 
 
 async def score_answer(body: ScoreRequest, embedded: Embedded) -> bytes:
-    """Of `/v1/score`: the texts of `text_1` came first."""
+    """Of `/v1/score`: those of the first side came first."""
     vectors = [event.embedding for event in embedded.events]
-    first, second = vectors[: len(body.text_1)], vectors[len(body.text_1) :]
+    first, second = vectors[: len(body.first)], vectors[len(body.first) :]
     pairs = zip(first * len(second) if len(first) == 1 else first, second, strict=True)
     scores = await in_turns(lambda pair: cosine(*pair), pairs)
     answer = ScoreAnswer(
@@ -81,6 +82,12 @@ async def rerank_answer(body: RerankRequest, embedded: Embedded) -> bytes:
     query, *documents = (event.embedding for event in embedded.events)
     scores = await in_turns(lambda document: cosine(query, document), documents)
     order = sorted(range(len(scores)), key=lambda index: -scores[index])
+    best = order[: body.top_n or None]
+    if body.texts is not None:
+        texts = body.texts if body.return_text else [None] * len(scores)
+        return msgspec.json.encode(
+            [RankedText(index=index, score=scores[index], text=texts[index]) for index in best]
+        )
     with_text = body.return_documents is not False
     answer = RerankAnswer(
         id=_id("rerank", embedded),
@@ -89,10 +96,10 @@ async def rerank_answer(body: RerankRequest, embedded: Embedded) -> bytes:
         results=[
             Ranked(
                 index=index,
-                document=Document(body.documents[index]) if with_text else None,
+                document=Document(body.ranked[index]) if with_text else None,
                 relevance_score=scores[index],
             )
-            for index in order[: body.top_n or None]
+            for index in best
         ],
     )
     return msgspec.json.encode(answer)

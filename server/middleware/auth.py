@@ -18,7 +18,7 @@ from server.http.errors import INVALID_REQUEST, error_response
 from server.http.owner import note_owner
 from server.http.scope import get_header, get_path
 
-OPEN_PATHS = frozenset({"/health", "/ping", "/ready"})
+OPEN_PATHS = frozenset({"/health", "/v1/health", "/ping", "/ready"})
 PROBES_OF_MODELS = "/ready/"
 OPEN_FOLDER = "/v1/images/files"
 

@@ -1,10 +1,12 @@
-"""Bodies of `POST /v1/rerank` (as Cohere, Jina and vLLM have it) and `POST /v1/score` (vLLM's)."""
+"""Bodies of `POST /v1/rerank` (as Cohere, Jina and vLLM have it, and as TEI has it) and
+`POST /v1/score` (vLLM's)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+import msgspec
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from engine.errors import InvalidParameter
 from server.protocol.common import MAX_TOKEN_COUNT, WireModel
@@ -12,9 +14,14 @@ from server.protocol.embeddings import CutRequest, EmbeddingUsage
 from server.protocol.prompts import MAX_PROMPTS
 
 UNSUPPORTED_SCORE_FIELDS: Mapping[str, tuple[Any, ...]] = {
-    "max_tokens_per_doc": (),
+    "max_tokens_per_doc": (0,),
+    "max_tokens_per_query": (0,),
     "max_chunks_per_doc": (),
     "rank_fields": (["text"],),
+    "instruction": ("",),
+    "chat_template_kwargs": ({},),
+    "truncation_side": ("right",),
+    "truncation_direction": ("right", "Right"),
     "activation": (),
     "softmax": (),
     "use_activation": (),
@@ -40,6 +47,7 @@ def _as_list(value: Any) -> Any:
 
 
 _Document = Annotated[Text, BeforeValidator(_text_of, json_schema_input_type=Text | DocumentFields)]
+_Documents = Annotated[list[_Document], Field(min_length=1, max_length=MAX_PROMPTS)]
 _Texts = Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
 Texts = Annotated[_Texts, BeforeValidator(_as_list, json_schema_input_type=Text | _Texts)]
 
@@ -58,8 +66,9 @@ class RerankRequest(CutRequest):
     _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED_SCORE_FIELDS
 
     query: Text = Field(description="What the documents are compared with.")
-    documents: list[_Document] = Field(
-        min_length=1, max_length=MAX_PROMPTS, description='Texts, or objects `{"text": ...}`.'
+    documents: _Documents | None = Field(None, description='Texts, or objects `{"text": ...}`.')
+    texts: _Documents | None = Field(
+        None, description="TEI's name for documents. With it the answer is an array, as TEI's is."
     )
     top_n: int | None = Field(
         None, ge=0, le=MAX_TOKEN_COUNT, description="Only so many, the best. Default, and 0: all."
@@ -67,6 +76,38 @@ class RerankRequest(CutRequest):
     return_documents: bool | None = Field(
         None, description="Repeat each document's text in the answer. Default true."
     )
+    return_text: bool | None = Field(
+        None, description="With texts: repeat each one in the answer. Default false."
+    )
+    raw_scores: bool | None = Field(
+        None, description="With texts: scores are cosines, with true and with false."
+    )
+    truncate: bool | None = Field(
+        None, description="With texts: keep as many tokens of each text as the model takes."
+    )
+
+    @model_validator(mode="after")
+    def _check_form(self) -> Self:
+        check_either(self, ("documents",), ("texts",))
+        if self.texts is None:
+            for name in ("return_text", "raw_scores", "truncate"):
+                if getattr(self, name) is not None:
+                    raise InvalidParameter(
+                        f"{name} is only allowed with texts, in place of documents", param=name
+                    )
+        return self
+
+    @property
+    def ranked(self) -> list[str]:
+        """What is to be put in order."""
+        return self.documents or self.texts or []
+
+    @property
+    def kept_tokens(self) -> int | None:
+        """Of each text, as `truncate_prompt_tokens` says it."""
+        if self.truncate_prompt_tokens is None and self.truncate:
+            return -1
+        return self.truncate_prompt_tokens
 
 
 class ScoreRequest(CutRequest):
@@ -77,19 +118,73 @@ class ScoreRequest(CutRequest):
     )
     _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED_SCORE_FIELDS
 
-    text_1: Texts = Field(description="A text, or as many as text_2 has.")
-    text_2: Texts = Field(description="A text or several.")
+    text_1: Texts | None = Field(None, description="A text, or as many as text_2 has.")
+    text_2: Texts | None = Field(None, description="A text or several.")
+    queries: Texts | None = Field(None, description="text_1 by vLLM's newer name.")
+    documents: Texts | None = Field(None, description="text_2 by the name beside queries.")
+    items: Texts | None = Field(None, description="documents by another name.")
+    data_1: Texts | None = Field(None, description="text_1 by another name.")
+    data_2: Texts | None = Field(None, description="text_2 by another name.")
 
     @model_validator(mode="after")
     def _check_pairs(self) -> Self:
-        num_first, num_second = len(self.text_1), len(self.text_2)
+        one, other = self.sides
+        num_first, num_second = len(self.first), len(self.second)
         if num_first not in (1, num_second):
             raise InvalidParameter(
-                f"text_1 has {num_first} texts and text_2 has {num_second}; text_1 must have one, "
-                "or as many as text_2",
-                param="text_1",
+                f"{one} has {num_first} texts and {other} has {num_second}; {one} must have one, "
+                f"or as many as {other}",
+                param=one,
             )
         return self
+
+    @property
+    def sides(self) -> tuple[str, str]:
+        """By which names the texts came.
+
+        Raises:
+            InvalidParameter: they came by none, or by several.
+        """
+        one, other = check_either(self, *_SIDES)
+        return one, other
+
+    @property
+    def first(self) -> list[str]:
+        """A text, or as many as `second` has."""
+        return getattr(self, self.sides[0]) or []
+
+    @property
+    def second(self) -> list[str]:
+        """What is compared with it."""
+        return getattr(self, self.sides[1]) or []
+
+
+_SIDES = (
+    ("text_1", "text_2"),
+    ("queries", "documents"),
+    ("queries", "items"),
+    ("data_1", "data_2"),
+)
+
+
+def check_either(body: BaseModel, *forms: tuple[str, ...]) -> tuple[str, ...]:
+    """The one of these groups of fields that was sent.
+
+    Raises:
+        InvalidParameter: a field is missing, or one is there that is of another group.
+    """
+    names = dict.fromkeys(name for form in forms for name in form)
+    sent = {name for name in names if getattr(body, name) is not None}
+    form = max(forms, key=lambda form: len(sent & set(form)))  # Of equal ones the first.
+    for name in form:
+        if name not in sent:
+            raise InvalidParameter(f"{name}: this field is required", param=name)
+    for name in names:
+        if name in sent and name not in form:
+            raise InvalidParameter(
+                f"{name} means what {' or '.join(form)} does; send one of them", param=name
+            )
+    return form
 
 
 @dataclass(slots=True)
@@ -106,6 +201,14 @@ class Ranked:
     index: int
     document: Document | None
     relevance_score: float
+
+
+class RankedText(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """The same as TEI writes it; `text` where it was asked for."""
+
+    index: int
+    score: float
+    text: str | None = None
 
 
 @dataclass(slots=True, kw_only=True)

@@ -23,6 +23,7 @@ async def root() -> Response:
 
 
 @router.head("/health", include_in_schema=False)
+@router.api_route("/v1/health", methods=["GET", "HEAD"], include_in_schema=False)
 @router.get("/health")
 async def get_health() -> dict[str, str]:
     """200 while the process lives, whatever the models do."""

@@ -24,18 +24,21 @@ router = APIRouter(route_class=JsonRoute, tags=["embeddings"])
 )
 @router.post("/rerank", include_in_schema=False)
 @router.post("/v2/rerank", include_in_schema=False)
+@router.post("/reranking", include_in_schema=False)
+@router.post("/v1/reranking", include_in_schema=False)
 async def rerank(body: RerankRequest, request: Request, state: StateDep) -> Response:
     """By the cosine between the query's embedding and each document's."""
-    inputs = Inputs({"query": [body.query], "documents": body.documents})
+    field = "documents" if body.texts is None else "texts"
+    inputs = Inputs({"query": [body.query], field: body.ranked})
     write = partial(rerank_answer, body)
-    return await embed(body, inputs, write, request, state, keep=body.truncate_prompt_tokens)
+    return await embed(body, inputs, write, request, state, keep=body.kept_tokens)
 
 
 @router.post("/v1/score", summary="Compare texts", responses=answers_with(ScoreAnswer))
 @router.post("/score", include_in_schema=False)
 async def score(body: ScoreRequest, request: Request, state: StateDep) -> Response:
     """The cosine between the embeddings of each pair."""
-    inputs = Inputs({"text_1": body.text_1, "text_2": body.text_2})
+    inputs = Inputs(dict(zip(body.sides, (body.first, body.second), strict=True)))
     write = partial(score_answer, body)
     return await embed(body, inputs, write, request, state, keep=body.truncate_prompt_tokens)
 

@@ -36,7 +36,9 @@ async def refused(server: EmbeddingServer, path: str, **body: Any) -> dict[str, 
     return error
 
 
-@pytest.mark.parametrize("path", ["/v1/rerank", "/rerank", "/v2/rerank"])
+@pytest.mark.parametrize(
+    "path", ["/v1/rerank", "/rerank", "/v2/rerank", "/reranking", "/v1/reranking"]
+)
 async def test_the_best_document_comes_first(server: EmbeddingServer, path: str) -> None:
     answer = await answered(server, path, query=QUERY, documents=DOCUMENTS)
     scores = [expected(server, QUERY, document) for document in DOCUMENTS]
@@ -62,6 +64,25 @@ async def test_only_the_best_without_their_texts(server: EmbeddingServer) -> Non
     ]
     for top_n in (0, 4, 99, None):
         assert len((await answered(server, "/v1/rerank", **body, top_n=top_n))["results"]) == 4
+
+
+async def test_tei_s_form_has_tei_s_answer(server: EmbeddingServer) -> None:
+    whole = await answered(server, "/v1/rerank", query=QUERY, documents=DOCUMENTS)
+    body = {"query": QUERY, "texts": DOCUMENTS}
+    answers = [
+        (await server.client.post("/rerank", json=body | more)).json()
+        for more in ({}, {"return_text": True, "raw_scores": True, "truncate": True}, {"top_n": 2})
+    ]
+    for answer, has_text in zip(answers, (False, True, False), strict=True):
+        for one, other in zip(answer, whole["results"], strict=False):
+            text = {"text": other["document"]["text"]} if has_text else {}
+            assert one == {"index": other["index"], "score": other["relevance_score"]} | text
+    assert list(map(len, answers)) == [4, 4, 2]
+    long = " ".join(["wizard"] * MAX_MODEL_LEN)
+    error = await refused(server, "/rerank", query="a", texts=["b", long])
+    assert (error["param"], "texts[1] has" in error["message"]) == ("texts", True)
+    cut = {"query": "a", "texts": [long], "truncate": True}
+    assert (await server.client.post("/rerank", json=cut)).status_code == 200
 
 
 async def test_equal_documents_keep_their_order(server: EmbeddingServer) -> None:
@@ -91,6 +112,21 @@ async def test_pair_by_pair(server: EmbeddingServer) -> None:
     assert answer["data"][0]["score"] == pytest.approx(1)
 
 
+@pytest.mark.parametrize(
+    "names", [("queries", "documents"), ("queries", "items"), ("data_1", "data_2")]
+)
+async def test_vllm_s_other_names_of_both_sides(
+    server: EmbeddingServer, names: tuple[str, str]
+) -> None:
+    plain = await answered(server, "/score", text_1=QUERY, text_2=DOCUMENTS)
+    answer = await answered(server, "/score", **dict(zip(names, (QUERY, DOCUMENTS), strict=True)))
+    assert answer["data"] == plain["data"]
+    error = await refused(server, "/score", **{names[0]: ["a", "b"], names[1]: ["c"]})
+    assert f"{names[0]} has 2 texts and {names[1]} has 1" in error["message"]
+    error = await refused(server, "/score", **{names[1]: "a"})
+    assert (error["param"], "required" in error["message"]) == (names[0], True)
+
+
 async def test_a_score_does_not_depend_on_what_else_is_asked(server: EmbeddingServer) -> None:
     alone = await answered(server, "/v1/score", text_1=QUERY, text_2="seven wizards")
     texts = [*(f"wizard {i}" for i in range(100)), "seven wizards"]
@@ -115,6 +151,10 @@ async def test_pooling_gives_embeddings(server: EmbeddingServer) -> None:
     [
         ("/v1/rerank", {"query": "a"}, "documents", "required"),
         ("/v1/rerank", {"documents": ["a"]}, "query", "required"),
+        ("/v1/rerank", {"query": "a", "documents": ["b"], "texts": ["b"]}, "texts", "one of them"),
+        ("/rerank", {"query": "a", "texts": []}, "texts", "at least 1"),
+        ("/rerank", {"query": "a", "documents": ["b"], "truncate": True}, "truncate", "texts"),
+        ("/score", {"text_1": "a", "text_2": "b", "items": "c"}, "items", "one of them"),
         ("/v1/rerank", {"query": "a", "documents": []}, "documents", "at least 1"),
         ("/v1/rerank", {"query": "", "documents": ["a"]}, "query", "at least 1"),
         ("/v1/rerank", {"query": "a", "documents": ["b", ""]}, "documents[1]", "at least 1"),

@@ -36,6 +36,7 @@ async def test_health_is_live_whatever_the_models_do(client, engine, app):
     app.state.tandem.lifecycle.begin_drain()
     assert (await client.get("/health")).status_code == 200
     assert (await client.head("/health")).status_code == 200
+    assert (await client.get("/v1/health")).json() == {"status": "ok"}
 
 
 async def test_the_address_itself_answers(client):
