@@ -96,6 +96,11 @@ class ModelText:
         """Those that `add_special_tokens` puts around a text."""
         return len(self._long.prefix) + len(self._long.suffix)
 
+    @property
+    def tokens_before(self) -> Sequence[int]:
+        """Those of them that stand before it, such as begin-of-text."""
+        return self._long.prefix
+
     def chat_format(self, config: EngineConfig) -> ChatFormat:
         """How calls and reasoning are written, by the template and what the operator has set."""
         key = (config.tool_call_parser, config.reasoning_parser)

@@ -12,8 +12,11 @@ from server.protocol.common import (
     UNSUPPORTED_FIELDS,
     SamplingRequest,
     TokenLimitOrZero,
+    WireModel,
 )
 from server.protocol.prompts import Prompts
+
+MAX_EXTRA_FILES = 256
 
 _NO_EFFECT: Mapping[str, str] = {
     **NO_EFFECT_FIELDS,
@@ -90,14 +93,23 @@ class LlamaCompletionRequest(LlamaTextRequest):
         return self
 
 
+class ExtraFile(WireModel):
+    """Another file of the same project."""
+
+    text: str
+    filename: str | None = Field(None, max_length=1024, description="Default tmp.")
+
+
 class LlamaInfillRequest(LlamaTextRequest):
     """What stands before and behind a gap that is to be filled."""
 
     model_config = ConfigDict(
         json_schema_extra={"example": {"input_prefix": "def f(", "input_suffix": "return a"}}
     )
-    _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {**_UNSUPPORTED, "input_extra": ([],)}
 
     input_prefix: str
     input_suffix: str
     prompt: str | None = Field(None, description="How what fills the gap begins.")
+    input_extra: list[ExtraFile] | None = Field(
+        None, max_length=MAX_EXTRA_FILES, description="Other files, which come before it."
+    )

@@ -12,6 +12,7 @@ from engine.version import __version__
 from server.catalog import config_of, find_model
 from server.dialects.dialect import Dialect, responses
 from server.dialects.llamacpp.convert import completion_body, infill_body
+from server.dialects.llamacpp.infill import GapTokens, infill_prompt, texts_of
 from server.dialects.llamacpp.protocol import (
     LlamaCompletionRequest,
     LlamaInfillRequest,
@@ -36,7 +37,7 @@ _answers = partial(responses, failure=_FAILURE)
 _text_answers = partial(
     _answers, {"content": "...", "stop": True}, stream_type=LlamaShape.framing.media_type
 )
-_PROMPTS = {"prompt", "input_prefix", "input_suffix"}
+_PROMPTS = {"prompt", "input_prefix", "input_suffix", "input_extra"}
 ModelName = Annotated[
     str | None,
     Query(max_length=256, description="Id of a served text model, if there are several."),
@@ -55,13 +56,14 @@ async def infill(body: LlamaInfillRequest, request: Request, state: StateDep) ->
     """With models that have tokens for that."""
     info = find_model(state.engine, body.model)
     text = await state.texts.get(info)
-    texts = [body.input_prefix, body.input_suffix, body.prompt or ""]
+    tokens = GapTokens.of(text.tokenizer.raw.token_to_id)
+    texts = texts_of(body)
     encoding = text.encode_all(
         texts, add_special_tokens=False, limit=counting_limit(info, "input_prefix")
     )
-    ids = dict(zip(texts, await until_disconnect(request.receive, encoding), strict=True))
-    openai = infill_body(body, text.tokenizer.raw.token_to_id, ids.__getitem__)
-    return await _answer(openai, body, request, state)
+    ids_of = dict(zip(texts, await until_disconnect(request.receive, encoding), strict=True))
+    prompt = infill_prompt(body, tokens, ids_of, text.tokens_before)
+    return await _answer(infill_body(body, prompt, tokens), body, request, state)
 
 
 @router.post(

@@ -2,15 +2,13 @@
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from text_server import MAX_MODEL_LEN, MODEL, TextServer
-
-from engine.errors import UnsupportedFeature
-from server.dialects.llamacpp.convert import infill_body
-from server.dialects.llamacpp.protocol import LlamaInfillRequest
+from text_server import MAX_MODEL_LEN, MODEL, TextServer, write_tokenizer
+from tokenizers import Tokenizer
 
 
 def events_of(response: httpx.Response) -> list[dict[str, Any]]:
@@ -94,7 +92,11 @@ async def test_probabilities(server: TextServer) -> None:
         ("/completion", {}, "prompt"),
         ("/infill", {"input_prefix": "a", "input_suffix": "b"}, "input_prefix"),
         ("/infill", {"input_prefix": "a"}, "input_suffix"),
-        ("/infill", {"input_prefix": "", "input_suffix": "", "input_extra": [{}]}, "input_extra"),
+        (
+            "/infill",
+            {"input_prefix": "", "input_suffix": "", "input_extra": [{}]},
+            "input_extra[0].text",
+        ),
         ("/apply-template", {}, "prompt"),
     ],
 )
@@ -112,16 +114,39 @@ async def test_what_nobody_knows_is_named(server: TextServer) -> None:
     assert response.headers["X-Ignored-Fields"] == "logprobs, warp"
 
 
-def test_a_gap_is_marked_by_the_models_own_tokens() -> None:
-    names = {"<fim_prefix>": 5, "<fim_suffix>": 6, "<fim_middle>": 7}
-    fields = {"input_prefix": "ab", "input_suffix": "c", "prompt": "d", "stop_token_ids": [9]}
-    body = LlamaInfillRequest.model_validate(fields)
-    openai = infill_body(body, names.get, lambda text: [*text.encode()])
-    assert openai.prompt == [[5, *b"ab", 6, *b"c", 7, *b"d"]]
-    assert openai.stop_token_ids == [9, 5, 6, 7]
-    del names["<fim_suffix>"]
-    with pytest.raises(UnsupportedFeature, match="mark a gap"):
-        infill_body(body, names.get, lambda text: [])
+async def test_a_gap_is_put_as_llama_server_puts_it(tmp_path: Path) -> None:
+    """Of a tokenizer with Qwen's tokens; what comes out stands in `format_prompt_infill`."""
+    names = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|fim_pad|>", "<|repo_name|>"]
+    server = TextServer(with_tokens(write_tokenizer(tmp_path), [*names, "<|file_sep|>"]))
+    server.say("fox")
+    ids = server.tokenizer.token_to_id
+    body = {"input_prefix": "the ", "input_suffix": " fox", "prompt": "lazy"}
+    extra = [{"filename": "a.py", "text": "x = 1\n"}, {"text": "y"}]
+    stops = {"stop_token_ids": [9]}
+    assert (await server.post("/infill", **body, input_extra=extra, **stops)).status_code == 200
+    sent = server.last_request
+    assert server.tokenizer.decode(sent.prompt_token_ids, skip_special_tokens=False) == (
+        "<|repo_name|>myproject\n<|file_sep|>a.py\nx = 1\n<|file_sep|>tmp\ny"
+        "<|file_sep|>filename\n<|s|><|fim_prefix|>the lazy<|fim_suffix|> fox<|fim_middle|>"
+    )
+    assert set(sent.sampling.stop_token_ids) == {9, *map(ids, names), ids("<|file_sep|>")}
+    await server.aclose()
+
+    server = TextServer(with_tokens(write_tokenizer(tmp_path), ["<PRE>", "<SUF>", "<MID>"]))
+    server.say("fox")
+    assert (await server.post("/infill", **body, input_extra=extra[:1])).status_code == 200
+    assert server.tokenizer.decode(
+        server.last_request.prompt_token_ids, skip_special_tokens=False
+    ) == ("\n\n--- snippet ---\n\nx = 1\n<|s|><PRE>the lazy<SUF> fox<MID>")
+    await server.aclose()
+
+
+def with_tokens(folder: Path, names: list[str]) -> Path:
+    """Special tokens of these names at the end of the vocabulary."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens(names)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
 
 
 async def test_a_conversation_is_written_out_as_the_model_sees_it(server: TextServer) -> None:
