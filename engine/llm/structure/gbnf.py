@@ -1,7 +1,6 @@
 """llama.cpp's grammars, GBNF: read into rules.
 
-https://github.com/ggml-org/llama.cpp/blob/master/grammars/README.md describes the language. Its
-tokens (`<think>`, `<[1000]>`) are not read.
+https://github.com/ggml-org/llama.cpp/blob/master/grammars/README.md describes the language.
 """
 
 import re
@@ -13,6 +12,7 @@ _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", '"': '"', "[": "[", "]"
 _HEX_DIGITS = {"x": 2, "u": 4, "U": 8}
 _TIMES_OF_SIGNS: dict[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?": (0, 1)}
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
+_TOKEN = re.compile(r"(!?)(<\[[0-9]{1,9}\]>|<[^>\r\n]{1,100}>)")
 _SPACE = re.compile(r"(?:[ \t]|#[^\r\n]*)*")
 _SPACE_AND_LINES = re.compile(r"(?:[ \t\r\n]|#[^\r\n]*)*")
 _TIMES = re.compile(r"\{\s*([0-9]{1,9})\s*(,?)\s*([0-9]{0,9})\s*\}")
@@ -24,6 +24,18 @@ class Characters:
 
     ranges: tuple[tuple[int, int], ...]
     """First and last of each."""
+    is_negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token, or any other one. What its text is does not count.
+
+    Attributes:
+        name: as it stands there: `<[1000]>`, or the token's text, such as `<think>`.
+    """
+
+    name: str
     is_negated: bool = False
 
 
@@ -73,7 +85,7 @@ class Stretch:
     first: Characters
 
 
-Node = Characters | Rule | Sequence | Choice | Repeated | Stretch
+Node = Characters | Token | Rule | Sequence | Choice | Repeated | Stretch
 
 
 def read_gbnf(text: str) -> dict[str, Node]:
@@ -84,25 +96,25 @@ def read_gbnf(text: str) -> dict[str, Node]:
         RecursionError: it is nested too deeply.
     """
     rules = _Parser(text).rules()
-    for name in {one.name for node in rules.values() for one in rules_in(node)}:
-        if name not in rules:
-            raise ValueError(f"there is no rule {name}")
+    for leaf in {one for node in rules.values() for one in leaves_of(node)}:
+        if isinstance(leaf, Rule) and leaf.name not in rules:
+            raise ValueError(f"there is no rule {leaf.name}")
     if "root" not in rules:
         raise ValueError("there is no rule root, which is where a text begins")
     return rules
 
 
-def rules_in(node: Node) -> Iterator[Rule]:
-    """Those that it names, each as often as it does."""
+def leaves_of(node: Node) -> Iterator[Node]:
+    """What it is made of in the end, each as often as it stands there; rules are not followed."""
     left = [node]
     while left:
         match left.pop():
-            case Rule() as rule:
-                yield rule
             case Sequence(parts) | Choice(parts):
                 left += parts
             case Repeated(part):
                 left.append(part)
+            case leaf:
+                yield leaf
 
 
 class _Parser:
@@ -172,7 +184,16 @@ class _Parser:
             case ".":
                 self._at += 1
                 return Characters(((0, LAST_CHARACTER),))
+            case "<" | "!":
+                return self._token()
         return Rule(self._name())
+
+    def _token(self) -> Node:
+        found = _TOKEN.match(self._text, self._at)
+        if found is None:
+            raise self._error("a token is written <[1000]>, or as its text between < and >, not so")
+        self._at = found.end()
+        return Token(found[2], is_negated=bool(found[1]))
 
     def _class(self) -> Node:
         self._at += 1

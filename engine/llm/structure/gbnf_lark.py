@@ -5,14 +5,17 @@ rule takes fewer texts: of `w "ing"` with `w ::= [a-z]*` not one, for w has eate
 whose rules do not lead back to themselves becomes one regular expression. Of others each character
 is a lexeme, but where that changes nothing a stretch is one, such as a string of JSON, since rows
 of one character cost time: where everything else in the grammar begins otherwise, and no text of
-the stretch is the beginning of another.
+the stretch is the beginning of another. Tokens that a grammar names stand between lexemes, so a
+grammar with some is never one expression. Where a token may follow by its name and by its
+characters, it is taken by its name alone.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
+from contextlib import suppress
 from dataclasses import replace
-from itertools import combinations
+from itertools import chain, combinations, groupby
 
 from engine.llm.structure.gbnf import (
     LAST_CHARACTER,
@@ -23,36 +26,52 @@ from engine.llm.structure.gbnf import (
     Rule,
     Sequence,
     Stretch,
+    Token,
+    leaves_of,
     read_gbnf,
 )
+from engine.llm.structure.token_names import TokenNames
 
 MAX_EXPRESSION_CHARS = 200_000
 """Of the one regular expression: rules that are used twice stand in it twice."""
 
 
-def lark_of_gbnf(text: str) -> str:
+def lark_of_gbnf(text: str, tokens: TokenNames) -> str:
     """The same language for llguidance.
 
+    Args:
+        tokens: what those that it names are.
+
     Raises:
-        ValueError: it is no GBNF; says what is wrong and in which line.
+        ValueError: it is no GBNF; says what is wrong and in which line. Or a token is none.
         RecursionError: it is nested too deeply.
     """
     rules = read_gbnf(text)
     expression = _one_expression(rules)
     if expression is not None:
         return f"start: /{expression}/"
+    if any(isinstance(one, Token) for node in rules.values() for one in leaves_of(node)):
+        rules = {**rules, "root": _between_tokens(rules)}
     for _ in range(2):  # The second time fewer lexemes are in the way.
         rules = _with_stretches(rules)
     names = {name: f"r{number}" for number, name in enumerate(rules)}
-    bodies = [f"{names[name]}: {_lark(node, names)}" for name, node in rules.items()]
+    bodies = [f"{names[name]}: {_lark(node, names, tokens)}" for name, node in rules.items()]
     return "\n".join([f"start: {names['root']}", *bodies, ""])
 
 
 class _NoExpressionError(Exception):
-    """A rule leads back to itself, or too much would have to be written."""
+    """A rule leads back to itself or names a token, or too much would have to be written."""
 
 
 def _one_expression(rules: Mapping[str, Node]) -> str | None:
+    try:
+        return _expressions(rules)("root")
+    except _NoExpressionError:
+        return None
+
+
+def _expressions(rules: Mapping[str, Node]) -> Callable[[str], str]:
+    """By the names of rules; raises where there is none."""
     written: dict[str, str | None] = {}
 
     def rule(name: str) -> str:
@@ -64,10 +83,7 @@ def _one_expression(rules: Mapping[str, Node]) -> str | None:
             raise _NoExpressionError
         return expression
 
-    try:
-        return rule("root")
-    except _NoExpressionError:
-        return None
+    return rule
 
 
 def _no_rule(name: str) -> str:
@@ -82,6 +98,8 @@ def _expression(node: Node, rule: Callable[[str], str] = _no_rule) -> str:
             return expression
         case Rule(name):
             return rule(name)
+        case Token():
+            raise _NoExpressionError
         case Sequence(parts):
             written = "".join(_expression(part, rule) for part in parts)
         case Choice(ways):
@@ -93,16 +111,19 @@ def _expression(node: Node, rule: Callable[[str], str] = _no_rule) -> str:
     return f"(?:{written})"
 
 
-def _lark(node: Node, names: Mapping[str, str]) -> str:
+def _lark(node: Node, names: Mapping[str, str], tokens: TokenNames) -> str:
     match node:
+        case Token(name, is_negated):
+            token_id = tokens.id_of(name)
+            return f"<[{tokens.all_but(token_id) if is_negated else token_id}]>"
         case Rule(name):
             return names[name]
         case Sequence(parts):
-            return f"({' '.join(_lark(part, names) for part in parts)})" if parts else '""'
+            return f"({' '.join(_lark(part, names, tokens) for part in parts)})" if parts else '""'
         case Choice(ways):
-            return f"({' | '.join(_lark(way, names) for way in ways)})"
+            return f"({' | '.join(_lark(way, names, tokens) for way in ways)})"
         case Repeated(part):
-            return f"({_lark(part, names)}){_times(node)}"
+            return f"({_lark(part, names, tokens)}){_times(node)}"
     return f"/{_expression(node)}/"
 
 
@@ -129,6 +150,50 @@ def _times(node: Repeated) -> str:
         case 0, 1:
             return "?"
     return f"{{{node.least},{'' if node.most is None else node.most}}}"
+
+
+def _between_tokens(rules: Mapping[str, Node]) -> Node:
+    """The same as `root`; what stands alone between named tokens, or between one and an end, is a
+    stretch, since nothing there depends on where a lexeme ends."""
+    rule = _expressions(rules)
+
+    def cut(node: Node, within: tuple[str, ...]) -> Node:
+        with suppress(_NoExpressionError):
+            return stretch(node)
+        match node:
+            case Rule(name) if name not in within:
+                return cut(rules[name], (*within, name))
+            case Choice(ways):
+                return Choice(tuple(cut(way, within) for way in ways))
+            case Sequence(parts):
+                runs = groupby(parts, lambda part: _is_tokens(part, rules, within))
+                cut_runs = (run if is_tokens else between(*run) for is_tokens, run in runs)
+                return Sequence(tuple(chain.from_iterable(cut_runs)))
+        return node
+
+    def between(*run: Node) -> Iterable[Node]:
+        with suppress(_NoExpressionError):
+            return [stretch(Sequence(run))]
+        return run
+
+    def stretch(node: Node) -> Stretch:
+        return Stretch(_expression(node, rule), Characters(((0, LAST_CHARACTER),)))
+
+    return cut(rules["root"], ("root",))
+
+
+def _is_tokens(node: Node, rules: Mapping[str, Node], within: tuple[str, ...]) -> bool:
+    """Whether all that it can be is tokens that are named."""
+    match node:
+        case Token():
+            return True
+        case Rule(name):
+            return name not in within and _is_tokens(rules[name], rules, (*within, name))
+        case Choice(parts) | Sequence(parts):
+            return bool(parts) and all(_is_tokens(part, rules, within) for part in parts)
+        case Repeated(part):
+            return _is_tokens(part, rules, within)
+    return False
 
 
 def _with_stretches(rules: Mapping[str, Node]) -> dict[str, Node]:

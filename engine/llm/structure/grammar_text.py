@@ -13,6 +13,7 @@ from llguidance import LLMatcher
 from engine.errors import InvalidParameter
 from engine.llm.structure.gbnf_lark import lark_of_gbnf
 from engine.llm.structure.json_schema import readable_schema
+from engine.llm.structure.token_names import TokenNames
 from engine.structure import Structure, StructureKind
 
 WHITESPACE = r"[ \n\t]{0,20}"
@@ -23,18 +24,17 @@ _LARK = re.compile(r"^\s*(?:%llguidance\b|start\s*:(?!:=))", re.MULTILINE)
 _FREE_TEXT = "TEXT: /(.|\\n)*/"
 
 
-def grammar_text(structure: Structure, special_tokens: Mapping[str, int]) -> str:
+def grammar_text(structure: Structure, tokens: TokenNames) -> str:
     """
     Args:
-        special_tokens: ids of the tokens that no text is cut into, by the text that stands for them
-            in tags.
+        tokens: what those that grammars and tags name are.
 
     Raises:
         InvalidParameter: it is too large, or not of its kind's form.
     """
     structure.check_size()
     try:
-        return _text(structure, special_tokens)
+        return _text(structure, tokens)
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidParameter(
             f"{structure.param} cannot be read: {str(error)[:200]}", param=structure.param
@@ -45,7 +45,7 @@ def grammar_text(structure: Structure, special_tokens: Mapping[str, int]) -> str
         ) from None
 
 
-def _text(structure: Structure, special_tokens: Mapping[str, int]) -> str:
+def _text(structure: Structure, tokens: TokenNames) -> str:
     text = structure.text
     match structure.kind:
         case StructureKind.JSON_SCHEMA:
@@ -58,14 +58,14 @@ def _text(structure: Structure, special_tokens: Mapping[str, int]) -> str:
         case StructureKind.CHOICE:
             return f"start: {_alternatives(json.loads(text))}"
         case StructureKind.GRAMMAR:
-            return text if _LARK.search(text) else lark_of_gbnf(text)
+            return text if _LARK.search(text) else lark_of_gbnf(text, tokens)
         case StructureKind.TAGS:
             tags = json.loads(text)
             for tag in tags["tags"]:
                 tag["schema"] = readable_schema(tag["schema"], structure.param)
             if tags["answer"] is not None:
                 tags["answer"] = readable_schema(tags["answer"], structure.param)
-            return _TagGrammar(special_tokens).text(tags)
+            return _TagGrammar(tokens.special).text(tags)
 
 
 def _alternatives(choices: Sequence[str]) -> str:

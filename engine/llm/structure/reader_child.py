@@ -63,7 +63,7 @@ def answer(asked: Mapping[str, Any], table: TokenTable | EngineError) -> dict[st
         return {"refusal": table.message}
     structure = Structure(**{**asked, "kind": StructureKind(asked["kind"])})
     try:
-        text = grammar_text(structure, table.special)
+        text = grammar_text(structure, table.names)
         matcher = matcher_of(structure, text, table.tokens)
     except EngineError as error:
         return {"refusal": error.message}

@@ -6,6 +6,7 @@ from pathlib import Path
 from llguidance import LLTokenizer, TokenizerWrapper
 
 from engine.errors import UnsupportedFeature
+from engine.llm.structure.token_names import TokenNames
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -14,8 +15,7 @@ class TokenTable:
     """A model's tokens."""
 
     tokens: LLTokenizer
-    special: dict[str, int]
-    """Ids of the tokens that no text is cut into, those left out that end a text."""
+    names: TokenNames
 
 
 def load_token_table(path: Path, vocab_size: int, eos_token_ids: tuple[int, ...]) -> TokenTable:
@@ -47,7 +47,10 @@ def load_token_table(path: Path, vocab_size: int, eos_token_ids: tuple[int, ...]
         if token_id not in ends and tokens.tokens[token_id]
     }
     wrapped = TokenizerWrapper(tokens)
-    return TokenTable(LLTokenizer(wrapped, n_vocab=len(tokens.tokens), eos_token=ends), special)
+    num_tokens = len(tokens.tokens)
+    never = frozenset(ends) | {i for i, octets in enumerate(tokens.tokens) if not octets}
+    names = TokenNames(special, lambda text: tokens(text.encode()), num_tokens, never)
+    return TokenTable(LLTokenizer(wrapped, n_vocab=num_tokens, eos_token=ends), names)
 
 
 class _Tokens:

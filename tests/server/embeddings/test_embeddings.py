@@ -116,9 +116,11 @@ async def test_texts_are_cut_where_that_is_asked_for(server: EmbeddingServer) ->
         assert answer["usage"]["prompt_tokens"] == sum(map(len, inputs))
     await server.embed(input=[[5] * 100, [6]], truncate_prompt_tokens=3)
     assert server.engine.embedding_requests[-1].inputs == [[5, 5, 5], [6]]
-    body = {"query": long, "documents": [long, "fox"], "truncate_prompt_tokens": -1}
-    for path in ("/v1/rerank", "/v1/score"):
-        response = await server.client.post(path, json=body | {"text_1": long, "text_2": long})
+    for path, body in (
+        ("/v1/rerank", {"query": long, "documents": [long, "fox"]}),
+        ("/v1/score", {"text_1": long, "text_2": long}),
+    ):
+        response = await server.client.post(path, json=body | {"truncate_prompt_tokens": -1})
         assert response.status_code == 200, response.text
         assert server.engine.embedding_requests[-1].inputs[0] == ids[:MAX_MODEL_LEN]
     for keep, said in (

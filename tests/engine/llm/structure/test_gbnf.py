@@ -7,8 +7,9 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from engine.llm.structure.gbnf_lark import lark_of_gbnf
 from engine.llm.structure.grammars import LIMITS
+from engine.llm.structure.token_names import TokenNames
 
-END = 256
+END, THINK, THOUGHT, WORD, NO_TOKEN = range(256, 261)
 LONGEST = 4
 """Characters of the texts that random grammars are asked about."""
 
@@ -18,26 +19,36 @@ class Bytes:
 
     eos_token_id = END
     bos_token_id = None
-    special_token_ids = (END,)
-    tokens = (*(bytes([value]) for value in range(256)), b"<end>")
+    special_token_ids = (END, THINK, THOUGHT)
+    tokens = (*(bytes([one]) for one in range(256)), b"<end>", b"<t>", b"</t>", b"<b>", b"")
 
     def __call__(self, text):
         return list(text)
 
 
 TOKENS = LLTokenizer(TokenizerWrapper(Bytes()))
+NAMES = TokenNames(
+    {"<t>": THINK, "</t>": THOUGHT},
+    lambda text: [WORD] if text == "<b>" else [*text.encode()],
+    num_tokens=len(Bytes.tokens),
+    never=frozenset({END, NO_TOKEN}),
+)
 
 
 def matcher(grammar):
-    made = LLMatcher(TOKENS, lark_of_gbnf(grammar), log_level=0, limits=LIMITS)
+    made = LLMatcher(TOKENS, lark_of_gbnf(grammar, NAMES), log_level=0, limits=LIMITS)
     assert not made.is_error(), (grammar, made.get_error())
     return made
 
 
 def takes(start, text):
     """Whether the text may be written byte by byte and end there."""
+    return takes_tokens(start, text.encode())
+
+
+def takes_tokens(start, tokens):
     at = start.deep_copy()
-    tokens = [*text.encode(), END]
+    tokens = [*tokens, END]
     return at.validate_tokens(tokens) == len(tokens)
 
 
@@ -119,6 +130,34 @@ def test_what_a_grammar_takes(grammar, taken, not_taken):
     assert [text for text in not_taken if takes(start, text)] == []
 
 
+@pytest.mark.parametrize(
+    ("grammar", "taken", "not_taken"),
+    [
+        # llama.cpp's own example: reasoning up to its end, and then what is asked for.
+        (
+            "root ::= <t> inner </t> answer\ninner ::= !</t>*\nanswer ::= [a-z]+",
+            [[THINK, THOUGHT, 97], [THINK, *b"x<", WORD, THINK, THOUGHT, *b"yes"]],
+            [[THINK, THOUGHT], [THOUGHT, 97], [*b"<t>", THOUGHT, 97], [THINK, END, THOUGHT, 97]],
+        ),
+        (
+            f'root ::= "a" <[{WORD}]>{{2}} | "b" !<[{THINK}]> s\ns ::= "(" s ")" | ""',
+            [[97, WORD, WORD], [98, THOUGHT], [98, WORD, *b"(())"], [98, 255]],
+            [[97, WORD], [97, *b"<b><b>"], [98, THINK], [98, NO_TOKEN], [98, WORD, *b"("]],
+        ),
+        (
+            'root ::= x <t>* [a-z]* "ing" </t> | y\nx ::= "a"? [b]\ny ::= <b> x ("c" | <t>) [c]*',
+            [[*b"ab", THINK, *b"singing", THOUGHT], [*b"bing", THOUGHT], [WORD, *b"bccc"]],
+            [[*b"ab", THINK, THOUGHT], [*b"bin", THOUGHT], [WORD, *b"bxc"]],
+        ),
+        ('root ::= [a-z]* "g" <b> [0-9]*', [[*b"singg", WORD, *b"12"], [103, WORD]], [[WORD]]),
+    ],
+)
+def test_tokens_that_a_grammar_names(grammar, taken, not_taken):
+    start = matcher(grammar)
+    assert [tokens for tokens in taken if not takes_tokens(start, tokens)] == []
+    assert [tokens for tokens in not_taken if takes_tokens(start, tokens)] == []
+
+
 def random_rule(rng, depth=0):
     """As text and as what gives the texts of at most LONGEST characters, given those of `s`."""
     match rng.choice("lc" if depth > 2 else "lcsss||*r"):
@@ -184,9 +223,13 @@ def test_random_grammars_take_their_texts_and_no_others(rng):
         (r'root ::= "\q"', "stands for no character"),
         (r'root ::= "\ud800"', "stands for no character"),
         ('root ::= "a"{2,1}', "no number of times"),
-        ("root ::= <think>", "unexpected '<'"),
+        ("root ::= <think>", "<think> is no token of this model"),
+        ("root ::= <[261]>", "the vocabulary ends at 260"),
+        ("root ::= !<[256]>", "ends a text"),
+        ("root ::= <[260]>", "or is none"),
+        ("root ::= !x", "a token is written"),
     ],
 )
 def test_what_is_no_grammar_is_refused(grammar, said):
     with pytest.raises(ValueError, match=said):
-        lark_of_gbnf(grammar)
+        lark_of_gbnf(grammar, NAMES)

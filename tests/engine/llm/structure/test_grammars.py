@@ -59,7 +59,7 @@ def grammars(table):
 
 
 def make_grammars(table):
-    return Grammars(lambda: table, lambda asked: grammar_text(asked, table.special))
+    return Grammars(lambda: table, lambda asked: grammar_text(asked, table.names))
 
 
 def structure(kind, text):
@@ -159,7 +159,7 @@ def test_tags_and_special_tokens(table, grammars):
     call = Tag("<|im_start|>f(", {"type": "integer"}, ")")
     tags = Tags(tags=[call], triggers=["<|im_start|>"], at_most_one=True).structure()
     matcher = grammars.find(tags).matcher()
-    start = table.special["<|im_start|>"]
+    start = table.names.special["<|im_start|>"]
     assert matcher.try_consume_tokens([200, start]) == 2
     assert matcher.try_consume_tokens([201, 1]) in (0, 1)
 

@@ -12,6 +12,7 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from engine.errors import InvalidParameter
 from engine.llm.structure.grammar_text import grammar_text
 from engine.llm.structure.grammars import Grammars
+from engine.llm.structure.token_names import TokenNames
 from engine.llm.structure.token_table import TokenTable
 from engine.structure import Structure
 
@@ -37,7 +38,9 @@ class Bytes:
 @pytest.fixture(scope="module")
 def grammars():
     tokens = LLTokenizer(TokenizerWrapper(Bytes()), n_vocab=END + 1, eos_token=[END])
-    return Grammars(lambda: TokenTable(tokens, {}), lambda asked: grammar_text(asked, {}))
+    return Grammars(
+        lambda: TokenTable(tokens, TokenNames()), lambda asked: grammar_text(asked, TokenNames())
+    )
 
 
 def allows(matcher: LLMatcher, value: object) -> bool:
