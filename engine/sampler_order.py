@@ -9,17 +9,14 @@ from typing import Any
 from engine.errors import InvalidParameter
 from engine.sampling_params import SAMPLER_PARAMETERS
 
-SAMPLERS: Mapping[str, tuple[str, ...]] = {
-    "penalties": ("repetition_penalty", "frequency_penalty", "presence_penalty"),
-    "dry": ("dry_multiplier",),
-    "top_n_sigma": ("top_n_sigma",),
-    "temperature": ("temperature", "dynatemp_range"),
-    "top_k": ("top_k",),
-    "top_p": ("top_p",),
-    "min_p": ("min_p",),
-    "typical_p": ("typical_p",),
-    "xtc": ("xtc_probability",),
-}
+
+def _samplers() -> Mapping[str, tuple[str, ...]]:
+    named = [(one.sampler, name) for name, one in SAMPLER_PARAMETERS.items() if one.sampler]
+    samplers = dict.fromkeys(sampler for sampler, _ in named)
+    return {one: tuple(name for sampler, name in named if sampler == one) for one in samplers}
+
+
+SAMPLERS = _samplers()
 """Each with the parameters that are neutral where it does nothing, in the order in which they
 act unless asked otherwise."""
 OTHER_SAMPLER_NAMES: Mapping[str, str] = {"typ_p": "typical_p"}

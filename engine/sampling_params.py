@@ -80,6 +80,9 @@ class SamplerParameter:
     """Default strings of patterns."""
     acts_with: str | None = None
     """The parameter without which this one does nothing."""
+    sampler: str | None = None
+    """What a request that says in which order samplers act calls it, by itself or with others; the
+    sampler does nothing where all of them are neutral."""
     settled: Callable[[Any], Any] | None = None
     """What the engine gets for a value within the bounds; None: the value itself."""
 
@@ -177,6 +180,7 @@ class SamplingParams:
         reads_text=True,
         in_generation_config=True,
         gguf_key="penalty_repeat",
+        sampler="penalties",
     )
     frequency_penalty: float = _parameter(
         0.0,
@@ -185,6 +189,7 @@ class SamplingParams:
         le=2,
         on_host=True,
         reads_text=True,
+        sampler="penalties",
     )
     presence_penalty: float = _parameter(
         0.0,
@@ -193,6 +198,7 @@ class SamplingParams:
         le=2,
         on_host=True,
         reads_text=True,
+        sampler="penalties",
     )
     repeat_last_n: int = _parameter(
         -1,
@@ -211,6 +217,7 @@ class SamplingParams:
         le=100,
         on_host=True,
         reads_text=True,
+        sampler="dry",
     )
     dry_base: float = _parameter(
         1.75,
@@ -218,9 +225,15 @@ class SamplingParams:
         ge=1,
         le=100,
         on_host=True,
+        acts_with="dry_multiplier",
     )
     dry_allowed_length: int = _parameter(
-        2, "Shorter repetitions cost nothing.", ge=1, le=MAX_COUNT, on_host=True
+        2,
+        "Shorter repetitions cost nothing.",
+        ge=1,
+        le=MAX_COUNT,
+        on_host=True,
+        acts_with="dry_multiplier",
     )
     dry_penalty_last_n: int = _parameter(
         -1,
@@ -228,6 +241,7 @@ class SamplingParams:
         ge=-1,
         le=MAX_COUNT,
         on_host=True,
+        acts_with="dry_multiplier",
     )
     dry_sequence_breakers: Patterns = _parameter(
         (),
@@ -235,6 +249,15 @@ class SamplingParams:
         strings=("\n", ":", '"', "*"),
         acts_with="dry_multiplier",
         on_host=True,
+    )
+    top_n_sigma: float = _parameter(
+        0.0,
+        "Keep tokens whose logit is at most this many standard deviations below the greatest, "
+        "at any temperature; 0 or less keeps all.",
+        ge=-1,
+        le=100,
+        settled=lambda value: max(value, 0.0),
+        sampler="top_n_sigma",
     )
     temperature: float = _parameter(
         1.0,
@@ -245,6 +268,7 @@ class SamplingParams:
         gguf_key="temp",
         # Dividing by less overflows; the draw would be greedy anyway, as in vLLM.
         settled=lambda value: 0.0 if value < _GREEDY_BELOW else value,
+        sampler="temperature",
     )
     dynatemp_range: float = _parameter(
         0.0,
@@ -252,6 +276,7 @@ class SamplingParams:
         "higher the less certain the model is. 0 is off.",
         ge=0,
         le=2,
+        sampler="temperature",
     )
     dynatemp_exponent: float = _parameter(
         1.0,
@@ -259,14 +284,7 @@ class SamplingParams:
         "temperature is.",
         ge=0,
         le=100,
-    )
-    top_n_sigma: float = _parameter(
-        0.0,
-        "Keep tokens whose logit is at most this many standard deviations below the greatest, "
-        "at any temperature; 0 or less keeps all.",
-        ge=-1,
-        le=100,
-        settled=lambda value: max(value, 0.0),
+        acts_with="dynatemp_range",
     )
     top_k: int = _parameter(
         0,
@@ -276,6 +294,7 @@ class SamplingParams:
         in_generation_config=True,
         gguf_key="top_k",
         settled=lambda value: max(value, 0),
+        sampler="top_k",
     )
     top_p: float = _parameter(
         1.0,
@@ -285,6 +304,7 @@ class SamplingParams:
         in_generation_config=True,
         gguf_key="top_p",
         settled=_at_least_a_little,
+        sampler="top_p",
     )
     min_p: float = _parameter(
         0.0,
@@ -293,9 +313,15 @@ class SamplingParams:
         le=1,
         in_generation_config=True,
         gguf_key="min_p",
+        sampler="min_p",
     )
     typical_p: float = _parameter(
-        1.0, "Locally typical sampling.", gt=0, le=1, settled=_at_least_a_little
+        1.0,
+        "Locally typical sampling.",
+        gt=0,
+        le=1,
+        settled=_at_least_a_little,
+        sampler="typical_p",
     )
     xtc_probability: float = _parameter(
         0.0,
@@ -303,6 +329,7 @@ class SamplingParams:
         ge=0,
         le=1,
         gguf_key="xtc_probability",
+        sampler="xtc",
     )
     xtc_threshold: float = _parameter(
         0.1,
@@ -311,6 +338,7 @@ class SamplingParams:
         ge=0,
         le=1,
         gguf_key="xtc_threshold",
+        acts_with="xtc_probability",
     )
 
     mirostat: int = _parameter(
@@ -323,10 +351,20 @@ class SamplingParams:
         reads_text=True,
     )
     mirostat_tau: float = _parameter(
-        5.0, "The surprise to come near, in bits per token.", ge=0, le=100, on_host=True
+        5.0,
+        "The surprise to come near, in bits per token.",
+        ge=0,
+        le=100,
+        on_host=True,
+        acts_with="mirostat",
     )
     mirostat_eta: float = _parameter(
-        0.1, "How fast it gets there: this share of the error per token.", ge=0, le=1, on_host=True
+        0.1,
+        "How fast it gets there: this share of the error per token.",
+        ge=0,
+        le=1,
+        on_host=True,
+        acts_with="mirostat",
     )
 
     order: tuple[str, ...] | None = None

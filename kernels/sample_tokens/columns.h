@@ -1,7 +1,18 @@
-// The columns of `SamplingRows.table`: what a row's token is drawn with, 8 bytes each, in the order
-// in which they lie. C++ makes `Knobs` of these lines, and `columns.py` reads them for the
-// reference and for Triton, so that the three cannot differ.
+// The one list of what a row's token is drawn with, and of the steps that act on it: C++ makes
+// `Knobs` and `Step` of these lines, and `columns.py` reads them for the reference and for Triton, so
+// that the three cannot differ.
 //
+// The columns of `SamplingRows.table`, 8 bytes each, in the order in which they lie.
+//
+#ifndef COLUMN
+#define COLUMN(type, name, neutral)
+#endif
+#ifndef STEP
+#define STEP(name)
+#endif
+#ifndef LATE_STEP
+#define LATE_STEP(name)
+#endif
 //     type     name                 value that changes nothing
 COLUMN(double,  inverse_temperature, 1.0)
 COLUMN(double,  temperature,         1.0)
@@ -18,4 +29,17 @@ COLUMN(int64_t, top_k,               0)
 COLUMN(int64_t, seed,                0)
 COLUMN(int64_t, index,               0)
 COLUMN(int64_t, position,            0)
+
+// The steps, as requests name them, in the usual order. Late ones look at the masses of the tokens
+// that are left; each is a function of its name in `reference.py` and a struct in `steps.h`.
+STEP(top_n_sigma)
+STEP(temperature)
+STEP(top_k)
+STEP(top_p)
+STEP(min_p)
+LATE_STEP(typical_p)
+LATE_STEP(xtc)
+
 #undef COLUMN
+#undef STEP
+#undef LATE_STEP

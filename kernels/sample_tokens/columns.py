@@ -1,11 +1,13 @@
-"""The columns of `SamplingRows.table`, as `columns.h` has them."""
+"""The columns of `SamplingRows.table` and the steps of a row, as `columns.h` has them."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 _LINE = re.compile(r"^COLUMN\((double|int64_t), +(\w+), +([-\d.e]+)\)$", re.MULTILINE)
-_COMMENT = re.compile(r"//.*")
+_STEP = re.compile(r"^(?:LATE_)?STEP\((\w+)\)$", re.MULTILINE)
+_NO_LINE = re.compile(r"//.*|#.*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +30,29 @@ def read_columns(text: str) -> tuple[Column, ...]:
         Column(name, kind == "double", float(neutral))
         for kind, name, neutral in _LINE.findall(text)
     )
-    names = {column.name for column in columns}
-    if not len(names) == len(columns) == len(re.findall(r"\bCOLUMN\(", _COMMENT.sub("", text))):
-        raise ValueError("columns.h: not every COLUMN(type, name, value) is a line of its own")
+    _check_each("COLUMN", [column.name for column in columns], text)
     return columns
 
 
-COLUMNS = read_columns((Path(__file__).parent / "columns.h").read_text())
+def read_steps(text: str) -> tuple[str, ...]:
+    """The steps of a header.
+
+    Raises:
+        ValueError: as of `read_columns`.
+    """
+    names = tuple(_STEP.findall(text))
+    _check_each("STEP", names, text)
+    return names
+
+
+def _check_each(macro: str, names: Sequence[str], text: str) -> None:
+    if not len(set(names)) == len(names) == _NO_LINE.sub("", text).count(f"{macro}("):
+        raise ValueError(f"columns.h: not every {macro}(...) is a line of its own, of its own name")
+
+
+_TEXT = (Path(__file__).parent / "columns.h").read_text()
+COLUMNS = read_columns(_TEXT)
 COLUMN = {column.name: place for place, column in enumerate(COLUMNS)}
 """Where each is in a row."""
+STEPS = read_steps(_TEXT)
+"""What leaves tokens out or scales what is left, in the usual order."""

@@ -15,7 +15,7 @@ namespace {
 class Row {
  public:
   Row(const Knobs& knobs, const float* x, int64_t size, const Peak& peak, Scratch& scratch)
-      : knobs_(knobs), x_(x), size_(size), peak_(peak), scratch_(scratch), race_(knobs) {
+      : knobs_(knobs), x_(x), size_(size), peak_(peak), scratch_(scratch), race_(knobs), late_(knobs) {
     int32_t exponent = unit_exponent(size);
     weighing_ = {peak.value, float(knobs.inverse_temperature), exponent};
     if (knobs.dynatemp_range > 0.0)
@@ -26,10 +26,9 @@ class Row {
   // `masses` are the token's and all kept ones'.
   void draw(int64_t& token_id, int64_t& num_kept, int64_t* masses) {
     has_top_k_ = knobs_.top_k > 0 && knobs_.top_k < size_;
-    is_xtc_ = excludes_top_choices(knobs_);
     bool tells = knobs_.least_probability > 0.0;
-    if (!has_top_k_ && knobs_.top_p >= 1.0 && knobs_.typical_p >= 1.0 && !tells) {
-      if (is_xtc_) find_top_choices();
+    if (!has_top_k_ && knobs_.top_p >= 1.0 && !tells && !late_.has_others_than(Step::xtc)) {
+      if (late_.has(Step::xtc)) find_top_choices();
       num_kept = race_all();
     } else {
       Candidates kept = select();
@@ -143,8 +142,7 @@ class Row {
       int64_t bound = std::min(needed, int64_t(1) << weighing_.exponent);
       some.keep_if([&](int64_t i) { return some.masses[i] >= bound; });
     }
-    if (knobs_.typical_p < 1.0) keep_typical(some, x_, weighing_, knobs_.typical_p);
-    if (is_xtc_) exclude_top_choices(some, x_, knobs_.xtc_threshold);
+    late_.leave(some, x_, weighing_, knobs_);
     return some;
   }
 
@@ -167,9 +165,10 @@ class Row {
   const Peak& peak_;
   Scratch& scratch_;
   Race race_;
+  LateSteps late_;
   Weighing weighing_;
   int64_t least_;  // weight that min_p leaves
-  bool has_top_k_ = false, is_xtc_ = false;
+  bool has_top_k_ = false;
   float choice_ = kInfinity;  // weight of a top choice that is left out
   int64_t last_choice_ = -1;
 };

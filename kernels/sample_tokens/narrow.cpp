@@ -32,7 +32,7 @@ float narrow_row(const T* logits, int64_t size, const Knobs& knobs, const Edits*
     if (!is_finite(peak)) return 0.0f;
   }
   Narrowing narrowing(knobs, values, size, peak.value, scratch);
-  for (; *steps != kEnd; ++steps) narrowing.take(Step(*steps));
+  for (; Step(*steps) != Step::end; ++steps) narrowing.take(Step(*steps));
   std::fill_n(left, size, native::from_float<T>(-kInfinity));
   const Candidates& kept = narrowing.left();
   for (int64_t i = 0; i < kept.size; ++i) left[kept.ids[i]] = logits[kept.ids[i]];

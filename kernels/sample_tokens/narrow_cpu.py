@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels import native
+from kernels.sample_tokens.columns import STEPS
 from kernels.sample_tokens.cpu import edit_pointers
 from kernels.sample_tokens.rows import SamplingRows
 from kernels.shared.logit_rows import contiguous_rows
 
-STEPS = ("temperature", "top_n_sigma", "top_k", "top_p", "min_p", "typical_p", "xtc")
-"""As `narrowing.h` counts them, from 1 on."""
 _CODES = {name: code for code, name in enumerate(STEPS, 1)}
+"""The values of `Step` in `rows.h`."""
 
 
 def supports(logits: Tensor) -> bool:

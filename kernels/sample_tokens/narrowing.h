@@ -8,9 +8,6 @@
 
 namespace {
 
-// As `narrow_cpu.STEPS` counts them; 0 ends a row's list.
-enum Step : int64_t { kEnd, kTemperature, kTopNSigma, kTopK, kTopP, kMinP, kTypicalP, kXtc };
-
 // Which tokens are left, and what their values are multiplied by before the draw. The first step
 // that leaves tokens out reads the whole row, from then on there are candidates.
 class Narrowing {
@@ -22,7 +19,8 @@ class Narrowing {
         size_(size),
         peak_(peak),
         scratch_(scratch),
-        some_(scratch.candidates(size)) {
+        some_(scratch.candidates(size)),
+        late_(knobs) {
     int64_t possible = 0;
 #pragma omp simd reduction(+ : possible)
     for (int64_t i = 0; i < size; ++i) possible += x[i] > -kInfinity ? 1 : 0;
@@ -31,20 +29,15 @@ class Narrowing {
 
   void take(Step step) {
     switch (step) {
-      case kEnd: return;
-      case kTemperature: return find_scale();
-      case kTopNSigma: return keep_near();
-      case kTopK: return keep_top();
-      case kTopP: return keep_nucleus();
-      case kMinP: return keep_likely();
-      case kTypicalP:
+      case Step::end: return;
+      case Step::temperature: return find_scale();
+      case Step::top_n_sigma: return keep_near();
+      case Step::top_k: return keep_top();
+      case Step::top_p: return keep_nucleus();
+      case Step::min_p: return keep_likely();
+      default:
         weigh([](int64_t) { return 1; });
-        if (knobs_.typical_p < 1.0) keep_typical(some_, x_, weighing_, knobs_.typical_p);
-        return;
-      case kXtc:
-        weigh([](int64_t) { return 1; });
-        if (excludes_top_choices(knobs_)) exclude_top_choices(some_, x_, knobs_.xtc_threshold);
-        return;
+        late_.leave(step, some_, x_, weighing_, knobs_);
     }
   }
 
@@ -153,6 +146,7 @@ class Narrowing {
   float peak_;
   Scratch& scratch_;
   Candidates some_;
+  LateSteps late_;
   bool is_whole_ = true;
   int64_t num_left_ = 0;  // of the whole row
   Weighing weighing_{};

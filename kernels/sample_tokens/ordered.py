@@ -7,7 +7,7 @@ definition does it, by sorting, which waits for the device: it is for the few wh
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,15 +20,7 @@ from kernels.sample_tokens.columns import COLUMN, COLUMNS
 from kernels.sample_tokens.edits import edited
 from kernels.sample_tokens.rows import SamplingRows
 
-_Step = Callable[[Tensor, Tensor, dict[str, Any]], None]
-
-STEPS: Mapping[str, _Step] = {
-    "top_k": reference.top_k,
-    "top_p": reference.top_p,
-    "min_p": reference.min_p,
-    "typical_p": reference.typical_p,
-    "xtc": reference.xtc,
-}
+_STEPS = {step.__name__: step for step in reference.STEPS}
 _KEPT_COLUMNS = np.array([COLUMN[name] for name in ("seed", "index", "position")])
 _NEUTRAL = np.array(
     [
@@ -47,9 +39,8 @@ def in_order(
     Args:
         logits: [R, V], as for `sample_tokens`. Not changed.
         rows: with the parameters of the steps.
-        orders: row → names, of `STEPS`, `top_n_sigma` and `temperature`, each at most once; steps
-            that are not named do not act. Greedy rows and bad ones (`SampledTokens.errors`) stay
-            as they are.
+        orders: row → names, of `columns.STEPS`, each at most once; steps that are not named do
+            not act. Greedy rows and bad ones (`SampledTokens.errors`) stay as they are.
 
     Returns:
         Logits and rows in which all else is as it was.
@@ -125,5 +116,5 @@ def _left_by(name: str, values: Tensor, scale: float, knobs: dict[str, Any]) -> 
         places = (values + 0.0).sort(descending=True, stable=True).indices
     scores = reference.scaled_scores(values, values.max(), scale)[places]
     kept = reference.scaled_weights(scores, len(values))
-    STEPS[name](kept, scores, knobs)
+    _STEPS[name](kept, scores, knobs)
     return places[kept > 0].sort().values

@@ -7,6 +7,14 @@ namespace {
 
 enum Error : int64_t { kFine, kNotFinite, kNoTokenLeft };
 
+// A step of a row, as `narrow_cpu.py` counts them; `end` ends a row's list.
+enum class Step : int64_t {
+  end,
+#define STEP(name) name,
+#define LATE_STEP(name) name,
+#include "columns.h"
+};
+
 // A row of `SamplingRows.table`.
 struct Knobs {
 #define COLUMN(type, name, neutral) type name;

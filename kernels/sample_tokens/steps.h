@@ -1,4 +1,5 @@
-// Steps that leave tokens out of a row's candidates, which know their masses: `reference.STEPS`.
+// Steps that leave tokens out of a row's candidates, which know their masses: `reference.STEPS`. The
+// late ones of `columns.h` are structs, which say for a row whether they act, and what they leave.
 #pragma once
 #include <algorithm>
 #include <climits>
@@ -38,24 +39,6 @@ inline int64_t min_p_bound(double min_p, int32_t exponent) {
   return std::max<int64_t>(1, int64_t(min_p * double(int64_t(1) << exponent)));
 }
 
-// See `reference.typical_p`. `x` are the values by id.
-inline void keep_typical(Candidates& some, const float* x, const Weighing& weighing, double p) {
-  int64_t total = some.total(), weighted = 0;
-  for (int64_t i = 0; i < some.size; ++i)
-    weighted += int64_t(float(some.masses[i]) * -weighing.score(x[some.ids[i]]));
-  float mean = float(weighted) * reciprocal(float(total));
-  for (int64_t i = 0; i < some.size; ++i)
-    some.keys[i] = -int32_t(bits_of(std::fabs(-weighing.score(x[some.ids[i]]) - mean)));
-  some.cut(needed_mass(p, total), true, true);
-}
-
-// See `reference.xtc`.
-inline bool excludes_top_choices(const Knobs& knobs) {
-  if (!(knobs.xtc_probability > 0.0) || knobs.xtc_threshold > 0.5) return false;
-  const uint32_t blocks[kLanes] = {};
-  return int64_t(philox(knobs, blocks, 2).of[0][0]) < int64_t(knobs.xtc_probability * 0x1p32);
-}
-
 // The least likely of some tokens, of equals the last; -1 if there are none.
 template <class Function>
 int64_t last_choice(const int32_t* ids, int64_t size, const float* x, Function is_choice) {
@@ -68,11 +51,72 @@ int64_t last_choice(const int32_t* ids, int64_t size, const float* x, Function i
   return last;
 }
 
-inline void exclude_top_choices(Candidates& some, const float* x, double threshold) {
-  int64_t bound = needed_mass(threshold, some.total());
-  int64_t last = last_choice(some.ids, some.size, x,
-                             [&](int64_t i) { return some.masses[i] >= bound; });
-  some.keep_if([&](int64_t i) { return some.masses[i] < bound || some.ids[i] == last; });
-}
+namespace late {
+
+// `x` are the values by id.
+struct typical_p {
+  static bool acts(const Knobs& knobs) { return knobs.typical_p < 1.0; }
+
+  static void leave(Candidates& some, const float* x, const Weighing& weighing,
+                    const Knobs& knobs) {
+    int64_t total = some.total(), weighted = 0;
+    for (int64_t i = 0; i < some.size; ++i)
+      weighted += int64_t(float(some.masses[i]) * -weighing.score(x[some.ids[i]]));
+    float mean = float(weighted) * reciprocal(float(total));
+    for (int64_t i = 0; i < some.size; ++i)
+      some.keys[i] = -int32_t(bits_of(std::fabs(-weighing.score(x[some.ids[i]]) - mean)));
+    some.cut(needed_mass(knobs.typical_p, total), true, true);
+  }
+};
+
+struct xtc {
+  static bool acts(const Knobs& knobs) {
+    if (!(knobs.xtc_probability > 0.0) || knobs.xtc_threshold > 0.5) return false;
+    const uint32_t blocks[kLanes] = {};
+    return int64_t(philox(knobs, blocks, 2).of[0][0]) < int64_t(knobs.xtc_probability * 0x1p32);
+  }
+
+  static void leave(Candidates& some, const float* x, const Weighing&, const Knobs& knobs) {
+    int64_t bound = needed_mass(knobs.xtc_threshold, some.total());
+    int64_t last = last_choice(some.ids, some.size, x,
+                               [&](int64_t i) { return some.masses[i] >= bound; });
+    some.keep_if([&](int64_t i) { return some.masses[i] < bound || some.ids[i] == last; });
+  }
+};
+
+}  // namespace late
+
+// Late steps that act on a row, a bit each.
+class LateSteps {
+ public:
+  explicit LateSteps(const Knobs& knobs) {
+#define LATE_STEP(name) \
+  if (late::name::acts(knobs)) bits_ |= bit(Step::name);
+#include "columns.h"
+  }
+
+  bool has(Step step) const { return bits_ & bit(step); }
+  bool has_others_than(Step step) const { return bits_ & ~bit(step); }
+
+  // Those that act, one after the other.
+  void leave(Candidates& some, const float* x, const Weighing& weighing, const Knobs& knobs) const {
+#define LATE_STEP(name) \
+  if (has(Step::name)) late::name::leave(some, x, weighing, knobs);
+#include "columns.h"
+  }
+
+  // One of them, if it acts.
+  void leave(Step step, Candidates& some, const float* x, const Weighing& weighing,
+             const Knobs& knobs) const {
+    LateSteps one = *this;
+    one.bits_ &= bit(step);
+    one.leave(some, x, weighing, knobs);
+  }
+
+ private:
+  static int64_t bit(Step step) { return int64_t(1) << int64_t(step); }
+
+  int64_t bits_ = 0;
+};
 
 }  // namespace

@@ -5,22 +5,22 @@ import pytest
 from engine.errors import InvalidParameter
 from engine.sampler_order import SAMPLERS, acting_order, check_order, without_unlisted
 from engine.sampling_params import SAMPLER_PARAMETERS
+from kernels.sample_tokens import reference
+from kernels.sample_tokens.columns import STEPS
 
 NEUTRAL = {name: one.neutral for name, one in SAMPLER_PARAMETERS.items()}
 
 
-def test_the_usual_order_is_that_of_the_table() -> None:
-    order = [name for names in SAMPLERS.values() for name in names[:1]]
-    places = list(SAMPLER_PARAMETERS)
-    others = [name for name in order if name not in ("top_n_sigma", "temperature")]
-    assert others == sorted(others, key=places.index)
+def test_the_usual_order_is_that_of_the_kernels() -> None:
+    assert [*SAMPLERS] == ["penalties", "dry", *STEPS]
+    assert [step.__name__ for step in reference.STEPS if step.__name__ in STEPS] == [*STEPS[2:]]
 
 
 def test_what_acts_in_rows_belongs_to_a_sampler() -> None:
     """Else it would act where it is not listed, and beside Mirostat."""
     named = {name for names in SAMPLERS.values() for name in names}
     in_rows = {name for name, one in SAMPLER_PARAMETERS.items() if not one.on_host}
-    assert in_rows - named == {"dynatemp_exponent", "xtc_threshold"}, "which go with others"
+    assert {SAMPLER_PARAMETERS[name].acts_with for name in in_rows - named} <= named
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import torch
 
 from kernels import native
 from kernels.sample_tokens import cases, narrow_cpu, ordered, sample_tokens
+from kernels.sample_tokens.columns import STEPS
 from kernels.sample_tokens.rows import SamplingRows, packed_row
 
 pytestmark = pytest.mark.skipif(
@@ -27,7 +28,7 @@ def _random_rows(rng: np.random.Generator, num_rows: int, size: int) -> Sampling
 def _random_orders(rng: np.random.Generator, num_rows: int) -> dict[int, list[str]]:
     """Of some of the rows, in any order of these."""
     return {
-        int(row): rng.permutation(narrow_cpu.STEPS)[: rng.integers(0, 8)].tolist()
+        int(row): rng.permutation(STEPS)[: rng.integers(0, len(STEPS) + 1)].tolist()
         for row in rng.permutation(num_rows)[: rng.integers(1, num_rows + 1)]
     }
 

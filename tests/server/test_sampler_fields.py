@@ -151,7 +151,7 @@ def test_samplers_act_in_the_order_that_is_sent():
 
 
 @pytest.mark.parametrize(
-    "bad", [["top_a"], ["top_k", "top_k"], ["top_k", "dry"], "top_k", [1], ["typ_p", "typical_p"]]
+    "bad", [["no_such"], ["top_k", "top_k"], ["top_k", "dry"], "top_k", [1], ["typ_p", "typical_p"]]
 )
 def test_other_samplers_are_refused(bad):
     with pytest.raises((ValidationError, InvalidParameter)):

@@ -38,13 +38,8 @@ def distribution(
     if params.top_n_sigma:
         logits = keep_near_peak(logits, params.top_n_sigma)
     probabilities = softmax(logits / temperature_of(logits, params))
-    probabilities = keep_top_k(probabilities, logits, params.top_k)
-    probabilities = keep_top_p(probabilities, logits, params.top_p)
-    probabilities = keep_min_p(probabilities, params.min_p)
-    probabilities = keep_typical(probabilities, params.typical_p)
-    if params.xtc_probability:
-        assert params.xtc_probability == 1, "whether it happens is not known here"
-        probabilities = exclude_top_choices(probabilities, logits, params.xtc_threshold)
+    for step in STEPS.values():
+        probabilities = step(probabilities, logits, params)
     return probabilities
 
 
@@ -95,46 +90,60 @@ def softmax(scores: Floats) -> Floats:
     return weights
 
 
-def keep_top_k(probabilities: Floats, logits: Floats, top_k: int) -> Floats:
+def keep_top_k(probabilities: Floats, logits: Floats, params: SamplingParams) -> Floats:
     """Keep the k likeliest; of equally likely ones those with the lowest ids."""
-    if top_k <= 0:
+    if params.top_k <= 0:
         return probabilities
-    return _only(probabilities, _by_logit(logits)[:top_k])
+    return _only(probabilities, _by_logit(logits)[: params.top_k])
 
 
-def keep_top_p(probabilities: Floats, logits: Floats, top_p: float) -> Floats:
+def keep_top_p(probabilities: Floats, logits: Floats, params: SamplingParams) -> Floats:
     """Keep the likeliest until they have p of the mass; at least one."""
-    if top_p >= 1:
+    if params.top_p >= 1:
         return probabilities
     order = _by_logit(logits)
-    return _only(probabilities, order[: _num_until(probabilities[order], top_p)])
+    return _only(probabilities, order[: _num_until(probabilities[order], params.top_p)])
 
 
-def keep_min_p(probabilities: Floats, min_p: float) -> Floats:
+def keep_min_p(probabilities: Floats, logits: Floats, params: SamplingParams) -> Floats:
     """Keep those with at least min_p of the likeliest one's probability."""
-    return _only(probabilities, np.flatnonzero(probabilities >= min_p * probabilities.max()))
+    bound = params.min_p * probabilities.max()
+    return _only(probabilities, np.flatnonzero(probabilities >= bound))
 
 
-def keep_typical(probabilities: Floats, typical_p: float) -> Floats:
+def keep_typical(probabilities: Floats, logits: Floats, params: SamplingParams) -> Floats:
     """Keep those whose information is closest to the entropy until they have p of the mass."""
-    if typical_p >= 1:
+    if params.typical_p >= 1:
         return probabilities
     possible = np.flatnonzero(probabilities)
     information = -np.log(probabilities[possible])
     entropy = (probabilities[possible] * information).sum()
     distance = np.abs(information - entropy)
     order = np.argsort(distance, kind="stable")
-    last = _num_until(probabilities[possible][order], typical_p) - 1
+    last = _num_until(probabilities[possible][order], params.typical_p) - 1
     return _only(probabilities, possible[distance <= distance[order[last]]])
 
 
-def exclude_top_choices(probabilities: Floats, logits: Floats, threshold: float) -> Floats:
+def exclude_top_choices(probabilities: Floats, logits: Floats, params: SamplingParams) -> Floats:
     """Of those with at least this probability keep the least likely one."""
-    if threshold > 0.5:
+    if not params.xtc_probability or params.xtc_threshold > 0.5:
         return probabilities
+    assert params.xtc_probability == 1, "whether it happens is not known here"
     order = _by_logit(logits)
-    left_out = order[probabilities[order] >= threshold][:-1]
+    left_out = order[probabilities[order] >= params.xtc_threshold][:-1]
     return _only(probabilities, np.setdiff1d(np.flatnonzero(probabilities), left_out))
+
+
+STEPS = {
+    "top_k": keep_top_k,
+    "top_p": keep_top_p,
+    "min_p": keep_min_p,
+    "typical_p": keep_typical,
+    "xtc": exclude_top_choices,
+}
+"""What leaves tokens out by their probabilities, in the usual order."""
+SHARES = [name for name in STEPS if name not in ("top_k", "xtc")]
+"""Parameters of steps that are shares of a probability."""
 
 
 def _by_logit(logits: Floats) -> NDArray[np.int64]:

@@ -20,6 +20,13 @@ from engine.llm.sampling import Sampler, SampleRow
 from engine.types import SamplingParams
 
 VOCAB_SIZE = 300
+_WARPERS = {
+    "temperature": TemperatureLogitsWarper,
+    "top_k": TopKLogitsWarper,
+    "top_p": TopPLogitsWarper,
+    "min_p": MinPLogitsWarper,
+    "typical_p": TypicalLogitsWarper,
+}
 CPU = torch.device("cpu")
 
 
@@ -29,12 +36,13 @@ def _random_case(rng: random.Random) -> tuple[dict[str, Any], list[str]]:
         "temperature": rng.uniform(0.4, 1.8),
         "dynatemp_range": rng.choice([0.0, 0.4]),
         "top_k": rng.randrange(2, 80),
-        "top_p": rng.uniform(0.3, 0.99),
+        **{name: rng.uniform(0.01, 0.99) for name in exact.SHARES},
         "min_p": rng.uniform(0.01, 0.3),
-        "typical_p": rng.uniform(0.3, 0.99),
         "xtc": 1.0,
     }
-    order = rng.sample([name for name in values if name != "dynatemp_range"], rng.randrange(1, 8))
+    order = rng.sample(
+        [name for name in values if name != "dynatemp_range"], rng.randrange(1, len(values))
+    )
     params = {name: values[name] for name in order if name != "xtc"}
     if "xtc" in order:
         params |= {"xtc_probability": 1.0, "xtc_threshold": rng.uniform(0.01, 0.3)}
@@ -53,17 +61,7 @@ def _in_double(logits: np.ndarray, params: SamplingParams, order: list[str]) -> 
         if name == "top_n_sigma":
             logits = exact.keep_near_peak(logits, params.top_n_sigma)
             continue
-        probabilities = exact.softmax(logits / scale)
-        if name == "top_k":
-            probabilities = exact.keep_top_k(probabilities, logits, params.top_k)
-        elif name == "top_p":
-            probabilities = exact.keep_top_p(probabilities, logits, params.top_p)
-        elif name == "min_p":
-            probabilities = exact.keep_min_p(probabilities, params.min_p)
-        elif name == "typical_p":
-            probabilities = exact.keep_typical(probabilities, params.typical_p)
-        else:
-            probabilities = exact.exclude_top_choices(probabilities, logits, params.xtc_threshold)
+        probabilities = exact.STEPS[name](exact.softmax(logits / scale), logits, params)
         logits = np.where(probabilities > 0, logits, -np.inf)
     return exact.softmax(logits / scale)
 
@@ -95,25 +93,15 @@ def test_random_orders_equal_transformers() -> None:
     generator = torch.Generator().manual_seed(seed)
     for _ in range(num_cases):
         fields, order = _random_case(rng)
-        order = [name for name in order if name not in ("xtc", "top_n_sigma")]
+        order = [name for name in order if name in _WARPERS]
         fields = {name: fields[name] for name in order}
         logits = torch.randn(VOCAB_SIZE, generator=generator) * 3
         scores = logits.double().unsqueeze(0)
         for name in order:
-            scores = _warper(name, fields[name])(None, scores)
+            scores = _WARPERS[name](fields[name])(None, scores)
         found = _sampled(logits, SamplingParams(**fields, order=tuple(order)))
         num_unlike += not np.allclose(found, scores.softmax(-1)[0].numpy(), atol=1e-5)
     assert num_unlike <= 4, (seed, num_unlike)
-
-
-def _warper(name: str, value: float) -> Any:
-    return {
-        "temperature": TemperatureLogitsWarper,
-        "top_k": TopKLogitsWarper,
-        "top_p": TopPLogitsWarper,
-        "min_p": MinPLogitsWarper,
-        "typical_p": TypicalLogitsWarper,
-    }[name](value)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exact_distribution import distribution
+from exact_distribution import SHARES, distribution
 
 from engine.errors import InvariantViolation
 from engine.llm.decision import NewSequence
@@ -43,13 +43,14 @@ def _rows(num: int, position: int = 0) -> list[SampleRow]:
     return [SampleRow(i, position) for i in range(num)]
 
 
+_TRIED_SHARES = (1e-9, 1e-6, 0.01, 0.02, 0.2, 0.3, 0.9, 0.95, 0.999)
+
+
 def _random_params(rng: np.random.Generator, vocab_size: int) -> SamplingParams:
     choices: dict[str, Any] = {
         "temperature": float(rng.choice([0.0, 0.3, 0.7, 1.0, 1.0, 1.7])),
         "top_k": int(rng.choice([1, 2, 5, 40, 257, 300, vocab_size - 1, vocab_size, 10**6])),
-        "top_p": float(rng.choice([1e-9, 0.3, 0.9, 0.95, 0.999, rng.random()])),
-        "min_p": float(rng.choice([1e-6, 0.02, 0.3, 1.0])),
-        "typical_p": float(rng.choice([0.01, 0.2, 0.9, 0.95])),
+        **{name: float(rng.choice(_TRIED_SHARES)) for name in SHARES},
         "top_n_sigma": float(rng.choice([0.3, 1.0, 2.5, rng.random() * 4])),
         "dynatemp_range": float(rng.choice([0.2, 0.9])),
         "dynatemp_exponent": float(rng.choice([0.0, 0.5, 3.0])),
@@ -88,9 +89,7 @@ def _is_close_call(
         shaken = (values + rng.normal(0, 2e-5, len(values)))[which]
         nearby = dataclasses.replace(
             params,
-            top_p=params.top_p * (1 + rng.normal(0, 1e-6)),
-            min_p=params.min_p * (1 + rng.normal(0, 1e-6)) if params.min_p < 1 else 1.0,
-            typical_p=params.typical_p * (1 + rng.normal(0, 1e-6)),
+            **{name: getattr(params, name) * (1 + rng.normal(0, 1e-6)) for name in SHARES},
             top_n_sigma=params.top_n_sigma * (1 + rng.normal(0, 1e-6)),
             xtc_threshold=params.xtc_threshold * (1 + rng.normal(0, 1e-6)),
         )
