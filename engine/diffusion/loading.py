@@ -69,14 +69,12 @@ def load_engine(
         scheduling_policy=intent.scheduling_policy,
         deterministic=intent.deterministic,
     )
-    adapter_limits = AdapterLimits(
-        max_adapters=intent.max_adapters,
-        max_slots=intent.max_adapter_slots,
-        max_bytes=intent.adapter_bytes,
-        capacity_bytes=machine.free_memory_bytes,
-    )
     adapters = load_image_adapters(
-        intent.adapters, family.adapted, host, adapter_limits, dtype=dtype
+        intent.adapters,
+        family.adapted,
+        host,
+        AdapterLimits.of(intent, machine),
+        dtype=dtype,
     )
     engine = DiffusionEngine(DrawingFactory(family), limits, adapters)
     host.report(Phase.WARMING_UP)

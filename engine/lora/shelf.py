@@ -13,11 +13,12 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import structlog
 
 from engine.adapter_orders import AdapterOrder, AdapterReport, Answer
+from engine.config import EngineConfig, MachineFacts
 from engine.errors import (
     EngineError,
     InsufficientMemory,
@@ -53,6 +54,16 @@ class AdapterLimits:
     """That they take, copies included, while nothing grows. None: there is no limit."""
     capacity_bytes: int
     """See `Host.reserve`."""
+
+    @classmethod
+    def of(cls, intent: EngineConfig, machine: MachineFacts) -> Self:
+        """As the operator wants them."""
+        return cls(
+            max_adapters=intent.max_adapters,
+            max_slots=intent.max_adapter_slots,
+            max_bytes=intent.adapter_bytes,
+            capacity_bytes=machine.free_memory_bytes,
+        )
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ from test_batch_invariance import (  # noqa: F401
 
 from engine.config import EngineConfig, ResolvedConfig
 from engine.errors import ModelLoadError
-from engine.llm import loading
+from engine.llm import sizing
 from engine.llm.kv_storage import KvStorage
 
 KINDS = ["int8", "fp8"]
@@ -132,15 +132,15 @@ def test_guesses_change_no_text(engines, folder, rng, kind):
 
 
 def test_what_reads_no_packed_cache_is_refused(monkeypatch):
-    monkeypatch.setattr(loading.native, "library", lambda: None)
+    monkeypatch.setattr(sizing.native, "library", lambda: None)
     config = ResolvedConfig.__new__(ResolvedConfig)
     object.__setattr__(config, "kv_cache_dtype", random.choice(KINDS))
     object.__setattr__(config, "device", "cpu")
     with pytest.raises(ModelLoadError, match=r"needs the C\+\+ operations"):
-        loading.check_kv_cache_dtype(config)
+        sizing.check_kv_cache_dtype(config)
     object.__setattr__(config, "device", "cuda")
-    monkeypatch.setattr(loading.paged_attention, "implementations", dict)
+    monkeypatch.setattr(sizing.paged_attention, "implementations", dict)
     with pytest.raises(ModelLoadError, match="needs Triton"):
-        loading.check_kv_cache_dtype(config)
+        sizing.check_kv_cache_dtype(config)
     object.__setattr__(config, "kv_cache_dtype", "float32")
-    loading.check_kv_cache_dtype(config)
+    sizing.check_kv_cache_dtype(config)

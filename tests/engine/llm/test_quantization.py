@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from engine.config import EngineConfig, MachineFacts
 from engine.errors import InsufficientMemory, ModelLoadError
-from engine.llm import loading
+from engine.llm import sizing
 from engine.models.layers.embedding import TokenEmbedding
 from engine.models.layers.linear import Linear
 from engine.models.layers.norm import RmsNorm
@@ -328,11 +328,11 @@ def test_weights_stay_packed_where_other_models_hold_the_memory(tiny_llama, writ
             return self.room - num_bytes
 
     host = CrowdedHost()
-    plan, memory = loading.planned(checkpoint, config, EngineConfig(), CPU, host)
+    plan, memory = sizing.planned(checkpoint, config, EngineConfig(), CPU, host)
     assert plan.quantization == memory.intent.quantization == "gguf"
     assert set(plan.layers) == set(plan.packed)
     with pytest.raises(InsufficientMemory):
-        loading.planned(checkpoint, config, EngineConfig(quantization="none"), CPU, host)
+        sizing.planned(checkpoint, config, EngineConfig(quantization="none"), CPU, host)
 
 
 def test_a_tied_output_layer_counts_as_the_embedding(tiny_llama, write_gguf, monkeypatch):

@@ -8,9 +8,9 @@ from test_model_runner import resolved
 
 from engine.config import EngineConfig, MachineFacts, ModelFacts
 from engine.errors import InsufficientMemory
-from engine.llm import loading
-from engine.llm.loading import measured
+from engine.llm import sizing
 from engine.llm.memory_plan import MemoryPlan
+from engine.llm.sizing import measured
 from engine.llm.step_graph import GraphSize
 from engine.llm.step_memory import StepMemory, measure_step_memory
 
@@ -118,8 +118,8 @@ def gpu(monkeypatch):
         gpu.pools.append(config.num_kv_blocks)
         return gpu
 
-    monkeypatch.setattr(loading, "create_runner", create_runner)
-    monkeypatch.setattr(loading, "CudaMemory", lambda device: gpu)
+    monkeypatch.setattr(sizing, "create_runner", create_runner)
+    monkeypatch.setattr(sizing, "CudaMemory", lambda device: gpu)
     return gpu
 
 

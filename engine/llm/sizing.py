@@ -1,0 +1,172 @@
+"""What a text model takes of its device: its weights, what comes beside them, and the KV pool."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+
+from engine.config import EngineConfig, MachineFacts, ResolvedConfig
+from engine.errors import InsufficientMemory, ModelLoadError
+from engine.host import Host
+from engine.kv_numbers import KvNumbers
+from engine.llm.draft_loading import LoadedDraft
+from engine.llm.memory_plan import MemoryPlan
+from engine.llm.runner_factory import create_runner
+from engine.llm.step_memory import measure_step_memory
+from engine.models.adapters import Adapters
+from engine.models.causal_lm import CausalLM
+from engine.models.config import ModelConfig
+from engine.planning.draft import DraftPlan, plan_draft
+from engine.planning.facts import text_facts
+from engine.planning.shortage import shortage_hint
+from engine.runtime.device_memory import CudaMemory
+from engine.weights.source import Checkpoint
+from engine.weights.weight_plan import WeightPlan, plan_within_memory
+from kernels import native, paged_attention
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizing:
+    """What is decided before a weight is read."""
+
+    plan: WeightPlan
+    draft: DraftPlan | None
+    memory: MemoryPlan
+    machine: MachineFacts
+    adapter_bytes: int
+    """Left free for adapters, which ask for it as they come."""
+    config: ResolvedConfig
+    """Of a GPU it holds until its steps are measured."""
+
+
+def sized(
+    checkpoint: Checkpoint,
+    model_config: ModelConfig,
+    intent: EngineConfig,
+    machine: MachineFacts,
+    host: Host,
+) -> Sizing:
+    """Ask for the weights' memory, and on a CPU for the KV pool's.
+
+    Raises:
+        ModelLoadError: one of its kinds.
+    """
+    adapter_bytes = intent.adapter_bytes or 0
+    with explained_shortage(checkpoint, model_config, intent, machine):
+        plan, memory = planned(checkpoint, model_config, intent, machine, host)
+        left = memory.beside(adapter_bytes).machine_beside
+        draft = plan_draft(checkpoint, model_config, intent, left)
+        if draft is not None:
+            memory = memory.with_draft(draft, host)
+        memory = memory.beside(adapter_bytes)
+        config = memory.resolved()
+        check_kv_cache_dtype(config)
+        if config.device == "cpu":
+            memory.reserve_pool(config, host)
+    return Sizing(
+        plan=plan,
+        draft=draft,
+        memory=memory,
+        machine=machine,
+        adapter_bytes=adapter_bytes,
+        config=config,
+    )
+
+
+@contextmanager
+def explained_shortage(
+    checkpoint: Checkpoint, model_config: ModelConfig, intent: EngineConfig, machine: MachineFacts
+) -> Iterator[None]:
+    """Tell the operator of a model that does not fit which ways to keep it would.
+
+    What other models hold is not free, but it is not known here: the message says who they are.
+    """
+    try:
+        yield
+    except InsufficientMemory as error:
+        longest = model_config.max_position_embeddings
+        error.hint = shortage_hint(checkpoint, intent, machine, longest)
+        raise
+
+
+def check_kv_cache_dtype(config: ResolvedConfig) -> None:
+    """
+    Raises:
+        ModelLoadError: nothing here reads a packed cache, but what is written for reading.
+    """
+    if not KvNumbers(config.kv_cache_dtype).is_packed:
+        return
+    if config.device == "cuda":
+        is_possible, missing = "triton" in paged_attention.implementations(), "Triton"
+    else:
+        is_possible, missing = native.library() is not None, "the C++ operations"
+    if not is_possible:
+        raise ModelLoadError(
+            f"kv_cache_dtype {config.kv_cache_dtype} was asked for: it needs {missing}, which this "
+            f"machine does not have; use auto",
+            param="kv_cache_dtype",
+        )
+
+
+def planned(
+    checkpoint: Checkpoint,
+    model_config: ModelConfig,
+    intent: EngineConfig,
+    machine: MachineFacts,
+    host: Host,
+) -> tuple[WeightPlan, MemoryPlan]:
+    """How weights are kept, with the memory for it.
+
+    Raises:
+        ModelLoadError: one of its kinds.
+    """
+    return plan_within_memory(
+        checkpoint,
+        model_config,
+        intent,
+        machine,
+        reserve=lambda plan: reserve_weights(plan, model_config, intent, machine, host),
+    )
+
+
+def reserve_weights(
+    plan: WeightPlan,
+    model_config: ModelConfig,
+    intent: EngineConfig,
+    machine: MachineFacts,
+    host: Host,
+) -> MemoryPlan:
+    """Ask for the weights' memory; the rest is planned by what is left."""
+    model = text_facts(plan, model_config, intent)
+    weights = model.weight_bytes
+    free = host.reserve(machine.device, "weights", weights, machine.free_memory_bytes)
+    return MemoryPlan(
+        replace(intent, quantization=plan.quantization),
+        model,
+        replace(machine, free_memory_bytes=free + weights),
+    )
+
+
+def measured(
+    model: CausalLM,
+    model_config: ModelConfig,
+    memory: MemoryPlan,
+    host: Host,
+    adapters: Adapters | None = None,
+    draft: LoadedDraft | None = None,
+) -> ResolvedConfig:
+    """The configuration of a GPU, whose pool leaves the largest step the memory that it takes."""
+    config = memory.resolved()
+    device = CudaMemory(torch.device(config.device))
+    # Its steps use one block for everything.
+    smallest = replace(config, num_kv_blocks=1)
+    runner = create_runner(model, model_config, smallest, adapters)
+    steps = measure_step_memory(runner, device, config).total
+    del runner
+    if draft is not None:
+        runner = draft.runner(smallest, model_config)
+        steps += measure_step_memory(runner, device, config).total
+        del runner
+    host.reserve(config.device, "steps", steps, memory.machine.free_memory_bytes)
+    return replace(memory, model=replace(memory.model, step_bytes=steps)).resolved()
