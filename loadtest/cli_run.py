@@ -2,16 +2,15 @@
 
 import asyncio
 import contextlib
-import json
 from collections.abc import Callable, Iterator
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from loadtest import run_options as given
 from loadtest.client import CompletionClient, Target
 from loadtest.drive import warm_up
 from loadtest.interrupt import Interrupt
@@ -34,109 +33,34 @@ EXIT_INTERRUPTED = 130
 _PROMPT_TOKENS = TokenRange(128, 128)
 _OUTPUT_TOKENS = TokenRange(64, 64)
 
-T = TypeVar("T")
-
-
-class Endpoint(StrEnum):
-    COMPLETIONS = "completions"
-    CHAT = "chat"
-
-
-def _parsed(parse: Callable[[str], T]) -> Callable[[Any], T]:
-    """A typer parser that turns ValueError into a usage error that names the option."""
-
-    def parser(text: Any) -> T:
-        if not isinstance(text, str):
-            return text  # type: ignore[no-any-return]  # a default, parsed already
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from error
-
-    return parser
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise ValueError("not a JSON object")
-    return value
-
 
 def run(
-    model: Annotated[str, typer.Option(help="Model id, as the server lists it.")],
-    url: Annotated[str, typer.Option(help="Base URL of the API.")] = "http://127.0.0.1:8000/v1",
-    scenario: Annotated[
-        Scenario,
-        typer.Option(
-            help="peers: the workload engines are compared on (100 random words in, 64 tokens "
-            "out). closed: N clients. poisson: random arrivals. trace: replay of a recorded file."
-        ),
-    ] = Scenario.PEERS,
-    concurrency: Annotated[int, typer.Option("--concurrency", "-c", min=1)] = 1,
-    num_requests: Annotated[
-        int | None, typer.Option("--num-requests", "-n", min=1, help="Default: by scenario.")
-    ] = None,
-    rate: Annotated[float, typer.Option(min=0.001, help="poisson: requests per second.")] = 1.0,
-    prompt_tokens: Annotated[
-        TokenRange,
-        typer.Option(
-            parser=_parsed(TokenRange.parse), metavar="N|LOW:HIGH", help="closed, poisson"
-        ),
-    ] = _PROMPT_TOKENS,
-    output_tokens: Annotated[
-        TokenRange,
-        typer.Option(
-            parser=_parsed(TokenRange.parse), metavar="N|LOW:HIGH", help="closed, poisson"
-        ),
-    ] = _OUTPUT_TOKENS,
-    trace: Annotated[
-        Path | None,
-        typer.Option(help="CSV: TIMESTAMP,ContextTokens,GeneratedTokens.", exists=True),
-    ] = None,
-    speed: Annotated[float, typer.Option(min=0.001, help="trace: 2 replays twice as fast.")] = 1.0,
-    length_scale: Annotated[
-        float, typer.Option(min=0.001, help="trace: multiplies prompt and output lengths.")
-    ] = 1.0,
-    max_context: Annotated[
-        int, typer.Option(min=2, help="trace: longer requests are cut to this many tokens.")
-    ] = 2048,
-    endpoint: Annotated[Endpoint, typer.Option()] = Endpoint.COMPLETIONS,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Default: random, so every prompt is new.")
-    ] = None,
-    warmup: Annotated[int, typer.Option(min=0, help="Unmeasured requests first.")] = 4,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds per request.")] = 600.0,
-    keep_alive: Annotated[
-        bool,
-        typer.Option("--keep-alive/--new-connections", help="Reuse connections between requests."),
-    ] = False,
-    temperature: Annotated[float, typer.Option(min=0)] = 0.0,
-    ignore_eos: Annotated[
-        bool, typer.Option("--ignore-eos/--stop-at-eos", help="Generate up to max_tokens.")
-    ] = True,
-    extra_body: Annotated[
-        dict[str, Any] | None,
-        typer.Option(parser=_parsed(_json_object), metavar="JSON", help="Added to every request."),
-    ] = None,
-    api_key: Annotated[str | None, typer.Option(envvar="LOADTEST_API_KEY")] = None,
-    slo: Annotated[
-        Slo | None,
-        typer.Option(
-            parser=_parsed(Slo.parse),
-            metavar="ttft=2000,itl=100",
-            help="Limits in ms for goodput: ttft, itl (99 % of a request's gaps), tpot, e2e.",
-        ),
-    ] = None,
-    pid: Annotated[
-        list[int] | None,
-        typer.Option(help="Root of a server process tree, for memory and CPU. Repeatable."),
-    ] = None,
-    label: Annotated[str, typer.Option(help="A name for the results.")] = "",
-    json_path: Annotated[
-        Path | None, typer.Option("--json", help="Write all results here.")
-    ] = None,
-    plot_path: Annotated[Path | None, typer.Option("--plot", help="Write a PNG here.")] = None,
+    model: given.Model,
+    url: given.Url = "http://127.0.0.1:8000/v1",
+    scenario: given.WhichScenario = Scenario.PEERS,
+    concurrency: given.Concurrency = 1,
+    num_requests: given.NumRequests = None,
+    rate: given.Rate = 1.0,
+    prompt_tokens: given.Lengths = _PROMPT_TOKENS,
+    output_tokens: given.Lengths = _OUTPUT_TOKENS,
+    trace: given.Trace = None,
+    speed: given.Speed = 1.0,
+    length_scale: given.LengthScale = 1.0,
+    max_context: given.MaxContext = 2048,
+    endpoint: given.Endpoint = given.Endpoint.COMPLETIONS,
+    seed: given.NewSeed = None,
+    warmup: given.WarmUp = 4,
+    timeout: given.Timeout = 600.0,
+    keep_alive: given.KeepAlive = False,
+    temperature: given.Temperature = 0.0,
+    ignore_eos: given.IgnoreEos = True,
+    extra_body: given.ExtraBody = None,
+    api_key: given.ApiKey = None,
+    slo: given.Limits = None,
+    pid: given.Pids = None,
+    label: given.Name = "",
+    json_path: given.JsonPath = None,
+    plot_path: given.PlotPath = None,
 ) -> None:
     """Send one workload to one server; print a table, write JSON and a plot.
 
@@ -166,18 +90,28 @@ def run(
     )
     document = {"format": RUN_FORMAT, **provenance(label), "model": model}
     document |= asyncio.run(_run(target, options, warmup, pid or [], slo))
-    title = f"{label or scenario.value} at concurrency {concurrency}"
-    if scenario in (Scenario.POISSON, Scenario.TRACE):
-        title = label or scenario.value
+    _report(document, _title(options, label), json_path, plot_path)
+    if document["partial"]:
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if document["summary"]["num_failed"]:
+        raise typer.Exit(EXIT_FAILED_REQUESTS)
+
+
+def _title(options: ScenarioOptions, label: str) -> str:
+    name = label or options.scenario.value
+    if options.scenario in (Scenario.POISSON, Scenario.TRACE):
+        return name
+    return f"{name} at concurrency {options.concurrency}"
+
+
+def _report(
+    document: dict[str, Any], title: str, json_path: Path | None, plot_path: Path | None
+) -> None:
     console.print(run_table(document, title))
     if json_path is not None:
         save_result(document, json_path)
     if plot_path is not None:
         plot_run(document, plot_path, title)
-    if document["partial"]:
-        raise typer.Exit(EXIT_INTERRUPTED)
-    if document["summary"]["num_failed"]:
-        raise typer.Exit(EXIT_FAILED_REQUESTS)
 
 
 async def _run(
