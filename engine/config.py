@@ -503,52 +503,16 @@ def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> R
             `prompt_lookup_min` more than `prompt_lookup_max`, or a draft model may guess nothing.
         InsufficientMemory: the pool would not hold one request of `max_model_len`.
     """
-    trained = model.max_position_embeddings
-    max_model_len = intent.max_model_len or trained
-    if max_model_len > trained:
-        raise InvalidParameter(
-            f"max_model_len is {max_model_len}; the model was trained for {trained} tokens; "
-            f"lower max_model_len",
-            param="max_model_len",
-        )
-    if intent.prompt_lookup_min > intent.prompt_lookup_max:
-        raise InvalidParameter(
-            f"prompt_lookup_min is {intent.prompt_lookup_min} and prompt_lookup_max "
-            f"{intent.prompt_lookup_max}; raise the one or lower the other",
-            param="prompt_lookup_min",
-        )
-    if intent.speculative_model is not None and not intent.num_speculative_tokens:
-        raise InvalidParameter(
-            "speculative_model is to guess, and num_speculative_tokens is 0; set it to 8, say, or "
-            "leave speculative_model out",
-            param="num_speculative_tokens",
-        )
+    wanted_len = _wanted_len(intent, model)
+    _check_speculation(intent)
     block_bytes = model.cache_bytes_per_token * intent.block_size
-    overlaps = _wants_async_scheduling(intent, machine)
-    layout = kv_layout_of(intent, model, machine)
     num_kv_blocks = intent.num_kv_blocks or pool_bytes(intent, model, machine) // block_bytes
-    blocks_per_request = layout.most_blocks(max_model_len)
-    if num_kv_blocks < blocks_per_request:
-        if intent.max_model_len is not None:
-            raise InsufficientMemory(
-                f"the KV pool has {num_kv_blocks} blocks of {intent.block_size} tokens; one "
-                f"request of max_model_len {max_model_len} needs {blocks_per_request}; lower "
-                f"max_model_len to {layout.most_tokens(num_kv_blocks)} or raise "
-                f"kv_cache_memory_gib to {blocks_per_request * block_bytes / GIB:.2f}"
-            )
-        max_model_len = layout.most_tokens(num_kv_blocks)
-        if max_model_len == 0:
-            raise InsufficientMemory(
-                f"weights take {model.weight_bytes / GIB:.2f} GiB and steps "
-                f"{model.step_bytes / GIB:.2f} GiB of {machine.free_memory_bytes / GIB:.2f} GiB "
-                f"free; nothing is left for the KV cache; use a smaller model, lower "
-                f"max_num_batched_tokens or free memory"
-            )
+    overlaps = _wants_async_scheduling(intent, machine)
     return ResolvedConfig(
         device=machine.device,
         dtype=intent.model_dtype,
         quantization=intent.quantization,
-        max_model_len=max_model_len,
+        max_model_len=_len_within(num_kv_blocks, wanted_len, intent, model, machine),
         max_num_seqs=intent.max_num_seqs,
         max_num_batched_tokens=intent.max_num_batched_tokens,
         max_step_ms=intent.max_step_ms or 0.0,
@@ -571,6 +535,64 @@ def resolve(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> R
         deterministic=intent.deterministic,
         debug_invariants=intent.debug_invariants,
     )
+
+
+def _wanted_len(intent: EngineConfig, model: ModelFacts) -> int:
+    trained = model.max_position_embeddings
+    max_model_len = intent.max_model_len or trained
+    if max_model_len > trained:
+        raise InvalidParameter(
+            f"max_model_len is {max_model_len}; the model was trained for {trained} tokens; "
+            f"lower max_model_len",
+            param="max_model_len",
+        )
+    return max_model_len
+
+
+def _check_speculation(intent: EngineConfig) -> None:
+    if intent.prompt_lookup_min > intent.prompt_lookup_max:
+        raise InvalidParameter(
+            f"prompt_lookup_min is {intent.prompt_lookup_min} and prompt_lookup_max "
+            f"{intent.prompt_lookup_max}; raise the one or lower the other",
+            param="prompt_lookup_min",
+        )
+    if intent.speculative_model is not None and not intent.num_speculative_tokens:
+        raise InvalidParameter(
+            "speculative_model is to guess, and num_speculative_tokens is 0; set it to 8, say, or "
+            "leave speculative_model out",
+            param="num_speculative_tokens",
+        )
+
+
+def _len_within(
+    num_kv_blocks: int,
+    wanted_len: int,
+    intent: EngineConfig,
+    model: ModelFacts,
+    machine: MachineFacts,
+) -> int:
+    """The longest request that a pool holds, up to what is wanted: less only where nobody asked
+    for that."""
+    layout = kv_layout_of(intent, model, machine)
+    needed = layout.most_blocks(wanted_len)
+    if needed <= num_kv_blocks:
+        return wanted_len
+    most = layout.most_tokens(num_kv_blocks)
+    if intent.max_model_len is not None:
+        needed_gib = needed * model.cache_bytes_per_token * intent.block_size / GIB
+        raise InsufficientMemory(
+            f"the KV pool has {num_kv_blocks} blocks of {intent.block_size} tokens; one request of "
+            f"max_model_len {wanted_len} needs {needed}; lower max_model_len to {most} or raise "
+            f"kv_cache_memory_gib to {needed_gib:.2f}"
+        )
+    if most == 0:
+        raise InsufficientMemory(
+            f"weights take {model.weight_bytes / GIB:.2f} GiB and steps "
+            f"{model.step_bytes / GIB:.2f} GiB of {machine.free_memory_bytes / GIB:.2f} GiB "
+            f"free; nothing is left for the KV cache; use a smaller model, lower "
+            f"max_num_batched_tokens or free memory"
+        )
+    return most
 
 
 def kv_layout_of(intent: EngineConfig, model: ModelFacts, machine: MachineFacts) -> KvLayout:
