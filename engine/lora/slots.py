@@ -156,13 +156,8 @@ class LoraRows:
     copies: CopiesOf = field(default_factory=dict)
 
     def add(self, path: str, x: Tensor, y: Tensor) -> None:
-        shards = self.updates.get(path)
-        if not shards:
-            return
-        for shard in shards:
-            if shard.gates is not None:
-                shard.gates.apply(shard.part_of(y), self.slots)
-        lora_gather(y, x, shards, self.slots)
+        if shards := self._gated(path, y):
+            lora_gather(y, x, shards, self.slots)
 
     def add_looked_up(self, path: str, token_ids: Tensor, y: Tensor) -> None:
         if (table := self.tables.get(path)) is not None:
@@ -180,15 +175,18 @@ class LoraRows:
             rows = (self.slots == slot).nonzero().flatten()
             if len(rows):
                 logits[rows] = compute(copy, hidden[rows])
-        shards = self.updates.get(path)
-        if not shards:
-            return
+        if shards := self._gated(path, logits):
+            update = torch.zeros(logits.shape, dtype=hidden.dtype, device=hidden.device)
+            lora_gather(update, hidden, shards, self.slots)
+            logits += update
+
+    def _gated(self, path: str, y: Tensor) -> Sequence[ShardUpdates]:
+        """The shards of a layer, whose gates have scaled its outputs in place."""
+        shards = self.updates.get(path, ())
         for shard in shards:
             if shard.gates is not None:
-                shard.gates.apply(shard.part_of(logits), self.slots)
-        update = torch.zeros(logits.shape, dtype=hidden.dtype, device=hidden.device)
-        lora_gather(update, hidden, shards, self.slots)
-        logits += update
+                shard.gates.apply(shard.part_of(y), self.slots)
+        return shards
 
     def at(self, rows: Tensor) -> "LoraRows":
         return replace(self, slots=self.slots[rows])
