@@ -7,7 +7,6 @@ on every processor that reaches it. Any lower rung can be chosen, to be tested a
 
 import argparse
 import functools
-import platform
 from pathlib import Path
 
 NATIVE = "native"
@@ -92,11 +91,6 @@ def multiplies_int16(*, bf16: bool) -> bool:
 def missing(name: str) -> list[str]:
     """The features of a rung that this processor lacks; none of them for `native` and `auto`."""
     return [feature for feature in RUNGS.get(name, ()) if feature not in features()]
-
-
-def is_x86() -> bool:
-    """Whether rungs mean anything to this machine's compilers."""
-    return platform.machine() in ("x86_64", "AMD64")
 
 
 @functools.cache

@@ -9,9 +9,7 @@ from engine.errors import InvalidParameter
 Task = Literal["text", "image"]
 TASKS: tuple[Task, ...] = ("text", "image")
 Optimizer = Literal["adamw", "sgd"]
-OPTIMIZERS: tuple[Optimizer, ...] = ("adamw", "sgd")
 Precision = Literal["float32", "bfloat16"]
-PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 
 MAX_RANK = 256
 """What the server loads."""

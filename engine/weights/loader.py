@@ -78,7 +78,8 @@ def iter_weights(
 
 
 def weight_headers(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, TensorHeader]:
-    """Every weight that the model reads, by Hugging Face name, from the headers alone."""
+    """Every weight that the model reads, by Hugging Face name, from the headers alone; shapes of
+    GGUF's blocks are in numbers."""
     if checkpoint.kind == "gguf":
         return {
             name: TensorHeader(tensor.shape, tensor.type.name)
@@ -90,8 +91,3 @@ def weight_headers(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, Ten
         for name, one in headers.items()
         if not is_redundant(name, config)
     }
-
-
-def weight_shapes(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Their shapes, of GGUF's blocks in numbers."""
-    return {name: header.shape for name, header in weight_headers(checkpoint, config).items()}

@@ -71,4 +71,3 @@ SMOLLM2_135M = ModelShape(
     head_dim=64,
     vocab_size=49152,
 )
-MODEL_SHAPES = (LLAMA3_8B, LLAMA3_1B, QWEN3_0_6B, SMOLLM2_135M)

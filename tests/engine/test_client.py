@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 import uvloop
+from in_process_client import InProcessEngineClient
 
 from engine.client import ProcessEngineClient, WorkerOptions
 from engine.config import EngineConfig
@@ -22,7 +23,6 @@ from engine.errors import (
     QueueFull,
     UnknownModel,
 )
-from engine.in_process_client import InProcessEngineClient
 from engine.kinds import TEXT
 from engine.model_spec import ModelSpec
 from engine.types import (

@@ -19,7 +19,7 @@ import pytest
 from engine.errors import CorruptFile, EngineError, ModelLoadError
 from engine.text.chat_template import ChatTemplate
 from engine.text.tokenizer import load_tokenizer
-from engine.weights.loader import load_model_config, quantization_config, weight_shapes
+from engine.weights.loader import load_model_config, quantization_config, weight_headers
 from engine.weights.source import resolve_source
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -78,7 +78,7 @@ def read_all(folder: Path) -> None:
     checkpoint = resolve_source(
         str(folder), cache_dir=folder, on_progress=lambda fraction, line: None, offline=True
     )
-    weight_shapes(checkpoint, load_model_config(checkpoint))
+    weight_headers(checkpoint, load_model_config(checkpoint))
     quantization_config(checkpoint)
     tokenizer = load_tokenizer(checkpoint.path)
     tokenizer.decode(tokenizer.encode("Hello there"))

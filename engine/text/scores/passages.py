@@ -18,9 +18,6 @@ from typing import NamedTuple
 from engine.errors import InvalidParameter
 from engine.text.scores.token_classes import TokenClass, token_classes
 
-LEAST_SIZE = 4
-"""Tokens of a passage."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredFile:

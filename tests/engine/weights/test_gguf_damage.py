@@ -11,7 +11,7 @@ import pytest
 
 from engine.errors import CorruptFile, ModelLoadError
 from engine.weights.gguf_tensors import read_tensors
-from engine.weights.loader import iter_weights, load_model_config, weight_shapes
+from engine.weights.loader import iter_weights, load_model_config, weight_headers
 from engine.weights.source import Checkpoint
 
 
@@ -51,7 +51,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def load(path: Path) -> None:
     checkpoint = Checkpoint("gguf", path, "damaged")
     config = load_model_config(checkpoint)
-    weight_shapes(checkpoint, config)
+    weight_headers(checkpoint, config)
     for _, tensor in iter_weights(checkpoint, config):
         tensor.sum()
 

@@ -13,14 +13,14 @@ import torch
 from engine.errors import CorruptFile, ModelLoadError
 from engine.gguf_part_names import part_names
 from engine.weights.gguf_tensors import read_tensors
-from engine.weights.loader import iter_weights, load_model_config, weight_shapes
+from engine.weights.loader import iter_weights, load_model_config, weight_headers
 from engine.weights.source import Checkpoint
 
 
 def load(path: Path) -> tuple[Any, dict[str, torch.Tensor]]:
     checkpoint = Checkpoint("gguf", path, "m")
     config = load_model_config(checkpoint)
-    weight_shapes(checkpoint, config)
+    weight_headers(checkpoint, config)
     return config, dict(iter_weights(checkpoint, config))
 
 

@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from rungs import HAS_RUNGS
 
 from kernels import GGUFType, isa, linear_packed, linear_panels, native
 from kernels.linear_panels.panels import unpack
@@ -173,7 +174,7 @@ def test_another_library_or_processor_is_measured(quick, tmp_path, monkeypatch):
 
 
 def test_the_library_of_another_rung_has_another_name(monkeypatch):
-    if native.missing() is not None or not isa.is_x86():
+    if native.missing() is not None or not HAS_RUNGS:
         pytest.skip("no C++ operations, or no rungs")
     compiler = native._compiler()
     names = set()

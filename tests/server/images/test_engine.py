@@ -23,6 +23,7 @@ from image_server import (
     opened,
     png,
 )
+from in_process_client import InProcessEngineClient
 from PIL import Image
 from text_server import until
 from toy_family import ToyFamily
@@ -30,7 +31,6 @@ from toy_family import ToyFamily
 from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
 from engine.image_types import GuidanceKind
-from engine.in_process_client import InProcessEngineClient
 from server.app import create_app
 from server.settings import Settings
 

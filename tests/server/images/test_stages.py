@@ -7,11 +7,11 @@ import pytest
 from doubling import DOUBLE, DoublingSource
 from fake_image_engine import image_info
 from image_server import EDITS, GENERATIONS, VARIATIONS, ImageServer, data_url, error_of, png
+from in_process_client import InProcessEngineClient
 from toy_family import picture, request
 
 from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
 from engine.image_types import ImageTask
-from engine.in_process_client import InProcessEngineClient
 from engine.messages import Ready, decode_from_worker, encode
 from server.app import create_app
 from server.images.kind import SERVED_IMAGES

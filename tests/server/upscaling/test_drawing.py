@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from fake_image_engine import image_info
 from image_server import error_of, named_events, opened, png
+from in_process_client import InProcessEngineClient
 from toy_family import FACTOR, ToyFamily
 from upscaling_server import UPSCALE_PATH
 
 from engine.diffusion.drawing_factory import DrawingFactory
 from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
 from engine.image_types import ImageModelInfo, ImageTask, UpscalingFacts
-from engine.in_process_client import InProcessEngineClient
 from server.app import create_app
 from server.settings import Settings
 
