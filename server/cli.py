@@ -4,7 +4,9 @@ Imports at the top are the quick ones; each command brings its own. A bad settin
 on standard error and exit code 2.
 """
 
+import contextlib
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -43,10 +45,8 @@ def _serve(**values: Any) -> None:
     in the YAML file of --config; the engine's in a section `engine`. The command line wins, then
     the environment, then the file.
     """
-    try:
+    with _told_in_a_line():
         settings = load_settings(given_settings(values))
-    except SettingsProblem as problem:
-        raise _fail(str(problem)) from None
     _check_packages()
     from server.process.serve import run
 
@@ -74,15 +74,9 @@ def chat(
     """Talk to a running server. Ctrl-C stops an answer."""
     from server.terminal.chat import chat_command
 
-    sampling = {
-        "temperature": temperature,
-        "top_p": top_p,
-        "max_tokens": max_tokens,
-        "seed": seed,
-    }
-    given = {name: value for name, value in sampling.items() if value is not None}
+    sampling = _given(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
     client = _client_settings(url, api_key)
-    raise typer.Exit(chat_command(client, question, model=model, system=system, sampling=given))
+    raise typer.Exit(chat_command(client, question, model=model, system=system, sampling=sampling))
 
 
 @app.command()
@@ -133,14 +127,13 @@ def perplexity(
     from engine.text.scores.passages import ScoredFile
     from server.terminal import perplexity as measuring
 
-    knobs = {
-        "device": device,
-        "dtype": dtype,
-        "quantization": quantization,
-        "kv_cache_dtype": kv_cache_dtype,
-        "num_threads": num_threads,
-    }
-    engine = {name: value for name, value in knobs.items() if value is not None}
+    engine = _given(
+        device=device,
+        dtype=dtype,
+        quantization=quantization,
+        kv_cache_dtype=kv_cache_dtype,
+        num_threads=num_threads,
+    )
     file = ScoredFile(path=text, context=context, passages=passages)
     if max_kl is not None and against is None:
         raise _fail("--max-kl needs --against")
@@ -153,7 +146,7 @@ def perplexity(
         )
     if url is None and model is None:
         raise _fail("give --model to load one here, or --url of a running server")
-    try:
+    with _told_in_a_line():
         if url is not None:
             measure = measuring.served(_client_settings(url, api_key), model, file)
         else:
@@ -161,8 +154,6 @@ def perplexity(
             original = None if against is None else ModelSpec.parse(against)
             spec = ModelSpec.parse(model or "")
             measure = measuring.local(settings, spec, original, file, save=save)
-    except (SettingsProblem, EngineError) as problem:
-        raise _fail(str(problem)) from None
     raise typer.Exit(measuring.perplexity_command(measure, as_json=as_json, max_kl=max_kl))
 
 
@@ -241,10 +232,8 @@ def lora_train(
         "resume": resume,
         "estimate": estimate,
     }
-    try:
+    with _told_in_a_line():
         settings = load_settings({})
-    except SettingsProblem as problem:
-        raise _fail(str(problem)) from None
     raise typer.Exit(lora_train_command(order, settings, as_json=as_json))
 
 
@@ -275,28 +264,25 @@ def plan(
     headers of its files only."""
     from server.terminal.plan import plan_command
 
-    knobs = {
-        "device": device,
-        "dtype": dtype,
-        "kv_cache_dtype": kv_cache_dtype,
-        "max_num_batched_tokens": max_num_batched_tokens,
-        "lora": lora or None,
-        "max_loras": max_loras,
-        "max_cpu_loras": max_cpu_loras,
-        "lora_memory_gib": lora_memory_gib,
-        "lora_dtype": lora_dtype,
-    }
-    engine = {name: value for name, value in knobs.items() if value is not None}
+    engine = _given(
+        device=device,
+        dtype=dtype,
+        kv_cache_dtype=kv_cache_dtype,
+        max_num_batched_tokens=max_num_batched_tokens,
+        lora=lora or None,
+        max_loras=max_loras,
+        max_cpu_loras=max_cpu_loras,
+        lora_memory_gib=lora_memory_gib,
+        lora_dtype=lora_dtype,
+    )
     given: dict[str, object] = {"models": [model]}
     if engine:
         given["engine"] = engine
     if loras_dir is not None:
         given |= {"loras_dir": loras_dir, "enable_runtime_loading": True}
-    try:
+    with _told_in_a_line():
         spec = ModelSpec.parse(model)
         settings = load_settings(given)
-    except (SettingsProblem, EngineError) as problem:
-        raise _fail(str(problem)) from None
     code = plan_command(
         settings, spec, gpu=gpu, concurrency=concurrency, context=context, as_json=as_json
     )
@@ -322,10 +308,8 @@ def quantize(
     """Make a checkpoint of fewer bits, which transformers (llama.cpp, for gguf-) reads, too."""
     from server.terminal.quantize import quantize_command
 
-    try:
+    with _told_in_a_line():
         settings, ref = load_settings({}), ModelSpec.parse(model).ref
-    except (SettingsProblem, EngineError) as problem:
-        raise _fail(str(problem)) from None
     code = quantize_command(
         settings,
         ref,
@@ -346,10 +330,8 @@ def kernels(
     ] = None,
 ) -> None:
     """Show which implementation of each operation runs on this machine, and why."""
-    try:
+    with _told_in_a_line():
         settings = load_settings({"cpu_isa": cpu_isa} if cpu_isa else {})
-    except SettingsProblem as problem:
-        raise _fail(str(problem)) from None
     # The server imports no torch, so another process looks.
     folder = str(settings.cache_path.absolute() / "kernels")
     given = ("--kernels-dir", folder, "--cpu-isa", settings.cpu_isa)
@@ -391,9 +373,21 @@ def _check_packages() -> None:
 
 
 def _client_settings(url: str | None, api_key: str | None) -> ClientSettings:
-    try:
+    with _told_in_a_line():
         return load_client_settings({"url": url, "api_key": api_key})
-    except SettingsProblem as problem:
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Those that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+@contextlib.contextmanager
+def _told_in_a_line() -> Iterator[None]:
+    """What is wrong with settings or names of models ends the command, in one line."""
+    try:
+        yield
+    except (SettingsProblem, EngineError) as problem:
         raise _fail(str(problem)) from None
 
 
