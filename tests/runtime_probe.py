@@ -70,7 +70,7 @@ def image_options() -> Iterator[tuple[str, Check]]:
     )
     from engine.image_types import ImageTask, Pixels, PromptSyntax
     from server.images.files import decode_image, encode_image
-    from server.protocol.images import OutputFormat
+    from server.protocol.file_fields import OutputFormat
 
     engine, info = load_images()
     grey = Pixels(width=64, height=64, channels=3, data=b"\x80" * (64 * 64 * 3))

@@ -21,7 +21,7 @@ from stored_formats import VARIETIES, write_checkpoint
 from engine.diffusion.noise_schedule import DIFFUSION_SCHEDULES, FLOW_SCHEDULES
 from engine.image_types import Faithfulness, PromptSyntax
 from engine.matting_types import MattingMethod
-from server.protocol.images import OutputFormat
+from server.protocol.file_fields import OutputFormat
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]

@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from engine.errors import InvalidParameter, UnsupportedFeature
 from engine.image_types import (
@@ -43,6 +43,7 @@ from server.protocol.images import (
     ImageGenerationRequest,
     ImageVariationRequest,
 )
+from server.settings import Settings
 
 VARIATION_STRENGTH = 0.7
 DEFAULT_STRENGTH, FAITHFUL_STRENGTH = 0.8, 0.5
@@ -71,6 +72,13 @@ class ImageLimits:
 
     max_megapixel_steps: float
     max_input_pixels: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        return cls(
+            max_megapixel_steps=settings.max_image_megapixel_steps,
+            max_input_pixels=settings.max_image_input_pixels,
+        )
 
 
 @dataclass(frozen=True, slots=True)

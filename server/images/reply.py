@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from engine.image_types import ImageEvent, Pixels
@@ -11,6 +11,7 @@ from server.http.reply import Reply
 from server.http.shape import Shape, encode
 from server.http.sse import named_event
 from server.images.run import FileOptions, ImageRun, SubmittedOrder
+from server.images.store import Keep
 from server.protocol.image_answers import (
     CompletedImageEvent,
     ImageData,
@@ -19,9 +20,6 @@ from server.protocol.image_answers import (
     ImageUsage,
     PartialImageEvent,
 )
-
-Keep = Callable[[bytes], str]
-"""Stores a file and returns its URL."""
 
 
 class ImageReply(Reply):

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from engine.errors import InvalidParameter
 from server.http.expiring import ExpiringTable
 
+Keep = Callable[[bytes], str]
+"""Stores a file and returns its URL."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:

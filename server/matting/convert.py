@@ -83,8 +83,7 @@ def drop_files(body: MatteRequest) -> None:
 
 def encoded(body: MatteRequest, image: Pixels) -> bytes:
     """The result's file. Blocking: call it in a thread."""
-    quality = 100 if body.output_compression is None else body.output_compression
-    return encode_image(image, body.output_format or "png", quality, background=body.colour)
+    return encode_image(image, body.file_format, body.file_quality, background=body.colour)
 
 
 def matte_answer(
@@ -103,7 +102,7 @@ def matte_answer(
         created=int(time.time()),
         data=[MatteData(b64_json=None if url else base64.b64encode(file).decode("ascii"), url=url)],
         background="transparent" if is_cutout else "opaque",
-        output_format=body.output_format or "png",
+        output_format=body.file_format,
         size=f"{image.width}x{image.height}",
         id=request_id,
         model=model,

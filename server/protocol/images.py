@@ -13,7 +13,8 @@ from pydantic import Field, model_validator
 from engine.errors import InvalidParameter
 from server.http.form_values import read_fields
 from server.http.multipart import Form, Part
-from server.protocol.common import INT64_MAX, ModelRequest, Priority
+from server.protocol.common import INT64_MAX, Priority
+from server.protocol.file_fields import FileFields
 from server.protocol.image_inputs import ImageReference, OutpaintFields, uploaded
 from server.protocol.loras import (
     MAX_LORAS,
@@ -58,13 +59,12 @@ _FILE_FIELD = re.compile(r"images?(\[[0-9]{0,2}\])?")
 _INPUT_NAMES = ("images", "image", "image[]")
 
 Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
-OutputFormat = Literal["png", "jpeg", "webp"]
 MaskMode = Literal["auto", "alpha", "luminance"]
 MaskContentName = Literal["original", "fill"]
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
 
 
-class ImageFields(ModelRequest):
+class ImageFields(FileFields):
     """What all image routes share."""
 
     n: int | None = Field(
@@ -88,15 +88,6 @@ class ImageFields(ModelRequest):
         None,
         description="transparent: the drawn image's background is taken away, as "
         "/v1/images/matte does; previews keep theirs. Not as jpeg. Default opaque.",
-    )
-    output_format: OutputFormat | None = Field(None, description="Default png.")
-    output_compression: int | None = Field(
-        None, ge=0, le=100, description="Quality of jpeg and webp, in percent. Default 100."
-    )
-    response_format: Literal["b64_json", "url"] | None = Field(
-        None,
-        description="url keeps the image on this server for a while; previews of a stream are "
-        "b64_json all the same. Default b64_json.",
     )
     stream: bool | None = Field(None, description="Answer with server-sent events.")
     partial_images: int | None = Field(
@@ -187,12 +178,6 @@ class ImageFields(ModelRequest):
                 "jpeg cannot be transparent; with background transparent use output_format png or "
                 "webp",
                 param="output_format",
-            )
-        if self.output_compression not in (None, 100) and self.output_format in (None, "png"):
-            raise InvalidParameter(
-                "png is compressed without loss; output_compression below 100 needs output_format "
-                "jpeg or webp",
-                param="output_compression",
             )
         if _or(self.guidance_start, 0.0) > _or(self.guidance_end, 1.0):
             raise InvalidParameter(

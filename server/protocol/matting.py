@@ -14,10 +14,11 @@ from pydantic import Field, model_validator
 from engine.errors import InvalidParameter
 from engine.matting_types import MattingMethod
 from server.http.multipart import Form
-from server.protocol.common import ModelRequest, Priority, WireModel
+from server.protocol.common import Priority, WireModel
+from server.protocol.file_fields import FileFields
 from server.protocol.image_answers import OutputFormatName
 from server.protocol.image_inputs import ImageReference, image_form_body, read_image_form
-from server.protocol.images import NO_EFFECT_FIELDS, OutputFormat
+from server.protocol.images import NO_EFFECT_FIELDS
 
 MAX_POINTS = 64
 MAX_COORDINATE = 1 << 20
@@ -38,7 +39,7 @@ class PointFields(WireModel):
     label: Literal[0, 1] = Field(1, description="1: of the subject; 0: of the background.")
 
 
-class MatteRequest(ModelRequest):
+class MatteRequest(FileFields):
     """Take a picture's background away."""
 
     image: ImageReference = Field(
@@ -74,13 +75,6 @@ class MatteRequest(ModelRequest):
     )
     background_image: ImageReference | None = Field(
         None, description="Of a composite; scaled to cover the image, and cut."
-    )
-    output_format: OutputFormat | None = Field(None, description="Default png.")
-    output_compression: int | None = Field(
-        None, ge=0, le=100, description="Quality of jpeg and webp, in percent. Default 100."
-    )
-    response_format: Literal["b64_json", "url"] | None = Field(
-        None, description="url keeps the image on this server for a while. Default b64_json."
     )
     priority: Priority = None
 
@@ -120,12 +114,6 @@ class MatteRequest(ModelRequest):
             raise InvalidParameter(
                 f"background_image cannot act with output {self.output}; leave one of them out",
                 param="background_image",
-            )
-        if self.output_compression not in (None, 100) and self.output_format in (None, "png"):
-            raise InvalidParameter(
-                "png is compressed without loss; output_compression below 100 needs output_format "
-                "jpeg or webp",
-                param="output_compression",
             )
         return self
 

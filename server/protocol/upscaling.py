@@ -13,10 +13,11 @@ from pydantic import Field, model_validator
 from engine.errors import InvalidParameter
 from engine.image_types import Consistency
 from server.http.multipart import Form
-from server.protocol.common import INT64_MAX, ModelRequest, Priority
+from server.protocol.common import INT64_MAX, Priority
+from server.protocol.file_fields import FileFields
 from server.protocol.image_answers import OutputFormatName
 from server.protocol.image_inputs import ImageReference, image_form_body, read_image_form
-from server.protocol.images import MAX_STEPS, NO_EFFECT_FIELDS, OutputFormat, Prompt
+from server.protocol.images import MAX_STEPS, NO_EFFECT_FIELDS, Prompt
 
 MAX_SCALE = 16
 MIN_TILE = 16
@@ -25,7 +26,7 @@ MAX_TILE = 2048
 _FILES = ("image",)
 
 
-class UpscaleImageRequest(ModelRequest):
+class UpscaleImageRequest(FileFields):
     """Enlarge an image."""
 
     image: ImageReference = Field(
@@ -97,15 +98,6 @@ class UpscaleImageRequest(ModelRequest):
         description="Answer with a picture of where detail was added, and where the result "
         "contradicts the image. Default false.",
     )
-    output_format: OutputFormat | None = Field(None, description="Default png.")
-    output_compression: int | None = Field(
-        None, ge=0, le=100, description="Quality of jpeg and webp, in percent. Default 100."
-    )
-    response_format: Literal["b64_json", "url"] | None = Field(
-        None,
-        description="url keeps the image on this server for a while; previews of a stream are "
-        "b64_json all the same. Default b64_json.",
-    )
     stream: bool | None = Field(
         None, description="Answer with server-sent events, one for each tile."
     )
@@ -133,12 +125,6 @@ class UpscaleImageRequest(ModelRequest):
         if self.exact and self.overlap is not None:
             raise InvalidParameter(
                 "exact says how much tiles overlap; leave overlap out, or exact", param="overlap"
-            )
-        if self.output_compression not in (None, 100) and self.output_format in (None, "png"):
-            raise InvalidParameter(
-                "png is compressed without loss; output_compression below 100 needs output_format "
-                "jpeg or webp",
-                param="output_compression",
             )
         return self
 

@@ -17,7 +17,7 @@ from server.http.sse import until_disconnect
 from server.images.convert import ImageLimits, image_order
 from server.images.inputs import ImageInputs, read_inputs
 from server.images.kind import SERVED_IMAGES
-from server.images.reply import ImageReply, Keep
+from server.images.reply import ImageReply
 from server.images.run import FileOptions, ImageRun
 from server.images.task import choose_task
 from server.protocol.answers import ErrorAnswer, error_answers, stream_answer
@@ -33,6 +33,7 @@ from server.protocol.images import (
 )
 from server.routes.deps import StateDep
 from server.routes.ignored_fields import report_ignored_fields
+from server.routes.keeping import keeper
 from server.routes.matting import create_cutter
 from server.state import AppState
 
@@ -163,26 +164,23 @@ async def answer_images(
     meter = state.metrics.of(SERVED_IMAGES).meter(info.model)
     async with ImageRun(state.engine, meter, state.image_jobs, lease) as run:
         annotate(request, image_id=run.id, num_images=num_images)
-        limits = ImageLimits(
-            max_megapixel_steps=settings.max_image_megapixel_steps,
-            max_input_pixels=settings.max_image_input_pixels,
-        )
+        limits = ImageLimits.of(settings)
         inputs = await _read_inputs(body, limits)
         order = image_order(body, task, inputs, info, limits, request_id=run.id, priority=priority)
         if settings.log_prompts:
             annotate(request, prompt=order.request.prompt)
-        if body.response_format == "url":
-            params = order.request.params
-            state.image_store.check_room(params.n, params.width * params.height)
+        params = order.request.params
+        num_pixels = params.width * params.height
+        keep = keeper(body, request, state, num_pixels=num_pixels, num_images=params.n)
         cutter = None
         if body.background == "transparent":
-            find = create_cutter(state, order.request.params.n, priority)
+            find = create_cutter(state, params.n, priority)
             cutter = await until_disconnect(request.receive, find)
         submitted = run.submit(order, cutter)
         state.live_requests.add(run, request, id=run.id, kind=IMAGE, model=info.model)
         options = FileOptions(
-            output_format=body.output_format or "png",
-            compression=100 if body.output_compression is None else body.output_compression,
+            output_format=body.file_format,
+            compression=body.file_quality,
             with_metadata=settings.image_metadata,
             background="opaque" if cutter is None else "transparent",
         )
@@ -193,7 +191,7 @@ async def answer_images(
             event_prefix=event_prefix,
             block=info.size_multiple,
             inputs=inputs.images,
-            keep=_keeper(body, request, state),
+            keep=keep,
             shape=shape,
         )
         return await reply.send(
@@ -215,18 +213,6 @@ async def _read_inputs(body: ImageFields, limits: ImageLimits) -> ImageInputs:
     inputs = await asyncio.to_thread(read_inputs, body, max_pixels=limits.max_input_pixels)
     body.images.clear()  # decoded; the files would wait in memory as long as the request does
     return inputs
-
-
-def _keeper(body: ImageFields, request: Request, state: AppState) -> Keep | None:
-    """What stores results, where they are asked for by url."""
-    if body.response_format != "url":
-        return None
-
-    def keep(file: bytes) -> str:
-        name = state.image_store.put(file, body.output_format or "png")
-        return str(request.url_for("get_image_file", name=name))
-
-    return keep
 
 
 def _no_such_image(image_id: str) -> Response:

@@ -20,6 +20,7 @@ from server.protocol.answers import error_answers
 from server.protocol.matting import MatteAnswer, MatteRequest, form_body
 from server.routes.deps import StateDep
 from server.routes.ignored_fields import report_ignored_fields
+from server.routes.keeping import keeper
 from server.state import AppState
 
 router = APIRouter(route_class=FormRoute, tags=["images"])
@@ -78,18 +79,15 @@ async def _answer(
             priority=priority,
         )
         drop_files(body)
-        if body.response_format == "url":
-            state.image_store.check_room(1, order.image.width * order.image.height)
+        num_pixels = order.image.width * order.image.height
+        keep = keeper(body, request, state, num_pixels=num_pixels)
         state.live_requests.add(run, request, id=id, kind=MATTING, model=info.model)
         event = await run.answer(order)
         del order  # decoded pictures need not wait for the file
         image = event.image
         assert image is not None
         file = await asyncio.to_thread(encoded, body, image)
-        url = None
-        if body.response_format == "url":
-            name = state.image_store.put(file, body.output_format or "png")
-            url = str(request.url_for("get_image_file", name=name))
+        url = None if keep is None else keep(file)
         make = partial(matte_answer, request_id=id, model=info.model, file=file, url=url)
         answer = await asyncio.to_thread(lambda: encode(make(body, event, image)))
     headers = {**headers, "X-Image-Id": id}

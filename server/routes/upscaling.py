@@ -23,6 +23,7 @@ from server.protocol.image_inputs import ImageReference
 from server.protocol.upscaling import UpscaleAnswer, UpscaleImageRequest, form_body
 from server.routes.deps import StateDep
 from server.routes.ignored_fields import report_ignored_fields
+from server.routes.keeping import keeper
 from server.state import AppState
 from server.upscaling.convert import (
     UpscaleLimits,
@@ -39,7 +40,7 @@ from server.upscaling.drawing import (
     upscale_events,
 )
 from server.upscaling.kind import SERVED_UPSCALING
-from server.upscaling.reply import Keep, UpscaleReply
+from server.upscaling.reply import UpscaleReply
 from server.upscaling.run import UpscaleRun
 
 router = APIRouter(route_class=FormRoute, tags=["images"])
@@ -86,14 +87,11 @@ async def answer_upscaling(
     meter = state.metrics.of(SERVED_UPSCALING).meter(info.model)
     async with UpscaleRun(state.engine, meter, lease) as run:
         annotate(request, image_id=run.id)
-        limits = UpscaleLimits(
-            max_input_pixels=settings.max_image_input_pixels,
-            max_output_pixels=settings.max_upscaled_pixels,
-        )
+        limits = UpscaleLimits.of(state.settings)
         image = await asyncio.to_thread(read_image, body, info, limits)
         channels = image.channels
         order = upscale_request(body, image, info, cut, request_id=run.id, priority=priority)
-        keep = _keeper(body, request, state, order.width * order.height)
+        keep = keeper(body, request, state, num_pixels=order.width * order.height)
         run.submit(order)
         # The engine has the image; here it would wait in memory as long as the request does.
         order = replace(order, image=_NOTHING)
@@ -106,8 +104,8 @@ async def answer_upscaling(
             order,
             scale=scale,
             channels=channels,
-            output_format=body.output_format or "png",
-            compression=100 if body.output_compression is None else body.output_compression,
+            output_format=body.file_format,
+            compression=body.file_quality,
             keep=keep,
             shape=shape,
         )
@@ -135,26 +133,15 @@ async def _draw(
     meter = state.metrics.of(SERVED_IMAGES).meter(info.model)
     async with ImageRun(state.engine, meter, state.image_jobs, lease) as run:
         annotate(request, image_id=run.id)
-        image, scale = await asyncio.to_thread(
-            read_small,
-            body,
-            info,
-            UpscaleLimits(
-                max_input_pixels=settings.max_image_input_pixels,
-                max_output_pixels=settings.max_upscaled_pixels,
-            ),
-        )
-        limits = ImageLimits(
-            max_megapixel_steps=settings.max_image_megapixel_steps,
-            max_input_pixels=settings.max_image_input_pixels,
-        )
+        limits = ImageLimits.of(settings)
+        image, scale = await asyncio.to_thread(read_small, body, info, UpscaleLimits.of(settings))
         order = drawing_order(
             body, image, scale, info, limits, request_id=run.id, priority=priority
         )
         params = order.request.params
         if settings.log_prompts:
             annotate(request, prompt=order.request.prompt)
-        keep = _keeper(body, request, state, params.width * params.height)
+        keep = keeper(body, request, state, num_pixels=params.width * params.height)
         submitted = run.submit(order)
         channels = image.channels
         body.image = ImageReference(image_url=None, file_id=None)
@@ -165,8 +152,8 @@ async def _draw(
             as_upscaling(order),
             scale=scale,
             channels=channels,
-            output_format=body.output_format or "png",
-            compression=100 if body.output_compression is None else body.output_compression,
+            output_format=body.file_format,
+            compression=body.file_quality,
             keep=keep,
             seed=params.seed,
             shape=shape,
@@ -177,23 +164,3 @@ async def _draw(
             heartbeat_s=settings.heartbeat_interval_s,
             headers={**headers, "X-Image-Id": run.id},
         )
-
-
-def _keeper(
-    body: UpscaleImageRequest, request: Request, state: AppState, num_pixels: int
-) -> Keep | None:
-    """What stores the result, where it is asked for by url.
-
-    Raises:
-        InvalidParameter: it might not fit.
-    """
-    if body.response_format != "url":
-        return None
-    state.image_store.check_room(1, num_pixels)
-    output_format = body.output_format or "png"
-
-    def keep(file: bytes) -> str:
-        name = state.image_store.put(file, output_format)
-        return str(request.url_for("get_image_file", name=name))
-
-    return keep

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from typing import Self
 
 from engine.errors import InvalidParameter, UnsupportedFeature
 from engine.image_types import Faithfulness, Pixels
@@ -9,6 +10,7 @@ from engine.upscale_types import UpscaleModelInfo, UpscaleRequest
 from server.images.files import check_sides, decode_image, image_size
 from server.images.inputs import MAX_INPUT_SIDE, file_of
 from server.protocol.upscaling import UpscaleImageRequest
+from server.settings import Settings
 
 _DRAWING_FIELDS = (
     "prompt",
@@ -31,6 +33,13 @@ class UpscaleLimits:
 
     max_input_pixels: int
     max_output_pixels: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        return cls(
+            max_input_pixels=settings.max_image_input_pixels,
+            max_output_pixels=settings.max_upscaled_pixels,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +68,7 @@ def read_image(body: UpscaleImageRequest, info: UpscaleModelInfo, limits: Upscal
             f"server makes at most {limits.max_output_pixels}; ask for a smaller scale",
             param="scale",
         )
-    check_sides(body.output_format or "png", width, height)
+    check_sides(body.file_format, width, height)
     return decode_image(data, param="image", **bounds)
 
 

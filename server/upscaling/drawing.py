@@ -63,7 +63,7 @@ def read_small(
     bounds = {"max_pixels": limits.max_input_pixels, "max_side": MAX_INPUT_SIDE}
     small = image_size(data, param="image", **bounds)
     _check_size(small, scale, info, limits)
-    check_sides(body.output_format or "png", *_enlarged(small, scale))
+    check_sides(body.file_format, *_enlarged(small, scale))
     return decode_image(data, param="image", **bounds), scale
 
 

@@ -14,6 +14,7 @@ from server.http.reply import Reply
 from server.http.shape import Shape, encode
 from server.http.sse import named_event
 from server.images.files import encode_image
+from server.images.store import Keep
 from server.protocol.image_answers import OutputFormatName
 from server.protocol.upscaling import (
     CompletedUpscaleEvent,
@@ -24,9 +25,6 @@ from server.protocol.upscaling import (
     UpscaleProgressEvent,
 )
 from server.upscaling.result import ResultFile
-
-Keep = Callable[[bytes], str]
-"""Stores a file and returns its URL."""
 
 
 class UpscaleReply(Reply):

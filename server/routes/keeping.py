@@ -1,0 +1,27 @@
+"""Results that are asked for by url: stored for a while, and answered with where they are."""
+
+from fastapi import Request
+
+from server.images.store import Keep
+from server.protocol.file_fields import FileFields
+from server.state import AppState
+
+
+def keeper(
+    body: FileFields, request: Request, state: AppState, *, num_pixels: int, num_images: int = 1
+) -> Keep | None:
+    """What stores results of at most so many pixels; None: they are in the answer itself.
+
+    Raises:
+        InvalidParameter: they might not fit.
+    """
+    if body.response_format != "url":
+        return None
+    state.image_store.check_room(num_images, num_pixels)
+    file_format = body.file_format
+
+    def keep(file: bytes) -> str:
+        name = state.image_store.put(file, file_format)
+        return str(request.url_for("get_image_file", name=name))
+
+    return keep
