@@ -135,17 +135,10 @@ def perplexity(
         num_threads=num_threads,
     )
     file = ScoredFile(path=text, context=context, passages=passages)
-    if max_kl is not None and against is None:
-        raise _fail("--max-kl needs --against")
-    if save and against is None:
-        raise _fail("--save needs --against")
-    if url is not None and (against is not None or engine):
-        raise _fail(
-            "--url measures a model as the server has it; --against and the engine's options are "
-            "for a --model that is loaded here, without --url"
-        )
-    if url is None and model is None:
-        raise _fail("give --model to load one here, or --url of a running server")
+    compares = against is not None
+    if not compares and (max_kl is not None or save):
+        raise _fail(f"{'--save' if max_kl is None else '--max-kl'} needs --against")
+    _check_where(url, model, loads=compares or bool(engine))
     with _told_in_a_line():
         if url is not None:
             measure = measuring.served(_client_settings(url, api_key), model, file)
@@ -375,6 +368,17 @@ def _check_packages() -> None:
 def _client_settings(url: str | None, api_key: str | None) -> ClientSettings:
     with _told_in_a_line():
         return load_client_settings({"url": url, "api_key": api_key})
+
+
+def _check_where(url: str | None, model: str | None, *, loads: bool) -> None:
+    """Whether it is said where a model is measured: of a running server, or loaded here."""
+    if url is not None and loads:
+        raise _fail(
+            "--url measures a model as the server has it; --against and the engine's options are "
+            "for a --model that is loaded here, without --url"
+        )
+    if url is None and model is None:
+        raise _fail("give --model to load one here, or --url of a running server")
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import structlog
 import torch
 
-from engine.config import EngineConfig, WantedKind
+from engine.config import EngineConfig, MachineFacts, WantedKind
 from engine.errors import ModelLoadError, UnsupportedArchitecture
 from engine.fault import sizes_within_memory
 from engine.fingerprint import fingerprint
@@ -86,11 +86,7 @@ def load_engine(
         raise UnsupportedArchitecture(
             f"the network makes images {facts.scale} times as large; at most {MAX_SCALE} is served"
         )
-    tile = default_tile(facts, machine.device)
-    free = host.reserve(
-        machine.device, "activations", facts.bytes_per_pixel * tile**2, machine.free_memory_bytes
-    )
-    max_tile = min(MAX_TILE, max(tile, int(math.sqrt(_TILE_SHARE * free / facts.bytes_per_pixel))))
+    tiles = reserved_tiles(facts, machine, host)
     device = torch.device(machine.device)
     served, dtype = served_network(network, intent.image_dtype, device)
     if arranged := num_arranged_bytes(served):
@@ -101,18 +97,16 @@ def load_engine(
         max_work_bytes=_WORK_BYTES,
         max_num_images=intent.max_num_images,
         max_num_queued=intent.max_num_queued,
-        max_tile=max_tile,
+        max_tile=tiles.most,
         scheduling_policy=intent.scheduling_policy,
     )
     engine = UpscalingEngine(TileRunner(on_device(served, device), device), facts, limits)
     host.report(Phase.WARMING_UP)
     warm_up(engine, facts)
-    is_exact = facts.receptive_radius is not None and facts.receptive_radius <= EXACT_UP_TO
-    overlap = 2 * facts.receptive_radius if is_exact and facts.receptive_radius else FAST_OVERLAP
     log.info(
         "upscaler loaded",
         seconds=round(time.monotonic() - started_s, 1),
-        tile=tile,
+        tile=tiles.usual,
         dtype=dtype,
         **asdict(facts),
     )
@@ -124,12 +118,41 @@ def load_engine(
         created=int(time.time()),
         scale=facts.scale,
         receptive_radius=facts.receptive_radius,
-        default_tile=tile,
-        default_overlap=overlap,
-        exact_by_default=is_exact,
-        max_tile=max_tile,
-        config_hash=fingerprint((facts, dtype, tile, overlap, intent.deterministic)),
+        default_tile=tiles.usual,
+        default_overlap=tiles.overlap,
+        exact_by_default=tiles.are_exact,
+        max_tile=tiles.most,
+        config_hash=fingerprint((facts, dtype, tiles.usual, tiles.overlap, intent.deterministic)),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """How images are cut unless a request says otherwise, in pixels of the image."""
+
+    usual: int
+    most: int
+    """The largest that may be asked for."""
+    overlap: int
+    are_exact: bool
+    """They overlap by as much as it takes for every pixel to be what it would be without them."""
+
+
+def reserved_tiles(facts: NetworkFacts, machine: MachineFacts, host: Host) -> Tiles:
+    """Ask for the memory of the usual tile; what is free beside it bounds the largest.
+
+    Raises:
+        InsufficientMemory: there is not even room for that.
+    """
+    usual = default_tile(facts, machine.device)
+    free = host.reserve(
+        machine.device, "activations", facts.bytes_per_pixel * usual**2, machine.free_memory_bytes
+    )
+    fitting = int(math.sqrt(_TILE_SHARE * free / facts.bytes_per_pixel))
+    radius = facts.receptive_radius
+    is_exact = radius is not None and radius <= EXACT_UP_TO
+    overlap = 2 * radius if is_exact and radius else FAST_OVERLAP
+    return Tiles(usual, min(MAX_TILE, max(usual, fitting)), overlap, is_exact)
 
 
 def load_network(checkpoint: Checkpoint) -> Network:
