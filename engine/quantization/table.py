@@ -33,7 +33,8 @@ class FormatFacts:
     """What can be said of a format without loading it."""
 
     target: str
-    """`module:class` of an `engine.quantization.format.Format`, imported when it is asked for."""
+    """`module:class` of an `engine.quantization.format.StoredFormat` or `LoadFormat`, imported when
+    it is asked for."""
     stored_as: str | None = None
     """Name of the format that a checkpoint must have; None: made of plain weights at load."""
     described: str = ""

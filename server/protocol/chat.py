@@ -17,8 +17,8 @@ from server.protocol.answers import (
     Usage,
 )
 from server.protocol.common import (
-    MAX_LOGPROBS,
     NO_MODEL_READS,
+    NumAlternatives,
     SamplingRequest,
     TokenLimit,
     WireModel,
@@ -248,10 +248,8 @@ class ChatCompletionRequest(SamplingRequest, ChatTemplateOptions, ToolUse, Meani
     logprobs: bool | None = Field(
         None, description="Return the log-probability of each token. Default false."
     )
-    top_logprobs: int | None = Field(
+    top_logprobs: NumAlternatives | None = Field(
         None,
-        ge=0,
-        le=MAX_LOGPROBS,
         description="Alternatives per token; only with logprobs.",
     )
     echo: bool | None = Field(

@@ -115,6 +115,7 @@ def _not_zero(limit: int) -> int:
     return limit
 
 
+NumAlternatives = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
 TokenLimitOrZero = Annotated[int, Field(ge=-1, le=MAX_TOKEN_COUNT)]
 """Most tokens to generate; -1 is as many as the context has room for."""
 TokenLimit = Annotated[
@@ -313,10 +314,8 @@ class SamplingRequest(
         description="Words that the text must not contain, as the tokenizer writes each of them "
         "by itself and behind a space.",
     )
-    prompt_logprobs: int | None = Field(
+    prompt_logprobs: NumAlternatives | None = Field(
         None,
-        ge=0,
-        le=MAX_LOGPROBS,
         description="Log-probabilities of the prompt's tokens with this many alternatives. "
         "Not with stream.",
     )

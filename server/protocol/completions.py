@@ -7,7 +7,7 @@ import msgspec
 from pydantic import ConfigDict, Field
 
 from server.protocol.answers import PromptLogprobs, RepetitionReport, Uncertainty, Usage
-from server.protocol.common import MAX_LOGPROBS, SamplingRequest, TokenLimitOrZero
+from server.protocol.common import NumAlternatives, SamplingRequest, TokenLimitOrZero
 from server.protocol.prompts import Prompts
 
 
@@ -27,10 +27,8 @@ class CompletionRequest(SamplingRequest):
         "context has room for. Default 16.",
     )
     n_predict: TokenLimitOrZero | None = Field(None, description="llama.cpp's name for max_tokens.")
-    logprobs: int | None = Field(
+    logprobs: NumAlternatives | None = Field(
         None,
-        ge=0,
-        le=MAX_LOGPROBS,
         description="Return each token's log-probability and this many alternatives.",
     )
     echo: bool | None = Field(

@@ -8,9 +8,9 @@ from pydantic import ConfigDict, Field, model_validator
 
 from engine.errors import InvalidParameter, UnsupportedFeature
 from server.protocol.common import (
-    MAX_LOGPROBS,
     MAX_TOKEN_COUNT,
     ModelRequest,
+    NumAlternatives,
     WireModel,
 )
 from server.protocol.response_items import Items
@@ -117,8 +117,8 @@ class ResponseRequest(SamplerFields, ModelRequest):
         description=f"`{_LOGPROBS}` has the tokens' log-probabilities returned; what else OpenAI "
         "could include does not exist here.",
     )
-    top_logprobs: int | None = Field(
-        None, ge=0, le=MAX_LOGPROBS, description=f"Alternatives per token; only with {_LOGPROBS}."
+    top_logprobs: NumAlternatives | None = Field(
+        None, description=f"Alternatives per token; only with {_LOGPROBS}."
     )
     stream: bool | None = Field(None, description="Answer with server-sent events.")
 

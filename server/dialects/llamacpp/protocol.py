@@ -7,9 +7,9 @@ from pydantic import ConfigDict, Field, model_validator
 
 from engine.errors import UnsupportedFeature
 from server.protocol.common import (
-    MAX_LOGPROBS,
     NO_EFFECT_FIELDS,
     UNSUPPORTED_FIELDS,
+    NumAlternatives,
     SamplingRequest,
     TokenLimitOrZero,
     WireModel,
@@ -59,10 +59,8 @@ class LlamaTextRequest(SamplingRequest):
         None, description="Most tokens to generate; -1, the default, is what the context has."
     )
     max_tokens: TokenLimitOrZero | None = Field(None, description="OpenAI's name of n_predict.")
-    n_probs: int | None = Field(
+    n_probs: NumAlternatives | None = Field(
         None,
-        ge=0,
-        le=MAX_LOGPROBS,
         description="Return each token's log-probability and so many alternatives.",
     )
 
