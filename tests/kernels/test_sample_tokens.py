@@ -16,7 +16,7 @@ from kernels.sample_tokens import (
     noise,
     packed_row,
 )
-from kernels.sample_tokens.columns import COLUMNS, read_columns
+from kernels.sample_tokens.columns import COLUMNS, read_columns, read_steps
 from kernels.sample_tokens.reference import (
     kept_weights,
     needed_mass,
@@ -77,6 +77,12 @@ def test_parameters_that_are_left_out_or_unknown():
 def test_a_header_with_other_lines_is_not_guessed_at(line):
     with pytest.raises(ValueError, match="line of its own"):
         read_columns(f"COLUMN(double,  top_p, 1.0)\n{line}\n")
+
+
+@pytest.mark.parametrize("line", ["STEP(top_p)", " STEP(a)", "STEP(a) LATE_STEP(b)", "STEP(1, a)"])
+def test_nor_are_its_steps(line):
+    with pytest.raises(ValueError, match="line of its own"):
+        read_steps(f"// STEP(x)\nSTEP(top_p)\n{line}\n")
 
 
 @pytest.mark.parametrize(
