@@ -83,12 +83,6 @@ class Op(Generic[P, R]):
             refused[one.name] = refusal(one.name, [*args, *kwargs.values()])
         return "reference", refused
 
-    def explain(self, *args: P.args, **kwargs: P.kwargs) -> str:
-        """The same in one line: `rms_norm: composed (cpu: no C++ compiler; triton: ...)`."""
-        name, refused = self.choice(*args, **kwargs)
-        reasons = "; ".join(f"{other}: {reason}" for other, reason in refused.items())
-        return f"{self.name}: {name}" + (f" ({reasons})" if reasons else "")
-
 
 def op(cases: ModuleType) -> Callable[[Callable[P, R]], Op[P, R]]:
     """Declare an op by decorating its reference call."""

@@ -30,13 +30,13 @@ def test_first_supporting_implementation_in_order_runs():
     assert double(5) == ("cpu", 5)
     assert double(50) == ("composed", 50)
     assert double(500) == 1000
-    assert double.explain(5) == "double: cpu"
+    assert double.choice(5) == ("cpu", {})
     unfit = "does not take these arguments"
-    assert double.explain(50) == f"double: composed (cpu: {unfit})"
-    assert double.explain(500) == f"double: reference (cpu: {unfit}; composed: {unfit})"
+    assert double.choice(50) == ("composed", {"cpu": unfit})
+    assert double.choice(500) == ("reference", {"cpu": unfit, "composed": unfit})
 
 
-def test_an_explanation_names_what_the_machine_lacks(monkeypatch):
+def test_a_refusal_names_what_the_machine_lacks(monkeypatch):
     double = make_op()
     for name in ("cpu", "triton"):
         double.implementation(name, supports=lambda x: False)(lambda x: x)
@@ -52,9 +52,7 @@ def test_an_explanation_names_what_the_machine_lacks(monkeypatch):
     assert double.choice(x)[1]["cpu"] == "the C++ operations cannot be built"
     monkeypatch.setattr(native, "COMPILERS", ("no-such-compiler",))
     assert double.choice(x)[1]["cpu"] == "no C++ compiler"
-    assert double.explain(x) == (
-        "double: reference (cpu: no C++ compiler; triton: Triton is not installed)"
-    )
+    assert double.choice(x)[0] == "reference"
 
 
 @pytest.mark.parametrize("names", [["fastest"], ["cpu", "cpu"]])
