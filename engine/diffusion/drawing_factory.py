@@ -1,20 +1,14 @@
-"""From a request to its drawings: prompts encoded, input image in latent space, first noise drawn.
-
-Each image has one CPU generator seeded seed + index, and draws from it in diffusers' order: the
-posterior of the input image where the latents need it, the first noise, the posterior of the image
-beside the latents, then whatever the noise schedule needs. Upscaling draws the noise of the image
-beside the latents before the first noise.
-"""
+"""From a request to its drawings: prompts encoded, each with its start and its stage."""
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 
 from engine.diffusion.blending import LatentBlend
 from engine.diffusion.denoising import Branches, Denoising, needs_unconditional
 from engine.diffusion.drawing import Drawing
+from engine.diffusion.drawing_start import DrawingStart, start_of, starts_later
 from engine.diffusion.families.family import Family
 from engine.diffusion.guidance import Guidance, is_off
 from engine.diffusion.prompt.course import course_of
@@ -24,16 +18,9 @@ from engine.diffusion.prompt_cache import Lookups, PromptCache
 from engine.diffusion.restoring import Restoring
 from engine.diffusion.stage import Stage
 from engine.diffusion.tasks.prepare import Preparation, prepare
-from engine.diffusion.tiling import Tiling, tile
+from engine.diffusion.tiling import Tiling
 from engine.image_types import GuidanceKind, ImageParams, ImageRequest, ImageTask, PromptSyntax
 from engine.lora.images.layers import Uses
-
-if TYPE_CHECKING:
-    # It imports diffusers, which takes seconds.
-    from engine.diffusion.noise_schedule import NoiseSchedule
-
-_PARTIAL_TASKS = (ImageTask.IMAGE_TO_IMAGE, ImageTask.INPAINT, ImageTask.RESTORE)
-"""Of which `strength` is the share of the steps that is run."""
 
 UNUSED_NEGATIVE = "negative_prompt has no effect: {reason}"
 UNUSED_GUIDANCE = (
@@ -133,51 +120,27 @@ class DrawingFactory:
         uses: Uses,
     ) -> Drawing:
         params, family = request.params, self._family
-        generator = torch.Generator("cpu").manual_seed(_wrapped(seed))
-        tiling = self._tiling(preparation) if params.task is ImageTask.RESTORE else None
-        schedule = self._schedule(params, preparation, tiling)
-        clean = self._clean(params, preparation, generator)
-        upscales = params.task is ImageTask.UPSCALE
-        condition = self._condition(params, preparation, generator) if upscales else None
-        noise = self._draw(preparation, generator)
-        first = 0
-        latents = noise * schedule.init_noise_sigma
-        if _starts_later(params) and (clean is not None or tiling is not None):
-            first = schedule.start_of(params.strength, params.num_inference_steps)
-            latents = latents if clean is None else schedule.noised(clean, noise, first)
-        if not upscales:
-            condition = self._condition(params, preparation, generator)
+        start = start_of(family, params, preparation, seed)
         denoising = Denoising(
             family=family,
-            generator=generator,
-            schedule=schedule,
-            latents=latents,
-            branches=_branches(params.task, states, condition),
+            generator=start.generator,
+            schedule=start.schedule,
+            latents=start.latents,
+            branches=_branches(params.task, states, start.condition),
             guidance=guidance,
             denoiser_key=family.denoiser_key(params.task),
             preparation=preparation,
-            first_timestep_index=first,
-            timestep_index=first,
+            first_timestep_index=start.timestep_index,
+            timestep_index=start.timestep_index,
             noise_level=params.noise_level,
             keeps_x0=params.num_previews > 0,
             adapters=uses,
         )
-        if params.task is ImageTask.INPAINT and condition is None:
-            assert clean is not None and preparation.latent_mask is not None
-            mask = preparation.latent_mask.to(family.device)
-            denoising.blend = LatentBlend(
-                mask, clean, noise, soft=params.soft_mask, first_timestep_index=first
-            )
         stage: Stage = denoising
-        if tiling is not None:
-            assert preparation.image is not None
-            stage = Restoring(
-                canvas=denoising,
-                tiling=tiling,
-                image=preparation.image.to(family.device),
-                noise=noise if params.strength < 1.0 else None,
-                pull=params.restoration,
-            )
+        if params.task is ImageTask.INPAINT and start.condition is None:
+            denoising.blend = self._blend(params, preparation, start)
+        if start.tiling is not None:
+            stage = self._restoring(params, preparation, start, start.tiling, denoising)
         warnings = (*self._warnings(params), *_prompt_warnings(states))
         num_steps = denoising.num_steps
         if states[1] is not None and num_steps and not guidance.acts_within(num_steps):
@@ -191,66 +154,34 @@ class DrawingFactory:
             warnings=warnings,
         )
 
-    def _tiling(self, preparation: Preparation) -> Tiling:
-        """Of the latents, in tiles of the size that the model draws best."""
-        facts = self._family.facts
-        sides = (
-            preparation.height,
-            preparation.width,
-            facts.default_height,
-            facts.default_width,
-            facts.size_multiple,
-        )
-        return tile(*(side // facts.vae_factor for side in sides))
-
-    def _schedule(
-        self, params: ImageParams, preparation: Preparation, tiling: Tiling | None
-    ) -> "NoiseSchedule":
-        """For the size that the denoiser sees at once."""
-        height, width = preparation.height, preparation.width
-        if tiling is not None:
-            height, width = (side * self._family.facts.vae_factor for side in tiling.tile_size)
-        return self._family.new_noise_schedule(
-            params.scheduler, params.num_inference_steps, width, height
+    def _blend(
+        self, params: ImageParams, preparation: Preparation, start: DrawingStart
+    ) -> LatentBlend:
+        """What keeps the input under the mask."""
+        assert start.clean is not None and preparation.latent_mask is not None
+        return LatentBlend(
+            preparation.latent_mask.to(self._family.device),
+            start.clean,
+            start.noise,
+            soft=params.soft_mask,
+            first_timestep_index=start.timestep_index,
         )
 
-    def _clean(
-        self, params: ImageParams, preparation: Preparation, generator: torch.Generator
-    ) -> torch.Tensor | None:
-        """Latents of the input image, where they are needed before the first step."""
-        if not self._starts_from_image(params):
-            return None
+    def _restoring(
+        self,
+        params: ImageParams,
+        preparation: Preparation,
+        start: DrawingStart,
+        tiling: Tiling,
+        canvas: Denoising,
+    ) -> Restoring:
         assert preparation.image is not None
-        return self._family.encode_image(preparation.image.to(self._family.device), generator)
-
-    def _starts_from_image(self, params: ImageParams) -> bool:
-        """Whether the input's latents are needed: to start from, or to keep under the mask."""
-        if params.strength >= 1.0 and params.task in self._family.facts.image_free_at_full_strength:
-            return False
-        return params.task in (ImageTask.IMAGE_TO_IMAGE, ImageTask.INPAINT)
-
-    def _draw(self, preparation: Preparation, generator: torch.Generator) -> torch.Tensor:
-        facts = self._family.facts
-        shape = (
-            1,
-            facts.latent_channels,
-            preparation.height // facts.vae_factor,
-            preparation.width // facts.vae_factor,
-        )
-        return torch.randn(shape, generator=generator).to(self._family.device)
-
-    def _condition(
-        self, params: ImageParams, preparation: Preparation, generator: torch.Generator
-    ) -> torch.Tensor | None:
-        if preparation.image is None:
-            return None
-        device, mask = self._family.device, preparation.mask
-        return self._family.image_condition(
-            params.task,
-            preparation.image.to(device),
-            None if mask is None else (mask > 0.5).float().to(device),
-            generator,
-            noise_level=params.noise_level,
+        return Restoring(
+            canvas=canvas,
+            tiling=tiling,
+            image=preparation.image.to(self._family.device),
+            noise=start.noise if params.strength < 1.0 else None,
+            pull=params.restoration,
         )
 
     def _warnings(self, params: ImageParams) -> tuple[str, ...]:
@@ -271,16 +202,12 @@ def _settings(request: ImageRequest) -> list[Uses]:
     return settings or [()]
 
 
-def _starts_later(params: ImageParams) -> bool:
-    return params.strength < 1.0 and params.task in _PARTIAL_TASKS
-
-
 def _texts(prompt: str, params: ImageParams) -> tuple[str, ...]:
     """Of each step that is run, or one for all."""
     if params.prompt_syntax is not PromptSyntax.A1111:
         return (prompt,)
     num_steps = params.num_inference_steps
-    if _starts_later(params):
+    if starts_later(params):
         num_steps = max(1, int(num_steps * params.strength))
     return course_of(prompt, num_steps)
 
@@ -309,8 +236,3 @@ def _branches(
             unconditional=(negative, torch.zeros_like(condition)),
         )
     return Branches(full=full, unconditional=(negative, condition))
-
-
-def _wrapped(seed: int) -> int:
-    """torch takes seeds below 2**64."""
-    return seed % (1 << 64)
