@@ -6,6 +6,7 @@ python -m tools.sampler_table          # writes it into the page
 import json
 from pathlib import Path
 
+from engine.sampler_order import SAMPLERS
 from engine.sampling_params import SAMPLER_PARAMETERS, Patterns, SamplerParameter
 
 PAGE = Path(__file__).parents[1] / "docs" / "API.md"
@@ -14,9 +15,16 @@ END = "<!-- end of sampler parameters -->\n"
 
 
 def table() -> str:
-    """Its lines of Markdown, in the order in which the parameters act."""
+    """Its lines of Markdown, in the order in which the parameters act; then the samplers."""
     rows = [_row(one) for one in SAMPLER_PARAMETERS.values()]
-    return "".join(["| field | bounds | default | meaning |\n|---|---|---|---|\n", *rows])
+    names = ", ".join(f"`{name}`" for name in SAMPLERS)
+    return "".join(
+        [
+            "| field | bounds | default | meaning |\n|---|---|---|---|\n",
+            *rows,
+            f"\n[Samplers](#the-order-of-samplers), in their usual order: {names}.\n",
+        ]
+    )
 
 
 def page_with(table: str) -> str:
