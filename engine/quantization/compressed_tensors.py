@@ -282,7 +282,7 @@ def _integer_layer(name: str, headers: Headers, device: str) -> QuantizedLayer:
                 f"inputs; 4 and 8 bits in I32 are supported, and sizes that are multiples of 8"
             )
     groups, whole = 1, None
-    if math.prod(scale.shape) == 1 and out_features > 1:
+    if math.prod(scale.shape) == 1:
         whole = scale.shape
     elif len(scale.shape) == 2 and scale.shape[1] and scale.shape[0] == out_features:
         groups = scale.shape[1]

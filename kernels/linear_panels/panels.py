@@ -180,7 +180,9 @@ def pack(weight: Codes) -> Panels:
     parts = [_lanes_last(weight.scales, padding, BLOCK // form.group)]
     if weight.mins is not None:
         parts.append(_lanes_last(weight.mins, padding, BLOCK // form.group))
-    quads = _lanes_last(weight.codes.contiguous().view(torch.int32), padding, _QUADS)
+    # In one line first: a matrix of one row may have any stride.
+    words = weight.codes.reshape(-1).view(torch.int32).view(rows, columns // 4)
+    quads = _lanes_last(words, padding, _QUADS)
     codes = quads.view(torch.uint8)
     if form.bits == 8:
         parts.append(codes)

@@ -109,6 +109,13 @@ def test_sizes_that_panels_do_not_take(variety, size):
     torch.testing.assert_close(layer(x, NO_CONTEXT), x @ weights["q"].T, atol=1e-4, rtol=0)
 
 
+def test_a_layer_of_one_output(variety):
+    tensors, weights = random_layer(variety.quantise, {"q": 1}, 64)
+    x = torch.randn(3, 64)
+    found = loaded(tensors, weights, variety.config)(x, NO_CONTEXT)
+    torch.testing.assert_close(found, x @ weights["q"].T, atol=1e-4, rtol=0)
+
+
 def test_a_tensor_that_is_not_there_is_named(variety):
     tensors, weights = random_layer(variety.quantise, {"q": 32}, 64)
     used = [kind for kind in tensors if not kind.endswith(("input_scale", "weight_format"))]
@@ -167,9 +174,8 @@ class Largest(TorchDispatchMode):
 def endless_nested_blocks():
     variety = VARIETIES["bnb nf4, nested"]
     tensors, weights = random_layer(variety.quantise, {"q": 32}, 64)
-    name = "a.q.weight.quant_state.bitsandbytes__nf4"
-    state = json.loads(tensors[name].numpy().tobytes()) | {"nested_blocksize": 1 << 28}
-    tensors[name] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+    state = json.loads(tensors[STATE].numpy().tobytes()) | {"nested_blocksize": 1 << 28}
+    tensors[STATE] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
     return tensors, weights, variety.config
 
 
@@ -258,6 +264,49 @@ def test_orders_that_cannot_be(change, reason):
         tensors |= {f"a.{name}.weight_g_idx": tensors["a.k.weight_g_idx"] for name in SHARDS}
     with pytest.raises(ModelLoadError, match=reason):
         loaded(tensors, weights, ORDERED)
+
+
+def test_codes_are_symmetric_unless_stated_otherwise():
+    tensors, weights = random_layer(ct_packed, {"q": 32}, SIZE)
+    config = ct_config("pack-quantized", num_bits=4)
+    del config["config_groups"]["group_0"]["weights"]["symmetric"]
+    x = torch.randn(3, SIZE)
+    found = loaded(tensors, weights, config)(x, NO_CONTEXT)
+    torch.testing.assert_close(found, x @ weights["q"].T, atol=1e-4, rtol=0)
+
+
+STATE = "a.q.weight.quant_state.bitsandbytes__nf4"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"nested_blocksize": None}, "has no nested_blocksize"),
+        ({"nested_blocksize": "256"}, "has no nested_blocksize"),
+        ({"nested_blocksize": True}, "has no nested_blocksize"),
+        ({"nested_blocksize": 0}, "has no nested_blocksize"),
+        ({"nested_offset": None}, "has no nested_offset"),
+        ({"nested_offset": "0.5"}, "has no nested_offset"),
+        ({"nested_offset": True}, "has no nested_offset"),
+        ({"shape": [2048]}, "whose shape is no matrix's"),
+        ({"shape": "32"}, "whose shape is no matrix's"),
+        ({"shape": [32.0, 64]}, "whose shape is no matrix's"),
+        ({"shape": [0, 64]}, "whose shape is no matrix's"),
+        ({"shape": [1 << 31, 64]}, "whose shape is no matrix's"),
+        ({"shape": [32, 32]}, r"32 outputs of 32 inputs have \(512, 1\)"),
+        ({"blocksize": 48}, "blocks of 48 weights"),
+        ({"blocksize": 64.0}, "blocks of 64.0 weights"),
+        ({"blocksize": None}, "blocks of None weights"),
+    ],
+    ids=str,
+)
+def test_what_bitsandbytes_states_is_checked(changes, reason):
+    variety = VARIETIES["bnb nf4, nested"]
+    tensors, weights = random_layer(variety.quantise, {"q": 32}, 64)
+    state = json.loads(tensors[STATE].numpy().tobytes()) | changes
+    tensors[STATE] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+    with pytest.raises(ModelLoadError, match=reason):
+        loaded(tensors, weights, variety.config)
 
 
 @pytest.mark.parametrize("given", ["weight_g_idx", "weight_zero_point"])
