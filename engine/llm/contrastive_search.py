@@ -155,8 +155,6 @@ class Candidates:
         """
         self._offer = offer
         for sequence in self.sequences[1:]:
-            sequence.drop_text()
-        for sequence in self.sequences[1:]:
             sequence.go_on_from(self._first)
         for sequence, token_id in zip(self.sequences, offer.top_ids, strict=False):
             sequence.token_ids.append(token_id)

@@ -69,7 +69,7 @@ def load(
 
 
 def write_adapter(base: Any, folder: Path, seed: int = 0, **options: Any) -> Any:
-    """Save an adapter with random numbers in A and B.
+    """Save an adapter with random numbers.
 
     Args:
         base: a model of transformers, or the folder of one.
@@ -90,5 +90,7 @@ def write_adapter(base: Any, folder: Path, seed: int = 0, **options: Any) -> Any
             for name, parameter in model.named_parameters():
                 if "modules_to_save" in name:  # they begin as the base's
                     parameter += 0.3 * parameter.std() * torch.randn_like(parameter)
+                elif "lora_magnitude" in name:  # they begin as those of the updated weights
+                    parameter *= 0.7 + 0.6 * torch.rand_like(parameter)
         model.save_pretrained(folder)
     return model.eval()

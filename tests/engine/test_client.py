@@ -21,6 +21,7 @@ from engine.errors import (
     Failure,
     ModelNotReady,
     QueueFull,
+    UnknownAdapter,
     UnknownModel,
 )
 from engine.kinds import TEXT
@@ -104,6 +105,9 @@ async def test_unknown_model_names_the_served_ones(start):
     await until(lambda: client.infos(TEXT))
     with pytest.raises(UnknownModel, match=r"use one of m$"):
         client.submit(request([1], model="other"))
+    for name in ("m", "other"):
+        with pytest.raises(UnknownAdapter, match=f"'m' has no adapter '{name}'"):
+            client.unload_adapter("m", name, 1.0)
 
 
 async def test_a_loading_model_reports_progress_and_refuses(start):

@@ -51,7 +51,14 @@ def test_what_is_not_listed_is_neutral() -> None:
 
 
 @pytest.mark.parametrize(
-    "samplers", [["top_k", "top_k"], ["top_k", "penalties"], ["dry", "penalties"], ["top_k", "dry"]]
+    "samplers",
+    [
+        ["nothing"],
+        ["top_k", "top_k"],
+        ["top_k", "penalties"],
+        ["dry", "penalties"],
+        ["top_k", "dry"],
+    ],
 )
 def test_other_orders_are_refused(samplers) -> None:
     with pytest.raises(InvalidParameter) as caught:

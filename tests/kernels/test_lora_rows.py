@@ -1,6 +1,8 @@
 """Updates of rows do not touch other rows, nor depend on them, to the bit."""
 
+import ctypes
 import dataclasses
+import mmap
 import random
 
 import pytest
@@ -21,6 +23,7 @@ def inputs():
         positions=random.randrange(1, 60),
         outputs=random.randrange(1, 80),
         inputs=random.randrange(1, 80),
+        ranks=(*lora_rows.cases.CASES[4].ranks, *[2] * 30),
     )
     return lora_rows.cases.make_inputs(case, torch.float32, CPU)
 
@@ -65,11 +68,38 @@ def test_rows_without_updates_stay(inputs):
     assert found.isfinite().all()
 
 
+def last_of_memory(tensor):
+    """A copy behind which nothing may be read."""
+    size = -(-tensor.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    area = mmap.mmap(-1, size + mmap.PAGESIZE)
+    end = ctypes.addressof(ctypes.c_char.from_buffer(area)) + size
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(end), mmap.PAGESIZE, 0) == 0
+    first = size - tensor.nbytes
+    copy = torch.frombuffer(area, dtype=tensor.dtype, offset=first, count=tensor.numel())
+    return copy.view(tensor.shape).copy_(tensor)
+
+
+def test_nothing_is_read_behind_an_end(inputs):
+    expected = updated(inputs, list(range(NUM_ROWS)))
+    updates = tuple(
+        RowUpdates(
+            last_of_memory(one.a.t()).t(), last_of_memory(one.b.t()).t(), one.rows, one.scales
+        )
+        for one in inputs["updates"]
+    )
+    y = last_of_memory(inputs["y"])
+    lora_rows(y, last_of_memory(inputs["x"]), updates)
+    assert torch.equal(y, expected)
+
+
 def test_weights_that_were_not_turned_fall_back_to_the_reference():
     case = lora_rows.cases.CASES[0]
     inputs = lora_rows.cases.make_inputs(case, torch.float32, CPU)
     one = inputs["updates"][0]
     plain = RowUpdates(one.a.contiguous(), one.b, one.rows, one.scales)
     assert lora_rows.choice(inputs["y"], inputs["x"], (plain,))[0] == "reference"
-    assert lora_rows.choice(inputs["y"].bfloat16(), inputs["x"], (one,))[0] == "reference"
+    y, x = inputs["y"].bfloat16(), inputs["x"].bfloat16()
+    narrow = RowUpdates(one.a.bfloat16(), one.b.bfloat16(), one.rows, one.scales)
+    assert lora_rows.choice(y, x, (one,))[0] == "reference"
+    assert lora_rows.choice(inputs["y"], inputs["x"], (narrow,))[0] == "reference"
     assert lora_rows.choice(inputs["y"], inputs["x"][:, ::2], (one,))[0] == "reference"

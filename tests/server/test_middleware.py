@@ -15,6 +15,7 @@ from server.app import create_app
 from server.http.log_fields import annotate
 from server.middleware import body_limit
 from server.middleware.body_limit import BodyLimitMiddleware
+from server.middleware.slow_body import SlowBodyMiddleware
 from server.routes import docs
 from server.settings import Settings
 
@@ -334,16 +335,17 @@ class SlowSender:
             await asyncio.sleep(60)
         pause_s, body, more_body = self._pieces.pop(0)
         await asyncio.sleep(pause_s)
-        return {"type": "http.request", "body": body, "more_body": more_body}
+        message = {"type": "http.request", "body": body}
+        return message | {"more_body": True} if more_body else message
 
     async def send(self, message):
         self.sent.append(message)
 
-    async def post(self, app):
+    async def post(self, app, path="/echo"):
         scope = {
             "type": "http",
             "method": "POST",
-            "path": "/echo",
+            "path": path,
             "query_string": b"",
             "headers": [(b"content-type", b"text/plain")],
         }
@@ -385,5 +387,15 @@ async def test_an_answer_may_take_longer_than_its_request():
         await asyncio.sleep(0.4)
         return {"left": await request.is_disconnected()}
 
-    async with client_of(app) as client:
-        assert (await client.post("/think", content=b"x")).json() == {"left": False}
+    assert await SlowSender((0.0, b"x")).post(app, "/think") == (200, {"left": False})
+
+
+async def test_what_is_no_request_passes():
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append(scope)
+
+    for middleware in (BodyLimitMiddleware(app, 1), SlowBodyMiddleware(app, 1, 1)):
+        await middleware({"type": "lifespan"}, None, None)
+    assert seen == [{"type": "lifespan"}] * 2

@@ -194,6 +194,8 @@ def test_states_are_kept_by_position():
     assert found == pytest.approx(expected, abs=1e-6)
     with pytest.raises(InvariantViolation, match="not there"):
         compare(_scheduled(2, 1310, 1, 2), rows=third[None])
+    with pytest.raises(InvariantViolation, match="missing"):
+        compare(_scheduled(2, 1310, 1), rows=third[None])
     table.add(NewSequence(1, [1], SamplingParams(**contrast()), 0, 0, ()))
     with pytest.raises(InvariantViolation, match="beginning"):
         compare(_scheduled(1, 4, 2), rows=states[:2])

@@ -154,12 +154,12 @@ def test_repetition_divides_positive_and_multiplies_negative() -> None:
 
 def test_min_tokens_masks_until_its_position() -> None:
     chain = _chain()
-    chain.add(_sequence(0, suppressed=(3, 9, VOCAB + 5, -1), min_tokens=2))
+    chain.add(_sequence(0, suppressed=(0, 9, VOCAB + 5, -1), min_tokens=2))
     for position in range(4):
         logits = torch.zeros(1, VOCAB)
         _apply(chain, logits, [SampleRow(0, position)])
         masked = (logits[0] == -torch.inf).nonzero().flatten().tolist()
-        assert masked == ([3, 9] if position < 2 else [])
+        assert masked == ([0, 9] if position < 2 else [])
 
 
 def test_rows_without_processors_are_untouched() -> None:
@@ -186,6 +186,8 @@ def test_removed_sequences_leave_nothing() -> None:
     logits = torch.ones(1, VOCAB)
     _apply(chain, logits, [SampleRow(0, 0)])
     assert torch.equal(logits, torch.ones(1, VOCAB))
+    kept = [value for one in (chain, *chain._processors) for value in vars(one).values()]
+    assert not any(value for value in kept if isinstance(value, dict))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ A step is written as `a 0:4, b 6:7* | 3→5 | +c`: tokens 0 to 4 of request a, t
 after which (*) a new one is drawn; block 3 is copied to 5; completion `c.1` is index 1 of c.
 """
 
+from dataclasses import replace
+
 import pytest
 from paged_executor import (
     EOS,
@@ -920,6 +922,10 @@ class TestAdmission:
         bench.finish()
         assert bench.answers["a", 0].queue_times_s == [1.0]
         assert bench.answers["a", 1].queue_times_s == []
+        # The clock was set back.
+        bench.scheduler.add(replace(make_request("b", 3), arrival_time_s=1e9))
+        bench.finish()
+        assert bench.answers["b", 0].queue_times_s == [0.0]
 
 
 def test_stats_count_slots_and_blocks() -> None:

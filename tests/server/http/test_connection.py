@@ -199,8 +199,10 @@ async def test_another_protocol_is_not_offered(tokenizer_folder: Path) -> None:
 async def test_pipelined_requests_are_answered_in_order(tokenizer_folder: Path) -> None:
     async with listening(tokenizer_folder) as site:
         asked = post({"prompt": "the fox", "max_tokens": 5})
-        answer = await site.send(asked + get() + get(b"/nothing", b"Connection: close"))
+        last = get(b"/nothing", b"X-Request-Id: the-last", b"Connection: close")
+        answer = await site.send(asked + get() + last)
         assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"200", b"200", b"404"]
+        assert b"x-request-id: the-last" in answer
 
 
 async def test_a_flood_of_pipelined_requests_is_cut_off(tokenizer_folder: Path) -> None:

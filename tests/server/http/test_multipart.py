@@ -57,6 +57,7 @@ async def test_any_chunking_gives_the_same() -> None:
         (b"--B\r\nContent-Disposition: form-data\r\n\r\nx\r\n--B--", TYPE, "with a name"),
         (part("n" * 300, b"") + b"--B--", TYPE, "at most 256"),
         (b"--B\r\nX: " + b"y" * 5000 + b"\r\n\r\n\r\n--B--", TYPE, "4096|well-formed"),
+        (b"--B\r\n" + b"X" * 4000 + b": " + b"y" * 97 + b"\r\n\r\n--B--", TYPE, "more than 4096"),
         (part("a", b"1") + b"--B--", "multipart/form-data", "no boundary"),
         (part("a", b"1") + b"--B--", "multipart/form-data; boundary=", "no boundary"),
         (b"".join(part("a", b"") for _ in range(129)) + b"--B--", TYPE, "128 parts"),

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,9 @@ def test_ranges_end_where_the_shown_text_ends(tokenizer: Tokenizer) -> None:
     for told in (*delta.uncertainty.low_confidence_spans, delta.repetition):
         assert told.tokens == [0, len(delta.token_ids)]
         assert told.characters == [0, len(delta.text)]
+    behind = ChoiceOutput(0, tokenizer, (), options)
+    start = len(delta.token_ids)
+    assert behind.add(replace(event, repetition=Repetition(1, start, 1))).repetition is None
 
 
 @pytest.mark.parametrize("route", ROUTES)

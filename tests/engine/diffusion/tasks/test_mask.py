@@ -110,6 +110,11 @@ def test_thin_strokes_still_get_full_weight(thickness: int) -> None:
     assert paste_weights(mask, 6)[20, 20] == 255
 
 
+@pytest.mark.parametrize("redrawn", [False, True])
+def test_all_or_nothing_has_no_edge(redrawn: bool) -> None:
+    assert (paste_weights(np.full((8, 9), redrawn), 4) == 255 * redrawn).all()
+
+
 def test_the_bounding_box() -> None:
     mask = np.zeros((9, 12), np.bool_)
     mask[3, 4] = mask[7, 10] = True

@@ -518,3 +518,5 @@ def test_upscaling_refuses_what_the_model_cannot_do() -> None:
             prepare(request(image, task=ImageTask.UPSCALE, noise_level=level), UPSCALER)
     with pytest.raises(InvalidParameter, match="at most 40000"):
         prepare(request(noise(60, 60, 3), task=ImageTask.UPSCALE), UPSCALER)
+    with pytest.raises(InvalidParameter, match="noise_level"):
+        prepare(request(image, task=ImageTask.UPSCALE), replace(UPSCALER, upscaling=None))

@@ -7,7 +7,7 @@ import struct
 
 import pytest
 import torch
-from image_adapters import Written, dotted, kohya, load, table_of, write
+from image_adapters import WAYS, Written, dotted, kohya, load, table_of, write
 from peft_adapters import Host
 from safetensors.torch import save_file
 from torch import nn
@@ -23,6 +23,8 @@ from engine.errors import (
 )
 from engine.image_types import LoraUse
 from engine.lora.images import table as table_module
+from engine.lora.images.changes import Layer
+from engine.lora.images.files import plan_adapter, read_changes
 from engine.lora.images.layers import AdaptedLayers
 
 CPU = torch.device("cpu")
@@ -253,7 +255,11 @@ DAMAGES = {
     "no rank": (changed("lora_down.weight", torch.ones(0, 8)), ShapeMismatch, "another model"),
     "integers": (changed("alpha", torch.tensor(1)), ModelLoadError, "holds I64"),
     "many alphas": (changed("alpha", torch.ones(2)), CorruptFile, "no single number"),
-    "endless alpha": (changed("alpha", torch.tensor(float("inf"))), ModelLoadError, "not finite"),
+    "endless alpha": (
+        changed("alpha", torch.tensor(float("inf"))),
+        ModelLoadError,
+        "alpha that is",
+    ),
     "twice": (twice, CorruptFile, "twice"),
     "spelt twice": (both_spellings, CorruptFile, "the same layer"),
     "two ways": (two_ways, CorruptFile, "two ways"),
@@ -346,6 +352,43 @@ def test_a_side_of_lokr_is_whole_or_in_factors(layers, model, tmp_path, part, va
     made.tensors[f"{LAYER}.{part}"] = value
     error = load(table_of(layers), "a", made.save(tmp_path / "a.safetensors"))
     assert isinstance(error, ShapeMismatch) and part in error.message
+
+
+@pytest.mark.parametrize(
+    ("way", "part", "value"),
+    [
+        ("lokr whole", "lokr_w2", torch.ones(4, 5)),
+        ("lokr whole", "lokr_w1", torch.ones(4, 4)),
+        ("lokr factored", "lokr_w1_a", torch.ones(3, 3)),
+        ("lokr core", "lokr_t2", torch.ones(3, 4, 3, 3)),
+        ("lokr core", "lokr_t2", torch.ones(3, 3, 3, 2)),
+        ("loha tucker", "hada_t1", torch.ones(3, 3, 3, 2)),
+    ],
+)
+def test_sizes_that_do_not_go_together(tmp_path, way, part, value):
+    model = nn.Sequential(
+        nn.Conv2d(8, 8, 3) if way.endswith(("core", "tucker")) else nn.Linear(8, 8)
+    )
+    made = write(model, ["0"], dotted("unet"), way=way)
+    made.tensors[f"unet.0.{part}"] = value
+    table = table_of(AdaptedLayers({"unet": [model]}, device=CPU))
+    error = load(table, "a", made.save(tmp_path / "a.safetensors"))
+    assert isinstance(error, ShapeMismatch) and part in error.message
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_as_many_numbers_are_kept_as_were_planned(model, tmp_path, way):
+    """Whatever takes fewer, factors or their product."""
+    paths = ["linear", "map"]
+    own = nn.ModuleDict({"linear": nn.Linear(24, 40), "map": nn.Conv2d(6, 8, 3)})
+    for rank in (1, 3, 6):
+        made = write(own, paths, dotted("unet"), way=way, ranks=(rank,))
+        file = made.save(tmp_path / f"{rank}.safetensors")
+        places = {("unet", path): Layer.of(own[path]) for path in paths}
+        plan = plan_adapter(file, {f"unet.{path}": (("unet", path),) for path in paths}, places)
+        changes = read_changes(plan, torch.float32, CPU).values()
+        kept = sum(tensor.numel() for change in changes for tensor in change.tensors)
+        assert kept == plan.num_weights, rank
 
 
 def same_shapes(made):

@@ -10,7 +10,10 @@ from torch import nn
 
 from engine.adapter_orders import AdapterReport
 from engine.diffusion.families.convolutions import ArrangedConvolution, arrange_convolutions
+from engine.errors import ModelLoadError
 from engine.image_types import LoraUse
+from engine.lora.images.changes import Layer, Product
+from engine.lora.images.dora import Lengths
 from engine.lora.images.layers import AdaptedLayers
 from engine.quantization.method_module import MethodModule
 
@@ -108,6 +111,36 @@ def test_dora_is_what_it_comes_to(network, x, tmp_path, seed, way, lengths):
         assert (found - wanted).abs().max() < 1e-5 * max(1, wanted.abs().max()), (way, scale)
 
 
+class Sealed(nn.Module):
+    """A layer whose weights cannot be read."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.weight, self._inside = torch.empty(layer.weight.shape, device="meta"), [layer]
+
+    def forward(self, x):
+        return self._inside[0](x)
+
+
+def test_lengths_of_weights_that_cannot_be_read():
+    """Those that can be among them."""
+    plain, other = (nn.Linear(300, 7).requires_grad_(False) for _ in range(2))
+    change = Product(Layer.of(plain), (torch.randn(3, 300), torch.randn(7, 3) / 10))
+    lengths = Lengths("a", change.layer, change, torch.rand(7) + 1)
+    *pauses, found = lengths.gating([plain, Sealed(other), other], torch.float32)
+    assert pauses == [None, None]
+    wanted = lengths.gated([plain, other, other])
+    for own, its in zip(found.changes, wanted.changes, strict=True):
+        torch.testing.assert_close(own.less_one, its.less_one)
+        torch.testing.assert_close(own.bias, its.bias, atol=1e-5, rtol=0)
+    nothing = Product(change.layer, (torch.zeros(3, 300), torch.zeros(7, 3)))
+    without = Lengths("a", nothing.layer, nothing, lengths.magnitude)
+    other.weight[3] = 0
+    for module in (other, Sealed(other)):
+        with pytest.raises(ModelLoadError, match="a has a row of weights without a length"):
+            list(without.gating([module], torch.float32))
+
+
 def test_dora_beside_another_one(network, x, tmp_path, seed):
     """Each changes what the layer itself makes of a row, in any order."""
     clean, layers = copy.deepcopy(network), adapted(network)
@@ -147,6 +180,11 @@ def test_rows_have_their_own(network, x, tmp_path, seed, way):
         assert (together[row] - wanted[0]).abs().max() < limit, row
         assert (together[row] - alone[0]).abs().max() < limit, row
     assert torch.equal(together[1], base[1]), "bit for bit"
+
+
+def test_layers_are_what_has_numbers_of_inputs_and_outputs():
+    found = adapted(nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Conv2d(2, 2, 1, groups=2)))
+    assert found.layers == {("unet", "0"): Layer(3, 2)}
 
 
 class Nothing(nn.Linear):
