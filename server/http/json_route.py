@@ -16,11 +16,11 @@ from starlette.types import Scope
 
 from engine.errors import InvalidParameter
 
-MAX_VALUES = 5 << 20
+MAX_VALUES = 5 << 19
 """Of a body, as its commas tell: more than the longest prompt of token ids has."""
-MAX_NAMED = MAX_CONTAINERS = 1 << 18
-"""Values with a name, and arrays and objects. Decoding as many as there may be of either takes a
-tenth of a second, in which nobody else is served."""
+MAX_NAMED = MAX_CONTAINERS = MAX_STRINGS = 1 << 18
+"""Values with a name, arrays and objects, and strings. Decoding as many as there may be of each
+takes a tenth of a second at most, in which nobody else is served."""
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -110,10 +110,12 @@ def _check_amount(body: bytes) -> None:
     num_commas = body.count(b",")
     if num_commas <= MAX_CONTAINERS:  # of all else there are about as many at most
         return
+    num_quotes = body.count(b'"') - body.count(b'\\"')  # one of a string at least
     for found, most, what in (
         (num_commas, MAX_VALUES, "values"),
         (body.count(b"[") + body.count(b"{"), MAX_CONTAINERS, "arrays and objects"),
         (body.count(b":"), MAX_NAMED, "named values"),
+        (num_quotes // 2, MAX_STRINGS, "strings"),
     ):
         if found > most:
             raise InvalidParameter(

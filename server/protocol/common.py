@@ -34,8 +34,8 @@ MAX_PARTS = 16_384
 """Of all messages of a conversation."""
 INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
 MAX_TOKEN_COUNT = (1 << 31) - 1
-MAX_PROMPT_TOKENS = 1 << 22
-"""More than any model takes; reading so many holds up other requests for a quarter of a second."""
+MAX_PROMPT_TOKENS = 1 << 21
+"""More than models take; reading so many holds up other requests for a tenth of a second."""
 MAX_STOP_STRINGS = 16
 MAX_LOGPROBS = 20
 MAX_ALLOWED_TOKENS = 1 << 18

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Annotated, Any, Self
 
+import msgspec
 from pydantic import BaseModel, Field, model_validator
 
 from engine.errors import InvalidParameter, UnsupportedFeature
@@ -147,6 +148,7 @@ def _of_schema(schema: Any, param: str) -> Structure | None:
             raise InvalidParameter(f"{param} is no JSON", param=param) from None
     if not isinstance(schema, Mapping | bool):
         raise InvalidParameter("a JSON Schema is an object or a boolean", param=param)
+    _check_amount(schema, param)
     return _bounded(Structure.of_schema(schema, param=param))
 
 
@@ -209,6 +211,7 @@ def _tags(
     at_least_one: bool = False,
     at_most_one: bool = False,
 ) -> Structure:
+    _check_amount((tags, triggers), param)
     read = Tags(
         tags=[_tag(tag, param) for tag in tags],
         triggers=[_string(trigger, param) for trigger in triggers],
@@ -256,6 +259,27 @@ def _string(value: Any, param: str) -> str:
     if not isinstance(value, str):
         raise InvalidParameter(f"{param} must be a string", param=param)
     return value
+
+
+def num_json_bytes(value: Any) -> int:
+    """As it would be written; 0 where it is too deep for that."""
+    try:
+        return len(msgspec.json.encode(value))
+    except RecursionError:
+        return 0
+
+
+def _check_amount(value: Any, param: str) -> None:
+    """Refuse what cannot be short enough as a text, ten times as fast as by writing that.
+
+    Raises:
+        InvalidParameter: it has too many characters, of at most 4 bytes each.
+    """
+    least = num_json_bytes(value) // 4
+    if least > MAX_CHARS:
+        raise InvalidParameter(
+            f"{param} has at least {least} characters; the limit is {MAX_CHARS}", param=param
+        )
 
 
 def _bounded(structure: Structure) -> Structure:

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from engine.errors import InvalidParameter
 from server.protocol.common import WireModel
+from server.protocol.structure_fields import num_json_bytes
 
 MAX_TOOLS = 128
 MAX_TOOLS_BYTES = 512 << 10
@@ -165,7 +166,7 @@ class ToolOptions(WireModel):
                     param=f"{param}.parameters.type",
                 )
             fields = dict(function)
-            num_bytes += _num_json_bytes(fields)
+            num_bytes += num_json_bytes(fields)
             if num_bytes > MAX_TOOLS_BYTES:
                 raise InvalidParameter(
                     f"tools have at least {num_bytes} bytes of JSON; the limit is "
@@ -228,14 +229,6 @@ class ToolUse(ToolOptions):
                     f"tool_choice names the function {name[:64]!r}; the tools are: {offered}",
                     param="tool_choice",
                 )
-
-
-def _num_json_bytes(value: Any) -> int:
-    """0 where it is too deep to be written, as `_is_deeper` will find."""
-    try:
-        return len(msgspec.json.encode(value))
-    except RecursionError:
-        return 0
 
 
 def _is_deeper(value: Any, limit: int) -> bool:

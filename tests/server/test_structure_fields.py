@@ -210,3 +210,31 @@ def test_the_rest_is_refused_by_name(fields: Any, param: str) -> None:
     with pytest.raises(EngineError) as caught:
         structure_of(**fields)
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"json_schema": {"enum": [1] * 600_000}},
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"schema": {"enum": [1] * 600_000}},
+            }
+        },
+        {
+            "response_format": {
+                "type": "structural_tag",
+                "structures": [1] * 600_000,
+                "triggers": [],
+            }
+        },
+    ],
+)
+def test_what_is_far_too_long_is_not_written_out(
+    fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That took a second, in which nobody else was served."""
+    monkeypatch.setattr(json, "dumps", lambda *_, **__: pytest.fail("written out"))
+    with pytest.raises(InvalidParameter, match=r"has at least 30000\d characters; the limit is"):
+        structure_of(**fields)

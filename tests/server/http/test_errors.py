@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from engine import errors as engine_errors
 from engine.errors import all_error_types
 from server.http import errors
-from server.http.json_route import MAX_CONTAINERS, MAX_NAMED, MAX_VALUES, JsonRoute
+from server.http.json_route import MAX_CONTAINERS, MAX_NAMED, MAX_STRINGS, MAX_VALUES, JsonRoute
 
 SECRET = "/srv/models/secret"
 
@@ -222,6 +222,7 @@ async def test_compressed_bodies_are_called_that(
         (b"[]", MAX_CONTAINERS, "arrays and objects"),
         (b"{}", MAX_CONTAINERS, "arrays and objects"),
         (b'"a:b"', MAX_NAMED, "named values"),
+        (b'"ab"', MAX_STRINGS, "strings"),
     ],
 )
 async def test_what_takes_long_to_decode_is_refused_undecoded(
@@ -232,6 +233,13 @@ async def test_what_takes_long_to_decode_is_refused_undecoded(
     headers = {"Content-Type": "application/json"}
     response = await client.post("/echo", content=body, headers=headers)
     assert f"more than {most} {said}" in error_of(response)["message"]
+
+
+async def test_quotes_within_strings_are_no_strings(client: httpx.AsyncClient) -> None:
+    """A long text in JSON is one value, whatever it quotes."""
+    text = '"a", ' * (MAX_STRINGS + 2)
+    response = await client.post("/echo", json={"number": 5, "more": text})
+    assert response.status_code == 200, response.text
 
 
 async def test_keys_of_the_client_come_back_only_in_plain_characters() -> None:
