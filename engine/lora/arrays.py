@@ -29,10 +29,8 @@ class Arrays:
 
     def rows(self, num_adapters: int, rank: int, length: int) -> Tensor:
         """[L, r, length], or packed if adapters are."""
-        if self._numbers.is_packed:
-            shape = (num_adapters, rank, self._numbers.row_bytes(length))
-            return self._zeros(shape, torch.uint8)
-        return self.zeros(num_adapters, rank, length)
+        shape = (num_adapters, *self._numbers.shape(rank, length))
+        return self._zeros(shape, self._numbers.kept_dtype)
 
     def _zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         if self.device.type != "cpu":

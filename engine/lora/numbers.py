@@ -1,14 +1,14 @@
 """In what the numbers of adapters are kept."""
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from engine.lora.peft_files import Adapter
-from kernels.lora_gather import pack, row_bytes
+from engine.lora.peft_files import Adapter, Update
+from kernels.lora_gather import chunk_bytes, num_chunks, pack
 
 
 class AdapterNumbers(NamedTuple):
@@ -19,9 +19,18 @@ class AdapterNumbers(NamedTuple):
     is_packed: bool = False
     """They have 8 bits (`kernels.lora_gather.packed`)."""
 
-    def row_bytes(self, length: int) -> int:
-        """That so many numbers of a rank take."""
-        return row_bytes(length) if self.is_packed else length * self.dtype.itemsize
+    def shape(self, rank: int, length: int) -> tuple[int, int]:
+        """Of the array that A or B is, of so many inputs or outputs."""
+        return (num_chunks(rank), chunk_bytes(length)) if self.is_packed else (rank, length)
+
+    def num_bytes(self, rank: int, length: int) -> int:
+        """That the array takes."""
+        return math.prod(self.shape(rank, length)) * self.kept_dtype.itemsize
+
+    @property
+    def kept_dtype(self) -> torch.dtype:
+        """Of the arrays."""
+        return torch.uint8 if self.is_packed else self.dtype
 
     def kept(self, adapter: Adapter, layers: Collection[str]) -> Adapter:
         """An adapter as it is kept. Takes its time.
@@ -32,20 +41,14 @@ class AdapterNumbers(NamedTuple):
         if not self.is_packed:
             return adapter
         every = {name: update for name, update in adapter.updates.items() if name in layers}
-        a = _packed({name: update.a for name, update in every.items()})
-        b = _packed({name: update.b for name, update in every.items()})
-        packed = {name: replace(update, a=a[name], b=b[name]) for name, update in every.items()}
+        alike: dict[tuple[torch.Size, torch.Size], list[str]] = {}
+        for name, update in every.items():
+            alike.setdefault((update.a.shape, update.b.shape), []).append(name)
+        packed: dict[str, Update] = {}
+        for names in alike.values():  # at once: there are hundreds of small ones
+            updates = [every[name] for name in names]
+            a = torch.stack([update.a for update in updates])
+            b = torch.stack([update.b for update in updates])
+            both = zip(names, updates, *pack(a, b), strict=True)
+            packed |= {name: replace(update, a=a, b=b) for name, update, a, b in both}
         return replace(adapter, updates={**adapter.updates, **packed})
-
-
-def _packed(matrices: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those that are equally wide at once: there are hundreds of small ones."""
-    alike: dict[int, list[str]] = {}
-    for name, matrix in matrices.items():
-        alike.setdefault(matrix.shape[1], []).append(name)
-    found: dict[str, Tensor] = {}
-    for names in alike.values():
-        parts = [matrices[name] for name in names]
-        rows = torch.split(pack(torch.cat(parts)), [len(part) for part in parts])
-        found.update(zip(names, rows, strict=True))
-    return found

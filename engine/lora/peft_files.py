@@ -88,18 +88,15 @@ class Update:
     """Of one linear layer, whose output gets `scale · (a @ x) @ b`."""
 
     a: Tensor
-    """[r, in]."""
+    """[r, in]; or packed, as b is."""
     b: Tensor
     """[r, out]: turned, as `kernels.lora_gather` takes it."""
+    rank: int
     scale: float
     magnitude: Tensor | None = None
     """[out] fp32, of DoRA: how long the rows of the updated weights shall be."""
     gate: Gate | None = None
     """What that comes to with the model's weights."""
-
-    @property
-    def rank(self) -> int:
-        return len(self.a)
 
     @property
     def need(self) -> Need:
@@ -211,6 +208,7 @@ class AdapterPlan:
         return Update(
             tensors[name, a],
             tensors[name, b],
+            rank,
             stated_scale(self.config, name, rank),
             tensors.get((name, _MAGNITUDE)),
         )

@@ -66,13 +66,12 @@ class ShardUpdates(LoraShard):
 
     def put(self, slot: int, update: Update | None) -> None:
         """Set what the adapter in a slot has, whatever was there before."""
-        rank = 0
+        count = 0 if update is None else len(update.a)  # of ranks or, if packed, chunks of them
         if update is not None:
-            rank = update.rank
-            self.a[slot, :rank] = update.a
-            self.b[slot, :rank] = update.b
-        self.a[slot, rank:] = 0
-        self.b[slot, rank:] = 0
+            self.a[slot, :count] = update.a
+            self.b[slot, :count] = update.b
+        self.a[slot, count:] = 0
+        self.b[slot, count:] = 0
         self.scales[slot] = 0.0 if update is None else update.scale
         if self.gates is not None:
             self.gates.put(slot, None if update is None else update.gate)
@@ -226,10 +225,10 @@ class Room:
         for path, need in self.needs.items():
             outputs, inputs = shapes.sizes(path)
             if path in shapes.tables:
-                rank_bytes = (outputs + inputs + need.rank) * numbers.dtype.itemsize
+                num_bytes = need.rank * (outputs + inputs + need.rank) * numbers.dtype.itemsize
             else:
-                rank_bytes = numbers.row_bytes(outputs) + numbers.row_bytes(inputs)
-            total += self.num_slots * need.rank * rank_bytes
+                num_bytes = sum(numbers.num_bytes(need.rank, size) for size in (outputs, inputs))
+            total += self.num_slots * num_bytes
             total += (self.num_slots + 2) * outputs * _GATE_BYTES * need.is_gated
         return total
 

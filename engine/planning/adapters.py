@@ -15,6 +15,7 @@ from engine.planning.report import AdapterFacts
 from engine.quantization.plan import OUTPUT_LAYER
 from engine.runtime.device import torch_dtype
 from engine.weights.weight_plan import WeightPlan
+from kernels.lora_gather.packed import RANKS
 
 
 class AdaptersRead(NamedTuple):
@@ -66,7 +67,7 @@ def adapter_facts(
         place_bytes=places,
         copy_bytes=copies,
         rank_bytes=sum(
-            numbers.row_bytes(size)
+            numbers.num_bytes(RANKS, size) // RANKS
             for name, shape in shapes.linear.items()
             if ".layers." in name
             for size in shape

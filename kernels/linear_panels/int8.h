@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "products.h"
+#include "integer_dots.h"
 #include "vec.h"
 
 namespace native {
@@ -30,18 +30,6 @@ inline U8x64 load_codes(const uint8_t* p) {
   U8x64 v;
   std::memcpy(&v, p, sizeof v);
   return v;
-}
-
-// sum[o] += the four unsigned bytes in w[o] . the four signed ones in `four`.
-ALWAYS_INLINE IntLanes dot_quads(IntLanes sum, IntLanes w, int32_t four) {
-#if defined(__AVX512VNNI__)
-  return (IntLanes)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, _mm512_set1_epi32(four));
-#elif defined(__AVXVNNI__)
-  return (IntLanes)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)w, _mm256_set1_epi32(four));
-#else
-  for (int i = 0; i < 4; ++i) sum += ((w >> 8 * i) & 255) * int32_t(int8_t(four >> 8 * i));
-  return sum;
-#endif
 }
 
 // sum[o] += w[4o..4o+3] . four, which holds four signed bytes. Codes have at most so many bits.

@@ -17,13 +17,8 @@ namespace {
 using namespace native;
 using namespace native::lora;
 
-constexpr int64_t kSums = 1 << 12;  // that wait in the first-level cache, of all rows of a tile
-
 // Kinds of memory: a thread uses all at once.
 struct Inner {
-  float x;
-};
-struct Sum {
   float x;
 };
 template <class X>
@@ -65,7 +60,7 @@ class Groups {
 
 // All adapters' parts for neighbouring outputs, as the caller's table has them.
 struct Shard {
-  int64_t first, outputs, rank;
+  int64_t first, outputs, rank;  // rank: in units of Store::kRanks
   const void* a;
   const void* b;
   const float* scales;
@@ -89,7 +84,7 @@ struct Update {
     int64_t pieces = groups.size() * num_shards, elements = 0;
     for (const Group& group : groups)
       for (int64_t s = 0; s < num_shards; ++s)
-        elements += group.count * shards[s].rank * (size + shards[s].outputs);
+        elements += group.count * inner_size(shards[s]) * (size + shards[s].outputs);
     int64_t threads = worth_threads(elements) ? num_threads() : 1;
     if (pieces >= threads) return run_pieces(groups, pieces, elements, threads);
     for (int64_t s = 0; s < num_shards; ++s) run_together(groups, shards[s], elements);
@@ -102,6 +97,7 @@ struct Update {
     const Given* rows[kRows];
   };
 
+  static int64_t inner_size(const Shard& shard) { return shard.rank * Store::kRanks; }
   Ranks a_of(const Shard& shard, const Group& group) const {
     return Store::ranks(shard.a, group.adapter, shard.rank, size, 0);
   }
@@ -112,9 +108,10 @@ struct Update {
   void look_at(const Group& group, Numbers& numbers) const {
     if (numbers.group == &group) return;
     numbers.group = &group;
-    Given* copy = Store::kCopies ? (Given*)strips::scratch<Copy<Given>>(kRows * size) : nullptr;
+    int64_t length = Store::given_size(size);
+    auto* copy = (Given*)strips::scratch<Copy<Given>>(kRows * length);
     for (int64_t m = 0; m < group.count; ++m)
-      numbers.rows[m] = Store::given(x + group.rows[m] * x_stride, size, copy + m * size);
+      numbers.rows[m] = Store::given(x + group.rows[m] * x_stride, size, copy + m * length);
   }
 
   // A thread takes a piece before it has finished the one before, to fetch what comes next.
@@ -131,7 +128,7 @@ struct Update {
           int64_t then = i + 1 < last ? i + 1 : more ? ranges.first(next) : i;
           const Group& group = groups[i / num_shards];
           const Shard& shard = shards[i % num_shards];
-          auto* inner = (float*)strips::scratch<Inner>(kRows * shard.rank);
+          auto* inner = (float*)strips::scratch<Inner>(kRows * inner_size(shard));
           look_at(group, numbers);
           shrink(shard, numbers, 0, shard.rank, inner, b_of(shard, group, 0));
           expand(shard, group, 0, shard.outputs, inner,
@@ -143,23 +140,24 @@ struct Update {
 
   // Fewer groups than threads: these share the ranks, then the outputs.
   void run_together(const std::vector<Group>& groups, const Shard& shard, int64_t elements) const {
-    auto* inner = (float*)strips::scratch<Inner>(groups.size() * kRows * shard.rank);
-    int64_t parts = (shard.rank + kRanks - 1) / kRanks;
+    constexpr int64_t kTogether = Store::kTogether;
+    int64_t length = kRows * inner_size(shard);
+    auto* inner = (float*)strips::scratch<Inner>(groups.size() * length);
+    int64_t parts = (shard.rank + kTogether - 1) / kTogether;
     for_ranges(groups.size() * parts, elements, [&](int64_t begin, int64_t end) {
       Numbers numbers;
       for (int64_t i = begin; i < end; ++i) {
         const Group& group = groups[i / parts];
-        int64_t first = i % parts * kRanks, last = std::min(shard.rank, first + kRanks);
-        float* to = inner + i / parts * kRows * shard.rank;
+        int64_t first = i % parts * kTogether, last = std::min(shard.rank, first + kTogether);
         look_at(group, numbers);
-        shrink(shard, numbers, first, last, to, b_of(shard, group, 0));
+        shrink(shard, numbers, first, last, inner + i / parts * length, b_of(shard, group, 0));
       }
     });
     int64_t units = (shard.outputs + Store::kUnit - 1) / Store::kUnit;
     for_ranges(units, elements, [&](int64_t begin, int64_t end) {
       for (size_t g = 0; g < groups.size(); ++g)
         expand(shard, groups[g], begin * Store::kUnit, std::min(shard.outputs, end * Store::kUnit),
-               inner + g * kRows * shard.rank, a_of(shard, groups[g]));
+               inner + g * length, a_of(shard, groups[g]));
     });
   }
 
@@ -167,53 +165,21 @@ struct Update {
   void shrink(const Shard& shard, const Numbers& numbers, int64_t first, int64_t last, float* inner,
               const Ranks& then) const {
     Ranks ranks = a_of(shard, *numbers.group);
-    tiles(*numbers.group, first, last, [&](auto rows, auto count, int64_t from) {
-      Store::template shrink_tile<rows, count>(numbers.rows, size, ranks, from, inner, then);
+    with_constant<kRows>(numbers.group->count, [&](auto rows) {
+      Store::template shrink<rows>(numbers.rows, size, ranks, first, last, inner, then);
     });
   }
 
   // y += scale · inner[m] · b for outputs first .. last - 1, after which `then` is read.
   void expand(const Shard& shard, const Group& group, int64_t first, int64_t last,
               const float* inner, const Ranks& then) const {
-    constexpr int64_t kUnit = Store::kUnit;
-    int64_t most = kSums / group.count / kUnit * kUnit;
-    int64_t width = std::min(most, (last - first + kUnit - 1) / kUnit * kUnit);
-    auto* sums = (float*)strips::scratch<Sum>(kSums);
-    for (int64_t at = first; at < last; at += width) {
-      int64_t count = std::min(width, last - at);
-      Ranks ranks = b_of(shard, group, at);
-      Ranks later = at + width < last ? b_of(shard, group, at + width) : then;
-      std::fill_n(sums, group.count * width, 0.0f);
-      tiles(group, 0, shard.rank, [&](auto rows, auto together, int64_t from) {
-        Store::template expand_tile<rows, together>(ranks, from, inner, count, sums, width, later);
-      });
-      for (int64_t m = 0; m < group.count; ++m)
-        add(y + group.rows[m] * y_stride + shard.first + at, shard.scales[group.adapter],
-            sums + m * width, count);
-    }
-  }
-
-  // Calls `tile(rows, ranks, from)`, two constants and the first of the ranks. Few rows walk along
-  // one rank at a time, as it lies in memory: reading it takes longer than multiplying it.
-  template <class Tile>
-  void tiles(const Group& group, int64_t first, int64_t last, Tile tile) const {
+    T* outputs[kRows];
+    for (int64_t m = 0; m < group.count; ++m)
+      outputs[m] = y + group.rows[m] * y_stride + shard.first + first;
     with_constant<kRows>(group.count, [&](auto rows) {
-      constexpr int kMost = rows <= 2 ? 1 : kRanks;
-      for (int64_t from = first; from < last; from += kMost)
-        with_constant<kMost>(std::min<int64_t>(kMost, last - from),
-                             [&](auto ranks) { tile(rows, ranks, from); });
+      Store::template expand<rows>(b_of(shard, group, first), inner, last - first,
+                                   shard.scales[group.adapter], outputs, then);
     });
-  }
-
-  // y += scale · sums, rounded once.
-  static void add(T* y, float scale, const float* sums, int64_t count) {
-    int64_t i = 0;
-    for (; i + Store::kUnit <= count; i += Store::kUnit) Store::add(y + i, scale, sums + i);
-    if (i == count) return;
-    T cut[Store::kUnit] = {};
-    std::memcpy(cut, y + i, (count - i) * sizeof(T));
-    Store::add(cut, scale, sums + i);
-    std::memcpy(y + i, cut, (count - i) * sizeof(T));
   }
 };
 

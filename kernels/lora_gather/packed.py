@@ -1,50 +1,141 @@
-"""Rows of numbers in 8 bits, a step for each `GROUP` of them."""
+"""A and B in 8 bits, laid out for products of integers.
+
+A chunk is what there is of 8 ranks: of 64 inputs each rank has a step in A, of 8 outputs all 8
+ranks share one in B. Steps are bf16 and numbers unsigned bytes, 128 times a step too large.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+RANKS = 8
+"""Of a chunk. As in `packed.h`, like all sizes here."""
 GROUP = 64
-"""Neighbours that share a step. As in `packed.h`."""
-_LARGEST = 127
-_SMALLEST_STEP = torch.finfo(torch.float32).tiny
+"""Numbers that share a step."""
+_LARGEST, _MIDDLE = 127, 128
+_SMALLEST_STEP = torch.finfo(torch.bfloat16).tiny
 """What would need a smaller one is no more than zero."""
-_STEP_BYTES = torch.float32.itemsize
-_ALIGNMENT = 4
+_MOST = 126
+"""Exponent of factors, and of numbers that they are applied to."""
+_LINE_BYTES = 64
+_OCTET, _QUAD, _OUTPUTS = 8, 4, 16
+"""Inputs of a rank, and ranks and outputs, that lie together."""
 
 
-def row_bytes(length: int) -> int:
-    """That a packed row of so many numbers takes."""
-    return _num_groups(length) * _STEP_BYTES + -(-length // _ALIGNMENT) * _ALIGNMENT
+def num_chunks(rank: int) -> int:
+    """That hold so many ranks."""
+    return -(-rank // RANKS)
 
 
-def pack(rows: Tensor) -> Tensor:
-    """Round [..., n] finite numbers to [..., `row_bytes(n)`] uint8.
+def chunk_bytes(length: int) -> int:
+    """Of so many inputs or outputs."""
+    return _steps_bytes(length) + _up_to(length, _OUTPUTS) * RANKS
 
-    A row is the steps of its groups in fp32, then its numbers as int8 multiples of them, then zeros
-    up to a multiple of 4 bytes. A group's step is 1/127 of its largest number: each is off by half
-    a step at most.
+
+def pack(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Round A and B of finite numbers.
+
+    Each rank of B is brought to a size between 1/2 and 1 and that of A by the inverse power of two
+    first, so that ranks of all sizes can share steps.
+
+    Args:
+        a: [..., r, K].
+        b: [..., r, N].
+
+    Returns:
+        [..., C, `chunk_bytes(K)`] and [..., C, `chunk_bytes(N)`] uint8, C being `num_chunks(r)`.
+        A number is off by half its group's step at most, which is 1/127 of the group's largest
+        number, rounded up to bf16.
     """
-    length = rows.shape[-1]
-    num_groups = _num_groups(length)
-    groups = F.pad(rows, (0, num_groups * GROUP - length)) if length % GROUP else rows
-    groups = groups.reshape(*rows.shape[:-1], num_groups, GROUP)
-    steps = groups.abs().amax(-1).float() / _LARGEST
-    per_step = torch.where(steps >= _SMALLEST_STEP, 1 / steps, 0)
-    scaled = groups.to(torch.float32, copy=True).mul_(per_step[..., None])
-    numbers = scaled.round_().to(torch.int8)
-    filling = rows.new_zeros(*rows.shape[:-1], -length % _ALIGNMENT, dtype=torch.uint8)
-    numbers = numbers.flatten(-2)[..., :length].view(torch.uint8)
-    return torch.cat((steps.view(torch.uint8), numbers, filling), -1)
+    exponent = _exponent(b).minimum(_MOST - _exponent(a)).clamp(-_MOST, _MOST)
+    return _pack_a(a, torch.exp2(exponent)), _pack_b(b, torch.exp2(-exponent))
 
 
-def unpack(packed: Tensor, length: int) -> Tensor:
-    """The `length` numbers of each row, in fp32."""
-    first = _num_groups(length) * _STEP_BYTES
-    steps = packed[..., :first].contiguous().view(torch.float32)
-    numbers = packed[..., first : first + length].view(torch.int8)
-    return numbers * steps.repeat_interleave(GROUP, -1)[..., :length]
+def unpack(a: Tensor, b: Tensor, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
+    """[..., 8 C, inputs] and [..., 8 C, outputs] fp32, whose product is that of what was packed."""
+    steps, numbers = _parted(a, inputs)
+    numbers = _cut(numbers, -1, RANKS, _OCTET).transpose(-3, -2).flatten(-2)
+    steps = _cut(steps, -1, RANKS).mT.repeat_interleave(GROUP, -1)
+    found_a = numbers[..., :inputs] * steps[..., :inputs]
+    steps, numbers = _parted(b, outputs)
+    numbers = _cut(numbers, -1, RANKS // _QUAD, _OUTPUTS, _QUAD)
+    numbers = numbers.movedim((-3, -1), (-4, -3)).flatten(-4, -3).flatten(-2)
+    steps = steps.repeat_interleave(GROUP // RANKS, -1)[..., None, :outputs]
+    found_b = numbers[..., :outputs] * steps
+    return found_a.flatten(-3, -2), found_b.flatten(-3, -2)
 
 
-def _num_groups(length: int) -> int:
-    return -(-length // GROUP)
+def _exponent(rows: Tensor) -> Tensor:
+    """[..., r, 1]: of the power of two above a row's largest magnitude; zeros have 0."""
+    return torch.frexp(rows.abs().amax(-1, keepdim=True).float()).exponent
+
+
+def _pack_a(a: Tensor, factors: Tensor) -> Tensor:
+    """`a * factors`; these are [..., r, 1]."""
+    groups, factors = _cut(_in_chunks(a), -1, GROUP), _in_chunks(factors, 1)
+    steps = _steps(groups.abs().amax(-1) * factors)
+    numbers = _rounded(groups, (factors * _inverse(steps))[..., None]).flatten(-2)
+    octets = _cut(numbers, -1, _OCTET).transpose(-3, -2)
+    return _joined(steps.mT.flatten(-2), octets.flatten(-3), a.shape[-1])
+
+
+def _pack_b(b: Tensor, factors: Tensor) -> Tensor:
+    """`b * factors`; these are [..., r, 1]."""
+    groups, factors = _cut(_in_chunks(b), -1, GROUP // RANKS), _in_chunks(factors, 1)
+    steps = _steps((groups.abs().amax(-1) * factors).amax(-2))
+    per_step = factors * _inverse(steps)[..., None, :]
+    numbers = _rounded(groups, per_step[..., None]).flatten(-2)
+    quads = _cut(_cut(numbers, -1, _OUTPUTS), -3, _QUAD)
+    return _joined(steps, quads.movedim(-2, -4).movedim(-2, -1).flatten(-4), b.shape[-1])
+
+
+def _in_chunks(rows: Tensor, multiple: int = GROUP) -> Tensor:
+    """[..., C, 8, n], n padded to a multiple."""
+    more_ranks, more = -rows.shape[-2] % RANKS, -rows.shape[-1] % multiple
+    if more_ranks or more:
+        rows = F.pad(rows, (0, more, 0, more_ranks))
+    return _cut(rows, -2, RANKS)
+
+
+def _cut(x: Tensor, dim: int, *sizes: int) -> Tensor:
+    """A dimension becomes several, the last ones of these sizes."""
+    end = x.dim() + dim + 1
+    return x.reshape(*x.shape[: end - 1], -1, *sizes, *x.shape[end:])
+
+
+def _steps(largest: Tensor) -> Tensor:
+    """Rounded up, so that no number is beyond the largest integer."""
+    steps = (largest / _LARGEST).view(torch.int32) + 0xFFFF & -0x10000
+    return steps.view(torch.float32)
+
+
+def _inverse(steps: Tensor) -> Tensor:
+    return torch.where(steps >= _SMALLEST_STEP, 1 / steps, 0)
+
+
+def _rounded(numbers: Tensor, per_step: Tensor) -> Tensor:
+    per_step = torch.where(per_step.isfinite(), per_step, 0)
+    return (numbers * per_step).round_().add_(_MIDDLE).to(torch.uint8)
+
+
+def _joined(steps: Tensor, numbers: Tensor, length: int) -> Tensor:
+    """A chunk's bytes: its steps up to a line's end, its numbers up to a multiple of 16."""
+    steps = F.pad(
+        steps.to(torch.bfloat16).view(torch.uint8), (0, -2 * steps.shape[-1] % _LINE_BYTES)
+    )
+    return torch.cat((steps, numbers[..., : _up_to(length, _OUTPUTS) * RANKS]), -1)
+
+
+def _parted(chunks: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """The steps and numbers of `_joined`, in fp32."""
+    steps = chunks[..., : _up_to(length, GROUP) // GROUP * RANKS * torch.bfloat16.itemsize]
+    numbers = chunks[..., _steps_bytes(length) :]
+    return steps.contiguous().view(torch.bfloat16).float(), numbers.float() - _MIDDLE
+
+
+def _steps_bytes(length: int) -> int:
+    return _up_to(_up_to(length, GROUP) // GROUP * RANKS * torch.bfloat16.itemsize, _LINE_BYTES)
+
+
+def _up_to(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple

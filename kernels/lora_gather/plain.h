@@ -1,6 +1,7 @@
 // Adapters in the type of the rows.
 #pragma once
 #include "halves.h"
+#include "strip_problem.h"
 #include "tiles.h"
 
 namespace native::lora {
@@ -8,6 +9,10 @@ namespace native::lora {
 template <class T>
 struct Plain {
   using Given = T;
+  static constexpr int kRanks = 1;  // that loops take as one
+  // Of a tile: with AVX-512 there are twice as many registers.
+  static constexpr int kTogether = kLanes == 16 ? 4 : 2;
+  static constexpr int64_t kAhead = 4;  // ranks between what is read and what is fetched
   static constexpr int64_t kUnit = 2 * kLanes;  // of outputs that stay together
 
   static Ranks ranks(const void* all, int64_t adapter, int64_t rank, int64_t size, int64_t first) {
@@ -16,8 +21,52 @@ struct Plain {
   }
 
   // What tiles are given of a row.
+  static int64_t given_size(int64_t) { return 0; }
   static const T* given(const T* row, int64_t, T*) { return row; }
-  static constexpr bool kCopies = false;
+
+  // inner[m] = a · x for ranks first .. last - 1.
+  template <int rows>
+  static void shrink(const T* const* numbers, int64_t size, const Ranks& all, int64_t first,
+                     int64_t last, float* inner, const Ranks& then) {
+    tiles<rows>(first, last, [&](auto ranks, int64_t from) {
+      shrink_tile<rows, ranks>(numbers, size, all, from, inner, then);
+    });
+  }
+
+  // y[m] += scale · inner[m] · b for `count` outputs.
+  template <int rows>
+  static void expand(const Ranks& all, const float* inner, int64_t count, float scale, T* const* y,
+                     const Ranks& then) {
+    constexpr int64_t kMost = kSums / rows / kUnit * kUnit;
+    int64_t width = std::min(kMost, (count + kUnit - 1) / kUnit * kUnit);
+    auto* sums = (float*)strips::scratch<Sum>(kSums);
+    for (int64_t at = 0; at < count; at += width) {
+      int64_t length = std::min(width, count - at);
+      Ranks part = all.at_byte(at * sizeof(T));
+      Ranks later = at + width < count ? all.at_byte((at + width) * sizeof(T)) : then;
+      std::fill_n(sums, rows * width, 0.0f);
+      tiles<rows>(0, all.count, [&](auto ranks, int64_t from) {
+        expand_tile<rows, ranks>(part, from, inner, length, sums, width, later);
+      });
+      for (int m = 0; m < rows; ++m) add_all(y[m] + at, scale, sums + m * width, length);
+    }
+  }
+
+ private:
+  static constexpr int64_t kSums = 1 << 12;  // that wait in the first-level cache, of all rows
+  struct Sum {
+    float x;
+  };
+
+  // Calls `tile(ranks, from)`, a constant and the first of the ranks. Few rows walk along one rank at
+  // a time, as it lies in memory: reading it takes longer than multiplying it.
+  template <int rows, class Tile>
+  static void tiles(int64_t first, int64_t last, Tile tile) {
+    constexpr int kMost = rows <= 2 ? 1 : kTogether;
+    for (int64_t from = first; from < last; from += kMost)
+      with_constant<kMost>(std::min<int64_t>(kMost, last - from),
+                           [&](auto ranks) { tile(ranks, from); });
+  }
 
   template <int rows, int ranks>
   static void shrink_tile(const T* const* numbers, int64_t size, const Ranks& all, int64_t from,
@@ -38,7 +87,11 @@ struct Plain {
         });
       });
     });
-    put_sums(sums, all, from, inner);
+    each<rows>([&](auto m) INLINE_BODY {
+      each<ranks>([&](auto n) INLINE_BODY {
+        inner[m * all.count + from + n] = sum(sums[m][n]);
+      });
+    });
   }
 
   // Adds the products of some ranks to sums that are `width` apart from row to row.
@@ -70,11 +123,30 @@ struct Plain {
     });
   }
 
-  // y += scale · sums of kUnit outputs, rounded once.
+  // y += scale · sums, rounded once.
+  static void add_all(T* y, float scale, const float* sums, int64_t count) {
+    int64_t i = 0;
+    for (; i + kUnit <= count; i += kUnit) add(y + i, scale, sums + i);
+    if (i == count) return;
+    T cut[kUnit] = {};
+    std::memcpy(cut, y + i, (count - i) * sizeof(T));
+    add(cut, scale, sums + i);
+    std::memcpy(y + i, cut, (count - i) * sizeof(T));
+  }
   static ALWAYS_INLINE void add(T* y, float scale, const float* sums) {
     Lanes first = multiply_add(fill(scale), load_lanes(sums), load_half<0>(y));
     Lanes second = multiply_add(fill(scale), load_lanes(sums + kLanes), load_half<1>(y));
     store_halves(y, first, second);
+  }
+
+  // Where the numbers of ranks from `from` on are, and what is fetched meanwhile.
+  template <int ranks>
+  static ALWAYS_INLINE void begin(const Ranks& all, int64_t from, const Ranks& then,
+                                  const T** factors, const T** ahead) {
+    each<ranks>([&](auto n) INLINE_BODY {
+      factors[n] = (const T*)all.at(from + n);
+      ahead[n] = (const T*)all.ahead(from + n, kAhead, then);
+    });
   }
 };
 

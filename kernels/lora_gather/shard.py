@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.lora_gather.packed import unpack
+from kernels.lora_gather.packed import RANKS, unpack
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class LoraShard:
     outputs: int
     """N, how many there are."""
     a: Tensor
-    """[L, r, K], contiguous; r <= 256. Or uint8, whose rows are packed (`packed.pack`), as b's."""
+    """[L, r, K], contiguous; r <= 256. Or both packed, in chunks of ranks (`packed.pack`)."""
     b: Tensor
     """[L, r, N], contiguous: turned, as neighbouring outputs are read together."""
     scales: Tensor
@@ -36,11 +36,16 @@ class LoraShard:
         """Whether a and b have 8 bits a number."""
         return self.a.dtype is torch.uint8
 
+    @property
+    def rank(self) -> int:
+        """r, up to a whole chunk if they are packed."""
+        return self.a.shape[1] * (RANKS if self.is_packed else 1)
+
     def in_fp32(self, adapter: int, inputs: int) -> tuple[Tensor, Tensor]:
         """One adapter's [r, K] and [r, N]."""
         a, b = self.a[adapter], self.b[adapter]
         if self.is_packed:
-            return unpack(a, inputs), unpack(b, self.outputs)
+            return unpack(a, b, inputs, self.outputs)
         return a.float(), b.float()
 
     def is_contiguous(self) -> bool:

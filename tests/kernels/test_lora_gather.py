@@ -1,12 +1,14 @@
 """Rows with different adapters do not touch each other, to the bit."""
 
 import dataclasses
+import random
 
 import pytest
 import torch
 
-from kernels import _triton, lora_gather
-from kernels.lora_gather.packed import GROUP, pack, row_bytes, unpack
+from kernels import LoraShard, _triton, lora_gather
+from kernels.lora_gather import chunk_bytes, num_chunks, pack
+from kernels.lora_gather.packed import unpack
 
 NUM_ROWS = 70
 """More than the rows for which a program sums one part of K only."""
@@ -63,25 +65,62 @@ def test_rows_without_an_adapter_stay(name, inputs, monkeypatch):
     assert found.isfinite().all()
 
 
-@pytest.mark.parametrize("length", [1, 63, 64, 65, 576])
-def test_packed_numbers_are_within_half_a_step(length):
-    """Also those that are tiny beside others, and whole groups of zeros."""
-    sizes = 10.0 ** torch.empty(7, 5, 1).uniform_(-30, 30)
-    rows = torch.randn(7, 5, length) * sizes
-    rows[0] = 0
-    rows[1] *= torch.rand(5, length).lt(0.2)
-    packed = pack(rows)
-    assert (packed.dtype, packed.shape) == (torch.uint8, (7, 5, row_bytes(length)))
-    found = unpack(packed, length)
-    assert torch.equal(found[0], rows[0])
-    for first in range(0, length, GROUP):
-        group, its = rows[..., first : first + GROUP], found[..., first : first + GROUP]
-        half_step = group.abs().amax(-1, keepdim=True) / 254
-        assert ((group - its).abs() <= half_step * 1.0001).all()
+def test_integers_meet_packed_numbers_exactly():
+    """An input alone is no more than 16 bits, nor is what A makes of it."""
+    ranks, inputs, outputs = random.choice([(1, 7, 5), (16, 131, 100), (20, 64, 576), (8, 576, 33)])
+    a, b = (torch.randint(-127, 128, (2, ranks, size)).float() for size in (inputs, outputs))
+    a[..., ::64], b[:] = 127, b.sign() * 127  # steps are powers of two, then
+    x = torch.zeros(9, inputs)
+    x[torch.arange(9), torch.randint(inputs, (9,))] = torch.randint(-8, 9, (9,)).float()
+    ids = torch.randint(-1, 2, (9,), dtype=torch.int32)
+    scales = torch.tensor([0.5, 2.0])
+    y, expected = torch.zeros(9, outputs), torch.zeros(9, outputs, dtype=torch.float64)
+    for row, adapter in enumerate(ids.tolist()):
+        if adapter >= 0:
+            inner = a[adapter].double() @ x[row].double()
+            expected[row] = scales[adapter] * (inner @ b[adapter].double())
+    shard = LoraShard(0, outputs, *pack(a, b), scales)
+    lora_gather.implementations()["cpu"].function(y, x, [shard], ids)
+    assert torch.equal(y.double(), expected)
 
 
-def test_numbers_too_small_for_steps_become_zeros_or_stay_finite():
-    rows = torch.full((1, 70), 1e-43)
-    rows[0, 64:] = 1e-45
-    found = unpack(pack(rows), 70)
-    assert found.isfinite().all() and (found - rows).abs().max() <= 1e-43
+@pytest.mark.parametrize("length", [1, 15, 63, 64, 65, 576])
+@pytest.mark.parametrize("ranks", [1, 7, 8, 20])
+def test_packed_numbers_are_within_half_a_step(ranks, length):
+    a, b = torch.randn(3, ranks, length), torch.randn(3, ranks, length)
+    a[1, :, : length // 2] = 0
+    b[1] *= torch.rand(ranks, length).lt(0.2)
+    packed = pack(a, b)
+    for one in packed:
+        assert one.dtype is torch.uint8
+        assert one.shape == (3, num_chunks(ranks), chunk_bytes(length))
+    found_a, found_b = unpack(*packed, length, length)
+    exponent = torch.frexp(b.abs().amax(-1, keepdim=True)).exponent
+    a, b = torch.ldexp(a, exponent), torch.ldexp(b, -exponent)
+    assert not found_a[:, ranks:].any() and not found_b[:, ranks:].any()
+    half_a_step = 1.01 / 254  # steps are bf16
+    for first in range(0, length, 64):
+        group, its = a[..., first : first + 64], found_a[:, :ranks, first : first + 64]
+        assert ((group - its).abs() <= half_a_step * group.abs().amax(-1, keepdim=True)).all()
+    for chunk in range(0, ranks, 8):
+        for first in range(0, length, 8):
+            where = slice(None), slice(chunk, min(chunk + 8, ranks)), slice(first, first + 8)
+            group, its = b[where], found_b[where]
+            largest = group.abs().amax((-2, -1), keepdim=True)
+            assert ((group - its).abs() <= half_a_step * largest).all()
+
+
+def test_ranks_of_all_sizes_share_steps():
+    """Where one side is large and the other small, as where nothing is."""
+    sizes = 10.0 ** torch.empty(2, 16, 1).uniform_(-15, 15)
+    a, b = torch.randn(2, 16, 100) / sizes, torch.randn(2, 16, 60) * sizes
+    found_a, found_b = unpack(*pack(a, b), 100, 60)
+    expected = a.mT.double() @ b.double()
+    assert (found_a.mT.double() @ found_b.double() - expected).norm() < 0.02 * expected.norm()
+
+
+@pytest.mark.parametrize("size", [1e-45, 1e-43, 1e-20, 1e38])
+def test_numbers_of_any_size_stay_finite(size):
+    a, b = torch.full((1, 70), 1.0), torch.full((1, 70), size)
+    for pair in ((a, b), (b, a), (b, b), (a * 0, b)):
+        assert all(found.isfinite().all() for found in unpack(*pack(*pair), 70, 70))
