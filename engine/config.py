@@ -309,8 +309,9 @@ class EngineConfig:
     )
     deterministic: bool = knob(
         False,
-        "Bit-equal answers whatever runs beside them: images at the price of batching, text on a "
-        "GPU at the price of slower matrix products.",
+        "Bit-equal answers whatever runs beside them, also where that has a price: images on a GPU "
+        "or in bfloat16 are not batched, and text on a GPU has slower matrix products. Image "
+        "models keep their number of threads.",
     )
 
     def __post_init__(self) -> None:

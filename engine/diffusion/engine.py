@@ -48,8 +48,8 @@ class DiffusionLimits:
     max_num_queued: int
     scheduling_policy: Policy = "fcfs"
     deterministic: bool = False
-    """Each drawing in calls of its own: bit-equal to running alone, without the gain of
-    batching."""
+    """Each drawing in calls of its own: bit-equal to running alone also where the model's rows
+    are not, without the gain of batching."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,6 +12,7 @@ from engine.diffusion.engine import DiffusionEngine, DiffusionLimits
 from engine.diffusion.families.family import FamilyFacts
 from engine.diffusion.families.footprint import weight_bytes
 from engine.diffusion.families.registry import load_family
+from engine.diffusion.families.row_layouts import is_exact
 from engine.errors import ModelLoadError
 from engine.fingerprint import fingerprint
 from engine.host import Host
@@ -67,7 +68,7 @@ def load_engine(
         max_num_images=intent.max_num_images,
         max_num_queued=intent.max_num_queued,
         scheduling_policy=intent.scheduling_policy,
-        deterministic=intent.deterministic,
+        deterministic=intent.deterministic and not is_exact(family.device, dtype),
     )
     adapters = load_image_adapters(
         intent.adapters,

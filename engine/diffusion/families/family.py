@@ -135,7 +135,8 @@ class Family(Protocol):
     def denoise(self, key: Hashable, rows: Sequence[Row]) -> torch.Tensor:
         """One call over rows of one `denoiser_key` and latent shape.
 
-        Returns raw predictions `[R, C, h, w]`, fp32. Prompts may differ in length.
+        Returns raw predictions `[R, C, h, w]`, fp32. Prompts may differ in length. Where
+        `row_layouts.is_exact`, a row's have the same bits whatever the others are.
         """
         ...
 

@@ -7,6 +7,7 @@ import torch
 
 from engine.checkpoint_files import read_json, read_optional_json
 from engine.diffusion.families.convolutions import arranged_bytes
+from engine.diffusion.families.products import packed_bytes
 from engine.diffusion.families.quantized_layers import quantized_layer
 from engine.diffusion.families.registry import INDEX
 from engine.quantization.format import Headers
@@ -20,6 +21,9 @@ from engine.weights.source import Checkpoint
 _DENOISERS = ("unet", "transformer")
 """What the names of denoising components, and of their tensors in single files, begin with."""
 _SINGLE_FILE_DENOISER = "model.diffusion_model."
+_ARRANGED = ("unet", "vae")
+"""What the names of components begin with whose layers are replaced by our own."""
+_SINGLE_FILE_ARRANGED = (_SINGLE_FILE_DENOISER, "first_stage_model.")
 _T5 = "T5EncoderModel"
 
 
@@ -37,19 +41,22 @@ def weight_bytes(
     Args:
         dtype: of plain weights.
         quantization: of the denoiser and of T5 encoders.
-        device: on a CPU convolutions in fp32, as autoencoders of fp16 may be, are there a second
-            time, arranged. So at most: headers do not tell which ones skip cells.
+        device: on a CPU convolutions and small products in fp32, as autoencoders of fp16 may be,
+            are there a second time, arranged. So at most: headers do not tell which ones skip
+            cells, and which are no layers.
     """
     is_arranged = device == "cpu" and dtype is not torch.bfloat16
     if checkpoint.kind == "single_file":
         whole = file_headers(checkpoint.path)
         plain = _plain_bytes(whole, dtype, quantization, prefix=_SINGLE_FILE_DENOISER)
-        return plain + (_arranged_bytes(whole) if is_arranged else 0)
+        ours = {name: one for name, one in whole.items() if name.startswith(_SINGLE_FILE_ARRANGED)}
+        return plain + (_arranged_bytes(ours) if is_arranged else 0)
     total = 0
     for folder, quantizable in _components(checkpoint.path):
         headers = _headers(folder)
         total += _component_bytes(folder, headers, dtype, quantization if quantizable else "none")
-        total += _arranged_bytes(headers) if is_arranged else 0
+        if is_arranged and folder.name.startswith(_ARRANGED):
+            total += _arranged_bytes(headers)
     return total
 
 
@@ -92,7 +99,8 @@ def _plain_bytes(
 
 
 def _arranged_bytes(headers: Headers) -> int:
-    return sum(arranged_bytes(header.shape) for header in headers.values())
+    shapes = [header.shape for header in headers.values()]
+    return sum(arranged_bytes(shape) + packed_bytes(shape) for shape in shapes)
 
 
 def _shapes(headers: Headers) -> Shapes:

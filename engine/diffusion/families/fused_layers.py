@@ -6,15 +6,16 @@ that a model with them is right, only not faster.
 """
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.activations import GEGLU
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.embeddings import Timesteps
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 from engine.diffusion.families.convolutions import arrange_convolutions
-from engine.diffusion.families.products import simplify_products
+from engine.diffusion.families.products import separate_rows
+from engine.diffusion.families.timesteps import RowSiLU, RowTimesteps, silu
 from kernels import attention, geglu, group_norm_silu
 
 
@@ -34,8 +35,13 @@ def fuse_layers(model: nn.Module) -> None:
             module.conv_act = nn.Identity()
         if isinstance(module, Attention) and _attends_to_itself(module):
             module.set_processor(FusedSelfAttention())
-    simplify_products(model)
+        for name, child in list(module.named_children()):
+            if type(child) is Timesteps:
+                setattr(module, name, RowTimesteps(child))
+            elif type(child) is nn.SiLU:
+                setattr(module, name, RowSiLU())
     arrange_convolutions(model)
+    separate_rows(model)
 
 
 class FusedGroupNorm(nn.GroupNorm):
@@ -67,7 +73,7 @@ class FusedResnetBlock(nn.Module):
         """`[R, C, h, w]` and the embedded timesteps `[R, E]`, if any, to `[R, C', h, w]`."""
         inner = self.conv1(self.norm1(states))
         if self.time_emb_proj is not None and temb is not None:
-            inner = inner + self.time_emb_proj(F.silu(temb))[:, :, None, None]
+            inner = inner + self.time_emb_proj(silu(temb))[:, :, None, None]
         inner = self.conv2(self.norm2(inner))
         shortcut = states if self.conv_shortcut is None else self.conv_shortcut(states)
         added: torch.Tensor = inner + shortcut

@@ -1,36 +1,53 @@
-"""Linear layers and convolutions of single cells as plain matrix products, for fp32 on a CPU.
+"""Linear layers and convolutions whose rows do not depend on each other, for fp32 on a CPU.
 
-There torch copies a bias to each row before it multiplies, which takes a third as long as the
-product, and oneDNN arranges a convolution's weights anew in each call. Elsewhere, and in other
-dtypes, the layers are what they were.
+Small weights are arranged for products of our own; large ones, which need no company to keep the
+processor busy, meet each row by itself. Elsewhere, in other dtypes and where gradients are wanted,
+the layers are what they were.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from engine.diffusion.families.rows import row_by_row
+from kernels import PackedWeight, linear_packed, native
 
-def simplify_products(model: nn.Module) -> None:
+MOST_BYTES = 1 << 20
+"""Of weights that are arranged: they are there a second time."""
+
+
+def separate_rows(model: nn.Module) -> None:
     """Replace the layers that are of torch's own kinds, in place; weights and names stay."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is nn.Linear and child.bias is not None:
-                setattr(module, name, BiasedProduct(child))
+            if type(child) is nn.Linear:
+                setattr(module, name, RowProduct(child))
             elif type(child) is nn.Conv2d and _is_pointwise(child):
                 setattr(module, name, PointwiseConvolution(child))
+            elif type(child) is nn.Conv2d:
+                setattr(module, name, RowConvolution(child))
 
 
-class BiasedProduct(nn.Linear):
-    """`linear`, whose weights it takes: the bias is added to what was multiplied."""
+def packed_bytes(shape: tuple[int, ...]) -> int:
+    """Memory that a layer with weights of this shape, in fp32 on a CPU, takes beside them."""
+    is_product = len(shape) == 2 or (len(shape) == 4 and shape[2:] == (1, 1))
+    num_bytes = 4 * shape[0] * shape[1] if is_product else MOST_BYTES + 1
+    return num_bytes if num_bytes <= MOST_BYTES else 0
+
+
+class RowProduct(nn.Linear):
+    """`linear`, whose weights it takes."""
 
     def __init__(self, linear: nn.Linear) -> None:
-        super().__init__(linear.in_features, linear.out_features, device="meta")
+        sizes = linear.in_features, linear.out_features
+        super().__init__(*sizes, bias=linear.bias is not None, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
+        self._packed = _packed(self.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[..., in]` to `[..., out]`."""
+        """`[R, ..., in]` to `[R, ..., out]`."""
         if is_plain(x, self.weight):
-            return F.linear(x, self.weight).add_(self.bias)
+            return _product(x, self.weight, self.bias, self._packed)
         return super().forward(x)
 
 
@@ -43,22 +60,67 @@ class PointwiseConvolution(nn.Conv2d):
         has_bias = convolution.bias is not None
         super().__init__(*channels, kernel_size=1, bias=has_bias, device="meta")
         self.weight, self.bias = convolution.weight, convolution.bias
+        self._packed = _packed(self.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[R, C, h, w]` to `[R, C', h, w]`."""
         if not is_plain(x, self.weight):
             return super().forward(x)
         # diffusers' transformers lay out otherwise what they give to their last layer.
-        x = x.contiguous(memory_format=torch.channels_last)
-        product = F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1))
-        if self.bias is not None:
-            product.add_(self.bias)
-        return product.permute(0, 3, 1, 2)
+        x = x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+        return _product(x, self.weight.flatten(1), self.bias, self._packed).permute(0, 3, 1, 2)
+
+
+class RowConvolution(nn.Conv2d):
+    """Any other convolution, whose weights it takes."""
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__(
+            convolution.in_channels,
+            convolution.out_channels,
+            convolution.kernel_size,  # type: ignore[arg-type]
+            convolution.stride,  # type: ignore[arg-type]
+            convolution.padding,  # type: ignore[arg-type]
+            convolution.dilation,  # type: ignore[arg-type]
+            convolution.groups,
+            bias=convolution.bias is not None,
+            padding_mode=convolution.padding_mode,
+            device="meta",
+        )
+        self.weight, self.bias = convolution.weight, convolution.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[R, C, h, w]` to `[R, C', h', w']`."""
+        if is_plain(x, self.weight) and x.ndim == 4:
+            return row_by_row(super().forward, x)
+        return super().forward(x)
 
 
 def is_plain(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether these are multiplied in fp32 on a CPU, and no gradients are wanted."""
     return x.is_cpu and x.dtype is weight.dtype is torch.float32 and not torch.is_grad_enabled()
+
+
+def _packed(weight: torch.Tensor) -> PackedWeight | None:
+    is_fp32 = weight.is_cpu and weight.dtype is torch.float32
+    if not is_fp32 or not packed_bytes(tuple(weight.shape)) or native.missing() is not None:
+        return None
+    return PackedWeight.pack(weight.data.flatten(1))
+
+
+def _product(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    packed: PackedWeight | None,
+) -> torch.Tensor:
+    if packed is not None:
+        rows = x.reshape(-1, x.shape[-1])
+        return linear_packed(rows, packed, bias).view(*x.shape[:-1], packed.out_features)
+    if x.ndim == 1:
+        return F.linear(x, weight, bias)
+    product = row_by_row(lambda row: F.linear(row, weight), x)
+    return product if bias is None else product.add_(bias)
 
 
 def _is_pointwise(layer: nn.Conv2d) -> bool:

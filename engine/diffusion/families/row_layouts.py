@@ -3,6 +3,9 @@
 A transformer without attention masks needs sequences of one length. Rows nearly always agree, since
 prompts are padded to one length; the odd ones (a prompt of several chunks, a reference image of
 another size) get a pass of their own instead of padding that would change their result.
+
+In fp32 on a CPU a row's bits must not depend on the others. A transformer of thousands of tokens
+keeps the processor busy with one row, so there each has a pass of its own.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -10,6 +13,7 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 
 from engine.diffusion.families.family import Row
+from kernels import native
 
 
 def denoise_by_layout(
@@ -28,6 +32,20 @@ def denoise_by_layout(
         parts = torch.split(forward([rows[place] for place in members]), 1)
         predictions.update(zip(members, parts, strict=True))
     return torch.cat([predictions[place] for place in range(len(rows))])
+
+
+def is_exact(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a row's predictions have the same bits whatever the others are, as on a CPU in fp32
+    with operations of our own."""
+    is_fp32_on_cpu = device.type == "cpu" and dtype is torch.float32
+    return is_fp32_on_cpu and native.missing() is None
+
+
+def denoise_each(
+    rows: Sequence[Row], forward: Callable[[Sequence[Row]], torch.Tensor]
+) -> torch.Tensor:
+    """One `forward` per row."""
+    return torch.cat([forward([row]) for row in rows])
 
 
 def stack_timesteps(rows: Sequence[Row], device: torch.device) -> torch.Tensor:

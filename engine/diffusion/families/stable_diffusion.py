@@ -8,6 +8,7 @@ Paper: Rombach et al. 2022, arXiv:2112.10752.
 
 from collections.abc import Hashable, Mapping, Sequence, Set
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -22,7 +23,12 @@ from engine.diffusion.families.family import FamilyFacts, Row
 from engine.diffusion.families.fused_layers import fuse_layers
 from engine.diffusion.families.options import LoadOptions
 from engine.diffusion.families.quantized import quantize
-from engine.diffusion.families.row_layouts import stack_timesteps
+from engine.diffusion.families.row_layouts import (
+    denoise_by_layout,
+    denoise_each,
+    is_exact,
+    stack_timesteps,
+)
 from engine.diffusion.families.unet_names import original_names
 from engine.diffusion.families.unet_tasks import (
     BASE,
@@ -39,6 +45,7 @@ from engine.diffusion.prompt.vocabulary import unknown_words, unknown_words_warn
 from engine.errors import InvalidParameter, UnsupportedArchitecture
 from engine.image_types import DenoisingFacts, GuidanceKind, ImageTask
 from engine.lora.images.layers import AdaptedLayers, text_encoders
+from engine.quantization.method_module import MethodModule
 from engine.weights.source import Checkpoint
 
 _Stacked = tuple[torch.Tensor, torch.Tensor | None]
@@ -87,6 +94,7 @@ class StableDiffusionFamily:
         self._by_task = self.unets_by_task(unets)
         self._unets = {name: _placed(unet, device) for name, unet in unets.items()}
         self._caches = {name: CrossAttentionCache(unet) for name, unet in self._unets.items()}
+        self._is_quantized = {name: _is_quantized(unet) for name, unet in self._unets.items()}
         # Asked for here: the property walks through all modules.
         self._dtype = self._unets[BASE].dtype
         self._stacked: tuple[Hashable, _Stacked] | None = None
@@ -236,7 +244,15 @@ class StableDiffusionFamily:
         return self._schedules.create(name, num_steps)
 
     def denoise(self, key: Hashable, rows: Sequence[Row]) -> torch.Tensor:
-        """One UNet call, see `family.Family`."""
+        """One UNet call; where rows must not meet, one per length of prompts. See `Family`."""
+        forward = partial(self._forward, key)
+        if not is_exact(self.device, self._dtype):
+            return forward(rows)
+        if self._is_quantized[str(key)]:
+            return denoise_each(rows, forward)
+        return denoise_by_layout(rows, _layout, forward)
+
+    def _forward(self, key: Hashable, rows: Sequence[Row]) -> torch.Tensor:
         unet, cache = self._unets[str(key)], self._caches[str(key)]
         composition = tuple((row.prompt.key, row.adapters) for row in rows)
         with torch.inference_mode(), self.adapted.rows(row.adapters for row in rows):
@@ -374,6 +390,15 @@ def stack_states(states: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Te
     positions = torch.arange(longest, device=states[0].device)
     ends = torch.tensor(lengths, device=states[0].device)
     return torch.cat(padded), positions[None, :] < ends[:, None]
+
+
+def _layout(row: Row) -> Hashable:
+    """Rows of one length need no mask."""
+    return row.prompt.states.shape[1]
+
+
+def _is_quantized(unet: UNet2DConditionModel) -> bool:
+    return any(isinstance(module, MethodModule) for module in unet.modules())
 
 
 def _side(sample_size: int | Sequence[int] | None) -> int:

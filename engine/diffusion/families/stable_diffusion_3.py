@@ -18,7 +18,12 @@ from engine.diffusion.families.family import FamilyFacts, Row
 from engine.diffusion.families.flow_schedules import FlowSchedules
 from engine.diffusion.families.options import LoadOptions
 from engine.diffusion.families.quantized import load_t5, load_transformer
-from engine.diffusion.families.row_layouts import denoise_by_layout, stack_timesteps
+from engine.diffusion.families.row_layouts import (
+    denoise_by_layout,
+    denoise_each,
+    is_exact,
+    stack_timesteps,
+)
 from engine.diffusion.families.stable_diffusion_3_names import original_names
 from engine.diffusion.noise_schedule import NoiseSchedule
 from engine.diffusion.prompt.clip import ClipPromptEncoder
@@ -163,6 +168,8 @@ class StableDiffusion3Family:
     @torch.no_grad()
     def denoise(self, key: Hashable, rows: Sequence[Row]) -> torch.Tensor:
         """Velocities `[R, C, h, w]`, fp32. Timesteps and prompts may differ."""
+        if is_exact(self.device, self._dtype):
+            return denoise_each(rows, self._forward)
         return denoise_by_layout(rows, _layout, self._forward)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:

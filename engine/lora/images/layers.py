@@ -23,6 +23,8 @@ Uses = tuple[LoraUse, ...]
 Place = tuple[str, str]
 """A component, by its name in model_index.json, and a path in it."""
 
+_ALIGNMENT = 64
+"""Bytes."""
 TEXT_ENCODER = "text_encoder"
 """What the names of components that read prompts begin with."""
 
@@ -48,6 +50,9 @@ class _Group:
             own: what the layer makes of x.
             y: the same, and what others have added.
         """
+        if x.is_cpu and x.dtype is torch.float32:
+            self._add_each(change, x, own, y)
+            return
         if not self.is_all:
             x = x.index_select(0, self.rows)
         if isinstance(change, GatedChange):
@@ -59,6 +64,16 @@ class _Group:
             y.add_(update)
         else:
             y.index_add_(0, self.rows, update)
+
+    def _add_each(self, change: Change | GatedChange, x: Tensor, own: Tensor, y: Tensor) -> None:
+        """Row by row: the sums of libraries depend on how many there are."""
+        for place, row in enumerate(self.rows.tolist()):
+            x_row, scale = _row(x, row), self.scales[place : place + 1]
+            if isinstance(change, GatedChange):
+                update = change.with_output(x_row, _row(own, row), scale)
+            else:
+                update = change(x_row, scale)
+            y[row : row + 1].add_(update)
 
 
 class _Watch:
@@ -227,6 +242,12 @@ def text_encoders(models: Iterable[nn.Module | None]) -> dict[str, list[nn.Modul
         for number, model in enumerate(models, 1)
         if model is not None
     }
+
+
+def _row(x: Tensor, row: int) -> Tensor:
+    """`[1, ...]`, as memory of its own would begin."""
+    found = x[row : row + 1]
+    return found.clone() if found.data_ptr() % _ALIGNMENT else found
 
 
 def _grouped(each: Sequence[Uses], device: torch.device) -> list[_Group]:

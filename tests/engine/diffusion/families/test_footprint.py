@@ -14,8 +14,10 @@ from tiny_transformers import flux_parts, sd3_parts
 from torch import nn
 
 from engine.config import EngineConfig
-from engine.diffusion.families.convolutions import ArrangedConvolution, arrange_convolutions
+from engine.diffusion.families.convolutions import ArrangedConvolution
 from engine.diffusion.families.footprint import weight_bytes
+from engine.diffusion.families.fused_layers import fuse_layers
+from engine.diffusion.families.products import PointwiseConvolution, RowProduct
 from engine.diffusion.families.quantized import quantize
 from engine.diffusion.families.quantized_layers import QUANTIZATIONS
 from engine.diffusion.loading import load_engine
@@ -98,7 +100,7 @@ def test_the_engine_asks_for_the_quantised_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(native.missing() is not None, reason="no C++ operations")
-def test_arranged_convolutions_are_there_a_second_time(tmp_path: Path) -> None:
+def test_arranged_layers_are_there_a_second_time(tmp_path: Path) -> None:
     """On a CPU in fp32. The two that halve maps are counted with them."""
     vae = AutoencoderKL(
         block_out_channels=(32, 48, 64),
@@ -109,10 +111,13 @@ def test_arranged_convolutions_are_there_a_second_time(tmp_path: Path) -> None:
     vae.save_pretrained(tmp_path / "vae")
     (tmp_path / "model_index.json").write_text('{"vae": ["diffusers", "AutoencoderKL"]}')
     checkpoint, plain = Checkpoint("diffusers", tmp_path, "m"), size_of(vae)
-    arrange_convolutions(vae)
+    fuse_layers(vae)
     layers = [layer for layer in vae.modules() if isinstance(layer, ArrangedConvolution)]
     assert len(layers) > 10
     taken = sum(layer.arranged.transformed.nbytes for layer in layers)
+    products = [one for one in vae.modules() if isinstance(one, RowProduct | PointwiseConvolution)]
+    assert len(products) > 8
+    taken += sum(layer.weight.nbytes for layer in products)
     found = weight_bytes(checkpoint, dtype=torch.float32) - plain
     assert found == taken + 4 * 36 * (32 * 32 + 48 * 48)
     assert weight_bytes(checkpoint, dtype=torch.float32, device="cuda") == plain

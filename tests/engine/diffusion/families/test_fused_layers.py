@@ -18,6 +18,9 @@ from engine.diffusion.families.fused_layers import (
     fuse_layers,
 )
 
+ROUNDING = 1e-4
+"""Of predictions and pixels of about 1: Winograd's sums are off by ten times what others are."""
+
 
 def seeded():
     seed = random.randrange(1 << 31)
@@ -69,7 +72,7 @@ def test_a_unet_predicts_what_it_did(changes):
     fused = copy.deepcopy(plain)
     fuse_layers(fused)
     expected, found = predict(plain), predict(fused)
-    assert (found - expected).abs().max() < 1e-5, f"seed {seed}"
+    assert (found - expected).abs().max() < ROUNDING, f"seed {seed}"
     kinds = {type(module) for module in fused.modules()}
     expected_kinds = {FusedGroupNorm, FusedResnetBlock, FusedGeglu, ArrangedConvolution}
     assert expected_kinds <= kinds and ResnetBlock2D not in kinds
@@ -84,7 +87,7 @@ def test_a_vae_gives_what_it_did():
     with torch.inference_mode():
         expected = plain.decode(plain.encode(x).latent_dist.mode()).sample
         found = fused.decode(fused.encode(x).latent_dist.mode()).sample
-    assert (found - expected).abs().max() < 1e-5, f"seed {seed}"
+    assert (found - expected).abs().max() < ROUNDING, f"seed {seed}"
 
 
 @pytest.mark.parametrize("make", [unet, vae])

@@ -1,4 +1,4 @@
-"""Products with their biases apart, beside torch's own layers."""
+"""Layers whose rows do not depend on each other, beside torch's own."""
 
 import copy
 import random
@@ -8,24 +8,28 @@ import torch
 from torch import nn
 
 from engine.diffusion.families.products import (
-    BiasedProduct,
     PointwiseConvolution,
-    simplify_products,
+    RowConvolution,
+    RowProduct,
+    packed_bytes,
+    separate_rows,
 )
+from kernels import native
 
 
 def simplified(layer):
     model = nn.Sequential(copy.deepcopy(layer))
-    simplify_products(model)
+    separate_rows(model)
     return model[0]
 
 
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", [(7, 12), (3, 5, 12), (0, 12), (12,)])
-def test_linear_layers(shape):
-    linear = nn.Linear(12, 20).requires_grad_(False)
+def test_linear_layers(shape, bias):
+    linear = nn.Linear(12, 20, bias=bias).requires_grad_(False)
     x = torch.randn(shape)
     found = simplified(linear)
-    assert type(found) is BiasedProduct
+    assert type(found) is RowProduct
     with torch.inference_mode():
         torch.testing.assert_close(found(x), linear(x), rtol=1e-5, atol=1e-6)
         before = x.clone()
@@ -64,22 +68,69 @@ def test_other_layers_stay():
     class Adapted(nn.Linear):
         pass
 
-    others = (
-        nn.Linear(8, 6, bias=False),
-        Adapted(8, 6),
-        nn.Conv2d(8, 6, 3),
-        nn.Conv2d(8, 6, 1, stride=2),
-        nn.Conv2d(8, 6, 1, padding=1),
-        nn.Conv2d(8, 6, 1, groups=2),
-        nn.ConvTranspose2d(8, 6, 1),
-    )
-    for layer in others:
+    for layer in (Adapted(8, 6), nn.ConvTranspose2d(8, 6, 1)):
         assert type(simplified(layer)) is type(layer)
+
+
+OTHER_CONVOLUTIONS = (
+    {"kernel_size": 3},
+    {"kernel_size": 1, "stride": 2},
+    {"kernel_size": 1, "padding": 1},
+    {"kernel_size": 1, "groups": 2, "bias": False},
+    {"kernel_size": 3, "padding": 2, "dilation": 2, "padding_mode": "reflect"},
+)
+
+
+@pytest.mark.parametrize("how", OTHER_CONVOLUTIONS)
+def test_other_convolutions(how):
+    layer = nn.Conv2d(8, 6, **how).requires_grad_(False)
+    x = torch.randn(random.randrange(1, 5), 8, 9, 7).to(memory_format=torch.channels_last)
+    found = simplified(layer)
+    assert type(found) is RowConvolution
+    with torch.inference_mode():
+        torch.testing.assert_close(found(x), layer(x), rtol=1e-5, atol=1e-6)
+
+
+WIDE = 600
+"""Its products with itself are too large to be arranged."""
+
+
+@pytest.mark.skipif(native.missing() is not None, reason="no C++ operations")
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(256, 96), ()),
+        (nn.Linear(256, 96), (5,)),
+        (nn.Linear(WIDE, WIDE, bias=False), ()),
+        (nn.Linear(WIDE, WIDE), (17,)),
+        (nn.Conv2d(48, 20, 1), (4, 4)),
+        (nn.Conv2d(WIDE, WIDE, 1), (3, 3)),
+        (nn.Conv2d(4, 20, 3, padding=1), (8, 8)),
+        (nn.Conv2d(48, 20, 3, stride=2), (7, 9)),
+    ],
+    ids=lambda value: str(value),
+)
+def test_a_row_has_the_same_bits_alone_and_among_others(layer, shape):
+    is_map = isinstance(layer, nn.Conv2d)
+    size = (random.randrange(2, 40), *((layer.in_channels, *shape) if is_map else shape))
+    x = torch.randn(size if is_map else (*size, layer.in_features))
+    if is_map:
+        x = x.to(memory_format=torch.channels_last)
+    found = simplified(layer.requires_grad_(False))
+    with torch.inference_mode():
+        together = found(x)
+        for row in range(len(x)):
+            assert torch.equal(found(x[row : row + 1].clone()), together[row : row + 1])
+
+
+def test_what_is_there_a_second_time():
+    assert packed_bytes((512, 512)) == packed_bytes((512, 512, 1, 1)) == 1 << 20
+    assert packed_bytes((512, 513)) == packed_bytes((8, 8, 3, 3)) == packed_bytes((8,)) == 0
 
 
 def test_weights_and_names_stay():
     model = nn.Sequential(nn.Linear(8, 6), nn.ModuleDict({"one": nn.Conv2d(6, 4, 1)}))
     before = {name: weight.data_ptr() for name, weight in model.state_dict().items()}
-    simplify_products(model)
-    simplify_products(model)
+    separate_rows(model)
+    separate_rows(model)
     assert {name: weight.data_ptr() for name, weight in model.state_dict().items()} == before

@@ -1,0 +1,120 @@
+"""In fp32 on a CPU latents have the same bits alone and among others, in every family."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_families import CPU, FAMILIES, family_of, parts_of
+from toy_family import mask, picture
+from toy_family import request as toy_request
+
+from engine.diffusion.drawing_factory import DrawingFactory
+from engine.diffusion.families.quantized import quantize
+from engine.diffusion.families.registry import load_family
+from engine.diffusion.families.stable_diffusion import StableDiffusionFamily
+from engine.image_types import ImageTask
+from engine.weights.source import resolve_source
+from kernels import native
+
+pytestmark = [
+    pytest.mark.skipif(native.missing() is not None, reason="no C++ operations"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
+
+SIDE = 16
+PROMPTS = ("a red fox", "", "rain", "a " * 100)
+"""The last is longer than a text encoder reads at once."""
+
+
+def requests(family: Any, side: int = SIDE) -> list[Any]:
+    """One of each way to share a call, and others: their first steps differ, too."""
+    tasks = [
+        task
+        for task in (ImageTask.TEXT_TO_IMAGE, ImageTask.IMAGE_TO_IMAGE, ImageTask.INPAINT)
+        if task in family.facts.tasks
+    ]
+    made = []
+    for place in range(7):
+        task = tasks[place % len(tasks)]
+        made.append(
+            toy_request(
+                f"r{place}",
+                prompt=PROMPTS[place % len(PROMPTS)],
+                image=picture(side, side, place) if task is not ImageTask.TEXT_TO_IMAGE else None,
+                mask=mask(side, side, (4, 4, 11, 13)) if task is ImageTask.INPAINT else None,
+                task=task,
+                width=side,
+                height=side,
+                num_inference_steps=random.choice([2, 3, 4]),
+                seed=random.randrange(1 << 40),
+                guidance_scale=random.choice([1.0, 3.0, 7.5]),
+                guidance_end=random.choice([1.0, 0.5]),
+                negative_prompt=random.choice(["", "blue"]),
+                strength=0.7,
+                num_previews=place % 2,
+            )
+        )
+    return made
+
+
+@torch.inference_mode()
+def drawn(family: Any, *asked: Any) -> list[list[torch.Tensor]]:
+    """Of each image its latents after every step, in calls that it shares with all others."""
+    factory = DrawingFactory(family)
+    drawings = [drawing for one in asked for drawing in factory.create(one)]
+    found: list[list[torch.Tensor]] = [[] for _ in drawings]
+    while stages := [drawing.stage for drawing in drawings if not drawing.finished]:
+        outcomes = stages[0].compute(stages)
+        for stage, outcome in zip(stages, outcomes, strict=True):
+            stage.advance(outcome)
+        for seen, drawing in zip(found, drawings, strict=True):
+            if drawing.stage in stages:
+                seen.append(drawing.stage.final().clone())
+    return found
+
+
+def check(family: Any, asked: list[Any]) -> None:
+    together = drawn(family, *asked)
+    for one, found in zip(asked, together, strict=True):
+        [alone] = drawn(family, one)
+        assert len(found) == len(alone)
+        assert all(map(torch.equal, found, alone)), (one.request_id, one.params)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_company_changes_no_bit(kind: str) -> None:
+    family = family_of(kind, parts_of(kind, random.randrange(1000)))
+    check(family, requests(family))
+
+
+def test_quantised_unets() -> None:
+    parts = parts_of("sd", random.randrange(1000))
+    quantize(parts.unet, "bnb-nf4", dtype=torch.float32, device=CPU)
+    family = parts.family()
+    check(family, requests(family))
+
+
+def test_the_check_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one image leaves in another is seen."""
+    whole = StableDiffusionFamily.denoise
+
+    def leaky(self: Any, key: Any, rows: Any) -> torch.Tensor:
+        found = whole(self, key, rows)
+        return found + 1e-6 * found.mean(0, keepdim=True)
+
+    monkeypatch.setattr(StableDiffusionFamily, "denoise", leaky)
+    family = family_of("sd", parts_of("sd", random.randrange(1000)))
+    with pytest.raises(AssertionError, match="r0"):
+        check(family, requests(family))
+
+
+def test_the_built_in_model() -> None:
+    checkpoint = resolve_source(
+        "tandem-shapes", cache_dir=Path("unused"), on_progress=lambda *_: None, offline=True
+    )
+    family = load_family(checkpoint, dtype=torch.float32, device=CPU)
+    check(family, requests(family, 64))
