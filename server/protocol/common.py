@@ -175,13 +175,15 @@ class RequestBody(WireModel):
     _max_fields: ClassVar[int] = MAX_FIELDS
     _no_effect: ClassVar[Mapping[str, str]] = NO_EFFECT_FIELDS
     _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED_FIELDS
+    _instead: ClassVar[Mapping[str, str]] = _INSTEAD
+    """What is said of refused fields that can be done without."""
 
     @model_validator(mode="before")
     @classmethod
     def _read(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        _check_supported(data, cls._unsupported, cls.model_fields)
+        _check_supported(data, cls._unsupported, cls._instead, cls.model_fields)
         return {name: integral(value) for name, value in data.items()}
 
     def ignored_fields(self) -> list[str]:
@@ -416,7 +418,10 @@ def check_num_parts(num_parts: int, param: str) -> None:
 
 
 def _check_supported(
-    data: Mapping[str, Any], table: Mapping[str, tuple[Any, ...]], supported: Container[str]
+    data: Mapping[str, Any],
+    table: Mapping[str, tuple[Any, ...]],
+    instead: Mapping[str, str],
+    supported: Container[str],
 ) -> None:
     """Refuse known fields that ask for something this server, or this route, cannot do.
 
@@ -429,5 +434,5 @@ def _check_supported(
         value, neutral = data[name], table[name]
         if value is None or value in neutral:
             continue
-        advice = _INSTEAD.get(name, f"{name} is not supported here; leave it out")
+        advice = instead.get(name, f"{name} is not supported here; leave it out")
         raise UnsupportedFeature(advice, param=name)

@@ -16,6 +16,7 @@ from server.http.multipart import Form, Part
 from server.protocol.common import INT64_MAX, Priority
 from server.protocol.file_fields import FileFields
 from server.protocol.image_inputs import ImageReference, OutpaintFields, uploaded
+from server.protocol.image_other_names import OtherNames, read_other_names
 from server.protocol.loras import (
     MAX_LORAS,
     LoraField,
@@ -50,6 +51,11 @@ UNSUPPORTED_FIELDS: Mapping[str, tuple[Any, ...]] = {
     "prompt_rewriter": (),
     "lora": ([],),
     "controlnet": (),
+    **dict.fromkeys(("sigmas", "timesteps", "latents", "prompt_embeds"), ([],)),
+    **dict.fromkeys(("prompt_2", "prompt_3", "negative_prompt_2"), ("",)),
+    **dict.fromkeys(("cross_attention_kwargs", "joint_attention_kwargs"), ({},)),
+    **dict.fromkeys(("ip_adapter_image", "negative_prompt_embeds"), ()),
+    "eta": (0,),
 }
 """Known fields that are refused, with the values that ask for nothing and pass. Null passes too."""
 
@@ -64,7 +70,7 @@ MaskContentName = Literal["original", "fill"]
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
 
 
-class ImageFields(FileFields):
+class ImageFields(OtherNames, FileFields):
     """What all image routes share."""
 
     n: int | None = Field(
@@ -143,9 +149,12 @@ class ImageFields(FileFields):
     def _read_inputs(cls, data: Any) -> Any:
         if isinstance(data, Form):
             data = cls._read_form(data)
-        if isinstance(data, dict) and not cls._accepts_inputs:
+        if not isinstance(data, dict):
+            return data
+        data = read_other_names(data)
+        if not cls._accepts_inputs:
             _check_no_inputs(data)
-        return _collect_inputs(data) if isinstance(data, dict) else data
+        return _collect_inputs(data)
 
     @classmethod
     def _read_form(cls, form: Form) -> dict[str, Any]:
@@ -331,10 +340,12 @@ def _is_given(part: Part) -> bool:
 
 
 def _check_no_inputs(data: Mapping[str, Any]) -> None:
-    for name in (*_INPUT_NAMES, "mask"):
-        if data.get(name) not in (None, []):
+    with_image = ImageEditRequest.model_fields.keys() - ImageGenerationRequest.model_fields.keys()
+    for name in (*_INPUT_NAMES, *sorted(with_image - NO_EFFECT_FIELDS.keys())):
+        if data.get(name) not in (None, [], False):
             raise InvalidParameter(
-                f"{name} is not a field of this route; send input images to /v1/images/edits",
+                f"{name} is not a field of this route, where there is no input image; send it with "
+                "one to /v1/images/edits",
                 param=name,
             )
 

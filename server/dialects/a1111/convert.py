@@ -19,6 +19,8 @@ from server.protocol.upscaling import UpscaleImageRequest
 
 OWN_NAMES: Mapping[str, str] = {
     "num_inference_steps": "steps",
+    "strength": "denoising_strength",
+    "feather": "mask_blur",
     "image_guidance_scale": "image_cfg_scale",
     "guidance_scale": "cfg_scale",
     "crop_to_mask": "inpaint_full_res",

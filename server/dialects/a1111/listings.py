@@ -14,15 +14,20 @@ router = APIRouter(tags=["A1111"])
 _EMPTY: dict[str, Any] = {
     "cmd-flags": {},
     "embeddings": {"loaded": {}, "skipped": {}},
+    "extensions": [],
     "face-restorers": [],
     "hypernetworks": [],
     "latent-upscale-modes": [],
     "prompt-styles": [],
     "realesrgan-models": [],
+    "script-info": [],
     "scripts": {"txt2img": [], "img2img": []},
     "sd-vae": [],
 }
 """What there is none of here."""
+
+_REFRESHED = ("checkpoints", "embeddings", "loras", "vae")
+"""Menus that clients have read anew from folders. Here they always are what is served."""
 
 
 @router.get("/sdapi/v1/samplers", summary="List the samplers", responses=answers([]))
@@ -102,5 +107,12 @@ def _add_empty(name: str, listing: Any) -> None:
     router.add_api_route(f"/sdapi/v1/{name}", empty, include_in_schema=False)
 
 
+async def _refresh() -> None:
+    return None
+
+
 for _name, _listing in _EMPTY.items():
     _add_empty(_name, _listing)
+for _name in _REFRESHED:
+    _path = f"/sdapi/v1/refresh-{_name}"
+    router.add_api_route(_path, _refresh, methods=["POST"], include_in_schema=False)

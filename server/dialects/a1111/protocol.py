@@ -52,6 +52,20 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
 }
 """Known fields that are refused, with the values that ask for nothing and pass. Null passes too."""
 
+_INSTEAD = {
+    "enable_hr": "enable_hr is not supported here; send the image that txt2img answers with to "
+    "img2img, with the larger width and height and a denoising_strength, or only enlarge it with "
+    "extra-single-image",
+    "styles": "styles is not supported here, where there are none; write their words into prompt "
+    "and negative_prompt",
+    "tiling": "tiling is not supported here: no model draws pictures whose borders meet",
+    "refiner_checkpoint": "refiner_checkpoint is not supported here; send the image to img2img "
+    "with that checkpoint and a small denoising_strength",
+    "resize_mode": "resize_mode is not supported here: images are scaled to width and height; "
+    "crop or pad the image before, or leave these out",
+}
+"""What to do about those that can be done otherwise."""
+
 _UNSUPPORTED_WITH_IMAGE: Mapping[str, tuple[Any, ...]] = {
     **_UNSUPPORTED,
     "resize_mode": (0,),
@@ -67,6 +81,7 @@ class DrawingFields(RequestBody):
 
     _no_effect: ClassVar[Mapping[str, str]] = _NO_EFFECT
     _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = _UNSUPPORTED
+    _instead: ClassVar[Mapping[str, str]] = _INSTEAD
 
     prompt: str | None = Field(None, description="What to draw, with A1111's weights.")
     negative_prompt: str | None = None

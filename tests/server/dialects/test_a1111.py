@@ -263,7 +263,7 @@ async def test_masks_may_be_black_and_what_is_under_them_filled() -> None:
     ("path", "body", "said"),
     [
         (TXT2IMG, {"prompt": "a", "styles": ["x"]}, "styles is not supported"),
-        (TXT2IMG, {"prompt": "a", "enable_hr": True}, "enable_hr is not supported"),
+        (TXT2IMG, {"prompt": "a", "enable_hr": True}, "enable_hr is not supported here; send"),
         (TXT2IMG, {"prompt": "a", "tiling": True}, "tiling is not supported"),
         (TXT2IMG, {"prompt": "a", "alwayson_scripts": {"x": {}}}, "alwayson_scripts is not"),
         (TXT2IMG, {"prompt": "a", "steps": 0}, "steps: must be"),
@@ -294,7 +294,7 @@ async def test_masks_may_be_black_and_what_is_under_them_filled() -> None:
         ),
         (TXT2IMG, {"prompt": "a", "eta": 0.5}, "eta of DDIM is 0 here"),
         (TXT2IMG, {"prompt": "a", "eta": 2}, "eta: must be"),
-        (IMG2IMG, {"init_images": ["AAAA"], "denoising_strength": 0}, "strength: must be"),
+        (IMG2IMG, {"init_images": ["AAAA"], "denoising_strength": 0}, "denoising_strength: must"),
         (IMG2IMG, {"init_images": ["AAAA"] * 2, "batch_size": 3}, "batch_size is 3 with 2"),
     ],
 )
@@ -387,9 +387,13 @@ async def test_menus_are_filled() -> None:
         "upscalers": [],
         "embeddings": {"loaded": {}, "skipped": {}},
         "sd-vae": [],
+        "script-info": [],
         "scripts": {"txt2img": [], "img2img": []},
     }.items():
         assert (await server.client.get(f"/sdapi/v1/{name}")).json() == empty
+    for name in ("checkpoints", "loras", "vae", "embeddings"):
+        refreshed = await server.client.post(f"/sdapi/v1/refresh-{name}")
+        assert (refreshed.status_code, refreshed.json()) == (200, None)
 
 
 async def test_a_file_tells_how_it_was_made() -> None:

@@ -59,6 +59,39 @@ async def test_every_field_reaches_the_engine() -> None:
     assert server.last.priority == -2
 
 
+async def test_other_servers_names_are_understood() -> None:
+    server = ImageServer()
+    response = await server.generate(steps=7, cfg_scale=2.5, num_images=2, width=96.0, height=128)
+    assert response.status_code == 200 and "X-Ignored-Fields" not in response.headers
+    params = server.last.params
+    assert (params.num_inference_steps, params.guidance_scale, params.n) == (7, 2.5, 2)
+    assert (params.width, params.height) == (96, 128)
+    response = await server.generate(steps=3, num_inference_steps=3, cfg_scale=None)
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"steps": 3, "num_inference_steps": 4}, "steps"),
+        ({"steps": "3"}, "num_inference_steps"),
+        ({"width": 64}, "height"),
+        ({"width": "64", "height": 64}, "width"),
+        ({"width": 64, "height": 96, "size": "64x64"}, "width"),
+        ({"strength": 0.5}, "strength"),
+        ({"outpaint": {"left": 8}}, "outpaint"),
+        ({"sigmas": [1.0, 0.5]}, "sigmas"),
+        ({"prompt_2": "a"}, "prompt_2"),
+    ],
+)
+async def test_what_would_change_the_picture_is_not_passed_over(
+    body: dict[str, Any], param: str
+) -> None:
+    response = await ImageServer().generate(**body)
+    assert response.status_code == 400
+    assert error_of(response)["param"] == param
+
+
 async def test_images_come_in_the_order_of_their_seeds() -> None:
     server = ImageServer()
     answer = (await server.generate(n=3, seed=41)).json()
