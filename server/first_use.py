@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from engine.client import EngineClient
-from engine.errors import EngineError, ModelNotReady, TooManyModels
+from engine.errors import EngineError, ModelNotReady, TooManyModels, UnknownModel
 from engine.kinds import AnyKind, Kind
 from engine.model_spec import ModelSpec
 from engine.types import Info, InfoT, Phase
@@ -56,13 +56,20 @@ class FirstUse:
         Raises:
             ModelNotReady: the default model could not be loaded, and why.
             TooManyModels: as many models are there as may be.
+            UnknownModel: also names what would be loaded.
             EngineError: as in `find_of_kind`.
         """
         meant = name or self._meant(kind)
         is_absent = meant in self._loads or self._phase(meant) in (None, Phase.FAILED)
         if meant is not None and meant in self.offered(kind) and is_absent:
             await self._load(meant)
-        return find_of_kind(self._engine, kind, meant)
+        try:
+            return find_of_kind(self._engine, kind, meant)
+        except UnknownModel as error:
+            if not (offered := self.offered(kind)):
+                raise
+            also = f"{error.message}; loaded when asked for: {', '.join(offered)}"
+            raise UnknownModel(also, param=error.param) from None
 
     def _meant(self, kind: AnyKind) -> str | None:
         """What a request without a name means: the only model that the operator serves, or the

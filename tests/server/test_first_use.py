@@ -7,7 +7,13 @@ import pytest
 from fake_image_engine import image_info
 from fake_matting_engine import FakeMattingEngine, matting_info
 
-from engine.errors import CorruptFile, InvalidParameter, ModelNotReady, TooManyModels
+from engine.errors import (
+    CorruptFile,
+    InvalidParameter,
+    ModelNotReady,
+    TooManyModels,
+    UnknownModel,
+)
 from engine.kinds import MATTING, TEXT
 from engine.types import Phase
 from server.first_use import RETRY_S, FirstUse
@@ -61,6 +67,16 @@ async def test_what_has_no_default_is_never_loaded() -> None:
     with pytest.raises(InvalidParameter, match="draws images"):
         await first_use.find(TEXT, "painter")
     assert not engine.specs
+
+
+async def test_who_asks_for_an_unknown_one_hears_what_there_would_be() -> None:
+    first_use, _, _ = make(matting_info("cutter"))
+    with pytest.raises(UnknownModel, match=r"cutter.*; loaded when asked for: u2netp"):
+        await first_use.find(MATTING, "scissors")
+    first_use, _, _ = make(matting_info("cutter"), load_on_first_use=False)
+    with pytest.raises(UnknownModel, match="cutter") as caught:
+        await first_use.find(MATTING, "scissors")
+    assert "u2netp" not in caught.value.message
 
 
 async def test_nothing_is_loaded_where_the_operator_does_not_want_it() -> None:
