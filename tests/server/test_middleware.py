@@ -335,17 +335,16 @@ class SlowSender:
             await asyncio.sleep(60)
         pause_s, body, more_body = self._pieces.pop(0)
         await asyncio.sleep(pause_s)
-        message = {"type": "http.request", "body": body}
-        return message | {"more_body": True} if more_body else message
+        return {"type": "http.request", "body": body, "more_body": more_body}
 
     async def send(self, message):
         self.sent.append(message)
 
-    async def post(self, app, path="/echo"):
+    async def post(self, app):
         scope = {
             "type": "http",
             "method": "POST",
-            "path": path,
+            "path": "/echo",
             "query_string": b"",
             "headers": [(b"content-type", b"text/plain")],
         }
@@ -387,7 +386,24 @@ async def test_an_answer_may_take_longer_than_its_request():
         await asyncio.sleep(0.4)
         return {"left": await request.is_disconnected()}
 
-    assert await SlowSender((0.0, b"x")).post(app, "/think") == (200, {"left": False})
+    async with client_of(app) as client:
+        assert (await client.post("/think", content=b"x")).json() == {"left": False}
+
+
+async def test_nothing_is_late_behind_a_body():
+    messages = [{"type": "http.request", "body": b"x"}, {"type": "http.disconnect"}]
+
+    async def receive():
+        await asyncio.sleep(0.01)
+        return messages.pop(0)
+
+    async def app(scope, receive, send):
+        await receive()
+        await asyncio.sleep(0.4)
+        assert await receive() == {"type": "http.disconnect"}
+
+    await SlowBodyMiddleware(app, 0.2, 1000)({"type": "http"}, receive, None)
+    assert not messages
 
 
 async def test_what_is_no_request_passes():

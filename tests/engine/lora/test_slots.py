@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from peft_adapters import Host, load, write_adapter
+from safetensors.torch import load_file, save_file
 from tiny_pairs import PagedTexts, create_pair
 
 FAMILIES = ("Llama", "Qwen2", "Qwen3", "Gemma3")
@@ -57,7 +58,8 @@ def random_text(length=20):
 
 @pytest.mark.parametrize("options", [*OPTIONS, *ENDS])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_peft(family, options, tmp_path):
+def test_peft(family, options, tmp_path, monkeypatch):
+    monkeypatch.setattr("engine.lora.dora.INPUTS_AT_ONCE", 20)  # of 48 and more
     ours, theirs, config = create_pair(family, 3)
     peft_model = write_adapter(theirs, tmp_path, **options)
     loaded = load(ours, {"a": tmp_path})
@@ -69,6 +71,19 @@ def test_peft(family, options, tmp_path):
             base = peft_model(torch.tensor([text])).logits[0]
     assert (base - expected).abs().max() > 0.1
     torch.testing.assert_close(texts.run(0, [7, 1, 12]), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_row_without_a_length_is_refused(tmp_path):
+    ours, theirs, _ = create_pair("Llama", 3)
+    layer = "model.layers.0.self_attn.q_proj"
+    weight = theirs.get_submodule(layer).weight.detach().clone()
+    own = {"r": 1, "lora_alpha": 1, "target_modules": ("q_proj",), "layers_to_transform": [0]}
+    write_adapter(theirs, tmp_path, use_dora=True, **own)
+    file, side = tmp_path / "adapter_model.safetensors", f"base_model.model.{layer}.lora_"
+    opposite = {f"{side}A.weight": -weight[:1], f"{side}B.weight": torch.eye(len(weight), 1)}
+    save_file(load_file(file) | opposite, file)
+    failed = load(ours, {"a": tmp_path}).failed
+    assert failed == {"a": f"{layer} has a row of weights without a length"}
 
 
 @pytest.fixture(scope="module", params=[MIXED, MIXED_ENDS], ids=["layers", "ends"])

@@ -185,6 +185,20 @@ def test_a_slot_of_dora_is_another_ones_later(model, folders):
     check_same(table, model, "dora", folders["dora"])
 
 
+def test_whole_modules_go_with_their_adapter(model, folders, tmp_path):
+    """Whoever gets its slot has the model's."""
+    own = {"target_modules": ("v_proj",), "modules_to_save": ["embed_tokens", "lm_head"]}
+    write_adapter(create_pair("Qwen2", 3)[1], tmp_path, 7, **own)
+    host = Host()
+    table = load(model, {"whole": tmp_path, "a": folders["a"]}, host)
+    slots, version = torch.tensor([0, 1]), table.version
+    assert {slot for made in table.of_rows(slots).copies.values() for slot, _ in made} == {0}
+    unload(table, "whole")
+    assert not table.of_rows(slots).copies
+    assert table.version > version
+    assert list(host.lent.values()) == [table.num_bytes]
+
+
 def test_a_name_never_means_the_one_before(model, folders):
     table = load(model, {"a": folders["a"]})
     before = table.key_of("a")
