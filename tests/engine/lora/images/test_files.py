@@ -400,6 +400,22 @@ def another_rank(made):
     made.tensors = write(Model(), PATHS, dotted("unet"), ranks=(4,)).tensors
 
 
+def test_one_whose_file_has_changed_does_not_come_back(layers, model, tmp_path):
+    host = Host()
+    table = table_of(layers, host=host, max_slots=1)
+    for name in "ab":
+        file = write(model, PATHS, dotted("unet")).save(tmp_path / f"{name}.safetensors")
+        load(table, name, file)
+    os.utime(file, ns=(0, 0))
+    key = table.key_of("b")
+    table.advance(set, [(key,)])
+    while table._loads:
+        table.wait(5)
+        table.advance(set, [(key,)])
+    assert "its files have changed since it was loaded" in table.failure_of((key,)).message
+    assert (table.take((key,)), host.lent) == (False, {})
+
+
 @pytest.mark.parametrize("change", [same_shapes, another_rank])
 def test_one_that_is_written_to_while_it_is_read_is_refused(
     layers, model, tmp_path, monkeypatch, change
