@@ -8,7 +8,7 @@ from engine.lora.peft_files import Adapter, Update
 
 
 def adapter(rank):
-    return Adapter({"q": Update(torch.zeros(rank, 8), torch.zeros(rank, 8), 1.0)})
+    return Adapter({"q": Update(torch.zeros(rank, 8), torch.zeros(rank, 8), rank, 1.0)})
 
 
 BYTES = adapter(1).num_bytes
