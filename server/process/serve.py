@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from socket import socket
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import structlog
 import typer
@@ -27,7 +27,7 @@ from fastapi import FastAPI
 from engine.client import EngineClient, ProcessEngineClient, WorkerOptions
 from engine.logs import configure_logging
 from engine.version import __version__
-from server.app import create_app
+from server.app import build_routes, create_app
 from server.http.connection import (
     KEEP_ALIVE_S,
     ClientConnection,
@@ -85,7 +85,7 @@ def _run(
         screen = (
             None if terminal is None else terminal.start_screen(str(listener.uds or listener.url))
         )
-        server = DrainingServer(config, app.state.tandem, listener, screen)
+        server = DrainingServer(config, app, listener, screen)
         _log_start(settings)
         _allow_connections(settings.max_connections)
         # What is there for good: a body of many objects would have all of it looked at again and
@@ -125,12 +125,13 @@ class DrainingServer(uvicorn.Server):
     def __init__(
         self,
         config: uvicorn.Config,
-        state: AppState,
+        app: FastAPI,
         listener: Listener,
         screen: "StartScreen | None" = None,
     ) -> None:
         super().__init__(config)
-        self._state = state
+        self._app = app
+        self._state = state = cast(AppState, app.state.tandem)
         self._announcer = Announcer(state.settings, state.engine, listener, typer.echo, screen)
         self._announcement: asyncio.Task[None] | None = None
         self.has_failed = False
@@ -146,6 +147,7 @@ class DrainingServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
         await super().startup(sockets)
+        build_routes(self._app)  # by now workers are being started, which takes longer
         self._announcement = asyncio.create_task(self._announce())
 
     async def _announce(self) -> None:

@@ -3,10 +3,11 @@
 import httpx
 import pytest
 from fake_engine import FakeEngineClient
+from pydantic import TypeAdapter
 from starlette.requests import ClientDisconnect
 
 from engine.errors import EngineDead
-from server.app import create_app
+from server.app import build_routes, create_app
 from server.settings import Settings
 
 
@@ -131,3 +132,23 @@ async def test_a_proxy_may_or_may_not_strip_the_root_path(engine, path):
             path.replace("health", "openapi.json"), headers={"X-Api-Key": "k"}
         )
         assert document.json()["servers"] == [{"url": "/llm"}]
+
+
+async def test_no_request_waits_for_routes_to_be_built(engine, monkeypatch):
+    built = []
+    build = TypeAdapter.__init__
+
+    def note(self, *args, **kwargs):
+        built.append(args)
+        build(self, *args, **kwargs)
+
+    monkeypatch.setattr(TypeAdapter, "__init__", note)
+    numbers = []
+    for prepare in (lambda app: None, build_routes):
+        prepare(app := create_app(Settings(), engine))
+        built.clear()
+        async with client_of(app) as client:
+            await client.post("/v1/load_lora_adapter", json={})
+        numbers.append(len(built))
+    assert numbers[0] > 0
+    assert numbers[1] == 0

@@ -67,9 +67,7 @@ async def listening(folder: Path, **settings: Any) -> AsyncIterator[Site]:
     info = text_info(folder, max_model_len=1_000_000)
     text = TextServer(folder, info, port=0, max_header_bytes=LIMIT, **settings)
     listener = open_listener(text.settings)
-    server = DrainingServer(
-        uvicorn_config(text.settings, text.app), text.app.state.tandem, listener
-    )
+    server = DrainingServer(uvicorn_config(text.settings, text.app), text.app, listener)
     task = asyncio.create_task(server.serve(sockets=[listener.socket]))
     await until(lambda: server.started)
     try:
