@@ -138,6 +138,11 @@ class Adapter:
         return AdapterSize(needs, sum(copy.nbytes for copy in self.copies.values()))
 
     @property
+    def has_magnitudes(self) -> bool:
+        """Whether it is DoRA's, without gates yet."""
+        return any(update.magnitude is not None for update in self.updates.values())
+
+    @property
     def num_bytes(self) -> int:
         """Of memory."""
         updates = sum(update.num_bytes for update in self.updates.values())
@@ -195,8 +200,9 @@ class AdapterPlan:
             name, side = wanted[key]
             turned = tensor.T if side in (_LINEAR[1], _TABLE[1]) else tensor
             kept = turned.to(self._kept_as(tensor.ndim)).contiguous()
-            # What is too large for the model's type is infinite in it.
-            if not kept.isfinite().all():
+            # What is too large for the model's type is infinite in it. The least and the largest
+            # number tell as much as all of them, in a tenth of the time.
+            if not all(map(math.isfinite, torch.stack(torch.aminmax(kept)).tolist())):
                 raise ModelLoadError(f"{name} holds numbers that are not finite in {kept.dtype}")
             tensors[name, side] = kept
         updates = {name: self._update(name, rank, tensors) for name, rank in self.ranks.items()}

@@ -1,14 +1,18 @@
 """The adapters that a text model has, side by side in arrays, which grow in a thread."""
 
+import contextlib
 import os
-from collections.abc import Collection, Generator, Iterable, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import structlog
+import torch
 from torch import Tensor
 
 from engine.adapter_orders import AdapterOrder
@@ -29,6 +33,12 @@ from engine.models.layers.linear import Linear
 from engine.models.layers.norm import RmsNorm
 from engine.runtime.memory import available_host_memory
 
+SPARE_BYTES = 16 << 20
+"""Of slots that nobody has, when arrays are made while the model serves; a quarter of the slots if
+that is more, so that many loads take as much time each as few."""
+
+Result = TypeVar("Result")
+
 log = structlog.get_logger(__name__)
 
 
@@ -36,6 +46,7 @@ class _Ready(NamedTuple):
     """What an adapter is put in place with."""
 
     slot: int
+    """In which its numbers are."""
     made: Mapping[str, Any] = MappingProxyType({})
     """Of its whole modules."""
     grant: Grant | None = None
@@ -59,6 +70,10 @@ class AdapterTable(Shelf[AdapterSize, int]):
         self, model: CausalLM, host: Host, limits: AdapterLimits, *, is_packed: bool = False
     ) -> None:
         super().__init__(limits)
+        # Steps have the cores: at the end of each of hundreds of small operations a second thread
+        # would be waited for which does not get one.
+        one_thread = partial(torch.set_num_threads, 1)
+        self._thread = ThreadPoolExecutor(1, "load-adapters", initializer=one_thread)
         self.version = 0
         self._host = host
         self._options = model.options
@@ -87,8 +102,10 @@ class AdapterTable(Shelf[AdapterSize, int]):
         self._heads = [head.path for head in heads]
         self._slots = self._empty_slots()
         self._grant: Grant | None = None
-        is_on_host = self._options.device.type == "cpu"
-        capacity = limits.capacity_bytes if is_on_host else available_host_memory()
+        self._is_filling = False
+        """A slot of the arrays gets an adapter that is not kept yet."""
+        self._is_on_host = self._options.device.type == "cpu"
+        capacity = limits.capacity_bytes if self._is_on_host else available_host_memory()
         self._copies = Copies(host, capacity)
 
     @property
@@ -157,8 +174,9 @@ class AdapterTable(Shelf[AdapterSize, int]):
         if self._limits.max_bytes is not None:
             taken = self._bytes_of(adapter.size for adapter in adapters.values())
             self._copies.shrink(self._limits.max_bytes - taken)
-        self._take(self._larger_slots(room), grant)
+        self._take(self._new_slots(room), grant)
         for slot, (key, adapter) in enumerate(adapters.items()):
+            self._slots.put(slot, adapter)
             ready = _Ready(slot, self._own.make(adapter.copies), own[key])
             self._enter(key, adapter, ready)
 
@@ -185,18 +203,53 @@ class AdapterTable(Shelf[AdapterSize, int]):
         return None
 
     def _making_ready(self, adapter: Adapter) -> Generator["Future[Any] | None", None, "_Ready"]:
-        """A slot in which an adapter fits, and what modules make of its copies of them."""
-        slot = yield from self._free_slot(adapter.size)
-        grant = self._borrow_own(adapter)
-        if grant is None:
-            return _Ready(slot)
+        """A slot that is filled, and what modules make of the adapter's copies of them. Larger
+        arrays take the others' place if need be. Others may go meanwhile, but none comes."""
+        room, slot = self._room_with(adapter.size)
+        taken = self._own_bytes(self._placed()) + adapter.size.copy_bytes
+        if self._limits.max_bytes is not None:
+            self._copies.shrink(self._limits.max_bytes - taken - self._array_bytes(room))
+        arrays = own = None
+        self._is_filling = True
         try:
-            making = self._thread.submit(self._own.make, adapter.copies)
-            yield making
-            return _Ready(slot, making.result(), grant)
+            if room is not self._slots.room:
+                room, arrays = self._borrow_arrays(room, taken)
+            own = self._borrow_own(adapter)
+            fill = partial(self._filled, room, slot, adapter)
+            # On a device in the order of the steps, which it keeps.
+            slots = (yield from self._aside(fill)) if self._is_on_host else fill()
+            make = partial(self._own.make, adapter.copies)
+            made = (yield from self._aside(make)) if own is not None else {}
         except Exception:
-            self._host.give_back(grant)
+            for grant in (arrays, own):
+                if grant is not None:
+                    self._host.give_back(grant)
+            self._is_filling = False
+            self._free_arrays()
             raise
+        self._is_filling = False
+        if slots is not self._slots:
+            self._take(slots, arrays)
+        return _Ready(slot, made, own)
+
+    def _filled(self, room: Room, slot: int, adapter: Adapter) -> LoraSlots:
+        """Arrays of that size in which it has the slot, which no row has."""
+        slots = self._slots if room is self._slots.room else self._new_slots(room, self._slots)
+        slots.put(slot, adapter)
+        return slots
+
+    def _borrow_arrays(self, room: Room, taken_bytes: int) -> tuple[Room, Grant]:
+        """Memory for arrays with some more slots, if it is there and no copy has to go for them:
+        adapters that find one leave the arrays where they are."""
+        per_slot = max(1, self._array_bytes(replace(room, num_slots=1)))
+        most = min(2 * room.num_slots, self._limits.max_slots)
+        more = min(most - room.num_slots, max(SPARE_BYTES // per_slot, room.num_slots // 4))
+        wider = replace(room, num_slots=room.num_slots + max(0, more))
+        num_bytes = self._array_bytes(wider)
+        if not self._exceeds(taken_bytes + num_bytes + self._copies.num_bytes):
+            with contextlib.suppress(InsufficientMemory):
+                return wider, self._borrow(num_bytes)
+        return room, self._borrow(self._array_bytes(room))
 
     def _borrow_own(self, adapter: Adapter) -> Grant | None:
         """Memory for whole modules, if it brings some."""
@@ -205,38 +258,17 @@ class AdapterTable(Shelf[AdapterSize, int]):
     def _reading(
         self, folder: str
     ) -> Generator["Future[Any] | None", None, tuple[Source, Adapter]]:
-        reading = self._thread.submit(self._read, folder)
-        yield reading
-        source, adapter = reading.result()
-        adapter = yield from with_gates(adapter, self._layers, self._options)
-        keeping = self._thread.submit(self._kept_as, adapter)
-        yield keeping
-        return source, keeping.result()
+        source, adapter = yield from self._aside(partial(self._read, folder))
+        if adapter.has_magnitudes:
+            adapter = yield from with_gates(adapter, self._layers, self._options)
+            adapter = yield from self._aside(partial(self._kept_as, adapter))
+        return source, adapter
 
-    def _free_slot(self, size: AdapterSize) -> Generator["Future[Any] | None", None, int]:
-        """A slot in which such an adapter fits; the arrays are replaced by larger ones if there is
-        none. Others may go meanwhile, but none comes."""
-        room, slot = self._room_with(size)
-        if self._limits.max_bytes is not None:
-            taken = self._own_bytes(self._placed()) + size.copy_bytes + self._array_bytes(room)
-            self._copies.shrink(self._limits.max_bytes - taken)
-        if room is not self._slots.room:
-            yield from self._enlarge(room)
-        return slot
-
-    def _enlarge(self, room: Room) -> Generator["Future[Any] | None", None, None]:
-        grant = self._borrow(self._array_bytes(room))
-        try:
-            if self._options.device.type == "cpu":
-                filling = self._thread.submit(self._larger_slots, room)
-                yield filling
-                larger = filling.result()
-            else:  # in the order of the steps, which the device keeps
-                larger = self._larger_slots(room)
-        except Exception:
-            self._host.give_back(grant)
-            raise
-        self._take(larger, grant)
+    def _aside(self, work: Callable[[], Result]) -> Generator["Future[Any] | None", None, Result]:
+        """Do it in the thread."""
+        doing = self._thread.submit(work)
+        yield doing
+        return doing.result()
 
     def _room_with(self, size: AdapterSize, without: Collection[str] = ()) -> tuple[Room, int]:
         """What the arrays must have room for with one adapter more, and the slot that it gets."""
@@ -265,19 +297,22 @@ class AdapterTable(Shelf[AdapterSize, int]):
         return sum(kept.size.copy_bytes for kept in placed)
 
     def _read(self, folder: str) -> tuple[Source, Adapter]:
-        """In any thread."""
+        """In any thread. As it is kept, but for one that has magnitudes still."""
         place = Path(os.path.expanduser(folder))
         files = place / CONFIG, place / WEIGHTS
         source = Source.of(folder, *files)
         try:
             plan = plan_adapter(place, self._shapes, self._options.dtype)
             self._check_size(plan.size)
-            return source, plan.read()
+            adapter = plan.read()
+            return source, adapter if adapter.has_magnitudes else self._kept_as(adapter)
         finally:  # whatever has come of it then
             source.check_unchanged(Source.of(folder, *files), since="reading them began")
 
     def _read_whole(self, folder: str) -> tuple[Source, Adapter]:
         source, adapter = self._read(folder)
+        if not adapter.has_magnitudes:
+            return source, adapter
         gating = with_gates(adapter, self._layers, self._options)
         while True:
             try:
@@ -296,9 +331,6 @@ class AdapterTable(Shelf[AdapterSize, int]):
     def _array_bytes(self, room: Room) -> int:
         return room.num_bytes(self._shapes, self._numbers)
 
-    def _larger_slots(self, room: Room) -> LoraSlots:
-        return self._new_slots(room, self._slots)
-
     def _empty_slots(self) -> LoraSlots:
         return self._new_slots(Room())
 
@@ -315,7 +347,6 @@ class AdapterTable(Shelf[AdapterSize, int]):
             self._host.give_back(before)
 
     def _enter(self, key: str, adapter: Adapter, ready: _Ready) -> None:
-        self._slots.put(ready.slot, adapter)
         if ready.grant is not None:
             self._own.put(ready.slot, ready.made, ready.grant)
             self._changed_copies()
@@ -341,7 +372,11 @@ class AdapterTable(Shelf[AdapterSize, int]):
 
     def _forget(self, key: str) -> None:
         self._copies.drop(key)
-        if not self._kept:
+        self._free_arrays()
+
+    def _free_arrays(self) -> None:
+        """Give their memory back if there are no adapters."""
+        if not self._kept and not self._is_filling:
             self._take(self._empty_slots(), None)
 
 

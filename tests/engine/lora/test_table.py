@@ -23,6 +23,7 @@ from engine.errors import (
 from engine.lora import table as table_module
 from engine.lora.peft_config import CONFIG
 from engine.lora.peft_files import WEIGHTS, AdapterPlan
+from engine.lora.slots import LoraSlots
 from engine.lora.table import load_adapters
 from engine.models.adapters import NO_ADAPTER
 
@@ -133,7 +134,7 @@ def test_in_8_bits(model, folders, tmp_path):
     write_adapter(create_pair("Qwen2", 3)[1], tmp_path, 7, **ends)
     every = folders | {"ends": tmp_path}
     host = Host()
-    table = load(model, {"a": every["a"]}, host, room=len(every), is_packed=True)
+    table = load(model, {"a": every["a"]}, host, room=len(every) - 1, is_packed=True)
     for name in list(every)[1:]:
         assert isinstance(ask(table, name, every[name]), AdapterReport)
     plain = load(model, every)
@@ -307,7 +308,7 @@ def test_memory_is_asked_for_before_it_is_taken(model, folders):
 def test_memory_of_a_load_that_fails_later_is_given_back(model, folders, monkeypatch):
     host = Host()
     table = load(model, {"a": folders["a"]}, host, room=1)
-    monkeypatch.setattr(table, "_larger_slots", lambda room: 1 / 0)
+    monkeypatch.setattr(table, "_filled", lambda *_: 1 / 0)
     answer = ask(table, "b", folders["b"])
     assert answer.message == "ZeroDivisionError while it was loaded"
     assert list(host.lent.values()) == [table.num_bytes]
@@ -328,6 +329,66 @@ def test_steps_go_on_while_files_are_read(model, folders, monkeypatch):
     settle(table)
     assert table.names == ("a", "b", "c")
     assert len(answers) == 2
+
+
+def test_arrays_have_slots_for_those_to_come(model, folders):
+    table = load(model, {}, room=4)
+    ask(table, "first", folders["a"])
+    version = table.version
+    ask(table, "second", folders["a"])
+    assert table.version == version  # recorded steps stay good
+    ask(table, "third", folders["a"])
+    assert table.version > version
+    assert table._slots.room.num_slots == 4  # as many as there may ever be
+    for name in ("first", "second", "third"):
+        check_same(table, model, name, folders["a"])
+
+
+def test_they_are_written_into_slots_beside_the_steps(model, folders, monkeypatch):
+    table, threads, put = load(model, {}, room=2), [], LoraSlots.put
+
+    def noted(*args):
+        threads.append(threading.current_thread())
+        put(*args)
+
+    monkeypatch.setattr(LoraSlots, "put", noted)
+    ask(table, "into new arrays", folders["a"])
+    ask(table, "beside it", folders["a"])
+    assert len(threads) == 2
+    assert threading.main_thread() not in threads
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_last_one_goes_while_another_comes(model, folders, monkeypatch, fails):
+    host = Host()
+    table = load(model, {"a": folders["a"], "b": folders["b"]}, host)
+    unload(table, "b")
+    fill, filled, may_go_on = table._filled, [], threading.Event()
+
+    def fill_later(*args):
+        filled.append(fill(*args))
+        assert may_go_on.wait(30)
+        return filled[0] if not fails else 1 / 0
+
+    monkeypatch.setattr(table, "_filled", fill_later)
+    answers = []
+    table.load(AdapterOrder(name="again", folder=str(folders["a"])), answers.append)
+    while not filled:
+        table.wait(0.01)
+        table.advance(set)
+    unload(table, "a")
+    assert "a" not in table.names
+    may_go_on.set()
+    settle(table)
+    if fails:
+        assert isinstance(answers[0], ModelLoadError)
+        assert not any(host.lent.values())
+        assert table.num_bytes == 0
+    else:
+        assert isinstance(answers[0], AdapterReport)
+        check_same(table, model, "again", folders["a"])
+        unload(table, "again")
+        assert not any(host.lent.values())
 
 
 def test_what_nobody_thought_of_harms_no_model(model, folders, monkeypatch):
