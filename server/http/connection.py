@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import httptools
 import structlog
+from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
@@ -80,6 +81,23 @@ class _Phase(enum.Enum):
     """The rest of a body, and its trailers."""
     CLOSE = enum.auto()
     """That it reads our last answer. What it sends is dropped."""
+
+
+class _OldCycle(RequestResponseCycle):
+    """An answer to a client of HTTP/1.0, which knows no chunks: where its length is not known
+    before, it ends with the connection."""
+
+    _ends_with_connection = False
+
+    async def send(self, message: ASGISendEvent) -> None:
+        if message["type"] == "http.response.start":
+            names = {name.lower() for name, _ in message.get("headers", ())}
+            self._ends_with_connection = b"content-length" not in names
+            if self._ends_with_connection:
+                self.chunked_encoding = self.keep_alive = False
+        elif message["type"] == "http.response.body" and self._ends_with_connection:
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)
 
 
 class ClientConnection(HttpToolsProtocol):
@@ -202,6 +220,8 @@ class ClientConnection(HttpToolsProtocol):
         if self._is_crowded and self._num_connections() > self._limits.max_connections:
             self._refuse_crowded()
         super().on_headers_complete()
+        if self.scope["http_version"] == "1.0":
+            self.cycle.__class__ = _OldCycle
         self._unanswered.append(self.cycle)
         self._enter(_Phase.BODY)
         self._heard_something = True

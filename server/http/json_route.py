@@ -18,9 +18,13 @@ from engine.errors import InvalidParameter
 
 MAX_VALUES = 5 << 19
 """Of a body, as its commas tell: more than the longest prompt of token ids has."""
-MAX_NAMED = MAX_CONTAINERS = MAX_STRINGS = 1 << 18
-"""Values with a name, arrays and objects, and strings. Decoding as many as there may be of each
-takes a tenth of a second at most, in which nobody else is served."""
+MAX_NAMED = MAX_CONTAINERS = 1 << 18
+"""Values with a name, and arrays and objects. Decoding as many as there may be of either takes a
+tenth of a second, in which nobody else is served."""
+MAX_STRINGS = 1 << 17
+"""Names are strings, too. Twice as many as the longest conversation has."""
+_FEW = 1 << 16
+"""Commas: of all else there are about as many at most."""
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -108,7 +112,7 @@ def _check_amount(body: bytes) -> None:
         InvalidParameter: says what there is too much of.
     """
     num_commas = body.count(b",")
-    if num_commas <= MAX_CONTAINERS:  # of all else there are about as many at most
+    if num_commas <= _FEW:
         return
     num_quotes = body.count(b'"') - body.count(b'\\"')  # one of a string at least
     for found, most, what in (

@@ -78,6 +78,36 @@ UNSUPPORTED_FIELDS: Mapping[str, tuple[Any, ...]] = {
     "chat_template": (),
     "documents": ([],),
     "spaces_between_special_tokens": (True,),
+    "truncation_side": ("left",),
+    "include_reasoning": (True,),
+    "separate_reasoning": (True,),
+    "stream_reasoning": (True,),
+    "reasoning_format": ("auto", "deepseek"),
+    "thinking_token_budget": (-1,),
+    "reasoning_budget_tokens": (-1,),
+    "logprob_token_ids": ([],),
+    "return_hidden_states": (False,),
+    "regex": (),
+    "ebnf": (),
+    "stop_regex": ([], ""),
+    "lora": ([],),
+    "lora_path": (),
+    "n_cmpl": (1,),
+    "n_indent": (0,),
+    "min_keep": (0, 1),
+    "t_max_predict_ms": (-1, 0),
+    "post_sampling_probs": (False,),
+    "max_new_tokens": (),
+    "sampling_seed": (),
+    "do_sample": (True,),
+    "num_beams": (1,),
+    "no_repeat_ngram_size": (0,),
+    "tfs": (1,),
+    "typical": (1,),
+    "top_a": (0,),
+    "smoothing_factor": (0,),
+    "temperature_last": (False,),
+    "adaptive_target": (-1,),
 }
 """Known fields that are refused, with the values that ask for nothing and pass. Null passes too.
 A route that has a field of that name takes it."""
@@ -88,8 +118,22 @@ _INSTEAD = {
     "function_call": "function_call is deprecated and not supported here; send tool_choice "
     'instead, to /v1/chat/completions: "none", "auto", "required" or {"type": "function", '
     '"function": {"name": "…"}}',
+} | {
+    name: f"{name} is not supported here; send {instead} instead"
+    for name, instead in {
+        "regex": "structured_outputs with regex",
+        "ebnf": "structured_outputs with grammar",
+        "lora": "the adapter's name as model",
+        "lora_path": "the adapter's name as model",
+        "n_cmpl": "n",
+        "max_new_tokens": "max_tokens",
+        "sampling_seed": "seed",
+        "do_sample": "temperature: 0",
+        "num_beams": "use_beam_search and best_of",
+        "typical": "typical_p",
+    }.items()
 }
-"""What to do about those that have a successor."""
+"""What to do about those that have a successor, or another name here."""
 
 
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_COUNT)]

@@ -36,12 +36,7 @@ _NO_EFFECT: Mapping[str, str] = {
 }
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     **UNSUPPORTED_FIELDS,
-    "min_keep": (0, 1),
-    "t_max_predict_ms": (-1, 0),
-    "n_indent": (0,),
-    "post_sampling_probs": (False,),
     "image_data": ([],),
-    "lora": ([],),
     "grammar_lazy": (False,),
     "grammar_triggers": ([],),
 }

@@ -109,6 +109,20 @@ def error_of(answer: bytes, status: int) -> dict[str, Any]:
     return error
 
 
+async def test_a_client_of_http_1_0_gets_a_stream_without_chunks(tokenizer_folder: Path) -> None:
+    async with listening(tokenizer_folder) as site:
+        site.text.say("the fox jumps")
+        new = post({"prompt": "a", "stream": True}, b"Connection: close")
+        for version, is_chunked in ((b"HTTP/1.1", True), (b"HTTP/1.0", False)):
+            head, body = (await site.send(new.replace(b"HTTP/1.1", version))).split(b"\r\n\r\n", 1)
+            assert (b"transfer-encoding: chunked" in head.lower()) is is_chunked
+            assert body.startswith(b"data: ") is not is_chunked
+            assert body.endswith(b"data: [DONE]\n\n") is not is_chunked
+        whole = post({"prompt": "a"}).replace(b"HTTP/1.1", b"HTTP/1.0")
+        head, body = (await site.send(whole)).split(b"\r\n\r\n", 1)
+        assert b"content-length: %d\r\n" % len(body) in head.lower()
+
+
 # Too much.
 
 PIECE = b"v" * 1024
