@@ -25,7 +25,7 @@ struct Int16Scale {
 
   static ALWAYS_INLINE Lanes magnitudes(Lanes x) { return (Lanes)((IntLanes)x & 0x7fffffff); }
   // Magnitudes order like their bits, and NaN comes out on top.
-  static ALWAYS_INLINE Lanes larger_bits(Lanes a, Lanes b) {
+  static Lanes larger_bits(Lanes a, Lanes b) {
     return (Lanes)((IntLanes)a > (IntLanes)b ? (IntLanes)a : (IntLanes)b);
   }
 
