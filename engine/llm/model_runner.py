@@ -137,8 +137,8 @@ class ModelRunner:
         self._adapters = adapters
         self._adapter_slots: dict[int, int] = {}
         """Of the sequences that have an adapter."""
-        self._recorded_version = 0 if adapters is None else adapters.version
-        """Of the adapters that steps were recorded with."""
+        self._recorded_version = 0
+        """Of the adapters that steps were recorded with; 0: of none."""
         self._num_groups = len(model_config.layer_groups)
         self._expert_rows = expert_row_counts(model_config)
         self._kv = KvStorage(
@@ -287,7 +287,10 @@ class ModelRunner:
 
     def record_ahead(self) -> bool:
         """See `StepGraphs.record_ahead`."""
-        return self._graphs is not None and self._graphs.record_ahead()
+        if self._graphs is None:
+            return False
+        self._look_at_adapters(self._graphs)
+        return self._graphs.record_ahead()
 
     def _apply_changes(self, decision: ScheduleDecision) -> None:
         for seq_id in decision.finished:
@@ -328,10 +331,13 @@ class ModelRunner:
     def _find_graph(self, rows: StepRows) -> StepGraph | None:
         if self._graphs is None:
             return None
+        self._look_at_adapters(self._graphs)
+        return self._graphs.find(rows)
+
+    def _look_at_adapters(self, graphs: StepGraphs) -> None:
         if self._adapters is not None and self._adapters.version != self._recorded_version:
             self._recorded_version = self._adapters.version
-            self._graphs.forget_adapters()
-        return self._graphs.find(rows)
+            graphs.renew_adapters()
 
     def _run_model(self, batch: Batch) -> Tensor:
         adapters, slots = self._adapters, batch.adapter_slots

@@ -13,7 +13,7 @@ The recorder is all that knows the device (`engine/llm/cuda_recorder.py`,
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
@@ -39,7 +39,8 @@ EAGER_STEPS = 3
 MOST_ROWS_AHEAD = 256
 """Steps of more rows are not recorded before they are met."""
 AHEAD_S = 3.0
-"""Seconds of a processor that recording ahead may take in all."""
+"""Seconds of a processor that recording ahead may take in all, and once more with adapters whenever
+they are somewhere else."""
 SHORTEST_CONTEXT = 1024
 """Attention is recorded with programs for so many keys, or 4, 16, … times as many: most of a grid
 for the longest context would find nothing to do."""
@@ -250,8 +251,7 @@ class StepGraphs:
         self._device = device
         self._adapters = adapters
         self._background = background or ThreadPoolExecutor(1, "record-graphs")
-        self._ahead = iter(self._likely_sizes if recorder.is_cheap else ())
-        self._ahead_s = 0.0
+        self._ahead = [self._sizes_ahead(has_adapters=False)]
         self._uses: Counter[GraphSize] = Counter()
         self._graphs: dict[GraphSize, Future[StepGraph]] = {}
         self._broken: set[StepKind] = set()
@@ -272,15 +272,7 @@ class StepGraphs:
     def record_ahead(self) -> bool:
         """Record one of the sizes that are likely to be asked for. False: that is not worth it, or
         done."""
-        size = next((size for size in self._ahead if size not in self._graphs), None)
-        if size is None or self._ahead_s >= AHEAD_S:
-            return False
-        if size.kind not in self._broken:
-            started_s = thread_time()
-            self._begin(size)
-            self._recorded(size)
-            self._ahead_s += thread_time() - started_s
-        return True
+        return any(next(sizes, False) for sizes in self._ahead)
 
     def _begin(self, size: GraphSize) -> None:
         self._graphs[size] = self._background.submit(self.record, size)
@@ -303,12 +295,28 @@ class StepGraphs:
             return None
         return recorded.result()
 
-    def forget_adapters(self) -> None:
-        """Record steps with adapters anew: what they read is somewhere else now."""
-        for size in [size for size in self._uses if size.has_adapters]:
-            del self._uses[size]
-            self._graphs.pop(size, None)
+    def _sizes_ahead(self, *, has_adapters: bool) -> Iterator[bool]:
+        """Record a likely size for each True."""
+        spent_s = 0.0
+        for size in self._likely_sizes(has_adapters) if self._recorder.is_cheap else ():
+            if spent_s >= AHEAD_S:
+                return
+            if size in self._graphs:
+                continue
+            if size.kind not in self._broken:
+                started_s = thread_time()
+                self._begin(size)
+                self._recorded(size)
+                spent_s += thread_time() - started_s
+            yield True
+
+    def renew_adapters(self) -> None:
+        """Record steps with adapters anew: what they read is there now, or somewhere else."""
+        for known in (self._uses, self._graphs):
+            for size in [size for size in known if size.has_adapters]:
+                del known[size]
         self._broken = {kind for kind in self._broken if not kind.has_adapters}
+        self._ahead[1:] = [self._sizes_ahead(has_adapters=True)]
 
     @property
     def sizes(self) -> list[GraphSize]:
@@ -321,15 +329,14 @@ class StepGraphs:
         found = [GraphSize(*size) for size in product(rows, contexts, kinds)]
         return sorted(found, reverse=True)
 
-    @property
-    def _likely_sizes(self) -> list[GraphSize]:
-        """Of short texts without adapters, small ones first."""
+    def _likely_sizes(self, has_adapters: bool) -> list[GraphSize]:
+        """Of short texts, small ones first."""
         context = self._context_for(1)
         decodes = {self._padded(n) for n in range(1, min(MOST_ROWS_AHEAD, self._max_num_rows) + 1)}
         prompts = {self._recorder.padded_with_prompts(n) for n in range(1, MOST_ROWS_AHEAD + 1)}
-        found = [GraphSize(num_rows, context) for num_rows in decodes]
+        found = [GraphSize(num_rows, context, has_adapters) for num_rows in decodes]
         found += [
-            GraphSize(num_rows, context, has_prompts=True)
+            GraphSize(num_rows, context, has_adapters, has_prompts=True)
             for num_rows in prompts
             if num_rows is not None
         ]

@@ -14,7 +14,7 @@ class Adapters(Protocol):
     """Those that a model has loaded, in slots. Loop thread only.
 
     Attributes:
-        version: another one when a recorded step must be recorded anew.
+        version: another one when a recorded step must be recorded anew; 0 before there is any.
         change_logits: whether some of them change the output layer.
     """
 

@@ -1,6 +1,7 @@
 """Recorded decode steps, without CUDA: a recording here runs the same code on the same inputs."""
 
 import contextlib
+import dataclasses
 import random
 from concurrent.futures import Executor, Future
 
@@ -205,6 +206,23 @@ def test_cheap_recordings_of_short_texts_are_made_ahead_small_ones_first():
     assert recorder.num_recordings == len(wanted)
 
 
+def test_steps_with_adapters_are_recorded_ahead_after_others_and_again_when_adapters_move():
+    recorder = CheapRecorder()
+    graphs = make_graphs(recorder, adapters=True)
+    for first_time in (True, False):
+        before = recorder.num_recordings
+        graphs.renew_adapters()
+        while graphs.record_ahead():
+            pass
+        sizes = list(graphs._graphs)
+        assert [size.has_adapters for size in sizes] == sorted(size.has_adapters for size in sizes)
+        alike = {False: set(), True: set()}
+        for size in sizes:
+            alike[size.has_adapters].add(dataclasses.replace(size, has_adapters=False))
+        assert alike[False] == alike[True]
+        assert recorder.num_recordings - before == len(alike[True]) * (2 if first_time else 1)
+
+
 def test_recording_ahead_ends_when_its_time_is_over(monkeypatch):
     graphs = make_graphs(CheapRecorder())
     assert graphs.record_ahead()
@@ -276,14 +294,14 @@ def test_steps_with_other_adapters_are_recorded_anew():
     recorder = Recorder()
     graphs = make_graphs(recorder, adapters=True)
     first, plain = find_often(graphs, with_adapters(5, 6)), find_often(graphs, decodes(5, 6))
-    graphs.forget_adapters()
+    graphs.renew_adapters()
     second = find_often(graphs, with_adapters(5, 6))
     assert second is not None and second is not first
     assert graphs.find(decodes(5, 6)) is plain
     recorder.failure = RuntimeError("no")
     assert find_often(graphs, with_adapters(9, 8, 7, 6, 5, 4, 3, 2)) is None
     recorder.failure = None
-    graphs.forget_adapters()
+    graphs.renew_adapters()
     assert find_often(graphs, with_adapters(5, 6)) is not None
 
 
