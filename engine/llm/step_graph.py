@@ -251,7 +251,10 @@ class StepGraphs:
         self._device = device
         self._adapters = adapters
         self._background = background or ThreadPoolExecutor(1, "record-graphs")
-        self._ahead = [self._sizes_ahead(has_adapters=False)]
+        self._ahead = {False: self._sizes_ahead(has_adapters=False), True: iter(())}
+        """Of steps without adapters and with."""
+        self._had_adapters = False
+        """Whether the last step had some."""
         self._uses: Counter[GraphSize] = Counter()
         self._graphs: dict[GraphSize, Future[StepGraph]] = {}
         self._broken: set[StepKind] = set()
@@ -259,6 +262,7 @@ class StepGraphs:
 
     def find(self, rows: StepRows) -> StepGraph | None:
         """The graph that can run this step, if there is one by now."""
+        self._had_adapters = rows.adapter_slots is not None
         size = self._size_for(rows)
         if size is None or size.kind in self._broken:
             return None
@@ -270,9 +274,10 @@ class StepGraphs:
         return self._recorded(size)
 
     def record_ahead(self) -> bool:
-        """Record one of the sizes that are likely to be asked for. False: that is not worth it, or
-        done."""
-        return any(next(sizes, False) for sizes in self._ahead)
+        """Record one of the sizes that are likely to be asked for, those like the last step first.
+        False: that is not worth it, or done."""
+        first = self._had_adapters
+        return next(self._ahead[first], False) or next(self._ahead[not first], False)
 
     def _begin(self, size: GraphSize) -> None:
         self._graphs[size] = self._background.submit(self.record, size)
@@ -316,7 +321,7 @@ class StepGraphs:
             for size in [size for size in known if size.has_adapters]:
                 del known[size]
         self._broken = {kind for kind in self._broken if not kind.has_adapters}
-        self._ahead[1:] = [self._sizes_ahead(has_adapters=True)]
+        self._ahead[True] = self._sizes_ahead(has_adapters=True)
 
     @property
     def sizes(self) -> list[GraphSize]:

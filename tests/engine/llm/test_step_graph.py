@@ -223,6 +223,17 @@ def test_steps_with_adapters_are_recorded_ahead_after_others_and_again_when_adap
         assert recorder.num_recordings - before == len(alike[True]) * (2 if first_time else 1)
 
 
+def test_recording_ahead_begins_with_what_is_like_the_last_step():
+    graphs = make_graphs(CheapRecorder(), adapters=True)
+    graphs.renew_adapters()
+    for has_adapters in random.sample([False, True] * 3, 6):
+        graphs.find((with_adapters if has_adapters else decodes)(9, 9))
+        before = set(graphs._graphs)
+        assert graphs.record_ahead()
+        [size] = set(graphs._graphs) - before
+        assert size.has_adapters is has_adapters
+
+
 def test_recording_ahead_ends_when_its_time_is_over(monkeypatch):
     graphs = make_graphs(CheapRecorder())
     assert graphs.record_ahead()
