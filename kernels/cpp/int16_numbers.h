@@ -21,7 +21,7 @@ typedef int8_t Bytes __attribute__((vector_size(kLanes)));
 
 // The smallest that numbers of some magnitudes can have. NaN if one of them is not finite.
 struct Int16Scale {
-  float scale, inverse;
+  Lanes scale, inverse;  // the same in all lanes
 
   static ALWAYS_INLINE Lanes magnitudes(Lanes x) { return (Lanes)((IntLanes)x & 0x7fffffff); }
   // Magnitudes order like their bits, and NaN comes out on top.
@@ -30,31 +30,25 @@ struct Int16Scale {
   }
 
   ALWAYS_INLINE explicit Int16Scale(Lanes largest_magnitudes) {
-    float largest = combine_lanes(largest_magnitudes, larger_bits);
-    int32_t bits;
-    std::memcpy(&bits, &largest, 4);
+    IntLanes bits = (IntLanes)combine_everywhere(largest_magnitudes, larger_bits);
     // The carry raises the exponent of what would be rounded to more than kMost.
     constexpr int32_t kCarry = 0x101ff, kSmallestExponent = 27;  // 2^-100, with its bias
-    bool is_finite = bits < 0x7f800000;
-    int32_t exponent = std::max((bits + kCarry) >> 23, kSmallestExponent) - 14;
-    scale = is_finite ? power(exponent) : std::numeric_limits<float>::quiet_NaN();
-    inverse = is_finite ? power(254 - exponent) : 0.0f;
+    constexpr int32_t kInfinity = 0x7f800000, kNaN = 0x7fc00000;
+    IntLanes exponent = (bits + kCarry) >> 23;
+    exponent = (exponent > kSmallestExponent ? exponent : repeat(kSmallestExponent)) - 14;
+    IntLanes is_finite = bits < kInfinity;
+    scale = (Lanes)(is_finite ? exponent << 23 : repeat(kNaN));
+    inverse = (Lanes)((254 - exponent) << 23 & is_finite);
   }
 
   ALWAYS_INLINE IntLanes integers(Lanes numbers) const {
     // Adding it rounds to an integer, which then is the sum's last bits.
     constexpr float kRounder = 0x1.8p23f;
-    return (IntLanes)(numbers * fill(inverse) + fill(kRounder)) - 0x4b400000;
+    return (IntLanes)(numbers * inverse + fill(kRounder)) - 0x4b400000;
   }
 
  private:
-  // Of two, from its biased exponent.
-  static float power(int32_t exponent) {
-    int32_t bits = exponent << 23;
-    float x;
-    std::memcpy(&x, &bits, 4);
-    return x;
-  }
+  static ALWAYS_INLINE IntLanes repeat(int32_t x) { return x - IntLanes{}; }
 };
 
 // The lowest bits; compilers take several instructions.

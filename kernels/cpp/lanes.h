@@ -173,8 +173,14 @@ inline Lanes swap_quarters(Lanes x) {
 inline Lanes swap_pairs(Lanes x) {
   return __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
 }
+inline Lanes swap_neighbours(Lanes x) {
+  return __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+}
 #else
 inline Lanes swap_halves(Lanes x) { return __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3); }
+inline Lanes swap_neighbours(Lanes x) {
+  return __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6);
+}
 inline Lanes swap_quarters(Lanes x) {
   return __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5);
 }
@@ -188,6 +194,17 @@ inline float combine_lanes(Lanes x, Combine combine) {
   x = combine(x, swap_pairs(x));
 #endif
   return combine(fill(x[0]), fill(x[1]))[0];
+}
+
+// The same in all lanes, of what has no order.
+template <class Combine>
+inline Lanes combine_everywhere(Lanes x, Combine combine) {
+  x = combine(x, swap_halves(x));
+  x = combine(x, swap_quarters(x));
+#if defined(__AVX512F__)
+  x = combine(x, swap_pairs(x));
+#endif
+  return combine(x, swap_neighbours(x));
 }
 
 inline float largest(Lanes x) { return combine_lanes(x, larger); }

@@ -23,7 +23,7 @@ struct Int16Block {
       most = Int16Scale::larger_bits(most, Int16Scale::magnitudes(numbers[i]));
     }
     Int16Scale of_all(most);
-    scale = of_all.scale;
+    scale = of_all.scale[0];
     for (int i = 0; i < kRegisters; ++i) integers[i] = of_all.integers(numbers[i]);
   }
 

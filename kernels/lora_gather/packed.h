@@ -92,7 +92,7 @@ template <class T>
 struct Packed {
   static constexpr int kRanks = 8;  // of a chunk, the unit of all loops over ranks
   static constexpr int kTogether = 1;
-  static constexpr int64_t kAhead = 1;
+  static constexpr int kFewRows = 2;  // with more, products take so long that nobody need ask ahead
   static constexpr int64_t kGroup = 64, kUnit = kGroup;
   static constexpr int kOctets = kGroup / kOctet;
 
@@ -120,10 +120,13 @@ struct Packed {
   static int64_t given_size(int64_t size) { return (size + kGroup - 1) / kGroup; }
   static const Given* given(const T* row, int64_t size, Given* copy) {
     for (int64_t i = 0; i < size; i += kGroup) {
-      T whole[kGroup] = {};
-      bool is_whole = i + kGroup <= size;
-      if (!is_whole) std::memcpy(whole, row + i, (size - i) * sizeof(T));
-      const T* from = is_whole ? row + i : whole;
+      T cut[kGroup];
+      const T* from = row + i;
+      if (size - i < kGroup) {
+        std::fill_n(cut, kGroup, T{});
+        std::memcpy(cut, from, (size - i) * sizeof(T));
+        from = cut;
+      }
       Lanes numbers[kGroup / kLanes], most{};
       for (int r = 0; r < kGroup / kLanes; ++r) {
         numbers[r] = load_lanes(from + r * kLanes);
@@ -139,7 +142,7 @@ struct Packed {
       }
       IntLanes offsets = sum_of_fours(sums) * -kMiddle;
       for (int half = 0; half < 2; ++half) to.offsets[half] = offsets[4 * half];
-      to.scale = scale.scale;
+      to.scale = scale.scale[0];
     }
     return copy;
   }
@@ -160,8 +163,9 @@ struct Packed {
     float scales[rows];
     for (int m = 0; m < rows; ++m)
       scales[m] = scale * round(inner + m * all.count * kRanks, all.count, factors + m * all.count);
+    Ahead ahead(then, (count + kPair - 1) / kPair);
     int64_t i = 0;
-    for (; i + kPair <= count; i += kPair) expand_at<rows, 2>(all, factors, i, scales, y, i, then);
+    for (; i + kPair <= count; i += kPair) expand_at<rows, 2>(all, factors, i, scales, y, i, ahead);
     if (i == count) return;
     T cut[rows][kPair] = {};
     T* to[rows];
@@ -169,13 +173,30 @@ struct Packed {
       std::memcpy(cut[m], y[m] + i, (count - i) * sizeof(T));
       to[m] = cut[m];
     }
-    if (count - i > kLanes) expand_at<rows, 2>(all, factors, i, scales, to, 0, then);
-    else expand_at<rows, 1>(all, factors, i, scales, to, 0, then);
+    if (count - i > kLanes) expand_at<rows, 2>(all, factors, i, scales, to, 0, ahead);
+    else expand_at<rows, 1>(all, factors, i, scales, to, 0, ahead);
     for (int m = 0; m < rows; ++m) std::memcpy(y[m] + i, cut[m], (count - i) * sizeof(T));
   }
 
  private:
   static constexpr int64_t kPair = 2 * kLanes;  // outputs of two registers
+  // A chunk of what is read next, in as many parts as there are of the one that is read now.
+  class Ahead {
+   public:
+    Ahead(const Ranks& then, int64_t parts)
+        : then_(then), lines_((then.stride / kLine + parts - 1) / parts) {}
+
+    ALWAYS_INLINE void fetch(int64_t chunk, int64_t part) const {
+      const char* from = then_.at(std::min(chunk, then_.count - 1)) + then_.steps;
+      for (int64_t line = part * lines_; line < (part + 1) * lines_; ++line)
+        native::fetch<kLine>(from + line * kLine);
+    }
+
+   private:
+    const Ranks& then_;
+    const int64_t lines_;
+  };
+
   // What a chunk of A has made of a row, as it meets B.
   struct Factor {
     Octet octet;
@@ -199,21 +220,21 @@ struct Packed {
       IntLanes sums = sum_of_fours(integers);
       to[c] = {octets[0], -kMiddle * (sums[0] + sums[4])};
     }
-    return scale.scale;
+    return scale.scale[0];
   }
 
   // Outputs from `i` on of B, from `at` on of y; rounded once.
   template <int rows, int registers>
   static ALWAYS_INLINE void expand_at(const Ranks& all, const Factor* factors, int64_t i,
                                       const float* scales, T* const* y, int64_t at,
-                                      const Ranks& then) {
+                                      const Ahead& ahead) {
     Lanes sums[rows][2] = {};
     each<registers>([&](auto r) INLINE_BODY {
       constexpr int block = r / kParts, part = r % kParts;
       for (int64_t c = 0; c < all.count; ++c) {
         const char* bytes = all.at(c);
         const char* lines = bytes + i * kRanks + 2 * block * kLine;
-        if constexpr (part == 0) fetch<2 * kLine>(all.ahead(c, kAhead, then) + (lines - bytes));
+        if constexpr (r == 0 && rows <= kFewRows) ahead.fetch(c, i / kPair);
         IntLanes line[2] = {load_line(lines, part), load_line(lines + kLine, part)};
         Lanes step = output_steps(bytes + all.steps + i / kOctet * int64_t(sizeof(BFloat16)), r);
         each<rows>([&](auto m) INLINE_BODY {
@@ -242,14 +263,14 @@ struct Packed {
                           float* inner, const Ranks& then) {
     constexpr int kSets = rows <= 2 ? 2 : 1;  // of sums, that products need not wait for each other
     const char* bytes = all.at(from);
-    const char* ahead = all.ahead(from, kAhead, then);
+    Ahead ahead(then, (size + kGroup - 1) / kGroup);
     Lanes sums[rows][kParts] = {};
     for (int64_t i = 0; i < size; i += kGroup) {
       int64_t octets = std::min<int64_t>(kOctets, (size - i + kOctet - 1) / kOctet);
       Lanes steps[kParts];
       rank_steps(bytes + all.steps + i / kGroup * kRanks * sizeof(BFloat16), steps);
       const char* lines = bytes + i * kRanks;
-      for (int64_t o = 0; o < octets; ++o) fetch<kLine>(ahead + i * kRanks + o * kLine);
+      if constexpr (rows <= kFewRows) ahead.fetch(from, i / kGroup);
       each<kParts>([&](auto p) INLINE_BODY {
         Dots dots[rows][kSets];
         each<rows>([&](auto m) INLINE_BODY {
