@@ -52,6 +52,30 @@ _Texts = Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
 Texts = Annotated[_Texts, BeforeValidator(_as_list, json_schema_input_type=Text | _Texts)]
 
 
+def either_of(*forms: tuple[str, ...]) -> dict[str, Any]:
+    """`check_either` in words of JSON Schema."""
+    names = dict.fromkeys(name for form in forms for name in form)
+    given, left_out = {"type": ["string", "array"]}, {"type": "null"}
+    return {
+        "oneOf": [
+            {
+                "required": list(form),
+                "properties": {name: given if name in form else left_out for name in names},
+            }
+            for form in forms
+        ]
+    }
+
+
+_DOCUMENTS = (("documents",), ("texts",))
+_SIDES = (
+    ("text_1", "text_2"),
+    ("queries", "documents"),
+    ("queries", "items"),
+    ("data_1", "data_2"),
+)
+
+
 class RerankRequest(CutRequest):
     """Documents to put in the order of how well they answer a query."""
 
@@ -60,7 +84,8 @@ class RerankRequest(CutRequest):
             "example": {
                 "query": "What is the capital of France?",
                 "documents": ["Berlin is a city.", "Paris is the capital of France."],
-            }
+            },
+            **either_of(*_DOCUMENTS),
         }
     )
     _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED_SCORE_FIELDS
@@ -88,7 +113,7 @@ class RerankRequest(CutRequest):
 
     @model_validator(mode="after")
     def _check_form(self) -> Self:
-        check_either(self, ("documents",), ("texts",))
+        check_either(self, *_DOCUMENTS)
         if self.texts is None:
             for name in ("return_text", "raw_scores", "truncate"):
                 if getattr(self, name) is not None:
@@ -114,7 +139,10 @@ class ScoreRequest(CutRequest):
     """Pairs of texts: one with each of the others, or each with the one of the same number."""
 
     model_config = ConfigDict(
-        json_schema_extra={"example": {"text_1": "The sky is blue.", "text_2": ["It is azure."]}}
+        json_schema_extra={
+            "example": {"text_1": "The sky is blue.", "text_2": ["It is azure."]},
+            **either_of(*_SIDES),
+        }
     )
     _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED_SCORE_FIELDS
 
@@ -157,14 +185,6 @@ class ScoreRequest(CutRequest):
     def second(self) -> list[str]:
         """What is compared with it."""
         return getattr(self, self.sides[1]) or []
-
-
-_SIDES = (
-    ("text_1", "text_2"),
-    ("queries", "documents"),
-    ("queries", "items"),
-    ("data_1", "data_2"),
-)
 
 
 def check_either(body: BaseModel, *forms: tuple[str, ...]) -> tuple[str, ...]:
