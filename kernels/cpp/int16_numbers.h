@@ -23,7 +23,10 @@ typedef int8_t Bytes __attribute__((vector_size(kLanes)));
 struct Int16Scale {
   Lanes scale, inverse;  // the same in all lanes
 
-  static ALWAYS_INLINE Lanes magnitudes(Lanes x) { return (Lanes)((IntLanes)x & 0x7fffffff); }
+  // The larger of a magnitude and that of `x`.
+  static ALWAYS_INLINE Lanes larger_magnitude(Lanes magnitude, Lanes x) {
+    return larger_bits(magnitude, (Lanes)((IntLanes)x & 0x7fffffff));
+  }
   // Magnitudes order like their bits, and NaN comes out on top.
   static Lanes larger_bits(Lanes a, Lanes b) {
     return (Lanes)((IntLanes)a > (IntLanes)b ? (IntLanes)a : (IntLanes)b);
@@ -35,9 +38,9 @@ struct Int16Scale {
     constexpr int32_t kCarry = 0x101ff, kSmallestExponent = 27;  // 2^-100, with its bias
     constexpr int32_t kInfinity = 0x7f800000, kNaN = 0x7fc00000;
     IntLanes exponent = (bits + kCarry) >> 23;
-    exponent = (exponent > kSmallestExponent ? exponent : repeat(kSmallestExponent)) - 14;
+    exponent = (exponent > kSmallestExponent ? exponent : repeat_word(kSmallestExponent)) - 14;
     IntLanes is_finite = bits < kInfinity;
-    scale = (Lanes)(is_finite ? exponent << 23 : repeat(kNaN));
+    scale = (Lanes)(is_finite ? exponent << 23 : repeat_word(kNaN));
     inverse = (Lanes)((254 - exponent) << 23 & is_finite);
   }
 
@@ -46,9 +49,6 @@ struct Int16Scale {
     constexpr float kRounder = 0x1.8p23f;
     return (IntLanes)(numbers * inverse + fill(kRounder)) - 0x4b400000;
   }
-
- private:
-  static ALWAYS_INLINE IntLanes repeat(int32_t x) { return x - IntLanes{}; }
 };
 
 // The lowest bits; compilers take several instructions.

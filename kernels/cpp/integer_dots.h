@@ -4,9 +4,6 @@
 
 namespace native {
 
-// One in each lane.
-ALWAYS_INLINE IntLanes repeat_word(int32_t word) { return word - IntLanes{}; }
-
 // sum[o] += the pair of 16-bit numbers in w[o] . that in x[o].
 ALWAYS_INLINE IntLanes dot_pairs(IntLanes sum, IntLanes w, IntLanes x) {
 #if defined(__AVX512VNNI__)

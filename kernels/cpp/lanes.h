@@ -29,6 +29,15 @@ struct Float8 {
 
 inline Lanes fill(float x) { return x - Lanes{}; }
 
+// One word in each lane, or two in turn.
+inline IntLanes repeat_word(int32_t word) { return word - IntLanes{}; }
+inline IntLanes repeat_two(const void* words) {
+  typedef int64_t Pairs __attribute__((vector_size(4 * kLanes)));
+  int64_t both;
+  std::memcpy(&both, words, sizeof both);
+  return (IntLanes)(both - Pairs{});
+}
+
 inline Lanes load_lanes(const float* from) {
   Lanes x;
   std::memcpy(&x, from, sizeof x);
@@ -186,17 +195,7 @@ inline Lanes swap_quarters(Lanes x) {
 }
 #endif
 
-template <class Combine>
-inline float combine_lanes(Lanes x, Combine combine) {
-  x = combine(x, swap_halves(x));
-  x = combine(x, swap_quarters(x));
-#if defined(__AVX512F__)
-  x = combine(x, swap_pairs(x));
-#endif
-  return combine(fill(x[0]), fill(x[1]))[0];
-}
-
-// The same in all lanes, of what has no order.
+// In each lane, whose order of combining is its own.
 template <class Combine>
 inline Lanes combine_everywhere(Lanes x, Combine combine) {
   x = combine(x, swap_halves(x));
@@ -205,6 +204,10 @@ inline Lanes combine_everywhere(Lanes x, Combine combine) {
   x = combine(x, swap_pairs(x));
 #endif
   return combine(x, swap_neighbours(x));
+}
+template <class Combine>
+inline float combine_lanes(Lanes x, Combine combine) {
+  return combine_everywhere(x, combine)[0];
 }
 
 inline float largest(Lanes x) { return combine_lanes(x, larger); }

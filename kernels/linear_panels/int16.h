@@ -20,7 +20,7 @@ struct Int16Block {
     Lanes numbers[kRegisters], most{};
     for (int i = 0; i < kRegisters; ++i) {
       numbers[i] = load_lanes(x + i * kLanes);
-      most = Int16Scale::larger_bits(most, Int16Scale::magnitudes(numbers[i]));
+      most = Int16Scale::larger_magnitude(most, numbers[i]);
     }
     Int16Scale of_all(most);
     scale = of_all.scale[0];

@@ -36,12 +36,7 @@ struct Octet {
   }
 
   // All eight in turn, or four of them in each lane.
-  ALWAYS_INLINE IntLanes all(int which) const {
-    int64_t eight;
-    std::memcpy(&eight, bytes[which], sizeof eight);
-    typedef int64_t Longs __attribute__((vector_size(4 * kLanes)));
-    return (IntLanes)(eight - Longs{});
-  }
+  ALWAYS_INLINE IntLanes all(int which) const { return repeat_two(bytes[which]); }
   ALWAYS_INLINE IntLanes four(int which, int64_t first) const {
     int32_t four;
     std::memcpy(&four, bytes[which] + first, sizeof four);
@@ -130,7 +125,7 @@ struct Packed {
       Lanes numbers[kGroup / kLanes], most{};
       for (int r = 0; r < kGroup / kLanes; ++r) {
         numbers[r] = load_lanes(from + r * kLanes);
-        most = Int16Scale::larger_bits(most, Int16Scale::magnitudes(numbers[r]));
+        most = Int16Scale::larger_magnitude(most, numbers[r]);
       }
       Int16Scale scale(most);
       Given& to = copy[i / kGroup];
@@ -210,8 +205,7 @@ struct Packed {
   static ALWAYS_INLINE float round(const float* inner, int64_t chunks, Factor* to) {
     Lanes most{};
     for (int64_t c = 0; c < chunks; ++c)
-      most = Int16Scale::larger_bits(
-          most, Int16Scale::magnitudes(load_some(inner + c * kRanks, kRanks)));
+      most = Int16Scale::larger_magnitude(most, load_some(inner + c * kRanks, kRanks));
     Int16Scale scale(most);
     for (int64_t c = 0; c < chunks; ++c) {
       IntLanes integers = scale.integers(load_some(inner + c * kRanks, kRanks));
@@ -274,7 +268,7 @@ struct Packed {
       each<kParts>([&](auto p) INLINE_BODY {
         Dots dots[rows][kSets];
         each<rows>([&](auto m) INLINE_BODY {
-          dots[m][0].second = repeat_long(numbers[m][i / kGroup].offsets);
+          dots[m][0].second = repeat_two(numbers[m][i / kGroup].offsets);
         });
         auto add = [&](int64_t o, auto set) INLINE_BODY {
           IntLanes line = load_line(lines + o * kLine, p);
@@ -312,12 +306,6 @@ struct Packed {
     IntLanes bytes;
     std::memcpy(&bytes, line + part * sizeof bytes, sizeof bytes);
     return bytes;
-  }
-  static ALWAYS_INLINE IntLanes repeat_long(const int32_t* two) {
-    int64_t both;
-    std::memcpy(&both, two, sizeof both);
-    typedef int64_t Longs __attribute__((vector_size(4 * kLanes)));
-    return (IntLanes)(both - Longs{});
   }
 
   // Of all lanes that are in the same half of eight, in each of them.
