@@ -18,6 +18,8 @@ import httpx
 import pytest
 
 START_TIMEOUT_S = 300
+STOP_TIMEOUT_S = 120
+"""Longer than any drain that a test asks for."""
 # What says that no text is asked for and no block held.
 TEXT_WORK = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_ratio")
 
@@ -95,12 +97,20 @@ class Server:
             time.sleep(0.02)
         return time.monotonic() - start_s
 
+    def wait_until_nobody_is_in(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """Wait until no request holds a place at a model, as a drain does."""
+        deadline_s = time.monotonic() + timeout_s
+        while load := self.get("/load")[1]["server_load"]:
+            assert time.monotonic() < deadline_s, f"{load} hold places:\n{self.log()}"
+            time.sleep(0.02)
+
     def stop(self) -> int:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
-                self.process.wait(30)
+                self.process.wait(STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 os.killpg(self.process.pid, signal.SIGKILL)
-                raise
+                self.process.wait()
+                pytest.fail(f"the server did not end in {STOP_TIMEOUT_S} s:\n{self.log()}")
         return self.process.returncode

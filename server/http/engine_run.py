@@ -4,7 +4,7 @@ Each kind of model has its own run on top of `EngineRun`, which says what it sub
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from types import TracebackType
 from typing import Self
 
@@ -30,6 +30,11 @@ class EngineRun(ABC):
         self.label: Label | None = None
         self.is_open = True
         self._lease = lease
+        self._held: list[Lease] = []
+
+    def hold(self, leases: Iterable[Lease]) -> None:
+        """Give these back as well at the end: places at other models that take part."""
+        self._held.extend(leases)
 
     async def __aenter__(self) -> Self:
         return self
@@ -49,7 +54,8 @@ class EngineRun(ABC):
         try:
             await self._end()
         finally:
-            self._lease.release()
+            for lease in (self._lease, *self._held):
+                lease.release()
 
     @abstractmethod
     async def _end(self) -> None:

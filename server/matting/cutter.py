@@ -17,8 +17,8 @@ _UNCERTAIN = 0.5
 
 @dataclass(slots=True)
 class Cutter:
-    """For the pictures of one request, each of which has a place at the matting model. Places that
-    are left are given back when this is dropped."""
+    """For the pictures of one request, each of which has a place at the matting model. The request
+    holds the places, too: some of its pictures may never come."""
 
     engine: EngineClient
     metrics: ItemMetrics

@@ -176,6 +176,7 @@ async def answer_images(
         if body.background == "transparent":
             find = create_cutter(state, params.n, priority)
             cutter = await until_disconnect(request.receive, find)
+            run.hold(cutter.places)
         submitted = run.submit(order, cutter)
         state.live_requests.add(run, request, id=run.id, kind=IMAGE, model=info.model)
         options = FileOptions(

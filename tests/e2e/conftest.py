@@ -1,5 +1,8 @@
 """Servers for the tests that ask one over HTTP."""
 
+import contextlib
+import itertools
+
 import pytest
 from served import Server
 
@@ -15,18 +18,17 @@ def model_cache(smollm2_checkpoint) -> None:
 @pytest.fixture
 def start_server(tmp_path, model_cache):
     """`start_server(*args)`: a server of one's own, ended with the test."""
-    servers: list[Server] = []
+    logs = (tmp_path / f"server-{number}.log" for number in itertools.count())
+    with contextlib.ExitStack() as stack:
 
-    def start(*args: str, wait: bool = True) -> Server:
-        server = Server(tmp_path / f"server-{len(servers)}.log", *args)
-        servers.append(server)
-        if wait:
-            server.wait_for("/ready")
-        return server
+        def start(*args: str, wait: bool = True) -> Server:
+            server = Server(next(logs), *args)
+            stack.callback(server.stop)
+            if wait:
+                server.wait_for("/ready")
+            return server
 
-    yield start
-    for server in servers:
-        server.stop()
+        yield start
 
 
 @pytest.fixture(scope="module")

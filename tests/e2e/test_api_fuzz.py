@@ -61,4 +61,5 @@ def test_generated_requests_never_break_the_server(start_server, tmp_path):
         < ENOUGH_ACCEPTED * statuses.total()
     }
     assert httpx.get(f"{server.url}/ready").status_code == 200
+    server.wait_until_nobody_is_in()
     assert not low, f"too few generated requests were accepted: {low}"

@@ -76,6 +76,16 @@ async def test_a_failure_is_the_requests(server: MattingServer) -> None:
     assert server.app.state.tandem.admission.num_in_flight() == 0
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_places_of_pictures_that_never_come_are_given_back(
+    server: MattingServer, stream: bool
+) -> None:
+    server.engine.failure = Failure(code="invalid_parameter", message="no such picture")
+    await server.generate(background="transparent", n=3, stream=stream)
+    assert server.engine.image_requests and not server.engine.matting_requests
+    assert server.app.state.tandem.admission.num_in_flight() == 0
+
+
 async def test_a_cancel_ends_the_matte_as_well(server: MattingServer) -> None:
     def draw_and_hold(*args: Any) -> Any:
         server.engine.hold()
