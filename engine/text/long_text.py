@@ -38,8 +38,7 @@ class LongText:
         Raises:
             InvalidParameter: a stretch without a safe cut is too long.
         """
-        longest = max(LONGEST_PART_CHARS, _CHARS_PER_TOKEN * max_tokens)
-        longest = LONGEST_PART_CHARS if self.cuts.exist else longest
+        longest = self._longest(max_tokens)
         while len(text) - start > PART_CHARS:
             cut = self.cuts.first(text, start + PART_CHARS, start + longest)
             if cut is None:
@@ -47,28 +46,50 @@ class LongText:
             yield self.cuts.part(text, start, cut)
             start = cut
         if len(text) - start > longest:
-            raise InvalidParameter(
-                f"{len(text) - start} characters of the text hold no place where this model's "
-                f"tokenizer could take a part of it, such as a space between two words; the limit "
-                f"for such a stretch is {longest} characters"
-            )
+            raise _uncut(len(text) - start, longest)
         yield self.cuts.part(text, start, len(text))
 
-    def tails(self, text: str, num_tokens: int) -> Iterator[int]:
-        """Where to begin to get the last tokens: ever earlier safe cuts, and 0 at last."""
+    def tails(self, text: str, num_tokens: int, max_tokens: int) -> Iterator[int]:
+        """Where to begin to get the last tokens: ever earlier safe cuts, and 0 at last.
+
+        Args:
+            max_tokens: as in `parts`.
+
+        Raises:
+            InvalidParameter: a stretch without a safe cut is too long.
+        """
+        longest = self._longest(max_tokens)
         size = max(_LEAST_TAIL_CHARS, _CHARS_PER_TOKEN * num_tokens)
-        end = len(text)
+        end = searched = len(text)
         while size < len(text):
-            cut = self.cuts.first(text, len(text) - size, end)
+            start = len(text) - size
+            cut = self.cuts.first(text, start, min(end, searched + 1))
+            searched = start
             if cut is not None:
                 yield cut
                 end = cut
+            elif end - start > longest:  # no start before it is of use
+                raise _uncut(end - start, longest)
             size *= 2
         yield 0
+
+    def _longest(self, max_tokens: int) -> int:
+        """Most characters of a stretch that cannot be cut."""
+        if self.cuts.exist:
+            return LONGEST_PART_CHARS
+        return max(LONGEST_PART_CHARS, _CHARS_PER_TOKEN * max_tokens)
 
     def encode(self, part: str) -> list[int]:
         """Token ids of one part of a cut text, which may be encoded beside others."""
         return self._tokenizer.encode(part, add_special_tokens=False)
+
+
+def _uncut(num_chars: int, longest: int) -> InvalidParameter:
+    return InvalidParameter(
+        f"{num_chars} characters of the text hold no place where this model's tokenizer could take "
+        f"a part of it, such as a space between two words; the limit for such a stretch is "
+        f"{longest} characters"
+    )
 
 
 def _boundary_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:

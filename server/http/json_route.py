@@ -4,6 +4,9 @@ FastAPI's own reading takes NaN, lone surrogates and bodies without a content ty
 web page post to a server on localhost); this reads with msgspec, which refuses them all.
 """
 
+import asyncio
+import gc
+import math
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -16,8 +19,10 @@ from starlette.types import Scope
 
 from engine.errors import InvalidParameter
 
-MAX_VALUES = 5 << 19
+MAX_VALUES = 5 << 18
 """Of a body, as its commas tell: more than the longest prompt of token ids has."""
+MAX_FLOATS = 1 << 17
+"""Numbers with a point or an exponent: each takes ten times as long as an integer."""
 MAX_NAMED = MAX_CONTAINERS = 1 << 18
 """Values with a name, and arrays and objects. Decoding as many as there may be of either takes a
 tenth of a second, in which nobody else is served."""
@@ -25,6 +30,9 @@ MAX_STRINGS = 1 << 17
 """Names are strings, too. Twice as many as the longest conversation has."""
 _FEW = 1 << 16
 """Commas: of all else there are about as many at most."""
+_WINDOW = 1 << 16
+_LONG = 1 << 20
+"""Bytes of a body that takes long enough for others to have a turn in between."""
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -73,7 +81,13 @@ class _JsonRequest(Request):
     @classmethod
     async def read(cls, request: Request) -> "_JsonRequest":
         read = cls(declared_json(request.scope), request.receive)
-        read.content = _decode(await read.body())
+        body = await read.body()
+        is_long = len(body) > _LONG
+        if is_long:
+            await asyncio.sleep(0)  # putting it together has taken milliseconds, as decoding will
+        read.content = _decode(body)
+        if is_long:
+            await asyncio.sleep(0)
         return read
 
     async def json(self) -> Any:
@@ -94,14 +108,46 @@ def is_json(content_type: str) -> bool:
 
 def _decode(body: bytes) -> Any:
     _check_amount(body)
+    collects = gc.isenabled()
+    gc.disable()  # it would walk what is being made again and again, and find nothing to free
     try:
-        return msgspec.json.decode(body)
+        return msgspec.json.Decoder(float_hook=_Floats().read).decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         # msgspec's text gives the kind of mistake and its byte, not the content.
         reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
         raise InvalidParameter(f"the body is not valid JSON: {reason}") from None
     except RecursionError:
         raise InvalidParameter("the body is not usable: it is nested too deeply") from None
+    finally:
+        if collects:
+            gc.enable()
+
+
+class _Floats:
+    """Those of one body. msgspec takes microseconds for one near the ends of what a double holds,
+    fifty times as long as Python, and a body has room for millions."""
+
+    def __init__(self) -> None:
+        self._num = 0
+
+    def read(self, text: str) -> float:
+        """
+        Raises:
+            InvalidParameter: there are too many.
+        """
+        self._num += 1
+        if self._num > MAX_FLOATS:
+            raise _too_much(MAX_FLOATS, "numbers that are no integers")
+        number = float(text)
+        if math.isinf(number):
+            raise msgspec.ValidationError("Number out of range")
+        return number
+
+
+def _too_much(most: int, what: str) -> InvalidParameter:
+    return InvalidParameter(
+        f"the body holds more than {most} {what}, which take too long to read; send less at once"
+    )
 
 
 def _check_amount(body: bytes) -> None:
@@ -111,18 +157,25 @@ def _check_amount(body: bytes) -> None:
     Raises:
         InvalidParameter: says what there is too much of.
     """
-    num_commas = body.count(b",")
+    num_commas = _count(body, MAX_VALUES, b",")
     if num_commas <= _FEW:
         return
     num_quotes = body.count(b'"') - body.count(b'\\"')  # one of a string at least
     for found, most, what in (
         (num_commas, MAX_VALUES, "values"),
-        (body.count(b"[") + body.count(b"{"), MAX_CONTAINERS, "arrays and objects"),
-        (body.count(b":"), MAX_NAMED, "named values"),
+        (_count(body, MAX_CONTAINERS, b"[", b"{"), MAX_CONTAINERS, "arrays and objects"),
+        (_count(body, MAX_NAMED, b":"), MAX_NAMED, "named values"),
         (num_quotes // 2, MAX_STRINGS, "strings"),
     ):
         if found > most:
-            raise InvalidParameter(
-                f"the body holds more than {most} {what}, which take too long to read; send less "
-                "at once"
-            )
+            raise _too_much(most, what)
+
+
+def _count(body: bytes, most: int, *marks: bytes) -> int:
+    """How many there are; of more than `most` not all are counted."""
+    found = 0
+    for start in range(0, len(body), _WINDOW):
+        found += sum(body.count(mark, start, start + _WINDOW) for mark in marks)
+        if found > most:
+            break
+    return found

@@ -1,16 +1,12 @@
 """Texts as OpenAI's older routes take them: written out or as token ids, one or several."""
 
+from itertools import takewhile
 from typing import Annotated, Any
 
 from pydantic import Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
-from server.protocol.common import (
-    MAX_PROMPT_TOKENS,
-    MAX_TOKEN_COUNT,
-    TokenId,
-    integral_items,
-)
+from server.protocol.common import MAX_PROMPT_TOKENS, TokenId, read_ids
 
 MAX_PROMPTS = 2048
 
@@ -25,24 +21,17 @@ _PromptIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_PROMPT_
 
 def _read_prompts(value: Any) -> list[str] | list[list[int]]:
     """One pass over what can be megabytes; a pydantic union would try each member in turn."""
-    value = integral_items(value)
-    prompts = [value] if isinstance(value, str) or _is_ids(value) else value
-    if not isinstance(prompts, list) or not 0 < len(prompts) <= MAX_PROMPTS:
-        raise PydanticCustomError("prompt", _PROMPT_HELP)
-    prompts = [integral_items(prompt) for prompt in prompts]
-    if not all(isinstance(p, str) and p for p in prompts) and not all(map(_is_ids, prompts)):
-        raise PydanticCustomError("prompt", _PROMPT_HELP)
-    return prompts
-
-
-def _is_ids(value: Any) -> bool:
-    """Exactly integers: true and false are integers to Python too. A million ids take 30 ms."""
-    return (
-        isinstance(value, list)
-        and 0 < len(value) <= MAX_PROMPT_TOKENS
-        and set(map(type, value)) == {int}
-        and 0 <= min(value) <= max(value) <= MAX_TOKEN_COUNT
-    )
+    ids = read_ids(value)
+    if ids is not None:
+        return [ids]
+    prompts = [value] if isinstance(value, str) else value
+    if isinstance(prompts, list) and 0 < len(prompts) <= MAX_PROMPTS:
+        if all(isinstance(prompt, str) and prompt for prompt in prompts):
+            return prompts
+        found = list(takewhile(bool, map(read_ids, prompts)))
+        if len(found) == len(prompts):
+            return [ids for ids in found if ids]
+    raise PydanticCustomError("prompt", _PROMPT_HELP)
 
 
 Prompts = Annotated[

@@ -279,7 +279,7 @@ class ModelText:
                     num_tokens = len(token_ids) + len(prefix) + len(suffix)
                     raise limit.exceeded(num_tokens, index)
             return [*prefix, *token_ids, *suffix]
-        for start in self._long.tails(text, limit.keep_last):
+        for start in self._long.tails(text, limit.keep_last, limit.max_tokens):
             token_ids = []
             for part in self._long.parts(text, limit.max_tokens, start):
                 token_ids += await self._pool.run(partial(self._long.encode, part))

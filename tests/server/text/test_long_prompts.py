@@ -109,6 +109,41 @@ async def test_a_stretch_that_cannot_be_cut_has_a_limit(tokenizer_folder: Path) 
             assert "characters of the text hold no place" in response.json()["error"]["message"]
 
 
+def test_a_text_without_cuts_is_searched_no_further_than_one_may_be_long(
+    tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every thread waits for a search."""
+    text = LongText(load_tokenizer(tokenizer_folder))
+    num_searched = 0
+    search = text.cuts.first
+
+    def note(text: str, start: int, end: int) -> int | None:
+        nonlocal num_searched
+        num_searched += end - start
+        return search(text, start, end)
+
+    monkeypatch.setattr(text.cuts, "first", note)
+    stretch = "x" * (8 * long_text.LONGEST_PART_CHARS)
+    starts = []
+    with pytest.raises(InvalidParameter, match="hold no place"):
+        for start in text.tails(f"{WORDS}{stretch} {WORDS}", 10, LARGE_CONTEXT):
+            starts.append(start)
+    assert starts == [len(WORDS) + len(stretch)]
+    assert num_searched < 3 * long_text.LONGEST_PART_CHARS
+
+
+def test_tails_begin_where_the_text_may_be_cut(tokenizer_folder: Path) -> None:
+    text = LongText(load_tokenizer(tokenizer_folder))
+    whole = " ".join(random.choices(["a", "bc" * 400, "d e", "x" * 9000], k=300))
+    expected: list[int] = []
+    for number in range(20):
+        start = len(whole) - (4096 << number)
+        end = expected[-1] if expected else len(whole)
+        cut = text.cuts.first(whole, start, end) if start > 0 else None
+        expected += [] if cut is None else [cut]
+    assert list(text.tails(whole, 10, LARGE_CONTEXT)) == [*expected, 0]
+
+
 async def test_long_prompts_have_the_tokens_of_the_whole(
     tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
