@@ -13,6 +13,14 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+import uvicorn
+from fake_engine import FakeEngineClient
+from pydantic import TypeAdapter
+
+from server.app import create_app
+from server.process.listen import open_listener
+from server.process.serve import DrainingServer, uvicorn_config
+from server.settings import Settings
 
 pytestmark = pytest.mark.e2e
 
@@ -162,6 +170,34 @@ def test_collections_do_not_walk_what_is_loaded(start):
     child.kill(signal.SIGTERM)
     assert child.wait() == 0
     assert int(child.frozen_path.read_text()) > 50_000
+
+
+async def test_routes_are_built_before_the_first_request(monkeypatch):
+    """It takes a tenth of a second, in which no stream goes on: `tests/server/test_app.py`."""
+    built = []
+    build = TypeAdapter.__init__
+
+    def note(self, *args, **kwargs):
+        built.append(args)
+        build(self, *args, **kwargs)
+
+    async def start(self, sockets=None):
+        built.clear()
+
+    monkeypatch.setattr(TypeAdapter, "__init__", note)
+    monkeypatch.setattr(uvicorn.Server, "startup", start)
+    settings = Settings(port=0)
+    with contextlib.closing(open_listener(settings)) as listener:
+        app = create_app(settings, FakeEngineClient())
+        server = DrainingServer(uvicorn_config(settings, app), app, listener)
+        await server.startup()
+        server._announcement.cancel()
+    assert built
+    built.clear()
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        await client.post("/v1/load_lora_adapter", json={})
+    assert built == []
 
 
 def test_what_does_not_finish_in_time_ends_with_an_error(start):
