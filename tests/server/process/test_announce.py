@@ -12,8 +12,8 @@ from fake_image_engine import FakeImageEngine, image_info
 
 from engine.errors import Failure
 from engine.model_spec import ModelSpec
-from engine.types import Phase
-from server.process.announce import Announcer, curl_line
+from engine.types import ModelStatus, Phase
+from server.process.announce import Announcer, _is_news, curl_line
 from server.process.listen import Listener
 from server.settings import Settings
 from server.text.kind import SERVED_TEXT
@@ -102,6 +102,73 @@ async def test_models_that_come_and_go_meanwhile_are_not_waited_for(listener):
     assert "curl" in told[0]
 
 
+class Screen:
+    """Notes what it is shown, in place of bars."""
+
+    def __init__(self):
+        self.shown = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.shown.append("end")
+
+    def show(self, status):
+        if self.shown[-1:] != [(status.model, status.phase)]:
+            self.shown.append((status.model, status.phase))
+
+
+async def test_a_screen_is_shown_a_model_that_is_unloaded_and_nothing_has_failed(listener):
+    """A server without models waits for one to be loaded; one whose models have failed ends."""
+    engine = FakeEngineClient(ready=False)
+    screen = Screen()
+    announcer = Announcer(Settings(), engine, listener, pytest.fail, screen)
+    task = asyncio.create_task(announcer.run())
+    while not screen.shown:
+        await asyncio.sleep(0.01)
+    await engine.unload("fake", 0)
+    async with asyncio.timeout(30):
+        await task
+    assert screen.shown[0] == ("fake", Phase.STARTING)
+    assert screen.shown[-2:] == [("fake", Phase.STOPPED), "end"]
+    assert not announcer.nothing_serves
+
+
+@pytest.mark.parametrize(
+    ("phases", "ends"),
+    [
+        ((Phase.FAILED, Phase.FAILED), True),
+        ((Phase.FAILED, Phase.STOPPED), False),
+        ((Phase.FAILED, Phase.READY), False),
+    ],
+)
+async def test_nothing_serves_once_every_model_has_failed(listener, phases, ends):
+    engine = FakeEngineClient("a", "b", ready=False)
+    for name, phase in zip("ab", phases, strict=True):
+        engine.set_status(name, phase=phase, failure=Failure("corrupt_file", "it is cut off"))
+    announcer = Announcer(Settings(), engine, listener, lambda line: None)
+    async with asyncio.timeout(30):
+        await announcer.run()
+    assert announcer.nothing_serves is ends
+
+
+async def test_one_question_is_enough_for_models_of_a_kind(listener):
+    _, told = await announce(FakeEngineClient("a", "b"), listener)
+    assert told[0].count("curl") == 1
+
+
+def test_what_is_worth_a_line_of_the_log():
+    loading = ModelStatus(model="m", phase=Phase.LOADING, progress=0.11, detail="1 of 9")
+    more = ModelStatus(model="m", phase=Phase.LOADING, progress=0.19, detail="2 of 9")
+    tenth = ModelStatus(model="m", phase=Phase.LOADING, progress=0.2)
+    assert not _is_news(loading, more, 4.9)
+    assert _is_news(loading, more, 5.1)
+    assert not _is_news(loading, loading, 60.0)
+    assert _is_news(more, tenth, 0.0)
+    assert _is_news(loading, ModelStatus(model="m", phase=Phase.WARMING_UP, progress=0.11), 0.0)
+
+
 async def test_keys_are_asked_for_but_not_shown(listener):
     engine = FakeEngineClient()
     _, told = await announce(engine, listener, api_keys=("zebra",))
@@ -127,3 +194,9 @@ def test_unix_sockets_have_their_own_line(listener, tmp_path):
     unix = Listener(listener.socket, "http://localhost", tmp_path / "a b.sock")
     words = shlex.split(curl_line(unix, SERVED_TEXT.first_question("m"), with_key=False))
     assert words[1:3] == ["--unix-socket", str(tmp_path / "a b.sock")]
+
+
+async def test_and_the_log_says_where_they_are(listener, tmp_path):
+    unix = Listener(listener.socket, "http://localhost", tmp_path / "a b.sock")
+    lines, _ = await announce(FakeEngineClient(), unix)
+    assert lines[0]["url"] == str(tmp_path / "a b.sock")

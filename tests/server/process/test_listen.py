@@ -1,12 +1,13 @@
 """The socket: where it listens, what is said when it cannot."""
 
+import errno
 import os
 import resource
 import socket
 
 import pytest
 
-from server.process.listen import ListenProblem, allow_open_files, open_listener
+from server.process.listen import ListenProblem, _explain, allow_open_files, open_listener
 from server.settings import Settings
 
 
@@ -29,8 +30,42 @@ def test_a_free_port_and_its_address(listen):
     host, port = listener.socket.getsockname()
     assert host == "127.0.0.1"
     assert listener.url == f"http://127.0.0.1:{port}"
-    with socket.create_connection((host, port), timeout=1):
-        pass  # waits in the backlog before anybody accepts
+    clients = [socket.create_connection((host, port), timeout=5) for _ in range(16)]
+    for client in clients:  # they wait in the backlog before anybody accepts
+        client.close()
+
+
+def test_a_server_that_is_started_again_gets_its_port_at_once(listen):
+    first = listen(port=0)
+    address = first.socket.getsockname()
+    with socket.create_connection(address, timeout=5):
+        accepted, _ = first.socket.accept()
+        accepted.close()  # the system keeps the address of who closes first for a minute
+    first.close()
+    assert listen(port=address[1]).socket.getsockname() == address
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="the system has no such limit")
+def test_little_is_kept_for_a_reader_that_has_stopped(listen):
+    listener = listen(port=0)
+    with socket.create_connection(listener.socket.getsockname(), timeout=5):
+        accepted, _ = listener.socket.accept()
+        with accepted:
+            kept = accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+    assert kept == 128 << 10
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (errno.EADDRINUSE, "port 80 is in use on h; stop the program that has it or choose --port"),
+        (errno.EACCES, "port 80 needs more rights than this user has; choose --port above 1023"),
+        (errno.EADDRNOTAVAIL, "--host h is not an address of this machine"),
+        (errno.ENOBUFS, f"cannot listen on h port 80: {os.strerror(errno.ENOBUFS)}"),
+    ],
+)
+def test_what_is_said_of_an_address_that_cannot_be_had(code, said):
+    assert _explain(OSError(code, os.strerror(code)), "h", 80) == said
 
 
 @pytest.mark.parametrize(
