@@ -107,6 +107,7 @@ class Screen:
 
     def __init__(self):
         self.shown = []
+        self.has_begun = asyncio.Event()
 
     def __enter__(self):
         return self
@@ -115,6 +116,7 @@ class Screen:
         self.shown.append("end")
 
     def show(self, status):
+        self.has_begun.set()
         if self.shown[-1:] != [(status.model, status.phase)]:
             self.shown.append((status.model, status.phase))
 
@@ -125,8 +127,7 @@ async def test_a_screen_is_shown_a_model_that_is_unloaded_and_nothing_has_failed
     screen = Screen()
     announcer = Announcer(Settings(), engine, listener, pytest.fail, screen)
     task = asyncio.create_task(announcer.run())
-    while not screen.shown:
-        await asyncio.sleep(0.01)
+    await screen.has_begun.wait()
     await engine.unload("fake", 0)
     async with asyncio.timeout(30):
         await task
