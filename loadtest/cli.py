@@ -84,6 +84,14 @@ def compare(
         int | None,
         typer.Option("--num-requests", "-n", min=1, help="In a run. Default: the plan's."),
     ] = None,
+    together: Annotated[
+        bool,
+        typer.Option(
+            "--together",
+            help="Run all servers at once and ask them in turn: for those that are idle meanwhile, "
+            "on a machine whose speed changes.",
+        ),
+    ] = False,
     max_noise: MaxNoise = 0.04,
     max_attempts: MaxAttempts = 4,
     seed: Seed = None,
@@ -107,6 +115,7 @@ def compare(
             concurrencies=tuple(concurrency or ()),
             prompt_words=tuple(prompt_words or ()),
             num_requests=num_requests,
+            together=together,
         ),
         session_of(document, output, seed=seed, log_dir=log_dir),
         NoiseLimit(max_noise, max_attempts),

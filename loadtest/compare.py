@@ -3,12 +3,18 @@
 One server runs at a time: an idle one still holds memory, and some of them poll. The order is
 rotated from repeat to repeat, so that no server always gets the machine's better minutes, and all
 of them get the same prompts in the same repeat.
+
+A machine may change its speed within such a visit. Servers that do nothing while nobody asks can
+all run at once instead (`ComparisonPlan.together`): they are asked in turn at each concurrency, so
+seconds lie between what is compared.
 """
 
 import asyncio
+import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +41,15 @@ class NoiseLimit:
     max_attempts: int = 4
 
 
+@dataclass(frozen=True, slots=True)
+class _Visited:
+    """A server that runs, and who asks it."""
+
+    name: str
+    client: CompletionClient
+    launch: Launch
+
+
 class Comparison:
     """Runs a plan. `document` holds what has been measured so far, at any moment."""
 
@@ -59,6 +74,7 @@ class Comparison:
             "num_requests": {str(key): value for key, value in plan.num_requests.items()},
             "repeats": plan.repeats,
             "warmup": plan.warmup,
+            "together": plan.together,
             "seed": session.seed,
             "max_others": noise.max_others,
             "partial": True,
@@ -68,62 +84,87 @@ class Comparison:
         }
 
     async def run(self, interrupt: Interrupt) -> None:
-        """Measure everything, saving after every server; `partial` stays true when cut short."""
-        servers = self._plan.servers
+        """Measure everything, saving after every visit; `partial` stays true when cut short."""
         with self._session.measuring(self.document):
+            if self._plan.together:
+                await self._ask_in_turn(interrupt)
+                return
             for repeat in range(self._plan.repeats):
-                shift = repeat % len(servers)
-                for server in servers[shift:] + servers[:shift]:
-                    await self._visit(server, repeat, interrupt)
+                for server in self._in_turn(repeat):
+                    self._session.say(f"repeat {repeat + 1} of {self._plan.repeats}: {server.name}")
+                    async with self._visit(server, repeat) as visited:
+                        for load in self._loads():
+                            await self._point(visited, repeat, *load, interrupt)
                     self._session.save(self.document)
 
-    async def _visit(self, server: ServerCommand, repeat: int, interrupt: Interrupt) -> None:
-        self._session.say(f"repeat {repeat + 1} of {self._plan.repeats}: starting {server.name}")
+    async def _ask_in_turn(self, interrupt: Interrupt) -> None:
+        """All servers run until the end."""
+        async with contextlib.AsyncExitStack() as visits:
+            visited = {
+                server.name: await visits.enter_async_context(self._visit(server, 0))
+                for server in self._plan.servers
+            }
+            for repeat in range(self._plan.repeats):
+                self._session.say(f"repeat {repeat + 1} of {self._plan.repeats}")
+                for load in self._loads():
+                    for server in self._in_turn(repeat):
+                        await self._point(visited[server.name], repeat, *load, interrupt)
+                self._session.save(self.document)
+        self._session.save(self.document)
+
+    def _in_turn(self, repeat: int) -> tuple[ServerCommand, ...]:
+        servers = self._plan.servers
+        shift = repeat % len(servers)
+        return servers[shift:] + servers[:shift]
+
+    def _loads(self) -> list[tuple[int, int]]:
+        """Words of a prompt, and how many clients ask at once."""
+        return list(product(self._plan.prompt_words, self._plan.concurrencies))
+
+    @contextlib.asynccontextmanager
+    async def _visit(self, server: ServerCommand, repeat: int) -> AsyncIterator[_Visited]:
         start: dict[str, Any] = {"server": server.name, "repeat": repeat}
         async with launched(server, server.log_path(self._session.log_dir)) as launch:
-            self._session.say(f"  serving after {launch.ready_s:.1f} s")
+            self._session.say(f"  {server.name} serves after {launch.ready_s:.1f} s")
             target = Target(
                 server.url, server.model, extra_body=server.extra_body, models=server.models
             )
-            client = CompletionClient(target)
-            for num_words in self._plan.prompt_words:
-                for concurrency in self._plan.concurrencies:
-                    where = {
-                        "server": server.name,
-                        "repeat": repeat,
-                        "prompt_words": num_words,
-                        "concurrency": concurrency,
-                    }
-                    self.document["runs"].append(
-                        await self._point(client, launch, where, interrupt)
-                    )
+            yield _Visited(server.name, CompletionClient(target), launch)
             start["idle_cpu"] = await _idle_share(launch.pid, self._idle_s)
         self.document["starts"].append(start | launch.to_json())
 
     async def _point(
         self,
-        client: CompletionClient,
-        launch: Launch,
-        where: dict[str, Any],
+        visited: _Visited,
+        repeat: int,
+        num_words: int,
+        concurrency: int,
         interrupt: Interrupt,
-    ) -> dict[str, Any]:
+    ) -> None:
         """One run that counts, after as many discarded ones as the machine's noise asks for."""
-        plan, concurrency, num_words = self._plan, where["concurrency"], where["prompt_words"]
+        plan, client = self._plan, visited.client
+        where = {
+            "server": visited.name,
+            "repeat": repeat,
+            "prompt_words": num_words,
+            "concurrency": concurrency,
+        }
         lengths = {"num_words": num_words, "output_tokens": plan.output_tokens}
         for attempt in range(self._noise.max_attempts):
-            seed = self._point_seed(where["repeat"], num_words, concurrency, attempt)
+            seed = self._point_seed(repeat, num_words, concurrency, attempt)
             await warm_up(client, plan.warmup, concurrency, seed, **lengths)
             num_requests = plan.num_requests.get(concurrency)
             workload = peers_workload(concurrency, seed, num_requests, **lengths)
-            run = await measure(workload, client, interrupt=interrupt, pids=[launch.pid])
+            run = await measure(workload, client, interrupt=interrupt, pids=[visited.launch.pid])
             if run["partial"] or interrupt.requested:
                 raise asyncio.CancelledError
             quiet = run["cpu"]["others"] <= self._noise.max_others
-            self._session.say(_line(run, num_words, concurrency, "" if quiet else "  NOISY"))
+            mark = "" if quiet else "  NOISY"
+            self._session.say(_line(run, visited.name, num_words, concurrency, mark))
             if quiet or attempt + 1 == self._noise.max_attempts:
                 break
             self.document["discarded"].append(where | {"cpu": run["cpu"]})
-        return where | {"quiet": quiet} | run
+        self.document["runs"].append(where | {"quiet": quiet} | run)
 
     def _point_seed(self, *which: int) -> int:
         """The same for every server; different for every other run of the comparison."""
@@ -161,11 +202,11 @@ async def _idle_share(pid: int, duration_s: float) -> float:
     return cpu_shares(before, CpuTimes.read([pid]))["watched"]
 
 
-def _line(run: dict[str, Any], num_words: int, concurrency: int, mark: str) -> str:
+def _line(run: dict[str, Any], name: str, num_words: int, concurrency: int, mark: str) -> str:
     summary, cpu = run["summary"], run["cpu"]
     ttft, itl = summary["ttft_ms"] or {}, summary["itl_ms"] or {}
     return (
-        f"  {num_words} words, c={concurrency}: {summary['output_tok_s']:.1f} tok/s, "
+        f"  {name}, {num_words} words, c={concurrency}: {summary['output_tok_s']:.1f} tok/s, "
         f"TTFT p50 {ttft.get('p50', 0):.0f} ms, ITL p50 {itl.get('p50', 0):.1f} ms, "
         f"{summary['num_failed']} failed, others {cpu['others']:.1%} of CPU{mark}"
     )

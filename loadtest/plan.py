@@ -31,6 +31,7 @@ class ComparisonPlan:
     `rung` names the instructions that all servers are held to; `NATIVE_RUNG` holds none.
     `prompt_words` are the lengths of prompts, each measured at every concurrency.
     `num_requests` has the requests of a run by concurrency, where not the usual number.
+    `together`: all servers run at once and are asked in turn.
     """
 
     servers: tuple[ServerCommand, ...]
@@ -42,6 +43,7 @@ class ComparisonPlan:
     prompt_words: tuple[int, ...] = (PEERS_NUM_WORDS,)
     output_tokens: int = PEERS_OUTPUT_TOKENS
     num_requests: dict[int, int] = field(default_factory=dict)
+    together: bool = False
 
     def only(self, names: list[str]) -> "ComparisonPlan":
         """With some of the servers. Raises ValueError for a name that the plan does not have."""
@@ -55,6 +57,7 @@ class ComparisonPlan:
         concurrencies: tuple[int, ...] = (),
         prompt_words: tuple[int, ...] = (),
         num_requests: int | None = None,
+        together: bool = False,
     ) -> "ComparisonPlan":
         """With what is given here in place of the file's."""
         concurrencies = concurrencies or self.concurrencies
@@ -66,6 +69,7 @@ class ComparisonPlan:
             num_requests=dict.fromkeys(concurrencies, num_requests)
             if num_requests
             else self.num_requests,
+            together=together or self.together,
         )
 
 

@@ -6,6 +6,8 @@ holds up all. Beside as many busy processes as there are cores, two threads are 
 
 WINDOW_S = 0.1
 """Computing time that a judgement is based on; a scheduler's time slices are a few milliseconds."""
+LASTING_S = 1.5 * WINDOW_S
+"""Computing time with too much waiting after which there are fewer."""
 CALM = 0.1
 """Threads that wait on average, up to which more of them may be tried."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.3, 10.0
@@ -16,8 +18,10 @@ class ThreadCount:
     """As many threads as allowed, fewer while others keep the cores busy. Pure logic: it is told
     the time and what the threads waited.
 
-    Fewer at once when too many wait. More only as a try, which the next window judges: at first one
-    more, and twice as many each time that it went well. How much waiting is too much depends on
+    Fewer when too many wait for longer than a window: many requests that arrive together keep the
+    server process busy for one, and a thread less would last longer than that. More only as a
+    try, which the next window judges: at first one more, and twice as many each time that it went
+    well. How much waiting is too much depends on
     what a thread less would cost: of two, half the speed; of many, little.
     """
 
@@ -28,6 +32,8 @@ class ThreadCount:
         self._pause_s = FIRST_PAUSE_S
         self._try_at_s = 0.0
         self._more = 1
+        self._crowded_s = 0.0
+        """Computing time in which too many have waited without a break."""
         self._before: int | None = None
         """How many there were before the try that is under way."""
 
@@ -53,9 +59,11 @@ class ThreadCount:
             waited_s: what all threads together have waited since the last judgement.
         """
         waiting = waited_s / self._busy_s
+        is_crowded = self.now > 1 and waiting > _too_many(self.now)
+        self._crowded_s = self._crowded_s + self._busy_s if is_crowded else 0.0
         self._busy_s = 0.0
         before, self._before = self._before, None
-        if self.now > 1 and waiting > _too_many(self.now):
+        if self._crowded_s > LASTING_S or (is_crowded and before is not None):
             self._fall_back(time_s, before, waiting)
         elif self.now < self.most:
             self._consider_more(time_s, waiting, succeeded=before is not None)
@@ -70,6 +78,7 @@ class ThreadCount:
         else:
             self.now = max(1, self.now - max(1, round(waiting)))
         self._more = 1
+        self._crowded_s = 0.0
         self._try_at_s = time_s + self._pause_s
 
     def _consider_more(self, time_s: float, waiting: float, *, succeeded: bool) -> None:

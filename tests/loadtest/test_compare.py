@@ -59,6 +59,22 @@ async def test_servers_take_turns(plan: ComparisonPlan, tmp_path: Path) -> None:
     assert all(start["stop_s"] is not None for start in document["starts"])
 
 
+async def test_servers_that_run_together_are_asked_in_turn(
+    plan: ComparisonPlan, tmp_path: Path
+) -> None:
+    measured = comparison(plan.having(together=True), tmp_path, NoiseLimit(max_others=1.0))
+    async with Interrupt() as interrupt:
+        await measured.run(interrupt)
+    document = measured.document
+    assert document["partial"] is False and document["together"] is True
+    keys = [(run["repeat"], run["concurrency"], run["server"]) for run in document["runs"]]
+    assert keys == [
+        *((0, 1, "ours"), (0, 1, "theirs"), (0, 2, "ours"), (0, 2, "theirs")),
+        *((1, 1, "theirs"), (1, 1, "ours"), (1, 2, "theirs"), (1, 2, "ours")),
+    ]
+    assert sorted(start["server"] for start in document["starts"]) == ["ours", "theirs"]
+
+
 async def test_other_lengths_and_counts(plan: ComparisonPlan, tmp_path: Path) -> None:
     lengths = replace(plan, prompt_words=(20, 40), output_tokens=7, num_requests={2: 3}, repeats=1)
     measured = comparison(lengths.only(["ours"]), tmp_path, NoiseLimit(max_others=1.0))

@@ -1,6 +1,7 @@
 """Fewer threads on a busy machine, all of them again on a free one: a model of both."""
 
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -48,7 +49,7 @@ def test_beside_two_busy_processes_one_of_two_threads_is_left():
     machine, count = Machine(2), ThreadCount(2)
     machine.run(count, 1)
     machine.busy = 2
-    assert machine.run(count, WINDOW_S) == [1]
+    assert machine.run(count, 2 * WINDOW_S) == [2, 1]
     assert set(machine.run(count, 60)) == {1}
 
 
@@ -99,6 +100,21 @@ def test_a_little_waiting_changes_nothing():
     assert set(machine.run(count, 10)) == {2}
 
 
+def test_so_does_much_of_it_for_a_window():
+    machine, count = Machine(2), ThreadCount(2)
+    for _ in range(10):
+        for machine.busy in (2, 0):
+            assert machine.run(count, WINDOW_S) == [2]
+
+
+def test_a_try_has_one_window():
+    machine, count = Machine(2), ThreadCount(2)
+    machine.waiting = lambda threads: 0.7 if threads > 1 else 0.0
+    history = machine.run(count, 60)
+    fallen = history.index(1)
+    assert all(after == 1 for now, after in pairwise(history[fallen:]) if now == 2)
+
+
 def test_one_thread_stays_one():
     machine, count = Machine(1), ThreadCount(1)
     machine.busy = 5
@@ -109,7 +125,7 @@ def test_steps_shorter_and_longer_than_a_window():
     for step_s in (0.003, 5.0):
         machine, count = Machine(2), ThreadCount(2)
         machine.busy = 2
-        assert machine.run(count, 20 * step_s + WINDOW_S, step_s)[-1] == 1
+        assert machine.run(count, 20 * step_s + 2 * WINDOW_S, step_s)[-1] == 1
 
 
 def test_it_stays_within_its_bounds_whatever_happens():
