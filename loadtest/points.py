@@ -28,6 +28,12 @@ class Point:
         """What all servers are measured at: words of a prompt, and clients."""
         return self.prompt_words, self.concurrency
 
+    def by_repeat(self, value: "Metric") -> dict[int, float]:
+        """Of the repeats that have it."""
+        pairs = zip(self.runs, self.summaries, strict=True)
+        every = {run["repeat"]: value(run, summary) for run, summary in pairs}
+        return {repeat: found for repeat, found in every.items() if found is not None}
+
     def median_of(self, value: "Metric") -> float | None:
         values = self._values(value)
         return median(values) if values else None

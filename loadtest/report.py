@@ -51,9 +51,9 @@ these words: " with 100 words drawn at random from 52 common nouns, about 109 to
 tokens, greedy, `ignore_eos`, streamed with usage. Every prompt is new in every run, so no prefix
 cache helps. Closed loop: N clients start together, each sends its next request, on a new
 connection, when its last one is answered; 12 requests at 1 client, else two per client. Servers run
-one at a time, in turn, in an order that rotates from repeat to repeat; in one repeat all get the
-same prompts. A few warm-up requests precede every run. Where lengths or counts are others, the
-table says so.
+one at a time, in turn, in an order that rotates from repeat to repeat, unless a table says that all
+ran at once (`--together`): then they are asked in turn. In one repeat all get the same prompts. A
+few warm-up requests precede every run. Where lengths or counts are others, the table says so.
 
 **Rungs.** A server uses what instructions the processor has, unless the heading says that all were
 forced to fewer: to x86-64-v3 (AVX2 and FMA) or x86-64-v4 (AVX-512 without VNNI and BF16), say.
@@ -197,21 +197,36 @@ def _ratio_parts(comparison: dict[str, Any], measured: list[Point]) -> list[str]
                 theirs.server,
                 *_length(comparison, theirs),
                 str(theirs.concurrency),
-                *(
-                    ratio(ours[theirs.load].median_of(m), theirs.median_of(m))
-                    for m in _RATIOS.values()
-                ),
+                *(_ratio(comparison, ours[theirs.load], theirs, m) for m in _RATIOS.values()),
             ]
             for theirs in measured
             if theirs.server in others and theirs.load in ours
         ]
         if rows:
             heads = ["against", *_length_head(comparison), "clients", *_RATIOS]
+            of_what = "medians"
+            if comparison.get("together"):
+                of_what = "all ran at once; medians of a repeat's ratios, lowest to highest"
             parts += [
-                f"{subject} against the others (medians; above 1 is more):",
+                f"{subject} against the others ({of_what}; above 1 is more):",
                 table(heads, rows, num_text_columns=1),
             ]
     return parts
+
+
+def _ratio(comparison: dict[str, Any], ours: Point, theirs: Point, metric: Metric) -> str:
+    """Where servers were asked in turn, of what lies seconds apart."""
+    if not comparison.get("together"):
+        return ratio(ours.median_of(metric), theirs.median_of(metric))
+    of_theirs = theirs.by_repeat(metric)
+    ratios = [
+        value / of_theirs[repeat]
+        for repeat, value in ours.by_repeat(metric).items()
+        if of_theirs.get(repeat)
+    ]
+    if not ratios:
+        return ratio(None, None)
+    return f"{median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
 
 
 def _smoothness_table(comparison: dict[str, Any], measured: list[Point]) -> str:

@@ -90,6 +90,16 @@ def test_a_comparison_becomes_tables(tmp_path: Path) -> None:
     assert "theirs (theirs 1.0):\n\n```sh\nexec theirs\n```" in page
 
 
+def test_servers_that_ran_together_are_compared_repeat_by_repeat(tmp_path: Path) -> None:
+    document = comparison() | {"together": True}
+    # The machine was slow in the last repeat, for one of them more.
+    document["runs"][-1] = document["runs"][-1] | run(0.02, 5.0, 500)
+    save_result(document, tmp_path / "a.json")
+    page = render_page(tmp_path)
+    assert "all ran at once" in page
+    assert "| theirs | 1 | 2.00 (2.00-2.50) | 1.00 (1.00-1.00) | 0.50 (0.50-0.50) |" in page
+
+
 def test_a_rung_lengths_and_groups(tmp_path: Path) -> None:
     document = comparison() | {
         "rung": "x86-64-v3",
