@@ -122,7 +122,7 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
     """
     value = _parse(data, name)
     if not isinstance(value, dict):
-        raise CorruptFile(f"{name} is not a JSON object; fetch the model again")
+        raise CorruptFile(f"{name} is not a JSON object; fetch it again")
     return value
 
 
@@ -134,7 +134,7 @@ def parse_json_list(data: bytes, name: str) -> list[Any]:
     """
     value = _parse(data, name)
     if not isinstance(value, list):
-        raise CorruptFile(f"{name} is not a JSON array; fetch the model again")
+        raise CorruptFile(f"{name} is not a JSON array; fetch it again")
     return value
 
 
@@ -169,7 +169,7 @@ def _parse(data: bytes, name: str) -> Any:
     except RecursionError as error:
         raise _too_deep(name) from error
     except ValueError as error:
-        raise CorruptFile(f"{name} is not valid JSON; fetch the model again") from error
+        raise CorruptFile(f"{name} is not valid JSON; fetch it again") from error
     if _is_deep(value):
         raise _too_deep(name)
     return value
@@ -177,8 +177,8 @@ def _parse(data: bytes, name: str) -> Any:
 
 def _too_deep(name: str) -> CorruptFile:
     return CorruptFile(
-        f"{name} is nested more than {MAX_JSON_DEPTH} levels deep, which no model needs; fetch "
-        f"the model again"
+        f"{name} is nested more than {MAX_JSON_DEPTH} levels deep, which no model needs; "
+        f"fetch it again"
     )
 
 
@@ -208,4 +208,4 @@ def _check_mode(path: Path, mode: int) -> None:
     if stat.S_ISREG(mode):
         return
     kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "no file")
-    raise CorruptFile(f"{path.name} is {kind} where a regular file belongs; fetch the model again")
+    raise CorruptFile(f"{path.name} is {kind} where a regular file belongs; fetch it again")

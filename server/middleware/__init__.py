@@ -1,6 +1,7 @@
 """What every request passes on its way to a route and back. Pure ASGI: streams pass untouched.
 
-    root path → request id → access log → CORS → recover → auth → body limit → slow body → routes
+    HEAD → root path → request id → access log → CORS → recover → auth → body limit → slow body
+    → routes
 
 Refusals of the inner ones carry the request id and CORS headers and are logged.
 """
@@ -12,6 +13,7 @@ from server.metrics import ServerMetrics
 from server.middleware.access_log import AccessLogMiddleware
 from server.middleware.auth import AuthMiddleware
 from server.middleware.body_limit import BodyLimitMiddleware
+from server.middleware.head import HeadMiddleware
 from server.middleware.recover import RecoverMiddleware
 from server.middleware.request_id import RequestIdMiddleware
 from server.middleware.root_path import RootPathMiddleware
@@ -45,3 +47,4 @@ def install(app: FastAPI, settings: Settings, metrics: ServerMetrics) -> None:
     app.add_middleware(RequestIdMiddleware)
     if settings.root_path:
         app.add_middleware(RootPathMiddleware, root_path=settings.root_path)
+    app.add_middleware(HeadMiddleware)

@@ -14,7 +14,7 @@ from server.metrics import ServerMetrics
 CLIENT_LEFT = 499
 """What proxies log when the client closed the connection before an answer."""
 
-_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+_METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 log = structlog.get_logger(__name__)
 

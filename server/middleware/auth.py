@@ -70,7 +70,7 @@ def _is_one_of(given: bytes | None, keys: Sequence[bytes]) -> bool:
 def _is_open(scope: Scope) -> bool:
     path = get_path(scope)
     folder, _, name = path.rpartition("/")
-    if scope["method"] not in ("GET", "HEAD"):
+    if scope["method"] != "GET":
         return path in OPEN_PATHS
     is_file = folder == OPEN_FOLDER and name != ""
     return path in OPEN_PATHS or is_file or path.startswith(PROBES_OF_MODELS)

@@ -15,22 +15,21 @@ from server.routes.models import ModelId
 router = APIRouter(tags=["operations"])
 
 
-@router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+@router.get("/", include_in_schema=False)
 async def root() -> Response:
     """For who opens the address in a browser, and for clients that ask here whether there is a
     server, as Ollama's do."""
     return Response("Tandem is running; /docs describes its API.\n", media_type="text/plain")
 
 
-@router.head("/health", include_in_schema=False)
-@router.api_route("/v1/health", methods=["GET", "HEAD"], include_in_schema=False)
+@router.get("/v1/health", include_in_schema=False)
 @router.get("/health")
 async def get_health() -> dict[str, str]:
     """200 while the process lives, whatever the models do."""
     return {"status": "ok"}
 
 
-@router.api_route("/ping", methods=["GET", "POST", "HEAD"], include_in_schema=False)
+@router.api_route("/ping", methods=["GET", "POST"], include_in_schema=False)
 async def ping() -> Response:
     """`/health` by the name that SageMaker and vLLM have for it, with no body."""
     return Response()
@@ -42,7 +41,6 @@ async def get_load(state: StateDep) -> dict[str, int]:
     return {"server_load": state.admission.num_requests}
 
 
-@router.head("/ready", include_in_schema=False)
 @router.get(
     "/ready",
     responses={503: {"description": "Loading, restarting, draining, or nothing could be loaded."}},
@@ -62,7 +60,6 @@ async def get_ready(state: StateDep, response: Response) -> dict[str, Any]:
     }
 
 
-@router.head("/ready/{model_id:path}", include_in_schema=False)
 @router.get(
     "/ready/{model_id:path}",
     responses=error_answers(400, 404)

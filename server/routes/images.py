@@ -111,7 +111,6 @@ async def cancel_image_job(image_id: ImageId, state: StateDep) -> ImageJobAnswer
     return job.answer(None)
 
 
-@router.head("/v1/images/files/{name}", include_in_schema=False)
 @router.get(
     "/v1/images/files/{name}",
     summary="A stored image",

@@ -79,6 +79,32 @@ async def test_log_lines_of_a_request_carry_its_id():
     assert "request_id" not in structlog.contextvars.get_contextvars()
 
 
+# HEAD.
+
+
+async def test_head_is_a_get_without_a_body():
+    app = create(api_keys=("zebra",))
+
+    @app.get("/items/{item}")
+    async def get_item(item: str):
+        return {"item": item}
+
+    @app.post("/things")
+    async def make_thing():
+        return {}
+
+    keyed = {"Authorization": "Bearer zebra"}
+    async with client_of(app) as client:
+        got = await client.get("/items/a", headers=keyed)
+        asked = await client.head("/items/a", headers=keyed)
+        assert (got.status_code, asked.status_code, asked.content) == (200, 200, b"")
+        assert asked.headers["content-length"] == str(len(got.content))
+        assert (await client.head("/health")).status_code == 200
+        assert (await client.head("/items/a")).status_code == 401
+        refused = await client.head("/things", headers=keyed)
+        assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+
+
 # The access line.
 
 
