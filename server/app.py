@@ -54,6 +54,7 @@ _ROUTERS = (
     docs.router,
     *(dialect.router for dialect in DIALECTS),
 )
+_RESPONSES_FAILURES = dict.fromkeys(("/v1/responses", "/responses"), responses_error_shape)
 
 
 def create_app(settings: Settings, engine: EngineClient) -> FastAPI:
@@ -74,7 +75,7 @@ def create_app(settings: Settings, engine: EngineClient) -> FastAPI:
     for router in _ROUTERS:
         app.include_router(router)
     shapes = dict(dialect.failures for dialect in DIALECTS if dialect.failures is not None)
-    errors.install(app, {"/v1/responses": responses_error_shape, **shapes})
+    errors.install(app, {**_RESPONSES_FAILURES, **shapes})
     openapi.install(app, engine, {k: v for one in DIALECTS for k, v in one.bodies.items()})
     middleware.install(app, settings, state.metrics)
     return app

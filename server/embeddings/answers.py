@@ -105,6 +105,14 @@ async def rerank_answer(body: RerankRequest, embedded: Embedded) -> bytes:
     return msgspec.json.encode(answer)
 
 
+async def plain_embeddings(embedded: Embedded) -> list[msgspec.Raw]:
+    """Arrays of numbers, encoded."""
+    return await in_turns(
+        lambda event: msgspec.Raw(msgspec.json.encode(as_numbers(event.embedding))),
+        embedded.events,
+    )
+
+
 async def in_turns(work: Callable[[T], U], items: Iterable[T]) -> list[U]:
     """`work` on each item, a millisecond or so at a time."""
     results: list[U] = []

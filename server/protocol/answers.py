@@ -4,7 +4,7 @@ Dataclasses, which FastAPI documents and msgspec encodes.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(slots=True)
@@ -32,6 +32,14 @@ class Usage:
     completion_tokens_details: CompletionTokensDetails = field(
         default_factory=CompletionTokensDetails
     )
+
+
+@dataclass(slots=True, kw_only=True)
+class InputTokens:
+    """Tokens that a conversation comes to."""
+
+    object: Literal["response.input_tokens"] = "response.input_tokens"
+    input_tokens: int
 
 
 @dataclass(slots=True)

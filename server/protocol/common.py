@@ -125,6 +125,7 @@ _INSTEAD = {
     for name, instead in {
         "regex": "structured_outputs with regex",
         "ebnf": "structured_outputs with grammar",
+        "suffix": "input_prefix and input_suffix to /infill",
         "lora": "the adapter's name as model",
         "lora_path": "the adapter's name as model",
         "n_cmpl": "n",

@@ -25,13 +25,22 @@ def _read_prompts(value: Any) -> list[str] | list[list[int]]:
     if ids is not None:
         return [ids]
     prompts = [value] if isinstance(value, str) else value
-    if isinstance(prompts, list) and 0 < len(prompts) <= MAX_PROMPTS:
+    if isinstance(prompts, list) and len(prompts) > MAX_PROMPTS:
+        raise PydanticCustomError("prompt", _too_many(prompts))
+    if isinstance(prompts, list) and prompts:
         if all(isinstance(prompt, str) and prompt for prompt in prompts):
             return prompts
         found = list(takewhile(bool, map(read_ids, prompts)))
         if len(found) == len(prompts):
             return [ids for ids in found if ids]
     raise PydanticCustomError("prompt", _PROMPT_HELP)
+
+
+def _too_many(prompts: list[Any]) -> str:
+    """What is neither texts nor lists was meant as the ids of one prompt."""
+    if isinstance(prompts[0], str | list):
+        return f"has {len(prompts)} texts; {MAX_PROMPTS} can be sent at once"
+    return f"{_PROMPT_HELP}; a prompt has at most {MAX_PROMPT_TOKENS} token ids"
 
 
 Prompts = Annotated[

@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions`."""
+"""`POST /v1/chat/completions`, and how long its prompt is."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ from server.catalog import config_of, find_model
 from server.http.json_route import JsonRoute
 from server.http.log_fields import annotate
 from server.http.priority import acting_priority
-from server.http.shape import Shape
+from server.http.shape import Shape, encode
 from server.http.sse import until_disconnect
-from server.protocol.answers import error_answers, stream_answer
+from server.protocol.answers import InputTokens, error_answers, stream_answer
 from server.protocol.chat import ChatCompletion, ChatCompletionRequest, ChatMessage
 from server.protocol.common import RequestBody
 from server.routes.deps import StateDep
@@ -22,12 +22,12 @@ from server.routes.semantic_entropy import semantic_judge
 from server.state import AppState
 from server.text.answer_format import AnswerFormat
 from server.text.answer_structure import answer_structure
-from server.text.chat_prompt import chat_prompt
+from server.text.chat_prompt import ChatPrompt, chat_prompt
 from server.text.chat_reply import ChatReply
 from server.text.convert import chat_request, check_width, prompt_limit, text_options
 from server.text.generation import Generation
 from server.text.kind import SERVED_TEXT
-from server.text.prompt_limit import counting_limit
+from server.text.prompt_limit import PromptLimit, counting_limit
 from server.text.reply import ReplyHead
 from server.text.sampler_tokens import find_tokens
 from server.text.texts import ModelText
@@ -75,6 +75,44 @@ async def answer_chat(
     )
 
 
+@router.post(
+    "/v1/chat/completions/input_tokens",
+    summary="Count a conversation's tokens",
+    responses={200: {"model": InputTokens}, **error_answers()},
+)
+async def count_chat_tokens(
+    body: ChatCompletionRequest, request: Request, state: StateDep
+) -> Response:
+    """As the model's chat template writes it."""
+    return await answer_with_count(body, request, state)
+
+
+async def answer_with_count(
+    body: ChatCompletionRequest,
+    request: Request,
+    state: AppState,
+    *,
+    sent: RequestBody | None = None,
+) -> Response:
+    """How many tokens the prompt of a chat has, which may be more than the model takes.
+
+    Args:
+        sent: what the client sent, if `body` has been made of it.
+
+    Raises:
+        EngineError: the request is refused.
+    """
+    headers = report_ignored_fields(request, sent or body)
+    info = find_model(state.engine, body.model)
+    text = await state.texts.get(info)
+    rendered = chat_prompt(
+        body, body.messages, text.chat_format(config_of(state.engine, info.model))
+    )
+    encoding = _encode(body, rendered, text, counting_limit(info, body.prompt_field))
+    counted = InputTokens(input_tokens=len(await until_disconnect(request.receive, encoding)))
+    return Response(encode(counted), media_type="application/json", headers=headers)
+
+
 async def _negative_ids(
     body: ChatCompletionRequest, text: ModelText, chat_format: ChatFormat, info: ModelInfo
 ) -> list[int] | None:
@@ -84,11 +122,17 @@ async def _negative_ids(
     others = [one for one in body.messages if one.role not in ("system", "developer")]
     instead = ChatMessage.model_validate({"role": "system", "content": body.negative_prompt})
     rendered = chat_prompt(body, [instead, *others], chat_format)
+    return await _encode(body, rendered, text, counting_limit(info, "negative_prompt"))
+
+
+async def _encode(
+    body: ChatCompletionRequest, rendered: ChatPrompt, text: ModelText, limit: PromptLimit
+) -> list[int]:
     return await text.encode_chat(
         rendered.messages,
         rendered.options,
         add_special_tokens=bool(body.add_special_tokens),
-        limit=counting_limit(info, "negative_prompt"),
+        limit=limit,
     )
 
 
@@ -114,12 +158,7 @@ async def start_chat(
         rendered = chat_prompt(body, body.messages, chat_format)
         if settings.log_prompts:
             annotate(request, messages=rendered.messages)
-        encoding = text.encode_chat(
-            rendered.messages,
-            rendered.options,
-            add_special_tokens=bool(body.add_special_tokens),
-            limit=prompt_limit(body, info),
-        )
+        encoding = _encode(body, rendered, text, prompt_limit(body, info))
         prompt = await until_disconnect(request.receive, encoding)
         head = ReplyHead.create("chatcmpl", info)
         answers = AnswerFormat.of(body, chat_format, text.end_of(prompt))

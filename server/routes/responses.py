@@ -12,11 +12,11 @@ from server.http.json_route import JsonRoute
 from server.http.log_fields import annotate
 from server.http.owner import owner_of
 from server.http.shape import encode
-from server.protocol.answers import error_answers, stream_answer
+from server.protocol.answers import InputTokens, error_answers, stream_answer
 from server.protocol.responses import DeletedResponse, ItemList, Response, ResponseRequest
 from server.responses.convert import chat_of
 from server.responses.shape import ResponseShape
-from server.routes.chat import answer_chat, start_chat
+from server.routes.chat import answer_chat, answer_with_count, start_chat
 from server.routes.deps import StateDep
 from server.routes.ignored_fields import report_ignored_fields
 from server.state import AppState
@@ -55,6 +55,19 @@ async def create_response(body: ResponseRequest, request: Request, state: StateD
     reply = await start_chat(chat, request, state, shape)
     job = state.background_responses.start(shape, reply, owner)
     return _json(job.response(), headers)
+
+
+@router.post(
+    "/v1/responses/input_tokens",
+    summary="Count a response's input tokens",
+    responses={200: {"model": InputTokens}, **error_answers()},
+)
+async def count_input_tokens(
+    body: ResponseRequest, request: Request, state: StateDep
+) -> HttpResponse:
+    """As the model's chat template writes them, with the conversation that it continues."""
+    before = state.responses.conversation(body.previous_response_id, owner_of(request))
+    return await answer_with_count(chat_of(body, before), request, state, sent=body)
 
 
 @bare_router.get(

@@ -5,7 +5,8 @@ from typing import Any, ClassVar, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from engine.errors import UnsupportedFeature
+from engine.errors import InvalidParameter, UnsupportedFeature
+from server.embeddings.inputs import Inputs
 from server.protocol.common import (
     NO_EFFECT_FIELDS,
     UNSUPPORTED_FIELDS,
@@ -14,6 +15,7 @@ from server.protocol.common import (
     TokenLimitOrZero,
     WireModel,
 )
+from server.protocol.embeddings import UNSUPPORTED_EMBEDDING_FIELDS, EmbeddingModelRequest
 from server.protocol.prompts import Prompts
 
 MAX_EXTRA_FILES = 256
@@ -84,6 +86,31 @@ class LlamaCompletionRequest(LlamaTextRequest):
                 "this route continues one prompt; ask /v1/completions for several", param="prompt"
             )
         return self
+
+
+class LlamaEmbeddingRequest(EmbeddingModelRequest):
+    """Texts to embed."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"content": "The sky is blue."}})
+    _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **UNSUPPORTED_EMBEDDING_FIELDS,
+        "embd_normalize": (2,),
+        "image_data": ([],),
+    }
+
+    content: Prompts | None = Field(None, description="Text, token ids, or a list of either.")
+    input: Prompts | None = Field(None, description="OpenAI's name of content.")
+
+    @model_validator(mode="after")
+    def _check_source(self) -> Self:
+        if (self.content is None) == (self.input is None):
+            raise InvalidParameter("give either content or input", param="content")
+        return self
+
+    @property
+    def texts(self) -> Inputs:
+        given = {"content": self.content, "input": self.input}
+        return Inputs({name: texts for name, texts in given.items() if texts is not None})
 
 
 class ExtraFile(WireModel):

@@ -1,12 +1,14 @@
-"""llama-server's own routes. `/tokenize`, `/detokenize` and `/models` are vLLM's and ours, too, and
+"""llama-server's own routes. `/tokenize`, `/detokenize`, `/rerank` and `/models` are ours, too, and
 stand there."""
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from engine.kinds import TEXT
+from engine.errors import CapacityError
+from engine.kinds import EMBEDDING, TEXT
 from engine.types import ModelInfo
 from engine.version import __version__
 from server.catalog import config_of, find_model
@@ -15,22 +17,34 @@ from server.dialects.llamacpp.convert import completion_body, infill_body
 from server.dialects.llamacpp.infill import GapTokens, infill_prompt, texts_of
 from server.dialects.llamacpp.protocol import (
     LlamaCompletionRequest,
+    LlamaEmbeddingRequest,
     LlamaInfillRequest,
     LlamaTextRequest,
 )
-from server.dialects.llamacpp.shape import LlamaShape
+from server.dialects.llamacpp.shape import LlamaShape, embeddings_answer
 from server.http.json_route import JsonRoute
 from server.http.owner import owner_of
 from server.http.sse import until_disconnect
 from server.protocol.completions import CompletionRequest
 from server.protocol.tokenize import TokenizeRequest
+from server.routes.chat import count_chat_tokens, create_chat_completion
 from server.routes.completions import answer_completion
 from server.routes.deps import StateDep
-from server.routes.tokenize import token_ids
+from server.routes.embeddings import embed
+from server.routes.responses import count_input_tokens, create_response
+from server.routes.tokenize import ModelName, token_ids
 from server.state import AppState
 from server.text.prompt_limit import counting_limit
 
 router = APIRouter(route_class=JsonRoute, tags=["llama-server"])
+_WITHOUT_V1: Mapping[str, Callable[..., Any]] = {
+    "/chat/completions": create_chat_completion,
+    "/chat/completions/input_tokens": count_chat_tokens,
+    "/responses": create_response,
+    "/responses/input_tokens": count_input_tokens,
+}
+for _path, _route in _WITHOUT_V1.items():
+    router.post(_path, include_in_schema=False)(_route)
 
 _FAILURE = {"error": {"message": "...", "type": "invalid_request_error"}}
 _answers = partial(responses, failure=_FAILURE)
@@ -38,9 +52,8 @@ _text_answers = partial(
     _answers, {"content": "...", "stop": True}, stream_type=LlamaShape.framing.media_type
 )
 _PROMPTS = {"prompt", "input_prefix", "input_suffix", "input_extra"}
-ModelName = Annotated[
-    str | None,
-    Query(max_length=256, description="Id of a served text model, if there are several."),
+Flag = Annotated[
+    str, Query(max_length=16, description="Anything: answer 503 while all slots are busy.")
 ]
 
 
@@ -64,6 +77,17 @@ async def infill(body: LlamaInfillRequest, request: Request, state: StateDep) ->
     ids_of = dict(zip(texts, await until_disconnect(request.receive, encoding), strict=True))
     prompt = infill_prompt(body, tokens, ids_of, text.tokens_before)
     return await _answer(infill_body(body, prompt, tokens), body, request, state)
+
+
+@router.post(
+    "/embedding",
+    summary="Embed texts",
+    responses=_answers([{"index": 0, "embedding": [[0.1, 0.2]]}]),
+)
+@router.post("/embeddings", include_in_schema=False)
+async def embed_texts(body: LlamaEmbeddingRequest, request: Request, state: StateDep) -> Response:
+    """One embedding per text, in their order, each in an array of its own."""
+    return await embed(body, body.texts, embeddings_answer, request, state)
 
 
 @router.post(
@@ -101,12 +125,16 @@ async def props(state: StateDep, model: ModelName = None) -> dict[str, Any]:
 
 
 @router.get("/slots", summary="Texts that run", responses=_answers([{"id": 0}]))
-async def slots(request: Request, state: StateDep, model: ModelName = None) -> list[dict[str, Any]]:
+async def slots(
+    request: Request, state: StateDep, model: ModelName = None, fail_on_no_slot: Flag = ""
+) -> list[dict[str, Any]]:
     """As many as may run at a time; with API keys only those of the key that asks are busy."""
     info = find_model(state.engine, model)
     busy = _running(info, request, state)
     free = {"n_ctx": info.max_model_len, "speculative": False, "is_processing": False}
     total = config_of(state.engine, info.model).max_num_seqs
+    if fail_on_no_slot and len(busy) >= total:
+        raise CapacityError(f"all {total} slots of {info.model} are busy; ask again later")
     shown = [free | one for one in busy[:total]]
     return [{"id": number, **one} for number, one in enumerate([*shown, *[free] * total][:total])]
 
@@ -136,4 +164,11 @@ async def _answer(
     return await answer_completion(openai, request, state, sent=body, shape=shape)
 
 
-LLAMACPP = Dialect(router=router, bodies={LlamaCompletionRequest: TEXT, LlamaInfillRequest: TEXT})
+LLAMACPP = Dialect(
+    router=router,
+    bodies={
+        LlamaCompletionRequest: TEXT,
+        LlamaInfillRequest: TEXT,
+        LlamaEmbeddingRequest: EMBEDDING,
+    },
+)

@@ -1,10 +1,12 @@
-"""Answers of `/completion` and `/infill`."""
+"""Answers of `/completion`, `/infill` and `/embedding`."""
 
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from server.embeddings.answers import plain_embeddings
+from server.embeddings.convert import Embedded
 from server.http.shape import Shape, encode
 from server.http.sse import OPENAI_FRAMING, event
 from server.protocol.answers import Usage
@@ -18,6 +20,12 @@ from server.protocol.completions import (
 from server.text.texts import ModelText
 
 _ID = "token_id:"
+
+
+async def embeddings_answer(embedded: Embedded) -> bytes:
+    """Of `/embedding`, where a text has an array of embeddings: one here, as there with pooling."""
+    written = await plain_embeddings(embedded)
+    return encode([{"index": index, "embedding": [one]} for index, one in enumerate(written)])
 
 
 class LlamaShape(Shape):

@@ -4,7 +4,6 @@ import time
 from functools import partial
 from typing import Any
 
-import msgspec
 from fastapi import APIRouter, Request, Response
 
 from engine.errors import InvalidParameter
@@ -27,8 +26,8 @@ from server.dialects.ollama.protocol import (
     OllamaShowRequest,
 )
 from server.dialects.ollama.shape import LINES, OllamaShape, error_shape, loaded
-from server.embeddings.answers import in_turns
-from server.embeddings.convert import Embedded, as_numbers
+from server.embeddings.answers import plain_embeddings
+from server.embeddings.convert import Embedded
 from server.embeddings.inputs import Inputs
 from server.http.json_route import JsonRoute
 from server.http.shape import encode
@@ -105,7 +104,7 @@ async def embed_texts(body: OllamaEmbedRequest, request: Request, state: StateDe
     async def write(embedded: Embedded) -> bytes:
         answer = {
             "model": body.model or embedded.request.model,
-            "embeddings": await _numbers(embedded),
+            "embeddings": await plain_embeddings(embedded),
             "total_duration": time.perf_counter_ns() - start_ns,
             "load_duration": 0,
             "prompt_eval_count": embedded.num_tokens,
@@ -135,7 +134,7 @@ async def embed_text(body: OllamaEmbeddingsRequest, request: Request, state: Sta
     model = served_name(state.engine, body.model)
 
     async def write(embedded: Embedded) -> bytes:
-        [numbers] = await _numbers(embedded)
+        [numbers] = await plain_embeddings(embedded)
         return encode({"embedding": numbers})
 
     openai = openai_body(EmbeddingsRequest, {"model": model, "input": body.prompt})
@@ -179,12 +178,6 @@ def _infos(state: AppState) -> list[AnyTextInfo]:
     infos: list[AnyTextInfo] = [*state.engine.infos(TEXT), *state.engine.infos(EMBEDDING)]
     named = [info.named(name) for info in infos for name in info.names]
     return [info for info in named if info is not None]
-
-
-async def _numbers(embedded: Embedded) -> list[msgspec.Raw]:
-    return await in_turns(
-        lambda event: msgspec.Raw(encode(as_numbers(event.embedding))), embedded.events
-    )
 
 
 OLLAMA = Dialect(

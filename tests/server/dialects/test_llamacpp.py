@@ -7,6 +7,9 @@ from typing import Any
 
 import httpx
 import pytest
+from embedding_server import MAX_MODEL_LEN as MOST_EMBEDDED
+from embedding_server import EmbeddingServer
+from fake_embedding_engine import vector
 from text_server import MAX_MODEL_LEN, MODEL, TextServer, write_tokenizer
 from tokenizers import Tokenizer
 
@@ -203,3 +206,83 @@ async def test_slots_are_texts_that_run(server: TextServer) -> None:
     assert (await server.client.delete(f"/v1/requests/{found[0]['id_task']}")).status_code == 200
     assert (await running).status_code == 499
     assert await busy() == []
+
+
+async def test_paths_without_v1_are_the_same_routes(server: TextServer) -> None:
+    conversation = {"messages": [{"role": "user", "content": "the fox"}]}
+    server.say("the fox")
+    for path, body in (
+        ("/chat/completions", {**conversation, "temperature": 0}),
+        ("/responses", {"input": "the fox", "temperature": 0}),
+    ):
+        for asked in (path, f"/v1{path}"):
+            answer = (await server.post(asked, **body)).json()
+            assert "the fox" in str(answer.get("output") or answer["choices"]), asked
+        refused = await server.post(path, **body, max_output_tokens=0, max_tokens=0)
+        assert (
+            refused.json()
+            == (await server.post(f"/v1{path}", **body, max_output_tokens=0, max_tokens=0)).json()
+        )
+    written = (await server.post("/apply-template", **conversation)).json()["prompt"]
+    num_tokens = len(server.encode(written))
+    for path, body in (
+        ("/chat/completions/input_tokens", conversation),
+        ("/responses/input_tokens", {"input": "the fox"}),
+    ):
+        for asked in (path, f"/v1{path}"):
+            answer = (await server.post(asked, **body)).json()
+            assert answer == {"object": "response.input_tokens", "input_tokens": num_tokens}
+
+
+async def test_a_tokens_count_is_of_the_whole_conversation(server: TextServer) -> None:
+    server.say("the fox")
+    asked = {"input": "the quick", "instructions": "a"}
+    first = (await server.post("/v1/responses", **asked)).json()
+    counted = (await server.post("/v1/responses/input_tokens", **asked)).json()
+    assert counted["input_tokens"] == first["usage"]["input_tokens"]
+    then = {"input": "a", "previous_response_id": first["id"]}
+    counted = (await server.post("/v1/responses/input_tokens", **then)).json()
+    second = (await server.post("/v1/responses", **then)).json()
+    assert counted["input_tokens"] == second["usage"]["input_tokens"]
+    long = (await server.post("/v1/responses/input_tokens", input="the " * 300_000)).json()
+    assert (long["error"]["param"], long["error"]["code"]) == ("input", "invalid_value")
+
+
+async def test_slots_say_when_none_is_free(server: TextServer) -> None:
+    asked = "/slots?fail_on_no_slot=1"
+    assert (await server.client.get(asked)).status_code == 200
+    server.engine.delay_s = 0.002
+    total = server.settings.engine.max_num_seqs
+    running = asyncio.create_task(
+        server.post("/v1/completions", prompt="a", n=total, max_tokens=200)
+    )
+    async with asyncio.timeout(10):
+        while (answer := await server.client.get(asked)).status_code == 200:  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "over_capacity")
+    slots = (await server.client.get("/slots")).json()
+    assert all(slot["is_processing"] for slot in slots)
+    await server.client.delete(f"/v1/requests/{slots[0]['id_task']}")
+    assert (await running).status_code == 499
+
+
+async def test_embeddings(tokenizer_folder: Path) -> None:
+    server = EmbeddingServer(tokenizer_folder)
+    texts = ["the fox", "seven wizards"]
+    wanted = [
+        {"index": index, "embedding": [vector(server.ids(text))]}
+        for index, text in enumerate(texts)
+    ]
+    for path in ("/embedding", "/embeddings"):
+        for name in ("content", "input"):
+            body = {name: texts, "embd_normalize": 2}
+            assert (await server.client.post(path, json=body)).json() == wanted
+    for body, param in (
+        ({"content": "a", "embd_normalize": 1}, "embd_normalize"),
+        ({"content": "a", "input": "a"}, "content"),
+        ({}, "content"),
+        ({"content": ["a", ""]}, "content"),
+        ({"content": ["a", "wizard " * MOST_EMBEDDED]}, "content"),
+    ):
+        response = await server.client.post("/embedding", json=body)
+        assert (response.status_code, response.json()["error"]["param"]) == (400, param)

@@ -73,7 +73,11 @@ async def test_as_many_texts_as_openai_takes(server: EmbeddingServer) -> None:
         vector(server.ids(text)) for text in texts[::97]
     ]
     assert len(answer["data"]) == MAX_PROMPTS
-    assert (await server.refused(input=["a"] * (MAX_PROMPTS + 1)))["param"] == "input"
+    error = await server.refused(input=["a"] * (MAX_PROMPTS + 1))
+    assert error["param"] == "input"
+    assert (
+        error["message"] == f"input: has {MAX_PROMPTS + 1} texts; {MAX_PROMPTS} can be sent at once"
+    )
 
 
 @pytest.mark.parametrize(
