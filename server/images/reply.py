@@ -25,6 +25,9 @@ from server.protocol.image_answers import (
 class ImageReply(Reply):
     """The images of a run.
 
+    Attributes:
+        id: of the request.
+
     Args:
         event_prefix: `image_generation` or `image_edit`.
         block: side in pixels of what counts as one image token.
@@ -45,7 +48,7 @@ class ImageReply(Reply):
         shape: Shape | None = None,
     ) -> None:
         super().__init__(run, shape)
-        self._id = run.id
+        self.id = run.id
         self._submitted = submitted
         self._keep = keep
         self._options = options
@@ -101,7 +104,7 @@ class ImageReply(Reply):
             partial_image_index=event.preview_index,
             quality=self._submitted.order.quality,
             size=f"{params.width}x{params.height}",
-            id=self._id,
+            id=self.id,
             index=event.index,
             step=event.step,
             num_steps=event.num_steps,
@@ -122,7 +125,7 @@ class ImageReply(Reply):
             quality=self._submitted.order.quality,
             size=_size(pixels),
             usage=self._usage(event),
-            id=self._id,
+            id=self.id,
             index=event.index,
             seed=seed,
             warnings=list(dict.fromkeys([*self._submitted.order.warnings, *event.warnings])),
@@ -142,7 +145,7 @@ class ImageReply(Reply):
             quality=order.quality,
             size=size,
             usage=_sum(usages),
-            id=self._id,
+            id=self.id,
             model=order.request.model,
             seed=params.seed,
             task=params.task.value,

@@ -152,8 +152,25 @@ async def answer_images(
     Raises:
         EngineError: the request is refused, or fails before the first byte.
     """
-    settings = state.settings
     headers = report_ignored_fields(request, sent or body)
+    reply = await _start_images(body, request, state, event_prefix, shape)
+    return await reply.send(
+        request,
+        stream=body.stream,
+        heartbeat_s=state.settings.heartbeat_interval_s,
+        headers={**headers, "X-Image-Id": reply.id},
+    )
+
+
+async def _start_images(
+    body: ImageFields, request: Request, state: AppState, event_prefix: str, shape: Shape | None
+) -> ImageReply:
+    """The reply to a request that the engine has. Whoever gets it sends or closes it.
+
+    Raises:
+        EngineError: as in `answer_images`; nothing is left to be closed.
+    """
+    settings = state.settings
     info = find_image_model(state.engine, body.model)
     annotate(request, model=info.model, stream=bool(body.stream))
     priority = acting_priority(body.priority, config_of(state.engine, info.model))
@@ -184,7 +201,7 @@ async def answer_images(
             with_metadata=settings.image_metadata,
             background="opaque" if cutter is None else "transparent",
         )
-        reply = ImageReply(
+        return ImageReply(
             run,
             submitted,
             options,
@@ -193,12 +210,6 @@ async def answer_images(
             inputs=inputs.images,
             keep=keep,
             shape=shape,
-        )
-        return await reply.send(
-            request,
-            stream=body.stream,
-            heartbeat_s=settings.heartbeat_interval_s,
-            headers={**headers, "X-Image-Id": run.id},
         )
 
 

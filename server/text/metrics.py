@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Counter
 
 from engine.client import EngineClient
 from engine.kinds import TEXT
@@ -145,22 +145,42 @@ class TextMetrics(KindMetrics["_ModelMetrics"]):
         return RequestMeter(self._of(model), self._clock, measured)
 
 
+class _AdapterCounters:
+    """What is counted of each LoRA adapter, in addition to its model."""
+
+    def __init__(self, create: MetricFactory) -> None:
+        self.requests = create.counter(
+            "lora_requests", "Requests for a LoRA adapter that have ended.", ADAPTER
+        )
+        self.prompt_tokens = create.counter(
+            "lora_prompt_tokens", "Prompt tokens of requests for a LoRA adapter.", ADAPTER
+        )
+        self.generation_tokens = create.counter(
+            "lora_generation_tokens", "Tokens generated for requests for a LoRA adapter.", ADAPTER
+        )
+
+
+def _draft_counters(create: MetricFactory) -> tuple[Counter, ...]:
+    """By drafter, as vLLM calls them: drafts, their tokens, and those of them that were drawn."""
+    return tuple(
+        create.counter(f"spec_decode_num_{name}", help, DRAFTER)
+        for name, help in (
+            ("drafts", "Times that a sequence's next tokens were guessed."),
+            ("draft_tokens", "Tokens that were guessed."),
+            ("accepted_tokens", "Guessed tokens that were drawn."),
+        )
+    )
+
+
 class _Metrics:
     """The metrics of text models, before a model's name is filled in."""
 
     def __init__(self, create: MetricFactory) -> None:
+        self.adapters = _AdapterCounters(create)
+        self.drafts = _draft_counters(create)
         self.prompt_tokens = create.counter("prompt_tokens", "Prompt tokens of all requests.")
         self.generation_tokens = create.counter(
             "generation_tokens", "Tokens generated for requests."
-        )
-        self.lora_requests = create.counter(
-            "lora_requests", "Requests for a LoRA adapter that have ended.", ADAPTER
-        )
-        self.lora_prompt_tokens = create.counter(
-            "lora_prompt_tokens", "Prompt tokens of requests for a LoRA adapter.", ADAPTER
-        )
-        self.lora_generation_tokens = create.counter(
-            "lora_generation_tokens", "Tokens generated for requests for a LoRA adapter.", ADAPTER
         )
         self.request_success = create.counter(
             "request_success", "Completions ended, by reason.", "finished_reason"
@@ -173,16 +193,6 @@ class _Metrics:
         )
         self.num_preemptions = create.counter(
             "num_preemptions", "Sequences set back because blocks ran out."
-        )
-        # As vLLM calls them.
-        self.num_drafts = create.counter(
-            "spec_decode_num_drafts", "Times that a sequence's next tokens were guessed.", DRAFTER
-        )
-        self.num_draft_tokens = create.counter(
-            "spec_decode_num_draft_tokens", "Tokens that were guessed.", DRAFTER
-        )
-        self.num_accepted_tokens = create.counter(
-            "spec_decode_num_accepted_tokens", "Guessed tokens that were drawn.", DRAFTER
         )
         self.time_to_first_token = create.histogram(
             "time_to_first_token_seconds", "Arrival to first token.", _TTFT_BUCKETS_S
@@ -223,9 +233,10 @@ class _OneAdapter:
     """One adapter's, in addition to what its requests count for the model."""
 
     def __init__(self, model: str, adapter: str, metrics: _Metrics) -> None:
-        self.requests = metrics.lora_requests.labels(model, adapter)
-        self.prompt_tokens = metrics.lora_prompt_tokens.labels(model, adapter)
-        self.generation_tokens = metrics.lora_generation_tokens.labels(model, adapter)
+        counters = metrics.adapters
+        self.requests = counters.requests.labels(model, adapter)
+        self.prompt_tokens = counters.prompt_tokens.labels(model, adapter)
+        self.generation_tokens = counters.generation_tokens.labels(model, adapter)
 
 
 class _ModelMetrics:
@@ -255,11 +266,7 @@ class _ModelMetrics:
                 *(
                     counter.labels(name, drafter.value)
                     for drafter in DrafterName
-                    for counter in (
-                        metrics.num_drafts,
-                        metrics.num_draft_tokens,
-                        metrics.num_accepted_tokens,
-                    )
+                    for counter in metrics.drafts
                 ),
             )
         )
