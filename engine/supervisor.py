@@ -76,6 +76,7 @@ class Supervisor:
 
     Attributes:
         config: the model's own, with the adapters that its next worker will have.
+        stats: of the newest step of the worker that runs now, if there is one.
         adapter_changes: those that the worker has not answered yet.
         text_path: of the checkpoint, if it has a text side and was found.
     """
@@ -463,6 +464,7 @@ class Supervisor:
         """The worker is gone: so are its requests and its memory."""
         self._worker = None
         self._is_loaded = False
+        self.stats = None  # the next one reports no step before it has a request
         self._gate.close()
         self._arbiter.release_all(self.spec.name)
         self._set_phase(Phase.RESTARTING)
