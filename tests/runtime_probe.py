@@ -1,9 +1,10 @@
 """Tries whatever a client or an operator can ask for, with some packages as if not installed.
 
     python runtime_probe.py '["scipy", …]' FOLDER_OF_A_TEXT_MODEL '{"bitsandbytes": FOLDER, …}'
+    python runtime_probe.py '["scipy", …]'
 
-The last argument has models in formats that only other packages write. Prints a JSON object: for
-each option what went wrong, or null.
+The last argument has models in formats that only other packages write; without models it tries
+what needs none. Prints a JSON object: for each option what went wrong, or null.
 """
 
 import asyncio
@@ -293,9 +294,10 @@ def server_options() -> Iterator[tuple[str, Check]]:
 def main() -> None:
     hide(json.loads(sys.argv[1]))
     results: dict[str, str | None] = {}
-    pictures = (image_options(), matting_options(), upscaling_options())
-    texts = text_options(sys.argv[2], json.loads(sys.argv[3]))
-    options = (modules(), server_options(), *pictures, texts)
+    options = [modules(), server_options()]
+    if sys.argv[2:]:
+        options += [image_options(), matting_options(), upscaling_options()]
+        options.append(text_options(sys.argv[2], json.loads(sys.argv[3])))
     for name, check in (option for group in options for option in group):
         try:
             check()

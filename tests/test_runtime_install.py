@@ -64,11 +64,11 @@ def modules_of_extras(dependencies: list[str]) -> list[str]:
     )
 
 
-def probe(dependencies: list[str], folder: Path, written: dict[str, str]) -> dict[str, str | None]:
+def probe(dependencies: list[str], *models: str) -> dict[str, str | None]:
     hidden = json.dumps(modules_of_extras(dependencies))
     program = str(ROOT / "tests/runtime_probe.py")
     result = subprocess.run(
-        [sys.executable, program, hidden, str(folder), json.dumps(written)],
+        [sys.executable, program, hidden, *models],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -91,7 +91,7 @@ def written(tiny_llama: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 @pytest.fixture(scope="module")
 def results(tiny_llama: Any, written: dict[str, str]) -> dict[str, str | None]:
-    return probe(PROJECT["dependencies"], tiny_llama(), written)
+    return probe(PROJECT["dependencies"], str(tiny_llama()), json.dumps(written))
 
 
 def test_all_that_is_offered_works(results: dict[str, str | None]) -> None:
@@ -124,9 +124,8 @@ def test_what_the_extras_bring_is_hidden() -> None:
     assert not {"scipy", "torch", "numpy", "PIL", "uvloop", "yaml", "zmq"} & set(hidden)
 
 
-def test_a_missing_dependency_would_be_seen(tiny_llama: Any, written: dict[str, str]) -> None:
+def test_a_missing_dependency_would_be_seen() -> None:
     without = [text for text in PROJECT["dependencies"] if not text.startswith("uvloop")]
     assert len(without) == len(PROJECT["dependencies"]) - 1
-    results = probe(without, tiny_llama(), written)
-    failed = {name for name, error in results.items() if error is not None}
+    failed = {name for name, error in probe(without).items() if error is not None}
     assert failed == {"event loop"}

@@ -240,7 +240,7 @@ def test_a_model_without_experts_says_nothing_of_them(llama3):
 
 
 def test_a_step_holds_the_rows_of_all_experts(tmp_path):
-    checkpoint, _ = write_headers(tmp_path, QWEN3_30B)
+    checkpoint, _ = write_headers(tmp_path, QWEN3_30B | {"num_hidden_layers": 2})
     intent = EngineConfig(max_num_batched_tokens=512, max_num_seqs=1)
     [row, *_] = plan(checkpoint, intent, target(free=70 * GIB, context=100)).rows
     assert row.step_bytes > 512 * 8 * (2048 + 3 * 768) * 2
