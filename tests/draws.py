@@ -2,12 +2,14 @@
 
 The global generators of `random`, NumPy and torch are seeded for each test, and for each file that
 is collected, from the run's seed and the test's name: a test draws the same whatever ran before it,
-alone too. Tests draw from these generators, or from others that they seed by them.
+alone too. Tests draw from these generators, or from others that they seed by them. Hypothesis has
+one of its own, which starts from the same seed.
 """
 
 import os
 import random
 import secrets
+import sys
 import zlib
 
 import numpy as np
@@ -42,3 +44,5 @@ def seed_generators(name: str) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+    if "hypothesis" in sys.modules:  # as soon as a file is collected that uses it
+        sys.modules["hypothesis"].core.global_force_seed = seed
