@@ -3,7 +3,7 @@
 Plain frozen dataclasses like those of `engine.types`, free of torch and of wire libraries.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from engine.types import AdaptableInfo, Event, Request, Stats
@@ -119,14 +119,53 @@ class Outpaint:
     bottom: int = 0
 
 
+class Enlarging(StrEnum):
+    """How what a first pass has drawn becomes as large as the second one's picture."""
+
+    LATENT = "latent"
+    """Its latents, between the nearest four."""
+    LATENT_ANTIALIASED = "latent-antialiased"
+    LATENT_BICUBIC = "latent-bicubic"
+    LATENT_BICUBIC_ANTIALIASED = "latent-bicubic-antialiased"
+    LATENT_NEAREST = "latent-nearest"
+    LATENT_NEAREST_EXACT = "latent-nearest-exact"
+    LANCZOS = "lanczos"
+    """The picture, which is decoded before and encoded again."""
+    NEAREST = "nearest"
+    """The picture, each pixel as a block."""
+
+    @property
+    def is_of_latents(self) -> bool:
+        return self.startswith("latent")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HiresPass:
+    """A second pass: what the first one has drawn is enlarged and redrawn in part, as an input
+    image of IMAGE_TO_IMAGE is. What it does not say is as in the first."""
+
+    width: int
+    """Of the result, in pixels; a multiple of the model's `size_multiple`, as `height` is. Where
+    its shape is another one than the first pass's, the middle is kept."""
+    height: int
+    enlarging: Enlarging
+    num_inference_steps: int
+    strength: float
+    guidance_scale: float
+    scheduler: str | None
+    prompt: str
+    negative_prompt: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageParams:
     """How an image is made. Values are checked and defaults filled in by the server."""
 
     task: ImageTask
     width: int
-    """Of the result, in pixels; a multiple of the model's `size_multiple` for TEXT_TO_IMAGE. With
-    an input image any size: the engine pads to the multiple and cuts back."""
+    """Of the result, or of the first of two passes, in pixels; a multiple of the model's
+    `size_multiple` for TEXT_TO_IMAGE. With an input image any size: the engine pads to the multiple
+    and cuts back."""
     height: int
     num_inference_steps: int = 1
     """Of denoising; other stages count their own."""
@@ -170,6 +209,33 @@ class ImageParams:
     """Previews per image, at equally spaced steps."""
     faithfulness: Faithfulness | None = None
     """Of UPSCALE and RESTORE; None: nothing is to be said of the result."""
+    hires: HiresPass | None = None
+    """Of TEXT_TO_IMAGE; None: one pass is all."""
+
+    @property
+    def result_size(self) -> tuple[int, int]:
+        """Width and height of the picture that is answered with."""
+        last = self.hires or self
+        return last.width, last.height
+
+    @property
+    def second_pass(self) -> "ImageParams | None":
+        """How an image is made of what the first pass has drawn; None: it is not."""
+        hires = self.hires
+        if hires is None:
+            return None
+        return replace(
+            self,
+            task=ImageTask.IMAGE_TO_IMAGE,
+            width=hires.width,
+            height=hires.height,
+            num_inference_steps=hires.num_inference_steps,
+            strength=hires.strength,
+            guidance_scale=hires.guidance_scale,
+            scheduler=hires.scheduler,
+            negative_prompt=hires.negative_prompt,
+            hires=None,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

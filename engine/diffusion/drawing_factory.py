@@ -1,7 +1,8 @@
 """From a request to its drawings: prompts encoded, each with its start and its stage."""
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -11,6 +12,7 @@ from engine.diffusion.drawing import Drawing
 from engine.diffusion.drawing_start import DrawingStart, start_of, starts_later
 from engine.diffusion.families.family import Family
 from engine.diffusion.guidance import Guidance, is_off
+from engine.diffusion.hires import Redrawing
 from engine.diffusion.prompt.course import course_of
 from engine.diffusion.prompt.states import PromptCourse
 from engine.diffusion.prompt.text import PromptText
@@ -27,6 +29,16 @@ UNUSED_GUIDANCE = (
     "guidance_scale has no effect: of {num_steps} steps none is between guidance_start {start:g} "
     "and guidance_end {end:g}"
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pass:
+    """What one pass over an image of a request is, whatever its seed."""
+
+    request: ImageRequest
+    guidance: Guidance
+    states: tuple[PromptCourse, PromptCourse | None]
+    uses: Uses
 
 
 class DrawingFactory:
@@ -49,16 +61,17 @@ class DrawingFactory:
         started_s, params = time.perf_counter(), request.params
         n = params.n // request.num_settings
         preparations = self._prepare(request)
-        guidance = self._guidance(params)
+        second = _second_request(request)
         drawings = []
         for setting, uses in enumerate(_settings(request)):
-            states = self._encode(request.prompt, params, guidance, uses)
+            first_pass = self._pass(request, uses)
+            second_pass = None if second is None else self._pass(second, uses)
             for place in range(n):
                 preparation = preparations[place * len(preparations) // n]
-                index, seed = setting * n + place, params.seed + place
-                drawings.append(
-                    self._create(request, index, seed, preparation, guidance, states, uses)
-                )
+                drawing = self._create(first_pass, setting * n + place, place, preparation)
+                if second_pass is not None:
+                    self._add_pass(drawing, second_pass)
+                drawings.append(drawing)
         each_s = (time.perf_counter() - started_s) / len(drawings)
         for drawing in drawings:
             drawing.encode_time_s = each_s
@@ -70,6 +83,11 @@ class DrawingFactory:
         if len(request.images) <= 1:
             return [prepare(request, facts)]
         return [prepare(replace(request, images=[image]), facts) for image in request.images]
+
+    def _pass(self, request: ImageRequest, uses: Uses) -> _Pass:
+        guidance = self._guidance(request.params)
+        states = self._encode(request.prompt, request.params, guidance, uses)
+        return _Pass(request=request, guidance=guidance, states=states, uses=uses)
 
     def _guidance(self, params: ImageParams) -> Guidance:
         return Guidance(
@@ -109,50 +127,52 @@ class DrawingFactory:
             return False
         return needs_unconditional(guidance, dual=params.task is ImageTask.EDIT)
 
-    def _create(
-        self,
-        request: ImageRequest,
-        index: int,
-        seed: int,
-        preparation: Preparation,
-        guidance: Guidance,
-        states: tuple[PromptCourse, PromptCourse | None],
-        uses: Uses,
-    ) -> Drawing:
-        params, family = request.params, self._family
-        start = start_of(family, params, preparation, seed)
-        denoising = Denoising(
+    def _create(self, wanted: _Pass, index: int, place: int, preparation: Preparation) -> Drawing:
+        request, params = wanted.request, wanted.request.params
+        seed = params.seed + place
+        start = start_of(self._family, params, preparation, seed)
+        denoising = self._denoising(wanted, preparation, start)
+        stage: Stage = denoising
+        if params.task is ImageTask.INPAINT and start.condition is None:
+            denoising.blend = self._blend(params, preparation, start)
+        if start.tiling is not None:
+            stage = self._restoring(params, preparation, start, start.tiling, denoising)
+        return Drawing(
+            request=request,
+            index=index,
+            seed=seed,
+            stage=stage,
+            num_prompt_tokens=wanted.states[0].num_tokens,
+            warnings=self._warnings(wanted, denoising.num_steps),
+        )
+
+    def _denoising(self, wanted: _Pass, preparation: Preparation, start: DrawingStart) -> Denoising:
+        params, family = wanted.request.params, self._family
+        return Denoising(
             family=family,
             generator=start.generator,
             schedule=start.schedule,
             latents=start.latents,
-            branches=_branches(params.task, states, start.condition),
-            guidance=guidance,
+            branches=_branches(params.task, wanted.states, start.condition),
+            guidance=wanted.guidance,
             denoiser_key=family.denoiser_key(params.task),
             preparation=preparation,
             first_timestep_index=start.timestep_index,
             timestep_index=start.timestep_index,
             noise_level=params.noise_level,
             keeps_x0=params.num_previews > 0,
-            adapters=uses,
+            adapters=wanted.uses,
         )
-        stage: Stage = denoising
-        if params.task is ImageTask.INPAINT and start.condition is None:
-            denoising.blend = self._blend(params, preparation, start)
-        if start.tiling is not None:
-            stage = self._restoring(params, preparation, start, start.tiling, denoising)
-        warnings = (*self._warnings(params), *_prompt_warnings(states))
-        num_steps = denoising.num_steps
-        if states[1] is not None and num_steps and not guidance.acts_within(num_steps):
-            warnings += (_unused_guidance(guidance, num_steps),)
-        return Drawing(
-            request=request,
-            index=index,
-            seed=seed,
-            stage=stage,
-            num_prompt_tokens=states[0].num_tokens,
-            warnings=warnings,
-        )
+
+    def _add_pass(self, drawing: Drawing, wanted: _Pass) -> None:
+        """Have a drawing go on with another pass."""
+        hires = drawing.request.params.hires
+        assert hires is not None
+        denoise = partial(self._denoising, wanted)
+        redrawing = Redrawing(self._family, wanted.request, hires.enlarging, drawing.seed, denoise)
+        more = self._warnings(wanted, redrawing.num_steps)
+        drawing.next_pass = redrawing
+        drawing.warnings = tuple(dict.fromkeys((*drawing.warnings, *more)))
 
     def _blend(
         self, params: ImageParams, preparation: Preparation, start: DrawingStart
@@ -184,7 +204,14 @@ class DrawingFactory:
             pull=params.restoration,
         )
 
-    def _warnings(self, params: ImageParams) -> tuple[str, ...]:
+    def _warnings(self, wanted: _Pass, num_steps: int) -> tuple[str, ...]:
+        guidance, states = wanted.guidance, wanted.states
+        found = (*self._unused_negative(wanted.request.params), *_prompt_warnings(states))
+        if states[1] is not None and num_steps and not guidance.acts_within(num_steps):
+            return (*found, _unused_guidance(guidance, num_steps))
+        return found
+
+    def _unused_negative(self, params: ImageParams) -> tuple[str, ...]:
         if not params.negative_prompt:
             return ()
         if self._family.facts.denoising.guidance is not GuidanceKind.CLASSIFIER_FREE:
@@ -194,6 +221,14 @@ class DrawingFactory:
         else:
             return ()
         return (UNUSED_NEGATIVE.format(reason=reason),)
+
+
+def _second_request(request: ImageRequest) -> ImageRequest | None:
+    """What the second pass would be by itself, without its image."""
+    hires, params = request.params.hires, request.params.second_pass
+    if hires is None or params is None:
+        return None
+    return replace(request, prompt=hires.prompt, params=params)
 
 
 def _settings(request: ImageRequest) -> list[Uses]:

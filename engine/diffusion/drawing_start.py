@@ -46,17 +46,24 @@ class DrawingStart:
 
 
 def start_of(
-    family: Family, params: ImageParams, preparation: Preparation, seed: int
+    family: Family,
+    params: ImageParams,
+    preparation: Preparation,
+    seed: int,
+    *,
+    clean: Tensor | None = None,
 ) -> DrawingStart:
     """Draw what an image begins with.
 
     Args:
         seed: the image's own.
+        clean: latents in place of an input image, of whose posterior nothing is drawn then.
     """
     generator = torch.Generator("cpu").manual_seed(seed % (1 << 64))  # torch takes no others
     tiling = _tiling(family, preparation) if params.task is ImageTask.RESTORE else None
     schedule = _schedule(family, params, preparation, tiling)
-    clean = _clean(family, params, preparation, generator)
+    if clean is None:
+        clean = _clean(family, params, preparation, generator)
     upscales = params.task is ImageTask.UPSCALE
     condition = _condition(family, params, preparation, generator) if upscales else None
     noise = _noise(family, preparation, generator)

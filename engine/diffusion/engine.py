@@ -20,14 +20,14 @@ from engine.diffusion.drawing import Drawing, DrawingSource
 from engine.diffusion.scheduler import Entry, StepDecision, StepScheduler
 from engine.errors import QueueFull
 from engine.fault import answer_for, raise_if_poisoned
-from engine.image_types import Examined, ImageEvent, ImageRequest, ImageStats
+from engine.image_types import Examined, ImageEvent, ImageRequest, ImageStats, Pixels
 from engine.rejection import rejection
 from engine.scheduling.policy import create_policy
 from engine.scheduling.queue import WaitingQueue
 from engine.types import FinishReason
 
-_RESULT = -1
-"""In a decode key: the finished picture, not a preview."""
+_RESULT, _BETWEEN = -1, -2
+"""In a decode key: the finished picture, or one that another pass goes on with, not a preview."""
 _DECODE_WAIT_S = 0.02
 _ADMIT_S, _ADMIT_SHARE_OF_STEP = 0.02, 0.25
 """Time for preparing requests between two steps: the larger of the two, and one request in any
@@ -134,8 +134,7 @@ class DiffusionEngine:
             self._waiting.remove(waiting)
         for drawing in list(self._drawings.values()):
             if drawing.request.request_id == request_id:
-                left = drawing.stage.num_steps - drawing.stage.step
-                self._totals.num_cancelled_steps += left
+                self._totals.num_cancelled_steps += drawing.num_steps - drawing.step
                 self._drop(drawing)
 
     def has_work(self) -> bool:
@@ -324,13 +323,30 @@ class DiffusionEngine:
     def _after_step(self, drawing: Drawing) -> None:
         if drawing.finished:
             self._scheduler.remove(drawing.drawing_id)
-            self._decoder.submit((drawing.drawing_id, _RESULT), drawing.stage.result())
+            self._end_stage(drawing)
             return
         self._scheduler.update(drawing.drawing_id, num_rows=drawing.stage.num_rows)
         if drawing.preview_due() and (work := drawing.stage.preview()) is not None:
             index = len(drawing.preview_steps)
-            drawing.preview_steps.append(drawing.stage.step)
+            drawing.preview_steps.append(drawing.step)
             self._decoder.submit((drawing.drawing_id, index), work)
+
+    def _end_stage(self, drawing: Drawing) -> None:
+        """Have the picture decoded, or go on with what was drawn."""
+        if drawing.next_pass is not None and not drawing.next_pass.needs_picture:
+            self._go_on(drawing, None)
+        else:
+            key = _RESULT if drawing.next_pass is None else _BETWEEN
+            self._decoder.submit((drawing.drawing_id, key), drawing.stage.result())
+
+    def _go_on(self, drawing: Drawing, picture: Pixels | None) -> None:
+        """Begin a drawing's next pass, which takes its turns like any other drawing's."""
+        started_s = time.perf_counter()
+        drawing.go_on(picture)
+        elapsed_s = time.perf_counter() - started_s
+        drawing.encode_time_s += elapsed_s
+        self._totals.encode_time_s += elapsed_s
+        self._scheduler.add(self._entry(drawing))
 
     def _collect(self, wait_s: float) -> list[ImageEvent]:
         events: list[ImageEvent] = []
@@ -357,6 +373,10 @@ class DiffusionEngine:
 
     def _decoded_event(self, drawing: Drawing, decoded: Decoded) -> ImageEvent:
         index = decoded.key[1]
+        if index == _BETWEEN:
+            assert isinstance(decoded.picture, Pixels)
+            self._go_on(drawing, decoded.picture)
+            return self._event(drawing)
         if index != _RESULT:
             # The drawing has gone on since.
             step = drawing.preview_steps[index]
@@ -398,8 +418,8 @@ class DiffusionEngine:
             request_id=drawing.request.request_id,
             index=drawing.index,
             stage=drawing.stage.name,
-            step=drawing.stage.step if step is None else step,
-            num_steps=drawing.stage.num_steps,
+            step=drawing.step if step is None else step,
+            num_steps=drawing.num_steps,
             seed=drawing.seed,
             num_prompt_tokens=drawing.num_prompt_tokens,
             encode_time_s=drawing.encode_time_s,

@@ -7,7 +7,7 @@ depends on the served model and on the input images.
 import math
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Self, TypeVar
 
@@ -23,12 +23,15 @@ from engine.image_types import (
     PromptSyntax,
 )
 from server.images.files import check_sides
+from server.images.hires import check_same_adapters, hires_pass
 from server.images.inputs import ImageInputs
 from server.images.limits import (
     Size,
     check_budget,
+    check_steps,
     drawing_size,
     edited_size,
+    offered_scheduler,
     painted_size,
     parse_size,
     steps_to_run,
@@ -119,6 +122,9 @@ def image_order(
     if params.prompt_syntax is PromptSyntax.A1111:
         prompt, tags = take_tags(prompt)
     _check_prompt(prompt, params.task)
+    params = _with_second_pass(body, params, prompt, tags, info, denoising)
+    check_sides(_or(body.output_format, "png"), *params.result_size)
+    check_budget(_passes(params, info), params.n, limits.max_megapixel_steps)
     params_guided = _without_idle_guidance(body, params, prompt, denoising)
     request = ImageRequest(
         request_id=request_id,
@@ -178,17 +184,27 @@ def _params(
         outpaint=outpaint_of(edit.outpaint) if edit else None,
         num_previews=_or(body.partial_images, 0),
     )
-    check_sides(_or(body.output_format, "png"), width, height)
-    steps = steps_to_run(params)
-    if steps == 0:
-        raise InvalidParameter(
-            f"strength {params.strength:g} of {params.num_inference_steps} steps runs none of "
-            f"them; raise strength to at least {_rounded_up(1 / params.num_inference_steps)}",
-            param="strength",
-        )
-    num_pixels = _worked_pixels(params, info)
-    check_budget(num_pixels, steps, n, limits.max_megapixel_steps)
+    if steps_to_run(params) == 0:
+        check_steps(params.num_inference_steps, params.strength)
     return params
+
+
+def _with_second_pass(
+    body: ImageFields,
+    params: ImageParams,
+    prompt: str,
+    tags: Mapping[str, float],
+    info: ImageModelInfo,
+    denoising: DenoisingFacts,
+) -> ImageParams:
+    if not isinstance(body, ImageGenerationRequest) or body.hires is None:
+        return params
+    hires = hires_pass(body.hires, params, prompt, info, denoising)
+    if params.prompt_syntax is PromptSyntax.A1111:
+        wanted, own_tags = take_tags(hires.prompt)
+        check_same_adapters(tags, own_tags)
+        hires = replace(hires, prompt=wanted or prompt)
+    return replace(params, hires=hires)
 
 
 def _default_guidance(task: ImageTask, denoising: DenoisingFacts) -> float:
@@ -238,6 +254,14 @@ def _check_one_size(inputs: ImageInputs) -> None:
         )
 
 
+def _passes(params: ImageParams, info: ImageModelInfo) -> list[tuple[int, int]]:
+    """Pixels and steps of each."""
+    if params.second_pass is None:
+        return [(_worked_pixels(params, info), steps_to_run(params))]
+    first = replace(params, hires=None)
+    return [*_passes(first, info), *_passes(params.second_pass, info)]
+
+
 def _worked_pixels(params: ImageParams, info: ImageModelInfo) -> int:
     if params.crop_to_mask:
         return info.default_width * info.default_height
@@ -264,20 +288,6 @@ def _seed(body: ImageFields, n: int) -> int:
             param="seed",
         )
     return body.seed
-
-
-def offered_scheduler(name: str | None, model: str, offered: Sequence[str]) -> str | None:
-    """The same name.
-
-    Raises:
-        InvalidParameter: the model has none of that name.
-    """
-    if name is None or name in offered:
-        return name
-    raise InvalidParameter(
-        f"that scheduler is not offered for {model}; use one of {', '.join(offered)}",
-        param="scheduler",
-    )
 
 
 def _strength(body: ImageFields, task: ImageTask) -> float:
@@ -359,11 +369,6 @@ def _has_own_fidelity(body: ImageEditRequest, task: ImageTask, guidance: Guidanc
         is_guided = guidance is GuidanceKind.CLASSIFIER_FREE
         return body.image_guidance_scale is not None or not is_guided
     return task is ImageTask.INPAINT or body.strength is not None
-
-
-def _rounded_up(value: float) -> float:
-    """To two digits that one can type."""
-    return math.ceil(value * 1000) / 1000
 
 
 def _or(value: T | None, default: T) -> T:

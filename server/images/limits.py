@@ -5,6 +5,7 @@ Pure functions; messages carry the computed numbers.
 
 import math
 import re
+from collections.abc import Sequence
 
 from engine.errors import InvalidParameter
 from engine.image_types import ImageModelInfo, ImageParams, ImageTask, Outpaint, Pixels
@@ -16,7 +17,7 @@ Size = tuple[int, int]
 """Width and height in pixels."""
 
 
-def parse_size(text: str | None) -> Size | None:
+def parse_size(text: str | None, *, param: str = "size") -> Size | None:
     """`WIDTHxHEIGHT`; None for auto, or where nothing is asked for.
 
     Raises:
@@ -27,25 +28,25 @@ def parse_size(text: str | None) -> Size | None:
     match = _SIZE.fullmatch(text)
     if match is None:
         raise InvalidParameter(
-            "size must be WIDTHxHEIGHT in pixels, such as 512x512, or auto", param="size"
+            f"{param} must be WIDTHxHEIGHT in pixels, such as 512x512, or auto", param=param
         )
     return int(match[1]), int(match[2])
 
 
-def drawing_size(asked: Size | None, info: ImageModelInfo) -> Size:
+def drawing_size(asked: Size | None, info: ImageModelInfo, *, param: str = "size") -> Size:
     """The size of an image that is drawn from nothing.
 
     Raises:
         InvalidParameter: outside the model's limits or off its grid.
     """
     width, height = asked or (info.default_width, info.default_height)
-    _check_limits(width, height, info)
+    _check_limits(width, height, info, param=param)
     multiple = info.size_multiple
     if width % multiple or height % multiple:
         raise InvalidParameter(
             f"size {width}x{height} is off the grid of {info.model}: both sides must be multiples "
             f"of {multiple}, such as {_near(width, height, info)}",
-            param="size",
+            param=param,
         )
     return width, height
 
@@ -129,16 +130,20 @@ def worked_pixels(width: int, height: int, info: ImageModelInfo) -> int:
     return width * height
 
 
-def check_budget(num_pixels: int, steps: int, n: int, max_megapixel_steps: float) -> None:
+def check_budget(passes: Sequence[tuple[int, int]], n: int, max_megapixel_steps: float) -> None:
     """Refuse a request that would hold the device for too long.
+
+    Args:
+        passes: pixels and steps of each pass over an image.
 
     Raises:
         InvalidParameter: pixels × steps × n is above the limit.
     """
-    cost = num_pixels * steps * n / 1e6
+    cost = sum(num_pixels * steps for num_pixels, steps in passes) * n / 1e6
     if cost > max_megapixel_steps:
+        work = " and ".join(f"{num_pixels} pixels x {steps} steps" for num_pixels, steps in passes)
         raise InvalidParameter(
-            f"{num_pixels} pixels x {steps} steps x {n} images are {cost:.1f} megapixel-steps; "
+            f"{work} x {n} images are {cost:.1f} megapixel-steps; "
             f"this server takes {max_megapixel_steps:g} per request; lower size, "
             "num_inference_steps or n",
             param="size",
@@ -146,25 +151,65 @@ def check_budget(num_pixels: int, steps: int, n: int, max_megapixel_steps: float
 
 
 def steps_to_run(params: ImageParams) -> int:
-    """Denoising steps that one image takes, as diffusers counts them."""
+    """Denoising steps that one image takes, in all passes, as diffusers counts them."""
+    if params.second_pass is not None:
+        return params.num_inference_steps + steps_to_run(params.second_pass)
     if params.task not in _PARTIAL_TASKS:
         return params.num_inference_steps
-    return min(int(params.num_inference_steps * params.strength), params.num_inference_steps)
+    return partial_steps(params.num_inference_steps, params.strength)
 
 
-def _check_limits(width: int, height: int, info: ImageModelInfo) -> None:
+def partial_steps(num_steps: int, strength: float) -> int:
+    """Steps that are run on an input image."""
+    return min(int(num_steps * strength), num_steps)
+
+
+def check_steps(num_steps: int, strength: float, *, param: str = "strength") -> None:
+    """
+    Raises:
+        InvalidParameter: a strength leaves none of the steps.
+    """
+    if partial_steps(num_steps, strength) == 0:
+        raise InvalidParameter(
+            f"strength {strength:g} of {num_steps} steps runs none of them; raise strength to at "
+            f"least {_rounded_up(1 / num_steps)}",
+            param=param,
+        )
+
+
+def offered_scheduler(
+    name: str | None, model: str, offered: Sequence[str], *, param: str = "scheduler"
+) -> str | None:
+    """The same name.
+
+    Raises:
+        InvalidParameter: the model has none of that name.
+    """
+    if name is None or name in offered:
+        return name
+    raise InvalidParameter(
+        f"that scheduler is not offered for {model}; use one of {', '.join(offered)}", param=param
+    )
+
+
+def _rounded_up(value: float) -> float:
+    """To two digits that one can type."""
+    return math.ceil(value * 1000) / 1000
+
+
+def _check_limits(width: int, height: int, info: ImageModelInfo, *, param: str = "size") -> None:
     if min(width, height) < info.min_side:
         raise InvalidParameter(
             f"size {width}x{height} is too small: sides of at least {info.min_side} are needed for "
             f"{info.model}, such as {_near(width, height, info)}",
-            param="size",
+            param=param,
         )
     num_pixels = worked_pixels(width, height, info)
     if num_pixels > info.max_pixels:
         raise InvalidParameter(
             f"size {width}x{height} is {num_pixels} pixels to {info.model}, which takes at most "
             f"{info.max_pixels}, such as {_near(width, height, info)}",
-            param="size",
+            param=param,
         )
 
 

@@ -11,6 +11,9 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from engine.image_types import Enlarging
+from server.images.hires import LABELS
+from server.images.limits import parse_size, partial_steps
 from server.images.sampler_names import names_of
 
 PARAMETERS_CHUNK = "parameters"
@@ -53,10 +56,36 @@ def parameters_text(metadata: Mapping[str, Any]) -> str:
     settings = {"Steps": metadata.get("num_inference_steps")}
     settings |= _sampler(metadata.get("scheduler"))
     settings |= {label: metadata.get(name) for name, label in _SETTINGS}
+    if hires := metadata.get("hires"):
+        settings |= {"Denoising strength": hires["strength"], **hires_settings(metadata)}
     lines.append(", ".join(f"{k}: {_quoted(v)}" for k, v in settings.items() if v is not None))
     # A text chunk ends at the first NUL; half a surrogate pair has no UTF-8.
     text = "\n".join(lines).replace("\0", "")
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def hires_settings(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """A1111's settings of a second pass, as far as it differs from the first."""
+    hires = metadata["hires"]
+    first, second = parse_size(metadata.get("size")), parse_size(hires["size"])
+    assert first is not None and second is not None
+    scale = second[0] / first[0]
+    is_scaled = scale == second[1] / first[1]
+    sampler = _sampler(hires.get("scheduler"))
+    differs = hires.get("scheduler") not in (None, metadata.get("scheduler"))
+    guidance = hires["guidance_scale"]
+    settings = {
+        "Hires upscale": f"{scale:g}" if is_scaled else None,
+        "Hires resize": None if is_scaled else hires["size"],
+        "Hires steps": partial_steps(hires["num_inference_steps"], hires["strength"]),
+        "Hires upscaler": LABELS[Enlarging(hires["upscaler"])],
+        "Hires sampler": sampler.get("Sampler") if differs else None,
+        "Hires schedule type": sampler.get("Schedule type") if differs else None,
+        "Hires CFG Scale": None if guidance == metadata.get("guidance_scale") else guidance,
+        "Hires prompt": hires.get("prompt"),
+        "Hires negative prompt": hires.get("negative_prompt"),
+    }
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def read_parameters(text: str) -> dict[str, str]:

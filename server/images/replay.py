@@ -6,6 +6,7 @@ from typing import Any
 
 from engine.image_types import ImageParams, ImageTask, MaskContent, PromptSyntax
 from server.images.convert import ImageOrder
+from server.images.hires import hires_fields
 
 _ALWAYS = ("num_inference_steps", "guidance_scale")
 _WHERE_USED: Mapping[str, tuple[ImageTask, ...]] = {
@@ -42,6 +43,8 @@ def replay_fields(order: ImageOrder, seed: int, index: int = 0) -> dict[str, Any
     if request.loras:
         setting = request.setting_of(index)
         fields["loras"] = [{"name": use.name, "scale": use.scale} for use in setting]
+    if params.hires is not None:
+        fields["hires"] = hires_fields(params.hires, params, request.prompt)
     return fields | _params(params)
 
 

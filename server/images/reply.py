@@ -10,10 +10,13 @@ from engine.image_types import ImageEvent, Pixels
 from server.http.reply import Reply
 from server.http.shape import Shape, encode
 from server.http.sse import named_event
+from server.images.convert import ImageOrder
+from server.images.hires import hires_fields
 from server.images.run import FileOptions, ImageRun, SubmittedOrder
 from server.images.store import Keep
 from server.protocol.image_answers import (
     CompletedImageEvent,
+    HiresAnswer,
     ImageData,
     ImagesAnswer,
     ImageTokens,
@@ -95,7 +98,6 @@ class ImageReply(Reply):
     async def _partial(self, event: ImageEvent, pixels: Pixels) -> bytes:
         file = await self._submitted.encode(pixels, self._options, None)
         name = f"{self._prefix}.partial_image"
-        params = self._submitted.order.request.params
         body = PartialImageEvent(
             type=name,
             b64_json=await asyncio.to_thread(_base64, file),
@@ -103,7 +105,7 @@ class ImageReply(Reply):
             output_format=self._options.output_format,
             partial_image_index=event.preview_index,
             quality=self._submitted.order.quality,
-            size=f"{params.width}x{params.height}",
+            size=_size(pixels),
             id=self.id,
             index=event.index,
             step=event.step,
@@ -152,6 +154,7 @@ class ImageReply(Reply):
             num_inference_steps=params.num_inference_steps,
             guidance_scale=params.guidance_scale,
             scheduler=order.scheduler,
+            hires=_hires(order),
             warnings=warnings,
         )
 
@@ -183,6 +186,14 @@ class ImageReply(Reply):
 
 def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
+
+
+def _hires(order: ImageOrder) -> HiresAnswer | None:
+    params = order.request.params
+    if params.hires is None:
+        return None
+    fields = {"first_size": f"{params.width}x{params.height}", "scheduler": order.scheduler}
+    return HiresAnswer(**fields | hires_fields(params.hires, params, order.request.prompt))
 
 
 def _size(pixels: Pixels) -> str:

@@ -48,6 +48,22 @@ class ImageData:
 
 
 @dataclass(slots=True, kw_only=True)
+class HiresAnswer:
+    """The second pass, by the names of the request. Prompts are null where they are the first's."""
+
+    first_size: str
+    """Of the first pass."""
+    size: str
+    upscaler: str
+    strength: float
+    num_inference_steps: int
+    guidance_scale: float
+    scheduler: str
+    prompt: str | None = None
+    negative_prompt: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
 class ImagesAnswer:
     """All images of a request, in the order of their seeds."""
 
@@ -66,6 +82,8 @@ class ImagesAnswer:
     num_inference_steps: int
     guidance_scale: float
     scheduler: str
+    hires: HiresAnswer | None = None
+    """Of a request with a second pass; `size` is its, too."""
     warnings: list[str] = field(default_factory=list)
     """What was asked for and cannot act."""
 

@@ -15,6 +15,7 @@ from server.http.form_values import read_fields
 from server.http.multipart import Form, Part
 from server.protocol.common import INT64_MAX, Priority
 from server.protocol.file_fields import FileFields
+from server.protocol.hires import HiresFields
 from server.protocol.image_inputs import ImageReference, OutpaintFields, uploaded
 from server.protocol.image_other_names import OtherNames, read_other_names
 from server.protocol.loras import (
@@ -207,12 +208,21 @@ class ImageGenerationRequest(ImageFields):
     """Draw from a prompt."""
 
     prompt: Prompt = Field(description="What to draw.")
+    hires: HiresFields | None = Field(
+        None,
+        description="A second pass: what was drawn is enlarged and redrawn in part. Default none.",
+    )
 
 
 class ImageInputFields(ImageFields):
     """What the routes with input images share."""
 
     _accepts_inputs: ClassVar[bool] = True
+    _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {**UNSUPPORTED_FIELDS, "hires": ()}
+    _instead: ClassVar[Mapping[str, str]] = {
+        "hires": "hires is for images that are drawn from a prompt alone; an input image is "
+        "enlarged by size, and redrawn in part by strength"
+    }
 
     images: list[ImageReference] = Field(
         min_length=1,

@@ -1,6 +1,7 @@
 """`/v1/images`: draw, edit, vary; ask for and cancel a request by its id; stored results."""
 
 import asyncio
+import math
 from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Path, Request, Response
@@ -186,7 +187,7 @@ async def _start_images(
         if settings.log_prompts:
             annotate(request, prompt=order.request.prompt)
         params = order.request.params
-        num_pixels = params.width * params.height
+        num_pixels = math.prod(params.result_size)
         keep = keeper(body, request, state, num_pixels=num_pixels, num_images=params.n)
         cutter = None
         if body.background == "transparent":

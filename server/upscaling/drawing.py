@@ -22,10 +22,10 @@ from engine.image_types import (
 from engine.kinds import IMAGE
 from engine.types import FinishReason
 from engine.upscale_types import UpscaleEvent, UpscaleRequest
-from server.images.convert import ImageLimits, ImageOrder, new_seed, offered_scheduler
+from server.images.convert import ImageLimits, ImageOrder, new_seed
 from server.images.files import check_sides, decode_image, image_size
 from server.images.inputs import MAX_INPUT_SIDE, file_of
-from server.images.limits import check_budget, steps_to_run
+from server.images.limits import check_budget, offered_scheduler, steps_to_run
 from server.images.run import SubmittedOrder
 from server.protocol.upscaling import UpscaleImageRequest
 from server.upscaling.convert import UpscaleLimits, faithfulness
@@ -106,7 +106,7 @@ def drawing_order(
             f"raise either, or ask for denoise 0, which only enlarges",
             param="denoise",
         )
-    check_budget(width * height, steps, 1, limits.max_megapixel_steps)
+    check_budget([(width * height, steps)], 1, limits.max_megapixel_steps)
     request = ImageRequest(
         request_id=request_id,
         model=info.model,

@@ -67,6 +67,12 @@ def test_what_there_is(api):
     assert api.interrupt() == {}
 
 
+def test_a_second_pass(api, drawn):
+    larger = api.txt2img(prompt="a red circle", seed=1003, enable_hr=True, **SIZE)
+    assert larger.image.size == (128, 128)
+    assert "Hires upscaler: Latent" in larger.info["infotexts"][0]
+
+
 def test_a_refusal_says_why(api):
-    with pytest.raises(RuntimeError, match="enable_hr is not supported"):
-        api.txt2img(prompt="a red circle", enable_hr=True, **SIZE)
+    with pytest.raises(RuntimeError, match="tiling is not supported"):
+        api.txt2img(prompt="a red circle", tiling=True, **SIZE)

@@ -58,10 +58,11 @@ def picture(request: ImageRequest, index: int) -> Pixels:
     """Colour noise with a phase of its own."""
     params, loras = request.params, setting_of(request, index)
     key = zlib.crc32(repr((request.prompt, seed_of(request, index), loras)).encode())
-    num_bytes = params.width * params.height * 3
+    width, height = params.result_size
+    num_bytes = width * height * 3
     pattern = bytes((key + 31 * i) % 256 for i in range(256))
     data = (pattern * (num_bytes // 256 + 1))[:num_bytes]
-    return Pixels(width=params.width, height=params.height, channels=3, data=data)
+    return Pixels(width=width, height=height, channels=3, data=data)
 
 
 def seed_of(request: ImageRequest, index: int) -> int:

@@ -5,14 +5,15 @@ from typing import Any
 
 from engine.errors import InvalidParameter, UnsupportedFeature
 from engine.image_types import ImageModelInfo
+from server.dialects.a1111.hires import DEFAULT_STRENGTH, hires_body
 from server.dialects.a1111.protocol import (
     DrawingFields,
     ExtraSingleImageRequest,
     Img2ImgRequest,
     Txt2ImgRequest,
 )
+from server.dialects.a1111.samplers import find_scheduler, shown
 from server.dialects.dialect import openai_body
-from server.images.sampler_names import names_of, scheduler_of
 from server.protocol.common import integral
 from server.protocol.images import MAX_IMAGES, ImageEditRequest, ImageGenerationRequest
 from server.protocol.upscaling import UpscaleImageRequest
@@ -23,6 +24,14 @@ OWN_NAMES: Mapping[str, str] = {
     "feather": "mask_blur",
     "image_guidance_scale": "image_cfg_scale",
     "guidance_scale": "cfg_scale",
+    "hires.prompt": "hr_prompt",
+    "hires.negative_prompt": "hr_negative_prompt",
+    "hires.guidance_scale": "hr_cfg",
+    "hires.strength": "denoising_strength",
+    "hires.num_inference_steps": "hr_second_pass_steps",
+    "hires.scale": "hr_scale",
+    "hires.size": "hr_resize_x",
+    "hires.scheduler": "hr_sampler_name",
     "crop_to_mask": "inpaint_full_res",
     "crop_padding": "inpaint_full_res_padding",
     "invert_mask": "inpainting_mask_invert",
@@ -30,7 +39,7 @@ OWN_NAMES: Mapping[str, str] = {
 }
 """Our names of fields → A1111's, for what is said of them."""
 
-_DEFAULT_STRENGTH, _DEFAULT_RESIZE = 0.75, 2.0
+_DEFAULT_RESIZE = 2.0
 _MASK_CONTENTS = {0: "fill", 1: "original"}
 _ETAS = {"ddim": 0, "euler_ancestral": 1, "dpmpp_2m_sde": 1, "dpmpp_2m_sde_karras": 1}
 """What the samplers whose fresh noise A1111 lets a request scale scale it by here."""
@@ -58,11 +67,11 @@ def model_of(body: DrawingFields) -> str | None:
 
 
 def strength_of(body: DrawingFields) -> float | None:
-    """The share of the steps that is run on an input image; None: there is none, whatever is
-    said."""
-    if not isinstance(body, Img2ImgRequest):
+    """The share of the steps that is run on an input image, or in the second pass; None: there is
+    neither, whatever is said."""
+    if isinstance(body, Txt2ImgRequest) and not body.enable_hr:
         return None
-    return _DEFAULT_STRENGTH if body.denoising_strength is None else body.denoising_strength
+    return DEFAULT_STRENGTH if body.denoising_strength is None else body.denoising_strength
 
 
 def drawing_body(body: Txt2ImgRequest, info: ImageModelInfo) -> ImageGenerationRequest:
@@ -72,6 +81,8 @@ def drawing_body(body: Txt2ImgRequest, info: ImageModelInfo) -> ImageGenerationR
         RequestValidationError, EngineError: what is refused.
     """
     fields = _fields(body, info) | {"n": _num_images(body)}
+    if body.enable_hr:
+        fields["hires"] = hires_body(body, info)
     return openai_body(ImageGenerationRequest, fields)
 
 
@@ -121,7 +132,7 @@ def eta_warnings(eta: float | None, scheduler: str) -> list[str]:
     own = _ETAS.get(scheduler)
     if eta is None or own is None or eta == own:
         return []
-    return [f"eta has no effect: {_shown(scheduler)} has {own} here"]
+    return [f"eta has no effect: {shown(scheduler)} has {own} here"]
 
 
 def _mask_content(fill: int | None) -> str | None:
@@ -148,12 +159,8 @@ def _check_eta(body: DrawingFields, scheduler: str | None, info: ImageModelInfo)
     name = scheduler or (info.denoising.default_scheduler if info.denoising else "")
     if body.eta not in _SENT_ANYWAY and eta_warnings(body.eta, name):
         raise UnsupportedFeature(
-            f"eta of {_shown(name)} is {_ETAS[name]} here; leave it out", param="eta"
+            f"eta of {shown(name)} is {_ETAS[name]} here; leave it out", param="eta"
         )
-
-
-def _shown(scheduler: str) -> str:
-    return " ".join(names_of(scheduler)).strip()
 
 
 def _fields(body: DrawingFields, info: ImageModelInfo) -> dict[str, Any]:
@@ -194,20 +201,7 @@ def _num_images(body: DrawingFields) -> int:
 
 def _scheduler(body: DrawingFields, info: ImageModelInfo) -> str | None:
     sampler = body.sampler_name or body.sampler_index
-    schedule_type = body.scheduler or ""
-    offered = info.denoising.schedulers if info.denoising else ()
-    if not sampler:
-        if schedule_type.lower() in ("", "automatic"):
-            return None
-        sampler = names_of(offered[0])[0] if offered else ""
-    found = scheduler_of(sampler, schedule_type, offered)
-    if found is None:
-        names = ", ".join(map(_shown, offered))
-        raise InvalidParameter(
-            f"that sampler and schedule type are not offered for {info.model}; use one of {names}",
-            param="sampler_name",
-        )
-    return found
+    return find_scheduler(sampler, body.scheduler, info, param="sampler_name")
 
 
 def _size(body: DrawingFields, info: ImageModelInfo) -> str | None:

@@ -6,6 +6,7 @@ from fastapi import APIRouter
 
 from engine.kinds import IMAGE, UPSCALE
 from server.dialects.a1111.shape import answers
+from server.images.hires import LABELS
 from server.images.sampler_names import SCHEDULE_TYPES, names_of
 from server.routes.deps import StateDep
 
@@ -17,7 +18,6 @@ _EMPTY: dict[str, Any] = {
     "extensions": [],
     "face-restorers": [],
     "hypernetworks": [],
-    "latent-upscale-modes": [],
     "prompt-styles": [],
     "realesrgan-models": [],
     "script-info": [],
@@ -80,6 +80,16 @@ async def schedulers() -> list[dict[str, Any]]:
         }
         for label in ("Automatic", "Uniform", *SCHEDULE_TYPES)
     ]
+
+
+@router.get(
+    "/sdapi/v1/latent-upscale-modes",
+    summary="List what enlarges between two passes",
+    responses=answers([]),
+)
+async def latent_upscale_modes() -> list[dict[str, Any]]:
+    """`hr_upscaler` may be these, of which the last ones enlarge the picture itself."""
+    return [{"name": label} for label in LABELS.values()]
 
 
 @router.get("/sdapi/v1/upscalers", summary="List the upscalers", responses=answers([]))

@@ -22,7 +22,7 @@ _NO_EFFECT: Mapping[str, str] = {
         (
             *("hr_scale", "hr_upscaler", "hr_second_pass_steps", "hr_resize_x", "hr_resize_y"),
             *("hr_checkpoint_name", "hr_sampler_name", "hr_scheduler", "hr_prompt"),
-            *("hr_negative_prompt", "firstphase_width", "firstphase_height"),
+            *("hr_negative_prompt", "hr_cfg", "firstphase_width", "firstphase_height"),
         ),
         "with enable_hr",
     ),
@@ -41,7 +41,6 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "tiling": (False,),
     "s_churn": (0,),
     "s_min_uncond": (0,),
-    "enable_hr": (False,),
     "refiner_checkpoint": ("", "None"),
     "script_name": ("", "None"),
     "script_args": ([],),
@@ -53,9 +52,8 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
 """Known fields that are refused, with the values that ask for nothing and pass. Null passes too."""
 
 _INSTEAD = {
-    "enable_hr": "enable_hr is not supported here; send the image that txt2img answers with to "
-    "img2img, with the larger width and height and a denoising_strength, or only enlarge it with "
-    "extra-single-image",
+    "enable_hr": "enable_hr is for txt2img; img2img enlarges by width and height and redraws by "
+    "denoising_strength",
     "styles": "styles is not supported here, where there are none; write their words into prompt "
     "and negative_prompt",
     "tiling": "tiling is not supported here: no model draws pictures whose borders meet",
@@ -68,6 +66,7 @@ _INSTEAD = {
 
 _UNSUPPORTED_WITH_IMAGE: Mapping[str, tuple[Any, ...]] = {
     **_UNSUPPORTED,
+    "enable_hr": (False,),
     "resize_mode": (0,),
     "mask_blur_x": (4,),
     "mask_blur_y": (4,),
@@ -107,7 +106,9 @@ class DrawingFields(RequestBody):
         "pass with all samplers, as clients send them, and have no effect.",
     )
     denoising_strength: float | None = Field(
-        None, description="Share of the steps that is run on an input image. Default 0.75."
+        None,
+        description="Share of the steps that is run on an input image, or in the second pass of "
+        "enable_hr. Default 0.75.",
     )
     override_settings: dict[str, Any] | None = Field(
         None,
@@ -121,6 +122,29 @@ class Txt2ImgRequest(DrawingFields):
     """Draw from a prompt."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"prompt": "a red circle"}})
+
+    enable_hr: bool | None = Field(
+        None, description="Enlarge what was drawn and redraw it in part. Default false."
+    )
+    hr_scale: float | None = Field(None, description="Default 2.")
+    hr_resize_x: int | None = Field(
+        None, ge=0, le=1 << 16, description="Width, in place of hr_scale; 0 is none."
+    )
+    hr_resize_y: int | None = Field(None, ge=0, le=1 << 16)
+    hr_upscaler: str | None = Field(
+        None, max_length=256, description="See `latent-upscale-modes`; or Lanczos, Nearest, None."
+    )
+    hr_second_pass_steps: int | None = Field(
+        None, ge=0, description="Steps that are run in the second pass. 0, the default: as steps."
+    )
+    hr_sampler_name: str | None = Field(None, max_length=64)
+    hr_scheduler: str | None = Field(None, max_length=64)
+    hr_prompt: str | None = None
+    hr_negative_prompt: str | None = None
+    hr_cfg: float | None = None
+    hr_checkpoint_name: str | None = Field(None, max_length=256)
+    firstphase_width: int | None = None
+    firstphase_height: int | None = None
 
 
 class Img2ImgRequest(DrawingFields):

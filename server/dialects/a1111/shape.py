@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from server.http.shape import Shape, encode
 from server.images.metadata import (
     EXIF_COMMENT,
     PARAMETERS_CHUNK,
+    hires_settings,
     parameters_text,
     read_parameters,
 )
@@ -52,7 +54,7 @@ class A1111Shape(Shape):
     def _info(self, answer: ImagesAnswer) -> dict[str, Any]:
         prompt, negative = self._body.prompt or "", self._body.negative_prompt or ""
         seeds = [image.seed for image in answer.data]
-        width, height = map(int, answer.size.split("x"))
+        width, height = map(int, _first_size(answer).split("x"))
         return {
             "prompt": prompt,
             "all_prompts": [prompt] * len(seeds),
@@ -76,7 +78,9 @@ class A1111Shape(Shape):
             "seed_resize_from_w": -1,
             "seed_resize_from_h": -1,
             "denoising_strength": strength_of(self._body),
-            "extra_generation_params": {},
+            "extra_generation_params": (
+                hires_settings(self._metadata(answer)) if answer.hires is not None else {}
+            ),
             "index_of_first_image": 0,
             "infotexts": [self._infotext(answer, seed) for seed in seeds],
             "styles": [],
@@ -86,19 +90,25 @@ class A1111Shape(Shape):
         }
 
     def _infotext(self, answer: ImagesAnswer, seed: int) -> str:
-        return parameters_text(
-            {
-                "prompt": self._body.prompt or "",
-                "negative_prompt": self._body.negative_prompt,
-                "num_inference_steps": answer.num_inference_steps,
-                "scheduler": answer.scheduler,
-                "guidance_scale": answer.guidance_scale,
-                "seed": seed,
-                "size": answer.size,
-                "model": answer.model,
-                "strength": strength_of(self._body),
-            }
-        )
+        return parameters_text(self._metadata(answer) | {"seed": seed})
+
+    def _metadata(self, answer: ImagesAnswer) -> dict[str, Any]:
+        return {
+            "prompt": self._body.prompt or "",
+            "negative_prompt": self._body.negative_prompt,
+            "num_inference_steps": answer.num_inference_steps,
+            "scheduler": answer.scheduler,
+            "guidance_scale": answer.guidance_scale,
+            "size": _first_size(answer),
+            "model": answer.model,
+            "strength": strength_of(self._body),
+            "hires": None if answer.hires is None else asdict(answer.hires),
+        }
+
+
+def _first_size(answer: ImagesAnswer) -> str:
+    """That which the picture was drawn at, before a second pass enlarged it."""
+    return answer.size if answer.hires is None else answer.hires.first_size
 
 
 class EnlargedShape(Shape):

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,10 @@ from PIL.PngImagePlugin import PngInfo
 from text_server import until
 from upscaling_server import UpscalingServer
 
-from engine.image_types import ImageTask, MaskContent, PromptSyntax
+from engine.image_types import Enlarging, HiresPass, ImageTask, MaskContent, PromptSyntax
+from server.dialects.a1111.hires import hires_body
+from server.dialects.a1111.protocol import Txt2ImgRequest
+from server.images.limits import partial_steps
 
 TXT2IMG, IMG2IMG = "/sdapi/v1/txt2img", "/sdapi/v1/img2img"
 EXTRA = "/sdapi/v1/extra-single-image"
@@ -263,7 +267,7 @@ async def test_masks_may_be_black_and_what_is_under_them_filled() -> None:
     ("path", "body", "said"),
     [
         (TXT2IMG, {"prompt": "a", "styles": ["x"]}, "styles is not supported"),
-        (TXT2IMG, {"prompt": "a", "enable_hr": True}, "enable_hr is not supported here; send"),
+        (IMG2IMG, {"init_images": ["AAAA"], "enable_hr": True}, "enable_hr is for txt2img"),
         (TXT2IMG, {"prompt": "a", "tiling": True}, "tiling is not supported"),
         (TXT2IMG, {"prompt": "a", "alwayson_scripts": {"x": {}}}, "alwayson_scripts is not"),
         (TXT2IMG, {"prompt": "a", "steps": 0}, "steps: must be"),
@@ -487,3 +491,124 @@ async def test_adapters_cannot_be_switched_off_silently() -> None:
     assert "disable_extra_networks" in refusal_of(await server.client.post(TXT2IMG, json=body))
     await answered(server, TXT2IMG, prompt="a fox", disable_extra_networks=False)
     await server.client.aclose()
+
+
+def hires_of(server: ImageServer) -> HiresPass:
+    found = server.last.params.hires
+    assert found is not None
+    return found
+
+
+async def test_a_second_pass() -> None:
+    server = ImageServer()
+    body = {"prompt": "a", "enable_hr": True, "steps": 8, "width": 48, "height": 32, "seed": 5}
+    answer = await answered(server, TXT2IMG, **body)
+    params, hires = server.last.params, hires_of(server)
+    assert (params.task, params.width, params.height) == (ImageTask.TEXT_TO_IMAGE, 48, 32)
+    assert (hires.width, hires.height, hires.enlarging) == (96, 64, Enlarging.LATENT)
+    assert (hires.strength, hires.prompt, hires.guidance_scale) == (0.75, "a", 4.0)
+    assert partial_steps(hires.num_inference_steps, hires.strength) == 8, "steps are those run"
+    assert opened(answer["images"][0]).size == (96, 64)
+    info = answer["info"]
+    assert (info["width"], info["height"], info["denoising_strength"]) == (48, 32, 0.75)
+    said = {"Hires upscale": "2", "Hires steps": 8, "Hires upscaler": "Latent"}
+    assert info["extra_generation_params"] == said
+    assert "Size: 48x32, Model: painter, Denoising strength: 0.75" in info["infotexts"][0]
+    assert "Hires upscale: 2, Hires steps: 8, Hires upscaler: Latent" in info["infotexts"][0]
+    read = await server.client.post(PNG_INFO, json={"image": answer["images"][0]})
+    assert read.json()["info"] == info["infotexts"][0], "the file says the same"
+
+
+async def test_every_field_of_a_second_pass() -> None:
+    names = ("ddim", "euler", "dpmpp_2m", "dpmpp_2m_karras")
+    server = ImageServer(image_info(denoising=replace(DENOISING, schedulers=names)))
+    body = {
+        "prompt": "a",
+        "enable_hr": True,
+        "hr_scale": 1,
+        "hr_resize_x": 100,
+        "hr_resize_y": 0,
+        "hr_upscaler": "None",
+        "hr_second_pass_steps": 3,
+        "hr_prompt": "b, c",
+        "hr_negative_prompt": "d",
+        "hr_cfg": 2,
+        "hr_sampler_name": "DPM++ 2M",
+        "hr_scheduler": "Karras",
+        "hr_checkpoint_name": "Use same checkpoint",
+        "firstphase_width": 0,
+        "denoising_strength": 0.3,
+        "width": 64,
+        "height": 48,
+    }
+    answer = await answered(server, TXT2IMG, **body)
+    hires = hires_of(server)
+    assert (hires.width, hires.height, hires.enlarging) == (96, 72, Enlarging.LANCZOS)
+    assert (hires.strength, hires.guidance_scale, hires.scheduler) == (0.3, 2, "dpmpp_2m_karras")
+    assert (hires.prompt, hires.negative_prompt) == ("b, c", "d")
+    assert partial_steps(hires.num_inference_steps, 0.3) == 3
+    read = (await server.client.post(PNG_INFO, json={"image": answer["images"][0]})).json()
+    expected = {
+        "Hires upscale": "1.5",
+        "Hires steps": "3",
+        "Hires upscaler": "Lanczos",
+        "Hires sampler": "DPM++ 2M",
+        "Hires schedule type": "Karras",
+        "Hires CFG Scale": "2.0",
+        "Hires prompt": "b, c",
+        "Hires negative prompt": "d",
+    }
+    assert expected.items() <= read["parameters"].items()
+    listed = (await server.client.get("/sdapi/v1/latent-upscale-modes")).json()
+    for one in listed:
+        await answered(server, TXT2IMG, prompt="a", enable_hr=True, hr_upscaler=one["name"])
+    assert {request.params.hires.enlarging for request in server.engine.image_requests[1:]} == set(
+        Enlarging
+    )
+    body |= {"hr_resize_x": 64, "hr_resize_y": 64, "hr_sampler_name": "Use same sampler"}
+    answer = await answered(server, TXT2IMG, **body | {"hr_scheduler": None})
+    assert (hires_of(server).width, hires_of(server).height) == (64, 64)
+    assert "Hires resize: 64x64" in answer["info"]["infotexts"][0]
+
+
+async def test_steps_of_a_second_pass_are_those_that_run() -> None:
+    info = image_info()
+    for _ in range(300):
+        wanted, strength = random.randint(1, 60), random.randint(10, 100) / 100
+        body = Txt2ImgRequest(
+            prompt="a", enable_hr=True, hr_second_pass_steps=wanted, denoising_strength=strength
+        )
+        found = hires_body(body, info)["num_inference_steps"]
+        assert partial_steps(found, strength) == wanted, (wanted, strength)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"hr_upscaler": "R-ESRGAN 4x+"}, "send the image to extra-single-image"),
+        ({"hr_scale": 64}, "hr_scale: must be"),
+        ({"hr_scale": 0.5}, "hr_scale: must be"),
+        ({"hr_scale": 9}, "takes at most 16384"),
+        ({"hr_resize_x": 60000, "hr_resize_y": 60000}, "takes at most 16384"),
+        ({"hr_resize_x": 1}, "too small"),
+        ({"hr_second_pass_steps": 900, "denoising_strength": 0.5}, "the last of 1800"),
+        ({"hr_second_pass_steps": -1}, "hr_second_pass_steps: must be"),
+        ({"denoising_strength": 0}, "denoising_strength: must be"),
+        ({"denoising_strength": 1.5}, "denoising_strength: must be"),
+        ({"hr_cfg": 1000}, "hr_cfg: must be"),
+        ({"hr_sampler_name": "Restart"}, "use one of DDIM"),
+        ({"hr_checkpoint_name": "other"}, "both passes have one model"),
+        ({"firstphase_width": 32}, "as width and height"),
+        ({"hr_prompt": "b <lora:x:1>"}, "both passes have the adapters of prompt"),
+        ({"hr_prompt": "x" * 4001}, "hr_prompt: must"),
+        ({"steps": 1000, "batch_size": 10}, "4096 pixels x 1000 steps and 16384 pixels x 1000"),
+    ],
+)
+async def test_refusals_of_a_second_pass(body: dict[str, Any], said: str) -> None:
+    server = ImageServer(max_image_megapixel_steps=100)
+    if "steps" in body:
+        body = body | {"denoising_strength": 1}
+    response = await server.client.post(TXT2IMG, json={"prompt": "a", "enable_hr": True, **body})
+    assert said in refusal_of(response)
+    assert server.engine.image_requests == []
+    assert server.app.state.tandem.admission.num_in_flight() == 0

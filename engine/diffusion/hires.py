@@ -1,0 +1,88 @@
+"""The second pass over an image: what the first one has drawn, enlarged, and redrawn in part.
+
+It is an image-to-image request's drawing in all but where its image comes from: it begins with the
+seed's own noise of the new size, so that a client who sends the enlarged picture back gets the same
+result. The first pass need not be known any more, and it shares steps with whatever has its size.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from engine.diffusion.denoising import Denoising
+from engine.diffusion.drawing_start import DrawingStart, start_of, starts_later
+from engine.diffusion.families.family import Family
+from engine.diffusion.stage import Stage
+from engine.diffusion.tasks.enlarge import enlarge_latents, enlarge_picture
+from engine.diffusion.tasks.prepare import Preparation, prepare
+from engine.errors import InvalidParameter
+from engine.image_types import Enlarging, ImageRequest, ImageTask, Pixels
+
+Denoise = Callable[[Preparation, DrawingStart], Denoising]
+"""What makes the stage of what it begins with."""
+
+
+class Redrawing:
+    """A `NextPass` of one image.
+
+    Args:
+        request: that the second pass alone would be, without its image.
+        seed: the image's own.
+
+    Raises:
+        InvalidParameter: the model has not that size, or the schedule not so many steps.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        request: ImageRequest,
+        enlarging: Enlarging,
+        seed: int,
+        denoise: Denoise,
+    ) -> None:
+        self._family = family
+        self._request = request
+        self._enlarging = enlarging
+        self._seed = seed
+        self._denoise = denoise
+        try:
+            self._without_image = self._prepare_without_image()
+            self._num_steps = self._count_steps()
+        except InvalidParameter as error:
+            raise InvalidParameter(f"hires: {error}", param=f"hires.{error.param}") from None
+
+    @property
+    def num_steps(self) -> int:
+        return self._num_steps
+
+    @property
+    def needs_picture(self) -> bool:
+        return not self._enlarging.is_of_latents
+
+    def begin(self, stage: Stage, picture: Pixels | None) -> Denoising:
+        """From the first pass's latents, or its picture."""
+        params, clean = self._request.params, None
+        preparation = self._without_image
+        if picture is None:
+            assert isinstance(stage, Denoising)
+            latents, factor = stage.final(), self._family.facts.vae_factor
+            cells = (params.width // factor, params.height // factor)
+            clean = enlarge_latents(latents, *cells, self._enlarging)
+        else:
+            image = enlarge_picture(picture, params.width, params.height, self._enlarging)
+            preparation = prepare(replace(self._request, images=[image]), self._family.facts)
+        start = start_of(self._family, params, preparation, self._seed, clean=clean)
+        return self._denoise(preparation, start)
+
+    def _prepare_without_image(self) -> Preparation:
+        params = replace(self._request.params, task=ImageTask.TEXT_TO_IMAGE)
+        return prepare(replace(self._request, params=params), self._family.facts)
+
+    def _count_steps(self) -> int:
+        params = self._request.params
+        steps = params.num_inference_steps
+        schedule = self._family.new_noise_schedule(
+            params.scheduler, steps, params.width, params.height
+        )
+        begin = schedule.start_of(params.strength, steps) if starts_later(params) else 0
+        return schedule.num_timesteps - begin

@@ -1,0 +1,52 @@
+"""What a first pass has drawn, at the size of a second one.
+
+Where the shape differs, what lies at both sides is cut off.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from engine.diffusion.tasks.pixels import from_array, to_array
+from engine.image_types import Enlarging, Pixels
+
+_LATENT_MODES: Mapping[Enlarging, tuple[str, bool]] = {
+    Enlarging.LATENT: ("bilinear", False),
+    Enlarging.LATENT_ANTIALIASED: ("bilinear", True),
+    Enlarging.LATENT_BICUBIC: ("bicubic", False),
+    Enlarging.LATENT_BICUBIC_ANTIALIASED: ("bicubic", True),
+    Enlarging.LATENT_NEAREST: ("nearest", False),
+    Enlarging.LATENT_NEAREST_EXACT: ("nearest-exact", False),
+}
+"""torch's mode, and whether it is antialiased."""
+_FILTERS = {
+    Enlarging.LANCZOS: Image.Resampling.LANCZOS,
+    Enlarging.NEAREST: Image.Resampling.NEAREST,
+}
+
+
+def enlarge_latents(latents: torch.Tensor, width: int, height: int, how: Enlarging) -> torch.Tensor:
+    """Latents `[1, C, h, w]` as `[1, C, height, width]`; sizes in latent cells."""
+    rows, columns = _kept(latents.shape[3], latents.shape[2], width, height)
+    mode, antialias = _LATENT_MODES[how]
+    kept = latents[:, :, rows, columns]
+    return F.interpolate(kept, size=(height, width), mode=mode, antialias=antialias)
+
+
+def enlarge_picture(picture: Pixels, width: int, height: int, how: Enlarging) -> Pixels:
+    """An RGB picture in another size."""
+    rows, columns = _kept(picture.width, picture.height, width, height)
+    kept = Image.fromarray(to_array(picture)[rows, columns])
+    return from_array(np.asarray(kept.resize((width, height), _FILTERS[how])))
+
+
+def _kept(from_width: int, from_height: int, width: int, height: int) -> tuple[slice, slice]:
+    """Rows and columns of the middle that has the new shape. Cutting comes first: enlarged, the
+    rest of a long strip could be of any size."""
+    across = min(from_width, max(1, round(from_height * width / height)))
+    down = min(from_height, max(1, round(from_width * height / width)))
+    left, top = (from_width - across) // 2, (from_height - down) // 2
+    return slice(top, top + down), slice(left, left + across)
