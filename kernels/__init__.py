@@ -11,6 +11,7 @@ images: `R` rows (request × guidance branch), `Q` queries, `L` keys.
 
 from kernels.attention import attention
 from kernels.conv3x3 import Convolution, conv3x3
+from kernels.copy_matrices import copy_matrices
 from kernels.experts import (
     ExpertWeights,
     GgufRows,
@@ -60,6 +61,7 @@ OPS = (
     linear_nf4,
     lora_gather,
     lora_rows,
+    copy_matrices,
     linear,
     linear_packed,
     route_experts,
@@ -90,6 +92,7 @@ __all__ = [
     "add_rms_norm",
     "attention",
     "conv3x3",
+    "copy_matrices",
     "fields_apart",
     "geglu",
     "gelu_mul",

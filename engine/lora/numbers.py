@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from engine.lora.peft_files import Adapter, Update
-from kernels.lora_gather import chunk_bytes, num_chunks, pack
+from engine.lora.peft_files import Adapter
+from kernels.lora_gather import chunk_bytes, num_chunks, pack_each
 
 
 class AdapterNumbers(NamedTuple):
@@ -41,14 +41,7 @@ class AdapterNumbers(NamedTuple):
         if not self.is_packed:
             return adapter
         every = {name: update for name, update in adapter.updates.items() if name in layers}
-        alike: dict[tuple[torch.Size, torch.Size], list[str]] = {}
-        for name, update in every.items():
-            alike.setdefault((update.a.shape, update.b.shape), []).append(name)
-        packed: dict[str, Update] = {}
-        for names in alike.values():  # at once: there are hundreds of small ones
-            updates = [every[name] for name in names]
-            a = torch.stack([update.a for update in updates])
-            b = torch.stack([update.b for update in updates])
-            both = zip(names, updates, *pack(a, b), strict=True)
-            packed |= {name: replace(update, a=a, b=b) for name, update, a, b in both}
-        return replace(adapter, updates={**adapter.updates, **packed})
+        packed = pack_each([(update.a, update.b) for update in every.values()])
+        both = zip(every.items(), packed, strict=True)
+        updates = {name: replace(update, a=a, b=b) for (name, update), (a, b) in both}
+        return replace(adapter, updates={**adapter.updates, **updates})

@@ -27,6 +27,7 @@ from engine.lora.peft_config import (
     stated_scale,
 )
 from engine.weights.safetensors import file_headers, read_tensors
+from kernels import copy_matrices
 
 WEIGHTS, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 MAX_RANK = 256
@@ -172,6 +173,8 @@ class AdapterPlan:
     copies: tuple[str, ...]
     """Whole modules."""
     left_out: tuple[str, ...]
+    wanted: Mapping[str, tuple[str, str]]
+    """By the names in its file: of which layer a tensor is, and what of it."""
 
     @property
     def size(self) -> AdapterSize:
@@ -189,22 +192,20 @@ class AdapterPlan:
         Raises:
             ModelLoadError: some are not finite in the model's type. CorruptFile: a file is damaged.
         """
-        wanted = {
-            key: (name, side)
-            for key in file_headers(self.folder / WEIGHTS)
-            for name, side in [_layer_of(key)]
-            if side != _BASE and (name in self.copies if side == _COPY else name in self.ranks)
-        }
         tensors: dict[tuple[str, str], Tensor] = {}
-        for key, tensor in read_tensors(self.folder / WEIGHTS, wanted):
-            name, side = wanted[key]
-            turned = tensor.T if side in (_LINEAR[1], _TABLE[1]) else tensor
-            kept = turned.to(self._kept_as(tensor.ndim)).contiguous()
-            # What is too large for the model's type is infinite in it. The least and the largest
-            # number tell as much as all of them, in a tenth of the time.
-            if not all(map(math.isfinite, torch.stack(torch.aminmax(kept)).tolist())):
-                raise ModelLoadError(f"{name} holds numbers that are not finite in {kept.dtype}")
-            tensors[name, side] = kept
+        for piece in read_tensors(self.folder / WEIGHTS, self.wanted):
+            places = [self.wanted[key] for key, _ in piece]
+            turned = [
+                tensor.T if side in (_LINEAR[1], _TABLE[1]) else tensor
+                for (_, side), (_, tensor) in zip(places, piece, strict=True)
+            ]
+            kept = [torch.empty(one.shape, dtype=self._kept_as(one.ndim)) for one in turned]
+            # What is too large for the model's type is infinite in it.
+            wrong = copy_matrices(kept, turned)
+            if wrong >= 0:
+                name, dtype = places[wrong][0], kept[wrong].dtype
+                raise ModelLoadError(f"{name} holds numbers that are not finite in {dtype}")
+            tensors |= zip(places, kept, strict=True)
         updates = {name: self._update(name, rank, tensors) for name, rank in self.ranks.items()}
         copies = {name: tensors[name, _COPY] for name in self.copies}
         return Adapter(updates, copies, self.left_out)
@@ -247,7 +248,7 @@ def plan_adapter(folder: Path, shapes: ModelShapes, dtype: torch.dtype) -> Adapt
         if wanted != rank:
             raise ShapeMismatch(f"{name} has rank {rank}; {CONFIG} says {shortened(wanted)}")
         stated_scale(config, name, rank)  # refused here, if there is none
-    return AdapterPlan(folder, config, shapes, dtype, found.ranks, found.copies, found.left_out)
+    return AdapterPlan(folder, config, shapes, dtype, *found)
 
 
 class _Found(NamedTuple):
@@ -257,6 +258,7 @@ class _Found(NamedTuple):
     """Of each layer that it updates."""
     copies: tuple[str, ...]
     left_out: tuple[str, ...]
+    wanted: dict[str, tuple[str, str]]
 
 
 def _checked(folder: Path, shapes: ModelShapes, *, has_magnitudes: bool) -> _Found:
@@ -265,8 +267,9 @@ def _checked(folder: Path, shapes: ModelShapes, *, has_magnitudes: bool) -> _Fou
     unknown: list[str] = []
     wrong: list[str] = []
     known = {*_LINEAR, *_TABLE, _COPY, *([_MAGNITUDE] if has_magnitudes else [])}
+    parts: dict[str, tuple[str, str]] = {}
     for key, header in file_headers(folder / WEIGHTS).items():
-        name, side = _layer_of(key)
+        name, side = parts[key] = _layer_of(key)
         if side == _BASE and shapes.copies.get(name) == header.shape:
             continue
         if side not in known:
@@ -307,7 +310,12 @@ def _checked(folder: Path, shapes: ModelShapes, *, has_magnitudes: bool) -> _Fou
     if wrong:
         others = f"; {len(wrong) - 1} more of its layers do not fit" if len(wrong) > 1 else ""
         raise ShapeMismatch(wrong[0] + others)
-    return _Found(ranks, tuple(copies), left_out)
+    used = {
+        key: (name, side)
+        for key, (name, side) in parts.items()
+        if side != _BASE and name in (copies if side == _COPY else ranks)
+    }
+    return _Found(ranks, tuple(copies), left_out, used)
 
 
 def _wanted_sides(name: str, shapes: ModelShapes, *, has_magnitudes: bool) -> set[str]:

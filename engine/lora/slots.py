@@ -19,7 +19,7 @@ from engine.lora.numbers import AdapterNumbers
 from engine.lora.peft_files import Adapter, ModelShapes, Need, Update
 from engine.models.layers.embedding import LmHead, TokenEmbedding
 from engine.models.layers.linear import Linear
-from kernels import LoraShard, lora_gather
+from kernels import LoraShard, copy_matrices, lora_gather
 
 _GATE_BYTES = torch.float32.itemsize
 
@@ -66,12 +66,16 @@ class ShardUpdates(LoraShard):
 
     def put(self, slot: int, update: Update | None) -> None:
         """Set what the adapter in a slot has, whatever was there before."""
-        count = 0 if update is None else len(update.a)  # of ranks or, if packed, chunks of them
-        if update is not None:
-            self.a[slot, :count] = update.a
-            self.b[slot, :count] = update.b
-        self.a[slot, count:] = 0
-        self.b[slot, count:] = 0
+        _fill(self.places(slot, update))
+        self.put_factors(slot, update)
+
+    def places(self, slot: int, update: Update | None) -> list[tuple[Tensor, Tensor]]:
+        """Where A and B go, and what of them there is."""
+        a, b = self.a[slot], self.b[slot]
+        return [(a, a[:0]), (b, b[:0])] if update is None else [(a, update.a), (b, update.b)]
+
+    def put_factors(self, slot: int, update: Update | None) -> None:
+        """Set what else the adapter in a slot has."""
         self.scales[slot] = 0.0 if update is None else update.scale
         if self.gates is not None:
             self.gates.put(slot, None if update is None else update.gate)
@@ -267,8 +271,10 @@ class LoraSlots:
 
     def put(self, slot: int, adapter: Adapter) -> None:
         """Fill a slot in which the adapter fits."""
-        for path, shard in self._shards.items():
-            shard.put(slot, adapter.updates.get(path))
+        every = [(shard, adapter.updates.get(path)) for path, shard in self._shards.items()]
+        _fill(place for shard, update in every for place in shard.places(slot, update))
+        for shard, update in every:
+            shard.put_factors(slot, update)
         for path, (table, scale) in self._tables.items():
             table.put(slot, adapter.updates.get(path), scale)
 
@@ -302,3 +308,14 @@ class LoraSlots:
                 found.append(self._shards[path])
             first += shard.out_features
         return found
+
+
+def _fill(places: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Copy what there is to the first rows of its place, and zeros to the others."""
+    every = list(places)
+    if all(place.is_cpu for place, _ in every):
+        copy_matrices([place for place, _ in every], [given for _, given in every])
+        return
+    for place, given in every:  # nobody waits for the device
+        place[: len(given)] = given
+        place[len(given) :] = 0

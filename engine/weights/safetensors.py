@@ -28,6 +28,8 @@ _INDEX = "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 100 << 20
 """The format's own limit."""
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_PIECE_BYTES = 4 << 20
+"""That are read at once: few enough to be in a cache when they are used."""
 _MAX_SMALL_BYTES = 4096
 """Of a tensor that says something of another one."""
 
@@ -71,11 +73,12 @@ def _tensors_of(path: Path, names: list[str]) -> Iterator[tuple[str, torch.Tenso
         raise CorruptFile(f"{path.name} is damaged; fetch it again") from error
 
 
-def read_tensors(path: Path, names: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
+def read_tensors(path: Path, names: Collection[str]) -> Iterator[list[tuple[str, torch.Tensor]]]:
     """Yield (name, tensor) of some tensors of a file whose header has been read, in new memory.
 
-    For files that may be written to meanwhile: of a mapped one that is cut short pages are gone,
-    and with them the process that reads them.
+    Those that lie side by side come together, as many as `_PIECE_BYTES` hold or one: there may be
+    hundreds of small ones. For files that may be written to meanwhile: of a mapped one that is cut
+    short pages are gone, and with them the process that reads them.
 
     Raises:
         CorruptFile: it is damaged, lacks one of them, or they are of a type that is not of floats.
@@ -84,24 +87,48 @@ def read_tensors(path: Path, names: Collection[str]) -> Iterator[tuple[str, torc
     header, first = _checked_header(path, _MAX_HEADER_BYTES)
     if not header.keys() >= set(names):
         raise _damaged(path)
+    wanted = [name for name in _in_file_order(header) if name in names]
     try:
         with open_regular(path) as file:
-            for name in (one for one in _in_file_order(header) if one in names):
-                start, end = header[name]["data_offsets"]
+            for piece in _pieces({name: header[name] for name in wanted}):
+                start, _ = header[piece[0]]["data_offsets"]
+                _, end = header[piece[-1]]["data_offsets"]
                 data = bytearray(end - start)
                 file.seek(first + start)
                 if file.readinto(data) < len(data):  # type: ignore[attr-defined]
                     raise _damaged(path)
-                yield name, _tensor_of(path, header[name], data)
+                yield [(name, _tensor_of(path, header[name], data, start)) for name in piece]
     except OSError as error:
         raise unreadable(path, error) from error
 
 
-def _tensor_of(path: Path, entry: dict[str, Any], data: bytearray) -> torch.Tensor:
+def _pieces(entries: dict[str, Any]) -> Iterator[list[str]]:
+    """Names of neighbours, in the order of the bytes."""
+    piece: list[str] = []
+    begin = last = 0
+    for name, entry in entries.items():
+        start, end = entry["data_offsets"]
+        if piece and (start != last or end - begin > _PIECE_BYTES):
+            yield piece
+            piece = []
+        if not piece:
+            begin = start
+        piece.append(name)
+        last = end
+    if piece:
+        yield piece
+
+
+def _tensor_of(path: Path, entry: dict[str, Any], data: bytearray, begin: int) -> torch.Tensor:
+    """One whose neighbours are in `data`, too, which begins at that offset."""
     dtype, shape = _FLOATS.get(entry.get("dtype")), entry["shape"]  # type: ignore[arg-type]
-    if dtype is None or math.prod(shape) * dtype.itemsize != len(data):
+    start, end = entry["data_offsets"]
+    if dtype is None or math.prod(shape) * dtype.itemsize != end - start:
         raise _damaged(path)
-    return torch.frombuffer(data, dtype=dtype).view(shape) if data else torch.empty(shape)
+    if start == end:
+        return torch.empty(shape, dtype=dtype)
+    count = (end - start) // dtype.itemsize
+    return torch.frombuffer(data, dtype=dtype, count=count, offset=start - begin).view(shape)
 
 
 def folder_headers(folder: Path) -> dict[str, TensorHeader]:

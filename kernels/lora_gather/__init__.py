@@ -7,10 +7,11 @@ from torch import Tensor
 from kernels import _triton
 from kernels.lora_gather import cases, composed, cpu, reference
 from kernels.lora_gather.packed import chunk_bytes, num_chunks, pack
+from kernels.lora_gather.packing import pack_each
 from kernels.lora_gather.shard import LoraShard
 from kernels.registry import op
 
-__all__ = ["LoraShard", "lora_gather", "chunk_bytes", "num_chunks", "pack"]
+__all__ = ["LoraShard", "lora_gather", "chunk_bytes", "num_chunks", "pack", "pack_each"]
 
 
 @op(cases)

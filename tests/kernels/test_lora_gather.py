@@ -6,8 +6,8 @@ import random
 import pytest
 import torch
 
-from kernels import LoraShard, _triton, lora_gather
-from kernels.lora_gather import chunk_bytes, num_chunks, pack
+from kernels import LoraShard, _triton, lora_gather, native
+from kernels.lora_gather import chunk_bytes, num_chunks, pack, pack_each
 from kernels.lora_gather.packed import unpack
 
 NUM_ROWS = 70
@@ -124,3 +124,31 @@ def test_numbers_of_any_size_stay_finite(size):
     a, b = torch.full((1, 70), 1.0), torch.full((1, 70), size)
     for pair in ((a, b), (b, a), (b, b), (a * 0, b)):
         assert all(found.isfinite().all() for found in unpack(*pack(*pair), 70, 70))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_all_of_an_adapter_are_packed_alike(dtype):
+    """Bit for bit as one by one, whatever the sizes of matrices and numbers."""
+
+    def matrix(ranks, length):
+        kind = random.randrange(5)
+        sizes = torch.empty(ranks, 1 if kind < 2 else length).uniform_(-40, 37)
+        numbers = torch.randn(ranks, length) * (10.0**sizes if kind < 3 else float(kind > 3))
+        numbers = numbers.to(dtype)
+        return torch.where(numbers.isfinite(), numbers, 1)
+
+    pairs = []
+    for _ in range(40):
+        ranks = random.choice([1, 7, 8, 9, 16, 20, 256])
+        inputs, outputs = (random.choice([1, 15, 16, 63, 64, 65, 131, 576]) for _ in range(2))
+        pairs.append((matrix(ranks, inputs), matrix(ranks, outputs)))
+    for pair, packed in zip(pairs, pack_each(pairs), strict=True):
+        for found, expected in zip(packed, pack(*pair), strict=True):
+            assert torch.equal(found, expected)
+
+
+def test_where_nothing_is_compiled_they_are_packed_one_by_one(monkeypatch):
+    pairs = [(torch.randn(5, 40), torch.randn(5, 70))]
+    expected = pack_each(pairs)
+    monkeypatch.setattr(native, "library", lambda: None)
+    assert all(map(torch.equal, *expected, *pack_each(pairs)))

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,8 @@ def read_changes(
     alpha_of = {key: name for name, key in plan.alphas.items()}
     tensors: dict[str, dict[str, Tensor]] = {one.name: {} for one in plan.modules}
     alphas: dict[str, float] = {}
-    for key, tensor in read_tensors(plan.file, alpha_of.keys() | owners.keys()):
+    wanted = alpha_of.keys() | owners.keys()
+    for key, tensor in chain.from_iterable(read_tensors(plan.file, wanted)):
         if key in alpha_of:
             alphas[alpha_of[key]] = float(tensor.float().reshape(-1)[0])
         else:

@@ -2,6 +2,7 @@ import json
 import os
 import random
 import struct
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ def test_truncated_or_changed_anywhere(config: Any, tmp_path: Path) -> None:
         path.write_bytes(data)
         try:
             folder_headers(tmp_path)
-            dict(read_tensors(path, "xyz"))
+            dict(chain.from_iterable(read_tensors(path, "xyz")))
             dict(iter_folder_weights(tmp_path, config))
         except ModelLoadError:
             pass
@@ -173,7 +174,11 @@ def test_truncated_or_changed_anywhere(config: Any, tmp_path: Path) -> None:
             pytest.fail(f"{error!r}, seed {seed}")
 
 
-def test_some_tensors_in_memory_of_their_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("piece_bytes", [1, 80, 4096])
+def test_some_tensors_in_memory_of_their_own(
+    piece_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "_PIECE_BYTES", piece_bytes)
     path = tmp_path / "a.safetensors"
     tensors = {
         "a": torch.randn(3, 5),
@@ -185,7 +190,7 @@ def test_some_tensors_in_memory_of_their_own(tmp_path: Path) -> None:
     }
     save_file(tensors, path)
     wanted = tensors.keys() - {"other"}
-    found = dict(read_tensors(path, wanted))
+    found = dict(chain.from_iterable(read_tensors(path, wanted)))
     os.truncate(path, 10)
     assert found.keys() == wanted
     for name, tensor in found.items():
@@ -198,7 +203,7 @@ def test_tensors_that_are_not_read(names: tuple[str, ...], tmp_path: Path) -> No
     path = tmp_path / "a.safetensors"
     save_file({"a": torch.zeros(3), "other": torch.arange(9)}, path)
     with pytest.raises(CorruptFile):
-        dict(read_tensors(path, names))
+        dict(chain.from_iterable(read_tensors(path, names)))
 
 
 def test_a_file_that_is_cut_short_while_it_is_read(tmp_path: Path, monkeypatch: Any) -> None:
@@ -213,7 +218,7 @@ def test_a_file_that_is_cut_short_while_it_is_read(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(reading, "_checked_header", looked_at)
     with pytest.raises(CorruptFile):
-        dict(read_tensors(path, ("a",)))
+        dict(chain.from_iterable(read_tensors(path, ("a",))))
 
 
 @pytest.mark.parametrize("length", [2**63, 2**40, 100 << 20, 10])
