@@ -1,44 +1,75 @@
 """Memory for the arrays of adapters, all of which a step may read."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from engine.lora.numbers import AdapterNumbers
-from engine.runtime.huge_pages import huge_zeros
+from engine.runtime.huge_pages import lazy_zeros
 
 PIECE_BYTES = 64 << 20
 _LINE_BYTES = 64
 
 
 class Arrays:
-    """Zeros where the model is. On a CPU they lie side by side in large pieces of
-    huge pages: each alone is too small for one. What is left over of a piece is never touched, and
-    takes no memory."""
+    """Zeros where the model is, for some number of adapters.
 
-    def __init__(self, numbers: AdapterNumbers, device: torch.device) -> None:
+    On a CPU all that an adapter has for linear layers lies side by side, in huge pages: each alone
+    is too small for one. What no adapter has filled takes no memory, so there may be room for all
+    that may ever come, and none of them moves when another one comes.
+
+    Args:
+        num_slots: adapters that there may ever be.
+        row_bytes: of each of `rows` that will be asked for, for one adapter.
+
+    Raises:
+        OSError: the process may not have so much address space; so does `zeros`.
+    """
+
+    def __init__(
+        self,
+        numbers: AdapterNumbers,
+        device: torch.device,
+        num_slots: int,
+        row_bytes: Iterable[int],
+    ) -> None:
         self.device = device
+        self.num_slots = num_slots
         self._numbers = numbers
-        self._piece = torch.empty(0, dtype=torch.uint8)
-        self._used = 0
+        self._stride = sum(map(_lines, row_bytes))
+        """Bytes from an adapter to the next one."""
+        self._rows = self._piece = torch.empty(0, dtype=torch.uint8)
+        self._used_rows = self._used = 0
+        if device.type == "cpu" and num_slots * self._stride > 0:
+            memory = lazy_zeros(num_slots * self._stride, huge=True)
+            self._rows = torch.frombuffer(memory, dtype=torch.uint8)
 
-    def zeros(self, *shape: int) -> Tensor:
-        """New ones in the model's type."""
-        return self._zeros(shape, self._numbers.dtype)
-
-    def rows(self, num_adapters: int, rank: int, length: int) -> Tensor:
-        """[L, r, length], or packed if adapters are."""
-        shape = (num_adapters, *self._numbers.shape(rank, length))
-        return self._zeros(shape, self._numbers.kept_dtype)
-
-    def _zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def zeros(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """New ones, each array by itself, in the model's type if no other is given."""
+        dtype = dtype or self._numbers.dtype
         if self.device.type != "cpu":
             return torch.zeros(shape, dtype=dtype, device=self.device)
         num_bytes = math.prod(shape) * dtype.itemsize
         if num_bytes > len(self._piece) - self._used:
-            piece = huge_zeros(max(PIECE_BYTES, num_bytes))
+            piece = lazy_zeros(max(PIECE_BYTES, num_bytes))
             self._piece, self._used = torch.frombuffer(piece, dtype=torch.uint8), 0
         found = self._piece[self._used : self._used + num_bytes]
-        self._used += -(-num_bytes // _LINE_BYTES) * _LINE_BYTES
+        self._used += _lines(num_bytes)
         return found.view(dtype).view(shape)
+
+    def rows(self, rank: int, length: int) -> Tensor:
+        """[L, r, length], or packed if adapters are."""
+        shape = (self.num_slots, *self._numbers.shape(rank, length))
+        dtype = self._numbers.kept_dtype
+        if self.device.type != "cpu":
+            return torch.zeros(shape, dtype=dtype, device=self.device)
+        first, size = self._used_rows // dtype.itemsize, self._stride // dtype.itemsize
+        self._used_rows += _lines(self._numbers.num_bytes(rank, length))
+        return self._rows.view(dtype).as_strided(shape, (size, shape[2], 1), first)
+
+
+def _lines(num_bytes: int) -> int:
+    """Up to a line's end."""
+    return -(-num_bytes // _LINE_BYTES) * _LINE_BYTES

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import ModelLoadError
+from engine.lora.arrays import Arrays
 from engine.lora.peft_files import Adapter, Gate, Update
 from engine.models.layers.embedding import LmHead
 from engine.models.layers.linear import Linear
@@ -38,12 +39,12 @@ class Gates:
     """[out] fp32, the layer's own."""
 
     @classmethod
-    def empty(cls, num_adapters: int, outputs: int, device: torch.device) -> Self:
+    def empty(cls, num_adapters: int, outputs: int, arrays: Arrays) -> Self:
         """Of adapters that have none."""
         return cls(
-            torch.zeros(num_adapters + 1, outputs, device=device),
-            torch.zeros(num_adapters + 1, dtype=torch.bool, device=device),
-            torch.zeros(outputs, device=device),
+            arrays.zeros(num_adapters + 1, outputs, dtype=torch.float32),
+            arrays.zeros(num_adapters + 1, dtype=torch.bool),
+            arrays.zeros(outputs, dtype=torch.float32),
         )
 
     def put(self, slot: int, gate: Gate | None) -> None:
@@ -53,11 +54,10 @@ class Gates:
         if gate is not None:
             self.bias.copy_(gate.bias)
 
-    def copy_from(self, other: "Gates") -> None:
-        """Take those of other arrays over, as far as there is room."""
-        count = min(len(self.is_set), len(other.is_set))
-        self.less_one[:count] = other.less_one[:count]
-        self.is_set[:count] = other.is_set[:count]
+    def copy_from(self, other: "Gates", count: int) -> None:
+        """Take those of the first adapters of other arrays over."""
+        self.less_one[: count + 1] = other.less_one[: count + 1]
+        self.is_set[: count + 1] = other.is_set[: count + 1]
         self.bias.copy_(other.bias)
 
     def apply(self, y: Tensor, slots: Tensor) -> None:

@@ -5,7 +5,7 @@ highest rank: a launch serves rows with different adapters (`kernels.lora_gather
 that layer have zeros there. A row's bits depend on its own adapter alone.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -48,7 +48,7 @@ class ShardUpdates(LoraShard):
         inputs: int,
         outputs: int,
         zeros: Callable[[int, int, int], Tensor],
-        device: torch.device,
+        arrays: Arrays,
     ) -> Self:
         """Of adapters that change nothing.
 
@@ -60,8 +60,8 @@ class ShardUpdates(LoraShard):
             outputs,
             zeros(num_adapters, need.rank, inputs),
             zeros(num_adapters, need.rank, outputs),
-            torch.zeros(num_adapters, device=device),
-            Gates.empty(num_adapters, outputs, device) if need.is_gated else None,
+            arrays.zeros(num_adapters, dtype=torch.float32),
+            Gates.empty(num_adapters, outputs, arrays) if need.is_gated else None,
         )
 
     def put(self, slot: int, update: Update | None) -> None:
@@ -80,15 +80,15 @@ class ShardUpdates(LoraShard):
         if self.gates is not None:
             self.gates.put(slot, None if update is None else update.gate)
 
-    def copy_from(self, other: "ShardUpdates") -> None:
-        """Take the adapters over that others of the same layer have, as far as there is room."""
-        count = min(len(self.a), len(other.a))
+    def copy_from(self, other: "ShardUpdates", count: int) -> None:
+        """Take the first adapters over that others of the same layer have, as far as there is room
+        for ranks."""
         rank = min(self.a.shape[1], other.a.shape[1])
         self.a[:count, :rank] = other.a[:count, :rank]
         self.b[:count, :rank] = other.b[:count, :rank]
         self.scales[:count] = other.scales[:count]
         if self.gates is not None and other.gates is not None:
-            self.gates.copy_from(other.gates)
+            self.gates.copy_from(other.gates, count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ class TableUpdates:
                 inputs=rank,
                 outputs=outputs,
                 zeros=arrays.zeros,
-                device=arrays.device,
+                arrays=arrays,
             ),
         )
 
@@ -132,9 +132,8 @@ class TableUpdates:
         same = torch.eye(rank, self.looked_up.shape[2])
         self.shard.put(slot, replace(update, a=same, scale=update.scale * scale))
 
-    def copy_from(self, other: "TableUpdates") -> None:
-        """Take the adapters over that others have, as far as there is room."""
-        count = min(len(self.looked_up), len(other.looked_up))
+    def copy_from(self, other: "TableUpdates", count: int) -> None:
+        """Take the first adapters over that others have, as far as there is room for ranks."""
         rank = min(self.looked_up.shape[2], other.looked_up.shape[2])
         self.looked_up[:count, :, :rank] = other.looked_up[:count, :, :rank]
         mine, its = self.shard, other.shard
@@ -241,7 +240,12 @@ class LoraSlots:
     """Arrays of a fixed size. A slot may be filled anew while no row has it.
 
     Args:
+        most_slots: that there may ever be; memory is taken for those of `room` and for what is
+            filled beyond them.
         before: whose adapters keep their slots. None: all slots are empty.
+
+    Attributes:
+        room: that is taken. May be raised up to `capacity` slots.
     """
 
     def __init__(
@@ -251,9 +255,13 @@ class LoraSlots:
         numbers: AdapterNumbers,
         device: torch.device,
         before: "LoraSlots | None" = None,
+        *,
+        most_slots: int = 0,
     ) -> None:
         self.room = room
-        arrays = Arrays(numbers, device)
+        layers = list(layers)
+        self.capacity = max(most_slots, room.num_slots)
+        arrays = Arrays(numbers, device, self.capacity, _row_bytes(layers, room, numbers))
         self._shards: dict[str, ShardUpdates] = {}
         self._tables: dict[str, tuple[TableUpdates, float]] = {}
         """With the factor of what is looked up."""
@@ -264,10 +272,11 @@ class LoraSlots:
             else:
                 self._updates[layer.path] = self._create(layer, arrays)
         if before is not None:
+            count = min(room.num_slots, before.room.num_slots)
             for path in self._shards.keys() & before._shards.keys():
-                self._shards[path].copy_from(before._shards[path])
+                self._shards[path].copy_from(before._shards[path], count)
             for path in self._tables.keys() & before._tables.keys():
-                self._tables[path][0].copy_from(before._tables[path][0])
+                self._tables[path][0].copy_from(before._tables[path][0], count)
 
     def put(self, slot: int, adapter: Adapter) -> None:
         """Fill a slot in which the adapter fits."""
@@ -287,7 +296,7 @@ class LoraSlots:
         if need is None:
             return
         table = TableUpdates.empty(
-            num_adapters=self.room.num_slots, rank=need.rank, table=layer, arrays=arrays
+            num_adapters=self.capacity, rank=need.rank, table=layer, arrays=arrays
         )
         self._tables[layer.path] = table, layer.scale
         self._updates[layer.path] = [table.shard]
@@ -298,16 +307,27 @@ class LoraSlots:
             if (need := self.room.needs.get(path)) is not None:
                 self._shards[path] = ShardUpdates.empty(
                     first,
-                    num_adapters=self.room.num_slots,
+                    num_adapters=self.capacity,
                     need=need,
                     inputs=layer.in_features,
                     outputs=shard.out_features,
-                    zeros=arrays.rows,
-                    device=arrays.device,
+                    zeros=lambda _, rank, length: arrays.rows(rank, length),
+                    arrays=arrays,
                 )
                 found.append(self._shards[path])
             first += shard.out_features
         return found
+
+
+def _row_bytes(layers: Iterable[Adaptable], room: Room, numbers: AdapterNumbers) -> Iterator[int]:
+    """Of each A and B that an adapter has in linear and output layers."""
+    for layer in layers:
+        if isinstance(layer, TokenEmbedding):
+            continue
+        for path, shard in zip(layer.shard_paths, layer.shards, strict=True):
+            if (need := room.needs.get(path)) is not None:
+                yield numbers.num_bytes(need.rank, layer.in_features)
+                yield numbers.num_bytes(need.rank, shard.out_features)
 
 
 def _fill(places: Iterable[tuple[Tensor, Tensor]]) -> None:

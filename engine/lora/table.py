@@ -100,11 +100,12 @@ class AdapterTable(Shelf[AdapterSize, int]):
             copies=self._own.shapes,
         )
         self._heads = [head.path for head in heads]
+        self._is_on_host = self._options.device.type == "cpu"
         self._slots = self._empty_slots()
-        self._grant: Grant | None = None
+        self._grants: list[Grant] = []
+        """Of the arrays' memory."""
         self._is_filling = False
         """A slot of the arrays gets an adapter that is not kept yet."""
-        self._is_on_host = self._options.device.type == "cpu"
         capacity = limits.capacity_bytes if self._is_on_host else available_host_memory()
         self._copies = Copies(host, capacity)
 
@@ -212,7 +213,10 @@ class AdapterTable(Shelf[AdapterSize, int]):
         arrays = own = None
         self._is_filling = True
         try:
-            if room is not self._slots.room:
+            if self._is_longer(room):
+                more = self._array_bytes(room) - self._array_bytes(self._slots.room)
+                arrays = self._borrow(more)
+            elif room is not self._slots.room:
                 room, arrays = self._borrow_arrays(room, taken)
             own = self._borrow_own(adapter)
             fill = partial(self._filled, room, slot, adapter)
@@ -230,17 +234,29 @@ class AdapterTable(Shelf[AdapterSize, int]):
         self._is_filling = False
         if slots is not self._slots:
             self._take(slots, arrays)
+        elif arrays is not None:
+            slots.room = room
+            self._grants.append(arrays)
         return _Ready(slot, made, own)
 
     def _filled(self, room: Room, slot: int, adapter: Adapter) -> LoraSlots:
         """Arrays of that size in which it has the slot, which no row has."""
-        slots = self._slots if room is self._slots.room else self._new_slots(room, self._slots)
+        stay = room is self._slots.room or self._is_longer(room)
+        slots = self._slots if stay else self._new_slots(room, self._slots)
         slots.put(slot, adapter)
         return slots
 
+    def _is_longer(self, room: Room) -> bool:
+        """Whether the arrays as they are can have it, with some more slots."""
+        here = self._slots
+        is_alike = room.needs is here.room.needs
+        return is_alike and here.room.num_slots < room.num_slots <= here.capacity
+
     def _borrow_arrays(self, room: Room, taken_bytes: int) -> tuple[Room, Grant]:
         """Memory for arrays with some more slots, if it is there and no copy has to go for them:
-        adapters that find one leave the arrays where they are."""
+        adapters that find one leave the arrays where they are. On a CPU they do anyway."""
+        if self._is_on_host:
+            return room, self._borrow(self._array_bytes(room))
         per_slot = max(1, self._array_bytes(replace(room, num_slots=1)))
         most = min(2 * room.num_slots, self._limits.max_slots)
         more = min(most - room.num_slots, max(SPARE_BYTES // per_slot, room.num_slots // 4))
@@ -278,6 +294,13 @@ class AdapterTable(Shelf[AdapterSize, int]):
         room, copy_bytes = self._slots.room, self._own_bytes(placed) + size.copy_bytes
         if room.holds(slot, size.needs) and not self._exceeds(self._array_bytes(room) + copy_bytes):
             return room, slot
+        longer = replace(room, num_slots=slot + 1)
+        if (
+            self._is_longer(longer)
+            and longer.holds(slot, size.needs)
+            and not self._exceeds(self._array_bytes(longer) + copy_bytes)
+        ):
+            return longer, slot
         highest = max((kept.place or 0 for kept in placed), default=0)
         needs = [*(kept.size.needs for kept in placed), size.needs]
         return Room.of(max(slot, highest) + 1, needs), slot
@@ -336,15 +359,20 @@ class AdapterTable(Shelf[AdapterSize, int]):
 
     def _new_slots(self, room: Room, before: LoraSlots | None = None) -> LoraSlots:
         layers = [*self._layers, *self._embeddings]
-        return LoraSlots(layers, room, self._numbers, self._options.device, before)
+        make = partial(LoraSlots, layers, room, self._numbers, self._options.device, before)
+        if self._is_on_host and room.needs:
+            with contextlib.suppress(OSError):  # there is no address space for so many
+                # One may come in place of another that still has requests.
+                return make(most_slots=self._limits.max_slots + 1)
+        return make()
 
     def _take(self, slots: LoraSlots, grant: Grant | None) -> None:
         """Use other arrays from now on."""
         self._slots = slots
         self.version += 1
-        before, self._grant = self._grant, grant
-        if before is not None:
-            self._host.give_back(before)
+        before, self._grants = self._grants, [] if grant is None else [grant]
+        for one in before:
+            self._host.give_back(one)
 
     def _enter(self, key: str, adapter: Adapter, ready: _Ready) -> None:
         if ready.grant is not None:

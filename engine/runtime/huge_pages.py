@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 HUGE_PAGE_BYTES = 2 << 20
+_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 MADV_COLLAPSE = 25
 """Linux 6.1: move what is there to huge pages now. Python has no name for it yet."""
 
@@ -37,11 +38,20 @@ def use_huge_pages() -> int:
     return 0
 
 
-def huge_zeros(num_bytes: int) -> mmap.mmap:
-    """New memory that is committed as it is touched, in huge pages where the kernel has them."""
-    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError, AttributeError):
-        memory.madvise(mmap.MADV_HUGEPAGE)
+def lazy_zeros(num_bytes: int, *, huge: bool = False) -> mmap.mmap:
+    """New memory that takes none before it is touched, so that it may be larger than the machine's.
+
+    Args:
+        huge: in huge pages, where the kernel has them.
+
+    Raises:
+        OSError: the process may not have so much address space.
+    """
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
+    memory = mmap.mmap(-1, num_bytes, flags=flags)
+    if huge:
+        with contextlib.suppress(OSError, AttributeError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
 
 

@@ -64,6 +64,7 @@ struct Shard {
   const void* a;
   const void* b;
   const float* scales;
+  int64_t a_stride, b_stride;  // bytes from adapter to adapter
 };
 
 template <class T, class Store>
@@ -99,10 +100,12 @@ struct Update {
 
   static int64_t inner_size(const Shard& shard) { return shard.rank * Store::kRanks; }
   Ranks a_of(const Shard& shard, const Group& group) const {
-    return Store::ranks(shard.a, group.adapter, shard.rank, size, 0);
+    const char* a = (const char*)shard.a + group.adapter * shard.a_stride;
+    return Store::ranks(a, 0, shard.rank, size, 0);
   }
   Ranks b_of(const Shard& shard, const Group& group, int64_t output) const {
-    return Store::ranks(shard.b, group.adapter, shard.rank, shard.outputs, output);
+    const char* b = (const char*)shard.b + group.adapter * shard.b_stride;
+    return Store::ranks(b, 0, shard.rank, shard.outputs, output);
   }
 
   void look_at(const Group& group, Numbers& numbers) const {

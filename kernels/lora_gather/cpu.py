@@ -20,7 +20,7 @@ def supports(y: Tensor, x: Tensor, shards: Sequence[LoraShard], adapter_ids: Ten
         and x.stride(1) == y.stride(1) == 1
         and adapter_ids.is_contiguous()
         and adapter_ids.dtype is torch.int32
-        and all(shard.is_contiguous() for shard in shards)
+        and all(shard.are_contiguous() for shard in shards)
     )
 
 
@@ -31,6 +31,7 @@ def lora_gather(y: Tensor, x: Tensor, shards: Sequence[LoraShard], adapter_ids: 
     for shard in shards:
         rank = shard.b.shape[1]
         table += (shard.first, shard.outputs, rank, *(one.data_ptr() for one in shard.arrays))
+        table += (one.stride(0) * one.itemsize for one in (shard.a, shard.b))
     _function()(
         native.DTYPES[y.dtype],
         int(any(shard.is_packed for shard in shards)),

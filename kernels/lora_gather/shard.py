@@ -20,7 +20,8 @@ class LoraShard:
     outputs: int
     """N, how many there are."""
     a: Tensor
-    """[L, r, K], contiguous; r <= 256. Or both packed, in chunks of ranks (`packed.pack`)."""
+    """[L, r, K], r <= 256, each adapter's contiguous. Or both packed, in chunks of ranks
+    (`packed.pack`)."""
     b: Tensor
     """[L, r, N], contiguous: turned, as neighbouring outputs are read together."""
     scales: Tensor
@@ -51,6 +52,13 @@ class LoraShard:
     def is_contiguous(self) -> bool:
         """Whether all arrays are."""
         return self.a.is_contiguous() and self.b.is_contiguous() and self.scales.is_contiguous()
+
+    def are_contiguous(self) -> bool:
+        """Whether each adapter's arrays are, and scales."""
+        parts = (self.a, self.b)
+        return self.scales.is_contiguous() and all(
+            one.stride(2) == 1 and one.stride(1) == one.shape[2] for one in parts
+        )
 
     def part_of(self, y: Tensor) -> Tensor:
         """[T, N]: its outputs of the layer's, [T, ...]."""
