@@ -22,7 +22,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import filelock
 import torch
@@ -219,9 +221,22 @@ def function(name: str, signature: str) -> Function:
         if _noted.calls is None:
             found(*arguments)
         else:
-            _noted.calls.append(functools.partial(found, *arguments))
+            _noted.calls.append(NotedCall(found, signature, arguments))
 
     return call
+
+
+@dataclass(frozen=True, slots=True)
+class NotedCall:
+    """A call of a C function that was noted instead of being made."""
+
+    function: Any
+    signature: str
+    """A letter per argument, as for `function`."""
+    arguments: tuple[Any, ...]
+
+    def __call__(self) -> None:
+        self.function(*self.arguments)
 
 
 class _Noted(threading.local):

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_map
 
 from kernels import native
+from kernels.noted_calls import joined
 
 PROMPT_ROWS = 8
 """Steps with prompts are recorded for multiples of so many rows."""
@@ -94,7 +95,7 @@ class NativeRecorder:
         """
         with native.noting_calls() as calls, _Noting(self._buffers, calls):
             output = run()
-        return NativeRecording(tuple(calls), output, self._buffers)
+        return NativeRecording(joined(calls), output, self._buffers)
 
 
 @contextlib.contextmanager

@@ -1,13 +1,16 @@
 """A recording computes what the function would, from what its inputs hold then."""
 
 import gc
+import platform
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from kernels import add_rms_norm, native, rms_norm, rope_store_kv, silu_mul
+from kernels.native import NotedCall
 from kernels.native_recording import NativeRecorder, NotRecordable, computed_once, refuse_recording
+from kernels.noted_calls import joined
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason=str(native.missing()))
 
@@ -176,3 +179,39 @@ def test_nothing_is_noted_outside_of_a_recording():
     num = len(recording.calls)
     rms_norm(x, torch.ones(8), 1e-5)
     assert len(recording.calls) == num
+
+
+@torch.inference_mode()
+def test_calls_in_a_row_become_one():
+    x, weight = torch.randn(3, 64), torch.randn(64)
+
+    def run():
+        y = rms_norm(rms_norm(rms_norm(x, weight, 1e-5), weight, 1e-5), weight, 1e-5)
+        return rms_norm(y.cos(), weight, 1e-5)
+
+    recording = NativeRecorder().record(run)
+    assert len(recording.calls) == 3
+    x.copy_(torch.randn(3, 64))
+    assert torch.equal(recording.replay(), run())
+
+
+@pytest.mark.parametrize("signature", ["p" * 25, "fffff"])
+def test_calls_with_too_many_arguments_are_made_as_they_are(signature):
+    made = []
+    calls = [NotedCall(lambda *given: made.append(given), signature, tuple(range(len(signature))))]
+    (call,) = joined(calls)
+    call()
+    assert made == [calls[0].arguments]
+
+
+@torch.inference_mode()
+def test_on_other_machines_each_call_is_made_by_itself(monkeypatch):
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    x, weight = torch.randn(3, 64), torch.randn(64)
+
+    def run():
+        return rms_norm(rms_norm(x, weight, 1e-5), weight, 1e-5)
+
+    recording = NativeRecorder().record(run)
+    assert len(recording.calls) == 2
+    assert torch.equal(recording.replay(), run())
