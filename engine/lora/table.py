@@ -32,6 +32,7 @@ from engine.models.layers.embedding import LmHead, TokenEmbedding
 from engine.models.layers.linear import Linear
 from engine.models.layers.norm import RmsNorm
 from engine.runtime.memory import available_host_memory
+from engine.runtime.side_work import SIDE_WORK
 
 SPARE_BYTES = 16 << 20
 """Of slots that nobody has, when arrays are made while the model serves; a quarter of the slots if
@@ -282,7 +283,7 @@ class AdapterTable(Shelf[AdapterSize, int]):
 
     def _aside(self, work: Callable[[], Result]) -> Generator["Future[Any] | None", None, Result]:
         """Do it in the thread."""
-        doing = self._thread.submit(work)
+        doing = SIDE_WORK.submit(self._thread, work)
         yield doing
         return doing.result()
 

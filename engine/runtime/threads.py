@@ -8,6 +8,7 @@ from collections.abc import Callable
 import structlog
 
 from engine.runtime.run_queue import RunQueue
+from engine.runtime.side_work import SIDE_WORK, SideWork
 from engine.runtime.thread_count import ThreadCount
 
 SPIN_COUNT = 20_000
@@ -60,13 +61,15 @@ def limit_threads(num_threads: int) -> None:
 class ComputeThreads:
     """The threads that a worker's steps compute with: fewer while others keep the cores busy.
 
-    For the thread that steps. What is computed does not depend on their number.
+    For the thread that steps. What is computed does not depend on their number. Work that it gives
+    to others leaves its steps a thread less.
 
     Args:
         most: to use when the machine is free; as many are used now.
         run_queue: what tells how long they wait for a core; None: their number stays.
         use: has the next operations use so many.
         clock: seconds, never going back.
+        side_work: of this process.
     """
 
     def __init__(
@@ -75,8 +78,12 @@ class ComputeThreads:
         run_queue: RunQueue | None,
         use: Callable[[int], None],
         clock: Callable[[], float] = time.monotonic,
+        side_work: SideWork = SIDE_WORK,
     ) -> None:
         self._count = ThreadCount(most)
+        self._used = most
+        self._side_work = side_work
+        side_work.begins = self._leave_some
         self._run_queue = run_queue
         self._use = use
         self._clock = clock
@@ -95,19 +102,27 @@ class ComputeThreads:
             # What threads waited that had something to do in between is no sign.
             self._run_queue.waited_s()
             self._count.start_window()
+        self._leave_some()
 
     def after_step(self) -> None:
         """It is over. Judges now and then, and changes the number for the next one."""
         self._ended_s = self._clock()
         if self._run_queue is None or not self._count.is_due(self._ended_s - self._began_s):
             return
-        before = self._count.now
-        threads = self._count.judge(self._ended_s, self._run_queue.waited_s())
-        if threads != before:
-            self._use(threads)
+        self._take(self._count.judge(self._ended_s, self._run_queue.waited_s()))
         if self._count.lasting != self._logged:
             self._logged = self._count.lasting
             log.info("number of threads changed", threads=self._logged, most=self._count.most)
+
+    def _leave_some(self) -> None:
+        """To work beside the steps."""
+        if self._run_queue is not None:
+            self._take(max(1, self._count.now - self._side_work.num_running))
+
+    def _take(self, threads: int) -> None:
+        if threads != self._used:
+            self._used = threads
+            self._use(threads)
 
 
 def compute_threads(*, adaptive: bool) -> ComputeThreads:

@@ -1,6 +1,8 @@
 """Which cores a worker computes on, and with how many threads."""
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from structlog.testing import capture_logs
 
 from engine.runtime import threads as threads_module
 from engine.runtime.run_queue import RunQueue
+from engine.runtime.side_work import SideWork
 from engine.runtime.thread_count import WINDOW_S
 from engine.runtime.threads import IDLE_S, ComputeThreads, compute_threads, leave_a_core
 
@@ -107,6 +110,32 @@ def test_a_long_step_is_not_taken_for_idling(threads, waits):
     waits.share = 1000.0
     threads.step(60.0)
     assert threads.num_threads == 2
+
+
+def test_work_beside_the_steps_has_a_thread_of_theirs(clock):
+    side_work, used, end = SideWork(), [], threading.Event()
+    threads = ComputeThreads(3, Waits(), used.append, clock, side_work)
+    threads.before_step()
+    with ThreadPoolExecutor(4) as others:
+        for _ in range(4):  # amid the step
+            side_work.submit(others, lambda: end.wait(10))
+        assert used == [2, 1]
+        threads.after_step()
+        threads.before_step()
+        assert used == [2, 1]
+        threads.after_step()
+        end.set()
+    threads.before_step()
+    assert used == [2, 1, 3]
+
+
+def test_work_that_fails_is_over():
+    side_work = SideWork()
+    with ThreadPoolExecutor(1) as other:
+        assert isinstance(side_work.submit(other, lambda: 1 / 0).exception(10), ZeroDivisionError)
+    with pytest.raises(RuntimeError):  # the executor has ended
+        side_work.submit(other, list)
+    assert side_work.num_running == 0
 
 
 def test_without_a_count_of_waiting_their_number_stays():
