@@ -320,7 +320,7 @@ def test_twice_as_many_as_there_is_room_for(engines, folder, lora, rng, tmp_path
         engine.unload_adapter(name, lambda answer: None)
     engines.run(engine, [])
     table = engine._adapters
-    assert (table._kept, table._copies.num_bytes, table.num_bytes, table._grant) == ({}, 0, 0, None)
+    assert (table._kept, table._copies.num_bytes, table.num_bytes, table._grants) == ({}, 0, 0, [])
     assert engine.stats().kv_blocks_used == 0
 
 
