@@ -23,6 +23,7 @@ from kernels import GGUFType, fields_apart, panels_from_gguf
 from kernels.linear_gguf.dequantize import dequantize
 from kernels.linear_gguf.quant_type import BLOCKS, row_bytes
 from kernels.linear_panels.gguf import FORMATS as PANEL_FORMATS
+from kernels.linear_panels.lookup import row_lookup
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +82,7 @@ class GgufMethod(LinearMethod[PanelsState | BlocksProduct]):
     ) -> RowLookup | None:
         if not isinstance(state, PanelsState):
             return None
-        look_up = state.panels.row_lookup()
-        return lambda rows: look_up(rows).to(dtype)
+        return row_lookup(state.panels, dtype)
 
     def bits_per_weight(self, dtype_bytes: int) -> float:
         of_device = PANEL_FORMATS if self.device == "cpu" else BLOCKS

@@ -97,6 +97,13 @@ class Codes:
         return weights.flatten(1)
 
 
+def numbers_of(form: PanelFormat) -> Tensor:
+    """[codes] fp32: what each stands for, before the offset."""
+    if form.meaning == Meaning.INTEGERS:
+        return torch.arange(1 << form.bits, dtype=torch.float32)
+    return _numbers(form.meaning)
+
+
 @functools.cache
 def _numbers(meaning: Meaning) -> Tensor:
     """What each code stands for."""

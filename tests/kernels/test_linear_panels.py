@@ -22,6 +22,7 @@ from kernels.linear_panels import (
 )
 from kernels.linear_panels.formats import WIDE
 from kernels.linear_panels.int16_activations import round_to_int16
+from kernels.linear_panels.lookup import row_lookup
 from kernels.linear_panels.panels import BLOCK, Meaning, pack, unpack
 
 TYPES = list(GGUFType)
@@ -74,13 +75,15 @@ def test_single_rows_are_found(name):
     # Of the last panel, most outputs are missing.
     panels, _ = random_panels(name, 33, 512)
     wanted = unpack(panels).dequantised()
-    look_up = panels.row_lookup()
-    for rows in ([32], [0, 15, 16, 31, 32], random.choices(range(33), k=50)):
-        rows = torch.tensor(rows)
-        found = look_up(rows)
-        assert torch.equal(found, wanted[rows])
-        found.zero_()  # is nobody else's memory
-    assert torch.equal(look_up(rows), wanted[rows])
+    for look_up in (panels.row_lookup(), row_lookup(panels, torch.float32)):
+        for rows in ([32], [0, 15, 16, 31, 32], random.choices(range(33), k=50)):
+            rows = torch.tensor(rows)
+            found = look_up(rows)
+            assert torch.equal(found, wanted[rows])
+            found.zero_()  # is nobody else's memory
+        assert torch.equal(look_up(rows), wanted[rows])
+    for dtype in (torch.bfloat16, torch.float16):
+        assert torch.equal(row_lookup(panels, dtype)(rows), wanted[rows].to(dtype))
 
 
 def test_rounding_keeps_eight_bits():

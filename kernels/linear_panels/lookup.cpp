@@ -1,0 +1,94 @@
+// Single rows of panels, dequantised, bit for bit as `panels.py::Codes.dequantised` has them.
+//
+// Every operation is rounded by itself, as there:
+// compile with -ffp-contract=off
+#include <algorithm>
+
+#include "native.h"
+#include "pieces.h"
+
+namespace {
+
+using namespace native;
+
+constexpr int64_t kLanes = 16, kBlock = 32, kQuads = 8, kQuad = 4;
+
+struct Panels {
+  const uint8_t* data;
+  int64_t panel_bytes, record_bytes, rows, inputs;
+  int64_t bits, group;
+  bool has_min;
+  const float* numbers;  // that codes stand for
+};
+
+template <class T, class Scale>
+class Lookup {
+ public:
+  explicit Lookup(const Panels& panels) : p_(panels), groups_(kBlock / p_.group) {}
+
+  // A number beyond the last row would lead to somebody else's memory.
+  void operator()(int64_t row, T* to) const {
+    row = std::clamp<int64_t>(row, 0, p_.rows - 1);
+    const uint8_t* record = p_.data + row / kLanes * p_.panel_bytes;
+    for (int64_t i = 0; i < p_.inputs; i += kBlock, record += p_.record_bytes)
+      block(record, row % kLanes, to + i);
+  }
+
+ private:
+  void block(const uint8_t* record, int64_t lane, T* to) const {
+    auto* scales = (const Scale*)record;
+    auto* mins = scales + groups_ * kLanes;
+    const uint8_t* codes = record + groups_ * kLanes * sizeof(Scale) * (p_.has_min ? 2 : 1);
+    uint8_t found[kBlock];
+    take_apart(codes + lane * kQuad, found);
+    for (int64_t i = 0; i < kBlock; ++i) {
+      int64_t at = i / p_.group * kLanes + lane;
+      float weight = p_.numbers[found[i]] * to_float(scales[at]);
+      to[i] = from_float<T>(p_.has_min ? weight + to_float(mins[at]) : weight);
+    }
+  }
+
+  // The codes of an output, whose first one is given.
+  void take_apart(const uint8_t* first, uint8_t* found) const {
+    constexpr int64_t kStep = kLanes * kQuad, kHalf = kQuads / 2;  // from quad to quad
+    bool is_whole = p_.bits == 8;
+    for (int64_t q = 0; q < kQuads; ++q)
+      for (int64_t i = 0; i < kQuad; ++i) {
+        uint8_t byte = first[(is_whole ? q : q % kHalf) * kStep + i];
+        found[q * kQuad + i] = is_whole ? byte : q < kHalf ? byte & 15 : byte >> 4;
+      }
+    int64_t upper = p_.bits - 4;
+    if (is_whole || upper == 0) return;
+    const uint8_t* rest = first + kHalf * kStep;
+    int64_t together = 8 / upper;  // quads that share bytes
+    for (int64_t q = 0; q < kQuads; ++q)
+      for (int64_t i = 0; i < kQuad; ++i) {
+        int bits = rest[q / together * kStep + i] >> q % together * upper & ((1 << upper) - 1);
+        found[q * kQuad + i] |= bits << 4;
+      }
+  }
+
+  const Panels p_;
+  const int64_t groups_;
+};
+
+}  // namespace
+
+// `out`: [count, inputs] of type `dtype`. `numbers`: as many as there are codes.
+extern "C" void tandem_panel_rows(int64_t dtype, const int64_t* rows, int64_t count, void* out,
+                                  const void* data, int64_t panel_bytes, int64_t record_bytes,
+                                  int64_t num_rows, int64_t inputs, int64_t bits,
+                                  int64_t scale_dtype, int64_t group, int64_t has_min,
+                                  const float* numbers) {
+  Panels panels{(const uint8_t*)data, panel_bytes, record_bytes, num_rows, inputs,
+                bits, group, has_min != 0, numbers};
+  with_type(dtype, [&](auto* tag) {
+    using T = std::remove_pointer_t<decltype(tag)>;
+    with_type(scale_dtype, [&](auto* tag) {
+      Lookup<T, std::remove_pointer_t<decltype(tag)>> look_up(panels);
+      for_ranges(count, count * inputs, [&](int64_t first, int64_t last) {
+        for (int64_t i = first; i < last; ++i) look_up(rows[i], (T*)out + i * inputs);
+      });
+    });
+  });
+}
