@@ -35,8 +35,11 @@ CASES = (
     Case("empty", ((0, 5), (0,), (4, 0)), more_rows=2, turned=True),
     Case("none", ()),
 )
-BENCHMARKS = {
-    "cpu": (Case("smollm2 rank 16", ((16, 576), (16, 1536)) * 210, turned=True, to=torch.bfloat16),)
+BENCHMARKS: dict[str, tuple[Case, ...]] = {
+    "cpu": (
+        Case("smollm2 rank 16", ((16, 576), (16, 1536)) * 210, turned=True, to=torch.bfloat16),
+    ),
+    "cuda": (),
 }
 """Shapes of real models by type of device; `kernels.tools.bench` times them."""
 
