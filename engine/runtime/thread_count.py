@@ -6,7 +6,7 @@ holds up all. Beside as many busy processes as there are cores, two threads are 
 
 WINDOW_S = 0.1
 """Computing time that a judgement is based on; a scheduler's time slices are a few milliseconds."""
-LASTING_S = 1.5 * WINDOW_S
+LASTING_S = 3.5 * WINDOW_S
 """Computing time with too much waiting after which there are fewer."""
 CALM = 0.1
 """Threads that wait on average, up to which more of them may be tried."""
@@ -18,8 +18,8 @@ class ThreadCount:
     """As many threads as allowed, fewer while others keep the cores busy. Pure logic: it is told
     the time and what the threads waited.
 
-    Fewer when too many wait for longer than a window: many requests that arrive together keep the
-    server process busy for one, and a thread less would last longer than that. More only as a
+    Fewer when too many wait for some windows in a row: many requests that arrive together keep the
+    server process busy for two or three, and a thread less would last longer than that. More only as a
     try, which the next window judges: at first one more, and twice as many each time that it went
     well. How much waiting is too much depends on
     what a thread less would cost: of two, half the speed; of many, little.

@@ -49,7 +49,7 @@ def test_beside_two_busy_processes_one_of_two_threads_is_left():
     machine, count = Machine(2), ThreadCount(2)
     machine.run(count, 1)
     machine.busy = 2
-    assert machine.run(count, 2 * WINDOW_S) == [2, 1]
+    assert machine.run(count, 4 * WINDOW_S) == [2, 2, 2, 1]
     assert set(machine.run(count, 60)) == {1}
 
 
@@ -100,10 +100,10 @@ def test_a_little_waiting_changes_nothing():
     assert set(machine.run(count, 10)) == {2}
 
 
-def test_so_does_much_of_it_for_a_window():
+def test_so_does_much_of_it_for_three_windows():
     machine, count = Machine(2), ThreadCount(2)
     for _ in range(10):
-        for machine.busy in (2, 0):
+        for machine.busy in (2, 2, 2, 0):
             assert machine.run(count, WINDOW_S) == [2]
 
 
@@ -125,7 +125,7 @@ def test_steps_shorter_and_longer_than_a_window():
     for step_s in (0.003, 5.0):
         machine, count = Machine(2), ThreadCount(2)
         machine.busy = 2
-        assert machine.run(count, 20 * step_s + 2 * WINDOW_S, step_s)[-1] == 1
+        assert machine.run(count, 20 * step_s + 4 * WINDOW_S, step_s)[-1] == 1
 
 
 def test_it_stays_within_its_bounds_whatever_happens():
