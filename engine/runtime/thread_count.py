@@ -18,11 +18,11 @@ class ThreadCount:
     """As many threads as allowed, fewer while others keep the cores busy. Pure logic: it is told
     the time and what the threads waited.
 
-    Fewer when too many wait for some windows in a row: many requests that arrive together keep the
-    server process busy for two or three, and a thread less would last longer than that. More only as a
-    try, which the next window judges: at first one more, and twice as many each time that it went
-    well. How much waiting is too much depends on
-    what a thread less would cost: of two, half the speed; of many, little.
+    Fewer when too many wait for some windows in a row: many requests that arrive together keep
+    the server process busy for two or three, and a thread less would last longer than that. More
+    only as a try, which the next window judges: at first one more, and twice as many each time
+    that it went well. How much waiting is too much depends on what a thread less would cost: of
+    two, half the speed; of many, little.
     """
 
     def __init__(self, most: int) -> None:
