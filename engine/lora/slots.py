@@ -7,6 +7,7 @@ that layer have zeros there. A row's bits depend on its own adapter alone.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -47,19 +48,19 @@ class ShardUpdates(LoraShard):
         need: Need,
         inputs: int,
         outputs: int,
-        zeros: Callable[[int, int, int], Tensor],
+        zeros: Callable[[int, int], Tensor],
         arrays: Arrays,
     ) -> Self:
         """Of adapters that change nothing.
 
         Args:
-            zeros: what A and B are made of.
+            zeros: what A and B of all adapters are made of, by rank and length.
         """
         return cls(
             first,
             outputs,
-            zeros(num_adapters, need.rank, inputs),
-            zeros(num_adapters, need.rank, outputs),
+            zeros(need.rank, inputs),
+            zeros(need.rank, outputs),
             arrays.zeros(num_adapters, dtype=torch.float32),
             Gates.empty(num_adapters, outputs, arrays) if need.is_gated else None,
         )
@@ -112,7 +113,7 @@ class TableUpdates:
                 need=Need(rank, False),
                 inputs=rank,
                 outputs=outputs,
-                zeros=arrays.zeros,
+                zeros=partial(arrays.zeros, num_adapters),
                 arrays=arrays,
             ),
         )
@@ -311,7 +312,7 @@ class LoraSlots:
                     need=need,
                     inputs=layer.in_features,
                     outputs=shard.out_features,
-                    zeros=lambda _, rank, length: arrays.rows(rank, length),
+                    zeros=arrays.rows,
                     arrays=arrays,
                 )
                 found.append(self._shards[path])

@@ -109,7 +109,8 @@ class ComputeThreads:
         self._ended_s = self._clock()
         if self._run_queue is None or not self._count.is_due(self._ended_s - self._began_s):
             return
-        self._take(self._count.judge(self._ended_s, self._run_queue.waited_s()))
+        self._count.judge(self._ended_s, self._run_queue.waited_s())
+        self._leave_some()
         if self._count.lasting != self._logged:
             self._logged = self._count.lasting
             log.info("number of threads changed", threads=self._logged, most=self._count.most)

@@ -101,11 +101,11 @@ struct Update {
   static int64_t inner_size(const Shard& shard) { return shard.rank * Store::kRanks; }
   Ranks a_of(const Shard& shard, const Group& group) const {
     const char* a = (const char*)shard.a + group.adapter * shard.a_stride;
-    return Store::ranks(a, 0, shard.rank, size, 0);
+    return Store::ranks(a, shard.rank, size, 0);
   }
   Ranks b_of(const Shard& shard, const Group& group, int64_t output) const {
     const char* b = (const char*)shard.b + group.adapter * shard.b_stride;
-    return Store::ranks(b, 0, shard.rank, shard.outputs, output);
+    return Store::ranks(b, shard.rank, shard.outputs, output);
   }
 
   void look_at(const Group& group, Numbers& numbers) const {

@@ -105,10 +105,9 @@ struct Packed {
     int64_t steps = (size + kGroup - 1) / kGroup * kRanks * int64_t(sizeof(BFloat16));
     return (steps + kLine - 1) / kLine * kLine;
   }
-  static Ranks ranks(const void* all, int64_t adapter, int64_t chunks, int64_t size, int64_t first) {
+  static Ranks ranks(const char* adapter, int64_t chunks, int64_t size, int64_t first) {
     int64_t steps = steps_end(size);
-    const char* chunk = (const char*)all + adapter * chunks * stride(size);
-    return {chunk + steps + first * kRanks, stride(size), chunks,
+    return {adapter + steps + first * kRanks, stride(size), chunks,
             first / kOctet * int64_t(sizeof(BFloat16)) - steps - first * kRanks};
   }
 

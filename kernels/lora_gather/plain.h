@@ -15,9 +15,8 @@ struct Plain {
   static constexpr int64_t kAhead = 4;  // ranks between what is read and what is fetched
   static constexpr int64_t kUnit = 2 * kLanes;  // of outputs that stay together
 
-  static Ranks ranks(const void* all, int64_t adapter, int64_t rank, int64_t size, int64_t first) {
-    int64_t stride = size * sizeof(T);
-    return {(const char*)all + adapter * rank * stride + first * int64_t(sizeof(T)), stride, rank};
+  static Ranks ranks(const char* adapter, int64_t rank, int64_t size, int64_t first) {
+    return {adapter + first * int64_t(sizeof(T)), size * int64_t(sizeof(T)), rank};
   }
 
   // What tiles are given of a row.

@@ -5,7 +5,7 @@ from typing import Any
 
 from engine.errors import InvalidParameter, UnsupportedFeature
 from engine.image_types import ImageModelInfo
-from server.dialects.a1111.hires import DEFAULT_STRENGTH, hires_body
+from server.dialects.a1111.hires import hires_body
 from server.dialects.a1111.protocol import (
     DrawingFields,
     ExtraSingleImageRequest,
@@ -71,7 +71,7 @@ def strength_of(body: DrawingFields) -> float | None:
     neither, whatever is said."""
     if isinstance(body, Txt2ImgRequest) and not body.enable_hr:
         return None
-    return DEFAULT_STRENGTH if body.denoising_strength is None else body.denoising_strength
+    return body.strength
 
 
 def drawing_body(body: Txt2ImgRequest, info: ImageModelInfo) -> ImageGenerationRequest:

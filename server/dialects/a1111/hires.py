@@ -11,8 +11,6 @@ from server.images.hires import LABELS, enlarging_of
 from server.images.limits import partial_steps
 from server.protocol.images import MAX_STEPS
 
-DEFAULT_STRENGTH = 0.75
-
 _SAME_SAMPLER = ("", "Use same sampler")
 _SAME_SCHEDULER = ("", "Use same scheduler")
 _SAME_CHECKPOINT = ("", "None", "Use same checkpoint")
@@ -27,11 +25,10 @@ def hires_body(body: Txt2ImgRequest, info: ImageModelInfo) -> dict[str, Any]:
         InvalidParameter, UnsupportedFeature: what is refused.
     """
     _check_first_pass(body)
-    strength = DEFAULT_STRENGTH if body.denoising_strength is None else body.denoising_strength
     fields = {
         "upscaler": _upscaler(body.hr_upscaler),
-        "strength": strength,
-        "num_inference_steps": _num_steps(body, strength, info),
+        "strength": body.strength,
+        "num_inference_steps": _num_steps(body, info),
         "guidance_scale": body.hr_cfg,
         "scheduler": _scheduler(body, info),
         "prompt": body.hr_prompt or None,
@@ -75,8 +72,9 @@ def _upscaler(name: str | None) -> str | None:
     return found.value
 
 
-def _num_steps(body: Txt2ImgRequest, strength: float, info: ImageModelInfo) -> int | None:
+def _num_steps(body: Txt2ImgRequest, info: ImageModelInfo) -> int | None:
     """Of the whole schedule, of which A1111's number is what is run."""
+    strength = body.strength
     default = info.denoising.default_steps if info.denoising else 1
     wanted = body.hr_second_pass_steps or body.steps or default
     if not 0 < strength <= 1 or wanted < 1:

@@ -9,6 +9,7 @@ from server.protocol.common import RequestBody
 from server.protocol.image_inputs import ImageReference
 from server.protocol.images import MAX_INPUT_IMAGES
 
+_STRENGTH = 0.75
 _NO_EFFECT: Mapping[str, str] = {
     **dict.fromkeys(
         ("do_not_save_samples", "do_not_save_grid", "include_init_images"),
@@ -116,6 +117,11 @@ class DrawingFields(RequestBody):
         description="`sd_model_checkpoint`: id of a served model. `CLIP_stop_at_last_layers`.",
     )
     send_images: bool | None = Field(None, description="Default true.")
+
+    @property
+    def strength(self) -> float:
+        """The share of the steps that is run on an image, where there is one."""
+        return _STRENGTH if self.denoising_strength is None else self.denoising_strength
 
 
 class Txt2ImgRequest(DrawingFields):
