@@ -90,6 +90,7 @@ def build_routes(app: FastAPI) -> None:
 
 
 def _create_state(settings: Settings, engine: EngineClient) -> AppState:
+    encoding_pool = EncodingPool(settings.max_queued_encodings)
     lifecycle = Lifecycle(settings.drain_timeout_s, require_all=settings.require_all)
 
     def places(kind: AnyKind, model: str) -> Places:
@@ -100,7 +101,8 @@ def _create_state(settings: Settings, engine: EngineClient) -> AppState:
         engine=engine,
         library=ModelLibrary(settings, engine, lifecycle),
         first_use=FirstUse(settings, engine),
-        texts=TextRegistry(EncodingPool(settings.max_queued_encodings)),
+        encoding_pool=encoding_pool,
+        texts=TextRegistry(encoding_pool),
         metrics=ServerMetrics(engine),
         lifecycle=lifecycle,
         admission=Admission(lifecycle, places),

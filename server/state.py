@@ -14,6 +14,7 @@ from server.models.library import ModelLibrary
 from server.responses.background import BackgroundJobs
 from server.responses.store import ResponseStore
 from server.settings import Settings
+from server.text.encoding_pool import EncodingPool
 from server.text.texts import TextRegistry
 
 
@@ -25,6 +26,7 @@ class AppState:
     engine: EngineClient
     library: ModelLibrary
     first_use: FirstUse
+    encoding_pool: EncodingPool
     texts: TextRegistry
     metrics: ServerMetrics
     lifecycle: Lifecycle

@@ -8,13 +8,14 @@ with other details, and that nothing in the passages is like it.
 
 import time
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import InvalidParameter
-from server.embeddings.answers import in_turns
 from server.embeddings.convert import Embedded
 from server.embeddings.inputs import Inputs
 from server.embeddings.sentences import Sentence, sentences_of, terms_of, words_of
@@ -27,6 +28,7 @@ from server.protocol.groundedness import (
     Risk,
 )
 from server.protocol.prompts import MAX_PROMPTS
+from server.text.encoding_pool import EncodingPool
 
 _DEFAULT_THRESHOLD = 0.5
 _NEGATION = "negation"
@@ -35,33 +37,49 @@ _LEAST_NORM = 1e-8
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """An answer's sentences beside those of the passages, before they are embedded."""
+    """An answer's sentences beside those of the passages, before they are embedded.
+
+    Splitting and comparing the longest texts that are taken is about a second of work, so both are
+    done in threads.
+    """
 
     body: GroundednessRequest
     answer: list[Sentence]
     passages: list[list[Sentence]]
 
     @classmethod
-    def of(cls, body: GroundednessRequest) -> "Comparison":
+    async def of(cls, body: GroundednessRequest, pool: EncodingPool) -> "Comparison":
         """
         Raises:
             InvalidParameter: there are too many sentences, or none.
+            QueueFull: too many long texts are in work.
         """
-        found = cls(body, sentences_of(body.answer), [sentences_of(p) for p in body.passages])
-        num = len(found.answer)
-        if not 1 <= num <= MAX_SENTENCES:
+        with pool.place():
+            return await pool.run(partial(cls._split, body))
+
+    @classmethod
+    def _split(cls, body: GroundednessRequest) -> "Comparison":
+        answer = list(islice(sentences_of(body.answer), MAX_SENTENCES + 1))
+        if not 1 <= len(answer) <= MAX_SENTENCES:
+            found = f"more than {MAX_SENTENCES}" if answer else "no"
             raise InvalidParameter(
-                f"answer has {num} sentences; it can have 1 to {MAX_SENTENCES}; send it in parts",
+                f"answer has {found} sentences; it can have 1 to {MAX_SENTENCES}; send it in parts",
                 param="answer",
             )
-        num_sources = sum(map(len, found.passages))
-        if not 1 <= num_sources <= MAX_PROMPTS - num:
+        most = MAX_PROMPTS - len(answer)
+        passages: list[list[Sentence]] = []
+        num_sources = 0
+        for passage in body.passages:
+            passages.append(list(islice(sentences_of(passage), most + 1 - num_sources)))
+            num_sources += len(passages[-1])
+        if not 1 <= num_sources <= most:
+            found = f"more than {most}" if num_sources else "no"
             raise InvalidParameter(
-                f"passages have {num_sources} sentences; beside this answer they can have 1 to "
-                f"{MAX_PROMPTS - num}; send fewer at once",
+                f"passages have {found} sentences; beside this answer they can have 1 to {most}; "
+                f"send fewer at once",
                 param="passages",
             )
-        return found
+        return cls(body, answer, passages)
 
     def inputs(self) -> Inputs:
         """What is to be embedded."""
@@ -70,16 +88,19 @@ class Comparison:
             parts[f"passages[{number}]"] = [sentence.text for sentence in passage]
         return Inputs(parts)
 
-    async def written(self, embedded: Embedded) -> bytes:
+    async def written(self, pool: EncodingPool, embedded: Embedded) -> bytes:
         """The answer of `/v1/groundedness`."""
+        return await pool.run(partial(self._write, embedded))
+
+    def _write(self, embedded: Embedded) -> bytes:
         vectors = np.array(
             [np.frombuffer(event.embedding, "<f4") for event in embedded.events], dtype=np.float64
         )
         vectors /= np.maximum(np.sqrt((vectors * vectors).sum(1, keepdims=True)), _LEAST_NORM)
         num = len(self.answer)
         sources = _Sources(self, vectors[num:])
-        pairs = list(zip(self.answer, vectors[:num], strict=True))
-        sentences = await in_turns(lambda pair: sources.judge(*pair), pairs)
+        pairs = zip(self.answer, vectors[:num], strict=True)
+        sentences = [sources.judge(sentence, vector) for sentence, vector in pairs]
         answer = GroundednessAnswer(
             id=f"ground-{embedded.request.request_id.removeprefix('embd-')}",
             created=int(time.time()),

@@ -1,7 +1,8 @@
 """A text's sentences and what they are about, by their letters alone: good enough to compare."""
 
 import re
-from itertools import pairwise
+from collections.abc import Iterator
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 # Possessive, so that a text of nothing but marks is read once.
@@ -35,20 +36,18 @@ class Terms(NamedTuple):
     is_negated: bool
 
 
-def sentences_of(text: str) -> list[Sentence]:
+def sentences_of(text: str) -> Iterator[Sentence]:
     """Those of each line, without the white space around them; none is empty."""
-    found: list[Sentence] = []
     at = 0
     for line in text.splitlines(keepends=True):
-        ends = [match.end() for match in _END.finditer(line)]
-        for start, end in pairwise([0, *ends, len(line)]):
+        ends = (match.end() for match in _END.finditer(line))
+        for start, end in pairwise(chain([0], ends, [len(line)])):
             piece = line[start:end]
             sentence = piece.strip()
             if sentence:
                 indent = len(piece) - len(piece.lstrip())
-                found.append(Sentence(at + start + indent, sentence))
+                yield Sentence(at + start + indent, sentence)
         at += len(line)
-    return found
 
 
 def terms_of(sentence: str) -> Terms:

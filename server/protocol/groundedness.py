@@ -2,16 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
+from engine.errors import InvalidParameter
 from server.protocol.embeddings import EmbeddingModelRequest, EmbeddingUsage
 from server.protocol.scores import UNSUPPORTED_SCORE_FIELDS, Text
 
 MAX_PASSAGES = 256
 MAX_SENTENCES = 128
 """Of an answer: each is compared with each of the passages'."""
+MAX_ANSWER_CHARS = 1 << 16
+MAX_PASSAGE_CHARS = 1 << 20
+"""Of all passages together: about a quarter of a second of splitting and comparing words."""
 
 Risk = Literal["intrinsic", "extrinsic"]
 
@@ -32,13 +36,27 @@ class GroundednessRequest(EmbeddingModelRequest):
         "truncate_prompt_tokens": (),
     }
 
-    answer: Text = Field(description=f"At most {MAX_SENTENCES} sentences.")
+    answer: Text = Field(
+        max_length=MAX_ANSWER_CHARS, description=f"At most {MAX_SENTENCES} sentences."
+    )
     passages: Annotated[list[Text], Field(min_length=1, max_length=MAX_PASSAGES)] = Field(
-        description="Texts that the answer should say nothing beyond."
+        description="Texts that the answer should say nothing beyond: at most "
+        f"{MAX_PASSAGE_CHARS} characters together."
     )
     risk_threshold: float | None = Field(
         None, ge=0, le=1, description="From which on a risk is named. Default 0.5."
     )
+
+    @model_validator(mode="after")
+    def _check_size(self) -> Self:
+        num_chars = sum(map(len, self.passages))
+        if num_chars > MAX_PASSAGE_CHARS:
+            raise InvalidParameter(
+                f"passages have {num_chars} characters together; the limit is "
+                f"{MAX_PASSAGE_CHARS}; send fewer at once",
+                param="passages",
+            )
+        return self
 
 
 @dataclass(slots=True, kw_only=True)

@@ -49,6 +49,8 @@ async def score(body: ScoreRequest, request: Request, state: StateDep) -> Respon
     responses=answers_with(GroundednessAnswer),
 )
 async def groundedness(body: GroundednessRequest, request: Request, state: StateDep) -> Response:
-    """Sentence by sentence: what of an answer the passages do not say, or say otherwise."""
-    comparison = Comparison.of(body)
-    return await embed(body, comparison.inputs(), comparison.written, request, state)
+    """Find the sentences of an answer that the passages do not support, or contradict."""
+    pool = state.encoding_pool
+    comparison = await Comparison.of(body, pool)
+    write = partial(comparison.written, pool)
+    return await embed(body, comparison.inputs(), write, request, state)

@@ -1,6 +1,7 @@
 """How a chat's answers are compared by meaning, once they are written."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from engine.embedding_types import EmbeddingModelInfo
 from engine.errors import EngineError, InvalidParameter, RequestAborted, RequestError
@@ -51,7 +52,9 @@ def semantic_judge(body: ChatCompletionRequest, state: AppState) -> Judge | None
                 embedding_model=info.model,
                 error=error.message,
             )
-        clusters = clusters_of(texts, dict(zip(distinct, embeddings, strict=True)), threshold)
+        known = dict(zip(distinct, embeddings, strict=True))
+        # A hundred texts are five thousand pairs.
+        clusters = await state.encoding_pool.run(partial(clusters_of, texts, known, threshold))
         return SemanticEntropy(
             entropy=entropy_of(clusters),
             num_clusters=max(clusters) + 1,

@@ -1,6 +1,8 @@
 """`/v1/groundedness`: sentences, their terms and their risks, and what is refused."""
 
 import random
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -8,8 +10,15 @@ import pytest
 from embedding_server import EmbeddingServer
 from fake_embedding_engine import vector
 
-from server.embeddings.sentences import sentences_of, terms_of
-from server.protocol.groundedness import MAX_PASSAGES, MAX_SENTENCES
+from server.embeddings import groundedness
+from server.embeddings.sentences import Sentence, sentences_of, terms_of
+from server.protocol.groundedness import (
+    MAX_ANSWER_CHARS,
+    MAX_PASSAGE_CHARS,
+    MAX_PASSAGES,
+    MAX_SENTENCES,
+)
+from server.protocol.prompts import MAX_PROMPTS
 
 PATH = "/v1/groundedness"
 PASSAGES = [
@@ -48,7 +57,7 @@ async def refused(server: EmbeddingServer, **body: Any) -> dict[str, Any]:
     ],
 )
 def test_sentences(text: str, sentences: list[str]) -> None:
-    found = sentences_of(text)
+    found = list(sentences_of(text))
     assert [sentence.text for sentence in found] == sentences
     for sentence in found:
         start, end = sentence.characters
@@ -71,7 +80,7 @@ def test_nothing_but_white_space_is_lost_between_sentences() -> None:
 def test_a_text_of_marks_is_read_in_one_go() -> None:
     """Backtracking would take hours."""
     for text in ("." * 300_000 + "x", ".)" * 150_000, "。" * 200_000 + "x", "a." * 150_000):
-        assert sentences_of(text)
+        assert list(sentences_of(text))
 
 
 def test_terms() -> None:
@@ -165,10 +174,12 @@ async def test_the_greater_risk_is_named_from_a_threshold_on(server: EmbeddingSe
         ("answer", {"answer": ""}),
         ("answer", {"answer": "  \n "}),
         ("answer", {"answer": "a. " * (MAX_SENTENCES + 1)}),
+        ("answer", {"answer": "a" * (MAX_ANSWER_CHARS + 1)}),
         ("passages", {"passages": []}),
         ("passages", {"passages": ["x"] * (MAX_PASSAGES + 1)}),
         ("passages", {"passages": ["  "]}),
         ("passages", {"passages": ["a. " * 2048]}),
+        ("passages", {"passages": ["a" * (MAX_PASSAGE_CHARS // 4)] * 5}),
         ("passages", {"passages": "x"}),
         ("passages[1]", {"passages": ["x", "the fox " * 100]}),
         ("risk_threshold", {"risk_threshold": 2}),
@@ -181,6 +192,45 @@ async def test_what_cannot_be_compared_is_refused(
 ) -> None:
     error = await refused(server, **body)
     assert error["param"] == param
+
+
+async def test_texts_are_split_and_compared_in_threads_and_no_further_than_allowed(
+    server: EmbeddingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten million sentences took the event loop 17 seconds before they were counted."""
+    loop_thread = threading.get_ident()
+    threads: list[int] = []
+    num_split = 0
+
+    def split(text: str) -> Iterator[Sentence]:
+        nonlocal num_split
+        for sentence in sentences_of(text):
+            threads.append(threading.get_ident())
+            num_split += 1
+            yield sentence
+
+    judge = groundedness._Sources.judge
+
+    def judged(self: Any, *args: Any) -> Any:
+        threads.append(threading.get_ident())
+        return judge(self, *args)
+
+    monkeypatch.setattr(groundedness, "sentences_of", split)
+    monkeypatch.setattr(groundedness._Sources, "judge", judged)
+    await answered(server, answer="Seven wizards brew.")
+    assert num_split == 4 and len(threads) == 5
+    for fields in (
+        {"answer": "x. " * (MAX_ANSWER_CHARS // 3)},
+        {"passages": ["x. " * (MAX_PASSAGE_CHARS // 9)] * 3},
+    ):
+        num_split = 0
+        assert "more than" in (await refused(server, **fields))["message"]
+        assert num_split <= MAX_PROMPTS + 1
+    for fields in ({"answer": "x. " * MAX_ANSWER_CHARS}, {"passages": ["x. " * MAX_PASSAGE_CHARS]}):
+        num_split = 0
+        assert "characters" in (await refused(server, **fields))["message"]
+        assert num_split == 0
+    assert loop_thread not in threads
 
 
 def _unit(server: EmbeddingServer, text: str) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,21 @@ async def test_answers_are_put_together_by_their_embeddings(both: EmbeddingServe
     (request,) = both.engine.embedding_requests
     assert len(request.inputs) == 3, "equal texts are embedded once, empty ones not at all"
     assert both.app.state.tandem.admission.num_in_flight() == 0
+
+
+async def test_answers_are_compared_in_a_thread(
+    both: EmbeddingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+
+    def compared(*args: Any) -> list[int]:
+        threads.append(threading.get_ident())
+        return clusters_of(*args)
+
+    monkeypatch.setattr(semantic_entropy, "clusters_of", compared)
+    say(both, ANSWERS)
+    assert (await ask(both)).status_code == 200
+    assert len(threads) == 1 and threads[0] != threading.get_ident()
 
 
 async def test_nothing_is_embedded_unasked_or_for_empty_answers(both: EmbeddingServer) -> None:
