@@ -94,39 +94,37 @@ class EngineConfig:
     )
     kind: WantedKind = knob(
         "auto",
-        "What models are served as: auto is what their checkpoint is made for; embedding has text "
-        "models make embeddings, too, of the last token's state; upscaler takes a .safetensors "
-        "file for a network that enlarges images, whatever its weights are called.",
+        "What a model is served as. auto: what its checkpoint is made for. embedding: a text "
+        "model also makes embeddings, from the state of the last token. upscaler: a .safetensors "
+        "file is a network that enlarges images, whatever its weights are called.",
     )
     quantization: Quantization = knob(
         "auto",
-        "How linear layers keep their weights: gguf, gptq, awq, bitsandbytes, compressed-tensors "
-        "and fp8 as a checkpoint has them packed, which takes less memory for the same results; "
-        "none in dtype; auto is what the "
-        "checkpoint has, unless products measured on a CPU are faster with none and the memory is "
-        "there; else none. "
-        "Rounded when they are loaded: int8-weights and int4 in groups of 32; bnb-nf4, bnb-fp4 "
-        "and bnb-int8 as bitsandbytes does. "
-        "Faster and less precise, on CPUs: int8 rounds any weights to 8 bits at load, "
-        "and activations as they come; gguf-int8 rounds a GGUF file's activations only.",
+        "How linear layers keep their weights. auto: as the checkpoint has them, unless plain "
+        "weights measured faster on this CPU and fit into memory. none: plain, in dtype. gguf, "
+        "gptq, awq, bitsandbytes, compressed-tensors, fp8: packed as in the checkpoint, which "
+        "takes less memory for the same results. Rounded at load: int8-weights and int4 in groups "
+        "of 32; bnb-nf4, bnb-fp4 and bnb-int8 as bitsandbytes does. Faster and less precise, on "
+        "CPUs: int8 rounds any weights to 8 bits at load, and activations in each step; gguf-int8 "
+        "rounds only the activations of a GGUF file.",
     )
     max_kl: float | None = knob(
         None,
-        "Refuse a text model whose measured KL divergence from its original is larger, in nats. "
-        "Known is that of models, kept as they are served, for which tandem perplexity --save "
-        "wrote it down; others are served with a warning.",
+        "Refuse a text model whose measured KL divergence from its original is larger than this, "
+        "in nats. The divergence is known for models that were measured with tandem perplexity "
+        "--save; others are served with a warning.",
         ge=0.0,
     )
     tool_call_parser: ToolCallParserSetting = knob(
         "auto",
-        "How a text model's calls of functions are read: auto goes by its chat template; json "
-        "takes JSON objects with a name and arguments.",
+        "How function calls are read from a text model's answers. auto: chosen by its chat "
+        "template. json: JSON objects with a name and arguments.",
     )
     reasoning_parser: ReasoningParserSetting = knob(
         "auto",
-        "How a text model's reasoning is split from its answer: auto goes by its chat template, "
-        "none leaves it where it is; deepseek_r1 takes the answer's beginning for reasoning even "
-        "where nothing marks it.",
+        "How a text model's reasoning is separated from its answer. auto: chosen by its chat "
+        "template. none: it stays in the answer. deepseek_r1: an answer begins with reasoning "
+        "even if nothing marks it.",
     )
     max_model_len: int | None = knob(
         None,
@@ -135,14 +133,14 @@ class EngineConfig:
     )
     max_num_seqs: int = knob(64, "Most requests in one step.", ge=1)
     max_num_batched_tokens: int = knob(
-        512, "Token budget of one step: prompt chunks and decodes together.", ge=1
+        512, "Token budget of one step, for prompts and decodes together.", ge=1
     )
     max_step_ms: float | None = knob(
         None,
-        "Longest step with prompts in it while others are being answered, in milliseconds: prompts "
-        "are cut so that the time between tokens keeps to it; 0 is no bound. By default, on a CPU, "
-        "twice the step that the same requests take without prompts, but at least 25 ms; on a GPU "
-        "no bound.",
+        "Longest step that includes prompts while others are being answered, in milliseconds: "
+        "prompts are cut so that the time between tokens stays below it; 0 is no limit. By "
+        "default, on a CPU, twice the time of the same step without prompts, but at least 25 ms; "
+        "on a GPU no limit.",
         ge=0.0,
         le=3_600_000.0,
     )
@@ -158,9 +156,9 @@ class EngineConfig:
     )
     kv_cache_dtype: KvCacheDType = knob(
         "auto",
-        "How the KV cache keeps keys and values: auto as dtype says; int8 and fp8 in a byte each, "
-        "with a scale for each token and head, so that about twice the tokens have room. "
-        "docs/quantization.md says what that costs.",
+        "How the KV cache keeps keys and values. auto: in dtype. int8, fp8: in one byte each, "
+        "with a scale per token and head, so about twice as many tokens fit. docs/quantization.md "
+        "says what that costs.",
     )
     enable_prefix_caching: bool = knob(True, "Reuse the KV blocks of equal prompt prefixes.")
     prefix_cache_memory_gib: float | None = knob(
@@ -171,45 +169,45 @@ class EngineConfig:
     )
     scheduling_policy: Policy = knob(
         "fcfs",
-        "Whose turn is next: first come first served, or by the requests' priority and then by "
-        "arrival. For models of every kind.",
+        "Who is next, for models of every kind: first come, first served; or by the requests' "
+        "priority, then by arrival.",
     )
     max_num_queued: int = knob(1024, "Requests that may wait for a place in the batch.", ge=1)
     num_threads: int | None = knob(
         None,
-        "Most CPU threads of the worker; by default one per core that affinity and a container's "
-        "quota allow, less the one that is left to HTTP where there are more than two.",
+        "Most CPU threads of a worker. By default one per core that affinity and the container's "
+        "quota allow, less one for HTTP if there are more than two.",
         ge=1,
     )
     adaptive_threads: bool = knob(
         True,
-        "On a CPU, use fewer threads while other processes keep the cores busy: those that wait "
-        "for a core would hold up all.",
+        "On a CPU, use fewer threads while other processes keep the cores busy, because threads "
+        "that wait for a core hold up all the others.",
     )
-    seed: int | None = knob(None, "Seeds the requests that bring no seed of their own.")
+    seed: int | None = knob(None, "Seed for requests that send none.")
     async_scheduling: AsyncScheduling = knob(
         "auto",
         "Decide and launch the next step while the device runs this one; auto is on for a GPU.",
     )
     record_steps: bool = knob(
         True,
-        "Replay steps that were recorded before: on a GPU decode steps as CUDA graphs, on a CPU "
-        "most steps as lists of calls of the C++ operations.",
+        "Replay recorded steps: on a GPU decode steps as CUDA graphs, on a CPU most steps as "
+        "lists of calls to the C++ operations.",
     )
     num_speculative_tokens: int = knob(
         0,
-        "Most tokens per request and step that are guessed, from its own text so far (prompt "
-        "lookup) or by speculative_model: where answers repeat what they are about, or where that "
-        "is often right, a step brings several tokens. Texts "
-        "stay the same; under load nothing is guessed. 0 is off, 8 a good value on a CPU.",
+        "Most tokens to guess per request and step, from its own text so far (prompt lookup) or "
+        "with speculative_model. If guesses are often right, a step yields several tokens; texts "
+        "stay the same, and under load nothing is guessed. 0 turns it off; 8 is a good value on a "
+        "CPU.",
         ge=0,
         le=64,
     )
     speculative_model: str | None = knob(
         None,
-        "A second, cheaper text model that guesses where prompt lookup has nothing to say: its "
-        "tokens must be the model's own. It can be the same model in fewer bits. How many it "
-        "guesses follows from how often it is right and from the time it takes.",
+        "A second, cheaper text model that guesses when prompt lookup finds nothing. It must use "
+        "the same tokens as the model, and may be the same model in fewer bits. How much it "
+        "guesses depends on how often it is right and how long it takes.",
         form="MODEL",
         names_files=True,
     )
@@ -218,31 +216,32 @@ class EngineConfig:
     )
     prompt_lookup_min: int = knob(
         3,
-        "Tokens that must have stood together before, for what came next to be guessed.",
+        "How many tokens must have occurred together before for the next ones to be guessed.",
         ge=1,
         le=64,
     )
     prompt_lookup_max: int = knob(
-        8, "Tokens that are compared to choose between such places.", ge=1, le=64
+        8, "How many tokens are compared to choose between several such places.", ge=1, le=64
     )
     shared_lookup_tokens: int = knob(
         0,
-        "Guess also from texts that have ended: so many of their newest tokens are kept, about 200 "
-        "bytes each. Only requests of the same cache_salt and adapter share them. 0 is off.",
+        "Also guess from finished texts, keeping this many of their most recent tokens (about 200 "
+        "bytes each). Only requests with the same cache_salt and adapter share them. 0 turns it "
+        "off.",
         ge=0,
         le=1 << 24,
     )
     worker_timeout_s: float = knob(
         60.0,
-        "A worker without a sign of life for so many seconds is ended and started anew; so is one "
-        "whose loop neither goes round nor computes while requests wait.",
+        "Restart a worker after this many seconds without a sign of life, or with requests "
+        "waiting while its loop neither advances nor computes.",
         ge=0.1,
         le=86_400,
     )
     step_timeout_s: float = knob(
         1800.0,
-        "So is one that brings none of its waiting requests forward for so many seconds, however "
-        "busy it is; longer than the longest step.",
+        "Restart a worker that computes for this many seconds without progress on any request; "
+        "must be longer than the longest step.",
         ge=0.1,
         le=604_800,
     )
@@ -250,68 +249,71 @@ class EngineConfig:
         False, "Check the scheduler's invariants after every step (slow)."
     )
     image_dtype: DType = knob(
-        "auto", "Of image models: auto is bfloat16 on a GPU and float32 on a CPU."
+        "auto", "Element type of image models: auto is bfloat16 on a GPU and float32 on a CPU."
     )
     image_share: float = knob(
         0.5,
-        "Most of the time that image steps take while text has work; 1 is no bound.",
+        "Largest share of time that image steps take while text is being generated; 1 is no limit.",
         ge=0.05,
         le=1.0,
     )
     image_quantization: ImageQuantization = knob(
         "none",
-        "Quantise an image model's denoiser and its T5 encoder at load, to formats of "
+        "Quantize an image model's denoiser and T5 encoder at load, with the formats of "
         "quantization; CLIP encoders and the autoencoder stay as they are.",
     )
     max_num_rows: int = knob(
         32, "Most rows (images times guidance branches) in one denoiser call.", ge=1, le=1024
     )
     max_batch_megapixels: float = knob(
-        4.2, "Most megapixels of all rows of a denoiser call; bounds activations.", ge=0.001
+        4.2,
+        "Most megapixels of all rows in one denoiser call; limits the memory for activations.",
+        ge=0.001,
     )
     max_num_images: int = knob(
-        32, "Most images in work at once in one image model; more wait.", ge=1, le=4096
+        32, "Most images that one image model works on at once; others wait.", ge=1, le=4096
     )
     lora: tuple[str, ...] = knob(
         (),
-        "LoRA adapters, as NAME=PATH. Of text models: a folder with PEFT's adapter_config.json and "
-        "adapter_model.safetensors. Of image models: the same, or a .safetensors file of kohya, "
-        "LyCORIS or diffusers. Each is asked for by its name.",
+        "LoRA adapters, as NAME=PATH; requests use the name as their model. For text models: a "
+        "folder with PEFT's adapter_config.json and adapter_model.safetensors. For image models: "
+        "the same, or a .safetensors file from kohya, LyCORIS or diffusers.",
         form="NAME=PATH",
         names_files=True,
     )
     max_loras: int | None = knob(
         None,
-        "Most LoRA adapters that steps of a model have at once: requests for others wait until one "
-        "of these has no requests. By default as many as the model has: those of lora, and 16 "
-        "where clients may load some.",
+        "Most LoRA adapters of a model that can be used in one step; requests for others wait "
+        "until one of these is free. By default as many as the model has: those of lora, plus 16 "
+        "if clients may load some.",
         ge=0,
         le=1024,
     )
     max_cpu_loras: int | None = knob(
         None,
-        "Most LoRA adapters that a model has, be they in steps or not; by default max_loras, and "
+        "Most LoRA adapters that a model has in total, in use or not; by default max_loras, and "
         "at least those of lora.",
         ge=0,
         le=65536,
     )
     lora_memory_gib: float | None = knob(
         None,
-        "Limit of what a model's LoRA adapters take. Those that were used least lately make way, "
-        "and are read again when somebody asks for them. By default as much as max_loras need.",
+        "Limit on the memory of a model's LoRA adapters. The least recently used ones make way "
+        "and are read again when a request needs them. By default as much as max_loras need.",
         ge=0.0,
     )
     lora_dtype: LoraDType = knob(
         "auto",
-        "How a text model's LoRA adapters are kept. int8 (on a CPU alone) is half of what bfloat16 "
-        "reads in every step, and off by less than 1% of an update. auto is int8 on a CPU where "
-        "the model's own weights are quantised and dtype is not float32, else model: in its dtype.",
+        "How a text model's LoRA adapters are kept. model: in its dtype. int8 (only on a CPU): "
+        "half of the bytes that bfloat16 reads in each step, with an error below 1% of an update. "
+        "auto: int8 on a CPU if the model's own weights are quantized and dtype is not float32, "
+        "else model.",
     )
     deterministic: bool = knob(
         False,
-        "Bit-equal answers whatever runs beside them, also where that has a price: images on a GPU "
-        "or in bfloat16 are not batched, and text on a GPU has slower matrix products. Image "
-        "models keep their number of threads.",
+        "Bit-equal answers whatever runs beside them, even where that is slower: images on a GPU "
+        "or in bfloat16 are not batched, and text on a GPU uses slower matrix products. Image "
+        "models keep a fixed number of threads.",
     )
 
     def __post_init__(self) -> None:

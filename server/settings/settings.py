@@ -179,19 +179,20 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
     )
 
-    config: Path | None = Field(None, description="YAML file with settings, by the same names.")
+    config: Path | None = Field(None, description="YAML file with settings, under the same names.")
     models: Annotated[tuple[ModelText, ...], *CommaList] = Field(
         DEFAULT_MODELS,
         min_length=1,
-        description="What to serve: a hub id, folder, .gguf file or built-in name, or NAME=any of "
-        "them to serve it under NAME. With settings of its own it is an object with ref, name, "
-        'device and settings, in JSON or YAML: {"ref": "./a.gguf", "settings": {"max_model_len": '
-        "2048}}.",
+        description="What to serve: a hub id, a folder, a .gguf file or a built-in name, or "
+        "NAME=any of these to serve it as NAME. A model with settings of its own "
+        "is an object with ref, name, device and settings, in JSON or YAML: "
+        '{"ref": "./a.gguf", "settings": {"max_model_len": 2048}}.',
     )
     load_on_first_use: bool = Field(
         True,
-        description="Fetch and load the model that a kind of request has by default, such as "
-        "u2netp for background removal, when it is first asked for and none of its kind is served.",
+        description="Fetch and load the default model for a kind of request, such as u2netp "
+        "for background removal, when it is first needed and no such model is "
+        "served.",
     )
     enable_runtime_loading: bool = Field(
         False,
@@ -201,61 +202,62 @@ class Settings(BaseSettings):
     )
     models_dir: ExistingFolder | None = Field(
         None,
-        description="Folder whose models may be loaded at run time: each folder, .gguf, "
-        ".safetensors, .pth and .param file in it, by its name.",
+        description="Folder whose models may be loaded at run time: each folder and each "
+        ".gguf, .safetensors, .pth and .param file in it, by its name.",
     )
     loadable_models: Annotated[tuple[LoadableText, ...], *CommaList] = Field(
         (),
-        description="What else may be loaded at run time, written as models are; * is whatever is "
-        "asked for: any hub id, and any file that the server can read.",
+        description="Other models that may be loaded at run time, written as for models; * "
+        "allows any hub id and any file that the server can read.",
     )
     loras_dir: ExistingFolder | None = Field(
         None,
-        description="Folder whose LoRA adapters may be loaded at run time: each folder of an "
-        "adapter and each .safetensors file in it, by its name.",
+        description="Folder whose LoRA adapters may be loaded at run time: each adapter "
+        "folder and each .safetensors file in it, by its name.",
     )
     loadable_loras: Annotated[tuple[LoadableLora, ...], *CommaList] = Field(
         (),
-        description="LoRA adapters that may be loaded at run time, as NAME=PATH; * is any folder "
-        "or file that the server can read.",
+        description="LoRA adapters that may be loaded at run time, as NAME=PATH; * allows any "
+        "folder or file that the server can read.",
     )
     models_max: int = Field(
         8,
         ge=1,
         le=1024,
-        description="Most models at once: with so many there, no other is loaded at run time.",
+        description="Most models at once; beyond that none can be loaded at run time.",
     )
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     uds: Path | None = Field(
-        None, description="Unix domain socket to listen on, in place of host and port."
+        None, description="Unix domain socket to listen on instead of host and port."
     )
     root_path: Annotated[str, AfterValidator(_check_root_path)] = Field(
         "",
-        description="Path under which a proxy in front publishes this server, such as /llm.",
+        description="Path under which a reverse proxy publishes this server, such as /llm.",
     )
     ssl_certfile: ExistingFile | None = Field(
         None, description="PEM file with the TLS certificate chain; serves HTTPS."
     )
     ssl_keyfile: ExistingFile | None = Field(
-        None, description="PEM file with its private key, if that is not in ssl_certfile."
+        None, description="PEM file with the private key, if it is not in ssl_certfile."
     )
     api_keys: Annotated[tuple[ApiKey, ...], *CommaList] = Field(
         (),
-        description="Accepted API keys; with one or more, every route but /health and /ready asks "
-        "for one.",
+        description="Accepted API keys; if there are any, every route except /health and "
+        "/ready requires one.",
     )
     api_key_file: ExistingFile | None = Field(
-        None, description="File with further API keys, one a line; # begins a comment line."
+        None, description="File with more API keys, one per line; # begins a comment line."
     )
     admin_keys: Annotated[tuple[ApiKey, ...], *CommaList] = Field(
         (),
-        description="Keys that may do what API keys may, and load and unload models; with one or "
-        "more, API keys may not.",
+        description="Keys that may also load and unload models; if there are any, API keys "
+        "may not.",
     )
     cors_allow_origins: Annotated[tuple[Origin, ...], *CommaList] = Field(
         (),
-        description="Origins whose web pages may call this server, * for any; CORS is off without.",
+        description="Origins whose web pages may call this server, * for any; without it CORS "
+        "is off.",
     )
     max_body_bytes: int = Field(
         32 << 20, ge=1024, le=1 << 32, description="Largest request body, in bytes."
@@ -264,15 +266,15 @@ class Settings(BaseSettings):
         64 << 10,
         ge=8192,
         le=1 << 24,
-        description="Most bytes of a request's URL, headers and trailers together; more are "
-        "refused with 431.",
+        description="Most bytes of a request's URL, headers and trailers together; larger "
+        "requests get 431.",
     )
     max_connections: int = Field(
         4096,
         ge=1,
         le=1_000_000,
-        description="Most open connections; an idle one is closed for a new one, or that is "
-        "refused with 503.",
+        description="Most open connections; beyond that an idle one is closed, or else the "
+        "new one gets 503.",
     )
     header_timeout_s: float = Field(
         10.0,
@@ -284,67 +286,68 @@ class Settings(BaseSettings):
         30.0,
         gt=0,
         le=86_400,
-        description="How long it may take to send the body, in seconds, beside what "
+        description="How long a client may take to send the body, in seconds, plus what "
         "min_body_bytes_per_s allows.",
     )
     min_body_bytes_per_s: int = Field(
         4096,
         ge=1,
         le=1 << 30,
-        description="A body may take a second more for every so many bytes that have come.",
+        description="A body may take one more second for each time that this many bytes have "
+        "arrived.",
     )
     write_timeout_s: float = Field(
         60.0,
         gt=0,
         le=86_400,
-        description="How long a client may read nothing of an answer before its connection and "
-        "request end, in seconds.",
+        description="How long a client may stop reading an answer before its connection and "
+        "request are ended, in seconds.",
     )
     max_queued_requests: int = Field(
         1024,
         ge=0,
         le=1_000_000,
-        description="Sequences per model that may wait beside the max_num_seqs that run; more are "
-        "refused with 429.",
+        description="Sequences per model that may wait, in addition to the max_num_seqs that "
+        "run; further ones get 429.",
     )
     max_queued_images: int = Field(
         128,
         ge=0,
         le=100_000,
-        description="Images per model that may wait beside the max_num_images in work; more are "
-        "refused with 429.",
+        description="Images per model that may wait, in addition to the max_num_images being "
+        "drawn; further ones get 429.",
     )
     max_queued_encodings: int = Field(
         64,
         ge=1,
         le=100_000,
-        description="Requests with long texts that may be in tokenising at once, in turns; more "
-        "are refused with 429.",
+        description="Requests with long texts that may be tokenised at once, taking turns; "
+        "further ones get 429.",
     )
     max_image_megapixel_steps: float = Field(
         1000.0,
         gt=0,
         le=1e9,
-        description="Largest image request: its pixels times steps times n, in millions.",
+        description="Largest image request: pixels times steps times n, in millions.",
     )
     max_image_input_pixels: int = Field(
         1 << 24,
         ge=1,
         le=1 << 30,
-        description="Pixels that the input images of a request may have together, once decoded.",
+        description="Most pixels of all input images of a request together, once decoded.",
     )
     max_upscaled_pixels: int = Field(
         1 << 26,
         ge=1,
         le=1 << 32,
-        description="Pixels that an enlarged image may have.",
+        description="Most pixels of an enlarged image.",
     )
     image_store_bytes: int = Field(
         256 << 20,
         ge=0,
         le=1 << 40,
-        description="Memory for images that were asked for by url; the oldest make room. 0 keeps "
-        "none and refuses such requests.",
+        description="Memory for images requested by url; the oldest make room. 0 keeps none "
+        "and refuses such requests.",
     )
     image_url_ttl_s: float = Field(
         3600.0, ge=1, le=604_800, description="How long an image's url works, in seconds."
@@ -353,22 +356,21 @@ class Settings(BaseSettings):
         64 << 20,
         ge=0,
         le=1 << 40,
-        description="Memory for responses of /v1/responses that may be continued or read again; "
-        "those used least recently make room. 0 keeps none.",
+        description="Memory for responses of /v1/responses that may be continued or read "
+        "again; the least recently used make room. 0 keeps none.",
     )
     max_stored_responses: int = Field(
-        10_000, ge=1, le=10_000_000, description="Most responses that are kept."
+        10_000, ge=1, le=10_000_000, description="Most stored responses."
     )
     response_ttl_s: float = Field(
         86_400.0,
         ge=1,
         le=2_592_000,
-        description="How long a response is kept after it has ended or was last continued, in "
-        "seconds.",
+        description="How long a response is kept after it ended or was last continued, in seconds.",
     )
     image_metadata: bool = Field(
         True,
-        description="Write prompt, seed and parameters into the image files, so that they can be "
+        description="Write prompt, seed and parameters into image files, so that they can be "
         "made again.",
     )
     drain_timeout_s: float = Field(
@@ -379,22 +381,22 @@ class Settings(BaseSettings):
     )
     require_all: bool = Field(
         False,
-        description="Answer /ready with 200 only while every model serves; without it, models that "
-        "failed to load are named there and do not count.",
+        description="Answer /ready with 200 only while every model is served; otherwise "
+        "models that failed to load are listed there and do not count.",
     )
     heartbeat_interval_s: float = Field(
         15.0,
         ge=0.01,
         le=3600,
-        description="A comment is sent in a stream after so many seconds of silence.",
+        description="Send a comment in a stream after this many seconds of silence.",
     )
     log_format: Literal["auto", "json", "console"] = Field(
         "auto",
-        description="Log lines; auto is json, but on a terminal progress bars and, from warnings "
-        "up, console.",
+        description="Format of log lines; auto is json, but on a terminal progress bars, and "
+        "console lines for warnings and errors.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least important lines to log; debug has one per request."
+        "info", description="Least severe level to log; debug has one line per request."
     )
     log_prompts: bool = Field(
         False, description="Show prompts and answers in the debug lines of requests."
@@ -407,9 +409,10 @@ class Settings(BaseSettings):
     offline: bool = Field(False, description="Never use the network; serve what is in the cache.")
     cpu_isa: CpuIsa = Field(
         "auto",
-        description="Instructions that the C++ operations may use: those of this processor (auto, "
-        "native), or those of every x86-64-v3 (AVX2, FMA) or x86-64-v4 (AVX-512) processor, with "
-        "what their names end in, if anything: VNNI, BF16 (and VNNI), AMX (and both).",
+        description="Instructions that the C++ operations may use: those of this processor "
+        "(auto, native), or those of every x86-64-v3 (AVX2, FMA) or x86-64-v4 "
+        "(AVX-512) processor, plus those named at the end: VNNI, BF16 (with "
+        "VNNI), AMX (with both).",
     )
     engine: Annotated[EngineConfig, BeforeValidator(_check_engine_keys)] = Field(
         default_factory=EngineConfig, description="The engine's knobs."
@@ -546,7 +549,7 @@ class ClientSettings(BaseSettings):
     url: str = Field(
         "http://127.0.0.1:8000", pattern=r"^https?://[^/\s]", description="Address of the server."
     )
-    api_key: ApiKey | None = Field(None, description="Key to send, if the server asks for one.")
+    api_key: ApiKey | None = Field(None, description="Key to send, if the server requires one.")
 
 
 def load_settings(given: Mapping[str, Any]) -> Settings:
