@@ -2,7 +2,6 @@
 must follow a schema."""
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from engine.errors import InvalidParameter, UnsupportedFeature
@@ -14,9 +13,6 @@ from server.text.answer_format import AnswerFormat
 from server.text.chat_prompt import parameters_of
 
 _ANY_OBJECT = {"type": "object"}
-_MAY_ADD = frozenset(
-    ("additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref", "if")
-)
 _BREAK = "\n\n"
 """Between reasoning and an answer of a given form."""
 
@@ -87,14 +83,7 @@ def _calls(
 
 def _tag(tool: FunctionTool, syntax: CallSyntax, *, is_strict: bool) -> Tag:
     begin = syntax.begin.format(name=tool.function.name)
-    return Tag(begin, _closed(parameters_of(tool)) if is_strict else _ANY_OBJECT, syntax.end)
-
-
-def _closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Arguments that a function does not name would only be made up."""
-    if "properties" not in schema or schema.keys() & _MAY_ADD:
-        return schema
-    return {**schema, "additionalProperties": False}
+    return Tag(begin, parameters_of(tool) if is_strict else _ANY_OBJECT, syntax.end)
 
 
 def _behind_reasoning(structure: Structure, answers: AnswerFormat) -> Structure:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from engine.errors import InvalidParameter
+from engine.llm.structure.closed_objects import close_objects
 
 MAX_PROPERTIES = 2000
 """Of all objects together."""
@@ -42,7 +43,9 @@ def readable_schema(schema: Any, param: str) -> Any:
     if not isinstance(schema, Mapping | bool):
         raise InvalidParameter(f"{param}: a JSON Schema is an object or a boolean", param=param)
     _check(schema, param)
-    return _with_exact_dates(schema)
+    readable = _with_exact_dates(schema)
+    close_objects(readable)
+    return readable
 
 
 def _check(schema: Any, param: str) -> None:
