@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
+from engine.default_sampling import checked
 from engine.errors import InsufficientMemory, InvalidParameter, ModelLoadError
 from engine.fingerprint import fingerprint
 from engine.gpus import is_device
@@ -125,6 +126,21 @@ class EngineConfig:
         "How a text model's reasoning is separated from its answer. auto: chosen by its chat "
         "template. none: it stays in the answer. deepseek_r1: an answer begins with reasoning "
         "even if nothing marks it.",
+    )
+    generation_config: str = knob(
+        "auto",
+        "How a text model's tokens are chosen where a request says nothing: auto is as its makers "
+        "recommend, in its generation_config.json, in a GGUF file's metadata or, for some models, "
+        "by a table of ours; none is OpenAI's temperature 1; or give a folder or file with "
+        "another generation_config.json.",
+        form="auto|none|PATH",
+        names_files=True,
+    )
+    override_generation_config: dict[str, float] | None = knob(
+        None,
+        "Sampler parameters that come before those, as a JSON object: "
+        '{"temperature": 0.5, "top_p": 0.9}.',
+        form="JSON",
     )
     max_model_len: int | None = knob(
         None,
@@ -323,6 +339,10 @@ class EngineConfig:
             )
         for name, folder in self.adapters.items():
             check_adapter(name, folder)
+        try:
+            checked(self.override_generation_config or {})
+        except InvalidParameter as error:
+            raise InvalidParameter(error.message, param="override_generation_config") from None
         if len(self.adapters) < len(self.lora):
             raise InvalidParameter("lora names two adapters alike", param="lora")
         if len(self.lora) > self.max_adapters:
@@ -339,7 +359,7 @@ class EngineConfig:
             )
         for f in fields(self):
             value = getattr(self, f.name)
-            if value is None or isinstance(value, bool | str | tuple):
+            if value is None or isinstance(value, bool | str | tuple | dict):
                 continue
             low, high = f.metadata["ge"], f.metadata["le"]
             if (low is not None and value < low) or (high is not None and value > high):

@@ -322,8 +322,8 @@ class ModelInfo(AdaptableInfo):
     kv_block_size: int
     eos_token_ids: tuple[int, ...] = ()
     default_sampling: dict[str, float] = field(default_factory=dict)
-    """From the checkpoint's generation_config.json: temperature, top_p, top_k, min_p,
-    repetition_penalty, where it gives them."""
+    """Sampler parameters where a request says nothing (`engine.default_sampling`); those that are
+    not here are neutral then."""
     quality_kl: float | None = None
     """Measured KL divergence of its distributions from its original's, in nats, if it is known."""
 

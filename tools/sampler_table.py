@@ -37,7 +37,7 @@ def page_with(table: str) -> str:
 def _row(one: SamplerParameter) -> str:
     names = ", ".join(f"`{name}`" for name in (one.name, *one.other_names))
     default = f"`{json.dumps(one.strings)}`" if one.kind == Patterns else f"{one.neutral:g}"
-    default += " (or the checkpoint's)" if one.in_checkpoints else ""
+    default += " (or the model's)" if one.in_checkpoints else ""
     return f"| {names} | {one.bounds} | {default} | {one.text} |\n"
 
 

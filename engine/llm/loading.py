@@ -8,7 +8,9 @@ import structlog
 import torch
 
 from engine.config import EngineConfig, ResolvedConfig
+from engine.default_sampling import default_sampling
 from engine.fault import sizes_within_memory
+from engine.fingerprint import fingerprint
 from engine.host import Host
 from engine.llm.draft_loading import LoadedDraft, load_draft
 from engine.llm.drafter import Drafter
@@ -50,6 +52,9 @@ def load_engine(
     """
     started_s = time.monotonic()
     model_config = load_model_config(checkpoint).within(intent.max_model_len)
+    sampling = default_sampling(
+        model_config.generation, intent.generation_config, intent.override_generation_config
+    )
     machine = machine_facts(intent.device)
     if machine.device == "cpu":
         build_operations(host)
@@ -73,9 +78,10 @@ def load_engine(
         drafters=drafters(config, model_config, weights.draft),
     )
     engine = LLMEngine(scheduler, LocalExecutor(runner), config, adapters=weights.adapters)
-    log.info("model loaded", seconds=round(time.monotonic() - started_s, 1), **asdict(config))
+    seconds = round(time.monotonic() - started_s, 1)
+    log.info("model loaded", seconds=seconds, default_sampling=sampling, **asdict(config))
     warn_of_few_bits(sizing.plan)
-    info = model_info(model_id, checkpoint, model_config, config)
+    info = model_info(model_id, checkpoint, model_config, config, sampling)
     if quality is not None:
         info = replace(info, quality_kl=quality.kl_divergence)
     if weights.adapters is not None:
@@ -171,7 +177,11 @@ def drafters(
 
 
 def model_info(
-    model_id: str, checkpoint: Checkpoint, model_config: ModelConfig, config: ResolvedConfig
+    model_id: str,
+    checkpoint: Checkpoint,
+    model_config: ModelConfig,
+    config: ResolvedConfig,
+    sampling: dict[str, float],
 ) -> ModelInfo:
     """What the server checks requests against and shows to clients."""
     return ModelInfo(
@@ -185,6 +195,6 @@ def model_info(
         num_kv_blocks=config.num_kv_blocks,
         kv_block_size=config.block_size,
         eos_token_ids=model_config.eos_token_ids,
-        default_sampling=dict(model_config.generation),
-        config_hash=config.fingerprint(),
+        default_sampling=sampling,
+        config_hash=fingerprint((config.fingerprint(), sorted(sampling.items()))),
     )

@@ -47,8 +47,8 @@ class ModelConfig:
     """The checkpoint's name of the input embedding."""
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
-    generation: dict[str, float] = field(default_factory=dict)
-    """Sampling defaults of generation_config.json."""
+    generation: dict[str, Any] = field(default_factory=dict)
+    """Sampler parameters that its makers recommend, as the checkpoint has them: unchecked."""
 
     @property
     def experts(self) -> tuple[int, int] | None:

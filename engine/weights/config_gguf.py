@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from engine.text.gguf_tokenizer import END_TOKENS
 from engine.text.vocabulary import TokenType
 from engine.weights.gguf import load_tensor
 from engine.weights.gguf_tensors import GGUFTensor, read_tensors
+from engine.weights.known_sampling import known_sampling
 
 _STOP_TOKENS = ("eos", "eot", "eom")
 _SAMPLING = {one.name: one.gguf_key for one in SAMPLER_PARAMETERS.values() if one.gguf_key}
@@ -45,7 +47,7 @@ def read_gguf_config(path: Path) -> ModelConfig:
         family.read_gguf(keys),
         bos_token_id=next(iter(keys.ids("tokenizer.ggml.bos_token_id")), None),
         eos_token_ids=_stop_tokens(keys),
-        generation=_sampling_defaults(keys),
+        generation=_stated_sampling(keys) or known_sampling(keys.values),
     )
 
 
@@ -63,13 +65,9 @@ def _stop_tokens(keys: GgufKeys) -> tuple[int, ...]:
     return tuple(dict.fromkeys(ids + named))
 
 
-def _sampling_defaults(keys: GgufKeys) -> dict[str, float]:
-    present = {
-        name: f"general.sampling.{key}"
-        for name, key in _SAMPLING.items()
-        if f"general.sampling.{key}" in keys.values
-    }
-    return {name: keys.number(key, positive=False) for name, key in present.items()}
+def _stated_sampling(keys: GgufKeys) -> dict[str, Any]:
+    stated = {name: keys.values.get(f"general.sampling.{key}") for name, key in _SAMPLING.items()}
+    return {name: value for name, value in stated.items() if value is not None}
 
 
 def _numbers(tensor: GGUFTensor) -> NDArray[np.float32]:

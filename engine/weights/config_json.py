@@ -4,14 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from engine.checkpoint_files import read_json, read_optional_json
+from engine.default_sampling import FILE_NAME, recommended
 from engine.errors import ModelLoadError
 from engine.models.config import ModelConfig
 from engine.models.family import Family
 from engine.models.metadata_keys import MetadataKeys
 from engine.models.registry import family_of, family_of_model_type
-from engine.sampling_params import SAMPLER_PARAMETERS
-
-_SAMPLING = [one.name for one in SAMPLER_PARAMETERS.values() if one.in_generation_config]
 
 
 def read_config_json(folder: Path) -> ModelConfig:
@@ -22,19 +20,14 @@ def read_config_json(folder: Path) -> ModelConfig:
         ModelLoadError: a key is missing or nonsense (named).
     """
     keys = MetadataKeys(read_json(folder / "config.json"), "config.json")
-    name = "generation_config.json"
-    generation = MetadataKeys(read_optional_json(folder / name), name)
+    generation = MetadataKeys(read_optional_json(folder / FILE_NAME), FILE_NAME)
     # Before other families' missing keys are complained of.
     family = _family(keys)
     return replace(
         family.read_json(keys),
         bos_token_id=next(iter(keys.ids("bos_token_id")), None),
         eos_token_ids=generation.ids("eos_token_id") or keys.ids("eos_token_id"),
-        generation={
-            name: generation.number(name, positive=False)
-            for name in _SAMPLING
-            if generation.values.get(name) is not None
-        },
+        generation=recommended(generation.values),
     )
 
 

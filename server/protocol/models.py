@@ -9,7 +9,8 @@ from engine.image_types import GuidanceKind, ImageTask
 @dataclass(slots=True, kw_only=True)
 class ModelCard:
     """A served model, or an adapter, whose `parent` and `root` are the model it belongs to.
-    `max_model_len` is vLLM's addition."""
+    `max_model_len` is vLLM's addition. `default_sampling` has the sampler parameters of requests
+    that say nothing of them."""
 
     id: str
     object: Literal["model"] = "model"
@@ -18,6 +19,7 @@ class ModelCard:
     root: str
     owned_by: str = "tandem"
     parent: str | None = None
+    default_sampling: dict[str, float]
 
 
 @dataclass(slots=True, kw_only=True)

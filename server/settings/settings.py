@@ -54,6 +54,9 @@ MAX_LORAS = 16
 DERIVED_ENGINE_FIELDS = {"max_num_queued": "max_queued_requests"}
 """Engine fields that follow from a setting of ours and cannot be set themselves."""
 
+_ENGINE_OBJECTS = ("override_generation_config",)
+"""Engine fields that are JSON objects."""
+
 
 def engine_knobs() -> list[str]:
     """Names of the engine's fields that an operator sets, in their order."""
@@ -72,10 +75,11 @@ def _split_commas(value: object) -> object:
 
 
 def _check_engine_keys(value: object) -> object:
-    """A dataclass would drop keys that it does not know. Lists may come as text."""
+    """A dataclass would drop keys that it does not know. Lists and objects may come as text."""
     if isinstance(value, Mapping):
         lists = [f.name for f in fields(EngineConfig) if isinstance(f.default, tuple)]
         value = {k: _split_commas(v) if k in lists else v for k, v in value.items()}
+        value = {k: _read_object(v) if k in _ENGINE_OBJECTS else v for k, v in value.items()}
         for key in value:
             if key in DERIVED_ENGINE_FIELDS:
                 raise ValueError(f"{key} follows from {DERIVED_ENGINE_FIELDS[key]}; set that")
@@ -84,6 +88,15 @@ def _check_engine_keys(value: object) -> object:
                     f"there is no setting {key}{did_you_mean(str(key), engine_knobs())}"
                 )
     return {} if value is None else value  # `engine:` with every line below commented out
+
+
+def _read_object(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise ValueError("it must be a JSON object") from None
 
 
 def _check_key(key: SecretStr) -> SecretStr:

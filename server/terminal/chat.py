@@ -15,6 +15,9 @@ from server.terminal.word_wrap import WordWrap
 
 _HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
 
+_LOOPS = {"max_pattern_size": 48, "min_count": 8}
+"""Small models may repeat themselves to the end of their context; nobody wants to read that."""
+
 
 def chat_command(
     settings: ClientSettings,
@@ -54,6 +57,8 @@ class Conversation:
         self._system = [{"role": "system", "content": system}] if system else []
         self._sampling = sampling
         self.messages: list[dict[str, str]] = []
+        self.repeats_itself = False
+        """The last answer, which was ended for that."""
         self.reset()
 
     def reset(self) -> None:
@@ -67,13 +72,21 @@ class Conversation:
             ServerProblem: the server refused or broke off.
         """
         self.messages.append({"role": "user", "content": question})
-        body = {**self._sampling, "model": self.model, "messages": self.messages, "stream": True}
+        body = {
+            **self._sampling,
+            "model": self.model,
+            "messages": self.messages,
+            "repetition_detection": _LOOPS,
+            "stream": True,
+        }
         answer = ""
+        self.repeats_itself = False
         try:
             for event in read_events(self._client, "/v1/chat/completions", body):
                 for choice in event.get("choices", ()):
                     piece = choice["delta"].get("content") or ""
                     answer += piece
+                    self.repeats_itself |= choice.get("finish_reason") == "repetition"
                     yield piece
         finally:
             if answer:
@@ -92,6 +105,8 @@ def _answer(conversation: Conversation, question: str) -> None:
             if wrap is not None:
                 typer.echo(wrap.flush(), nl=False)
     typer.echo()
+    if conversation.repeats_itself:
+        typer.echo("[The answer repeats itself and was ended.]", err=True)
 
 
 def _terminal_width() -> int:

@@ -127,6 +127,22 @@ def test_every_sampler_parameter_is_taken(client):
     assert texts[1] == texts[2] and texts[0]
 
 
+def test_where_a_request_says_nothing_the_model_is_sampled_as_recommended(client):
+    own = client.models.retrieve(MODEL).default_sampling
+    assert own == {"temperature": 0.3, "top_p": 0.9}
+    arguments = {"model": MODEL, "messages": QUESTION, "max_tokens": 24}
+
+    def texts(**sampling):
+        seeds = range(4)
+        answers = [
+            client.chat.completions.create(**arguments, seed=seed, **sampling) for seed in seeds
+        ]
+        return [answer.choices[0].message.content for answer in answers]
+
+    assert texts() == texts(**own) == texts(temperature=own["temperature"])
+    assert texts(temperature=1, top_p=1) != texts(), "what a request says counts"
+
+
 def test_contrastive_search_and_several_guided_texts(client):
     arguments = {"model": MODEL, "prompt": "la la la la", "max_tokens": 16}
     texts = [

@@ -53,6 +53,19 @@ def test_sampling_defaults(make_gguf: Any, tiny_llama: Any) -> None:
     assert config.generation == {"temperature": 0.5, "top_k": 20.0}
 
 
+def test_what_a_file_says_of_sampling_comes_before_what_is_known_of_its_model(
+    make_gguf: Any, tiny_llama: Any
+) -> None:
+    known = {"general.basename": "SmolLM2", "tokenizer.chat_template": "{{ messages }}"}
+    assert gguf_config(make_gguf(tiny_llama(), "llama", **known)).generation == {
+        "temperature": 0.3,
+        "top_p": 0.9,
+    }
+    stated = {"general.sampling.top_p": 0.5}
+    config = gguf_config(make_gguf(tiny_llama(), "llama", **known, **stated))
+    assert config.generation == {"top_p": 0.5}
+
+
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [

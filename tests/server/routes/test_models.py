@@ -1,5 +1,6 @@
 """`GET /v1/models` and `GET /v1/models/{id}`."""
 
+import random
 from pathlib import Path
 
 from fake_image_engine import image_info
@@ -16,12 +17,21 @@ CARD = {
     "root": MODEL,
     "owned_by": "tandem",
     "parent": None,
+    "default_sampling": {},
 }
 
 
 async def test_list(server: TextServer) -> None:
     answer = (await server.client.get("/v1/models")).json()
     assert answer == {"object": "list", "data": [CARD]}
+
+
+async def test_a_models_own_sampling_is_shown(tokenizer_folder: Path) -> None:
+    own = {"temperature": round(random.uniform(0, 2), 3), "top_k": float(random.randint(1, 99))}
+    server = TextServer(tokenizer_folder, text_info(tokenizer_folder, default_sampling=own))
+    [card] = (await server.client.get("/v1/models")).json()["data"]
+    await server.aclose()
+    assert card == CARD | {"default_sampling": own}
 
 
 async def test_ids_may_hold_slashes(server: TextServer) -> None:

@@ -87,9 +87,19 @@ def test_one_question(server, capsys):
             ],
             "stream": True,
             "temperature": 0.0,
+            "repetition_detection": {"max_pattern_size": 48, "min_count": 8},
         }
     ]
     assert server.keys == {"Bearer k"}
+
+
+def test_an_answer_that_was_ended_since_it_repeats_itself_says_so(server, capsys):
+    end = {"choices": [{"delta": {}, "finish_reason": "repetition"}]}
+    server.answers = [stream_of("la la la", tail=f"data: {json.dumps(end)}\n\ndata: [DONE]\n\n")]
+    assert command() == 0
+    captured = capsys.readouterr()
+    assert captured.out == "la la la\n"
+    assert captured.err == "[The answer repeats itself and was ended.]\n"
 
 
 def test_a_terminal_gets_lines_broken_between_words(server, monkeypatch, capsys):
