@@ -33,6 +33,8 @@ class AdapterReport:
     """Its layers that the model has not, such as those of images."""
     left_out: tuple[str, ...] = ()
     """The first of them."""
+    digest: str = ""
+    """Of its files (`engine.weights.digest`)."""
 
 
 Answer = Callable[[AdapterReport | EngineError | None], None]
@@ -101,6 +103,7 @@ class NoAdapters:
 
     names: tuple[str, ...] = ()
     failed: Mapping[str, str] = MappingProxyType({})
+    digests: Mapping[str, str] = MappingProxyType({})
 
     def key_of(self, name: str) -> str:
         raise UnknownAdapter(f"the model has no adapter {name!r}", param="model")

@@ -285,6 +285,7 @@ def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, Info]:
     from engine.adapter_source import with_adapters_here
     from engine.fetchers import Fetchers
     from engine.runtime.device import choose_cpu_isa
+    from engine.weights.digest import PendingDigest
     from kernels.cache_folder import use_cache_folder
 
     use_cache_folder(Path(spec.cache_dir) / "kernels")
@@ -299,9 +300,11 @@ def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, Info]:
     config, failed = with_adapters_here(spec.config, fetch.adapter)
     config = with_fetched(config, kind, fetch.model)
     link.report(Phase.LOADING, 0.0, kind=kind.name)
+    digest = PendingDigest(checkpoint, Path(spec.cache_dir) / "digests")
     engine: AnyEngine
     info: Info
     engine, info = imported(kind.loader)(checkpoint, spec.model, config, link)
+    info = replace(info, digest=digest.result())
     if failed and isinstance(info, AdaptableInfo):
         info = replace(info, failed_adapters={**info.failed_adapters, **failed})
     return engine, info

@@ -393,7 +393,8 @@ class Supervisor:
         loaded = self.adapter_changes.end(answer)
         if loaded is not None and self.info is not None:
             folders = {**self.config.adapters, loaded.name: loaded.folder}
-            self._serve_adapters(self.info.with_adapter(loaded.name), folders)
+            digest = "" if answer.report is None else answer.report.digest
+            self._serve_adapters(self.info.with_adapter(loaded.name, digest), folders)
 
     def _serve_adapters(self, info: Info, folders: Mapping[str, str]) -> None:
         """Take requests for the adapters of `info`, which the next worker shall have, too."""

@@ -113,6 +113,8 @@ class Info:
     """Unix time at which it became ready."""
     config_hash: str = ""
     """Short hash of the resolved configuration; part of `system_fingerprint`."""
+    digest: str = ""
+    """SHA-256 of the checkpoint's files (`engine.weights.digest`)."""
     vocab_size: int | None = None
     """Token ids at or above it are refused. None: requests bring no token ids."""
 
@@ -130,7 +132,12 @@ class Info:
         """The info that a request for `name` is answered by; None: that is no name of it."""
         return self if name == self.model else None
 
-    def with_adapter(self, name: str) -> Self:
+    @property
+    def all_digests(self) -> tuple[str, ...]:
+        """Of whatever is read from files to answer a request for `name`."""
+        return (self.digest,)
+
+    def with_adapter(self, name: str, digest: str = "") -> Self:
         """The same with one more adapter, or with another version of one.
 
         Raises:
@@ -159,6 +166,8 @@ class AdaptableInfo(Info):
     """Those that it has, each asked for as a model of that name."""
     failed_adapters: dict[str, str] = field(default_factory=dict)
     """Those that it was to have, and why it has not."""
+    adapter_digests: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the files of each adapter."""
     adapter: str | None = None
     """The one that a request asked for, in the info that the request is answered by."""
 
@@ -175,14 +184,25 @@ class AdaptableInfo(Info):
             return self
         return replace(self, adapter=name) if name in self.adapters else None
 
-    def with_adapter(self, name: str) -> Self:
+    @property
+    def all_digests(self) -> tuple[str, ...]:
+        if self.adapter is None:
+            return (self.digest,)
+        return self.digest, self.adapter_digests.get(self.adapter, "")
+
+    def with_adapter(self, name: str, digest: str = "") -> Self:
         others = self.without_adapter(name)
-        return replace(others, adapters=(*others.adapters, name))
+        return replace(
+            others,
+            adapters=(*others.adapters, name),
+            adapter_digests={**others.adapter_digests, name: digest},
+        )
 
     def without_adapter(self, name: str) -> Self:
         kept = tuple(adapter for adapter in self.adapters if adapter != name)
         failed = {key: why for key, why in self.failed_adapters.items() if key != name}
-        return replace(self, adapters=kept, failed_adapters=failed)
+        digests = {key: one for key, one in self.adapter_digests.items() if key != name}
+        return replace(self, adapters=kept, failed_adapters=failed, adapter_digests=digests)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -87,8 +87,13 @@ def load_engine(
         dtype=dtype_name,
         **asdict(limits),
     )
-    info = model_info(model_id, checkpoint, facts, dtype_name, limits)
-    return engine, replace(info, adapters=adapters.names, failed_adapters=dict(adapters.failed))
+    info = model_info(model_id, checkpoint, facts, dtype_name, limits, intent.image_quantization)
+    return engine, replace(
+        info,
+        adapters=adapters.names,
+        adapter_digests=dict(adapters.digests),
+        failed_adapters=dict(adapters.failed),
+    )
 
 
 def image_dtype(intent: EngineConfig, device: str) -> str:
@@ -156,6 +161,7 @@ def model_info(
     facts: FamilyFacts,
     dtype: str,
     limits: DiffusionLimits,
+    quantization: str,
 ) -> ImageModelInfo:
     """What the server checks requests against and shows to clients."""
     return ImageModelInfo(
@@ -173,5 +179,5 @@ def model_info(
         denoising=facts.denoising,
         upscaling=facts.upscaling,
         max_restored_pixels=facts.max_restored_pixels,
-        config_hash=fingerprint((facts, dtype, limits.deterministic)),
+        config_hash=fingerprint((facts, dtype, quantization, limits.deterministic)),
     )

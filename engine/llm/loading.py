@@ -86,7 +86,12 @@ def load_engine(
         info = replace(info, quality_kl=quality.kl_divergence)
     if weights.adapters is not None:
         adapters = weights.adapters
-        info = replace(info, adapters=adapters.names, failed_adapters=adapters.failed)
+        info = replace(
+            info,
+            adapters=adapters.names,
+            adapter_digests=adapters.digests,
+            failed_adapters=adapters.failed,
+        )
     return engine, info
 
 

@@ -128,6 +128,11 @@ class Shelf(ABC, Generic[Size, Place]):
     def names(self) -> tuple[str, ...]:
         return tuple(self._keys)
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """Of the files of each adapter that has a name."""
+        return {name: self._kept[key].source.digest for name, key in self._keys.items()}
+
     def key_of(self, name: str) -> str:
         if name not in self._keys:
             raise UnknownAdapter(f"the model has no adapter {name!r}", param=self.asked_by)

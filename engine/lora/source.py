@@ -1,9 +1,11 @@
 """Where an adapter was read from, and what tells whether the same is there still."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from engine.errors import ModelLoadError
+from engine.weights.digest import digest_of
 
 Mark = tuple[int, int]
 """Bytes of a file, and when it was written, in ns."""
@@ -17,11 +19,17 @@ class Source:
     folder: str
     """Or a file."""
     marks: tuple[Mark | None, ...]
+    digest: str = field(default="", compare=False)
+    """Of the files' bytes."""
 
     @classmethod
     def of(cls, folder: str, *files: Path) -> "Source":
         """As the files are now. None of them need be there."""
         return cls(folder, tuple(map(_mark, files)))
+
+    def with_digest(self, files: Mapping[str, Path]) -> "Source":
+        """The same, with the digest of its files, by the names that count."""
+        return replace(self, digest=digest_of(files))
 
     def check_unchanged(self, now: "Source", since: str = "it was loaded") -> None:
         """

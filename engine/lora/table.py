@@ -183,7 +183,7 @@ class AdapterTable(Shelf[AdapterSize, int]):
             self._enter(key, adapter, ready)
 
     def _steps(self, order: AdapterOrder) -> Steps:
-        source, adapter = yield from self._reading(order.folder)
+        source, adapter = yield from self._reading(order.folder, is_new=True)
         ready = None
         if self._has_room(order.name, adapter.size):
             ready = yield from self._making_ready(adapter)
@@ -192,7 +192,7 @@ class AdapterTable(Shelf[AdapterSize, int]):
             self._keep_copy(key, adapter)
         else:
             self._enter(key, adapter, ready)
-        return adapter.report
+        return replace(adapter.report, digest=source.digest)
 
     def _return(self, key: str) -> Steps:
         kept, adapter = self._kept[key], self._copies.get(key)
@@ -273,9 +273,9 @@ class AdapterTable(Shelf[AdapterSize, int]):
         return self._borrow(adapter.size.copy_bytes) if adapter.copies else None
 
     def _reading(
-        self, folder: str
+        self, folder: str, *, is_new: bool = False
     ) -> Generator["Future[Any] | None", None, tuple[Source, Adapter]]:
-        source, adapter = yield from self._aside(partial(self._read, folder))
+        source, adapter = yield from self._aside(partial(self._read, folder, is_new=is_new))
         if adapter.has_magnitudes:
             adapter = yield from with_gates(adapter, self._layers, self._options)
             adapter = yield from self._aside(partial(self._kept_as, adapter))
@@ -320,12 +320,15 @@ class AdapterTable(Shelf[AdapterSize, int]):
     def _own_bytes(self, placed: Iterable[Kept[AdapterSize, int]]) -> int:
         return sum(kept.size.copy_bytes for kept in placed)
 
-    def _read(self, folder: str) -> tuple[Source, Adapter]:
-        """In any thread. As it is kept, but for one that has magnitudes still."""
+    def _read(self, folder: str, *, is_new: bool) -> tuple[Source, Adapter]:
+        """In any thread. As it is kept, but for one that has magnitudes still. Of a new one the
+        files' digest is made, too."""
         place = Path(os.path.expanduser(folder))
         files = place / CONFIG, place / WEIGHTS
         source = Source.of(folder, *files)
         try:
+            if is_new:
+                source = source.with_digest({file.name: file for file in files})
             plan = plan_adapter(place, self._shapes, self._options.dtype)
             self._check_size(plan.size)
             adapter = plan.read()
@@ -334,7 +337,7 @@ class AdapterTable(Shelf[AdapterSize, int]):
             source.check_unchanged(Source.of(folder, *files), since="reading them began")
 
     def _read_whole(self, folder: str) -> tuple[Source, Adapter]:
-        source, adapter = self._read(folder)
+        source, adapter = self._read(folder, is_new=True)
         if not adapter.has_magnitudes:
             return source, adapter
         gating = with_gates(adapter, self._layers, self._options)

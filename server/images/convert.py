@@ -8,8 +8,8 @@ import math
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Self, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, Self, TypeVar
 
 from engine.errors import InvalidParameter, UnsupportedFeature
 from engine.image_types import (
@@ -38,6 +38,7 @@ from server.images.limits import (
     worked_pixels,
 )
 from server.images.loras import lora_settings, take_tags
+from server.images.made_with import changed_since, made_with
 from server.images.task import outpaint_of
 from server.protocol.common import INT64_MAX
 from server.protocol.images import (
@@ -92,6 +93,8 @@ class ImageOrder:
     quality: str
     scheduler: str
     warnings: tuple[str, ...]
+    made_with: Mapping[str, Any] = field(default_factory=dict)
+    """The files that draw it (`server.images.made_with`)."""
 
 
 def image_order(
@@ -142,7 +145,8 @@ def image_order(
         request=request,
         quality=_QUALITY_NAMES.get(quality, quality),
         scheduler=_or(params.scheduler, denoising.default_scheduler),
-        warnings=tuple(_warnings(body, request, denoising)),
+        warnings=tuple(_warnings(body, request, info, denoising)),
+        made_with=made_with(info, request.adapter_names),
     )
 
 
@@ -331,11 +335,15 @@ def _without_idle_guidance(
     return replace(params, guidance_scale=1.0)
 
 
-def _warnings(body: ImageFields, request: ImageRequest, denoising: DenoisingFacts) -> list[str]:
+def _warnings(
+    body: ImageFields, request: ImageRequest, info: ImageModelInfo, denoising: DenoisingFacts
+) -> list[str]:
     """What was asked for and cannot act; the engine adds what it finds, as a negative prompt."""
     warnings = []
     if denoising.guidance is GuidanceKind.NONE and body.guidance_scale not in (None, 1):
         warnings.append(f"guidance_scale has no effect: {request.model} is not guided")
+    if body.made_with is not None:
+        warnings += changed_since(body.made_with, info, request.adapter_names)
     if isinstance(body, ImageEditRequest):
         warnings += _edit_warnings(body, request.params.task, denoising.guidance)
         if (num_images := len(request.images)) > 1:

@@ -33,6 +33,9 @@ _LEAST_SETTINGS, _MOST_SETTINGS = 3, 200
 _NAME = re.compile(r"\s*(\w[\w /-]{1,63}):\s*")
 _VALUE = re.compile(r'("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 _NEGATIVE = "Negative prompt:"
+MODEL_HASH, LORA_HASHES = "Model hash", "Lora hashes"
+_HASH_DIGITS = 10
+_HASH = re.compile(r"[0-9a-fA-F]{8,64}")
 
 _SETTINGS = (
     ("guidance_scale", "CFG scale"),
@@ -56,6 +59,7 @@ def parameters_text(metadata: Mapping[str, Any]) -> str:
     settings = {"Steps": metadata.get("num_inference_steps")}
     settings |= _sampler(metadata.get("scheduler"))
     settings |= {label: metadata.get(name) for name, label in _SETTINGS}
+    settings |= _hashes(metadata.get("made_with", {}))
     if hires := metadata.get("hires"):
         settings |= {"Denoising strength": hires["strength"], **hires_settings(metadata)}
     lines.append(", ".join(f"{k}: {_quoted(v)}" for k, v in settings.items() if v is not None))
@@ -162,6 +166,31 @@ def _sampler(name: str | None) -> dict[str, str]:
         return {}
     sampler, schedule_type = names_of(name)
     return {"Sampler": sampler} | ({"Schedule type": schedule_type} if schedule_type else {})
+
+
+def _hashes(made_with: Mapping[str, Any]) -> dict[str, str]:
+    """A1111's settings, which name files by the first digits of their digests."""
+    found = {}
+    if model := made_with.get("model"):
+        found[MODEL_HASH] = short_hash(model)
+    own = {name: short_hash(one) for name, one in made_with.get("adapters", {}).items()}
+    if own:
+        found[LORA_HASHES] = ", ".join(f"{name}: {digest}" for name, digest in own.items())
+    return found
+
+
+def short_hash(digest: str) -> str:
+    """As many digits as A1111 shows."""
+    return digest[:_HASH_DIGITS]
+
+
+def read_hashes(settings: Mapping[str, str]) -> dict[str, Any]:
+    """`made_with`, as far as the settings of `read_parameters` say it."""
+    model = settings.get(MODEL_HASH, "")
+    pairs = (pair.rpartition(":") for pair in settings.get(LORA_HASHES, "").split(","))
+    named = ((name.strip(), digest.strip()) for name, _, digest in pairs)
+    own = {name: digest for name, digest in named if name and _HASH.fullmatch(digest)}
+    return {"model": model if _HASH.fullmatch(model) else None, "adapters": own}
 
 
 def _quoted(value: Any) -> str:

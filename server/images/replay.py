@@ -7,6 +7,7 @@ from typing import Any
 from engine.image_types import ImageParams, ImageTask, MaskContent, PromptSyntax
 from server.images.convert import ImageOrder
 from server.images.hires import hires_fields
+from server.images.made_with import of_adapters
 
 _ALWAYS = ("num_inference_steps", "guidance_scale")
 _WHERE_USED: Mapping[str, tuple[ImageTask, ...]] = {
@@ -40,9 +41,11 @@ def replay_fields(order: ImageOrder, seed: int, index: int = 0) -> dict[str, Any
         fields["task"] = params.task.value
     if params.prompt_syntax is not PromptSyntax.PLAIN:
         fields["prompt_syntax"] = params.prompt_syntax.value
+    setting = request.setting_of(index)
     if request.loras:
-        setting = request.setting_of(index)
         fields["loras"] = [{"name": use.name, "scale": use.scale} for use in setting]
+    if files := of_adapters(order.made_with, [use.name for use in setting]):
+        fields["made_with"] = files
     if params.hires is not None:
         fields["hires"] = hires_fields(params.hires, params, request.prompt)
     return fields | _params(params)

@@ -130,6 +130,7 @@ class ImageReply(Reply):
             id=self.id,
             index=event.index,
             seed=seed,
+            made_with=dict(self._submitted.order.made_with),
             warnings=list(dict.fromkeys([*self._submitted.order.warnings, *event.warnings])),
         )
         return named_event(name, encode(body))
@@ -155,6 +156,7 @@ class ImageReply(Reply):
             guidance_scale=params.guidance_scale,
             scheduler=order.scheduler,
             hires=_hires(order),
+            made_with=dict(order.made_with),
             warnings=warnings,
         )
 

@@ -3,7 +3,7 @@ encodes; fields that OpenAI does not have come after its own."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 OutputFormatName = Literal["png", "jpeg", "webp"]
 BackgroundName = Literal["opaque", "transparent"]
@@ -84,6 +84,8 @@ class ImagesAnswer:
     scheduler: str
     hires: HiresAnswer | None = None
     """Of a request with a second pass; `size` is its, too."""
+    made_with: dict[str, Any] = field(default_factory=dict)
+    """Digests of the files that drew it, as a request takes them."""
     warnings: list[str] = field(default_factory=list)
     """What was asked for and cannot act."""
 
@@ -124,6 +126,7 @@ class CompletedImageEvent:
     id: str
     index: int
     seed: int
+    made_with: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
 

@@ -26,6 +26,7 @@ from server.protocol.loras import (
     num_settings,
     read_form_loras,
 )
+from server.protocol.made_with import MadeWith
 
 MAX_PROMPT_CHARS = 4000
 MAX_IMAGES = 10
@@ -138,6 +139,11 @@ class ImageFields(OtherNames, FileFields):
         None,
         max_length=MAX_LORAS,
         description="LoRA adapters of the model to draw with. In a form: JSON.",
+    )
+    made_with: MadeWith | None = Field(
+        None,
+        description="Digests of the files that these settings were used with, from an image's "
+        "metadata. Where the model or an adapter is made of others now, a warning says so.",
     )
     priority: Priority = None
 

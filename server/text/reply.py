@@ -23,9 +23,10 @@ from server.text.output import Delta
 
 
 @lru_cache(maxsize=256)
-def system_fingerprint(model: str, config_hash: str) -> str:
-    """Changes with the server's version, the model and the engine's configuration."""
-    text = f"{__version__}|{model}|{config_hash}"
+def system_fingerprint(model: str, config_hash: str, *digests: str) -> str:
+    """Changes with the server's version, the model's name, the engine's configuration and the files
+    of the model and of the adapter that is asked for."""
+    text = "|".join((__version__, model, config_hash, *digests))
     return f"fp_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
@@ -41,7 +42,7 @@ class ReplyHead:
     @classmethod
     def create(cls, prefix: str, info: ModelInfo) -> "ReplyHead":
         """A new reply of a model; `prefix` is OpenAI's for the kind of reply."""
-        fingerprint = system_fingerprint(info.name, info.config_hash)
+        fingerprint = system_fingerprint(info.name, info.config_hash, *info.all_digests)
         return cls(f"{prefix}-{uuid.uuid4().hex}", int(time.time()), info.name, fingerprint)
 
 

@@ -26,6 +26,7 @@ from server.images.convert import ImageLimits, ImageOrder, new_seed
 from server.images.files import check_sides, decode_image, image_size
 from server.images.inputs import MAX_INPUT_SIDE, file_of
 from server.images.limits import check_budget, offered_scheduler, steps_to_run
+from server.images.made_with import made_with
 from server.images.run import SubmittedOrder
 from server.protocol.upscaling import UpscaleImageRequest
 from server.upscaling.convert import UpscaleLimits, faithfulness
@@ -117,7 +118,8 @@ def drawing_order(
         arrival_time_s=time.time(),
     )
     warnings = _unused(body) if steps == 0 else ()
-    return ImageOrder(request, "auto", params.scheduler or denoising.default_scheduler, warnings)
+    scheduler = params.scheduler or denoising.default_scheduler
+    return ImageOrder(request, "auto", scheduler, warnings, made_with(info, ()))
 
 
 def as_upscaling(order: ImageOrder) -> UpscaleRequest:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Collection, Generator, Iterable, Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from engine.lora.images.files import Plan, plan_adapter, read_changes
 from engine.lora.images.layers import AdaptedLayers, Place
 from engine.lora.images.names import layer_names
 from engine.lora.peft_config import CONFIG
+from engine.lora.peft_files import WEIGHTS
 from engine.lora.shelf import AdapterLimits, Shelf, Steps, cause_of
 from engine.lora.source import Source
 
@@ -71,14 +73,14 @@ class ImageAdapterTable(Shelf[int, Grant]):
                 log.error("adapter failed to load", adapter=name, folder=place, reason=reason)
 
     def _steps(self, order: AdapterOrder) -> Steps:
-        source, plan, changes, grant = yield from self._reading(order.folder)
+        source, plan, changes, grant = yield from self._reading(order.folder, is_new=True)
         has_room = self._has_room(order.name, self._size(plan))
         key, _ = self._keep(order.name, source, self._size(plan), plan.report)
         if has_room:
             self._enter(key, changes, grant)
         else:  # it was read to know that it can be
             self._host.give_back(grant)
-        return plan.report
+        return replace(plan.report, digest=source.digest)
 
     def _return(self, key: str) -> Steps:
         kept = self._kept[key]
@@ -94,8 +96,10 @@ class ImageAdapterTable(Shelf[int, Grant]):
             self._host.give_back(grant)
         return None
 
-    def _reading(self, place: str) -> Generator["Future[Any] | None", None, _Read]:
-        planning = self._thread.submit(self._plan, place)
+    def _reading(
+        self, place: str, *, is_new: bool = False
+    ) -> Generator["Future[Any] | None", None, _Read]:
+        planning = self._thread.submit(self._plan, place, is_new)
         yield planning
         source, plan = planning.result()
         self._check_size(self._size(plan))
@@ -144,10 +148,16 @@ class ImageAdapterTable(Shelf[int, Grant]):
     def _size(self, plan: Plan) -> int:
         return plan.num_weights * self._dtype.itemsize
 
-    def _plan(self, place: str) -> tuple[Source, Plan]:
+    def _plan(self, place: str, is_new: bool) -> tuple[Source, Plan]:
+        """Of a new one the files' digest is made, too."""
         path = Path(os.path.expanduser(place))
-        source = _source(place, find_file(path))
-        return source, plan_adapter(path, self._names, self._adapted.layers)
+        file = find_file(path)
+        source = _source(place, file)
+        plan = plan_adapter(path, self._names, self._adapted.layers)
+        if is_new:
+            files = [file, file.parent / CONFIG] if file.name == WEIGHTS else [file]
+            source = source.with_digest({one.name: one for one in files})
+        return source, plan
 
     def _read(self, source: Source, plan: Plan) -> dict[Place, Change | Lengths]:
         try:

@@ -13,6 +13,7 @@ from server.dialects.a1111.protocol import (
     Txt2ImgRequest,
 )
 from server.dialects.a1111.samplers import find_scheduler, shown
+from server.dialects.a1111.titles import read_title
 from server.dialects.dialect import openai_body
 from server.protocol.common import integral
 from server.protocol.images import MAX_IMAGES, ImageEditRequest, ImageGenerationRequest
@@ -51,6 +52,15 @@ _CHECKPOINT, _CLIP_LAYERS = "sd_model_checkpoint", "CLIP_stop_at_last_layers"
 def model_of(body: DrawingFields) -> str | None:
     """The id of the model that is asked for.
 
+    Raises:
+        InvalidParameter, UnsupportedFeature: a setting that cannot be one request's own.
+    """
+    title = _title(body)
+    return read_title(title)[0] if title else None
+
+
+def _title(body: DrawingFields) -> str | None:
+    """
     Raises:
         InvalidParameter, UnsupportedFeature: a setting that cannot be one request's own.
     """
@@ -135,6 +145,13 @@ def eta_warnings(eta: float | None, scheduler: str) -> list[str]:
     return [f"eta has no effect: {shown(scheduler)} has {own} here"]
 
 
+def idle_warnings(body: DrawingFields) -> list[str]:
+    """What to say of fields that ask for something beside the picture."""
+    if not (body.model_extra or {}).get("save_images"):
+        return []
+    return ["save_images has no effect: nothing is written to disk; images are in the answer"]
+
+
 def _mask_content(fill: int | None) -> str | None:
     """
     Raises:
@@ -166,6 +183,7 @@ def _check_eta(body: DrawingFields, scheduler: str | None, info: ImageModelInfo)
 def _fields(body: DrawingFields, info: ImageModelInfo) -> dict[str, Any]:
     scheduler = _scheduler(body, info)
     _check_eta(body, scheduler, info)
+    _, digest = read_title(_title(body) or "")
     return {
         "model": info.model,
         "prompt": body.prompt or "",
@@ -177,6 +195,7 @@ def _fields(body: DrawingFields, info: ImageModelInfo) -> dict[str, Any]:
         "scheduler": scheduler,
         "size": _size(body, info),
         "clip_skip": _clip_skip(body),
+        "made_with": {"model": digest} if digest else None,
     }
 
 

@@ -6,7 +6,9 @@ from fastapi import APIRouter
 
 from engine.kinds import IMAGE, UPSCALE
 from server.dialects.a1111.shape import answers
+from server.dialects.a1111.titles import title_of
 from server.images.hires import LABELS
+from server.images.metadata import short_hash
 from server.images.sampler_names import SCHEDULE_TYPES, names_of
 from server.routes.deps import StateDep
 
@@ -43,13 +45,14 @@ async def samplers(state: StateDep) -> list[dict[str, Any]]:
 
 @router.get("/sdapi/v1/sd-models", summary="List the image models", responses=answers([]))
 async def sd_models(state: StateDep) -> list[dict[str, Any]]:
-    """Those that can be asked now. There are no hashes and no paths."""
+    """Those that can be asked now. There are no paths. The digest is of the model's one file, or of
+    the list of its files."""
     return [
         {
-            "title": info.model,
+            "title": title_of(info),
             "model_name": info.model,
-            "hash": None,
-            "sha256": None,
+            "hash": short_hash(info.digest) or None,
+            "sha256": info.digest or None,
             "filename": info.model,
             "config": None,
         }

@@ -12,7 +12,7 @@ from server.protocol.images import MAX_INPUT_IMAGES
 _STRENGTH = 0.75
 _NO_EFFECT: Mapping[str, str] = {
     **dict.fromkeys(
-        ("do_not_save_samples", "do_not_save_grid", "include_init_images"),
+        ("save_images", "do_not_save_samples", "do_not_save_grid", "include_init_images"),
         "nothing is written to disk, and inputs are not sent back",
     ),
     **dict.fromkeys(
@@ -46,7 +46,6 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "script_name": ("", "None"),
     "script_args": ([],),
     "alwayson_scripts": ({},),
-    "save_images": (False,),
     "infotext": ("",),
     "override_settings_restore_afterwards": (True,),
 }
@@ -114,7 +113,8 @@ class DrawingFields(RequestBody):
     override_settings: dict[str, Any] | None = Field(
         None,
         max_length=64,
-        description="`sd_model_checkpoint`: id of a served model. `CLIP_stop_at_last_layers`.",
+        description="`sd_model_checkpoint`: id or title of a served model; where a title's hash is "
+        "not that of its files now, a warning says so. `CLIP_stop_at_last_layers`.",
     )
     send_images: bool | None = Field(None, description="Default true.")
 

@@ -30,6 +30,7 @@ from server.dialects.a1111.shape import (
     error_shape,
     read_texts,
 )
+from server.dialects.a1111.titles import title_of
 from server.dialects.dialect import Dialect
 from server.http.json_route import JsonRoute
 from server.http.owner import owner_of
@@ -81,14 +82,17 @@ async def extra_single_image(
 @router.post(
     "/sdapi/v1/png-info",
     summary="Read how an image was made",
-    responses=answers({"info": "...", "items": {}, "parameters": {}}),
+    responses=answers({"info": "...", "items": {}, "parameters": {}, "warnings": []}),
 )
 async def png_info(body: PngInfoRequest, state: StateDep) -> dict[str, Any]:
-    """What this server, or A1111, has written into its file."""
+    """What this server, or A1111, has written into its file. `warnings` say where the model or an
+    adapter of that name is made of other files here."""
+    models = state.engine.infos(IMAGE)
     bounds = {"max_pixels": state.settings.max_image_input_pixels, "max_side": MAX_INPUT_SIDE}
 
     def read() -> dict[str, Any]:
-        return read_texts(texts_of(file_of(body.image, "image"), param="image", **bounds))
+        texts = texts_of(file_of(body.image, "image"), param="image", **bounds)
+        return read_texts(texts, models)
 
     return await asyncio.to_thread(read)
 
@@ -153,7 +157,7 @@ async def set_options(body: OptionsRequest, state: StateDep) -> None:
 def _options(state: AppState) -> dict[str, Any]:
     infos = state.engine.infos(IMAGE)
     return {
-        "sd_model_checkpoint": infos[0].model if infos else "",
+        "sd_model_checkpoint": title_of(infos[0]) if infos else "",
         "samples_format": "png",
         "CLIP_stop_at_last_layers": 1,
     }

@@ -2,25 +2,35 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from server.dialects.a1111.convert import OWN_NAMES, eta_warnings, strength_of
+from engine.image_types import ImageModelInfo
+from server.dialects.a1111.convert import (
+    OWN_NAMES,
+    eta_warnings,
+    idle_warnings,
+    strength_of,
+)
 from server.dialects.a1111.protocol import DrawingFields
 from server.dialects.dialect import responses
 from server.http.errors import ErrorFacts, renamed
 from server.http.shape import Shape, encode
+from server.images.made_with import changed_since
 from server.images.metadata import (
     EXIF_COMMENT,
     PARAMETERS_CHUNK,
     hires_settings,
     parameters_text,
+    read_hashes,
     read_parameters,
+    short_hash,
 )
 from server.images.sampler_names import names_of
 from server.protocol.image_answers import ImagesAnswer
+from server.protocol.made_with import MadeWith
 from server.protocol.upscaling import UpscaleAnswer
 
 answers = partial(responses, failure={"error": "...", "detail": "...", "body": "", "errors": "..."})
@@ -74,7 +84,7 @@ class A1111Shape(Shape):
             "restore_faces": False,
             "face_restoration_model": None,
             "sd_model_name": answer.model,
-            "sd_model_hash": None,
+            "sd_model_hash": short_hash(answer.made_with.get("model", "")) or None,
             "seed_resize_from_w": -1,
             "seed_resize_from_h": -1,
             "denoising_strength": strength_of(self._body),
@@ -86,7 +96,11 @@ class A1111Shape(Shape):
             "styles": [],
             "job_timestamp": time.strftime("%Y%m%d%H%M%S"),
             "is_using_inpainting_conditioning": False,
-            "warnings": [*answer.warnings, *eta_warnings(self._body.eta, answer.scheduler)],
+            "warnings": [
+                *answer.warnings,
+                *eta_warnings(self._body.eta, answer.scheduler),
+                *idle_warnings(self._body),
+            ],
         }
 
     def _infotext(self, answer: ImagesAnswer, seed: int) -> str:
@@ -101,6 +115,7 @@ class A1111Shape(Shape):
             "guidance_scale": answer.guidance_scale,
             "size": _first_size(answer),
             "model": answer.model,
+            "made_with": answer.made_with,
             "strength": strength_of(self._body),
             "hires": None if answer.hires is None else asdict(answer.hires),
         }
@@ -118,8 +133,13 @@ class EnlargedShape(Shape):
         return encode({"html_info": "", "image": answer.data[0].b64_json})
 
 
-def read_texts(texts: Mapping[str, str]) -> dict[str, Any]:
-    """The answer of `png-info` to what is written in a file."""
+def read_texts(texts: Mapping[str, str], models: Sequence[ImageModelInfo]) -> dict[str, Any]:
+    """The answer of `png-info` to what is written in a file, with warnings where the model that it
+    names is made of other files now."""
     items = dict(texts)
     info = items.pop(PARAMETERS_CHUNK, None) or items.get(EXIF_COMMENT, "")
-    return {"info": info, "items": items, "parameters": read_parameters(info) if info else {}}
+    settings = read_parameters(info) if info else {}
+    then = MadeWith.model_construct(**read_hashes(settings))
+    named = (one for one in models if one.model == settings.get("Model"))
+    warnings = [text for one in named for text in changed_since(then, one, then.adapters or ())]
+    return {"info": info, "items": items, "parameters": settings, "warnings": warnings}

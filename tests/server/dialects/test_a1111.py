@@ -427,7 +427,7 @@ async def test_a_file_tells_how_it_was_made() -> None:
         assert read["parameters"]["Prompt"] == made["prompt"], format
         assert read["info"] == read["items"]["exif comment"]
     read = (await server.client.post(PNG_INFO, json={"image": encoded(png())})).json()
-    assert read == {"info": "", "items": {}, "parameters": {}}
+    assert read == {"info": "", "items": {}, "parameters": {}, "warnings": []}
     for image in ("", "nothing", encoded(b"GIF89a"), "http://localhost/a.png", 3):
         refusal_of(await server.client.post(PNG_INFO, json={"image": image}))
     nothing = await server.client.post(PNG_INFO, json={"image": ""})
@@ -440,6 +440,49 @@ async def test_a_file_tells_how_it_was_made() -> None:
     response = await server.client.post(PNG_INFO, json={"image": encoded(file.getvalue())})
     assert "1048577 characters" in refusal_of(response)
     await server.client.aclose()
+
+
+async def test_other_files_than_a_picture_was_drawn_with_bring_warnings() -> None:
+    digests = [f"{random.getrandbits(256):064x}" for _ in range(3)]
+    info = image_info(adapters=("ink",), adapter_digests={"ink": digests[1]}, digest=digests[0])
+    server = ImageServer(info)
+    title = f"painter [{digests[0][:10]}]"
+    [model] = (await server.client.get("/sdapi/v1/sd-models")).json()
+    assert (model["title"], model["hash"], model["sha256"]) == (
+        title,
+        digests[0][:10],
+        digests[0],
+    )
+    assert (await server.client.get("/sdapi/v1/options")).json()["sd_model_checkpoint"] == title
+    body = {"prompt": "a <lora:ink:1>", "override_settings": {"sd_model_checkpoint": title}}
+    answer = await answered(server, TXT2IMG, **body)
+    assert (answer["info"]["warnings"], answer["info"]["sd_model_hash"]) == ([], digests[0][:10])
+    image = {"image": answer["images"][0]}
+    assert (await server.client.post(PNG_INFO, json=image)).json()["warnings"] == []
+
+    swapped = ImageServer(replace(info, digest=digests[2], adapter_digests={"ink": digests[2]}))
+    read = (await swapped.client.post(PNG_INFO, json=image)).json()
+    said = [(warning.split("'")[1], digests[2][:10] in warning) for warning in read["warnings"]]
+    assert said == [("painter", True), ("ink", True)]
+    [warning] = (await answered(swapped, TXT2IMG, **body))["info"]["warnings"]
+    assert "model 'painter' is made of other files now" in warning
+    # A stranger's picture may name anything.
+    chunks = PngInfo()
+    many = ", ".join(f"{'x' * 300}{n}: 0123456789" for n in range(40))
+    chunks.add_text("parameters", f'a\nSteps: 1, Seed: 1, Model: painter, Lora hashes: "{many}"')
+    file = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(file, "PNG", pnginfo=chunks)
+    response = await server.client.post(PNG_INFO, json={"image": encoded(file.getvalue())})
+    assert (response.status_code, response.json()["warnings"]) == (200, [])
+
+
+async def test_saving_on_the_server_has_no_effect_and_is_said_so() -> None:
+    server = ImageServer()
+    [warning] = (await answered(server, TXT2IMG, prompt="a", save_images=True))["info"]["warnings"]
+    assert warning.startswith("save_images has no effect")
+    assert (await answered(server, TXT2IMG, prompt="a", save_images=False))["info"][
+        "warnings"
+    ] == []
 
 
 async def test_failures() -> None:

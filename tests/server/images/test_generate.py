@@ -12,7 +12,7 @@ from fake_image_engine import DENOISING, image_info, picture
 from image_server import EDITS, GENERATIONS, VARIATIONS, ImageServer, error_of, named_events, opened
 
 from engine.errors import ModelNotReady
-from engine.image_types import GuidanceKind, ImageTask, PromptSyntax
+from engine.image_types import GuidanceKind, ImageModelInfo, ImageTask, PromptSyntax
 from engine.types import Phase
 
 
@@ -167,6 +167,52 @@ async def test_metadata_replays_the_image() -> None:
     replayed = await server.client.post(GENERATIONS, json=json.loads(chunks["tandem"]))
     assert "X-Ignored-Fields" not in replayed.headers
     assert replayed.json()["data"][0]["b64_json"] == second_image
+
+
+async def test_a_replay_with_other_files_warns_by_name() -> None:
+    digests = {name: f"{random.getrandbits(256):064x}" for name in ("painter", "ink", "neon")}
+    adapters = {name: digests[name] for name in ("ink", "neon")}
+    info = image_info(digest=digests["painter"], adapters=("ink", "neon"), adapter_digests=adapters)
+    server = ImageServer(info)
+    answer = (await server.generate(loras=[{"name": "ink"}], seed=5)).json()
+    chunks = opened(answer["data"][0]["b64_json"]).info
+    fields = json.loads(chunks["tandem"])
+    made_with = {"model": digests["painter"][:16], "adapters": {"ink": digests["ink"][:16]}}
+    assert fields["made_with"] == answer["made_with"] == made_with
+    assert f"Model hash: {digests['painter'][:10]}" in chunks["parameters"]
+    assert f'Lora hashes: "ink: {digests["ink"][:10]}"' in chunks["parameters"]
+
+    async def warnings(info: ImageModelInfo) -> list[str]:
+        other = ImageServer(info)
+        replayed = await other.client.post(GENERATIONS, json=fields)
+        assert "X-Ignored-Fields" not in replayed.headers
+        found: list[str] = replayed.json()["warnings"]
+        return found
+
+    assert await warnings(info) == []
+    assert await warnings(replace(info, adapter_digests=adapters | {"neon": "f" * 64})) == []
+    [other_model] = await warnings(replace(info, digest="0" * 64))
+    assert "model 'painter' is made of other files now (0000000000000000)" in other_model
+    assert digests["painter"][:16] in other_model
+    swapped = replace(info, digest="0" * 64, adapter_digests=adapters | {"ink": "f" * 64})
+    [_, other_adapter] = await warnings(swapped)
+    assert "adapter 'ink' is made of other files now (ffffffffffffffff)" in other_adapter
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "abcdef01",
+        {"model": "abc"},
+        {"model": "x" * 16},
+        {"adapters": {"a": 1}},
+        {"adapters": {str(n): "a" * 16 for n in range(17)}},
+        {"modle": "a" * 16},
+    ],
+)
+async def test_digests_that_are_none_are_refused(wrong: Any) -> None:
+    error = error_of(await ImageServer().generate(made_with=wrong))
+    assert error["param"].startswith("made_with")
 
 
 async def test_metadata_can_be_switched_off() -> None:

@@ -1,13 +1,15 @@
 """`GET /v1/models` and `GET /v1/models/{id}`."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
+from fake_engine import model_info
 from fake_image_engine import image_info
 from text_server import MAX_MODEL_LEN, MODEL, TextServer, text_info
 
 from engine.types import Phase
-from server.text.reply import system_fingerprint
+from server.text.reply import ReplyHead, system_fingerprint
 
 CARD = {
     "id": MODEL,
@@ -93,3 +95,20 @@ def test_fingerprints_tell_models_and_configurations_apart() -> None:
     prints = {system_fingerprint(*pair) for pair in [("a", "1"), ("a", "2"), ("b", "1")]}
     assert len(prints) == 3
     assert system_fingerprint("a", "1") in prints
+
+
+def test_fingerprints_tell_files_apart() -> None:
+    info = model_info(digest="1", adapters=("poet", "judge"))
+    infos = [
+        info,
+        replace(info, digest="2"),
+        info.named("poet"),
+        replace(info, adapter_digests={"poet": "3"}).named("poet"),
+        replace(info, digest="2", adapter_digests={"poet": "3"}).named("poet"),
+    ]
+    prints = [ReplyHead.create("x", one).system_fingerprint for one in infos if one is not None]
+    assert len(set(prints)) == len(infos)
+    # Of an adapter that has no part in the answer.
+    other = replace(info, adapter_digests={"judge": "4"}).named("poet")
+    assert other is not None
+    assert ReplyHead.create("x", other).system_fingerprint == prints[2]

@@ -1,0 +1,46 @@
+"""The files that draw an image, by the first digits of their SHA-256 digests: what an image's own
+metadata says of them, and what to say of settings that were used with others."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from engine.image_types import ImageModelInfo
+from server.protocol.made_with import MadeWith
+
+_NUM_DIGITS = 16
+
+
+def made_with(info: ImageModelInfo, adapters: Collection[str]) -> dict[str, Any]:
+    """`MadeWith` of an image; empty where the engine names no digests."""
+    found: dict[str, Any] = {}
+    if info.digest:
+        found["model"] = info.digest[:_NUM_DIGITS]
+    own = {name: info.adapter_digests.get(name, "")[:_NUM_DIGITS] for name in adapters}
+    if known := {name: digest for name, digest in own.items() if digest}:
+        found["adapters"] = known
+    return found
+
+
+def of_adapters(known: Mapping[str, Any], adapters: Collection[str]) -> dict[str, Any]:
+    """The same, for an image that has some of the adapters only."""
+    own = {name: one for name, one in known.get("adapters", {}).items() if name in adapters}
+    rest = {name: one for name, one in known.items() if name != "adapters"}
+    return rest | ({"adapters": own} if own else {})
+
+
+def changed_since(then: MadeWith, info: ImageModelInfo, adapters: Collection[str]) -> list[str]:
+    """A sentence for each of the model and `adapters` that is made of other files now."""
+    changed = [_changed(f"model {info.model!r}", then.model, info.digest)]
+    for name in adapters:
+        was, now = (then.adapters or {}).get(name), info.adapter_digests.get(name)
+        changed.append(_changed(f"adapter {name!r}", was, now))
+    return [warning for warning in changed if warning]
+
+
+def _changed(what: str, then: str | None, now: str | None) -> str | None:
+    if not then or not now or now.startswith(then.lower()):
+        return None
+    return (
+        f"made_with: {what} is made of other files now ({now[: len(then)]}) than these settings "
+        f"were used with ({then.lower()}): this is another image"
+    )
