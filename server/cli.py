@@ -31,6 +31,9 @@ app = typer.Typer(
 
 Url = Annotated[str | None, typer.Option(help="Address of the server. [TANDEM_URL]")]
 ApiKey = Annotated[str | None, typer.Option(help="Key to send. [TANDEM_API_KEY]", metavar="KEY")]
+ImageFile = Annotated[Path, typer.Argument(help="The picture: PNG, JPEG or WebP.")]
+PictureModel = Annotated[str | None, typer.Option(help="Model id; by default the only one for it.")]
+_OUTPUT = typer.Option("--output", "-o", help="File to write: .png, .jpg or .webp.")
 
 
 def main() -> None:
@@ -77,6 +80,82 @@ def chat(
     sampling = _given(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
     client = _client_settings(url, api_key)
     raise typer.Exit(chat_command(client, question, model=model, system=system, sampling=sampling))
+
+
+@app.command()
+def draw(
+    prompt: Annotated[str, typer.Argument(help="What the picture shows.")],
+    output: Annotated[Path, _OUTPUT] = Path("image.png"),
+    size: Annotated[
+        str | None, typer.Option(help="Such as 128x128; by default the model's.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The same one draws the same picture.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="By default the model's.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What it must not show.")] = None,
+    model: PictureModel = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Have a running server draw a picture."""
+    fields = _given(
+        prompt=prompt,
+        size=size,
+        seed=seed,
+        num_inference_steps=steps,
+        negative_prompt=negative_prompt,
+        model=model,
+    )
+    _fetch_picture("/v1/images/generations", fields, None, output, "drawing", url, api_key)
+
+
+@app.command()
+def upscale(
+    image: ImageFile,
+    output: Annotated[Path | None, _OUTPUT] = None,
+    scale: Annotated[
+        float | None, typer.Option(help="How many times as large; by default the model's, 4.")
+    ] = None,
+    model: PictureModel = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Have a running server enlarge a picture. The first time, it fetches the model for that."""
+    fields = _given(scale=scale, model=model)
+    output = output or image.with_name(f"{image.stem}-large.png")
+    _fetch_picture("/v1/images/upscale", fields, image, output, "enlarging", url, api_key)
+
+
+@app.command()
+def cutout(
+    image: ImageFile,
+    output: Annotated[Path | None, _OUTPUT] = None,
+    background: Annotated[
+        str | None, typer.Option(help="Colour to put behind the subject, such as #00ff00.")
+    ] = None,
+    model: PictureModel = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Have a running server take a picture's background away. The first time, it fetches the model
+    for that."""
+    fields = _given(background_color=background, model=model)
+    output = output or image.with_name(f"{image.stem}-cutout.png")
+    _fetch_picture("/v1/images/matte", fields, image, output, "cutting out", url, api_key)
+
+
+def _fetch_picture(
+    path: str,
+    fields: dict[str, Any],
+    image: Path | None,
+    output: Path,
+    doing: str,
+    url: str | None,
+    api_key: str | None,
+) -> None:
+    from server.terminal.pictures import PictureOrder, picture_command
+
+    order = PictureOrder(path=path, fields=fields, image=image, output=output, doing=doing)
+    raise typer.Exit(picture_command(_client_settings(url, api_key), order))
 
 
 @app.command()

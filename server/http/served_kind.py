@@ -4,7 +4,7 @@ The engine's side of a kind is its row in `engine/kinds.py`.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from prometheus_client import CollectorRegistry
@@ -22,10 +22,11 @@ from server.settings import Settings
 class FirstQuestion:
     """What the operator may ask a model that is ready, by a line for the shell."""
 
-    path: str
-    fields: dict[str, Any]
-    then: str = ""
-    """Command that reads the answer."""
+    words: tuple[str, ...] = ()
+    """Of the command `tandem`; none: no command asks this kind of model."""
+    path: str = ""
+    """Asked with curl where there are no words, or the command does not reach the server."""
+    fields: dict[str, Any] = field(default_factory=dict)
 
 
 class KindMetrics(Protocol):

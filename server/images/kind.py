@@ -1,6 +1,5 @@
 """Image models, as the server knows them beside their routes."""
 
-import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,13 +63,8 @@ def _denoising_fields(denoising: DenoisingFacts) -> dict[str, Any]:
 
 
 def _first_question(model: str) -> FirstQuestion:
-    """A picture, written to image.png."""
-    fields = {"model": model, "prompt": "a large red circle left of a small blue star", "seed": 1}
-    decode = "import base64, json, sys; b = json.load(sys.stdin)['data'][0]['b64_json']; "
-    decode += "open('image.png', 'wb').write(base64.b64decode(b))"
-    return FirstQuestion(
-        path="/v1/images/generations", fields=fields, then=f"python3 -c {shlex.quote(decode)}"
-    )
+    prompt = "a large red circle left of a small blue star"
+    return FirstQuestion(words=("draw", prompt, "-o", "image.png"))
 
 
 SERVED_IMAGES = ServedKind(

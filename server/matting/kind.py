@@ -7,9 +7,8 @@ from typing import Any
 from engine.kinds import MATTING
 from engine.matting_types import MattingModelInfo
 from server.http.item_metrics import ItemMetrics, ItemNames
-from server.http.served_kind import ServedKind
+from server.http.served_kind import FirstQuestion, ServedKind
 from server.images.kind import image_places
-from server.images.pixel_question import pixel_question
 from server.protocol.matting import MatteRequest, MattingModelCard
 
 DEFAULT_MODEL = "u2netp"
@@ -53,6 +52,8 @@ SERVED_MATTING = ServedKind(
     fill_in=_fill_in,
     card=_card,
     metrics=partial(ItemMetrics, MATTING, _METRICS),
-    first_question=partial(pixel_question, "/v1/images/matte"),
+    first_question=lambda model: FirstQuestion(
+        words=("cutout", "image.png", "-o", "image-cutout.png")
+    ),
     default_model=DEFAULT_MODEL,
 )

@@ -3,9 +3,14 @@
 import asyncio
 import contextlib
 import json
+import os
+import re
 import shlex
+import shutil
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -15,7 +20,7 @@ from engine.types import ModelStatus, Phase
 from server.http.served_kind import FirstQuestion
 from server.kinds import SERVED
 from server.process.listen import Listener
-from server.settings import Settings
+from server.settings import ClientSettings, Settings
 
 if TYPE_CHECKING:  # it brings rich, which is for terminals only
     from server.process.start_screen import StartScreen
@@ -29,9 +34,10 @@ log = structlog.get_logger(__name__)
 
 
 class Announcer:
-    """Watches the models until each is ready or has failed. `tell` writes one line for people.
+    """Watches the models until each is ready or has failed.
 
-    With a screen, progress is shown there and not logged.
+    With a screen, progress is shown there and not logged, and `tell` writes for people what can be
+    asked first.
     """
 
     def __init__(
@@ -52,7 +58,7 @@ class Announcer:
         """Loading is over, and every model has failed."""
 
     async def run(self) -> None:
-        """Report until loading is over, then print a curl line that works."""
+        """Report until loading is over, then say what can be asked."""
         log.info("listening", url=str(self._listener.uds or self._listener.url))
         with self._screen or contextlib.nullcontext():
             statuses = await self._watch(
@@ -63,10 +69,11 @@ class Announcer:
             self.nothing_serves = {status.phase for status in statuses} == {Phase.FAILED}
             return
         lines = self._first_questions()
-        if self._settings.log_format == "json":
+        if self._screen is None:
             log.info("ready", models=ready, try_with=lines)
         else:
-            self._tell("\nReady. Try:\n\n" + "".join(f"  {line}\n\n" for line in lines))
+            page = "" if self._listener.uds else f"\nOr open {self._listener.url}/docs\n"
+            self._tell("\nReady. Try:\n\n" + "".join(f"  {line}\n" for line in lines) + page)
 
     async def _watch(self, report: Callable[[ModelStatus], None]) -> list[ModelStatus]:
         """Report until every model has come to an end of loading."""
@@ -86,11 +93,13 @@ class Announcer:
     def _first_questions(self) -> list[str]:
         """One for the first model of each kind, as far as there are."""
         with_key = bool(self._settings.read_api_keys())
-        return [
-            curl_line(self._listener, served.first_question(info.model), with_key=with_key)
+        questions = [
+            served.first_question(info.model)
             for kind, served in SERVED.items()
             for info in self._engine.infos(kind)[:1]
         ]
+        lines = [shell_line(self._listener, question, with_key=with_key) for question in questions]
+        return [line for line in lines if line is not None]
 
     def _report(self, status: ModelStatus) -> None:
         """One line per phase, per tenth of its progress, and per news after some silence."""
@@ -123,13 +132,44 @@ def _is_news(before: ModelStatus, after: ModelStatus, silence_s: float) -> bool:
     return before != after and silence_s >= _QUIET_S
 
 
-def curl_line(listener: Listener, question: FirstQuestion, *, with_key: bool) -> str:
-    """A first question that can be pasted into a shell."""
-    words = ["curl", "-s"] if question.then else ["curl"]
+def shell_line(listener: Listener, question: FirstQuestion, *, with_key: bool) -> str | None:
+    """A first question that can be pasted into a shell in this folder; None: it cannot be asked in
+    a line."""
+    if question.words and listener.uds is None:
+        return _own_line(listener, question, with_key=with_key)
+    return _curl_line(listener, question, with_key=with_key) if question.path else None
+
+
+def _own_line(listener: Listener, question: FirstQuestion, *, with_key: bool) -> str:
+    words = [own_command(), *map(_quoted, question.words)]
+    if listener.url != ClientSettings.model_fields["url"].default:
+        words += ["--url", listener.url]
+    return " ".join([*words, '--api-key "$API_KEY"'] if with_key else words)
+
+
+def _curl_line(listener: Listener, question: FirstQuestion, *, with_key: bool) -> str:
+    words = ["curl"]
     if listener.uds is not None:
         words += ["--unix-socket", shlex.quote(str(listener.uds))]
     words += [f"{listener.url}{question.path}", "-H", "'Content-Type: application/json'"]
     if with_key:
         words += ["-H", '"Authorization: Bearer $API_KEY"']
-    words += ["-d", shlex.quote(json.dumps(question.fields))]
-    return " ".join([*words, "|", question.then] if question.then else words)
+    return " ".join([*words, "-d", shlex.quote(json.dumps(question.fields))])
+
+
+def _quoted(word: str) -> str:
+    """In double quotes where nothing in it means anything there: they are easier to read."""
+    if re.fullmatch(r"[\w .,?-]*", word) and " " in word:
+        return f'"{word}"'
+    return shlex.quote(word)
+
+
+def own_command() -> str:
+    """How a shell in this folder calls `tandem`."""
+    own = Path(sys.executable).with_name("tandem")
+    if not own.exists():
+        return f"{shlex.quote(sys.executable)} -m server"
+    found = shutil.which("tandem")
+    if found is not None and os.path.samefile(found, own):
+        return "tandem"
+    return shlex.quote(os.path.relpath(own) if own.is_relative_to(Path.cwd()) else str(own))

@@ -55,7 +55,18 @@ def fetch(
     try:
         response = client.get(path) if body is None else client.post(path, json=body)
     except httpx.HTTPError as error:
-        raise _unreachable(client, error) from None
+        raise unreachable(client, error) from None
+    return answer_of(client, response, accept=accept)
+
+
+def answer_of(
+    client: httpx.Client, response: httpx.Response, *, accept: tuple[int, ...] = (200,)
+) -> Any:
+    """Its JSON.
+
+    Raises:
+        ServerProblem: another status than those accepted, or no JSON.
+    """
     if response.status_code not in accept:
         raise ServerProblem(_refusal(response))
     try:
@@ -86,10 +97,11 @@ def read_events(client: httpx.Client, path: str, body: dict[str, Any]) -> Iterat
                     raise ServerProblem(event["error"]["message"])
                 yield event
     except httpx.HTTPError as error:
-        raise _unreachable(client, error) from None
+        raise unreachable(client, error) from None
 
 
-def _unreachable(client: httpx.Client, error: httpx.HTTPError) -> ServerProblem:
+def unreachable(client: httpx.Client, error: httpx.HTTPError) -> ServerProblem:
+    """What to say of a request that got no answer."""
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return ServerProblem(f"no server answers at {client.base_url}; start it or give --url")
     return ServerProblem(f"the connection to {client.base_url} broke: {type(error).__name__}")

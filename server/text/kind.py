@@ -59,9 +59,13 @@ def _card(info: ModelInfo) -> ModelCard:
 
 
 def _first_question(model: str) -> FirstQuestion:
-    message = {"role": "user", "content": "Say hello in one sentence."}
-    fields = {"model": model, "messages": [message], "max_tokens": 64, "temperature": 0}
-    return FirstQuestion(path="/v1/chat/completions", fields=fields)
+    question = "Say hello in one sentence."
+    messages = [{"role": "user", "content": question}]
+    return FirstQuestion(
+        words=("chat", question),
+        path="/v1/chat/completions",
+        fields={"model": model, "messages": messages, "max_tokens": 64},
+    )
 
 
 SERVED_TEXT = ServedKind(

@@ -8,9 +8,8 @@ from engine.kinds import UPSCALE
 from engine.upscale_types import UpscaleModelInfo
 from server.http.item_metrics import ItemMetrics, ItemNames
 from server.http.schemas import variant
-from server.http.served_kind import ServedKind
+from server.http.served_kind import FirstQuestion, ServedKind
 from server.images.kind import image_places
-from server.images.pixel_question import pixel_question
 from server.protocol.upscaling import UpscaleImageRequest, UpscaleModelCard
 
 _METRICS = ItemNames(
@@ -59,7 +58,9 @@ SERVED_UPSCALING = ServedKind(
     fill_in=_fill_in,
     card=_card,
     metrics=partial(ItemMetrics, UPSCALE, _METRICS),
-    first_question=partial(pixel_question, "/v1/images/upscale"),
+    first_question=lambda model: FirstQuestion(
+        words=("upscale", "image.png", "-o", "image-large.png")
+    ),
     default_model="realesrgan-x4plus",
     other_models=("realesrgan-x4plus-anime", "realesr-animevideov3"),
 )

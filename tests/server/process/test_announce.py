@@ -4,6 +4,7 @@ import asyncio
 import json
 import shlex
 import socket
+import subprocess
 
 import pytest
 import structlog
@@ -13,7 +14,8 @@ from fake_image_engine import FakeImageEngine, image_info
 from engine.errors import Failure
 from engine.model_spec import ModelSpec
 from engine.types import ModelStatus, Phase
-from server.process.announce import Announcer, _is_news, curl_line
+from server.http.served_kind import FirstQuestion
+from server.process.announce import Announcer, _is_news, own_command, shell_line
 from server.process.listen import Listener
 from server.settings import Settings
 from server.text.kind import SERVED_TEXT
@@ -39,7 +41,7 @@ async def announce(engine, listener, *phases, **settings):
     return lines, told
 
 
-async def test_phases_and_progress_then_the_curl_line(listener):
+async def test_phases_and_progress_then_what_can_be_asked(listener):
     engine = FakeEngineClient(ready=False)
     lines, told = await announce(
         engine,
@@ -58,17 +60,24 @@ async def test_phases_and_progress_then_the_curl_line(listener):
         ("loading", None),
     ]
     assert lines[0]["url"] == "http://127.0.0.1:8000"
-    assert len(told) == 1
-    assert "curl http://127.0.0.1:8000/v1/chat/completions" in told[0]
-    assert "Authorization" not in told[0]
+    assert lines[-1]["try_with"] == [f'{own_command()} chat "Say hello in one sentence."']
+    assert told == [], "a log is a log throughout"
 
 
 async def test_an_image_model_gets_a_line_of_its_own(listener):
-    _, told = await announce(FakeImageEngine(image_info("painter")), listener)
-    line = next(line for line in told[0].splitlines() if "/v1/images/generations" in line)
-    words = shlex.split(line.split(" | ")[0])
-    assert json.loads(words[words.index("-d") + 1])["model"] == "painter"
-    assert words[:2] == ["curl", "-s"]
+    lines, _ = await announce(FakeImageEngine(image_info("painter")), listener)
+    [line] = lines[-1]["try_with"]
+    assert len(line) < 120
+    assert shlex.split(line)[-4:-2] == ["draw", "a large red circle left of a small blue star"]
+
+
+async def test_a_terminal_is_told_the_lines_and_the_page(listener):
+    told = []
+    announcer = Announcer(Settings(), FakeEngineClient(), listener, told.append, Screen())
+    await announcer.run()
+    [text] = told
+    assert text.count(" chat ") == 1
+    assert "http://127.0.0.1:8000/docs" in text
 
 
 async def test_a_failure_says_why_and_offers_nothing(listener):
@@ -94,12 +103,12 @@ async def test_models_that_come_and_go_meanwhile_are_not_waited_for(listener):
         await engine.unload("leaves", 0)
 
     leaving = asyncio.create_task(leave())
-    lines, told = await announce(engine, listener, {"phase": Phase.READY})
+    lines, _ = await announce(engine, listener, {"phase": Phase.READY})
     await leaving
     await loading
     assert {line.get("model") for line in lines} == {None, "fake", "leaves"}
     assert "stopped" not in [line.get("phase") for line in lines]
-    assert "curl" in told[0]
+    assert lines[-1]["try_with"]
 
 
 class Screen:
@@ -155,8 +164,8 @@ async def test_nothing_serves_once_every_model_has_failed(listener, phases, ends
 
 
 async def test_one_question_is_enough_for_models_of_a_kind(listener):
-    _, told = await announce(FakeEngineClient("a", "b"), listener)
-    assert told[0].count("curl") == 1
+    lines, _ = await announce(FakeEngineClient("a", "b"), listener)
+    assert len(lines[-1]["try_with"]) == 1
 
 
 def test_what_is_worth_a_line_of_the_log():
@@ -171,30 +180,46 @@ def test_what_is_worth_a_line_of_the_log():
 
 
 async def test_keys_are_asked_for_but_not_shown(listener):
-    engine = FakeEngineClient()
-    _, told = await announce(engine, listener, api_keys=("zebra",))
-    assert "Authorization: Bearer $API_KEY" in told[0]
-    assert "zebra" not in told[0]
+    lines, _ = await announce(FakeEngineClient(), listener, api_keys=("zebra",))
+    assert lines[-1]["try_with"][0].endswith(' --api-key "$API_KEY"')
+    assert "zebra" not in repr(lines)
 
 
-async def test_json_logs_stay_json(listener):
-    lines, told = await announce(FakeEngineClient(), listener, log_format="json")
-    assert told == []
-    assert lines[-1]["try_with"][0].startswith("curl ")
+QUESTIONS = [
+    FirstQuestion(path="/v1/embeddings", fields={"model": 'quo"te $(rm)', "input": "o'brien"}),
+    FirstQuestion(words=("draw", 'it\'s a $HOME `here` "there" \\', "-o", "a b.png")),
+    FirstQuestion(words=("chat", "What is this?"), path="/v1/chat", fields={"model": "org/name"}),
+]
 
 
-@pytest.mark.parametrize("model", ["plain", "o'brien", 'quo"te $(rm)', "org/name"])
-def test_the_line_survives_the_shell(listener, model):
-    words = shlex.split(curl_line(listener, SERVED_TEXT.first_question(model), with_key=False))
-    body = json.loads(words[words.index("-d") + 1])
-    assert body["model"] == model
-    assert body["messages"]
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_lines_survive_the_shell(listener, question):
+    words = shlex.split(shell_line(listener, question, with_key=False))
+    if question.words:
+        own = shlex.split(own_command())
+        assert words == [*own, *question.words]
+    else:
+        assert json.loads(words[words.index("-d") + 1]) == question.fields
+    shell = subprocess.run(
+        ["sh", "-c", f"printf '%s\\0' {shell_line(listener, question, with_key=False)}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shell.stdout.split("\0")[:-1] == words
 
 
-def test_unix_sockets_have_their_own_line(listener, tmp_path):
+def test_another_address_is_said(listener):
+    other = Listener(listener.socket, "http://127.0.0.1:8001")
+    line = shell_line(other, SERVED_TEXT.first_question("m"), with_key=True)
+    assert line.endswith(' --url http://127.0.0.1:8001 --api-key "$API_KEY"')
+
+
+def test_unix_sockets_are_asked_with_curl(listener, tmp_path):
     unix = Listener(listener.socket, "http://localhost", tmp_path / "a b.sock")
-    words = shlex.split(curl_line(unix, SERVED_TEXT.first_question("m"), with_key=False))
-    assert words[1:3] == ["--unix-socket", str(tmp_path / "a b.sock")]
+    words = shlex.split(shell_line(unix, SERVED_TEXT.first_question("m"), with_key=False))
+    assert words[:3] == ["curl", "--unix-socket", str(tmp_path / "a b.sock")]
+    assert shell_line(unix, QUESTIONS[1], with_key=False) is None
 
 
 async def test_and_the_log_says_where_they_are(listener, tmp_path):

@@ -329,7 +329,7 @@ def test_its_log_is_json_throughout(start):
     lines = [json.loads(line) for line in child.log().splitlines()]
     ready = next(line for line in lines if line["message"] == "ready")
     assert ready["try_with"]
-    assert all(line.startswith(f"curl {child.url}") for line in ready["try_with"])
+    assert all(line.endswith(f" --url {child.url}") for line in ready["try_with"])
     request = next(line for line in lines if line.get("route") == "/v1/completions")
     assert request["status"] == 200
     assert request["request_id"]

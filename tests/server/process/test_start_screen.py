@@ -137,7 +137,7 @@ def test_a_terminal_sees_bars_and_warnings_and_no_log_lines() -> None:
     assert "mind the gap" in text
     assert "nobody needs this" not in text
     assert "model loading" not in text
-    assert "/v1/chat/completions" in text
+    assert ' chat "Say hello' in text
     assert "\x1b[3" in shown
 
 
