@@ -20,9 +20,12 @@ def plain_config(checkpoint: Checkpoint) -> dict[str, Any]:
         UnsupportedFeature: the checkpoint is no folder, or not plain.
     """
     if checkpoint.kind != "folder":
+        fix = (
+            "choose a gguf- method, such as gguf-q4_0" if checkpoint.kind == "gguf" else "give one"
+        )
         raise UnsupportedFeature(
-            f"{checkpoint.name} is no folder of a language model with config.json and safetensors; "
-            f"give that, or a gguf- method for a GGUF file"
+            f"{checkpoint.name} is no folder of a language model with config.json and safetensors, "
+            f"which this method takes; {fix}"
         )
     config = read_json(checkpoint.path / "config.json")
     if stated_in(config):

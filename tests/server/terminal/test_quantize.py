@@ -43,6 +43,13 @@ def test_what_is_ordered_and_printed(child):
     assert json.loads(invoke(*arguments, "--json")[1]) == REPORT
 
 
+def test_of_few_bits_it_is_said_that_sixteen_would_be_better(child):
+    report = {**REPORT, "few_bits_before": ["Q4_1", "Q8_0"]}
+    child["lines"] = [{"report": report}]
+    _, output, _ = invoke("--model", "smollm2", "--method", "gguf-q4_0", "--output", "/x/made")
+    assert "had few bits already (Q4_1, Q8_0)" in output
+
+
 def test_what_is_refused(child):
     child["lines"], child["code"] = [{"problem": "made is there already"}], 2
     code, output, error = invoke("--model", "a", "--method", "int4", "--output", "/x/made")
