@@ -4,7 +4,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from engine.built_in import BUILT_IN
 from server.settings import ClientSettings
@@ -31,10 +31,10 @@ def models_command(settings: ClientSettings) -> int:
 
 
 def _built_in() -> Table:
-    table = Table("name", "does", "download", title="Built in")
-    for name, model in BUILT_IN.items():
-        size = f"{model.megabytes} MB" if model.megabytes else "none: it comes along"
-        table.add_row(name, model.deed, size)
+    name = Column("name", min_width=max(map(len, BUILT_IN)))  # to be typed: never cut off
+    table = Table(name, "does", "download", title="Built in")
+    for ref, model in BUILT_IN.items():
+        table.add_row(ref, model.deed, f"{model.megabytes} MB" if model.megabytes else "none")
     return table
 
 
