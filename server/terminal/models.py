@@ -31,8 +31,8 @@ def models_command(settings: ClientSettings) -> int:
 
 
 def _built_in() -> Table:
-    name = Column("name", min_width=max(map(len, BUILT_IN)))  # to be typed: never cut off
-    table = Table(name, "does", "download", title="Built in")
+    columns = Column("name", no_wrap=True, overflow="ignore"), "does", "download"
+    table = Table(*columns, title="Built in", box=None, padding=(0, 2, 0, 0))
     for ref, model in BUILT_IN.items():
         table.add_row(ref, model.deed, f"{model.megabytes} MB" if model.megabytes else "none")
     return table
