@@ -129,16 +129,16 @@ class EngineConfig:
     )
     generation_config: str = knob(
         "auto",
-        "How a text model's tokens are chosen where a request says nothing: auto is as its makers "
-        "recommend, in its generation_config.json, in a GGUF file's metadata or, for some models, "
-        "by a table of ours; none is OpenAI's temperature 1; or give a folder or file with "
-        "another generation_config.json.",
+        "Where a text model's default sampling parameters come from. auto: its makers' "
+        "recommendation, from generation_config.json, the metadata of a GGUF file or, for some "
+        "models, a table of ours. none: temperature 1 and nothing else. PATH: another "
+        "generation_config.json, or a folder with one.",
         form="auto|none|PATH",
         names_files=True,
     )
     override_generation_config: dict[str, float] | None = knob(
         None,
-        "Sampler parameters that come before those, as a JSON object: "
+        "Default sampling parameters that replace those, as a JSON object: "
         '{"temperature": 0.5, "top_p": 0.9}.',
         form="JSON",
     )

@@ -44,9 +44,9 @@ def main() -> None:
 def _serve(**values: Any) -> None:
     """Serve models over HTTP.
 
-    Every option can also be set by the environment variable in brackets or, under its own name,
-    in the YAML file of --config; the engine's in a section `engine`. The command line wins, then
-    the environment, then the file.
+    These are the most used options; --help-all shows every one. Each can also be set by an
+    environment variable, such as TANDEM_PORT, or in the YAML file of --config; the command line
+    wins, then the environment, then the file.
     """
     with _told_in_a_line():
         settings = load_settings(given_settings(values))

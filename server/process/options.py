@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from server.process.help import FEW, short_form, short_text, show_all
 from server.settings import engine_knobs
 from server.settings.reference import SettingRow, setting_rows
 
@@ -17,12 +18,26 @@ def serve_signature() -> inspect.Signature:
     """Models as arguments, then one option per setting and per engine knob; None is not given."""
     models = typer.Argument(metavar="MODEL", help="The same as --model.", show_default=False)
     options = [_option(row) for row in setting_rows()]
-    return inspect.Signature([_parameter("model_arguments", list[str], models), *options])
+    every = typer.Option(
+        "--help-all",
+        help="Show every option, in groups, and exit.",
+        is_eager=True,
+        callback=show_all,
+        show_default=False,
+    )
+    return inspect.Signature(
+        [
+            _parameter("model_arguments", list[str], models),
+            *options,
+            _parameter("help_all", bool, every),
+        ]
+    )
 
 
 def given_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """What was given, in the shape of `Settings`."""
     given = {name: value for name, value in values.items() if value not in (None, [])}
+    given.pop("help_all", None)
     models = [*given.pop("model_arguments", []), *given.pop("models", [])]
     engine = {name: given.pop(name) for name in engine_knobs() if name in given}
     if models:
@@ -35,13 +50,12 @@ def given_settings(values: Mapping[str, Any]) -> dict[str, Any]:
 def _option(row: SettingRow) -> inspect.Parameter:
     is_flag = row.kind is bool
     negative = f"/--no-{row.option.removeprefix('--')}" if is_flag else ""
-    repeatable = " May be given several times." if row.is_list else ""
-    default = f"; default {row.default_text}" if row.default_text else ""
     option = typer.Option(
         row.option + negative,
-        help=f"{row.help}{repeatable} [{row.variable}{default}]",
-        metavar=None if is_flag else row.kind_name,
+        help=short_text(row),
+        metavar=None if is_flag else short_form(row),
         show_default=False,
+        hidden=row.name not in FEW,
     )
     kind = bool if is_flag else list[str] if row.is_list else str
     return _parameter(row.name, kind, option)

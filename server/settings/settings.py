@@ -182,7 +182,7 @@ class _EnvSource(EnvSettingsSource):
 
 
 class Settings(BaseSettings):
-    """Frozen; unknown names are refused. The descriptions are the text of `tandem serve --help`."""
+    """Frozen; unknown names are refused. The descriptions are the text of `serve --help-all`."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,

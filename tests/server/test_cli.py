@@ -11,6 +11,7 @@ import server.process.serve
 from engine.own_packages import HOME
 from engine.version import __version__
 from server.cli import app
+from server.process.help import _GROUPS, FEW
 from server.settings.reference import setting_rows
 
 
@@ -93,14 +94,37 @@ def test_serve_says_which_distribution_broke_it(invoke, monkeypatch):
     assert "tandem-server" in output
 
 
-def test_serve_help_shows_every_setting_in_full_even_on_a_narrow_terminal(invoke, monkeypatch):
+def test_serve_help_shows_what_most_people_need_on_a_page(invoke, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    _, output, _ = invoke("serve", "--help")
+    code, output, settings = invoke("serve", "--help")
+    assert (code, settings) == (0, None)
+    assert len(output.splitlines()) < 60
+    shown = {row.name for row in setting_rows() if f"{row.option} " in output}
+    assert {"models", "port", "api_keys", "device"} <= shown == {*FEW}
+    assert "--help-all" in output
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_serve_shows_every_setting_in_full_where_all_are_asked_for(invoke, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    code, output, settings = invoke("serve", "--help-all")
+    assert (code, settings) == (0, None)
     words = " ".join(output.split())
     for row in setting_rows():
-        assert f"{row.option} " in words, row.option
+        assert f" {row.option}" in words, row.option
         assert row.variable in words, row.variable
         assert row.help in words, row.option
+        assert (
+            output.count(f"\n  {row.option}\n")
+            + output.count(f"\n  {row.option} ")
+            + (output.count(f"\n  {row.option},"))
+            == 1
+        ), "in one group"
+
+
+def test_groups_of_help_name_settings():
+    grouped = [name for names in _GROUPS.values() for name in names]
+    assert {*grouped, *FEW} <= {row.name for row in setting_rows()}
 
 
 def test_options_reach_the_settings(invoke):
