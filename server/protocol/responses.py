@@ -15,6 +15,7 @@ from server.protocol.common import (
 )
 from server.protocol.response_items import Items
 from server.protocol.sampler_fields import SamplerFields
+from server.protocol.tools import is_of_type, left_out_tools
 
 _LOGPROBS = "message.output_text.logprobs"
 
@@ -26,6 +27,7 @@ _NO_EFFECT: Mapping[str, str] = {
     "prompt_cache_retention": "steers how long OpenAI keeps a cached prefix",
     "prompt_cache_options": "steers how OpenAI caches prefixes",
     "max_tool_calls": "bounds calls of tools that OpenAI runs",
+    "client_metadata": "tells OpenAI about the client",
     "stream_options": "pads OpenAI's events against eavesdropping",
 }
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
@@ -102,7 +104,9 @@ class ResponseRequest(SamplerFields, ModelRequest):
     text: TextOptions | None = Field(None, description="Format of the text.")
     reasoning: ReasoningOptions | None = Field(None, description="How much to reason.")
     tools: list[dict[str, Any]] | None = Field(
-        None, max_length=128, description="Functions that the model may call."
+        None,
+        max_length=128,
+        description="Functions that the model may call. Tools of other types are left out.",
     )
     tool_choice: str | dict[str, Any] | None = Field(
         None, description="auto, none, required, or a function that must be called."
@@ -121,6 +125,14 @@ class ResponseRequest(SamplerFields, ModelRequest):
         None, description=f"Alternatives per token; only with {_LOGPROBS}."
     )
     stream: bool | None = Field(None, description="Answer with server-sent events.")
+
+    @property
+    def functions(self) -> list[dict[str, Any]]:
+        """The tools that the client runs."""
+        return [tool for tool in self.tools or () if is_of_type(tool, "function")]
+
+    def ignored_fields(self) -> list[str]:
+        return [*super().ignored_fields(), *left_out_tools(self.tools, "function")]
 
     @property
     def logprobs(self) -> bool:

@@ -1,6 +1,6 @@
 """Functions that a model may call, in requests and in answers."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
@@ -229,6 +229,22 @@ class ToolUse(ToolOptions):
                     f"tool_choice names the function {name[:64]!r}; the tools are: {offered}",
                     param="tool_choice",
                 )
+
+
+def is_of_type(tool: Mapping[str, Any], own: str) -> bool:
+    """Whether the client runs it. Other types name tools that run on a vendor's servers; clients
+    offer those to any server, so they are left out.
+
+    Args:
+        own: the type of the client's tools, and of those that do not say.
+    """
+    return tool.get("type") in (own, None)
+
+
+def left_out_tools(tools: Sequence[Mapping[str, Any]] | None, own: str) -> list[str]:
+    """The types of the others, as names of ignored fields."""
+    types = [f"tools.{tool.get('type')}" for tool in tools or () if not is_of_type(tool, own)]
+    return list(dict.fromkeys(types))
 
 
 def _is_deeper(value: Any, limit: int) -> bool:

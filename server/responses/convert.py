@@ -15,6 +15,7 @@ from server.protocol.response_items import (
 )
 from server.protocol.responses import ResponseRequest, TextFormat
 from server.protocol.sampler_fields import SamplerFields
+from server.protocol.tools import is_of_type
 from server.protocol.variants import read_model
 
 OWN_NAMES: Mapping[str, str] = {
@@ -97,40 +98,46 @@ def chat_messages(items: Sequence[Item]) -> list[dict[str, Any]]:
 
 def _tool_fields(body: ResponseRequest) -> dict[str, Any]:
     return {
-        "tools": [_tool(tool, index) for index, tool in enumerate(body.tools or ())] or None,
+        "tools": [_tool(tool) for tool in body.functions] or None,
         "tool_choice": _tool_choice(body.tool_choice),
         "parallel_tool_calls": body.parallel_tool_calls,
     }
 
 
 def _tool_choice(choice: Any) -> Any:
-    """What is none is left as it is, to be refused."""
+    """What is none is left as it is, to be refused.
+
+    Raises:
+        UnsupportedFeature: it demands a tool that OpenAI runs.
+    """
     if not isinstance(choice, dict) or choice.get("type") != "allowed_tools":
         return _named_tool(choice)
-    tools = choice.get("tools")
+    mode, tools = choice.get("mode"), choice.get("tools")
+    if isinstance(tools, list) and mode == "auto":
+        tools = [tool for tool in tools if not _is_foreign(tool)]
+        if not tools:
+            return "none"
     allowed = [_named_tool(tool) for tool in tools] if isinstance(tools, list) else None
-    return {
-        "type": "allowed_tools",
-        "allowed_tools": {"mode": choice.get("mode"), "tools": allowed},
-    }
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": allowed}}
 
 
 def _named_tool(tool: Any) -> Any:
+    if _is_foreign(tool):
+        raise UnsupportedFeature(
+            "tool_choice asks for a tool that is not of type function, and this server runs no "
+            "others; name a function, or leave tool_choice out",
+            param="tool_choice",
+        )
     if not isinstance(tool, dict):
         return tool
     return {"type": tool.get("type"), "function": {"name": tool.get("name")}}
 
 
-def _tool(tool: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """
-    Raises:
-        UnsupportedFeature: it is a tool that OpenAI runs.
-    """
-    if tool.get("type") != "function":
-        raise UnsupportedFeature(
-            "only tools of type function are supported here; leave others out",
-            param=f"tools[{index}]",
-        )
+def _is_foreign(tool: Any) -> bool:
+    return isinstance(tool, dict) and not is_of_type(tool, "function")
+
+
+def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
     function = {k: v for k, v in tool.items() if k != "type" and v is not None}
     return {"type": "function", "function": function}
 

@@ -189,7 +189,7 @@ def _begun(body: ResponseRequest, response_id: str, model: str, stores: bool) ->
             else {"type": "text"}
         },
         tool_choice=body.tool_choice or "auto",
-        tools=body.tools or [],
+        tools=body.functions,
         top_logprobs=body.top_logprobs or 0,
         top_p=sampling["top_p"],
         metadata=body.metadata or {},

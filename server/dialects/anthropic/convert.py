@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engine.errors import InvalidParameter, UnsupportedFeature
+from engine.errors import InvalidParameter
 from server.dialects.anthropic.protocol import (
     Block,
     ConversationFields,
@@ -68,7 +68,7 @@ def _conversation(body: ConversationFields) -> dict[str, Any]:
     if body.system:
         messages.insert(0, {"role": "system", "content": _content(body.system)})
     continues = messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls")
-    tools = [_tool(tool) for tool in body.tools or ()]
+    tools = [_tool(tool) for tool in body.own_tools]
     return {
         "model": body.model,
         "messages": messages,
@@ -138,16 +138,6 @@ def _content(content: str | Sequence[TextBlock]) -> str:
 
 
 def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """
-    Raises:
-        UnsupportedFeature: it is one that Anthropic defines.
-    """
-    if tool.get("type", "custom") not in ("custom", None):
-        raise UnsupportedFeature(
-            "only tools that you define are supported here, with a name and an input_schema; leave "
-            "out those of Anthropic's types",
-            param="tools",
-        )
     function = {
         "name": tool.get("name"),
         "description": tool.get("description"),

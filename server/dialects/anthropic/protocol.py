@@ -14,6 +14,7 @@ from server.protocol.common import (
     WireModel,
     check_num_parts,
 )
+from server.protocol.tools import is_of_type, left_out_tools
 from server.protocol.variants import read_model, read_variant
 
 MAX_MESSAGES = 4096
@@ -206,11 +207,21 @@ class ConversationFields(ModelRequest):
         ),
     ] = Field(None, description="The system message.")
     tools: list[dict[str, Any]] | None = Field(
-        None, max_length=4096, description="Tools that the model may call."
+        None,
+        max_length=4096,
+        description="Tools that the model may call. Those that Anthropic defines are left out.",
     )
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
+
+    @property
+    def own_tools(self) -> list[dict[str, Any]]:
+        """The tools that the client defines."""
+        return [tool for tool in self.tools or () if is_of_type(tool, "custom")]
+
+    def ignored_fields(self) -> list[str]:
+        return [*super().ignored_fields(), *left_out_tools(self.tools, "custom")]
 
 
 class CountTokensRequest(ConversationFields):

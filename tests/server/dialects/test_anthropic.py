@@ -34,6 +34,7 @@ TOOLS: list[Any] = [
         },
     }
 ]
+SEARCH = {"type": "web_search_20250305", "name": "web_search"}
 CALLS = (
     "Let me see."
     '<tool_call>{"name": "get_weather", "arguments": {"location": "Rome"}}</tool_call>'
@@ -287,7 +288,8 @@ async def test_errors_are_the_clients_types(
         ({"stop_sequences": [""]}, "stop_sequences"),
         ({"temperature": -1}, "temperature"),
         ({"tools": [{"name": "x y", "input_schema": {}}]}, "tools[0].name"),
-        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools that you"),
+        ({"tools": [SEARCH], "tool_choice": {"type": "tool", "name": "web_search"}}, "tool_choice"),
+        ({"tools": [SEARCH], "tool_choice": {"type": "any"}}, "there are no tools"),
         ({"tools": TOOLS, "tool_choice": {"type": "tool"}}, "tool_choice"),
         ({"mcp_servers": [{"url": "x"}]}, "mcp_servers"),
         ({"thinking": {"type": "sometimes"}}, "thinking.type"),

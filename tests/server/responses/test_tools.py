@@ -30,6 +30,11 @@ TOOLS: list[Any] = [
         },
     }
 ]
+FOREIGN: list[Any] = [
+    {"type": "web_search", "external_web_access": False},
+    {"type": "namespace", "name": "agents", "description": "", "tools": TOOLS},
+    {"type": "custom", "name": "apply_patch", "format": {"type": "text"}},
+]
 ANSWER = (
     "<think>\nStars.\n</think>\nLet me see."
     '<tool_call>{"name": "get_horoscope", "arguments": {"sign": "Aquarius"}}</tool_call>'
@@ -172,12 +177,20 @@ async def test_allowed_tools(server: TextServer, client: openai.AsyncOpenAI) -> 
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tools": [{"type": "web_search"}]}, "tools[0]"),
+        ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tool_choice"),
         ({"tools": [*TOOLS, *TOOLS]}, "tools[1].name"),
         ({"tools": [{"type": "function"}]}, "tools[0].name"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "other"}}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": {"type": "hosted"}}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": "maybe"}, "tool_choice"),
+        ({"tools": [*TOOLS, FOREIGN[0]], "tool_choice": {"type": "web_search"}}, "tool_choice"),
+        (
+            {
+                "tools": [*TOOLS, FOREIGN[0]],
+                "tool_choice": {"type": "allowed_tools", "mode": "required", "tools": [FOREIGN[0]]},
+            },
+            "tool_choice",
+        ),
         ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
         ({"reasoning": {"effort": "gigantic"}}, "reasoning.effort"),
     ],
@@ -187,6 +200,26 @@ async def test_bad_tools_are_named(server: TextServer, fields: Any, param: str) 
     answer = await server.post("/v1/responses", input="x", **fields)
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize("choice", ["auto", None, "allowed"])
+async def test_tools_that_others_run_are_left_out(server: TextServer, choice: Any) -> None:
+    """Codex CLI always offers some."""
+    server.say("Hello.")
+    if choice == "allowed":
+        choice = {"type": "allowed_tools", "mode": "auto", "tools": FOREIGN[:1]}
+    answer = await server.post(
+        "/v1/responses",
+        input="x",
+        tools=[*FOREIGN[:1], *TOOLS, *FOREIGN],
+        tool_choice=choice,
+        client_metadata={"a": "b"},
+    )
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-ignored-fields"] == "tools.web_search, tools.namespace, tools.custom"
+    assert answer.json()["tools"] == TOOLS
+    assert ("get_horoscope" in prompt_of(server)) is not isinstance(choice, dict)
+    assert "apply_patch" not in prompt_of(server)
 
 
 class CalendarEvent(BaseModel):
