@@ -65,8 +65,19 @@ class InvalidParameter(RequestError):
     code = "invalid_value"
 
 
+@dataclass(frozen=True, slots=True)
+class Overflow:
+    """By how much a request exceeds a context; the prompt has at least so many tokens."""
+
+    num_prompt_tokens: int
+    num_asked_tokens: int
+    max_model_len: int
+
+
 class ContextLengthExceeded(RequestError):
     code = "context_length_exceeded"
+    overflow: Overflow | None = None
+    """Of a prompt and its answer, for dialects with words of their own."""
 
     @classmethod
     def beyond(cls, max_model_len: int, however: str, *, param: str) -> Self:

@@ -45,7 +45,6 @@ from server.text.texts import TextRegistry
 
 _ROUTERS = (
     *(imported(name) for served in SERVED.values() for name in served.routers),
-    models.router,
     model_loading.router,
     adapter_loading.router,
     live_requests.router,
@@ -53,6 +52,7 @@ _ROUTERS = (
     metrics.router,
     docs.router,
     *(dialect.router for dialect in DIALECTS),
+    models.router,  # behind a dialect that answers its own clients on these paths
 )
 _RESPONSES_FAILURES = dict.fromkeys(("/v1/responses", "/responses"), responses_error_shape)
 

@@ -131,6 +131,7 @@ class ErrorFacts:
     Attributes:
         status: HTTP status code, also of a failure within a stream.
         type: OpenAI's `error.type`.
+        overflow: of a prompt that does not fit.
     """
 
     status: int
@@ -138,6 +139,7 @@ class ErrorFacts:
     type: str
     param: str | None = None
     code: str | None = None
+    overflow: errors.Overflow | None = None
 
 
 ErrorShape = Callable[[ErrorFacts], bytes]
@@ -212,7 +214,8 @@ def error_facts(error: BaseException) -> ErrorFacts:
         return ErrorFacts(_FAULT.status, _HIDDEN_MESSAGE, SERVER_ERROR, code=code)
     row = status_row(error)
     message = error.message if row.show_message else _HIDDEN_MESSAGE
-    return ErrorFacts(row.status, message, row.type, error.param, error.code)
+    overflow = error.overflow if isinstance(error, errors.ContextLengthExceeded) else None
+    return ErrorFacts(row.status, message, row.type, error.param, error.code, overflow)
 
 
 def engine_error_response(error: BaseException) -> Response:

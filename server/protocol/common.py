@@ -13,11 +13,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     ValidatorFunctionWrapHandler,
     WrapValidator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError, PydanticKnownError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError, PydanticKnownError
 
 from engine.errors import InvalidParameter, UnsupportedFeature
 from engine.sampling_params import ContrastParams
@@ -114,7 +116,7 @@ UNSUPPORTED_FIELDS: Mapping[str, tuple[Any, ...]] = {
 """Known fields that are refused, with the values that ask for nothing and pass. Null passes too.
 A route that has a field of that name takes it."""
 
-_INSTEAD = {
+INSTEAD = {
     "functions": "functions is deprecated and not supported here; send tools instead, each as "
     '{"type": "function", "function": {…}}, to /v1/chat/completions',
     "function_call": "function_call is deprecated and not supported here; send tool_choice "
@@ -240,16 +242,30 @@ class RequestBody(WireModel):
     _max_fields: ClassVar[int] = MAX_FIELDS
     _no_effect: ClassVar[Mapping[str, str]] = NO_EFFECT_FIELDS
     _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED_FIELDS
-    _instead: ClassVar[Mapping[str, str]] = _INSTEAD
+    _instead: ClassVar[Mapping[str, str]] = INSTEAD
     """What is said of refused fields that can be done without."""
+    _not_here: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """Fields that it inherits and refuses, with the values that ask for nothing and pass."""
 
     @model_validator(mode="before")
     @classmethod
     def _read(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        _check_supported(data, cls._unsupported, cls._instead, cls.model_fields)
+        table = {**cls._unsupported, **cls._not_here}
+        supported = cls.model_fields.keys() - cls._not_here.keys()
+        _check_supported(data, table, cls._instead, supported)
         return {name: integral(value) for name, value in data.items()}
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        schema = handler(core_schema)
+        properties = handler.resolve_ref_schema(schema).get("properties", {})
+        for name in cls._not_here:
+            properties.pop(name, None)
+        return schema
 
     def ignored_fields(self) -> list[str]:
         """Names of the fields that the client sent and nobody knows."""
@@ -307,10 +323,6 @@ class RepetitionDetectionField(WireModel):
         return self
 
 
-_OTHER_NAMES = {"n_predict": ("max_completion_tokens", "max_tokens"), **OTHER_NAMES}
-"""llama.cpp's names for what has another one here."""
-
-
 class SamplingRequest(
     SamplerFields,
     StructureFields,
@@ -326,6 +338,11 @@ class SamplingRequest(
     """Where the client has put what is to be answered."""
     limit_field: ClassVar[str] = "max_tokens"
     """Where it says how long the answer may be."""
+    _other_names: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "n_predict": ("max_completion_tokens", "max_tokens"),
+        **OTHER_NAMES,
+    }
+    """llama.cpp's names for what has another one here."""
 
     max_completion_tokens: TokenLimit | None = Field(
         None, description="Most tokens to generate; wins over max_tokens."
@@ -431,7 +448,7 @@ class SamplingRequest(
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
-        for name, others in _OTHER_NAMES.items():
+        for name, others in self._other_names.items():
             value = getattr(self, name)
             for other in others:
                 if None not in (value, getattr(self, other)) and value != getattr(self, other):

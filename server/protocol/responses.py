@@ -7,14 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from engine.errors import InvalidParameter, UnsupportedFeature
-from server.protocol.common import (
-    MAX_TOKEN_COUNT,
-    ModelRequest,
-    NumAlternatives,
-    WireModel,
-)
+from server.protocol.common import MAX_TOKEN_COUNT, NumAlternatives, WireModel
+from server.protocol.one_text import OneTextRequest
 from server.protocol.response_items import Items
-from server.protocol.sampler_fields import SamplerFields
 from server.protocol.tools import is_of_type, left_out_tools
 
 _LOGPROBS = "message.output_text.logprobs"
@@ -28,14 +23,23 @@ _NO_EFFECT: Mapping[str, str] = {
     "prompt_cache_options": "steers how OpenAI caches prefixes",
     "max_tool_calls": "bounds calls of tools that OpenAI runs",
     "client_metadata": "tells OpenAI about the client",
-    "stream_options": "pads OpenAI's events against eavesdropping",
 }
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
+    **OneTextRequest._unsupported,
     "conversation": (),
     "context_management": ([],),
     "moderation": (),
     "prompt": (),
     "truncation": ("disabled",),
+}
+
+_INSTEAD: Mapping[str, str] = {
+    name: f"{name} is not supported here; send {instead}"
+    for name, instead in {
+        "max_tokens": "max_output_tokens",
+        "logprobs": f"include: [{_LOGPROBS!r}]",
+        "verbosity": "text.verbosity",
+    }.items()
 }
 
 Metadata = Annotated[
@@ -69,9 +73,8 @@ class ReasoningOptions(WireModel):
     generate_summary: str | None = Field(None, max_length=16)
 
 
-class ResponseRequest(SamplerFields, ModelRequest):
-    """OpenAI's request for a response. Sampler parameters that OpenAI does not have are those of
-    chats."""
+class ResponseRequest(OneTextRequest):
+    """OpenAI's request for a response, with the fields of chats that it does not have."""
 
     model_config = ConfigDict(
         json_schema_extra={"example": {"input": "Say hello.", "max_output_tokens": 16}}
@@ -79,6 +82,9 @@ class ResponseRequest(SamplerFields, ModelRequest):
 
     _no_effect: ClassVar[Mapping[str, str]] = _NO_EFFECT
     _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = _UNSUPPORTED
+    _instead: ClassVar[Mapping[str, str]] = {**OneTextRequest._instead, **_INSTEAD}
+    prompt_field: ClassVar[str] = "input"
+    limit_field: ClassVar[str] = "max_output_tokens"
 
     input: Items = Field(description="A text, or items: messages, calls, what they returned.")
     instructions: str | None = Field(
@@ -111,9 +117,6 @@ class ResponseRequest(SamplerFields, ModelRequest):
     tool_choice: str | dict[str, Any] | None = Field(
         None, description="auto, none, required, or a function that must be called."
     )
-    parallel_tool_calls: bool | None = Field(
-        None, description="Let an answer have more than one call. Default true."
-    )
     metadata: Metadata | None = Field(None, description="Given back with the response.")
     include: list[Annotated[str, Field(max_length=64)]] | None = Field(
         None,
@@ -124,7 +127,6 @@ class ResponseRequest(SamplerFields, ModelRequest):
     top_logprobs: NumAlternatives | None = Field(
         None, description=f"Alternatives per token; only with {_LOGPROBS}."
     )
-    stream: bool | None = Field(None, description="Answer with server-sent events.")
 
     @property
     def functions(self) -> list[dict[str, Any]]:
@@ -135,12 +137,12 @@ class ResponseRequest(SamplerFields, ModelRequest):
         return [*super().ignored_fields(), *left_out_tools(self.tools, "function")]
 
     @property
-    def logprobs(self) -> bool:
+    def returns_logprobs(self) -> bool:
         """Whether log-probabilities are to be returned."""
         return _LOGPROBS in (self.include or ())
 
     @model_validator(mode="after")
-    def _check_together(self) -> Self:
+    def _check_response(self) -> Self:
         if self.background and self.stream:
             raise UnsupportedFeature(
                 "a background response cannot be streamed here; leave stream out and ask for it "
@@ -153,7 +155,7 @@ class ResponseRequest(SamplerFields, ModelRequest):
                 "out",
                 param="store",
             )
-        if self.top_logprobs and not self.logprobs:
+        if self.top_logprobs and not self.returns_logprobs:
             raise InvalidParameter(
                 f"top_logprobs is only allowed with include: [{_LOGPROBS!r}]",
                 param="top_logprobs",

@@ -14,7 +14,6 @@ from server.protocol.response_items import (
     part_texts,
 )
 from server.protocol.responses import ResponseRequest, TextFormat
-from server.protocol.sampler_fields import SamplerFields
 from server.protocol.tools import is_of_type
 from server.protocol.variants import read_model
 
@@ -49,22 +48,19 @@ def chat_of(body: ResponseRequest, before: Sequence[Item]) -> ResponseChat:
     messages = chat_messages([*before, *body.input])
     if body.instructions is not None:
         messages.insert(0, {"role": "system", "content": body.instructions})
+    form = None if body.text is None else _response_format(body.text.format)
     fields: dict[str, Any] = {
         **_tool_fields(body),
+        "max_completion_tokens": body.max_output_tokens,
+        "logprobs": body.returns_logprobs,
+        "top_logprobs": body.top_logprobs,
+        "reasoning_effort": None if body.reasoning is None else body.reasoning.effort,
+        **body.text_fields(form, "text.format"),
         "model": body.model,
         "messages": messages,
-        "max_completion_tokens": body.max_output_tokens,
-        "logprobs": body.logprobs,
-        "top_logprobs": body.top_logprobs,
         "stream": body.stream,
-        **{name: getattr(body, name) for name in SamplerFields.model_fields},
+        "stream_options": {"include_usage": True} if body.stream else None,
     }
-    if body.stream:
-        fields["stream_options"] = {"include_usage": True}
-    if body.reasoning is not None:
-        fields["reasoning_effort"] = body.reasoning.effort
-    if body.text is not None and body.text.format is not None:
-        fields["response_format"] = _response_format(body.text.format)
     return read_model(ResponseChat, fields, ())
 
 
@@ -100,7 +96,6 @@ def _tool_fields(body: ResponseRequest) -> dict[str, Any]:
     return {
         "tools": [_tool(tool) for tool in body.functions] or None,
         "tool_choice": _tool_choice(body.tool_choice),
-        "parallel_tool_calls": body.parallel_tool_calls,
     }
 
 
@@ -142,7 +137,9 @@ def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _response_format(format: TextFormat) -> dict[str, Any]:
+def _response_format(format: TextFormat | None) -> dict[str, Any] | None:
+    if format is None:
+        return None
     if format.type != "json_schema":
         return {"type": format.type}
     schema = format.model_dump(by_alias=True, exclude_none=True, exclude={"type"})

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from engine.config import EngineConfig
-from engine.errors import ContextLengthExceeded, InvalidParameter
+from engine.errors import ContextLengthExceeded, InvalidParameter, Overflow
 from engine.sampler_order import OTHER_SAMPLER_NAMES, acting_order, without_unlisted
 from engine.sampling_params import (
     MAX_BEAM_ENDS,
@@ -157,9 +157,7 @@ def prompt_limit(
     keep = _num_kept(request.truncate_prompt_tokens, info, _or(asked, 1))
 
     def exceeded(num_tokens: int, index: int) -> ContextLengthExceeded:
-        room = info.max_model_len - num_tokens
-        however = _what_does_not_fit(num_tokens, asked, room, request, "at least ")
-        return ContextLengthExceeded.beyond(info.max_model_len, however, param=param)
+        return _does_not_fit(num_tokens, asked, info, request, is_exact=False)
 
     return PromptLimit(
         max_tokens=most,
@@ -269,26 +267,42 @@ def _fitting_max_tokens(
 ) -> int:
     room = info.max_model_len - num_prompt_tokens
     if _or(asked, 1) > room:
-        however = _what_does_not_fit(num_prompt_tokens, asked, room, request)
-        raise ContextLengthExceeded.beyond(info.max_model_len, however, param=request.prompt_field)
+        raise _does_not_fit(num_prompt_tokens, asked, info, request)
     return min(default, room) if asked is None else asked
 
 
-def _what_does_not_fit(
+def _does_not_fit(
     num_prompt_tokens: int,
     asked: int | None,
-    room: int,
+    info: ModelInfo,
     request: SamplingRequest,
-    about: str = "",
+    *,
+    is_exact: bool = True,
+) -> ContextLengthExceeded:
+    """
+    Args:
+        is_exact: the prompt's tokens have been counted, not only estimated from below.
+    """
+    room = info.max_model_len - num_prompt_tokens
+    however = _what_does_not_fit(num_prompt_tokens, asked, room, request, is_exact)
+    error = ContextLengthExceeded.beyond(info.max_model_len, however, param=request.prompt_field)
+    error.overflow = Overflow(num_prompt_tokens, _or(asked, 1), info.max_model_len)
+    return error
+
+
+def _what_does_not_fit(
+    num_prompt_tokens: int, asked: int | None, room: int, request: SamplingRequest, is_exact: bool
 ) -> str:
-    """OpenAI's words for it, and what would fit. `about` stands before numbers that are bounds."""
+    """OpenAI's words for it, and what would fit."""
     param = request.prompt_field
+    about = "" if is_exact else "at least "
     if not asked:
         return (
             f"your {param} resulted in {about}{num_prompt_tokens} tokens. Please reduce the length "
             f"of the {param} by at least {_or(asked, 1) - room}."
         )
-    fix = f"; {request.limit_field} can be at most {room} here" if room > 0 else ""
+    fits = is_exact and room > 0
+    fix = f"; {request.limit_field} can be at most {room} here" if fits else ""
     return (
         f"you requested {about}{num_prompt_tokens + asked} tokens ({about}{num_prompt_tokens} in "
         f"the {param}, "
@@ -308,7 +322,8 @@ def _sampling_params(
     min_tokens = _or(request.min_tokens, 0)
     if min_tokens > max_tokens:
         raise InvalidParameter(
-            f"min_tokens is {min_tokens}; it must be at most max_tokens, here {max_tokens}",
+            f"min_tokens is {min_tokens}; it must be at most {request.limit_field}, here "
+            f"{max_tokens}",
             param="min_tokens",
         )
     stop_token_ids = tuple(dict.fromkeys(request.stop_token_ids or ()))

@@ -42,17 +42,13 @@ def chat_body(body: MessagesRequest) -> ChatCompletionRequest:
     """
     fields: dict[str, Any] = {
         **_conversation(body),
+        "parallel_tool_calls": _parallel(body),
+        **body.text_fields(_response_format(body.form), "output_config.format"),
         "max_tokens": body.max_tokens,
-        "stop": body.stop_sequences or None,
-        "temperature": body.temperature,
-        "top_p": body.top_p,
-        "top_k": body.top_k,
+        "stop": [*(body.stop_sequences or ()), *(body.stop or ())] or None,
         "stream": body.stream,
         "tool_choice": _tool_choice(body),
-        "parallel_tool_calls": _parallel(body),
     }
-    if body.output_config is not None and body.output_config.format is not None:
-        fields["response_format"] = _response_format(body.output_config.format)
     if body.stream:
         fields["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
     return openai_body(ChatCompletionRequest, fields)
@@ -166,7 +162,9 @@ def _parallel(body: MessagesRequest) -> bool | None:
     return False if choice is not None and choice.disable_parallel_tool_use else None
 
 
-def _response_format(format: Mapping[str, Any]) -> dict[str, Any]:
+def _response_format(format: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if format is None:
+        return None
     if format.get("type") != "json_schema":
         return dict(format)
     schema = {"name": "output", "schema": format.get("schema"), "strict": True}

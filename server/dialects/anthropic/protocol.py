@@ -1,9 +1,9 @@
 """Bodies of Anthropic's routes. What becomes a field of OpenAI's is checked there."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import ConfigDict, Field, PlainValidator
+from pydantic import ConfigDict, Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
 from engine.errors import InvalidParameter
@@ -14,6 +14,7 @@ from server.protocol.common import (
     WireModel,
     check_num_parts,
 )
+from server.protocol.one_text import OneTextRequest
 from server.protocol.tools import is_of_type, left_out_tools
 from server.protocol.variants import read_model, read_variant
 
@@ -36,7 +37,6 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "mcp_servers": ([],),
     "thread": (False,),
 }
-
 _REFUSED_BLOCKS = {
     "image": NO_MODEL_READS,
     "document": NO_MODEL_READS,
@@ -214,6 +214,25 @@ class ConversationFields(ModelRequest):
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
+    output_format: dict[str, Any] | None = Field(
+        None, max_length=64, description="Older clients' `output_config.format`."
+    )
+
+    @model_validator(mode="after")
+    def _check_format(self) -> Self:
+        if self.output_format not in (None, self.form):
+            raise InvalidParameter(
+                "output_format and output_config.format differ; they mean the same, so send one of "
+                "them",
+                param="output_format",
+            )
+        return self
+
+    @property
+    def form(self) -> dict[str, Any] | None:
+        """What the text must look like."""
+        form = None if self.output_config is None else self.output_config.format
+        return self.output_format if form is None else form
 
     @property
     def own_tools(self) -> list[dict[str, Any]]:
@@ -232,7 +251,7 @@ class CountTokensRequest(ConversationFields):
     )
 
 
-class MessagesRequest(ConversationFields):
+class MessagesRequest(ConversationFields, OneTextRequest):
     """A conversation to write the next message of."""
 
     model_config = ConfigDict(
@@ -244,11 +263,13 @@ class MessagesRequest(ConversationFields):
         }
     )
 
+    _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **OneTextRequest._unsupported,
+        **_UNSUPPORTED,
+    }
+    prompt_field: ClassVar[str] = "messages"
+
     max_tokens: int = Field(ge=1, le=MAX_TOKEN_COUNT, description="Most tokens to generate.")
     stop_sequences: list[Annotated[str, Field(min_length=1, max_length=1024)]] | None = Field(
         None, max_length=MAX_STOP_SEQUENCES, description="Strings that end the message."
     )
-    temperature: float | None = Field(None, ge=0, le=2, description="Default: the model's, or 1.")
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0, le=MAX_TOKEN_COUNT)
-    stream: bool | None = Field(None, description="Answer with server-sent events.")

@@ -1,10 +1,11 @@
-"""Anthropic's routes, `/v1/messages`."""
+"""Anthropic's routes, `/v1/messages`, and `/v1/models` for its clients."""
 
 from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
 from engine.kinds import TEXT
+from server.dialects.anthropic import models
 from server.dialects.anthropic.convert import chat_body, count_body
 from server.dialects.anthropic.protocol import CountTokensRequest, MessagesRequest
 from server.dialects.anthropic.shape import FRAMING, MessageShape, error_shape
@@ -17,6 +18,7 @@ from server.routes.ignored_fields import report_ignored_fields
 from server.routes.tokenize import token_ids
 
 router = APIRouter(route_class=JsonRoute, tags=["Anthropic"])
+router.include_router(models.router)
 
 _FAILURE = {"type": "error", "error": {"type": "invalid_request_error", "message": "..."}}
 _answers = partial(responses, failure=_FAILURE)

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from engine.errors import Overflow
 from server.dialects.anthropic.convert import OWN_NAMES
 from server.http.errors import ErrorFacts, error_facts, renamed
 from server.http.shape import Shape, encode
@@ -28,12 +29,25 @@ def error_shape(facts: ErrorFacts) -> bytes:
     fallback = "api_error" if facts.status >= 500 else "invalid_request_error"
     error: Block = {
         "type": _TYPES.get(facts.status, fallback),
-        "message": renamed(facts, OWN_NAMES).message,
+        "message": _too_long(facts.overflow) or renamed(facts, OWN_NAMES).message,
     }
     if facts.param == "thread":
         # By this Anthropic's client knows to send whole conversations.
         error["details"] = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
     return encode({"type": "error", "error": error})
+
+
+def _too_long(overflow: Overflow | None) -> str:
+    """Anthropic's words: clients read its numbers and shorten the conversation by them."""
+    if overflow is None:
+        return ""
+    num_tokens, most = overflow.num_prompt_tokens, overflow.max_model_len
+    if num_tokens > most:
+        return f"prompt is too long: {num_tokens} tokens > {most} maximum"
+    return (
+        f"input length and `max_tokens` exceed context limit: {num_tokens} + "
+        f"{overflow.num_asked_tokens} > {most}, decrease input length or `max_tokens` and try again"
+    )
 
 
 FRAMING = Framing(
@@ -154,7 +168,7 @@ def _block(kind: str) -> Block:
     """A block before anything is in it."""
     match kind:
         case "text":
-            return {"type": kind, "text": "", "citations": None}
+            return {"type": kind, "text": ""}
         case "thinking":
             return {"type": kind, "thinking": "", "signature": ""}
     return {"type": kind, "input": {}}

@@ -5,9 +5,8 @@ from typing import Any
 
 from engine.errors import InvalidParameter, UnsupportedFeature
 from server.protocol.common import integral
-from server.protocol.sampler_fields import SamplerFields
+from server.protocol.one_text import TEXT_FIELDS
 
-_SAME_OPTIONS = frozenset((*SamplerFields.model_fields, "seed", "stop", "min_tokens"))
 _READ_OPTIONS = frozenset(("num_predict",))
 _NO_EFFECT_OPTIONS = frozenset(
     (
@@ -26,7 +25,7 @@ _UNSUPPORTED_OPTIONS: Mapping[str, tuple[Any, ...]] = {
 
 def ignored_options(options: Mapping[str, Any]) -> list[str]:
     """Those that nobody knows."""
-    known = _SAME_OPTIONS | _READ_OPTIONS | _NO_EFFECT_OPTIONS | _UNSUPPORTED_OPTIONS.keys()
+    known = TEXT_FIELDS | _READ_OPTIONS | _NO_EFFECT_OPTIONS | _UNSUPPORTED_OPTIONS.keys()
     return [f"options.{name}" for name in options if name not in known]
 
 
@@ -42,7 +41,7 @@ def option_fields(options: Mapping[str, Any]) -> dict[str, Any]:
                 f"options.{name} is not supported by this server; leave it out",
                 param=f"options.{name}",
             )
-    fields = {name: integral(options[name]) for name in options.keys() & _SAME_OPTIONS}
+    fields = {name: integral(options[name]) for name in options.keys() & TEXT_FIELDS}
     if fields.get("seed") == -1:
         fields["seed"] = None
     return fields | {"max_tokens": _max_tokens(options.get("num_predict"))}

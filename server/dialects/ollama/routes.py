@@ -40,12 +40,13 @@ from server.state import AppState
 
 
 class _Route(JsonRoute):
-    """Ollama's examples for curl do not declare their JSON. Pages of other sites need not either,
-    but a browser says in the headers that it was a page which asked."""
+    """Ollama never looks how a body is declared, so its examples for curl and some clients do not
+    declare JSON. Pages of other sites need not either, but a browser says in the headers that it
+    was a page which asked."""
 
     def check_declared(self, request: Request) -> None:
         is_by_page = any(name in request.headers for name in _SENT_BY_BROWSERS)
-        if is_by_page or request.headers.get("content-type", "") not in _SENT_BY_CURL:
+        if is_by_page or request.headers.get("content-type", "") not in _UNDECLARED:
             super().check_declared(request)
 
 
@@ -54,8 +55,8 @@ router = APIRouter(route_class=_Route, tags=["Ollama"])
 _JSON = "application/json"
 _ALL_THAT_FIT = -1
 _SENT_BY_BROWSERS = ("origin", "referer", "sec-fetch-site")
-_SENT_BY_CURL = ("", "application/x-www-form-urlencoded")
-"""Of a body, where it is told no content type."""
+_UNDECLARED = ("", "application/x-www-form-urlencoded", "application/octet-stream")
+"""What curl, and aiohttp in LiteLLM, send for a body whose type they were not told."""
 _answers = partial(responses, failure={"error": "..."})
 
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import random
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ import httpx
 import pytest
 from fake_engine import Failure
 from text_server import MODEL, TextServer, text_info, until, write_tokenizer
+
+from engine.kinds import TEXT
 
 ROUTE = "/v1/messages"
 TEMPLATE = (
@@ -245,6 +249,37 @@ async def test_turns_of_one_role_are_one_and_the_last_is_continued(
     )
 
 
+async def test_models_are_listed_to_anthropics_clients(
+    server: TextServer, client: anthropic.AsyncAnthropic
+) -> None:
+    page = await client.models.list()
+    assert [model.id for model in page.data] == [MODEL] and page.has_more is False
+    one = await client.models.retrieve(MODEL)
+    assert one == page.data[0]
+    assert (one.type, one.display_name, one.max_input_tokens) == ("model", MODEL, 1024)
+    assert one.created_at.timestamp() == server.engine.infos(TEXT)[0].created
+    plain = (await server.client.get("/v1/models")).json()
+    assert plain["object"] == "list" and plain["data"][0]["object"] == "model"
+    with pytest.raises(anthropic.NotFoundError):
+        await client.models.retrieve("claude-9")
+
+
+@pytest.mark.parametrize("name", ["output_format", "output_config"])
+async def test_the_form_of_the_text(server: TextServer, name: str) -> None:
+    """By the name that it had in the beta, too."""
+    schema = {"type": "object", "properties": {"location": {"type": "string"}}}
+    form = {"type": "json_schema", "schema": schema}
+    fields: dict[str, Any] = {name: form if name == "output_format" else {"format": form}}
+    server.say('{"location": "Rome"}')
+    answer = await server.post(ROUTE, max_tokens=20, messages=HELLO, **fields)
+    assert answer.json()["content"] == [{"type": "text", "text": '{"location": "Rome"}'}]
+    structure = server.last_request.sampling.structure
+    assert structure is not None and json.dumps(schema) in structure.text
+    other = {"output_format": form, "output_config": {"format": {"type": "json_object"}}}
+    refused = await server.post(ROUTE, max_tokens=20, messages=HELLO, **other)
+    assert "output_format" in error_of(refused)["message"]
+
+
 async def test_tokens_are_counted(server: TextServer, client: anthropic.AsyncAnthropic) -> None:
     arguments: Any = {"model": MODEL, "system": "You are a fox.", "messages": HELLO}
     for more in ({}, {"tools": TOOLS}):
@@ -258,8 +293,14 @@ async def test_errors_are_the_clients_types(
 ) -> None:
     with pytest.raises(anthropic.NotFoundError, match="claude-9"):
         await client.messages.create(model="claude-9", max_tokens=1, messages=HELLO)
-    with pytest.raises(anthropic.BadRequestError, match="max_tokens can be at most"):
+    with pytest.raises(anthropic.BadRequestError, match=r"limit: \d+ \+ 1024 > 1024, decrease"):
         await client.messages.create(model=MODEL, max_tokens=1024, messages=HELLO)
+    words: Any = [{"role": "user", "content": "fox " * random.randint(1100, 5000)}]
+    counted = await client.messages.count_tokens(model=MODEL, messages=words)
+    with pytest.raises(anthropic.BadRequestError) as caught:
+        await client.messages.create(model=MODEL, max_tokens=1, messages=words)
+    found = re.search(r"prompt is too long: (\d+) tokens > 1024 maximum", str(caught.value))
+    assert found is not None and 1024 < int(found[1]) <= counted.input_tokens
     with pytest.raises(anthropic.AuthenticationError):
         await client.with_options(api_key="wrong").messages.create(
             model=MODEL, max_tokens=1, messages=HELLO

@@ -67,6 +67,18 @@ async def test_what_cannot_fit_is_refused_before_it_is_tokenised(
         assert limit in error["message"]
 
 
+async def test_no_limit_is_advised_where_tokens_were_not_counted(server: TextServer) -> None:
+    """A prompt that is refused by its characters may have more tokens than are known of."""
+    text = "=" * random.randint(MAX_MODEL_LEN // 2, MAX_MODEL_LEN) * 40
+    for path, fields in (
+        ("/v1/chat/completions", {"messages": messages(text)}),
+        ("/v1/completions", {"prompt": text}),
+    ):
+        response = await server.post(path, max_tokens=MAX_MODEL_LEN, **fields)
+        message = response.json()["error"]["message"]
+        assert "at least" in message and "can be at most" not in message, message
+
+
 async def test_tokens_that_a_request_names_itself_are_counted_too(server: TextServer) -> None:
     response = await server.post("/detokenize", tokens=[5] * 65_537)
     assert response.status_code == 400

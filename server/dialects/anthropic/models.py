@@ -1,0 +1,60 @@
+"""Served models as Anthropic lists them, to whoever asks as its clients do."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.routing import APIRoute
+from starlette.routing import Match
+from starlette.types import Scope
+
+from engine.kinds import TEXT
+from engine.types import ModelInfo
+from server.catalog import find_model
+from server.routes.deps import StateDep
+from server.routes.models import ModelId
+from server.state import AppState
+
+
+class _AnthropicsRoute(APIRoute):
+    """OpenAI has the same path; Anthropic's clients tell its version in a header."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        if not any(name == b"anthropic-version" for name, _ in scope.get("headers", ())):
+            return Match.NONE, {}
+        return super().matches(scope)
+
+
+router = APIRouter(route_class=_AnthropicsRoute, include_in_schema=False)
+
+
+@router.get("/v1/models")
+async def list_models(state: StateDep) -> dict[str, Any]:
+    """All on one page."""
+    models = [_described(info) for info in _infos(state)]
+    ids = [model["id"] for model in models]
+    ends = {"first_id": ids[0] if ids else None, "last_id": ids[-1] if ids else None}
+    return {"data": models, "has_more": False, **ends}
+
+
+@router.get("/v1/models/{model_id:path}")
+async def get_model(model_id: ModelId, state: StateDep) -> dict[str, Any]:
+    """One of them."""
+    return _described(find_model(state.engine, model_id))
+
+
+def _infos(state: AppState) -> list[ModelInfo]:
+    """One for each name that can be asked for."""
+    named = [info.named(name) for info in state.engine.infos(TEXT) for name in info.names]
+    return [info for info in named if info is not None]
+
+
+def _described(info: ModelInfo) -> dict[str, Any]:
+    return {
+        "type": "model",
+        "id": info.name,
+        "display_name": info.name,
+        "created_at": datetime.fromtimestamp(info.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "max_input_tokens": info.max_model_len,
+        "max_tokens": info.max_model_len - 1,
+    }
