@@ -304,7 +304,12 @@ def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, Info]:
     engine: AnyEngine
     info: Info
     engine, info = imported(kind.loader)(checkpoint, spec.model, config, link)
-    info = replace(info, digest=digest.result())
+    info = replace(
+        info,
+        digest=digest.result(),
+        file_format=checkpoint.file_format,
+        file_bytes=digest.num_bytes,
+    )
     if failed and isinstance(info, AdaptableInfo):
         info = replace(info, failed_adapters={**info.failed_adapters, **failed})
     return engine, info

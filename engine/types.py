@@ -115,6 +115,14 @@ class Info:
     """Short hash of the resolved configuration; part of `system_fingerprint`."""
     digest: str = ""
     """SHA-256 of the checkpoint's files (`engine.weights.digest`)."""
+    file_format: str = ""
+    """Of the files that hold the weights, such as gguf or safetensors."""
+    file_bytes: int = 0
+    """Of all files that the digest is of."""
+    num_weights: int = 0
+    """Numbers in all of its matrices; 0: not known."""
+    weight_type: str = ""
+    """That most of them have in the files, such as Q8_0 or BF16."""
     vocab_size: int | None = None
     """Token ids at or above it are refused. None: requests bring no token ids."""
 

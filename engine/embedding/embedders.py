@@ -29,6 +29,7 @@ from engine.weights.loader import load_model_config
 from engine.weights.safetensors import folder_headers, iter_tensors
 from engine.weights.sentence_layout import SentenceLayout, read_sentence_layout
 from engine.weights.source import Checkpoint
+from engine.weights.stored_bits import stored_type
 from engine.weights.weight_plan import WeightPlan, plan_within_memory
 
 CONFIG = "config.json"
@@ -49,6 +50,8 @@ class LoadedEmbedder:
     dimensions: int
     max_model_len: int
     layout: SentenceLayout
+    num_weights: int
+    weight_type: str
 
 
 def load_embedder(
@@ -79,7 +82,8 @@ def _load_encoder(
     dtype_name = "float32" if intent.dtype == "auto" else intent.dtype
     dtype = torch_dtype(dtype_name)
     max_model_len = _max_model_len(intent, layout, config.max_position_embeddings)
-    numbers = sum(math.prod(header.shape) for header in folder_headers(checkpoint.path).values())
+    headers = folder_headers(checkpoint.path)
+    numbers = sum(math.prod(header.shape) for header in headers.values())
     weights = numbers * dtype.itemsize
     host.reserve(machine.device, "weights", weights, machine.free_memory_bytes)
     _reserve_states(config, _step_tokens(intent, max_model_len), dtype, machine, host)
@@ -98,6 +102,8 @@ def _load_encoder(
         dimensions=config.hidden_size,
         max_model_len=max_model_len,
         layout=layout,
+        num_weights=numbers,
+        weight_type=stored_type(headers),
     )
 
 
@@ -144,6 +150,8 @@ def _load_decoder(
         dimensions=config.hidden_size,
         max_model_len=max_model_len,
         layout=layout,
+        num_weights=plan.num_weights,
+        weight_type=plan.stored_type,
     )
 
 

@@ -71,6 +71,8 @@ def load_engine(
         dimensions=loaded.dimensions,
         pooling=loaded.layout.pooling,
         normalized=loaded.layout.normalizes,
+        num_weights=loaded.num_weights,
+        weight_type=loaded.weight_type,
         config_hash=fingerprint((sorted(facts.items()), intent.deterministic)),
     )
 

@@ -81,7 +81,11 @@ def load_engine(
     seconds = round(time.monotonic() - started_s, 1)
     log.info("model loaded", seconds=seconds, default_sampling=sampling, **asdict(config))
     warn_of_few_bits(sizing.plan)
-    info = model_info(model_id, checkpoint, model_config, config, sampling)
+    info = replace(
+        model_info(model_id, checkpoint, model_config, config, sampling),
+        num_weights=sizing.plan.num_weights,
+        weight_type=sizing.plan.stored_type,
+    )
     if quality is not None:
         info = replace(info, quality_kl=quality.kl_divergence)
     if weights.adapters is not None:

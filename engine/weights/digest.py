@@ -52,6 +52,11 @@ class PendingDigest:
         # A load that fails ends the process, which must not wait for this.
         threading.Thread(target=self._run, args=(memory,), name="digest", daemon=True).start()
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all files."""
+        return sum(mark[2] for mark in self._marks if mark is not None)
+
     def result(self) -> str:
         """Wait for it.
 

@@ -26,6 +26,11 @@ _SHIPPED = {"tandem-shapes": Path(__file__).parents[1] / "data" / "shapes"}
 _HUB_ID = re.compile(
     r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:@]+))?(?::(?P<filename>[^:]+\.(?:gguf|safetensors|onnx)))?"
 )
+_FILE_FORMATS = {
+    **dict.fromkeys(("folder", "diffusers", "single_file"), "safetensors"),
+    "torch_file": "pickle",
+}
+"""Of checkpoints that are called otherwise than their files' format."""
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _ONNX_VERSION = b"\x08"
 """The tag of the field that an ONNX file begins with."""
@@ -50,6 +55,11 @@ class Checkpoint:
     path: Path
     name: str
     """Default id under which it is served."""
+
+    @property
+    def file_format(self) -> str:
+        """Of the files that hold the weights."""
+        return _FILE_FORMATS.get(self.kind, self.kind)
 
 
 def resolve_source(

@@ -1,6 +1,8 @@
-"""How many bits a checkpoint has for a weight, whatever the model keeps it in."""
+"""What a checkpoint stores its weights in, and in how many bits each, whatever the model keeps it
+in."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +12,14 @@ from engine.quantization.format import Headers
 
 FEW_BITS = 4
 """Below it models lose more than averages over texts show."""
+
+
+def stored_type(headers: Headers) -> str:
+    """That most numbers have in the checkpoint, as its format calls it."""
+    counts: Counter[str] = Counter()
+    for header in headers.values():
+        counts[header.type] += math.prod(header.shape)
+    return counts.most_common(1)[0][0] if counts else ""
 
 
 def stored_bits(headers: Headers, stated: Mapping[str, Any]) -> float | None:

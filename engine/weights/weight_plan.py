@@ -25,7 +25,7 @@ from engine.quantization.table import FORMATS, Quantization
 from engine.runtime.device import torch_dtype
 from engine.weights.loader import quantization_config, weight_headers
 from engine.weights.source import Checkpoint
-from engine.weights.stored_bits import stored_bits
+from engine.weights.stored_bits import stored_bits, stored_type
 from kernels import _triton, native
 
 HEAD = OUTPUT_LAYER
@@ -50,6 +50,8 @@ class WeightPlan:
     """They are plain only because that is faster."""
     stored_bits: float | None = None
     """Of a weight in the checkpoint (`engine.weights.stored_bits`)."""
+    stored_type: str = ""
+    """That most of the checkpoint's weights have."""
     embedding: str
     """The checkpoint's name of the input embedding."""
     copies_embedding: bool = False
@@ -79,6 +81,12 @@ class WeightPlan:
         """Whether the embedding has plain rows that no product reads."""
         has_head = HEAD in self.layers or f"{HEAD}.weight" in self.shapes
         return self.copies_embedding or (has_head and not self.leaves_out_embedding)
+
+    @property
+    def num_weights(self) -> int:
+        """Numbers in all matrices; an output layer that is the embedding counts once."""
+        ends = (self.shapes.get(f"{name}.weight", (0,)) for name in (self.embedding, HEAD))
+        return sum(self.layer_weights().values()) + sum(map(math.prod, ends))
 
     def layer_weights(self) -> dict[str, int]:
         """How many numbers each matrix has that tokens are multiplied with, by its tensor or layer;
@@ -174,6 +182,7 @@ def plan_weights(
         stored=cast(Quantization, name or "none"),
         could_stay_packed=is_plain_better,
         stored_bits=stored_bits(all_headers, stated),
+        stored_type=stored_type(all_headers),
         embedding=embedding,
         copies_embedding=has_native and is_tied and head is None and not borrows,
         leaves_out_embedding=(

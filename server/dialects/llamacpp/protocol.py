@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from engine.errors import InvalidParameter, UnsupportedFeature
+from engine.sampler_order import OTHER_SAMPLER_NAMES, SAMPLERS
 from server.embeddings.inputs import Inputs
 from server.protocol.common import (
     NO_EFFECT_FIELDS,
@@ -19,6 +20,8 @@ from server.protocol.embeddings import UNSUPPORTED_EMBEDDING_FIELDS, EmbeddingMo
 from server.protocol.prompts import Prompts
 
 MAX_EXTRA_FILES = 256
+_MAX_UNKNOWN = 32
+"""Samplers that are reported."""
 
 _NO_EFFECT: Mapping[str, str] = {
     **NO_EFFECT_FIELDS,
@@ -45,6 +48,19 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
 """Known fields that are refused, with the values that ask for nothing and pass. Null passes too."""
 
 
+_TEMPERATURE_LAST = [*(name for name in SAMPLERS if name != "temperature"), "temperature"]
+
+
+def _with_known_samplers(data: dict[str, Any]) -> dict[str, Any]:
+    """Without samplers that nobody knows, which are reported as ignored fields are."""
+    names = data.get("samplers")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return data
+    known = [name for name in names if name in SAMPLERS or name in OTHER_SAMPLER_NAMES]
+    unknown = [f"samplers.{name}" for name in names if name not in known]
+    return {**data, "samplers": known, **dict.fromkeys(unknown[:_MAX_UNKNOWN])}
+
+
 class LlamaTextRequest(SamplingRequest):
     """What is said of the text to be written."""
 
@@ -60,6 +76,21 @@ class LlamaTextRequest(SamplingRequest):
         None,
         description="Return each token's log-probability and so many alternatives.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_frontends(cls, data: Any) -> Any:
+        """What frontends for several servers send to each of them, where it can mean one thing."""
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        if data.get("max_new_tokens") in (data.get("n_predict"), data.get("max_tokens")):
+            data.pop("max_new_tokens", None)
+        if data.get("negative_prompt") == "":
+            del data["negative_prompt"]
+        if data.pop("temperature_last", None) is True and data.get("samplers") is None:
+            data["samplers"] = _TEMPERATURE_LAST
+        return _with_known_samplers(data)
 
     @model_validator(mode="after")
     def _check_num_texts(self) -> Self:

@@ -1,6 +1,7 @@
 """Served models as Ollama lists and describes them."""
 
 import hashlib
+import re
 from typing import Any
 
 from engine.embedding_types import EmbeddingModelInfo
@@ -13,13 +14,13 @@ AnyTextInfo = ModelInfo | EmbeddingModelInfo
 
 
 def listed(info: AnyTextInfo) -> dict[str, Any]:
-    """An entry of `/api/tags`. Sizes are not known here."""
+    """An entry of `/api/tags`."""
     return {
         "name": info.name,
         "model": info.name,
         "modified_at": timestamp(info.created),
-        "size": 0,
-        "digest": hashlib.sha256(f"{info.name}|{info.config_hash}".encode()).hexdigest(),
+        "size": info.file_bytes,
+        "digest": _digest(info),
         "details": _details(info),
     }
 
@@ -42,9 +43,10 @@ def described(
     Args:
         chat_format: None where there is no chat.
     """
-    name = info.architecture
+    name = _family(info)
     facts: dict[str, Any] = {
         "general.architecture": name,
+        "general.parameter_count": info.num_weights,
         f"{name}.context_length": info.max_model_len,
     }
     if isinstance(info, EmbeddingModelInfo):
@@ -70,12 +72,34 @@ def _capabilities(info: AnyTextInfo, chat_format: ChatFormat | None) -> list[str
     return ["completion", "tools", *(["thinking"] if thinks else [])]
 
 
+def _digest(info: AnyTextInfo) -> str:
+    """Of the files that answer under this name; an adapter's own with its model's."""
+    digests = info.all_digests
+    return (
+        digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    )
+
+
 def _details(info: AnyTextInfo) -> dict[str, Any]:
+    family = _family(info)
     return {
-        "parent_model": "",
-        "format": "",
-        "family": info.architecture,
-        "families": [info.architecture],
-        "parameter_size": "",
-        "quantization_level": info.dtype,
+        "parent_model": "" if info.name == info.model else info.model,
+        "format": info.file_format,
+        "family": family,
+        "families": [family],
+        "parameter_size": _rounded(info.num_weights),
+        "quantization_level": info.weight_type or info.dtype,
     }
+
+
+def _family(info: AnyTextInfo) -> str:
+    """llama.cpp's name, that of transformers' class without its end: `llama`, `qwen3moe`."""
+    return re.sub(r"(For[A-Z]\w*|(LM)?(Head)?Model)$", "", info.architecture).lower()
+
+
+def _rounded(num_weights: int) -> str:
+    """As Ollama writes it: 134.5M, 8.0B."""
+    for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if num_weights >= size:
+            return f"{num_weights / size:.1f}{letter}"
+    return str(num_weights) if num_weights else ""

@@ -53,6 +53,7 @@ class _Route(JsonRoute):
 router = APIRouter(route_class=_Route, tags=["Ollama"])
 
 _JSON = "application/json"
+_OLLAMA_VERSION = "0.12.11"
 _ALL_THAT_FIT = -1
 _SENT_BY_BROWSERS = ("origin", "referer", "sec-fetch-site")
 _UNDECLARED = ("", "application/x-www-form-urlencoded", "application/octet-stream")
@@ -170,8 +171,9 @@ async def show(body: OllamaShowRequest, state: StateDep) -> dict[str, Any]:
 
 @router.get("/api/version", summary="The server's version", responses=_answers({"version": "1.0"}))
 async def version() -> dict[str, str]:
-    """Ours, not Ollama's."""
-    return {"version": __version__}
+    """That of the Ollama whose fields these routes have, by which clients decide what to send;
+    `tandem` is our own."""
+    return {"version": _OLLAMA_VERSION, "tandem": __version__}
 
 
 def _infos(state: AppState) -> list[AnyTextInfo]:

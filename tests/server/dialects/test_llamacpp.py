@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,46 @@ async def test_what_nobody_knows_is_named(server: TextServer) -> None:
     body = {"prompt": "a", "id_slot": -1, "n_keep": 5, "min_keep": 0, "lora": [], "logprobs": 2}
     response = await server.post("/completion", **body, warp=1)
     assert response.headers["X-Ignored-Fields"] == "logprobs, warp"
+
+
+async def test_what_frontends_send_to_every_server_is_taken(server: TextServer) -> None:
+    for name in ("n_predict", "max_tokens"):
+        server.say("fox")
+        asked = {"prompt": "a", "max_new_tokens": 3, name: 3, "negative_prompt": ""}
+        response = await server.post("/completion", **asked)
+        assert (response.status_code, server.last_request.sampling.max_tokens) == (200, 3)
+    different = {"prompt": "a", "max_new_tokens": 3, "n_predict": 4}
+    for body in (different, {"prompt": "a", "max_new_tokens": 3}):
+        response = await server.post("/completion", **body)
+        assert response.json()["error"]["param"] == "max_new_tokens"
+
+
+async def test_samplers_that_nobody_knows_are_left_out(server: TextServer) -> None:
+    values = {"temperature": 0.5, "top_k": 5, "min_p": 0.1, "top_p": 0.5}
+    known = random.sample(["temperature", "top_k", "min_p"], 3)
+    sent = list(known)
+    for name in ("tfs_z", "adaptive_p"):
+        sent.insert(random.randrange(len(sent) + 1), name)
+    response = await server.post("/completion", prompt="a", samplers=sent, **values)
+    assert response.status_code == 200, response.text
+    named = response.headers["X-Ignored-Fields"].split(", ")
+    assert sorted(named) == ["samplers.adaptive_p", "samplers.tfs_z"]
+    with_unknown = server.last_request.sampling
+    await server.post("/completion", prompt="a", samplers=known, **values)
+    assert server.last_request.sampling == with_unknown
+    assert with_unknown.top_p == 1.0, "what is not listed does nothing"
+
+
+async def test_temperature_may_come_last(server: TextServer) -> None:
+    values = {"temperature": 0.5, "top_k": 5, "min_p": 0.1}
+    await server.post("/completion", prompt="a", temperature_last=True, **values)
+    assert server.last_request.sampling.order == ("top_k", "min_p", "temperature")
+    await server.post("/completion", prompt="a", temperature_last=False, **values)
+    assert server.last_request.sampling.order is None
+    # Where samplers are listed, they are in their own order.
+    listed = {"samplers": ["temperature", "top_k"], "temperature_last": True}
+    await server.post("/completion", prompt="a", **values, **listed)
+    assert server.last_request.sampling.order is None
 
 
 async def test_a_gap_is_put_as_llama_server_puts_it(tmp_path: Path) -> None:

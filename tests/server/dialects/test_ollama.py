@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import random
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -345,6 +347,25 @@ async def test_a_client_that_leaves_aborts_its_request(server: TextServer, strea
 
 async def test_models_are_listed_and_described(tokenizer_folder: Path) -> None:
     server = EmbeddingServer(tokenizer_folder, with_text=True)
+    digest, size = f"{random.getrandbits(256):064x}", random.randrange(1 << 34)
+    facts: dict[str, Any] = {"digest": digest, "file_format": "gguf", "file_bytes": size}
+    facts |= {"num_weights": 134_477_952, "weight_type": "Q8_0"}
+    plain = server.engine.served["writer"]
+    server.engine.served["writer"] = replace(plain, **facts, adapters=("poet",))
+    models = (await server.client.get("/api/tags")).json()["models"]
+    assert [model["name"] for model in models] == ["writer", "poet", "embedder"]
+    assert (models[0]["digest"], models[0]["size"]) == (digest, size)
+    assert len({model["digest"] for model in models}) == 3
+    assert models[0]["details"] == {
+        "parent_model": "",
+        "format": "gguf",
+        "family": "llama",
+        "families": ["llama"],
+        "parameter_size": "134.5M",
+        "quantization_level": "Q8_0",
+    }
+    assert models[1]["details"]["parent_model"] == "writer"
+    server.engine.served["writer"] = replace(plain, **facts)
     models = (await server.client.get("/api/tags")).json()["models"]
     assert [model["name"] for model in models] == ["writer", "embedder"]
     datetime.fromisoformat(models[0]["modified_at"])
@@ -352,14 +373,19 @@ async def test_models_are_listed_and_described(tokenizer_folder: Path) -> None:
     assert [model["context_length"] for model in running] == [256, 64]
     shown = (await server.client.post("/api/show", json={"model": "writer:latest"})).json()
     assert shown["capabilities"] == ["completion", "tools"]
-    assert shown["model_info"]["LlamaForCausalLM.context_length"] == 256
+    assert shown["details"]["format"] == "gguf"
+    assert shown["model_info"]["general.architecture"] == "llama"
+    assert shown["model_info"]["general.parameter_count"] == 134_477_952
+    assert shown["model_info"]["llama.context_length"] == 256
     assert "add_generation_prompt" in shown["template"]
     shown = (await server.client.post("/api/show", json={"name": "embedder"})).json()
     assert shown["capabilities"] == ["embedding"]
-    assert shown["model_info"]["BertModel.embedding_length"] == 8
+    assert shown["model_info"]["bert.embedding_length"] == 8
     response = await server.client.post("/api/show", json={"model": "nobody"})
     assert "model 'nobody' is not served" in refusal_of(response, 404)
-    assert (await server.client.get("/api/version")).json() == {"version": __version__}
+    version = (await server.client.get("/api/version")).json()
+    assert tuple(map(int, version["version"].split("."))) >= (0, 6, 4)
+    assert version["tandem"] == __version__
     await server.aclose()
 
 
