@@ -1,7 +1,7 @@
 """What every request passes on its way to a route and back. Pure ASGI: streams pass untouched.
 
-    HEAD → root path → request id → access log → CORS → recover → auth → body limit → slow body
-    → routes
+    forwarded → HEAD → root path → request id → access log → CORS → recover → auth → body limit
+    → slow body → routes
 
 Refusals of the inner ones carry the request id and CORS headers and are logged.
 """
@@ -13,6 +13,7 @@ from server.metrics import ServerMetrics
 from server.middleware.access_log import AccessLogMiddleware
 from server.middleware.auth import AuthMiddleware
 from server.middleware.body_limit import BodyLimitMiddleware
+from server.middleware.forwarded import ForwardedMiddleware
 from server.middleware.head import HeadMiddleware
 from server.middleware.recover import RecoverMiddleware
 from server.middleware.request_id import RequestIdMiddleware
@@ -48,3 +49,4 @@ def install(app: FastAPI, settings: Settings, metrics: ServerMetrics) -> None:
     if settings.root_path:
         app.add_middleware(RootPathMiddleware, root_path=settings.root_path)
     app.add_middleware(HeadMiddleware)
+    app.add_middleware(ForwardedMiddleware, proxies=settings.forwarded_allow_ips)

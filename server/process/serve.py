@@ -196,6 +196,7 @@ def uvicorn_config(settings: Settings, app: FastAPI) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # ours reads them
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=_LAST_WORDS_S,
         ssl_certfile=settings.ssl_certfile,

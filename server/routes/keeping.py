@@ -2,9 +2,12 @@
 
 from fastapi import Request
 
+from server.http.own_address import own_url
 from server.images.store import Keep
 from server.protocol.file_fields import FileFields
 from server.state import AppState
+
+_FOLDER = "/v1/images/files/"
 
 
 def keeper(
@@ -13,15 +16,16 @@ def keeper(
     """What stores results of at most so many pixels; None: they are in the answer itself.
 
     Raises:
-        InvalidParameter: they might not fit.
+        InvalidParameter: they might not fit, or nobody knows what their urls would be.
     """
     if body.response_format != "url":
         return None
     state.image_store.check_room(num_images, num_pixels)
     file_format = body.file_format
+    settings = state.settings
+    folder = own_url(request, _FOLDER, public_url=settings.public_url, host=settings.host)
 
     def keep(file: bytes) -> str:
-        name = state.image_store.put(file, file_format)
-        return str(request.url_for("get_image_file", name=name))
+        return f"{folder}{state.image_store.put(file, file_format)}"
 
     return keep

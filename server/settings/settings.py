@@ -146,6 +146,12 @@ def _check_root_path(path: str) -> str:
     return path
 
 
+def _check_public_url(url: str | None) -> str | None:
+    if url is not None and not re.fullmatch(r"https?://[^/?#\s@]+(/[^/?#\s]+)*/?", url):
+        raise ValueError("must be http:// or https:// and a name, perhaps with a port and a path")
+    return None if url is None else url.rstrip("/")
+
+
 def _check_is_file(path: Path) -> Path:
     if not path.is_file():
         raise ValueError("there is no such file")
@@ -247,6 +253,16 @@ class Settings(BaseSettings):
     root_path: Annotated[str, AfterValidator(_check_root_path)] = Field(
         "",
         description="Path under which a reverse proxy publishes this server, such as /llm.",
+    )
+    forwarded_allow_ips: Annotated[tuple[str, ...], *CommaList] = Field(
+        ("127.0.0.1",),
+        description="Addresses and networks of reverse proxies whose X-Forwarded headers are "
+        "believed, * for any.",
+    )
+    public_url: Annotated[str | None, AfterValidator(_check_public_url)] = Field(
+        None,
+        description="Where clients find this server, such as https://ai.example.com/llm; the URLs "
+        "of stored images begin with it.",
     )
     ssl_certfile: ExistingFile | None = Field(
         None, description="PEM file with the TLS certificate chain; serves HTTPS."

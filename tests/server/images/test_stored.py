@@ -1,12 +1,24 @@
 """Results by `url`: served to whoever has the name, for a while, within a bound."""
 
+import socket
+
 import pytest
-from image_server import ImageServer, error_of, named_events, opened
+from image_server import (
+    EDITS,
+    GENERATIONS,
+    ImageServer,
+    data_url,
+    error_of,
+    named_events,
+    opened,
+    png,
+)
 
 from engine.errors import InvalidParameter
 from server.images.store import ImageStore
 
 KEY = {"Authorization": "Bearer secret"}
+PICTURE = data_url(png())
 
 
 async def test_a_url_serves_the_image_without_a_key() -> None:
@@ -54,6 +66,59 @@ async def test_urls_carry_the_prefix_of_the_proxy() -> None:
     url = answer["data"][0]["url"]
     assert url.startswith("http://test/llm/v1/images/files/")
     assert (await server.client.get(url)).status_code == 200
+
+
+BY_URL = {"prompt": "x", "response_format": "url"}
+
+
+async def url_of(server: ImageServer, headers: dict[str, str]) -> str:
+    response = await server.client.post(GENERATIONS, json=BY_URL, headers=headers)
+    assert response.status_code == 200, response.text
+    url: str = response.json()["data"][0]["url"]
+    return url
+
+
+async def test_urls_have_no_strangers_name() -> None:
+    server = ImageServer(host="10.1.2.3")
+    own = ["localhost", "127.0.0.1:8000", "[::1]:9", "10.1.2.3:8000", socket.gethostname(), "test"]
+    for name in own:
+        assert (await url_of(server, {"Host": name})).startswith(f"http://{name}/v1/images/files/")
+    drawn = len(server.engine.image_requests)
+    routes = {GENERATIONS: BY_URL, EDITS: BY_URL | {"image": PICTURE}}
+    for name in ("evil.example", "localhost.evil.example", "10.1.2.4", "a@localhost", "x y", ""):
+        for path, body in routes.items():
+            error = error_of(await server.client.post(path, json=body, headers={"Host": name}))
+            assert error["param"] == "response_format" and "--public-url" in error["message"], name
+    assert len(server.engine.image_requests) == drawn, "refused before it is drawn"
+
+
+async def test_a_trusted_proxy_says_the_name() -> None:
+    server = ImageServer(root_path="/llm")
+    asked = {"X-Forwarded-Proto": "https", "Host": "ai.example"}
+    assert (await url_of(server, asked)).startswith("https://ai.example/llm/v1/images/files/")
+    asked |= {"Host": "127.0.0.1:8000", "X-Forwarded-Host": "ai.example:444"}
+    assert (await url_of(server, asked)).startswith("https://ai.example:444/llm/v1/images/files/")
+    # Who is no proxy of ours may claim to be one.
+    server = ImageServer(forwarded_allow_ips=("10.0.0.0/8",))
+    assert (await url_of(server, asked)).startswith("http://127.0.0.1:8000/v1/images/files/")
+    refused = asked | {"Host": "ai.example"}
+    error_of(await server.client.post(GENERATIONS, json=BY_URL, headers=refused))
+
+
+async def test_the_public_url_begins_all_urls() -> None:
+    server = ImageServer(public_url="https://ai.example:444/pictures/", root_path="/llm")
+    for host in ("evil.example", "localhost"):
+        url = await url_of(server, {"Host": host})
+        assert url.startswith("https://ai.example:444/pictures/v1/images/files/")
+    for wrong in (
+        "ai.example",
+        "ftp://ai.example",
+        "https://u@ai.example",
+        "https://a/?b",
+        "https://",
+    ):
+        with pytest.raises(ValueError, match="must be http:// or https://"):
+            ImageServer(public_url=wrong)
 
 
 async def test_edits_by_url() -> None:

@@ -1,5 +1,6 @@
 """Files of image adapters: what they may be called, and what is refused, why, and before what."""
 
+import hashlib
 import json
 import os
 import random
@@ -109,8 +110,11 @@ def test_all_that_trainers_call_layers(layers, model, tmp_path, style):
     made = write(model, PATHS, name_of, alpha=None if style == "old diffusers" else 2.0)
     made.tensors = renamed(made.tensors, **parts)
     table = table_of(layers)
-    report = load(table, "a", made.save(tmp_path / "a.safetensors"))
-    assert report == AdapterReport(num_layers=8, ranks=(3, 5))
+    file = made.save(tmp_path / "a.safetensors")
+    report = load(table, "a", file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert report == AdapterReport(num_layers=8, ranks=(3, 5), digest=digest)
+    assert table.digests == {"a": digest}
     found = output(layers, model, table.key_of("a"))
     for path, update in made.updates.items():
         model.get_submodule(path).weight += update

@@ -1,0 +1,64 @@
+"""Under which address clients find this server: for urls of what it keeps for them.
+
+A `Host` header holds whatever its sender likes. A url with a stranger's name in it, kept or passed
+on by somebody, would lead elsewhere; so a name counts only if it is one of ours.
+"""
+
+import ipaddress
+import re
+import socket
+from functools import cache
+
+from fastapi import Request
+
+from engine.errors import InvalidParameter
+
+TRUSTED_NAME = "tandem.trusted_name"
+"""In a request's scope: the name that a trusted proxy was asked for."""
+
+_NAME = re.compile(r"(?P<name>\[[0-9a-fA-F:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?P<port>:[0-9]{1,5})?")
+
+
+def own_url(request: Request, path: str, *, public_url: str | None, host: str) -> str:
+    """The url of one of our paths, for the client that asks.
+
+    Args:
+        public_url: what all urls begin with, whatever name was asked for.
+        host: the name or address that the server was told to listen on.
+
+    Raises:
+        InvalidParameter: nothing says that the name which was asked for is ours.
+    """
+    if public_url is not None:
+        return f"{public_url}{path}"
+    trusted = request.scope.get(TRUSTED_NAME)
+    asked = trusted if trusted is not None else request.headers.get("host", "")
+    found = _NAME.fullmatch(asked)
+    if found is None or (trusted is None and not _is_ours(found["name"], request, host)):
+        raise InvalidParameter(
+            "the name in the Host header is not known as this server's own, so no url can be made "
+            "of it; use response_format b64_json, or start the server with --public-url",
+            param="response_format",
+        )
+    prefix = request.scope.get("root_path", "")
+    return f"{request.url.scheme}://{asked}{prefix}{path}"
+
+
+def _is_ours(name: str, request: Request, host: str) -> bool:
+    name = name.strip("[]").lower()
+    address = (request.scope.get("server") or ("",))[0]
+    return name in (host.lower(), address, *_machine_names()) or _is_loopback(name)
+
+
+def _is_loopback(name: str) -> bool:
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost"
+
+
+@cache
+def _machine_names() -> tuple[str, ...]:
+    """Without asking a name server."""
+    name = socket.gethostname().lower()
+    return name, name.partition(".")[0]
