@@ -118,7 +118,7 @@ class Job:
         height, width = image.shape[:2]
         low = scaled_size(height, width, MASK_SIDE / max(height, width))
         trimap = trimap_of_mask(resize(mask, *low), height, width)
-        trimap = with_points(trimap, request.points)
+        trimap = with_points(image, trimap, request.points)
         if trimap.is_subject.any():
             return trimap
         nothing = np.zeros((height, width), np.bool_)

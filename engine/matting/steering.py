@@ -1,7 +1,9 @@
 """What a caller says of the subject, by a box or points: `steer` corrects the network's mask.
 
-GrabCut (Rother, Kolmogorov and Blake 2004) by OpenCV: colours inside and outside are learned from
-what is marked, and a cut between them follows the picture's edges.
+A box has the network look at that part alone (`engine.matting.job`), and nothing outside it stays.
+A point that the mask agrees with changes nothing, except that of several parts only those that are
+pointed at stay. A point that the mask contradicts adds or removes the region that it lies in
+(`engine.matting.regions`), and nothing else.
 """
 
 import contextlib
@@ -12,101 +14,164 @@ import cv2
 import numpy as np
 
 from engine.matting.arrays import Bools, Bytes, Floats, scaled_size
-from engine.matting.resampling import resize, shrink
-from engine.matting.trimap import Trimap
+from engine.matting.regions import Regions
+from engine.matting.resampling import nearest, resize, shrink
+from engine.matting.trimap import SURE, Trimap
 from engine.matting_types import Box, Point
 
 MAX_PIXELS = 200_000
-"""Of the picture that is cut: the trimap's band is wider than one of its pixels."""
-ROUNDS = 5
+"""Of the picture that regions are looked for in: the trimap's band is wider than one of its
+pixels."""
+GRABCUT_ROUNDS = 5
 POINT = 0.012
 """Radius of what a point marks, as a share of the root of the picture's area."""
+POINT_LEVELS = 24
+"""From the pixel's own colour as far as which the pixels around it are marked with it."""
+LINKED = 1.0 - SURE
+"""Of a mask: parts that are linked by more than background are one."""
+RIM = 2
+"""Half the width, in pixels, of what is left of an object at the border of a removed region."""
+MOST_OF_PART = 0.7
+"""A region with so much of a part of the mask means all of the part."""
 MIN_PIXELS = 16
 """Of either side, for colours to be learned from."""
 
 
 def steer(image: Bytes, mask: Floats, box: Box | None, points: Sequence[Point]) -> Floats:
-    """A mask [h, w] of numbers from 0 to 1 for a picture [H, W, 3], corrected; of another size.
+    """The mask [h, w] of numbers from 0 to 1 for a picture [H, W, 3], corrected.
 
     Args:
         mask: the network's, of any size.
         box, points: in the picture's pixels.
     """
+    size = image.shape[:2]
+    if box is not None:
+        mask = _boxed(image, mask, box)
+    wrong = [p for p in points if (mask[_place(p, size, mask.shape)] >= 0.5) != p.is_subject]
+    if wrong:
+        mask = _with_regions(image, mask, wrong, points)
+    wanted = [p for p in points if p.is_subject]
+    chooses = any(p not in wrong for p in wanted)
+    return _pointed_at(mask, size, wanted) if chooses else mask
+
+
+def with_points(image: Bytes, trimap: Trimap, points: Sequence[Point]) -> Trimap:
+    """What points say is known, however small it is: where it was not, also of the pixels of like
+    colour close to the point."""
+    levels = trimap.levels()
+    radius = max(1, round(POINT * math.sqrt(levels.size)))
+    for point in points:
+        said = 255 if point.is_subject else 0
+        if levels[point.y, point.x] == said:
+            continue
+        top, left = max(0, point.y - radius), max(0, point.x - radius)
+        area = (slice(top, point.y + radius + 1), slice(left, point.x + radius + 1))
+        part = image[area].astype(np.int16)
+        y, x = point.y - top, point.x - left
+        alike = np.abs(part - part[y, x]).max(axis=2) <= POINT_LEVELS
+        near = cv2.circle(np.zeros(alike.shape, np.uint8), (x, y), radius, 1, -1)
+        _, parts = cv2.connectedComponents((alike & (near > 0)).astype(np.uint8), connectivity=4)
+        levels[area][parts == parts[y, x]] = said
+    return Trimap.of(levels)
+
+
+def _place(point: Point, size: tuple[int, ...], of: tuple[int, ...]) -> tuple[int, int]:
+    """(row, column) of a point of a picture in another one of the same."""
+    return point.y * of[0] // size[0], point.x * of[1] // size[1]
+
+
+def _boxed(image: Bytes, mask: Floats, box: Box) -> Floats:
+    """The mask without what is outside of the box. If nothing is left the network saw something
+    else: GrabCut (Rother, Kolmogorov and Blake 2004, by OpenCV) then learns the colours inside and
+    outside, and a cut between them follows the picture's edges."""
     height, width = image.shape[:2]
+    down, across = mask.shape[0] / height, mask.shape[1] / width
+    rows = slice(math.floor(box[1] * down), math.ceil(box[3] * down))
+    columns = slice(math.floor(box[0] * across), math.ceil(box[2] * across))
+    inside = np.zeros_like(mask)
+    inside[rows, columns] = mask[rows, columns]
+    if (inside >= 0.5).any():
+        return inside
     low = scaled_size(height, width, math.sqrt(MAX_PIXELS / (height * width)))
-    small = shrink(image, *low)
-    guess = resize(mask, *low)
-    marks = _marks(guess, low, (height, width), box, points)
-    subject = (marks == cv2.GC_FGD) | (marks == cv2.GC_PR_FGD)
+    marks = np.full(mask.shape, cv2.GC_BGD, np.uint8)
+    marks[rows, columns] = cv2.GC_PR_FGD
+    marks = nearest(marks, *low)
+    subject = marks == cv2.GC_PR_FGD
     if min(np.count_nonzero(subject), np.count_nonzero(~subject)) < MIN_PIXELS:
-        return np.where(subject, guess.clip(0.96), guess.clip(None, 0.04))
+        return resize(subject.astype(np.float32), *mask.shape)
     cv2.setRNGSeed(0)
     with contextlib.suppress(cv2.error):  # no model fits a picture of one colour
         cv2.grabCut(
-            np.ascontiguousarray(small[..., ::-1]),
+            np.ascontiguousarray(shrink(image, *low)[..., ::-1]),
             marks,
             None,
             np.zeros((1, 65)),
             np.zeros((1, 65)),
-            ROUNDS,
+            GRABCUT_ROUNDS,
             cv2.GC_INIT_WITH_MASK,
         )
-    found = (marks == cv2.GC_FGD) | (marks == cv2.GC_PR_FGD)
-    found = _pointed_at(found, low, (height, width), points)
-    # A little softness, so that the band lies around the cut.
-    return np.asarray(cv2.GaussianBlur(found.astype(np.float32), (0, 0), 1.0))
+    return _soft(marks == cv2.GC_PR_FGD, mask.shape)
 
 
-def with_points(trimap: Trimap, points: Sequence[Point]) -> Trimap:
-    """What points say is known, however small it is."""
-    levels = trimap.levels()
-    radius = _radius(*levels.shape)
-    for point in points:
-        cv2.circle(levels, (point.x, point.y), radius, 255 if point.is_subject else 0, -1)
-    return Trimap.of(levels)
+def _with_regions(
+    image: Bytes, mask: Floats, wrong: Sequence[Point], points: Sequence[Point]
+) -> Floats:
+    """The mask with the regions of these points added or removed, at the regions' size."""
+    height, width = image.shape[:2]
+    low = scaled_size(height, width, math.sqrt(MAX_PIXELS / (height * width)))
+    regions = Regions.of(shrink(image, *low))
+    before = subject = resize(mask, *low) >= 0.5
+    for point in wrong:
+        row, column = _place(point, (height, width), low)
+        if subject[row, column] == point.is_subject:
+            continue  # a region before has it
+        others = [p for p in points if p.is_subject != point.is_subject]
+        opposed = _discs(low, [_place(p, (height, width), low) for p in others])
+        mark = _discs(low, [(row, column)])
+        open_to = (subject != point.is_subject) & (mark | ~opposed)
+        region = regions.at((column, row), open_to) | (mark & ~opposed)
+        subject = subject | region if point.is_subject else _without(subject, region, opposed)
+    added, removed = subject & ~before, before & ~subject
+    fine = resize(mask, *low)
+    return np.maximum(fine, _soft(added, low)) * (1 - _soft(removed, low))
 
 
-def _radius(height: int, width: int) -> int:
-    """Of what a point marks."""
-    return max(1, round(POINT * math.sqrt(height * width)))
+def _without(subject: Bools, region: Bools, kept: Bools) -> Bools:
+    """A subject without a region, nor the rim of the region's object, nor the whole part of the
+    subject where the region has most of it and nothing there is `kept`."""
+    _, parts = cv2.connectedComponents(subject.astype(np.uint8))
+    for part in np.unique(parts[region & subject]):
+        whole = parts == part
+        is_most = np.count_nonzero(region & whole) > MOST_OF_PART * np.count_nonzero(whole)
+        if is_most and not (whole & kept).any():
+            region = region | whole
+    rest = subject & ~region
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * RIM + 1, 2 * RIM + 1))
+    thick = cv2.morphologyEx(rest.astype(np.uint8), cv2.MORPH_OPEN, disc) > 0
+    wide = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (4 * RIM + 1, 4 * RIM + 1))
+    beside = cv2.dilate(region.astype(np.uint8), wide) > 0
+    return np.asarray(rest & (thick | ~beside | kept))
 
 
-def _marks(
-    guess: Floats,
-    low: tuple[int, int],
-    size: tuple[int, int],
-    box: Box | None,
-    points: Sequence[Point],
-) -> Bytes:
-    """GrabCut's mask: what is sure, and what is only likely."""
-    marks = np.where(guess >= 0.5, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
-    down, across = low[0] / size[0], low[1] / size[1]
-    if box is not None:
-        left, top = math.floor(box[0] * across), math.floor(box[1] * down)
-        right, bottom = math.ceil(box[2] * across), math.ceil(box[3] * down)
-        inside = np.zeros(low, bool)
-        inside[top:bottom, left:right] = True
-        if not (marks[inside] == cv2.GC_PR_FGD).any():
-            # The network saw something else: all of the box is as likely.
-            marks[inside] = cv2.GC_PR_FGD
-        marks[~inside] = cv2.GC_BGD
-    radius = _radius(*low)
-    for point in points:
-        place = (int(point.x * across), int(point.y * down))
-        cv2.circle(marks, place, radius, cv2.GC_FGD if point.is_subject else cv2.GC_BGD, -1)
-    return marks
+def _discs(shape: tuple[int, int], places: Sequence[tuple[int, int]]) -> Bools:
+    """What points mark at these rows and columns."""
+    discs = np.zeros(shape, np.uint8)
+    radius = max(1, round(POINT * math.sqrt(shape[0] * shape[1])))
+    for row, column in places:
+        cv2.circle(discs, (column, row), radius, 1, -1)
+    return discs > 0
 
 
-def _pointed_at(
-    found: Bools, low: tuple[int, int], size: tuple[int, int], points: Sequence[Point]
-) -> Bools:
-    """Only the parts that a point of the subject is in, if there are such points."""
-    wanted = [point for point in points if point.is_subject]
-    if not wanted:
-        return found
-    _, parts = cv2.connectedComponents(found.astype(np.uint8))
-    kept = {
-        int(parts[int(point.y * low[0] / size[0]), int(point.x * low[1] / size[1])])
-        for point in wanted
-    } - {0}
-    return np.isin(parts, list(kept)) if kept else found
+def _soft(region: Bools, shape: tuple[int, ...]) -> Floats:
+    """As a mask, with a border that is soft, so that the trimap's band lies around it."""
+    blurred = cv2.GaussianBlur(region.astype(np.float32), (0, 0), 1.0)
+    return resize(np.asarray(blurred), *shape[:2])
+
+
+def _pointed_at(mask: Floats, size: tuple[int, ...], points: Sequence[Point]) -> Floats:
+    """Only the parts that these points are in."""
+    count, parts = cv2.connectedComponents((mask >= LINKED).astype(np.uint8))
+    kept = {int(parts[_place(point, size, mask.shape)]) for point in points}
+    if len(kept) == count - 1:
+        return mask
+    return np.where(np.isin(parts, list(kept)), mask, np.float32(0))

@@ -86,3 +86,55 @@ def rms(difference: Any, where: Bools | None = None) -> float:
     """Of the numbers there."""
     values = difference if where is None else difference[where]
     return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
+
+
+@dataclass(frozen=True)
+class TwoSubjects:
+    """Two subjects, a left one and a right one, before a background out of focus. `alphas` are
+    theirs, `places` (x, y) within them."""
+
+    image: Bytes
+    alphas: tuple[Floats, Floats]
+    places: tuple[tuple[int, int], tuple[int, int]]
+    empty: tuple[int, int]
+    """A place (x, y) of the background."""
+
+
+def two_subjects(height: int = 180, width: int = 280) -> TwoSubjects:
+    """A blurred photograph, and two bodies with wavy soft borders, grain, and colours that change
+    slowly. Drawn from the `random` module."""
+    photograph = load("lemur.png")
+    top, left = (random.randrange(1 + full // 2) for full in photograph.shape[:2])
+    part = photograph[top : top + photograph.shape[0] // 2, left : left + photograph.shape[1] // 2]
+    back = cv2.GaussianBlur(cv2.resize(part, (width, height)), (0, 0), 9) / np.float32(255)
+    hue = random.random()
+    rng = np.random.default_rng(random.randrange(2**32))
+    image, alphas, places = back, [], []
+    for side in (0, 1):
+        x, y = round(width * (0.27 + 0.46 * side)), height // 2
+        alpha = _body(height, width, (x, y), 0.24 * height)
+        # Of much light and colour, as the blurred forest is dark and dull.
+        colour = _colour((hue + random.uniform(0.3, 0.7) * side) % 1.0)
+        light = cv2.resize(rng.uniform(0.85, 1.1, (3, 4)).astype(np.float32), (width, height))
+        front = colour * light[..., None] + rng.normal(0, 0.012, (height, width, 3))
+        image = alpha[..., None] * front + (1 - alpha[..., None]) * image
+        alphas.append(alpha)
+        places.append((x, y))
+    levels = np.rint(255 * image.clip(0, 1)).astype(np.uint8)
+    return TwoSubjects(levels, (alphas[0], alphas[1]), (places[0], places[1]), (width // 2, 4))
+
+
+def _body(height: int, width: int, place: tuple[int, int], radius: float) -> Floats:
+    angle = np.linspace(0, 2 * np.pi, 200, endpoint=False)
+    waves = sum(
+        random.uniform(0.02, 0.1) * np.sin(n * angle + random.uniform(0, 6.3)) for n in (2, 3, 5)
+    )
+    corners = np.stack([np.cos(angle), np.sin(angle)], axis=1) * (radius * (1 + waves))[:, None]
+    alpha = np.zeros((height, width), np.float32)
+    cv2.fillPoly(alpha, [np.rint(corners + place).astype(np.int32)], (1.0,), cv2.LINE_AA)
+    return np.asarray(cv2.GaussianBlur(alpha, (0, 0), 1.2))
+
+
+def _colour(hue: float) -> Floats:
+    levels = np.uint8([[[round(179 * hue), 190, 235]]])  # type: ignore[arg-type]
+    return np.asarray(cv2.cvtColor(levels, cv2.COLOR_HSV2RGB)[0, 0] / np.float32(255))
