@@ -34,6 +34,7 @@ from server.routes import (
     health,
     live_requests,
     metrics,
+    model_info,
     model_loading,
     models,
 )
@@ -45,6 +46,7 @@ from server.text.texts import TextRegistry
 
 _ROUTERS = (
     *(imported(name) for served in SERVED.values() for name in served.routers),
+    model_info.router,
     model_loading.router,
     adapter_loading.router,
     live_requests.router,

@@ -21,6 +21,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from engine import errors
+from server.http.absent import not_found
 from server.http.scope import get_path
 
 INVALID_REQUEST = "invalid_request_error"
@@ -291,7 +292,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     status = error.status_code
     fallback = SERVER_ERROR if status >= 500 else INVALID_REQUEST
     message = {
-        404: "there is no such route; see /docs",
+        404: not_found(get_path(request.scope)),
         405: f"this route does not answer {request.method}",
     }.get(status, str(error.detail))
     code = _HTTP_CODES.get(status)

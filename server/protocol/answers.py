@@ -42,6 +42,17 @@ class InputTokens:
     input_tokens: int
 
 
+@dataclass(slots=True, kw_only=True)
+class StoredList:
+    """A list of what is stored, where nothing is."""
+
+    object: Literal["list"] = "list"
+    data: list[Any] = field(default_factory=list)
+    first_id: str | None = None
+    last_id: str | None = None
+    has_more: bool = False
+
+
 @dataclass(slots=True)
 class PromptLogprob:
     """One candidate for a prompt position, as vLLM writes it."""

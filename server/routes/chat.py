@@ -13,7 +13,7 @@ from server.http.log_fields import annotate
 from server.http.priority import acting_priority
 from server.http.shape import Shape, encode
 from server.http.sse import until_disconnect
-from server.protocol.answers import InputTokens, error_answers, stream_answer
+from server.protocol.answers import InputTokens, StoredList, error_answers, stream_answer
 from server.protocol.chat import ChatCompletion, ChatCompletionRequest, ChatMessage
 from server.protocol.common import RequestBody
 from server.routes.deps import StateDep
@@ -46,6 +46,12 @@ async def create_chat_completion(
 ) -> Response:
     """Whole, or as server-sent events with `stream`."""
     return await answer_chat(body, request, state)
+
+
+@router.get("/v1/chat/completions", summary="List stored answers", responses=error_answers(401))
+async def list_chat_completions() -> StoredList:
+    """Always none: `store` has no effect here. Responses are kept, by `/v1/responses`."""
+    return StoredList()
 
 
 async def answer_chat(

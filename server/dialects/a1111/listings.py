@@ -14,12 +14,14 @@ from server.routes.deps import StateDep
 
 router = APIRouter(tags=["A1111"])
 
+_SEE_METRICS = {"error": "see GET /metrics"}
 _EMPTY: dict[str, Any] = {
     "cmd-flags": {},
     "embeddings": {"loaded": {}, "skipped": {}},
     "extensions": [],
     "face-restorers": [],
     "hypernetworks": [],
+    "memory": {"ram": _SEE_METRICS, "cuda": _SEE_METRICS},
     "prompt-styles": [],
     "realesrgan-models": [],
     "script-info": [],

@@ -126,3 +126,9 @@ class OllamaShowRequest(WireModel):
 
     model: str | None = Field(None, max_length=256, description="Id of a served model.")
     name: str | None = Field(None, max_length=256, description="Older clients' `model`.")
+
+
+class OllamaPullRequest(OllamaShowRequest):
+    """A model to be there."""
+
+    stream: bool | None = Field(None, description="Answer line by line. Default true.")

@@ -23,6 +23,7 @@ from server.dialects.ollama.protocol import (
     OllamaEmbeddingsRequest,
     OllamaEmbedRequest,
     OllamaGenerateRequest,
+    OllamaPullRequest,
     OllamaShowRequest,
 )
 from server.dialects.ollama.shape import LINES, OllamaShape, error_shape, loaded
@@ -167,6 +168,23 @@ async def show(body: OllamaShowRequest, state: StateDep) -> dict[str, Any]:
     template = text.tokenizer.chat_template
     chat_format = text.chat_format(config_of(state.engine, info.model)) if template else None
     return described(info, template, chat_format)
+
+
+@router.post(
+    "/api/pull",
+    summary="Have a model",
+    responses=_answers({"status": "success"}, stream_type=LINES.media_type),
+)
+async def pull(body: OllamaPullRequest, state: StateDep) -> Response:
+    """Nothing is fetched: one that is served is there, another one is a 404."""
+    name = served_name(state.engine, body.model or body.name)
+    if not name:
+        raise InvalidParameter("model is required", param="model")
+    find_any_model(state.engine, name)
+    done = encode({"status": "success"})
+    if body.stream is False:
+        return Response(done, media_type=_JSON)
+    return Response(done + b"\n", media_type=LINES.media_type)
 
 
 @router.get("/api/version", summary="The server's version", responses=_answers({"version": "1.0"}))

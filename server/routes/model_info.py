@@ -1,0 +1,40 @@
+"""`GET /get_model_info`: what SGLang's clients ask of a server with one model."""
+
+from dataclasses import dataclass
+
+from fastapi import APIRouter
+
+from engine.types import ModelInfo
+from server.catalog import find_any_model, find_model
+from server.protocol.answers import error_answers
+from server.routes.deps import StateDep
+from server.routes.tokenize import ModelName
+
+router = APIRouter(tags=["models"])
+
+
+@dataclass(slots=True, kw_only=True)
+class AskedModel:
+    """A model by SGLang's names."""
+
+    model_path: str
+    """Its id: paths of this machine are nobody's business."""
+    tokenizer_path: str
+    is_generation: bool
+    weight_version: str
+    """Digest of its files."""
+
+
+@router.get(
+    "/get_model_info", summary="Describe a model", responses=error_answers(400, 401, 404, 503)
+)
+@router.get("/model_info", include_in_schema=False)
+async def get_model_info(state: StateDep, model: ModelName = None) -> AskedModel:
+    """In SGLang's words; `?model=` names one where several are served."""
+    info = find_any_model(state.engine, model) if model else find_model(state.engine, None)
+    return AskedModel(
+        model_path=info.name,
+        tokenizer_path=info.name,
+        is_generation=isinstance(info, ModelInfo),
+        weight_version=info.digest,
+    )
