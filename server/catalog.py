@@ -31,6 +31,16 @@ def find_model(engine: EngineClient, name: str | None) -> ModelInfo:
     return find_of_kind(engine, TEXT, name)
 
 
+def find_default_model(engine: EngineClient, name: str | None) -> ModelInfo:
+    """The same, but without an id it is the first of the text models, where any will do.
+
+    Raises:
+        InvalidParameter, UnknownModel, ModelNotReady, ModelUnloading: as in `find_model`.
+    """
+    infos = engine.infos(TEXT)
+    return find_model(engine, name or (infos[0].model if infos else None))
+
+
 def find_image_model(engine: EngineClient, name: str | None) -> ImageModelInfo:
     """The ready image model of that id, as `find_model` finds a text model."""
     return find_of_kind(engine, IMAGE, name)

@@ -95,11 +95,11 @@ class AnswerReader(ABC):
         places = [place for m in markers if (place := self._text.find(m, self._at)) >= 0]
         end = min(places, default=len(self._text))
         if not places and not self._is_whole:
-            end -= _length_of_beginning(self._text, self._at, markers)
+            end -= length_of_beginning(self._text, self._at, markers)
         return self._take(end - self._at)
 
 
-def _length_of_beginning(text: str, start: int, markers: Sequence[str]) -> int:
+def length_of_beginning(text: str, start: int, markers: Sequence[str]) -> int:
     """How long the longest end of the text, from `start` on, is that begins a marker."""
     longest = max(map(len, markers), default=1) - 1
     for length in range(min(len(text) - start, longest), 0, -1):

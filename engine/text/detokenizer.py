@@ -1,7 +1,7 @@
 """Text of a growing sequence of tokens, handed out as soon as it is certain.
 
 One `IncrementalDetokenizer` per completion, in the HTTP process. The pieces it returns join to what
-`Tokenizer.decode` says of all tokens at once, and none ends within a character.
+`Tokenizer.decode` says of all tokens at once, but for a character that is unfinished at the end.
 """
 
 import codecs
@@ -11,6 +11,8 @@ from engine.text.token_pieces import TokenPieces
 from engine.text.tokenizer import Tokenizer
 
 _MAX_CHAR_BYTES = 4
+_NO_CHARACTER = "\ufffd"
+"""What decoders write in place of bytes that are none."""
 _WINDOW = 8
 """Tokens of the prompt that can have a say in how the first new ones are written."""
 _MAX_UNFINISHED = 16
@@ -48,7 +50,7 @@ class IncrementalDetokenizer:
         return self._text.add(token_ids)
 
     def finish(self) -> str:
-        """What was held back: U+FFFD in place of an unfinished character, else nothing."""
+        """What was held back. A character of which only the beginning came is left out."""
         return self._text.finish()
 
 
@@ -74,7 +76,8 @@ class _ByteText:
         return self._decoder.decode(data)
 
     def finish(self) -> str:
-        return self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return ""
 
     def _tail(self, token_ids: Sequence[int]) -> bytes:
         """Enough of the end to hold an unfinished character."""
@@ -107,12 +110,12 @@ class _WindowText:
         return "".join([self._add(i) for i in token_ids if i not in self._skipped])
 
     def finish(self) -> str:
-        return self._show()
+        return self._show().rstrip(_NO_CHARACTER)
 
     def _add(self, token_id: int) -> str:
         self._window.append(token_id)
         num_new = len(self._window) - self._num_shown
-        if num_new <= _MAX_UNFINISHED and self._decode(self._window).endswith("�"):
+        if num_new <= _MAX_UNFINISHED and self._decode(self._window).endswith(_NO_CHARACTER):
             return ""
         return self._show()
 

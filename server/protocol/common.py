@@ -62,6 +62,7 @@ NO_EFFECT_FIELDS: Mapping[str, str] = {
     "service_tier": "chooses OpenAI's price and latency tier",
     "prompt_cache_key": "steers OpenAI's cache routing; prefix caching here needs no hint",
     "prompt_cache_retention": "steers how long OpenAI keeps a cached prefix",
+    "guided_decoding_backend": "chooses the library that vLLM holds a text to a form with",
     "prediction": "a hint that makes OpenAI's decoding faster, without changing its result",
 }
 """OpenAI fields that are accepted and, by what they mean, change no answer of this server."""

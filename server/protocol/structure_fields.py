@@ -23,7 +23,7 @@ _ANY_OBJECT = {"type": "object"}
 
 
 class StructureFields(BaseModel):
-    """At most one of them asks for something."""
+    """At most one form is asked for; the same one may have an old name and a new one."""
 
     response_format: _Object | None = Field(
         None,
@@ -86,7 +86,7 @@ class StructureFields(BaseModel):
             )
             if structure is not None
         ]
-        if len(asked) > 1:
+        if len(set(asked)) > 1:
             raise InvalidParameter(
                 f"{asked[0].param} and {asked[1].param} both say what the text must look like; "
                 "send one of them",

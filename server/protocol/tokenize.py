@@ -2,19 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
 from engine.errors import InvalidParameter
 from server.protocol.chat import ChatTemplateOptions, Messages, check_parts
 from server.protocol.common import ModelRequest, TokenIds
+from server.protocol.prompts import MAX_PROMPTS
 
 _SOURCES = ("prompt", "messages", "content")
+_Texts = str | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
 
 
 class TokenizeRequest(ModelRequest, ChatTemplateOptions):
-    """Either a prompt or messages."""
+    """Either prompts or messages."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -23,7 +25,7 @@ class TokenizeRequest(ModelRequest, ChatTemplateOptions):
                 {
                     "required": [name],
                     "properties": {
-                        each: {"type": ("array" if each == "messages" else "string")}
+                        each: {"type": "array" if each == "messages" else ["string", "array"]}
                         if each == name
                         else {"type": "null"}
                         for each in _SOURCES
@@ -34,9 +36,11 @@ class TokenizeRequest(ModelRequest, ChatTemplateOptions):
         }
     )
 
-    prompt: str | None = Field(None, description="Plain text.")
+    prompt: _Texts | None = Field(
+        None, description="Plain text. Of several texts the answer has a list each."
+    )
     messages: Messages | None = Field(None, description="A chat, put through the template.")
-    content: str | None = Field(
+    content: _Texts | None = Field(
         None, description="llama-server's name of prompt; add_special is then false by default."
     )
     add_special_tokens: bool | None = Field(
@@ -61,9 +65,19 @@ class TokenizeRequest(ModelRequest, ChatTemplateOptions):
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:
-        if [getattr(self, name) for name in _SOURCES].count(None) != len(_SOURCES) - 1:
+        if None not in (self.prompt, self.content) and self.prompt != self.content:
+            raise InvalidParameter(
+                "prompt and content differ; they mean the same, so send one of them",
+                param="content",
+            )
+        if (self.text is None) == (self.messages is None):
             raise InvalidParameter("give either prompt or messages", param="prompt")
         return self
+
+    @property
+    def text(self) -> str | list[str] | None:
+        """What is to be tokenised as it is."""
+        return self.content if self.prompt is None else self.prompt
 
     @property
     def adds_special_tokens(self) -> bool:
@@ -96,12 +110,12 @@ class Piece:
 
 @dataclass(slots=True)
 class Tokenized:
-    """The prompt's tokens and how many the model takes."""
+    """The prompt's tokens and how many the model takes. Of several prompts a list each."""
 
-    count: int
+    count: int | list[int]
     max_model_len: int
-    tokens: list[int] | list[Piece]
-    token_strs: list[str] | None
+    tokens: list[int] | list[Piece] | list[list[int]] | list[list[Piece]]
+    token_strs: list[str] | list[list[str]] | None
 
 
 @dataclass(slots=True)

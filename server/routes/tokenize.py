@@ -5,9 +5,10 @@ from typing import Annotated, Any
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
+from engine.errors import InvalidParameter
 from engine.text.chat_format import ChatFormat
 from engine.types import ModelInfo
-from server.catalog import config_of, find_model
+from server.catalog import config_of, find_default_model, find_model
 from server.http.json_route import JsonRoute
 from server.http.sse import until_disconnect
 from server.protocol.answers import error_answers
@@ -47,14 +48,18 @@ def _answers(model: type) -> dict[int | str, dict[str, Any]]:
 async def tokenize(body: TokenizeRequest, request: Request, state: StateDep) -> Response:
     """What a prompt or a conversation comes to. It may be longer than the model takes, up to four
     times (or 65,536 tokens)."""
-    info = find_model(state.engine, body.model)
+    info = find_default_model(state.engine, body.model)
     text = await state.texts.get(info)
-    tokens = await _asked_ids(body, request, state, info, text)
+    each = await _asked_ids(body, request, state, info, text)
+    counts = [len(tokens) for tokens in each]
+    shown: list[Any] = [_pieces(tokens, text) for tokens in each] if body.with_pieces else each
+    entries = [text.vocabulary_entries(ids) for ids in each] if body.return_token_strs else None
+    is_list = isinstance(body.text, list)
     answer = Tokenized(
-        count=len(tokens),
+        count=counts if is_list else counts[0],
         max_model_len=info.max_model_len,
-        tokens=_pieces(tokens, text) if body.with_pieces else tokens,
-        token_strs=text.vocabulary_entries(tokens) if body.return_token_strs else None,
+        tokens=shown if is_list else shown[0],
+        token_strs=entries if is_list or entries is None else entries[0],
     )
     return _respond(answer, body)
 
@@ -63,7 +68,7 @@ async def tokenize(body: TokenizeRequest, request: Request, state: StateDep) -> 
 @router.post("/v1/detokenize", include_in_schema=False)
 async def detokenize(body: DetokenizeRequest, request: Request, state: StateDep) -> Response:
     """The tokens' text, special ones included."""
-    info = find_model(state.engine, body.model)
+    info = find_default_model(state.engine, body.model)
     check_num_tokens(body.tokens, info)
     check_token_ids(body.tokens, info, "tokens")
     text = await state.texts.get(info)
@@ -92,33 +97,37 @@ async def token_ids(body: TokenizeRequest, request: Request, state: AppState) ->
         EngineError: it is refused, or too long.
     """
     info = find_model(state.engine, body.model)
-    return await _asked_ids(body, request, state, info, await state.texts.get(info))
+    if isinstance(body.text, list):
+        raise InvalidParameter("prompt must be one text here", param="prompt")
+    [tokens] = await _asked_ids(body, request, state, info, await state.texts.get(info))
+    return tokens
 
 
 async def _asked_ids(
     body: TokenizeRequest, request: Request, state: AppState, info: ModelInfo, text: ModelText
-) -> list[int]:
+) -> list[list[int]]:
     chat_format = text.chat_format(config_of(state.engine, info.model))
     return await until_disconnect(request.receive, _token_ids(body, text, info, chat_format))
 
 
 async def _token_ids(
     body: TokenizeRequest, text: ModelText, info: ModelInfo, chat_format: ChatFormat
-) -> list[int]:
+) -> list[list[int]]:
     if body.messages is not None:
         rendered = chat_prompt(body, body.messages, chat_format)
-        return await text.encode_chat(
+        tokens = await text.encode_chat(
             rendered.messages,
             rendered.options,
             add_special_tokens=body.adds_special_tokens,
             limit=counting_limit(info, "messages"),
         )
-    [tokens] = await text.encode_all(
-        [body.prompt or body.content or ""],
+        return [tokens]
+    texts = body.text or ""
+    return await text.encode_all(
+        [texts] if isinstance(texts, str) else texts,
         add_special_tokens=body.adds_special_tokens,
         limit=counting_limit(info),
     )
-    return tokens
 
 
 def _pieces(tokens: list[int], text: ModelText) -> list[Piece]:

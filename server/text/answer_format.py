@@ -28,6 +28,7 @@ class AnswerFormat:
         calls: None where no tools are offered.
         tools: those that are.
         max_calls: in one answer; None is any number.
+        must_call: the answer has to have a call.
     """
 
     reasoning: ReasoningMarkers | None = None
@@ -36,6 +37,7 @@ class AnswerFormat:
     calls: type[ToolCallParser] | None = None
     tools: Sequence[FunctionTool] = ()
     max_calls: int | None = None
+    must_call: bool = False
 
     @classmethod
     def of(
@@ -65,6 +67,7 @@ class AnswerFormat:
             calls=calls if tools else None,
             tools=tools,
             max_calls=1 if body.parallel_tool_calls is False else None,
+            must_call=body.must_call,
         )
 
     def syntax(self, param: str = "tools") -> CallSyntax:
@@ -99,7 +102,8 @@ class AnswerFormat:
         if self.reasoning is not None:
             reasoning = ReasoningReader(self.reasoning, is_open=self.is_open)
         if self.calls is not None:
-            calls = self.calls({t.function.name: parameters_of(t) for t in self.tools})
+            schemas = {t.function.name: parameters_of(t) for t in self.tools}
+            calls = self.calls(schemas, must_call=self.must_call)
         return AnswerParser(reasoning, calls, self.max_calls)
 
 

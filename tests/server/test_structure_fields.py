@@ -238,3 +238,23 @@ def test_what_is_far_too_long_is_not_written_out(
     monkeypatch.setattr(json, "dumps", lambda *_, **__: pytest.fail("written out"))
     with pytest.raises(InvalidParameter, match=r"has at least 30000\d characters; the limit is"):
         structure_of(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"guided_grammar": 'root ::= "a"', "structured_outputs": {"grammar": 'root ::= "a"'}},
+        {"guided_json": SCHEMA, "structured_outputs": {"json": SCHEMA}, "json_schema": SCHEMA},
+        {"guided_choice": ["a", "b"], "structured_outputs": {"choice": ["a", "b"]}},
+        {"guided_regex": "a+", "structured_outputs": {"regex": "a+"}},
+    ],
+    ids=str,
+)
+def test_an_old_and_a_new_name_may_ask_for_the_same(fields: dict[str, Any]) -> None:
+    """guidance sends both, whichever vLLM it finds."""
+    last = list(fields)[-1]
+    asked = structure_of(**fields)
+    assert asked is not None and asked == structure_of(**{last: fields[last]})
+    different = {**fields, "structured_outputs": {"regex": "something else"}}
+    with pytest.raises(InvalidParameter, match="both say what the text must look like"):
+        structure_of(**different)

@@ -20,7 +20,10 @@ WHITESPACE = r"[ \n\t]{0,20}"
 """Between JSON's tokens: enough for an indentation, and nobody can go on with it for ever."""
 _SPACED = {"whitespace_pattern": WHITESPACE}
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-_LARK = re.compile(r"^\s*(?:%llguidance\b|start\s*:(?!:=))", re.MULTILINE)
+_LARK = re.compile(
+    r"^\s*(?:%(?:llguidance|import|ignore)\b|[?!]?start\b(?:\[[^]\n]*\])?\s*:(?!:=))", re.MULTILINE
+)
+"""What only llguidance's language has, so it is no GBNF."""
 _FREE_TEXT = "TEXT: /(.|\\n)*/"
 
 

@@ -12,8 +12,8 @@ _OTHER_KEYS = ("name", "id", "type", "index")
 class CallObjectParser(ToolCallParser):
     """Reads such objects; what frames them is the families'."""
 
-    def __init__(self, schemas: Schemas) -> None:
-        super().__init__(schemas)
+    def __init__(self, schemas: Schemas, *, must_call: bool = False) -> None:
+        super().__init__(schemas, must_call=must_call)
         self._known_only = True
         """Take no object for a call that names a function nobody offered. Where a marker says that
         a call follows, it is one: the client can tell the model that there is no such function."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from engine.text.answer_pieces import Arguments, CallStart, Content
-from engine.text.answer_reader import AnswerReader, Waiting
+from engine.text.answer_reader import AnswerReader, Waiting, length_of_beginning
 from engine.text.tool_calls.json_scanner import JsonScanner
 
 MAX_NAME_CHARS = 256
@@ -46,6 +46,10 @@ class ToolCallParser(AnswerReader):
 
     White space around calls is left out.
 
+    Args:
+        must_call: the text has to hold a call, so at its end the beginning of a call, or of what
+            closes one, was cut off. It is left out, for it is no text for a reader.
+
     Attributes:
         markers: texts that may be special tokens and must not be left out of the text.
         syntax: None where arguments are not JSON.
@@ -54,9 +58,10 @@ class ToolCallParser(AnswerReader):
     markers: ClassVar[tuple[str, ...]] = ()
     syntax: ClassVar[CallSyntax | None] = None
 
-    def __init__(self, schemas: Schemas) -> None:
+    def __init__(self, schemas: Schemas, *, must_call: bool = False) -> None:
         super().__init__()
         self._schemas = schemas
+        self._must_call = must_call
         self._num_calls = 0
         self._has_content = False
         self._space = ""
@@ -76,7 +81,10 @@ class ToolCallParser(AnswerReader):
     def _plain_text(self, *markers: str) -> Waiting[str]:
         """Hand on text up to the first of the markers, which is then held. "" at the text's end."""
         while True:
-            self._say(self._part_before(*markers))
+            text = self._part_before(*markers)
+            if self._is_cut_off:
+                text = text[: len(text) - length_of_beginning(text, 0, (*markers, *self.markers))]
+            self._say(text)
             marker = (yield from self._skip(*markers)) if markers else ""
             if marker:
                 self._held = [marker]
@@ -98,8 +106,14 @@ class ToolCallParser(AnswerReader):
 
     def _say_held(self) -> None:
         """What was held is plain text after all."""
-        self._say("".join(self._held))
+        if not self._is_cut_off:
+            self._say("".join(self._held))
         self._held = []
+
+    @property
+    def _is_cut_off(self) -> bool:
+        """What has been read last was cut off."""
+        return self._must_call and self._is_whole and self._at == len(self._text)
 
     def _hold(self, text: str) -> None:
         self._held.append(text)

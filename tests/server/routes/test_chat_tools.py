@@ -99,6 +99,26 @@ async def test_a_whole_answer_with_calls(server: TextServer) -> None:
     assert message["content"] is None
 
 
+async def test_a_required_call_that_is_cut_off_is_no_content(server: TextServer) -> None:
+    """Neither whole nor in a stream, wherever `max_tokens` cuts it."""
+    call = '<tool_call>\n{"name": "now", "arguments": {"zone": "Zürich 🦊"}}\n</tool_call>'
+    server.say(call)
+    tools: Any = {"tools": [NOW], "tool_choice": "required"}
+    for max_tokens in random.sample(range(1, len(server.encode(call))), 6):
+        message, reason = await message_of(server, **tools, max_tokens=max_tokens)
+        assert not message["content"] and reason == "length"
+        events = events_of(await server.chat(**tools, max_tokens=max_tokens, stream=True))
+        deltas = [event["choices"][0]["delta"] for event in events]
+        assert not any(delta.get("content") for delta in deltas)
+        written = [call["function"].get("arguments", "") for d in deltas for call in _calls_in(d)]
+        whole = [call["function"]["arguments"] for call in message["tool_calls"] or ()]
+        assert "".join(written) == "".join(whole)
+
+
+def _calls_in(delta: dict[str, Any]) -> list[dict[str, Any]]:
+    return delta.get("tool_calls") or []
+
+
 async def test_the_clients_accumulated_stream_is_the_whole_answer(server: TextServer) -> None:
     """As the official client puts it together, at any number of tokens per event."""
     server.say("<think>\nHm.\n</think>\n" + TWO_CALLS, "It is warm.", CALL[:-30])

@@ -245,6 +245,23 @@ async def test_echo_with_several_completions_and_streams(server: TextServer) -> 
     assert joined(events, "tokens")[2] == whole[0]["logprobs"]["tokens"]
 
 
+@pytest.mark.parametrize("stop", [None, ["zebra"]])
+async def test_a_character_that_is_cut_off_leaves_no_trace(
+    server: TextServer, stop: list[str] | None
+) -> None:
+    text = "the fox 🦊🏳"
+    server.say(text)
+    for max_tokens in range(1, len(server.encode(text)) + 1):
+        fields: dict[str, Any] = {"max_tokens": max_tokens, "stop": stop}
+        [choice] = choices_of(await server.complete(**fields))
+        assert text.startswith(choice["text"])
+        events = events_of(await server.complete(**fields, stream=True))
+        assert "".join(event["choices"][0]["text"] for event in events) == choice["text"]
+        answer = (await server.chat(**fields)).json()["choices"][0]
+        assert answer["message"]["content"] == choice["text"]
+    assert choice["text"] == text
+
+
 async def test_echo_of_token_ids_and_of_a_truncated_prompt(server: TextServer) -> None:
     ids = server.encode("the lazy dog")
     [choice] = choices_of(await server.complete(prompt=ids, echo=True, max_tokens=0))

@@ -67,7 +67,11 @@ async def test_empty_input(server: TextServer) -> None:
     ("path", "body", "status"),
     [
         ("/tokenize", {}, 400),
-        ("/tokenize", {"prompt": ["a"]}, 400),
+        ("/tokenize", {"prompt": []}, 400),
+        ("/tokenize", {"prompt": ["a", 7]}, 400),
+        ("/tokenize", {"prompt": ["a"] * 2049}, 400),
+        ("/tokenize", {"prompt": "a", "content": "b"}, 400),
+        ("/apply-template", {"prompt": ["a", "b"]}, 400),
         ("/tokenize", {"prompt": "a", "messages": [{"role": "user", "content": "a"}]}, 400),
         ("/tokenize", {"messages": []}, 400),
         ("/tokenize", {"prompt": "a", "model": "nope"}, 404),
@@ -86,6 +90,34 @@ async def test_bad_requests(
     response = await server.post(path, **body)
     assert response.status_code == status
     assert response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("name", ["prompt", "content"])
+async def test_each_text_of_a_list_is_tokenised(server: TextServer, name: str) -> None:
+    texts = ["the fox"[: random.randint(0, 7)] for _ in range(random.randint(1, 5))]
+    fields = {"return_token_strs": True, "with_pieces": random.random() < 0.5}
+    each = [(await server.post("/tokenize", **{name: text}, **fields)).json() for text in texts]
+    answer = (await server.post("/tokenize", **{name: texts}, **fields)).json()
+    for field in ("count", "tokens", "token_strs"):
+        assert answer[field] == [one[field] for one in each]
+    both = await server.post("/tokenize", prompt=texts, content=texts, **fields)
+    assert both.json()["count"] == [
+        (await server.post("/tokenize", prompt=text)).json()["count"] for text in texts
+    ]
+
+
+async def test_the_first_of_several_models_where_none_is_named(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir()
+        write_tokenizer(folder)
+    server = TextServer(folders[0], *(text_info(folder, folder.name) for folder in folders))
+    answer = (await server.post("/tokenize", prompt="the fox")).json()
+    assert answer == (await server.post("/tokenize", prompt="the fox", model="a")).json()
+    back = await server.post("/detokenize", tokens=answer["tokens"][1:])
+    assert back.json()["prompt"] == "the fox"
+    assert (await server.complete()).status_code == 400
+    await server.aclose()
 
 
 async def test_unknown_fields_are_named(server: TextServer) -> None:

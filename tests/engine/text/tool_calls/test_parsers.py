@@ -282,6 +282,29 @@ def test_text_goes_out_at_once(name: str) -> None:
     assert "".join(said) == "It is sunny < b."
 
 
+@pytest.mark.parametrize(
+    "name", [name for name, parser in TOOL_CALL_PARSERS.items() if parser.syntax is not None]
+)
+def test_a_required_call_that_is_cut_off_is_no_text(name: str) -> None:
+    """Wherever `max_tokens` cuts it, and whatever the parts are in which it comes."""
+    syntax = TOOL_CALL_PARSERS[name].syntax
+    assert syntax is not None
+    arguments = json.dumps(PARIS)
+    whole = syntax.separator.join(
+        syntax.begin.format(name=each) + arguments + syntax.end for each in ("get_weather", "now")
+    )
+    rng = random.Random(random.getrandbits(64))
+    for end in range(len(whole) + 1):
+        for chunks in ([whole[:end]], next(cuts(whole[:end], rng))):
+            parser = TOOL_CALL_PARSERS[name](SCHEMAS, must_call=True)
+            pieces = [piece for chunk in chunks for piece in parser.add(chunk)]
+            content, calls = message_of(joined([*pieces, *parser.finish()]))
+            assert content == "", (chunks, content)
+            assert [call[0] for call in calls] == ["get_weather", "now"][: len(calls)]
+            assert all(arguments.startswith(call[1]) for call in calls), calls
+    assert len(calls) == 2
+
+
 _SCRAPS = (
     '{"name": "now", "arguments": {}}', '{"name": "get_weather", "parameters": {"city": "é🦊"}}',
     "{", "}", "[", "]", '"', "\\", ":", ",", ";", " ", "\n", "name", "arguments", "null", "1", "-",

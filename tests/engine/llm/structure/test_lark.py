@@ -1,0 +1,70 @@
+"""Grammars in llguidance's own language, told from GBNF by how they are written."""
+
+import json
+import random
+
+import pytest
+from llguidance import LLTokenizer, TokenizerWrapper
+
+from engine.errors import InvalidParameter
+from engine.llm.structure.grammar_text import grammar_text
+from engine.llm.structure.grammars import matcher_of
+from engine.llm.structure.token_names import TokenNames
+from engine.structure import Structure, StructureKind
+
+END = 256
+
+
+class Bytes:
+    """A token per byte."""
+
+    eos_token_id = END
+    bos_token_id = None
+    special_token_ids = (END,)
+    tokens = (*tuple(bytes([i]) for i in range(256)), b"<end>")
+
+    def __call__(self, text: bytes) -> list[int]:
+        return list(text)
+
+
+TOKENS = LLTokenizer(TokenizerWrapper(Bytes()), n_vocab=END + 1, eos_token=[END])
+
+
+def allows(grammar: str, text: str) -> bool:
+    structure = Structure(StructureKind.GRAMMAR, grammar, param="grammar")
+    matcher = matcher_of(structure, grammar_text(structure, TokenNames()), TOKENS)
+    return matcher.try_consume_tokens(list(text.encode())) == len(text) and matcher.is_accepting()
+
+
+@pytest.mark.parametrize("before", ["", "\n  ", "// numbers\n"])
+@pytest.mark.parametrize("start", ["start", "?start", "!start", "start "])
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "{start}: NUMBER\n%import common.NUMBER",
+        "%import common (NUMBER, WS)\n{start}: NUMBER",
+        "%import common.INT -> NUMBER\n{start}: NUMBER",
+        "%ignore / /\nNUMBER: /[0-9]+/\n{start}: NUMBER",
+        "{start}: number\n?number: /[0-9]+/",
+        "start[temperature=0.5]: /[0-9]+/",
+    ],
+)
+def test_what_it_has_and_gbnf_has_not(before: str, start: str, rest: str) -> None:
+    grammar = before + rest.format(start=start)
+    assert allows(grammar, str(random.randrange(10**6)))
+    assert not allows(grammar, "seven")
+
+
+def test_a_rule_of_gbnf_may_be_called_start() -> None:
+    for grammar in ('root ::= start\nstart ::= "a"', 'start ::= "a"\nroot ::= start'):
+        assert allows(grammar, "a")
+        assert not allows(grammar, "start")
+
+
+@pytest.mark.parametrize("name", ["common.FOO", "python.NAME"])
+def test_an_import_that_does_not_exist_is_named(name: str) -> None:
+    library, what = name.split(".")
+    for statement in (f"%import {name}", f"%import {library} ({what})"):
+        with pytest.raises(InvalidParameter, match=json.dumps(name)[1:-1]) as caught:
+            allows(f"{statement}\n?start: {what}", "x")
+        assert caught.value.param == "grammar"
