@@ -1,7 +1,8 @@
 """A text's sentences and what they are about, by their letters alone: good enough to compare."""
 
 import re
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
 from typing import NamedTuple
 
@@ -9,7 +10,14 @@ from typing import NamedTuple
 _END = re.compile(
     r"(?<![.!?])[.!?]++[\"')\]”\u2019]*+(?=\s|$)|(?<![。\uff01\uff1f])[。\uff01\uff1f]++[”\u2019」』\uff09]*+"
 )
-_WORD = re.compile(r"\w+(?:['\u2019.,\-]\w+)*")
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
+    "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0003ffff"  # Japanese and Chinese
+)
+"""Letters of scripts that put no spaces between words."""
+_LETTER = rf"[^\W{_UNSPACED}]"
+_WORD = re.compile(rf"(?P<unspaced>[{_UNSPACED}]+)|{_LETTER}+(?:['\u2019.,\-]{_LETTER}+)*")
 _NEGATIONS = frozenset({"no", "not", "never", "none", "nor", "neither", "without", "cannot"})
 _SHORTEST_TERM = 4
 """Letters; shorter words are mostly those that any text has."""
@@ -30,7 +38,8 @@ class Terms(NamedTuple):
     """What a text says, as far as its words tell."""
 
     content: dict[str, None]
-    """Longer words and numbers, in their order, all in lower case."""
+    """Longer words and numbers, in their order, all in lower case; of a script without spaces each
+    two letters side by side."""
     details: dict[str, None]
     """Numbers, and words that begin with a capital inside a sentence."""
     is_negated: bool
@@ -58,6 +67,9 @@ def terms_of(sentence: str) -> Terms:
     is_negated = False
     for number, match in enumerate(_WORD.finditer(sentence)):
         word = match.group()
+        if match["unspaced"]:
+            content.update(dict.fromkeys(_pairs(word)))
+            continue
         term = _normal(word)
         has_digit = any(char.isdigit() for char in term)
         is_negated |= term in _NEGATIONS or term.endswith(("n't", "n\u2019t"))
@@ -70,9 +82,18 @@ def terms_of(sentence: str) -> Terms:
 
 def words_of(text: str) -> frozenset[str]:
     """All words, as terms are written."""
-    return frozenset(_normal(match.group()) for match in _WORD.finditer(text))
+    matches = _WORD.finditer(text)
+    words = (_pairs(m[0]) if m["unspaced"] else (_normal(m[0]),) for m in matches)
+    return frozenset(chain.from_iterable(words))
+
+
+def _pairs(run: str) -> Sequence[str]:
+    """Each two letters side by side, which are as good as words where nothing divides these."""
+    return [run[at : at + 2] for at in range(max(1, len(run) - 1))]
 
 
 def _normal(word: str) -> str:
+    # Digits and Latin letters of full width are what they look like.
+    word = word if word.isascii() else unicodedata.normalize("NFKC", word)
     word = word.casefold().removesuffix("'s").removesuffix("\u2019s")
     return word.replace(",", "") if word[0].isdigit() else word

@@ -11,7 +11,7 @@ from embedding_server import EmbeddingServer
 from fake_embedding_engine import vector
 
 from server.embeddings import groundedness
-from server.embeddings.sentences import Sentence, sentences_of, terms_of
+from server.embeddings.sentences import Sentence, sentences_of, terms_of, words_of
 from server.protocol.groundedness import (
     MAX_ANSWER_CHARS,
     MAX_PASSAGE_CHARS,
@@ -62,6 +62,38 @@ def test_sentences(text: str, sentences: list[str]) -> None:
     for sentence in found:
         start, end = sentence.characters
         assert text[start:end] == sentence.text
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "details"),
+    [
+        (
+            "塔は1889年に完成した",
+            ["塔は", "1889", "年に", "に完", "完成", "成し", "した"],
+            ["1889"],
+        ),
+        ("高１２米", ["高", "12", "米"], ["12"]),
+        ("หอคอย สูง 330 เมตร", None, ["330"]),
+        ("Die Türme, 3.5 m", ["türme", "3.5"], ["türme", "3.5"]),
+    ],
+)
+def test_terms_of_scripts_without_spaces(
+    text: str, content: list[str] | None, details: list[str]
+) -> None:
+    terms = terms_of(text)
+    assert content is None or list(terms.content) == content
+    assert list(terms.details) == details
+    assert set(terms.content) <= words_of(f"、{text}。"), "also within a passage"
+
+
+async def test_a_clause_without_spaces_conflicts_by_its_numbers_alone(
+    server: EmbeddingServer,
+) -> None:
+    passages = ["その塔は1889年に完成した。"]
+    same = await answered(server, passages=passages, answer="塔は1889年に完成した。")
+    other = await answered(server, passages=passages, answer="塔は1887年に完成した。")
+    assert [same["sentences"][0][name] for name in ("conflicts", "coverage")] == [[], 1.0]
+    assert other["sentences"][0]["conflicts"] == other["sentences"][0]["missing_terms"] == ["1887"]
 
 
 def test_nothing_but_white_space_is_lost_between_sentences() -> None:
