@@ -10,6 +10,7 @@ implementations run instead, and one warning says so.
 import concurrent.futures
 import contextlib
 import ctypes
+import errno
 import functools
 import hashlib
 import logging
@@ -53,7 +54,12 @@ BUILD_TIMEOUT_S = 1200
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Storage types and their codes in `native.h`."""
 
+BUILD_CORE_S = 110
+"""What all of it takes of one core of an AMD EPYC (Zen 5)."""
+
 _UNFINISHED = "building-"
+_ROOM_BYTES = 64 << 20
+"""Of the cache's disk: object files, the library, and a compiler's temporary files."""
 
 _OWN_FLAGS = re.compile(r"^// compile with (-\S+)$", re.MULTILINE)
 """A source may ask for one more, such as to round every operation by itself."""
@@ -82,6 +88,14 @@ def is_built() -> bool:
     """Whether `library()` would return at once."""
     compiler = _compiler()
     return compiler is None or _target(compiler).exists()
+
+
+def share_built() -> Callable[[], float]:
+    """Tells how much of the library has been compiled, 0 to 1, by whatever process."""
+    compiler = _compiler()
+    sizes = {_object(compiler, source): _size(source) for source in _sources()} if compiler else {}
+    total = sum(sizes.values()) or 1
+    return lambda: sum(size for path, size in sizes.items() if path.exists()) / total
 
 
 def library_path() -> Path:
@@ -132,19 +146,31 @@ def _built(compiler: str) -> Path:
 def _build(compiler: str, target: Path) -> None:
     # The long ones first: one of them alone at the end would leave other cores idle.
     sources = sorted(_sources(), key=_size, reverse=True)
+    if shutil.disk_usage(target.parent).free < _ROOM_BYTES:
+        raise OSError(errno.ENOSPC, "the disk of the cache folder is full")
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(functools.partial(_compiled, compiler), sources))
-    _run_to(target, [compiler, *flags(), "-shared", *map(str, objects)])
+        builds = [pool.submit(_compiled, compiler, source) for source in sources]
+        try:
+            for build in concurrent.futures.as_completed(builds):
+                build.result()
+        finally:  # the others would fail, too, and take minutes for it
+            pool.shutdown(wait=False, cancel_futures=True)
+    objects = [str(build.result()) for build in builds]
+    _run_to(target, [compiler, *flags(), "-shared", *objects])
 
 
 def _compiled(compiler: str, source: Path) -> Path:
     """Path of one source's object file."""
-    name = f"{source.parent.name}-{source.stem}-{_key(compiler, [source])}.o"
-    target = cache_folder() / name
+    target = _object(compiler, source)
     if not target.exists():
         own = _OWN_FLAGS.findall(source.read_text())
         _run_to(target, [compiler, *flags(), *own, f"-I{KERNELS / SHARED}", "-c", str(source)])
     return target
+
+
+def _object(compiler: str, source: Path) -> Path:
+    name = f"{source.parent.name}-{source.stem}-{_key(compiler, [source])}.o"
+    return cache_folder() / name
 
 
 def _run_to(target: Path, command: list[str]) -> None:

@@ -20,6 +20,7 @@ from engine.image_types import ImageModelInfo, ImageParams, ImageRequest, ImageT
 from engine.lora.images.table import load_image_adapters
 from engine.lora.shelf import AdapterLimits
 from engine.runtime.device import machine_facts, torch_dtype
+from engine.runtime.operations import build_operations
 from engine.runtime.threads import limit_threads
 from engine.types import Phase
 from engine.weights.source import Checkpoint
@@ -44,6 +45,8 @@ def load_engine(
     started_s = time.monotonic()
     machine = machine_facts(intent.device)
     limit_threads(intent.num_threads or machine.num_cores)
+    if machine.device == "cpu":
+        build_operations(host)
     dtype_name = image_dtype(intent, machine.device)
     dtype = torch_dtype(dtype_name)
     weights = weight_bytes(

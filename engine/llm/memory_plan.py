@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from engine.config import EngineConfig, MachineFacts, ModelFacts, ResolvedConfig, resolve
+from engine.config import GIB, EngineConfig, MachineFacts, ModelFacts, ResolvedConfig, resolve
+from engine.errors import InsufficientMemory
 from engine.host import Host
 from engine.planning.draft import DraftPlan
 
@@ -40,6 +41,19 @@ class MemoryPlan:
         return MemoryPlan(self.intent, model, machine)
 
     def reserve_pool(self, config: ResolvedConfig, host: Host) -> None:
-        """Ask for the KV pool's memory."""
+        """Ask for the KV pool's memory.
+
+        Raises:
+            InsufficientMemory: where the operator has set its size, it is said how much there is.
+        """
         pool = config.num_kv_blocks * config.block_size * self.model.cache_bytes_per_token
-        host.reserve(config.device, "KV cache", pool, self.machine.free_memory_bytes)
+        try:
+            host.reserve(config.device, "KV cache", pool, self.machine.free_memory_bytes)
+        except InsufficientMemory as error:
+            if self.intent.kv_cache_memory_gib or self.intent.num_kv_blocks:
+                left = max(0, self.machine_beside.free_memory_bytes) / GIB
+                error.hint = (
+                    f"the model itself fits: {left:.2f} GiB are left for its KV cache, and "
+                    f"{pool / GIB:.2f} GiB were asked for"
+                )
+            raise

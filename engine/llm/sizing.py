@@ -85,8 +85,9 @@ def explained_shortage(
     try:
         yield
     except InsufficientMemory as error:
-        longest = model_config.max_position_embeddings
-        error.hint = shortage_hint(checkpoint, intent, machine, longest)
+        if error.hint is None:
+            longest = model_config.max_position_embeddings
+            error.hint = shortage_hint(checkpoint, intent, machine, longest)
         raise
 
 

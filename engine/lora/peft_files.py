@@ -15,7 +15,7 @@ from torch import Tensor
 
 from engine.adapter_orders import AdapterReport
 from engine.checkpoint_files import read_json
-from engine.errors import CorruptFile, ModelLoadError, ShapeMismatch
+from engine.errors import CorruptFile, ModelLoadError, ModelNotFound, ShapeMismatch
 from engine.lora.peft_config import (
     CONFIG,
     MAX_NAMED,
@@ -236,6 +236,8 @@ def plan_adapter(folder: Path, shapes: ModelShapes, dtype: torch.dtype) -> Adapt
         ModelLoadError: what is wrong, in words that hold no path. CorruptFile: a file is damaged;
             ShapeMismatch: it was made for another model.
     """
+    if not folder.exists():
+        raise ModelNotFound(f"there is no folder {folder.name!r}")
     config = read_json(folder / CONFIG)
     check_supported(config)
     if not (folder / WEIGHTS).exists():

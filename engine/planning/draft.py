@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine.config import EngineConfig, MachineFacts, ModelFacts
-from engine.errors import ModelLoadError
+from engine.errors import ModelLoadError, ModelNotFound
 from engine.models.config import ModelConfig
 from engine.planning.facts import text_facts
 from engine.text.same_tokens import check_same_tokens
@@ -47,6 +47,27 @@ class DraftPlan:
         return max(1, num_blocks * num_own // num_groups)
 
 
+def _found(ref: str) -> Checkpoint:
+    """
+    Raises:
+        ModelLoadError: it cannot be used; the message says that it is about this setting.
+    """
+    try:
+        return resolve_source(
+            ref, cache_dir=Path(), offline=True, on_progress=lambda fraction, line: None
+        )
+    except ModelNotFound as error:
+        name = ref.rstrip("/").rpartition("/")[2][:80]
+        raise ModelNotFound(
+            f"speculative_model is {name!r}, and there is no such folder or .gguf file on this "
+            f"machine, nor such a model in the hub's cache",
+            param="speculative_model",
+        ) from error
+    except ModelLoadError as error:
+        message = f"speculative_model cannot be used: {error.message}"
+        raise type(error)(message, param="speculative_model") from error
+
+
 def plan_draft(
     checkpoint: Checkpoint, model_config: ModelConfig, intent: EngineConfig, machine: MachineFacts
 ) -> DraftPlan | None:
@@ -58,12 +79,7 @@ def plan_draft(
     """
     if intent.speculative_model is None:
         return None
-    found = resolve_source(
-        intent.speculative_model,
-        cache_dir=Path(),
-        offline=True,
-        on_progress=lambda fraction, line: None,
-    )
+    found = _found(intent.speculative_model)
     if found.kind not in ("folder", "gguf"):
         raise ModelLoadError(
             f"speculative_model {found.name!r} is no text model; name one with the same tokens as "

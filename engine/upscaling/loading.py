@@ -15,6 +15,7 @@ from engine.fingerprint import fingerprint
 from engine.host import Host
 from engine.image_types import Pixels
 from engine.runtime.device import machine_facts
+from engine.runtime.operations import build_operations
 from engine.runtime.threads import limit_threads
 from engine.types import Phase
 from engine.upscale_types import UpscaleModelInfo, UpscaleRequest
@@ -76,6 +77,8 @@ def load_engine(
     started_s = time.monotonic()
     machine = machine_facts(intent.device)
     limit_threads(intent.num_threads or machine.num_cores)
+    if machine.device == "cpu":
+        build_operations(host)
     host.reserve(
         machine.device, "weights", checkpoint.path.stat().st_size, machine.free_memory_bytes
     )

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _POLL_S = 0.25
+_MAX_REASON = 200
+"""Characters: some libraries put the whole history of a request into an error."""
 _SMALL_FILES = (".json", ".jinja", ".txt", ".model")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _IMAGE_INDEX = "model_index.json"
@@ -396,7 +398,9 @@ def _clear_errors(repo: str, revision: str | None) -> Iterator[None]:
         status = error.response.status_code if error.response is not None else "no status"
         raise ModelNotFound(_HTTP_STATUS.get(status, _HTTP_OTHER).format(asked, status)) from error
     except Exception as error:
-        log.warning("download failed", model=asked, exc_info=error)
+        reason = " ".join(str(error).split())[:_MAX_REASON]
+        log.warning("download failed", model=asked, reason=reason or type(error).__name__)
+        log.debug("where the download failed", exc_info=error)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ModelLoadError(
                 f"the disk is full: {asked} does not fit; free some or set HF_HOME to another disk"

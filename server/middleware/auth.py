@@ -23,6 +23,10 @@ PROBES_OF_MODELS = "/ready/"
 OPEN_FOLDER = "/v1/images/files"
 
 
+PAGE = "/docs"
+_BASIC = 'Basic realm="Tandem: the password is an API key, under any user name", charset="UTF-8"'
+
+
 class AuthMiddleware:
     def __init__(self, app: ASGIApp, keys: Sequence[str], admin_keys: Sequence[str] = ()) -> None:
         self.app = app
@@ -56,7 +60,7 @@ class AuthMiddleware:
             f"{problem}; send it as Authorization: Bearer KEY",
             INVALID_REQUEST,
             code="invalid_api_key",
-            headers={"WWW-Authenticate": "Bearer"},
+            headers={"WWW-Authenticate": _BASIC if _is_page(scope) else "Bearer"},
         )
         await response(scope, receive, send)
 
@@ -74,6 +78,13 @@ def _is_open(scope: Scope) -> bool:
         return path in OPEN_PATHS
     is_file = folder == OPEN_FOLDER and name != ""
     return path in OPEN_PATHS or is_file or path.startswith(PROBES_OF_MODELS)
+
+
+def _is_page(scope: Scope) -> bool:
+    """What a browser opens for a person, whom it can ask for the key. Programs, and what the page
+    itself fetches, are not told of basic authentication: a browser would ask again and again."""
+    is_read = scope["type"] == "http" and scope["method"] == "GET" and get_path(scope) == PAGE
+    return is_read and b"text/html" in (get_header(scope, b"accept") or b"")
 
 
 def _given_key(scope: Scope) -> bytes | None:

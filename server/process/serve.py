@@ -134,6 +134,8 @@ class DrainingServer(uvicorn.Server):
         self._state = state = cast(AppState, app.state.tandem)
         self._announcer = Announcer(state.settings, state.engine, listener, typer.echo, screen)
         self._announcement: asyncio.Task[None] | None = None
+        self._on_terminal = screen is not None
+        self._is_draining_told = False
         self.has_failed = False
         """No model could be loaded, and the operator has been told why."""
 
@@ -169,7 +171,20 @@ class DrainingServer(uvicorn.Server):
         lifecycle = self._state.lifecycle
         if not lifecycle.draining:
             return False
+        self._tell_of_draining()
         return self._state.admission.num_in_flight() == 0 or lifecycle.remaining_drain_s() == 0
+
+    def _tell_of_draining(self) -> None:
+        """Once, if there is something to wait for."""
+        if self._is_draining_told:
+            return
+        self._is_draining_told = True
+        left = self._state.admission.num_requests
+        if left and self._on_terminal:
+            requests = "1 request" if left == 1 else f"{left} requests"
+            typer.echo(f"Finishing {requests}; again to stop now.", err=True)
+        elif left:
+            log.info("draining", num_requests=left)
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         """Stop the engine first: requests still in it end with an error, not with silence."""

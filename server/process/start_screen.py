@@ -1,4 +1,4 @@
-"""What a terminal shows while models load: a bar for each, then a line that says how it went.
+"""What a terminal shows while models load: a bar for each, and why one failed.
 
 Logs, the workers' too, are printed above the bars as long as these move.
 """
@@ -26,7 +26,7 @@ _WORDS = {
 
 
 class StartScreen:
-    """A context: the bars stay as they are when it ends.
+    """A context: the bars stay as they are when it ends. Why a model failed is said at once.
 
     Args:
         title: printed above the bars.
@@ -45,7 +45,7 @@ class StartScreen:
             console=console,
         )
         self._tasks: dict[str, TaskID] = {}
-        self._failed: dict[str, ModelStatus] = {}
+        self._explained: set[str] = set()
 
     def __enter__(self) -> "StartScreen":
         self._console.print(self._title, markup=False, highlight=False)
@@ -59,8 +59,6 @@ class StartScreen:
         traceback: TracebackType | None,
     ) -> None:
         self._progress.stop()
-        for status in self._failed.values():
-            self._explain(status)
 
     def show(self, status: ModelStatus) -> None:
         """Move the model's bar to how far loading is."""
@@ -76,9 +74,9 @@ class StartScreen:
             self._progress.update(task, total=1, completed=0, note="unloaded")
             self._progress.stop_task(task)
         elif status.phase is Phase.FAILED:
-            self._failed[status.model] = status
             self._progress.update(task, total=1, completed=0, sign="[red]✗[/]", note="failed")
             self._progress.stop_task(task)
+            self._explain(status)
         else:
             note = _WORDS.get(status.phase, status.phase.value)
             self._progress.update(
@@ -89,11 +87,15 @@ class StartScreen:
             )
 
     def _explain(self, status: ModelStatus) -> None:
+        """At once and once, above the bars: others may take minutes yet."""
+        if status.model in self._explained:
+            return
+        self._explained.add(status.model)
         line = Text(f"{status.model}: ", style="bold red")
         line.append(status.news or "failed; see the log", style="default not bold")
-        self._console.print(line, highlight=False)
         if status.failure is not None and status.failure.hint is not None:
-            self._console.print(Text(f"  {status.failure.hint}"), highlight=False)
+            line.append(f"\n  {status.failure.hint}", style="default not bold")
+        self._console.print(line, highlight=False)
 
 
 class Terminal:

@@ -73,7 +73,8 @@ class ModelText:
         """
         text = await asyncio.to_thread(lambda: cls(load_tokenizer(path), pool))
         if not text._long.bound.is_known:
-            log.warning("this tokenizer gives no bound of a text's tokens by its characters")
+            # Nothing that an operator could change, and embedding models have a bound of their own.
+            log.debug("this tokenizer gives no bound of a text's tokens by its characters")
         if text._template is not None:
             try:
                 await text._template.start()

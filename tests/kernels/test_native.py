@@ -38,6 +38,46 @@ def test_a_failing_build_says_what_the_compiler_said(fresh_cache, monkeypatch, c
     assert "no-such-flag" in caplog.text
 
 
+def test_a_failing_build_does_not_go_on_with_the_others(fresh_cache, monkeypatch, caplog):
+    started = []
+
+    def fail(target, command):
+        started.append(target)
+        raise OSError("no room")
+
+    monkeypatch.setattr(native, "_run_to", fail)
+    monkeypatch.setattr(native.os, "cpu_count", lambda: 1)
+    with caplog.at_level(logging.WARNING):
+        assert native.library() is None
+    assert "no room" in caplog.text
+    assert len(started) <= 2, "one, and what a thread had taken already"
+
+
+def test_a_full_disk_is_said_before_anything_is_compiled(fresh_cache, monkeypatch, caplog):
+    monkeypatch.setattr(native, "_run_to", pytest.fail)
+    full = native.shutil.disk_usage(fresh_cache.parent)._replace(free=native._ROOM_BYTES - 1)
+    monkeypatch.setattr(native.shutil, "disk_usage", lambda path: full)
+    with caplog.at_level(logging.WARNING):
+        assert native.library() is None
+    assert "the disk of the cache folder is full" in caplog.text
+
+
+def test_the_share_that_is_built(fresh_cache, monkeypatch):
+    share = native.share_built()
+    assert share() == 0.0
+    compiler = native._compiler()
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    sources = native._sources()
+    fresh_cache.mkdir()
+    seen = [0.0]
+    for source in sources:
+        native._object(compiler, source).touch()
+        seen.append(share())
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
+
+
 def test_an_unwritable_cache_is_no_failure(monkeypatch, caplog):
     native.library.cache_clear()
     monkeypatch.setattr(cache_folder, "_folder", native.Path("/proc/nowhere"))

@@ -214,6 +214,26 @@ async def test_anything_else_is_refused(headers):
     assert "first-key" not in response.text
 
 
+async def test_a_browser_asks_its_user_for_the_key_of_the_page():
+    page = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    async with client_of(create(**KEYS)) as client:
+        refused = await client.get("/docs", headers=page)
+        assert refused.status_code == 401
+        assert refused.headers["www-authenticate"].startswith('Basic realm="')
+        for path, accept in (
+            ("/docs", "application/json"),
+            ("/openapi.json", page["Accept"]),
+            ("/v1/models", page["Accept"]),
+        ):
+            other = await client.get(path, headers={"Accept": accept})
+            assert other.headers["www-authenticate"] == "Bearer", path
+        posted = await client.post("/docs", headers=page)
+        assert posted.headers["www-authenticate"] == "Bearer"
+        typed = ("anybody", "first-key")
+        for path in ("/docs", "/docs/start.js", "/openapi.json"):
+            assert (await client.get(path, headers=page, auth=typed)).status_code == 200, path
+
+
 async def test_every_route_but_the_probes_is_guarded():
     app = create(**KEYS)
     paths = {path for route in app.routes if (path := getattr(route, "path", None))}

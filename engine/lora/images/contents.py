@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine.errors import CorruptFile, ModelLoadError
+from engine.errors import CorruptFile, ModelLoadError, ModelNotFound
 from engine.lora.images.form import Shape
 from engine.lora.peft_config import shortened
 from engine.lora.peft_files import DTYPES, WEIGHTS
@@ -50,7 +50,7 @@ def find_file(place: Path) -> Path:
         if place.suffix.lower() in _PICKLES:
             raise ModelLoadError(f"{_pickled(place.name)}; save the adapter as safetensors")
         if not place.exists():
-            raise ModelLoadError("there is no such file or folder")
+            raise ModelNotFound(f"there is no file or folder {place.name!r}")
         return place
     for name in (WEIGHTS, DIFFUSERS_WEIGHTS):
         if (place / name).exists():

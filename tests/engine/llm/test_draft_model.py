@@ -182,6 +182,16 @@ def test_a_prompt_that_was_read_before_is_found_again(engines, llama, rng):
     assert sum(num_read) < 60
 
 
+@pytest.mark.parametrize("named", ["shapes", "./shapes", "a.gguf", "empty"])
+def test_the_setting_is_blamed_and_not_the_model(engines, llama, tmp_path, monkeypatch, named):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelLoadError, match=r"^speculative_model") as refused:
+        drafted(engines, llama, named)
+    assert refused.value.param == "speculative_model"
+    assert named.removeprefix("./") in refused.value.message
+
+
 def test_another_vocabulary_is_refused(engines, llama, rng, tmp_path):
     other = shutil.copytree(llama, tmp_path / "other")
     content = json.loads((other / "tokenizer.json").read_text())

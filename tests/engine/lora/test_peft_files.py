@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny_pairs import create_pair
 
 from engine.adapter_orders import AdapterReport
-from engine.errors import ModelLoadError
+from engine.errors import ModelLoadError, ModelNotFound
 from engine.lora.peft_config import CONFIG
 from engine.lora.peft_files import WEIGHTS, ModelShapes, plan_adapter
 
@@ -433,3 +433,8 @@ def test_dora_is_for_linear_layers(folder):
     configure(folder, use_dora=True)
     with pytest.raises(ModelLoadError, match=r"DoRA of model\.embed_tokens"):
         plan_adapter(folder, WHOLE, torch.float32).read()
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ModelNotFound, match=r"^there is no folder 'nothing'$"):
+        plan_adapter(tmp_path / "nothing", MODEL, torch.float32)

@@ -1,6 +1,7 @@
 """Orders for plans, and what an engine says that finds too little memory."""
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -169,6 +170,11 @@ def test_a_model_that_does_not_fit_is_told_what_would(tiny_llama):
     assert "t on this machine" in caught.value.hint
     assert "1 text of 512 tokens at a time" in caught.value.hint
     assert "Fits with" in caught.value.hint
+    large = replace(config, kv_cache_memory_gib=random.choice([50, 1000]))
+    with pytest.raises(InsufficientMemory, match="no memory for KV cache") as caught:
+        loading.load_engine(checkpoint, "t", large, Host())
+    assert "the model itself fits" in caught.value.hint
+    assert "Fits with" not in caught.value.hint, "no table that says yes"
     small = replace(config, max_model_len=512, num_kv_blocks=2)
     with pytest.raises(InsufficientMemory, match="lower max_model_len to 32") as caught:
         loading.load_engine(checkpoint, "t", small, Host())

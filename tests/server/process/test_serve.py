@@ -137,6 +137,8 @@ def test_a_signal_drains(start, number):
     assert idle.get(f"{child.url}/health").status_code == 200
     child.kill(number)
     time.sleep(0.3)
+    told = [json.loads(line) for line in child.log().splitlines()]
+    assert [line["num_requests"] for line in told if line["message"] == "draining"] == [1]
     assert httpx.get(f"{child.url}/health").status_code == 200
     ready = httpx.get(f"{child.url}/ready")
     assert (ready.status_code, ready.json()["phase"]) == (503, "draining")

@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -14,11 +15,16 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from fake_engine import FakeEngineClient
 from rich.console import Console
 
 from engine.errors import Failure
 from engine.types import ModelStatus, Phase
+from server.app import create_app
+from server.process.listen import Listener
+from server.process.serve import DrainingServer, uvicorn_config
 from server.process.start_screen import StartScreen, Terminal
+from server.settings import Settings
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
@@ -54,7 +60,22 @@ def status(phase: Phase, model: str = "m", **changes: object) -> ModelStatus:
     return ModelStatus(model=model, phase=phase, **changes)  # type: ignore[arg-type]
 
 
-def test_one_line_per_model_and_the_reasons_below() -> None:
+def test_why_a_model_failed_is_said_at_once_and_once() -> None:
+    """While others, which may take minutes, go on."""
+    out = StringIO()
+    console = Console(file=out, force_terminal=True, width=100, no_color=True)
+    failed = status(Phase.FAILED, failure=Failure("model_load_error", "the disk is full"))
+    with StartScreen("Tandem on x", console) as screen:
+        screen.show(status(Phase.LOADING, "other", detail="loading for minutes"))
+        for _ in range(3):
+            screen.show(failed)
+            screen._progress.refresh()
+        before = ESCAPE.sub("", out.getvalue())
+        assert before.count("m: the disk is full") == 1
+    assert ESCAPE.sub("", out.getvalue()).count("m: the disk is full") == 1
+
+
+def test_one_line_per_model_and_the_reasons_above() -> None:
     out = StringIO()
     console = Console(file=out, force_terminal=True, width=100, no_color=True)
     with StartScreen("Tandem on x", console) as screen:
@@ -78,7 +99,9 @@ def test_one_line_per_model_and_the_reasons_below() -> None:
     assert "ready" in last[0]
     assert last[1].split()[0] == "other" and "unloaded" in last[1]
     assert last[2].split()[:2] == ["✗", "org/[n]"]
-    assert [line.strip() for line in last[3:]] == ["org/[n]: cut off", "looked for /a/b"]
+    above = [line.strip() for line in text.splitlines()]
+    assert above.index("org/[n]: cut off") + 1 == above.index("looked for /a/b")
+    assert last[3:] == []
     assert "\x1b[3" not in out.getvalue(), "no colours were wanted"
 
 
@@ -139,6 +162,25 @@ def test_a_terminal_sees_bars_and_warnings_and_no_log_lines() -> None:
     assert "model loading" not in text
     assert ' chat "Say hello' in text
     assert "\x1b[3" in shown
+
+
+@pytest.mark.parametrize(
+    ("num_requests", "told"),
+    [(0, ""), (1, "Finishing 1 request; "), (12, "Finishing 12 requests; ")],
+)
+def test_an_interrupt_says_what_is_waited_for_and_how_not_to(
+    num_requests: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = Settings()
+    app = create_app(settings, FakeEngineClient())
+    app.state.tandem.admission.num_requests = num_requests
+    with socket.socket() as unused:
+        listener = Listener(unused, "http://127.0.0.1:8000")
+        screen = StartScreen("Tandem on x", Console(file=StringIO()))
+        server = DrainingServer(uvicorn_config(settings, app), app, listener, screen)
+        for _ in range(3):
+            server._tell_of_draining()
+    assert capsys.readouterr().err == (f"{told}again to stop now.\n" if told else "")
 
 
 @pytest.mark.e2e

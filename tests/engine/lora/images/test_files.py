@@ -445,7 +445,7 @@ def test_one_that_is_written_to_while_it_is_read_is_refused(
 
 def test_a_place_that_is_not_there(layers, tmp_path):
     error = load(table_of(layers), "a", tmp_path / "nowhere.safetensors")
-    assert isinstance(error, ModelLoadError) and "no such file" in error.message
+    assert isinstance(error, ModelLoadError) and "there is no file or folder" in error.message
 
 
 def test_names_and_numbers_are_limited(layers, model, tmp_path):
