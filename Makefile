@@ -6,10 +6,14 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 ARGS   ?=
 # Test files run beside each other in so many processes; 0: all in one, for a debugger.
 WORKERS ?= 2
+# Whose bits may not depend on company.
+BITS := $(addprefix tests/,kernels/test_row_invariance.py kernels/test_conv3x3.py \
+  engine/llm/test_batch_invariance.py \
+  $(addprefix engine/diffusion/families/,test_batch_invariance.py test_rows_by_module.py))
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast clients check format kernels-compile mutants bench-kernels bench loadtest size clean
+.PHONY: help serve test test-fast rungs clients check format kernels-compile mutants bench-kernels bench loadtest size clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +23,12 @@ serve: $(VENV)/.serve  ## Install, fetch the default model and serve it (ARGS="-
 
 test: $(VENV)/.dev  ## Install what the tests need and run all of them
 	$(PYTEST) $(ARGS)
+
+rungs: $(VENV)/.dev  ## The tests of bits in company, once for each instruction set that this processor has
+	@for rung in $$($(BIN)/python -c \
+	  "from kernels import isa; print(*(name for name in isa.RUNGS if not isa.missing(name)))"); do \
+	  echo "== $$rung"; TANDEM_CPU_ISA=$$rung $(PYTEST) $(BITS) $(ARGS) || exit 1; \
+	done
 
 clients: $(VENV)/.clients  ## Run each client of docs/clients.md, newly installed, against the default model
 	$(BIN)/python -m pytest tests/clients --clients $(ARGS)

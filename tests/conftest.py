@@ -19,12 +19,29 @@ pytest_plugins = ["draws"]
 CPU_ISA = load_settings({}).cpu_isa
 """TANDEM_CPU_ISA, for the servers that tests start and for the tests' own process alike."""
 
+_AVX2 = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "OPENBLAS_CORETYPE": "Haswell",
+}
+_AVX512 = {
+    "ATEN_CPU_CAPABILITY": "avx512",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX512",
+    "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
+    "OPENBLAS_CORETYPE": "SkylakeX",
+}
 LIBRARIES_HELD_TO = {
-    "x86-64-v3": {
-        "ATEN_CPU_CAPABILITY": "avx2",
-        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-        "ONEDNN_MAX_CPU_ISA": "AVX2",
-        "OPENBLAS_CORETYPE": "Haswell",
+    "x86-64-v3": _AVX2,
+    "x86-64-v3-vnni": _AVX2 | {"ONEDNN_MAX_CPU_ISA": "AVX2_VNNI"},
+    "x86-64-v4": _AVX512,
+    "x86-64-v4-vnni": _AVX512
+    | {"MKL_ENABLE_INSTRUCTIONS": "AVX512_E1", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"},
+    "x86-64-v4-bf16": _AVX512
+    | {
+        "MKL_ENABLE_INSTRUCTIONS": "AVX512_E3",
+        "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16",
+        "OPENBLAS_CORETYPE": "Cooperlake",
     },
 }
 """By rung: what the libraries beside our own operations must be told to keep to it, too. Benchmarks

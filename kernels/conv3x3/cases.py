@@ -29,6 +29,8 @@ class Case:
     """Whether inputs and outputs are channels of one map."""
     has_addend: bool = False
     has_slopes: bool = True
+    is_channels_last: bool = True
+    """How the inputs lie."""
 
 
 CASES = (
@@ -38,6 +40,7 @@ CASES = (
     Case("first", 2, 3, 64, 10, 11),
     Case("last", 2, 64, 3, 13, 7, has_slopes=False),
     Case("odd", 5, 21, 45, 7, 5, has_addend=True, is_slice=True),
+    Case("channels_first", 3, 32, 16, 4, 5, is_channels_last=False),
     Case("one_cell", 3, 16, 16, 1, 1),
     Case("one_column", 2, 5, 17, 9, 1, has_addend=True),
     Case("one_channel", 1, 1, 1, 6, 30),
@@ -61,8 +64,9 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
     weight = torch.randn(case.outputs, case.inputs, 3, 3).mul_((9 * case.inputs) ** -0.5)
     slopes = torch.rand(case.outputs) if case.has_slopes else 1.0
     whole = _map(case, case.inputs + case.outputs + 3)
+    x = whole[:, : case.inputs] if case.is_slice else _map(case, case.inputs)
     return {
-        "x": whole[:, : case.inputs] if case.is_slice else _map(case, case.inputs),
+        "x": x if case.is_channels_last else x.contiguous(),
         "convolution": Convolution.of(weight, torch.randn(case.outputs), slopes),
         "addend": _map(case, case.outputs) if case.has_addend else None,
         "scale": 0.2 if case.has_addend else 1.0,

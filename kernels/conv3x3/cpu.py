@@ -16,12 +16,13 @@ def supports(
     scale: float = 1.0,
     out: Tensor | None = None,
 ) -> bool:
-    """Maps in fp32 on the CPU, a cell's channels side by side and cells evenly apart."""
+    """Maps in fp32 on the CPU. Those that are written to or added have a cell's channels side by
+    side and cells evenly apart; inputs that do not are copied so."""
     others = [given for given in (addend, out) if given is not None]
     return (
         x.dtype is torch.float32
         and native.runs_on(x, *others)
-        and all(_cell_stride(given) is not None for given in (x, *others))
+        and all(_cell_stride(given) is not None for given in others)
     )
 
 
@@ -34,6 +35,8 @@ def conv3x3(
 ) -> Tensor:
     """See `kernels.conv3x3`."""
     rows, inputs, height, width = x.shape
+    if _cell_stride(x) is None:
+        x = x.contiguous(memory_format=torch.channels_last)
     outputs = convolution.num_outputs
     if out is None:
         size = (rows, outputs, height, width)

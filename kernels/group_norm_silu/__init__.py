@@ -21,8 +21,8 @@ def group_norm_silu(
         silu: whether `y * sigmoid(y)` follows.
 
     Returns:
-        [R, C, H, W], x's dtype and layout. Computed in fp32, rounded once. In the faster
-        implementations a row's result depends on nothing but the row.
+        [R, C, H, W], x's dtype; in x's layout or channels-last. Computed in fp32, rounded once. In
+        the faster implementations a row's result depends on nothing but the row.
 
     Papers: Wu and He 2018, arXiv:1803.08494; Elfwing et al. 2017, arXiv:1702.03118.
     """

@@ -28,6 +28,7 @@ class Case:
     num_groups: int = 32
     silu: bool = True
     mean: float = 0.0
+    is_channels_last: bool = True
 
 
 CASES = (
@@ -39,7 +40,9 @@ CASES = (
     Case("one_group", 2, 7, 5, num_groups=1),
     Case("a_group_per_channel", 2, 5, 3, num_groups=5, silu=False),
     Case("far_mean", 2, 64, 12, num_groups=4, mean=4.0),
+    Case("channels_first", 3, 32, 7, num_groups=8, is_channels_last=False),
 )
+REFUSED = {"triton": ("channels_first",)}
 BENCHMARKS = {
     "cpu": (Case("shapes 32 rows", 32, 64, 16, num_groups=16), Case("sd15 2 rows", 2, 320, 64)),
     "cuda": (Case("sd15 8 rows", 8, 320, 64), Case("sdxl 8 rows", 8, 320, 128)),
@@ -50,8 +53,9 @@ BENCHMARKS = {
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
     """Keyword arguments of the op."""
     x = torch.randn(case.rows, case.channels, case.size, case.size + 1, device=device) + case.mean
+    layout = torch.channels_last if case.is_channels_last else torch.contiguous_format
     return {
-        "x": x.to(dtype).to(memory_format=torch.channels_last),
+        "x": x.to(dtype).to(memory_format=layout),
         "num_groups": case.num_groups,
         "weight": torch.rand(case.channels, device=device).add_(0.5).to(dtype),
         "bias": torch.randn(case.channels, device=device).to(dtype),

@@ -11,13 +11,8 @@ from kernels import native
 def supports(
     x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool = True
 ) -> bool:
-    """CPU tensors in channels-last layout."""
-    return (
-        x.is_contiguous(memory_format=torch.channels_last)
-        and native.runs_on(x, weight, bias)
-        and weight.is_contiguous()
-        and bias.is_contiguous()
-    )
+    """CPU tensors; maps that do not lie channels-last are copied so."""
+    return native.runs_on(x, weight, bias) and weight.is_contiguous() and bias.is_contiguous()
 
 
 def group_norm_silu(
@@ -25,6 +20,7 @@ def group_norm_silu(
 ) -> Tensor:
     """See `kernels.group_norm_silu`."""
     rows, channels, height, width = x.shape
+    x = x.contiguous(memory_format=torch.channels_last)
     out = torch.empty_like(x, memory_format=torch.channels_last)
     _function()(
         native.DTYPES[x.dtype],

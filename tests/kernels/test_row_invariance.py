@@ -1,7 +1,7 @@
 """A row's result has the same bits whatever rows share its launch, in all our own kernels.
 
 The engine's promise that a text does not depend on its neighbours rests on this. Implementations
-by PyTorch promise nothing here.
+by PyTorch promise nothing here, except those of `ALSO`.
 """
 
 import random
@@ -24,17 +24,20 @@ ROWS = {
     "group_norm_silu": ("x",),
     "linear": ("x",),
     "score_tokens": ("logits", "token_ids"),
+    "attention": ("query", "key", "value"),
 }
 """Op → its arguments that have a row per row."""
 OWN = ("cpu", "triton")
+ALSO = {"linear": "reference", "attention": "composed"}
+"""Op → what else promises it."""
 
 
 def own_kernels():
-    """Each op's kernels; the reference only where it promises the same."""
+    """Each op's kernels, and what else promises the same."""
     for op in kernels.OPS:
         if op.name in ROWS:
             names = [name for name in op.implementations() if name in OWN]
-            for name in [*names, *(["reference"] if op is kernels.linear else [])]:
+            for name in [*names, *([ALSO[op.name]] if op.name in ALSO else [])]:
                 yield pytest.param(op, name, id=f"{op.name}-{name}")
 
 
@@ -64,7 +67,9 @@ def differing_rows(op, function, inputs, size):
 @pytest.mark.parametrize(("op", "name"), list(own_kernels()))
 def test_a_row_has_the_same_bits_alone_and_among_others(op, name, dtype):
     function = op.reference if name == "reference" else op.implementations()[name].function
-    refused = getattr(op.cases, "REFUSED", {}).get("triton", ())
+    # The reference promises what Triton's kernel does.
+    refusing = "triton" if name == "reference" else name
+    refused = getattr(op.cases, "REFUSED", {}).get(refusing, ())
     for case in op.cases.CASES:
         if case.name in refused:
             continue

@@ -41,8 +41,10 @@ class CrossAttentionCache:
         self.num_hits = 0
         processors = dict(unet.attn_processors)
         for layer, name in enumerate(processors):
+            attn: Any = unet.get_submodule(name.removesuffix(".processor"))
             # Layers of other kinds keep the processor that diffusers chose.
-            if ".attn2." in name and type(processors[name]) is AttnProcessor2_0:
+            is_usual = type(attn.processor) is AttnProcessor2_0 and is_simple(attn)
+            if is_usual and attn.is_cross_attention:
                 processors[name] = CachedCrossAttention(self, layer)
         unet.set_attn_processor(processors)
 
@@ -86,29 +88,21 @@ class CrossAttentionCache:
 
 
 class CachedCrossAttention:
-    """`AttnProcessor2_0` for transformer blocks, keys and values from a cache."""
+    """`AttnProcessor2_0` for simple layers, keys and values from a cache."""
 
     def __init__(self, cache: CrossAttentionCache, layer: int) -> None:
         self._cache = cache
         self._layer = layer
-        self._plain = AttnProcessor2_0()
 
     def __call__(
         self,
         attn: Attention,
         hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         temb: torch.Tensor | None = None,
-        *args: Any,
-        **kwargs: Any,
     ) -> torch.Tensor:
         """As `AttnProcessor2_0`: `[R, Q, C]` and `[R, L, D]` to `[R, Q, C]`."""
-        if encoder_hidden_states is None or hidden_states.ndim == 4 or not is_simple(attn):
-            plain: torch.Tensor = self._plain(
-                attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs
-            )
-            return plain
         key, value = self._keys_and_values(attn, encoder_hidden_states)
         query = split_heads(attn, attn.to_q(hidden_states))
         bias = _bias(attn, attention_mask, encoder_hidden_states)

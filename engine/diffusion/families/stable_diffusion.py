@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor2_0
 
 from engine.diffusion.families import single_file
 from engine.diffusion.families.autoencoder import Autoencoder
@@ -94,7 +95,7 @@ class StableDiffusionFamily:
         self._by_task = self.unets_by_task(unets)
         self._unets = {name: _placed(unet, device) for name, unet in unets.items()}
         self._caches = {name: CrossAttentionCache(unet) for name, unet in self._unets.items()}
-        self._is_quantized = {name: _is_quantized(unet) for name, unet in self._unets.items()}
+        self._keeps_apart = {name: _keeps_rows_apart(unet) for name, unet in self._unets.items()}
         # Asked for here: the property walks through all modules.
         self._dtype = self._unets[BASE].dtype
         self._stacked: tuple[Hashable, _Stacked] | None = None
@@ -248,9 +249,9 @@ class StableDiffusionFamily:
         forward = partial(self._forward, key)
         if not is_exact(self.device, self._dtype):
             return forward(rows)
-        if self._is_quantized[str(key)]:
-            return denoise_each(rows, forward)
-        return denoise_by_layout(rows, _layout, forward)
+        if self._keeps_apart[str(key)]:
+            return denoise_by_layout(rows, prompt_length, forward)
+        return denoise_each(rows, forward)
 
     def _forward(self, key: Hashable, rows: Sequence[Row]) -> torch.Tensor:
         unet, cache = self._unets[str(key)], self._caches[str(key)]
@@ -392,13 +393,19 @@ def stack_states(states: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Te
     return torch.cat(padded), positions[None, :] < ends[:, None]
 
 
-def _layout(row: Row) -> Hashable:
-    """Rows of one length need no mask."""
+def prompt_length(row: Row) -> int:
+    """Rows whose prompts have one length need no mask."""
     return row.prompt.states.shape[1]
 
 
-def _is_quantized(unet: UNet2DConditionModel) -> bool:
-    return any(isinstance(module, MethodModule) for module in unet.modules())
+def _keeps_rows_apart(unet: UNet2DConditionModel) -> bool:
+    """Whether rows do not meet in any layer, as they do in quantised ones and where diffusers'
+    own attention is left."""
+    return not any(
+        isinstance(module, MethodModule)
+        or isinstance(getattr(module, "processor", None), AttnProcessor2_0)
+        for module in unet.modules()
+    )
 
 
 def _side(sample_size: int | Sequence[int] | None) -> int:

@@ -8,6 +8,7 @@ is described at stabilityai/stable-diffusion-x4-upscaler.
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +17,8 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from engine.diffusion.families.autoencoder import Autoencoder
 from engine.diffusion.families.components import ComponentFolder
 from engine.diffusion.families.family import FamilyFacts, Row
-from engine.diffusion.families.stable_diffusion import StableDiffusionFamily
+from engine.diffusion.families.row_layouts import denoise_by_layout
+from engine.diffusion.families.stable_diffusion import StableDiffusionFamily, prompt_length
 from engine.diffusion.families.unet_tasks import BASE
 from engine.errors import CorruptFile, UnsupportedArchitecture
 from engine.image_types import ImageTask, UpscalingFacts
@@ -113,17 +115,7 @@ class StableDiffusionUpscaleFamily(StableDiffusionFamily):
 
         Some of its layers attend to prompts where others attend to themselves, and take no mask.
         """
-        by_length: dict[int, list[int]] = {}
-        for index, row in enumerate(rows):
-            by_length.setdefault(row.prompt.states.shape[1], []).append(index)
-        if len(by_length) == 1:
-            return super().denoise(key, rows)
-        predictions: list[torch.Tensor] = [rows[0].latents] * len(rows)
-        for indices in by_length.values():
-            found = super().denoise(key, [rows[index] for index in indices])
-            for index, prediction in zip(indices, torch.split(found, 1), strict=True):
-                predictions[index] = prediction
-        return torch.cat(predictions)
+        return denoise_by_layout(rows, prompt_length, partial(super().denoise, key))
 
     def _conditions(self, rows: Sequence[Row]) -> dict[str, Any]:
         levels = [row.noise_level for row in rows]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_families import CPU, FAMILIES, family_of, parts_of
+from tiny_families import CPU, FAMILIES, UPSCALER, family_of, parts_of
 from toy_family import mask, picture
 from toy_family import request as toy_request
 
@@ -28,15 +28,18 @@ pytestmark = [
 SIDE = 16
 PROMPTS = ("a red fox", "", "rain", "a " * 100)
 """The last is longer than a text encoder reads at once."""
+TASKS = (
+    ImageTask.TEXT_TO_IMAGE,
+    ImageTask.IMAGE_TO_IMAGE,
+    ImageTask.INPAINT,
+    ImageTask.UPSCALE,
+)
 
 
 def requests(family: Any, side: int = SIDE) -> list[Any]:
     """One of each way to share a call, and others: their first steps differ, too."""
-    tasks = [
-        task
-        for task in (ImageTask.TEXT_TO_IMAGE, ImageTask.IMAGE_TO_IMAGE, ImageTask.INPAINT)
-        if task in family.facts.tasks
-    ]
+    tasks = [task for task in TASKS if task in family.facts.tasks]
+    scale = family.facts.upscaling.scale if ImageTask.UPSCALE in tasks else 1
     made = []
     for place in range(7):
         task = tasks[place % len(tasks)]
@@ -47,14 +50,15 @@ def requests(family: Any, side: int = SIDE) -> list[Any]:
                 image=picture(side, side, place) if task is not ImageTask.TEXT_TO_IMAGE else None,
                 mask=mask(side, side, (4, 4, 11, 13)) if task is ImageTask.INPAINT else None,
                 task=task,
-                width=side,
-                height=side,
+                width=scale * side,
+                height=scale * side,
                 num_inference_steps=random.choice([2, 3, 4]),
                 seed=random.randrange(1 << 40),
                 guidance_scale=random.choice([1.0, 3.0, 7.5]),
                 guidance_end=random.choice([1.0, 0.5]),
                 negative_prompt=random.choice(["", "blue"]),
                 strength=0.7,
+                noise_level=random.choice([0, 20, 50]) if ImageTask.UPSCALE in tasks else 0,
                 num_previews=place % 2,
             )
         )
@@ -85,7 +89,7 @@ def check(family: Any, asked: list[Any]) -> None:
         assert all(map(torch.equal, found, alone)), (one.request_id, one.params)
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", (*FAMILIES, UPSCALER))
 def test_company_changes_no_bit(kind: str) -> None:
     family = family_of(kind, parts_of(kind, random.randrange(1000)))
     check(family, requests(family))

@@ -9,23 +9,20 @@ from typing import Any
 import pytest
 import torch
 from denoise_loop import Job, assert_same, draw_together
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionUpscalePipeline
-from tiny_pipelines import CPU, Parts, tiny_parts, tiny_unet
+from diffusers import StableDiffusionUpscalePipeline
+from tiny_pipelines import CPU, Parts, tiny_unet
+from tiny_upscaler import SCALE, low_res_scheduler, upscaler_of, upscaler_parts
 from toy_family import picture, request
 
 from engine.diffusion.denoising import Denoising
 from engine.diffusion.drawing import Drawing
 from engine.diffusion.drawing_factory import DrawingFactory
-from engine.diffusion.families.autoencoder import Autoencoder
 from engine.diffusion.families.registry import load_family
 from engine.diffusion.families.stable_diffusion_upscale import StableDiffusionUpscaleFamily
 from engine.diffusion.tasks.pixels import array_to_tensor, to_array
 from engine.errors import CorruptFile, UnsupportedArchitecture
 from engine.image_types import ImageTask
 from engine.weights.source import Checkpoint
-
-SCALE = 4
-NUM_LEVELS = 100
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*deprecated.*:FutureWarning"),
@@ -34,45 +31,20 @@ pytestmark = [
 ]
 
 
-def upscaler_parts(seed: int = 11) -> Parts:
-    """Of the real model's shape: a level of noise as an input, layers that attend to the prompt
-    alone, a VAE of factor 4."""
-    torch.manual_seed(seed)
-    parts = tiny_parts(seed, prediction_type="v_prediction")
-    parts.unet = tiny_unet(7, num_class_embeds=NUM_LEVELS, only_cross_attention=(False, True))
-    # Embeddings of levels are small at first, and would hardly matter.
-    parts.unet.class_embedding.weight.data *= 20
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        latent_channels=4,
-        norm_num_groups=4,
-        scaling_factor=0.08333,
-    )
-    parts.vae = vae.eval().requires_grad_(False)
-    return parts
-
-
 @pytest.fixture(scope="module")
 def parts() -> Parts:
     torch.set_num_threads(1)
     return upscaler_parts()
 
 
-@pytest.fixture(scope="module")
-def low_res_scheduler() -> DDPMScheduler:
-    return DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.0001, beta_end=0.02)
-
-
 @pytest.fixture
-def pipeline(parts: Parts, low_res_scheduler: DDPMScheduler) -> StableDiffusionUpscalePipeline:
+def pipeline(parts: Parts) -> StableDiffusionUpscalePipeline:
     pipeline = StableDiffusionUpscalePipeline(
         vae=copy.deepcopy(parts.vae),
         text_encoder=parts.text_encoder,
         tokenizer=parts.tokenizer,
         unet=copy.deepcopy(parts.unet),
-        low_res_scheduler=low_res_scheduler,
+        low_res_scheduler=low_res_scheduler(),
         scheduler=copy.deepcopy(parts.scheduler),
         max_noise_level=60,
     )
@@ -81,21 +53,8 @@ def pipeline(parts: Parts, low_res_scheduler: DDPMScheduler) -> StableDiffusionU
 
 
 @pytest.fixture(scope="module")
-def family(parts: Parts, low_res_scheduler: DDPMScheduler) -> StableDiffusionUpscaleFamily:
-    return family_of(parts, low_res_scheduler)
-
-
-def family_of(parts: Parts, low_res_scheduler: DDPMScheduler) -> StableDiffusionUpscaleFamily:
-    vae = copy.deepcopy(parts.vae)
-    return StableDiffusionUpscaleFamily(
-        unets={"unet": copy.deepcopy(parts.unet)},
-        autoencoder=Autoencoder(vae, dtype=vae.dtype, device=CPU),
-        encoders=[StableDiffusionUpscaleFamily.prompt_encoder(parts.tokenizer, parts.text_encoder)],
-        scheduler_config={**parts.scheduler.config, "_class_name": type(parts.scheduler).__name__},
-        low_res_scheduler_config=low_res_scheduler.config,
-        max_noise_level=60,
-        device=CPU,
-    )
+def family(parts: Parts) -> StableDiffusionUpscaleFamily:
+    return upscaler_of(parts)
 
 
 def drawing_of(family: Any, width: int, height: int, seed: int, **changes: Any) -> Drawing:
@@ -223,12 +182,10 @@ def test_facts(family: StableDiffusionUpscaleFamily) -> None:
     assert (facts.denoising.default_steps, facts.denoising.default_guidance_scale) == (75, 9.0)
 
 
-def test_levels_end_where_the_model_knows_no_more(
-    parts: Parts, low_res_scheduler: DDPMScheduler
-) -> None:
+def test_levels_end_where_the_model_knows_no_more(parts: Parts) -> None:
     parts = copy.copy(parts)
     parts.unet = tiny_unet(7, num_class_embeds=10)
-    upscaling = family_of(parts, low_res_scheduler).facts.upscaling
+    upscaling = upscaler_of(parts).facts.upscaling
     assert upscaling is not None
     assert (upscaling.default_noise_level, upscaling.max_noise_level) == (9, 9)
 
@@ -255,11 +212,9 @@ def test_a_folder_is_loaded(
         load_family(checkpoint, dtype=torch.float32, device=CPU)
 
 
-def test_refuses_a_unet_that_is_no_upscalers(
-    parts: Parts, low_res_scheduler: DDPMScheduler
-) -> None:
+def test_refuses_a_unet_that_is_no_upscalers(parts: Parts) -> None:
     for unet in (tiny_unet(7), tiny_unet(4)):
         changed = copy.copy(parts)
         changed.unet = unet
         with pytest.raises(UnsupportedArchitecture, match="7 channels and a level"):
-            family_of(changed, low_res_scheduler)
+            upscaler_of(changed)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from tiny_pipelines import tiny_parts
 from tiny_transformers import flux_parts, sd3_parts
+from tiny_upscaler import upscaler_of, upscaler_parts
 
 from engine.diffusion.families.autoencoder import Autoencoder
 from engine.diffusion.families.flux import FluxFamily
@@ -14,6 +15,8 @@ from engine.diffusion.prompt.clip import ClipPromptEncoder
 from engine.diffusion.prompt.t5 import T5PromptEncoder
 
 FAMILIES = ("sd", "sdxl", "sd3", "flux")
+UPSCALER = "upscaler"
+"""The family that draws no pictures of texts alone."""
 T5_TOKENS = 24
 """Of FLUX."""
 CPU = torch.device("cpu")
@@ -22,12 +25,16 @@ CPU = torch.device("cpu")
 def parts_of(kind: str, seed: int) -> Any:
     if kind in ("sd", "sdxl"):
         return tiny_parts(seed, xl=kind == "sdxl")
+    if kind == UPSCALER:
+        return upscaler_parts(seed)
     return sd3_parts(seed) if kind == "sd3" else flux_parts(seed, {"guidance_embeds": True})
 
 
 def family_of(kind: str, parts: Any) -> Any:
     if kind in ("sd", "sdxl"):
         return parts.family()
+    if kind == UPSCALER:
+        return upscaler_of(parts)
     common = {
         "transformer": parts.transformer,
         "autoencoder": Autoencoder(parts.vae, dtype=torch.float32, device=CPU),
