@@ -17,6 +17,7 @@ from kernels import native
 pytestmark = pytest.mark.usefixtures("cheap_rows")
 VOCAB = 400
 NAMES = ("a", "b", None)
+ENOUGH_GUESTS = 6
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +175,9 @@ def test_an_adapter_whose_logits_are_not_finite_ends_its_own_requests(
 
 
 class Storm:
-    """An engine whose adapter `c` comes, is replaced and goes at random while it is stepped."""
+    """An engine whose adapter `c` comes, is replaced and goes at random while it is stepped, for so
+    many steps and until there were enough guests: how many steps a load takes is up to the machine.
+    """
 
     def __init__(self, engine, folders, rng, request):
         self.engine, self.folders, self.rng, self.request = engine, folders, rng, request
@@ -183,13 +186,19 @@ class Storm:
         self.outcomes = []
         self.is_there = self.is_loading = False
         self.num_steps = 0
-        self.add, self.abort, self.has_work = engine.add, engine.abort, engine.has_work
+        self.add, self.abort = engine.add, engine.abort
+
+    def is_over(self):
+        return self.num_steps >= 120 and len(self.guests) >= ENOUGH_GUESTS
+
+    def has_work(self):
+        return not self.is_over() or self.engine.has_work()
 
     def step(self):
         self.num_steps += 1
-        if self.num_steps < 120 and not self.is_loading and self.rng.random() < 0.3:
+        if not self.is_over() and not self.is_loading and self.rng.random() < 0.3:
             self.change()
-        return self.engine.step()
+        return self.engine.step() if self.engine.has_work() else ([], None)
 
     def change(self):
         if self.is_there and self.rng.random() < 0.5:
@@ -239,7 +248,6 @@ def test_storms_of_adapters_change_no_text(engines, folder, lora, rng, tmp_path,
     guest = partial(engines.request, max_tokens=12, ignore_eos=True, logprobs=1)
     storm = Storm(engine, folders, rng, guest)
     found = outcome(engines.run(storm, requests, arrivals=[6 * i for i in range(12)]))
-    assert len(storm.guests) > 4
     for place in folders[:2]:
         only = engines.make(
             folder, lora=(f"c={place}",), enable_prefix_caching=False, record_steps=False, **kept
