@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from engine.errors import InvalidParameter, UnsupportedFeature
+from engine.errors import UnsupportedFeature
 from engine.sampler_order import OTHER_SAMPLER_NAMES, SAMPLERS
 from server.embeddings.inputs import Inputs
 from server.protocol.common import (
@@ -18,6 +18,7 @@ from server.protocol.common import (
 )
 from server.protocol.embeddings import UNSUPPORTED_EMBEDDING_FIELDS, EmbeddingModelRequest
 from server.protocol.prompts import Prompts
+from server.protocol.scores import check_either, either_of
 
 MAX_EXTRA_FILES = 256
 _MAX_UNKNOWN = 32
@@ -119,10 +120,15 @@ class LlamaCompletionRequest(LlamaTextRequest):
         return self
 
 
+_TEXTS = (("content",), ("input",))
+
+
 class LlamaEmbeddingRequest(EmbeddingModelRequest):
     """Texts to embed."""
 
-    model_config = ConfigDict(json_schema_extra={"example": {"content": "The sky is blue."}})
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"content": "The sky is blue."}, **either_of(*_TEXTS)}
+    )
     _unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **UNSUPPORTED_EMBEDDING_FIELDS,
         "embd_normalize": (2,),
@@ -134,8 +140,7 @@ class LlamaEmbeddingRequest(EmbeddingModelRequest):
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:
-        if (self.content is None) == (self.input is None):
-            raise InvalidParameter("give either content or input", param="content")
+        check_either(self, *_TEXTS)
         return self
 
     @property

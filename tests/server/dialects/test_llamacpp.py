@@ -320,7 +320,7 @@ async def test_embeddings(tokenizer_folder: Path) -> None:
             assert (await server.client.post(path, json=body)).json() == wanted
     for body, param in (
         ({"content": "a", "embd_normalize": 1}, "embd_normalize"),
-        ({"content": "a", "input": "a"}, "content"),
+        ({"content": "a", "input": "a"}, "input"),
         ({}, "content"),
         ({"content": ["a", ""]}, "content"),
         ({"content": ["a", "wizard " * MOST_EMBEDDED]}, "content"),
