@@ -304,6 +304,8 @@ def load(spec: messages.WorkerSpec, link: Link) -> tuple[AnyEngine, Info]:
     engine: AnyEngine
     info: Info
     engine, info = imported(kind.loader)(checkpoint, spec.model, config, link)
+    if not digest.is_done:
+        link.report(Phase.WARMING_UP, None, "hashing the model's files")
     info = replace(
         info,
         digest=digest.result(),

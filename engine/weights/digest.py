@@ -57,6 +57,11 @@ class PendingDigest:
         """Of all files."""
         return sum(mark[2] for mark in self._marks if mark is not None)
 
+    @property
+    def is_done(self) -> bool:
+        """Whether `result` would not wait."""
+        return self._digest.done()
+
     def result(self) -> str:
         """Wait for it.
 
