@@ -100,7 +100,7 @@ def read_record(checkpoint: Checkpoint) -> list[MeasuredQuality]:
         content = read_optional_json(path)
         if not content:
             return []
-        if content["weights"] != weights_digest(checkpoint):
+        if content["weights"] != sampled_hash(checkpoint):
             log.warning("a record of quality is of other weights and is ignored", file=path.name)
             return []
         return [MeasuredQuality.from_json(one) for one in content["measured"]]
@@ -119,7 +119,7 @@ def save_quality(checkpoint: Checkpoint, measured: MeasuredQuality) -> Path:
     path = record_path(checkpoint)
     others = [one for one in read_record(checkpoint) if one.kept != measured.kept]
     content = {
-        "weights": weights_digest(checkpoint),
+        "weights": sampled_hash(checkpoint),
         "measured": [asdict(one) for one in (*others, measured)],
     }
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
@@ -135,7 +135,7 @@ def save_quality(checkpoint: Checkpoint, measured: MeasuredQuality) -> Path:
     return path
 
 
-def weights_digest(checkpoint: Checkpoint) -> str:
+def sampled_hash(checkpoint: Checkpoint) -> str:
     """Of samples of all weights' files, and of their sizes.
 
     Raises:
