@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(BIN)/python tools/install.py
 ARGS   ?=
 # Test files run beside each other in so many processes; 0: all in one, for a debugger.
 WORKERS ?= 2
@@ -73,15 +73,16 @@ $(VENV)/bin/python:
 	  { echo "Tandem needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
+# tools/install.py says what pip does, and takes torch without CUDA where there is no NVIDIA driver.
 # A stamp per set of packages: a second start installs nothing and needs no network.
 $(VENV)/.serve: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) install --quiet --constraint constraints.txt --editable .
+	@$(INSTALL) .
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(INSTALL) '.[dev]'
 	@touch $@ $(VENV)/.serve
 
 $(VENV)/.clients: $(VENV)/.dev
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,clients]'
+	@$(INSTALL) '.[dev,clients]'
 	@touch $@
