@@ -8,7 +8,7 @@ ARGS   ?=
 WORKERS ?= 2
 # Whose bits may not depend on company.
 BITS := $(addprefix tests/,kernels/test_row_invariance.py kernels/test_conv3x3.py \
-  engine/llm/test_batch_invariance.py \
+  engine/llm/test_batch_invariance.py engine/models/fallback/test_family.py \
   $(addprefix engine/diffusion/families/,test_batch_invariance.py test_rows_by_module.py))
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 

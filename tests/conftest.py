@@ -192,6 +192,19 @@ def tiny_olmo2(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
 
 
 @pytest.fixture(scope="session")
+def tiny_qwen2_moe(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """A mixture without a family here."""
+    return _tiny_factory(
+        tmp_path_factory,
+        "Qwen2Moe",
+        num_experts=6,
+        num_experts_per_tok=3,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=40,
+    )
+
+
+@pytest.fixture(scope="session")
 def tiny_gemma3(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """Every second layer looks back 24 tokens only."""
     return _tiny_factory(

@@ -45,6 +45,8 @@ class Comparison:
     difference: float
     """Median over the text's tokens of how far states are off, relative to their length. Routers
     may choose other experts for single tokens, since sums are rounded in another order."""
+    states: Tensor
+    """Of the text, [T, C]."""
     same_bits: bool
     """Whether the text alone has the same bits as in pieces and in company."""
 
@@ -67,7 +69,8 @@ def compare(model: Compared) -> Comparison:
     pieces = torch.cat((begin, middle, end))
     theirs = model.forward_in_their_way(text, cache.context([len(text)], [0])).float()
     errors = (pieces.float() - theirs).norm(dim=-1) / theirs.norm(dim=-1).clamp_min(1e-12)
-    return Comparison(errors.nan_to_num(0.0).median().item(), torch.equal(alone, pieces))
+    difference = errors.nan_to_num(0.0).median().item()
+    return Comparison(difference, alone, torch.equal(alone, pieces))
 
 
 class _Cache:

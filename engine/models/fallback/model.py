@@ -1,6 +1,7 @@
 """A model of transformers as one of ours."""
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -19,10 +20,12 @@ from engine.models.fallback.attention import PAGED
 from engine.models.fallback.build import build
 from engine.models.fallback.comparison import compare
 from engine.models.fallback.names import TensorNames
+from engine.models.fallback.rows import RowsApart
 from engine.models.fallback.step import in_step
 from engine.models.forward_context import NO_CONTEXT, ForwardContext, RowAdapters
 from engine.models.layers.weight_slots import WeightOptions
 from engine.models.loading import load_dummy_weights, load_weights
+from kernels import native
 
 LARGEST_DIFFERENCE = {torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.1}
 """Of hidden states from those of transformers' own attention, relative to these."""
@@ -77,6 +80,8 @@ class FallbackModel(CausalLM):
             embedding=config.embedding,
             experts=config.names.experts,
         )
+        is_ours = options.device.type == "cpu" and native.missing() is None
+        self._rows_apart = RowsApart() if is_ours else None
         # In a tuple so that its parts do not become submodules twice.
         self._head = (_head_of(self.causal),)
 
@@ -86,7 +91,7 @@ class FallbackModel(CausalLM):
 
     def forward(self, token_ids: Tensor, positions: Tensor, ctx: ForwardContext) -> Tensor:
         """See `CausalLM.forward`."""
-        with in_step(ctx):
+        with in_step(ctx), self._rows_apart or nullcontext():
             given = {"input_ids": token_ids[None], "position_ids": positions[None]}
             states: Tensor = self.causal.base_model(**given, use_cache=False).last_hidden_state
         return states[0]
@@ -121,7 +126,7 @@ class FallbackModel(CausalLM):
 
     def compute_logits(self, hidden: Tensor, adapters: RowAdapters | None = None) -> Tensor:
         """See `CausalLM.compute_logits`."""
-        with in_step(NO_CONTEXT):
+        with in_step(NO_CONTEXT), self._rows_apart or nullcontext():
             logits: Tensor = self._head[0](inputs_embeds=hidden[None], use_cache=False).logits
         return logits[0].float()
 
@@ -144,12 +149,15 @@ class FallbackModel(CausalLM):
     def _check(self) -> None:
         try:
             found = compare(self)
+            self.compute_logits(found.states)
         except Exception as error:  # whatever transformers' code does among our layers
             if is_out_of_memory(error):
                 raise
             raise refusal(
                 self.config.architecture, f"a trial failed: {type(error).__name__}: {error}"
             ) from error
+        if self._rows_apart is not None and not self._rows_apart.was_needed:
+            self._rows_apart = None
         if found.difference > LARGEST_DIFFERENCE[self.options.dtype]:
             raise refusal(
                 self.config.architecture,

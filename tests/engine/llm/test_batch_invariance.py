@@ -14,6 +14,8 @@ from engine.weights.source import Checkpoint
 
 VOCAB = 400
 DTYPES = ["float32", "bfloat16", "float16"]
+SIZES = {"seed": 5, "head_dim": 64, "hidden_size": 96, "intermediate_size": 136}
+"""Heads of 64 as in real models, sizes that no tile divides evenly."""
 
 
 class LogitsLog:
@@ -54,9 +56,7 @@ def log(monkeypatch):
     scope="module", params=["tiny_llama", "tiny_gemma3", "tiny_olmo2", "tiny_qwen3_moe"]
 )
 def folder(request):
-    # Heads of 64 as in real models, sizes that no tile divides evenly.
-    make = request.getfixturevalue(request.param)
-    return make(seed=5, head_dim=64, hidden_size=96, intermediate_size=136)
+    return request.getfixturevalue(request.param)(**SIZES)
 
 
 def make_requests(engines, rng, count=10, shared_prefix=0, output_tokens=(1, 40)):
@@ -159,6 +159,19 @@ def test_threads_that_come_and_go(engines, folder, rng, log, dtype, monkeypatch)
     assert number_of_changes(found, expected) == 0
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_mixture_that_transformers_runs(engines, tiny_qwen2_moe, rng, log, dtype):
+    """Its routers multiply by code of their own, in company, chunks and after prefix hits."""
+    folder = tiny_qwen2_moe(**SIZES)
+    requests = make_requests(engines, rng, count=6, shared_prefix=32, output_tokens=(1, 20))
+    expected = logits_of(log, lambda: alone(engines, folder, requests, dtype))
+    engine = engines.make(folder, dtype=dtype, max_num_batched_tokens=rng.randrange(8, 70))
+    arrivals = [3 * i for i in range(len(requests))]
+    found = logits_of(log, lambda: engines.run(engine, requests, arrivals=arrivals))
+    assert engine.stats().prefix_cache_hits > 0
+    assert number_of_changes(found, expected) == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["none", "gguf", "gguf-int8", "int8"])
 def test_a_real_model(quantization, engines, smollm2_checkpoint, rng, log):
@@ -182,7 +195,7 @@ def test_a_real_model(quantization, engines, smollm2_checkpoint, rng, log):
 
 
 def test_an_order_of_sums_that_depends_on_the_batch_is_found_out(
-    engines, folder, rng, log, monkeypatch
+    engines, tiny_llama, rng, log, monkeypatch
 ):
     """The comparison can fail: PyTorch's products of plain fp32 weights change with the rows."""
     monkeypatch.setattr(
@@ -190,6 +203,7 @@ def test_an_order_of_sums_that_depends_on_the_batch_is_found_out(
         "arrange",
         lambda self, weight, bias=None: PlainState(weight, bias),
     )
+    folder = tiny_llama(**SIZES)
     requests = make_requests(engines, rng)
     expected = logits_of(log, lambda: alone(engines, folder, requests, "float32"))
     engine = engines.make(folder, enable_prefix_caching=False)

@@ -56,6 +56,22 @@ MODELS = {
             "first_k_dense_replace": 1,
         },
     ),
+    "ernie4_5_moe": (
+        "Ernie4_5_Moe",
+        SHARED | {"moe_num_experts": 6, "moe_k": 2, "moe_intermediate_size": 24},
+    ),
+    "glm4_moe": (
+        "Glm4Moe",
+        SHARED
+        | {
+            "n_routed_experts": 6,
+            "num_experts_per_tok": 2,
+            "n_group": 1,
+            "topk_group": 1,
+            "moe_intermediate_size": 24,
+            "first_k_dense_replace": 1,
+        },
+    ),
     "olmoe": ("Olmoe", SHARED | {"num_experts": 6, "num_experts_per_tok": 2}),
     "phimoe": ("Phimoe", SHARED | {"num_local_experts": 5}),
     "qwen2_moe": (
@@ -73,8 +89,7 @@ MODELS = {
 }
 
 
-MIXTURES = {"deepseek_v3", "olmoe", "phimoe", "qwen2_moe"}
-"""Their routers multiply by transformers' own code, whose bits depend on the number of rows."""
+MIXTURES = {"deepseek_v3", "ernie4_5_moe", "glm4_moe", "olmoe", "phimoe", "qwen2_moe"}
 
 
 @pytest.fixture(params=MODELS)
@@ -104,7 +119,7 @@ def test_whole_prompts_chunks_and_decodes_equal_transformers(pair, request):
         assert error < TOLERANCE, f"{sizes}: logits differ by {error}, seed {seed}"
 
 
-@pytest.mark.parametrize("name", sorted(MODELS.keys() - MIXTURES))
+@pytest.mark.parametrize("name", MODELS)
 def test_neighbours_and_chunks_leave_the_bits(name):
     family, overrides = MODELS[name]
     seed = random.randrange(1 << 31)
@@ -246,7 +261,7 @@ def test_a_model_that_fails_among_our_layers_is_refused(monkeypatch):
 def test_deterministic_is_refused_where_bits_depend_on_company(monkeypatch):
     _, theirs, config = create_pair("Olmo2", 1, **SHARED)
     ours = create_model(config, dtype=torch.float32, deterministic=True)
-    found = comparison.Comparison(0.0, same_bits=False)
+    found = comparison.Comparison(0.0, torch.zeros(1, config.hidden_size), same_bits=False)
     monkeypatch.setattr("engine.models.fallback.model.compare", lambda model: found)
     with pytest.raises(ModelLoadError, match="leave deterministic off"):
         ours.load_weights(named_weights(theirs))
