@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from engine.adapter_source import resolve_adapter
 from engine.errors import ModelLoadError, ModelNotFound
@@ -200,8 +201,14 @@ def test_no_network_uses_the_library_cache(
     huggingface_hub.snapshot_download("org/model")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert resolve("org/model", tmp_path).kind == "folder"
-    with pytest.raises(ModelNotFound, match="check the network"):
+    with (
+        structlog.testing.capture_logs() as lines,
+        pytest.raises(ModelNotFound, match="check the network"),
+    ):
         resolve("org/other", tmp_path)
+    [warning] = [line for line in lines if line["log_level"] != "debug"]
+    assert "refused" in warning["reason"] and "\n" not in warning["reason"]
+    assert "exc_info" not in warning, "sixty lines that say no more"
 
 
 @pytest.mark.parametrize(
