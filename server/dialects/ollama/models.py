@@ -53,13 +53,22 @@ def described(
         facts[f"{name}.embedding_length"] = info.dimensions
     return {
         "modelfile": "",
-        "parameters": "",
+        "parameters": _parameters(info),
         "template": template or "",
         "details": _details(info),
         "model_info": facts,
         "capabilities": _capabilities(info, chat_format),
         "modified_at": timestamp(info.created),
     }
+
+
+def _parameters(info: AnyTextInfo) -> str:
+    """How its tokens are chosen unless a request says otherwise, in a Modelfile's words."""
+    if isinstance(info, EmbeddingModelInfo):
+        return ""
+    others = {"repetition_penalty": "repeat_penalty"}
+    values = info.default_sampling.items()
+    return "\n".join(f"{others.get(name, name)} {value:g}" for name, value in values)
 
 
 def _capabilities(info: AnyTextInfo, chat_format: ChatFormat | None) -> list[str]:

@@ -89,6 +89,17 @@ async def test_a_model_without_a_template_continues_the_prompt(tmp_path: Path) -
     await server.aclose()
 
 
+async def test_a_models_own_sampling_is_shown_and_used(tokenizer_folder: Path) -> None:
+    own = {"temperature": 0.3, "top_k": 20.0, "repetition_penalty": 1.05}
+    server = TextServer(tokenizer_folder, text_info(tokenizer_folder, default_sampling=own))
+    shown = (await server.client.post("/api/show", json={"model": MODEL})).json()
+    assert shown["parameters"] == "temperature 0.3\ntop_k 20\nrepeat_penalty 1.05"
+    await server.post("/api/generate", prompt="hi", options={"num_predict": 1, "top_k": 3})
+    sampling = server.last_request.sampling
+    assert (sampling.temperature, sampling.top_k, sampling.repetition_penalty) == (0.3, 3, 1.05)
+    await server.aclose()
+
+
 async def test_options_reach_the_engine(server: TextServer) -> None:
     options = {
         "num_predict": 3,
