@@ -13,7 +13,7 @@ MODEL, IMAGE_MODEL = "smollm2-135m-instruct", "tandem-shapes"
 NUM_EXAMPLES = 25
 ENOUGH_ACCEPTED = 0.2
 NOT_GUESSED = (
-    *("images", "/sdapi/", "_id}", "/tokenizer_info"),
+    *("images", "/sdapi/", "_id}", "/tokenizer_info", "/get_model_info", "/api/pull"),
     *("/models/load", "/models/unload", "lora_adapter", "/props", "/slots", "/infill"),
 )
 """Of pictures, ids and names; tests/server/images/test_fuzz.py has real ones. What loads models is
