@@ -41,7 +41,7 @@ def own_url(request: Request, path: str, *, public_url: str | None, host: str) -
             param="response_format",
         )
     prefix = request.scope.get("root_path", "")
-    return f"{request.url.scheme}://{asked}{prefix}{path}"
+    return f"{request.scope['scheme']}://{asked}{prefix}{path}"
 
 
 def _is_ours(name: str, request: Request, host: str) -> bool:

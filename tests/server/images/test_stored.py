@@ -85,7 +85,7 @@ async def test_urls_have_no_strangers_name() -> None:
         assert (await url_of(server, {"Host": name})).startswith(f"http://{name}/v1/images/files/")
     drawn = len(server.engine.image_requests)
     routes = {GENERATIONS: BY_URL, EDITS: BY_URL | {"image": PICTURE}}
-    for name in ("evil.example", "localhost.evil.example", "10.1.2.4", "a@localhost", "x y", ""):
+    for name in ("evil.example", "localhost.evil.example", "10.1.2.4", "a@localhost", "[::1", ""):
         for path, body in routes.items():
             error = error_of(await server.client.post(path, json=body, headers={"Host": name}))
             assert error["param"] == "response_format" and "--public-url" in error["message"], name
@@ -98,6 +98,8 @@ async def test_a_trusted_proxy_says_the_name() -> None:
     assert (await url_of(server, asked)).startswith("https://ai.example/llm/v1/images/files/")
     asked |= {"Host": "127.0.0.1:8000", "X-Forwarded-Host": "ai.example:444"}
     assert (await url_of(server, asked)).startswith("https://ai.example:444/llm/v1/images/files/")
+    broken = asked | {"Host": "[::1"}
+    assert (await url_of(server, broken)).startswith("https://ai.example:444/llm/v1/images/files/")
     # Who is no proxy of ours may claim to be one.
     server = ImageServer(forwarded_allow_ips=("10.0.0.0/8",))
     assert (await url_of(server, asked)).startswith("http://127.0.0.1:8000/v1/images/files/")
