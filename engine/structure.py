@@ -5,6 +5,7 @@ A request carries a `Structure` in its sampling parameters; the engine makes a g
 libraries.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -46,6 +47,12 @@ class Structure:
     """JSON has no optional spaces, only one behind each comma and colon."""
     param: str = field(default="structure", compare=False)
     """The field of the client's request that asked for it; errors name it."""
+
+    @property
+    def digest(self) -> str:
+        """Names what is asked for, and not who asks: equal structures have equal digests."""
+        asked = json.dumps([self.kind, self.text, self.is_compact])
+        return hashlib.sha256(asked.encode()).hexdigest()
 
     def check_size(self) -> None:
         """

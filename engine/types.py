@@ -221,6 +221,8 @@ class GenerateRequest(Request["TokenEvent"]):
     sampling: SamplingParams
     cache_salt: str | None = None
     """Requests share cached prefixes only with requests of the same salt."""
+    client: str = ""
+    """Who asks, as far as the server can tell; clients take turns where structures are read."""
 
     @property
     def num_completions(self) -> int:

@@ -120,8 +120,10 @@ class SequenceOutput:
 
     seq_id: int
     token_ids: list[int] = field(default_factory=list)
-    """Those that follow its text: at least one if it draws and there is no error, at most
-    `num_draws`."""
+    """Those that follow its text: at least one if it draws, does not wait and there is no error, at
+    most `num_draws`."""
+    is_waiting: bool = False
+    """Nothing can be drawn yet: preempt it, so that it is computed again and tries again."""
     logprobs: list[TokenLogprob] | None = None
     """One per token id, when its request asks for them."""
     prompt_logprobs: list[TokenLogprob] | None = None

@@ -32,9 +32,9 @@ class Executor(Protocol):
         """
         ...
 
-    def prepare(self, structure: Structure) -> "Future[object]":
+    def prepare(self, structure: Structure, client: str) -> "Future[object]":
         """Make ahead, beside the steps, what sequences with this structure need. While somebody
-        holds the result, announcing one takes no time.
+        holds the result, announcing one takes no time. Clients take turns at it.
 
         The future's exception is an EngineError where the structure cannot be honoured.
         """
@@ -68,8 +68,8 @@ class LocalExecutor:
     def launch(self, decision: ScheduleDecision) -> LaunchedStep:
         return self._runner.launch(decision)
 
-    def prepare(self, structure: Structure) -> "Future[object]":
-        return self._runner.prepare(structure)
+    def prepare(self, structure: Structure, client: str) -> "Future[object]":
+        return self._runner.prepare(structure, client)
 
     def warm_up(self) -> None:
         self._runner.warm_up()

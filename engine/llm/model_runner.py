@@ -94,9 +94,13 @@ class DrawnTokens:
 
     def add_to(self, outputs: dict[int, SequenceOutput]) -> None:
         """Wait for the tokens and tell each sequence those that follow its text."""
-        for seq_id, token in zip(self.receivers, self.draw.collect(), strict=True):
+        tokens = self.draw.collect()
+        for row, seq_id, token in zip(self.rows, self.receivers, tokens, strict=True):
             output = outputs[seq_id]
-            if token is None or output.error is not None:
+            if token is None:
+                output.is_waiting |= row.draft is None
+                continue
+            if output.error is not None:
                 continue
             if token.error is not None:
                 output.error = token.error
@@ -178,7 +182,7 @@ class ModelRunner:
         """Physical memory that the KV pool takes so far."""
         return self._kv.bytes_committed
 
-    def prepare(self, structure: Structure) -> "Future[object]":
+    def prepare(self, structure: Structure, client: str) -> "Future[object]":
         """See `engine.llm.executor.Executor`.
 
         Raises:
@@ -186,7 +190,7 @@ class ModelRunner:
         """
         if self._grammars is None:
             raise InvariantViolation("this runner knows no grammars")
-        return self._grammars.prepare(structure)  # type: ignore[return-value]
+        return self._grammars.prepare(structure, client)  # type: ignore[return-value]
 
     def execute(self, decision: ScheduleDecision) -> StepOutput:
         """Run one step to its end."""

@@ -29,7 +29,8 @@ class Preparation:
 
     def add(self, request: GenerateRequest, structure: Structure) -> None:
         """Begin with a request's structure."""
-        self._waiting[request.request_id] = (request, self._executor.prepare(structure))
+        prepared = self._executor.prepare(structure, request.client)
+        self._waiting[request.request_id] = (request, prepared)
 
     def forget(self, request_id: str) -> None:
         """It has been aborted; unknown ids are ignored."""

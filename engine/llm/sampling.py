@@ -78,7 +78,8 @@ class LaunchedDraw:
         """Wait for the tokens and take them into the rows' histories; to be called once.
 
         Returns:
-            Per row its token, or None for a void row: one behind a draft that was not drawn.
+            Per row its token, or None for a void row: one behind a draft that was not drawn, or
+            one whose structure is not ready; it is to be computed again.
         """
         return self.finish()
 
@@ -220,11 +221,13 @@ class Sampler:
             if is_read and token is not None and token.error is None:
                 self._mirostat.observe(row, mass, total)
 
-    def _sampled(self, row: SampleRow, token_id: int, error: int) -> SampledToken:
+    def _sampled(self, row: SampleRow, token_id: int, error: int) -> SampledToken | None:
         if not error:
             return SampledToken(token_id)
         if error == NOT_FINITE:
             return SampledToken(-1, error="the model gave non-finite logits")
+        if self._structures.waits(row):
+            return None
         own_fault = self._structures.error(row.seq_id) or InvalidParameter(_NO_TOKEN_LEFT)
         return SampledToken(-1, error=own_fault)
 
@@ -261,7 +264,7 @@ class Sampler:
 
 
 def _without_void(
-    rows: Sequence[SampleRow], sampled: Sequence[SampledToken]
+    rows: Sequence[SampleRow], sampled: Sequence[SampledToken | None]
 ) -> list[SampledToken | None]:
     """None in place of what was drawn behind a draft that was not drawn itself."""
     kept: list[SampledToken | None] = []

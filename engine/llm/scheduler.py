@@ -276,10 +276,13 @@ class Scheduler:
             self._num_steps += 1
             self._num_in_flight -= 1
         self._num_step_tokens = decision.num_tokens
+        waiting: list[Sequence] = []
         for scheduled, result in zip(decision.scheduled, output.outputs, strict=True):
             sequence = self._roster.find(scheduled.seq_id)
             if sequence is None:
                 continue
+            if result.is_waiting:
+                waiting.append(sequence)
             try:
                 self._commit_sequence(sequence, scheduled, result, self._events)
                 moved_on = scheduled.num_draws and sequence.has_moved_on
@@ -288,6 +291,10 @@ class Scheduler:
             except Exception as error:
                 self.is_doubtful = True
                 self._fail(sequence, self._blame(sequence, error), self._events)
+        for sequence in waiting:
+            # Not before all have landed: those that it runs together with start again, too.
+            if sequence.status is Status.RUNNING:
+                self._roster.preempt(sequence)
         events, self._events = self._events, []
         return events
 
@@ -488,6 +495,10 @@ class Scheduler:
             if not result.token_ids:
                 self._fail(sequence, failure, events)
                 return
+        if result.is_waiting:
+            sequence.rewind(scheduled.num_draws - 1)
+            self._prefixes.note_computed(sequence, scheduled.start)
+            return
         num_drawn, num_draws = len(result.token_ids), scheduled.num_draws
         fits = min(num_draws, 1) <= num_drawn <= num_draws
         check(fits, f"{num_drawn} tokens came of {num_draws} draws")

@@ -1,7 +1,8 @@
 """Gives every request an id: the client's own if it is sane, a fresh one otherwise.
 
 The id is in `request.state.request_id`, in every log line of the request, and in the answer's
-`X-Request-Id`. Clients may repeat one, so it does not serve as the engine's request id.
+`X-Request-Id`. Clients may repeat one, so it does not serve as the engine's request id. Where the
+request came from is noted here, too, as everything else is done within this.
 """
 
 import re
@@ -10,6 +11,7 @@ from uuid import uuid4
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
+from server.http.owner import note_address
 from server.http.scope import get_header
 
 _SANE = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
@@ -23,6 +25,7 @@ class RequestIdMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        note_address(scope)
         given = get_header(scope, b"x-request-id")
         request_id = given if given and _SANE.fullmatch(given) else uuid4().hex.encode()
 

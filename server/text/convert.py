@@ -23,6 +23,7 @@ from engine.sampling_params import (
 )
 from engine.structure import Structure
 from engine.types import GenerateRequest, Info, ModelInfo, SamplingParams
+from server.http.owner import current_client
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.common import SamplingRequest
 from server.protocol.completions import CompletionRequest
@@ -239,6 +240,7 @@ def _generate_request(
         priority=priority,
         arrival_time_s=time.time(),
         cache_salt=request.cache_salt,
+        client=current_client(),
         adapter=info.adapter,
     )
 

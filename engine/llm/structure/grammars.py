@@ -1,78 +1,67 @@
-"""Grammars of the structures that requests ask for: made in a thread, kept while there is room."""
+"""Grammars of the structures that requests ask for: made in threads, kept while there is room."""
 
-import re
+import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError
+from functools import partial
+from typing import TypeVar
 from weakref import WeakValueDictionary
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher
 
-from engine.errors import InvalidParameter
+from engine.errors import InvariantViolation
+from engine.llm.structure.matcher import matcher_of
+from engine.llm.structure.reading import CPU_SECONDS, QUICK_SECONDS, Read, Reading, too_much
 from engine.llm.structure.token_table import TokenTable
-from engine.structure import Structure, StructureKind
+from engine.llm.structure.turns import Turns
+from engine.structure import Structure
 
 MAX_KEPT_BYTES = 512 << 20
 """Of grammars that are kept for requests to come, if each has grown as large as it may."""
 _GROWN_BYTES = 16 << 20
 """What the states of a lexer take, at most, which are added as texts need them."""
-STACK_BYTES = 16 << 20
-"""Of the thread that makes grammars, whatever the system's default is."""
-LIMITS = LLParserLimits(
-    initial_lexer_fuel=500_000,
-    step_lexer_fuel=100_000,
-    step_max_items=10_000,
-    max_items_in_row=1_000,
-    max_lexer_states=25_000,
-    max_grammar_size=100_000,
-    verbose_errors=False,
-)
-"""What making a grammar, and a mask of it, may take. A request that needs more ends with an error.
-docs/decisions/014-structured-output.md has what that comes to."""
 
-
-_ONE_OF = (
-    "more than one branch of a oneOf may hold; use anyOf, or require a property in each branch "
-    "whose const is a string of its own"
-)
-"""Instead of the library's words, which name an option that is not the client's."""
-_NO_TEXT = "no text fits it, for something in it needs itself without end"
-"""Instead of the library's `NoExtensionBias`."""
+T = TypeVar("T")
 
 
 class Grammar:
-    """One structure's grammar."""
+    """One structure's grammar. Texts of one share a lexer, whose states become too many some day:
+    then it gets another `start`."""
 
-    def __init__(self, structure: Structure, start: LLMatcher) -> None:
+    def __init__(self, structure: Structure, reading: Reading, start: LLMatcher) -> None:
         self.structure = structure
-        self._start = start
-
-    def matcher(self) -> LLMatcher:
-        """At the beginning of a text."""
-        return self._start.deep_copy()
+        self.reading = reading
+        self.start = start
+        """At the beginning of a text; not to be moved from there."""
+        self.coming: Future[LLMatcher] | None = None
+        """The start that is being made to replace this one."""
 
     @property
     def num_bytes(self) -> int:
         """What it may take: above all that were measured."""
-        return _GROWN_BYTES + 64 * len(self.structure.text)
+        return _GROWN_BYTES + self.reading.num_bytes + 64 * len(self.structure.text)
 
 
 class Grammars:
     """Those of one model.
 
+    Structures that are read within `QUICK_SECONDS` pass by those that are not: each of the two has
+    a thread, and in each of these clients take turns.
+
     Args:
-        load_tokens: makes the model's table of tokens; called once, in the thread.
-        read: gives the text of a structure's grammar, or raises an EngineError; in the thread.
+        load_tokens: makes the model's table of tokens; called once, in a thread.
+        read: `ReaderProcess.read`, or what stands in for it; in a thread.
     """
 
-    def __init__(
-        self, load_tokens: Callable[[], TokenTable], read: Callable[[Structure], str]
-    ) -> None:
+    def __init__(self, load_tokens: Callable[[], TokenTable], read: Read) -> None:
         self._load_tokens = load_tokens
         self._read = read
         self._tokens: TokenTable | None = None
-        self._thread: ThreadPoolExecutor | None = None
+        self._tokens_lock = threading.Lock()
+        self._quick = Turns("grammars")
+        self._slow = Turns("large-grammars")
         self._lock = threading.Lock()
         """Of what follows; nothing is made while it is held."""
         self._known: WeakValueDictionary[Structure, Grammar] = WeakValueDictionary()
@@ -84,62 +73,99 @@ class Grammars:
     def warm_up(self) -> None:
         """Have the table of tokens made. If that cannot be, structures are refused with the
         reason."""
-        self._running_thread().submit(self._known_tokens)
+        self._quick.take_turn("", partial(_settle, Future[TokenTable](), self._known_tokens))
 
-    def prepare(self, structure: Structure) -> "Future[Grammar]":
-        """Make a grammar, unless it is there. Whoever holds it finds it by `find` at once.
+    def prepare(self, structure: Structure, client: str = "") -> "Future[Grammar]":
+        """Make a grammar, unless it is there. Whoever holds it finds it by `held` at once.
 
-        The future's exception is an EngineError where the structure cannot be honoured.
+        The future's exception is an EngineError where the structure cannot be honoured. One that
+        is cancelled before its turn is not read.
         """
+        grammar: Future[Grammar] = Future()
         known = self._known.get(structure)
         if known is not None:
             self._keep(known)
-            done: Future[Grammar] = Future()
-            done.set_result(known)
-            return done
-        return self._running_thread().submit(self.find, structure)
+            grammar.set_result(known)
+        else:
+            make = partial(self._quickly, structure, client, grammar)
+            self._quick.take_turn(client, partial(_settle, grammar, make))
+        return grammar
 
-    def find(self, structure: Structure) -> Grammar:
-        """A grammar, made now if it is not there.
+    def held(self, structure: Structure) -> Grammar:
+        """A grammar that somebody holds. Nothing is made, since steps wait for this.
 
         Raises:
-            InvalidParameter, UnsupportedFeature: the structure cannot be honoured.
+            InvariantViolation: there is none.
         """
         grammar = self._known.get(structure)
+        if grammar is None or grammar.structure != structure:
+            raise InvariantViolation("a structure's grammar was not prepared")
+        return grammar
+
+    def renewed(self, grammar: Grammar, worn: LLMatcher) -> "Future[LLMatcher]":
+        """Another start of a grammar, in place of one whose lexer is used up. It is made beside
+        the steps, once for all that ask."""
+        with self._lock:
+            if grammar.start is not worn:
+                done: Future[LLMatcher] = Future()
+                done.set_result(grammar.start)
+                return done
+            if grammar.coming is not None:
+                return grammar.coming
+            coming = grammar.coming = Future[LLMatcher]()
+        turns = self._quick if grammar.reading.seconds <= QUICK_SECONDS else self._slow
+        # No client takes its turn: texts of several may wait for it.
+        name = grammar.structure.digest
+        turns.take_turn(name, partial(_settle, coming, partial(self._renew, grammar)))
+        return coming
+
+    def _renew(self, grammar: Grammar) -> LLMatcher:
+        try:
+            start = self._start_of(grammar.structure, grammar.reading)
+        finally:
+            with self._lock:
+                grammar.coming = None
+        with self._lock:
+            grammar.start = start
+        return start
+
+    def _quickly(
+        self, structure: Structure, client: str, made: "Future[Grammar]"
+    ) -> Grammar | None:
+        """None: it takes longer, and a turn among those that do."""
+        grammar = self._find(structure, QUICK_SECONDS)
         if grammar is None:
-            made = self._make(structure)
+            make = partial(self._patiently, structure)
+            self._slow.take_turn(client, partial(_settle, made, make))
+        return grammar
+
+    def _patiently(self, structure: Structure) -> Grammar:
+        grammar = self._find(structure, CPU_SECONDS)
+        if grammar is None:
+            raise too_much(structure, f"more than {CPU_SECONDS:.0f} s of processor time")
+        return grammar
+
+    def _find(self, structure: Structure, cpu_s: float) -> Grammar | None:
+        """A grammar, made now if it is not there; None: reading it takes longer than that."""
+        grammar = self._known.get(structure)
+        if grammar is None:
+            reading = self._read(structure, cpu_s)
+            if reading is None:
+                return None
+            made = Grammar(structure, reading, self._start_of(structure, reading))
             with self._lock:
                 grammar = self._known.setdefault(structure, made)
         self._keep(grammar)
         return grammar
 
-    def renewed(self, grammar: Grammar) -> Grammar:
-        """Another one in its place: texts share a lexer, whose states become too many some day.
-
-        Raises:
-            EngineError: as `find` does.
-        """
-        structure = grammar.structure
-        with self._lock:
-            if self._known.get(structure) is grammar:
-                del self._known[structure]
-                if self._kept.pop(structure, None) is not None:
-                    self._num_kept_bytes -= grammar.num_bytes
-        return self.find(structure)
-
-    def _make(self, structure: Structure) -> Grammar:
-        text = self._read(structure)
-        return Grammar(structure, matcher_of(structure, text, self._known_tokens().tokens))
+    def _start_of(self, structure: Structure, reading: Reading) -> LLMatcher:
+        return matcher_of(structure, reading.text, self._known_tokens().tokens)
 
     def _known_tokens(self) -> TokenTable:
-        if self._tokens is None:
-            self._tokens = self._load_tokens()
-        return self._tokens
-
-    def _running_thread(self) -> ThreadPoolExecutor:
-        if self._thread is None:
-            self._thread = _thread_of_known_stack()
-        return self._thread
+        with self._tokens_lock:
+            if self._tokens is None:
+                self._tokens = self._load_tokens()
+            return self._tokens
 
     def _keep(self, grammar: Grammar) -> None:
         with self._lock:
@@ -151,43 +177,15 @@ class Grammars:
                 self._num_kept_bytes -= oldest.num_bytes
 
 
-def _thread_of_known_stack() -> ThreadPoolExecutor:
-    thread = ThreadPoolExecutor(1, thread_name_prefix="grammars")
-    before = threading.stack_size(STACK_BYTES)
-    try:
-        thread.submit(int)  # starts it
-    finally:
-        threading.stack_size(before)
-    return thread
-
-
-def matcher_of(structure: Structure, text: str, tokens: LLTokenizer) -> LLMatcher:
-    """At the beginning of a text.
-
-    Args:
-        text: of the structure's grammar.
-
-    Raises:
-        InvalidParameter: the structure cannot be honoured.
-    """
-    matcher = LLMatcher(tokens, text, log_level=0, limits=LIMITS)
-    if matcher.is_error():
-        raise refusal(structure, matcher.get_error())
-    return matcher
-
-
-def refusal(structure: Structure, reason: str) -> InvalidParameter:
-    """What a client is told of a structure that cannot be honoured."""
-    lines = reason.replace("<non-verbose/>", "").split("\n")
-    if structure.kind is StructureKind.TAGS:
-        # What follows is the grammar, which the client has not written.
-        lines = [re.sub(r"^at \d+\(\d+\): ", "", lines[0])]
-    said = " ".join(line.strip() for line in lines if line.strip())[:400]
-    if "coerce_one_of" in said:
-        said = _ONE_OF
-    elif "NoExtensionBias" in said:
-        said = _NO_TEXT
-    return InvalidParameter(
-        f"{structure.param} cannot be honoured: {said}; change it, or leave it out",
-        param=structure.param,
-    )
+def _settle(outcome: "Future[T]", make: Callable[[], T | None]) -> None:
+    """Give a future what is made, unless it was cancelled; None: it is settled elsewhere."""
+    if outcome.cancelled():
+        return
+    with contextlib.suppress(InvalidStateError):  # cancelled meanwhile
+        try:
+            made = make()
+        except BaseException as error:
+            outcome.set_exception(error)
+        else:
+            if made is not None:
+                outcome.set_result(made)

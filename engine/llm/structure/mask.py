@@ -1,5 +1,6 @@
 """Lets a sequence draw only what its structure allows: a processor of logits."""
 
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import ClassVar
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 from engine.errors import EngineError, InvariantViolation
 from engine.llm.decision import NewSequence
 from engine.llm.logits_processors import SampleRow
-from engine.llm.structure.grammars import Grammar, Grammars, refusal
+from engine.llm.structure.grammars import Grammar, Grammars
+from engine.llm.structure.matcher import refusal
 from engine.structure import Structure
 from kernels import EditLists
 
@@ -29,6 +31,8 @@ class _Progress:
     structure: Structure
     """Its own request's: equal ones of other fields share the grammar."""
     grammar: Grammar
+    start: LLMatcher
+    """The grammar's that the matcher began as."""
     matcher: LLMatcher
     min_tokens: int
     ends: NDArray[np.int64]
@@ -37,8 +41,12 @@ class _Progress:
     num_matched: int = 0
     """Tokens up to the first that the grammar does not allow, which is a draft."""
     left_s: float = SECONDS_AT_FIRST
-    has_own_grammar: bool = False
-    """It was made anew for this text, after a first one had failed."""
+    renewed: "Future[LLMatcher] | None" = None
+    """A start in place of the first one, whose lexer is used up. The text waits for it."""
+    has_new_start: bool = False
+    """It follows that one."""
+    waits_at: int | None = None
+    """Position whose token is not drawn in this step, since the start is not there yet."""
     error: EngineError | None = None
 
     @property
@@ -58,13 +66,18 @@ class _Progress:
             self.num_matched += self.matcher.try_consume_tokens([token_id])
         self.tokens.append(token_id)
 
-    def start_over(self, grammar: Grammar) -> None:
-        """Follow the same text by another grammar."""
+    def start_over(self, start: LLMatcher) -> None:
+        """Follow the same text from another start."""
         tokens, self.tokens = self.tokens, []
-        self.grammar, self.matcher, self.num_matched = grammar, grammar.matcher(), 0
-        self.has_own_grammar = True
+        self.start, self.matcher, self.num_matched = start, start.deep_copy(), 0
+        self.renewed, self.has_new_start = None, True
         for token_id in tokens:
             self.append(token_id)
+
+    def wait(self, position: int) -> None:
+        """Draw nothing here. What stands behind it in the same step is void then."""
+        if self.waits_at is None or position < self.waits_at:
+            self.waits_at = position
 
     def fail(self, reason: str) -> None:
         """Its request is to end: its structure is to blame."""
@@ -91,12 +104,14 @@ class StructureMask:
             return False
         if self._grammars is None:
             raise InvariantViolation("a structure was asked for, and there are no grammars")
-        grammar = self._grammars.find(structure)
+        grammar = self._grammars.held(structure)
+        start = grammar.start
         ends = np.array(sequence.suppressed_token_ids, dtype=np.int64)
         self._progress[sequence.seq_id] = _Progress(
             structure=structure,
             grammar=grammar,
-            matcher=grammar.matcher(),
+            start=start,
+            matcher=start.deep_copy(),
             min_tokens=sequence.sampling.min_tokens,
             ends=ends[ends < self._vocab_size],
         )
@@ -108,8 +123,8 @@ class StructureMask:
     def edit(self, edits: EditLists, place: int, row: SampleRow) -> None:
         progress = self._progress[row.seq_id]
         progress.rewind(row.position)
-        bits = self._bits(progress)
-        if bits is None and progress.error is None:
+        bits = self._bits(progress, row.position)
+        if bits is None and progress.error is None and progress.renewed is None:
             return  # a row behind a draft that cannot be drawn
         words = np.zeros(-(-self._vocab_size // 64), dtype=np.int64)
         if bits is not None:
@@ -131,6 +146,12 @@ class StructureMask:
         progress = self._progress.get(seq_id)
         return progress.error if progress is not None else None
 
+    def waits(self, row: SampleRow) -> bool:
+        """Whether nothing is to be drawn for this row, but in a later step: the grammar is being
+        renewed."""
+        progress = self._progress.get(row.seq_id)
+        return progress is not None and progress.waits_at == row.position
+
     def forced(self, row: SampleRow) -> list[int]:
         """What must follow the token that was drawn for this row, some of it."""
         progress = self._progress.get(row.seq_id)
@@ -138,15 +159,17 @@ class StructureMask:
             return []
         return progress.matcher.compute_ff_tokens()[:MOST_FORCED]
 
-    def _bits(self, progress: _Progress) -> bytes | None:
-        """Which tokens may follow; None where nothing counts, or with an error."""
-        if progress.error is not None:
+    def _bits(self, progress: _Progress, position: int) -> bytes | None:
+        """Which tokens may follow; None where nothing counts, with an error, or while it waits."""
+        if progress.error is not None or not self._is_ready(progress, position):
             return None
         started_s = perf_counter()
         bits = _allowed(progress)
-        if progress.matcher.is_error() and not progress.has_own_grammar:
+        if progress.matcher.is_error() and not progress.has_new_start:
             # Texts share a lexer: others may be to blame.
-            progress.start_over(self._renewed(progress.grammar))
+            progress.renewed = self._renewed(progress)
+            if not self._is_ready(progress, position):
+                return None
             bits = _allowed(progress)
         progress.left_s += SECONDS_PER_TOKEN - (perf_counter() - started_s)
         if progress.matcher.is_error():
@@ -155,10 +178,26 @@ class StructureMask:
             progress.fail("it takes too long to follow")
         return bits if progress.error is None else None
 
-    def _renewed(self, grammar: Grammar) -> Grammar:
+    def _is_ready(self, progress: _Progress, position: int) -> bool:
+        """Go on from a start that has come, if it was waited for."""
+        if progress.renewed is None:
+            return True
+        if not progress.renewed.done():
+            progress.wait(position)
+            return False
+        try:
+            progress.start_over(progress.renewed.result())
+        except EngineError as error:
+            progress.error = error
+            return False
+        if progress.waits_at == position:
+            progress.waits_at = None
+        return True
+
+    def _renewed(self, progress: _Progress) -> "Future[LLMatcher]":
         if self._grammars is None:
             raise InvariantViolation("there are no grammars")
-        return self._grammars.renewed(grammar)
+        return self._grammars.renewed(progress.grammar, progress.start)
 
 
 def _allowed(progress: _Progress) -> bytes | None:

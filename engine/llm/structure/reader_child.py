@@ -1,39 +1,49 @@
-"""The process that reads one model's structures first, within limits of time, memory and stack.
+"""The process that reads one model's structures first, each in a child that has limits of its own.
 
 `python -m engine.llm.structure.reader_child PATH VOCAB_SIZE [EOS_TOKEN_ID ...]`, started by
-`engine.llm.structure.reader_process`. A line of JSON comes in, a `Structure` as an object, and one
-goes out: `{"text": …}` or `{"refusal": …}`. What takes too much ends this process and nothing else;
-it ends itself when its standard input does.
+`engine.llm.structure.reader_process`. Its standard input is a socket on which another socket comes
+for each structure. A forked child takes the question from that one and writes the answer there;
+then this process adds the child's exit code. So an answer can reach nobody but who asked, and
+whatever a structure takes too much of ends its own child and nothing else. The process ends when
+its standard input does.
 """
 
 import contextlib
+import gc
 import json
+import os
 import resource
+import selectors
 import signal
+import socket
 import sys
 import time
+import traceback
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engine.errors import EngineError
 from engine.llm.structure.grammar_text import grammar_text
-from engine.llm.structure.grammars import matcher_of
+from engine.llm.structure.matcher import matcher_of, refusal
 from engine.llm.structure.token_table import TokenTable, load_token_table
+from engine.llm.structure.trial_texts import problem_of
 from engine.structure import Structure, StructureKind
 
-CPU_SECONDS = 3
-"""For one structure; the kernel counts in whole seconds."""
-FIRST_TOKEN_SECONDS = 0.1
-"""Of processor time, for what may be written first: in a step of the worker others would wait."""
-MEMORY_BYTES = 2 << 30
-"""Of address space, most of which is never touched."""
+WALL_SECONDS = 30.0
+"""For one structure, on a busy machine."""
+MEMORY_BYTES = 256 << 20
+"""Of address space for one structure, beside what the process has before. Those that are taken need
+35 MB at most, as far as was measured."""
 STACK_BYTES = 4 << 20
 """Half of what the worker's threads have: what is too deep for those is too deep here first."""
 
+_READ_BYTES = 1 << 16
+
 
 def main() -> None:
-    """Answer until nobody asks any more."""
+    """Read structures until nobody asks any more."""
     # Whoever signals the whole group means the server, which drains first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -43,36 +53,136 @@ def main() -> None:
         table = load_token_table(Path(path), int(vocab_size), tuple(map(int, ends)))
     except EngineError as error:
         table = error
-    _limit("RLIMIT_AS", MEMORY_BYTES)
-    _limit("RLIMIT_STACK", STACK_BYTES)
-    _limit("RLIMIT_CORE", 0)
-    for line in sys.stdin:
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        _limit("RLIMIT_CPU", int(used.ru_utime + used.ru_stime) + 1 + CPU_SECONDS)
-        sys.stdout.write(json.dumps(answer(json.loads(line), table)) + "\n")
-        sys.stdout.flush()
+    # What is there now is shared with the children, as long as nothing writes to it.
+    gc.collect()
+    gc.freeze()
+    with socket.socket(fileno=sys.stdin.fileno()) as orders:
+        Reader(orders, table).run()
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """A structure that a child is reading."""
+
+    process_id: int
+    connection: socket.socket
+    """To whoever asked."""
+
+
+class Reader:
+    """Forks a child for each structure, and waits for the ends of all.
+
+    Args:
+        orders: brings the socket of each structure.
+        table: the model's tokens, or why they cannot be used.
+    """
+
+    def __init__(self, orders: socket.socket, table: TokenTable | EngineError) -> None:
+        self._orders = orders
+        self._table = table
+        self._readings: dict[int, _Reading] = {}
+        """By the end of a pipe that is closed when the child ends."""
+
+    def run(self) -> None:
+        """Until nobody can bring an order any more."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._orders, selectors.EVENT_READ)
+            while True:
+                for key, _ in selector.select():
+                    if key.fileobj is not self._orders:
+                        selector.unregister(key.fd)
+                        self._finish(key.fd)
+                        continue
+                    connection = self._next_order()
+                    if connection is None:
+                        return
+                    selector.register(self._begin(connection), selectors.EVENT_READ)
+
+    def _next_order(self) -> socket.socket | None:
+        octet, descriptors, _, _ = socket.recv_fds(self._orders, 1, 1)
+        return socket.socket(fileno=descriptors[0]) if octet and descriptors else None
+
+    def _begin(self, connection: socket.socket) -> int:
+        """Returns what can be read from when the child has ended."""
+        end, held = os.pipe()
+        process_id = os.fork()
+        if process_id == 0:
+            os.close(end)
+            self._orders.close()
+            for other in self._readings.values():
+                other.connection.close()
+            _read_and_exit(connection, self._table)
+        os.close(held)
+        self._readings[end] = _Reading(process_id, connection)
+        return end
+
+    def _finish(self, end: int) -> None:
+        os.close(end)
+        reading = self._readings.pop(end)
+        _, status = os.waitpid(reading.process_id, 0)
+        with reading.connection as connection, contextlib.suppress(OSError):
+            connection.sendall(_line({"exit_code": os.waitstatus_to_exitcode(status)}))
+
+
+def _read_and_exit(connection: socket.socket, table: TokenTable | EngineError) -> None:
+    """What a child does."""
+    exit_code = 1
+    try:
+        _limit("RLIMIT_CORE", 0)
+        _limit("RLIMIT_STACK", STACK_BYTES)
+        if space := _address_space():
+            _limit("RLIMIT_AS", space + MEMORY_BYTES)
+        # Their signals end the process, wherever it is.
+        signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)
+        question = json.loads(b"".join(iter(lambda: connection.recv(_READ_BYTES), b"")))
+        signal.setitimer(signal.ITIMER_PROF, question["cpu_s"])
+        connection.sendall(_line(answer(question["structure"], table)))
+        exit_code = 0
+    except OSError:
+        pass  # whoever asked has gone
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(exit_code)
 
 
 def answer(asked: Mapping[str, Any], table: TokenTable | EngineError) -> dict[str, Any]:
-    """The grammar's text, tried out, or why there is none.
+    """What became of a structure, beside the digest of what was read: the grammar's text, tried
+    out, and what it took, or why there is none.
 
     Args:
         table: the model's tokens, or why they cannot be used.
     """
-    if isinstance(table, EngineError):
-        return {"refusal": table.message}
     structure = Structure(**{**asked, "kind": StructureKind(asked["kind"])})
     try:
-        text = grammar_text(structure, table.names)
-        matcher = matcher_of(structure, text, table.tokens)
+        return {"digest": structure.digest, **_reading(structure, table)}
     except EngineError as error:
-        return {"refusal": error.message}
-    started_s = time.process_time()
-    matcher.compute_bitmask()
-    matcher.compute_ff_tokens()
-    if time.process_time() - started_s > FIRST_TOKEN_SECONDS:
-        return {"refusal": f"{structure.param} takes too long to follow; make it smaller"}
-    return {"text": text}
+        return {"digest": structure.digest, "refusal": error.message}
+
+
+def _reading(structure: Structure, table: TokenTable | EngineError) -> dict[str, Any]:
+    if isinstance(table, EngineError):
+        raise table
+    before = _address_space()
+    text = grammar_text(structure, table.names)
+    matcher = matcher_of(structure, text, table.tokens)
+    problem = problem_of(matcher, table.tokens, structure.digest)
+    if problem is not None:
+        raise refusal(structure, problem)
+    return {
+        "text": text,
+        "num_bytes": max(0, _address_space() - before),
+        "seconds": time.process_time(),
+    }
+
+
+def _address_space() -> int:
+    """Bytes that this process has now; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except OSError:
+        return 0
+    return pages * resource.getpagesize()
 
 
 def _limit(name: str, most: int) -> None:
@@ -80,6 +190,10 @@ def _limit(name: str, most: int) -> None:
     kind = getattr(resource, name)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
+
+
+def _line(facts: Mapping[str, Any]) -> bytes:
+    return json.dumps(facts).encode() + b"\n"
 
 
 if __name__ == "__main__":

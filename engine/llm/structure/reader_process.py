@@ -1,32 +1,40 @@
-"""Has structures read by a process of its own, which may be lost.
+"""Has structures read by a process of its own before the worker compiles them.
 
-A grammar is a small program from outside: some make its compiler run for minutes or overflow its
-stack. The worker compiles what another process, with less memory and stack, has compiled before.
+A grammar is a small program from outside: some make its compiler run for minutes, take gigabytes or
+overflow its stack. So each is tried out in a child that has little of all that, and an answer comes
+back on a socket that belongs to this one question (`engine.llm.structure.reader_child`).
 """
 
+import contextlib
 import dataclasses
 import json
 import signal
+import socket
 import subprocess
 import threading
 import weakref
 from pathlib import Path
+from typing import Any
 
 import structlog
 
-from engine.errors import InternalError, InvalidParameter
-from engine.llm.structure.reader_child import CPU_SECONDS
+from engine.errors import CapacityError, InternalError, InvalidParameter, InvariantViolation
+from engine.llm.structure.reader_child import WALL_SECONDS
+from engine.llm.structure.reading import CPU_SECONDS, Reading, too_much
 from engine.own_packages import module_command
 from engine.structure import Structure
 
-WALL_SECONDS = 30.0
-"""For one structure, on a busy machine; the first one waits for the process's start, too."""
+PATIENCE_SECONDS = 2 * WALL_SECONDS
+"""The first structure waits for the process's start, too."""
+
+_READ_BYTES = 1 << 16
+_RETRY_AFTER_S = 1
 
 log = structlog.get_logger(__name__)
 
 
 class ReaderProcess:
-    """Of one model; used by one thread. Started when it is first needed, or before, and again when
+    """Of one model; any thread may ask. Started when it is first needed, or before, and again when
     it is lost.
 
     Args:
@@ -36,84 +44,125 @@ class ReaderProcess:
     def __init__(self, path: Path, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
         arguments = (str(path), str(vocab_size), *map(str, eos_token_ids))
         self._command = module_command("engine.llm.structure.reader_child", *arguments)
-        self._process: subprocess.Popen[str] | None = None
-        self._end: weakref.finalize[..., ReaderProcess] | None = None
+        self._running: _Running | None = None
+        self._lock = threading.Lock()
+        """Held while a question is handed over, not while it is answered."""
 
     def start(self) -> None:
         """Have it read the model's tokens, which takes longer than most structures do."""
         try:
-            self._start()
+            with self._lock:
+                self._started()
         except InternalError:
             log.warning("the process that reads structures is not there yet", exc_info=True)
 
-    def read(self, structure: Structure) -> str:
-        """The text of its grammar, which is known to compile.
+    def read(self, structure: Structure, cpu_s: float = CPU_SECONDS) -> Reading | None:
+        """What is known of a structure; None: it takes more processor time than that.
 
         Raises:
-            InvalidParameter: it cannot be honoured, or takes too much.
+            InvalidParameter: it cannot be honoured, or takes too much of something else.
+            CapacityError: the process was lost, twice.
             InternalError: the process cannot be started.
         """
-        process = self._process or self._start()
-        timer = threading.Timer(WALL_SECONDS, process.kill)
-        timer.start()
-        try:
-            answer = _ask(process, structure)
-        finally:
-            timer.cancel()
-        if answer is None:
-            self.close()
-            raise _too_much(structure, process.returncode)
-        if "refusal" in answer:
-            raise InvalidParameter(answer["refusal"], param=structure.param)
-        return answer["text"]
+        for _ in range(2):
+            answer = self._ask(structure, cpu_s)
+            if answer:
+                return _reading(structure, answer)
+        log.warning("the process that reads structures was lost", field=structure.param)
+        lost = CapacityError(
+            f"{structure.param} could not be read now: the process that does it was lost; send the "
+            "request again",
+            param=structure.param,
+        )
+        lost.retry_after_s = _RETRY_AFTER_S
+        raise lost
 
     def close(self) -> None:
         """End the process, if there is one."""
-        self._process = None
-        if self._end is not None:
-            self._end()
+        with self._lock:
+            self._drop(self._running)
 
-    def _start(self) -> "subprocess.Popen[str]":
-        pipe = subprocess.PIPE
-        try:
-            process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, text=True)
-        except OSError as error:
-            raise InternalError("the process that reads structures cannot be started") from error
-        self._process = process
-        self._end = weakref.finalize(self, _end, process)
-        return process
+    def _ask(self, structure: Structure, cpu_s: float) -> dict[str, Any]:
+        """What the child and then the process have to say; nothing if they were lost."""
+        question = {"structure": dataclasses.asdict(structure), "cpu_s": cpu_s}
+        ours, theirs = socket.socketpair()
+        with ours:
+            with self._lock, theirs:
+                running = self._started()
+                with contextlib.suppress(OSError):
+                    socket.send_fds(running.orders, [b"?"], [theirs.fileno()])
+            ours.settimeout(PATIENCE_SECONDS)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError, TimeoutError):
+                ours.sendall(json.dumps(question).encode())
+                ours.shutdown(socket.SHUT_WR)
+            answer: dict[str, Any] = {}
+            for line in _all_of(ours).splitlines(keepends=True):
+                if line.endswith(b"\n"):
+                    answer |= json.loads(line)
+        if not answer:
+            with self._lock:
+                self._drop(running)
+        return answer
+
+    def _started(self) -> "_Running":
+        if self._running is None:
+            self._running = _Running(self._command)
+        return self._running
+
+    def _drop(self, running: "_Running | None") -> None:
+        """Use this one no more; another one may be there already."""
+        if running is not None:
+            running.close()
+        if running is self._running:
+            self._running = None
 
 
-def _end(process: "subprocess.Popen[str]") -> None:
-    if process.poll() is None:
-        process.kill()
-    process.communicate()
+class _Running:
+    """One process and the socket that orders go by. Ends when nobody holds this any more."""
+
+    def __init__(self, command: tuple[str, ...]) -> None:
+        self.orders, theirs = socket.socketpair()
+        with theirs:
+            try:
+                process = subprocess.Popen(
+                    command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL
+                )
+            except OSError as error:
+                self.orders.close()
+                raise InternalError(
+                    "the process that reads structures cannot be started"
+                ) from error
+        self.process_id = process.pid
+        self.close = weakref.finalize(self, _end, process, self.orders)
+        """Idempotent."""
 
 
-def _ask(process: "subprocess.Popen[str]", structure: Structure) -> dict[str, str] | None:
-    """The answer, or None if the process has ended."""
-    if process.stdin is None or process.stdout is None:
+def _end(process: "subprocess.Popen[bytes]", orders: socket.socket) -> None:
+    orders.close()
+    process.kill()
+    process.wait()
+
+
+def _all_of(connection: socket.socket) -> bytes:
+    """What comes until the other side is closed, or for as long as we are patient."""
+    received = bytearray()
+    with contextlib.suppress(ConnectionResetError, TimeoutError):
+        while piece := connection.recv(_READ_BYTES):
+            received += piece
+    return bytes(received)
+
+
+def _reading(structure: Structure, answer: dict[str, Any]) -> Reading | None:
+    if "digest" in answer and answer["digest"] != structure.digest:
+        raise InvariantViolation("an answer about one structure came for another one")
+    if "refusal" in answer:
+        raise InvalidParameter(answer["refusal"], param=structure.param)
+    if "text" in answer:
+        return Reading(answer["text"], answer["num_bytes"], answer["seconds"])
+    exit_code = answer["exit_code"]
+    if exit_code == -signal.SIGPROF:
         return None
-    try:
-        process.stdin.write(json.dumps(dataclasses.asdict(structure)) + "\n")
-        process.stdin.flush()
-        line = process.stdout.readline()
-    except BrokenPipeError:
-        line = ""
-    if not line.endswith("\n"):
-        process.wait()
-        return None
-    answer: dict[str, str] = json.loads(line)
-    return answer
-
-
-def _too_much(structure: Structure, exit_code: int) -> InvalidParameter:
-    what = {
-        -signal.SIGXCPU: f"more than {CPU_SECONDS} s of processor time",
-        -signal.SIGKILL: f"more than {WALL_SECONDS:.0f} s",
-    }.get(exit_code, "more memory, or a deeper stack, than it may")
+    is_slow = exit_code == -signal.SIGALRM
+    what = f"more than {WALL_SECONDS:.0f} s" if is_slow else "more memory, or a deeper stack, than"
     log.warning("a structure could not be read", field=structure.param, exit_code=exit_code)
-    return InvalidParameter(
-        f"{structure.param} takes {what} to read; make it smaller, or nest it less",
-        param=structure.param,
-    )
+    raise too_much(structure, what if is_slow else f"{what} it may")

@@ -6,7 +6,7 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from engine.llm.structure.gbnf_lark import lark_of_gbnf
-from engine.llm.structure.grammars import LIMITS
+from engine.llm.structure.matcher import LIMITS
 from engine.llm.structure.token_names import TokenNames
 
 END, THINK, THOUGHT, WORD, NO_TOKEN = range(256, 261)

@@ -7,10 +7,11 @@ import threading
 
 import pytest
 
-from engine.errors import EngineError, InvalidParameter, UnsupportedFeature
+from engine.errors import EngineError, InvalidParameter, InvariantViolation, UnsupportedFeature
 from engine.llm.structure import grammars as module
 from engine.llm.structure.grammar_text import grammar_text
 from engine.llm.structure.grammars import Grammars
+from engine.llm.structure.reading import QUICK_SECONDS, Reading
 from engine.llm.structure.token_table import load_token_table
 from engine.structure import Structure, StructureKind, Tag, Tags
 
@@ -59,7 +60,11 @@ def grammars(table):
 
 
 def make_grammars(table):
-    return Grammars(lambda: table, lambda asked: grammar_text(asked, table.names))
+    return Grammars(lambda: table, lambda asked, _: Reading(grammar_text(asked, table.names)))
+
+
+def made(grammars, asked):
+    return grammars.prepare(asked).result(60)
 
 
 def structure(kind, text):
@@ -71,7 +76,7 @@ def test_whatever_is_asked_ends(grammars, name):
     """With a grammar or a refusal, and each mask within its limits; nothing is raised but that."""
     rng = random.Random(3)
     try:
-        matcher = grammars.find(structure(*HOSTILE[name])).matcher()
+        matcher = made(grammars, structure(*HOSTILE[name])).start
     except InvalidParameter as error:
         assert error.param == "structure"
         return
@@ -96,7 +101,7 @@ def test_whatever_is_asked_ends(grammars, name):
 )  # fmt: skip
 def test_what_cannot_be_read_is_refused(grammars, kind, text):
     with pytest.raises(EngineError) as caught:
-        grammars.find(structure(kind, text))
+        made(grammars, structure(kind, text))
     assert isinstance(caught.value, InvalidParameter)
 
 
@@ -119,31 +124,104 @@ def test_tokens_that_cannot_be_used_are_told_to_whoever_asks(grammars, monkeypat
         grammars.prepare(structure("regex", "a")).result(60)
 
 
-def test_a_thread_makes_them(grammars, table, monkeypatch):
-    """Whoever asks for one waits for nothing."""
-    go_on = threading.Event()
-    monkeypatch.setattr(grammars, "_load_tokens", lambda: go_on.wait(60) and table)
-    other = make_grammars(table).find(structure("regex", "b"))
-    grammars._keep(other)
-    grammars._known[other.structure] = other
-    future = grammars.prepare(structure("regex", "a"))
-    assert grammars.find(other.structure) is other
-    assert grammars.prepare(other.structure).done()
+class ScriptedReader:
+    """Takes long for what begins with `slow`: until it is told to go on."""
+
+    def __init__(self, table):
+        self.go_on = threading.Event()
+        self.patiently_read = []
+        self._table = table
+
+    def __call__(self, asked, cpu_s):
+        if asked.text.startswith("slow"):
+            if cpu_s <= QUICK_SECONDS:
+                return None
+            self.patiently_read.append(asked.text)
+            assert self.go_on.wait(60)
+        return Reading(grammar_text(asked, self._table.names))
+
+
+@pytest.fixture
+def reader(table):
+    return ScriptedReader(table)
+
+
+@pytest.fixture
+def read_grammars(table, reader):
+    return Grammars(lambda: table, reader)
+
+
+def test_whoever_asks_for_one_waits_for_nothing(read_grammars, reader):
+    known = made(read_grammars, structure("regex", "b"))
+    asked = structure("regex", "slow")
+    future = read_grammars.prepare(asked)
+    assert read_grammars.held(known.structure) is known
+    assert read_grammars.prepare(known.structure).done()
     assert not future.done()
+    with pytest.raises(InvariantViolation, match="not prepared"):
+        read_grammars.held(asked)
+    reader.go_on.set()
+    assert future.result(60) is read_grammars.held(asked)
+    assert read_grammars.prepare(asked).done()
+
+
+def test_quick_ones_pass_by(read_grammars, reader):
+    slow = [read_grammars.prepare(structure("regex", f"slow{i}"), "a") for i in range(3)]
+    for number in range(9):
+        assert made(read_grammars, structure("regex", f"quick{number}"))
+    assert not any(future.done() for future in slow)
+    reader.go_on.set()
+    assert all(future.result(60) for future in slow)
+
+
+def test_clients_take_turns(read_grammars, reader):
+    asked = [("a", "slow1"), ("a", "slow2"), ("a", "slow3"), ("b", "slow4"), ("c", "slow5")]
+    futures = [read_grammars.prepare(structure("regex", text), client) for client, text in asked]
+    made(read_grammars, structure("regex", "behind them"))
+    reader.go_on.set()
+    for future in futures:
+        future.result(60)
+    assert reader.patiently_read[0] == "slow1" and reader.patiently_read[-1] == "slow3"
+
+
+def test_what_is_cancelled_before_its_turn_is_not_read(read_grammars, reader):
+    futures = [read_grammars.prepare(structure("regex", f"slow{i}")) for i in range(4)]
+    made(read_grammars, structure("regex", "behind them"))
+    assert futures[1].cancel() and futures[3].cancel()
+    reader.go_on.set()
+    assert futures[0].result(60) and futures[2].result(60)
+    made(read_grammars, structure("regex", "slow, behind them"))
+    assert reader.patiently_read == ["slow0", "slow2", "slow, behind them"]
+
+
+def test_one_of_many_clients_is_made_once(read_grammars):
+    asked = structure("regex", "the same")
+    futures = [read_grammars.prepare(asked, f"client {i}") for i in range(50)]
+    assert len({id(future.result(60)) for future in futures}) == 1
+
+
+def test_a_grammar_is_renewed_once_for_all_who_ask(grammars, monkeypatch):
+    grammar = made(grammars, structure("regex", "a+"))
+    worn = grammar.start
+    go_on, renew = threading.Event(), grammars._renew
+    monkeypatch.setattr(grammars, "_renew", lambda asked: go_on.wait(60) and renew(asked))
+    first, second = grammars.renewed(grammar, worn), grammars.renewed(grammar, worn)
+    assert first is second and not first.done()
     go_on.set()
-    assert future.result(60) is grammars.find(structure("regex", "a"))
-    assert grammars.prepare(structure("regex", "a")).done()
+    assert first.result(60) is grammar.start is not worn
+    assert grammars.renewed(grammar, worn).result(0) is grammar.start
+    assert grammars.held(grammar.structure) is grammar
 
 
 def test_those_that_nobody_uses_are_forgotten_beyond_a_bound(grammars, monkeypatch):
-    first = grammars.find(structure("regex", "a"))
+    first = made(grammars, structure("regex", "a"))
     monkeypatch.setattr(module, "MAX_KEPT_BYTES", 3 * first.num_bytes + 1000)
-    held = grammars.find(structure("regex", "b"))
+    held = made(grammars, structure("regex", "b"))
     del first
     for i in range(6):
-        grammars.find(structure("regex", f"c{i}"))
+        made(grammars, structure("regex", f"c{i}"))
     gc.collect()
-    assert grammars.find(structure("regex", "b")) is held
+    assert made(grammars, structure("regex", "b")) is held
     assert set(grammars._known) == {structure("regex", t) for t in ("b", "c4", "c5")}
 
 
@@ -158,7 +236,7 @@ def test_tags_and_special_tokens(table, grammars):
     """A special token in a tag is that token, not its letters."""
     call = Tag("<|im_start|>f(", {"type": "integer"}, ")")
     tags = Tags(tags=[call], triggers=["<|im_start|>"], at_most_one=True).structure()
-    matcher = grammars.find(tags).matcher()
+    matcher = made(grammars, tags).start
     start = table.names.special["<|im_start|>"]
     assert matcher.try_consume_tokens([200, start]) == 2
     assert matcher.try_consume_tokens([201, 1]) in (0, 1)
@@ -177,5 +255,5 @@ def test_tags_and_special_tokens(table, grammars):
 )
 def test_tags_without_sense_are_refused(grammars, tags):
     with pytest.raises(InvalidParameter) as caught:
-        grammars.find(tags.structure())
+        made(grammars, tags.structure())
     assert "%" not in caught.value.message, "the grammar is ours, not the client's"

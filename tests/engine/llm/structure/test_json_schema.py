@@ -11,9 +11,8 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from engine.errors import InvalidParameter
 from engine.llm.structure.grammar_text import grammar_text
-from engine.llm.structure.grammars import Grammars
+from engine.llm.structure.matcher import matcher_of
 from engine.llm.structure.token_names import TokenNames
-from engine.llm.structure.token_table import TokenTable
 from engine.structure import Structure
 
 SUITE = json.loads((Path(__file__).parents[3] / "data" / "json_schema_test_suite.json").read_text())
@@ -35,12 +34,12 @@ class Bytes:
         return list(text)
 
 
-@pytest.fixture(scope="module")
-def grammars():
-    tokens = LLTokenizer(TokenizerWrapper(Bytes()), n_vocab=END + 1, eos_token=[END])
-    return Grammars(
-        lambda: TokenTable(tokens, TokenNames()), lambda asked: grammar_text(asked, TokenNames())
-    )
+TOKENS = LLTokenizer(TokenizerWrapper(Bytes()), n_vocab=END + 1, eos_token=[END])
+
+
+def matcher(schema: object, **options: object) -> LLMatcher:
+    asked = Structure.of_schema(schema, **options)
+    return matcher_of(asked, grammar_text(asked, TokenNames()), TOKENS)
 
 
 def allows(matcher: LLMatcher, value: object) -> bool:
@@ -50,17 +49,17 @@ def allows(matcher: LLMatcher, value: object) -> bool:
     return taken
 
 
-def test_what_is_taken_is_followed(grammars):
+def test_what_is_taken_is_followed():
     """Nothing that a schema forbids can be written."""
     num_honoured = num_valid = num_taken = 0
     for name, group in GROUPS:
         try:
-            matcher = grammars.find(Structure.of_schema(group["schema"])).matcher()
+            made = matcher(group["schema"])
         except InvalidParameter:
             continue
         num_honoured += 1
         for case in group["tests"]:
-            taken = allows(matcher, case["data"])
+            taken = allows(made, case["data"])
             assert case["valid"] or not taken, (name, group["description"], case["description"])
             num_valid += case["valid"]
             num_taken += taken
@@ -95,14 +94,14 @@ VALUES = st.recursive(
 
 @hypothesis.settings(max_examples=300, deadline=None, database=None)
 @hypothesis.given(schema=VALUES)
-def test_whatever_is_sent_is_taken_or_refused(grammars, schema):
+def test_whatever_is_sent_is_taken_or_refused(schema):
     """And what is taken allows something, or says at its first token that it takes too much."""
     try:
-        matcher = grammars.find(Structure.of_schema(schema)).matcher()
+        made = matcher(schema)
     except InvalidParameter:
         return
-    allowed = matcher.compute_bitmask()
-    assert matcher.is_error() or any(allowed)
+    allowed = made.compute_bitmask()
+    assert made.is_error() or any(allowed)
 
 
 @pytest.mark.parametrize(
@@ -137,19 +136,19 @@ def test_whatever_is_sent_is_taken_or_refused(grammars, schema):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_the_rest_is_refused_by_name(grammars, schema, named):
+def test_the_rest_is_refused_by_name(schema, named):
     with pytest.raises(InvalidParameter, match=named) as caught:
-        grammars.find(Structure.of_schema(schema, param="json_schema"))
+        matcher(schema, param="json_schema")
     assert caught.value.param == "json_schema"
     assert len(caught.value.message) < 700
 
 
-def test_nesting_is_bounded(grammars):
+def test_nesting_is_bounded():
     schema: object = {"type": "integer"}
     for _ in range(400):
         schema = {"type": "array", "items": schema}
     with pytest.raises(InvalidParameter, match=r"recursion|nested"):
-        grammars.find(Structure.of_schema(schema))
+        matcher(schema)
 
 
 @pytest.mark.parametrize(
@@ -159,19 +158,19 @@ def test_nesting_is_bounded(grammars):
         ("2023-04-31", False), ("2023-12-31", True),
     ],
 )  # fmt: skip
-def test_dates_exist(grammars, date, exists):
+def test_dates_exist(date, exists):
     """Also where the schema has patterns of its own."""
     for form, value in (("date", date), ("date-time", f"{date}T10:20:30Z")):
         for more in ({}, {"pattern": "^."}, {"allOf": [{"maxLength": 30}]}):
             schema = {"type": "string", "format": form, **more}
-            assert allows(grammars.find(Structure.of_schema(schema)).matcher(), value) is exists
+            assert allows(matcher(schema), value) is exists
     data = {"const": {"format": "date"}}
-    assert allows(grammars.find(Structure.of_schema(data)).matcher(), {"format": "date"})
+    assert allows(matcher(data), {"format": "date"})
 
 
-def test_compact_json_has_no_optional_spaces(grammars):
+def test_compact_json_has_no_optional_spaces():
     schema = {"type": "object", "properties": {"a": {"type": "array"}}, "required": ["a"]}
-    matcher = grammars.find(Structure.of_schema(schema, is_compact=True)).matcher()
-    assert matcher.try_consume_tokens(list(b'{"a": [1, 2]')) == 12
-    assert matcher.try_consume_tokens(list(b" ")) == 0
-    assert bytes(matcher.compute_ff_tokens()) == b"}"
+    made = matcher(schema, is_compact=True)
+    assert made.try_consume_tokens(list(b'{"a": [1, 2]')) == 12
+    assert made.try_consume_tokens(list(b" ")) == 0
+    assert bytes(made.compute_ff_tokens()) == b"}"

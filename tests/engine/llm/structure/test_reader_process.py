@@ -1,10 +1,16 @@
-"""What reads structures first may be lost; nothing else is."""
+"""What reads structures first may be lost; nothing else is, and nobody gets another one's answer."""
 
 import json
+import os
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from engine.errors import InvalidParameter
+from engine.errors import CapacityError, InvalidParameter, InvariantViolation
 from engine.llm.structure import reader_process
 from engine.llm.structure.reader_process import ReaderProcess
 from engine.structure import Structure, StructureKind
@@ -18,6 +24,8 @@ DEEP = {
 }
 """Overflows the stack of what compiles it."""
 FINE = Structure(StructureKind.REGEX, "a+")
+LARGE = Structure(StructureKind.REGEX, "[a-z]?" * 20_000, param="guided_regex")
+"""Takes seconds and more than a gigabyte where nothing stops it."""
 
 
 @pytest.fixture
@@ -27,49 +35,146 @@ def reader(tiny_llama):
     reader.close()
 
 
+def text_of(reader, structure):
+    return reader.read(structure).text
+
+
+def process_id(reader):
+    return reader._running.process_id
+
+
 def test_it_answers_and_refuses(reader):
-    assert "a+" in reader.read(FINE)
+    assert "a+" in text_of(reader, FINE)
     asked = Structure.of_schema({"uniqueItems": True, "type": "array"}, param="json_schema")
     for _ in range(2):
         with pytest.raises(InvalidParameter, match="uniqueItems") as caught:
             reader.read(asked)
         assert caught.value.param == "json_schema"
-    assert "<|im_start|>" not in reader.read(FINE)
+    assert "a+" in text_of(reader, FINE)
 
 
 def test_it_may_be_started_before_it_is_needed(reader):
     reader.start()
-    process = reader._process
-    assert "a+" in reader.read(FINE)
-    assert reader._process is process
+    before = process_id(reader)
+    assert "a+" in text_of(reader, FINE)
+    assert process_id(reader) == before
 
 
-def test_one_that_ends_the_process_ends_nothing_else(reader):
+def test_whoever_asks_gets_the_answer_to_that(reader):
+    """Some that take long and are refused, and some that end their child, are among them."""
+    hostile = [
+        Structure.of_schema(DEEP),
+        Structure.of_schema({"enum": [{"a": {"b": [i]}} for i in range(1200)]}),
+        Structure(StructureKind.REGEX, "("),
+    ]
+
+    def ask(number):
+        if number % 10 == 0:
+            with pytest.raises(InvalidParameter):
+                reader.read(hostile[number // 10 % len(hostile)])
+            return
+        own = f"own{number}x[0-9]"
+        assert own in text_of(reader, Structure(StructureKind.REGEX, own))
+
+    with ThreadPoolExecutor(4) as pool:
+        for asked in [pool.submit(ask, number) for number in range(120)]:
+            asked.result(60)
+
+
+def test_an_answer_about_another_structure_is_none(reader, monkeypatch):
+    """Whatever may bring one."""
+    theirs = Structure(StructureKind.REGEX, "b+")
+
+    def ask(self, structure, cpu_s, asked=reader_process.ReaderProcess._ask):
+        return asked(self, theirs, cpu_s)
+
+    monkeypatch.setattr(reader_process.ReaderProcess, "_ask", ask)
+    with pytest.raises(InvariantViolation, match="another"):
+        reader.read(FINE)
+
+
+def test_one_that_ends_its_child_ends_nothing_else(reader):
+    reader.start()
+    before = process_id(reader)
     with pytest.raises(InvalidParameter, match="stack") as caught:
         reader.read(Structure.of_schema(DEEP, param="json_schema"))
     assert caught.value.param == "json_schema"
-    assert "a+" in reader.read(FINE)
+    assert "a+" in text_of(reader, FINE)
+    assert process_id(reader) == before
 
 
-def test_one_that_takes_too_long_is_stopped(reader, monkeypatch):
-    reader.read(FINE)
-    monkeypatch.setattr(reader_process, "WALL_SECONDS", 0.0)
-    monkeypatch.setattr(reader_process, "_ask", slow_ask)
-    with pytest.raises(InvalidParameter, match="more than 0 s"):
+def test_time_is_bounded(reader):
+    assert reader.read(LARGE, 0.02) is None
+    assert "a+" in text_of(reader, FINE)
+
+
+def test_memory_is_bounded(reader):
+    with pytest.raises(InvalidParameter, match="memory") as caught:
+        reader.read(LARGE, 60.0)
+    assert caught.value.param == "guided_regex"
+    assert "a+" in text_of(reader, FINE)
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [
+        Structure.of_schema({"enum": [{"a": {"b": [i]}} for i in range(3000)]}),
+        Structure.of_schema({"enum": [{"a": {"b": [i]}} for i in range(1100)]}),
+        Structure(StructureKind.REGEX, "ab" * 60_000),
+        Structure(StructureKind.GRAMMAR, "root ::= root"),
+    ],
+)
+def test_what_no_step_could_follow_is_refused(reader, structure):
+    with pytest.raises(InvalidParameter, match="cannot be honoured"):
+        reader.read(structure)
+
+
+def test_it_is_started_again_when_it_was_killed(reader, rng):
+    reader.start()
+    is_over = threading.Event()
+
+    def kill():
+        while not is_over.wait(rng.uniform(0.05, 0.3)):
+            running = reader._running
+            if running is not None:
+                os.kill(running.process_id, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    num_read = 0
+    try:
+        for number in range(20):
+            own = f"own{number}x[0-9]"
+            try:
+                assert own in text_of(reader, Structure(StructureKind.REGEX, own))
+                num_read += 1
+            except CapacityError as error:
+                assert error.retry_after_s
+    finally:
+        is_over.set()
+        killer.join()
+    assert "a+" in text_of(reader, FINE)
+
+
+def test_a_child_outlives_the_process(reader):
+    """What it has read is answered, though nobody adds its exit code."""
+    text_of(reader, FINE)
+    before = process_id(reader)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(reader.read, LARGE, 60.0)
+        time.sleep(0.1)
+        os.kill(before, signal.SIGKILL)
+        with pytest.raises(InvalidParameter, match="memory"):
+            asked.result(60)
+    assert "a+" in text_of(reader, FINE)
+    assert process_id(reader) != before
+
+
+def test_one_that_is_always_lost_is_no_fault_of_the_structure(reader):
+    reader._command = (sys.executable, "-c", "")
+    with pytest.raises(CapacityError, match="again") as caught:
         reader.read(FINE)
-    monkeypatch.undo()
-    assert "a+" in reader.read(FINE)
-
-
-def slow_ask(process, structure):
-    """Nothing is asked, so that nothing is answered."""
-    assert process.stdout.readline() == ""
-    process.wait()
-
-
-def test_what_would_make_a_step_long_is_refused(reader):
-    with pytest.raises(InvalidParameter, match="too long"):
-        reader.read(Structure(StructureKind.REGEX, "ab" * 60_000))
+    assert caught.value.retry_after_s
 
 
 def test_models_whose_tokens_cannot_be_used_say_so(tiny_llama):
@@ -81,11 +186,14 @@ def test_models_whose_tokens_cannot_be_used_say_so(tiny_llama):
 def test_it_ends_when_nobody_holds_it(tiny_llama):
     reader = ReaderProcess(tiny_llama(seed=1), 500, (1,))
     reader.read(FINE)
-    process = reader._process
+    process = process_id(reader)
     del reader
-    assert process.poll() is not None
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
 
 
-def test_requests_of_any_text_are_one_line(reader):
+def test_texts_of_any_characters_and_length(reader):
     text = json.dumps({"const": "line\nbreak \u2028 \x00 é"}, ensure_ascii=False)
     assert reader.read(Structure(StructureKind.JSON_SCHEMA, text))
+    long = json.dumps({"description": "é\u2028" * 60_000}, ensure_ascii=False)
+    assert reader.read(Structure(StructureKind.JSON_SCHEMA, long))

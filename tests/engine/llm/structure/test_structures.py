@@ -8,7 +8,7 @@ import pytest
 from llguidance import LLParserLimits
 
 from engine.errors import InvalidParameter
-from engine.llm.structure import grammars, mask
+from engine.llm.structure import mask, matcher
 from engine.structure import Structure, StructureKind, Tag, Tags
 from engine.text.tokenizer import load_tokenizer
 from engine.types import FinishReason
@@ -290,7 +290,7 @@ def test_what_is_forced_takes_no_step(engines, folder, rng):
 def test_a_worn_out_lexer_is_made_anew(engines, folder, rng, monkeypatch):
     """Others have used up the states that texts of one grammar share."""
     limits = LLParserLimits(max_lexer_states=2000, verbose_errors=False)
-    monkeypatch.setattr(grammars, "LIMITS", limits)
+    monkeypatch.setattr(matcher, "LIMITS", limits)
     engine = engines.make(folder)
     hungry = of("regex", "(.{1,900}x){1,900}")
     for i in range(6):
