@@ -1,4 +1,4 @@
-"""What reads structures first may be lost; nothing else is, and nobody gets another one's answer."""
+"""What reads structures first may be lost; nothing else is, and answers are never mixed up."""
 
 import json
 import os
