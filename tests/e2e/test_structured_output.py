@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 import re
 from typing import Annotated
 
@@ -133,4 +134,34 @@ async def test_neighbours_change_nothing(server):
         leaving.cancel()
         assert await together == alone
         await asyncio.gather(*noise)
+    server.wait_idle(60)
+
+
+async def test_each_client_gets_its_own_form(server):
+    """In a storm of forms, some of which nobody can follow."""
+    limits = httpx.Limits(max_connections=20)
+    async with httpx.AsyncClient(base_url=server.url, timeout=120, limits=limits) as http:
+
+        async def ask(**fields):
+            body = {"model": MODEL, "prompt": "Say:", "max_tokens": 40, **fields}
+            return await http.post("/v1/completions", json=body)
+
+        async def good():
+            for _ in range(6):
+                word = "".join(random.choices("abcdefghijklmnopqrstuvwxyz", k=6))
+                answer = await ask(structured_outputs={"regex": f"good{word}[0-9]{{3}}"})
+                assert answer.status_code == 200, answer.text
+                text = answer.json()["choices"][0]["text"]
+                assert re.fullmatch(f"good{word}[0-9]{{3}}", text)
+
+        async def hostile():
+            for _ in range(2):
+                first, number = random.randrange(10**6), random.randrange(1001, 1500)
+                values = [{"a": {"b": [first + i]}} for i in range(number)]
+                answer = await ask(json_schema={"enum": values})
+                assert answer.status_code == 400, answer.text
+                assert answer.json()["error"]["param"] == "json_schema"
+                assert "too many ways" in answer.json()["error"]["message"]
+
+        await asyncio.gather(*(good() for _ in range(6)), *(hostile() for _ in range(4)))
     server.wait_idle(60)

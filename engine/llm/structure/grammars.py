@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 from llguidance import LLMatcher
 
-from engine.errors import InvariantViolation
+from engine.errors import InvariantViolation, QueueFull
 from engine.llm.structure.matcher import matcher_of
 from engine.llm.structure.reading import CPU_SECONDS, QUICK_SECONDS, Read, Reading, too_much
 from engine.llm.structure.token_table import TokenTable
@@ -20,6 +20,8 @@ from engine.structure import Structure
 
 MAX_KEPT_BYTES = 512 << 20
 """Of grammars that are kept for requests to come, if each has grown as large as it may."""
+MAX_HELD_BYTES = 1 << 30
+"""Of all grammars, kept or held by requests, without what texts have added to them."""
 _GROWN_BYTES = 16 << 20
 """What the states of a lexer take, at most, which are added as texts need them."""
 
@@ -73,7 +75,7 @@ class Grammars:
     def warm_up(self) -> None:
         """Have the table of tokens made. If that cannot be, structures are refused with the
         reason."""
-        self._quick.take_turn("", partial(_settle, Future[TokenTable](), self._known_tokens))
+        self._quick.take_turn("", 0, partial(_settle, Future[TokenTable](), self._known_tokens))
 
     def prepare(self, structure: Structure, client: str = "") -> "Future[Grammar]":
         """Make a grammar, unless it is there. Whoever holds it finds it by `held` at once.
@@ -88,7 +90,7 @@ class Grammars:
             grammar.set_result(known)
         else:
             make = partial(self._quickly, structure, client, grammar)
-            self._quick.take_turn(client, partial(_settle, grammar, make))
+            self._quick.take_turn(client, len(structure.text), partial(_settle, grammar, make))
         return grammar
 
     def held(self, structure: Structure) -> Grammar:
@@ -116,7 +118,7 @@ class Grammars:
         turns = self._quick if grammar.reading.seconds <= QUICK_SECONDS else self._slow
         # No client takes its turn: texts of several may wait for it.
         name = grammar.structure.digest
-        turns.take_turn(name, partial(_settle, coming, partial(self._renew, grammar)))
+        turns.take_turn(name, 0, partial(_settle, coming, partial(self._renew, grammar)))
         return coming
 
     def _renew(self, grammar: Grammar) -> LLMatcher:
@@ -136,7 +138,7 @@ class Grammars:
         grammar = self._find(structure, QUICK_SECONDS)
         if grammar is None:
             make = partial(self._patiently, structure)
-            self._slow.take_turn(client, partial(_settle, made, make))
+            self._slow.take_turn(client, len(structure.text), partial(_settle, made, make))
         return grammar
 
     def _patiently(self, structure: Structure) -> Grammar:
@@ -152,11 +154,22 @@ class Grammars:
             reading = self._read(structure, cpu_s)
             if reading is None:
                 return None
+            self._check_room(structure, reading)
             made = Grammar(structure, reading, self._start_of(structure, reading))
             with self._lock:
                 grammar = self._known.setdefault(structure, made)
         self._keep(grammar)
         return grammar
+
+    def _check_room(self, structure: Structure, reading: Reading) -> None:
+        held = sum(one.reading.num_bytes for one in list(self._known.values()))
+        if held + reading.num_bytes > MAX_HELD_BYTES:
+            raise QueueFull(
+                f"{structure.param} takes {reading.num_bytes >> 20} MB, and those of other "
+                f"requests take {held >> 20} MB; the limit is {MAX_HELD_BYTES >> 20} MB; try again "
+                "later, or make it smaller",
+                param=structure.param,
+            )
 
     def _start_of(self, structure: Structure, reading: Reading) -> LLMatcher:
         return matcher_of(structure, reading.text, self._known_tokens().tokens)

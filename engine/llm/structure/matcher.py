@@ -26,6 +26,12 @@ _ONE_OF = (
 """Instead of the library's words, which name an option that is not the client's."""
 _NO_TEXT = "no text fits it: something in it needs itself without end, or it is too large to follow"
 """Instead of the library's `NoExtensionBias`."""
+_TOO_MANY = re.compile(r"Current row has \d+ items|Too many items")
+_TOO_MANY_WAYS = (
+    "there are too many ways to go on from one place, such as values of an enum that begin alike, "
+    "hundreds of optional properties, or rules that are ambiguous"
+)
+"""Instead of the library's advice, which is for grammars alone."""
 
 
 def matcher_of(structure: Structure, text: str, tokens: LLTokenizer) -> LLMatcher:
@@ -54,6 +60,8 @@ def refusal(structure: Structure, reason: str) -> InvalidParameter:
         said = _ONE_OF
     elif "NoExtensionBias" in said:
         said = _NO_TEXT
+    elif _TOO_MANY.search(said):
+        said = _TOO_MANY_WAYS
     return InvalidParameter(
         f"{structure.param} cannot be honoured: {said}; change it, or leave it out",
         param=structure.param,

@@ -126,8 +126,10 @@ class Reader:
 
 def _read_and_exit(connection: socket.socket, table: TokenTable | EngineError) -> None:
     """What a child does."""
-    exit_code = 1
+    exit_code, errors = 1, os.dup(sys.stderr.fileno())
     try:
+        # Rust says there how it runs out of memory, which the exit code says, too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
         _limit("RLIMIT_CORE", 0)
         _limit("RLIMIT_STACK", STACK_BYTES)
         if space := _address_space():
@@ -138,9 +140,10 @@ def _read_and_exit(connection: socket.socket, table: TokenTable | EngineError) -
         signal.setitimer(signal.ITIMER_PROF, question["cpu_s"])
         connection.sendall(_line(answer(question["structure"], table)))
         exit_code = 0
-    except OSError:
-        pass  # whoever asked has gone
+    except (OSError, MemoryError):
+        pass  # whoever asked has gone, or is told by the exit code
     except BaseException:
+        os.dup2(errors, sys.stderr.fileno())
         traceback.print_exc()
     finally:
         os._exit(exit_code)

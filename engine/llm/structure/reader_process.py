@@ -28,7 +28,6 @@ PATIENCE_SECONDS = 2 * WALL_SECONDS
 """The first structure waits for the process's start, too."""
 
 _READ_BYTES = 1 << 16
-_RETRY_AFTER_S = 1
 
 log = structlog.get_logger(__name__)
 
@@ -69,13 +68,11 @@ class ReaderProcess:
             if answer:
                 return _reading(structure, answer)
         log.warning("the process that reads structures was lost", field=structure.param)
-        lost = CapacityError(
+        raise CapacityError(
             f"{structure.param} could not be read now: the process that does it was lost; send the "
             "request again",
             param=structure.param,
         )
-        lost.retry_after_s = _RETRY_AFTER_S
-        raise lost
 
     def close(self) -> None:
         """End the process, if there is one."""

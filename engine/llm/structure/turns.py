@@ -1,7 +1,9 @@
 """A thread for work that clients take turns at."""
 
+import heapq
+import itertools
 import threading
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,7 +12,8 @@ STACK_BYTES = 16 << 20
 
 
 class Turns:
-    """Does one thing of each client in turn, so that nobody waits for all that another one asked.
+    """Does one thing of each client in turn, the shortest of that client's, so that nobody waits
+    for all that another one asked.
 
     The thread starts when it is first needed, and ends when nobody holds this any more.
     """
@@ -19,13 +22,16 @@ class Turns:
         self._name = name
         self._thread: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
-        self._waiting: OrderedDict[str, deque[Callable[[], None]]] = OrderedDict()
-        """By client; whose turn is next is the first."""
+        self._waiting: OrderedDict[str, list[tuple[int, int, Callable[[], None]]]] = OrderedDict()
+        """By client, whose turn is next is the first: a heap of lengths, arrivals, and what is to
+        be done."""
+        self._arrivals = itertools.count()
 
-    def take_turn(self, client: str, work: Callable[[], None]) -> None:
+    def take_turn(self, client: str, length: int, work: Callable[[], None]) -> None:
         """Have something done, which raises nothing, when this client's turn has come."""
         with self._lock:
-            self._waiting.setdefault(client, deque()).append(work)
+            works = self._waiting.setdefault(client, [])
+            heapq.heappush(works, (length, next(self._arrivals), work))
             if self._thread is None:
                 self._thread = _thread_of_known_stack(self._name)
             self._thread.submit(self._do_next)
@@ -33,7 +39,7 @@ class Turns:
     def _do_next(self) -> None:
         with self._lock:
             client, works = self._waiting.popitem(last=False)
-            work = works.popleft()
+            _, _, work = heapq.heappop(works)
             if works:
                 self._waiting[client] = works
         work()

@@ -7,7 +7,13 @@ import threading
 
 import pytest
 
-from engine.errors import EngineError, InvalidParameter, InvariantViolation, UnsupportedFeature
+from engine.errors import (
+    EngineError,
+    InvalidParameter,
+    InvariantViolation,
+    QueueFull,
+    UnsupportedFeature,
+)
 from engine.llm.structure import grammars as module
 from engine.llm.structure.grammar_text import grammar_text
 from engine.llm.structure.grammars import Grammars
@@ -182,6 +188,33 @@ def test_clients_take_turns(read_grammars, reader):
     for future in futures:
         future.result(60)
     assert reader.patiently_read[0] == "slow1" and reader.patiently_read[-1] == "slow3"
+
+
+def test_short_ones_of_a_client_go_first(read_grammars, reader):
+    texts = ["slow" + "x" * length for length in (0, 30, 20, 10)]
+    futures = [read_grammars.prepare(structure("regex", text)) for text in texts]
+    made(read_grammars, structure("regex", "longer than those, and so behind them" * 2))
+    reader.go_on.set()
+    for future in futures:
+        future.result(60)
+    assert sorted(reader.patiently_read[1:], key=len) == reader.patiently_read[1:]
+
+
+def test_large_ones_are_refused_while_others_hold_the_room(table, monkeypatch):
+    sizes = {"large": 700, "larger": 1000, "small": 0}
+    grammars = Grammars(
+        lambda: table,
+        lambda asked, _: Reading(grammar_text(asked, table.names), sizes[asked.text]),
+    )
+    monkeypatch.setattr(module, "MAX_HELD_BYTES", 1000)
+    monkeypatch.setattr(module, "MAX_KEPT_BYTES", 0)
+    large = made(grammars, structure("regex", "large"))
+    with pytest.raises(QueueFull, match="structure takes"):
+        made(grammars, structure("regex", "larger"))
+    assert made(grammars, structure("regex", "small")) is not large
+    del large
+    gc.collect()
+    assert made(grammars, structure("regex", "larger"))
 
 
 def test_what_is_cancelled_before_its_turn_is_not_read(read_grammars, reader):

@@ -1,5 +1,6 @@
 """What reads structures first may be lost; nothing else is, and answers are never mixed up."""
 
+import contextlib
 import json
 import os
 import signal
@@ -141,15 +142,11 @@ def test_it_is_started_again_when_it_was_killed(reader, rng):
 
     killer = threading.Thread(target=kill)
     killer.start()
-    num_read = 0
     try:
         for number in range(20):
             own = f"own{number}x[0-9]"
-            try:
+            with contextlib.suppress(CapacityError):
                 assert own in text_of(reader, Structure(StructureKind.REGEX, own))
-                num_read += 1
-            except CapacityError as error:
-                assert error.retry_after_s
     finally:
         is_over.set()
         killer.join()
@@ -172,9 +169,8 @@ def test_a_child_outlives_the_process(reader):
 
 def test_one_that_is_always_lost_is_no_fault_of_the_structure(reader):
     reader._command = (sys.executable, "-c", "")
-    with pytest.raises(CapacityError, match="again") as caught:
+    with pytest.raises(CapacityError, match="again"):
         reader.read(FINE)
-    assert caught.value.retry_after_s
 
 
 def test_models_whose_tokens_cannot_be_used_say_so(tiny_llama):
