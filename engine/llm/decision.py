@@ -122,8 +122,6 @@ class SequenceOutput:
     token_ids: list[int] = field(default_factory=list)
     """Those that follow its text: at least one if it draws, does not wait and there is no error, at
     most `num_draws`."""
-    is_waiting: bool = False
-    """Nothing can be drawn yet: preempt it, so that it is computed again and tries again."""
     logprobs: list[TokenLogprob] | None = None
     """One per token id, when its request asks for them."""
     prompt_logprobs: list[TokenLogprob] | None = None
@@ -135,6 +133,8 @@ class SequenceOutput:
     error: EngineError | str | None = None
     """What failed behind `token_ids` (for example non-finite logits), as an error if the request
     itself is to blame; other sequences are fine."""
+    is_waiting: bool = False
+    """Nothing can be drawn yet: preempt it, so that it is computed again and tries again."""
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ A step is written as `a 0:4, b 6:7* | 3→5 | +c`: tokens 0 to 4 of request a, t
 after which (*) a new one is drawn; block 3 is copied to 5; completion `c.1` is index 1 of c.
 """
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -619,6 +620,46 @@ class TestEnding:
         [event] = scheduler.commit(scheduler.schedule(), StepOutput([SequenceOutput(0)]))
         assert (event.finish_reason, event.failure.code) == ("error", "request_failed")
         assert scheduler.is_doubtful
+
+
+class EverybodysDrafts(FixedDrafts):
+    """The same for all."""
+
+    def draft(self, decodes, num_rows, price):
+        for sequence in decodes:
+            drafts = self.token_ids[: min(num_rows, sequence.num_draftable)]
+            num_rows -= len(drafts)
+            if drafts:
+                yield sequence, drafts
+
+
+class TestWaiting:
+    @pytest.mark.parametrize("enable_prefix_caching", [False, True])
+    def test_what_waits_gets_the_same_text_later(self, enable_prefix_caching: bool) -> None:
+        """However often nothing can be drawn for it, and whoever runs beside it."""
+        knobs = {"num_kv_blocks": 12, "block_size": 4, "max_num_batched_tokens": 10}
+        knobs["enable_prefix_caching"] = enable_prefix_caching
+        config = make_config(**knobs, max_model_len=40)
+        requests = [make_request(f"r{i}", random.randrange(1, 15), 9, seed=i) for i in range(6)]
+        expected = run_all(make_scheduler(config), PagedExecutor(config), requests)
+
+        scheduler = make_scheduler(config, drafter=EverybodysDrafts([5, 6, 7]))
+        executor, answers = PagedExecutor(config), {}
+        for request in requests:
+            scheduler.add(request)
+        while scheduler.has_work():
+            decision = scheduler.schedule()
+            output = executor.execute(decision)
+            for result in output.outputs:
+                if result.token_ids and random.random() < 0.4:
+                    del executor.sequences[result.seq_id].history[-len(result.token_ids) :]
+                    result.token_ids, result.logprobs, result.is_waiting = [], None, True
+            for event in scheduler.commit(decision, output):
+                answers.setdefault((event.request_id, event.index), Answer()).add(event)
+            scheduler.check_invariants()
+        assert {key: one.token_ids for key, one in answers.items()} == {
+            key: one.token_ids for key, one in expected.items()
+        }
 
 
 class TestDrafts:
