@@ -67,6 +67,11 @@ async def test_whole_answer(server: TextServer) -> None:
     }
 
 
+async def test_the_engine_is_told_who_asks(server: TextServer) -> None:
+    await server.complete()
+    assert server.last_request.client == "127.0.0.1"
+
+
 async def test_sixteen_tokens_by_default(server: TextServer) -> None:
     response = await server.complete()
     assert response.json()["usage"]["completion_tokens"] == 16
