@@ -70,7 +70,8 @@ def create_app(settings: Settings, engine: EngineClient) -> FastAPI:
         summary="OpenAI-compatible inference server",
         version=__version__,
         lifespan=_lifespan,
-        docs_url=None,  # FastAPI's own loads its scripts from elsewhere
+        openapi_url=None,  # FastAPI makes it on the event loop
+        docs_url=None,  # and its page loads scripts from elsewhere
         redoc_url=None,
     )
     app.state.tandem = state

@@ -4,19 +4,26 @@ So the document says which models may be named, how many tokens they take, which
 which schedulers exist, rather than just a string and an integer.
 """
 
+import asyncio
 import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 from fastapi import FastAPI
 from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
 
 from engine.client import EngineClient
 from engine.kinds import AnyKind
 from server.catalog import config_of, served_names
 from server.http.priority import describe_priority
 from server.http.schemas import variant
+from server.http.served_kind import ServedKind
 from server.kinds import SERVED
+
+PATH = "/openapi.json"
 
 _KINDS = {body.__name__: served for served in SERVED.values() for body in served.bodies}
 
@@ -27,28 +34,40 @@ def install(app: FastAPI, engine: EngineClient, more: Mapping[type[BaseModel], A
     Args:
         more: bodies beside those of the kinds themselves, and the kind of model that they name.
     """
-    describe = app.openapi
     kinds = _KINDS | {body.__name__: SERVED[kind] for body, kind in more.items()}
 
-    def openapi() -> dict[str, Any]:
-        document = copy.deepcopy(describe())
+    def make() -> dict[str, Any]:
+        document = copy.deepcopy(app.openapi())
         _drop_unused_422(document)
-        for name, schema in document["components"]["schemas"].items():
-            kind = kinds.get(name)
-            if kind is not None:
-                names = served_names(engine, kind.kind)
-                configs = [config_of(engine, name) for name in names]
-                infos = engine.infos(kind.kind)
-                _name_models(schema, names, [n for i in infos for n in i.names if n != i.model])
-                kind.fill_in(schema["properties"], infos)
-                describe_priority(schema["properties"], configs)
-        served = [status.model for status in engine.statuses()]
-        for path in ("/v1/models/{model_id}", "/ready/{model_id}"):
-            for parameter in document["paths"][path]["get"]["parameters"]:
-                parameter["schema"]["enum"] = served
         return document
 
-    app.openapi = openapi  # type: ignore[method-assign]
+    async def show(request: Request) -> Response:
+        document = await asyncio.to_thread(make)  # a third of a second the first time
+        _tell_facts(document, engine, kinds)
+        root_path = request.scope.get("root_path", "").rstrip("/")
+        if root_path:
+            document["servers"] = [{"url": root_path}]
+        return Response(msgspec.json.encode(document), media_type="application/json")
+
+    app.add_route(PATH, show, include_in_schema=False)
+
+
+def _tell_facts(
+    document: dict[str, Any], engine: EngineClient, kinds: Mapping[str, ServedKind[Any, Any]]
+) -> None:
+    for name, schema in document["components"]["schemas"].items():
+        kind = kinds.get(name)
+        if kind is not None:
+            names = served_names(engine, kind.kind)
+            configs = [config_of(engine, name) for name in names]
+            infos = engine.infos(kind.kind)
+            _name_models(schema, names, [n for i in infos for n in i.names if n != i.model])
+            kind.fill_in(schema["properties"], infos)
+            describe_priority(schema["properties"], configs)
+    served = [status.model for status in engine.statuses()]
+    for path in ("/v1/models/{model_id}", "/ready/{model_id}"):
+        for parameter in document["paths"][path]["get"]["parameters"]:
+            parameter["schema"]["enum"] = served
 
 
 def _drop_unused_422(document: dict[str, Any]) -> None:

@@ -9,12 +9,14 @@ processor time.
 """
 
 import contextlib
+import json
 import math
 import os
 import resource
 import signal
 import sys
 import time
+from typing import Any
 
 from engine.errors import EngineError, Failure, InvalidParameter
 from engine.text.chat_template import ChatTemplate
@@ -137,7 +139,28 @@ class Renderer:
             self._template = ChatTemplate(question.source, question.special_tokens)
             return Compiled(self._is_memory_limited)
         assert self._template is not None and isinstance(question, Render)
-        return Rendered(self._template.render(question.messages, **question.options))
+        messages = [_with_objects(message) for message in question.messages]
+        return Rendered(self._template.render(messages, **question.options))
+
+
+def _with_objects(message: dict[str, Any]) -> dict[str, Any]:
+    """Templates print a call's arguments as JSON themselves, so they want the object, not its text.
+    Reading it may take seconds, so it is left to this process."""
+    if not message.get("tool_calls"):
+        return message
+    return {**message, "tool_calls": [_with_object(call) for call in message["tool_calls"]]}
+
+
+def _with_object(call: Any) -> Any:
+    match call:
+        case {"function": {"arguments": str(text)} as function}:
+            try:
+                arguments = json.loads(text)
+            except (ValueError, RecursionError):
+                return call
+            if isinstance(arguments, dict):
+                return {**call, "function": {**function, "arguments": arguments}}
+    return call
 
 
 def _refuse(message: str) -> bytes:

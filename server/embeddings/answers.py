@@ -1,15 +1,15 @@
 """From embeddings to the JSON of each route; others get their turn while a long one is written."""
 
-import asyncio
 import time
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
 from engine.embedding_types import EmbeddingEvent
 from server.embeddings.convert import Embedded, as_numbers, in_base64
 from server.embeddings.scores import cosine
+from server.http.turns import in_turns
 from server.protocol.embeddings import (
     Embedding,
     EmbeddingFields,
@@ -30,12 +30,6 @@ from server.protocol.scores import (
     ScoreAnswer,
     ScoreRequest,
 )
-
-_AT_ONCE = 64
-"""Embeddings that are read or written before others get a turn: about a millisecond."""
-
-T = TypeVar("T")
-U = TypeVar("U")
 
 
 async def embeddings_answer(body: EmbeddingsRequest, embedded: Embedded) -> bytes:
@@ -111,16 +105,6 @@ async def plain_embeddings(embedded: Embedded) -> list[msgspec.Raw]:
         lambda event: msgspec.Raw(msgspec.json.encode(as_numbers(event.embedding))),
         embedded.events,
     )
-
-
-async def in_turns(work: Callable[[T], U], items: Iterable[T]) -> list[U]:
-    """`work` on each item, a millisecond or so at a time."""
-    results: list[U] = []
-    for item in items:
-        results.append(work(item))
-        if len(results) % _AT_ONCE == 0:
-            await asyncio.sleep(0)
-    return results
 
 
 async def _entries(

@@ -21,8 +21,11 @@ from engine.errors import InvalidParameter
 
 MAX_VALUES = 5 << 18
 """Of a body, as its commas tell: more than the longest prompt of token ids has."""
-MAX_FLOATS = 1 << 17
-"""Numbers with a point or an exponent: each takes ten times as long as an integer."""
+MAX_FLOATS = 1 << 15
+"""Numbers with a point or an exponent: each takes twenty times as long as an integer.
+A long one counts as several."""
+_USUAL_FLOAT = 24
+"""Characters."""
 MAX_NAMED = MAX_CONTAINERS = 1 << 18
 """Values with a name, and arrays and objects. Decoding as many as there may be of either takes a
 tenth of a second, in which nobody else is served."""
@@ -31,7 +34,7 @@ MAX_STRINGS = 1 << 17
 _FEW = 1 << 16
 """Commas: of all else there are about as many at most."""
 _WINDOW = 1 << 16
-_LONG = 1 << 20
+_LONG = 1 << 18
 """Bytes of a body that takes long enough for others to have a turn in between."""
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -135,7 +138,7 @@ class _Floats:
         Raises:
             InvalidParameter: there are too many.
         """
-        self._num += 1
+        self._num += 1 + len(text) // _USUAL_FLOAT
         if self._num > MAX_FLOATS:
             raise _too_much(MAX_FLOATS, "numbers that are no integers")
         number = float(text)

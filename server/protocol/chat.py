@@ -32,8 +32,8 @@ _REFUSED_PART_TYPES = ("image", "input_", "audio", "video", "file")  # how their
 _MAX_MESSAGES = 4096
 _MAX_CALLS = 4096
 _MAX_ARGUMENT_VALUES = 1 << 18
-"""In the arguments of all calls, as their commas tell. Texts of so many are longer than models
-read; reading and writing them again takes a tenth of a second, in which nobody else is served."""
+"""In the arguments of all calls, counted by their commas. Texts with more are longer than models
+read, and other conversations would wait while the template's process parses them."""
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 

@@ -65,7 +65,7 @@ async def answer_completion(
         text = await state.texts.get(info)
         prompts = await until_disconnect(request.receive, _token_ids(body, text, info))
         head = ReplyHead.create("cmpl", info)
-        requests = completion_requests(
+        requests = await completion_requests(
             body,
             info,
             prompts,
@@ -78,7 +78,7 @@ async def answer_completion(
         options = text_options(
             body, offsets=body.logprobs is not None, keep_text=settings.log_prompts
         )
-        generation.submit(text.tokenizer, requests, options, body.num_best)
+        await generation.submit(text.tokenizer, requests, options, body.num_best)
         state.live_requests.add(generation, request, id=head.id, kind=TEXT, model=head.model)
         reply = CompletionReply(body, head, text, generation, echoes, shape)
         return await reply.send(

@@ -1,5 +1,6 @@
 """`/v1/responses`: answer in items, read again, cancel, delete."""
 
+import asyncio
 import uuid
 from typing import Annotated, Any, Literal
 
@@ -37,6 +38,7 @@ _KNOWN = error_answers(401, 404)
 )
 async def create_response(body: ResponseRequest, request: Request, state: StateDep) -> HttpResponse:
     """Whole, as server-sent events with `stream`, or later with `background`."""
+    await asyncio.sleep(0)  # reading a long body has taken a while, as converting it will
     store, owner = state.responses, owner_of(request)
     model = find_model(state.engine, body.model).name
     stores = _stores(body, state)
@@ -66,6 +68,7 @@ async def count_input_tokens(
     body: ResponseRequest, request: Request, state: StateDep
 ) -> HttpResponse:
     """As the model's chat template writes them, with the conversation that it continues."""
+    await asyncio.sleep(0)
     before = state.responses.conversation(body.previous_response_id, owner_of(request))
     return await answer_with_count(chat_of(body, before), request, state, sent=body)
 

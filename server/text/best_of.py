@@ -1,11 +1,11 @@
 """`best_of` without beam search: of texts that were drawn those that the model thinks most of."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections import defaultdict
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import replace
 from math import fsum
 
-from server.text.output import Delta
+from server.text.output import Delta, DeltaSum
 
 
 async def best_of(
@@ -17,26 +17,16 @@ async def best_of(
     Args:
         deltas: of all completions, with a log-probability per token.
     """
-    parts: dict[int, list[Delta]] = {}
+    sums: defaultdict[int, DeltaSum] = defaultdict(DeltaSum)
     async with aclosing(deltas):
         async for delta in deltas:
-            parts.setdefault(delta.index, []).append(delta)
-    first = min(parts)
-    wholes = [_joined(parts[index]) for index in sorted(parts)]
+            sums[delta.index].add(delta)
+    first = min(sums)
+    wholes = [sums[index].whole() for index in sorted(sums)]
     wholes.sort(key=_mean_logprob, reverse=True)
     for index, whole in enumerate(wholes[:num_best], first):
         whole.index = index
         yield whole
-
-
-def _joined(deltas: Sequence[Delta]) -> Delta:
-    return replace(
-        deltas[-1],
-        text="".join(delta.text for delta in deltas),
-        token_ids=[token_id for delta in deltas for token_id in delta.token_ids],
-        logprobs=[logprob for delta in deltas for logprob in delta.logprobs],
-        offsets=[offset for delta in deltas for offset in delta.offsets],
-    )
 
 
 def _mean_logprob(whole: Delta) -> float:

@@ -1,9 +1,7 @@
 """From a chat's body to what the model's chat template renders."""
 
 import hashlib
-import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,23 +110,8 @@ def _template_message(message: ChatMessage) -> dict[str, Any]:
     texts = (message.content, message.refusal, "")
     fields["content"] = next(text for text in texts if text is not None)
     if message.tool_calls:
-        fields["tool_calls"] = [
-            _template_call(call.model_dump(exclude_none=True)) for call in message.tool_calls
-        ]
+        fields["tool_calls"] = [call.model_dump(exclude_none=True) for call in message.tool_calls]
     return fields
-
-
-def _template_call(call: dict[str, Any]) -> dict[str, Any]:
-    """Templates print arguments as JSON themselves, so they want the object, not its text."""
-    arguments = call["function"]["arguments"]
-    if isinstance(arguments, str):
-        try:
-            parsed = json.loads(arguments)
-        except (ValueError, RecursionError):
-            return call
-        if isinstance(parsed, Mapping):
-            call["function"]["arguments"] = parsed
-    return call
 
 
 def _with_short_ids(message: dict[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,14 @@
 """A generation as OpenAI's chat answer, whole or in chunks."""
 
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import msgspec
 
 from engine.types import FinishReason
 from server.http.shape import Shape
+from server.http.turns import in_turns
 from server.protocol.answers import (
     CompletionTokensDetails,
     PromptLogprobs,
@@ -24,7 +27,13 @@ from server.protocol.chat import (
 from server.text.answer_format import AnswerFormat
 from server.text.chat_message import message_delta, whole_message
 from server.text.generation import Generation
-from server.text.logprobs import chat_logprobs, prompt_logprobs, token_names
+from server.text.logprobs import (
+    TokenNames,
+    chat_logprobs,
+    prompt_logprobs,
+    token_names,
+    written_chat_logprobs,
+)
 from server.text.output import Delta
 from server.text.reasoning_count import ReasoningCount
 from server.text.reply import ReplyHead, TextReply
@@ -58,16 +67,18 @@ class ChatReply(TextReply):
         self._names = token_names(text, as_ids=request.return_tokens_as_token_ids)
         self._prefix = _echoed_text(request)
         self._judge = judge
+        self._entries: defaultdict[int, list[Any]] = defaultdict(list)
+        """Log-probabilities of each choice so far, written."""
 
-    def _answer(self, parts: list[list[Delta]]) -> ChatCompletion:
+    async def _answer(self, wholes: list[Delta]) -> ChatCompletion:
         return ChatCompletion(
             id=self.head.id,
             created=self.head.created,
             model=self.head.model,
             system_fingerprint=self.head.system_fingerprint,
-            choices=[self._choice(deltas) for deltas in parts],
+            choices=await in_turns(self._choice, wholes),
             usage=self._usage(),
-            prompt_logprobs=self._prompt_logprobs(),
+            prompt_logprobs=await self._prompt_logprobs(),
             prompt_token_ids=self._prompt_run.request.prompt_token_ids
             if self._request.return_token_ids
             else None,
@@ -79,22 +90,26 @@ class ChatReply(TextReply):
             answer.semantic_entropy = await self._judge(texts)
         return answer
 
-    def _choice(self, deltas: Sequence[Delta]) -> ChatChoice:
-        last = deltas[-1]
-        text = "".join(delta.text for delta in deltas)
-        pieces = self._parsers[last.index].add(text, is_last=True)
-        self._reasoning[last.index].add(start for delta in deltas for start in delta.offsets)
+    def _take_logprobs(self, delta: Delta) -> None:
+        if self._request.logprobs:
+            self._entries[delta.index] += written_chat_logprobs(
+                delta.logprobs, *self._logprob_names
+            )
+        delta.logprobs = []
+
+    def _choice(self, whole: Delta) -> ChatChoice:
+        pieces = self._parsers[whole.index].add(whole.text, is_last=True)
+        self._reasoning[whole.index].add(whole.offsets)
+        entries = self._entries[whole.index]
         return ChatChoice(
-            index=last.index,
+            index=whole.index,
             message=whole_message(pieces, self._prefix),
-            logprobs=self._logprobs(deltas),
-            finish_reason=self._finish_reason(last),
-            stop_reason=last.stop_reason,
-            token_ids=[i for delta in deltas for i in delta.token_ids]
-            if self._request.return_token_ids
-            else None,
-            uncertainty=last.uncertainty,
-            repetition=last.repetition,
+            logprobs=ChatLogprobs(content=entries) if self._request.logprobs else None,
+            finish_reason=self._finish_reason(whole),
+            stop_reason=whole.stop_reason,
+            token_ids=whole.token_ids if self._request.return_token_ids else None,
+            uncertainty=whole.uncertainty,
+            repetition=whole.repetition,
         )
 
     def _opening(self, index: int) -> list[ChatChunk]:
@@ -116,7 +131,7 @@ class ChatReply(TextReply):
         self._reasoning[delta.index].add(delta.offsets)
         if pieces or with_logprobs or with_ids:
             message = message_delta(pieces)
-            choice = ChatChunkChoice(delta.index, message, self._logprobs([delta]))
+            choice = ChatChunkChoice(delta.index, message, self._logprobs(delta))
             if with_ids:
                 choice.token_ids = delta.token_ids
             chunks.append(self._chunk(choice))
@@ -159,18 +174,20 @@ class ChatReply(TextReply):
             usage=self._usage_so_far() if usage is msgspec.UNSET else usage,
         )
 
-    def _logprobs(self, deltas: Sequence[Delta]) -> ChatLogprobs | None:
+    def _logprobs(self, delta: Delta) -> ChatLogprobs | None:
         if not self._request.logprobs:
             return None
-        entries = [entry for delta in deltas for entry in delta.logprobs]
-        num_top = self._request.top_logprobs or 0
-        return chat_logprobs(entries, self._names, self._text, num_top)
+        return chat_logprobs(delta.logprobs, *self._logprob_names)
 
-    def _prompt_logprobs(self) -> PromptLogprobs | None:
+    @property
+    def _logprob_names(self) -> tuple[TokenNames, ModelText, int]:
+        return self._names, self._text, self._request.top_logprobs or 0
+
+    async def _prompt_logprobs(self) -> PromptLogprobs | None:
         entries = self._prompt_run.prompt_logprobs
         if self._request.prompt_logprobs is None or entries is None:
             return None
-        return prompt_logprobs(entries, self._names, self._request.prompt_logprobs)
+        return await prompt_logprobs(entries, self._names, self._request.prompt_logprobs)
 
 
 def _echoed_text(request: ChatCompletionRequest) -> str:

@@ -1,11 +1,11 @@
 """A generation as OpenAI's completion answer, whole or in chunks."""
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import msgspec
 
 from server.http.shape import Shape
+from server.http.turns import in_turns
 from server.protocol.answers import PromptLogprobs, Usage
 from server.protocol.completions import (
     Completion,
@@ -19,9 +19,10 @@ from server.text.generation import Generation, PromptRun
 from server.text.logprobs import (
     TokenNames,
     completion_logprobs,
+    echoed_logprobs,
+    extend_completion_logprobs,
     join_completion_logprobs,
     prompt_logprobs,
-    prompt_offsets,
     token_names,
 )
 from server.text.output import Delta
@@ -53,32 +54,46 @@ class CompletionReply(TextReply):
             for run, echo in zip(generation.runs, echoes, strict=True)
         ]
         self._names = names
+        self._found: dict[int, CompletionLogprobs] = {}
+        """Log-probabilities of each choice so far."""
 
-    def _answer(self, parts: list[list[Delta]]) -> Completion:
+    async def _answer(self, wholes: list[Delta]) -> Completion:
+        for prompt in self._prompts:
+            await prompt.prepare()
         return Completion(
             id=self.head.id,
             created=self.head.created,
             model=self.head.model,
             system_fingerprint=self.head.system_fingerprint,
-            choices=[self._choice(deltas) for deltas in parts],
+            choices=await in_turns(self._choice, wholes),
             usage=self.generation.usage(),
         )
 
-    def _choice(self, deltas: Sequence[Delta]) -> CompletionChoice:
-        last = deltas[-1]
-        prompt = self._prompt_of(last.index)
+    def _take_logprobs(self, delta: Delta) -> None:
+        more = self._logprobs(delta)
+        if more is not None and delta.index in self._found:
+            extend_completion_logprobs(self._found[delta.index], more)
+        elif more is not None:
+            self._found[delta.index] = more
+        delta.logprobs = []
+
+    async def _prepare(self, index: int) -> None:
+        await self._prompt_of(index).prepare()
+
+    def _choice(self, whole: Delta) -> CompletionChoice:
+        prompt = self._prompt_of(whole.index)
         with_ids = self._request.return_token_ids
         return CompletionChoice(
-            index=last.index,
-            text=prompt.echo + "".join(delta.text for delta in deltas),
-            logprobs=self._logprobs(prompt, deltas, with_prompt=True),
-            finish_reason=str(last.finish_reason),
-            stop_reason=last.stop_reason,
+            index=whole.index,
+            text=prompt.echo + whole.text,
+            logprobs=prompt.before(self._found.get(whole.index)),
+            finish_reason=str(whole.finish_reason),
+            stop_reason=whole.stop_reason,
             prompt_logprobs=prompt.wire_logprobs,
-            token_ids=[i for delta in deltas for i in delta.token_ids] if with_ids else None,
+            token_ids=whole.token_ids if with_ids else None,
             prompt_token_ids=prompt.token_ids if with_ids else None,
-            uncertainty=last.uncertainty,
-            repetition=last.repetition,
+            uncertainty=whole.uncertainty,
+            repetition=whole.repetition,
         )
 
     def _opening(self, index: int) -> list[CompletionChunk]:
@@ -86,9 +101,8 @@ class CompletionReply(TextReply):
         prompt = self._prompt_of(index)
         if not (self._request.echo or self._request.return_token_ids):
             return []
-        choice = CompletionChunkChoice(
-            index, prompt.echo, self._logprobs(prompt, (), with_prompt=True)
-        )
+        none = None if self._request.logprobs is None else CompletionLogprobs([], [], [], [])
+        choice = CompletionChunkChoice(index, prompt.echo, prompt.before(none))
         if self._request.return_token_ids:
             choice.prompt_token_ids = prompt.token_ids
         return [self._chunk(choice)]
@@ -98,11 +112,7 @@ class CompletionReply(TextReply):
         with_logprobs = self._request.logprobs is not None and delta.logprobs
         if not (delta.text or with_logprobs or with_ids or delta.finish_reason):
             return []
-        choice = CompletionChunkChoice(
-            delta.index,
-            delta.text,
-            self._logprobs(self._prompt_of(delta.index), [delta], with_prompt=False),
-        )
+        choice = CompletionChunkChoice(delta.index, delta.text, self._logprobs(delta))
         if with_ids:
             choice.token_ids = delta.token_ids
         if delta.finish_reason is not None:
@@ -130,28 +140,27 @@ class CompletionReply(TextReply):
     def _prompt_of(self, index: int) -> "_Prompt":
         return self._prompts[index // self._request.num_choices]
 
-    def _logprobs(
-        self, prompt: "_Prompt", deltas: Sequence[Delta], *, with_prompt: bool
-    ) -> CompletionLogprobs | None:
+    def _logprobs(self, delta: Delta) -> CompletionLogprobs | None:
         if self._request.logprobs is None:
             return None
-        parts = [
-            completion_logprobs(
-                delta.token_ids,
-                delta.logprobs,
-                [len(prompt.echo) + offset for offset in delta.offsets],
-                self._names,
-                self._request.logprobs,
-            )
-            for delta in deltas
-        ]
-        if with_prompt and self._request.echo:
-            parts.insert(0, prompt.echoed_logprobs)
-        return join_completion_logprobs(parts)
+        start = len(self._prompt_of(delta.index).echo)
+        return completion_logprobs(
+            delta.token_ids,
+            delta.logprobs,
+            [start + offset for offset in delta.offsets],
+            self._names,
+            self._request.logprobs,
+        )
 
 
 class _Prompt:
-    """What an answer tells of one prompt, made once for all its completions."""
+    """What an answer tells of one prompt, made once for all its completions.
+
+    Attributes:
+        wire_logprobs: vLLM's `prompt_logprobs`.
+    """
+
+    wire_logprobs: PromptLogprobs | None = None
 
     def __init__(
         self,
@@ -167,23 +176,32 @@ class _Prompt:
         self._request = request
         self._text = text
         self._names = names
+        self._is_prepared = False
+        self._echoed: CompletionLogprobs | None = None
 
-    @cached_property
-    def echoed_logprobs(self) -> CompletionLogprobs:
-        """The prompt's part of `logprobs`, its first token without a value."""
-        offsets = prompt_offsets(
-            self._text,
-            self.token_ids,
-            skip_special_tokens=self._request.skip_special_tokens is not False,
-        )
-        entries = self._run.prompt_logprobs or [None] * len(self.token_ids)
-        num_top = self._request.logprobs or 0
-        return completion_logprobs(self.token_ids, entries, offsets, self._names, num_top)
+    def before(self, logprobs: CompletionLogprobs | None) -> CompletionLogprobs | None:
+        """A completion's `logprobs` with those of the prompt before them, if it is repeated; its
+        first token is without a value."""
+        if self._echoed is None or logprobs is None:
+            return logprobs
+        return join_completion_logprobs(self._echoed, logprobs)
 
-    @cached_property
-    def wire_logprobs(self) -> PromptLogprobs | None:
-        """vLLM's `prompt_logprobs`."""
-        entries, num_top = self._run.prompt_logprobs, self._request.prompt_logprobs
-        if entries is None or num_top is None:
-            return None
-        return prompt_logprobs(entries, self._names, num_top)
+    async def prepare(self) -> None:
+        """Make what is told of it, once; its log-probabilities have come by now."""
+        if self._is_prepared:
+            return
+        self._is_prepared = True
+        request = self._request
+        if request.echo and request.logprobs is not None:
+            self._echoed = await echoed_logprobs(
+                self.token_ids,
+                self._run.prompt_logprobs or [None] * len(self.token_ids),
+                self._text,
+                self._names,
+                request.logprobs,
+                skip_special_tokens=request.skip_special_tokens is not False,
+            )
+        if request.prompt_logprobs is not None and self._run.prompt_logprobs is not None:
+            self.wire_logprobs = await prompt_logprobs(
+                self._run.prompt_logprobs, self._names, request.prompt_logprobs
+            )

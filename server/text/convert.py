@@ -24,6 +24,7 @@ from engine.sampling_params import (
 from engine.structure import Structure
 from engine.types import GenerateRequest, Info, ModelInfo, SamplingParams
 from server.http.owner import current_client
+from server.http.turns import in_turns
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.common import SamplingRequest
 from server.protocol.completions import CompletionRequest
@@ -101,7 +102,7 @@ def chat_request(
     )
 
 
-def completion_requests(
+async def completion_requests(
     request: CompletionRequest,
     info: ModelInfo,
     prompts: Sequence[list[int]],
@@ -128,14 +129,17 @@ def completion_requests(
             param="prompt",
         )
     wanted = [request.prompt_logprobs, request.logprobs if request.echo else None]
-    return [
-        _generate_request(
+    max_tokens = _asked_tokens(request)
+
+    def one(numbered: tuple[int, list[int]]) -> GenerateRequest:
+        number, prompt = numbered
+        return _generate_request(
             request,
             info,
             prompt,
             request_id=f"{request_id}-{number}",
             priority=priority,
-            max_tokens=_asked_tokens(request),
+            max_tokens=max_tokens,
             default_max_tokens=DEFAULT_COMPLETION_TOKENS,
             logprobs=request.logprobs,
             prompt_logprobs=max((k for k in wanted if k is not None), default=None),
@@ -143,8 +147,8 @@ def completion_requests(
             structure=request.structure,
             negative=negative,
         )
-        for number, prompt in enumerate(prompts)
-    ]
+
+    return await in_turns(one, enumerate(prompts))
 
 
 def prompt_limit(

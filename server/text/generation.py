@@ -15,6 +15,7 @@ from engine.types import FinishReason, GenerateRequest, TokenEvent, TokenLogprob
 from server.http.admission import Lease
 from server.http.engine_run import EngineRun, cancelled, cut_short, failure_of, read_events
 from server.http.live_requests import Progress
+from server.http.turns import in_turns
 from server.protocol.answers import PromptTokensDetails, Usage
 from server.text.best_of import best_of
 from server.text.metrics import RequestMeter, TextMetrics
@@ -144,7 +145,7 @@ class Generation(EngineRun):
         self._tally = Tally()
         self._num_best: int | None = None
 
-    def submit(
+    async def submit(
         self,
         tokenizer: Tokenizer,
         requests: Sequence[GenerateRequest],
@@ -162,7 +163,8 @@ class Generation(EngineRun):
         """
         self.keeps_text = options.keep_text
         self._num_best = num_best
-        for request in requests:
+
+        def send(request: GenerateRequest) -> None:
             choices = [
                 ChoiceOutput(self.num_choices + i, tokenizer, request.prompt_token_ids, options)
                 for i in range(request.sampling.n)
@@ -171,6 +173,8 @@ class Generation(EngineRun):
             stream = self._engine.submit(request)
             meter = self._metrics.meter(request.model, request.adapter)
             self.runs.append(PromptRun(request, stream, meter, choices, self._tally))
+
+        await in_turns(send, requests)
 
     @property
     def has_structure(self) -> bool:

@@ -1,9 +1,14 @@
 """Log-probabilities on the wire: OpenAI's chat shape, its older completion shape, and vLLM's."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
+from typing import Any
+
+import msgspec
 
 from engine.text.detokenizer import IncrementalDetokenizer
 from engine.types import TokenLogprob
+from server.http.turns import in_turns
 from server.protocol.answers import PromptLogprob, PromptLogprobs
 from server.protocol.chat import ChatLogprobs, TokenLogprobEntry, TopLogprob
 from server.protocol.completions import CompletionLogprobs
@@ -24,65 +29,108 @@ def chat_logprobs(
     entries: Sequence[TokenLogprob], names: TokenNames, text: ModelText, num_top: int
 ) -> ChatLogprobs:
     """OpenAI's `choice.logprobs` of a chat."""
-    return ChatLogprobs(
-        content=[
-            TokenLogprobEntry(
-                token=names(entry.token_id),
-                logprob=_finite(entry.logprob),
-                bytes=text.token_bytes(entry.token_id),
-                top_logprobs=[
-                    TopLogprob(names(token_id), _finite(logprob), text.token_bytes(token_id))
-                    for token_id, logprob in _top(entry, num_top)
-                ],
-            )
-            for entry in entries
-        ]
+    return ChatLogprobs(content=[_chat_entry(entry, names, text, num_top) for entry in entries])
+
+
+def written_chat_logprobs(
+    entries: Iterable[TokenLogprob], names: TokenNames, text: ModelText, num_top: int
+) -> list[Any]:
+    """The entries of `ChatLogprobs` as JSON."""
+    return [_written(_chat_entry(entry, names, text, num_top)) for entry in entries]
+
+
+def _chat_entry(
+    entry: TokenLogprob, names: TokenNames, text: ModelText, num_top: int
+) -> TokenLogprobEntry:
+    return TokenLogprobEntry(
+        token=names(entry.token_id),
+        logprob=_finite(entry.logprob),
+        bytes=text.token_bytes(entry.token_id),
+        top_logprobs=[
+            TopLogprob(names(token_id), _finite(logprob), text.token_bytes(token_id))
+            for token_id, logprob in _top(entry, num_top)
+        ],
     )
 
 
 def completion_logprobs(
     token_ids: Sequence[int],
-    entries: Sequence[TokenLogprob | None],
+    entries: Sequence[TokenLogprob],
     offsets: Sequence[int],
     names: TokenNames,
     num_top: int,
 ) -> CompletionLogprobs:
-    """OpenAI's older shape. An entry is None for a prompt's first token, which nothing precedes."""
+    """OpenAI's older shape."""
     return CompletionLogprobs(
         tokens=[names(token_id) for token_id in token_ids],
-        token_logprobs=[None if e is None else _finite(e.logprob) for e in entries],
-        top_logprobs=[None if e is None else _named_top(e, names, num_top) for e in entries],
+        token_logprobs=[_finite(entry.logprob) for entry in entries],
+        top_logprobs=[_named_top(entry, names, num_top) for entry in entries],
         text_offset=list(offsets),
     )
 
 
-def join_completion_logprobs(parts: Sequence[CompletionLogprobs]) -> CompletionLogprobs:
-    """Prompt and output, or the parts of a stream, as one."""
-    return CompletionLogprobs(
-        tokens=[x for part in parts for x in part.tokens],
-        token_logprobs=[x for part in parts for x in part.token_logprobs],
-        top_logprobs=[x for part in parts for x in part.top_logprobs],
-        text_offset=[x for part in parts for x in part.text_offset],
-    )
+def extend_completion_logprobs(first: CompletionLogprobs, more: CompletionLogprobs) -> None:
+    """Put what follows behind it."""
+    first.tokens += more.tokens
+    first.token_logprobs += more.token_logprobs
+    first.top_logprobs += more.top_logprobs
+    first.text_offset += more.text_offset
 
 
-def prompt_logprobs(
+def join_completion_logprobs(
+    first: CompletionLogprobs, more: CompletionLogprobs
+) -> CompletionLogprobs:
+    """A new one, in which `more` follows."""
+    joined = CompletionLogprobs([], [], [], [])
+    extend_completion_logprobs(joined, first)
+    extend_completion_logprobs(joined, more)
+    return joined
+
+
+async def prompt_logprobs(
     entries: Sequence[TokenLogprob | None], names: TokenNames, num_top: int
 ) -> PromptLogprobs:
     """vLLM's `prompt_logprobs`: the best candidates and the token itself, by token id."""
-    return [None if e is None else _prompt_candidates(e, names, num_top) for e in entries]
+    return await in_turns(
+        lambda e: None if e is None else _written(_prompt_candidates(e, names, num_top)), entries
+    )
 
 
-def prompt_offsets(
+async def echoed_logprobs(
+    token_ids: Sequence[int],
+    entries: Sequence[TokenLogprob | None],
+    text: ModelText,
+    names: TokenNames,
+    num_top: int,
+    *,
+    skip_special_tokens: bool,
+) -> CompletionLogprobs:
+    """A prompt's part of `completion_logprobs`."""
+    offsets = await _prompt_offsets(text, token_ids, skip_special_tokens=skip_special_tokens)
+    top = await in_turns(
+        lambda e: None if e is None else _written(_named_top(e, names, num_top)), entries
+    )
+    logprobs = [None if e is None else _finite(e.logprob) for e in entries]
+    return CompletionLogprobs(
+        tokens=[names(token_id) for token_id in token_ids],
+        token_logprobs=logprobs,
+        top_logprobs=top,
+        text_offset=offsets,
+    )
+
+
+async def _prompt_offsets(
     text: ModelText, token_ids: Sequence[int], *, skip_special_tokens: bool
 ) -> list[int]:
     """Characters of the prompt's text before each of its tokens."""
     detokenizer = IncrementalDetokenizer(text.tokenizer, skip_special_tokens=skip_special_tokens)
-    offsets, num_chars = [], 0
-    for token_id in token_ids:
-        offsets.append(num_chars)
-        num_chars += len(detokenizer.add((token_id,)))
-    return offsets
+    lengths = await in_turns(lambda token_id: len(detokenizer.add((token_id,))), token_ids)
+    return list(accumulate(lengths[:-1], initial=0))
+
+
+def _written(entry: Any) -> Any:
+    """What is written at once need not be kept as objects, nor be written in one piece at last."""
+    return msgspec.Raw(msgspec.json.encode(entry))
 
 
 def _finite(logprob: float) -> float:

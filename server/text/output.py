@@ -5,7 +5,7 @@ deltas it returns concatenate to the same text whether they are streamed or not.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from engine.text.detokenizer import IncrementalDetokenizer
 from engine.text.stop import StopMatcher
@@ -54,6 +54,36 @@ class Delta:
     """Of the whole text, in the last delta, when asked for."""
     repetition: RepetitionReport | None = None
     """The same, if there is any."""
+
+
+class DeltaSum:
+    """All deltas of one completion as one. Many long texts have a million of them; kept as objects,
+    they would be walked again and again by the garbage collector."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._offsets: list[int] = []
+        self._last: Delta | None = None
+
+    def add(self, delta: Delta) -> None:
+        self._texts.append(delta.text)
+        self._token_ids += delta.token_ids
+        self._logprobs += delta.logprobs
+        self._offsets += delta.offsets
+        self._last = delta
+
+    def whole(self) -> Delta:
+        """From the first to the last, of which there is one at least."""
+        assert self._last is not None
+        return replace(
+            self._last,
+            text="".join(self._texts),
+            token_ids=self._token_ids,
+            logprobs=self._logprobs,
+            offsets=self._offsets,
+        )
 
 
 class ChoiceOutput:

@@ -19,7 +19,7 @@ from server.http.shape import Shape
 from server.protocol.answers import Usage
 from server.protocol.common import StreamOptions
 from server.text.generation import Generation
-from server.text.output import Delta
+from server.text.output import Delta, DeltaSum
 
 
 @lru_cache(maxsize=256)
@@ -67,13 +67,17 @@ class TextReply(Reply):
         return self.generation.has_structure
 
     async def whole(self) -> bytes:
-        parts: list[list[Delta]] = [[] for _ in range(self.generation.num_choices)]
+        sums = [DeltaSum() for _ in range(self.generation.num_choices)]
+        is_begun = False
         async with aclosing(self.generation.deltas()) as deltas:
             async for delta in deltas:
-                if not any(parts):
+                if not is_begun:
                     self._shape.begin()
-                parts[delta.index].append(delta)
-        return self._shape.whole(await self._complete(self._answer(parts)))
+                    is_begun = True
+                self._take_logprobs(delta)
+                sums[delta.index].add(delta)
+        wholes = [each.whole() for each in sums]
+        return self._shape.whole(await self._complete(await self._answer(wholes)))
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         opened: set[int] = set()
@@ -84,6 +88,7 @@ class TextReply(Reply):
                     self._shape.begin()
                 if delta.index not in opened:
                     opened.add(delta.index)
+                    await self._prepare(delta.index)
                     chunks = [*self._opening(delta.index), *chunks]
                 data = b"".join([self._shape.chunk(chunk) for chunk in chunks])
                 if data:
@@ -103,12 +108,20 @@ class TextReply(Reply):
         return fields
 
     @abstractmethod
-    def _answer(self, parts: list[list[Delta]]) -> Any:
-        """The body of a whole reply, from the deltas of each choice."""
+    def _take_logprobs(self, delta: Delta) -> None:
+        """Keep a delta's log-probabilities as a whole reply has them, and take them out of it."""
+
+    @abstractmethod
+    async def _answer(self, wholes: list[Delta]) -> Any:
+        """The body of a whole reply, from what each choice's deltas come to."""
 
     async def _complete(self, answer: Any) -> Any:
         """The body, with what is found out when all of it is there."""
         return answer
+
+    async def _prepare(self, index: int) -> None:
+        """Before a choice's first chunk or its whole text is made."""
+        return
 
     @abstractmethod
     def _opening(self, index: int) -> list[Any]:

@@ -23,6 +23,7 @@ from engine.text.template_process import TemplateProcess
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 from engine.text.vocabulary_search import VocabularySearch
 from engine.types import Info
+from server.http.turns import in_turns
 from server.text.encoding_pool import EncodingPool
 from server.text.prompt_limit import PromptLimit
 
@@ -134,7 +135,7 @@ class ModelText:
             QueueFull: too many long texts are being tokenised.
         """
         limit = limit or _SMALL
-        self._check_lengths(texts, limit)
+        await self._check_lengths(texts, limit)
         if sum(map(len, texts)) < THREAD_THRESHOLD_CHARS:
             suffix = self._long.suffix if add_special_tokens else []
             return [
@@ -175,7 +176,7 @@ class ModelText:
                 "this model has no chat template; use /v1/completions", param="messages"
             )
         limit = limit or _SMALL
-        self._check_conversation(messages, options.get("tools"), limit)
+        await self._check_conversation(messages, options.get("tools"), limit)
         text = await template.render(messages, options)
         [prompt] = await self.encode_all([text], add_special_tokens=add_special_tokens, limit=limit)
         return prompt
@@ -236,7 +237,7 @@ class ModelText:
             self._search = VocabularySearch(self.tokenizer)
         return self._search.patterns(strings)
 
-    def _check_lengths(self, texts: Sequence[str], limit: PromptLimit) -> None:
+    async def _check_lengths(self, texts: Sequence[str], limit: PromptLimit) -> None:
         """Refuse what cannot fit, before anything of it is tokenised."""
         if limit.keep_last is not None or limit.cuts_end:
             return
@@ -244,14 +245,14 @@ class ModelText:
         for index, text in enumerate(texts):
             if len(text) < _COUNTED_CHARS:
                 continue
-            at_least = self._long.bound.at_least(text, limit.max_tokens)
+            at_least = await self._at_least(text, limit.max_tokens)
             if at_least > limit.max_tokens:
                 raise limit.exceeded(at_least, index)
             num_tokens += at_least
         if num_tokens > limit.max_total_tokens:
             raise limit.total_exceeded(num_tokens)
 
-    def _check_conversation(
+    async def _check_conversation(
         self, messages: list[dict[str, Any]], tools: Any, limit: PromptLimit
     ) -> None:
         """The same for messages and tools. A template may leave some out, but hardly three
@@ -260,9 +261,13 @@ class ModelText:
             most = _TEMPLATE_LEAVES * limit.max_tokens
             text = "".join([text for message in messages for text in _texts(message)])
             text += msgspec.json.encode(tools).decode() if tools else ""
-            at_least = self._long.bound.at_least(text, most)
+            at_least = await self._at_least(text, most)
             if at_least > most:
                 raise limit.exceeded(at_least, 0)
+
+    async def _at_least(self, text: str, enough: int) -> int:
+        found = await in_turns(int, self._long.bound.growing(text, enough))
+        return max(found, default=0)
 
     async def _encode_long(
         self, text: str, index: int, add_special_tokens: bool, limit: PromptLimit
@@ -380,3 +385,7 @@ def _texts(message: Mapping[str, Any]) -> Iterator[str]:
         yield content
     for part in content if isinstance(content, list) else ():
         yield part["text"]
+    for call in message.get("tool_calls", ()):
+        arguments = call["function"]["arguments"]
+        if isinstance(arguments, str):
+            yield arguments

@@ -26,3 +26,12 @@ def test_whole_numbers_are_ids(key: float) -> None:
 def test_other_numbers_are_refused(key: float) -> None:
     with pytest.raises(ValidationError, match="token id"):
         ADAPTER.validate_python([[key, 1]])
+
+
+def test_too_many_are_refused_before_each_of_them_is_judged() -> None:
+    """Else an error is made for each of a hundred thousand."""
+    with pytest.raises(ValidationError) as caught:
+        ADAPTER.validate_python({f"w{number}": "x" for number in range(MAX_BIASES + 1)})
+    assert caught.value.error_count() == 1
+    assert f"must have at most {MAX_BIASES} items" in str(caught.value)
+    assert len(ADAPTER.validate_python({str(number): 1 for number in range(MAX_BIASES)})) == 1024

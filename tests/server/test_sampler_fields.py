@@ -1,5 +1,6 @@
 """Every row of the engine's table of sampler parameters: bounds, names, defaults, on the wire."""
 
+import asyncio
 import math
 
 import pytest
@@ -55,7 +56,8 @@ def beyond(one):
 
 def sampling(**fields):
     request = CompletionRequest.model_validate({"prompt": [1], **fields})
-    (engine_request,) = convert.completion_requests(request, INFO, [[1]], request_id="r")
+    asked = convert.completion_requests(request, INFO, [[1]], request_id="r")
+    (engine_request,) = asyncio.run(asked)
     return engine_request.sampling
 
 
@@ -70,9 +72,10 @@ def check_strings(one, strings):
     ):
         request = CompletionRequest.model_validate({"prompt": [1], **fields})
         assert sampler_strings(request) == expected
-    (engine_request,) = convert.completion_requests(
+    asked = convert.completion_requests(
         request, INFO, [[1]], request_id="r", tokens=SamplerTokens(patterns)
     )
+    (engine_request,) = asyncio.run(asked)
     assert getattr(engine_request.sampling, one.name) == patterns[one.name]
 
 

@@ -1,5 +1,6 @@
 """How many texts a request makes, which are answered, and what goes with beam search."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -32,7 +33,8 @@ def chat(**fields: Any) -> ChatCompletionRequest:
 
 
 def sampling(**fields: Any) -> SamplingParams:
-    (request,) = convert.completion_requests(complete(**fields), INFO, [[1]], request_id="r")
+    asked = convert.completion_requests(complete(**fields), INFO, [[1]], request_id="r")
+    (request,) = asyncio.run(asked)
     return request.sampling
 
 

@@ -83,6 +83,19 @@ async def test_renders_what_the_class_renders() -> None:
         assert len(children()) == 1
 
 
+async def test_arguments_of_calls_are_read_in_the_process() -> None:
+    deep = "[" * 100_000 + "]" * 100_000
+    texts = ['{"a": [1, "é"]}', "{not json", "[1]", '{"a": ' + deep + "}", '{"b": 1e999}']
+    calls = [{"function": {"name": "f", "arguments": text}} for text in [*texts, {"c": None}]]
+    source = "{% for call in messages[0].tool_calls %}"
+    source += "{{ call.function.arguments is mapping }} {% endfor %}"
+    source += "{{ messages[0].tool_calls[0].function.arguments | tojson }}"
+    async with process(source) as template:
+        await template.start()
+        text = await template.render([{**USER, "tool_calls": calls}], {})
+        assert text == 'True False False False True True {"a": [1, "é"]}'
+
+
 async def test_refusals_arrive_as_they_were() -> None:
     async with process("{{ raise_exception('roles must alternate') }}") as template:
         with pytest.raises(InvalidParameter, match="roles must alternate") as caught:

@@ -6,6 +6,7 @@ import pytest
 from tokenizer_kinds import KINDS, UNBOUNDED, random_text
 from tokenizers import Tokenizer as RawTokenizer
 
+from engine.text import token_bound
 from engine.text.token_bound import TokenBound
 from engine.text.tokenizer import Tokenizer
 
@@ -57,3 +58,18 @@ def test_a_flood_of_digits_is_known_exactly(smollm2: Tokenizer) -> None:
 def test_bytes_that_a_vocabulary_lacks_do_not_count(smollm2: Tokenizer) -> None:
     assert num_tokens(smollm2.raw, "\x04" * 100) == 0
     assert TokenBound(smollm2.raw).at_least("\x04" * 100_000, 10) == 0
+
+
+def test_a_long_text_is_counted_in_pieces(
+    smollm2: Tokenizer, nasty_texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same number comes out, however long the pieces are."""
+    bound = TokenBound(smollm2.raw)
+    for text in nasty_texts:
+        found = []
+        for size in (1 << 20, 7, 1):
+            monkeypatch.setattr(token_bound, "_PIECE_CHARS", size)
+            growing = list(bound.growing(text, 1 << 20))
+            assert growing == sorted(growing) and len(growing) == -(-len(text) // size)
+            found.append(bound.at_least(text, 1 << 20))
+        assert len(set(found)) == 1

@@ -46,6 +46,15 @@ def test_numbers_that_are_no_integers_are_few() -> None:
         json_route._decode(fits[:-1] + b",1.0]")
 
 
+def test_long_numbers_count_as_several() -> None:
+    """Python reads one of a thousand digits fifty times as long as one of ten."""
+    long = b"0." + b"7" * 1000
+    num = MAX_FLOATS // (1 + len(long) // 24)
+    assert len(json_route._decode(b"[" + b",".join([long] * num) + b"]")) == num
+    with pytest.raises(InvalidParameter, match="numbers that are no integers"):
+        json_route._decode(b"[" + b",".join([long] * (num + 2)) + b"]")
+
+
 def test_nothing_is_collected_while_a_body_is_decoded() -> None:
     collected: list[str] = []
 

@@ -48,7 +48,7 @@ def test_template_messages() -> None:
                 {
                     "id": "c",
                     "type": "function",
-                    "function": {"name": "f", "arguments": {"city": "Rome"}},
+                    "function": {"name": "f", "arguments": '{"city": "Rome"}'},
                 },
                 {"type": "function", "function": {"name": "f", "arguments": "{not json"}},
             ],
@@ -56,6 +56,16 @@ def test_template_messages() -> None:
         {"role": "tool", "content": "t", "tool_call_id": "c", "extra": 1},
         {"role": "assistant", "content": "no"},
     ]
+
+
+def test_calls_are_not_read_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten megabytes of them took the event loop seconds."""
+    texts: list[str] = []
+    monkeypatch.setattr(json, "loads", texts.append)
+    for chat_format in (KNOWS_TOOLS, KNOWS_NOTHING):
+        call = {"function": {"name": "f", "arguments": '{"a": [' + "1.5, " * 5000 + "{}]}"}}
+        prompt(chat_format, messages=[{"role": "assistant", "tool_calls": [call]}])
+    assert texts == []
 
 
 @pytest.mark.parametrize(
@@ -135,6 +145,16 @@ def test_a_template_without_calls_gets_them_as_text() -> None:
             "content": "Result of f: warm\n\nResult of the function: cold\n\nSo?",
         },
     ]
+    for given, written in (
+        ({"city": "Rome"}, '{"city": "Rome"}'),
+        (' {"a":\r\n  [1.50,\n"\\n"]}\n', '{"a":    [1.50, "\\n"]}'),
+        ("{not\njson", '"{not\\njson"'),
+        ("[1]", '"[1]"'),
+    ):
+        call = {"function": {"name": "f\n", "arguments": given}}
+        asked = [{"role": "assistant", "tool_calls": [call]}, USER]
+        text = prompt(KNOWS_NOTHING, messages=asked).messages[0]["content"]
+        assert text == f'{{"name": "f\\n", "arguments": {written}}}'
     assert prompt(KNOWS_TOOLS, messages=messages).messages[2]["role"] == "tool"
     knows_calls = ChatFormat.of("{{ messages[0].tool_calls }}")
     assert prompt(knows_calls, messages=messages).messages[2]["role"] == "tool"

@@ -1,5 +1,6 @@
 """How a client's fields become the engine's, with the model's defaults and limits."""
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +26,7 @@ def chat(prompt: list[int] | None = None, info: ModelInfo = INFO, **fields: Any)
 def complete(*prompts: list[int], info: ModelInfo = INFO, **fields: Any) -> list[GenerateRequest]:
     request = CompletionRequest.model_validate({"prompt": "x", **fields})
     ids = prompts or ([1, 2, 3],)
-    return convert.completion_requests(request, info, ids, request_id="r")
+    return asyncio.run(convert.completion_requests(request, info, ids, request_id="r"))
 
 
 def test_defaults_are_openais() -> None:
