@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import gc
 import ipaddress
+import logging
 import ssl
 import sys
 from collections.abc import Callable
@@ -196,6 +197,8 @@ class DrainingServer(uvicorn.Server):
             await asyncio.wait({stop}, timeout=0.1)
         await super().shutdown(sockets)
         if self.force_exit:  # uvicorn leaves the lifespan hanging then
+            # Requests are cut off because the operator says so: no fault, and no traceback.
+            logging.getLogger("uvicorn.error").disabled = True
             await self.lifespan.shutdown()
 
 

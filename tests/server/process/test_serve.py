@@ -25,13 +25,19 @@ from server.settings import Settings
 pytestmark = pytest.mark.e2e
 
 CHILD = """
-import gc, sys
+import asyncio, gc, sys
 sys.path.insert(0, {here!r})
 from fake_engine import FakeEngineClient
 from text_server import babble, text_info
 from server.process.serve import run
 from server.settings import load_settings
-engine = FakeEngineClient(text_info({folder!r}), reply=babble, delay_s={delay_s})
+
+class Engine(FakeEngineClient):
+    async def stop(self, drain_timeout_s):
+        await asyncio.sleep({stop_s})
+        await super().stop(drain_timeout_s)
+
+engine = Engine(text_info({folder!r}), reply=babble, delay_s={delay_s})
 code = run(load_settings({given!r}), lambda settings: engine)
 open({frozen!r}, "w").write(str(gc.get_freeze_count()))
 sys.exit(code)
@@ -41,7 +47,7 @@ sys.exit(code)
 class Child:
     """A server process of its own."""
 
-    def __init__(self, folder, log_path, delay_s, given):
+    def __init__(self, folder, log_path, delay_s, stop_s, given):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -56,6 +62,7 @@ class Child:
             here=here,
             folder=str(folder),
             delay_s=delay_s,
+            stop_s=stop_s,
             given=settings,
             frozen=str(self.frozen_path),
         )
@@ -86,9 +93,9 @@ class Child:
 def start(tokenizer_folder, tmp_path):
     children = []
 
-    def start(delay_s=0.0, wait=True, **given):
+    def start(delay_s=0.0, wait=True, stop_s=0.0, **given):
         log_path = tmp_path / f"server-{len(children)}.log"
-        child = Child(tokenizer_folder, log_path, delay_s, given)
+        child = Child(tokenizer_folder, log_path, delay_s, stop_s, given)
         children.append(child)
         if wait:
             child.wait_for_ready()
@@ -229,6 +236,29 @@ def test_a_second_signal_ends_it_at_once(start):
     reader.join(5)
     assert "Traceback" not in child.log()
     assert "never retrieved" not in child.log()
+
+
+def test_a_second_signal_needs_no_traceback_for_who_is_cut_off(start):
+    """Also where the engine takes longer to stop than the connections."""
+    child = start(delay_s=0.05, stop_s=1.0)
+    asked = threading.Thread(target=ask_long, args=(child,))
+    asked.start()
+    deadline_s = time.monotonic() + 30
+    while not httpx.get(f"{child.url}/load").json()["server_load"]:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+    child.kill(signal.SIGINT)
+    time.sleep(0.5)
+    child.kill(signal.SIGINT)
+    assert child.wait() == 1
+    asked.join(10)
+    assert "Traceback" not in child.log()
+
+
+def ask_long(child):
+    body = {"prompt": "the fox", "max_tokens": 200}
+    with contextlib.suppress(httpx.HTTPError):
+        httpx.post(f"{child.url}/v1/completions", json=body, timeout=60)
 
 
 def test_a_port_in_use_is_one_line(start):
