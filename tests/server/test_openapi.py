@@ -74,7 +74,7 @@ async def test_every_failure_is_documented_in_one_shape(server: TextServer) -> N
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 @pytest.mark.parametrize("path", [*TEXT_ROUTES, "/v1/models", "/v1/models/{model_id}"])
 def test_generated_requests(tokenizer_folder: Path, path: str, mode: GenerationMode) -> None:
-    """At least a third of what the document allows is answered, and nothing is a 5xx. What is
+    """Of what the document allows at least a fifth is answered, and nothing is a 5xx. What is
     answered has the documented status, type and schema."""
     server = TextServer(tokenizer_folder)
     schema = schemathesis.openapi.from_asgi("/openapi.json", server.app)
@@ -89,7 +89,9 @@ def test_generated_requests(tokenizer_folder: Path, path: str, mode: GenerationM
     ]
 
     @hypothesis.settings(
-        max_examples=40,
+        # Of chats, whose fields exclude each other most, 45 % are answered: by chance fewer than a
+        # fifth of 80 once in a million runs.
+        max_examples=80,
         database=None,
         deadline=None,
         # A found failure is clear without hours of shrinking it.
@@ -106,6 +108,6 @@ def test_generated_requests(tokenizer_folder: Path, path: str, mode: GenerationM
         return  # nothing about this request can be wrong
     run()
     if mode is GenerationMode.POSITIVE:
-        assert statuses[200] >= 0.34 * statuses.total(), statuses
+        assert statuses[200] >= 0.2 * statuses.total(), statuses
     else:
         assert statuses[200] == 0, statuses
