@@ -122,13 +122,12 @@ class Grammars:
         return coming
 
     def _renew(self, grammar: Grammar) -> LLMatcher:
+        start = grammar.start
         try:
             start = self._start_of(grammar.structure, grammar.reading)
         finally:
             with self._lock:
-                grammar.coming = None
-        with self._lock:
-            grammar.start = start
+                grammar.start, grammar.coming = start, None
         return start
 
     def _quickly(
@@ -162,7 +161,8 @@ class Grammars:
         return grammar
 
     def _check_room(self, structure: Structure, reading: Reading) -> None:
-        held = sum(one.reading.num_bytes for one in list(self._known.values()))
+        with self._lock:
+            held = sum(one.reading.num_bytes for one in self._known.values())
         if held + reading.num_bytes > MAX_HELD_BYTES:
             raise QueueFull(
                 f"{structure.param} takes {reading.num_bytes >> 20} MB, and those of other "
