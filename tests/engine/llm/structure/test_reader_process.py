@@ -72,7 +72,7 @@ def test_whoever_asks_gets_the_answer_to_that(reader):
     def ask(number):
         if number % 10 == 0:
             with pytest.raises(InvalidParameter):
-                reader.read(hostile[number // 10 % len(hostile)])
+                reader.read(hostile[number // 10 % len(hostile)], 60.0)
             return
         own = f"own{number}x[0-9]"
         assert own in text_of(reader, Structure(StructureKind.REGEX, own))
@@ -129,7 +129,7 @@ def test_memory_is_bounded(reader):
 )
 def test_what_no_step_could_follow_is_refused(reader, structure):
     with pytest.raises(InvalidParameter, match="cannot be honoured"):
-        reader.read(structure)
+        reader.read(structure, 60.0)
 
 
 def test_it_is_started_again_when_it_was_killed(reader, rng):
