@@ -21,6 +21,9 @@ from server.http.admission import Admission, Places
 from server.http.lifecycle import Lifecycle
 from server.http.live_requests import LiveRequests
 from server.images.jobs import ImageJobs
+from server.images.picture_budget import PictureBudget
+from server.images.picture_processes import PictureProcesses
+from server.images.pictures import Pictures
 from server.images.store import ImageStore
 from server.kinds import SERVED
 from server.metrics import ServerMetrics
@@ -114,6 +117,10 @@ def _create_state(settings: Settings, engine: EngineClient) -> AppState:
         image_store=ImageStore(
             max_bytes=settings.image_store_bytes, ttl_s=settings.image_url_ttl_s
         ),
+        pictures=Pictures(
+            PictureProcesses(settings.max_image_input_pixels),
+            PictureBudget(settings.max_decoded_image_bytes),
+        ),
         responses=ResponseStore(
             max_bytes=settings.response_store_bytes,
             max_items=settings.max_stored_responses,
@@ -143,5 +150,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             if not state.lifecycle.cut_short:
                 await state.engine.stop(state.lifecycle.remaining_drain_s())
         finally:
+            state.pictures.close()
             await state.background_responses.aclose()
             await state.texts.aclose()

@@ -8,6 +8,7 @@ from server.http.admission import Admission
 from server.http.lifecycle import Lifecycle
 from server.http.live_requests import LiveRequests
 from server.images.jobs import ImageJobs
+from server.images.pictures import Pictures
 from server.images.store import ImageStore
 from server.metrics import ServerMetrics
 from server.models.library import ModelLibrary
@@ -34,5 +35,6 @@ class AppState:
     live_requests: LiveRequests
     image_jobs: ImageJobs
     image_store: ImageStore
+    pictures: Pictures
     responses: ResponseStore
     background_responses: BackgroundJobs

@@ -70,7 +70,8 @@ def image_options() -> Iterator[tuple[str, Check]]:
         NoiseSchedules,
     )
     from engine.image_types import ImageTask, Pixels, PromptSyntax
-    from server.images.files import decode_image, encode_image
+    from server.images.decoding import decode_image
+    from server.images.files import encode_image
     from server.protocol.file_fields import OutputFormat
 
     engine, info = load_images()

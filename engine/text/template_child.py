@@ -8,17 +8,14 @@ It ends when the socket does. A template that is running when the server dies is
 processor time.
 """
 
-import contextlib
 import json
-import math
 import os
-import resource
-import signal
 import sys
 import time
 from typing import Any
 
 from engine.errors import EngineError, Failure, InvalidParameter
+from engine.process_limits import ignore_group_signals, limit_memory, limit_time
 from engine.text.chat_template import ChatTemplate
 from engine.text.template_wire import (
     HEADER_BYTES,
@@ -52,15 +49,13 @@ _OUT_OF_MEMORY = pack(
 
 def main() -> None:
     """Answer questions until the server hangs up."""
-    # Terminals and service managers signal the whole group; the server drains first.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ignore_group_signals()
     cpu_s, memory_bytes = int(sys.argv[1]), int(sys.argv[2])
     connection = _Connection()
-    renderer = Renderer(is_memory_limited=_limit_memory(memory_bytes))
+    renderer = Renderer(is_memory_limited=limit_memory(memory_bytes))
     try:
         while (body := connection.read()) is not None:
-            _limit_time(cpu_s)
+            limit_time(cpu_s)
             connection.write(renderer.answer(body))
     except MemoryError:
         connection.write(_OUT_OF_MEMORY)
@@ -165,24 +160,6 @@ def _with_object(call: Any) -> Any:
 
 def _refuse(message: str) -> bytes:
     return pack(Refused(Failure(InvalidParameter.code, message, "messages")))
-
-
-def _limit_memory(memory_bytes: int) -> bool:
-    """Bound the address space; False where the system has no such limit."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-        # macOS takes the call and keeps no such limit.
-        return sys.platform != "darwin"
-    return False
-
-
-def _limit_time(cpu_s: int) -> None:
-    """Let the next answer take this much; the kernel counts whole seconds since the start."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    used_s = math.ceil(usage.ru_utime + usage.ru_stime)
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (used_s + cpu_s, hard))
 
 
 if __name__ == "__main__":

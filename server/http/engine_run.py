@@ -3,16 +3,30 @@
 Each kind of model has its own run on top of `EngineRun`, which says what it submits and counts.
 """
 
+import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Coroutine, Iterable
 from types import TracebackType
-from typing import Self
+from typing import Any, Protocol, Self, TypeVar
+
+from starlette.types import Receive
 
 from engine.client import RequestEvents
-from engine.errors import Draining, EngineError, RequestAborted
+from engine.errors import Draining, RequestAborted
 from engine.types import Event, EventT, FinishReason
 from server.http.admission import Lease
 from server.http.live_requests import Label
+from server.http.sse import until_disconnect
+
+T = TypeVar("T")
+
+
+class Held(Protocol):
+    """What a request holds while it is there."""
+
+    def release(self) -> None:
+        """Give it back. Idempotent."""
+        ...
 
 
 class EngineRun(ABC):
@@ -30,11 +44,35 @@ class EngineRun(ABC):
         self.label: Label | None = None
         self.is_open = True
         self._lease = lease
-        self._held: list[Lease] = []
+        self._held: list[Held] = []
+        self._preparation: asyncio.Task[Any] | None = None
 
-    def hold(self, leases: Iterable[Lease]) -> None:
-        """Give these back as well at the end: places at other models that take part."""
-        self._held.extend(leases)
+    def hold(self, held: Iterable[Held]) -> None:
+        """Give these back as well at the end, such as places at other models that take part."""
+        self._held.extend(held)
+
+    async def prepare(self, receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+        """The result of what comes before the engine; it ends when the client leaves, or when
+        somebody cancels the request.
+
+        Raises:
+            RequestAborted: it ended so.
+        """
+        self._preparation = preparation = asyncio.ensure_future(work)
+        try:
+            await until_disconnect(receive, _wait_for(preparation))
+            if preparation.cancelled():
+                raise cancelled()
+            return preparation.result()
+        finally:
+            preparation.cancel()
+            self._preparation = None
+            del preparation  # its error would hold this frame, and this frame the error
+
+    def stop_preparing(self) -> None:
+        """End what comes before the engine, if it is still on its way."""
+        if self._preparation is not None:
+            self._preparation.cancel()
 
     async def __aenter__(self) -> Self:
         return self
@@ -54,12 +92,16 @@ class EngineRun(ABC):
         try:
             await self._end()
         finally:
-            for lease in (self._lease, *self._held):
-                lease.release()
+            for held in (self._lease, *self._held):
+                held.release()
 
     @abstractmethod
     async def _end(self) -> None:
         """Abort what is unfinished, and count how everything ended. Idempotent."""
+
+
+async def _wait_for(task: asyncio.Task[Any]) -> None:
+    await asyncio.wait([task])
 
 
 async def read_events(stream: RequestEvents[EventT]) -> AsyncGenerator[EventT, None]:
@@ -75,11 +117,16 @@ async def read_events(stream: RequestEvents[EventT]) -> AsyncGenerator[EventT, N
             await close()
 
 
-def failure_of(event: Event) -> EngineError | None:
-    """What an event says went wrong; None for all others."""
+def check_event(event: Event) -> None:
+    """
+    Raises:
+        EngineError: what the event says went wrong. No local name holds it: its frames would hold
+            the name, and pictures with it.
+    """
     if event.failure is not None:
-        return event.failure.error()
-    return cut_short() if event.finish_reason is FinishReason.ABORT else None
+        raise event.failure.error()
+    if event.finish_reason is FinishReason.ABORT:
+        raise cut_short()
 
 
 def cancelled() -> RequestAborted:

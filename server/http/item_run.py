@@ -8,7 +8,7 @@ from engine.client import EngineClient, RequestEvents
 from engine.errors import RequestAborted
 from engine.types import Event, EventT, Request
 from server.http.admission import Lease
-from server.http.engine_run import EngineRun, cancelled, cut_short, failure_of, read_events
+from server.http.engine_run import EngineRun, cancelled, check_event, cut_short, read_events
 from server.http.item_metrics import ItemMeter
 from server.http.live_requests import Progress
 from server.http.model_metrics import Outcome
@@ -46,9 +46,7 @@ class ItemRun(EngineRun):
         found: dict[int, EventT] = {}
         async with aclosing(read_events(stream)) as events:
             async for event in events:
-                failure = failure_of(event)
-                if failure is not None:
-                    raise failure
+                check_event(event)
                 self.on_event(event)
                 if event.finish_reason is not None:
                     found[event.index] = event
@@ -73,8 +71,9 @@ class ItemRun(EngineRun):
         )
 
     async def cancel(self) -> None:
-        """Have it end in the engine: `answers` raises `RequestAborted` then. Idempotent."""
+        """Have it end: `prepare` or `answers` raises `RequestAborted` then. Idempotent."""
         self._is_cancelled = True
+        self.stop_preparing()
         if self._stream is not None:
             await self._stream.aclose()
 
@@ -85,6 +84,7 @@ class ItemRun(EngineRun):
             if outcome is not None:
                 self._meter.complete(outcome, self._num_open)
             self._num_open = 0
+        self._error = None  # its frames would hold this, and this the error
         self._meter.close()
         if self._stream is not None:
             await self._stream.aclose()

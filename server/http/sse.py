@@ -181,9 +181,12 @@ async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """
     task = asyncio.create_task(work)
     await _first_to_end(task, asyncio.create_task(_disconnected(receive)))
-    if task.cancelled():
-        raise RequestAborted("the client closed the connection")
-    return task.result()
+    try:
+        if task.cancelled():
+            raise RequestAborted("the client closed the connection")
+        return task.result()
+    finally:
+        del task  # its error would hold this frame, and this frame the error
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -1,176 +1,24 @@
-"""Image files: what clients upload to `Pixels`, and `Pixels` to what they download.
-
-Everything about a file is taken from its content, never from its name or declared type. Pure
-functions for a thread: they take as long as a codec takes.
-"""
+"""The image files that clients download. Pure functions for a thread: they take as long as a codec
+takes."""
 
 import io
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageCms
+from PIL import Image
 
 from engine.errors import InvalidParameter
 from engine.image_types import Pixels
-from server.images.metadata import EXIF_COMMENT, exif_bytes, png_chunks, user_comment
+from server.images.metadata import exif_bytes, png_chunks
 
 ImageFormat = Literal["png", "jpeg", "webp"]
-MaskMode = Literal["auto", "alpha", "luminance"]
 Colour = tuple[int, int, int]
-
-_Array = npt.NDArray[np.uint8]
 
 _WHITE: Colour = (255, 255, 255)
 _MAX_SIDE = {"webp": 16383, "jpeg": 65500}
 """Pixels a side that an encoder takes."""
 _FULL_CHROMA_FROM = 90
 """JPEG quality from which colour is not subsampled."""
-_MAX_TEXT = 1 << 20
-"""Characters beside a file's pixels: compressed, there may be a thousand times as many as it has
-bytes."""
-_ORIENTATION = 0x0112
-
-_UPRIGHT: Mapping[int, Callable[[_Array], _Array]] = {
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-    8: lambda a: np.rot90(a, 1),
-}
-"""What undoes each EXIF orientation (of 2 to 8; 1 is upright)."""
-
-_LOW_BIT_STEP = {"1": 1, "L;2": 85, "L;4": 17}
-"""Pillow stretches few-bit greys to 8 bits, but not the value that marks them transparent."""
-
-_REFUSED_FORMATS = (
-    (b"GIF8", "GIF"),
-    (b"BM", "BMP"),
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-    (b"%PDF", "PDF"),
-    (b"<", "SVG, HTML or XML"),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class _Planes:
-    """A decoded file, upright: colours `[H, W, 3]` in sRGB and alpha `[H, W]`."""
-
-    rgb: _Array
-    alpha: _Array | None
-
-
-def decode_image(data: bytes, *, param: str, max_pixels: int, max_side: int) -> Pixels:
-    """A PNG, JPEG or WebP file as RGB, or RGBA where it has any transparency to tell.
-
-    EXIF rotation is applied. Colours become sRGB by an embedded ICC profile; a broken or
-    mismatched profile, and PNG's gAMA and cHRM, are ignored. CMYK becomes RGB, 16 bits become 8.
-
-    Args:
-        param: the field that messages name.
-        max_pixels, max_side: compared with the header, before anything is decoded.
-
-    Raises:
-        InvalidParameter: not such a file, truncated or broken, animated, or too large.
-    """
-    image = _opened(data, param, max_pixels, max_side)
-    planes = _decoded(image, param, use_profile=True)
-    if planes.alpha is None:
-        return _pixels(planes.rgb)
-    return _pixels(np.dstack([planes.rgb, planes.alpha]))
-
-
-def image_size(data: bytes, *, param: str, max_pixels: int, max_side: int) -> tuple[int, int]:
-    """Width and height that a file's header tells; turned, if its orientation says so, they are
-    the other way round. Nothing is decoded.
-
-    Raises:
-        InvalidParameter: as for `decode_image`, as far as the header shows it.
-    """
-    return _opened(data, param, max_pixels, max_side).size
-
-
-def texts_of(data: bytes, *, param: str, max_pixels: int, max_side: int) -> dict[str, str]:
-    """What is written in a file beside its pixels, by its names; of EXIF data the user's comment
-    alone, as `exif comment`. Nothing is decoded.
-
-    Raises:
-        InvalidParameter: as for `image_size`, or there is too much of it.
-    """
-    image = _opened(data, param, max_pixels, max_side)
-    found = {str(name): str(text) for name, text in image.info.items() if isinstance(text, str)}
-    comment = user_comment(image)
-    if comment is not None:
-        found[EXIF_COMMENT] = comment
-    length = sum(map(len, found.values()))
-    if length > _MAX_TEXT:
-        raise InvalidParameter(
-            f"{param} has {length} characters of text in it; at most {_MAX_TEXT} are read",
-            param=param,
-        )
-    return found
-
-
-def decode_mask(
-    data: bytes,
-    mode: MaskMode = "auto",
-    *,
-    inverts: bool = False,
-    param: str = "mask",
-    max_pixels: int,
-    max_side: int,
-) -> Pixels:
-    """A mask file as one channel, 255 where to edit.
-
-    Args:
-        mode: `alpha`: transparent is edited, as OpenAI defines it. `luminance`: white is edited,
-            what is transparent counts as black. `auto`: alpha where the file has any transparency,
-            else luminance.
-        inverts: what that marks is kept, and all else is edited.
-
-    Raises:
-        InvalidParameter: as for `decode_image`; no alpha channel with mode `alpha`; or nothing is
-            to be edited.
-    """
-    image = _opened(data, param, max_pixels, max_side)
-    planes = _decoded(image, param, use_profile=False)
-    is_transparent = planes.alpha is not None and bool((planes.alpha < 255).any())
-    if mode == "alpha" and planes.alpha is None:
-        raise InvalidParameter(
-            f"{param} has no alpha channel, and transparent pixels mark what to edit; "
-            "send a file with one, or set mask_mode to luminance",
-            param=param,
-        )
-    if planes.alpha is not None and (mode == "alpha" or (mode == "auto" and is_transparent)):
-        levels, meaning = 255 - planes.alpha, "transparent"
-    else:
-        levels = _luminance(planes)
-        meaning = "transparent or white" if mode == "auto" else "white"
-    if inverts and levels.min() == 255:
-        raise InvalidParameter(
-            f"{param} marks everything, and with invert_mask nothing is left to edit", param=param
-        )
-    levels = 255 - levels if inverts else levels
-    if not levels.any():
-        raise InvalidParameter(
-            f"{param} is empty: it has no {meaning} pixels, which mark what to edit", param=param
-        )
-    return _pixels(levels[..., None])
-
-
-def decode_grey(data: bytes, *, param: str, max_pixels: int, max_side: int) -> Pixels:
-    """A file as one channel: luminance, where what is transparent counts as black.
-
-    Raises:
-        InvalidParameter: as for `decode_image`.
-    """
-    image = _opened(data, param, max_pixels, max_side)
-    return _pixels(_luminance(_decoded(image, param, use_profile=False))[..., None])
 
 
 def encode_image(
@@ -226,135 +74,6 @@ def check_sides(format: ImageFormat, width: int, height: int) -> None:
         )
 
 
-def _opened(data: bytes, param: str, max_pixels: int, max_side: int) -> Image.Image:
-    """The file's header, checked; nothing is decoded yet."""
-    format = _format(data, param)
-    try:
-        image = Image.open(io.BytesIO(data), formats=[format])
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InvalidParameter(
-            f"{param} has more than the {max_pixels} pixels that are allowed; scale it down",
-            param=param,
-        ) from error
-    except Exception as error:  # Pillow lets through whatever its parsers trip over.
-        raise _broken(param, format) from error
-    width, height = image.size
-    if width * height > max_pixels or max(width, height) > max_side:
-        raise InvalidParameter(
-            f"{param} is {width}x{height} px; at most {max_pixels} pixels and {max_side} a side "
-            "are allowed; scale it down",
-            param=param,
-        )
-    # JPEG files with several pictures (MPO) are stills: cameras hide previews and depth there.
-    if format != "JPEG" and getattr(image, "is_animated", False):
-        raise InvalidParameter(f"{param} is animated; send a single picture", param=param)
-    return image
-
-
-def _format(data: bytes, param: str) -> str:
-    if not data:
-        raise InvalidParameter(f"{param} is empty (0 bytes)", param=param)
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if data.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return "WEBP"
-    found = next((name for magic, name in _REFUSED_FORMATS if data.startswith(magic)), None)
-    if data[4:8] == b"ftyp":
-        found = "AVIF, HEIC or video"
-    what = "not a picture that can be read" if found is None else f"a {found} file"
-    raise InvalidParameter(f"{param} is {what}; send PNG, JPEG or WebP", param=param)
-
-
-def _decoded(image: Image.Image, param: str, *, use_profile: bool) -> _Planes:
-    format = image.format or "image"
-    tiles = getattr(image, "tile", None)
-    raw_mode = str(tiles[0].args) if tiles else ""
-    try:
-        image.load()
-        colour, alpha = _separated(image, raw_mode)
-        profile = image.info.get("icc_profile") if use_profile else None
-        rgb = np.asarray(_in_srgb(colour, profile))
-        # Only now: of a PNG file EXIF may come last, so asking for it reads the whole file.
-        orientation = _orientation(image)
-        return _Planes(
-            _upright(rgb, orientation), None if alpha is None else _upright(alpha, orientation)
-        )
-    except Exception as error:  # As above; the header was fine, the rest is not.
-        raise _broken(param, format) from error
-
-
-def _separated(image: Image.Image, raw_mode: str) -> tuple[Image.Image, _Array | None]:
-    """Colours in mode L, RGB or CMYK, and alpha `[H, W]` if the file has any."""
-    key = image.info.get("transparency")
-    if image.mode in ("P", "PA"):
-        image = image.convert("RGB" if key is None and image.mode == "P" else "RGBA")
-        key = None
-    if image.mode in ("LA", "RGBA"):
-        alpha = np.asarray(image.getchannel("A"))
-        return image.convert("L" if image.mode == "LA" else "RGB"), alpha
-    if image.mode.startswith("I"):
-        deep = np.asarray(image).astype(np.uint32)
-        grey = ((deep * 255 + 32767) // 65535).astype(np.uint8)
-        return Image.fromarray(grey), None if key is None else _opaque_except(deep != key)
-    colour = image.convert("L") if image.mode == "1" else image
-    if key is None or colour.mode not in ("L", "RGB"):
-        return colour, None
-    levels = np.asarray(colour)
-    if colour.mode == "L":
-        return colour, _opaque_except(levels != key * _LOW_BIT_STEP.get(raw_mode, 1))
-    # Of 16-bit colours Pillow keeps the upper byte, which is all that can be compared.
-    key = [value >> 8 if raw_mode == "RGB;16B" else value for value in key]
-    return colour, _opaque_except((levels != np.array(key)).any(axis=2))
-
-
-def _opaque_except(is_opaque: npt.NDArray[np.bool_]) -> _Array:
-    return np.where(is_opaque, 255, 0).astype(np.uint8)
-
-
-def _in_srgb(colour: Image.Image, profile: bytes | None) -> Image.Image:
-    """Mode RGB. Without a usable profile of the image's own kind the values are taken as sRGB."""
-    space = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}.get(colour.mode)
-    if profile and space:
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            is_srgb = "srgb" in ImageCms.getProfileDescription(source).lower()
-            if source.profile.xcolor_space.strip() == space and not is_srgb:
-                target = ImageCms.createProfile("sRGB")
-                converted = ImageCms.profileToProfile(colour, source, target, outputMode="RGB")
-                assert converted is not None
-                return converted
-        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-            pass
-    return colour.convert("RGB")
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # Broken EXIF does not make the picture unreadable.
-        return 1
-
-
-def _upright(array: _Array, orientation: int) -> _Array:
-    turn = _UPRIGHT.get(orientation)
-    return array if turn is None else turn(array)
-
-
-def _luminance(planes: _Planes) -> _Array:
-    levels = np.asarray(Image.fromarray(planes.rgb).convert("L"))
-    if planes.alpha is None:
-        return levels
-    weighted = levels.astype(np.uint16) * planes.alpha
-    return ((weighted + 127) // 255).astype(np.uint8)
-
-
-def _pixels(array: _Array) -> Pixels:
-    height, width, channels = array.shape
-    return Pixels(width=width, height=height, channels=channels, data=array.tobytes())
-
-
 def _image_of(pixels: Pixels) -> Image.Image:
     mode = {1: "L", 3: "RGB", 4: "RGBA"}[pixels.channels]
     return Image.frombytes(mode, (pixels.width, pixels.height), pixels.data)
@@ -366,9 +85,3 @@ def _over(image: Image.Image, background: Colour) -> Image.Image:
     canvas = Image.new("RGB", image.size, background)
     canvas.paste(image, mask=image.getchannel("A"))
     return canvas
-
-
-def _broken(param: str, format: str) -> InvalidParameter:
-    return InvalidParameter(
-        f"{param} cannot be decoded: the {format} file is truncated or broken", param=param
-    )

@@ -35,7 +35,7 @@ class ImageJob:
         self.model = request.model
         self.priority = request.priority
         self.status = JobStatus.QUEUED
-        self._abort = abort
+        self._abort: Callable[[], Awaitable[None]] | None = abort
         self._created = int(time.time())
         self._seed = request.params.seed
         self._steps = [0] * request.params.n
@@ -63,6 +63,7 @@ class ImageJob:
         """The request is over: with its answer, or for that reason. The first end counts."""
         if not self.is_live:
             return
+        self._abort = None  # it would hold the reply, pictures and all, as long as this is known
         if error is None:
             self.status = JobStatus.COMPLETED
         elif isinstance(error, RequestAborted):
@@ -74,9 +75,10 @@ class ImageJob:
 
     async def cancel(self) -> None:
         """End it in the engine; its reply ends with `RequestAborted`."""
-        if self.is_live:
+        abort = self._abort
+        if abort is not None:
             self.end(RequestAborted("the request was cancelled"))
-            await self._abort()
+            await abort()
 
     def progress(self) -> Progress:
         """The job as one of all requests in flight."""

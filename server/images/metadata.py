@@ -12,19 +12,15 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from engine.image_types import Enlarging
+from server.images.exif import write_comment
 from server.images.hires import LABELS
 from server.images.limits import parse_size, partial_steps
 from server.images.sampler_names import names_of
 
 PARAMETERS_CHUNK = "parameters"
 JSON_CHUNK = "tandem"
-EXIF_COMMENT = "exif comment"
-"""A1111's name for what JPEG and WebP have in place of `parameters`."""
 
 _IMAGE_DESCRIPTION = 0x010E
-_EXIF_IFD = 0x8769
-_USER_COMMENT = 0x9286
-_UNICODE = b"UNICODE\0"
 _MAX_EXIF_BYTES = 65_500
 """A JPEG segment holds 65,533 bytes."""
 
@@ -121,21 +117,9 @@ def exif_bytes(metadata: Mapping[str, Any]) -> bytes | None:
     for a JPEG file."""
     exif = Image.Exif()
     exif[_IMAGE_DESCRIPTION] = json.dumps(metadata)
-    comment = _UNICODE + parameters_text(metadata).encode("utf-16-be")
-    exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = comment
+    write_comment(exif, parameters_text(metadata))
     data = exif.tobytes()
     return data if len(data) <= _MAX_EXIF_BYTES else None
-
-
-def user_comment(image: Image.Image) -> str | None:
-    """Of a file's EXIF data, as `exif_bytes` writes it; None: there is none that can be read."""
-    try:
-        comment = image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT)
-    except Exception:  # Pillow lets through whatever its parsers trip over.
-        return None
-    if not isinstance(comment, bytes) or not comment.startswith(_UNICODE):
-        return None
-    return comment.removeprefix(_UNICODE).decode("utf-16-be", "replace")
 
 
 def _read_settings(line: str) -> dict[str, str]:

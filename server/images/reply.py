@@ -34,7 +34,7 @@ class ImageReply(Reply):
     Args:
         event_prefix: `image_generation` or `image_edit`.
         block: side in pixels of what counts as one image token.
-        inputs: the input images.
+        inputs: width and height of the input images.
         keep: stores a finished image; None answers with the image itself.
     """
 
@@ -46,7 +46,7 @@ class ImageReply(Reply):
         *,
         event_prefix: str,
         block: int,
-        inputs: Sequence[Pixels],
+        inputs: Sequence[tuple[int, int]],
         keep: Keep | None,
         shape: Shape | None = None,
     ) -> None:
@@ -58,7 +58,7 @@ class ImageReply(Reply):
         self._prefix = event_prefix
         self._block = block
         self._created = int(time.time())
-        self._num_input_tokens = sum(self._tokens(pixels) for pixels in inputs)
+        self._num_input_tokens = sum(self._tokens(*size) for size in inputs)
         self._input_counted = False
 
     async def whole(self) -> bytes:
@@ -179,11 +179,11 @@ class ImageReply(Reply):
             self._input_counted = True
             text = event.num_prompt_tokens
             image = self._num_input_tokens
-        output = self._tokens(event.image)
+        output = self._tokens(event.image.width, event.image.height)
         return _usage(text, image, output)
 
-    def _tokens(self, pixels: Pixels) -> int:
-        return -(-pixels.width // self._block) * -(-pixels.height // self._block)
+    def _tokens(self, width: int, height: int) -> int:
+        return -(-width // self._block) * -(-height // self._block)
 
 
 def _base64(data: bytes) -> str:

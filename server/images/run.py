@@ -14,7 +14,7 @@ from engine.errors import EngineError, RequestAborted
 from engine.image_types import ImageEvent, Pixels
 from engine.types import FinishReason
 from server.http.admission import Lease
-from server.http.engine_run import EngineRun, cancelled, cut_short, failure_of, read_events
+from server.http.engine_run import EngineRun, cancelled, check_event, cut_short, read_events
 from server.http.live_requests import Progress
 from server.http.model_metrics import Outcome
 from server.images.convert import ImageOrder
@@ -51,16 +51,14 @@ class SubmittedOrder:
         jobs: ImageJobs,
         finish: Finish | None = None,
     ) -> None:
-        # The engine has the pictures; here they would wait in memory as long as the request does.
-        without_inputs = replace(order.request, images=[], mask=None)
-        self.order = replace(order, request=without_inputs)
+        self.order = order
         self._stream = stream
         self._meter = meter
         self._jobs = jobs
         self._finish = finish
         self._finishing: asyncio.Future[tuple[Pixels, tuple[str, ...]]] | None = None
-        self.job = ImageJob(without_inputs, self._close)
-        self._num_open = without_inputs.num_completions
+        self.job = ImageJob(order.request, self._close)
+        self._num_open = order.request.num_completions
         self._error: BaseException | None = None
         jobs.add(self.job)
 
@@ -143,13 +141,12 @@ class SubmittedOrder:
             self._num_open = 0
         self._meter.close()
         self._jobs.end(self.job, self._error)
+        self._error = None  # its frames would hold this, and this the error
 
     def _take(self, event: ImageEvent) -> None:
         if event.finish_reason is FinishReason.ABORT:
             raise self._cut_short()
-        failure = failure_of(event)
-        if failure is not None:
-            raise failure
+        check_event(event)
         self._meter.on_event(event)
         self.job.on_event(event)
         if event.finish_reason is not None:
@@ -189,16 +186,20 @@ class ImageRun(EngineRun):
             Draining, UnknownModel, ModelNotReady: close this.
         """
         stream = self._engine.submit(order.request)
+        # The engine has the pictures; here they would wait in memory as long as the request does.
+        order = replace(order, request=replace(order.request, images=[], mask=None))
         self._meter.begin(order.request)
         self._submitted = SubmittedOrder(order, stream, self._meter, self._jobs, finish)
         return self._submitted
 
     def progress(self) -> Progress:
-        assert self._submitted is not None
+        if self._submitted is None:
+            return Progress(is_begun=False, num_results=self._lease.num_places, num_finished=0)
         return self._submitted.job.progress()
 
     async def cancel(self) -> None:
         """End the job, as whoever knows its id may do, too."""
+        self.stop_preparing()
         if self._submitted is not None:
             await self._submitted.job.cancel()
 

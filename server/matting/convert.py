@@ -12,8 +12,10 @@ from engine.matting_types import (
     MattingRequest,
     Point,
 )
-from server.images.files import decode_grey, decode_image, encode_image
-from server.images.inputs import MAX_INPUT_SIDE, file_of
+from server.http.engine_run import EngineRun
+from server.images.files import encode_image
+from server.images.picture_wire import Reading
+from server.images.pictures import Pictures
 from server.protocol.image_inputs import UploadedImage
 from server.protocol.matting import MatteAnswer, MatteData, MatteRequest
 
@@ -23,10 +25,17 @@ def new_matte_id() -> str:
     return f"matte-{uuid.uuid4().hex}"
 
 
-def matting_request(
-    body: MatteRequest, *, request_id: str, model: str, max_pixels: int, priority: int
+async def matting_request(
+    body: MatteRequest,
+    pictures: Pictures,
+    run: EngineRun,
+    *,
+    request_id: str,
+    model: str,
+    max_pixels: int,
+    priority: int,
 ) -> MattingRequest:
-    """Decode everything. Blocking: call it in a thread.
+    """Decode everything, once there is room for it.
 
     Args:
         max_pixels: of each picture.
@@ -35,38 +44,29 @@ def matting_request(
         InvalidParameter: a file cannot be used.
         UnsupportedFeature: a link or a file id.
     """
-    image = decode_image(
-        file_of(body.image, "image"),
-        param="image",
-        max_pixels=max_pixels,
-        max_side=MAX_INPUT_SIDE,
-    )
-    trimap = background = None
-    if body.trimap is not None:
-        trimap = decode_grey(
-            file_of(body.trimap, "trimap"),
-            param="trimap",
-            max_pixels=max_pixels,
-            max_side=MAX_INPUT_SIDE,
-        )
-    if body.background_image is not None:
-        background = decode_image(
-            file_of(body.background_image, "background_image"),
-            param="background_image",
-            max_pixels=max_pixels,
-            max_side=MAX_INPUT_SIDE,
-        )
+    readings = {
+        "image": (body.image, Reading.IMAGE),
+        "trimap": (body.trimap, Reading.GREY),
+        "background_image": (body.background_image, Reading.IMAGE),
+    }
+    files = [
+        await pictures.open(reference, param, max_pixels=max_pixels, reading=reading)
+        for param, (reference, reading) in readings.items()
+        if reference is not None
+    ]
+    decoded = await pictures.decode(files, run, model, priority)
+    found = dict(zip([file.param for file in files], decoded, strict=True))
     return MattingRequest(
         request_id=request_id,
         model=model,
-        image=image,
-        trimap=trimap,
+        image=found["image"],
+        trimap=found.get("trimap"),
         box=None if body.box is None else (body.box[0], body.box[1], body.box[2], body.box[3]),
         points=[Point(x=p.x, y=p.y, is_subject=p.label == 1) for p in body.points or []],
         method=MattingMethod(body.method or MattingMethod.CLOSED_FORM),
         output=MattingOutput(body.result),
         colour=body.colour,
-        background=background,
+        background=found.get("background_image"),
         priority=priority,
         arrival_time_s=time.time(),
     )

@@ -1,6 +1,5 @@
 """`/v1/images`: draw, edit, vary; ask for and cancel a request by its id; stored results."""
 
-import asyncio
 import math
 from typing import Annotated, Any
 
@@ -182,7 +181,20 @@ async def _start_images(
     async with ImageRun(state.engine, meter, state.image_jobs, lease) as run:
         annotate(request, image_id=run.id, num_images=num_images)
         limits = ImageLimits.of(settings)
-        inputs = await _read_inputs(body, limits)
+        state.live_requests.add(run, request, id=run.id, kind=IMAGE, model=info.model)
+        inputs = ImageInputs()
+        if isinstance(body, ImageInputFields):
+            read = read_inputs(
+                body,
+                state.pictures,
+                run,
+                max_pixels=limits.max_input_pixels,
+                model=info.model,
+                priority=priority,
+            )
+            inputs = await run.prepare(request.receive, read)
+            # The files would wait in memory as long as the request does.
+            body.images.clear()
         order = image_order(body, task, inputs, info, limits, request_id=run.id, priority=priority)
         if settings.log_prompts:
             annotate(request, prompt=order.request.prompt)
@@ -195,7 +207,6 @@ async def _start_images(
             cutter = await until_disconnect(request.receive, find)
             run.hold(cutter.places)
         submitted = run.submit(order, cutter)
-        state.live_requests.add(run, request, id=run.id, kind=IMAGE, model=info.model)
         options = FileOptions(
             output_format=body.file_format,
             compression=body.file_quality,
@@ -208,7 +219,7 @@ async def _start_images(
             options,
             event_prefix=event_prefix,
             block=info.size_multiple,
-            inputs=inputs.images,
+            inputs=[(image.width, image.height) for image in inputs.images],
             keep=keep,
             shape=shape,
         )
@@ -217,14 +228,6 @@ async def _start_images(
 def _num_results(body: ImageFields) -> int:
     num_inputs = len(body.images) if isinstance(body, ImageInputFields) else 1
     return (body.n or 1) * num_inputs * body.num_settings
-
-
-async def _read_inputs(body: ImageFields, limits: ImageLimits) -> ImageInputs:
-    if not isinstance(body, ImageInputFields):
-        return ImageInputs()
-    inputs = await asyncio.to_thread(read_inputs, body, max_pixels=limits.max_input_pixels)
-    body.images.clear()  # decoded; the files would wait in memory as long as the request does
-    return inputs
 
 
 def _no_such_image(image_id: str) -> Response:

@@ -70,20 +70,22 @@ async def _answer(
     meter = state.metrics.of(SERVED_MATTING).meter(info.model)
     id = new_matte_id()
     async with MatteRun(state.engine, meter, lease) as run:
-        order = await asyncio.to_thread(
-            matting_request,
+        state.live_requests.add(run, request, id=id, kind=MATTING, model=info.model)
+        read = matting_request(
             body,
+            state.pictures,
+            run,
             request_id=id,
             model=info.model,
             max_pixels=state.settings.max_image_input_pixels,
             priority=priority,
         )
+        order = await run.prepare(request.receive, read)
         drop_files(body)
         num_pixels = order.image.width * order.image.height
         keep = keeper(body, request, state, num_pixels=num_pixels)
-        state.live_requests.add(run, request, id=id, kind=MATTING, model=info.model)
         event = await run.answer(order)
-        del order  # decoded pictures need not wait for the file
+        del order, read  # decoded pictures need not wait for the file
         image = event.image
         assert image is not None
         file = await asyncio.to_thread(encoded, body, image)

@@ -1,6 +1,5 @@
 """`POST /v1/images/upscale`."""
 
-import asyncio
 from dataclasses import replace
 from functools import partial
 
@@ -87,8 +86,9 @@ async def answer_upscaling(
     meter = state.metrics.of(SERVED_UPSCALING).meter(info.model)
     async with UpscaleRun(state.engine, meter, lease) as run:
         annotate(request, image_id=run.id)
-        limits = UpscaleLimits.of(state.settings)
-        image = await asyncio.to_thread(read_image, body, info, limits)
+        state.live_requests.add(run, request, id=run.id, kind=UPSCALE, model=info.model)
+        read = read_image(body, info, UpscaleLimits.of(settings), state.pictures, run, priority)
+        image = await run.prepare(request.receive, read)
         channels = image.channels
         order = upscale_request(body, image, info, cut, request_id=run.id, priority=priority)
         keep = keeper(body, request, state, num_pixels=order.width * order.height)
@@ -96,8 +96,7 @@ async def answer_upscaling(
         # The engine has the image; here it would wait in memory as long as the request does.
         order = replace(order, image=_NOTHING)
         body.image = ImageReference(image_url=None, file_id=None)
-        del image
-        state.live_requests.add(run, request, id=run.id, kind=UPSCALE, model=info.model)
+        del image, read
         reply = UpscaleReply(
             run,
             run.events,
@@ -133,8 +132,10 @@ async def _draw(
     meter = state.metrics.of(SERVED_IMAGES).meter(info.model)
     async with ImageRun(state.engine, meter, state.image_jobs, lease) as run:
         annotate(request, image_id=run.id)
+        state.live_requests.add(run, request, id=run.id, kind=IMAGE, model=info.model)
+        read = read_small(body, info, UpscaleLimits.of(settings), state.pictures, run, priority)
+        image, scale = await run.prepare(request.receive, read)
         limits = ImageLimits.of(settings)
-        image, scale = await asyncio.to_thread(read_small, body, info, UpscaleLimits.of(settings))
         order = drawing_order(
             body, image, scale, info, limits, request_id=run.id, priority=priority
         )
@@ -144,8 +145,10 @@ async def _draw(
         keep = keeper(body, request, state, num_pixels=params.width * params.height)
         submitted = run.submit(order)
         channels = image.channels
+        # As above.
+        order = submitted.order
         body.image = ImageReference(image_url=None, file_id=None)
-        state.live_requests.add(run, request, id=run.id, kind=IMAGE, model=info.model)
+        del image, read
         reply = UpscaleReply(
             run,
             partial(upscale_events, submitted),

@@ -365,6 +365,13 @@ class Settings(BaseSettings):
         le=1 << 30,
         description="Most pixels of all input images of a request together, once decoded.",
     )
+    max_decoded_image_bytes: int = Field(
+        512 << 20,
+        ge=1,
+        le=1 << 40,
+        description="Memory for the decoded input images of all requests together. Requests "
+        "that find none left wait; their images stay encoded meanwhile.",
+    )
     max_upscaled_pixels: int = Field(
         1 << 26,
         ge=1,

@@ -13,7 +13,7 @@ from engine.client import EngineClient, TokenStream
 from engine.text.tokenizer import Tokenizer
 from engine.types import FinishReason, GenerateRequest, TokenEvent, TokenLogprob
 from server.http.admission import Lease
-from server.http.engine_run import EngineRun, cancelled, cut_short, failure_of, read_events
+from server.http.engine_run import EngineRun, cancelled, check_event, cut_short, read_events
 from server.http.live_requests import Progress
 from server.http.turns import in_turns
 from server.protocol.answers import PromptTokensDetails, Usage
@@ -94,9 +94,7 @@ class PromptRun:
         choice = self.choices[event.index]
         if choice.finish_reason is not None:
             return None
-        failure = failure_of(event)
-        if failure is not None:
-            raise failure
+        check_event(event)
         self._meter.on_event(event)
         self._tally.is_begun = True
         if event.num_cached_tokens > self._num_cached_tokens:

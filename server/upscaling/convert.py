@@ -7,8 +7,9 @@ from typing import Self
 from engine.errors import InvalidParameter, UnsupportedFeature
 from engine.image_types import Faithfulness, Pixels
 from engine.upscale_types import UpscaleModelInfo, UpscaleRequest
-from server.images.files import check_sides, decode_image, image_size
-from server.images.inputs import MAX_INPUT_SIDE, file_of
+from server.http.engine_run import EngineRun
+from server.images.files import check_sides
+from server.images.pictures import Pictures
 from server.protocol.upscaling import UpscaleImageRequest
 from server.settings import Settings
 
@@ -51,17 +52,23 @@ class Tiling:
     exact: bool
 
 
-def read_image(body: UpscaleImageRequest, info: UpscaleModelInfo, limits: UpscaleLimits) -> Pixels:
-    """Decode the image, if the result may be as large. Blocking: call it in a thread.
+async def read_image(
+    body: UpscaleImageRequest,
+    info: UpscaleModelInfo,
+    limits: UpscaleLimits,
+    pictures: Pictures,
+    run: EngineRun,
+    priority: int,
+) -> Pixels:
+    """Decode the image, if the result may be as large.
 
     Raises:
         InvalidParameter: the file cannot be used, or it or the result is too large.
         UnsupportedFeature: a link or a file id.
     """
     _check_fields(body, info)
-    data = file_of(body.image, "image")
-    bounds = {"max_pixels": limits.max_input_pixels, "max_side": MAX_INPUT_SIDE}
-    width, height = result_size(*image_size(data, param="image", **bounds), body, info)
+    file = await pictures.open(body.image, "image", max_pixels=limits.max_input_pixels)
+    width, height = result_size(file.width, file.height, body, info)
     if width * height > limits.max_output_pixels:
         raise InvalidParameter(
             f"scale {scale_of(body, info):g} makes {width}x{height}, {width * height} pixels; this "
@@ -69,7 +76,8 @@ def read_image(body: UpscaleImageRequest, info: UpscaleModelInfo, limits: Upscal
             param="scale",
         )
     check_sides(body.file_format, width, height)
-    return decode_image(data, param="image", **bounds)
+    [image] = await pictures.decode([file], run, info.model, priority)
+    return image
 
 
 def _check_fields(body: UpscaleImageRequest, info: UpscaleModelInfo) -> None:

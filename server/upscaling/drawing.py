@@ -22,11 +22,12 @@ from engine.image_types import (
 from engine.kinds import IMAGE
 from engine.types import FinishReason
 from engine.upscale_types import UpscaleEvent, UpscaleRequest
+from server.http.engine_run import EngineRun
 from server.images.convert import ImageLimits, ImageOrder, new_seed
-from server.images.files import check_sides, decode_image, image_size
-from server.images.inputs import MAX_INPUT_SIDE, file_of
+from server.images.files import check_sides
 from server.images.limits import check_budget, offered_scheduler, steps_to_run
 from server.images.made_with import made_with
+from server.images.pictures import Pictures
 from server.images.run import SubmittedOrder
 from server.protocol.upscaling import UpscaleImageRequest
 from server.upscaling.convert import UpscaleLimits, faithfulness
@@ -43,11 +44,16 @@ def drawing_model(engine: EngineClient, name: str | None) -> ImageModelInfo | No
     return next((info for info in named if info is not None and _tasks(info)), None)
 
 
-def read_small(
-    body: UpscaleImageRequest, info: ImageModelInfo, limits: UpscaleLimits
+async def read_small(
+    body: UpscaleImageRequest,
+    info: ImageModelInfo,
+    limits: UpscaleLimits,
+    pictures: Pictures,
+    run: EngineRun,
+    priority: int,
 ) -> tuple[Pixels, float]:
     """Decode the image, if the model can make it as large as is asked for, and say how many times
-    larger. Blocking: call it in a thread.
+    larger.
 
     Raises:
         InvalidParameter: the file cannot be used, or it or the result is too large.
@@ -60,12 +66,12 @@ def read_small(
                 param=name,
             )
     scale = _scale(body, info)
-    data = file_of(body.image, "image")
-    bounds = {"max_pixels": limits.max_input_pixels, "max_side": MAX_INPUT_SIDE}
-    small = image_size(data, param="image", **bounds)
+    file = await pictures.open(body.image, "image", max_pixels=limits.max_input_pixels)
+    small = file.width, file.height
     _check_size(small, scale, info, limits)
     check_sides(body.file_format, *_enlarged(small, scale))
-    return decode_image(data, param="image", **bounds), scale
+    [image] = await pictures.decode([file], run, info.model, priority)
+    return image, scale
 
 
 def drawing_order(

@@ -8,7 +8,7 @@ from engine.client import EngineClient, RequestEvents
 from engine.errors import RequestAborted
 from engine.upscale_types import UpscaleEvent, UpscaleRequest
 from server.http.admission import Lease
-from server.http.engine_run import EngineRun, cancelled, cut_short, failure_of, read_events
+from server.http.engine_run import EngineRun, cancelled, check_event, cut_short, read_events
 from server.http.item_metrics import ItemMeter
 from server.http.live_requests import Progress
 from server.http.model_metrics import Outcome
@@ -50,9 +50,7 @@ class UpscaleRun(EngineRun):
         try:
             async with aclosing(read_events(self._stream)) as events:
                 async for event in events:
-                    failure = failure_of(event)
-                    if failure is not None:
-                        raise failure
+                    check_event(event)
                     self._meter.on_event(event)
                     self._tile, self._num_tiles = event.tile, event.num_tiles
                     self._is_complete = event.finish_reason is not None
@@ -74,6 +72,7 @@ class UpscaleRun(EngineRun):
     async def cancel(self) -> None:
         """End it in the engine, as whoever knows its id may do, too."""
         self._is_cancelled = True
+        self.stop_preparing()
         if self._stream is not None:
             await self._stream.aclose()
 
@@ -85,5 +84,6 @@ class UpscaleRun(EngineRun):
             if outcome is not None:
                 self._meter.complete(outcome)
             self._meter.close()
+            self._error = None  # its frames would hold this, and this the error
         if self._stream is not None:
             await self._stream.aclose()

@@ -8,6 +8,9 @@ import pytest
 import structlog
 from text_server import TextServer, write_tokenizer
 
+from server import app
+from server.images.picture_processes import PictureProcesses
+
 
 @pytest.fixture(autouse=True)
 def logs() -> Iterator[list[MutableMapping[str, Any]]]:
@@ -15,6 +18,26 @@ def logs() -> Iterator[list[MutableMapping[str, Any]]]:
     values of tracebacks, which takes seconds."""
     with structlog.testing.capture_logs() as lines:
         yield lines
+
+
+@pytest.fixture(scope="session")
+def picture_processes() -> Iterator[PictureProcesses]:
+    processes = _SharedProcesses(1 << 24)
+    yield processes
+    PictureProcesses.close(processes)
+
+
+class _SharedProcesses(PictureProcesses):
+    def close(self) -> None:
+        """They are for the next app, too."""
+
+
+@pytest.fixture(autouse=True)
+def shared_picture_processes(
+    picture_processes: PictureProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All apps have the same: a start of each would take half a second."""
+    monkeypatch.setattr(app, "PictureProcesses", lambda max_pixels: picture_processes)
 
 
 @pytest.fixture(scope="session")

@@ -109,6 +109,7 @@ class ImageStream:
         if self.engine.live_images.pop(self.request.request_id, None) is not None:
             if self.task is not None:
                 self.task.cancel()
+                self.task = None  # whose end would hold this
             self.engine.aborted.append(self.request.request_id)
 
 

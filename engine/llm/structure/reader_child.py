@@ -29,6 +29,7 @@ from engine.llm.structure.grammar_text import grammar_text
 from engine.llm.structure.matcher import matcher_of, refusal
 from engine.llm.structure.token_table import TokenTable, load_token_table
 from engine.llm.structure.trial_texts import problem_of
+from engine.process_limits import address_space, ignore_group_signals, limit_more_memory
 from engine.structure import Structure, StructureKind
 
 WALL_SECONDS = 30.0
@@ -44,9 +45,7 @@ _READ_BYTES = 1 << 16
 
 def main() -> None:
     """Read structures until nobody asks any more."""
-    # Whoever signals the whole group means the server, which drains first.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ignore_group_signals()
     path, vocab_size, *ends = sys.argv[1:]
     table: TokenTable | EngineError
     try:
@@ -130,10 +129,8 @@ def _read_and_exit(connection: socket.socket, table: TokenTable | EngineError) -
     try:
         # Rust says there how it runs out of memory, which the exit code says, too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-        _limit("RLIMIT_CORE", 0)
-        _limit("RLIMIT_STACK", STACK_BYTES)
-        if space := _address_space():
-            _limit("RLIMIT_AS", space + MEMORY_BYTES)
+        _limit_stack()
+        limit_more_memory(MEMORY_BYTES)
         # Their signals end the process, wherever it is.
         signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)
         question = json.loads(b"".join(iter(lambda: connection.recv(_READ_BYTES), b"")))
@@ -166,7 +163,7 @@ def answer(asked: Mapping[str, Any], table: TokenTable | EngineError) -> dict[st
 def _reading(structure: Structure, table: TokenTable | EngineError) -> dict[str, Any]:
     if isinstance(table, EngineError):
         raise table
-    before = _address_space()
+    before = address_space()
     text = grammar_text(structure, table.names)
     matcher = matcher_of(structure, text, table.tokens)
     problem = problem_of(matcher, table.tokens, structure.digest)
@@ -174,25 +171,16 @@ def _reading(structure: Structure, table: TokenTable | EngineError) -> dict[str,
         raise refusal(structure, problem)
     return {
         "text": text,
-        "num_bytes": max(0, _address_space() - before),
+        "num_bytes": max(0, address_space() - before),
         "seconds": time.process_time(),
     }
 
 
-def _address_space() -> int:
-    """Bytes that this process has now; 0 where the system does not say."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-    except OSError:
-        return 0
-    return pages * resource.getpagesize()
-
-
-def _limit(name: str, most: int) -> None:
+def _limit_stack() -> None:
     """As far as this system has such a limit."""
-    kind = getattr(resource, name)
     with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
+        _, hard = resource.getrlimit(resource.RLIMIT_STACK)
+        resource.setrlimit(resource.RLIMIT_STACK, (STACK_BYTES, hard))
 
 
 def _line(facts: Mapping[str, Any]) -> bytes:

@@ -34,8 +34,7 @@ from server.dialects.a1111.titles import title_of
 from server.dialects.dialect import Dialect
 from server.http.json_route import JsonRoute
 from server.http.owner import owner_of
-from server.images.files import texts_of
-from server.images.inputs import MAX_INPUT_SIDE, file_of
+from server.http.sse import until_disconnect
 from server.routes.deps import StateDep
 from server.routes.images import answer_images
 from server.routes.upscaling import answer_upscaling
@@ -84,17 +83,13 @@ async def extra_single_image(
     summary="Read how an image was made",
     responses=answers({"info": "...", "items": {}, "parameters": {}, "warnings": []}),
 )
-async def png_info(body: PngInfoRequest, state: StateDep) -> dict[str, Any]:
+async def png_info(body: PngInfoRequest, request: Request, state: StateDep) -> dict[str, Any]:
     """What this server, or A1111, has written into its file. `warnings` say where the model or an
     adapter of that name is made of other files here."""
-    models = state.engine.infos(IMAGE)
-    bounds = {"max_pixels": state.settings.max_image_input_pixels, "max_side": MAX_INPUT_SIDE}
-
-    def read() -> dict[str, Any]:
-        texts = texts_of(file_of(body.image, "image"), param="image", **bounds)
-        return read_texts(texts, models)
-
-    return await asyncio.to_thread(read)
+    max_pixels = state.settings.max_image_input_pixels
+    read = state.pictures.texts(body.image, "image", max_pixels=max_pixels)
+    found = await until_disconnect(request.receive, read)
+    return await asyncio.to_thread(read_texts, found.texts, state.engine.infos(IMAGE))
 
 
 @router.get("/sdapi/v1/progress", summary="Progress", responses=answers({"progress": 0.5}))

@@ -18,9 +18,9 @@ from server.dialects.a1111.protocol import DrawingFields
 from server.dialects.dialect import responses
 from server.http.errors import ErrorFacts, renamed
 from server.http.shape import Shape, encode
+from server.images.exif import EXIF_COMMENT
 from server.images.made_with import changed_since
 from server.images.metadata import (
-    EXIF_COMMENT,
     PARAMETERS_CHUNK,
     hires_settings,
     parameters_text,

@@ -9,15 +9,13 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
 from engine.errors import InvalidParameter
 from engine.image_types import Pixels
-from server.images.files import decode_image, decode_mask, encode_image
-
-Array = npt.NDArray[np.uint8]
+from server.images.decoding import Array, decode_image, decode_mask
+from server.images.files import encode_image
 
 LIMITS: dict[str, int] = {"max_pixels": 1 << 20, "max_side": 4096}
 SEED = random.randrange(1 << 30)
@@ -41,8 +39,7 @@ def file(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
 
 
 def decoded(data: bytes, **limits: int) -> Array:
-    pixels = decode_image(data, param="image", **{**LIMITS, **limits})
-    return array(pixels)
+    return decode_image(data, param="image", **{**LIMITS, **limits})
 
 
 def array(pixels: Pixels) -> Array:
@@ -51,9 +48,9 @@ def array(pixels: Pixels) -> Array:
 
 
 def mask_of(data: bytes, mode: Literal["auto", "alpha", "luminance"] = "auto") -> Array:
-    pixels = decode_mask(data, mode, max_pixels=1 << 20, max_side=4096)
-    assert pixels.channels == 1
-    return array(pixels)[..., 0]
+    levels = decode_mask(data, mode, max_pixels=1 << 20, max_side=4096)
+    assert levels.shape[2] == 1
+    return levels[..., 0]
 
 
 def refused(data: bytes, *words: str, **limits: int) -> None:

@@ -1,0 +1,161 @@
+"""What the first bytes of a picture file say: its format and size, and how much there is to decode.
+
+Read here, in a few steps of Python, so that what is too large is refused before any library sees
+it. Decoding compares: a file whose size is another one then is broken.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from engine.errors import InvalidParameter
+
+MAX_SCANS = 500
+"""Of a JPEG file. Encoders write about ten; each goes over the whole picture once more."""
+MAX_SEGMENTS = 4096
+"""Of a JPEG file before its first scan."""
+
+Format = Literal["PNG", "JPEG", "WEBP"]
+
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_REFUSED_FORMATS = (
+    (b"GIF8", "GIF"),
+    (b"BM", "BMP"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"%PDF", "PDF"),
+    (b"<", "SVG, HTML or XML"),
+)
+
+_START_OF_SCAN = 0xDA
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+"""Markers of JPEG segments that tell the size."""
+_BARE = {0x00, 0x01, *range(0xD0, 0xD9)}
+"""Markers without a segment behind them, and what is no marker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """As the file says; if its orientation turns the picture, width and height are exchanged."""
+
+    format: Format
+    width: int
+    height: int
+
+
+class _Broken(Exception):
+    """It cannot be read on."""
+
+
+def read_header(data: bytes, *, param: str, max_pixels: int, max_side: int) -> Header:
+    """
+    Args:
+        param: the field that messages name.
+
+    Raises:
+        InvalidParameter: no PNG, JPEG or WebP file, broken at its beginning, or too large.
+    """
+    format = _format(data, param)
+    read = {"PNG": _png_size, "JPEG": _jpeg_size, "WEBP": _webp_size}[format]
+    try:
+        width, height = read(data)
+    except (_Broken, struct.error):
+        raise broken(param, format) from None
+    if width * height > max_pixels or max(width, height) > max_side:
+        raise InvalidParameter(
+            f"{param} is {width}x{height} px; at most {max_pixels} pixels and {max_side} a side "
+            "are allowed; scale it down",
+            param=param,
+        )
+    # Within a scan the encoder puts a zero behind such a byte, so this counts too many only
+    # where other segments hold pictures.
+    num_scans = data.count(b"\xff\xda") if format == "JPEG" else 0
+    if num_scans > MAX_SCANS:
+        raise InvalidParameter(
+            f"{param} is a JPEG file of {num_scans} scans; at most {MAX_SCANS} are decoded; save "
+            "the picture anew",
+            param=param,
+        )
+    return Header(format, width, height)
+
+
+def broken(param: str, format: str) -> InvalidParameter:
+    """What to raise about a file that cannot be decoded."""
+    return InvalidParameter(
+        f"{param} cannot be decoded: the {format} file is truncated or broken", param=param
+    )
+
+
+def _format(data: bytes, param: str) -> Format:
+    if not data:
+        raise InvalidParameter(f"{param} is empty (0 bytes)", param=param)
+    if data.startswith(_PNG_MAGIC):
+        return "PNG"
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "WEBP"
+    found = next((name for magic, name in _REFUSED_FORMATS if data.startswith(magic)), None)
+    if data[4:8] == b"ftyp":
+        found = "AVIF, HEIC or video"
+    what = "not a picture that can be read" if found is None else f"a {found} file"
+    raise InvalidParameter(f"{param} is {what}; send PNG, JPEG or WebP", param=param)
+
+
+def _png_size(data: bytes) -> tuple[int, int]:
+    kind, width, height = struct.unpack_from(">4sII", data, len(_PNG_MAGIC) + 4)
+    return _checked(kind == b"IHDR", width, height)
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    kind, start = data[12:16], 20
+    if kind == b"VP8X":
+        packed = int.from_bytes(data[start + 4 : start + 10], "little")
+        return _checked(len(data) >= start + 10, (packed & 0xFFFFFF) + 1, (packed >> 24) + 1)
+    if kind == b"VP8L":
+        signature, packed = struct.unpack_from("<BI", data, start)
+        is_known = signature == 0x2F
+        return _checked(is_known, (packed & 0x3FFF) + 1, (packed >> 14 & 0x3FFF) + 1)
+    start_code, width, height = struct.unpack_from("<3sHH", data, start + 3)
+    is_known = kind == b"VP8 " and start_code == b"\x9d\x01\x2a"
+    return _checked(is_known, width & 0x3FFF, height & 0x3FFF)
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    """As libraries have it, the last size before the first scan counts."""
+    size: tuple[int, int] | None = None
+    for marker, start in _jpeg_segments(data):
+        if marker == _START_OF_SCAN:
+            break
+        if marker in _FRAMES:
+            height, width = struct.unpack_from(">HH", data, start + 3)
+            size = width, height
+    if size is None:
+        raise _Broken
+    return _checked(True, *size)
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Markers, and where their segments begin, with two bytes that tell how long they are."""
+    at = 2
+    for _ in range(MAX_SEGMENTS):
+        at = data.find(b"\xff", at)
+        if at < 0 or at + 1 >= len(data):
+            raise _Broken
+        marker = data[at + 1]
+        if marker == 0xFF:  # filling
+            at += 1
+            continue
+        at += 2
+        if marker in _BARE:
+            continue
+        yield marker, at
+        at += struct.unpack_from(">H", data, at)[0]
+    raise _Broken
+
+
+def _checked(is_known: bool, width: int, height: int) -> tuple[int, int]:
+    if not is_known or width == 0 or height == 0:
+        raise _Broken
+    return width, height

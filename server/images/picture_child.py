@@ -1,0 +1,79 @@
+"""The process that reads strangers' pictures, within limits of time and memory.
+
+`python -m server.images.picture_child MEMORY_BYTES`, started by `server.images.pictures`. What
+takes too much ends this process and nothing else.
+"""
+
+import sys
+from typing import IO, Any
+
+import msgspec
+import numpy as np
+
+from engine.errors import EngineError, Failure, InvalidParameter
+from engine.helper_process import Bytes, own_pipes, read_frame, write_frame
+from engine.process_limits import ignore_group_signals, limit_more_memory, limit_time
+from server.images.decoding import decode_grey, decode_image, decode_mask, texts_of
+from server.images.picture_wire import Answer, Decoded, Question, Reading, Refused, Texts
+
+_read_question = msgspec.json.Decoder(Question).decode
+
+
+def main() -> None:
+    """Answer until nobody asks any more."""
+    ignore_group_signals()
+    limit_more_memory(int(sys.argv[1]))
+    questions, answers = own_pipes()
+    try:
+        while True:
+            _answer_one(questions, answers)
+    except (EOFError, BrokenPipeError):
+        pass
+
+
+def _answer_one(questions: IO[bytes], answers: IO[bytes]) -> None:
+    head, data = read_frame(questions)
+    question = _read_question(head)
+    limit_time(question.cpu_s)
+    answer, pixels = _answer(question, data)
+    write_frame(answers, msgspec.json.encode(answer), pixels)
+
+
+def _answer(question: Question, data: bytes) -> tuple[Answer, Bytes]:
+    try:
+        return _read(question, data)
+    except EngineError as error:
+        if not isinstance(error.__cause__, MemoryError):
+            return Refused(Failure.of(error)), b""
+    except MemoryError:
+        pass
+    message = f"{question.param} takes too much memory to decode; scale it down"
+    return Refused(Failure(InvalidParameter.code, message, question.param)), b""
+
+
+def _read(question: Question, data: bytes) -> tuple[Answer, Bytes]:
+    """
+    Raises:
+        EngineError: the file cannot be used.
+        MemoryError: it takes more than it may.
+    """
+    bounds: dict[str, Any] = {
+        "param": question.param,
+        "max_pixels": question.max_pixels,
+        "max_side": question.max_side,
+    }
+    match question.reading:
+        case Reading.TEXTS:
+            return Texts(texts_of(data, **bounds)), b""
+        case Reading.GREY:
+            array = decode_grey(data, **bounds)
+        case Reading.MASK:
+            array = decode_mask(data, question.mask_mode, inverts=question.inverts, **bounds)
+        case Reading.IMAGE:
+            array = decode_image(data, **bounds)
+    height, width, channels = array.shape
+    return Decoded(width, height, channels), np.ascontiguousarray(array).data.cast("B")
+
+
+if __name__ == "__main__":
+    main()

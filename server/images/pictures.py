@@ -1,0 +1,142 @@
+"""Strangers' pictures, from what they send to pixels: `Pictures`.
+
+Every file is decoded in a process that may be lost, and only once there is room for its pixels.
+"""
+
+import asyncio
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.image_types import Pixels
+from server.http.engine_run import EngineRun
+from server.images.decoding import MaskMode
+from server.images.header import read_header
+from server.images.picture_budget import PictureBudget
+from server.images.picture_processes import PictureProcesses
+from server.images.picture_wire import Decoded, Question, Reading, Texts
+from server.images.references import file_of
+from server.protocol.image_inputs import ImageReference
+
+MAX_INPUT_SIDE = 16_384
+
+_CPU_S = 3
+_PIXELS_PER_CPU_S = 1 << 21
+"""What the slowest honest files take on a slow machine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedPicture:
+    """A file that was sent, with the size that its header tells.
+
+    Attributes:
+        param: the field that messages name.
+        reading: what it is to be decoded as. `mask_mode` and `inverts` are for masks.
+    """
+
+    param: str
+    data: bytes
+    width: int
+    height: int
+    reading: Reading = Reading.IMAGE
+    mask_mode: MaskMode = "auto"
+    inverts: bool = False
+
+    @property
+    def num_bytes(self) -> int:
+        """That its pixels take at most."""
+        channels = 4 if self.reading is Reading.IMAGE else 1
+        return self.width * self.height * channels
+
+    def question(self) -> Question:
+        """What the process is asked."""
+        num_pixels = self.width * self.height
+        return Question(
+            reading=self.reading,
+            param=self.param,
+            max_pixels=num_pixels,
+            max_side=MAX_INPUT_SIDE,
+            cpu_s=_CPU_S + math.ceil(num_pixels / _PIXELS_PER_CPU_S),
+            mask_mode=self.mask_mode,
+            inverts=self.inverts,
+        )
+
+
+class Pictures:
+    """Those of one app. Event loop only.
+
+    Attributes:
+        budget: what bounds the memory of all of them.
+    """
+
+    def __init__(self, processes: PictureProcesses, budget: PictureBudget) -> None:
+        self._processes = processes
+        self.budget = budget
+
+    async def open(
+        self,
+        reference: ImageReference,
+        param: str,
+        *,
+        max_pixels: int,
+        reading: Reading = Reading.IMAGE,
+        mask_mode: MaskMode = "auto",
+        inverts: bool = False,
+    ) -> EncodedPicture:
+        """The file, its header read.
+
+        Raises:
+            InvalidParameter: it cannot be used, as far as the header shows it.
+            UnsupportedFeature: a link or a file id.
+        """
+
+        def opened() -> EncodedPicture:
+            data = file_of(reference, param)
+            header = read_header(data, param=param, max_pixels=max_pixels, max_side=MAX_INPUT_SIDE)
+            return EncodedPicture(
+                param=param,
+                data=data,
+                width=header.width,
+                height=header.height,
+                reading=reading,
+                mask_mode=mask_mode,
+                inverts=inverts,
+            )
+
+        return await asyncio.to_thread(opened)
+
+    async def decode(
+        self, pictures: Sequence[EncodedPicture], run: EngineRun, model: str, priority: int
+    ) -> list[Pixels]:
+        """Their pixels, once there is room for all of them; the run holds the room to its end.
+
+        Raises:
+            InvalidParameter: a file cannot be used, or there is never so much room.
+            InternalError: it is nobody's fault but ours.
+        """
+        num_bytes = sum(picture.num_bytes for picture in pictures)
+        share = await self.budget.take(model, num_bytes, priority)
+        run.hold([share])
+        found = [await self._pixels(picture) for picture in pictures]
+        share.shrink(sum(len(pixels.data) for pixels in found))
+        return found
+
+    async def texts(self, reference: ImageReference, param: str, *, max_pixels: int) -> Texts:
+        """What is written in a file beside its pixels, of which nothing is decoded.
+
+        Raises:
+            As `open` and `decode`.
+        """
+        picture = await self.open(reference, param, max_pixels=max_pixels, reading=Reading.TEXTS)
+        answer, _ = await self._processes.read(picture.question(), picture.data)
+        assert isinstance(answer, Texts)
+        return answer
+
+    def close(self) -> None:
+        """End the processes."""
+        self._processes.close()
+
+    async def _pixels(self, picture: EncodedPicture) -> Pixels:
+        answer, data = await self._processes.read(picture.question(), picture.data)
+        assert isinstance(answer, Decoded)
+        return Pixels(width=answer.width, height=answer.height, channels=answer.channels, data=data)

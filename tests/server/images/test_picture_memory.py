@@ -1,0 +1,164 @@
+"""What pictures take is given back, however their request ends: by reference counts alone, since
+the collector of a serving process looks at what is left over once in a long while."""
+
+import asyncio
+import gc
+import random
+import tracemalloc
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from caller import Caller
+from fake_engine import Failure
+from fake_image_engine import image_info
+from fake_matting_engine import matting_info
+from image_server import EDITS, VARIATIONS, ImageServer, data_url, saved
+from matting_server import MATTE, MattingServer
+from PIL import Image
+from text_server import until
+from upscaling_server import UPSCALE_PATH, UpscalingServer
+
+from engine.image_types import ImageTask
+
+NUM_REQUESTS = 4
+SIDE = 512
+PICTURE_BYTES = SIDE * SIDE * 3
+
+Fields = Callable[[bytes], dict[str, Any]]
+
+
+def picture() -> bytes:
+    """A file that is small and a picture that is not."""
+    noise = np.random.default_rng(random.randrange(1 << 30)).integers(0, 256, (8, 8, 3), np.uint8)
+    return saved(Image.fromarray(noise).resize((SIDE, SIDE), Image.Resampling.NEAREST))
+
+
+def form(**fields: str) -> Fields:
+    def made(file: bytes) -> dict[str, Any]:
+        return {"files": {"image": ("a.png", file, "image/png")}, "data": fields}
+
+    return made
+
+
+def body(name: str, *, is_list: bool = False, **fields: Any) -> Fields:
+    def made(file: bytes) -> dict[str, Any]:
+        return {"json": {name: [data_url(file)] if is_list else data_url(file), **fields}}
+
+    return made
+
+
+SMALL = {"size": "64x64", "num_inference_steps": "2", "strength": "1"}
+TASKS = (ImageTask.IMAGE_TO_IMAGE, ImageTask.EDIT, ImageTask.RESTORE)
+INFO = image_info(tasks=TASKS, max_pixels=1 << 24, max_restored_pixels=1 << 24)
+ROUTES: dict[str, tuple[str, Fields]] = {
+    "edit": (EDITS, form(prompt="blue", **SMALL)),
+    "edit in JSON": (EDITS, body("image", prompt="blue", size="64x64")),
+    "stream of an edit": (EDITS, form(prompt="blue", stream="true", **SMALL)),
+    "variation": (VARIATIONS, form(size="64x64")),
+    "img2img": (
+        "/sdapi/v1/img2img",
+        body("init_images", is_list=True, prompt="blue", width=64, height=64),
+    ),
+    "restoration": (UPSCALE_PATH, form(model=INFO.model, scale="1", denoise="0.5")),
+    "matte": (MATTE, form(output="alpha")),
+    "upscaling": (UPSCALE_PATH, form(scale="1", tile="256")),
+    "extra-single-image": (
+        "/sdapi/v1/extra-single-image",
+        body("image", upscaling_resize=1.0, upscaler_1="enlarger"),
+    ),
+}
+"""Every route that decodes pictures: a path and a request."""
+
+
+def server_of(route: str) -> ImageServer:
+    if route in ("upscaling", "extra-single-image"):
+        return UpscalingServer()
+    return MattingServer(INFO, matting_info())
+
+
+def submitted(server: ImageServer) -> list[Any]:
+    """What the engine was given, which the fake one keeps."""
+    names = ("image_requests", "matting_requests", "upscale_requests")
+    return [request for name in names for request in getattr(server.engine, name, [])]
+
+
+def forget_submitted(server: ImageServer) -> None:
+    for name in ("image_requests", "matting_requests", "upscale_requests"):
+        getattr(server.engine, name, []).clear()
+
+
+async def answered(server: ImageServer, caller: Caller) -> None:
+    await caller.send(asyncio.Event())
+    assert caller.status == 200, caller.answer
+
+
+async def left(server: ImageServer, caller: Caller) -> None:
+    server.engine.hold()
+    leaving = asyncio.Event()
+    sending = asyncio.create_task(caller.send(leaving))
+    await until(lambda: bool(submitted(server)))
+    leaving.set()
+    await sending
+    server.engine.release()
+
+
+async def cancelled(server: ImageServer, caller: Caller) -> None:
+    server.engine.hold()
+    sending = asyncio.create_task(caller.send(asyncio.Event()))
+    await until(lambda: bool(submitted(server)))
+    [one] = (await server.client.get("/v1/requests")).json()["data"]
+    assert (await server.client.delete(f"/v1/requests/{one['id']}")).status_code == 200
+    await sending
+    server.engine.release()
+
+
+async def failed(server: ImageServer, caller: Caller) -> None:
+    if isinstance(server, UpscalingServer):
+        server.engine.fault = RuntimeError("the network fails")
+    else:
+        server.engine.failure = Failure()
+    await caller.send(asyncio.Event())
+    assert caller.status in (200, 400, 500)  # a stream has begun by then
+
+
+ENDINGS = [answered, left, cancelled, failed]
+
+
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    yield
+    tracemalloc.stop()
+    gc.enable()
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("route", ROUTES)
+async def test_pictures_are_given_back(
+    route: str,
+    ending: Callable[[Any, Caller], Awaitable[None]],
+    logs: list[Any],
+    uncollected: None,
+) -> None:
+    server = server_of(route)
+    path, fields = ROUTES[route]
+
+    async def one() -> None:
+        await ending(server, Caller(server.app, path, **fields(picture())))
+        forget_submitted(server)
+        await until(lambda: not getattr(server.engine, "open", None))
+        logs.clear()
+
+    await one()  # what is made once is there
+    before, _ = tracemalloc.get_traced_memory()
+    for _ in range(NUM_REQUESTS):
+        await one()
+    await asyncio.sleep(0.01)
+    after, _ = tracemalloc.get_traced_memory()
+    assert after - before < PICTURE_BYTES, (after - before) / PICTURE_BYTES
+    assert server.app.state.tandem.admission.num_in_flight() == 0
+    assert server.app.state.tandem.pictures.budget.num_taken == 0
