@@ -8,6 +8,7 @@ import os
 
 import pytest
 from langchain.agents import create_agent
+from langchain.agents.structured_output import ProviderStrategy
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
@@ -117,6 +118,29 @@ def test_an_agent():
     question = {"messages": [{"role": "user", "content": "what is the weather in sf"}]}
     answer = agent.invoke(question, {"recursion_limit": 6})
     assert answer["messages"][-1].content
+
+
+class Weather(BaseModel):
+    """The weather of a city."""
+
+    city: str = Field(max_length=30)
+    temperature: float
+    condition: str = Field(max_length=30)
+
+
+@pytest.mark.parametrize("strict", [None, True])
+def test_an_agents_output_by_the_providers_strategy(llm, strict):
+    """LangGraph's agent has the server hold the last answer to the schema, which says nothing of
+    other properties."""
+    schema = Weather.model_json_schema()
+    assert "additionalProperties" not in schema
+    for form in (Weather, schema):
+        strategy = ProviderStrategy(form) if strict is None else ProviderStrategy(form, strict=True)
+        longer = llm.model_copy(update={"max_tokens": 256})
+        agent = create_agent(model=longer, tools=[], response_format=strategy)
+        question = {"messages": [{"role": "user", "content": "What is the weather in Paris?"}]}
+        answer = agent.invoke(question)["structured_response"]
+        assert Weather.model_validate(answer)
 
 
 def test_responses():

@@ -12,6 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 BASE_URL = os.environ["OPENAI_BASE_URL"]
+SERVER_URL = os.environ["SERVER_URL"]
 MODEL = "openai/smollm2-135m-instruct"
 HELLO = [{"role": "user", "content": "Hey, how's it going?"}]
 TOOLS = [
@@ -120,3 +121,46 @@ def test_responses():
         api_key="unused",
     )
     assert response.output[0].content[0].text
+
+
+@pytest.mark.parametrize("provider", ["ollama", "ollama_chat"])
+def test_ollamas_api(provider):
+    """Asynchronously, too, where the transport declares bytes for a body of JSON."""
+    arguments = {
+        "model": f"{provider}/smollm2-135m-instruct",
+        "messages": HELLO,
+        "api_base": SERVER_URL,
+        "max_tokens": 24,
+        "temperature": 0,
+    }
+    whole = litellm.completion(**arguments).choices[0].message.content
+    assert whole
+
+    async def ask():
+        response = await litellm.acompletion(**arguments)
+        stream = await litellm.acompletion(**arguments, stream=True)
+        parts = [chunk.choices[0].delta.content or "" async for chunk in stream]
+        return response.choices[0].message.content, "".join(parts)
+
+    assert asyncio.run(ask()) == (whole, whole)
+
+
+def test_ollamas_embeddings():
+    async def embed():
+        model = "ollama/all-minilm-l6-v2"
+        return await litellm.aembedding(model=model, input=["good morning"], api_base=SERVER_URL)
+
+    assert len(asyncio.run(embed()).data[0]["embedding"]) == 384
+
+
+def test_messages():
+    """Anthropic's API, by its own provider."""
+    response = litellm.completion(
+        model="anthropic/smollm2-135m-instruct",
+        messages=HELLO,
+        api_base=SERVER_URL,
+        api_key="unused",
+        max_tokens=24,
+        temperature=0,
+    )
+    assert response.choices[0].message.content

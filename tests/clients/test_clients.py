@@ -6,6 +6,7 @@ and model name, and a bound on what a small model writes where the call has none
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -31,16 +32,64 @@ def test_a_python_client(script):
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
-def test_openais_client_for_node(tmp_path):
-    """https://github.com/openai/openai-node; needs `node` and `npm`."""
-    project = shutil.copytree(FOLDER / "node", tmp_path / "project")
+def output_of(folder, tmp_path, *command, **environment):
+    """What a program of Node's prints; needs `node` and `npm`."""
+    project = shutil.copytree(FOLDER / folder, tmp_path / "project")
     install = ["npm", "install", "--silent", "--no-audit", "--no-fund"]
     subprocess.run(install, cwd=project, check=True, timeout=LONGEST_S)
     ended = subprocess.run(
-        ["node", "openai.mjs"], cwd=project, capture_output=True, text=True, timeout=LONGEST_S
+        command,
+        cwd=project,
+        env=os.environ | environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=LONGEST_S,
     )
-    assert ended.returncode == 0, ended.stderr
-    found = json.loads(ended.stdout)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+def test_the_ai_sdk(tmp_path):
+    """https://ai-sdk.dev: OpenAI-compatible and Anthropic."""
+    found = json.loads(output_of("ai_sdk", tmp_path, "node", "calls.mjs"))
+    assert found.keys() == {"compatible", "anthropic"}
+    for answers in found.values():
+        assert answers["text"] == answers["streamed"] != ""
+        assert answers["reason"] in ("stop", "length") and 0 < answers["tokens"] <= 32
+        assert answers["recipe"].keys() == {"name", "steps"}
+        assert answers["call"]["toolName"] == "weather"
+        assert answers["result"] == {**answers["call"]["input"], "temperature": 21}
+    assert found["compatible"]["text"] == found["anthropic"]["text"]
+
+
+def test_codex(tmp_path):
+    """https://github.com/openai/codex: a turn of its command line, with all the tools it offers."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "config.toml").write_text(
+        f"""
+        model = "smollm2-135m-instruct"
+        model_provider = "tandem"
+        [model_providers.tandem]
+        name = "tandem"
+        base_url = "{os.environ["OPENAI_BASE_URL"]}"
+        wire_api = "responses"
+        request_max_retries = 0
+        stream_max_retries = 0
+        """
+    )
+    command = [*("npx", "codex", "exec", "--skip-git-repo-check", "--json"), "Say hello."]
+    lines = output_of("codex", tmp_path, *command, CODEX_HOME=str(home)).splitlines()
+    events = [json.loads(line) for line in lines if line.startswith("{")]
+    assert events[-1]["type"] == "turn.completed", events
+    said = [event["item"] for event in events if event["type"] == "item.completed"]
+    assert any(item["type"] == "agent_message" and item["text"] for item in said), events
+
+
+def test_openais_client_for_node(tmp_path):
+    """https://github.com/openai/openai-node"""
+    found = json.loads(output_of("node", tmp_path, "node", "openai.mjs"))
     assert found["chat"] == found["streamed"] == found["helper"] != ""
     for event in (found["parsed"], found["structured"]):
         assert event.keys() == {"name", "date", "participants"}
