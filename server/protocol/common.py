@@ -112,7 +112,7 @@ UNSUPPORTED_FIELDS: Mapping[str, tuple[Any, ...]] = {
     "top_a": (0,),
     "smoothing_factor": (0,),
     "temperature_last": (False,),
-    "adaptive_target": (-1,),
+    "adaptive_target": (-1, -0.01),
 }
 """Known fields that are refused, with the values that ask for nothing and pass. Null passes too.
 A route that has a field of that name takes it."""

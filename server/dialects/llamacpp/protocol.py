@@ -53,12 +53,14 @@ _TEMPERATURE_LAST = [*(name for name in SAMPLERS if name != "temperature"), "tem
 
 
 def _with_known_samplers(data: dict[str, Any]) -> dict[str, Any]:
-    """Without samplers that nobody knows, which are reported as ignored fields are."""
+    """Without samplers that nobody knows, which are reported as ignored fields are, and without the
+    other name of one that is there by its own."""
     names = data.get("samplers")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return data
     known = [name for name in names if name in SAMPLERS or name in OTHER_SAMPLER_NAMES]
     unknown = [f"samplers.{name}" for name in names if name not in known]
+    known = [name for name in known if OTHER_SAMPLER_NAMES.get(name) not in known]
     return {**data, "samplers": known, **dict.fromkeys(unknown[:_MAX_UNKNOWN])}
 
 

@@ -146,6 +146,17 @@ async def test_samplers_that_nobody_knows_are_left_out(server: TextServer) -> No
     assert with_unknown.top_p == 1.0, "what is not listed does nothing"
 
 
+async def test_a_sampler_may_have_both_of_its_names(server: TextServer) -> None:
+    """As in SillyTavern's default list."""
+    values = {"typical_p": random.uniform(0.1, 0.9), "top_k": 7}
+    requests = []
+    for names in (["top_k", "typical_p"], ["typ_p", "top_k", "typical_p"], ["top_k", "typ_p"]):
+        answer = await server.post("/completion", prompt="a", samplers=names, **values)
+        assert answer.status_code == 200, answer.text
+        requests.append(server.last_request.sampling)
+    assert requests[0] == requests[1] == requests[2]
+
+
 async def test_temperature_may_come_last(server: TextServer) -> None:
     values = {"temperature": 0.5, "top_k": 5, "min_p": 0.1}
     await server.post("/completion", prompt="a", temperature_last=True, **values)
