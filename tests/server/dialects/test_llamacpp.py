@@ -225,7 +225,7 @@ async def test_a_text_is_cut_into_pieces(server: TextServer) -> None:
     )
     assert octets.decode() == "the é"
     assert (await server.post("/detokenize", tokens=ids)).json()["content"] == "the é"
-    both = await server.post("/tokenize", content="a", prompt="a")
+    both = await server.post("/tokenize", content="a", prompt="b")
     assert both.status_code == 400
 
 

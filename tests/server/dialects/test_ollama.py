@@ -293,7 +293,7 @@ async def test_failures_before_any_route_have_the_shape(tokenizer_folder: Path) 
     assert "API key" in refusal_of(await server.post("/api/chat", messages=MESSAGES), 401)
     keyed = {"Authorization": "Bearer zebra"}
     client = server.client
-    missing = await client.post("/api/pull", json={"model": "x"}, headers=keyed)
+    missing = await client.post("/api/nowhere", json={"model": "x"}, headers=keyed)
     assert "no such route" in refusal_of(missing, 404)
     refusal_of(await client.get("/api/chat", headers=keyed), 405)
     big = await client.post("/api/chat", json={"x": "y" * 4000}, headers=keyed)
