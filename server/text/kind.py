@@ -59,7 +59,7 @@ def _card(info: ModelInfo) -> ModelCard:
 
 
 def _first_question(model: str) -> FirstQuestion:
-    question = "Say hello in one sentence."
+    question = "Write one sentence about the sea."
     messages = [{"role": "user", "content": question}]
     return FirstQuestion(
         words=("chat", question),

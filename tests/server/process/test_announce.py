@@ -60,7 +60,7 @@ async def test_phases_and_progress_then_what_can_be_asked(listener):
         ("loading", None),
     ]
     assert lines[0]["url"] == "http://127.0.0.1:8000"
-    assert lines[-1]["try_with"] == [f'{own_command()} chat "Say hello in one sentence."']
+    assert lines[-1]["try_with"] == [f'{own_command()} chat "Write one sentence about the sea."']
     assert told == [], "a log is a log throughout"
 
 

@@ -160,7 +160,7 @@ def test_a_terminal_sees_bars_and_warnings_and_no_log_lines() -> None:
     assert "mind the gap" in text
     assert "nobody needs this" not in text
     assert "model loading" not in text
-    assert ' chat "Say hello' in text
+    assert ' chat "Write one sentence' in text
     assert "\x1b[3" in shown
 
 
