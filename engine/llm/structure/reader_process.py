@@ -18,7 +18,7 @@ from typing import Any
 
 import structlog
 
-from engine.errors import CapacityError, InternalError, InvalidParameter, InvariantViolation
+from engine.errors import CapacityError, InvalidParameter, InvariantViolation
 from engine.llm.structure.reader_child import WALL_SECONDS
 from engine.llm.structure.reading import CPU_SECONDS, Reading, too_much
 from engine.own_packages import module_command
@@ -52,7 +52,7 @@ class ReaderProcess:
         try:
             with self._lock:
                 self._started()
-        except InternalError:
+        except CapacityError:
             log.warning("the process that reads structures is not there yet", exc_info=True)
 
     def read(self, structure: Structure, cpu_s: float = CPU_SECONDS) -> Reading | None:
@@ -60,8 +60,7 @@ class ReaderProcess:
 
         Raises:
             InvalidParameter: it cannot be honoured, or takes too much of something else.
-            CapacityError: the process was lost, twice.
-            InternalError: the process cannot be started.
+            CapacityError: the process was lost, twice, or cannot be started.
         """
         for _ in range(2):
             answer = self._ask(structure, cpu_s)
@@ -126,8 +125,8 @@ class _Running:
                 )
             except OSError as error:
                 self.orders.close()
-                raise InternalError(
-                    "the process that reads structures cannot be started"
+                raise CapacityError(
+                    "the process that reads structures cannot be started; send the request again"
                 ) from error
         self.process_id = process.pid
         self.close = weakref.finalize(self, _end, process, self.orders)

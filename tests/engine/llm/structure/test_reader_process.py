@@ -169,8 +169,10 @@ def test_a_child_outlives_the_process(reader):
     assert process_id(reader) != before
 
 
-def test_one_that_is_always_lost_is_no_fault_of_the_structure(reader):
-    reader._command = (sys.executable, "-c", "")
+@pytest.mark.parametrize("command", [(sys.executable, "-c", ""), ("/no/such/program",)])
+def test_one_that_is_always_lost_is_no_fault_of_the_structure(reader, command):
+    reader._command = command
+    reader.start()
     with pytest.raises(CapacityError, match="again"):
         reader.read(FINE)
 
