@@ -62,9 +62,7 @@ _PAIRS: TypeAdapter[list[list[Any]]] = TypeAdapter(_Pairs)
 def _read(value: Any) -> list[list[Any]]:
     if isinstance(value, dict) and len(value) > MAX_BIASES:
         # Before each of them is judged.
-        raise PydanticCustomError(
-            "too_long", "must have at most {most} items", {"most": MAX_BIASES}
-        )
+        raise PydanticCustomError("logit_bias", f"must have at most {MAX_BIASES} items")
     if isinstance(value, list):
         return _PAIRS.validate_python(value, strict=True)
     biases = _OBJECT.validate_python(value, strict=True)
