@@ -46,6 +46,7 @@ class Server:
             return self.answer
         if request.method == "DELETE":
             self.requests.append(request)
+            self._polled.set()  # the request that is cancelled ends
             return httpx.Response(200, json={})
         if request.url.path == "/ready":
             return httpx.Response(200, json={"models": self.states})
