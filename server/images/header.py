@@ -15,6 +15,8 @@ MAX_SCANS = 500
 """Of a JPEG file. Encoders write about ten; each goes over the whole picture once more."""
 MAX_SEGMENTS = 4096
 """Of a JPEG file before its first scan."""
+MAX_CHUNKS = 1 << 15
+"""Of a PNG file. Encoders write one for every 8 KiB or more."""
 
 Format = Literal["PNG", "JPEG", "WEBP"]
 
@@ -77,6 +79,11 @@ def read_header(data: bytes, *, param: str, max_pixels: int, max_side: int) -> H
             "the picture anew",
             param=param,
         )
+    if format == "PNG" and _has_many_chunks(data):
+        raise InvalidParameter(
+            f"{param} is a PNG file of more than {MAX_CHUNKS} chunks; save the picture anew",
+            param=param,
+        )
     return Header(format, width, height)
 
 
@@ -106,6 +113,15 @@ def _format(data: bytes, param: str) -> Format:
 def _png_size(data: bytes) -> tuple[int, int]:
     kind, width, height = struct.unpack_from(">4sII", data, len(_PNG_MAGIC) + 4)
     return _checked(kind == b"IHDR", width, height)
+
+
+def _has_many_chunks(data: bytes) -> bool:
+    at = len(_PNG_MAGIC)
+    for _ in range(MAX_CHUNKS):
+        if at + 4 > len(data):
+            return False
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    return at < len(data)
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:

@@ -31,7 +31,7 @@ from upscaling_server import UPSCALE_PATH, UpscalingServer
 
 from engine.errors import InvalidParameter
 from server.images import picture_processes, pictures
-from server.images.header import MAX_SCANS, MAX_SEGMENTS
+from server.images.header import MAX_CHUNKS, MAX_SCANS, MAX_SEGMENTS
 from server.images.picture_processes import PictureProcesses
 from server.images.picture_wire import Question, Reading
 
@@ -60,6 +60,7 @@ ROUTES: dict[str, tuple[str, Body]] = {
 FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "scans": (lambda: jpeg_of_scans(random.randint(MAX_SCANS + 1, 30_000)), "scans; at most"),
     "segments": (lambda: jpeg_of_segments(MAX_SEGMENTS + random.randrange(9999)), "broken"),
+    "chunks": (lambda: png_of_chunks(MAX_CHUNKS + random.randrange(9999)), "chunks; save"),
     "size": (lambda: png_of_size(random.randint(4097, 1 << 31), 4096), "scale it down"),
     "sides": (lambda: png_of_size(16_385, random.randint(1, 99)), "scale it down"),
     "gif": (lambda: frames("GIF", random.randint(2, 60)), "GIF"),
@@ -92,7 +93,7 @@ async def test_every_route_refuses_them(route: str) -> None:
 
 @pytest.fixture
 def processes() -> Iterator[PictureProcesses]:
-    own = PictureProcesses(1 << 20)
+    own = PictureProcesses(1 << 22)
     yield own
     own.close()
 
@@ -103,18 +104,23 @@ def question(num_pixels: int, cpu_s: int = 60) -> Question:
     )
 
 
+def slow_file() -> bytes:
+    """Seconds of work, within all bounds."""
+    return jpeg_of_scans(MAX_SCANS, 1 << 11)
+
+
 async def test_scans_within_the_bound_are_decoded(processes: PictureProcesses) -> None:
     _, pixels = await processes.read(question(64 * 64), jpeg_of_scans(MAX_SCANS))
     assert len(pixels) == 64 * 64 * 3
 
 
-async def test_a_file_that_takes_too_long_is_refused_and_the_next_one_is_read(
-    processes: PictureProcesses,
-) -> None:
+async def test_a_file_that_takes_too_long_is_refused_and_the_next_one_is_read() -> None:
+    processes = PictureProcesses(1 << 26)
     with pytest.raises(InvalidParameter, match=r"image takes more than .* s .*to decode"):
-        await processes.read(question(64, cpu_s=1), png_of_chunks(2_000_000))
+        await processes.read(question(1 << 26, cpu_s=1), jpeg_of_scans(MAX_SCANS, 1 << 13))
     _, pixels = await processes.read(question(64 * 48), png())
     assert len(pixels) == 64 * 48 * 3
+    processes.close()
 
 
 async def test_a_picture_that_takes_too_much_memory_is_refused(
@@ -141,7 +147,7 @@ async def test_a_crash_is_an_error_and_the_next_picture_is_read(
     processes: PictureProcesses,
 ) -> None:
     before = {child.pid for child in psutil.Process().children()}
-    reading = asyncio.create_task(processes.read(question(64), png_of_chunks(300_000)))
+    reading = asyncio.create_task(processes.read(question(1 << 22), slow_file()))
     await until(lambda: bool(at_work(before)))
     os.kill(at_work(before)[0].pid, signal.SIGSEGV)
     with pytest.raises(InvalidParameter, match="the library that reads such files failed"):
@@ -157,9 +163,9 @@ async def busy(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Any, list
     monkeypatch.setattr(pictures, "_CPU_S", 600)
     monkeypatch.setattr(picture_processes, "_GRACE_S", 0.01)
     server = MattingServer(image_info(), matting_info())
-    monkeypatch.setattr(server.app.state.tandem.pictures, "_processes", PictureProcesses(1 << 20))
+    monkeypatch.setattr(server.app.state.tandem.pictures, "_processes", PictureProcesses(1 << 22))
     before = {child.pid for child in psutil.Process().children()}
-    data = data_url(png_of_chunks(300_000))
+    data = data_url(slow_file())
     leaving = asyncio.Event()
     callers = [
         Caller(server.app, path, json=body(data))
