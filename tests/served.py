@@ -1,4 +1,4 @@
-"""The installed command, started as a user starts it, on a free port."""
+"""The installed command on a free port, watched for stalls (`stalls`)."""
 
 import contextlib
 import json
@@ -16,10 +16,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+import stalls
 
 START_TIMEOUT_S = 300
 STOP_TIMEOUT_S = 120
 """Longer than any drain that a test asks for."""
+_PROGRAM = str(Path(__file__).with_name("watched_server.py"))
 # What says that no text is asked for and no block held.
 TEXT_WORK = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_ratio")
 
@@ -37,12 +39,14 @@ class Server:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_path = log
+        self._stalls_path = log.with_suffix(".stalls")
+        self._num_stalls = 0
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "server", "serve", "--port", str(self.port), *args],
+                [sys.executable, _PROGRAM, "serve", "--port", str(self.port), *args],
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "COLUMNS": "200"},
+                env={**os.environ, "COLUMNS": "200", stalls.VARIABLE: str(self._stalls_path)},
                 start_new_session=True,
             )
         self.started_s = time.monotonic()
@@ -103,6 +107,12 @@ class Server:
         while load := self.get("/load")[1]["server_load"]:
             assert time.monotonic() < deadline_s, f"{load} hold places:\n{self.log()}"
             time.sleep(0.02)
+
+    def new_stalls(self) -> list[str]:
+        """What has held others up since this was asked last."""
+        found = stalls.findings(self._stalls_path)
+        new, self._num_stalls = found[self._num_stalls :], len(found)
+        return new
 
     def stop(self) -> int:
         if self.process.poll() is None:

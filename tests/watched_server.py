@@ -1,0 +1,44 @@
+"""`tandem` with a watch over its event loop and over its workers' steps. Started as a program."""
+
+import asyncio
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from stalls import StallWatch
+
+from engine.supervisor import WorkerOptions
+from server.cli import main
+from server.http.connection import ClientConnection
+from server.process import serve
+
+_WORKER = str(Path(__file__).with_name("watched_worker.py"))
+
+
+def watch_server() -> None:
+    watch = StallWatch("server")
+    watch.is_on = False  # until it listens: nobody waits before
+    startup = serve.DrainingServer.startup
+
+    async def watched_startup(self: Any, *args: Any, **options: Any) -> None:
+        await startup(self, *args, **options)
+        asyncio.get_running_loop().call_soon(setattr, watch, "is_on", True)
+
+    # uvloop calls it past the methods by which callbacks are given.
+    watch.methods(ClientConnection, "data_received")
+
+    class WatchedRunner(asyncio.Runner):
+        def run(self, *args: Any, **options: Any) -> Any:
+            watch.loop(self.get_loop())
+            return super().run(*args, **options)
+
+    serve.DrainingServer.startup = watched_startup  # type: ignore[method-assign]
+    asyncio.Runner = WatchedRunner  # type: ignore[misc]
+    command = (sys.executable, "-P", _WORKER, "engine.loop")
+    serve.WorkerOptions = partial(WorkerOptions, command=command)  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    watch_server()
+    main()

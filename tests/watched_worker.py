@@ -1,0 +1,45 @@
+"""`engine.loop` with a watch over what it does between two steps. Started as a program."""
+
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+_TESTS = Path(__file__).parent
+sys.path[:0] = [str(_TESTS), str(_TESTS.parent)]
+
+from stalls import watch_loaded  # noqa: E402
+
+import engine.pulse  # noqa: E402
+
+_BETWEEN_STEPS = {
+    "__main__.Loop": ("_submit", "_change_adapter", "_publish"),
+    "engine.llm.engine.LLMEngine": ("abort", "_admit_prepared", "_advance_adapters"),
+    "engine.llm.scheduler.Scheduler": ("schedule", "commit", "stats"),
+    "engine.llm.structure.mask.StructureMask": ("add", "edit", "advance", "forced"),
+    "engine.llm.sampling.Sampler": ("add",),
+}
+
+
+def watch_worker() -> None:
+    """Once the model is loaded and the loop begins, watch it."""
+    send_pulses = engine.pulse.send_pulses
+
+    def begin(*args: Any, **options: Any) -> None:
+        loop = sys.modules["__main__"].Loop
+        run = loop.run
+
+        def watched_run(self: Any) -> None:
+            watch_loaded("worker", _BETWEEN_STEPS)
+            run(self)
+
+        loop.run = watched_run
+        send_pulses(*args, **options)
+
+    engine.pulse.send_pulses = begin
+
+
+if __name__ == "__main__":
+    watch_worker()
+    del sys.path[0]
+    runpy.run_module("engine.loop", run_name="__main__", alter_sys=True)
