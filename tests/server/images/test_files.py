@@ -42,11 +42,6 @@ def decoded(data: bytes, **limits: int) -> Array:
     return decode_image(data, param="image", **{**LIMITS, **limits})
 
 
-def array(pixels: Pixels) -> Array:
-    shape = (pixels.height, pixels.width, pixels.channels)
-    return np.frombuffer(pixels.data, np.uint8).reshape(shape)
-
-
 def mask_of(data: bytes, mode: Literal["auto", "alpha", "luminance"] = "auto") -> Array:
     levels = decode_mask(data, mode, max_pixels=1 << 20, max_side=4096)
     assert levels.shape[2] == 1
