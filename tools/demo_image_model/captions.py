@@ -8,7 +8,7 @@ import numpy as np
 from tools.demo_image_model.palette import (
     BACKGROUNDS,
     COLOURS,
-    PLACES,
+    PLACE_PHRASES,
     RELATIONS,
     SHAPES,
     SIZES,
@@ -25,12 +25,38 @@ PLACE_SHARE, CENTER_SAID_SHARE = 0.75, 0.2
 So an object asked for without a place lies in the centre most of the time. With all places equally
 likely and guidance on top, too many samples put the object in two of them at once.
 """
+BARE_SHARE = 0.1
+"""Of places and backgrounds, those that follow a comma without their small words."""
 OPENINGS = ("a picture of", "an image of", "a drawing of", "a photo of", "draw")
 SIZE_WORDS = {"small": ("small", "little", "tiny"), "large": ("large", "big")}
+BACKGROUND_WORDS = {name: (name,) for name in BACKGROUNDS} | {"gray": ("gray", "grey")}
+SIDE_BY_SIDE = ("and", "and", "next to", "beside")
+"""Between two objects of which no relation is said."""
+OWN_PLACES = {
+    "left": ("on the left", "on the right"),
+    "right": ("on the right", "on the left"),
+    "above": ("at the top", "at the bottom"),
+    "below": ("at the bottom", "at the top"),
+}
+"""Where the first and the second of two objects lie, said of each."""
 EXTRA_WORDS = (
     "make the turn into add remove delete change replace with move to background color colour "
-    "shape it one object and on in at of . ,"
+    "shape it one object and then on in at of . ,"
 )
+STARTS_AS = {
+    "centre": "center",
+    "middle": "center",
+    "upper": "top",
+    "lower": "bottom",
+    "grey": "gray",
+    "over": "above",
+    "beneath": "under",
+    "next": "and",
+    "beside": "and",
+    "then": "and",
+    "side": "one",
+}
+"""Words that older weights do not know, and the known word whose embedding each starts from."""
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
@@ -43,7 +69,7 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
         return _keywords(scene, rng)
     text = _body(scene, rng)
     if rng.random() < 0.4:
-        text += f" on a {scene.background} background"
+        text += _background(scene, rng)
     if rng.random() < 0.15:
         text = f"{pick(rng, OPENINGS)} {text}"
     return text
@@ -66,9 +92,9 @@ def with_article(phrase: str) -> str:
 
 def vocabulary() -> list[str]:
     """All words, sorted."""
-    texts = [*COLOURS, *BACKGROUNDS, *SHAPES, *SIZES, *PLACES, *OPENINGS, EXTRA_WORDS, "a an"]
-    texts += [phrase for phrases in RELATIONS.values() for phrase in phrases]
-    texts += [word for words in SIZE_WORDS.values() for word in words]
+    texts = [*COLOURS, *SHAPES, *SIZES, *OPENINGS, *SIDE_BY_SIDE, EXTRA_WORDS, "a an"]
+    for phrases in (RELATIONS, PLACE_PHRASES, SIZE_WORDS, BACKGROUND_WORDS):
+        texts += [phrase for ways in phrases.values() for phrase in ways]
     return sorted({word for text in texts for word in text.split()})
 
 
@@ -76,15 +102,36 @@ def _body(scene: Scene, rng: np.random.Generator) -> str:
     phrases = [with_article(noun_phrase(item, rng)) for item in scene.items]
     if len(phrases) == 1:
         share = CENTER_SAID_SHARE if scene.place == CENTER else PLACE_SHARE
-        return f"{phrases[0]} {scene.place}" if rng.random() < share else phrases[0]
+        return f"{phrases[0]}{_place(scene, rng)}" if rng.random() < share else phrases[0]
     assert scene.relation is not None
-    if rng.random() < 0.25:
+    luck = rng.random()
+    if luck < 0.25:
         order = rng.permutation(2)
-        return f"{phrases[order[0]]} and {phrases[order[1]]}"
+        return f"{phrases[order[0]]} {pick(rng, SIDE_BY_SIDE)} {phrases[order[1]]}"
+    if luck < 0.33:
+        here, there = OWN_PLACES[scene.relation]
+        return f"{phrases[0]} {here} and {phrases[1]} {there}"
     if rng.random() < 0.5:
         return f"{phrases[0]} {pick(rng, RELATIONS[scene.relation])} {phrases[1]}"
     opposite = {"left": "right", "right": "left", "above": "below", "below": "above"}
     return f"{phrases[1]} {pick(rng, RELATIONS[opposite[scene.relation]])} {phrases[0]}"
+
+
+def _place(scene: Scene, rng: np.random.Generator) -> str:
+    """` at the top right`; after a comma sometimes only `top right`."""
+    assert scene.place is not None
+    if rng.random() < BARE_SHARE:
+        return f", {' '.join(scene.place.split()[2:])}"
+    return f" {pick(rng, PLACE_PHRASES[scene.place])}"
+
+
+def _background(scene: Scene, rng: np.random.Generator) -> str:
+    """` on a white background`, or more briefly."""
+    name = pick(rng, BACKGROUND_WORDS[scene.background])
+    luck = rng.random()
+    if luck < BARE_SHARE:
+        return f", {name} background"
+    return f" on {name}" if luck < 2 * BARE_SHARE else f" on a {name} background"
 
 
 def _keywords(scene: Scene, rng: np.random.Generator) -> str:
@@ -94,7 +141,7 @@ def _keywords(scene: Scene, rng: np.random.Generator) -> str:
         item.shape,
         f"{item.colour} {item.shape}",
         with_article(item.shape),
-        f"{scene.background} background",
+        f"{pick(rng, BACKGROUND_WORDS[scene.background])} background",
         pick(rng, SIZE_WORDS[item.size]),
     )
     return pick(rng, options)

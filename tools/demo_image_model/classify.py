@@ -18,6 +18,10 @@ MIN_OVERLAP = 0.70
 BLURS = (0.0, 0.01, 0.02)
 """Standard deviations, in image widths, with which a shape is tried: decoders soften edges."""
 UNIT_RADIUS, UNIT_PIXELS = 0.4, 256
+DIRECTIONS = 72
+"""From an object's centre, in which its radius is measured."""
+RAY_STEP = 0.25
+"""Pixels between two looks along a direction."""
 MAX_PLACE_DISTANCE = 0.12
 """Farther from every named place, in image widths, an object is at none; places lie 0.25 apart."""
 
@@ -37,7 +41,8 @@ class Seen:
     """One object as it was found. `x`, `y` (down) and `radius` are in image widths.
 
     `shape` and `colour` are None when no name fits. `overlap` is the intersection over union with
-    the drawing of the shape that fits best.
+    the drawing of the shape that fits best; `unevenness` is the difference of the longest and the
+    shortest radius in all directions, relative to the mean one: 0 of a circle.
     """
 
     shape: str | None
@@ -46,6 +51,7 @@ class Seen:
     y: float
     radius: float
     overlap: float = 1.0
+    unevenness: float = 0.0
 
     @property
     def size(self) -> str:
@@ -92,7 +98,17 @@ def look(blob: Blob) -> Seen:
     overlaps = np.max([_overlaps(_blur(sharp, s * size), window) for s in BLURS], axis=0)
     best = int(overlaps.argmax())
     shape = SHAPES[best] if overlaps[best] >= MIN_OVERLAP else None
-    return Seen(shape, blob.colour, x, y, radii[SHAPES[best]], float(overlaps[best]))
+    uneven = _unevenness(blob.alpha, x * size, y * size)
+    return Seen(shape, blob.colour, x, y, radii[SHAPES[best]], float(overlaps[best]), uneven)
+
+
+def _unevenness(alpha: np.ndarray, x: float, y: float) -> float:
+    """Of an object around (x, y), in pixels."""
+    angles = 2 * np.pi * np.arange(DIRECTIONS)[:, None] / DIRECTIONS
+    far = np.arange(0, alpha.shape[0], RAY_STEP)[None, :]
+    rows, columns = y - 0.5 + far * np.sin(angles), x - 0.5 + far * np.cos(angles)
+    radii = ndimage.map_coordinates(alpha, [rows, columns], order=1).sum(axis=1)
+    return float((radii.max() - radii.min()) / radii.mean())
 
 
 def _window(alpha: np.ndarray, x: float, y: float, reach: float) -> tuple[np.ndarray, int, int]:

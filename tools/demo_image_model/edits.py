@@ -1,8 +1,9 @@
 """Editing pairs: a scene, an instruction, and the scene that follows from it, drawn by index.
 
 An instruction names its object so that only one fits, no scene holds a held-out pair, and every
-word is one that the tokenizer knows. There are two streams: `draw_edit` over all scenes, and
-`draw_contrast_edit` over two objects of which one is small and the other large.
+word is one that the tokenizer knows. There are three streams: `draw_edit` over all scenes,
+`draw_contrast_edit` over two objects of which one is small and the other large, and
+`draw_double_edit` over two edits in one sentence.
 """
 
 from collections.abc import Callable
@@ -11,11 +12,12 @@ from typing import Protocol
 
 import numpy as np
 
-from tools.demo_image_model.captions import SIZE_WORDS, with_article
+from tools.demo_image_model.captions import BACKGROUND_WORDS, SIZE_WORDS, with_article
 from tools.demo_image_model.palette import (
     BACKGROUNDS,
     COLOURS,
     HELD_OUT,
+    PLACE_PHRASES,
     PLACES,
     RELATIONS,
     SHAPES,
@@ -32,6 +34,7 @@ from tools.demo_image_model.scenes import (
     relation_of,
     scene_rng,
     single_scene,
+    snapped,
 )
 
 GAP = 0.01
@@ -39,8 +42,12 @@ GAP = 0.01
 EMPTY_SHARE = 0.2
 """Of the scenes that something is added to, those that hold nothing before."""
 
+DOUBLE_SHARE = 0.35
+"""Of the training pairs, those with two edits in one sentence."""
 CONTRAST_SHARE, SMALL_SHARE = 0.5, 0.67
-"""Of the training pairs, those about a small and a large object; of these, about the small one."""
+"""Of the others, those about a small and a large object; of these, about the small one."""
+SNAPPED_SHARE = 0.5
+"""Of the training pairs, those whose objects lie as in the pictures that the model draws."""
 
 MOVES: dict[str, tuple[float | None, float | None]] = {
     "to the left": (0.25, None),
@@ -54,6 +61,30 @@ MOVES: dict[str, tuple[float | None, float | None]] = {
     "to the bottom right corner": (0.75, 0.75),
 }
 """Where an object's centre goes; None: that coordinate stays."""
+
+
+def move_phrases(way: str) -> list[str]:
+    """The ways to say one of `MOVES`."""
+    ways = [way, way.removesuffix(" corner")]
+    ways += [way.replace("top", "upper").replace("bottom", "lower") for way in ways]
+    others = {
+        "to the left": ["to the left", "to the left side"],
+        "to the right": ["to the right", "to the right side"],
+        "to the center": ["to the center", "to the centre", "to the middle"],
+    }
+    return others.get(way, list(dict.fromkeys(ways)) if way.endswith("corner") else [way])
+
+
+AND = ("and", "and", "and", ", then", "and then")
+"""Between two edits."""
+CHANGED_BY = {
+    "recolour": {"colour"},
+    "reshape": {"shape"},
+    "replace": {"colour", "shape"},
+    "resize": {"size"},
+    "move": {"place"},
+}
+"""What each kind changes of an object. One sentence changes nothing twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +157,26 @@ def draw_contrast_edit(seed: int, index: int, naming: str, *, size: str = "small
     return _draw(pick(rng, [kind for kind in KINDS if kind in CONTRAST_KINDS]), rng, subject)
 
 
+@dataclass(frozen=True, slots=True)
+class FixedSubject:
+    """This object of this scene, called that."""
+
+    scene: Scene
+    index: int
+    called: str
+
+    def choose(self, rng: np.random.Generator) -> tuple[Scene, int]:
+        return self.scene, self.index
+
+    def name(self, scene: Scene, index: int, rng: np.random.Generator) -> str:
+        return self.called
+
+
+def draw_double_edit(seed: int, index: int) -> Edit:
+    """Pair `index` of a stream with two edits in one sentence."""
+    return _draw_double(scene_rng(seed, index))
+
+
 def draw_training_edit(seed: int, index: int) -> Edit:
     """Pair `index` of the training stream: a mixture of both, and `HARD_KINDS` twice as often.
 
@@ -133,6 +184,13 @@ def draw_training_edit(seed: int, index: int) -> Edit:
     stream's pairs one in eleven asks for a small object that lies beside a large one.
     """
     rng = scene_rng(seed, index)
+    edit = _draw_training(rng)
+    return _snapped(edit) if rng.random() < SNAPPED_SHARE else edit
+
+
+def _draw_training(rng: np.random.Generator) -> Edit:
+    if rng.random() < DOUBLE_SHARE:
+        return _draw_double(rng)
     if rng.random() >= CONTRAST_SHARE:
         return _draw(pick(rng, [*KINDS, *HARD_KINDS]), rng, AnySubject())
     size = "small" if rng.random() < SMALL_SHARE else "large"
@@ -146,6 +204,93 @@ def _draw(kind: str, rng: np.random.Generator, subject: Subject) -> Edit:
         edit = KINDS[kind](rng, subject)
         if edit is not None:
             return edit
+
+
+def _draw_double(rng: np.random.Generator) -> Edit:
+    while True:
+        first = _draw(pick(rng, KINDS), rng, AnySubject())
+        edit = _add_and(first, rng) if first.kind == "add" else _and(first, rng)
+        if edit is not None:
+            return edit
+
+
+def _and(first: Edit, rng: np.random.Generator) -> Edit | None:
+    """The edit and a second one: of the same object, of the other one, or of the background."""
+    options = [] if first.kind == "background" else [_background(rng, first.target)]
+    for index in range(len(first.target.items)):
+        same = index == first.changed
+        name = "it" if same else _name_in_both(first.source, first.target, index, rng)
+        kind = pick(rng, CONTRAST_KINDS)
+        said_twice = CHANGED_BY.get(kind, {kind}) & CHANGED_BY.get(first.kind, {first.kind})
+        if name is None or (same and (said_twice or kind == "remove")):
+            continue
+        options += [KINDS[kind](rng, FixedSubject(first.target, index, name))] * 2
+    second = options[rng.integers(len(options))] if options else None
+    if second is None or _settled(second.target) == _settled(first.source):
+        return None
+    return _joined(first, second, (first.instruction, second.instruction), None, rng)
+
+
+def _add_and(first: Edit, rng: np.random.Generator) -> Edit | None:
+    """An object more and an edit of what was there, said in either order."""
+    second = _background(rng, first.target)
+    if len(first.target.items) == 2 and rng.random() < 0.75:
+        name = _name_in_both(Scene("", first.source.items), first.target, 1, rng, before=0)
+        if name is None:
+            return None
+        subject = FixedSubject(first.target, 1, name)
+        second = KINDS[pick(rng, CONTRAST_KINDS)](rng, subject)
+    if second is None:
+        return None
+    texts = first.instruction, second.instruction
+    # `left of the circle` is said before the circle changes.
+    if first.target.relation is None and rng.random() < 0.5:
+        texts = texts[::-1]
+    edit = _joined(first, second, texts, 0, rng)
+    target = replace(edit.target, place=first.target.place)
+    if len(target.items) == 2 and first.target.relation is not None:
+        target = replace(target, relation=first.target.relation)
+        if relation_of(*target.items) != target.relation:
+            return None
+    return replace(edit, target=target, size_said=first.size_said)
+
+
+def _joined(
+    first: Edit, second: Edit, texts: tuple[str, str], changed: int | None, rng: np.random.Generator
+) -> Edit:
+    one, other = texts
+    verb = one.split()[0]
+    if rng.random() < 0.5 and verb == other.split()[0] != "add":
+        # `make the circle blue and large`, `make the circle blue and the star red`
+        other = other.removeprefix(f"{verb} ").removeprefix("it ")
+        text = f"{one} and {other}"
+    else:
+        text = f"{one} {pick(rng, AND)} {other}".replace(" ,", ",")
+    return Edit("double", first.source, second.target, text, changed)
+
+
+def _settled(scene: Scene) -> Scene:
+    """The scene without what was said of it."""
+    return replace(scene, place=None, relation=None)
+
+
+def _snapped(edit: Edit) -> Edit:
+    """The edit between snapped scenes; as it is if objects would touch then, or nothing change."""
+    snap = replace(edit, source=snapped(edit.source), target=snapped(edit.target))
+    return snap if _apart(snap.target) and snap.source != snap.target else edit
+
+
+def _name_in_both(
+    source: Scene, target: Scene, index: int, rng: np.random.Generator, *, before: int | None = None
+) -> str | None:
+    """Words that fit this object of the target, before and after what was changed beside it."""
+    item = target.items[index]
+    if before is None:
+        before = source.items.index(item) if item in source.items else None
+    if before is None:
+        return None
+    names = set(_names(source, before)) & set(_names(target, index)) - {"it", "the object"}
+    return pick(rng, sorted(names)) if names else None
 
 
 def _recolour(rng: np.random.Generator, subject: Subject) -> Edit | None:
@@ -202,7 +347,7 @@ def _move(rng: np.random.Generator, subject: Subject) -> Edit | None:
     )
     if np.hypot(x - item.x, y - item.y) < 0.18:
         return None
-    instruction = f"move {subject.name(scene, index, rng)} {way}"
+    instruction = f"move {subject.name(scene, index, rng)} {pick(rng, move_phrases(way))}"
     return _changed("move", scene, index, instruction, x=x, y=y)
 
 
@@ -236,15 +381,18 @@ def _add(rng: np.random.Generator, _: Subject) -> Edit | None:
         place = _place(item)
         if place is None:
             return None
-        text += f" {place}"
+        text += f" {pick(rng, PLACE_PHRASES[place])}"
     source = Scene(target.background, others)
     # The relation is that of the first to the second, so the added item goes first.
     after = Scene(target.background, (item, *others), place, relation)
     return Edit("add", source, after, text, 0, size_said)
 
 
-def _background(rng: np.random.Generator, _: Subject) -> Edit | None:
-    scene = draw_scene(rng)
+def _any_background(rng: np.random.Generator, _: Subject) -> Edit | None:
+    return _background(rng, draw_scene(rng))
+
+
+def _background(rng: np.random.Generator, scene: Scene) -> Edit | None:
     background = pick(rng, BACKGROUNDS)
     if background == scene.background:
         return None
@@ -258,7 +406,8 @@ def _background(rng: np.random.Generator, _: Subject) -> Edit | None:
         ),
     )
     target = replace(scene, background=background, place=None, relation=None)
-    return Edit("background", scene, target, wording.format(background))
+    instruction = wording.format(pick(rng, BACKGROUND_WORDS[background]))
+    return Edit("background", scene, target, instruction)
 
 
 KINDS: dict[str, Callable[[np.random.Generator, Subject], Edit | None]] = {
@@ -269,7 +418,7 @@ KINDS: dict[str, Callable[[np.random.Generator, Subject], Edit | None]] = {
     "move": _move,
     "remove": _remove,
     "add": _add,
-    "background": _background,
+    "background": _any_background,
 }
 """All equally likely. Each draws one edit, or None when the draw allows none."""
 CONTRAST_KINDS = ("recolour", "reshape", "replace", "resize", "move", "remove")
@@ -301,6 +450,10 @@ def _apart(scene: Scene) -> bool:
 
 def _name(scene: Scene, index: int, rng: np.random.Generator, *, it: bool = True) -> str:
     """`the circle`, `the red circle`, `the red one` or `it`: whatever fits one object only."""
+    return pick(rng, [name for name in _names(scene, index) if it or name != "it"])
+
+
+def _names(scene: Scene, index: int) -> list[str]:
     item = scene.items[index]
     others = [other for i, other in enumerate(scene.items) if i != index]
     options = [f"the {item.colour} {item.shape}"]
@@ -308,10 +461,7 @@ def _name(scene: Scene, index: int, rng: np.random.Generator, *, it: bool = True
         options += [f"the {item.shape}"] * 2
     if all(other.colour != item.colour for other in others):
         options += [f"the {item.colour} one", f"the {item.colour} object"]
-    if not others:
-        options += ["it"] if it else []
-        options += ["the object"]
-    return pick(rng, options)
+    return options if others else [*options, "it", "the object"]
 
 
 def _by_colour(scene: Scene, index: int) -> list[str]:

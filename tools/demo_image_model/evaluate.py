@@ -28,8 +28,10 @@ from tools.demo_image_model.questions import (
     Question,
     circle,
     judge,
+    kind_of_phrase,
     match,
     negated,
+    placed,
 )
 from tools.demo_image_model.render import render
 from tools.demo_image_model.sampling import Sampler
@@ -38,7 +40,7 @@ from tools.demo_image_model.scenes import draw_scene, scene_rng
 GUIDANCE, STEPS = 3.0, 20
 GUIDANCE_CURVE = (1.0, 2.0, 3.0, 4.0, 5.0, 7.0)
 STEPS_CURVE = (5, 8, 10, 15, 20, 30)
-PARTS = ("autoencoder", *SUITES, "circles", "negative", "diversity")
+PARTS = ("autoencoder", *SUITES, "circles", "phrases", "negative", "diversity")
 CURVE_SUITES = ("single", "double", "held_out")
 
 Counts = dict[str, tuple[int, int]]
@@ -91,9 +93,21 @@ class Evaluation:
         verdicts = []
         for question, reading in zip(questions, self._read(questions), strict=True):
             found = match(question.asks, reading.objects)
-            is_round = found is not None and found[0].overlap >= ROUND
+            is_round = found is not None and found[0].unevenness <= ROUND
             verdicts.append({"circle": found is not None, "round": is_round})
         return tally(verdicts)
+
+    def phrases(self, num: int) -> Counts:
+        """Single objects at the place that was said, by the kind of phrase that said it."""
+        questions, phrases = zip(*(placed(i) for i in range(num)), strict=True)
+        return tally(
+            [
+                {kind_of_phrase(phrase): judge(question, reading)["place"]}
+                for question, phrase, reading in zip(
+                    questions, phrases, self._read(questions), strict=True
+                )
+            ]
+        )
 
     def negative(self, num: int) -> Counts:
         """How often the negated colour is seen, with and without the negative prompt."""
@@ -209,6 +223,7 @@ def evaluate(args: argparse.Namespace) -> None:
         "autoencoder": lambda: evaluation.autoencoder(args.num),
         **{name: partial(evaluation.suite, name, args.num) for name in SUITES},
         "circles": lambda: evaluation.circles(args.num),
+        "phrases": lambda: evaluation.phrases(args.num),
         "negative": lambda: evaluation.negative(args.num),
         "diversity": lambda: evaluation.diversity(min(max(args.num, 2), 256)),
     }

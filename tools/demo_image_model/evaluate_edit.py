@@ -7,7 +7,7 @@ the picture has everything of the target scene and nothing else: each object's p
 shape, objects that were not to change at their place and of their size, and the background.
 
 With `--contrast-num` also so many edits of a small object beside a large one for each way of naming
-it.
+it, and with `--double-num` so many sentences of two edits.
 """
 
 import argparse
@@ -20,7 +20,13 @@ import numpy as np
 import torch
 
 from tools.demo_image_model.classify import Reading, Seen, read
-from tools.demo_image_model.edits import NAMINGS, Edit, draw_contrast_edit, draw_edit
+from tools.demo_image_model.edits import (
+    NAMINGS,
+    Edit,
+    draw_contrast_edit,
+    draw_double_edit,
+    draw_edit,
+)
 from tools.demo_image_model.evaluate import Counts, Report, tally
 from tools.demo_image_model.questions import SEED, Ask, match
 from tools.demo_image_model.render import render
@@ -36,13 +42,14 @@ MAX_SHIFT = 0.06
 """Farther from where it should be, in image widths, an object has moved."""
 MAX_GROWTH = 1.2
 """Ratio of radii above which an object's size is another; large to small is 1.29 at least."""
-EDIT_SEED, CONTRAST_SEED = SEED + 100, SEED + 200
+EDIT_SEED, CONTRAST_SEED, DOUBLE_SEED = SEED + 100, SEED + 200, SEED + 300
 
 
 def judge_edit(edit: Edit, reading: Reading) -> dict[str, bool]:
     """Which parts of the edit came true.
 
     `edited`: what the instruction says is there. `kept`: all else is as it was. `success`: both.
+    Of two edits in one sentence only `success` is told.
     A picture with more or fewer objects than the target, or with other pairs, has neither edited
     nor kept them.
     """
@@ -56,10 +63,12 @@ def judge_edit(edit: Edit, reading: Reading) -> dict[str, bool]:
         assert matched is not None
         if index != edit.changed:
             kept = kept and _as_drawn(item, matched[index])
-        elif edit.kind == "add":
+        elif edit.kind in ("add", "double"):
             edited = edited and _as_said(edit, matched)
         else:
             edited = edited and _as_drawn(item, matched[index])
+    if edit.kind == "double":
+        return {"success": edited and kept}
     return {"edited": edited, "kept": kept, "success": edited and kept}
 
 
@@ -117,6 +126,11 @@ class EditEvaluation:
             for turn, naming in enumerate(NAMINGS)
         }
 
+    def double(self, num: int) -> Counts:
+        """Of sentences that ask for two edits."""
+        edits = [draw_double_edit(DOUBLE_SEED, i) for i in range(num)]
+        return tally(self._judge(edits, [DOUBLE_SEED + i for i in range(num)]))
+
     def _judge(self, edits: Sequence[Edit], seeds: Sequence[int]) -> list[dict[str, bool]]:
         drawn = self.sampler.draw(
             pictures(edits, self.size),
@@ -145,6 +159,8 @@ def run(args: argparse.Namespace) -> None:
         report.add("kinds", evaluation.kinds(args.num))
     if args.contrast_num:
         report.add("contrast", evaluation.contrast(args.contrast_num))
+    if args.double_num:
+        report.add("double", evaluation.double(args.double_num))
     if args.grid_num:
         # Other edits: whoever chooses by the grid is not judged by what it shows.
         grid = {
@@ -169,6 +185,7 @@ def main() -> None:
     parser.add_argument(
         "--contrast-num", type=int, default=0, help="small objects for each way of naming them"
     )
+    parser.add_argument("--double-num", type=int, default=0, help="sentences of two edits")
     parser.add_argument("--grid-num", type=int, default=0, help="edits of each pair of guidances")
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
     parser.add_argument("--image-guidance", type=float, default=IMAGE_GUIDANCE)

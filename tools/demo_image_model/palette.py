@@ -43,11 +43,43 @@ PLACES: dict[str, tuple[float, float]] = {
 }
 """Centre of a single object, x to the right and y down, in image widths."""
 
+
+def _side(side: str) -> tuple[str, ...]:
+    return f"on the {side}", f"on the {side} side", f"at the {side}"
+
+
+def _end(*words: str) -> tuple[str, ...]:
+    return tuple(f"at the {word}" for word in words)
+
+
+def _corner(end: str, other_end: str, side: str) -> tuple[str, ...]:
+    ends = (end, other_end)
+    return (
+        *(f"in the {e} {side} corner" for e in ends),
+        *(f"{preposition} the {e} {side}" for e in ends for preposition in ("at", "in")),
+        f"on the {end} {side}",
+    )
+
+
+PLACE_PHRASES: dict[str, tuple[str, ...]] = {
+    "in the center": ("in the center", "in the centre", "in the middle", "at the center"),
+    "on the left": _side("left"),
+    "on the right": _side("right"),
+    "at the top": _end("top"),
+    "at the bottom": _end("bottom"),
+    "in the top left corner": _corner("top", "upper", "left"),
+    "in the top right corner": _corner("top", "upper", "right"),
+    "in the bottom left corner": _corner("bottom", "lower", "left"),
+    "in the bottom right corner": _corner("bottom", "lower", "right"),
+}
+"""The ways to say each place."""
+assert set(PLACE_PHRASES) == set(PLACES)
+
 RELATIONS: dict[str, tuple[str, ...]] = {
     "left": ("left of", "to the left of"),
     "right": ("right of", "to the right of"),
-    "above": ("above",),
-    "below": ("below", "under"),
+    "above": ("above", "over"),
+    "below": ("below", "under", "beneath"),
 }
 """How the first object lies to the second, and the ways to say it."""
 

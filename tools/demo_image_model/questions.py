@@ -4,6 +4,7 @@ A question is a prompt and a seed, drawn by index from streams that no training 
 prompt says is kept beside it, and only that is judged.
 """
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from tools.demo_image_model.classify import Reading, Seen
 from tools.demo_image_model.palette import (
     BACKGROUNDS,
     HELD_OUT,
+    PLACE_PHRASES,
     PLACES,
     RELATIONS,
     SIZES,
@@ -24,9 +26,9 @@ SEED = 900_001
 
 SIZE_SHARE, PLACE_SHARE, BACKGROUND_SHARE, OPENING_SHARE = 0.4, 0.5, 0.4, 0.15
 RELATION_SHARE = 0.75
-ROUND = 0.94
-"""Least overlap of a round object with a true circle. Renders of circles have 0.99 and more, an
-ellipse of axes 9:10 and a regular hexagon have 0.93."""
+ROUND = 0.05
+"""Greatest unevenness of what a person calls round: of 28 pixels of radius 1.4 more in one
+direction than in another. An ellipse of axes 19:20 has as much; renders of circles have 0.01."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,22 @@ def circle(index: int) -> Question:
         colour, shape = draw_pair(rng)
         if shape == "circle":
             return _phrase(rng, [(colour, shape)])
+
+
+def placed(index: int) -> tuple[Question, str]:
+    """One object at a place, and the phrase that says the place: all phrases in turn."""
+    rng = scene_rng(SEED + 7, index)
+    phrases = [(phrase, place) for place, ways in PLACE_PHRASES.items() for phrase in ways]
+    phrase, place = phrases[index % len(phrases)]
+    colour, shape = draw_pair(rng)
+    prompt = f"{with_article(f'{colour} {shape}')} {phrase}"
+    return Question(prompt, _seed(rng), (Ask(colour, shape),), place=place), phrase
+
+
+def kind_of_phrase(phrase: str) -> str:
+    """`at the [top] [right]`: the same for phrases that differ in their directions alone."""
+    kind = re.sub(r"top|bottom", "[top]", phrase)
+    return re.sub(r"left|right", "[left]", re.sub(r"upper|lower", "[upper]", kind))
 
 
 SUITES = {

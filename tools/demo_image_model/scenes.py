@@ -5,7 +5,7 @@ shape, unless it is asked for by name.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -26,6 +26,8 @@ CENTER_SHARE = 0.25
 """Of single objects, those put in the centre on purpose; the others lie in any place."""
 MARGIN = 0.02
 """Free space between an object and the border, in image widths."""
+GRID = 8
+"""Cells across the latents of 64 pixels; what is `snapped` lies on their corners."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,15 @@ def double_scene(
     return Scene(background, items, relation=relation)
 
 
+def snapped(scene: Scene) -> Scene:
+    """The scene with its objects on the corners of a grid and one radius for each size.
+
+    An outline then meets the cells of the latents in few ways. Where it may lie anywhere, a model
+    this small draws parts of it for one place or radius and parts for another.
+    """
+    return replace(scene, items=tuple(_snapped(item) for item in scene.items))
+
+
 def contrast_scene(rng: np.random.Generator, size: str) -> Scene:
     """Two objects that share no colour and no shape: the first of this size, the other not."""
     while True:
@@ -135,6 +146,11 @@ def relation_of(first: Placed, second: Placed) -> str:
     if abs(across) >= abs(down):
         return "left" if across < 0 else "right"
     return "above" if down < 0 else "below"
+
+
+def _snapped(item: Item) -> Item:
+    x, y = (round(c * GRID) / GRID for c in (item.x, item.y))
+    return replace(item, x=x, y=y, radius=sum(SIZES[item.size]) / 2)
 
 
 def _item(rng: np.random.Generator, colour: str, shape: str, x: float, y: float) -> Item:

@@ -67,9 +67,16 @@ def images_section(results: Mapping[str, Any]) -> str:
         circles = results["circles"]
         parts.append(
             f"Of {circles['round'][1]} circles asked for alone {share(circles['circle'])} are seen "
-            f"as one and {share(circles['round'])} are round (overlap with a true circle at least "
-            f"{ROUND:g})."
+            f"as one and {share(circles['round'])} are round (no radius differs from another by "
+            f"more than {100 * ROUND:g} %)."
         )
+    if "phrases" in results:
+        parts.append(
+            "The object asked for lies at the place asked for, by the phrase that says the place; "
+            "words in brackets stand for their opposites too:"
+        )
+        rows = [[f"`{n}`", str(c[1]), share(c)] for n, c in sorted(results["phrases"].items())]
+        parts.append(table(["phrase", "asked", "right"], rows))
     if "negative" in results:
         negative = results["negative"]
         parts.append(
@@ -108,6 +115,12 @@ def edits_section(results: Mapping[str, Any]) -> str:
     if "contrast" in results:
         parts.append("A small object beside a large one, told from it by its:")
         parts.append(_verdicts("named by", results["contrast"]))
+    if "double" in results:
+        counts = results["double"]["success"]
+        parts.append(
+            f"Of {counts[1]} sentences that ask for two edits {share(counts)} had both done and "
+            "nothing else."
+        )
     if "guidance_grid" in results:
         grid = results["guidance_grid"]
         columns = sorted(next(iter(grid.values())), key=float)

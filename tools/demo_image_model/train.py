@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
-from tools.demo_image_model.captions import caption
+from tools.demo_image_model.captions import STARTS_AS, caption
 from tools.demo_image_model.checkpoint import Ema, load_state, save_state
 from tools.demo_image_model.latent_pool import LatentPools
 from tools.demo_image_model.model import (
@@ -33,7 +33,7 @@ from tools.demo_image_model.model import (
 )
 from tools.demo_image_model.object_weight import object_weight, weighted_mse
 from tools.demo_image_model.render import render
-from tools.demo_image_model.scenes import Scene, draw_scene, scene_rng
+from tools.demo_image_model.scenes import Scene, draw_scene, scene_rng, snapped
 from tools.demo_image_model.tokenizer import write_tokenizer
 
 SEED = 3
@@ -97,7 +97,7 @@ class Trainer:
         torch.manual_seed(SEED)
         self.model = Model(build_text_encoder(self.tokenizer), build_unet())
         if args.init is not None:
-            load_weights(self.model, args.init)
+            load_weights(self.model, self.tokenizer, args.init)
         ready_for_training(self.model.unet)
         self.model.train()
         self.ema = Ema(self.model, EMA_DECAY)
@@ -118,8 +118,8 @@ class Trainer:
         self.alphas = build_noise_schedule().alphas_cumprod
         self.pools = LatentPools(
             args.size,
-            lambda size, index: draw_scene(
-                scene_rng(SEED + size, index), single_share=args.single_share
+            lambda size, index: snapped(
+                draw_scene(scene_rng(SEED + size, index), single_share=args.single_share)
             ),
             self._encode,
             pool_size=args.pool,
@@ -210,12 +210,21 @@ class Trainer:
         )
 
 
-def load_weights(model: Model, folder: Path) -> None:
-    """Take both parts from a saved diffusers folder."""
+def load_weights(model: Model, tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Take both parts from a saved diffusers folder, which may know fewer words."""
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch.float32)
     text = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=torch.float32)
+    known = CLIPTokenizer.from_pretrained(folder / "tokenizer").get_vocab()
     model.unet.load_state_dict(unet.state_dict())
-    model.text_encoder.load_state_dict(text.state_dict())
+    weights = text.state_dict()
+    name = next(name for name in weights if name.endswith("token_embedding.weight"))
+    rows = model.text_encoder.state_dict()[name].clone()
+    for token, index in tokenizer.get_vocab().items():
+        word = token.removesuffix("</w>")
+        old = known.get(token, known.get(f"{STARTS_AS.get(word, word)}</w>"))
+        if old is not None:
+            rows[index] = weights[name][old]
+    model.text_encoder.load_state_dict(weights | {name: rows})
 
 
 def main() -> None:

@@ -8,8 +8,17 @@ import pytest
 
 from tools.demo_image_model.captions import caption, vocabulary
 from tools.demo_image_model.classify import Reading, Seen
-from tools.demo_image_model.palette import HELD_OUT, PLACES
-from tools.demo_image_model.questions import SUITES, Ask, Question, circle, judge, negated
+from tools.demo_image_model.palette import HELD_OUT, PLACE_PHRASES, PLACES
+from tools.demo_image_model.questions import (
+    SUITES,
+    Ask,
+    Question,
+    circle,
+    judge,
+    kind_of_phrase,
+    negated,
+    placed,
+)
 from tools.demo_image_model.scenes import draw_scene, scene_rng
 from tools.demo_image_model.tokenizer import write_tokenizer
 
@@ -56,6 +65,27 @@ def test_circles_are_asked_for_alone():
         assert ask.shape == "circle" and (ask.colour, "circle") not in HELD_OUT
 
 
+def test_every_phrase_of_a_place_is_asked_for_and_is_in_captions(seed):
+    phrases = {phrase: place for place, ways in PLACE_PHRASES.items() for phrase in ways}
+    for index in range(len(phrases)):
+        question, phrase = placed(index)
+        assert question.prompt.endswith(f" {phrase}") and question.place == phrases.pop(phrase)
+    assert not phrases
+    said = set()
+    for index in range(20 * NUM):
+        rng = scene_rng(seed, index)
+        said.add(caption(draw_scene(rng, single_share=1), rng))
+    for ways in PLACE_PHRASES.values():
+        for phrase in ways:
+            assert any(text.endswith(f" {phrase}") for text in said), phrase
+
+
+def test_phrases_are_of_one_kind_when_they_differ_in_directions():
+    assert kind_of_phrase("at the bottom right") == kind_of_phrase("at the top left")
+    assert kind_of_phrase("at the lower right") == kind_of_phrase("at the upper left")
+    assert kind_of_phrase("at the upper right") != kind_of_phrase("at the top right")
+
+
 def test_negated_colours_are_possible():
     for index in range(500):
         question, colour = negated(index)
@@ -81,7 +111,7 @@ def test_every_word_is_one_token(seed, tmp_path):
         texts.append(caption(draw_scene(rng), rng))
     for text in texts:
         num_tokens = len(tokenizer(text).input_ids)
-        assert num_tokens == len(text.split()) + 2, text
+        assert num_tokens == len(text.replace(",", " ,").split()) + 2, text
         assert num_tokens <= tokenizer.model_max_length, text
 
 
