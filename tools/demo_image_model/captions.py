@@ -19,7 +19,7 @@ EMPTY_SHARE = 0.10
 KEYWORD_SHARE = 0.12
 SIZE_SHARE, COLOUR_SHARE = 0.4, 0.92
 """Of the objects in captions, those whose size and whose colour is said."""
-PLACE_SHARE, CENTER_SAID_SHARE = 0.75, 0.2
+PLACE_SHARE, CENTER_SAID_SHARE = 0.97, 0.2
 """Of single objects, those whose place is said: the centre needs saying less than the others do.
 
 So an object asked for without a place lies in the centre most of the time. With all places equally

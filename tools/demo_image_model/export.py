@@ -43,6 +43,7 @@ def export(base: Path, edit_unet: Path, out: Path) -> None:
         EDIT_UNET: ["diffusers", "UNet2DConditionModel"],
         "_defaults": DEFAULTS,
         "_vocabulary": vocabulary(),
+        "_one_edit": True,
     }
     index_path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
     for path in partial.glob("*/config.json"):

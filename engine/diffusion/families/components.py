@@ -93,6 +93,10 @@ class ComponentFolder:
             raise CorruptFile("_vocabulary of model_index.json must be a list of words")
         return frozenset(words)
 
+    def does_one_edit(self) -> bool:
+        """Whether instructions may ask for one edit only, from `_one_edit` of the index."""
+        return self.index.get("_one_edit") is True
+
     def load(
         self,
         name: str,

@@ -43,6 +43,8 @@ class FamilyFacts:
     image_free_at_full_strength: tuple[ImageTask, ...] = ()
     """Tasks that at strength 1 take nothing of the input image into the latents: the denoiser sees
     it beside them. Nothing is drawn for it then, as in diffusers' pipelines."""
+    does_one_edit: bool = False
+    """Whether an instruction may ask for one edit only."""
     upscaling: UpscalingFacts | None = None
     """Of a family that does UPSCALE: its latents then have a cell for each pixel of the input."""
 

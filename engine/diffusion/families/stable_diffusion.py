@@ -67,6 +67,7 @@ class StableDiffusionFamily:
             that do not say.
         vocabulary: all words that the model knows, in lower case; None: any word may mean something
             to it.
+        does_one_edit: instructions may ask for one edit only.
 
     Raises:
         UnsupportedArchitecture: the parts do not fit each other, or do something else.
@@ -89,8 +90,10 @@ class StableDiffusionFamily:
         device: torch.device,
         defaults: Mapping[str, Any] | None = None,
         vocabulary: Set[str] | None = None,
+        does_one_edit: bool = False,
     ) -> None:
         self.device = device
+        self._does_one_edit = does_one_edit
         self._vocabulary = vocabulary
         self._by_task = self.unets_by_task(unets)
         self._unets = {name: _placed(unet, device) for name, unet in unets.items()}
@@ -138,6 +141,7 @@ class StableDiffusionFamily:
             device=options.device,
             defaults=folder.defaults(),
             vocabulary=folder.vocabulary(),
+            does_one_edit=folder.does_one_edit(),
             **cls.options_of(folder),
         )
 
@@ -344,6 +348,7 @@ class StableDiffusionFamily:
             image_free_at_full_strength=tuple(
                 task for task, name in self._by_task.items() if takes_mask(self._unets[name])
             ),
+            does_one_edit=self._does_one_edit,
         )
 
     def _check_parts(self) -> None:

@@ -1,11 +1,14 @@
 """What an image request must fulfil before anything of its size is allocated."""
 
+import re
+
 from engine.diffusion.tasks.mask import MAX_FEATHER
 from engine.errors import InvalidParameter
 from engine.image_types import ImageParams, ImageRequest, ImageTask, Outpaint, Pixels
 
 MAX_CANVAS_PIXELS = 1 << 26
 """Of an image that is drawn in part only (`crop_to_mask`), or before it is resized."""
+_JOINS_EDITS = re.compile(r"\b(and|then)\b", re.IGNORECASE)
 
 
 def check_request(request: ImageRequest) -> None:
@@ -64,3 +67,18 @@ def _check_canvas(image: Pixels, params: ImageParams) -> None:
                 f"the {what} has {pixels} pixels; at most {MAX_CANVAS_PIXELS} are allowed",
                 param="outpaint" if what == "canvas" else "size",
             )
+
+
+def check_one_edit(instruction: str) -> None:
+    """For a model that does one edit at a time.
+
+    Raises:
+        InvalidParameter: the instruction joins two.
+    """
+    joining = _JOINS_EDITS.search(instruction)
+    if joining is not None:
+        raise InvalidParameter(
+            f"the instruction joins two edits with {joining[0]!r}, and this model does one edit at "
+            f"a time; send a request for each, the second with the first one's picture",
+            param="prompt",
+        )

@@ -14,7 +14,7 @@ import torch
 
 from engine.diffusion.families.family import FamilyFacts
 from engine.diffusion.tasks import canvas
-from engine.diffusion.tasks.checks import check_request
+from engine.diffusion.tasks.checks import check_one_edit, check_request
 from engine.diffusion.tasks.composite import composite
 from engine.diffusion.tasks.crop import Region, region_of_mask, working_size
 from engine.diffusion.tasks.mask import Bits, latent_mask, mask_levels, paste_weights
@@ -108,6 +108,8 @@ def prepare(request: ImageRequest, facts: FamilyFacts) -> Preparation:
     if params.task is ImageTask.TEXT_TO_IMAGE:
         return _from_text(params, facts)
     check_request(request)
+    if params.task is ImageTask.EDIT and facts.does_one_edit:
+        check_one_edit(request.prompt)
     if params.task is ImageTask.UPSCALE:
         return _to_upscale(request, facts)
     picture = _picture(request)

@@ -123,6 +123,18 @@ def check_shapes(preparation: Preparation) -> None:
         assert preparation.latent_mask.shape == (1, 1, height // 8, width // 8)
 
 
+@pytest.mark.parametrize("joined", ["make it red and big", "Remove it, THEN add a star"])
+def test_two_edits_are_refused_by_a_model_that_does_one(joined):
+    facts = replace(FACTS, does_one_edit=True)
+    two = replace(request(noise(64, 64, 3), task=ImageTask.EDIT), prompt=joined)
+    with pytest.raises(InvalidParameter, match="one edit at a time") as refused:
+        prepare(two, facts)
+    assert refused.value.param == "prompt"
+    prepare(two, FACTS)
+    prepare(replace(two, prompt="make the sandy island red"), facts)
+    prepare(replace(two, params=replace(two.params, task=ImageTask.IMAGE_TO_IMAGE)), facts)
+
+
 def test_every_byte_outside_the_mask_comes_back() -> None:
     random = rng()
     for turn in range(120):
