@@ -228,7 +228,7 @@ def test_the_built_in_model_draws_what_is_asked_for_with_each_sampler_it_is_offe
                     width=64,
                     height=64,
                     num_inference_steps=20,
-                    guidance_scale=4.0,
+                    guidance_scale=3.0,
                 )
             )
     while engine.has_work():
