@@ -45,6 +45,7 @@ def start_shared_server(tmp_path_factory, model_cache):
     yield start
     for server in servers:
         assert server.stop() == 0, server.log()
+        assert server.new_stalls() == []
 
 
 @pytest.fixture(scope="session")
@@ -58,3 +59,4 @@ def server(tmp_path_factory, model_cache, tiny_llama):
     server.wait_for("/ready")
     yield server
     assert server.stop() == 0, server.log()
+    assert server.new_stalls() == []
