@@ -54,7 +54,8 @@ def images_section(results: Mapping[str, Any]) -> str:
         + [share(counts[part]) if part in counts else "-" for part in PARTS]
         for name, counts in suites.items()
     ]
-    parts.append(table(["prompt", "asked", *PARTS], rows))
+    if rows:
+        parts.append(table(["prompt", "asked", *PARTS], rows))
     if "autoencoder" in results:
         limits = ", ".join(
             f"{name} {share(counts)}" for name, counts in results["autoencoder"].items()
